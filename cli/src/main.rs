@@ -1,0 +1,2 @@
+//! podling
+fn main() {}

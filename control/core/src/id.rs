@@ -1,0 +1,124 @@
+//! Ids and names: parsed once at the edge, trusted afterwards.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// Letters of an id: base32 of RFC 4648 in lower case.
+const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+/// Characters of an id: 60 bits.
+pub const ID_CHARS: usize = 12;
+
+/// Why a text is no id or name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadName {
+    /// Not twelve characters of base32.
+    #[error("{0:?} is not an id: twelve characters of a-z and 2-7")]
+    Id(String),
+    /// Not a name.
+    #[error(
+        "{0:?} is not a name: 1 to 63 of a-z, 0-9 and \"-\", beginning with a letter and not ending with \"-\""
+    )]
+    Name(String),
+    /// Not an owner.
+    #[error("{0:?} is not an owner: 1 to 100 of a-z, A-Z, 0-9 and \"-_.@\"")]
+    Owner(String),
+}
+
+/// A workspace's id: never used again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct WorkspaceId(String);
+
+/// A workspace's name: unique for its owner.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Name(String);
+
+/// Whose a workspace is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Owner(String);
+
+impl WorkspaceId {
+    /// The id these random bits spell; the caller brings the randomness.
+    pub fn from_bits(bits: u64) -> Self {
+        let letter = |i: usize| char::from(ALPHABET[(bits >> (5 * i)) as usize & 31]);
+        Self((0..ID_CHARS).map(letter).collect())
+    }
+}
+
+fn is_id(text: &str) -> bool {
+    text.len() == ID_CHARS && text.bytes().all(|b| ALPHABET.contains(&b))
+}
+
+fn is_name(text: &str) -> bool {
+    text.len() <= 63
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && !text.ends_with('-')
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+fn is_owner(text: &str) -> bool {
+    (1..=100).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.@".contains(&b))
+}
+
+macro_rules! parsed {
+    ($type:ident, $check:ident, $error:ident) => {
+        impl $type {
+            /// As text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl FromStr for $type {
+            type Err = BadName;
+            fn from_str(text: &str) -> Result<Self, BadName> {
+                if $check(text) { Ok(Self(text.to_owned())) } else { Err(BadName::$error(text.to_owned())) }
+            }
+        }
+        impl TryFrom<String> for $type {
+            type Error = BadName;
+            fn try_from(text: String) -> Result<Self, BadName> {
+                text.parse()
+            }
+        }
+        impl From<$type> for String {
+            fn from(value: $type) -> String {
+                value.0
+            }
+        }
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+parsed!(WorkspaceId, is_id, Id);
+parsed!(Name, is_name, Name);
+parsed!(Owner, is_owner, Owner);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_what_a_dns_label_may_be() {
+        for good in ["a", "demo", "a-1", "x23456789"] {
+            assert!(good.parse::<Name>().is_ok(), "{good}");
+        }
+        for bad in ["", "1a", "-a", "a-", "A", "ä", "a_b", "a/b", &"a".repeat(64)] {
+            assert!(bad.parse::<Name>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn bits_spell_an_id() {
+        for bits in [0, u64::MAX, 0x1234_5678_9abc_def0] {
+            let id = WorkspaceId::from_bits(bits);
+            assert_eq!(id.as_str().parse(), Ok(id));
+        }
+    }
+}

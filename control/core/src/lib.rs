@@ -1,0 +1,9 @@
+//! The decisions of Podling, as pure functions of values.
+//!
+//! Nothing here does IO, reads a clock or knows a transport: no tokio, kube, tonic or axum in the manifest (a test of the
+//! workspace holds that). `now` is always an argument.
+
+pub mod id;
+pub mod policy;
+pub mod time;
+pub mod workspace;

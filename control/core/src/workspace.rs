@@ -1,0 +1,81 @@
+//! A workspace: what is wanted of it (spec) and what is known of it (status).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::{Name, Owner, WorkspaceId},
+    policy::Policy,
+    time::Timestamp,
+};
+
+/// The states of the design, alike in API, CLI and (later) the custom resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Waits for room.
+    Queued,
+    /// An agent is being started, or has not yet said hello.
+    Starting,
+    /// Its agent serves it.
+    Awake,
+    /// Between prepare and the end of its processes.
+    FallingAsleep,
+    /// No processes; storage kept.
+    Asleep,
+    /// Its storage is being read into an archive.
+    Archiving,
+    /// Only its archive is left.
+    Archived,
+    /// Its processes, then its storage go.
+    Deleting,
+    /// It cannot go on by itself; the reason says why.
+    Failed,
+}
+
+/// Whether the agent's heartbeats arrive: apart from the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Link {
+    /// They do.
+    Connected,
+    /// They do not: nothing is known, and nothing is concluded.
+    #[default]
+    Unknown,
+}
+
+/// What somebody wants a workspace to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wanted {
+    /// Running.
+    Awake,
+    /// Gone, with its storage (somebody said `discard`).
+    Deleted,
+}
+
+/// What is wanted. Changed by the API only, through the driver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// Never used again.
+    pub id: WorkspaceId,
+    /// Unique for the owner.
+    pub name: Name,
+    /// Immutable.
+    pub owner: Owner,
+    /// The template's name when it was made.
+    pub template: String,
+    /// Its command (an IDE) as the template had it; empty: none.
+    pub command: Vec<String>,
+    /// The template's environment with the workspace's own in it.
+    pub env: BTreeMap<String, String>,
+    /// The template's policy with the workspace's own values in it.
+    pub policy: Policy,
+    /// What it shall be.
+    pub wanted: Wanted,
+    /// When it was made.
+    pub created: Timestamp,
+    /// The client's request id, so that a repeat finds it.
+    pub request_id: String,
+}

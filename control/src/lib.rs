@@ -1,0 +1,7 @@
+//! The control plane: schedules workspaces, listens to their agents, and is the one address for browsers, CLI and services.
+//!
+//! The modules in suggested reading order. `run` is the composition root; `api`, `agents` and `gateway` are the edges; the
+//! driver is the only writer.
+
+pub mod caller;
+pub mod snapshot;

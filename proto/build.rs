@@ -1,0 +1,65 @@
+//! Compiles the .proto files (no protoc needed) and turns their method options into a table.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost_reflect::{DescriptorPool, Value};
+
+const FILES: &[&str] = &[
+    "podling/v1/options.proto",
+    "podling/v1/errors.proto",
+    "podling/agent/v1/terminals.proto",
+    "podling/agent/v1/processes.proto",
+    "podling/agent/v1/files.proto",
+    "podling/agent/v1/activity.proto",
+    "podling/control/v1/workspaces.proto",
+    "podling/control/v1/tokens.proto",
+    "podling/control/v1/agents.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=podling");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let mut compiler = protox::Compiler::new(["."])?;
+    compiler.include_imports(true).include_source_info(true).open_files(FILES)?;
+    let encoded = compiler.encode_file_descriptor_set();
+    fs::write(out.join("podling.bin"), &encoded)?;
+    fs::write(out.join("methods.rs"), method_table(&DescriptorPool::decode(encoded.as_slice())?)?)?;
+    tonic_prost_build::configure()
+        .bytes(".podling.agent.v1.Frame.data")
+        .bytes(".podling.agent.v1.Input.data")
+        .bytes(".podling.agent.v1.Output.data")
+        .bytes(".podling.agent.v1.ReadFileResponse.data")
+        .bytes(".podling.agent.v1.WriteFileRequest.data")
+        .bytes(".podling.agent.v1.WriteChunkRequest.data")
+        .bytes(".podling.agent.v1.WriteProcessRequest.data")
+        .type_attribute(".", "#[allow(missing_debug_implementations)]")
+        .compile_fds(compiler.file_descriptor_set())?;
+    Ok(())
+}
+
+/// One `Method { … }` a line, sorted by path. A method without options is an error here, long before
+/// somebody wonders why only an admin may call it.
+fn method_table(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
+    let access =
+        pool.get_extension_by_name("podling.v1.access").ok_or("podling.v1.access is not declared")?;
+    let mut rows = Vec::new();
+    for method in pool.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
+        let options = method.options();
+        if !options.has_extension(&access) {
+            return Err(format!("{} has no option podling.v1.access", method.full_name()).into());
+        }
+        let value = options.get_extension(&access);
+        let Value::Message(ref message) = *value else {
+            return Err("podling.v1.access is no message".into());
+        };
+        let verb = message.get_field_by_name("verb").and_then(|v| v.as_enum_number()).unwrap_or_default();
+        let wakes = message.get_field_by_name("wakes").and_then(|v| v.as_bool()).unwrap_or_default();
+        if verb == 0 {
+            return Err(format!("{} names no verb", method.full_name()).into());
+        }
+        let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
+        rows.push(format!("    Method {{ path: {path:?}, verb: {verb}, wakes: {wakes} }},\n"));
+    }
+    rows.sort();
+    Ok(format!("&[\n{}]\n", rows.concat()))
+}

@@ -1,0 +1,137 @@
+//! Errors with a stable reason, in the one shape both daemons use.
+//!
+//! A domain error says what happened ([`Reason`]) and how to put it for people; the gRPC code follows from the reason, so
+//! that the table in `podling/v1/errors.proto` is the only place where the two are paired.
+
+use std::{collections::HashMap, time::Duration};
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, PreconditionViolation, StatusExt};
+
+pub use crate::v1::Reason;
+
+/// `domain` of every ErrorInfo.
+pub const DOMAIN: &str = "podling.dev";
+
+/// When a client may try again if nothing better is known.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// An error on its way to the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WireError {
+    reason: Reason,
+    message: String,
+    metadata: HashMap<String, String>,
+    retry_after: Option<Duration>,
+}
+
+impl WireError {
+    /// An error for this reason; `message` is for people and says what to do.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), metadata: HashMap::new(), retry_after: None }
+    }
+
+    /// Adds one of the metadata listed for the reason.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl ToString) -> Self {
+        self.metadata.insert(key.to_owned(), value.to_string());
+        self
+    }
+
+    /// Says when to try again.
+    #[must_use]
+    pub fn retry_after(mut self, after: Duration) -> Self {
+        self.retry_after = Some(after);
+        self
+    }
+
+    /// Why.
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// For people.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+/// The gRPC code of a reason: the table of `errors.proto`, by ranges of its numbers.
+pub fn code(reason: Reason) -> Code {
+    match reason as i32 {
+        1..=9 => Code::Unauthenticated,
+        10..=19 => Code::PermissionDenied,
+        20..=29 => Code::InvalidArgument,
+        30..=39 => Code::NotFound,
+        40..=49 => Code::AlreadyExists,
+        50..=69 => Code::FailedPrecondition,
+        70..=79 => Code::OutOfRange,
+        80..=99 => Code::ResourceExhausted,
+        100..=109 => Code::DataLoss,
+        110..=119 => Code::Unavailable,
+        120..=129 => Code::Unimplemented,
+        130..=139 => Code::Aborted,
+        _ => Code::Internal,
+    }
+}
+
+/// A reason's name on the wire: `STALE_EPOCH`.
+pub fn name(reason: Reason) -> &'static str {
+    reason.as_str_name().trim_start_matches("REASON_")
+}
+
+/// The reason a status carries, if it is one of ours.
+pub fn reason(status: &Status) -> Option<Reason> {
+    let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
+    Reason::from_str_name(&format!("REASON_{}", info.reason))
+}
+
+/// One of the metadata a status carries for its reason.
+pub fn detail(status: &Status, key: &str) -> Option<String> {
+    status.get_details_error_info()?.metadata.remove(key)
+}
+
+impl From<WireError> for Status {
+    fn from(error: WireError) -> Self {
+        let code = code(error.reason);
+        let name = name(error.reason);
+        let mut details = ErrorDetails::with_error_info(name, DOMAIN, error.metadata);
+        if code == Code::FailedPrecondition {
+            details.set_precondition_failure(vec![PreconditionViolation::new(
+                name,
+                "",
+                error.message.clone(),
+            )]);
+        }
+        if code == Code::Unavailable || error.retry_after.is_some() {
+            details.set_retry_info(Some(error.retry_after.unwrap_or(RETRY_AFTER)));
+        }
+        Self::with_error_details(code, error.message, details)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_finds_reason_and_metadata_again() {
+        let status: Status = WireError::new(Reason::InputHole, "a hole").with("expected_offset", 42).into();
+        assert_eq!(status.code(), Code::OutOfRange);
+        assert_eq!(reason(&status), Some(Reason::InputHole));
+        assert_eq!(detail(&status, "expected_offset").as_deref(), Some("42"));
+    }
+
+    #[test]
+    fn what_is_worth_a_repeat_says_when() {
+        let status: Status = WireError::new(Reason::AgentUnreachable, "no link").into();
+        assert_eq!(status.get_details_retry_info().and_then(|r| r.retry_delay), Some(RETRY_AFTER));
+    }
+
+    #[test]
+    fn a_failed_precondition_names_what_failed() {
+        let status: Status = WireError::new(Reason::NotAwake, "asleep").into();
+        let failure = status.get_details_precondition_failure().expect("details");
+        assert_eq!(failure.violations[0].r#type, "NOT_AWAKE");
+    }
+}

@@ -1,0 +1,57 @@
+//! What each method asks of its caller, read from the options in the .proto files when this crate is built.
+
+use crate::v1::Verb;
+
+/// One RPC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Method {
+    /// As in the request line: `/podling.agent.v1.Terminals/Create`.
+    pub path: &'static str,
+    verb: i32,
+    /// Whether a call wakes a sleeping workspace.
+    pub wakes: bool,
+}
+
+impl Method {
+    /// The verb a caller's token must carry.
+    pub fn verb(&self) -> Verb {
+        Verb::try_from(self.verb).unwrap_or(Verb::Admin)
+    }
+
+    /// Whether the method is the agent's (and so is forwarded by the gateway) rather than the control plane's own.
+    pub fn is_agents(&self) -> bool {
+        self.path.starts_with("/podling.agent.")
+    }
+}
+
+/// All methods, sorted by path.
+pub const METHODS: &[Method] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));
+
+/// The method with this path, if it is one of ours.
+pub fn find(path: &str) -> Option<&'static Method> {
+    METHODS.binary_search_by(|m| m.path.cmp(path)).ok().map(|i| &METHODS[i])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_says_what_the_options_say() {
+        let attach = find("/podling.agent.v1.Terminals/Attach").expect("Attach");
+        assert_eq!((attach.verb(), attach.wakes), (Verb::Terminal, true));
+        let write = find("/podling.agent.v1.Terminals/Write").expect("Write");
+        assert_eq!((write.verb(), write.wakes), (Verb::Terminal, false), "a keystroke never wakes");
+        let watch = find("/podling.agent.v1.Activity/Watch").expect("Watch");
+        assert!(!watch.wakes, "looking at activity never wakes");
+        assert!(find("/podling.agent.v1.Terminals/Nope").is_none());
+    }
+
+    #[test]
+    fn every_method_is_found_by_its_path() {
+        assert!(METHODS.is_sorted_by_key(|m| m.path));
+        for method in METHODS {
+            assert_eq!(find(method.path), Some(method));
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! Tokens: JWTs signed with Ed25519 (`alg` EdDSA), short-lived and narrowed to verbs and workspaces.
+//!
+//! Only this one algorithm is read: a token that names another is invalid, whatever its signature says. Who the token is for is
+//! in `aud`, so that what an agent has seen is worthless at the gateway and at every other agent.
+
+use std::{collections::BTreeMap, fmt};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
+use ring::{
+    rand::{SecureRandom, SystemRandom},
+    signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::verb::Verbs;
+
+/// Longest token that is looked at, in bytes: bounds the work a stranger can cause.
+pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
+/// How far the clocks of two machines may differ, in seconds.
+pub const LEEWAY_SECONDS: u64 = 30;
+
+/// Whom a token is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Audience {
+    /// The gateway and the control plane's own API.
+    Control,
+    /// The agent that serves this workspace.
+    Agent(String),
+}
+
+/// What a token says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    /// Whom the token was made for: the owner.
+    pub sub: String,
+    /// Who may accept it.
+    pub aud: Audience,
+    /// When it was made, seconds since 1970.
+    pub iat: u64,
+    /// When it ends, seconds since 1970.
+    pub exp: u64,
+    /// Random, unique.
+    pub jti: String,
+    /// What it allows.
+    pub verbs: Verbs,
+    /// Ids of the workspaces it is narrowed to; `None`: all of the owner's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspaces: Option<Vec<String>>,
+}
+
+/// Why a token is no good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// Not a token, not ours, or changed on its way.
+    #[error("the token is not valid")]
+    Invalid,
+    /// Its time is over.
+    #[error("the token has expired")]
+    Expired {
+        /// Seconds since 1970.
+        at: u64,
+    },
+    /// It was made for somebody else.
+    #[error("the token was made for another service")]
+    Foreign,
+}
+
+/// A key that signs tokens.
+pub struct SigningKey {
+    id: String,
+    pair: Ed25519KeyPair,
+}
+
+/// Public keys by id.
+#[derive(Debug, Clone, Default)]
+pub struct VerifyingKeys(BTreeMap<String, Vec<u8>>);
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    alg: String,
+    typ: String,
+    kid: String,
+}
+
+// === impl SigningKey ===
+
+impl SigningKey {
+    /// Makes a key; returns it with its PKCS#8 form, to be kept secret.
+    pub fn generate() -> Option<(Self, Vec<u8>)> {
+        let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).ok()?;
+        Some((Self::from_pkcs8(pkcs8.as_ref())?, pkcs8.as_ref().to_vec()))
+    }
+
+    /// Reads a key from its PKCS#8 form.
+    pub fn from_pkcs8(pkcs8: &[u8]) -> Option<Self> {
+        let pair = Ed25519KeyPair::from_pkcs8(pkcs8).ok()?;
+        // The id follows from the key: two programs that hold the same key agree on it.
+        let digest = ring::digest::digest(&ring::digest::SHA256, pair.public_key().as_ref());
+        Some(Self { id: BASE64.encode(&digest.as_ref()[..9]), pair })
+    }
+
+    /// Names the key in tokens.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Ed25519, 32 bytes.
+    pub fn public_key(&self) -> &[u8] {
+        self.pair.public_key().as_ref()
+    }
+
+    /// Signs.
+    pub fn sign(&self, claims: &Claims) -> String {
+        let header = Header { alg: "EdDSA".into(), typ: "JWT".into(), kid: self.id.clone() };
+        let signed = format!("{}.{}", encode(&header), encode(claims));
+        let signature = self.pair.sign(signed.as_bytes());
+        format!("{signed}.{}", BASE64.encode(signature.as_ref()))
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SigningKey").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+// === impl VerifyingKeys ===
+
+impl VerifyingKeys {
+    /// These keys, by id.
+    pub fn new(keys: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
+        Self(keys.into_iter().collect())
+    }
+
+    /// The claims of a token that is valid for `audience` at `now` (seconds since 1970).
+    pub fn verify(&self, token: &str, audience: &Audience, now: u64) -> Result<Claims, TokenError> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(TokenError::Invalid);
+        }
+        let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Invalid)?;
+        let (header, payload) = signed.split_once('.').ok_or(TokenError::Invalid)?;
+        let header: Header = decode(header)?;
+        if header.alg != "EdDSA" {
+            return Err(TokenError::Invalid);
+        }
+        let key = self.0.get(&header.kid).ok_or(TokenError::Invalid)?;
+        let signature = BASE64.decode(signature).map_err(|_| TokenError::Invalid)?;
+        UnparsedPublicKey::new(&ED25519, key)
+            .verify(signed.as_bytes(), &signature)
+            .map_err(|_| TokenError::Invalid)?;
+        let claims: Claims = decode(payload)?;
+        if claims.aud != *audience {
+            return Err(TokenError::Foreign);
+        }
+        if now > claims.exp {
+            return Err(TokenError::Expired { at: claims.exp });
+        }
+        if claims.iat > now + LEEWAY_SECONDS {
+            return Err(TokenError::Invalid);
+        }
+        Ok(claims)
+    }
+}
+
+// === impl Audience ===
+
+impl From<Audience> for String {
+    fn from(audience: Audience) -> Self {
+        match audience {
+            Audience::Control => "podling-control".into(),
+            Audience::Agent(workspace) => format!("podling-agent:{workspace}"),
+        }
+    }
+}
+
+impl TryFrom<String> for Audience {
+    type Error = TokenError;
+
+    fn try_from(text: String) -> Result<Self, TokenError> {
+        match text.strip_prefix("podling-agent:") {
+            Some(workspace) => Ok(Self::Agent(workspace.to_owned())),
+            None if text == "podling-control" => Ok(Self::Control),
+            None => Err(TokenError::Foreign),
+        }
+    }
+}
+
+/// A random id for `jti`, request ids and secrets: `bytes` bytes of the system's randomness, as URL-safe base64.
+pub fn random(bytes: usize) -> String {
+    let mut buffer = vec![0; bytes];
+    // Without randomness nothing here is safe; the kernel's source does not fail once it is seeded.
+    SystemRandom::new().fill(&mut buffer).expect("the system has no randomness");
+    BASE64.encode(buffer)
+}
+
+fn encode<T: Serialize>(value: &T) -> String {
+    // Strings, numbers and lists only: they always serialize.
+    BASE64.encode(serde_json::to_vec(value).unwrap_or_default())
+}
+
+fn decode<T: for<'a> Deserialize<'a>>(text: &str) -> Result<T, TokenError> {
+    let bytes = BASE64.decode(text).map_err(|_| TokenError::Invalid)?;
+    serde_json::from_slice(&bytes).map_err(|_| TokenError::Invalid)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::v1::Verb;
+
+    fn claims(aud: Audience) -> Claims {
+        Claims {
+            sub: "ada".into(),
+            aud,
+            iat: 1000,
+            exp: 2000,
+            jti: random(9),
+            verbs: Verbs::only([Verb::Read]),
+            workspaces: None,
+        }
+    }
+
+    fn keys() -> (SigningKey, VerifyingKeys) {
+        let (key, _) = SigningKey::generate().expect("key");
+        let keys = VerifyingKeys::new([(key.id().to_owned(), key.public_key().to_vec())]);
+        (key, keys)
+    }
+
+    #[test]
+    fn a_token_is_good_for_its_audience_and_time_only() {
+        let (key, keys) = keys();
+        let ours = Audience::Agent("abc".into());
+        let token = key.sign(&claims(ours.clone()));
+        assert_eq!(keys.verify(&token, &ours, 1500).expect("valid").sub, "ada");
+        assert_eq!(keys.verify(&token, &Audience::Control, 1500), Err(TokenError::Foreign));
+        assert_eq!(keys.verify(&token, &Audience::Agent("abd".into()), 1500), Err(TokenError::Foreign));
+        assert_eq!(keys.verify(&token, &ours, 2001), Err(TokenError::Expired { at: 2000 }));
+        assert_eq!(keys.verify(&token, &ours, 10), Err(TokenError::Invalid), "from the future");
+    }
+
+    #[test]
+    fn another_key_or_algorithm_is_refused() {
+        let (key, _) = keys();
+        let (_, others) = keys_of_another();
+        let token = key.sign(&claims(Audience::Control));
+        assert_eq!(others.verify(&token, &Audience::Control, 1500), Err(TokenError::Invalid));
+        let (_, payload) = token.split_once('.').expect("parts");
+        let (payload, _) = payload.split_once('.').expect("parts");
+        let none = encode(&Header { alg: "none".into(), typ: "JWT".into(), kid: key.id().into() });
+        let keys = VerifyingKeys::new([(key.id().to_owned(), key.public_key().to_vec())]);
+        assert_eq!(
+            keys.verify(&format!("{none}.{payload}."), &Audience::Control, 1500),
+            Err(TokenError::Invalid)
+        );
+    }
+
+    fn keys_of_another() -> (SigningKey, VerifyingKeys) {
+        keys()
+    }
+
+    proptest! {
+        #[test]
+        fn a_changed_token_is_never_valid(at in 0usize..400, to in any::<u8>()) {
+            let (key, keys) = keys();
+            let mut token = key.sign(&claims(Audience::Control)).into_bytes();
+            let at = at % token.len();
+            prop_assume!(token[at] != to && to.is_ascii_graphic());
+            token[at] = to;
+            let changed = String::from_utf8(token).expect("ascii");
+            // The last character of unpadded base64 holds spare bits; the decoder refuses those that are not zero.
+            prop_assert!(keys.verify(&changed, &Audience::Control, 1500).is_err());
+        }
+
+        #[test]
+        fn nonsense_never_panics(text in ".{0,200}") {
+            let (_, keys) = keys();
+            prop_assert!(keys.verify(&text, &Audience::Control, 1500).is_err());
+        }
+    }
+}
