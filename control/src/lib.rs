@@ -3,5 +3,7 @@
 //! The modules in suggested reading order. `run` is the composition root; `api`, `agents` and `gateway` are the edges; the
 //! driver is the only writer.
 
+pub mod backend;
 pub mod caller;
+pub mod driver;
 pub mod snapshot;

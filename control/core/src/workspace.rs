@@ -10,6 +10,9 @@ use crate::{
     time::Timestamp,
 };
 
+/// One life of a workspace's byte logs: grows with every start of an agent; 0 is before the first.
+pub type Epoch = u64;
+
 /// The states of the design, alike in API, CLI and (later) the custom resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -1,0 +1,123 @@
+//! Everything that can happen to the driver: one closed enum, and what its members carry.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use podling_core::{
+    id::{Name, Owner, WorkspaceId},
+    policy::Policy,
+    workspace::{Epoch, Spec},
+};
+use podling_proto::agent::v1::ActivityState;
+use tokio::sync::{mpsc, oneshot};
+
+use super::DriverError;
+use crate::{
+    backend::InstanceId,
+    snapshot::{Fingerprint, WorkspaceView},
+};
+
+/// Where an answer goes.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, DriverError>>;
+
+/// What comes in from the edges.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// Make a workspace, or find it again.
+    Create(Box<NewWorkspace>, Reply<(Arc<WorkspaceView>, bool)>),
+    /// Want it gone, with its files.
+    Delete(WorkspaceId, Reply<Arc<WorkspaceView>>),
+    /// Somebody waits for it: do not pause before the next try.
+    Wake(WorkspaceId, Reply<Arc<WorkspaceView>>),
+    /// End all processes and then the control plane.
+    Down { force: bool, reply: Reply<()> },
+    /// An agent that has shown a valid credential introduces itself.
+    Hello(Box<AgentHello>),
+    /// It is there, and this is what goes on.
+    Beat(Beat),
+    /// Its stream has ended.
+    Gone(WorkspaceId, ConnectionId),
+}
+
+/// What a new workspace shall be: checked, with its template's values in it.
+#[derive(Debug, Clone)]
+pub struct NewWorkspace {
+    /// Whose.
+    pub owner: Owner,
+    /// How the owner calls it.
+    pub name: Name,
+    /// The template's name.
+    pub template: String,
+    /// The template's command.
+    pub command: Vec<String>,
+    /// The template's environment with the workspace's own in it.
+    pub env: BTreeMap<String, String>,
+    /// The template's policy with the workspace's own values in it.
+    pub policy: Policy,
+    /// Finds the workspace again when the call is repeated; empty: none.
+    pub request_id: String,
+    /// Answer with the owner's workspace of this name if there is one.
+    pub reconnect: bool,
+}
+
+/// One stream of one agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(pub u64);
+
+/// How an agent introduces itself. The workspace follows from its credential, the rest is what it says.
+#[derive(Debug)]
+pub struct AgentHello {
+    /// From the credential.
+    pub workspace: WorkspaceId,
+    /// The stream it came on.
+    pub connection: ConnectionId,
+    /// Which started agent it is.
+    pub instance: InstanceId,
+    /// One run of it.
+    pub boot_id: String,
+    /// Its version.
+    pub version: String,
+    /// What it can do.
+    pub capabilities: Vec<String>,
+    /// The certificate it will show.
+    pub fingerprint: Fingerprint,
+    /// The way back. When it is full the agent does not read: its stream is given up.
+    pub to_agent: mpsc::Sender<ToAgent>,
+}
+
+/// What the driver says to an agent.
+#[derive(Debug, Clone)]
+pub enum ToAgent {
+    /// Nothing is known yet of the instance it says it is: stay.
+    Wait,
+    /// Serve this.
+    Claim(ClaimContent),
+    /// End everything in good order.
+    Drain {
+        /// Time for it.
+        grace: Duration,
+    },
+    /// It is not the one that is wanted.
+    Dismiss(String),
+}
+
+/// What an agent is to serve.
+#[derive(Debug, Clone)]
+pub struct ClaimContent {
+    /// The workspace.
+    pub spec: Arc<Spec>,
+    /// Which start this is.
+    pub epoch: Epoch,
+}
+
+/// A heartbeat, cut to size by the edge.
+#[derive(Debug)]
+pub struct Beat {
+    /// From the credential.
+    pub workspace: WorkspaceId,
+    /// The stream it came on.
+    pub connection: ConnectionId,
+    /// What goes on.
+    pub activity: Arc<ActivityState>,
+    /// Told once the beat has been taken: only then may it be acknowledged. Dropped if the agent is not (or no longer) claimed.
+    pub taken: oneshot::Sender<()>,
+}

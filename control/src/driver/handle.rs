@@ -1,0 +1,80 @@
+//! How everybody else asks the driver for something.
+
+use std::sync::Arc;
+
+use podling_core::id::WorkspaceId;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    AgentHello, Beat, ConnectionId, DriverError, NewWorkspace,
+    event::{Event, Reply},
+};
+use crate::snapshot::{Snapshots, WorkspaceView};
+
+/// Events that wait for the driver. When it is full, who asks waits; the driver takes some 10 µs for each.
+pub(super) const EVENT_QUEUE: usize = 1024;
+
+/// Asks the driver. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct DriverHandle {
+    events: mpsc::Sender<Event>,
+    snapshots: Snapshots,
+}
+
+impl DriverHandle {
+    pub(super) fn new(events: mpsc::Sender<Event>, snapshots: Snapshots) -> Self {
+        Self { events, snapshots }
+    }
+
+    /// The picture that everybody may look at.
+    pub fn snapshots(&self) -> Snapshots {
+        self.snapshots.clone()
+    }
+
+    /// Makes a workspace; answers once it is durable. `false`: it was there already.
+    pub async fn create(&self, new: NewWorkspace) -> Result<(Arc<WorkspaceView>, bool), DriverError> {
+        self.ask(|reply| Event::Create(Box::new(new), reply)).await
+    }
+
+    /// Wants a workspace gone, with its files; answers once that is durable.
+    pub async fn delete(&self, id: WorkspaceId) -> Result<Arc<WorkspaceView>, DriverError> {
+        self.ask(|reply| Event::Delete(id, reply)).await
+    }
+
+    /// Somebody waits for a workspace: one whose start failed is tried again now. Answers with what it is now; follow the
+    /// snapshots for the rest.
+    pub async fn wake(&self, id: WorkspaceId) -> Result<Arc<WorkspaceView>, DriverError> {
+        self.ask(|reply| Event::Wake(id, reply)).await
+    }
+
+    /// Ends all workspaces' processes, keeps their storage, then ends the control plane. Answers when it has begun; follow the
+    /// snapshots for the rest.
+    pub async fn down(&self, force: bool) -> Result<(), DriverError> {
+        self.ask(|reply| Event::Down { force, reply }).await
+    }
+
+    /// An agent introduces itself; the answers come over its `to_agent`.
+    pub async fn hello(&self, hello: AgentHello) -> Result<(), DriverError> {
+        self.send(Event::Hello(Box::new(hello))).await
+    }
+
+    /// An agent's heartbeat.
+    pub async fn beat(&self, beat: Beat) -> Result<(), DriverError> {
+        self.send(Event::Beat(beat)).await
+    }
+
+    /// An agent's stream has ended.
+    pub async fn gone(&self, id: WorkspaceId, connection: ConnectionId) -> Result<(), DriverError> {
+        self.send(Event::Gone(id, connection)).await
+    }
+
+    async fn ask<T>(&self, event: impl FnOnce(Reply<T>) -> Event) -> Result<T, DriverError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(event(reply)).await?;
+        answer.await.unwrap_or(Err(DriverError::ShuttingDown))
+    }
+
+    async fn send(&self, event: Event) -> Result<(), DriverError> {
+        self.events.send(event).await.map_err(|_| DriverError::ShuttingDown)
+    }
+}
