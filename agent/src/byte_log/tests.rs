@@ -1,0 +1,127 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// All bytes that were ever written: the log must look like its end.
+#[derive(Default)]
+struct Reference {
+    all: Vec<u8>,
+    max: usize,
+}
+
+impl Reference {
+    fn oldest(&self) -> u64 {
+        self.all.len().saturating_sub(self.max) as u64
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Push(usize),
+    Read { at: u64, max: usize },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0_usize..40).prop_map(Step::Push),
+        (0_usize..200_000).prop_map(Step::Push),
+        (any::<u64>(), 0_usize..100_000).prop_map(|(at, max)| Step::Read { at, max }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_log_is_the_end_of_everything_that_was_written(
+        max in prop_oneof![1_usize..64, 1000_usize..300_000],
+        steps in prop::collection::vec(step(), 1..40),
+    ) {
+        let mut log = ByteLog::new(7, max);
+        let mut reference = Reference { max, ..Reference::default() };
+        for step in steps {
+            match step {
+                Step::Push(len) => {
+                    let from = reference.all.len();
+                    let bytes: Vec<u8> = (from..from + len).map(|i| (i % 251) as u8).collect();
+                    log.push(&bytes);
+                    reference.all.extend(bytes);
+                }
+                Step::Read { at, max } => {
+                    let at = at % (reference.all.len() as u64 + 3);
+                    check(&mut log, &reference, at, max)?;
+                }
+            }
+            prop_assert_eq!(log.next(), reference.all.len() as u64);
+            prop_assert_eq!(log.oldest(), reference.oldest());
+        }
+        // Whoever reads from the oldest to the end has all that is held.
+        let mut at = log.oldest();
+        let mut have = Vec::new();
+        while let Read::Data { offset, bytes } = log.read(at, usize::MAX) {
+            prop_assert_eq!(offset, at);
+            at += bytes.len() as u64;
+            have.extend(bytes);
+        }
+        prop_assert_eq!(log.read(at, 1), Read::AtEnd);
+        prop_assert_eq!(&have[..], &reference.all[reference.oldest() as usize..]);
+    }
+}
+
+fn check(log: &mut ByteLog, reference: &Reference, at: u64, max: usize) -> Result<(), TestCaseError> {
+    let end = reference.all.len() as u64;
+    match log.read(at, max) {
+        Read::Gap { from, to } => {
+            prop_assert!(at < reference.oldest());
+            prop_assert_eq!((from, to), (at, reference.oldest()));
+        }
+        Read::Data { offset, bytes } => {
+            prop_assert!(at >= reference.oldest() && at < end);
+            prop_assert_eq!(offset, at);
+            prop_assert!(!bytes.is_empty() && bytes.len() <= max.max(1) && bytes.len() <= CHUNK_BYTES);
+            prop_assert_eq!(&bytes[..], &reference.all[at as usize..at as usize + bytes.len()]);
+        }
+        Read::AtEnd => prop_assert_eq!(at, end),
+        Read::Beyond => prop_assert!(at > end),
+    }
+    Ok(())
+}
+
+#[test]
+fn readers_share_the_bytes_of_a_flood() {
+    let mut log = ByteLog::new(1, 1 << 20);
+    (0..100).for_each(|_| log.push(&[7; 4095]));
+    let (Read::Data { bytes: one, .. }, Read::Data { bytes: other, .. }) =
+        (log.read(200_000, 50_000), log.read(200_000, 50_000))
+    else {
+        panic!("no data")
+    };
+    assert_eq!(one.as_ptr(), other.as_ptr(), "a slice of the log, not a copy");
+}
+
+#[test]
+fn an_idle_log_costs_next_to_nothing() {
+    let mut log = ByteLog::new(1, 1 << 20);
+    assert_eq!((log.open.capacity(), log.closed.capacity()), (0, 0));
+    // A prompt, read as it is printed.
+    for at in 0..200 {
+        log.push(b"$");
+        assert!(matches!(log.read(at, 100), Read::Data { .. }));
+    }
+    assert!(log.open.capacity() <= 1024, "{}", log.open.capacity());
+    assert!(log.closed.is_empty(), "small reads cut nothing up");
+}
+
+#[test]
+fn what_is_allocated_stays_near_what_is_held() {
+    let mut log = ByteLog::new(1, 256 * 1024);
+    for i in 0..200_000_u32 {
+        log.push(&[b'x'; 37]);
+        if i % 3 == 0 {
+            let _read = log.read(log.next() - 30, 100);
+        }
+    }
+    let closed: usize = log.closed.iter().map(|c| c.bytes.len()).sum();
+    assert!(closed + log.open.capacity() <= 256 * 1024 + 2 * CHUNK_BYTES);
+    assert!(log.closed.len() <= 80, "{} chunks", log.closed.len());
+}
