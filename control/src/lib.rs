@@ -3,7 +3,11 @@
 //! The modules in suggested reading order. `run` is the composition root; `api`, `agents` and `gateway` are the edges; the
 //! driver is the only writer.
 
+pub mod args;
 pub mod backend;
 pub mod caller;
+pub mod config;
 pub mod driver;
+pub mod identity;
 pub mod snapshot;
+pub mod template;

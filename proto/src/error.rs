@@ -54,6 +54,16 @@ impl WireError {
     pub fn message(&self) -> &str {
         &self.message
     }
+
+    /// What is listed for the reason.
+    pub fn metadata(&self) -> &HashMap<String, String> {
+        &self.metadata
+    }
+
+    /// When to try again, if it is worth it.
+    pub fn retry_delay(&self) -> Option<Duration> {
+        self.retry_after.or_else(|| (code(self.reason) == Code::Unavailable).then_some(RETRY_AFTER))
+    }
 }
 
 /// The gRPC code of a reason: the table of `errors.proto`, by ranges of its numbers.
@@ -95,6 +105,7 @@ impl From<WireError> for Status {
     fn from(error: WireError) -> Self {
         let code = code(error.reason);
         let name = name(error.reason);
+        let retry = error.retry_delay();
         let mut details = ErrorDetails::with_error_info(name, DOMAIN, error.metadata);
         if code == Code::FailedPrecondition {
             details.set_precondition_failure(vec![PreconditionViolation::new(
@@ -103,8 +114,8 @@ impl From<WireError> for Status {
                 error.message.clone(),
             )]);
         }
-        if code == Code::Unavailable || error.retry_after.is_some() {
-            details.set_retry_info(Some(error.retry_after.unwrap_or(RETRY_AFTER)));
+        if let Some(delay) = retry {
+            details.set_retry_info(Some(delay));
         }
         Self::with_error_details(code, error.message, details)
     }

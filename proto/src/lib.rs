@@ -25,6 +25,7 @@ pub mod control {
 }
 pub mod error;
 pub mod method;
+pub mod problem;
 pub mod token;
 pub mod verb;
 

@@ -1,0 +1,44 @@
+//! What can be said on the command line. Everything is text here; [`crate::config`] makes one validated value of it.
+
+use std::path::PathBuf;
+
+/// Flags of the control plane. Each can also be given as the environment variable that its help names, or in the
+/// configuration file as the flag's name with "_" for "-".
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Args {
+    /// Where everything is kept [env: PODLING_DATA] [default: ~/.local/share/podling]
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<String>,
+    /// Configuration file [env: PODLING_CONFIG] [default: config.toml in the data folder, if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Address to listen on; port 0 takes a free one [env: PODLING_LISTEN] [default: 127.0.0.1:7411]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    /// Certificate chain to serve TLS with, PEM [env: PODLING_TLS_CERT]
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<String>,
+    /// Private key of the certificate, PEM [env: PODLING_TLS_KEY]
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<String>,
+    /// Listen beyond loopback without TLS: whoever is on the way can read every token, keystroke and file, and use
+    /// them. Only behind something that adds TLS [env: PODLING_ALLOW_PLAINTEXT=true]
+    #[arg(long)]
+    pub allow_plaintext: bool,
+    /// Web pages that may call, separated by commas, such as https://console.example.org [env: PODLING_CORS_ORIGINS]
+    #[arg(long, value_name = "ORIGINS")]
+    pub cors_origins: Option<String>,
+    /// "text" or "json" [env: PODLING_LOG_FORMAT] [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// Folder with more templates, NAME.toml each, beside templates/ in the data folder [env: PODLING_TEMPLATES]
+    #[arg(long, value_name = "DIR")]
+    pub templates: Option<String>,
+    /// Template of a workspace that names none [env: PODLING_DEFAULT_TEMPLATE] [default: shell]
+    #[arg(long, value_name = "NAME")]
+    pub default_template: Option<String>,
+    /// Command that starts an agent, words separated by spaces [env: PODLING_AGENT_COMMAND] [default: podling-agent
+    /// beside this program]
+    #[arg(long, value_name = "COMMAND")]
+    pub agent_command: Option<String>,
+}

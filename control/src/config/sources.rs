@@ -1,0 +1,155 @@
+//! Where values come from, in order: flag, environment, file. Must not know what they mean.
+
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value as Toml};
+
+use super::{ConfigError, Source};
+use crate::args::Args;
+
+/// Keys of the file; the environment variable of each is `PODLING_` and the key in capitals, the flag has "-" for "_".
+const KEYS: [&str; 9] = [
+    "listen",
+    "tls_cert",
+    "tls_key",
+    "allow_plaintext",
+    "cors_origins",
+    "log_format",
+    "templates",
+    "default_template",
+    "agent_command",
+];
+
+/// One value with its origin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Value {
+    pub(super) text: String,
+    pub(super) source: Source,
+}
+
+/// Several values with their origin.
+#[derive(Debug, Default)]
+pub(super) struct List(Vec<Value>);
+
+pub(super) struct Sources<'a> {
+    args: &'a Args,
+    env: &'a dyn Fn(&str) -> Option<String>,
+    file: Option<(PathBuf, Table)>,
+}
+
+impl<'a> Sources<'a> {
+    pub(super) fn new(args: &'a Args, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
+        Self { args, env, file: None }
+    }
+
+    /// Adds the file, whose keys must all exist and hold texts, lists of texts, or yes and no.
+    pub(super) fn file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
+        let syntax = |problem| ConfigError::Syntax { file: path.to_owned(), problem };
+        let table: Table =
+            text.parse().map_err(|e: toml::de::Error| syntax(e.to_string().trim_end().to_owned()))?;
+        for (key, value) in &table {
+            if !KEYS.contains(&key.as_str()) {
+                let keys = KEYS.join(", ");
+                return Err(ConfigError::UnknownKey { file: path.to_owned(), key: key.clone(), keys });
+            }
+            let fits = match value {
+                Toml::String(_) | Toml::Boolean(_) => true,
+                Toml::Array(values) => values.iter().all(Toml::is_str),
+                _ => false,
+            };
+            if !fits {
+                return Err(syntax(format!("{key} is {}: write it in quotation marks", value.type_str())));
+            }
+        }
+        self.file = Some((path.to_owned(), table));
+        Ok(())
+    }
+
+    /// The value that counts, as one text.
+    pub(super) fn text(&self, key: &str) -> Option<Value> {
+        self.flag_or_variable(key).or_else(|| {
+            let (file, table) = self.file.as_ref()?;
+            let text = match table.get(key)? {
+                Toml::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            Some(Value { text, source: Source::File(file.clone(), key.to_owned()) })
+        })
+    }
+
+    /// The values that count: a list in the file, else a text with separators.
+    pub(super) fn list(&self, key: &str, separator: char) -> List {
+        let file = self.file.as_ref().and_then(|(file, table)| Some((file, table.get(key)?)));
+        if let (None, Some((file, Toml::Array(values)))) = (self.flag_or_variable(key), file) {
+            let source = Source::File(file.clone(), key.to_owned());
+            let value = |v: &Toml| Some(Value { text: v.as_str()?.to_owned(), source: source.clone() });
+            return List(values.iter().filter_map(value).collect());
+        }
+        let Some(Value { text, source }) = self.text(key) else { return List::default() };
+        let words = text.split(separator).map(str::trim).filter(|word| !word.is_empty());
+        List(words.map(|word| Value { text: word.to_owned(), source: source.clone() }).collect())
+    }
+
+    fn flag_or_variable(&self, key: &str) -> Option<Value> {
+        let flag = self
+            .flag(key)
+            .map(|text| Value { text, source: Source::Flag(format!("--{}", key.replace('_', "-"))) });
+        flag.or_else(|| {
+            let variable = format!("PODLING_{}", key.to_ascii_uppercase());
+            let text = (self.env)(&variable).filter(|text| !text.is_empty())?;
+            Some(Value { text, source: Source::Environment(variable) })
+        })
+    }
+
+    fn flag(&self, key: &str) -> Option<String> {
+        let args = self.args.clone();
+        match key {
+            "data" => args.data,
+            "listen" => args.listen,
+            "tls_cert" => args.tls_cert,
+            "tls_key" => args.tls_key,
+            "allow_plaintext" => args.allow_plaintext.then(|| "true".to_owned()),
+            "cors_origins" => args.cors_origins,
+            "log_format" => args.log_format,
+            "templates" => args.templates,
+            "default_template" => args.default_template,
+            "agent_command" => args.agent_command,
+            _ => None,
+        }
+    }
+}
+
+// === impl Value ===
+
+impl Value {
+    /// A value nobody gave.
+    pub(super) fn default(text: &str) -> Self {
+        Self { text: text.to_owned(), source: Source::Default }
+    }
+
+    /// Read by `parse`, which says on failure what is allowed.
+    pub(super) fn parse<T>(&self, parse: fn(&str) -> Result<T, String>) -> Result<T, ConfigError> {
+        parse(&self.text).map_err(|allowed| self.refuse(&allowed))
+    }
+
+    /// It is not allowed.
+    pub(super) fn refuse(&self, allowed: &str) -> ConfigError {
+        ConfigError::Value {
+            value: self.text.clone(),
+            origin: self.source.clone(),
+            allowed: allowed.to_owned(),
+        }
+    }
+}
+
+// === impl List ===
+
+impl List {
+    pub(super) fn parse_each<T>(&self, parse: fn(&str) -> Result<T, String>) -> Result<Vec<T>, ConfigError> {
+        self.0.iter().map(|value| value.parse(parse)).collect()
+    }
+
+    pub(super) fn texts(self) -> Vec<String> {
+        self.0.into_iter().map(|value| value.text).collect()
+    }
+}

@@ -1,0 +1,88 @@
+//! Stories about configuration: who wins, and what somebody reads who mistyped.
+
+use super::*;
+
+fn load(args: &Args, env: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let env: Vec<_> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let env = move |name: &str| env.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone());
+    Config::load(args, &env, Defaults { agent_command: vec!["podling-agent".into()] })
+}
+
+fn args(data: &Path) -> Args {
+    Args { data: Some(data.display().to_string()), ..Args::default() }
+}
+
+#[test]
+fn a_newcomer_needs_to_say_nothing() {
+    let config = load(&Args::default(), &[("HOME", "/home/ada")]).expect("config");
+    assert_eq!(config.data, Path::new("/home/ada/.local/share/podling"));
+    assert_eq!(config.listen.to_string(), "127.0.0.1:7411");
+    assert_eq!((config.tls, config.log_format), (None, LogFormat::Text));
+    assert_eq!(config.default_template, "shell");
+    assert_eq!(config.agent_command, ["podling-agent"]);
+    let config =
+        load(&Args::default(), &[("HOME", "/home/ada"), ("XDG_DATA_HOME", "/data")]).expect("config");
+    assert_eq!(config.data, Path::new("/data/podling"));
+}
+
+#[test]
+fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+    let folder = tempfile::tempdir().expect("folder");
+    let text = "listen = \"127.0.0.1:1\"\nlog_format = \"json\"\nagent_command = [\"my agent\", \"-v\"]\n\
+                cors_origins = [\"https://a.example\"]\n";
+    fs::write(folder.path().join("config.toml"), text).expect("write");
+    let file = load(&args(folder.path()), &[]).expect("config");
+    assert_eq!((file.listen.port(), file.log_format), (1, LogFormat::Json));
+    assert_eq!(file.agent_command, ["my agent", "-v"]);
+    let env = [("PODLING_LISTEN", "127.0.0.1:2"), ("PODLING_CORS_ORIGINS", "https://b.example, http://c:1")];
+    let variable = load(&args(folder.path()), &env).expect("config");
+    assert_eq!((variable.listen.port(), variable.log_format), (2, LogFormat::Json));
+    assert_eq!(variable.cors_origins, ["https://b.example", "http://c:1"]);
+    let flags = Args { listen: Some("localhost:3".into()), ..args(folder.path()) };
+    assert_eq!(load(&flags, &env).expect("config").listen.to_string(), "127.0.0.1:3");
+}
+
+#[test]
+fn a_wrong_value_says_which_whence_and_what_is_allowed() {
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("config.toml");
+    let wrong = |text: &str, env: &[(&str, &str)], words: &[&str]| {
+        fs::write(&file, text).expect("write");
+        let error = load(&args(folder.path()), env).expect_err("wrong").to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{text}: {error}");
+    };
+    wrong("", &[("PODLING_LISTEN", "nowhere")], &["nowhere", "PODLING_LISTEN", "127.0.0.1:7411"]);
+    wrong("log_format = \"xml\"", &[], &["xml", "log_format", "config.toml", "text", "json"]);
+    wrong("lisen = \"x\"", &[], &["lisen", "config.toml", "listen, tls_cert"]);
+    wrong("listen = 7411", &[], &["listen", "integer", "quotation"]);
+    wrong("listen = ", &[], &["config.toml", "line 1"]);
+    wrong("", &[("PODLING_CORS_ORIGINS", "*")], &["*", "PODLING_CORS_ORIGINS", "without a path"]);
+    wrong("", &[("PODLING_CORS_ORIGINS", "https://a/b")], &["https://a/b", "without a path"]);
+    wrong("", &[("PODLING_TLS_CERT", "/nowhere")], &["/nowhere", "--tls-key"]);
+    wrong("allow_plaintext = \"perhaps\"", &[], &["perhaps", "true", "false"]);
+    let flags = Args { config: Some("/nowhere/podling.toml".into()), ..args(folder.path()) };
+    assert!(load(&flags, &[]).expect_err("missing").to_string().contains("/nowhere/podling.toml"));
+}
+
+#[test]
+fn beyond_loopback_it_takes_a_certificate_or_the_flag() {
+    let folder = tempfile::tempdir().expect("folder");
+    let open = |listen: &str, allow_plaintext| {
+        load(&Args { listen: Some(listen.into()), allow_plaintext, ..args(folder.path()) }, &[])
+    };
+    for listen in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1"] {
+        let error = open(listen, false).expect_err("plain text").to_string();
+        assert!(error.contains("--listen") && error.contains("--tls-cert"), "{error}");
+        assert!(open(listen, true).is_ok());
+    }
+    for listen in ["127.0.0.1:1", "127.8.8.8:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+        assert!(open(listen, false).is_ok(), "{listen}");
+    }
+    for name in ["cert", "key"] {
+        fs::write(folder.path().join(name), "").expect("write");
+    }
+    let path = |name| Some(folder.path().join(name).display().to_string());
+    let listen = Some("0.0.0.0:1".to_owned());
+    let tls = Args { listen, tls_cert: path("cert"), tls_key: path("key"), ..args(folder.path()) };
+    assert!(load(&tls, &[]).is_ok());
+}

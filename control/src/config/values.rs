@@ -1,0 +1,56 @@
+//! What each kind of value may be. On failure each says what is allowed.
+
+use std::{
+    net::SocketAddr,
+    path::{self, PathBuf},
+};
+
+use super::LogFormat;
+
+/// A host and a port.
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    let allowed = "an address with a port, such as 127.0.0.1:7411, [::1]:0 or localhost:7411";
+    let local = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    local.as_deref().unwrap_or(text).parse().map_err(|_| allowed.to_owned())
+}
+
+/// A folder, which may not exist yet. Made absolute, for children have other working folders.
+pub(super) fn folder(text: &str) -> Result<PathBuf, String> {
+    let path = path::absolute(text).unwrap_or_default();
+    if text.is_empty() || path.is_file() { Err("a folder".to_owned()) } else { Ok(path) }
+}
+
+/// A file that is there.
+pub(super) fn file(text: &str) -> Result<PathBuf, String> {
+    let path = path::absolute(text).unwrap_or_default();
+    if path.is_file() { Ok(path) } else { Err("a file that is there".to_owned()) }
+}
+
+/// The origin of a web page, as a browser writes it.
+pub(super) fn origin(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let fits = host.is_some_and(|host| {
+        !host.contains('@') && host.parse::<http::uri::Authority>().is_ok_and(|a| !a.host().is_empty())
+    });
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err("scheme and host without a path, such as https://console.example.org".to_owned())
+    }
+}
+
+pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("\"text\" or \"json\"".to_owned()),
+    }
+}
+
+pub(super) fn yes_or_no(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" | "yes" => Ok(true),
+        "false" | "0" | "no" => Ok(false),
+        _ => Err("\"true\" or \"false\"".to_owned()),
+    }
+}

@@ -1,0 +1,248 @@
+//! Who is who: the root token, tokens for users and for agents, and the certificate that agents check.
+//!
+//! Knows no transport: edges bring a token's text and take a [`Caller`] or an error away.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use http::HeaderValue;
+use podling_core::id::{Owner, WorkspaceId};
+use podling_proto::{
+    error::{Reason, WireError},
+    token::{self, Audience, Claims, TokenError},
+    v1::Verb,
+    verb::Verbs,
+};
+
+use crate::caller::Caller;
+
+mod agent;
+pub(crate) mod certificate;
+pub mod file;
+mod root;
+mod signing;
+
+pub use certificate::{CertificateError, server_config};
+pub use file::FileError;
+pub use signing::TokenKey;
+
+/// Longest life of a token.
+pub const MAX_TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// On whose behalf the root token acts.
+const ROOT_OWNER: &str = "root";
+
+/// Why the identity of the control plane cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// A secret file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The certificate for agents.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+}
+
+/// What a new token shall allow.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    /// Verbs.
+    pub verbs: Verbs,
+    /// `None`: all the caller's token allows.
+    pub workspaces: Option<BTreeSet<WorkspaceId>>,
+    /// On whose behalf; `None`: the caller's.
+    pub owner: Option<Owner>,
+    /// How long. Cut where the caller's own token ends.
+    pub ttl: Duration,
+    /// For this workspace's agent, called directly.
+    pub agent: Option<WorkspaceId>,
+}
+
+/// A token that was minted, and what it allows.
+#[derive(Debug, Clone)]
+pub struct Minted {
+    /// Its text.
+    pub token: String,
+    /// As the holder will be seen.
+    pub caller: Caller,
+}
+
+/// The control plane's secrets, all in its data folder.
+pub struct Identity {
+    root: root::RootToken,
+    root_owner: Owner,
+    keys: signing::Keys,
+    certificate: certificate::ControlCertificate,
+    agent_tokens: agent::AgentTokens,
+}
+
+impl Identity {
+    /// Reads the secrets in `data`, and makes those that are missing.
+    pub fn open(data: &Path) -> Result<Self, IdentityError> {
+        let folder = data.join("control");
+        file::make_private_folder(data)?;
+        file::make_private_folder(&folder)?;
+        Ok(Self {
+            root: root::RootToken::open(&root_token_file(data))?,
+            // A constant that is an owner; the test below holds it.
+            root_owner: ROOT_OWNER.parse().expect("ROOT_OWNER is an owner"),
+            keys: signing::Keys::open(&folder.join("token-keys.json"), now())?,
+            certificate: certificate::ControlCertificate::open(&folder, SystemTime::now())?,
+            agent_tokens: agent::AgentTokens::default(),
+        })
+    }
+
+    /// Who holds this token (the text behind `Bearer`), if it is good.
+    pub fn caller(&self, token: Option<&str>) -> Result<Caller, WireError> {
+        let token = token.filter(|t| !t.is_empty()).ok_or_else(|| {
+            WireError::new(
+                Reason::TokenMissing,
+                "a token is needed: send it as metadata \"authorization: Bearer <token>\"",
+            )
+        })?;
+        if self.root.is(token) {
+            return Ok(Caller {
+                owner: self.root_owner.clone(),
+                verbs: Verbs::admin(),
+                workspaces: None,
+                expires: None,
+            });
+        }
+        let claims = self.keys.verifying.verify(token, &Audience::Control, now()).map_err(refused)?;
+        caller_of(claims).ok_or_else(|| refused(TokenError::Invalid))
+    }
+
+    /// Mints a token that allows no more than the caller's own.
+    pub fn mint(&self, caller: &Caller, grant: Grant) -> Result<Minted, WireError> {
+        caller.may(Verb::Token)?;
+        if let Some((_, name)) = podling_proto::verb::ALL
+            .iter()
+            .find(|(verb, _)| grant.verbs.include(&Verbs::only([*verb])) && !caller.verbs.allow(*verb))
+        {
+            let message =
+                format!("a token allows no more than the one it is made with, which lacks {name:?}");
+            return Err(WireError::new(Reason::VerbMissing, message).with("verb", name));
+        }
+        let owner = grant.owner.unwrap_or_else(|| caller.owner.clone());
+        if owner != caller.owner {
+            caller.may(Verb::Admin)?;
+        }
+        let workspaces = narrowed(caller, grant.workspaces)?;
+        let iat = now();
+        let wanted = iat.saturating_add(grant.ttl.min(MAX_TTL).as_secs());
+        let exp = caller.expires.map_or(wanted, |end| wanted.min(end));
+        let claims = Claims {
+            sub: owner.to_string(),
+            aud: grant.agent.map_or(Audience::Control, |id| Audience::Agent(id.to_string())),
+            iat,
+            exp,
+            jti: token::random(12),
+            verbs: grant.verbs.clone(),
+            workspaces: workspaces.as_ref().map(|ids| ids.iter().map(ToString::to_string).collect()),
+        };
+        let token = self.keys.sign(&claims);
+        Ok(Minted { token, caller: Caller { owner, verbs: grant.verbs, workspaces, expires: Some(exp) } })
+    }
+
+    /// The value of `authorization` for a call at a workspace's agent: good for these verbs there, and nowhere else.
+    pub fn agent_token(&self, workspace: &WorkspaceId, owner: &Owner, verbs: &Verbs) -> HeaderValue {
+        let now = now();
+        self.agent_tokens.get(workspace, owner, verbs, now, |exp| {
+            let token = self.keys.sign(&Claims {
+                sub: owner.to_string(),
+                aud: Audience::Agent(workspace.to_string()),
+                iat: now,
+                exp,
+                jti: token::random(12),
+                verbs: verbs.clone(),
+                workspaces: Some(vec![workspace.to_string()]),
+            });
+            // A signed token is base64 and dots.
+            let mut value = HeaderValue::try_from(format!("Bearer {token}")).expect("a token is ASCII");
+            value.set_sensitive(true);
+            value
+        })
+    }
+
+    /// The public keys that agents check tokens with: goes into every claim.
+    pub fn token_keys(&self) -> &[TokenKey] {
+        &self.keys.public
+    }
+
+    /// What agents check the control plane's certificate against (PEM).
+    pub fn ca_file(&self) -> &Path {
+        &self.certificate.ca_file
+    }
+
+    /// TLS as agents find it where they dial.
+    pub fn agents_tls(&self) -> Arc<rustls::ServerConfig> {
+        self.certificate.server.clone()
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("keys", &self.keys.public).finish_non_exhaustive()
+    }
+}
+
+/// Where the root token is.
+pub fn root_token_file(data: &Path) -> PathBuf {
+    data.join("root-token")
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn caller_of(claims: Claims) -> Option<Caller> {
+    let workspaces = claims.workspaces.map(|ids| ids.iter().map(|id| id.parse()).collect());
+    Some(Caller {
+        owner: claims.sub.parse().ok()?,
+        verbs: claims.verbs,
+        workspaces: workspaces.transpose().ok()?,
+        expires: Some(claims.exp),
+    })
+}
+
+fn narrowed(
+    caller: &Caller,
+    wanted: Option<BTreeSet<WorkspaceId>>,
+) -> Result<Option<BTreeSet<WorkspaceId>>, WireError> {
+    match (&caller.workspaces, wanted) {
+        (Some(own), Some(wanted)) => match wanted.iter().find(|id| !own.contains(id)) {
+            Some(id) => {
+                let message =
+                    format!("the token this is made with is narrowed to other workspaces than {id}");
+                Err(WireError::new(Reason::WorkspaceDenied, message).with("id", id))
+            }
+            None => Ok(Some(wanted)),
+        },
+        (own, wanted) => Ok(wanted.or_else(|| own.clone())),
+    }
+}
+
+fn refused(error: TokenError) -> WireError {
+    match error {
+        TokenError::Invalid => WireError::new(
+            Reason::TokenInvalid,
+            "the token is not valid here: it was changed, or another control plane made it",
+        ),
+        TokenError::Expired { at } => {
+            let at = prost_types::Timestamp { seconds: i64::try_from(at).unwrap_or(i64::MAX), nanos: 0 };
+            WireError::new(Reason::TokenExpired, format!("the token has expired at {at}"))
+                .with("expired_at", at)
+        }
+        TokenError::Foreign => WireError::new(
+            Reason::TokenForeign,
+            "the token was made for an agent: it is good there and not at the control plane",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+//! The control plane's own certificate authority and the certificate it shows to agents.
+//!
+//! Agents are started with `ca.pem`, so the authority stays as long as the data folder; the certificate below it is renewed
+//! at a start when it would soon be refused.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose,
+};
+use rustls::{
+    RootCertStore, ServerConfig,
+    client::{WebPkiServerVerifier, danger::ServerCertVerifier},
+    crypto::{CryptoProvider, ring},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+};
+
+use super::file::{self, FileError};
+
+/// What the certificate is good for; agents check the first.
+const NAMES: [&str; 4] = ["podling-control", "localhost", "127.0.0.1", "::1"];
+/// A year: renewed at any start in its last month.
+const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// How long before its end it is renewed, so that a control plane that runs for weeks is not caught out.
+const RENEW_BEFORE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// Twenty years: as long as a data folder may live. Agents trust the key rather than the date.
+const AUTHORITY_LIFE: Duration = Duration::from_secs(20 * 365 * 24 * 60 * 60);
+/// Validity begins this much in the past, because clocks differ.
+const CLOCK_SKEW: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// One of its files.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// It could not be made.
+    #[error("making the control plane's certificate")]
+    Make(#[source] rcgen::Error),
+    /// It cannot be used.
+    #[error("using the control plane's certificate")]
+    Use(#[source] rustls::Error),
+}
+
+/// The certificate the control plane shows where agents dial, and what agents check it against.
+#[derive(Debug)]
+pub(super) struct ControlCertificate {
+    pub(super) ca_file: PathBuf,
+    pub(super) server: Arc<ServerConfig>,
+}
+
+impl ControlCertificate {
+    /// Reads authority and certificate from `folder`, and makes what is missing or would be refused soon after `now`.
+    pub(super) fn open(folder: &Path, now: SystemTime) -> Result<Self, CertificateError> {
+        let ca_file = folder.join("ca.pem");
+        let (authority, ca_pem) = authority(folder, &ca_file, now)?;
+        let (certificate, key) = (folder.join("tls.pem"), folder.join("tls.key"));
+        if !accepted(&ca_pem, &certificate, &key, now + RENEW_BEFORE) {
+            let pair = KeyPair::generate().map_err(CertificateError::Make)?;
+            let issued = certificate_params(now)
+                .and_then(|params| params.signed_by(&pair, &authority))
+                .map_err(CertificateError::Make)?;
+            file::write(&key, pair.serialize_pem().as_bytes())?;
+            file::write(&certificate, issued.pem().as_bytes())?;
+        }
+        let server = server_config(&certificate, &key).map_err(CertificateError::Use)?;
+        Ok(Self { ca_file, server: Arc::new(server) })
+    }
+}
+
+fn authority(
+    folder: &Path,
+    ca_file: &Path,
+    now: SystemTime,
+) -> Result<(Issuer<'static, KeyPair>, String), CertificateError> {
+    let key_file = folder.join("ca.key");
+    let unusable = || FileError::Unusable { path: key_file.clone(), what: "private key in PEM" };
+    let pair = match file::read(&key_file)? {
+        Some(pem) => {
+            let pem = String::from_utf8(pem).map_err(|_| unusable())?;
+            KeyPair::from_pem(&pem).map_err(|_| unusable())?
+        }
+        None => {
+            let pair = KeyPair::generate().map_err(CertificateError::Make)?;
+            file::write(&key_file, pair.serialize_pem().as_bytes())?;
+            pair
+        }
+    };
+    let params = authority_params(now);
+    let pem = match file::read(ca_file)? {
+        Some(pem) => String::from_utf8_lossy(&pem).into_owned(),
+        None => {
+            let pem = params.self_signed(&pair).map_err(CertificateError::Make)?.pem();
+            file::write(ca_file, pem.as_bytes())?;
+            pem
+        }
+    };
+    Ok((Issuer::new(params, pair), pem))
+}
+
+fn authority_params(now: SystemTime) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = common_name("Podling control plane");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.not_before = (now - CLOCK_SKEW).into();
+    params.not_after = (now + AUTHORITY_LIFE).into();
+    params
+}
+
+fn certificate_params(now: SystemTime) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = CertificateParams::new(NAMES.map(str::to_owned))?;
+    params.distinguished_name = common_name(NAMES[0]);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.not_before = (now - CLOCK_SKEW).into();
+    params.not_after = (now + CERTIFICATE_LIFE).into();
+    Ok(params)
+}
+
+fn common_name(name: &str) -> DistinguishedName {
+    let mut names = DistinguishedName::new();
+    names.push(DnType::CommonName, name);
+    names
+}
+
+/// Whether an agent would accept the certificate at this time: the question itself is asked, so a damaged or foreign file
+/// is found as well as an old one.
+fn accepted(ca_pem: &str, certificate: &Path, key: &Path, at: SystemTime) -> bool {
+    let check = || {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).ok()?).ok()?;
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build().ok()?;
+        let leaf = CertificateDer::from_pem_file(certificate).ok()?;
+        let name = ServerName::try_from(NAMES[0]).ok()?;
+        let since_1970 = at.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+        verifier.verify_server_cert(&leaf, &[], &name, &[], UnixTime::since_unix_epoch(since_1970)).ok()?;
+        file::read(key).ok()??;
+        server_config(certificate, key).ok()
+    };
+    check().is_some()
+}
+
+/// TLS 1.3 with the certificate and key of these two PEM files.
+pub fn server_config(certificate: &Path, key: &Path) -> Result<ServerConfig, rustls::Error> {
+    let broken = |e| rustls::Error::General(format!("{e}"));
+    let chain = CertificateDer::pem_file_iter(certificate)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(broken)?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(broken)?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// The one cryptography that is built in.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_kept_until_it_would_soon_be_refused() {
+        let folder = tempfile::tempdir().expect("folder");
+        let read = || std::fs::read(folder.path().join("tls.pem")).expect("certificate");
+        let now = SystemTime::now();
+        ControlCertificate::open(folder.path(), now).expect("first start");
+        let (first, ca) = (read(), std::fs::read(folder.path().join("ca.pem")).expect("ca"));
+        ControlCertificate::open(folder.path(), now + Duration::from_secs(300 * 86400)).expect("same");
+        assert_eq!(read(), first);
+        ControlCertificate::open(folder.path(), now + Duration::from_secs(340 * 86400)).expect("renewed");
+        assert_ne!(read(), first);
+        std::fs::write(folder.path().join("tls.pem"), "rubbish").expect("damage");
+        ControlCertificate::open(folder.path(), now).expect("damaged certificates are replaced");
+        assert_eq!(std::fs::read(folder.path().join("ca.pem")).expect("ca"), ca, "agents keep trusting it");
+    }
+}

@@ -1,0 +1,149 @@
+//! Stories about tokens: who is let in, who is not and why, and that no token grows.
+
+use std::os::unix::fs::PermissionsExt;
+
+use podling_proto::token::VerifyingKeys;
+use proptest::prelude::*;
+
+use super::*;
+
+fn identity() -> (tempfile::TempDir, Identity, Caller) {
+    let data = tempfile::tempdir().expect("folder");
+    let identity = Identity::open(data.path()).expect("identity");
+    let text = std::fs::read_to_string(root_token_file(data.path())).expect("root token");
+    let root = identity.caller(Some(text.trim())).expect("root");
+    (data, identity, root)
+}
+
+fn grant(verbs: &str) -> Grant {
+    Grant {
+        verbs: verbs.parse().expect("verbs"),
+        workspaces: None,
+        owner: None,
+        ttl: Duration::from_secs(60),
+        agent: None,
+    }
+}
+
+fn id(bits: u64) -> WorkspaceId {
+    WorkspaceId::from_bits(bits)
+}
+
+#[test]
+fn the_root_token_is_kept_private_and_lasts() {
+    let (data, _, root) = identity();
+    assert_eq!((root.verbs, root.expires), (Verbs::admin(), None));
+    let path = root_token_file(data.path());
+    let mode = |p: &Path| std::fs::metadata(p).expect("metadata").permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(data.path())), (0o600, 0o700));
+    for file in ["ca.key", "tls.key", "token-keys.json"] {
+        assert_eq!(mode(&data.path().join("control").join(file)), 0o600, "{file}");
+    }
+    let text = std::fs::read_to_string(&path).expect("root token");
+    assert!(text.starts_with("podling_"));
+    let again = Identity::open(data.path()).expect("second start");
+    assert!(again.caller(Some(text.trim())).is_ok());
+}
+
+#[test]
+fn a_root_token_others_could_read_is_refused_with_what_to_do() {
+    let (data, _, _) = identity();
+    let path = root_token_file(data.path());
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("chmod");
+    let error = Identity::open(data.path()).expect_err("exposed").to_string();
+    assert!(error.contains("mode 644") && error.contains("chmod 600") && error.contains("delete"), "{error}");
+}
+
+#[test]
+fn missing_wrong_expired_and_foreign_tokens_are_told_apart() {
+    let (_data, identity, root) = identity();
+    let reason = |token: Option<&str>| identity.caller(token).expect_err("refused").reason();
+    assert_eq!(reason(None), Reason::TokenMissing);
+    assert_eq!(reason(Some("")), Reason::TokenMissing);
+    assert_eq!(reason(Some("podling_nonsense")), Reason::TokenInvalid);
+    let (_other_data, other, other_root) = self::identity();
+    let foreign = other.mint(&other_root, grant("read")).expect("token").token;
+    assert_eq!(reason(Some(&foreign)), Reason::TokenInvalid, "another control plane's");
+    let expired = identity.keys.sign(&Claims {
+        sub: "ada".into(),
+        aud: Audience::Control,
+        iat: 1000,
+        exp: 1060,
+        jti: "x".into(),
+        verbs: Verbs::admin(),
+        workspaces: None,
+    });
+    assert_eq!(reason(Some(&expired)), Reason::TokenExpired);
+    let for_agent = Grant { agent: Some(id(7)), ..grant("read") };
+    let for_agent = identity.mint(&root, for_agent).expect("token").token;
+    assert_eq!(reason(Some(&for_agent)), Reason::TokenForeign);
+}
+
+#[test]
+fn a_token_never_allows_more_than_the_one_it_was_made_with() {
+    let (_data, identity, root) = identity();
+    let narrow = Grant {
+        workspaces: Some([id(1), id(2)].into()),
+        owner: Some("ada".parse().expect("owner")),
+        ..grant("token,read,files-read")
+    };
+    let ada = identity.mint(&root, narrow).expect("token");
+    let ada = identity.caller(Some(&ada.token)).expect("valid");
+    assert_eq!(ada.owner.as_str(), "ada");
+    let refused = |grant| identity.mint(&ada, grant).expect_err("wider").reason();
+    assert_eq!(refused(grant("files-write")), Reason::VerbMissing);
+    assert_eq!(refused(grant("admin")), Reason::VerbMissing);
+    assert_eq!(refused(Grant { workspaces: Some([id(3)].into()), ..grant("read") }), Reason::WorkspaceDenied);
+    let as_bob = Grant { owner: Some("bob".parse().expect("owner")), ..grant("read") };
+    assert_eq!(refused(as_bob), Reason::VerbMissing);
+    let child = identity.mint(&ada, Grant { ttl: MAX_TTL, ..grant("read") }).expect("token").caller;
+    assert_eq!(child.workspaces, ada.workspaces, "narrowed as its parent");
+    assert!(child.expires <= ada.expires, "ends no later than its parent");
+    let without_token_verb =
+        identity.caller(Some(&identity.mint(&root, grant("read")).expect("token").token));
+    let error = identity.mint(&without_token_verb.expect("valid"), grant("read")).expect_err("no verb");
+    assert_eq!(error.reason(), Reason::VerbMissing);
+}
+
+#[test]
+fn an_agents_token_is_for_that_agent_and_reused_for_half_its_life() {
+    let (_data, identity, root) = identity();
+    let verbs: Verbs = "terminal".parse().expect("verbs");
+    let first = identity.agent_token(&id(1), &root.owner, &verbs);
+    assert_eq!(identity.agent_token(&id(1), &root.owner, &verbs), first);
+    assert_ne!(identity.agent_token(&id(2), &root.owner, &verbs), first);
+    let keys = VerifyingKeys::new(identity.token_keys().iter().map(|k| (k.id.clone(), k.public_key.clone())));
+    let token = first.to_str().expect("ascii").strip_prefix("Bearer ").expect("bearer");
+    let claims = keys.verify(token, &Audience::Agent(id(1).to_string()), now()).expect("valid at the agent");
+    assert_eq!((claims.verbs, claims.exp - claims.iat), (verbs, 300));
+    assert_eq!(identity.caller(Some(token)).expect_err("refused").reason(), Reason::TokenForeign);
+}
+
+fn any_verbs() -> impl Strategy<Value = Verbs> {
+    let names = podling_proto::verb::ALL;
+    prop::sample::subsequence(names, 1..names.len()).prop_map(|v| Verbs::only(v.into_iter().map(|(v, _)| v)))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn narrowing_is_monotonic(
+        first in any_verbs(), second in any_verbs(),
+        own in prop::option::of(prop::collection::btree_set(0u64..4, 1..4)),
+        wanted in prop::option::of(prop::collection::btree_set(0u64..4, 1..4)),
+    ) {
+        let (_data, identity, root) = identity();
+        let ids = |set: Option<BTreeSet<u64>>| set.map(|s| s.into_iter().map(id).collect::<BTreeSet<_>>());
+        let parent = Grant { verbs: first, workspaces: ids(own), ..grant("read") };
+        let parent = identity.mint(&root, parent).expect("root may").caller;
+        let child = Grant { verbs: second, workspaces: ids(wanted), ..grant("read") };
+        if let Ok(Minted { caller: child, token }) = identity.mint(&parent, child) {
+            prop_assert!(parent.verbs.include(&child.verbs));
+            prop_assert!(child.expires <= parent.expires);
+            if let Some(own) = &parent.workspaces {
+                prop_assert!(child.workspaces.as_ref().is_some_and(|ids| ids.is_subset(own)));
+            }
+            prop_assert_eq!(identity.caller(Some(&token)).expect("valid"), child, "what it says is what it is");
+        }
+    }
+}

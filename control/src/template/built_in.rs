@@ -1,0 +1,37 @@
+//! The templates that need no file.
+
+use std::{collections::BTreeMap, env, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc};
+
+use podling_core::policy::Policy;
+
+use super::Template;
+
+/// `shell` and `python`.
+pub(super) fn all() -> BTreeMap<String, Arc<Template>> {
+    let template = |description: &str, env: &[(&str, String)]| {
+        Arc::new(Template {
+            description: description.to_owned(),
+            command: Vec::new(),
+            env: env.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect(),
+            policy: Policy::default(),
+        })
+    };
+    // A terminal without a command of its own opens $SHELL: here that is the interpreter itself. Where there is none, the
+    // workspace is still good for everything else, so the terminal is then an ordinary shell.
+    let interpreter = python().map(|path| ("SHELL", path.display().to_string()));
+    // Output of a script that runs without a terminal is seen when it is printed, not when its buffer is full.
+    let unbuffered = ("PYTHONUNBUFFERED", "1".to_owned());
+    let python_env: Vec<_> = interpreter.into_iter().chain([unbuffered]).collect();
+    BTreeMap::from([
+        ("shell".to_owned(), template("A shell in a home of its own", &[])),
+        ("python".to_owned(), template("A Python terminal: opens python3 from PATH", &python_env)),
+    ])
+}
+
+fn python() -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|folder| folder.join("python3")).find(|file| {
+        file.is_absolute()
+            && file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+    })
+}

@@ -1,0 +1,52 @@
+//! Errors for plain HTTP: problem details (RFC 9457), with the same reasons and metadata as over gRPC.
+
+use serde_json::{Value, json};
+use tonic::Code;
+
+use crate::error::{self, WireError};
+
+/// Content type of the body.
+pub const CONTENT_TYPE: &str = "application/problem+json";
+
+/// The HTTP status of an error, by its gRPC code as google.rpc.Code pairs them.
+pub fn status(error: &WireError) -> u16 {
+    match error::code(error.reason()) {
+        Code::InvalidArgument | Code::OutOfRange => 400,
+        Code::Unauthenticated => 401,
+        Code::PermissionDenied => 403,
+        Code::NotFound => 404,
+        Code::AlreadyExists | Code::Aborted | Code::FailedPrecondition => 409,
+        Code::ResourceExhausted => 429,
+        Code::Unimplemented => 501,
+        Code::Unavailable => 503,
+        _ => 500,
+    }
+}
+
+/// The body: `reason` and `metadata` are what clients branch on, `detail` is for people.
+pub fn body(error: &WireError) -> Value {
+    let name = error::name(error.reason());
+    json!({
+        "type": format!("https://{}/problems/{}", error::DOMAIN, name.to_ascii_lowercase().replace('_', "-")),
+        "title": name.to_ascii_lowercase().replace('_', " "),
+        "status": status(error),
+        "detail": error.message(),
+        "reason": name,
+        "metadata": error.metadata(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::v1::Reason;
+
+    #[test]
+    fn a_client_over_http_finds_the_same_reason() {
+        let error = WireError::new(Reason::PathNotFound, "no such file").with("path", "a/b");
+        let body = body(&error);
+        assert_eq!((status(&error), body["reason"].as_str()), (404, Some("PATH_NOT_FOUND")));
+        assert_eq!(body["metadata"]["path"], "a/b");
+        assert_eq!(body["title"], "path not found");
+    }
+}
