@@ -17,6 +17,8 @@ use tokio::{
     sync::watch,
 };
 
+pub mod signals;
+
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {

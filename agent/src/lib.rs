@@ -3,6 +3,7 @@
 //! The modules in suggested reading order. `run` is the composition root; `api` holds the edges that translate proto; everything
 //! else is domain code that knows neither tonic nor axum.
 
+pub mod api;
 pub mod byte_log;
 pub mod child;
 pub mod claim;

@@ -74,7 +74,7 @@ pub enum SpawnError {
         interpreter: String,
     },
     /// The working folder cannot be entered.
-    #[error("working folder {cwd}: {source}")]
+    #[error("cannot enter the working folder {cwd}")]
     BadCwd {
         /// As asked for.
         cwd: String,
@@ -82,7 +82,7 @@ pub enum SpawnError {
         source: io::Error,
     },
     /// The system has no more of something (files, processes, memory).
-    #[error("starting {program}: {source}")]
+    #[error("the system has nothing left to start {program} with")]
     Exhausted {
         /// The file.
         program: String,
@@ -90,7 +90,7 @@ pub enum SpawnError {
         source: io::Error,
     },
     /// The kernel refused for another reason.
-    #[error("starting {program}: {source}")]
+    #[error("cannot start {program}")]
     Exec {
         /// The file.
         program: String,

@@ -1,0 +1,69 @@
+//! Signals by name, as people and the wire spell them: "INT", without "SIG".
+
+use rustix::process::Signal;
+
+/// Every signal somebody may send or a child may die of, real-time ones aside.
+const NAMES: &[(Signal, &str)] = &[
+    (Signal::HUP, "HUP"),
+    (Signal::INT, "INT"),
+    (Signal::QUIT, "QUIT"),
+    (Signal::ILL, "ILL"),
+    (Signal::TRAP, "TRAP"),
+    (Signal::ABORT, "ABRT"),
+    (Signal::BUS, "BUS"),
+    (Signal::FPE, "FPE"),
+    (Signal::KILL, "KILL"),
+    (Signal::USR1, "USR1"),
+    (Signal::SEGV, "SEGV"),
+    (Signal::USR2, "USR2"),
+    (Signal::PIPE, "PIPE"),
+    (Signal::ALARM, "ALRM"),
+    (Signal::TERM, "TERM"),
+    (Signal::STKFLT, "STKFLT"),
+    (Signal::CHILD, "CHLD"),
+    (Signal::CONT, "CONT"),
+    (Signal::STOP, "STOP"),
+    (Signal::TSTP, "TSTP"),
+    (Signal::TTIN, "TTIN"),
+    (Signal::TTOU, "TTOU"),
+    (Signal::URG, "URG"),
+    (Signal::XCPU, "XCPU"),
+    (Signal::XFSZ, "XFSZ"),
+    (Signal::VTALARM, "VTALRM"),
+    (Signal::PROF, "PROF"),
+    (Signal::WINCH, "WINCH"),
+    (Signal::IO, "IO"),
+    (Signal::POWER, "PWR"),
+    (Signal::SYS, "SYS"),
+];
+
+/// The name of a signal's number; a real-time signal has none and is named by it.
+pub fn name(raw: i32) -> String {
+    match NAMES.iter().find(|(signal, _)| signal.as_raw() == raw) {
+        Some((_, name)) => (*name).to_owned(),
+        None => raw.to_string(),
+    }
+}
+
+/// The signal of this name, with or without "SIG", in any case.
+pub fn by_name(name: &str) -> Option<Signal> {
+    let upper = name.to_ascii_uppercase();
+    let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
+    NAMES.iter().find(|(_, known)| *known == bare).map(|(signal, _)| *signal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_go_both_ways() {
+        for (signal, name) in NAMES {
+            assert_eq!(super::name(signal.as_raw()), *name);
+            assert_eq!(by_name(name), Some(*signal));
+        }
+        assert_eq!(by_name("SIGint"), Some(Signal::INT));
+        assert_eq!(by_name("NOPE"), None);
+        assert_eq!(name(40), "40");
+    }
+}
