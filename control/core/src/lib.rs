@@ -3,7 +3,10 @@
 //! Nothing here does IO, reads a clock or knows a transport: no tokio, kube, tonic or axum in the manifest (a test of the
 //! workspace holds that). `now` is always an argument.
 
+pub mod decide;
 pub mod id;
+pub mod observed;
 pub mod policy;
+pub mod status;
 pub mod time;
 pub mod workspace;
