@@ -1,0 +1,130 @@
+//! Running `podling` as a person or a script does.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Output, Stdio},
+};
+
+use serde_json::Value;
+use tokio::{io::AsyncWriteExt, process::Command};
+
+use crate::{program::program, wait::within};
+
+/// Where a person sits: their home, the data folder they use, and what else is in their environment.
+#[derive(Debug, Clone)]
+pub struct Cli {
+    home: PathBuf,
+    envs: Vec<(String, String)>,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Done {
+    /// Its exit code; `None`: a signal ended it.
+    pub code: Option<i32>,
+    /// What it wrote.
+    pub stdout: Vec<u8>,
+    /// What it wrote for people.
+    pub stderr: Vec<u8>,
+    command: String,
+}
+
+impl Cli {
+    /// A person at home, with nothing in the environment but what every login sets.
+    pub fn new(home: &Path) -> Self {
+        Self { home: home.to_owned(), envs: Vec::new() }
+    }
+
+    /// The same person with one more variable.
+    #[must_use]
+    pub fn env(mut self, key: &str, value: impl Into<String>) -> Self {
+        self.envs.push((key.to_owned(), value.into()));
+        self
+    }
+
+    /// The environment.
+    pub fn envs(&self) -> Vec<(String, String)> {
+        let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".into());
+        let mut envs = vec![
+            ("PATH".to_owned(), path),
+            ("HOME".to_owned(), self.home.display().to_string()),
+            ("LANG".to_owned(), "C.UTF-8".to_owned()),
+            ("TERM".to_owned(), "xterm-256color".to_owned()),
+        ];
+        envs.extend(self.envs.iter().cloned());
+        envs
+    }
+
+    /// The command, not yet started.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(program("podling"));
+        command.args(args).env_clear().envs(self.envs()).current_dir(&self.home).kill_on_drop(true);
+        command
+    }
+
+    /// Runs `podling ARGS…` without input.
+    pub async fn run(&self, args: &[&str]) -> Done {
+        self.feed(args, b"").await
+    }
+
+    /// Runs `podling ARGS…` with `input` on stdin.
+    pub async fn feed(&self, args: &[&str], input: &[u8]) -> Done {
+        let mut command = self.command(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("podling starts");
+        let mut stdin = child.stdin.take().expect("stdin is a pipe");
+        let feed = async move {
+            // A command that does not read its input closes it: no concern of ours.
+            let _ = stdin.write_all(input).await;
+            drop(stdin);
+        };
+        let text = format!("podling {}", args.join(" "));
+        let (output, ()) = within(&text, async { tokio::join!(child.wait_with_output(), feed) }).await;
+        Done::new(text.clone(), output.expect("the output can be read"))
+    }
+}
+
+impl Done {
+    fn new(command: String, output: Output) -> Self {
+        Self { code: output.status.code(), stdout: output.stdout, stderr: output.stderr, command }
+    }
+
+    /// Panics with everything it said unless it exited with 0.
+    #[track_caller]
+    pub fn ok(self) -> Self {
+        self.exits(0)
+    }
+
+    /// Panics with everything it said unless it exited with `code`.
+    #[track_caller]
+    pub fn exits(self, code: i32) -> Self {
+        assert!(
+            self.code == Some(code),
+            "`{}` ended with {:?} instead of {code}\nstdout: {}\nstderr: {}",
+            self.command,
+            self.code,
+            self.out(),
+            self.err()
+        );
+        self
+    }
+
+    /// stdout as text.
+    pub fn out(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// stderr as text.
+    pub fn err(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// stdout as JSON.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        match serde_json::from_slice(&self.stdout) {
+            Ok(value) => value,
+            Err(error) => panic!("`{}` printed no JSON ({error}): {}", self.command, self.out()),
+        }
+    }
+}

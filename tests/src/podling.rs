@@ -1,0 +1,330 @@
+//! One Podling of a story's own: started, broken and started again, and gone without a trace at the end.
+//!
+//! The only file that knows that workspaces are processes on this machine.
+
+use std::{
+    fs::{self, File},
+    net::SocketAddr,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::Duration,
+};
+
+use podling_proto::control::v1::{
+    CreateWorkspaceRequest, GetWorkspaceRequest, Link, State, Workspace as WireWorkspace,
+};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use serde_json::Value;
+
+use crate::{
+    cli::Cli,
+    client::Client,
+    direct, left_running,
+    program::program,
+    wait::{wait_blocking, wait_for, within},
+};
+
+/// How long everything may take to end when a story is over.
+const END: Duration = Duration::from_secs(60);
+
+/// How a story wants its Podling.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The data folder; absent: one in the story's own folder. Given when it must lie on a file system of its own.
+    pub data: Option<PathBuf>,
+    /// Behind a path longer than the 108 bytes that the address of a unix socket can hold.
+    pub deep: bool,
+    /// A program and arguments to start `podling` with (`prlimit`, `unshare`); it must end in exec.
+    pub through: Vec<String>,
+    /// More arguments for `podling up`.
+    pub args: Vec<String>,
+}
+
+/// A running Podling.
+#[derive(Debug)]
+pub struct Podling {
+    options: Options,
+    folder: PathBuf,
+    data: PathBuf,
+    home: PathBuf,
+    url: String,
+    token: String,
+    up: Option<Child>,
+    starts: u32,
+    // Last, so that the folder goes when nothing uses it any more.
+    _folder: tempfile::TempDir,
+}
+
+/// A workspace of the story.
+#[derive(Debug, Clone)]
+pub struct Workspace {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl Podling {
+    /// `podling up` on a fresh machine.
+    pub async fn up() -> Self {
+        Self::up_with(Options::default()).await
+    }
+
+    /// The same with options.
+    pub async fn up_with(options: Options) -> Self {
+        let mut podling = Self::prepare(options);
+        podling.start("127.0.0.1:0").await;
+        podling
+    }
+
+    /// A machine on which nothing runs yet.
+    pub fn prepare(options: Options) -> Self {
+        let temp = tempfile::Builder::new().prefix("podling-story-").tempdir().expect("a folder");
+        let folder = temp.path().to_owned();
+        let home = folder.join("person");
+        let data = match &options.data {
+            Some(data) => data.clone(),
+            None if options.deep => folder.join("deep".repeat(30)).join("data"),
+            None => folder.join("data"),
+        };
+        for needed in [home.as_path(), data.parent().expect("the data folder has a parent")] {
+            fs::create_dir_all(needed).expect("a folder");
+        }
+        let (url, token) = (String::new(), String::new());
+        Self { options, folder, data, home, url, token, up: None, starts: 0, _folder: temp }
+    }
+
+    /// Starts `podling up` again, at the same address, so that clients find it where it was.
+    pub async fn up_again(&mut self) {
+        let address = self.address().to_string();
+        self.start(&address).await;
+    }
+
+    async fn start(&mut self, listen: &str) {
+        self.starts += 1;
+        let ready = self.folder.join(format!("up-{}.out", self.starts));
+        let mut command = match self.options.through.split_first() {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program("podling"));
+                command
+            }
+            None => Command::new(program("podling")),
+        };
+        command.args(["up", "--listen", listen, "--json", "--data"]).arg(&self.data).args(&self.options.args);
+        command.env_clear().envs(self.cli().envs()).current_dir(&self.home);
+        // A group of its own, as a shell gives every job: Ctrl-C then reaches exactly this.
+        command.process_group(0).stdin(Stdio::null());
+        command.stdout(File::create(&ready).expect("a file"));
+        command.stderr(File::create(self.log_file()).expect("a file"));
+        self.up = Some(command.spawn().expect("podling up starts"));
+        self.url = wait_for("`podling up --json` says its url", async || {
+            if let Some(status) = self.up.as_mut().and_then(|up| up.try_wait().ok().flatten()) {
+                panic!("`podling up` ended with {status}: {}", self.log());
+            }
+            let said = fs::read_to_string(&ready).ok()?;
+            let (line, _) = said.split_once('\n')?;
+            let value: Value = serde_json::from_str(line).expect("the line is JSON");
+            Some(value["url"].as_str().expect("it has a url").to_owned())
+        })
+        .await;
+        let token = fs::read_to_string(self.data.join("root-token")).expect("the root token");
+        self.token = token.trim().to_owned();
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.join(format!("up-{}.log", self.starts))
+    }
+
+    /// What `podling up` wrote for people since it was last started.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// Where it listens.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Where it listens, as an address.
+    pub fn address(&self) -> SocketAddr {
+        let text = self.url.trim_start_matches("http://").trim_end_matches('/');
+        text.parse().expect("the url holds an address")
+    }
+
+    /// The root token.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// The data folder.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// A folder for the story's own files.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The process `podling up`.
+    pub fn control_pid(&self) -> u32 {
+        self.up.as_ref().expect("it is up").id()
+    }
+
+    /// The person at this machine.
+    pub fn cli(&self) -> Cli {
+        Cli::new(&self.home).env("PODLING_DATA", self.data.display().to_string())
+    }
+
+    /// A client at the gateway with the root token.
+    pub fn client(&self) -> Client {
+        Client::new(&self.url).token(&self.token)
+    }
+
+    /// A client at another address, such as a proxy's.
+    pub fn client_at(&self, address: SocketAddr) -> Client {
+        Client::new(&format!("http://{address}")).token(&self.token)
+    }
+
+    /// Makes a workspace and waits until one can work in it.
+    pub async fn workspace(&self, name: &str) -> Workspace {
+        let request = CreateWorkspaceRequest { name: name.to_owned(), ..Default::default() };
+        let made = within("Workspaces.Create", self.client().workspaces().create(request)).await;
+        let id = made.expect("the workspace is made").into_inner().workspace.expect("it is described").id;
+        let workspace = Workspace { id, name: name.to_owned() };
+        self.awake(&workspace).await;
+        workspace
+    }
+
+    /// What the control plane says of it.
+    pub async fn get(&self, workspace: &Workspace) -> WireWorkspace {
+        let request = GetWorkspaceRequest { workspace: workspace.id.clone() };
+        let got = within("Workspaces.Get", self.client().workspaces().get(request)).await;
+        got.expect("the workspace is there").into_inner().workspace.expect("it is described")
+    }
+
+    /// Waits until it is awake and its agent connected.
+    pub async fn awake(&self, workspace: &Workspace) -> WireWorkspace {
+        wait_for(&format!("{} is awake", workspace.name), async || {
+            let now = self.get(workspace).await;
+            assert_ne!(now.state(), State::Failed, "{}: {}\n{}", workspace.name, now.reason, self.log());
+            (now.state() == State::Awake && now.link() == Link::Connected).then_some(now)
+        })
+        .await
+    }
+
+    /// The folder the workspace's user sees as home.
+    pub fn home_of(&self, workspace: &Workspace) -> PathBuf {
+        self.data.join("workspaces").join(&workspace.id).join("home")
+    }
+
+    /// Where the agent listens.
+    pub fn agent_socket(&self, workspace: &Workspace) -> PathBuf {
+        self.data.join("workspaces").join(&workspace.id).join("run/agent.sock")
+    }
+
+    /// A client at the agent itself, past the gateway, pinned to the certificate the control plane knows.
+    pub async fn direct(&self, workspace: &Workspace) -> Client {
+        let agent = self.get(workspace).await.agent.expect("an agent serves it");
+        direct::client(&self.agent_socket(workspace), &agent.key_fingerprint)
+    }
+
+    /// The agent's process.
+    pub fn agent_pid(&self, workspace: &Workspace) -> u32 {
+        let path = self.data.join("workspaces").join(&workspace.id).join("run/agent.json");
+        let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let value: Value = serde_json::from_str(&text).expect("agent.json is JSON");
+        value["pid"].as_u64().and_then(|pid| pid.try_into().ok()).expect("agent.json has a pid")
+    }
+
+    /// The agent's log.
+    pub fn agent_log(&self, workspace: &Workspace) -> String {
+        let path = self.data.join("workspaces").join(&workspace.id).join("agent.log");
+        fs::read_to_string(path).unwrap_or_default()
+    }
+
+    /// kill -9 of the agent.
+    pub fn kill_agent(&self, workspace: &Workspace) {
+        signal(self.agent_pid(workspace), Signal::KILL);
+    }
+
+    /// kill -9 of the control plane.
+    pub fn kill_control(&mut self) {
+        let mut up = self.up.take().expect("it is up");
+        up.kill().expect("it can be killed");
+        up.wait().expect("it ends");
+    }
+
+    /// Ctrl-C on `podling up`; waits for its end.
+    pub async fn ctrl_c(&mut self) -> ExitStatus {
+        let mut up = self.up.take().expect("it is up");
+        let group = pid(up.id());
+        kill_process_group(group, Signal::INT).expect("it can be interrupted");
+        ended(&mut up).await
+    }
+
+    /// Waits until `podling up` has ended by itself, as `podling down` makes it.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let mut up = self.up.take().expect("it is up");
+        ended(&mut up).await
+    }
+
+    /// Everything of this story that runs.
+    pub fn running(&self) -> Vec<left_running::Left> {
+        let mut left = left_running::of(&self.folder);
+        if !self.data.starts_with(&self.folder) {
+            left.extend(left_running::of(&self.data).into_iter().filter(|l| !left.contains(l)).collect::<Vec<_>>());
+        }
+        left
+    }
+
+    fn down(&mut self) -> Option<ExitStatus> {
+        let mut up = self.up.take()?;
+        let mut command = Command::new(program("podling"));
+        command.args(["down", "--force"]).env_clear().envs(self.cli().envs()).stdin(Stdio::null());
+        let mut down = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
+        let mut status = None;
+        wait_blocking(END, || down.try_wait().ok().flatten().is_some());
+        wait_blocking(END, || {
+            status = up.try_wait().ok().flatten();
+            status.is_some()
+        });
+        let _ = (down.kill(), down.wait(), up.kill(), up.wait());
+        status
+    }
+}
+
+impl Drop for Podling {
+    fn drop(&mut self) {
+        let was_up = self.up.is_some();
+        if thread::panicking() {
+            eprintln!("--- what podling up wrote ---\n{}", self.log());
+        }
+        let status = self.down();
+        // A story may leave the control plane dead on purpose; then the workspaces are ours to end.
+        let gone = was_up && wait_blocking(END, || self.running().is_empty());
+        let left = self.running();
+        left_running::kill(&left);
+        wait_blocking(END, || self.running().is_empty());
+        if was_up && !thread::panicking() {
+            assert!(gone, "left running after `podling down --force`: {left:#?}\n{}", self.log());
+            let status = status.expect("`podling up` ends after `podling down --force`");
+            assert!(status.success(), "`podling up` ended with {status}\n{}", self.log());
+        }
+    }
+}
+
+async fn ended(up: &mut Child) -> ExitStatus {
+    wait_for("`podling up` ends", async || up.try_wait().ok().flatten()).await
+}
+
+fn signal(process: u32, signal: Signal) {
+    kill_process(pid(process), signal).expect("the process can be signalled");
+}
+
+fn pid(process: u32) -> Pid {
+    i32::try_from(process).ok().and_then(Pid::from_raw).expect("a process id")
+}

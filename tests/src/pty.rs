@@ -1,0 +1,106 @@
+//! A person's own terminal window: a PTY with a program in it, as `ssh` or `podling attach` would have.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::fd::{AsFd, OwnedFd},
+    process::Stdio,
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use rustix::{
+    fs::{Mode, OFlags, open},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{Termios, Winsize, tcgetattr, tcsetwinsize},
+};
+use tokio::process::{Child, Command};
+
+use crate::wait::wait_for;
+
+/// A window with a program in it.
+#[derive(Debug)]
+pub struct Window {
+    ours: File,
+    theirs: OwnedFd,
+    seen: Arc<Mutex<Vec<u8>>>,
+    child: Child,
+}
+
+impl Window {
+    /// Opens a window of 24 × 80 with this command in it.
+    pub fn open(command: &Command) -> Self {
+        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a PTY");
+        grantpt(&ours).and_then(|()| unlockpt(&ours)).expect("a PTY can be unlocked");
+        let name = ptsname(&ours, Vec::new()).expect("a PTY has a name");
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let theirs = open(name.as_c_str(), flags, Mode::empty()).expect("the other side opens");
+        rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::CLOEXEC).expect("a descriptor");
+        // `setsid --ctty` makes the PTY the program's controlling terminal, as a terminal emulator does.
+        let mut wrapped = Command::new("setsid");
+        let inner = command.as_std();
+        wrapped.arg("--ctty").arg(inner.get_program()).args(inner.get_args()).env_clear().kill_on_drop(true);
+        wrapped.envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        if let Some(folder) = inner.get_current_dir() {
+            wrapped.current_dir(folder);
+        }
+        let side = || Stdio::from(theirs.try_clone().expect("a descriptor"));
+        let child = wrapped.stdin(side()).stdout(side()).stderr(side()).spawn().expect("setsid starts");
+        let mut window = Self { ours: File::from(ours), theirs, seen: Arc::default(), child };
+        window.resize(24, 80);
+        window.watch();
+        window
+    }
+
+    fn watch(&mut self) {
+        let (mut ours, seen) = (self.ours.try_clone().expect("a descriptor"), self.seen.clone());
+        // Ends when the window is dropped: the other side is then closed and reading fails.
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(read @ 1..) = ours.read(&mut buffer) {
+                seen.lock().expect("no reader panics").extend_from_slice(&buffer[..read]);
+            }
+        });
+    }
+
+    /// Types.
+    pub fn types(&mut self, text: &str) {
+        self.ours.write_all(text.as_bytes()).expect("the window takes keystrokes");
+    }
+
+    /// Drags the window's corner.
+    pub fn resize(&self, rows: u16, cols: u16) {
+        let size = Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(self.ours.as_fd(), size).expect("a window has a size");
+    }
+
+    /// How the line is set: raw while a program is attached, as before when it has left.
+    pub fn modes(&self) -> Termios {
+        tcgetattr(&self.theirs).expect("a window has modes")
+    }
+
+    /// Everything that was shown so far.
+    pub fn shown(&self) -> String {
+        String::from_utf8_lossy(&self.seen.lock().expect("no reader panics")).into_owned()
+    }
+
+    /// Waits until this was shown.
+    pub async fn shows(&self, text: &str) {
+        let look = async || self.shown().contains(text).then_some(());
+        let mut rounds = 0_u32;
+        wait_for(&format!("the window shows {text:?}"), async || {
+            rounds += 1;
+            if rounds.is_multiple_of(250) {
+                eprintln!("still waiting for {text:?}; the window shows {:?}", self.shown());
+            }
+            look().await
+        })
+        .await;
+    }
+
+    /// Waits for the program's end; its exit code.
+    pub async fn ends(&mut self) -> Option<i32> {
+        let status = wait_for("the program in the window ends", async || self.child.try_wait().ok().flatten()).await;
+        status.code()
+    }
+}

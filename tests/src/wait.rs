@@ -1,0 +1,46 @@
+//! Waiting: on a condition, with a deadline, and with words for what did not come. Nothing else in the tests waits.
+
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
+
+/// How long anything may take on a loaded machine with two cores before a story gives up.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Waits until `look` finds something; panics with `what` when [`PATIENCE`] is over.
+pub async fn wait_for<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain: {what}");
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// What a future gives; panics with `what` when [`PATIENCE`] is over.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited {PATIENCE:?} in vain: {what}"),
+    }
+}
+
+/// The same for code that cannot be async (`Drop`): whether `look` became true in time.
+pub fn wait_blocking(patience: Duration, mut look: impl FnMut() -> bool) -> bool {
+    let begun = Instant::now();
+    loop {
+        if look() {
+            return true;
+        }
+        if begun.elapsed() > patience {
+            return false;
+        }
+        // Nobody unparks this thread: it is a pause between two looks.
+        std::thread::park_timeout(LOOK_AGAIN);
+    }
+}

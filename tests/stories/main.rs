@@ -1,0 +1,3 @@
+//! What users of Podling live through, with the real binaries.
+
+mod repository;

@@ -1,0 +1,26 @@
+//! The test programs of the workspace, from cargo's own description of it.
+
+use std::{collections::BTreeSet, env, process::Command};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+/// The stories' test program: it runs as a step of its own.
+pub(crate) const STORIES: &str = "stories";
+
+/// Names of all integration tests but the stories.
+pub(crate) fn integration_tests() -> Result<BTreeSet<String>> {
+    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["metadata", "--no-deps", "--format-version=1"])
+        .output()
+        .context("running cargo metadata")?;
+    let metadata: Value = serde_json::from_slice(&output.stdout).context("reading cargo metadata")?;
+    let list = |value: &Value, key: &str| value[key].as_array().cloned().unwrap_or_default();
+    Ok(list(&metadata, "packages")
+        .iter()
+        .flat_map(|package| list(package, "targets"))
+        .filter(|target| list(target, "kind").contains(&"test".into()))
+        .filter_map(|target| target["name"].as_str().map(str::to_owned))
+        .filter(|name| name != STORIES)
+        .collect())
+}

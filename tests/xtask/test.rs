@@ -1,0 +1,18 @@
+//! `cargo xtask test`: everything that must hold. The README's test command, and all that `.ci/run` calls.
+
+use anyhow::Result;
+
+use crate::{check, step::Steps, stories, targets};
+
+/// Runs it.
+pub(crate) fn run() -> Result<bool> {
+    let mut steps = Steps::new()?;
+    check::add(&mut steps)?;
+    let others = targets::integration_tests()?;
+    let mut args = vec!["test", "--workspace", "--no-fail-fast", "--quiet", "--lib", "--bins"];
+    args.extend(others.iter().flat_map(|name| ["--test", name]));
+    steps.cargo("unit and property tests", &args, &[])?;
+    steps.cargo("examples in docs", &["test", "--workspace", "--quiet", "--doc"], &[])?;
+    stories::add(&mut steps, &["--", "--format=pretty"])?;
+    steps.finish()
+}
