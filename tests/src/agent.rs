@@ -40,7 +40,10 @@ impl Agent {
         command.arg("--control").arg(format!("https://{control}"));
         command.arg("--control-ca").arg(path("ca.pem")).arg("--credential-file").arg(path("credential"));
         command.arg("--root").arg(path("root")).arg("--state").arg(path("state"));
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", path("root"));
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", path("root"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(path("log")).expect("a file"));
         let child = command.spawn().expect("podling-agent starts");
         Self { child, folder, _folder: temp }
@@ -80,7 +83,11 @@ impl Drop for Agent {
         left_running::kill(&left);
         let _ = (self.child.kill(), self.child.wait());
         if !thread::panicking() {
-            assert!(gone && left.is_empty(), "left running after the agent was told to end: {left:#?}\n{}", self.log());
+            assert!(
+                gone && left.is_empty(),
+                "left running after the agent was told to end: {left:#?}\n{}",
+                self.log()
+            );
         }
     }
 }

@@ -5,7 +5,9 @@ use podling_proto::{
         activity_client::ActivityClient, files_client::FilesClient, processes_client::ProcessesClient,
         terminals_client::TerminalsClient,
     },
-    control::v1::{agents_client::AgentsClient, tokens_client::TokensClient, workspaces_client::WorkspacesClient},
+    control::v1::{
+        agents_client::AgentsClient, tokens_client::TokensClient, workspaces_client::WorkspacesClient,
+    },
     metadata,
 };
 use tonic::{

@@ -124,7 +124,8 @@ impl Agents for Shared {
     type ConnectStream = Messages;
 
     async fn connect(&self, request: Request<Streaming<AgentMessage>>) -> Result<Response<Messages>, Status> {
-        let credential = request.metadata().get("authorization").and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let credential =
+            request.metadata().get("authorization").and_then(|v| v.to_str().ok()).unwrap_or_default();
         self.credentials.lock().expect("nobody panics").push(credential.to_owned());
         let mut said = request.into_inner();
         let (say, answers) = mpsc::channel(SAID);
@@ -198,7 +199,11 @@ async fn listen(listener: TcpListener, tls: Option<TlsAcceptor>, heard: Arc<Mute
 }
 
 /// `None` to `note`: the handshake has succeeded.
-async fn write_down(stream: TcpStream, tls: Option<TlsAcceptor>, note: impl Fn(Option<&[u8]>)) -> io::Result<()> {
+async fn write_down(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    note: impl Fn(Option<&[u8]>),
+) -> io::Result<()> {
     let mut buffer = [0; 4096];
     match tls {
         Some(tls) => {

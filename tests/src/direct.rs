@@ -37,6 +37,7 @@ pub async fn connect(socket: &Path) -> io::Result<UnixStream> {
     // Through the folder's descriptor the address is short, however deep the folder lies.
     let folder = fs::File::open(socket.parent().unwrap_or(Path::new("/")))?;
     let name = socket.file_name().unwrap_or_default();
-    let short = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&folder))).join(name);
+    let short =
+        PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&folder))).join(name);
     UnixStream::connect(short).await
 }

@@ -55,12 +55,17 @@ pub enum Frame {
 impl GrpcWeb {
     /// A caller at this address.
     pub fn new(address: SocketAddr, token: &str, workspace: &str) -> Self {
-        let headers = [("authorization", format!("Bearer {token}")), ("podling-workspace", workspace.to_owned())];
+        let headers =
+            [("authorization", format!("Bearer {token}")), ("podling-workspace", workspace.to_owned())];
         Self { address, headers: headers.map(|(key, value)| (key.to_owned(), value)).into() }
     }
 
     /// Calls a method that answers once.
-    pub async fn unary<Q: Message, A: Message + Default>(&self, path: &str, question: &Q) -> Result<A, Status> {
+    pub async fn unary<Q: Message, A: Message + Default>(
+        &self,
+        path: &str,
+        question: &Q,
+    ) -> Result<A, Status> {
         let mut answers = self.stream(path, question).await?;
         let answer = answers.next().await?;
         if answers.next().await?.is_some() {
@@ -127,7 +132,9 @@ impl<T: Message + Default> Answers<T> {
                 Some(Frame::Message(bytes)) => return Ok(Some(T::decode(bytes)?)),
                 Some(Frame::Trailers(lines)) => self.status = Some(status(&lines)?),
                 None => match self.body.frame().await.transpose().context("reading")? {
-                    Some(frame) => self.parser.push(&frame.into_data().map_err(|_| anyhow!("HTTP trailers"))?)?,
+                    Some(frame) => {
+                        self.parser.push(&frame.into_data().map_err(|_| anyhow!("HTTP trailers"))?)?
+                    }
                     None => {
                         ensure!(self.parser.is_empty(), "the body ends within a frame");
                         let status = self.status.clone().context("the body ends without trailers")?;
@@ -206,7 +213,8 @@ fn status(lines: &[(String, String)]) -> Result<Status> {
 mod tests {
     use super::*;
 
-    const BODY: &[u8] = b"\0\0\0\0\x02hi\0\0\0\0\0\x80\0\0\0\x29grpc-status: 5\r\ngrpc-message: not%20here\r\n";
+    const BODY: &[u8] =
+        b"\0\0\0\0\x02hi\0\0\0\0\0\x80\0\0\0\x2agrpc-status: 5\r\ngrpc-message: not%20here\r\n";
 
     #[test]
     fn frames_are_found_however_the_body_is_cut() {

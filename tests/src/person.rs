@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use podling_proto::{
     agent::v1::{
-        AttachOpen, AttachRequest, AttachResponse, Exit, Frame, From, FromOldest, Gap, Input, InputKind, Position, Size,
-        attach_request::Request as Ask, attach_response::Response as Answer, frame::Frame as What, from::From as Begin,
+        AttachOpen, AttachRequest, AttachResponse, Exit, Frame, From, FromOldest, Gap, Input, InputKind,
+        Position, Size, attach_request::Request as Ask, attach_response::Response as Answer,
+        frame::Frame as What, from::From as Begin,
     },
     error,
 };
@@ -82,7 +83,12 @@ impl Person {
     }
 
     /// Works until `done`, attaching again whenever the line breaks.
-    pub async fn work(&mut self, what: &str, client: impl Fn() -> Client, mut done: impl FnMut(&Self) -> bool) {
+    pub async fn work(
+        &mut self,
+        what: &str,
+        client: impl Fn() -> Client,
+        mut done: impl FnMut(&Self) -> bool,
+    ) {
         within(what, async {
             while !done(self) {
                 self.attached += 1;
@@ -166,7 +172,8 @@ impl Person {
         if let What::Started(started) = what {
             if self.epoch != Some(frame.epoch) {
                 // Another life of the log: what was typed into the one before is not typed again.
-                (self.epoch, self.typed, self.acknowledged) = (Some(frame.epoch), std::mem::take(&mut self.typed), 0);
+                (self.epoch, self.typed, self.acknowledged) =
+                    (Some(frame.epoch), std::mem::take(&mut self.typed), 0);
                 self.logs.entry(frame.epoch).or_default().next = frame.offset;
             }
             assert_eq!(frame.offset, self.log().next, "the stream goes on elsewhere than asked: {started:?}");

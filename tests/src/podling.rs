@@ -276,7 +276,9 @@ impl Podling {
     pub fn running(&self) -> Vec<left_running::Left> {
         let mut left = left_running::of(&self.folder);
         if !self.data.starts_with(&self.folder) {
-            left.extend(left_running::of(&self.data).into_iter().filter(|l| !left.contains(l)).collect::<Vec<_>>());
+            left.extend(
+                left_running::of(&self.data).into_iter().filter(|l| !left.contains(l)).collect::<Vec<_>>(),
+            );
         }
         left
     }

@@ -122,7 +122,8 @@ async fn carry(near: TcpStream, number: u64, shared: Arc<Shared>) {
     let _ = (near.set_nodelay(true), far.set_nodelay(true));
     let (near_read, near_write) = near.into_split();
     let (far_read, far_write) = far.into_split();
-    let dice = |way: u64| Rng::with_seed(shared.seed ^ (number << 1 | way).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let dice =
+        |way: u64| Rng::with_seed(shared.seed ^ (number << 1 | way).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     // When one direction is cut, the other is dropped with it: both ends see the connection go.
     tokio::select! {
         () = pump(near_read, far_write, dice(0), &shared) => {}

@@ -100,7 +100,8 @@ impl Window {
 
     /// Waits for the program's end; its exit code.
     pub async fn ends(&mut self) -> Option<i32> {
-        let status = wait_for("the program in the window ends", async || self.child.try_wait().ok().flatten()).await;
+        let status =
+            wait_for("the program in the window ends", async || self.child.try_wait().ok().flatten()).await;
         status.code()
     }
 }

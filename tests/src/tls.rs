@@ -65,7 +65,10 @@ pub fn pinned(fingerprint: &str) -> ClientConfig {
         .with_safe_default_protocol_versions()
         .expect("versions")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Pin { fingerprint: fingerprint.to_owned(), provider: provider() }))
+        .with_custom_certificate_verifier(Arc::new(Pin {
+            fingerprint: fingerprint.to_owned(),
+            provider: provider(),
+        }))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     config

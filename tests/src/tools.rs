@@ -45,6 +45,7 @@ fn found(name: String) -> Option<PathBuf> {
 
 /// As `key` of `clients/install`: the first twelve hex digits of the files' SHA-256.
 fn key(files: &[&str]) -> String {
-    let content: Vec<u8> = files.iter().flat_map(|f| fs::read(clients().join(f)).unwrap_or_default()).collect();
+    let content: Vec<u8> =
+        files.iter().flat_map(|f| fs::read(clients().join(f)).unwrap_or_default()).collect();
     digest(&SHA256, &content).as_ref()[..6].iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -7,7 +7,8 @@ use podling_tests::tools::repository;
 /// Every `.rs` file of the repository with its path from the root.
 fn sources() -> Vec<(String, String)> {
     let root = repository().canonicalize().expect("the repository");
-    let mut folders: Vec<PathBuf> = ["proto", "agent", "control", "cli", "tests"].map(|f| root.join(f)).into();
+    let mut folders: Vec<PathBuf> =
+        ["proto", "agent", "control", "cli", "tests"].map(|f| root.join(f)).into();
     let mut found = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("a folder").flatten() {
@@ -43,33 +44,44 @@ fn core_is_pure() {
         assert!(!manifest.contains(forbidden), "control/core/Cargo.toml lists {forbidden}");
     }
     let clocks = ["Instant::now", "SystemTime::now", "std::fs", "std::net", "std::process"];
-    let broken = sources().into_iter().filter(|(name, _)| name.starts_with("control/core/src")).flat_map(|(name, text)| {
-        clocks.iter().filter(move |word| text.contains(**word)).map(move |word| format!("{name}: {word}")).collect::<Vec<_>>()
-    });
+    let broken = sources().into_iter().filter(|(name, _)| name.starts_with("control/core/src")).flat_map(
+        |(name, text)| {
+            clocks
+                .iter()
+                .filter(move |word| text.contains(**word))
+                .map(move |word| format!("{name}: {word}"))
+                .collect::<Vec<_>>()
+        },
+    );
     fail_for("core reads no clock and does no IO", broken.collect());
 }
 
 #[test]
 fn no_task_is_unowned() {
-    let bare = sources().into_iter().filter(|(name, _)| !name.starts_with("tests/")).flat_map(|(name, text)| {
-        let lines = text.lines().enumerate().filter(|(_, line)| {
-            line.contains("tokio::spawn(") || line.contains("tokio::task::spawn(") || line.contains("thread::spawn(")
+    let bare =
+        sources().into_iter().filter(|(name, _)| !name.starts_with("tests/")).flat_map(|(name, text)| {
+            let lines = text.lines().enumerate().filter(|(_, line)| {
+                line.contains("tokio::spawn(")
+                    || line.contains("tokio::task::spawn(")
+                    || line.contains("thread::spawn(")
+            });
+            lines.map(|(number, _)| format!("{name}:{}", number + 1)).collect::<Vec<_>>()
         });
-        lines.map(|(number, _)| format!("{name}:{}", number + 1)).collect::<Vec<_>>()
-    });
     fail_for("tasks live in a JoinSet or TaskTracker", bare.collect());
 }
 
 #[test]
 fn main_only_starts_things() {
-    let long = sources().into_iter().filter(|(name, text)| name.ends_with("main.rs") && text.lines().count() > 90);
+    let long =
+        sources().into_iter().filter(|(name, text)| name.ends_with("main.rs") && text.lines().count() > 90);
     fail_for("main.rs has at most 90 lines", long.map(|(name, _)| name).collect());
 }
 
 #[test]
 fn unsafe_code_is_in_one_place() {
     let elsewhere = sources().into_iter().filter(|(name, text)| {
-        name != "agent/src/terminal/pty.rs" && text.lines().any(|l| l.contains("allow(unsafe_code)") || l.contains("expect(unsafe_code"))
+        name != "agent/src/terminal/pty.rs"
+            && text.lines().any(|l| l.contains("allow(unsafe_code)") || l.contains("expect(unsafe_code"))
     });
     fail_for("unsafe code is in agent/src/terminal/pty.rs only", elsewhere.map(|(name, _)| name).collect());
 }
@@ -77,9 +89,12 @@ fn unsafe_code_is_in_one_place() {
 #[test]
 fn nothing_is_left_for_later() {
     let words = ["todo!", "unimplemented!", "TODO", "FIXME", "XXX"];
-    let later = sources().into_iter().filter(|(name, _)| name != "tests/stories/repository.rs").flat_map(|(name, text)| {
-        let lines = text.lines().enumerate().filter(|(_, line)| words.iter().any(|word| line.contains(word)));
-        lines.map(|(number, _)| format!("{name}:{}", number + 1)).collect::<Vec<_>>()
-    });
+    let later = sources().into_iter().filter(|(name, _)| name != "tests/stories/repository.rs").flat_map(
+        |(name, text)| {
+            let lines =
+                text.lines().enumerate().filter(|(_, line)| words.iter().any(|word| line.contains(word)));
+            lines.map(|(number, _)| format!("{name}:{}", number + 1)).collect::<Vec<_>>()
+        },
+    );
     fail_for("no stubs", later.collect());
 }

@@ -14,7 +14,15 @@ pub(crate) fn run() -> Result<bool> {
 /// Adds its steps.
 pub(crate) fn add(steps: &mut Steps) -> Result<()> {
     steps.cargo("format", &["fmt", "--all", "--check"], &[])?;
-    steps.cargo("lints", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &[])?;
-    steps.cargo("docs", &["doc", "--workspace", "--no-deps", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])?;
+    steps.cargo(
+        "lints",
+        &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
+        &[],
+    )?;
+    steps.cargo(
+        "docs",
+        &["doc", "--workspace", "--no-deps", "--quiet"],
+        &[("RUSTDOCFLAGS", "-D warnings")],
+    )?;
     Ok(())
 }

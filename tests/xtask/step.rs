@@ -1,8 +1,7 @@
 //! Steps: commands that run one after the other with their time, and the summary at the end.
 
 use std::{
-    env,
-    fs,
+    env, fs,
     path::PathBuf,
     process::Command,
     time::{Duration, Instant},
