@@ -7,5 +7,6 @@ pub mod api;
 pub mod byte_log;
 pub mod child;
 pub mod claim;
+pub mod files;
 pub mod intent;
 pub mod spawn;

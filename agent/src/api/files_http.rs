@@ -1,0 +1,201 @@
+//! Files over plain HTTP: downloads with ranges and uploads, for browsers and curl. Who may call is decided before.
+//!
+//! `GET`/`HEAD /files/<path>`: one range, ETag, Last-Modified, If-None-Match, If-Range. Always an attachment: what a workspace holds must
+//! not run in the gateway's origin. `PUT /files/<path>`: written as by the gRPC call, folders above made, content checked
+//! against `X-Podling-SHA256` (hexadecimal) or `Digest`/`Content-Digest`/`Repr-Digest` (sha-256, base64) if given;
+//! `If-None-Match: *` replaces nothing.
+
+mod range;
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use futures_util::TryStreamExt;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
+use http_body_util::BodyExt;
+use podling_proto::error::WireError;
+use range::Asked;
+
+use super::{files::parse, problem::problem};
+use crate::files::{Entry, FileError, Files, RelPath, WriteOptions};
+
+/// Where these routes are.
+const PREFIX: &str = "/files/";
+const SHA256: HeaderName = HeaderName::from_static("x-podling-sha256");
+/// Headers whose value is `sha-256=<base64>`, the newer ones with colons around it.
+const DIGESTS: [&str; 3] = ["content-digest", "repr-digest", "digest"];
+
+/// The routes below `/files/`.
+pub fn router(files: Files) -> Router {
+    Router::new().route("/files/{*path}", get(download).put(upload)).with_state(files)
+}
+
+async fn download(State(files): State<Files>, request: Request) -> Response {
+    respond(send(files, &request.into_parts().0).await)
+}
+
+async fn upload(State(files): State<Files>, request: Request) -> Response {
+    respond(take(files, request).await)
+}
+
+fn respond(result: Result<Response, FileError>) -> Response {
+    result.unwrap_or_else(|error| problem(&WireError::from(error)))
+}
+
+async fn send(files: Files, request: &Parts) -> Result<Response, FileError> {
+    let reading = files.read(path(request)?).await?;
+    let (headers, size) = (&request.headers, reading.entry.size);
+    let mut response = Response::new(Body::empty());
+    describe(&reading.entry, response.headers_mut());
+    let tag = etag(&reading.entry);
+    if text(headers, &header::IF_NONE_MATCH)
+        .is_some_and(|tags| tags == "*" || tags.split(',').any(|t| t.trim() == tag))
+    {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return Ok(response);
+    }
+    // A part of another version than the one the client has parts of would make no file at all.
+    let same = text(headers, &header::IF_RANGE).is_none_or(|version| version == tag);
+    let asked =
+        text(headers, &header::RANGE).filter(|_| same).map_or(Asked::All, |range| range::parse(range, size));
+    let reading = match asked {
+        Asked::All => reading,
+        Asked::Part { offset, length } => {
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            let range = format!("bytes {offset}-{}/{size}", offset + length - 1);
+            response.headers_mut().insert(header::CONTENT_RANGE, value(range));
+            reading.range(offset, Some(length))?
+        }
+        Asked::Nothing => {
+            let path = path(request)?.to_string();
+            let error = WireError::from(FileError::BadOffset { path, offset: size, size });
+            let mut response = problem(&error);
+            response.headers_mut().insert(header::CONTENT_RANGE, value(format!("bytes */{size}")));
+            return Ok(response);
+        }
+    };
+    response.headers_mut().insert(header::CONTENT_LENGTH, (reading.end - reading.start).into());
+    if request.method != Method::HEAD {
+        *response.body_mut() = Body::from_stream(reading.pieces().map_err(std::io::Error::other));
+    }
+    Ok(response)
+}
+
+async fn take(files: Files, request: Request) -> Result<Response, FileError> {
+    let (request, mut body) = request.into_parts();
+    let path = path(&request)?;
+    let headers = &request.headers;
+    if headers.contains_key(header::CONTENT_RANGE) {
+        return Err(FileError::BadField {
+            field: "Content-Range",
+            allowed: "absent: a file is written whole",
+        });
+    }
+    let options = WriteOptions {
+        sha256: digest(headers)?,
+        create_only: text(headers, &header::IF_NONE_MATCH) == Some("*"),
+        make_parents: true,
+        ..WriteOptions::default()
+    };
+    let mut feed = files.write(path, options).await?;
+    while let Some(frame) = body.frame().await {
+        // The client went away in the middle; nobody reads this answer, and the old file stays.
+        let frame = frame.map_err(|_| FileError::Fault { operation: "reading the request's body" })?;
+        if let Ok(data) = frame.into_data() {
+            feed.push(data).await?;
+        }
+    }
+    let written = feed.finish().await?;
+    let mut response =
+        if written.created { StatusCode::CREATED } else { StatusCode::NO_CONTENT }.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::ETAG, value(etag(&written.entry)));
+    let hex: String = written.sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+    headers.insert(SHA256, value(hex));
+    Ok(response)
+}
+
+/// The path as the client encoded it; a name need not be UTF-8.
+fn path(request: &Parts) -> Result<RelPath, FileError> {
+    let encoded = request.uri.path().strip_prefix(PREFIX).unwrap_or_default();
+    let decoded: Vec<u8> = percent_encoding::percent_decode_str(encoded).collect();
+    parse(&decoded)
+}
+
+fn describe(entry: &Entry, headers: &mut HeaderMap) {
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(header::ETAG, value(etag(entry)));
+    if entry.modified >= UNIX_EPOCH {
+        headers.insert(header::LAST_MODIFIED, value(httpdate::fmt_http_date(entry.modified)));
+    }
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type(&entry.name)));
+    headers.insert(header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+}
+
+/// Changes with the content: its size, its time, and the inode that a rename replaces.
+fn etag(entry: &Entry) -> String {
+    let time = entry.modified.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_nanos();
+    format!("\"{:x}-{time:x}-{:x}\"", entry.size, entry.ino)
+}
+
+/// A few that matter to programs; nothing a browser would run.
+fn content_type(name: &[u8]) -> &'static str {
+    let extension = name.iter().rposition(|b| *b == b'.').map_or(&[][..], |at| &name[at + 1..]);
+    match extension.to_ascii_lowercase().as_slice() {
+        b"txt" | b"log" | b"md" | b"py" | b"rs" | b"toml" => "text/plain; charset=utf-8",
+        b"csv" => "text/csv; charset=utf-8",
+        b"json" | b"ipynb" => "application/json",
+        b"zip" => "application/zip",
+        b"pdf" => "application/pdf",
+        b"png" => "image/png",
+        b"jpg" | b"jpeg" => "image/jpeg",
+        _ => "application/octet-stream",
+    }
+}
+
+fn digest(headers: &HeaderMap) -> Result<Option<[u8; 32]>, FileError> {
+    if let Some(hex) = headers.get(SHA256) {
+        let bad = FileError::BadField { field: "X-Podling-SHA256", allowed: "64 hexadecimal digits" };
+        return hex.to_str().ok().and_then(unhex).map(Some).ok_or(bad);
+    }
+    for name in DIGESTS {
+        let Some(digests) = headers.get(name).and_then(|v| v.to_str().ok()) else { continue };
+        // Digests of other kinds are somebody else's business.
+        let Some(ours) = digests.split(',').find_map(|d| strip_ignoring_case(d.trim(), "sha-256=")) else {
+            continue;
+        };
+        let bad = FileError::BadField { field: "Digest", allowed: "sha-256=<base64 of 32 bytes>" };
+        let bytes = STANDARD.decode(ours.trim_matches(':')).ok().and_then(|bytes| bytes.try_into().ok());
+        return bytes.map(Some).ok_or(bad);
+    }
+    Ok(None)
+}
+
+fn strip_ignoring_case<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
+    text.get(..prefix.len()).filter(|head| head.eq_ignore_ascii_case(prefix)).map(|_| &text[prefix.len()..])
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect();
+    let bytes: Vec<u8> =
+        digits?.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
+    (text.len() == 64).then(|| bytes.try_into().ok())?
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// A value made of what is printable by construction.
+fn value(text: String) -> HeaderValue {
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}

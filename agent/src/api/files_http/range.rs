@@ -1,0 +1,78 @@
+//! The Range header (RFC 9110), one range of bytes. What is more, or cannot be read, is answered with the whole file, as the RFC allows.
+
+/// What part of a file is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    All,
+    /// `length` is at least 1 and the part lies inside the file.
+    Part {
+        offset: u64,
+        length: u64,
+    },
+    /// The range lies outside the file.
+    Nothing,
+}
+
+pub(super) fn parse(header: &str, size: u64) -> Asked {
+    let Some((first, last)) = header.trim().strip_prefix("bytes=").and_then(|range| range.split_once('-'))
+    else {
+        return Asked::All;
+    };
+    match (first.trim(), last.trim()) {
+        ("", last) => match number(last) {
+            None => Asked::All,
+            Some(0) => Asked::Nothing,
+            Some(_) if size == 0 => Asked::Nothing,
+            Some(tail) => {
+                let length = tail.min(size);
+                Asked::Part { offset: size - length, length }
+            }
+        },
+        (first, last) => match (number(first), number(last)) {
+            (None, _) => Asked::All,
+            (Some(_), None) if !last.is_empty() => Asked::All,
+            (Some(first), Some(last)) if last < first => Asked::All,
+            (Some(first), _) if first >= size => Asked::Nothing,
+            (Some(first), last) => {
+                let end = last.map_or(size, |last| last.saturating_add(1).min(size));
+                Asked::Part { offset: first, length: end - first }
+            }
+        },
+    }
+}
+
+fn number(text: &str) -> Option<u64> {
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn ranges_as_the_rfc_has_them() {
+        let part = |offset, length| Asked::Part { offset, length };
+        assert_eq!(parse("bytes=0-499", 10_000), part(0, 500));
+        assert_eq!(parse("bytes=9500-", 10_000), part(9_500, 500));
+        assert_eq!(parse("bytes=-500", 10_000), part(9_500, 500));
+        assert_eq!(parse("bytes=-20000", 10_000), part(0, 10_000));
+        assert_eq!(parse("bytes=9999-20000", 10_000), part(9_999, 1));
+        assert_eq!(parse("bytes=10000-", 10_000), Asked::Nothing);
+        assert_eq!(parse("bytes=-0", 10_000), Asked::Nothing);
+        assert_eq!(parse("bytes=0-0", 0), Asked::Nothing);
+        for whole in ["bytes=5-1", "bytes=1-2,4-5", "lines=1-2", "bytes=a-b", "bytes=-", "bytes=+1-2", ""] {
+            assert_eq!(parse(whole, 10_000), Asked::All, "{whole}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_part_always_lies_inside_the_file(header in "bytes=[0-9]{0,20}-[0-9]{0,20}", size: u64) {
+            if let Asked::Part { offset, length } = parse(&header, size) {
+                prop_assert!(length > 0 && offset.checked_add(length).is_some_and(|end| end <= size));
+            }
+        }
+    }
+}

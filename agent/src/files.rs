@@ -1,0 +1,196 @@
+//! Files below the workspace root: what clients do with them. Knows neither proto nor HTTP.
+//!
+//! All work blocks, so it runs on the blocking pool in bounded pieces: a block of 1 MiB, a page of 1,000 entries, 1,000 removals.
+//! A call whose caller goes away stops after the piece at hand; a write leaves nothing behind.
+
+mod change;
+mod entry;
+mod error;
+mod feed;
+mod list;
+mod path;
+mod read;
+mod remove;
+mod root;
+mod temp;
+mod upload;
+mod walk;
+mod write;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::spawn_blocking,
+};
+use tokio_util::sync::CancellationToken;
+
+pub use self::{
+    entry::{Entry, Kind},
+    error::FileError,
+    feed::Feed,
+    path::{BadPath, RelPath},
+    read::{PIECE, Reading},
+    root::{Links, Resolver, Root},
+    upload::{LAPSE, MAX_UPLOADS, Progress},
+    write::{WriteOptions, Written},
+};
+use self::{list::Listing, remove::Removal, upload::Uploads, write::Writer};
+use crate::intent::{Intent, Intents};
+
+/// Files being read at once, 2 MiB of memory each at most; the next is refused with TOO_MANY_STREAMS.
+pub const MAX_READERS: usize = 128;
+/// Files being written on a stream at once, 2 MiB each at most; the next is refused.
+pub const MAX_WRITERS: usize = 128;
+/// Folders being listed at once, 5 MiB each at most; the next is refused.
+pub const MAX_LISTINGS: usize = 64;
+
+/// What clients do with the files of the workspace.
+#[derive(Debug, Clone)]
+pub struct Files {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    root: Root,
+    intents: Arc<Intents>,
+    uploads: Uploads,
+    readers: Arc<Semaphore>,
+    writers: Arc<Semaphore>,
+    listings: Arc<Semaphore>,
+}
+
+impl Files {
+    /// Files below `root`. [`Files::lapse_uploads`] must run beside it.
+    pub fn new(root: Root, intents: Arc<Intents>) -> Self {
+        Self::with_lapse(root, intents, LAPSE)
+    }
+
+    /// With another patience for uploads.
+    pub fn with_lapse(root: Root, intents: Arc<Intents>, lapse: Duration) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                root,
+                intents,
+                uploads: Uploads::new(lapse),
+                readers: Arc::new(Semaphore::new(MAX_READERS)),
+                writers: Arc::new(Semaphore::new(MAX_WRITERS)),
+                listings: Arc::new(Semaphore::new(MAX_LISTINGS)),
+            }),
+        }
+    }
+
+    /// Removes uploads that nobody continues; run by one owned task.
+    pub async fn lapse_uploads(&self, stop: CancellationToken) {
+        loop {
+            let next = self.inner.uploads.lapse_now();
+            let at = next.unwrap_or_else(|| Instant::now() + self.inner.uploads.lapse());
+            tokio::select! {
+                () = tokio::time::sleep_until(at.into()) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Looks at an entry.
+    pub async fn stat(&self, path: RelPath, links: Links) -> Result<Entry, FileError> {
+        self.blocking(move |inner| {
+            let fd = inner.root.look(&path, links)?;
+            let name = path.split().map(|(_, name)| name.to_owned()).unwrap_or_default();
+            Entry::of(&name, &fd).map_err(error::failed("look at", &path))
+        })
+        .await
+    }
+
+    /// The entries of a folder, sorted by name, in pages; an empty folder has none.
+    pub async fn list(
+        &self,
+        path: RelPath,
+    ) -> Result<impl Stream<Item = Result<Vec<Entry>, FileError>> + Send + use<>, FileError> {
+        let place = place(&self.inner.listings, MAX_LISTINGS)?;
+        let listing = self.blocking(move |inner| Listing::open(&inner.root, path)).await?;
+        let start = (self.clone(), listing, place);
+        Ok(stream::try_unfold(start, |(files, mut listing, place)| async move {
+            let work = move |inner: &Inner| Ok((listing.page(&inner.root)?, listing));
+            let (page, listing) = files.blocking(work).await?;
+            Ok((!page.is_empty()).then_some((page, (files, listing, place))))
+        }))
+    }
+
+    /// Opens a regular file for reading.
+    pub async fn read(&self, path: RelPath) -> Result<Reading, FileError> {
+        let place = place(&self.inner.readers, MAX_READERS)?;
+        self.blocking(move |inner| Reading::open(&inner.root, path, place)).await
+    }
+
+    /// Begins to write a file.
+    pub async fn write(&self, path: RelPath, options: WriteOptions) -> Result<Feed, FileError> {
+        let place = place(&self.inner.writers, MAX_WRITERS)?;
+        self.inner.intents.admit(Intent::ClientWrite)?;
+        let writer = self.blocking(move |inner| Writer::open(&inner.root, path, options)).await?;
+        Ok(Feed::new(writer, self.inner.intents.clone(), place))
+    }
+
+    /// Begins an upload in chunks; its id.
+    pub async fn begin_upload(&self, path: RelPath, options: WriteOptions) -> Result<String, FileError> {
+        self.inner.intents.admit(Intent::ClientWrite)?;
+        self.blocking(move |inner| inner.uploads.begin(&inner.root, path, options)).await
+    }
+
+    /// Continues an upload.
+    pub async fn chunk(
+        &self,
+        upload: String,
+        offset: u64,
+        data: Bytes,
+        finish: bool,
+    ) -> Result<Progress, FileError> {
+        self.inner.intents.admit(Intent::ClientWrite)?;
+        self.inner.uploads.chunk(upload, offset, data, finish).await
+    }
+
+    /// Makes a folder; with `parents` also those above it, and it may be there already.
+    pub async fn mkdir(&self, path: RelPath, mode: Option<u32>, parents: bool) -> Result<(), FileError> {
+        self.inner.intents.admit(Intent::ClientWrite)?;
+        self.blocking(move |inner| change::mkdir(&inner.root, &path, mode, parents)).await
+    }
+
+    /// Moves an entry, replacing what is at its new place only if told to.
+    pub async fn rename(&self, from: RelPath, to: RelPath, replace: bool) -> Result<(), FileError> {
+        self.inner.intents.admit(Intent::ClientWrite)?;
+        self.blocking(move |inner| change::rename(&inner.root, &from, &to, replace)).await
+    }
+
+    /// Removes an entry; how many went.
+    pub async fn remove(&self, path: RelPath, recursive: bool) -> Result<u64, FileError> {
+        self.inner.intents.admit(Intent::ClientWrite)?;
+        let mut removal = self.blocking(move |inner| Removal::begin(&inner.root, path, recursive)).await?;
+        loop {
+            let done;
+            (done, removal) = self.blocking(move |_| Ok((removal.step()?, removal))).await?;
+            if let Some(removed) = done {
+                return Ok(removed);
+            }
+            self.inner.intents.admit(Intent::ClientWrite)?;
+        }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, FileError> + Send + 'static,
+    ) -> Result<T, FileError> {
+        let inner = self.inner.clone();
+        let done = spawn_blocking(move || work(&inner)).await;
+        done.map_err(|_| FileError::Fault { operation: "working on files" })?
+    }
+}
+
+fn place(places: &Arc<Semaphore>, limit: usize) -> Result<OwnedSemaphorePermit, FileError> {
+    places.clone().try_acquire_owned().map_err(|_| FileError::TooManyStreams { limit })
+}

@@ -1,0 +1,109 @@
+//! One entry of a folder, as a client sees it.
+
+use std::{
+    ffi::OsStr,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use rustix::{
+    fs::{FileType, Stat, Timespec, fstat, readlinkat},
+    io::Errno,
+};
+
+/// What an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A folder.
+    Folder,
+    /// A symbolic link.
+    Symlink,
+    /// A socket, a pipe or a device.
+    Other,
+}
+
+/// A file, folder, link or something else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its last part; empty for the root.
+    pub name: Vec<u8>,
+    /// What it is.
+    pub kind: Kind,
+    /// In bytes.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// When its content last changed.
+    pub modified: SystemTime,
+    /// Of a symbolic link: where it points, as written.
+    pub link_target: Vec<u8>,
+    /// The inode's number.
+    pub ino: u64,
+}
+
+impl Entry {
+    pub(super) fn new(name: &OsStr, stat: &Stat, link_target: Vec<u8>) -> Self {
+        Self {
+            name: name.as_bytes().to_vec(),
+            kind: match FileType::from_raw_mode(stat.st_mode) {
+                FileType::RegularFile => Kind::File,
+                FileType::Directory => Kind::Folder,
+                FileType::Symlink => Kind::Symlink,
+                _ => Kind::Other,
+            },
+            size: u64::try_from(stat.st_size).unwrap_or_default(),
+            mode: stat.st_mode & 0o7777,
+            modified: time(stat),
+            link_target,
+            ino: stat.st_ino,
+        }
+    }
+
+    /// Looks at a descriptor, a link's own included.
+    pub(super) fn of(name: &OsStr, fd: &OwnedFd) -> Result<Self, Errno> {
+        let stat = fstat(fd)?;
+        let link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+        let target = if link { readlinkat(fd, "", Vec::new())?.into_bytes() } else { Vec::new() };
+        Ok(Self::new(name, &stat, target))
+    }
+}
+
+fn time(stat: &Stat) -> SystemTime {
+    let nanos = Duration::from_nanos(stat.st_mtime_nsec);
+    let seconds = Duration::from_secs(stat.st_mtime.unsigned_abs());
+    let whole =
+        if stat.st_mtime < 0 { UNIX_EPOCH.checked_sub(seconds) } else { UNIX_EPOCH.checked_add(seconds) };
+    whole.and_then(|at| at.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
+}
+
+/// As the kernel takes it.
+pub(super) fn timespec(at: SystemTime) -> Timespec {
+    match at.duration_since(UNIX_EPOCH) {
+        Ok(after) => Timespec {
+            tv_sec: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: after.subsec_nanos().into(),
+        },
+        Err(before) => {
+            let before = before.duration();
+            let partial = i64::from(before.subsec_nanos() > 0);
+            let nanos = if partial == 1 { 1_000_000_000 - before.subsec_nanos() } else { 0 };
+            let seconds = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
+            Timespec { tv_sec: -seconds - partial, tv_nsec: nanos.into() }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_are_kept_too() {
+        let at = UNIX_EPOCH - Duration::from_millis(1_250);
+        assert_eq!(timespec(at), Timespec { tv_sec: -2, tv_nsec: 750_000_000 });
+        let at = UNIX_EPOCH + Duration::from_millis(1_250);
+        assert_eq!(timespec(at), Timespec { tv_sec: 1, tv_nsec: 250_000_000 });
+    }
+}

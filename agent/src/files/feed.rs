@@ -1,0 +1,102 @@
+//! Feeding a writer from a stream: the disk works on one block while the next arrives.
+
+use std::{mem, sync::Arc};
+
+use bytes::Bytes;
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    task::{JoinHandle, spawn_blocking},
+};
+
+use super::{
+    error::FileError,
+    write::{Writer, Written},
+};
+use crate::intent::{Intent, Intents};
+
+/// Bytes gathered while the disk is busy; then the stream waits for it.
+const GATHER: usize = 1024 * 1024;
+const FAULT: FileError = FileError::Fault { operation: "writing a file" };
+
+/// A file that is being written piece by piece. Dropped, it leaves nothing.
+#[derive(Debug)]
+pub struct Feed {
+    intents: Arc<Intents>,
+    disk: Disk,
+    gathered: Vec<Bytes>,
+    bytes: usize,
+    _place: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+enum Disk {
+    Idle(Box<Writer>),
+    Busy(JoinHandle<Result<Box<Writer>, FileError>>),
+    Failed,
+}
+
+impl Feed {
+    pub(super) fn new(writer: Writer, intents: Arc<Intents>, place: OwnedSemaphorePermit) -> Self {
+        Self { intents, disk: Disk::Idle(Box::new(writer)), gathered: Vec::new(), bytes: 0, _place: place }
+    }
+
+    /// Takes the next piece; waits when the disk is behind.
+    pub async fn push(&mut self, data: Bytes) -> Result<(), FileError> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        self.bytes += data.len();
+        self.gathered.push(data);
+        if self.bytes < GATHER && matches!(&self.disk, Disk::Busy(job) if !job.is_finished()) {
+            return Ok(());
+        }
+        // Somebody still means it: an upload keeps the workspace awake as long as it moves.
+        self.intents.admit(Intent::ClientWrite)?;
+        let writer = self.idle().await?;
+        self.write(writer);
+        Ok(())
+    }
+
+    /// Ends the file; answers when it is on the disk under its name.
+    pub async fn finish(mut self) -> Result<Written, FileError> {
+        self.intents.admit(Intent::ClientWrite)?;
+        let mut writer = self.idle().await?;
+        let gathered = mem::take(&mut self.gathered);
+        let finish = move || {
+            gathered.iter().try_for_each(|data| writer.write(data))?;
+            writer.finish()
+        };
+        spawn_blocking(finish).await.map_err(|_| FAULT)?
+    }
+
+    fn write(&mut self, mut writer: Box<Writer>) {
+        self.bytes = 0;
+        let gathered = mem::take(&mut self.gathered);
+        self.disk = Disk::Busy(spawn_blocking(move || {
+            gathered.iter().try_for_each(|data| writer.write(data))?;
+            Ok(writer)
+        }));
+    }
+
+    async fn idle(&mut self) -> Result<Box<Writer>, FileError> {
+        if let Disk::Busy(job) = &mut self.disk {
+            // Awaited in place: a caller that goes away here drops the job's handle, and the job drops the writer.
+            let done = job.await.map_err(|_| FAULT);
+            self.disk = Disk::Failed;
+            return done?;
+        }
+        match mem::replace(&mut self.disk, Disk::Failed) {
+            Disk::Idle(writer) => Ok(writer),
+            Disk::Busy(_) | Disk::Failed => Err(FAULT),
+        }
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        if let Disk::Idle(writer) = mem::replace(&mut self.disk, Disk::Failed) {
+            // Removing a large file takes its time.
+            drop(spawn_blocking(move || drop(writer)));
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Listing a folder: sorted by name, in pages, in bounded memory however many entries there are.
+//!
+//! The kernel gives names unsorted. A pass over the folder keeps the [`NAMES`] smallest names behind the last one that was shown;
+//! so each entry is shown once at most and in order, and one that is there all the time is shown.
+
+use std::{
+    collections::BinaryHeap,
+    ffi::{OsStr, OsString},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    vec,
+};
+
+use rustix::{
+    fs::{AtFlags, Dir, FileType, readlinkat, statat},
+    io::Errno,
+};
+
+use super::{
+    entry::Entry,
+    error::{FileError, failed},
+    path::RelPath,
+    root::Root,
+    temp,
+};
+
+/// Names held at a time: 16,384 × (255 bytes at most, usually 20) is 5 MiB at worst; a larger folder is read in several passes.
+const NAMES: usize = 16_384;
+/// Entries of a page.
+const PAGE_ENTRIES: usize = 1_000;
+/// Bytes of names and link targets of a page: it must fit a gRPC message (4 MiB) with what surrounds them.
+const PAGE_BYTES: usize = 1024 * 1024;
+
+/// A folder being listed.
+#[derive(Debug)]
+pub(super) struct Listing {
+    path: RelPath,
+    dir: OwnedFd,
+    /// Sorted names of this pass that have not been shown.
+    names: vec::IntoIter<OsString>,
+    last: Option<OsString>,
+    /// The last pass saw all that was left.
+    complete: bool,
+    most: usize,
+}
+
+impl Listing {
+    pub(super) fn open(root: &Root, path: RelPath) -> Result<Self, FileError> {
+        Self::with_names(root, path, NAMES)
+    }
+
+    fn with_names(root: &Root, path: RelPath, most: usize) -> Result<Self, FileError> {
+        let dir = root.folder(&path)?;
+        Ok(Self { path, dir, names: Vec::new().into_iter(), last: None, complete: false, most })
+    }
+
+    /// The next entries; none at the end.
+    pub(super) fn page(&mut self, root: &Root) -> Result<Vec<Entry>, FileError> {
+        let mut page = Vec::new();
+        let mut bytes = 0;
+        while page.len() < PAGE_ENTRIES && bytes < PAGE_BYTES {
+            let Some(name) = self.names.next() else {
+                if self.complete {
+                    break;
+                }
+                self.pass(root)?;
+                continue;
+            };
+            match self.entry(&name) {
+                Ok(entry) => {
+                    bytes += entry.name.len() + entry.link_target.len();
+                    page.push(entry);
+                }
+                // Removed since the pass.
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(failed("look at an entry of", &self.path)(errno)),
+            }
+            self.last = Some(name);
+        }
+        Ok(page)
+    }
+
+    fn entry(&self, name: &OsStr) -> Result<Entry, Errno> {
+        let stat = statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let target = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Symlink => match readlinkat(&self.dir, name, Vec::new()) {
+                // Replaced by something else since: the next listing shows it.
+                Err(Errno::INVAL) => return Err(Errno::NOENT),
+                target => target?.into_bytes(),
+            },
+            _ => Vec::new(),
+        };
+        Ok(Entry::new(name, &stat, target))
+    }
+
+    fn pass(&mut self, root: &Root) -> Result<(), FileError> {
+        let failed = failed("list", &self.path);
+        let mut smallest: BinaryHeap<OsString> = BinaryHeap::new();
+        self.complete = true;
+        for entry in Dir::read_from(&self.dir).map_err(&failed)? {
+            let entry = entry.map_err(&failed)?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if matches!(name.as_bytes(), b"." | b"..")
+                || self.last.as_deref().is_some_and(|last| name <= last)
+            {
+                continue;
+            }
+            if temp::is_temp(name) {
+                root.temps().sweep(self.dir.as_fd(), name);
+                continue;
+            }
+            if smallest.len() == self.most {
+                self.complete = false;
+                if smallest.peek().is_some_and(|largest| name >= largest) {
+                    continue;
+                }
+                smallest.pop();
+            }
+            smallest.push(name.to_owned());
+        }
+        self.names = smallest.into_sorted_vec().into_iter();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::root::Resolver;
+
+    #[test]
+    fn many_passes_show_what_one_would() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut names: Vec<Vec<u8>> =
+            (0..2_500).map(|n| format!("{}", n * 7919 % 100_003).into_bytes()).collect();
+        names.push(b"not \xff utf-8".to_vec());
+        for name in &names {
+            std::fs::write(dir.path().join(OsStr::from_bytes(name)), "").unwrap();
+        }
+        names.sort();
+        let root = Root::open_with(dir.path(), Resolver::Kernel).unwrap();
+        let mut listing = Listing::with_names(&root, RelPath::ROOT, 37).unwrap();
+        let mut shown = Vec::new();
+        loop {
+            let page = listing.page(&root).unwrap();
+            if page.is_empty() {
+                break;
+            }
+            assert!(page.len() <= PAGE_ENTRIES);
+            shown.extend(page.into_iter().map(|entry| entry.name));
+        }
+        assert_eq!(shown, names);
+    }
+}

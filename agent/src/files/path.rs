@@ -1,0 +1,144 @@
+//! Paths as clients write them: relative to the workspace root. Parsing refuses what is no such path; it is *not* what confines
+//! one, the kernel does (see `root`).
+
+use std::{ffi::OsStr, fmt, os::unix::ffi::OsStrExt};
+
+/// A path relative to the workspace root, without empty parts, "." and "..". Empty: the root itself.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct RelPath(Vec<u8>);
+
+/// Why something is no path below the root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadPath {
+    /// It begins with "/".
+    #[error("is absolute; give it relative to the workspace root")]
+    Absolute,
+    /// One of its parts is "..".
+    #[error("holds \"..\"; give it relative to the workspace root")]
+    DotDot,
+    /// It holds a NUL byte.
+    #[error("holds a NUL byte")]
+    Nul,
+    /// Longer than the kernel takes (4095 bytes, 255 for a part).
+    #[error("is too long")]
+    TooLong,
+    /// The call needs something below the root.
+    #[error("is the workspace root itself")]
+    Root,
+}
+
+/// The kernel's PATH_MAX, less its closing NUL.
+const MAX_BYTES: usize = 4095;
+
+impl RelPath {
+    /// The root itself.
+    pub const ROOT: Self = Self(Vec::new());
+
+    /// Reads a path as a client wrote it.
+    pub fn parse(path: impl AsRef<[u8]>) -> Result<Self, BadPath> {
+        let path = path.as_ref();
+        if path.first() == Some(&b'/') {
+            return Err(BadPath::Absolute);
+        }
+        if path.contains(&0) {
+            return Err(BadPath::Nul);
+        }
+        let mut parts = Vec::with_capacity(path.len());
+        for part in path.split(|b| *b == b'/') {
+            match part {
+                b"" | b"." => {}
+                b".." => return Err(BadPath::DotDot),
+                _ => {
+                    if !parts.is_empty() {
+                        parts.push(b'/');
+                    }
+                    parts.extend_from_slice(part);
+                }
+            }
+        }
+        if parts.len() > MAX_BYTES {
+            return Err(BadPath::TooLong);
+        }
+        Ok(Self(parts))
+    }
+
+    /// Whether it is the root itself.
+    pub fn is_root(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Its parts, from the root on.
+    pub fn parts(&self) -> impl DoubleEndedIterator<Item = &OsStr> {
+        self.0.split(|b| *b == b'/').filter(|part| !part.is_empty()).map(OsStr::from_bytes)
+    }
+
+    /// The folder it is in and its name there; `None` for the root.
+    pub fn split(&self) -> Option<(Self, &OsStr)> {
+        if self.is_root() {
+            return None;
+        }
+        let at = self.0.iter().rposition(|b| *b == b'/');
+        let (folder, name) = at.map_or((&[][..], &self.0[..]), |at| (&self.0[..at], &self.0[at + 1..]));
+        Some((Self(folder.to_vec()), OsStr::from_bytes(name)))
+    }
+
+    /// Every folder above it, the outermost first, without the root.
+    pub fn above(&self) -> impl Iterator<Item = Self> {
+        self.0.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| Self(self.0[..at].to_vec()))
+    }
+
+    /// For the kernel: never empty.
+    pub(super) fn as_os_str(&self) -> &OsStr {
+        if self.is_root() { OsStr::new(".") } else { OsStr::from_bytes(&self.0) }
+    }
+}
+
+impl fmt::Display for RelPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.as_os_str().to_string_lossy())
+    }
+}
+
+impl fmt::Debug for RelPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_os_str(), f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_path_is_read_as_a_shell_would_read_it_below_the_root() {
+        let parse = |p: &str| RelPath::parse(p).map(|p| p.to_string());
+        assert_eq!(parse("a//b/./c/"), Ok("a/b/c".into()));
+        assert_eq!(parse(""), Ok(".".into()));
+        assert_eq!(parse("./."), Ok(".".into()));
+        assert_eq!(parse("..a/b.."), Ok("..a/b..".into()), "two dots are harmless inside a name");
+        assert_eq!(parse("/etc/passwd"), Err(BadPath::Absolute));
+        assert_eq!(parse("a/../b"), Err(BadPath::DotDot));
+        assert_eq!(parse("a\0b"), Err(BadPath::Nul));
+        assert_eq!(parse(&"x/".repeat(3000)), Err(BadPath::TooLong));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_read_has_only_plain_parts_and_reads_the_same_again(bytes in prop::collection::vec(prop_oneof![Just(b'/'), Just(b'.'), any::<u8>()], 0..64)) {
+            if let Ok(path) = RelPath::parse(&bytes) {
+                for part in path.parts() {
+                    prop_assert!(!matches!(part.as_bytes(), b"" | b"." | b".."));
+                    prop_assert!(!part.as_bytes().iter().any(|b| matches!(b, b'/' | 0)));
+                }
+                prop_assert_eq!(RelPath::parse(path.as_os_str().as_bytes()), Ok(path.clone()));
+                if let Some((folder, name)) = path.split() {
+                    let joined = [folder.as_os_str().as_bytes(), b"/", name.as_bytes()].concat();
+                    prop_assert_eq!(RelPath::parse(joined), Ok(path.clone()));
+                    prop_assert_eq!(path.above().last().unwrap_or(RelPath::ROOT), folder);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Reading a file's bytes.
+//!
+//! What is sent is fixed when the file is opened: bytes appended later are not sent, and a file that becomes shorter ends the
+//! reading with [`FileError::Shrunk`]. One block is read ahead while the one before is on its way, so that disk and wire work at
+//! the same time; a reader that does not take its bytes holds two blocks and no thread.
+
+use std::{cmp::min, os::fd::OwnedFd, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use rustix::{buffer::spare_capacity, io::Errno};
+use tokio::{sync::OwnedSemaphorePermit, task::JoinHandle};
+
+use super::{
+    entry::Entry,
+    error::{FileError, failed},
+    path::RelPath,
+    root::Root,
+};
+
+/// Most bytes of one piece: what a message of the wire carries.
+pub const PIECE: usize = 256 * 1024;
+/// Bytes read at a time.
+const BLOCK: usize = 1024 * 1024;
+
+/// A file opened for reading a range of it.
+#[derive(Debug)]
+pub struct Reading {
+    /// The file as it was when it was opened.
+    pub entry: Entry,
+    /// The first byte.
+    pub start: u64,
+    /// The one behind the last byte.
+    pub end: u64,
+    path: RelPath,
+    file: Arc<OwnedFd>,
+    place: OwnedSemaphorePermit,
+}
+
+impl Reading {
+    pub(super) fn open(root: &Root, path: RelPath, place: OwnedSemaphorePermit) -> Result<Self, FileError> {
+        let (file, stat) = root.file(&path)?;
+        let name = path.split().map(|(_, name)| name.to_owned()).unwrap_or_default();
+        let entry = Entry::new(&name, &stat, Vec::new());
+        let end = entry.size;
+        Ok(Self { entry, start: 0, end, path, file: Arc::new(file), place })
+    }
+
+    /// Narrows it to `length` bytes (all if `None`) from `offset` on.
+    pub fn range(mut self, offset: u64, length: Option<u64>) -> Result<Self, FileError> {
+        let size = self.entry.size;
+        if offset > size {
+            return Err(FileError::BadOffset { path: self.path.to_string(), offset, size });
+        }
+        self.start = offset;
+        self.end = length.map_or(size, |length| min(size, offset.saturating_add(length)));
+        Ok(self)
+    }
+
+    /// The bytes, in pieces of [`PIECE`] at most.
+    pub fn pieces(self) -> impl Stream<Item = Result<Bytes, FileError>> + Send + 'static {
+        let pieces = Pieces {
+            at: self.start,
+            end: self.end,
+            path: self.path,
+            file: self.file,
+            ready: Bytes::new(),
+            ahead: None,
+            _place: self.place,
+        };
+        stream::try_unfold(pieces, |mut pieces| async move {
+            Ok(pieces.next().await?.map(|piece| (piece, pieces)))
+        })
+    }
+}
+
+/// A block that is being read.
+struct Block {
+    at: u64,
+    length: u64,
+    read: JoinHandle<Result<Bytes, Errno>>,
+}
+
+struct Pieces {
+    /// Where the block that is read next begins.
+    at: u64,
+    end: u64,
+    path: RelPath,
+    file: Arc<OwnedFd>,
+    ready: Bytes,
+    ahead: Option<Block>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Pieces {
+    async fn next(&mut self) -> Result<Option<Bytes>, FileError> {
+        if self.ready.is_empty() {
+            let Some(block) = self.ahead.take().or_else(|| self.read_ahead()) else {
+                return Ok(None);
+            };
+            let read = block.read.await.map_err(|_| FileError::Fault { operation: "reading a file" })?;
+            self.ready = read.map_err(failed("read", &self.path))?;
+            let got = self.ready.len() as u64;
+            if got < block.length {
+                return Err(FileError::Shrunk { path: self.path.to_string(), end: block.at + got });
+            }
+            self.ahead = self.read_ahead();
+        }
+        Ok(Some(self.ready.split_to(min(self.ready.len(), PIECE))))
+    }
+
+    fn read_ahead(&mut self) -> Option<Block> {
+        let (at, length) = (self.at, min(self.end - self.at, BLOCK as u64));
+        if length == 0 {
+            return None;
+        }
+        self.at += length;
+        let file = self.file.clone();
+        let read = tokio::task::spawn_blocking(move || read_block(&file, at, length as usize));
+        Some(Block { at, length, read })
+    }
+}
+
+/// As many bytes as there are, `length` at most.
+fn read_block(file: &OwnedFd, at: u64, length: usize) -> Result<Bytes, Errno> {
+    let mut block = Vec::with_capacity(length);
+    while block.len() < length {
+        let from = at + block.len() as u64;
+        match rustix::io::pread(file, spare_capacity(&mut block), from) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(block.into())
+}

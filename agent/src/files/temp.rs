@@ -1,0 +1,125 @@
+//! Temporary files: `.podling-<run>-<number>.tmp` beside the file they are going to replace.
+//!
+//! One that is dropped unfinished is removed. What a killed agent left behind (another run's, untouched for an hour; an upload
+//! lapses after ten minutes) is removed at its next sight: when its folder is listed, or kept from being removed by it. Listings
+//! never show temporary files.
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, SystemTime},
+};
+
+use rustix::{
+    fs::{AtFlags, Mode, OFlags, openat, statat, unlinkat},
+    io::Errno,
+};
+
+use super::entry::Entry;
+
+const PREFIX: &str = ".podling-";
+const SUFFIX: &str = ".tmp";
+/// From then on a file of another run is nobody's.
+const DEAD_AFTER: Duration = Duration::from_secs(60 * 60);
+
+/// Gives names to temporary files and tells them from others.
+#[derive(Debug)]
+pub(super) struct Temps {
+    run: u64,
+    next: AtomicU64,
+}
+
+/// A temporary file's name; the file goes with it unless it is kept.
+#[derive(Debug)]
+pub(super) struct Temp {
+    dir: OwnedFd,
+    name: OsString,
+    kept: bool,
+}
+
+impl Temps {
+    pub(super) fn new() -> Self {
+        Self { run: fastrand::u64(..), next: AtomicU64::new(0) }
+    }
+
+    /// Makes one in `dir`, readable by nobody else until it is finished.
+    pub(super) fn create(&self, dir: OwnedFd) -> Result<(Temp, OwnedFd), Errno> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let name = OsString::from(format!("{PREFIX}{:016x}-{number:x}{SUFFIX}", self.run));
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&dir, &name, flags, Mode::RUSR | Mode::WUSR)?;
+        Ok((Temp { dir, name, kept: false }, file))
+    }
+
+    /// Removes `name` if it is what another run left behind.
+    pub(super) fn sweep(&self, dir: BorrowedFd<'_>, name: &OsStr) -> bool {
+        if run_of(name).is_none_or(|run| run == self.run) {
+            return false;
+        }
+        let dead = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
+            let age = SystemTime::now().duration_since(Entry::new(name, &stat, Vec::new()).modified);
+            age.is_ok_and(|age| age >= DEAD_AFTER)
+        });
+        dead && unlinkat(dir, name, AtFlags::empty()).is_ok()
+    }
+}
+
+/// Whether a listing leaves it out.
+pub(super) fn is_temp(name: &OsStr) -> bool {
+    run_of(name).is_some()
+}
+
+fn run_of(name: &OsStr) -> Option<u64> {
+    let name = name.to_str()?.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?;
+    let (run, number) = name.split_once('-')?;
+    u64::from_str_radix(number, 16).ok()?;
+    (run.len() == 16).then(|| u64::from_str_radix(run, 16).ok())?
+}
+
+impl Temp {
+    pub(super) fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    pub(super) fn name(&self) -> &OsStr {
+        &self.name
+    }
+
+    /// It has another name now: leave it.
+    pub(super) fn keep(&mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(errno) = unlinkat(&self.dir, &self.name, AtFlags::empty())
+            && errno != Errno::NOENT
+        {
+            tracing::warn!(name = ?self.name.as_bytes(), %errno, "a temporary file stays behind");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_pattern_is_hidden() {
+        assert!(is_temp(OsStr::new(".podling-0123456789abcdef-1f.tmp")));
+        for name in [
+            ".podling-notes.tmp",
+            ".podling-0123456789abcdef.tmp",
+            "podling-0123456789abcdef-1.tmp",
+            ".podlingrc",
+        ] {
+            assert!(!is_temp(OsStr::new(name)), "{name} is the user's");
+        }
+    }
+}

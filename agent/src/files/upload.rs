@@ -1,0 +1,178 @@
+//! Uploads in chunks, for clients that cannot stream. A chunk that comes again is acknowledged and dropped, a hole is refused.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use tokio::task::spawn_blocking;
+
+use super::{
+    error::FileError,
+    path::RelPath,
+    root::Root,
+    write::{WriteOptions, Writer, Written},
+};
+
+/// Uploads at once, finished ones that are remembered included; the next is refused with TOO_MANY_UPLOADS.
+pub const MAX_UPLOADS: usize = 32;
+/// An upload without a chunk for so long is gone, its temporary file with it.
+pub const LAPSE: Duration = Duration::from_secs(10 * 60);
+
+/// What a chunk has led to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// Of the upload.
+    pub id: String,
+    /// The offset expected next.
+    pub next: u64,
+    /// Set when the file is done.
+    pub finished: Option<Written>,
+}
+
+#[derive(Debug)]
+pub(super) struct Uploads {
+    table: Mutex<HashMap<String, Upload>>,
+    lapse: Duration,
+}
+
+#[derive(Debug)]
+struct Upload {
+    touched: Instant,
+    /// Locked on the blocking pool only, for the time of a chunk.
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+enum State {
+    Open(Box<Writer>),
+    /// Remembered, so that a client that missed the answer gets it again.
+    Finished(u64, Box<Written>),
+    Failed,
+}
+
+impl Uploads {
+    pub(super) fn new(lapse: Duration) -> Self {
+        Self { table: Mutex::default(), lapse }
+    }
+
+    /// Makes room for one more, then opens it.
+    pub(super) fn begin(
+        &self,
+        root: &Root,
+        path: RelPath,
+        options: WriteOptions,
+    ) -> Result<String, FileError> {
+        self.lapse_now();
+        self.make_room(&mut self.lock())?;
+        let writer = Writer::open(root, path, options)?;
+        let id = format!("{:016x}", fastrand::u64(..));
+        let state = Arc::new(Mutex::new(State::Open(Box::new(writer))));
+        let mut table = self.lock();
+        self.make_room(&mut table)?;
+        table.insert(id.clone(), Upload { touched: Instant::now(), state });
+        Ok(id)
+    }
+
+    /// Continues `id`.
+    pub(super) async fn chunk(
+        &self,
+        id: String,
+        offset: u64,
+        data: bytes::Bytes,
+        finish: bool,
+    ) -> Result<Progress, FileError> {
+        let state = {
+            let mut table = self.lock();
+            let upload = table.get_mut(&id).filter(|upload| upload.touched.elapsed() < self.lapse);
+            let upload = upload.ok_or_else(|| FileError::UploadNotFound { id: id.clone() })?;
+            upload.touched = Instant::now();
+            upload.state.clone()
+        };
+        let work = move || lock(&state).take(offset, &data, finish);
+        let taken =
+            spawn_blocking(work).await.map_err(|_| FileError::Fault { operation: "writing a chunk" })?;
+        match taken {
+            Ok((next, finished)) => Ok(Progress { id, next, finished }),
+            Err(error) => {
+                // A hole leaves the upload as it is; after any other failure it cannot go on.
+                if !matches!(error, FileError::Hole { .. }) {
+                    self.lock().remove(&id);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Drops what has lapsed; says when to look again.
+    pub(super) fn lapse_now(&self) -> Option<Instant> {
+        let mut table = self.lock();
+        let lapsed: Vec<_> = table.extract_if(|_, upload| upload.touched.elapsed() >= self.lapse).collect();
+        let next = table.values().map(|upload| upload.touched + self.lapse).min();
+        drop(table);
+        // Here temporary files go, outside the lock.
+        drop(lapsed);
+        next
+    }
+
+    pub(super) fn lapse(&self) -> Duration {
+        self.lapse
+    }
+
+    /// Finished ones are forgotten first.
+    fn make_room(&self, table: &mut HashMap<String, Upload>) -> Result<(), FileError> {
+        if table.len() < MAX_UPLOADS {
+            return Ok(());
+        }
+        let finished =
+            |upload: &Upload| matches!(upload.state.try_lock().as_deref(), Ok(State::Finished(..)));
+        let oldest =
+            table.iter().filter(|(_, upload)| finished(upload)).min_by_key(|(_, upload)| upload.touched);
+        let oldest =
+            oldest.map(|(id, _)| id.clone()).ok_or(FileError::TooManyUploads { limit: MAX_UPLOADS })?;
+        table.remove(&oldest);
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Upload>> {
+        lock(&self.table)
+    }
+}
+
+impl State {
+    fn take(&mut self, offset: u64, data: &[u8], finish: bool) -> Result<(u64, Option<Written>), FileError> {
+        let next = match self {
+            Self::Open(writer) => writer.length(),
+            Self::Finished(length, _) => *length,
+            Self::Failed => return Err(FileError::Fault { operation: "continuing a failed upload" }),
+        };
+        if offset > next {
+            return Err(FileError::Hole { offset, expected: next });
+        }
+        let new = usize::try_from(next - offset).ok().and_then(|known| data.get(known..)).unwrap_or_default();
+        match std::mem::replace(self, Self::Failed) {
+            Self::Open(mut writer) => {
+                writer.write(new)?;
+                let length = writer.length();
+                if !finish {
+                    *self = Self::Open(writer);
+                    return Ok((length, None));
+                }
+                let written = writer.finish()?;
+                *self = Self::Finished(length, Box::new(written.clone()));
+                Ok((length, Some(written)))
+            }
+            Self::Finished(length, written) => {
+                let answer = finish.then(|| (*written).clone());
+                *self = Self::Finished(length, written);
+                Ok((length, answer))
+            }
+            Self::Failed => Err(FileError::Fault { operation: "continuing a failed upload" }),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}

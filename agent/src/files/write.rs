@@ -1,0 +1,190 @@
+//! Writing a file whole: into a temporary file beside it, hashed on the way, synced, then renamed over the old one.
+//!
+//! Everything here blocks. The replaced file's mode and, as far as permitted, its owner are kept; its extended attributes and
+//! hard links are not.
+
+use std::{os::fd::OwnedFd, time::SystemTime};
+
+use ring::digest::{Context, SHA256};
+use rustix::{
+    fs::{
+        AtFlags, FileType, Gid, Mode, RenameFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, fchmod,
+        fchown, fstat, fsync, futimens, linkat, renameat, renameat_with, unlinkat,
+    },
+    io::Errno,
+};
+
+use super::{
+    change,
+    entry::{Entry, timespec},
+    error::{FileError, failed},
+    path::RelPath,
+    root::{Place, Root},
+    temp::Temp,
+};
+
+/// Of a new file.
+const DEFAULT_MODE: u32 = 0o644;
+
+/// How a file is to be written.
+#[derive(Debug, Clone, Default)]
+pub struct WriteOptions {
+    /// Permission bits; `None`: those of the file that is replaced, else 0644.
+    pub mode: Option<u32>,
+    /// What the content must hash to.
+    pub sha256: Option<[u8; 32]>,
+    /// Do not replace anything.
+    pub create_only: bool,
+    /// Make missing folders above it.
+    pub make_parents: bool,
+    /// Modification time to set; `None`: now.
+    pub modified: Option<SystemTime>,
+}
+
+/// A file that was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// As it is now.
+    pub entry: Entry,
+    /// Of its content.
+    pub sha256: [u8; 32],
+    /// Whether there was none before.
+    pub created: bool,
+}
+
+/// A file being written. Dropped, it leaves nothing.
+pub(super) struct Writer {
+    path: RelPath,
+    place: Place,
+    options: WriteOptions,
+    temp: Temp,
+    file: OwnedFd,
+    digest: Context,
+    length: u64,
+}
+
+impl Writer {
+    pub(super) fn open(root: &Root, path: RelPath, options: WriteOptions) -> Result<Self, FileError> {
+        if options.make_parents {
+            change::make_parents(root, &path)?;
+        }
+        // With create_only a symbolic link counts as something that is there.
+        let place = if options.create_only { root.place(&path)? } else { root.destination(&path)? };
+        replaceable(&path, &options, place.stat()?.as_ref())?;
+        let dir = place
+            .dir
+            .try_clone()
+            .map_err(|e| failed("open", &path)(Errno::from_io_error(&e).unwrap_or(Errno::MFILE)))?;
+        let (temp, file) = root.temps().create(dir).map_err(failed("write", &path))?;
+        Ok(Self { path, place, options, temp, file, digest: Context::new(&SHA256), length: 0 })
+    }
+
+    /// How much has been written.
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+
+    pub(super) fn write(&mut self, mut data: &[u8]) -> Result<(), FileError> {
+        self.digest.update(data);
+        self.length += data.len() as u64;
+        while !data.is_empty() {
+            match rustix::io::write(&self.file, data) {
+                Ok(written) => data = &data[written..],
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(failed("write", &self.path)(errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks, syncs, renames.
+    pub(super) fn finish(mut self) -> Result<Written, FileError> {
+        let sha256 = self.check_digest()?;
+        let old = self.place.stat()?;
+        replaceable(&self.path, &self.options, old.as_ref())?;
+        let failed = failed("write", &self.path);
+        self.dress(old.as_ref()).map_err(&failed)?;
+        fsync(&self.file).map_err(&failed)?;
+        let entry = Entry::new(&self.place.name, &fstat(&self.file).map_err(&failed)?, Vec::new());
+        self.rename().map_err(&failed)?;
+        self.temp.keep();
+        self.place.sync_folder().map_err(&failed)?;
+        Ok(Written { entry, sha256, created: old.is_none() })
+    }
+
+    fn check_digest(&mut self) -> Result<[u8; 32], FileError> {
+        let digest = std::mem::replace(&mut self.digest, Context::new(&SHA256)).finish();
+        let mut got = [0; 32];
+        got.copy_from_slice(digest.as_ref());
+        match self.options.sha256 {
+            Some(promised) if promised != got => Err(FileError::DigestMismatch {
+                path: self.path.to_string(),
+                promised: hex(&promised),
+                got: hex(&got),
+            }),
+            _ => Ok(got),
+        }
+    }
+
+    /// Owner, mode and time.
+    fn dress(&self, old: Option<&Stat>) -> Result<(), Errno> {
+        if let Some(old) = old {
+            let ours = fstat(&self.file)?;
+            if (old.st_uid, old.st_gid) != (ours.st_uid, ours.st_gid) {
+                let owner = (Uid::from_raw(old.st_uid), Gid::from_raw(old.st_gid));
+                // Only root may give a file away; for everybody else it becomes theirs, as with any editor.
+                let _kept = fchown(&self.file, Some(owner.0), Some(owner.1));
+            }
+        }
+        let kept = old.map_or(DEFAULT_MODE, |old| old.st_mode & 0o7777);
+        fchmod(&self.file, Mode::from_raw_mode(self.options.mode.unwrap_or(kept)))?;
+        match self.options.modified {
+            Some(at) => {
+                let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+                futimens(&self.file, &Timestamps { last_access: omit, last_modification: timespec(at) })
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn rename(&self) -> Result<(), Errno> {
+        let (from, to) = ((self.temp.dir(), self.temp.name()), (&self.place.dir, &self.place.name));
+        if !self.options.create_only {
+            return renameat(from.0, from.1, to.0, to.1);
+        }
+        match renameat_with(from.0, from.1, to.0, to.1, RenameFlags::NOREPLACE) {
+            // The file system lacks the flag; a link never replaces either.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                linkat(from.0, from.1, to.0, to.1, AtFlags::empty())?;
+                unlinkat(from.0, from.1, AtFlags::empty())
+            }
+            renamed => renamed,
+        }
+    }
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer")
+            .field("path", &self.path)
+            .field("length", &self.length)
+            .finish_non_exhaustive()
+    }
+}
+
+fn replaceable(path: &RelPath, options: &WriteOptions, old: Option<&Stat>) -> Result<(), FileError> {
+    let Some(old) = old else { return Ok(()) };
+    if options.create_only {
+        return Err(FileError::Exists { path: path.to_string() });
+    }
+    let problem = match FileType::from_raw_mode(old.st_mode) {
+        FileType::RegularFile | FileType::Symlink => return Ok(()),
+        FileType::Directory => "is a folder",
+        _ => "is a pipe, a socket or a device",
+    };
+    Err(FileError::WrongKind { path: path.to_string(), problem })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
