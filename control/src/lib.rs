@@ -3,11 +3,17 @@
 //! The modules in suggested reading order. `run` is the composition root; `api`, `agents` and `gateway` are the edges; the
 //! driver is the only writer.
 
+pub mod api;
 pub mod args;
 pub mod backend;
 pub mod caller;
 pub mod config;
 pub mod driver;
+pub mod gateway;
 pub mod identity;
+pub mod metrics;
+pub mod refusal;
+pub mod server;
 pub mod snapshot;
 pub mod template;
+mod unix_socket;

@@ -14,6 +14,19 @@ use tokio::sync::watch;
 /// How to follow the picture. Subscribe before the first read.
 pub type Snapshots = watch::Receiver<Arc<Snapshot>>;
 
+/// The states with their words, in the order of a workspace's life.
+pub const STATES: &[(State, &str)] = &[
+    (State::Queued, "queued"),
+    (State::Starting, "starting"),
+    (State::Awake, "awake"),
+    (State::FallingAsleep, "falling-asleep"),
+    (State::Asleep, "asleep"),
+    (State::Archiving, "archiving"),
+    (State::Archived, "archived"),
+    (State::Deleting, "deleting"),
+    (State::Failed, "failed"),
+];
+
 /// All workspaces at one moment.
 #[derive(Debug, Default)]
 pub struct Snapshot {

@@ -1,0 +1,125 @@
+//! The Tokens service: translates, and asks the identity.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use podling_core::id::{Owner, WorkspaceId};
+use podling_proto::{
+    control::v1::{
+        CreateTokenRequest, CreateTokenResponse, DescribeTokenRequest, DescribeTokenResponse, TokenInfo,
+        tokens_server::Tokens,
+    },
+    error::{Reason, WireError},
+    verb::Verbs,
+};
+use prost_types::Timestamp;
+use tonic::{Request, Response, Status};
+
+use super::caller;
+use crate::{
+    caller::Caller,
+    identity::{Grant, Identity, MAX_TTL},
+    snapshot::Snapshots,
+};
+
+/// Life of a token whose request says nothing.
+const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
+/// Shortest life of a token.
+const MIN_TTL: Duration = Duration::from_secs(1);
+
+/// Mints and describes tokens.
+#[derive(Debug, Clone)]
+pub struct TokensApi {
+    identity: Arc<Identity>,
+    snapshots: Snapshots,
+}
+
+impl TokensApi {
+    /// Names of workspaces are looked up in `snapshots`.
+    pub fn new(identity: Arc<Identity>, snapshots: Snapshots) -> Self {
+        Self { identity, snapshots }
+    }
+
+    fn grant(&self, caller: &Caller, request: &CreateTokenRequest) -> Result<Grant, WireError> {
+        let verbs =
+            Verbs::try_from(request.verbs.clone()).map_err(|unknown| bad("verbs", unknown.to_string()))?;
+        if verbs.is_empty() {
+            return Err(bad("verbs", "name at least one verb"));
+        }
+        let owner = match request.owner.as_str() {
+            "" => None,
+            owner => Some(owner.parse::<Owner>().map_err(|e| bad("owner", e.to_string()))?),
+        };
+        let whose = owner.as_ref().unwrap_or(&caller.owner);
+        let workspaces = request
+            .workspaces
+            .iter()
+            .map(|text| self.workspace(caller, whose, text))
+            .collect::<Result<BTreeSet<_>, _>>()?;
+        let agent = match (request.for_agent, workspaces.len()) {
+            (false, _) => None,
+            (true, 1) => workspaces.first().cloned(),
+            (true, _) => return Err(bad("workspaces", "a token for an agent names exactly one workspace")),
+        };
+        let workspaces = (!workspaces.is_empty()).then_some(workspaces);
+        Ok(Grant { verbs, workspaces, owner, ttl: ttl(request)?, agent })
+    }
+
+    /// By id or by name, as far as the caller may see it.
+    fn workspace(&self, caller: &Caller, owner: &Owner, text: &str) -> Result<WorkspaceId, WireError> {
+        let snapshot = self.snapshots.borrow();
+        let by_id = text.parse().ok().and_then(|id| snapshot.get(&id));
+        let by_name = || text.parse().ok().and_then(|name| snapshot.by_name(owner, &name));
+        let view = by_id.or_else(by_name).filter(|view| caller.sees(view));
+        view.map(|view| view.spec.id.clone()).ok_or_else(|| {
+            let message = format!("there is no workspace {text:?}");
+            WireError::new(Reason::WorkspaceNotFound, message).with("id", text)
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Tokens for TokensApi {
+    async fn create(
+        &self,
+        request: Request<CreateTokenRequest>,
+    ) -> Result<Response<CreateTokenResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let minted = self.identity.mint(&caller, self.grant(&caller, &request)?)?;
+        let info = Some(info(&minted.caller, request.for_agent));
+        Ok(Response::new(CreateTokenResponse { token: minted.token, info }))
+    }
+
+    async fn describe(
+        &self,
+        request: Request<DescribeTokenRequest>,
+    ) -> Result<Response<DescribeTokenResponse>, Status> {
+        let info = Some(info(&caller(&request)?, false));
+        Ok(Response::new(DescribeTokenResponse { info }))
+    }
+}
+
+fn ttl(request: &CreateTokenRequest) -> Result<Duration, WireError> {
+    let Some(ttl) = request.ttl else { return Ok(DEFAULT_TTL) };
+    let ttl = Duration::try_from(ttl).ok().filter(|ttl| (MIN_TTL..=MAX_TTL).contains(ttl));
+    ttl.ok_or_else(|| bad("ttl", "1 s to 30 days"))
+}
+
+fn bad(field: &str, allowed: impl Into<String>) -> WireError {
+    let allowed = allowed.into();
+    WireError::new(Reason::BadField, format!("{field}: {allowed}"))
+        .with("field", field)
+        .with("allowed", allowed)
+}
+
+fn info(caller: &Caller, for_agent: bool) -> TokenInfo {
+    TokenInfo {
+        owner: caller.owner.to_string(),
+        verbs: caller.verbs.names(),
+        workspaces: caller.workspaces.iter().flatten().map(ToString::to_string).collect(),
+        expires: caller
+            .expires
+            .map(|at| Timestamp { seconds: i64::try_from(at).unwrap_or(i64::MAX), nanos: 0 }),
+        for_agent,
+    }
+}

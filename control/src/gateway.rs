@@ -1,0 +1,162 @@
+//! The gateway: forwards a whole HTTP exchange to the agent of the workspace it names, as it is.
+//!
+//! It knows what a call may do (by its path) and where the agent is, and must not know what any message means: nothing here
+//! decodes a body.
+
+use std::{fmt, sync::Arc};
+
+use axum::body::Body;
+use http::{HeaderMap, Request, Response};
+use hyper::body::Incoming;
+use podling_core::id::WorkspaceId;
+use podling_proto::{
+    error::{Reason, WireError},
+    metadata,
+    verb::Verbs,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    caller::Caller,
+    identity::Identity,
+    metrics::Metrics,
+    refusal::Protocol,
+    snapshot::{AgentView, Snapshots},
+};
+
+mod access;
+mod dial;
+mod headers;
+mod pool;
+mod relay;
+mod waiting;
+
+use access::Needs;
+pub(crate) use access::is_description;
+use pool::Pool;
+use relay::{Relay, Upload};
+use waiting::Waiting;
+
+/// Forwards to agents.
+pub struct Gateway {
+    identity: Arc<Identity>,
+    pool: Pool,
+    waiting: Waiting,
+    metrics: Arc<Metrics>,
+    /// When streams are to end.
+    streams: CancellationToken,
+}
+
+impl Gateway {
+    /// A gateway to the agents that `snapshots` show. Workspaces that somebody waits for are named on `wakes`; when it is
+    /// full, somebody else's wish is being granted and the call just waits.
+    pub fn new(
+        identity: Arc<Identity>,
+        snapshots: Snapshots,
+        wakes: mpsc::Sender<WorkspaceId>,
+        metrics: Arc<Metrics>,
+        streams: CancellationToken,
+    ) -> Self {
+        let waiting = Waiting::new(snapshots, wakes, metrics.held.clone());
+        Self { identity, pool: Pool::default(), waiting, metrics, streams }
+    }
+
+    /// Answers a request that names a workspace: with the agent's answer, or with an error in the caller's protocol.
+    pub async fn forward(&self, caller: &Caller, request: Request<Incoming>) -> Response<Body> {
+        let protocol = Protocol::of(request.headers());
+        let forwarded = tokio::select! {
+            forwarded = self.exchange(caller, protocol, request) => forwarded,
+            () = self.streams.cancelled() => Err(going_down()),
+        };
+        forwarded.unwrap_or_else(|error| {
+            self.metrics.refused("gateway", &error);
+            protocol.refuse(error)
+        })
+    }
+
+    /// Closes the connections to agents; those that still carry an exchange end with it.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    async fn exchange(
+        &self,
+        caller: &Caller,
+        protocol: Protocol,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, WireError> {
+        let needs = Needs::of(request.method(), request.uri().path(), request.headers());
+        caller.may(needs.verb)?;
+        let id = workspace(request.headers())?;
+        let agent = self.waiting.agent(caller, &id, needs.wakes).await?;
+        let token = self.identity.agent_token(&id, &caller.owner, &Verbs::only([needs.verb]));
+        let (mut parts, body) = request.into_parts();
+        headers::to_agent(&mut parts, protocol, token);
+        let (upload, answered) = Upload::new(body);
+        let (stream, response) = self.send(&id, &agent, Request::from_parts(parts, upload)).await?;
+        let (mut parts, body) = response.into_parts();
+        headers::to_caller(&mut parts, protocol);
+        let count = self.metrics.exchange(&parts);
+        let relay = Relay::new(body, protocol, parts.headers.contains_key("grpc-status"), count)
+            .until(&self.streams)
+            .keeping((stream, answered));
+        Ok(Response::from_parts(parts, Body::new(relay)))
+    }
+
+    /// Sends on a connection to the agent; once more on a new one if the first turned out to be closed before it took
+    /// the request.
+    async fn send(
+        &self,
+        id: &WorkspaceId,
+        agent: &Arc<AgentView>,
+        mut request: Request<Upload>,
+    ) -> Result<(pool::Stream, Response<Incoming>), WireError> {
+        for _attempt in 0..2 {
+            let mut stream = self.pool.stream(id, agent).await.map_err(|error| {
+                tracing::warn!(workspace = %id, %error, "no connection to the agent");
+                error.into_wire(id)
+            })?;
+            match stream.sender().try_send_request(request).await {
+                Ok(response) => return Ok((stream, response)),
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => {
+                        tracing::debug!(workspace = %id, error = %error.into_error(), "the agent did not answer");
+                        break;
+                    }
+                },
+            }
+        }
+        Err(unreachable_agent(id))
+    }
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").field("pool", &self.pool).finish_non_exhaustive()
+    }
+}
+
+/// The workspace a request names: by its id, for names belong to owners and an exchange may be an admin's.
+fn workspace(headers: &HeaderMap) -> Result<WorkspaceId, WireError> {
+    let text = headers.get(metadata::WORKSPACE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    text.parse().map_err(|_| {
+        let message =
+            format!("{} takes a workspace's id (twelve characters), not {text:?}", metadata::WORKSPACE);
+        WireError::new(Reason::WorkspaceNotFound, message).with("id", text)
+    })
+}
+
+/// The link to the agent is down.
+fn unreachable_agent(id: &WorkspaceId) -> WireError {
+    let message = "the workspace's agent does not answer; what runs in it may well go on: try again";
+    WireError::new(Reason::AgentUnreachable, message).with("id", id)
+}
+
+fn going_down() -> WireError {
+    WireError::new(
+        Reason::ShuttingDown,
+        "the control plane is shutting down; the workspace goes on: try again",
+    )
+}

@@ -1,0 +1,83 @@
+//! What a request for an agent needs: a verb, and whether it wakes. Read from its path alone.
+
+use http::{HeaderMap, Method};
+use podling_proto::{metadata, method, v1::Verb};
+
+/// What a request needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Needs {
+    pub(super) verb: Verb,
+    /// Whether it may be held until the workspace is awake.
+    pub(super) wakes: bool,
+}
+
+impl Needs {
+    /// What nobody declared needs `admin`, and never wakes.
+    pub(super) fn of(method: &Method, path: &str, headers: &HeaderMap) -> Self {
+        let declared = match method::find(path).filter(|m| m.is_agents()) {
+            Some(rpc) => Some((rpc.verb(), rpc.wakes)),
+            None if path.starts_with("/files/") => match *method {
+                Method::GET | Method::HEAD => Some((Verb::FilesRead, true)),
+                Method::PUT => Some((Verb::FilesWrite, true)),
+                _ => None,
+            },
+            // What an agent offers is no secret to whoever may look at the workspace.
+            None if is_description(path) => Some((Verb::Read, false)),
+            None => None,
+        };
+        let (verb, wakes) = declared.unwrap_or((Verb::Admin, false));
+        let never = headers.get(metadata::WAKE).is_some_and(|value| value == "never");
+        Self { verb, wakes: wakes && !never }
+    }
+}
+
+/// Health and reflection: services that come with gRPC, not ours.
+pub(crate) fn is_description(path: &str) -> bool {
+    ["/grpc.health.v1.Health/", "/grpc.reflection.v1.", "/grpc.reflection.v1alpha."]
+        .iter()
+        .any(|service| path.starts_with(service))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn needs(method: Method, path: &str) -> (Verb, bool) {
+        let needs = Needs::of(&method, path, &HeaderMap::new());
+        (needs.verb, needs.wakes)
+    }
+
+    #[test]
+    fn a_request_needs_what_its_path_says() {
+        assert_eq!(needs(Method::POST, "/podling.agent.v1.Terminals/Attach"), (Verb::Terminal, true));
+        assert_eq!(needs(Method::POST, "/podling.agent.v1.Terminals/Write"), (Verb::Terminal, false));
+        assert_eq!(needs(Method::GET, "/files/a%2Fb"), (Verb::FilesRead, true));
+        assert_eq!(needs(Method::HEAD, "/files/"), (Verb::FilesRead, true));
+        assert_eq!(needs(Method::PUT, "/files/a"), (Verb::FilesWrite, true));
+    }
+
+    #[test]
+    fn what_nobody_declared_needs_admin_and_never_wakes() {
+        for (method, path) in [
+            (Method::POST, "/podling.agent.v1.Terminals/Create2"),
+            (Method::POST, "/podling.agent.v1.Terminals/Cre%61te"),
+            (Method::POST, "/podling.control.v1.Workspaces/Get"),
+            (Method::DELETE, "/files/a"),
+            (Method::GET, "/files"),
+            (Method::GET, "/metrics"),
+            (Method::GET, "/"),
+        ] {
+            assert_eq!(needs(method, path), (Verb::Admin, false), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_caller_can_forbid_to_wake() {
+        let mut headers = HeaderMap::new();
+        headers.insert(metadata::WAKE, HeaderValue::from_static("never"));
+        let needs = Needs::of(&Method::POST, "/podling.agent.v1.Terminals/Attach", &headers);
+        assert_eq!((needs.verb, needs.wakes), (Verb::Terminal, false));
+    }
+}

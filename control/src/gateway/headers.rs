@@ -1,0 +1,145 @@
+//! What of the headers passes, in either direction: everything but what belongs to one hop, to the control plane, or to the
+//! page's origin.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Uri, Version,
+    header::{
+        ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_SECURITY_POLICY, COOKIE, EXPECT, FORWARDED, HOST, ORIGIN,
+        PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, REFERER, SET_COOKIE, STRICT_TRANSPORT_SECURITY, TE, TRAILER,
+        TRANSFER_ENCODING, UPGRADE, X_CONTENT_TYPE_OPTIONS,
+    },
+    request, response,
+    uri::{Authority, Scheme},
+};
+use podling_proto::metadata;
+
+use crate::refusal::Protocol;
+
+/// The name agents answer to.
+pub(super) const AGENT_NAME: &str = "podling-agent";
+
+/// Belong to one connection (RFC 9110, 7.6.1).
+const HOP_BY_HOP: [HeaderName; 9] = [
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    CONNECTION,
+];
+/// A caller's secrets, and what the gateway itself was told.
+const NOT_FOR_AGENTS: [HeaderName; 11] = [
+    AUTHORIZATION,
+    COOKIE,
+    EXPECT,
+    FORWARDED,
+    HOST,
+    ORIGIN,
+    REFERER,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static(metadata::WORKSPACE),
+    HeaderName::from_static(metadata::WAKE),
+];
+/// Would speak for the gateway's whole address, where other workspaces are reached too.
+const NOT_FOR_CALLERS: [HeaderName; 4] =
+    [ALT_SVC, SET_COOKIE, STRICT_TRANSPORT_SECURITY, HeaderName::from_static("clear-site-data")];
+
+/// Makes a caller's request the gateway's request to an agent.
+pub(super) fn to_agent(parts: &mut request::Parts, protocol: Protocol, authorization: HeaderValue) {
+    strip(&mut parts.headers, &NOT_FOR_AGENTS);
+    parts.headers.insert(AUTHORIZATION, authorization);
+    if protocol == Protocol::Grpc {
+        parts.headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    let mut uri = std::mem::take(&mut parts.uri).into_parts();
+    uri.scheme = Some(Scheme::HTTPS);
+    uri.authority = Some(Authority::from_static(AGENT_NAME));
+    // "*" alone has no place below an authority; everything else was a path already.
+    uri.path_and_query = uri.path_and_query.filter(|path| path.as_str().starts_with('/'));
+    parts.uri = Uri::from_parts(uri).unwrap_or_default();
+    parts.version = Version::HTTP_2;
+}
+
+/// Makes an agent's answer the gateway's.
+pub(super) fn to_caller(parts: &mut response::Parts, protocol: Protocol) {
+    strip(&mut parts.headers, &NOT_FOR_CALLERS);
+    // Which pages may read answers is for the gateway to say.
+    let cors: Vec<_> =
+        parts.headers.keys().filter(|name| name.as_str().starts_with("access-control-")).cloned().collect();
+    for name in cors {
+        parts.headers.remove(name);
+    }
+    if protocol == Protocol::Http {
+        // A file out of a workspace is never a page of the gateway's.
+        parts.headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
+        parts.headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    }
+    parts.version = Version::default();
+}
+
+fn strip(headers: &mut HeaderMap, also: &[HeaderName]) {
+    // The connection header names further ones that end here.
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP).chain(also) {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+
+    use super::*;
+
+    #[test]
+    fn an_agent_sees_the_call_and_none_of_the_callers_secrets() {
+        let request = Request::put("http://podling.example:7411/files/a?x=1")
+            .header("authorization", "Bearer user")
+            .header("cookie", "session=1")
+            .header("podling-workspace", "abc")
+            .header("podling-wake", "never")
+            .header("x-forwarded-for", "192.0.2.1")
+            .header("connection", "close, X-Secret-Hop")
+            .header("x-secret-hop", "1")
+            .header("transfer-encoding", "chunked")
+            .header("te", "gzip")
+            .header("host", "podling.example")
+            .header("content-type", "text/plain")
+            .header("grpc-timeout", "5S")
+            .header("x-my-metadata", "kept");
+        let mut parts = request.body(()).expect("request").into_parts().0;
+        to_agent(&mut parts, Protocol::Http, HeaderValue::from_static("Bearer agent"));
+        let mut names: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["authorization", "content-type", "grpc-timeout", "x-my-metadata"]);
+        assert_eq!(parts.headers["authorization"], "Bearer agent");
+        assert_eq!(parts.uri.to_string(), "https://podling-agent/files/a?x=1");
+        to_agent(&mut parts, Protocol::Grpc, HeaderValue::from_static("Bearer agent"));
+        assert_eq!(parts.headers["te"], "trailers");
+    }
+
+    #[test]
+    fn an_agent_cannot_speak_for_the_gateways_address() {
+        let response = Response::builder()
+            .header("set-cookie", "a=b")
+            .header("access-control-allow-origin", "*")
+            .header("alt-svc", "h3=\":443\"")
+            .header("content-type", "text/html")
+            .header("etag", "1");
+        let mut parts = response.body(()).expect("response").into_parts().0;
+        to_caller(&mut parts, Protocol::Http);
+        let mut names: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["content-security-policy", "content-type", "etag", "x-content-type-options"]);
+    }
+}

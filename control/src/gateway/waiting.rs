@@ -1,0 +1,167 @@
+//! Finds the agent of a workspace, and holds calls that wake until there is one. Must not know what a call is.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use podling_core::{id::WorkspaceId, workspace::State};
+use podling_proto::error::{Reason, WireError};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::{sync::mpsc, time::timeout};
+
+use super::{going_down, unreachable_agent};
+use crate::{
+    caller::Caller,
+    snapshot::{AgentView, Snapshots, WorkspaceView},
+};
+
+/// How long a call is held for a workspace that starts: a cold start with room to spare, and well below the minute after
+/// which proxies give up. Then WAKE_TIMEOUT.
+const HOLD_TIME: Duration = Duration::from_secs(30);
+/// Calls held for one workspace: a browser's tabs and some tools. One more is refused with TOO_MANY_WAITING.
+pub(super) const HELD_PER_WORKSPACE: usize = 64;
+/// Calls held in all. One more is refused with TOO_MANY_WAITING.
+const HELD: usize = 1024;
+/// What a client waits before it asks for a workspace again that is not awake.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Who waits for what.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    snapshots: Snapshots,
+    wakes: mpsc::Sender<WorkspaceId>,
+    held: Arc<Mutex<HashMap<WorkspaceId, usize>>>,
+    gauge: Gauge,
+}
+
+/// One held call; dropped, it makes room.
+struct Held {
+    id: WorkspaceId,
+    held: Arc<Mutex<HashMap<WorkspaceId, usize>>>,
+    gauge: Gauge,
+}
+
+/// What is to be done with a call, as things are.
+enum Judgement {
+    Forward(Arc<AgentView>),
+    Hold,
+    Refuse(WireError),
+}
+
+impl Waiting {
+    pub(super) fn new(snapshots: Snapshots, wakes: mpsc::Sender<WorkspaceId>, gauge: Gauge) -> Self {
+        Self { snapshots, wakes, held: Arc::default(), gauge }
+    }
+
+    /// The agent of a workspace the caller may see. If there is none just now, a call that `wakes` waits for it.
+    pub(super) async fn agent(
+        &self,
+        caller: &Caller,
+        id: &WorkspaceId,
+        wakes: bool,
+    ) -> Result<Arc<AgentView>, WireError> {
+        let mut snapshots = self.snapshots.clone();
+        let view = find(&mut snapshots, caller, id)?;
+        match judge(&view, wakes) {
+            Judgement::Forward(agent) => return Ok(agent),
+            Judgement::Refuse(error) if view.state != State::Failed || !wakes => return Err(error),
+            // A start that failed is tried again for whoever comes; only a failure from here on counts.
+            Judgement::Refuse(_) | Judgement::Hold => {}
+        }
+        let _held = self.hold(id)?;
+        let first = view.version;
+        let waited = timeout(HOLD_TIME, async {
+            loop {
+                snapshots.changed().await.map_err(|_| going_down())?;
+                let view = find(&mut snapshots, caller, id)?;
+                match judge(&view, true) {
+                    Judgement::Forward(agent) => return Ok(agent),
+                    Judgement::Refuse(error) if view.version != first => return Err(error),
+                    Judgement::Refuse(_) | Judgement::Hold => {}
+                }
+            }
+        });
+        waited.await.unwrap_or_else(|_| {
+            let message = format!("the workspace was not ready within {} s; try again", HOLD_TIME.as_secs());
+            Err(WireError::new(Reason::WakeTimeout, message).with("id", id))
+        })
+    }
+
+    fn hold(&self, id: &WorkspaceId) -> Result<Held, WireError> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = held.get(id).copied().unwrap_or_default();
+        for (count, limit, what) in [
+            (mine, HELD_PER_WORKSPACE, "calls waiting for one workspace"),
+            (held.values().sum(), HELD, "calls waiting for workspaces"),
+        ] {
+            if count >= limit {
+                let message = format!("{limit} {what} already; try again");
+                let error = WireError::new(Reason::TooManyWaiting, message).retry_after(RETRY);
+                return Err(error.with("limit", limit).with("what", what));
+            }
+        }
+        if mine == 0 {
+            // One waker for each workspace. A full queue means that others are being woken: the start that is wanted comes
+            // anyway, only its pause after a failure is not cut short.
+            let _queued = self.wakes.try_send(id.clone());
+        }
+        held.insert(id.clone(), mine + 1);
+        self.gauge.inc();
+        Ok(Held { id: id.clone(), held: self.held.clone(), gauge: self.gauge.clone() })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        self.gauge.dec();
+        match held.get_mut(&self.id) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(held.remove(&self.id)),
+        }
+    }
+}
+
+/// Others' workspaces are as if they did not exist.
+fn find(
+    snapshots: &mut Snapshots,
+    caller: &Caller,
+    id: &WorkspaceId,
+) -> Result<Arc<WorkspaceView>, WireError> {
+    let snapshot = snapshots.borrow_and_update();
+    let view = snapshot.get(id).filter(|view| caller.sees(view));
+    view.cloned().ok_or_else(|| {
+        WireError::new(Reason::WorkspaceNotFound, format!("there is no workspace {id}")).with("id", id)
+    })
+}
+
+fn judge(view: &WorkspaceView, wakes: bool) -> Judgement {
+    let not_awake = |words: &str, state: &str| {
+        let message = format!("the workspace is {words}, and this call does not wake it");
+        let error = WireError::new(Reason::NotAwake, message).with("state", state);
+        Judgement::Refuse(error.with("id", &view.spec.id).retry_after(RETRY))
+    };
+    match view.state {
+        State::Awake | State::FallingAsleep => match &view.agent {
+            Some(agent) => Judgement::Forward(agent.clone()),
+            None if wakes => Judgement::Hold,
+            None => Judgement::Refuse(unreachable_agent(&view.spec.id)),
+        },
+        State::Queued | State::Starting | State::Asleep if wakes => Judgement::Hold,
+        State::Queued => not_awake("waiting for room", "queued"),
+        State::Starting => not_awake("starting", "starting"),
+        State::Asleep => not_awake("asleep", "asleep"),
+        State::Archiving => not_awake("being archived", "archiving"),
+        State::Archived => not_awake("archived", "archived"),
+        State::Deleting => Judgement::Refuse(
+            WireError::new(Reason::Deleting, "the workspace is being deleted").with("id", &view.spec.id),
+        ),
+        State::Failed => Judgement::Refuse(
+            WireError::new(Reason::WorkspaceFailed, format!("the workspace does not start: {}", view.reason))
+                .with("cause", &view.reason)
+                .with("id", &view.spec.id),
+        ),
+    }
+}

@@ -1,0 +1,169 @@
+//! What the control plane counts, for Prometheus. Must not know who reads it.
+
+use std::{fmt, sync::atomic::AtomicU64};
+
+use http::{HeaderMap, response};
+use podling_core::workspace::Link;
+use podling_proto::error::{self, WireError};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
+    metrics::{
+        MetricType,
+        counter::Counter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+    },
+    registry::Registry,
+};
+use tonic::Code;
+
+use crate::snapshot::{Snapshots, WorkspaceView};
+
+/// Everything that is counted.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<Request, Counter>,
+    /// Calls that wait for a workspace.
+    pub held: Gauge,
+    /// Public connections.
+    pub connections: Gauge,
+    /// Connections of agents.
+    pub agent_connections: Gauge,
+    /// Heartbeats that were taken.
+    pub beats: Counter,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Request {
+    /// "gateway" or "control".
+    surface: &'static str,
+    /// Name of a gRPC code, or an HTTP status.
+    code: String,
+}
+
+/// How one exchange ends; counted once it is known, and if nothing else is said, when the exchange is given up.
+#[derive(Debug)]
+pub struct Outcome {
+    requests: Family<Request, Counter>,
+    code: Option<String>,
+}
+
+impl Metrics {
+    /// Counters at nought; workspaces are counted in the snapshots whenever somebody reads.
+    pub fn new(snapshots: Snapshots) -> Self {
+        let mut registry = Registry::with_prefix("podling");
+        let requests = Family::<Request, Counter>::default();
+        let (held, connections, agent_connections) = (Gauge::default(), Gauge::default(), Gauge::default());
+        let beats = Counter::<u64, AtomicU64>::default();
+        registry.register(
+            "requests",
+            "Requests that were answered, by gRPC code or HTTP status",
+            requests.clone(),
+        );
+        registry.register("held_requests", "Calls that wait for a workspace to be awake", held.clone());
+        registry.register("connections", "Open connections at the public address", connections.clone());
+        registry.register("agent_connections", "Open connections of agents", agent_connections.clone());
+        registry.register("beats", "Heartbeats that were taken", beats.clone());
+        registry.register_collector(Box::new(Workspaces(snapshots)));
+        Self { registry, requests, held, connections, agent_connections, beats }
+    }
+
+    /// All of it in the text format.
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        // Writing to a String does not fail.
+        let _written = text::encode(&mut out, &self.registry);
+        out
+    }
+
+    /// An error of our own was the answer.
+    pub fn refused(&self, surface: &'static str, error: &WireError) {
+        self.count(surface, code_name(error::code(error.reason())));
+    }
+
+    /// A call of the control plane's own was answered like this.
+    pub fn answered(&self, parts: &response::Parts) {
+        self.count("control", code_of(parts).unwrap_or_else(|| parts.status.as_str().to_owned()));
+    }
+
+    /// An exchange whose answer began like this.
+    pub fn exchange(&self, parts: &response::Parts) -> Outcome {
+        Outcome { requests: self.requests.clone(), code: code_of(parts).or_else(|| plain(parts)) }
+    }
+
+    fn count(&self, surface: &'static str, code: String) {
+        self.requests.get_or_create(&Request { surface, code }).inc();
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    /// It ended with these trailers.
+    pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
+        self.code = grpc_code(trailers).or(self.code.take());
+    }
+
+    /// It was broken off.
+    pub(crate) fn broken(&mut self, why: &WireError) {
+        self.code = Some(code_name(error::code(why.reason())));
+    }
+}
+
+impl Drop for Outcome {
+    fn drop(&mut self) {
+        let code = self.code.take().unwrap_or_else(|| code_name(Code::Cancelled));
+        self.requests.get_or_create(&Request { surface: "gateway", code }).inc();
+    }
+}
+
+/// What an answer without gRPC trailers to come says.
+fn plain(parts: &response::Parts) -> Option<String> {
+    let content_type = parts.headers.get(http::header::CONTENT_TYPE).map_or(&b""[..], |v| v.as_bytes());
+    let trailers_come =
+        content_type.starts_with(b"application/grpc") && !content_type.starts_with(b"application/grpc-web");
+    (!trailers_come).then(|| parts.status.as_str().to_owned())
+}
+
+fn code_of(parts: &response::Parts) -> Option<String> {
+    grpc_code(&parts.headers)
+}
+
+/// An agent may say anything: only codes that exist become a label.
+fn grpc_code(headers: &HeaderMap) -> Option<String> {
+    let code = headers.get("grpc-status")?.to_str().ok()?.parse::<i32>().ok()?;
+    Some(code_name(Code::from_i32(code)))
+}
+
+fn code_name(code: Code) -> String {
+    format!("{code:?}")
+}
+
+/// Workspaces by state and link.
+#[derive(Debug)]
+struct Workspaces(Snapshots);
+
+impl Collector for Workspaces {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let snapshot = self.0.borrow().clone();
+        let count = |is: &dyn Fn(&WorkspaceView) -> bool| {
+            i64::try_from(snapshot.workspaces.values().filter(|w| is(w)).count()).unwrap_or(i64::MAX)
+        };
+        let mut states =
+            encoder.encode_descriptor("workspaces", "Workspaces, by state", None, MetricType::Gauge)?;
+        for (state, name) in crate::snapshot::STATES {
+            let gauge = ConstGauge::new(count(&|w| w.state == *state));
+            gauge.encode(states.encode_family(&[("state", *name)])?)?;
+        }
+        let unknown = ConstGauge::new(count(&|w| w.agent.is_some() && w.link == Link::Unknown));
+        let help = "Workspaces whose agent is silent";
+        unknown.encode(encoder.encode_descriptor("links_unknown", help, None, MetricType::Gauge)?)
+    }
+}

@@ -1,0 +1,179 @@
+//! Errors of our own in the caller's protocol: gRPC, gRPC-web or plain HTTP. Must not know what is refused, or why.
+
+use axum::body::Body;
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{
+    HeaderMap, HeaderValue, Response, StatusCode,
+    header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+};
+use http_body::Frame;
+use podling_proto::{error::WireError, problem};
+use tonic::Status;
+
+/// First byte of the frame that carries the trailers in gRPC-web.
+const WEB_TRAILERS: u8 = 0x80;
+
+/// What the caller speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// gRPC over HTTP/2.
+    Grpc,
+    /// gRPC-web, binary.
+    GrpcWeb,
+    /// gRPC-web, all of the body in base64.
+    GrpcWebText,
+    /// Anything else.
+    Http,
+}
+
+impl Protocol {
+    /// By the request's content type.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        if content_type.starts_with(b"application/grpc-web-text") {
+            Self::GrpcWebText
+        } else if content_type.starts_with(b"application/grpc-web") {
+            Self::GrpcWeb
+        } else if content_type.starts_with(b"application/grpc") {
+            Self::Grpc
+        } else {
+            Self::Http
+        }
+    }
+
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Grpc => "application/grpc",
+            Self::GrpcWeb => "application/grpc-web+proto",
+            Self::GrpcWebText => "application/grpc-web-text+proto",
+            Self::Http => problem::CONTENT_TYPE,
+        }
+    }
+
+    /// The whole answer to a request that is refused.
+    pub fn refuse(self, error: WireError) -> Response<Body> {
+        let mut response = Response::new(Body::empty());
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type()));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self != Self::Http {
+            // Both gRPC and gRPC-web let an answer without a message carry its trailers in the headers.
+            headers.extend(trailers(error));
+            return response;
+        }
+        if let Some(delay) = error.retry_delay() {
+            headers.insert(RETRY_AFTER, delay.as_secs().max(1).into());
+        }
+        let status =
+            StatusCode::from_u16(problem::status(&error)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        *response.body_mut() = Body::from(problem::body(&error).to_string());
+        *response.status_mut() = status;
+        response
+    }
+
+    /// The last frame of an answer that had begun; `None` where only breaking off can say that it is not whole.
+    pub fn break_off(self, error: WireError) -> Option<Frame<Bytes>> {
+        match self {
+            Self::Grpc => Some(Frame::trailers(trailers(error))),
+            Self::GrpcWeb => Some(Frame::data(web_trailers(error))),
+            Self::GrpcWebText => Some(Frame::data(BASE64.encode(web_trailers(error)).into())),
+            Self::Http => None,
+        }
+    }
+}
+
+fn trailers(error: WireError) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    // Fails only for a status that holds metadata of its own, which none of ours does; then the code still arrives.
+    if let Err(status) = Status::from(error).add_header(&mut headers) {
+        headers.insert("grpc-status", HeaderValue::from(status.code() as i32));
+    }
+    headers
+}
+
+fn web_trailers(error: WireError) -> Bytes {
+    let mut lines = BytesMut::new();
+    for (name, value) in &trailers(error) {
+        lines.extend_from_slice(name.as_str().as_bytes());
+        lines.extend_from_slice(b": ");
+        lines.extend_from_slice(value.as_bytes());
+        lines.extend_from_slice(b"\r\n");
+    }
+    let mut frame = BytesMut::with_capacity(lines.len() + 5);
+    frame.put_u8(WEB_TRAILERS);
+    // Some hundred bytes.
+    frame.put_u32(u32::try_from(lines.len()).unwrap_or(u32::MAX));
+    frame.extend_from_slice(&lines);
+    frame.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use podling_proto::{error, v1::Reason};
+
+    use super::*;
+
+    fn refused() -> WireError {
+        WireError::new(Reason::AgentUnreachable, "kein Weg über die Brücke").with("id", "x")
+    }
+
+    fn protocol(content_type: &'static str) -> Protocol {
+        Protocol::of(&HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(content_type))]))
+    }
+
+    #[test]
+    fn a_caller_is_answered_in_its_own_protocol() {
+        assert_eq!(protocol("application/grpc"), Protocol::Grpc);
+        assert_eq!(protocol("application/grpc+proto"), Protocol::Grpc);
+        assert_eq!(protocol("application/grpc-web+proto"), Protocol::GrpcWeb);
+        assert_eq!(protocol("application/grpc-web-text"), Protocol::GrpcWebText);
+        assert_eq!(protocol("application/json"), Protocol::Http);
+        assert_eq!(Protocol::of(&HeaderMap::new()), Protocol::Http);
+    }
+
+    #[test]
+    fn a_grpc_client_reads_reason_and_words_from_either_form() {
+        for protocol in [Protocol::Grpc, Protocol::GrpcWeb] {
+            let response = protocol.refuse(refused());
+            assert_eq!(response.status(), 200);
+            let status = Status::from_header_map(response.headers()).expect("status");
+            assert_eq!(error::reason(&status), Some(Reason::AgentUnreachable));
+            assert_eq!(status.message(), "kein Weg über die Brücke");
+        }
+        let frame = Protocol::Grpc.break_off(refused()).expect("trailers");
+        let status = Status::from_header_map(&frame.into_trailers().expect("trailers")).expect("status");
+        assert_eq!(error::detail(&status, "id").as_deref(), Some("x"));
+    }
+
+    #[test]
+    fn a_grpc_web_answer_ends_with_a_frame_of_trailers() {
+        let frame = Protocol::GrpcWeb.break_off(refused()).and_then(|f| f.into_data().ok()).expect("data");
+        assert_eq!(frame[0], 0x80);
+        let length = u32::from_be_bytes([frame[1], frame[2], frame[3], frame[4]]) as usize;
+        assert_eq!(length, frame.len() - 5);
+        let text = String::from_utf8(frame[5..].to_vec()).expect("ascii");
+        assert!(text.contains("grpc-status: 14\r\n") && text.ends_with("\r\n"), "{text}");
+        let encoded = Protocol::GrpcWebText.break_off(refused()).and_then(|f| f.into_data().ok());
+        assert_eq!(BASE64.decode(encoded.expect("data")).expect("base64"), frame);
+    }
+
+    #[tokio::test]
+    async fn curl_gets_problem_details() {
+        let response = Protocol::Http.refuse(refused());
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()[RETRY_AFTER]),
+            (503, &HeaderValue::from(1))
+        );
+        assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
+        let body = response.into_body().collect().await.expect("body").to_bytes();
+        let body: serde_json::Value = serde_json::from_slice(&body).expect("json");
+        assert_eq!(body["reason"], "AGENT_UNREACHABLE");
+        let missing = Protocol::Http.refuse(WireError::new(Reason::TokenMissing, "a token is needed"));
+        assert_eq!(missing.headers()[WWW_AUTHENTICATE], "Bearer");
+    }
+}

@@ -1,0 +1,15 @@
+//! The server: doors, connections, and the front that knows who calls before anybody else is asked.
+
+mod auth;
+mod connections;
+mod front;
+pub(crate) mod limits;
+mod listener;
+mod strangers;
+mod tasks;
+
+pub use connections::Stopping;
+pub use front::{AgentsFront, Front};
+pub use listener::Listener;
+pub use strangers::Peer;
+pub use tasks::Tasks;

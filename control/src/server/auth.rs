@@ -1,0 +1,46 @@
+//! Who calls, and whether the method is theirs to call.
+
+use http::{HeaderMap, header::AUTHORIZATION};
+use podling_proto::{
+    error::{Reason, WireError},
+    metadata, method,
+    v1::Verb,
+};
+
+use crate::{caller::Caller, gateway::is_description, identity::Identity};
+
+/// The holder of the token that came with a request.
+pub(super) fn caller(identity: &Identity, headers: &HeaderMap) -> Result<Caller, WireError> {
+    let Some(value) = headers.get(AUTHORIZATION) else { return identity.caller(None) };
+    // The scheme's name has no case (RFC 9110).
+    let token = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    match token {
+        Some((_, token)) => identity.caller(Some(token.trim())),
+        None => Err(WireError::new(
+            Reason::TokenInvalid,
+            "authorization holds no token: send \"authorization: Bearer <token>\"",
+        )),
+    }
+}
+
+/// Whether `caller` may call what the control plane itself offers at `path`.
+pub(super) fn may_call(caller: &Caller, path: &str) -> Result<(), WireError> {
+    match method::find(path) {
+        Some(rpc) if rpc.is_agents() => {
+            let message = format!(
+                "this is a call for a workspace: name it with metadata \"{}: <id>\"",
+                metadata::WORKSPACE
+            );
+            Err(WireError::new(Reason::BadField, message)
+                .with("field", metadata::WORKSPACE)
+                .with("allowed", "the id of a workspace"))
+        }
+        Some(rpc) => caller.may(rpc.verb()),
+        None if path == super::front::METRICS || is_description(path) => caller.may(Verb::Read),
+        None => caller.may(Verb::Admin),
+    }
+}

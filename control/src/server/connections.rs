@@ -1,0 +1,153 @@
+//! Serves connections, whatever they come in by: bounded, closed in good order, and none forgotten.
+
+use std::{convert::Infallible, future::Future, io, pin::pin, sync::Arc, time::Duration};
+
+use axum::body::Body;
+use http::{Request, Response};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{rt::TokioIo, server::conn::auto::Builder};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::{Service, ServiceExt};
+
+use super::{
+    limits::{self, MAX_CONNECTIONS, MAX_STRANGERS, STRANGER_TIME},
+    strangers::Strangers,
+    tasks::Tasks,
+};
+
+/// How a server ends, step by step.
+#[derive(Debug, Clone, Default)]
+pub struct Stopping {
+    /// No longer ready: nothing new is accepted, connections are told to take no new calls.
+    pub draining: CancellationToken,
+    /// Streams that go on by themselves end now and say so.
+    pub streams: CancellationToken,
+}
+
+/// Short calls under way get this long before streams are told.
+const CALLS_TIME: Duration = Duration::from_millis(300);
+/// Streams get this long to say good-bye before connections are cut.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+
+/// All connections of one listener.
+#[derive(Debug, Clone)]
+pub(super) struct Connections {
+    tasks: TaskTracker,
+    http: Builder<Tasks>,
+    strangers: Strangers,
+    room: Arc<Semaphore>,
+    stopping: Stopping,
+    cut: CancellationToken,
+    open: Gauge,
+}
+
+impl Connections {
+    pub(super) fn new(stopping: Stopping, open: Gauge) -> Self {
+        let tasks = TaskTracker::new();
+        Self {
+            http: limits::http(Tasks(tasks.clone())),
+            tasks,
+            strangers: Strangers::default(),
+            room: Arc::new(Semaphore::new(MAX_CONNECTIONS.min(descriptors() / 2))),
+            stopping,
+            cut: CancellationToken::new(),
+            open,
+        }
+    }
+
+    /// Waits until there is room for one more.
+    pub(super) async fn room(&self) -> OwnedSemaphorePermit {
+        // The semaphore is never closed.
+        self.room.clone().acquire_owned().await.expect("the semaphore is open")
+    }
+
+    /// Serves one connection once `io` (an accept, a TLS handshake) has made it.
+    pub(super) fn serve<I, S>(
+        &self,
+        room: OwnedSemaphorePermit,
+        io: impl Future<Output = io::Result<I>> + Send + 'static,
+        service: S,
+    ) where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send,
+    {
+        let this = self.clone();
+        self.tasks.spawn(async move {
+            let peer = this.strangers.admit(MAX_STRANGERS);
+            this.open.inc();
+            let close = peer.close().clone();
+            let served = async {
+                let deadline = timeout(STRANGER_TIME, io).await;
+                let Ok(Ok(io)) = deadline.inspect_err(|_| tracing::debug!("no TLS handshake in time")) else {
+                    return;
+                };
+                let from = peer.clone();
+                let service = service_fn(move |mut request: Request<Incoming>| {
+                    request.extensions_mut().insert(from.clone());
+                    service.clone().oneshot(request)
+                });
+                let mut connection = pin!(this.http.serve_connection(TokioIo::new(io), service));
+                let mut known_or_late = pin!(sleep(STRANGER_TIME));
+                let (mut draining, mut checked) = (false, false);
+                loop {
+                    tokio::select! {
+                        ended = connection.as_mut() => {
+                            if let Err(error) = ended {
+                                tracing::debug!(error, "a connection broke");
+                            }
+                            return;
+                        }
+                        () = this.stopping.draining.cancelled(), if !draining => {
+                            draining = true;
+                            connection.as_mut().graceful_shutdown();
+                        }
+                        () = known_or_late.as_mut(), if !checked => {
+                            checked = true;
+                            if peer.is_stranger() {
+                                return;
+                            }
+                        }
+                    }
+                }
+            };
+            tokio::select! {
+                () = served => {}
+                () = close.cancelled() => {}
+                () = this.cut.cancelled() => {}
+            }
+            this.open.dec();
+            drop(room);
+        });
+    }
+
+    /// Waits until all connections have ended, helping along step by step. Call when nothing is accepted any more.
+    pub(super) async fn drain(self) {
+        self.tasks.close();
+        if timeout(CALLS_TIME, self.tasks.wait()).await.is_ok() {
+            return;
+        }
+        self.stopping.streams.cancel();
+        if timeout(DRAIN_TIME, self.tasks.wait()).await.is_err() {
+            tracing::warn!(connections = self.tasks.len(), "cut connections that did not end in time");
+            self.cut.cancel();
+            self.tasks.wait().await;
+        }
+    }
+}
+
+/// How many files and sockets we may have open.
+fn descriptors() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX))
+}

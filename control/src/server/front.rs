@@ -1,0 +1,173 @@
+//! The front: every request comes by here first. Nothing behind it is asked before the caller is known.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum::{Router, body::Body};
+use http::{Request, Response, StatusCode, Version, header::CONTENT_TYPE};
+use hyper::body::Incoming;
+use podling_proto::{
+    error::{Reason, WireError},
+    metadata, method,
+};
+use tokio_util::sync::CancellationToken;
+use tower::{Layer, Service, ServiceExt};
+
+use super::{auth, strangers::Peer};
+use crate::{gateway::Gateway, identity::Identity, metrics::Metrics, refusal::Protocol};
+
+/// Where the counters are.
+pub(super) const METRICS: &str = "/metrics";
+/// Says that the process is alive.
+const HEALTHZ: &str = "/healthz";
+/// Says that calls are welcome.
+const READYZ: &str = "/readyz";
+/// The one RPC that needs no token: what a load balancer asks.
+const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+
+/// What answers at the public address.
+#[derive(Debug, Clone)]
+pub struct Front(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    identity: Arc<Identity>,
+    gateway: Arc<Gateway>,
+    metrics: Arc<Metrics>,
+    grpc: tonic_web::GrpcWebService<Router>,
+    draining: CancellationToken,
+}
+
+type Answer<T> = Pin<Box<dyn Future<Output = Result<T, Infallible>> + Send>>;
+
+impl Front {
+    /// `grpc` are the control plane's own services; `draining` is when it is no longer ready.
+    pub fn new(
+        identity: Arc<Identity>,
+        gateway: Arc<Gateway>,
+        metrics: Arc<Metrics>,
+        grpc: Router,
+        draining: CancellationToken,
+    ) -> Self {
+        let grpc = tonic_web::GrpcWebLayer::new().layer(grpc.with_state(()));
+        Self(Arc::new(Inner { identity, gateway, metrics, grpc, draining }))
+    }
+}
+
+impl Service<Request<Incoming>> for Front {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer<Self::Response>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let inner = self.0.clone();
+        Box::pin(async move { Ok(inner.answer(request).await) })
+    }
+}
+
+impl Inner {
+    async fn answer(&self, mut request: Request<Incoming>) -> Response<Body> {
+        let protocol = Protocol::of(request.headers());
+        let path = request.uri().path();
+        match path {
+            HEALTHZ => return text(StatusCode::OK, "ok\n".to_owned()),
+            READYZ if self.draining.is_cancelled() => {
+                return text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n".to_owned());
+            }
+            READYZ => return text(StatusCode::OK, "ready\n".to_owned()),
+            HEALTH_CHECK => return self.own(request).await,
+            _ => {}
+        }
+        let refused = |error: WireError| {
+            self.metrics.refused("control", &error);
+            protocol.refuse(error)
+        };
+        let caller = match auth::caller(&self.identity, request.headers()) {
+            Ok(caller) => caller,
+            Err(error) => return refused(error),
+        };
+        if let Some(peer) = request.extensions().get::<Arc<Peer>>() {
+            peer.introduce();
+        }
+        if protocol == Protocol::Grpc && request.version() < Version::HTTP_2 {
+            let message = "gRPC needs HTTP/2; over HTTP/1.1 there is gRPC-web (application/grpc-web)";
+            let error = WireError::new(Reason::BadField, message).with("field", CONTENT_TYPE);
+            return Protocol::Http.refuse(error);
+        }
+        let ours = method::find(path).is_some_and(|rpc| !rpc.is_agents());
+        // A client may name its workspace on every call; what is the control plane's own is answered here all the same.
+        if request.headers().contains_key(metadata::WORKSPACE) && !ours {
+            return self.gateway.forward(&caller, request).await;
+        }
+        if let Err(error) = auth::may_call(&caller, path) {
+            return refused(error);
+        }
+        if path == METRICS {
+            return text(StatusCode::OK, self.metrics.text());
+        }
+        if protocol == Protocol::Http {
+            let error = WireError::new(Reason::UnknownMethod, format!("there is nothing at {path}"));
+            return refused(error.with("method", path));
+        }
+        request.extensions_mut().insert(caller);
+        let (parts, body) = self.own(request).await.into_parts();
+        self.metrics.answered(&parts);
+        Response::from_parts(parts, body)
+    }
+
+    async fn own(&self, request: Request<Incoming>) -> Response<Body> {
+        let Ok(response) = self.grpc.clone().oneshot(request).await;
+        response.map(Body::new)
+    }
+}
+
+fn text(status: StatusCode, body: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    let plain = http::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, plain);
+    response
+}
+
+/// What answers where agents dial: their one service, which checks their credentials itself.
+#[derive(Debug, Clone)]
+pub struct AgentsFront(Router);
+
+impl AgentsFront {
+    /// `grpc` is the service for agents.
+    pub fn new(grpc: Router) -> Self {
+        Self(grpc.with_state(()))
+    }
+}
+
+impl Service<Request<Incoming>> for AgentsFront {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer<Self::Response>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let peer = request.extensions().get::<Arc<Peer>>().cloned();
+        let answer = self.0.clone().oneshot(request);
+        Box::pin(async move {
+            let Ok(response) = answer.await;
+            // A refusal has its status in the headers. Whoever was let in may stay.
+            if let Some(peer) = peer.filter(|_| !response.headers().contains_key("grpc-status")) {
+                peer.introduce();
+            }
+            Ok(response)
+        })
+    }
+}

@@ -1,0 +1,130 @@
+//! The two doors: the public one (TCP, plain or TLS) and the one agents dial (a unix socket, TLS as everywhere).
+
+use std::{convert::Infallible, io, net::SocketAddr, path::Path, sync::Arc};
+
+use axum::body::Body;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use prometheus_client::metrics::gauge::Gauge;
+use rustls::ServerConfig;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    time::sleep,
+};
+use tokio_rustls::TlsAcceptor;
+use tower::Service;
+
+use super::{
+    connections::{Connections, Stopping},
+    limits::ACCEPT_PAUSE,
+};
+use crate::unix_socket;
+
+/// A door that is open.
+#[derive(Debug)]
+pub struct Listener {
+    door: Door,
+    connections: Connections,
+    stopping: Stopping,
+}
+
+enum Door {
+    Tcp(TcpListener, Option<TlsAcceptor>),
+    Unix(UnixListener, TlsAcceptor),
+}
+
+impl Listener {
+    /// The public door; `tls`: none means plain text.
+    pub async fn tcp(
+        address: SocketAddr,
+        tls: Option<Arc<ServerConfig>>,
+        stopping: Stopping,
+        open: Gauge,
+    ) -> io::Result<Self> {
+        let door = Door::Tcp(TcpListener::bind(address).await?, tls.map(TlsAcceptor::from));
+        Ok(Self { door, connections: Connections::new(stopping.clone(), open), stopping })
+    }
+
+    /// The door for agents.
+    pub fn unix(path: &Path, tls: Arc<ServerConfig>, stopping: Stopping, open: Gauge) -> io::Result<Self> {
+        let door = Door::Unix(unix_socket::bind(path)?, tls.into());
+        Ok(Self { door, connections: Connections::new(stopping.clone(), open), stopping })
+    }
+
+    /// Where clients find it; `None` for a unix socket.
+    pub fn url(&self) -> Option<String> {
+        match &self.door {
+            Door::Tcp(listener, tls) => {
+                let scheme = if tls.is_some() { "https" } else { "http" };
+                Some(format!("{scheme}://{}", listener.local_addr().ok()?))
+            }
+            Door::Unix(..) => None,
+        }
+    }
+
+    /// Accepts and serves until `draining`, then waits for the connections to end.
+    pub async fn serve<S>(self, service: S)
+    where
+        S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send,
+    {
+        loop {
+            tokio::select! {
+                () = self.stopping.draining.cancelled() => break,
+                accepted = self.accept(&service) => {
+                    if let Err(error) = accepted {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        }
+        // The door closes before the wait: a client that comes now learns at once.
+        drop(self.door);
+        self.connections.drain().await;
+    }
+
+    async fn accept<S>(&self, service: &S) -> io::Result<()>
+    where
+        S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send,
+    {
+        let room = self.connections.room().await;
+        match &self.door {
+            Door::Tcp(listener, tls) => {
+                let (tcp, _) = listener.accept().await?;
+                // Keystrokes are small and must not wait for company.
+                tcp.set_nodelay(true)?;
+                match tls.clone() {
+                    Some(tls) => {
+                        self.connections.serve(room, async move { tls.accept(tcp).await }, service.clone());
+                    }
+                    None => self.connections.serve(room, async { Ok(tcp) }, service.clone()),
+                }
+            }
+            Door::Unix(listener, tls) => {
+                let (unix, _) = listener.accept().await?;
+                let tls = tls.clone();
+                self.connections.serve(room, async move { tls.accept(unix).await }, service.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Door {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(listener, _) => listener.fmt(f),
+            Self::Unix(listener, _) => listener.fmt(f),
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Unix sockets whose path may be longer than `sun_path` holds (107 bytes): reached through their folder's descriptor.
+
+use std::{
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{fs::PermissionsExt, net::UnixListener as StdListener},
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{Mode, OFlags};
+use tokio::net::{UnixListener, UnixStream};
+
+/// Listens at `path`, for this user only. Replaces a socket that is there: the caller knows that nobody listens at it.
+pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
+    let (_folder, short) = short(path)?;
+    match std::fs::remove_file(&short) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = StdListener::bind(&short)?;
+    std::fs::set_permissions(&short, std::fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+/// Connects to the socket at `path`.
+pub(crate) async fn connect(path: &Path) -> io::Result<UnixStream> {
+    let (_folder, short) = short(path)?;
+    UnixStream::connect(short).await
+}
+
+/// The same file by a short path, good as long as the descriptor is open.
+fn short(path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the path of a socket"));
+    };
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(folder, flags, Mode::empty())?;
+    let short = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
+    Ok((folder, short))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_below_a_very_long_path_is_reached() {
+        let folder = tempfile::tempdir().expect("folder");
+        let deep = folder.path().join("x".repeat(120)).join("y".repeat(120));
+        std::fs::create_dir_all(&deep).expect("folders");
+        let path = deep.join("control.sock");
+        let listener = bind(&path).expect("bind");
+        let (client, server) = tokio::join!(connect(&path), listener.accept());
+        assert!(client.is_ok() && server.is_ok());
+        assert_eq!(path.metadata().expect("metadata").permissions().mode() & 0o777, 0o600);
+        assert!(bind(&path).is_ok(), "one left behind by a crash is replaced");
+    }
+}
