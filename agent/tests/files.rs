@@ -1,0 +1,104 @@
+//! Stories of people and programs that use a workspace's files, each told over both ways of following paths: the kernel's and our
+//! own walk.
+
+#[path = "files/http.rs"]
+mod http;
+#[path = "files/swap.rs"]
+mod swap;
+#[path = "files/tree.rs"]
+mod tree;
+#[path = "files/wire.rs"]
+mod wire;
+#[path = "files/write.rs"]
+mod write;
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use futures_util::TryStreamExt;
+use podling_agent::{
+    files::{Entry, FileError, Files, RelPath, Resolver, Root, WriteOptions, Written},
+    intent::Intents,
+};
+
+/// A workspace with something beside it that nobody may reach.
+struct World {
+    dir: tempfile::TempDir,
+    files: Files,
+}
+
+impl World {
+    fn new(resolver: Resolver) -> Self {
+        Self::within(resolver, tempfile::tempdir().unwrap())
+    }
+
+    fn within(resolver: Resolver, dir: tempfile::TempDir) -> Self {
+        std::fs::create_dir(dir.path().join("home")).unwrap();
+        std::fs::create_dir(dir.path().join("outside")).unwrap();
+        std::fs::write(dir.path().join("outside/secret"), "secret").unwrap();
+        let root = Root::open_with(&dir.path().join("home"), resolver).unwrap();
+        Self { files: Files::new(root, Arc::new(Intents::new())), dir }
+    }
+
+    /// One of each kind.
+    fn both() -> [Self; 2] {
+        [Self::new(Resolver::Kernel), Self::new(Resolver::Walk)]
+    }
+
+    fn home(&self) -> std::path::PathBuf {
+        self.dir.path().join("home")
+    }
+
+    /// Puts a file there, past the agent.
+    fn put(&self, name: &str, content: impl AsRef<[u8]>) {
+        let path = self.home().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+
+    fn link(&self, target: impl AsRef<Path>, name: &str) {
+        std::os::unix::fs::symlink(target, self.home().join(name)).unwrap();
+    }
+
+    fn got(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.home().join(name)).unwrap()
+    }
+
+    async fn read(&self, path: &str) -> Result<Vec<u8>, FileError> {
+        let pieces = self.files.read(p(path)).await?.pieces();
+        pieces.try_fold(Vec::new(), |all, piece| async move { Ok([all, piece.to_vec()].concat()) }).await
+    }
+
+    async fn list(&self, path: &str) -> Result<Vec<Entry>, FileError> {
+        self.files.list(p(path)).await?.try_concat().await
+    }
+
+    async fn write(&self, path: &str, content: &[u8], options: WriteOptions) -> Result<Written, FileError> {
+        let mut feed = self.files.write(p(path), options).await?;
+        for piece in content.chunks(300_000) {
+            feed.push(piece.to_vec().into()).await?;
+        }
+        feed.finish().await
+    }
+
+    /// Names in a folder as they really are.
+    fn names(&self, folder: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.home().join(folder)).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// Waits until a folder holds just these.
+    async fn settles(&self, folder: &str, names: &[&str]) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(15);
+        while self.names(folder) != names {
+            assert!(tokio::time::Instant::now() < deadline, "{:?}", self.names(folder));
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+fn p(path: &str) -> RelPath {
+    RelPath::parse(path).unwrap()
+}

@@ -1,0 +1,156 @@
+//! Somebody swaps a folder for a symbolic link to the outside, as fast as the machine can, while calls of every kind run. Law 10:
+//! nothing outside is ever read or changed.
+
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use podling_agent::files::{FileError, Links, Resolver, WriteOptions};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use super::{World, p};
+
+/// Rounds of ten calls each, for each resolver.
+const ROUNDS: usize = 1_500;
+
+#[test]
+fn the_kernel_keeps_everything_inside() {
+    nothing_outside_is_touched(Resolver::Kernel);
+}
+
+#[test]
+fn the_walk_keeps_everything_inside() {
+    nothing_outside_is_touched(Resolver::Walk);
+}
+
+fn nothing_outside_is_touched(resolver: Resolver) {
+    // In memory where there is such a place: on a disk every sync waits for a million renames.
+    let place = Path::new("/dev/shm");
+    let dir = if place.is_dir() { tempfile::tempdir_in(place) } else { tempfile::tempdir() };
+    let world = World::within(resolver, dir.unwrap());
+    let outside = world.dir.path().join("outside");
+    for folder in ["sub/deep", "x"] {
+        std::fs::create_dir_all(outside.join(folder)).unwrap();
+        std::fs::write(outside.join(folder).join("file"), "secret").unwrap();
+    }
+    std::fs::write(outside.join("file"), "secret").unwrap();
+    let before = snapshot(&outside);
+    world.put("a/file", "mine");
+    world.link("../outside", "link");
+    let (stop, swaps) = (AtomicBool::new(false), AtomicU64::new(0));
+    let mut tally = Tally::default();
+    let home = world.home();
+    std::thread::scope(|scope| {
+        let swapper = scope.spawn(|| {
+            let pairs = [("a", "link"), ("tree/x", "tree/y")];
+            while !stop.load(Ordering::Relaxed) {
+                for (one, other) in pairs {
+                    let swapped =
+                        renameat_with(CWD, home.join(one), CWD, home.join(other), RenameFlags::EXCHANGE);
+                    swaps.fetch_add(u64::from(swapped.is_ok()), Ordering::Relaxed);
+                }
+            }
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // A failed call must stop the swapper too, or the scope would never end.
+        let rounds = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            runtime.block_on(async {
+                for round in 0..ROUNDS {
+                    one_round(&world, round, &mut tally).await;
+                }
+            });
+        }));
+        stop.store(true, Ordering::Relaxed);
+        swapper.join().unwrap();
+        rounds.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    assert_eq!(snapshot(&outside), before, "something outside was changed");
+    let swaps = swaps.into_inner();
+    println!("{resolver:?}: {} calls, {swaps} swaps, {} refused", tally.done + tally.refused, tally.refused);
+    assert!(tally.done > 100 && tally.refused > 100, "the race did not happen: {tally:?}, {swaps} swaps");
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    done: u64,
+    refused: u64,
+}
+
+impl Tally {
+    fn note<T>(&mut self, result: Result<T, FileError>) -> Option<T> {
+        match result {
+            Ok(value) => {
+                self.done += 1;
+                Some(value)
+            }
+            Err(FileError::Escapes { .. }) => {
+                self.refused += 1;
+                None
+            }
+            // What else a caller may hear while a path changes under way.
+            Err(
+                FileError::NotFound { .. }
+                | FileError::Exists { .. }
+                | FileError::WrongKind { .. }
+                | FileError::NotEmpty { .. },
+            ) => None,
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
+
+async fn one_round(world: &World, round: usize, tally: &mut Tally) {
+    let files = &world.files;
+    if let Some(entry) = tally.note(files.stat(p("a/file"), Links::Follow).await) {
+        assert_eq!(entry.size, 4, "the size of something outside");
+    }
+    if let Some(content) = tally.note(world.read("a/file").await) {
+        assert_eq!(content, b"mine", "content from outside");
+    }
+    if let Some(entries) = tally.note(world.list("a").await) {
+        assert!(entries.iter().all(|entry| entry.name != b"secret"), "names from outside");
+    }
+    tally.note(world.write("a/file", b"mine", WriteOptions::default()).await);
+    let deep = WriteOptions { make_parents: true, ..WriteOptions::default() };
+    tally.note(world.write("a/sub/deep/file", b"mine", deep).await);
+    if let Some(id) = tally.note(files.begin_upload(p("a/chunked"), WriteOptions::default()).await) {
+        tally.note(files.chunk(id, 0, "mine".into(), true).await);
+    }
+    tally.note(files.mkdir(p(&format!("a/made-{}", round % 7)), Some(0o700), true).await);
+    tally.note(files.rename(p("a/sub"), p("a/x"), true).await);
+    tally.note(files.remove(p("a/x"), true).await);
+    // A tree that holds the swapped pair itself goes as a whole.
+    let tree = world.home().join("tree");
+    if !tree.exists() {
+        let building = world.home().join("building");
+        std::fs::create_dir_all(building.join("x/deep")).unwrap();
+        std::fs::write(building.join("x/deep/file"), "mine").unwrap();
+        std::os::unix::fs::symlink(world.dir.path().join("outside"), building.join("y")).unwrap();
+        std::fs::rename(building, tree).unwrap();
+    }
+    tally.note(files.remove(p("tree"), true).await);
+}
+
+/// Every name, kind, mode, size, time and content below a folder.
+fn snapshot(folder: &Path) -> Vec<String> {
+    use std::os::unix::fs::MetadataExt;
+    let mut seen = Vec::new();
+    let mut todo = vec![folder.to_owned()];
+    while let Some(path) = todo.pop() {
+        let meta = path.symlink_metadata().unwrap();
+        let content = if meta.is_file() { std::fs::read(&path).unwrap() } else { Vec::new() };
+        seen.push(format!(
+            "{path:?} {:o} {} {}.{} {content:?}",
+            meta.mode(),
+            meta.size(),
+            meta.mtime(),
+            meta.mtime_nsec()
+        ));
+        if meta.is_dir() {
+            todo.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+    }
+    seen.sort();
+    seen
+}

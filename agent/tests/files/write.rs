@@ -1,0 +1,227 @@
+//! Writing: whole or not at all.
+
+use std::{
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    process::Command,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use podling_agent::{
+    files::{FileError, Files, MAX_UPLOADS, Resolver, Root, WriteOptions},
+    intent::{Intent, Intents},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{World, p};
+
+fn sha256(content: &[u8]) -> [u8; 32] {
+    ring::digest::digest(&ring::digest::SHA256, content).as_ref().try_into().unwrap()
+}
+
+#[tokio::test]
+async fn a_file_is_replaced_whole_and_keeps_its_mode() {
+    for world in World::both() {
+        world.put("run.sh", "old");
+        let path = world.home().join("run.sh");
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o751)).unwrap();
+        let content = vec![7; 5_000_000];
+        let written = world.write("run.sh", &content, WriteOptions::default()).await.unwrap();
+        assert_eq!((written.created, written.entry.mode, written.entry.size), (false, 0o751, 5_000_000));
+        assert_eq!(written.sha256, sha256(&content));
+        assert!(world.got("run.sh") == content);
+        assert_eq!(world.names(""), ["run.sh"], "no temporary file stays");
+
+        let modified = UNIX_EPOCH + Duration::from_millis(1_234_567_891);
+        let options = WriteOptions {
+            mode: Some(0o600),
+            modified: Some(modified),
+            make_parents: true,
+            ..Default::default()
+        };
+        let written = world.write("new/deep/file", b"", options).await.unwrap();
+        let meta = world.home().join("new/deep/file").metadata().unwrap();
+        assert!(written.created && meta.mode() & 0o7777 == 0o600 && meta.modified().unwrap() == modified);
+    }
+}
+
+#[tokio::test]
+async fn content_that_is_not_what_was_promised_changes_nothing() {
+    for world in World::both() {
+        world.put("notes", "old");
+        let options = WriteOptions { sha256: Some(sha256(b"promised")), ..Default::default() };
+        let refused = world.write("notes", b"something else", options.clone()).await.unwrap_err();
+        assert!(matches!(refused, FileError::DigestMismatch { .. }), "{refused}");
+        assert_eq!(world.got("notes"), b"old");
+        assert_eq!(world.names(""), ["notes"]);
+        world.write("notes", b"promised", options).await.unwrap();
+        assert_eq!(world.got("notes"), b"promised");
+    }
+}
+
+#[tokio::test]
+async fn create_only_replaces_nothing_even_if_it_comes_up_meanwhile() {
+    for world in World::both() {
+        let only = WriteOptions { create_only: true, ..Default::default() };
+        world.link("nowhere", "dangling");
+        let refused = world.write("dangling", b"new", only.clone()).await.unwrap_err();
+        assert!(matches!(refused, FileError::Exists { .. }), "{refused}");
+        let feed = world.files.write(p("notes"), only).await.unwrap();
+        world.put("notes", "theirs");
+        assert!(matches!(feed.finish().await, Err(FileError::Exists { .. })));
+        assert_eq!(world.got("notes"), b"theirs");
+        assert_eq!(world.names(""), ["dangling", "notes"]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_file_is_not_replaced() {
+    for world in World::both() {
+        world.put("folder/file", "");
+        let refused = world.write("folder", b"x", WriteOptions::default()).await.unwrap_err();
+        assert!(matches!(refused, FileError::WrongKind { .. }), "{refused}");
+        let refused = world.write("missing/file", b"x", WriteOptions::default()).await.unwrap_err();
+        assert!(matches!(refused, FileError::NotFound { .. }), "{refused}");
+        let refused = world.write("", b"x", WriteOptions::default()).await.unwrap_err();
+        assert!(matches!(refused, FileError::BadPath { .. }), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_link_is_written_through_inside_and_refused_outside() {
+    for world in World::both() {
+        world.put("real/config", "old");
+        world.link("real/config", "config");
+        world.link("../outside/secret", "leak");
+        world.write("config", b"new", WriteOptions::default()).await.unwrap();
+        assert_eq!(world.got("real/config"), b"new");
+        assert!(world.home().join("config").is_symlink());
+        let refused = world.write("leak", b"x", WriteOptions::default()).await.unwrap_err();
+        assert!(matches!(refused, FileError::Escapes { .. }), "{refused}");
+        assert_eq!(std::fs::read(world.dir.path().join("outside/secret")).unwrap(), b"secret");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_in_the_middle_leaves_nothing() {
+    for world in World::both() {
+        world.put("big", "old");
+        let mut feed = world.files.write(p("big"), WriteOptions::default()).await.unwrap();
+        for _ in 0..8 {
+            feed.push(vec![1; 600_000].into()).await.unwrap();
+        }
+        assert_eq!(world.names("").len(), 2);
+        drop(feed);
+        world.settles("", &["big"]).await;
+        assert_eq!(world.got("big"), b"old");
+        assert!(world.list("").await.unwrap().iter().all(|entry| entry.name == b"big"));
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_named_and_the_old_file_stays() {
+    if !rustix::process::geteuid().is_root() {
+        println!("left out: only root can mount the small disk this needs");
+        return;
+    }
+    struct Mounted(std::path::PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _done = Command::new("umount").arg("-l").arg(&self.0).status();
+        }
+    }
+    for world in World::both() {
+        let disk = world.home().join("disk");
+        std::fs::create_dir(&disk).unwrap();
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "none"]).arg(&disk).status();
+        assert!(mount.unwrap().success());
+        let _mounted = Mounted(disk);
+        world.put("disk/notes", "old");
+        let refused =
+            world.write("disk/notes", &vec![1; 3_000_000], WriteOptions::default()).await.unwrap_err();
+        assert!(matches!(refused, FileError::DiskFull { .. }), "{refused}");
+        world.settles("disk", &["notes"]).await;
+        assert_eq!(world.got("disk/notes"), b"old");
+        world.write("disk/notes", b"it goes on", WriteOptions::default()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_upload_in_chunks_takes_repeats_and_refuses_holes() {
+    for world in World::both() {
+        let options = WriteOptions { sha256: Some(sha256(b"hello world")), ..Default::default() };
+        let id = world.files.begin_upload(p("greeting"), options).await.unwrap();
+        let chunk =
+            |offset, data: &'static str, finish| world.files.chunk(id.clone(), offset, data.into(), finish);
+        assert_eq!(chunk(0, "hello", false).await.unwrap().next, 5);
+        assert_eq!(chunk(0, "hello", false).await.unwrap().next, 5, "a repeat");
+        let hole = chunk(9, "ld", false).await.unwrap_err();
+        assert_eq!(hole, FileError::Hole { offset: 9, expected: 5 });
+        assert_eq!(chunk(3, "lo wor", false).await.unwrap().next, 9, "known and new bytes in one");
+        let done = chunk(9, "ld", true).await.unwrap();
+        assert_eq!(done.finished.as_ref().map(|written| written.sha256), Some(sha256(b"hello world")));
+        assert_eq!(chunk(9, "ld", true).await.unwrap(), done, "the answer may have been lost");
+        assert_eq!(world.got("greeting"), b"hello world");
+    }
+}
+
+#[tokio::test]
+async fn uploads_lapse_and_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = Root::open_with(dir.path(), Resolver::Kernel).unwrap();
+    let files = Files::with_lapse(root, Arc::new(Intents::new()), Duration::from_millis(300));
+    let mut ids = Vec::new();
+    for n in 0..MAX_UPLOADS {
+        ids.push(files.begin_upload(p(&format!("file-{n}")), WriteOptions::default()).await.unwrap());
+    }
+    let refused = files.begin_upload(p("one-more"), WriteOptions::default()).await.unwrap_err();
+    assert_eq!(refused, FileError::TooManyUploads { limit: MAX_UPLOADS });
+    let stop = CancellationToken::new();
+    let empty = async {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(15);
+        while std::fs::read_dir(dir.path()).unwrap().next().is_some() {
+            assert!(tokio::time::Instant::now() < deadline, "temporary files stay");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        stop.cancel();
+    };
+    tokio::join!(files.lapse_uploads(stop.clone()), empty);
+    let gone = files.chunk(ids.remove(0), 0, "late".into(), true).await.unwrap_err();
+    assert!(matches!(gone, FileError::UploadNotFound { .. }), "{gone}");
+}
+
+#[tokio::test]
+async fn what_a_killed_agent_left_goes_when_its_folder_is_looked_at() {
+    for world in World::both() {
+        let (dead, fresh) = (".podling-0123456789abcdef-1.tmp", ".podling-0123456789abcdef-2.tmp");
+        world.put(&format!("a/{dead}"), "half");
+        world.put(&format!("a/{fresh}"), "half");
+        let long_ago = SystemTime::now() - Duration::from_secs(2 * 60 * 60);
+        std::fs::File::options()
+            .write(true)
+            .open(world.home().join("a").join(dead))
+            .and_then(|file| file.set_modified(long_ago))
+            .unwrap();
+        assert_eq!(world.list("a").await.unwrap(), [], "neither is shown");
+        assert_eq!(world.names("a"), [fresh], "one may still be written to");
+        std::fs::rename(world.home().join("a").join(fresh), world.home().join("a/notes")).unwrap();
+        assert_eq!(world.list("a").await.unwrap().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn every_change_is_intent_and_no_look_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let intents = Arc::new(Intents::new());
+    let root = Root::open(dir.path()).unwrap();
+    let files = Files::new(root, intents.clone());
+    files.stat(p(""), podling_agent::files::Links::Follow).await.unwrap();
+    drop(files.list(p("")).await.unwrap());
+    assert_eq!(intents.last(Intent::ClientWrite), None);
+    files.mkdir(p("a"), None, false).await.unwrap();
+    let made = intents.last(Intent::ClientWrite).unwrap();
+    files.rename(p("a"), p("b"), false).await.unwrap();
+    let moved = intents.last(Intent::ClientWrite).unwrap();
+    files.remove(p("b"), false).await.unwrap();
+    assert!(made < moved && moved < intents.last(Intent::ClientWrite).unwrap());
+}
