@@ -1,0 +1,108 @@
+//! Podling's side of a measurement: one terminal, attached over gRPC, at the agent itself or through the gateway.
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use podling_proto::agent::v1::{
+    AttachOpen, AttachRequest, AttachResponse, CreateTerminalRequest, Exit, From, FromOldest, Input, InputKind, Size,
+    attach_request::Request, attach_response::Response, frame, from,
+};
+use podling_tests::Client;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+/// Requests under way; a keystroke waits for its echo, so one is enough and a few do no harm.
+const REQUESTS: usize = 8;
+
+/// What comes out of a terminal.
+pub(crate) enum Out {
+    Data(Bytes),
+    Exit(Exit),
+}
+
+/// One client of one terminal.
+pub(crate) struct Attached {
+    requests: mpsc::Sender<AttachRequest>,
+    responses: Streaming<AttachResponse>,
+    epoch: u64,
+    typed: u64,
+}
+
+/// Starts `script` in a new terminal; returns its id.
+pub(crate) async fn create(client: &Client, script: &str) -> Result<String> {
+    let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
+    let request = CreateTerminalRequest { argv, ..Default::default() };
+    let created = client.terminals().create(request).await?.into_inner();
+    Ok(created.terminal.context("Create answered without a terminal")?.id)
+}
+
+impl Attached {
+    /// Attaches from the oldest byte. `lossless`: the terminal waits for this reader.
+    pub(crate) async fn open(client: &Client, terminal_id: &str, lossless: bool) -> Result<Self> {
+        let (requests, rx) = mpsc::channel(REQUESTS);
+        let open = AttachOpen {
+            terminal_id: terminal_id.to_owned(),
+            from: Some(From { from: Some(from::From::Oldest(FromOldest {})) }),
+            client_id: format!("bench-{}", fastrand::u64(..)),
+            size: Some(Size { rows: 24, cols: 80 }),
+            lossless,
+            ..Default::default()
+        };
+        requests.send(AttachRequest { request: Some(Request::Open(open)) }).await?;
+        let responses = client.terminals().attach(ReceiverStream::new(rx)).await?.into_inner();
+        let mut attached = Self { requests, responses, epoch: 0, typed: 0 };
+        let Some(Response::Frame(first)) = attached.response().await? else { bail!("no frame came first") };
+        attached.epoch = first.epoch;
+        Ok(attached)
+    }
+
+    pub(crate) async fn send(&mut self, data: &'static [u8]) -> Result<()> {
+        let input = Input {
+            epoch: self.epoch,
+            offset: self.typed,
+            data: Bytes::from_static(data),
+            kind: InputKind::User.into(),
+            reply_at: 0,
+        };
+        self.typed += data.len() as u64;
+        Ok(self.requests.send(AttachRequest { request: Some(Request::Input(input)) }).await?)
+    }
+
+    /// The next output, or the exit. A gap is an error: what is measured must be whole.
+    pub(crate) async fn out(&mut self) -> Result<Out> {
+        loop {
+            match self.response().await? {
+                Some(Response::Frame(frame)) => match frame.frame {
+                    Some(frame::Frame::Data(data)) => return Ok(Out::Data(data)),
+                    Some(frame::Frame::Exit(exit)) => return Ok(Out::Exit(exit)),
+                    Some(frame::Frame::Gap(gap)) => bail!("bytes {} to {} are lost", gap.from, gap.to),
+                    _ => {}
+                },
+                Some(Response::InputRefused(refused)) => bail!("input refused: {}", refused.reason),
+                Some(Response::InputAck(_)) => {}
+                None => bail!("the stream ended"),
+            }
+        }
+    }
+
+    /// Reads until the terminal has printed `text`.
+    pub(crate) async fn until(&mut self, text: &str) -> Result<()> {
+        let mut seen = Vec::new();
+        while !contains(&seen, text.as_bytes()) {
+            match self.out().await? {
+                Out::Data(data) => seen.extend_from_slice(&data),
+                Out::Exit(exit) => bail!("ended before {text:?}: {exit:?}"),
+            }
+        }
+        Ok(())
+    }
+
+    async fn response(&mut self) -> Result<Option<Response>> {
+        Ok(self.responses.message().await?.and_then(|message| message.response))
+    }
+}
+
+/// Whether `text` occurs in `seen`.
+pub(crate) fn contains(seen: &[u8], text: &[u8]) -> bool {
+    seen.windows(text.len()).any(|window| window == text)
+}

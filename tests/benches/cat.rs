@@ -1,0 +1,99 @@
+//! `cat` of a large text file: bytes that reach a client, against reading the PTY here. Every byte is checked.
+
+use std::{fs, io::Write, path::Path, time::Instant};
+
+use anyhow::{Result, ensure};
+use podling_tests::{Client, Podling, Workspace};
+use ring::digest::{Context as Digest, SHA256};
+
+use crate::{
+    attached::{self, Attached, Out},
+    raw_pty::RawPty,
+    report::{Goal, Report, Row},
+    stats::Samples,
+};
+
+const ROUNDS: usize = 5;
+/// Lines of 69 letters and a line end: 200 MB.
+const LINES: usize = 2_900_000;
+const LINE: usize = 69;
+
+/// What a terminal makes of the file: a CR before each LF.
+struct Expected {
+    bytes: u64,
+    sha256: Vec<u8>,
+}
+
+pub(crate) async fn run(podling: &Podling, workspace: &Workspace, report: &mut Report) -> Result<()> {
+    let file = podling.home_of(workspace).join("big.txt");
+    let expected = write_file(&file)?;
+    let token = crate::agent_token(podling, workspace).await?;
+    let client = podling.direct(workspace).await.token(&token);
+    let (mut raw, mut ours, mut beside) = (Samples::new(), Samples::new(), Samples::new());
+    for _ in 0..ROUNDS {
+        raw.push(read_raw(&file, &expected)?);
+        ours.push(read_attached(&client, &file, &expected, false).await?);
+        beside.push(read_attached(&client, &file, &expected, true).await?);
+    }
+    let row = Row::new("`cat` of 200 MB through the agent, TLS, every byte checked".into(), "MB/s", &ours);
+    report.row(row.peer("raw PTY, blocking read", &raw).goal(Goal::AtLeast(0.7)));
+    let row = Row::new("the same beside a viewer that has stopped reading".into(), "MB/s", &beside);
+    report.row(row.peer("without that viewer", &ours).goal(Goal::AtLeast(0.95)));
+    fs::remove_file(file)?;
+    Ok(())
+}
+
+fn write_file(path: &Path) -> Result<Expected> {
+    let mut file = std::io::BufWriter::new(fs::File::create(path)?);
+    let mut digest = Digest::new(&SHA256);
+    for number in 0..LINES {
+        let line = format!("{number:0LINE$}");
+        file.write_all(line.as_bytes())?;
+        file.write_all(b"\n")?;
+        digest.update(line.as_bytes());
+        digest.update(b"\r\n");
+    }
+    file.flush()?;
+    Ok(Expected { bytes: (LINES * (LINE + 2)) as u64, sha256: digest.finish().as_ref().to_vec() })
+}
+
+/// Starts reading before the file is printed: `cat` waits for a line.
+fn script(file: &Path) -> String {
+    format!("stty -echo; echo ready; read go; exec cat {}", file.display())
+}
+
+fn read_raw(file: &Path, expected: &Expected) -> Result<f64> {
+    let mut pty = RawPty::spawn(&script(file))?;
+    crate::until_ready(&mut pty)?;
+    let start = Instant::now();
+    pty.write_all(b"\n")?;
+    let mut bytes = 0;
+    pty.drain(|piece| bytes += piece.len() as u64);
+    ensure!(bytes == expected.bytes, "the raw PTY gave {bytes} bytes instead of {}", expected.bytes);
+    Ok(bytes as f64 / 1e6 / start.elapsed().as_secs_f64())
+}
+
+async fn read_attached(client: &Client, file: &Path, expected: &Expected, stalled: bool) -> Result<f64> {
+    let terminal = attached::create(client, &script(file)).await?;
+    let mut attached = Attached::open(client, &terminal, true).await?;
+    attached.until("ready\r\n").await?;
+    // Attached and then never read: its windows fill up and stay full.
+    let _stalled = if stalled { Some(Attached::open(client, &terminal, false).await?) } else { None };
+    let start = Instant::now();
+    attached.send(b"\n").await?;
+    let mut digest = Digest::new(&SHA256);
+    let mut bytes = 0;
+    loop {
+        match attached.out().await? {
+            Out::Data(data) => {
+                bytes += data.len() as u64;
+                digest.update(&data);
+            }
+            Out::Exit(_) => break,
+        }
+    }
+    let speed = bytes as f64 / 1e6 / start.elapsed().as_secs_f64();
+    ensure!(bytes == expected.bytes, "{bytes} bytes came instead of {}", expected.bytes);
+    ensure!(digest.finish().as_ref() == expected.sha256, "other bytes came than were printed");
+    Ok(speed)
+}

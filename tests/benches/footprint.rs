@@ -1,0 +1,68 @@
+//! What an agent costs when nobody does anything: size on disk, memory, CPU, threads, and what one more terminal adds.
+
+use std::{fs, path::Path, time::Duration};
+
+use anyhow::{Context, Result};
+use podling_tests::{Podling, Workspace};
+
+use crate::{
+    attached,
+    report::{Goal, Report, Row},
+    stats::Samples,
+};
+
+const TERMINALS: usize = 40;
+/// How long the agent is watched doing nothing.
+const IDLE: Duration = Duration::from_secs(30);
+
+pub(crate) async fn run(podling: &Podling, workspace: &Workspace, agent: Option<&Path>, report: &mut Report) -> Result<()> {
+    match agent {
+        Some(path) => {
+            let megabytes = fs::metadata(path)?.len() as f64 / 1e6;
+            report.row(single("agent: static binary", "MB", megabytes, Goal::AtMost(6.0)));
+        }
+        None => report.left_out("agent: static binary", "no static build was given"),
+    }
+    let pid = podling.agent_pid(workspace);
+    let ticks = cpu_ticks(pid)?;
+    tokio::time::sleep(IDLE).await;
+    let used = (cpu_ticks(pid)? - ticks) as f64 / IDLE.as_secs_f64();
+    report.row(single("agent: CPU while idle", "% of a core", used, Goal::AtMost(0.2)));
+    report.row(single("agent: memory while idle (RSS)", "MiB", status(pid, "VmRSS")? / 1024.0, Goal::AtMost(8.0)));
+    let (memory, threads) = (private_kib(pid)?, status(pid, "Threads")?);
+    let client = podling.client().of(&workspace.id);
+    for _ in 0..TERMINALS {
+        attached::create(&client, "stty -echo; exec cat").await?;
+    }
+    let each = (private_kib(pid)? - memory) / TERMINALS as f64;
+    report.row(single("agent: memory of one idle terminal", "KiB", each, Goal::AtMost(16.0)));
+    let more = status(pid, "Threads")? - threads;
+    report.row(single(&format!("agent: threads more with {TERMINALS} terminals"), "", more, Goal::AtMost(0.0)));
+    Ok(())
+}
+
+fn single(name: &str, unit: &'static str, value: f64, goal: Goal) -> Row {
+    Row::new(name.to_owned(), unit, &Samples::from_iter([value])).absolute(goal)
+}
+
+fn status(pid: u32, key: &str) -> Result<f64> {
+    field(&fs::read_to_string(format!("/proc/{pid}/status"))?, key)
+}
+
+/// Memory that is this process's alone, as the kernel counts pages.
+fn private_kib(pid: u32) -> Result<f64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    Ok(field(&rollup, "Private_Dirty")? + field(&rollup, "Private_Clean")?)
+}
+
+fn field(text: &str, key: &str) -> Result<f64> {
+    let line = text.lines().find(|line| line.starts_with(&format!("{key}:"))).with_context(|| key.to_owned())?;
+    Ok(line.split_whitespace().nth(1).context("a value")?.parse()?)
+}
+
+/// User and system time in clock ticks, of which Linux counts a hundred a second.
+fn cpu_ticks(pid: u32) -> Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<_> = stat.rsplit(')').next().context("stat")?.split_whitespace().collect();
+    Ok(fields.get(11).context("utime")?.parse::<u64>()? + fields.get(12).context("stime")?.parse::<u64>()?)
+}

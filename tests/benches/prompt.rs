@@ -1,0 +1,54 @@
+//! From nothing to a prompt: create a workspace, open its shell, read the prompt.
+
+use std::{io::Read, time::Instant};
+
+use anyhow::{Context, Result};
+use podling_proto::control::v1::{CreateWorkspaceRequest, DeleteWorkspaceRequest};
+use podling_tests::Podling;
+
+use crate::{
+    attached::{Attached, contains},
+    raw_pty::RawPty,
+    report::{Goal, Report, Row},
+    stats::Samples,
+};
+
+const ROUNDS: usize = 20;
+/// What the shell prints when it waits for a command; unlike anything else it prints.
+const PROMPT: &str = "ready-for-you> ";
+const SHELL: &str = "PS1='ready-for-you> ' exec bash --norc --noprofile -i";
+
+pub(crate) async fn run(podling: &Podling, report: &mut Report) -> Result<()> {
+    let (mut ours, mut bare) = (Samples::new(), Samples::new());
+    for round in 0..ROUNDS {
+        bare.push(bare_shell()?);
+        ours.push(workspace(podling, &format!("prompt-{round}")).await?);
+    }
+    let row = Row::new("create a workspace → its shell's prompt, through the gateway".into(), "ms", &ours);
+    report.row(row.peer("the same shell on a raw PTY", &bare).absolute(Goal::AtMost(50.0)));
+    Ok(())
+}
+
+fn bare_shell() -> Result<f64> {
+    let start = Instant::now();
+    let mut pty = RawPty::spawn(SHELL)?;
+    let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
+    while !contains(&seen, PROMPT.as_bytes()) {
+        let n = pty.read(&mut buffer)?;
+        seen.extend_from_slice(&buffer[..n]);
+    }
+    Ok(start.elapsed().as_secs_f64() * 1e3)
+}
+
+async fn workspace(podling: &Podling, name: &str) -> Result<f64> {
+    let client = podling.client();
+    let start = Instant::now();
+    let request = CreateWorkspaceRequest { name: name.to_owned(), ..Default::default() };
+    let made = client.workspaces().create(request).await?.into_inner().workspace.context("no workspace")?;
+    let inside = podling.client().of(&made.id);
+    let terminal = crate::attached::create(&inside, SHELL).await?;
+    Attached::open(&inside, &terminal, false).await?.until(PROMPT).await?;
+    let took = start.elapsed().as_secs_f64() * 1e3;
+    client.workspaces().delete(DeleteWorkspaceRequest { workspace: made.id, discard: true }).await?;
+    Ok(took)
+}

@@ -1,0 +1,73 @@
+//! The floor: a PTY opened and read here, with nothing in between.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::fd::OwnedFd,
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context, Result};
+use rustix::{
+    fs::{Mode, OFlags, open},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+};
+
+/// A program on a PTY of its own.
+pub(crate) struct RawPty {
+    pub(crate) master: File,
+    child: Child,
+}
+
+impl RawPty {
+    pub(crate) fn spawn(script: &str) -> Result<Self> {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        grantpt(&master)?;
+        unlockpt(&master)?;
+        let name = ptsname(&master, Vec::new())?;
+        let slave: OwnedFd = open(&name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
+        let child = Command::new("sh")
+            .args(["-c", script])
+            .stdin(Stdio::from(slave.try_clone()?))
+            .stdout(Stdio::from(slave.try_clone()?))
+            .stderr(Stdio::from(slave))
+            .spawn()
+            .context("sh")?;
+        Ok(Self { master: master.into(), child })
+    }
+
+    /// Reads until the program is gone; hands out each piece.
+    pub(crate) fn drain(&mut self, mut piece: impl FnMut(&[u8])) {
+        let mut buffer = vec![0; 64 * 1024];
+        // EIO: the last process that held the slave is gone.
+        while let Ok(n) = self.master.read(&mut buffer) {
+            if n == 0 {
+                return;
+            }
+            piece(&buffer[..n]);
+        }
+    }
+}
+
+impl Read for RawPty {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.master.read(buffer)
+    }
+}
+
+impl Write for RawPty {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.master.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for RawPty {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}

@@ -1,0 +1,141 @@
+//! BENCHMARKS.md: rows with median, spread and ratio to the peer of the same run, and whether the goal is met.
+
+use std::{fmt::Write as _, fs, path::Path, process::Command};
+
+use anyhow::Result;
+
+use crate::stats::{Quoted, Samples};
+
+/// What a row aims at: of its ratio to the peer, or of its own value where there is no peer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Goal {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+/// One figure.
+#[derive(Debug)]
+pub(crate) struct Row {
+    name: String,
+    unit: &'static str,
+    ours: Samples,
+    peer: Option<(String, Samples)>,
+    ratio_goal: Option<Goal>,
+    own_goal: Option<Goal>,
+}
+
+/// The whole page.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    rows: Vec<Row>,
+    left_out: Vec<String>,
+    facts: Vec<String>,
+}
+
+// === impl Row ===
+
+impl Row {
+    pub(crate) fn new(name: String, unit: &'static str, ours: &Samples) -> Self {
+        Self { name, unit, ours: ours.clone(), peer: None, ratio_goal: None, own_goal: None }
+    }
+
+    #[must_use]
+    pub(crate) fn peer(mut self, name: &str, samples: &Samples) -> Self {
+        self.peer = Some((name.to_owned(), samples.clone()));
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn goal(mut self, goal: Goal) -> Self {
+        self.ratio_goal = Some(goal);
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn absolute(mut self, goal: Goal) -> Self {
+        self.own_goal = Some(goal);
+        self
+    }
+
+    fn markdown(&self) -> String {
+        let ours = self.ours.quoted();
+        let ratio = self.peer.as_ref().map(|(_, samples)| self.ours.ratio(samples));
+        let (goal, met) = match (self.ratio_goal, ratio, self.own_goal) {
+            (Some(goal), Some(ratio), _) => (format!("{goal}×"), goal.met(ratio)),
+            (_, _, Some(goal)) => (format!("{goal} {}", self.unit), goal.met(ours)),
+            _ => (String::new(), ""),
+        };
+        let peer = self.peer.as_ref().map_or(String::new(), |(name, s)| format!("{name}: {}", s.quoted()));
+        let ratio = ratio.map_or(String::new(), |r| format!("{r}×"));
+        format!("| {} | {} {} | {peer} | {ratio} | {goal} | {met} |", self.name, ours, self.unit)
+    }
+}
+
+// === impl Goal ===
+
+impl Goal {
+    fn met(self, value: Quoted) -> &'static str {
+        let met = match self {
+            Self::AtMost(most) => value.median <= most,
+            Self::AtLeast(least) => value.median >= least,
+        };
+        if met { "yes" } else { "**no**" }
+    }
+}
+
+impl std::fmt::Display for Goal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::AtMost(most) => write!(f, "≤ {most}"),
+            Self::AtLeast(least) => write!(f, "≥ {least}"),
+        }
+    }
+}
+
+// === impl Report ===
+
+impl Report {
+    pub(crate) fn row(&mut self, row: Row) {
+        println!("{}", row.markdown());
+        self.rows.push(row);
+    }
+
+    pub(crate) fn left_out(&mut self, name: &str, why: &str) {
+        println!("left out: {name}: {why}");
+        self.left_out.push(format!("{name}: {why}"));
+    }
+
+    pub(crate) fn fact(&mut self, fact: String) {
+        self.facts.push(fact);
+    }
+
+    /// Replaces the measured part of the page, between its two marks; what people wrote below stays.
+    pub(crate) fn write(&self, page: &Path) -> Result<()> {
+        const BEGIN: &str = "<!-- measured: begin -->\n";
+        const END: &str = "<!-- measured: end -->\n";
+        let old = fs::read_to_string(page).unwrap_or_default();
+        let head = old.split(BEGIN).next().filter(|_| old.contains(BEGIN)).unwrap_or("# Benchmarks\n\n");
+        let tail = old.split_once(END).map_or("", |(_, tail)| tail);
+        Ok(fs::write(page, format!("{head}{BEGIN}{}{END}{tail}", self.markdown()?))?)
+    }
+
+    fn markdown(&self) -> Result<String> {
+        let mut page = String::new();
+        writeln!(page, "Measured {} on {}.", shell("date -u +%F")?, self.facts.join("; "))?;
+        writeln!(page, "\n| what | Podling: median (spread) | peer, same run | ratio | goal | met |")?;
+        writeln!(page, "|---|---|---|---|---|---|")?;
+        for row in &self.rows {
+            writeln!(page, "{}", row.markdown())?;
+        }
+        for left in &self.left_out {
+            writeln!(page, "\nLeft out: {left}.")?;
+        }
+        Ok(page)
+    }
+}
+
+/// The first line a shell command prints.
+pub(crate) fn shell(command: &str) -> Result<String> {
+    let output = Command::new("sh").args(["-c", command]).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().trim().to_owned())
+}
