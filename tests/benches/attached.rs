@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use podling_proto::agent::v1::{
-    AttachOpen, AttachRequest, AttachResponse, CreateTerminalRequest, Exit, From, FromOldest, Input, InputKind, Size,
-    attach_request::Request, attach_response::Response, frame, from,
+    AttachOpen, AttachRequest, AttachResponse, CreateTerminalRequest, Exit, From, FromOldest, Input,
+    InputKind, Size, attach_request::Request, attach_response::Response, frame, from,
 };
 use podling_tests::Client;
 use tokio::sync::mpsc;

@@ -83,14 +83,9 @@ async fn read_attached(client: &Client, file: &Path, expected: &Expected, stalle
     attached.send(b"\n").await?;
     let mut digest = Digest::new(&SHA256);
     let mut bytes = 0;
-    loop {
-        match attached.out().await? {
-            Out::Data(data) => {
-                bytes += data.len() as u64;
-                digest.update(&data);
-            }
-            Out::Exit(_) => break,
-        }
+    while let Out::Data(data) = attached.out().await? {
+        bytes += data.len() as u64;
+        digest.update(&data);
     }
     let speed = bytes as f64 / 1e6 / start.elapsed().as_secs_f64();
     ensure!(bytes == expected.bytes, "{bytes} bytes came instead of {}", expected.bytes);

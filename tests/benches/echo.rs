@@ -29,7 +29,9 @@ pub(crate) async fn run(podling: &Podling, workspace: &Workspace, report: &mut R
     until_ready(&mut raw)?;
     let sshd = Sshd::start()?;
     let mut ssh = sshd.session(SCRIPT)?;
-    let mut agent = attach(&podling.direct(workspace).await.token(&crate::agent_token(podling, workspace).await?)).await?;
+    let mut agent =
+        attach(&podling.direct(workspace).await.token(&crate::agent_token(podling, workspace).await?))
+            .await?;
     let mut gateway = attach(&podling.client().of(&workspace.id)).await?;
     let mut series = [const { Series::new() }; 4];
     for round in 0..=ROUNDS {

@@ -15,7 +15,12 @@ const TERMINALS: usize = 40;
 /// How long the agent is watched doing nothing.
 const IDLE: Duration = Duration::from_secs(30);
 
-pub(crate) async fn run(podling: &Podling, workspace: &Workspace, agent: Option<&Path>, report: &mut Report) -> Result<()> {
+pub(crate) async fn run(
+    podling: &Podling,
+    workspace: &Workspace,
+    agent: Option<&Path>,
+    report: &mut Report,
+) -> Result<()> {
     match agent {
         Some(path) => {
             let megabytes = fs::metadata(path)?.len() as f64 / 1e6;
@@ -28,7 +33,12 @@ pub(crate) async fn run(podling: &Podling, workspace: &Workspace, agent: Option<
     tokio::time::sleep(IDLE).await;
     let used = (cpu_ticks(pid)? - ticks) as f64 / IDLE.as_secs_f64();
     report.row(single("agent: CPU while idle", "% of a core", used, Goal::AtMost(0.2)));
-    report.row(single("agent: memory while idle (RSS)", "MiB", status(pid, "VmRSS")? / 1024.0, Goal::AtMost(8.0)));
+    report.row(single(
+        "agent: memory while idle (RSS)",
+        "MiB",
+        status(pid, "VmRSS")? / 1024.0,
+        Goal::AtMost(8.0),
+    ));
     let (memory, threads) = (private_kib(pid)?, status(pid, "Threads")?);
     let client = podling.client().of(&workspace.id);
     for _ in 0..TERMINALS {
@@ -37,7 +47,12 @@ pub(crate) async fn run(podling: &Podling, workspace: &Workspace, agent: Option<
     let each = (private_kib(pid)? - memory) / TERMINALS as f64;
     report.row(single("agent: memory of one idle terminal", "KiB", each, Goal::AtMost(16.0)));
     let more = status(pid, "Threads")? - threads;
-    report.row(single(&format!("agent: threads more with {TERMINALS} terminals"), "", more, Goal::AtMost(0.0)));
+    report.row(single(
+        &format!("agent: threads more with {TERMINALS} terminals"),
+        "",
+        more,
+        Goal::AtMost(0.0),
+    ));
     Ok(())
 }
 
@@ -56,7 +71,8 @@ fn private_kib(pid: u32) -> Result<f64> {
 }
 
 fn field(text: &str, key: &str) -> Result<f64> {
-    let line = text.lines().find(|line| line.starts_with(&format!("{key}:"))).with_context(|| key.to_owned())?;
+    let line =
+        text.lines().find(|line| line.starts_with(&format!("{key}:"))).with_context(|| key.to_owned())?;
     Ok(line.split_whitespace().nth(1).context("a value")?.parse()?)
 }
 

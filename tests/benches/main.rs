@@ -35,7 +35,8 @@ async fn main() -> Result<()> {
     report.fact(ssh::Sshd::version()?);
     let only = env::args().skip(1).find(|arg| !arg.starts_with('-'));
     let wanted = |name: &str| only.as_ref().is_none_or(|only| only == name);
-    let args = agent.iter().flat_map(|path| ["--agent-command".to_owned(), path.display().to_string()]).collect();
+    let args =
+        agent.iter().flat_map(|path| ["--agent-command".to_owned(), path.display().to_string()]).collect();
     let podling = Podling::up_with(Options { args, ..Options::default() }).await;
     if wanted("footprint") {
         let quiet = podling.workspace("quiet").await;

@@ -38,7 +38,9 @@ impl Sshd {
         let folder = TempDir::new()?;
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700))?;
         for key in ["host", "user"] {
-            run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(folder.path().join(key)))?;
+            run(Command::new("ssh-keygen")
+                .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+                .arg(folder.path().join(key)))?;
         }
         fs::copy(folder.path().join("user.pub"), folder.path().join("authorized"))?;
         fs::create_dir_all("/run/sshd").context("/run/sshd")?;

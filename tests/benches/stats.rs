@@ -49,7 +49,13 @@ impl FromIterator<f64> for Samples {
 
 impl fmt::Display for Quoted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = if self.median >= 100.0 { 0 } else if self.median >= 10.0 { 1 } else { 2 };
+        let digits = if self.median >= 100.0 {
+            0
+        } else if self.median >= 10.0 {
+            1
+        } else {
+            2
+        };
         write!(f, "{:.digits$} ({:.digits$}–{:.digits$})", self.median, self.low, self.high)
     }
 }

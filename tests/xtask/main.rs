@@ -1,5 +1,6 @@
 //! `cargo xtask`: what people and CI run on this repository. One file per subcommand; must not know the product's insides.
 
+mod bench;
 mod check;
 mod step;
 mod stories;
@@ -26,6 +27,8 @@ enum Command {
     Check,
     /// Builds the binaries and runs the end-to-end stories alone.
     Stories(stories::Args),
+    /// Podling beside its peers in one run; rewrites BENCHMARKS.md.
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
         Command::Test => test::run(),
         Command::Check => check::run(),
         Command::Stories(args) => stories::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -1,0 +1,55 @@
+//! `cargo xtask bench`: release builds, the agent as one static binary, and the benchmarks with both.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+
+const MUSL: &str = "x86_64-unknown-linux-musl";
+const GNU: &str = "x86_64-unknown-linux-gnu";
+
+/// Which benchmarks.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only this one: footprint, prompt, echo, cat or bulk. BENCHMARKS.md is then left as it is.
+    only: Option<String>,
+}
+
+/// Builds and measures. Wants a quiet machine and Debian's openssh-server.
+pub(crate) fn run(args: &Args) -> Result<bool> {
+    let agent = static_agent()?;
+    cargo(&["build", "--release", "--workspace", "--bins"], &[])?;
+    let mut bench = vec!["bench", "--package", "podling-tests", "--bench", "podling", "--"];
+    bench.extend(args.only.as_deref());
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../BENCHMARKS.md");
+    cargo(&bench, &[("PODLING_BENCH_AGENT", &agent), ("PODLING_BENCH_PAGE", &page)])?;
+    Ok(true)
+}
+
+/// The agent as it is baked into images: with musl where its standard library is installed, else with a static glibc.
+fn static_agent() -> Result<PathBuf> {
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output().context("rustc")?;
+    let sysroot = PathBuf::from(String::from_utf8(sysroot.stdout)?.trim());
+    let (target, flags) = if sysroot.join("lib/rustlib").join(MUSL).join("lib").exists() {
+        (MUSL, Path::new(""))
+    } else {
+        println!("{MUSL} is not installed (rustup target add {MUSL}): linking glibc statically");
+        (GNU, Path::new("-C target-feature=+crt-static"))
+    };
+    let build = ["build", "--profile", "dist", "--package", "podling-agent", "--target", target];
+    cargo(&build, &[("RUSTFLAGS", flags)])?;
+    let built =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").join(target).join("dist/podling-agent");
+    built.canonicalize().with_context(|| built.display().to_string())
+}
+
+fn cargo(args: &[&str], envs: &[(&str, &Path)]) -> Result<()> {
+    println!("== cargo {}", args.join(" "));
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let status = command.args(args).envs(envs.iter().copied()).status().context("cargo")?;
+    ensure!(status.success(), "cargo {}: {status}", args.join(" "));
+    Ok(())
+}
