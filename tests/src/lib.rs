@@ -20,6 +20,7 @@ pub mod pty;
 pub mod tls;
 pub mod tools;
 pub mod wait;
+pub mod work;
 
 pub use cli::{Cli, Done};
 pub use client::{Client, Link};

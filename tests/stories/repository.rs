@@ -81,7 +81,8 @@ fn main_only_starts_things() {
 fn unsafe_code_is_in_one_place() {
     let elsewhere = sources().into_iter().filter(|(name, text)| {
         name != "agent/src/terminal/pty.rs"
-            && text.lines().any(|l| l.contains("allow(unsafe_code)") || l.contains("expect(unsafe_code"))
+            && name != "tests/stories/repository.rs"
+            && text.contains("(unsafe_code")
     });
     fail_for("unsafe code is in agent/src/terminal/pty.rs only", elsewhere.map(|(name, _)| name).collect());
 }

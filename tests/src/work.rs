@@ -1,0 +1,94 @@
+//! What people do in a workspace over and over, as one call each.
+
+use std::collections::HashMap;
+
+use podling_proto::{
+    agent::v1::{
+        Command, CreateTerminalRequest, Exit, ProcessExit, RunRequest, RunResponse, Terminal, exit::How,
+        process_exit::How as ProcessHow,
+    },
+    error::{self, Reason},
+};
+use tonic::{Response, Status};
+
+use crate::{client::Client, wait::within};
+
+/// Program and arguments as the wire wants them.
+pub fn argv(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+/// A shell that runs this script.
+pub fn script(text: &str) -> Vec<String> {
+    argv(&["sh", "-c", text])
+}
+
+/// A command without more than its arguments.
+pub fn command(argv: Vec<String>) -> Command {
+    Command { argv, env: HashMap::new(), cwd: String::new(), timeout: None }
+}
+
+impl Client {
+    /// Opens a terminal with this program.
+    pub async fn open(&self, argv: Vec<String>) -> Terminal {
+        let request = CreateTerminalRequest { argv, ..Default::default() };
+        let opened = within("Terminals.Create", self.terminals().create(request)).await;
+        opened.expect("the terminal opens").into_inner().terminal.expect("it is described")
+    }
+
+    /// Runs a command to its end.
+    pub async fn run(&self, argv: Vec<String>) -> RunResponse {
+        let request = RunRequest { command: Some(command(argv)), ..Default::default() };
+        let ran = within("Processes.Run", self.processes().run(request)).await;
+        ran.expect("the command runs").into_inner()
+    }
+
+    /// Runs a script that must succeed; what it wrote.
+    pub async fn sh(&self, text: &str) -> String {
+        let ran = self.run(script(text)).await;
+        let exit = ran.exit.expect("an exit");
+        let errors = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert_eq!(process_code(&exit), Some(0), "{text}: {exit:?} {errors}");
+        String::from_utf8_lossy(&ran.stdout).into_owned()
+    }
+}
+
+/// The exit code of a terminal's program; `None` when a signal ended it.
+pub fn code(exit: &Exit) -> Option<i32> {
+    match exit.how.as_ref().expect("an exit says how") {
+        How::Code(code) => Some(*code),
+        How::Signal(_) => None,
+    }
+}
+
+/// The exit code of a process; `None` when a signal ended it.
+pub fn process_code(exit: &ProcessExit) -> Option<i32> {
+    match exit.how.as_ref().expect("an exit says how") {
+        ProcessHow::Code(code) => Some(*code),
+        ProcessHow::Signal(_) => None,
+    }
+}
+
+/// Why a call was refused; panics when it was not, or without one of our reasons.
+#[track_caller]
+pub fn refused<T>(answer: Result<Response<T>, Status>) -> Reason {
+    match answer {
+        Ok(_) => panic!("the call went through"),
+        Err(status) => reason(&status),
+    }
+}
+
+/// The reason a status carries; panics when it has none.
+#[track_caller]
+pub fn reason(status: &Status) -> Reason {
+    match error::reason(status) {
+        Some(reason) => reason,
+        None => panic!("an error without a reason: {status:?}"),
+    }
+}
+
+/// A path as text.
+pub fn path(text: &str) -> podling_proto::agent::v1::Path {
+    use podling_proto::agent::v1::path::Path as Kind;
+    podling_proto::agent::v1::Path { path: Some(Kind::Text(text.to_owned())) }
+}

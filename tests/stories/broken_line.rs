@@ -1,0 +1,109 @@
+//! Work goes on over a line that is cut, slowed and chopped, in both directions, at random points.
+
+use podling_proto::agent::v1::ReadFileRequest;
+use podling_tests::{
+    Podling,
+    person::Person,
+    proxy::{Proxy, Weather, seed},
+    wait_for, within,
+    work::script,
+};
+use ring::digest::{SHA256, digest};
+
+/// Printed by the terminal's program: enough for dozens of cuts, little enough for the byte log (1 MiB) to hold it all.
+const LINES: u32 = 60_000;
+/// Typed meanwhile.
+const TYPED_BYTES: usize = 20_000;
+/// Each connection lives for this many bytes a direction.
+const CUTS: std::ops::Range<u64> = 3_000..40_000;
+
+fn numbers(to: u32) -> String {
+    (1..=to).map(|n| format!("{n}\n")).collect()
+}
+
+/// Text without newlines or control characters, so that no program reads more into it.
+fn typing(dice: &mut fastrand::Rng, bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|_| dice.alphanumeric() as u8).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_printed_is_lost_and_nothing_typed_is_doubled() {
+    let podling = Podling::up().await;
+    let ada = podling.workspace("ada").await;
+    let seed = seed();
+    let mut dice = fastrand::Rng::with_seed(seed);
+    for round in 0..3 {
+        let proxy = Proxy::start(podling.address(), Weather::storm(CUTS), dice.u64(..)).await;
+        let calm = podling.client().of(&ada.id);
+        let client = || podling.client_at(proxy.address()).of(&ada.id);
+        let program = format!(
+            "stty raw -echo; echo ready; seq 1 {LINES} & head -c {TYPED_BYTES} > typed-{round}; wait; echo done"
+        );
+        let terminal = calm.open(script(&program)).await;
+        let mut person = Person::new("ada-at-home", &terminal.id);
+        person.work("the program is ready", client, |p| p.text().contains("ready\n")).await;
+        person.typed = typing(&mut dice, TYPED_BYTES);
+        person.work("the program ends", client, |p| p.exit.is_some()).await;
+
+        let reference = format!("ready\n{}done\n", numbers(LINES));
+        assert!(person.log().gaps.is_empty(), "gaps: {:?}", person.log().gaps);
+        assert!(person.text() == reference, "what was seen differs from what was printed");
+        assert_eq!(person.log().next, reference.len() as u64);
+        let request = ReadFileRequest {
+            path: Some(podling_tests::work::path(&format!("typed-{round}"))),
+            ..Default::default()
+        };
+        let mut stream = calm.files().read(request).await.expect("the file is there").into_inner();
+        let mut arrived = Vec::new();
+        while let Some(part) = within("Files.Read", stream.message()).await.expect("the file is read") {
+            arrived.extend_from_slice(&part.data);
+        }
+        assert!(arrived == person.typed, "what arrived differs from what was typed");
+        eprintln!("round {round}: {} cuts, attached {} times", proxy.cuts(), person.attached);
+        assert!(proxy.cuts() >= 5, "the line was not bad enough: {} cuts", proxy.cuts());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_rides_out_the_storm() {
+    let podling = Podling::up().await;
+    podling.workspace("ada").await;
+    let mut dice = fastrand::Rng::with_seed(seed());
+    // A first connection must get through before it can be resumed: what is made with one call is not made here.
+    let weather = Weather::storm(8_000..60_000);
+    let proxy = Proxy::start(podling.address(), weather, dice.u64(..)).await;
+    let far = podling.cli().env("PODLING_URL", format!("http://{}", proxy.address()));
+    let far = far.env("PODLING_TOKEN", podling.token());
+
+    let said = far.run(&["run", "ada", "--", "seq", "1", "60000"]).await.ok();
+    assert!(said.out() == numbers(60_000), "stdout differs");
+
+    let input = typing(&mut dice, 300_000);
+    let sum = digest(&SHA256, &input).as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let said = far.feed(&["run", "-i", "ada", "--", "sha256sum"], &input).await.ok();
+    assert_eq!(said.out().split_whitespace().next(), Some(sum.as_str()), "stdin differs");
+    assert!(proxy.cuts() >= 5, "the line was not bad enough: {} cuts", proxy.cuts());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attached_window_comes_back_where_it_was() {
+    let podling = Podling::up().await;
+    podling.workspace("ada").await;
+    let proxy = Proxy::start(podling.address(), Weather::storm(4_000..30_000), seed()).await;
+    let far = podling.cli().env("PODLING_URL", format!("http://{}", proxy.address()));
+    let far = far.env("PODLING_TOKEN", podling.token());
+    let mut window = podling_tests::pty::Window::open(&far.command(&["attach", "ada"]));
+    window.shows("$").await;
+    window.types("echo be''gin; seq 1 20000; echo e''nd\r");
+    window.shows("end\r\n").await;
+    let shown = window.shown();
+    let from = shown.find("begin\r\n").expect("the beginning is shown");
+    // Remarks of the CLI about the line stand on lines of their own; every number must be there once and in order.
+    let numbers: Vec<u32> = shown[from..].lines().filter_map(|line| line.trim().parse().ok()).collect();
+    assert!(numbers == (1..=20_000).collect::<Vec<_>>(), "{} numbers were shown", numbers.len());
+    proxy.calm();
+    window.types("exit 3\r");
+    let code = window.ends().await;
+    assert_eq!(code, Some(3), "attach passes the shell's code on");
+    wait_for("the line was cut", async || (proxy.cuts() >= 3).then_some(())).await;
+}

@@ -1,0 +1,84 @@
+//! A program that cannot start is an error with its reason, never a terminal or process that is dead from the beginning.
+
+use std::{fs, os::unix::fs::PermissionsExt};
+
+use podling_proto::{
+    agent::v1::{
+        Command, CreateTerminalRequest, ListProcessesRequest, ListTerminalsRequest, RunRequest,
+        StartProcessRequest,
+    },
+    error::Reason,
+};
+use podling_tests::{
+    Podling,
+    work::{argv, command, refused},
+};
+
+/// What is wrong, the command, and the reasons that say so.
+fn broken() -> Vec<(&'static str, Command, &'static [Reason])> {
+    let of = |words: &[&str]| command(argv(words));
+    let at = |cwd: &str| Command { cwd: cwd.to_owned(), ..of(&["true"]) };
+    let env = |key: &str| Command { env: [(key.to_owned(), "x".to_owned())].into(), ..of(&["true"]) };
+    vec![
+        ("a name that is nowhere in PATH", of(&["no-such-program"]), &[Reason::ProgramNotFound]),
+        ("a path that is not there", of(&["/no/such/program"]), &[Reason::ProgramNotFound]),
+        ("an interpreter that is not there", of(&["./bad-interpreter"]), &[Reason::ProgramBadInterpreter]),
+        ("a file without x", of(&["./not-executable"]), &[Reason::ProgramNotExecutable]),
+        ("a folder", of(&["./folder"]), &[Reason::ProgramNotExecutable]),
+        ("bytes that are no program", of(&["./garbage"]), &[Reason::ProgramNotExecutable]),
+        ("a working folder that is not there", at("nowhere"), &[Reason::BadCwd]),
+        ("a working folder that is a file", at("garbage"), &[Reason::BadCwd]),
+        ("a NUL in an argument", of(&["echo", "a\0b"]), &[Reason::BadField]),
+        ("a variable without a name", env("=x"), &[Reason::BadField]),
+        ("an empty program", of(&[""]), &[Reason::BadField, Reason::ProgramNotFound]),
+        (
+            "an argument longer than the kernel takes",
+            of(&["true", &"x".repeat(300_000)]),
+            &[Reason::TooLarge, Reason::SpawnFailed, Reason::BadField],
+        ),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_broken_programs_give_their_reasons() {
+    let podling = Podling::up().await;
+    let ada = podling.workspace("ada").await;
+    let home = podling.home_of(&ada);
+    fs::create_dir(home.join("folder")).expect("a folder");
+    for (name, content, mode) in [
+        ("bad-interpreter", "#!/no/such/interpreter\n", 0o755),
+        ("not-executable", "#!/bin/sh\n", 0o644),
+        ("garbage", "\x01\x02\x03\x04", 0o755),
+    ] {
+        fs::write(home.join(name), content).expect("a file");
+        fs::set_permissions(home.join(name), fs::Permissions::from_mode(mode)).expect("a mode");
+    }
+
+    let inside = podling.client().of(&ada.id);
+    for (what, command, reasons) in broken() {
+        let Command { argv, env, cwd, .. } = command.clone();
+        let create = CreateTerminalRequest { argv, env, cwd, ..Default::default() };
+        let terminal = refused(inside.terminals().create(create).await);
+        assert!(reasons.contains(&terminal), "a terminal with {what}: {terminal:?}");
+        let run = RunRequest { command: Some(command.clone()), ..Default::default() };
+        let run = refused(inside.processes().run(run).await);
+        assert!(reasons.contains(&run), "Run with {what}: {run:?}");
+        let start = StartProcessRequest { command: Some(command), ..Default::default() };
+        // A stream may open before its first answer is an error.
+        let start = match inside.processes().start(start).await {
+            Err(status) => Err(status),
+            Ok(stream) => stream.into_inner().message().await.map(tonic::Response::new),
+        };
+        let start = refused(start);
+        assert!(reasons.contains(&start), "Start with {what}: {start:?}");
+        assert_eq!((terminal, run), (start, start), "the same mistake has one reason: {what}");
+    }
+
+    let terminals =
+        inside.terminals().list(ListTerminalsRequest {}).await.expect("a list").into_inner().terminals;
+    assert_eq!(terminals.len(), 0, "{terminals:?}");
+    let processes =
+        inside.processes().list(ListProcessesRequest {}).await.expect("a list").into_inner().processes;
+    assert_eq!(processes.len(), 0, "{processes:?}");
+    assert_eq!(inside.sh("echo fine").await, "fine\n", "and it goes on");
+}

@@ -1,0 +1,166 @@
+//! kill -9: of the control plane, of an agent. What people have running is theirs.
+
+use std::time::Instant;
+
+use podling_proto::{
+    agent::v1::{GetTerminalRequest, Input, InputKind, ListTerminalsRequest, WriteTerminalRequest},
+    control::v1::{Link, State},
+    error::Reason,
+};
+use podling_tests::{
+    Podling, left_running,
+    person::Person,
+    wait_for, within,
+    work::{code, refused, script},
+};
+
+/// Counts until the file `finish` is there.
+const COUNT: &str =
+    "stty -opost; n=0; until [ -e finish ]; do echo $n; n=$((n+1)); sleep 0.01; done; echo end; exit 7";
+
+fn last_number(person: &Person) -> i64 {
+    let text = person.text();
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    whole.lines().last().and_then(|line| line.parse().ok()).unwrap_or(-1)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_control_plane_dies_and_the_job_goes_on() {
+    let mut podling = Podling::up().await;
+    let ada = podling.workspace("ada").await;
+    let before = podling.awake(&ada).await.agent.expect("an agent");
+    let inside = podling.client().of(&ada.id);
+    let terminal = inside.open(script(COUNT)).await;
+    let mut person = Person::new("ada", &terminal.id);
+    person.work("it counts", || inside.clone(), |p| last_number(p) >= 10).await;
+
+    let (agent, direct) = (podling.agent_pid(&ada), podling.direct(&ada).await);
+    let token = agent_token(&podling, &ada.id).await;
+    podling.kill_control();
+    let seen = person.log().next;
+    let direct = direct.token(&token);
+    wait_for("it counts on without a control plane", async || {
+        let request = GetTerminalRequest { terminal_id: terminal.id.clone() };
+        let now = direct.terminals().get(request).await.expect("the agent answers").into_inner();
+        (now.terminal.expect("the terminal").next > seen + 200).then_some(())
+    })
+    .await;
+
+    let begun = Instant::now();
+    podling.up_again().await;
+    let after = podling.awake(&ada).await.agent.expect("an agent");
+    eprintln!("adopted after {:?}", begun.elapsed());
+    assert_eq!(podling.agent_pid(&ada), agent, "the agent was adopted, not replaced");
+    assert_eq!((&after.boot_id, after.epoch), (&before.boot_id, before.epoch));
+    assert_eq!(podling.get(&ada).await.restarts, 0);
+
+    let inside = podling.client().of(&ada.id);
+    inside.sh("touch finish").await;
+    person.work("it ends", || inside.clone(), |p| p.exit.is_some()).await;
+    let log = person.text();
+    let mut lines: Vec<_> = log.lines().collect();
+    assert_eq!(lines.pop(), Some("end"));
+    let expected: Vec<String> = (0..lines.len()).map(|n| n.to_string()).collect();
+    assert!(lines == expected, "the log has every number once: {} lines", lines.len());
+    assert_eq!(code(person.exit.as_ref().expect("an exit")), Some(7));
+    assert!(person.log().gaps.is_empty());
+}
+
+async fn agent_token(podling: &Podling, workspace: &str) -> String {
+    let request = podling_proto::control::v1::CreateTokenRequest {
+        verbs: vec!["admin".into()],
+        workspaces: vec![workspace.to_owned()],
+        for_agent: true,
+        ..Default::default()
+    };
+    let made = within("Tokens.Create", podling.client().tokens().create(request)).await;
+    made.expect("a token").into_inner().token
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_dies_and_nothing_of_it_stays() {
+    let podling = Podling::up().await;
+    let ada = podling.workspace("ada").await;
+    let before = podling.awake(&ada).await.agent.expect("an agent");
+    let inside = podling.client().of(&ada.id);
+    inside.sh("echo kept > file").await;
+    // One that stays, one that ignores the hang-up, one in a session of its own, one that also sheds its environment.
+    let terminal = inside
+        .open(script(
+            "sleep 4001 & nohup sleep 4002 >/dev/null 2>&1 & setsid sleep 4003 & env -i setsid sleep 4004 & echo started; wait",
+        ))
+        .await;
+    let mut person = Person::new("ada", &terminal.id);
+    person.work("they are started", || inside.clone(), |p| p.text().contains("started")).await;
+    let sleepers = |what: &str| {
+        let all = podling.running();
+        all.into_iter()
+            .filter(|p| p.command.starts_with("sleep 400"))
+            .inspect(|p| eprintln!("{what}: {p:?}"))
+            .count()
+    };
+    wait_for("all four run", async || (sleepers("before") == 4).then_some(())).await;
+    let old_agent = podling.agent_pid(&ada);
+
+    podling.kill_agent(&ada);
+    let after = wait_for("another agent serves the workspace", async || {
+        let now = podling.get(&ada).await;
+        let agent = now.agent.clone()?;
+        let back = now.state() == State::Awake && now.link() == Link::Connected;
+        (back && agent.boot_id != before.boot_id).then_some(agent)
+    })
+    .await;
+    assert!(!left_running::alive(old_agent));
+    assert_eq!(sleepers("after"), 0, "the dead agent's processes are ended before a new one starts");
+    assert!(after.epoch > before.epoch, "the new epoch {} is said", after.epoch);
+    assert_eq!(inside.sh("cat file").await, "kept\n", "files stay");
+
+    // What was typed for the old shell goes nowhere.
+    let listed = within("Terminals.List", inside.terminals().list(ListTerminalsRequest {})).await;
+    let listed = listed.expect("a list").into_inner().terminals;
+    assert!(listed.iter().all(|t| t.exit.is_some()), "no terminal of the old agent runs: {listed:?}");
+    let late = inside.terminals().write(typed(&terminal.id, before.epoch)).await;
+    assert!(matches!(refused(late), Reason::TerminalNotFound | Reason::StaleEpoch | Reason::Ended));
+    let fresh = inside.open(script("cat")).await;
+    assert_eq!(fresh.epoch, after.epoch);
+    let stale = inside.terminals().write(typed(&fresh.id, before.epoch)).await;
+    assert_eq!(refused(stale), Reason::StaleEpoch);
+}
+
+fn typed(terminal: &str, epoch: u64) -> WriteTerminalRequest {
+    WriteTerminalRequest {
+        terminal_id: terminal.to_owned(),
+        client_id: "ada".into(),
+        input: Some(Input {
+            epoch,
+            offset: 0,
+            data: "rm -rf x\n".into(),
+            kind: InputKind::User.into(),
+            reply_at: 0,
+        }),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_die_at_once() {
+    let mut podling = Podling::up().await;
+    let ada = podling.workspace("ada").await;
+    let before = podling.awake(&ada).await.agent.expect("an agent");
+    podling.client().of(&ada.id).open(script("setsid sleep 4005 & wait")).await;
+    podling.kill_agent(&ada);
+    podling.kill_control();
+    podling.up_again().await;
+    let after = wait_for("a new agent serves the workspace", async || {
+        let now = podling.get(&ada).await;
+        let agent = now.agent.clone()?;
+        (now.state() == State::Awake && now.link() == Link::Connected && agent.boot_id != before.boot_id)
+            .then_some(agent)
+    })
+    .await;
+    assert!(after.epoch > before.epoch);
+    assert!(
+        podling.running().iter().all(|p| !p.command.starts_with("sleep 4005")),
+        "nothing of the old one runs"
+    );
+    assert_eq!(podling.client().of(&ada.id).sh("echo here").await, "here\n");
+}
