@@ -2,5 +2,11 @@
 
 mod broken_line;
 mod broken_programs;
+mod commands;
 mod crashes;
+mod evenings;
+mod first_run;
 mod repository;
+mod tokens;
+mod viewers;
+mod web;

@@ -1,0 +1,91 @@
+//! `run` and `cp`, as scripts lean on them.
+
+use std::fs;
+
+use podling_tests::{Podling, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_behaves_as_if_it_ran_here() {
+    let podling = Podling::up().await;
+    let cli = podling.cli();
+    cli.run(&["create", "ada"]).await.ok();
+    let sh = |script: &'static str| ["run", "ada", "--", "sh", "-c", script];
+
+    cli.run(&sh("exit 7")).await.exits(7);
+    cli.run(&sh("kill -9 $$")).await.exits(128 + 9);
+    cli.run(&sh("kill -TERM $$")).await.exits(128 + 15);
+    cli.run(&["run", "ada", "--", "no-such-program"]).await.exits(127);
+    cli.run(&["run", "ada", "--", "/etc/passwd"]).await.exits(126);
+    cli.run(&["run", "nobody", "--", "true"]).await.exits(125);
+    cli.run(&["run", "--timeout", "1s", "ada", "--", "sleep", "1000"]).await.exits(124);
+
+    let split = cli.run(&sh("echo out; echo err >&2")).await.ok();
+    assert_eq!((split.out().as_str(), split.err().as_str()), ("out\n", "err\n"));
+    let fed = cli.feed(&["run", "ada", "--", "tr", "a-z", "A-Z"], b"quietly\n").await.ok();
+    assert_eq!(fed.out(), "QUIETLY\n");
+    let set = cli
+        .run(&["run", "-e", "WHO=ada lovelace", "ada", "--", "sh", "-c", "echo $WHO in $(basename $PWD)"])
+        .await;
+    assert!(set.ok().out().starts_with("ada lovelace in "));
+    // What a command leaves behind does not hold the caller.
+    cli.run(&sh("sleep 300 & echo left")).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_megabytes_go_through_both_ways() {
+    let podling = Podling::up().await;
+    let cli = podling.cli();
+    cli.run(&["create", "ada"]).await.ok();
+    let mut dice = fastrand::Rng::with_seed(20);
+    let data: Vec<u8> = (0..20_000_000).map(|_| dice.u8(..)).collect();
+    let back = cli.feed(&["run", "ada", "--", "cat"], &data).await.ok();
+    assert_eq!(back.stdout.len(), data.len());
+    assert!(back.stdout == data, "what came back differs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupt_reaches_the_command() {
+    let podling = Podling::up().await;
+    let cli = podling.cli();
+    let ada = podling.workspace("ada").await;
+    let script = "trap 'echo interrupted; exit 9' INT; touch ready; while :; do sleep 0.05; done";
+    let mut command = cli.command(&["run", "ada", "--", "sh", "-c", script]);
+    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
+    let child = command.spawn().expect("podling run starts");
+    let ready = podling.home_of(&ada).join("ready");
+    wait_for("the command runs", async || ready.exists().then_some(())).await;
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw).expect("a pid");
+    kill_process(pid, Signal::INT).expect("it can be interrupted");
+    let output = podling_tests::within("podling run ends", child.wait_with_output()).await.expect("output");
+    assert_eq!(output.status.code(), Some(9));
+    assert_eq!(output.stdout, b"interrupted\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_go_up_and_come_back_as_they_were() {
+    let podling = Podling::up().await;
+    let cli = podling.cli();
+    let ada = podling.workspace("ada").await;
+    let mut dice = fastrand::Rng::with_seed(7);
+    let data: Vec<u8> = (0..5_000_000).map(|_| dice.u8(..)).collect();
+    let here = |name: &str| podling.folder().join(name).display().to_string();
+    fs::write(here("sent"), &data).expect("a file");
+
+    cli.run(&["cp", &here("sent"), "ada:received"]).await.ok();
+    assert!(fs::read(podling.home_of(&ada).join("received")).expect("it arrived") == data);
+    cli.run(&["cp", "ada:received", &here("back")]).await.ok();
+    assert!(fs::read(here("back")).expect("it came back") == data);
+
+    // A folder with what is in it.
+    fs::create_dir_all(here("tree/inner")).expect("a folder");
+    fs::write(here("tree/inner/leaf"), "leaf").expect("a file");
+    cli.run(&["cp", "-r", &here("tree"), "ada:tree"]).await.ok();
+    assert_eq!(fs::read(podling.home_of(&ada).join("tree/inner/leaf")).expect("it arrived"), b"leaf");
+
+    cli.run(&["cp", "ada:nowhere", &here("x")]).await.exits(3);
+    // What leads out of the workspace stays closed.
+    std::os::unix::fs::symlink("/etc/passwd", podling.home_of(&ada).join("escape")).expect("a link");
+    cli.run(&["cp", "ada:escape", &here("x")]).await.exits(4);
+    assert!(!podling.folder().join("x").exists(), "nothing is left of what failed");
+}

@@ -1,0 +1,86 @@
+//! Ending the day: Ctrl-C on `podling up` leaves people's work running; `podling down` ends it; the next morning all is there.
+
+use podling_proto::agent::v1::Verdict;
+use podling_tests::{Podling, left_running, person::Person, wait_for, work::script};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_leaves_workspaces_running_and_the_next_up_adopts_them() {
+    let mut podling = Podling::up().await;
+    let (ada, bob) = (podling.workspace("ada").await, podling.workspace("bob").await);
+    let inside = podling.client().of(&ada.id);
+    let terminal = inside.open(script("echo begun; cat; echo ended")).await;
+    let mut person = Person::new("ada", &terminal.id);
+    person.work("it has begun", || inside.clone(), |p| p.text().contains("begun")).await;
+    let before = [podling.awake(&ada).await.agent, podling.awake(&bob).await.agent];
+    let agents = [podling.agent_pid(&ada), podling.agent_pid(&bob)];
+
+    let status = podling.ctrl_c().await;
+    assert!(status.success(), "{status}: {}", podling.log());
+    assert!(agents.iter().all(|pid| left_running::alive(*pid)), "the agents run on");
+
+    podling.up_again().await;
+    let boot = |agent: Option<podling_proto::control::v1::AgentInfo>| agent.map(|a| (a.boot_id, a.epoch));
+    let after = [podling.awake(&ada).await.agent, podling.awake(&bob).await.agent];
+    assert_eq!(after.map(boot), before.map(boot), "both are adopted");
+    let inside = podling.client().of(&ada.id);
+    person.typed = b"good morning\r\x04".to_vec();
+    person.work("the terminal goes on", || inside.clone(), |p| p.exit.is_some()).await;
+    assert!(person.text().contains("good morning") && person.text().contains("ended"), "{:?}", person.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn down_ends_everything_and_the_next_up_starts_it_again() {
+    let mut podling = Podling::up().await;
+    let cli = podling.cli();
+    let ada = podling.workspace("ada").await;
+    let inside = podling.client().of(&ada.id);
+    inside.sh("echo kept > file").await;
+    inside.open(script("setsid nohup sleep 5001 >/dev/null 2>&1 & sleep 5002")).await;
+    let epoch = podling.awake(&ada).await.agent.expect("an agent").epoch;
+    wait_for("ada's work is noticed", async || {
+        let now = podling.get(&ada).await;
+        now.activity.is_some_and(|a| a.verdict() != Verdict::Idle).then_some(())
+    })
+    .await;
+
+    // Somebody works: down asks first.
+    let refused = cli.run(&["down"]).await.exits(4);
+    assert!(refused.err().contains("ada"), "who is busy is named: {}", refused.err());
+    cli.run(&["down", "--force"]).await.ok();
+    assert!(podling.ended().await.success());
+    assert_eq!(podling.running(), [], "down ends everything");
+
+    podling.up_again().await;
+    let again = podling.awake(&ada).await;
+    assert!(again.agent.expect("an agent").epoch > epoch);
+    assert_eq!(podling.client().of(&ada.id).sh("cat file").await, "kept\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promise_keeps_a_workspace_awake_and_explain_says_so() {
+    let podling = Podling::up().await;
+    let cli = podling.cli();
+    let ada = podling.workspace("ada").await;
+    cli.run(&["keep-awake", "ada", "30m", "--lease", "backup", "--reason", "nightly"]).await.ok();
+    let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
+    let leases = explained["activity"]["leases"].as_array().expect("leases").clone();
+    assert_eq!(leases.len(), 1);
+    assert_eq!((&leases[0]["name"], &leases[0]["reason"]), (&"backup".into(), &"nightly".into()));
+    let said = cli.run(&["explain", "ada"]).await.ok().out();
+    assert!(said.contains("backup") && said.contains("nightly"), "{said}");
+    cli.run(&["keep-awake", "ada", "--lease", "backup", "--release"]).await.ok();
+
+    // As long as a command takes: the lease is there while it runs and gone when it has ended.
+    let watch = format!("until [ -e {}/seen ]; do sleep 0.05; done; exit 6", podling.folder().display());
+    let child = cli.command(&["keep-awake", "ada", "--", "sh", "-c", &watch]).spawn().expect("it starts");
+    let count = async || {
+        let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
+        explained["activity"]["leases"].as_array().map_or(0, Vec::len)
+    };
+    wait_for("the lease is there", async || (count().await == 1).then_some(())).await;
+    std::fs::write(podling.folder().join("seen"), "").expect("a file");
+    let output = podling_tests::within("it ends", child.wait_with_output()).await.expect("output");
+    assert_eq!(output.status.code(), Some(6));
+    assert_eq!(count().await, 0);
+    drop(ada);
+}

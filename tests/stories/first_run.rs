@@ -1,0 +1,118 @@
+//! The README's first commands on a fresh machine, and what a newcomer does next.
+
+use podling_tests::{Podling, podling::Options, pty::Window, wait_for};
+use rustix::termios::LocalModes;
+use serde_json::Value;
+
+fn find<'a>(list: &'a Value, name: &str) -> Option<&'a Value> {
+    list.as_array().expect("a list").iter().find(|entry| entry["name"] == name)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newcomer_types_two_commands_and_works() {
+    let mut podling = Podling::up().await;
+    let cli = podling.cli();
+    cli.run(&["create", "ada"]).await.ok();
+    let hello = cli.run(&["run", "ada", "--", "echo", "hello"]).await.ok();
+    assert_eq!((hello.out().as_str(), hello.err().as_str()), ("hello\n", ""));
+
+    let list = cli.run(&["ls", "--json"]).await.ok().json();
+    let ada = find(&list, "ada").expect("it is listed");
+    assert_eq!(ada["state"], "awake");
+    assert_eq!(ada["id"].as_str().map(str::len), Some(12));
+    assert!(cli.run(&["ls"]).await.ok().out().contains("ada"));
+    wait_for("explain says that somebody just worked here", async || {
+        let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
+        (explained["verdict"] == "active").then_some(())
+    })
+    .await;
+    assert!(cli.run(&["explain", "ada"]).await.ok().out().contains("active"));
+
+    // A name that is taken, and one that is nobody's.
+    cli.run(&["create", "ada"]).await.exits(1);
+    cli.run(&["explain", "nobody"]).await.exits(3);
+
+    // Nothing is lost without a word.
+    cli.run(&["rm", "ada"]).await.exits(4);
+    cli.run(&["rm", "ada", "--discard"]).await.ok();
+    assert!(find(&cli.run(&["ls", "--json"]).await.ok().json(), "ada").is_none());
+
+    cli.run(&["down", "--force"]).await.ok();
+    assert!(podling.ended().await.success());
+    assert_eq!(podling.running(), [], "nothing is left running");
+    cli.run(&["ls"]).await.exits(5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_from_ones_own_window() {
+    let podling = Podling::up().await;
+    let cli = podling.cli();
+    cli.run(&["create", "ada"]).await.ok();
+    let mut window = Window::open(&cli.command(&["attach", "ada"]));
+    let before = window.modes();
+    window.shows("$").await;
+    assert!(
+        !window.modes().local_modes.contains(LocalModes::ICANON),
+        "every key goes to the workspace at once"
+    );
+    window.types("echo $((6*7))-is-it\r");
+    window.shows("42-is-it").await;
+
+    window.resize(33, 101);
+    wait_for("the terminal has the window's size", async || {
+        window.types("stty size\r");
+        window.shown().contains("33 101").then_some(())
+    })
+    .await;
+
+    // A program that asks the terminal something gets its answer as typed by the window's emulator, and Ctrl-C is the shell's.
+    window.types("sleep 1000\r");
+    window.types("\x03");
+    window.types("echo after-$?\r");
+    window.shows("after-130").await;
+
+    window.types("exit 5\r");
+    assert_eq!(window.ends().await, Some(5));
+    assert_eq!(before.local_modes, window.modes().local_modes, "the window is as it was");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_detaches_finds_everything_as_it_was() {
+    let podling = Podling::up().await;
+    let cli = podling.cli();
+    cli.run(&["create", "ada"]).await.ok();
+    let mut window = Window::open(&cli.command(&["attach", "ada"]));
+    window.shows("$").await;
+    window.types("secret=wombat\r");
+    window.types("echo set-$secret\r");
+    window.shows("set-wombat").await;
+    let before = window.modes();
+    window.types(DETACH);
+    assert_eq!(window.ends().await, Some(0));
+    assert!(
+        window.modes().local_modes.contains(LocalModes::ICANON | LocalModes::ECHO),
+        "the window is as it was"
+    );
+    assert!(!before.local_modes.contains(LocalModes::ICANON));
+
+    let mut again = Window::open(&cli.command(&["attach", "ada"]));
+    // The screen is painted as it was left …
+    again.shows("set-wombat").await;
+    // … and the shell is the same.
+    again.types("echo still-$secret\r");
+    again.shows("still-wombat").await;
+    again.types("exit\r");
+    assert_eq!(again.ends().await, Some(0));
+}
+
+/// Ctrl-P Ctrl-Q, as `attach` says when it begins.
+const DETACH: &str = "\x10\x11";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_folder_deeper_than_a_socket_address() {
+    let podling = Podling::up_with(Options { deep: true, ..Default::default() }).await;
+    assert!(podling.data().as_os_str().len() > 108);
+    let cli = podling.cli();
+    cli.run(&["create", "ada"]).await.ok();
+    assert_eq!(cli.run(&["run", "ada", "--", "echo", "deep"]).await.ok().out(), "deep\n");
+}

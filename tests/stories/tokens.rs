@@ -1,0 +1,204 @@
+//! Who may do what: tokens that are missing, wrong, expired, foreign and narrowed, and every verb of the method table.
+
+use std::{pin::pin, time::Duration};
+
+use http::uri::PathAndQuery;
+use podling_proto::{
+    agent::v1::{ListTerminalsRequest, ListTerminalsResponse},
+    control::v1::{CreateTokenRequest, DescribeTokenRequest, GetWorkspaceRequest, ListWorkspacesRequest},
+    error::{self, Reason},
+    method::METHODS,
+    v1::Verb,
+    verb,
+};
+use podling_tests::{Client, Podling, Workspace, wait_for, within, work::refused};
+use tonic::{Code, Request, Status, client::Grpc};
+use tonic_prost::ProstCodec;
+
+/// A token of the root's making.
+async fn mint(podling: &Podling, request: CreateTokenRequest) -> String {
+    let made = within("Tokens.Create", podling.client().tokens().create(request)).await;
+    made.expect("a token is made").into_inner().token
+}
+
+fn verbs(names: &[&str]) -> CreateTokenRequest {
+    CreateTokenRequest { verbs: names.iter().map(|&name| name.to_owned()).collect(), ..Default::default() }
+}
+
+async fn for_agent(podling: &Podling, workspace: &Workspace, names: &[&str]) -> String {
+    mint(
+        podling,
+        CreateTokenRequest { workspaces: vec![workspace.id.clone()], for_agent: true, ..verbs(names) },
+    )
+    .await
+}
+
+async fn terminals(client: &Client) -> Result<tonic::Response<ListTerminalsResponse>, Status> {
+    within("Terminals.List", client.terminals().list(ListTerminalsRequest {})).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_answers_without_a_good_token() {
+    let podling = Podling::up().await;
+    let ada = podling.workspace("ada").await;
+    let nobody = Client::new(podling.url()).of(&ada.id);
+    assert_eq!(refused(terminals(&nobody).await), Reason::TokenMissing);
+    assert_eq!(
+        refused(nobody.workspaces().list(ListWorkspacesRequest::default()).await),
+        Reason::TokenMissing
+    );
+    let root = podling.token();
+    let changed = format!("{}{}", &root[..root.len() - 1], if root.ends_with('A') { "B" } else { "A" });
+    for wrong in ["x", "a.b.c", &changed] {
+        let wrong = Client::new(podling.url()).token(wrong).of(&ada.id);
+        assert_eq!(refused(terminals(&wrong).await), Reason::TokenInvalid);
+        assert_eq!(
+            refused(wrong.workspaces().list(ListWorkspacesRequest::default()).await),
+            Reason::TokenInvalid
+        );
+    }
+    // The agent itself asks for one, too.
+    let direct = podling.direct(&ada).await;
+    assert_eq!(refused(terminals(&direct).await), Reason::TokenMissing);
+    assert_eq!(refused(terminals(&direct.token(root)).await), Reason::TokenInvalid);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_ends() {
+    let podling = Podling::up().await;
+    let second = prost_types::Duration { seconds: 1, nanos: 0 };
+    let token = mint(&podling, CreateTokenRequest { ttl: Some(second), ..verbs(&["read"]) }).await;
+    let client = Client::new(podling.url()).token(&token);
+    let reason = wait_for("the token is over", async || {
+        let answer = client.workspaces().list(ListWorkspacesRequest::default()).await;
+        answer.err().map(|status| podling_tests::work::reason(&status))
+    })
+    .await;
+    assert_eq!(reason, Reason::TokenExpired);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_good_only_where_it_was_made_for() {
+    let podling = Podling::up().await;
+    let (ada, bob) = (podling.workspace("ada").await, podling.workspace("bob").await);
+    let token = for_agent(&podling, &ada, &["admin"]).await;
+    let (at_ada, at_bob) =
+        (podling.direct(&ada).await.token(&token), podling.direct(&bob).await.token(&token));
+    assert!(terminals(&at_ada).await.is_ok());
+    assert_eq!(refused(terminals(&at_bob).await), Reason::TokenForeign);
+    let gateway = Client::new(podling.url()).token(&token);
+    assert_eq!(refused(terminals(&gateway.clone().of(&ada.id)).await), Reason::TokenForeign);
+    assert_eq!(
+        refused(gateway.workspaces().list(ListWorkspacesRequest::default()).await),
+        Reason::TokenForeign
+    );
+    assert_eq!(refused(gateway.tokens().describe(DescribeTokenRequest {}).await), Reason::TokenForeign);
+    // And a user's token is nothing to an agent.
+    let user = mint(&podling, verbs(&["read"])).await;
+    assert_eq!(refused(terminals(&podling.direct(&ada).await.token(&user)).await), Reason::TokenForeign);
+    // What the agent itself holds opens nothing either.
+    let credential =
+        std::fs::read_to_string(podling.data().join("workspaces").join(&ada.id).join("run/credential"));
+    let credential = Client::new(podling.url()).token(credential.expect("the credential").trim());
+    assert_eq!(
+        refused(credential.workspaces().list(ListWorkspacesRequest::default()).await),
+        Reason::TokenInvalid
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_narrowed_to_one_workspace_sees_no_other() {
+    let podling = Podling::up().await;
+    let (ada, bob) = (podling.workspace("ada").await, podling.workspace("bob").await);
+    let narrow =
+        CreateTokenRequest { workspaces: vec!["ada".into()], ..verbs(&["read", "terminal", "token"]) };
+    let client = Client::new(podling.url()).token(&mint(&podling, narrow).await);
+    assert!(terminals(&client.clone().of(&ada.id)).await.is_ok());
+    assert_eq!(refused(terminals(&client.clone().of(&bob.id)).await), Reason::WorkspaceDenied);
+    let get = GetWorkspaceRequest { workspace: bob.id.clone() };
+    assert_eq!(refused(client.workspaces().get(get).await), Reason::WorkspaceDenied);
+    let list = client.workspaces().list(ListWorkspacesRequest::default()).await.expect("a list").into_inner();
+    assert_eq!(list.workspaces.iter().map(|w| w.name.as_str()).collect::<Vec<_>>(), ["ada"]);
+
+    // It makes no token that allows more than itself: not another verb, not another workspace, not all of them.
+    let more = client
+        .tokens()
+        .create(CreateTokenRequest { workspaces: vec!["ada".into()], ..verbs(&["process"]) })
+        .await;
+    assert_eq!(refused(more), Reason::VerbMissing);
+    let other = client
+        .tokens()
+        .create(CreateTokenRequest { workspaces: vec!["bob".into()], ..verbs(&["read"]) })
+        .await;
+    assert!(matches!(refused(other), Reason::WorkspaceDenied | Reason::WorkspaceNotFound));
+    let child = client.tokens().create(verbs(&["read"])).await.expect("a narrower one").into_inner();
+    assert_eq!(child.info.expect("described").workspaces, [ada.id.as_str()], "it inherits the narrowing");
+}
+
+/// Calls a method with an empty request; an error if one comes before the first answer.
+async fn call(client: &Client, path: &'static str) -> Result<(), Status> {
+    let mut grpc = Grpc::new(client.link());
+    within("the channel", grpc.ready()).await.map_err(|e| Status::unknown(format!("{e:?}")))?;
+    let path = PathAndQuery::from_static(path);
+    // One empty message and then nothing: as every kind of method may be called.
+    let request = Request::new(tokio_stream::once(()));
+    let answer = within("an answer", grpc.streaming(request, path, ProstCodec::<(), ()>::default())).await?;
+    let mut stream = answer.into_inner();
+    // What is allowed may be a stream without an end or even a beginning: its silence is consent.
+    match tokio::time::timeout(Duration::from_millis(500), pin!(stream.message())).await {
+        Ok(Err(status)) => Err(status),
+        Ok(Ok(_)) | Err(_) => Ok(()),
+    }
+}
+
+/// Ends the control plane when it is allowed: only its refusals are tried.
+const DOWN: &str = "/podling.control.v1.Workspaces/Down";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_method_asks_for_its_verb() {
+    let podling = Podling::up().await;
+    let ada = podling.workspace("ada").await;
+    let mut tried = 0;
+    for (held, name) in verb::ALL {
+        let user = mint(&podling, verbs(&[name])).await;
+        let gateway = Client::new(podling.url()).token(&user).of(&ada.id);
+        let agent = podling.direct(&ada).await.token(&for_agent(&podling, &ada, &[name]).await);
+        for method in METHODS {
+            let allowed = method.verb() == *held || (*held == Verb::Admin && method.verb() != Verb::Agent);
+            if allowed && method.path == DOWN {
+                continue;
+            }
+            let mut doors = vec![("the gateway", &gateway)];
+            if method.is_agents() {
+                doors.push(("the agent", &agent));
+            }
+            for (door, client) in doors {
+                let answer = call(client, method.path).await;
+                let reason = answer.as_ref().err().and_then(error::reason);
+                let what = format!("{} with {name:?} at {door}: {answer:?}", method.path);
+                if allowed {
+                    assert_ne!(reason, Some(Reason::VerbMissing), "{what}");
+                    let code = answer.as_ref().err().map(Status::code);
+                    assert!(!matches!(code, Some(Code::PermissionDenied | Code::Unauthenticated)), "{what}");
+                } else if method.verb() == Verb::Agent {
+                    assert!(answer.is_err(), "only an agent's own credential may: {what}");
+                } else {
+                    assert_eq!(reason, Some(Reason::VerbMissing), "{what}");
+                    let wanted = answer.err().and_then(|status| error::detail(&status, "verb"));
+                    assert_eq!(wanted.as_deref(), Some(verb::name(method.verb())), "{what}");
+                }
+                tried += 1;
+            }
+        }
+    }
+    eprintln!("{tried} combinations of verb, method and door");
+
+    // What no table names needs `admin`, and then is unknown.
+    let path = "/podling.agent.v1.Terminals/Imaginary";
+    let reader = Client::new(podling.url()).token(&mint(&podling, verbs(&["read"])).await).of(&ada.id);
+    assert_eq!(call(&reader, path).await.err().as_ref().and_then(error::reason), Some(Reason::VerbMissing));
+    let admin = podling.client().of(&ada.id);
+    assert_eq!(call(&admin, path).await.expect_err("unknown").code(), Code::Unimplemented);
+    // All of that has harmed nothing.
+    assert_eq!(admin.sh("echo fine").await, "fine\n");
+}

@@ -1,0 +1,152 @@
+//! A browser's way in: gRPC-web over HTTP/1.1 through the gateway, by a client written from the protocol's specification.
+
+use std::collections::BTreeMap;
+
+use podling_proto::{
+    agent::v1::{
+        AckRequest, AckResponse, CreateTerminalRequest, CreateTerminalResponse, From, FromOldest,
+        GetTerminalRequest, GetTerminalResponse, Input, InputKind, WatchTerminal, WatchTerminalsRequest,
+        WatchTerminalsResponse, WriteTerminalRequest, WriteTerminalResponse, frame::Frame as What,
+        from::From as Begin, watch_terminals_response::Response as Seen,
+    },
+    control::v1::{ListWorkspacesRequest, ListWorkspacesResponse},
+    error::Reason,
+};
+use podling_tests::{
+    Podling,
+    grpc_web::GrpcWeb,
+    within,
+    work::{code, reason, script},
+};
+use tonic::Code;
+
+/// Terminals on one Watch.
+const TERMINALS: u64 = 12;
+/// Credit of each: the stalled one must stop after it.
+const CREDIT: u32 = 16 * 1024;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_terminals_on_one_watch() {
+    let podling = Podling::up().await;
+    let ada = podling.workspace("ada").await;
+    let web = GrpcWeb::new(podling.address(), podling.token(), &ada.id);
+    let mut terminals = BTreeMap::new();
+    for number in 1..=TERMINALS {
+        let program =
+            format!("stty -opost -echo; read go; seq -f '{number}:%.0f' 1 15000; echo $go; exit {number}");
+        let create = CreateTerminalRequest { argv: script(&program), ..Default::default() };
+        let made: CreateTerminalResponse =
+            within("Create", web.unary("/podling.agent.v1.Terminals/Create", &create))
+                .await
+                .expect("a terminal");
+        terminals.insert(made.terminal.expect("described").id, number);
+    }
+    // The last one is never acknowledged.
+    let stalled = terminals.iter().find(|(_, number)| **number == TERMINALS).expect("the last").0.clone();
+
+    let from = || Some(From { from: Some(Begin::Oldest(FromOldest {})) });
+    let watch = WatchTerminalsRequest {
+        terminals: terminals
+            .keys()
+            .map(|id| WatchTerminal { terminal_id: id.clone(), from: from() })
+            .collect(),
+        client_id: "tab".into(),
+        credit_bytes: CREDIT,
+        lossless: false,
+    };
+    let mut frames = web
+        .stream::<_, WatchTerminalsResponse>("/podling.agent.v1.Terminals/Watch", &watch)
+        .await
+        .expect("a stream");
+    let opened = within("the first answer", frames.next()).await.expect("an answer").expect("one").response;
+    let Some(Seen::Opened(opened)) = opened else { panic!("the first answer is {opened:?}") };
+
+    let mut logs: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    let mut exits = BTreeMap::new();
+    while exits.len() < terminals.len() - 1 {
+        let answer =
+            within("more frames", frames.next()).await.expect("the stream is good").expect("it goes on");
+        let frame = match answer.response.expect("an answer says something") {
+            Seen::Frame(frame) => frame,
+            other => panic!("{other:?}"),
+        };
+        let log = logs.entry(frame.terminal_id.clone()).or_default();
+        match frame.frame.expect("a frame says what happened") {
+            What::Started(_) => {
+                let input = Input {
+                    epoch: frame.epoch,
+                    offset: 0,
+                    data: "went\n".into(),
+                    kind: InputKind::User.into(),
+                    reply_at: 0,
+                };
+                let write = WriteTerminalRequest {
+                    terminal_id: frame.terminal_id.clone(),
+                    client_id: "tab".into(),
+                    input: Some(input),
+                };
+                let written: WriteTerminalResponse =
+                    within("Write", web.unary("/podling.agent.v1.Terminals/Write", &write))
+                        .await
+                        .expect("typed");
+                assert_eq!(written.next_offset, 5);
+            }
+            What::Data(data) => {
+                assert_eq!(frame.offset, log.len() as u64, "bytes are missing or doubled");
+                log.extend_from_slice(&data);
+                if frame.terminal_id != stalled {
+                    let ack = AckRequest {
+                        watch_id: opened.watch_id.clone(),
+                        terminal_id: frame.terminal_id,
+                        epoch: frame.epoch,
+                        offset: log.len() as u64,
+                    };
+                    let _: AckResponse = within("Ack", web.unary("/podling.agent.v1.Terminals/Ack", &ack))
+                        .await
+                        .expect("acknowledged");
+                }
+            }
+            What::Exit(exit) => {
+                assert_eq!(exit.final_offset, log.len() as u64, "exit comes after the last byte");
+                exits.insert(frame.terminal_id, exit);
+            }
+            What::Gap(gap) => panic!("a gap: {gap:?}"),
+            _ => {}
+        }
+    }
+    for (id, number) in &terminals {
+        let expected: String =
+            (1..=15_000).map(|n| format!("{number}:{n}\n")).chain(["went\n".to_owned()]).collect();
+        let log = logs.get(id).map(Vec::as_slice).unwrap_or_default();
+        if *id == stalled {
+            assert!(log.len() <= CREDIT as usize, "{} bytes came for a credit of {CREDIT}", log.len());
+            assert!(expected.as_bytes().starts_with(log));
+        } else {
+            assert!(log == expected.as_bytes(), "terminal {number} shows something else");
+            assert_eq!(code(&exits[id]), Some(i32::try_from(*number).expect("small")));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_come_in_the_callers_protocol() {
+    let podling = Podling::up().await;
+    let ada = podling.workspace("ada").await;
+    let web = GrpcWeb::new(podling.address(), podling.token(), &ada.id);
+    // The control plane's own service, the agent's through the gateway, and the gateway's own refusals.
+    let list: ListWorkspacesResponse = web
+        .unary("/podling.control.v1.Workspaces/List", &ListWorkspacesRequest::default())
+        .await
+        .expect("a list");
+    assert_eq!(list.workspaces.len(), 1);
+    let get = GetTerminalRequest { terminal_id: "abcdefghijkl".into() };
+    let path = "/podling.agent.v1.Terminals/Get";
+    let status = web.unary::<_, GetTerminalResponse>(path, &get).await.expect_err("there is none");
+    assert_eq!((status.code(), reason(&status)), (Code::NotFound, Reason::TerminalNotFound));
+    let stranger = GrpcWeb::new(podling.address(), "wrong", &ada.id);
+    let status = stranger.unary::<_, GetTerminalResponse>(path, &get).await.expect_err("no token");
+    assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, Reason::TokenInvalid));
+    let nowhere = GrpcWeb::new(podling.address(), podling.token(), "zzzzzzzzzzzz");
+    let status = nowhere.unary::<_, GetTerminalResponse>(path, &get).await.expect_err("no workspace");
+    assert_eq!((status.code(), reason(&status)), (Code::NotFound, Reason::WorkspaceNotFound));
+}
