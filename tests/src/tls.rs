@@ -59,14 +59,14 @@ impl Authority {
     }
 }
 
-/// A client that trusts exactly the certificate with this fingerprint (SHA-256 of the DER, lower-case hex).
-pub fn pinned(fingerprint: &str) -> ClientConfig {
+/// A client that trusts exactly the certificate with this fingerprint (SHA-256 of the DER, lower-case hex); without one, any.
+pub fn pinned(fingerprint: Option<&str>) -> ClientConfig {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .expect("versions")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Pin {
-            fingerprint: fingerprint.to_owned(),
+            fingerprint: fingerprint.map(str::to_owned),
             provider: provider(),
         }))
         .with_no_client_auth();
@@ -85,7 +85,7 @@ fn provider() -> Arc<CryptoProvider> {
 
 #[derive(Debug)]
 struct Pin {
-    fingerprint: String,
+    fingerprint: Option<String>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -98,9 +98,11 @@ impl ServerCertVerifier for Pin {
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        match fingerprint(certificate) == self.fingerprint {
-            true => Ok(ServerCertVerified::assertion()),
-            false => Err(Error::General("the certificate is not the one that was pinned".into())),
+        match &self.fingerprint {
+            Some(pin) if *pin != fingerprint(certificate) => {
+                Err(Error::General("the certificate is not the one that was pinned".into()))
+            }
+            _ => Ok(ServerCertVerified::assertion()),
         }
     }
 

@@ -1,0 +1,89 @@
+// The official gRPC-web client from npm, in Node, through the gateway: unary calls, a stream, errors with their reasons.
+//
+// usage: node web.mjs URL TOKEN WORKSPACE
+
+import assert from "node:assert/strict";
+import { Code, ConnectError, createClient } from "@connectrpc/connect";
+import { createGrpcWebTransport } from "@connectrpc/connect-web";
+import { createGrpcTransport, createGrpcWebTransport as createNodeTransport } from "@connectrpc/connect-node";
+import { Terminals, InputKind } from "./gen/podling/agent/v1/terminals_pb.js";
+import { Processes } from "./gen/podling/agent/v1/processes_pb.js";
+import { Workspaces } from "./gen/podling/control/v1/workspaces_pb.js";
+import { Reason } from "./gen/podling/v1/errors_pb.js";
+
+const [url, token, workspace] = process.argv.slice(2);
+const utf8 = new TextDecoder();
+
+const badge = (next) => (request) => {
+  request.header.set("authorization", `Bearer ${token}`);
+  request.header.set("podling-workspace", workspace);
+  return next(request);
+};
+
+async function work(name, transport) {
+  const workspaces = createClient(Workspaces, transport);
+  const found = await workspaces.get({ workspace });
+  assert.equal(found.workspace.id, workspace);
+
+  const processes = createClient(Processes, transport);
+  const ran = await processes.run({ command: { argv: ["sh", "-c", "cat; exit 3"] }, stdin: new TextEncoder().encode("fed") });
+  assert.equal(utf8.decode(ran.stdout), "fed");
+  assert.deepEqual(ran.exit.how, { case: "code", value: 3 });
+
+  const terminals = createClient(Terminals, transport);
+  const { terminal } = await terminals.create({
+    argv: ["sh", "-c", "stty -opost -echo; echo ready; read line; seq 1 20000; echo got-$line; exit 4"],
+  });
+  const watch = terminals.watch({
+    terminals: [{ terminalId: terminal.id, from: { from: { case: "oldest", value: {} } } }],
+    clientId: name,
+    creditBytes: 32768,
+  });
+  let seen = "";
+  let next = 0n;
+  let id;
+  let typed = false;
+  for await (const { response } of watch) {
+    if (response.case === "opened") {
+      id = response.value.watchId;
+      continue;
+    }
+    assert.equal(response.case, "frame");
+    const { epoch, offset, frame } = response.value;
+    if (frame.case === "data") {
+      assert.equal(offset, next, "bytes are missing or doubled");
+      next += BigInt(frame.value.length);
+      seen += utf8.decode(frame.value);
+      await terminals.ack({ watchId: id, terminalId: terminal.id, epoch, offset: next });
+      if (!typed && seen.includes("ready\n")) {
+        typed = true;
+        const data = new TextEncoder().encode("wombat\n");
+        const input = { epoch, offset: 0n, data, kind: InputKind.USER };
+        const written = await terminals.write({ terminalId: terminal.id, clientId: name, input });
+        assert.equal(written.nextOffset, 7n);
+      }
+    }
+    if (frame.case === "exit") {
+      assert.deepEqual(frame.value.how, { case: "code", value: 4 });
+      assert.equal(frame.value.finalOffset, next);
+      break;
+    }
+  }
+  const numbers = Array.from({ length: 20000 }, (_, n) => `${n + 1}\n`).join("");
+  assert.ok(seen === `ready\n${numbers}got-wombat\n`, "what was seen differs from what was printed");
+
+  const error = await terminals.create({ argv: ["no-such-program"] }).then(
+    () => assert.fail("a program that is not there was started"),
+    (error) => ConnectError.from(error),
+  );
+  assert.equal(error.code, Code.FailedPrecondition);
+  const reason = Reason[Reason.PROGRAM_NOT_FOUND];
+  assert.ok(error.metadata.get("grpc-status-details-bin"), "the error carries its details");
+  assert.ok(atob(error.metadata.get("grpc-status-details-bin")).includes(reason), "with the reason");
+  console.log("worked", name);
+}
+
+const options = { baseUrl: url, useBinaryFormat: true, interceptors: [badge] };
+await work("connect-web", createGrpcWebTransport(options));
+await work("connect-node gRPC-web over HTTP/1.1", createNodeTransport({ ...options, httpVersion: "1.1" }));
+await work("connect-node gRPC over HTTP/2", createGrpcTransport(options));

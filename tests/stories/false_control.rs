@@ -1,0 +1,75 @@
+//! An agent speaks first, so it must know to whom: no credential leaves it before the other side has proven who it is.
+
+use podling_proto::agent::v1::ListTerminalsRequest;
+use podling_proto::token::{Audience, Claims, random};
+use podling_proto::verb::Verbs;
+use podling_tests::{
+    agent::Agent,
+    control::{Control, Listener},
+    direct,
+    tls::{Authority, Time},
+    wait_for, within,
+};
+
+/// The agent's secret, to be looked for in everything it says.
+const CREDENTIAL: &str = "abcdefghijkl.wombats-dig-at-night";
+/// The name in the control plane's certificate.
+const CONTROL: &str = "podling-control";
+
+fn holds_secret(bytes: &[u8]) -> bool {
+    let secret = b"wombats";
+    bytes.windows(secret.len()).any(|window| window == secret)
+}
+
+async fn tells_nothing(what: &str, listener: Listener, ca_pem: &str) {
+    let agent = Agent::start(listener.address, ca_pem, CREDENTIAL);
+    // It keeps trying, for the right one may come back at this address.
+    wait_for(&format!("{what}: the agent tries twice"), async || (listener.heard().len() >= 2).then_some(()))
+        .await;
+    drop(agent);
+    for call in listener.heard() {
+        assert!(!call.trusted, "{what}: the agent took it for its control plane");
+        assert!(!holds_secret(&call.bytes), "{what}: the credential was sent");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_false_control_plane_learns_nothing() {
+    let (ours, theirs) = (Authority::new("Podling"), Authority::new("Podling"));
+    let (pem, server) = (&ours.pem, Listener::behind);
+    tells_nothing("another authority", server(theirs.server(CONTROL, Time::Now)).await, pem).await;
+    tells_nothing("another name", server(ours.server("podling-agent", Time::Now)).await, pem).await;
+    tells_nothing("a certificate that is over", server(ours.server(CONTROL, Time::Over)).await, pem).await;
+    tells_nothing("no certificate at all", Listener::in_the_clear().await, pem).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_right_one_may_be_slow() {
+    let authority = Authority::new("Podling");
+    // The first connection is taken and never answered.
+    let control = Control::start(authority.server(CONTROL, Time::Now), "abcdefghijkl", 1).await;
+    let agent = Agent::start(control.address, &authority.pem, CREDENTIAL);
+    let credentials =
+        wait_for("the agent gives up on the silent connection and says hello on another", async || {
+            Some(control.credentials()).filter(|c| !c.is_empty())
+        })
+        .await;
+    assert_eq!(credentials[0], format!("Bearer {CREDENTIAL}"));
+
+    // Claimed, it serves whoever has a token of that control plane's making.
+    let claims = Claims {
+        sub: "ada".into(),
+        aud: Audience::Agent("abcdefghijkl".into()),
+        iat: 0,
+        exp: u64::MAX / 2,
+        jti: random(9),
+        verbs: Verbs::admin(),
+        workspaces: None,
+    };
+    let client = direct::trusting(&agent.socket()).token(&control.key.sign(&claims));
+    wait_for("the agent is claimed", async || {
+        let list = within("Terminals.List", client.terminals().list(ListTerminalsRequest {})).await;
+        list.ok().filter(|list| list.get_ref().terminals.is_empty())
+    })
+    .await;
+}

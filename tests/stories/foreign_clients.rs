@@ -1,0 +1,144 @@
+//! Clients that are not ours: grpcurl, Python's grpcio, and the official gRPC-web client from npm.
+
+use std::{fs, path::Path};
+
+use podling_proto::control::v1::CreateTokenRequest;
+use podling_tests::{Podling, Workspace, left_out, tools, within};
+use serde_json::Value;
+use tokio::process::Command;
+
+/// Runs a program to its good end; what it printed.
+async fn runs(what: &str, command: &mut Command) -> String {
+    let output = within(what, command.kill_on_drop(true).output()).await.expect("it starts");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{what}: {}\nstdout: {out}\nstderr: {err}", output.status);
+    out.into_owned()
+}
+
+async fn agent_token(podling: &Podling, workspace: &Workspace) -> String {
+    let request = CreateTokenRequest {
+        verbs: vec!["admin".into()],
+        workspaces: vec![workspace.id.clone()],
+        for_agent: true,
+        ..Default::default()
+    };
+    within("Tokens.Create", podling.client().tokens().create(request))
+        .await
+        .expect("a token")
+        .into_inner()
+        .token
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpcurl_lists_and_calls_both_daemons() {
+    let Some(grpcurl) = tools::grpcurl() else { return left_out("grpcurl at both daemons", tools::HOW) };
+    let podling = Podling::up().await;
+    let ada = podling.workspace("ada").await;
+    let address = podling.address().to_string();
+    let at_gateway = async |more: &[&str], what: &[&str]| {
+        let mut command = Command::new(&grpcurl);
+        command.args(["-plaintext", "-H", &format!("authorization: Bearer {}", podling.token())]);
+        runs("grpcurl at the gateway", command.args(more).arg(&address).args(what)).await
+    };
+    let listed = at_gateway(&[], &["list"]).await;
+    for service in ["podling.control.v1.Workspaces", "podling.control.v1.Tokens", "grpc.health.v1.Health"] {
+        assert!(listed.contains(service), "{service} is not listed: {listed}");
+    }
+    let found: Value =
+        serde_json::from_str(&at_gateway(&[], &["podling.control.v1.Workspaces/List"]).await).expect("JSON");
+    assert_eq!(
+        (&found["workspaces"][0]["name"], &found["workspaces"][0]["state"]),
+        (&"ada".into(), &"STATE_AWAKE".into())
+    );
+    // The agent's own methods at the gateway's address.
+    let workspace = format!("podling-workspace: {}", ada.id);
+    let run = ["-H", workspace.as_str(), "-d", r#"{"command": {"argv": ["echo", "hello"]}}"#];
+    let ran: Value =
+        serde_json::from_str(&at_gateway(&run, &["podling.agent.v1.Processes/Run"]).await).expect("JSON");
+    assert_eq!(ran["stdout"], "aGVsbG8K");
+
+    let token = agent_token(&podling, &ada).await;
+    let socket = podling.agent_socket(&ada).display().to_string();
+    let at_agent = async |more: &[&str], what: &[&str]| {
+        let mut command = Command::new(&grpcurl);
+        command.args(["-unix", "-insecure", "-authority", "podling-agent"]);
+        command.args(["-H", &format!("authorization: Bearer {token}")]).args(more).arg(&socket).args(what);
+        runs("grpcurl at the agent", &mut command).await
+    };
+    let listed = at_agent(&[], &["list"]).await;
+    for service in ["podling.agent.v1.Terminals", "podling.agent.v1.Files", "grpc.health.v1.Health"] {
+        assert!(listed.contains(service), "{service} is not listed: {listed}");
+    }
+    let ran: Value =
+        serde_json::from_str(&at_agent(&run[2..], &["podling.agent.v1.Processes/Run"]).await).expect("JSON");
+    assert_eq!(ran["stdout"], "aGVsbG8K");
+}
+
+/// All .proto files, relative to `proto/`.
+fn protos() -> Vec<String> {
+    let root = tools::repository().join("proto");
+    let (mut folders, mut found) = (vec![root.join("podling")], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).expect("a folder").flatten().map(|entry| entry.path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "proto") {
+                found.push(path.strip_prefix(&root).expect("below it").display().to_string());
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn python_works_at_the_agent_and_through_the_gateway() {
+    let Some(packages) = tools::python_packages() else { return left_out("Python's grpcio", tools::HOW) };
+    let podling = Podling::up().await;
+    let ada = podling.workspace("ada").await;
+    let generated = podling.folder().join("generated");
+    fs::create_dir(&generated).expect("a folder");
+    let out = |kind: &str| format!("--{kind}={}", generated.display());
+    let mut protoc = python(&packages);
+    protoc.args(["-m", "grpc_tools.protoc", "-I"]).arg(tools::repository().join("proto"));
+    runs("grpc_tools.protoc", protoc.args([out("python_out"), out("grpc_python_out")]).args(protos())).await;
+
+    let agent = podling.get(&ada).await.agent.expect("an agent");
+    let mut client = python(&packages);
+    client.arg(tools::clients().join("python/podling_client.py")).arg(&generated);
+    client.args([&podling.address().to_string(), podling.token(), &ada.id]);
+    client.arg(podling.agent_socket(&ada)).args([&agent_token(&podling, &ada).await, &agent.key_fingerprint]);
+    let said = runs("the Python client", &mut client).await;
+    assert!(said.contains("worked at the agent") && said.contains("worked through the gateway"), "{said}");
+}
+
+fn python(packages: &Path) -> Command {
+    let mut command = Command::new("python3");
+    command.env("PYTHONPATH", packages).env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_official_web_client_works_through_the_gateway() {
+    let Some(modules) = tools::node_modules() else {
+        return left_out("@connectrpc/connect-web in Node", tools::HOW);
+    };
+    let podling = Podling::up().await;
+    let ada = podling.workspace("ada").await;
+    // Node looks for packages beside the program that asks, so both lie in one folder.
+    let folder = podling.folder().join("node");
+    fs::create_dir(&folder).expect("a folder");
+    for name in ["package.json", "buf.gen.yaml", "web.mjs"] {
+        fs::copy(tools::clients().join("node").join(name), folder.join(name)).expect("a file");
+    }
+    std::os::unix::fs::symlink(&modules, folder.join("node_modules")).expect("a link");
+    let mut buf = Command::new("node_modules/.bin/buf");
+    buf.arg("generate")
+        .arg(tools::repository().join("proto").canonicalize().expect("proto"))
+        .current_dir(&folder);
+    runs("buf generate", &mut buf).await;
+
+    let mut node = Command::new("node");
+    node.args(["web.mjs", podling.url(), podling.token(), &ada.id]).current_dir(&folder);
+    let said = runs("the web client", &mut node).await;
+    assert_eq!(said.matches("worked").count(), 3, "{said}");
+}
