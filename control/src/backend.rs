@@ -2,11 +2,61 @@
 //!
 //! Must not know why something is started or ended; that is `podling_core::decide`.
 
-use std::fmt;
+use std::{fmt, future::Future};
 
+use futures_util::Stream;
 use podling_core::{id::WorkspaceId, workspace::Epoch};
 
 use crate::snapshot::AgentAddress;
+
+/// Runs agents and keeps storage.
+///
+/// The contract:
+/// - Every call is idempotent: repeated after any failure, also by another control plane, it carries on.
+/// - Calls for one workspace come one after the other; calls for different ones come at once.
+/// - An error says nothing about how far a call got. The driver sweeps with [`Backend::stop`] before it starts anything else.
+/// - Two agents of one workspace may live at once (a machine is lost, and comes back): neither call may assume otherwise. What
+///   keeps them apart is the epoch, and that the driver claims only one.
+/// - What a call has returned may be outdated at once; [`Backend::observe`] tells.
+pub trait Backend: Send + Sync + 'static {
+    /// Sees to it that the agent of this epoch runs, with storage; makes both as needed. Does not wait for its hello. One that
+    /// runs already is returned; one that ran and has ended is an error, for its epoch is used up.
+    fn ensure(&self, plan: Plan) -> impl Future<Output = Result<Instance, BackendError>> + Send;
+
+    /// Ends every process of the workspace, agents or not, in good order and then by force. Returns when none is left.
+    fn stop(&self, workspace: WorkspaceId) -> impl Future<Output = Result<(), BackendError>> + Send;
+
+    /// Removes the storage. Only called after [`Backend::stop`] has succeeded with nothing started since.
+    fn remove(&self, workspace: WorkspaceId) -> impl Future<Output = Result<(), BackendError>> + Send;
+
+    /// What runs now (one [`Observation::Listed`]), then every end. Called once, before anything else.
+    fn observe(&self) -> impl Stream<Item = Observation> + Send + 'static;
+}
+
+/// What shall run.
+#[derive(Clone)]
+pub struct Plan {
+    /// Whose.
+    pub workspace: WorkspaceId,
+    /// Which start.
+    pub epoch: Epoch,
+    /// What the agent will prove itself with. Never logged.
+    pub secret: String,
+}
+
+/// What a backend saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Observation {
+    /// All agents that live.
+    Listed(Vec<Instance>),
+    /// One has ended.
+    Ended {
+        /// Which.
+        instance: Instance,
+        /// For people: "killed by SIGKILL".
+        how: String,
+    },
+}
 
 /// Names one started agent among all that ever were: locally its process id, start time and the machine's boot, in a cluster
 /// the pod's uid. What an agent says of itself is compared with it.
@@ -26,6 +76,32 @@ pub struct Instance {
     pub boot_id: Option<String>,
     /// Where it listens.
     pub address: AgentAddress,
+}
+
+/// Why a backend could not do it.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation}: {problem}")]
+pub struct BackendError {
+    /// What was tried, with its subject: "starting /usr/bin/podling".
+    pub operation: String,
+    /// Why it failed.
+    pub problem: String,
+}
+
+impl BackendError {
+    /// Trying `operation` failed with this.
+    pub fn new(operation: impl Into<String>, problem: impl fmt::Display) -> Self {
+        Self { operation: operation.into(), problem: problem.to_string() }
+    }
+}
+
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plan")
+            .field("workspace", &self.workspace)
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
+    }
 }
 
 impl fmt::Display for InstanceId {

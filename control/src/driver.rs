@@ -1,9 +1,212 @@
 //! The driver: the only writer of what workspaces are.
+//!
+//! One task takes one event after the other ([`event::Event`] from the edges, outcomes of actions, observations of the backend,
+//! ends of writes, ticks), folds it into what it knows of a workspace, asks `podling_core::decide::decide`, and lets this follow:
+//!
+//! ```text
+//!   event ─▶ fold ─▶ decide ─▶ record changed? ── yes ─▶ writer ─▶ (durable) ─▶ again from decide
+//!                                    │ no: it is durable
+//!                                    ├─▶ answer who waits
+//!                                    ├─▶ give the order to the executor, one at a time per workspace
+//!                                    └─▶ publish
+//! ```
+//!
+//! What makes it safe to kill at any point:
+//! - An order is given only when the status that stands behind it is durable, so that what happened can be told afterwards from
+//!   the store and the backend. A start whose outcome is not known uses its epoch up.
+//! - An answer is given only when what it says is durable, and the published picture shows durable states only (beside what was
+//!   merely seen: links, activity).
+//! - A write that fails undoes the decision: the record goes back to what the store holds, those who wait are told, and the next
+//!   decision is made from there. Nothing was ordered in its name.
+//!
+//! It never awaits IO: actions run in the executor, writes in the writer. Heartbeats change memory only. When it ends, its actions
+//! are given a moment, and whatever is left is as after a crash.
 
+mod advance;
+mod clock;
+mod entry;
 mod error;
 mod event;
 mod handle;
+mod links;
+mod publish;
+mod requests;
+mod writer;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{Stream, StreamExt};
+use podling_core::{id::WorkspaceId, observed::Observed};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
 
 pub use error::DriverError;
 pub use event::{AgentHello, Beat, ClaimContent, ConnectionId, NewWorkspace, ToAgent};
 pub use handle::DriverHandle;
+pub use requests::{MAX_WORKSPACES, MAX_WORKSPACES_PER_OWNER};
+
+use self::{entry::Entry, event::Event, handle::EVENT_QUEUE, publish::Publisher, writer::Writer};
+use crate::{
+    backend::{Backend, Observation},
+    executor::Executor,
+    store::{Store, StoreError},
+};
+
+/// How often time is counted: silence and quiet links are known to a second.
+const TICK: Duration = Duration::from_secs(1);
+/// A longer pause between two ticks means that the driver (or the machine) stood still: then nothing was witnessed, and the pause
+/// counts for nothing.
+const LONGEST_GAP: Duration = Duration::from_secs(5);
+/// For actions and writes that are under way when the driver ends.
+const LAST_MOMENT: Duration = Duration::from_secs(5);
+
+/// The driver. Made by [`Driver::open`]; [`Driver::run`] is to be run by one owned task.
+pub struct Driver<B> {
+    entries: BTreeMap<WorkspaceId, Entry>,
+    /// Every id that was ever given, as bits.
+    used: HashSet<u64>,
+    /// The control plane is going down.
+    standby: bool,
+    /// When to look at a workspace again.
+    schedule: BTreeSet<(Instant, WorkspaceId)>,
+    writer: Writer,
+    executor: Executor<B>,
+    publisher: Publisher,
+    events: mpsc::Receiver<Event>,
+    observations: Pin<Box<dyn Stream<Item = Observation> + Send>>,
+    shutdown: CancellationToken,
+}
+
+/// The backend tells nothing any more: nobody would learn of an agent's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the backend has stopped telling what runs")]
+pub struct BackendGone;
+
+impl<B: Backend> Driver<B> {
+    /// Reads the store. `shutdown` ends the driver, and is set by it when everything is down after [`DriverHandle::down`].
+    pub fn open(
+        store: Store,
+        backend: B,
+        shutdown: CancellationToken,
+    ) -> Result<(Self, DriverHandle), StoreError> {
+        let loaded = store.load()?;
+        let entries = loaded
+            .records
+            .into_iter()
+            .map(|record| (record.spec.id.clone(), Entry::new(record, true, Observed::default())))
+            .collect();
+        let backend = Arc::new(backend);
+        let (sender, events) = mpsc::channel(EVENT_QUEUE);
+        let (publisher, snapshots) = Publisher::new(clock::now());
+        let mut driver = Self {
+            entries,
+            used: loaded.used,
+            standby: false,
+            schedule: BTreeSet::new(),
+            writer: Writer::new(store),
+            observations: Box::pin(backend.observe()),
+            executor: Executor::new(backend),
+            publisher,
+            events,
+            shutdown,
+        };
+        // So that what was there is seen by the first who looks.
+        driver.advance_all();
+        driver.publish();
+        Ok((driver, DriverHandle::new(sender, snapshots)))
+    }
+
+    /// Drives until `shutdown`.
+    pub async fn run(mut self) -> Result<(), BackendGone> {
+        let shutdown = self.shutdown.clone();
+        let mut ticked = Instant::now();
+        while !shutdown.is_cancelled() {
+            let wakes = self.wakes(ticked + TICK);
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                event = self.events.recv() => match event {
+                    Some(event) => self.event(event),
+                    // Every handle is gone: nobody will ever ask again.
+                    None => break,
+                },
+                observation = self.observations.next() => self.observation(observation.ok_or(BackendGone)?),
+                outcome = self.executor.next() => self.outcome(outcome),
+                written = self.writer.next() => self.written(written),
+                () = sleep_until(wakes) => {
+                    let now = Instant::now();
+                    let gap = now.duration_since(ticked);
+                    if gap >= TICK {
+                        ticked = now;
+                        self.tick(if gap > LONGEST_GAP { Duration::ZERO } else { gap });
+                    }
+                    self.look_again(now);
+                }
+            }
+            self.writer.begin();
+            self.publish_if_due();
+            self.finish_if_down();
+        }
+        self.last_moment().await;
+        Ok(())
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Create(new, reply) => self.create(*new, reply),
+            Event::Delete(id, reply) => self.delete(&id, reply),
+            Event::Wake(id, reply) => self.wake(&id, reply),
+            Event::Down { force, reply } => self.down(force, reply),
+            Event::Hello(hello) => {
+                let id = hello.workspace.clone();
+                self.with_entry(&id, |entry| entry.hello(*hello));
+            }
+            Event::Beat(beat) => {
+                let id = beat.workspace.clone();
+                self.with_entry(&id, |entry| entry.beat(beat));
+            }
+            Event::Gone(id, connection) => self.with_entry(&id, |entry| entry.gone(connection)),
+        }
+    }
+
+    fn wakes(&self, tick: Instant) -> Instant {
+        let scheduled = self.schedule.first().map(|(at, _)| *at);
+        [scheduled, self.writer.wakes(), self.publisher.wakes()]
+            .into_iter()
+            .flatten()
+            .fold(tick, Instant::min)
+    }
+
+    /// Lets what is under way come to its end, for a moment.
+    async fn last_moment(&mut self) {
+        self.events.close();
+        let rest = async {
+            while !(self.executor.is_idle() && self.writer.is_idle()) {
+                self.writer.begin();
+                let wakes = self.writer.wakes().unwrap_or_else(|| Instant::now() + TICK);
+                tokio::select! {
+                    outcome = self.executor.next() => self.fold_outcome(&outcome),
+                    written = self.writer.next() => self.written(written),
+                    () = sleep_until(wakes) => {}
+                }
+            }
+        };
+        if timeout(LAST_MOMENT, rest).await.is_err() {
+            tracing::warn!("ended with actions under way; the next start finds out how far they got");
+        }
+        self.publish();
+    }
+}
+
+impl<B> std::fmt::Debug for Driver<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver").field("workspaces", &self.entries.len()).finish_non_exhaustive()
+    }
+}

@@ -34,10 +34,21 @@ pub struct Snapshot {
     pub generation: u64,
     /// By id.
     pub workspaces: BTreeMap<WorkspaceId, Arc<WorkspaceView>>,
+    /// The control plane is going down: how far it has come.
+    pub down: Option<Down>,
+}
+
+/// How many workspaces have yet to come to rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Down {
+    /// Those whose processes have not all ended.
+    pub remaining: usize,
+    /// All.
+    pub total: usize,
 }
 
 /// One workspace at one moment.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct WorkspaceView {
     /// What is wanted.
     pub spec: Arc<Spec>,
@@ -57,6 +68,8 @@ pub struct WorkspaceView {
     pub next: Option<(Timestamp, String)>,
     /// Starts since it was last healthy.
     pub restarts: u32,
+    /// SHA-256 of the secret its agent proves itself with.
+    pub credential: Option<Fingerprint>,
     /// Grows with every change of this workspace.
     pub version: u64,
 }

@@ -46,6 +46,12 @@ impl WorkspaceId {
         let letter = |i: usize| char::from(ALPHABET[(bits >> (5 * i)) as usize & 31]);
         Self((0..ID_CHARS).map(letter).collect())
     }
+
+    /// The bits it spells: 60 of them.
+    pub fn bits(&self) -> u64 {
+        let place = |letter: u8| ALPHABET.iter().position(|b| *b == letter).unwrap_or_default() as u64;
+        self.0.bytes().rev().fold(0, |bits, letter| bits << 5 | place(letter))
+    }
 }
 
 fn is_id(text: &str) -> bool {
@@ -118,6 +124,7 @@ mod tests {
     fn bits_spell_an_id() {
         for bits in [0, u64::MAX, 0x1234_5678_9abc_def0] {
             let id = WorkspaceId::from_bits(bits);
+            assert_eq!(id.bits(), bits & ((1 << 60) - 1));
             assert_eq!(id.as_str().parse(), Ok(id));
         }
     }

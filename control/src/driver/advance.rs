@@ -1,0 +1,267 @@
+//! From what is known to what follows: decide, make durable, order.
+
+use std::{sync::Arc, time::Duration};
+
+use podling_core::{
+    decide::{Action, Decision},
+    id::WorkspaceId,
+    observed::{Ended, Processes},
+    status::{Phase, Status},
+    time::Timestamp,
+};
+use podling_proto::token;
+use tokio::time::Instant;
+
+use super::{
+    Driver, DriverError, clock,
+    entry::{Entry, Waiting},
+    writer::Written,
+};
+use crate::{
+    backend::{Backend, Observation, Plan},
+    executor::{Done, Order, Outcome},
+    snapshot::Fingerprint,
+    store::{Change, Credential, Record},
+};
+
+/// Bytes of an agent's secret.
+const SECRET_BYTES: usize = 32;
+/// What an agent is given to end its processes in good order; the backend allows it a little more.
+const DRAIN_GRACE: Duration = Duration::from_secs(5);
+
+impl<B: Backend> Driver<B> {
+    /// Changes one entry by what has happened, and lets follow what follows.
+    pub(super) fn with_entry(&mut self, id: &WorkspaceId, fold: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = self.entries.get_mut(id) {
+            fold(entry);
+            self.advance(id);
+        }
+    }
+
+    /// Decides for one workspace, and lets follow what follows.
+    pub(super) fn advance(&mut self, id: &WorkspaceId) {
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        let now = clock::now();
+        let (action, next) = loop {
+            let Decision { status, action, next } = entry.decide(now);
+            entry.take(status);
+            // An agent that has waited for its claim may be the one that is wanted now.
+            if !entry.pair() {
+                break (action, next);
+            }
+        };
+        entry.next = next;
+        if let Some(at) = entry.wakes.take() {
+            self.schedule.remove(&(at, id.clone()));
+        }
+        if let Some((at, _)) = next {
+            let at = Instant::now() + at.since(now);
+            entry.wakes = Some(at);
+            self.schedule.insert((at, id.clone()));
+        }
+        if entry.is_settled() {
+            if let (None, Some(action)) = (entry.in_flight, action) {
+                self.order(id, action, now);
+            }
+        } else if let Some(record) = entry.to_write() {
+            self.writer.put(id.clone(), Change::Put(record));
+        }
+        self.look(id);
+    }
+
+    pub(super) fn advance_all(&mut self) {
+        for id in self.entries.keys().cloned().collect::<Vec<_>>() {
+            self.advance(&id);
+        }
+    }
+
+    /// Gives an order away.
+    fn order(&mut self, id: &WorkspaceId, action: Action, now: Timestamp) {
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        let order = match action {
+            Action::Start(epoch) => match entry.secret.take() {
+                Some((of, secret)) if of == epoch => {
+                    Order::Start(Plan { workspace: id.clone(), epoch, secret })
+                }
+                // Decided by a control plane that died before it gave the order: its secret died with it. As for every start
+                // whose outcome is not known, the epoch is used up.
+                _ => {
+                    entry.observed.ended =
+                        Some(Ended { epoch, how: "the control plane ended before it was started".into() });
+                    return self.advance(id);
+                }
+            },
+            Action::Stop => {
+                entry.drain(DRAIN_GRACE);
+                Order::Stop(id.clone())
+            }
+            Action::Remove => Order::Remove(id.clone()),
+            Action::Forget => {
+                entry.in_flight = Some(action);
+                return self.writer.put(id.clone(), Change::Forget(id.clone(), now));
+            }
+        };
+        tracing::debug!(workspace = %id, ?action, "ordered");
+        entry.in_flight = Some(action);
+        entry.observed.ordered(action);
+        self.executor.perform(order);
+    }
+
+    /// An action came back.
+    pub(super) fn outcome(&mut self, outcome: Outcome) {
+        self.fold_outcome(&outcome);
+        self.advance(&outcome.workspace);
+    }
+
+    pub(super) fn fold_outcome(&mut self, outcome: &Outcome) {
+        let Some(entry) = self.entries.get_mut(&outcome.workspace) else { return };
+        entry.in_flight = None;
+        if let Err(error) = &outcome.result {
+            tracing::warn!(workspace = %outcome.workspace, action = ?outcome.action, error, "an action failed");
+        }
+        let result = outcome.result.as_ref().map(|_| ()).map_err(Clone::clone);
+        entry.observed.done(outcome.action, result, clock::now());
+        if let Ok(Done::Started(instance)) = &outcome.result {
+            entry.instance_lives(instance.clone());
+        }
+        if entry.observed.processes == Processes::None {
+            entry.nothing_runs();
+        }
+    }
+
+    /// The backend saw something.
+    pub(super) fn observation(&mut self, observation: Observation) {
+        match observation {
+            Observation::Listed(instances) => {
+                for instance in &instances {
+                    if !self.entries.contains_key(&instance.workspace) {
+                        // Its record may only be unreadable: ending it could be a loss, leaving it costs little.
+                        tracing::warn!(workspace = %instance.workspace, "an agent lives that no stored workspace has");
+                    }
+                }
+                for (id, entry) in &mut self.entries {
+                    let living: Vec<_> = instances.iter().filter(|i| i.workspace == *id).cloned().collect();
+                    // What was made since the start is known better already.
+                    if entry.observed.processes == Processes::Unseen {
+                        entry.observed.listed(living.iter().map(|i| i.epoch).collect(), entry.epoch());
+                        entry.instances = living;
+                    }
+                }
+                self.advance_all();
+            }
+            Observation::Ended { instance, how } => {
+                tracing::info!(workspace = %instance.workspace, epoch = instance.epoch, how, "an agent ended");
+                self.with_entry(&instance.workspace.clone(), |entry| entry.instance_ended(&instance, how));
+            }
+        }
+    }
+
+    /// A batch was written, or was not.
+    pub(super) fn written(&mut self, written: Written) {
+        if let Err(error) = &written.result {
+            tracing::error!(
+                error,
+                changes = written.changes.len(),
+                "the store cannot be written; what was decided is taken back"
+            );
+        }
+        for change in written.changes {
+            match (change, &written.result) {
+                (Change::Put(record), Ok(())) => {
+                    let id = record.spec.id.clone();
+                    self.with_entry(&id, |entry| entry.durable = Some(record));
+                }
+                (Change::Put(record), Err(error)) => self.take_back(&record.spec.id, error),
+                (Change::Forget(id, _), Ok(())) => {
+                    tracing::info!(workspace = %id, "gone");
+                    if let Some(at) = self.entries.remove(&id).and_then(|entry| entry.wakes) {
+                        self.schedule.remove(&(at, id));
+                    }
+                    self.publisher.changed();
+                }
+                (Change::Forget(id, _), Err(error)) => {
+                    let (error, now) = (error.clone(), clock::now());
+                    self.with_entry(&id, |entry| {
+                        entry.in_flight = None;
+                        entry.observed.done(Action::Forget, Err(error), now);
+                    });
+                }
+            }
+        }
+    }
+
+    /// What was decided could not be made durable: back to what is.
+    fn take_back(&mut self, id: &WorkspaceId, error: &str) {
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        let refused = DriverError::NotSaved(error.to_owned());
+        for waiting in entry.waiting.drain(..) {
+            // Who has gone away needs no answer.
+            match waiting {
+                Waiting::Created(reply, _) => drop(reply.send(Err(refused.clone()))),
+                Waiting::View(reply) => drop(reply.send(Err(refused.clone()))),
+            }
+        }
+        match entry.durable.clone() {
+            Some(durable) => {
+                entry.record = durable;
+                entry.queued = None;
+                self.advance(id);
+            }
+            None => {
+                if let Some(at) = self.entries.remove(id).and_then(|entry| entry.wakes) {
+                    self.schedule.remove(&(at, id.clone()));
+                }
+            }
+        }
+    }
+
+    /// So much time was witnessed.
+    pub(super) fn tick(&mut self, gap: Duration) {
+        let followed: Vec<_> = self
+            .entries
+            .iter_mut()
+            .filter_map(|(id, entry)| entry.time_passes(gap).then(|| id.clone()))
+            .collect();
+        for id in followed {
+            self.advance(&id);
+        }
+    }
+
+    /// Looks at those whose time has come.
+    pub(super) fn look_again(&mut self, now: Instant) {
+        while let Some((at, id)) = self.schedule.first().filter(|(at, _)| *at <= now).cloned() {
+            self.schedule.remove(&(at, id.clone()));
+            self.with_entry(&id, |entry| entry.wakes = None);
+        }
+    }
+
+    /// Everything is down: the control plane may end.
+    pub(super) fn finish_if_down(&mut self) {
+        if self.standby && self.writer.is_idle() && self.entries.values().all(Entry::rests) {
+            self.publish();
+            tracing::info!("all workspaces' processes have ended");
+            self.shutdown.cancel();
+        }
+    }
+}
+
+impl Entry {
+    /// Takes over what was decided. A start gets a secret of its own.
+    fn take(&mut self, status: Status) {
+        if status == self.record.status {
+            return;
+        }
+        if status.phase != self.record.status.phase || status.reason != self.record.status.reason {
+            tracing::info!(
+                workspace = %self.record.spec.id, state = ?status.state(), epoch = status.epoch, reason = status.reason, "is now"
+            );
+        }
+        let mut record = Record { status, ..Record::clone(&self.record) };
+        if record.status.phase == Phase::Starting && record.status.epoch != self.record.status.epoch {
+            let (epoch, secret) = (record.status.epoch, token::random(SECRET_BYTES));
+            record.credential = Some(Credential { epoch, digest: Fingerprint::of(secret.as_bytes()) });
+            self.secret = Some((epoch, secret));
+        }
+        self.record = Arc::new(record);
+    }
+}

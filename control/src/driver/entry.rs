@@ -1,0 +1,184 @@
+//! One workspace in the driver's memory.
+
+use std::sync::Arc;
+
+use podling_core::{
+    decide::{Action, Decision, decide},
+    observed::{Ended, Observed, Processes},
+    status::Phase,
+    time::Timestamp,
+    workspace::{Epoch, Link},
+};
+use podling_proto::agent::v1::ActivityState;
+use tokio::time::Instant;
+
+use super::{event::Reply, links::AgentLink};
+use crate::{
+    backend::Instance,
+    snapshot::{AgentView, WorkspaceView},
+    store::Record,
+};
+
+/// Everything the driver knows of one workspace.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// What was decided last.
+    pub(super) record: Arc<Record>,
+    /// What the store holds; `None`: nothing yet.
+    pub(super) durable: Option<Arc<Record>>,
+    /// What was given to the writer last.
+    pub(super) queued: Option<Arc<Record>>,
+    /// What was seen.
+    pub(super) observed: Observed,
+    /// What is being done.
+    pub(super) in_flight: Option<Action>,
+    /// Of the start that is about to be ordered: only until then.
+    pub(super) secret: Option<(Epoch, String)>,
+    /// The agents that live.
+    pub(super) instances: Vec<Instance>,
+    /// Streams from agents.
+    pub(super) links: Vec<AgentLink>,
+    /// Of the agent of the present epoch, once it said hello.
+    pub(super) agent: Option<Arc<AgentView>>,
+    /// Of its last heartbeat.
+    pub(super) activity: Option<Arc<ActivityState>>,
+    /// When to look again, for people.
+    pub(super) next: Option<(Timestamp, &'static str)>,
+    /// When to look again, by the clock that nobody sets.
+    pub(super) wakes: Option<Instant>,
+    /// Who is told once the record is durable.
+    pub(super) waiting: Vec<Waiting>,
+    /// As published.
+    pub(super) view: Option<Arc<WorkspaceView>>,
+}
+
+/// An answer that waits for durability.
+#[derive(Debug)]
+pub(super) enum Waiting {
+    Created(Reply<(Arc<WorkspaceView>, bool)>, bool),
+    View(Reply<Arc<WorkspaceView>>),
+}
+
+impl Entry {
+    pub(super) fn new(record: Record, durable: bool, observed: Observed) -> Self {
+        let record = Arc::new(record);
+        Self {
+            durable: durable.then(|| record.clone()),
+            record,
+            queued: None,
+            observed,
+            in_flight: None,
+            secret: None,
+            instances: Vec::new(),
+            links: Vec::new(),
+            agent: None,
+            activity: None,
+            next: None,
+            wakes: None,
+            waiting: Vec::new(),
+            view: None,
+        }
+    }
+
+    /// Of the last start that was ordered.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.record.status.epoch
+    }
+
+    /// Whether the store holds what was decided.
+    pub(super) fn is_settled(&self) -> bool {
+        self.durable.as_ref().is_some_and(|durable| Arc::ptr_eq(durable, &self.record))
+    }
+
+    /// What the writer has not been given yet.
+    pub(super) fn to_write(&mut self) -> Option<Arc<Record>> {
+        if self.queued.as_ref().is_some_and(|queued| Arc::ptr_eq(queued, &self.record)) {
+            return None;
+        }
+        self.queued = Some(self.record.clone());
+        self.queued.clone()
+    }
+
+    /// Whether an agent is wanted and served just now.
+    pub(super) fn wants_agent(&self) -> bool {
+        matches!(self.record.status.phase, Phase::Starting | Phase::Awake)
+    }
+
+    /// The living agent of the present epoch.
+    pub(super) fn instance(&self) -> Option<&Instance> {
+        let epoch = self.epoch();
+        self.instances.iter().find(|instance| instance.epoch == epoch)
+    }
+
+    /// Whether nothing of it keeps the control plane from going down.
+    pub(super) fn rests(&self) -> bool {
+        self.is_settled()
+            && self.observed.processes == Processes::None
+            && matches!(self.record.status.phase, Phase::Asleep | Phase::Deleting)
+    }
+
+    pub(super) fn decide(&self, now: Timestamp) -> Decision {
+        decide(&self.record.spec, &self.record.status, &self.observed, now)
+    }
+
+    /// An agent lives.
+    pub(super) fn instance_lives(&mut self, instance: Instance) {
+        // It may have ended before its start was reported.
+        let ended = |ended: &Ended| ended.epoch == instance.epoch;
+        if !self.observed.ended.as_ref().is_some_and(ended) && !self.instances.contains(&instance) {
+            self.instances.push(instance);
+        }
+    }
+
+    /// An agent has ended.
+    pub(super) fn instance_ended(&mut self, instance: &Instance, how: String) {
+        self.instances.retain(|other| other.id != instance.id);
+        self.observed.agent_ended(instance.epoch, how);
+        self.forget_agent();
+    }
+
+    /// Nothing runs any more.
+    pub(super) fn nothing_runs(&mut self) {
+        self.instances.clear();
+        self.forget_agent();
+    }
+
+    /// Drops what was known of an agent that is not the present one any more.
+    fn forget_agent(&mut self) {
+        if self.instance().is_none() {
+            self.agent = None;
+            self.activity = None;
+        }
+    }
+
+    /// How it looks from outside: what is durable, and what was seen last. `None` before it is durable.
+    pub(super) fn look(&self, version: u64) -> Option<WorkspaceView> {
+        let record = self.durable.as_ref()?;
+        let connected = self.observed.connected == Some(record.status.epoch);
+        Some(WorkspaceView {
+            spec: record.spec.clone(),
+            state: record.status.state(),
+            reason: record.status.reason.clone(),
+            since: record.status.since,
+            link: if connected { Link::Connected } else { Link::Unknown },
+            activity: self.activity.clone(),
+            agent: self.agent.clone(),
+            next: self.next.map(|(at, why)| (at, why.to_owned())),
+            restarts: record.status.failures,
+            credential: record.credential.map(|credential| credential.digest),
+            version,
+        })
+    }
+
+    /// Answers everybody who waits.
+    pub(super) fn answer(&mut self) {
+        let Some(view) = &self.view else { return };
+        for waiting in self.waiting.drain(..) {
+            // Who has gone away needs no answer.
+            match waiting {
+                Waiting::Created(reply, created) => drop(reply.send(Ok((view.clone(), created)))),
+                Waiting::View(reply) => drop(reply.send(Ok(view.clone()))),
+            }
+        }
+    }
+}

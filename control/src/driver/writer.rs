@@ -1,0 +1,82 @@
+//! The writer: makes batches of changes durable, one batch at a time, away from the driver's task.
+
+use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
+
+use podling_core::id::WorkspaceId;
+use tokio::{task::JoinSet, time::Instant};
+
+use crate::store::{Change, Store};
+
+/// Pause after a failed write: a full disk is tried once a second.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What waits to become durable, and what is on its way.
+#[derive(Debug)]
+pub(super) struct Writer {
+    store: Arc<Store>,
+    /// At most one change per workspace: the newest stands for those before it.
+    waiting: BTreeMap<WorkspaceId, Change>,
+    writing: JoinSet<(Vec<Change>, Result<(), String>)>,
+    not_before: Option<Instant>,
+}
+
+/// How a batch went.
+#[derive(Debug)]
+pub(crate) struct Written {
+    /// What was in it. After a failure: also what waited behind it, for none of it will be written.
+    pub(crate) changes: Vec<Change>,
+    /// The reason it failed.
+    pub(crate) result: Result<(), String>,
+}
+
+impl Writer {
+    pub(super) fn new(store: Store) -> Self {
+        Self { store: Arc::new(store), waiting: BTreeMap::new(), writing: JoinSet::new(), not_before: None }
+    }
+
+    /// Adds to the next batch.
+    pub(super) fn put(&mut self, id: WorkspaceId, change: Change) {
+        self.waiting.insert(id, change);
+    }
+
+    /// Begins a batch if there is something to write and nothing is being written.
+    pub(super) fn begin(&mut self) {
+        if self.waiting.is_empty()
+            || !self.writing.is_empty()
+            || self.not_before.is_some_and(|t| t > Instant::now())
+        {
+            return;
+        }
+        self.not_before = None;
+        let changes: Vec<_> = std::mem::take(&mut self.waiting).into_values().collect();
+        let store = self.store.clone();
+        self.writing.spawn_blocking(move || {
+            let result = store.commit(&changes).map_err(|error| error.to_string());
+            (changes, result)
+        });
+    }
+
+    /// The end of the batch; waits for ever while nothing is written. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Written {
+        let (mut changes, result) = match self.writing.join_next().await {
+            None => pending().await,
+            Some(Ok(done)) => done,
+            Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+        };
+        if result.is_err() {
+            changes.extend(std::mem::take(&mut self.waiting).into_values());
+            self.not_before = Some(Instant::now() + PAUSE);
+        }
+        Written { changes, result }
+    }
+
+    /// When to call [`Writer::begin`] again after a failure.
+    pub(super) fn wakes(&self) -> Option<Instant> {
+        self.not_before.filter(|_| !self.waiting.is_empty())
+    }
+
+    /// Whether all is written.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.writing.is_empty()
+    }
+}

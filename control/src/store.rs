@@ -1,0 +1,112 @@
+//! The store: what must survive the control plane. Only the driver uses it, and only to write what it decided.
+//!
+//! Must not know what a workspace's status means.
+
+mod redb;
+
+use std::{collections::HashSet, io, path::PathBuf, sync::Arc};
+
+use podling_core::{
+    id::WorkspaceId,
+    status::Status,
+    time::Timestamp,
+    workspace::{Epoch, Spec},
+};
+use serde::{Deserialize, Serialize};
+
+pub use self::redb::Store;
+use crate::snapshot::Fingerprint;
+
+/// The shape of [`Record`]. A record of a later one is left alone.
+pub const RECORD_SCHEMA: u32 = 1;
+
+/// One workspace as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// What is wanted.
+    pub spec: Arc<Spec>,
+    /// How far it has come.
+    pub status: Status,
+    /// What the agent of the present epoch proves itself with.
+    pub credential: Option<Credential>,
+}
+
+/// SHA-256 of an agent's secret; the secret itself is only in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credential {
+    /// Of which start.
+    pub epoch: Epoch,
+    /// Of the secret.
+    pub digest: Fingerprint,
+}
+
+/// One write.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// New, or new content.
+    Put(Arc<Record>),
+    /// Gone; the id stays taken for ever.
+    Forget(WorkspaceId, Timestamp),
+}
+
+/// What was there at the start.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// All that could be read.
+    pub records: Vec<Record>,
+    /// Every id that was ever given, as bits.
+    pub used: HashSet<u64>,
+}
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has it.
+    #[error("{path} is in use by another podling{}; end that first (podling down), or take another data folder", by(.pid))]
+    InUse {
+        /// The file.
+        path: PathBuf,
+        /// The other process, if the kernel says.
+        pid: Option<u32>,
+    },
+    /// A file of another version.
+    #[error("{path} has the format of another version ({version}); run the podling that wrote it")]
+    OtherFormat {
+        /// The file.
+        path: PathBuf,
+        /// Of the format.
+        version: u8,
+    },
+    /// The file cannot be opened or made.
+    #[error("opening {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is no database, or damaged.
+    #[error(
+        "{path} cannot be read as a database; move it away to start anew (what it held is then not known any more)"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<::redb::Error>,
+    },
+    /// Reading or writing failed.
+    #[error("{operation} in the store: {source}")]
+    Access {
+        /// What was tried.
+        operation: &'static str,
+        /// Why.
+        source: Box<::redb::Error>,
+    },
+}
+
+fn by(pid: &Option<u32>) -> String {
+    pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+}

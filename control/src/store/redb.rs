@@ -1,0 +1,257 @@
+//! The store in one file, by redb: records as JSON with a schema number, one table for each kind.
+//!
+//! A record that cannot be read is said in the log, skipped and never deleted: its id stays taken, its storage stays.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::Path,
+};
+
+use ::redb::{
+    Builder, Database, DatabaseError, Error, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+};
+use podling_core::{id::WorkspaceId, time::Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::{Change, Loaded, RECORD_SCHEMA, Record, StoreError};
+
+/// Id → JSON of [`Stored`].
+const WORKSPACES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("workspaces");
+/// Id → milliseconds since 1970 when it went.
+const TOMBSTONES: TableDefinition<'_, &str, u64> = TableDefinition::new("tombstones");
+/// Of pages kept in memory. 10,000 records of 1 KiB are 10 MiB and are read once, at the start.
+const CACHE_BYTES: usize = 8 * 1024 * 1024;
+
+/// The database. Its calls block.
+#[derive(Debug)]
+pub struct Store {
+    database: Database,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored<R> {
+    schema: u32,
+    #[serde(flatten)]
+    record: R,
+}
+
+impl Store {
+    /// Opens the file, or makes it (0600).
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let opening = |source| StoreError::Open { path: path.to_owned(), source };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(opening)?;
+        let inode = file.metadata().map_err(opening)?.ino();
+        let mut builder = Builder::new();
+        builder.set_cache_size(CACHE_BYTES);
+        let database = builder.create_file(file).map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => {
+                StoreError::InUse { path: path.to_owned(), pid: lock_holder(inode) }
+            }
+            DatabaseError::UpgradeRequired(version) => {
+                StoreError::OtherFormat { path: path.to_owned(), version }
+            }
+            DatabaseError::Storage(StorageError::Io(source))
+                if source.kind() != io::ErrorKind::InvalidData =>
+            {
+                opening(source)
+            }
+            other => StoreError::Damaged { path: path.to_owned(), source: Box::new(other.into()) },
+        })?;
+        let store = Self { database };
+        // Both tables are there from the start, so that reading never meets a missing one.
+        store.write("making the tables", |_, _| Ok(()))?;
+        Ok(store)
+    }
+
+    /// Everything that can be read.
+    pub fn load(&self) -> Result<Loaded, StoreError> {
+        self.read().map_err(|source| StoreError::Access { operation: "reading", source: Box::new(source) })
+    }
+
+    /// Makes changes durable, all or none.
+    pub fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
+        self.write("writing", |workspaces, tombstones| {
+            for change in changes {
+                match change {
+                    Change::Put(record) => {
+                        let stored = Stored { schema: RECORD_SCHEMA, record: &**record };
+                        let json = serde_json::to_vec(&stored)
+                            .map_err(|e| Error::from(StorageError::from(io::Error::other(e))))?;
+                        workspaces.insert(record.spec.id.as_str(), json.as_slice())?;
+                    }
+                    Change::Forget(id, Timestamp(at)) => {
+                        workspaces.remove(id.as_str())?;
+                        tombstones.insert(id.as_str(), at)?;
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn read(&self) -> Result<Loaded, Error> {
+        let transaction = self.database.begin_read()?;
+        let mut loaded = Loaded::default();
+        for entry in transaction.open_table(WORKSPACES)?.iter()? {
+            let (key, json) = entry?;
+            loaded.used.extend(bits(key.value()));
+            match parse(key.value(), json.value()) {
+                Ok(record) => loaded.records.push(record),
+                Err(problem) => tracing::error!(
+                    workspace = key.value(),
+                    %problem,
+                    "a stored workspace cannot be read; it is left as it is and not served"
+                ),
+            }
+        }
+        for entry in transaction.open_table(TOMBSTONES)?.iter()? {
+            loaded.used.extend(bits(entry?.0.value()));
+        }
+        Ok(loaded)
+    }
+
+    fn write(
+        &self,
+        operation: &'static str,
+        fill: impl FnOnce(
+            &mut ::redb::Table<'_, &'static str, &'static [u8]>,
+            &mut ::redb::Table<'_, &'static str, u64>,
+        ) -> Result<(), Error>,
+    ) -> Result<(), StoreError> {
+        let write = || -> Result<(), Error> {
+            let transaction = self.database.begin_write()?;
+            fill(&mut transaction.open_table(WORKSPACES)?, &mut transaction.open_table(TOMBSTONES)?)?;
+            Ok(transaction.commit()?)
+        };
+        write().map_err(|source| StoreError::Access { operation, source: Box::new(source) })
+    }
+}
+
+fn bits(id: &str) -> Option<u64> {
+    id.parse::<WorkspaceId>().ok().map(|id| id.bits())
+}
+
+fn parse(key: &str, json: &[u8]) -> Result<Record, String> {
+    #[derive(Deserialize)]
+    struct Head {
+        schema: u32,
+    }
+    let head: Head = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+    if head.schema != RECORD_SCHEMA {
+        return Err(format!("it has schema {}, this podling knows {RECORD_SCHEMA}", head.schema));
+    }
+    let stored: Stored<Record> = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+    if stored.record.spec.id.as_str() != key {
+        return Err(format!("it says it is {}", stored.record.spec.id));
+    }
+    Ok(stored.record)
+}
+
+/// The process that holds a lock on the file, as the kernel lists it.
+fn lock_holder(inode: u64) -> Option<u32> {
+    let locks = io::read_to_string(File::open("/proc/locks").ok()?).ok()?;
+    // "1: FLOCK  ADVISORY  WRITE 4711 08:01:123456 0 EOF"
+    let holder = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let file = words.iter().rev().nth(2)?;
+        (file.rsplit(':').next()? == inode.to_string()).then_some(words.iter().rev().nth(3)?.parse().ok()?)
+    };
+    locks.lines().find_map(holder)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use podling_core::{
+        policy::Policy,
+        status::Status,
+        workspace::{Spec, Wanted},
+    };
+
+    use super::*;
+
+    fn record(bits: u64, name: &str) -> Record {
+        let spec = Spec {
+            id: WorkspaceId::from_bits(bits),
+            name: name.parse().unwrap(),
+            owner: "me".parse().unwrap(),
+            template: "shell".into(),
+            command: vec![],
+            env: [("KEY".to_owned(), "value".to_owned())].into(),
+            policy: Policy::default(),
+            wanted: Wanted::Awake,
+            created: Timestamp(1),
+            request_id: "r".into(),
+        };
+        Record { spec: Arc::new(spec), status: Status::new(Timestamp(1)), credential: None }
+    }
+
+    #[test]
+    fn what_was_committed_is_there_after_reopening_and_a_gone_id_stays_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        let (kept, gone) = (record(1, "kept"), record(2, "gone"));
+        let store = Store::open(&path).unwrap();
+        store.commit(&[Change::Put(Arc::new(kept.clone())), Change::Put(Arc::new(gone.clone()))]).unwrap();
+        store.commit(&[Change::Forget(gone.spec.id.clone(), Timestamp(9))]).unwrap();
+        drop(store);
+        let loaded = Store::open(&path).unwrap().load().unwrap();
+        assert_eq!(loaded.records, [kept]);
+        assert_eq!(loaded.used, [1, 2].into());
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600, "it holds secrets' names");
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_skipped_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        let store = Store::open(&path).unwrap();
+        store.commit(&[Change::Put(Arc::new(record(1, "good")))]).unwrap();
+        let (bad, newer) = (WorkspaceId::from_bits(2), WorkspaceId::from_bits(3));
+        store
+            .write("spoiling", |workspaces, _| {
+                workspaces.insert(bad.as_str(), &b"{\"schema\":1,"[..])?;
+                workspaces.insert(newer.as_str(), &b"{\"schema\":2,\"spec\":\"otherwise\"}"[..])?;
+                Ok(())
+            })
+            .unwrap();
+        drop(store);
+        for _ in 0..2 {
+            let loaded = Store::open(&path).unwrap().load().unwrap();
+            assert_eq!(loaded.records.len(), 1);
+            assert_eq!(loaded.used, [1, 2, 3].into(), "their ids are not given again");
+        }
+    }
+
+    #[test]
+    fn a_store_in_use_says_by_whom() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        let _first = Store::open(&path).unwrap();
+        let error = Store::open(&path).unwrap_err();
+        assert!(
+            matches!(error, StoreError::InUse { pid: Some(pid), .. } if pid == std::process::id()),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_no_database_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        std::fs::write(&path, "not a database at all, but somebody's only copy of something").unwrap();
+        let error = Store::open(&path).unwrap_err();
+        assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
+        assert!(std::fs::read_to_string(&path).unwrap().starts_with("not a database"));
+    }
+}

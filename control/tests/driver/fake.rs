@@ -1,0 +1,109 @@
+//! A backend that runs nothing: it remembers what it was told, fails when it is told to, and can be asked what "runs". It lives on
+//! when a driver is dropped, as processes do.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use futures_util::Stream;
+use podling_control::{
+    backend::{Backend, BackendError, Instance, InstanceId, Observation, Plan},
+    snapshot::AgentAddress,
+};
+use podling_core::id::WorkspaceId;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+#[derive(Clone, Default)]
+pub(crate) struct Fake(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    /// Calls wait while this is true.
+    held: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) running: BTreeMap<WorkspaceId, Instance>,
+    pub(crate) secrets: BTreeMap<WorkspaceId, String>,
+    pub(crate) calls: Vec<String>,
+    pub(crate) fail_starts: bool,
+    pub(crate) fail_stops: bool,
+    observers: Vec<mpsc::UnboundedSender<Observation>>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { state: Mutex::default(), held: watch::Sender::new(false) }
+    }
+}
+
+impl Fake {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap()
+    }
+
+    pub(crate) fn hold(&self, held: bool) {
+        self.0.held.send_replace(held);
+    }
+
+    pub(crate) fn kill(&self, id: &WorkspaceId) {
+        let mut state = self.state();
+        let instance = state.running.remove(id).expect("it runs");
+        let ended = Observation::Ended { instance, how: "killed by SIGKILL".into() };
+        state.observers.retain(|observer| observer.send(ended.clone()).is_ok());
+    }
+
+    async fn call(&self, what: String) {
+        self.state().calls.push(what);
+        let mut held = self.0.held.subscribe();
+        let _open = held.wait_for(|held| !held).await;
+    }
+}
+
+impl Backend for Fake {
+    async fn ensure(&self, plan: Plan) -> Result<Instance, BackendError> {
+        self.call(format!("start {}", plan.epoch)).await;
+        let mut state = self.state();
+        if state.fail_starts {
+            return Err(BackendError::new("starting", "no such program"));
+        }
+        assert!(!state.running.contains_key(&plan.workspace), "two would live at once");
+        let instance = Instance {
+            workspace: plan.workspace.clone(),
+            epoch: plan.epoch,
+            id: InstanceId(format!("{}-{}", plan.workspace, plan.epoch)),
+            boot_id: None,
+            address: AgentAddress::Tcp("agent.test:1".into()),
+        };
+        state.running.insert(plan.workspace.clone(), instance.clone());
+        state.secrets.insert(plan.workspace, plan.secret);
+        Ok(instance)
+    }
+
+    async fn stop(&self, workspace: WorkspaceId) -> Result<(), BackendError> {
+        self.call("stop".into()).await;
+        let mut state = self.state();
+        if state.fail_stops {
+            return Err(BackendError::new("stopping", "it does not die"));
+        }
+        state.running.remove(&workspace);
+        Ok(())
+    }
+
+    async fn remove(&self, workspace: WorkspaceId) -> Result<(), BackendError> {
+        self.call("remove".into()).await;
+        assert!(!self.state().running.contains_key(&workspace), "storage goes under a living agent");
+        Ok(())
+    }
+
+    fn observe(&self) -> impl Stream<Item = Observation> + Send + 'static {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut state = self.state();
+        let _listening = sender.send(Observation::Listed(state.running.values().cloned().collect()));
+        state.observers.push(sender);
+        UnboundedReceiverStream::new(receiver)
+    }
+}
