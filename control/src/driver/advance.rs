@@ -63,7 +63,7 @@ impl<B: Backend> Driver<B> {
             if let (None, Some(action)) = (entry.in_flight, action) {
                 self.order(id, action, now);
             }
-        } else if let Some(record) = entry.to_write() {
+        } else if let Some(record) = entry.take_unwritten() {
             self.writer.put(id.clone(), Change::Put(record));
         }
         self.look(id);

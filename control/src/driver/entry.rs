@@ -91,7 +91,7 @@ impl Entry {
     }
 
     /// What the writer has not been given yet.
-    pub(super) fn to_write(&mut self) -> Option<Arc<Record>> {
+    pub(super) fn take_unwritten(&mut self) -> Option<Arc<Record>> {
         if self.queued.as_ref().is_some_and(|queued| Arc::ptr_eq(queued, &self.record)) {
             return None;
         }
