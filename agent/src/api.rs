@@ -1,6 +1,7 @@
 //! The edges: proto to domain (fallible), domain to proto (total), and nothing else.
 
+pub mod activity;
 pub mod files;
 pub mod files_http;
-mod problem;
+pub(crate) mod problem;
 mod spawn_error;

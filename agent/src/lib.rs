@@ -3,10 +3,41 @@
 //! The modules in suggested reading order. `run` is the composition root; `api` holds the edges that translate proto; everything
 //! else is domain code that knows neither tonic nor axum.
 
-pub mod api;
+pub mod run;
+
+pub mod args;
+pub mod config;
+pub mod ending;
+pub mod init;
+pub mod tasks;
+
+pub mod claim;
+pub mod link;
+
+pub mod activity;
+pub mod intent;
+
 pub mod byte_log;
 pub mod child;
-pub mod claim;
 pub mod files;
-pub mod intent;
 pub mod spawn;
+
+pub mod api;
+pub mod metrics;
+pub mod server;
+
+mod entry;
+
+pub use entry::main_with;
+
+/// An error with all that caused it, in one line.
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line
+}

@@ -6,7 +6,7 @@ use podling_proto::error::{Reason, WireError, code, name};
 use tonic::Code;
 
 /// The response for an error.
-pub(super) fn problem(error: &WireError) -> Response {
+pub(crate) fn problem(error: &WireError) -> Response {
     let status = status(error.reason());
     let body = serde_json::json!({
         "type": "about:blank",

@@ -1,0 +1,226 @@
+//! Counted idle time: only what acknowledged heartbeats have witnessed.
+//!
+//! ```text
+//!   beat n (idle) ──ack──▶ witnessed ──beat n+1 (idle), nothing stirred, no gap ──ack──▶ n+1 − n is added
+//! ```
+//!
+//! Whatever was down, suspended, stopped or unreachable has no two such beats and so adds nothing, by construction. Pure: the
+//! clocks are arguments.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use super::verdict::Verdict;
+
+/// Beats that wait for their acknowledgement. The link is given up after three intervals without one, so more are never useful;
+/// the oldest is dropped and adds nothing.
+const MAX_PENDING: usize = 16;
+/// The clock that goes on in suspend may run ahead of the one that does not by this much between two beats and nothing is
+/// suspected: the two are read one after the other.
+const SUSPEND_TOLERANCE: Duration = Duration::from_millis(500);
+
+/// A moment on the two clocks of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// CLOCK_MONOTONIC: stands still while the machine is suspended.
+    pub monotonic: Duration,
+    /// CLOCK_BOOTTIME: does not.
+    pub boottime: Duration,
+}
+
+/// Adds up idle time.
+#[derive(Debug, Default)]
+pub struct IdleCount {
+    counted: Duration,
+    /// Grows whenever anything but idleness was seen.
+    stirs: u64,
+    last_intent: Option<Instant>,
+    pending: VecDeque<Beat>,
+    witnessed: Option<Beat>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Beat {
+    sequence: u64,
+    at: Moment,
+    idle: bool,
+    stirs: u64,
+}
+
+impl IdleCount {
+    /// Idle time that counts, since the last intent or the end of busy.
+    pub fn counted(&self) -> Duration {
+        self.counted
+    }
+
+    /// Tells of a verdict, whenever one is given. An intent is told of even if its verdict has passed unseen.
+    pub fn observe(&mut self, verdict: Verdict, last_intent: Option<Instant>) {
+        if verdict != Verdict::Idle || last_intent != self.last_intent {
+            self.stirs += 1;
+            self.last_intent = last_intent;
+            self.counted = Duration::ZERO;
+        }
+    }
+
+    /// A heartbeat is sent; its verdict must have been observed before.
+    pub fn beat(&mut self, sequence: u64, verdict: Verdict, at: Moment) {
+        if self.pending.len() == MAX_PENDING {
+            self.pending.pop_front();
+        }
+        let beat = Beat { sequence, at, idle: verdict == Verdict::Idle, stirs: self.stirs };
+        self.pending.push_back(beat);
+    }
+
+    /// A heartbeat was acknowledged. `longest` is the longest time between two beats that are not suspected of a gap.
+    pub fn acknowledged(&mut self, sequence: u64, longest: Duration) {
+        let Some(at) = self.pending.iter().position(|beat| beat.sequence == sequence) else {
+            return;
+        };
+        let Some(beat) = self.pending.drain(..=at).next_back() else {
+            return;
+        };
+        let before = self.witnessed.replace(beat);
+        if let Some(before) = before.filter(|before| before.sequence + 1 == beat.sequence) {
+            let undisturbed =
+                before.idle && beat.idle && before.stirs == beat.stirs && beat.stirs == self.stirs;
+            let passed = beat.at.monotonic.saturating_sub(before.at.monotonic);
+            let with_suspend = beat.at.boottime.saturating_sub(before.at.boottime);
+            if undisturbed && passed <= longest && with_suspend <= passed + SUSPEND_TOLERANCE {
+                self.counted += passed;
+            }
+        }
+    }
+
+    /// The link is down: the next stream begins anew, and the time between is nobody's.
+    pub fn link_lost(&mut self) {
+        self.pending.clear();
+        self.witnessed = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LONGEST: Duration = Duration::from_secs(30);
+
+    fn at(seconds: u64) -> Moment {
+        let clock = Duration::from_secs(seconds);
+        Moment { monotonic: clock, boottime: clock }
+    }
+
+    fn idle_beat(idle: &mut IdleCount, sequence: u64, moment: Moment) {
+        idle.observe(Verdict::Idle, None);
+        idle.beat(sequence, Verdict::Idle, moment);
+    }
+
+    #[test]
+    fn two_acknowledged_idle_beats_add_the_time_between_them() {
+        let mut idle = IdleCount::default();
+        idle_beat(&mut idle, 1, at(100));
+        idle.acknowledged(1, LONGEST);
+        idle_beat(&mut idle, 2, at(115));
+        assert_eq!(idle.counted(), Duration::ZERO, "not before the acknowledgement");
+        idle.acknowledged(2, LONGEST);
+        assert_eq!(idle.counted(), Duration::from_secs(15));
+    }
+
+    #[test]
+    fn a_keystroke_between_two_beats_starts_over_even_if_nobody_saw_its_verdict() {
+        let mut idle = IdleCount::default();
+        idle_beat(&mut idle, 1, at(0));
+        idle.acknowledged(1, LONGEST);
+        idle.observe(Verdict::Idle, Some(Instant::now()));
+        idle.beat(2, Verdict::Idle, at(15));
+        idle.acknowledged(2, LONGEST);
+        assert_eq!(idle.counted(), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_keystroke_after_the_beat_and_before_its_acknowledgement_counts_as_none_idle() {
+        let mut idle = IdleCount::default();
+        idle_beat(&mut idle, 1, at(0));
+        idle.acknowledged(1, LONGEST);
+        idle_beat(&mut idle, 2, at(15));
+        idle.observe(Verdict::Active, Some(Instant::now()));
+        idle.acknowledged(2, LONGEST);
+        assert_eq!(idle.counted(), Duration::ZERO);
+    }
+
+    #[test]
+    fn suspended_stopped_and_unlinked_time_adds_nothing() {
+        let mut idle = IdleCount::default();
+        idle_beat(&mut idle, 1, at(0));
+        idle.acknowledged(1, LONGEST);
+        let suspended =
+            Moment { monotonic: Duration::from_secs(15), boottime: Duration::from_secs(15 + 3600) };
+        idle_beat(&mut idle, 2, suspended);
+        idle.acknowledged(2, LONGEST);
+        assert_eq!(idle.counted(), Duration::ZERO, "suspended");
+        let stopped =
+            Moment { monotonic: Duration::from_secs(615), boottime: Duration::from_secs(615 + 3600) };
+        idle_beat(&mut idle, 3, stopped);
+        idle.acknowledged(3, LONGEST);
+        assert_eq!(idle.counted(), Duration::ZERO, "stopped for ten minutes");
+        idle.link_lost();
+        idle_beat(&mut idle, 1, at(630));
+        idle.acknowledged(1, LONGEST);
+        assert_eq!(idle.counted(), Duration::ZERO, "another stream");
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Wait(u64),
+        Beat,
+        Ack,
+        Stir,
+        Lose,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            3 => (1u64..60).prop_map(Step::Wait),
+            4 => Just(Step::Beat),
+            4 => Just(Step::Ack),
+            1 => Just(Step::Stir),
+            1 => Just(Step::Lose),
+        ];
+        prop::collection::vec(step, 0..80)
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_than_the_time_since_the_last_stir_or_acknowledged_beats_cover(steps in steps()) {
+            let (mut idle, mut now, mut stirred, mut sequence, mut acked) = (IdleCount::default(), 0, 0, 0, 0);
+            for step in steps {
+                match step {
+                    Step::Wait(seconds) => now += seconds,
+                    Step::Beat => {
+                        sequence += 1;
+                        idle_beat(&mut idle, sequence, at(now));
+                    }
+                    Step::Ack => {
+                        acked = sequence.min(acked + 1);
+                        let before = idle.counted();
+                        idle.acknowledged(acked, LONGEST);
+                        prop_assert!(idle.counted() <= before + LONGEST);
+                    }
+                    Step::Stir => {
+                        stirred = now;
+                        idle.observe(Verdict::Busy, None);
+                    }
+                    Step::Lose => {
+                        idle.link_lost();
+                        sequence = 0;
+                        acked = 0;
+                    }
+                }
+                prop_assert!(idle.counted() <= Duration::from_secs(now - stirred));
+            }
+        }
+    }
+}

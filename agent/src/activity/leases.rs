@@ -1,0 +1,149 @@
+//! Keep-awake leases: named promises that expire. Pure; must not know who asked.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+/// Leases at once. More are refused: nobody can oversee them, and each beat carries them all.
+pub const MAX_LEASES: usize = 32;
+/// Longest name, in characters.
+pub const MAX_NAME: usize = 100;
+/// Longest reason, in characters.
+pub const MAX_REASON: usize = 200;
+/// Shortest lease: a shorter one could lapse before it is reported.
+pub const MIN_DURATION: Duration = Duration::from_secs(1);
+
+/// Why a lease was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LeaseError {
+    /// The name is empty or too long.
+    #[error("name must have 1 to {MAX_NAME} characters, none of them a control character")]
+    BadName,
+    /// The reason is too long.
+    #[error("reason may have at most {MAX_REASON} characters")]
+    BadReason,
+    /// Too short or too long.
+    #[error("duration must be between {MIN_DURATION:?} and {longest:?}; zero releases the lease")]
+    BadDuration {
+        /// What the policy allows.
+        longest: Duration,
+    },
+    /// Nothing to release.
+    #[error("no lease named {0:?} is held; it may have expired")]
+    NotHeld(String),
+    /// No room.
+    #[error("{MAX_LEASES} leases are held already; release one first")]
+    TooMany,
+}
+
+/// A promise that holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// Names it; the same name renews.
+    pub name: String,
+    /// For people.
+    pub reason: String,
+    /// When it was taken or last renewed.
+    pub taken: Instant,
+    /// When it ends.
+    pub until: Instant,
+}
+
+/// All leases.
+#[derive(Debug, Default)]
+pub struct Leases(BTreeMap<String, Lease>);
+
+impl Leases {
+    /// Takes or renews a lease.
+    pub fn take(
+        &mut self,
+        name: &str,
+        reason: &str,
+        duration: Duration,
+        longest: Duration,
+        now: Instant,
+    ) -> Result<Lease, LeaseError> {
+        self.expire(now);
+        check_name(name)?;
+        if reason.chars().count() > MAX_REASON {
+            return Err(LeaseError::BadReason);
+        }
+        if duration < MIN_DURATION || duration > longest {
+            return Err(LeaseError::BadDuration { longest });
+        }
+        if self.0.len() >= MAX_LEASES && !self.0.contains_key(name) {
+            return Err(LeaseError::TooMany);
+        }
+        let lease =
+            Lease { name: name.to_owned(), reason: reason.to_owned(), taken: now, until: now + duration };
+        self.0.insert(name.to_owned(), lease.clone());
+        Ok(lease)
+    }
+
+    /// Releases a lease before its time.
+    pub fn release(&mut self, name: &str, now: Instant) -> Result<(), LeaseError> {
+        self.expire(now);
+        check_name(name)?;
+        self.0.remove(name).map(|_| ()).ok_or_else(|| LeaseError::NotHeld(name.to_owned()))
+    }
+
+    /// Those that hold at `now`, by name.
+    pub fn held(&self, now: Instant) -> Vec<Lease> {
+        self.0.values().filter(|lease| lease.until > now).cloned().collect()
+    }
+
+    fn expire(&mut self, now: Instant) {
+        self.0.retain(|_, lease| lease.until > now);
+    }
+}
+
+fn check_name(name: &str) -> Result<(), LeaseError> {
+    let fits = !name.is_empty() && name.chars().count() <= MAX_NAME && !name.chars().any(char::is_control);
+    fits.then_some(()).ok_or(LeaseError::BadName)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_lease_is_taken_renewed_and_released() {
+        let (mut leases, now) = (Leases::default(), Instant::now());
+        leases.take("backup", "nightly", MINUTE, DAY, now).expect("taken");
+        let renewed = leases.take("backup", "nightly", MINUTE, DAY, now + MINUTE / 2).expect("renewed");
+        assert_eq!(renewed.until, now + MINUTE + MINUTE / 2);
+        assert_eq!(leases.held(now).len(), 1);
+        leases.release("backup", now + MINUTE).expect("released");
+        assert!(leases.held(now).is_empty());
+        assert_eq!(leases.release("backup", now), Err(LeaseError::NotHeld("backup".into())));
+    }
+
+    #[test]
+    fn a_lease_ends_by_itself_and_makes_room() {
+        let (mut leases, now) = (Leases::default(), Instant::now());
+        for i in 0..MAX_LEASES {
+            leases.take(&format!("job {i}"), "", MINUTE, DAY, now).expect("room");
+        }
+        assert_eq!(leases.take("one more", "", MINUTE, DAY, now), Err(LeaseError::TooMany));
+        leases.take("job 0", "", 2 * MINUTE, DAY, now).expect("renewing needs no room");
+        assert_eq!(leases.held(now + MINUTE).len(), 1);
+        leases.take("one more", "", MINUTE, DAY, now + MINUTE).expect("the others are over");
+    }
+
+    #[test]
+    fn what_is_out_of_bounds_is_refused_by_name() {
+        let (mut leases, now) = (Leases::default(), Instant::now());
+        let mut take =
+            |name: &str, reason: &str, d| leases.take(name, reason, d, DAY, now).expect_err("refused");
+        assert_eq!(take("", "", MINUTE), LeaseError::BadName);
+        assert_eq!(take(&"x".repeat(MAX_NAME + 1), "", MINUTE), LeaseError::BadName);
+        assert_eq!(take("a\nb", "", MINUTE), LeaseError::BadName);
+        assert_eq!(take("a", &"x".repeat(MAX_REASON + 1), MINUTE), LeaseError::BadReason);
+        assert_eq!(take("a", "", MIN_DURATION / 2), LeaseError::BadDuration { longest: DAY });
+        assert_eq!(take("a", "", DAY + MINUTE), LeaseError::BadDuration { longest: DAY });
+    }
+}

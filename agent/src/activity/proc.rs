@@ -1,0 +1,181 @@
+//! Reads the workspace's processes from /proc: all descendants of the agent, which is PID 1 or a child subreaper, so that nothing
+//! the workspace started ever stops being one. Must not know what their numbers are good for.
+//!
+//! Totals are what makes short-lived processes count: the kernel adds a reaped child's CPU time to its parent's `cutime` and
+//! `cstime` and its bytes to its parent's `io`, so a sum over the living and what they reaped loses nothing.
+//!
+//! Bytes are `rchar + wchar`: what went through read and write, whatever it went to. `read_bytes` and `write_bytes` would miss
+//! sockets, pipes, tmpfs and everything the page cache serves, and so put an upload to sleep. What a job prints to its terminal is
+//! in `wchar` too; the agent knows how much that was and it is taken off (see [`super::work`]).
+
+use std::{collections::HashMap, fs, io};
+
+/// A process of the workspace, as one walk has seen it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// With `start`, names it for ever.
+    pub pid: i32,
+    /// Clock ticks since the machine's boot.
+    pub start: u64,
+    /// Who reaps it.
+    pub parent: i32,
+    /// Its program's name, cut to 15 bytes by the kernel.
+    pub name: String,
+    /// CPU time of its own, in clock ticks.
+    pub own_ticks: u64,
+    /// CPU time of the children it has reaped, in clock ticks.
+    pub reaped_ticks: u64,
+    /// Memory that is resident, in pages.
+    pub resident_pages: u64,
+    /// It has ended and waits to be reaped.
+    pub is_zombie: bool,
+    /// Bytes read and written by it and the children it has reaped; `None` where we may not look.
+    pub bytes: Option<u64>,
+}
+
+/// All of them, and what the agent itself has reaped.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Walk {
+    /// Descendants of the agent, in no order.
+    pub processes: Vec<Process>,
+    /// CPU time of the children the agent has reaped, in clock ticks.
+    pub reaped_ticks: u64,
+    /// The agent's own process id.
+    pub agent: i32,
+}
+
+impl Process {
+    /// Whether it is still there, and still the same.
+    pub fn is_there(&self) -> bool {
+        stat(&self.pid.to_string()).is_ok_and(|now| now.start == self.start)
+    }
+}
+
+impl Walk {
+    /// Walks /proc. Blocks: about 10 µs for each process of the machine (of the container, where there is one).
+    pub fn take() -> io::Result<Self> {
+        // The agent first, then by rising pid, which is parents first as a rule: a child reaped during the walk is then rather
+        // missed than counted twice, and the next walk has it again.
+        let agent = stat("self")?;
+        let mut pids: Vec<i32> = fs::read_dir("/proc")?
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|pid| *pid != agent.pid)
+            .collect();
+        pids.sort_unstable();
+        let all: Vec<_> = pids.iter().filter_map(|pid| stat(&pid.to_string()).ok()).collect();
+        let mut processes = descendants(agent.pid, all);
+        for process in &mut processes {
+            process.bytes = bytes(process.pid);
+        }
+        Ok(Self { processes, reaped_ticks: agent.reaped_ticks, agent: agent.pid })
+    }
+}
+
+/// Start time of this process in clock ticks since the machine's boot, as /proc/self/stat has it.
+pub fn own_start() -> io::Result<u64> {
+    Ok(stat("self")?.start)
+}
+
+fn descendants(of: i32, all: Vec<Process>) -> Vec<Process> {
+    let mut children: HashMap<i32, Vec<Process>> = HashMap::new();
+    for process in all {
+        children.entry(process.parent).or_default().push(process);
+    }
+    let mut found = Vec::new();
+    let mut parents = vec![of];
+    while let Some(parent) = parents.pop() {
+        for child in children.remove(&parent).unwrap_or_default() {
+            parents.push(child.pid);
+            found.push(child);
+        }
+    }
+    found
+}
+
+fn stat(pid: &str) -> io::Result<Process> {
+    let text = fs::read(format!("/proc/{pid}/stat"))?;
+    parse_stat(&String::from_utf8_lossy(&text)).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// proc_pid_stat(5). The name stands in parentheses and may hold anything, parentheses and spaces too.
+fn parse_stat(text: &str) -> Option<Process> {
+    let (pid, rest) = text.split_once(" (")?;
+    let (name, rest) = rest.rsplit_once(") ")?;
+    // Field 3 of the manual, the state, is number 0 here.
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let number = |field: usize| fields.get(field - 3)?.parse::<i64>().ok();
+    let ticks = |field| number(field).map(|n| n.max(0) as u64);
+    Some(Process {
+        pid: pid.parse().ok()?,
+        start: ticks(22)?,
+        parent: number(4)? as i32,
+        name: name.to_owned(),
+        own_ticks: ticks(14)? + ticks(15)?,
+        reaped_ticks: ticks(16)? + ticks(17)?,
+        resident_pages: ticks(24)?,
+        is_zombie: fields.first() == Some(&"Z"),
+        bytes: None,
+    })
+}
+
+fn bytes(pid: i32) -> Option<u64> {
+    parse_io(&fs::read_to_string(format!("/proc/{pid}/io")).ok()?)
+}
+
+fn parse_io(text: &str) -> Option<u64> {
+    let field = |name: &str| {
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")?.parse::<u64>().ok())
+    };
+    Some(field("rchar")?.saturating_add(field("wchar")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_does_not_shift_the_fields() {
+        let line = "42 (a) b) (c) S 7 42 42 0 -1 4194304 100 200 0 0 11 22 33 44 20 0 1 0 5555 1000 77 0";
+        let process = parse_stat(line).expect("parsed");
+        assert_eq!((process.pid, process.parent, process.name.as_str()), (42, 7, "a) b) (c"));
+        assert_eq!((process.own_ticks, process.reaped_ticks), (33, 77));
+        assert_eq!((process.start, process.resident_pages), (5555, 77));
+        assert_eq!(parse_stat("42 (cut off) S 7"), None);
+    }
+
+    #[test]
+    fn bytes_are_all_that_was_read_and_written() {
+        assert_eq!(parse_io("rchar: 10\nwchar: 5\nsyscr: 1\nread_bytes: 4096\n"), Some(15));
+        assert_eq!(parse_io(""), None);
+    }
+
+    #[test]
+    fn grandchildren_are_found_and_strangers_are_not() {
+        let process = |pid, parent| Process {
+            pid,
+            start: 0,
+            parent,
+            name: String::new(),
+            own_ticks: 0,
+            reaped_ticks: 0,
+            resident_pages: 0,
+            is_zombie: false,
+            bytes: None,
+        };
+        let all = vec![process(1, 0), process(10, 1), process(11, 10), process(12, 11), process(20, 1)];
+        let mut found: Vec<_> = descendants(10, all).into_iter().map(|p| p.pid).collect();
+        found.sort_unstable();
+        assert_eq!(found, [11, 12]);
+    }
+
+    #[test]
+    fn a_child_of_ours_is_seen_with_its_bytes() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
+        let walk = Walk::take().expect("/proc");
+        child.kill().expect("kill");
+        child.wait().expect("reap");
+        let seen = walk.processes.iter().find(|p| p.pid == child.id() as i32).expect("seen");
+        assert_eq!(seen.parent, walk.agent);
+        assert!(seen.bytes.is_some() && seen.start > 0);
+    }
+}

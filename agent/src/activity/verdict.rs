@@ -1,0 +1,285 @@
+//! The verdict: whether the workspace is active, busy or idle, and why.
+//!
+//! One pure function of signals, policy and time. It must not know where signals come from, nor read a clock.
+
+use std::{
+    cmp::Reverse,
+    time::{Duration, Instant},
+};
+
+use crate::{claim::Policy, intent::Intent};
+
+/// How much the workspace is in use; ordered, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// Nothing speaks for keeping it awake.
+    Idle,
+    /// Something works, is present, or was promised to.
+    Busy,
+    /// Somebody means it.
+    Active,
+}
+
+/// What was observed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Signal {
+    /// Somebody did this.
+    Intent(Intent),
+    /// A promise that has not expired.
+    Lease,
+    /// Processes compute.
+    Cpu,
+    /// Processes move bytes.
+    Io,
+    /// A command runs in the foreground of a terminal.
+    ForegroundJob,
+}
+
+/// A signal that is not an intent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observed {
+    /// Which.
+    pub signal: Signal,
+    /// For people: "vim in terminal 'main'".
+    pub detail: String,
+    /// When it was last seen.
+    pub seen: Instant,
+    /// When it ends whatever happens: a lease's expiry.
+    pub until: Option<Instant>,
+}
+
+/// All that the verdict follows from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Signals {
+    /// When the workspace was claimed: caps count from here as long as nobody has done anything.
+    pub claimed: Instant,
+    /// The last time of each intent.
+    pub intents: Vec<(Intent, Instant)>,
+    /// Everything else that holds now. CPU and bytes are in only when above the policy's threshold.
+    pub observed: Vec<Observed>,
+}
+
+/// One reason for the verdict, or one that no longer counts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evidence {
+    /// Which signal.
+    pub signal: Signal,
+    /// For people.
+    pub detail: String,
+    /// How long ago it was last seen.
+    pub age: Duration,
+    /// How long it still counts if nothing new comes.
+    pub holds_for: Duration,
+    /// It is there, but its time is over: it does not count.
+    pub capped: bool,
+}
+
+/// The verdict with its reasons, those that count and are strongest first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Judgement {
+    /// What follows.
+    pub verdict: Verdict,
+    /// From what.
+    pub evidence: Vec<Evidence>,
+}
+
+// === impl Signals ===
+
+impl Signals {
+    /// When the caps began to count.
+    pub fn anchor(&self) -> Instant {
+        self.intents.iter().map(|(_, at)| *at).fold(self.claimed, Instant::max)
+    }
+}
+
+// === impl Judgement ===
+
+impl Judgement {
+    /// Judges.
+    pub fn of(signals: &Signals, policy: &Policy, now: Instant) -> Self {
+        let anchor = signals.anchor();
+        let intents = signals.intents.iter().map(|(intent, at)| {
+            evidence(Signal::Intent(*intent), words(*intent).to_owned(), *at, *at + policy.active_for, now)
+        });
+        let observed = signals.observed.iter().map(|seen| {
+            let cap = match seen.signal {
+                Signal::Cpu | Signal::Io => anchor + policy.work_cap,
+                Signal::ForegroundJob => anchor + policy.presence_cap,
+                Signal::Lease => seen.until.unwrap_or(now),
+                // An intent is never merely observed; should one be, it counts as one.
+                Signal::Intent(_) => seen.seen + policy.active_for,
+            };
+            let until = seen.until.map_or(cap, |until| until.min(cap));
+            evidence(seen.signal, seen.detail.clone(), seen.seen, until, now)
+        });
+        let mut evidence: Vec<_> = intents.chain(observed).collect();
+        evidence.sort_by_key(|e| (e.capped, Reverse(speaks_for(e.signal)), Reverse(e.holds_for)));
+        let verdict = evidence
+            .iter()
+            .find(|e| !e.capped)
+            .map_or(Verdict::Idle, |strongest| speaks_for(strongest.signal));
+        Self { verdict, evidence }
+    }
+
+    /// When the first reason that counts now ceases to, if nothing new comes.
+    pub fn changes_in(&self) -> Option<Duration> {
+        self.evidence.iter().filter(|e| !e.capped).map(|e| e.holds_for).min()
+    }
+
+    /// Whether somebody who looks at both sees the same, ages aside.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let essence =
+            |j: &Self| j.evidence.iter().map(|e| (e.signal, e.detail.clone(), e.capped)).collect::<Vec<_>>();
+        self.verdict == other.verdict && essence(self) == essence(other)
+    }
+}
+
+fn evidence(signal: Signal, detail: String, seen: Instant, until: Instant, now: Instant) -> Evidence {
+    let holds_for = until.saturating_duration_since(now);
+    let age = now.saturating_duration_since(seen);
+    Evidence { signal, detail, age, holds_for, capped: holds_for.is_zero() }
+}
+
+/// The verdict that one signal alone gives.
+fn speaks_for(signal: Signal) -> Verdict {
+    match signal {
+        Signal::Intent(_) => Verdict::Active,
+        Signal::Lease | Signal::Cpu | Signal::Io | Signal::ForegroundJob => Verdict::Busy,
+    }
+}
+
+fn words(intent: Intent) -> &'static str {
+    match intent {
+        Intent::Keystroke => "somebody typed",
+        Intent::ClientWrite => "a client changed files",
+        Intent::ClientStart => "a client started a command or opened a terminal",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const KINDS: [Signal; 4] = [Signal::Lease, Signal::Cpu, Signal::Io, Signal::ForegroundJob];
+
+    fn seen(signal: Signal, at: Instant) -> Observed {
+        let until = (signal == Signal::Lease).then(|| at + HOUR);
+        Observed { signal, detail: "x".into(), seen: at, until }
+    }
+
+    fn none(claimed: Instant) -> Signals {
+        Signals { claimed, intents: vec![], observed: vec![] }
+    }
+
+    #[test]
+    fn a_keystroke_is_active_for_a_minute_and_then_only_remembered() {
+        let start = Instant::now();
+        let signals = Signals { intents: vec![(Intent::Keystroke, start)], ..none(start) };
+        let at = |s| Judgement::of(&signals, &Policy::default(), start + Duration::from_secs(s));
+        assert_eq!(at(59).verdict, Verdict::Active);
+        assert_eq!(at(59).changes_in(), Some(Duration::from_secs(1)));
+        assert_eq!(at(60).verdict, Verdict::Idle);
+        assert!(at(60).evidence[0].capped, "still shown, no longer counted");
+    }
+
+    #[test]
+    fn a_forgotten_top_counts_for_an_hour_a_computation_for_twelve() {
+        let start = Instant::now();
+        let job = Signals { observed: vec![seen(Signal::ForegroundJob, start)], ..none(start) };
+        let cpu = Signals { observed: vec![seen(Signal::Cpu, start)], ..none(start) };
+        let at = |s: &Signals, after| Judgement::of(s, &Policy::default(), start + after).verdict;
+        let second = Duration::from_secs(1);
+        assert_eq!(at(&job, HOUR - second), Verdict::Busy);
+        assert_eq!(at(&job, HOUR), Verdict::Idle);
+        assert_eq!(at(&cpu, 12 * HOUR - second), Verdict::Busy);
+        assert_eq!(at(&cpu, 12 * HOUR), Verdict::Idle);
+    }
+
+    #[test]
+    fn typing_again_restarts_the_caps() {
+        let start = Instant::now();
+        let mut signals = Signals { observed: vec![seen(Signal::ForegroundJob, start)], ..none(start) };
+        signals.intents.push((Intent::Keystroke, start + 2 * HOUR));
+        let later = Judgement::of(&signals, &Policy::default(), start + 2 * HOUR + HOUR / 2);
+        assert_eq!(later.verdict, Verdict::Busy);
+        assert_eq!(later.evidence[0].holds_for, HOUR / 2);
+    }
+
+    #[test]
+    fn a_lease_alone_is_busy_until_it_expires_exactly() {
+        let start = Instant::now();
+        let signals = Signals { observed: vec![seen(Signal::Lease, start)], ..none(start) };
+        let at = |after| Judgement::of(&signals, &Policy::default(), start + after).verdict;
+        assert_eq!(at(HOUR - Duration::from_nanos(1)), Verdict::Busy);
+        assert_eq!(at(HOUR), Verdict::Idle);
+    }
+
+    fn signals() -> impl Strategy<Value = (Signals, Instant)> {
+        let intents = prop::collection::vec((0usize..3, 0u64..100_000), 0..4);
+        let observed = prop::collection::vec((0usize..4, 0u64..100_000, 0u64..100_000), 0..6);
+        (intents, observed, 0u64..100_000).prop_map(|(intents, observed, now)| {
+            let start = Instant::now();
+            let at = |s: u64| start + Duration::from_secs(s);
+            let kinds = [Intent::Keystroke, Intent::ClientWrite, Intent::ClientStart];
+            let signals = Signals {
+                claimed: start,
+                intents: intents.into_iter().map(|(k, s)| (kinds[k], at(s.min(now)))).collect(),
+                observed: observed
+                    .into_iter()
+                    .map(|(k, s, until)| Observed {
+                        until: (KINDS[k] == Signal::Lease).then(|| at(until)),
+                        ..seen(KINDS[k], at(s.min(now)))
+                    })
+                    .collect(),
+            };
+            (signals, at(now))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn removing_a_signal_never_raises_the_verdict((signals, now) in signals()) {
+            let policy = Policy::default();
+            let full = Judgement::of(&signals, &policy, now).verdict;
+            for i in 0..signals.intents.len() {
+                let mut less = signals.clone();
+                less.intents.remove(i);
+                prop_assert!(Judgement::of(&less, &policy, now).verdict <= full);
+            }
+            for i in 0..signals.observed.len() {
+                let mut less = signals.clone();
+                less.observed.remove(i);
+                prop_assert!(Judgement::of(&less, &policy, now).verdict <= full);
+            }
+        }
+
+        #[test]
+        fn the_first_evidence_is_what_decides((signals, now) in signals()) {
+            let judged = Judgement::of(&signals, &Policy::default(), now);
+            let strongest = judged.evidence.first().filter(|e| !e.capped);
+            prop_assert_eq!(judged.verdict, strongest.map_or(Verdict::Idle, |e| speaks_for(e.signal)));
+            prop_assert_eq!(judged.evidence.len(), signals.intents.len() + signals.observed.len());
+        }
+
+        #[test]
+        fn nothing_but_a_lease_outlives_its_cap((signals, _) in signals()) {
+            let policy = Policy::default();
+            let capped = signals.anchor() + policy.work_cap;
+            let judged = Judgement::of(&signals, &policy, capped);
+            prop_assert!(judged.evidence.iter().all(|e| e.capped || e.signal == Signal::Lease));
+        }
+
+        #[test]
+        fn the_verdict_stays_until_the_moment_it_says((signals, now) in signals()) {
+            let policy = Policy::default();
+            let judged = Judgement::of(&signals, &policy, now);
+            if let Some(left) = judged.changes_in() {
+                let before = Judgement::of(&signals, &policy, now + left - Duration::from_nanos(1));
+                prop_assert!(before.says_the_same(&judged) || before.verdict == judged.verdict);
+            }
+        }
+    }
+}

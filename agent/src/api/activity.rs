@@ -1,0 +1,207 @@
+//! Edge of `podling.agent.v1.Activity`.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures_util::{Stream, stream};
+use podling_proto::{
+    agent::v1::{self as wire, activity_server},
+    error::WireError,
+    v1::Reason,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    activity::{
+        Activity, Pulse, Snapshot,
+        leases::{Lease, LeaseError, MAX_LEASES},
+        verdict::{Evidence, Signal, Verdict},
+    },
+    intent::Intent,
+};
+
+/// Watches of activity at once; the next is refused.
+const MAX_WATCHES: usize = 64;
+/// A watch says where things stand this often even if nothing changes: proxies cut streams that are silent for 60 s.
+const TELL_EVERY: Duration = Duration::from_secs(15);
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct ActivityService {
+    activity: Activity,
+    watches: Arc<Semaphore>,
+    closing: CancellationToken,
+}
+
+struct Watcher {
+    service: ActivityService,
+    pulse: watch::Receiver<Pulse>,
+    first: bool,
+    /// Counts against the bound for as long as the stream lives.
+    _permit: OwnedSemaphorePermit,
+}
+
+// === impl ActivityService ===
+
+impl ActivityService {
+    /// Serves until `closing`, which ends its streams.
+    pub fn new(activity: Activity, closing: CancellationToken) -> Self {
+        Self { activity, watches: Arc::new(Semaphore::new(MAX_WATCHES)), closing }
+    }
+}
+
+#[tonic::async_trait]
+impl activity_server::Activity for ActivityService {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<wire::WatchActivityResponse, Status>> + Send>>;
+
+    async fn get(
+        &self,
+        _: Request<wire::GetActivityRequest>,
+    ) -> Result<Response<wire::GetActivityResponse>, Status> {
+        let activity = Some(state(&self.activity.look()));
+        Ok(Response::new(wire::GetActivityResponse { activity }))
+    }
+
+    async fn watch(
+        &self,
+        _: Request<wire::WatchActivityRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let permit = self.watches.clone().try_acquire_owned().map_err(|_| {
+            WireError::new(Reason::TooManyStreams, "too many watches of activity; end one first")
+                .with("limit", MAX_WATCHES)
+                .with("what", "watches of activity")
+        })?;
+        let pulse = self.activity.pulse();
+        let watcher = Watcher { service: self.clone(), pulse, first: true, _permit: permit };
+        Ok(Response::new(Box::pin(stream::unfold(Some(watcher), next))))
+    }
+
+    async fn keep_awake(
+        &self,
+        request: Request<wire::KeepAwakeRequest>,
+    ) -> Result<Response<wire::KeepAwakeResponse>, Status> {
+        let wire::KeepAwakeRequest { name, duration, reason } = request.into_inner();
+        let duration =
+            duration.ok_or_else(|| bad_field("duration", "is missing", "1 s to 24 h, 0 to release"))?;
+        let duration = Duration::try_from(duration)
+            .map_err(|_| bad_field("duration", "is negative", "1 s to 24 h, 0 to release"))?;
+        let lease = if duration.is_zero() {
+            self.activity.release(&name).map_err(refused)?;
+            None
+        } else {
+            let taken = self.activity.keep_awake(&name, &reason, duration).map_err(refused)?;
+            Some(lease(&taken, taken.taken))
+        };
+        Ok(Response::new(wire::KeepAwakeResponse { lease }))
+    }
+}
+
+type Told = Result<wire::WatchActivityResponse, Status>;
+
+/// The next thing a watcher learns; the watch ends with the agent.
+async fn next(watcher: Option<Watcher>) -> Option<(Told, Option<Watcher>)> {
+    let mut watcher = watcher?;
+    if !std::mem::replace(&mut watcher.first, false) {
+        tokio::select! {
+            biased;
+            () = watcher.service.closing.cancelled() => {
+                let over = WireError::new(Reason::ShuttingDown, "the agent is shutting down");
+                return Some((Err(over.into()), None));
+            }
+            changed = watcher.pulse.changed() => changed.ok()?,
+            () = sleep(TELL_EVERY) => {}
+        }
+    }
+    watcher.pulse.mark_unchanged();
+    let activity = Some(state(&watcher.service.activity.look()));
+    Some((Ok(wire::WatchActivityResponse { activity }), Some(watcher)))
+}
+
+fn bad_field(field: &str, problem: &str, allowed: &str) -> WireError {
+    WireError::new(Reason::BadField, format!("{field} {problem}; allowed: {allowed}"))
+        .with("field", field)
+        .with("allowed", allowed)
+}
+
+fn refused(error: LeaseError) -> WireError {
+    let message = error.to_string();
+    match error {
+        LeaseError::BadName => WireError::new(Reason::BadField, message).with("field", "name"),
+        LeaseError::BadReason => WireError::new(Reason::BadField, message).with("field", "reason"),
+        LeaseError::BadDuration { longest } => WireError::new(Reason::BadField, message)
+            .with("field", "duration")
+            .with("allowed", format!("1 s to {} s", longest.as_secs())),
+        LeaseError::NotHeld(name) => WireError::new(Reason::LeaseNotFound, message).with("id", name),
+        LeaseError::TooMany => {
+            WireError::new(Reason::TooManyLeases, message).with("limit", MAX_LEASES).with("what", "leases")
+        }
+    }
+}
+
+/// Activity as the wire has it.
+pub fn state(snapshot: &Snapshot) -> wire::ActivityState {
+    let usage = &snapshot.usage;
+    wire::ActivityState {
+        verdict: verdict(snapshot.judgement.verdict).into(),
+        evidence: snapshot.judgement.evidence.iter().map(evidence).collect(),
+        counted_idle: Some(span(snapshot.counted_idle)),
+        idle_timeout: Some(span(snapshot.idle_timeout)),
+        leases: snapshot.leases.iter().map(|held| lease(held, snapshot.at)).collect(),
+        usage: Some(wire::Usage {
+            cpu_cores: usage.cpu_cores,
+            memory_bytes: usage.memory_bytes,
+            io_bytes_per_second: usage.io_bytes_per_second,
+            processes: usage.processes,
+            terminals: snapshot.terminals,
+        }),
+        at: Some(SystemTime::now().into()),
+    }
+}
+
+fn verdict(verdict: Verdict) -> wire::Verdict {
+    match verdict {
+        Verdict::Idle => wire::Verdict::Idle,
+        Verdict::Busy => wire::Verdict::Busy,
+        Verdict::Active => wire::Verdict::Active,
+    }
+}
+
+fn evidence(evidence: &Evidence) -> wire::Evidence {
+    let signal = match evidence.signal {
+        Signal::Intent(Intent::Keystroke) => wire::Signal::Keystroke,
+        Signal::Intent(Intent::ClientWrite) => wire::Signal::ClientWrite,
+        Signal::Intent(Intent::ClientStart) => wire::Signal::ClientStart,
+        Signal::Cpu => wire::Signal::Cpu,
+        Signal::Io => wire::Signal::Io,
+        Signal::ForegroundJob => wire::Signal::ForegroundJob,
+        Signal::Lease => wire::Signal::Lease,
+    };
+    wire::Evidence {
+        signal: signal.into(),
+        detail: evidence.detail.clone(),
+        age: Some(span(evidence.age)),
+        holds_for: Some(span(evidence.holds_for)),
+        capped: evidence.capped,
+    }
+}
+
+fn lease(lease: &Lease, now: std::time::Instant) -> wire::Lease {
+    wire::Lease {
+        name: lease.name.clone(),
+        reason: lease.reason.clone(),
+        remaining: Some(span(lease.until.saturating_duration_since(now))),
+    }
+}
+
+fn span(duration: Duration) -> prost_types::Duration {
+    // Fails beyond 292 billion years only.
+    duration.try_into().unwrap_or_default()
+}

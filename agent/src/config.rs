@@ -1,0 +1,174 @@
+//! What the agent was told at its start, checked. Built from [`crate::args::Args`], or by tests.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use crate::child::Orphans;
+
+/// A valid configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to listen.
+    pub listen: Listen,
+    /// Where the control plane is.
+    pub control: Control,
+    /// The workspace root: HOME.
+    pub root: PathBuf,
+    /// The agent's own folder, outside the user's view.
+    pub state: PathBuf,
+    /// Where others find out how to reach this run of the agent.
+    pub info_file: PathBuf,
+    /// The workspace's own command, unless the claim names one; empty: none.
+    pub command: Vec<String>,
+    /// Whether this process is the workspace's init: reaps and ends what others leave behind.
+    pub orphans: Orphans,
+}
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// A socket in the file system.
+    Unix(PathBuf),
+    /// Port 0: any that is free.
+    Tcp(SocketAddr),
+}
+
+/// The control plane.
+#[derive(Debug, Clone)]
+pub struct Control {
+    /// Where it is.
+    pub address: ControlAddress,
+    /// PEM file with the CA that its certificate must be signed by.
+    pub ca: PathBuf,
+    /// File with the secret that says which agent this is.
+    pub credential: PathBuf,
+}
+
+/// Where the control plane is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ControlAddress {
+    /// A socket in the file system.
+    Unix(PathBuf),
+    /// `https://HOST:PORT`.
+    Tcp {
+        /// Name or address.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+}
+
+/// A value that cannot be used.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what} is {value:?}: {problem}; allowed: {allowed}")]
+pub struct BadValue {
+    what: String,
+    value: String,
+    problem: String,
+    allowed: &'static str,
+}
+
+impl BadValue {
+    /// Says which value, what is wrong with it, and what is allowed.
+    pub fn new(
+        what: &'static str,
+        value: impl Into<String>,
+        problem: impl Into<String>,
+        allowed: &'static str,
+    ) -> Self {
+        Self { what: what.to_owned(), value: value.into(), problem: problem.into(), allowed }
+    }
+
+    /// Says that the value came from the environment.
+    #[must_use]
+    pub fn from_variable(self, name: String) -> Self {
+        Self { what: format!("{} (from {name} in the environment)", self.what), ..self }
+    }
+}
+
+const LISTEN: &str = "unix:/PATH or IP:PORT (port 0: any free one)";
+const CONTROL: &str = "unix:/PATH or https://HOST:PORT";
+
+impl FromStr for Listen {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        let bad = |problem: &str| BadValue::new("--listen", text, problem, LISTEN);
+        match text.strip_prefix("unix:") {
+            Some(path) => socket_path(path).map(Self::Unix).map_err(bad),
+            None => text.parse().map(Self::Tcp).map_err(|_| bad("neither a socket nor an address")),
+        }
+    }
+}
+
+impl FromStr for ControlAddress {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        let bad = |problem: &str| BadValue::new("--control", text, problem, CONTROL);
+        if let Some(path) = text.strip_prefix("unix:") {
+            return socket_path(path).map(Self::Unix).map_err(bad);
+        }
+        let uri: http::Uri = text.parse().map_err(|_| bad("not a URL"))?;
+        if uri.scheme_str() != Some("https") {
+            return Err(bad("the link is always encrypted"));
+        }
+        if uri.path() != "/" || uri.query().is_some() {
+            return Err(bad("no path is used"));
+        }
+        let host = uri.host().ok_or_else(|| bad("names no host"))?.trim_matches(['[', ']']).to_owned();
+        let port = uri.port_u16().ok_or_else(|| bad("names no port"))?;
+        Ok(Self::Tcp { host, port })
+    }
+}
+
+fn socket_path(path: &str) -> Result<PathBuf, &'static str> {
+    let path = Path::new(path);
+    if !path.is_absolute() || path.file_name().is_none() {
+        return Err("not an absolute path of a socket");
+    }
+    Ok(path.to_owned())
+}
+
+impl fmt::Display for ControlAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "https://[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "https://{host}:{port}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_documented() {
+        assert_eq!("unix:/run/a.sock".parse(), Ok(Listen::Unix("/run/a.sock".into())));
+        assert_eq!("127.0.0.1:0".parse(), Ok(Listen::Tcp(([127, 0, 0, 1], 0).into())));
+        let control: ControlAddress = "https://[::1]:7443".parse().expect("address");
+        assert_eq!(control, ControlAddress::Tcp { host: "::1".into(), port: 7443 });
+        assert_eq!(control.to_string(), "https://[::1]:7443");
+    }
+
+    #[test]
+    fn a_wrong_value_says_which_and_what_is_allowed() {
+        for (text, problem) in [
+            ("http://control:80", "encrypted"),
+            ("https://control", "no port"),
+            ("https://control:1/x", "no path"),
+            ("unix:relative", "absolute"),
+        ] {
+            let error = text.parse::<ControlAddress>().expect_err("refused").to_string();
+            assert!(error.contains(problem) && error.contains("--control"), "{error}");
+            assert!(error.contains(text) && error.contains("https://HOST:PORT"), "{error}");
+        }
+        assert!("example.com:80".parse::<Listen>().is_err(), "names are not looked up to listen");
+    }
+}

@@ -1,0 +1,82 @@
+//! The program: from its words to its exit code.
+
+use std::{ffi::OsString, io, panic::AssertUnwindSafe, path::Path, process::ExitCode};
+
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    args::{Args, LogFormat},
+    config::Config,
+    ending::{Ending, Stop},
+    error_chain, init,
+    run::run,
+};
+
+/// The command line or a value in it cannot be used.
+const USAGE: u8 = 2;
+/// The agent could not start, or broke.
+const FAILED: u8 = 1;
+
+/// Runs the agent as `words` say; the first is the program's name. Returns when it has ended.
+pub fn main_with(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let (args, matches) = match Args::read(words) {
+        Ok(read) => read,
+        // Also --help and --version, which are no failures.
+        Err(error) => error.exit(),
+    };
+    start_log(args.log_format());
+    let config = match args.config(&matches) {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::error!(%error, "cannot start");
+            return ExitCode::from(USAGE);
+        }
+    };
+    let state = config.state.clone();
+    // What unwinds here has ended the runtime, and with it every task; only the record is left to be written.
+    let ended = std::panic::catch_unwind(AssertUnwindSafe(|| live(config)));
+    let (reason, code) = match ended {
+        Ok(Ok(ending)) => (ending.reason.to_string(), ending.code()),
+        Ok(Err(error)) => (error_chain(error.as_ref()), FAILED),
+        Err(_) => ("panic; the log has more".to_owned(), FAILED),
+    };
+    leave(&state, &reason, code)
+}
+
+fn live(config: Config) -> Result<Ending, Box<dyn std::error::Error>> {
+    init::take_over();
+    // One thread: measured faster than two for terminals.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let stop = Stop::new();
+        let signals = init::heed_signals(stop.clone());
+        let running = run(config, stop);
+        tokio::select! {
+            ended = running => Ok(ended?),
+            // Without them nobody could end it in order.
+            failed = signals => match failed? {},
+        }
+    })
+}
+
+fn leave(state: &Path, reason: &str, code: u8) -> ExitCode {
+    if code == 0 {
+        tracing::info!(reason, "ended");
+    } else {
+        tracing::error!(reason, "ended");
+    }
+    if let Err(error) = init::record_exit(state, reason, code) {
+        tracing::error!(%error, "could not leave an exit record");
+    }
+    ExitCode::from(code)
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("PODLING_AGENT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // A log that is there already (the CLI's) is used as it is.
+    let _started = match format {
+        LogFormat::Text => log.with_ansi(false).try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+}

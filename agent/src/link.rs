@@ -1,0 +1,89 @@
+//! The link: keeps one stream to the control plane, for ever.
+//!
+//! ```text
+//!   dial ──proven──▶ hello ──▶ wait | claim ──▶ beats ⇄ acknowledgements, directives
+//!    ▲                                              │ lost, silent, refused
+//!    └──────────────── back-off with jitter ◀───────┘
+//! ```
+//!
+//! The credential leaves the agent only over a connection whose certificate was checked.
+
+pub mod backoff;
+pub mod dial;
+pub mod message;
+mod session;
+
+use std::{convert::Infallible, sync::Arc};
+
+use tokio::{sync::watch, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    backoff::Backoff,
+    session::{Over, Session},
+};
+use crate::{activity::Activity, claim::Claim, config::Control, ending::Stop, metrics::Metrics};
+
+/// How the agent presents itself.
+#[derive(Debug, Clone)]
+pub struct Introduction {
+    /// What it can do beyond the least.
+    pub capabilities: &'static [&'static str],
+    /// Names this run of it.
+    pub boot_id: String,
+    /// Of the certificate it serves with.
+    pub fingerprint: String,
+    /// Start time of this process, in clock ticks since the machine's boot.
+    pub start_ticks: u64,
+}
+
+/// The agent's end of the link.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// Where the control plane is and how it proves itself.
+    pub control: Control,
+    /// Who we are.
+    pub introduction: Introduction,
+    /// Where the claim is published.
+    pub claims: Arc<watch::Sender<Option<Arc<Claim>>>>,
+    /// What beats report.
+    pub activity: Activity,
+    /// How the control plane ends this agent.
+    pub stop: Stop,
+    /// Everything of the workspace has ended: the last words may be said.
+    pub ended: CancellationToken,
+    /// Counts.
+    pub metrics: Metrics,
+}
+
+impl Link {
+    /// Keeps the link until everything has ended.
+    pub async fn run(self) -> Result<(), Infallible> {
+        let mut backoff = Backoff::default();
+        loop {
+            // Whatever still runs for the session's connection ends with it.
+            let connection = CancellationToken::new();
+            let ends_with_us = connection.clone().drop_guard();
+            let mut session = Session::new(&self);
+            let over = session.run(connection).await;
+            drop(ends_with_us);
+            self.activity.link_lost();
+            match over {
+                Ok(Over::Finished) => return Ok(()),
+                Err(error) => {
+                    self.metrics.link_failed();
+                    if session.was_healthy() {
+                        backoff.reset();
+                    }
+                    let wait = backoff.next(fastrand::f64());
+                    let error = crate::error_chain(&error);
+                    tracing::warn!(%error, ?wait, "no link to the control plane");
+                    tokio::select! {
+                        () = sleep(wait) => {}
+                        () = self.ended.cancelled() => return Ok(()),
+                    }
+                }
+            }
+        }
+    }
+}

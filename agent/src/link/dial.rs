@@ -1,0 +1,164 @@
+//! Dialling the control plane: a connection whose other end has proven who it is, before a word of ours is said.
+//!
+//! Must not know what is said over it.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use hyper::{client::conn::http2, rt::Executor as _};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{Control, ControlAddress},
+    tasks::Spawner,
+};
+
+/// The name in the control plane's certificate, wherever it listens.
+const SERVER_NAME: &str = "podling-control";
+/// Connecting and proving may take this long together.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A silent link is asked for a sign of life this often…
+const PING_EVERY: Duration = Duration::from_secs(20);
+/// …and given up when none comes within this time.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// A file it needs cannot be read.
+    #[error("reading {path}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        #[source]
+        /// Why.
+        source: io::Error,
+    },
+    /// The CA file holds no certificate.
+    #[error("{0} holds no certificate that can be used as a CA")]
+    Ca(PathBuf),
+    /// Nobody answers.
+    #[error("connecting to {to}")]
+    Connect {
+        /// Whom.
+        to: String,
+        #[source]
+        /// Why.
+        source: io::Error,
+    },
+    /// Whoever answered could not prove to be the control plane. Nothing was said to it.
+    #[error("{to} did not prove to be the control plane")]
+    Unproven {
+        /// Who answered.
+        to: String,
+        #[source]
+        /// Why.
+        source: io::Error,
+    },
+    /// It took too long.
+    #[error("no answer from {0} within {DIAL_TIMEOUT:?}")]
+    Timeout(String),
+    /// The HTTP/2 preface failed.
+    #[error("speaking HTTP/2")]
+    Http(#[source] hyper::Error),
+}
+
+/// Sends requests over one connection.
+pub type Sender = http2::SendRequest<tonic::body::Body>;
+
+/// Connects and checks the certificate. The connection's own tasks end with `life`.
+pub async fn dial(control: &Control, life: CancellationToken) -> Result<Sender, DialError> {
+    let to = control.address.to_string();
+    let tasks = Spawner::new(life);
+    let tls = TlsConnector::from(Arc::new(client_config(&control.ca)?));
+    let io = timeout(DIAL_TIMEOUT, connect(control, tls)).await.map_err(|_| DialError::Timeout(to))??;
+    let (sender, connection) = http2::Builder::new(tasks.clone())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(DialError::Http)?;
+    tasks.execute(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "the connection to the control plane ended");
+        }
+    });
+    Ok(sender)
+}
+
+/// The agent's secret, as it is on disk now: it may have been renewed.
+pub async fn credential(control: &Control) -> Result<String, DialError> {
+    let path = &control.credential;
+    let text = tokio::fs::read_to_string(path)
+        .await
+        .map_err(|source| DialError::File { path: path.clone(), source })?;
+    Ok(text.trim().to_owned())
+}
+
+/// TLS 1.3, HTTP/2, and no CA but the one that was given.
+fn client_config(ca: &Path) -> Result<ClientConfig, DialError> {
+    let pem = std::fs::read(ca).map_err(|source| DialError::File { path: ca.to_owned(), source })?;
+    let mut roots = RootCertStore::empty();
+    let certificates = CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok);
+    if roots.add_parsable_certificates(certificates).0 == 0 {
+        return Err(DialError::Ca(ca.to_owned()));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider knows TLS 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+async fn connect(control: &Control, tls: TlsConnector) -> Result<Box<dyn Stream>, DialError> {
+    let to = control.address.to_string();
+    let failed = |source| DialError::Connect { to: to.clone(), source };
+    let unproven = |source| DialError::Unproven { to: to.clone(), source };
+    let name = ServerName::try_from(SERVER_NAME).expect("a valid DNS name");
+    match &control.address {
+        ControlAddress::Unix(path) => {
+            let io = connect_unix(path).await.map_err(failed)?;
+            Ok(Box::new(tls.connect(name, io).await.map_err(unproven)?))
+        }
+        ControlAddress::Tcp { host, port } => {
+            let io = TcpStream::connect((host.as_str(), *port)).await.map_err(failed)?;
+            io.set_nodelay(true).map_err(failed)?;
+            Ok(Box::new(tls.connect(name, io).await.map_err(unproven)?))
+        }
+    }
+}
+
+/// A socket's address holds 107 bytes; paths may be longer, so the folder is named by its descriptor.
+async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let folder = File::open(folder)?;
+    let short = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
+    UnixStream::connect(short).await
+}

@@ -1,0 +1,199 @@
+//! Edge of the link: what is said to the control plane and what it says. The claim is parsed, never trusted to be whole.
+
+use std::time::Duration;
+
+use podling_proto::{control::v1 as wire, token::VerifyingKeys};
+
+use super::Introduction;
+use crate::{
+    activity::Snapshot,
+    api,
+    claim::{Claim, Policy},
+};
+
+/// The protocol this agent speaks.
+pub const PROTOCOL: u32 = 1;
+/// Longest time a policy may name: beyond it durations are cut, so that adding them to a time never overflows.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+/// Bounds of a beat's interval: below it the agent would do nothing else, above it nobody would know whether it lives.
+const BEAT_INTERVAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(60));
+/// Bounds of the window of work.
+const WORK_WINDOW: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3600));
+/// Leases are a promise for a day at most.
+const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
+/// Bounds of what is kept of each terminal's output.
+const RING_BYTES: (u64, u64) = (64 * 1024, 64 * 1024 * 1024);
+/// Bounds of terminals and processes at once.
+const MAX_COUNT: u32 = 4096;
+
+/// A claim that cannot be served.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadClaim {
+    /// Without a workspace there is nothing to serve.
+    #[error("the claim names no workspace")]
+    NoWorkspace,
+    /// Another protocol.
+    #[error("the claim asks for protocol {0}; this agent speaks {PROTOCOL}")]
+    Protocol(u32),
+    /// Nobody could call this agent.
+    #[error("the claim brings no usable token key")]
+    NoKey,
+    /// It cannot be passed to a program.
+    #[error("the claim's environment holds a variable that cannot be: {0:?}")]
+    Variable(String),
+}
+
+/// The first message.
+pub fn hello(introduction: &Introduction, held: Option<&Claim>) -> wire::AgentMessage {
+    let hello = wire::Hello {
+        protocol_min: PROTOCOL,
+        protocol_max: PROTOCOL,
+        capabilities: introduction.capabilities.iter().map(|c| (*c).to_owned()).collect(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        boot_id: introduction.boot_id.clone(),
+        key_fingerprint: introduction.fingerprint.clone(),
+        held: held
+            .map(|claim| wire::ClaimId { workspace_id: claim.workspace_id.clone(), epoch: claim.epoch }),
+        pid: std::process::id(),
+        start_ticks: introduction.start_ticks,
+    };
+    wire::AgentMessage { message: Some(wire::agent_message::Message::Hello(hello)) }
+}
+
+/// A heartbeat.
+pub fn beat(sequence: u64, snapshot: &Snapshot) -> wire::AgentMessage {
+    let beat = wire::Beat { sequence, activity: Some(api::activity::state(snapshot)) };
+    wire::AgentMessage { message: Some(wire::agent_message::Message::Beat(beat)) }
+}
+
+/// A directive was carried out.
+pub fn done(id: u64) -> wire::AgentMessage {
+    result(id, wire::directive_result::Result::Done(wire::Done {}))
+}
+
+/// A directive was not carried out.
+pub fn declined(id: u64, reason: &str, snapshot: &Snapshot) -> wire::AgentMessage {
+    let declined =
+        wire::Declined { reason: reason.to_owned(), activity: Some(api::activity::state(snapshot)) };
+    result(id, wire::directive_result::Result::Declined(declined))
+}
+
+fn result(id: u64, result: wire::directive_result::Result) -> wire::AgentMessage {
+    let result = wire::DirectiveResult { id, result: Some(result) };
+    wire::AgentMessage { message: Some(wire::agent_message::Message::DirectiveResult(result)) }
+}
+
+/// Reads a claim.
+pub fn claim(claim: wire::Claim) -> Result<Claim, BadClaim> {
+    let id = claim.id.filter(|id| !id.workspace_id.is_empty()).ok_or(BadClaim::NoWorkspace)?;
+    if claim.protocol != PROTOCOL {
+        return Err(BadClaim::Protocol(claim.protocol));
+    }
+    let keys: Vec<_> = claim
+        .token_keys
+        .into_iter()
+        .filter(|key| !key.id.is_empty() && key.public_key.len() == 32)
+        .map(|key| (key.id, key.public_key))
+        .collect();
+    if keys.is_empty() {
+        return Err(BadClaim::NoKey);
+    }
+    if let Some(name) = claim
+        .env
+        .iter()
+        .find(|(k, v)| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0'))
+        .map(|e| e.0)
+    {
+        return Err(BadClaim::Variable(name.clone()));
+    }
+    Ok(Claim {
+        workspace_id: id.workspace_id,
+        workspace_name: claim.workspace_name,
+        epoch: id.epoch,
+        policy: policy(claim.policy.unwrap_or_default()),
+        env: claim.env.into_iter().collect(),
+        command: claim.command,
+        token_keys: VerifyingKeys::new(keys),
+    })
+}
+
+/// What a policy leaves out is as the default has it; what is out of bounds is moved to the bound.
+fn policy(policy: wire::AgentPolicy) -> Policy {
+    let default = Policy::default();
+    let span = |given: Option<prost_types::Duration>, default: Duration| {
+        given.and_then(|d| Duration::try_from(d).ok()).map_or(default, |d| d.min(LONGEST))
+    };
+    let within = |d: Duration, (least, most): (Duration, Duration)| d.clamp(least, most);
+    let rate = |given: f64, default: f64| if given.is_finite() && given > 0.0 { given } else { default };
+    let count = |given: u32, default: usize| if given == 0 { default } else { given.min(MAX_COUNT) as usize };
+    let ring = |given: u64| given.clamp(RING_BYTES.0, RING_BYTES.1) as usize;
+    Policy {
+        idle_timeout: span(policy.idle_timeout, default.idle_timeout),
+        work_cap: span(policy.work_cap, default.work_cap),
+        presence_cap: span(policy.presence_cap, default.presence_cap),
+        lease_cap: span(policy.lease_cap, default.lease_cap).min(LONGEST_LEASE),
+        active_for: span(policy.active_for, default.active_for),
+        work_window: within(span(policy.work_window, default.work_window), WORK_WINDOW),
+        cpu_cores: rate(policy.cpu_cores, default.cpu_cores),
+        io_bytes_per_second: rate(policy.io_bytes_per_second, default.io_bytes_per_second),
+        beat_interval: within(span(policy.beat_interval, default.beat_interval), BEAT_INTERVAL),
+        ring_bytes: if policy.ring_bytes == 0 { default.ring_bytes } else { ring(policy.ring_bytes) },
+        max_terminals: count(policy.max_terminals, default.max_terminals),
+        max_processes: count(policy.max_processes, default.max_processes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> wire::Claim {
+        wire::Claim {
+            id: Some(wire::ClaimId { workspace_id: "abc".into(), epoch: 3 }),
+            protocol: PROTOCOL,
+            token_keys: vec![wire::TokenKey { id: "k".into(), public_key: vec![7; 32] }],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn an_empty_policy_is_the_default() {
+        assert_eq!(claim(good()).expect("claim").policy, Policy::default());
+    }
+
+    #[test]
+    fn a_claim_that_cannot_be_served_says_why() {
+        let refused = |change: fn(&mut wire::Claim)| {
+            let mut wire = good();
+            change(&mut wire);
+            claim(wire).expect_err("refused")
+        };
+        assert_eq!(refused(|c| c.id = None), BadClaim::NoWorkspace);
+        assert_eq!(refused(|c| c.protocol = 2), BadClaim::Protocol(2));
+        assert_eq!(refused(|c| c.token_keys[0].public_key = vec![1]), BadClaim::NoKey);
+        assert_eq!(
+            refused(|c| drop(c.env.insert("A=B".into(), String::new()))),
+            BadClaim::Variable("A=B".into())
+        );
+    }
+
+    #[test]
+    fn a_policy_beyond_all_bounds_is_brought_within() {
+        let span = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+        let read = policy(wire::AgentPolicy {
+            beat_interval: span(0),
+            lease_cap: span(i64::MAX),
+            work_cap: span(i64::MAX),
+            idle_timeout: span(-5),
+            cpu_cores: f64::NAN,
+            ring_bytes: u64::MAX,
+            ..Default::default()
+        });
+        assert_eq!(read.beat_interval, BEAT_INTERVAL.0);
+        assert_eq!(read.lease_cap, LONGEST_LEASE);
+        assert_eq!(read.work_cap, LONGEST);
+        assert_eq!(read.idle_timeout, Policy::default().idle_timeout);
+        assert_eq!(read.cpu_cores, Policy::default().cpu_cores);
+        assert_eq!(read.ring_bytes as u64, RING_BYTES.1);
+    }
+}

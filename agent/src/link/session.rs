@@ -1,0 +1,310 @@
+//! One stream to the control plane, from hello to its end.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::Uri;
+use podling_proto::control::v1::{
+    self as wire, AgentMessage, agents_client::AgentsClient, control_message::Message, directive::Directive,
+};
+use tokio::{
+    sync::mpsc,
+    time::{sleep_until, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Status, Streaming, codegen::http::header::AUTHORIZATION, metadata::MetadataValue};
+
+use super::{
+    Link,
+    dial::{DialError, credential, dial},
+    message,
+};
+use crate::{
+    activity::verdict::Verdict,
+    claim::Claim,
+    ending::{Ending, Reason},
+};
+
+/// Messages to the control plane that wait to be sent. When full it has stopped reading: the link is given up.
+const OUTBOX: usize = 16;
+/// The control plane answers hello within this time.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// A beat that is not acknowledged for this many intervals means a dead link.
+const SILENT_INTERVALS: u32 = 3;
+/// Beats by which an interval varies, up and down: agents that started together do not beat together.
+const JITTER: f64 = 0.1;
+/// Edges are told at once, but not more often than this.
+const EDGE_PAUSE: Duration = Duration::from_secs(1);
+/// The last words may take this long to be heard.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// Written into requests as `:authority`; the connection is already made.
+const ORIGIN: &str = "https://podling-control";
+
+/// How a session ended well.
+#[derive(Debug)]
+pub(super) enum Over {
+    /// There is no more to say: the agent ends.
+    Finished,
+}
+
+/// How a session broke.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Lost {
+    /// No connection.
+    #[error("dialling the control plane")]
+    Dial(#[from] DialError),
+    /// The credential cannot be put into a header.
+    #[error("the credential holds characters that no header may")]
+    BadCredential,
+    /// The control plane refused, or the stream broke.
+    #[error("the control plane: {} ({:?})", .0.message(), .0.code())]
+    Refused(Status),
+    /// The stream ended.
+    #[error("the control plane closed the stream")]
+    Closed,
+    /// Hello was not answered.
+    #[error("no answer to hello within {HELLO_TIMEOUT:?}")]
+    NoAnswer,
+    /// Beats are not acknowledged.
+    #[error("no heartbeat was acknowledged for {0:?}")]
+    Silent(Duration),
+    /// It does not read what we say.
+    #[error("the control plane does not read")]
+    Stuck,
+    /// It said something we cannot follow.
+    #[error("a claim that cannot be served")]
+    BadClaim(#[from] message::BadClaim),
+}
+
+/// One stream.
+pub(super) struct Session<'a> {
+    link: &'a Link,
+    sequence: u64,
+    /// When the next beat is due; none before this stream has brought a claim.
+    next_beat: Option<Instant>,
+    last_beat: Option<(Instant, Verdict)>,
+    /// Since when a beat waits for its acknowledgement.
+    waiting: Option<Instant>,
+    healthy: bool,
+    /// Directives to drain that are answered when all is drained.
+    draining: Vec<u64>,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(link: &'a Link) -> Self {
+        Self {
+            link,
+            sequence: 0,
+            next_beat: None,
+            last_beat: None,
+            waiting: None,
+            healthy: false,
+            draining: Vec::new(),
+        }
+    }
+
+    /// Whether a beat was ever acknowledged.
+    pub(super) fn was_healthy(&self) -> bool {
+        self.healthy
+    }
+
+    /// Dials, says hello, and keeps on until the stream breaks or the agent has ended.
+    pub(super) async fn run(&mut self, life: CancellationToken) -> Result<Over, Lost> {
+        let (outbox, messages) = mpsc::channel(OUTBOX);
+        let connect = self.connect(life, messages);
+        let held = self.link.claims.borrow().clone();
+        say(&outbox, message::hello(&self.link.introduction, held.as_deref()))?;
+        let inbound = tokio::select! {
+            connected = connect => connected?,
+            () = self.link.ended.cancelled() => return Ok(Over::Finished),
+        };
+        self.talk(outbox, inbound).await
+    }
+
+    fn connect(
+        &self,
+        life: CancellationToken,
+        messages: mpsc::Receiver<AgentMessage>,
+    ) -> impl Future<Output = Result<Streaming<wire::ControlMessage>, Lost>> + use<> {
+        let control = self.link.control.clone();
+        async move {
+            let sender = dial(&control, life).await?;
+            // Read only now: whoever could not prove to be the control plane never comes this far.
+            let credential = credential(&control).await?;
+            let mut bearer: MetadataValue<_> =
+                format!("Bearer {credential}").parse().map_err(|_| Lost::BadCredential)?;
+            bearer.set_sensitive(true);
+            let service = tower::service_fn(move |request| {
+                let mut sender = sender.clone();
+                async move { sender.send_request(request).await }
+            });
+            let mut client = AgentsClient::with_origin(service, Uri::from_static(ORIGIN));
+            let mut request = Request::new(ReceiverStream::new(messages));
+            request.metadata_mut().insert(AUTHORIZATION.as_str(), bearer);
+            let answer = timeout(HELLO_TIMEOUT, client.connect(request)).await;
+            Ok(answer.map_err(|_| Lost::NoAnswer)?.map_err(Lost::Refused)?.into_inner())
+        }
+    }
+
+    async fn talk(
+        &mut self,
+        outbox: mpsc::Sender<AgentMessage>,
+        mut inbound: Streaming<wire::ControlMessage>,
+    ) -> Result<Over, Lost> {
+        let mut pulse = self.link.activity.pulse();
+        let greeted = Instant::now() + HELLO_TIMEOUT;
+        let mut answered = false;
+        loop {
+            let interval = self.interval();
+            let overdue = self.waiting.map(|since| since + interval * SILENT_INTERVALS);
+            tokio::select! {
+                said = inbound.message() => {
+                    let said = said.map_err(Lost::Refused)?.ok_or(Lost::Closed)?;
+                    answered = true;
+                    if let Some(message) = said.message {
+                        self.hear(message, &outbox)?;
+                    }
+                }
+                () = at(self.next_beat) => self.beat(&outbox)?,
+                () = at(overdue) => return Err(Lost::Silent(interval * SILENT_INTERVALS)),
+                () = at((!answered).then_some(greeted)) => return Err(Lost::NoAnswer),
+                Ok(()) = pulse.changed() => {
+                    let verdict = pulse.borrow_and_update().verdict;
+                    self.on_edge(verdict);
+                }
+                () = self.link.ended.cancelled() => return self.farewell(outbox, inbound).await,
+            }
+        }
+    }
+
+    fn hear(&mut self, message: Message, outbox: &mpsc::Sender<AgentMessage>) -> Result<(), Lost> {
+        match message {
+            Message::Wait(wire::Wait {}) => tracing::info!("waiting for a workspace"),
+            Message::Claim(claim) => self.take(message::claim(claim)?),
+            Message::BeatAck(ack) => self.acknowledged(ack.sequence),
+            Message::Directive(directive) => self.obey(directive, outbox)?,
+            Message::Dismiss(dismiss) => {
+                tracing::warn!(reason = dismiss.reason, message = dismiss.message, "dismissed");
+                let why = format!("{}: {}", dismiss.reason, dismiss.message);
+                self.link.stop.request(Ending::new(Reason::Dismissed(why)));
+            }
+        }
+        Ok(())
+    }
+
+    /// An agent serves one workspace, and one epoch of it, in its life.
+    fn take(&mut self, claim: Claim) {
+        let held = self.link.claims.borrow().clone();
+        if let Some(held) = &held
+            && (&held.workspace_id, held.epoch) != (&claim.workspace_id, claim.epoch)
+        {
+            tracing::error!(?held, ?claim, "claimed for something else than what is served");
+            self.link.stop.request(Ending::new(Reason::OtherClaim));
+            return;
+        }
+        if held.is_none() {
+            tracing::info!(workspace = claim.workspace_id, epoch = claim.epoch, "claimed");
+        }
+        self.link.claims.send_replace(Some(Arc::new(claim)));
+        // The claim is an edge; a repeated one keeps the pace.
+        self.next_beat.get_or_insert_with(Instant::now);
+    }
+
+    fn acknowledged(&mut self, sequence: u64) {
+        if sequence > self.sequence {
+            tracing::warn!(sequence, "acknowledgement of a beat that was never sent");
+            return;
+        }
+        self.link.activity.acknowledged(sequence);
+        self.link.metrics.acknowledged();
+        self.healthy = true;
+        // An older one is a sign of life too.
+        self.waiting = (sequence < self.sequence).then(Instant::now);
+    }
+
+    fn obey(&mut self, directive: wire::Directive, outbox: &mpsc::Sender<AgentMessage>) -> Result<(), Lost> {
+        let id = directive.id;
+        match directive.directive {
+            Some(Directive::Drain(drain)) => {
+                let grace = drain.grace.and_then(|grace| Duration::try_from(grace).ok());
+                let mut ending = Ending::new(Reason::Drained);
+                ending.grace = grace.unwrap_or(ending.grace);
+                self.draining.push(id);
+                self.link.stop.request(ending);
+                Ok(())
+            }
+            Some(Directive::Warn(warning)) => {
+                let at = warning.at.map(|at| at.to_string()).unwrap_or_default();
+                tracing::warn!(at, reason = warning.reason, "the workspace will sleep unless used");
+                say(outbox, message::done(id))
+            }
+            Some(Directive::Prepare(_) | Directive::Commit(_) | Directive::Cancel(_)) => {
+                let reason = "this agent lacks the capability \"sleep\"";
+                say(outbox, message::declined(id, reason, &self.link.activity.look()))
+            }
+            None => {
+                let reason = "this agent does not know the directive";
+                say(outbox, message::declined(id, reason, &self.link.activity.look()))
+            }
+        }
+    }
+
+    fn beat(&mut self, outbox: &mpsc::Sender<AgentMessage>) -> Result<(), Lost> {
+        self.sequence += 1;
+        let now = Instant::now();
+        let snapshot = self.link.activity.beat(self.sequence);
+        say(outbox, message::beat(self.sequence, &snapshot))?;
+        self.link.metrics.beat();
+        self.last_beat = Some((now, snapshot.judgement.verdict));
+        self.waiting.get_or_insert(now);
+        let spread = 1.0 - JITTER + 2.0 * JITTER * fastrand::f64();
+        self.next_beat = Some(now + self.interval().mul_f64(spread));
+        Ok(())
+    }
+
+    /// A changed verdict is told at once.
+    fn on_edge(&mut self, verdict: Verdict) {
+        if let (Some((at, told)), Some(due)) = (self.last_beat, self.next_beat)
+            && told != verdict
+        {
+            self.next_beat = Some(due.min((at + EDGE_PAUSE).max(Instant::now())));
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        let claim = self.link.claims.borrow();
+        claim.as_ref().map(|claim| claim.policy.beat_interval).unwrap_or_default()
+    }
+
+    /// Says what was promised to be said at the end, and gives it time to be heard.
+    async fn farewell(
+        &mut self,
+        outbox: mpsc::Sender<AgentMessage>,
+        mut inbound: Streaming<wire::ControlMessage>,
+    ) -> Result<Over, Lost> {
+        for id in self.draining.drain(..) {
+            say(&outbox, message::done(id))?;
+        }
+        drop(outbox);
+        let heard = async { while let Ok(Some(_)) = inbound.message().await {} };
+        if timeout(FAREWELL, heard).await.is_err() {
+            tracing::debug!("the control plane did not close the stream");
+        }
+        Ok(Over::Finished)
+    }
+}
+
+/// Waits until then; for ever if there is no such time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn say(outbox: &mpsc::Sender<AgentMessage>, message: AgentMessage) -> Result<(), Lost> {
+    outbox.try_send(message).map_err(|_| Lost::Stuck)
+}

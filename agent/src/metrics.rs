@@ -1,0 +1,174 @@
+//! Numbers for operators, in the Prometheus text format. Must not know how they are fetched.
+
+use std::sync::{Arc, atomic::AtomicU64};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::{Registry, Unit},
+};
+
+/// What is counted as it happens, and what is read when somebody asks.
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    restarts: Family<Task, Counter>,
+    /// Heartbeats that were sent.
+    beats: Counter,
+    /// Heartbeats that were acknowledged.
+    beats_acknowledged: Counter,
+    /// Links to the control plane that broke or could not be made.
+    link_failures: Counter,
+    /// Connections that are open.
+    connections: Gauge,
+    /// Connections that were turned away or cut because there were too many, or because no token came.
+    connections_refused: Counter,
+    gauges: Gauges,
+}
+
+/// Read when somebody asks.
+#[derive(Debug, Default)]
+struct Gauges {
+    terminals: Gauge,
+    processes: Gauge,
+    verdict: Gauge,
+    counted_idle: Gauge,
+    cpu: Gauge<f64, AtomicU64>,
+    memory: Gauge,
+    terminal_bytes: Gauge,
+    leases: Gauge,
+    claimed: Gauge,
+}
+
+/// The values behind the gauges.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reading {
+    /// Terminals that are open.
+    pub terminals: u32,
+    /// Processes of the workspace.
+    pub processes: u32,
+    /// 0 idle, 1 busy, 2 active.
+    pub verdict: u8,
+    /// Seconds.
+    pub counted_idle: u64,
+    /// Of one core.
+    pub cpu_cores: f64,
+    /// Resident.
+    pub memory_bytes: u64,
+    /// Through terminals, both ways.
+    pub terminal_bytes: u64,
+    /// Leases that hold.
+    pub leases: u32,
+    /// Whether a workspace is served.
+    pub claimed: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Task {
+    task: &'static str,
+}
+
+impl Metrics {
+    /// All at nought.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("podling_agent");
+        let restarts = Family::default();
+        let (beats, beats_acknowledged) = (Counter::default(), Counter::default());
+        let (link_failures, connections_refused) = (Counter::default(), Counter::default());
+        let connections = Gauge::default();
+        let gauges = Gauges::default();
+        registry.register("task_restarts", "Own tasks that failed and were started again", restarts.clone());
+        registry.register("beats", "Heartbeats sent", beats.clone());
+        registry.register("beats_acknowledged", "Heartbeats acknowledged", beats_acknowledged.clone());
+        registry.register("link_failures", "Links to the control plane that broke", link_failures.clone());
+        registry.register("connections", "Open connections", connections.clone());
+        let help = "Connections cut for want of a token or of room";
+        registry.register("connections_refused", help, connections_refused.clone());
+        registry.register("terminals", "Open terminals", gauges.terminals.clone());
+        registry.register("processes", "Processes of the workspace", gauges.processes.clone());
+        registry.register("verdict", "0 idle, 1 busy, 2 active", gauges.verdict.clone());
+        let help = "Idle time witnessed by acknowledged heartbeats";
+        registry.register_with_unit("counted_idle", help, Unit::Seconds, gauges.counted_idle.clone());
+        registry.register("cpu_cores", "Of one core, over the policy's window", gauges.cpu.clone());
+        registry.register_with_unit("memory", "Resident memory", Unit::Bytes, gauges.memory.clone());
+        let help = "Moved through terminals since the start";
+        registry.register_with_unit("terminal_io", help, Unit::Bytes, gauges.terminal_bytes.clone());
+        registry.register("leases", "Keep-awake leases held", gauges.leases.clone());
+        registry.register("claimed", "1 when a workspace is served", gauges.claimed.clone());
+        Self(Arc::new(Inner {
+            registry,
+            restarts,
+            beats,
+            beats_acknowledged,
+            link_failures,
+            connections,
+            connections_refused,
+            gauges,
+        }))
+    }
+
+    /// One of the agent's own tasks failed.
+    pub fn restarted(&self, task: &'static str) {
+        self.0.restarts.get_or_create(&Task { task }).inc();
+    }
+
+    /// A heartbeat was sent.
+    pub fn beat(&self) {
+        self.0.beats.inc();
+    }
+
+    /// A heartbeat was acknowledged.
+    pub fn acknowledged(&self) {
+        self.0.beats_acknowledged.inc();
+    }
+
+    /// The link is down, or did not come up.
+    pub fn link_failed(&self) {
+        self.0.link_failures.inc();
+    }
+
+    /// Connections open now.
+    pub fn connections(&self) -> &Gauge {
+        &self.0.connections
+    }
+
+    /// A connection was turned away or cut.
+    pub fn refused(&self) {
+        self.0.connections_refused.inc();
+    }
+
+    /// Takes a reading in.
+    pub fn read(&self, reading: Reading) {
+        let gauges = &self.0.gauges;
+        gauges.terminals.set(reading.terminals.into());
+        gauges.processes.set(reading.processes.into());
+        gauges.verdict.set(reading.verdict.into());
+        gauges.counted_idle.set(whole(reading.counted_idle));
+        gauges.cpu.set(reading.cpu_cores);
+        gauges.memory.set(whole(reading.memory_bytes));
+        gauges.terminal_bytes.set(whole(reading.terminal_bytes));
+        gauges.leases.set(reading.leases.into());
+        gauges.claimed.set(reading.claimed.into());
+    }
+
+    /// The text format.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _written = encode(&mut text, &self.0.registry);
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn whole(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}

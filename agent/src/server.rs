@@ -1,0 +1,73 @@
+//! The server: one TLS port for gRPC, gRPC-web and plain HTTP. Must not know what its services do.
+
+pub mod auth;
+pub mod connection;
+pub mod identity;
+pub mod info;
+pub mod listener;
+pub mod reply;
+pub mod router;
+
+use std::{io, sync::Arc, time::Duration};
+
+use axum::Router;
+use tokio::{task::JoinSet, time::timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use self::{connection::Connections, listener::Listener};
+use crate::metrics::Metrics;
+
+/// Serves until told to close, then lets calls end.
+pub struct Server {
+    listener: Listener,
+    tls: TlsAcceptor,
+    connections: Connections,
+    serving: JoinSet<()>,
+}
+
+impl Server {
+    /// Ready to serve.
+    pub fn new(listener: Listener, tls: rustls::ServerConfig, metrics: Metrics) -> Self {
+        let tls = TlsAcceptor::from(Arc::new(tls));
+        Self { listener, tls, connections: Connections::new(metrics), serving: JoinSet::new() }
+    }
+
+    /// Takes connections until `closing`; an error means that the listener is lost. `drain` lets open calls end.
+    pub async fn run(
+        &mut self,
+        router: Router,
+        closing: &CancellationToken,
+        drain: &CancellationToken,
+    ) -> io::Result<()> {
+        loop {
+            let io = tokio::select! {
+                biased;
+                () = closing.cancelled() => return Ok(()),
+                // Ended ones are taken off the list; a panic in one has ended only that one.
+                Some(_) = self.serving.join_next() => continue,
+                io = self.listener.accept() => io?,
+            };
+            if let Some(place) = self.connections.enter() {
+                self.serving.spawn(place.serve(io, self.tls.clone(), router.clone(), drain.clone()));
+            }
+        }
+    }
+
+    /// Waits until the open calls have ended, and cuts those that have not after `deadline`.
+    pub async fn drained(self, deadline: Duration) {
+        let Self { listener, mut serving, .. } = self;
+        drop(listener);
+        let all_ended = async { while serving.join_next().await.is_some() {} };
+        if timeout(deadline, all_ended).await.is_err() {
+            tracing::info!(open = serving.len(), "cutting calls that did not end");
+        }
+        serving.shutdown().await;
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("listener", &self.listener).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,138 @@
+//! The door of the server: no token, no service. Health and readiness alone are for everybody.
+//!
+//! Tokens are checked offline with the keys of the claim. Must not know what the calls do.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use http::{HeaderMap, Method, header::AUTHORIZATION};
+use podling_proto::{
+    error::WireError,
+    method,
+    token::{Audience, TokenError},
+    v1::{Reason, Verb},
+    verb,
+};
+
+use super::{connection::Proof, reply::refuse};
+use crate::claim::{Claim, Claims};
+
+/// What everybody may ask.
+const OPEN: [&str; 2] = ["/healthz", "/readyz"];
+const OPEN_SERVICE: &str = "/grpc.health.v1.Health/";
+const REFLECTION: [&str; 2] =
+    ["/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/"];
+
+/// When to ask again an agent that is not claimed yet.
+const CLAIM_PAUSE: Duration = Duration::from_secs(1);
+
+/// Lets a call through, or answers it with the refusal.
+pub async fn check(State(claims): State<Claims>, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    if OPEN.contains(&path) || path.starts_with(OPEN_SERVICE) {
+        return next.run(request).await;
+    }
+    let claim = claims.borrow().clone();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    match allow(claim.as_deref(), request.method(), path, request.headers(), now) {
+        Ok(()) => {
+            // The connection has shown that it is no stranger's.
+            if let Some(proof) = request.extensions().get::<Proof>() {
+                proof.give();
+            }
+            next.run(request).await
+        }
+        Err(refusal) => refuse(request.headers(), refusal),
+    }
+}
+
+/// Whether a call is allowed; pure.
+fn allow(
+    claim: Option<&Claim>,
+    method: &Method,
+    path: &str,
+    headers: &HeaderMap,
+    now: u64,
+) -> Result<(), WireError> {
+    let claim = claim.ok_or_else(|| {
+        WireError::new(Reason::Unclaimed, "this agent serves no workspace yet").retry_after(CLAIM_PAUSE)
+    })?;
+    let token = bearer(headers)
+        .ok_or_else(|| WireError::new(Reason::TokenMissing, "send a token: `authorization: Bearer …`"))?;
+    let ours = Audience::Agent(claim.workspace_id.clone());
+    let claims = claim.token_keys.verify(token, &ours, now).map_err(|error| {
+        let message = error.to_string();
+        match error {
+            TokenError::Invalid => WireError::new(Reason::TokenInvalid, message),
+            TokenError::Foreign => WireError::new(Reason::TokenForeign, message),
+            TokenError::Expired { at } => {
+                let at = prost_types::Timestamp { seconds: at.try_into().unwrap_or(i64::MAX), nanos: 0 };
+                WireError::new(Reason::TokenExpired, message).with("expired_at", at)
+            }
+        }
+    })?;
+    if claims.workspaces.as_ref().is_some_and(|allowed| !allowed.contains(&claim.workspace_id)) {
+        let message = "the token is narrowed to other workspaces";
+        return Err(WireError::new(Reason::WorkspaceDenied, message));
+    }
+    let needed = needed(method, path);
+    if !claims.verbs.allow(needed) {
+        let name = verb::name(needed);
+        let message = format!("the token lacks the verb \"{name}\"; it has: {}", claims.verbs);
+        return Err(WireError::new(Reason::VerbMissing, message).with("verb", name));
+    }
+    Ok(())
+}
+
+/// The verb a call needs; what is not known needs all.
+fn needed(http: &Method, path: &str) -> Verb {
+    if let Some(method) = method::find(path) {
+        return method.verb();
+    }
+    if path.starts_with("/files/") {
+        return match *http {
+            Method::GET | Method::HEAD => Verb::FilesRead,
+            Method::PUT => Verb::FilesWrite,
+            _ => Verb::Admin,
+        };
+    }
+    if path == "/metrics" || REFLECTION.iter().any(|service| path.starts_with(service)) {
+        return Verb::Read;
+    }
+    Verb::Admin
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_of_the_table_needs_what_its_options_say() {
+        for method in method::METHODS {
+            assert_eq!(needed(&Method::POST, method.path), method.verb());
+        }
+    }
+
+    #[test]
+    fn what_is_no_rpc_needs_its_verb_and_what_is_unknown_needs_all() {
+        assert_eq!(needed(&Method::GET, "/files/a"), Verb::FilesRead);
+        assert_eq!(needed(&Method::HEAD, "/files/a"), Verb::FilesRead);
+        assert_eq!(needed(&Method::PUT, "/files/a"), Verb::FilesWrite);
+        assert_eq!(needed(&Method::DELETE, "/files/a"), Verb::Admin);
+        assert_eq!(needed(&Method::GET, "/metrics"), Verb::Read);
+        let reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+        assert_eq!(needed(&Method::POST, reflection), Verb::Read);
+        assert_eq!(needed(&Method::POST, "/podling.agent.v1.Terminals/Future"), Verb::Admin);
+        assert_eq!(needed(&Method::GET, "/"), Verb::Admin);
+    }
+}

@@ -1,0 +1,243 @@
+//! Connections: how many there may be, and how one is served.
+//!
+//! A connection is a stranger's until a call on it has shown a valid token. Strangers share few places: when all are taken, the
+//! one who has been here longest goes. So a thousand of them cost no more memory than a few, and a probe still gets in.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::Router;
+use http::Request;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tower::Service;
+
+use super::listener::Stream;
+use crate::{metrics::Metrics, tasks::Spawner};
+
+/// Connections at once. The next is closed before its handshake.
+const MAX_CONNECTIONS: usize = 512;
+/// Connections that no token was shown on. When there is one more, the oldest of them is cut.
+const MAX_STRANGERS: usize = 32;
+/// A TLS handshake takes this long at most.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The head of an HTTP/1.1 request takes this long at most, the wait for it included.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// What one stream may send before somebody reads it, in bytes.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+/// The same for a connection: all that HTTP/2 allows, so that a stream nobody reads never holds up the others. What bounds
+/// memory is the window of a stream times their number.
+const CONNECTION_WINDOW: u32 = i32::MAX as u32;
+/// Streams at once on a connection; the next waits at the caller's.
+const MAX_STREAMS: u32 = 256;
+/// What one stream may hold that the caller has not taken, in bytes.
+const SEND_BUFFER: usize = 256 * 1024;
+/// Longest headers, in bytes.
+const MAX_HEADERS: u32 = 32 * 1024;
+/// Longest head of an HTTP/1.1 request, in bytes.
+const HTTP1_BUFFER: usize = 64 * 1024;
+/// A silent connection is asked for a sign of life this often…
+const PING_EVERY: Duration = Duration::from_secs(20);
+/// …and cut when none comes within this time.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// All connections.
+#[derive(Debug, Clone)]
+pub struct Connections {
+    open: Arc<Mutex<Open>>,
+    metrics: Metrics,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    count: usize,
+    strangers: VecDeque<(Proof, CancellationToken)>,
+}
+
+/// Whether a valid token was shown on a connection; travels with its requests.
+#[derive(Debug, Clone, Default)]
+pub struct Proof(Arc<AtomicBool>);
+
+/// A place among the connections, given back when dropped.
+#[derive(Debug)]
+pub struct Place {
+    connections: Connections,
+    proof: Proof,
+    /// Cancelled when somebody else needs the place.
+    cut: CancellationToken,
+}
+
+// === impl Proof ===
+
+impl Proof {
+    /// A valid token was shown.
+    pub fn give(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_given(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+// === impl Connections ===
+
+impl Connections {
+    /// None yet.
+    pub fn new(metrics: Metrics) -> Self {
+        Self { open: Arc::default(), metrics }
+    }
+
+    /// A place for one more, or none if all are taken by callers with tokens.
+    pub fn enter(&self) -> Option<Place> {
+        let mut open = self.lock();
+        open.strangers.retain(|(proof, _)| !proof.is_given());
+        if open.strangers.len() >= MAX_STRANGERS
+            && let Some((_, cut)) = open.strangers.pop_front()
+        {
+            cut.cancel();
+            self.metrics.refused();
+        }
+        if open.count >= MAX_CONNECTIONS {
+            self.metrics.refused();
+            return None;
+        }
+        open.count += 1;
+        self.metrics.connections().inc();
+        let (proof, cut) = (Proof::default(), CancellationToken::new());
+        open.strangers.push_back((proof.clone(), cut.clone()));
+        Some(Place { connections: self.clone(), proof, cut })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.connections.lock();
+        open.count -= 1;
+        open.strangers.retain(|(proof, _)| !Arc::ptr_eq(&proof.0, &self.proof.0));
+        self.connections.metrics.connections().dec();
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    /// Serves one connection. `closing` lets calls end and takes no more; whoever drops the future cuts it.
+    pub async fn serve(
+        self,
+        io: Box<dyn Stream>,
+        tls: TlsAcceptor,
+        router: Router,
+        closing: CancellationToken,
+    ) {
+        let cut = self.cut.clone();
+        let life = CancellationToken::new();
+        let _ends_with_us = life.clone().drop_guard();
+        let served = self.serve_until(io, tls, router, closing, life);
+        cut.run_until_cancelled(served).await;
+    }
+
+    async fn serve_until(
+        &self,
+        io: Box<dyn Stream>,
+        tls: TlsAcceptor,
+        router: Router,
+        closing: CancellationToken,
+        life: CancellationToken,
+    ) {
+        let io = match timeout(HANDSHAKE_TIMEOUT, tls.accept(io)).await {
+            Ok(Ok(io)) => io,
+            Ok(Err(error)) => return tracing::debug!(%error, "a handshake failed"),
+            Err(_) => return tracing::debug!("a handshake took too long"),
+        };
+        let proof = self.proof.clone();
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(proof.clone());
+            let answer = router.clone().call(request);
+            async move { answer.await as Result<_, Infallible> }
+        });
+        let builder = protocol(Spawner::new(life));
+        let connection = builder.serve_connection(TokioIo::new(io), service);
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = closing.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection broke");
+        }
+    }
+}
+
+fn protocol(spawner: Spawner) -> auto::Builder<Spawner> {
+    let mut builder = auto::Builder::new(spawner);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(HTTP1_BUFFER)
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_header_list_size(MAX_HEADERS)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_make_room_for_one_another_and_callers_with_tokens_stay() {
+        let connections = Connections::new(Metrics::new());
+        let known = connections.enter().expect("room");
+        known.proof.give();
+        let strangers: Vec<_> = (0..MAX_STRANGERS + 3).map(|_| connections.enter().expect("room")).collect();
+        let cut: Vec<_> = strangers.iter().map(|place| place.cut.is_cancelled()).collect();
+        assert_eq!(cut[..4], [true, true, true, false], "the oldest go first");
+        assert!(!known.cut.is_cancelled());
+        drop(strangers);
+        assert_eq!(connections.lock().count, 1);
+        assert!(connections.lock().strangers.is_empty());
+    }
+
+    #[test]
+    fn when_all_places_are_taken_by_callers_the_next_is_turned_away() {
+        let connections = Connections::new(Metrics::new());
+        let places: Vec<_> = (0..MAX_CONNECTIONS)
+            .map(|_| {
+                let place = connections.enter().expect("room");
+                place.proof.give();
+                place
+            })
+            .collect();
+        assert!(connections.enter().is_none());
+        drop(places);
+        assert!(connections.enter().is_some());
+    }
+}

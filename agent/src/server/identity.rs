@@ -1,0 +1,66 @@
+//! The agent's identity: a key made at its start and never written down. Whoever calls knows it by its fingerprint.
+
+use std::sync::Arc;
+
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
+};
+
+/// Names in the certificate.
+const NAMES: [&str; 2] = ["podling-agent", "localhost"];
+/// Tickets for a quicker second handshake would keep state for strangers.
+const TICKETS: usize = 0;
+
+/// Why there is no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The key or the certificate could not be made.
+    #[error("making the agent's certificate")]
+    Make(#[from] rcgen::Error),
+    /// The certificate cannot be used.
+    #[error("using the agent's certificate")]
+    Use(#[from] rustls::Error),
+}
+
+/// Key and certificate.
+pub struct Identity {
+    certificate: CertificateDer<'static>,
+    key: PrivatePkcs8KeyDer<'static>,
+}
+
+impl Identity {
+    /// Makes a new one.
+    pub fn generate() -> Result<Self, IdentityError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let certificate = CertificateParams::new(NAMES.map(str::to_owned))?.self_signed(&key)?;
+        Ok(Self { certificate: certificate.der().clone(), key: key.serialize_der().into() })
+    }
+
+    /// SHA-256 of the certificate in DER, lower-case hex.
+    pub fn fingerprint(&self) -> String {
+        let digest = ring::digest::digest(&ring::digest::SHA256, &self.certificate);
+        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Serves with it: TLS 1.3, HTTP/2 or HTTP/1.1.
+    pub fn server_config(&self) -> Result<ServerConfig, IdentityError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let key = PrivateKeyDer::Pkcs8(self.key.clone_key());
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_no_client_auth()
+            .with_single_cert(vec![self.certificate.clone()], key)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.send_tls13_tickets = TICKETS;
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        Ok(config)
+    }
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("fingerprint", &self.fingerprint()).finish_non_exhaustive()
+    }
+}

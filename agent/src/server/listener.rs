@@ -1,0 +1,166 @@
+//! Listening: on a socket in the file system or on TCP. Must not know what is served.
+
+use std::{
+    fs::File,
+    io,
+    os::{fd::AsRawFd, unix::fs::FileTypeExt},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::{
+    fs::{Mode, fchmod},
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener, UnixStream},
+    time::sleep,
+};
+
+use crate::config::Listen;
+
+/// Connections the kernel holds until we take them; beyond it, callers are refused or wait.
+const BACKLOG: i32 = 256;
+/// The wait after the kernel could give no connection (no descriptors, no memory).
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why there is no listener.
+#[derive(Debug, thiserror::Error)]
+#[error("listening on {address}")]
+pub struct ListenError {
+    address: String,
+    source: io::Error,
+}
+
+/// Takes connections.
+#[derive(Debug)]
+pub enum Listener {
+    /// A socket in the file system.
+    Unix(UnixListener, PathBuf),
+    /// TCP.
+    Tcp(TcpListener),
+}
+
+/// A connection.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+impl Listener {
+    /// Starts to listen.
+    pub async fn bind(at: &Listen) -> Result<Self, ListenError> {
+        match at {
+            Listen::Unix(path) => {
+                let failed = |source| ListenError { address: format!("unix:{}", path.display()), source };
+                Ok(Self::Unix(bind_unix(path).await.map_err(failed)?, path.clone()))
+            }
+            Listen::Tcp(address) => {
+                let failed = |source| ListenError { address: address.to_string(), source };
+                Ok(Self::Tcp(TcpListener::bind(address).await.map_err(failed)?))
+            }
+        }
+    }
+
+    /// Where callers find it: `unix:PATH` or `IP:PORT`.
+    pub fn address(&self) -> io::Result<String> {
+        match self {
+            Self::Unix(_, path) => Ok(format!("unix:{}", path.display())),
+            Self::Tcp(listener) => Ok(listener.local_addr()?.to_string()),
+        }
+    }
+
+    /// The next connection. What concerns one connection or passes is waited out; an error means that the listener is lost.
+    pub async fn accept(&self) -> io::Result<Box<dyn Stream>> {
+        loop {
+            let taken = match self {
+                Self::Unix(listener, _) => {
+                    listener.accept().await.map(|(io, _)| Box::new(io) as Box<dyn Stream>)
+                }
+                Self::Tcp(listener) => listener.accept().await.map(|(io, _)| {
+                    // Keystrokes must not wait for company; without it they only come later.
+                    let _set = io.set_nodelay(true);
+                    Box::new(io) as Box<dyn Stream>
+                }),
+            };
+            match taken {
+                Ok(io) => return Ok(io),
+                Err(error) if is_lost(&error) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, "could not take a connection");
+                    sleep(SHORTAGE_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// accept(2): these say that the descriptor itself is no good.
+fn is_lost(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP | Errno::FAULT)
+    )
+}
+
+/// Only the owner may connect. A socket's address holds 107 bytes; paths may be longer, so the folder is named by its descriptor.
+async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let folder = File::open(folder)?;
+    let short = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
+    remove_stale(&short).await?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // Before it has a name, so that there is no moment at which others may connect.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    bind(&socket, &SocketAddrUnix::new(&short)?)?;
+    listen(&socket, BACKLOG)?;
+    UnixListener::from_std(std::os::unix::net::UnixListener::from(socket))
+}
+
+/// Removes a socket that nobody listens on any more, and nothing else.
+async fn remove_stale(path: &Path) -> io::Result<()> {
+    let Ok(found) = path.symlink_metadata() else {
+        return Ok(());
+    };
+    if !found.file_type().is_socket() {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
+    }
+    match UnixStream::connect(path).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        _ => Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent listens there")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_path_longer_than_a_socket_address_works_and_a_stale_socket_is_replaced() {
+        let dir = tempfile::tempdir().expect("dir");
+        let deep = dir.path().join("x".repeat(120));
+        std::fs::create_dir(&deep).expect("folder");
+        let at = Listen::Unix(deep.join("agent.sock"));
+        let first = Listener::bind(&at).await.expect("listens");
+        let mode = deep.join("agent.sock").metadata().expect("socket").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let error = Listener::bind(&at).await.expect_err("taken");
+        assert_eq!(error.source.kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        Listener::bind(&at).await.expect("the stale socket is replaced");
+    }
+
+    #[tokio::test]
+    async fn a_file_in_the_way_is_left_alone() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("agent.sock");
+        std::fs::write(&path, "mine").expect("file");
+        Listener::bind(&Listen::Unix(path.clone())).await.expect_err("in the way");
+        assert_eq!(std::fs::read(&path).expect("still there"), b"mine");
+    }
+}

@@ -1,0 +1,110 @@
+//! Which path leads to which service; the composition of the one port.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::Request,
+    middleware::{Next, from_fn, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use http::{StatusCode, Version};
+use podling_proto::{DESCRIPTOR_SET, error::WireError, v1::Reason};
+use tonic::service::Routes;
+use tonic_health::{
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
+use tonic_web::GrpcWebLayer;
+
+use super::{auth, reply};
+use crate::claim::Claims;
+
+/// The descriptor set does not describe itself; this is a fault of the build.
+#[derive(Debug, thiserror::Error)]
+#[error("the descriptor set for reflection cannot be read")]
+pub struct BadDescriptors(#[from] tonic_reflection::server::Error);
+
+/// What stands behind the routes.
+#[derive(Clone)]
+pub struct Parts {
+    /// Who may sign tokens, and whether there is anything to serve.
+    pub claims: Claims,
+    /// Says whether the agent is up.
+    pub health: HealthReporter,
+    /// Whether calls are wanted.
+    pub ready: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// The text of `/metrics`.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+/// All routes: the services in `grpc`, whose names are in `names`, and what is not gRPC in `http`.
+pub fn router(parts: Parts, grpc: Routes, names: &[&str], http: Router) -> Result<Router, BadDescriptors> {
+    let reflection = || {
+        let all = names.iter().chain(&["grpc.health.v1.Health"]);
+        let builder = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        all.fold(builder, |builder, name| builder.with_service_name(*name))
+    };
+    let grpc = grpc
+        .add_service(HealthServer::new(HealthService::from_health_reporter(parts.health)))
+        .add_service(reflection().with_service_name("grpc.reflection.v1.ServerReflection").build_v1()?)
+        .add_service(reflection().with_service_name("grpc.reflection.v1alpha.ServerReflection").build_v1alpha()?)
+        .into_axum_router()
+        .reset_fallback()
+        // gRPC-web is turned into gRPC here; gRPC over HTTP/2 passes as it is.
+        .layer(GrpcWebLayer::new())
+        .layer(from_fn(only_grpc));
+    let (ready, metrics) = (parts.ready, parts.metrics);
+    let plain = Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(move || readiness(ready())))
+        .route("/metrics", get(move || text(metrics())));
+    Ok(grpc
+        .merge(plain)
+        .merge(http)
+        .fallback(unknown)
+        .method_not_allowed_fallback(unknown)
+        .layer(from_fn_with_state(parts.claims, auth::check)))
+}
+
+async fn readiness(ready: bool) -> (StatusCode, &'static str) {
+    if ready { (StatusCode::OK, "ready") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready") }
+}
+
+async fn text(metrics: String) -> impl IntoResponse {
+    ([("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")], metrics)
+}
+
+async fn unknown(request: Request) -> Response {
+    let path = request.uri().path();
+    let refusal =
+        WireError::new(Reason::UnknownMethod, format!("{path} is not known here; ask for reflection"))
+            .with("method", path);
+    reply::refuse(request.headers(), refusal)
+}
+
+/// Whoever calls a service in another protocol is told so in words.
+async fn only_grpc(request: Request, next: Next) -> Response {
+    if reply::is_grpc(request.headers()) {
+        let web = request
+            .headers()
+            .get("content-type")
+            .is_some_and(|t| t.as_bytes().starts_with(b"application/grpc-web"));
+        if web || request.version() == Version::HTTP_2 {
+            return next.run(request).await;
+        }
+    }
+    let refusal = WireError::new(Reason::BadField, "this path speaks gRPC over HTTP/2 and gRPC-web only")
+        .with("field", "content-type")
+        .with("allowed", "application/grpc over HTTP/2, application/grpc-web");
+    reply::refuse(request.headers(), refusal)
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").finish_non_exhaustive()
+    }
+}

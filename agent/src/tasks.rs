@@ -1,0 +1,155 @@
+//! Long-lived tasks: owned, supervised, restarted.
+//!
+//! The agent carries the user's shells, so a task of its own that fails or panics is started again and counted. Must not know
+//! what the tasks do.
+
+use std::{any::Any, panic::AssertUnwindSafe, time::Duration};
+
+use futures_util::FutureExt;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::metrics::Metrics;
+
+/// The wait before the first restart; it doubles with each one…
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// …up to this…
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// …and begins anew when the task has run this long.
+const HEALTHY_AFTER: Duration = Duration::from_secs(60);
+
+/// The tasks of one agent. Dropping it aborts them.
+#[derive(Debug)]
+pub struct Tasks {
+    set: JoinSet<()>,
+    token: CancellationToken,
+    metrics: Metrics,
+}
+
+/// Runs what a library must run beside us, for as long as its connection is wanted.
+#[derive(Debug, Clone)]
+pub struct Spawner {
+    tracker: TaskTracker,
+    life: CancellationToken,
+}
+
+// === impl Tasks ===
+
+impl Tasks {
+    /// None yet.
+    pub fn new(metrics: Metrics) -> Self {
+        Self { set: JoinSet::new(), token: CancellationToken::new(), metrics }
+    }
+
+    /// Cancelled when the tasks are to end.
+    pub fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+
+    /// Runs a task until the token is cancelled or it returns `Ok`; an error or a panic starts it again.
+    pub fn supervise<F, E>(&mut self, name: &'static str, mut task: impl FnMut() -> F + Send + 'static)
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: std::error::Error + Send + 'static,
+    {
+        let (token, metrics) = (self.token.clone(), self.metrics.clone());
+        let supervised = async move {
+            let mut wait = FIRST_WAIT;
+            loop {
+                let started = Instant::now();
+                // What a task shares is behind locks that tolerate poison: to start anew is as safe as a first start.
+                let failure = match AssertUnwindSafe(task()).catch_unwind().await {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => crate::error_chain(&error),
+                    Err(panic) => format!("panic: {}", panic_message(panic.as_ref())),
+                };
+                if started.elapsed() >= HEALTHY_AFTER {
+                    wait = FIRST_WAIT;
+                }
+                tracing::error!(task = name, %failure, ?wait, "a task failed and is started again");
+                metrics.restarted(name);
+                sleep(wait).await;
+                wait = (wait * 2).min(LONGEST_WAIT);
+            }
+        };
+        self.set.spawn(async move {
+            token.run_until_cancelled(supervised).await;
+        });
+    }
+
+    /// Ends all tasks and waits for them.
+    pub async fn end(mut self) {
+        self.token.cancel();
+        while self.set.join_next().await.is_some() {}
+    }
+}
+
+// === impl Spawner ===
+
+impl Spawner {
+    /// What it runs ends with `life`.
+    pub fn new(life: CancellationToken) -> Self {
+        Self { tracker: TaskTracker::new(), life }
+    }
+}
+
+impl<F> hyper::rt::Executor<F> for Spawner
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, future: F) {
+        self.tracker.spawn(self.life.clone().run_until_cancelled_owned(future));
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering},
+        },
+    };
+
+    use tokio::{sync::Notify, time::timeout};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_and_fails_is_started_again_and_counted() {
+        let metrics = Metrics::new();
+        let mut tasks = Tasks::new(metrics.clone());
+        let (runs, well) = (Arc::new(AtomicU32::new(0)), Arc::new(Notify::new()));
+        let (r, w) = (runs.clone(), well.clone());
+        tasks.supervise("fragile", move || {
+            let (run, well) = (r.fetch_add(1, Ordering::SeqCst), w.clone());
+            async move {
+                match run {
+                    0 => panic!("no shell is lost by this"),
+                    1 => Err(io::Error::other("nor by this")),
+                    _ => {
+                        well.notify_one();
+                        std::future::pending::<io::Result<()>>().await
+                    }
+                }
+            }
+        });
+        timeout(Duration::from_secs(10), well.notified()).await.expect("runs again");
+        assert_eq!(runs.load(Ordering::SeqCst), 3);
+        assert!(metrics.encode().contains("task_restarts_total{task=\"fragile\"} 2"), "{}", metrics.encode());
+        timeout(Duration::from_secs(10), tasks.end()).await.expect("ends when told to");
+    }
+}
