@@ -1,2 +1,39 @@
-//! podling
-fn main() {}
+//! `podling`.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use podling::{
+    args::{Cli, Command},
+    context::Context,
+    failure::Failure,
+};
+use tokio::runtime;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            eprintln!("podling: {}", failure.describe());
+            if let Some(advice) = failure.advice() {
+                eprintln!("  {advice}");
+            }
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<u8, Failure> {
+    let Cli { global, command } = cli;
+    let runtime = runtime(&command).enable_all().build().map_err(Failure::io("cannot start"))?;
+    let outcome = runtime.block_on(command.run(&Context { global }));
+    // A read of a file that hangs must not keep us.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// A client has one thing to do at a time.
+fn runtime(_command: &Command) -> runtime::Builder {
+    runtime::Builder::new_current_thread()
+}

@@ -1,0 +1,113 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    command::{
+        attach::Attach, completions::Completions, cp::Cp, create::Create, down::Down, explain::Explain,
+        keep_awake::KeepAwake, ls::Ls, rm::Rm, run::Run, token::Token,
+    },
+    context::Context,
+    failure::{EXIT_CODES, Failure},
+    target::Global,
+};
+
+/// Workspaces at a terminal: make them, work in them, keep them awake, find them as they were
+#[derive(Debug, Parser)]
+#[command(name = "podling", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+pub struct Cli {
+    /// Options all commands have.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs)]
+pub enum Command {
+    Down(Down),
+    Create(Create),
+    Ls(Ls),
+    Attach(Attach),
+    Run(Run),
+    Cp(Cp),
+    KeepAwake(KeepAwake),
+    Explain(Explain),
+    Rm(Rm),
+    Token(Token),
+    Completions(Completions),
+}
+
+impl Command {
+    /// Does it; answers with the exit code.
+    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
+        match self {
+            Self::Down(down) => down.run(context).await,
+            Self::Create(create) => create.run(context).await,
+            Self::Ls(ls) => ls.run(context).await,
+            Self::Attach(attach) => attach.run(context).await,
+            Self::Run(run) => run.run(context).await,
+            Self::Cp(cp) => cp.run(context).await,
+            Self::KeepAwake(keep_awake) => keep_awake.run(context).await,
+            Self::Explain(explain) => explain.run(context).await,
+            Self::Rm(rm) => rm.run(context).await,
+            Self::Token(token) => token.run(context).await,
+            Self::Completions(completions) => completions.run(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_command_line_is_in_itself_right() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_scripts_lean_on_is_understood() {
+        for line in [
+            "podling create demo --template shell --idle-timeout 5s --json",
+            "podling run demo -- ls -l --color",
+            "podling run demo ls -l",
+            "podling ls --json",
+            "podling --json --data /d ls",
+            "podling explain demo --json",
+            "podling down --force",
+            "podling keep-awake demo 2h",
+            "podling keep-awake demo -- make -j8",
+            "podling keep-awake demo --release",
+            "podling rm demo --discard",
+            "podling attach demo --new -- python3 -q",
+            "podling token create --verbs read,terminal --workspace demo --ttl 1h",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        for line in [
+            "podling create",
+            "podling run demo",
+            "podling keep-awake demo",
+            "podling keep-awake demo 5 minutes",
+            "podling keep-awake demo 2h -- make",
+            "podling token create --verbs fly",
+            "podling attach demo --detach-key x",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

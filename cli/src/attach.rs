@@ -1,0 +1,14 @@
+//! A terminal of a workspace on the terminal we run in.
+//!
+//! [`session`] keeps it going over broken links; the rest are its parts: what was typed and is not yet acknowledged
+//! ([`outbox`]), what arrives on stdin without being typed ([`classify`]), what is on its way to the screen ([`display`]), what
+//! has to be put back at the end ([`modes`], [`raw`]).
+
+pub mod classify;
+pub mod display;
+pub mod key;
+pub mod link;
+pub mod modes;
+pub mod outbox;
+pub mod raw;
+pub mod session;

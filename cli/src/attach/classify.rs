@@ -1,0 +1,297 @@
+//! Tells what a person typed from what their terminal emulator answered by itself.
+//!
+//! Both arrive on stdin. Answers (cursor position, device attributes, colours, focus) must not count as keystrokes, and must not be
+//! typed into the shell when the question was replayed, so the agent is told which is which. Pure: bytes in, pieces out.
+
+/// What a piece of stdin is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Typed or pasted.
+    User,
+    /// The emulator's own.
+    Reply,
+    /// The key that leaves the terminal; not for the terminal.
+    Detach,
+}
+
+/// One piece of stdin.
+pub type Piece = (Kind, Vec<u8>);
+
+/// A sequence that has not ended within this is taken as typed: an answer is never longer (a clipboard may be).
+const MAX_SEQUENCE: usize = 64 * 1024;
+const ESC: u8 = 0x1b;
+const BEL: u8 = 0x07;
+
+/// Splits stdin into pieces; holds back a sequence whose end has not arrived.
+#[derive(Debug)]
+pub struct Classifier {
+    detach: Option<u8>,
+    held: Vec<u8>,
+    pasting: bool,
+}
+
+enum Sequence {
+    /// Its end is not there yet.
+    Unfinished,
+    /// It is this long.
+    Of(usize, Kind),
+}
+
+impl Classifier {
+    /// A classifier that knows the detach key, a control character.
+    pub fn new(detach: Option<u8>) -> Self {
+        Self { detach, held: Vec::new(), pasting: false }
+    }
+
+    /// Takes what came from stdin; answers with what can be told by now.
+    pub fn feed(&mut self, data: &[u8]) -> Vec<Piece> {
+        let mut input = std::mem::take(&mut self.held);
+        input.extend_from_slice(data);
+        let mut pieces = Vec::new();
+        let mut rest = input.as_slice();
+        while let Some(&byte) = rest.first() {
+            let (length, kind) = match byte {
+                // A lone Escape is a key: whoever pressed it does not want to wait.
+                ESC if rest.len() > 1 => match self.sequence(rest) {
+                    Sequence::Of(length, kind) => (length, kind),
+                    Sequence::Unfinished if rest.len() < MAX_SEQUENCE => {
+                        rest.clone_into(&mut self.held);
+                        return pieces;
+                    }
+                    Sequence::Unfinished => (rest.len(), Kind::User),
+                },
+                _ if Some(byte) == self.detach && !self.pasting => (1, Kind::Detach),
+                _ => (1, Kind::User),
+            };
+            push(&mut pieces, kind, &rest[..length]);
+            rest = &rest[length..];
+        }
+        pieces
+    }
+
+    /// Whether something is held back.
+    pub fn holds(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// The end of a sequence did not come: what is held was typed (Alt and a bracket, say).
+    pub fn flush(&mut self) -> Option<Piece> {
+        let held = std::mem::take(&mut self.held);
+        (!held.is_empty()).then_some((Kind::User, held))
+    }
+
+    /// What begins with this Escape (at least one byte follows).
+    fn sequence(&mut self, bytes: &[u8]) -> Sequence {
+        if self.pasting && !b"\x1b[201~".starts_with(&bytes[..bytes.len().min(6)]) {
+            return Sequence::Of(1, Kind::User);
+        }
+        match bytes[1] {
+            b'[' => self.control(bytes),
+            // OSC, DCS, APC: strings that only an emulator sends.
+            b']' | b'P' | b'_' => string(bytes),
+            // SS3 is a function key, anything else Alt and a key.
+            _ => Sequence::Of(1, Kind::User),
+        }
+    }
+
+    fn control(&mut self, bytes: &[u8]) -> Sequence {
+        let Some(end) = bytes[2..].iter().position(|b| !(0x20..=0x3f).contains(b)).map(|i| i + 2) else {
+            return Sequence::Unfinished;
+        };
+        let (body, last) = (&bytes[2..end], bytes[end]);
+        if !(0x40..=0x7e).contains(&last) {
+            return Sequence::Of(end, Kind::User);
+        }
+        match (body, last) {
+            (b"200", b'~') => self.pasting = true,
+            (b"201", b'~') => self.pasting = false,
+            // The first form of mouse reports: three raw bytes follow.
+            (b"", b'M') => {
+                let length = end + 4;
+                let whole = bytes.len() >= length;
+                return if whole { Sequence::Of(length, Kind::User) } else { Sequence::Unfinished };
+            }
+            _ => {}
+        }
+        let kind = if self.is_detach(body, last) {
+            Kind::Detach
+        } else if is_answer(body, last) {
+            Kind::Reply
+        } else {
+            Kind::User
+        };
+        Sequence::Of(end + 1, kind)
+    }
+
+    /// The detach key as newer keyboard protocols spell it: `CSI code ; 5 u` and `CSI 27 ; 5 ; code ~`.
+    fn is_detach(&self, body: &[u8], last: u8) -> bool {
+        let Some(key) = self.detach.filter(|_| !self.pasting) else { return false };
+        let plain = (key | 0x40).to_ascii_lowercase();
+        match last {
+            b'u' => body == format!("{plain};5").as_bytes(),
+            b'~' => body == format!("27;5;{plain}").as_bytes(),
+            _ => false,
+        }
+    }
+}
+
+fn string(bytes: &[u8]) -> Sequence {
+    let body = &bytes[2..];
+    let terminator = body.iter().enumerate().find_map(|(i, &b)| match b {
+        BEL => Some(i + 1),
+        b'\\' if i > 0 && body[i - 1] == ESC => Some(i + 1),
+        _ => None,
+    });
+    match terminator {
+        Some(end) => Sequence::Of(end + 2, Kind::Reply),
+        // A string holds text; another key after Alt-] or Alt-P shows that it is none.
+        None if body.iter().any(|b| *b < 0x20 && *b != ESC) => Sequence::Of(1, Kind::User),
+        None => Sequence::Unfinished,
+    }
+}
+
+/// Whether `CSI body last` is one of the answers an emulator gives.
+fn is_answer(body: &[u8], last: u8) -> bool {
+    let private = matches!(body.first(), Some(b'?' | b'>' | b'='));
+    match last {
+        // Cursor position. Shift-F3 is spelt alike; taken as an answer it still reaches the program.
+        b'R' => body.contains(&b';'),
+        // Device attributes, keyboard flags, graphics.
+        b'c' | b'u' | b'S' => private,
+        // Status, terminal parameters.
+        b'n' | b'x' => !body.is_empty(),
+        // Window reports.
+        b't' => body.contains(&b';'),
+        // Focus gained and lost.
+        b'I' | b'O' => body.is_empty(),
+        // Mode report.
+        b'y' => body.ends_with(b"$"),
+        _ => false,
+    }
+}
+
+fn push(pieces: &mut Vec<Piece>, kind: Kind, bytes: &[u8]) {
+    match pieces.last_mut() {
+        Some((last, data)) if *last == kind && kind != Kind::Detach => data.extend_from_slice(bytes),
+        _ => pieces.push((kind, bytes.to_vec())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DETACH: u8 = 0x1d;
+
+    fn kinds(input: &[u8]) -> Vec<Kind> {
+        let mut classifier = Classifier::new(Some(DETACH));
+        let mut pieces = classifier.feed(input);
+        pieces.extend(classifier.flush());
+        pieces.into_iter().map(|(kind, _)| kind).collect()
+    }
+
+    #[test]
+    fn an_emulators_answers_are_no_keystrokes() {
+        let answers: &[&[u8]] = &[
+            b"\x1b[24;80R",
+            b"\x1b[?1;1R",
+            b"\x1b[?62;22c",
+            b"\x1b[>41;354;0c",
+            b"\x1b[0n",
+            b"\x1b[?997;1n",
+            b"\x1b[I",
+            b"\x1b[O",
+            b"\x1b[8;24;80t",
+            b"\x1b[?2026;2$y",
+            b"\x1b[?1u",
+            b"\x1b]11;rgb:0000/0000/0000\x07",
+            b"\x1b]10;rgb:ffff/ffff/ffff\x1b\\",
+            b"\x1bP>|xterm(370)\x1b\\",
+            b"\x1b_Gi=1;OK\x1b\\",
+        ];
+        for answer in answers {
+            assert_eq!(kinds(answer), [Kind::Reply], "{}", answer.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn keys_mice_and_pastes_are_somebodys() {
+        let typed: &[&[u8]] = &[
+            b"ls -l\r",
+            "grüße".as_bytes(),
+            b"\x1b",
+            b"\x1b\x1b",
+            b"\x1bb",
+            b"\x1b[A",
+            b"\x1b[1;5C",
+            b"\x1b[3~",
+            b"\x1bOP",
+            b"\x1b[<0;10;20M",
+            b"\x1b[M !!",
+            b"\x1b[13;2u",
+            b"\x1b[",
+            b"\x1b]",
+            b"\x1bP",
+            b"\x1b[200~text \x1b[24;80R and \x1d\x1b[201~",
+            b"\x03",
+            b"\x1a",
+        ];
+        for input in typed {
+            assert!(kinds(input).iter().all(|kind| *kind == Kind::User), "{}", input.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn the_detach_key_is_found_among_others_and_in_newer_spellings() {
+        assert_eq!(kinds(b"ab\x1dcd"), [Kind::User, Kind::Detach, Kind::User]);
+        assert_eq!(kinds(b"\x1b[93;5u"), [Kind::Detach]);
+        assert_eq!(kinds(b"\x1b[27;5;93~"), [Kind::Detach]);
+        let mut without = Classifier::new(None);
+        assert_eq!(without.feed(b"\x1d"), [(Kind::User, vec![DETACH])]);
+    }
+
+    #[test]
+    fn an_answer_cut_in_two_is_still_one() {
+        let mut classifier = Classifier::new(None);
+        assert_eq!(classifier.feed(b"x\x1b[24;"), [(Kind::User, b"x".to_vec())]);
+        assert!(classifier.holds());
+        assert_eq!(
+            classifier.feed(b"80Ry"),
+            [(Kind::Reply, b"\x1b[24;80R".to_vec()), (Kind::User, b"y".to_vec()),]
+        );
+    }
+
+    fn stdin() -> impl Strategy<Value = Vec<u8>> {
+        let part = prop_oneof![
+            Just(b"\x1b".to_vec()),
+            Just(b"\x1b[".to_vec()),
+            Just(b"\x1b]1".to_vec()),
+            Just(b"\x1b\\".to_vec()),
+            Just(b"\x1b[200~".to_vec()),
+            Just(b"\x1b[201~".to_vec()),
+            Just(b"\x1b[1;2R".to_vec()),
+            prop::collection::vec(any::<u8>(), 0..6),
+        ];
+        prop::collection::vec(part, 0..12).prop_map(|parts| parts.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn no_byte_is_lost_doubled_or_moved(input in stdin(), cuts in prop::collection::vec(1_usize..8, 0..40)) {
+            let mut classifier = Classifier::new(Some(DETACH));
+            let mut out = Vec::new();
+            let mut rest = input.as_slice();
+            let mut cuts = cuts.into_iter();
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(cuts.next().unwrap_or(rest.len()).min(rest.len()));
+                out.extend(classifier.feed(now));
+                rest = later;
+            }
+            out.extend(classifier.flush());
+            let joined: Vec<u8> = out.into_iter().flat_map(|(_, bytes)| bytes).collect();
+            prop_assert_eq!(joined, input);
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! The key that leaves a terminal: a control character, written as `ctrl-]` or `^]`, or none.
+
+use std::{fmt, str::FromStr};
+
+/// Ctrl-]: shells and editors use every other control key more often; telnet has made it known.
+pub const DEFAULT: &str = "ctrl-]";
+
+/// The detach key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DetachKey(pub Option<u8>);
+
+/// A text that names no such key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no key to detach with: ctrl- and one of a-z @ [ \\ ] ^ _, or none")]
+pub struct BadKey(String);
+
+impl FromStr for DetachKey {
+    type Err = BadKey;
+
+    fn from_str(text: &str) -> Result<Self, BadKey> {
+        let lower = text.to_ascii_lowercase();
+        if lower == "none" {
+            return Ok(Self(None));
+        }
+        let key = lower.strip_prefix("ctrl-").or_else(|| lower.strip_prefix('^'));
+        match key.map(str::as_bytes) {
+            // Escape begins what an emulator sends by itself.
+            Some([key @ (b'a'..=b'z' | b'@' | b'\\'..=b'_')]) => Ok(Self(Some(key & 0x1f))),
+            _ => Err(BadKey(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for DetachKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(key) => write!(f, "Ctrl-{}", char::from(key | 0x40)),
+            None => f.write_str("no key"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_written_in_several_ways() {
+        for (text, key, shown) in [
+            ("ctrl-]", 0x1d, "Ctrl-]"),
+            ("^]", 0x1d, "Ctrl-]"),
+            ("Ctrl-A", 1, "Ctrl-A"),
+            ("^^", 0x1e, "Ctrl-^"),
+        ] {
+            let parsed: DetachKey = text.parse().expect("a key");
+            assert_eq!((parsed.0, parsed.to_string().as_str()), (Some(key), shown));
+        }
+        assert_eq!("none".parse(), Ok(DetachKey(None)));
+        for text in ["", "]", "ctrl-", "ctrl-[", "ctrl-1", "alt-x", "ctrl-ab"] {
+            assert!(text.parse::<DetachKey>().is_err(), "{text}");
+        }
+        assert!(DEFAULT.parse::<DetachKey>().is_ok());
+    }
+}

@@ -1,0 +1,221 @@
+//! What the remote program has switched on in the local terminal, so that it can be switched off again when we leave, and
+//! whether the output stands between two sequences, so that a notice does not cut one in two.
+//!
+//! Pure: follows the bytes that are written to the terminal, understanding no more than it needs.
+
+use std::collections::BTreeSet;
+
+/// Longest parameters that are followed; longer ones hold no mode.
+const MAX_PARAMETERS: usize = 64;
+const ESC: u8 = 0x1b;
+/// DEC private modes that outlive their program: application cursor keys, mouse reports in all forms, focus reports,
+/// bracketed paste, and last, since leaving them puts the cursor back, the alternate screens.
+const SWITCHED_OFF: &[u16] =
+    &[1, 9, 66, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1015, 1016, 2004, 47, 1047, 1049];
+/// The alternate screens.
+const ALTERNATE: &[u16] = &[47, 1047, 1049];
+const CURSOR: u16 = 25;
+
+/// Follows output.
+#[derive(Debug, Default)]
+pub struct Modes {
+    state: State,
+    parameters: Vec<u8>,
+    on: BTreeSet<u16>,
+    cursor_hidden: bool,
+    keypad: bool,
+    keyboard_flags: u32,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    #[default]
+    Ground,
+    /// Inside a character of several bytes: so many follow.
+    Character(u8),
+    Escape,
+    /// After ESC and an intermediate: one final byte follows.
+    Intermediate,
+    Control,
+    String,
+    StringEscape,
+}
+
+impl Modes {
+    /// Takes output. Answers whether something changed that [`Self::undo`] speaks of.
+    pub fn feed(&mut self, data: &[u8]) -> bool {
+        let before = self.summary();
+        for &byte in data {
+            self.step(byte);
+        }
+        self.summary() != before
+    }
+
+    /// Whether the output stands between two sequences.
+    pub fn at_rest(&self) -> bool {
+        self.state == State::Ground
+    }
+
+    /// What brings the terminal back to where it was: only for what was switched on, since leaving an alternate screen that was
+    /// never entered moves the cursor.
+    pub fn undo(&self) -> Vec<u8> {
+        let mut undo = String::new();
+        if self.state != State::Ground {
+            // Ends a sequence that was cut.
+            undo.push_str("\x1b\\");
+        }
+        for mode in SWITCHED_OFF.iter().filter(|mode| self.on.contains(mode)) {
+            undo.push_str(&format!("\x1b[?{mode}l"));
+        }
+        if self.keypad {
+            undo.push_str("\x1b>");
+        }
+        if self.keyboard_flags > 0 {
+            undo.push_str(&format!("\x1b[<{}u", self.keyboard_flags));
+        }
+        if self.cursor_hidden {
+            undo.push_str("\x1b[?25h");
+        }
+        // Colours and attributes.
+        undo.push_str("\x1b[0m");
+        undo.into_bytes()
+    }
+
+    fn summary(&self) -> (usize, bool, bool, u32) {
+        (self.on.len(), self.cursor_hidden, self.keypad, self.keyboard_flags)
+    }
+
+    fn step(&mut self, byte: u8) {
+        self.state = match (self.state, byte) {
+            (State::String, ESC) => State::StringEscape,
+            (State::String, 0x07) | (State::StringEscape, b'\\') => State::Ground,
+            (State::String, _) => State::String,
+            (_, ESC) => State::Escape,
+            (State::Escape | State::StringEscape, b'[') => {
+                self.parameters.clear();
+                State::Control
+            }
+            (State::Escape | State::StringEscape, b']' | b'P' | b'_' | b'^' | b'X') => State::String,
+            (State::Escape | State::StringEscape, 0x20..=0x2f) => State::Intermediate,
+            (State::Escape | State::StringEscape, _) => {
+                match byte {
+                    b'=' => self.keypad = true,
+                    b'>' => self.keypad = false,
+                    b'c' => *self = Self::default(),
+                    _ => {}
+                }
+                State::Ground
+            }
+            (State::Intermediate, 0x20..=0x2f) => State::Intermediate,
+            (State::Control, 0x20..=0x3f) => {
+                if self.parameters.len() < MAX_PARAMETERS {
+                    self.parameters.push(byte);
+                }
+                State::Control
+            }
+            (State::Control, 0x40..=0x7e) => {
+                self.control(byte);
+                State::Ground
+            }
+            // A control character inside a sequence is carried out and the sequence goes on.
+            (State::Control, 0x00..=0x1f) => State::Control,
+            (State::Ground | State::Character(_), 0xc2..=0xdf) => State::Character(1),
+            (State::Ground | State::Character(_), 0xe0..=0xef) => State::Character(2),
+            (State::Ground | State::Character(_), 0xf0..=0xf4) => State::Character(3),
+            (State::Character(left), 0x80..=0xbf) if left > 1 => State::Character(left - 1),
+            _ => State::Ground,
+        };
+    }
+
+    fn control(&mut self, last: u8) {
+        let parameters = std::mem::take(&mut self.parameters);
+        match (parameters.split_first(), last) {
+            (Some((b'?', modes)), b'h' | b'l') => {
+                for mode in modes.split(|b| *b == b';') {
+                    self.switch(mode, last == b'h');
+                }
+            }
+            // The keyboard protocol's stack: pushed and popped.
+            (Some((b'>', _)), b'u') => self.keyboard_flags += 1,
+            (Some((b'<', count)), b'u') => {
+                let count = str::from_utf8(count).ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+                self.keyboard_flags = self.keyboard_flags.saturating_sub(count);
+            }
+            (Some((b'!', _)), b'p') => {
+                self.on.retain(|mode| ALTERNATE.contains(mode));
+                (self.cursor_hidden, self.keypad) = (false, false);
+            }
+            _ => {}
+        }
+    }
+
+    fn switch(&mut self, mode: &[u8], on: bool) {
+        let Some(mode) = str::from_utf8(mode).ok().and_then(|text| text.parse::<u16>().ok()) else { return };
+        if mode == CURSOR {
+            self.cursor_hidden = !on;
+        } else if SWITCHED_OFF.contains(&mode) {
+            if on {
+                self.on.insert(mode);
+            } else {
+                self.on.remove(&mode);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn after(output: &[u8]) -> String {
+        let mut modes = Modes::default();
+        modes.feed(output);
+        String::from_utf8(modes.undo()).expect("ASCII")
+    }
+
+    #[test]
+    fn leaving_vim_with_the_link_cut_gives_the_screen_back() {
+        let undo = after(b"\x1b[?1049h\x1b[?2004h\x1b[?1000;1006h\x1b[?25l\x1b=text");
+        for sequence in ["\x1b[?1049l", "\x1b[?2004l", "\x1b[?1000l", "\x1b[?1006l", "\x1b[?25h", "\x1b>"] {
+            assert!(undo.contains(sequence), "{undo:?} lacks {sequence:?}");
+        }
+    }
+
+    #[test]
+    fn a_plain_shell_leaves_nothing_to_undo() {
+        assert_eq!(after(b"$ ls\r\nfile\r\n\x1b[?2004h$ \x1b[?2004l"), "\x1b[0m");
+        assert_eq!(after(b"\x1b[?1049h\x1b[?1049l"), "\x1b[0m", "leaving twice would move the cursor");
+    }
+
+    #[test]
+    fn it_knows_when_a_sequence_or_a_character_is_not_finished() {
+        let unfinished: &[&[u8]] = &[b"\x1b", b"\x1b[3", b"\x1b]0;title", b"\xe2\x82", b"\x1bP1$r"];
+        for output in unfinished {
+            let mut modes = Modes::default();
+            modes.feed(output);
+            assert!(!modes.at_rest(), "{}", output.escape_ascii());
+        }
+        let finished: &[&[u8]] =
+            &[b"x", b"\x1b[31m", b"\x1b]0;t\x07", b"\x1b]0;t\x1b\\", "€".as_bytes(), b"\x1b(B"];
+        for output in finished {
+            let mut modes = Modes::default();
+            modes.feed(output);
+            assert!(modes.at_rest(), "{}", output.escape_ascii());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn where_the_output_is_cut_makes_no_difference(output in prop::collection::vec(any::<u8>(), 0..200), cut in 0_usize..200) {
+            let cut = cut.min(output.len());
+            let (mut whole, mut halves) = (Modes::default(), Modes::default());
+            whole.feed(&output);
+            halves.feed(&output[..cut]);
+            halves.feed(&output[cut..]);
+            prop_assert_eq!(whole.undo(), halves.undo());
+            prop_assert_eq!(whole.at_rest(), halves.at_rest());
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Raw mode of our own terminal, put back whatever happens: when the guard goes, when a panic unwinds, and before a signal ends us
+//! (the session turns signals into an orderly end).
+
+use std::{
+    io::{self, Write as _},
+    os::fd::AsFd as _,
+    sync::{Mutex, MutexGuard, Once, PoisonError},
+};
+
+use podling_proto::agent::v1::Size;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+
+/// What to put back. Static because the panic hook has no other way to it.
+static SAVED: Mutex<Option<Saved>> = Mutex::new(None);
+static HOOK: Once = Once::new();
+
+struct Saved {
+    termios: Termios,
+    undo: Vec<u8>,
+}
+
+/// Our terminal is in raw mode as long as this lives.
+#[derive(Debug)]
+pub struct Raw(());
+
+impl Raw {
+    /// Switches raw mode on.
+    pub fn enter() -> io::Result<Self> {
+        let stdin = io::stdin();
+        let termios = tcgetattr(stdin.as_fd())?;
+        let mut raw = termios.clone();
+        raw.make_raw();
+        *saved() = Some(Saved { termios, undo: Vec::new() });
+        HOOK.call_once(|| {
+            let earlier = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |info| {
+                restore();
+                earlier(info);
+            }));
+        });
+        let guard = Self(());
+        tcsetattr(stdin.as_fd(), OptionalActions::Now, &raw)?;
+        Ok(guard)
+    }
+
+    /// What else to put back: written to the screen before the modes are restored.
+    pub fn set_undo(&self, undo: Vec<u8>) {
+        if let Some(saved) = saved().as_mut() {
+            saved.undo = undo;
+        }
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+fn saved() -> MutexGuard<'static, Option<Saved>> {
+    SAVED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn restore() {
+    let Some(earlier) = saved().take() else { return };
+    // A terminal that is gone takes neither, and nobody is left to tell.
+    let mut stdout = io::stdout().lock();
+    let _ = stdout.write_all(&earlier.undo).and_then(|()| stdout.flush());
+    let _ = tcsetattr(io::stdin().as_fd(), OptionalActions::Now, &earlier.termios);
+}
+
+/// The size of our terminal; `None` if it has none to tell.
+pub fn size() -> Option<Size> {
+    let size = tcgetwinsize(io::stdin().as_fd()).or_else(|_| tcgetwinsize(io::stdout().as_fd())).ok()?;
+    let (rows, cols) = (u32::from(size.ws_row), u32::from(size.ws_col));
+    (rows > 0 && cols > 0).then_some(Size { rows, cols })
+}

@@ -1,0 +1,98 @@
+//! How long to wait before trying again: doubling, jittered, bounded.
+
+use std::{future::Future, time::Duration};
+
+use tokio::time::{Instant, sleep};
+use tonic::{Code, Status};
+
+/// Before the first repeat.
+const FIRST: Duration = Duration::from_millis(100);
+/// Longest wait between two tries: somebody watches.
+const LONGEST: Duration = Duration::from_secs(3);
+/// How long a single call is repeated while the other side says it is not ready.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The waits between tries.
+#[derive(Debug)]
+pub struct Backoff {
+    next: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { next: FIRST }
+    }
+}
+
+impl Backoff {
+    /// It worked: the next failure is a first one again.
+    pub fn reset(&mut self) {
+        self.next = FIRST;
+    }
+
+    /// How long to wait now: between half and all of the present step.
+    pub fn step(&mut self) -> Duration {
+        let step = self.next;
+        self.next = (step * 2).min(LONGEST);
+        step / 2 + (step / 2).mul_f64(fastrand::f64())
+    }
+}
+
+/// Makes a call that may be repeated without harm, again and again as long as the answer is "not now", for a while.
+pub async fn patiently<T, F, Fut>(mut call: F) -> Result<T, Status>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<tonic::Response<T>, Status>>,
+{
+    let deadline = Instant::now() + PATIENCE;
+    let mut backoff = Backoff::default();
+    loop {
+        match call().await {
+            Ok(answer) => return Ok(answer.into_inner()),
+            Err(status) if status.code() == Code::Unavailable && Instant::now() < deadline => {
+                sleep(backoff.step()).await;
+            }
+            Err(status) => return Err(status),
+        }
+    }
+}
+
+/// Whether a stream ended because the link broke rather than because the other side had something against it.
+pub fn is_broken_link(status: &Status) -> bool {
+    match podling_proto::error::reason(status) {
+        Some(reason) => podling_proto::error::code(reason) == Code::Unavailable,
+        None => matches!(
+            status.code(),
+            Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled | Code::Aborted
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podling_proto::error::{Reason, WireError};
+
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_a_bound_and_start_over_after_a_success() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<_> = (0..20).map(|_| backoff.step()).collect();
+        assert!(waits[0] <= FIRST && waits[0] >= FIRST / 2);
+        assert!(waits.iter().all(|wait| *wait <= LONGEST));
+        assert!(waits[19] >= LONGEST / 2);
+        backoff.reset();
+        assert!(backoff.step() <= FIRST);
+    }
+
+    #[test]
+    fn a_refusal_is_no_broken_link() {
+        let refused = Status::from(WireError::new(Reason::TerminalNotFound, "gone"));
+        assert!(!is_broken_link(&refused));
+        let down = Status::from(WireError::new(Reason::AgentUnreachable, "down"));
+        assert!(is_broken_link(&down));
+        let internal = Status::from(WireError::new(Reason::Internal, "a fault"));
+        assert!(!is_broken_link(&internal), "a fault that has a name will not go away by asking again");
+        assert!(is_broken_link(&Status::unknown("h2 protocol error")));
+    }
+}

@@ -1,0 +1,155 @@
+//! The connection to a control plane, and through it to the agents.
+//!
+//! One channel serves all calls; it connects again by itself. Which workspace's agent a call is for is in its metadata.
+//! Must not know what any command does with it.
+
+use std::time::Duration;
+
+use podling_proto::{
+    agent::v1::{
+        activity_client::ActivityClient, files_client::FilesClient, processes_client::ProcessesClient,
+        terminals_client::TerminalsClient,
+    },
+    control::v1::{
+        GetWorkspaceRequest, Workspace, tokens_client::TokensClient, workspaces_client::WorkspacesClient,
+    },
+    metadata,
+};
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
+
+use crate::{backoff::patiently, connector, failure::Failure, target::Target};
+
+/// How long to try to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A link that is silent for so long is asked whether it is there …
+const PING_AFTER: Duration = Duration::from_secs(10);
+/// … and given up when it has not answered within this: after 15 s a session resumes over a new one.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest answer that is read: the largest there are (8 MiB each of stdout and stderr) with room for their frame.
+const MAX_MESSAGE: usize = 20 * 1024 * 1024;
+
+/// What carries the calls.
+pub type Link = InterceptedService<Channel, Credentials>;
+
+/// A connected client.
+#[derive(Debug, Clone)]
+pub struct Client {
+    channel: Channel,
+    credentials: Credentials,
+}
+
+/// A client for the inside of one workspace.
+#[derive(Debug, Clone)]
+pub struct Inside {
+    link: Link,
+}
+
+/// Puts token and workspace into every call's metadata.
+#[derive(Clone)]
+pub struct Credentials {
+    token: MetadataValue<Ascii>,
+    workspace: Option<MetadataValue<Ascii>>,
+}
+
+impl Client {
+    /// Connects; fails at once if nothing answers.
+    pub async fn connect(target: &Target) -> Result<Self, Failure> {
+        let mut token: MetadataValue<Ascii> = format!("Bearer {}", target.token)
+            .parse()
+            .map_err(|_| Failure::Usage("the token holds characters that no token has".to_owned()))?;
+        token.set_sensitive(true);
+        let endpoint = Endpoint::from_shared(target.url.clone())
+            .map_err(|_| Failure::Usage(format!("{:?} is not an address", target.url)))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(PING_AFTER)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_while_idle(true);
+        let connector = connector::for_target(target)?;
+        let channel = endpoint.connect_with_connector(connector).await.map_err(|source| {
+            Failure::Unreachable { url: target.url.clone(), local: target.data.is_some(), source }
+        })?;
+        Ok(Self { channel, credentials: Credentials { token, workspace: None } })
+    }
+
+    /// Workspaces themselves.
+    pub fn workspaces(&self) -> WorkspacesClient<Link> {
+        WorkspacesClient::new(self.link()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Tokens.
+    pub fn tokens(&self) -> TokensClient<Link> {
+        TokensClient::new(self.link())
+    }
+
+    /// The workspace of this name or id.
+    pub async fn find(&self, workspace: &str) -> Result<Workspace, Failure> {
+        let request = GetWorkspaceRequest { workspace: workspace.to_owned() };
+        let answer = patiently(|| {
+            let (mut client, request) = (self.workspaces(), request.clone());
+            async move { client.get(request).await }
+        });
+        answer
+            .await?
+            .workspace
+            .ok_or_else(|| Failure::NotFound(format!("there is no workspace {workspace:?}")))
+    }
+
+    /// The inside of the workspace of this name or id.
+    pub async fn inside(&self, workspace: &str) -> Result<Inside, Failure> {
+        Ok(self.inside_of(&self.find(workspace).await?))
+    }
+
+    /// The inside of this workspace.
+    pub fn inside_of(&self, workspace: &Workspace) -> Inside {
+        let workspace = MetadataValue::try_from(workspace.id.as_str()).ok();
+        let credentials = Credentials { workspace, ..self.credentials.clone() };
+        Inside { link: InterceptedService::new(self.channel.clone(), credentials) }
+    }
+
+    fn link(&self) -> Link {
+        InterceptedService::new(self.channel.clone(), self.credentials.clone())
+    }
+}
+
+impl Inside {
+    /// Its terminals.
+    pub fn terminals(&self) -> TerminalsClient<Link> {
+        TerminalsClient::new(self.link.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Its processes.
+    pub fn processes(&self) -> ProcessesClient<Link> {
+        ProcessesClient::new(self.link.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Its files.
+    pub fn files(&self) -> FilesClient<Link> {
+        FilesClient::new(self.link.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Whether and why it is in use.
+    pub fn activity(&self) -> ActivityClient<Link> {
+        ActivityClient::new(self.link.clone())
+    }
+}
+
+impl Interceptor for Credentials {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert("authorization", self.token.clone());
+        if let Some(workspace) = &self.workspace {
+            request.metadata_mut().insert(metadata::WORKSPACE, workspace.clone());
+        }
+        Ok(request)
+    }
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("workspace", &self.workspace).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,193 @@
+//! `podling attach`: a terminal of a workspace, here.
+
+use std::collections::HashMap;
+
+use clap::Args;
+use podling_proto::{
+    agent::v1::{CreateTerminalRequest, Exit, ListTerminalsRequest, Terminal, exit::How},
+    token,
+};
+
+use crate::{
+    attach::{
+        key::{self, DetachKey},
+        raw,
+        session::{self, End, Session},
+    },
+    backoff::patiently,
+    client::Inside,
+    context::Context,
+    failure::{self, Failure},
+    output,
+    run::feed::Signals,
+    signal,
+};
+
+/// The terminal that is opened when none is named.
+const MAIN: &str = "main";
+/// Random bytes of a request id.
+const REQUEST_ID_BYTES: usize = 12;
+/// What of our own environment a program needs to know about our terminal.
+const TERMINAL_VARIABLES: &[&str] = &["TERM", "COLORTERM", "LANG"];
+
+/// Open a terminal of a workspace here; it goes on when you detach or the link breaks
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// The workspace's name or id.
+    name: String,
+    /// The terminal's name or id; without it "main", which is made if there is none.
+    terminal: Option<String>,
+    /// Open a new terminal, of the given name.
+    #[arg(long)]
+    new: bool,
+    /// The key that detaches: ctrl- and a character, or none.
+    #[arg(long, value_name = "KEY", default_value = key::DEFAULT)]
+    detach_key: DetachKey,
+    /// Program of the new terminal instead of the shell.
+    #[arg(last = true, value_name = "CMD", requires = "new")]
+    command: Vec<String>,
+}
+
+impl Attach {
+    /// Attaches.
+    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
+        if !session::is_terminal() {
+            let words = "standard input is no terminal; for scripts there is: podling run NAME -- CMD";
+            return Err(Failure::Usage(words.to_owned()));
+        }
+        let signals = Signals::take().map_err(Failure::io("cannot take signals"))?;
+        let inside = context.client().await?.inside(&self.name).await?;
+        let terminal = self.terminal(&inside).await?;
+        let shown = if terminal.name.is_empty() { &terminal.id } else { &terminal.name };
+        let shown = output::plain(shown);
+        eprintln!("attached to {shown} in {}; detach with {}", self.name, self.detach_key);
+        let session = Session::new(inside, terminal.id.clone(), self.detach_key)?;
+        let end = session.run(signals).await?;
+        Ok(match end {
+            End::Exited(exit) => {
+                eprintln!("\r\n{shown} in {} {}", self.name, describe(&exit));
+                exit_code(&exit)
+            }
+            End::Detached => {
+                let again = if shown == MAIN { String::new() } else { format!(" {}", terminal.id) };
+                eprintln!("\r\ndetached; it goes on. Come back with: podling attach {}{again}", self.name);
+                failure::OK
+            }
+            End::Signal(name) => signal::exit_code(name),
+        })
+    }
+
+    /// The terminal that is meant, made if need be.
+    async fn terminal(&self, inside: &Inside) -> Result<Terminal, Failure> {
+        if self.new {
+            return self.create(inside, self.terminal.as_deref().unwrap_or_default()).await;
+        }
+        let answer = patiently(|| {
+            let mut terminals = inside.terminals();
+            async move { terminals.list(ListTerminalsRequest {}).await }
+        });
+        let terminals = answer.await?.terminals;
+        match (pick(&terminals, self.terminal.as_deref()), &self.terminal) {
+            (Some(terminal), _) => Ok(terminal.clone()),
+            (None, None) => self.create(inside, MAIN).await,
+            (None, Some(wanted)) => Err(Failure::NotFound(missing(&self.name, wanted, &terminals))),
+        }
+    }
+
+    async fn create(&self, inside: &Inside, name: &str) -> Result<Terminal, Failure> {
+        let env: HashMap<_, _> = TERMINAL_VARIABLES
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)))
+            .collect();
+        let request = CreateTerminalRequest {
+            argv: self.command.clone(),
+            env,
+            size: raw::size(),
+            name: name.to_owned(),
+            request_id: token::random(REQUEST_ID_BYTES),
+            ..CreateTerminalRequest::default()
+        };
+        let answer = patiently(|| {
+            let (mut terminals, request) = (inside.terminals(), request.clone());
+            async move { terminals.create(request).await }
+        });
+        answer.await?.terminal.ok_or_else(|| Failure::Other("the answer holds no terminal".to_owned()))
+    }
+}
+
+/// The terminal that is meant: by id, then by name, the running ones first and of these the newest; without a word `main`, else
+/// the newest that runs.
+fn pick<'a>(terminals: &'a [Terminal], wanted: Option<&str>) -> Option<&'a Terminal> {
+    let running = || terminals.iter().rev().filter(|terminal| terminal.exit.is_none());
+    match wanted {
+        Some(wanted) => terminals
+            .iter()
+            .find(|terminal| terminal.id == wanted)
+            .or_else(|| running().find(|terminal| terminal.name == wanted))
+            .or_else(|| terminals.iter().rev().find(|terminal| terminal.name == wanted)),
+        None => running().find(|terminal| terminal.name == MAIN).or_else(|| running().next()),
+    }
+}
+
+fn missing(workspace: &str, wanted: &str, terminals: &[Terminal]) -> String {
+    let names: Vec<_> =
+        terminals.iter().filter(|t| t.exit.is_none()).map(|t| output::plain(&t.name)).collect();
+    let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    format!(
+        "there is no terminal {wanted:?} in {workspace} (there is: {there}); make it with: podling attach {workspace} {wanted} --new"
+    )
+}
+
+fn describe(exit: &Exit) -> String {
+    let background = if exit.held_by_background { "; something it left behind still runs" } else { "" };
+    match &exit.how {
+        Some(How::Code(0)) => format!("has ended{background}"),
+        Some(How::Code(code)) => format!("has ended with code {code}{background}"),
+        Some(How::Signal(name)) => format!("was ended by SIG{name}{background}"),
+        None => format!("has ended, and nobody knows how{background}"),
+    }
+}
+
+fn exit_code(exit: &Exit) -> u8 {
+    match &exit.how {
+        Some(How::Code(code)) => u8::try_from(*code).unwrap_or(failure::ERROR),
+        Some(How::Signal(name)) => signal::exit_code(name),
+        None => failure::ERROR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn terminal(id: &str, name: &str, ended: bool) -> Terminal {
+        let exit = ended.then(|| Exit { how: Some(How::Code(0)), ..Exit::default() });
+        Terminal { id: id.to_owned(), name: name.to_owned(), exit, ..Terminal::default() }
+    }
+
+    #[test]
+    fn the_terminal_that_is_meant_is_found() {
+        let terminals = [
+            terminal("t1", "main", true),
+            terminal("t2", "main", false),
+            terminal("t3", "build", false),
+            terminal("t4", "old", true),
+        ];
+        let id = |wanted| pick(&terminals, wanted).map(|t| t.id.as_str());
+        assert_eq!(id(None), Some("t2"), "the one that runs");
+        assert_eq!(id(Some("build")), Some("t3"));
+        assert_eq!(id(Some("t1")), Some("t1"), "an ended one can be read when it is named");
+        assert_eq!(id(Some("old")), Some("t4"));
+        assert_eq!(id(Some("nope")), None);
+        assert_eq!(pick(&terminals[2..], None).map(|t| t.id.as_str()), Some("t3"));
+        assert_eq!(pick(&terminals[3..], None), None, "an ended one is no place to work");
+    }
+
+    #[test]
+    fn it_says_how_the_shell_ended() {
+        let exit = |how| Exit { how: Some(how), ..Exit::default() };
+        assert_eq!(exit_code(&exit(How::Code(3))), 3);
+        assert_eq!(exit_code(&exit(How::Signal("HUP".to_owned()))), 129);
+        assert_eq!(describe(&exit(How::Signal("KILL".to_owned()))), "was ended by SIGKILL");
+    }
+}

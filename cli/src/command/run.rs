@@ -1,0 +1,89 @@
+//! `podling run`: a command inside a workspace, as if it ran here.
+
+use std::{
+    cell::Cell,
+    io::{IsTerminal as _, stdin},
+    rc::Rc,
+    time::Duration,
+};
+
+use clap::Args;
+use podling_proto::{
+    agent::v1::{Command, StartProcessRequest},
+    token,
+};
+use tokio::sync::watch;
+
+use crate::{
+    context::Context,
+    duration,
+    failure::{self, Failure},
+    run::{
+        feed::{self, Signals},
+        follow::Follower,
+    },
+};
+
+/// Random bytes of a request id.
+const REQUEST_ID_BYTES: usize = 12;
+
+/// Run a command in a workspace: stdin, stdout, stderr and exit code as if it ran here
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The workspace's name or id.
+    name: String,
+    /// Add to the command's environment; without a value, pass on the one here.
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    env: Vec<String>,
+    /// Working folder, relative to the workspace's root.
+    #[arg(short = 'w', long, value_name = "DIR", default_value = "", hide_default_value = true)]
+    cwd: String,
+    /// End the command after this time (exit code 124).
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    timeout: Option<Duration>,
+    /// Pass standard input on even if it is a terminal.
+    #[arg(short, long)]
+    interactive: bool,
+    /// The command and its arguments; no shell is involved.
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+impl Run {
+    /// Runs it.
+    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
+        let code = |failure: Failure| failure.with_code(failure::RUN_FAILED);
+        let signals = Signals::take().map_err(Failure::io("cannot take signals")).map_err(code)?;
+        let inside = context.client().await.map_err(code)?.inside(&self.name).await.map_err(code)?;
+        let with_stdin = self.interactive || !stdin().is_terminal();
+        let request = StartProcessRequest {
+            command: Some(Command {
+                argv: self.command,
+                env: environment(&self.env),
+                cwd: self.cwd,
+                timeout: self.timeout.map(duration::to_wire),
+            }),
+            stdin: with_stdin,
+            request_id: token::random(REQUEST_ID_BYTES),
+        };
+        let (started, running) = watch::channel(None);
+        let deaf = Rc::new(Cell::new(false));
+        let follower = Follower::new(inside.clone(), request, started, Rc::clone(&deaf))
+            .map_err(Failure::io("cannot use standard output"))?;
+        tokio::select! {
+            code = follower.follow() => code.map(|code| if deaf.get() { crate::signal::exit_code("PIPE") } else { code }),
+            code = feed::signals(inside.clone(), running.clone(), signals) => Ok(code),
+            code = feed::broken_pipe(inside.clone(), running.clone(), deaf.clone()) => Ok(code),
+            never = feed::stdin(inside.clone(), running.clone()), if with_stdin => match never {},
+        }
+    }
+}
+
+/// `KEY=VALUE` as it stands, `KEY` with the value it has here.
+pub fn environment(settings: &[String]) -> std::collections::HashMap<String, String> {
+    let pair = |setting: &String| match setting.split_once('=') {
+        Some((key, value)) => Some((key.to_owned(), value.to_owned())),
+        None => std::env::var(setting).ok().map(|value| (setting.clone(), value)),
+    };
+    settings.iter().filter_map(pair).collect()
+}

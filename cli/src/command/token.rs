@@ -1,0 +1,177 @@
+//! `podling token`: makes narrower tokens, and says what a token allows.
+
+use std::time::{Duration, SystemTime};
+
+use clap::{Args, Subcommand};
+use podling_proto::{
+    control::v1::{CreateTokenRequest, DescribeTokenRequest, TokenInfo},
+    verb,
+};
+use serde::Serialize;
+
+use crate::{
+    backoff::patiently,
+    context::Context,
+    duration,
+    failure::Failure,
+    output::{self, Tone, paint},
+};
+
+/// Make narrower tokens, or say what one allows
+#[derive(Debug, Args)]
+pub struct Token {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Make a token that allows no more than your own; it is printed on stdout
+    Create(Create),
+    /// Say what the token in use allows
+    Describe,
+}
+
+#[derive(Debug, Args)]
+struct Create {
+    /// What it allows: read, terminal-watch, terminal, process, files-read, files-write, keep-awake, lifecycle, token, admin.
+    #[arg(long, required = true, value_delimiter = ',', value_name = "VERB,…", value_parser = parse_verb)]
+    verbs: Vec<String>,
+    /// Narrow it to these workspaces (names or ids).
+    #[arg(long = "workspace", value_delimiter = ',', value_name = "NAME,…")]
+    workspaces: Vec<String>,
+    /// How long it is good for: 1s to 30d; an hour unless said.
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    ttl: Option<Duration>,
+    /// For whom (needs a token with `admin`).
+    #[arg(long, default_value = "", hide_default_value = true)]
+    owner: String,
+    /// For calling the agent of one workspace directly; the gateway refuses it.
+    #[arg(long, requires = "workspaces")]
+    for_agent: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct TokenView {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
+    owner: String,
+    verbs: Vec<String>,
+    workspaces: Vec<String>,
+    expires: Option<String>,
+    for_agent: bool,
+}
+
+impl Token {
+    /// Does it.
+    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
+        let client = context.client().await?;
+        let (token, info) = match self.what {
+            What::Create(create) => {
+                let answer = client.tokens().create(create.request()).await?.into_inner();
+                (Some(answer.token), answer.info)
+            }
+            What::Describe => {
+                let answer = patiently(|| {
+                    let mut tokens = client.tokens();
+                    async move { tokens.describe(DescribeTokenRequest {}).await }
+                });
+                (None, answer.await?.info)
+            }
+        };
+        let info = info.unwrap_or_default();
+        if context.json() {
+            output::json(&TokenView::new(token, &info))?;
+        } else if let Some(token) = token {
+            output::line(&token)?;
+            eprint!("{}", render(&info, SystemTime::now()));
+        } else {
+            output::print(&render(&info, SystemTime::now()))?;
+        }
+        Ok(0)
+    }
+}
+
+impl Create {
+    fn request(self) -> CreateTokenRequest {
+        CreateTokenRequest {
+            verbs: self.verbs,
+            workspaces: self.workspaces,
+            ttl: self.ttl.map(duration::to_wire),
+            owner: self.owner,
+            for_agent: self.for_agent,
+        }
+    }
+}
+
+impl TokenView {
+    fn new(token: Option<String>, info: &TokenInfo) -> Self {
+        Self {
+            token,
+            owner: info.owner.clone(),
+            verbs: info.verbs.clone(),
+            workspaces: info.workspaces.clone(),
+            expires: info.expires.as_ref().map(ToString::to_string),
+            for_agent: info.for_agent,
+        }
+    }
+}
+
+fn parse_verb(text: &str) -> Result<String, String> {
+    if verb::ALL.iter().any(|(_, name)| *name == text) {
+        return Ok(text.to_owned());
+    }
+    let names: Vec<_> = verb::ALL.iter().map(|(_, name)| *name).collect();
+    Err(format!("the verbs are {}", names.join(", ")))
+}
+
+fn render(info: &TokenInfo, now: SystemTime) -> String {
+    let workspaces = match info.workspaces.as_slice() {
+        [] if info.verbs.iter().any(|verb| verb == "admin") => "all".to_owned(),
+        [] => format!("all of {}'s", info.owner),
+        some => some.join(", "),
+    };
+    let expires = match info.expires {
+        None => "never".to_owned(),
+        Some(at) => {
+            let left = SystemTime::try_from(at).ok().and_then(|at| at.duration_since(now).ok());
+            format!("{at} (in {})", duration::show(left.unwrap_or_default()))
+        }
+    };
+    let whom = if info.for_agent { "the workspace's agent, called directly" } else { "the control plane" };
+    let rows = [
+        ("for", whom.to_owned()),
+        ("owner", info.owner.clone()),
+        ("allows", info.verbs.join(", ")),
+        ("workspaces", workspaces),
+        ("expires", expires),
+    ];
+    rows.iter()
+        .map(|(name, value)| format!("{} {value}\n", paint(&format!("{name:<10}"), Tone::Faint)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_says_what_it_allows_and_until_when() {
+        let info = TokenInfo {
+            owner: "ada".to_owned(),
+            verbs: vec!["read".to_owned(), "terminal".to_owned()],
+            workspaces: Vec::new(),
+            expires: Some(prost_types::Timestamp { seconds: 3_700, nanos: 0 }),
+            for_agent: false,
+        };
+        let text = render(&info, SystemTime::UNIX_EPOCH + Duration::from_secs(100));
+        assert!(text.contains("allows     read, terminal"), "{text}");
+        assert!(text.contains("all of ada's") && text.contains("1970-01-01T01:01:40Z (in 1h)"), "{text}");
+    }
+
+    #[test]
+    fn an_unknown_verb_is_answered_with_those_there_are() {
+        assert!(parse_verb("read").is_ok());
+        assert!(parse_verb("fly").expect_err("no verb").contains("keep-awake"));
+    }
+}

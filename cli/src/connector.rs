@@ -1,0 +1,90 @@
+//! How bytes get to a control plane: TCP, or TLS over TCP with the certificates that were given to trust.
+//!
+//! For a control plane found in a data folder the address is looked up anew for each connection: started again, it may listen
+//! elsewhere, and a session that resumes must find it.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use futures_util::future::BoxFuture;
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::TlsConnector;
+use tower::util::BoxCloneService;
+
+use crate::{
+    failure::Failure,
+    target::{self, Target},
+};
+
+/// What a connection is made of.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Makes connections.
+pub type Connector = BoxCloneService<Uri, TokioIo<Box<dyn Stream>>, io::Error>;
+
+/// A maker of connections to this control plane.
+pub fn for_target(target: &Target) -> Result<Connector, Failure> {
+    let tls = if target.url.starts_with("https://") { Some(tls(target.ca.as_deref())?) } else { None };
+    let data = target.data.clone();
+    let connect = move |uri: Uri| -> BoxFuture<'static, io::Result<TokioIo<Box<dyn Stream>>>> {
+        let (tls, data) = (tls.clone(), data.clone());
+        Box::pin(async move { Ok(TokioIo::new(dial(current(uri, data)?, tls).await?)) })
+    };
+    Ok(BoxCloneService::new(tower::service_fn(connect)))
+}
+
+fn current(uri: Uri, data: Option<PathBuf>) -> io::Result<Uri> {
+    let Some(data) = data else { return Ok(uri) };
+    match target::running(&data) {
+        Ok(Some(running)) => running.url.parse().map_err(io::Error::other),
+        Ok(None) => Err(io::ErrorKind::ConnectionRefused.into()),
+        Err(failure) => Err(io::Error::other(failure.describe())),
+    }
+}
+
+async fn dial(uri: Uri, tls: Option<TlsConnector>) -> io::Result<Box<dyn Stream>> {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+    let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
+    let stream = TcpStream::connect((host.as_str(), port)).await?;
+    // Keystrokes are small and must not wait for more.
+    stream.set_nodelay(true)?;
+    let Some(tls) = tls else { return Ok(Box::new(stream)) };
+    let name = ServerName::try_from(host).map_err(io::Error::other)?;
+    Ok(Box::new(tls.connect(name, stream).await?))
+}
+
+fn tls(ca: Option<&Path>) -> Result<TlsConnector, Failure> {
+    let ca = ca.ok_or_else(|| {
+        Failure::Usage("an https address needs the certificates to trust: --ca FILE (PODLING_CA)".to_owned())
+    })?;
+    let bad = |what: String| Failure::Usage(format!("{}: {what}", ca.display()));
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(ca).map_err(|error| bad(error.to_string()))? {
+        let certificate = certificate.map_err(|error| bad(error.to_string()))?;
+        roots.add(certificate).map_err(|error| bad(error.to_string()))?;
+    }
+    if roots.is_empty() {
+        return Err(bad("there is no certificate in it".to_owned()));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| bad(error.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(TlsConnector::from(Arc::new(config)))
+}

@@ -1,0 +1,26 @@
+//! What every command gets: the options all have, and the way to the control plane.
+
+use crate::{
+    client::Client,
+    failure::Failure,
+    target::{Global, Target},
+};
+
+/// What every command gets.
+#[derive(Debug)]
+pub struct Context {
+    /// The options all commands have.
+    pub global: Global,
+}
+
+impl Context {
+    /// A connection to the control plane that is meant.
+    pub async fn client(&self) -> Result<Client, Failure> {
+        Client::connect(&Target::find(&self.global)?).await
+    }
+
+    /// Whether scripts read the answer.
+    pub fn json(&self) -> bool {
+        self.global.json
+    }
+}

@@ -1,0 +1,240 @@
+//! What there is to copy: folders, files and what is left out, with the reason. Made by walking either side.
+
+use std::{
+    collections::VecDeque,
+    ffi::{OsStr, OsString},
+    fs::{self, Metadata},
+    os::unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use podling_proto::agent::v1::{Entry, FileKind, ListFilesRequest, StatRequest};
+
+use super::place::RemotePath;
+use crate::{backoff::patiently, client::Inside, failure::Failure};
+
+/// Folders below each other that are walked: links that are followed can lead in circles.
+const MAX_DEPTH: usize = 128;
+
+/// What to copy from `F` to `T`.
+#[derive(Debug)]
+pub struct Plan<F, T> {
+    /// To be made, parents first.
+    pub folders: Vec<T>,
+    /// To be copied.
+    pub files: Vec<File<F, T>>,
+    /// Left out: what, and why.
+    pub skipped: Vec<(String, &'static str)>,
+}
+
+/// One file.
+#[derive(Debug)]
+pub struct File<F, T> {
+    /// Where it is.
+    pub from: F,
+    /// Where it goes.
+    pub to: T,
+    /// Bytes, as far as is known.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// When it was last changed.
+    pub modified: Option<SystemTime>,
+}
+
+/// What a walk does with symbolic links inside folders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Links {
+    /// Leaves them out and says so: what they point to may mean something else on the other side.
+    Skip,
+    /// Copies what they point to.
+    Follow,
+}
+
+const SKIPPED_LINK: &str = "a symbolic link (-L copies what it points to)";
+const SKIPPED_OTHER: &str = "neither a file nor a folder";
+const SKIPPED_DEEP: &str = "too deep: a link that leads in a circle?";
+
+impl<F, T> Plan<F, T> {
+    fn empty() -> Self {
+        Self { folders: Vec::new(), files: Vec::new(), skipped: Vec::new() }
+    }
+
+    /// Bytes in all.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.size).sum()
+    }
+}
+
+/// A plan for copying from here. What is named itself is followed if it is a link.
+pub fn from_here(from: &Path, to: RemotePath, links: Links) -> Result<Plan<PathBuf, RemotePath>, Failure> {
+    let mut plan = Plan::empty();
+    let mut queue = VecDeque::from([(from.to_owned(), to, 0)]);
+    while let Some((from, to, depth)) = queue.pop_front() {
+        let looking = || Failure::io(format!("cannot look at {}", from.display()));
+        let follow = depth == 0 || links == Links::Follow;
+        let metadata = if follow { fs::metadata(&from) } else { fs::symlink_metadata(&from) };
+        let metadata = match metadata {
+            // A link that leads nowhere, while following.
+            Err(_) if depth > 0 && from.is_symlink() => {
+                plan.skipped.push((from.display().to_string(), SKIPPED_LINK));
+                continue;
+            }
+            metadata => metadata.map_err(looking())?,
+        };
+        if let Some(why) = left_out(&metadata, depth) {
+            plan.skipped.push((from.display().to_string(), why));
+        } else if metadata.is_dir() {
+            let mut names = Vec::new();
+            for entry in fs::read_dir(&from).map_err(looking())? {
+                names.push(entry.map_err(looking())?.file_name());
+            }
+            names.sort();
+            queue.extend(names.into_iter().map(|name| (from.join(&name), to.join(&name), depth + 1)));
+            plan.folders.push(to);
+        } else {
+            let (size, mode, modified) = (metadata.len(), metadata.mode(), metadata.modified().ok());
+            plan.files.push(File { from, to, size, mode, modified });
+        }
+    }
+    Ok(plan)
+}
+
+fn left_out(metadata: &Metadata, depth: usize) -> Option<&'static str> {
+    match metadata.file_type() {
+        kind if kind.is_symlink() => Some(SKIPPED_LINK),
+        kind if kind.is_dir() && depth > MAX_DEPTH => Some(SKIPPED_DEEP),
+        kind if kind.is_dir() || kind.is_file() => None,
+        _ => Some(SKIPPED_OTHER),
+    }
+}
+
+/// A plan for copying from a workspace. What is named itself is followed if it is a link.
+pub async fn from_there(
+    inside: &Inside,
+    from: RemotePath,
+    to: PathBuf,
+    links: Links,
+) -> Result<Plan<RemotePath, PathBuf>, Failure> {
+    let mut plan = Plan::empty();
+    let entry = stat(inside, &from).await?;
+    let mut queue = VecDeque::from([(from, to, entry, 0)]);
+    while let Some((from, to, mut entry, depth)) = queue.pop_front() {
+        if entry.kind() == FileKind::Symlink && links == Links::Follow {
+            match stat(inside, &from).await {
+                Ok(target) => entry = target,
+                Err(failure) if failure.exit_code() == crate::failure::UNAVAILABLE => return Err(failure),
+                // It leads nowhere, or out of the workspace: it is left out as a link.
+                Err(_) => {}
+            }
+        }
+        match entry.kind() {
+            FileKind::Folder if depth > MAX_DEPTH => plan.skipped.push((from.show(), SKIPPED_DEEP)),
+            FileKind::Folder => {
+                for entry in list(inside, &from).await? {
+                    let name = safe_name(&entry)?;
+                    queue.push_back((from.join(&name), to.join(&name), entry, depth + 1));
+                }
+                plan.folders.push(to);
+            }
+            FileKind::File => {
+                let modified = entry.modified.and_then(|at| SystemTime::try_from(at).ok());
+                plan.files.push(File { from, to, size: entry.size, mode: entry.mode, modified });
+            }
+            FileKind::Symlink => plan.skipped.push((from.show(), SKIPPED_LINK)),
+            FileKind::Other | FileKind::Unspecified => plan.skipped.push((from.show(), SKIPPED_OTHER)),
+        }
+    }
+    Ok(plan)
+}
+
+/// What is at a path, links followed.
+pub async fn stat(inside: &Inside, path: &RemotePath) -> Result<Entry, Failure> {
+    let request = StatRequest { path: Some(path.wire()), no_follow: false };
+    let answer = patiently(|| {
+        let (mut files, request) = (inside.files(), request.clone());
+        async move { files.stat(request).await }
+    });
+    Ok(answer.await?.entry.unwrap_or_default())
+}
+
+async fn list(inside: &Inside, path: &RemotePath) -> Result<Vec<Entry>, Failure> {
+    let request = ListFilesRequest { path: Some(path.wire()) };
+    let mut pages = patiently(|| {
+        let (mut files, request) = (inside.files(), request.clone());
+        async move { files.list(request).await }
+    })
+    .await?;
+    let mut entries = Vec::new();
+    while let Some(page) = pages.message().await? {
+        entries.extend(page.entries);
+    }
+    Ok(entries)
+}
+
+/// A name that came from the workspace, which must not lead to another folder here.
+fn safe_name(entry: &Entry) -> Result<OsString, Failure> {
+    let name = if entry.raw_name.is_empty() {
+        OsString::from(&entry.name)
+    } else {
+        OsString::from_vec(entry.raw_name.clone())
+    };
+    let is_plain =
+        Path::new(&name).file_name() == Some(OsStr::new(&name)) && !name.as_encoded_bytes().contains(&0);
+    if is_plain {
+        return Ok(name);
+    }
+    Err(Failure::Other(format!("the workspace names a file {name:?}, which is no name: nothing was copied")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::cp::place::Place;
+
+    fn root() -> RemotePath {
+        match Place::parse(OsStr::new("demo:dst")) {
+            Ok(Place::There { path, .. }) => path,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_folder_is_copied_with_all_that_is_in_it_but_links() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::create_dir(folder.path().join("sub")).expect("sub");
+        fs::write(folder.path().join("sub/a"), "12345").expect("a");
+        symlink("sub/a", folder.path().join("link")).expect("link");
+        symlink("nowhere", folder.path().join("broken")).expect("broken");
+
+        let plan = from_here(folder.path(), root(), Links::Skip).expect("a plan");
+        let to: Vec<_> = plan.files.iter().map(|file| file.to.show()).collect();
+        assert_eq!(to, ["dst/sub/a"]);
+        assert_eq!(plan.folders.iter().map(RemotePath::show).collect::<Vec<_>>(), ["dst", "dst/sub"]);
+        assert_eq!((plan.bytes(), plan.skipped.len()), (5, 2));
+
+        let plan = from_here(folder.path(), root(), Links::Follow).expect("a plan");
+        assert_eq!((plan.files.len(), plan.skipped.len()), (2, 1), "the broken link is left out");
+    }
+
+    #[test]
+    fn a_link_in_a_circle_ends() {
+        let folder = tempfile::tempdir().expect("a folder");
+        symlink(".", folder.path().join("again")).expect("link");
+        // Whoever gives up first, the kernel's own limit or ours.
+        let plan = from_here(folder.path(), root(), Links::Follow).expect("a plan");
+        assert!(!plan.skipped.is_empty());
+    }
+
+    #[test]
+    fn a_workspace_cannot_name_a_file_into_another_folder() {
+        let named = |name: &str| Entry { name: name.to_owned(), ..Entry::default() };
+        assert!(safe_name(&named("a file")).is_ok());
+        for name in ["", ".", "..", "../x", "a/b", "/etc/passwd", "x/", "a\0b"] {
+            assert!(safe_name(&named(name)).is_err(), "{name:?}");
+        }
+    }
+}

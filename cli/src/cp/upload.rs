@@ -1,0 +1,182 @@
+//! From here into a workspace.
+
+use std::{io, path::PathBuf};
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use indicatif::ProgressBar;
+use podling_proto::agent::v1::{MkdirRequest, WriteFileRequest, WriteFileResponse, WriteOpen};
+use ring::digest::{Context, Digest, SHA256};
+use tokio::{fs, io::AsyncReadExt as _, sync::mpsc, time::sleep};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::{
+    AT_ONCE, TRIES,
+    place::RemotePath,
+    plan::{File, Plan},
+};
+use crate::{
+    backoff::{Backoff, is_broken_link, patiently},
+    client::Inside,
+    failure::Failure,
+    stdio::Stdio,
+};
+
+/// One message's data.
+const CHUNK: usize = 256 * 1024;
+/// Messages on their way to the connection; when it is full, reading waits.
+const QUEUE: usize = 4;
+
+/// Why a file did not get there.
+enum Trouble {
+    /// The other side, or the way to it.
+    Remote(Status),
+    /// This side.
+    Local(Failure),
+}
+
+/// Carries out a plan.
+pub async fn upload(
+    inside: &Inside,
+    plan: Plan<PathBuf, RemotePath>,
+    bar: &ProgressBar,
+) -> Result<(), Failure> {
+    for folder in &plan.folders {
+        let request = MkdirRequest { path: Some(folder.wire()), mode: 0, parents: true };
+        patiently(|| {
+            let (mut files, request) = (inside.files(), request.clone());
+            async move { files.mkdir(request).await }
+        })
+        .await?;
+    }
+    let copies = stream::iter(plan.files).map(|file| async move { one(inside, &file, bar).await });
+    copies.buffer_unordered(AT_ONCE).try_collect().await
+}
+
+async fn one(inside: &Inside, file: &File<PathBuf, RemotePath>, bar: &ProgressBar) -> Result<(), Failure> {
+    bar.set_message(file.to.show());
+    let mut backoff = Backoff::default();
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let mut sent = 0;
+        match attempt(inside, file, bar, &mut sent).await {
+            Ok(()) => return Ok(()),
+            Err(Trouble::Remote(status)) if is_broken_link(&status) && tries < TRIES => {
+                // What was sent of it is not there: a file arrives whole.
+                bar.set_position(bar.position().saturating_sub(sent));
+                sleep(backoff.step()).await;
+            }
+            Err(Trouble::Remote(status)) => return Err(status.into()),
+            Err(Trouble::Local(failure)) => return Err(failure),
+        }
+    }
+}
+
+async fn attempt(
+    inside: &Inside,
+    file: &File<PathBuf, RemotePath>,
+    bar: &ProgressBar,
+    sent: &mut u64,
+) -> Result<(), Trouble> {
+    let digest = digest_of(&file.from).await.map_err(Trouble::Local)?;
+    let open = WriteOpen {
+        path: Some(file.to.wire()),
+        mode: file.mode & 0o7777,
+        sha256: digest.as_ref().to_vec(),
+        modified: file.modified.map(prost_types::Timestamp::from),
+        ..WriteOpen::default()
+    };
+    let reading = || Failure::io(format!("cannot read {}", file.from.display()));
+    let mut source = fs::File::open(&file.from).await.map_err(reading()).map_err(Trouble::Local)?;
+    write(inside, open, async |tx| {
+        loop {
+            let chunk = chunk(&mut source).await.map_err(reading())?;
+            let count = chunk.len() as u64;
+            if count == 0 || tx.send(WriteFileRequest { open: None, data: chunk }).await.is_err() {
+                return Ok(());
+            }
+            *sent += count;
+            bar.inc(count);
+        }
+    })
+    .await?;
+    Ok(())
+}
+
+/// Standard input into a file; checked afterwards, since nobody knows its digest before.
+pub async fn from_stdin(inside: &Inside, to: &RemotePath, bar: &ProgressBar) -> Result<u64, Failure> {
+    let reading = || Failure::io("cannot read standard input");
+    let stdin = Stdio::stdin().map_err(reading())?;
+    let mut hash = Context::new(&SHA256);
+    let mut total = 0;
+    let open = WriteOpen { path: Some(to.wire()), ..WriteOpen::default() };
+    let written = write(inside, open, async |tx| {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let count = stdin.read(&mut buffer).await.map_err(reading())?;
+            let data = Bytes::copy_from_slice(&buffer[..count]);
+            hash.update(&data);
+            if count == 0 || tx.send(WriteFileRequest { open: None, data }).await.is_err() {
+                return Ok(());
+            }
+            total += count as u64;
+            bar.inc(count as u64);
+        }
+    })
+    .await;
+    let written = match written {
+        Ok(written) => written,
+        Err(Trouble::Remote(status)) => return Err(status.into()),
+        Err(Trouble::Local(failure)) => return Err(failure),
+    };
+    if written.sha256 != hash.finish().as_ref() {
+        let words = format!("{} arrived changed: what is there is not what was sent", to.show());
+        return Err(Failure::Other(words));
+    }
+    Ok(total)
+}
+
+/// One Write call, fed by `feed`. When feeding fails the call is cut off, so that no half file is taken for a whole one.
+async fn write(
+    inside: &Inside,
+    open: WriteOpen,
+    feed: impl AsyncFnOnce(&mpsc::Sender<WriteFileRequest>) -> Result<(), Failure>,
+) -> Result<WriteFileResponse, Trouble> {
+    let (tx, rx) = mpsc::channel(QUEUE);
+    let mut files = inside.files();
+    let call = files.write(ReceiverStream::new(rx));
+    tokio::pin!(call);
+    let feeding = async {
+        let open = WriteFileRequest { open: Some(open), data: Bytes::new() };
+        // A closed channel means that the call has ended: its answer says why.
+        if tx.send(open).await.is_ok() { feed(&tx).await } else { Ok(()) }
+    };
+    tokio::select! {
+        answer = &mut call => return answer.map(tonic::Response::into_inner).map_err(Trouble::Remote),
+        fed = feeding => fed.map_err(Trouble::Local)?,
+    }
+    // The sender's end is the file's end.
+    drop(tx);
+    call.await.map(tonic::Response::into_inner).map_err(Trouble::Remote)
+}
+
+async fn digest_of(path: &PathBuf) -> Result<Digest, Failure> {
+    let reading = || Failure::io(format!("cannot read {}", path.display()));
+    let mut file = fs::File::open(path).await.map_err(reading())?;
+    let mut hash = Context::new(&SHA256);
+    loop {
+        let chunk = chunk(&mut file).await.map_err(reading())?;
+        if chunk.is_empty() {
+            return Ok(hash.finish());
+        }
+        hash.update(&chunk);
+    }
+}
+
+async fn chunk(file: &mut fs::File) -> io::Result<Bytes> {
+    let mut buffer = Vec::with_capacity(CHUNK);
+    file.take(CHUNK as u64).read_to_end(&mut buffer).await?;
+    Ok(buffer.into())
+}

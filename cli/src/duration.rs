@@ -1,0 +1,123 @@
+//! Durations as people write them: `5s`, `15m`, `1h30m`, `2d`, `250ms`.
+
+use std::time::Duration;
+
+/// Units, the largest first, in milliseconds.
+const UNITS: &[(&str, u64)] = &[("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+
+/// A text that is no duration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a duration: write it as 5s, 15m, 1h30m or 2d")]
+pub struct BadDuration(String);
+
+/// Reads a duration: numbers with units, the larger unit first, each unit at most once.
+pub fn parse(text: &str) -> Result<Duration, BadDuration> {
+    let bad = || BadDuration(text.to_owned());
+    let mut rest = text;
+    let mut units = UNITS;
+    let mut total = 0_u64;
+    if rest.is_empty() {
+        return Err(bad());
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+        let (number, tail) = rest.split_at(digits);
+        let (unit, tail) = tail.split_at(tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len()));
+        let place = units.iter().position(|(name, _)| *name == unit).ok_or_else(bad)?;
+        let number: u64 = number.parse().map_err(|_| bad())?;
+        total = number.checked_mul(units[place].1).and_then(|ms| total.checked_add(ms)).ok_or_else(bad)?;
+        units = &units[place + 1..];
+        rest = tail;
+    }
+    Ok(Duration::from_millis(total))
+}
+
+/// Writes a duration with its two largest units: `1h 30m`, `12s`, `0.4s`.
+pub fn show(duration: Duration) -> String {
+    let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    if millis < 10_000 && !millis.is_multiple_of(1_000) {
+        return format!("{:.1}s", duration.as_secs_f64());
+    }
+    let mut rest = millis / 1_000 * 1_000;
+    let mut parts = Vec::new();
+    for (name, size) in &UNITS[..4] {
+        if rest >= *size {
+            parts.push(format!("{}{name}", rest / size));
+            rest %= size;
+        }
+    }
+    parts.truncate(2);
+    if parts.is_empty() { "0s".to_owned() } else { parts.join(" ") }
+}
+
+/// From the wire; a negative one counts as none.
+pub fn from_wire(duration: Option<prost_types::Duration>) -> Option<Duration> {
+    duration.and_then(|d| Duration::try_from(d).ok())
+}
+
+/// To the wire; one beyond what it can say is cut there, which is longer than any bound of Podling's.
+pub fn to_wire(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn people_write_durations_in_several_ways() {
+        for (text, seconds) in
+            [("5s", 5), ("15m", 900), ("1h30m", 5_400), ("2d", 172_800), ("1d1h1m1s", 90_061)]
+        {
+            assert_eq!(parse(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        assert_eq!(parse("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse("0s"), Ok(Duration::ZERO));
+    }
+
+    #[test]
+    fn what_is_no_duration_is_refused() {
+        for text in [
+            "",
+            "5",
+            "s",
+            "5 s",
+            "-5s",
+            "5s5m",
+            "5s5s",
+            "1.5h",
+            "5min",
+            "99999999999999999999s",
+            "9999999999999999d",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn it_is_shown_as_people_say_it() {
+        for (millis, text) in [
+            (0, "0s"),
+            (400, "0.4s"),
+            (12_000, "12s"),
+            (90_061_000, "1d 1h"),
+            (3_600_000, "1h"),
+            (61_500, "1m 1s"),
+        ] {
+            assert_eq!(show(Duration::from_millis(millis)), text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whole_seconds_survive_the_wire(seconds in 0_u64..1 << 40) {
+            let duration = Duration::from_secs(seconds);
+            prop_assert_eq!(from_wire(Some(to_wire(duration))), Some(duration));
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! How a command fails: what people read, what to do next, and the exit code scripts branch on.
+//!
+//! The codes are part of the interface (`podling --help` lists them) and follow from the error's reason.
+
+use std::{io, path::PathBuf};
+
+use podling_proto::error::{self, Reason};
+use tonic::{Code, Status};
+
+/// All went well.
+pub const OK: u8 = 0;
+/// Something went wrong that has no code of its own.
+pub const ERROR: u8 = 1;
+/// The command line is wrong.
+pub const USAGE: u8 = 2;
+/// What was named does not exist.
+pub const NOT_FOUND: u8 = 3;
+/// The token does not allow it, or it would lose something nobody agreed to lose.
+pub const REFUSED: u8 = 4;
+/// Nothing answers, or it is not ready.
+pub const UNAVAILABLE: u8 = 5;
+/// `run`: Podling failed, not the command.
+pub const RUN_FAILED: u8 = 125;
+/// `run`: the command is there and cannot be run.
+pub const CANNOT_RUN: u8 = 126;
+/// `run`: there is no such command.
+pub const NO_COMMAND: u8 = 127;
+/// `run`: the command was ended because its `--timeout` was over, as timeout(1) has it.
+pub const TIMED_OUT: u8 = 124;
+
+/// For `podling --help`.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  something went wrong
+  2  the command line is wrong
+  3  no such workspace, terminal, process or path
+  4  refused: the token does not allow it, or something would be lost
+  5  nothing answers, or it is not ready
+
+`run`, `attach` and `keep-awake NAME -- CMD` pass the command's code on: 128+n when
+signal n ended it, 127 when it was not found, 126 when it cannot be run, 125 when
+Podling itself failed, 124 when --timeout ended it.
+
+Where it looks for a control plane: --url and --token (PODLING_URL, PODLING_TOKEN),
+else the data folder given by --data (PODLING_DATA), else the default data folder.";
+
+/// Why a command did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The command line says something that cannot be meant.
+    #[error("{0}")]
+    Usage(String),
+    /// No control plane runs with this data folder.
+    #[error("nothing runs with the data folder {}", .data.display())]
+    NotRunning {
+        /// Where `run/up.json` was looked for.
+        data: PathBuf,
+        /// Whether it is the default one, so that the advice can leave it out.
+        default: bool,
+    },
+    /// The control plane's address does not answer.
+    #[error("nothing answers at {url}")]
+    Unreachable {
+        /// Where.
+        url: String,
+        /// Whether the address came from a data folder.
+        local: bool,
+        /// What the system said.
+        #[source]
+        source: tonic::transport::Error,
+    },
+    /// A daemon said no.
+    #[error("{}", .0.message())]
+    Status(#[source] Box<Status>),
+    /// The system said no.
+    #[error("{doing}")]
+    Io {
+        /// What was being done to what.
+        doing: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Nothing of the kind exists.
+    #[error("{0}")]
+    NotFound(String),
+    /// Somebody has to agree first.
+    #[error("{0}")]
+    Refused(String),
+    /// It is not there, or not now.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+    /// As `inner`, with the exit code the command has for it.
+    #[error("{inner}")]
+    Coded {
+        /// The exit code.
+        code: u8,
+        /// What happened.
+        #[source]
+        inner: Box<Failure>,
+    },
+}
+
+impl Failure {
+    /// An error of the system while `doing` something.
+    pub fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let doing = doing.into();
+        move |source| Self::Io { doing, source }
+    }
+
+    /// The same failure with another exit code.
+    #[must_use]
+    pub fn with_code(self, code: u8) -> Self {
+        Self::Coded { code, inner: Box::new(self) }
+    }
+
+    /// What the process exits with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => USAGE,
+            Self::NotRunning { .. } | Self::Unreachable { .. } | Self::Unavailable(_) => UNAVAILABLE,
+            Self::Status(status) => status_code(status),
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => NOT_FOUND,
+            Self::Io { .. } | Self::Other(_) => ERROR,
+            Self::NotFound(_) => NOT_FOUND,
+            Self::Refused(_) => REFUSED,
+            Self::Coded { code, .. } => *code,
+        }
+    }
+
+    /// The reason a daemon gave, by name.
+    pub fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::Status(status) => error::reason(status),
+            Self::Coded { inner, .. } => inner.reason(),
+            _ => None,
+        }
+    }
+
+    /// What to do next, where it is known.
+    pub fn advice(&self) -> Option<String> {
+        match self {
+            Self::NotRunning { default: true, .. } => Some("start it with: podling up".to_owned()),
+            Self::NotRunning { data, default: false } => {
+                Some(format!("start it with: podling up --data {}", data.display()))
+            }
+            Self::Unreachable { local: true, .. } => {
+                Some("it has probably ended; start it with: podling up".to_owned())
+            }
+            Self::Unreachable { local: false, .. } => Some("check PODLING_URL (--url)".to_owned()),
+            Self::Status(status) => status_advice(status),
+            Self::Coded { inner, .. } => inner.advice(),
+            _ => None,
+        }
+    }
+
+    /// The whole message for a person: what happened, why, and what to do.
+    pub fn describe(&self) -> String {
+        let mut text = match self {
+            // Without words of its own the code is all there is.
+            Self::Status(status) if status.message().is_empty() => {
+                format!("the control plane answered: {}", status.code().description())
+            }
+            other => other.to_string(),
+        };
+        // A status is its own source and transport errors repeat themselves: each text once.
+        let mut cause = match self {
+            Self::Status(_) => None,
+            other => std::error::Error::source(other),
+        };
+        while let Some(error) = cause {
+            let words = error.to_string();
+            if !text.contains(&words) {
+                text = format!("{text}: {words}");
+            }
+            cause = error.source();
+        }
+        text
+    }
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        Self::Status(Box::new(status))
+    }
+}
+
+fn status_code(status: &Status) -> u8 {
+    match error::reason(status) {
+        Some(Reason::Busy | Reason::DiscardRequired | Reason::PathEscapes) => REFUSED,
+        Some(Reason::NotAwake | Reason::Unclaimed | Reason::Deleting) => UNAVAILABLE,
+        _ => match status.code() {
+            Code::NotFound => NOT_FOUND,
+            Code::Unauthenticated | Code::PermissionDenied => REFUSED,
+            Code::Unavailable | Code::DeadlineExceeded => UNAVAILABLE,
+            Code::InvalidArgument => USAGE,
+            _ => ERROR,
+        },
+    }
+}
+
+fn status_advice(status: &Status) -> Option<String> {
+    let advice = match error::reason(status)? {
+        Reason::TokenMissing | Reason::TokenInvalid | Reason::TokenForeign => {
+            "check PODLING_TOKEN (--token), or leave it out to use the data folder's own"
+        }
+        Reason::TokenExpired => "make a new one with: podling token create",
+        Reason::VerbMissing => "ask for a token that allows it: podling token create --verbs …",
+        Reason::WorkspaceNotFound => "see what there is with: podling ls",
+        Reason::TerminalNotFound => "open a new one with: podling attach NAME --new",
+        Reason::NameTaken => "choose another name, or use it: podling attach NAME",
+        Reason::Busy => "end what runs there, or pass --force",
+        Reason::DiscardRequired => "say so with: podling rm NAME --discard",
+        Reason::WorkspaceFailed => "see why with: podling explain NAME",
+        Reason::AgentUnreachable | Reason::WakeTimeout => "see how it is with: podling explain NAME",
+        Reason::DiskFull => "make room on the machine's disk first",
+        _ => return None,
+    };
+    Some(advice.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use podling_proto::error::WireError;
+
+    use super::*;
+
+    fn of(reason: Reason) -> Failure {
+        Failure::from(Status::from(WireError::new(reason, "no")))
+    }
+
+    #[test]
+    fn scripts_can_tell_failures_apart() {
+        for (reason, code) in [
+            (Reason::WorkspaceNotFound, NOT_FOUND),
+            (Reason::PathNotFound, NOT_FOUND),
+            (Reason::VerbMissing, REFUSED),
+            (Reason::TokenExpired, REFUSED),
+            (Reason::DiscardRequired, REFUSED),
+            (Reason::Busy, REFUSED),
+            (Reason::AgentUnreachable, UNAVAILABLE),
+            (Reason::NotAwake, UNAVAILABLE),
+            (Reason::BadField, USAGE),
+            (Reason::DiskFull, ERROR),
+            (Reason::Internal, ERROR),
+        ] {
+            assert_eq!(of(reason).exit_code(), code, "{reason:?}");
+        }
+        assert_eq!(of(Reason::WorkspaceNotFound).with_code(RUN_FAILED).exit_code(), RUN_FAILED);
+    }
+
+    #[test]
+    fn whoever_forgot_to_start_it_is_told_how() {
+        let failure = Failure::NotRunning { data: "/d".into(), default: true };
+        assert_eq!(failure.exit_code(), UNAVAILABLE);
+        assert_eq!(failure.advice().as_deref(), Some("start it with: podling up"));
+        let elsewhere = Failure::NotRunning { data: "/d".into(), default: false };
+        assert_eq!(elsewhere.advice().as_deref(), Some("start it with: podling up --data /d"));
+    }
+
+    #[test]
+    fn the_cause_is_said_once() {
+        let failure = Failure::io("cannot read /x")(io::Error::from(io::ErrorKind::PermissionDenied));
+        assert_eq!(failure.describe(), "cannot read /x: permission denied");
+        assert_eq!(of(Reason::DiskFull).describe(), "no");
+    }
+
+    #[test]
+    fn the_advice_keeps_to_the_inner_failure() {
+        let failure = of(Reason::NameTaken).with_code(RUN_FAILED);
+        assert_eq!(failure.reason(), Some(Reason::NameTaken));
+        assert!(failure.advice().is_some());
+    }
+}

@@ -1,0 +1,146 @@
+//! What people and scripts read: colours, tables, JSON, spinners and bars.
+//!
+//! Answers go to stdout, everything else to stderr. Colours only on a terminal and without NO_COLOR.
+
+use std::{
+    borrow::Cow,
+    io::{self, IsTerminal as _, Write as _},
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// Between two pictures of a spinner.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How a word is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tone {
+    /// As it should be.
+    Good,
+    /// Worth a look.
+    Notice,
+    /// Something is wrong.
+    Bad,
+    /// Less important.
+    Faint,
+    /// Stands out.
+    Strong,
+}
+
+/// Colours a word for stdout.
+pub fn paint(text: &str, tone: Tone) -> Cow<'_, str> {
+    if coloured() { Cow::Owned(escape(text, tone)) } else { Cow::Borrowed(text) }
+}
+
+fn coloured() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && io::stdout().is_terminal()
+}
+
+fn escape(text: &str, tone: Tone) -> String {
+    let code = match tone {
+        Tone::Good => 32,
+        Tone::Notice => 33,
+        Tone::Bad => 31,
+        Tone::Faint => 2,
+        Tone::Strong => 1,
+    };
+    format!("\x1b[{code}m{text}\x1b[0m")
+}
+
+/// Writes an answer; a reader who went away is no error.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.map_err(Failure::io("cannot write to standard output")),
+    }
+}
+
+/// Writes an answer and ends the line.
+pub fn line(text: &str) -> Result<(), Failure> {
+    print(&format!("{text}\n"))
+}
+
+/// Writes an answer for scripts.
+pub fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
+    let text = serde_json::to_string(value).map_err(|error| Failure::Other(error.to_string()))?;
+    line(&text)
+}
+
+/// Text made safe to show: what a workspace says must not steer the terminal it is shown on.
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Columns wide enough for what is in them, two spaces apart. A cell's tone colours it without counting.
+pub fn table(head: &[&str], rows: &[Vec<(String, Option<Tone>)>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|(text, _)| text.chars().count());
+        cells.chain([head[column].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: Vec<_> = (0..head.len()).map(width).collect();
+    let head: Vec<_> = head.iter().map(|text| ((*text).to_owned(), Some(Tone::Faint))).collect();
+    let mut out = String::new();
+    for row in std::iter::once(&head).chain(rows) {
+        for (column, (text, tone)) in row.iter().enumerate() {
+            let shown = tone.map_or(Cow::Borrowed(text.as_str()), |tone| paint(text, tone));
+            out.push_str(&shown);
+            if column + 1 < row.len() {
+                out.push_str(&" ".repeat(widths[column] - text.chars().count() + 2));
+            }
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// A sign that something is under way, on stderr if that is a terminal.
+pub fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_message(message);
+    bar.enable_steady_tick(TICK);
+    bar
+}
+
+/// A bar for so many bytes (unknown: how many so far), on stderr if that is a terminal.
+pub fn bytes_bar(total: Option<u64>) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
+    let template = if total.is_some() {
+        "{bar:30} {bytes} of {total_bytes}  {bytes_per_sec}  {eta}  {wide_msg}"
+    } else {
+        "{spinner} {bytes}  {bytes_per_sec}  {wide_msg}"
+    };
+    // A template that is wrong leaves the default style: the bar is not worth failing for.
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let cell = |text: &str| (text.to_owned(), None);
+        let rows = vec![vec![cell("a"), cell("awake")], vec![cell("längerer"), cell("x")]];
+        assert_eq!(table(&["NAME", "STATE"], &rows), "NAME      STATE\na         awake\nlängerer  x\n");
+    }
+
+    #[test]
+    fn what_a_workspace_says_cannot_steer_the_terminal() {
+        assert_eq!(plain("vim \x1b[2J\r\nx"), "vim \u{fffd}[2J\u{fffd}\u{fffd}x");
+    }
+
+    #[test]
+    fn every_bar_has_a_template_that_is_right() {
+        for total in [Some(1), None] {
+            bytes_bar(total).finish_and_clear();
+        }
+        assert_eq!(escape("x", Tone::Bad), "\x1b[31mx\x1b[0m");
+    }
+}

@@ -1,0 +1,162 @@
+//! What goes from here to a running command: standard input and signals.
+//!
+//! Input has offsets, so what is sent again after a broken link is taken once.
+
+use std::{cell::Cell, convert::Infallible, io, rc::Rc, time::Duration};
+
+use bytes::Bytes;
+use podling_proto::agent::v1::{SignalProcessRequest, WriteProcessRequest};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+    time::{sleep, timeout},
+};
+
+use super::follow::Started;
+use crate::{
+    backoff::{Backoff, is_broken_link},
+    client::Inside,
+    signal::exit_code,
+    stdio::{READ_BYTES, Stdio},
+};
+
+/// How long a signal may take to reach the command before we leave without it.
+const SIGNAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a command whose output nobody reads has to end by itself after PIPE.
+const PIPE_GRACE: Duration = Duration::from_secs(2);
+
+/// Waits until the command runs.
+pub async fn running(started: &mut watch::Receiver<Option<Started>>) -> Started {
+    match started.wait_for(Option::is_some).await.map(|started| started.clone()) {
+        Ok(Some(started)) => started,
+        // The follower is gone, and with it the wish to go on.
+        _ => std::future::pending().await,
+    }
+}
+
+/// Passes standard input on to its end, then waits for ever: how the command ends is the follower's to say.
+pub async fn stdin(inside: Inside, mut started: watch::Receiver<Option<Started>>) -> Infallible {
+    let started = running(&mut started).await;
+    let mut offset = 0;
+    if let Err(error) = pump(&inside, &started, &mut offset).await {
+        eprintln!("podling: cannot read standard input: {error}");
+        // The command must not wait for what will not come.
+        write(&inside, &started, offset, Bytes::new(), true).await;
+    }
+    std::future::pending().await
+}
+
+async fn pump(inside: &Inside, started: &Started, offset: &mut u64) -> io::Result<()> {
+    let stdin = Stdio::stdin()?;
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        let count = stdin.read(&mut buffer).await?;
+        let data = Bytes::copy_from_slice(&buffer[..count]);
+        if !write(inside, started, *offset, data, count == 0).await || count == 0 {
+            return Ok(());
+        }
+        *offset += count as u64;
+    }
+}
+
+/// Sends one piece, over as many links as it takes. Answers whether the command takes more.
+async fn write(inside: &Inside, started: &Started, offset: u64, data: Bytes, end: bool) -> bool {
+    let mut backoff = Backoff::default();
+    loop {
+        let request = WriteProcessRequest {
+            process_id: started.process_id.clone(),
+            epoch: started.epoch,
+            offset,
+            data: data.clone(),
+            end,
+        };
+        match inside.processes().write(request).await {
+            Ok(answer) => return !answer.into_inner().closed,
+            Err(status) if is_broken_link(&status) => sleep(backoff.step()).await,
+            // It has ended, or nobody may write to it: its exit says the rest.
+            Err(_) => return false,
+        }
+    }
+}
+
+/// The signals that are passed on.
+#[derive(Debug)]
+pub struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+    quit: Signal,
+}
+
+impl Signals {
+    /// Takes them from now on.
+    pub fn take() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+            quit: signal(SignalKind::quit())?,
+        })
+    }
+
+    /// The next one, by name.
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "INT",
+            _ = self.terminate.recv() => "TERM",
+            _ = self.hang_up.recv() => "HUP",
+            _ = self.quit.recv() => "QUIT",
+        }
+    }
+}
+
+/// Passes signals on. Answers only when one cannot be: then it ends us, with its exit code.
+pub async fn signals(
+    inside: Inside,
+    mut started: watch::Receiver<Option<Started>>,
+    mut taken: Signals,
+) -> u8 {
+    loop {
+        let name = taken.next().await;
+        let known = started.borrow_and_update().clone();
+        let Some(process) = known else {
+            // Nothing runs yet that we know of.
+            return exit_code(name);
+        };
+        if !send(&inside, &process, name).await {
+            eprintln!("podling: the command cannot be reached; it may still run");
+            return exit_code(name);
+        }
+    }
+}
+
+/// Ends the command when nobody reads our output any more, as a local pipe would.
+pub async fn broken_pipe(
+    inside: Inside,
+    mut started: watch::Receiver<Option<Started>>,
+    deaf: Rc<Cell<bool>>,
+) -> u8 {
+    while !deaf.get() {
+        if started.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+    let process = running(&mut started).await;
+    if send(&inside, &process, "PIPE").await {
+        sleep(PIPE_GRACE).await;
+        // It takes no notice of PIPE.
+        send(&inside, &process, "TERM").await;
+    }
+    exit_code("PIPE")
+}
+
+async fn send(inside: &Inside, process: &Started, name: &str) -> bool {
+    let request = SignalProcessRequest { process_id: process.process_id.clone(), signal: name.to_owned() };
+    let mut processes = inside.processes();
+    match timeout(SIGNAL_TIMEOUT, processes.signal(request)).await {
+        Ok(Ok(_)) => true,
+        // It has ended: its exit is on its way.
+        Ok(Err(status)) => !is_broken_link(&status),
+        Err(_) => false,
+    }
+}

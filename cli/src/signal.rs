@@ -1,0 +1,73 @@
+//! Signals by name and number: the wire has names, exit codes have numbers.
+
+/// Linux's signals on every architecture Podling runs on, without "SIG".
+const SIGNALS: &[(&str, u8)] = &[
+    ("HUP", 1),
+    ("INT", 2),
+    ("QUIT", 3),
+    ("ILL", 4),
+    ("TRAP", 5),
+    ("ABRT", 6),
+    ("BUS", 7),
+    ("FPE", 8),
+    ("KILL", 9),
+    ("USR1", 10),
+    ("SEGV", 11),
+    ("USR2", 12),
+    ("PIPE", 13),
+    ("ALRM", 14),
+    ("TERM", 15),
+    ("STKFLT", 16),
+    ("CHLD", 17),
+    ("CONT", 18),
+    ("STOP", 19),
+    ("TSTP", 20),
+    ("TTIN", 21),
+    ("TTOU", 22),
+    ("URG", 23),
+    ("XCPU", 24),
+    ("XFSZ", 25),
+    ("VTALRM", 26),
+    ("PROF", 27),
+    ("WINCH", 28),
+    ("IO", 29),
+    ("PWR", 30),
+    ("SYS", 31),
+];
+/// What a shell adds to a signal's number.
+const SIGNALLED: u8 = 128;
+
+/// The exit code that says "ended by this signal". An unknown name (a real-time signal) says only that it was one.
+pub fn exit_code(name: &str) -> u8 {
+    let name = name.strip_prefix("SIG").unwrap_or(name);
+    SIGNALS.iter().find(|(known, _)| *known == name).map_or(SIGNALLED, |(_, number)| SIGNALLED + number)
+}
+
+/// The name of a signal's number.
+pub fn name(number: i32) -> Option<&'static str> {
+    SIGNALS.iter().find(|(_, known)| i32::from(*known) == number).map(|(name, _)| *name)
+}
+
+/// The exit code for the end of a local command.
+pub fn of_status(status: std::process::ExitStatus) -> u8 {
+    use std::os::unix::process::ExitStatusExt as _;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
+        (None, signal) => exit_code(signal.and_then(name).unwrap_or_default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_becomes_the_code_a_shell_gives_it() {
+        for (signal, code) in [("INT", 130), ("SIGKILL", 137), ("TERM", 143), ("PIPE", 141), ("RTMIN+3", 128)]
+        {
+            assert_eq!(exit_code(signal), code);
+        }
+        assert_eq!(name(15), Some("TERM"));
+        assert_eq!(name(99), None);
+    }
+}

@@ -1,0 +1,186 @@
+//! Standard input and output without blocking: reading waits for readiness and never reads ahead of need, writing never stalls
+//! the runtime that must keep the link alive.
+//!
+//! The descriptors are shared with the shell that started us, so they stay in blocking mode: readiness is asked for before every
+//! call, and no write is larger than what a ready pipe takes at once.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// A pipe that is ready to be written to takes a page without blocking.
+const WRITE_BYTES: usize = 4096;
+/// Read at once.
+pub const READ_BYTES: usize = 64 * 1024;
+
+/// One of the three, for reading or for writing.
+#[derive(Debug)]
+pub struct Stdio(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    /// A terminal, a pipe, a socket.
+    Ready(AsyncFd<OwnedFd>),
+    /// A regular file or /dev/null: always ready, and never slow for long.
+    File(OwnedFd),
+}
+
+impl Stdio {
+    /// Standard input.
+    pub fn stdin() -> io::Result<Self> {
+        Self::new(io::stdin().as_fd(), Interest::READABLE)
+    }
+
+    /// Standard output.
+    pub fn stdout() -> io::Result<Self> {
+        Self::new(io::stdout().as_fd(), Interest::WRITABLE)
+    }
+
+    /// Standard error.
+    pub fn stderr() -> io::Result<Self> {
+        Self::new(io::stderr().as_fd(), Interest::WRITABLE)
+    }
+
+    fn new(fd: BorrowedFd<'_>, interest: Interest) -> io::Result<Self> {
+        // A descriptor of our own: two of the three are often the same terminal, and each is registered.
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe; an OwnedFd keeps what that asks for: one descriptor, not closed early"
+        )]
+        let ready = AsyncFd::with_interest(fd.try_clone_to_owned()?, interest);
+        match ready {
+            Ok(ready) => Ok(Self(Kind::Ready(ready))),
+            // What epoll does not take is always ready.
+            Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {
+                Ok(Self(Kind::File(fd.try_clone_to_owned()?)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads what is there, waiting until there is something. 0 is the end. Dropped before it is done, it has read nothing.
+    pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &self.0 {
+            Kind::File(fd) => read(fd, buffer),
+            Kind::Ready(ready) => loop {
+                let mut guard = ready.readable().await?;
+                let attempt = guard.try_io(|ready| {
+                    is_ready(ready.get_ref(), PollFlags::IN)?;
+                    read(ready.get_ref(), buffer)
+                });
+                if let Ok(result) = attempt {
+                    return result;
+                }
+            },
+        }
+    }
+
+    /// Writes all of it. Dropped before it is done, it has written some beginning of it.
+    pub async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
+        while !data.is_empty() {
+            let written = self.write(data).await?;
+            data = &data[written..];
+        }
+        Ok(())
+    }
+
+    /// Writes some of it, waiting until some can be. Dropped before it is done, it has written nothing.
+    pub async fn write(&self, data: &[u8]) -> io::Result<usize> {
+        let data = &data[..data.len().min(WRITE_BYTES)];
+        match &self.0 {
+            Kind::File(fd) => write(fd, data),
+            Kind::Ready(ready) => loop {
+                let mut guard = ready.writable().await?;
+                let attempt = guard.try_io(|ready| {
+                    is_ready(ready.get_ref(), PollFlags::OUT)?;
+                    write(ready.get_ref(), data)
+                });
+                if let Ok(result) = attempt {
+                    return result;
+                }
+            },
+        }
+    }
+}
+
+fn is_ready(fd: &OwnedFd, wanted: PollFlags) -> io::Result<()> {
+    let mut fds = [PollFd::new(fd, wanted)];
+    match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+        Ok(0) => Err(io::ErrorKind::WouldBlock.into()),
+        // An error or a hang-up is for the call itself to report.
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn read(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
+    Ok(rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut *buffer))?)
+}
+
+fn write(fd: &OwnedFd, data: &[u8]) -> io::Result<usize> {
+    Ok(rustix::io::retry_on_intr(|| rustix::io::write(fd, data))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::Write as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pipe_is_read_to_its_end_and_a_slow_reader_holds_only_the_writer() {
+        let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
+        let reading = Stdio::new(reader.as_fd(), Interest::READABLE).expect("reader");
+        let writing = Stdio::new(writer.as_fd(), Interest::WRITABLE).expect("writer");
+        drop((reader, writer));
+        // Four times what a pipe holds.
+        let sent: Vec<u8> = (0..256 * 1024_u32).map(|i| (i % 251) as u8).collect();
+        let expected = sent.clone();
+        let write = async move {
+            writing.write_all(&sent).await.expect("written");
+            drop(writing);
+        };
+        let read = async {
+            let mut got = Vec::new();
+            let mut buffer = vec![0; 1000];
+            loop {
+                match reading.read(&mut buffer).await.expect("read") {
+                    0 => break got,
+                    n => got.extend_from_slice(&buffer[..n]),
+                }
+            }
+        };
+        let ((), got) = tokio::join!(write, read);
+        assert!(got == expected, "every byte once and in order");
+    }
+
+    #[tokio::test]
+    async fn a_file_is_read_although_it_cannot_be_waited_for() {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(b"hello").expect("written");
+        rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0)).expect("rewound");
+        let stdio = Stdio::new(file.as_fd(), Interest::READABLE).expect("registered");
+        let mut buffer = [0; 16];
+        assert_eq!(stdio.read(&mut buffer).await.expect("read"), 5);
+        assert_eq!(stdio.read(&mut buffer).await.expect("read"), 0);
+        let null =
+            Stdio::new(File::open("/dev/null").expect("null").as_fd(), Interest::READABLE).expect("null");
+        assert_eq!(null.read(&mut buffer).await.expect("read"), 0);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_went_away_is_a_broken_pipe() {
+        let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
+        let writing = Stdio::new(writer.as_fd(), Interest::WRITABLE).expect("writer");
+        drop(reader);
+        let error = writing.write_all(b"x").await.expect_err("nobody reads");
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}

@@ -1,0 +1,154 @@
+//! Where the control plane is, and with which token: given outright, or found in a data folder.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use serde::Deserialize;
+
+use crate::failure::Failure;
+
+/// Options every command has.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Global {
+    /// The data folder of the control plane on this machine.
+    #[arg(long, global = true, env = "PODLING_DATA", value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Address of a control plane, for example http://127.0.0.1:7420; needs a token.
+    #[arg(long, global = true, env = "PODLING_URL")]
+    pub url: Option<String>,
+    /// Token to use instead of the data folder's own.
+    #[arg(long, global = true, env = "PODLING_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// Certificates (PEM) to trust for an https address; the system's are not consulted.
+    #[arg(long, global = true, env = "PODLING_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// Answer with JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// A control plane that was found.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// `http://host:port` or `https://host:port`.
+    pub url: String,
+    /// Sent with every call.
+    pub token: String,
+    /// The data folder it was found in: a control plane that starts again may listen elsewhere, so it is looked up anew
+    /// for every connection.
+    pub data: Option<PathBuf>,
+    /// Certificates to trust.
+    pub ca: Option<PathBuf>,
+}
+
+/// What `podling up` leaves in `<data>/run/up.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Running {
+    /// Where it listens.
+    pub url: String,
+    /// Its process.
+    pub pid: u32,
+}
+
+impl Target {
+    /// By address and token if an address is given, else by the data folder.
+    pub fn find(global: &Global) -> Result<Self, Failure> {
+        let ca = global.ca.clone();
+        if let Some(url) = global.url.clone().filter(|url| !url.is_empty()) {
+            let token = global.token.clone().filter(|token| !token.is_empty()).ok_or_else(|| {
+                Failure::Usage(
+                    "an address was given (PODLING_URL) without a token (PODLING_TOKEN)".to_owned(),
+                )
+            })?;
+            return Ok(Self { url: url.trim_end_matches('/').to_owned(), token, data: None, ca });
+        }
+        let data = data_folder(global)?;
+        let running = running(&data)?
+            .ok_or_else(|| Failure::NotRunning { data: data.clone(), default: global.data.is_none() })?;
+        let token = match global.token.clone().filter(|token| !token.is_empty()) {
+            Some(token) => token,
+            None => root_token(&data)?,
+        };
+        Ok(Self { url: running.url, token, data: Some(data), ca })
+    }
+}
+
+/// The data folder that is meant.
+pub fn data_folder(global: &Global) -> Result<PathBuf, Failure> {
+    if let Some(data) = &global.data {
+        return Ok(data.clone());
+    }
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_DATA_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
+        .map(|base| base.join("podling"))
+        .ok_or_else(|| Failure::Usage("no HOME is set: say where the data is with --data DIR".to_owned()))
+}
+
+/// The control plane that runs with this data folder, if one does.
+pub fn running(data: &Path) -> Result<Option<Running>, Failure> {
+    let path = data.join("run/up.json");
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Failure::io(format!("cannot read {}", path.display()))(error)),
+    };
+    let running: Running = serde_json::from_slice(&text)
+        .map_err(|error| Failure::Other(format!("{} cannot be understood: {error}", path.display())))?;
+    // One that was killed leaves its file behind.
+    Ok(Path::new("/proc").join(running.pid.to_string()).exists().then_some(running))
+}
+
+fn root_token(data: &Path) -> Result<String, Failure> {
+    let path = data.join("root-token");
+    let token = fs::read_to_string(&path)
+        .map_err(Failure::io(format!("cannot read the token in {}", path.display())))?;
+    Ok(token.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(pid: u32) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::create_dir(folder.path().join("run")).expect("run");
+        let up = format!(r#"{{"url":"http://127.0.0.1:7420","pid":{pid}}}"#);
+        fs::write(folder.path().join("run/up.json"), up).expect("up.json");
+        fs::write(folder.path().join("root-token"), "secret\n").expect("root-token");
+        folder
+    }
+
+    #[test]
+    fn a_data_folder_says_where_it_runs_and_with_which_token() {
+        let folder = folder(std::process::id());
+        let global = Global { data: Some(folder.path().into()), ..Global::default() };
+        let target = Target::find(&global).expect("a target");
+        assert_eq!((target.url.as_str(), target.token.as_str()), ("http://127.0.0.1:7420", "secret"));
+
+        let narrowed = Global { token: Some("narrow".to_owned()), ..global };
+        assert_eq!(Target::find(&narrowed).expect("a target").token, "narrow");
+    }
+
+    #[test]
+    fn a_file_left_by_a_killed_one_does_not_count() {
+        // No process has a number beyond the kernel's largest.
+        let folder = folder(u32::MAX);
+        let global = Global { data: Some(folder.path().into()), ..Global::default() };
+        assert!(matches!(Target::find(&global), Err(Failure::NotRunning { default: false, .. })));
+    }
+
+    #[test]
+    fn an_address_comes_first_and_needs_a_token() {
+        let folder = folder(std::process::id());
+        let url = Some("http://far:1/".to_owned());
+        let global = Global { data: Some(folder.path().into()), url, ..Global::default() };
+        assert!(matches!(Target::find(&global), Err(Failure::Usage(_))));
+        let global = Global { token: Some("t".to_owned()), ..global };
+        let target = Target::find(&global).expect("a target");
+        assert_eq!((target.url.as_str(), target.data), ("http://far:1", None));
+    }
+}

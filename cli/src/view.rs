@@ -1,0 +1,253 @@
+//! Workspaces and activity as people and scripts see them: words for enums, JSON documents. Total and pure.
+
+use podling_proto::{
+    agent::v1::{ActivityState, Evidence, Signal, Verdict},
+    control::v1::{AgentInfo, Link, State, Workspace},
+};
+use serde::Serialize;
+
+use crate::{duration, output::Tone};
+
+/// A workspace, for scripts.
+#[derive(Debug, Serialize)]
+pub struct WorkspaceView {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: String,
+    /// `queued`, `starting`, `awake`, …
+    pub state: &'static str,
+    /// `active`, `busy`, `idle`; null while nothing is known.
+    pub verdict: Option<&'static str>,
+    /// Why it is in this state.
+    pub reason: String,
+    /// Since when.
+    pub since: Option<String>,
+    /// `connected` or `unknown`.
+    pub link: &'static str,
+    /// What it was made from.
+    pub template: String,
+    /// Whose it is.
+    pub owner: String,
+    /// When it was made.
+    pub created: Option<String>,
+    /// Idle time that counts.
+    pub counted_idle_seconds: Option<f64>,
+    /// Idle time before sleep.
+    pub idle_timeout_seconds: Option<f64>,
+    /// When the control plane looks again.
+    pub next_transition: Option<String>,
+    /// Why then.
+    pub next_transition_reason: Option<String>,
+    /// Starts since it was last healthy.
+    pub restarts: u32,
+    /// The agent that serves it.
+    pub agent: Option<AgentView>,
+}
+
+/// An agent, for scripts.
+#[derive(Debug, Serialize)]
+pub struct AgentView {
+    /// One run of it.
+    pub boot_id: String,
+    /// The life of its byte logs.
+    pub epoch: u64,
+    /// Its version.
+    pub version: String,
+    /// SHA-256 of its certificate.
+    pub key_fingerprint: String,
+    /// Where it listens.
+    pub address: String,
+}
+
+/// Activity, for scripts.
+#[derive(Debug, Serialize)]
+pub struct ActivityView {
+    /// `active`, `busy` or `idle`.
+    pub verdict: &'static str,
+    /// The strongest first.
+    pub evidence: Vec<EvidenceView>,
+    /// Idle time that counts.
+    pub counted_idle_seconds: f64,
+    /// Idle time before sleep.
+    pub idle_timeout_seconds: f64,
+    /// Promises that it stays awake.
+    pub leases: Vec<LeaseView>,
+    /// Cores used over the last minute.
+    pub cpu_cores: f64,
+    /// Memory used.
+    pub memory_bytes: u64,
+    /// Processes.
+    pub processes: u32,
+    /// Terminals.
+    pub terminals: u32,
+    /// When this was so.
+    pub at: Option<String>,
+}
+
+/// One reason, for scripts.
+#[derive(Debug, Serialize)]
+pub struct EvidenceView {
+    /// What kind.
+    pub signal: &'static str,
+    /// In words.
+    pub detail: String,
+    /// How long ago it was seen.
+    pub age_seconds: f64,
+    /// How long it holds if nothing new comes.
+    pub holds_for_seconds: f64,
+    /// It no longer counts.
+    pub capped: bool,
+}
+
+/// A lease, for scripts.
+#[derive(Debug, Serialize)]
+pub struct LeaseView {
+    /// Its name.
+    pub name: String,
+    /// What for.
+    pub reason: String,
+    /// How long it still holds.
+    pub remaining_seconds: f64,
+}
+
+/// The word for a state.
+pub fn state(state: State) -> &'static str {
+    match state {
+        State::Unspecified => "unknown",
+        State::Queued => "queued",
+        State::Starting => "starting",
+        State::Awake => "awake",
+        State::FallingAsleep => "falling-asleep",
+        State::Asleep => "asleep",
+        State::Archiving => "archiving",
+        State::Archived => "archived",
+        State::Deleting => "deleting",
+        State::Failed => "failed",
+    }
+}
+
+/// How a state is shown.
+pub fn state_tone(state: State) -> Option<Tone> {
+    match state {
+        State::Awake => Some(Tone::Good),
+        State::Failed => Some(Tone::Bad),
+        State::Queued | State::Starting | State::FallingAsleep | State::Archiving | State::Deleting => {
+            Some(Tone::Notice)
+        }
+        State::Unspecified | State::Asleep | State::Archived => None,
+    }
+}
+
+/// The word for a verdict, if there is one.
+pub fn verdict(verdict: Verdict) -> Option<&'static str> {
+    match verdict {
+        Verdict::Unspecified => None,
+        Verdict::Idle => Some("idle"),
+        Verdict::Busy => Some("busy"),
+        Verdict::Active => Some("active"),
+    }
+}
+
+/// The word for a link.
+pub fn link(link: Link) -> &'static str {
+    match link {
+        Link::Connected => "connected",
+        Link::Unspecified | Link::Unknown => "unknown",
+    }
+}
+
+/// The word for a signal.
+pub fn signal(signal: Signal) -> &'static str {
+    match signal {
+        Signal::Unspecified => "unknown",
+        Signal::Keystroke => "keystroke",
+        Signal::ClientWrite => "client-write",
+        Signal::PortRequest => "port-request",
+        Signal::PageVisible => "page-visible",
+        Signal::ClientStart => "client-start",
+        Signal::Cpu => "cpu",
+        Signal::Io => "io",
+        Signal::KernelBusy => "kernel-busy",
+        Signal::ForegroundJob => "foreground-job",
+        Signal::IdeHeartbeat => "ide-heartbeat",
+        Signal::Lease => "lease",
+    }
+}
+
+/// Seconds, for scripts.
+pub fn seconds(duration: Option<prost_types::Duration>) -> Option<f64> {
+    duration::from_wire(duration).map(|d| d.as_secs_f64())
+}
+
+impl From<&Workspace> for WorkspaceView {
+    fn from(workspace: &Workspace) -> Self {
+        let activity = workspace.activity.as_ref();
+        let time = |at: &Option<prost_types::Timestamp>| at.as_ref().map(ToString::to_string);
+        Self {
+            name: workspace.name.clone(),
+            id: workspace.id.clone(),
+            state: state(workspace.state()),
+            verdict: activity.and_then(|activity| verdict(activity.verdict())),
+            reason: workspace.reason.clone(),
+            since: time(&workspace.since),
+            link: link(workspace.link()),
+            template: workspace.template.clone(),
+            owner: workspace.owner.clone(),
+            created: time(&workspace.created),
+            counted_idle_seconds: activity.and_then(|activity| seconds(activity.counted_idle)),
+            idle_timeout_seconds: workspace.policy.and_then(|policy| seconds(policy.idle_timeout)),
+            next_transition: time(&workspace.next_transition),
+            next_transition_reason: Some(workspace.next_transition_reason.clone()).filter(|r| !r.is_empty()),
+            restarts: workspace.restarts,
+            agent: workspace.agent.as_ref().map(AgentView::from),
+        }
+    }
+}
+
+impl From<&AgentInfo> for AgentView {
+    fn from(agent: &AgentInfo) -> Self {
+        Self {
+            boot_id: agent.boot_id.clone(),
+            epoch: agent.epoch,
+            version: agent.version.clone(),
+            key_fingerprint: agent.key_fingerprint.clone(),
+            address: agent.address.clone(),
+        }
+    }
+}
+
+impl From<&ActivityState> for ActivityView {
+    fn from(activity: &ActivityState) -> Self {
+        let usage = activity.usage.unwrap_or_default();
+        let lease = |lease: &podling_proto::agent::v1::Lease| LeaseView {
+            name: lease.name.clone(),
+            reason: lease.reason.clone(),
+            remaining_seconds: seconds(lease.remaining).unwrap_or_default(),
+        };
+        Self {
+            verdict: verdict(activity.verdict()).unwrap_or("unknown"),
+            evidence: activity.evidence.iter().map(EvidenceView::from).collect(),
+            counted_idle_seconds: seconds(activity.counted_idle).unwrap_or_default(),
+            idle_timeout_seconds: seconds(activity.idle_timeout).unwrap_or_default(),
+            leases: activity.leases.iter().map(lease).collect(),
+            cpu_cores: usage.cpu_cores,
+            memory_bytes: usage.memory_bytes,
+            processes: usage.processes,
+            terminals: usage.terminals,
+            at: activity.at.as_ref().map(ToString::to_string),
+        }
+    }
+}
+
+impl From<&Evidence> for EvidenceView {
+    fn from(evidence: &Evidence) -> Self {
+        Self {
+            signal: signal(evidence.signal()),
+            detail: evidence.detail.clone(),
+            age_seconds: seconds(evidence.age).unwrap_or_default(),
+            holds_for_seconds: seconds(evidence.holds_for).unwrap_or_default(),
+            capped: evidence.capped,
+        }
+    }
+}
