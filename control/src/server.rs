@@ -2,6 +2,7 @@
 
 mod auth;
 mod connections;
+mod cors;
 mod front;
 pub(crate) mod limits;
 mod listener;
@@ -9,6 +10,7 @@ mod strangers;
 mod tasks;
 
 pub use connections::Stopping;
+pub use cors::cors;
 pub use front::{AgentsFront, Front};
 pub use listener::Listener;
 pub use strangers::Peer;

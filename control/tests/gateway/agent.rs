@@ -1,0 +1,243 @@
+//! Stands for an agent: a real HTTP/2 server over TLS with a certificate of its own, that does what each story needs and
+//! remembers what it saw.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering::SeqCst},
+};
+
+use axum::{Router, body::Body, extract::State, response::Response, routing::any};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http::{HeaderMap, Request, request::Parts};
+use http_body::Frame;
+use http_body_util::{BodyExt, BodyStream, StreamBody};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use podling_control::snapshot::{AgentAddress, AgentView, Fingerprint};
+use podling_proto::agent::v1::{
+    ActivityState, GetActivityRequest, GetActivityResponse, KeepAwakeRequest, KeepAwakeResponse, Verdict,
+    WatchActivityRequest, WatchActivityResponse,
+    activity_server::{Activity, ActivityServer},
+};
+use rcgen::{CertificateParams, KeyPair};
+use rustls::{ServerConfig, crypto::ring::default_provider, pki_types::PrivatePkcs8KeyDer};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::Status;
+use tower::{Layer, ServiceExt};
+
+/// What the agent saw.
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub requests: Mutex<Vec<Parts>>,
+    pub connections: AtomicUsize,
+    /// Exchanges under way.
+    pub open: watch::Sender<usize>,
+}
+
+/// Dropped, it dies: its connections break.
+pub struct FakeAgent {
+    pub view: AgentView,
+    pub seen: Arc<Seen>,
+    stop: CancellationToken,
+}
+
+impl Drop for FakeAgent {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl FakeAgent {
+    pub async fn start(boot_id: &str, max_streams: u32) -> Self {
+        let key = KeyPair::generate().expect("key");
+        let certificate = CertificateParams::new(vec!["podling-agent".to_owned()])
+            .and_then(|params| params.self_signed(&key))
+            .expect("certificate");
+        let mut tls = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+            )
+            .expect("tls");
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let view = AgentView {
+            boot_id: boot_id.to_owned(),
+            epoch: 1,
+            version: "0.1.0".to_owned(),
+            capabilities: Vec::new(),
+            address: AgentAddress::Tcp(listener.local_addr().expect("address").to_string()),
+            fingerprint: Fingerprint::of(certificate.der()),
+        };
+        let seen = Arc::new(Seen::default());
+        let stop = CancellationToken::new();
+        let serving = serve(listener, Arc::new(tls), router(seen.clone()), seen.clone(), max_streams);
+        let stopped = stop.clone();
+        TaskTracker::new().spawn(async move { stopped.run_until_cancelled(serving).await });
+        Self { view, seen, stop }
+    }
+
+    pub fn requests(&self) -> Vec<Parts> {
+        self.seen.requests.lock().expect("lock").clone()
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    router: Router,
+    seen: Arc<Seen>,
+    max_streams: u32,
+) {
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let (tcp, _) = listener.accept().await.expect("accept");
+        tcp.set_nodelay(true).expect("nodelay");
+        seen.connections.fetch_add(1, SeqCst);
+        let (tls, router) = (TlsAcceptor::from(tls.clone()), router.clone());
+        connections.spawn(async move {
+            // A gateway that finds a false certificate goes away here.
+            let Ok(io) = tls.accept(tcp).await else { return };
+            let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+                router.clone().oneshot(request.map(Body::new))
+            });
+            let _ended = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .max_concurrent_streams(max_streams)
+                .serve_connection(TokioIo::new(io), service)
+                .await;
+        });
+    }
+}
+
+fn router(seen: Arc<Seen>) -> Router {
+    let activity = tonic_web::GrpcWebLayer::new().layer(ActivityServer::new(Typed));
+    Router::new()
+        .route("/podling.agent.v1.Terminals/Attach", any(echo))
+        .route("/podling.agent.v1.Terminals/Watch", any(flood))
+        .route("/podling.agent.v1.Processes/Watch", any(half))
+        .route("/files/{*path}", any(file))
+        .route_service("/podling.agent.v1.Activity/Watch", activity)
+        .fallback(any(empty))
+        .layer(axum::middleware::map_request_with_state(seen.clone(), remember))
+        .with_state(seen)
+}
+
+async fn remember(State(seen): State<Arc<Seen>>, request: Request<Body>) -> Request<Body> {
+    let (parts, body) = request.into_parts();
+    seen.requests.lock().expect("lock").push(parts.clone());
+    Request::from_parts(parts, body)
+}
+
+/// Counts itself among the exchanges under way until it is dropped.
+struct Open(Arc<Seen>);
+
+impl Open {
+    fn new(seen: &Arc<Seen>) -> Self {
+        seen.open.send_modify(|n| *n += 1);
+        Self(seen.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.send_modify(|n| *n -= 1);
+    }
+}
+
+fn grpc(
+    frames: impl futures_util::Stream<Item = Result<Frame<Bytes>, axum::Error>> + Send + 'static,
+) -> Response {
+    let mut response = Response::new(Body::new(StreamBody::new(frames)));
+    response.headers_mut().insert("content-type", "application/grpc".parse().expect("value"));
+    response
+}
+
+fn trailers() -> Frame<Bytes> {
+    Frame::trailers(HeaderMap::from_iter([(
+        http::HeaderName::from_static("grpc-status"),
+        http::HeaderValue::from_static("0"),
+    )]))
+}
+
+/// Sends back what comes, as it comes, then trailers.
+async fn echo(State(seen): State<Arc<Seen>>, request: Request<Body>) -> Response {
+    let open = Open::new(&seen);
+    let frames = BodyStream::new(request.into_body()).map(move |frame| {
+        let _open = &open;
+        frame
+    });
+    grpc(frames.chain(stream::iter([Ok(trailers())])))
+}
+
+/// Never ends.
+async fn flood(State(seen): State<Arc<Seen>>) -> Response {
+    let open = Open::new(&seen);
+    grpc(stream::repeat_with(move || {
+        let _open = &open;
+        Ok(Frame::data(Bytes::from_static(&[7; 16 * 1024])))
+    }))
+}
+
+/// One message, then silence.
+async fn half(State(seen): State<Arc<Seen>>) -> Response {
+    let open = Open::new(&seen);
+    let first = stream::iter([Ok(Frame::data(Bytes::from_static(b"\0\0\0\0\x01x")))]);
+    grpc(first.chain(stream::pending().map(move |frame: Result<Frame<Bytes>, axum::Error>| {
+        let _open = &open;
+        frame
+    })))
+}
+
+/// What was put, or a file of the size that the path names.
+async fn file(request: Request<Body>) -> Response {
+    let size = request.uri().path().rsplit('/').next().and_then(|n| n.parse().ok());
+    let content = request.into_body().collect().await.expect("body").to_bytes();
+    let body = match size {
+        Some(size) => Body::from(vec![5; size]),
+        None => Body::from(content.len().to_string()),
+    };
+    Response::builder().header("set-cookie", "a=b").header("etag", "\"1\"").body(body).expect("response")
+}
+
+/// Any other call succeeds with an empty message.
+async fn empty(request: Request<Body>) -> Response {
+    request.into_body().collect().await.expect("body");
+    grpc(stream::iter([Ok(Frame::data(Bytes::from_static(&[0; 5]))), Ok(trailers())]))
+}
+
+/// Real tonic behind real tonic-web, as in the agent.
+struct Typed;
+
+#[tonic::async_trait]
+impl Activity for Typed {
+    type WatchStream = stream::BoxStream<'static, Result<WatchActivityResponse, Status>>;
+
+    async fn get(
+        &self,
+        _request: tonic::Request<GetActivityRequest>,
+    ) -> Result<tonic::Response<GetActivityResponse>, Status> {
+        Err(Status::unimplemented("not in this story"))
+    }
+
+    async fn watch(
+        &self,
+        _request: tonic::Request<WatchActivityRequest>,
+    ) -> Result<tonic::Response<Self::WatchStream>, Status> {
+        let state = ActivityState { verdict: Verdict::Busy.into(), ..ActivityState::default() };
+        let message = WatchActivityResponse { activity: Some(state) };
+        Ok(tonic::Response::new(stream::iter([Ok(message.clone()), Ok(message)]).boxed()))
+    }
+
+    async fn keep_awake(
+        &self,
+        _request: tonic::Request<KeepAwakeRequest>,
+    ) -> Result<tonic::Response<KeepAwakeResponse>, Status> {
+        Err(Status::unimplemented("not in this story"))
+    }
+}

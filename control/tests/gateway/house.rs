@@ -1,0 +1,230 @@
+//! A control plane's front with everything real but the driver: the story itself says what workspaces there are.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use podling_control::{
+    api::tokens::TokensApi,
+    caller::Caller,
+    gateway::Gateway,
+    identity::{Grant, Identity, root_token_file},
+    metrics::Metrics,
+    server::{Front, Listener, Stopping, cors},
+    snapshot::{AgentView, Snapshot, WorkspaceView},
+};
+use podling_core::{
+    id::{Owner, WorkspaceId},
+    policy::Policy,
+    time::Timestamp,
+    workspace::{Link, Spec, State, Wanted},
+};
+use podling_proto::control::v1::tokens_server::TokensServer;
+use tokio::{
+    net::TcpStream,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::task::TaskTracker;
+use tonic::{Status, service::Routes};
+use tower::Layer;
+
+/// How long a story waits for anything.
+pub const DEADLINE: Duration = Duration::from_secs(15);
+
+pub type Body = BoxBody<Bytes, std::io::Error>;
+
+pub struct House {
+    pub identity: Arc<Identity>,
+    pub root: Caller,
+    pub root_token: String,
+    pub snapshots: watch::Sender<Arc<Snapshot>>,
+    pub wakes: mpsc::Receiver<WorkspaceId>,
+    pub metrics: Arc<Metrics>,
+    pub stopping: Stopping,
+    pub address: String,
+    pub serving: JoinHandle<()>,
+    _data: tempfile::TempDir,
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        self.stopping.draining.cancel();
+        self.stopping.streams.cancel();
+    }
+}
+
+impl House {
+    pub async fn open() -> Self {
+        let data = tempfile::tempdir().expect("folder");
+        let identity = Arc::new(Identity::open(data.path()).expect("identity"));
+        let root_token =
+            std::fs::read_to_string(root_token_file(data.path())).expect("token").trim().to_owned();
+        let (snapshots, follow) = watch::channel(Arc::new(Snapshot::default()));
+        let (wake, wakes) = mpsc::channel(16);
+        let metrics = Arc::new(Metrics::new(follow.clone()));
+        let stopping = Stopping::default();
+        let gateway = Arc::new(Gateway::new(
+            identity.clone(),
+            follow.clone(),
+            wake,
+            metrics.clone(),
+            stopping.streams.clone(),
+        ));
+        let grpc =
+            Routes::new(TokensServer::new(TokensApi::new(identity.clone(), follow))).into_axum_router();
+        let front = Front::new(identity.clone(), gateway, metrics.clone(), grpc, stopping.draining.clone());
+        let front = cors(&["https://console.example".to_owned()]).layer(front);
+        let listener = Listener::tcp(
+            "127.0.0.1:0".parse().expect("address"),
+            None,
+            stopping.clone(),
+            metrics.connections.clone(),
+        )
+        .await
+        .expect("listen");
+        let address = listener.url().expect("url").replace("http://", "");
+        let serving = TaskTracker::new().spawn(listener.serve(front));
+        let root = identity.caller(Some(&root_token)).expect("root");
+        Self {
+            identity,
+            root,
+            root_token,
+            snapshots,
+            wakes,
+            metrics,
+            stopping,
+            address,
+            serving,
+            _data: data,
+        }
+    }
+
+    /// Says what a workspace is now.
+    pub fn set(&self, id: &WorkspaceId, owner: &str, state: State, agent: Option<&AgentView>) {
+        self.snapshots.send_modify(|snapshot| {
+            let mut workspaces = snapshot.workspaces.clone();
+            let version = workspaces.get(id).map_or(1, |view| view.version + 1);
+            workspaces.insert(id.clone(), Arc::new(view(id, owner, state, agent, version)));
+            *snapshot = Arc::new(Snapshot { generation: snapshot.generation + 1, workspaces });
+        });
+    }
+
+    pub fn token(&self, verbs: &str, owner: &str) -> String {
+        let grant = Grant {
+            verbs: verbs.parse().expect("verbs"),
+            workspaces: None,
+            owner: Some(owner.parse::<Owner>().expect("owner")),
+            ttl: Duration::from_secs(60),
+            agent: None,
+        };
+        self.identity.mint(&self.root, grant).expect("token").token
+    }
+
+    pub async fn h2(&self) -> http2::SendRequest<Body> {
+        let tcp = TcpStream::connect(&self.address).await.expect("connect");
+        tcp.set_nodelay(true).expect("nodelay");
+        let (sender, connection) =
+            http2::Builder::new(TokioExecutor::new()).handshake(TokioIo::new(tcp)).await.expect("h2");
+        TaskTracker::new().spawn(connection);
+        sender
+    }
+
+    pub async fn h1(&self) -> http1::SendRequest<Body> {
+        let tcp = TcpStream::connect(&self.address).await.expect("connect");
+        let (sender, connection) = http1::handshake(TokioIo::new(tcp)).await.expect("h1");
+        TaskTracker::new().spawn(connection);
+        sender
+    }
+
+    /// One gRPC call with an empty message: its status, wherever it came.
+    pub async fn call(&self, path: &str, token: Option<&str>, workspace: Option<&WorkspaceId>) -> Status {
+        let request = self.grpc(path, token, workspace, full(&[0; 5]));
+        let response = within(self.h2().await.send_request(request)).await.expect("response");
+        status(response).await
+    }
+
+    pub fn grpc(
+        &self,
+        path: &str,
+        token: Option<&str>,
+        workspace: Option<&WorkspaceId>,
+        body: Body,
+    ) -> Request<Body> {
+        let mut request = Request::post(format!("http://{}{path}", self.address))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        if let Some(id) = workspace {
+            request = request.header("podling-workspace", id.as_str());
+        }
+        request.body(body).expect("request")
+    }
+}
+
+/// The gRPC status of an answer, from its headers or its trailers.
+pub async fn status(response: Response<Incoming>) -> Status {
+    if let Some(status) = Status::from_header_map(response.headers()) {
+        return status;
+    }
+    let collected = within(response.into_body().collect()).await.expect("body");
+    collected.trailers().and_then(Status::from_header_map).expect("grpc-status")
+}
+
+pub fn full(bytes: &[u8]) -> Body {
+    Full::new(Bytes::copy_from_slice(bytes)).map_err(|never| match never {}).boxed()
+}
+
+/// A body that the story feeds.
+pub fn fed() -> (mpsc::Sender<Bytes>, Body) {
+    use futures_util::StreamExt;
+    let (tx, rx) = mpsc::channel(16);
+    let frames = tokio_stream::wrappers::ReceiverStream::new(rx).map(|data| Ok(http_body::Frame::data(data)));
+    (tx, BodyExt::boxed(http_body_util::StreamBody::new(frames)))
+}
+
+/// No story waits for ever.
+pub async fn within<T>(what: impl Future<Output = T>) -> T {
+    timeout(DEADLINE, what).await.expect("in time")
+}
+
+fn view(
+    id: &WorkspaceId,
+    owner: &str,
+    state: State,
+    agent: Option<&AgentView>,
+    version: u64,
+) -> WorkspaceView {
+    WorkspaceView {
+        spec: Arc::new(Spec {
+            id: id.clone(),
+            name: "demo".parse().expect("name"),
+            owner: owner.parse().expect("owner"),
+            template: "shell".to_owned(),
+            command: Vec::new(),
+            env: BTreeMap::new(),
+            policy: Policy::default(),
+            wanted: Wanted::Awake,
+            created: Timestamp(0),
+            request_id: String::new(),
+        }),
+        state,
+        reason: "as the story says".to_owned(),
+        since: Timestamp(0),
+        link: if agent.is_some() { Link::Connected } else { Link::Unknown },
+        activity: None,
+        agent: agent.cloned().map(Arc::new),
+        next: None,
+        restarts: 0,
+        version,
+    }
+}

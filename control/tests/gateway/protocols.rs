@@ -1,0 +1,217 @@
+//! Every caller is answered in its own protocol: gRPC, gRPC-web, plain HTTP, and a browser that asks first.
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use http::{Request, header::ORIGIN};
+use http_body_util::BodyExt;
+use podling_core::workspace::State;
+use podling_proto::{agent::v1::WatchActivityResponse, error::reason, v1::Reason};
+use prost::Message;
+use tonic::Status;
+
+use crate::{
+    agent::FakeAgent,
+    demo,
+    house::{House, full, within},
+};
+
+#[tokio::test]
+async fn a_browser_watches_over_http_1_and_grpc_web() {
+    let house = House::open().await;
+    let agent = FakeAgent::start("one", 200).await;
+    house.set(&demo(), "ada", State::Awake, Some(&agent.view));
+    for (content_type, text) in [("application/grpc-web+proto", false), ("application/grpc-web-text", true)] {
+        let body = if text { BASE64.encode([0; 5]).into_bytes() } else { vec![0; 5] };
+        let request = Request::post("/podling.agent.v1.Activity/Watch")
+            .header("host", &house.address)
+            .header("content-type", content_type)
+            .header("accept", content_type)
+            .header("x-grpc-web", "1")
+            .header("authorization", format!("Bearer {}", house.root_token))
+            .header("podling-workspace", demo().as_str())
+            .body(full(&body))
+            .expect("request");
+        let response = within(house.h1().await.send_request(request)).await.expect("response");
+        assert_eq!(response.status(), 200);
+        let body = within(response.into_body().collect()).await.expect("body").to_bytes();
+        let frames = if text { decode_text(&body) } else { body.to_vec() };
+        let (messages, trailers) = web_frames(&frames);
+        assert_eq!(messages.len(), 2);
+        let message = WatchActivityResponse::decode(messages[0].as_slice()).expect("message");
+        assert_eq!(message.activity.expect("activity").verdict, 2);
+        assert!(trailers.expect("trailers").contains("grpc-status:0"), "as tonic-web writes them");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_in_grpc_web_that_breaks_ends_with_a_status() {
+    let house = House::open().await;
+    let agent = FakeAgent::start("one", 200).await;
+    house.set(&demo(), "ada", State::Awake, Some(&agent.view));
+    let request = Request::post("/podling.agent.v1.Processes/Watch")
+        .header("host", &house.address)
+        .header("content-type", "application/grpc-web")
+        .header("authorization", format!("Bearer {}", house.root_token))
+        .header("podling-workspace", demo().as_str())
+        .body(full(&[0; 5]))
+        .expect("request");
+    let mut response = within(house.h1().await.send_request(request)).await.expect("response");
+    let first = within(response.frame()).await.expect("frame").expect("no error").into_data().expect("data");
+    drop(agent);
+    let rest = within(response.into_body().collect()).await.expect("body").to_bytes();
+    let (messages, trailers) = web_frames(&[&first[..], &rest].concat());
+    assert_eq!(messages, [b"x"]);
+    assert!(trailers.expect("trailers").contains("grpc-status: 14"));
+}
+
+#[tokio::test]
+async fn the_same_refusal_in_three_protocols() {
+    let house = House::open().await;
+    for workspace in [true, false] {
+        for content_type in ["application/grpc", "application/grpc-web+proto", "application/json"] {
+            let mut request =
+                Request::post(format!("http://{}/podling.agent.v1.Terminals/List", house.address))
+                    .header("content-type", content_type);
+            if workspace {
+                request = request.header("podling-workspace", demo().as_str());
+            }
+            let request = request.body(full(&[0; 5])).expect("request");
+            let response = within(house.h2().await.send_request(request)).await.expect("response");
+            if content_type.contains("grpc") {
+                assert_eq!(response.status(), 200);
+                let status = Status::from_header_map(response.headers()).expect("status");
+                assert_eq!(reason(&status), Some(Reason::TokenMissing));
+                let answered = response.headers()["content-type"].to_str().expect("ascii");
+                assert_eq!(answered.contains("web"), content_type.contains("web"));
+            } else {
+                assert_eq!(response.status(), 401);
+                assert_eq!(response.headers()["content-type"], "application/problem+json");
+                let body = within(response.into_body().collect()).await.expect("body").to_bytes();
+                let body: serde_json::Value = serde_json::from_slice(&body).expect("json");
+                assert_eq!(body["reason"], "TOKEN_MISSING");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn files_come_and_go_over_plain_http() {
+    let house = House::open().await;
+    let agent = FakeAgent::start("one", 200).await;
+    house.set(&demo(), "ada", State::Awake, Some(&agent.view));
+    let request = |method: &str, path: &str, verbs: &str, body: &[u8]| {
+        Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", &house.address)
+            .header("cookie", "secret=1")
+            .header("authorization", format!("bearer {}", house.token(verbs, "ada")))
+            .header("podling-workspace", demo().as_str())
+            .body(full(body))
+            .expect("request")
+    };
+    let got = house
+        .h1()
+        .await
+        .send_request(request("GET", "/files/a/5000000", "files-read", b""))
+        .await
+        .expect("get");
+    assert_eq!(
+        (got.status().as_u16(), &got.headers()["content-length"]),
+        (200, &"5000000".parse().expect("value"))
+    );
+    assert!(!got.headers().contains_key("set-cookie") && got.headers().contains_key("etag"));
+    let body = within(got.into_body().collect()).await.expect("body").to_bytes();
+    assert_eq!((body.len(), body.iter().all(|b| *b == 5)), (5_000_000, true));
+    assert!(agent.requests().iter().all(|r| !r.headers.contains_key("cookie")));
+    let put = request("PUT", "/files/b", "files-write", &vec![1; 3_000_000]);
+    let put = within(house.h1().await.send_request(put)).await.expect("put");
+    let body = within(put.into_body().collect()).await.expect("body").to_bytes();
+    assert_eq!(body, "3000000");
+    let refused = within(house.h1().await.send_request(request("PUT", "/files/b", "files-read", b"x"))).await;
+    let refused = refused.expect("answer");
+    assert_eq!(refused.status(), 403);
+    assert_eq!(refused.headers()["content-type"], "application/problem+json");
+}
+
+#[tokio::test]
+async fn a_page_may_call_if_it_is_on_the_list() {
+    let house = House::open().await;
+    let preflight = |origin: &str| {
+        Request::options("/podling.agent.v1.Terminals/Watch")
+            .header("host", &house.address)
+            .header(ORIGIN, origin)
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", "authorization,podling-workspace,x-grpc-web")
+            .body(full(b""))
+            .expect("request")
+    };
+    let allowed =
+        within(house.h1().await.send_request(preflight("https://console.example"))).await.expect("answer");
+    assert_eq!(allowed.status(), 200);
+    assert_eq!(allowed.headers()["access-control-allow-origin"], "https://console.example");
+    let headers = allowed.headers()["access-control-allow-headers"].to_str().expect("ascii");
+    assert!(headers.contains("podling-workspace") && headers.contains("authorization"));
+    assert!(!allowed.headers().contains_key("access-control-allow-credentials"), "never with cookies");
+    let other =
+        within(house.h1().await.send_request(preflight("https://evil.example"))).await.expect("answer");
+    assert!(!other.headers().contains_key("access-control-allow-origin"));
+    // The answer itself, here a refusal, says what the page may read of it.
+    let call = Request::post("/podling.agent.v1.Terminals/Watch")
+        .header("host", &house.address)
+        .header(ORIGIN, "https://console.example")
+        .header("content-type", "application/grpc-web+proto")
+        .body(full(&[0; 5]))
+        .expect("request");
+    let answer = within(house.h1().await.send_request(call)).await.expect("answer");
+    let exposed = answer.headers()["access-control-expose-headers"].to_str().expect("ascii");
+    for header in ["grpc-status", "grpc-message", "grpc-status-details-bin"] {
+        assert!(exposed.contains(header), "{exposed}");
+    }
+}
+
+#[tokio::test]
+async fn health_and_readiness_need_no_token_and_metrics_do() {
+    let house = House::open().await;
+    let get = |path: &str, token: Option<&str>| {
+        let mut request = Request::get(path).header("host", &house.address);
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        request.body(full(b"")).expect("request")
+    };
+    for path in ["/healthz", "/readyz"] {
+        let answer = within(house.h1().await.send_request(get(path, None))).await.expect("answer");
+        assert_eq!(answer.status(), 200, "{path}");
+    }
+    let refused = within(house.h1().await.send_request(get("/metrics", None))).await.expect("answer");
+    assert_eq!(refused.status(), 401);
+    house.set(&demo(), "ada", State::Awake, None);
+    let read = house.token("read", "ada");
+    let answer = within(house.h1().await.send_request(get("/metrics", Some(&read)))).await.expect("answer");
+    let body = within(answer.into_body().collect()).await.expect("body").to_bytes();
+    let text = String::from_utf8(body.to_vec()).expect("text");
+    assert!(text.contains("podling_workspaces{state=\"awake\"} 1"), "{text}");
+    assert!(text.contains("code=\"Unauthenticated\"} 1"), "{text}");
+    house.stopping.draining.cancel();
+}
+
+/// Messages and trailers of a gRPC-web body.
+fn web_frames(mut bytes: &[u8]) -> (Vec<Vec<u8>>, Option<String>) {
+    let (mut messages, mut trailers) = (Vec::new(), None);
+    while !bytes.is_empty() {
+        let length = u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
+        let content = bytes[5..5 + length].to_vec();
+        if bytes[0] & 0x80 == 0 {
+            messages.push(content);
+        } else {
+            trailers = Some(String::from_utf8(content).expect("ascii"));
+        }
+        bytes = &bytes[5 + length..];
+    }
+    (messages, trailers)
+}
+
+/// Base64 of several pieces, each with its own padding.
+fn decode_text(text: &[u8]) -> Vec<u8> {
+    text.chunks(4).flat_map(|four| BASE64.decode(four).expect("base64")).collect()
+}
