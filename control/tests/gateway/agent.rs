@@ -30,17 +30,17 @@ use tower::{Layer, ServiceExt};
 
 /// What the agent saw.
 #[derive(Debug, Default)]
-pub struct Seen {
-    pub requests: Mutex<Vec<Parts>>,
-    pub connections: AtomicUsize,
+pub(crate) struct Seen {
+    pub(crate) requests: Mutex<Vec<Parts>>,
+    pub(crate) connections: AtomicUsize,
     /// Exchanges under way.
-    pub open: watch::Sender<usize>,
+    pub(crate) open: watch::Sender<usize>,
 }
 
 /// Dropped, it dies: its connections break.
-pub struct FakeAgent {
-    pub view: AgentView,
-    pub seen: Arc<Seen>,
+pub(crate) struct FakeAgent {
+    pub(crate) view: AgentView,
+    pub(crate) seen: Arc<Seen>,
     stop: CancellationToken,
 }
 
@@ -51,7 +51,7 @@ impl Drop for FakeAgent {
 }
 
 impl FakeAgent {
-    pub async fn start(boot_id: &str, max_streams: u32) -> Self {
+    pub(crate) async fn start(boot_id: &str, max_streams: u32) -> Self {
         let key = KeyPair::generate().expect("key");
         let certificate = CertificateParams::new(vec!["podling-agent".to_owned()])
             .and_then(|params| params.self_signed(&key))
@@ -83,7 +83,7 @@ impl FakeAgent {
         Self { view, seen, stop }
     }
 
-    pub fn requests(&self) -> Vec<Parts> {
+    pub(crate) fn requests(&self) -> Vec<Parts> {
         self.seen.requests.lock().expect("lock").clone()
     }
 }

@@ -37,20 +37,20 @@ use tonic::{Status, service::Routes};
 use tower::Layer;
 
 /// How long a story waits for anything.
-pub const DEADLINE: Duration = Duration::from_secs(15);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(15);
 
-pub type Body = BoxBody<Bytes, std::io::Error>;
+pub(crate) type Body = BoxBody<Bytes, std::io::Error>;
 
-pub struct House {
-    pub identity: Arc<Identity>,
-    pub root: Caller,
-    pub root_token: String,
-    pub snapshots: watch::Sender<Arc<Snapshot>>,
-    pub wakes: mpsc::Receiver<WorkspaceId>,
-    pub metrics: Arc<Metrics>,
-    pub stopping: Stopping,
-    pub address: String,
-    pub serving: JoinHandle<()>,
+pub(crate) struct House {
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) root: Caller,
+    pub(crate) root_token: String,
+    pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
+    pub(crate) wakes: mpsc::Receiver<WorkspaceId>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) stopping: Stopping,
+    pub(crate) address: String,
+    pub(crate) serving: JoinHandle<()>,
     _data: tempfile::TempDir,
 }
 
@@ -62,7 +62,7 @@ impl Drop for House {
 }
 
 impl House {
-    pub async fn open() -> Self {
+    pub(crate) async fn open() -> Self {
         let data = tempfile::tempdir().expect("folder");
         let identity = Arc::new(Identity::open(data.path()).expect("identity"));
         let root_token =
@@ -108,16 +108,16 @@ impl House {
     }
 
     /// Says what a workspace is now.
-    pub fn set(&self, id: &WorkspaceId, owner: &str, state: State, agent: Option<&AgentView>) {
+    pub(crate) fn set(&self, id: &WorkspaceId, owner: &str, state: State, agent: Option<&AgentView>) {
         self.snapshots.send_modify(|snapshot| {
             let mut workspaces = snapshot.workspaces.clone();
             let version = workspaces.get(id).map_or(1, |view| view.version + 1);
             workspaces.insert(id.clone(), Arc::new(view(id, owner, state, agent, version)));
-            *snapshot = Arc::new(Snapshot { generation: snapshot.generation + 1, workspaces });
+            *snapshot = Arc::new(Snapshot { generation: snapshot.generation + 1, workspaces, down: None });
         });
     }
 
-    pub fn token(&self, verbs: &str, owner: &str) -> String {
+    pub(crate) fn token(&self, verbs: &str, owner: &str) -> String {
         let grant = Grant {
             verbs: verbs.parse().expect("verbs"),
             workspaces: None,
@@ -128,7 +128,7 @@ impl House {
         self.identity.mint(&self.root, grant).expect("token").token
     }
 
-    pub async fn h2(&self) -> http2::SendRequest<Body> {
+    pub(crate) async fn h2(&self) -> http2::SendRequest<Body> {
         let tcp = TcpStream::connect(&self.address).await.expect("connect");
         tcp.set_nodelay(true).expect("nodelay");
         let (sender, connection) =
@@ -137,7 +137,7 @@ impl House {
         sender
     }
 
-    pub async fn h1(&self) -> http1::SendRequest<Body> {
+    pub(crate) async fn h1(&self) -> http1::SendRequest<Body> {
         let tcp = TcpStream::connect(&self.address).await.expect("connect");
         let (sender, connection) = http1::handshake(TokioIo::new(tcp)).await.expect("h1");
         TaskTracker::new().spawn(connection);
@@ -145,13 +145,18 @@ impl House {
     }
 
     /// One gRPC call with an empty message: its status, wherever it came.
-    pub async fn call(&self, path: &str, token: Option<&str>, workspace: Option<&WorkspaceId>) -> Status {
+    pub(crate) async fn call(
+        &self,
+        path: &str,
+        token: Option<&str>,
+        workspace: Option<&WorkspaceId>,
+    ) -> Status {
         let request = self.grpc(path, token, workspace, full(&[0; 5]));
         let response = within(self.h2().await.send_request(request)).await.expect("response");
         status(response).await
     }
 
-    pub fn grpc(
+    pub(crate) fn grpc(
         &self,
         path: &str,
         token: Option<&str>,
@@ -172,7 +177,7 @@ impl House {
 }
 
 /// The gRPC status of an answer, from its headers or its trailers.
-pub async fn status(response: Response<Incoming>) -> Status {
+pub(crate) async fn status(response: Response<Incoming>) -> Status {
     if let Some(status) = Status::from_header_map(response.headers()) {
         return status;
     }
@@ -180,12 +185,12 @@ pub async fn status(response: Response<Incoming>) -> Status {
     collected.trailers().and_then(Status::from_header_map).expect("grpc-status")
 }
 
-pub fn full(bytes: &[u8]) -> Body {
+pub(crate) fn full(bytes: &[u8]) -> Body {
     Full::new(Bytes::copy_from_slice(bytes)).map_err(|never| match never {}).boxed()
 }
 
 /// A body that the story feeds.
-pub fn fed() -> (mpsc::Sender<Bytes>, Body) {
+pub(crate) fn fed() -> (mpsc::Sender<Bytes>, Body) {
     use futures_util::StreamExt;
     let (tx, rx) = mpsc::channel(16);
     let frames = tokio_stream::wrappers::ReceiverStream::new(rx).map(|data| Ok(http_body::Frame::data(data)));
@@ -193,7 +198,7 @@ pub fn fed() -> (mpsc::Sender<Bytes>, Body) {
 }
 
 /// No story waits for ever.
-pub async fn within<T>(what: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(what: impl Future<Output = T>) -> T {
     timeout(DEADLINE, what).await.expect("in time")
 }
 
@@ -225,6 +230,7 @@ fn view(
         agent: agent.cloned().map(Arc::new),
         next: None,
         restarts: 0,
+        credential: None,
         version,
     }
 }
