@@ -126,18 +126,16 @@ pub struct Defaults {
 }
 
 impl Config {
-    /// Makes the configuration of flags, environment (`env` looks a variable up) and file.
+    /// Makes the configuration of flags, environment (`env` looks a variable up) and file. `data` is what `--data` said.
     pub fn load(
+        data: Option<&Path>,
         args: &Args,
         env: &dyn Fn(&str) -> Option<String>,
         defaults: Defaults,
     ) -> Result<Self, ConfigError> {
         let mut sources = Sources::new(args, env);
         // The data folder comes first, for the file may be in it; so the file cannot say where it is.
-        let data = match sources.text("data") {
-            Some(value) => value.parse(values::folder)?,
-            None => default_data(env)?,
-        };
+        let data = data_folder(data, env)?;
         let named = args.config.clone().or_else(|| env("PODLING_CONFIG").map(PathBuf::from));
         if let Some(text) = read(named.as_deref(), &data.join("config.toml"))? {
             sources.file(&text.0, &text.1)?;
@@ -175,8 +173,20 @@ impl Config {
     }
 }
 
-/// The data folder of somebody who says nothing.
-pub fn default_data(env: &dyn Fn(&str) -> Option<String>) -> Result<PathBuf, ConfigError> {
+/// The data folder: what `--data` said, else PODLING_DATA, else the place for it in the user's home.
+pub fn data_folder(
+    flag: Option<&Path>,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<PathBuf, ConfigError> {
+    let flag = flag.map(|path| (path.display().to_string(), Source::Flag("--data".into())));
+    let variable = || Some((env("PODLING_DATA")?, Source::Environment("PODLING_DATA".into())));
+    match flag.or_else(variable) {
+        Some((text, source)) => sources::Value { text, source }.parse(values::folder),
+        None => default_data(env),
+    }
+}
+
+fn default_data(env: &dyn Fn(&str) -> Option<String>) -> Result<PathBuf, ConfigError> {
     let absolute = |name: &str| env(name).map(PathBuf::from).filter(|path| path.is_absolute());
     absolute("XDG_DATA_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))

@@ -12,6 +12,7 @@ pub mod driver;
 mod executor;
 pub mod gateway;
 pub mod identity;
+pub mod log;
 pub mod metrics;
 pub mod refusal;
 pub mod server;

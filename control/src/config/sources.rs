@@ -104,7 +104,6 @@ impl<'a> Sources<'a> {
     fn flag(&self, key: &str) -> Option<String> {
         let args = self.args.clone();
         match key {
-            "data" => args.data,
             "listen" => args.listen,
             "tls_cert" => args.tls_cert,
             "tls_key" => args.tls_key,

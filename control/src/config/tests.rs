@@ -2,26 +2,22 @@
 
 use super::*;
 
-fn load(args: &Args, env: &[(&str, &str)]) -> Result<Config, ConfigError> {
+fn load(data: impl Into<Option<PathBuf>>, args: &Args, env: &[(&str, &str)]) -> Result<Config, ConfigError> {
     let env: Vec<_> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let env = move |name: &str| env.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone());
-    Config::load(args, &env, Defaults { agent_command: vec!["podling-agent".into()] })
-}
-
-fn args(data: &Path) -> Args {
-    Args { data: Some(data.display().to_string()), ..Args::default() }
+    Config::load(data.into().as_deref(), args, &env, Defaults { agent_command: vec!["podling-agent".into()] })
 }
 
 #[test]
 fn a_newcomer_needs_to_say_nothing() {
-    let config = load(&Args::default(), &[("HOME", "/home/ada")]).expect("config");
+    let config = load(None, &Args::default(), &[("HOME", "/home/ada")]).expect("config");
     assert_eq!(config.data, Path::new("/home/ada/.local/share/podling"));
     assert_eq!(config.listen.to_string(), "127.0.0.1:7411");
     assert_eq!((config.tls, config.log_format), (None, LogFormat::Text));
     assert_eq!(config.default_template, "shell");
     assert_eq!(config.agent_command, ["podling-agent"]);
     let config =
-        load(&Args::default(), &[("HOME", "/home/ada"), ("XDG_DATA_HOME", "/data")]).expect("config");
+        load(None, &Args::default(), &[("HOME", "/home/ada"), ("XDG_DATA_HOME", "/data")]).expect("config");
     assert_eq!(config.data, Path::new("/data/podling"));
 }
 
@@ -31,15 +27,18 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     let text = "listen = \"127.0.0.1:1\"\nlog_format = \"json\"\nagent_command = [\"my agent\", \"-v\"]\n\
                 cors_origins = [\"https://a.example\"]\n";
     fs::write(folder.path().join("config.toml"), text).expect("write");
-    let file = load(&args(folder.path()), &[]).expect("config");
+    let file = load(folder.path().to_owned(), &Args::default(), &[]).expect("config");
     assert_eq!((file.listen.port(), file.log_format), (1, LogFormat::Json));
     assert_eq!(file.agent_command, ["my agent", "-v"]);
     let env = [("PODLING_LISTEN", "127.0.0.1:2"), ("PODLING_CORS_ORIGINS", "https://b.example, http://c:1")];
-    let variable = load(&args(folder.path()), &env).expect("config");
+    let variable = load(folder.path().to_owned(), &Args::default(), &env).expect("config");
     assert_eq!((variable.listen.port(), variable.log_format), (2, LogFormat::Json));
     assert_eq!(variable.cors_origins, ["https://b.example", "http://c:1"]);
-    let flags = Args { listen: Some("localhost:3".into()), ..args(folder.path()) };
-    assert_eq!(load(&flags, &env).expect("config").listen.to_string(), "127.0.0.1:3");
+    let flags = Args { listen: Some("localhost:3".into()), ..Args::default() };
+    assert_eq!(
+        load(folder.path().to_owned(), &flags, &env).expect("config").listen.to_string(),
+        "127.0.0.1:3"
+    );
 }
 
 #[test]
@@ -48,7 +47,7 @@ fn a_wrong_value_says_which_whence_and_what_is_allowed() {
     let file = folder.path().join("config.toml");
     let wrong = |text: &str, env: &[(&str, &str)], words: &[&str]| {
         fs::write(&file, text).expect("write");
-        let error = load(&args(folder.path()), env).expect_err("wrong").to_string();
+        let error = load(folder.path().to_owned(), &Args::default(), env).expect_err("wrong").to_string();
         assert!(words.iter().all(|word| error.contains(word)), "{text}: {error}");
     };
     wrong("", &[("PODLING_LISTEN", "nowhere")], &["nowhere", "PODLING_LISTEN", "127.0.0.1:7411"]);
@@ -60,15 +59,24 @@ fn a_wrong_value_says_which_whence_and_what_is_allowed() {
     wrong("", &[("PODLING_CORS_ORIGINS", "https://a/b")], &["https://a/b", "without a path"]);
     wrong("", &[("PODLING_TLS_CERT", "/nowhere")], &["/nowhere", "--tls-key"]);
     wrong("allow_plaintext = \"perhaps\"", &[], &["perhaps", "true", "false"]);
-    let flags = Args { config: Some("/nowhere/podling.toml".into()), ..args(folder.path()) };
-    assert!(load(&flags, &[]).expect_err("missing").to_string().contains("/nowhere/podling.toml"));
+    let flags = Args { config: Some("/nowhere/podling.toml".into()), ..Args::default() };
+    assert!(
+        load(folder.path().to_owned(), &flags, &[])
+            .expect_err("missing")
+            .to_string()
+            .contains("/nowhere/podling.toml")
+    );
 }
 
 #[test]
 fn beyond_loopback_it_takes_a_certificate_or_the_flag() {
     let folder = tempfile::tempdir().expect("folder");
     let open = |listen: &str, allow_plaintext| {
-        load(&Args { listen: Some(listen.into()), allow_plaintext, ..args(folder.path()) }, &[])
+        load(
+            folder.path().to_owned(),
+            &Args { listen: Some(listen.into()), allow_plaintext, ..Args::default() },
+            &[],
+        )
     };
     for listen in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1"] {
         let error = open(listen, false).expect_err("plain text").to_string();
@@ -83,6 +91,6 @@ fn beyond_loopback_it_takes_a_certificate_or_the_flag() {
     }
     let path = |name| Some(folder.path().join(name).display().to_string());
     let listen = Some("0.0.0.0:1".to_owned());
-    let tls = Args { listen, tls_cert: path("cert"), tls_key: path("key"), ..args(folder.path()) };
-    assert!(load(&tls, &[]).is_ok());
+    let tls = Args { listen, tls_cert: path("cert"), tls_key: path("key"), ..Args::default() };
+    assert!(load(folder.path().to_owned(), &tls, &[]).is_ok());
 }

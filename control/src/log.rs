@@ -1,0 +1,20 @@
+//! How the control plane writes its log.
+
+use tracing_subscriber::{EnvFilter, fmt, prelude::*};
+
+use crate::config::LogFormat;
+
+/// What is logged, in the words of tracing's filters ("debug", "podling_control::gateway=debug").
+const FILTER_VARIABLE: &str = "PODLING_LOG";
+
+/// Writes to stderr from here on. To be called once, by the program; without it nothing is written.
+pub fn init(format: LogFormat) {
+    let filter = EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry().with(filter);
+    // Fails only if somebody has set up a log already: then that one stands.
+    let _first = match format {
+        LogFormat::Text => registry.with(lines).try_init(),
+        LogFormat::Json => registry.with(lines.json()).try_init(),
+    };
+}
