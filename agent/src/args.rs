@@ -36,6 +36,9 @@ pub struct Args {
     /// Where to write pid, address and fingerprint of this run [default: agent.json in --state]
     #[arg(long, env = "PODLING_AGENT_INFO_FILE", value_name = "FILE")]
     info_file: Option<PathBuf>,
+    /// Run in a session of its own, so that it outlives who started it
+    #[arg(long, env = "PODLING_AGENT_OWN_SESSION")]
+    own_session: bool,
     /// How to log, to stderr
     #[arg(long, env = "PODLING_AGENT_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
@@ -63,6 +66,11 @@ impl Args {
     /// How to log.
     pub fn log_format(&self) -> LogFormat {
         self.log_format
+    }
+
+    /// Whether to leave the session it was started in.
+    pub fn own_session(&self) -> bool {
+        self.own_session
     }
 
     /// Checks the values; `matches` knows where each came from.

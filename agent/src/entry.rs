@@ -25,6 +25,11 @@ pub fn main_with(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => error.exit(),
     };
     start_log(args.log_format());
+    if args.own_session()
+        && let Err(error) = rustix::process::setsid()
+    {
+        tracing::warn!(%error, "stays in the session it was started in, and may end with it");
+    }
     let config = match args.config(&matches) {
         Ok(config) => config,
         Err(error) => {

@@ -2,6 +2,8 @@
 //!
 //! Must not know why something is started or ended; that is `podling_core::decide`.
 
+pub mod local;
+
 use std::{fmt, future::Future};
 
 use futures_util::Stream;

@@ -70,7 +70,8 @@ impl Observed {
         if self.processes != Processes::Unseen {
             return;
         }
-        if !living.contains(&epoch) {
+        let known = self.ended.as_ref().is_some_and(|ended| ended.epoch == epoch);
+        if !living.contains(&epoch) && !known {
             self.ended = Some(Ended { epoch, how: "it was gone when the control plane came up".into() });
         }
         self.processes = Processes::Some(living);

@@ -1,0 +1,199 @@
+//! The local backend: workspaces as processes of this user on this machine, one trust domain.
+//!
+//! An agent runs in a session of its own, so that it outlives the control plane, and is found again by what `run/agent.json` says
+//! of it: process id, start time and the machine's boot, never by its process id alone. Its death is told by the kernel (pidfd),
+//! whether it is our child or was adopted. No file is needed to end a workspace's processes: see [`sweep`].
+//!
+//! Must not know what a workspace is wanted for.
+
+mod launch;
+mod layout;
+mod process;
+mod remove;
+mod sweep;
+mod watch;
+
+use std::{fmt::Display, path::PathBuf, sync::Mutex};
+
+use futures_util::{Stream, StreamExt, stream};
+use podling_core::id::WorkspaceId;
+use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+pub use self::layout::control_socket;
+use self::{
+    launch::Launched,
+    layout::{Layout, Places},
+    process::Machine,
+};
+use crate::backend::{Backend, BackendError, Instance, InstanceId, Observation, Plan};
+
+/// Observations that wait for the driver. When it is full, the watchers of dead agents wait.
+const OBSERVATIONS: usize = 256;
+
+/// What the local backend is told.
+#[derive(Debug, Clone)]
+pub struct LocalConfig {
+    /// The data folder.
+    pub data: PathBuf,
+    /// Program and first arguments that start an agent.
+    pub agent_command: Vec<String>,
+    /// What agents check the control plane's certificate against (PEM).
+    pub control_ca: PathBuf,
+}
+
+/// Runs workspaces as processes.
+#[derive(Debug)]
+pub struct LocalBackend {
+    inner: Inner,
+    observations: Mutex<Option<mpsc::Receiver<Observation>>>,
+    /// Ends the watchers with the backend; the agents run on.
+    _watchers: DropGuard,
+}
+
+#[derive(Debug, Clone)]
+struct Inner {
+    config: LocalConfig,
+    layout: Layout,
+    machine: Machine,
+    seen: mpsc::Sender<Observation>,
+    tasks: TaskTracker,
+    ending: CancellationToken,
+}
+
+/// Which started agent a process is that says this of itself.
+pub fn instance_id(pid: u32, start_ticks: u64) -> Result<InstanceId, BackendError> {
+    let machine =
+        Machine::this().map_err(|error| BackendError::new("reading the machine's boot id", error))?;
+    Ok(machine.instance_id(pid, start_ticks))
+}
+
+impl LocalBackend {
+    /// Makes the folder for workspaces.
+    pub fn open(config: LocalConfig) -> Result<Self, BackendError> {
+        let machine =
+            Machine::this().map_err(|error| BackendError::new("reading the machine's boot id", error))?;
+        let layout = Layout::make(&config.data)
+            .map_err(|e| BackendError::new(format!("making {}", config.data.display()), e))?;
+        let (seen, observations) = mpsc::channel(OBSERVATIONS);
+        let ending = CancellationToken::new();
+        let inner =
+            Inner { config, layout, machine, seen, tasks: TaskTracker::new(), ending: ending.clone() };
+        Ok(Self { inner, observations: Mutex::new(Some(observations)), _watchers: ending.drop_guard() })
+    }
+}
+
+impl Backend for LocalBackend {
+    async fn ensure(&self, plan: Plan) -> Result<Instance, BackendError> {
+        let (inner, workspace) = (self.inner.clone(), plan.workspace.clone());
+        let launched = blocking(format!("starting the agent of {workspace}"), move || {
+            let places = inner.layout.of(&plan.workspace);
+            launch::ensure(&inner.config, &inner.layout, &places, &inner.machine, &plan)
+        })
+        .await?;
+        Ok(self.inner.watch(workspace, launched))
+    }
+
+    async fn stop(&self, workspace: WorkspaceId) -> Result<(), BackendError> {
+        let places = self.inner.layout.of(&workspace);
+        sweep::end_agent(&places, &self.inner.machine).await;
+        sweep::end_all(&workspace)
+            .await
+            .map_err(|error| BackendError::new(format!("ending the processes of {workspace}"), error))
+    }
+
+    async fn remove(&self, workspace: WorkspaceId) -> Result<(), BackendError> {
+        let layout = self.inner.layout.clone();
+        blocking(format!("removing the storage of {workspace}"), move || {
+            remove::remove(&layout.workspaces, workspace.as_str())
+        })
+        .await
+    }
+
+    fn observe(&self) -> impl Stream<Item = Observation> + Send + 'static {
+        let receiver = self.observations.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let later = receiver.map(ReceiverStream::new).map_or_else(|| stream::empty().boxed(), |s| s.boxed());
+        let inner = self.inner.clone();
+        stream::once(async move { inner.list().await }).flat_map(stream::iter).chain(later)
+    }
+}
+
+impl Inner {
+    /// Adopts every agent that lives. Those that ended while nobody looked come first.
+    async fn list(self) -> Vec<Observation> {
+        let layout = self.layout.clone();
+        let machine = self.machine.clone();
+        let found = blocking("looking for agents".into(), move || {
+            let ids = layout.ids()?;
+            Ok::<_, std::io::Error>(
+                ids.into_iter()
+                    .filter_map(|id| Some((launch::find(&layout.of(&id), &machine)?, id)))
+                    .collect::<Vec<_>>(),
+            )
+        })
+        .await
+        .unwrap_or_else(|error| {
+            // Nothing is adopted then; what runs is ended before anything is started.
+            tracing::error!(%error, "no agent can be adopted");
+            Vec::new()
+        });
+        let (mut observations, mut living) = (Vec::new(), Vec::new());
+        for (found, id) in found {
+            match found {
+                Ok(launched) => {
+                    tracing::info!(workspace = %id, pid = launched.process.pid, "an agent is adopted");
+                    living.push(self.watch(id, launched));
+                }
+                Err(record) => {
+                    let places = self.layout.of(&id);
+                    let how = watch::words(None, &places);
+                    let instance = self.instance(id, &record.identify(&self.machine), &places);
+                    observations.push(Observation::Ended { instance, how });
+                }
+            }
+        }
+        observations.push(Observation::Listed(living));
+        observations
+    }
+
+    /// Has somebody wait for the end of an agent.
+    fn watch(&self, workspace: WorkspaceId, launched: Launched) -> Instance {
+        let places = self.layout.of(&workspace);
+        let identity =
+            (launched.epoch, self.machine.instance_id(launched.process.pid, launched.process.start_ticks));
+        let mut instance = self.instance(workspace, &identity, &places);
+        instance.boot_id = launched.boot_id;
+        let (ended, seen, ending) = (instance.clone(), self.seen.clone(), self.ending.clone());
+        self.tasks.spawn(ending.run_until_cancelled_owned(async move {
+            let how = watch::end_of(launched.process, &places).await;
+            // Without a driver nobody needs to know.
+            let _gone = seen.send(Observation::Ended { instance: ended, how }).await;
+        }));
+        instance
+    }
+
+    fn instance(&self, workspace: WorkspaceId, (epoch, id): &(u64, InstanceId), places: &Places) -> Instance {
+        Instance {
+            workspace,
+            epoch: *epoch,
+            id: id.clone(),
+            boot_id: None,
+            address: crate::snapshot::AgentAddress::Unix(places.socket.clone()),
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static, E: Display + Send + 'static>(
+    operation: String,
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, BackendError> {
+    match spawn_blocking(work).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(BackendError::new(operation, error)),
+        Err(panic) => Err(BackendError::new(operation, panic)),
+    }
+}

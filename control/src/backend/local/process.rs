@@ -1,0 +1,142 @@
+//! Processes of this machine, named so that a reused process id is never taken for the one that was meant.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+
+use crate::backend::InstanceId;
+
+/// This machine since it was switched on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Machine {
+    pub(super) boot: String,
+}
+
+/// What /proc/PID/stat says of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stat {
+    pub(super) pid: u32,
+    pub(super) name: String,
+    pub(super) parent: u32,
+    pub(super) session: u32,
+    /// Clock ticks since the machine's boot.
+    pub(super) start_ticks: u64,
+    /// It has ended and waits to be reaped.
+    pub(super) is_zombie: bool,
+}
+
+/// One process, for ever: its descriptor stays with it whatever becomes of its id.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) pid: u32,
+    pub(super) start_ticks: u64,
+    pidfd: OwnedFd,
+}
+
+impl Machine {
+    pub(super) fn this() -> io::Result<Self> {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+        Ok(Self { boot })
+    }
+
+    pub(super) fn instance_id(&self, pid: u32, start_ticks: u64) -> InstanceId {
+        InstanceId(format!("{pid}:{start_ticks}:{}", self.boot))
+    }
+}
+
+impl Stat {
+    pub(super) fn of(pid: u32) -> io::Result<Self> {
+        // The name may be any bytes.
+        let text = fs::read(format!("/proc/{pid}/stat"))?;
+        Self::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// proc_pid_stat(5). The name stands in parentheses and may hold anything, parentheses and spaces too.
+    fn parse(text: &str) -> Option<Self> {
+        let (pid, rest) = text.split_once(" (")?;
+        let (name, rest) = rest.rsplit_once(") ")?;
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        // Field 3 of the manual, the state, is number 0 here.
+        let field = |number: usize| fields.get(number - 3).copied();
+        Some(Self {
+            pid: pid.parse().ok()?,
+            name: name.to_owned(),
+            parent: field(4)?.parse().ok()?,
+            // -1 for kernel threads of some kernels.
+            session: field(6)?.parse().unwrap_or(0),
+            start_ticks: field(22)?.parse().ok()?,
+            is_zombie: matches!(field(3)?, "Z" | "X" | "x"),
+        })
+    }
+
+    /// All processes that can be seen. Blocks: about 10 µs for each.
+    pub(super) fn all() -> io::Result<Vec<Self>> {
+        let mut all = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok());
+            // One that has ended meanwhile is not there.
+            all.extend(pid.and_then(|pid| Self::of(pid).ok()));
+        }
+        Ok(all)
+    }
+}
+
+impl Process {
+    /// The process with this id and start time, if it lives.
+    pub(super) fn find(pid: u32, start_ticks: u64) -> io::Result<Option<Self>> {
+        let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+        let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(Errno::SRCH) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // Asked after the descriptor is open: now it is known whose it is.
+        let is_it = Stat::of(pid).is_ok_and(|stat| stat.start_ticks == start_ticks && !stat.is_zombie);
+        Ok(is_it.then_some(Self { pid, start_ticks, pidfd }))
+    }
+
+    /// Sends a signal; one that has ended needs none.
+    pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
+        match pidfd_send_signal(&self.pidfd, signal) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(super) fn into_pidfd(self) -> OwnedFd {
+        self.pidfd
+    }
+}
+
+impl AsFd for Process {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_found_by_id_and_start_and_not_by_id_alone() {
+        let own = Stat::of(std::process::id()).unwrap();
+        assert!(Process::find(own.pid, own.start_ticks).unwrap().is_some());
+        assert!(Process::find(own.pid, own.start_ticks + 1).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_name_may_hold_anything() {
+        let stat = Stat::parse("42 (a) (b c)) S 7 42 41 0 -1 4 1 1 1 1 1 1 1 1 20 0 1 0 99 1 1").unwrap();
+        assert_eq!(
+            (stat.name.as_str(), stat.parent, stat.session, stat.start_ticks),
+            ("a) (b c)", 7, 41, 99)
+        );
+    }
+}

@@ -1,0 +1,184 @@
+//! Removing a folder with all that is in it, and nothing else, whatever somebody put there.
+//!
+//! Everything is named relative to an open folder and no link is followed. Folders are first moved up to the top, so that a tree of
+//! any depth needs three descriptors. Only folders on the same file system are entered.
+
+use std::{
+    ffi::{CStr, CString},
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use rustix::{
+    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fstat, openat, renameat, statat, unlinkat},
+    io::Errno,
+};
+
+/// Why something is left.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RemoveError {
+    #[error("{operation} {name:?}: {source}")]
+    Io { operation: &'static str, name: CString, source: io::Error },
+    #[error("{0:?} is a mount point: unmount it first")]
+    Mounted(CString),
+}
+
+/// Removes `name` in `parent`. Nothing there is success.
+pub(super) fn remove(parent: &Path, name: &str) -> Result<(), RemoveError> {
+    let at = |operation, name: &CStr, source: Errno| RemoveError::Io {
+        operation,
+        name: name.to_owned(),
+        source: source.into(),
+    };
+    // An id holds no NUL; were it another name, it would be none that exists.
+    let Ok(name) = CString::new(name) else { return Ok(()) };
+    let parent = openat(CWD, parent, FOLDER, Mode::empty()).map_err(|e| at("opening", c"workspaces", e))?;
+    let top = match enter(parent.as_fd(), &name) {
+        Ok(top) => top,
+        Err(Errno::NOENT) => return Ok(()),
+        // Not a folder of ours: only the name goes, whatever it points to stays.
+        Err(Errno::NOTDIR | Errno::LOOP) => {
+            return unlinkat(&parent, &name, AtFlags::empty()).map_err(|e| at("removing", &name, e));
+        }
+        Err(error) => return Err(at("opening", &name, error)),
+    };
+    let device = fstat(&top).map_err(|e| at("looking at", &name, e))?.st_dev;
+    let mut moved = 0_u64;
+    loop {
+        let folders = clear(top.as_fd(), |_| Ok(()))?;
+        if folders.is_empty() {
+            break;
+        }
+        for folder in folders {
+            let stat = statat(&top, &folder, AtFlags::SYMLINK_NOFOLLOW);
+            if stat.map_err(|e| at("looking at", &folder, e))?.st_dev != device {
+                return Err(RemoveError::Mounted(folder));
+            }
+            let inner = enter(top.as_fd(), &folder).map_err(|e| at("opening", &folder, e))?;
+            clear(inner.as_fd(), |child| {
+                // A folder that moves is written to: its ".." changes.
+                drop(enter(inner.as_fd(), child)?);
+                loop {
+                    moved += 1;
+                    let free = CString::new(format!(".removing-{moved}")).map_err(|_| Errno::INVAL)?;
+                    match renameat(&inner, child, &top, &free) {
+                        // The name is taken (by an earlier try, or by the user): the next. One that is empty is replaced.
+                        Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {}
+                        other => return other,
+                    }
+                }
+            })?;
+            unlinkat(&top, &folder, AtFlags::REMOVEDIR).map_err(|e| at("removing", &folder, e))?;
+        }
+    }
+    unlinkat(&parent, &name, AtFlags::REMOVEDIR).map_err(|e| at("removing", &name, e))
+}
+
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Opens a folder, and makes it one we can read and change.
+fn enter(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    // A descriptor that only names it works whatever its mode, and what it names cannot be swapped any more.
+    let named = openat(
+        parent,
+        name,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let itself = format!("/proc/self/fd/{}", named.as_raw_fd());
+    if Mode::from_raw_mode(fstat(&named)?.st_mode) & Mode::RWXU != Mode::RWXU {
+        rustix::fs::chmod(&itself, Mode::RWXU)?;
+    }
+    openat(&named, c".", FOLDER, Mode::empty())
+}
+
+/// Removes all that is no folder; does `with_folder` to the folders, and names them.
+fn clear(
+    folder: BorrowedFd<'_>,
+    mut with_folder: impl FnMut(&CStr) -> Result<(), Errno>,
+) -> Result<Vec<CString>, RemoveError> {
+    let failed = |operation, name: &CStr| {
+        let name = name.to_owned();
+        move |source: Errno| RemoveError::Io { operation, name, source: source.into() }
+    };
+    let mut folders = Vec::new();
+    for entry in Dir::read_from(folder).map_err(failed("reading", c"a folder"))? {
+        let entry = entry.map_err(failed("reading", c"a folder"))?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let kind = match entry.file_type() {
+            FileType::Unknown => {
+                let stat =
+                    statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("looking at", name))?;
+                FileType::from_raw_mode(stat.st_mode)
+            }
+            known => known,
+        };
+        if kind == FileType::Directory {
+            with_folder(name).map_err(failed("moving", name))?;
+            folders.push(name.to_owned());
+        } else {
+            unlinkat(folder, name, AtFlags::empty()).map_err(failed("removing", name))?;
+        }
+    }
+    Ok(folders)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt, symlink},
+    };
+
+    use rustix::fs::mkdirat;
+
+    use super::*;
+
+    #[test]
+    fn everything_goes_and_what_links_point_to_stays() {
+        let base = tempfile::tempdir().unwrap();
+        let (outside, workspaces) = (base.path().join("outside"), base.path().join("workspaces"));
+        fs::create_dir_all(outside.join("deep")).unwrap();
+        fs::write(outside.join("deep/precious"), "x").unwrap();
+        let home = workspaces.join("id/home");
+        fs::create_dir_all(home.join("a/b")).unwrap();
+        fs::create_dir_all(home.join(".removing-1/full")).unwrap();
+        fs::write(home.join("a/b/file"), "x").unwrap();
+        symlink(&outside, home.join("link")).unwrap();
+        symlink(&outside, home.join("a/b/link")).unwrap();
+        symlink("/", workspaces.join("id/state")).unwrap();
+        fs::set_permissions(home.join("a/b"), fs::Permissions::from_mode(0o000)).unwrap();
+        remove(&workspaces, "id").unwrap();
+        assert!(!workspaces.join("id").exists());
+        assert!(outside.join("deep/precious").exists());
+        remove(&workspaces, "id").unwrap();
+    }
+
+    #[test]
+    fn a_workspace_that_is_a_link_loses_only_its_name() {
+        let base = tempfile::tempdir().unwrap();
+        fs::create_dir_all(base.path().join("outside")).unwrap();
+        fs::write(base.path().join("outside/precious"), "x").unwrap();
+        symlink("outside", base.path().join("id")).unwrap();
+        remove(base.path(), "id").unwrap();
+        assert!(base.path().join("outside/precious").exists());
+        assert!(fs::symlink_metadata(base.path().join("id")).is_err());
+    }
+
+    #[test]
+    fn a_tree_deeper_than_there_are_descriptors_goes_too() {
+        let base = tempfile::tempdir().unwrap();
+        fs::create_dir(base.path().join("id")).unwrap();
+        let mut at = openat(CWD, &base.path().join("id"), FOLDER, Mode::empty()).unwrap();
+        for _ in 0..1100 {
+            mkdirat(&at, "d", Mode::RWXU).unwrap();
+            at = openat(&at, "d", FOLDER, Mode::empty()).unwrap();
+        }
+        remove(base.path(), "id").unwrap();
+        assert!(!base.path().join("id").exists());
+    }
+}
