@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use podling_core::id::{Owner, WorkspaceId};
+use podling_core::id::Owner;
 use podling_proto::{
     control::v1::{
         CreateTokenRequest, CreateTokenResponse, DescribeTokenRequest, DescribeTokenResponse, TokenInfo,
@@ -50,11 +50,13 @@ impl TokensApi {
             owner => Some(owner.parse::<Owner>().map_err(|e| bad("owner", e.to_string()))?),
         };
         let whose = owner.as_ref().unwrap_or(&caller.owner);
+        let snapshot = self.snapshots.borrow();
         let workspaces = request
             .workspaces
             .iter()
-            .map(|text| self.workspace(caller, whose, text))
-            .collect::<Result<BTreeSet<_>, _>>()?;
+            .map(|text| Ok(caller.find_named(&snapshot, whose, text)?.spec.id.clone()))
+            .collect::<Result<BTreeSet<_>, WireError>>()?;
+        drop(snapshot);
         let agent = match (request.for_agent, workspaces.len()) {
             (false, _) => None,
             (true, 1) => workspaces.first().cloned(),
@@ -62,18 +64,6 @@ impl TokensApi {
         };
         let workspaces = (!workspaces.is_empty()).then_some(workspaces);
         Ok(Grant { verbs, workspaces, owner, ttl: ttl(request)?, agent })
-    }
-
-    /// By id or by name, as far as the caller may see it.
-    fn workspace(&self, caller: &Caller, owner: &Owner, text: &str) -> Result<WorkspaceId, WireError> {
-        let snapshot = self.snapshots.borrow();
-        let by_id = text.parse().ok().and_then(|id| snapshot.get(&id));
-        let by_name = || text.parse().ok().and_then(|name| snapshot.by_name(owner, &name));
-        let view = by_id.or_else(by_name).filter(|view| caller.sees(view));
-        view.map(|view| view.spec.id.clone()).ok_or_else(|| {
-            let message = format!("there is no workspace {text:?}");
-            WireError::new(Reason::WorkspaceNotFound, message).with("id", text)
-        })
     }
 }
 

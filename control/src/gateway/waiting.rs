@@ -124,17 +124,12 @@ impl Drop for Held {
     }
 }
 
-/// Others' workspaces are as if they did not exist.
 fn find(
     snapshots: &mut Snapshots,
     caller: &Caller,
     id: &WorkspaceId,
 ) -> Result<Arc<WorkspaceView>, WireError> {
-    let snapshot = snapshots.borrow_and_update();
-    let view = snapshot.get(id).filter(|view| caller.sees(view));
-    view.cloned().ok_or_else(|| {
-        WireError::new(Reason::WorkspaceNotFound, format!("there is no workspace {id}")).with("id", id)
-    })
+    caller.find(&snapshots.borrow_and_update(), id).cloned()
 }
 
 fn judge(view: &WorkspaceView, wakes: bool) -> Judgement {

@@ -1,5 +1,8 @@
 //! Who may call what.
 
+use std::time::Duration;
+
+use podling_control::identity::Grant;
 use podling_core::{id::WorkspaceId, workspace::State};
 use podling_proto::{
     error::{detail, reason},
@@ -104,6 +107,33 @@ async fn others_workspaces_are_as_if_they_did_not_exist() {
     assert!(agent.requests().is_empty());
     let root = house.call(path, Some(&house.root_token), Some(&demo())).await;
     assert_eq!(root.code(), Code::Ok, "an admin sees all");
+}
+
+#[tokio::test]
+async fn a_narrowed_token_learns_nothing_of_what_it_leaves_out() {
+    let house = House::open().await;
+    let agent = FakeAgent::start("one", 200).await;
+    house.set(&demo(), "root", State::Awake, Some(&agent.view));
+    let (mine, nowhere) = (WorkspaceId::from_bits(7), WorkspaceId::from_bits(99));
+    house.set(&mine, "root", State::Awake, Some(&agent.view));
+    let grant = Grant {
+        verbs: "admin".parse().expect("verbs"),
+        workspaces: Some([mine.clone()].into()),
+        owner: None,
+        ttl: Duration::from_secs(60),
+        agent: None,
+    };
+    let token = house.identity.mint(&house.root, grant).expect("token").token;
+    let path = "/podling.agent.v1.Terminals/List";
+    for other in [demo(), nowhere] {
+        let refused = house.call(path, Some(&token), Some(&other)).await;
+        assert_eq!(
+            (refused.code(), reason(&refused)),
+            (Code::PermissionDenied, Some(Reason::WorkspaceDenied))
+        );
+    }
+    assert!(agent.requests().is_empty());
+    assert_eq!(house.call(path, Some(&token), Some(&mine)).await.code(), Code::Ok);
 }
 
 #[tokio::test]
