@@ -1,4 +1,4 @@
-//! `podling`.
+//! `podling`: parses, picks a runtime, and turns failures into words and exit codes.
 
 use std::process::ExitCode;
 
@@ -10,9 +10,14 @@ use podling::{
 };
 use tokio::runtime;
 
+/// Turns this program into an agent: how the control plane in it starts its workspaces. Not for people, so not in the help.
+const AGENT: &str = "agent";
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(cli) {
+    if std::env::args_os().nth(1).is_some_and(|word| word == AGENT) {
+        return podling_agent::main_with(std::env::args_os().skip(1));
+    }
+    match run(Cli::parse()) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             eprintln!("podling: {}", failure.describe());

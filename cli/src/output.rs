@@ -36,8 +36,13 @@ pub fn paint(text: &str, tone: Tone) -> Cow<'_, str> {
     if coloured() { Cow::Owned(escape(text, tone)) } else { Cow::Borrowed(text) }
 }
 
+/// Whether somebody wants no colours (https://no-color.org).
+fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
 fn coloured() -> bool {
-    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && io::stdout().is_terminal()
+    !no_color() && io::stdout().is_terminal()
 }
 
 fn escape(text: &str, tone: Tone) -> String {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::Args;
+use podling_control::config;
 use serde::Deserialize;
 
 use crate::failure::Failure;
@@ -16,7 +17,7 @@ pub struct Global {
     /// The data folder of the control plane on this machine.
     #[arg(long, global = true, env = "PODLING_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Address of a control plane, for example http://127.0.0.1:7420; needs a token.
+    /// Address of a control plane, for example http://127.0.0.1:7411; needs a token.
     #[arg(long, global = true, env = "PODLING_URL")]
     pub url: Option<String>,
     /// Token to use instead of the data folder's own.
@@ -78,14 +79,8 @@ impl Target {
 
 /// The data folder that is meant.
 pub fn data_folder(global: &Global) -> Result<PathBuf, Failure> {
-    if let Some(data) = &global.data {
-        return Ok(data.clone());
-    }
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute("XDG_DATA_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
-        .map(|base| base.join("podling"))
-        .ok_or_else(|| Failure::Usage("no HOME is set: say where the data is with --data DIR".to_owned()))
+    config::data_folder(global.data.as_deref(), &|name| std::env::var(name).ok())
+        .map_err(|error| Failure::Usage(error.to_string()))
 }
 
 /// The control plane that runs with this data folder, if one does.
@@ -116,7 +111,7 @@ mod tests {
     fn folder(pid: u32) -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a folder");
         fs::create_dir(folder.path().join("run")).expect("run");
-        let up = format!(r#"{{"url":"http://127.0.0.1:7420","pid":{pid}}}"#);
+        let up = format!(r#"{{"url":"http://127.0.0.1:7411","pid":{pid}}}"#);
         fs::write(folder.path().join("run/up.json"), up).expect("up.json");
         fs::write(folder.path().join("root-token"), "secret\n").expect("root-token");
         folder
@@ -127,7 +122,7 @@ mod tests {
         let folder = folder(std::process::id());
         let global = Global { data: Some(folder.path().into()), ..Global::default() };
         let target = Target::find(&global).expect("a target");
-        assert_eq!((target.url.as_str(), target.token.as_str()), ("http://127.0.0.1:7420", "secret"));
+        assert_eq!((target.url.as_str(), target.token.as_str()), ("http://127.0.0.1:7411", "secret"));
 
         let narrowed = Global { token: Some("narrow".to_owned()), ..global };
         assert_eq!(Target::find(&narrowed).expect("a target").token, "narrow");

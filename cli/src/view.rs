@@ -183,12 +183,14 @@ pub fn seconds(duration: Option<prost_types::Duration>) -> Option<f64> {
 impl From<&Workspace> for WorkspaceView {
     fn from(workspace: &Workspace) -> Self {
         let activity = workspace.activity.as_ref();
+        let is_connected = workspace.link() == Link::Connected;
         let time = |at: &Option<prost_types::Timestamp>| at.as_ref().map(ToString::to_string);
         Self {
             name: workspace.name.clone(),
             id: workspace.id.clone(),
             state: state(workspace.state()),
-            verdict: activity.and_then(|activity| verdict(activity.verdict())),
+            // What was heard before the link went says nothing about now.
+            verdict: activity.filter(|_| is_connected).and_then(|activity| verdict(activity.verdict())),
             reason: workspace.reason.clone(),
             since: time(&workspace.since),
             link: link(workspace.link()),

@@ -82,9 +82,7 @@ impl Display {
     /// The stream goes on from here: at the beginning, in a new life of the terminal, or behind a gap.
     pub fn seek(&mut self, epoch: u64, offset: u64) {
         self.position = Some((epoch, offset));
-        if self.queue.is_empty() {
-            self.written = offset;
-        }
+        self.push(Bytes::new(), Some(offset));
     }
 
     /// Takes output that begins at `offset`; what is on the screen already is dropped.
@@ -129,7 +127,7 @@ impl Display {
     /// Writes some of what waits.
     pub async fn write(&mut self) -> io::Result<()> {
         let Some(first) = self.queue.front_mut() else { return std::future::pending().await };
-        let count = self.stdout.write(&first.data).await?;
+        let count = if first.data.is_empty() { 0 } else { self.stdout.write(&first.data).await? };
         if self.modes.feed(&first.data[..count]) {
             self.raw.set_undo(self.modes.undo());
         }

@@ -86,6 +86,11 @@ impl Outbox {
         self.epoch.is_some() && self.sent < self.acked + self.bytes as u64
     }
 
+    /// Bytes that were taken and not acknowledged.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether all that was taken has been acknowledged.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0

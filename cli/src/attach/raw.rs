@@ -10,6 +10,8 @@ use std::{
 use podling_proto::agent::v1::Size;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
+use super::modes::Modes;
+
 /// What to put back. Static because the panic hook has no other way to it.
 static SAVED: Mutex<Option<Saved>> = Mutex::new(None);
 static HOOK: Once = Once::new();
@@ -30,7 +32,7 @@ impl Raw {
         let termios = tcgetattr(stdin.as_fd())?;
         let mut raw = termios.clone();
         raw.make_raw();
-        *saved() = Some(Saved { termios, undo: Vec::new() });
+        *saved() = Some(Saved { termios, undo: Modes::default().undo() });
         HOOK.call_once(|| {
             let earlier = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |info| {

@@ -6,8 +6,9 @@ use std::{io, time::Duration};
 
 use podling_proto::{
     agent::v1::{
-        AttachOpen, AttachRequest, AttachResponse, Exit, Frame, From, FromScreen, InputKind, InputRefused,
-        Position, Resize, attach_request::Request, attach_response::Response, frame, from,
+        AttachOpen, AttachRequest, AttachResponse, Exit, Frame, From, FromOldest, FromScreen, InputKind,
+        InputRefused, Position, Resize, Size, attach_request::Request, attach_response::Response, frame,
+        from,
     },
     error::{self, Reason},
     token,
@@ -55,7 +56,10 @@ pub enum End {
     /// The program has.
     Exited(Exit),
     /// The person has left; it goes on.
-    Detached,
+    Detached {
+        /// Bytes of input that nobody acknowledged: the link was broken.
+        unsent: usize,
+    },
     /// A signal has ended us; it goes on.
     Signal(&'static str),
 }
@@ -64,6 +68,7 @@ pub enum End {
 #[derive(Debug)]
 pub struct Session {
     terminal_id: String,
+    fresh: bool,
     client_id: String,
     stdin: Stdio,
     display: Display,
@@ -75,21 +80,23 @@ pub struct Session {
     /// When input that was refused for now is sent again.
     resend_at: Option<(Instant, u64)>,
     acked: u64,
-    resize: bool,
+    /// A size to be told.
+    resize: Option<Size>,
     /// Whether a stream was ever open: what is an error at first may be a restart later.
     begun: bool,
     leaving: Option<(End, Instant)>,
 }
 
 impl Session {
-    /// A session with this terminal; our own is in raw mode until it is over. A terminal that is `new` is shown from its first
+    /// A session with this terminal; our own is in raw mode until it is over. A terminal that is `fresh` is shown from its first
     /// byte, another one by a picture.
-    pub fn new(inside: Inside, terminal_id: String, key: DetachKey) -> Result<Self, Failure> {
+    pub fn new(inside: Inside, terminal_id: String, fresh: bool, key: DetachKey) -> Result<Self, Failure> {
         let own = || Failure::io("cannot use this terminal");
         let (stdin, stdout) = (Stdio::stdin().map_err(own())?, Stdio::stdout().map_err(own())?);
         let display = Display::new(stdout, Raw::enter().map_err(own())?);
         Ok(Self {
             terminal_id,
+            fresh,
             client_id: token::random(CLIENT_ID_BYTES),
             stdin,
             display,
@@ -99,7 +106,8 @@ impl Session {
             flush_at: Instant::now(),
             resend_at: None,
             acked: 0,
-            resize: true,
+            // Whoever comes looks at it from now on.
+            resize: raw::size(),
             begun: false,
             leaving: None,
         })
@@ -127,7 +135,7 @@ impl Session {
                 count = self.stdin.read(&mut buffer), if reads => self.typed(&buffer[..count.map_err(own())?]),
                 permit = room, if sends => { permit.send(self.request()); }
                 event = self.link.next(), if takes => self.event(event)?,
-                () = changed(&mut resized) => self.resize = true,
+                () = changed(&mut resized) => self.resize = raw::size(),
                 () = sleep_until(wake_at) => self.woken(),
             }
         }
@@ -139,9 +147,15 @@ impl Session {
         let done = match end {
             // All of its output is to be seen first.
             End::Exited(_) => !self.display.is_behind(),
-            End::Detached | End::Signal(_) => self.outbox.is_empty() || *deadline <= Instant::now(),
+            End::Detached { .. } | End::Signal(_) => self.outbox.is_empty() || *deadline <= Instant::now(),
         };
-        if done { self.leaving.take().map(|(end, _)| end) } else { None }
+        if !done {
+            return None;
+        }
+        self.leaving.take().map(|(end, _)| match end {
+            End::Detached { .. } => End::Detached { unsent: self.outbox.len() },
+            end => end,
+        })
     }
 
     fn leave(&mut self, end: End) {
@@ -166,7 +180,7 @@ impl Session {
             _ if self.leaving.is_some() => {}
             Kind::User => self.outbox.push(data, InputKind::User, 0),
             Kind::Reply => self.outbox.push(data, InputKind::Reply, self.display.written()),
-            Kind::Detach => self.leave(End::Detached),
+            Kind::Detach => self.leave(End::Detached { unsent: 0 }),
         }
     }
 
@@ -195,7 +209,9 @@ impl Session {
 
     fn sends(&self) -> bool {
         self.begun
-            && (self.resize || self.ack_due() || (self.outbox.has_unsent() && self.resend_at.is_none()))
+            && (self.resize.is_some()
+                || self.ack_due()
+                || (self.outbox.has_unsent() && self.resend_at.is_none()))
     }
 
     fn ack_due(&self) -> bool {
@@ -203,8 +219,8 @@ impl Session {
     }
 
     fn request(&mut self) -> AttachRequest {
-        let request = if std::mem::take(&mut self.resize) {
-            Request::Resize(Resize { size: raw::size(), take: true })
+        let request = if let Some(size) = self.resize.take() {
+            Request::Resize(Resize { size: Some(size), take: true })
         } else if self.ack_due() {
             self.acked = self.display.written();
             Request::Ack(self.acked)
@@ -219,6 +235,7 @@ impl Session {
     fn open(&self) -> AttachOpen {
         let from = match self.display.position() {
             Some((epoch, offset)) => from::From::Position(Position { epoch, offset }),
+            None if self.fresh => from::From::Oldest(FromOldest {}),
             None => from::From::Screen(FromScreen {}),
         };
         AttachOpen {

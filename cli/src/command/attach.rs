@@ -57,18 +57,22 @@ impl Attach {
         }
         let signals = Signals::take().map_err(Failure::io("cannot take signals"))?;
         let inside = context.client().await?.inside(&self.name).await?;
-        let terminal = self.terminal(&inside).await?;
+        let (terminal, fresh) = self.terminal(&inside).await?;
         let shown = if terminal.name.is_empty() { &terminal.id } else { &terminal.name };
         let shown = output::plain(shown);
         eprintln!("attached to {shown} in {}; detach with {}", self.name, self.detach_key);
-        let session = Session::new(inside, terminal.id.clone(), self.detach_key)?;
-        let end = session.run(signals).await?;
+        let session = Session::new(inside, terminal.id.clone(), fresh, self.detach_key)?;
+        // The session has put the terminal back; the cursor may be anywhere.
+        let end = session.run(signals).await.inspect_err(|_| eprintln!())?;
         Ok(match end {
             End::Exited(exit) => {
                 eprintln!("\r\n{shown} in {} {}", self.name, describe(&exit));
                 exit_code(&exit)
             }
-            End::Detached => {
+            End::Detached { unsent } => {
+                if unsent > 0 {
+                    eprintln!("\r\nthe link was broken: the last {unsent} bytes typed may not have arrived");
+                }
                 let again = if shown == MAIN { String::new() } else { format!(" {}", terminal.id) };
                 eprintln!("\r\ndetached; it goes on. Come back with: podling attach {}{again}", self.name);
                 failure::OK
@@ -77,10 +81,11 @@ impl Attach {
         })
     }
 
-    /// The terminal that is meant, made if need be.
-    async fn terminal(&self, inside: &Inside) -> Result<Terminal, Failure> {
+    /// The terminal that is meant, made if need be, and whether it was.
+    async fn terminal(&self, inside: &Inside) -> Result<(Terminal, bool), Failure> {
         if self.new {
-            return self.create(inside, self.terminal.as_deref().unwrap_or_default()).await;
+            let name = self.terminal.as_deref().unwrap_or_default();
+            return Ok((self.create(inside, name).await?, true));
         }
         let answer = patiently(|| {
             let mut terminals = inside.terminals();
@@ -88,8 +93,8 @@ impl Attach {
         });
         let terminals = answer.await?.terminals;
         match (pick(&terminals, self.terminal.as_deref()), &self.terminal) {
-            (Some(terminal), _) => Ok(terminal.clone()),
-            (None, None) => self.create(inside, MAIN).await,
+            (Some(terminal), _) => Ok((terminal.clone(), false)),
+            (None, None) => Ok((self.create(inside, MAIN).await?, true)),
             (None, Some(wanted)) => Err(Failure::NotFound(missing(&self.name, wanted, &terminals))),
         }
     }

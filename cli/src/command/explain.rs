@@ -50,11 +50,12 @@ impl Explain {
             workspace.activity = Some(activity);
         }
         if context.json() {
-            output::json(&Explanation {
-                workspace: WorkspaceView::from(&workspace),
-                fresh: is_fresh,
-                activity: workspace.activity.as_ref().map(ActivityView::from),
-            })?;
+            let activity = workspace.activity.as_ref().map(ActivityView::from);
+            let mut view = WorkspaceView::from(&workspace);
+            if is_fresh {
+                view.verdict = activity.as_ref().map(|activity| activity.verdict);
+            }
+            output::json(&Explanation { workspace: view, fresh: is_fresh, activity })?;
         } else {
             output::print(&render(&workspace, is_fresh, SystemTime::now()))?;
         }
