@@ -10,6 +10,7 @@ pub mod client;
 pub mod control;
 pub mod direct;
 pub mod grpc_web;
+pub mod http;
 pub mod left_out;
 pub mod left_running;
 pub mod person;

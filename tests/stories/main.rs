@@ -8,6 +8,7 @@ mod evenings;
 mod false_control;
 mod first_run;
 mod foreign_clients;
+mod http;
 mod repository;
 mod scarcity;
 mod strangers;
