@@ -1,3 +1,5 @@
+//! Every position holds: of any byte, for any reader, however far behind.
+
 use proptest::prelude::*;
 
 use super::*;
