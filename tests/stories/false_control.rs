@@ -1,8 +1,11 @@
 //! An agent speaks first, so it must know to whom: no credential leaves it before the other side has proven who it is.
 
-use podling_proto::agent::v1::ListTerminalsRequest;
-use podling_proto::token::{Audience, Claims, random};
-use podling_proto::verb::Verbs;
+use podling_proto::{
+    agent::v1::GetActivityRequest,
+    error::{self, Reason},
+    token::{Audience, Claims, random},
+    verb::Verbs,
+};
 use podling_tests::{
     agent::Agent,
     control::{Control, Listener},
@@ -41,6 +44,14 @@ async fn a_false_control_plane_learns_nothing() {
     tells_nothing("another name", server(ours.server("podling-agent", Time::Now)).await, pem).await;
     tells_nothing("a certificate that is over", server(ours.server(CONTROL, Time::Over)).await, pem).await;
     tells_nothing("no certificate at all", Listener::in_the_clear().await, pem).await;
+
+    // To the right one it says it at once: the listener would have heard it.
+    let right = server(ours.server(CONTROL, Time::Now)).await;
+    let _agent = Agent::start(right.address, pem, CREDENTIAL);
+    wait_for("the agent trusts its control plane", async || {
+        right.heard().iter().any(|c| c.trusted).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -68,8 +79,13 @@ async fn the_right_one_may_be_slow() {
     };
     let client = direct::trusting(&agent.socket()).token(&control.key.sign(&claims));
     wait_for("the agent is claimed", async || {
-        let list = within("Terminals.List", client.terminals().list(ListTerminalsRequest {})).await;
-        list.ok().filter(|list| list.get_ref().terminals.is_empty())
+        match within("Activity.Get", client.activity().get(GetActivityRequest {})).await {
+            Ok(_) => Some(()),
+            Err(status) => {
+                assert_eq!(error::reason(&status), Some(Reason::Unclaimed), "{status:?}");
+                None
+            }
+        }
     })
     .await;
 }
