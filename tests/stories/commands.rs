@@ -80,7 +80,7 @@ async fn files_go_up_and_come_back_as_they_were() {
     // A folder with what is in it.
     fs::create_dir_all(here("tree/inner")).expect("a folder");
     fs::write(here("tree/inner/leaf"), "leaf").expect("a file");
-    cli.run(&["cp", "-r", &here("tree"), "ada:tree"]).await.ok();
+    cli.run(&["cp", &here("tree"), "ada:tree"]).await.ok();
     assert_eq!(fs::read(podling.home_of(&ada).join("tree/inner/leaf")).expect("it arrived"), b"leaf");
 
     cli.run(&["cp", "ada:nowhere", &here("x")]).await.exits(3);

@@ -105,8 +105,8 @@ async fn whoever_detaches_finds_everything_as_it_was() {
     assert_eq!(again.ends().await, Some(0));
 }
 
-/// Ctrl-P Ctrl-Q, as `attach` says when it begins.
-const DETACH: &str = "\x10\x11";
+/// Ctrl-], as `attach` says when it begins.
+const DETACH: &str = "\x1d";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_data_folder_deeper_than_a_socket_address() {
