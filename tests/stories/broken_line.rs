@@ -1,8 +1,13 @@
 //! Work goes on over a line that is cut, slowed and chopped, in both directions, at random points.
 
-use podling_proto::agent::v1::ReadFileRequest;
+use podling_proto::agent::v1::{
+    From, Input, InputKind, Position, ReadFileRequest, Terminal, WatchTerminal, WatchTerminalsRequest,
+    WatchTerminalsResponse, WriteTerminalRequest, WriteTerminalResponse, frame::Frame as What,
+    from::From as Begin, watch_terminals_response::Response as Seen,
+};
 use podling_tests::{
     Podling,
+    grpc_web::GrpcWeb,
     person::Person,
     proxy::{Proxy, Weather, seed},
     wait_for, within,
@@ -79,7 +84,7 @@ async fn the_command_line_rides_out_the_storm() {
     assert!(said.out() == numbers(60_000), "stdout differs");
 
     let input = typing(&mut dice, 300_000);
-    let sum = digest(&SHA256, &input).as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let sum = hex(digest(&SHA256, &input).as_ref());
     let said = far.feed(&["run", "-i", "ada", "--", "sha256sum"], &input).await.ok();
     assert_eq!(said.out().split_whitespace().next(), Some(sum.as_str()), "stdin differs");
     assert!(proxy.cuts() >= 5, "the line was not bad enough: {} cuts", proxy.cuts());
@@ -106,4 +111,91 @@ async fn an_attached_window_comes_back_where_it_was() {
     let code = window.ends().await;
     assert_eq!(code, Some(3), "attach passes the shell's code on");
     wait_for("the line was cut", async || (proxy.cuts() >= 3).then_some(())).await;
+}
+
+/// Types all of it with unary calls, each sent again until it is answered.
+async fn type_by_calls(web: &GrpcWeb, terminal: &Terminal, typed: &[u8]) {
+    let mut offset = 0;
+    while offset < typed.len() {
+        let to = typed.len().min(offset + 700);
+        let input = Input {
+            epoch: terminal.epoch,
+            offset: offset as u64,
+            data: typed[offset..to].to_vec().into(),
+            kind: InputKind::User.into(),
+            reply_at: 0,
+        };
+        let write = WriteTerminalRequest {
+            terminal_id: terminal.id.clone(),
+            client_id: "tab".into(),
+            input: Some(input),
+        };
+        let path = "/podling.agent.v1.Terminals/Write";
+        if let Ok(answer) = web.unary::<_, WriteTerminalResponse>(path, &write).await {
+            assert_eq!(answer.next_offset, to as u64);
+            offset = to;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_tab_watches_and_types_over_it() {
+    let podling = Podling::up().await;
+    let ada = podling.workspace("ada").await;
+    let mut dice = fastrand::Rng::with_seed(seed());
+    let proxy = Proxy::start(podling.address(), Weather::storm(CUTS), dice.u64(..)).await;
+    let calm = podling.client().of(&ada.id);
+    let web = GrpcWeb::new(proxy.address(), podling.token(), &ada.id);
+    let program = format!(
+        "stty raw -echo; echo ready; seq 1 {LINES} & head -c {TYPED_BYTES} | sha256sum; wait; echo done"
+    );
+    let terminal = calm.open(script(&program)).await;
+    let typed = typing(&mut dice, TYPED_BYTES);
+    let mut log: Vec<u8> = Vec::new();
+    let mut watches = 0;
+    let watching = async {
+        loop {
+            watches += 1;
+            let position = Position { epoch: terminal.epoch, offset: log.len() as u64 };
+            let from = Some(From { from: Some(Begin::Position(position)) });
+            let watch = WatchTerminalsRequest {
+                terminals: vec![WatchTerminal { terminal_id: terminal.id.clone(), from }],
+                client_id: "tab".into(),
+                ..Default::default()
+            };
+            let path = "/podling.agent.v1.Terminals/Watch";
+            let Ok(mut frames) = web.stream::<_, WatchTerminalsResponse>(path, &watch).await else {
+                continue;
+            };
+            while let Ok(Some(answer)) = frames.next().await {
+                let Some(Seen::Frame(frame)) = answer.response else { continue };
+                match frame.frame.expect("a frame says what happened") {
+                    What::Data(data) => {
+                        assert_eq!(frame.offset, log.len() as u64, "bytes are missing or doubled");
+                        log.extend_from_slice(&data);
+                    }
+                    What::Gap(gap) => panic!("a gap: {gap:?}"),
+                    What::Exit(_) => return,
+                    _ => {}
+                }
+            }
+        }
+    };
+    within("the tab sees the end", async { tokio::join!(watching, type_by_calls(&web, &terminal, &typed)) })
+        .await;
+    eprintln!("{} cuts, {watches} watches", proxy.cuts());
+    // The digest of what arrived may stand anywhere among the numbers.
+    let shown = String::from_utf8(log).expect("text");
+    let digest = hex(digest(&SHA256, &typed).as_ref());
+    assert!(shown.contains(&format!("{digest}  -\n")), "what arrived differs from what was typed");
+    let rest = shown.replacen(&format!("{digest}  -\n"), "", 1);
+    assert!(
+        rest == format!("ready\n{}done\n", numbers(LINES)),
+        "what was seen differs from what was printed"
+    );
+    assert!(proxy.cuts() >= 5, "the line was not bad enough: {} cuts", proxy.cuts());
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
