@@ -14,6 +14,7 @@ use podling_tests::{
     work::script,
 };
 use ring::digest::{SHA256, digest};
+use tokio::sync::Notify;
 
 /// Printed by the terminal's program: enough for dozens of cuts, little enough for the byte log (1 MiB) to hold it all.
 const LINES: u32 = 60_000;
@@ -153,6 +154,7 @@ async fn a_browser_tab_watches_and_types_over_it() {
     let typed = typing(&mut dice, TYPED_BYTES);
     let mut log: Vec<u8> = Vec::new();
     let mut watches = 0;
+    let ready = Notify::new();
     let watching = async {
         loop {
             watches += 1;
@@ -173,6 +175,9 @@ async fn a_browser_tab_watches_and_types_over_it() {
                     What::Data(data) => {
                         assert_eq!(frame.offset, log.len() as u64, "bytes are missing or doubled");
                         log.extend_from_slice(&data);
+                        if log.starts_with(b"ready\n") {
+                            ready.notify_one();
+                        }
                     }
                     What::Gap(gap) => panic!("a gap: {gap:?}"),
                     What::Exit(_) => return,
