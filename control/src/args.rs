@@ -22,7 +22,7 @@ pub struct Args {
     /// them. Only behind something that adds TLS [env: PODLING_ALLOW_PLAINTEXT=true]
     #[arg(long)]
     pub allow_plaintext: bool,
-    /// Web pages that may call, separated by commas, such as https://console.example.org [env: PODLING_CORS_ORIGINS]
+    /// Web pages that may call, separated by commas, such as `https://console.example.org` [env: PODLING_CORS_ORIGINS]
     #[arg(long, value_name = "ORIGINS")]
     pub cors_origins: Option<String>,
     /// "text" or "json" [env: PODLING_LOG_FORMAT] [default: text]

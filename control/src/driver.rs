@@ -1,6 +1,6 @@
 //! The driver: the only writer of what workspaces are.
 //!
-//! One task takes one event after the other ([`event::Event`] from the edges, outcomes of actions, observations of the backend,
+//! One task takes one event after the other (`event::Event` from the edges, outcomes of actions, observations of the backend,
 //! ends of writes, ticks), folds it into what it knows of a workspace, asks `podling_core::decide::decide`, and lets this follow:
 //!
 //! ```text

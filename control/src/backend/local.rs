@@ -2,7 +2,7 @@
 //!
 //! An agent runs in a session of its own, so that it outlives the control plane, and is found again by what `run/agent.json` says
 //! of it: process id, start time and the machine's boot, never by its process id alone. Its death is told by the kernel (pidfd),
-//! whether it is our child or was adopted. No file is needed to end a workspace's processes: see [`sweep`].
+//! whether it is our child or was adopted. No file is needed to end a workspace's processes: see `sweep`.
 //!
 //! Must not know what a workspace is wanted for.
 
