@@ -15,6 +15,7 @@ pub mod identity;
 pub mod log;
 pub mod metrics;
 pub mod refusal;
+pub mod run;
 pub mod server;
 pub mod snapshot;
 pub mod store;

@@ -1,6 +1,12 @@
 //! The two doors: the public one (TCP, plain or TLS) and the one agents dial (a unix socket, TLS as everywhere).
 
-use std::{convert::Infallible, io, net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    convert::Infallible,
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+    sync::Arc,
+};
 
 use axum::body::Body;
 use http::{Request, Response};
@@ -56,7 +62,15 @@ impl Listener {
         match &self.door {
             Door::Tcp(listener, tls) => {
                 let scheme = if tls.is_some() { "https" } else { "http" };
-                Some(format!("{scheme}://{}", listener.local_addr().ok()?))
+                let mut address = listener.local_addr().ok()?;
+                // All addresses of this machine is nothing one can connect to; the loopback is one of them.
+                if address.ip().is_unspecified() {
+                    address.set_ip(match address {
+                        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+                    });
+                }
+                Some(format!("{scheme}://{address}"))
             }
             Door::Unix(..) => None,
         }

@@ -1,0 +1,67 @@
+//! `podling-control`: the control plane as a program of its own.
+
+use std::{env, path::PathBuf, process::ExitCode};
+
+use anyhow::Context;
+use clap::Parser;
+use podling_control::{
+    args::Args,
+    config::{Config, Defaults},
+    log,
+    run::run,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Podling's control plane: schedules workspaces, listens to their agents, and is the gateway to them
+#[derive(Debug, Parser)]
+#[command(name = "podling-control", version)]
+struct Cli {
+    /// Where everything is kept [env: PODLING_DATA] [default: ~/.local/share/podling]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    args: Args,
+}
+
+fn main() -> ExitCode {
+    match start(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("podling-control: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(cli: &Cli) -> anyhow::Result<()> {
+    let defaults = Defaults { agent_command: vec![agent_beside_us()] };
+    let env = |name: &str| env::var(name).ok();
+    let config = Config::load(cli.data.as_deref(), &cli.args, &env, defaults)?;
+    log::init(config.log_format);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let asked = shutdown.clone();
+        let running = run(config, shutdown, |ready| println!("podling-control listens at {}", ready.url));
+        tokio::pin!(running);
+        loop {
+            tokio::select! {
+                ended = &mut running => return Ok(ended?),
+                _ = interrupt.recv() => asked.cancel(),
+                _ = terminate.recv() => asked.cancel(),
+            }
+        }
+    })
+}
+
+/// The agent's program that was installed with this one, else the one in PATH.
+fn agent_beside_us() -> String {
+    let beside = env::current_exe().ok().map(|us| us.with_file_name("podling-agent"));
+    beside
+        .filter(|agent| agent.is_file())
+        .map_or_else(|| "podling-agent".to_owned(), |agent| agent.display().to_string())
+}

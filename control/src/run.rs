@@ -1,0 +1,233 @@
+//! The composition root: makes the parts, connects them, runs them, and ends them in order.
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use podling_core::id::WorkspaceId;
+use podling_proto::control::v1::tokens_server::TokensServer;
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tower::Layer;
+
+use crate::{
+    api::tokens::TokensApi,
+    backend::{
+        BackendError,
+        local::{LocalBackend, LocalConfig, control_socket},
+    },
+    config::Config,
+    driver::{BackendGone, Driver, DriverHandle},
+    gateway::Gateway,
+    identity::{FileError, Identity, IdentityError, server_config},
+    metrics::Metrics,
+    server::{AgentsFront, Front, Listener, Stopping, cors},
+    store::{Store, StoreError},
+    template::{TemplateError, Templates},
+};
+
+mod claim;
+mod services;
+
+/// Wishes to wake that wait for the driver. When it is full a call just waits for the start that comes anyway.
+const WAKES: usize = 64;
+
+/// Said when everything answers.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    /// Where clients find it.
+    pub url: String,
+    /// Where the root token is.
+    pub root_token: PathBuf,
+}
+
+/// Why the control plane does not run, or does not run any more.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Another one has the data folder.
+    #[error(
+        "the data folder {data} is in use by another control plane (process {pid}): use that one, stop it with \
+         `podling down --data {data}`, or give this one another folder with --data", data = data.display()
+    )]
+    InUse {
+        /// The folder.
+        data: PathBuf,
+        /// The other's process.
+        pid: String,
+    },
+    /// A file in the data folder.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Tokens, keys, certificates.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// A template.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// What is stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What runs workspaces.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The certificate for the public address.
+    #[error("the certificate given with --tls-cert and --tls-key cannot be used")]
+    Tls(#[source] rustls::Error),
+    /// The public address.
+    #[error(
+        "listening on {address}; is another program there? Choose another address with --listen, port 0 for a free one"
+    )]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Where agents dial.
+    #[error("listening for agents at {path}", path = path.display())]
+    ListenAgents {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The description of the services.
+    #[error("describing the services")]
+    Reflection(#[source] tonic_reflection::server::Error),
+    /// The driver ended.
+    #[error("the driver ended")]
+    Driver(#[from] BackendGone),
+    /// A part that runs as long as the control plane ended by itself.
+    #[error("{0} ended by itself; start the control plane again: the workspaces go on meanwhile")]
+    Ended(&'static str),
+}
+
+/// Runs the control plane until `shutdown`, or until it was told to go down. `ready` is called once, when it answers.
+pub async fn run(
+    config: Config,
+    shutdown: CancellationToken,
+    ready: impl FnOnce(Ready),
+) -> Result<(), RunError> {
+    let folder = claim::DataFolder::claim(&config.data)?;
+    let identity = Arc::new(Identity::open(&config.data)?);
+    let _templates = Templates::load(&config.templates, &config.default_template)?;
+    let backend = LocalBackend::open(LocalConfig {
+        data: config.data.clone(),
+        agent_command: config.agent_command.clone(),
+        control_ca: identity.ca_file().to_owned(),
+    })?;
+    let store = Store::open(&config.data.join("control").join("store.redb"))?;
+    // Set by the driver itself after `down`.
+    let driven = CancellationToken::new();
+    let (driver, handle) = Driver::open(store, backend, driven.clone())?;
+
+    let stopping = Stopping::default();
+    let metrics = Arc::new(Metrics::new(handle.snapshots()));
+    let (wakes, wished) = mpsc::channel(WAKES);
+    let gateway = Arc::new(Gateway::new(
+        identity.clone(),
+        handle.snapshots(),
+        wakes,
+        metrics.clone(),
+        stopping.streams.clone(),
+    ));
+    let health = HealthReporter::new();
+    let own = Routes::new(TokensServer::new(TokensApi::new(identity.clone(), handle.snapshots())));
+    let grpc = services::with_description(own, &health)?;
+    let front =
+        Front::new(identity.clone(), gateway.clone(), metrics.clone(), grpc, stopping.draining.clone());
+    let agents = AgentsFront::new(Routes::default().into_axum_router());
+
+    let public = listen(&config, &stopping, &metrics).await?;
+    let url = public.url().unwrap_or_default();
+    let internal = listen_for_agents(&config, &identity, &stopping, &metrics)?;
+
+    let mut parts = Parts::new();
+    parts.spawn(async move { Ok(driver.run().await.map(|()| "the driver")?) });
+    parts.spawn(async move { Ok(wake(handle, wished).await) });
+    let mut doors = Parts::new();
+    let front = cors(&config.cors_origins).layer(front);
+    doors.spawn(async move {
+        public.serve(front).await;
+        Ok("the public listener")
+    });
+    doors.spawn(async move {
+        internal.serve(agents).await;
+        Ok("the listener for agents")
+    });
+
+    folder.announce(&url)?;
+    ready(Ready { url, root_token: crate::identity::root_token_file(&config.data) });
+    let early = tokio::select! {
+        () = shutdown.cancelled() => None,
+        () = driven.cancelled() => None,
+        ended = parts.join_next() => ended,
+        ended = doors.join_next() => ended,
+    };
+
+    // Not ready → accept nothing → tell streams → drain → force: the listeners go through it, each for its connections.
+    // The driver goes last, so that calls under way are answered.
+    health.set_service_status("", ServingStatus::NotServing).await;
+    stopping.draining.cancel();
+    let doors = finish(doors).await;
+    gateway.close().await;
+    drop(gateway);
+    // It may have ended by itself because everything is down; that is no failure.
+    let asked = driven.is_cancelled() || shutdown.is_cancelled();
+    driven.cancel();
+    finish(parts).await.and(doors)?;
+    match early {
+        Some(ended) if !asked => Err(RunError::Ended(flatten(ended)?)),
+        _ => Ok(()),
+    }
+}
+
+/// What runs as long as the control plane; each says which it was when it ends.
+type Parts = JoinSet<Result<&'static str, RunError>>;
+
+/// Waits for all; the first failure counts.
+async fn finish(mut parts: Parts) -> Result<(), RunError> {
+    let mut failed = Ok(());
+    while let Some(ended) = parts.join_next().await {
+        failed = failed.and(flatten(ended).map(|_| ()));
+    }
+    failed
+}
+
+async fn listen(config: &Config, stopping: &Stopping, metrics: &Metrics) -> Result<Listener, RunError> {
+    let tls = config.tls.as_ref().map(|files| server_config(&files.certificate, &files.key));
+    let tls = tls.transpose().map_err(RunError::Tls)?.map(Arc::new);
+    Listener::tcp(config.listen, tls, stopping.clone(), metrics.connections.clone())
+        .await
+        .map_err(|source| RunError::Listen { address: config.listen, source })
+}
+
+fn listen_for_agents(
+    config: &Config,
+    identity: &Identity,
+    stopping: &Stopping,
+    metrics: &Metrics,
+) -> Result<Listener, RunError> {
+    let path = control_socket(&config.data);
+    Listener::unix(&path, identity.agents_tls(), stopping.clone(), metrics.agent_connections.clone())
+        .map_err(|source| RunError::ListenAgents { path, source })
+}
+
+/// Passes on to the driver for which workspaces calls wait.
+async fn wake(driver: DriverHandle, mut wished: mpsc::Receiver<WorkspaceId>) -> &'static str {
+    while let Some(id) = wished.recv().await {
+        if let Err(error) = driver.wake(id.clone()).await {
+            tracing::debug!(workspace = %id, %error, "not woken");
+        }
+    }
+    "the waker"
+}
+
+fn flatten(
+    ended: Result<Result<&'static str, RunError>, tokio::task::JoinError>,
+) -> Result<&'static str, RunError> {
+    ended.unwrap_or_else(|error| {
+        tracing::error!(%error, "a part of the control plane panicked");
+        Err(RunError::Ended("a part that panicked"))
+    })
+}

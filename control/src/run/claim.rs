@@ -1,0 +1,103 @@
+//! The data folder belongs to one running control plane at a time, and says which.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    process,
+};
+
+use serde::Serialize;
+
+use super::RunError;
+use crate::identity::file::{self, FileError};
+
+/// Held as long as the control plane runs; the kernel gives it up with the process, however that ends.
+#[derive(Debug)]
+pub(super) struct DataFolder {
+    _lock: File,
+    up: PathBuf,
+}
+
+/// What other commands read in `run/up.json`.
+#[derive(Serialize)]
+struct Up<'a> {
+    url: &'a str,
+    pid: u32,
+}
+
+impl DataFolder {
+    /// Makes the folder ours, or says whose it is.
+    pub(super) fn claim(data: &Path) -> Result<Self, RunError> {
+        let run = data.join("run");
+        file::make_private_folder(data)?;
+        file::make_private_folder(&run)?;
+        let path = run.join("lock");
+        let io = |operation| {
+            let path = path.clone();
+            move |source| FileError::Io { operation, path, source }
+        };
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io("opening"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                let _unreadable = lock.read_to_string(&mut pid);
+                return Err(RunError::InUse { data: data.to_owned(), pid: pid.trim().to_owned() });
+            }
+            Err(TryLockError::Error(source)) => return Err(io("locking")(source).into()),
+        }
+        lock.set_len(0).and_then(|()| write!(lock, "{}", process::id())).map_err(io("writing"))?;
+        let this = Self { _lock: lock, up: run.join("up.json") };
+        // Of one that was killed.
+        this.remove();
+        Ok(this)
+    }
+
+    /// Tells other commands where to find us.
+    pub(super) fn announce(&self, url: &str) -> Result<(), FileError> {
+        let up = serde_json::to_vec(&Up { url, pid: process::id() }).unwrap_or_default();
+        file::write(&self.up, &up)
+    }
+
+    fn remove(&self) {
+        if let Err(error) = fs::remove_file(&self.up)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, path = %self.up.display(), "could not be removed");
+        }
+    }
+}
+
+impl Drop for DataFolder {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_folder_in_use_says_by_whom() {
+        let data = tempfile::tempdir().expect("folder");
+        let held = DataFolder::claim(data.path()).expect("ours");
+        held.announce("http://127.0.0.1:1").expect("announce");
+        let up = fs::read_to_string(data.path().join("run/up.json")).expect("up.json");
+        assert_eq!(up, format!(r#"{{"url":"http://127.0.0.1:1","pid":{}}}"#, process::id()));
+        let error = DataFolder::claim(data.path()).expect_err("in use").to_string();
+        assert!(error.contains(&process::id().to_string()) && error.contains("podling down"), "{error}");
+        drop(held);
+        assert!(!data.path().join("run/up.json").exists(), "it says so when it ends");
+        assert!(DataFolder::claim(data.path()).is_ok());
+    }
+}

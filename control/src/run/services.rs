@@ -1,0 +1,27 @@
+//! The gRPC services at the public address.
+
+use axum::Router;
+use podling_proto::DESCRIPTOR_SET;
+use tonic::service::Routes;
+use tonic_health::server::HealthReporter;
+use tonic_reflection::server::Builder as Reflection;
+
+use super::RunError;
+
+/// Adds health and reflection to the control plane's own services.
+pub(super) fn with_description(own: Routes, health: &HealthReporter) -> Result<Router, RunError> {
+    let health = tonic_health::pb::health_server::HealthServer::new(
+        tonic_health::server::HealthService::from_health_reporter(health.clone()),
+    );
+    let description = || {
+        Reflection::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    Ok(own
+        .add_service(health)
+        .add_service(description().build_v1().map_err(RunError::Reflection)?)
+        // Older clients, grpcurl among them, ask for this one first.
+        .add_service(description().build_v1alpha().map_err(RunError::Reflection)?)
+        .into_axum_router())
+}

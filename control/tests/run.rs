@@ -1,0 +1,152 @@
+//! The whole control plane, started and ended as `podling up` does it.
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use podling_control::{
+    args::Args,
+    config::{Config, Defaults, LogFormat},
+    run::{Ready, RunError, run},
+};
+use podling_proto::control::v1::{DescribeTokenRequest, tokens_client::TokensClient};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::oneshot,
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, metadata::MetadataValue, transport::Channel};
+
+/// How long a story waits for anything.
+const DEADLINE: Duration = Duration::from_secs(15);
+
+fn config(data: &Path) -> Config {
+    Config {
+        data: data.to_owned(),
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        tls: None,
+        cors_origins: Vec::new(),
+        log_format: LogFormat::Text,
+        templates: Vec::new(),
+        default_template: "shell".to_owned(),
+        agent_command: vec!["/bin/false".to_owned()],
+    }
+}
+
+async fn start(config: Config) -> (Ready, CancellationToken, JoinHandle<Result<(), RunError>>) {
+    let shutdown = CancellationToken::new();
+    let (tell, ready) = oneshot::channel();
+    let ended = TaskTracker::new().spawn(run(config, shutdown.clone(), |ready| drop(tell.send(ready))));
+    let ready = timeout(DEADLINE, ready).await.expect("in time").expect("ready");
+    (ready, shutdown, ended)
+}
+
+async fn end(shutdown: CancellationToken, ended: JoinHandle<Result<(), RunError>>) {
+    shutdown.cancel();
+    timeout(DEADLINE, ended).await.expect("in time").expect("no panic").expect("a clean end");
+}
+
+async fn get(address: &str, path: &str) -> String {
+    let mut tcp = TcpStream::connect(address).await.expect("connect");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    tcp.write_all(request.as_bytes()).await.expect("write");
+    let mut answer = String::new();
+    timeout(DEADLINE, tcp.read_to_string(&mut answer)).await.expect("in time").expect("read");
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_starts_answers_and_ends_and_can_be_started_again() {
+    // As long as a path may be: nothing depends on what a socket's address holds.
+    let data = tempfile::tempdir().expect("folder");
+    let data = data.path().join("x".repeat(150));
+    for _ in 0..2 {
+        let (ready, shutdown, ended) = start(config(&data)).await;
+        let address = ready.url.strip_prefix("http://").expect("plain");
+        let up = std::fs::read_to_string(data.join("run/up.json")).expect("up.json");
+        let up: serde_json::Value = serde_json::from_str(&up).expect("json");
+        assert_eq!(
+            (up["url"].as_str(), up["pid"].as_u64()),
+            (Some(ready.url.as_str()), Some(std::process::id().into()))
+        );
+        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        assert!(get(address, "/metrics").await.starts_with("HTTP/1.1 401"));
+        let token = std::fs::read_to_string(&ready.root_token).expect("root token");
+        let bearer: MetadataValue<_> = format!("Bearer {}", token.trim()).parse().expect("ascii");
+        let channel = Channel::from_shared(ready.url.clone()).expect("url").connect().await.expect("connect");
+        let mut tokens = TokensClient::with_interceptor(channel, move |mut request: Request<()>| {
+            request.metadata_mut().insert("authorization", bearer.clone());
+            Ok(request)
+        });
+        let info = tokens.describe(DescribeTokenRequest {}).await.expect("root").into_inner().info;
+        assert_eq!(info.expect("info").verbs, ["admin"]);
+        end(shutdown, ended).await;
+        assert!(!data.join("run/up.json").exists());
+        assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_folder_serves_one_control_plane_at_a_time() {
+    let data = tempfile::tempdir().expect("folder");
+    let (_, shutdown, ended) = start(config(data.path())).await;
+    let refused = run(config(data.path()), CancellationToken::new(), |_| {}).await.expect_err("in use");
+    assert!(
+        refused.to_string().contains("in use") && refused.to_string().contains("podling down"),
+        "{refused}"
+    );
+    assert!(data.path().join("run/up.json").exists(), "the first one is not disturbed");
+    end(shutdown, ended).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_taken_is_named() {
+    let data = tempfile::tempdir().expect("folder");
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let listen = taken.local_addr().expect("address");
+    let config = Config { listen, ..config(data.path()) };
+    let refused = run(config, CancellationToken::new(), |_| {}).await.expect_err("taken");
+    assert!(refused.to_string().contains(&listen.to_string()), "{refused}");
+    assert!(!data.path().join("run/up.json").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beyond_loopback_it_serves_tls_with_the_certificate_it_is_given() {
+    let data = tempfile::tempdir().expect("folder");
+    let key = rcgen::KeyPair::generate().expect("key");
+    let certificate = rcgen::CertificateParams::new(vec!["podling.example".to_owned()])
+        .and_then(|params| params.self_signed(&key))
+        .expect("certificate");
+    let (cert_file, key_file) = (data.path().join("cert.pem"), data.path().join("key.pem"));
+    std::fs::write(&cert_file, certificate.pem()).expect("write");
+    std::fs::write(&key_file, key.serialize_pem()).expect("write");
+    let args = Args {
+        listen: Some("0.0.0.0:0".to_owned()),
+        tls_cert: Some(cert_file.display().to_string()),
+        tls_key: Some(key_file.display().to_string()),
+        ..Args::default()
+    };
+    let folder = data.path().join("data");
+    let defaults = Defaults { agent_command: vec!["/bin/false".to_owned()] };
+    let config = Config::load(Some(&folder), &args, &|_| None, defaults).expect("config");
+    let (ready, shutdown, ended) = start(config).await;
+    assert!(ready.url.starts_with("https://127.0.0.1:"), "{}", ready.url);
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate.der().clone()).expect("root");
+    let tls = rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let port = ready.url.rsplit(':').next().expect("port");
+    let tcp = TcpStream::connect(format!("127.0.0.1:{port}")).await.expect("connect");
+    let name = rustls::pki_types::ServerName::try_from("podling.example").expect("name");
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(tls));
+    let mut io = connector.connect(name, tcp).await.expect("TLS");
+    io.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.expect("write");
+    let mut answer = String::new();
+    timeout(DEADLINE, io.read_to_string(&mut answer)).await.expect("in time").expect("read");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    end(shutdown, ended).await;
+}
