@@ -5,3 +5,4 @@ pub mod files;
 pub mod files_http;
 pub(crate) mod problem;
 mod spawn_error;
+pub mod terminals;

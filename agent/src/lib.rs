@@ -21,6 +21,7 @@ pub mod byte_log;
 pub mod child;
 pub mod files;
 pub mod spawn;
+pub mod terminal;
 
 pub mod api;
 pub mod metrics;

@@ -1,0 +1,207 @@
+//! Attachment: one terminal, both ways on one stream.
+//!
+//! Reading and writing are apart: [`Attachment`] gives frames and acknowledgements, [`Writer`] takes requests and never waits. So a
+//! program that does not read its input holds up neither its own output nor the acks that a reader sends after its input.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use tokio::{sync::Notify, time::timeout_at};
+
+use super::{
+    ClientId, Frame, From, Input, SignalTarget, Size, Terminal, TerminalError, TerminalId, Watch, WatchEvent,
+    viewer,
+};
+
+/// Refusals that wait to be sent. Beyond it the oldest is dropped: the newest says what is expected.
+const REFUSALS: usize = 32;
+
+/// How somebody attaches.
+#[derive(Debug, Clone)]
+pub struct Attach {
+    /// To which.
+    pub terminal: TerminalId,
+    /// Where to begin.
+    pub from: From,
+    /// Names its stream of input; `None` only for somebody who only watches.
+    pub client: Option<ClientId>,
+    /// Its window; without it it owns no size.
+    pub size: Option<Size>,
+    /// Bytes under way without an ack; 0: any number.
+    pub credit: u64,
+    /// The PTY waits for this reader.
+    pub lossless: bool,
+    /// Input is refused.
+    pub read_only: bool,
+}
+
+/// What an attachment has to say.
+#[derive(Debug)]
+pub enum AttachmentEvent {
+    /// Something happened.
+    Frame(Frame),
+    /// All input before it is in the PTY.
+    Ack {
+        /// Of the input.
+        epoch: u64,
+        /// What is expected next.
+        next: u64,
+    },
+    /// Input was not taken; the stream goes on.
+    Refused(Refusal),
+}
+
+/// Input that was not taken.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Why.
+    pub error: TerminalError,
+    /// The current one.
+    pub epoch: u64,
+    /// What is expected next of this client.
+    pub expected: u64,
+}
+
+/// The reading side. Dropping it is leaving.
+#[derive(Debug)]
+pub struct Attachment {
+    watch: Watch,
+    writer: Writer,
+    /// Up to which input was acknowledged.
+    acked: u64,
+}
+
+/// The writing side.
+#[derive(Debug, Clone)]
+pub struct Writer {
+    terminal: Arc<Terminal>,
+    client: Option<ClientId>,
+    viewer: u64,
+    read_only: bool,
+    answers: Arc<Mutex<Answers>>,
+    wake: Arc<Notify>,
+}
+
+/// What the reading side has to say for the writing side.
+#[derive(Debug, Default)]
+struct Answers {
+    refusals: VecDeque<Refusal>,
+    /// A repeat came, whose acknowledgement was lost.
+    repeated: bool,
+}
+
+impl Attachment {
+    pub(super) fn new(
+        watch: Watch,
+        terminal: Arc<Terminal>,
+        viewer: u64,
+        wake: Arc<Notify>,
+        attach: &Attach,
+    ) -> Self {
+        let client = attach.client.clone();
+        // What was written before is told by `started`.
+        let acked = client.as_ref().map_or(0, |client| terminal.state().inputs.written(client));
+        let writer =
+            Writer { terminal, client, viewer, read_only: attach.read_only, answers: Arc::default(), wake };
+        Self { watch, writer, acked }
+    }
+
+    /// The other side.
+    pub fn writer(&self) -> Writer {
+        self.writer.clone()
+    }
+
+    /// What comes next; waits for it. `None`: the terminal has ended and everything was said.
+    pub async fn next(&mut self) -> Option<AttachmentEvent> {
+        loop {
+            // Acknowledgements first: they are few, and a flood of output must not hold them up.
+            if let Some(event) = self.answer() {
+                return Some(event);
+            }
+            if let Some(WatchEvent::Frame(frame)) = self.watch.ready() {
+                return Some(AttachmentEvent::Frame(frame));
+            }
+            if self.watch.is_over() {
+                return None;
+            }
+            if timeout_at(self.watch.keepalive_at(), self.writer.wake.notified()).await.is_err() {
+                return Some(AttachmentEvent::Frame(self.watch.keepalive()));
+            }
+        }
+    }
+
+    fn answer(&mut self) -> Option<AttachmentEvent> {
+        let client = self.writer.client.as_ref()?;
+        let (epoch, next) = {
+            let state = self.writer.terminal.state();
+            (state.log.epoch(), state.inputs.written(client))
+        };
+        let mut answers = self.writer.answers();
+        if next > self.acked || std::mem::take(&mut answers.repeated) {
+            self.acked = next;
+            return Some(AttachmentEvent::Ack { epoch, next });
+        }
+        answers.refusals.pop_front().map(AttachmentEvent::Refused)
+    }
+}
+
+impl Writer {
+    /// Types. What comes of it is said by the reading side.
+    pub fn input(&self, input: Input<'_>) {
+        let done = self.try_input(input);
+        let Some(client) = &self.client else { return };
+        let (written, expected, epoch) = {
+            let state = self.terminal.state();
+            (state.inputs.written(client), state.inputs.expected(client), state.log.epoch())
+        };
+        let mut answers = self.answers();
+        match done {
+            Ok(end) if end <= written => answers.repeated = true,
+            // Acknowledged when it is written.
+            Ok(_) => {}
+            Err(error) => {
+                if answers.refusals.len() == REFUSALS {
+                    answers.refusals.pop_front();
+                }
+                answers.refusals.push_back(Refusal { error, epoch, expected });
+            }
+        }
+        drop(answers);
+        self.wake.notify_one();
+    }
+
+    fn try_input(&self, input: Input<'_>) -> Result<u64, TerminalError> {
+        match &self.client {
+            Some(client) if !self.read_only => self.terminal.write(client, input),
+            _ => Err(TerminalError::ReadOnly),
+        }
+    }
+
+    /// Its window has this size; `take` makes it the owner.
+    pub fn resize(&self, size: Size, take: bool) -> Result<(), TerminalError> {
+        match &self.client {
+            Some(client) if !self.read_only => self.terminal.resize(client, size, take).map(drop),
+            _ => Err(TerminalError::ReadOnly),
+        }
+    }
+
+    /// Output before this offset has been processed.
+    pub fn ack(&self, offset: u64) {
+        let epoch = self.terminal.state().log.epoch();
+        viewer::ack(&self.terminal, self.viewer, epoch, offset);
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: &str, target: SignalTarget) -> Result<(), TerminalError> {
+        if self.read_only {
+            return Err(TerminalError::ReadOnly);
+        }
+        self.terminal.signal(signal, target)
+    }
+
+    fn answers(&self) -> MutexGuard<'_, Answers> {
+        self.answers.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}

@@ -1,0 +1,174 @@
+//! Escape: where escape sequences begin and end in output, and the two that name things (title and working folder).
+//!
+//! Pure, and quick enough for every byte: text is skipped by looking for ESC. It is not an emulator; what a sequence does to the
+//! screen is the business of `screen`.
+
+use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
+
+#[cfg(test)]
+mod tests;
+
+/// Longest text of a title or folder that is read; a longer one is ignored.
+const TEXT_BYTES: usize = 4096;
+/// Longest title that is kept, in characters: it is shown on one line.
+const TITLE_CHARS: usize = 256;
+
+/// What a sequence named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Named {
+    /// OSC 0 or 2.
+    Title(String),
+    /// OSC 7, a `file:` URL.
+    Folder(PathBuf),
+}
+
+/// Follows one stream of output.
+#[derive(Debug, Default)]
+pub(super) struct Scanner {
+    state: State,
+    /// Of an OSC, as far as it is worth keeping.
+    text: Vec<u8>,
+    /// Where in the bytes of the last scan the sequence began that is not over; `None` if it began before them.
+    began: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum State {
+    #[default]
+    Ground,
+    /// After ESC.
+    Escape,
+    /// ESC and intermediates.
+    Intermediate,
+    /// ESC [.
+    Csi,
+    /// ESC ].
+    Osc,
+    /// ESC in an OSC.
+    OscEscape,
+    /// DCS, SOS, PM or APC: until ST.
+    String,
+    /// ESC in one of these.
+    StringEscape,
+}
+
+impl Scanner {
+    /// Whether the next byte begins something new.
+    pub(super) fn is_ground(&self) -> bool {
+        self.state == State::Ground
+    }
+
+    /// How many of the bytes of the last scan may be handed on without cutting a sequence; 0 also for one that began earlier.
+    pub(super) fn whole(&self, scanned: usize) -> usize {
+        if self.is_ground() { scanned } else { self.began.unwrap_or(0) }
+    }
+
+    /// Goes over the next bytes of the stream. `named` gets what was named and the index behind its sequence.
+    pub(super) fn scan(&mut self, bytes: &[u8], mut named: impl FnMut(usize, Named)) {
+        let mut at = 0;
+        self.began = None;
+        while at < bytes.len() {
+            if self.state == State::Ground {
+                match bytes[at..].iter().position(|b| *b == ESC) {
+                    Some(skip) => {
+                        self.began = Some(at + skip);
+                        at += skip + 1;
+                        self.state = State::Escape;
+                    }
+                    None => return,
+                }
+            } else {
+                let byte = bytes[at];
+                at += 1;
+                if let Some(found) = self.step(byte) {
+                    named(at, found);
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, byte: u8) -> Option<Named> {
+        // CAN and SUB end anything.
+        if matches!(byte, 0x18 | 0x1a) {
+            self.text = Vec::new();
+            self.state = State::Ground;
+            return None;
+        }
+        let (next, found) = match (self.state, byte) {
+            // An ESC begins anew, and ends a string if `\` follows.
+            (State::Osc, ESC) => (State::OscEscape, None),
+            (State::String, ESC) => (State::StringEscape, None),
+            (State::OscEscape, b'\\') => (State::Ground, self.named()),
+            (State::StringEscape, b'\\') => (State::Ground, None),
+            (_, ESC) => (State::Escape, None),
+            (State::OscEscape | State::StringEscape | State::Escape, byte) => {
+                self.text = Vec::new();
+                match byte {
+                    b'[' => (State::Csi, None),
+                    b']' => (State::Osc, None),
+                    b'P' | b'X' | b'^' | b'_' => (State::String, None),
+                    0x20..=0x2f => (State::Intermediate, None),
+                    // Control characters act within a sequence and do not end it.
+                    0x00..=0x1f => (State::Escape, None),
+                    _ => (State::Ground, None),
+                }
+            }
+            (State::Intermediate, 0x00..=0x2f) => (State::Intermediate, None),
+            (State::Csi, 0x00..=0x3f) => (State::Csi, None),
+            (State::Intermediate | State::Csi, _) => (State::Ground, None),
+            (State::Osc, 0x07) => (State::Ground, self.named()),
+            (State::Osc, byte) => {
+                if self.text.len() <= TEXT_BYTES {
+                    self.text.push(byte);
+                }
+                (State::Osc, None)
+            }
+            (State::String, _) => (State::String, None),
+            (State::Ground, _) => (State::Ground, None),
+        };
+        self.state = next;
+        found
+    }
+
+    fn named(&mut self) -> Option<Named> {
+        let text = std::mem::take(&mut self.text);
+        if text.len() > TEXT_BYTES {
+            return None;
+        }
+        let split = text.iter().position(|b| *b == b';')?;
+        let (number, text) = (&text[..split], &text[split + 1..]);
+        match number {
+            b"0" | b"2" => {
+                let text = String::from_utf8_lossy(text);
+                Some(Named::Title(text.chars().filter(|c| !c.is_control()).take(TITLE_CHARS).collect()))
+            }
+            b"7" => folder(text).map(Named::Folder),
+            _ => None,
+        }
+    }
+}
+
+const ESC: u8 = 0x1b;
+
+/// The path of a `file://host/path` URL. The host is not looked at: a shell over ssh names a folder elsewhere, and nobody but the
+/// reader can know.
+fn folder(url: &[u8]) -> Option<PathBuf> {
+    let rest = url.strip_prefix(b"file://")?;
+    let path = &rest[rest.iter().position(|b| *b == b'/')?..];
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut at = 0;
+    while at < path.len() {
+        let hex = (path[at] == b'%').then(|| path.get(at + 1..at + 3)).flatten();
+        match hex.and_then(|h| u8::from_str_radix(std::str::from_utf8(h).ok()?, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                at += 3;
+            }
+            None => {
+                bytes.push(path[at]);
+                at += 1;
+            }
+        }
+    }
+    Some(PathBuf::from(OsString::from_vec(bytes)))
+}

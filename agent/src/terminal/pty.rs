@@ -1,0 +1,179 @@
+//! The PTY: a pair that the kernel made, a program on one side, and our side read and written without a thread.
+//!
+//! The only place with `unsafe`: between fork and exec a program is given its terminal, and descriptors are handed to the reactor.
+//! Must not know what the bytes mean.
+#![allow(unsafe_code)]
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{fs::OpenOptionsExt, process::CommandExt},
+    },
+    process::{Command, Stdio},
+};
+
+use portable_pty::{PtySize, native_pty_system};
+use rustix::{
+    fs::{OFlags, fcntl_getfl, fcntl_setfl},
+    io::Errno,
+    process::{Pid, ioctl_tiocsctty, setsid},
+    pty::OpenptFlags,
+    termios::{InputModes, OptionalActions, Winsize, tcgetattr, tcgetpgrp, tcsetattr, tcsetwinsize},
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::Size;
+use crate::child::{Child, Children};
+
+/// The kernel gives no more at a time (N_TTY_BUF_SIZE - 1).
+const READ_BYTES: usize = 4096;
+
+/// Our side of a terminal. Closing it hangs the terminal up.
+#[derive(Debug)]
+pub(super) struct Pty {
+    master: AsyncFd<OwnedFd>,
+}
+
+/// What is there to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// This many bytes were handed over, and there may be more.
+    Bytes(usize),
+    /// Nothing now.
+    Later,
+    /// No program has the other side open.
+    Closed,
+}
+
+/// Why a PTY could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The system's PTYs are all in use, or there is no `/dev/ptmx`.
+    #[error("the system has no PTY left")]
+    NoPty,
+    /// This process or the system has no file descriptor left.
+    #[error("no file descriptor left for a PTY")]
+    NoFileDescriptors,
+    /// Anything else.
+    #[error("cannot open a PTY")]
+    Io(#[source] io::Error),
+}
+
+/// A pair without a program yet.
+#[derive(Debug)]
+pub(super) struct Pair {
+    master: OwnedFd,
+    slave: File,
+}
+
+impl Pair {
+    /// Opens a pair of this size.
+    pub(super) fn open(size: Size) -> Result<Self, OpenError> {
+        let pixels = PtySize { rows: size.rows, cols: size.cols, pixel_width: 0, pixel_height: 0 };
+        let pair = native_pty_system().openpty(pixels).map_err(|e| why_not(&e.to_string()))?;
+        let (Some(raw), Some(name)) = (pair.master.as_raw_fd(), pair.master.tty_name()) else {
+            return Err(OpenError::NoPty);
+        };
+        // SAFETY: `pair.master` owns the descriptor and lives to the end of this function; the copy is ours.
+        let master = unsafe { BorrowedFd::borrow_raw(raw) }.try_clone_to_owned().map_err(classify)?;
+        // Opened by its name, because portable-pty does not hand its own out; not to become our controlling terminal.
+        let slave = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlags::NOCTTY.bits() as i32)
+            .open(name)
+            .map_err(classify)?;
+        set_up(&master, &slave).map_err(|e| OpenError::Io(e.into()))?;
+        Ok(Self { master, slave })
+    }
+
+    /// Starts the program as the leader of a session with this controlling terminal, and closes the other side here.
+    pub(super) fn spawn(self, mut command: Command, children: &Children) -> io::Result<(Pty, Child)> {
+        command.stdin(Stdio::from(self.slave.try_clone()?));
+        command.stdout(Stdio::from(self.slave.try_clone()?));
+        command.stderr(Stdio::from(self.slave));
+        // SAFETY: two system calls that are async-signal-safe and allocate nothing; standard input is the slave by now.
+        unsafe {
+            command.pre_exec(|| {
+                setsid()?;
+                ioctl_tiocsctty(BorrowedFd::borrow_raw(0))?;
+                Ok(())
+            });
+        }
+        // SAFETY: the AsyncFd owns the descriptor, which is closed by nobody else and only after it is deregistered.
+        let master = unsafe { AsyncFd::register(self.master) }.map_err(|e| e.into_parts().1)?;
+        let child = children.spawn(&mut command)?;
+        Ok((Pty { master }, child))
+    }
+}
+
+impl Pty {
+    /// Waits until there may be something to read.
+    pub(super) async fn readable(&self) -> io::Result<()> {
+        self.master.readable().await.map(|_guard| ())
+    }
+
+    /// Waits until something may be written.
+    pub(super) async fn writable(&self) -> io::Result<()> {
+        self.master.writable().await.map(|_guard| ())
+    }
+
+    /// Hands what is there to `take`, once.
+    pub(super) fn read(&self, take: impl FnOnce(&[u8])) -> Reading {
+        let mut buffer = [0; READ_BYTES];
+        match self.master.try_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut buffer[..])?)) {
+            Ok(0) => Reading::Closed,
+            Ok(n) => {
+                take(&buffer[..n]);
+                Reading::Bytes(n)
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Reading::Later,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Reading::Bytes(0),
+            // EIO: everybody closed it.
+            Err(_) => Reading::Closed,
+        }
+    }
+
+    /// Writes as much as the PTY takes now.
+    pub(super) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.master.try_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?))
+    }
+
+    /// Tells kernel and program of a new size.
+    pub(super) fn resize(&self, size: Size) -> io::Result<()> {
+        let size = Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
+        Ok(tcsetwinsize(self.master.get_ref(), size)?)
+    }
+
+    /// The process group in the foreground.
+    pub(super) fn foreground(&self) -> Option<Pid> {
+        tcgetpgrp(self.master.get_ref()).ok()
+    }
+}
+
+fn set_up(master: &OwnedFd, slave: &File) -> rustix::io::Result<()> {
+    // The line editor then deletes characters, not bytes.
+    let mut modes = tcgetattr(slave)?;
+    modes.input_modes |= InputModes::IUTF8;
+    tcsetattr(slave, OptionalActions::Now, &modes)?;
+    fcntl_setfl(master.as_fd(), fcntl_getfl(master.as_fd())? | OFlags::NONBLOCK)
+}
+
+/// portable-pty keeps no errno, so the kernel is asked once more.
+fn why_not(message: &str) -> OpenError {
+    match rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC) {
+        Err(errno) => classify(errno.into()),
+        Ok(_) => OpenError::Io(io::Error::other(message.to_owned())),
+    }
+}
+
+fn classify(error: io::Error) -> OpenError {
+    match Errno::from_io_error(&error) {
+        Some(Errno::MFILE | Errno::NFILE) => OpenError::NoFileDescriptors,
+        // ENOSPC: the limit of devpts is reached; ENOENT, ENODEV: there is none.
+        Some(Errno::NOSPC | Errno::NOENT | Errno::NODEV | Errno::AGAIN) => OpenError::NoPty,
+        _ => OpenError::Io(error),
+    }
+}

@@ -1,0 +1,487 @@
+//! The registry: all terminals of the workspace, within the bounds of the claim's policy.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use futures_util::{FutureExt, future::join_all};
+use rustix::process::Signal;
+use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Attach, Attachment, ClientId, Exit, Info, Input, SignalTarget, Size, Terminal, TerminalError, TerminalId,
+    Watch, WatchFrom,
+    pty::Pair,
+    state::State,
+    task::Task,
+    viewer::{self, Manner, Viewer},
+    watch::WatchManner,
+};
+use crate::{
+    byte_log::ByteLog,
+    child::{Children, Ended},
+    claim::Claim,
+    intent::{Intent, Intents},
+    spawn::{Launcher, Program, SpawnError, spawn_failed},
+};
+
+/// Ended terminals that are kept for their exit and last output. Beyond it the one that ended first goes.
+const ENDED_KEPT: usize = 16;
+/// Watches and attachments of the whole workspace at once; another is refused.
+const STREAMS: usize = 1024;
+/// Terminals on one watch.
+pub(super) const WATCHED: usize = 64;
+/// Longest name, in characters.
+const NAME_CHARS: usize = 100;
+/// Longest request id, in bytes.
+const REQUEST_ID_BYTES: usize = 64;
+/// What a program may expect of the terminal if nobody says otherwise.
+const TERM: &str = "xterm-256color";
+
+/// All terminals. Cheap to clone; all clones are the same.
+#[derive(Debug, Clone)]
+pub struct Terminals {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    launcher: Launcher,
+    children: Children,
+    intents: Arc<Intents>,
+    counters: Arc<Counters>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+    all: Mutex<All>,
+}
+
+#[derive(Debug, Default)]
+struct All {
+    /// Oldest first.
+    terminals: Vec<Arc<Terminal>>,
+    /// Where the acks of each watch go.
+    watches: HashMap<String, HashMap<TerminalId, (Arc<Terminal>, u64)>>,
+    /// Nothing new: the workspace ends.
+    ending: bool,
+}
+
+/// Counted over all terminals, ended ones included.
+#[derive(Debug)]
+pub(super) struct Counters {
+    began: Instant,
+    bytes: AtomicU64,
+    /// Milliseconds after `began`, plus 1; 0: never.
+    last_output: AtomicU64,
+    task_panics: AtomicU64,
+    model_panics: AtomicU64,
+}
+
+/// What to open.
+#[derive(Debug, Clone, Default)]
+pub struct Create {
+    /// Program, environment and folder; an empty `argv` is the workspace's shell as a login shell.
+    pub program: Program,
+    /// Of the window.
+    pub size: Size,
+    /// For people; empty: the program's name.
+    pub name: String,
+    /// Chosen by the client so that it may ask again; may be empty.
+    pub request_id: String,
+}
+
+/// A command in the foreground of a terminal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForegroundJob {
+    /// Which terminal.
+    pub terminal: TerminalId,
+    /// Its name, for people.
+    pub name: String,
+    /// The command.
+    pub command: String,
+}
+
+/// Keeps a watch known by its id.
+#[derive(Debug)]
+pub(super) struct WatchGuard {
+    id: String,
+    inner: Arc<Inner>,
+}
+
+impl Terminals {
+    /// None yet.
+    pub fn new(launcher: Launcher, children: Children, intents: Arc<Intents>) -> Self {
+        let counters = Counters {
+            began: Instant::now(),
+            bytes: AtomicU64::new(0),
+            last_output: AtomicU64::new(0),
+            task_panics: AtomicU64::new(0),
+            model_panics: AtomicU64::new(0),
+        };
+        let inner = Inner {
+            launcher,
+            children,
+            intents,
+            counters: Arc::new(counters),
+            tasks: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+            all: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Opens a terminal and starts its program; must run within the runtime. Blocks for the time of a fork.
+    pub fn create(&self, create: Create) -> Result<Info, TerminalError> {
+        check(&create)?;
+        let claim = self.claim()?;
+        let mut all = self.inner.all();
+        if all.ending {
+            return Err(TerminalError::ShuttingDown);
+        }
+        let again = |t: &&Arc<Terminal>| !create.request_id.is_empty() && t.request_id == create.request_id;
+        if let Some(terminal) = all.terminals.iter().find(again) {
+            return Ok(terminal.info());
+        }
+        all.make_room(claim.policy.max_terminals)?;
+        self.inner.intents.admit(Intent::ClientStart).map_err(|_| TerminalError::Preparing)?;
+        let terminal = self.start(create, &claim)?;
+        all.terminals.push(Arc::clone(&terminal));
+        drop(all);
+        Ok(terminal.info())
+    }
+
+    fn start(&self, mut create: Create, claim: &Claim) -> Result<Arc<Terminal>, TerminalError> {
+        let inner = &self.inner;
+        let login = create.program.argv.is_empty();
+        if login {
+            create.program.argv = vec![inner.launcher.shell(), "-l".into()];
+        }
+        if !claim.env.contains_key("TERM") {
+            create.program.env.entry("TERM".into()).or_insert_with(|| TERM.into());
+        }
+        let command = inner.launcher.command(&create.program)?;
+        let program = create.program.argv[0].clone();
+        let pair = Pair::open(create.size)?;
+        let (pty, child) = pair.spawn(command, &inner.children).map_err(|e| spawn_failed(&program, e))?;
+        let pty = Arc::new(pty);
+        let name = if create.name.is_empty() {
+            program.rsplit('/').next().unwrap_or_default().chars().take(NAME_CHARS).collect()
+        } else {
+            create.name
+        };
+        let log = ByteLog::new(claim.epoch, claim.policy.ring_bytes);
+        let terminal = Arc::new(Terminal {
+            id: TerminalId::random(),
+            name,
+            argv: create.program.argv,
+            request_id: create.request_id,
+            created: SystemTime::now(),
+            pid: child.pid,
+            intents: Arc::clone(&inner.intents),
+            state: Mutex::new(State::new(log, Arc::clone(&pty), create.size)),
+            wake: Notify::new(),
+            input_moved: Notify::new(),
+            has_ended: Notify::new(),
+        });
+        tracing::info!(terminal = %terminal.id, pid = %terminal.pid, program, "opened a terminal");
+        let task = Task::new(Arc::clone(&terminal), pty, child.ended, Arc::clone(&inner.counters));
+        let owned = guarded(Arc::clone(&terminal), task, Arc::clone(&inner.counters));
+        inner.tasks.spawn(inner.cancel.clone().run_until_cancelled_owned(owned));
+        Ok(terminal)
+    }
+
+    /// All that are kept, oldest first.
+    pub fn list(&self) -> Vec<Info> {
+        let terminals = self.inner.all().terminals.clone();
+        terminals.iter().map(|terminal| terminal.info()).collect()
+    }
+
+    /// One of them.
+    pub fn get(&self, id: &TerminalId) -> Result<Info, TerminalError> {
+        Ok(self.find(id)?.info())
+    }
+
+    /// Joins one terminal, both ways.
+    pub fn attach(&self, attach: &Attach) -> Result<Attachment, TerminalError> {
+        let terminal = self.find(&attach.terminal)?;
+        let wake = Arc::new(Notify::new());
+        let guard = self.watch_guard()?;
+        let manner = Manner {
+            from: attach.from,
+            client: attach.client.clone(),
+            writes: !attach.read_only,
+            size: attach.size,
+            credit: attach.credit,
+            lossless: attach.lossless,
+        };
+        let viewer = Viewer::join(&terminal, &manner, &wake)?;
+        let id = viewer.id();
+        let watch = Watch::new(vec![viewer], VecDeque::new(), Arc::clone(&wake), Some(guard));
+        Ok(Attachment::new(watch, terminal, id, wake, attach))
+    }
+
+    /// Reads one or several terminals. One that cannot be read fails alone.
+    pub fn watch(&self, terminals: &[WatchFrom], manner: &WatchManner) -> Result<Watch, TerminalError> {
+        if !(1..=WATCHED).contains(&terminals.len()) {
+            return Err(TerminalError::BadField { field: "terminals", allowed: "1 to 64" });
+        }
+        if manner.lossless && terminals.len() > 1 {
+            return Err(TerminalError::BadField { field: "lossless", allowed: "only with one terminal" });
+        }
+        let wake = Arc::new(Notify::new());
+        let guard = self.watch_guard()?;
+        let (mut viewers, mut failed, mut acks) = (Vec::new(), VecDeque::new(), HashMap::new());
+        for WatchFrom { terminal: id, from } in terminals {
+            let manner = Manner {
+                from: *from,
+                client: manner.client.clone(),
+                // A browser types with Write beside its Watch.
+                writes: true,
+                size: None,
+                credit: manner.credit,
+                lossless: manner.lossless,
+            };
+            match self.find(id).and_then(|terminal| Viewer::join(&terminal, &manner, &wake)) {
+                Ok(viewer) => {
+                    acks.insert(id.clone(), (Arc::clone(viewer.terminal()), viewer.id()));
+                    viewers.push(viewer);
+                }
+                Err(error) => failed.push_back((id.clone(), error)),
+            }
+        }
+        self.inner.all().watches.insert(guard.id.clone(), acks);
+        Ok(Watch::new(viewers, failed, wake, Some(guard)))
+    }
+
+    /// Credit for a watch.
+    pub fn ack(&self, watch: &str, id: &TerminalId, epoch: u64, offset: u64) -> Result<(), TerminalError> {
+        let (terminal, viewer) = {
+            let all = self.inner.all();
+            let acks =
+                all.watches.get(watch).ok_or_else(|| TerminalError::WatchNotFound(watch.to_owned()))?;
+            acks.get(id).cloned().ok_or_else(|| TerminalError::NotFound(id.clone()))?
+        };
+        viewer::ack(&terminal, viewer, epoch, offset);
+        Ok(())
+    }
+
+    /// Types; answers with the offset expected next when everything is in the PTY.
+    pub async fn write(
+        &self,
+        id: &TerminalId,
+        client: &ClientId,
+        input: Input<'_>,
+    ) -> Result<u64, TerminalError> {
+        let terminal = self.find(id)?;
+        let end = terminal.write(client, input)?;
+        terminal.written(client, end).await
+    }
+
+    /// A client's window; answers with the terminal's size and whether the client owns it.
+    pub fn resize(
+        &self,
+        id: &TerminalId,
+        client: &ClientId,
+        size: Size,
+        take: bool,
+    ) -> Result<(Size, bool), TerminalError> {
+        self.find(id)?.resize(client, size, take)
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, id: &TerminalId, signal: &str, target: SignalTarget) -> Result<(), TerminalError> {
+        self.find(id)?.signal(signal, target)
+    }
+
+    /// Ends a terminal's session and removes it; answers when it is over.
+    pub async fn close(&self, id: &TerminalId, grace: Duration) -> Result<Exit, TerminalError> {
+        let terminal = self.find(id)?;
+        let exit = terminal.end(grace).await?;
+        let mut all = self.inner.all();
+        all.terminals.retain(|other| !Arc::ptr_eq(other, &terminal));
+        remove(&terminal);
+        Ok(exit)
+    }
+
+    /// Commands in the foreground of terminals, for the activity.
+    pub fn foreground_jobs(&self) -> Vec<ForegroundJob> {
+        let terminals = self.inner.all().terminals.clone();
+        let job = |terminal: &Arc<Terminal>| {
+            let command = terminal.job(&terminal.state())?;
+            Some(ForegroundJob { terminal: terminal.id.clone(), name: terminal.name.clone(), command })
+        };
+        terminals.iter().filter_map(job).collect()
+    }
+
+    /// Terminals whose program runs.
+    pub fn running(&self) -> usize {
+        self.inner.all().terminals.iter().filter(|terminal| terminal.state().exit.is_none()).count()
+    }
+
+    /// When any of them last printed.
+    pub fn last_output(&self) -> Option<Instant> {
+        let counters = &self.inner.counters;
+        let after = counters.last_output.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(counters.began + Duration::from_millis(after))
+    }
+
+    /// Bytes that all of them ever printed.
+    pub fn output_bytes(&self) -> u64 {
+        self.inner.counters.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Tasks of terminals, and screen models, that panicked: faults of ours.
+    pub fn panics(&self) -> (u64, u64) {
+        let counters = &self.inner.counters;
+        (counters.task_panics.load(Ordering::Relaxed), counters.model_panics.load(Ordering::Relaxed))
+    }
+
+    /// Owns the tasks of streams too: whoever serves one spawns it here.
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.inner.tasks
+    }
+
+    /// The end of the workspace: no new terminals, and all sessions are ended, killed after `grace`.
+    pub async fn end_all(&self, grace: Duration) {
+        let terminals = {
+            let mut all = self.inner.all();
+            all.ending = true;
+            all.terminals.clone()
+        };
+        let ends = terminals.iter().map(|terminal| async move {
+            if let Err(error) = terminal.end(grace).await {
+                tracing::error!(terminal = %terminal.id, %error, "a terminal did not end");
+            }
+        });
+        join_all(ends).await;
+    }
+
+    fn find(&self, id: &TerminalId) -> Result<Arc<Terminal>, TerminalError> {
+        let all = self.inner.all();
+        let found = all.terminals.iter().find(|terminal| terminal.id == *id).cloned();
+        match found {
+            Some(terminal) => Ok(terminal),
+            None => {
+                drop(all);
+                self.claim()?;
+                Err(TerminalError::NotFound(id.clone()))
+            }
+        }
+    }
+
+    fn claim(&self) -> Result<Arc<Claim>, TerminalError> {
+        self.inner.launcher.claims().borrow().clone().ok_or(TerminalError::Spawn(SpawnError::Unclaimed))
+    }
+
+    fn watch_guard(&self) -> Result<WatchGuard, TerminalError> {
+        let mut all = self.inner.all();
+        if all.watches.len() >= STREAMS {
+            return Err(TerminalError::TooManyStreams { what: "streams", limit: STREAMS });
+        }
+        let id = TerminalId::random().to_string();
+        all.watches.insert(id.clone(), HashMap::new());
+        Ok(WatchGuard { id, inner: Arc::clone(&self.inner) })
+    }
+}
+
+impl Inner {
+    fn all(&self) -> MutexGuard<'_, All> {
+        self.all.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The tasks end, and with them the PTYs are closed, which hangs their sessions up.
+        self.cancel.cancel();
+    }
+}
+
+impl All {
+    /// Lets go of ended terminals, the one that ended first foremost, until another fits.
+    fn make_room(&mut self, limit: usize) -> Result<(), TerminalError> {
+        loop {
+            let ended = |terminal: &Arc<Terminal>| terminal.state().exit.map(|exit| exit.at);
+            let count = self.terminals.iter().filter(|terminal| ended(terminal).is_some()).count();
+            if self.terminals.len() < limit && count <= ENDED_KEPT {
+                return Ok(());
+            }
+            let oldest = (0..self.terminals.len())
+                .filter_map(|index| Some((ended(&self.terminals[index])?, index)))
+                .min()
+                .ok_or(TerminalError::TooManyTerminals { limit })?;
+            remove(&self.terminals.remove(oldest.1));
+        }
+    }
+}
+
+impl WatchGuard {
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl Drop for WatchGuard {
+    fn drop(&mut self) {
+        self.inner.all().watches.remove(&self.id);
+    }
+}
+
+impl Counters {
+    pub(super) fn output(&self, bytes: u64, at: Instant) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let after = at.duration_since(self.began).as_millis() as u64 + 1;
+        self.last_output.fetch_max(after, Ordering::Relaxed);
+    }
+
+    pub(super) fn model_panicked(&self) {
+        self.model_panics.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// It is in no list any more; its task ends with its last viewer.
+fn remove(terminal: &Terminal) {
+    terminal.state().removed = true;
+    terminal.wake.notify_one();
+}
+
+/// A panic in one terminal's task ends that terminal, and no other.
+async fn guarded(terminal: Arc<Terminal>, task: Task, counters: Arc<Counters>) {
+    if AssertUnwindSafe(task.run()).catch_unwind().await.is_ok() {
+        return;
+    }
+    counters.task_panics.fetch_add(1, Ordering::Relaxed);
+    tracing::error!(terminal = %terminal.id, "the task of a terminal panicked: the terminal is ended");
+    terminal.signal_session(Signal::KILL);
+    let mut state = terminal.state();
+    let exit = Exit {
+        how: Ended::Signal(Signal::KILL.as_raw()),
+        final_offset: state.log.next(),
+        at: SystemTime::now(),
+        held_by_background: false,
+    };
+    state.exit.get_or_insert(exit);
+    state.pty = None;
+    state.inputs.end();
+    state.task_gone = true;
+    state.wake_viewers();
+    drop(state);
+    terminal.input_moved.notify_waiters();
+    terminal.has_ended.notify_waiters();
+}
+
+fn check(create: &Create) -> Result<(), TerminalError> {
+    if create.name.chars().count() > NAME_CHARS {
+        return Err(TerminalError::BadField { field: "name", allowed: "at most 100 characters" });
+    }
+    if create.request_id.len() > REQUEST_ID_BYTES {
+        return Err(TerminalError::BadField { field: "request_id", allowed: "at most 64 characters" });
+    }
+    Ok(())
+}

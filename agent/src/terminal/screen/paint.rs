@@ -1,0 +1,69 @@
+//! Paint: the bytes that bring a freshly reset terminal to a screen's state.
+//!
+//! vt100 formats what is visible; what is not (the screen behind a full-screen program, saved cursors, the scroll region) it does not
+//! tell, so copies of the screen are asked by sequences whose effect shows it.
+
+use std::fmt::Write as _;
+
+/// Everything the model knows of the screen.
+pub(super) fn paint(screen: &vt100::Screen) -> String {
+    let mut out = String::new();
+    if screen.alternate_screen() {
+        let behind = probe(screen, "\x1b[?47l");
+        grid(behind.screen(), &mut out);
+        out.push_str("\x1b[?47h");
+    }
+    grid(screen, &mut out);
+    out.push_str(&screen.input_mode_formatted());
+    out
+}
+
+fn grid(screen: &vt100::Screen, out: &mut String) {
+    // The whole screen first, while nothing scrolls within a region.
+    out.push_str("\x1b[?6l\x1b[r");
+    out.push_str(&screen.contents_formatted());
+    let saved = probe(screen, "\x1b8");
+    let origin = has_origin_mode(screen);
+    let region = region(screen);
+    let cursor = screen.cursor_position();
+    let saved_cursor = saved.screen().cursor_position();
+    if saved_cursor != (0, 0) {
+        // The saved attributes go with the saved cursor.
+        out.push_str(&saved.screen().cursor_state_formatted());
+        out.push_str(&saved.screen().attributes_formatted());
+        out.push_str("\x1b7");
+        out.push_str(&screen.attributes_formatted());
+    }
+    if let Some((top, bottom)) = region {
+        // Writing to a String cannot fail.
+        let _ = write!(out, "\x1b[{};{}r", top + 1, bottom + 1);
+    }
+    if origin {
+        let top = region.map_or(0, |(top, _)| top);
+        let _ = write!(out, "\x1b[?6h\x1b[{};{}H", cursor.0.saturating_sub(top) + 1, cursor.1 + 1);
+    } else if region.is_some() || saved_cursor != (0, 0) {
+        out.push_str(&screen.cursor_state_formatted());
+        out.push_str(&screen.attributes_formatted());
+    }
+}
+
+/// A copy of the screen after this sequence.
+fn probe(screen: &vt100::Screen, sequence: &str) -> vt100::Parser {
+    let (rows, cols) = screen.size();
+    let mut parser = vt100::Parser::new(rows, cols, 0);
+    *parser.screen_mut() = screen.clone();
+    parser.process(sequence.as_bytes());
+    parser
+}
+
+/// First and last row of the scroll region, unless it is the whole screen.
+fn region(screen: &vt100::Screen) -> Option<(u16, u16)> {
+    let row = |to: &str| probe(screen, &format!("\x1b[?6h{to}")).screen().cursor_position().0;
+    let (top, bottom) = (row("\x1b[1;1H"), row("\x1b[65535;1H"));
+    ((top, bottom) != (0, screen.size().0.get() - 1)).then_some((top, bottom))
+}
+
+/// Whether rows are counted from the region's top.
+fn has_origin_mode(screen: &vt100::Screen) -> bool {
+    screen.size().0.get() >= 3 && probe(screen, "\x1b[2;3r\x1b[1;1H").screen().cursor_position().0 == 1
+}

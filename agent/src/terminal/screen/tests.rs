@@ -1,0 +1,128 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const SIZE: Size = Size { rows: 8, cols: 20 };
+
+/// Feeds a model until it has seen the whole log.
+fn catch_up(model: &mut Model, log: &mut ByteLog) {
+    if model.is_lost(log) {
+        model.skip(log);
+    }
+    while let Some(bytes) = model.next(log) {
+        model.feed(&bytes);
+    }
+}
+
+fn parser(size: Size) -> vt100::Parser {
+    let (rows, cols) = cells(size);
+    vt100::Parser::new(rows, cols, 0)
+}
+
+/// Everything two emulators can be told apart by.
+fn state(parser: &vt100::Parser) -> (String, (u16, u16), String) {
+    (parser.screen().contents(), parser.screen().cursor_position(), paint::paint(parser.screen()))
+}
+
+/// What programs print: text, wide characters, movement, colours, regions, full-screen switches.
+fn piece() -> impl Strategy<Value = Vec<u8>> {
+    let fixed = |s: &'static str| Just(s.as_bytes().to_vec());
+    prop_oneof![
+        4 => "[a-z ]{1,30}".prop_map(String::into_bytes),
+        2 => fixed("\r\n"),
+        1 => "[é漢😀ü]{1,6}".prop_map(String::into_bytes),
+        2 => (1_u16..10, 1_u16..22).prop_map(|(r, c)| format!("\x1b[{r};{c}H").into_bytes()),
+        1 => (30_u16..38).prop_map(|c| format!("\x1b[1;{c}m").into_bytes()),
+        1 => fixed("\x1b[0m"),
+        1 => fixed("\x1b[K"),
+        1 => fixed("\x1b[2J"),
+        1 => fixed("\x1b7"),
+        1 => fixed("\x1b8"),
+        1 => (1_u16..4, 5_u16..8).prop_map(|(t, b)| format!("\x1b[{t};{b}r").into_bytes()),
+        1 => fixed("\x1b[r"),
+        1 => fixed("\x1b[?1049h"),
+        1 => fixed("\x1b[?1049l"),
+        1 => fixed("\x1b[?25l"),
+        1 => fixed("\x1b[?2004h"),
+        1 => fixed("\x1b[?1h"),
+        1 => fixed("\x1b]0;a title\x07"),
+        1 => fixed("\x1bM"),
+        1 => fixed("\x1b[2L"),
+        1 => fixed("\x1b[3P"),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_picture_and_what_follows_give_the_true_screen(
+        pieces in prop::collection::vec(piece(), 1..60), cut in any::<prop::sample::Index>(), step in 1_usize..40,
+    ) {
+        let bytes = pieces.concat();
+        let cut = cut.index(bytes.len() + 1);
+        let mut log = ByteLog::new(1, 1 << 20);
+        let mut model = Model::new(SIZE);
+        for part in bytes[..cut].chunks(step) {
+            log.push(part);
+            catch_up(&mut model, &mut log);
+        }
+        let shot = model.shot();
+        prop_assert!(shot.offset <= cut as u64 && cut as u64 - shot.offset < 30, "only an unfinished sequence waits");
+        let (mut joined, mut whole) = (parser(SIZE), parser(SIZE));
+        joined.process(&shot.contents);
+        joined.process(&bytes[shot.offset as usize..]);
+        whole.process(&bytes);
+        prop_assert_eq!(state(&joined), state(&whole));
+    }
+}
+
+#[test]
+fn nothing_is_built_before_it_is_needed() {
+    assert!(Model::new(SIZE).parser.is_none());
+}
+
+#[test]
+fn a_resize_takes_effect_at_its_offset() {
+    let mut log = ByteLog::new(1, 1 << 20);
+    let mut model = Model::new(Size { rows: 4, cols: 10 });
+    log.push(b"0123456789ab");
+    model.resized(12, Size { rows: 4, cols: 20 });
+    log.push(b"cdefgh");
+    catch_up(&mut model, &mut log);
+    let shot = model.shot();
+    assert_eq!(shot.size, Size { rows: 4, cols: 20 });
+    assert_eq!(model.parser().screen().rows(0, 20).collect::<Vec<_>>()[..2], ["0123456789", "abcdefgh"]);
+}
+
+#[test]
+fn a_model_that_was_left_behind_goes_on_with_the_newest_lines_and_keeps_the_modes() {
+    let mut log = ByteLog::new(1, 256 * 1024);
+    let mut model = Model::new(SIZE);
+    log.push(b"\x1b[?2004hold");
+    catch_up(&mut model, &mut log);
+    for i in 0..100_000 {
+        log.push(format!("line {i}\r\n").as_bytes());
+    }
+    assert!(model.is_lost(&log));
+    catch_up(&mut model, &mut log);
+    let shot = model.shot();
+    assert_eq!(shot.offset, log.next());
+    assert!(shot.bracketed_paste);
+    let rows: Vec<_> = model.parser().screen().rows(0, 20).collect();
+    assert_eq!(rows[..3], ["line 99993", "line 99994", "line 99995"]);
+}
+
+#[test]
+fn a_huge_window_costs_a_bounded_model() {
+    let mut model = Model::new(Size { rows: 4096, cols: 4096 });
+    let shot = model.shot();
+    assert!(usize::from(shot.size.rows) * usize::from(shot.size.cols) <= CELLS);
+}
+
+#[test]
+fn a_character_cut_in_two_waits_for_its_end() {
+    assert_eq!(unfinished("aé".as_bytes()), 0);
+    assert_eq!(unfinished(&"aé".as_bytes()[..2]), 1);
+    assert_eq!(unfinished(&"😀".as_bytes()[..3]), 3);
+    assert_eq!(unfinished(b"\x80\x80\x80\x80"), 0);
+    assert_eq!(unfinished(b""), 0);
+}

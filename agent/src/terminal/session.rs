@@ -1,0 +1,69 @@
+//! Ending a session: HUP, TERM, a grace, KILL, to everybody whose session is the terminal's, not only to its process group.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{Exit, Terminal, TerminalError, job};
+
+/// Between TERM and KILL, unless somebody says otherwise.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
+/// Between HUP and TERM: shells end on HUP and pass it on.
+const HANGUP_GRACE: Duration = Duration::from_millis(300);
+/// How often a session that is being ended is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long killed processes may take to be gone.
+const KILLED_GRACE: Duration = Duration::from_secs(5);
+
+impl Terminal {
+    /// Ends all processes of the session; answers when they are gone and the terminal has ended.
+    pub(super) async fn end(&self, grace: Duration) -> Result<Exit, TerminalError> {
+        self.state().closing = true;
+        // A PTY that waits for a slow reader waits no longer.
+        self.wake.notify_one();
+        for (signal, patience) in
+            [(Signal::HUP, HANGUP_GRACE.min(grace)), (Signal::TERM, grace), (Signal::KILL, KILLED_GRACE)]
+        {
+            self.signal_session(signal);
+            if signal != Signal::KILL {
+                // A stopped process would hear nothing.
+                self.signal_session(Signal::CONT);
+            }
+            if self.session_is_over(signal, patience).await {
+                break;
+            }
+        }
+        let ended = async {
+            loop {
+                let has_ended = self.has_ended.notified();
+                tokio::pin!(has_ended);
+                has_ended.as_mut().enable();
+                if let Some(exit) = self.state().exit {
+                    return exit;
+                }
+                has_ended.await;
+            }
+        };
+        timeout(KILLED_GRACE, ended).await.map_err(|_| TerminalError::WouldNotEnd)
+    }
+
+    /// Waits until nobody of the session is left.
+    async fn session_is_over(&self, signal: Signal, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        loop {
+            let gone = self.state().leader_gone;
+            if job::session(self.pid, gone).is_empty() {
+                return true;
+            }
+            if Instant::now() >= until {
+                return false;
+            }
+            if signal == Signal::KILL {
+                // Somebody may have been forked between the look and the kill.
+                self.signal_session(signal);
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! State: what a terminal's task, viewers and writers share, under one short lock.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Notify;
+
+use super::{Exit, Size, input::Inputs, pty::Pty, screen::Shot, writers::Writers};
+use crate::byte_log::ByteLog;
+
+/// How long a PTY waits for a lossless reader that makes no progress; then the reader is left behind as any other.
+pub(super) const LOSSLESS_PATIENCE: Duration = Duration::from_secs(60);
+/// A lossless reader is waited for when no more than this (or half of a small log) still fits: more than one burst of reading.
+const LOSSLESS_MARGIN_BYTES: u64 = 128 * 1024;
+/// Read in one go before readers are told and others have their turn; a small log is read in quarters, so that a lossless reader is
+/// not run over.
+const BURST_BYTES: usize = 64 * 1024;
+/// Sizes kept for a screen model that is behind.
+const RESIZES: usize = 64;
+/// Written to the PTY in one go; more waits for the next turn, so that a paste holds nobody up.
+const WRITE_BYTES: usize = 64 * 1024;
+
+/// Everything shared.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) log: ByteLog,
+    /// `None` once it has ended: the last reference hangs up.
+    pub(super) pty: Option<Arc<Pty>>,
+    pub(super) inputs: Inputs,
+    pub(super) writers: Writers,
+    pub(super) viewers: BTreeMap<u64, Slot>,
+    pub(super) next_viewer: u64,
+    pub(super) title: Fact<String>,
+    pub(super) cwd: Fact<String>,
+    /// The shell reports its folder itself (OSC 7).
+    pub(super) cwd_reported: bool,
+    pub(super) foreground: Fact<String>,
+    pub(super) size: Fact<Size>,
+    /// Sizes that the screen model has not been told of.
+    pub(super) resizes: VecDeque<(u64, Size)>,
+    /// Pictures that were asked for and made; the last one is kept as long as somebody waits for it.
+    pub(super) shots_wanted: u64,
+    pub(super) shots_made: u64,
+    pub(super) shot: Option<Arc<Shot>>,
+    /// The leader was reaped: its number may be another's.
+    pub(super) leader_gone: bool,
+    /// Somebody ends it: nobody is waited for any more.
+    pub(super) closing: bool,
+    /// The task is no more: nobody makes pictures.
+    pub(super) task_gone: bool,
+    /// It left the registry; the task ends with its last viewer.
+    pub(super) removed: bool,
+    pub(super) exit: Option<Exit>,
+    /// The PTY takes no input now: its program does not read.
+    pub(super) write_blocked: bool,
+    /// The task waits for a lossless reader since then.
+    pub(super) paused: Option<Instant>,
+    /// The task has a time for the next look at polled facts.
+    pub(super) facts_scheduled: bool,
+    /// Something happened since that look.
+    pub(super) active: bool,
+    /// Somebody who can answer queries has watched it.
+    pub(super) ever_attached: bool,
+}
+
+/// Something that is true from an offset on.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Fact<T> {
+    pub(super) value: T,
+    pub(super) at: u64,
+    /// Ticks with every change; 0: never set.
+    pub(super) version: u32,
+}
+
+/// A viewer, as the terminal knows it.
+#[derive(Debug)]
+pub(super) struct Slot {
+    /// Shared by all viewers of one stream.
+    pub(super) wake: Arc<Notify>,
+    /// Offset of the next byte; `None` while it waits for a picture.
+    pub(super) cursor: Option<u64>,
+    /// The client has processed everything before it.
+    pub(super) acked: u64,
+    /// Bytes that may be under way without an ack; 0: any number.
+    pub(super) credit: u64,
+    /// The PTY waits for it.
+    pub(super) lossless: bool,
+    /// When its cursor last moved.
+    pub(super) progressed: Instant,
+}
+
+impl<T: PartialEq> Fact<T> {
+    /// A first value, which needs no telling.
+    pub(super) fn initial(value: T) -> Self {
+        Self { value, at: 0, version: 0 }
+    }
+
+    /// `true` if it changed.
+    pub(super) fn set(&mut self, value: T, at: u64) -> bool {
+        let changed = self.value != value;
+        if changed {
+            *self = Self { value, at, version: self.version + 1 };
+        }
+        changed
+    }
+}
+
+impl State {
+    pub(super) fn new(log: ByteLog, pty: Arc<Pty>, size: Size) -> Self {
+        Self {
+            inputs: Inputs::new(log.epoch()),
+            log,
+            pty: Some(pty),
+            writers: Writers::default(),
+            viewers: BTreeMap::new(),
+            next_viewer: 0,
+            title: Fact::default(),
+            cwd: Fact::default(),
+            cwd_reported: false,
+            foreground: Fact::default(),
+            size: Fact::initial(size),
+            resizes: VecDeque::new(),
+            shots_wanted: 0,
+            shots_made: 0,
+            shot: None,
+            leader_gone: false,
+            closing: false,
+            task_gone: false,
+            removed: false,
+            exit: None,
+            write_blocked: false,
+            paused: None,
+            facts_scheduled: false,
+            active: false,
+            ever_attached: false,
+        }
+    }
+
+    pub(super) fn wake_viewers(&self) {
+        self.viewers.values().for_each(|slot| slot.wake.notify_one());
+    }
+
+    pub(super) fn set_size(&mut self, size: Size) {
+        let at = self.log.next();
+        self.size.set(size, at);
+        // The task takes them with its next turn.
+        self.resizes.push_back((at, size));
+        if self.resizes.len() > RESIZES {
+            self.resizes.pop_front();
+        }
+    }
+
+    /// How much is read in one go.
+    pub(super) fn burst_bytes(&self) -> usize {
+        BURST_BYTES.min(self.log.max_bytes() / 4).max(1)
+    }
+
+    pub(super) fn note_activity(&mut self) {
+        self.active = true;
+    }
+
+    /// Writes what the PTY takes now; `true` if anything went.
+    pub(super) fn flush_input(&mut self) -> bool {
+        let Some(pty) = &self.pty else { return false };
+        let mut wrote = 0;
+        self.write_blocked = false;
+        while wrote < WRITE_BYTES {
+            let front = self.inputs.front();
+            if front.is_empty() {
+                break;
+            }
+            match pty.write(front) {
+                Ok(n) if n > 0 => {
+                    self.inputs.wrote(n);
+                    wrote += n;
+                }
+                // Full, or nobody has the other side open: either somebody reads later, or the leader ends.
+                Ok(_) | Err(_) => {
+                    self.write_blocked = true;
+                    break;
+                }
+            }
+        }
+        if wrote > 0 {
+            self.wake_viewers();
+        }
+        wrote > 0
+    }
+
+    /// When the reader that the PTY has to wait for is given up; `None` if there is none to wait for.
+    pub(super) fn waits_for_reader_until(&self) -> Option<Instant> {
+        if self.closing {
+            return None;
+        }
+        let held = self.log.max_bytes() as u64;
+        let room = held - LOSSLESS_MARGIN_BYTES.min(held / 2);
+        let slow = |slot: &&Slot| slot.lossless && slot.cursor.is_some_and(|at| self.log.next() - at >= room);
+        let since = |slot: &Slot| slot.progressed.max(self.paused.unwrap_or(slot.progressed));
+        self.viewers.values().filter(slow).map(|slot| since(slot) + LOSSLESS_PATIENCE).min()
+    }
+
+    /// Readers that were waited for in vain are waited for no longer.
+    pub(super) fn give_up_readers(&mut self, now: Instant) {
+        let paused = self.paused;
+        for slot in self.viewers.values_mut().filter(|slot| slot.lossless) {
+            if now >= slot.progressed.max(paused.unwrap_or(slot.progressed)) + LOSSLESS_PATIENCE {
+                slot.lossless = false;
+            }
+        }
+    }
+}

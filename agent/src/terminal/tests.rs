@@ -1,0 +1,186 @@
+//! Stories of terminals: real PTYs, real programs.
+
+mod ends;
+mod input;
+mod reading;
+mod screens;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+
+use super::*;
+use crate::{
+    child::{Children, Orphans},
+    claim::{Claim, Policy},
+    spawn::{Launcher, Program},
+};
+
+/// Longer than anything here takes on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Terminals of a claimed agent in a folder of its own.
+struct House {
+    terminals: Terminals,
+    intents: Arc<Intents>,
+    root: tempfile::TempDir,
+    _reaper: JoinSet<()>,
+}
+
+fn claim(policy: Policy) -> Claim {
+    let env = [("PS1", "$ "), ("ENV", ""), ("LANG", "C.UTF-8")];
+    Claim {
+        workspace_id: "abcdefghijkl".into(),
+        workspace_name: "test".into(),
+        epoch: 7,
+        policy,
+        env: env.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+        command: Vec::new(),
+        token_keys: podling_proto::token::VerifyingKeys::default(),
+    }
+}
+
+impl House {
+    fn new() -> Self {
+        Self::with(Policy::default())
+    }
+
+    fn with(policy: Policy) -> Self {
+        let root = tempfile::tempdir().expect("a folder");
+        let (_tx, claims) = watch::channel(Some(Arc::new(claim(policy))));
+        let children = Children::new(Orphans::Leave);
+        let mut reaper = JoinSet::new();
+        let reaping = children.clone();
+        reaper.spawn(async move { reaping.reap().await.expect("signals") });
+        let intents = Arc::new(Intents::new());
+        let terminals = Terminals::new(Launcher::new(root.path(), claims), children, Arc::clone(&intents));
+        Self { terminals, intents, root, _reaper: reaper }
+    }
+
+    fn open(&self, argv: &[&str]) -> Info {
+        self.try_open(argv).expect("a terminal")
+    }
+
+    fn try_open(&self, argv: &[&str]) -> Result<Info, TerminalError> {
+        let argv = argv.iter().map(|word| (*word).to_owned()).collect();
+        let program = Program { argv, ..Program::default() };
+        self.terminals.create(Create { program, ..Create::default() })
+    }
+
+    /// A shell without line editing that prints what its script says.
+    fn script(&self, script: &str) -> Info {
+        self.open(&["sh", "-c", script])
+    }
+
+    fn attach(&self, id: &TerminalId, client: &str, from: From) -> Attachment {
+        self.terminals.attach(&attach(id, client, from)).expect("an attachment")
+    }
+
+    async fn exit(&self, id: &TerminalId) -> Exit {
+        eventually(|| self.terminals.get(id).expect("kept").exit).await
+    }
+}
+
+fn attach(id: &TerminalId, client: &str, from: From) -> Attach {
+    Attach {
+        terminal: id.clone(),
+        from,
+        client: Some(ClientId::new(client).expect("valid")),
+        size: None,
+        credit: 0,
+        lossless: false,
+        read_only: false,
+    }
+}
+
+fn user(offset: u64, data: &[u8]) -> Input<'_> {
+    Input { epoch: 7, offset, data, kind: InputKind::User }
+}
+
+/// Waits for a condition with a deadline.
+async fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let look = async {
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DEADLINE, look).await.expect("in time")
+}
+
+/// The next event, in time.
+async fn next(attachment: &mut Attachment) -> Option<AttachmentEvent> {
+    timeout(DEADLINE, attachment.next()).await.expect("an event in time")
+}
+
+async fn next_frame(attachment: &mut Attachment) -> Option<Frame> {
+    loop {
+        match next(attachment).await? {
+            AttachmentEvent::Frame(frame) => return Some(frame),
+            AttachmentEvent::Ack { .. } | AttachmentEvent::Refused(_) => {}
+        }
+    }
+}
+
+/// What a reader has of a terminal; checks that positions have no holes.
+#[derive(Default)]
+struct Log {
+    bytes: Vec<u8>,
+    at: u64,
+    gaps: u64,
+    exit: Option<Exit>,
+}
+
+impl Log {
+    fn take(&mut self, frame: Frame) {
+        match frame.kind {
+            FrameKind::Started { .. } => {
+                if self.bytes.is_empty() {
+                    self.at = frame.offset;
+                }
+            }
+            FrameKind::Data(bytes) => {
+                assert_eq!(frame.offset, self.at, "no hole and no repeat");
+                self.at += bytes.len() as u64;
+                self.bytes.extend(bytes);
+            }
+            FrameKind::Gap { from, to } => {
+                assert_eq!(from, self.at);
+                self.gaps += to - from;
+                self.at = to;
+            }
+            FrameKind::Screen(shot) => {
+                assert_eq!(frame.offset, shot.offset);
+                self.at = frame.offset;
+            }
+            FrameKind::Exit(exit) => {
+                assert_eq!(exit.final_offset, self.at, "exit comes after the last byte");
+                self.exit = Some(exit);
+            }
+            _ => assert!(frame.offset >= self.at, "frames come in order"),
+        }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
+    }
+}
+
+/// Reads until the terminal has ended.
+async fn read_all(mut attachment: Attachment) -> Log {
+    let mut log = Log::default();
+    while let Some(frame) = next_frame(&mut attachment).await {
+        log.take(frame);
+    }
+    log
+}
+
+/// Reads until the output holds this.
+async fn read_until(attachment: &mut Attachment, log: &mut Log, text: &str) {
+    while !log.text().contains(text) {
+        let frame = next_frame(attachment).await.unwrap_or_else(|| panic!("{text:?} in {:?}", log.text()));
+        log.take(frame);
+    }
+}

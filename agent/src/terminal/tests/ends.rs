@@ -1,0 +1,187 @@
+use std::{os::unix::fs::PermissionsExt, time::Instant};
+
+use crate::{child::Ended, spawn::SpawnError};
+
+use super::*;
+
+#[tokio::test]
+async fn an_exit_says_how_and_where_and_is_kept() {
+    let house = House::new();
+    let done = house.script("printf hello; exit 3");
+    let log = read_all(house.attach(&done.id, "a", From::Oldest)).await;
+    assert_eq!(log.text(), "hello");
+    let exit = log.exit.expect("an exit");
+    assert_eq!((exit.how, exit.final_offset, exit.held_by_background), (Ended::Code(3), 5, false));
+
+    let killed = house.script("kill -SEGV $$");
+    assert_eq!(house.exit(&killed.id).await.how, Ended::Signal(rustix::process::Signal::SEGV.as_raw()));
+
+    // Somebody who comes late is told the same.
+    assert_eq!(read_all(house.attach(&done.id, "b", From::Oldest)).await.exit, Some(exit));
+    assert_eq!(house.terminals.list().len(), 2);
+    house.terminals.close(&done.id, DEFAULT_GRACE).await.expect("closed");
+    assert!(matches!(house.terminals.get(&done.id), Err(TerminalError::NotFound(_))));
+}
+
+#[tokio::test]
+async fn everything_that_was_printed_comes_before_the_exit() {
+    let house = House::new();
+    for round in 0..10 {
+        let terminal = house.script("i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; exit 0");
+        let log = read_all(house.attach(&terminal.id, "a", From::Oldest)).await;
+        assert!(
+            log.text().ends_with("line 1999\r\n"),
+            "round {round}: lost the end: {} bytes",
+            log.bytes.len()
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_background_job_that_holds_the_terminal_delays_the_exit_but_does_not_hide_it() {
+    let house = House::new();
+    // The job prints after the leader has gone: those bytes count too.
+    let terminal =
+        house.open(&["bash", "-c", "(trap '' HUP; sleep 0.1; echo late; sleep 60) & echo early; exit 4"]);
+    let began = Instant::now();
+    let log = read_all(house.attach(&terminal.id, "a", From::Oldest)).await;
+    let exit = log.exit.expect("an exit");
+    assert_eq!((exit.how, exit.held_by_background), (Ended::Code(4), true));
+    assert_eq!(log.text(), "early\r\nlate\r\n");
+    assert!(began.elapsed() < Duration::from_secs(10), "it did not wait for the job");
+    house.terminals.close(&terminal.id, DEFAULT_GRACE).await.expect("closed");
+    assert!(job::session(terminal.pid, true).is_empty(), "the job went with its session");
+}
+
+#[tokio::test]
+async fn closing_ends_the_whole_session_also_what_was_detached_from_the_terminal() {
+    let house = House::new();
+    let pids = house.root.path().join("pids");
+    let script = "nohup sleep 600 >/dev/null 2>&1 & echo $! >pids
+        (trap '' HUP TERM; echo $BASHPID >>pids; while :; do sleep 1; done) & set -m
+        sleep 601 & echo $! >>pids; kill -STOP $!; echo ready; wait";
+    let terminal = house.open(&["bash", "-c", script]);
+    let mut attachment = house.attach(&terminal.id, "a", From::Oldest);
+    read_until(&mut attachment, &mut Log::default(), "ready").await;
+    let pids = eventually(|| {
+        let text = std::fs::read_to_string(&pids).ok()?;
+        let pids: Vec<i32> = text.lines().filter_map(|line| line.parse().ok()).collect();
+        (pids.len() == 3).then_some(pids)
+    })
+    .await;
+    let exit = house.terminals.close(&terminal.id, Duration::from_millis(300)).await.expect("closed");
+    assert!(matches!(exit.how, Ended::Signal(_)));
+    assert!(job::session(terminal.pid, true).is_empty());
+    for pid in pids {
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        assert!(state.is_empty() || state.contains(") Z "), "{pid} lives: {state}");
+    }
+    // Whoever watched is told.
+    let mut last = None;
+    while let Some(frame) = next_frame(&mut attachment).await {
+        last = Some(frame);
+    }
+    assert!(matches!(last.expect("a frame").kind, FrameKind::Exit(_)));
+}
+
+#[tokio::test]
+async fn the_end_of_the_workspace_ends_everything_and_admits_nothing_new() {
+    let house = House::new();
+    let shells: Vec<_> = (0..3).map(|_| house.open(&["bash", "--norc"])).collect();
+    let stubborn = house.open(&["bash", "-c", "trap '' HUP TERM; echo on; while :; do sleep 1; done"]);
+    read_until(&mut house.attach(&stubborn.id, "a", From::Oldest), &mut Log::default(), "on").await;
+    timeout(DEADLINE, house.terminals.end_all(Duration::from_millis(500))).await.expect("ended");
+    for info in house.terminals.list() {
+        assert!(info.exit.is_some(), "{info:?}");
+    }
+    assert!(shells.iter().all(|shell| job::session(shell.pid, true).is_empty()));
+    assert!(matches!(house.try_open(&["bash"]), Err(TerminalError::ShuttingDown)));
+}
+
+#[tokio::test]
+async fn ten_broken_programs_give_ten_reasons_and_no_terminal() {
+    let house = House::new();
+    let root = house.root.path();
+    let file = |name: &str, text: &[u8], mode: u32| {
+        let path = root.join(name);
+        std::fs::write(&path, text).expect("a file");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("a mode");
+    };
+    file("not-executable", b"#!/bin/sh\n", 0o644);
+    file("bad-interpreter", b"#!/no/such/interpreter\n", 0o755);
+    file("dos", b"#!/bin/sh\r\necho hi\r\n", 0o755);
+    file("not-a-program", b"\x7fELFrubbish", 0o755);
+    file("fine", b"#!/bin/sh\n", 0o755);
+    std::fs::create_dir(root.join("folder")).expect("a folder");
+    let try_program = |argv: &[&str], cwd: &str, env: &[(&str, &str)]| {
+        let program = Program {
+            argv: argv.iter().map(|w| (*w).to_owned()).collect(),
+            cwd: cwd.into(),
+            env: env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        };
+        house.terminals.create(Create { program, ..Create::default() }).expect_err("broken").to_string()
+    };
+    let long = "x".repeat(3 << 20);
+    let reasons = [
+        try_program(&["no-such-program"], "", &[]),
+        try_program(&["./no-such-file"], "", &[]),
+        try_program(&["./not-executable"], "", &[]),
+        try_program(&["./bad-interpreter"], "", &[]),
+        try_program(&["./dos"], "", &[]),
+        try_program(&["./not-a-program"], "", &[]),
+        try_program(&["./folder"], "", &[]),
+        try_program(&["./fine"], "no-such-folder", &[]),
+        try_program(&["./fine"], "fine", &[]),
+        try_program(&["./fine", &long], "", &[]),
+        try_program(&["./fine"], "", &[("A=B", "c")]),
+        try_program(&[""], "", &[]),
+    ];
+    let distinct: std::collections::BTreeSet<_> = reasons.iter().collect();
+    assert_eq!(distinct.len(), reasons.len(), "{reasons:#?}");
+    assert!(house.terminals.list().is_empty(), "nothing was left behind");
+    assert!(matches!(
+        house.try_open(&["./bad-interpreter"]),
+        Err(TerminalError::Spawn(SpawnError::BadInterpreter { .. }))
+    ));
+    house.open(&["./fine"]);
+}
+
+#[tokio::test]
+async fn an_unclaimed_agent_says_so() {
+    let root = tempfile::tempdir().expect("a folder");
+    let (_tx, claims) = watch::channel(None);
+    let launcher = Launcher::new(root.path(), claims);
+    let terminals = Terminals::new(launcher, Children::new(Orphans::Leave), Arc::default());
+    let refused = [
+        terminals.create(Create::default()).expect_err("unclaimed"),
+        terminals.get(&TerminalId::new("whatever")).expect_err("unclaimed"),
+    ];
+    for error in refused {
+        assert!(matches!(error, TerminalError::Spawn(SpawnError::Unclaimed)), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn terminals_are_bounded_and_ended_ones_make_room() {
+    let house = House::with(Policy { max_terminals: 3, ..Policy::default() });
+    let ended = house.script("true");
+    house.exit(&ended.id).await;
+    let _running: Vec<_> = (0..2).map(|_| house.open(&["cat"])).collect();
+    house.open(&["cat"]);
+    assert!(matches!(house.terminals.get(&ended.id), Err(TerminalError::NotFound(_))), "it made room");
+    assert!(matches!(house.try_open(&["cat"]), Err(TerminalError::TooManyTerminals { limit: 3 })));
+}
+
+#[tokio::test]
+async fn a_create_that_is_sent_again_opens_nothing_new() {
+    let house = House::new();
+    let create = || Create {
+        program: Program { argv: vec!["cat".into()], ..Program::default() },
+        request_id: "once".into(),
+        ..Create::default()
+    };
+    let first = house.terminals.create(create()).expect("a terminal");
+    let again = house.terminals.create(create()).expect("the same");
+    assert_eq!(first.id, again.id);
+    assert_eq!(house.terminals.list().len(), 1);
+}

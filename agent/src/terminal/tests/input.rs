@@ -1,0 +1,225 @@
+use std::time::Instant;
+
+use crate::intent::Intent;
+
+use super::*;
+
+/// A program that takes bytes as they are and says how many there were and what they hash to.
+const COUNT: &str = "stty raw -echo; echo ready; head -c 200000 | cksum; stty sane";
+
+#[tokio::test]
+async fn every_byte_typed_arrives_once_and_in_order_whatever_is_repeated() {
+    let house = House::new();
+    let terminal = house.script(COUNT);
+    let mut attachment = house.attach(&terminal.id, "a", From::Oldest);
+    let mut log = Log::default();
+    read_until(&mut attachment, &mut log, "ready").await;
+    let all: Vec<u8> = (0..200_000_u32).map(|i| b'a' + (i % 23) as u8).collect();
+    let writer = attachment.writer();
+    // Pieces overlap, as after a link that was cut again and again.
+    let mut at = 0_usize;
+    while at < all.len() {
+        let from = at.saturating_sub(7);
+        let to = (at + 5000).min(all.len());
+        writer.input(user(from as u64, &all[from..to]));
+        at = to;
+    }
+    let mut acked = 0;
+    while acked < all.len() as u64 {
+        match next(&mut attachment).await.expect("goes on") {
+            AttachmentEvent::Ack { next, .. } => {
+                assert!(next > acked);
+                acked = next;
+            }
+            AttachmentEvent::Frame(frame) => log.take(frame),
+            AttachmentEvent::Refused(refusal) => panic!("{refusal:?}"),
+        }
+    }
+    while let Some(frame) = next_frame(&mut attachment).await {
+        log.take(frame);
+    }
+    let expected = std::process::Command::new("cksum")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn();
+    let mut child = expected.expect("cksum");
+    std::io::Write::write_all(child.stdin.as_mut().expect("piped"), &all).expect("written");
+    let sum = String::from_utf8(child.wait_with_output().expect("output").stdout).expect("text");
+    assert!(log.text().contains(sum.trim()), "{:?} has {sum:?}", log.text());
+}
+
+#[tokio::test]
+async fn holes_and_stale_epochs_are_refused_and_the_stream_goes_on() {
+    let house = House::new();
+    let terminal = house.open(&["cat"]);
+    let mut attachment = house.attach(&terminal.id, "a", From::Oldest);
+    let writer = attachment.writer();
+    writer.input(user(0, b"one"));
+    writer.input(user(9, b"x"));
+    writer.input(Input { epoch: 6, ..user(3, b"x") });
+    writer.input(user(0, b"one"));
+    let (mut refused, mut acks) = (Vec::new(), 0);
+    while refused.len() < 2 || acks < 1 {
+        match next(&mut attachment).await.expect("goes on") {
+            AttachmentEvent::Refused(refusal) => refused.push(refusal),
+            AttachmentEvent::Ack { epoch, next } => {
+                assert_eq!((epoch, next), (7, 3));
+                acks += 1;
+            }
+            AttachmentEvent::Frame(_) => {}
+        }
+    }
+    assert!(matches!(refused[0].error, TerminalError::InputHole { expected: 3 }));
+    assert!(matches!(refused[1].error, TerminalError::StaleEpoch { epoch: 7 }));
+    assert!(refused.iter().all(|refusal| refusal.expected == 3));
+    let client = ClientId::new("a").expect("valid");
+    assert_eq!(house.terminals.write(&terminal.id, &client, user(3, b"two\n")).await.expect("written"), 7);
+    let mut log = Log::default();
+    let mut reader = house.attach(&terminal.id, "b", From::Oldest);
+    read_until(&mut reader, &mut log, "onetwo\r\nonetwo\r\n").await;
+}
+
+#[tokio::test]
+async fn a_program_that_does_not_read_its_input_freezes_nothing_else() {
+    let house = House::new();
+    let deaf = house.script("stty raw -echo; i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.05; done");
+    let other = house.open(&["cat"]);
+    let mut attachment = house.attach(&deaf.id, "a", From::Oldest);
+    let mut log = Log::default();
+    read_until(&mut attachment, &mut log, "tick 1").await;
+    let writer = attachment.writer();
+    let paste = vec![b'x'; 1 << 20];
+    writer.input(user(0, &paste));
+    writer.input(user(1 << 20, b"more"));
+    let refusal = loop {
+        match next(&mut attachment).await.expect("goes on") {
+            AttachmentEvent::Refused(refusal) => break refusal,
+            AttachmentEvent::Frame(frame) => log.take(frame),
+            AttachmentEvent::Ack { next, .. } => {
+                assert!(next < 1 << 20, "not acknowledged before it is in the PTY")
+            }
+        }
+    };
+    assert!(
+        matches!(refusal.error, TerminalError::InputFull { expected } if expected == 1 << 20),
+        "{refusal:?}"
+    );
+    read_until(&mut attachment, &mut log, "tick 10").await;
+    let client = ClientId::new("b").expect("valid");
+    house.terminals.write(&other.id, &client, user(0, b"hello\n")).await.expect("the neighbour is served");
+    // A signal needs no input queue.
+    writer.signal("KILL", SignalTarget::Session).expect("sent");
+    while let Some(frame) = next_frame(&mut attachment).await {
+        log.take(frame);
+    }
+    assert!(log.exit.is_some());
+    writer.input(user(1 << 20, b"late"));
+}
+
+#[tokio::test]
+async fn only_the_owner_of_the_size_answers_for_the_terminal_and_only_live() {
+    let house = House::new();
+    let terminal = house.script("stty -echo; echo ready; cat");
+    let owner =
+        Attach { size: Some(Size { rows: 30, cols: 100 }), ..attach(&terminal.id, "owner", From::Oldest) };
+    let mut owner = house.terminals.attach(&owner).expect("attached");
+    let guest =
+        Attach { size: Some(Size { rows: 10, cols: 40 }), ..attach(&terminal.id, "guest", From::Oldest) };
+    let mut log = Log::default();
+    read_until(&mut owner, &mut log, "ready").await;
+    let guest = house.terminals.attach(&guest).expect("attached");
+    let reply = |offset, at, data| Input { epoch: 7, offset, data, kind: InputKind::Reply { at } };
+    guest.writer().input(reply(0, 1000, b"guest\n"));
+    owner.writer().input(reply(0, 0, b"replayed\n"));
+    owner.writer().input(reply(9, log.at, b"answer\n"));
+    let mut acked = 0;
+    while !log.text().contains("answer\r\n") || acked < 16 {
+        match next(&mut owner).await.expect("goes on") {
+            AttachmentEvent::Ack { next, .. } => acked = next,
+            AttachmentEvent::Frame(frame) => log.take(frame),
+            AttachmentEvent::Refused(refusal) => panic!("{refusal:?}"),
+        }
+    }
+    assert!(!log.text().contains("guest") && !log.text().contains("replayed"), "{}", log.text());
+    assert_eq!(house.intents.last(Intent::Keystroke), None, "an automatic answer is no activity");
+    owner.writer().input(user(16, b"typed\n"));
+    read_until(&mut owner, &mut log, "typed").await;
+    assert!(house.intents.last(Intent::Keystroke).is_some());
+}
+
+#[tokio::test]
+async fn whoever_types_has_the_size_and_everybody_is_told() {
+    let house = House::new();
+    let terminal =
+        house.script("trap 'stty size' WINCH; stty -echo; echo ready; while :; do read x && stty size; done");
+    let sized = |client, rows| Attach {
+        size: Some(Size { rows, cols: 100 }),
+        ..attach(&terminal.id, client, From::Oldest)
+    };
+    let mut laptop = house.terminals.attach(&sized("laptop", 50)).expect("attached");
+    let mut log = Log::default();
+    read_until(&mut laptop, &mut log, "ready").await;
+    let phone = house.terminals.attach(&sized("phone", 20)).expect("attached");
+    assert_eq!(house.terminals.get(&terminal.id).expect("there").size.rows, 50);
+    phone.writer().input(user(0, b"\n"));
+    let resized = loop {
+        let frame = next_frame(&mut laptop).await.expect("goes on");
+        if let FrameKind::Resized(size) = frame.kind {
+            break size;
+        }
+        log.take(frame);
+    };
+    assert_eq!(resized.rows, 20);
+    read_until(&mut laptop, &mut log, "20 100").await;
+    drop(phone);
+    assert_eq!(house.terminals.get(&terminal.id).expect("there").size.rows, 50, "the owner left");
+    let client = ClientId::new("stranger").expect("valid");
+    let size = Size { rows: 9, cols: 9 };
+    assert_eq!(
+        house.terminals.resize(&terminal.id, &client, size, false).expect("asked"),
+        (Size { rows: 50, cols: 100 }, false)
+    );
+}
+
+#[tokio::test]
+async fn a_flood_in_one_terminal_leaves_the_echo_of_another_alone() {
+    let house = House::new();
+    let flood = house.open(&[
+        "sh",
+        "-c",
+        "yes 'a line of a flood that never ends, or so it seems to those who watch it'",
+    ]);
+    let echo = house.script("stty raw -echo; echo ready; cat");
+    // The flood is watched, with a picture asked for now and then.
+    let mut watchers = JoinSet::new();
+    let mut flooded = house.attach(&flood.id, "w", From::Oldest);
+    watchers.spawn(async move { while flooded.next().await.is_some() {} });
+    let mut attachment = house.attach(&echo.id, "a", From::Oldest);
+    let mut log = Log::default();
+    read_until(&mut attachment, &mut log, "ready").await;
+    let mut times = Vec::new();
+    for i in 0..400_u64 {
+        if i % 40 == 0 {
+            let mut picture = house.attach(&flood.id, "p", From::Screen);
+            watchers.spawn(async move {
+                for _ in 0..3 {
+                    let _ = picture.next().await;
+                }
+            });
+        }
+        let began = Instant::now();
+        attachment.writer().input(user(i, b"k"));
+        let before = log.at;
+        while log.at == before {
+            let frame = next_frame(&mut attachment).await.expect("goes on");
+            log.take(frame);
+        }
+        times.push(began.elapsed());
+    }
+    times.sort();
+    let (p50, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+    println!("echo beside a flood: p50 {p50:?}, p99 {p99:?}");
+    // Not a benchmark: a debug build on a busy machine. A model or a reader fed inline would take far longer.
+    assert!(p99 < Duration::from_millis(100), "p99 {p99:?}");
+    assert!(house.terminals.output_bytes() > 1_000_000 && house.terminals.last_output().is_some());
+}

@@ -1,0 +1,215 @@
+use std::time::Instant;
+
+use super::*;
+
+/// 50 MB whose every line says where it is.
+const MEGABYTES_50: &str = "stty -opost; seq -f 'line %.0f of a long listing that goes on and on and on until it ends' 700000 | head -c 50000000";
+
+fn reference() -> Vec<u8> {
+    let mut all = Vec::with_capacity(52_000_000);
+    for i in 1..=700_000 {
+        all.extend(
+            format!("line {i} of a long listing that goes on and on and on until it ends\n").into_bytes(),
+        );
+    }
+    all.truncate(50_000_000);
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_megabytes_arrive_whole_while_another_reader_is_stalled() {
+    let house = House::new();
+    let terminal = house.script(&format!("sleep 0.3; {MEGABYTES_50}"));
+    let lossless = |client| Attach { lossless: true, ..attach(&terminal.id, client, From::Oldest) };
+    let one = house.terminals.attach(&lossless("one")).expect("attached");
+    let other = house.terminals.attach(&lossless("other")).expect("attached");
+    // Reads its first frame, and then nothing until all is over.
+    let mut stalled = house.attach(&terminal.id, "stalled", From::Oldest);
+    let mut late = Log::default();
+    late.take(next_frame(&mut stalled).await.expect("started"));
+    late.take(next_frame(&mut stalled).await.expect("data"));
+    let mut readers = JoinSet::new();
+    readers.spawn(read_all(one));
+    readers.spawn(read_all(other));
+    let expected = reference();
+    while let Some(log) = readers.join_next().await {
+        let log = log.expect("no panic");
+        assert_eq!(log.gaps, 0);
+        assert_eq!(log.bytes.len(), expected.len());
+        assert!(log.bytes == expected, "byte for byte");
+    }
+    let mut pictures = 0;
+    while let Some(frame) = next_frame(&mut stalled).await {
+        pictures += usize::from(matches!(frame.kind, FrameKind::Screen(_)));
+        late.take(frame);
+    }
+    assert!(late.gaps > 40_000_000, "what it can no longer have is a gap: {}", late.gaps);
+    assert_eq!(pictures, 1, "and a picture");
+    assert!(late.exit.is_some());
+}
+
+#[tokio::test]
+async fn a_reader_that_comes_back_at_any_position_misses_nothing() {
+    let house = House::new();
+    let terminal = house.script("i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; exit 0");
+    let mut log = Log::default();
+    let mut cuts = 0;
+    while log.exit.is_none() {
+        let from = if cuts == 0 { From::Oldest } else { From::Position { epoch: 7, offset: log.at } };
+        let mut attachment = house.attach(&terminal.id, "a", from);
+        for _ in 0..fastrand::usize(1..6) {
+            let Some(frame) = next_frame(&mut attachment).await else { break };
+            log.take(frame);
+        }
+        cuts += 1;
+    }
+    let expected: String = (0..3000).map(|i| format!("line {i}\r\n")).collect();
+    assert_eq!(log.text(), expected);
+    assert_eq!(log.gaps, 0);
+    assert!(cuts > 1);
+}
+
+#[tokio::test]
+async fn positions_that_are_over_or_never_were_are_told_apart() {
+    let house = House::with(Policy { ring_bytes: 8 * 1024, ..Policy::default() });
+    let terminal = house.script("seq 10000; exit 0");
+    house.exit(&terminal.id).await;
+    let info = house.terminals.get(&terminal.id).expect("kept");
+    assert_eq!(info.next - info.oldest, 8 * 1024);
+    // An epoch that is over: from the oldest byte of the current one.
+    let mut old = house.attach(&terminal.id, "a", From::Position { epoch: 6, offset: 99_999_999 });
+    let frame = next_frame(&mut old).await.expect("started");
+    assert!(matches!(frame.kind, FrameKind::Started { .. }));
+    assert_eq!((frame.epoch, frame.offset), (7, info.oldest));
+    // Gone: a gap, then everything that is held.
+    let mut log = Log { at: 10, bytes: vec![0; 10], ..Log::default() };
+    let mut gone = house.attach(&terminal.id, "b", From::Position { epoch: 7, offset: 10 });
+    while let Some(frame) = next_frame(&mut gone).await {
+        log.take(frame);
+    }
+    assert_eq!(log.gaps, info.oldest - 10);
+    assert!(log.text().ends_with("9999\r\n10000\r\n"));
+    // Never written.
+    let beyond = From::Position { epoch: 7, offset: info.next + 1 };
+    let refused = house.terminals.attach(&attach(&terminal.id, "c", beyond)).expect_err("beyond");
+    assert!(matches!(refused, TerminalError::BadOffset { next } if next == info.next));
+}
+
+#[tokio::test]
+async fn on_one_watch_a_flood_leaves_the_others_their_turn_and_credit_holds_one_alone() {
+    let house = House::new();
+    let flood = house.open(&["yes", "flood"]);
+    let calm = house.open(&["cat"]);
+    let watched = |id: &TerminalId| WatchFrom { terminal: id.clone(), from: From::Oldest };
+    let missing = TerminalId::new("nosuchthing1");
+    let manner = WatchManner { client: None, credit: 64 * 1024, lossless: false };
+    let mut watch = house
+        .terminals
+        .watch(&[watched(&flood.id), watched(&missing), watched(&calm.id)], &manner)
+        .expect("a watch");
+    let mut flooded = 0;
+    let mut failed = 0;
+    let client = ClientId::new("typist").expect("valid");
+    house.terminals.write(&calm.id, &client, user(0, b"hello\n")).await.expect("written");
+    let mut said = Vec::new();
+    while !String::from_utf8_lossy(&said).contains("hello\r\nhello\r\n") {
+        match timeout(DEADLINE, watch.next()).await.expect("in time").expect("goes on") {
+            WatchEvent::Failed { terminal, error } => {
+                assert_eq!(terminal, missing);
+                assert!(matches!(error, TerminalError::NotFound(_)));
+                failed += 1;
+            }
+            WatchEvent::Frame(frame) => match frame.kind {
+                FrameKind::Data(bytes) if frame.terminal == flood.id => flooded += bytes.len(),
+                FrameKind::Data(bytes) => said.extend(bytes),
+                _ => {}
+            },
+        }
+    }
+    assert_eq!(failed, 1);
+    assert!(flooded <= 64 * 1024, "never acknowledged, so no more than its credit: {flooded}");
+    // Credit given back is used.
+    house.terminals.ack(watch.id(), &flood.id, 7, u64::MAX).expect("known");
+    let more = async {
+        loop {
+            if let Some(WatchEvent::Frame(Frame {
+                terminal,
+                kind: FrameKind::Data(_) | FrameKind::Gap { .. },
+                ..
+            })) = watch.next().await
+                && terminal == flood.id
+            {
+                return;
+            }
+        }
+    };
+    timeout(DEADLINE, more).await.expect("goes on");
+    let id = watch.id().to_owned();
+    drop(watch);
+    assert!(matches!(house.terminals.ack(&id, &flood.id, 7, 1), Err(TerminalError::WatchNotFound(_))));
+}
+
+#[tokio::test]
+async fn viewers_are_bounded() {
+    let house = House::new();
+    let terminal = house.open(&["cat"]);
+    let viewers: Vec<_> =
+        (0..viewer::VIEWERS).map(|i| house.attach(&terminal.id, &format!("c{i}"), From::Now)).collect();
+    let refused = house.terminals.attach(&attach(&terminal.id, "one-more", From::Now)).expect_err("too many");
+    assert!(matches!(refused, TerminalError::TooManyStreams { .. }), "{refused}");
+    assert_eq!(house.terminals.get(&terminal.id).expect("there").viewers, viewers.len());
+    drop(viewers);
+    house.attach(&terminal.id, "one-more", From::Now);
+    assert_eq!(house.terminals.get(&terminal.id).expect("there").viewers, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quiet_stream_says_that_it_lives() {
+    let house = House::new();
+    let terminal = house.open(&["cat"]);
+    let mut attachment = house.attach(&terminal.id, "a", From::Now);
+    let began = tokio::time::Instant::now();
+    let mut kinds = Vec::new();
+    while kinds.len() < 3 {
+        if let Some(AttachmentEvent::Frame(frame)) = attachment.next().await
+            && matches!(frame.kind, FrameKind::KeepAlive)
+        {
+            assert_eq!(frame.offset, house.terminals.get(&terminal.id).expect("there").next);
+            kinds.push(began.elapsed().as_secs());
+        }
+    }
+    assert!(kinds[0] >= 14 && kinds[2] >= 44 && kinds[2] < 60, "{kinds:?}");
+}
+
+#[tokio::test]
+async fn titles_folders_and_jobs_are_told() {
+    let house = House::new();
+    let script = r"printf 'a\033]2;first\007b\033]0;second\007c'; printf '\033]7;file://host/tmp/x%20y\007'; sleep 0.5; set -m; sleep 600";
+    let terminal = house.open(&["bash", "-c", script]);
+    let mut attachment = house.attach(&terminal.id, "a", From::Oldest);
+    let mut told = Vec::new();
+    let began = Instant::now();
+    while !told.iter().any(|t: &String| t == "job sleep") {
+        assert!(began.elapsed() < DEADLINE, "{told:?}");
+        match next_frame(&mut attachment).await.expect("goes on").kind {
+            FrameKind::Title(title) => told.push(format!("title {title}")),
+            FrameKind::Cwd(folder) => told.push(format!("folder {folder}")),
+            FrameKind::Foreground(job) => told.push(format!("job {job}")),
+            // Something happens, so the job is looked at again.
+            FrameKind::Data(_) => {}
+            _ => {}
+        }
+        attachment.writer().input(user(0, b"x"));
+    }
+    assert!(
+        told.contains(&"title second".to_owned()) && told.contains(&"folder /tmp/x y".to_owned()),
+        "{told:?}"
+    );
+    let info = house.terminals.get(&terminal.id).expect("there");
+    assert_eq!(
+        (info.title.as_str(), info.cwd.as_str(), info.foreground.as_str()),
+        ("second", "/tmp/x y", "sleep")
+    );
+    let jobs = house.terminals.foreground_jobs();
+    assert_eq!((jobs.len(), jobs[0].command.as_str(), jobs[0].name.as_str()), (1, "sleep", "bash"));
+}

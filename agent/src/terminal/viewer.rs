@@ -1,0 +1,420 @@
+//! Viewer: one reader's way through a terminal: its own cursor, and what it has been told.
+//!
+//! Everything is level-triggered: a viewer asks the shared state what it does not have yet. So a slow one costs no memory; what it
+//! missed of titles it never sees, what it missed of bytes is a gap and a picture.
+
+use std::{sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use super::{
+    ClientId, Exit, From, Shot, Size, Terminal, TerminalError, TerminalId,
+    state::{Slot, State},
+};
+use crate::byte_log::{CHUNK_BYTES, Read};
+
+/// Viewers of one terminal; another is refused. Bounds the work of telling them.
+pub(super) const VIEWERS: usize = 64;
+/// The first client of a terminal younger than this answers also what was asked before it came (a shell that queries its terminal as
+/// it starts). Later nobody waits for the answer any more, and it would be typed into whatever runs then.
+const YOUNG: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// One thing that happened in a terminal.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    /// Where.
+    pub terminal: TerminalId,
+    /// Of the position.
+    pub epoch: u64,
+    /// The position at which it happened.
+    pub offset: u64,
+    /// What.
+    pub kind: FrameKind,
+}
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum FrameKind {
+    /// The stream begins.
+    Started {
+        /// The oldest byte that is held.
+        oldest: u64,
+        /// The end of the log.
+        next: u64,
+        /// Now.
+        size: Size,
+        /// What is expected next of this client's input.
+        input_offset: u64,
+        /// Queries before it were replayed.
+        live_from: u64,
+    },
+    /// Output.
+    Data(Bytes),
+    /// Bytes `[from, to)` that this reader can no longer have.
+    Gap {
+        /// The first.
+        from: u64,
+        /// Where it goes on.
+        to: u64,
+    },
+    /// What the screen shows.
+    Screen(Arc<Shot>),
+    /// The program set it.
+    Title(String),
+    /// The shell's folder changed.
+    Cwd(String),
+    /// Another job came to the foreground; empty: the leader waits.
+    Foreground(String),
+    /// The terminal has another size.
+    Resized(Size),
+    /// The last frame.
+    Exit(Exit),
+    /// Nothing has happened for a while.
+    KeepAlive,
+}
+
+/// How a viewer reads.
+#[derive(Debug, Clone)]
+pub(super) struct Manner {
+    pub(super) from: From,
+    /// Who watches; `None` for somebody who never types.
+    pub(super) client: Option<ClientId>,
+    /// It may type.
+    pub(super) writes: bool,
+    pub(super) size: Option<Size>,
+    /// Bytes under way without an ack; 0: any number.
+    pub(super) credit: u64,
+    pub(super) lossless: bool,
+}
+
+/// One reader. Dropping it is leaving.
+#[derive(Debug)]
+pub(super) struct Viewer {
+    terminal: Arc<Terminal>,
+    id: u64,
+    client: Option<ClientId>,
+    writes: bool,
+    started: bool,
+    live_from: u64,
+    /// It waits for the picture with this number…
+    shot: Option<u64>,
+    /// …because it fell off the log here.
+    fell_at: Option<u64>,
+    told: Told,
+    finished: bool,
+}
+
+/// Versions of the facts that this viewer has been told.
+#[derive(Debug, Default)]
+struct Told {
+    /// It has been given a byte or a picture: from now on it can fall off.
+    reads: bool,
+    title: u32,
+    cwd: u32,
+    foreground: u32,
+    size: u32,
+}
+
+impl Viewer {
+    /// Joins a terminal; `wake` is notified whenever there may be a frame.
+    pub(super) fn join(
+        terminal: &Arc<Terminal>,
+        manner: &Manner,
+        wake: &Arc<Notify>,
+    ) -> Result<Self, TerminalError> {
+        let mut guard = terminal.state();
+        let state = &mut *guard;
+        if state.viewers.len() >= VIEWERS {
+            return Err(TerminalError::TooManyStreams { what: "viewers of this terminal", limit: VIEWERS });
+        }
+        let (oldest, next) = (state.log.oldest(), state.log.next());
+        let cursor = match manner.from {
+            From::Position { epoch, offset } if epoch == state.log.epoch() => {
+                if offset > next {
+                    return Err(TerminalError::BadOffset { next });
+                }
+                offset
+            }
+            From::Position { .. } | From::Oldest => oldest,
+            From::Screen | From::Now => next,
+        };
+        if let Some(client) = &manner.client
+            && !state.inputs.attach(client)
+        {
+            return Err(TerminalError::TooManyStreams { what: "clients", limit: super::input::CLIENTS });
+        }
+        let young = terminal.created.elapsed().is_ok_and(|age| age < YOUNG);
+        let live_from = if !state.ever_attached && young { cursor.min(oldest) } else { next };
+        let screen = manner.from == From::Screen;
+        let id = state.next_viewer;
+        state.next_viewer += 1;
+        state.viewers.insert(
+            id,
+            Slot {
+                wake: Arc::clone(wake),
+                cursor: (!screen).then_some(cursor),
+                acked: cursor,
+                credit: manner.credit,
+                lossless: manner.lossless,
+                progressed: Instant::now(),
+            },
+        );
+        // From here on dropping it undoes what was done.
+        let mut viewer = Self {
+            terminal: Arc::clone(terminal),
+            id,
+            client: manner.client.clone(),
+            writes: manner.writes && manner.client.is_some(),
+            started: false,
+            live_from,
+            shot: None,
+            fell_at: None,
+            told: Told::default(),
+            finished: false,
+        };
+        if screen {
+            viewer.shot = Some(ask_for_shot(state));
+        }
+        if viewer.writes
+            && let Some(client) = &viewer.client
+        {
+            state.ever_attached = true;
+            let outcome = state.writers.attach(client, manner.size, live_from);
+            // A size that the kernel refuses is no reason not to watch.
+            let _ = terminal.apply(state, outcome);
+        }
+        viewer.told.size = state.size.version;
+        state.note_activity();
+        drop(guard);
+        terminal.wake.notify_one();
+        Ok(viewer)
+    }
+
+    pub(super) fn terminal(&self) -> &Arc<Terminal> {
+        &self.terminal
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Nothing will come after the frames that were given.
+    pub(super) fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// The next frame, if there is one now.
+    pub(super) fn poll(&mut self) -> Option<Frame> {
+        if self.finished {
+            return None;
+        }
+        let terminal = Arc::clone(&self.terminal);
+        let mut guard = terminal.state();
+        let state = &mut *guard;
+        if !self.started {
+            self.started = true;
+            return Some(self.start(state));
+        }
+        if let Some(number) = self.shot {
+            return self.picture(state, number);
+        }
+        let slot = state.viewers.get(&self.id)?;
+        let (cursor, acked, credit) = (slot.cursor?, slot.acked, slot.credit);
+        if cursor < state.log.oldest() {
+            if let Some(gap) = self.resume_at_oldest(state, cursor) {
+                return Some(gap);
+            }
+            self.fell_at = Some(cursor);
+            self.shot = Some(ask_for_shot(state));
+            if let Some(slot) = state.viewers.get_mut(&self.id) {
+                slot.cursor = None;
+            }
+            drop(guard);
+            terminal.wake.notify_one();
+            return None;
+        }
+        if let Some(kind) = self.fact(state, cursor) {
+            return Some(self.frame(state, cursor, kind));
+        }
+        let room = if credit == 0 { u64::MAX } else { (acked + credit).saturating_sub(cursor) };
+        let until = self.next_fact(state, cursor).unwrap_or(u64::MAX) - cursor;
+        let max = room.min(until).min(CHUNK_BYTES as u64) as usize;
+        if max == 0 {
+            return None;
+        }
+        match state.log.read(cursor, max) {
+            Read::Data { offset, bytes } => {
+                self.advance(state, offset + bytes.len() as u64);
+                let frame = self.frame(state, offset, FrameKind::Data(bytes));
+                let resumes = state.paused.is_some();
+                drop(guard);
+                if resumes {
+                    terminal.wake.notify_one();
+                }
+                Some(frame)
+            }
+            Read::AtEnd => {
+                let exit = state.exit?;
+                self.finished = true;
+                Some(self.frame(state, cursor, FrameKind::Exit(exit)))
+            }
+            Read::Gap { .. } | Read::Beyond => None,
+        }
+    }
+
+    /// A frame that says that nothing happened.
+    pub(super) fn keepalive(&self) -> Frame {
+        let state = self.terminal.state();
+        let at = state.viewers.get(&self.id).and_then(|slot| slot.cursor).unwrap_or(state.log.next());
+        self.frame(&state, at, FrameKind::KeepAlive)
+    }
+
+    fn start(&self, state: &State) -> Frame {
+        let at = state.viewers.get(&self.id).and_then(|slot| slot.cursor).unwrap_or(state.log.next());
+        let kind = FrameKind::Started {
+            oldest: state.log.oldest(),
+            next: state.log.next(),
+            size: state.size.value,
+            input_offset: self.client.as_ref().map_or(0, |client| state.inputs.expected(client)),
+            live_from: self.live_from,
+        };
+        self.frame(state, at, kind)
+    }
+
+    /// Somebody who comes back with an old position has asked for bytes, so it gets all that are held; only who falls off while
+    /// reading is too slow for them and gets a picture instead.
+    fn resume_at_oldest(&mut self, state: &mut State, cursor: u64) -> Option<Frame> {
+        if self.told.reads {
+            return None;
+        }
+        let oldest = state.log.oldest();
+        self.advance(state, oldest);
+        if let Some(slot) = state.viewers.get_mut(&self.id) {
+            slot.acked = oldest;
+        }
+        Some(self.frame(state, cursor, FrameKind::Gap { from: cursor, to: oldest }))
+    }
+
+    fn picture(&mut self, state: &mut State, number: u64) -> Option<Frame> {
+        if state.task_gone {
+            // There will be no picture: it goes on with the bytes.
+            self.shot = None;
+            let oldest = state.log.oldest();
+            self.advance(state, oldest);
+            return self
+                .fell_at
+                .take()
+                .map(|from| self.frame(state, from, FrameKind::Gap { from, to: oldest }));
+        }
+        if state.shots_made < number {
+            return None;
+        }
+        let shot = state.shot.clone()?;
+        if let Some(from) = self.fell_at.take() {
+            // The gap first; the picture with the next turn.
+            return Some(self.frame(state, from, FrameKind::Gap { from, to: shot.offset.max(from) }));
+        }
+        self.shot = None;
+        self.advance(state, shot.offset);
+        if let Some(slot) = state.viewers.get_mut(&self.id) {
+            slot.acked = shot.offset;
+        }
+        if state.viewers.values().all(|slot| slot.cursor.is_some()) {
+            state.shot = None;
+        }
+        Some(self.frame(state, shot.offset, FrameKind::Screen(shot)))
+    }
+
+    fn advance(&mut self, state: &mut State, to: u64) {
+        self.told.reads = true;
+        if let Some(slot) = state.viewers.get_mut(&self.id) {
+            slot.cursor = Some(to);
+            slot.progressed = Instant::now();
+        }
+    }
+
+    /// A fact that holds at the cursor and was not told.
+    fn fact(&mut self, state: &State, cursor: u64) -> Option<FrameKind> {
+        fn due<T>(fact: &super::state::Fact<T>, told: &mut u32, cursor: u64) -> bool {
+            let due = fact.version != *told && fact.at <= cursor;
+            if due {
+                *told = fact.version;
+            }
+            due
+        }
+        let told = &mut self.told;
+        if due(&state.size, &mut told.size, cursor) {
+            Some(FrameKind::Resized(state.size.value))
+        } else if due(&state.title, &mut told.title, cursor) {
+            Some(FrameKind::Title(state.title.value.clone()))
+        } else if due(&state.cwd, &mut told.cwd, cursor) {
+            Some(FrameKind::Cwd(state.cwd.value.clone()))
+        } else if due(&state.foreground, &mut told.foreground, cursor) {
+            Some(FrameKind::Foreground(state.foreground.value.clone()))
+        } else {
+            None
+        }
+    }
+
+    /// Where the next fact begins: data is cut there, so that frames come in order.
+    fn next_fact(&self, state: &State, cursor: u64) -> Option<u64> {
+        [
+            (state.size.version != self.told.size, state.size.at),
+            (state.title.version != self.told.title, state.title.at),
+            (state.cwd.version != self.told.cwd, state.cwd.at),
+            (state.foreground.version != self.told.foreground, state.foreground.at),
+        ]
+        .into_iter()
+        .filter(|(untold, at)| *untold && *at > cursor)
+        .map(|(_, at)| at)
+        .min()
+    }
+
+    fn frame(&self, state: &State, offset: u64, kind: FrameKind) -> Frame {
+        Frame { terminal: self.terminal.id.clone(), epoch: state.log.epoch(), offset, kind }
+    }
+}
+
+impl Drop for Viewer {
+    fn drop(&mut self) {
+        let mut state = self.terminal.state();
+        state.viewers.remove(&self.id);
+        if state.viewers.values().all(|slot| slot.cursor.is_some()) {
+            state.shot = None;
+        }
+        if let Some(client) = &self.client {
+            state.inputs.detach(client);
+            if self.writes {
+                let outcome = state.writers.detach(client);
+                let _ = self.terminal.apply(&mut state, outcome);
+            }
+        }
+        drop(state);
+        // The PTY may have waited for it, and the task of a removed terminal ends with its last viewer.
+        self.terminal.wake.notify_one();
+    }
+}
+
+fn ask_for_shot(state: &mut State) -> u64 {
+    // One that is asked for and not made yet will do: it is made of what is there when it is made.
+    if state.shots_wanted == state.shots_made {
+        state.shots_wanted += 1;
+    }
+    state.shots_wanted
+}
+
+/// Credit: this viewer's client has processed the output before `offset`. Going back, or ahead of what was sent, is ignored.
+pub(super) fn ack(terminal: &Terminal, viewer: u64, epoch: u64, offset: u64) {
+    let mut state = terminal.state();
+    if epoch != state.log.epoch() {
+        return;
+    }
+    if let Some(slot) = state.viewers.get_mut(&viewer)
+        && let Some(cursor) = slot.cursor
+        && offset > slot.acked
+    {
+        slot.acked = offset.min(cursor);
+        slot.wake.notify_one();
+    }
+}

@@ -1,0 +1,120 @@
+//! Writers: whose size the terminal has, and whose emulator answers for it.
+//!
+//! Pure. One of the attached writers owns the size: the first that has one, whoever takes it, whoever types. When the owner
+//! leaves, the one that came or typed last takes over. Must not know the PTY.
+
+use std::collections::HashMap;
+
+use super::{ClientId, Size};
+
+#[cfg(test)]
+mod tests;
+
+/// The attached clients that may type.
+#[derive(Debug, Default)]
+pub(super) struct Writers {
+    writers: HashMap<ClientId, Writer>,
+    owner: Option<ClientId>,
+    /// Ticks whenever somebody comes or types.
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Writer {
+    size: Option<Size>,
+    /// A client may have several streams (an old one whose end nobody has noticed yet).
+    streams: u32,
+    last: u64,
+    live_from: u64,
+}
+
+/// What a request for a size did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The terminal gets this size.
+    Apply(Size),
+    /// The terminal stays as it is.
+    Stay,
+}
+
+impl Writers {
+    /// A writer came; answers to what was printed before `live_from` are not wanted from it.
+    pub(super) fn attach(&mut self, client: &ClientId, size: Option<Size>, live_from: u64) -> Outcome {
+        self.clock += 1;
+        let last = self.clock;
+        let writer =
+            self.writers.entry(client.clone()).or_insert(Writer { size: None, streams: 0, last, live_from });
+        writer.streams += 1;
+        writer.last = last;
+        writer.live_from = live_from;
+        writer.size = size.or(writer.size);
+        match writer.size {
+            Some(size) if self.owner.as_ref().is_none_or(|owner| owner == client) => {
+                self.owner = Some(client.clone());
+                Outcome::Apply(size)
+            }
+            _ => Outcome::Stay,
+        }
+    }
+
+    /// One of a writer's streams ended.
+    pub(super) fn detach(&mut self, client: &ClientId) -> Outcome {
+        let Some(writer) = self.writers.get_mut(client) else { return Outcome::Stay };
+        writer.streams -= 1;
+        if writer.streams > 0 {
+            return Outcome::Stay;
+        }
+        self.writers.remove(client);
+        if self.owner.as_ref() != Some(client) {
+            return Outcome::Stay;
+        }
+        let heir = self.writers.iter().filter(|(_, w)| w.size.is_some()).max_by_key(|(_, w)| w.last);
+        let size = heir.and_then(|(_, w)| w.size);
+        self.owner = heir.map(|(id, _)| id.clone());
+        size.map_or(Outcome::Stay, Outcome::Apply)
+    }
+
+    /// A client's window has this size; `take` makes it the owner. Somebody who is not attached owns nothing, but may set a size
+    /// that nobody owns, or take it once.
+    pub(super) fn resize(&mut self, client: &ClientId, size: Size, take: bool) -> Outcome {
+        let unowned = self.owner.is_none();
+        match self.writers.get_mut(client) {
+            Some(writer) => {
+                writer.size = Some(size);
+                if take || unowned || self.owner.as_ref() == Some(client) {
+                    self.owner = Some(client.clone());
+                    return Outcome::Apply(size);
+                }
+                Outcome::Stay
+            }
+            None if take || unowned => Outcome::Apply(size),
+            None => Outcome::Stay,
+        }
+    }
+
+    /// A client typed.
+    pub(super) fn typed(&mut self, client: &ClientId) -> Outcome {
+        self.clock += 1;
+        let clock = self.clock;
+        let Some(writer) = self.writers.get_mut(client) else { return Outcome::Stay };
+        writer.last = clock;
+        match writer.size {
+            Some(size) if self.owner.as_ref() != Some(client) => {
+                self.owner = Some(client.clone());
+                Outcome::Apply(size)
+            }
+            _ => Outcome::Stay,
+        }
+    }
+
+    /// Whether this client owns the size.
+    pub(super) fn is_owner(&self, client: &ClientId) -> bool {
+        self.owner.as_ref() == Some(client)
+    }
+
+    /// Whether an automatic answer of this client's emulator, fed up to `reply_at`, is wanted: from the owner, to a question that
+    /// was not replayed.
+    pub(super) fn wants_reply(&self, client: &ClientId, reply_at: u64) -> bool {
+        self.is_owner(client) && self.writers.get(client).is_some_and(|w| reply_at > w.live_from)
+    }
+}
