@@ -29,7 +29,6 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::timeout,
 };
 use tokio_rustls::TlsConnector;
 
@@ -41,8 +40,8 @@ use crate::{
     unix_socket,
 };
 
-/// For the connection, TLS and HTTP/2 to be there. An agent that is alive needs some milliseconds.
-const DIAL_TIME: Duration = Duration::from_secs(5);
+/// For the connection, TLS and HTTP/2 to be there, whoever makes it. An agent that is alive needs some milliseconds.
+pub(super) const DIAL_TIME: Duration = Duration::from_secs(5);
 /// Largest frame an agent may send: fewer of them for bulk, and still soon over for whoever waits behind it (64 KiB take
 /// about 60 µs).
 const MAX_FRAME: u32 = 64 * 1024;
@@ -88,21 +87,16 @@ pub(super) struct Dialed {
     pub(super) most_streams: Arc<AtomicUsize>,
 }
 
-/// A connection to this agent.
+/// A connection to this agent. Takes as long as it takes: whoever asks sets the limit.
 pub(super) async fn dial(agent: &AgentView, tasks: &Tasks) -> Result<Dialed, DialError> {
-    let connected = timeout(DIAL_TIME, async {
-        match &agent.address {
-            AgentAddress::Unix(path) => {
-                secure(unix_socket::connect(path).await?, agent.fingerprint, tasks).await
-            }
-            AgentAddress::Tcp(address) => {
-                let tcp = TcpStream::connect(address).await?;
-                tcp.set_nodelay(true)?;
-                secure(tcp, agent.fingerprint, tasks).await
-            }
+    match &agent.address {
+        AgentAddress::Unix(path) => secure(unix_socket::connect(path).await?, agent.fingerprint, tasks).await,
+        AgentAddress::Tcp(address) => {
+            let tcp = TcpStream::connect(address).await?;
+            tcp.set_nodelay(true)?;
+            secure(tcp, agent.fingerprint, tasks).await
         }
-    });
-    connected.await.map_err(|_| DialError::Timeout)?
+    }
 }
 
 async fn secure<I>(io: I, fingerprint: Fingerprint, tasks: &Tasks) -> Result<Dialed, DialError>

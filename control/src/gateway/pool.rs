@@ -15,7 +15,7 @@ use podling_core::id::WorkspaceId;
 use tokio::{sync::OnceCell, time::timeout};
 
 use super::{
-    dial::{DialError, Dialed, dial},
+    dial::{DIAL_TIME, DialError, Dialed, dial},
     relay::Upload,
 };
 use crate::{server::Tasks, snapshot::AgentView};
@@ -62,7 +62,8 @@ impl Pool {
     pub(super) async fn stream(&self, id: &WorkspaceId, agent: &Arc<AgentView>) -> Result<Stream, DialError> {
         let lane = self.lane(id, agent);
         let place = lane.place()?;
-        let dialed = place.0.dialed.get_or_try_init(|| dial(agent, &self.tasks)).await;
+        let dialed = place.0.dialed.get_or_try_init(|| dial(agent, &self.tasks));
+        let dialed = timeout(DIAL_TIME, dialed).await.unwrap_or(Err(DialError::Timeout));
         let sender = dialed.inspect_err(|_| lane.forget(&place.0))?.sender.clone();
         Ok(Stream { sender, _place: place })
     }

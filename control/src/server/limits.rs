@@ -25,8 +25,8 @@ pub(crate) const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 const MAX_STREAMS: u32 = 256;
 /// All headers of a request: the longest token is 8 KiB.
 const MAX_HEADER_BYTES: u32 = 32 * 1024;
-/// Buffer of an HTTP/1 connection: holds the headers.
-const H1_BUFFER_BYTES: usize = 64 * 1024;
+/// Buffer of an HTTP/1 connection: holds the headers, and two frames of bulk on their way out.
+const H1_BUFFER_BYTES: usize = 128 * 1024;
 /// For all headers of an HTTP/1 request to arrive, and for an idle connection to stay.
 const HEADER_TIME: Duration = Duration::from_secs(30);
 /// A connection whose other end is silent is asked whether it is there.
