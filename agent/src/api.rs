@@ -4,5 +4,6 @@ pub mod activity;
 pub mod files;
 pub mod files_http;
 pub(crate) mod problem;
+pub mod processes;
 mod spawn_error;
 pub mod terminals;

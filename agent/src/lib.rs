@@ -16,6 +16,7 @@ pub mod link;
 
 pub mod activity;
 pub mod intent;
+pub mod process;
 
 pub mod byte_log;
 pub mod child;

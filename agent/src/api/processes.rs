@@ -1,0 +1,228 @@
+//! The edge of `podling.agent.v1.Processes`.
+
+use std::{pin::Pin, time::Duration};
+
+use futures_util::{Stream as Streaming, StreamExt, stream};
+use podling_proto::{
+    agent::v1::{self as wire, process_event, process_exit, processes_server},
+    error::{Reason, WireError},
+};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    child::{Ended, signals},
+    process::{
+        Event, Exit, Info, ProcessError, ProcessId, Processes, Run, RunOutcome, Start, StdinProgress, Stream,
+        Watcher,
+    },
+    spawn::Program,
+};
+
+/// Most bytes of input in one message.
+const MAX_DATA: usize = 1024 * 1024;
+
+/// The gRPC service.
+#[derive(Debug, Clone)]
+pub struct ProcessesApi {
+    processes: Processes,
+}
+
+impl ProcessesApi {
+    /// Serves these processes.
+    pub fn new(processes: Processes) -> Self {
+        Self { processes }
+    }
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+type Events = Pin<Box<dyn Streaming<Item = Result<wire::ProcessEvent, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl processes_server::Processes for ProcessesApi {
+    type StartStream = Events;
+
+    async fn start(&self, request: Request<wire::StartProcessRequest>) -> Answer<Self::StartStream> {
+        let request = request.into_inner();
+        let (program, timeout) = command(request.command)?;
+        let start = Start { program, timeout, stdin: request.stdin, request_id: request.request_id };
+        Ok(Response::new(events(self.processes.start(start).map_err(status)?)))
+    }
+
+    type WatchStream = Events;
+
+    async fn watch(&self, request: Request<wire::WatchProcessRequest>) -> Answer<Self::WatchStream> {
+        let request = request.into_inner();
+        let at = [request.stdout_offset, request.stderr_offset];
+        let watcher = self.processes.watch(&request.process_id.into(), request.epoch, at);
+        Ok(Response::new(events(watcher.map_err(status)?)))
+    }
+
+    async fn write(&self, request: Request<wire::WriteProcessRequest>) -> Answer<wire::WriteProcessResponse> {
+        let wire::WriteProcessRequest { process_id, epoch, offset, data, end } = request.into_inner();
+        if data.len() > MAX_DATA {
+            return Err(status(ProcessError::TooLarge { what: "data", limit: MAX_DATA }));
+        }
+        let id = ProcessId::from(process_id);
+        let StdinProgress { next, closed } =
+            self.processes.write(&id, epoch, offset, data, end).await.map_err(status)?;
+        Ok(Response::new(wire::WriteProcessResponse { next_offset: next, closed }))
+    }
+
+    async fn signal(
+        &self,
+        request: Request<wire::SignalProcessRequest>,
+    ) -> Answer<wire::SignalProcessResponse> {
+        let request = request.into_inner();
+        self.processes.signal(&request.process_id.into(), &request.signal).map_err(status)?;
+        Ok(Response::new(wire::SignalProcessResponse {}))
+    }
+
+    async fn list(&self, _: Request<wire::ListProcessesRequest>) -> Answer<wire::ListProcessesResponse> {
+        let processes = self.processes.list().into_iter().map(wire::Process::from).collect();
+        Ok(Response::new(wire::ListProcessesResponse { processes }))
+    }
+
+    async fn run(&self, request: Request<wire::RunRequest>) -> Answer<wire::RunResponse> {
+        let request = request.into_inner();
+        let (program, timeout) = command(request.command)?;
+        let max_output = usize::try_from(request.max_output_bytes).unwrap_or(usize::MAX);
+        let run = Run { program, timeout, stdin: request.stdin.into(), max_output };
+        let RunOutcome { outputs: [stdout, stderr], exit, truncated } =
+            self.processes.run(run).await.map_err(status)?;
+        Ok(Response::new(wire::RunResponse { stdout, stderr, exit: Some(exit.into()), truncated }))
+    }
+}
+
+// === in ===
+
+fn command(command: Option<wire::Command>) -> Result<(Program, Option<Duration>), Status> {
+    let bad = |field, allowed| status(ProcessError::BadField { field, allowed });
+    let wire::Command { argv, env, cwd, timeout } = command.ok_or_else(|| bad("command", "a command"))?;
+    let timeout = timeout.map(Duration::try_from).transpose();
+    let timeout = timeout.map_err(|_| bad("timeout", "a duration of at least 0"))?;
+    Ok((Program { argv, env, cwd }, timeout))
+}
+
+// === out ===
+
+fn events(watcher: Watcher) -> Events {
+    stream::try_unfold(watcher, |mut watcher| async move {
+        let event = watcher.next().await.map_err(status)?;
+        Ok(event.map(|event| (event.into(), watcher)))
+    })
+    .boxed()
+}
+
+impl From<Event> for wire::ProcessEvent {
+    fn from(event: Event) -> Self {
+        let event = match event {
+            Event::Started { id, epoch, pid, stdin } => {
+                let id = id.to_string();
+                process_event::Event::Started(wire::ProcessStarted {
+                    process_id: id,
+                    epoch,
+                    pid,
+                    stdin_offset: stdin,
+                })
+            }
+            Event::Output { stream, epoch, offset, data } => {
+                let output = wire::Output { epoch, offset, data };
+                match stream {
+                    Stream::Stdout => process_event::Event::Stdout(output),
+                    Stream::Stderr => process_event::Event::Stderr(output),
+                }
+            }
+            Event::Gap { stream, from, to } => {
+                let stream = match stream {
+                    Stream::Stdout => wire::OutputStream::Stdout,
+                    Stream::Stderr => wire::OutputStream::Stderr,
+                };
+                let gap = wire::OutputGap { stream: stream.into(), gap: Some(wire::Gap { from, to }) };
+                process_event::Event::Gap(gap)
+            }
+            Event::Exit(exit) => process_event::Event::Exit(exit.into()),
+            Event::KeepAlive => process_event::Event::Keepalive(wire::KeepAlive {}),
+        };
+        Self { event: Some(event) }
+    }
+}
+
+impl From<Exit> for wire::ProcessExit {
+    fn from(exit: Exit) -> Self {
+        let how = match exit.how {
+            Ended::Code(code) => process_exit::How::Code(code),
+            Ended::Signal(signal) => process_exit::How::Signal(signals::name(signal)),
+        };
+        let [stdout_final, stderr_final] = exit.finals;
+        Self {
+            how: Some(how),
+            stdout_final,
+            stderr_final,
+            timed_out: exit.timed_out,
+            at: Some(exit.at.into()),
+            held_by_background: exit.held_by_background,
+        }
+    }
+}
+
+impl From<Info> for wire::Process {
+    fn from(info: Info) -> Self {
+        let command = wire::Command {
+            argv: info.program.argv,
+            // What a client added may be secret; whoever may list need not see it.
+            env: Default::default(),
+            cwd: info.program.cwd,
+            timeout: info.timeout.and_then(|timeout| timeout.try_into().ok()),
+        };
+        Self {
+            id: info.id.to_string(),
+            epoch: info.epoch,
+            command: Some(command),
+            pid: info.pid,
+            started: Some(info.started.into()),
+            exit: info.exit.map(Into::into),
+        }
+    }
+}
+
+fn status(error: ProcessError) -> Status {
+    WireError::from(error).into()
+}
+
+impl From<ProcessError> for WireError {
+    fn from(error: ProcessError) -> Self {
+        let message = error.to_string();
+        let of = |reason| Self::new(reason, message);
+        match error {
+            ProcessError::BadField { field, allowed } => {
+                of(Reason::BadField).with("field", field).with("allowed", allowed)
+            }
+            ProcessError::NotFound(id) => of(Reason::ProcessNotFound).with("id", id),
+            ProcessError::Spawn(error) => Self::from(&error),
+            ProcessError::StaleEpoch { epoch } => of(Reason::StaleEpoch).with("epoch", epoch),
+            ProcessError::BadOffset { stream, next } => {
+                of(Reason::BadOffset).with("stream", stream).with("next", next)
+            }
+            ProcessError::Hole { expected } => of(Reason::InputHole).with("expected_offset", expected),
+            ProcessError::Ended { exit } => {
+                let exit = exit.map_or_else(String::new, |exit| match exit {
+                    Ended::Code(code) => code.to_string(),
+                    Ended::Signal(signal) => signals::name(signal),
+                });
+                of(Reason::Ended).with("exit", exit)
+            }
+            ProcessError::TooManyProcesses { limit } => {
+                of(Reason::TooManyProcesses).with("what", "processes").with("limit", limit)
+            }
+            ProcessError::TooManyStreams { limit } => {
+                of(Reason::TooManyStreams).with("what", "streams of processes").with("limit", limit)
+            }
+            ProcessError::TooLarge { what, limit } => {
+                of(Reason::TooLarge).with("what", what).with("limit", limit)
+            }
+            ProcessError::Preparing => of(Reason::Preparing),
+            ProcessError::ShuttingDown => of(Reason::ShuttingDown),
+            ProcessError::Fault => of(Reason::Internal).with("operation", "running a process"),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Processes: commands without a PTY. Knows neither proto nor the files.
+//!
+//! Each process has one task, which alone reads its pipes and decides when it has ended. Watchers read the two byte logs with
+//! positions of their own; while one is connected the pipes wait for it rather than lose a byte. What people do to a process
+//! (write, signal) they leave in its state, and the task acts on it.
+
+mod ending;
+mod error;
+mod output;
+mod registry;
+mod run;
+mod state;
+mod stdin;
+mod task;
+mod watcher;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use rustix::process::Pid;
+use tokio::sync::Notify;
+
+use self::state::State;
+pub use self::{
+    error::ProcessError,
+    registry::{Processes, Start},
+    run::{Run, RunOutcome},
+    stdin::StdinProgress,
+    watcher::{Event, Watcher},
+};
+use crate::{
+    child::{Children, Target, signals},
+    intent::Intents,
+    spawn::Program,
+};
+
+/// Names a process within the workspace, for ever.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProcessId(String);
+
+/// Which of a process's outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// Code or signal.
+    pub how: crate::child::Ended,
+    /// The offset after the last byte of each output.
+    pub finals: [u64; 2],
+    /// Its `timeout` was over.
+    pub timed_out: bool,
+    /// Something it left behind still held its output.
+    pub held_by_background: bool,
+    /// When it was over.
+    pub at: SystemTime,
+}
+
+/// What a client may know of a process.
+#[derive(Debug, Clone)]
+pub struct Info {
+    /// Its name for ever.
+    pub id: ProcessId,
+    /// The life of its byte logs.
+    pub epoch: u64,
+    /// What was started.
+    pub program: Program,
+    /// After which it is ended.
+    pub timeout: Option<Duration>,
+    /// As the agent sees it.
+    pub pid: u32,
+    /// When it was started.
+    pub started: SystemTime,
+    /// Set when it is over.
+    pub exit: Option<Exit>,
+}
+
+/// One process; its task, its watchers and the registry share it.
+#[derive(Debug)]
+struct Process {
+    id: ProcessId,
+    request_id: String,
+    program: Program,
+    timeout: Option<Duration>,
+    pid: Pid,
+    started: SystemTime,
+    epoch: u64,
+    children: Children,
+    intents: Arc<Intents>,
+    state: Mutex<State>,
+    /// For watchers: there is output, or an end.
+    wake: Notify,
+    /// For the task: somebody took output, wrote, or wants an end.
+    moved: Notify,
+    /// For writers: stdin was taken or closed.
+    fed: Notify,
+}
+
+impl ProcessId {
+    fn random() -> Self {
+        const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+        Self((0..12).map(|_| char::from(ALPHABET[fastrand::usize(..ALPHABET.len())])).collect())
+    }
+}
+
+impl From<String> for ProcessId {
+    /// Any text may be asked for; one that names no process is not found.
+    fn from(id: String) -> Self {
+        Self(id)
+    }
+}
+
+impl fmt::Display for ProcessId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Process {
+    fn info(&self) -> Info {
+        Info {
+            id: self.id.clone(),
+            epoch: self.epoch,
+            program: self.program.clone(),
+            timeout: self.timeout,
+            pid: self.pid.as_raw_nonzero().get().unsigned_abs(),
+            started: self.started,
+            exit: self.state().exit.clone(),
+        }
+    }
+
+    /// Sends a signal to its group.
+    fn signal(&self, name: &str) -> Result<(), ProcessError> {
+        let signal = signals::by_name(name)
+            .ok_or(ProcessError::BadField { field: "signal", allowed: "a signal's name, such as TERM" })?;
+        if self.children.signal(self.pid, Target::Group, signal) {
+            return Ok(());
+        }
+        let exit = self.state().exit.clone();
+        Err(ProcessError::Ended { exit: exit.map(|exit| exit.how) })
+    }
+
+    /// Feeds stdin; answers when the bytes are in the pipe.
+    async fn write(
+        &self,
+        epoch: u64,
+        offset: u64,
+        data: Bytes,
+        end: bool,
+    ) -> Result<StdinProgress, ProcessError> {
+        if epoch != self.epoch {
+            return Err(ProcessError::StaleEpoch { epoch: self.epoch });
+        }
+        loop {
+            let fed = self.fed.notified();
+            tokio::pin!(fed);
+            fed.as_mut().enable();
+            if let Some(progress) = self.offer(offset, &data, end)? {
+                return Ok(progress);
+            }
+            fed.await;
+        }
+    }
+
+    fn offer(&self, offset: u64, data: &Bytes, end: bool) -> Result<Option<StdinProgress>, ProcessError> {
+        let mut state = self.state();
+        let over = state.ended();
+        let stdin = state.stdin.as_mut().ok_or(ProcessError::BadField {
+            field: "process_id",
+            allowed: "a process that was started with stdin",
+        })?;
+        if over {
+            stdin.close();
+        }
+        let offered =
+            stdin.offer(offset, data, end, || self.intents.admit(crate::intent::Intent::Keystroke))?;
+        drop(state);
+        if offered.took {
+            self.moved.notify_one();
+        }
+        Ok(offered.progress)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}

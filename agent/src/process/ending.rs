@@ -1,0 +1,94 @@
+//! When a process is to be ended, and what it is told then: TERM, and KILL after a grace. Pure.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+/// Between TERM and KILL.
+pub(super) const GRACE: Duration = Duration::from_secs(5);
+
+/// Why and how a process ends before its time.
+#[derive(Debug, Default)]
+pub(super) struct Ending {
+    deadline: Option<Instant>,
+    kill_at: Option<Instant>,
+    killed: bool,
+    /// It was its own timeout.
+    pub(super) timed_out: bool,
+}
+
+impl Ending {
+    pub(super) fn new(deadline: Option<Instant>) -> Self {
+        Self { deadline, ..Self::default() }
+    }
+
+    fn began(&self) -> bool {
+        self.kill_at.is_some()
+    }
+
+    /// Whether KILL was sent: it cannot be ended any more than that.
+    pub(super) fn killed(&self) -> bool {
+        self.killed
+    }
+
+    /// Somebody wants its end: killed after `grace`, or earlier if that was settled before.
+    pub(super) fn want(&mut self, now: Instant, grace: Duration) -> &'static [Signal] {
+        let began = self.began();
+        let at = now + grace;
+        self.kill_at = Some(self.kill_at.map_or(at, |before| before.min(at)));
+        // CONT, because one that is stopped could not hear the others.
+        if began { &[] } else { &[Signal::HUP, Signal::TERM, Signal::CONT] }
+    }
+
+    /// What is due.
+    pub(super) fn due(&mut self, now: Instant) -> &'static [Signal] {
+        if self.kill_at.is_some_and(|at| at <= now) && !self.killed {
+            self.killed = true;
+            return &[Signal::KILL];
+        }
+        if self.deadline.is_some_and(|at| at <= now) {
+            self.deadline = None;
+            if !self.began() {
+                self.timed_out = true;
+                self.kill_at = Some(now + GRACE);
+                return &[Signal::TERM, Signal::CONT];
+            }
+        }
+        &[]
+    }
+
+    /// When to ask again.
+    pub(super) fn next(&self) -> Option<Instant> {
+        let kill = self.kill_at.filter(|_| !self.killed);
+        [kill, self.deadline].into_iter().flatten().min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn term_comes_at_the_timeout_and_kill_after_the_grace() {
+        let start = Instant::now();
+        let mut ending = Ending::new(Some(start + Duration::from_secs(60)));
+        assert!(ending.due(start).is_empty());
+        let timeout = ending.next().unwrap();
+        assert_eq!(ending.due(timeout), [Signal::TERM, Signal::CONT]);
+        assert!(ending.timed_out);
+        assert_eq!(ending.next(), Some(timeout + GRACE));
+        assert_eq!(ending.due(timeout + GRACE), [Signal::KILL]);
+        assert_eq!(ending.next(), None);
+    }
+
+    #[test]
+    fn a_wanted_end_can_only_be_hurried() {
+        let start = Instant::now();
+        let mut ending = Ending::new(None);
+        assert!(!ending.want(start, Duration::from_secs(9)).is_empty());
+        assert!(ending.want(start, Duration::from_secs(2)).is_empty());
+        assert!(ending.want(start, Duration::from_secs(5)).is_empty());
+        assert_eq!(ending.next(), Some(start + Duration::from_secs(2)));
+        assert!(!ending.timed_out);
+    }
+}

@@ -1,0 +1,197 @@
+//! stdin: what clients wrote, exactly once and in order, on its way into the pipe. Pure.
+
+use std::collections::VecDeque;
+
+use bytes::{Buf, Bytes};
+
+use super::ProcessError;
+use crate::intent::Preparing;
+
+/// While so much waits for a process that does not read, a further write waits too. One message (1 MiB) may go over it.
+const QUEUE_BYTES: u64 = 1024 * 1024;
+
+/// What a write has led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StdinProgress {
+    /// Everything before it is in the pipe.
+    pub next: u64,
+    /// The process has closed its stdin: what comes from `next` on is nobody's.
+    pub closed: bool,
+}
+
+/// What became of an offer.
+#[derive(Debug)]
+pub(super) struct Offered {
+    /// There is something new for the pipe.
+    pub(super) took: bool,
+    /// The answer, as soon as there is one.
+    pub(super) progress: Option<StdinProgress>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Stdin {
+    /// After the last byte in the queue.
+    taken: u64,
+    /// After the last byte in the pipe.
+    written: u64,
+    queue: VecDeque<Bytes>,
+    end: End,
+    closed: bool,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum End {
+    #[default]
+    Open,
+    /// Asked for, behind the queue.
+    Wanted,
+    /// The pipe is closed.
+    Done,
+}
+
+impl Stdin {
+    /// The offset expected next.
+    pub(super) fn next(&self) -> u64 {
+        self.taken
+    }
+
+    /// Takes what is new of `data`; `admit` is asked before.
+    pub(super) fn offer(
+        &mut self,
+        offset: u64,
+        data: &Bytes,
+        end: bool,
+        admit: impl FnOnce() -> Result<(), Preparing>,
+    ) -> Result<Offered, ProcessError> {
+        let goal = offset + data.len() as u64;
+        if offset > self.taken {
+            return Err(ProcessError::Hole { expected: self.taken });
+        }
+        if self.closed || (self.end != End::Open && goal > self.taken) {
+            // Behind the end that a client asked for there is nobody either.
+            let progress = StdinProgress { next: self.written, closed: true };
+            return Ok(Offered { took: false, progress: Some(progress) });
+        }
+        let ends = end && self.end == End::Open && goal >= self.taken;
+        if goal > self.taken || ends {
+            if self.taken - self.written >= QUEUE_BYTES {
+                return Ok(Offered { took: false, progress: None });
+            }
+            admit()?;
+            let known = usize::try_from(self.taken - offset).unwrap_or(usize::MAX).min(data.len());
+            if known < data.len() {
+                self.queue.push_back(data.slice(known..));
+                self.taken = goal;
+            }
+            if ends {
+                self.end = End::Wanted;
+            }
+            return Ok(Offered { took: true, progress: None });
+        }
+        let ended = !end || goal < self.taken || self.end == End::Done;
+        let done = self.written >= goal && ended;
+        let progress = done.then_some(StdinProgress { next: self.written, closed: false });
+        Ok(Offered { took: false, progress })
+    }
+
+    /// What the pipe gets next.
+    pub(super) fn front(&self) -> Option<Bytes> {
+        self.queue.front().cloned()
+    }
+
+    /// So many bytes of it are in the pipe.
+    pub(super) fn wrote(&mut self, bytes: usize) {
+        self.written += bytes as u64;
+        if let Some(front) = self.queue.front_mut() {
+            front.advance(bytes);
+            if front.is_empty() {
+                self.queue.pop_front();
+            }
+        }
+    }
+
+    /// Whether the pipe is to be closed now.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.queue.is_empty() && self.end == End::Wanted
+    }
+
+    /// The pipe was closed because a client asked for it.
+    pub(super) fn finish(&mut self) {
+        self.end = End::Done;
+    }
+
+    /// Nobody reads any more.
+    pub(super) fn close(&mut self) {
+        self.closed = self.end != End::Done;
+        self.queue.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn offer(
+        stdin: &mut Stdin,
+        offset: u64,
+        data: &'static [u8],
+        end: bool,
+    ) -> Result<Offered, ProcessError> {
+        stdin.offer(offset, &Bytes::from_static(data), end, || Ok(()))
+    }
+
+    fn drain(stdin: &mut Stdin) -> Vec<u8> {
+        let mut pipe = Vec::new();
+        while let Some(front) = stdin.front() {
+            let bytes = front.len().min(3);
+            pipe.extend_from_slice(&front[..bytes]);
+            stdin.wrote(bytes);
+        }
+        pipe
+    }
+
+    #[test]
+    fn a_write_is_answered_when_it_is_in_the_pipe() {
+        let mut stdin = Stdin::default();
+        assert!(offer(&mut stdin, 0, b"hello", false).unwrap().progress.is_none());
+        assert!(matches!(offer(&mut stdin, 6, b"x", false), Err(ProcessError::Hole { expected: 5 })));
+        assert!(offer(&mut stdin, 0, b"hello", false).unwrap().progress.is_none(), "a repeat waits as well");
+        assert_eq!(drain(&mut stdin), b"hello");
+        let again = offer(&mut stdin, 0, b"hello", false).unwrap();
+        assert_eq!(again.progress, Some(StdinProgress { next: 5, closed: false }));
+        assert!(!again.took);
+        assert!(offer(&mut stdin, 3, b"lo!", true).unwrap().took);
+        assert_eq!(drain(&mut stdin), b"!");
+        assert!(stdin.is_at_end());
+        stdin.finish();
+        let end = offer(&mut stdin, 3, b"lo!", true).unwrap().progress;
+        assert_eq!(end, Some(StdinProgress { next: 6, closed: false }));
+        let behind = offer(&mut stdin, 6, b"more", false).unwrap().progress;
+        assert_eq!(behind, Some(StdinProgress { next: 6, closed: true }));
+    }
+
+    proptest! {
+        #[test]
+        fn however_often_it_is_sent_it_arrives_once(sends in prop::collection::vec((0usize..40, 0usize..20), 0..60)) {
+            let text: Vec<u8> = (0..64).collect();
+            let (mut stdin, mut pipe) = (Stdin::default(), Vec::new());
+            for (offset, len) in sends {
+                let end = (offset + len).min(text.len());
+                let data = Bytes::copy_from_slice(&text[offset..end]);
+                match stdin.offer(offset as u64, &data, false, || Ok(())) {
+                    Ok(_) => {}
+                    Err(ProcessError::Hole { expected }) => prop_assert!(expected < offset as u64),
+                    Err(other) => panic!("{other}"),
+                }
+                if len % 3 == 0 {
+                    pipe.extend(drain(&mut stdin));
+                }
+            }
+            pipe.extend(drain(&mut stdin));
+            prop_assert_eq!(&pipe[..], &text[..pipe.len()]);
+            prop_assert_eq!(stdin.next(), pipe.len() as u64);
+        }
+    }
+}

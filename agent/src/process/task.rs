@@ -1,0 +1,267 @@
+//! The task of one process: reads its pipes as far as there is room, feeds its stdin, ends it when that is due, and says when
+//! all is over. Nobody else touches the pipes.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::{
+    net::unix::pipe::{Receiver, Sender},
+    sync::watch,
+};
+
+use super::{Exit, Process, Stream, ending::Ending, watcher::until};
+use crate::child::{Child, Ended, Target};
+
+/// Read at a time: what a pipe holds.
+const READ_BYTES: usize = 64 * 1024;
+/// Reads in a row before the others get their turn.
+const READS: usize = 16;
+/// After the leader's end, output that something else holds is over when it was quiet for so long.
+const QUIET: Duration = Duration::from_millis(250);
+
+pub(super) struct Task {
+    process: Arc<Process>,
+    leader: watch::Receiver<Option<Ended>>,
+    stdin: Option<Sender>,
+    stdout: Option<Receiver>,
+    stderr: Option<Receiver>,
+    ending: Ending,
+    /// When the outputs count as over although they are held.
+    quiet_at: Option<Instant>,
+}
+
+/// A child's pipes, on the reactor.
+pub(super) struct Pipes {
+    stdin: Option<Sender>,
+    stdout: Option<Receiver>,
+    stderr: Option<Receiver>,
+}
+
+impl Pipes {
+    pub(super) fn of(child: &mut Child) -> io::Result<Self> {
+        Ok(Self {
+            stdin: child.stdin.take().map(|pipe| Sender::from_owned_fd(pipe.into())).transpose()?,
+            stdout: child.stdout.take().map(|pipe| Receiver::from_owned_fd(pipe.into())).transpose()?,
+            stderr: child.stderr.take().map(|pipe| Receiver::from_owned_fd(pipe.into())).transpose()?,
+        })
+    }
+}
+
+/// What a turn of the task was about.
+enum Turn {
+    Readable(Stream),
+    Writable,
+    Moved,
+    LeaderEnded,
+    Due,
+}
+
+/// What is worth waiting for.
+struct Can {
+    read: [bool; 2],
+    write: bool,
+    end: bool,
+}
+
+impl Task {
+    pub(super) fn new(process: Arc<Process>, pipes: Pipes, leader: watch::Receiver<Option<Ended>>) -> Self {
+        let deadline = process.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let Pipes { stdin, stdout, stderr } = pipes;
+        Self { process, leader, stdin, stdout, stderr, ending: Ending::new(deadline), quiet_at: None }
+    }
+
+    /// Runs until all is over and said.
+    pub(super) async fn run(mut self) {
+        loop {
+            let now = Instant::now();
+            let let_go_at = self.look(now);
+            if self.is_over(now) {
+                break;
+            }
+            let due = [let_go_at, self.quiet_at, self.ending.next()].into_iter().flatten().min();
+            let can = self.can();
+            let turn = tokio::select! {
+                () = readable(self.stdout.as_ref().filter(|_| can.read[0])) => Turn::Readable(Stream::Stdout),
+                () = readable(self.stderr.as_ref().filter(|_| can.read[1])) => Turn::Readable(Stream::Stderr),
+                () = writable(self.stdin.as_ref().filter(|_| can.write)) => Turn::Writable,
+                () = self.process.moved.notified() => Turn::Moved,
+                () = end_of(&mut self.leader), if can.end => Turn::LeaderEnded,
+                () = until(due) => Turn::Due,
+            };
+            match turn {
+                Turn::Readable(stream) => self.read(stream),
+                Turn::Writable => self.write(),
+                Turn::LeaderEnded => self.leader_ended(),
+                Turn::Moved => {}
+                Turn::Due => {
+                    // What came while the agent was busy elsewhere counts.
+                    self.read(Stream::Stdout);
+                    self.read(Stream::Stderr);
+                }
+            }
+        }
+        self.finish();
+    }
+
+    /// What others left in the state, and what is due; when to look at held output again.
+    fn look(&mut self, now: Instant) -> Option<Instant> {
+        let mut state = self.process.state();
+        let mut signals = Vec::new();
+        if let Some(grace) = state.end_wanted.take() {
+            signals.extend_from_slice(self.ending.want(now, grace));
+            state.let_go_now();
+        }
+        signals.extend_from_slice(self.ending.due(now));
+        if let Some(stdin) = &mut state.stdin
+            && stdin.is_at_end()
+        {
+            self.stdin = None;
+            stdin.finish();
+            self.process.fed.notify_waiters();
+        }
+        // Quiet is a pipe that could be read and gives nothing; one that waits for room is not.
+        if state.leader.is_some() {
+            self.quiet_at = if state.is_held() { None } else { self.quiet_at.or(Some(now + QUIET)) };
+        }
+        let let_go_at = state.let_go(now);
+        drop(state);
+        for signal in signals {
+            self.process.children.signal(self.process.pid, Target::Group, signal);
+        }
+        let_go_at
+    }
+
+    fn can(&self) -> Can {
+        let state = self.process.state();
+        Can {
+            read: [Stream::Stdout, Stream::Stderr].map(|stream| state.room(stream) > 0),
+            write: state.stdin.as_ref().is_some_and(|stdin| stdin.front().is_some()),
+            end: state.leader.is_none(),
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.process.state().leader.is_some()
+    }
+
+    /// The leader has ended, and nothing more comes or is waited for.
+    fn is_over(&self, now: Instant) -> bool {
+        if !self.has_ended() {
+            return false;
+        }
+        let closed = self.stdout.is_none() && self.stderr.is_none();
+        closed || self.quiet_at.is_some_and(|at| at <= now)
+    }
+
+    fn read(&mut self, stream: Stream) {
+        let slot = match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        };
+        let Some(pipe) = slot.as_ref() else { return };
+        let mut buffer = vec![0; READ_BYTES];
+        for _ in 0..READS {
+            let room = self.process.state().room(stream).min(READ_BYTES);
+            if room == 0 {
+                break;
+            }
+            match pipe.try_read(&mut buffer[..room]) {
+                Ok(0) => {
+                    *slot = None;
+                    break;
+                }
+                Ok(bytes) => {
+                    self.process.state().output(stream).log.push(&buffer[..bytes]);
+                    self.process.wake.notify_waiters();
+                    // Whoever goes on printing after the KILL is not the command that was to be ended.
+                    if !self.ending.killed() {
+                        self.quiet_at = self.quiet_at.map(|_| Instant::now() + QUIET);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    tracing::warn!(process = %self.process.id, %error, "reading a pipe");
+                    *slot = None;
+                    break;
+                }
+            }
+        }
+        if slot.is_none() {
+            self.process.state().output(stream).closed = true;
+        }
+    }
+
+    fn write(&mut self) {
+        for _ in 0..READS {
+            let Some(data) = self.process.state().stdin.as_ref().and_then(|stdin| stdin.front()) else {
+                break;
+            };
+            let Some(pipe) = &self.stdin else { break };
+            let wrote = pipe.try_write(&data);
+            let mut state = self.process.state();
+            let Some(stdin) = &mut state.stdin else { break };
+            match wrote {
+                Ok(bytes) => stdin.wrote(bytes),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    // The process has closed its end.
+                    stdin.close();
+                    self.stdin = None;
+                }
+            }
+            self.process.fed.notify_waiters();
+        }
+    }
+
+    fn leader_ended(&mut self) {
+        let mut state = self.process.state();
+        state.leader = Some(self.leader.borrow().unwrap_or(Ended::Code(255)));
+        if let Some(stdin) = &mut state.stdin {
+            stdin.close();
+        }
+        self.stdin = None;
+        self.process.fed.notify_waiters();
+    }
+
+    fn finish(self) {
+        let mut state = self.process.state();
+        let how = state.leader.unwrap_or(Ended::Code(255));
+        let exit = Exit {
+            how,
+            finals: [state.outputs[0].log.next(), state.outputs[1].log.next()],
+            timed_out: self.ending.timed_out,
+            held_by_background: self.stdout.is_some() || self.stderr.is_some(),
+            at: SystemTime::now(),
+        };
+        tracing::info!(process = %self.process.id, ?how, timed_out = exit.timed_out, "a process has ended");
+        state.exit = Some(exit);
+        drop(state);
+        self.process.wake.notify_waiters();
+        self.process.fed.notify_waiters();
+    }
+}
+
+async fn end_of(leader: &mut watch::Receiver<Option<Ended>>) {
+    // An error means that nobody will ever know how it ended; that it did is all the same.
+    let _known = leader.wait_for(Option::is_some).await;
+}
+
+async fn readable(pipe: Option<&Receiver>) {
+    match pipe {
+        // An error shows when it is read.
+        Some(pipe) => drop(pipe.readable().await),
+        None => std::future::pending().await,
+    }
+}
+
+async fn writable(pipe: Option<&Sender>) {
+    match pipe {
+        Some(pipe) => drop(pipe.writable().await),
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,200 @@
+//! A watcher: both outputs of a process from a position on, without a hole that is not named, and its end.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{sleep_until, timeout_at},
+};
+
+use super::{Exit, Process, ProcessError, ProcessId, Stream};
+use crate::byte_log::{CHUNK_BYTES, Read};
+
+/// After so long without an event a stream says that it lives: proxies cut idle ones at 60 s.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The beginning of the stream.
+    Started {
+        /// Which process.
+        id: ProcessId,
+        /// The life of its byte logs.
+        epoch: u64,
+        /// As the agent sees it.
+        pid: u32,
+        /// The offset of stdin expected next.
+        stdin: u64,
+    },
+    /// Output.
+    Output {
+        /// Which.
+        stream: Stream,
+        /// The life of the log.
+        epoch: u64,
+        /// Of the first byte.
+        offset: u64,
+        /// At most 64 KiB.
+        data: Bytes,
+    },
+    /// Bytes that this watcher cannot have any more: `[from, to)`.
+    Gap {
+        /// Of which output.
+        stream: Stream,
+        /// The first one.
+        from: u64,
+        /// The first one that can be had.
+        to: u64,
+    },
+    /// After the last byte of both outputs; the last event.
+    Exit(Exit),
+    /// Nothing happened for a while.
+    KeepAlive,
+}
+
+/// Reads a process's outputs. While it lives the process waits for it rather than lose output.
+#[derive(Debug)]
+pub struct Watcher {
+    process: Arc<Process>,
+    id: u64,
+    at: [u64; 2],
+    turn: Stream,
+    phase: Phase,
+    _place: OwnedSemaphorePermit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Beginning,
+    Reading,
+    Over,
+}
+
+impl Watcher {
+    /// Joins at these positions.
+    pub(super) fn join(
+        process: Arc<Process>,
+        at: [u64; 2],
+        place: OwnedSemaphorePermit,
+    ) -> Result<Self, ProcessError> {
+        let mut state = process.state();
+        for (output, (stream, at)) in state.outputs.iter().zip([("stdout", at[0]), ("stderr", at[1])]) {
+            let next = output.log.next();
+            if at > next {
+                return Err(ProcessError::BadOffset { stream, next });
+            }
+        }
+        let id = state.join(at);
+        drop(state);
+        process.moved.notify_one();
+        Ok(Self { process, id, at, turn: Stream::Stdout, phase: Phase::Beginning, _place: place })
+    }
+
+    pub(super) fn process(&self) -> &Arc<Process> {
+        &self.process
+    }
+
+    /// What happens next; `None` behind the exit. Nothing is lost if it is not awaited to its end.
+    pub async fn next(&mut self) -> Result<Option<Event>, ProcessError> {
+        let process = self.process.clone();
+        let quiet = Instant::now() + KEEPALIVE;
+        loop {
+            let wake = process.wake.notified();
+            tokio::pin!(wake);
+            wake.as_mut().enable();
+            match self.take()? {
+                Taken::Event(event) => return Ok(Some(event)),
+                Taken::Over => return Ok(None),
+                Taken::Nothing => {}
+            }
+            if timeout_at(quiet.into(), wake).await.is_err() {
+                return Ok(Some(Event::KeepAlive));
+            }
+        }
+    }
+
+    fn take(&mut self) -> Result<Taken, ProcessError> {
+        match self.phase {
+            Phase::Over => return Ok(Taken::Over),
+            Phase::Beginning => {
+                self.phase = Phase::Reading;
+                let stdin = self.process.state().stdin.as_ref().map_or(0, |stdin| stdin.next());
+                let info = self.process.info();
+                let started = Event::Started { id: info.id, epoch: info.epoch, pid: info.pid, stdin };
+                return Ok(Taken::Event(started));
+            }
+            Phase::Reading => {}
+        }
+        for stream in [self.turn, self.turn.other()] {
+            if let Some(event) = self.read(stream) {
+                self.turn = stream.other();
+                return Ok(Taken::Event(event));
+            }
+        }
+        let state = self.process.state();
+        if let Some(exit) = state.exit.clone() {
+            self.phase = Phase::Over;
+            return Ok(Taken::Event(Event::Exit(exit)));
+        }
+        if state.fault { Err(ProcessError::Fault) } else { Ok(Taken::Nothing) }
+    }
+
+    fn read(&mut self, stream: Stream) -> Option<Event> {
+        let mut state = self.process.state();
+        let held = state.is_held();
+        let output = state.output(stream);
+        let at = &mut self.at[stream as usize];
+        let event = match output.log.read(*at, CHUNK_BYTES) {
+            Read::Data { offset, bytes } => {
+                *at = offset + bytes.len() as u64;
+                Event::Output { stream, epoch: output.log.epoch(), offset, data: bytes }
+            }
+            Read::Gap { from, to } => {
+                *at = to;
+                Event::Gap { stream, from, to }
+            }
+            Read::AtEnd | Read::Beyond => return None,
+        };
+        state.took(self.id, self.at);
+        drop(state);
+        if held {
+            self.process.moved.notify_one();
+        }
+        Some(event)
+    }
+}
+
+enum Taken {
+    Event(Event),
+    Nothing,
+    Over,
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.process.state().leave(self.id, Instant::now());
+        self.process.moved.notify_one();
+    }
+}
+
+impl Stream {
+    fn other(self) -> Self {
+        match self {
+            Self::Stdout => Self::Stderr,
+            Self::Stderr => Self::Stdout,
+        }
+    }
+}
+
+/// Sleeps until then, or for ever.
+pub(super) async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

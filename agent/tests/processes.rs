@@ -1,0 +1,157 @@
+//! Stories of commands with real programs.
+
+#[path = "processes/broken.rs"]
+mod broken;
+#[path = "processes/end.rs"]
+mod end;
+#[path = "processes/output.rs"]
+mod output;
+#[path = "processes/run.rs"]
+mod run;
+#[path = "processes/stdin.rs"]
+mod stdin;
+#[path = "processes/wire.rs"]
+mod wire;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use podling_agent::{
+    child::{Children, Ended, Orphans},
+    claim::{Claim, Policy},
+    intent::Intents,
+    process::{Event, Exit, ProcessId, Processes, Start, Stream, Watcher},
+    spawn::{Launcher, Program},
+};
+use podling_proto::token::VerifyingKeys;
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+
+/// Longer than anything here takes on a busy machine.
+const SOON: Duration = Duration::from_secs(20);
+const EPOCH: u64 = 7;
+
+/// A workspace in which commands can be started.
+struct World {
+    home: tempfile::TempDir,
+    processes: Processes,
+    intents: Arc<Intents>,
+    _reaper: JoinSet<()>,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with(Policy::default())
+    }
+
+    fn with(policy: Policy) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let claim = Claim {
+            workspace_id: "w".into(),
+            workspace_name: "work".into(),
+            epoch: EPOCH,
+            policy,
+            env: BTreeMap::from([("FROM_CLAIM".into(), "yes".into())]),
+            command: Vec::new(),
+            token_keys: VerifyingKeys::new([]),
+        };
+        let (_, claims) = watch::channel(Some(Arc::new(claim)));
+        let children = Children::new(Orphans::Leave);
+        let mut reaper = JoinSet::new();
+        let reaping = children.clone();
+        reaper.spawn(async move { reaping.reap().await.unwrap() });
+        let intents = Arc::new(Intents::new());
+        let launcher = Launcher::new(home.path(), claims);
+        let processes = Processes::new(launcher, children, intents.clone());
+        Self { home, processes, intents, _reaper: reaper }
+    }
+
+    /// Starts a shell script and watches it.
+    fn sh(&self, script: &str) -> Watcher {
+        self.processes.start(sh(script)).unwrap()
+    }
+}
+
+fn sh(script: &str) -> Start {
+    let argv = ["sh", "-c", script].map(String::from).to_vec();
+    Start { program: Program { argv, ..Program::default() }, ..Start::default() }
+}
+
+/// All that a watcher saw, and that it made sense.
+#[derive(Debug, Default)]
+struct Seen {
+    out: Vec<u8>,
+    err: Vec<u8>,
+    gaps: Vec<(Stream, u64, u64)>,
+    exit: Option<Exit>,
+}
+
+impl Seen {
+    fn code(&self) -> Option<i32> {
+        match self.exit.as_ref()?.how {
+            Ended::Code(code) => Some(code),
+            Ended::Signal(_) => None,
+        }
+    }
+
+    fn signal(&self) -> Option<i32> {
+        match self.exit.as_ref()?.how {
+            Ended::Signal(signal) => Some(signal),
+            Ended::Code(_) => None,
+        }
+    }
+}
+
+async fn next(watcher: &mut Watcher) -> Option<Event> {
+    timeout(SOON, watcher.next()).await.expect("nothing happened").unwrap()
+}
+
+/// The id of a process just started.
+async fn id(watcher: &mut Watcher) -> ProcessId {
+    match next(watcher).await {
+        Some(Event::Started { id, epoch: EPOCH, .. }) => id,
+        other => panic!("a stream begins with `started`, not {other:?}"),
+    }
+}
+
+/// Watches to the end, from these positions.
+async fn rest(mut watcher: Watcher, mut at: [u64; 2]) -> Seen {
+    let mut seen = Seen::default();
+    while let Some(event) = next(&mut watcher).await {
+        assert!(seen.exit.is_none(), "exit comes last, then {event:?}");
+        match event {
+            Event::Output { stream, epoch, offset, data } => {
+                assert_eq!((epoch, offset), (EPOCH, at[stream as usize]), "positions have no holes");
+                assert!(!data.is_empty() && data.len() <= 64 * 1024);
+                at[stream as usize] += data.len() as u64;
+                match stream {
+                    Stream::Stdout => seen.out.extend_from_slice(&data),
+                    Stream::Stderr => seen.err.extend_from_slice(&data),
+                }
+            }
+            Event::Gap { stream, from, to } => {
+                assert_eq!(from, at[stream as usize]);
+                at[stream as usize] = to;
+                seen.gaps.push((stream, from, to));
+            }
+            Event::Exit(exit) => {
+                assert_eq!(exit.finals, at, "the exit comes after the last byte");
+                seen.exit = Some(exit);
+            }
+            Event::Started { .. } | Event::KeepAlive => {}
+        }
+    }
+    assert!(seen.exit.is_some(), "a stream ends with an exit");
+    seen
+}
+
+async fn all(watcher: Watcher) -> Seen {
+    rest(watcher, [0, 0]).await
+}
+
+/// Waits on a condition.
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + SOON;
+    while !condition() {
+        assert!(tokio::time::Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}

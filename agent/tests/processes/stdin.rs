@@ -1,0 +1,83 @@
+//! stdin: fed once, in order, and ended.
+
+use bytes::Bytes;
+use podling_agent::{
+    intent::Intent,
+    process::{ProcessError, Start, StdinProgress},
+};
+use tokio::time::timeout;
+
+use super::{EPOCH, SOON, World, all, id, next, sh};
+
+fn reading(script: &str) -> Start {
+    Start { stdin: true, ..sh(script) }
+}
+
+#[tokio::test]
+async fn what_is_sent_twice_arrives_once() {
+    let world = World::new();
+    let mut watcher = world.processes.start(reading("cat")).unwrap();
+    let id = id(&mut watcher).await;
+    let write =
+        |offset, data: &'static str, end| world.processes.write(&id, EPOCH, offset, Bytes::from(data), end);
+    assert_eq!(write(0, "hello ", false).await.unwrap(), StdinProgress { next: 6, closed: false });
+    assert_eq!(write(0, "hello ", false).await.unwrap().next, 6, "a repeat");
+    let hole = write(9, "x", false).await.unwrap_err();
+    assert!(matches!(hole, ProcessError::Hole { expected: 6 }), "{hole}");
+    let stale = world.processes.write(&id, EPOCH - 1, 6, Bytes::new(), false).await.unwrap_err();
+    assert!(matches!(stale, ProcessError::StaleEpoch { .. }), "{stale}");
+    assert_eq!(write(3, "lo world", true).await.unwrap().next, 11);
+    assert!(!write(3, "lo world", true).await.unwrap().closed, "the end may be sent again too");
+    assert_eq!(all(watcher).await.out, b"hello world");
+    assert!(world.intents.last(Intent::Keystroke).is_some());
+}
+
+#[tokio::test]
+async fn a_large_input_flows_while_output_is_read() {
+    let world = World::new();
+    let mut watcher = world.processes.start(reading("sha256sum | cut -c1-64; exit 9")).unwrap();
+    let id = id(&mut watcher).await;
+    let content: Vec<u8> = (0..20_000_000u32).map(|n| (n % 241) as u8).collect();
+    let feed = async {
+        for (n, chunk) in content.chunks(1 << 20).enumerate() {
+            let offset = (n << 20) as u64;
+            world.processes.write(&id, EPOCH, offset, chunk.to_vec().into(), false).await.unwrap();
+        }
+        world.processes.write(&id, EPOCH, content.len() as u64, Bytes::new(), true).await.unwrap()
+    };
+    let (progress, seen) = tokio::join!(feed, all(watcher));
+    assert_eq!(progress, StdinProgress { next: 20_000_000, closed: false });
+    let digest = ring::digest::digest(&ring::digest::SHA256, &content);
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!((String::from_utf8(seen.out.clone()).unwrap().trim(), seen.code()), (hex.as_str(), Some(9)));
+}
+
+#[tokio::test]
+async fn a_process_that_closes_its_stdin_says_so() {
+    let world = World::new();
+    let mut watcher = world.processes.start(reading("exec 0<&-; echo closed; sleep 100")).unwrap();
+    let id = id(&mut watcher).await;
+    next(&mut watcher).await;
+    let large = Bytes::from(vec![0; 300_000]);
+    let wrote = timeout(SOON, world.processes.write(&id, EPOCH, 0, large, false)).await.unwrap().unwrap();
+    assert_eq!(wrote, StdinProgress { next: 0, closed: true });
+    world.processes.signal(&id, "KILL").unwrap();
+
+    // One that ends while a write waits for it.
+    let mut watcher = world.processes.start(reading("head -c 10 > /dev/null")).unwrap();
+    let id = super::id(&mut watcher).await;
+    let large = Bytes::from(vec![0; 1 << 20]);
+    let wrote = timeout(SOON, world.processes.write(&id, EPOCH, 0, large, false)).await.unwrap().unwrap();
+    assert!(wrote.closed && wrote.next < 1 << 20, "{wrote:?}");
+}
+
+#[tokio::test]
+async fn without_stdin_there_is_nothing_to_read_or_write() {
+    let world = World::new();
+    let mut watcher = world.sh("cat; sleep 100");
+    let id = id(&mut watcher).await;
+    let refused = world.processes.write(&id, EPOCH, 0, "x".into(), false).await.unwrap_err();
+    assert!(matches!(refused, ProcessError::BadField { .. }), "{refused}");
+    world.processes.signal(&id, "KILL").unwrap();
+    assert_eq!(all(watcher).await.signal(), Some(9));
+}

@@ -1,0 +1,133 @@
+//! The same over gRPC, with a generated client and a real connection.
+
+use std::time::Duration;
+
+use podling_agent::{api::processes::ProcessesApi, child::signals};
+use podling_proto::{
+    agent::v1::{
+        Command, ListProcessesRequest, OutputStream, ProcessEvent, RunRequest, SignalProcessRequest,
+        StartProcessRequest, WatchProcessRequest, WriteProcessRequest, process_event::Event,
+        process_exit::How, processes_client::ProcessesClient, processes_server::ProcessesServer,
+    },
+    error::{Reason, detail, reason},
+};
+use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tonic::{
+    Streaming,
+    transport::{Channel, Endpoint},
+};
+
+use super::{EPOCH, SOON, World, until};
+
+async fn serve(world: &World) -> (ProcessesClient<Channel>, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let service = ProcessesServer::new(ProcessesApi::new(world.processes.clone()));
+    let router = tonic::service::Routes::new(service).into_axum_router();
+    let mut server = JoinSet::new();
+    server.spawn(async move { axum::serve(listener, router).await.unwrap() });
+    (ProcessesClient::new(Endpoint::from_shared(url).unwrap().connect().await.unwrap()), server)
+}
+
+fn sh(script: &str) -> Option<Command> {
+    let argv = ["sh", "-c", script].map(String::from).to_vec();
+    Some(Command { argv, ..Command::default() })
+}
+
+async fn next(stream: &mut Streaming<ProcessEvent>) -> Event {
+    let message = timeout(SOON, stream.message()).await.unwrap().unwrap();
+    message.and_then(|message| message.event).expect("the stream is over")
+}
+
+#[tokio::test]
+async fn a_client_starts_feeds_breaks_off_and_comes_back() {
+    let world = World::new();
+    let (mut client, _server) = serve(&world).await;
+    let request = StartProcessRequest {
+        command: sh("cat; echo err >&2; kill -USR1 $$"),
+        stdin: true,
+        ..Default::default()
+    };
+    let mut stream = client.start(request).await.unwrap().into_inner();
+    let Event::Started(started) = next(&mut stream).await else { panic!("no start") };
+    assert_eq!((started.epoch, started.stdin_offset), (EPOCH, 0));
+    let write = |offset, data: &'static str, end| WriteProcessRequest {
+        process_id: started.process_id.clone(),
+        epoch: EPOCH,
+        offset,
+        data: data.into(),
+        end,
+    };
+    assert_eq!(client.write(write(0, "abc", false)).await.unwrap().into_inner().next_offset, 3);
+    let Event::Stdout(output) = next(&mut stream).await else { panic!("no output") };
+    assert_eq!((output.epoch, output.offset, output.data.as_ref()), (EPOCH, 0, &b"abc"[..]));
+    drop(stream);
+    let hole = client.write(write(9, "x", false)).await.unwrap_err();
+    assert_eq!(
+        (reason(&hole), detail(&hole, "expected_offset").as_deref()),
+        (Some(Reason::InputHole), Some("3"))
+    );
+    client.write(write(3, "def", true)).await.unwrap();
+    let watch = WatchProcessRequest {
+        process_id: started.process_id.clone(),
+        epoch: EPOCH,
+        stdout_offset: 3,
+        stderr_offset: 0,
+    };
+    let mut stream = client.watch(watch).await.unwrap().into_inner();
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let exit = loop {
+        match next(&mut stream).await {
+            Event::Stdout(output) => out.extend_from_slice(&output.data),
+            Event::Stderr(output) => err.extend_from_slice(&output.data),
+            Event::Exit(exit) => break exit,
+            Event::Started(_) | Event::Keepalive(_) => {}
+            Event::Gap(gap) => panic!("{:?}", OutputStream::try_from(gap.stream)),
+        }
+    };
+    assert_eq!((out.as_slice(), err.as_slice()), (&b"def"[..], &b"err\n"[..]));
+    assert_eq!((exit.how, exit.stdout_final, exit.stderr_final), (Some(How::Signal("USR1".into())), 6, 4));
+    assert!(stream.message().await.unwrap().is_none());
+
+    let listed = client.list(ListProcessesRequest {}).await.unwrap().into_inner().processes;
+    assert_eq!((listed.len(), listed[0].id.as_str()), (1, started.process_id.as_str()));
+    assert!(listed[0].exit.is_some() && listed[0].command.as_ref().is_some_and(|c| c.argv[0] == "sh"));
+    let signal = SignalProcessRequest { process_id: started.process_id, signal: "TERM".into() };
+    let ended = client.signal(signal).await.unwrap_err();
+    assert_eq!((reason(&ended), detail(&ended, "exit")), (Some(Reason::Ended), Some(signals::name(10))));
+}
+
+#[tokio::test]
+async fn run_answers_in_one_call_and_a_broken_call_ends_its_command() {
+    let world = World::new();
+    let (mut client, _server) = serve(&world).await;
+    let run = |script| RunRequest { command: sh(script), ..Default::default() };
+    let answer = client.run(run("echo out; echo err >&2; exit 300")).await.unwrap().into_inner();
+    assert_eq!((answer.stdout.as_slice(), answer.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
+    assert_eq!(answer.exit.unwrap().how, Some(How::Code(300 % 256)));
+    let mut calls = JoinSet::new();
+    let mut caller = client.clone();
+    calls.spawn(async move { caller.run(run("echo $$ > pid; exec sleep 1000")).await });
+    let pid = world.home.path().join("pid");
+    until("it has started", || pid.exists()).await;
+    calls.abort_all();
+    until("it has ended", || world.processes.running() == 0).await;
+}
+
+#[tokio::test]
+async fn a_deadline_of_the_call_is_none_of_the_process() {
+    let world = World::new();
+    let (mut client, _server) = serve(&world).await;
+    let command = sh("while [ ! -e go ]; do sleep 0.01; done; echo on > went");
+    let deadline = Duration::from_millis(200);
+    let mut request = tonic::Request::new(StartProcessRequest { command, ..Default::default() });
+    request.set_timeout(deadline);
+    let mut stream = client.start(request).await.unwrap().into_inner();
+    let over = async { while let Ok(Some(_)) = stream.message().await {} };
+    // Whether the server ends it or the client gives up, the stream is over then.
+    let _over = timeout(deadline, over).await;
+    drop(stream);
+    assert_eq!(world.processes.running(), 1);
+    std::fs::write(world.home.path().join("go"), "").unwrap();
+    until("the command went on", || world.home.path().join("went").exists()).await;
+}
