@@ -11,7 +11,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, kill_process_group, waitpid};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, WaitOptions, WaitStatus, kill_process, kill_process_group, prlimit, wait,
+    waitpid,
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -61,17 +64,51 @@ pub enum Orphans {
     Leave,
 }
 
+/// What the agent has changed for itself and its children are to have as it was before.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limits {
+    /// Open files.
+    pub files: Option<Rlimit>,
+    /// Whom the kernel ends first when memory is short.
+    pub oom_score_adj: Option<i32>,
+}
+
 /// All children that somebody waits for.
 #[derive(Debug, Clone)]
 pub struct Children {
     waited: Arc<Mutex<HashMap<Pid, watch::Sender<Option<Ended>>>>>,
     orphans: Orphans,
+    limits: Limits,
+}
+
+impl Limits {
+    /// Sets them for a child that was just started. Between fork and exec it could only be done unsafely; that a child may
+    /// have looked already is the price.
+    fn restore(&self, pid: Pid) {
+        let raw = pid.as_raw_nonzero();
+        if let Some(files) = &self.files
+            && let Err(error) = prlimit(Some(pid), Resource::Nofile, *files)
+        {
+            tracing::debug!(pid = raw, %error, "a child keeps the agent's limit of open files");
+        }
+        if let Some(score) = self.oom_score_adj
+            && let Err(error) = std::fs::write(format!("/proc/{raw}/oom_score_adj"), score.to_string())
+        {
+            tracing::debug!(pid = raw, %error, "a child keeps the agent's oom_score_adj");
+        }
+    }
 }
 
 impl Children {
     /// An empty table. [`Children::reap`] must run, or nobody ever learns of an end.
     pub fn new(orphans: Orphans) -> Self {
-        Self { waited: Arc::default(), orphans }
+        Self { waited: Arc::default(), orphans, limits: Limits::default() }
+    }
+
+    /// Gives children these limits instead of the agent's own.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
     }
 
     /// Starts a child. Blocks for the time of a fork (about 1 ms).
@@ -82,6 +119,7 @@ impl Children {
         let pid = Pid::from_child(&child);
         let (tx, ended) = watch::channel(None);
         waited.insert(pid, tx);
+        self.limits.restore(pid);
         Ok(Child {
             pid,
             ended,
@@ -118,7 +156,8 @@ impl Children {
         let mut waited = self.lock();
         match self.orphans {
             Orphans::Reap => {
-                while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
+                // `waitpid(None)` would be for our own process group alone, and terminals lead groups of their own.
+                while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
                     match waited.remove(&pid) {
                         Some(tx) => drop(tx.send_replace(Some(ended(status)))),
                         None => tracing::debug!(pid = pid.as_raw_nonzero(), "reaped an orphan"),

@@ -49,13 +49,13 @@ pub fn main_with(words: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn live(config: Config) -> Result<Ending, Box<dyn std::error::Error>> {
-    init::take_over();
+    let limits = init::take_over();
     // One thread: measured faster than two for terminals.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let stop = Stop::new();
         let signals = init::heed_signals(stop.clone());
-        let running = run(config, stop);
+        let running = run(config, limits, stop);
         tokio::select! {
             ended = running => Ok(ended?),
             // Without them nobody could end it in order.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
+    child::Limits,
     ending::{Ending, Reason, Stop},
     server::info::write_whole,
 };
@@ -17,6 +18,7 @@ use crate::{
 /// The kernel should rather end a program of the user than the agent that carries all of them. Lowering it needs a capability
 /// that containers seldom have.
 const OOM_SCORE: &str = "-900";
+const OOM_FILE: &str = "/proc/self/oom_score_adj";
 /// Name of the exit record in the state folder.
 pub const EXIT_RECORD: &str = "exit.json";
 
@@ -31,8 +33,8 @@ pub struct ExitRecord {
     pub code: u8,
 }
 
-/// Takes on the duties of an init. What is not allowed here is logged and done without.
-pub fn take_over() {
+/// Takes on the duties of an init. What is not allowed here is logged and done without. Returns what children are to have instead.
+pub fn take_over() -> Limits {
     // PID 1 inherits orphans anyway; elsewhere they come to us only as a subreaper.
     if getpid().as_raw_nonzero().get() != 1
         && let Err(error) = set_child_subreaper(Some(getpid()))
@@ -43,10 +45,12 @@ pub fn take_over() {
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
         tracing::warn!(%error, "the number of open files stays limited to {:?}", files.current);
     }
-    match std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
-        Ok(()) => tracing::debug!("out of memory, programs of the workspace go first"),
-        Err(error) => tracing::debug!(%error, "may not lower its own oom_score_adj"),
+    let score = std::fs::read_to_string(OOM_FILE).ok().and_then(|score| score.trim().parse().ok());
+    let lowered = std::fs::write(OOM_FILE, OOM_SCORE);
+    if let Err(error) = &lowered {
+        tracing::debug!(%error, "may not lower its own oom_score_adj");
     }
+    Limits { files: Some(files), oom_score_adj: lowered.ok().and(score) }
 }
 
 /// Turns SIGTERM and SIGINT into the end; a second one hurries it. Run by one owned task.

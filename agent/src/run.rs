@@ -23,7 +23,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     activity::{Activity, Presence, Probe, proc, verdict::Verdict},
     api::{activity::ActivityService, files::FilesApi, files_http},
-    child::{Children, Orphans},
+    child::{Children, Limits, Orphans},
     claim::Claims,
     config::Config,
     ending::{Ending, Reason, Stop},
@@ -86,7 +86,7 @@ pub enum RunError {
 }
 
 /// Runs an agent until somebody asks for its end; says how it ended.
-pub async fn run(config: Config, stop: Stop) -> Result<Ending, RunError> {
+pub async fn run(config: Config, limits: Limits, stop: Stop) -> Result<Ending, RunError> {
     let identity = Identity::generate()?;
     let listener = Listener::bind(&config.listen).await?;
     let introduction = introduce(&identity)?;
@@ -95,7 +95,7 @@ pub async fn run(config: Config, stop: Stop) -> Result<Ending, RunError> {
     let (claims, claimed) = watch::channel(None);
     let claims = Arc::new(claims);
     let intents = Arc::new(Intents::new());
-    let children = Children::new(config.orphans);
+    let children = Children::new(config.orphans).with_limits(limits);
     let launcher = Launcher::new(config.root.clone(), claimed.clone());
     let probe: Probe = Box::new(Presence::default);
     let activity = Activity::new(intents.clone(), claimed.clone(), probe);

@@ -1,0 +1,126 @@
+//! The agent under test: the real program in a folder of its own.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use podling_agent::server::info::Info;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::{Instant, sleep};
+
+use crate::plane::{DEADLINE, socket};
+
+pub(crate) const CREDENTIAL: &str = "abcdefghijkl.secret";
+
+/// A running agent; killed when dropped.
+pub(crate) struct Agent {
+    pub(crate) dir: tempfile::TempDir,
+    child: Child,
+}
+
+impl Agent {
+    /// Starts one that trusts this CA and dials the socket in its folder.
+    pub(crate) fn start(ca: &str) -> Self {
+        Self::start_in(tempfile::tempdir().expect("dir"), ca, &[])
+    }
+
+    pub(crate) fn start_in(dir: tempfile::TempDir, ca: &str, command: &[&str]) -> Self {
+        let path = |name: &str| dir.path().join(name);
+        for folder in ["home", "state"] {
+            std::fs::create_dir(path(folder)).expect("folder");
+        }
+        std::fs::write(path("ca.pem"), ca).expect("ca");
+        std::fs::write(path("credential"), CREDENTIAL).expect("credential");
+        let mut agent = Command::new(env!("CARGO_BIN_EXE_podling-agent"));
+        agent
+            .arg("--listen")
+            .arg(format!("unix:{}", path("agent.sock").display()))
+            .arg("--control")
+            .arg(format!("unix:{}", socket(dir.path()).display()))
+            .arg("--control-ca")
+            .arg(path("ca.pem"))
+            .arg("--credential-file")
+            .arg(path("credential"))
+            .arg("--root")
+            .arg(path("home"))
+            .arg("--state")
+            .arg(path("state"))
+            .env("PODLING_AGENT_LOG", "debug,h2=info")
+            .stdin(Stdio::null())
+            .stderr(File::create(path("log")).expect("log"));
+        if !command.is_empty() {
+            agent.arg("--").args(command);
+        }
+        let child = agent.spawn().expect("starts");
+        Self { dir, child }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// What it says of itself, once it listens.
+    pub(crate) async fn info(&self) -> Info {
+        let path = self.path("state/agent.json");
+        until("agent.json", || serde_json::from_slice(&std::fs::read(&path).ok()?).ok()).await
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("signalled");
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        until("the end of the agent", || self.child.try_wait().expect("waits")).await
+    }
+
+    pub(crate) fn exit_record(&self) -> podling_agent::init::ExitRecord {
+        serde_json::from_slice(&std::fs::read(self.path("state/exit.json")).expect("exit.json"))
+            .expect("JSON")
+    }
+
+    /// Resident memory in KiB.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("status");
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.trim().trim_end_matches(" kB").parse().expect("number")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of the agent ---\n{}", self.log());
+        }
+        let _gone = (self.child.kill(), self.child.wait());
+    }
+}
+
+/// Waits until something is there.
+pub(crate) async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "no {what} within {DEADLINE:?}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Whether a process is there and has not ended.
+pub(crate) fn is_running(pid: &str) -> bool {
+    std::fs::read_to_string(Path::new("/proc").join(pid).join("stat"))
+        .is_ok_and(|stat| !stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')))
+}

@@ -1,0 +1,183 @@
+//! A caller of the agent: TLS pinned to the fingerprint, gRPC or plain HTTP over it.
+
+use std::{convert::Infallible, path::Path, sync::Arc};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Request, Response,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::TokioIo;
+use podling_agent::tasks::Spawner;
+use podling_proto::{
+    token::{Claims, SigningKey},
+    verb::Verbs,
+};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, ring::default_provider, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+use tokio::net::UnixStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::codegen::http::Uri;
+
+use crate::{agent::Agent, plane};
+
+/// One connection.
+pub(crate) struct Client {
+    sender: http2::SendRequest<tonic::body::Body>,
+    /// The connection lives as long as a client made of it.
+    life: Arc<DropGuard>,
+}
+
+#[derive(Debug)]
+struct Pinned {
+    fingerprint: String,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let digest = ring::digest::digest(&ring::digest::SHA256, certificate);
+        let shown: String = digest.as_ref().iter().map(|b| format!("{b:02x}")).collect();
+        if shown == self.fingerprint {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(rustls::Error::General("another fingerprint".into()))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// How to connect with this application protocol.
+pub(crate) fn connector(fingerprint: &str, protocol: &str) -> TlsConnector {
+    let provider = Arc::new(default_provider());
+    let verifier = Pinned { fingerprint: fingerprint.into(), provider: provider.clone() };
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+    TlsConnector::from(Arc::new(config))
+}
+
+pub(crate) async fn connect(socket: &Path, tls: &TlsConnector) -> std::io::Result<TlsStream<UnixStream>> {
+    let name = ServerName::try_from("podling-agent").expect("name");
+    tls.connect(name, UnixStream::connect(socket).await?).await
+}
+
+impl Client {
+    pub(crate) async fn of(agent: &Agent) -> Self {
+        let info = agent.info().await;
+        let io = connect(&agent.path("agent.sock"), &connector(&info.fingerprint, "h2")).await.expect("TLS");
+        let life = CancellationToken::new();
+        let spawner = Spawner::new(life.clone());
+        let (sender, connection) = http2::handshake(spawner.clone(), TokioIo::new(io)).await.expect("HTTP/2");
+        hyper::rt::Executor::execute(&spawner, async move { drop(connection.await) });
+        Self { sender, life: Arc::new(life.drop_guard()) }
+    }
+
+    /// What tonic's clients are made of.
+    pub(crate) fn service(
+        &self,
+    ) -> impl tower::Service<
+        http::Request<tonic::body::Body>,
+        Response = Response<hyper::body::Incoming>,
+        Error = hyper::Error,
+        Future: Send,
+    > + Clone
+    + Send
+    + use<> {
+        let (sender, life) = (self.sender.clone(), self.life.clone());
+        tower::service_fn(move |request| {
+            let (mut sender, life) = (sender.clone(), life.clone());
+            async move {
+                let answer = sender.send_request(request).await;
+                drop(life);
+                answer
+            }
+        })
+    }
+
+    pub(crate) fn origin() -> Uri {
+        Uri::from_static("https://podling-agent")
+    }
+}
+
+/// One exchange over HTTP/1.1: status, content type, body.
+pub(crate) async fn http1(agent: &Agent, request: Request<Full<Bytes>>) -> (u16, String, Bytes) {
+    let info = agent.info().await;
+    let io =
+        connect(&agent.path("agent.sock"), &connector(&info.fingerprint, "http/1.1")).await.expect("TLS");
+    let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await.expect("HTTP/1.1");
+    let exchange = async {
+        let response = sender.send_request(request).await.expect("an answer");
+        let status = response.status().as_u16();
+        let header =
+            |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
+        // A gRPC status without a message stands in the headers.
+        let kind = format!("{} {}", header("content-type"), header("grpc-status"));
+        (status, kind.trim().to_owned(), response.into_body().collect().await.expect("body").to_bytes())
+    };
+    tokio::select! {
+        answer = exchange => answer,
+        _ = async { drop(connection.await); std::future::pending::<Infallible>().await } => unreachable!(),
+    }
+}
+
+/// A GET, with a token or without.
+pub(crate) fn get(path: &str, token: Option<&str>) -> Request<Full<Bytes>> {
+    let mut built = Request::new(Full::new(Bytes::new()));
+    *built.uri_mut() = path.parse().expect("path");
+    built.headers_mut().insert("host", "podling-agent".parse().expect("header"));
+    if let Some(token) = token {
+        built.headers_mut().insert("authorization", format!("Bearer {token}").parse().expect("header"));
+    }
+    built
+}
+
+/// A request to a gRPC method with this token.
+pub(crate) fn with_token<T>(message: T, token: &str) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("header"));
+    request
+}
+
+/// A token that allows this, signed by this key.
+pub(crate) fn token(key: &SigningKey, verbs: &str) -> String {
+    let claims: Claims = plane::claims(verbs.parse::<Verbs>().expect("verbs"));
+    key.sign(&claims)
+}
