@@ -6,6 +6,7 @@ use tonic::Request;
 use crate::caller::Caller;
 
 pub mod tokens;
+pub mod workspaces;
 
 /// Who calls. The front has put it there, and lets nothing through without.
 pub(crate) fn caller<T>(request: &Request<T>) -> Result<Caller, WireError> {

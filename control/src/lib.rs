@@ -3,6 +3,7 @@
 //! The modules in suggested reading order. `run` is the composition root; `api`, `agents` and `gateway` are the edges; the
 //! driver is the only writer.
 
+pub mod agents;
 pub mod api;
 pub mod args;
 pub mod backend;

@@ -173,7 +173,7 @@ mod tests {
     fn a_tree_deeper_than_there_are_descriptors_goes_too() {
         let base = tempfile::tempdir().unwrap();
         fs::create_dir(base.path().join("id")).unwrap();
-        let mut at = openat(CWD, &base.path().join("id"), FOLDER, Mode::empty()).unwrap();
+        let mut at = openat(CWD, base.path().join("id"), FOLDER, Mode::empty()).unwrap();
         for _ in 0..1100 {
             mkdirat(&at, "d", Mode::RWXU).unwrap();
             at = openat(&at, "d", FOLDER, Mode::empty()).unwrap();

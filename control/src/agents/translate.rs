@@ -1,0 +1,212 @@
+//! Between the wire and the driver. What an agent says is cut to size: it is as trusted as its user.
+
+use podling_core::{id::WorkspaceId, workspace::Spec};
+use podling_proto::{
+    agent::v1::{ActivityState, Usage},
+    control::v1::{
+        AgentPolicy, BeatAck, Claim, ClaimId, ControlMessage, Directive, Dismiss, Drain, Hello, TokenKey,
+        Wait, control_message::Message, directive,
+    },
+    error::{self, Reason, WireError},
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    backend::local,
+    driver::{AgentHello, ClaimContent, ConnectionId, ToAgent},
+};
+
+/// The protocol this control plane speaks.
+const PROTOCOL: u32 = 1;
+/// Characters of a boot id, a version, a capability.
+const MAX_WORD: usize = 64;
+const MAX_CAPABILITIES: usize = 32;
+/// Pieces of evidence and leases kept of a beat: agents show the strongest first.
+const MAX_EVIDENCE: usize = 32;
+const MAX_LEASES: usize = 64;
+/// Characters of a line for people.
+const MAX_LINE: usize = 200;
+
+/// An agent introduces itself.
+pub(super) fn hello(
+    hello: Hello,
+    workspace: WorkspaceId,
+    connection: ConnectionId,
+    to_agent: mpsc::Sender<ToAgent>,
+) -> Result<AgentHello, WireError> {
+    if !(hello.protocol_min..=hello.protocol_max).contains(&PROTOCOL) {
+        let message = format!(
+            "this control plane speaks protocol {PROTOCOL}, the agent {} to {}",
+            hello.protocol_min, hello.protocol_max
+        );
+        return Err(WireError::new(Reason::UnknownMethod, message));
+    }
+    let word = |what: &str, text: String| {
+        let fits = (1..=MAX_WORD).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic());
+        let bad =
+            || WireError::new(Reason::BadField, format!("{what}: 1 to {MAX_WORD} printable characters"));
+        if fits { Ok(text) } else { Err(bad()) }
+    };
+    let fingerprint = hello
+        .key_fingerprint
+        .parse()
+        .map_err(|e: crate::snapshot::BadFingerprint| WireError::new(Reason::BadField, e.to_string()))?;
+    let instance = local::instance_id(hello.pid, hello.start_ticks)
+        .map_err(|error| WireError::new(Reason::Internal, error.to_string()))?;
+    let capabilities = hello.capabilities.into_iter().take(MAX_CAPABILITIES);
+    Ok(AgentHello {
+        workspace,
+        connection,
+        instance,
+        boot_id: word("boot_id", hello.boot_id)?,
+        version: word("version", hello.version)?,
+        capabilities: capabilities.map(|name| word("capabilities", name)).collect::<Result<_, _>>()?,
+        fingerprint,
+        to_agent,
+    })
+}
+
+/// What goes on in a workspace.
+pub(super) fn activity(mut activity: ActivityState) -> ActivityState {
+    activity.verdict = activity.verdict().into();
+    activity.evidence.truncate(MAX_EVIDENCE);
+    for evidence in &mut activity.evidence {
+        evidence.signal = evidence.signal().into();
+        cut(&mut evidence.detail);
+    }
+    activity.leases.truncate(MAX_LEASES);
+    for lease in &mut activity.leases {
+        cut(&mut lease.name);
+        cut(&mut lease.reason);
+    }
+    if let Some(usage) = &mut activity.usage {
+        tame(usage);
+    }
+    activity
+}
+
+/// What the driver has to say.
+pub(super) fn control(said: ToAgent, token_keys: &[TokenKey], directive: u64) -> ControlMessage {
+    message(match said {
+        ToAgent::Wait => Message::Wait(Wait {}),
+        ToAgent::Claim(content) => Message::Claim(claim(&content, token_keys)),
+        ToAgent::Drain { grace } => {
+            // A few seconds: it fits.
+            let grace = prost_types::Duration::try_from(grace).ok();
+            let drain = directive::Directive::Drain(Drain { grace });
+            Message::Directive(Directive { id: directive, directive: Some(drain) })
+        }
+        ToAgent::Dismiss(why) => return dismiss(Reason::Conflict, &why),
+    })
+}
+
+/// It is not wanted.
+pub(super) fn dismiss(reason: Reason, why: &str) -> ControlMessage {
+    message(Message::Dismiss(Dismiss { reason: error::name(reason).into(), message: why.into() }))
+}
+
+/// A beat was taken.
+pub(super) fn ack(sequence: u64) -> ControlMessage {
+    message(Message::BeatAck(BeatAck { sequence }))
+}
+
+fn claim(content: &ClaimContent, token_keys: &[TokenKey]) -> Claim {
+    let spec: &Spec = &content.spec;
+    let span = |duration| prost_types::Duration::try_from(duration).ok();
+    // What is left out is as the protocol's defaults have it.
+    let policy = AgentPolicy {
+        idle_timeout: span(spec.policy.idle_timeout),
+        work_cap: span(spec.policy.work_cap),
+        presence_cap: span(spec.policy.presence_cap),
+        ..AgentPolicy::default()
+    };
+    Claim {
+        id: Some(ClaimId { workspace_id: spec.id.to_string(), epoch: content.epoch }),
+        protocol: PROTOCOL,
+        policy: Some(policy),
+        env: spec.env.clone().into_iter().collect(),
+        command: spec.command.clone(),
+        token_keys: token_keys.to_vec(),
+        workspace_name: spec.name.to_string(),
+    }
+}
+
+fn message(message: Message) -> ControlMessage {
+    ControlMessage { message: Some(message) }
+}
+
+fn cut(text: &mut String) {
+    if let Some((end, _)) = text.char_indices().nth(MAX_LINE) {
+        text.truncate(end);
+    }
+}
+
+/// Numbers that are none would spoil every sum they go into.
+fn tame(usage: &mut Usage) {
+    for number in [&mut usage.cpu_cores, &mut usage.io_bytes_per_second] {
+        if !number.is_finite() || *number < 0.0 {
+            *number = 0.0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podling_proto::agent::v1::{Evidence, Lease, Verdict};
+
+    use super::*;
+
+    fn good() -> Hello {
+        Hello {
+            protocol_min: 1,
+            protocol_max: 3,
+            capabilities: vec!["terminals".into()],
+            version: "0.1.0".into(),
+            boot_id: "boot".into(),
+            key_fingerprint: "ab".repeat(32),
+            held: None,
+            pid: 7,
+            start_ticks: 9,
+        }
+    }
+
+    fn said(message: Hello) -> Result<AgentHello, WireError> {
+        hello(message, WorkspaceId::from_bits(1), ConnectionId(1), mpsc::channel(1).0)
+    }
+
+    #[test]
+    fn a_hello_is_taken_only_when_it_makes_sense() {
+        assert!(said(good()).is_ok());
+        let newer = said(Hello { protocol_min: 2, ..good() }).unwrap_err();
+        assert!(newer.message().contains("protocol 1"), "{}", newer.message());
+        for bad in [
+            Hello { boot_id: String::new(), ..good() },
+            Hello { boot_id: "x".repeat(65), ..good() },
+            Hello { version: "1\u{1b}[2J".into(), ..good() },
+            Hello { key_fingerprint: "short".into(), ..good() },
+            Hello { protocol_min: 2, protocol_max: 1, ..good() },
+        ] {
+            assert!(said(bad.clone()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_beat_is_cut_to_size_whatever_it_brings() {
+        let evidence = Evidence { signal: 999, detail: "ä".repeat(10_000), ..Default::default() };
+        let lease = Lease { name: "n".repeat(10_000), ..Default::default() };
+        let usage = Usage { cpu_cores: f64::NAN, io_bytes_per_second: -1.0, ..Default::default() };
+        let taken = activity(ActivityState {
+            verdict: 77,
+            evidence: vec![evidence; 1000],
+            leases: vec![lease; 1000],
+            usage: Some(usage),
+            ..Default::default()
+        });
+        assert_eq!(taken.verdict(), Verdict::Unspecified);
+        assert_eq!((taken.evidence.len(), taken.leases.len()), (MAX_EVIDENCE, MAX_LEASES));
+        assert_eq!(taken.evidence[0].detail.chars().count(), MAX_LINE);
+        assert_eq!(taken.leases[0].name.chars().count(), MAX_LINE);
+        let usage = taken.usage.unwrap();
+        assert_eq!((usage.cpu_cores, usage.io_bytes_per_second), (0.0, 0.0));
+    }
+}

@@ -1,0 +1,152 @@
+//! The Workspaces service: translates, asks the driver, and shows what the snapshots say.
+
+mod parse;
+mod show;
+mod watch;
+
+use std::{pin::Pin, sync::Arc};
+
+use futures_util::{Stream, StreamExt};
+use podling_core::workspace::State;
+use podling_proto::{
+    control::v1::{
+        CreateWorkspaceRequest, CreateWorkspaceResponse, DeleteWorkspaceRequest, DeleteWorkspaceResponse,
+        DownRequest, DownResponse, GetWorkspaceRequest, GetWorkspaceResponse, ListWorkspacesRequest,
+        ListWorkspacesResponse, WatchWorkspacesRequest, WatchWorkspacesResponse,
+        workspaces_server::Workspaces,
+    },
+    error::{Reason, WireError},
+    v1::Verb,
+};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use self::{parse::Whose, show::workspace};
+use super::caller;
+use crate::{caller::Caller, driver::DriverHandle, snapshot::WorkspaceView, template::Templates};
+
+/// Watches at once, over all callers. One more is refused; each costs some 100 bytes per workspace it sees.
+const MAX_WATCHERS: usize = 1000;
+
+/// Makes, shows and deletes workspaces.
+#[derive(Debug, Clone)]
+pub struct WorkspacesApi {
+    driver: DriverHandle,
+    templates: Arc<Templates>,
+    watchers: Arc<Semaphore>,
+    closing: CancellationToken,
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl WorkspacesApi {
+    /// Streams end with `closing`.
+    pub fn new(driver: DriverHandle, templates: Arc<Templates>, closing: CancellationToken) -> Self {
+        Self { driver, templates, watchers: Arc::new(Semaphore::new(MAX_WATCHERS)), closing }
+    }
+
+    /// By id, or by name among the caller's own; others' are as if they did not exist.
+    fn find(&self, caller: &Caller, text: &str) -> Result<Arc<WorkspaceView>, WireError> {
+        let snapshots = self.driver.snapshots();
+        let snapshot = snapshots.borrow();
+        let by_id = text.parse().ok().and_then(|id| snapshot.get(&id));
+        let by_name = || text.parse().ok().and_then(|name| snapshot.by_name(&caller.owner, &name));
+        let found = by_id.filter(|view| caller.sees(view)).or_else(by_name).filter(|view| caller.sees(view));
+        found.cloned().ok_or_else(|| {
+            WireError::new(Reason::WorkspaceNotFound, format!("there is no workspace {text:?}"))
+                .with("id", text)
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Workspaces for WorkspacesApi {
+    async fn create(
+        &self,
+        request: Request<CreateWorkspaceRequest>,
+    ) -> Result<Response<CreateWorkspaceResponse>, Status> {
+        let caller = caller(&request)?;
+        let new = parse::create(&caller, request.into_inner(), &self.templates)?;
+        if caller.workspaces.is_some() {
+            // It could not see what it makes.
+            let own = self.find(&caller, new.name.as_str()).ok().filter(|_| new.reconnect);
+            if own.is_none() {
+                let message = "this token is narrowed to certain workspaces and makes no others";
+                return Err(WireError::new(Reason::WorkspaceDenied, message).into());
+            }
+        }
+        let (view, created) = self.driver.create(new).await.map_err(WireError::from)?;
+        Ok(Response::new(CreateWorkspaceResponse { workspace: Some(workspace(&view)), created }))
+    }
+
+    async fn get(
+        &self,
+        request: Request<GetWorkspaceRequest>,
+    ) -> Result<Response<GetWorkspaceResponse>, Status> {
+        let view = self.find(&caller(&request)?, &request.get_ref().workspace)?;
+        Ok(Response::new(GetWorkspaceResponse { workspace: Some(workspace(&view)) }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<ListWorkspacesRequest>,
+    ) -> Result<Response<ListWorkspacesResponse>, Status> {
+        let whose = Whose::parse(caller(&request)?, request.get_ref().all_owners)?;
+        let snapshot = self.driver.snapshots().borrow().clone();
+        let mut seen: Vec<_> = snapshot.workspaces.values().filter(|view| whose.sees(view)).collect();
+        seen.sort_by(|a, b| (&a.spec.name, &a.spec.owner).cmp(&(&b.spec.name, &b.spec.owner)));
+        let workspaces = seen.into_iter().map(|view| workspace(view)).collect();
+        Ok(Response::new(ListWorkspacesResponse { workspaces }))
+    }
+
+    type WatchStream = Answers<WatchWorkspacesResponse>;
+
+    async fn watch(
+        &self,
+        request: Request<WatchWorkspacesRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let (only, whose) = match request.workspace.as_str() {
+            "" => (None, Whose::parse(caller, request.all_owners)?),
+            text => (Some(self.find(&caller, text)?.spec.id.clone()), Whose::visible(caller)),
+        };
+        let permit = self.watchers.clone().try_acquire_owned().map_err(|_| {
+            WireError::new(Reason::TooManyStreams, format!("{MAX_WATCHERS} watches are open already"))
+                .with("limit", MAX_WATCHERS)
+                .with("what", "watches")
+        })?;
+        let changes = watch::changes(self.driver.snapshots(), whose, only, self.closing.clone());
+        Ok(Response::new(Box::pin(changes.map(move |change| {
+            let _held = &permit;
+            change
+        }))))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<DeleteWorkspaceRequest>,
+    ) -> Result<Response<DeleteWorkspaceResponse>, Status> {
+        let view = self.find(&caller(&request)?, &request.get_ref().workspace)?;
+        if !request.get_ref().discard && view.state != State::Deleting {
+            let message = format!(
+                "deleting {:?} loses all its files for good, and ends its terminals and processes; say discard if that is meant",
+                view.spec.name.as_str()
+            );
+            return Err(WireError::new(Reason::DiscardRequired, message).into());
+        }
+        let view = self.driver.delete(view.spec.id.clone()).await.map_err(WireError::from)?;
+        Ok(Response::new(DeleteWorkspaceResponse { workspace: Some(workspace(&view)) }))
+    }
+
+    type DownStream = Answers<DownResponse>;
+
+    async fn down(&self, request: Request<DownRequest>) -> Result<Response<Self::DownStream>, Status> {
+        let caller = caller(&request)?;
+        caller.may(Verb::Admin)?;
+        let snapshots = self.driver.snapshots();
+        self.driver.down(request.get_ref().force).await.map_err(WireError::from)?;
+        Ok(Response::new(Box::pin(watch::descent(snapshots))))
+    }
+}

@@ -1,0 +1,186 @@
+//! From the wire: fallible, and each refusal names its field.
+
+use std::{collections::HashMap, ops::RangeInclusive, time::Duration};
+
+use podling_core::policy::PolicyOverrides;
+use podling_proto::{
+    control::v1::{CreateWorkspaceRequest, Policy},
+    error::{Reason, WireError},
+    v1::Verb,
+};
+
+use crate::{caller::Caller, driver::NewWorkspace, snapshot::WorkspaceView, template::Templates};
+
+/// Of a request id, in characters.
+const MAX_REQUEST_ID: usize = 64;
+/// Of a workspace's own environment: variables, and bytes of all names and values. It is part of every claim and stored.
+const MAX_VARIABLES: usize = 64;
+const MAX_VARIABLE_BYTES: usize = 16 * 1024;
+/// What a policy's durations may be.
+const SPAN: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Whose workspaces somebody asks for.
+#[derive(Debug, Clone)]
+pub(super) struct Whose {
+    caller: Caller,
+    all: bool,
+}
+
+impl Whose {
+    /// The caller's own; with `all_owners`, which needs `admin`, everybody's.
+    pub(super) fn parse(caller: Caller, all_owners: bool) -> Result<Self, WireError> {
+        if all_owners {
+            caller.may(Verb::Admin)?;
+        }
+        Ok(Self { caller, all: all_owners })
+    }
+
+    /// All that the caller may see.
+    pub(super) fn visible(caller: Caller) -> Self {
+        Self { caller, all: true }
+    }
+
+    pub(super) fn sees(&self, view: &WorkspaceView) -> bool {
+        self.caller.sees(view) && (self.all || view.spec.owner == self.caller.owner)
+    }
+}
+
+/// A new workspace, with its template's values in it.
+pub(super) fn create(
+    caller: &Caller,
+    request: CreateWorkspaceRequest,
+    templates: &Templates,
+) -> Result<NewWorkspace, WireError> {
+    let owner = match request.owner.as_str() {
+        "" => caller.owner.clone(),
+        text => {
+            let owner = text.parse().map_err(|e| bad("owner", e))?;
+            if owner != caller.owner {
+                caller.may(Verb::Admin)?;
+            }
+            owner
+        }
+    };
+    let name = request.name.parse().map_err(|e| bad("name", e))?;
+    if request.request_id.chars().count() > MAX_REQUEST_ID {
+        return Err(bad("request_id", format!("at most {MAX_REQUEST_ID} characters")));
+    }
+    let (template, content) = templates.get(&request.template).ok_or_else(|| {
+        let known = templates.names().collect::<Vec<_>>().join(", ");
+        let message = format!("there is no template {:?}; there are {known}", request.template);
+        WireError::new(Reason::TemplateNotFound, message).with("id", &request.template)
+    })?;
+    let mut env = content.env.clone();
+    env.extend(variables(request.env)?);
+    Ok(NewWorkspace {
+        owner,
+        name,
+        template: template.to_owned(),
+        command: content.command.clone(),
+        env,
+        policy: content.policy.with(&policy(request.policy.unwrap_or_default())?),
+        request_id: request.request_id,
+        reconnect: request.reconnect,
+    })
+}
+
+fn policy(policy: Policy) -> Result<PolicyOverrides, WireError> {
+    let span = |field: &'static str, given: Option<prost_types::Duration>| {
+        let Some(given) = given else { return Ok(None) };
+        let span = Duration::try_from(given).ok().filter(|span| SPAN.contains(span));
+        span.map(Some).ok_or_else(|| bad(field, "1 s to 30 days"))
+    };
+    Ok(PolicyOverrides {
+        idle_timeout: span("policy.idle_timeout", policy.idle_timeout)?,
+        work_cap: span("policy.work_cap", policy.work_cap)?,
+        presence_cap: span("policy.presence_cap", policy.presence_cap)?,
+    })
+}
+
+fn variables(env: HashMap<String, String>) -> Result<HashMap<String, String>, WireError> {
+    let bytes: usize = env.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if env.len() > MAX_VARIABLES || bytes > MAX_VARIABLE_BYTES {
+        return Err(bad(
+            "env",
+            format!("at most {MAX_VARIABLES} variables of {MAX_VARIABLE_BYTES} bytes together"),
+        ));
+    }
+    let bad_one = |(name, value): &(&String, &String)| {
+        name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
+    };
+    match env.iter().find(bad_one) {
+        // Its name, not its value: that may be a secret.
+        Some((name, _)) => {
+            Err(bad("env", format!("{name:?} is no name of a variable, or its value holds a NUL")))
+        }
+        None => Ok(env),
+    }
+}
+
+fn bad(field: &str, allowed: impl ToString) -> WireError {
+    let allowed = allowed.to_string();
+    WireError::new(Reason::BadField, format!("{field}: {allowed}"))
+        .with("field", field)
+        .with("allowed", allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use podling_proto::verb::Verbs;
+
+    use super::*;
+
+    fn caller(verbs: Verbs) -> Caller {
+        Caller { owner: "me".parse().unwrap(), verbs, workspaces: None, expires: None }
+    }
+
+    fn parsed(request: CreateWorkspaceRequest) -> Result<NewWorkspace, WireError> {
+        let templates = Templates::load(&[], "shell").unwrap();
+        create(&caller(Verbs::only([Verb::Lifecycle])), request, &templates)
+    }
+
+    fn good() -> CreateWorkspaceRequest {
+        CreateWorkspaceRequest { name: "demo".into(), ..Default::default() }
+    }
+
+    #[test]
+    fn a_workspace_gets_its_templates_values_and_its_own() {
+        let span = prost_types::Duration { seconds: 5, nanos: 0 };
+        let request = CreateWorkspaceRequest {
+            template: "python".into(),
+            policy: Some(Policy { idle_timeout: Some(span), ..Default::default() }),
+            env: [("KEY".to_owned(), "value".to_owned())].into(),
+            ..good()
+        };
+        let new = parsed(request).unwrap();
+        assert_eq!((new.template.as_str(), new.owner.as_str()), ("python", "me"));
+        assert_eq!(new.policy.idle_timeout, Duration::from_secs(5));
+        assert_eq!(new.policy.presence_cap, Duration::from_secs(60 * 60));
+        assert!(new.env.contains_key("PYTHONUNBUFFERED") && new.env["KEY"] == "value");
+        assert_eq!(parsed(good()).unwrap().template, "shell", "the default");
+    }
+
+    #[test]
+    fn each_refusal_names_its_field() {
+        let span = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+        let policy = |idle_timeout| Some(Policy { idle_timeout, ..Default::default() });
+        for (field, request) in [
+            ("name", CreateWorkspaceRequest { name: "No Name".into(), ..good() }),
+            ("owner", CreateWorkspaceRequest { owner: "a/b".into(), ..good() }),
+            ("request_id", CreateWorkspaceRequest { request_id: "x".repeat(65), ..good() }),
+            ("policy.idle_timeout", CreateWorkspaceRequest { policy: policy(span(0)), ..good() }),
+            ("policy.idle_timeout", CreateWorkspaceRequest { policy: policy(span(-1)), ..good() }),
+            ("policy.idle_timeout", CreateWorkspaceRequest { policy: policy(span(i64::MAX)), ..good() }),
+            ("env", CreateWorkspaceRequest { env: [("A=B".into(), "".into())].into(), ..good() }),
+            ("env", CreateWorkspaceRequest { env: [("A".into(), "x".repeat(20_000))].into(), ..good() }),
+        ] {
+            let error = parsed(request).unwrap_err();
+            assert_eq!(error.reason(), Reason::BadField);
+            assert!(error.message().starts_with(field), "{}", error.message());
+        }
+        let unknown = parsed(CreateWorkspaceRequest { template: "pyton".into(), ..good() }).unwrap_err();
+        assert_eq!(unknown.reason(), Reason::TemplateNotFound);
+        let foreign = parsed(CreateWorkspaceRequest { owner: "you".into(), ..good() }).unwrap_err();
+        assert_eq!(foreign.reason(), Reason::VerbMissing, "only an admin acts for others");
+    }
+}

@@ -1,0 +1,85 @@
+//! To the wire: total.
+
+use std::time::Duration;
+
+use podling_core::{policy, time, workspace};
+use podling_proto::control::v1::{AgentInfo, Link, Policy, State, Workspace};
+use prost_types::Timestamp;
+
+use crate::snapshot::{AgentAddress, AgentView, WorkspaceView};
+
+pub(super) fn workspace(view: &WorkspaceView) -> Workspace {
+    let (next_transition, next_transition_reason) = view.next.clone().unzip();
+    Workspace {
+        id: view.spec.id.to_string(),
+        name: view.spec.name.to_string(),
+        owner: view.spec.owner.to_string(),
+        template: view.spec.template.clone(),
+        policy: Some(policy(&view.spec.policy)),
+        state: state(view.state).into(),
+        reason: view.reason.clone(),
+        since: Some(timestamp(view.since)),
+        created: Some(timestamp(view.spec.created)),
+        link: link(view.link).into(),
+        activity: view.activity.as_deref().cloned(),
+        agent: view.agent.as_deref().map(agent),
+        next_transition: next_transition.map(timestamp),
+        next_transition_reason: next_transition_reason.unwrap_or_default(),
+        version: view.version,
+        restarts: view.restarts,
+    }
+}
+
+fn agent(agent: &AgentView) -> AgentInfo {
+    AgentInfo {
+        boot_id: agent.boot_id.clone(),
+        epoch: agent.epoch,
+        version: agent.version.clone(),
+        key_fingerprint: agent.fingerprint.to_string(),
+        capabilities: agent.capabilities.clone(),
+        address: match &agent.address {
+            AgentAddress::Unix(path) => format!("unix:{}", path.display()),
+            AgentAddress::Tcp(address) => format!("https://{address}"),
+        },
+    }
+}
+
+fn state(state: workspace::State) -> State {
+    match state {
+        workspace::State::Queued => State::Queued,
+        workspace::State::Starting => State::Starting,
+        workspace::State::Awake => State::Awake,
+        workspace::State::FallingAsleep => State::FallingAsleep,
+        workspace::State::Asleep => State::Asleep,
+        workspace::State::Archiving => State::Archiving,
+        workspace::State::Archived => State::Archived,
+        workspace::State::Deleting => State::Deleting,
+        workspace::State::Failed => State::Failed,
+    }
+}
+
+fn link(link: workspace::Link) -> Link {
+    match link {
+        workspace::Link::Connected => Link::Connected,
+        workspace::Link::Unknown => Link::Unknown,
+    }
+}
+
+fn policy(policy: &policy::Policy) -> Policy {
+    Policy {
+        idle_timeout: span(policy.idle_timeout),
+        work_cap: span(policy.work_cap),
+        presence_cap: span(policy.presence_cap),
+    }
+}
+
+fn span(duration: Duration) -> Option<prost_types::Duration> {
+    // At most 30 days: it fits.
+    prost_types::Duration::try_from(duration).ok()
+}
+
+fn timestamp(at: time::Timestamp) -> Timestamp {
+    let seconds = i64::try_from(at.0 / 1000).unwrap_or(i64::MAX);
+    // Below 1000 before it is multiplied.
+    Timestamp { seconds, nanos: (at.0 % 1000) as i32 * 1_000_000 }
+}

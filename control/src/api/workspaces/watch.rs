@@ -1,0 +1,115 @@
+//! Following the snapshots: for each watcher, what has changed since it was last told. Pulled by the watcher, so that a slow one sees
+//! the newest only, and costs nobody else anything.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use futures_util::{Stream, stream};
+use podling_core::id::WorkspaceId;
+use podling_proto::{
+    control::v1::{
+        DownResponse, WatchKeepAlive, WatchSynced, WatchWorkspacesResponse, watch_workspaces_response::Event,
+    },
+    error::{Reason, WireError},
+};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use super::{parse::Whose, show::workspace};
+use crate::snapshot::{Snapshot, Snapshots};
+
+/// Proxies cut streams that are silent for a minute.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+struct Watcher {
+    snapshots: Snapshots,
+    whose: Whose,
+    only: Option<WorkspaceId>,
+    closing: CancellationToken,
+    /// Versions it was told.
+    told: BTreeMap<WorkspaceId, u64>,
+    /// Of one snapshot, yet to be told.
+    events: VecDeque<Event>,
+    synced: bool,
+    over: bool,
+}
+
+/// What is there now, then every change.
+pub(super) fn changes(
+    mut snapshots: Snapshots,
+    whose: Whose,
+    only: Option<WorkspaceId>,
+    closing: CancellationToken,
+) -> impl Stream<Item = Result<WatchWorkspacesResponse, Status>> {
+    snapshots.mark_changed();
+    let (told, events) = (BTreeMap::new(), VecDeque::new());
+    let watcher = Watcher { snapshots, whose, only, closing, told, events, synced: false, over: false };
+    stream::unfold(watcher, |mut watcher| async move {
+        let next = watcher.next().await?;
+        Some((next, watcher))
+    })
+}
+
+impl Watcher {
+    async fn next(&mut self) -> Option<Result<WatchWorkspacesResponse, Status>> {
+        loop {
+            if self.over {
+                return None;
+            }
+            if let Some(event) = self.events.pop_front() {
+                return Some(Ok(WatchWorkspacesResponse { event: Some(event) }));
+            }
+            let changed = tokio::select! {
+                () = self.closing.cancelled() => None,
+                changed = timeout(KEEP_ALIVE, self.snapshots.changed()) => Some(changed),
+            };
+            match changed {
+                Some(Ok(Ok(()))) => {
+                    let snapshot = self.snapshots.borrow_and_update().clone();
+                    self.compare(&snapshot);
+                }
+                Some(Err(_)) => self.events.push_back(Event::Keepalive(WatchKeepAlive {})),
+                // The driver has ended, or everything does.
+                Some(Ok(Err(_))) | None => {
+                    self.over = true;
+                    let error = WireError::new(Reason::ShuttingDown, "the control plane is shutting down");
+                    return Some(Err(error.into()));
+                }
+            }
+        }
+    }
+
+    fn compare(&mut self, snapshot: &Snapshot) {
+        let wanted = |id: &WorkspaceId| self.only.as_ref().is_none_or(|only| only == id);
+        for (id, view) in &snapshot.workspaces {
+            if wanted(id) && self.whose.sees(view) && self.told.get(id) != Some(&view.version) {
+                self.told.insert(id.clone(), view.version);
+                self.events.push_back(Event::Workspace(workspace(view)));
+            }
+        }
+        let gone: Vec<_> = self.told.keys().filter(|id| snapshot.get(id).is_none()).cloned().collect();
+        for id in gone {
+            self.told.remove(&id);
+            self.events.push_back(Event::Gone(id.to_string()));
+        }
+        if !std::mem::replace(&mut self.synced, true) {
+            self.events.push_back(Event::Synced(WatchSynced {}));
+        }
+    }
+}
+
+/// How far going down has come, until everything rests.
+pub(super) fn descent(snapshots: Snapshots) -> impl Stream<Item = Result<DownResponse, Status>> {
+    stream::unfold(Some((snapshots, None)), |state| async move {
+        let (mut snapshots, told) = state?;
+        let differs = |snapshot: &std::sync::Arc<Snapshot>| snapshot.down.is_some() && snapshot.down != told;
+        // The driver has ended: it was told all there was.
+        let down = snapshots.wait_for(differs).await.ok()?.down?;
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let progress = DownResponse { remaining: count(down.remaining), total: count(down.total) };
+        Some((Ok(progress), (down.remaining > 0).then_some((snapshots, Some(down)))))
+    })
+}
