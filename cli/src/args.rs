@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     command::{
         attach::Attach, completions::Completions, cp::Cp, create::Create, down::Down, explain::Explain,
-        keep_awake::KeepAwake, ls::Ls, rm::Rm, run::Run, token::Token,
+        keep_awake::KeepAwake, ls::Ls, rm::Rm, run::Run, token::Token, up::Up,
     },
     context::Context,
     failure::{EXIT_CODES, Failure},
@@ -28,6 +28,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 #[allow(missing_docs)]
 pub enum Command {
+    Up(Up),
     Down(Down),
     Create(Create),
     Ls(Ls),
@@ -45,6 +46,7 @@ impl Command {
     /// Does it; answers with the exit code.
     pub async fn run(self, context: &Context) -> Result<u8, Failure> {
         match self {
+            Self::Up(up) => up.run(context).await,
             Self::Down(down) => down.run(context).await,
             Self::Create(create) => create.run(context).await,
             Self::Ls(ls) => ls.run(context).await,
@@ -82,6 +84,8 @@ mod tests {
             "podling run demo -- ls -l --color",
             "podling run demo ls -l",
             "podling ls --json",
+            "podling up --data /d --listen 127.0.0.1:0 --json",
+            "podling --data /d up --json",
             "podling --json --data /d ls",
             "podling explain demo --json",
             "podling down --force",

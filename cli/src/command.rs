@@ -11,3 +11,4 @@ pub mod ls;
 pub mod rm;
 pub mod run;
 pub mod token;
+pub mod up;

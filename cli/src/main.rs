@@ -38,7 +38,10 @@ fn run(cli: Cli) -> Result<u8, Failure> {
     outcome
 }
 
-/// A client has one thing to do at a time.
-fn runtime(_command: &Command) -> runtime::Builder {
-    runtime::Builder::new_current_thread()
+/// A control plane uses every core; a client has one thing to do at a time.
+fn runtime(command: &Command) -> runtime::Builder {
+    match command {
+        Command::Up(_) => runtime::Builder::new_multi_thread(),
+        _ => runtime::Builder::new_current_thread(),
+    }
 }

@@ -8,8 +8,9 @@ use std::collections::VecDeque;
 use bytes::{Buf as _, Bytes};
 use podling_proto::agent::v1::{Input, InputKind};
 
-/// Unacknowledged bytes that are kept; beyond it no more is taken from stdin until something is acknowledged.
-pub const MAX_BYTES: usize = 1024 * 1024;
+/// From so many unacknowledged bytes on no more is taken from stdin. With one more read (64 KiB) it stays within the 256 KiB that
+/// an agent always has room for.
+pub const MAX_BYTES: usize = 192 * 1024;
 /// Sent in one message at most, so that acknowledgements come while a paste is under way.
 const MAX_PIECE: usize = 64 * 1024;
 

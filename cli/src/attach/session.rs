@@ -45,7 +45,7 @@ const SEQUENCE_TIMEOUT: Duration = Duration::from_millis(50);
 const UNTOLD: Duration = Duration::from_secs(1);
 /// How long to wait at detach until the last keystrokes are acknowledged.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Before input that was held back is sent again.
+/// Before input that was refused for now is sent again.
 const HOLD_RETRY: Duration = Duration::from_millis(250);
 /// Random bytes of a client id.
 const CLIENT_ID_BYTES: usize = 12;
@@ -77,8 +77,8 @@ pub struct Session {
     classifier: Classifier,
     /// When a sequence held back is taken as typed.
     flush_at: Instant,
-    /// When input that was refused for now is sent again.
-    resend_at: Option<(Instant, u64)>,
+    /// Input was refused for now: when it is sent again, unless the agent takes some before.
+    resend_at: Option<Instant>,
     acked: u64,
     /// A size to be told.
     resize: Option<Size>,
@@ -188,10 +188,9 @@ impl Session {
     fn wake_at(&self) -> Instant {
         let far = Instant::now() + Duration::from_secs(3600);
         let flush = self.classifier.holds().then_some(self.flush_at);
-        let resend = self.resend_at.map(|(at, _)| at);
         let leave = self.leaving.as_ref().map(|(_, at)| *at);
         let untold = self.link.lost().map(|since| since + UNTOLD).filter(|at| *at > Instant::now());
-        [flush, resend, leave, untold].into_iter().flatten().min().unwrap_or(far)
+        [flush, self.resend_at, leave, untold].into_iter().flatten().min().unwrap_or(far)
     }
 
     fn woken(&mut self) {
@@ -199,9 +198,7 @@ impl Session {
         if self.classifier.holds() && self.flush_at <= now {
             self.classifier.flush().into_iter().for_each(|piece| self.take(piece));
         }
-        if let Some((_, offset)) = self.resend_at.take_if(|(at, _)| *at <= now) {
-            self.outbox.expect(offset);
-        }
+        self.resend_at.take_if(|at| *at <= now);
         self.tell_lost();
     }
 
@@ -258,7 +255,10 @@ impl Session {
             Event::Opened => {}
             Event::Response(AttachResponse { response: Some(response) }) => match response {
                 Response::Frame(frame) => self.frame(frame),
-                Response::InputAck(ack) => self.outbox.acknowledge(ack.epoch, ack.next_offset),
+                Response::InputAck(ack) => {
+                    self.resend_at = None;
+                    self.outbox.acknowledge(ack.epoch, ack.next_offset);
+                }
                 Response::InputRefused(refused) => return self.refused(&refused),
             },
             Event::Response(AttachResponse { response: None }) => {}
@@ -335,20 +335,21 @@ impl Session {
     }
 
     fn refused(&mut self, refused: &InputRefused) -> Result<(), Failure> {
-        match Reason::from_str_name(&format!("REASON_{}", refused.reason)) {
-            Some(Reason::InputHole) => self.outbox.expect(refused.expected_offset),
-            Some(Reason::StaleEpoch) => {
+        match refused.reason.as_str() {
+            // It begins again from what is expected, but not at once: nothing has changed yet.
+            "INPUT_HOLE" | "INPUT_FULL" | "PREPARING" => {
+                self.outbox.expect(refused.expected_offset);
+                self.resend_at = Some(Instant::now() + HOLD_RETRY);
+            }
+            "STALE_EPOCH" => {
                 if let Begun::NewLife { dropped } = self.outbox.begin(refused.epoch, refused.expected_offset)
                 {
                     self.say_new_life(dropped);
                 }
             }
-            Some(Reason::Preparing) => {
-                self.resend_at = Some((Instant::now() + HOLD_RETRY, refused.expected_offset));
-            }
             // Its exit is on its way.
-            Some(Reason::Ended) => {}
-            _ => return Err(Failure::Refused(format!("the terminal takes no input: {}", refused.reason))),
+            "ENDED" => {}
+            other => return Err(Failure::Refused(format!("the terminal takes no input: {other}"))),
         }
         Ok(())
     }

@@ -1,0 +1,125 @@
+//! `podling up`: the control plane, here, in the foreground.
+
+use std::path::Path;
+
+use clap::Args;
+use podling_control::{
+    args,
+    config::{Config, Defaults},
+    log,
+    run::run,
+};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    context::Context,
+    failure::Failure,
+    output::{self, Tone, paint},
+    run::feed::Signals,
+    signal,
+};
+
+/// Run the control plane here, with workspaces as processes of this machine; Ctrl-C stops it
+#[derive(Debug, Args)]
+pub struct Up {
+    #[command(flatten)]
+    control: args::Args,
+}
+
+#[derive(Debug, Serialize)]
+struct Ready<'a> {
+    url: &'a str,
+    pid: u32,
+    data: &'a Path,
+}
+
+impl Up {
+    /// Runs it until a signal ends it, or `podling down`.
+    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
+        let mut signals = Signals::take().map_err(Failure::io("cannot take signals"))?;
+        let config = self.config(context)?;
+        log::init(config.log_format);
+        let data = std::path::absolute(&config.data).unwrap_or_else(|_| config.data.clone());
+        let shutdown = CancellationToken::new();
+        let running = run(config, shutdown.clone(), |ready| {
+            if let Err(failure) = tell(&ready.url, &data, context) {
+                eprintln!("podling: {}", failure.describe());
+            }
+        });
+        tokio::pin!(running);
+        loop {
+            tokio::select! {
+                outcome = &mut running => return outcome.map(|()| 0).map_err(|error| Failure::Other(chain(&error))),
+                name = signals.next() => {
+                    if shutdown.is_cancelled() {
+                        eprintln!("podling: stopped at once; what runs in the workspaces goes on");
+                        return Ok(signal::exit_code(name));
+                    }
+                    shutdown.cancel();
+                }
+            }
+        }
+    }
+
+    fn config(&self, context: &Context) -> Result<Config, Failure> {
+        let program = std::env::current_exe().map_err(Failure::io("cannot find this program's own file"))?;
+        let agent_command = vec![program.to_string_lossy().into_owned(), "agent".to_owned()];
+        let env = |name: &str| std::env::var(name).ok();
+        Config::load(context.global.data.as_deref(), &self.control, &env, Defaults { agent_command })
+            .map_err(|error| Failure::Usage(chain(&error)))
+    }
+}
+
+fn tell(url: &str, data: &Path, context: &Context) -> Result<(), Failure> {
+    if context.json() {
+        return output::json(&Ready { url, pid: std::process::id(), data });
+    }
+    // From the environment the other commands have it too.
+    let said = std::env::var_os("PODLING_DATA").is_none() && context.global.data.is_some();
+    output::print(&welcome(url, data, said, &program()))
+}
+
+/// How this program was called, so that the commands to try work as they stand.
+fn program() -> String {
+    std::env::args().next().unwrap_or_else(|| "podling".to_owned())
+}
+
+fn welcome(url: &str, data: &Path, said: bool, program: &str) -> String {
+    let data = data.display();
+    let option = if said { format!(" --data {data}") } else { String::new() };
+    let mut text = format!("Podling listens on {} (its data is in {data})\n", paint(url, Tone::Strong));
+    text.push_str("In another terminal, try:\n\n");
+    for command in ["create demo", "attach demo", "run demo -- uname -a"] {
+        text.push_str(&format!("  {program}{option} {command}\n"));
+    }
+    text.push_str("\nCtrl-C stops the control plane; what runs in the workspaces goes on.\n");
+    text
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_to_try_work_as_they_stand() {
+        let usual =
+            welcome("http://127.0.0.1:7411", Path::new("/home/a/.local/share/podling"), false, "podling");
+        assert!(
+            usual.contains("http://127.0.0.1:7411") && usual.contains("\n  podling create demo\n"),
+            "{usual}"
+        );
+        let elsewhere = welcome("http://127.0.0.1:1", Path::new("/d"), true, "./target/release/podling");
+        assert!(elsewhere.contains("  ./target/release/podling --data /d attach demo\n"), "{elsewhere}");
+    }
+}
