@@ -112,7 +112,7 @@ impl Stdin {
 
     /// Whether the pipe is to be closed now.
     pub(super) fn is_at_end(&self) -> bool {
-        self.queue.is_empty() && self.end == End::Wanted
+        self.queue.is_empty() && self.end == End::Wanted && !self.closed
     }
 
     /// The pipe was closed because a client asked for it.
@@ -122,7 +122,7 @@ impl Stdin {
 
     /// Nobody reads any more.
     pub(super) fn close(&mut self) {
-        self.closed = self.end != End::Done;
+        self.closed |= self.end != End::Done;
         self.queue.clear();
     }
 }
@@ -170,6 +170,19 @@ mod tests {
         assert_eq!(end, Some(StdinProgress { next: 6, closed: false }));
         let behind = offer(&mut stdin, 6, b"more", false).unwrap().progress;
         assert_eq!(behind, Some(StdinProgress { next: 6, closed: true }));
+    }
+
+    #[test]
+    fn whoever_waits_for_a_process_that_does_not_read_is_told() {
+        let mut stdin = Stdin::default();
+        assert!(offer(&mut stdin, 0, b"never read", true).unwrap().progress.is_none());
+        stdin.wrote(2);
+        stdin.close();
+        assert!(!stdin.is_at_end(), "there is nothing left to close");
+        // The leader's end closes it once more.
+        stdin.close();
+        let told = offer(&mut stdin, 0, b"never read", true).unwrap().progress;
+        assert_eq!(told, Some(StdinProgress { next: 2, closed: true }));
     }
 
     proptest! {
