@@ -5,6 +5,7 @@
 use std::{io, path::PathBuf};
 
 use podling_proto::error::{self, Reason};
+use serde::Serialize;
 use tonic::{Code, Status};
 
 /// All went well.
@@ -27,6 +28,9 @@ pub const CANNOT_RUN: u8 = 126;
 pub const NO_COMMAND: u8 = 127;
 /// `run`: the command was ended because its `--timeout` was over, as timeout(1) has it.
 pub const TIMED_OUT: u8 = 124;
+
+/// What the transport says when its own cause says more.
+const NO_WORDS: &str = "transport error";
 
 /// For `podling --help`.
 pub const EXIT_CODES: &str = "\
@@ -105,6 +109,16 @@ pub enum Failure {
     },
 }
 
+/// A failure, for scripts: on stderr with `--json`.
+#[derive(Debug, Serialize)]
+struct FailureView {
+    message: String,
+    /// A name from errors.proto.
+    reason: Option<&'static str>,
+    advice: Option<String>,
+    exit_code: u8,
+}
+
 impl Failure {
     /// An error of the system while `doing` something.
     pub fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
@@ -158,6 +172,27 @@ impl Failure {
         }
     }
 
+    /// Tells a person what happened and what to do, or a script, on stderr.
+    pub fn report(&self, json: bool) {
+        if json {
+            eprintln!("{}", serde_json::json!({ "error": self.view() }));
+            return;
+        }
+        eprintln!("podling: {}", self.describe());
+        if let Some(advice) = self.advice() {
+            eprintln!("  {advice}");
+        }
+    }
+
+    fn view(&self) -> FailureView {
+        FailureView {
+            message: self.describe(),
+            reason: self.reason().map(error::name),
+            advice: self.advice(),
+            exit_code: self.exit_code(),
+        }
+    }
+
     /// The whole message for a person: what happened, why, and what to do.
     pub fn describe(&self) -> String {
         let mut text = match self {
@@ -174,7 +209,7 @@ impl Failure {
         };
         while let Some(error) = cause {
             let words = error.to_string();
-            if !text.contains(&words) {
+            if !text.contains(&words) && words != NO_WORDS {
                 text = format!("{text}: {words}");
             }
             cause = error.source();

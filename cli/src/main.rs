@@ -17,16 +17,13 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == AGENT) {
         return podling_agent::main_with(std::env::args_os().skip(1));
     }
-    match run(Cli::parse()) {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            eprintln!("podling: {}", failure.describe());
-            if let Some(advice) = failure.advice() {
-                eprintln!("  {advice}");
-            }
-            ExitCode::from(failure.exit_code())
-        }
-    }
+    let cli = Cli::parse();
+    let json = cli.global.json;
+    let code = run(cli).unwrap_or_else(|failure| {
+        failure.report(json);
+        failure.exit_code()
+    });
+    ExitCode::from(code)
 }
 
 fn run(cli: Cli) -> Result<u8, Failure> {

@@ -11,23 +11,26 @@ use serde::Deserialize;
 
 use crate::failure::Failure;
 
+/// Apart from the command's own options in every help.
+const HEADING: &str = "Options of every command";
+
 /// Options every command has.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Global {
     /// The data folder of the control plane on this machine.
-    #[arg(long, global = true, env = "PODLING_DATA", value_name = "DIR")]
+    #[arg(long, global = true, help_heading = HEADING, env = "PODLING_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// Address of a control plane, for example http://127.0.0.1:7411; needs a token.
-    #[arg(long, global = true, env = "PODLING_URL")]
+    #[arg(long, global = true, help_heading = HEADING, env = "PODLING_URL")]
     pub url: Option<String>,
     /// Token to use instead of the data folder's own.
-    #[arg(long, global = true, env = "PODLING_TOKEN", hide_env_values = true)]
+    #[arg(long, global = true, help_heading = HEADING, env = "PODLING_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
     /// Certificates (PEM) to trust for an https address; the system's are not consulted.
-    #[arg(long, global = true, env = "PODLING_CA", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = HEADING, env = "PODLING_CA", value_name = "FILE")]
     pub ca: Option<PathBuf>,
     /// Answer with JSON.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = HEADING)]
     pub json: bool,
 }
 

@@ -33,7 +33,6 @@ use crate::{
 ///
 /// A symbolic link that is named is followed. Links inside a folder are left out and listed; -L copies what they point to.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub struct Cp {
     /// Where from: NAME:PATH, a path here, or "-".
     from: OsString,
