@@ -18,6 +18,7 @@ use podling_proto::{
     },
     error::{Reason, WireError},
 };
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -44,19 +45,23 @@ pub struct AgentsApi {
     connections: AtomicU64,
     sessions: TaskTracker,
     closing: CancellationToken,
+    beats: Counter,
 }
 
-/// The service. `token_keys` go into every claim; sessions are tracked by `sessions` and end with `closing`.
+/// The service. `token_keys` go into every claim; sessions are tracked by `sessions` and end with `closing`;
+/// `beats` counts heartbeats that were taken.
 pub fn service(
     driver: DriverHandle,
     token_keys: &[identity::TokenKey],
     sessions: TaskTracker,
     closing: CancellationToken,
+    beats: Counter,
 ) -> AgentsServer<AgentsApi> {
     let snapshots = driver.snapshots();
     let wire = |key: &identity::TokenKey| TokenKey { id: key.id.clone(), public_key: key.public_key.clone() };
     let token_keys = token_keys.iter().map(wire).collect();
-    let api = AgentsApi { driver, snapshots, token_keys, connections: AtomicU64::new(1), sessions, closing };
+    let api =
+        AgentsApi { driver, snapshots, token_keys, connections: AtomicU64::new(1), sessions, closing, beats };
     AgentsServer::new(api).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
@@ -79,6 +84,7 @@ impl Agents for AgentsApi {
             driver: self.driver.clone(),
             token_keys: self.token_keys.clone(),
             outbox,
+            beats: self.beats.clone(),
         };
         let inbound = request.into_inner();
         self.sessions.spawn(self.closing.clone().run_until_cancelled_owned(session.run(inbound)));

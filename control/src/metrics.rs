@@ -50,8 +50,9 @@ pub struct Outcome {
 }
 
 impl Metrics {
-    /// Counters at nought; workspaces are counted in the snapshots whenever somebody reads.
-    pub fn new(snapshots: Snapshots) -> Self {
+    /// Counters at nought. Workspaces are counted in the snapshots whenever somebody reads; `queue` says how many events wait
+    /// for the driver.
+    pub fn new(snapshots: Snapshots, queue: impl Fn() -> usize + Send + Sync + 'static) -> Self {
         let mut registry = Registry::with_prefix("podling");
         let requests = Family::<Request, Counter>::default();
         let (held, connections, agent_connections) = (Gauge::default(), Gauge::default(), Gauge::default());
@@ -66,6 +67,7 @@ impl Metrics {
         registry.register("agent_connections", "Open connections of agents", agent_connections.clone());
         registry.register("beats", "Heartbeats that were taken", beats.clone());
         registry.register_collector(Box::new(Workspaces(snapshots)));
+        registry.register_collector(Box::new(Queue(queue)));
         Self { registry, requests, held, connections, agent_connections, beats }
     }
 
@@ -165,5 +167,22 @@ impl Collector for Workspaces {
         let unknown = ConstGauge::new(count(&|w| w.agent.is_some() && w.link == Link::Unknown));
         let help = "Workspaces whose agent is silent";
         unknown.encode(encoder.encode_descriptor("links_unknown", help, None, MetricType::Gauge)?)
+    }
+}
+
+/// What waits for the driver.
+struct Queue<F>(F);
+
+impl<F: Fn() -> usize + Send + Sync + 'static> Collector for Queue<F> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let waiting = ConstGauge::new(i64::try_from((self.0)()).unwrap_or(i64::MAX));
+        let help = "Events that wait for the driver";
+        waiting.encode(encoder.encode_descriptor("driver_queue", help, None, MetricType::Gauge)?)
+    }
+}
+
+impl<F> fmt::Debug for Queue<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Queue")
     }
 }

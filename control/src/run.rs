@@ -3,15 +3,16 @@
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use podling_core::id::WorkspaceId;
-use podling_proto::control::v1::tokens_server::TokensServer;
+use podling_proto::control::v1::{tokens_server::TokensServer, workspaces_server::WorkspacesServer};
 use tokio::{sync::mpsc, task::JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::Layer;
 
 use crate::{
-    api::tokens::TokensApi,
+    agents,
+    api::{tokens::TokensApi, workspaces::WorkspacesApi},
     backend::{
         BackendError,
         local::{LocalBackend, LocalConfig, control_socket},
@@ -110,7 +111,7 @@ pub async fn run(
 ) -> Result<(), RunError> {
     let folder = claim::DataFolder::claim(&config.data)?;
     let identity = Arc::new(Identity::open(&config.data)?);
-    let _templates = Templates::load(&config.templates, &config.default_template)?;
+    let templates = Templates::load(&config.templates, &config.default_template)?;
     let backend = LocalBackend::open(LocalConfig {
         data: config.data.clone(),
         agent_command: config.agent_command.clone(),
@@ -122,7 +123,7 @@ pub async fn run(
     let (driver, handle) = Driver::open(store, backend, driven.clone())?;
 
     let stopping = Stopping::default();
-    let metrics = Arc::new(Metrics::new(handle.snapshots()));
+    let metrics = Arc::new(Metrics::new(handle.snapshots(), queue(&handle)));
     let (wakes, wished) = mpsc::channel(WAKES);
     let gateway = Arc::new(Gateway::new(
         identity.clone(),
@@ -132,11 +133,21 @@ pub async fn run(
         stopping.streams.clone(),
     ));
     let health = HealthReporter::new();
-    let own = Routes::new(TokensServer::new(TokensApi::new(identity.clone(), handle.snapshots())));
+    let tokens = TokensServer::new(TokensApi::new(identity.clone(), handle.snapshots()));
+    let workspaces = WorkspacesApi::new(handle.clone(), Arc::new(templates), stopping.streams.clone());
+    let own = Routes::new(tokens).add_service(WorkspacesServer::new(workspaces));
     let grpc = services::with_description(own, &health)?;
     let front =
         Front::new(identity.clone(), gateway.clone(), metrics.clone(), grpc, stopping.draining.clone());
-    let agents = AgentsFront::new(Routes::default().into_axum_router());
+    let sessions = TaskTracker::new();
+    let agents = agents::service(
+        handle.clone(),
+        identity.token_keys(),
+        sessions.clone(),
+        stopping.streams.clone(),
+        metrics.beats.clone(),
+    );
+    let agents = AgentsFront::new(Routes::new(agents).into_axum_router());
 
     let public = listen(&config, &stopping, &metrics).await?;
     let url = public.url().unwrap_or_default();
@@ -170,6 +181,9 @@ pub async fn run(
     health.set_service_status("", ServingStatus::NotServing).await;
     stopping.draining.cancel();
     let doors = finish(doors).await;
+    // Their streams are closed, so they have ended or are about to.
+    sessions.close();
+    sessions.wait().await;
     gateway.close().await;
     drop(gateway);
     // It may have ended by itself because everything is down; that is no failure.
@@ -192,6 +206,12 @@ async fn finish(mut parts: Parts) -> Result<(), RunError> {
         failed = failed.and(flatten(ended).map(|_| ()));
     }
     failed
+}
+
+/// How many events wait for the driver.
+fn queue(driver: &DriverHandle) -> impl Fn() -> usize + Send + Sync + 'static {
+    let driver = driver.clone();
+    move || driver.waiting()
 }
 
 async fn listen(config: &Config, stopping: &Stopping, metrics: &Metrics) -> Result<Listener, RunError> {

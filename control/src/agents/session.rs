@@ -7,6 +7,7 @@ use podling_proto::{
     control::v1::{AgentMessage, ControlMessage, TokenKey, agent_message::Message},
     error::{Reason, WireError},
 };
+use prometheus_client::metrics::counter::Counter;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep_until, timeout},
@@ -31,6 +32,7 @@ pub(super) struct Session {
     pub(super) driver: DriverHandle,
     pub(super) token_keys: Arc<[TokenKey]>,
     pub(super) outbox: mpsc::Sender<Result<ControlMessage, Status>>,
+    pub(super) beats: Counter,
 }
 
 /// Why a session ends before the agent ends it.
@@ -97,7 +99,8 @@ impl Session {
                         self.say(translate::control(said, &self.token_keys, directives)).await
                     }
                 },
-                () = beats.turn() => match inbound.message().await {
+                // Both in one future: while the agent is silent, what is said to it must pass.
+                message = async { beats.turn().await; inbound.message().await } => match message {
                     Ok(Some(AgentMessage { message: Some(Message::Beat(beat)) })) => {
                         beats.spend();
                         self.beat(beat).await
@@ -126,7 +129,10 @@ impl Session {
         let (workspace, connection) = (self.workspace.clone(), self.connection);
         self.driver.beat(Beat { workspace, connection, activity, taken }).await?;
         match was_taken.await {
-            Ok(()) => self.say(translate::ack(beat.sequence)).await,
+            Ok(()) => {
+                self.beats.inc();
+                self.say(translate::ack(beat.sequence)).await
+            }
             Err(_) => Ok(()),
         }
     }

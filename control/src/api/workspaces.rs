@@ -50,13 +50,7 @@ impl WorkspacesApi {
     fn find(&self, caller: &Caller, text: &str) -> Result<Arc<WorkspaceView>, WireError> {
         let snapshots = self.driver.snapshots();
         let snapshot = snapshots.borrow();
-        let by_id = text.parse().ok().and_then(|id| snapshot.get(&id));
-        let by_name = || text.parse().ok().and_then(|name| snapshot.by_name(&caller.owner, &name));
-        let found = by_id.filter(|view| caller.sees(view)).or_else(by_name).filter(|view| caller.sees(view));
-        found.cloned().ok_or_else(|| {
-            WireError::new(Reason::WorkspaceNotFound, format!("there is no workspace {text:?}"))
-                .with("id", text)
-        })
+        caller.find_named(&snapshot, &caller.owner, text).cloned()
     }
 }
 

@@ -31,6 +31,11 @@ impl DriverHandle {
         self.snapshots.clone()
     }
 
+    /// How many events wait for the driver.
+    pub fn waiting(&self) -> usize {
+        self.events.max_capacity() - self.events.capacity()
+    }
+
     /// Makes a workspace; answers once it is durable. `false`: it was there already.
     pub async fn create(&self, new: NewWorkspace) -> Result<(Arc<WorkspaceView>, bool), DriverError> {
         self.ask(|reply| Event::Create(Box::new(new), reply)).await

@@ -69,7 +69,7 @@ impl House {
             std::fs::read_to_string(root_token_file(data.path())).expect("token").trim().to_owned();
         let (snapshots, follow) = watch::channel(Arc::new(Snapshot::default()));
         let (wake, wakes) = mpsc::channel(16);
-        let metrics = Arc::new(Metrics::new(follow.clone()));
+        let metrics = Arc::new(Metrics::new(follow.clone(), || 0));
         let stopping = Stopping::default();
         let gateway = Arc::new(Gateway::new(
             identity.clone(),
