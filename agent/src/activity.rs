@@ -47,7 +47,7 @@ pub struct Presence {
     pub foreground: Vec<String>,
     /// Terminals that are open.
     pub terminals: u32,
-    /// Bytes that ever went through terminals, both ways.
+    /// Bytes that were ever printed to terminals.
     pub terminal_bytes: u64,
 }
 
@@ -69,7 +69,7 @@ pub struct Snapshot {
     pub usage: Usage,
     /// Terminals that are open.
     pub terminals: u32,
-    /// Bytes that ever went through terminals, both ways.
+    /// Bytes that were ever printed to terminals.
     pub terminal_bytes: u64,
     /// When.
     pub at: Instant,

@@ -39,6 +39,9 @@ struct Gauges {
     cpu: Gauge<f64, AtomicU64>,
     memory: Gauge,
     terminal_bytes: Gauge,
+    viewers: Gauge,
+    commands: Gauge,
+    terminal_panics: Gauge,
     leases: Gauge,
     claimed: Gauge,
 }
@@ -58,8 +61,14 @@ pub struct Reading {
     pub cpu_cores: f64,
     /// Resident.
     pub memory_bytes: u64,
-    /// Through terminals, both ways.
+    /// Ever printed to terminals.
     pub terminal_bytes: u64,
+    /// Viewers of terminals.
+    pub viewers: u32,
+    /// Commands that clients started and that run.
+    pub commands: u32,
+    /// Faults of the agent's own in a terminal's task or screen.
+    pub terminal_panics: u64,
     /// Leases that hold.
     pub leases: u32,
     /// Whether a workspace is served.
@@ -94,8 +103,12 @@ impl Metrics {
         registry.register_with_unit("counted_idle", help, Unit::Seconds, gauges.counted_idle.clone());
         registry.register("cpu_cores", "Of one core, over the policy's window", gauges.cpu.clone());
         registry.register_with_unit("memory", "Resident memory", Unit::Bytes, gauges.memory.clone());
-        let help = "Moved through terminals since the start";
-        registry.register_with_unit("terminal_io", help, Unit::Bytes, gauges.terminal_bytes.clone());
+        let help = "Printed to terminals since the start";
+        registry.register_with_unit("terminal_output", help, Unit::Bytes, gauges.terminal_bytes.clone());
+        registry.register("viewers", "Viewers of terminals", gauges.viewers.clone());
+        registry.register("commands", "Commands started by clients that run", gauges.commands.clone());
+        let help = "Faults of the agent's own in terminals' tasks and screens";
+        registry.register("terminal_panics", help, gauges.terminal_panics.clone());
         registry.register("leases", "Keep-awake leases held", gauges.leases.clone());
         registry.register("claimed", "1 when a workspace is served", gauges.claimed.clone());
         Self(Arc::new(Inner {
@@ -150,6 +163,9 @@ impl Metrics {
         gauges.cpu.set(reading.cpu_cores);
         gauges.memory.set(whole(reading.memory_bytes));
         gauges.terminal_bytes.set(whole(reading.terminal_bytes));
+        gauges.viewers.set(reading.viewers.into());
+        gauges.commands.set(reading.commands.into());
+        gauges.terminal_panics.set(whole(reading.terminal_panics));
         gauges.leases.set(reading.leases.into());
         gauges.claimed.set(reading.claimed.into());
     }

@@ -2,13 +2,14 @@
 
 pub mod auth;
 pub mod connection;
+pub mod farewell;
 pub mod identity;
 pub mod info;
 pub mod listener;
 pub mod reply;
 pub mod router;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use axum::Router;
 use tokio::{task::JoinSet, time::timeout};
@@ -33,17 +34,16 @@ impl Server {
         Self { listener, tls, connections: Connections::new(metrics), serving: JoinSet::new() }
     }
 
-    /// Takes connections until `closing`; an error means that the listener is lost. `drain` lets open calls end.
-    pub async fn run(
-        &mut self,
-        router: Router,
-        closing: &CancellationToken,
-        drain: &CancellationToken,
-    ) -> io::Result<()> {
+    /// Where callers find it: `unix:PATH` or `IP:PORT`.
+    pub fn address(&self) -> io::Result<String> {
+        self.listener.address()
+    }
+
+    /// Takes connections for as long as it is polled; an error means that the listener is lost. `drain` lets open calls end.
+    pub async fn run(&mut self, router: Router, drain: &CancellationToken) -> io::Result<Infallible> {
         loop {
             let io = tokio::select! {
                 biased;
-                () = closing.cancelled() => return Ok(()),
                 // Ended ones are taken off the list; a panic in one has ended only that one.
                 Some(_) = self.serving.join_next() => continue,
                 io = self.listener.accept() => io?,

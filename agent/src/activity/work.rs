@@ -108,7 +108,7 @@ impl Meter {
         self.points.back().map(|p| p.at)
     }
 
-    /// Takes a walk in. `terminal_bytes` is all that ever went through terminals.
+    /// Takes a walk in. `terminal_bytes` is all that was ever printed to terminals.
     pub fn add(&mut self, walk: &Walk, terminal_bytes: u64, at: Instant, window: Duration) {
         let since = self.measured();
         let now: HashMap<_, _> = walk.processes.iter().map(|p| ((p.pid, p.start), self.know(p))).collect();

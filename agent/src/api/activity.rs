@@ -16,7 +16,6 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::sleep,
 };
-use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -38,7 +37,6 @@ const TELL_EVERY: Duration = Duration::from_secs(15);
 pub struct ActivityService {
     activity: Activity,
     watches: Arc<Semaphore>,
-    closing: CancellationToken,
 }
 
 struct Watcher {
@@ -52,9 +50,9 @@ struct Watcher {
 // === impl ActivityService ===
 
 impl ActivityService {
-    /// Serves until `closing`, which ends its streams.
-    pub fn new(activity: Activity, closing: CancellationToken) -> Self {
-        Self { activity, watches: Arc::new(Semaphore::new(MAX_WATCHES)), closing }
+    /// Serves this.
+    pub fn new(activity: Activity) -> Self {
+        Self { activity, watches: Arc::new(Semaphore::new(MAX_WATCHES)) }
     }
 }
 
@@ -81,7 +79,7 @@ impl activity_server::Activity for ActivityService {
         })?;
         let pulse = self.activity.pulse();
         let watcher = Watcher { service: self.clone(), pulse, first: true, _permit: permit };
-        Ok(Response::new(Box::pin(stream::unfold(Some(watcher), next))))
+        Ok(Response::new(Box::pin(stream::unfold(watcher, next))))
     }
 
     async fn keep_awake(
@@ -106,23 +104,17 @@ impl activity_server::Activity for ActivityService {
 
 type Told = Result<wire::WatchActivityResponse, Status>;
 
-/// The next thing a watcher learns; the watch ends with the agent.
-async fn next(watcher: Option<Watcher>) -> Option<(Told, Option<Watcher>)> {
-    let mut watcher = watcher?;
+/// The next thing a watcher learns.
+async fn next(mut watcher: Watcher) -> Option<(Told, Watcher)> {
     if !std::mem::replace(&mut watcher.first, false) {
         tokio::select! {
-            biased;
-            () = watcher.service.closing.cancelled() => {
-                let over = WireError::new(Reason::ShuttingDown, "the agent is shutting down");
-                return Some((Err(over.into()), None));
-            }
             changed = watcher.pulse.changed() => changed.ok()?,
             () = sleep(TELL_EVERY) => {}
         }
     }
     watcher.pulse.mark_unchanged();
     let activity = Some(state(&watcher.service.activity.look()));
-    Some((Ok(wire::WatchActivityResponse { activity }), Some(watcher)))
+    Some((Ok(wire::WatchActivityResponse { activity }), watcher))
 }
 
 fn bad_field(field: &str, problem: &str, allowed: &str) -> WireError {

@@ -11,6 +11,7 @@ use axum::{
 };
 use http::{StatusCode, Version};
 use podling_proto::{DESCRIPTOR_SET, error::WireError, v1::Reason};
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::{
     pb::health_server::HealthServer,
@@ -18,7 +19,7 @@ use tonic_health::{
 };
 use tonic_web::GrpcWebLayer;
 
-use super::{auth, reply};
+use super::{auth, farewell, reply};
 use crate::claim::Claims;
 
 /// The descriptor set does not describe itself; this is a fault of the build.
@@ -35,6 +36,8 @@ pub struct Parts {
     pub health: HealthReporter,
     /// Whether calls are wanted.
     pub ready: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Cancelled when open streams are to end.
+    pub closing: CancellationToken,
     /// The text of `/metrics`.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
@@ -54,6 +57,7 @@ pub fn router(parts: Parts, grpc: Routes, names: &[&str], http: Router) -> Resul
         .add_service(reflection().with_service_name("grpc.reflection.v1alpha.ServerReflection").build_v1alpha()?)
         .into_axum_router()
         .reset_fallback()
+        .layer(from_fn_with_state(parts.closing, farewell::tell))
         // gRPC-web is turned into gRPC here; gRPC over HTTP/2 passes as it is.
         .layer(GrpcWebLayer::new())
         .layer(from_fn(only_grpc));

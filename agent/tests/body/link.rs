@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use podling_proto::{
-    agent::v1::{self as agent_wire, Verdict, activity_client::ActivityClient},
+    agent::v1::{
+        self as agent_wire, Verdict, activity_client::ActivityClient, terminals_client::TerminalsClient,
+    },
     control::v1::{self as wire, control_message::Message, directive::Directive},
 };
 
 use crate::{
-    agent::{Agent, CREDENTIAL, until},
+    agent::{Agent, CREDENTIAL, is_running, until},
     client::{Client, token, with_token},
-    plane::{Authority, Plane, WORKSPACE, claim, key},
+    plane::{Authority, Plane, WORKSPACE, claim, key, words},
 };
 
 async fn unclaimed() -> (Agent, Plane, Authority) {
@@ -98,12 +100,16 @@ async fn a_control_plane_that_was_killed_finds_the_claim_held() {
     session.send(Message::Claim(claim(&key))).await;
     session.beat().await;
     let boot_id = session.hello.boot_id.clone();
+    let service = Client::of(&agent).await.service();
+    let mut terminals = TerminalsClient::with_origin(service.clone(), Client::origin());
+    let job = agent_wire::CreateTerminalRequest { argv: words(&["sleep", "1000"]), ..Default::default() };
+    let token = token(&key, "admin");
+    let opened = terminals.create(with_token(job, &token)).await.expect("opened").into_inner();
     drop((session, plane));
 
     // What it serves goes on without a control plane.
-    let mut client = ActivityClient::with_origin(Client::of(&agent).await.service(), Client::origin());
-    let get = || with_token(agent_wire::GetActivityRequest {}, &token(&key, "read"));
-    client.get(get()).await.expect("served");
+    let mut client = ActivityClient::with_origin(service, Client::origin());
+    client.get(with_token(agent_wire::GetActivityRequest {}, &token)).await.expect("served");
 
     let mut plane = Plane::start(agent.dir.path(), authority.server("podling-control")).await;
     let mut session = plane.session().await;
@@ -112,6 +118,11 @@ async fn a_control_plane_that_was_killed_finds_the_claim_held() {
     session.send(Message::Claim(claim(&key))).await;
     let first = session.beat().await;
     assert_eq!((first.sequence, counted(&first)), (1, Duration::ZERO), "a new stream counts anew");
+    let list = terminals.list(with_token(agent_wire::ListTerminalsRequest::default(), &token)).await;
+    let list = list.expect("list").into_inner().terminals;
+    let pids = |terminals: &[agent_wire::Terminal]| terminals.iter().map(|t| t.pid).collect::<Vec<_>>();
+    assert_eq!(pids(&list), pids(opened.terminal.as_slice()));
+    assert!(is_running(&list[0].pid.to_string()), "its job goes on");
 }
 
 #[tokio::test]

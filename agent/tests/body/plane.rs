@@ -224,6 +224,10 @@ pub(crate) fn claim(key: &SigningKey) -> wire::Claim {
     }
 }
 
+pub(crate) fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
 pub(crate) fn key() -> SigningKey {
     SigningKey::generate().expect("key").0
 }

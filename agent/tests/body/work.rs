@@ -1,7 +1,7 @@
 //! What the workspace does by itself: its own command, and work that nobody watches.
 
 use podling_proto::{
-    agent::v1::{ActivityState, Signal, Verdict},
+    agent::v1::{ActivityState, CreateTerminalRequest, Signal, Verdict, terminals_client::TerminalsClient},
     control::v1::{self as wire, control_message::Message},
 };
 
@@ -9,7 +9,8 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::{
     agent::{Agent, until},
-    plane::{Authority, Plane, Session, claim, key},
+    client::{Client, token, with_token},
+    plane::{Authority, Plane, Session, claim, key, words},
 };
 
 async fn claimed_with(command: &[&str]) -> (Agent, Plane, Session) {
@@ -74,4 +75,37 @@ async fn a_copy_that_computes_little_makes_it_busy() {
             beat.activity.as_ref().is_some_and(|a| a.evidence.iter().any(|e| e.signal() == Signal::Io))
         })
         .await;
+}
+
+#[tokio::test]
+async fn a_terminal_that_only_prints_is_presence_and_no_work() {
+    let authority = Authority::new();
+    let dir = tempfile::tempdir().expect("dir");
+    let mut plane = Plane::start(dir.path(), authority.server("podling-control")).await;
+    let agent = Agent::start_in(dir, &authority.pem, &[]);
+    let mut session = plane.session().await;
+    let key = key();
+    let mut claim = claim(&key);
+    if let Some(policy) = &mut claim.policy {
+        // What is printed and not yet read is work for a moment; within the tests' short window a moment is much.
+        policy.io_bytes_per_second = 300.0 * 1024.0;
+    }
+    session.send(Message::Claim(claim)).await;
+    session.beat().await;
+    let mut terminals = TerminalsClient::with_origin(Client::of(&agent).await.service(), Client::origin());
+    // 500 kB a second, by the shell itself, beside a job in the foreground.
+    let script = "x=$(printf %050000d 0); (while :; do printf %s $x; sleep 0.1; done) & sleep 1000";
+    let create = CreateTerminalRequest { argv: words(&["bash", "-c", script]), ..Default::default() };
+    terminals.create(with_token(create, &token(&key, "terminal"))).await.expect("opened");
+    let has = |beat: &wire::Beat, signal| {
+        beat.activity.as_ref().is_some_and(|a| a.evidence.iter().any(|e| e.signal() == signal))
+    };
+    session.beat_until(|beat| beat.activity.as_ref().is_some_and(|a| a.verdict() == Verdict::Active)).await;
+    for _ in 0..4 {
+        session.beat().await;
+    }
+    for _ in 0..5 {
+        let beat = session.beat().await;
+        assert!(!has(&beat, Signal::Io), "{:?}", beat.activity.map(|a| a.evidence));
+    }
 }

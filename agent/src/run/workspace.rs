@@ -1,0 +1,126 @@
+//! What the agent does for its workspace: terminals, processes, files and activity, and their services.
+
+use std::{io, path::Path, sync::Arc, time::Duration};
+
+use podling_proto::agent::v1::{
+    activity_server::ActivityServer, files_server::FilesServer, processes_server::ProcessesServer,
+    terminals_server::TerminalsServer,
+};
+use tonic::{server::NamedService, service::Routes};
+
+use crate::{
+    activity::{Activity, Presence, Probe, verdict::Verdict},
+    api::{
+        activity::ActivityService, files::FilesApi, files_http, processes::ProcessesApi,
+        terminals::TerminalsApi,
+    },
+    child::{Children, Orphans},
+    claim::Claims,
+    files::{Files, Root},
+    init,
+    intent::Intents,
+    metrics::{Metrics, Reading},
+    process::Processes,
+    spawn::Launcher,
+    terminal::Terminals,
+};
+
+/// The parts, made and connected.
+#[derive(Debug, Clone)]
+pub(super) struct Workspace {
+    pub(super) launcher: Launcher,
+    pub(super) children: Children,
+    pub(super) files: Files,
+    pub(super) activity: Activity,
+    terminals: Terminals,
+    processes: Processes,
+    claims: Claims,
+    orphans: Orphans,
+}
+
+/// What is served.
+pub(super) struct Services {
+    pub(super) grpc: Routes,
+    /// Names of the services in it.
+    pub(super) names: Vec<&'static str>,
+    /// What is not gRPC.
+    pub(super) http: axum::Router,
+}
+
+impl Workspace {
+    /// Serves the workspace in `root`, whichever it is claimed for.
+    pub(super) fn new(root: &Path, children: Children, claims: Claims, orphans: Orphans) -> io::Result<Self> {
+        let intents = Arc::new(Intents::new());
+        let launcher = Launcher::new(root, claims.clone());
+        let terminals = Terminals::new(launcher.clone(), children.clone(), intents.clone());
+        let processes = Processes::new(launcher.clone(), children.clone(), intents.clone());
+        let files = Files::new(Root::open(root)?, intents.clone());
+        let activity = Activity::new(intents, claims.clone(), probe(terminals.clone()));
+        Ok(Self { launcher, children, files, activity, terminals, processes, claims, orphans })
+    }
+
+    pub(super) fn services(&self) -> Services {
+        let mut names = Vec::new();
+        let terminals = named(TerminalsServer::new(TerminalsApi::new(self.terminals.clone())), &mut names);
+        let processes = named(ProcessesServer::new(ProcessesApi::new(self.processes.clone())), &mut names);
+        let files = named(FilesServer::new(FilesApi::new(self.files.clone())), &mut names);
+        let activity = named(ActivityServer::new(ActivityService::new(self.activity.clone())), &mut names);
+        let grpc = Routes::new(terminals).add_service(processes).add_service(files).add_service(activity);
+        Services { grpc, names, http: files_http::router(self.files.clone()) }
+    }
+
+    /// Ends all that was started: told at once, killed after `grace`. Nothing new is started from here on.
+    pub(super) async fn end(&self, grace: Duration) {
+        let rest = async {
+            // Only an init may end every descendant: others have children that are none of the workspace's.
+            if self.orphans == Orphans::Reap
+                && let Err(error) = init::sweep::end_all(grace).await
+            {
+                tracing::error!(%error, "could not end the workspace's programs");
+            }
+        };
+        tokio::join!(self.terminals.end_all(grace), self.processes.end_all(grace), rest);
+    }
+
+    /// The text of `/metrics`.
+    pub(super) fn metrics(&self, metrics: &Metrics) -> String {
+        let now = self.activity.look();
+        let (task_panics, screen_panics) = self.terminals.panics();
+        metrics.read(Reading {
+            terminals: now.terminals,
+            processes: now.usage.processes,
+            verdict: match now.judgement.verdict {
+                Verdict::Idle => 0,
+                Verdict::Busy => 1,
+                Verdict::Active => 2,
+            },
+            counted_idle: now.counted_idle.as_secs(),
+            cpu_cores: now.usage.cpu_cores,
+            memory_bytes: now.usage.memory_bytes,
+            terminal_bytes: now.terminal_bytes,
+            viewers: self.terminals.list().iter().map(|terminal| terminal.viewers as u32).sum(),
+            commands: self.processes.running() as u32,
+            terminal_panics: task_panics + screen_panics,
+            leases: now.leases.len() as u32,
+            claimed: self.claims.borrow().is_some(),
+        });
+        metrics.encode()
+    }
+}
+
+fn probe(terminals: Terminals) -> Probe {
+    Box::new(move || Presence {
+        foreground: terminals
+            .foreground_jobs()
+            .into_iter()
+            .map(|job| format!("{} in terminal '{}'", job.command, job.name))
+            .collect(),
+        terminals: terminals.running() as u32,
+        terminal_bytes: terminals.output_bytes(),
+    })
+}
+
+fn named<S: NamedService>(service: S, names: &mut Vec<&'static str>) -> S {
+    names.push(S::NAME);
+    service
+}

@@ -1,0 +1,73 @@
+//! Streams that are open when the agent ends are told so, whatever service they belong to. Must not know what they carry.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use axum::{
+    body::{Body, HttpBody},
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
+use podling_proto::{error::WireError, v1::Reason};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::Status;
+
+/// Ends what is answered when `closing` is cancelled: with a status, as gRPC ends streams.
+pub async fn tell(State(closing): State<CancellationToken>, request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    if response.body().is_end_stream() {
+        return response;
+    }
+    response.map(|body| Body::new(Told { body, closing: Some(Box::pin(closing.cancelled_owned())) }))
+}
+
+/// A body that ends early when the agent does.
+struct Told {
+    body: Body,
+    /// `None` once all is said.
+    closing: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+}
+
+impl HttpBody for Told {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let Some(closing) = &mut self.closing else { return Poll::Ready(None) };
+        let closed = closing.as_mut().poll(context).is_ready();
+        // What is ready still goes out: an exit, a last line.
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            return Poll::Ready(frame);
+        }
+        ready!(if closed { Poll::Ready(()) } else { Poll::Pending });
+        self.closing = None;
+        Poll::Ready(Some(Ok(Frame::trailers(shutting_down()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.closing.is_none() || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn shutting_down() -> HeaderMap {
+    let status = Status::from(WireError::new(Reason::ShuttingDown, "the agent is shutting down"));
+    let mut trailers = HeaderMap::new();
+    if status.add_header(&mut trailers).is_err() {
+        // Words of ours that no header may hold; the code alone says enough.
+        trailers.insert(Status::GRPC_STATUS, http::HeaderValue::from(tonic::Code::Unavailable as i32));
+    }
+    trailers
+}
