@@ -239,6 +239,10 @@ fn runnable(name: &str, path: &Path) -> Result<(), SpawnError> {
     if let Ok(file) = File::open(path) {
         let _read = file.take(SHEBANG_BYTES as u64).read_to_end(&mut head);
     }
+    if !head.is_empty() && !head.starts_with(b"#!") && !is_program(&head) && !has_other_formats() {
+        // Asked to run it, the C library would hand it to sh, which prints nonsense.
+        return Err(not("is neither a program for this machine nor a script with a #! line"));
+    }
     match interpreter(&head) {
         Some(interpreter) if !is_executable(Path::new(OsStr::from_bytes(interpreter))) => {
             Err(SpawnError::BadInterpreter {
@@ -254,6 +258,26 @@ fn runnable(name: &str, path: &Path) -> Result<(), SpawnError> {
 fn interpreter(head: &[u8]) -> Option<&[u8]> {
     let line = head.strip_prefix(b"#!")?.split(|b| *b == b'\n').next()?.trim_ascii_start();
     line.split(|b| b.is_ascii_whitespace() && *b != b'\r').next().filter(|word| !word.is_empty())
+}
+
+/// Whether this is the beginning of an ELF file for this machine, or for the 32-bit machine it can be.
+fn is_program(head: &[u8]) -> bool {
+    const MACHINE: std::ops::Range<usize> = 18..20;
+    const ARM: [u8; 2] = [40, 0];
+    const I386: [u8; 2] = [3, 0];
+    let mut own = [0; 20];
+    // Our own program is one, so the kernel's view of this machine need not be asked for.
+    let known = File::open("/proc/self/exe").and_then(|mut file| file.read_exact(&mut own)).is_ok();
+    head.starts_with(b"\x7fELF")
+        && head
+            .get(MACHINE)
+            .is_some_and(|machine| !known || machine == &own[MACHINE] || machine == ARM || machine == I386)
+}
+
+/// Whether the kernel was taught other formats (binfmt_misc); then it alone knows what it can run.
+fn has_other_formats() -> bool {
+    // `register` and `status` are always there.
+    std::fs::read_dir("/proc/sys/fs/binfmt_misc").is_ok_and(|entries| entries.count() > 2)
 }
 
 fn is_executable(path: &Path) -> bool {

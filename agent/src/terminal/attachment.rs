@@ -139,7 +139,8 @@ impl Attachment {
             (state.log.epoch(), state.inputs.written(client))
         };
         let mut answers = self.writer.answers();
-        if next > self.acked || std::mem::take(&mut answers.repeated) {
+        let repeated = std::mem::take(&mut answers.repeated);
+        if next > self.acked || repeated {
             self.acked = next;
             return Some(AttachmentEvent::Ack { epoch, next });
         }

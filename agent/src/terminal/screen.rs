@@ -122,7 +122,9 @@ impl Model {
     }
 
     /// Looks at the bytes that [`Model::next`] gave.
-    pub(super) fn feed(&mut self, mut bytes: &[u8]) {
+    pub(super) fn feed(&mut self, bytes: &[u8]) {
+        let joined;
+        let mut bytes = bytes;
         if self.searching {
             let begin = bytes.iter().position(|b| matches!(*b, b'\n' | ESC));
             let skip = begin.map_or(bytes.len(), |at| if bytes[at] == ESC { at } else { at + 1 });
@@ -131,6 +133,12 @@ impl Model {
             bytes = &bytes[skip..];
         }
         let began_before = !self.scanner.is_ground();
+        if !began_before && !self.held.is_empty() {
+            // The beginning of a character is looked at once more, with what follows.
+            self.held.extend_from_slice(bytes);
+            joined = std::mem::take(&mut self.held);
+            bytes = &joined;
+        }
         self.scanner.scan(bytes, |_, _| {});
         let mut whole = self.scanner.whole(bytes.len());
         if self.scanner.is_ground() {

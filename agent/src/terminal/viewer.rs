@@ -97,6 +97,8 @@ pub(super) struct Viewer {
     writes: bool,
     started: bool,
     live_from: u64,
+    /// The position it came with was gone already.
+    came_late: bool,
     /// It waits for the picture with this number…
     shot: Option<u64>,
     /// …because it fell off the log here.
@@ -108,8 +110,6 @@ pub(super) struct Viewer {
 /// Versions of the facts that this viewer has been told.
 #[derive(Debug, Default)]
 struct Told {
-    /// It has been given a byte or a picture: from now on it can fall off.
-    reads: bool,
     title: u32,
     cwd: u32,
     foreground: u32,
@@ -168,6 +168,7 @@ impl Viewer {
             writes: manner.writes && manner.client.is_some(),
             started: false,
             live_from,
+            came_late: cursor < oldest,
             shot: None,
             fell_at: None,
             told: Told::default(),
@@ -285,7 +286,7 @@ impl Viewer {
     /// Somebody who comes back with an old position has asked for bytes, so it gets all that are held; only who falls off while
     /// reading is too slow for them and gets a picture instead.
     fn resume_at_oldest(&mut self, state: &mut State, cursor: u64) -> Option<Frame> {
-        if self.told.reads {
+        if !std::mem::take(&mut self.came_late) {
             return None;
         }
         let oldest = state.log.oldest();
@@ -326,8 +327,7 @@ impl Viewer {
         Some(self.frame(state, shot.offset, FrameKind::Screen(shot)))
     }
 
-    fn advance(&mut self, state: &mut State, to: u64) {
-        self.told.reads = true;
+    fn advance(&self, state: &mut State, to: u64) {
         if let Some(slot) = state.viewers.get_mut(&self.id) {
             slot.cursor = Some(to);
             slot.progressed = Instant::now();

@@ -19,7 +19,7 @@ pub(super) fn paint(screen: &vt100::Screen) -> String {
 }
 
 fn grid(screen: &vt100::Screen, out: &mut String) {
-    // The whole screen first, while nothing scrolls within a region.
+    // Writing to a String cannot fail. The whole screen first, while nothing scrolls within a region.
     out.push_str("\x1b[?6l\x1b[r");
     out.push_str(&screen.contents_formatted());
     let saved = probe(screen, "\x1b8");
@@ -27,28 +27,37 @@ fn grid(screen: &vt100::Screen, out: &mut String) {
     let region = region(screen);
     let cursor = screen.cursor_position();
     let saved_cursor = saved.screen().cursor_position();
-    if saved_cursor != (0, 0) {
-        // The saved attributes go with the saved cursor.
+    // The saved attributes and origin mode go with the saved cursor. The region is the whole screen yet, so nothing is relative.
+    if has_origin_mode(saved.screen()) {
+        let _ = write!(out, "\x1b[?6h\x1b[{};{}H", saved_cursor.0 + 1, saved_cursor.1 + 1);
+    } else {
+        // A cursor behind the last column is put there by drawing the last cell again, from default attributes.
+        out.push_str("\x1b[m");
         out.push_str(&saved.screen().cursor_state_formatted());
-        out.push_str(&saved.screen().attributes_formatted());
-        out.push_str("\x1b7");
-        out.push_str(&screen.attributes_formatted());
     }
+    out.push_str(&saved.screen().attributes_formatted());
+    out.push_str("\x1b7\x1b[?6l");
     if let Some((top, bottom)) = region {
-        // Writing to a String cannot fail.
         let _ = write!(out, "\x1b[{};{}r", top + 1, bottom + 1);
     }
     if origin {
         let top = region.map_or(0, |(top, _)| top);
         let _ = write!(out, "\x1b[?6h\x1b[{};{}H", cursor.0.saturating_sub(top) + 1, cursor.1 + 1);
-    } else if region.is_some() || saved_cursor != (0, 0) {
-        out.push_str(&screen.cursor_state_formatted());
-        out.push_str(&screen.attributes_formatted());
+    } else {
+        out.push_str("\x1b[m");
+        let cursor = screen.cursor_state_formatted();
+        // A cursor behind the last column of a row that was erased under it: vt100 draws a space, and erases it again with the help
+        // of the saved cursor, which must stay as it is. The space looks the same.
+        out.push_str(cursor.split(SAVE_CURSOR).next().unwrap_or_default());
     }
+    out.push_str(&screen.attributes_formatted());
 }
 
+/// DECSC.
+pub(super) const SAVE_CURSOR: &str = "\x1b7";
+
 /// A copy of the screen after this sequence.
-fn probe(screen: &vt100::Screen, sequence: &str) -> vt100::Parser {
+pub(super) fn probe(screen: &vt100::Screen, sequence: &str) -> vt100::Parser {
     let (rows, cols) = screen.size();
     let mut parser = vt100::Parser::new(rows, cols, 0);
     *parser.screen_mut() = screen.clone();

@@ -90,7 +90,8 @@ async fn a_program_that_does_not_read_its_input_freezes_nothing_else() {
     let writer = attachment.writer();
     let paste = vec![b'x'; 1 << 20];
     writer.input(user(0, &paste));
-    writer.input(user(1 << 20, b"more"));
+    writer.input(user(1 << 20, &paste));
+    writer.input(user(2 << 20, b"more"));
     let refusal = loop {
         match next(&mut attachment).await.expect("goes on") {
             AttachmentEvent::Refused(refusal) => break refusal,
@@ -101,7 +102,7 @@ async fn a_program_that_does_not_read_its_input_freezes_nothing_else() {
         }
     };
     assert!(
-        matches!(refusal.error, TerminalError::InputFull { expected } if expected == 1 << 20),
+        matches!(refusal.error, TerminalError::InputFull { expected } if expected == 2 << 20),
         "{refusal:?}"
     );
     read_until(&mut attachment, &mut log, "tick 10").await;

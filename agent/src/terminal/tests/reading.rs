@@ -184,7 +184,7 @@ async fn a_quiet_stream_says_that_it_lives() {
 #[tokio::test]
 async fn titles_folders_and_jobs_are_told() {
     let house = House::new();
-    let script = r"printf 'a\033]2;first\007b\033]0;second\007c'; printf '\033]7;file://host/tmp/x%20y\007'; sleep 0.5; set -m; sleep 600";
+    let script = r"printf 'a\033]2;first\007b\033]0;second\007c'; printf '\033]7;file://host/tmp/x%%20y\007'; sleep 0.5; set -m; echo on; sleep 600; true";
     let terminal = house.open(&["bash", "-c", script]);
     let mut attachment = house.attach(&terminal.id, "a", From::Oldest);
     let mut told = Vec::new();

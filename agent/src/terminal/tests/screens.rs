@@ -36,8 +36,11 @@ async fn a_picture_and_what_follows_are_the_true_screen() {
         let viewer = house.attach(&terminal.id, &format!("v{i}"), From::Screen);
         viewers.spawn(watch_screen(viewer));
         let next = house.terminals.get(&terminal.id).expect("there").next;
-        eventually(|| (house.terminals.get(&terminal.id).ok()?.next > next + 100 || i > 4).then_some(()))
-            .await;
+        eventually(|| {
+            let now = house.terminals.get(&terminal.id).expect("there");
+            (now.next > next + 100 || now.exit.is_some()).then_some(())
+        })
+        .await;
     }
     let log = read_all(whole).await;
     let mut truth = emulator(Size::default());
