@@ -13,7 +13,11 @@ mod remove;
 mod sweep;
 mod watch;
 
-use std::{fmt::Display, path::PathBuf, sync::Mutex};
+use std::{
+    fmt::Display,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
 
 use futures_util::{Stream, StreamExt, stream};
 use podling_core::id::WorkspaceId;
@@ -74,7 +78,15 @@ pub fn instance_id(pid: u32, start_ticks: u64) -> Result<InstanceId, BackendErro
 
 impl LocalBackend {
     /// Makes the folder for workspaces.
-    pub fn open(config: LocalConfig) -> Result<Self, BackendError> {
+    pub fn open(mut config: LocalConfig) -> Result<Self, BackendError> {
+        // Agents live elsewhere: what is said relative to our folder is made absolute for them.
+        let absolute = |path: &Path| {
+            std::path::absolute(path).map_err(|e| BackendError::new(format!("finding {}", path.display()), e))
+        };
+        config.control_ca = absolute(&config.control_ca)?;
+        if let Some(program) = config.agent_command.first_mut().filter(|program| program.contains('/')) {
+            *program = absolute(Path::new(program))?.display().to_string();
+        }
         let machine =
             Machine::this().map_err(|error| BackendError::new("reading the machine's boot id", error))?;
         let layout = Layout::make(&config.data)

@@ -1,0 +1,197 @@
+//! A control plane without its gateway: driver, store, local backend and the door for agents, with real agents behind it.
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
+
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use podling_control::{
+    agents,
+    backend::local::{LocalBackend, LocalConfig, control_socket},
+    driver::{Driver, DriverHandle, NewWorkspace},
+    identity::Identity,
+    snapshot::WorkspaceView,
+    store::Store,
+};
+use podling_core::{id::WorkspaceId, policy::Policy};
+use tokio::{net::UnixListener, task::JoinSet, time::timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::service::Routes;
+
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The data folder, and the end of everything that was started in it.
+pub(crate) struct Data {
+    folder: tempfile::TempDir,
+}
+
+/// Dropping it is kill -9 of the control plane.
+pub(crate) struct Plane {
+    pub(crate) handle: DriverHandle,
+    pub(crate) shutdown: CancellationToken,
+    _tasks: JoinSet<()>,
+}
+
+impl Data {
+    pub(crate) fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn of(&self, id: &WorkspaceId) -> PathBuf {
+        self.path().join("workspaces").join(id.as_str())
+    }
+
+    pub(crate) fn agent_pid(&self, id: &WorkspaceId) -> u32 {
+        let record = fs::read(self.of(id).join("run/agent.json")).unwrap();
+        let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+        record["pid"].as_u64().unwrap() as u32
+    }
+
+    /// A program, run as an agent is.
+    pub(crate) fn script(&self, name: &str, text: &str) -> Vec<String> {
+        let path = self.path().join(name);
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o700).open(&path).unwrap();
+        write!(file, "#!/bin/sh\n{text}\n").unwrap();
+        drop(file);
+        vec![path.display().to_string()]
+    }
+
+    /// The command of [`Data::agent`], for a second control plane.
+    pub(crate) fn agent_again(&self) -> Vec<String> {
+        vec![self.path().join("agent").display().to_string()]
+    }
+
+    /// The real agent: this very test program, told to be one.
+    pub(crate) fn agent(&self) -> Vec<String> {
+        let own = std::env::current_exe().unwrap();
+        let text = format!("AGENT_WORDS=\"agent $*\" exec {} --exact be_an_agent --nocapture", own.display());
+        self.script("agent", &text)
+    }
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        for pid in pids().filter(|pid| reads(*pid, "cmdline").contains(&self.path().display().to_string())) {
+            kill(pid);
+        }
+    }
+}
+
+impl Plane {
+    pub(crate) async fn up(data: &Data, agent_command: Vec<String>) -> Self {
+        let identity = Identity::open(data.path()).unwrap();
+        let store = timeout(DEADLINE, async {
+            loop {
+                match Store::open(&data.path().join("control/store.redb")) {
+                    Ok(store) => return store,
+                    // The one before has not let go of the file yet.
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        });
+        let config = LocalConfig {
+            data: data.path().to_owned(),
+            agent_command,
+            control_ca: identity.ca_file().to_owned(),
+        };
+        let backend = LocalBackend::open(config).unwrap();
+        let shutdown = CancellationToken::new();
+        let (driver, handle) = Driver::open(store.await.unwrap(), backend, shutdown.clone()).unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { driver.run().await.unwrap() });
+        tasks.spawn(door(data, &identity, handle.clone()));
+        Self { handle, shutdown, _tasks: tasks }
+    }
+
+    pub(crate) async fn create(&self, name: &str) -> WorkspaceId {
+        let new = NewWorkspace {
+            owner: "me".parse().unwrap(),
+            name: name.parse().unwrap(),
+            template: "shell".into(),
+            command: vec![],
+            env: Default::default(),
+            policy: Policy::default(),
+            request_id: String::new(),
+            reconnect: false,
+        };
+        self.handle.create(new).await.unwrap().0.spec.id.clone()
+    }
+
+    pub(crate) async fn wait(
+        &self,
+        id: &WorkspaceId,
+        what: impl Fn(&WorkspaceView) -> bool,
+    ) -> Arc<WorkspaceView> {
+        let mut snapshots = self.handle.snapshots();
+        let seen = timeout(DEADLINE, snapshots.wait_for(|s| s.get(id).is_some_and(|view| what(view)))).await;
+        match seen {
+            Ok(Ok(snapshot)) => snapshot.get(id).unwrap().clone(),
+            _ => panic!("it did not come to that: {:#?}", self.handle.snapshots().borrow().get(id)),
+        }
+    }
+
+    pub(crate) async fn gone(&self, id: &WorkspaceId) {
+        let mut snapshots = self.handle.snapshots();
+        let seen = timeout(DEADLINE, snapshots.wait_for(|s| s.get(id).is_none())).await;
+        assert!(seen.is_ok(), "still there: {:#?}", self.handle.snapshots().borrow().get(id));
+    }
+}
+
+/// Where agents dial.
+fn door(data: &Data, identity: &Identity, handle: DriverHandle) -> impl Future<Output = ()> + use<> {
+    let path = control_socket(data.path());
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let _stale = fs::remove_file(&path);
+    let listener = UnixListener::bind(path).unwrap();
+    let acceptor = TlsAcceptor::from(identity.agents_tls());
+    let service =
+        agents::service(handle, identity.token_keys(), TaskTracker::new(), CancellationToken::new());
+    let router = Routes::new(service).into_axum_router().with_state(());
+    async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, router) = (acceptor.clone(), router.clone());
+            connections.spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let builder = auto::Builder::new(TokioExecutor::new());
+                let _over =
+                    builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).await;
+            });
+        }
+    }
+}
+
+pub(crate) fn kill(pid: u32) {
+    let _ended = Command::new("kill").args(["-9", &pid.to_string()]).status();
+}
+
+pub(crate) fn pids() -> impl Iterator<Item = u32> {
+    fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+/// A file of a process, with spaces for its NULs.
+pub(crate) fn reads(pid: u32, file: &str) -> String {
+    let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    String::from_utf8_lossy(&text).replace('\0', " ")
+}
+
+/// The processes that carry a workspace's mark.
+pub(crate) fn marked(id: &WorkspaceId) -> Vec<u32> {
+    let mark = format!("PODLING_WORKSPACE_ID={id} ");
+    pids().filter(|pid| reads(*pid, "environ").contains(&mark)).collect()
+}
