@@ -24,6 +24,7 @@ use podling_control::{
     store::Store,
 };
 use podling_core::{id::WorkspaceId, policy::Policy};
+use prometheus_client::metrics::counter::Counter;
 use tokio::{net::UnixListener, task::JoinSet, time::timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -86,7 +87,10 @@ impl Data {
 
 impl Drop for Data {
     fn drop(&mut self) {
-        for pid in pids().filter(|pid| reads(*pid, "cmdline").contains(&self.path().display().to_string())) {
+        let own = self.path().display().to_string();
+        // A script is given its paths as arguments, the agent that this program becomes in its environment.
+        let ours = |pid: &u32| ["cmdline", "environ"].iter().any(|file| reads(*pid, file).contains(&own));
+        for pid in pids().filter(|pid| *pid != std::process::id()).filter(ours) {
             kill(pid);
         }
     }
@@ -159,8 +163,13 @@ fn door(data: &Data, identity: &Identity, handle: DriverHandle) -> impl Future<O
     let _stale = fs::remove_file(&path);
     let listener = UnixListener::bind(path).unwrap();
     let acceptor = TlsAcceptor::from(identity.agents_tls());
-    let service =
-        agents::service(handle, identity.token_keys(), TaskTracker::new(), CancellationToken::new());
+    let service = agents::service(
+        handle,
+        identity.token_keys(),
+        TaskTracker::new(),
+        CancellationToken::new(),
+        Counter::default(),
+    );
     let router = Routes::new(service).into_axum_router().with_state(());
     async move {
         let mut connections = JoinSet::new();
