@@ -4,6 +4,7 @@ use std::{mem, sync::Arc};
 
 use bytes::Bytes;
 use tokio::{
+    runtime::Handle,
     sync::OwnedSemaphorePermit,
     task::{JoinHandle, spawn_blocking},
 };
@@ -94,9 +95,11 @@ impl Feed {
 
 impl Drop for Feed {
     fn drop(&mut self) {
-        if let Disk::Idle(writer) = mem::replace(&mut self.disk, Disk::Failed) {
-            // Removing a large file takes its time.
-            drop(spawn_blocking(move || drop(writer)));
+        // Removing a large file takes its time; only where nothing runs any more nobody minds.
+        if let Disk::Idle(writer) = mem::replace(&mut self.disk, Disk::Failed)
+            && let Ok(runtime) = Handle::try_current()
+        {
+            drop(runtime.spawn_blocking(move || drop(writer)));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     panic::AssertUnwindSafe,
     process::Stdio,
     sync::{Arc, Mutex, MutexGuard},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -225,7 +225,7 @@ impl Inner {
             epoch: claim.epoch,
             children: self.children.clone(),
             intents: self.intents.clone(),
-            state: Mutex::new(State::new(claim.epoch, claim.policy.ring_bytes, start.stdin, Instant::now())),
+            state: Mutex::new(State::new(claim.epoch, claim.policy.ring_bytes, start.stdin)),
             wake: Notify::new(),
             moved: Notify::new(),
             fed: Notify::new(),

@@ -30,13 +30,14 @@ pub(super) struct State {
     /// What each connected watcher has taken.
     watchers: HashMap<u64, [u64; 2]>,
     next_watcher: u64,
-    unwatched_since: Instant,
+    /// Since when the process is held although nobody watches.
+    held_since: Option<Instant>,
     /// Nobody came for too long: output goes.
     letting_go: bool,
 }
 
 impl State {
-    pub(super) fn new(epoch: u64, ring_bytes: usize, stdin: bool, now: Instant) -> Self {
+    pub(super) fn new(epoch: u64, ring_bytes: usize, stdin: bool) -> Self {
         Self {
             outputs: [Output::new(epoch, ring_bytes), Output::new(epoch, ring_bytes)],
             stdin: stdin.then(Stdin::default),
@@ -46,7 +47,7 @@ impl State {
             end_wanted: None,
             watchers: HashMap::new(),
             next_watcher: 0,
-            unwatched_since: now,
+            held_since: None,
             letting_go: false,
         }
     }
@@ -68,9 +69,8 @@ impl State {
         id
     }
 
-    pub(super) fn leave(&mut self, watcher: u64, now: Instant) {
+    pub(super) fn leave(&mut self, watcher: u64) {
         self.watchers.remove(&watcher);
-        self.unwatched_since = now;
     }
 
     pub(super) fn took(&mut self, watcher: u64, taken: [u64; 2]) {
@@ -100,9 +100,10 @@ impl State {
     /// Lets output go if nobody came in time; otherwise when to ask again.
     pub(super) fn let_go(&mut self, now: Instant) -> Option<Instant> {
         if !self.watchers.is_empty() || self.letting_go || !self.is_held() {
+            self.held_since = None;
             return None;
         }
-        let at = self.unwatched_since + HELD;
+        let at = *self.held_since.get_or_insert(now) + HELD;
         if at > now {
             return Some(at);
         }
@@ -123,9 +124,12 @@ mod tests {
     #[test]
     fn unwatched_output_is_held_for_a_minute_and_then_goes() {
         let start = Instant::now();
-        let mut state = State::new(1, 4, false, start);
+        let mut state = State::new(1, 4, false);
+        assert_eq!(state.let_go(start), None);
         state.outputs[0].log.push(b"1234");
         assert!(state.is_held());
+        let start = start + HELD * 3;
+        assert_eq!(state.let_go(start), Some(start + HELD), "however long it had room before");
         assert_eq!(state.let_go(start + HELD / 2), Some(start + HELD));
         assert_eq!(state.let_go(start + HELD), None);
         assert_eq!(state.room(Stream::Stdout), 4);
@@ -136,7 +140,7 @@ mod tests {
         assert_eq!(state.let_go(start + HELD * 9), None);
         state.took(watcher, [6, 0]);
         assert_eq!(state.room(Stream::Stdout), 2);
-        state.leave(watcher, start + HELD * 9);
+        state.leave(watcher);
         assert_eq!(state.let_go(start + HELD * 9), Some(start + HELD * 10));
     }
 }

@@ -177,7 +177,7 @@ enum Taken {
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.process.state().leave(self.id, Instant::now());
+        self.process.state().leave(self.id);
         self.process.moved.notify_one();
     }
 }
