@@ -196,6 +196,7 @@ impl Failure {
     /// The whole message for a person: what happened, why, and what to do.
     pub fn describe(&self) -> String {
         let mut text = match self {
+            Self::Coded { inner, .. } => return inner.describe(),
             // Without words of its own the code is all there is.
             Self::Status(status) if status.message().is_empty() => {
                 format!("the control plane answered: {}", status.code().description())
@@ -302,6 +303,7 @@ mod tests {
         let failure = Failure::io("cannot read /x")(io::Error::from(io::ErrorKind::PermissionDenied));
         assert_eq!(failure.describe(), "cannot read /x: permission denied");
         assert_eq!(of(Reason::DiskFull).describe(), "no");
+        assert_eq!(of(Reason::DiskFull).with_code(RUN_FAILED).describe(), "no");
     }
 
     #[test]

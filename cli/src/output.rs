@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -105,14 +105,17 @@ pub fn table(head: &[&str], rows: &[Vec<(String, Option<Tone>)>]) -> String {
 
 /// A sign that something is under way, on stderr if that is a terminal.
 pub fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_message(message);
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
+        .with_message(message)
+        .with_finish(ProgressFinish::AndClear);
     bar.enable_steady_tick(TICK);
     bar
 }
 
 /// A bar for so many bytes (unknown: how many so far), on stderr if that is a terminal.
 pub fn bytes_bar(total: Option<u64>) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
+    let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr())
+        .with_finish(ProgressFinish::AndClear);
     let template = if total.is_some() {
         "{bar:30} {bytes} of {total_bytes}  {bytes_per_sec}  {eta}  {wide_msg}"
     } else {
