@@ -2,6 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
+use podling_proto::error::Reason;
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
 
@@ -60,6 +61,10 @@ where
 /// Whether a stream ended because the link broke rather than because the other side had something against it.
 pub fn is_broken_link(status: &Status) -> bool {
     match podling_proto::error::reason(status) {
+        // Its agent is being started again: soon it can say what has become of the terminal or process.
+        Some(Reason::NotAwake) => {
+            podling_proto::error::detail(status, "state").as_deref() == Some("starting")
+        }
         Some(reason) => podling_proto::error::code(reason) == Code::Unavailable,
         None => matches!(
             status.code(),
@@ -70,7 +75,7 @@ pub fn is_broken_link(status: &Status) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use podling_proto::error::{Reason, WireError};
+    use podling_proto::error::WireError;
 
     use super::*;
 
@@ -93,6 +98,10 @@ mod tests {
         assert!(is_broken_link(&down));
         let internal = Status::from(WireError::new(Reason::Internal, "a fault"));
         assert!(!is_broken_link(&internal), "a fault that has a name will not go away by asking again");
+        let starting = Status::from(WireError::new(Reason::NotAwake, "starting").with("state", "starting"));
+        assert!(is_broken_link(&starting), "after its agent was killed it is back soon");
+        let asleep = Status::from(WireError::new(Reason::NotAwake, "asleep").with("state", "asleep"));
+        assert!(!is_broken_link(&asleep));
         assert!(is_broken_link(&Status::unknown("h2 protocol error")));
     }
 }

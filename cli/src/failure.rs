@@ -248,7 +248,7 @@ fn status_advice(status: &Status) -> Option<String> {
         Reason::VerbMissing => "ask for a token that allows it: podling token create --verbs …",
         Reason::WorkspaceNotFound => "see what there is with: podling ls",
         Reason::TerminalNotFound => "open a new one with: podling attach NAME --new",
-        Reason::NameTaken => "choose another name, or use it: podling attach NAME",
+        Reason::NameTaken => "choose another name, or use the one there is: podling attach NAME",
         Reason::Busy => "end what runs there, or pass --force",
         Reason::DiscardRequired => "say so with: podling rm NAME --discard",
         Reason::WorkspaceFailed => "see why with: podling explain NAME",

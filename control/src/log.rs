@@ -1,5 +1,7 @@
 //! How the control plane writes its log.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
 use crate::config::LogFormat;
@@ -10,7 +12,9 @@ const FILTER_VARIABLE: &str = "PODLING_LOG";
 /// Writes to stderr from here on. To be called once, by the program; without it nothing is written.
 pub fn init(format: LogFormat) {
     let filter = EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let colours = std::io::stderr().is_terminal() && !no_color;
+    let lines = fmt::layer().with_ansi(colours).with_writer(std::io::stderr);
     let registry = tracing_subscriber::registry().with(filter);
     // Fails only if somebody has set up a log already: then that one stands.
     let _first = match format {

@@ -120,6 +120,8 @@ impl Session {
         let mut buffer = vec![0; READ_BYTES];
         loop {
             if let Some(end) = self.is_over() {
+                self.display.notice(None);
+                self.display.draw_notice(raw::size());
                 return Ok(end);
             }
             self.display.draw_notice(raw::size());

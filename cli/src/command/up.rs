@@ -42,8 +42,9 @@ impl Up {
         log::init(config.log_format);
         let data = std::path::absolute(&config.data).unwrap_or_else(|_| config.data.clone());
         let shutdown = CancellationToken::new();
+        let certificate = config.tls.as_ref().map(|files| files.certificate.clone());
         let running = run(config, shutdown.clone(), |ready| {
-            if let Err(failure) = tell(&ready.url, &data, context) {
+            if let Err(failure) = tell(&ready.url, &data, certificate.as_deref(), context) {
                 eprintln!("podling: {}", failure.describe());
             }
         });
@@ -71,12 +72,18 @@ impl Up {
     }
 }
 
-fn tell(url: &str, data: &Path, context: &Context) -> Result<(), Failure> {
+fn tell(url: &str, data: &Path, certificate: Option<&Path>, context: &Context) -> Result<(), Failure> {
     if context.json() {
         return output::json(&Ready { url, pid: std::process::id(), data });
     }
     // From the environment the other commands have it too.
     let said = std::env::var_os("PODLING_DATA").is_none() && context.global.data.is_some();
+    if let Some(certificate) = certificate {
+        eprintln!(
+            "The other commands must trust its certificate: export PODLING_CA={}",
+            certificate.display()
+        );
+    }
     output::print(&welcome(url, data, said, &program()))
 }
 

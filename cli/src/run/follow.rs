@@ -100,7 +100,7 @@ impl Follower {
                 Ended::Link(_) => {
                     let wait = backoff.step();
                     if !told && wait > UNTOLD && self.started.borrow().is_some() {
-                        eprintln!("podling: the link is lost; the command runs on, trying to reach it …");
+                        eprintln!("podling: the link is lost, trying again …");
                         told = true;
                     }
                     sleep(wait).await;
