@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use world::{Fault, World};
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
     #[test]
     fn laws_hold_whatever_happens_and_faults_that_stop_are_overcome(
