@@ -1,5 +1,7 @@
 //! The driver with a real store and a backend that runs nothing: stories of people and of crashes.
 
+#[path = "driver/edges.rs"]
+mod edges;
 #[path = "driver/fake.rs"]
 mod fake;
 
@@ -86,7 +88,7 @@ impl Plane {
         let hello = AgentHello {
             workspace: id.clone(),
             connection: ConnectionId(connection),
-            instance: podling_control::backend::InstanceId(format!("{id}-{epoch}")),
+            instance: fake::instance(epoch),
             boot_id: boot_id.into(),
             version: "0.1.0".into(),
             capabilities: vec!["terminals".into()],
@@ -341,6 +343,28 @@ async fn processes_that_cannot_be_ended_keep_the_storage() {
     drop(plane);
     let plane = Plane::up(folder.path(), &backend).await;
     assert!(plane.handle.snapshots().borrow().get(&id).is_none(), "gone for good");
+}
+
+#[tokio::test]
+async fn what_cannot_be_saved_is_not_done_and_what_was_saved_goes_on() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    // A file that takes no more writes, as on a full disk.
+    let file = rustix::fs::memfd_create("store", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    std::os::unix::fs::symlink(path, folder.path().join("store.redb")).unwrap();
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, _agent) = plane.awake("saved").await;
+    rustix::fs::fcntl_add_seals(&file, rustix::fs::SealFlags::WRITE | rustix::fs::SealFlags::GROW).unwrap();
+
+    let refused = plane.handle.create(new("unsaved")).await.unwrap_err();
+    assert!(matches!(refused, DriverError::NotSaved(_)), "{refused}");
+    let refused = plane.handle.delete(id.clone()).await.unwrap_err();
+    assert!(matches!(refused, DriverError::NotSaved(_)), "{refused}");
+    let snapshot = plane.handle.snapshots().borrow().clone();
+    assert_eq!(snapshot.workspaces.len(), 1, "the other was never there");
+    assert_eq!(snapshot.get(&id).unwrap().state, State::Awake);
+    assert!(plane.beat(&id, 1, Verdict::Active).await, "heartbeats need no store");
+    assert_eq!(backend.state().calls, ["start 1"], "nothing was done in the name of what was not saved");
 }
 
 #[tokio::test]

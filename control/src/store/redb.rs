@@ -6,7 +6,8 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use ::redb::{
@@ -27,7 +28,9 @@ const CACHE_BYTES: usize = 8 * 1024 * 1024;
 /// The database. Its calls block.
 #[derive(Debug)]
 pub struct Store {
-    database: Database,
+    path: PathBuf,
+    /// Empty after an error: redb trusts a database no more once it has seen one of the disk, so it is opened anew.
+    database: Mutex<Option<Database>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -40,33 +43,7 @@ struct Stored<R> {
 impl Store {
     /// Opens the file, or makes it (0600).
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let opening = |source| StoreError::Open { path: path.to_owned(), source };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(opening)?;
-        let inode = file.metadata().map_err(opening)?.ino();
-        let mut builder = Builder::new();
-        builder.set_cache_size(CACHE_BYTES);
-        let database = builder.create_file(file).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => {
-                StoreError::InUse { path: path.to_owned(), pid: lock_holder(inode) }
-            }
-            DatabaseError::UpgradeRequired(version) => {
-                StoreError::OtherFormat { path: path.to_owned(), version }
-            }
-            DatabaseError::Storage(StorageError::Io(source))
-                if source.kind() != io::ErrorKind::InvalidData =>
-            {
-                opening(source)
-            }
-            other => StoreError::Damaged { path: path.to_owned(), source: Box::new(other.into()) },
-        })?;
-        let store = Self { database };
+        let store = Self { path: path.to_owned(), database: Mutex::new(Some(open(path)?)) };
         // Both tables are there from the start, so that reading never meets a missing one.
         store.write("making the tables", |_, _| Ok(()))?;
         Ok(store)
@@ -74,7 +51,7 @@ impl Store {
 
     /// Everything that can be read.
     pub fn load(&self) -> Result<Loaded, StoreError> {
-        self.read().map_err(|source| StoreError::Access { operation: "reading", source: Box::new(source) })
+        self.with("reading", Self::read)
     }
 
     /// Makes changes durable, all or none.
@@ -98,8 +75,8 @@ impl Store {
         })
     }
 
-    fn read(&self) -> Result<Loaded, Error> {
-        let transaction = self.database.begin_read()?;
+    fn read(database: &Database) -> Result<Loaded, Error> {
+        let transaction = database.begin_read()?;
         let mut loaded = Loaded::default();
         for entry in transaction.open_table(WORKSPACES)?.iter()? {
             let (key, json) = entry?;
@@ -127,13 +104,54 @@ impl Store {
             &mut ::redb::Table<'_, &'static str, u64>,
         ) -> Result<(), Error>,
     ) -> Result<(), StoreError> {
-        let write = || -> Result<(), Error> {
-            let transaction = self.database.begin_write()?;
+        self.with(operation, |database| {
+            let transaction = database.begin_write()?;
             fill(&mut transaction.open_table(WORKSPACES)?, &mut transaction.open_table(TOMBSTONES)?)?;
             Ok(transaction.commit()?)
-        };
-        write().map_err(|source| StoreError::Access { operation, source: Box::new(source) })
+        })
     }
+
+    /// Works with the database; opens it anew if it failed before.
+    fn with<T>(
+        &self,
+        operation: &'static str,
+        work: impl FnOnce(&Database) -> Result<T, Error>,
+    ) -> Result<T, StoreError> {
+        let mut held = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = match held.take() {
+            Some(database) => database,
+            None => open(&self.path)?,
+        };
+        let done =
+            work(&database).map_err(|source| StoreError::Access { operation, source: Box::new(source) })?;
+        *held = Some(database);
+        Ok(done)
+    }
+}
+
+fn open(path: &Path) -> Result<Database, StoreError> {
+    let opening = |source| StoreError::Open { path: path.to_owned(), source };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(opening)?;
+    let inode = file.metadata().map_err(opening)?.ino();
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    builder.create_file(file).map_err(|error| match error {
+        DatabaseError::DatabaseAlreadyOpen => {
+            StoreError::InUse { path: path.to_owned(), pid: lock_holder(inode) }
+        }
+        DatabaseError::UpgradeRequired(version) => StoreError::OtherFormat { path: path.to_owned(), version },
+        DatabaseError::Storage(StorageError::Io(source)) if source.kind() != io::ErrorKind::InvalidData => {
+            opening(source)
+        }
+        other => StoreError::Damaged { path: path.to_owned(), source: Box::new(other.into()) },
+    })
 }
 
 fn bits(id: &str) -> Option<u64> {

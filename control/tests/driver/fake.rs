@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::Stream;
 use podling_control::{
-    backend::{Backend, BackendError, Instance, InstanceId, Observation, Plan},
+    backend::{Backend, BackendError, Instance, InstanceId, Observation, Plan, local},
     snapshot::AgentAddress,
 };
 use podling_core::id::WorkspaceId;
@@ -39,6 +39,14 @@ impl Default for Shared {
         Self { state: Mutex::default(), held: watch::Sender::new(false) }
     }
 }
+
+/// How the agent of this epoch is known: as a process of this machine.
+pub(crate) fn instance(epoch: u64) -> InstanceId {
+    local::instance_id(PID, epoch).unwrap()
+}
+
+/// What the agents that are not there say is their process id; their start time is their epoch.
+pub(crate) const PID: u32 = 4711;
 
 impl Fake {
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -74,7 +82,7 @@ impl Backend for Fake {
         let instance = Instance {
             workspace: plan.workspace.clone(),
             epoch: plan.epoch,
-            id: InstanceId(format!("{}-{}", plan.workspace, plan.epoch)),
+            id: instance(plan.epoch),
             boot_id: None,
             address: AgentAddress::Tcp("agent.test:1".into()),
         };

@@ -1,0 +1,333 @@
+//! The edges with the driver behind them: what people see of the Workspaces service, and what an agent must show.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::StreamExt;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use podling_control::{
+    agents, api::workspaces::WorkspacesApi, caller::Caller, identity::TokenKey, template::Templates,
+};
+use podling_core::{id::WorkspaceId, workspace::State};
+use podling_proto::{
+    agent::v1::{ActivityState, Verdict},
+    control::v1::{
+        AgentMessage, Beat, CreateWorkspaceRequest, DeleteWorkspaceRequest, DownRequest, GetWorkspaceRequest,
+        Hello, ListWorkspacesRequest, WatchWorkspacesRequest, agent_message, agents_client::AgentsClient,
+        control_message::Message, watch_workspaces_response::Event, workspaces_server::Workspaces,
+    },
+    error::{self, Reason},
+    v1::Verb,
+    verb::Verbs,
+};
+use prometheus_client::metrics::counter::Counter;
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{
+    Request, Status, Streaming,
+    service::Routes,
+    transport::{Channel, Endpoint},
+};
+
+use crate::{
+    DEADLINE, Plane,
+    fake::{Fake, PID},
+    runs,
+};
+
+fn api(plane: &Plane) -> WorkspacesApi {
+    let templates = Arc::new(Templates::load(&[], "shell").unwrap());
+    WorkspacesApi::new(plane.handle.clone(), templates, plane.shutdown.clone())
+}
+
+fn user(owner: &str) -> Caller {
+    Caller {
+        owner: owner.parse().unwrap(),
+        verbs: Verbs::only([Verb::Read, Verb::Lifecycle]),
+        workspaces: None,
+        expires: None,
+    }
+}
+
+fn admin() -> Caller {
+    Caller { verbs: Verbs::admin(), ..user("boss") }
+}
+
+fn by<T>(caller: &Caller, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.extensions_mut().insert(caller.clone());
+    request
+}
+
+fn named(name: &str) -> CreateWorkspaceRequest {
+    CreateWorkspaceRequest { name: name.into(), ..Default::default() }
+}
+
+fn get(workspace: &str) -> GetWorkspaceRequest {
+    GetWorkspaceRequest { workspace: workspace.into() }
+}
+
+#[track_caller]
+fn refused<T>(answer: Result<T, Status>) -> Reason {
+    match answer {
+        Ok(_) => panic!("it was not refused"),
+        Err(status) => error::reason(&status).expect("a reason"),
+    }
+}
+
+#[tokio::test]
+async fn others_workspaces_are_as_if_they_did_not_exist() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let api = api(&plane);
+    let (me, you) = (user("me"), user("you"));
+    let mine = api.create(by(&me, named("demo"))).await.unwrap().into_inner().workspace.unwrap();
+    let watch =
+        |workspace: &str| WatchWorkspacesRequest { workspace: workspace.into(), ..Default::default() };
+    for name in ["demo", &mine.id] {
+        assert_eq!(api.get(by(&me, get(name))).await.unwrap().into_inner().workspace.unwrap().id, mine.id);
+        assert_eq!(refused(api.get(by(&you, get(name))).await), Reason::WorkspaceNotFound);
+        let delete = DeleteWorkspaceRequest { workspace: name.into(), discard: true };
+        assert_eq!(refused(api.delete(by(&you, delete)).await), Reason::WorkspaceNotFound);
+        assert_eq!(refused(api.watch(by(&you, watch(name))).await), Reason::WorkspaceNotFound);
+    }
+    assert!(api.get(by(&admin(), get(&mine.id))).await.is_ok(), "an admin sees all, by id");
+
+    api.create(by(&you, named("theirs"))).await.unwrap();
+    let list = |all_owners| ListWorkspacesRequest { all_owners };
+    let names = |answer: Result<tonic::Response<_>, Status>| {
+        let answer: podling_proto::control::v1::ListWorkspacesResponse = answer.unwrap().into_inner();
+        answer.workspaces.into_iter().map(|w| w.name).collect::<Vec<_>>()
+    };
+    assert_eq!(names(api.list(by(&me, list(false))).await), ["demo"]);
+    assert_eq!(refused(api.list(by(&me, list(true))).await), Reason::VerbMissing);
+    assert_eq!(names(api.list(by(&admin(), list(true))).await), ["demo", "theirs"]);
+
+    let narrowed = Caller { workspaces: Some([mine.id.parse().unwrap()].into()), ..me };
+    assert!(api.get(by(&narrowed, get("demo"))).await.is_ok());
+    assert_eq!(refused(api.create(by(&narrowed, named("more"))).await), Reason::WorkspaceDenied);
+    let elsewhere = Caller { workspaces: Some([WorkspaceId::from_bits(1)].into()), ..narrowed };
+    assert_eq!(refused(api.get(by(&elsewhere, get("demo"))).await), Reason::WorkspaceNotFound);
+}
+
+#[tokio::test]
+async fn files_are_lost_only_when_somebody_says_so() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (api, me) = (api(&plane), user("me"));
+    api.create(by(&me, named("demo"))).await.unwrap();
+    let delete = |discard| DeleteWorkspaceRequest { workspace: "demo".into(), discard };
+    assert_eq!(refused(api.delete(by(&me, delete(false))).await), Reason::DiscardRequired);
+    let going = api.delete(by(&me, delete(true))).await.unwrap().into_inner().workspace.unwrap();
+    assert_eq!(going.state(), podling_proto::control::v1::State::Deleting);
+}
+
+#[tokio::test]
+async fn a_slow_watcher_sees_the_newest_only_and_what_is_gone() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (api, me) = (api(&plane), user("me"));
+    let (id, _agent) = plane.awake("demo").await;
+    let mut watch = api.watch(by(&me, WatchWorkspacesRequest::default())).await.unwrap().into_inner();
+    let first = [watch.next().await.unwrap().unwrap().event, watch.next().await.unwrap().unwrap().event];
+    assert!(matches!(&first[0], Some(Event::Workspace(w)) if w.name == "demo"), "{first:?}");
+    assert!(matches!(first[1], Some(Event::Synced(_))), "{first:?}");
+
+    for _ in 0..100 {
+        assert!(plane.beat(&id, 1, Verdict::Busy).await);
+    }
+    assert!(plane.beat(&id, 1, Verdict::Active).await);
+    plane.wait(&id, |view| view.activity.as_ref().is_some_and(|a| a.verdict() == Verdict::Active)).await;
+    let next = watch.next().await.unwrap().unwrap().event;
+    let newest =
+        |w: &podling_proto::control::v1::Workspace| w.activity.as_ref().unwrap().verdict() == Verdict::Active;
+    assert!(matches!(&next, Some(Event::Workspace(w)) if newest(w)), "{next:?}");
+
+    plane.handle.delete(id.clone()).await.unwrap();
+    plane.gone(&id).await;
+    let gone = timeout(DEADLINE, async {
+        loop {
+            match watch.next().await.unwrap().unwrap().event.unwrap() {
+                Event::Gone(gone) => return gone,
+                Event::Workspace(_) | Event::Keepalive(_) | Event::Synced(_) => {}
+            }
+        }
+    });
+    assert_eq!(gone.await.unwrap(), id.to_string());
+}
+
+#[tokio::test]
+async fn going_down_names_who_is_busy_and_tells_how_far_it_has_come() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let api = api(&plane);
+    let (id, _agent) = plane.awake("demo").await;
+    plane.beat(&id, 1, Verdict::Active).await;
+    assert_eq!(refused(api.down(by(&user("me"), DownRequest { force: true })).await), Reason::VerbMissing);
+    let Err(busy) = api.down(by(&admin(), DownRequest { force: false })).await else { panic!("not refused") };
+    assert_eq!(error::reason(&busy), Some(Reason::Busy));
+    assert_eq!(error::detail(&busy, "workspaces").as_deref(), Some("demo"));
+    let progress = api.down(by(&admin(), DownRequest { force: true })).await.unwrap().into_inner();
+    let told: Vec<_> = timeout(DEADLINE, progress.map(|p| p.unwrap()).collect()).await.expect("an end");
+    let last = told.last().unwrap();
+    assert_eq!((last.remaining, last.total), (0, 1));
+    timeout(DEADLINE, plane.shutdown.cancelled()).await.expect("the control plane ends by itself");
+    assert_eq!(plane.handle.snapshots().borrow().get(&id).unwrap().state, State::Asleep);
+}
+
+/// The door for agents, without the TLS that proves the control plane to them.
+async fn door(plane: &Plane, tasks: &mut JoinSet<()>) -> AgentsClient<Channel> {
+    let keys = [TokenKey { id: "k1".into(), public_key: vec![7; 32] }];
+    let service = agents::service(
+        plane.handle.clone(),
+        &keys,
+        TaskTracker::new(),
+        CancellationToken::new(),
+        Counter::default(),
+    );
+    let router = Routes::new(service).into_axum_router().with_state(());
+    let (client, server) = tokio::io::duplex(64 * 1024);
+    tasks.spawn(async move {
+        let builder = auto::Builder::new(TokioExecutor::new());
+        let _over = builder.serve_connection(TokioIo::new(server), TowerToHyperService::new(router)).await;
+    });
+    let mut client = Some(client);
+    let connect = tower::service_fn(move |_| {
+        let client = client.take().map(TokioIo::new);
+        async move { client.ok_or_else(|| std::io::Error::other("only once")) }
+    });
+    let channel = Endpoint::from_static("http://door").connect_with_connector(connect).await.unwrap();
+    AgentsClient::new(channel)
+}
+
+struct Agent {
+    say: mpsc::Sender<AgentMessage>,
+    heard: Streaming<podling_proto::control::v1::ControlMessage>,
+}
+
+impl Agent {
+    async fn dial(door: &mut AgentsClient<Channel>, credential: &str) -> Result<Self, Status> {
+        let (say, messages) = mpsc::channel(8);
+        let mut request = Request::new(ReceiverStream::new(messages));
+        request.metadata_mut().insert("authorization", format!("Bearer {credential}").parse().unwrap());
+        Ok(Self { say, heard: door.connect(request).await?.into_inner() })
+    }
+
+    async fn say(&self, message: agent_message::Message) {
+        self.say.send(AgentMessage { message: Some(message) }).await.unwrap();
+    }
+
+    async fn hello(&self, epoch: u64, pid: u32) {
+        let hello = Hello {
+            protocol_min: 1,
+            protocol_max: 1,
+            version: "0.1.0".into(),
+            boot_id: format!("boot-{epoch}"),
+            key_fingerprint: "ab".repeat(32),
+            pid,
+            start_ticks: epoch,
+            ..Default::default()
+        };
+        self.say(agent_message::Message::Hello(hello)).await;
+    }
+
+    /// The next message that is more than "wait".
+    async fn hears(&mut self) -> Option<Message> {
+        loop {
+            let message = timeout(DEADLINE, self.heard.message()).await.expect("an answer");
+            match message.ok()??.message? {
+                Message::Wait(_) => {}
+                message => return Some(message),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_agent_shows_its_credential_is_claimed_and_its_beats_are_acknowledged() {
+    let (folder, backend, mut tasks) = (tempfile::tempdir().unwrap(), Fake::default(), JoinSet::new());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let id = plane.create("demo").await.spec.id.clone();
+    let other = plane.create("other").await.spec.id.clone();
+    runs(&backend, &id, 1).await;
+    runs(&backend, &other, 1).await;
+    let secret = |of: &WorkspaceId| backend.state().secrets[of].clone();
+    let mut door = door(&plane, &mut tasks).await;
+    let missing = door.connect(ReceiverStream::new(mpsc::channel(1).1)).await.unwrap_err();
+    assert_eq!(error::reason(&missing), Some(Reason::TokenMissing));
+    for credential in [
+        format!("{id}."),
+        format!("{id}.{}", secret(&other)),
+        format!("{}.{}", WorkspaceId::from_bits(9), secret(&id)),
+        secret(&id),
+        String::new(),
+    ] {
+        assert_eq!(refused(Agent::dial(&mut door, &credential).await), Reason::TokenInvalid, "{credential}");
+    }
+
+    let credential = format!("{id}.{}", secret(&id));
+    let mut agent = Agent::dial(&mut door, &credential).await.unwrap();
+    agent.hello(1, PID).await;
+    let Some(Message::Claim(claim)) = agent.hears().await else { panic!("no claim") };
+    let of = claim.id.unwrap();
+    assert_eq!((of.workspace_id, of.epoch, claim.workspace_name.as_str()), (id.to_string(), 1, "demo"));
+    assert_eq!(claim.token_keys[0].public_key, [7; 32]);
+    assert_eq!(claim.policy.unwrap().idle_timeout.unwrap().seconds, 15 * 60);
+    for sequence in 1..=3 {
+        let activity = Some(ActivityState { verdict: Verdict::Busy.into(), ..Default::default() });
+        agent.say(agent_message::Message::Beat(Beat { sequence, activity })).await;
+        let Some(Message::BeatAck(ack)) = agent.hears().await else { panic!("no ack") };
+        assert_eq!(ack.sequence, sequence);
+    }
+    plane.wait(&id, |view| view.state == State::Awake && view.activity.is_some()).await;
+
+    let mut second = Agent::dial(&mut door, &credential).await.unwrap();
+    second.hello(1, PID + 1).await;
+    assert!(matches!(second.hears().await, Some(Message::Dismiss(_))), "it is another process");
+    assert!(second.hears().await.is_none());
+
+    drop(agent);
+    let view = plane.wait(&id, |view| view.link == podling_core::workspace::Link::Unknown).await;
+    assert_eq!(view.state, State::Awake);
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_keep_to_the_protocol_is_let_go() {
+    let (folder, backend, mut tasks) = (tempfile::tempdir().unwrap(), Fake::default(), JoinSet::new());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let id = plane.create("demo").await.spec.id.clone();
+    runs(&backend, &id, 1).await;
+    let credential = format!("{id}.{}", backend.state().secrets[&id]);
+    let mut door = door(&plane, &mut tasks).await;
+
+    let mut early = Agent::dial(&mut door, &credential).await.unwrap();
+    early.say(agent_message::Message::Beat(Beat::default())).await;
+    assert!(early.hears().await.is_none(), "hello comes first");
+
+    let mut huge = Agent::dial(&mut door, &credential).await.unwrap();
+    huge.hello(1, PID).await;
+    assert!(matches!(huge.hears().await, Some(Message::Claim(_))));
+    let lease = podling_proto::agent::v1::Lease { name: "n".repeat(1024 * 1024), ..Default::default() };
+    let activity = Some(ActivityState { leases: vec![lease], ..Default::default() });
+    huge.say(agent_message::Message::Beat(Beat { sequence: 1, activity })).await;
+    assert!(huge.hears().await.is_none(), "a message of a megabyte is not taken");
+    let mut again = Agent::dial(&mut door, &credential).await.unwrap();
+    again.hello(1, PID).await;
+    assert!(matches!(again.hears().await, Some(Message::Claim(_))), "it may come back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watcher_of_nothing_hears_a_keepalive() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let mut watch =
+        api(&plane).watch(by(&user("me"), WatchWorkspacesRequest::default())).await.unwrap().into_inner();
+    assert!(matches!(watch.next().await.unwrap().unwrap().event, Some(Event::Synced(_))));
+    let began = tokio::time::Instant::now();
+    assert!(matches!(watch.next().await.unwrap().unwrap().event, Some(Event::Keepalive(_))));
+    assert_eq!(began.elapsed().as_secs(), Duration::from_secs(15).as_secs());
+}
