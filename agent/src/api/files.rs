@@ -69,9 +69,9 @@ impl files_server::Files for FilesApi {
     ) -> Answer<wire::WriteFileResponse> {
         let mut messages = request.into_inner();
         let first = messages.message().await?.unwrap_or_default();
-        let (path, options) = open(first.open)?;
+        let ((path, options), data) = (open(first.open)?, sized(first.data)?);
         let mut feed = self.files.write(path, options).await.map_err(status)?;
-        feed.push(sized(first.data)?).await.map_err(status)?;
+        feed.push(data).await.map_err(status)?;
         while let Some(next) = messages.message().await? {
             if next.open.is_some() {
                 return Err(bad_field("open", "in the first message only"));
