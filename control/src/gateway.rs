@@ -97,7 +97,7 @@ impl Gateway {
         let (stream, response) = self.send(&id, &agent, Request::from_parts(parts, upload)).await?;
         let (mut parts, body) = response.into_parts();
         headers::to_caller(&mut parts, protocol);
-        let count = self.metrics.exchange(&parts);
+        let count = self.metrics.exchange("gateway", &parts);
         let relay = Relay::new(body, protocol, parts.headers.contains_key("grpc-status"), count)
             .until(&self.streams)
             .keeping((stream, answered));

@@ -41,7 +41,7 @@ fn start(cli: &Cli) -> anyhow::Result<()> {
     log::init(config.log_format);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let shutdown = CancellationToken::new();
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
@@ -55,7 +55,10 @@ fn start(cli: &Cli) -> anyhow::Result<()> {
                 _ = terminate.recv() => asked.cancel(),
             }
         }
-    })
+    });
+    // All that must be finished is; what still blocks (a look through /proc) is nothing to wait for.
+    runtime.shutdown_background();
+    ended
 }
 
 /// The agent's program that was installed with this one, else the one in PATH.

@@ -46,6 +46,7 @@ struct Request {
 #[derive(Debug)]
 pub struct Outcome {
     requests: Family<Request, Counter>,
+    surface: &'static str,
     code: Option<String>,
 }
 
@@ -84,14 +85,9 @@ impl Metrics {
         self.count(surface, code_name(error::code(error.reason())));
     }
 
-    /// A call of the control plane's own was answered like this.
-    pub fn answered(&self, parts: &response::Parts) {
-        self.count("control", code_of(parts).unwrap_or_else(|| parts.status.as_str().to_owned()));
-    }
-
     /// An exchange whose answer began like this.
-    pub fn exchange(&self, parts: &response::Parts) -> Outcome {
-        Outcome { requests: self.requests.clone(), code: code_of(parts).or_else(|| plain(parts)) }
+    pub fn exchange(&self, surface: &'static str, parts: &response::Parts) -> Outcome {
+        Outcome { requests: self.requests.clone(), surface, code: code_of(parts).or_else(|| plain(parts)) }
     }
 
     fn count(&self, surface: &'static str, code: String) {
@@ -122,7 +118,7 @@ impl Outcome {
 impl Drop for Outcome {
     fn drop(&mut self) {
         let code = self.code.take().unwrap_or_else(|| code_name(Code::Cancelled));
-        self.requests.get_or_create(&Request { surface: "gateway", code }).inc();
+        self.requests.get_or_create(&Request { surface: self.surface, code }).inc();
     }
 }
 

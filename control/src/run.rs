@@ -180,16 +180,20 @@ pub async fn run(
     // The driver goes last, so that calls under way are answered.
     health.set_service_status("", ServingStatus::NotServing).await;
     stopping.draining.cancel();
+    tracing::info!("shutting down");
     let doors = finish(doors).await;
     // Their streams are closed, so they have ended or are about to.
     sessions.close();
     sessions.wait().await;
+    tracing::debug!("all connections are closed");
     gateway.close().await;
     drop(gateway);
     // It may have ended by itself because everything is down; that is no failure.
     let asked = driven.is_cancelled() || shutdown.is_cancelled();
     driven.cancel();
-    finish(parts).await.and(doors)?;
+    let parts = finish(parts).await;
+    tracing::debug!("all parts have ended");
+    parts.and(doors)?;
     match early {
         Some(ended) if !asked => Err(RunError::Ended(flatten(ended)?)),
         _ => Ok(()),

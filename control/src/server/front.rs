@@ -8,8 +8,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use axum::{Router, body::Body};
+use axum::{Router, body::Body, extract::State, middleware::map_response_with_state};
 use http::{Request, Response, StatusCode, Version, header::CONTENT_TYPE};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use podling_proto::{
     error::{Reason, WireError},
@@ -54,7 +55,9 @@ impl Front {
         grpc: Router,
         draining: CancellationToken,
     ) -> Self {
-        let grpc = tonic_web::GrpcWebLayer::new().layer(grpc.with_state(()));
+        // Counted before gRPC-web hides the trailers in the body.
+        let counted = grpc.layer(map_response_with_state(metrics.clone(), count));
+        let grpc = tonic_web::GrpcWebLayer::new().layer(counted.with_state(()));
         Self(Arc::new(Inner { identity, gateway, metrics, grpc, draining }))
     }
 }
@@ -119,15 +122,25 @@ impl Inner {
             return refused(error.with("method", path));
         }
         request.extensions_mut().insert(caller);
-        let (parts, body) = self.own(request).await.into_parts();
-        self.metrics.answered(&parts);
-        Response::from_parts(parts, body)
+        self.own(request).await
     }
 
     async fn own(&self, request: Request<Incoming>) -> Response<Body> {
         let Ok(response) = self.grpc.clone().oneshot(request).await;
         response.map(Body::new)
     }
+}
+
+async fn count(State(metrics): State<Arc<Metrics>>, response: Response<Body>) -> Response<Body> {
+    let (parts, body) = response.into_parts();
+    let mut outcome = metrics.exchange("control", &parts);
+    let body = body.map_frame(move |frame| {
+        if let Some(trailers) = frame.trailers_ref() {
+            outcome.trailers(trailers);
+        }
+        frame
+    });
+    Response::from_parts(parts, Body::new(body))
 }
 
 fn text(status: StatusCode, body: String) -> Response<Body> {
