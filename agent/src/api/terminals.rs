@@ -20,6 +20,9 @@ use crate::{
     },
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Credit that a client may ask for, in bytes.
 const CREDIT: std::ops::RangeInclusive<u32> = 4 * 1024..=16 * 1024 * 1024;
 /// Longest grace of a Close, in seconds.

@@ -1,0 +1,225 @@
+//! The service as clients see it, without a network between.
+
+use std::{sync::Arc, time::Duration};
+
+use pb::{
+    attach_request::Request as Asked, attach_response::Response as Said, terminals_client::TerminalsClient,
+    terminals_server::TerminalsServer,
+};
+use podling_proto::error::{detail, reason};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+
+use super::*;
+use crate::{
+    child::{Children, Orphans},
+    claim::{Claim, Policy},
+    spawn::Launcher,
+};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+struct House {
+    client: TerminalsClient<TerminalsServer<TerminalsApi>>,
+    _root: tempfile::TempDir,
+    _claims: watch::Sender<Option<Arc<Claim>>>,
+    _reaper: JoinSet<()>,
+}
+
+fn house(claimed: bool) -> House {
+    let claim = Claim {
+        workspace_id: "abcdefghijkl".into(),
+        workspace_name: "test".into(),
+        epoch: 7,
+        policy: Policy::default(),
+        env: [("PS1".to_owned(), "$ ".to_owned())].into(),
+        command: Vec::new(),
+        token_keys: podling_proto::token::VerifyingKeys::default(),
+    };
+    let root = tempfile::tempdir().expect("a folder");
+    let (tx, claims) = watch::channel(claimed.then(|| Arc::new(claim)));
+    let children = Children::new(Orphans::Leave);
+    let mut reaper = JoinSet::new();
+    let reaping = children.clone();
+    reaper.spawn(async move { reaping.reap().await.expect("signals") });
+    let terminals = Terminals::new(Launcher::new(root.path(), claims), children, Arc::default());
+    let client = TerminalsClient::new(TerminalsServer::new(TerminalsApi::new(terminals)));
+    House { client, _root: root, _claims: tx, _reaper: reaper }
+}
+
+fn create(argv: &[&str]) -> pb::CreateTerminalRequest {
+    let argv = argv.iter().map(|word| (*word).to_owned()).collect();
+    pb::CreateTerminalRequest { argv, ..Default::default() }
+}
+
+fn oldest() -> Option<pb::From> {
+    Some(pb::From { from: Some(pb::from::From::Oldest(pb::FromOldest {})) })
+}
+
+fn asked(request: Asked) -> pb::AttachRequest {
+    pb::AttachRequest { request: Some(request) }
+}
+
+fn open(id: &str, client_id: &str) -> pb::AttachRequest {
+    let open = pb::AttachOpen {
+        terminal_id: id.into(),
+        from: oldest(),
+        client_id: client_id.into(),
+        ..Default::default()
+    };
+    asked(Asked::Open(open))
+}
+
+fn typed(epoch: u64, offset: u64, data: &'static [u8]) -> pb::Input {
+    pb::Input { epoch, offset, data: data.into(), ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_native_client_types_stops_sending_and_reads_to_the_end() {
+    let mut house = house(true);
+    let made = house.client.create(create(&["sh", "-c", "read x; echo got $x; exit 3"])).await.expect("made");
+    let terminal = made.into_inner().terminal.expect("a terminal");
+    let (tx, rx) = tokio::sync::mpsc::channel(8);
+    tx.send(open(&terminal.id, "me")).await.expect("open");
+    let mut said = house.client.attach(ReceiverStream::new(rx)).await.expect("attached").into_inner();
+    tx.send(asked(Asked::Input(typed(7, 5, b"x")))).await.expect("a hole");
+    tx.send(asked(Asked::Input(typed(7, 0, b"hello\n")))).await.expect("input");
+    // Its side is closed; the other goes on.
+    drop(tx);
+    let (mut output, mut refused, mut acked, mut exit) = (Vec::new(), None, 0, None);
+    while let Some(response) = timeout(DEADLINE, said.message()).await.expect("in time").expect("no error") {
+        match response.response.expect("something") {
+            Said::Frame(frame) => match frame.frame.expect("something") {
+                pb::frame::Frame::Started(started) => assert_eq!(started.input_offset, 0),
+                pb::frame::Frame::Data(data) => output.extend(data),
+                pb::frame::Frame::Exit(ended) => exit = Some(ended),
+                _ => {}
+            },
+            Said::InputAck(ack) => acked = ack.next_offset,
+            Said::InputRefused(why) => refused = Some((why.reason, why.expected_offset)),
+        }
+    }
+    assert_eq!(refused, Some(("INPUT_HOLE".to_owned(), 0)));
+    assert_eq!(acked, 6);
+    assert!(String::from_utf8_lossy(&output).ends_with("got hello\r\n"), "{output:?}");
+    let exit = exit.expect("the last frame");
+    assert_eq!((exit.how, exit.final_offset), (Some(pb::exit::How::Code(3)), output.len() as u64));
+}
+
+#[tokio::test]
+async fn a_browser_watches_writes_and_resizes() {
+    let mut house = house(true);
+    let made = house.client.create(create(&["cat"])).await.expect("made");
+    let id = made.into_inner().terminal.expect("a terminal").id;
+    let request = pb::WatchTerminalsRequest {
+        terminals: vec![pb::WatchTerminal { terminal_id: id.clone(), from: oldest() }],
+        client_id: "tab".into(),
+        credit_bytes: 4096,
+        ..Default::default()
+    };
+    let mut watch = house.client.watch(request).await.expect("a watch").into_inner();
+    let first = watch.message().await.expect("no error").expect("something");
+    let Some(pb::watch_terminals_response::Response::Opened(opened)) = first.response else {
+        panic!("{first:?}")
+    };
+    let resize = pb::Resize { size: Some(pb::Size { rows: 30, cols: 90 }), take: false };
+    let request =
+        pb::ResizeTerminalRequest { terminal_id: id.clone(), client_id: "tab".into(), resize: Some(resize) };
+    let resized = house.client.resize(request).await.expect("resized").into_inner();
+    assert!(resized.owner && resized.size == Some(pb::Size { rows: 30, cols: 90 }));
+    let write = |input| pb::WriteTerminalRequest {
+        terminal_id: id.clone(),
+        client_id: "tab".into(),
+        input: Some(input),
+    };
+    let written = house.client.write(write(typed(7, 0, b"hi\n"))).await.expect("written").into_inner();
+    assert_eq!(written.next_offset, 3);
+    // Sent again, because the answer was lost.
+    let again = house.client.write(write(typed(7, 0, b"hi\n"))).await.expect("known").into_inner();
+    assert_eq!(again.next_offset, 3);
+    let hole = house.client.write(write(typed(7, 9, b"x"))).await.expect_err("a hole");
+    assert_eq!(reason(&hole), Some(Reason::InputHole));
+    assert_eq!(detail(&hole, "expected_offset").as_deref(), Some("3"));
+    let stale = house.client.write(write(typed(6, 0, b"x"))).await.expect_err("stale");
+    assert_eq!((reason(&stale), detail(&stale, "epoch").as_deref()), (Some(Reason::StaleEpoch), Some("7")));
+    let (mut output, mut sized) = (Vec::new(), false);
+    while output.len() < 8 {
+        let next = timeout(DEADLINE, watch.message()).await.expect("in time").expect("no error");
+        let Some(pb::watch_terminals_response::Response::Frame(frame)) = next.expect("goes on").response
+        else {
+            panic!("a frame")
+        };
+        match frame.frame.expect("something") {
+            pb::frame::Frame::Data(data) => output.extend(data),
+            pb::frame::Frame::Resized(size) => sized = size.rows == 30,
+            _ => {}
+        }
+    }
+    assert_eq!((output.as_slice(), sized), (&b"hi\r\nhi\r\n"[..], true));
+    let ack = |watch_id: &str| pb::AckRequest {
+        watch_id: watch_id.into(),
+        terminal_id: id.clone(),
+        epoch: 7,
+        offset: 8,
+    };
+    house.client.ack(ack(&opened.watch_id)).await.expect("known");
+    let unknown = house.client.ack(ack("nosuchwatch")).await.expect_err("unknown");
+    assert_eq!(reason(&unknown), Some(Reason::StreamNotFound));
+    let close = pb::CloseTerminalRequest { terminal_id: id.clone(), grace_seconds: 1 };
+    let closed = house.client.close(close.clone()).await.expect("closed").into_inner();
+    assert_eq!(closed.exit.expect("an exit").how, Some(pb::exit::How::Signal("HUP".into())));
+    let gone = house.client.close(close).await.expect_err("gone");
+    assert_eq!(reason(&gone), Some(Reason::TerminalNotFound));
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_said_with_its_reason() {
+    let mut house = house(true);
+    let refused = house.client.create(create(&["no-such-program"])).await.expect_err("refused");
+    assert_eq!((refused.code(), reason(&refused)), (Code::FailedPrecondition, Some(Reason::ProgramNotFound)));
+    assert_eq!(detail(&refused, "program").as_deref(), Some("no-such-program"));
+    let request =
+        pb::CreateTerminalRequest { size: Some(pb::Size { rows: 0, cols: 80 }), ..create(&["cat"]) };
+    let refused = house.client.create(request).await.expect_err("refused");
+    assert_eq!(
+        (reason(&refused), detail(&refused, "field").as_deref()),
+        (Some(Reason::BadField), Some("size"))
+    );
+    // An Attach that does not begin with `open`, and one without a client id.
+    for first in [asked(Asked::Ack(1)), open("whatever", "")] {
+        let refused = house.client.attach(stream::iter([first])).await.expect_err("refused");
+        assert_eq!(reason(&refused), Some(Reason::BadField), "{refused}");
+    }
+    let get = pb::GetTerminalRequest { terminal_id: "nosuchthing1".into() };
+    let refused = house.client.get(get).await.expect_err("refused");
+    assert_eq!(reason(&refused), Some(Reason::TerminalNotFound));
+}
+
+#[tokio::test]
+async fn an_agent_that_serves_no_workspace_opens_nothing() {
+    let mut house = house(false);
+    let refused = house.client.create(create(&["cat"])).await.expect_err("unclaimed");
+    assert_eq!(reason(&refused), Some(Reason::Unclaimed));
+}
+
+#[tokio::test]
+async fn a_wrong_request_in_the_middle_ends_the_stream_with_its_reason() {
+    let mut house = house(true);
+    let made = house.client.create(create(&["cat"])).await.expect("made");
+    let id = made.into_inner().terminal.expect("a terminal").id;
+    let signal = pb::SignalName { signal: "NOSUCH".into(), session: false };
+    let requests = [open(&id, "me"), asked(Asked::Signal(signal))];
+    let mut said = house.client.attach(stream::iter(requests)).await.expect("attached").into_inner();
+    let refused = loop {
+        match timeout(DEADLINE, said.message()).await.expect("in time") {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("ended without a reason"),
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!(
+        (reason(&refused), detail(&refused, "field").as_deref()),
+        (Some(Reason::BadField), Some("signal"))
+    );
+}
