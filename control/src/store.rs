@@ -98,13 +98,31 @@ pub enum StoreError {
         source: Box<::redb::Error>,
     },
     /// Reading or writing failed.
-    #[error("{operation} in the store: {source}")]
+    #[error("{operation} in the store")]
     Access {
         /// What was tried.
         operation: &'static str,
         /// Why.
+        #[source]
         source: Box<::redb::Error>,
     },
+}
+
+impl StoreError {
+    /// Whether there is no room on the disk.
+    pub fn is_disk_full(&self) -> bool {
+        let io = match self {
+            Self::Open { source, .. } => Some(source),
+            Self::Access { source, .. } | Self::Damaged { source, .. } => match &**source {
+                ::redb::Error::Io(error) => Some(error),
+                _ => None,
+            },
+            Self::InUse { .. } | Self::OtherFormat { .. } => None,
+        };
+        io.is_some_and(|error| {
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        })
+    }
 }
 
 fn by(pid: &Option<u32>) -> String {

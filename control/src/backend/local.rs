@@ -162,7 +162,7 @@ impl Inner {
                 }
                 Err(record) => {
                     let places = self.layout.of(&id);
-                    let how = watch::words(None, &places);
+                    let how = format!("{}, while no control plane was up", watch::words(None, &places));
                     let instance = self.instance(id, &record.identify(&self.machine), &places);
                     observations.push(Observation::Ended { instance, how });
                 }

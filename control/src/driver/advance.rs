@@ -21,7 +21,7 @@ use crate::{
     backend::{Backend, Observation, Plan},
     executor::{Done, Order, Outcome},
     snapshot::Fingerprint,
-    store::{Change, Credential, Record},
+    store::{Change, Credential, Record, StoreError},
 };
 
 /// Bytes of an agent's secret.
@@ -160,7 +160,7 @@ impl<B: Backend> Driver<B> {
     pub(super) fn written(&mut self, written: Written) {
         if let Err(error) = &written.result {
             tracing::error!(
-                error,
+                error = error as &dyn std::error::Error,
                 changes = written.changes.len(),
                 "the store cannot be written; what was decided is taken back"
             );
@@ -180,7 +180,7 @@ impl<B: Backend> Driver<B> {
                     self.publisher.changed();
                 }
                 (Change::Forget(id, _), Err(error)) => {
-                    let (error, now) = (error.clone(), clock::now());
+                    let (error, now) = (with_causes(error), clock::now());
                     self.with_entry(&id, |entry| {
                         entry.in_flight = None;
                         entry.observed.done(Action::Forget, Err(error), now);
@@ -191,9 +191,9 @@ impl<B: Backend> Driver<B> {
     }
 
     /// What was decided could not be made durable: back to what is.
-    fn take_back(&mut self, id: &WorkspaceId, error: &str) {
+    fn take_back(&mut self, id: &WorkspaceId, error: &StoreError) {
         let Some(entry) = self.entries.get_mut(id) else { return };
-        let refused = DriverError::NotSaved(error.to_owned());
+        let refused = DriverError::NotSaved { problem: with_causes(error), disk_full: error.is_disk_full() };
         for waiting in entry.waiting.drain(..) {
             // Who has gone away needs no answer.
             match waiting {
@@ -264,4 +264,10 @@ impl Entry {
         }
         self.record = Arc::new(record);
     }
+}
+
+/// What went wrong and why, in one line.
+fn with_causes(error: &StoreError) -> String {
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
 }

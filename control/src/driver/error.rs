@@ -37,8 +37,13 @@ pub enum DriverError {
     #[error("the control plane is shutting down")]
     ShuttingDown,
     /// What was asked could not be made durable, so it is not done.
-    #[error("it could not be saved and was not done: {0}")]
-    NotSaved(String),
+    #[error("it could not be saved and was not done: {problem}")]
+    NotSaved {
+        /// Why.
+        problem: String,
+        /// There is no room on the disk.
+        disk_full: bool,
+    },
 }
 
 fn names(names: &[Name]) -> String {
@@ -57,7 +62,10 @@ impl From<DriverError> for WireError {
             }
             DriverError::Busy(busy) => Self::new(Reason::Busy, message).with("workspaces", names(&busy)),
             DriverError::ShuttingDown => Self::new(Reason::ShuttingDown, message),
-            DriverError::NotSaved(_) => Self::new(Reason::Io, message),
+            DriverError::NotSaved { disk_full: true, .. } => {
+                Self::new(Reason::DiskFull, message).with("what", "the control plane's store")
+            }
+            DriverError::NotSaved { disk_full: false, .. } => Self::new(Reason::Io, message),
         }
     }
 }

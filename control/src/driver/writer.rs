@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
 use podling_core::id::WorkspaceId;
 use tokio::{task::JoinSet, time::Instant};
 
-use crate::store::{Change, Store};
+use crate::store::{Change, Store, StoreError};
 
 /// Pause after a failed write: a full disk is tried once a second.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -16,7 +16,7 @@ pub(super) struct Writer {
     store: Arc<Store>,
     /// At most one change per workspace: the newest stands for those before it.
     waiting: BTreeMap<WorkspaceId, Change>,
-    writing: JoinSet<(Vec<Change>, Result<(), String>)>,
+    writing: JoinSet<(Vec<Change>, Result<(), StoreError>)>,
     not_before: Option<Instant>,
 }
 
@@ -26,7 +26,7 @@ pub(crate) struct Written {
     /// What was in it. After a failure: also what waited behind it, for none of it will be written.
     pub(crate) changes: Vec<Change>,
     /// The reason it failed.
-    pub(crate) result: Result<(), String>,
+    pub(crate) result: Result<(), StoreError>,
 }
 
 impl Writer {
@@ -51,7 +51,7 @@ impl Writer {
         let changes: Vec<_> = std::mem::take(&mut self.waiting).into_values().collect();
         let store = self.store.clone();
         self.writing.spawn_blocking(move || {
-            let result = store.commit(&changes).map_err(|error| error.to_string());
+            let result = store.commit(&changes);
             (changes, result)
         });
     }

@@ -43,7 +43,7 @@ pub(super) fn words(status: Option<&WaitIdStatus>, places: &Places) -> String {
         (None, Some(code), Some(record)) => format!("{} (exit code {code})", record.reason),
         (None, None, Some(record)) => format!("{} (exit code {})", record.reason, record.code),
         (None, Some(code), None) => format!("exit code {code}; its log may say more"),
-        (None, None, None) => "killed, or the machine was switched off".into(),
+        (None, None, None) => "killed".into(),
     }
 }
 
