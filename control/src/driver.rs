@@ -77,6 +77,8 @@ pub struct Driver<B> {
     standby: bool,
     /// When to look at a workspace again.
     schedule: BTreeSet<(Instant, WorkspaceId)>,
+    /// Somebody waits for them, and they are durable.
+    answerable: BTreeSet<WorkspaceId>,
     writer: Writer,
     executor: Executor<B>,
     publisher: Publisher,
@@ -111,6 +113,7 @@ impl<B: Backend> Driver<B> {
             used: loaded.used,
             standby: false,
             schedule: BTreeSet::new(),
+            answerable: BTreeSet::new(),
             writer: Writer::new(store),
             observations: Box::pin(backend.observe()),
             executor: Executor::new(backend),
@@ -151,6 +154,7 @@ impl<B: Backend> Driver<B> {
                 }
             }
             self.writer.begin();
+            self.answer();
             self.publish_if_due();
             self.finish_if_down();
         }
@@ -201,6 +205,7 @@ impl<B: Backend> Driver<B> {
         if timeout(LAST_MOMENT, rest).await.is_err() {
             tracing::warn!("ended with actions under way; the next start finds out how far they got");
         }
+        self.answer();
         self.publish();
     }
 }

@@ -43,7 +43,7 @@ impl Publisher {
 }
 
 impl<B: Backend> Driver<B> {
-    /// Looks at a workspace anew; answers who waits for it, if it is settled.
+    /// Looks at a workspace anew.
     pub(super) fn look(&mut self, id: &WorkspaceId) {
         let Some(entry) = self.entries.get_mut(id) else { return };
         let version = entry.view.as_ref().map_or(0, |view| view.version);
@@ -55,9 +55,20 @@ impl<B: Backend> Driver<B> {
             entry.view = Some(Arc::new(view));
         }
         if entry.is_settled() && !entry.waiting.is_empty() {
-            // Who has an answer shall find it in the picture too.
-            self.publish();
-            if let Some(entry) = self.entries.get_mut(id) {
+            self.answerable.insert(id.clone());
+        }
+    }
+
+    /// Answers those whose workspace is durable. Who has an answer shall find it in the picture too; one picture does for all that
+    /// became durable together.
+    pub(super) fn answer(&mut self) {
+        if self.answerable.is_empty() {
+            return;
+        }
+        self.publish();
+        for id in std::mem::take(&mut self.answerable) {
+            // What has changed meanwhile is answered when that is durable.
+            if let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.is_settled()) {
                 entry.answer();
             }
         }
