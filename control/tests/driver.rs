@@ -22,7 +22,7 @@ use podling_proto::agent::v1::{ActivityState, Verdict};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -302,6 +302,46 @@ async fn only_the_agent_that_was_started_is_claimed() {
     plane.handle.gone(id.clone(), ConnectionId(4)).await.unwrap();
     let view = plane.wait(&id, |view| view.link == Link::Unknown).await;
     assert_eq!(view.state, State::Awake, "a silent agent is unknown, not idle and not asleep");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_falls_silent_is_unknown_and_after_ten_minutes_started_anew() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, _agent) = plane.awake("demo").await;
+    assert!(plane.beat(&id, 1, Verdict::Idle).await);
+    let began = Instant::now();
+    let mut snapshots = plane.handle.snapshots();
+    // No deadline: a paused clock would run to it at once if nothing else were to come.
+    let unknown = snapshots.wait_for(|s| s.get(&id).unwrap().link == Link::Unknown).await.unwrap().clone();
+    assert!((50..60).contains(&began.elapsed().as_secs()), "three beats and a half: {:?}", began.elapsed());
+    assert_eq!(unknown.get(&id).unwrap().state, State::Awake, "never idle, never asleep");
+    let (_, why) = unknown.get(&id).unwrap().next.clone().unwrap();
+    assert!(why.contains("silent"), "{why}");
+    snapshots.wait_for(|s| s.get(&id).unwrap().restarts == 1).await.unwrap();
+    assert!((650..670).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    runs(&backend, &id, 2).await;
+    assert_eq!(backend.state().calls, ["start 1", "stop", "start 2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_was_suspended_holds_nothing_against_its_agents() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, _agent) = plane.awake("demo").await;
+    for _ in 0..5 {
+        // One leap: the driver was not there to see it.
+        tokio::time::advance(Duration::from_secs(20 * 60)).await;
+        assert!(plane.beat(&id, 1, Verdict::Idle).await);
+    }
+    plane.handle.gone(id.clone(), ConnectionId(1)).await.unwrap();
+    for _ in 0..5 {
+        tokio::time::advance(Duration::from_secs(20 * 60)).await;
+        plane.handle.wake(id.clone()).await.unwrap();
+    }
+    let view = plane.handle.snapshots().borrow().get(&id).unwrap().clone();
+    assert_eq!((view.state, view.link, view.restarts), (State::Awake, Link::Unknown, 0));
+    assert_eq!(backend.state().calls, ["start 1"]);
 }
 
 #[tokio::test]
