@@ -86,14 +86,23 @@ impl Window {
 
     /// Waits until this was shown.
     pub async fn shows(&self, text: &str) {
-        let look = async || self.shown().contains(text).then_some(());
-        let mut rounds = 0_u32;
-        wait_for(&format!("the window shows {text:?}"), async || {
-            rounds += 1;
-            if rounds.is_multiple_of(250) {
-                eprintln!("still waiting for {text:?}; the window shows {:?}", self.shown());
+        self.shows_one_of(&[text]).await;
+    }
+
+    /// Waits until a shell asks for a command, a user's or root's.
+    pub async fn shows_prompt(&self) {
+        self.shows_one_of(&["$ ", "# "]).await;
+    }
+
+    async fn shows_one_of(&self, texts: &[&str]) {
+        let mut looks = 0_u32;
+        wait_for(&format!("the window shows {texts:?}"), async || {
+            looks += 1;
+            if looks.is_multiple_of(500) {
+                eprintln!("still waiting for {texts:?}; the window shows {:?}", self.shown());
             }
-            look().await
+            let shown = self.shown();
+            texts.iter().any(|text| shown.contains(text)).then_some(())
         })
         .await;
     }

@@ -99,7 +99,7 @@ async fn an_attached_window_comes_back_where_it_was() {
     let far = podling.cli().env("PODLING_URL", format!("http://{}", proxy.address()));
     let far = far.env("PODLING_TOKEN", podling.token());
     let mut window = podling_tests::pty::Window::open(&far.command(&["attach", "ada"]));
-    window.shows("$").await;
+    window.shows_prompt().await;
     window.types("echo be''gin; seq 1 20000; echo e''nd\r");
     window.shows("end\r\n").await;
     let shown = window.shown();

@@ -84,10 +84,10 @@ async fn the_agent_dies_and_nothing_of_it_stays() {
     let before = podling.awake(&ada).await.agent.expect("an agent");
     let inside = podling.client().of(&ada.id);
     inside.sh("echo kept > file").await;
-    // One that stays, one that ignores the hang-up, one in a session of its own, one that also sheds its environment.
+    // One that stays, one that ignores the hang-up, one in a session of its own, one without an environment.
     let terminal = inside
         .open(script(
-            "sleep 4001 & nohup sleep 4002 >/dev/null 2>&1 & setsid sleep 4003 & env -i setsid sleep 4004 & echo started; wait",
+            "sleep 4001 & nohup sleep 4002 >/dev/null 2>&1 & setsid sleep 4003 & env -i sleep 4004 & echo started; wait",
         ))
         .await;
     let mut person = Person::new("ada", &terminal.id);

@@ -1,5 +1,6 @@
 //! The README's first commands on a fresh machine, and what a newcomer does next.
 
+use podling_proto::agent::v1::ListTerminalsRequest;
 use podling_tests::{Podling, podling::Options, pty::Window, wait_for};
 use rustix::termios::LocalModes;
 use serde_json::Value;
@@ -47,10 +48,10 @@ async fn a_newcomer_types_two_commands_and_works() {
 async fn a_terminal_from_ones_own_window() {
     let podling = Podling::up().await;
     let cli = podling.cli();
-    cli.run(&["create", "ada"]).await.ok();
+    let inside = podling.client().of(&podling.workspace("ada").await.id);
     let mut window = Window::open(&cli.command(&["attach", "ada"]));
     let before = window.modes();
-    window.shows("$").await;
+    window.shows_prompt().await;
     assert!(
         !window.modes().local_modes.contains(LocalModes::ICANON),
         "every key goes to the workspace at once"
@@ -65,9 +66,15 @@ async fn a_terminal_from_ones_own_window() {
     })
     .await;
 
-    // A program that asks the terminal something gets its answer as typed by the window's emulator, and Ctrl-C is the shell's.
+    // Ctrl-C ends what runs there, not the attachment.
+    let foreground = async || {
+        let list = inside.terminals().list(ListTerminalsRequest {}).await.expect("a list").into_inner();
+        list.terminals[0].foreground.clone()
+    };
     window.types("sleep 1000\r");
+    wait_for("sleep is in the foreground", async || foreground().await.contains("sleep").then_some(())).await;
     window.types("\x03");
+    wait_for("the shell is back", async || foreground().await.is_empty().then_some(())).await;
     window.types("echo after-$?\r");
     window.shows("after-130").await;
 
@@ -82,7 +89,7 @@ async fn whoever_detaches_finds_everything_as_it_was() {
     let cli = podling.cli();
     cli.run(&["create", "ada"]).await.ok();
     let mut window = Window::open(&cli.command(&["attach", "ada"]));
-    window.shows("$").await;
+    window.shows_prompt().await;
     window.types("secret=wombat\r");
     window.types("echo set-$secret\r");
     window.shows("set-wombat").await;
