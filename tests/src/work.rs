@@ -92,3 +92,23 @@ pub fn path(text: &str) -> podling_proto::agent::v1::Path {
     use podling_proto::agent::v1::path::Path as Kind;
     podling_proto::agent::v1::Path { path: Some(Kind::Text(text.to_owned())) }
 }
+
+/// Asserts that two long logs are the same; says where they part.
+#[track_caller]
+pub fn same(what: &str, seen: &[u8], expected: &[u8]) {
+    if seen == expected {
+        return;
+    }
+    let at = seen.iter().zip(expected).take_while(|(a, b)| a == b).count();
+    let show = |log: &[u8]| {
+        String::from_utf8_lossy(&log[at.saturating_sub(40).min(log.len())..(at + 80).min(log.len())])
+            .into_owned()
+    };
+    panic!(
+        "{what}: {} bytes instead of {}, which part at {at}: {:?} instead of {:?}",
+        seen.len(),
+        expected.len(),
+        show(seen),
+        show(expected)
+    );
+}

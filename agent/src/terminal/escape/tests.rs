@@ -1,3 +1,5 @@
+//! What programs say about themselves is found, whatever comes in between.
+
 use proptest::prelude::*;
 
 use super::*;
