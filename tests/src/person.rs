@@ -17,7 +17,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use crate::{client::Client, wait::within};
+use crate::{
+    client::Client,
+    wait::{LOOK_AGAIN, PATIENCE},
+};
 
 /// Requests under way to the transport.
 const ASKED: usize = 4;
@@ -89,18 +92,35 @@ impl Person {
         client: impl Fn() -> Client,
         mut done: impl FnMut(&Self) -> bool,
     ) {
-        within(what, async {
+        let working = async {
             while !done(self) {
                 self.attached += 1;
                 if let Err(status) = self.session(&client(), &mut done).await {
                     let definite = error::reason(&status).is_some() && status.code() != Code::Unavailable;
                     assert!(!definite, "{what}: the terminal was refused: {status:?}");
                     // A client that hammered would only slow down what it waits for.
-                    tokio::time::sleep(crate::wait::LOOK_AGAIN).await;
+                    tokio::time::sleep(LOOK_AGAIN).await;
                 }
             }
-        })
-        .await;
+        };
+        let in_time = tokio::time::timeout(PATIENCE, working).await.is_ok();
+        assert!(in_time, "waited {PATIENCE:?} in vain: {what}; {}", self.state());
+    }
+
+    /// Where they are, for messages.
+    fn state(&self) -> String {
+        let log = self.log();
+        let tail = String::from_utf8_lossy(&log.bytes[log.bytes.len().saturating_sub(60)..]).into_owned();
+        format!(
+            "attached {} times, epoch {:?}, next {}, {} gaps, {} of {} typed bytes acknowledged, exit {:?}, last seen {tail:?}",
+            self.attached,
+            self.epoch,
+            log.next,
+            log.gaps.len(),
+            self.acknowledged,
+            self.typed.len(),
+            self.exit
+        )
     }
 
     async fn session(&mut self, client: &Client, done: &mut impl FnMut(&Self) -> bool) -> Result<(), Status> {

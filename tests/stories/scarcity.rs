@@ -72,11 +72,7 @@ async fn a_full_disk_is_said_and_survived() {
     assert_eq!(upload(&inside, "another", 1).await, Err(Reason::DiskFull));
     let refused = podling.cli().run(&["create", "bob"]).await;
     assert_ne!(refused.code, Some(0), "nothing can be kept of a new workspace");
-    assert!(
-        refused.err().contains("no space") || refused.err().to_lowercase().contains("full"),
-        "{}",
-        refused.err()
-    );
+    assert!(refused.err().to_lowercase().contains("no space"), "{}", refused.err());
     assert_eq!(inside.sh("echo alive").await, "alive\n");
 
     inside.sh("rm filler").await;
@@ -177,5 +173,4 @@ async fn the_control_plane_runs_out_of_descriptors() {
     drop(crowd);
     let fresh = podling.client().of(&ada.id);
     assert_eq!(fresh.sh("echo again").await, "again\n", "and the door opens again");
-    limit(pid, 4096);
 }
