@@ -1,3 +1,5 @@
+//! Input is taken once and in order, whatever a client repeats.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! A picture painted on a fresh terminal is the screen.
+
 use proptest::prelude::*;
 
 use super::*;

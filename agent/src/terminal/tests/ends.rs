@@ -1,3 +1,5 @@
+//! How terminals end, and what is left of them.
+
 use std::{os::unix::fs::PermissionsExt, time::Instant};
 
 use crate::{child::Ended, spawn::SpawnError};

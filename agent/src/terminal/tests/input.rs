@@ -1,3 +1,5 @@
+//! Typing into terminals.
+
 use std::time::Instant;
 
 use crate::intent::Intent;

@@ -1,3 +1,5 @@
+//! Reading what terminals print, from every beginning.
+
 use std::time::Instant;
 
 use super::*;

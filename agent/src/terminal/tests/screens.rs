@@ -1,3 +1,5 @@
+//! Pictures of terminals that are in use.
+
 use super::*;
 
 fn emulator(size: Size) -> vt100::Parser {

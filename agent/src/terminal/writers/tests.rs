@@ -1,3 +1,5 @@
+//! Who owns the size, and whose replies count.
+
 use proptest::prelude::*;
 
 use super::*;
