@@ -15,7 +15,7 @@ use crate::byte_log::ByteLog;
 pub(super) const LOSSLESS_PATIENCE: Duration = Duration::from_secs(60);
 /// A lossless reader is waited for when no more than this (or half of a small log) still fits: more than one burst of reading.
 const LOSSLESS_MARGIN_BYTES: u64 = 128 * 1024;
-/// Read in one go before readers are told and others have their turn; a small log is read in quarters, so that a lossless reader is
+/// Read before readers are told, so that a flood travels in large frames; a small log is read in quarters, so that a lossless reader is
 /// not run over.
 const BURST_BYTES: usize = 64 * 1024;
 /// Sizes kept for a screen model that is behind.

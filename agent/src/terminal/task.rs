@@ -28,6 +28,9 @@ const LOOK_IN_USE: Duration = Duration::from_millis(20);
 const LOOK_CLOSED: Duration = Duration::from_secs(1);
 /// After something happened, folder and foreground job are looked at this much later: once for a burst of events.
 const FACTS_AFTER: Duration = Duration::from_millis(150);
+/// How long a flood is read before others have their turn: what it may add to the echo of another terminal. Its readers are told
+/// less often, once for a burst of bytes.
+const READ_SLICE: Duration = Duration::from_micros(250);
 /// How long the model is fed before others have their turn.
 const FEED_SLICE: Duration = Duration::from_millis(1);
 /// Without anybody waiting for a picture the model takes at most one part in ten of the time.
@@ -50,6 +53,8 @@ pub(super) struct Task {
     /// It was once closed while the leader lived.
     polled: bool,
     looked_at: Instant,
+    /// Bytes read that nobody has been told of.
+    untold: usize,
     last_read: Instant,
     facts_at: Option<Instant>,
     feed_not_before: Instant,
@@ -91,6 +96,7 @@ impl Task {
             closed: false,
             polled: false,
             looked_at: now,
+            untold: 0,
             last_read: now,
             facts_at: None,
             feed_not_before: now,
@@ -148,6 +154,9 @@ impl Task {
             } else {
                 plan.write = state.write_blocked && !state.inputs.front().is_empty() && !self.closed;
             }
+        }
+        if !plan.read {
+            tell(&mut self.untold, state);
         }
         self.plan_facts(state, now, &mut plan);
         self.plan_feeding(state, now, &mut plan);
@@ -272,16 +281,17 @@ impl Task {
         self.terminal.state().leader_gone = true;
     }
 
-    /// Reads what is there, up to a burst; `true` if there is more.
+    /// Reads what is there, for a slice of time; `true` if there is more.
     fn read_burst(&mut self) -> bool {
         let Some(pty) = &self.pty else { return false };
         let terminal = &self.terminal;
         let burst = terminal.state().burst_bytes();
-        let mut total = 0;
-        let mut more = false;
+        let begin = Instant::now();
+        let before = self.untold;
+        let mut more = true;
         self.closed = false;
-        self.looked_at = Instant::now();
-        while total < burst {
+        self.looked_at = begin;
+        while more && self.untold < burst && begin.elapsed() < READ_SLICE {
             let scanner = &mut self.scanner;
             let reading = pty.read(|bytes| {
                 let mut state = terminal.state();
@@ -290,28 +300,21 @@ impl Task {
                 scanner.scan(bytes, |index, named| name(&mut state, named, from + index as u64));
             });
             match reading {
-                Reading::Bytes(n) => {
-                    total += n;
-                    more = true;
-                }
-                Reading::Later => {
-                    more = false;
-                    break;
-                }
+                Reading::Bytes(n) => self.untold += n,
+                Reading::Later => more = false,
                 Reading::Closed => {
                     self.closed = true;
                     self.polled = true;
                     more = false;
-                    break;
                 }
             }
         }
-        if total > 0 {
+        if self.untold > before {
             self.last_read = Instant::now();
-            self.counters.output(total as u64, self.last_read);
-            let mut state = terminal.state();
-            state.note_activity();
-            state.wake_viewers();
+            self.counters.output((self.untold - before) as u64, self.last_read);
+        }
+        if !more || self.untold >= burst {
+            tell(&mut self.untold, &mut terminal.state());
         }
         more
     }
@@ -356,6 +359,14 @@ impl Task {
             }
         }
         self.feed_not_before = Instant::now() + begin.elapsed() * FEED_REST;
+    }
+}
+
+/// Tells the readers of what was read.
+fn tell(untold: &mut usize, state: &mut State) {
+    if std::mem::take(untold) > 0 {
+        state.note_activity();
+        state.wake_viewers();
     }
 }
 

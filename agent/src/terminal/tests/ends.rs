@@ -44,7 +44,7 @@ async fn a_background_job_that_holds_the_terminal_delays_the_exit_but_does_not_h
     let house = House::new();
     // The job prints after the leader has gone: those bytes count too.
     let terminal =
-        house.open(&["bash", "-c", "(trap '' HUP; sleep 0.1; echo late; sleep 60) & echo early; exit 4"]);
+        house.open(&["bash", "-c", "trap '' HUP; (sleep 0.1; echo late; sleep 60) & echo early; exit 4"]);
     let began = Instant::now();
     let log = read_all(house.attach(&terminal.id, "a", From::Oldest)).await;
     let exit = log.exit.expect("an exit");
