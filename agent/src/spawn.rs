@@ -24,6 +24,9 @@ const SHEBANG_BYTES: usize = 256;
 /// Searched when the environment has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Given to programs that would otherwise have none.
+const DEFAULT_LANG: &str = "C.UTF-8";
+
 /// What somebody asked to start.
 #[derive(Debug, Clone, Default)]
 pub struct Program {
@@ -104,12 +107,22 @@ pub enum SpawnError {
 pub struct Launcher {
     root: Arc<Path>,
     claims: Claims,
+    inherited: Arc<BTreeMap<String, String>>,
 }
 
 impl Launcher {
     /// Programs start in `root` with the claim's environment.
     pub fn new(root: impl Into<Arc<Path>>, claims: Claims) -> Self {
-        Self { root: root.into(), claims }
+        Self { root: root.into(), claims, inherited: Arc::default() }
+    }
+
+    /// Programs also see these variables where the claim sets no other value: what the image's ENV gave the agent. What is meant
+    /// for the agent itself (`PODLING_…`) stays with it.
+    #[must_use]
+    pub fn inheriting(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
+        let ours = |(name, _): &(String, String)| name.starts_with("PODLING_");
+        self.inherited = Arc::new(variables.into_iter().filter(|v| !ours(v)).collect());
+        self
     }
 
     /// The workspace root: HOME.
@@ -145,10 +158,12 @@ impl Launcher {
         Ok(command)
     }
 
-    /// The workspace's shell: `$SHELL` of the claim, else bash, else sh.
+    /// The workspace's shell: `$SHELL` of the claim or the image, else bash, else sh.
     pub fn shell(&self) -> String {
         let claim = self.claims.borrow().clone();
-        let named = claim.and_then(|c| c.env.get("SHELL").cloned()).filter(|s| is_executable(Path::new(s)));
+        let claimed = claim.and_then(|c| c.env.get("SHELL").cloned());
+        let named =
+            claimed.or_else(|| self.inherited.get("SHELL").cloned()).filter(|s| is_executable(Path::new(s)));
         let known = ["/bin/bash", "/usr/bin/bash"].into_iter().find(|s| is_executable(Path::new(s)));
         named.unwrap_or_else(|| known.unwrap_or("/bin/sh").to_owned())
     }
@@ -161,12 +176,17 @@ impl Launcher {
             let problem = format!("{key:?} is no name of a variable, or its value holds a NUL byte");
             return Err(SpawnError::BadField { field: "env", problem });
         }
-        let mut env = claim.env.clone();
+        let mut env = BTreeMap::clone(&self.inherited);
+        env.extend(claim.env.clone());
         env.entry("PATH".into()).or_insert_with(|| DEFAULT_PATH.into());
+        // Without it half of all programs take everything beyond ASCII for garbage.
+        env.entry("LANG".into()).or_insert_with(|| DEFAULT_LANG.into());
+        env.entry("SHELL".into()).or_insert_with(|| self.shell());
         env.insert("HOME".into(), self.root.to_string_lossy().into_owned());
+        env.extend(added.iter().map(|(k, v)| (k.clone(), v.clone())));
+        // Last: the control plane finds what a dead agent left by this mark, so no caller may change it.
         env.insert("PODLING_WORKSPACE_ID".into(), claim.workspace_id.clone());
         env.insert("PODLING_WORKSPACE".into(), claim.workspace_name.clone());
-        env.extend(added.iter().map(|(k, v)| (k.clone(), v.clone())));
         Ok(env)
     }
 
@@ -292,6 +312,38 @@ fn in_path(searched: &Option<String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn programs_see_the_images_variables_under_the_claims() {
+        let env = [("PATH", "/claim"), ("LANG", "de_DE.UTF-8")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let claim = crate::claim::Claim {
+            workspace_id: "abcdefghijkl".into(),
+            workspace_name: "demo".into(),
+            epoch: 1,
+            policy: Default::default(),
+            env: env.into(),
+            command: Vec::new(),
+            token_keys: Default::default(),
+        };
+        let (_claims, claims) = tokio::sync::watch::channel(Some(Arc::new(claim)));
+        let image = [("PATH", "/image"), ("JAVA_HOME", "/jdk"), ("PODLING_AGENT_LISTEN", "unix:/run/a")];
+        let image = image.map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let launcher = Launcher::new(Path::new("/"), claims).inheriting(image);
+        let forged = HashMap::from([("PODLING_WORKSPACE_ID".to_owned(), "another".to_owned())]);
+        let env = launcher.environment(&forged).expect("claimed");
+        let get = |name: &str| env.get(name).map(String::as_str);
+        assert_eq!(
+            (get("PATH"), get("LANG"), get("JAVA_HOME")),
+            (Some("/claim"), Some("de_DE.UTF-8"), Some("/jdk"))
+        );
+        assert_eq!(get("PODLING_AGENT_LISTEN"), None, "the agent's own affairs");
+        assert!(get("SHELL").is_some());
+        assert_eq!(
+            get("PODLING_WORKSPACE_ID"),
+            Some("abcdefghijkl"),
+            "nobody forges the mark of another workspace"
+        );
+    }
 
     #[test]
     fn the_interpreter_of_a_script_is_found_as_the_kernel_finds_it() {

@@ -13,6 +13,10 @@ pub use crate::v1::Reason;
 /// `domain` of every ErrorInfo.
 pub const DOMAIN: &str = "podling.dev";
 
+/// Longest message or metadata value, in characters; what is longer is cut. A reason travels in HTTP/2 trailers, twice, and who
+/// sends more than a peer's limit for these (16 KiB) ends the whole connection with all that others do on it.
+const MAX_TEXT_CHARS: usize = 512;
+
 /// When a client may try again if nothing better is known.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -28,13 +32,13 @@ pub struct WireError {
 impl WireError {
     /// An error for this reason; `message` is for people and says what to do.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), metadata: HashMap::new(), retry_after: None }
+        Self { reason, message: bounded(message.into()), metadata: HashMap::new(), retry_after: None }
     }
 
     /// Adds one of the metadata listed for the reason.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl ToString) -> Self {
-        self.metadata.insert(key.to_owned(), value.to_string());
+        self.metadata.insert(key.to_owned(), bounded(value.to_string()));
         self
     }
 
@@ -64,6 +68,15 @@ impl WireError {
     pub fn retry_delay(&self) -> Option<Duration> {
         self.retry_after.or_else(|| (code(self.reason) == Code::Unavailable).then_some(RETRY_AFTER))
     }
+}
+
+/// The beginning of a text that somebody else may have chosen.
+fn bounded(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(MAX_TEXT_CHARS) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 /// The gRPC code of a reason: the table of `errors.proto`, by ranges of its numbers.
@@ -131,6 +144,14 @@ mod tests {
         assert_eq!(status.code(), Code::OutOfRange);
         assert_eq!(reason(&status), Some(Reason::InputHole));
         assert_eq!(detail(&status, "expected_offset").as_deref(), Some("42"));
+    }
+
+    #[test]
+    fn what_a_caller_sent_comes_back_cut() {
+        let id = "ä".repeat(100_000);
+        let error = WireError::new(Reason::TerminalNotFound, format!("no terminal {id}")).with("id", &id);
+        assert_eq!(error.message().chars().count(), MAX_TEXT_CHARS + 1);
+        assert_eq!(detail(&error.into(), "id").expect("id").chars().count(), MAX_TEXT_CHARS + 1);
     }
 
     #[test]

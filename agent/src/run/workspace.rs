@@ -51,7 +51,10 @@ impl Workspace {
     /// Serves the workspace in `root`, whichever it is claimed for.
     pub(super) fn new(root: &Path, children: Children, claims: Claims, orphans: Orphans) -> io::Result<Self> {
         let intents = Arc::new(Intents::new());
-        let launcher = Launcher::new(root, claims.clone());
+        // What is not UTF-8 cannot be in a claim either.
+        let image =
+            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+        let launcher = Launcher::new(root, claims.clone()).inheriting(image);
         let terminals = Terminals::new(launcher.clone(), children.clone(), intents.clone());
         let processes = Processes::new(launcher.clone(), children.clone(), intents.clone());
         let files = Files::new(Root::open(root)?, intents.clone());
