@@ -3,6 +3,7 @@
 //! Must not know what a workspace's status means.
 
 mod redb;
+mod reserve;
 
 use std::{collections::HashSet, io, path::PathBuf, sync::Arc};
 

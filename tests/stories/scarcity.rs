@@ -78,6 +78,12 @@ async fn a_full_disk_is_said_and_survived() {
     inside.sh("rm filler").await;
     assert_eq!(upload(&inside, "another", 1).await, Ok(()));
     podling.workspace("carol").await;
+
+    // Full again: what is there can still be deleted, which makes room.
+    inside.sh("dd if=/dev/zero of=filler bs=64k 2>/dev/null; echo filled >&2").await;
+    podling.cli().run(&["rm", "ada", "--discard"]).await.ok();
+    let dora = podling.workspace("dora").await;
+    assert_eq!(upload(&podling.client().of(&dora.id), "mine", 1).await, Ok(()));
     drop(podling);
     drop(disk);
 }
@@ -115,6 +121,23 @@ async fn no_pty_is_left() {
 async fn close(client: &Client, terminal: &str) {
     let request = CloseTerminalRequest { terminal_id: terminal.to_owned(), grace_seconds: 0 };
     within("Terminals.Close", client.terminals().close(request)).await.expect("it closes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_no_reason_to_stay_up() {
+    let disk = match SmallDisk::new("24m") {
+        Ok(disk) => disk,
+        Err(why) => return left_out("down on a full disk", &why),
+    };
+    let mut podling = Podling::up_with(Options { data: Some(disk.at.clone()), ..Default::default() }).await;
+    let ada = podling.workspace("ada").await;
+    let inside = podling.client().of(&ada.id);
+    inside.sh("dd if=/dev/zero of=filler bs=64k 2>/dev/null; echo filled >&2").await;
+    podling.cli().run(&["down", "--force"]).await.ok();
+    assert!(podling.ended().await.success());
+    assert_eq!(podling.running(), [], "nothing is left running");
+    drop(podling);
+    drop(disk);
 }
 
 /// Sets how many descriptors a running process may have.

@@ -16,7 +16,7 @@ use ::redb::{
 use podling_core::{id::WorkspaceId, time::Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Change, Loaded, RECORD_SCHEMA, Record, StoreError};
+use super::{Change, Loaded, RECORD_SCHEMA, Record, StoreError, reserve::Reserve};
 
 /// Id → JSON of [`Stored`].
 const WORKSPACES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("workspaces");
@@ -31,6 +31,7 @@ pub struct Store {
     path: PathBuf,
     /// Empty after an error: redb trusts a database no more once it has seen one of the disk, so it is opened anew.
     database: Mutex<Option<Database>>,
+    reserve: Reserve,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -43,9 +44,12 @@ struct Stored<R> {
 impl Store {
     /// Opens the file, or makes it (0600).
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let store = Self { path: path.to_owned(), database: Mutex::new(Some(open(path)?)) };
+        let database = Mutex::new(Some(open(path)?));
+        let reserve = Reserve::new(path.with_extension("reserve"));
+        let store = Self { path: path.to_owned(), database, reserve };
         // Both tables are there from the start, so that reading never meets a missing one.
         store.write("making the tables", |_, _| Ok(()))?;
+        store.reserve.hold();
         Ok(store)
     }
 
@@ -54,16 +58,32 @@ impl Store {
         self.with("reading", Self::read)
     }
 
-    /// Makes changes durable, all or none.
+    /// Makes changes durable, all or none. On a full disk what was kept back is used, but for nothing new.
     pub fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
+        let mut news = false;
+        let mut result = self.put(changes, &mut news);
+        if result.as_ref().is_err_and(StoreError::is_disk_full) && !news && self.reserve.give_up() {
+            tracing::warn!("the disk is full: what was kept back for that is used");
+            result = self.put(changes, &mut news);
+        }
+        if result.is_ok() {
+            self.reserve.hold();
+        }
+        result
+    }
+
+    /// Writes them; `news`: a workspace among them is not stored yet.
+    fn put(&self, changes: &[Change], news: &mut bool) -> Result<(), StoreError> {
         self.write("writing", |workspaces, tombstones| {
             for change in changes {
                 match change {
                     Change::Put(record) => {
+                        let id = record.spec.id.as_str();
+                        *news |= workspaces.get(id)?.is_none();
                         let stored = Stored { schema: RECORD_SCHEMA, record: &**record };
                         let json = serde_json::to_vec(&stored)
                             .map_err(|e| Error::from(StorageError::from(io::Error::other(e))))?;
-                        workspaces.insert(record.spec.id.as_str(), json.as_slice())?;
+                        workspaces.insert(id, json.as_slice())?;
                     }
                     Change::Forget(id, Timestamp(at)) => {
                         workspaces.remove(id.as_str())?;
