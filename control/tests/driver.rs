@@ -405,6 +405,31 @@ async fn what_cannot_be_saved_is_not_done_and_what_was_saved_goes_on() {
     assert_eq!(snapshot.get(&id).unwrap().state, State::Awake);
     assert!(plane.beat(&id, 1, Verdict::Active).await, "heartbeats need no store");
     assert_eq!(backend.state().calls, ["start 1"], "nothing was done in the name of what was not saved");
+
+    // The disk takes writes again. Whether one that failed had reached it nobody can know: what it would have made is made undone.
+    let (copy, link) = (folder.path().join("copy.redb"), folder.path().join("link"));
+    std::fs::copy(folder.path().join("store.redb"), &copy).unwrap();
+    std::os::unix::fs::symlink(&copy, &link).unwrap();
+    std::fs::rename(&link, folder.path().join("store.redb")).unwrap();
+    let mut tries = 1;
+    let again = async {
+        while plane.handle.create(new("unsaved")).await.is_err() {
+            tries += 1;
+        }
+    };
+    timeout(DEADLINE, again).await.expect("it is saved at last");
+    drop(plane);
+    let store = timeout(DEADLINE, async {
+        loop {
+            match Store::open(&copy) {
+                Ok(store) => return store,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    });
+    let loaded = store.await.expect("the store").load().unwrap();
+    assert_eq!(loaded.records.len(), 2);
+    assert_eq!(loaded.used.len(), 2 + tries, "the one that was refused has its tombstone");
 }
 
 #[tokio::test]

@@ -62,15 +62,17 @@ impl Workspaces for WorkspacesApi {
     ) -> Result<Response<CreateWorkspaceResponse>, Status> {
         let caller = caller(&request)?;
         let new = parse::create(&caller, request.into_inner(), &self.templates)?;
-        if caller.workspaces.is_some() {
-            // It could not see what it makes.
-            let own = self.find(&caller, new.name.as_str()).ok().filter(|_| new.reconnect);
-            if own.is_none() {
+        let (view, created) = if caller.workspaces.is_some() {
+            // It could not see what it makes. So it never gets as far as making: not even when the one it sees goes meanwhile.
+            let found = self.driver.snapshots().borrow().by_name(&new.owner, &new.name).cloned();
+            let own = found.filter(|view| new.reconnect && caller.sees(view)).ok_or_else(|| {
                 let message = "this token is narrowed to certain workspaces and makes no others";
-                return Err(WireError::new(Reason::WorkspaceDenied, message).into());
-            }
-        }
-        let (view, created) = self.driver.create(new).await.map_err(WireError::from)?;
+                WireError::new(Reason::WorkspaceDenied, message)
+            })?;
+            (self.driver.wake(own.spec.id.clone()).await.map_err(WireError::from)?, false)
+        } else {
+            self.driver.create(new).await.map_err(WireError::from)?
+        };
         Ok(Response::new(CreateWorkspaceResponse { workspace: Some(workspace(&view)), created }))
     }
 
@@ -139,6 +141,10 @@ impl Workspaces for WorkspacesApi {
     async fn down(&self, request: Request<DownRequest>) -> Result<Response<Self::DownStream>, Status> {
         let caller = caller(&request)?;
         caller.may(Verb::Admin)?;
+        if caller.workspaces.is_some() {
+            let message = "this token is narrowed to certain workspaces, and going down ends them all";
+            return Err(WireError::new(Reason::WorkspaceDenied, message).into());
+        }
         let snapshots = self.driver.snapshots();
         self.driver.down(request.get_ref().force).await.map_err(WireError::from)?;
         Ok(Response::new(Box::pin(watch::descent(snapshots))))

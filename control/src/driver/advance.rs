@@ -26,6 +26,9 @@ use crate::{
 
 /// Bytes of an agent's secret.
 const SECRET_BYTES: usize = 32;
+/// Soonest look at a workspace after the one just made. The wall clock says when, in whole milliseconds: without this, less than one
+/// left would be none, and the driver would look again and again until it has passed.
+const SOONEST: Duration = Duration::from_millis(10);
 /// What an agent is given to end its processes in good order; the backend allows it a little more.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
@@ -55,7 +58,7 @@ impl<B: Backend> Driver<B> {
             self.schedule.remove(&(at, id.clone()));
         }
         if let Some((at, _)) = next {
-            let at = Instant::now() + at.since(now);
+            let at = Instant::now() + at.since(now).max(SOONEST);
             entry.wakes = Some(at);
             self.schedule.insert((at, id.clone()));
         }
@@ -173,11 +176,16 @@ impl<B: Backend> Driver<B> {
                 }
                 (Change::Put(record), Err(error)) => self.take_back(&record.spec.id, error),
                 (Change::Forget(id, _), Ok(())) => {
+                    // One that never became durable has gone already.
+                    let Some(entry) = self.entries.remove(&id) else { continue };
                     tracing::info!(workspace = %id, "gone");
-                    if let Some(at) = self.entries.remove(&id).and_then(|entry| entry.wakes) {
+                    if let Some(at) = entry.wakes {
                         self.schedule.remove(&(at, id));
                     }
                     self.publisher.changed();
+                }
+                (Change::Forget(id, at), Err(_)) if !self.entries.contains_key(&id) => {
+                    self.writer.put(id.clone(), Change::Forget(id, at));
                 }
                 (Change::Forget(id, _), Err(error)) => {
                     let (error, now) = (with_causes(error), clock::now());
@@ -211,6 +219,9 @@ impl<B: Backend> Driver<B> {
                 if let Some(at) = self.entries.remove(id).and_then(|entry| entry.wakes) {
                     self.schedule.remove(&(at, id.clone()));
                 }
+                // A write that failed may have reached the disk all the same: then the next start would find a workspace that
+                // nobody was told of, beside the one that was made when the call was repeated. Tried until it is written.
+                self.writer.put(id.clone(), Change::Forget(id.clone(), clock::now()));
             }
         }
     }

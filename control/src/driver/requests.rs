@@ -64,7 +64,8 @@ impl<B: Backend> Driver<B> {
                 what: "of this owner",
             });
         }
-        if self.entries.len() >= MAX_WORKSPACES {
+        // While the store takes nothing, what is to be forgotten again piles up there: it is bounded with the rest.
+        if self.entries.len().max(self.writer.waiting()) >= MAX_WORKSPACES {
             return Err(DriverError::TooManyWorkspaces { limit: MAX_WORKSPACES, what: "here" });
         }
         let (id, now) = (self.unused_id(), clock::now());

@@ -75,6 +75,11 @@ impl Writer {
         self.not_before.filter(|_| !self.waiting.is_empty())
     }
 
+    /// How many changes wait, those on their way not counted.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Whether all is written.
     pub(super) fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.writing.is_empty()

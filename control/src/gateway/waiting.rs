@@ -71,14 +71,15 @@ impl Waiting {
             Judgement::Refuse(_) | Judgement::Hold => {}
         }
         let _held = self.hold(id)?;
-        let first = view.version;
+        // Not its version: that also grows when only the next try is moved, and the failure is still the old one.
+        let first = (view.state, view.since);
         let waited = timeout(HOLD_TIME, async {
             loop {
                 snapshots.changed().await.map_err(|_| going_down())?;
                 let view = find(&mut snapshots, caller, id)?;
                 match judge(&view, true) {
                     Judgement::Forward(agent) => return Ok(agent),
-                    Judgement::Refuse(error) if view.version != first => return Err(error),
+                    Judgement::Refuse(error) if (view.state, view.since) != first => return Err(error),
                     Judgement::Refuse(_) | Judgement::Hold => {}
                 }
             }

@@ -8,11 +8,16 @@ use tonic_reflection::server::Builder as Reflection;
 
 use super::RunError;
 
+/// Largest question about health, in bytes. It is answered before anybody has shown a token, so a stranger must not make us hold
+/// more for it than a service's name takes; a longer one is refused.
+const MAX_HEALTH_BYTES: usize = 1024;
+
 /// Adds health and reflection to the control plane's own services.
 pub(super) fn with_description(own: Routes, health: &HealthReporter) -> Result<Router, RunError> {
     let health = tonic_health::pb::health_server::HealthServer::new(
         tonic_health::server::HealthService::from_health_reporter(health.clone()),
-    );
+    )
+    .max_decoding_message_size(MAX_HEALTH_BYTES);
     let description = || {
         Reflection::configure()
             .register_encoded_file_descriptor_set(DESCRIPTOR_SET)

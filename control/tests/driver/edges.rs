@@ -15,9 +15,10 @@ use podling_core::{id::WorkspaceId, workspace::State};
 use podling_proto::{
     agent::v1::{ActivityState, Verdict},
     control::v1::{
-        AgentMessage, Beat, CreateWorkspaceRequest, DeleteWorkspaceRequest, DownRequest, GetWorkspaceRequest,
-        Hello, ListWorkspacesRequest, WatchWorkspacesRequest, agent_message, agents_client::AgentsClient,
-        control_message::Message, watch_workspaces_response::Event, workspaces_server::Workspaces,
+        AgentMessage, Beat, CreateWorkspaceRequest, CreateWorkspaceResponse, DeleteWorkspaceRequest,
+        DownRequest, GetWorkspaceRequest, Hello, ListWorkspacesRequest, WatchWorkspacesRequest,
+        agent_message, agents_client::AgentsClient, control_message::Message,
+        watch_workspaces_response::Event, workspaces_server::Workspaces,
     },
     error::{self, Reason},
     v1::Verb,
@@ -112,6 +113,39 @@ async fn others_workspaces_are_as_if_they_did_not_exist() {
     assert_eq!(refused(api.create(by(&narrowed, named("more"))).await), Reason::WorkspaceDenied);
     let elsewhere = Caller { workspaces: Some([WorkspaceId::from_bits(1)].into()), ..narrowed };
     assert_eq!(refused(api.get(by(&elsewhere, get("demo"))).await), Reason::WorkspaceNotFound);
+}
+
+#[tokio::test]
+async fn a_narrowed_token_makes_nothing_and_ends_nothing_but_what_it_is_for() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (api, me) = (api(&plane), user("me"));
+    let made = |answer: Result<tonic::Response<CreateWorkspaceResponse>, Status>| {
+        let answer = answer.unwrap().into_inner();
+        (answer.workspace.unwrap().id, answer.created)
+    };
+    let again = |name: &str| CreateWorkspaceRequest { reconnect: true, ..named(name) };
+    let (mine, _) = made(api.create(by(&me, named("mine"))).await);
+    let other = CreateWorkspaceRequest { request_id: "r1".into(), ..named("other") };
+    made(api.create(by(&me, other)).await);
+    made(api.create(by(&user("you"), named("theirs"))).await);
+    let narrowed = Caller { workspaces: Some([mine.parse().unwrap()].into()), ..me };
+    assert_eq!(made(api.create(by(&narrowed, again("mine"))).await), (mine.clone(), false));
+    let repeated = CreateWorkspaceRequest { request_id: "r1".into(), ..again("mine") };
+    assert_eq!(made(api.create(by(&narrowed, repeated)).await), (mine.clone(), false), "not the other one");
+    let denied = [again("other"), named("mine"), named("new")];
+    for request in denied {
+        assert_eq!(refused(api.create(by(&narrowed, request)).await), Reason::WorkspaceDenied);
+    }
+    let boss = Caller { verbs: Verbs::admin(), ..narrowed };
+    for name in ["mine", "theirs"] {
+        let request = CreateWorkspaceRequest { owner: "you".into(), ..again(name) };
+        assert_eq!(refused(api.create(by(&boss, request)).await), Reason::WorkspaceDenied);
+    }
+    assert_eq!(plane.handle.snapshots().borrow().workspaces.len(), 3);
+    let down = api.down(by(&boss, DownRequest { force: true })).await;
+    assert_eq!(refused(down), Reason::WorkspaceDenied);
+    assert!(plane.handle.snapshots().borrow().down.is_none());
 }
 
 #[tokio::test]

@@ -100,6 +100,10 @@ async fn a_start_that_failed_is_tried_again_for_whoever_comes() {
     let mut calls = JoinSet::new();
     calls.spawn(async move { status(h2.send_request(request).await.expect("response")).await });
     assert_eq!(within(house.wakes.recv()).await, Some(demo()));
+    // The next try is moved, nothing else: that is no second failure.
+    house.set(&demo(), "ada", State::Failed, None);
+    let early = tokio::time::timeout(std::time::Duration::from_millis(300), calls.join_next()).await;
+    assert!(early.is_err(), "it was answered with the failure of the start before: {early:?}");
     let agent = FakeAgent::start("one", 200).await;
     house.set(&demo(), "ada", State::Starting, None);
     house.set(&demo(), "ada", State::Awake, Some(&agent.view));
