@@ -42,6 +42,8 @@ use crate::{
 const DRAIN: Duration = Duration::from_secs(2);
 /// The link gets this long to say its last words.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// The name under which health is asked of the agent as a whole.
+const WHOLE: &str = "";
 /// What this agent can do beyond the least; grows with the protocol.
 const CAPABILITIES: &[&str] = &["terminals", "processes", "files", "activity"];
 
@@ -126,6 +128,8 @@ pub async fn run(config: Config, limits: Limits, stop: Stop) -> Result<Ending, R
         closing: phases.streams.clone(),
         metrics: Arc::new(move || read.metrics(&counted)),
     };
+    let health_of: Vec<_> = services.names.iter().copied().chain([WHOLE]).collect();
+    set_health(&health, &health_of, ServingStatus::Serving).await;
     let router = router(parts, services.grpc, &services.names, services.http)?;
     let mut server = Server::new(listener, identity.server_config()?, metrics.clone());
     // Last, so that whoever finds the file finds an agent that answers.
@@ -139,7 +143,7 @@ pub async fn run(config: Config, limits: Limits, stop: Stop) -> Result<Ending, R
     tracing::info!(reason = %ending.reason, grace = ?ending.grace, "ending");
     // Not ready; accepting has stopped with `server.run`.
     ready.store(false, Ordering::Relaxed);
-    health.set_service_status("", ServingStatus::NotServing).await;
+    set_health(&health, &health_of, ServingStatus::NotServing).await;
     // Programs first, so that viewers still learn how they ended.
     phases.ending.cancel();
     tokio::select! {
@@ -201,6 +205,12 @@ fn start(workspace: &Workspace, link: Link, config: &Config, phases: &Phases, me
         }
     });
     tasks
+}
+
+async fn set_health(health: &HealthReporter, services: &[&'static str], status: ServingStatus) {
+    for service in services {
+        health.set_service_status(*service, status).await;
+    }
 }
 
 fn introduce(identity: &Identity) -> Result<Introduction, RunError> {

@@ -28,6 +28,18 @@ impl Agent {
     }
 
     pub(crate) fn start_in(dir: tempfile::TempDir, ca: &str, command: &[&str]) -> Self {
+        let listen = format!("unix:{}", dir.path().join("agent.sock").display());
+        let control = format!("unix:{}", socket(dir.path()).display());
+        Self::start_at(&listen, &control, dir, ca, command)
+    }
+
+    pub(crate) fn start_at(
+        listen: &str,
+        control: &str,
+        dir: tempfile::TempDir,
+        ca: &str,
+        command: &[&str],
+    ) -> Self {
         let path = |name: &str| dir.path().join(name);
         for folder in ["home", "state"] {
             std::fs::create_dir(path(folder)).expect("folder");
@@ -36,10 +48,7 @@ impl Agent {
         std::fs::write(path("credential"), CREDENTIAL).expect("credential");
         let mut agent = Command::new(env!("CARGO_BIN_EXE_podling-agent"));
         agent
-            .arg("--listen")
-            .arg(format!("unix:{}", path("agent.sock").display()))
-            .arg("--control")
-            .arg(format!("unix:{}", socket(dir.path()).display()))
+            .args(["--listen", listen, "--control", control])
             .arg("--control-ca")
             .arg(path("ca.pem"))
             .arg("--credential-file")

@@ -1,13 +1,16 @@
 //! The link: hello, claim, beats; a false control plane; a dead one.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
+use podling_agent::config::Listen;
 use podling_proto::{
     agent::v1::{
         self as agent_wire, Verdict, activity_client::ActivityClient, terminals_client::TerminalsClient,
     },
     control::v1::{self as wire, control_message::Message, directive::Directive},
 };
+
+use tokio::net::TcpStream;
 
 use crate::{
     agent::{Agent, CREDENTIAL, is_running, until},
@@ -48,6 +51,21 @@ async fn an_agent_says_hello_is_claimed_and_beats() {
     assert_eq!(first.sequence, 1);
     assert_eq!(activity(&first).verdict(), Verdict::Idle);
     assert_eq!(session.beat().await.sequence, 2);
+}
+
+#[tokio::test]
+async fn over_tcp_it_is_the_same() {
+    let authority = Authority::new();
+    let anywhere: Listen = "127.0.0.1:0".parse().expect("address");
+    let (mut plane, address) = Plane::start_at(&anywhere, authority.server("podling-control")).await;
+    let dir = tempfile::tempdir().expect("dir");
+    let control = format!("https://{address}");
+    let agent = Agent::start_at("127.0.0.1:0", &control, dir, &authority.pem, &[]);
+    let mut session = plane.session().await;
+    session.send(Message::Claim(claim(&key()))).await;
+    session.beat().await;
+    let address: SocketAddr = agent.info().await.address.parse().expect("where it listens");
+    TcpStream::connect(address).await.expect("listens there");
 }
 
 #[tokio::test]

@@ -84,9 +84,15 @@ impl Authority {
 impl Plane {
     /// Listens in `dir`; dropped, it is as if it had been killed.
     pub(crate) async fn start(dir: &Path, tls: TlsAcceptor) -> Self {
+        Self::start_at(&Listen::Unix(socket(dir)), tls).await.0
+    }
+
+    /// Listens there; returns also where that is.
+    pub(crate) async fn start_at(at: &Listen, tls: TlsAcceptor) -> (Self, String) {
         let (sender, sessions) = mpsc::channel(8);
         let router = Routes::new(AgentsServer::new(Service(sender))).into_axum_router();
-        let listener = Listener::bind(&Listen::Unix(socket(dir))).await.expect("listens");
+        let listener = Listener::bind(at).await.expect("listens");
+        let address = listener.address().expect("address");
         let connections = Connections::new(Metrics::new());
         let mut serving = JoinSet::new();
         serving.spawn(async move {
@@ -97,7 +103,7 @@ impl Plane {
                 open.spawn(place.serve(io, tls.clone(), router.clone(), CancellationToken::new()));
             }
         });
-        Self { sessions, _serving: serving }
+        (Self { sessions, _serving: serving }, address)
     }
 
     /// The next agent that says hello.

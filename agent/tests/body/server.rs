@@ -54,6 +54,9 @@ async fn health_and_readiness_are_for_everybody_and_nothing_else_is() {
     let mut health = HealthClient::with_origin(client.service(), Client::origin());
     let answer = health.check(HealthCheckRequest::default()).await.expect("healthy without a token");
     assert_eq!(answer.into_inner().status(), ServingStatus::Serving);
+    let one = HealthCheckRequest { service: "podling.agent.v1.Terminals".into() };
+    let answer = health.check(one).await.expect("known by name");
+    assert_eq!(answer.into_inner().status(), ServingStatus::Serving);
     assert_eq!(http1(&agent, get("/healthz", None)).await.0, 200);
     assert_eq!(http1(&agent, get("/readyz", None)).await.0, 503, "no workspace yet");
 
