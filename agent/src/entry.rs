@@ -2,7 +2,12 @@
 
 use std::{ffi::OsString, io, panic::AssertUnwindSafe, path::Path, process::ExitCode};
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    fmt,
+    prelude::*,
+    registry,
+};
 
 use crate::{
     args::{Args, LogFormat},
@@ -14,6 +19,8 @@ use crate::{
 
 /// The command line or a value in it cannot be used.
 const USAGE: u8 = 2;
+/// What is logged: `info`, or by module, as in `warn,podling_agent::link=debug`.
+const LOG_VARIABLE: &str = "PODLING_AGENT_LOG";
 /// The agent could not start, or broke.
 const FAILED: u8 = 1;
 
@@ -77,11 +84,12 @@ fn leave(state: &Path, reason: &str, code: u8) -> ExitCode {
 }
 
 fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("PODLING_AGENT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let asked = std::env::var(LOG_VARIABLE).ok().and_then(|filter| filter.parse::<Targets>().ok());
+    let filter = asked.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let log = fmt::layer().with_writer(io::stderr).with_ansi(false);
     // A log that is there already (the CLI's) is used as it is.
     let _started = match format {
-        LogFormat::Text => log.with_ansi(false).try_init(),
-        LogFormat::Json => log.json().try_init(),
+        LogFormat::Text => registry().with(filter).with(log).try_init(),
+        LogFormat::Json => registry().with(filter).with(log.json()).try_init(),
     };
 }
