@@ -120,10 +120,22 @@ impl Pty {
         self.master.writable().await.map(|_guard| ())
     }
 
-    /// Hands what is there to `take`, once.
+    /// Hands what is there to `take`, once. What the reactor has not heard of is not there.
     pub(super) fn read(&self, take: impl FnOnce(&[u8])) -> Reading {
         let mut buffer = [0; READ_BYTES];
-        match self.master.try_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut buffer[..])?)) {
+        let read = self.master.try_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut buffer[..])?));
+        Self::reading(read, &buffer, take)
+    }
+
+    /// Asks the kernel, whatever the reactor has heard of.
+    pub(super) fn read_now(&self, take: impl FnOnce(&[u8])) -> Reading {
+        let mut buffer = [0; READ_BYTES];
+        let read = rustix::io::read(self.master.get_ref(), &mut buffer[..]).map_err(io::Error::from);
+        Self::reading(read, &buffer, take)
+    }
+
+    fn reading(read: io::Result<usize>, buffer: &[u8], take: impl FnOnce(&[u8])) -> Reading {
+        match read {
             Ok(0) => Reading::Closed,
             Ok(n) => {
                 take(&buffer[..n]);

@@ -34,6 +34,9 @@ impl Terminal {
                 break;
             }
         }
+        // Whoever holds the PTY from another session is not ours to end, and may print for ever: nobody waits for its quiet.
+        self.state().killed = true;
+        self.wake.notify_one();
         let ended = async {
             loop {
                 let has_ended = self.has_ended.notified();

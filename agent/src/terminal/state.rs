@@ -49,6 +49,8 @@ pub(super) struct State {
     pub(super) leader_gone: bool,
     /// Somebody ends it: nobody is waited for any more.
     pub(super) closing: bool,
+    /// …and its session got all signals there are: what is there is read once more, and that is its end.
+    pub(super) killed: bool,
     /// The task is no more: nobody makes pictures.
     pub(super) task_gone: bool,
     /// It left the registry; the task ends with its last viewer.
@@ -128,6 +130,7 @@ impl State {
             shot: None,
             leader_gone: false,
             closing: false,
+            killed: false,
             task_gone: false,
             removed: false,
             exit: None,

@@ -21,6 +21,8 @@ use crate::child::Ended;
 
 /// The leader has exited and background jobs hold the PTY: quiet for so long, it has ended.
 const HELD_QUIET: Duration = Duration::from_millis(250);
+/// Read in one go before it is said to have ended: more than a PTY holds (64 KiB), and no more, because whoever holds it may flood it.
+const LAST_BYTES: usize = 256 * 1024;
 /// The leader once closed its terminal and lives on: the reactor says "closed" for ever after, so from then on the PTY is looked at,
 /// this often while it is in use…
 const LOOK_IN_USE: Duration = Duration::from_millis(20);
@@ -58,6 +60,15 @@ pub(super) struct Task {
     last_read: Instant,
     facts_at: Option<Instant>,
     feed_not_before: Instant,
+}
+
+/// How the PTY is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// When the reactor says so.
+    AsHeard,
+    /// Before it is said to have ended: whatever the reactor says.
+    Last,
 }
 
 /// What to wait for.
@@ -118,7 +129,7 @@ impl Task {
                 _ = async { self.leader.wait_for(Option::is_some).await.map(|_| ()) }, if self.exited.is_none() => {
                     self.leader_exited();
                 }
-                _ = readable(pty.as_deref()), if plan.read => full = self.read_burst(),
+                _ = readable(pty.as_deref()), if plan.read => full = self.read_burst(Look::AsHeard),
                 _ = writable(pty.as_deref()), if plan.write => {}
                 () = self.terminal.wake.notified() => {}
                 () = sleep_until(plan.at.unwrap_or(self.last_read).into()), if plan.at.is_some() => {}
@@ -141,6 +152,7 @@ impl Task {
         let mut plan = Plan::default();
         let now = Instant::now();
         let terminal = Arc::clone(&self.terminal);
+        let looked = self.look_once_more(now);
         let mut guard = terminal.state();
         let state = &mut *guard;
         for (at, size) in state.resizes.drain(..) {
@@ -148,7 +160,7 @@ impl Task {
         }
         if self.pty.is_some() {
             self.plan_reading(state, now, &mut plan);
-            if self.has_ended(state, now, &mut plan) {
+            if self.has_ended(state, now, looked, &mut plan) {
                 self.finish(state);
                 plan = Plan::default();
             } else {
@@ -189,15 +201,34 @@ impl Task {
         }
     }
 
-    /// Law 9: the leader has exited, and there is no byte left or nothing came for a while.
-    fn has_ended(&self, state: &State, now: Instant, plan: &mut Plan) -> bool {
-        let Some((_, exited_at)) = self.exited else { return false };
+    /// When a terminal whose leader has exited, and that others hold, counts as quiet.
+    fn quiet_at(&self) -> Option<Instant> {
+        self.exited.map(|(_, exited_at)| self.last_read.max(exited_at) + HELD_QUIET)
+    }
+
+    /// Quiet is what gives nothing when it is read, not what nobody has looked at for a while: the agent may have been held up, or a
+    /// slow reader waited for. `true` if it was looked at.
+    fn look_once_more(&mut self, now: Instant) -> bool {
+        let Some(quiet_at) = self.quiet_at() else { return false };
+        let due = {
+            let state = self.terminal.state();
+            state.waits_for_reader_until().is_none() && (state.killed || quiet_at <= now)
+        };
+        if due && !self.closed {
+            self.read_burst(Look::Last);
+        }
+        due
+    }
+
+    /// Law 9: the leader has exited, and there is no byte left, or nothing came for a while and nothing is there, or those who hold it
+    /// are not ours to end.
+    fn has_ended(&self, state: &State, now: Instant, looked: bool, plan: &mut Plan) -> bool {
+        let Some(quiet_at) = self.quiet_at() else { return false };
         if state.paused.is_some() {
             return false;
         }
-        let quiet_at = self.last_read.max(exited_at) + HELD_QUIET;
         plan.look_at(quiet_at);
-        self.closed || quiet_at <= now
+        self.closed || looked && (state.killed || quiet_at <= now)
     }
 
     fn finish(&mut self, state: &mut State) {
@@ -281,24 +312,31 @@ impl Task {
         self.terminal.state().leader_gone = true;
     }
 
-    /// Reads what is there, for a slice of time; `true` if there is more.
-    fn read_burst(&mut self) -> bool {
+    /// Reads what is there, for a slice of time unless it is the last look; `true` if there is more.
+    fn read_burst(&mut self, look: Look) -> bool {
         let Some(pty) = &self.pty else { return false };
         let terminal = &self.terminal;
-        let burst = terminal.state().burst_bytes();
+        let burst = match look {
+            Look::AsHeard => terminal.state().burst_bytes(),
+            Look::Last => self.untold + LAST_BYTES,
+        };
         let begin = Instant::now();
         let before = self.untold;
         let mut more = true;
         self.closed = false;
         self.looked_at = begin;
-        while more && self.untold < burst && begin.elapsed() < READ_SLICE {
+        while more && self.untold < burst && (look == Look::Last || begin.elapsed() < READ_SLICE) {
             let scanner = &mut self.scanner;
-            let reading = pty.read(|bytes| {
+            let take = |bytes: &[u8]| {
                 let mut state = terminal.state();
                 let from = state.log.next();
                 state.log.push(bytes);
                 scanner.scan(bytes, |index, named| name(&mut state, named, from + index as u64));
-            });
+            };
+            let reading = match look {
+                Look::AsHeard => pty.read(take),
+                Look::Last => pty.read_now(take),
+            };
             match reading {
                 Reading::Bytes(n) => self.untold += n,
                 Reading::Later => more = false,

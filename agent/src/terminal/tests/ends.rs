@@ -187,3 +187,22 @@ async fn a_create_that_is_sent_again_opens_nothing_new() {
     assert_eq!(first.id, again.id);
     assert_eq!(house.terminals.list().len(), 1);
 }
+
+/// Whoever moved to a session of its own and prints without a pause is not ours to end, but it must not keep the terminal either.
+#[tokio::test]
+async fn a_terminal_held_by_a_chatty_daemon_can_be_closed() {
+    let house = House::new();
+    let pid = house.root.path().join("pid");
+    let script = format!(
+        "setsid sh -c 'echo $$ > {0}.new; mv {0}.new {0}; while :; do echo x; sleep .1; done' & sleep 60",
+        pid.display()
+    );
+    let info = house.script(&script);
+    let daemon: i32 =
+        eventually(|| std::fs::read_to_string(&pid).ok()).await.trim().parse().expect("a process id");
+    let exit = house.terminals.close(&info.id, Duration::from_millis(50)).await;
+    let daemon = rustix::process::Pid::from_raw(daemon).expect("not 0");
+    rustix::process::kill_process(daemon, rustix::process::Signal::KILL).expect("it lives");
+    assert!(exit.expect("closed").held_by_background);
+    assert!(house.terminals.list().is_empty(), "its place is free");
+}
