@@ -15,13 +15,15 @@ mod watch;
 
 use std::{
     fmt::Display,
+    io,
     path::{Path, PathBuf},
     sync::Mutex,
+    time::Duration,
 };
 
 use futures_util::{Stream, StreamExt, stream};
 use podling_core::id::WorkspaceId;
-use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio::{sync::mpsc, task::spawn_blocking, time::sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -30,7 +32,7 @@ use tokio_util::{
 
 pub use self::layout::control_socket;
 use self::{
-    launch::Launched,
+    launch::{Found, Launched},
     layout::{Layout, Places},
     process::Machine,
 };
@@ -38,6 +40,9 @@ use crate::backend::{Backend, BackendError, Instance, InstanceId, Observation, P
 
 /// Observations that wait for the driver. When it is full, the watchers of dead agents wait.
 const OBSERVATIONS: usize = 256;
+
+/// Pause after a look that failed (no descriptors left, no memory).
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What the local backend is told.
 #[derive(Debug, Clone)]
@@ -135,24 +140,20 @@ impl Backend for LocalBackend {
 }
 
 impl Inner {
-    /// Adopts every agent that lives. Those that ended while nobody looked come first.
+    /// Adopts every agent that lives. Those that ended while nobody looked come first. As long as one cannot be looked at nothing is
+    /// said at all: what is not listed counts as dead and would be ended.
     async fn list(self) -> Vec<Observation> {
-        let layout = self.layout.clone();
-        let machine = self.machine.clone();
-        let found = blocking("looking for agents".into(), move || {
-            let ids = layout.ids()?;
-            Ok::<_, std::io::Error>(
-                ids.into_iter()
-                    .filter_map(|id| Some((launch::find(&layout.of(&id), &machine)?, id)))
-                    .collect::<Vec<_>>(),
-            )
-        })
-        .await
-        .unwrap_or_else(|error| {
-            // Nothing is adopted then; what runs is ended before anything is started.
-            tracing::error!(%error, "no agent can be adopted");
-            Vec::new()
-        });
+        let found = loop {
+            let (layout, machine) = (self.layout.clone(), self.machine.clone());
+            let look = move || look(&layout, &machine);
+            match blocking("looking for agents".into(), look).await {
+                Ok(found) => break found,
+                Err(error) => {
+                    tracing::error!(%error, "it is not known which agents live; nothing is started until it is");
+                    sleep(LOOK_AGAIN).await;
+                }
+            }
+        };
         let (mut observations, mut living) = (Vec::new(), Vec::new());
         for (found, id) in found {
             match found {
@@ -197,6 +198,17 @@ impl Inner {
             address: crate::snapshot::AgentAddress::Unix(places.socket.clone()),
         }
     }
+}
+
+/// What became of the last agent of each workspace that had one.
+fn look(layout: &Layout, machine: &Machine) -> io::Result<Vec<(Found, WorkspaceId)>> {
+    let mut all = Vec::new();
+    for id in layout.ids()? {
+        let found = launch::find(&layout.of(&id), machine);
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("the agent of {id}: {error}"));
+        all.extend(found.map_err(named)?.map(|found| (found, id)));
+    }
+    Ok(all)
 }
 
 async fn blocking<T: Send + 'static, E: Display + Send + 'static>(

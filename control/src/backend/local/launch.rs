@@ -1,7 +1,8 @@
 //! Starting an agent, and finding the one that was started.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     path::Path,
     process::{Command, Stdio},
 };
@@ -75,7 +76,7 @@ pub(super) fn ensure(
     plan: &Plan,
 ) -> Result<Launched, LaunchError> {
     let io = |operation| move |source| LaunchError::Io { operation, source };
-    match find(places, machine) {
+    match find(places, machine).map_err(io("looking for the one before"))? {
         Some(Ok(launched)) if launched.epoch == plan.epoch => return Ok(launched),
         Some(Ok(launched)) => return Err(LaunchError::AnotherLives(launched.epoch)),
         Some(Err(record)) if record.epoch == plan.epoch => return Err(LaunchError::UsedUp(plan.epoch)),
@@ -136,19 +137,21 @@ pub(super) fn ensure(
     Ok(Launched { epoch: plan.epoch, process, boot_id: None })
 }
 
-/// The agent that was started last: alive, or what was noted of it.
-pub(super) fn find(places: &Places, machine: &Machine) -> Option<Result<Launched, AgentRecord>> {
-    let record: AgentRecord = read(&places.record)?;
+/// What became of the agent that was started last: alive, or what was noted of it.
+pub(super) type Found = Result<Launched, AgentRecord>;
+
+/// The agent that was started last, if one was. An error says nothing about whether it lives: who takes it for dead ends living work.
+pub(super) fn find(places: &Places, machine: &Machine) -> io::Result<Option<Found>> {
+    let Some(record) = read::<AgentRecord>(&places.record)? else { return Ok(None) };
     let process = if record.machine_boot == machine.boot {
-        // One that cannot be looked at is as good as dead: it is swept before the next is started.
-        Process::find(record.pid, record.start_ticks).ok().flatten()
+        Process::find(record.pid, record.start_ticks)?
     } else {
         None
     };
-    let Some(process) = process else { return Some(Err(record)) };
-    let own: Option<OwnRecord> = read(&places.own_record);
+    let Some(process) = process else { return Ok(Some(Err(record))) };
+    let own = read::<OwnRecord>(&places.own_record)?;
     let own = own.filter(|own| own.pid == record.pid && own.start_ticks == record.start_ticks);
-    Some(Ok(Launched { epoch: record.epoch, process, boot_id: own.map(|own| own.boot_id) }))
+    Ok(Some(Ok(Launched { epoch: record.epoch, process, boot_id: own.map(|own| own.boot_id) })))
 }
 
 impl AgentRecord {
@@ -161,15 +164,54 @@ impl AgentRecord {
 /// Largest of these records that is read, in bytes; the agent writes one of them.
 const MAX_RECORD_BYTES: u64 = 64 * 1024;
 
-/// A record; `None` if it is not there or makes no sense.
-pub(super) fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Option<T> {
-    let file = fs::File::open(path).ok()?;
-    let text = io::read_to_string(io::Read::take(file, MAX_RECORD_BYTES)).ok()?;
-    serde_json::from_str(&text).ok()
+/// A record; `None` if it is not there or makes no sense. An error: it may be there.
+pub(super) fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> io::Result<Option<T>> {
+    let text = fs::File::open(path).and_then(|file| {
+        let mut text = Vec::new();
+        file.take(MAX_RECORD_BYTES).read_to_end(&mut text)?;
+        Ok(text)
+    });
+    match text {
+        Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => Ok(None),
+            _ => Err(error),
+        },
+    }
 }
 
 fn unix(path: &Path) -> std::ffi::OsString {
     let mut address = std::ffi::OsString::from("unix:");
     address.push(path);
     address
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_record_that_cannot_be_looked_at_is_not_taken_for_none() {
+        let data = tempfile::tempdir().unwrap();
+        let layout = Layout::make(data.path()).unwrap();
+        let machine = Machine::this().unwrap();
+        let places = layout.of(&podling_core::id::WorkspaceId::from_bits(1));
+        assert!(find(&places, &machine).unwrap().is_none(), "none was ever started");
+        places.make().unwrap();
+        let own = Stat::of(std::process::id()).unwrap();
+        let record = AgentRecord {
+            epoch: 1,
+            pid: own.pid,
+            start_ticks: own.start_ticks,
+            machine_boot: machine.boot.clone(),
+        };
+        write(&places.record, &serde_json::to_vec(&record).unwrap()).unwrap();
+        assert!(matches!(find(&places, &machine), Ok(Some(Ok(launched))) if launched.epoch == 1));
+        // It leads in a circle: an error that root meets too.
+        fs::remove_file(&places.record).unwrap();
+        symlink(&places.record, &places.record).unwrap();
+        assert!(find(&places, &machine).is_err());
+    }
 }

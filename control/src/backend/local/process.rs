@@ -50,6 +50,18 @@ impl Machine {
     }
 }
 
+/// Whether the answer is that there is no such process. Any other error says nothing about it.
+fn is_gone(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::SRCH | Errno::NOENT))
+}
+
+/// Whether we lack the means to look: then nothing was seen, and nothing follows from it.
+pub(super) fn is_scarcity(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
+}
+
 impl Stat {
     pub(super) fn of(pid: u32) -> io::Result<Self> {
         // The name may be any bytes.
@@ -80,25 +92,35 @@ impl Stat {
         let mut all = Vec::new();
         for entry in fs::read_dir("/proc")? {
             let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok());
-            // One that has ended meanwhile is not there.
-            all.extend(pid.and_then(|pid| Self::of(pid).ok()));
+            let Some(pid) = pid else { continue };
+            match Self::of(pid) {
+                Ok(stat) => all.push(stat),
+                Err(error) if is_scarcity(&error) => return Err(error),
+                // It has ended meanwhile, or is hidden from us: then it is another user's.
+                Err(_) => {}
+            }
         }
         Ok(all)
     }
 }
 
 impl Process {
-    /// The process with this id and start time, if it lives.
+    /// The process with this id and start time, if it lives. An error says nothing about whether it does.
     pub(super) fn find(pid: u32, start_ticks: u64) -> io::Result<Option<Self>> {
         let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
         let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
-            Ok(pidfd) => pidfd,
-            Err(Errno::SRCH) => return Ok(None),
-            Err(error) => return Err(error.into()),
+            Ok(pidfd) => Ok(pidfd),
+            Err(Errno::SRCH | Errno::NOENT) => return Ok(None),
+            // The id may be a thread's by now.
+            Err(error) => Err(error),
         };
         // Asked after the descriptor is open: now it is known whose it is.
-        let is_it = Stat::of(pid).is_ok_and(|stat| stat.start_ticks == start_ticks && !stat.is_zombie);
-        Ok(is_it.then_some(Self { pid, start_ticks, pidfd }))
+        let is_it = match Stat::of(pid) {
+            Ok(stat) => stat.start_ticks == start_ticks && !stat.is_zombie,
+            Err(error) if is_gone(&error) => false,
+            Err(error) => return Err(error),
+        };
+        if is_it { Ok(Some(Self { pid, start_ticks, pidfd: pidfd? })) } else { Ok(None) }
     }
 
     /// Sends a signal; one that has ended needs none.

@@ -1,7 +1,7 @@
 //! Removing a folder with all that is in it, and nothing else, whatever somebody put there.
 //!
 //! Everything is named relative to an open folder and no link is followed. Folders are first moved up to the top, so that a tree of
-//! any depth needs three descriptors. Only folders on the same file system are entered.
+//! any depth needs three descriptors. What is mounted below is not entered, not even from the same file system.
 
 use std::{
     ffi::{CStr, CString},
@@ -11,7 +11,10 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fstat, openat, renameat, statat, unlinkat},
+    fs::{
+        AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, renameat, statat,
+        unlinkat,
+    },
     io::Errno,
 };
 
@@ -24,13 +27,18 @@ pub(super) enum RemoveError {
     Mounted(CString),
 }
 
+impl RemoveError {
+    fn at(operation: &'static str, name: &CStr, source: Errno) -> Self {
+        match source {
+            Errno::XDEV => Self::Mounted(name.to_owned()),
+            _ => Self::Io { operation, name: name.to_owned(), source: source.into() },
+        }
+    }
+}
+
 /// Removes `name` in `parent`. Nothing there is success.
 pub(super) fn remove(parent: &Path, name: &str) -> Result<(), RemoveError> {
-    let at = |operation, name: &CStr, source: Errno| RemoveError::Io {
-        operation,
-        name: name.to_owned(),
-        source: source.into(),
-    };
+    let at = RemoveError::at;
     // An id holds no NUL; were it another name, it would be none that exists.
     let Ok(name) = CString::new(name) else { return Ok(()) };
     let parent = openat(CWD, parent, FOLDER, Mode::empty()).map_err(|e| at("opening", c"workspaces", e))?;
@@ -43,7 +51,6 @@ pub(super) fn remove(parent: &Path, name: &str) -> Result<(), RemoveError> {
         }
         Err(error) => return Err(at("opening", &name, error)),
     };
-    let device = fstat(&top).map_err(|e| at("looking at", &name, e))?.st_dev;
     let mut moved = 0_u64;
     loop {
         let folders = clear(top.as_fd(), |_| Ok(()))?;
@@ -51,10 +58,6 @@ pub(super) fn remove(parent: &Path, name: &str) -> Result<(), RemoveError> {
             break;
         }
         for folder in folders {
-            let stat = statat(&top, &folder, AtFlags::SYMLINK_NOFOLLOW);
-            if stat.map_err(|e| at("looking at", &folder, e))?.st_dev != device {
-                return Err(RemoveError::Mounted(folder));
-            }
             let inner = enter(top.as_fd(), &folder).map_err(|e| at("opening", &folder, e))?;
             clear(inner.as_fd(), |child| {
                 // A folder that moves is written to: its ".." changes.
@@ -80,11 +83,12 @@ const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOF
 /// Opens a folder, and makes it one we can read and change.
 fn enter(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     // A descriptor that only names it works whatever its mode, and what it names cannot be swapped any more.
-    let named = openat(
+    let named = openat2(
         parent,
         name,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
         Mode::empty(),
+        ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS,
     )?;
     let itself = format!("/proc/self/fd/{}", named.as_raw_fd());
     if Mode::from_raw_mode(fstat(&named)?.st_mode) & Mode::RWXU != Mode::RWXU {
@@ -100,7 +104,7 @@ fn clear(
 ) -> Result<Vec<CString>, RemoveError> {
     let failed = |operation, name: &CStr| {
         let name = name.to_owned();
-        move |source: Errno| RemoveError::Io { operation, name, source: source.into() }
+        move |source: Errno| RemoveError::at(operation, &name, source)
     };
     let mut folders = Vec::new();
     for entry in Dir::read_from(folder).map_err(failed("reading", c"a folder"))? {
@@ -156,6 +160,41 @@ mod tests {
         assert!(!workspaces.join("id").exists());
         assert!(outside.join("deep/precious").exists());
         remove(&workspaces, "id").unwrap();
+    }
+
+    /// Bind mounts of the same file system, in a mount namespace of their own.
+    #[test]
+    fn what_is_mounted_in_it_stays() {
+        if let Some(base) = std::env::var_os("REMOVE_MOUNTED_IN") {
+            for id in ["near", "deep"] {
+                let refused = remove(&Path::new(&base).join("workspaces"), id).unwrap_err();
+                assert!(matches!(refused, RemoveError::Mounted(_)), "{refused}");
+            }
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        for folder in ["outside", "workspaces/near/home", "workspaces/deep/home/a/b"] {
+            fs::create_dir_all(base.path().join(folder)).unwrap();
+        }
+        fs::write(base.path().join("outside/precious"), "x").unwrap();
+        let mount =
+            "mount --bind outside workspaces/near/home && mount --bind outside workspaces/deep/home/a/b";
+        let run = "exec \"$0\" --exact backend::local::remove::tests::what_is_mounted_in_it_stays";
+        let ended = std::process::Command::new("unshare")
+            .args(["-rm", "sh", "-c", &format!("{mount} || exit 77; {run}")])
+            .arg(std::env::current_exe().unwrap())
+            .env("REMOVE_MOUNTED_IN", base.path())
+            .current_dir(base.path())
+            .output();
+        match ended {
+            Ok(ended) if ended.status.success() => {
+                assert!(base.path().join("outside/precious").exists());
+            }
+            Ok(ended) if ended.status.code() == Some(101) => {
+                panic!("{}", String::from_utf8_lossy(&ended.stdout))
+            }
+            other => eprintln!("not shown: nothing may be mounted here: {other:?}"),
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ use tokio::{
 use super::{
     launch::{self, MARK},
     layout::Places,
-    process::{Machine, Process, Stat},
+    process::{Machine, Process, Stat, is_scarcity},
 };
 
 /// For an agent to end its processes and itself: its own 5 s of grace, 2 s for those it kills, and a little.
@@ -49,7 +49,13 @@ pub(super) enum SweepError {
 
 /// Asks the agent to end everything, and waits for it for a while.
 pub(super) async fn end_agent(places: &Places, machine: &Machine) {
-    let Some(Ok(launched)) = launch::find(places, machine) else { return };
+    let launched = match launch::find(places, machine) {
+        Ok(Some(Ok(launched))) => launched,
+        Ok(_) => return,
+        Err(error) => {
+            return tracing::warn!(%error, "an agent cannot be asked to end; it is ended with the rest");
+        }
+    };
     if let Err(error) = launched.process.signal(Signal::TERM) {
         tracing::warn!(%error, pid = launched.process.pid, "an agent cannot be asked to end");
         return;
@@ -107,8 +113,12 @@ async fn members(workspace: &WorkspaceId) -> io::Result<Vec<Stat>> {
     let mark = format!("{MARK}={workspace}");
     let look = move || {
         let all = Stat::all()?;
-        let marked: BTreeSet<_> =
-            all.iter().filter(|stat| has_mark(stat.pid, mark.as_bytes())).map(|stat| stat.pid).collect();
+        let mut marked = BTreeSet::new();
+        for stat in &all {
+            if has_mark(stat.pid, mark.as_bytes())? {
+                marked.insert(stat.pid);
+            }
+        }
         Ok(belonging(all, &marked, std::process::id()))
     };
     spawn_blocking(look).await.map_err(io::Error::other)?
@@ -143,9 +153,13 @@ fn belonging(all: Vec<Stat>, marked: &BTreeSet<u32>, own: u32) -> Vec<Stat> {
     all.into_iter().filter(|stat| members.contains(&stat.pid) && !stat.is_zombie).collect()
 }
 
-fn has_mark(pid: u32, mark: &[u8]) -> bool {
-    fs::read(format!("/proc/{pid}/environ"))
-        .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|variable| variable == mark))
+fn has_mark(pid: u32, mark: &[u8]) -> io::Result<bool> {
+    match fs::read(format!("/proc/{pid}/environ")) {
+        Ok(environ) => Ok(environ.split(|byte| *byte == 0).any(|variable| variable == mark)),
+        Err(error) if is_scarcity(&error) => Err(error),
+        // It has ended, or is another user's.
+        Err(_) => Ok(false),
+    }
 }
 
 fn names(stats: &[Stat]) -> String {

@@ -1,12 +1,18 @@
 //! Waiting for the end of an agent, and putting it into words.
 
+use std::{os::fd::AsFd, time::Duration};
+
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use serde::Deserialize;
-use tokio::io::{Interest, unix::AsyncFd};
-
-use std::os::fd::AsFd;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::sleep,
+};
 
 use super::{launch::read, layout::Places, process::Process};
+
+/// Pause after an agent could not be watched (no memory left, too many watches).
+const WATCH_AGAIN: Duration = Duration::from_secs(1);
 
 /// What an agent leaves when it ends by itself.
 #[derive(Deserialize)]
@@ -17,16 +23,22 @@ struct ExitRecord {
 
 /// Waits for the end of a process, reaps it if it is our child, and says how it ended.
 pub(super) async fn end_of(process: Process, places: &Places) -> String {
-    let pidfd = process.into_pidfd();
-    // Deprecated because a descriptor may be closed behind its back: this one is owned and closed by nobody else.
-    #[allow(deprecated)]
-    let watched = AsyncFd::with_interest(pidfd, Interest::READABLE);
-    let pidfd = match watched {
-        Ok(watched) => {
-            let _ended = watched.readable().await;
-            watched.into_inner()
-        }
-        Err(error) => return format!("it cannot be watched: {error}"),
+    let mut pidfd = process.into_pidfd();
+    let pidfd = loop {
+        // Deprecated because a descriptor may be closed behind its back: this one is owned and closed by nobody else.
+        #[allow(deprecated)]
+        let watched = AsyncFd::try_with_interest(pidfd, Interest::READABLE);
+        let (kept, error) = match watched {
+            Ok(watched) => match watched.readable().await.map(|_| ()) {
+                Ok(()) => break watched.into_inner(),
+                Err(error) => (watched.into_inner(), error),
+            },
+            Err(error) => error.into_parts(),
+        };
+        // That it cannot be watched is no sign of its end.
+        tracing::warn!(%error, "an agent cannot be watched");
+        pidfd = kept;
+        sleep(WATCH_AGAIN).await;
     };
     // An adopted agent is not our child: then only its own record tells.
     let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
@@ -35,7 +47,8 @@ pub(super) async fn end_of(process: Process, places: &Places) -> String {
 
 /// How an agent ended, for people.
 pub(super) fn words(status: Option<&WaitIdStatus>, places: &Places) -> String {
-    let record: Option<ExitRecord> = read(&places.exit_record);
+    // If it cannot be read, the rest must do.
+    let record: Option<ExitRecord> = read(&places.exit_record).ok().flatten();
     let signal = status.and_then(|status| status.terminating_signal());
     let code = status.and_then(WaitIdStatus::exit_status);
     match (signal, code, record) {
