@@ -46,6 +46,8 @@ pub struct Person {
     pub acknowledged: u64,
     /// How often they had to attach.
     pub attached: u32,
+    /// The terminal waits for them rather than leave them behind.
+    pub lossless: bool,
 }
 
 /// One epoch of a terminal, as seen.
@@ -71,6 +73,7 @@ impl Person {
             typed: Vec::new(),
             acknowledged: 0,
             attached: 0,
+            lossless: false,
         }
     }
 
@@ -168,6 +171,7 @@ impl Person {
             from: Some(From { from: Some(begin) }),
             client_id: self.name.clone(),
             size: Some(Size { rows: 24, cols: 80 }),
+            lossless: self.lossless,
             ..Default::default()
         }
     }

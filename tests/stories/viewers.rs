@@ -50,6 +50,7 @@ async fn a_viewer_that_stops_reading_harms_nobody() {
 
     // Beside it somebody works: 6.9 MB are printed, far more than the log or any window holds.
     let mut person = Person::new("worker", &terminal.id);
+    person.lossless = true;
     person.work("it is ready", || inside.clone(), |p| p.text().contains("ready")).await;
     person.typed = b"x".to_vec();
     person.work("all is printed", || inside.clone(), |p| p.log().bytes.ends_with(b"fin\n")).await;

@@ -11,7 +11,7 @@ use super::ClientId;
 #[cfg(test)]
 mod tests;
 
-/// While this much waits for a program that does not read, more is refused ([`Refused::Full`]). One message (1 MiB) may go over it.
+/// While this much waits for a program that does not read, more is refused (`Refused::Full`). One message (1 MiB) may go over it.
 pub const QUEUE_BYTES: usize = 1024 * 1024;
 /// Pieces of different clients in the queue; beyond it input is refused as full. Bounds what a thousand one-byte pieces cost.
 const QUEUE_PIECES: usize = 4096;

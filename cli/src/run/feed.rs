@@ -22,6 +22,8 @@ use crate::{
 
 /// How long a signal may take to reach the command before we leave without it.
 const SIGNAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a signal waits for the command's start to be known.
+const START_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a command whose output nobody reads has to end by itself after PIPE.
 const PIPE_GRACE: Duration = Duration::from_secs(2);
 
@@ -118,10 +120,12 @@ pub async fn signals(
 ) -> u8 {
     loop {
         let name = taken.next().await;
-        let known = started.borrow_and_update().clone();
-        let Some(process) = known else {
-            // Nothing runs yet that we know of.
-            return exit_code(name);
+        // It may run although we have not heard of it yet: then it must not be left behind.
+        let process = tokio::select! {
+            process = running(&mut started) => process,
+            // Nothing runs that we know of, or somebody insists.
+            () = sleep(START_PATIENCE) => return exit_code(name),
+            again = taken.next() => return exit_code(again),
         };
         if !send(&inside, &process, name).await {
             eprintln!("podling: the command cannot be reached; it may still run");
