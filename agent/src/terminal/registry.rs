@@ -184,7 +184,7 @@ impl Terminals {
             created: SystemTime::now(),
             pid: child.pid,
             intents: Arc::clone(&inner.intents),
-            state: Mutex::new(State::new(log, Arc::clone(&pty), create.size)),
+            state: Mutex::new(State { pty: Some(Arc::clone(&pty)), ..State::new(log, create.size) }),
             wake: Notify::new(),
             input_moved: Notify::new(),
             has_ended: Notify::new(),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    io::ErrorKind,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,6 +11,9 @@ use tokio::sync::Notify;
 
 use super::{Exit, Size, input::Inputs, pty::Pty, screen::Shot, writers::Writers};
 use crate::byte_log::ByteLog;
+
+#[cfg(test)]
+mod tests;
 
 /// How long a PTY waits for a lossless reader that makes no progress; then the reader is left behind as any other.
 pub(super) const LOSSLESS_PATIENCE: Duration = Duration::from_secs(60);
@@ -56,8 +60,8 @@ pub(super) struct State {
     /// It left the registry; the task ends with its last viewer.
     pub(super) removed: bool,
     pub(super) exit: Option<Exit>,
-    /// The PTY takes no input now: its program does not read.
-    pub(super) write_blocked: bool,
+    /// Writing failed for another reason than that the PTY is full: that it can be written says nothing then.
+    pub(super) write_dead: bool,
     /// The task waits for a lossless reader since then.
     pub(super) paused: Option<Instant>,
     /// The task has a time for the next look at polled facts.
@@ -110,12 +114,23 @@ impl<T: PartialEq> Fact<T> {
     }
 }
 
+impl Slot {
+    fn holds_back(&self, slow_before: Option<u64>) -> bool {
+        self.lossless && self.cursor.is_some_and(|at| slow_before.is_some_and(|before| at <= before))
+    }
+
+    fn patience_ends(&self, paused: Option<Instant>) -> Instant {
+        self.progressed.max(paused.unwrap_or(self.progressed)) + LOSSLESS_PATIENCE
+    }
+}
+
 impl State {
-    pub(super) fn new(log: ByteLog, pty: Arc<Pty>, size: Size) -> Self {
+    /// Without its PTY.
+    pub(super) fn new(log: ByteLog, size: Size) -> Self {
         Self {
             inputs: Inputs::new(log.epoch()),
             log,
-            pty: Some(pty),
+            pty: None,
             writers: Writers::default(),
             viewers: BTreeMap::new(),
             next_viewer: 0,
@@ -134,7 +149,7 @@ impl State {
             task_gone: false,
             removed: false,
             exit: None,
-            write_blocked: false,
+            write_dead: false,
             paused: None,
             facts_scheduled: false,
             active: false,
@@ -169,7 +184,7 @@ impl State {
     pub(super) fn flush_input(&mut self) -> bool {
         let Some(pty) = &self.pty else { return false };
         let mut wrote = 0;
-        self.write_blocked = false;
+        self.write_dead = false;
         while wrote < WRITE_BYTES {
             let front = self.inputs.front();
             if front.is_empty() {
@@ -180,9 +195,12 @@ impl State {
                     self.inputs.wrote(n);
                     wrote += n;
                 }
-                // Full, or nobody has the other side open: either somebody reads later, or the leader ends.
+                // Full: it is written when somebody reads.
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                // Nobody has the other side open: it is tried again with whatever happens next.
                 Ok(_) | Err(_) => {
-                    self.write_blocked = true;
+                    self.write_dead = true;
                     break;
                 }
             }
@@ -193,25 +211,42 @@ impl State {
         wrote > 0
     }
 
+    /// Waits for lossless readers that are slow, and no longer for those that were waited for in vain; says until when.
+    pub(super) fn wait_for_readers(&mut self, now: Instant) -> Option<Instant> {
+        let until = self.waits_for_reader_until()?;
+        if self.paused.is_none() {
+            // Their patience begins now, however long they had nothing to read before.
+            self.paused = Some(now);
+        } else if until <= now {
+            self.give_up_readers(now);
+        }
+        self.waits_for_reader_until()
+    }
+
     /// When the reader that the PTY has to wait for is given up; `None` if there is none to wait for.
     pub(super) fn waits_for_reader_until(&self) -> Option<Instant> {
         if self.closing {
             return None;
         }
-        let held = self.log.max_bytes() as u64;
-        let room = held - LOSSLESS_MARGIN_BYTES.min(held / 2);
-        let slow = |slot: &&Slot| slot.lossless && slot.cursor.is_some_and(|at| self.log.next() - at >= room);
-        let since = |slot: &Slot| slot.progressed.max(self.paused.unwrap_or(slot.progressed));
-        self.viewers.values().filter(slow).map(|slot| since(slot) + LOSSLESS_PATIENCE).min()
+        let slow_before = self.slow_before();
+        let slow = self.viewers.values().filter(|slot| slot.holds_back(slow_before));
+        slow.map(|slot| slot.patience_ends(self.paused)).min()
     }
 
-    /// Readers that were waited for in vain are waited for no longer.
-    pub(super) fn give_up_readers(&mut self, now: Instant) {
-        let paused = self.paused;
-        for slot in self.viewers.values_mut().filter(|slot| slot.lossless) {
-            if now >= slot.progressed.max(paused.unwrap_or(slot.progressed)) + LOSSLESS_PATIENCE {
+    /// Only who holds the PTY back: others could not go on, because it was held back.
+    fn give_up_readers(&mut self, now: Instant) {
+        let (paused, slow_before) = (self.paused, self.slow_before());
+        for slot in self.viewers.values_mut() {
+            if slot.holds_back(slow_before) && slot.patience_ends(paused) <= now {
                 slot.lossless = false;
             }
         }
+    }
+
+    /// A reader that is not behind this offset is no slow one; `None`: nobody is slow yet.
+    fn slow_before(&self) -> Option<u64> {
+        let held = self.log.max_bytes() as u64;
+        let room = held - LOSSLESS_MARGIN_BYTES.min(held / 2);
+        self.log.next().checked_sub(room)
     }
 }

@@ -164,7 +164,9 @@ impl Task {
                 self.finish(state);
                 plan = Plan::default();
             } else {
-                plan.write = state.write_blocked && !state.inputs.front().is_empty() && !self.closed;
+                // Once closed the reactor says "writable" for ever: then it is written with every look.
+                plan.write =
+                    !state.inputs.front().is_empty() && !self.polled && !self.closed && !state.write_dead;
             }
         }
         if !plan.read {
@@ -177,12 +179,8 @@ impl Task {
     }
 
     fn plan_reading(&mut self, state: &mut State, now: Instant, plan: &mut Plan) {
-        if state.waits_for_reader_until().is_some_and(|until| until <= now) {
-            state.give_up_readers(now);
-        }
-        match state.waits_for_reader_until() {
+        match state.wait_for_readers(now) {
             Some(until) => {
-                state.paused.get_or_insert(now);
                 plan.look_at(until);
                 // Not quiet: held back.
                 self.last_read = now;

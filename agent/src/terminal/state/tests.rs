@@ -1,0 +1,46 @@
+//! Whom a terminal waits for, and for how long.
+
+use super::*;
+
+const HELD: usize = 1024 * 1024;
+
+/// A terminal that printed as much as its log holds, and lossless readers at these offsets who last went on at `progressed`.
+fn read_at(offsets: &[u64], progressed: Instant) -> State {
+    let mut log = ByteLog::new(1, HELD);
+    log.push(&vec![b'x'; HELD]);
+    let mut state = State::new(log, Size::default());
+    for (id, at) in offsets.iter().enumerate() {
+        let slot = Slot {
+            wake: Arc::default(),
+            cursor: Some(*at),
+            acked: *at,
+            credit: 0,
+            lossless: true,
+            progressed,
+        };
+        state.viewers.insert(id as u64, slot);
+    }
+    state
+}
+
+#[test]
+fn only_the_reader_that_holds_the_others_back_is_given_up() {
+    let begin = Instant::now();
+    let mut state = read_at(&[0, HELD as u64], begin);
+    assert_eq!(state.wait_for_readers(begin), Some(begin + LOSSLESS_PATIENCE));
+    let short = begin + LOSSLESS_PATIENCE - Duration::from_millis(1);
+    assert_eq!(state.wait_for_readers(short), Some(begin + LOSSLESS_PATIENCE));
+    assert_eq!(state.wait_for_readers(begin + LOSSLESS_PATIENCE), None);
+    assert!(!state.viewers[&0].lossless, "the stalled one");
+    assert!(state.viewers[&1].lossless, "it had read everything there was");
+}
+
+#[test]
+fn patience_begins_when_the_terminal_begins_to_wait() {
+    // Nothing was printed for an hour, and then more than the log holds.
+    let long_ago = Instant::now();
+    let now = long_ago + Duration::from_secs(3600);
+    let mut state = read_at(&[0], long_ago);
+    assert_eq!(state.wait_for_readers(now), Some(now + LOSSLESS_PATIENCE));
+    assert!(state.viewers[&0].lossless);
+}
