@@ -8,14 +8,17 @@ use std::{
 };
 
 use podling_agent::server::info::Info;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+};
 use tokio::time::{Instant, sleep};
 
 use crate::plane::{DEADLINE, socket};
 
 pub(crate) const CREDENTIAL: &str = "abcdefghijkl.secret";
 
-/// A running agent; killed when dropped.
+/// A running agent; ended, with all it started, when dropped.
 pub(crate) struct Agent {
     pub(crate) dir: tempfile::TempDir,
     child: Child,
@@ -112,7 +115,16 @@ impl Drop for Agent {
         if std::thread::panicking() {
             eprintln!("--- log of the agent ---\n{}", self.log());
         }
-        let _gone = (self.child.kill(), self.child.wait());
+        // Asked twice it hurries; it is the agent that ends what it started, so killing it would leave that running.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let end = pidfd_open(self.pid(), PidfdFlags::empty()).expect("a descriptor");
+            self.signal(Signal::TERM);
+            self.signal(Signal::INT);
+            let patience = Timespec { tv_sec: DEADLINE.as_secs() as i64, tv_nsec: 0 };
+            let ended = poll(&mut [PollFd::new(&end, PollFlags::IN)], Some(&patience)).expect("waits");
+            let _gone = (self.child.kill(), self.child.wait());
+            assert!(ended > 0 || std::thread::panicking(), "the agent does not end\n{}", self.log());
+        }
     }
 }
 
