@@ -10,7 +10,8 @@ use tonic::{Code, Status};
 const FIRST: Duration = Duration::from_millis(100);
 /// Longest wait between two tries: somebody watches.
 const LONGEST: Duration = Duration::from_secs(3);
-/// How long a single call is repeated while the other side says it is not ready.
+/// How long a single call is repeated after the first time that the link broke or the other side was not ready. Counted from
+/// there, because a link that has gone silent is only noticed after 15 s.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The waits between tries.
@@ -39,18 +40,26 @@ impl Backoff {
     }
 }
 
-/// Makes a call that may be repeated without harm, again and again as long as the answer is "not now", for a while.
+/// Makes a call that may be repeated without harm, again and again as long as the link breaks or the answer is "not now", for a
+/// while.
 pub async fn patiently<T, F, Fut>(mut call: F) -> Result<T, Status>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<tonic::Response<T>, Status>>,
 {
-    let deadline = Instant::now() + PATIENCE;
+    let mut deadline = None;
     let mut backoff = Backoff::default();
     loop {
         match call().await {
             Ok(answer) => return Ok(answer.into_inner()),
-            Err(status) if status.code() == Code::Unavailable && Instant::now() < deadline => {
+            // It has been held for as long as a call is held: once more would take as long again.
+            Err(status) if podling_proto::error::reason(&status) == Some(Reason::WakeTimeout) => {
+                return Err(status);
+            }
+            Err(status)
+                if is_broken_link(&status)
+                    && Instant::now() < *deadline.get_or_insert_with(|| Instant::now() + PATIENCE) =>
+            {
                 sleep(backoff.step()).await;
             }
             Err(status) => return Err(status),
@@ -88,6 +97,25 @@ mod tests {
         assert!(waits[19] >= LONGEST / 2);
         backoff.reset();
         assert!(backoff.step() <= FIRST);
+    }
+
+    #[tokio::test]
+    async fn a_call_is_made_again_when_the_link_broke_under_it_and_not_when_it_was_refused() {
+        let starting = WireError::new(Reason::NotAwake, "starting").with("state", "starting");
+        for cut in [Status::unknown("h2"), Status::cancelled("h2"), starting.into()] {
+            let mut answers = vec![Ok(tonic::Response::new("done")), Err(cut)];
+            let answer = patiently(|| std::future::ready(answers.pop().expect("an answer"))).await;
+            assert_eq!(answer.expect("the second try"), "done");
+        }
+        for reason in [Reason::TokenExpired, Reason::WakeTimeout] {
+            let mut tries = 0;
+            let refused = patiently(|| {
+                tries += 1;
+                std::future::ready(Err::<tonic::Response<()>, _>(WireError::new(reason, "no").into()))
+            });
+            assert!(refused.await.is_err());
+            assert_eq!(tries, 1, "{reason:?}");
+        }
     }
 
     #[test]

@@ -5,8 +5,10 @@ use std::collections::HashMap;
 use clap::Args;
 use podling_proto::{
     agent::v1::{CreateTerminalRequest, Exit, ListTerminalsRequest, Terminal, exit::How},
+    error::{self, Reason},
     token,
 };
+use tonic::Status;
 
 use crate::{
     attach::{
@@ -91,7 +93,12 @@ impl Attach {
             let mut terminals = inside.terminals();
             async move { terminals.list(ListTerminalsRequest {}).await }
         });
-        let terminals = answer.await?.terminals;
+        let terminals = match answer.await {
+            Ok(answer) => answer.terminals,
+            // It has none then. Making one wakes it, which asking for them does not.
+            Err(status) if is_not_up(&status) => Vec::new(),
+            Err(status) => return Err(status.into()),
+        };
         match (pick(&terminals, self.terminal.as_deref()), &self.terminal) {
             (Some(terminal), _) => Ok((terminal.clone(), false)),
             (None, None) => Ok((self.create(inside, MAIN).await?, true)),
@@ -118,6 +125,11 @@ impl Attach {
         });
         answer.await?.terminal.ok_or_else(|| Failure::Other("the answer holds no terminal".to_owned()))
     }
+}
+
+/// Whether a workspace without an agent said no.
+fn is_not_up(status: &Status) -> bool {
+    matches!(error::reason(status), Some(Reason::NotAwake | Reason::WorkspaceFailed))
 }
 
 /// The terminal that is meant: by id, then by name, the running ones first and of these the newest; without a word `main`, else
@@ -186,6 +198,15 @@ mod tests {
         assert_eq!(id(Some("nope")), None);
         assert_eq!(pick(&terminals[2..], None).map(|t| t.id.as_str()), Some("t3"));
         assert_eq!(pick(&terminals[3..], None), None, "an ended one is no place to work");
+    }
+
+    #[test]
+    fn a_workspace_that_is_not_up_is_woken_and_not_complained_about() {
+        let of = |reason| Status::from(error::WireError::new(reason, "no"));
+        assert!(is_not_up(&of(Reason::NotAwake)) && is_not_up(&of(Reason::WorkspaceFailed)));
+        for reason in [Reason::Deleting, Reason::AgentUnreachable, Reason::VerbMissing] {
+            assert!(!is_not_up(&of(reason)), "{reason:?}: it may have terminals, or is none of ours to wake");
+        }
     }
 
     #[test]

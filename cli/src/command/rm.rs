@@ -3,7 +3,10 @@
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
 use clap::Args;
-use podling_proto::control::v1::{DeleteWorkspaceRequest, Workspace};
+use podling_proto::{
+    control::v1::{DeleteWorkspaceRequest, Workspace},
+    error::{self, Reason},
+};
 use serde::Serialize;
 
 use crate::{
@@ -92,11 +95,15 @@ impl Rm {
 
     async fn remove(&self, client: &Client, workspace: &Workspace) -> Result<(), Failure> {
         let request = DeleteWorkspaceRequest { workspace: workspace.id.clone(), discard: true };
-        patiently(|| {
+        let deleted = patiently(|| {
             let (mut workspaces, request) = (client.workspaces(), request.clone());
             async move { workspaces.delete(request).await }
-        })
-        .await?;
+        });
+        match deleted.await {
+            // It was there a moment ago: an earlier try got through before its link broke.
+            Err(status) if error::reason(&status) == Some(Reason::WorkspaceNotFound) => return Ok(()),
+            answer => answer?,
+        };
         if self.no_wait {
             return Ok(());
         }

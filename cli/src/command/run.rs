@@ -74,7 +74,7 @@ impl Run {
             code = follower.follow() => code.map(|code| if deaf.get() { crate::signal::exit_code("PIPE") } else { code }),
             code = feed::signals(inside.clone(), running.clone(), signals) => Ok(code),
             code = feed::broken_pipe(inside.clone(), running.clone(), deaf.clone()) => Ok(code),
-            never = feed::stdin(inside.clone(), running.clone()), if with_stdin => match never {},
+            refused = feed::stdin(inside.clone(), running.clone()), if with_stdin => Err(code(refused)),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use podling_proto::agent::v1::{Entry, FileKind, ListFilesRequest, StatRequest};
+use tonic::Response;
 
 use super::place::RemotePath;
 use crate::{backoff::patiently, client::Inside, failure::Failure};
@@ -161,16 +162,19 @@ pub async fn stat(inside: &Inside, path: &RemotePath) -> Result<Entry, Failure> 
 
 async fn list(inside: &Inside, path: &RemotePath) -> Result<Vec<Entry>, Failure> {
     let request = ListFilesRequest { path: Some(path.wire()) };
-    let mut pages = patiently(|| {
+    // All pages or none: a listing cannot be gone on with in its middle.
+    let entries = patiently(|| {
         let (mut files, request) = (inside.files(), request.clone());
-        async move { files.list(request).await }
-    })
-    .await?;
-    let mut entries = Vec::new();
-    while let Some(page) = pages.message().await? {
-        entries.extend(page.entries);
-    }
-    Ok(entries)
+        async move {
+            let mut pages = files.list(request).await?.into_inner();
+            let mut entries = Vec::new();
+            while let Some(page) = pages.message().await? {
+                entries.extend(page.entries);
+            }
+            Ok(Response::new(entries))
+        }
+    });
+    Ok(entries.await?)
 }
 
 /// A name that came from the workspace, which must not lead to another folder here.

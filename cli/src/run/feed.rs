@@ -2,20 +2,25 @@
 //!
 //! Input has offsets, so what is sent again after a broken link is taken once.
 
-use std::{cell::Cell, convert::Infallible, io, rc::Rc, time::Duration};
+use std::{cell::Cell, io, rc::Rc, time::Duration};
 
 use bytes::Bytes;
-use podling_proto::agent::v1::{SignalProcessRequest, WriteProcessRequest};
+use podling_proto::{
+    agent::v1::{SignalProcessRequest, WriteProcessRequest},
+    error::{self, Reason},
+};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
     time::{sleep, timeout},
 };
+use tonic::Status;
 
 use super::follow::Started;
 use crate::{
     backoff::{Backoff, is_broken_link},
     client::Inside,
+    failure::Failure,
     signal::exit_code,
     stdio::{READ_BYTES, Stdio},
 };
@@ -36,25 +41,45 @@ pub async fn running(started: &mut watch::Receiver<Option<Started>>) -> Started 
     }
 }
 
-/// Passes standard input on to its end, then waits for ever: how the command ends is the follower's to say.
-pub async fn stdin(inside: Inside, mut started: watch::Receiver<Option<Started>>) -> Infallible {
-    let started = running(&mut started).await;
-    let mut offset = 0;
-    if let Err(error) = pump(&inside, &started, &mut offset).await {
-        eprintln!("podling: cannot read standard input: {error}");
-        // The command must not wait for what will not come.
-        write(&inside, &started, offset, Bytes::new(), true).await;
-    }
-    std::future::pending().await
+/// Why standard input does not get there.
+enum Trouble {
+    /// This side cannot read it.
+    Here(io::Error),
+    /// The other side does not take it.
+    There(Status),
 }
 
-async fn pump(inside: &Inside, started: &Started, offset: &mut u64) -> io::Result<()> {
-    let stdin = Stdio::stdin()?;
+/// Passes standard input on to its end, then waits for ever: how the command ends is the follower's to say. Answers only when
+/// the command runs and is refused its input: it would wait for ever for what does not come.
+pub async fn stdin(inside: Inside, mut started: watch::Receiver<Option<Started>>) -> Failure {
+    let started = running(&mut started).await;
+    let mut offset = 0;
+    let fed = match pump(&inside, &started, &mut offset).await {
+        Err(Trouble::Here(error)) => {
+            eprintln!("podling: cannot read standard input: {error}");
+            // The command must not wait for what will not come.
+            write(&inside, &started, offset, Bytes::new(), true).await.map(|_| ())
+        }
+        Err(Trouble::There(status)) => Err(status),
+        Ok(()) => Ok(()),
+    };
+    match fed {
+        Ok(()) => std::future::pending().await,
+        Err(status) => {
+            eprintln!("podling: standard input cannot be passed on; the command may still run");
+            status.into()
+        }
+    }
+}
+
+async fn pump(inside: &Inside, started: &Started, offset: &mut u64) -> Result<(), Trouble> {
+    let stdin = Stdio::stdin().map_err(Trouble::Here)?;
     let mut buffer = vec![0; READ_BYTES];
     loop {
-        let count = stdin.read(&mut buffer).await?;
+        let count = stdin.read(&mut buffer).await.map_err(Trouble::Here)?;
         let data = Bytes::copy_from_slice(&buffer[..count]);
-        if !write(inside, started, *offset, data, count == 0).await || count == 0 {
+        let takes_more = write(inside, started, *offset, data, count == 0).await.map_err(Trouble::There)?;
+        if !takes_more || count == 0 {
             return Ok(());
         }
         *offset += count as u64;
@@ -62,7 +87,13 @@ async fn pump(inside: &Inside, started: &Started, offset: &mut u64) -> io::Resul
 }
 
 /// Sends one piece, over as many links as it takes. Answers whether the command takes more.
-async fn write(inside: &Inside, started: &Started, offset: u64, data: Bytes, end: bool) -> bool {
+async fn write(
+    inside: &Inside,
+    started: &Started,
+    offset: u64,
+    data: Bytes,
+    end: bool,
+) -> Result<bool, Status> {
     let mut backoff = Backoff::default();
     loop {
         let request = WriteProcessRequest {
@@ -73,10 +104,10 @@ async fn write(inside: &Inside, started: &Started, offset: u64, data: Bytes, end
             end,
         };
         match inside.processes().write(request).await {
-            Ok(answer) => return !answer.into_inner().closed,
+            Ok(answer) => return Ok(!answer.into_inner().closed),
             Err(status) if is_broken_link(&status) => sleep(backoff.step()).await,
-            // It has ended, or nobody may write to it: its exit says the rest.
-            Err(_) => return false,
+            Err(status) if has_ended(&status) => return Ok(false),
+            Err(status) => return Err(status),
         }
     }
 }
@@ -154,13 +185,44 @@ pub async fn broken_pipe(
     exit_code("PIPE")
 }
 
+/// Whether a refusal means that the command is over: the follower says how.
+fn has_ended(status: &Status) -> bool {
+    matches!(error::reason(status), Some(Reason::Ended | Reason::ProcessNotFound | Reason::StaleEpoch))
+}
+
+/// Whether the signal arrived, or there is nobody left whom it could reach.
 async fn send(inside: &Inside, process: &Started, name: &str) -> bool {
     let request = SignalProcessRequest { process_id: process.process_id.clone(), signal: name.to_owned() };
     let mut processes = inside.processes();
     match timeout(SIGNAL_TIMEOUT, processes.signal(request)).await {
         Ok(Ok(_)) => true,
-        // It has ended: its exit is on its way.
-        Ok(Err(status)) => !is_broken_link(&status),
+        Ok(Err(status)) if has_ended(&status) => true,
+        Ok(Err(status)) => {
+            eprintln!("podling: cannot pass {name} on: {}", Failure::from(status).describe());
+            false
+        }
         Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podling_proto::error::WireError;
+
+    use super::*;
+
+    #[test]
+    fn only_a_command_that_is_over_takes_its_silence_along() {
+        let of = |reason| Status::from(WireError::new(reason, "no"));
+        for over in [Reason::Ended, Reason::ProcessNotFound, Reason::StaleEpoch] {
+            assert!(has_ended(&of(over)), "{over:?}");
+        }
+        for refused in [Reason::TokenExpired, Reason::TooManyStreams, Reason::Io, Reason::VerbMissing] {
+            assert!(
+                !has_ended(&of(refused)),
+                "{refused:?}: the command runs on and must not be left without a word"
+            );
+        }
+        assert!(!has_ended(&Status::cancelled("the link was cut")));
     }
 }

@@ -13,7 +13,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep},
 };
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use super::tally::{Tally, Which};
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
     stdio::Stdio,
 };
 
-/// How long a command may take to start while the other side says "not now".
+/// How long a command may take to start while the link breaks or the other side says "not now".
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// A link that is back sooner than this is not worth a word.
 const UNTOLD: Duration = Duration::from_millis(500);
@@ -130,11 +130,7 @@ impl Follower {
     }
 
     fn worth_another_try(&self, status: &Status) -> bool {
-        if self.started.borrow().is_some() {
-            return is_broken_link(status);
-        }
-        // A first call that fails for another reason than "not now" will fail again.
-        status.code() == Code::Unavailable && self.since.elapsed() < START_PATIENCE
+        worth_another_try(status, self.started.borrow().is_some(), self.since.elapsed())
     }
 
     async fn drain(&mut self, mut events: Streaming<ProcessEvent>) -> Result<Ended, Failure> {
@@ -204,6 +200,11 @@ impl Follower {
     }
 }
 
+/// Whether to try again after `waited`. Until it has started somebody waits for that, and is told when it takes too long.
+fn worth_another_try(status: &Status, has_started: bool, waited: Duration) -> bool {
+    is_broken_link(status) && (has_started || waited < START_PATIENCE)
+}
+
 fn say_missing(bytes: u64) {
     if bytes > 0 {
         eprintln!("podling: {bytes} bytes of output are lost: they came while nobody was connected");
@@ -222,7 +223,21 @@ pub fn exit_code(exit: &ProcessExit) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use podling_proto::error::WireError;
+
     use super::*;
+
+    #[test]
+    fn a_link_that_breaks_before_the_command_has_started_is_tried_again_for_a_while() {
+        let starting = WireError::new(Reason::NotAwake, "starting").with("state", "starting");
+        for cut in [Status::unknown("h2"), Status::cancelled("h2"), starting.into()] {
+            assert!(worth_another_try(&cut, false, Duration::ZERO), "{cut}");
+            assert!(!worth_another_try(&cut, false, START_PATIENCE), "{cut}");
+            assert!(worth_another_try(&cut, true, START_PATIENCE), "{cut}");
+        }
+        let missing = Status::from(WireError::new(Reason::ProgramNotFound, "no such program"));
+        assert!(!worth_another_try(&missing, false, Duration::ZERO));
+    }
 
     #[test]
     fn the_commands_end_is_passed_on_as_a_shell_would() {
