@@ -32,6 +32,9 @@ const SHA256: HeaderName = HeaderName::from_static("x-podling-sha256");
 /// Headers whose value is `sha-256=<base64>`, the newer ones with colons around it.
 const DIGESTS: [&str; 3] = ["content-digest", "repr-digest", "digest"];
 
+/// Before the year 10000: later ones have no HTTP date (and httpdate panics over them).
+const LAST_HTTP_DATE: Duration = Duration::from_secs(253_402_300_800);
+
 /// The routes below `/files/`.
 pub fn router(files: Files) -> Router {
     Router::new().route("/files/{*path}", get(download).put(upload)).with_state(files)
@@ -132,7 +135,7 @@ fn path(request: &Parts) -> Result<RelPath, FileError> {
 fn describe(entry: &Entry, headers: &mut HeaderMap) {
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(header::ETAG, value(etag(entry)));
-    if entry.modified >= UNIX_EPOCH {
+    if entry.modified.duration_since(UNIX_EPOCH).is_ok_and(|since| since < LAST_HTTP_DATE) {
         headers.insert(header::LAST_MODIFIED, value(httpdate::fmt_http_date(entry.modified)));
     }
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type(&entry.name)));
@@ -198,4 +201,36 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 /// A value made of what is printable by construction.
 fn value(text: String) -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::Kind;
+
+    #[test]
+    fn a_file_of_any_time_can_be_described() {
+        let (second, far) = (Duration::from_secs(1), Duration::from_secs(i64::MAX as u64));
+        for (modified, dated) in [
+            (UNIX_EPOCH, true),
+            (UNIX_EPOCH + LAST_HTTP_DATE - second, true),
+            (UNIX_EPOCH + LAST_HTTP_DATE, false),
+            (UNIX_EPOCH + far, false),
+            (UNIX_EPOCH - second, false),
+            (UNIX_EPOCH - far, false),
+        ] {
+            let entry = Entry {
+                name: b"a".to_vec(),
+                kind: Kind::File,
+                size: 1,
+                mode: 0o644,
+                modified,
+                link_target: Vec::new(),
+                ino: 1,
+            };
+            let mut headers = HeaderMap::new();
+            describe(&entry, &mut headers);
+            assert_eq!(headers.contains_key(header::LAST_MODIFIED), dated, "{modified:?}");
+        }
+    }
 }

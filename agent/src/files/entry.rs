@@ -71,10 +71,14 @@ impl Entry {
 }
 
 fn time(stat: &Stat) -> SystemTime {
-    let nanos = Duration::from_nanos(stat.st_mtime_nsec);
-    let seconds = Duration::from_secs(stat.st_mtime.unsigned_abs());
-    let whole =
-        if stat.st_mtime < 0 { UNIX_EPOCH.checked_sub(seconds) } else { UNIX_EPOCH.checked_add(seconds) };
+    since_1970(stat.st_mtime, stat.st_mtime_nsec)
+}
+
+fn since_1970(seconds: i64, nanos: u64) -> SystemTime {
+    let nanos = Duration::from_nanos(nanos);
+    // The earliest second has no opposite, over which the conversion to the wire panics; the next one will do.
+    let distance = Duration::from_secs(seconds.max(-i64::MAX).unsigned_abs());
+    let whole = if seconds < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
     whole.and_then(|at| at.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
 }
 
@@ -105,5 +109,15 @@ mod tests {
         assert_eq!(timespec(at), Timespec { tv_sec: -2, tv_nsec: 750_000_000 });
         let at = UNIX_EPOCH + Duration::from_millis(1_250);
         assert_eq!(timespec(at), Timespec { tv_sec: 1, tv_nsec: 250_000_000 });
+    }
+
+    #[test]
+    fn the_farthest_times_reach_the_wire() {
+        for seconds in [i64::MIN, i64::MIN + 1, -1, 0, i64::MAX] {
+            for nanos in [0, 999_999_999] {
+                let told = prost_types::Timestamp::from(since_1970(seconds, nanos));
+                assert_eq!(told.seconds, seconds.max(-i64::MAX), "{seconds} s and {nanos} ns");
+            }
+        }
     }
 }

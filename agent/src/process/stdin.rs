@@ -63,7 +63,7 @@ impl Stdin {
         end: bool,
         admit: impl FnOnce() -> Result<(), Preparing>,
     ) -> Result<Offered, ProcessError> {
-        let goal = offset + data.len() as u64;
+        let goal = offset.saturating_add(data.len() as u64);
         if offset > self.taken {
             return Err(ProcessError::Hole { expected: self.taken });
         }
@@ -157,6 +157,7 @@ mod tests {
         let mut stdin = Stdin::default();
         assert!(offer(&mut stdin, 0, b"hello", false).unwrap().progress.is_none());
         assert!(matches!(offer(&mut stdin, 6, b"x", false), Err(ProcessError::Hole { expected: 5 })));
+        assert!(matches!(offer(&mut stdin, u64::MAX, b"x", false), Err(ProcessError::Hole { expected: 5 })));
         assert!(offer(&mut stdin, 0, b"hello", false).unwrap().progress.is_none(), "a repeat waits as well");
         assert_eq!(drain(&mut stdin), b"hello");
         let again = offer(&mut stdin, 0, b"hello", false).unwrap();
