@@ -27,6 +27,10 @@ use crate::claim::Claims;
 #[error("the descriptor set for reflection cannot be read")]
 pub struct BadDescriptors(#[from] tonic_reflection::server::Error);
 
+/// Longest request of a health check, in bytes; a longer one is refused. It is open to strangers, so they must not fill memory
+/// with tonic's 4 MiB for each call; what is asked is the name of a service.
+const HEALTH_BYTES: usize = 1024;
+
 /// What stands behind the routes.
 #[derive(Clone)]
 pub struct Parts {
@@ -51,8 +55,9 @@ pub fn router(parts: Parts, grpc: Routes, names: &[&str], http: Router) -> Resul
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
         all.fold(builder, |builder, name| builder.with_service_name(*name))
     };
+    let health = HealthServer::new(HealthService::from_health_reporter(parts.health));
     let grpc = grpc
-        .add_service(HealthServer::new(HealthService::from_health_reporter(parts.health)))
+        .add_service(health.max_decoding_message_size(HEALTH_BYTES))
         .add_service(reflection().with_service_name("grpc.reflection.v1.ServerReflection").build_v1()?)
         .add_service(reflection().with_service_name("grpc.reflection.v1alpha.ServerReflection").build_v1alpha()?)
         .into_axum_router()

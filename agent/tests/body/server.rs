@@ -57,6 +57,9 @@ async fn health_and_readiness_are_for_everybody_and_nothing_else_is() {
     let one = HealthCheckRequest { service: "podling.agent.v1.Terminals".into() };
     let answer = health.check(one).await.expect("known by name");
     assert_eq!(answer.into_inner().status(), ServingStatus::Serving);
+    let flood = HealthCheckRequest { service: "x".repeat(1 << 20) };
+    let refused = health.check(flood).await.expect_err("a stranger's megabyte is not taken in");
+    assert_eq!(refused.code(), tonic::Code::OutOfRange, "{refused}");
     assert_eq!(http1(&agent, get("/healthz", None)).await.0, 200);
     assert_eq!(http1(&agent, get("/readyz", None)).await.0, 503, "no workspace yet");
 
