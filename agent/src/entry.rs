@@ -1,6 +1,6 @@
 //! The program: from its words to its exit code.
 
-use std::{ffi::OsString, io, panic::AssertUnwindSafe, path::Path, process::ExitCode};
+use std::{ffi::OsString, io, panic::AssertUnwindSafe, path::Path, process::ExitCode, time::Duration};
 
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
@@ -23,6 +23,8 @@ const USAGE: u8 = 2;
 const LOG_VARIABLE: &str = "PODLING_AGENT_LOG";
 /// The agent could not start, or broke.
 const FAILED: u8 = 1;
+/// Work of the runtime's threads (a file on a disk that hangs) gets this long at the end; then the agent goes without it.
+const LAST_WORK: Duration = Duration::from_secs(2);
 
 /// Runs the agent as `words` say; the first is the program's name. Returns when it has ended.
 pub fn main_with(words: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -59,7 +61,7 @@ fn live(config: Config) -> Result<Ending, Box<dyn std::error::Error>> {
     let limits = init::take_over();
     // One thread: measured faster than two for terminals.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let life = async {
         let stop = Stop::new();
         let signals = init::heed_signals(stop.clone());
         let running = run(config, limits, stop);
@@ -68,7 +70,11 @@ fn live(config: Config) -> Result<Ending, Box<dyn std::error::Error>> {
             // Without them nobody could end it in order.
             failed = signals => match failed? {},
         }
-    })
+    };
+    let ended = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(life)));
+    // Dropped, it would wait without limit, and the exit record with it.
+    runtime.shutdown_timeout(LAST_WORK);
+    ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn leave(state: &Path, reason: &str, code: u8) -> ExitCode {
