@@ -49,6 +49,11 @@ fn parse(stat: &str) -> Option<(&str, i32)> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::Read,
+        process::{Command, Stdio},
+    };
+
     use super::*;
 
     #[test]
@@ -57,11 +62,23 @@ mod tests {
         assert_eq!(parse("rubbish"), None);
     }
 
+    /// Not of the test's own session: its leader may be in another pid namespace, and then it has no number here.
     #[test]
-    fn this_process_is_in_its_session() {
-        let me = rustix::process::getpid();
-        let sid = rustix::process::getsid(None).expect("a session");
-        assert!(session(sid, false).contains(&me));
-        assert!(command(me).is_some() && folder(me).is_some());
+    fn the_members_of_a_session_are_found() {
+        let mut command = Command::new("setsid");
+        command.args(["sh", "-c", "echo begun; read line"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("setsid starts");
+        let mut said = [0; 6];
+        let stdout = child.stdout.as_mut().expect("its output");
+        stdout.read_exact(&mut said).expect("it has begun");
+        let leader = Pid::from_child(&child);
+
+        assert_eq!(session(leader, false), [leader]);
+        assert_eq!(session(leader, true), [], "a stranger with the number of a leader that is gone");
+        assert!(super::command(leader).is_some_and(|name| name == "sh") && folder(leader).is_some());
+
+        drop(child.stdin.take());
+        child.wait().expect("it ends");
+        assert_eq!(session(leader, false), []);
     }
 }
