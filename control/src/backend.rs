@@ -3,12 +3,14 @@
 //! Must not know why something is started or ended; that is `podling_core::decide`.
 
 pub mod local;
+mod reviewer;
 
 use std::{fmt, future::Future};
 
 use futures_util::Stream;
 use podling_core::{id::WorkspaceId, workspace::Epoch};
 
+pub use self::reviewer::{AgentReviewer, ProcessAccount, Reviewed};
 use crate::snapshot::AgentAddress;
 
 /// Runs agents and keeps storage.
@@ -61,7 +63,7 @@ pub enum Observation {
 }
 
 /// Names one started agent among all that ever were: locally its process id, start time and the machine's boot, in a cluster
-/// the pod's uid. What an agent says of itself is compared with it.
+/// the pod's uid. What an [`AgentReviewer`] makes of an agent is compared with it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct InstanceId(pub String);
 

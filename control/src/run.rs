@@ -15,7 +15,7 @@ use crate::{
     api::{tokens::TokensApi, workspaces::WorkspacesApi},
     backend::{
         BackendError,
-        local::{LocalBackend, LocalConfig, control_socket},
+        local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
     },
     config::Config,
     driver::{BackendGone, Driver, DriverHandle},
@@ -142,6 +142,7 @@ pub async fn run(
     let sessions = TaskTracker::new();
     let agents = agents::service(
         handle.clone(),
+        LocalReviewer::new(handle.snapshots())?,
         identity.token_keys(),
         sessions.clone(),
         stopping.streams.clone(),

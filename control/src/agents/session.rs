@@ -15,7 +15,10 @@ use tokio::{
 use tonic::{Status, Streaming};
 
 use super::translate;
-use crate::driver::{Beat, ConnectionId, DriverError, DriverHandle, ToAgent};
+use crate::{
+    backend::AgentReviewer,
+    driver::{Beat, ConnectionId, DriverError, DriverHandle, ToAgent},
+};
 
 /// An agent says hello at once, or it is none.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,8 +29,9 @@ const BURST: u32 = 16;
 /// After a burst it gets one beat more in this time; it is not read before. Its own pace is one in a second at most.
 const BEAT_PACE: Duration = Duration::from_millis(500);
 
-pub(super) struct Session {
+pub(super) struct Session<R> {
     pub(super) workspace: WorkspaceId,
+    pub(super) reviewer: Arc<R>,
     pub(super) connection: ConnectionId,
     pub(super) driver: DriverHandle,
     pub(super) token_keys: Arc<[TokenKey]>,
@@ -49,9 +53,10 @@ impl From<DriverError> for Over {
     }
 }
 
-impl Session {
-    pub(super) async fn run(self, mut inbound: Streaming<AgentMessage>) {
-        let over = match self.hello(&mut inbound).await {
+impl<R: AgentReviewer> Session<R> {
+    /// `proof` is what its credential proved beside the workspace.
+    pub(super) async fn run(self, proof: R::Proof, mut inbound: Streaming<AgentMessage>) {
+        let over = match self.hello(proof, &mut inbound).await {
             Ok(inbox) => {
                 let over = self.talk(inbound, inbox).await;
                 // The driver may have gone first.
@@ -67,14 +72,19 @@ impl Session {
         }
     }
 
-    async fn hello(&self, inbound: &mut Streaming<AgentMessage>) -> Result<mpsc::Receiver<ToAgent>, Over> {
+    async fn hello(
+        &self,
+        proof: R::Proof,
+        inbound: &mut Streaming<AgentMessage>,
+    ) -> Result<mpsc::Receiver<ToAgent>, Over> {
         let refused = |what: &str| Over::Refused(WireError::new(Reason::BadField, what));
         let first = timeout(HELLO_TIMEOUT, inbound.message()).await;
         let Ok(Ok(Some(AgentMessage { message: Some(Message::Hello(hello)) }))) = first else {
             return Err(refused("the first message is hello, and comes at once"));
         };
         let (to_agent, inbox) = mpsc::channel(INBOX);
-        match translate::hello(hello, self.workspace.clone(), self.connection, to_agent) {
+        let instance = self.reviewer.instance(proof, translate::process(&hello));
+        match translate::hello(hello, self.workspace.clone(), instance, self.connection, to_agent) {
             Ok(hello) => {
                 tracing::debug!(workspace = %self.workspace, instance = %hello.instance, "an agent says hello");
                 self.driver.hello(hello).await?;

@@ -10,6 +10,7 @@ mod launch;
 mod layout;
 mod process;
 mod remove;
+mod reviewer;
 mod sweep;
 mod watch;
 
@@ -30,12 +31,12 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-pub use self::layout::control_socket;
 use self::{
     launch::{Found, Launched},
     layout::{Layout, Places},
     process::Machine,
 };
+pub use self::{layout::control_socket, reviewer::LocalReviewer};
 use crate::backend::{Backend, BackendError, Instance, InstanceId, Observation, Plan};
 
 /// Observations that wait for the driver. When it is full, the watchers of dead agents wait.
@@ -74,13 +75,6 @@ struct Inner {
     ending: CancellationToken,
 }
 
-/// Which started agent a process is that says this of itself.
-pub fn instance_id(pid: u32, start_ticks: u64) -> Result<InstanceId, BackendError> {
-    let machine =
-        Machine::this().map_err(|error| BackendError::new("reading the machine's boot id", error))?;
-    Ok(machine.instance_id(pid, start_ticks))
-}
-
 impl LocalBackend {
     /// Makes the folder for workspaces.
     pub fn open(mut config: LocalConfig) -> Result<Self, BackendError> {
@@ -92,8 +86,7 @@ impl LocalBackend {
         if let Some(program) = config.agent_command.first_mut().filter(|program| program.contains('/')) {
             *program = absolute(Path::new(program))?.display().to_string();
         }
-        let machine =
-            Machine::this().map_err(|error| BackendError::new("reading the machine's boot id", error))?;
+        let machine = Machine::this()?;
         let layout = Layout::make(&config.data)
             .map_err(|e| BackendError::new(format!("making {}", config.data.display()), e))?;
         let (seen, observations) = mpsc::channel(OBSERVATIONS);

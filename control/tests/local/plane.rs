@@ -17,7 +17,7 @@ use hyper_util::{
 };
 use podling_control::{
     agents,
-    backend::local::{LocalBackend, LocalConfig, control_socket},
+    backend::local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
     driver::{Driver, DriverHandle, NewWorkspace},
     identity::Identity,
     snapshot::WorkspaceView,
@@ -163,8 +163,10 @@ fn door(data: &Data, identity: &Identity, handle: DriverHandle) -> impl Future<O
     let _stale = fs::remove_file(&path);
     let listener = UnixListener::bind(path).unwrap();
     let acceptor = TlsAcceptor::from(identity.agents_tls());
+    let reviewer = LocalReviewer::new(handle.snapshots()).unwrap();
     let service = agents::service(
         handle,
+        reviewer,
         identity.token_keys(),
         TaskTracker::new(),
         CancellationToken::new(),

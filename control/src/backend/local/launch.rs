@@ -14,6 +14,7 @@ use super::{
     LocalConfig,
     layout::{Layout, Places, write},
     process::{Machine, Process, Stat},
+    reviewer::credential,
 };
 use crate::backend::{InstanceId, Plan};
 
@@ -95,7 +96,7 @@ pub(super) fn ensure(
             _ => {}
         }
     }
-    let credential = format!("{}.{}", plan.workspace, plan.secret);
+    let credential = credential(&plan.workspace, &plan.secret);
     write(&places.credential, credential.as_bytes()).map_err(io("writing its credential"))?;
     let log = places.open_log().map_err(io("opening its log"))?;
     let (program, arguments) = config.agent_command.split_first().ok_or(LaunchError::NoCommand)?;
