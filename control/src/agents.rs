@@ -3,6 +3,8 @@
 //! Which workspace an agent serves follows from its credential alone, and what that proves the backend's reviewer says. All else an
 //! agent says is cut to size here, before anybody sees it.
 
+mod pace;
+mod places;
 mod session;
 mod translate;
 
@@ -24,11 +26,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use self::session::Session;
+use self::{places::Places, session::Session};
 use crate::{
     backend::{AgentReviewer, Reviewed},
     driver::{ConnectionId, DriverHandle},
     identity,
+    server::Peer,
 };
 
 /// Largest message of an agent, in bytes: a beat with all evidence and leases it may bring has some 10 KiB.
@@ -43,6 +46,7 @@ pub struct AgentsApi<R> {
     reviewer: Arc<R>,
     token_keys: Arc<[TokenKey]>,
     connections: AtomicU64,
+    places: Places,
     sessions: TaskTracker,
     closing: CancellationToken,
     beats: Counter,
@@ -61,8 +65,16 @@ pub fn service<R: AgentReviewer>(
     let reviewer = Arc::new(reviewer);
     let wire = |key: &identity::TokenKey| TokenKey { id: key.id.clone(), public_key: key.public_key.clone() };
     let token_keys = token_keys.iter().map(wire).collect();
-    let api =
-        AgentsApi { driver, reviewer, token_keys, connections: AtomicU64::new(1), sessions, closing, beats };
+    let api = AgentsApi {
+        driver,
+        reviewer,
+        token_keys,
+        connections: AtomicU64::new(1),
+        places: Places::default(),
+        sessions,
+        closing,
+        beats,
+    };
     AgentsServer::new(api).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
@@ -78,11 +90,15 @@ impl<R: AgentReviewer> Agents for AgentsApi<R> {
         if self.closing.is_cancelled() {
             return Err(WireError::new(Reason::ShuttingDown, "the control plane is shutting down").into());
         }
+        let connection = ConnectionId(self.connections.fetch_add(1, Ordering::Relaxed));
+        let place = self.places.admit(reviewed.workspace.clone(), connection)?;
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let session = Session {
             workspace: reviewed.workspace,
             reviewer: self.reviewer.clone(),
-            connection: ConnectionId(self.connections.fetch_add(1, Ordering::Relaxed)),
+            connection,
+            place,
+            _known: request.extensions().get::<Arc<Peer>>().map(Peer::know),
             driver: self.driver.clone(),
             token_keys: self.token_keys.clone(),
             outbox,

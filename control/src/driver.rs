@@ -51,6 +51,7 @@ use tokio_util::sync::CancellationToken;
 pub use error::DriverError;
 pub use event::{AgentHello, Beat, ClaimContent, ConnectionId, NewWorkspace, ToAgent};
 pub use handle::DriverHandle;
+pub use links::MAX_LINKS;
 pub use requests::{MAX_WORKSPACES, MAX_WORKSPACES_PER_OWNER};
 
 use self::{entry::Entry, event::Event, handle::EVENT_QUEUE, publish::Publisher, writer::Writer};

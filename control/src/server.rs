@@ -13,5 +13,5 @@ pub use connections::Stopping;
 pub use cors::cors;
 pub use front::{AgentsFront, Front};
 pub use listener::Listener;
-pub use strangers::Peer;
+pub use strangers::{Known, Peer};
 pub use tasks::Tasks;

@@ -151,7 +151,7 @@ fn text(status: StatusCode, body: String) -> Response<Body> {
     response
 }
 
-/// What answers where agents dial: their one service, which checks their credentials itself.
+/// What answers where agents dial: their one service, which checks their credentials itself and says which connections are known.
 #[derive(Debug, Clone)]
 pub struct AgentsFront(Router);
 
@@ -172,15 +172,6 @@ impl Service<Request<Incoming>> for AgentsFront {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let peer = request.extensions().get::<Arc<Peer>>().cloned();
-        let answer = self.0.clone().oneshot(request);
-        Box::pin(async move {
-            let Ok(response) = answer.await;
-            // A refusal has its status in the headers. Whoever was let in may stay.
-            if let Some(peer) = peer.filter(|_| !response.headers().contains_key("grpc-status")) {
-                peer.introduce();
-            }
-            Ok(response)
-        })
+        Box::pin(self.0.clone().oneshot(request))
     }
 }

@@ -22,7 +22,7 @@ use tower::Service;
 
 use super::{
     connections::{Connections, Stopping},
-    limits::ACCEPT_PAUSE,
+    limits::{ACCEPT_PAUSE, AGENTS, PUBLIC},
 };
 use crate::unix_socket;
 
@@ -48,13 +48,13 @@ impl Listener {
         open: Gauge,
     ) -> io::Result<Self> {
         let door = Door::Tcp(TcpListener::bind(address).await?, tls.map(TlsAcceptor::from));
-        Ok(Self { door, connections: Connections::new(stopping.clone(), open), stopping })
+        Ok(Self { door, connections: Connections::new(PUBLIC, stopping.clone(), open), stopping })
     }
 
     /// The door for agents.
     pub fn unix(path: &Path, tls: Arc<ServerConfig>, stopping: Stopping, open: Gauge) -> io::Result<Self> {
         let door = Door::Unix(unix_socket::bind(path)?, tls.into());
-        Ok(Self { door, connections: Connections::new(stopping.clone(), open), stopping })
+        Ok(Self { door, connections: Connections::new(AGENTS, stopping.clone(), open), stopping })
     }
 
     /// Where clients find it; `None` for a unix socket.
