@@ -22,6 +22,7 @@ use crate::{
     gateway::Gateway,
     identity::{FileError, Identity, IdentityError, server_config},
     metrics::Metrics,
+    open_files::OpenFiles,
     server::{AgentsFront, Front, Listener, Stopping, cors},
     store::{Store, StoreError},
     template::{TemplateError, Templates},
@@ -109,6 +110,7 @@ pub async fn run(
     shutdown: CancellationToken,
     ready: impl FnOnce(Ready),
 ) -> Result<(), RunError> {
+    let files = OpenFiles::raise();
     let folder = claim::DataFolder::claim(&config.data)?;
     let identity = Arc::new(Identity::open(&config.data)?);
     let templates = Templates::load(&config.templates, &config.default_template)?;
@@ -116,6 +118,7 @@ pub async fn run(
         data: config.data.clone(),
         agent_command: config.agent_command.clone(),
         control_ca: identity.ca_file().to_owned(),
+        agent_files: files,
     })?;
     let store = Store::open(&config.data.join("control").join("store.redb"))?;
     // Set by the driver itself after `down`.

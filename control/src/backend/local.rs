@@ -9,6 +9,7 @@
 mod launch;
 mod layout;
 mod process;
+mod record;
 mod remove;
 mod reviewer;
 mod sweep;
@@ -31,13 +32,16 @@ use tokio_util::{
     task::TaskTracker,
 };
 
+pub use self::{layout::control_socket, reviewer::LocalReviewer};
 use self::{
-    launch::{Found, Launched},
     layout::{Layout, Places},
     process::Machine,
+    record::{Found, Launched},
 };
-pub use self::{layout::control_socket, reviewer::LocalReviewer};
-use crate::backend::{Backend, BackendError, Instance, InstanceId, Observation, Plan};
+use crate::{
+    backend::{Backend, BackendError, Instance, InstanceId, Observation, Plan},
+    open_files::OpenFiles,
+};
 
 /// Observations that wait for the driver. When it is full, the watchers of dead agents wait.
 const OBSERVATIONS: usize = 256;
@@ -54,6 +58,8 @@ pub struct LocalConfig {
     pub agent_command: Vec<String>,
     /// What agents check the control plane's certificate against (PEM).
     pub control_ca: PathBuf,
+    /// How many files they may have open.
+    pub agent_files: OpenFiles,
 }
 
 /// Runs workspaces as processes.
@@ -197,7 +203,7 @@ impl Inner {
 fn look(layout: &Layout, machine: &Machine) -> io::Result<Vec<(Found, WorkspaceId)>> {
     let mut all = Vec::new();
     for id in layout.ids()? {
-        let found = launch::find(&layout.of(&id), machine);
+        let found = record::find(&layout.of(&id), machine);
         let named = |error: io::Error| io::Error::new(error.kind(), format!("the agent of {id}: {error}"));
         all.extend(found.map_err(named)?.map(|found| (found, id)));
     }

@@ -20,6 +20,7 @@ use podling_control::{
     backend::local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
     driver::{Driver, DriverHandle, NewWorkspace},
     identity::Identity,
+    open_files::OpenFiles,
     snapshot::WorkspaceView,
     store::Store,
 };
@@ -112,6 +113,7 @@ impl Plane {
             data: data.path().to_owned(),
             agent_command,
             control_ca: identity.ca_file().to_owned(),
+            agent_files: OpenFiles::limit(),
         };
         let backend = LocalBackend::open(config).unwrap();
         let shutdown = CancellationToken::new();
