@@ -3,6 +3,7 @@
 mod auth;
 mod connections;
 mod cors;
+mod form;
 mod front;
 pub(crate) mod limits;
 mod listener;

@@ -46,7 +46,7 @@ pub(crate) const STREAM_WINDOW: u32 = 1024 * 1024;
 /// never takes room from another. Memory is bounded by the streams' own windows.
 pub(crate) const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// All headers of a request: the longest token is 8 KiB.
-const MAX_HEADER_BYTES: u32 = 32 * 1024;
+pub(super) const MAX_HEADER_BYTES: u32 = 32 * 1024;
 /// Buffer of an HTTP/1 connection: holds the headers, and two frames of bulk on their way out.
 const H1_BUFFER_BYTES: usize = 128 * 1024;
 /// For all headers of an HTTP/1 request to arrive, and for an idle connection to stay.

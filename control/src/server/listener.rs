@@ -115,8 +115,8 @@ impl Listener {
         match &self.door {
             Door::Tcp(listener, tls) => {
                 let (tcp, _) = listener.accept().await?;
-                // Keystrokes are small and must not wait for company.
-                tcp.set_nodelay(true)?;
+                // Keystrokes are small and must not wait for company. One that has gone already needs nothing.
+                let _gone = tcp.set_nodelay(true);
                 match tls.clone() {
                     Some(tls) => {
                         self.connections.serve(room, async move { tls.accept(tcp).await }, service.clone());
