@@ -57,6 +57,19 @@ pub enum RunError {
         /// The other's process.
         pid: String,
     },
+    /// Others use the data folder for something else.
+    #[error(
+        "the data folder {data} is open to others (mode {mode:o}) and holds what is not Podling's ({holds}): give it a folder of \
+         its own with --data, or `chmod 700` this one if nobody else uses it", data = data.display()
+    )]
+    Shared {
+        /// The folder.
+        data: PathBuf,
+        /// Its mode.
+        mode: u32,
+        /// Something in it.
+        holds: String,
+    },
     /// A file in the data folder.
     #[error(transparent)]
     File(#[from] FileError),
