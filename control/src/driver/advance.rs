@@ -135,19 +135,20 @@ impl<B: Backend> Driver<B> {
     /// The backend saw something.
     pub(super) fn observation(&mut self, observation: Observation) {
         match observation {
-            Observation::Listed(instances) => {
-                for instance in &instances {
+            Observation::Listed { living, unseen } => {
+                for instance in &living {
                     if !self.entries.contains_key(&instance.workspace) {
                         // Its record may only be unreadable: ending it could be a loss, leaving it costs little.
                         tracing::warn!(workspace = %instance.workspace, "an agent lives that no stored workspace has");
                     }
                 }
                 for (id, entry) in &mut self.entries {
-                    let living: Vec<_> = instances.iter().filter(|i| i.workspace == *id).cloned().collect();
                     // What was made since the start is known better already.
-                    if entry.observed.processes == Processes::Unseen {
-                        entry.observed.listed(living.iter().map(|i| i.epoch).collect(), entry.epoch());
-                        entry.instances = living;
+                    if entry.observed.processes == Processes::Unseen && !unseen.contains(id) {
+                        let living = living.iter().filter(|i| i.workspace == *id);
+                        entry.observed.listed(living.clone().map(|i| i.epoch).collect(), entry.epoch());
+                        entry.instances =
+                            living.filter(|i| entry.observed.processes.lives(i.epoch)).cloned().collect();
                     }
                 }
                 self.advance_all();

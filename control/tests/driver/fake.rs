@@ -116,7 +116,10 @@ impl Backend for Fake {
     fn observe(&self) -> impl Stream<Item = Observation> + Send + 'static {
         let (sender, receiver) = mpsc::unbounded_channel();
         let mut state = self.state();
-        let _listening = sender.send(Observation::Listed(state.running.values().cloned().collect()));
+        let _listening = sender.send(Observation::Listed {
+            living: state.running.values().cloned().collect(),
+            unseen: [].into(),
+        });
         state.observers.push(sender);
         UnboundedReceiverStream::new(receiver)
     }
