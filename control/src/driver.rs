@@ -31,6 +31,7 @@ mod handle;
 mod links;
 mod publish;
 mod requests;
+mod saved;
 mod writer;
 
 use std::{
