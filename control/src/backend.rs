@@ -3,12 +3,14 @@
 //! Must not know why something is started or ended; that is `podling_core::decide`.
 
 pub mod local;
+mod reviewer;
 
-use std::{fmt, future::Future};
+use std::{collections::BTreeSet, fmt, future::Future};
 
 use futures_util::Stream;
 use podling_core::{id::WorkspaceId, workspace::Epoch};
 
+pub use self::reviewer::{AgentReviewer, ProcessAccount, Reviewed};
 use crate::snapshot::AgentAddress;
 
 /// Runs agents and keeps storage.
@@ -31,7 +33,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Removes the storage. Only called after [`Backend::stop`] has succeeded with nothing started since.
     fn remove(&self, workspace: WorkspaceId) -> impl Future<Output = Result<(), BackendError>> + Send;
 
-    /// What runs now (one [`Observation::Listed`]), then every end. Called once, before anything else.
+    /// What runs now ([`Observation::Listed`], again for those that could not be seen the first time), and every end. An end may be
+    /// told before the list that still names it. Called once, before anything else.
     fn observe(&self) -> impl Stream<Item = Observation> + Send + 'static;
 }
 
@@ -49,8 +52,13 @@ pub struct Plan {
 /// What a backend saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Observation {
-    /// All agents that live.
-    Listed(Vec<Instance>),
+    /// All agents that live, as far as could be seen.
+    Listed {
+        /// They live.
+        living: Vec<Instance>,
+        /// Nothing is known of these yet, and nothing follows for them.
+        unseen: BTreeSet<WorkspaceId>,
+    },
     /// One has ended.
     Ended {
         /// Which.
@@ -61,7 +69,7 @@ pub enum Observation {
 }
 
 /// Names one started agent among all that ever were: locally its process id, start time and the machine's boot, in a cluster
-/// the pod's uid. What an agent says of itself is compared with it.
+/// the pod's uid. What an [`AgentReviewer`] makes of an agent is compared with it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct InstanceId(pub String);
 

@@ -133,6 +133,8 @@ impl Config {
         env: &dyn Fn(&str) -> Option<String>,
         defaults: Defaults,
     ) -> Result<Self, ConfigError> {
+        // An empty variable is one that nobody has set, as in a shell script.
+        let env = &|name: &str| env(name).filter(|text| !text.is_empty());
         let mut sources = Sources::new(args, env);
         // The data folder comes first, for the file may be in it; so the file cannot say where it is.
         let data = data_folder(data, env)?;
@@ -179,7 +181,10 @@ pub fn data_folder(
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<PathBuf, ConfigError> {
     let flag = flag.map(|path| (path.display().to_string(), Source::Flag("--data".into())));
-    let variable = || Some((env("PODLING_DATA")?, Source::Environment("PODLING_DATA".into())));
+    let variable = || {
+        let text = env("PODLING_DATA").filter(|text| !text.is_empty())?;
+        Some((text, Source::Environment("PODLING_DATA".into())))
+    };
     match flag.or_else(variable) {
         Some((text, source)) => sources::Value { text, source }.parse(values::folder),
         None => default_data(env),

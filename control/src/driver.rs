@@ -31,6 +31,7 @@ mod handle;
 mod links;
 mod publish;
 mod requests;
+mod saved;
 mod writer;
 
 use std::{
@@ -51,6 +52,7 @@ use tokio_util::sync::CancellationToken;
 pub use error::DriverError;
 pub use event::{AgentHello, Beat, ClaimContent, ConnectionId, NewWorkspace, ToAgent};
 pub use handle::DriverHandle;
+pub use links::MAX_LINKS;
 pub use requests::{MAX_WORKSPACES, MAX_WORKSPACES_PER_OWNER};
 
 use self::{entry::Entry, event::Event, handle::EVENT_QUEUE, publish::Publisher, writer::Writer};

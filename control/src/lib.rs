@@ -15,6 +15,7 @@ pub mod gateway;
 pub mod identity;
 pub mod log;
 pub mod metrics;
+pub mod open_files;
 pub mod refusal;
 pub mod run;
 pub mod server;

@@ -15,13 +15,14 @@ use crate::{
     api::{tokens::TokensApi, workspaces::WorkspacesApi},
     backend::{
         BackendError,
-        local::{LocalBackend, LocalConfig, control_socket},
+        local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
     },
     config::Config,
     driver::{BackendGone, Driver, DriverHandle},
     gateway::Gateway,
     identity::{FileError, Identity, IdentityError, server_config},
     metrics::Metrics,
+    open_files::OpenFiles,
     server::{AgentsFront, Front, Listener, Stopping, cors},
     store::{Store, StoreError},
     template::{TemplateError, Templates},
@@ -55,6 +56,19 @@ pub enum RunError {
         data: PathBuf,
         /// The other's process.
         pid: String,
+    },
+    /// Others use the data folder for something else.
+    #[error(
+        "the data folder {data} is open to others (mode {mode:o}) and holds what is not Podling's ({holds}): give it a folder of \
+         its own with --data, or `chmod 700` this one if nobody else uses it", data = data.display()
+    )]
+    Shared {
+        /// The folder.
+        data: PathBuf,
+        /// Its mode.
+        mode: u32,
+        /// Something in it.
+        holds: String,
     },
     /// A file in the data folder.
     #[error(transparent)]
@@ -109,6 +123,7 @@ pub async fn run(
     shutdown: CancellationToken,
     ready: impl FnOnce(Ready),
 ) -> Result<(), RunError> {
+    let files = OpenFiles::raise();
     let folder = claim::DataFolder::claim(&config.data)?;
     let identity = Arc::new(Identity::open(&config.data)?);
     let templates = Templates::load(&config.templates, &config.default_template)?;
@@ -116,6 +131,7 @@ pub async fn run(
         data: config.data.clone(),
         agent_command: config.agent_command.clone(),
         control_ca: identity.ca_file().to_owned(),
+        agent_files: files,
     })?;
     let store = Store::open(&config.data.join("control").join("store.redb"))?;
     // Set by the driver itself after `down`.
@@ -142,6 +158,7 @@ pub async fn run(
     let sessions = TaskTracker::new();
     let agents = agents::service(
         handle.clone(),
+        LocalReviewer::new(handle.snapshots())?,
         identity.token_keys(),
         sessions.clone(),
         stopping.streams.clone(),

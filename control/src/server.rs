@@ -3,6 +3,7 @@
 mod auth;
 mod connections;
 mod cors;
+mod form;
 mod front;
 pub(crate) mod limits;
 mod listener;
@@ -13,5 +14,5 @@ pub use connections::Stopping;
 pub use cors::cors;
 pub use front::{AgentsFront, Front};
 pub use listener::Listener;
-pub use strangers::Peer;
+pub use strangers::{Known, Peer};
 pub use tasks::Tasks;

@@ -2,6 +2,7 @@
 //!
 //! Must not know what a workspace's status means.
 
+mod file;
 mod redb;
 mod reserve;
 

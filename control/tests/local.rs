@@ -100,6 +100,29 @@ async fn a_control_plane_that_is_killed_finds_its_agents_again() {
 }
 
 #[tokio::test]
+async fn a_workspace_that_cannot_be_looked_at_waits_and_holds_up_nobody() {
+    let data = Data::new();
+    let plane = Plane::up(&data, data.agent()).await;
+    let (broken, whole) = (plane.create("broken").await, plane.create("whole").await);
+    for id in [&broken, &whole] {
+        plane.wait(id, |view| view.state == State::Awake).await;
+    }
+    let pid = data.agent_pid(&broken);
+    drop(plane);
+    let record = data.of(&broken).join("run/agent.json");
+    std::fs::rename(&record, record.with_extension("aside")).unwrap();
+    // It leads in a circle: an error that root meets too.
+    std::os::unix::fs::symlink(&record, &record).unwrap();
+    let plane = Plane::up(&data, data.agent_again()).await;
+    plane.wait(&whole, |view| view.link == Link::Connected).await;
+    let view = plane.wait(&broken, |_| true).await;
+    assert_eq!((view.state, view.link), (State::Awake, Link::Unknown), "nothing is concluded");
+    std::fs::rename(record.with_extension("aside"), &record).unwrap();
+    let view = plane.wait(&broken, |view| view.link == Link::Connected).await;
+    assert_eq!((data.agent_pid(&broken), view.restarts), (pid, 0), "it lived all the time");
+}
+
+#[tokio::test]
 async fn an_agent_that_died_while_nobody_looked_is_replaced_at_the_next_start() {
     let data = Data::new();
     let plane = Plane::up(&data, data.agent()).await;

@@ -61,6 +61,9 @@ async fn it_starts_answers_and_ends_and_can_be_started_again() {
     // As long as a path may be: nothing depends on what a socket's address holds.
     let data = tempfile::tempdir().expect("folder");
     let data = data.path().join("x".repeat(150));
+    let few = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let few = rustix::process::Rlimit { current: Some(512), ..few };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, few).expect("a lower limit");
     for _ in 0..2 {
         let (ready, shutdown, ended) = start(config(&data)).await;
         let address = ready.url.strip_prefix("http://").expect("plain");
@@ -71,6 +74,8 @@ async fn it_starts_answers_and_ends_and_can_be_started_again() {
             (Some(ready.url.as_str()), Some(std::process::id().into()))
         );
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        assert_eq!(files.current, files.maximum, "it takes as many connections as the system allows");
         assert!(get(address, "/metrics").await.starts_with("HTTP/1.1 401"));
         let token = std::fs::read_to_string(&ready.root_token).expect("root token");
         let bearer: MetadataValue<_> = format!("Bearer {}", token.trim()).parse().expect("ascii");

@@ -65,10 +65,13 @@ impl Observed {
     }
 
     /// The backend has said for the first time which agents live. One that was ordered (`epoch`) and is not among them has ended,
-    /// or its start was never carried out: either way its epoch is used up.
-    pub fn listed(&mut self, living: BTreeSet<Epoch>, epoch: Epoch) {
+    /// or its start was never carried out: either way its epoch is used up. One whose end was told does not live, whatever the list says.
+    pub fn listed(&mut self, mut living: BTreeSet<Epoch>, epoch: Epoch) {
         if self.processes != Processes::Unseen {
             return;
+        }
+        if let Some(ended) = &self.ended {
+            living.remove(&ended.epoch);
         }
         let known = self.ended.as_ref().is_some_and(|ended| ended.epoch == epoch);
         if !living.contains(&epoch) && !known {

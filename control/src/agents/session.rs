@@ -10,12 +10,16 @@ use podling_proto::{
 use prometheus_client::metrics::counter::Counter;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, sleep_until, timeout},
+    time::timeout,
 };
 use tonic::{Status, Streaming};
 
-use super::translate;
-use crate::driver::{Beat, ConnectionId, DriverError, DriverHandle, ToAgent};
+use super::{pace::Pace, places::Place, translate};
+use crate::{
+    backend::AgentReviewer,
+    driver::{Beat, ConnectionId, DriverError, DriverHandle, ToAgent},
+    server::Known,
+};
 
 /// An agent says hello at once, or it is none.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,11 +28,15 @@ const INBOX: usize = 8;
 /// Beats an agent may send in a burst: edges come in bursts.
 const BURST: u32 = 16;
 /// After a burst it gets one beat more in this time; it is not read before. Its own pace is one in a second at most.
-const BEAT_PACE: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(500);
 
-pub(super) struct Session {
+pub(super) struct Session<R> {
     pub(super) workspace: WorkspaceId,
+    pub(super) reviewer: Arc<R>,
     pub(super) connection: ConnectionId,
+    pub(super) place: Place,
+    /// Its connection is no stranger's as long as the session lasts; `None` where connections are not counted.
+    pub(super) _known: Option<Known>,
     pub(super) driver: DriverHandle,
     pub(super) token_keys: Arc<[TokenKey]>,
     pub(super) outbox: mpsc::Sender<Result<ControlMessage, Status>>,
@@ -49,17 +57,21 @@ impl From<DriverError> for Over {
     }
 }
 
-impl Session {
-    pub(super) async fn run(self, mut inbound: Streaming<AgentMessage>) {
-        let over = match self.hello(&mut inbound).await {
-            Ok(inbox) => {
-                let over = self.talk(inbound, inbox).await;
-                // The driver may have gone first.
-                let _gone = self.driver.gone(self.workspace.clone(), self.connection).await;
-                over
+impl<R: AgentReviewer> Session<R> {
+    /// `proof` is what its credential proved beside the workspace.
+    pub(super) async fn run(self, proof: R::Proof, mut inbound: Streaming<AgentMessage>) {
+        let whole = async {
+            match self.hello(proof, &mut inbound).await {
+                Ok(inbox) => self.talk(inbound, inbox).await,
+                Err(over) => over,
             }
-            Err(over) => over,
         };
+        let over = self.place.lost().run_until_cancelled(whole).await.unwrap_or_else(|| {
+            let why = "a newer stream of this workspace's agents has taken the place of this one";
+            Over::Refused(WireError::new(Reason::Conflict, why))
+        });
+        // Said also when its hello may not have come so far. The driver may have gone first.
+        let _gone = self.driver.gone(self.workspace.clone(), self.connection).await;
         if let Over::Refused(error) = over {
             tracing::debug!(workspace = %self.workspace, error = error.message(), "an agent's stream ends");
             // If it does not read, it is not told.
@@ -67,14 +79,19 @@ impl Session {
         }
     }
 
-    async fn hello(&self, inbound: &mut Streaming<AgentMessage>) -> Result<mpsc::Receiver<ToAgent>, Over> {
+    async fn hello(
+        &self,
+        proof: R::Proof,
+        inbound: &mut Streaming<AgentMessage>,
+    ) -> Result<mpsc::Receiver<ToAgent>, Over> {
         let refused = |what: &str| Over::Refused(WireError::new(Reason::BadField, what));
         let first = timeout(HELLO_TIMEOUT, inbound.message()).await;
         let Ok(Ok(Some(AgentMessage { message: Some(Message::Hello(hello)) }))) = first else {
             return Err(refused("the first message is hello, and comes at once"));
         };
         let (to_agent, inbox) = mpsc::channel(INBOX);
-        match translate::hello(hello, self.workspace.clone(), self.connection, to_agent) {
+        let instance = self.reviewer.instance(proof, translate::process(&hello));
+        match translate::hello(hello, self.workspace.clone(), instance, self.connection, to_agent) {
             Ok(hello) => {
                 tracing::debug!(workspace = %self.workspace, instance = %hello.instance, "an agent says hello");
                 self.driver.hello(hello).await?;
@@ -88,7 +105,7 @@ impl Session {
     }
 
     async fn talk(&self, mut inbound: Streaming<AgentMessage>, mut inbox: mpsc::Receiver<ToAgent>) -> Over {
-        let mut beats = Pace::new();
+        let mut beats = Pace::new(BURST, PAUSE);
         let mut directives = 0;
         loop {
             let result = tokio::select! {
@@ -102,12 +119,12 @@ impl Session {
                 // Both in one future: while the agent is silent, what is said to it must pass.
                 message = async { beats.turn().await; inbound.message().await } => match message {
                     Ok(Some(AgentMessage { message: Some(Message::Beat(beat)) })) => {
-                        beats.spend();
+                        beats.take();
                         self.beat(beat).await
                     }
                     // Nothing that is asked of an agent now has an answer that matters: that it ends is seen.
                     Ok(Some(AgentMessage { message: Some(Message::DirectiveResult(_)) | None })) => {
-                        beats.spend();
+                        beats.take();
                         Ok(())
                     }
                     Ok(Some(AgentMessage { message: Some(Message::Hello(_)) })) => {
@@ -140,51 +157,5 @@ impl Session {
     async fn say(&self, message: ControlMessage) -> Result<(), Over> {
         // Room comes when the agent reads. One that does not is known by its missing beats; the session ends with its stream.
         self.outbox.send(Ok(message)).await.map_err(|_| Over::Quietly)
-    }
-}
-
-/// How often an agent is listened to.
-struct Pace {
-    left: u32,
-    since: Instant,
-}
-
-impl Pace {
-    fn new() -> Self {
-        Self { left: BURST, since: Instant::now() }
-    }
-
-    /// Waits until it has a turn. Cancel-safe.
-    async fn turn(&mut self) {
-        if self.left == 0 {
-            sleep_until(self.since + BEAT_PACE).await;
-        }
-    }
-
-    fn spend(&mut self) {
-        let now = Instant::now();
-        let gained = now.duration_since(self.since).as_millis() / BEAT_PACE.as_millis();
-        if gained > 0 {
-            self.left = self.left.saturating_add(u32::try_from(gained).unwrap_or(BURST)).min(BURST);
-            self.since = now;
-        }
-        self.left = self.left.saturating_sub(1);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn an_agent_that_beats_without_end_is_heard_twice_a_second() {
-        let mut pace = Pace::new();
-        let began = Instant::now();
-        for _ in 0..BURST + 20 {
-            pace.turn().await;
-            pace.spend();
-        }
-        let took = began.elapsed();
-        assert!((Duration::from_secs(9)..Duration::from_secs(11)).contains(&took), "{took:?}");
     }
 }

@@ -12,7 +12,7 @@ use podling_proto::{
 use tokio::sync::mpsc;
 
 use crate::{
-    backend::local,
+    backend::{InstanceId, ProcessAccount},
     driver::{AgentHello, ClaimContent, ConnectionId, ToAgent},
 };
 
@@ -27,10 +27,16 @@ const MAX_LEASES: usize = 64;
 /// Characters of a line for people.
 const MAX_LINE: usize = 200;
 
-/// An agent introduces itself.
+/// What an agent says of its process.
+pub(super) fn process(hello: &Hello) -> ProcessAccount {
+    ProcessAccount { pid: hello.pid, start_ticks: hello.start_ticks }
+}
+
+/// An agent introduces itself. Who it is has been found out.
 pub(super) fn hello(
     hello: Hello,
     workspace: WorkspaceId,
+    instance: InstanceId,
     connection: ConnectionId,
     to_agent: mpsc::Sender<ToAgent>,
 ) -> Result<AgentHello, WireError> {
@@ -51,8 +57,6 @@ pub(super) fn hello(
         .key_fingerprint
         .parse()
         .map_err(|e: crate::snapshot::BadFingerprint| WireError::new(Reason::BadField, e.to_string()))?;
-    let instance = local::instance_id(hello.pid, hello.start_ticks)
-        .map_err(|error| WireError::new(Reason::Internal, error.to_string()))?;
     let capabilities = hello.capabilities.into_iter().take(MAX_CAPABILITIES);
     Ok(AgentHello {
         workspace,
@@ -171,7 +175,8 @@ mod tests {
     }
 
     fn said(message: Hello) -> Result<AgentHello, WireError> {
-        hello(message, WorkspaceId::from_bits(1), ConnectionId(1), mpsc::channel(1).0)
+        let instance = InstanceId("one".into());
+        hello(message, WorkspaceId::from_bits(1), instance, ConnectionId(1), mpsc::channel(1).0)
     }
 
     #[test]

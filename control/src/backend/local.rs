@@ -8,14 +8,16 @@
 
 mod launch;
 mod layout;
+mod look;
 mod process;
+mod record;
 mod remove;
+mod reviewer;
 mod sweep;
 mod watch;
 
 use std::{
     fmt::Display,
-    io,
     path::{Path, PathBuf},
     sync::Mutex,
     time::Duration,
@@ -30,13 +32,17 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-pub use self::layout::control_socket;
+pub use self::{layout::control_socket, reviewer::LocalReviewer};
 use self::{
-    launch::{Found, Launched},
     layout::{Layout, Places},
+    look::{Look, Seen},
     process::Machine,
+    record::Launched,
 };
-use crate::backend::{Backend, BackendError, Instance, InstanceId, Observation, Plan};
+use crate::{
+    backend::{Backend, BackendError, Instance, InstanceId, Observation, Plan},
+    open_files::OpenFiles,
+};
 
 /// Observations that wait for the driver. When it is full, the watchers of dead agents wait.
 const OBSERVATIONS: usize = 256;
@@ -53,6 +59,8 @@ pub struct LocalConfig {
     pub agent_command: Vec<String>,
     /// What agents check the control plane's certificate against (PEM).
     pub control_ca: PathBuf,
+    /// How many files they may have open.
+    pub agent_files: OpenFiles,
 }
 
 /// Runs workspaces as processes.
@@ -74,13 +82,6 @@ struct Inner {
     ending: CancellationToken,
 }
 
-/// Which started agent a process is that says this of itself.
-pub fn instance_id(pid: u32, start_ticks: u64) -> Result<InstanceId, BackendError> {
-    let machine =
-        Machine::this().map_err(|error| BackendError::new("reading the machine's boot id", error))?;
-    Ok(machine.instance_id(pid, start_ticks))
-}
-
 impl LocalBackend {
     /// Makes the folder for workspaces.
     pub fn open(mut config: LocalConfig) -> Result<Self, BackendError> {
@@ -92,8 +93,7 @@ impl LocalBackend {
         if let Some(program) = config.agent_command.first_mut().filter(|program| program.contains('/')) {
             *program = absolute(Path::new(program))?.display().to_string();
         }
-        let machine =
-            Machine::this().map_err(|error| BackendError::new("reading the machine's boot id", error))?;
+        let machine = Machine::this()?;
         let layout = Layout::make(&config.data)
             .map_err(|e| BackendError::new(format!("making {}", config.data.display()), e))?;
         let (seen, observations) = mpsc::channel(OBSERVATIONS);
@@ -135,19 +135,25 @@ impl Backend for LocalBackend {
         let receiver = self.observations.lock().unwrap_or_else(|e| e.into_inner()).take();
         let later = receiver.map(ReceiverStream::new).map_or_else(|| stream::empty().boxed(), |s| s.boxed());
         let inner = self.inner.clone();
-        stream::once(async move { inner.list().await }).flat_map(stream::iter).chain(later)
+        let looks = stream::unfold(Some(Look::All), move |look| {
+            let inner = inner.clone();
+            async move { Some(inner.list(look?).await) }
+        });
+        stream::select(looks.flat_map(stream::iter), later)
     }
 }
 
 impl Inner {
-    /// Adopts every agent that lives. Those that ended while nobody looked come first. As long as one cannot be looked at nothing is
-    /// said at all: what is not listed counts as dead and would be ended.
-    async fn list(self) -> Vec<Observation> {
-        let found = loop {
-            let (layout, machine) = (self.layout.clone(), self.machine.clone());
-            let look = move || look(&layout, &machine);
-            match blocking("looking for agents".into(), look).await {
-                Ok(found) => break found,
+    /// Adopts every agent that lives. Those that ended while nobody looked come first. Those that cannot be looked at are named, for what
+    /// is not listed counts as dead and would be ended; they are looked at again, and hold up nobody else.
+    async fn list(self, look: Look) -> (Vec<Observation>, Option<Look>) {
+        if let Look::Again(_) = look {
+            sleep(LOOK_AGAIN).await;
+        }
+        let Seen { found, unseen } = loop {
+            let (layout, machine, look) = (self.layout.clone(), self.machine.clone(), look.clone());
+            match blocking("looking for agents".into(), move || look.at(&layout, &machine)).await {
+                Ok(seen) => break seen,
                 Err(error) => {
                     tracing::error!(%error, "it is not known which agents live; nothing is started until it is");
                     sleep(LOOK_AGAIN).await;
@@ -155,7 +161,7 @@ impl Inner {
             }
         };
         let (mut observations, mut living) = (Vec::new(), Vec::new());
-        for (found, id) in found {
+        for (id, found) in found {
             match found {
                 Ok(launched) => {
                     tracing::info!(workspace = %id, pid = launched.process.pid, "an agent is adopted");
@@ -169,8 +175,9 @@ impl Inner {
                 }
             }
         }
-        observations.push(Observation::Listed(living));
-        observations
+        let again = (!unseen.is_empty()).then(|| Look::Again(unseen.clone()));
+        observations.push(Observation::Listed { living, unseen });
+        (observations, again)
     }
 
     /// Has somebody wait for the end of an agent.
@@ -198,17 +205,6 @@ impl Inner {
             address: crate::snapshot::AgentAddress::Unix(places.socket.clone()),
         }
     }
-}
-
-/// What became of the last agent of each workspace that had one.
-fn look(layout: &Layout, machine: &Machine) -> io::Result<Vec<(Found, WorkspaceId)>> {
-    let mut all = Vec::new();
-    for id in layout.ids()? {
-        let found = launch::find(&layout.of(&id), machine);
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("the agent of {id}: {error}"));
-        all.extend(found.map_err(named)?.map(|found| (found, id)));
-    }
-    Ok(all)
 }
 
 async fn blocking<T: Send + 'static, E: Display + Send + 'static>(

@@ -96,7 +96,7 @@ impl<'a> Sources<'a> {
             .map(|text| Value { text, source: Source::Flag(format!("--{}", key.replace('_', "-"))) });
         flag.or_else(|| {
             let variable = format!("PODLING_{}", key.to_ascii_uppercase());
-            let text = (self.env)(&variable).filter(|text| !text.is_empty())?;
+            let text = (self.env)(&variable)?;
             Some(Value { text, source: Source::Environment(variable) })
         })
     }

@@ -19,6 +19,9 @@ fn a_newcomer_needs_to_say_nothing() {
     let config =
         load(None, &Args::default(), &[("HOME", "/home/ada"), ("XDG_DATA_HOME", "/data")]).expect("config");
     assert_eq!(config.data, Path::new("/data/podling"));
+    let empty = [("HOME", "/home/ada"), ("PODLING_DATA", ""), ("PODLING_CONFIG", ""), ("PODLING_LISTEN", "")];
+    let config = load(None, &Args::default(), &empty).expect("config");
+    assert_eq!(config.data, Path::new("/home/ada/.local/share/podling"), "an empty variable says nothing");
 }
 
 #[test]
@@ -57,6 +60,13 @@ fn a_wrong_value_says_which_whence_and_what_is_allowed() {
     wrong("listen = ", &[], &["config.toml", "line 1"]);
     wrong("", &[("PODLING_CORS_ORIGINS", "*")], &["*", "PODLING_CORS_ORIGINS", "without a path"]);
     wrong("", &[("PODLING_CORS_ORIGINS", "https://a/b")], &["https://a/b", "without a path"]);
+    for never in ["https://*.example", "https://Console.example", "https://a.example:443", "http://a:80"] {
+        wrong(
+            "",
+            &[("PODLING_CORS_ORIGINS", never)],
+            &[never, "PODLING_CORS_ORIGINS", "as a browser writes"],
+        );
+    }
     wrong("", &[("PODLING_TLS_CERT", "/nowhere")], &["/nowhere", "--tls-key"]);
     wrong("allow_plaintext = \"perhaps\"", &[], &["perhaps", "true", "false"]);
     let flags = Args { config: Some("/nowhere/podling.toml".into()), ..Args::default() };

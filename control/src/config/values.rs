@@ -30,12 +30,18 @@ pub(super) fn file(text: &str) -> Result<PathBuf, String> {
 pub(super) fn origin(text: &str) -> Result<String, String> {
     let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     let fits = host.is_some_and(|host| {
-        !host.contains('@') && host.parse::<http::uri::Authority>().is_ok_and(|a| !a.host().is_empty())
+        // Browsers write it in small letters and without the usual port; whatever else is there would never match.
+        let usual = if text.starts_with("https:") { ":443" } else { ":80" };
+        let odd = host.contains(['@', '*'])
+            || host.chars().any(|c| c.is_ascii_uppercase())
+            || host.ends_with(usual);
+        !odd && host.parse::<http::uri::Authority>().is_ok_and(|a| !a.host().is_empty())
     });
     if fits {
         Ok(text.to_owned())
     } else {
-        Err("scheme and host without a path, such as https://console.example.org".to_owned())
+        Err("scheme and host as a browser writes them, in small letters, without a path or the usual port, such as \
+             https://console.example.org".to_owned())
     }
 }
 

@@ -12,16 +12,12 @@ use podling_core::{
 use podling_proto::token;
 use tokio::time::Instant;
 
-use super::{
-    Driver, DriverError, clock,
-    entry::{Entry, Waiting},
-    writer::Written,
-};
+use super::{Driver, clock, entry::Entry};
 use crate::{
     backend::{Backend, Observation, Plan},
     executor::{Done, Order, Outcome},
     snapshot::Fingerprint,
-    store::{Change, Credential, Record, StoreError},
+    store::{Change, Credential, Record},
 };
 
 /// Bytes of an agent's secret.
@@ -135,19 +131,20 @@ impl<B: Backend> Driver<B> {
     /// The backend saw something.
     pub(super) fn observation(&mut self, observation: Observation) {
         match observation {
-            Observation::Listed(instances) => {
-                for instance in &instances {
+            Observation::Listed { living, unseen } => {
+                for instance in &living {
                     if !self.entries.contains_key(&instance.workspace) {
                         // Its record may only be unreadable: ending it could be a loss, leaving it costs little.
                         tracing::warn!(workspace = %instance.workspace, "an agent lives that no stored workspace has");
                     }
                 }
                 for (id, entry) in &mut self.entries {
-                    let living: Vec<_> = instances.iter().filter(|i| i.workspace == *id).cloned().collect();
                     // What was made since the start is known better already.
-                    if entry.observed.processes == Processes::Unseen {
-                        entry.observed.listed(living.iter().map(|i| i.epoch).collect(), entry.epoch());
-                        entry.instances = living;
+                    if entry.observed.processes == Processes::Unseen && !unseen.contains(id) {
+                        let living = living.iter().filter(|i| i.workspace == *id);
+                        entry.observed.listed(living.clone().map(|i| i.epoch).collect(), entry.epoch());
+                        entry.instances =
+                            living.filter(|i| entry.observed.processes.lives(i.epoch)).cloned().collect();
                     }
                 }
                 self.advance_all();
@@ -155,73 +152,6 @@ impl<B: Backend> Driver<B> {
             Observation::Ended { instance, how } => {
                 tracing::info!(workspace = %instance.workspace, epoch = instance.epoch, how, "an agent ended");
                 self.with_entry(&instance.workspace.clone(), |entry| entry.instance_ended(&instance, how));
-            }
-        }
-    }
-
-    /// A batch was written, or was not.
-    pub(super) fn written(&mut self, written: Written) {
-        if let Err(error) = &written.result {
-            tracing::error!(
-                error = error as &dyn std::error::Error,
-                changes = written.changes.len(),
-                "the store cannot be written; what was decided is taken back"
-            );
-        }
-        for change in written.changes {
-            match (change, &written.result) {
-                (Change::Put(record), Ok(())) => {
-                    let id = record.spec.id.clone();
-                    self.with_entry(&id, |entry| entry.durable = Some(record));
-                }
-                (Change::Put(record), Err(error)) => self.take_back(&record.spec.id, error),
-                (Change::Forget(id, _), Ok(())) => {
-                    // One that never became durable has gone already.
-                    let Some(entry) = self.entries.remove(&id) else { continue };
-                    tracing::info!(workspace = %id, "gone");
-                    if let Some(at) = entry.wakes {
-                        self.schedule.remove(&(at, id));
-                    }
-                    self.publisher.changed();
-                }
-                (Change::Forget(id, at), Err(_)) if !self.entries.contains_key(&id) => {
-                    self.writer.put(id.clone(), Change::Forget(id, at));
-                }
-                (Change::Forget(id, _), Err(error)) => {
-                    let (error, now) = (with_causes(error), clock::now());
-                    self.with_entry(&id, |entry| {
-                        entry.in_flight = None;
-                        entry.observed.done(Action::Forget, Err(error), now);
-                    });
-                }
-            }
-        }
-    }
-
-    /// What was decided could not be made durable: back to what is.
-    fn take_back(&mut self, id: &WorkspaceId, error: &StoreError) {
-        let Some(entry) = self.entries.get_mut(id) else { return };
-        let refused = DriverError::NotSaved { problem: with_causes(error), disk_full: error.is_disk_full() };
-        for waiting in entry.waiting.drain(..) {
-            // Who has gone away needs no answer.
-            match waiting {
-                Waiting::Created(reply, _) => drop(reply.send(Err(refused.clone()))),
-                Waiting::View(reply) => drop(reply.send(Err(refused.clone()))),
-            }
-        }
-        match entry.durable.clone() {
-            Some(durable) => {
-                entry.record = durable;
-                entry.queued = None;
-                self.advance(id);
-            }
-            None => {
-                if let Some(at) = self.entries.remove(id).and_then(|entry| entry.wakes) {
-                    self.schedule.remove(&(at, id.clone()));
-                }
-                // A write that failed may have reached the disk all the same: then the next start would find a workspace that
-                // nobody was told of, beside the one that was made when the call was repeated. Tried until it is written.
-                self.writer.put(id.clone(), Change::Forget(id.clone(), clock::now()));
             }
         }
     }
@@ -275,10 +205,4 @@ impl Entry {
         }
         self.record = Arc::new(record);
     }
-}
-
-/// What went wrong and why, in one line.
-fn with_causes(error: &StoreError) -> String {
-    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
 }

@@ -10,7 +10,7 @@ use crate::snapshot::AgentView;
 
 /// Streams of one workspace's agents at once: the present one, its next before the old one is known to be dead, and as much
 /// again for a second agent. When it is full the oldest is given up.
-const MAX_LINKS: usize = 4;
+pub const MAX_LINKS: usize = 4;
 /// Three beats and a half: then the link counts as lost.
 const LINK_LOST_AFTER: Duration = Duration::from_secs(53);
 

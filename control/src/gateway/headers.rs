@@ -45,8 +45,17 @@ const NOT_FOR_AGENTS: [HeaderName; 11] = [
     HeaderName::from_static(metadata::WAKE),
 ];
 /// Would speak for the gateway's whole address, where other workspaces are reached too.
-const NOT_FOR_CALLERS: [HeaderName; 4] =
-    [ALT_SVC, SET_COOKIE, STRICT_TRANSPORT_SECURITY, HeaderName::from_static("clear-site-data")];
+const NOT_FOR_CALLERS: [HeaderName; 9] = [
+    ALT_SVC,
+    SET_COOKIE,
+    STRICT_TRANSPORT_SECURITY,
+    HeaderName::from_static("accept-ch"),
+    HeaderName::from_static("clear-site-data"),
+    HeaderName::from_static("nel"),
+    HeaderName::from_static("report-to"),
+    HeaderName::from_static("reporting-endpoints"),
+    HeaderName::from_static("service-worker-allowed"),
+];
 
 /// Makes a caller's request the gateway's request to an agent.
 pub(super) fn to_agent(parts: &mut request::Parts, protocol: Protocol, authorization: HeaderValue) {
@@ -134,6 +143,9 @@ mod tests {
             .header("set-cookie", "a=b")
             .header("access-control-allow-origin", "*")
             .header("alt-svc", "h3=\":443\"")
+            .header("nel", "{\"report_to\":\"theirs\"}")
+            .header("report-to", "{\"group\":\"theirs\"}")
+            .header("service-worker-allowed", "/")
             .header("content-type", "text/html")
             .header("etag", "1");
         let mut parts = response.body(()).expect("response").into_parts().0;

@@ -27,6 +27,14 @@ pub enum FileError {
         /// Its mode or owner.
         problem: String,
     },
+    /// A folder of somebody else's: we would lock its owner out, or be at its owner's mercy.
+    #[error("{path} belongs to user {user}, not to the one who runs this: be that user, or give another folder", path = path.display())]
+    Foreign {
+        /// Which folder.
+        path: PathBuf,
+        /// Whose it is.
+        user: u32,
+    },
     /// It is there but holds nothing that can be used.
     #[error("{path} holds no {what}: restore it, or delete it and start again, and a new one is made", path = path.display())]
     Unusable {
@@ -47,9 +55,14 @@ pub enum FileError {
     },
 }
 
-/// Makes a folder that only its owner can enter, with its parents; tightens one that is there.
+/// Makes a folder that only its owner can enter, with its parents; tightens one that is there, if it is ours.
 pub fn make_private_folder(path: &Path) -> Result<(), FileError> {
     let io = |operation| move |source| FileError::Io { operation, path: path.to_owned(), source };
+    if let Ok(meta) = fs::metadata(path)
+        && meta.uid() != rustix::process::geteuid().as_raw()
+    {
+        return Err(FileError::Foreign { path: path.to_owned(), user: meta.uid() });
+    }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("making the folder"))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(io("making private the folder"))
 }

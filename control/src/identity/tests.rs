@@ -55,6 +55,20 @@ fn a_root_token_others_could_read_is_refused_with_what_to_do() {
 }
 
 #[test]
+fn a_data_folder_of_another_user_is_refused_and_left_as_it_is() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("not shown: only root can give a folder away");
+    }
+    let data = tempfile::tempdir().expect("folder");
+    std::os::unix::fs::chown(data.path(), Some(4711), None).expect("chown");
+    std::fs::set_permissions(data.path(), std::fs::Permissions::from_mode(0o755)).expect("chmod");
+    let error = Identity::open(data.path()).expect_err("another's").to_string();
+    assert!(error.contains("user 4711"), "{error}");
+    let mode = std::fs::metadata(data.path()).expect("metadata").permissions().mode() & 0o777;
+    assert_eq!((mode, std::fs::read_dir(data.path()).expect("folder").count()), (0o755, 0));
+}
+
+#[test]
 fn missing_wrong_expired_and_foreign_tokens_are_told_apart() {
     let (_data, identity, root) = identity();
     let reason = |token: Option<&str>| identity.caller(token).expect_err("refused").reason();

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     process,
 };
@@ -12,6 +12,10 @@ use serde::Serialize;
 
 use super::RunError;
 use crate::identity::file::{self, FileError};
+
+/// What may lie in a data folder before the first start, or from an earlier one.
+const OURS: [&str; 7] =
+    ["config.toml", "templates", "control", "run", "workspaces", "root-token", "lost+found"];
 
 /// Held as long as the control plane runs; the kernel gives it up with the process, however that ends.
 #[derive(Debug)]
@@ -31,6 +35,7 @@ impl DataFolder {
     /// Makes the folder ours, or says whose it is.
     pub(super) fn claim(data: &Path) -> Result<Self, RunError> {
         let run = data.join("run");
+        not_shared(data)?;
         file::make_private_folder(data)?;
         file::make_private_folder(&run)?;
         let path = run.join("lock");
@@ -83,9 +88,45 @@ impl Drop for DataFolder {
     }
 }
 
+/// Refuses a folder that others use: making it private would take it from them (`--data /tmp`).
+fn not_shared(data: &Path) -> Result<(), RunError> {
+    let Ok(meta) = fs::metadata(data) else { return Ok(()) };
+    let mode = meta.mode() & 0o7777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let reading = |source| FileError::Io { operation: "reading", path: data.to_owned(), source };
+    for entry in fs::read_dir(data).map_err(reading)? {
+        let name = entry.map_err(reading)?.file_name();
+        if !OURS.iter().any(|ours| name == *ours) {
+            let holds = name.to_string_lossy().into_owned();
+            return Err(RunError::Shared { data: data.to_owned(), mode, holds });
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    #[test]
+    fn a_folder_that_others_use_is_not_taken_from_them() {
+        let data = tempfile::tempdir().expect("folder");
+        let mode = |bits| fs::set_permissions(data.path(), fs::Permissions::from_mode(bits)).expect("chmod");
+        let bits = || fs::metadata(data.path()).expect("metadata").mode() & 0o7777;
+        mode(0o1777);
+        fs::write(data.path().join("theirs"), "").expect("write");
+        let error = DataFolder::claim(data.path()).expect_err("shared").to_string();
+        assert!(["1777", "theirs", "--data", "chmod 700"].iter().all(|word| error.contains(word)), "{error}");
+        assert_eq!(bits(), 0o1777, "it is as it was");
+        fs::remove_file(data.path().join("theirs")).expect("remove");
+        fs::write(data.path().join("config.toml"), "").expect("write");
+        assert!(DataFolder::claim(data.path()).is_ok(), "what somebody prepared for us is ours");
+        assert_eq!(bits(), 0o700);
+    }
 
     #[test]
     fn a_data_folder_in_use_says_by_whom() {

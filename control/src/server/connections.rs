@@ -10,13 +10,13 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{sleep, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Service, ServiceExt};
 
 use super::{
-    limits::{self, MAX_CONNECTIONS, MAX_STRANGERS, STRANGER_TIME},
+    limits::{self, Bounds, STRANGER_TIME},
     strangers::Strangers,
     tasks::Tasks,
 };
@@ -48,13 +48,13 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    pub(super) fn new(stopping: Stopping, open: Gauge) -> Self {
+    pub(super) fn new(bounds: Bounds, stopping: Stopping, open: Gauge) -> Self {
         let tasks = TaskTracker::new();
         Self {
-            http: limits::http(Tasks(tasks.clone())),
+            http: limits::http(Tasks(tasks.clone()), bounds),
             tasks,
             strangers: Strangers::default(),
-            room: Arc::new(Semaphore::new(MAX_CONNECTIONS.min(descriptors() / 2))),
+            room: Arc::new(Semaphore::new(bounds.connections())),
             stopping,
             cut: CancellationToken::new(),
             open,
@@ -63,6 +63,7 @@ impl Connections {
 
     /// Waits until there is room for one more.
     pub(super) async fn room(&self) -> OwnedSemaphorePermit {
+        self.strangers.room().await;
         // The semaphore is never closed.
         self.room.clone().acquire_owned().await.expect("the semaphore is open")
     }
@@ -84,7 +85,7 @@ impl Connections {
     {
         let this = self.clone();
         self.tasks.spawn(async move {
-            let peer = this.strangers.admit(MAX_STRANGERS);
+            let peer = this.strangers.admit();
             this.open.inc();
             let close = peer.close().clone();
             let served = async {
@@ -98,8 +99,8 @@ impl Connections {
                     service.clone().oneshot(request)
                 });
                 let mut connection = pin!(this.http.serve_connection(TokioIo::new(io), service));
-                let mut known_or_late = pin!(sleep(STRANGER_TIME));
-                let (mut draining, mut checked) = (false, false);
+                let mut known_or_late = pin!(sleep_until(Instant::now() + STRANGER_TIME));
+                let mut draining = false;
                 loop {
                     tokio::select! {
                         ended = connection.as_mut() => {
@@ -112,11 +113,13 @@ impl Connections {
                             draining = true;
                             connection.as_mut().graceful_shutdown();
                         }
-                        () = known_or_late.as_mut(), if !checked => {
-                            checked = true;
-                            if peer.is_stranger() {
+                        () = known_or_late.as_mut() => {
+                            // One that is known may become a stranger again: it is looked at as often as a stranger may stay.
+                            let late = peer.stranger_since().unwrap_or_else(Instant::now) + STRANGER_TIME;
+                            if late <= Instant::now() {
                                 return;
                             }
+                            known_or_late.as_mut().reset(late);
                         }
                     }
                 }
@@ -144,10 +147,4 @@ impl Connections {
             self.tasks.wait().await;
         }
     }
-}
-
-/// How many files and sockets we may have open.
-fn descriptors() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    limit.current.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX))
 }

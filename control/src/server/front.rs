@@ -9,7 +9,7 @@ use std::{
 };
 
 use axum::{Router, body::Body, extract::State, middleware::map_response_with_state};
-use http::{Request, Response, StatusCode, Version, header::CONTENT_TYPE};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONTENT_TYPE};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use podling_proto::{
@@ -19,7 +19,7 @@ use podling_proto::{
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceExt};
 
-use super::{auth, strangers::Peer};
+use super::{auth, form, strangers::Peer};
 use crate::{gateway::Gateway, identity::Identity, metrics::Metrics, refusal::Protocol};
 
 /// Where the counters are.
@@ -78,8 +78,14 @@ impl Service<Request<Incoming>> for Front {
 }
 
 impl Inner {
-    async fn answer(&self, mut request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let protocol = Protocol::of(request.headers());
+        let (parts, body) = request.into_parts();
+        if let Err(error) = form::check(&parts) {
+            self.metrics.refused("control", &error);
+            return protocol.refuse(error);
+        }
+        let mut request = Request::from_parts(parts, body);
         let path = request.uri().path();
         match path {
             HEALTHZ => return text(StatusCode::OK, "ok\n".to_owned()),
@@ -146,12 +152,12 @@ async fn count(State(metrics): State<Arc<Metrics>>, response: Response<Body>) ->
 fn text(status: StatusCode, body: String) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
-    let plain = http::HeaderValue::from_static("text/plain; charset=utf-8");
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, plain);
     response
 }
 
-/// What answers where agents dial: their one service, which checks their credentials itself.
+/// What answers where agents dial: their one service, which checks their credentials itself and says which connections are known.
 #[derive(Debug, Clone)]
 pub struct AgentsFront(Router);
 
@@ -172,15 +178,6 @@ impl Service<Request<Incoming>> for AgentsFront {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let peer = request.extensions().get::<Arc<Peer>>().cloned();
-        let answer = self.0.clone().oneshot(request);
-        Box::pin(async move {
-            let Ok(response) = answer.await;
-            // A refusal has its status in the headers. Whoever was let in may stay.
-            if let Some(peer) = peer.filter(|_| !response.headers().contains_key("grpc-status")) {
-                peer.introduce();
-            }
-            Ok(response)
-        })
+        Box::pin(self.0.clone().oneshot(request))
     }
 }

@@ -22,7 +22,7 @@ use tower::Service;
 
 use super::{
     connections::{Connections, Stopping},
-    limits::ACCEPT_PAUSE,
+    limits::{ACCEPT_PAUSE, AGENTS, PUBLIC},
 };
 use crate::unix_socket;
 
@@ -48,13 +48,13 @@ impl Listener {
         open: Gauge,
     ) -> io::Result<Self> {
         let door = Door::Tcp(TcpListener::bind(address).await?, tls.map(TlsAcceptor::from));
-        Ok(Self { door, connections: Connections::new(stopping.clone(), open), stopping })
+        Ok(Self { door, connections: Connections::new(PUBLIC, stopping.clone(), open), stopping })
     }
 
     /// The door for agents.
     pub fn unix(path: &Path, tls: Arc<ServerConfig>, stopping: Stopping, open: Gauge) -> io::Result<Self> {
         let door = Door::Unix(unix_socket::bind(path)?, tls.into());
-        Ok(Self { door, connections: Connections::new(stopping.clone(), open), stopping })
+        Ok(Self { door, connections: Connections::new(AGENTS, stopping.clone(), open), stopping })
     }
 
     /// Where clients find it; `None` for a unix socket.
@@ -115,8 +115,8 @@ impl Listener {
         match &self.door {
             Door::Tcp(listener, tls) => {
                 let (tcp, _) = listener.accept().await?;
-                // Keystrokes are small and must not wait for company.
-                tcp.set_nodelay(true)?;
+                // Keystrokes are small and must not wait for company. One that has gone already needs nothing.
+                let _gone = tcp.set_nodelay(true);
                 match tls.clone() {
                     Some(tls) => {
                         self.connections.serve(room, async move { tls.accept(tcp).await }, service.clone());

@@ -3,27 +3,25 @@
 //! A record that cannot be read is said in the log, skipped and never deleted: its id stays taken, its storage stays.
 
 use std::{
-    fs::{File, OpenOptions},
     io,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
-use ::redb::{
-    Builder, Database, DatabaseError, Error, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
-};
+use ::redb::{Database, Error, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 use podling_core::{id::WorkspaceId, time::Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Change, Loaded, RECORD_SCHEMA, Record, StoreError, reserve::Reserve};
+use super::{
+    Change, Loaded, RECORD_SCHEMA, Record, StoreError,
+    file::{open, unpanicked},
+    reserve::Reserve,
+};
 
 /// Id → JSON of [`Stored`].
 const WORKSPACES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("workspaces");
 /// Id → milliseconds since 1970 when it went.
 const TOMBSTONES: TableDefinition<'_, &str, u64> = TableDefinition::new("tombstones");
-/// Of pages kept in memory. 10,000 records of 1 KiB are 10 MiB and are read once, at the start.
-const CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 /// The database. Its calls block.
 #[derive(Debug)]
@@ -142,36 +140,25 @@ impl Store {
             Some(database) => database,
             None => open(&self.path)?,
         };
-        let done =
-            work(&database).map_err(|source| StoreError::Access { operation, source: Box::new(source) })?;
-        *held = Some(database);
-        Ok(done)
+        let failed = |source: Error| match source {
+            Error::Corrupted(_) => StoreError::Damaged { path: self.path.clone(), source: Box::new(source) },
+            _ => StoreError::Access { operation, source: Box::new(source) },
+        };
+        match unpanicked(|| work(&database)) {
+            Ok(done) => {
+                *held = Some(database);
+                Ok(done)
+            }
+            Err(error) => {
+                // Closing one that is damaged may fail in the same way.
+                let _closed = unpanicked(|| {
+                    drop(database);
+                    Ok(())
+                });
+                Err(failed(error))
+            }
+        }
     }
-}
-
-fn open(path: &Path) -> Result<Database, StoreError> {
-    let opening = |source| StoreError::Open { path: path.to_owned(), source };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(opening)?;
-    let inode = file.metadata().map_err(opening)?.ino();
-    let mut builder = Builder::new();
-    builder.set_cache_size(CACHE_BYTES);
-    builder.create_file(file).map_err(|error| match error {
-        DatabaseError::DatabaseAlreadyOpen => {
-            StoreError::InUse { path: path.to_owned(), pid: lock_holder(inode) }
-        }
-        DatabaseError::UpgradeRequired(version) => StoreError::OtherFormat { path: path.to_owned(), version },
-        DatabaseError::Storage(StorageError::Io(source)) if source.kind() != io::ErrorKind::InvalidData => {
-            opening(source)
-        }
-        other => StoreError::Damaged { path: path.to_owned(), source: Box::new(other.into()) },
-    })
 }
 
 fn bits(id: &str) -> Option<u64> {
@@ -194,21 +181,9 @@ fn parse(key: &str, json: &[u8]) -> Result<Record, String> {
     Ok(stored.record)
 }
 
-/// The process that holds a lock on the file, as the kernel lists it.
-fn lock_holder(inode: u64) -> Option<u32> {
-    let locks = io::read_to_string(File::open("/proc/locks").ok()?).ok()?;
-    // "1: FLOCK  ADVISORY  WRITE 4711 08:01:123456 0 EOF"
-    let holder = |line: &str| {
-        let words: Vec<_> = line.split_whitespace().collect();
-        let file = words.iter().rev().nth(2)?;
-        (file.rsplit(':').next()? == inode.to_string()).then_some(words.iter().rev().nth(3)?.parse().ok()?)
-    };
-    locks.lines().find_map(holder)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{os::unix::fs::MetadataExt, sync::Arc};
 
     use podling_core::{
         policy::Policy,
@@ -269,27 +244,5 @@ mod tests {
             assert_eq!(loaded.records.len(), 1);
             assert_eq!(loaded.used, [1, 2, 3].into(), "their ids are not given again");
         }
-    }
-
-    #[test]
-    fn a_store_in_use_says_by_whom() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("store.redb");
-        let _first = Store::open(&path).unwrap();
-        let error = Store::open(&path).unwrap_err();
-        assert!(
-            matches!(error, StoreError::InUse { pid: Some(pid), .. } if pid == std::process::id()),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_file_that_is_no_database_is_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("store.redb");
-        std::fs::write(&path, "not a database at all, but somebody's only copy of something").unwrap();
-        let error = Store::open(&path).unwrap_err();
-        assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
-        assert!(std::fs::read_to_string(&path).unwrap().starts_with("not a database"));
     }
 }

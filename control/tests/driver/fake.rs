@@ -1,5 +1,5 @@
 //! A backend that runs nothing: it remembers what it was told, fails when it is told to, and can be asked what "runs". It lives on
-//! when a driver is dropped, as processes do.
+//! when a driver is dropped, as processes do. Its agents' credentials name the very instance, as those of pods do.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,10 @@ use std::{
 
 use futures_util::Stream;
 use podling_control::{
-    backend::{Backend, BackendError, Instance, InstanceId, Observation, Plan, local},
+    backend::{
+        AgentReviewer, Backend, BackendError, Instance, InstanceId, Observation, Plan, ProcessAccount,
+        Reviewed,
+    },
     snapshot::AgentAddress,
 };
 use podling_core::id::WorkspaceId;
@@ -31,6 +34,7 @@ pub(crate) struct State {
     pub(crate) calls: Vec<String>,
     pub(crate) fail_starts: bool,
     pub(crate) fail_stops: bool,
+    pub(crate) fail_reviews: bool,
     observers: Vec<mpsc::UnboundedSender<Observation>>,
 }
 
@@ -40,13 +44,15 @@ impl Default for Shared {
     }
 }
 
-/// How the agent of this epoch is known: as a process of this machine.
+/// How the agent of this epoch is known.
 pub(crate) fn instance(epoch: u64) -> InstanceId {
-    local::instance_id(PID, epoch).unwrap()
+    InstanceId(format!("the agent of epoch {epoch}"))
 }
 
-/// What the agents that are not there say is their process id; their start time is their epoch.
-pub(crate) const PID: u32 = 4711;
+/// What the agent of this epoch shows.
+pub(crate) fn credential(id: &WorkspaceId, epoch: u64, secret: &str) -> String {
+    format!("{id}/{epoch}/{secret}")
+}
 
 impl Fake {
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -110,8 +116,29 @@ impl Backend for Fake {
     fn observe(&self) -> impl Stream<Item = Observation> + Send + 'static {
         let (sender, receiver) = mpsc::unbounded_channel();
         let mut state = self.state();
-        let _listening = sender.send(Observation::Listed(state.running.values().cloned().collect()));
+        let _listening = sender.send(Observation::Listed {
+            living: state.running.values().cloned().collect(),
+            unseen: [].into(),
+        });
         state.observers.push(sender);
         UnboundedReceiverStream::new(receiver)
+    }
+}
+
+impl AgentReviewer for Fake {
+    type Proof = InstanceId;
+
+    async fn review(&self, shown: &str) -> Result<Option<Reviewed<InstanceId>>, BackendError> {
+        let state = self.state();
+        if state.fail_reviews {
+            return Err(BackendError::new("reviewing a credential", "nobody answers"));
+        }
+        let epoch = shown.split('/').nth(1).and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
+        let holder = state.secrets.iter().find(|(id, secret)| credential(id, epoch, secret) == shown);
+        Ok(holder.map(|(id, _)| Reviewed { workspace: id.clone(), proof: instance(epoch) }))
+    }
+
+    fn instance(&self, proof: InstanceId, _process: ProcessAccount) -> InstanceId {
+        proof
     }
 }

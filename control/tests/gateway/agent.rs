@@ -35,6 +35,8 @@ pub(crate) struct Seen {
     pub(crate) connections: AtomicUsize,
     /// Exchanges under way.
     pub(crate) open: watch::Sender<usize>,
+    /// Bytes of a flood that were asked for.
+    pub(crate) flooded: AtomicUsize,
 }
 
 /// Dropped, it dies: its connections break.
@@ -179,7 +181,7 @@ async fn echo(State(seen): State<Arc<Seen>>, request: Request<Body>) -> Response
 async fn flood(State(seen): State<Arc<Seen>>) -> Response {
     let open = Open::new(&seen);
     grpc(stream::repeat_with(move || {
-        let _open = &open;
+        open.0.flooded.fetch_add(16 * 1024, SeqCst);
         Ok(Frame::data(Bytes::from_static(&[7; 16 * 1024])))
     }))
 }

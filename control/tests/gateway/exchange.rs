@@ -97,6 +97,26 @@ async fn a_reader_that_stops_does_not_hold_up_another() {
 }
 
 #[tokio::test]
+async fn what_a_reader_does_not_take_stays_at_the_agent() {
+    let agent = FakeAgent::start("one", 200).await;
+    let house = house_with(&agent).await;
+    let request = house.grpc(FLOOD, Some(&house.root_token), Some(&demo()), full(&[0; 5]));
+    let mut response = within(house.h2().await.send_request(request)).await.expect("response");
+    within(response.frame()).await.expect("a frame").expect("no error");
+    // While the reader stands still another's call goes back and forth: time enough for a gateway that would not wait.
+    let (feed, body) = fed();
+    let request = house.grpc(ECHO, Some(&house.root_token), Some(&demo()), body);
+    let mut echo = within(house.h2().await.send_request(request)).await.expect("response");
+    for _ in 0..1000 {
+        feed.send(Bytes::from_static(b"x")).await.expect("feed");
+        within(echo.frame()).await.expect("a frame").expect("no error");
+    }
+    // A window on either side of the gateway, and what the sockets hold.
+    let flooded = agent.seen.flooded.load(SeqCst);
+    assert!(flooded < 16 * 1024 * 1024, "{flooded} bytes were fetched for nobody");
+}
+
+#[tokio::test]
 async fn an_agent_that_dies_in_the_middle_is_unavailable_not_silent() {
     let agent = FakeAgent::start("one", 200).await;
     let house = house_with(&agent).await;

@@ -1,6 +1,6 @@
 //! A control plane's front with everything real but the driver: the story itself says what workspaces there are.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -51,7 +51,7 @@ pub(crate) struct House {
     pub(crate) stopping: Stopping,
     pub(crate) address: String,
     pub(crate) serving: JoinHandle<()>,
-    _data: tempfile::TempDir,
+    data: tempfile::TempDir,
 }
 
 impl Drop for House {
@@ -93,18 +93,11 @@ impl House {
         let address = listener.url().expect("url").replace("http://", "");
         let serving = TaskTracker::new().spawn(listener.serve(front));
         let root = identity.caller(Some(&root_token)).expect("root");
-        Self {
-            identity,
-            root,
-            root_token,
-            snapshots,
-            wakes,
-            metrics,
-            stopping,
-            address,
-            serving,
-            _data: data,
-        }
+        Self { identity, root, root_token, snapshots, wakes, metrics, stopping, address, serving, data }
+    }
+
+    pub(crate) fn data(&self) -> &Path {
+        self.data.path()
     }
 
     /// Says what a workspace is now.

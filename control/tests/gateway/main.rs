@@ -3,6 +3,7 @@
 mod access;
 mod agent;
 mod exchange;
+mod hostile;
 mod house;
 mod protocols;
 mod shutdown;

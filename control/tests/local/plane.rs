@@ -17,9 +17,10 @@ use hyper_util::{
 };
 use podling_control::{
     agents,
-    backend::local::{LocalBackend, LocalConfig, control_socket},
+    backend::local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
     driver::{Driver, DriverHandle, NewWorkspace},
     identity::Identity,
+    open_files::OpenFiles,
     snapshot::WorkspaceView,
     store::Store,
 };
@@ -112,6 +113,7 @@ impl Plane {
             data: data.path().to_owned(),
             agent_command,
             control_ca: identity.ca_file().to_owned(),
+            agent_files: OpenFiles::limit(),
         };
         let backend = LocalBackend::open(config).unwrap();
         let shutdown = CancellationToken::new();
@@ -163,8 +165,10 @@ fn door(data: &Data, identity: &Identity, handle: DriverHandle) -> impl Future<O
     let _stale = fs::remove_file(&path);
     let listener = UnixListener::bind(path).unwrap();
     let acceptor = TlsAcceptor::from(identity.agents_tls());
+    let reviewer = LocalReviewer::new(handle.snapshots()).unwrap();
     let service = agents::service(
         handle,
+        reviewer,
         identity.token_keys(),
         TaskTracker::new(),
         CancellationToken::new(),

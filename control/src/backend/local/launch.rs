@@ -1,54 +1,27 @@
-//! Starting an agent, and finding the one that was started.
+//! Starting an agent.
 
 use std::{
-    fs,
-    io::{self, Read},
+    fs, io,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use podling_core::workspace::Epoch;
-use serde::{Deserialize, Serialize};
 
 use super::{
     LocalConfig,
     layout::{Layout, Places, write},
     process::{Machine, Process, Stat},
+    record::{AgentRecord, Launched, find},
+    reviewer::credential,
 };
-use crate::backend::{InstanceId, Plan};
+use crate::backend::Plan;
 
 /// All that an agent gets of our environment: where programs are, language, time zone, and how loudly to log. Not HOME, not USER,
 /// no session bus, no agent sockets, no secrets: what a workspace's programs see comes with its claim.
 const PASSED_ON: &[&str] = &["PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "PODLING_AGENT_LOG"];
 /// Marks a workspace's processes: how they are found when their agent is gone.
 pub(super) const MARK: &str = "PODLING_WORKSPACE_ID";
-
-/// An agent that lives.
-#[derive(Debug)]
-pub(super) struct Launched {
-    pub(super) epoch: Epoch,
-    pub(super) process: Process,
-    /// As it noted itself, if it has yet.
-    pub(super) boot_id: Option<String>,
-}
-
-/// What is noted of an agent we started: `run/agent.json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct AgentRecord {
-    epoch: Epoch,
-    pid: u32,
-    start_ticks: u64,
-    /// Of the machine: after a reboot ids and start times mean nothing.
-    machine_boot: String,
-}
-
-/// What an agent notes of itself: `state/agent.json`.
-#[derive(Deserialize)]
-struct OwnRecord {
-    pid: u32,
-    start_ticks: u64,
-    boot_id: String,
-}
 
 /// Why there is no agent.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +68,7 @@ pub(super) fn ensure(
             _ => {}
         }
     }
-    let credential = format!("{}.{}", plan.workspace, plan.secret);
+    let credential = credential(&plan.workspace, &plan.secret);
     write(&places.credential, credential.as_bytes()).map_err(io("writing its credential"))?;
     let log = places.open_log().map_err(io("opening its log"))?;
     let (program, arguments) = config.agent_command.split_first().ok_or(LaunchError::NoCommand)?;
@@ -124,59 +97,41 @@ pub(super) fn ensure(
         .stdout(log.try_clone().map_err(io("opening its log"))?)
         .stderr(log);
     let child = command.spawn().map_err(|source| LaunchError::Spawn { program: program.clone(), source })?;
-    // Dropping `child` neither ends nor reaps it: its watcher reaps it by its pidfd.
-    let pid = child.id();
+    config.agent_files.give_back(&child);
+    let child = Unwatched(Some(child));
+    let pid = child.pid();
     let start_ticks = Stat::of(pid).map_err(|_| LaunchError::EndedAtOnce)?.start_ticks;
     let record = AgentRecord { epoch: plan.epoch, pid, start_ticks, machine_boot: machine.boot.clone() };
     let process =
         Process::find(pid, start_ticks).map_err(io("holding on to it"))?.ok_or(LaunchError::EndedAtOnce)?;
     let json = serde_json::to_vec(&record)
         .map_err(|e| LaunchError::Io { operation: "noting it", source: io::Error::other(e) })?;
-    // If it cannot be noted it cannot be adopted; the driver sweeps it away by its mark.
+    // If it cannot be noted it cannot be adopted.
     write(&places.record, &json).map_err(io("noting it"))?;
+    child.leave();
     Ok(Launched { epoch: plan.epoch, process, boot_id: None })
 }
 
-/// What became of the agent that was started last: alive, or what was noted of it.
-pub(super) type Found = Result<Launched, AgentRecord>;
+/// A child that nobody would reap: if its start fails half-way it ends here, and what it has started is swept away by its mark.
+struct Unwatched(Option<Child>);
 
-/// The agent that was started last, if one was. An error says nothing about whether it lives: who takes it for dead ends living work.
-pub(super) fn find(places: &Places, machine: &Machine) -> io::Result<Option<Found>> {
-    let Some(record) = read::<AgentRecord>(&places.record)? else { return Ok(None) };
-    let process = if record.machine_boot == machine.boot {
-        Process::find(record.pid, record.start_ticks)?
-    } else {
-        None
-    };
-    let Some(process) = process else { return Ok(Some(Err(record))) };
-    let own = read::<OwnRecord>(&places.own_record)?;
-    let own = own.filter(|own| own.pid == record.pid && own.start_ticks == record.start_ticks);
-    Ok(Some(Ok(Launched { epoch: record.epoch, process, boot_id: own.map(|own| own.boot_id) })))
-}
+impl Unwatched {
+    fn pid(&self) -> u32 {
+        self.0.as_ref().map_or(0, Child::id)
+    }
 
-impl AgentRecord {
-    /// Which it was.
-    pub(super) fn identify(&self, machine: &Machine) -> (Epoch, InstanceId) {
-        (self.epoch, machine.instance_id(self.pid, self.start_ticks))
+    /// From here on its watcher reaps it, by its pidfd.
+    fn leave(mut self) {
+        self.0 = None;
     }
 }
 
-/// Largest of these records that is read, in bytes; the agent writes one of them.
-const MAX_RECORD_BYTES: u64 = 64 * 1024;
-
-/// A record; `None` if it is not there or makes no sense. An error: it may be there.
-pub(super) fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> io::Result<Option<T>> {
-    let text = fs::File::open(path).and_then(|file| {
-        let mut text = Vec::new();
-        file.take(MAX_RECORD_BYTES).read_to_end(&mut text)?;
-        Ok(text)
-    });
-    match text {
-        Ok(text) => Ok(serde_json::from_slice(&text).ok()),
-        Err(error) => match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => Ok(None),
-            _ => Err(error),
-        },
+impl Drop for Unwatched {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            // It may have ended by itself. Waiting is short: nothing outlives SIGKILL but what hangs in the kernel.
+            let _ended = child.kill().and_then(|()| child.wait());
+        }
     }
 }
 
@@ -188,30 +143,62 @@ fn unix(path: &Path) -> std::ffi::OsString {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::fd::AsFd;
+
+    use podling_core::id::WorkspaceId;
 
     use super::*;
+    use crate::open_files::OpenFiles;
+
+    /// Starts a program of this name.
+    fn start(data: &Path, name: &str) -> Result<Launched, LaunchError> {
+        let (layout, machine) = (Layout::make(data).unwrap(), Machine::this().unwrap());
+        let workspace = WorkspaceId::from_bits(1);
+        let places = layout.of(&workspace);
+        places.make().unwrap();
+        let program = data.join(name);
+        std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+        let config = LocalConfig {
+            data: data.to_owned(),
+            // The agent's arguments are the shell's own.
+            agent_command: ["/bin/sh".into(), "-c".into(), format!("exec {} 1000", program.display())].into(),
+            control_ca: data.join("ca.pem"),
+            agent_files: OpenFiles::limit().with_soft(300),
+        };
+        let plan = Plan { workspace, epoch: 1, secret: "secret".into() };
+        ensure(&config, &layout, &places, &machine, &plan)
+    }
 
     #[test]
-    fn a_record_that_cannot_be_looked_at_is_not_taken_for_none() {
+    fn an_agent_may_have_as_many_files_open_as_before_we_raised_our_limit() {
         let data = tempfile::tempdir().unwrap();
-        let layout = Layout::make(data.path()).unwrap();
-        let machine = Machine::this().unwrap();
-        let places = layout.of(&podling_core::id::WorkspaceId::from_bits(1));
-        assert!(find(&places, &machine).unwrap().is_none(), "none was ever started");
-        places.make().unwrap();
-        let own = Stat::of(std::process::id()).unwrap();
-        let record = AgentRecord {
-            epoch: 1,
-            pid: own.pid,
-            start_ticks: own.start_ticks,
-            machine_boot: machine.boot.clone(),
-        };
-        write(&places.record, &serde_json::to_vec(&record).unwrap()).unwrap();
-        assert!(matches!(find(&places, &machine), Ok(Some(Ok(launched))) if launched.epoch == 1));
-        // It leads in a circle: an error that root meets too.
-        fs::remove_file(&places.record).unwrap();
-        symlink(&places.record, &places.record).unwrap();
-        assert!(find(&places, &machine).is_err());
+        let launched = start(data.path(), "limited").unwrap();
+        let limits = fs::read_to_string(format!("/proc/{}/limits", launched.process.pid)).unwrap();
+        let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        launched.process.signal(rustix::process::Signal::KILL).unwrap();
+        let ended = rustix::process::waitid(
+            rustix::process::WaitId::PidFd(launched.process.as_fd()),
+            rustix::process::WaitIdOptions::EXITED,
+        );
+        assert!(ended.unwrap().is_some());
+        assert_eq!(files.split_whitespace().nth(3), Some("300"), "{files}");
+    }
+
+    #[test]
+    fn a_start_that_fails_half_way_leaves_no_process_not_even_a_dead_one() {
+        let data = tempfile::tempdir().unwrap();
+        let places = Layout::make(data.path()).unwrap().of(&WorkspaceId::from_bits(1));
+        // Where the record is written before it takes its name.
+        fs::create_dir_all(places.record.with_extension("new")).unwrap();
+        let failed = start(data.path(), "half-way");
+        assert!(matches!(failed, Err(LaunchError::Io { operation: "noting it", .. })), "{failed:?}");
+        let left = Stat::all().unwrap().into_iter().filter(|stat| {
+            let arguments = fs::read(format!("/proc/{}/cmdline", stat.pid)).unwrap_or_default();
+            let arguments = String::from_utf8_lossy(&arguments);
+            // A dead one has no arguments any more.
+            arguments.contains(&data.path().display().to_string()) || stat.name == "half-way"
+        });
+        let left: Vec<_> = left.collect();
+        assert_eq!(left, []);
     }
 }

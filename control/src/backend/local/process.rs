@@ -10,7 +10,7 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 
-use crate::backend::InstanceId;
+use crate::backend::{BackendError, InstanceId};
 
 /// This machine since it was switched on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,9 +40,10 @@ pub(super) struct Process {
 }
 
 impl Machine {
-    pub(super) fn this() -> io::Result<Self> {
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
-        Ok(Self { boot })
+    pub(super) fn this() -> Result<Self, BackendError> {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map_err(|error| BackendError::new("reading the machine's boot id", error))?;
+        Ok(Self { boot: boot.trim().to_owned() })
     }
 
     pub(super) fn instance_id(&self, pid: u32, start_ticks: u64) -> InstanceId {

@@ -24,9 +24,10 @@ use tokio::{
 };
 
 use super::{
-    launch::{self, MARK},
+    launch::MARK,
     layout::Places,
     process::{Machine, Process, Stat, is_scarcity},
+    record,
 };
 
 /// For an agent to end its processes and itself: its own 5 s of grace, 2 s for those it kills, and a little.
@@ -49,7 +50,7 @@ pub(super) enum SweepError {
 
 /// Asks the agent to end everything, and waits for it for a while.
 pub(super) async fn end_agent(places: &Places, machine: &Machine) {
-    let launched = match launch::find(places, machine) {
+    let launched = match record::find(places, machine) {
         Ok(Some(Ok(launched))) => launched,
         Ok(_) => return,
         Err(error) => {

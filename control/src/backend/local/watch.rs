@@ -9,7 +9,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{launch::read, layout::Places, process::Process};
+use super::{layout::Places, process::Process, record::read};
 
 /// Pause after an agent could not be watched (no memory left, too many watches).
 const WATCH_AGAIN: Duration = Duration::from_secs(1);

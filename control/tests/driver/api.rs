@@ -1,43 +1,27 @@
-//! The edges with the driver behind them: what people see of the Workspaces service, and what an agent must show.
+//! What people see of the Workspaces service with the driver behind it.
 
 use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
-    service::TowerToHyperService,
-};
-use podling_control::{
-    agents, api::workspaces::WorkspacesApi, caller::Caller, identity::TokenKey, template::Templates,
-};
+use podling_control::{api::workspaces::WorkspacesApi, caller::Caller, template::Templates};
 use podling_core::{id::WorkspaceId, workspace::State};
 use podling_proto::{
-    agent::v1::{ActivityState, Verdict},
+    agent::v1::Verdict,
     control::v1::{
-        AgentMessage, Beat, CreateWorkspaceRequest, CreateWorkspaceResponse, DeleteWorkspaceRequest,
-        DownRequest, GetWorkspaceRequest, Hello, ListWorkspacesRequest, WatchWorkspacesRequest,
-        agent_message, agents_client::AgentsClient, control_message::Message,
-        watch_workspaces_response::Event, workspaces_server::Workspaces,
+        CreateWorkspaceRequest, CreateWorkspaceResponse, DeleteWorkspaceRequest, DownRequest,
+        GetWorkspaceRequest, ListWorkspacesRequest, WatchWorkspacesRequest, watch_workspaces_response::Event,
+        workspaces_server::Workspaces,
     },
     error::{self, Reason},
     v1::Verb,
     verb::Verbs,
 };
-use prometheus_client::metrics::counter::Counter;
-use tokio::{sync::mpsc, task::JoinSet, time::timeout};
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{
-    Request, Status, Streaming,
-    service::Routes,
-    transport::{Channel, Endpoint},
-};
+use tokio::time::timeout;
+use tonic::{Request, Status};
 
 use crate::{
-    DEADLINE, Plane,
-    fake::{Fake, PID},
-    runs,
+    fake::Fake,
+    plane::{DEADLINE, Plane},
 };
 
 fn api(plane: &Plane) -> WorkspacesApi {
@@ -73,7 +57,7 @@ fn get(workspace: &str) -> GetWorkspaceRequest {
 }
 
 #[track_caller]
-fn refused<T>(answer: Result<T, Status>) -> Reason {
+pub(crate) fn refused<T>(answer: Result<T, Status>) -> Reason {
     match answer {
         Ok(_) => panic!("it was not refused"),
         Err(status) => error::reason(&status).expect("a reason"),
@@ -211,147 +195,6 @@ async fn going_down_names_who_is_busy_and_tells_how_far_it_has_come() {
     assert_eq!((last.remaining, last.total), (0, 1));
     timeout(DEADLINE, plane.shutdown.cancelled()).await.expect("the control plane ends by itself");
     assert_eq!(plane.handle.snapshots().borrow().get(&id).unwrap().state, State::Asleep);
-}
-
-/// The door for agents, without the TLS that proves the control plane to them.
-async fn door(plane: &Plane, tasks: &mut JoinSet<()>) -> AgentsClient<Channel> {
-    let keys = [TokenKey { id: "k1".into(), public_key: vec![7; 32] }];
-    let service = agents::service(
-        plane.handle.clone(),
-        &keys,
-        TaskTracker::new(),
-        CancellationToken::new(),
-        Counter::default(),
-    );
-    let router = Routes::new(service).into_axum_router().with_state(());
-    let (client, server) = tokio::io::duplex(64 * 1024);
-    tasks.spawn(async move {
-        let builder = auto::Builder::new(TokioExecutor::new());
-        let _over = builder.serve_connection(TokioIo::new(server), TowerToHyperService::new(router)).await;
-    });
-    let mut client = Some(client);
-    let connect = tower::service_fn(move |_| {
-        let client = client.take().map(TokioIo::new);
-        async move { client.ok_or_else(|| std::io::Error::other("only once")) }
-    });
-    let channel = Endpoint::from_static("http://door").connect_with_connector(connect).await.unwrap();
-    AgentsClient::new(channel)
-}
-
-struct Agent {
-    say: mpsc::Sender<AgentMessage>,
-    heard: Streaming<podling_proto::control::v1::ControlMessage>,
-}
-
-impl Agent {
-    async fn dial(door: &mut AgentsClient<Channel>, credential: &str) -> Result<Self, Status> {
-        let (say, messages) = mpsc::channel(8);
-        let mut request = Request::new(ReceiverStream::new(messages));
-        request.metadata_mut().insert("authorization", format!("Bearer {credential}").parse().unwrap());
-        Ok(Self { say, heard: door.connect(request).await?.into_inner() })
-    }
-
-    async fn say(&self, message: agent_message::Message) {
-        self.say.send(AgentMessage { message: Some(message) }).await.unwrap();
-    }
-
-    async fn hello(&self, epoch: u64, pid: u32) {
-        let hello = Hello {
-            protocol_min: 1,
-            protocol_max: 1,
-            version: "0.1.0".into(),
-            boot_id: format!("boot-{epoch}"),
-            key_fingerprint: "ab".repeat(32),
-            pid,
-            start_ticks: epoch,
-            ..Default::default()
-        };
-        self.say(agent_message::Message::Hello(hello)).await;
-    }
-
-    /// The next message that is more than "wait".
-    async fn hears(&mut self) -> Option<Message> {
-        loop {
-            let message = timeout(DEADLINE, self.heard.message()).await.expect("an answer");
-            match message.ok()??.message? {
-                Message::Wait(_) => {}
-                message => return Some(message),
-            }
-        }
-    }
-}
-
-#[tokio::test]
-async fn an_agent_shows_its_credential_is_claimed_and_its_beats_are_acknowledged() {
-    let (folder, backend, mut tasks) = (tempfile::tempdir().unwrap(), Fake::default(), JoinSet::new());
-    let plane = Plane::up(folder.path(), &backend).await;
-    let id = plane.create("demo").await.spec.id.clone();
-    let other = plane.create("other").await.spec.id.clone();
-    runs(&backend, &id, 1).await;
-    runs(&backend, &other, 1).await;
-    let secret = |of: &WorkspaceId| backend.state().secrets[of].clone();
-    let mut door = door(&plane, &mut tasks).await;
-    let missing = door.connect(ReceiverStream::new(mpsc::channel(1).1)).await.unwrap_err();
-    assert_eq!(error::reason(&missing), Some(Reason::TokenMissing));
-    for credential in [
-        format!("{id}."),
-        format!("{id}.{}", secret(&other)),
-        format!("{}.{}", WorkspaceId::from_bits(9), secret(&id)),
-        secret(&id),
-        String::new(),
-    ] {
-        assert_eq!(refused(Agent::dial(&mut door, &credential).await), Reason::TokenInvalid, "{credential}");
-    }
-
-    let credential = format!("{id}.{}", secret(&id));
-    let mut agent = Agent::dial(&mut door, &credential).await.unwrap();
-    agent.hello(1, PID).await;
-    let Some(Message::Claim(claim)) = agent.hears().await else { panic!("no claim") };
-    let of = claim.id.unwrap();
-    assert_eq!((of.workspace_id, of.epoch, claim.workspace_name.as_str()), (id.to_string(), 1, "demo"));
-    assert_eq!(claim.token_keys[0].public_key, [7; 32]);
-    assert_eq!(claim.policy.unwrap().idle_timeout.unwrap().seconds, 15 * 60);
-    for sequence in 1..=3 {
-        let activity = Some(ActivityState { verdict: Verdict::Busy.into(), ..Default::default() });
-        agent.say(agent_message::Message::Beat(Beat { sequence, activity })).await;
-        let Some(Message::BeatAck(ack)) = agent.hears().await else { panic!("no ack") };
-        assert_eq!(ack.sequence, sequence);
-    }
-    plane.wait(&id, |view| view.state == State::Awake && view.activity.is_some()).await;
-
-    let mut second = Agent::dial(&mut door, &credential).await.unwrap();
-    second.hello(1, PID + 1).await;
-    assert!(matches!(second.hears().await, Some(Message::Dismiss(_))), "it is another process");
-    assert!(second.hears().await.is_none());
-
-    drop(agent);
-    let view = plane.wait(&id, |view| view.link == podling_core::workspace::Link::Unknown).await;
-    assert_eq!(view.state, State::Awake);
-}
-
-#[tokio::test]
-async fn an_agent_that_does_not_keep_to_the_protocol_is_let_go() {
-    let (folder, backend, mut tasks) = (tempfile::tempdir().unwrap(), Fake::default(), JoinSet::new());
-    let plane = Plane::up(folder.path(), &backend).await;
-    let id = plane.create("demo").await.spec.id.clone();
-    runs(&backend, &id, 1).await;
-    let credential = format!("{id}.{}", backend.state().secrets[&id]);
-    let mut door = door(&plane, &mut tasks).await;
-
-    let mut early = Agent::dial(&mut door, &credential).await.unwrap();
-    early.say(agent_message::Message::Beat(Beat::default())).await;
-    assert!(early.hears().await.is_none(), "hello comes first");
-
-    let mut huge = Agent::dial(&mut door, &credential).await.unwrap();
-    huge.hello(1, PID).await;
-    assert!(matches!(huge.hears().await, Some(Message::Claim(_))));
-    let lease = podling_proto::agent::v1::Lease { name: "n".repeat(1024 * 1024), ..Default::default() };
-    let activity = Some(ActivityState { leases: vec![lease], ..Default::default() });
-    huge.say(agent_message::Message::Beat(Beat { sequence: 1, activity })).await;
-    assert!(huge.hears().await.is_none(), "a message of a megabyte is not taken");
-    let mut again = Agent::dial(&mut door, &credential).await.unwrap();
-    again.hello(1, PID).await;
-    assert!(matches!(again.hears().await, Some(Message::Claim(_))), "it may come back");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,8 @@
+//! Each arrow of the drawing, as a table: when it is followed, when it is not, and what is ordered at its end.
+
+mod ending;
+mod given;
+mod seen;
+mod serving;
+mod starting;
+mod twice;

@@ -1,0 +1,105 @@
+//! From made to awake, and the pauses in between.
+
+use std::time::Duration;
+
+use podling_core::{
+    decide::{Action, FIRST_PAUSE, HELLO_LIMIT, LONGEST_PAUSE, decide, hurry},
+    observed::{Observed, Processes},
+    status::{FAILED_AFTER, Phase, Status},
+    time::Timestamp,
+    workspace::{State, Wanted},
+};
+
+use crate::given::*;
+
+#[test]
+fn start() {
+    let (now, later) = (pending(Duration::ZERO), pending(SECOND));
+    table(
+        Wanted::Awake,
+        &[
+            ("nothing runs", now, seen(Processes::None), (Phase::Starting, 4, Some(Action::Start(4)))),
+            ("nobody knows what runs", now, seen(Processes::Unseen), (now, 3, None)),
+            ("orphans run", now, seen(agents(&[])), (now, 3, Some(Action::Stop))),
+            ("an old agent lives", now, seen(agents(&[2])), (now, 3, Some(Action::Stop))),
+            ("the pause lasts", later, seen(Processes::None), (later, 3, None)),
+            ("orphans are ended in the pause", later, seen(agents(&[])), (later, 3, Some(Action::Stop))),
+        ],
+    );
+    let back = pending(LONGEST_PAUSE + SECOND);
+    let (phase, ..) = follows(Wanted::Awake, &status(back), &seen(Processes::None));
+    assert_eq!(phase, Phase::Starting, "a clock that was set back does not hold it up");
+}
+
+#[test]
+fn every_start_has_a_new_epoch_and_a_new_storage_generation() {
+    let decision =
+        decide(&spec(Wanted::Awake), &status(pending(Duration::ZERO)), &seen(Processes::None), NOW);
+    assert_eq!((decision.status.epoch, decision.status.storage_generation), (4, 4));
+}
+
+#[test]
+fn hello() {
+    let starting = (Phase::Starting, 3, None);
+    table(
+        Wanted::Awake,
+        &[
+            ("it said hello", Phase::Starting, connected(seen(agents(&[3]))), (Phase::Awake, 3, None)),
+            ("it lives and has not", Phase::Starting, seen(agents(&[3])), starting),
+            ("it is being started", Phase::Starting, seen(agents(&[])), starting),
+            (
+                "an older one did",
+                Phase::Starting,
+                Observed { connected: Some(2), ..seen(agents(&[3])) },
+                starting,
+            ),
+        ],
+    );
+}
+
+#[test]
+fn start_failed() {
+    let again = pending(FIRST_PAUSE);
+    let stop = (again, 3, Some(Action::Stop));
+    table(
+        Wanted::Awake,
+        &[
+            ("it ended", Phase::Starting, ended(seen(agents(&[])), 3), stop),
+            ("an older one ended", Phase::Starting, ended(seen(agents(&[3])), 2), (Phase::Starting, 3, None)),
+            ("an old agent lives beside it", Phase::Starting, seen(agents(&[2, 3])), stop),
+            ("it says nothing", Phase::Starting, silent(seen(agents(&[3])), HELLO_LIMIT), stop),
+            (
+                "it has a little time left",
+                Phase::Starting,
+                silent(seen(agents(&[3])), HELLO_LIMIT - SECOND),
+                (Phase::Starting, 3, None),
+            ),
+        ],
+    );
+}
+
+#[test]
+fn starts_that_fail_pause_ever_longer_and_are_called_failed_but_never_given_up() {
+    let mut status = status(Phase::Starting);
+    let mut pauses = Vec::new();
+    for failure in 1..=20_u32 {
+        status.phase = Phase::Starting;
+        status = decide(&spec(Wanted::Awake), &status, &ended(seen(agents(&[])), 3), NOW).status;
+        let Phase::Pending { not_before } = status.phase else { panic!("{status:?}") };
+        pauses.push(not_before.since(NOW));
+        let word = if failure >= FAILED_AFTER { State::Failed } else { State::Starting };
+        assert_eq!((status.failures, status.state()), (failure, word));
+        assert!(status.reason.contains("SIGKILL"), "{}", status.reason);
+    }
+    assert_eq!(pauses[..4], [1, 2, 4, 8].map(Duration::from_secs));
+    assert!(pauses.is_sorted() && pauses.last() == Some(&LONGEST_PAUSE));
+}
+
+#[test]
+fn whoever_waits_cuts_the_pause_short_but_not_below_the_first() {
+    let mut paused = Status { since: NOW, ..status(pending(LONGEST_PAUSE)) };
+    assert_eq!(hurry(&paused, NOW).phase, pending(FIRST_PAUSE));
+    paused.since = Timestamp(NOW.0 - 60_000);
+    assert_eq!(hurry(&paused, NOW).phase, pending(Duration::ZERO));
+    assert_eq!(hurry(&status(Phase::Awake), NOW), status(Phase::Awake));
+}

@@ -1,0 +1,137 @@
+//! Whose sessions there are. Each workspace has a few places of its own, whatever its agents do, so that none takes another's.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use podling_core::id::WorkspaceId;
+use podling_proto::error::{Reason, WireError};
+use tokio_util::sync::CancellationToken;
+
+use super::pace::Pace;
+use crate::driver::{ConnectionId, MAX_LINKS};
+
+/// Sessions that a workspace's agents may begin in a burst: an agent on a line that breaks comes back again and again.
+const BURST: u32 = 16;
+/// After a burst they may begin one more in this time; more are refused. Each costs a task and a turn of the driver.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Workspaces with places before it is looked for the first time which need none any more.
+const FEW: usize = 64;
+
+/// The places of all workspaces.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Places(Arc<Mutex<All>>);
+
+#[derive(Debug, Default)]
+struct All {
+    of: HashMap<WorkspaceId, OfOne>,
+    /// Twice as many as were left at the last look: so a look costs each admission next to nothing.
+    look_at: usize,
+}
+
+/// The places of one workspace.
+#[derive(Debug)]
+struct OfOne {
+    /// Oldest first.
+    taken: VecDeque<(ConnectionId, CancellationToken)>,
+    begins: Pace,
+}
+
+/// A place that is taken; dropped, it is free.
+#[derive(Debug)]
+pub(super) struct Place {
+    places: Places,
+    workspace: WorkspaceId,
+    connection: ConnectionId,
+    lost: CancellationToken,
+}
+
+impl Places {
+    /// A place for one more session. If all are taken the oldest session loses its own, for the newest is the one that has an agent
+    /// behind it: an agent dials again only when it has given up the session before.
+    pub(super) fn admit(&self, workspace: WorkspaceId, connection: ConnectionId) -> Result<Place, WireError> {
+        let mut all = self.lock();
+        if all.of.len() >= all.look_at {
+            all.of.retain(|_, one| !one.taken.is_empty() || !one.begins.is_rested());
+            all.look_at = FEW.max(all.of.len() * 2);
+        }
+        let one = all
+            .of
+            .entry(workspace.clone())
+            .or_insert_with(|| OfOne { taken: VecDeque::new(), begins: Pace::new(BURST, PAUSE) });
+        if !one.begins.take() {
+            let message = "this workspace's agents connect too often; wait a little";
+            let error = WireError::new(Reason::TooManyStreams, message).retry_after(PAUSE);
+            return Err(error.with("limit", BURST).with("what", "sessions begun in a burst"));
+        }
+        while one.taken.len() >= MAX_LINKS {
+            if let Some((_, oldest)) = one.taken.pop_front() {
+                oldest.cancel();
+            }
+        }
+        let lost = CancellationToken::new();
+        one.taken.push_back((connection, lost.clone()));
+        drop(all);
+        Ok(Place { places: self.clone(), workspace, connection, lost })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, All> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// Cancelled when a newer session has taken it.
+    pub(super) fn lost(&self) -> &CancellationToken {
+        &self.lost
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(one) = self.places.lock().of.get_mut(&self.workspace) {
+            one.taken.retain(|(connection, _)| *connection != self.connection);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(bits: u64) -> WorkspaceId {
+        WorkspaceId::from_bits(bits)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_workspace_that_takes_all_it_can_takes_only_its_own() {
+        let places = Places::default();
+        let other = places.admit(id(2), ConnectionId(0)).unwrap();
+        let mut mine: Vec<_> =
+            (1..=u64::from(BURST)).map(|n| places.admit(id(1), ConnectionId(n)).unwrap()).collect();
+        let lost = mine.iter().filter(|place| place.lost().is_cancelled()).count();
+        assert_eq!(lost, mine.len() - MAX_LINKS, "the oldest make room");
+        assert!(mine.iter().rev().take(MAX_LINKS).all(|place| !place.lost().is_cancelled()));
+        let refused = places.admit(id(1), ConnectionId(99)).unwrap_err();
+        assert_eq!((refused.reason(), refused.retry_delay()), (Reason::TooManyStreams, Some(PAUSE)));
+        assert!(!other.lost().is_cancelled());
+        places.admit(id(2), ConnectionId(100)).unwrap();
+
+        mine.drain(..mine.len() - 1);
+        tokio::time::advance(PAUSE).await;
+        let next = places.admit(id(1), ConnectionId(101)).unwrap();
+        assert!(!mine[0].lost().is_cancelled() && !next.lost().is_cancelled(), "places are given back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn workspaces_that_are_gone_are_forgotten() {
+        let places = Places::default();
+        for n in 0..10 * FEW as u64 {
+            places.admit(id(n), ConnectionId(n)).unwrap();
+            tokio::time::advance(PAUSE).await;
+        }
+        assert!(places.lock().of.len() <= 2 * FEW);
+    }
+}

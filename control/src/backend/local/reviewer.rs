@@ -1,0 +1,124 @@
+//! Which local agent somebody is: its credential is `<workspace id>.<secret>`, the secret one of its start, and it is the process it
+//! says it is. So a credential that was copied is good for the very process that was started, and for no other.
+
+use podling_core::id::WorkspaceId;
+
+use super::process::Machine;
+use crate::{
+    backend::{AgentReviewer, BackendError, InstanceId, ProcessAccount, Reviewed},
+    snapshot::{Fingerprint, Snapshots},
+};
+
+/// What an agent of this workspace shows.
+pub(super) fn credential(workspace: &WorkspaceId, secret: &str) -> String {
+    format!("{workspace}.{secret}")
+}
+
+/// Knows the agents that the local backend started.
+#[derive(Debug)]
+pub struct LocalReviewer {
+    snapshots: Snapshots,
+    machine: Machine,
+}
+
+impl LocalReviewer {
+    /// The digests of the secrets are in `snapshots`.
+    pub fn new(snapshots: Snapshots) -> Result<Self, BackendError> {
+        let machine = Machine::this()?;
+        Ok(Self { snapshots, machine })
+    }
+}
+
+impl AgentReviewer for LocalReviewer {
+    type Proof = ();
+
+    async fn review(&self, credential: &str) -> Result<Option<Reviewed<()>>, BackendError> {
+        let parts = credential.split_once('.').and_then(|(id, secret)| Some((id.parse().ok()?, secret)));
+        let Some((workspace, secret)) = parts else { return Ok(None) };
+        let digest = self.snapshots.borrow().get(&workspace).and_then(|view| view.credential);
+        // Done for unknown workspaces too: time tells nothing.
+        let right = same(Fingerprint::of(secret.as_bytes()), digest.unwrap_or(Fingerprint([0; 32])));
+        Ok((digest.is_some() && right).then_some(Reviewed { workspace, proof: () }))
+    }
+
+    fn instance(&self, (): (), process: ProcessAccount) -> InstanceId {
+        self.machine.instance_id(process.pid, process.start_ticks)
+    }
+}
+
+/// In a time that does not depend on where they differ.
+fn same(a: Fingerprint, b: Fingerprint) -> bool {
+    a.0.iter().zip(b.0).fold(0, |differ, (a, b)| std::hint::black_box(differ | (a ^ b))) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use podling_core::{
+        policy::Policy,
+        status::Status,
+        time::Timestamp,
+        workspace::{Link, Spec, Wanted},
+    };
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::snapshot::{Snapshot, WorkspaceView};
+
+    fn view(id: &WorkspaceId, secret: Option<&str>) -> WorkspaceView {
+        let spec = Spec {
+            id: id.clone(),
+            name: "demo".parse().unwrap(),
+            owner: "me".parse().unwrap(),
+            template: "shell".into(),
+            command: vec![],
+            env: Default::default(),
+            policy: Policy::default(),
+            wanted: Wanted::Awake,
+            created: Timestamp(0),
+            request_id: String::new(),
+        };
+        WorkspaceView {
+            spec: Arc::new(spec),
+            state: Status::new(Timestamp(0)).state(),
+            reason: String::new(),
+            since: Timestamp(0),
+            link: Link::Unknown,
+            activity: None,
+            agent: None,
+            next: None,
+            restarts: 0,
+            credential: secret.map(|secret| Fingerprint::of(secret.as_bytes())),
+            version: 1,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_credential_is_good_for_the_workspace_it_was_made_for_and_nothing_else() {
+        let (mine, other, new) =
+            (WorkspaceId::from_bits(1), WorkspaceId::from_bits(2), WorkspaceId::from_bits(3));
+        let views = [view(&mine, Some("s3cret")), view(&other, Some("another")), view(&new, None)];
+        let workspaces = views.into_iter().map(|view| (view.spec.id.clone(), Arc::new(view))).collect();
+        let (_driver, snapshots) =
+            watch::channel(Arc::new(Snapshot { generation: 1, workspaces, down: None }));
+        let reviewer = LocalReviewer::new(snapshots).unwrap();
+        let good = reviewer.review(&credential(&mine, "s3cret")).await.unwrap();
+        assert_eq!(good, Some(Reviewed { workspace: mine.clone(), proof: () }));
+        for bad in [
+            credential(&mine, ""),
+            credential(&mine, "another"),
+            credential(&other, "s3cret"),
+            credential(&new, ""),
+            credential(&WorkspaceId::from_bits(9), "s3cret"),
+            "s3cret".into(),
+            String::new(),
+        ] {
+            assert_eq!(reviewer.review(&bad).await.unwrap(), None, "{bad}");
+        }
+        let instance = |pid, start_ticks| reviewer.instance((), ProcessAccount { pid, start_ticks });
+        assert_eq!(instance(7, 9), instance(7, 9));
+        assert_ne!(instance(7, 9), instance(7, 10), "a process id that is used again is another agent");
+        assert_ne!(instance(7, 9), instance(8, 9));
+    }
+}

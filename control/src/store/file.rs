@@ -1,0 +1,128 @@
+//! The store's file: opened by one process at a time, and never replaced when it cannot be read.
+//!
+//! Must not know what is in it.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
+
+use ::redb::{Builder, Database, DatabaseError, Error, StorageError};
+
+use super::StoreError;
+
+/// Of pages kept in memory. 10,000 records of 1 KiB are 10 MiB and are read once, at the start.
+const CACHE_BYTES: usize = 8 * 1024 * 1024;
+
+/// Opens the file, or makes it (0600).
+pub(super) fn open(path: &Path) -> Result<Database, StoreError> {
+    let opening = |source| StoreError::Open { path: path.to_owned(), source };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(opening)?;
+    let inode = file.metadata().map_err(opening)?.ino();
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    let opened = unpanicked(|| Ok(builder.create_file(file))).unwrap_or_else(|panic| Err(as_damage(panic)));
+    opened.map_err(|error| match error {
+        DatabaseError::DatabaseAlreadyOpen => {
+            StoreError::InUse { path: path.to_owned(), pid: lock_holder(inode) }
+        }
+        DatabaseError::UpgradeRequired(version) => StoreError::OtherFormat { path: path.to_owned(), version },
+        DatabaseError::Storage(StorageError::Io(source)) if source.kind() != io::ErrorKind::InvalidData => {
+            opening(source)
+        }
+        other => StoreError::Damaged { path: path.to_owned(), source: Box::new(other.into()) },
+    })
+}
+
+/// redb takes what it reads for its own and panics where a page makes no sense: that is damage like any other, and no reason to end
+/// without a word of why.
+pub(super) fn unpanicked<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let words = panic.downcast_ref::<String>().map(String::as_str);
+        let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
+        Err(Error::Corrupted(words.to_owned()))
+    })
+}
+
+fn as_damage(error: Error) -> DatabaseError {
+    DatabaseError::Storage(StorageError::Corrupted(error.to_string()))
+}
+
+/// The process that holds a lock on the file, as the kernel lists it.
+fn lock_holder(inode: u64) -> Option<u32> {
+    let locks = io::read_to_string(File::open("/proc/locks").ok()?).ok()?;
+    // "1: FLOCK  ADVISORY  WRITE 4711 08:01:123456 0 EOF"
+    let holder = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let file = words.iter().rev().nth(2)?;
+        (file.rsplit(':').next()? == inode.to_string()).then_some(words.iter().rev().nth(3)?.parse().ok()?)
+    };
+    locks.lines().find_map(holder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    #[test]
+    fn a_store_in_use_says_by_whom() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        let _first = Store::open(&path).unwrap();
+        let error = Store::open(&path).unwrap_err();
+        assert!(
+            matches!(error, StoreError::InUse { pid: Some(pid), .. } if pid == std::process::id()),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_no_database_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        std::fs::write(&path, "not a database at all, but somebody's only copy of something").unwrap();
+        let error = Store::open(&path).unwrap_err();
+        assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
+        assert!(std::fs::read_to_string(&path).unwrap().starts_with("not a database"));
+    }
+
+    /// Whatever a bad disk makes of it: it is opened, or it is said that it cannot be; it never takes the process along.
+    #[test]
+    fn a_damaged_file_is_an_error_and_no_panic() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        drop(Store::open(&path).unwrap());
+        let good = std::fs::read(&path).unwrap();
+        let mut refused = 0;
+        for round in 0..64_usize {
+            let mut bad = good.clone();
+            match round % 3 {
+                0 => bad.truncate(good.len() * (round + 1) / 65),
+                1 => (0..64).for_each(|n| bad[(round * 4096 + n * 61) % good.len()] ^= 0xa5),
+                _ => bad[round * 8 % 512..][..8].fill(0xff),
+            }
+            std::fs::write(&path, &bad).unwrap();
+            let result = catch_unwind(|| Store::open(&path).and_then(|store| store.load()).map(|_| ()));
+            match result {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    refused += 1;
+                    assert!(error.to_string().contains("store"), "{error:?}");
+                }
+                Err(_) => panic!("round {round} took the process along"),
+            }
+        }
+        assert!(refused > 0);
+    }
+}

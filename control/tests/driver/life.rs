@@ -1,0 +1,194 @@
+//! Stories of people and of crashes: what is made, ended and started again.
+
+use std::sync::Arc;
+
+use podling_control::{
+    driver::{DriverError, MAX_WORKSPACES_PER_OWNER, NewWorkspace, ToAgent},
+    snapshot::Fingerprint,
+};
+use podling_core::workspace::{Link, State};
+use podling_proto::agent::v1::Verdict;
+use tokio::time::timeout;
+
+use crate::{
+    fake::Fake,
+    plane::{DEADLINE, Plane, claimed, dismissed, new, runs},
+};
+
+#[tokio::test]
+async fn a_workspace_is_made_awake_and_gone_again() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, mut agent) = plane.awake("demo").await;
+    assert!(plane.beat(&id, 1, Verdict::Active).await);
+    let view = plane.wait(&id, |view| view.activity.is_some()).await;
+    assert_eq!((view.link, view.agent.as_ref().unwrap().epoch), (Link::Connected, 1));
+    assert_eq!(view.credential, Some(Fingerprint::of(backend.state().secrets[&id].as_bytes())));
+
+    let view = plane.handle.delete(id.clone()).await.unwrap();
+    assert_eq!(view.state, State::Deleting);
+    plane.gone(&id).await;
+    assert_eq!(backend.state().calls, ["start 1", "stop", "remove"]);
+    assert!(matches!(agent.recv().await, Some(ToAgent::Drain { .. })), "the agent was told first");
+    dismissed(&mut agent).await;
+}
+
+#[tokio::test]
+async fn a_call_that_is_repeated_finds_what_the_first_one_made() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let first = NewWorkspace { request_id: "r1".into(), ..new("demo") };
+    let (made, created) = plane.handle.create(first.clone()).await.unwrap();
+    assert!(created);
+    drop(plane);
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (found, created) = plane.handle.create(first).await.unwrap();
+    assert_eq!((found.spec.id.clone(), created), (made.spec.id.clone(), false), "also after a crash");
+
+    let taken = plane.handle.create(new("demo")).await.unwrap_err();
+    assert!(matches!(taken, DriverError::NameTaken { .. }), "{taken}");
+    let (found, created) =
+        plane.handle.create(NewWorkspace { reconnect: true, ..new("demo") }).await.unwrap();
+    assert_eq!((found.spec.id.clone(), created), (made.spec.id.clone(), false));
+    let other = NewWorkspace { owner: "you".parse().unwrap(), ..new("demo") };
+    assert!(plane.handle.create(other).await.unwrap().1, "names are an owner's own");
+}
+
+#[tokio::test]
+async fn an_owner_has_so_many_workspaces_and_no_more() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    for i in 0..MAX_WORKSPACES_PER_OWNER {
+        plane.create(&format!("w{i}")).await;
+    }
+    let refused = plane.handle.create(new("one-more")).await.unwrap_err();
+    assert!(matches!(refused, DriverError::TooManyWorkspaces { limit: 100, .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn an_agent_that_is_killed_is_replaced_after_everything_of_it_has_ended() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, _agent) = plane.awake("demo").await;
+    backend.kill(&id);
+    runs(&backend, &id, 2).await;
+    let mut agent = plane.dial(&id, 2, "boot-2", 2).await;
+    claimed(&mut agent, 2).await;
+    let view = plane.wait(&id, |view| view.state == State::Awake).await;
+    assert_eq!((view.agent.as_ref().unwrap().epoch, view.restarts), (2, 1), "{}", view.reason);
+    assert_eq!(backend.state().calls, ["start 1", "stop", "start 2"]);
+}
+
+#[tokio::test]
+async fn starts_that_fail_are_tried_again_until_it_is_called_failed_and_somebody_who_waits_speeds_it_up() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    backend.state().fail_starts = true;
+    let id = plane.create("demo").await.spec.id.clone();
+    let view = plane.wait(&id, |view| view.restarts == 1 && view.next.is_some()).await;
+    assert!(view.reason.contains("no such program"), "{}", view.reason);
+    for failures in 2..=5 {
+        plane.handle.wake(id.clone()).await.unwrap();
+        plane.wait(&id, |view| view.restarts >= failures).await;
+    }
+    let view = plane.wait(&id, |view| view.state == State::Failed).await;
+    assert!(view.reason.contains("no such program"), "{}", view.reason);
+    backend.state().fail_starts = false;
+    plane.handle.wake(id.clone()).await.unwrap();
+    plane.wait(&id, |view| view.state == State::Starting && view.reason.contains("started again")).await;
+}
+
+#[tokio::test]
+async fn a_control_plane_that_is_killed_adopts_what_runs() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, _agent) = plane.awake("demo").await;
+    drop(plane);
+    let plane = Plane::up(folder.path(), &backend).await;
+    let view = plane.wait(&id, |_| true).await;
+    assert_eq!((view.state, view.link), (State::Awake, Link::Unknown), "nothing is known, nothing concluded");
+    let mut agent = plane.dial(&id, 1, "boot-1", 9).await;
+    claimed(&mut agent, 1).await;
+    plane.wait(&id, |view| view.link == Link::Connected).await;
+    assert_eq!(backend.state().calls, ["start 1"], "nothing was started or ended");
+}
+
+#[tokio::test]
+async fn a_control_plane_that_is_killed_while_it_starts_an_agent_uses_the_epoch_up() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    backend.hold(true);
+    let plane = Plane::up(folder.path(), &backend).await;
+    let id = plane.create("demo").await.spec.id.clone();
+    plane.wait(&id, |view| view.reason.contains("being started")).await;
+    drop(plane);
+    backend.hold(false);
+    let plane = Plane::up(folder.path(), &backend).await;
+    runs(&backend, &id, 2).await;
+    let mut agent = plane.dial(&id, 2, "boot-2", 2).await;
+    claimed(&mut agent, 2).await;
+    plane.wait(&id, |view| view.state == State::Awake).await;
+    assert_eq!(backend.state().running[&id].epoch, 2);
+}
+
+#[tokio::test]
+async fn down_asks_before_it_ends_work_and_up_brings_it_back() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, _agent) = plane.awake("demo").await;
+    plane.beat(&id, 1, Verdict::Busy).await;
+    let refused = plane.handle.down(false).await.unwrap_err();
+    assert!(matches!(&refused, DriverError::Busy(names) if names[0].as_str() == "demo"), "{refused}");
+    plane.handle.down(true).await.unwrap();
+    timeout(DEADLINE, plane.shutdown.cancelled()).await.expect("the control plane ends by itself");
+    let snapshot = plane.handle.snapshots().borrow().clone();
+    assert_eq!(snapshot.get(&id).unwrap().state, State::Asleep);
+    assert_eq!(snapshot.down.unwrap().remaining, 0);
+    assert!(backend.state().running.is_empty());
+    drop(plane);
+    let plane = Plane::up(folder.path(), &backend).await;
+    runs(&backend, &id, 2).await;
+    let mut agent = plane.dial(&id, 2, "boot-2", 1).await;
+    claimed(&mut agent, 2).await;
+    plane.wait(&id, |view| view.state == State::Awake).await;
+}
+
+#[tokio::test]
+async fn processes_that_cannot_be_ended_keep_the_storage() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, _agent) = plane.awake("demo").await;
+    backend.state().fail_stops = true;
+    plane.handle.delete(id.clone()).await.unwrap();
+    let view = plane.wait(&id, |view| view.reason.contains("it does not die")).await;
+    assert_eq!(view.state, State::Deleting);
+    assert!(view.next.is_some(), "it is tried again");
+    backend.state().fail_stops = false;
+    plane.gone(&id).await;
+    let calls = backend.state().calls.clone();
+    assert!(calls.iter().filter(|call| *call == "stop").count() >= 2 && calls.ends_with(&["remove".into()]));
+    drop(plane);
+    let plane = Plane::up(folder.path(), &backend).await;
+    assert!(plane.handle.snapshots().borrow().get(&id).is_none(), "gone for good");
+}
+
+#[tokio::test]
+async fn a_watcher_sees_unchanged_workspaces_as_the_same() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, _agent) = plane.awake("still").await;
+    let before = plane.wait(&id, |_| true).await;
+    let (_other, _agent2) = plane.awake("other").await;
+    let after = plane.wait(&id, |_| true).await;
+    assert!(Arc::ptr_eq(&before, &after));
+}
+
+#[tokio::test]
+async fn a_driver_that_is_asked_to_end_ends_and_says_so() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let mut plane = Plane::up(folder.path(), &backend).await;
+    let (id, _agent) = plane.awake("demo").await;
+    plane.shutdown.cancel();
+    timeout(DEADLINE, plane.tasks.join_next()).await.expect("it ends").expect("a task").expect("no panic");
+    assert_eq!(plane.handle.delete(id).await.unwrap_err(), DriverError::ShuttingDown);
+    assert_eq!(backend.state().calls, ["start 1"], "agents run on");
+}

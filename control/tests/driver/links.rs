@@ -1,0 +1,75 @@
+//! Stories of agents and their streams: who is claimed, and what their silence means.
+
+use std::time::Duration;
+
+use podling_control::driver::ConnectionId;
+use podling_core::workspace::{Link, State};
+use podling_proto::agent::v1::Verdict;
+use tokio::time::Instant;
+
+use crate::{
+    fake::Fake,
+    plane::{Plane, claimed, dismissed, runs},
+};
+
+#[tokio::test]
+async fn only_the_agent_that_was_started_is_claimed() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, mut agent) = plane.awake("demo").await;
+    let mut stranger = plane.dial(&id, 17, "boot-17", 2).await;
+    dismissed(&mut stranger).await;
+    let mut pretender = plane.dial(&id, 1, "another-boot", 3).await;
+    dismissed(&mut pretender).await;
+    assert!(!plane.beat(&id, 2, Verdict::Active).await, "a beat of one that is not claimed is not taken");
+    assert!(plane.beat(&id, 1, Verdict::Idle).await, "the one that serves goes on");
+
+    let mut again = plane.dial(&id, 1, "boot-1", 4).await;
+    claimed(&mut again, 1).await;
+    assert!(agent.recv().await.is_none(), "the stream it gave up is let go");
+    plane.handle.gone(id.clone(), ConnectionId(1)).await.unwrap();
+    assert!(plane.beat(&id, 4, Verdict::Idle).await);
+    plane.handle.gone(id.clone(), ConnectionId(4)).await.unwrap();
+    let view = plane.wait(&id, |view| view.link == Link::Unknown).await;
+    assert_eq!(view.state, State::Awake, "a silent agent is unknown, not idle and not asleep");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_falls_silent_is_unknown_and_after_ten_minutes_started_anew() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, _agent) = plane.awake("demo").await;
+    assert!(plane.beat(&id, 1, Verdict::Idle).await);
+    let began = Instant::now();
+    let mut snapshots = plane.handle.snapshots();
+    // No deadline: a paused clock would run to it at once if nothing else were to come.
+    let unknown = snapshots.wait_for(|s| s.get(&id).unwrap().link == Link::Unknown).await.unwrap().clone();
+    assert!((50..60).contains(&began.elapsed().as_secs()), "three beats and a half: {:?}", began.elapsed());
+    assert_eq!(unknown.get(&id).unwrap().state, State::Awake, "never idle, never asleep");
+    let (_, why) = unknown.get(&id).unwrap().next.clone().unwrap();
+    assert!(why.contains("silent"), "{why}");
+    snapshots.wait_for(|s| s.get(&id).unwrap().restarts == 1).await.unwrap();
+    assert!((650..670).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    runs(&backend, &id, 2).await;
+    assert_eq!(backend.state().calls, ["start 1", "stop", "start 2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_was_suspended_holds_nothing_against_its_agents() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, _agent) = plane.awake("demo").await;
+    for _ in 0..5 {
+        // One leap: the driver was not there to see it.
+        tokio::time::advance(Duration::from_secs(20 * 60)).await;
+        assert!(plane.beat(&id, 1, Verdict::Idle).await);
+    }
+    plane.handle.gone(id.clone(), ConnectionId(1)).await.unwrap();
+    for _ in 0..5 {
+        tokio::time::advance(Duration::from_secs(20 * 60)).await;
+        plane.handle.wake(id.clone()).await.unwrap();
+    }
+    let view = plane.handle.snapshots().borrow().get(&id).unwrap().clone();
+    assert_eq!((view.state, view.link, view.restarts), (State::Awake, Link::Unknown, 0));
+    assert_eq!(backend.state().calls, ["start 1"]);
+}

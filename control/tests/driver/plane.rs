@@ -1,0 +1,164 @@
+//! A control plane without edges: driver and store, and agents that are not there.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use podling_control::{
+    driver::{AgentHello, Beat, ConnectionId, Driver, DriverHandle, NewWorkspace, ToAgent},
+    snapshot::{Fingerprint, WorkspaceView},
+    store::Store,
+};
+use podling_core::{id::WorkspaceId, policy::Policy, workspace::State};
+use podling_proto::agent::v1::{ActivityState, Verdict};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::fake::{self, Fake};
+
+/// For what takes milliseconds.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(15);
+
+/// A control plane. Dropping it is kill -9: nothing is said, nothing is finished.
+pub(crate) struct Plane {
+    pub(crate) handle: DriverHandle,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) tasks: JoinSet<()>,
+}
+
+impl Plane {
+    pub(crate) async fn up(folder: &Path, backend: &Fake) -> Self {
+        // The one before may not have let go of the file yet.
+        let store = timeout(DEADLINE, async {
+            loop {
+                match Store::open(&folder.join("store.redb")) {
+                    Ok(store) => return store,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        });
+        let shutdown = CancellationToken::new();
+        let (driver, handle) =
+            Driver::open(store.await.expect("the store"), backend.clone(), shutdown.clone())
+                .expect("a driver");
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { driver.run().await.expect("the driver") });
+        Self { handle, shutdown, tasks }
+    }
+
+    pub(crate) async fn create(&self, name: &str) -> Arc<WorkspaceView> {
+        self.handle.create(new(name)).await.expect("created").0
+    }
+
+    pub(crate) async fn wait(
+        &self,
+        id: &WorkspaceId,
+        what: impl Fn(&WorkspaceView) -> bool,
+    ) -> Arc<WorkspaceView> {
+        let mut snapshots = self.handle.snapshots();
+        let seen =
+            timeout(DEADLINE, snapshots.wait_for(|snapshot| snapshot.get(id).is_some_and(|view| what(view))))
+                .await;
+        match seen {
+            Ok(Ok(snapshot)) => snapshot.get(id).expect("just seen").clone(),
+            _ => panic!("it did not come to that: {:#?}", self.handle.snapshots().borrow().get(id)),
+        }
+    }
+
+    pub(crate) async fn gone(&self, id: &WorkspaceId) {
+        let mut snapshots = self.handle.snapshots();
+        timeout(DEADLINE, snapshots.wait_for(|s| s.get(id).is_none())).await.expect("gone").expect("driver");
+    }
+
+    /// An agent of this epoch dials.
+    pub(crate) async fn dial(
+        &self,
+        id: &WorkspaceId,
+        epoch: u64,
+        boot_id: &str,
+        connection: u64,
+    ) -> mpsc::Receiver<ToAgent> {
+        let (to_agent, messages) = mpsc::channel(8);
+        let hello = AgentHello {
+            workspace: id.clone(),
+            connection: ConnectionId(connection),
+            instance: fake::instance(epoch),
+            boot_id: boot_id.into(),
+            version: "0.1.0".into(),
+            capabilities: vec!["terminals".into()],
+            fingerprint: Fingerprint([7; 32]),
+            to_agent,
+        };
+        self.handle.hello(hello).await.expect("the driver");
+        messages
+    }
+
+    pub(crate) async fn beat(&self, id: &WorkspaceId, connection: u64, verdict: Verdict) -> bool {
+        let (taken, was_taken) = oneshot::channel();
+        let activity = ActivityState { verdict: verdict.into(), ..Default::default() };
+        let beat = Beat {
+            workspace: id.clone(),
+            connection: ConnectionId(connection),
+            activity: Arc::new(activity),
+            taken,
+        };
+        self.handle.beat(beat).await.expect("the driver");
+        was_taken.await.is_ok()
+    }
+
+    /// Created and served by an agent on connection 1.
+    pub(crate) async fn awake(&self, name: &str) -> (WorkspaceId, mpsc::Receiver<ToAgent>) {
+        let id = self.create(name).await.spec.id.clone();
+        let mut agent = self.dial(&id, 1, "boot-1", 1).await;
+        claimed(&mut agent, 1).await;
+        self.wait(&id, |view| view.state == State::Awake).await;
+        (id, agent)
+    }
+}
+
+pub(crate) fn new(name: &str) -> NewWorkspace {
+    NewWorkspace {
+        owner: "me".parse().unwrap(),
+        name: name.parse().unwrap(),
+        template: "shell".into(),
+        command: vec![],
+        env: Default::default(),
+        policy: Policy::default(),
+        request_id: String::new(),
+        reconnect: false,
+    }
+}
+
+pub(crate) async fn claimed(agent: &mut mpsc::Receiver<ToAgent>, epoch: u64) {
+    loop {
+        match timeout(DEADLINE, agent.recv()).await.expect("an answer") {
+            Some(ToAgent::Claim(claim)) => return assert_eq!(claim.epoch, epoch),
+            Some(ToAgent::Wait) => {}
+            other => panic!("no claim: {other:?}"),
+        }
+    }
+}
+
+pub(crate) async fn dismissed(agent: &mut mpsc::Receiver<ToAgent>) {
+    loop {
+        match timeout(DEADLINE, agent.recv()).await.expect("an answer") {
+            Some(ToAgent::Dismiss(_)) => break,
+            Some(ToAgent::Wait | ToAgent::Drain { .. }) => {}
+            other => panic!("not dismissed: {other:?}"),
+        }
+    }
+    assert!(agent.recv().await.is_none(), "its stream ends");
+}
+
+/// Waits until the backend runs the agent of this epoch: only then can it dial.
+pub(crate) async fn runs(backend: &Fake, id: &WorkspaceId, epoch: u64) {
+    let running = || backend.state().running.get(id).is_some_and(|instance| instance.epoch == epoch);
+    let wait = async {
+        while !running() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, wait).await.expect("it was not started");
+}
