@@ -9,6 +9,7 @@ mod plane;
 #[allow(unreachable_pub, reason = "there it is a library's")]
 mod left_out;
 
+mod awake;
 mod end;
 mod init;
 mod link;
