@@ -21,6 +21,9 @@ const READ_BYTES: usize = 64 * 1024;
 const READS: usize = 16;
 /// After the leader's end, output that something else holds is over when it was quiet for so long and then gives nothing.
 const QUIET: Duration = Duration::from_millis(250);
+/// What a pipe holds at most, unless root says otherwise. So much is read of each output after the KILL: it may be the command's
+/// own. What comes behind it is of somebody who has left the group, and who might print for ever.
+const LAST_BYTES: usize = 1024 * 1024;
 
 pub(super) struct Task {
     process: Arc<Process>,
@@ -31,6 +34,10 @@ pub(super) struct Task {
     ending: Ending,
     /// When the outputs count as over although they are held.
     quiet_at: Option<Instant>,
+    /// What may still be read of each after the KILL.
+    last_bytes: [usize; 2],
+    /// An output was given up although somebody else held it.
+    gave_up: bool,
 }
 
 /// A child's pipes, on the reactor.
@@ -79,7 +86,17 @@ impl Task {
     pub(super) fn new(process: Arc<Process>, pipes: Pipes, leader: watch::Receiver<Option<Ended>>) -> Self {
         let deadline = process.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let Pipes { stdin, stdout, stderr } = pipes;
-        Self { process, leader, stdin, stdout, stderr, ending: Ending::new(deadline), quiet_at: None }
+        Self {
+            process,
+            leader,
+            stdin,
+            stdout,
+            stderr,
+            ending: Ending::new(deadline),
+            quiet_at: None,
+            last_bytes: [LAST_BYTES; 2],
+            gave_up: false,
+        }
     }
 
     /// Runs until all is over and said. Returns how far the process's end has come: others of its group may live on.
@@ -194,9 +211,17 @@ impl Task {
                 Ok(bytes) => {
                     self.process.state().output(stream).log.push(&buffer[..bytes]);
                     self.process.wake.notify_waiters();
-                    // Whoever goes on printing after the KILL is not the command that was to be ended.
                     if !self.ending.killed() {
                         self.quiet_at = self.quiet_at.map(|_| Instant::now() + QUIET);
+                        continue;
+                    }
+                    // Whoever goes on printing after the KILL is not the command that was to be ended.
+                    let left = &mut self.last_bytes[stream as usize];
+                    *left = left.saturating_sub(bytes);
+                    if *left == 0 {
+                        self.gave_up = true;
+                        *slot = None;
+                        break;
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -253,7 +278,7 @@ impl Task {
             how,
             finals: [state.outputs[0].log.next(), state.outputs[1].log.next()],
             timed_out: self.ending.timed_out,
-            held_by_background: !self.is_closed(),
+            held_by_background: !self.is_closed() || self.gave_up,
             at: SystemTime::now(),
         };
         tracing::info!(process = %self.process.id, ?how, timed_out = exit.timed_out, "a process has ended");

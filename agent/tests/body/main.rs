@@ -10,6 +10,7 @@ mod plane;
 mod left_out;
 
 mod awake;
+mod commands;
 mod end;
 mod init;
 mod link;
