@@ -6,7 +6,10 @@
 pub mod idle;
 pub mod leases;
 pub mod proc;
+mod signals;
+mod snapshot;
 pub mod verdict;
+pub mod warning;
 pub mod work;
 
 use std::{
@@ -25,9 +28,11 @@ use self::{
     idle::{IdleCount, Moment},
     leases::{Lease, LeaseError, Leases},
     proc::Walk,
-    verdict::{Judgement, Observed, Signal, Signals, Verdict},
-    work::{Meter, Usage},
+    verdict::{Judgement, Signals, Verdict},
+    warning::{Warning, Warnings},
+    work::Meter,
 };
+pub use self::{signals::Presence, snapshot::Snapshot};
 use crate::{
     claim::{Claims, Policy},
     intent::{Intent, Intents},
@@ -39,41 +44,17 @@ const LEAST_PAUSE: Duration = Duration::from_millis(20);
 const WALKS_PER_WINDOW: u32 = 4;
 /// Two beats further apart than this many intervals had a gap between them (a stopped agent); jitter is a tenth.
 const GAP_INTERVALS: u32 = 2;
-
-/// What terminals and processes know of themselves.
-#[derive(Debug, Clone, Default)]
-pub struct Presence {
-    /// Commands in the foreground of terminals, for people: "vim in terminal 'main'".
-    pub foreground: Vec<String>,
-    /// Terminals that are open.
-    pub terminals: u32,
-    /// Bytes that were ever printed to terminals.
-    pub terminal_bytes: u64,
-}
+/// While nothing happens the task takes note this often that it is running, so that a stop between two beats does not pass for
+/// idleness that was seen…
+const WITNESS_EVERY: Duration = Duration::from_secs(1);
+/// …and this many times in an idle timeout, should that be short…
+const WITNESSES_PER_TIMEOUT: u32 = 5;
+/// …and when that many of these notes in a row are missing, what lies between the two beats does not count: any stop as long as
+/// the idle timeout is found, and a machine that is merely busy is not suspected.
+const HOLE_TICKS: u32 = 3;
 
 /// Asks for the presence.
 pub type Probe = Box<dyn Fn() -> Presence + Send + Sync>;
-
-/// Activity at one moment.
-#[derive(Debug, Clone)]
-pub struct Snapshot {
-    /// The verdict and why.
-    pub judgement: Judgement,
-    /// Idle time that counts.
-    pub counted_idle: Duration,
-    /// How much of it the policy asks for.
-    pub idle_timeout: Duration,
-    /// Those that hold.
-    pub leases: Vec<Lease>,
-    /// What the processes use.
-    pub usage: Usage,
-    /// Terminals that are open.
-    pub terminals: u32,
-    /// Bytes that were ever printed to terminals.
-    pub terminal_bytes: u64,
-    /// When.
-    pub at: Instant,
-}
 
 /// What watchers wait on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +76,7 @@ struct Inner {
     /// Caps count from here without any intent: the start, then the claim.
     since: Mutex<Since>,
     leases: Mutex<Leases>,
+    warnings: Mutex<Warnings>,
     meter: Mutex<Meter>,
     idle: Mutex<IdleCount>,
     pulse: watch::Sender<Pulse>,
@@ -117,6 +99,7 @@ impl Activity {
             probe,
             since: Mutex::new(Since { at: Instant::now(), claimed: false }),
             leases: Mutex::default(),
+            warnings: Mutex::default(),
             meter: Mutex::new(Meter::new(ticks, rustix::param::page_size() as u64)),
             idle: Mutex::default(),
             pulse: watch::Sender::new(Pulse { revision: 0, verdict: Verdict::Idle }),
@@ -137,7 +120,7 @@ impl Activity {
                 next_walk = Instant::now() + policy.beat_interval.min(policy.work_window / WALKS_PER_WINDOW);
             }
             let snapshot = self.look();
-            if told.as_ref().is_none_or(|told| differs(told, &snapshot)) {
+            if told.as_ref().is_none_or(|told| !told.says_the_same(&snapshot)) {
                 let verdict = snapshot.judgement.verdict;
                 self.0.pulse.send_modify(|p| *p = Pulse { revision: p.revision + 1, verdict });
             }
@@ -145,12 +128,26 @@ impl Activity {
             let pause = next_walk.saturating_duration_since(Instant::now()).min(turns).max(LEAST_PAUSE);
             told = Some(snapshot);
             tokio::select! {
-                () = sleep(pause) => {}
+                () = self.rest(pause) => {}
                 () = self.0.nudge.notified() => {}
                 Ok(()) = intents.changed() => {}
                 // A claim changes the policy, and with it the pace.
                 Ok(()) = claims.changed() => next_walk = Instant::now(),
             }
+            self.witness();
+        }
+    }
+
+    /// Rests, but shows all the while that we are running.
+    async fn rest(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            sleep(left.min(self.witness_every())).await;
+            self.witness();
         }
     }
 
@@ -168,14 +165,10 @@ impl Activity {
             .filter_map(|intent| Some((intent, self.0.intents.last(intent)?)))
             .collect();
         let last_intent = intents.iter().map(|(_, at)| *at).max();
-        let mut observed: Vec<_> = leases.iter().map(lease_signal).collect();
-        observed.extend(measured.into_iter().flat_map(|at| work_signals(&usage, at, &policy)));
-        observed.extend(presence.foreground.into_iter().map(|detail| Observed {
-            signal: Signal::ForegroundJob,
-            detail,
-            seen: now,
-            until: None,
-        }));
+        let (terminals, terminal_bytes) = (presence.terminals, presence.terminal_bytes);
+        let mut observed: Vec<_> = leases.iter().map(signals::of_lease).collect();
+        observed.extend(measured.into_iter().flat_map(|at| signals::of_work(&usage, at, &policy)));
+        observed.extend(signals::of_presence(presence, now));
         let signals = Signals { claimed: self.since(now), intents, observed };
         let judgement = Judgement::of(&signals, &policy, now);
         let mut idle = lock(&self.0.idle);
@@ -184,9 +177,10 @@ impl Activity {
             counted_idle: idle.counted(),
             idle_timeout: policy.idle_timeout,
             leases,
+            warning: lock(&self.0.warnings).holds(judgement.verdict, last_intent),
             usage,
-            terminals: presence.terminals,
-            terminal_bytes: presence.terminal_bytes,
+            terminals,
+            terminal_bytes,
             at: now,
             judgement,
         }
@@ -212,8 +206,15 @@ impl Activity {
         Ok(())
     }
 
+    /// The control plane warns of sleep; `None`: no more.
+    pub fn warn(&self, warning: Option<Warning>) {
+        lock(&self.0.warnings).warn(warning, Instant::now());
+        self.0.nudge.notify_one();
+    }
+
     /// What the next heartbeat says.
     pub fn beat(&self, sequence: u64) -> Snapshot {
+        self.witness();
         let snapshot = self.look();
         lock(&self.0.idle).beat(sequence, snapshot.judgement.verdict, clocks());
         snapshot
@@ -230,6 +231,15 @@ impl Activity {
     /// No heartbeat goes through any more.
     pub fn link_lost(&self) {
         lock(&self.0.idle).link_lost();
+    }
+
+    /// We are running.
+    fn witness(&self) {
+        lock(&self.0.idle).witness(clocks(), self.witness_every() * HOLE_TICKS);
+    }
+
+    fn witness_every(&self) -> Duration {
+        (self.policy().idle_timeout / WITNESSES_PER_TIMEOUT).clamp(LEAST_PAUSE, WITNESS_EVERY)
     }
 
     async fn sample(&self) -> io::Result<()> {
@@ -257,43 +267,6 @@ impl fmt::Debug for Activity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Activity").field("pulse", &*self.0.pulse.borrow()).finish_non_exhaustive()
     }
-}
-
-fn differs(told: &Snapshot, now: &Snapshot) -> bool {
-    told.leases != now.leases || !told.judgement.says_the_same(&now.judgement)
-}
-
-fn lease_signal(lease: &Lease) -> Observed {
-    let reason = if lease.reason.is_empty() { String::new() } else { format!(": {}", lease.reason) };
-    Observed {
-        signal: Signal::Lease,
-        detail: format!("lease '{}'{reason}", lease.name),
-        seen: lease.taken,
-        until: Some(lease.until),
-    }
-}
-
-/// Work as far as it reaches the policy's thresholds. Without another walk it is over when the window is.
-fn work_signals(usage: &Usage, at: Instant, policy: &Policy) -> Vec<Observed> {
-    let seen = |signal, detail| Observed { signal, detail, seen: at, until: Some(at + policy.work_window) };
-    let mut signals = Vec::new();
-    if usage.cpu_cores >= policy.cpu_cores {
-        let who = usage.busiest.as_ref().map_or_else(
-            || "processes use".to_owned(),
-            |b| format!("{} (pid {}) and others use", b.name, b.pid),
-        );
-        let who = match &usage.busiest {
-            // One process that makes up most of it is named alone.
-            Some(b) if b.cores >= usage.cpu_cores * 0.8 => format!("{} (pid {}) uses", b.name, b.pid),
-            _ => who,
-        };
-        signals.push(seen(Signal::Cpu, format!("{who} {:.0} % of a core", usage.cpu_cores * 100.0)));
-    }
-    if usage.io_bytes_per_second >= policy.io_bytes_per_second {
-        let detail = format!("processes move {:.0} KiB/s", usage.io_bytes_per_second / 1024.0);
-        signals.push(seen(Signal::Io, detail));
-    }
-    signals
 }
 
 fn clocks() -> Moment {

@@ -109,6 +109,13 @@ impl ByteLog {
         }
     }
 
+    /// Lets go of all that is held; positions go on.
+    pub fn clear(&mut self) {
+        self.oldest = self.next;
+        self.closed.clear();
+        self.open = BytesMut::new();
+    }
+
     /// What there is at `from`, at most `max` bytes (at least one) of it. Changes nothing that a reader could see.
     pub fn read(&mut self, from: u64, max: usize) -> Read {
         if from < self.oldest {

@@ -8,19 +8,22 @@ use std::{
     collections::HashMap,
     io,
     process::{ChildStderr, ChildStdin, ChildStdout, Command},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use rustix::process::{
-    Pid, Resource, Rlimit, Signal, WaitOptions, WaitStatus, kill_process, kill_process_group, prlimit, wait,
-    waitpid,
+    Pid, Signal, WaitOptions, WaitStatus, kill_process, kill_process_group, wait, waitpid,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
 
+mod group;
+mod limits;
 pub mod signals;
+
+pub use self::{group::Group, limits::Limits};
 
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +39,8 @@ pub enum Ended {
 pub struct Child {
     /// Its process id; safe to signal through [`Children::signal`] only.
     pub pid: Pid,
+    /// The process group it leads, if it was started as its leader.
+    pub group: Group,
     /// `Some` once it has ended.
     pub ended: watch::Receiver<Option<Ended>>,
     /// Present when the command asked for a pipe.
@@ -64,45 +69,36 @@ pub enum Orphans {
     Leave,
 }
 
-/// What the agent has changed for itself and its children are to have as it was before.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Limits {
-    /// Open files.
-    pub files: Option<Rlimit>,
-    /// Whom the kernel ends first when memory is short.
-    pub oom_score_adj: Option<i32>,
-}
-
 /// All children that somebody waits for.
 #[derive(Debug, Clone)]
 pub struct Children {
-    waited: Arc<Mutex<HashMap<Pid, watch::Sender<Option<Ended>>>>>,
+    table: Arc<Mutex<Table>>,
     orphans: Orphans,
     limits: Limits,
 }
 
-impl Limits {
-    /// Sets them for a child that was just started. Between fork and exec it could only be done unsafely; that a child may
-    /// have looked already is the price.
-    fn restore(&self, pid: Pid) {
-        let raw = pid.as_raw_nonzero();
-        if let Some(files) = &self.files
-            && let Err(error) = prlimit(Some(pid), Resource::Nofile, *files)
-        {
-            tracing::debug!(pid = raw, %error, "a child keeps the agent's limit of open files");
-        }
-        if let Some(score) = self.oom_score_adj
-            && let Err(error) = std::fs::write(format!("/proc/{raw}/oom_score_adj"), score.to_string())
-        {
-            tracing::debug!(pid = raw, %error, "a child keeps the agent's oom_score_adj");
-        }
-    }
+#[derive(Debug, Default)]
+struct Table {
+    waited: HashMap<Pid, Waited>,
+    /// Groups whose leader was reaped and that others live on in; no more than there are processes.
+    leaderless: HashMap<Pid, Life>,
+    lives: u64,
+}
+
+/// Which child: a process id names one only until it is reaped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Life(u64);
+
+#[derive(Debug)]
+struct Waited {
+    life: Life,
+    ended: watch::Sender<Option<Ended>>,
 }
 
 impl Children {
     /// An empty table. [`Children::reap`] must run, or nobody ever learns of an end.
     pub fn new(orphans: Orphans) -> Self {
-        Self { waited: Arc::default(), orphans, limits: Limits::default() }
+        Self { table: Arc::default(), orphans, limits: Limits::default() }
     }
 
     /// Gives children these limits instead of the agent's own.
@@ -114,14 +110,15 @@ impl Children {
     /// Starts a child. Blocks for the time of a fork (about 1 ms).
     pub fn spawn(&self, command: &mut Command) -> io::Result<Child> {
         // The lock is held over the fork so that a child that ends at once is in the table before it can be reaped.
-        let mut waited = self.lock();
+        let mut table = self.lock();
         let mut child = command.spawn()?;
         let pid = Pid::from_child(&child);
         let (tx, ended) = watch::channel(None);
-        waited.insert(pid, tx);
+        let life = table.begin(pid, tx);
         self.limits.restore(pid);
         Ok(Child {
             pid,
+            group: Group::new(self.clone(), pid, life),
             ended,
             stdin: child.stdin.take(),
             stdout: child.stdout.take(),
@@ -131,8 +128,8 @@ impl Children {
 
     /// Signals a child that has not been reaped; `false` if it is gone, so that a reused pid is never hit.
     pub fn signal(&self, pid: Pid, target: Target, signal: Signal) -> bool {
-        let waited = self.lock();
-        waited.contains_key(&pid)
+        let table = self.lock();
+        table.waited.contains_key(&pid)
             && match target {
                 Target::Process => kill_process(pid, signal),
                 Target::Group => kill_process_group(pid, signal),
@@ -152,35 +149,54 @@ impl Children {
     }
 
     fn reap_ended(&self) {
-        // Reaped and removed under one lock, so that `signal` never sees a pid that is already free.
-        let mut waited = self.lock();
+        // Reaped and removed under one lock, so that nobody who signals ever sees a pid that is already free.
+        let mut table = self.lock();
         match self.orphans {
             Orphans::Reap => {
                 // `waitpid(None)` would be for our own process group alone, and terminals lead groups of their own.
                 while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-                    match waited.remove(&pid) {
-                        Some(tx) => drop(tx.send_replace(Some(ended(status)))),
-                        None => tracing::debug!(pid = pid.as_raw_nonzero(), "reaped an orphan"),
+                    table.reaped(pid, ended(status));
+                }
+            }
+            Orphans::Leave => {
+                let pids: Vec<_> = table.waited.keys().copied().collect();
+                for pid in pids {
+                    match waitpid(Some(pid), WaitOptions::NOHANG) {
+                        Ok(Some((_, status))) => table.reaped(pid, ended(status)),
+                        Ok(None) => {}
+                        // Somebody else took it: nobody will ever know more.
+                        Err(_) => table.reaped(pid, Ended::Code(255)),
                     }
                 }
             }
-            Orphans::Leave => waited.retain(|pid, tx| match waitpid(Some(*pid), WaitOptions::NOHANG) {
-                Ok(Some((_, status))) => {
-                    tx.send_replace(Some(ended(status)));
-                    false
-                }
-                Ok(None) => true,
-                // Somebody else took it: nobody will ever know more.
-                Err(_) => {
-                    tx.send_replace(Some(Ended::Code(255)));
-                    false
-                }
-            }),
         }
+        table.let_go_of_empty_groups();
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Pid, watch::Sender<Option<Ended>>>> {
-        self.waited.lock().unwrap_or_else(|e| e.into_inner())
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl Table {
+    fn begin(&mut self, pid: Pid, ended: watch::Sender<Option<Ended>>) -> Life {
+        // The kernel gives no number to a process that a group still has: that group is gone.
+        self.leaderless.remove(&pid);
+        self.lives += 1;
+        let life = Life(self.lives);
+        self.waited.insert(pid, Waited { life, ended });
+        life
+    }
+
+    fn reaped(&mut self, pid: Pid, how: Ended) {
+        let Some(child) = self.waited.remove(&pid) else {
+            tracing::debug!(pid = pid.as_raw_nonzero(), "reaped an orphan");
+            return;
+        };
+        if group::is_inhabited(pid) {
+            self.leaderless.insert(pid, child.life);
+        }
+        child.ended.send_replace(Some(how));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{ffi::OsString, io, panic::AssertUnwindSafe, path::Path, process::ExitCode, time::Duration};
 
+use tokio::runtime::Runtime;
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
     fmt,
@@ -15,6 +16,7 @@ use crate::{
     ending::{Ending, Stop},
     error_chain, init,
     run::run,
+    tasks::panic_message,
 };
 
 /// The command line or a value in it cannot be used.
@@ -47,14 +49,19 @@ pub fn main_with(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let state = config.state.clone();
+    recorded(&state, || live(config))
+}
+
+/// Lives, and leaves word of how that ended, whatever happens.
+fn recorded(state: &Path, life: impl FnOnce() -> Result<Ending, Box<dyn std::error::Error>>) -> ExitCode {
     // What unwinds here has ended the runtime, and with it every task; only the record is left to be written.
-    let ended = std::panic::catch_unwind(AssertUnwindSafe(|| live(config)));
+    let ended = std::panic::catch_unwind(AssertUnwindSafe(life));
     let (reason, code) = match ended {
         Ok(Ok(ending)) => (ending.reason.to_string(), ending.code()),
         Ok(Err(error)) => (error_chain(error.as_ref()), FAILED),
-        Err(_) => ("panic; the log has more".to_owned(), FAILED),
+        Err(panic) => (format!("panic: {}", panic_message(panic.as_ref())), FAILED),
     };
-    leave(&state, &reason, code)
+    leave(state, &reason, code)
 }
 
 fn live(config: Config) -> Result<Ending, Box<dyn std::error::Error>> {
@@ -71,6 +78,10 @@ fn live(config: Config) -> Result<Ending, Box<dyn std::error::Error>> {
             failed = signals => match failed? {},
         }
     };
+    run_to_end(runtime, life)
+}
+
+fn run_to_end<T>(runtime: Runtime, life: impl Future<Output = T>) -> T {
     let ended = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(life)));
     // Dropped, it would wait without limit, and the exit record with it.
     runtime.shutdown_timeout(LAST_WORK);
@@ -98,4 +109,49 @@ fn start_log(format: LogFormat) {
         LogFormat::Text => registry().with(filter).with(log).try_init(),
         LogFormat::Json => registry().with(filter).with(log.json()).try_init(),
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ending::Reason,
+        init::{EXIT_RECORD, ExitRecord},
+    };
+
+    fn record(life: impl FnOnce() -> Result<Ending, Box<dyn std::error::Error>>) -> (ExitCode, ExitRecord) {
+        let state = tempfile::tempdir().unwrap();
+        let code = recorded(state.path(), life);
+        let record = std::fs::read(state.path().join(EXIT_RECORD)).expect("there is a record");
+        (code, serde_json::from_slice(&record).expect("JSON"))
+    }
+
+    fn runtime() -> Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    #[test]
+    fn a_panic_of_the_main_task_is_recorded_even_while_other_work_hangs() {
+        let (done, hangs) = std::sync::mpsc::channel::<()>();
+        let (code, record) = record(|| {
+            run_to_end(runtime(), async move {
+                let mut blocking = tokio::task::JoinSet::new();
+                blocking.spawn_blocking(move || hangs.recv());
+                tokio::task::yield_now().await;
+                panic!("a fault of ours");
+            })
+        });
+        drop(done);
+        assert_eq!(code, ExitCode::from(FAILED));
+        assert_eq!((record.reason.as_str(), record.code), ("panic: a fault of ours", FAILED));
+    }
+
+    #[test]
+    fn a_wanted_end_and_a_failed_start_are_recorded_too() {
+        let (code, wanted) = record(|| run_to_end(runtime(), async { Ok(Ending::new(Reason::Drained)) }));
+        assert_eq!((code, wanted.code), (ExitCode::SUCCESS, 0));
+        let (code, failed) = record(|| Err("no listener".into()));
+        assert_eq!(code, ExitCode::from(FAILED));
+        assert_eq!((failed.reason.as_str(), failed.code), ("no listener", FAILED));
+    }
 }

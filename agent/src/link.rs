@@ -9,7 +9,9 @@
 //! The credential leaves the agent only over a connection whose certificate was checked.
 
 pub mod backoff;
+mod beats;
 pub mod dial;
+mod lost;
 pub mod message;
 mod session;
 

@@ -6,12 +6,17 @@
 
 mod ending;
 mod error;
+mod leftovers;
 mod output;
 mod registry;
 mod run;
+mod start;
 mod state;
 mod stdin;
+mod table;
 mod task;
+#[cfg(test)]
+mod tests;
 mod watcher;
 
 use std::{
@@ -23,17 +28,19 @@ use std::{
 use bytes::Bytes;
 use rustix::process::Pid;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use self::state::State;
 pub use self::{
     error::ProcessError,
-    registry::{Processes, Start},
+    registry::Processes,
     run::{Run, RunOutcome},
+    start::Start,
     stdin::StdinProgress,
     watcher::{Event, Watcher},
 };
 use crate::{
-    child::{Children, Target, signals},
+    child::{Group, signals},
     intent::Intents,
     spawn::Program,
 };
@@ -95,7 +102,8 @@ struct Process {
     pid: Pid,
     started: SystemTime,
     epoch: u64,
-    children: Children,
+    /// All that it started and that did not leave it; may live on when it has ended.
+    group: Group,
     intents: Arc<Intents>,
     state: Mutex<State>,
     /// For watchers: there is output, or an end.
@@ -104,6 +112,8 @@ struct Process {
     moved: Notify,
     /// For writers: stdin was taken or closed.
     fed: Notify,
+    /// It is no longer in the table: nobody can ask for it again.
+    forgotten: CancellationToken,
 }
 
 impl ProcessId {
@@ -139,11 +149,11 @@ impl Process {
         }
     }
 
-    /// Sends a signal to its group.
+    /// Sends a signal to its group, for as long as anybody is in it.
     fn signal(&self, name: &str) -> Result<(), ProcessError> {
         let signal = signals::by_name(name)
             .ok_or(ProcessError::BadField { field: "signal", allowed: "a signal's name, such as TERM" })?;
-        if self.children.signal(self.pid, Target::Group, signal) {
+        if self.group.signal(signal) {
             return Ok(());
         }
         let exit = self.state().exit.clone();
@@ -189,6 +199,24 @@ impl Process {
             self.moved.notify_one();
         }
         Ok(offered.progress)
+    }
+
+    /// Asks for its end, and for that of all in its group.
+    fn end(&self, grace: Duration) {
+        let mut state = self.state();
+        let sooner = state.end_wanted.map_or(grace, |before| before.min(grace));
+        state.end_wanted = Some(sooner);
+        drop(state);
+        self.moved.notify_one();
+    }
+
+    /// It has ended, and nobody is left in its group.
+    fn is_gone(&self) -> bool {
+        self.is_over() && !self.group.is_inhabited()
+    }
+
+    fn is_over(&self) -> bool {
+        self.state().over_at.is_some()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

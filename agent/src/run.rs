@@ -25,7 +25,7 @@ use crate::{
     claim::Claims,
     config::Config,
     ending::{Ending, Reason, Stop},
-    init::command::Command,
+    init::{command::Command, forward::Running},
     link::{Introduction, Link},
     metrics::Metrics,
     server::{
@@ -182,10 +182,12 @@ fn start(workspace: &Workspace, link: Link, config: &Config, phases: &Phases, me
             Ok::<_, Infallible>(())
         }
     });
+    let running = Running::default();
     let command = Command {
         children: workspace.children.clone(),
         launcher: workspace.launcher.clone(),
         fallback: config.command.clone(),
+        running: running.clone(),
         ending: phases.ending.clone(),
     };
     tasks.supervise("command", move || {
@@ -194,6 +196,10 @@ fn start(workspace: &Workspace, link: Link, config: &Config, phases: &Phases, me
             command.keep_running().await;
             Ok::<_, Infallible>(())
         }
+    });
+    tasks.supervise("signals", move || {
+        let running = running.clone();
+        async move { running.forward().await.map(|never| match never {}) }
     });
     let said = phases.said.clone();
     tasks.supervise("link", move || {

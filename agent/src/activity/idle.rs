@@ -4,8 +4,9 @@
 //!   beat n (idle) ──ack──▶ witnessed ──beat n+1 (idle), nothing stirred, no gap ──ack──▶ n+1 − n is added
 //! ```
 //!
-//! Whatever was down, suspended, stopped or unreachable has no two such beats and so adds nothing, by construction. Pure: the
-//! clocks are arguments.
+//! Whatever was down, suspended, stopped or unreachable has no two such beats and so adds nothing, by construction. An agent that
+//! was stopped for less than the time between two beats is known by a hole in its own notes that it is running. A control plane
+//! that was stopped and acknowledges late changes nothing: the agent has seen the time pass. Pure: the clocks are arguments.
 
 use std::{
     collections::VecDeque,
@@ -36,6 +37,9 @@ pub struct IdleCount {
     counted: Duration,
     /// Grows whenever anything but idleness was seen.
     stirs: u64,
+    /// Grows whenever nobody was there to see anything for a while.
+    holes: u64,
+    witnessed_until: Option<Moment>,
     last_intent: Option<Instant>,
     pending: VecDeque<Beat>,
     witnessed: Option<Beat>,
@@ -47,6 +51,7 @@ struct Beat {
     at: Moment,
     idle: bool,
     stirs: u64,
+    holes: u64,
 }
 
 impl IdleCount {
@@ -64,12 +69,21 @@ impl IdleCount {
         }
     }
 
+    /// The agent is running. More than `longest` since it last said so is a hole: what happened meanwhile nobody saw.
+    pub fn witness(&mut self, at: Moment, longest: Duration) {
+        let before = self.witnessed_until.replace(at);
+        if before.is_some_and(|before| at.monotonic.saturating_sub(before.monotonic) > longest) {
+            self.holes += 1;
+        }
+    }
+
     /// A heartbeat is sent; its verdict must have been observed before.
     pub fn beat(&mut self, sequence: u64, verdict: Verdict, at: Moment) {
         if self.pending.len() == MAX_PENDING {
             self.pending.pop_front();
         }
-        let beat = Beat { sequence, at, idle: verdict == Verdict::Idle, stirs: self.stirs };
+        let beat =
+            Beat { sequence, at, idle: verdict == Verdict::Idle, stirs: self.stirs, holes: self.holes };
         self.pending.push_back(beat);
     }
 
@@ -85,9 +99,10 @@ impl IdleCount {
         if let Some(before) = before.filter(|before| before.sequence + 1 == beat.sequence) {
             let undisturbed =
                 before.idle && beat.idle && before.stirs == beat.stirs && beat.stirs == self.stirs;
+            let seen = before.holes == beat.holes;
             let passed = beat.at.monotonic.saturating_sub(before.at.monotonic);
             let with_suspend = beat.at.boottime.saturating_sub(before.at.boottime);
-            if undisturbed && passed <= longest && with_suspend <= passed + SUSPEND_TOLERANCE {
+            if undisturbed && seen && passed <= longest && with_suspend <= passed + SUSPEND_TOLERANCE {
                 self.counted += passed;
             }
         }
@@ -170,6 +185,38 @@ mod tests {
         idle_beat(&mut idle, 1, at(630));
         idle.acknowledged(1, LONGEST);
         assert_eq!(idle.counted(), Duration::ZERO, "another stream");
+    }
+
+    #[test]
+    fn a_stop_that_is_over_before_the_next_beat_adds_nothing() {
+        let (mut idle, hole) = (IdleCount::default(), Duration::from_secs(3));
+        let mut beat = |sequence, seen: &[u64], now| {
+            for second in seen {
+                idle.witness(at(*second), hole);
+            }
+            idle_beat(&mut idle, sequence, at(now));
+            idle.acknowledged(sequence, LONGEST);
+            idle.counted()
+        };
+        beat(1, &[0], 0);
+        assert_eq!(beat(2, &[1, 2, 3, 10, 11, 12, 15], 15), Duration::ZERO, "stopped from 3 to 10");
+        assert_eq!(beat(3, &[18, 21, 24, 27, 30], 30), Duration::from_secs(15), "and on from there");
+    }
+
+    #[test]
+    fn a_control_plane_that_was_stopped_takes_nothing_away_and_adds_nothing() {
+        let mut idle = IdleCount::default();
+        for n in 1..=3 {
+            idle_beat(&mut idle, n, at(n * 15));
+        }
+        for n in 1..=3 {
+            idle.acknowledged(n, LONGEST);
+        }
+        assert_eq!(idle.counted(), Duration::from_secs(30), "late, but heard");
+        idle_beat(&mut idle, 4, at(60));
+        idle.observe(Verdict::Active, Some(Instant::now()));
+        idle.acknowledged(4, LONGEST);
+        assert_eq!(idle.counted(), Duration::ZERO, "used before it was heard");
     }
 
     #[derive(Debug, Clone)]

@@ -155,6 +155,10 @@ pub fn state(snapshot: &Snapshot) -> wire::ActivityState {
             terminals: snapshot.terminals,
         }),
         at: Some(SystemTime::now().into()),
+        sleep_warning: snapshot.warning.as_ref().map(|warning| wire::SleepWarning {
+            at: Some(warning.at.into()),
+            reason: warning.reason.clone(),
+        }),
     }
 }
 

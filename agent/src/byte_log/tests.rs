@@ -127,3 +127,15 @@ fn what_is_allocated_stays_near_what_is_held() {
     assert!(closed + log.open.capacity() <= 256 * 1024 + 2 * CHUNK_BYTES);
     assert!(log.closed.len() <= 80, "{} chunks", log.closed.len());
 }
+
+#[test]
+fn a_cleared_log_holds_nothing_and_goes_on_where_it_was() {
+    let mut log = ByteLog::new(1, 100);
+    log.push(b"0123456789");
+    log.read(0, 4);
+    log.clear();
+    assert_eq!((log.oldest(), log.next()), (10, 10));
+    assert_eq!(log.read(3, 100), Read::Gap { from: 3, to: 10 });
+    log.push(b"ab");
+    assert_eq!(log.read(10, 100), Read::Data { offset: 10, bytes: Bytes::from_static(b"ab") });
+}

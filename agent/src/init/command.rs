@@ -9,6 +9,7 @@ use std::{
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::forward::Running;
 use crate::{
     child::{Children, Ended},
     spawn::{Launcher, Program, SpawnError, spawn_failed},
@@ -30,6 +31,8 @@ pub struct Command {
     pub launcher: Launcher,
     /// Unless the claim names one; empty: none.
     pub fallback: Vec<String>,
+    /// Who it is that runs, for signals that are its own.
+    pub running: Running,
     /// Cancelled when it is not wanted any more.
     pub ending: CancellationToken,
 }
@@ -73,6 +76,7 @@ impl Command {
         // A group of its own, so that no signal for the agent's is for it; what it prints goes where the agent's log goes.
         command.process_group(0).stdin(Stdio::null());
         let mut child = self.children.spawn(&mut command).map_err(|error| spawn_failed(&argv[0], error))?;
+        let _runs = self.running.begin(child.group.clone());
         tracing::info!(command = argv[0], pid = child.pid.as_raw_nonzero(), "the workspace's command runs");
         Ok(child.ended.wait_for(Option::is_some).await.ok().and_then(|ended| *ended))
     }

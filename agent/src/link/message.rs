@@ -1,12 +1,12 @@
 //! Edge of the link: what is said to the control plane and what it says. The claim is parsed, never trusted to be whole.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use podling_proto::{control::v1 as wire, token::VerifyingKeys};
 
 use super::Introduction;
 use crate::{
-    activity::Snapshot,
+    activity::{Snapshot, warning::Warning},
     api,
     claim::{Claim, Policy},
 };
@@ -23,6 +23,8 @@ const WORK_WINDOW: (Duration, Duration) = (Duration::from_millis(200), Duration:
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
 /// Bounds of what is kept of each terminal's output.
 const RING_BYTES: (u64, u64) = (64 * 1024, 64 * 1024 * 1024);
+/// Characters of a warning's reason that are kept: people read it in a line.
+const MAX_REASON: usize = 200;
 /// Bounds of terminals and processes at once.
 const MAX_COUNT: u32 = 4096;
 
@@ -64,6 +66,12 @@ pub fn hello(introduction: &Introduction, held: Option<&Claim>) -> wire::AgentMe
 pub fn beat(sequence: u64, snapshot: &Snapshot) -> wire::AgentMessage {
     let beat = wire::Beat { sequence, activity: Some(api::activity::state(snapshot)) };
     wire::AgentMessage { message: Some(wire::agent_message::Message::Beat(beat)) }
+}
+
+/// Reads a warning; one without a time withdraws the one before.
+pub fn warning(warn: wire::Warn) -> Option<Warning> {
+    let at = warn.at.and_then(|at| SystemTime::try_from(at).ok())?;
+    Some(Warning { at, reason: warn.reason.chars().take(MAX_REASON).collect() })
 }
 
 /// A directive was carried out.

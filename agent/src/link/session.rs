@@ -15,29 +15,22 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Status, Streaming, codegen::http::header::AUTHORIZATION, metadata::MetadataValue};
+use tonic::{Request, Streaming, codegen::http::header::AUTHORIZATION, metadata::MetadataValue};
 
 use super::{
     Link,
-    dial::{DialError, credential, dial},
+    beats::{self, Beats},
+    dial::{credential, dial},
+    lost::{HELLO_TIMEOUT, Lost},
     message,
 };
 use crate::{
-    activity::verdict::Verdict,
     claim::Claim,
     ending::{Ending, Reason},
 };
 
 /// Messages to the control plane that wait to be sent. When full it has stopped reading: the link is given up.
 const OUTBOX: usize = 16;
-/// The control plane answers hello within this time.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// A beat that is not acknowledged for this many intervals means a dead link.
-const SILENT_INTERVALS: u32 = 3;
-/// Beats by which an interval varies, up and down: agents that started together do not beat together.
-const JITTER: f64 = 0.1;
-/// Edges are told at once, but not more often than this.
-const EDGE_PAUSE: Duration = Duration::from_secs(1);
 /// The last words may take this long to be heard.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Written into requests as `:authority`; the connection is already made.
@@ -50,65 +43,22 @@ pub(super) enum Over {
     Finished,
 }
 
-/// How a session broke.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Lost {
-    /// No connection.
-    #[error("dialling the control plane")]
-    Dial(#[from] DialError),
-    /// The credential cannot be put into a header.
-    #[error("the credential holds characters that no header may")]
-    BadCredential,
-    /// The control plane refused, or the stream broke.
-    #[error("the control plane: {} ({:?})", .0.message(), .0.code())]
-    Refused(Status),
-    /// The stream ended.
-    #[error("the control plane closed the stream")]
-    Closed,
-    /// Hello was not answered.
-    #[error("no answer to hello within {HELLO_TIMEOUT:?}")]
-    NoAnswer,
-    /// Beats are not acknowledged.
-    #[error("no heartbeat was acknowledged for {0:?}")]
-    Silent(Duration),
-    /// It does not read what we say.
-    #[error("the control plane does not read")]
-    Stuck,
-    /// It said something we cannot follow.
-    #[error("a claim that cannot be served")]
-    BadClaim(#[from] message::BadClaim),
-}
-
 /// One stream.
 pub(super) struct Session<'a> {
     link: &'a Link,
-    sequence: u64,
-    /// When the next beat is due; none before this stream has brought a claim.
-    next_beat: Option<Instant>,
-    last_beat: Option<(Instant, Verdict)>,
-    /// Since when a beat waits for its acknowledgement.
-    waiting: Option<Instant>,
-    healthy: bool,
+    beats: Beats,
     /// Directives to drain that are answered when all is drained.
     draining: Vec<u64>,
 }
 
 impl<'a> Session<'a> {
     pub(super) fn new(link: &'a Link) -> Self {
-        Self {
-            link,
-            sequence: 0,
-            next_beat: None,
-            last_beat: None,
-            waiting: None,
-            healthy: false,
-            draining: Vec::new(),
-        }
+        Self { link, beats: Beats::default(), draining: Vec::new() }
     }
 
     /// Whether a beat was ever acknowledged.
     pub(super) fn was_healthy(&self) -> bool {
-        self.healthy
+        self.beats.was_acknowledged()
     }
 
     /// Dials, says hello, and keeps on until the stream breaks or the agent has ended.
@@ -158,8 +108,7 @@ impl<'a> Session<'a> {
         let greeted = Instant::now() + HELLO_TIMEOUT;
         let mut answered = false;
         loop {
-            let interval = self.interval();
-            let overdue = self.waiting.map(|since| since + interval * SILENT_INTERVALS);
+            let patience = beats::patience(self.interval());
             tokio::select! {
                 said = inbound.message() => {
                     let said = said.map_err(Lost::Refused)?.ok_or(Lost::Closed)?;
@@ -168,12 +117,14 @@ impl<'a> Session<'a> {
                         self.hear(message, &outbox)?;
                     }
                 }
-                () = at(self.next_beat) => self.beat(&outbox)?,
-                () = at(overdue) => return Err(Lost::Silent(interval * SILENT_INTERVALS)),
+                () = at(self.beats.next()) => self.beat(&outbox)?,
+                () = at(self.beats.silent_since().map(|since| since + patience)) => {
+                    return Err(Lost::Silent(patience));
+                }
                 () = at((!answered).then_some(greeted)) => return Err(Lost::NoAnswer),
                 Ok(()) = pulse.changed() => {
                     let verdict = pulse.borrow_and_update().verdict;
-                    self.on_edge(verdict);
+                    self.beats.on_edge(verdict, Instant::now());
                 }
                 () = self.link.ended.cancelled() => return self.farewell(outbox, inbound).await,
             }
@@ -210,19 +161,16 @@ impl<'a> Session<'a> {
         }
         self.link.claims.send_replace(Some(Arc::new(claim)));
         // The claim is an edge; a repeated one keeps the pace.
-        self.next_beat.get_or_insert_with(Instant::now);
+        self.beats.begin(Instant::now());
     }
 
     fn acknowledged(&mut self, sequence: u64) {
-        if sequence > self.sequence {
+        if !self.beats.acknowledged(sequence, Instant::now()) {
             tracing::warn!(sequence, "acknowledgement of a beat that was never sent");
             return;
         }
         self.link.activity.acknowledged(sequence);
         self.link.metrics.acknowledged();
-        self.healthy = true;
-        // An older one is a sign of life too.
-        self.waiting = (sequence < self.sequence).then(Instant::now);
     }
 
     fn obey(&mut self, directive: wire::Directive, outbox: &mpsc::Sender<AgentMessage>) -> Result<(), Lost> {
@@ -236,9 +184,10 @@ impl<'a> Session<'a> {
                 self.link.stop.request(ending);
                 Ok(())
             }
-            Some(Directive::Warn(warning)) => {
-                let at = warning.at.map(|at| at.to_string()).unwrap_or_default();
-                tracing::warn!(at, reason = warning.reason, "the workspace will sleep unless used");
+            Some(Directive::Warn(warn)) => {
+                let warning = message::warning(warn);
+                tracing::warn!(?warning, "the workspace will sleep unless used");
+                self.link.activity.warn(warning);
                 say(outbox, message::done(id))
             }
             Some(Directive::Prepare(_) | Directive::Commit(_) | Directive::Cancel(_)) => {
@@ -253,25 +202,12 @@ impl<'a> Session<'a> {
     }
 
     fn beat(&mut self, outbox: &mpsc::Sender<AgentMessage>) -> Result<(), Lost> {
-        self.sequence += 1;
-        let now = Instant::now();
-        let snapshot = self.link.activity.beat(self.sequence);
-        say(outbox, message::beat(self.sequence, &snapshot))?;
+        let (now, sequence) = (Instant::now(), self.beats.next_sequence());
+        let snapshot = self.link.activity.beat(sequence);
+        say(outbox, message::beat(sequence, &snapshot))?;
         self.link.metrics.beat();
-        self.last_beat = Some((now, snapshot.judgement.verdict));
-        self.waiting.get_or_insert(now);
-        let spread = 1.0 - JITTER + 2.0 * JITTER * fastrand::f64();
-        self.next_beat = Some(now + self.interval().mul_f64(spread));
+        self.beats.sent(snapshot.judgement.verdict, now, self.interval(), fastrand::f64());
         Ok(())
-    }
-
-    /// A changed verdict is told at once.
-    fn on_edge(&mut self, verdict: Verdict) {
-        if let (Some((at, told)), Some(due)) = (self.last_beat, self.next_beat)
-            && told != verdict
-        {
-            self.next_beat = Some(due.min((at + EDGE_PAUSE).max(Instant::now())));
-        }
     }
 
     fn interval(&self) -> Duration {

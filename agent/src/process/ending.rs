@@ -26,6 +26,11 @@ impl Ending {
         self.kill_at.is_some()
     }
 
+    /// Whether it was told to end and the KILL is still to come.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.began() && !self.killed
+    }
+
     /// Whether KILL was sent: it cannot be ended any more than that.
     pub(super) fn killed(&self) -> bool {
         self.killed

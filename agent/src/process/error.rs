@@ -47,7 +47,7 @@ pub enum ProcessError {
         exit: Option<Ended>,
     },
     /// All places are taken.
-    #[error("{limit} processes are running already")]
+    #[error("{limit} processes are running already, or have ended and are still being watched")]
     TooManyProcesses {
         /// How many there are.
         limit: usize,

@@ -1,47 +1,35 @@
 //! The registry: all processes of the workspace, within the bounds of the claim's policy, and the owner of their tasks.
 
 use std::{
-    collections::HashMap,
-    os::unix::process::CommandExt,
-    panic::AssertUnwindSafe,
-    process::Stdio,
     sync::{Arc, Mutex, MutexGuard},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::FutureExt;
-use rustix::process::Signal;
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore},
-    time::{sleep, timeout},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Info, Process, ProcessError, ProcessId, StdinProgress, Watcher,
-    state::State,
-    task::{Pipes, Task},
+    Info, ProcessError, ProcessId, Start, StdinProgress, Watcher, run::ALL_OUTPUT_BYTES, table::Table,
 };
 use crate::{
-    child::{Children, Target},
+    child::Children,
     claim::Claim,
     intent::{Intent, Intents},
-    spawn::{Launcher, Program, SpawnError, spawn_failed},
+    spawn::{Launcher, SpawnError},
 };
 
-/// How long an ended process is kept.
-const KEPT: Duration = Duration::from_secs(10 * 60);
-/// Ended processes kept at most; beyond it the one that was started first goes.
-const ENDED_KEPT: usize = 128;
-/// Output that ended processes hold at most, in bytes; beyond it the one that was started first goes.
-const ENDED_BYTES: u64 = 32 * 1024 * 1024;
 /// Streams of all processes at once; another is refused.
 const STREAMS: usize = 1024;
 /// Longest request id, in bytes.
 const REQUEST_ID_BYTES: usize = 64;
-/// What a killed process still gets to be reaped, when all are ended.
+/// What killed processes still get to be reaped, when all are ended.
 const REAP: Duration = Duration::from_secs(1);
+/// How often it is looked whether all have ended.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// All processes. Cheap to clone; all clones are the same.
 #[derive(Debug, Clone)]
@@ -51,34 +39,15 @@ pub struct Processes {
 
 #[derive(Debug)]
 pub(super) struct Inner {
-    launcher: Launcher,
-    children: Children,
-    intents: Arc<Intents>,
-    tasks: TaskTracker,
-    cancel: CancellationToken,
+    pub(super) launcher: Launcher,
+    pub(super) children: Children,
+    pub(super) intents: Arc<Intents>,
+    pub(super) tasks: TaskTracker,
+    pub(super) cancel: CancellationToken,
     streams: Arc<Semaphore>,
-    all: Mutex<All>,
-}
-
-#[derive(Debug, Default)]
-struct All {
-    /// Oldest first.
-    processes: Vec<Arc<Process>>,
-    /// Nothing new: the workspace ends.
-    ending: bool,
-}
-
-/// What to start.
-#[derive(Debug, Clone, Default)]
-pub struct Start {
-    /// Program, environment and folder.
-    pub program: Program,
-    /// After which it is ended.
-    pub timeout: Option<Duration>,
-    /// Whether it gets a pipe for stdin; otherwise /dev/null.
-    pub stdin: bool,
-    /// Chosen by the client so that it may ask again; may be empty.
-    pub request_id: String,
+    /// What is left for the outputs that Run keeps.
+    pub(super) run_bytes: Arc<Semaphore>,
+    table: Mutex<Table>,
 }
 
 impl Processes {
@@ -91,7 +60,8 @@ impl Processes {
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
             streams: Arc::new(Semaphore::new(STREAMS)),
-            all: Mutex::default(),
+            run_bytes: Arc::new(Semaphore::new(ALL_OUTPUT_BYTES)),
+            table: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -103,23 +73,21 @@ impl Processes {
         }
         let claim = self.claim()?;
         let place = self.place()?;
-        let mut all = self.inner.all();
-        if all.ending {
+        let mut table = self.inner.table();
+        if table.ending {
             return Err(ProcessError::ShuttingDown);
         }
-        let again = |p: &&Arc<Process>| !start.request_id.is_empty() && p.request_id == start.request_id;
-        if let Some(process) = all.processes.iter().find(again) {
-            return Watcher::join(process.clone(), [0, 0], place);
+        if let Some(process) = table.of_request(&start.request_id) {
+            return Watcher::join(process, [0, 0], place);
         }
-        all.make_room(claim.policy.max_processes)?;
+        table.has_room(claim.policy.max_processes)?;
         self.inner.intents.admit(Intent::ClientStart)?;
         let (process, task) = self.inner.spawn(start, &claim)?;
-        all.processes.push(process.clone());
-        drop(all);
+        table.add(process.clone());
+        drop(table);
         // Joined before the task runs, so that not even the first byte could be let go.
         let watcher = Watcher::join(process.clone(), [0, 0], place);
-        let owned = guarded(process, task, Arc::downgrade(&self.inner));
-        self.inner.tasks.spawn(self.inner.cancel.clone().run_until_cancelled_owned(owned));
+        self.inner.mind(process, task);
         watcher
     }
 
@@ -151,40 +119,43 @@ impl Processes {
 
     /// All that are kept, oldest first.
     pub fn list(&self) -> Vec<Info> {
-        let processes = self.inner.all().processes.clone();
+        let processes = self.inner.table().all().to_vec();
         processes.iter().map(|process| process.info()).collect()
     }
 
     /// Processes that run.
     pub fn running(&self) -> usize {
-        self.inner.all().running()
+        self.inner.table().running()
     }
 
-    /// The end of the workspace: nothing new, and every group is told to end, and killed after `grace`.
+    /// The end of the workspace: nothing new, and every group is told to end, and killed after `grace`. All have the same
+    /// time, whoever watches them.
     pub async fn end_all(&self, grace: Duration) {
-        let processes = {
-            let mut all = self.inner.all();
-            all.ending = true;
-            all.processes.clone()
+        let mut left = {
+            let mut table = self.inner.table();
+            table.ending = true;
+            table.all().to_vec()
         };
-        let running: Vec<_> = processes.into_iter().filter(|p| p.state().exit.is_none()).collect();
-        for process in &running {
+        let until = Instant::now() + grace + REAP;
+        for process in &left {
             process.end(grace);
         }
-        for process in &running {
-            if timeout(grace + REAP, process.over()).await.is_err() {
-                tracing::error!(process = %process.id, "a process did not end");
+        loop {
+            left.retain(|process| !process.is_gone());
+            if left.is_empty() {
+                return;
             }
+            if Instant::now() >= until {
+                let left: Vec<_> = left.iter().map(|process| process.id.to_string()).collect();
+                tracing::error!(?left, "some processes did not end");
+                return;
+            }
+            sleep(LOOK_EVERY).await;
         }
     }
 
-    /// Forgets a process.
-    pub(super) fn forget(&self, process: &Arc<Process>) {
-        self.inner.forget(process);
-    }
-
-    fn find(&self, id: &ProcessId) -> Result<Arc<Process>, ProcessError> {
-        let found = self.inner.all().processes.iter().find(|process| process.id == *id).cloned();
+    fn find(&self, id: &ProcessId) -> Result<Arc<super::Process>, ProcessError> {
+        let found = self.inner.table().find(id);
         match found {
             Some(process) => Ok(process),
             None => {
@@ -205,121 +176,13 @@ impl Processes {
 }
 
 impl Inner {
-    fn spawn(&self, start: Start, claim: &Claim) -> Result<(Arc<Process>, Task), ProcessError> {
-        let mut command = self.launcher.command(&start.program)?;
-        command.stdin(if start.stdin { Stdio::piped() } else { Stdio::null() });
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        let program = start.program.argv.first().cloned().unwrap_or_default();
-        let mut child = self.children.spawn(&mut command).map_err(|e| spawn_failed(&program, e))?;
-        let pipes = Pipes::of(&mut child).map_err(|e| {
-            self.children.signal(child.pid, Target::Group, Signal::KILL);
-            spawn_failed(&program, e)
-        })?;
-        let process = Arc::new(Process {
-            id: ProcessId::random(),
-            request_id: start.request_id,
-            program: start.program,
-            timeout: start.timeout,
-            pid: child.pid,
-            started: SystemTime::now(),
-            epoch: claim.epoch,
-            children: self.children.clone(),
-            intents: self.intents.clone(),
-            state: Mutex::new(State::new(claim.epoch, claim.policy.ring_bytes, start.stdin)),
-            wake: Notify::new(),
-            moved: Notify::new(),
-            fed: Notify::new(),
-        });
-        tracing::info!(process = %process.id, pid = %process.pid, program, "started a process");
-        let task = Task::new(process.clone(), pipes, child.ended);
-        Ok((process, task))
-    }
-
-    fn forget(&self, process: &Arc<Process>) {
-        self.all().processes.retain(|other| !Arc::ptr_eq(other, process));
-    }
-
-    fn all(&self) -> MutexGuard<'_, All> {
-        self.all.lock().unwrap_or_else(|e| e.into_inner())
+    pub(super) fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.cancel.cancel();
-    }
-}
-
-impl All {
-    fn running(&self) -> usize {
-        self.processes.iter().filter(|process| process.state().exit.is_none()).count()
-    }
-
-    /// Lets go of ended processes until what is kept is within its bounds, and refuses one too many.
-    fn make_room(&mut self, limit: usize) -> Result<(), ProcessError> {
-        if self.running() >= limit {
-            return Err(ProcessError::TooManyProcesses { limit });
-        }
-        let held: HashMap<ProcessId, u64> =
-            self.processes.iter().filter_map(|p| Some((p.id.clone(), p.held_after_end()?))).collect();
-        let (mut count, mut bytes) = (held.len(), held.values().sum::<u64>());
-        self.processes.retain(|process| match held.get(&process.id) {
-            Some(of_it) if count > ENDED_KEPT || bytes > ENDED_BYTES => {
-                count -= 1;
-                bytes -= of_it;
-                false
-            }
-            _ => true,
-        });
-        Ok(())
-    }
-}
-
-impl Process {
-    /// Asks for its end.
-    pub(super) fn end(&self, grace: Duration) {
-        let mut state = self.state();
-        let sooner = state.end_wanted.map_or(grace, |before| before.min(grace));
-        state.end_wanted = Some(sooner);
-        drop(state);
-        self.moved.notify_one();
-    }
-
-    /// Waits until all is over.
-    async fn over(&self) {
-        loop {
-            let wake = self.wake.notified();
-            tokio::pin!(wake);
-            wake.as_mut().enable();
-            {
-                let state = self.state();
-                if state.exit.is_some() || state.fault {
-                    return;
-                }
-            }
-            wake.await;
-        }
-    }
-
-    /// Bytes of output it holds, if it has ended.
-    fn held_after_end(&self) -> Option<u64> {
-        let state = self.state();
-        state.exit.as_ref()?;
-        Some(state.outputs.iter().map(|output| output.log.next() - output.log.oldest()).sum())
-    }
-}
-
-/// A task that panics takes its own process along and nothing else; what has ended is forgotten in time.
-async fn guarded(process: Arc<Process>, task: Task, inner: std::sync::Weak<Inner>) {
-    if AssertUnwindSafe(task.run()).catch_unwind().await.is_err() {
-        tracing::error!(process = %process.id, "the task of a process panicked; the process is killed");
-        process.children.signal(process.pid, Target::Group, Signal::KILL);
-        process.state().fault = true;
-        process.wake.notify_waiters();
-        process.fed.notify_waiters();
-    }
-    sleep(KEPT).await;
-    if let Some(inner) = inner.upgrade() {
-        inner.forget(&process);
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Event, Exit, Process, ProcessError, Processes, Start, Watcher, ending::GRACE};
 use crate::spawn::Program;
@@ -13,6 +14,10 @@ const STDIN_BYTES: usize = 1024 * 1024;
 const DEFAULT_OUTPUT_BYTES: usize = 1024 * 1024;
 /// How much may be asked for.
 const MAX_OUTPUT_BYTES: usize = 8 * 1024 * 1024;
+
+/// How much all calls keep together, until they are answered. When it is full what comes further is dropped, and the answers say
+/// that they are truncated.
+pub(super) const ALL_OUTPUT_BYTES: usize = 128 * 1024 * 1024;
 
 /// One command and all it needs.
 #[derive(Debug, Clone, Default)]
@@ -65,26 +70,53 @@ impl Processes {
                 let _fed = running.process.write(running.process.epoch, 0, run.stdin, true).await;
             }
         };
-        let (outcome, ()) = tokio::join!(gather(&mut watcher, keep), feed);
+        let budget = Budget { all: self.inner.run_bytes.clone(), taken: None };
+        let (outcome, ()) = tokio::join!(gather(&mut watcher, keep, budget), feed);
         outcome
     }
 }
 
-async fn gather(watcher: &mut Watcher, keep: usize) -> Result<RunOutcome, ProcessError> {
+/// One call's part of what all may keep; given back when it is dropped.
+struct Budget {
+    all: Arc<Semaphore>,
+    taken: Option<OwnedSemaphorePermit>,
+}
+
+impl Budget {
+    /// `false` if there is not so much left.
+    fn take(&mut self, bytes: usize) -> bool {
+        let Some(more) =
+            u32::try_from(bytes).ok().and_then(|n| self.all.clone().try_acquire_many_owned(n).ok())
+        else {
+            return false;
+        };
+        match &mut self.taken {
+            Some(taken) => taken.merge(more),
+            None => self.taken = Some(more),
+        }
+        true
+    }
+}
+
+async fn gather(watcher: &mut Watcher, keep: usize, mut budget: Budget) -> Result<RunOutcome, ProcessError> {
     let mut outputs = [Vec::new(), Vec::new()];
-    let mut truncated = false;
+    // Only the beginning of each is kept, so that what follows a byte that was dropped is dropped too.
+    let mut cut = [false; 2];
     while let Some(event) = watcher.next().await? {
         match event {
             Event::Output { stream, data, .. } => {
-                let kept = &mut outputs[stream as usize];
-                let fits = data.len().min(keep - kept.len());
+                let (kept, cut) = (&mut outputs[stream as usize], &mut cut[stream as usize]);
+                let room = if *cut { 0 } else { keep - kept.len() };
+                let fits = if budget.take(data.len().min(room)) { data.len().min(room) } else { 0 };
                 kept.extend_from_slice(&data[..fits]);
-                truncated |= fits < data.len();
+                *cut |= fits < data.len();
             }
-            Event::Exit(exit) => return Ok(RunOutcome { outputs, exit, truncated }),
+            Event::Exit(exit) => {
+                return Ok(RunOutcome { outputs, exit, truncated: cut.contains(&true) });
+            }
             Event::Started { .. } | Event::KeepAlive => {}
-            // It never is: a connected watcher is waited for.
-            Event::Gap { .. } => return Err(ProcessError::Fault),
+            // A connected watcher is waited for, unless the workspace ends.
+            Event::Gap { .. } => return Err(ProcessError::ShuttingDown),
         }
     }
     Err(ProcessError::Fault)
@@ -98,9 +130,9 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let over = self.process.state().exit.is_some();
-        if over {
-            self.processes.forget(&self.process);
+        self.process.state().unwanted = true;
+        if self.process.is_over() {
+            self.processes.inner.table().forget(&self.process);
         } else {
             self.process.end(GRACE);
         }

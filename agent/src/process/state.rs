@@ -14,6 +14,8 @@ use crate::child::Ended;
 
 /// How long a process with a full log is held when nobody watches; then its oldest output goes.
 pub(super) const HELD: Duration = Duration::from_secs(60);
+/// Once the process is to be ended, a watcher that takes nothing for so long is not waited for any more: it gets a gap.
+const STALLED: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
 pub(super) struct State {
@@ -23,16 +25,22 @@ pub(super) struct State {
     pub(super) leader: Option<Ended>,
     /// All is over.
     pub(super) exit: Option<Exit>,
+    /// When that was, or when it was given up.
+    pub(super) over_at: Option<Instant>,
     /// The task panicked: nothing more will come.
     pub(super) fault: bool,
     /// Somebody wants its end: the grace before KILL.
     pub(super) end_wanted: Option<Duration>,
+    /// Somebody has wanted it: nobody may hold it up.
+    ending: bool,
+    /// Nobody can ask for it again: it is forgotten when all is over.
+    pub(super) unwanted: bool,
     /// What each connected watcher has taken.
     watchers: HashMap<u64, [u64; 2]>,
     next_watcher: u64,
-    /// Since when the process is held although nobody watches.
+    /// Since when the process is held by nobody who takes anything.
     held_since: Option<Instant>,
-    /// Nobody came for too long: output goes.
+    /// That was too long: output goes.
     letting_go: bool,
 }
 
@@ -43,8 +51,11 @@ impl State {
             stdin: stdin.then(Stdin::default),
             leader: None,
             exit: None,
+            over_at: None,
             fault: false,
             end_wanted: None,
+            ending: false,
+            unwanted: false,
             watchers: HashMap::new(),
             next_watcher: 0,
             held_since: None,
@@ -62,7 +73,7 @@ impl State {
 
     /// A watcher that has everything before `taken`.
     pub(super) fn join(&mut self, taken: [u64; 2]) -> u64 {
-        self.letting_go = false;
+        self.letting_go &= self.ending;
         let id = self.next_watcher;
         self.next_watcher += 1;
         self.watchers.insert(id, taken);
@@ -79,12 +90,28 @@ impl State {
         }
     }
 
+    pub(super) fn is_watched(&self) -> bool {
+        !self.watchers.is_empty()
+    }
+
+    /// Bytes of output that are held.
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.outputs.iter().map(|output| output.log.next() - output.log.oldest()).sum()
+    }
+
+    /// Lets all output go; what came after it is still known.
+    pub(super) fn let_go_of_output(&mut self) {
+        for output in &mut self.outputs {
+            output.log.clear();
+        }
+    }
+
     /// How many bytes may be read now.
     pub(super) fn room(&self, stream: Stream) -> usize {
         let slowest = self.watchers.values().map(|taken| taken[stream as usize]).min();
         let wanted = match slowest {
+            _ if self.letting_go => Wanted::Nothing,
             Some(taken) => Wanted::From(taken),
-            None if self.letting_go => Wanted::Nothing,
             None => Wanted::Held,
         };
         self.outputs[stream as usize].room(wanted)
@@ -97,13 +124,19 @@ impl State {
             .any(|stream| !self.outputs[*stream as usize].closed && self.room(*stream) == 0)
     }
 
-    /// Lets output go if nobody came in time; otherwise when to ask again.
+    /// Lets output go if nobody came for it in time; otherwise when to ask again.
     pub(super) fn let_go(&mut self, now: Instant) -> Option<Instant> {
-        if !self.watchers.is_empty() || self.letting_go || !self.is_held() {
+        let patience = match (self.is_watched(), self.ending) {
+            (true, false) => None,
+            (true, true) => Some(STALLED),
+            (false, false) => Some(HELD),
+            (false, true) => Some(Duration::ZERO),
+        };
+        let Some(patience) = patience.filter(|_| !self.letting_go && self.is_held()) else {
             self.held_since = None;
             return None;
-        }
-        let at = *self.held_since.get_or_insert(now) + HELD;
+        };
+        let at = *self.held_since.get_or_insert(now) + patience;
         if at > now {
             return Some(at);
         }
@@ -111,15 +144,35 @@ impl State {
         None
     }
 
-    /// Nobody will come: the workspace ends.
-    pub(super) fn let_go_now(&mut self) {
-        self.letting_go = true;
+    /// Somebody wants the process's end: whoever stalls is waited for no longer.
+    pub(super) fn end_begins(&mut self) {
+        self.ending = true;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_watcher_that_stalls_does_not_hold_up_the_end_and_one_that_reads_loses_nothing() {
+        let start = Instant::now();
+        let mut state = State::new(1, 4, false);
+        let watcher = state.join([0, 0]);
+        state.outputs[0].log.push(b"1234");
+        assert_eq!(state.let_go(start), None, "without an end it is waited for");
+        state.end_begins();
+        assert_eq!(state.let_go(start), Some(start + STALLED));
+        state.took(watcher, [4, 0]);
+        assert_eq!(state.let_go(start + STALLED), None);
+        state.outputs[0].log.push(b"5678");
+        let again = start + STALLED * 2;
+        assert_eq!(state.let_go(again), Some(again + STALLED), "whoever takes has all the time anew");
+        assert_eq!(state.let_go(again + STALLED), None);
+        assert_eq!(state.room(Stream::Stdout), 4);
+        state.join([4, 0]);
+        assert_eq!(state.room(Stream::Stdout), 4, "nobody who comes now stops it again");
+    }
 
     #[test]
     fn unwatched_output_is_held_for_a_minute_and_then_goes() {

@@ -13,14 +13,17 @@ use tokio::{
 };
 
 use super::{Exit, Process, Stream, ending::Ending, watcher::until};
-use crate::child::{Child, Ended, Target};
+use crate::child::{Child, Ended};
 
 /// Read at a time: what a pipe holds.
 const READ_BYTES: usize = 64 * 1024;
 /// Reads in a row before the others get their turn.
 const READS: usize = 16;
-/// After the leader's end, output that something else holds is over when it was quiet for so long.
+/// After the leader's end, output that something else holds is over when it was quiet for so long and then gives nothing.
 const QUIET: Duration = Duration::from_millis(250);
+/// What a pipe holds at most, unless root says otherwise. So much is read of each output after the KILL: it may be the command's
+/// own. What comes behind it is of somebody who has left the group, and who might print for ever.
+const LAST_BYTES: usize = 1024 * 1024;
 
 pub(super) struct Task {
     process: Arc<Process>,
@@ -31,6 +34,10 @@ pub(super) struct Task {
     ending: Ending,
     /// When the outputs count as over although they are held.
     quiet_at: Option<Instant>,
+    /// What may still be read of each after the KILL.
+    last_bytes: [usize; 2],
+    /// An output was given up although somebody else held it.
+    gave_up: bool,
 }
 
 /// A child's pipes, on the reactor.
@@ -59,6 +66,15 @@ enum Turn {
     Due,
 }
 
+/// How a pipe is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// When the reactor says so.
+    AsHeard,
+    /// Before it is said to have ended: whatever the reactor says, which has heard nothing while the agent was held up.
+    Last,
+}
+
 /// What is worth waiting for.
 struct Can {
     read: [bool; 2],
@@ -70,16 +86,26 @@ impl Task {
     pub(super) fn new(process: Arc<Process>, pipes: Pipes, leader: watch::Receiver<Option<Ended>>) -> Self {
         let deadline = process.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let Pipes { stdin, stdout, stderr } = pipes;
-        Self { process, leader, stdin, stdout, stderr, ending: Ending::new(deadline), quiet_at: None }
+        Self {
+            process,
+            leader,
+            stdin,
+            stdout,
+            stderr,
+            ending: Ending::new(deadline),
+            quiet_at: None,
+            last_bytes: [LAST_BYTES; 2],
+            gave_up: false,
+        }
     }
 
-    /// Runs until all is over and said.
-    pub(super) async fn run(mut self) {
+    /// Runs until all is over and said. Returns how far the process's end has come: others of its group may live on.
+    pub(super) async fn run(mut self) -> Ending {
         loop {
             let now = Instant::now();
             let let_go_at = self.look(now);
             if self.is_over(now) {
-                break;
+                return self.finish();
             }
             let due = [let_go_at, self.quiet_at, self.ending.next()].into_iter().flatten().min();
             let can = self.can();
@@ -92,18 +118,12 @@ impl Task {
                 () = until(due) => Turn::Due,
             };
             match turn {
-                Turn::Readable(stream) => self.read(stream),
+                Turn::Readable(stream) => self.read(stream, Look::AsHeard),
                 Turn::Writable => self.write(),
                 Turn::LeaderEnded => self.leader_ended(),
-                Turn::Moved => {}
-                Turn::Due => {
-                    // What came while the agent was busy elsewhere counts.
-                    self.read(Stream::Stdout);
-                    self.read(Stream::Stderr);
-                }
+                Turn::Moved | Turn::Due => {}
             }
         }
-        self.finish();
     }
 
     /// What others left in the state, and what is due; when to look at held output again.
@@ -112,7 +132,7 @@ impl Task {
         let mut signals = Vec::new();
         if let Some(grace) = state.end_wanted.take() {
             signals.extend_from_slice(self.ending.want(now, grace));
-            state.let_go_now();
+            state.end_begins();
         }
         signals.extend_from_slice(self.ending.due(now));
         if let Some(stdin) = &mut state.stdin
@@ -122,14 +142,14 @@ impl Task {
             stdin.finish();
             self.process.fed.notify_waiters();
         }
+        let let_go_at = state.let_go(now);
         // Quiet is a pipe that could be read and gives nothing; one that waits for room is not.
         if state.leader.is_some() {
             self.quiet_at = if state.is_held() { None } else { self.quiet_at.or(Some(now + QUIET)) };
         }
-        let let_go_at = state.let_go(now);
         drop(state);
         for signal in signals {
-            self.process.children.signal(self.process.pid, Target::Group, signal);
+            self.process.group.signal(signal);
         }
         let_go_at
     }
@@ -143,20 +163,31 @@ impl Task {
         }
     }
 
-    fn has_ended(&self) -> bool {
-        self.process.state().leader.is_some()
-    }
-
     /// The leader has ended, and nothing more comes or is waited for.
-    fn is_over(&self, now: Instant) -> bool {
-        if !self.has_ended() {
+    fn is_over(&mut self, now: Instant) -> bool {
+        if self.process.state().leader.is_none() {
             return false;
         }
-        let closed = self.stdout.is_none() && self.stderr.is_none();
-        closed || self.quiet_at.is_some_and(|at| at <= now)
+        self.is_closed() || self.is_quiet(now)
     }
 
-    fn read(&mut self, stream: Stream) {
+    fn is_closed(&self) -> bool {
+        self.stdout.is_none() && self.stderr.is_none()
+    }
+
+    /// Quiet is what gives nothing when it is read, not what nobody has looked at for a while: the agent may have been held up.
+    fn is_quiet(&mut self, now: Instant) -> bool {
+        let is_due = |task: &Self| task.quiet_at.is_some_and(|at| at <= now);
+        if !is_due(self) {
+            return false;
+        }
+        self.read(Stream::Stdout, Look::Last);
+        self.read(Stream::Stderr, Look::Last);
+        // What came puts it off; what there was no room for is waited for.
+        self.is_closed() || is_due(self) && !self.process.state().is_held()
+    }
+
+    fn read(&mut self, stream: Stream, look: Look) {
         let slot = match stream {
             Stream::Stdout => &mut self.stdout,
             Stream::Stderr => &mut self.stderr,
@@ -168,7 +199,11 @@ impl Task {
             if room == 0 {
                 break;
             }
-            match pipe.try_read(&mut buffer[..room]) {
+            let read = match look {
+                Look::AsHeard => pipe.try_read(&mut buffer[..room]),
+                Look::Last => rustix::io::read(pipe, &mut buffer[..room]).map_err(io::Error::from),
+            };
+            match read {
                 Ok(0) => {
                     *slot = None;
                     break;
@@ -176,9 +211,17 @@ impl Task {
                 Ok(bytes) => {
                     self.process.state().output(stream).log.push(&buffer[..bytes]);
                     self.process.wake.notify_waiters();
-                    // Whoever goes on printing after the KILL is not the command that was to be ended.
                     if !self.ending.killed() {
                         self.quiet_at = self.quiet_at.map(|_| Instant::now() + QUIET);
+                        continue;
+                    }
+                    // Whoever goes on printing after the KILL is not the command that was to be ended.
+                    let left = &mut self.last_bytes[stream as usize];
+                    *left = left.saturating_sub(bytes);
+                    if *left == 0 {
+                        self.gave_up = true;
+                        *slot = None;
+                        break;
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -228,21 +271,23 @@ impl Task {
         self.process.fed.notify_waiters();
     }
 
-    fn finish(self) {
+    fn finish(self) -> Ending {
         let mut state = self.process.state();
         let how = state.leader.unwrap_or(Ended::Code(255));
         let exit = Exit {
             how,
             finals: [state.outputs[0].log.next(), state.outputs[1].log.next()],
             timed_out: self.ending.timed_out,
-            held_by_background: self.stdout.is_some() || self.stderr.is_some(),
+            held_by_background: !self.is_closed() || self.gave_up,
             at: SystemTime::now(),
         };
         tracing::info!(process = %self.process.id, ?how, timed_out = exit.timed_out, "a process has ended");
         state.exit = Some(exit);
+        state.over_at = Some(Instant::now());
         drop(state);
         self.process.wake.notify_waiters();
         self.process.fed.notify_waiters();
+        self.ending
     }
 }
 

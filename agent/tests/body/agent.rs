@@ -17,11 +17,15 @@ use tokio::time::{Instant, sleep};
 use crate::plane::{DEADLINE, socket};
 
 pub(crate) const CREDENTIAL: &str = "abcdefghijkl.secret";
+/// Runs a program as the first process of a PID namespace, and kills it should it be killed itself.
+pub(crate) const UNSHARE: [&str; 4] = ["--pid", "--fork", "--mount-proc", "--kill-child"];
 
 /// A running agent; ended, with all it started, when dropped.
 pub(crate) struct Agent {
     pub(crate) dir: tempfile::TempDir,
     child: Child,
+    /// The agent itself, where the child is only around it.
+    inner: Option<Pid>,
 }
 
 impl Agent {
@@ -43,13 +47,41 @@ impl Agent {
         ca: &str,
         command: &[&str],
     ) -> Self {
+        let program = Command::new(env!("CARGO_BIN_EXE_podling-agent"));
+        Self::start_by(program, listen, control, dir, ca, command)
+    }
+
+    /// Starts one as the first process of a PID namespace.
+    pub(crate) async fn start_as_init(dir: tempfile::TempDir, ca: &str) -> Self {
+        let listen = format!("unix:{}", dir.path().join("agent.sock").display());
+        let control = format!("unix:{}", socket(dir.path()).display());
+        let mut unshare = Command::new("unshare");
+        unshare.args(UNSHARE).arg(env!("CARGO_BIN_EXE_podling-agent"));
+        let mut agent = Self::start_by(unshare, &listen, &control, dir, ca, &[]);
+        let around = agent.child.id();
+        let children = format!("/proc/{around}/task/{around}/children");
+        let inner = until("the first process", || {
+            Pid::from_raw(std::fs::read_to_string(&children).ok()?.trim().parse().ok()?)
+        })
+        .await;
+        agent.inner = Some(inner);
+        agent
+    }
+
+    fn start_by(
+        mut agent: Command,
+        listen: &str,
+        control: &str,
+        dir: tempfile::TempDir,
+        ca: &str,
+        command: &[&str],
+    ) -> Self {
         let path = |name: &str| dir.path().join(name);
         for folder in ["home", "state"] {
             std::fs::create_dir(path(folder)).expect("folder");
         }
         std::fs::write(path("ca.pem"), ca).expect("ca");
         std::fs::write(path("credential"), CREDENTIAL).expect("credential");
-        let mut agent = Command::new(env!("CARGO_BIN_EXE_podling-agent"));
         agent
             .args(["--listen", listen, "--control", control])
             .arg("--control-ca")
@@ -67,7 +99,7 @@ impl Agent {
             agent.arg("--").args(command);
         }
         let child = agent.spawn().expect("starts");
-        Self { dir, child }
+        Self { dir, child, inner: None }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -75,7 +107,7 @@ impl Agent {
     }
 
     pub(crate) fn pid(&self) -> Pid {
-        Pid::from_child(&self.child)
+        self.inner.unwrap_or_else(|| Pid::from_child(&self.child))
     }
 
     pub(crate) fn log(&self) -> String {

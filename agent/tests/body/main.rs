@@ -4,7 +4,15 @@ mod agent;
 mod client;
 mod plane;
 
+/// The same words as the stories': they end up in the same summary.
+#[path = "../../../tests/src/left_out.rs"]
+#[allow(unreachable_pub, reason = "there it is a library's")]
+mod left_out;
+
+mod awake;
+mod commands;
 mod end;
+mod init;
 mod link;
 mod server;
 mod work;

@@ -6,8 +6,9 @@ use podling_agent::{
     claim::Policy,
     process::{Event, ProcessError, Start},
 };
+use tokio::time::{sleep, timeout};
 
-use super::{World, all, id, next, sh, until};
+use super::{SOON, World, all, id, next, sh, until};
 
 #[tokio::test]
 async fn codes_and_signals_are_told_apart() {
@@ -33,8 +34,11 @@ async fn a_signal_reaches_the_whole_group() {
     let seen = super::rest(watcher, [8, 0]).await;
     assert!(!seen.exit.as_ref().unwrap().held_by_background, "the sleeping child went as well");
     assert!(seen.signal().is_some());
-    let late = world.processes.signal(&id, "TERM").unwrap_err();
-    assert!(matches!(late, ProcessError::Ended { .. }), "{late}");
+    // The child's own child is reaped by somebody else, in their own time.
+    until("an empty group is refused", || {
+        matches!(world.processes.signal(&id, "TERM"), Err(ProcessError::Ended { .. }))
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -120,4 +124,124 @@ async fn there_are_only_so_many_at_once() {
         all(watcher).await;
     }
     assert_eq!(all(world.sh("exit 6")).await.code(), Some(6));
+}
+
+/// A process that the script named in this file of the workspace.
+fn named(world: &World, file: &str) -> Option<String> {
+    let pid = std::fs::read_to_string(world.home.path().join(file)).ok()?;
+    pid.ends_with('\n').then(|| pid.trim().to_owned())
+}
+
+/// Whether it is there and has not ended.
+fn runs(pid: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')))
+}
+
+#[tokio::test]
+async fn a_signal_reaches_a_group_whose_leader_has_ended_and_is_refused_when_it_is_empty() {
+    let world = World::new();
+    let mut watcher = world.sh("sleep 1000 & echo $! > pid");
+    let id = id(&mut watcher).await;
+    assert!(all(watcher).await.exit.unwrap().held_by_background);
+    let sleeper = named(&world, "pid").expect("a pid");
+    assert!(runs(&sleeper));
+    world.processes.signal(&id, "TERM").expect("the sleeper is still in the group");
+    until("it has heard it", || !runs(&sleeper)).await;
+    // Somebody else reaps it, in their own time.
+    until("an empty group is refused", || {
+        matches!(world.processes.signal(&id, "TERM"), Err(ProcessError::Ended { exit: Some(_) }))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_end_reaches_those_whose_leader_has_ended_before() {
+    let world = World::new();
+    all(world.sh("(trap '' HUP TERM; while :; do sleep 0.05; done) & echo $! > pid")).await;
+    let deaf = named(&world, "pid").expect("a pid");
+    assert!(runs(&deaf) && world.processes.running() == 0);
+    world.processes.end_all(Duration::from_millis(200)).await;
+    assert!(!runs(&deaf), "told, and killed after the grace");
+}
+
+#[tokio::test]
+async fn a_timeout_ends_also_those_who_outlive_their_leader() {
+    let world = World::new();
+    let script = "(trap '' TERM; while :; do sleep 0.05; done) & echo $! > pid; sleep 1000";
+    let timed = Start { timeout: Some(Duration::from_millis(300)), ..sh(script) };
+    let seen = all(world.processes.start(timed).unwrap()).await;
+    let exit = seen.exit.as_ref().unwrap();
+    assert!(
+        exit.timed_out && exit.held_by_background,
+        "its end is told without waiting for the deaf one: {seen:?}"
+    );
+    let deaf = named(&world, "pid").expect("a pid");
+    until("killed after the grace", || !runs(&deaf)).await;
+}
+
+#[tokio::test]
+async fn watchers_that_never_read_do_not_hold_up_the_end() {
+    let world = World::with(Policy { ring_bytes: 64 * 1024, ..Policy::default() });
+    let stalled: Vec<_> = (0..4).map(|_| world.sh("yes")).collect();
+    let mut reading =
+        world.sh("trap '' HUP; trap 'seq 1 200000; exit 7' TERM; echo ready; while :; do sleep 0.01; done");
+    id(&mut reading).await;
+    assert!(matches!(next(&mut reading).await, Some(Event::Output { .. })));
+    // A grace that is longer than anybody here has patience: what holds the end up fails.
+    let grace = SOON * 10;
+    let (ended, seen) =
+        tokio::join!(timeout(SOON, world.processes.end_all(grace)), super::rest(reading, [6, 0]));
+    ended.expect("ended with the last of the processes, not with the last of the watchers");
+    assert_eq!(world.processes.running(), 0);
+    assert_eq!(seen.code(), Some(7));
+    assert!(
+        seen.gaps.is_empty() && seen.out.len() == 1_288_895,
+        "whoever reads loses nothing: {}",
+        seen.out.len()
+    );
+    for watcher in stalled {
+        assert!(all(watcher).await.signal().is_some());
+    }
+}
+
+/// The runtime is one thread, so that blocking it is to the agent as being stopped.
+#[tokio::test]
+async fn the_last_bytes_are_read_even_if_the_agent_was_held_up_when_they_came() {
+    let world = World::new();
+    let script = "(while [ ! -e go ]; do sleep 0.01; done; echo last; echo > said; while [ -e said ]; do sleep 0.05; done) & \
+                  echo $$ > leader";
+    let path = |name: &str| world.home.path().join(name);
+    let (watcher, visitor) = loop {
+        let watcher = world.sh(script);
+        let visitor = {
+            let listed = world.processes.list().pop().unwrap();
+            world.processes.watch(&listed.id, listed.epoch, [0, 0]).unwrap()
+        };
+        until("the leader has started", || named(&world, "leader").is_some()).await;
+        let leader = named(&world, "leader").unwrap();
+        until("the leader was reaped", || !std::path::Path::new("/proc").join(&leader).exists()).await;
+        // A turn for the task to learn of it.
+        sleep(Duration::from_millis(2)).await;
+        if world.processes.list().last().unwrap().exit.is_none() {
+            break (watcher, visitor);
+        }
+        // The machine was too slow, and the silence is over already: once more.
+        std::fs::write(path("go"), "").unwrap();
+        until("it went on", || path("said").exists()).await;
+        for file in ["go", "said", "leader"] {
+            std::fs::remove_file(path(file)).unwrap();
+        }
+    };
+    std::fs::write(path("go"), "").unwrap();
+    let held_up = Instant::now();
+    while !path("said").exists() || held_up.elapsed() < Duration::from_millis(400) {
+        let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+        rustix::event::poll(&mut [], Some(&pause)).unwrap();
+    }
+    // The task's first turn after that is about something else than the pipes.
+    drop(visitor);
+    let seen = all(watcher).await;
+    std::fs::remove_file(path("said")).unwrap();
+    assert_eq!(String::from_utf8_lossy(&seen.out), "last\n");
 }

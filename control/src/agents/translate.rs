@@ -83,6 +83,9 @@ pub(super) fn activity(mut activity: ActivityState) -> ActivityState {
         cut(&mut lease.name);
         cut(&mut lease.reason);
     }
+    if let Some(warning) = &mut activity.sleep_warning {
+        cut(&mut warning.reason);
+    }
     if let Some(usage) = &mut activity.usage {
         tame(usage);
     }
@@ -156,7 +159,7 @@ fn tame(usage: &mut Usage) {
 
 #[cfg(test)]
 mod tests {
-    use podling_proto::agent::v1::{Evidence, Lease, Verdict};
+    use podling_proto::agent::v1::{Evidence, Lease, SleepWarning, Verdict};
 
     use super::*;
 
@@ -199,18 +202,21 @@ mod tests {
     fn a_beat_is_cut_to_size_whatever_it_brings() {
         let evidence = Evidence { signal: 999, detail: "ä".repeat(10_000), ..Default::default() };
         let lease = Lease { name: "n".repeat(10_000), ..Default::default() };
+        let warning = SleepWarning { at: None, reason: "w".repeat(10_000) };
         let usage = Usage { cpu_cores: f64::NAN, io_bytes_per_second: -1.0, ..Default::default() };
         let taken = activity(ActivityState {
             verdict: 77,
             evidence: vec![evidence; 1000],
             leases: vec![lease; 1000],
             usage: Some(usage),
+            sleep_warning: Some(warning),
             ..Default::default()
         });
         assert_eq!(taken.verdict(), Verdict::Unspecified);
         assert_eq!((taken.evidence.len(), taken.leases.len()), (MAX_EVIDENCE, MAX_LEASES));
         assert_eq!(taken.evidence[0].detail.chars().count(), MAX_LINE);
         assert_eq!(taken.leases[0].name.chars().count(), MAX_LINE);
+        assert_eq!(taken.sleep_warning.unwrap().reason.len(), MAX_LINE);
         let usage = taken.usage.unwrap();
         assert_eq!((usage.cpu_cores, usage.io_bytes_per_second), (0.0, 0.0));
     }

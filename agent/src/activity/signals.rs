@@ -1,0 +1,65 @@
+//! What speaks for keeping the workspace awake, besides intents: presence, leases and work, as the verdict wants them. Pure.
+
+use std::time::Instant;
+
+use super::{
+    leases::Lease,
+    verdict::{Observed, Signal},
+    work::Usage,
+};
+use crate::claim::Policy;
+
+/// What terminals and processes know of themselves.
+#[derive(Debug, Clone, Default)]
+pub struct Presence {
+    /// Commands in the foreground of terminals, for people: "vim in terminal 'main'".
+    pub foreground: Vec<String>,
+    /// Terminals that are open.
+    pub terminals: u32,
+    /// Bytes that were ever printed to terminals.
+    pub terminal_bytes: u64,
+}
+
+/// Commands in the foreground are there as long as they are seen.
+pub(super) fn of_presence(presence: Presence, now: Instant) -> impl Iterator<Item = Observed> {
+    presence.foreground.into_iter().map(move |detail| Observed {
+        signal: Signal::ForegroundJob,
+        detail,
+        seen: now,
+        until: None,
+    })
+}
+
+/// A lease holds until it expires.
+pub(super) fn of_lease(lease: &Lease) -> Observed {
+    let reason = if lease.reason.is_empty() { String::new() } else { format!(": {}", lease.reason) };
+    Observed {
+        signal: Signal::Lease,
+        detail: format!("lease '{}'{reason}", lease.name),
+        seen: lease.taken,
+        until: Some(lease.until),
+    }
+}
+
+/// Work as far as it reaches the policy's thresholds. Without another walk it is over when the window is.
+pub(super) fn of_work(usage: &Usage, at: Instant, policy: &Policy) -> Vec<Observed> {
+    let seen = |signal, detail| Observed { signal, detail, seen: at, until: Some(at + policy.work_window) };
+    let mut signals = Vec::new();
+    if usage.cpu_cores >= policy.cpu_cores {
+        let who = usage.busiest.as_ref().map_or_else(
+            || "processes use".to_owned(),
+            |b| format!("{} (pid {}) and others use", b.name, b.pid),
+        );
+        let who = match &usage.busiest {
+            // One process that makes up most of it is named alone.
+            Some(b) if b.cores >= usage.cpu_cores * 0.8 => format!("{} (pid {}) uses", b.name, b.pid),
+            _ => who,
+        };
+        signals.push(seen(Signal::Cpu, format!("{who} {:.0} % of a core", usage.cpu_cores * 100.0)));
+    }
+    if usage.io_bytes_per_second >= policy.io_bytes_per_second {
+        let detail = format!("processes move {:.0} KiB/s", usage.io_bytes_per_second / 1024.0);
+        signals.push(seen(Signal::Io, detail));
+    }
+    signals
+}

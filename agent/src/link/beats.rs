@@ -1,0 +1,133 @@
+//! The pace of heartbeats on one stream: when the next one is due, and since when one waits for its acknowledgement.
+//!
+//! A changed verdict is told at once. An intent while the verdict is `active` already waits for the next beat: what the control
+//! plane knows of the last intent is never older than one interval. Pure: clock and chance are arguments.
+
+use std::time::{Duration, Instant};
+
+use crate::activity::verdict::Verdict;
+
+/// A beat that is not acknowledged for this many intervals means a dead link.
+const SILENT_INTERVALS: u32 = 3;
+/// By how much of it an interval varies, up and down: agents that started together do not beat together.
+const JITTER: f64 = 0.1;
+/// Edges are told at once, but not more often than this.
+const EDGE_PAUSE: Duration = Duration::from_secs(1);
+
+/// The beats of one stream; none are due before it has brought a claim.
+#[derive(Debug, Default)]
+pub(super) struct Beats {
+    sent: u64,
+    next: Option<Instant>,
+    last: Option<(Instant, Verdict)>,
+    waiting: Option<Instant>,
+    acknowledged: bool,
+}
+
+/// How long a link without acknowledgements is kept.
+pub(super) fn patience(interval: Duration) -> Duration {
+    interval * SILENT_INTERVALS
+}
+
+impl Beats {
+    /// The claim is an edge; a repeated one keeps the pace.
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.next.get_or_insert(now);
+    }
+
+    /// When the next one is due.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.next
+    }
+
+    pub(super) fn next_sequence(&self) -> u64 {
+        self.sent + 1
+    }
+
+    /// It was sent, with this verdict. `chance` is in 0..1.
+    pub(super) fn sent(&mut self, verdict: Verdict, now: Instant, interval: Duration, chance: f64) {
+        self.sent += 1;
+        self.last = Some((now, verdict));
+        self.waiting.get_or_insert(now);
+        self.next = Some(now + interval.mul_f64(1.0 - JITTER + 2.0 * JITTER * chance));
+    }
+
+    /// `false` if it was never sent.
+    pub(super) fn acknowledged(&mut self, sequence: u64, now: Instant) -> bool {
+        if sequence > self.sent {
+            return false;
+        }
+        self.acknowledged = true;
+        // An older one is a sign of life too.
+        self.waiting = (sequence < self.sent).then_some(now);
+        true
+    }
+
+    /// Whether one ever was.
+    pub(super) fn was_acknowledged(&self) -> bool {
+        self.acknowledged
+    }
+
+    /// Since when nothing was heard although a beat waits for its acknowledgement.
+    pub(super) fn silent_since(&self) -> Option<Instant> {
+        self.waiting
+    }
+
+    /// A changed verdict is told at once.
+    pub(super) fn on_edge(&mut self, verdict: Verdict, now: Instant) {
+        if let (Some((at, told)), Some(due)) = (self.last, self.next)
+            && told != verdict
+        {
+            self.next = Some(due.min((at + EDGE_PAUSE).max(now)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(15);
+
+    #[test]
+    fn beats_come_in_their_interval_and_edges_at_once_but_for_a_pause() {
+        let (mut beats, start) = (Beats::default(), Instant::now());
+        beats.on_edge(Verdict::Active, start);
+        assert_eq!(beats.next(), None, "nobody has claimed it");
+        beats.begin(start);
+        assert_eq!(beats.next(), Some(start));
+        beats.sent(Verdict::Idle, start, INTERVAL, 0.0);
+        assert_eq!(beats.next(), Some(start + INTERVAL.mul_f64(0.9)));
+        beats.sent(Verdict::Idle, start, INTERVAL, 1.0);
+        let due = beats.next().unwrap();
+        assert_eq!(due, start + INTERVAL.mul_f64(1.1));
+        beats.begin(start);
+        beats.on_edge(Verdict::Idle, start + EDGE_PAUSE);
+        assert_eq!(
+            beats.next(),
+            Some(due),
+            "neither a repeated claim nor what was told already changes the pace"
+        );
+        beats.on_edge(Verdict::Active, start + EDGE_PAUSE / 4);
+        assert_eq!(beats.next(), Some(start + EDGE_PAUSE));
+        beats.on_edge(Verdict::Busy, start + EDGE_PAUSE * 3);
+        assert_eq!(beats.next(), Some(start + EDGE_PAUSE), "what is due is due");
+    }
+
+    #[test]
+    fn silence_begins_with_the_first_beat_that_is_not_acknowledged_and_with_each_sign_of_life() {
+        let (mut beats, start) = (Beats::default(), Instant::now());
+        let at = |n: u32| start + INTERVAL * n;
+        beats.begin(start);
+        assert_eq!(beats.silent_since(), None);
+        for n in 0..2 {
+            beats.sent(Verdict::Idle, at(n), INTERVAL, 0.5);
+        }
+        assert_eq!(beats.silent_since(), Some(start));
+        assert!(!beats.acknowledged(3, at(2)) && !beats.was_acknowledged(), "one that was never sent");
+        assert!(beats.acknowledged(1, at(2)) && beats.was_acknowledged());
+        assert_eq!(beats.silent_since(), Some(at(2)));
+        assert!(beats.acknowledged(2, at(2)));
+        assert_eq!(beats.silent_since(), None);
+    }
+}

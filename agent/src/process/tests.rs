@@ -1,0 +1,166 @@
+//! What is kept, for how long, and what nobody keeps: stories that look inside.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use podling_proto::token::VerifyingKeys;
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+
+use super::{Event, Process, ProcessError, Processes, Run, Start, Watcher, table};
+use crate::{
+    child::{Children, Orphans},
+    claim::{Claim, Policy},
+    intent::Intents,
+    spawn::{Launcher, Program},
+};
+
+/// Longer than anything here takes on a busy machine.
+const SOON: Duration = Duration::from_secs(20);
+const MIB: u64 = 1024 * 1024;
+
+struct World {
+    processes: Processes,
+    home: tempfile::TempDir,
+    _reaper: JoinSet<()>,
+}
+
+impl World {
+    fn with(policy: Policy) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let claim = Claim {
+            workspace_id: "w".into(),
+            workspace_name: "work".into(),
+            epoch: 1,
+            policy,
+            env: BTreeMap::new(),
+            command: Vec::new(),
+            token_keys: VerifyingKeys::new([]),
+        };
+        let (_, claims) = watch::channel(Some(Arc::new(claim)));
+        let children = Children::new(Orphans::Leave);
+        let mut reaper = JoinSet::new();
+        let reaping = children.clone();
+        reaper.spawn(async move { reaping.reap().await.unwrap() });
+        let launcher = Launcher::new(home.path(), claims);
+        let processes = Processes::new(launcher, children, Arc::new(Intents::new()));
+        Self { processes, home, _reaper: reaper }
+    }
+
+    /// The only process there is.
+    fn only(&self) -> Weak<Process> {
+        Arc::downgrade(&self.processes.inner.table().all()[0])
+    }
+}
+
+fn sh(script: &str) -> Program {
+    Program { argv: ["sh", "-c", script].map(String::from).to_vec(), ..Program::default() }
+}
+
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(SOON, wait).await.expect(what);
+}
+
+async fn exit(mut watcher: Watcher) -> super::Exit {
+    loop {
+        match timeout(SOON, watcher.next()).await.expect("goes on").unwrap() {
+            Some(Event::Exit(exit)) => return exit,
+            Some(_) => {}
+            None => panic!("no exit"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_run_has_returned_is_kept_by_nobody() {
+    let world = World::with(Policy::default());
+    let script = "head -c 100000 /dev/zero; while [ ! -e go ]; do sleep 0.01; done";
+    let mut call = Box::pin(world.processes.run(Run { program: sh(script), ..Run::default() }));
+    tokio::select! {
+        _ = &mut call => panic!("it waits"),
+        () = until("it runs", || world.processes.running() == 1) => {}
+    }
+    let process = world.only();
+    std::fs::write(world.home.path().join("go"), "").unwrap();
+    assert_eq!(call.await.unwrap().outputs[0].len(), 100_000);
+    until("its task has let go of it", || process.strong_count() == 0).await;
+}
+
+#[tokio::test]
+async fn a_run_whose_caller_has_gone_is_forgotten_with_its_end() {
+    let world = World::with(Policy::default());
+    let mut call = Box::pin(world.processes.run(Run { program: sh("sleep 1000"), ..Run::default() }));
+    tokio::select! {
+        _ = &mut call => panic!("it sleeps"),
+        () = until("it runs", || world.processes.running() == 1) => {}
+    }
+    let process = world.only();
+    drop(call);
+    until("nobody keeps it", || process.strong_count() == 0).await;
+    assert!(world.processes.list().is_empty());
+}
+
+#[tokio::test]
+async fn ended_processes_hold_only_so_much_output_and_still_tell_their_end() {
+    let world = World::with(Policy::default());
+    let fits = table::ENDED_BYTES / MIB;
+    for n in 0..fits + 4 {
+        let program = sh(&format!("head -c {MIB} /dev/zero; exit {n}"));
+        exit(world.processes.start(Start { program, ..Start::default() }).unwrap()).await;
+    }
+    let held = || -> Vec<u64> {
+        world.processes.inner.table().all().iter().map(|process| process.state().held_bytes()).collect()
+    };
+    until("the bound is kept without a further start", || held().iter().sum::<u64>() <= table::ENDED_BYTES)
+        .await;
+    let expected: Vec<_> = (0..fits + 4).map(|n| if n < 4 { 0 } else { MIB }).collect();
+    assert_eq!(held(), expected, "the one that ended first goes first");
+    let first = world.processes.list()[0].clone();
+    let mut watcher = world.processes.watch(&first.id, first.epoch, [0, 0]).unwrap();
+    assert!(matches!(watcher.next().await.unwrap(), Some(Event::Started { .. })));
+    let gap = watcher.next().await.unwrap();
+    assert!(matches!(gap, Some(Event::Gap { from: 0, to: MIB, .. })), "{gap:?}");
+    assert_eq!(exit(watcher).await.finals, [MIB, 0]);
+}
+
+#[tokio::test]
+async fn only_so_many_ended_processes_are_kept_and_those_that_are_read_have_their_place() {
+    let world = World::with(Policy { max_processes: 2, ..Policy::default() });
+    let start = |script| world.processes.start(Start { program: sh(script), ..Start::default() });
+    let read = start("echo unread").unwrap();
+    let first = world.only();
+    for _ in 0..table::ENDED_KEPT + 3 {
+        exit(start("exit 0").unwrap()).await;
+    }
+    until("no more than the bound", || world.processes.list().len() <= table::ENDED_KEPT + 1).await;
+    assert!(first.strong_count() > 0 && read.process().is_over());
+    let beside = start("sleep 1000").unwrap();
+    let refused = start("exit 0").unwrap_err();
+    assert!(matches!(refused, ProcessError::TooManyProcesses { limit: 2 }), "{refused}");
+    assert_eq!(exit(read).await.finals, [7, 0]);
+    exit(start("exit 0").unwrap()).await;
+    world.processes.end_all(Duration::ZERO).await;
+    drop(beside);
+}
+
+#[tokio::test]
+async fn what_all_calls_of_run_keep_together_is_bounded_and_said() {
+    let world = World::with(Policy::default());
+    let bytes = world.processes.inner.run_bytes.clone();
+    let left = bytes.available_permits() as u32;
+    let others = bytes.clone().try_acquire_many_owned(left - 1000).unwrap();
+    let run = || world.processes.run(Run { program: sh("seq 1 100000; echo x >&2"), ..Run::default() });
+    let outcome = run().await.unwrap();
+    assert!(outcome.truncated && outcome.outputs[0].len() <= 1000);
+    assert_eq!(outcome.exit.finals, [588_895, 2], "how long it was is known");
+    drop(others);
+    assert!(!run().await.unwrap().truncated);
+    assert_eq!(bytes.available_permits() as u32, left, "all is given back");
+}
