@@ -267,7 +267,7 @@ fn the_client_away_longest_is_forgotten_and_what_it_repeats_is_refused() {
     let mut inputs = Inputs::new(1);
     let begin = Instant::now();
     let later = |seconds: u64| begin + Duration::from_secs(seconds);
-    let mut typed = |inputs: &mut Inputs, n: usize, at: Instant| {
+    let typed = |inputs: &mut Inputs, n: usize, at: Instant| {
         let verdict = inputs.judge(&id(n), 1, inputs.expected(&id(n)), 3, at)?;
         assert_eq!(verdict, Verdict::New(0));
         inputs.take(&id(n), b"abc", at);
