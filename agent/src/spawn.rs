@@ -21,6 +21,15 @@ use crate::claim::Claims;
 
 /// Longest interpreter line the kernel reads (BINPRM_BUF_SIZE).
 const SHEBANG_BYTES: usize = 256;
+/// Arguments and added variables of one program together, in bytes; more is refused before anything is started. Both are kept as
+/// long as the terminal or process is listed, so this bounds the agent's memory and not only what the kernel takes (2 MiB with the
+/// usual stack). Whatever is longer belongs into a file or on stdin.
+const ARGUMENT_BYTES: usize = 256 * 1024;
+/// Longest single argument or `NAME=value` that the kernel takes (MAX_ARG_STRLEN with its closing NUL).
+const ARGUMENT_LONGEST_BYTES: usize = 128 * 1024 - 1;
+/// Longest working folder, as the kernel has it (PATH_MAX with its closing NUL).
+const CWD_BYTES: usize = 4095;
+
 /// Searched when the environment has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -110,6 +119,32 @@ pub struct Launcher {
     inherited: Arc<BTreeMap<String, String>>,
 }
 
+impl Program {
+    /// Within the bounds of what is taken.
+    fn fits(&self) -> Result<(), SpawnError> {
+        let too_long = |field, what, most| {
+            let problem = format!("{what} at most {most} bytes; put more into a file or on stdin");
+            Err(SpawnError::BadField { field, problem })
+        };
+        let argv = self.argv.iter().map(String::len);
+        let env = self.env.iter().map(|(name, value)| name.len() + 1 + value.len());
+        if argv.clone().any(|bytes| bytes > ARGUMENT_LONGEST_BYTES) {
+            return too_long("argv", "each argument has", ARGUMENT_LONGEST_BYTES);
+        }
+        if env.clone().any(|bytes| bytes > ARGUMENT_LONGEST_BYTES) {
+            return too_long("env", "each variable has", ARGUMENT_LONGEST_BYTES);
+        }
+        // Each with its closing NUL, as the kernel counts: a crowd of empty ones is bounded too.
+        if argv.chain(env).map(|bytes| bytes + 1).sum::<usize>() > ARGUMENT_BYTES {
+            return too_long("argv", "with env it has", ARGUMENT_BYTES);
+        }
+        if self.cwd.len() > CWD_BYTES {
+            return too_long("cwd", "it has", CWD_BYTES);
+        }
+        Ok(())
+    }
+}
+
 impl Launcher {
     /// Programs start in `root` with the claim's environment.
     pub fn new(root: impl Into<Arc<Path>>, claims: Claims) -> Self {
@@ -137,6 +172,7 @@ impl Launcher {
 
     /// A command that is ready to be spawned: program found and runnable, folder enterable, environment complete.
     pub fn command(&self, program: &Program) -> Result<Command, SpawnError> {
+        program.fits()?;
         let env = self.environment(&program.env)?;
         let (name, args) =
             program.argv.split_first().filter(|(name, _)| !name.is_empty()).ok_or_else(|| {
@@ -342,6 +378,28 @@ mod tests {
             get("PODLING_WORKSPACE_ID"),
             Some("abcdefghijkl"),
             "nobody forges the mark of another workspace"
+        );
+    }
+
+    #[test]
+    fn what_is_too_long_is_refused_by_name_before_anything_starts() {
+        let word = |bytes: usize| "x".repeat(bytes);
+        let refused = |program: &Program| match program.fits() {
+            Err(SpawnError::BadField { field, problem }) => format!("{field}: {problem}"),
+            other => panic!("taken: {other:?}"),
+        };
+        let longest =
+            Program { argv: vec!["true".into(), word(ARGUMENT_LONGEST_BYTES)], ..Program::default() };
+        assert!(longest.fits().is_ok());
+        let argv = vec!["true".into(), word(ARGUMENT_LONGEST_BYTES + 1)];
+        let long = Program { argv, ..Program::default() };
+        assert!(refused(&long).starts_with("argv: each argument has at most 131071 bytes"));
+        let many = Program { argv: vec![String::new(); ARGUMENT_BYTES + 1], ..Program::default() };
+        assert!(refused(&many).starts_with("argv: with env it has at most 262144 bytes"));
+        let env = HashMap::from([("A".to_owned(), word(ARGUMENT_LONGEST_BYTES))]);
+        assert!(refused(&Program { env, ..longest.clone() }).starts_with("env: each variable has"));
+        assert!(
+            refused(&Program { cwd: word(CWD_BYTES + 1), ..longest }).starts_with("cwd: it has at most 4095")
         );
     }
 

@@ -43,6 +43,12 @@ pub enum Begun {
         /// Bytes.
         dropped: usize,
     },
+    /// The same life, but the agent forgot this client. Whether so many unacknowledged bytes were typed nobody knows: they were
+    /// dropped rather than typed twice.
+    Forgotten {
+        /// Bytes.
+        dropped: usize,
+    },
 }
 
 impl Outbox {
@@ -73,8 +79,10 @@ impl Outbox {
             // What was typed before the first stream begins where the agent stands.
             self.acked = expected;
         }
-        self.expect(expected);
-        Begun::Same
+        match self.expect(expected) {
+            0 => Begun::Same,
+            dropped => Begun::Forgotten { dropped },
+        }
     }
 
     /// The link is gone: nothing can be sent until the next stream begins.
@@ -127,17 +135,20 @@ impl Outbox {
         }
     }
 
-    /// The agent expects this offset (a hole, or a new stream): everything from it on goes out again.
-    pub fn expect(&mut self, offset: u64) {
+    /// The agent expects this offset (a hole, or a new stream): everything from it on goes out again. Says how many bytes had to be
+    /// dropped instead.
+    pub fn expect(&mut self, offset: u64) -> usize {
         let end = self.acked + self.bytes as u64;
         if (self.acked..=end).contains(&offset) {
             self.drop_before(offset);
             self.sent = offset;
-        } else {
-            // It knows nothing of what was acknowledged, or more than was ever sent: another stream of input. Typing what is
-            // kept at another place would be a guess.
-            self.restart(offset);
+            return 0;
         }
+        // It knows nothing of what was acknowledged, or more than was ever sent: another stream of input. Typing what is kept at
+        // another place would be a guess.
+        let dropped = self.bytes;
+        self.restart(offset);
+        dropped
     }
 
     fn drop_before(&mut self, offset: u64) {
@@ -204,6 +215,25 @@ mod tests {
         typed(&mut outbox, "ls");
         let input = outbox.next_input().expect("input");
         assert_eq!((input.epoch, input.offset, input.data), (2, 0, Bytes::from("ls")));
+    }
+
+    #[test]
+    fn whoever_was_forgotten_is_told_and_begins_anew() {
+        let mut outbox = Outbox::default();
+        outbox.begin(1, 0);
+        typed(&mut outbox, "make");
+        outbox.pause();
+        let anew = 1 << 40;
+        assert_eq!(outbox.begin(1, anew), Begun::Forgotten { dropped: 4 });
+        assert_eq!(outbox.next_input(), None);
+        typed(&mut outbox, "ls");
+        assert_eq!(
+            outbox.next_input().map(|input| (input.offset, input.data)),
+            Some((anew, Bytes::from("ls")))
+        );
+        outbox.acknowledge(1, anew + 2);
+        outbox.pause();
+        assert_eq!(outbox.begin(1, 2 * anew), Begun::Same, "nothing was lost, nothing is said");
     }
 
     #[test]

@@ -310,9 +310,8 @@ impl Session {
                 self.link.works();
                 self.display.notice(None);
                 let earlier = self.display.position();
-                if let Begun::NewLife { dropped } = self.outbox.begin(epoch, started.input_offset) {
-                    self.say_new_life(dropped);
-                }
+                let begun = self.outbox.begin(epoch, started.input_offset);
+                self.say_begun(begun);
                 if earlier.is_none_or(|(known, _)| known != epoch) {
                     self.display.seek(epoch, offset);
                     self.acked = offset;
@@ -331,9 +330,19 @@ impl Session {
         }
     }
 
-    fn say_new_life(&mut self, dropped: usize) {
-        let typed = if dropped > 0 { "; what was typed for the earlier one was dropped" } else { "" };
-        self.display.say(&format!("the workspace's agent was started again, this is a new program{typed}"));
+    /// Says what became of input that was under way, where it did not simply go on.
+    fn say_begun(&mut self, begun: Begun) {
+        match begun {
+            Begun::Same => {}
+            Begun::NewLife { dropped } => {
+                let typed = if dropped > 0 { "; what was typed for the earlier one was dropped" } else { "" };
+                let said = format!("the workspace's agent was started again, this is a new program{typed}");
+                self.display.say(&said);
+            }
+            Begun::Forgotten { dropped } => self.display.say(&format!(
+                "away for so long that the terminal forgot this window: the last {dropped} bytes typed may be missing"
+            )),
+        }
     }
 
     fn refused(&mut self, refused: &InputRefused) -> Result<(), Failure> {
@@ -343,11 +352,9 @@ impl Session {
                 self.outbox.expect(refused.expected_offset);
                 self.resend_at = Some(Instant::now() + HOLD_RETRY);
             }
-            "STALE_EPOCH" => {
-                if let Begun::NewLife { dropped } = self.outbox.begin(refused.epoch, refused.expected_offset)
-                {
-                    self.say_new_life(dropped);
-                }
+            "STALE_EPOCH" | "INPUT_FORGOTTEN" => {
+                let begun = self.outbox.begin(refused.epoch, refused.expected_offset);
+                self.say_begun(begun);
             }
             // Its exit is on its way.
             "ENDED" => {}
