@@ -30,7 +30,7 @@ mod tests;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
@@ -303,8 +303,9 @@ impl Terminal {
         if let Some(exit) = state.exit {
             return Err(TerminalError::Ended(exit));
         }
+        let now = Instant::now();
         let end = input.offset.saturating_add(input.data.len() as u64);
-        let verdict = state.inputs.judge(client, input.epoch, input.offset, input.data.len());
+        let verdict = state.inputs.judge(client, input.epoch, input.offset, input.data.len(), now);
         let input::Verdict::New(skip) = verdict.map_err(|refused| self.refused(state, refused))? else {
             return Ok(end);
         };
@@ -312,14 +313,14 @@ impl Terminal {
         match input.kind {
             InputKind::User => {
                 self.intents.admit(Intent::Keystroke).map_err(|_| TerminalError::Preparing)?;
-                state.inputs.take(client, new);
+                state.inputs.take(client, new, now);
                 let outcome = state.writers.typed(client);
                 self.apply(state, outcome)?;
             }
             InputKind::Reply { at } if state.writers.wants_reply(client, at) => {
-                state.inputs.take(client, new)
+                state.inputs.take(client, new, now)
             }
-            InputKind::Reply { .. } => state.inputs.drop_in_turn(client, new.len()),
+            InputKind::Reply { .. } => state.inputs.drop_in_turn(client, new.len(), now),
         }
         state.flush_input();
         self.input_moved.notify_waiters();
@@ -335,6 +336,7 @@ impl Terminal {
         match refused {
             input::Refused::StaleEpoch => TerminalError::StaleEpoch { epoch: state.log.epoch() },
             input::Refused::Hole { expected } => TerminalError::InputHole { expected },
+            input::Refused::Forgotten { expected } => TerminalError::InputForgotten { expected },
             input::Refused::Full { expected } => TerminalError::InputFull { expected },
             input::Refused::TooManyClients => {
                 TerminalError::TooManyStreams { what: "clients", limit: input::CLIENTS }

@@ -439,6 +439,9 @@ impl From<TerminalError> for WireError {
             TerminalError::InputHole { expected } => {
                 wire(Reason::InputHole).with("expected_offset", expected)
             }
+            TerminalError::InputForgotten { expected } => {
+                wire(Reason::InputForgotten).with("expected_offset", expected)
+            }
             TerminalError::InputFull { expected } => wire(Reason::InputFull)
                 .with("what", "bytes of input")
                 .with("limit", crate::terminal::INPUT_QUEUE_BYTES)

@@ -40,6 +40,14 @@ pub enum TerminalError {
         /// Where to go on.
         expected: u64,
     },
+    /// Input of a client that was away for long, while many others typed.
+    #[error(
+        "the terminal no longer knows this client's input, so it cannot tell whether this was typed already; new input goes on at offset {expected}"
+    )]
+    InputForgotten {
+        /// Where new input goes on.
+        expected: u64,
+    },
     /// The program does not read its input.
     #[error(
         "the program does not read its input and enough of it waits; send from offset {expected} after the next acknowledgement"

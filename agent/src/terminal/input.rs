@@ -3,8 +3,15 @@
 //! Pure. Input is a stream of bytes per (epoch, client) with offsets of its own: a repeat is dropped, an overlap gives its new
 //! part, a hole and a stale epoch are refused. What is taken waits in one bounded queue until the PTY takes it; only then it
 //! counts as written. Must not know the PTY, nor who may type.
+//!
+//! Not every client can be remembered for ever, and an offset that is forgotten must not come true a second time. So whoever is new
+//! after somebody was forgotten begins behind everything that the forgotten one can ever have sent, and what lies before a client's
+//! beginning is refused (`Refused::Forgotten`), neither taken nor acknowledged.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::{Duration, Instant},
+};
 
 use super::ClientId;
 
@@ -15,28 +22,39 @@ mod tests;
 pub const QUEUE_BYTES: usize = 1024 * 1024;
 /// Pieces of different clients in the queue; beyond it input is refused as full. Bounds what a thousand one-byte pieces cost.
 const QUEUE_PIECES: usize = 4096;
-/// Clients whose offsets are remembered. Beyond it the one that was unused longest, is not attached and has nothing in the queue is
-/// forgotten: it is then a new client, whose next offset is 0. Must exceed the viewers of a terminal, who are never forgotten.
-pub(super) const CLIENTS: usize = 128;
+/// Clients whose offsets are remembered, of some 200 bytes each. Beyond it one that never typed is forgotten, or the one that was away
+/// longest, unless it is attached, has something in the queue, or was here `LATELY`; if all are, another is refused. Exceeds the viewers
+/// of a terminal.
+pub(super) const CLIENTS: usize = 1024;
+/// So long after it typed or left, a client may be on its way back over a broken link, and is not forgotten.
+const LATELY: Duration = Duration::from_secs(120);
+/// How far behind the end of a forgotten client the next new one begins: more than anybody has under way, for the agent takes no more
+/// than 2 MiB that the program does not read. Little enough that offsets stay below 2^53 for a hundred million forgotten clients.
+const APART_BYTES: u64 = 64 * 1024 * 1024;
 
 /// All input of one terminal.
 #[derive(Debug)]
 pub(super) struct Inputs {
     epoch: u64,
     clients: HashMap<ClientId, Client>,
-    /// Ticks with every use of a client.
-    clock: u64,
+    /// How many of them there may be.
+    limit: usize,
+    /// Where a client begins that is not known: behind all that were forgotten.
+    begin: u64,
     queue: VecDeque<u8>,
     pieces: VecDeque<Piece>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Client {
+    /// Its first offset; what lies before it belongs to somebody who was forgotten.
+    begin: u64,
     /// Offset after the last byte in the queue or written.
     taken: u64,
     /// Offset after the last byte in the PTY.
     written: u64,
-    used: u64,
+    /// When it last came, typed or left.
+    used: Instant,
     attached: u32,
 }
 
@@ -67,19 +85,38 @@ pub(super) enum Refused {
         /// Where to go on.
         expected: u64,
     },
+    /// The client was forgotten: nobody knows any more whether this was written.
+    Forgotten {
+        /// Where new input goes on.
+        expected: u64,
+    },
     /// The program does not read what waits already.
     Full {
         /// Where to go on, once something was written.
         expected: u64,
     },
-    /// Too many clients, all of them attached or with input that waits.
+    /// Too many clients, all of them attached, here lately, or with input that waits.
     TooManyClients,
+}
+
+impl Client {
+    /// Of somebody who never did there is nothing to know.
+    fn has_typed(&self) -> bool {
+        self.taken > self.begin
+    }
 }
 
 impl Inputs {
     /// Nobody has typed anything.
     pub(super) fn new(epoch: u64) -> Self {
-        Self { epoch, clients: HashMap::new(), clock: 0, queue: VecDeque::new(), pieces: VecDeque::new() }
+        Self {
+            epoch,
+            clients: HashMap::new(),
+            limit: CLIENTS,
+            begin: 0,
+            queue: VecDeque::new(),
+            pieces: VecDeque::new(),
+        }
     }
 
     /// What [`Inputs::take`] would do with `len` bytes at `offset`; changes nothing.
@@ -89,12 +126,16 @@ impl Inputs {
         epoch: u64,
         offset: u64,
         len: usize,
+        now: Instant,
     ) -> Result<Verdict, Refused> {
         if epoch != self.epoch {
             return Err(Refused::StaleEpoch);
         }
         let known = self.clients.get(client);
-        let expected = known.map_or(0, |c| c.taken);
+        let (begin, expected) = known.map_or((self.begin, self.begin), |c| (c.begin, c.taken));
+        if offset < begin {
+            return Err(Refused::Forgotten { expected });
+        }
         if offset > expected {
             return Err(Refused::Hole { expected });
         }
@@ -105,26 +146,26 @@ impl Inputs {
         if self.queue.len() >= QUEUE_BYTES || self.pieces.len() >= QUEUE_PIECES {
             return Err(Refused::Full { expected });
         }
-        if known.is_none() && self.clients.len() >= CLIENTS && self.forgettable().is_none() {
+        if known.is_none() && !self.has_room(now) {
             return Err(Refused::TooManyClients);
         }
         Ok(Verdict::New(skip as usize))
     }
 
     /// Takes the new bytes that [`Inputs::judge`] found.
-    pub(super) fn take(&mut self, client: &ClientId, bytes: &[u8]) {
-        self.accept(client, bytes.len(), bytes);
+    pub(super) fn take(&mut self, client: &ClientId, bytes: &[u8], now: Instant) {
+        self.accept(client, bytes.len(), bytes, now);
     }
 
     /// Counts new bytes as taken without ever writing them: a reply nobody wants. In turn, so that it is acknowledged after what
     /// came before it.
-    pub(super) fn drop_in_turn(&mut self, client: &ClientId, len: usize) {
-        self.accept(client, len, &[]);
+    pub(super) fn drop_in_turn(&mut self, client: &ClientId, len: usize, now: Instant) {
+        self.accept(client, len, &[], now);
         self.settle();
     }
 
-    fn accept(&mut self, client: &ClientId, len: usize, bytes: &[u8]) {
-        let known = self.client(client);
+    fn accept(&mut self, client: &ClientId, len: usize, bytes: &[u8], now: Instant) {
+        let known = self.client(client, now);
         let from = known.taken;
         known.taken += len as u64;
         let end = known.taken;
@@ -170,28 +211,29 @@ impl Inputs {
 
     /// Offset after the last byte of this client that is in the PTY (or was dropped in turn).
     pub(super) fn written(&self, client: &ClientId) -> u64 {
-        self.clients.get(client).map_or(0, |c| c.written)
+        self.clients.get(client).map_or(self.begin, |c| c.written)
     }
 
     /// Offset that is expected next from this client.
     pub(super) fn expected(&self, client: &ClientId) -> u64 {
-        self.clients.get(client).map_or(0, |c| c.taken)
+        self.clients.get(client).map_or(self.begin, |c| c.taken)
     }
 
     /// A client came: while it is there it is not forgotten. `false`: there is no room for it.
-    pub(super) fn attach(&mut self, client: &ClientId) -> bool {
-        let room =
-            self.clients.contains_key(client) || self.clients.len() < CLIENTS || self.forgettable().is_some();
+    pub(super) fn attach(&mut self, client: &ClientId, now: Instant) -> bool {
+        let room = self.clients.contains_key(client) || self.has_room(now);
         if room {
-            self.client(client).attached += 1;
+            self.client(client, now).attached += 1;
         }
         room
     }
 
     /// One of a client's streams ended.
-    pub(super) fn detach(&mut self, client: &ClientId) {
-        let client = self.client(client);
-        client.attached = client.attached.saturating_sub(1);
+    pub(super) fn detach(&mut self, client: &ClientId, now: Instant) {
+        if let Some(known) = self.clients.get_mut(client) {
+            known.attached = known.attached.saturating_sub(1);
+            known.used = now;
+        }
     }
 
     /// The terminal ended: what waits will never be written.
@@ -200,24 +242,33 @@ impl Inputs {
         self.pieces = VecDeque::new();
     }
 
-    fn client(&mut self, id: &ClientId) -> &mut Client {
-        self.clock += 1;
+    fn client(&mut self, id: &ClientId, now: Instant) -> &mut Client {
+        // Where it was judged to begin: whom it displaces is somebody else.
+        let begin = self.begin;
         if !self.clients.contains_key(id)
-            && self.clients.len() >= CLIENTS
-            && let Some(forget) = self.forgettable()
+            && self.clients.len() >= self.limit
+            && let Some(forgotten) = self.forgettable(now).and_then(|id| self.clients.remove(&id))
+            && forgotten.has_typed()
         {
-            self.clients.remove(&forget);
+            // Also behind where others were told to begin.
+            self.begin = self.begin.max(forgotten.taken).saturating_add(APART_BYTES);
         }
-        let client = self.clients.entry(id.clone()).or_default();
-        client.used = self.clock;
+        let new = Client { begin, taken: begin, written: begin, used: now, attached: 0 };
+        let client = self.clients.entry(id.clone()).or_insert(new);
+        client.used = now;
         client
     }
 
-    fn forgettable(&self) -> Option<ClientId> {
+    fn has_room(&self, now: Instant) -> bool {
+        self.clients.len() < self.limit || self.forgettable(now).is_some()
+    }
+
+    fn forgettable(&self, now: Instant) -> Option<ClientId> {
         self.clients
             .iter()
             .filter(|(_, c)| c.attached == 0 && c.taken == c.written)
-            .min_by_key(|(_, c)| c.used)
+            .filter(|(_, c)| !c.has_typed() || now.duration_since(c.used) >= LATELY)
+            .min_by_key(|(_, c)| (c.has_typed(), c.used))
             .map(|(id, _)| id.clone())
     }
 

@@ -140,7 +140,7 @@ impl Viewer {
             From::Screen | From::Now => next,
         };
         if let Some(client) = &manner.client
-            && !state.inputs.attach(client)
+            && !state.inputs.attach(client, Instant::now())
         {
             return Err(TerminalError::TooManyStreams { what: "clients", limit: super::input::CLIENTS });
         }
@@ -384,7 +384,7 @@ impl Drop for Viewer {
             state.shot = None;
         }
         if let Some(client) = &self.client {
-            state.inputs.detach(client);
+            state.inputs.detach(client, Instant::now());
             if self.writes {
                 let outcome = state.writers.detach(client);
                 let _ = self.terminal.apply(&mut state, outcome);

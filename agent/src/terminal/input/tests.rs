@@ -18,8 +18,8 @@ fn offer(
     offset: u64,
     data: &[u8],
 ) -> Result<(), Refused> {
-    if let Verdict::New(skip) = inputs.judge(client, epoch, offset, data.len())? {
-        inputs.take(client, &data[skip..]);
+    if let Verdict::New(skip) = inputs.judge(client, epoch, offset, data.len(), Instant::now())? {
+        inputs.take(client, &data[skip..], Instant::now());
     }
     Ok(())
 }
@@ -59,7 +59,7 @@ proptest! {
                     let expected = taken.get(&client).copied().unwrap_or(0);
                     let offset = expected.saturating_sub(back) + ahead;
                     let data: Vec<u8> = (offset..offset + len as u64).map(|o| byte(client, o)).collect();
-                    let verdict = inputs.judge(&id(client), if stale { 4 } else { 5 }, offset, len);
+                    let verdict = inputs.judge(&id(client), if stale { 4 } else { 5 }, offset, len, Instant::now());
                     if stale {
                         prop_assert_eq!(verdict, Err(Refused::StaleEpoch));
                     } else if offset > expected {
@@ -70,9 +70,9 @@ proptest! {
                         let skip = (expected - offset) as usize;
                         prop_assert_eq!(verdict, Ok(Verdict::New(skip)));
                         if reply {
-                            inputs.drop_in_turn(&id(client), len - skip);
+                            inputs.drop_in_turn(&id(client), len - skip, Instant::now());
                         } else {
-                            inputs.take(&id(client), &data[skip..]);
+                            inputs.take(&id(client), &data[skip..], Instant::now());
                         }
                         order.extend((expected..offset + len as u64).map(|o| (client, o, reply)));
                         taken.insert(client, offset + len as u64);
@@ -129,17 +129,185 @@ fn a_program_that_does_not_read_fills_the_queue_and_no_more() {
     assert_eq!(offer(&mut inputs, &id(1), 1, at, b"more"), Ok(()));
 }
 
+/// What people do on a terminal that remembers only a few of them.
+#[derive(Debug, Clone)]
+enum Visit {
+    Come(usize),
+    Leave(usize),
+    /// Types a key more, and sends all that it has no acknowledgement for, as whoever has just come back.
+    Type(usize),
+    /// Sends it again; nothing new.
+    Repeat(usize),
+    /// The acknowledgement arrives; else it was lost on the way.
+    Acknowledge(usize),
+    /// The PTY takes some bytes.
+    Pty(usize),
+    Seconds(u64),
+}
+
+fn visit() -> impl Strategy<Value = Visit> {
+    prop_oneof![
+        2 => (0..PEOPLE).prop_map(Visit::Come),
+        2 => (0..PEOPLE).prop_map(Visit::Leave),
+        6 => (0..PEOPLE).prop_map(Visit::Type),
+        4 => (0..PEOPLE).prop_map(Visit::Repeat),
+        2 => (0..PEOPLE).prop_map(Visit::Acknowledge),
+        4 => (1_usize..6).prop_map(Visit::Pty),
+        3 => (1_u64..100).prop_map(Visit::Seconds),
+    ]
+}
+
+const PEOPLE: usize = 7;
+const REMEMBERED: usize = 3;
+
+/// A client that keeps to the protocol: it sends again what has no acknowledgement, and gives up what nobody can tell about.
+#[derive(Debug, Default)]
+struct Person {
+    acked: u64,
+    /// Keys without an acknowledgement, numbered from 0 over all it ever typed.
+    kept: Vec<u32>,
+    keys: u32,
+    attached: u32,
+    /// The last key that was taken from it.
+    last: Option<u32>,
+    /// When it last typed successfully or left.
+    seen: Option<Instant>,
+}
+
+impl Person {
+    /// Where the terminal says this client stands.
+    fn stands(&mut self, expected: u64) {
+        let end = self.acked + self.kept.len() as u64;
+        if (self.acked..=end).contains(&expected) {
+            self.kept.drain(..(expected - self.acked) as usize);
+        } else {
+            self.kept.clear();
+        }
+        self.acked = expected;
+    }
+}
+
+proptest! {
+    #[test]
+    fn nothing_is_typed_twice_whoever_is_forgotten(visits in prop::collection::vec(visit(), 1..300)) {
+        let mut inputs = Inputs { limit: REMEMBERED, ..Inputs::new(5) };
+        let mut people: Vec<Person> = (0..PEOPLE).map(|_| Person::default()).collect();
+        let mut now = Instant::now();
+        for visit in visits {
+            match visit {
+                Visit::Come(who) => {
+                    if inputs.attach(&id(who), now) {
+                        let person = &mut people[who];
+                        person.attached += 1;
+                        person.stands(inputs.expected(&id(who)));
+                    }
+                }
+                Visit::Leave(who) => {
+                    if people[who].attached > 0 {
+                        people[who].attached -= 1;
+                        inputs.detach(&id(who), now);
+                    }
+                }
+                Visit::Type(who) | Visit::Repeat(who) => {
+                    let person = &mut people[who];
+                    if matches!(visit, Visit::Type(_)) {
+                        person.kept.push(person.keys);
+                        person.keys += 1;
+                    } else if person.kept.is_empty() {
+                        continue;
+                    }
+                    match inputs.judge(&id(who), 5, person.acked, person.kept.len(), now) {
+                        Ok(Verdict::Repeat) => {
+                            prop_assert!(person.kept.last().copied() <= person.last, "what was never taken is no repeat");
+                        }
+                        Ok(Verdict::New(skip)) => {
+                            for key in &person.kept[skip..] {
+                                prop_assert!(Some(*key) > person.last, "client {} typed {} twice", who, key);
+                                person.last = Some(*key);
+                            }
+                            let bytes: Vec<u8> = person.kept[skip..].iter().map(|key| *key as u8).collect();
+                            inputs.take(&id(who), &bytes, now);
+                            person.seen = Some(now);
+                        }
+                        Err(Refused::Forgotten { expected }) => {
+                            prop_assert_eq!(person.attached, 0, "it is here");
+                            let lately = person.seen.is_some_and(|seen| now.duration_since(seen) < LATELY);
+                            prop_assert!(!lately, "it has just typed");
+                            person.stands(expected);
+                            prop_assert!(person.kept.is_empty(), "it must not guess");
+                        }
+                        Err(Refused::TooManyClients) => {
+                            let busy = |p: &&Person| p.attached > 0 || p.last.is_some();
+                            prop_assert!(people.iter().filter(busy).count() >= REMEMBERED);
+                        }
+                        Err(refused) => prop_assert!(false, "{:?}", refused),
+                    }
+                }
+                Visit::Acknowledge(who) => {
+                    let written = inputs.written(&id(who));
+                    let person = &mut people[who];
+                    let sent = person.acked + person.kept.len() as u64;
+                    if inputs.clients.contains_key(&id(who)) && (person.acked..=sent).contains(&written) {
+                        person.stands(written);
+                    }
+                }
+                Visit::Pty(n) => {
+                    let n = n.min(inputs.front().len());
+                    inputs.wrote(n);
+                }
+                Visit::Seconds(n) => now += Duration::from_secs(n),
+            }
+            prop_assert!(inputs.clients.len() <= REMEMBERED);
+        }
+    }
+}
+
 #[test]
-fn the_client_unused_longest_is_forgotten_but_never_one_that_is_there() {
+fn the_client_away_longest_is_forgotten_and_what_it_repeats_is_refused() {
     let mut inputs = Inputs::new(1);
-    assert!(inputs.attach(&id(0)));
+    let begin = Instant::now();
+    let later = |seconds: u64| begin + Duration::from_secs(seconds);
+    let typed = |inputs: &mut Inputs, n: usize, at: Instant| {
+        let verdict = inputs.judge(&id(n), 1, inputs.expected(&id(n)), 3, at)?;
+        assert_eq!(verdict, Verdict::New(0));
+        inputs.take(&id(n), b"abc", at);
+        inputs.wrote(3);
+        Ok::<(), Refused>(())
+    };
+    assert!(inputs.attach(&id(0), begin));
+    for n in 0..CLIENTS {
+        typed(&mut inputs, n, begin + Duration::from_millis(n as u64)).expect("taken");
+    }
+    // All were here lately.
+    assert_eq!(typed(&mut inputs, CLIENTS, later(60)), Err(Refused::TooManyClients));
+    assert!(!inputs.attach(&id(CLIENTS), later(60)));
+    // Two minutes after it typed, the first of those who are not there makes room.
+    typed(&mut inputs, CLIENTS, later(125)).expect("taken");
+    assert_eq!(inputs.clients.len(), CLIENTS);
+    assert_eq!(inputs.expected(&id(0)), 3, "attached: remembered");
+    assert_eq!(inputs.expected(&id(2)), 3);
+    // It comes back and sends again what it has no acknowledgement for, or goes on where it was.
+    let forgotten = Refused::Forgotten { expected: APART_BYTES + 3 };
+    for offset in [0, 3] {
+        assert_eq!(inputs.judge(&id(1), 1, offset, 3, later(130)), Err(forgotten));
+    }
+    assert!(inputs.attach(&id(1), later(130)));
+    assert_eq!(inputs.judge(&id(1), 1, 0, 3, later(130)), Err(forgotten), "also when it is attached again");
+    typed(&mut inputs, 1, later(130)).expect("begins anew");
+    assert_eq!(inputs.judge(&id(1), 1, APART_BYTES + 3, 3, later(130)), Ok(Verdict::Repeat));
+    assert_eq!(inputs.written(&id(1)), APART_BYTES + 6);
+}
+
+#[test]
+fn whoever_only_looks_makes_nobody_forgotten() {
+    let mut inputs = Inputs::new(1);
+    let now = Instant::now();
     offer(&mut inputs, &id(0), 1, 0, b"abc").expect("taken");
     inputs.wrote(3);
-    for n in 1..=CLIENTS {
-        offer(&mut inputs, &id(n), 1, 0, b"x").expect("taken");
-        inputs.wrote(1);
+    for n in 1..3 * CLIENTS {
+        assert!(inputs.attach(&id(n), now));
+        inputs.detach(&id(n), now);
     }
-    assert_eq!(inputs.expected(&id(0)), 3, "attached: remembered");
-    assert_eq!(inputs.expected(&id(1)), 0, "forgotten: a new client");
-    assert_eq!(inputs.expected(&id(2)), 1);
+    assert_eq!(inputs.expected(&id(0)), 3);
+    assert_eq!(inputs.expected(&id(1)), 0, "and a new client begins at 0");
 }
