@@ -11,10 +11,13 @@
 //! (`input`, `writers`, `escape`, `screen`) know neither. Must not know the wire.
 
 mod attachment;
+mod counters;
 mod error;
 mod escape;
+mod facts;
 mod input;
 mod job;
+mod pictures;
 mod pty;
 mod registry;
 mod screen;

@@ -3,10 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     panic::AssertUnwindSafe,
-    sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -18,6 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Attach, Attachment, ClientId, Exit, Info, Input, SignalTarget, Size, Terminal, TerminalError, TerminalId,
     Watch, WatchFrom,
+    counters::Counters,
     pty::Pair,
     state::State,
     task::Task,
@@ -72,17 +70,6 @@ struct All {
     ending: bool,
 }
 
-/// Counted over all terminals, ended ones included.
-#[derive(Debug)]
-pub(super) struct Counters {
-    began: Instant,
-    bytes: AtomicU64,
-    /// Milliseconds after `began`, plus 1; 0: never.
-    last_output: AtomicU64,
-    task_panics: AtomicU64,
-    model_panics: AtomicU64,
-}
-
 /// What to open.
 #[derive(Debug, Clone, Default)]
 pub struct Create {
@@ -117,18 +104,11 @@ pub(super) struct WatchGuard {
 impl Terminals {
     /// None yet.
     pub fn new(launcher: Launcher, children: Children, intents: Arc<Intents>) -> Self {
-        let counters = Counters {
-            began: Instant::now(),
-            bytes: AtomicU64::new(0),
-            last_output: AtomicU64::new(0),
-            task_panics: AtomicU64::new(0),
-            model_panics: AtomicU64::new(0),
-        };
         let inner = Inner {
             launcher,
             children,
             intents,
-            counters: Arc::new(counters),
+            counters: Arc::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
             all: Mutex::default(),
@@ -326,20 +306,17 @@ impl Terminals {
 
     /// When any of them last printed.
     pub fn last_output(&self) -> Option<Instant> {
-        let counters = &self.inner.counters;
-        let after = counters.last_output.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(counters.began + Duration::from_millis(after))
+        self.inner.counters.last_output()
     }
 
     /// Bytes that all of them ever printed.
     pub fn output_bytes(&self) -> u64 {
-        self.inner.counters.bytes.load(Ordering::Relaxed)
+        self.inner.counters.bytes()
     }
 
     /// Tasks of terminals, and screen models, that panicked: faults of ours.
     pub fn panics(&self) -> (u64, u64) {
-        let counters = &self.inner.counters;
-        (counters.task_panics.load(Ordering::Relaxed), counters.model_panics.load(Ordering::Relaxed))
+        self.inner.counters.panics()
     }
 
     /// Owns the tasks of streams too: whoever serves one spawns it here.
@@ -433,18 +410,6 @@ impl Drop for WatchGuard {
     }
 }
 
-impl Counters {
-    pub(super) fn output(&self, bytes: u64, at: Instant) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let after = at.duration_since(self.began).as_millis() as u64 + 1;
-        self.last_output.fetch_max(after, Ordering::Relaxed);
-    }
-
-    pub(super) fn model_panicked(&self) {
-        self.model_panics.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
 /// It is in no list any more; its task ends with its last viewer.
 fn remove(terminal: &Terminal) {
     terminal.state().removed = true;
@@ -456,7 +421,7 @@ async fn guarded(terminal: Arc<Terminal>, task: Task, counters: Arc<Counters>) {
     if AssertUnwindSafe(task.run()).catch_unwind().await.is_ok() {
         return;
     }
-    counters.task_panics.fetch_add(1, Ordering::Relaxed);
+    counters.task_panicked();
     tracing::error!(terminal = %terminal.id, "the task of a terminal panicked: the terminal is ended");
     terminal.signal_session(Signal::KILL);
     let mut state = terminal.state();

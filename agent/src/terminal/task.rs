@@ -1,8 +1,7 @@
-//! The task: the one owner of a terminal's PTY. It reads, writes what waits, notices the end, and feeds the screen model with the
-//! time that is left. It sleeps unless something happens: an idle terminal costs no wake-up.
+//! The task: the one owner of a terminal's PTY. It reads, writes what waits, notices the end, and gives the screen model its time. It
+//! sleeps unless something happens: an idle terminal costs no wake-up.
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -11,10 +10,11 @@ use tokio::{sync::watch, task::yield_now, time::sleep_until};
 
 use super::{
     Exit, Terminal,
+    counters::Counters,
     escape::{Named, Scanner},
+    facts::Facts,
+    pictures::{Need, Pictures},
     pty::{Pty, Reading},
-    registry::Counters,
-    screen::Model,
     state::State,
 };
 use crate::child::Ended;
@@ -28,18 +28,9 @@ const LAST_BYTES: usize = 256 * 1024;
 const LOOK_IN_USE: Duration = Duration::from_millis(20);
 /// …and this often, and for so long "in use", otherwise.
 const LOOK_CLOSED: Duration = Duration::from_secs(1);
-/// After something happened, folder and foreground job are looked at this much later: once for a burst of events.
-const FACTS_AFTER: Duration = Duration::from_millis(150);
 /// How long a flood is read before others have their turn: what it may add to the echo of another terminal. Its readers are told
 /// less often, once for a burst of bytes.
 const READ_SLICE: Duration = Duration::from_micros(250);
-/// How long the model is fed before others have their turn.
-const FEED_SLICE: Duration = Duration::from_millis(1);
-/// Without anybody waiting for a picture the model takes at most one part in ten of the time.
-const FEED_REST: u32 = 9;
-/// …and a model that was left behind catches up when the terminal was quiet for so long.
-const FEED_QUIET: Duration = Duration::from_millis(50);
-
 /// Everything only the task knows.
 pub(super) struct Task {
     terminal: Arc<Terminal>,
@@ -48,7 +39,8 @@ pub(super) struct Task {
     leader: watch::Receiver<Option<Ended>>,
     counters: Arc<Counters>,
     scanner: Scanner,
-    model: Model,
+    pictures: Pictures,
+    facts: Facts,
     exited: Option<(Ended, Instant)>,
     /// Nobody had the other side open when it was last read.
     closed: bool,
@@ -58,8 +50,6 @@ pub(super) struct Task {
     /// Bytes read that nobody has been told of.
     untold: usize,
     last_read: Instant,
-    facts_at: Option<Instant>,
-    feed_not_before: Instant,
 }
 
 /// How the PTY is read.
@@ -72,16 +62,20 @@ enum Look {
 }
 
 /// What to wait for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Plan {
     read: bool,
     write: bool,
-    feed: bool,
+    picture: Need,
     at: Option<Instant>,
     over: bool,
 }
 
 impl Plan {
+    fn of(picture: Need) -> Self {
+        Self { read: false, write: false, picture, at: None, over: false }
+    }
+
     fn look_at(&mut self, at: Instant) {
         self.at = Some(self.at.map_or(at, |before| before.min(at)));
     }
@@ -102,15 +96,14 @@ impl Task {
             leader,
             counters,
             scanner: Scanner::default(),
-            model: Model::new(size),
+            pictures: Pictures::new(size, now),
+            facts: Facts::default(),
             exited: None,
             closed: false,
             polled: false,
             looked_at: now,
             untold: 0,
             last_read: now,
-            facts_at: None,
-            feed_not_before: now,
         }
     }
 
@@ -120,6 +113,13 @@ impl Task {
             let plan = self.plan();
             if plan.over {
                 return;
+            }
+            if plan.picture == Need::Hold {
+                // Whatever else happens waits, so that nothing can keep the picture from being made.
+                self.feed(plan.picture);
+                self.write();
+                yield_now().await;
+                continue;
             }
             let pty = self.pty.clone();
             let mut full = false;
@@ -133,8 +133,8 @@ impl Task {
                 _ = writable(pty.as_deref()), if plan.write => {}
                 () = self.terminal.wake.notified() => {}
                 () = sleep_until(plan.at.unwrap_or(self.last_read).into()), if plan.at.is_some() => {}
-                () = yield_now(), if plan.feed => {
-                    self.feed_slice();
+                () = yield_now(), if plan.picture == Need::Feed => {
+                    self.feed(plan.picture);
                     full = true;
                 }
             }
@@ -149,20 +149,20 @@ impl Task {
 
     /// Looks at everything that has a time, and says what to wait for.
     fn plan(&mut self) -> Plan {
-        let mut plan = Plan::default();
         let now = Instant::now();
         let terminal = Arc::clone(&self.terminal);
         let looked = self.look_once_more(now);
         let mut guard = terminal.state();
         let state = &mut *guard;
-        for (at, size) in state.resizes.drain(..) {
-            self.model.resized(at, size);
-        }
-        if self.pty.is_some() {
+        let mut plan = Plan::of(self.pictures.need(state, now, self.last_read));
+        if plan.picture == Need::Hold {
+            // Not quiet: held back.
+            self.last_read = now;
+        } else if self.pty.is_some() {
             self.plan_reading(state, now, &mut plan);
             if self.has_ended(state, now, looked, &mut plan) {
                 self.finish(state);
-                plan = Plan::default();
+                plan = Plan::of(plan.picture);
             } else {
                 // Once closed the reactor says "writable" for ever: then it is written with every look.
                 plan.write =
@@ -172,8 +172,14 @@ impl Task {
         if !plan.read {
             tell(&mut self.untold, state);
         }
-        self.plan_facts(state, now, &mut plan);
-        self.plan_feeding(state, now, &mut plan);
+        if self.pty.is_some()
+            && let Some(at) = self.facts.look(&terminal, state, now)
+        {
+            plan.look_at(at);
+        }
+        if let Need::At(at) = plan.picture {
+            plan.look_at(at);
+        }
         plan.over = state.removed && state.exit.is_some() && state.viewers.is_empty();
         plan
     }
@@ -240,65 +246,11 @@ impl Task {
         state.pty = None;
         self.pty = None;
         state.inputs.end();
-        let next = state.log.next();
-        state.foreground.set(String::new(), next);
+        self.facts.end(state);
         state.wake_viewers();
-        self.facts_at = None;
-        state.facts_scheduled = false;
         self.terminal.input_moved.notify_waiters();
         self.terminal.has_ended.notify_waiters();
         tracing::info!(terminal = %self.terminal.id, ?how, "a terminal has ended");
-    }
-
-    /// Folder and foreground job: looked at soon after something happened, while somebody watches.
-    fn plan_facts(&mut self, state: &mut State, now: Instant, plan: &mut Plan) {
-        if self.pty.is_none() {
-            return;
-        }
-        if self.facts_at.is_some_and(|at| at <= now) {
-            self.facts_at = None;
-            let next = state.log.next();
-            let job = self.terminal.job(state).unwrap_or_default();
-            let mut changed = state.foreground.set(job, next);
-            if let Some(folder) = self.terminal.folder(state) {
-                changed |= state.cwd.set(folder, next);
-            }
-            if changed {
-                state.wake_viewers();
-            }
-        }
-        if self.facts_at.is_none() && std::mem::take(&mut state.active) && !state.viewers.is_empty() {
-            self.facts_at = Some(now + FACTS_AFTER);
-        }
-        state.facts_scheduled = self.facts_at.is_some();
-        if let Some(at) = self.facts_at {
-            plan.look_at(at);
-        }
-    }
-
-    /// The model is fed when a picture is asked for, and before bytes it has not seen are gone.
-    fn plan_feeding(&mut self, state: &mut State, now: Instant, plan: &mut Plan) {
-        if state.shots_wanted > state.shots_made {
-            if self.model.is_lost(&state.log) {
-                self.model.skip(&state.log);
-            }
-            plan.feed = true;
-            return;
-        }
-        if state.exit.is_some() || self.model.behind(&state.log) <= state.log.max_bytes() as u64 / 2 {
-            return;
-        }
-        let lost = self.model.is_lost(&state.log);
-        let not_before =
-            if lost { self.feed_not_before.max(self.last_read + FEED_QUIET) } else { self.feed_not_before };
-        if not_before > now {
-            plan.look_at(not_before);
-            return;
-        }
-        if lost {
-            self.model.skip(&state.log);
-        }
-        plan.feed = true;
     }
 
     fn leader_exited(&mut self) {
@@ -363,38 +315,8 @@ impl Task {
         }
     }
 
-    /// Feeds the model for a slice of time, and makes the picture that was asked for once it has seen everything.
-    fn feed_slice(&mut self) {
-        let begin = Instant::now();
-        let until = begin + FEED_SLICE;
-        loop {
-            let next = self.model.next(&mut self.terminal.state().log);
-            let model = &mut self.model;
-            let Some(bytes) = next else {
-                let mut state = self.terminal.state();
-                // Lost in the meantime: the next plan skips ahead.
-                if state.shots_wanted > state.shots_made && !model.is_lost(&state.log) {
-                    match catch_unwind(AssertUnwindSafe(|| model.shot())) {
-                        Ok(shot) => state.shot = Some(Arc::new(shot)),
-                        Err(_) => self.model = broken_model(&state),
-                    }
-                    if state.shot.is_some() {
-                        state.shots_made = state.shots_wanted;
-                        state.wake_viewers();
-                    }
-                }
-                break;
-            };
-            // An emulator is a large thing to feed with what anybody prints: its panic costs the picture, not the terminal.
-            if catch_unwind(AssertUnwindSafe(|| model.feed(&bytes))).is_err() {
-                self.model = broken_model(&self.terminal.state());
-                self.counters.model_panicked();
-            }
-            if Instant::now() >= until {
-                break;
-            }
-        }
-        self.feed_not_before = Instant::now() + begin.elapsed() * FEED_REST;
+    fn feed(&mut self, need: Need) {
+        self.pictures.feed(need, &self.terminal, &self.counters);
     }
 }
 
@@ -404,11 +326,6 @@ fn tell(untold: &mut usize, state: &mut State) {
         state.note_activity();
         state.wake_viewers();
     }
-}
-
-/// A new model after the old one panicked: it goes on behind what it choked on.
-fn broken_model(state: &State) -> Model {
-    Model::at_end(state.size.value, &state.log)
 }
 
 fn name(state: &mut State, named: Named, at: u64) {

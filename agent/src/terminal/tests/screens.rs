@@ -1,6 +1,7 @@
 //! Pictures of terminals that are in use.
 
 use super::*;
+use crate::byte_log::CHUNK_BYTES;
 
 fn emulator(size: Size) -> vt100::Parser {
     let side = |n| std::num::NonZeroU16::new(n).expect("not zero");
@@ -83,4 +84,134 @@ async fn the_screen_of_a_terminal_that_has_ended_is_still_there() {
     let (seen, pictures) = watch_screen(house.attach(&terminal.id, "a", From::Screen)).await;
     assert_eq!(pictures, 1);
     assert!(seen.screen().contents().ends_with("100000\nend"), "{:?}", seen.screen().contents());
+}
+
+/// Numbers without end, as fast as they can be printed: whoever sees the screen sees whether a line is missing.
+const FLOOD: &[&str] = &["seq", "1", "9999999999999"];
+
+/// The numbers on the screen are one after the other; the last line may not be finished.
+fn numbers(emulated: &vt100::Parser) -> Vec<u64> {
+    let screen = emulated.screen();
+    let rows = usize::from(screen.cursor_position().0);
+    let cols = screen.size().1.get();
+    let numbers: Vec<u64> =
+        screen.rows(0, cols).take(rows).map(|row| row.trim().parse().expect("a number")).collect();
+    assert!(numbers.windows(2).all(|two| two[0] + 1 == two[1]), "a line is missing: {numbers:?}");
+    numbers
+}
+
+#[tokio::test]
+async fn a_terminal_that_floods_can_be_joined() {
+    let house = House::new();
+    let terminal = house.open(FLOOD);
+    let printed = || house.terminals.get(&terminal.id).expect("there").next;
+    eventually(|| (printed() > 1 << 20).then_some(())).await;
+    for round in 0..3 {
+        let mut joined = house.attach(&terminal.id, &format!("v{round}"), From::Screen);
+        let (mut emulated, mut at) = (emulator(Size::default()), None);
+        let mut followed = 0;
+        while followed < 4 * CHUNK_BYTES {
+            let frame = next_frame(&mut joined).await.expect("goes on");
+            match frame.kind {
+                FrameKind::Screen(shot) => {
+                    assert_eq!((frame.offset, at), (shot.offset, None), "the picture comes first");
+                    emulated.process(&shot.contents);
+                    assert!(numbers(&emulated).len() > 20);
+                    at = Some(frame.offset);
+                }
+                FrameKind::Data(bytes) => {
+                    assert_eq!(Some(frame.offset), at, "what follows the picture has no hole");
+                    at = Some(frame.offset + bytes.len() as u64);
+                    followed += bytes.len();
+                    for part in bytes.chunks(100) {
+                        emulated.process(part);
+                        numbers(&emulated);
+                    }
+                }
+                FrameKind::Gap { .. } => panic!("it reads all the time"),
+                FrameKind::KeepAlive => panic!("nothing came"),
+                _ => {}
+            }
+        }
+        let before = printed();
+        eventually(|| (printed() > before).then_some(())).await;
+    }
+}
+
+#[tokio::test]
+async fn whoever_falls_off_a_flood_gets_the_gap_and_the_screen_while_it_goes_on() {
+    let house = House::new();
+    let terminal = house.open(FLOOD);
+    let ring = terminal.ring_bytes as u64;
+    let printed = || house.terminals.get(&terminal.id).expect("there").next;
+    let mut slow = house.attach(&terminal.id, "slow", From::Oldest);
+    let mut log = Log::default();
+    let mut emulated = emulator(Size::default());
+    let mut pictures = 0;
+    while pictures < 3 {
+        // It reads a little, and then nothing until all that it knows is gone.
+        let (gaps, read) = (log.gaps, log.bytes.len());
+        let gap = loop {
+            let frame = next_frame(&mut slow).await.expect("goes on");
+            let kind = frame.kind.clone();
+            log.take(frame);
+            match kind {
+                FrameKind::Gap { from, to } => break (from, to),
+                FrameKind::Data(_) if log.bytes.len() > read + CHUNK_BYTES => {
+                    let now = printed();
+                    eventually(|| (printed() > now + 2 * ring).then_some(())).await;
+                }
+                FrameKind::Screen(_) => panic!("a picture without a gap"),
+                FrameKind::KeepAlive => panic!("nothing came"),
+                _ => {}
+            }
+        };
+        assert!(gap.0 < gap.1 && log.gaps > gaps);
+        let frame = next_frame(&mut slow).await.expect("goes on");
+        let FrameKind::Screen(shot) = frame.kind else { panic!("a picture after the gap: {frame:?}") };
+        assert_eq!((frame.offset, shot.offset), (gap.1, gap.1), "it goes on where the gap ends");
+        emulated.process(b"\x1bc");
+        emulated.process(&shot.contents);
+        let frame = loop {
+            let frame = next_frame(&mut slow).await.expect("goes on");
+            if matches!(frame.kind, FrameKind::Data(_)) {
+                break frame;
+            }
+        };
+        let FrameKind::Data(bytes) = &frame.kind else { unreachable!("just looked") };
+        assert_eq!(frame.offset, shot.offset);
+        emulated.process(&bytes[..bytes.len().min(100)]);
+        numbers(&emulated);
+        log.take(frame);
+        pictures += 1;
+    }
+}
+
+/// Pictures are wanted all the time, and yet a reader gets the flood.
+#[tokio::test]
+async fn a_crowd_that_wants_pictures_does_not_stop_a_flood() {
+    let house = House::new();
+    let terminal = house.open(FLOOD);
+    let printed = || house.terminals.get(&terminal.id).expect("there").next;
+    eventually(|| (printed() > 1 << 20).then_some(())).await;
+    let before = printed();
+    let mut crowd = JoinSet::new();
+    for n in 0..20 {
+        let terminals = house.terminals.clone();
+        let id = terminal.id.clone();
+        crowd.spawn(async move {
+            for _ in 0..3 {
+                let mut viewer =
+                    terminals.attach(&attach(&id, &format!("c{n}"), From::Screen)).expect("attached");
+                let started = next_frame(&mut viewer).await.expect("goes on");
+                assert!(matches!(started.kind, FrameKind::Started { .. }));
+                let picture = next_frame(&mut viewer).await.expect("goes on");
+                assert!(matches!(picture.kind, FrameKind::Screen(_)), "{picture:?}");
+            }
+        });
+    }
+    while crowd.join_next().await.is_some_and(|done| done.is_ok()) {}
+    assert!(crowd.is_empty(), "nobody waited in vain");
+    // Three rounds of pictures, and between two of them at least a quarter of a second of flood.
+    assert!(printed() - before > 1 << 20, "{}", printed() - before);
 }

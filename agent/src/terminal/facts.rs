@@ -1,0 +1,47 @@
+//! Facts: what is asked of the kernel about a terminal, folder and foreground job, because nobody tells.
+//!
+//! Looked at soon after something happened and while somebody watches: an idle terminal costs no wake-up. Must not know the PTY.
+
+use std::time::{Duration, Instant};
+
+use super::{Terminal, state::State};
+
+/// After something happened they are looked at this much later: once for a burst of events.
+const LOOK_AFTER: Duration = Duration::from_millis(150);
+
+/// When they are looked at next.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    at: Option<Instant>,
+}
+
+impl Facts {
+    /// Looks if it is time; says when to come back.
+    pub(super) fn look(&mut self, terminal: &Terminal, state: &mut State, now: Instant) -> Option<Instant> {
+        if self.at.is_some_and(|at| at <= now) {
+            self.at = None;
+            let next = state.log.next();
+            let job = terminal.job(state).unwrap_or_default();
+            let mut changed = state.foreground.set(job, next);
+            if let Some(folder) = terminal.folder(state) {
+                changed |= state.cwd.set(folder, next);
+            }
+            if changed {
+                state.wake_viewers();
+            }
+        }
+        if self.at.is_none() && std::mem::take(&mut state.active) && !state.viewers.is_empty() {
+            self.at = Some(now + LOOK_AFTER);
+        }
+        state.facts_scheduled = self.at.is_some();
+        self.at
+    }
+
+    /// The terminal has ended: nobody is in the foreground.
+    pub(super) fn end(&mut self, state: &mut State) {
+        let next = state.log.next();
+        state.foreground.set(String::new(), next);
+        self.at = None;
+        state.facts_scheduled = false;
+    }
+}
