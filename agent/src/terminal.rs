@@ -36,7 +36,10 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, kill_process, kill_process_group},
+};
 use tokio::sync::Notify;
 
 pub use self::{
@@ -394,19 +397,32 @@ impl Terminal {
     fn signal(&self, signal: &str, target: SignalTarget) -> Result<(), TerminalError> {
         let signal = signals::by_name(signal)
             .ok_or(TerminalError::BadField { field: "signal", allowed: "a name such as INT or TERM" })?;
-        let (group, exit) = {
+        let (group, leader_gone, exit) = {
             let state = self.state();
-            (state.pty.as_ref().and_then(|pty| pty.foreground()), state.exit)
+            (state.pty.as_ref().and_then(|pty| pty.foreground()), state.leader_gone, state.exit)
         };
-        if let Some(exit) = exit {
-            return Err(TerminalError::Ended(exit));
-        }
-        match target {
+        let sent = match (target, exit) {
+            (SignalTarget::Foreground, Some(exit)) => return Err(TerminalError::Ended(exit)),
+            // It ended while background jobs held it, and they may live on.
+            (SignalTarget::Session, Some(exit)) if job::session(self.pid, leader_gone).is_empty() => {
+                return Err(TerminalError::Ended(exit));
+            }
+            // Without its leader a session has no foreground: whoever is left is meant. The leader's number may be a stranger's by now.
+            (SignalTarget::Foreground, None) if !leader_gone => {
+                kill_process_group(group.unwrap_or(self.pid), signal)
+            }
+            _ => {
+                self.signal_session(signal);
+                Ok(())
+            }
+        };
+        match sent {
             // A group that is gone in the meantime had no use for the signal.
-            SignalTarget::Foreground => drop(kill_process_group(group.unwrap_or(self.pid), signal)),
-            SignalTarget::Session => self.signal_session(signal),
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(errno) => {
+                Err(TerminalError::Io { operation: "signal the foreground job", source: errno.into() })
+            }
         }
-        Ok(())
     }
 
     fn signal_session(&self, signal: Signal) {

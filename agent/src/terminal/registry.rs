@@ -339,7 +339,7 @@ impl Terminals {
         join_all(ends).await;
     }
 
-    fn find(&self, id: &TerminalId) -> Result<Arc<Terminal>, TerminalError> {
+    pub(super) fn find(&self, id: &TerminalId) -> Result<Arc<Terminal>, TerminalError> {
         let all = self.inner.all();
         let found = all.terminals.iter().find(|terminal| terminal.id == *id).cloned();
         match found {

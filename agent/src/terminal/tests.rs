@@ -4,6 +4,7 @@ mod ends;
 mod input;
 mod reading;
 mod screens;
+mod signals;
 
 use std::{sync::Arc, time::Duration};
 
