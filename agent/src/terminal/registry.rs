@@ -27,7 +27,7 @@ use crate::{
     child::{Children, Ended},
     claim::Claim,
     intent::{Intent, Intents},
-    spawn::{Launcher, Program, SpawnError, spawn_failed},
+    spawn::{Launcher, Program, SpawnError, shown, spawn_failed},
 };
 
 /// Ended terminals that are kept for their exit and last output. Beyond it the one that ended first goes.
@@ -159,7 +159,7 @@ impl Terminals {
         let terminal = Arc::new(Terminal {
             id: TerminalId::random(),
             name,
-            argv: create.program.argv,
+            argv: shown(&create.program.argv),
             request_id: create.request_id,
             created: SystemTime::now(),
             pid: child.pid,
