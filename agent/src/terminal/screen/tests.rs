@@ -83,6 +83,63 @@ proptest! {
     }
 }
 
+/// What no program should print, and some do: bytes of every kind, sequences that make no sense, windows that change under them.
+#[derive(Debug, Clone)]
+enum Mess {
+    Bytes(Vec<u8>),
+    Size(Size),
+    Shoot,
+}
+
+fn mess() -> impl Strategy<Value = Mess> {
+    let size = (prop_oneof![3 => 1_u16..12, 1 => 1_u16..300], prop_oneof![3 => 1_u16..25, 1 => 1_u16..300]);
+    let sequence = (
+        prop::collection::vec(prop_oneof![0_u32..10, Just(65535), Just(u32::MAX)], 0..4),
+        prop_oneof![Just(""), Just("?"), Just(">"), Just("!")],
+        prop::sample::select(b"ABCDEFGHJKLMPSTXZ@`abdefghilmnqrstu".to_vec()),
+    )
+        .prop_map(|(numbers, mark, end)| {
+            let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
+            format!("\x1b[{mark}{}{}", numbers.join(";"), char::from(end)).into_bytes()
+        });
+    prop_oneof![
+        4 => piece().prop_map(Mess::Bytes),
+        4 => sequence.prop_map(Mess::Bytes),
+        2 => prop::collection::vec(any::<u8>(), 1..40).prop_map(Mess::Bytes),
+        2 => size.prop_map(|(rows, cols)| Mess::Size(Size { rows, cols })),
+        2 => Just(Mess::Shoot),
+    ]
+}
+
+/// What is seen; nobody sees whether the rest of a row is empty or spaces.
+fn rows(screen: &vt100::Screen) -> Vec<String> {
+    screen.rows(0, screen.size().1.get()).map(|row| row.trim_end_matches(' ').to_owned()).collect()
+}
+
+proptest! {
+    #[test]
+    fn no_mess_breaks_the_model(messes in prop::collection::vec(mess(), 1..80)) {
+        let mut log = ByteLog::new(1, 1 << 20);
+        let mut model = Model::new(SIZE);
+        for mess in messes {
+            match mess {
+                Mess::Bytes(bytes) => log.push(&bytes),
+                Mess::Size(size) => model.resized(log.next(), size),
+                Mess::Shoot => {
+                    catch_up(&mut model, &mut log);
+                    let shot = model.shot();
+                    prop_assert!(shot.offset <= log.next());
+                    let mut joined = parser(shot.size);
+                    joined.process(&shot.contents);
+                    prop_assert_eq!(rows(joined.screen()), rows(model.parser().screen()));
+                }
+            }
+        }
+        catch_up(&mut model, &mut log);
+        model.shot();
+    }
+}
+
 #[test]
 fn nothing_is_built_before_it_is_needed() {
     assert!(Model::new(SIZE).parser.is_none());
