@@ -14,6 +14,7 @@ use super::*;
 use crate::{
     child::{Children, Orphans},
     claim::{Claim, Policy},
+    intent::Intents,
     spawn::{Launcher, Program},
 };
 
