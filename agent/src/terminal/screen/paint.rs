@@ -5,15 +5,46 @@
 
 use std::{fmt::Write as _, num::NonZeroU16};
 
-/// Everything the model knows of the screen.
+/// Longest picture, in bytes: with what goes around it, it must fit into the 4 MiB that gRPC's clients take at most. What makes a longer
+/// one (a colour of its own for every cell of a huge screen) is painted without the screen behind a full-screen program, then in one
+/// colour.
+const PICTURE_BYTES: usize = 3 * 1024 * 1024;
+
+/// Everything the model knows of the screen, or as much as fits.
 pub(super) fn paint(screen: &vt100::Screen) -> String {
+    let whole = formatted(screen, screen.alternate_screen());
+    if whole.len() <= PICTURE_BYTES {
+        return whole;
+    }
+    let front = formatted(screen, false);
+    if front.len() <= PICTURE_BYTES { front } else { plain(screen) }
+}
+
+fn formatted(screen: &vt100::Screen, with_behind: bool) -> String {
     let mut out = String::new();
-    if screen.alternate_screen() {
+    if with_behind {
         let behind = probe(screen, "\x1b[?47l");
         grid(behind.screen(), &mut out);
+    }
+    if screen.alternate_screen() {
         out.push_str("\x1b[?47h");
     }
     grid(screen, &mut out);
+    out.push_str(&screen.input_mode_formatted());
+    out
+}
+
+/// The letters alone, and the cursor.
+fn plain(screen: &vt100::Screen) -> String {
+    let mut out = String::new();
+    if screen.alternate_screen() {
+        out.push_str("\x1b[?47h");
+    }
+    for (index, row) in screen.rows(0, screen.size().1.get()).enumerate() {
+        let _ = write!(out, "\x1b[{};1H{row}", index + 1);
+    }
+    let cursor = screen.cursor_position();
+    let _ = write!(out, "\x1b[{};{}H", cursor.0 + 1, cursor.1 + 1);
     out.push_str(&screen.input_mode_formatted());
     out
 }

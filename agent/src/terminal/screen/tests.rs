@@ -184,6 +184,29 @@ fn a_huge_window_costs_a_bounded_model() {
 }
 
 #[test]
+fn the_most_colourful_screen_fits_into_a_message() {
+    let mut log = ByteLog::new(1, 64 << 20);
+    let mut model = Model::new(Size { rows: 64, cols: 1024 });
+    let paint = |log: &mut ByteLog| {
+        for cell in 0..64 * 1024_u32 {
+            let (a, b) = (100 + cell % 150, 100 + cell / 150 % 150);
+            let cell = format!("\x1b[1;3;4;38;2;{a};{b};200;48;2;{b};{a};201mx\u{301}\u{302}\u{303}");
+            log.push(cell.as_bytes());
+        }
+    };
+    paint(&mut log);
+    log.push(b"\x1b[?1049h");
+    paint(&mut log);
+    catch_up(&mut model, &mut log);
+    let shot = model.shot();
+    assert!(shot.contents.len() < 4 * 1024 * 1024 - 1024, "{}", shot.contents.len());
+    assert!(shot.alternate_screen);
+    let mut joined = parser(shot.size);
+    joined.process(&shot.contents);
+    assert_eq!(rows(joined.screen()), rows(model.parser().screen()));
+}
+
+#[test]
 fn a_character_cut_in_two_waits_for_its_end() {
     assert_eq!(unfinished("aé".as_bytes()), 0);
     assert_eq!(unfinished(&"aé".as_bytes()[..2]), 1);
