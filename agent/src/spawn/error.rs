@@ -68,7 +68,7 @@ pub enum SpawnError {
     },
 }
 
-/// What a failed spawn of a [`Launcher::command`] means.
+/// What a failed spawn of a [`Launcher::command`](super::Launcher::command) means.
 pub fn spawn_failed(program: &str, source: io::Error) -> SpawnError {
     let program = program.to_owned();
     match Errno::from_io_error(&source) {
