@@ -42,7 +42,6 @@ pub use self::{
 use crate::{
     child::{Group, signals},
     intent::Intents,
-    spawn::Program,
 };
 
 /// Names a process within the workspace, for ever.
@@ -80,8 +79,10 @@ pub struct Info {
     pub id: ProcessId,
     /// The life of its byte logs.
     pub epoch: u64,
-    /// What was started.
-    pub program: Program,
+    /// Program and arguments; the first 4 KiB of them.
+    pub argv: Vec<String>,
+    /// As asked for.
+    pub cwd: String,
     /// After which it is ended.
     pub timeout: Option<Duration>,
     /// As the agent sees it.
@@ -97,7 +98,9 @@ pub struct Info {
 struct Process {
     id: ProcessId,
     request_id: String,
-    program: Program,
+    /// As much as is shown; what a client put into the environment is not kept.
+    argv: Vec<String>,
+    cwd: String,
     timeout: Option<Duration>,
     pid: Pid,
     started: SystemTime,
@@ -141,7 +144,8 @@ impl Process {
         Info {
             id: self.id.clone(),
             epoch: self.epoch,
-            program: self.program.clone(),
+            argv: self.argv.clone(),
+            cwd: self.cwd.clone(),
             timeout: self.timeout,
             pid: self.pid.as_raw_nonzero().get().unsigned_abs(),
             started: self.started,

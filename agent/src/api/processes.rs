@@ -168,10 +168,10 @@ impl From<Exit> for wire::ProcessExit {
 impl From<Info> for wire::Process {
     fn from(info: Info) -> Self {
         let command = wire::Command {
-            argv: info.program.argv,
+            argv: info.argv,
             // What a client added may be secret; whoever may list need not see it.
             env: Default::default(),
-            cwd: info.program.cwd,
+            cwd: info.cwd,
             timeout: info.timeout.and_then(|timeout| timeout.try_into().ok()),
         };
         Self {

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     claim::Claim,
-    spawn::{Program, spawn_failed},
+    spawn::{Program, shown, spawn_failed},
 };
 
 /// What to start.
@@ -54,7 +54,8 @@ impl Inner {
         let process = Arc::new(Process {
             id: ProcessId::random(),
             request_id: start.request_id,
-            program: start.program,
+            argv: shown(&start.program.argv),
+            cwd: start.program.cwd,
             timeout: start.timeout,
             pid: child.pid,
             started: SystemTime::now(),

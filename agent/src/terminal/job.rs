@@ -4,9 +4,15 @@ use std::{fs, path::PathBuf};
 
 use rustix::process::Pid;
 
-/// The command that leads this process group, by name; `None` if it is gone.
+/// The command of this process group, by name: its leader's, or another member's once the leader has ended (the first program of a
+/// pipeline may be long gone). `None` if nobody is left.
 pub(super) fn command(group: Pid) -> Option<String> {
-    let name = fs::read_to_string(format!("/proc/{}/comm", group.as_raw_nonzero())).ok()?;
+    let name = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).ok();
+    let number = group.as_raw_nonzero().get();
+    let name = name(number).or_else(|| {
+        let member = all().into_iter().find(|process| process.group == number && process.lives)?;
+        name(member.pid)
+    })?;
     Some(name.trim_end().to_owned())
 }
 
@@ -20,31 +26,41 @@ pub(super) fn folder(pid: Pid) -> Option<PathBuf> {
 /// A session's number is not given to a new process while one of its members lives; `leader_gone` says that its leader was reaped,
 /// and then a process of that number is a stranger's.
 pub(super) fn session(leader: Pid, leader_gone: bool) -> Vec<Pid> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let sid = leader.as_raw_nonzero().get();
-    let mut members = Vec::new();
-    for entry in entries.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        let Some((state, session)) = parse(&stat) else { continue };
-        if session == sid && !matches!(state, "Z" | "X") {
-            if pid == sid && leader_gone {
-                return Vec::new();
-            }
-            members.extend(Pid::from_raw(pid));
-        }
+    let members: Vec<Process> =
+        all().into_iter().filter(|process| process.session == sid && process.lives).collect();
+    if leader_gone && members.iter().any(|process| process.pid == sid) {
+        return Vec::new();
     }
-    members
+    members.iter().filter_map(|process| Pid::from_raw(process.pid)).collect()
 }
 
-/// State and session of `/proc/<pid>/stat`. The command before them may hold anything, also parentheses.
-fn parse(stat: &str) -> Option<(&str, i32)> {
-    let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace();
-    let state = fields.next()?;
-    let session = fields.nth(2)?.parse().ok()?;
-    Some((state, session))
+/// What `/proc/<pid>/stat` says of a process.
+#[derive(Debug, PartialEq, Eq)]
+struct Process {
+    pid: i32,
+    group: i32,
+    session: i32,
+    lives: bool,
+}
+
+fn all() -> Vec<Process> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let read = |entry: fs::DirEntry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        parse(pid, &fs::read_to_string(entry.path().join("stat")).ok()?)
+    };
+    entries.flatten().filter_map(read).collect()
+}
+
+/// The command before the other fields may hold anything, also parentheses.
+fn parse(pid: i32, stat: &str) -> Option<Process> {
+    const THREADS: usize = 17;
+    let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().collect();
+    let number = |index: usize| fields.get(index)?.parse().ok();
+    // A first thread that has ended looks like a dead process, and the others work on.
+    let dead = matches!(*fields.first()?, "Z" | "X") && number(THREADS).is_none_or(|threads| threads <= 1);
+    Some(Process { pid, group: number(2)?, session: number(3)?, lives: !dead })
 }
 
 #[cfg(test)]
@@ -58,8 +74,19 @@ mod tests {
 
     #[test]
     fn a_command_with_parentheses_in_its_name_is_read_rightly() {
-        assert_eq!(parse("7 (a) b (c) S 1 7 5 34816 7 0"), Some(("S", 5)));
-        assert_eq!(parse("rubbish"), None);
+        let read = parse(9, "9 (a) b (c) S 1 7 5 34816 7 0");
+        assert_eq!(read, Some(Process { pid: 9, group: 7, session: 5, lives: true }));
+        assert_eq!(parse(9, "rubbish"), None);
+    }
+
+    #[test]
+    fn a_process_lives_as_long_as_one_of_its_threads() {
+        let stat = |state: char, threads: u32| {
+            format!("9 (x) {state} 1 9 9 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 {threads} 0 1 0 0")
+        };
+        let lives = |stat: String| parse(9, &stat).expect("readable").lives;
+        assert!(lives(stat('S', 1)) && lives(stat('Z', 2)));
+        assert!(!lives(stat('Z', 1)) && !lives(stat('X', 0)));
     }
 
     /// Not of the test's own session: its leader may be in another pid namespace, and then it has no number here.

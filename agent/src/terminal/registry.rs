@@ -2,32 +2,28 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
-use futures_util::{FutureExt, future::join_all};
-use rustix::process::Signal;
+use futures_util::future::join_all;
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Attach, Attachment, ClientId, Exit, Info, Input, SignalTarget, Size, Terminal, TerminalError, TerminalId,
-    Watch, WatchFrom,
+    Attach, Attachment, ClientId, Create, Exit, Info, Input, SignalTarget, Size, Terminal, TerminalError,
+    TerminalId, Watch, WatchFrom,
     counters::Counters,
-    pty::Pair,
-    state::State,
+    fault::guarded,
     task::Task,
     viewer::{self, Manner, Viewer},
     watch::WatchManner,
 };
 use crate::{
-    byte_log::ByteLog,
-    child::{Children, Ended},
+    child::Children,
     claim::Claim,
     intent::{Intent, Intents},
-    spawn::{Launcher, Program, SpawnError, spawn_failed},
+    spawn::{Launcher, SpawnError},
 };
 
 /// Ended terminals that are kept for their exit and last output. Beyond it the one that ended first goes.
@@ -36,13 +32,6 @@ const ENDED_KEPT: usize = 16;
 const STREAMS: usize = 1024;
 /// Terminals on one watch.
 pub(super) const WATCHED: usize = 64;
-/// Longest name, in characters.
-const NAME_CHARS: usize = 100;
-/// Longest request id, in bytes.
-const REQUEST_ID_BYTES: usize = 64;
-/// What a program may expect of the terminal if nobody says otherwise.
-const TERM: &str = "xterm-256color";
-
 /// All terminals. Cheap to clone; all clones are the same.
 #[derive(Debug, Clone)]
 pub struct Terminals {
@@ -68,19 +57,6 @@ struct All {
     watches: HashMap<String, HashMap<TerminalId, (Arc<Terminal>, u64)>>,
     /// Nothing new: the workspace ends.
     ending: bool,
-}
-
-/// What to open.
-#[derive(Debug, Clone, Default)]
-pub struct Create {
-    /// Program, environment and folder; an empty `argv` is the workspace's shell as a login shell.
-    pub program: Program,
-    /// Of the window.
-    pub size: Size,
-    /// For people; empty: the program's name.
-    pub name: String,
-    /// Chosen by the client so that it may ask again; may be empty.
-    pub request_id: String,
 }
 
 /// A command in the foreground of a terminal.
@@ -118,7 +94,7 @@ impl Terminals {
 
     /// Opens a terminal and starts its program; must run within the runtime. Blocks for the time of a fork.
     pub fn create(&self, create: Create) -> Result<Info, TerminalError> {
-        check(&create)?;
+        create.check()?;
         let claim = self.claim()?;
         let mut all = self.inner.all();
         if all.ending {
@@ -130,50 +106,15 @@ impl Terminals {
         }
         all.make_room(claim.policy.max_terminals)?;
         self.inner.intents.admit(Intent::ClientStart).map_err(|_| TerminalError::Preparing)?;
-        let terminal = self.start(create, &claim)?;
+        let inner = &self.inner;
+        let opened = create.open(&inner.launcher, &inner.children, &inner.intents, &claim)?;
+        let terminal = Arc::clone(&opened.terminal);
+        let task = Task::new(opened, Arc::clone(&inner.counters));
+        let owned = guarded(Arc::clone(&terminal), task, Arc::clone(&inner.counters));
+        inner.tasks.spawn(inner.cancel.clone().run_until_cancelled_owned(owned));
         all.terminals.push(Arc::clone(&terminal));
         drop(all);
         Ok(terminal.info())
-    }
-
-    fn start(&self, mut create: Create, claim: &Claim) -> Result<Arc<Terminal>, TerminalError> {
-        let inner = &self.inner;
-        let login = create.program.argv.is_empty();
-        if login {
-            create.program.argv = vec![inner.launcher.shell(), "-l".into()];
-        }
-        if !claim.env.contains_key("TERM") {
-            create.program.env.entry("TERM".into()).or_insert_with(|| TERM.into());
-        }
-        let command = inner.launcher.command(&create.program)?;
-        let program = create.program.argv[0].clone();
-        let pair = Pair::open(create.size)?;
-        let (pty, child) = pair.spawn(command, &inner.children).map_err(|e| spawn_failed(&program, e))?;
-        let pty = Arc::new(pty);
-        let name = if create.name.is_empty() {
-            program.rsplit('/').next().unwrap_or_default().chars().take(NAME_CHARS).collect()
-        } else {
-            create.name
-        };
-        let log = ByteLog::new(claim.epoch, claim.policy.ring_bytes);
-        let terminal = Arc::new(Terminal {
-            id: TerminalId::random(),
-            name,
-            argv: create.program.argv,
-            request_id: create.request_id,
-            created: SystemTime::now(),
-            pid: child.pid,
-            intents: Arc::clone(&inner.intents),
-            state: Mutex::new(State { pty: Some(Arc::clone(&pty)), ..State::new(log, create.size) }),
-            wake: Notify::new(),
-            input_moved: Notify::new(),
-            has_ended: Notify::new(),
-        });
-        tracing::info!(terminal = %terminal.id, pid = %terminal.pid, program, "opened a terminal");
-        let task = Task::new(Arc::clone(&terminal), pty, child.ended, Arc::clone(&inner.counters));
-        let owned = guarded(Arc::clone(&terminal), task, Arc::clone(&inner.counters));
-        inner.tasks.spawn(inner.cancel.clone().run_until_cancelled_owned(owned));
-        Ok(terminal)
     }
 
     /// All that are kept, oldest first.
@@ -339,7 +280,7 @@ impl Terminals {
         join_all(ends).await;
     }
 
-    fn find(&self, id: &TerminalId) -> Result<Arc<Terminal>, TerminalError> {
+    pub(super) fn find(&self, id: &TerminalId) -> Result<Arc<Terminal>, TerminalError> {
         let all = self.inner.all();
         let found = all.terminals.iter().find(|terminal| terminal.id == *id).cloned();
         match found {
@@ -414,39 +355,4 @@ impl Drop for WatchGuard {
 fn remove(terminal: &Terminal) {
     terminal.state().removed = true;
     terminal.wake.notify_one();
-}
-
-/// A panic in one terminal's task ends that terminal, and no other.
-async fn guarded(terminal: Arc<Terminal>, task: Task, counters: Arc<Counters>) {
-    if AssertUnwindSafe(task.run()).catch_unwind().await.is_ok() {
-        return;
-    }
-    counters.task_panicked();
-    tracing::error!(terminal = %terminal.id, "the task of a terminal panicked: the terminal is ended");
-    terminal.signal_session(Signal::KILL);
-    let mut state = terminal.state();
-    let exit = Exit {
-        how: Ended::Signal(Signal::KILL.as_raw()),
-        final_offset: state.log.next(),
-        at: SystemTime::now(),
-        held_by_background: false,
-    };
-    state.exit.get_or_insert(exit);
-    state.pty = None;
-    state.inputs.end();
-    state.task_gone = true;
-    state.wake_viewers();
-    drop(state);
-    terminal.input_moved.notify_waiters();
-    terminal.has_ended.notify_waiters();
-}
-
-fn check(create: &Create) -> Result<(), TerminalError> {
-    if create.name.chars().count() > NAME_CHARS {
-        return Err(TerminalError::BadField { field: "name", allowed: "at most 100 characters" });
-    }
-    if create.request_id.len() > REQUEST_ID_BYTES {
-        return Err(TerminalError::BadField { field: "request_id", allowed: "at most 64 characters" });
-    }
-    Ok(())
 }

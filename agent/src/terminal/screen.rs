@@ -24,8 +24,9 @@ const HELD_BYTES: usize = 4 * 1024;
 /// Sizes that wait for their offset. Beyond it the oldest is forgotten: the picture of a terminal that was resized more often within
 /// what the model is behind may wrap its lines differently.
 const RESIZES: usize = 64;
-/// Largest model, in cells of 32 bytes each. A larger terminal is modelled by its upper left part.
-const CELLS: usize = 256 * 1024;
+/// Largest model, in cells of 32 bytes each (twice that with a full-screen program): what a 4K display holds in a font of 8 × 16 pixels. A
+/// larger terminal is modelled by its upper left part.
+const CELLS: usize = 64 * 1024;
 
 /// The model.
 #[derive(Default)]

@@ -11,6 +11,7 @@ use tokio::{sync::watch, task::yield_now, time::sleep_until};
 use super::{
     Exit, Terminal,
     counters::Counters,
+    create::Opened,
     escape::{Named, Scanner},
     facts::Facts,
     pictures::{Need, Pictures},
@@ -82,12 +83,8 @@ impl Plan {
 }
 
 impl Task {
-    pub(super) fn new(
-        terminal: Arc<Terminal>,
-        pty: Arc<Pty>,
-        leader: watch::Receiver<Option<Ended>>,
-        counters: Arc<Counters>,
-    ) -> Self {
+    pub(super) fn new(opened: Opened, counters: Arc<Counters>) -> Self {
+        let Opened { terminal, pty, ended: leader } = opened;
         let now = Instant::now();
         let size = terminal.state().size.value;
         Self {

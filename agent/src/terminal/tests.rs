@@ -4,6 +4,8 @@ mod ends;
 mod input;
 mod reading;
 mod screens;
+mod signals;
+mod storms;
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,6 +15,7 @@ use super::*;
 use crate::{
     child::{Children, Orphans},
     claim::{Claim, Policy},
+    intent::Intents,
     spawn::{Launcher, Program},
 };
 

@@ -5,12 +5,12 @@
 
 use std::{sync::Arc, time::Instant};
 
-use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::{
-    ClientId, Exit, From, Shot, Size, Terminal, TerminalError, TerminalId,
+    ClientId, Frame, FrameKind, From, Size, Terminal, TerminalError,
     state::{Slot, State},
+    told::Told,
 };
 use crate::byte_log::{CHUNK_BYTES, Read};
 
@@ -19,60 +19,6 @@ pub(super) const VIEWERS: usize = 64;
 /// The first client of a terminal younger than this answers also what was asked before it came (a shell that queries its terminal as
 /// it starts). Later nobody waits for the answer any more, and it would be typed into whatever runs then.
 const YOUNG: std::time::Duration = std::time::Duration::from_secs(5);
-
-/// One thing that happened in a terminal.
-#[derive(Debug, Clone)]
-pub struct Frame {
-    /// Where.
-    pub terminal: TerminalId,
-    /// Of the position.
-    pub epoch: u64,
-    /// The position at which it happened.
-    pub offset: u64,
-    /// What.
-    pub kind: FrameKind,
-}
-
-/// What happened.
-#[derive(Debug, Clone)]
-pub enum FrameKind {
-    /// The stream begins.
-    Started {
-        /// The oldest byte that is held.
-        oldest: u64,
-        /// The end of the log.
-        next: u64,
-        /// Now.
-        size: Size,
-        /// What is expected next of this client's input.
-        input_offset: u64,
-        /// Queries before it were replayed.
-        live_from: u64,
-    },
-    /// Output.
-    Data(Bytes),
-    /// Bytes `[from, to)` that this reader can no longer have.
-    Gap {
-        /// The first.
-        from: u64,
-        /// Where it goes on.
-        to: u64,
-    },
-    /// What the screen shows.
-    Screen(Arc<Shot>),
-    /// The program set it.
-    Title(String),
-    /// The shell's folder changed.
-    Cwd(String),
-    /// Another job came to the foreground; empty: the leader waits.
-    Foreground(String),
-    /// The terminal has another size.
-    Resized(Size),
-    /// The last frame.
-    Exit(Exit),
-    /// Nothing has happened for a while.
-    KeepAlive,
-}
 
 /// How a viewer reads.
 #[derive(Debug, Clone)]
@@ -105,15 +51,6 @@ pub(super) struct Viewer {
     fell_at: Option<u64>,
     told: Told,
     finished: bool,
-}
-
-/// Versions of the facts that this viewer has been told.
-#[derive(Debug, Default)]
-struct Told {
-    title: u32,
-    cwd: u32,
-    foreground: u32,
-    size: u32,
 }
 
 impl Viewer {
@@ -235,11 +172,11 @@ impl Viewer {
             terminal.wake.notify_one();
             return None;
         }
-        if let Some(kind) = self.fact(state, cursor) {
+        if let Some(kind) = self.told.due(state, cursor) {
             return Some(self.frame(state, cursor, kind));
         }
         let room = if credit == 0 { u64::MAX } else { (acked + credit).saturating_sub(cursor) };
-        let until = self.next_fact(state, cursor).unwrap_or(u64::MAX) - cursor;
+        let until = self.told.next(state, cursor).unwrap_or(u64::MAX) - cursor;
         let max = room.min(until).min(CHUNK_BYTES as u64) as usize;
         if max == 0 {
             return None;
@@ -332,43 +269,6 @@ impl Viewer {
             slot.cursor = Some(to);
             slot.progressed = Instant::now();
         }
-    }
-
-    /// A fact that holds at the cursor and was not told.
-    fn fact(&mut self, state: &State, cursor: u64) -> Option<FrameKind> {
-        fn due<T>(fact: &super::state::Fact<T>, told: &mut u32, cursor: u64) -> bool {
-            let due = fact.version != *told && fact.at <= cursor;
-            if due {
-                *told = fact.version;
-            }
-            due
-        }
-        let told = &mut self.told;
-        if due(&state.size, &mut told.size, cursor) {
-            Some(FrameKind::Resized(state.size.value))
-        } else if due(&state.title, &mut told.title, cursor) {
-            Some(FrameKind::Title(state.title.value.clone()))
-        } else if due(&state.cwd, &mut told.cwd, cursor) {
-            Some(FrameKind::Cwd(state.cwd.value.clone()))
-        } else if due(&state.foreground, &mut told.foreground, cursor) {
-            Some(FrameKind::Foreground(state.foreground.value.clone()))
-        } else {
-            None
-        }
-    }
-
-    /// Where the next fact begins: data is cut there, so that frames come in order.
-    fn next_fact(&self, state: &State, cursor: u64) -> Option<u64> {
-        [
-            (state.size.version != self.told.size, state.size.at),
-            (state.title.version != self.told.title, state.title.at),
-            (state.cwd.version != self.told.cwd, state.cwd.at),
-            (state.foreground.version != self.told.foreground, state.foreground.at),
-        ]
-        .into_iter()
-        .filter(|(untold, at)| *untold && *at > cursor)
-        .map(|(_, at)| at)
-        .min()
     }
 
     fn frame(&self, state: &State, offset: u64, kind: FrameKind) -> Frame {

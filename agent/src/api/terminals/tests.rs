@@ -6,7 +6,7 @@ use pb::{
     attach_request::Request as Asked, attach_response::Response as Said, terminals_client::TerminalsClient,
     terminals_server::TerminalsServer,
 };
-use podling_proto::error::{detail, reason};
+use podling_proto::error::{Reason, detail, reason};
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;

@@ -83,6 +83,63 @@ proptest! {
     }
 }
 
+/// What no program should print, and some do: bytes of every kind, sequences that make no sense, windows that change under them.
+#[derive(Debug, Clone)]
+enum Mess {
+    Bytes(Vec<u8>),
+    Size(Size),
+    Shoot,
+}
+
+fn mess() -> impl Strategy<Value = Mess> {
+    let size = (prop_oneof![3 => 1_u16..12, 1 => 1_u16..300], prop_oneof![3 => 1_u16..25, 1 => 1_u16..300]);
+    let sequence = (
+        prop::collection::vec(prop_oneof![0_u32..10, Just(65535), Just(u32::MAX)], 0..4),
+        prop_oneof![Just(""), Just("?"), Just(">"), Just("!")],
+        prop::sample::select(b"ABCDEFGHJKLMPSTXZ@`abdefghilmnqrstu".to_vec()),
+    )
+        .prop_map(|(numbers, mark, end)| {
+            let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
+            format!("\x1b[{mark}{}{}", numbers.join(";"), char::from(end)).into_bytes()
+        });
+    prop_oneof![
+        4 => piece().prop_map(Mess::Bytes),
+        4 => sequence.prop_map(Mess::Bytes),
+        2 => prop::collection::vec(any::<u8>(), 1..40).prop_map(Mess::Bytes),
+        2 => size.prop_map(|(rows, cols)| Mess::Size(Size { rows, cols })),
+        2 => Just(Mess::Shoot),
+    ]
+}
+
+/// What is seen; nobody sees whether the rest of a row is empty or spaces.
+fn rows(screen: &vt100::Screen) -> Vec<String> {
+    screen.rows(0, screen.size().1.get()).map(|row| row.trim_end_matches(' ').to_owned()).collect()
+}
+
+proptest! {
+    #[test]
+    fn no_mess_breaks_the_model(messes in prop::collection::vec(mess(), 1..80)) {
+        let mut log = ByteLog::new(1, 1 << 20);
+        let mut model = Model::new(SIZE);
+        for mess in messes {
+            match mess {
+                Mess::Bytes(bytes) => log.push(&bytes),
+                Mess::Size(size) => model.resized(log.next(), size),
+                Mess::Shoot => {
+                    catch_up(&mut model, &mut log);
+                    let shot = model.shot();
+                    prop_assert!(shot.offset <= log.next());
+                    let mut joined = parser(shot.size);
+                    joined.process(&shot.contents);
+                    prop_assert_eq!(rows(joined.screen()), rows(model.parser().screen()));
+                }
+            }
+        }
+        catch_up(&mut model, &mut log);
+        model.shot();
+    }
+}
+
 #[test]
 fn nothing_is_built_before_it_is_needed() {
     assert!(Model::new(SIZE).parser.is_none());
@@ -124,6 +181,29 @@ fn a_huge_window_costs_a_bounded_model() {
     let mut model = Model::new(Size { rows: 4096, cols: 4096 });
     let shot = model.shot();
     assert!(usize::from(shot.size.rows) * usize::from(shot.size.cols) <= CELLS);
+}
+
+#[test]
+fn the_most_colourful_screen_fits_into_a_message() {
+    let mut log = ByteLog::new(1, 64 << 20);
+    let mut model = Model::new(Size { rows: 64, cols: 1024 });
+    let paint = |log: &mut ByteLog| {
+        for cell in 0..64 * 1024_u32 {
+            let (a, b) = (100 + cell % 150, 100 + cell / 150 % 150);
+            let cell = format!("\x1b[1;3;4;38;2;{a};{b};200;48;2;{b};{a};201mx\u{301}\u{302}\u{303}");
+            log.push(cell.as_bytes());
+        }
+    };
+    paint(&mut log);
+    log.push(b"\x1b[?1049h");
+    paint(&mut log);
+    catch_up(&mut model, &mut log);
+    let shot = model.shot();
+    assert!(shot.contents.len() < 4 * 1024 * 1024 - 1024, "{}", shot.contents.len());
+    assert!(shot.alternate_screen);
+    let mut joined = parser(shot.size);
+    joined.process(&shot.contents);
+    assert_eq!(rows(joined.screen()), rows(model.parser().screen()));
 }
 
 #[test]

@@ -148,6 +148,20 @@ async fn ten_broken_programs_give_ten_reasons_and_no_terminal() {
     house.open(&["./fine"]);
 }
 
+/// What is allowed is also what the kernel takes.
+#[tokio::test]
+async fn long_arguments_run_up_to_their_bound_and_a_list_stays_small() {
+    let house = House::new();
+    let word = "x".repeat(128 * 1024 - 1);
+    let longest = house.open(&["true", &word, &word, &word, &word, &word, &word, &word]);
+    assert_eq!(house.exit(&longest.id).await.how, Ended::Code(0));
+    assert!(longest.argv.concat().len() < 8192, "shown in part");
+    let refused = house.try_open(&["true", &format!("{word}x")]).expect_err("a word too long");
+    assert!(refused.to_string().contains("131071"), "{refused}");
+    let refused = house.try_open(&["true", &word, &word, &word, &word, &word, &word, &word, &word]);
+    assert!(refused.expect_err("too much").to_string().contains("1048576"));
+}
+
 #[tokio::test]
 async fn an_unclaimed_agent_says_so() {
     let root = tempfile::tempdir().expect("a folder");

@@ -1,0 +1,74 @@
+//! What can go wrong with terminals, as it is called on the wire: exhaustive, so that a new error has to be given its reason.
+
+use std::time::Duration;
+
+use podling_proto::error::{Reason, WireError};
+use tonic::Status;
+
+use crate::{
+    child::{Ended, signals},
+    terminal::{OpenError, TerminalError},
+};
+
+pub(super) fn status(error: TerminalError) -> Status {
+    WireError::from(error).into()
+}
+
+impl From<TerminalError> for WireError {
+    fn from(error: TerminalError) -> Self {
+        let wire = |reason| Self::new(reason, error.to_string());
+        match &error {
+            TerminalError::BadField { field, allowed } => {
+                wire(Reason::BadField).with("field", field).with("allowed", allowed)
+            }
+            TerminalError::NotFound(id) => wire(Reason::TerminalNotFound).with("id", id),
+            TerminalError::WatchNotFound(id) => wire(Reason::StreamNotFound).with("id", id),
+            TerminalError::Spawn(error) => Self::from(error),
+            TerminalError::Pty(OpenError::NoPty) => wire(Reason::NoPty).with("what", "PTYs"),
+            TerminalError::Pty(OpenError::NoFileDescriptors) => {
+                wire(Reason::NoFileDescriptors).with("what", "file descriptors")
+            }
+            TerminalError::Pty(OpenError::Io(source)) => io(&error.to_string(), source),
+            TerminalError::StaleEpoch { epoch } => wire(Reason::StaleEpoch).with("epoch", epoch),
+            TerminalError::InputHole { expected } => {
+                wire(Reason::InputHole).with("expected_offset", expected)
+            }
+            TerminalError::InputForgotten { expected } => {
+                wire(Reason::InputForgotten).with("expected_offset", expected)
+            }
+            TerminalError::InputFull { expected } => wire(Reason::InputFull)
+                .with("what", "bytes of input")
+                .with("limit", crate::terminal::INPUT_QUEUE_BYTES)
+                .with("expected_offset", expected)
+                .retry_after(INPUT_RETRY),
+            TerminalError::ReadOnly => wire(Reason::VerbMissing).with("verb", "terminal"),
+            TerminalError::Ended(ended) => wire(Reason::Ended).with("exit", how(ended.how)),
+            TerminalError::Preparing => wire(Reason::Preparing),
+            TerminalError::BadOffset { next } => wire(Reason::BadOffset).with("next", next),
+            TerminalError::TooManyTerminals { limit } => {
+                wire(Reason::TooManyTerminals).with("limit", limit).with("what", "terminals")
+            }
+            TerminalError::TooManyStreams { what, limit } => {
+                wire(Reason::TooManyStreams).with("limit", limit).with("what", what)
+            }
+            TerminalError::WouldNotEnd => wire(Reason::Internal).with("operation", "close a terminal"),
+            TerminalError::ShuttingDown => wire(Reason::ShuttingDown),
+            TerminalError::Io { source, .. } => io(&error.to_string(), source),
+        }
+    }
+}
+
+/// When input may be sent again after the queue was full.
+const INPUT_RETRY: Duration = Duration::from_millis(200);
+
+fn io(message: &str, source: &std::io::Error) -> WireError {
+    WireError::new(Reason::Io, format!("{message}: {source}"))
+        .with("errno", source.raw_os_error().map_or_else(|| "none".to_owned(), |errno| errno.to_string()))
+}
+
+fn how(how: Ended) -> String {
+    match how {
+        Ended::Code(code) => code.to_string(),
+        Ended::Signal(signal) => signals::name(signal),
+    }
+}

@@ -1,0 +1,107 @@
+//! Bounds of what is passed to a program: what the kernel would refuse anyway with E2BIG, said before and in words, and less than it
+//! takes in all, so that no request costs the agent more than it is worth.
+
+use super::{Program, SpawnError};
+
+/// Longest word of argv, or variable with its value, in bytes: the kernel's MAX_ARG_STRLEN without the NUL. A longer one is refused.
+const WORD_BYTES: usize = 128 * 1024 - 1;
+/// Words and variables of a request in all, in bytes, each with its NUL and pointer, as the kernel counts. It takes 2 MiB with the usual
+/// stack of 8 MiB, and the workspace's own environment needs room too. More is refused.
+const PROGRAM_BYTES: usize = 1024 * 1024;
+/// What a word or variable costs beside its bytes.
+const WORD_OVERHEAD_BYTES: usize = 9;
+/// Longest path of a working folder, in bytes: PATH_MAX without the NUL. A longer one is refused.
+const CWD_BYTES: usize = 4095;
+/// Of a program's words this much is kept to be shown, in bytes: a list of all that run must fit into a message (4 MiB).
+const SHOWN_BYTES: usize = 4096;
+
+/// Whether a program may be asked for like this.
+pub(super) fn check(program: &Program) -> Result<(), SpawnError> {
+    let bad = |field, problem| Err(SpawnError::BadField { field, problem });
+    let argv = || program.argv.iter().map(String::len);
+    let env = || program.env.iter().map(|(name, value)| name.len() + 1 + value.len());
+    for (field, what, longest) in [("argv", "word", argv().max()), ("env", "variable", env().max())] {
+        if let Some(bytes) = longest.filter(|bytes| *bytes > WORD_BYTES) {
+            return bad(field, format!("a {what} has {bytes} bytes; at most {WORD_BYTES} can be passed"));
+        }
+    }
+    let cost = |lengths: &mut dyn Iterator<Item = usize>| -> usize {
+        lengths.map(|bytes| bytes + WORD_OVERHEAD_BYTES).sum()
+    };
+    let (argv, env) = (cost(&mut argv()), cost(&mut env()));
+    if argv + env > PROGRAM_BYTES {
+        let problem = format!(
+            "arguments and environment have {} bytes (with {WORD_OVERHEAD_BYTES} more for each word and variable); at most \
+             {PROGRAM_BYTES} can be passed, so put the rest into a file",
+            argv + env
+        );
+        return bad(if argv >= env { "argv" } else { "env" }, problem);
+    }
+    if program.cwd.len() > CWD_BYTES {
+        return bad("cwd", format!("has {} bytes; a path has at most {CWD_BYTES}", program.cwd.len()));
+    }
+    Ok(())
+}
+
+/// As much of a program's words as is kept to be shown; what is cut ends with `…`.
+pub fn shown(argv: &[String]) -> Vec<String> {
+    let mut room = SHOWN_BYTES;
+    let mut shown = Vec::new();
+    for word in argv {
+        if word.len() + 1 > room {
+            let cut = word.floor_char_boundary(room.saturating_sub(1));
+            shown.push(format!("{}…", &word[..cut]));
+            break;
+        }
+        room -= word.len() + 1;
+        shown.push(word.clone());
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(program: &Program) -> Option<(&'static str, String)> {
+        match check(program) {
+            Err(SpawnError::BadField { field, problem }) => Some((field, problem)),
+            Err(error) => panic!("{error}"),
+            Ok(()) => None,
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_is_refused_and_what_is_allowed_is_said() {
+        let argv = |words: Vec<String>| Program { argv: words, ..Program::default() };
+        let env = |name: &str, bytes: usize| Program {
+            env: [(name.to_owned(), "x".repeat(bytes))].into(),
+            ..Program::default()
+        };
+        let many = |count: usize| argv(vec!["x".into(); count]);
+        let cwd = |bytes: usize| Program { cwd: "x".repeat(bytes), ..Program::default() };
+        let each = 1 + WORD_OVERHEAD_BYTES;
+        let tables = [
+            (argv(vec!["x".repeat(WORD_BYTES)]), argv(vec!["x".repeat(WORD_BYTES + 1)]), "argv", WORD_BYTES),
+            (env("NAME", WORD_BYTES - 5), env("NAME", WORD_BYTES - 4), "env", WORD_BYTES),
+            (many(PROGRAM_BYTES / each), many(PROGRAM_BYTES / each + 1), "argv", PROGRAM_BYTES),
+            (cwd(CWD_BYTES), cwd(CWD_BYTES + 1), "cwd", CWD_BYTES),
+        ];
+        for (fits, too_long, field, limit) in tables {
+            assert_eq!(refused(&fits), None);
+            let (refused, problem) = refused(&too_long).expect("too long");
+            assert_eq!(refused, field);
+            assert!(problem.contains(&limit.to_string()), "{problem}");
+        }
+    }
+
+    #[test]
+    fn what_is_shown_is_cut_between_characters() {
+        let short = vec!["sh".to_owned(), "-c".to_owned(), "é".repeat(1000)];
+        assert_eq!(shown(&short), short);
+        let long = shown(&["sh".to_owned(), "é".repeat(100_000), "more".to_owned()]);
+        assert_eq!(long.len(), 2);
+        assert!(long[1].starts_with('é') && long[1].ends_with('…') && long[1].len() <= SHOWN_BYTES);
+        assert!(shown(&vec![String::new(); 100_000]).len() <= SHOWN_BYTES + 1);
+    }
+}

@@ -1,0 +1,114 @@
+//! Finding a program as a shell would, and looking at its file for what would keep it from running. Must not know the workspace.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io::{self, Read},
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{Access, access};
+
+use super::SpawnError;
+
+/// Longest interpreter line the kernel reads (BINPRM_BUF_SIZE).
+const SHEBANG_BYTES: usize = 256;
+
+/// The file that a program's name means, as a shell would find it.
+pub(super) fn find(name: &str, cwd: &Path, path: &str) -> Result<PathBuf, SpawnError> {
+    if name.contains('/') {
+        let file = cwd.join(name);
+        return match file.metadata() {
+            Ok(_) => Ok(file),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                Err(SpawnError::NotExecutable { program: name.into(), problem: "permission denied" })
+            }
+            Err(_) => Err(SpawnError::NotFound { program: name.into(), searched: None }),
+        };
+    }
+    let candidates = || path.split(':').map(|dir| cwd.join(dir).join(name));
+    candidates()
+        .find(|file| is_executable(file))
+        // As a shell: a file that is there but may not be run is worth naming.
+        .or_else(|| candidates().find(|file| file.is_file()))
+        .ok_or_else(|| SpawnError::NotFound { program: name.into(), searched: Some(path.to_owned()) })
+}
+
+/// Whether this file can be run, as far as it can be known before `exec`.
+pub(super) fn runnable(name: &str, path: &Path) -> Result<(), SpawnError> {
+    let not = |problem| SpawnError::NotExecutable { program: name.to_owned(), problem };
+    let meta = path.metadata().map_err(|_| not("cannot be looked at"))?;
+    if meta.is_dir() {
+        return Err(not("is a folder"));
+    }
+    if !is_executable(path) {
+        return Err(not("permission denied: it is not executable (chmod +x)"));
+    }
+    let mut head = Vec::with_capacity(SHEBANG_BYTES);
+    // A program may be executable but not readable; then the kernel alone knows its interpreter.
+    if let Ok(file) = File::open(path) {
+        let _read = file.take(SHEBANG_BYTES as u64).read_to_end(&mut head);
+    }
+    if !head.is_empty() && !head.starts_with(b"#!") && !is_program(&head) && !has_other_formats() {
+        // Asked to run it, the C library would hand it to sh, which prints nonsense.
+        return Err(not("is neither a program for this machine nor a script with a #! line"));
+    }
+    match interpreter(&head) {
+        Some(interpreter) if !is_executable(Path::new(OsStr::from_bytes(interpreter))) => {
+            Err(SpawnError::BadInterpreter {
+                program: name.to_owned(),
+                interpreter: String::from_utf8_lossy(interpreter).into_owned(),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The interpreter that a `#!` line names.
+fn interpreter(head: &[u8]) -> Option<&[u8]> {
+    let line = head.strip_prefix(b"#!")?.split(|b| *b == b'\n').next()?.trim_ascii_start();
+    line.split(|b| b.is_ascii_whitespace() && *b != b'\r').next().filter(|word| !word.is_empty())
+}
+
+/// Whether this is the beginning of an ELF file for this machine, or for the 32-bit machine it can be.
+fn is_program(head: &[u8]) -> bool {
+    const MACHINE: std::ops::Range<usize> = 18..20;
+    const ARM: [u8; 2] = [40, 0];
+    const I386: [u8; 2] = [3, 0];
+    let mut own = [0; 20];
+    // Our own program is one, so the kernel's view of this machine need not be asked for.
+    let known = File::open("/proc/self/exe").and_then(|mut file| file.read_exact(&mut own)).is_ok();
+    head.starts_with(b"\x7fELF")
+        && head
+            .get(MACHINE)
+            .is_some_and(|machine| !known || machine == &own[MACHINE] || machine == ARM || machine == I386)
+}
+
+/// Whether the kernel was taught other formats (binfmt_misc); then it alone knows what it can run.
+fn has_other_formats() -> bool {
+    // `register` and `status` are always there.
+    std::fs::read_dir("/proc/sys/fs/binfmt_misc").is_ok_and(|entries| entries.count() > 2)
+}
+
+pub(super) fn is_executable(path: &Path) -> bool {
+    path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+        && access(path, Access::EXEC_OK).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interpreter_of_a_script_is_found_as_the_kernel_finds_it() {
+        assert_eq!(interpreter(b"#!/bin/sh\n"), Some(&b"/bin/sh"[..]));
+        assert_eq!(interpreter(b"#! /usr/bin/env python3\n"), Some(&b"/usr/bin/env"[..]));
+        assert_eq!(
+            interpreter(b"#!/bin/sh\r\n"),
+            Some(&b"/bin/sh\r"[..]),
+            "a DOS line ending is part of the name"
+        );
+        assert_eq!(interpreter(b"\x7fELF"), None);
+    }
+}

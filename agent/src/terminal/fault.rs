@@ -1,0 +1,34 @@
+//! Fault: what becomes of a terminal whose task panicked. Must not know why it did.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::SystemTime};
+
+use futures_util::FutureExt;
+use rustix::process::Signal;
+
+use super::{Exit, Terminal, counters::Counters, task::Task};
+use crate::child::Ended;
+
+/// A panic in one terminal's task ends that terminal, and no other.
+pub(super) async fn guarded(terminal: Arc<Terminal>, task: Task, counters: Arc<Counters>) {
+    if AssertUnwindSafe(task.run()).catch_unwind().await.is_ok() {
+        return;
+    }
+    counters.task_panicked();
+    tracing::error!(terminal = %terminal.id, "the task of a terminal panicked: the terminal is ended");
+    terminal.signal_session(Signal::KILL);
+    let mut state = terminal.state();
+    let exit = Exit {
+        how: Ended::Signal(Signal::KILL.as_raw()),
+        final_offset: state.log.next(),
+        at: SystemTime::now(),
+        held_by_background: false,
+    };
+    state.exit.get_or_insert(exit);
+    state.pty = None;
+    state.inputs.end();
+    state.task_gone = true;
+    state.wake_viewers();
+    drop(state);
+    terminal.input_moved.notify_waiters();
+    terminal.has_ended.notify_waiters();
+}

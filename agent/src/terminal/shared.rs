@@ -1,0 +1,241 @@
+//! Shared: one terminal as its task, its viewers and its writers share it, and what is asked of it from outside.
+//!
+//! Every method takes the state's lock for a moment and, where there is something to do, wakes the task. Must not know the registry.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Instant, SystemTime},
+};
+
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, kill_process, kill_process_group},
+};
+use tokio::sync::Notify;
+
+use super::{
+    ClientId, INPUT_BYTES, Info, Input, InputKind, SignalTarget, Size, TerminalError, TerminalId, input, job,
+    state::State, writers::Outcome,
+};
+use crate::{
+    child::signals,
+    intent::{Intent, Intents},
+};
+
+/// One terminal, shared by its task, its viewers and its writers.
+pub(crate) struct Terminal {
+    pub(super) id: TerminalId,
+    pub(super) name: String,
+    pub(super) argv: Vec<String>,
+    /// So that a repeated Create finds it; may be empty.
+    pub(super) request_id: String,
+    pub(super) created: SystemTime,
+    pub(super) pid: Pid,
+    pub(super) intents: Arc<Intents>,
+    pub(super) state: Mutex<State>,
+    /// Wakes the task.
+    pub(super) wake: Notify,
+    /// Ticks for those who wait until their input is written.
+    pub(super) input_moved: Notify,
+    /// Ticks when it has ended.
+    pub(super) has_ended: Notify,
+}
+
+impl Terminal {
+    /// A short lock: nobody holds it across an await.
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub(super) fn info(&self) -> Info {
+        let state = self.state();
+        let foreground =
+            if state.exit.is_some() { String::new() } else { self.job(&state).unwrap_or_default() };
+        Info {
+            id: self.id.clone(),
+            name: self.name.clone(),
+            argv: self.argv.clone(),
+            size: state.size.value,
+            epoch: state.log.epoch(),
+            oldest: state.log.oldest(),
+            next: state.log.next(),
+            title: state.title.value.clone(),
+            cwd: self.folder(&state).unwrap_or_else(|| state.cwd.value.clone()),
+            foreground,
+            created: self.created,
+            pid: self.pid,
+            exit: state.exit,
+            ring_bytes: state.log.max_bytes(),
+            viewers: state.viewers.len(),
+        }
+    }
+
+    /// The foreground job's command; `None` while the leader itself waits.
+    pub(super) fn job(&self, state: &State) -> Option<String> {
+        let group = state.pty.as_ref()?.foreground()?;
+        if group == self.pid { None } else { job::command(group) }
+    }
+
+    /// The leader's folder, unless the shell reports it itself.
+    pub(super) fn folder(&self, state: &State) -> Option<String> {
+        if state.cwd_reported || state.exit.is_some() {
+            return None;
+        }
+        job::folder(self.pid).map(|path| path.to_string_lossy().into_owned())
+    }
+
+    /// Takes input, writes at once what the PTY takes, and says which offset this client's acknowledgement must reach.
+    pub(super) fn write(&self, client: &ClientId, input: Input<'_>) -> Result<u64, TerminalError> {
+        if input.data.is_empty() || input.data.len() > INPUT_BYTES {
+            return Err(TerminalError::BadField { field: "input.data", allowed: "1 byte to 1 MiB" });
+        }
+        let mut state = self.state();
+        let state = &mut *state;
+        if input.epoch != state.log.epoch() {
+            return Err(TerminalError::StaleEpoch { epoch: state.log.epoch() });
+        }
+        if let Some(exit) = state.exit {
+            return Err(TerminalError::Ended(exit));
+        }
+        let now = Instant::now();
+        let end = input.offset.saturating_add(input.data.len() as u64);
+        let verdict = state.inputs.judge(client, input.epoch, input.offset, input.data.len(), now);
+        let input::Verdict::New(skip) = verdict.map_err(|refused| self.refused(state, refused))? else {
+            return Ok(end);
+        };
+        let new = &input.data[skip..];
+        match input.kind {
+            InputKind::User => {
+                self.intents.admit(Intent::Keystroke).map_err(|_| TerminalError::Preparing)?;
+                state.inputs.take(client, new, now);
+                let outcome = state.writers.typed(client);
+                self.apply(state, outcome)?;
+            }
+            InputKind::Reply { at } if state.writers.wants_reply(client, at) => {
+                state.inputs.take(client, new, now)
+            }
+            InputKind::Reply { .. } => state.inputs.drop_in_turn(client, new.len(), now),
+        }
+        state.flush_input();
+        self.input_moved.notify_waiters();
+        if !state.inputs.front().is_empty() {
+            self.wake.notify_one();
+        }
+        state.note_activity();
+        self.wake_if_facts_are_due(state);
+        Ok(end)
+    }
+
+    fn refused(&self, state: &State, refused: input::Refused) -> TerminalError {
+        match refused {
+            input::Refused::StaleEpoch => TerminalError::StaleEpoch { epoch: state.log.epoch() },
+            input::Refused::Hole { expected } => TerminalError::InputHole { expected },
+            input::Refused::Forgotten { expected } => TerminalError::InputForgotten { expected },
+            input::Refused::Full { expected } => TerminalError::InputFull { expected },
+            input::Refused::TooManyClients => {
+                TerminalError::TooManyStreams { what: "clients", limit: input::CLIENTS }
+            }
+        }
+    }
+
+    /// Waits until this client's input before `end` is in the PTY.
+    pub(super) async fn written(&self, client: &ClientId, end: u64) -> Result<u64, TerminalError> {
+        loop {
+            let moved = self.input_moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            {
+                let state = self.state();
+                if state.inputs.written(client) >= end {
+                    return Ok(state.inputs.expected(client));
+                }
+                if let Some(exit) = state.exit {
+                    return Err(TerminalError::Ended(exit));
+                }
+            }
+            moved.await;
+        }
+    }
+
+    /// A client's window; answers with the terminal's size and whether the client owns it.
+    pub(super) fn resize(
+        &self,
+        client: &ClientId,
+        size: Size,
+        take: bool,
+    ) -> Result<(Size, bool), TerminalError> {
+        let mut state = self.state();
+        if let Some(exit) = state.exit {
+            return Err(TerminalError::Ended(exit));
+        }
+        let outcome = state.writers.resize(client, size, take);
+        self.apply(&mut state, outcome)?;
+        Ok((state.size.value, state.writers.is_owner(client)))
+    }
+
+    pub(super) fn apply(&self, state: &mut State, outcome: Outcome) -> Result<(), TerminalError> {
+        let Outcome::Apply(size) = outcome else { return Ok(()) };
+        if size == state.size.value {
+            return Ok(());
+        }
+        if let Some(pty) = &state.pty {
+            pty.resize(size).map_err(|source| TerminalError::Io { operation: "resize the PTY", source })?;
+            state.set_size(size);
+            state.wake_viewers();
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    pub(super) fn signal(&self, signal: &str, target: SignalTarget) -> Result<(), TerminalError> {
+        let signal = signals::by_name(signal)
+            .ok_or(TerminalError::BadField { field: "signal", allowed: "a name such as INT or TERM" })?;
+        let (group, leader_gone, exit) = {
+            let state = self.state();
+            (state.pty.as_ref().and_then(|pty| pty.foreground()), state.leader_gone, state.exit)
+        };
+        let sent = match (target, exit) {
+            (SignalTarget::Foreground, Some(exit)) => return Err(TerminalError::Ended(exit)),
+            // It ended while background jobs held it, and they may live on.
+            (SignalTarget::Session, Some(exit)) if job::session(self.pid, leader_gone).is_empty() => {
+                return Err(TerminalError::Ended(exit));
+            }
+            // Without its leader a session has no foreground: whoever is left is meant. The leader's number may be a stranger's by now.
+            (SignalTarget::Foreground, None) if !leader_gone => {
+                kill_process_group(group.unwrap_or(self.pid), signal)
+            }
+            _ => {
+                self.signal_session(signal);
+                Ok(())
+            }
+        };
+        match sent {
+            // A group that is gone in the meantime had no use for the signal.
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(errno) => {
+                Err(TerminalError::Io { operation: "signal the foreground job", source: errno.into() })
+            }
+        }
+    }
+
+    pub(super) fn signal_session(&self, signal: Signal) {
+        let gone = self.state().leader_gone;
+        for pid in job::session(self.pid, gone) {
+            // It may have ended since.
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// Facts that are polled (folder, foreground job) are looked at soon after something happened, if somebody watches.
+    fn wake_if_facts_are_due(&self, state: &State) {
+        if !state.viewers.is_empty() && !state.facts_scheduled {
+            self.wake.notify_one();
+        }
+    }
+}
+
+impl std::fmt::Debug for Terminal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Terminal").field("id", &self.id).field("pid", &self.pid).finish_non_exhaustive()
+    }
+}

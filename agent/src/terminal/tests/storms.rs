@@ -1,0 +1,147 @@
+//! What people do to terminals at the worst moment.
+
+use super::*;
+
+fn emulator(size: Size) -> vt100::Parser {
+    let side = |n| std::num::NonZeroU16::new(n).expect("not zero");
+    vt100::Parser::new(side(size.rows), side(size.cols), 0)
+}
+
+/// Somebody drags a window's corner over a broken link while a terminal floods.
+#[tokio::test]
+async fn a_flood_that_is_resized_and_left_and_joined_again_keeps_its_positions() {
+    let house = House::new();
+    let terminal = house.open(&["seq", "1", "9999999999999"]);
+    let mut at = None;
+    for round in 0..30_u16 {
+        let from = match at {
+            Some(offset) if round % 3 != 0 => From::Position { epoch: 7, offset },
+            _ => From::Screen,
+        };
+        let size = Size { rows: 2 + round * 7 % 60, cols: 20 + round * 13 % 200 };
+        let open = Attach { size: Some(size), ..attach(&terminal.id, "dragger", from) };
+        let mut attachment = house.terminals.attach(&open).expect("attached");
+        let mut log = Log::default();
+        let mut last = size;
+        for step in 0..12 {
+            let frame = next_frame(&mut attachment).await.expect("goes on");
+            assert!(!matches!(frame.kind, FrameKind::KeepAlive), "round {round}: nothing came");
+            if let FrameKind::Screen(shot) = &frame.kind {
+                assert!(shot.size.rows <= 80 && shot.size.cols <= 240, "{:?}", shot.size);
+                let mut emulated = emulator(shot.size);
+                emulated.process(&shot.contents);
+                assert_eq!(emulated.screen().cursor_position(), shot.cursor);
+            }
+            log.take(frame);
+            last = Size { rows: 2 + (round + step) % 70, cols: 20 + (round * step) % 200 };
+            attachment.writer().resize(last, false).expect("resized");
+        }
+        assert_eq!(house.terminals.get(&terminal.id).expect("there").size, last, "its last size");
+        at = Some(log.at);
+    }
+}
+
+/// A program ends while people wait for its picture.
+#[tokio::test]
+async fn who_waits_for_a_picture_gets_it_also_when_the_program_ends_meanwhile() {
+    let house = House::new();
+    for round in 0..8 {
+        let terminal = house.script("seq 60000; printf end");
+        let mut viewers = JoinSet::new();
+        for n in 0..6 {
+            // Some come at once, some in the middle, some at the end.
+            eventually(|| {
+                let now = house.terminals.get(&terminal.id).expect("there");
+                (now.next >= n * 60_000 || now.exit.is_some()).then_some(())
+            })
+            .await;
+            let mut viewer = house.attach(&terminal.id, &format!("v{n}"), From::Screen);
+            viewers.spawn(async move {
+                let (mut log, mut emulated) = (Log::default(), emulator(Size::default()));
+                while let Some(frame) = next_frame(&mut viewer).await {
+                    match &frame.kind {
+                        FrameKind::Screen(shot) => {
+                            emulated.process(b"\x1bc");
+                            emulated.process(&shot.contents);
+                        }
+                        FrameKind::Data(bytes) => emulated.process(bytes),
+                        FrameKind::KeepAlive => panic!("nothing came"),
+                        _ => {}
+                    }
+                    log.take(frame);
+                }
+                (log, emulated)
+            });
+        }
+        while let Some(seen) = viewers.join_next().await {
+            let (log, emulated) = seen.expect("no panic");
+            assert!(log.exit.is_some());
+            let contents = emulated.screen().contents();
+            assert!(contents.ends_with("60000\nend"), "round {round}: {contents:?}");
+        }
+        house.terminals.close(&terminal.id, DEFAULT_GRACE).await.expect("closed");
+    }
+}
+
+#[tokio::test]
+async fn a_picture_cuts_no_character_and_no_sequence_in_two() {
+    let house = House::new();
+    let terminal = house.script(
+        r"stty -echo; printf 'caf\303'; read x; printf '\251 \033[3'; read x; printf '1mred\033]0;ti'; read x; printf 'tle\007done'",
+    );
+    let writer = house.attach(&terminal.id, "typist", From::Now).writer();
+    let steps = [(4, 3, "\u{e9} "), (9, 6, "red"), (20, 14, "done")];
+    for (typed, (printed, whole, rest)) in (0..).zip(steps) {
+        eventually(|| (house.terminals.get(&terminal.id).ok()?.next >= printed).then_some(())).await;
+        let mut viewer = house.attach(&terminal.id, "viewer", From::Screen);
+        let mut emulated = emulator(Size::default());
+        loop {
+            let frame = next_frame(&mut viewer).await.expect("goes on");
+            if let FrameKind::Screen(shot) = frame.kind {
+                assert_eq!(shot.offset, whole);
+                emulated.process(&shot.contents);
+                break;
+            }
+        }
+        writer.input(user(typed, b"\n"));
+        while !emulated.screen().contents().contains(rest) {
+            if let FrameKind::Data(bytes) = next_frame(&mut viewer).await.expect("goes on").kind {
+                emulated.process(&bytes);
+            }
+        }
+        assert!(emulated.screen().contents().starts_with("caf\u{e9}"), "{:?}", emulated.screen().contents());
+    }
+}
+
+/// The largest window there may be, with a full-screen program, asked for by a crowd.
+#[tokio::test]
+async fn a_huge_window_costs_a_bounded_picture() {
+    let house = House::new();
+    let huge = Size::new(4096, 4096).expect("allowed");
+    let program = Program {
+        argv: [
+            "sh",
+            "-c",
+            r"printf '\033[?1049h'; head -c 300000 /dev/urandom; printf '\033[2J\033[Hready'; read x",
+        ]
+        .map(str::to_owned)
+        .into(),
+        ..Program::default()
+    };
+    let create = Create { program, size: huge, ..Create::default() };
+    let terminal = house.terminals.create(create).expect("a terminal");
+    let mut viewers: Vec<_> =
+        (0..16).map(|n| house.attach(&terminal.id, &format!("v{n}"), From::Screen)).collect();
+    for viewer in &mut viewers {
+        loop {
+            let frame = next_frame(viewer).await.expect("goes on");
+            assert!(!matches!(frame.kind, FrameKind::KeepAlive), "nothing came");
+            if let FrameKind::Screen(shot) = frame.kind {
+                assert!(usize::from(shot.size.rows) * usize::from(shot.size.cols) <= 64 * 1024);
+                assert!(shot.contents.len() < 4 << 20, "fits into a message: {}", shot.contents.len());
+                break;
+            }
+        }
+    }
+    assert_eq!(house.terminals.panics(), (0, 0));
+}

@@ -1,0 +1,53 @@
+//! Told: which facts of a terminal (size, title, folder, job) a viewer has been told, so that each comes once and at its place.
+
+use super::{
+    FrameKind,
+    state::{Fact, State},
+};
+
+/// Versions of the facts that this viewer has been told.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    title: u32,
+    cwd: u32,
+    foreground: u32,
+    pub(super) size: u32,
+}
+
+impl Told {
+    /// A fact that holds at the cursor and was not told.
+    pub(super) fn due(&mut self, state: &State, cursor: u64) -> Option<FrameKind> {
+        fn changed<T>(fact: &Fact<T>, told: &mut u32, cursor: u64) -> bool {
+            let due = fact.version != *told && fact.at <= cursor;
+            if due {
+                *told = fact.version;
+            }
+            due
+        }
+        if changed(&state.size, &mut self.size, cursor) {
+            Some(FrameKind::Resized(state.size.value))
+        } else if changed(&state.title, &mut self.title, cursor) {
+            Some(FrameKind::Title(state.title.value.clone()))
+        } else if changed(&state.cwd, &mut self.cwd, cursor) {
+            Some(FrameKind::Cwd(state.cwd.value.clone()))
+        } else if changed(&state.foreground, &mut self.foreground, cursor) {
+            Some(FrameKind::Foreground(state.foreground.value.clone()))
+        } else {
+            None
+        }
+    }
+
+    /// Where the next fact begins: data is cut there, so that frames come in order.
+    pub(super) fn next(&self, state: &State, cursor: u64) -> Option<u64> {
+        [
+            (state.size.version != self.size, state.size.at),
+            (state.title.version != self.title, state.title.at),
+            (state.cwd.version != self.cwd, state.cwd.at),
+            (state.foreground.version != self.foreground, state.foreground.at),
+        ]
+        .into_iter()
+        .filter(|(untold, at)| *untold && *at > cursor)
+        .map(|(_, at)| at)
+        .min()
+    }
+}
