@@ -14,23 +14,10 @@ use tokio::time::timeout;
 
 use crate::{
     agent::{Agent, until},
+    claimed::claimed,
     client::{Client, token, with_token},
-    plane::{Authority, DEADLINE, Plane, Session, claim, key, words},
+    plane::{DEADLINE, words},
 };
-
-async fn claimed(change: impl FnOnce(&mut wire::AgentPolicy)) -> (Agent, SigningKey, Plane, Session) {
-    let authority = Authority::new();
-    let dir = tempfile::tempdir().expect("dir");
-    let mut plane = Plane::start(dir.path(), authority.server("podling-control")).await;
-    let agent = Agent::start_in(dir, &authority.pem, &[]);
-    let mut session = plane.session().await;
-    let key = key();
-    let mut claim = claim(&key);
-    change(claim.policy.as_mut().expect("a policy"));
-    session.send(Message::Claim(claim)).await;
-    session.beat().await;
-    (agent, key, plane, session)
-}
 
 fn millis(millis: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds: millis / 1000, nanos: (millis % 1000) as i32 * 1_000_000 })
@@ -53,7 +40,8 @@ async fn start_something(agent: &Agent, key: &SigningKey) {
 #[tokio::test]
 async fn an_agent_that_was_stopped_for_longer_than_the_idle_timeout_counts_nothing_of_it() {
     // The stop is longer than the timeout and shorter than the time between two beats: the next one is not even late.
-    let (agent, _key, _plane, mut session) = claimed(|policy| {
+    let (agent, _key, _plane, mut session) = claimed(|claim| {
+        let policy = claim.policy.as_mut().expect("a policy");
         policy.idle_timeout = millis(800);
         policy.beat_interval = millis(1500);
     })
@@ -72,7 +60,8 @@ async fn an_agent_that_was_stopped_for_longer_than_the_idle_timeout_counts_nothi
 
 #[tokio::test]
 async fn an_intent_while_active_comes_with_the_next_beat() {
-    let (agent, key, _plane, mut session) = claimed(|policy| {
+    let (agent, key, _plane, mut session) = claimed(|claim| {
+        let policy = claim.policy.as_mut().expect("a policy");
         policy.active_for = millis(60_000);
         policy.beat_interval = millis(1000);
     })

@@ -7,7 +7,6 @@ use podling_proto::{
         Command, ProcessEvent, ProcessExit, RunRequest, RunResponse, StartProcessRequest,
         WriteProcessRequest, process_event::Event, process_exit::How, processes_client::ProcessesClient,
     },
-    control::v1::control_message::Message,
     token::SigningKey,
 };
 use rustix::process::Signal;
@@ -16,8 +15,9 @@ use tonic::Streaming;
 
 use crate::{
     agent::{Agent, is_running, until},
+    claimed::claimed,
     client::{Client, token, with_token},
-    plane::{Authority, DEADLINE, Plane, Session, claim, key, words},
+    plane::{DEADLINE, Plane, Session, words},
 };
 
 /// What the agent may have grown by, in KiB, where it is said to be flat: the allocator keeps some.
@@ -34,14 +34,7 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let authority = Authority::new();
-        let dir = tempfile::tempdir().expect("dir");
-        let mut plane = Plane::start(dir.path(), authority.server("podling-control")).await;
-        let agent = Agent::start_in(dir, &authority.pem, &[]);
-        let mut session = plane.session().await;
-        let key = key();
-        session.send(Message::Claim(claim(&key))).await;
-        session.beat().await;
+        let (agent, key, plane, session) = claimed(|_| ()).await;
         let client = Client::of(&agent).await;
         Self { agent, client, key, _plane: plane, _session: session }
     }

@@ -4,7 +4,6 @@ use podling_proto::{
     agent::v1::{WatchActivityRequest, activity_client::ActivityClient},
     control::v1::{self as wire, control_message::Message, directive::Directive},
     error,
-    token::SigningKey,
     v1::Reason,
 };
 use rustix::process::Signal;
@@ -12,26 +11,14 @@ use tokio::time::timeout;
 
 use crate::{
     agent::{Agent, is_running, until},
+    claimed::claimed,
     client::{Client, token, with_token},
-    plane::{Authority, DEADLINE, Plane, Session, claim, key},
+    plane::{DEADLINE, claim, words},
 };
 
 /// Obeys nothing but KILL, and leaves an orphan in a session of its own that does neither.
 const STUBBORN: &str = "trap '' HUP TERM; setsid sh -c 'trap \"\" HUP TERM; echo $$ > orphan; while :; do sleep 1; done' & \
                         echo $$ > stubborn; while :; do sleep 1; done";
-
-async fn claimed_with(command: &[&str]) -> (Agent, SigningKey, Plane, Session) {
-    let authority = Authority::new();
-    let dir = tempfile::tempdir().expect("dir");
-    let mut plane = Plane::start(dir.path(), authority.server("podling-control")).await;
-    let agent = Agent::start_in(dir, &authority.pem, &[]);
-    let mut session = plane.session().await;
-    let key = key();
-    let command = command.iter().map(|word| (*word).to_owned()).collect();
-    session.send(Message::Claim(wire::Claim { command, ..claim(&key) })).await;
-    session.beat().await;
-    (agent, key, plane, session)
-}
 
 async fn pid(agent: &Agent, file: &str) -> String {
     let path = agent.path("home").join(file);
@@ -43,7 +30,8 @@ async fn pid(agent: &Agent, file: &str) -> String {
 
 #[tokio::test]
 async fn sigterm_tells_streams_ends_everything_and_leaves_a_record() {
-    let (mut agent, key, _plane, _session) = claimed_with(&["sh", "-c", "sleep 1000 & wait"]).await;
+    let (mut agent, key, _plane, _session) =
+        claimed(|claim| claim.command = words(&["sh", "-c", "sleep 1000 & wait"])).await;
     let mut client = ActivityClient::with_origin(Client::of(&agent).await.service(), Client::origin());
     let watch = client.watch(with_token(WatchActivityRequest {}, &token(&key, "read"))).await;
     let mut watch = watch.expect("watch").into_inner();
@@ -68,7 +56,8 @@ async fn sigterm_tells_streams_ends_everything_and_leaves_a_record() {
 
 #[tokio::test]
 async fn drain_ends_even_the_stubborn_and_orphans_and_says_done() {
-    let (mut agent, _key, _plane, mut session) = claimed_with(&["sh", "-c", STUBBORN]).await;
+    let (mut agent, _key, _plane, mut session) =
+        claimed(|claim| claim.command = words(&["sh", "-c", STUBBORN])).await;
     let (stubborn, orphan) = (pid(&agent, "stubborn").await, pid(&agent, "orphan").await);
     assert!(is_running(&stubborn) && is_running(&orphan));
     let grace = Some(prost_types::Duration { seconds: 0, nanos: 300_000_000 });
@@ -82,7 +71,8 @@ async fn drain_ends_even_the_stubborn_and_orphans_and_says_done() {
 
 #[tokio::test]
 async fn a_second_signal_does_not_wait_for_the_stubborn() {
-    let (mut agent, _key, _plane, session) = claimed_with(&["sh", "-c", STUBBORN]).await;
+    let (mut agent, _key, _plane, session) =
+        claimed(|claim| claim.command = words(&["sh", "-c", STUBBORN])).await;
     let stubborn = pid(&agent, "stubborn").await;
     drop(session);
     agent.signal(Signal::TERM);
@@ -96,7 +86,7 @@ async fn a_second_signal_does_not_wait_for_the_stubborn() {
 
 #[tokio::test]
 async fn an_agent_serves_one_workspace_in_its_life() {
-    let (mut agent, key, _plane, session) = claimed_with(&[]).await;
+    let (mut agent, key, _plane, session) = claimed(|_| ()).await;
     let mut other = claim(&key);
     other.id = Some(wire::ClaimId { workspace_id: "another".into(), epoch: 1 });
     session.send(Message::Claim(other)).await;
@@ -107,7 +97,7 @@ async fn an_agent_serves_one_workspace_in_its_life() {
 
 #[tokio::test]
 async fn a_dismissed_agent_goes_and_says_why_in_its_record() {
-    let (mut agent, _key, _plane, session) = claimed_with(&["sleep", "1000"]).await;
+    let (mut agent, _key, _plane, session) = claimed(|claim| claim.command = words(&["sleep", "1000"])).await;
     let dismiss = wire::Dismiss { reason: "WORKSPACE_NOT_FOUND".into(), message: "it was deleted".into() };
     session.send(Message::Dismiss(dismiss)).await;
     drop(session);

@@ -1,6 +1,7 @@
 //! Stories of the agent as a process: a small control plane (the real service, over real TLS) claims it, callers call it.
 
 mod agent;
+mod claimed;
 mod client;
 mod plane;
 

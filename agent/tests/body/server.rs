@@ -9,7 +9,6 @@ use http_body_util::Full;
 use podling_agent::server::info::Info;
 use podling_proto::{
     agent::v1::{GetActivityRequest, KeepAwakeRequest, activity_client::ActivityClient},
-    control::v1::control_message::Message,
     error,
     token::{Audience, Claims, SigningKey},
     v1::{Reason, Verb},
@@ -24,24 +23,10 @@ use tonic_reflection::pb::{v1, v1alpha};
 
 use crate::{
     agent::Agent,
+    claimed::claimed,
     client::{Client, connect, connector, get, http1, token, with_token},
-    plane::{Authority, DEADLINE, Plane, Session, claim, claims, key, now},
+    plane::{Authority, DEADLINE, claims, now},
 };
-
-/// A claimed agent; the session must be kept, or the agent looks for another.
-async fn claimed() -> (Agent, SigningKey, Plane, Session) {
-    let authority = Authority::new();
-    let dir = tempfile::tempdir().expect("dir");
-    let mut plane = Plane::start(dir.path(), authority.server("podling-control")).await;
-    let agent = Agent::start_in(dir, &authority.pem, &[]);
-    let mut session = plane.session().await;
-    let key = key();
-    let mut slow = claim(&key);
-    slow.policy = None;
-    session.send(Message::Claim(slow)).await;
-    session.beat().await;
-    (agent, key, plane, session)
-}
 
 fn reason(status: &Status) -> Reason {
     error::reason(status).unwrap_or_else(|| panic!("no reason in {status:?}"))
@@ -73,7 +58,7 @@ async fn health_and_readiness_are_for_everybody_and_nothing_else_is() {
 
 #[tokio::test]
 async fn a_token_opens_what_it_allows_here_and_now_and_nothing_more() {
-    let (agent, key, _plane, _session) = claimed().await;
+    let (agent, key, _plane, _session) = claimed(|claim| claim.policy = None).await;
     let service = Client::of(&agent).await.service();
     let mut client = ActivityClient::with_origin(service, Client::origin());
     let good = claims(Verbs::only([Verb::Read]));
@@ -107,7 +92,7 @@ fn token_of(key: &SigningKey, verb: Verb) -> String {
 
 #[tokio::test]
 async fn refusals_come_in_the_callers_protocol() {
-    let (agent, key, _plane, _session) = claimed().await;
+    let (agent, key, _plane, _session) = claimed(|claim| claim.policy = None).await;
     let (status, kind, body) = http1(&agent, get("/metrics", None)).await;
     assert_eq!((status, kind.as_str()), (401, "application/problem+json"));
     assert!(String::from_utf8_lossy(&body).contains("TOKEN_MISSING"), "{body:?}");
@@ -141,7 +126,7 @@ async fn refusals_come_in_the_callers_protocol() {
 
 #[tokio::test]
 async fn reflection_lists_what_is_served() {
-    let (agent, key, _plane, _session) = claimed().await;
+    let (agent, key, _plane, _session) = claimed(|claim| claim.policy = None).await;
     let (service, token) = (Client::of(&agent).await.service(), token(&key, "read"));
     let expected = ["grpc.health.v1.Health", "podling.agent.v1.Activity", "podling.agent.v1.Files"];
 
@@ -182,7 +167,7 @@ async fn reflection_lists_what_is_served() {
 
 #[tokio::test]
 async fn a_thousand_connections_without_a_token_leave_memory_flat() {
-    let (agent, key, _plane, _session) = claimed().await;
+    let (agent, key, _plane, _session) = claimed(|claim| claim.policy = None).await;
     let mut known = ActivityClient::with_origin(Client::of(&agent).await.service(), Client::origin());
     let get = || with_token(GetActivityRequest {}, &token(&key, "read"));
     known.get(get()).await.expect("served");

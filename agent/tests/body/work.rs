@@ -9,6 +9,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::{
     agent::{Agent, until},
+    claimed::claimed,
     client::{Client, token, with_token},
     plane::{Authority, Plane, Session, claim, key, words},
 };
@@ -79,19 +80,12 @@ async fn a_copy_that_computes_little_makes_it_busy() {
 
 #[tokio::test]
 async fn a_terminal_that_only_prints_is_presence_and_no_work() {
-    let authority = Authority::new();
-    let dir = tempfile::tempdir().expect("dir");
-    let mut plane = Plane::start(dir.path(), authority.server("podling-control")).await;
-    let agent = Agent::start_in(dir, &authority.pem, &[]);
-    let mut session = plane.session().await;
-    let key = key();
-    let mut claim = claim(&key);
-    if let Some(policy) = &mut claim.policy {
+    let (agent, key, _plane, mut session) = claimed(|claim| {
+        let policy = claim.policy.as_mut().expect("a policy");
         // What is printed and not yet read is work for a moment; within the tests' short window a moment is much.
         policy.io_bytes_per_second = 300.0 * 1024.0;
-    }
-    session.send(Message::Claim(claim)).await;
-    session.beat().await;
+    })
+    .await;
     let mut terminals = TerminalsClient::with_origin(Client::of(&agent).await.service(), Client::origin());
     // 500 kB a second, by the shell itself, beside a job in the foreground.
     let script = "x=$(printf %050000d 0); (while :; do printf %s $x; sleep 0.1; done) & sleep 1000";
