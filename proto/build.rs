@@ -11,6 +11,7 @@ const FILES: &[&str] = &[
     "podling/agent/v1/processes.proto",
     "podling/agent/v1/files.proto",
     "podling/agent/v1/activity.proto",
+    "podling/agent/v1/archives.proto",
     "podling/control/v1/workspaces.proto",
     "podling/control/v1/tokens.proto",
     "podling/control/v1/agents.proto",
@@ -32,6 +33,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".podling.agent.v1.WriteFileRequest.data")
         .bytes(".podling.agent.v1.WriteChunkRequest.data")
         .bytes(".podling.agent.v1.WriteProcessRequest.data")
+        .bytes(".podling.agent.v1.CreateArchiveResponse.message.data")
+        .bytes(".podling.agent.v1.ExtractArchiveRequest.data")
         .type_attribute(".", "#[allow(missing_debug_implementations)]")
         .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
