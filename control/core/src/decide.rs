@@ -1,32 +1,44 @@
 //! The state machine of a workspace: what it is, what has to be done, and when to look again.
 //!
 //! ```text
-//!        made                       (nothing runs, pause over)
-//!         │    ┌──────────────────── start ──────────────────────┐
-//!         ▼    │                                                 ▼
-//!   ┌──▶ Pending ◀────────────── start_failed ─────────────── Starting
-//!   │     │  ▲  ▲                                               │ │
-//!   │     │  │  └─ died, silent ── Awake ◀──────── hello ───────┘ │
-//!   │     │  │                      │ ⟲ healthy                   │
-//!   │     └──┼───────────────────── standby ──────────────────────┘
-//!   │        │                      ▼
-//!   │        ├── come_back ── FallingAsleep
-//!   │        │                      │ rest (nothing runs)
-//!   │        └── come_back ────── Asleep
-//!
-//!   any ──── delete ───▶ Deleting: Stop, then Remove, then Forget
+//!   made ──▶ Queued ── admit ──▶ Pending ── start ──▶ Starting ── hello ──▶ Awake ⟲ healthy
+//!              ▲  ▲                │ ▲                  │ │                  │ │ ▲
+//!              │  │                │ ├── start_failed ──┘ │                  │ │ │
+//!              │  │                │ └── died, silent ────┼──────────────────┤ │ │
+//!              │  │                ▼                      ▼                  │ │ reprieve, declined
+//!              │  │             FallingAsleep ◀──────── end_now ─────────────┘ ▼ │
+//!              │  │              │      ▲ ◀─────────── end_now ────────── Preparing
+//!              │  │         rest │      │                                      │ prepared
+//!              │  │              ▼      └── ready, end_now ── Committing ◀─────┘
+//!              │  └─── wake ── Asleep ◀─ kept, put_off ─┐
+//!              │                │  └─ archive_due ──▶ Opening(Archive) ── opened ──▶ Working(Archive)
+//!           restored            │ let_go
+//!              │                ▼
+//!              │             Archived ◀─ put_off ───────┐
+//!              │                │  └─ restore ──────▶ Opening(Restore) ── opened ──▶ Working(Restore)
+//!              └────────────────┼──────────────────────────────────────────────────────────┘
+//!                               │ nothing_left
+//!   any ───── discard ─────▶ Deleting: Stop, Remove, Expire each archive, Forget
 //! ```
+//!
+//! `wake` also leads from Opening(Archive) and Working(Archive) to Queued: who comes back does not wait for an archive.
 //!
 //! Level-triggered: arrows are followed until none applies, then the order that the phase asks for is given, again and again, until
 //! it is observed to be done. An order is therefore no event; the driver keeps at most one per workspace in flight and gives none
 //! before the status that stands behind it is durable. Nothing is ordered while nobody knows what runs.
+//!
+//! Storage goes in two places only: in `Archived`, which is entered when an archive of its present generation is proven (or when
+//! what is in it was only being restored from one), and in `Deleting`, which needs somebody's `discard` or that nothing is left.
 
 mod arrow;
+mod next;
+mod order;
+mod pause;
 
 use std::time::Duration;
 
 use crate::{
-    observed::{Observed, Processes},
+    observed::Observed,
     status::{Phase, Status},
     time::Timestamp,
     workspace::{Epoch, Spec},
@@ -43,16 +55,37 @@ pub const HELLO_LIMIT: Duration = Duration::from_secs(60);
 pub const SILENCE_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// Awake and connected for so long, earlier failures are forgotten.
 pub const HEALTHY_AFTER: Duration = Duration::from_secs(120);
+/// Commits whose outcome nobody learned. Then the workspace's processes are ended without its agent's help.
+pub const COMMIT_TRIES: u32 = 3;
+/// Archives kept of one workspace; with one more the oldest goes early.
+pub const MAX_ARCHIVES: usize = 100;
 
 /// A side effect, as data. Each is idempotent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Start the agent of this epoch.
     Start(Epoch),
+    /// Ask the agent whether the workspace may sleep; if so it lets nothing new begin.
+    Prepare {
+        /// Whose agent.
+        epoch: Epoch,
+        /// Use is no reason against it.
+        force: bool,
+    },
+    /// The agent ends everything and saves it.
+    Commit(Epoch),
+    /// The agent goes on as if it had not been asked.
+    Cancel(Epoch),
     /// End every process of the workspace; done when it is confirmed that none is left.
     Stop,
+    /// Read the storage into the backup store, by this agent, and prove it.
+    Archive(Epoch),
+    /// Fill the storage from its archive, by this agent.
+    Restore(Epoch),
     /// Remove the storage.
     Remove,
+    /// Remove the archive of this generation.
+    Expire(u64),
     /// Remove the record; its id stays taken.
     Forget,
 }
@@ -66,6 +99,8 @@ pub struct Decision {
     pub action: Option<Action>,
     /// When to look again if nothing happens before, and why.
     pub next: Option<(Timestamp, &'static str)>,
+    /// People in the workspace are to be told that it sleeps at this time, and why.
+    pub warning: Option<(Timestamp, &'static str)>,
 }
 
 /// Decides. Pure: the same arguments give the same decision, and a decision's own status decides the same again.
@@ -76,91 +111,26 @@ pub fn decide(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp)
     while let Some(next) = arrow::follow(spec, &status, observed, now) {
         status = next;
     }
-    let order = order(&status, observed);
-    let blocked = order.and_then(|action| pause_of(action, observed, now));
+    let order = order::of(spec, &status, observed);
+    let blocked = order.and_then(|action| pause::of(action, observed, now));
     if let (Some(_), Some(trouble)) = (blocked, &observed.trouble) {
-        status.reason = format!("{}: {}", trouble_words(trouble.action), trouble.error);
+        status.reason = format!("{}: {}", order::trouble(trouble.action), trouble.failure.words());
     }
-    let next =
-        blocked.map(|at| (at, "what went wrong is tried again")).or_else(|| next(&status, observed, now));
-    Decision { action: if blocked.is_some() { None } else { order }, status, next }
+    let next = blocked
+        .map(|at| (at, "what went wrong is tried again"))
+        .or_else(|| next::of(spec, &status, observed, now));
+    let warning = next::warning(spec, &status, observed, now);
+    Decision { action: if blocked.is_some() { None } else { order }, status, next, warning }
 }
 
 /// Somebody waits: the pause of a failed workspace is cut short, though not below the first pause, so that asking in a loop is no
 /// way to keep the machine busy.
 pub fn hurry(status: &Status, now: Timestamp) -> Status {
     let mut status = status.clone();
+    let soonest = status.since.plus(FIRST_PAUSE).max(now);
     if let Phase::Pending { not_before } = &mut status.phase {
-        let soonest = status.since.plus(FIRST_PAUSE).max(now);
         *not_before = soonest.min(*not_before);
     }
+    status.upkeep.not_before = soonest.min(status.upkeep.not_before);
     status
-}
-
-/// What the phase asks for.
-fn order(status: &Status, observed: &Observed) -> Option<Action> {
-    match (status.phase, &observed.processes) {
-        (_, Processes::Unseen) | (Phase::Awake, _) => None,
-        (Phase::Starting, Processes::None) => Some(Action::Start(status.epoch)),
-        (Phase::Starting, Processes::Some(_)) => None,
-        (_, Processes::Some(_)) => Some(Action::Stop),
-        (Phase::Deleting, Processes::None) if !observed.removed => Some(Action::Remove),
-        (Phase::Deleting, Processes::None) => Some(Action::Forget),
-        (Phase::Pending { .. } | Phase::FallingAsleep | Phase::Asleep, Processes::None) => None,
-    }
-}
-
-/// Until when this action waits because it has just failed.
-fn pause_of(action: Action, observed: &Observed, now: Timestamp) -> Option<Timestamp> {
-    let trouble = observed.trouble.as_ref().filter(|t| t.action == action)?;
-    let until = trouble.at.plus(pause(trouble.failures));
-    waits(until, now).then_some(until)
-}
-
-fn next(status: &Status, observed: &Observed, now: Timestamp) -> Option<(Timestamp, &'static str)> {
-    let connected = observed.connected == Some(status.epoch);
-    let left = |limit: Duration| now.plus(limit.saturating_sub(observed.silence));
-    match status.phase {
-        Phase::Pending { not_before } if observed.processes == Processes::None => {
-            Some((not_before, "its agent is started again"))
-        }
-        Phase::Starting if observed.processes.lives(status.epoch) => {
-            Some((left(HELLO_LIMIT), "an agent that does not say hello is given up"))
-        }
-        Phase::Awake if !connected && observed.processes.lives(status.epoch) => {
-            Some((left(SILENCE_LIMIT), "a silent agent is started anew"))
-        }
-        Phase::Awake if connected && status.failures > 0 => {
-            Some((status.since.plus(HEALTHY_AFTER), "it counts as healthy"))
-        }
-        Phase::Pending { .. }
-        | Phase::Starting
-        | Phase::Awake
-        | Phase::FallingAsleep
-        | Phase::Asleep
-        | Phase::Deleting => None,
-    }
-}
-
-/// The pause after so many failures in a row.
-fn pause(failures: u32) -> Duration {
-    match failures.checked_sub(1) {
-        None => Duration::ZERO,
-        Some(doublings) => FIRST_PAUSE.saturating_mul(1 << doublings.min(16)).min(LONGEST_PAUSE),
-    }
-}
-
-/// Whether `until` is still to come. A pause longer than any we give means the clock was set back: it is over.
-fn waits(until: Timestamp, now: Timestamp) -> bool {
-    let left = until.since(now);
-    !left.is_zero() && left <= LONGEST_PAUSE
-}
-
-fn trouble_words(action: Action) -> &'static str {
-    match action {
-        Action::Start(_) => "its agent cannot be started",
-        Action::Stop => "its processes cannot be ended",
-        Action::Remove => "its storage cannot be removed",
-        Action::Forget => "its record cannot be removed",
-    }
 }

@@ -1,8 +1,10 @@
 //! Observed: what the driver knows of the world at this moment. Never stored: after a restart it is observed anew.
 
+mod fold;
+
 use std::{collections::BTreeSet, time::Duration};
 
-use crate::{decide::Action, time::Timestamp, workspace::Epoch};
+use crate::{archive::Archive, decide::Action, time::Timestamp, workspace::Epoch};
 
 /// What is known of one workspace's outside world.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -16,12 +18,53 @@ pub struct Observed {
     /// How long the living agent of the present epoch has not been heard of, as far as the driver witnessed it: while the driver
     /// or the machine slept nothing is added.
     pub silence: Duration,
+    /// Whether it is used, as the connected agent said last.
+    pub used: Used,
+    /// Whether its agent lets new things begin.
+    pub door: Door,
+    /// The agent that has ended and saved everything.
+    pub ready: Option<Epoch>,
+    /// The archive that was proven last.
+    pub archived: Option<Box<Archive>>,
+    /// The agent that has filled the storage from an archive.
+    pub restored: Option<Epoch>,
+    /// Archives (by generation) that are confirmed gone.
+    pub expired: BTreeSet<u64>,
     /// The last order went wrong (a start that did is `ended`).
     pub trouble: Option<Trouble>,
     /// The storage is confirmed gone.
     pub removed: bool,
+    /// Whether there is room for it to be awake.
+    pub room: bool,
     /// The control plane is going down: nothing shall run.
     pub standby: bool,
+    /// Time that control planes have watched, over all their lives: it grows by ticks alone, so that no clock that is set, and no
+    /// night in which nothing watched, makes anything old.
+    pub witnessed: Duration,
+}
+
+/// Whether a workspace is used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Used {
+    /// Nobody has said.
+    #[default]
+    Unknown,
+    /// It is.
+    Yes,
+    /// It is not, and so much idle time has been witnessed.
+    No(Duration),
+}
+
+/// The door of the agent of the present epoch: shut while it is prepared to sleep.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Door {
+    /// As far as anybody knows. Whatever was forgotten, the agent opens it by itself when its time is over.
+    #[default]
+    Open,
+    /// It was asked to shut it, or to open it, and has not answered.
+    Unsure(Epoch),
+    /// It said so.
+    Shut(Epoch),
 }
 
 /// The processes of a workspace. Two agents may live at once: a machine may be lost and come back.
@@ -54,85 +97,50 @@ pub struct Trouble {
     pub failures: u32,
     /// The last time.
     pub at: Timestamp,
-    /// For people.
-    pub error: String,
+    /// How.
+    pub failure: Failure,
 }
 
-impl Observed {
-    /// Of a workspace that has just been made: nothing can run under an id that was never used.
-    pub fn of_new() -> Self {
-        Self { processes: Processes::None, ..Self::default() }
-    }
+/// How an action came back without success. For people in either case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// The agent declined: it has not happened.
+    Declined(String),
+    /// Nobody knows how far it came.
+    Failed(String),
+}
 
-    /// The backend has said for the first time which agents live. One that was ordered (`epoch`) and is not among them has ended,
-    /// or its start was never carried out: either way its epoch is used up. One whose end was told does not live, whatever the list says.
-    pub fn listed(&mut self, mut living: BTreeSet<Epoch>, epoch: Epoch) {
-        if self.processes != Processes::Unseen {
-            return;
-        }
-        if let Some(ended) = &self.ended {
-            living.remove(&ended.epoch);
-        }
-        let known = self.ended.as_ref().is_some_and(|ended| ended.epoch == epoch);
-        if !living.contains(&epoch) && !known {
-            self.ended = Some(Ended { epoch, how: "it was gone when the control plane came up".into() });
-        }
-        self.processes = Processes::Some(living);
-    }
-
-    /// An action is given away: from here on it may have happened.
-    pub fn ordered(&mut self, action: Action) {
-        if let Action::Start(_) = action {
-            self.processes = Processes::Some(BTreeSet::new());
-            self.silence = Duration::ZERO;
-        }
-    }
-
-    /// An action came back.
-    pub fn done(&mut self, action: Action, result: Result<(), String>, now: Timestamp) {
-        match (action, result) {
-            (Action::Start(epoch), Ok(())) => {
-                // It may have ended before its start was reported.
-                let ended = self.ended.as_ref().is_some_and(|ended| ended.epoch == epoch);
-                if let (Processes::Some(agents), false) = (&mut self.processes, ended) {
-                    agents.insert(epoch);
-                }
-            }
-            (Action::Start(epoch), Err(how)) => self.ended = Some(Ended { epoch, how }),
-            (Action::Stop, Ok(())) => {
-                self.processes = Processes::None;
-                self.connected = None;
-                self.trouble = None;
-            }
-            (Action::Remove, Ok(())) => {
-                self.removed = true;
-                self.trouble = None;
-            }
-            (Action::Forget, Ok(())) => self.trouble = None,
-            (Action::Stop | Action::Remove | Action::Forget, Err(error)) => {
-                let before = self.trouble.take().filter(|t| t.action == action).map_or(0, |t| t.failures);
-                self.trouble = Some(Trouble { action, failures: before.saturating_add(1), at: now, error });
-            }
-        }
-    }
-
-    /// An agent has ended.
-    pub fn agent_ended(&mut self, epoch: Epoch, how: String) {
-        if let Processes::Some(agents) = &mut self.processes {
-            agents.remove(&epoch);
-        }
-        if self.connected == Some(epoch) {
-            self.connected = None;
-        }
-        if self.ended.as_ref().is_none_or(|ended| ended.epoch < epoch) {
-            self.ended = Some(Ended { epoch, how });
-        }
-    }
+/// What an action achieved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Achieved {
+    /// What it says.
+    Done,
+    /// An archive was written and proven.
+    Archived(Box<Archive>),
 }
 
 impl Processes {
     /// Whether this agent lives.
     pub fn lives(&self, epoch: Epoch) -> bool {
         matches!(self, Self::Some(agents) if agents.contains(&epoch))
+    }
+}
+
+impl Door {
+    /// Whose door is, or may be, shut.
+    pub fn may_be_shut(self) -> Option<Epoch> {
+        match self {
+            Self::Open => None,
+            Self::Unsure(epoch) | Self::Shut(epoch) => Some(epoch),
+        }
+    }
+}
+
+impl Failure {
+    /// Its words.
+    pub fn words(&self) -> &str {
+        match self {
+            Self::Declined(words) | Self::Failed(words) => words,
+        }
     }
 }

@@ -4,47 +4,70 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// The whole policy of a workspace.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Policy {
-    /// Counted idle time before sleep.
-    pub idle_timeout: Duration,
-    /// How long work holds after the last intent.
-    pub work_cap: Duration,
-    /// How long presence holds after the last intent.
-    pub presence_cap: Duration,
-}
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(60 * 60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a workspace sets itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct PolicyOverrides {
-    /// See [`Policy::idle_timeout`].
-    pub idle_timeout: Option<Duration>,
-    /// See [`Policy::work_cap`].
-    pub work_cap: Option<Duration>,
-    /// See [`Policy::presence_cap`].
-    pub presence_cap: Option<Duration>,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self {
-            idle_timeout: Duration::from_secs(15 * 60),
-            work_cap: Duration::from_secs(12 * 60 * 60),
-            presence_cap: Duration::from_secs(60 * 60),
+macro_rules! policy {
+    ($($(#[doc = $doc:literal])* $field:ident = $default:expr;)*) => {
+        /// The whole policy of a workspace.
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default)]
+        pub struct Policy {
+            $($(#[doc = $doc])* pub $field: Duration,)*
+            /// Longest time awake, used or not; `None`: no end.
+            pub max_awake: Option<Duration>,
         }
-    }
+
+        /// What a workspace sets itself.
+        #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default)]
+        pub struct PolicyOverrides {
+            $(
+                #[doc = concat!("See [`Policy::", stringify!($field), "`].")]
+                pub $field: Option<Duration>,
+            )*
+            /// See [`Policy::max_awake`].
+            pub max_awake: Option<Duration>,
+        }
+
+        impl Default for Policy {
+            fn default() -> Self {
+                Self { $($field: $default,)* max_awake: None }
+            }
+        }
+
+        impl Policy {
+            /// This policy with a workspace's own values in it.
+            #[must_use]
+            pub fn with(&self, own: &PolicyOverrides) -> Self {
+                Self {
+                    $($field: own.$field.unwrap_or(self.$field),)*
+                    max_awake: own.max_awake.or(self.max_awake),
+                }
+            }
+        }
+    };
+}
+
+policy! {
+    /// Counted idle time before sleep.
+    idle_timeout = 15 * MINUTE;
+    /// How long before that people are warned; at most half the idle timeout.
+    warning = 2 * MINUTE;
+    /// How long work holds after the last intent.
+    work_cap = 12 * HOUR;
+    /// How long presence holds after the last intent.
+    presence_cap = HOUR;
+    /// Time asleep before the storage is archived and let go.
+    archive_after = DAY;
+    /// How long archives are kept.
+    keep_archives = 30 * DAY;
 }
 
 impl Policy {
-    /// This policy with a workspace's own values in it.
-    #[must_use]
-    pub fn with(&self, own: &PolicyOverrides) -> Self {
-        Self {
-            idle_timeout: own.idle_timeout.unwrap_or(self.idle_timeout),
-            work_cap: own.work_cap.unwrap_or(self.work_cap),
-            presence_cap: own.presence_cap.unwrap_or(self.presence_cap),
-        }
+    /// How long before its sleep people are warned.
+    pub fn warned_before(&self) -> Duration {
+        self.warning.min(self.idle_timeout / 2)
     }
 }

@@ -1,8 +1,11 @@
 //! Status: what is durably known of how far a workspace has come. Changed by `decide` alone, kept by the driver alone.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    archive::Archive,
     time::Timestamp,
     workspace::{Epoch, State},
 };
@@ -19,19 +22,51 @@ pub struct Status {
     pub reason: String,
     /// Since when it is in this phase.
     pub since: Timestamp,
+    /// What had been witnessed ([`crate::observed::Observed::witnessed`]) when it woke last.
+    #[serde(default)]
+    pub woken: Duration,
+    /// What had been witnessed when somebody came for it last.
+    #[serde(default)]
+    pub called: Duration,
+    /// What had been witnessed when it fell asleep last.
+    #[serde(default)]
+    pub rested: Duration,
     /// Of the last start that was ordered; 0: none yet.
     pub epoch: Epoch,
     /// How many agents have had write access to its storage: an archive is proven for one value of it.
     pub storage_generation: u64,
+    /// There may be storage.
+    #[serde(default = "yes")]
+    pub storage: bool,
     /// Starts that failed and agents that died in a row, since it was last healthy for a while.
     pub failures: u32,
+    /// The request for sleep or waking ([`crate::workspace::Spec::asked`]) that it has answered.
+    #[serde(default)]
+    pub answered: u64,
+    /// Archives that are kept, oldest first.
+    #[serde(default)]
+    pub archives: Vec<Archive>,
+    /// How its archiving, or its way back from the archive, fares.
+    #[serde(default)]
+    pub upkeep: Upkeep,
+}
+
+/// Tries at archiving or restoring that failed in a row.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upkeep {
+    /// How many.
+    pub failures: u32,
+    /// The end of the pause after the last.
+    pub not_before: Timestamp,
 }
 
 /// Where a workspace is in the drawing of `decide`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// It shall start: once nothing of an earlier agent runs, and not before this time.
+    /// It shall start, and waits for room.
+    Queued,
+    /// There is room for it. It shall start once nothing of an earlier agent runs, and not before this time.
     Pending {
         /// The end of the pause after a failure.
         not_before: Timestamp,
@@ -40,36 +75,104 @@ pub enum Phase {
     Starting,
     /// Its agent said hello.
     Awake,
+    /// Its agent is asked whether it may sleep, and lets nothing new begin.
+    Preparing {
+        /// Somebody, or the longest time awake, asks for it: use is no reason against it.
+        force: bool,
+        /// Refusals before, so that a new one is known from an old one.
+        declined: u32,
+    },
+    /// Its agent ends and saves everything. There is no way back.
+    Committing,
     /// Its processes are being ended; its storage stays.
     FallingAsleep,
     /// It has no processes.
     Asleep,
-    /// Its processes end, then its storage goes, then its record.
+    /// An agent that only sees to its storage has been ordered and has not said hello.
+    Opening(Task),
+    /// That agent does it.
+    Working(Task),
+    /// Its storage goes, then only its archive is left.
+    Archived,
+    /// Its processes end, then its storage and its archives go, then its record.
     Deleting,
+}
+
+/// What is done to the storage of a workspace that has no processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// It is read into an archive, and that is proven.
+    Archive,
+    /// It is filled from an archive.
+    Restore,
+}
+
+impl Phase {
+    /// Whether it takes its share of what there is room for.
+    pub fn takes_room(self) -> bool {
+        match self {
+            Self::Pending { .. }
+            | Self::Starting
+            | Self::Awake
+            | Self::Preparing { .. }
+            | Self::Committing
+            | Self::FallingAsleep => true,
+            Self::Queued | Self::Asleep | Self::Archived | Self::Deleting => false,
+            // They are none of their owner's doing, and are bounded by themselves.
+            Self::Opening(_) | Self::Working(_) => false,
+        }
+    }
 }
 
 impl Status {
     /// Of a workspace that has just been made.
     pub fn new(now: Timestamp) -> Self {
         Self {
-            phase: Phase::Pending { not_before: now },
+            phase: Phase::Queued,
             reason: "it has just been made".into(),
             since: now,
+            woken: Duration::ZERO,
+            called: Duration::ZERO,
+            rested: Duration::ZERO,
             epoch: 0,
             storage_generation: 0,
+            storage: false,
             failures: 0,
+            answered: 0,
+            archives: Vec::new(),
+            upkeep: Upkeep::default(),
         }
+    }
+
+    /// Of one that has just been made and begins with what an archive holds.
+    pub fn from_archive(now: Timestamp) -> Self {
+        Self { phase: Phase::Archived, ..Self::new(now) }
+    }
+
+    /// The archive that holds what the storage holds now.
+    pub fn archive(&self) -> Option<&Archive> {
+        self.archives.iter().find(|archive| archive.generation == self.storage_generation)
     }
 
     /// The state word.
     pub fn state(&self) -> State {
         match self.phase {
+            Phase::Queued => State::Queued,
             Phase::Pending { .. } if self.failures >= FAILED_AFTER => State::Failed,
             Phase::Pending { .. } | Phase::Starting => State::Starting,
+            Phase::Opening(Task::Restore) | Phase::Working(Task::Restore) => State::Starting,
             Phase::Awake => State::Awake,
-            Phase::FallingAsleep => State::FallingAsleep,
+            Phase::Preparing { .. } | Phase::Committing | Phase::FallingAsleep => State::FallingAsleep,
             Phase::Asleep => State::Asleep,
+            Phase::Opening(Task::Archive) | Phase::Working(Task::Archive) => State::Archiving,
+            Phase::Archived if self.storage => State::Archiving,
+            Phase::Archived => State::Archived,
             Phase::Deleting => State::Deleting,
         }
     }
+}
+
+fn yes() -> bool {
+    true
 }

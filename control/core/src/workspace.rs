@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    archive::ArchiveKey,
     id::{Name, Owner, WorkspaceId},
     policy::Policy,
     time::Timestamp,
@@ -13,7 +14,7 @@ use crate::{
 /// One life of a workspace's byte logs: grows with every start of an agent; 0 is before the first.
 pub type Epoch = u64;
 
-/// The states of the design, alike in API, CLI and (later) the custom resource.
+/// The states of the design, alike in API and CLI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
@@ -49,13 +50,26 @@ pub enum Link {
 }
 
 /// What somebody wants a workspace to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Wanted {
-    /// Running.
+    /// Running while it is in use; policy lets it sleep.
     Awake,
-    /// Gone, with its storage (somebody said `discard`).
+    /// Without processes.
+    Asleep,
+    /// Gone, but for its archive.
     Deleted,
+    /// Gone with all that it held: somebody said `discard`.
+    Discarded,
+}
+
+/// What a workspace takes of its owner's share while it is awake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Resources {
+    /// Thousandths of a core.
+    pub cpu_millis: u64,
+    /// Bytes.
+    pub memory_bytes: u64,
 }
 
 /// What is wanted. Changed by the API only, through the driver.
@@ -75,10 +89,33 @@ pub struct Spec {
     pub env: BTreeMap<String, String>,
     /// The template's policy with the workspace's own values in it.
     pub policy: Policy,
+    /// What it takes while it is awake.
+    #[serde(default)]
+    pub resources: Resources,
     /// What it shall be.
     pub wanted: Wanted,
+    /// How often somebody asked for it to wake or to sleep. One that fell asleep wakes only for a request that it has not answered
+    /// yet ([`crate::status::Status::answered`]).
+    #[serde(default)]
+    pub asked: u64,
+    /// It begins with what this archive holds.
+    #[serde(default)]
+    pub source: Option<ArchiveKey>,
     /// When it was made.
     pub created: Timestamp,
     /// The client's request id, so that a repeat finds it.
     pub request_id: String,
+}
+
+impl Wanted {
+    /// Whether its record is only kept for what is left of it.
+    pub fn is_gone(self) -> bool {
+        matches!(self, Self::Deleted | Self::Discarded)
+    }
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self { cpu_millis: 1000, memory_bytes: 1 << 30 }
+    }
 }

@@ -1,0 +1,106 @@
+//! From the wish to be awake to being it.
+
+use std::collections::BTreeSet;
+
+use super::Seen;
+use crate::{
+    decide::{HEALTHY_AFTER, HELLO_LIMIT, SILENCE_LIMIT, pause},
+    observed::Processes,
+    status::{Phase, Status},
+    time::Timestamp,
+    workspace::Wanted,
+};
+
+/// It shall not be awake after all, or the control plane goes down.
+pub(super) fn end_now(seen: Seen<'_>) -> Option<Status> {
+    let why = match seen.spec.wanted {
+        _ if seen.observed.standby => "the control plane is going down",
+        Wanted::Asleep => "somebody put it to sleep",
+        Wanted::Deleted => "somebody deleted it",
+        Wanted::Awake | Wanted::Discarded => return None,
+    };
+    let mut next = seen.to(Phase::FallingAsleep, why);
+    next.answered = seen.spec.asked;
+    Some(next)
+}
+
+/// There is room.
+pub(super) fn admit(seen: Seen<'_>) -> Option<Status> {
+    seen.observed.room.then(|| seen.to(Phase::Pending { not_before: seen.now }, seen.status.reason.clone()))
+}
+
+/// Nothing of an earlier agent runs and the pause is over.
+pub(super) fn start(seen: Seen<'_>, not_before: Timestamp) -> Option<Status> {
+    if seen.observed.processes != Processes::None || pause::waits(not_before, seen.now) {
+        return None;
+    }
+    let reason = match seen.status.failures {
+        0 => "its agent is being started".to_owned(),
+        n => format!("its agent is being started again (failures before: {n}); {}", seen.status.reason),
+    };
+    let mut next = seen.to(Phase::Starting, reason);
+    next.epoch += 1;
+    next.storage_generation += 1;
+    next.storage = true;
+    Some(next)
+}
+
+/// The agent ended or never lived, is not alone, or does not say hello.
+pub(super) fn start_failed(seen: Seen<'_>) -> Option<Status> {
+    let why = why_not_started(seen)?;
+    Some(seen.fail(why, seen.status.failures.saturating_add(1)))
+}
+
+/// Why the agent that was ordered will not serve.
+pub(super) fn why_not_started(seen: Seen<'_>) -> Option<String> {
+    let (status, observed) = (seen.status, seen.observed);
+    let alone = BTreeSet::from([status.epoch]);
+    match (&observed.ended, &observed.processes) {
+        (Some(ended), _) if ended.epoch == status.epoch => {
+            Some(format!("its agent did not start: {}", ended.how))
+        }
+        (_, Processes::Some(agents)) if !agents.is_subset(&alone) => {
+            Some("an earlier agent of it was found alive".to_owned())
+        }
+        _ if seen.lives() && observed.silence >= HELLO_LIMIT => {
+            Some(format!("its agent said nothing for {HELLO_LIMIT:?}"))
+        }
+        _ => None,
+    }
+}
+
+/// The agent that was ordered has said hello.
+pub(super) fn hello(seen: Seen<'_>) -> Option<Status> {
+    (seen.connected() && seen.lives()).then(|| {
+        let mut next = seen.to(Phase::Awake, "its agent serves it");
+        next.woken = seen.observed.witnessed;
+        next.called = seen.observed.witnessed;
+        next
+    })
+}
+
+/// The agent is not there any more. The first time it is started again at once.
+pub(super) fn died(seen: Seen<'_>) -> Option<Status> {
+    if seen.observed.processes == Processes::Unseen || seen.lives() {
+        return None;
+    }
+    let how = seen.observed.ended.as_ref().filter(|ended| ended.epoch == seen.status.epoch);
+    let why = format!("its agent ended: {}", how.map_or("nobody saw how", |ended| &ended.how));
+    Some(seen.fail(why, seen.status.failures))
+}
+
+/// The agent lives but was not heard of for too long.
+pub(super) fn silent(seen: Seen<'_>) -> Option<Status> {
+    let unheard = seen.lives() && !seen.connected();
+    (unheard && seen.observed.silence >= SILENCE_LIMIT).then(|| {
+        let why = format!("its agent was silent for {} minutes", SILENCE_LIMIT.as_secs() / 60);
+        seen.fail(why, seen.status.failures)
+    })
+}
+
+/// It has been well for a while: earlier failures do not count any more.
+pub(super) fn healthy(seen: Seen<'_>) -> Option<Status> {
+    let well =
+        seen.connected() && seen.now.since(seen.status.since) >= HEALTHY_AFTER && seen.status.failures > 0;
+    well.then(|| Status { failures: 0, ..seen.status.clone() })
+}

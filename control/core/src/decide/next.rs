@@ -1,0 +1,106 @@
+//! What happens next by itself, and when.
+
+use std::time::Duration;
+
+use super::{Action, HEALTHY_AFTER, HELLO_LIMIT, SILENCE_LIMIT, order, pause};
+use crate::{
+    observed::{Observed, Processes, Used},
+    status::{Phase, Status},
+    time::Timestamp,
+    workspace::{Spec, Wanted},
+};
+
+type Next = (Timestamp, &'static str);
+
+/// When to look again if nothing happens before, and why.
+pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
+    of_phase(spec, status, observed, now).into_iter().chain(expiry(spec, status, observed, now)).min()
+}
+
+fn of_phase(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
+    let connected = observed.connected == Some(status.epoch);
+    let silent = |limit: Duration, why| {
+        (!connected && observed.processes.lives(status.epoch))
+            .then(|| (now.plus(limit.saturating_sub(observed.silence)), why))
+    };
+    match status.phase {
+        Phase::Pending { not_before } if observed.processes == Processes::None => {
+            Some((not_before, "its agent is started again"))
+        }
+        Phase::Starting | Phase::Opening(_) => {
+            silent(HELLO_LIMIT, "an agent that does not say hello is given up")
+        }
+        Phase::Awake if connected => {
+            let sleep = sleeps(spec, status, observed, now);
+            let well = (status.failures > 0)
+                .then(|| (status.since.plus(HEALTHY_AFTER), "it counts as healthy"))
+                .filter(|(at, _)| *at > now);
+            let warned =
+                sleep.map(|(at, _)| (before(at, spec.policy.warned_before()), "it is warned of its sleep"));
+            [sleep, well, warned.filter(|(at, _)| *at > now)].into_iter().flatten().min()
+        }
+        Phase::Awake | Phase::Committing => silent(SILENCE_LIMIT, "a silent agent is started anew"),
+        Phase::Asleep => {
+            let kept = status.storage && spec.wanted != Wanted::Deleted;
+            let slept = observed.witnessed.saturating_sub(status.rested);
+            let due =
+                now.plus(if kept { spec.policy.archive_after.saturating_sub(slept) } else { Duration::ZERO });
+            status.storage.then(|| (due.max(retry(status, now)), "its storage is archived and let go"))
+        }
+        Phase::Archived => pause::waits(status.upkeep.not_before, now)
+            .then_some((status.upkeep.not_before, "it is restored from its archive")),
+        Phase::Queued
+        | Phase::Pending { .. }
+        | Phase::Preparing { .. }
+        | Phase::FallingAsleep
+        | Phase::Working(_)
+        | Phase::Deleting => None,
+    }
+}
+
+/// The end of the pause after a failed try at its storage.
+fn retry(status: &Status, now: Timestamp) -> Timestamp {
+    if pause::waits(status.upkeep.not_before, now) { status.upkeep.not_before } else { now }
+}
+
+/// When an awake workspace falls asleep if nothing happens.
+fn sleeps(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
+    let unused = match observed.used {
+        Used::No(counted) => {
+            let here = observed.witnessed.saturating_sub(status.called);
+            let left = spec.policy.idle_timeout.saturating_sub(counted.min(here));
+            let asked_again = sleeping_pause(observed, now).unwrap_or(now);
+            Some((now.plus(left).max(asked_again), "it falls asleep unless it is used"))
+        }
+        Used::Yes | Used::Unknown => None,
+    };
+    let longest = spec.policy.max_awake.map(|longest| {
+        let left = longest.saturating_sub(observed.witnessed.saturating_sub(status.woken));
+        (now.plus(left), "it has been awake for as long as it may")
+    });
+    unused.into_iter().chain(longest).min()
+}
+
+/// Until when an agent that has just declined to sleep is left alone.
+fn sleeping_pause(observed: &Observed, now: Timestamp) -> Option<Timestamp> {
+    let action = observed.trouble.as_ref()?.action;
+    matches!(action, Action::Prepare { .. } | Action::Commit(_)).then(|| pause::of(action, observed, now))?
+}
+
+/// What people in the workspace are to be told.
+pub(super) fn warning(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
+    let connected = observed.connected == Some(status.epoch);
+    let (at, why) =
+        sleeps(spec, status, observed, now).filter(|_| status.phase == Phase::Awake && connected)?;
+    (at.since(now) <= spec.policy.warned_before()).then_some((at, why))
+}
+
+/// When the oldest archive's time is over.
+fn expiry(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
+    let left = spec.policy.keep_archives.saturating_sub(order::age(status.archives.first()?, observed));
+    Some((now.plus(left), "its oldest archive is removed"))
+}
+
+fn before(at: Timestamp, by: Duration) -> Timestamp {
+    Timestamp(at.0.saturating_sub(u64::try_from(by.as_millis()).unwrap_or(u64::MAX)))
+}

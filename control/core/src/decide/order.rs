@@ -1,0 +1,67 @@
+//! What a phase asks for.
+
+use super::{Action, MAX_ARCHIVES};
+use crate::{
+    archive::Archive,
+    observed::{Observed, Processes},
+    status::{Phase, Status, Task},
+    workspace::Spec,
+};
+
+/// The order, if there is anything to do.
+pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed) -> Option<Action> {
+    let epoch = status.epoch;
+    let connected = observed.connected == Some(epoch);
+    match (status.phase, &observed.processes) {
+        (_, Processes::Unseen) => None,
+        (Phase::Awake, _) if connected && observed.door.may_be_shut() == Some(epoch) => {
+            Some(Action::Cancel(epoch))
+        }
+        (Phase::Awake, _) => expire(spec, status, observed),
+        (Phase::Preparing { force, .. }, _) if connected => Some(Action::Prepare { epoch, force }),
+        (Phase::Committing, _) if connected => Some(Action::Commit(epoch)),
+        (Phase::Working(Task::Archive), _) if connected => Some(Action::Archive(epoch)),
+        (Phase::Working(Task::Restore), _) if connected => Some(Action::Restore(epoch)),
+        (Phase::Preparing { .. } | Phase::Committing | Phase::Working(_), _) => None,
+        (Phase::Starting | Phase::Opening(_), Processes::None) => Some(Action::Start(epoch)),
+        (Phase::Starting | Phase::Opening(_), Processes::Some(_)) => None,
+        (_, Processes::Some(_)) => Some(Action::Stop),
+        (Phase::Deleting, Processes::None) if !observed.removed => Some(Action::Remove),
+        (Phase::Deleting, Processes::None) => {
+            Some(status.archives.first().map_or(Action::Forget, |oldest| Action::Expire(oldest.generation)))
+        }
+        (Phase::Archived, Processes::None) if status.storage => Some(Action::Remove),
+        (
+            Phase::Queued | Phase::Pending { .. } | Phase::FallingAsleep | Phase::Asleep | Phase::Archived,
+            Processes::None,
+        ) => expire(spec, status, observed),
+    }
+}
+
+/// The oldest archive goes when its time is over. Only witnessed time makes it old.
+fn expire(spec: &Spec, status: &Status, observed: &Observed) -> Option<Action> {
+    let oldest = status.archives.first()?;
+    let over = age(oldest, observed) >= spec.policy.keep_archives || status.archives.len() > MAX_ARCHIVES;
+    over.then_some(Action::Expire(oldest.generation))
+}
+
+/// How old it is, in witnessed time.
+pub(super) fn age(archive: &Archive, observed: &Observed) -> std::time::Duration {
+    observed.witnessed.saturating_sub(archive.witnessed)
+}
+
+/// What a failing order means, for people.
+pub(super) fn trouble(action: Action) -> &'static str {
+    match action {
+        Action::Start(_) => "its agent cannot be started",
+        Action::Prepare { .. } => "it cannot be put to sleep",
+        Action::Commit(_) => "it does not come to rest",
+        Action::Cancel(_) => "its agent does not go on",
+        Action::Stop => "its processes cannot be ended",
+        Action::Archive(_) => "it cannot be archived",
+        Action::Restore(_) => "it cannot be restored from its archive",
+        Action::Remove => "its storage cannot be removed",
+        Action::Expire(_) => "an archive of it cannot be removed",
+        Action::Forget => "its record cannot be removed",
+    }
+}

@@ -1,0 +1,114 @@
+//! Room: how many workspaces may be awake at once, for one owner and altogether, and who is next when one goes to sleep.
+//!
+//! First come, first served. Who waits only because its owner's share is used up does not keep others waiting; who waits for room of
+//! the whole does, or a large workspace would be overtaken for ever.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::{Owner, WorkspaceId},
+    time::Timestamp,
+    workspace::Resources,
+};
+
+/// A bound; what is `None` is not bounded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Quota {
+    /// Workspaces awake at once.
+    pub awake: Option<u64>,
+    /// Thousandths of a core, together.
+    pub cpu_millis: Option<u64>,
+    /// Bytes of memory, together.
+    pub memory_bytes: Option<u64>,
+}
+
+/// The quotas of one control plane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Quotas {
+    /// Of each owner.
+    pub owner: Quota,
+    /// Of all together.
+    pub total: Quota,
+}
+
+/// Somebody who has room or waits for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claimant<'a> {
+    /// Which workspace.
+    pub id: &'a WorkspaceId,
+    /// Whose.
+    pub owner: &'a Owner,
+    /// How much.
+    pub resources: Resources,
+    /// It has it. Else: since when it waits.
+    pub waits: Option<Timestamp>,
+}
+
+/// Who waits, and where in the line: 1 is next. Whoever is not in it has room, or may have it.
+pub type Line = BTreeMap<WorkspaceId, usize>;
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Taken {
+    awake: u64,
+    cpu_millis: u64,
+    memory_bytes: u64,
+}
+
+/// The line as it stands. Those who wait and are not in the line fit, all together.
+pub fn line<'a>(claimants: impl IntoIterator<Item = Claimant<'a>>, quotas: &Quotas) -> Line {
+    let mut total = Taken::default();
+    let mut owners: BTreeMap<&Owner, Taken> = BTreeMap::new();
+    let mut waiting = Vec::new();
+    for claimant in claimants {
+        match claimant.waits {
+            None => {
+                total.add(claimant.resources);
+                owners.entry(claimant.owner).or_default().add(claimant.resources);
+            }
+            Some(since) => waiting.push((since, claimant)),
+        }
+    }
+    waiting.sort_by_key(|(since, claimant)| (*since, claimant.id));
+    let mut line = Line::new();
+    let mut whole_is_full = false;
+    for (_, claimant) in waiting {
+        let own = owners.entry(claimant.owner).or_default();
+        let share_is_full = !own.fits(claimant.resources, &quotas.owner);
+        // One that never fits (the quota was made smaller) keeps nobody waiting.
+        let never_fits = !quotas.total.allows(claimant.resources);
+        whole_is_full |= !share_is_full && !never_fits && !total.fits(claimant.resources, &quotas.total);
+        if share_is_full || never_fits || whole_is_full {
+            line.insert(claimant.id.clone(), line.len() + 1);
+        } else {
+            own.add(claimant.resources);
+            total.add(claimant.resources);
+        }
+    }
+    line
+}
+
+impl Quota {
+    /// Whether it could ever have room for this.
+    pub fn allows(&self, resources: Resources) -> bool {
+        Taken::default().fits(resources, self)
+    }
+}
+
+impl Taken {
+    fn add(&mut self, resources: Resources) {
+        self.awake += 1;
+        self.cpu_millis = self.cpu_millis.saturating_add(resources.cpu_millis);
+        self.memory_bytes = self.memory_bytes.saturating_add(resources.memory_bytes);
+    }
+
+    fn fits(mut self, resources: Resources, quota: &Quota) -> bool {
+        self.add(resources);
+        let within = |taken: u64, most: Option<u64>| most.is_none_or(|most| taken <= most);
+        within(self.awake, quota.awake)
+            && within(self.cpu_millis, quota.cpu_millis)
+            && within(self.memory_bytes, quota.memory_bytes)
+    }
+}
