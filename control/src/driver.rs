@@ -28,10 +28,12 @@ mod entry;
 mod error;
 mod event;
 mod handle;
+mod line;
 mod links;
 mod publish;
 mod requests;
 mod saved;
+mod steps;
 mod writer;
 
 use std::{
@@ -42,7 +44,7 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt};
-use podling_core::{id::WorkspaceId, observed::Observed};
+use podling_core::{id::WorkspaceId, observed::Observed, quota::Quotas};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until, timeout},
@@ -50,7 +52,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use error::DriverError;
-pub use event::{AgentHello, Beat, ClaimContent, ConnectionId, NewWorkspace, ToAgent};
+pub use event::{
+    AgentHello, Answer, Beat, ClaimContent, ConnectionId, DirectiveId, NewWorkspace, SleepStep, ToAgent,
+};
 pub use handle::DriverHandle;
 pub use links::MAX_LINKS;
 pub use requests::{MAX_WORKSPACES, MAX_WORKSPACES_PER_OWNER};
@@ -77,6 +81,14 @@ pub struct Driver<B> {
     used: HashSet<u64>,
     /// The control plane is going down.
     standby: bool,
+    /// How many may be awake at once.
+    quotas: Quotas,
+    /// Somebody has taken room, given it back, or waits for it.
+    line_changed: bool,
+    /// How long control planes have watched, over all their lives.
+    witnessed: Duration,
+    /// Directives given to agents.
+    directives: u64,
     /// When to look at a workspace again.
     schedule: BTreeSet<(Instant, WorkspaceId)>,
     /// Somebody waits for them, and they are durable.
@@ -99,6 +111,7 @@ impl<B: Backend> Driver<B> {
     pub fn open(
         store: Store,
         backend: B,
+        quotas: Quotas,
         shutdown: CancellationToken,
     ) -> Result<(Self, DriverHandle), StoreError> {
         let loaded = store.load()?;
@@ -114,9 +127,13 @@ impl<B: Backend> Driver<B> {
             entries,
             used: loaded.used,
             standby: false,
+            quotas,
+            line_changed: true,
+            witnessed: loaded.witnessed,
+            directives: 0,
             schedule: BTreeSet::new(),
             answerable: BTreeSet::new(),
-            writer: Writer::new(store),
+            writer: Writer::new(store, loaded.witnessed),
             observations: Box::pin(backend.observe()),
             executor: Executor::new(backend),
             publisher,
@@ -125,6 +142,7 @@ impl<B: Backend> Driver<B> {
         };
         // So that what was there is seen by the first who looks.
         driver.advance_all();
+        driver.let_in();
         driver.publish();
         Ok((driver, DriverHandle::new(sender, snapshots)))
     }
@@ -155,6 +173,7 @@ impl<B: Backend> Driver<B> {
                     self.look_again(now);
                 }
             }
+            self.let_in();
             self.writer.begin();
             self.answer();
             self.publish_if_due();
@@ -167,8 +186,10 @@ impl<B: Backend> Driver<B> {
     fn event(&mut self, event: Event) {
         match event {
             Event::Create(new, reply) => self.create(*new, reply),
-            Event::Delete(id, reply) => self.delete(&id, reply),
+            Event::Delete { id, discard, reply } => self.delete(&id, discard, reply),
             Event::Wake(id, reply) => self.wake(&id, reply),
+            Event::Sleep { id, force, reply } => self.sleep(&id, force, reply),
+            Event::SetPolicy(id, policy, reply) => self.set_policy(&id, &policy, reply),
             Event::Down { force, reply } => self.down(force, reply),
             Event::Hello(hello) => {
                 let id = hello.workspace.clone();
@@ -177,6 +198,10 @@ impl<B: Backend> Driver<B> {
             Event::Beat(beat) => {
                 let id = beat.workspace.clone();
                 self.with_entry(&id, |entry| entry.beat(beat));
+            }
+            Event::Answered(answer) => {
+                let id = answer.workspace.clone();
+                self.with_entry(&id, |entry| entry.answered(answer));
             }
             Event::Gone(id, connection) => self.with_entry(&id, |entry| entry.gone(connection)),
         }

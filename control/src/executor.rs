@@ -2,7 +2,11 @@
 
 use std::{collections::HashMap, future::pending, sync::Arc};
 
-use podling_core::{decide::Action, id::WorkspaceId};
+use podling_core::{
+    decide::Action,
+    id::WorkspaceId,
+    observed::{Achieved, Failure},
+};
 use tokio::{
     sync::Semaphore,
     task::{Id, JoinSet},

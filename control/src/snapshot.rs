@@ -1,8 +1,15 @@
 //! What everybody but the driver sees: an immutable picture of all workspaces, replaced whole on each change.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+    path::PathBuf,
+    str::FromStr,
+    sync::Arc,
+};
 
 use podling_core::{
+    archive::Archive,
     id::{Name, Owner, WorkspaceId},
     time::Timestamp,
     workspace::{Link, Spec, State},
@@ -10,6 +17,8 @@ use podling_core::{
 use podling_proto::agent::v1::ActivityState;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+
+use crate::store::LogEntry;
 
 /// How to follow the picture. Subscribe before the first read.
 pub type Snapshots = watch::Receiver<Arc<Snapshot>>;
@@ -68,6 +77,12 @@ pub struct WorkspaceView {
     pub next: Option<(Timestamp, String)>,
     /// Starts since it was last healthy.
     pub restarts: u32,
+    /// Its place in the line of those who wait for room: 1 is next.
+    pub place: Option<usize>,
+    /// Its archives, oldest first.
+    pub archives: Vec<Archive>,
+    /// What was decided of it lately, oldest first.
+    pub log: Arc<VecDeque<LogEntry>>,
     /// SHA-256 of the secret its agent proves itself with.
     pub credential: Option<Fingerprint>,
     /// Grows with every change of this workspace.
@@ -117,9 +132,24 @@ impl Snapshot {
         self.workspaces.get(id)
     }
 
-    /// The owner's workspace of this name. One that is being deleted still holds its name.
+    /// The owner's workspace of this name. One that is being deleted still holds its name, until only its archives are left.
     pub fn by_name(&self, owner: &Owner, name: &Name) -> Option<&Arc<WorkspaceView>> {
-        self.workspaces.values().find(|w| w.spec.owner == *owner && w.spec.name == *name)
+        let mut named = self.workspaces.values().filter(|w| w.spec.owner == *owner && w.spec.name == *name);
+        named.find(|workspace| !workspace.is_gone())
+    }
+}
+
+impl WorkspaceView {
+    /// It was deleted, and only its archives are left.
+    pub fn is_gone(&self) -> bool {
+        self.spec.wanted.is_gone() && self.state == State::Archived
+    }
+}
+
+impl AgentView {
+    /// Whether it said that it can do this.
+    pub fn can(&self, capability: &str) -> bool {
+        self.capabilities.iter().any(|known| known == capability)
     }
 }
 

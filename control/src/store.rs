@@ -6,13 +6,19 @@ mod file;
 mod redb;
 mod reserve;
 
-use std::{collections::HashSet, io, path::PathBuf, sync::Arc};
+use std::{
+    collections::{HashSet, VecDeque},
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use podling_core::{
     id::WorkspaceId,
     status::Status,
     time::Timestamp,
-    workspace::{Epoch, Spec},
+    workspace::{Epoch, Spec, State},
 };
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +37,23 @@ pub struct Record {
     pub status: Status,
     /// What the agent of the present epoch proves itself with.
     pub credential: Option<Credential>,
+    /// What was decided of it lately, oldest first: at most [`LOG_ENTRIES`].
+    #[serde(default)]
+    pub log: Arc<VecDeque<LogEntry>>,
+}
+
+/// Decisions kept of each workspace: some days of an ordinary one, and some 4 KiB.
+pub const LOG_ENTRIES: usize = 40;
+
+/// One decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEntry {
+    /// When.
+    pub at: Timestamp,
+    /// What the workspace was from then on.
+    pub state: State,
+    /// Why, for people.
+    pub reason: String,
 }
 
 /// SHA-256 of an agent's secret; the secret itself is only in its file.
@@ -49,6 +72,8 @@ pub enum Change {
     Put(Arc<Record>),
     /// Gone; the id stays taken for ever.
     Forget(WorkspaceId, Timestamp),
+    /// So long has been watched, over all lives of the control plane.
+    Witnessed(Duration),
 }
 
 /// What was there at the start.
@@ -58,6 +83,8 @@ pub struct Loaded {
     pub records: Vec<Record>,
     /// Every id that was ever given, as bits.
     pub used: HashSet<u64>,
+    /// Time that control planes have watched, over all their lives.
+    pub witnessed: Duration,
 }
 
 /// Why the store cannot be used.

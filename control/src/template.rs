@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use podling_core::policy::Policy;
+use podling_core::{policy::Policy, workspace::Resources};
 
 mod built_in;
 mod parse;
@@ -25,6 +25,8 @@ pub struct Template {
     pub env: BTreeMap<String, String>,
     /// How long what may last.
     pub policy: Policy,
+    /// What a workspace takes of its owner's share while it is awake.
+    pub resources: Resources,
 }
 
 /// All templates, by name.

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use podling_core::id::WorkspaceId;
 use podling_proto::{
-    control::v1::{AgentMessage, ControlMessage, TokenKey, agent_message::Message},
+    control::v1::{AgentMessage, ControlMessage, DirectiveResult, TokenKey, agent_message::Message},
     error::{Reason, WireError},
 };
 use prometheus_client::metrics::counter::Counter;
@@ -106,15 +106,11 @@ impl<R: AgentReviewer> Session<R> {
 
     async fn talk(&self, mut inbound: Streaming<AgentMessage>, mut inbox: mpsc::Receiver<ToAgent>) -> Over {
         let mut beats = Pace::new(BURST, PAUSE);
-        let mut directives = 0;
         loop {
             let result = tokio::select! {
                 said = inbox.recv() => match said {
                     None => return Over::Quietly,
-                    Some(said) => {
-                        directives += 1;
-                        self.say(translate::control(said, &self.token_keys, directives)).await
-                    }
+                    Some(said) => self.say(translate::control(said, &self.token_keys)).await,
                 },
                 // Both in one future: while the agent is silent, what is said to it must pass.
                 message = async { beats.turn().await; inbound.message().await } => match message {
@@ -122,8 +118,11 @@ impl<R: AgentReviewer> Session<R> {
                         beats.take();
                         self.beat(beat).await
                     }
-                    // Nothing that is asked of an agent now has an answer that matters: that it ends is seen.
-                    Ok(Some(AgentMessage { message: Some(Message::DirectiveResult(_)) | None })) => {
+                    Ok(Some(AgentMessage { message: Some(Message::DirectiveResult(result)) })) => {
+                        beats.take();
+                        self.answered(result).await
+                    }
+                    Ok(Some(AgentMessage { message: None })) => {
                         beats.take();
                         Ok(())
                     }
@@ -151,6 +150,13 @@ impl<R: AgentReviewer> Session<R> {
                 self.say(translate::ack(beat.sequence)).await
             }
             Err(_) => Ok(()),
+        }
+    }
+
+    async fn answered(&self, result: DirectiveResult) -> Result<(), Over> {
+        match translate::answer(result, self.workspace.clone(), self.connection) {
+            Some(answer) => Ok(self.driver.answered(answer).await?),
+            None => Ok(()),
         }
     }
 

@@ -1,11 +1,14 @@
 //! Between the wire and the driver. What an agent says is cut to size: it is as trusted as its user.
 
-use podling_core::{id::WorkspaceId, workspace::Spec};
+use std::{sync::Arc, time::Duration};
+
+use podling_core::{id::WorkspaceId, observed::Failure, time::Timestamp, workspace::Spec};
 use podling_proto::{
     agent::v1::{ActivityState, Usage},
     control::v1::{
-        AgentPolicy, BeatAck, Claim, ClaimId, ControlMessage, Directive, Dismiss, Drain, Hello, TokenKey,
-        Wait, control_message::Message, directive,
+        AgentPolicy, BeatAck, Cancel, Claim, ClaimId, Commit, ControlMessage, Directive, DirectiveResult, Dismiss,
+        Done, Drain, Hello, Prepare, TokenKey, Wait, Warn, control_message::Message, directive::Directive as Step,
+        directive_result,
     },
     error::{self, Reason, WireError},
 };
@@ -13,7 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     backend::{InstanceId, ProcessAccount},
-    driver::{AgentHello, ClaimContent, ConnectionId, ToAgent},
+    driver::{AgentHello, Answer, ClaimContent, ConnectionId, DirectiveId, SleepStep, ToAgent},
 };
 
 /// The protocol this control plane speaks.
@@ -26,6 +29,13 @@ const MAX_EVIDENCE: usize = 32;
 const MAX_LEASES: usize = 64;
 /// Characters of a line for people.
 const MAX_LINE: usize = 200;
+
+/// The id of a directive whose answer nobody waits for.
+const NO_ANSWER: u64 = 0;
+/// Between two heartbeats: as in the design, but where a workspace sleeps soon, often enough for that to be seen in time.
+const LONGEST_BEAT: Duration = Duration::from_secs(15);
+const SHORTEST_BEAT: Duration = Duration::from_millis(500);
+const BEATS_PER_TIMEOUT: u32 = 4;
 
 /// What an agent says of its process.
 pub(super) fn process(hello: &Hello) -> ProcessAccount {
@@ -93,18 +103,48 @@ pub(super) fn activity(mut activity: ActivityState) -> ActivityState {
 }
 
 /// What the driver has to say.
-pub(super) fn control(said: ToAgent, token_keys: &[TokenKey], directive: u64) -> ControlMessage {
+pub(super) fn control(said: ToAgent, token_keys: &[TokenKey]) -> ControlMessage {
     message(match said {
         ToAgent::Wait => Message::Wait(Wait {}),
         ToAgent::Claim(content) => Message::Claim(claim(&content, token_keys)),
+        ToAgent::Sleep(DirectiveId(id), step) => {
+            let step = match step {
+                SleepStep::Prepare { force } => Step::Prepare(Prepare { hold: None, force }),
+                SleepStep::Commit => Step::Commit(Commit {}),
+                SleepStep::Cancel => Step::Cancel(Cancel {}),
+            };
+            Message::Directive(Directive { id, directive: Some(step) })
+        }
+        ToAgent::Warn(warning) => {
+            let (at, reason) = warning.unzip();
+            let warn = Warn { at: at.map(timestamp), reason: reason.unwrap_or_default() };
+            Message::Directive(Directive { id: NO_ANSWER, directive: Some(Step::Warn(warn)) })
+        }
         ToAgent::Drain { grace } => {
             // A few seconds: it fits.
-            let grace = prost_types::Duration::try_from(grace).ok();
-            let drain = directive::Directive::Drain(Drain { grace });
-            Message::Directive(Directive { id: directive, directive: Some(drain) })
+            let drain = Step::Drain(Drain { grace: prost_types::Duration::try_from(grace).ok() });
+            Message::Directive(Directive { id: NO_ANSWER, directive: Some(drain) })
         }
         ToAgent::Dismiss(why) => return dismiss(Reason::Conflict, &why),
     })
+}
+
+/// What came of a directive.
+pub(super) fn answer(
+    result: DirectiveResult,
+    workspace: WorkspaceId,
+    connection: ConnectionId,
+) -> Option<Answer> {
+    let directive = DirectiveId(result.id);
+    let (result, said) = match result.result? {
+        directive_result::Result::Done(Done {}) => (Ok(()), None),
+        directive_result::Result::Declined(mut declined) => {
+            cut(&mut declined.reason);
+            (Err(Failure::Declined(declined.reason)), declined.activity)
+        }
+    };
+    let activity = said.map(|said| Arc::new(activity(said)));
+    Some(Answer { workspace, connection, directive, result, activity })
 }
 
 /// It is not wanted.
@@ -125,6 +165,7 @@ fn claim(content: &ClaimContent, token_keys: &[TokenKey]) -> Claim {
         idle_timeout: span(spec.policy.idle_timeout),
         work_cap: span(spec.policy.work_cap),
         presence_cap: span(spec.policy.presence_cap),
+        beat_interval: span((spec.policy.idle_timeout / BEATS_PER_TIMEOUT).clamp(SHORTEST_BEAT, LONGEST_BEAT)),
         ..AgentPolicy::default()
     };
     Claim {
@@ -132,10 +173,17 @@ fn claim(content: &ClaimContent, token_keys: &[TokenKey]) -> Claim {
         protocol: PROTOCOL,
         policy: Some(policy),
         env: spec.env.clone().into_iter().collect(),
-        command: spec.command.clone(),
+        command: if content.maintenance { Vec::new() } else { spec.command.clone() },
         token_keys: token_keys.to_vec(),
         workspace_name: spec.name.to_string(),
+        maintenance: content.maintenance,
     }
+}
+
+fn timestamp(at: Timestamp) -> prost_types::Timestamp {
+    let seconds = i64::try_from(at.0 / 1000).unwrap_or(i64::MAX);
+    // Below 1000 before it is multiplied.
+    prost_types::Timestamp { seconds, nanos: (at.0 % 1000) as i32 * 1_000_000 }
 }
 
 fn message(message: Message) -> ControlMessage {

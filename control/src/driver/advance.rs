@@ -12,12 +12,12 @@ use podling_core::{
 use podling_proto::token;
 use tokio::time::Instant;
 
-use super::{Driver, clock, entry::Entry};
+use super::{DirectiveId, Driver, clock, entry::Entry};
 use crate::{
     backend::{Backend, Observation, Plan},
     executor::{Done, Order, Outcome},
     snapshot::Fingerprint,
-    store::{Change, Credential, Record},
+    store::{Change, Credential, LOG_ENTRIES, LogEntry, Record},
 };
 
 /// Bytes of an agent's secret.
@@ -41,14 +41,23 @@ impl<B: Backend> Driver<B> {
     pub(super) fn advance(&mut self, id: &WorkspaceId) {
         let Some(entry) = self.entries.get_mut(id) else { return };
         let now = clock::now();
-        let (action, next) = loop {
-            let Decision { status, action, next } = entry.decide(now);
-            entry.take(status);
+        let before = entry.record.status.phase;
+        entry.observed.witnessed = self.witnessed;
+        let (action, next, warning) = loop {
+            let Decision { status, action, next, warning } = entry.decide(now);
+            entry.take(status, now);
             // An agent that has waited for its claim may be the one that is wanted now.
             if !entry.pair() {
-                break (action, next);
+                break (action, next, warning);
             }
         };
+        let after = entry.record.status.phase;
+        self.line_changed |= before != after;
+        entry.warn(warning);
+        entry.reclaim();
+        if entry.asked.is_some() && action != entry.in_flight {
+            entry.drop_step();
+        }
         entry.next = next;
         if let Some(at) = entry.wakes.take() {
             self.schedule.remove(&(at, id.clone()));
@@ -90,6 +99,12 @@ impl<B: Backend> Driver<B> {
                     return self.advance(id);
                 }
             },
+            Action::Prepare { .. } | Action::Commit(_) | Action::Cancel(_) => {
+                self.directives += 1;
+                entry.ask(DirectiveId(self.directives), action);
+                // It may have failed at once.
+                return if entry.in_flight.is_none() { self.advance(id) };
+            }
             Action::Stop => {
                 entry.drain(DRAIN_GRACE);
                 Order::Stop(id.clone())
@@ -158,6 +173,8 @@ impl<B: Backend> Driver<B> {
 
     /// So much time was witnessed.
     pub(super) fn tick(&mut self, gap: Duration) {
+        self.witnessed = self.witnessed.saturating_add(gap);
+        self.writer.witnessed(self.witnessed);
         let followed: Vec<_> = self
             .entries
             .iter_mut()
@@ -188,7 +205,7 @@ impl<B: Backend> Driver<B> {
 
 impl Entry {
     /// Takes over what was decided. A start gets a secret of its own.
-    fn take(&mut self, status: Status) {
+    fn take(&mut self, status: Status, now: Timestamp) {
         if status == self.record.status {
             return;
         }
@@ -198,11 +215,26 @@ impl Entry {
             );
         }
         let mut record = Record { status, ..Record::clone(&self.record) };
-        if record.status.phase == Phase::Starting && record.status.epoch != self.record.status.epoch {
+        note(&mut record, now);
+        if matches!(record.status.phase, Phase::Starting | Phase::Opening(_)) && record.status.epoch != self.record.status.epoch {
             let (epoch, secret) = (record.status.epoch, token::random(SECRET_BYTES));
             record.credential = Some(Credential { epoch, digest: Fingerprint::of(secret.as_bytes()) });
             self.secret = Some((epoch, secret));
         }
         self.record = Arc::new(record);
+    }
+}
+
+/// Writes into the log what is new in the record.
+fn note(record: &mut Record, now: Timestamp) {
+    let entry = LogEntry { at: now, state: record.status.state(), reason: record.status.reason.clone() };
+    let said = |last: &LogEntry| last.state == entry.state && last.reason == entry.reason;
+    if record.log.back().is_some_and(said) {
+        return;
+    }
+    let log = Arc::make_mut(&mut record.log);
+    log.push_back(entry);
+    while log.len() > LOG_ENTRIES {
+        log.pop_front();
     }
 }

@@ -7,12 +7,12 @@ use podling_core::{
     observed::{Ended, Observed, Processes},
     status::Phase,
     time::Timestamp,
-    workspace::{Epoch, Link},
+    workspace::{Epoch, Link, Spec},
 };
 use podling_proto::agent::v1::ActivityState;
 use tokio::time::Instant;
 
-use super::{event::Reply, links::AgentLink};
+use super::{event::Reply, links::AgentLink, steps::Asked};
 use crate::{
     backend::Instance,
     snapshot::{AgentView, WorkspaceView},
@@ -32,6 +32,14 @@ pub(super) struct Entry {
     pub(super) observed: Observed,
     /// What is being done.
     pub(super) in_flight: Option<Action>,
+    /// What its agent has been asked, if that is what is being done.
+    pub(super) asked: Option<Asked>,
+    /// For when its agent last told people that it will sleep.
+    pub(super) warned: Option<Timestamp>,
+    /// What its agent was claimed with.
+    pub(super) told_spec: Option<Arc<Spec>>,
+    /// Its place in the line of those who wait for room.
+    pub(super) place: Option<usize>,
     /// Of the start that is about to be ordered: only until then.
     pub(super) secret: Option<(Epoch, String)>,
     /// The agents that live.
@@ -68,6 +76,10 @@ impl Entry {
             queued: None,
             observed,
             in_flight: None,
+            asked: None,
+            warned: None,
+            told_spec: None,
+            place: None,
             secret: None,
             instances: Vec::new(),
             links: Vec::new(),
@@ -101,7 +113,25 @@ impl Entry {
 
     /// Whether an agent is wanted and served just now.
     pub(super) fn wants_agent(&self) -> bool {
-        matches!(self.record.status.phase, Phase::Starting | Phase::Awake)
+        match self.record.status.phase {
+            Phase::Starting
+            | Phase::Awake
+            | Phase::Preparing { .. }
+            | Phase::Committing
+            | Phase::Opening(_)
+            | Phase::Working(_) => true,
+            Phase::Queued
+            | Phase::Pending { .. }
+            | Phase::FallingAsleep
+            | Phase::Asleep
+            | Phase::Archived
+            | Phase::Deleting => false,
+        }
+    }
+
+    /// Whether the agent is only to see to the storage.
+    pub(super) fn wants_maintenance(&self) -> bool {
+        matches!(self.record.status.phase, Phase::Opening(_) | Phase::Working(_))
     }
 
     /// The living agent of the present epoch.
@@ -114,7 +144,7 @@ impl Entry {
     pub(super) fn rests(&self) -> bool {
         self.is_settled()
             && self.observed.processes == Processes::None
-            && matches!(self.record.status.phase, Phase::Asleep | Phase::Deleting)
+            && matches!(self.record.status.phase, Phase::Asleep | Phase::Archived | Phase::Deleting)
     }
 
     pub(super) fn decide(&self, now: Timestamp) -> Decision {
@@ -148,6 +178,8 @@ impl Entry {
         if self.instance().is_none() {
             self.agent = None;
             self.activity = None;
+            self.warned = None;
+            self.told_spec = None;
         }
     }
 
@@ -165,6 +197,9 @@ impl Entry {
             agent: self.agent.clone(),
             next: self.next.map(|(at, why)| (at, why.to_owned())),
             restarts: record.status.failures,
+            place: self.place,
+            archives: record.status.archives.clone(),
+            log: record.log.clone(),
             credential: record.credential.map(|credential| credential.digest),
             version,
         })

@@ -30,6 +30,9 @@ pub enum DriverError {
         /// Counted over what: "of this owner", "here".
         what: &'static str,
     },
+    /// Larger than any room there may be.
+    #[error("it asks for more CPU or memory than the quota allows one workspace; take a smaller template")]
+    TooLarge,
     /// These are in use, or nobody knows whether they are.
     #[error("in use, or silent so that nobody knows: {}; end their work first, or force it", names(.0))]
     Busy(Vec<Name>),
@@ -60,6 +63,7 @@ impl From<DriverError> for WireError {
             DriverError::TooManyWorkspaces { limit, what } => {
                 Self::new(Reason::TooManyWorkspaces, message).with("limit", limit).with("what", what)
             }
+            DriverError::TooLarge => Self::new(Reason::TooLarge, message).with("what", "the workspace's resources"),
             DriverError::Busy(busy) => Self::new(Reason::Busy, message).with("workspaces", names(&busy)),
             DriverError::ShuttingDown => Self::new(Reason::ShuttingDown, message),
             DriverError::NotSaved { disk_full: true, .. } => {

@@ -4,8 +4,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use podling_core::{
     id::{Name, Owner, WorkspaceId},
-    policy::Policy,
-    workspace::{Epoch, Spec},
+    observed::Failure,
+    policy::{Policy, PolicyOverrides},
+    time::Timestamp,
+    workspace::{Epoch, Resources, Spec},
 };
 use podling_proto::agent::v1::ActivityState;
 use tokio::sync::{mpsc, oneshot};
@@ -24,16 +26,22 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, DriverError>>;
 pub(crate) enum Event {
     /// Make a workspace, or find it again.
     Create(Box<NewWorkspace>, Reply<(Arc<WorkspaceView>, bool)>),
-    /// Want it gone, with its files.
-    Delete(WorkspaceId, Reply<Arc<WorkspaceView>>),
-    /// Somebody waits for it: do not pause before the next try.
+    /// Want it gone.
+    Delete { id: WorkspaceId, discard: bool, reply: Reply<Arc<WorkspaceView>> },
+    /// Want it awake; and somebody waits: do not pause before the next try.
     Wake(WorkspaceId, Reply<Arc<WorkspaceView>>),
+    /// Want it asleep.
+    Sleep { id: WorkspaceId, force: bool, reply: Reply<Arc<WorkspaceView>> },
+    /// Give it another policy.
+    SetPolicy(WorkspaceId, Box<PolicyOverrides>, Reply<Arc<WorkspaceView>>),
     /// End all processes and then the control plane.
     Down { force: bool, reply: Reply<()> },
     /// An agent that has shown a valid credential introduces itself.
     Hello(Box<AgentHello>),
     /// It is there, and this is what goes on.
     Beat(Beat),
+    /// What came of a directive.
+    Answered(Answer),
     /// Its stream has ended.
     Gone(WorkspaceId, ConnectionId),
 }
@@ -53,6 +61,8 @@ pub struct NewWorkspace {
     pub env: BTreeMap<String, String>,
     /// The template's policy with the workspace's own values in it.
     pub policy: Policy,
+    /// What it takes while it is awake.
+    pub resources: Resources,
     /// Finds the workspace again when the call is repeated; empty: none.
     pub request_id: String,
     /// Answer with the owner's workspace of this name if there is one.
@@ -91,6 +101,10 @@ pub enum ToAgent {
     Wait,
     /// Serve this.
     Claim(ClaimContent),
+    /// A step to sleep; it answers ([`Answer`]).
+    Sleep(DirectiveId, SleepStep),
+    /// Tell people that the workspace sleeps at this time; `None`: that it does not after all.
+    Warn(Option<(Timestamp, String)>),
     /// End everything in good order.
     Drain {
         /// Time for it.
@@ -107,6 +121,41 @@ pub struct ClaimContent {
     pub spec: Arc<Spec>,
     /// Which start this is.
     pub epoch: Epoch,
+    /// It sees to the storage only.
+    pub maintenance: bool,
+}
+
+/// Names one directive of one control plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirectiveId(pub u64);
+
+/// The steps of the two-phase sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SleepStep {
+    /// May the workspace sleep? Then let nothing new begin.
+    Prepare {
+        /// Use is no reason against it.
+        force: bool,
+    },
+    /// End everything and save it.
+    Commit,
+    /// Go on.
+    Cancel,
+}
+
+/// What came of a directive.
+#[derive(Debug)]
+pub struct Answer {
+    /// From the credential.
+    pub workspace: WorkspaceId,
+    /// The stream it came on.
+    pub connection: ConnectionId,
+    /// To which directive.
+    pub directive: DirectiveId,
+    /// What came of it.
+    pub result: Result<(), Failure>,
+    /// What goes on, if it said.
+    pub activity: Option<Arc<ActivityState>>,
 }
 
 /// A heartbeat, cut to size by the edge.

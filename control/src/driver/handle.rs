@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use podling_core::id::WorkspaceId;
+use podling_core::{id::WorkspaceId, policy::PolicyOverrides};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    AgentHello, Beat, ConnectionId, DriverError, NewWorkspace,
+    AgentHello, Answer, Beat, ConnectionId, DriverError, NewWorkspace,
     event::{Event, Reply},
 };
 use crate::snapshot::{Snapshots, WorkspaceView};
@@ -41,13 +41,27 @@ impl DriverHandle {
         self.ask(|reply| Event::Create(Box::new(new), reply)).await
     }
 
-    /// Wants a workspace gone, with its files; answers once that is durable.
-    pub async fn delete(&self, id: WorkspaceId) -> Result<Arc<WorkspaceView>, DriverError> {
-        self.ask(|reply| Event::Delete(id, reply)).await
+    /// Wants a workspace gone: archived first, or (`discard`) with its files and archives. Answers once that is durable.
+    pub async fn delete(&self, id: WorkspaceId, discard: bool) -> Result<Arc<WorkspaceView>, DriverError> {
+        self.ask(|reply| Event::Delete { id, discard, reply }).await
     }
 
-    /// Somebody waits for a workspace: one whose start failed is tried again now. Answers with what it is now; follow the
-    /// snapshots for the rest.
+    /// Wants a workspace asleep, though it be used (`force`). Answers once that is durable; follow the snapshots for the rest.
+    pub async fn sleep(&self, id: WorkspaceId, force: bool) -> Result<Arc<WorkspaceView>, DriverError> {
+        self.ask(|reply| Event::Sleep { id, force, reply }).await
+    }
+
+    /// Gives a workspace another policy, where `policy` says so; its agent is told. Answers once that is durable.
+    pub async fn set_policy(
+        &self,
+        id: WorkspaceId,
+        policy: PolicyOverrides,
+    ) -> Result<Arc<WorkspaceView>, DriverError> {
+        self.ask(|reply| Event::SetPolicy(id, Box::new(policy), reply)).await
+    }
+
+    /// Somebody waits for a workspace: one that sleeps wakes, one whose start failed is tried again now. Answers with what it is
+    /// now; follow the snapshots for the rest.
     pub async fn wake(&self, id: WorkspaceId) -> Result<Arc<WorkspaceView>, DriverError> {
         self.ask(|reply| Event::Wake(id, reply)).await
     }
@@ -66,6 +80,11 @@ impl DriverHandle {
     /// An agent's heartbeat.
     pub async fn beat(&self, beat: Beat) -> Result<(), DriverError> {
         self.send(Event::Beat(beat)).await
+    }
+
+    /// An agent's answer to a directive.
+    pub async fn answered(&self, answer: Answer) -> Result<(), DriverError> {
+        self.send(Event::Answered(answer)).await
     }
 
     /// An agent's stream has ended.

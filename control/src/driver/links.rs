@@ -2,10 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use podling_core::observed::Processes;
+use podling_core::observed::{Failure, Processes, Used};
+use podling_proto::agent::v1::{ActivityState, Verdict};
 use tokio::sync::mpsc;
 
-use super::{AgentHello, Beat, ClaimContent, ConnectionId, ToAgent, entry::Entry};
+use super::{AgentHello, Beat, ConnectionId, ToAgent, entry::Entry};
 use crate::snapshot::AgentView;
 
 /// Streams of one workspace's agents at once: the present one, its next before the old one is known to be dead, and as much
@@ -49,19 +50,49 @@ impl Entry {
         let Some(link) = link.filter(|link| link.state == LinkState::Claimed) else { return };
         link.quiet = Duration::ZERO;
         if self.agent.as_ref().is_some_and(|agent| agent.epoch == epoch) {
-            self.observed.connected = Some(epoch);
-            self.observed.silence = Duration::ZERO;
+            self.observed.heard(epoch);
         }
-        self.activity = Some(beat.activity);
+        self.take_activity(beat.activity);
         // The stream may have ended meanwhile; then nobody needs the acknowledgement.
         let _gone = beat.taken.send(());
+    }
+
+    /// What the agent says of the workspace's use.
+    pub(super) fn take_activity(&mut self, activity: Arc<ActivityState>) {
+        self.observed.use_told(match activity.verdict() {
+            Verdict::Active | Verdict::Busy => Used::Yes,
+            Verdict::Idle => {
+                let counted = activity.counted_idle.and_then(|counted| Duration::try_from(counted).ok());
+                Used::No(counted.unwrap_or_default())
+            }
+            Verdict::Unspecified => Used::Unknown,
+        });
+        self.activity = Some(activity);
+    }
+
+    /// Says something to the agent that is claimed. `false`: nobody hears it.
+    pub(super) fn say(&self, what: ToAgent) -> bool {
+        self.links.iter().find(|link| link.state == LinkState::Claimed).is_some_and(|link| link.say(what))
+    }
+
+    /// The stream that is claimed.
+    pub(super) fn claimed(&self) -> Option<ConnectionId> {
+        let claimed = self.links.iter().find(|link| link.state == LinkState::Claimed);
+        claimed.map(|link| link.hello.connection)
+    }
+
+    /// The agent is not heard any more: nor will the answer be that it owes.
+    fn link_lost(&mut self) {
+        self.observed.link_lost();
+        self.step_ends(Err(Failure::Failed("the link to its agent was lost".into())));
+        self.warned = None;
     }
 
     /// A stream has ended.
     pub(super) fn gone(&mut self, connection: ConnectionId) {
         let Some(at) = self.links.iter().position(|link| link.hello.connection == connection) else { return };
         if self.links.remove(at).state == LinkState::Claimed {
-            self.observed.connected = None;
+            self.link_lost();
         }
     }
 
@@ -89,21 +120,25 @@ impl Entry {
                 true
             }
         });
+        let claim = self.claim();
         // Of several streams of one agent the newest counts: it dials again only after it has given up the one before.
         if self.links.len() > 1 {
             self.links.drain(..self.links.len() - 1);
+            if self.claimed().is_none() {
+                // What the one before was asked it will not answer.
+                self.link_lost();
+            }
         }
         let Some(link) = self.links.last_mut().filter(|link| link.state != LinkState::Claimed) else {
             return false;
         };
-        let claim = ClaimContent { spec: self.record.spec.clone(), epoch: instance.epoch };
         if !link.say(ToAgent::Claim(claim)) {
             self.links.clear();
             return false;
         }
         link.state = LinkState::Claimed;
-        self.observed.connected = Some(instance.epoch);
-        self.observed.silence = Duration::ZERO;
+        self.told_spec = Some(self.record.spec.clone());
+        self.observed.heard(instance.epoch);
         self.agent = Some(Arc::new(AgentView {
             boot_id: link.hello.boot_id.clone(),
             epoch: instance.epoch,
@@ -123,17 +158,20 @@ impl Entry {
     /// So much time was witnessed. Whether anything follows from it.
     pub(super) fn time_passes(&mut self, gap: Duration) -> bool {
         let was = self.observed.connected;
+        let mut lost = false;
         for link in self.links.iter_mut().filter(|link| link.state == LinkState::Claimed) {
             link.quiet = link.quiet.saturating_add(gap);
-            if link.quiet >= LINK_LOST_AFTER {
-                self.observed.connected = None;
-            }
+            lost |= link.quiet >= LINK_LOST_AFTER;
         }
+        if lost && was.is_some() {
+            self.link_lost();
+        }
+        let step_over = self.step_waits(gap);
         let epoch = self.epoch();
         if self.observed.connected != Some(epoch) && self.observed.processes.lives(epoch) {
             self.observed.silence = self.observed.silence.saturating_add(gap);
         }
-        was != self.observed.connected
+        was != self.observed.connected || step_over
     }
 }
 

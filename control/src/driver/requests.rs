@@ -6,6 +6,7 @@ use podling_core::{
     decide::hurry,
     id::WorkspaceId,
     observed::Observed,
+    policy::PolicyOverrides,
     status::{Phase, Status},
     workspace::{Spec, Wanted},
 };
@@ -47,16 +48,20 @@ impl<B: Backend> Driver<B> {
         if let Some(entry) = mine().find(repeated) {
             return Ok((entry.record.spec.id.clone(), false));
         }
-        if let Some(entry) = mine().find(|entry| entry.record.spec.name == new.name) {
+        let holds_it = |entry: &&Entry| entry.record.spec.name == new.name && !entry.is_gone();
+        if let Some(entry) = mine().find(holds_it) {
             let id = entry.record.spec.id.clone();
             return match (entry.record.spec.wanted, new.reconnect) {
-                (Wanted::Deleted, _) => Err(DriverError::Deleting(id)),
-                (Wanted::Awake, false) => Err(DriverError::NameTaken { name: new.name, id }),
-                (Wanted::Awake, true) => {
-                    self.hurry(&id);
+                (Wanted::Deleted | Wanted::Discarded, _) => Err(DriverError::Deleting(id)),
+                (Wanted::Awake | Wanted::Asleep, false) => Err(DriverError::NameTaken { name: new.name, id }),
+                (Wanted::Awake | Wanted::Asleep, true) => {
+                    self.call(&id);
                     Ok((id, false))
                 }
             };
+        }
+        if !self.quotas.owner.allows(new.resources) || !self.quotas.total.allows(new.resources) {
+            return Err(DriverError::TooLarge);
         }
         if mine().count() >= MAX_WORKSPACES_PER_OWNER {
             return Err(DriverError::TooManyWorkspaces {
@@ -77,46 +82,97 @@ impl<B: Backend> Driver<B> {
             command: new.command,
             env: new.env,
             policy: new.policy,
+            resources: new.resources,
             wanted: Wanted::Awake,
+            asked: 0,
+            source: None,
             created: now,
             request_id: new.request_id,
         };
         tracing::info!(workspace = %id, name = %spec.name, owner = %spec.owner, template = spec.template, "created");
-        let record = Record { spec: Arc::new(spec), status: Status::new(now), credential: None };
+        let (spec, log) = (Arc::new(spec), Arc::default());
+        let record = Record { spec, status: Status::new(now), credential: None, log };
+        self.line_changed = true;
         self.entries.insert(id.clone(), Entry::new(record, false, Observed::of_new()));
         Ok((id, true))
     }
 
-    pub(super) fn delete(&mut self, id: &WorkspaceId, reply: Reply<Arc<WorkspaceView>>) {
+    pub(super) fn delete(&mut self, id: &WorkspaceId, discard: bool, reply: Reply<Arc<WorkspaceView>>) {
         let Some(entry) = self.entries.get_mut(id) else {
             return drop(reply.send(Err(DriverError::NoWorkspace(id.clone()))));
         };
-        if entry.record.spec.wanted != Wanted::Deleted {
-            tracing::info!(workspace = %id, "is to be deleted");
-            let spec = Spec { wanted: Wanted::Deleted, ..Spec::clone(&entry.record.spec) };
-            entry.record = Arc::new(Record { spec: Arc::new(spec), ..Record::clone(&entry.record) });
+        let wanted = if discard { Wanted::Discarded } else { Wanted::Deleted };
+        if entry.record.spec.wanted != wanted && entry.record.spec.wanted != Wanted::Discarded {
+            tracing::info!(workspace = %id, discard, "is to be deleted");
+            entry.want(wanted);
         }
         entry.waiting.push(Waiting::View(reply));
         self.advance(id);
     }
 
     pub(super) fn wake(&mut self, id: &WorkspaceId, reply: Reply<Arc<WorkspaceView>>) {
-        let refused = match self.entries.get(id) {
-            None => Some(DriverError::NoWorkspace(id.clone())),
-            Some(_) if self.standby => Some(DriverError::ShuttingDown),
-            Some(entry) if entry.record.spec.wanted == Wanted::Deleted => {
-                Some(DriverError::Deleting(id.clone()))
-            }
-            Some(_) => None,
-        };
-        if let Some(refused) = refused {
+        if let Err(refused) = self.kept(id) {
             return drop(reply.send(Err(refused)));
         }
-        self.hurry(id);
+        self.call(id);
         if let Some(entry) = self.entries.get_mut(id) {
             entry.waiting.push(Waiting::View(reply));
         }
         self.advance(id);
+    }
+
+    /// To sleep is denied only for work that somebody may miss.
+    pub(super) fn sleep(&mut self, id: &WorkspaceId, force: bool, reply: Reply<Arc<WorkspaceView>>) {
+        let refused = match self.kept(id) {
+            Err(refused) => Some(refused),
+            Ok(entry) if !force && in_use(entry) => {
+                Some(DriverError::Busy(vec![entry.record.spec.name.clone()]))
+            }
+            Ok(_) => None,
+        };
+        if let Some(refused) = refused {
+            return drop(reply.send(Err(refused)));
+        }
+        if let Some(entry) = self.entries.get_mut(id) {
+            if entry.record.spec.wanted != Wanted::Asleep {
+                tracing::info!(workspace = %id, "is to sleep");
+                entry.want(Wanted::Asleep);
+            }
+            entry.waiting.push(Waiting::View(reply));
+        }
+        self.advance(id);
+    }
+
+    pub(super) fn set_policy(
+        &mut self,
+        id: &WorkspaceId,
+        policy: &PolicyOverrides,
+        reply: Reply<Arc<WorkspaceView>>,
+    ) {
+        if let Err(refused) = self.kept(id) {
+            return drop(reply.send(Err(refused)));
+        }
+        if let Some(entry) = self.entries.get_mut(id) {
+            let policy = entry.record.spec.policy.with(policy);
+            if policy != entry.record.spec.policy {
+                tracing::info!(workspace = %id, ?policy, "has another policy");
+                entry.respec(Spec { policy, ..Spec::clone(&entry.record.spec) });
+            }
+            entry.waiting.push(Waiting::View(reply));
+        }
+        self.advance(id);
+    }
+
+    /// A workspace that is there to stay.
+    fn kept(&self, id: &WorkspaceId) -> Result<&Entry, DriverError> {
+        let entry = self.entries.get(id).ok_or_else(|| DriverError::NoWorkspace(id.clone()))?;
+        if self.standby {
+            return Err(DriverError::ShuttingDown);
+        }
+        if entry.record.spec.wanted.is_gone() {
+            return Err(DriverError::Deleting(id.clone()));
+        }
+        Ok(entry)
     }
 
     /// Going down is denied only for work that somebody may miss.
@@ -139,8 +195,14 @@ impl<B: Backend> Driver<B> {
         drop(reply.send(Ok(())));
     }
 
-    fn hurry(&mut self, id: &WorkspaceId) {
+    /// Somebody waits for it.
+    fn call(&mut self, id: &WorkspaceId) {
         let Some(entry) = self.entries.get_mut(id) else { return };
+        let record = &entry.record;
+        let answered = record.spec.asked <= record.status.answered;
+        if record.spec.wanted == Wanted::Asleep || (answered && rests_or_will(record.status.phase)) {
+            entry.want(Wanted::Awake);
+        }
         let status = hurry(&entry.record.status, clock::now());
         if status != entry.record.status {
             entry.record = Arc::new(Record { status, ..Record::clone(&entry.record) });
@@ -157,6 +219,38 @@ impl<B: Backend> Driver<B> {
                 return id;
             }
         }
+    }
+}
+
+/// Whether it comes up again only when somebody asks.
+fn rests_or_will(phase: Phase) -> bool {
+    match phase {
+        Phase::Queued | Phase::Pending { .. } | Phase::Starting | Phase::Awake | Phase::Deleting => false,
+        Phase::Preparing { .. }
+        | Phase::Committing
+        | Phase::FallingAsleep
+        | Phase::Asleep
+        | Phase::Opening(_)
+        | Phase::Working(_)
+        | Phase::Archived => true,
+    }
+}
+
+impl Entry {
+    /// Somebody wants it so: a new request.
+    fn want(&mut self, wanted: Wanted) {
+        let spec = Spec::clone(&self.record.spec);
+        self.respec(Spec { wanted, asked: spec.asked + 1, ..spec });
+    }
+
+    fn respec(&mut self, spec: Spec) {
+        self.record = Arc::new(Record { spec: Arc::new(spec), ..Record::clone(&self.record) });
+    }
+
+    /// It was deleted, and only its archives are left.
+    fn is_gone(&self) -> bool {
+        let (spec, status) = (&self.record.spec, &self.record.status);
+        spec.wanted.is_gone() && status.phase == Phase::Archived && !status.storage
     }
 }
 

@@ -1,6 +1,6 @@
 //! What became durable, and what did not and is taken back.
 
-use podling_core::{decide::Action, id::WorkspaceId};
+use podling_core::{decide::Action, id::WorkspaceId, observed::Failure};
 
 use super::{Driver, DriverError, clock, entry::Waiting, writer::Written};
 use crate::{
@@ -24,6 +24,8 @@ impl<B: Backend> Driver<B> {
                     let id = record.spec.id.clone();
                     self.with_entry(&id, |entry| entry.durable = Some(record));
                 }
+                // After a failure it is written with the next batch.
+                (Change::Witnessed(_), _) => {}
                 (Change::Put(record), Err(error)) => self.take_back(&record.spec.id, error),
                 (Change::Forget(id, _), Ok(())) => {
                     // One that never became durable has gone already.
@@ -41,7 +43,7 @@ impl<B: Backend> Driver<B> {
                     let (error, now) = (with_causes(error), clock::now());
                     self.with_entry(&id, |entry| {
                         entry.in_flight = None;
-                        entry.observed.done(Action::Forget, Err(error), now);
+                        entry.observed.done(Action::Forget, Err(Failure::Failed(error)), now);
                     });
                 }
             }
@@ -63,6 +65,7 @@ impl<B: Backend> Driver<B> {
             Some(durable) => {
                 entry.record = durable;
                 entry.queued = None;
+                self.line_changed = true;
                 self.advance(id);
             }
             None => {

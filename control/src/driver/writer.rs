@@ -10,6 +10,9 @@ use crate::store::{Change, Store, StoreError};
 /// Pause after a failed write: a full disk is tried once a second.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// How often it is written how long has been watched: so much of it a crash makes unseen.
+const WITNESSED_EVERY: Duration = Duration::from_secs(60);
+
 /// What waits to become durable, and what is on its way.
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -18,6 +21,9 @@ pub(super) struct Writer {
     waiting: BTreeMap<WorkspaceId, Change>,
     writing: JoinSet<(Vec<Change>, Result<(), StoreError>)>,
     not_before: Option<Instant>,
+    /// How long has been watched, and how much of it was given to the store.
+    witnessed: Duration,
+    written: Duration,
 }
 
 /// How a batch went.
@@ -30,8 +36,21 @@ pub(crate) struct Written {
 }
 
 impl Writer {
-    pub(super) fn new(store: Store) -> Self {
-        Self { store: Arc::new(store), waiting: BTreeMap::new(), writing: JoinSet::new(), not_before: None }
+    /// Of a store in which so much has been watched.
+    pub(super) fn new(store: Store, witnessed: Duration) -> Self {
+        Self {
+            store: Arc::new(store),
+            waiting: BTreeMap::new(),
+            writing: JoinSet::new(),
+            not_before: None,
+            witnessed,
+            written: witnessed,
+        }
+    }
+
+    /// So much has been watched by now. It is written with what is written next, or after a minute.
+    pub(super) fn witnessed(&mut self, witnessed: Duration) {
+        self.witnessed = witnessed;
     }
 
     /// Adds to the next batch.
@@ -41,14 +60,17 @@ impl Writer {
 
     /// Begins a batch if there is something to write and nothing is being written.
     pub(super) fn begin(&mut self) {
-        if self.waiting.is_empty()
+        let due = self.witnessed.saturating_sub(self.written) >= WITNESSED_EVERY;
+        if (self.waiting.is_empty() && !due)
             || !self.writing.is_empty()
             || self.not_before.is_some_and(|t| t > Instant::now())
         {
             return;
         }
         self.not_before = None;
-        let changes: Vec<_> = std::mem::take(&mut self.waiting).into_values().collect();
+        let mut changes: Vec<_> = std::mem::take(&mut self.waiting).into_values().collect();
+        changes.push(Change::Witnessed(self.witnessed));
+        self.written = self.witnessed;
         let store = self.store.clone();
         self.writing.spawn_blocking(move || {
             let result = store.commit(&changes);

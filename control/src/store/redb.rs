@@ -6,6 +6,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use ::redb::{Database, Error, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
@@ -20,6 +21,9 @@ use super::{
 
 /// Id → JSON of [`Stored`].
 const WORKSPACES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("workspaces");
+/// `witnessed` → milliseconds that control planes have watched.
+const WATCH: TableDefinition<'_, &str, u64> = TableDefinition::new("watch");
+const WITNESSED: &str = "witnessed";
 /// Id → milliseconds since 1970 when it went.
 const TOMBSTONES: TableDefinition<'_, &str, u64> = TableDefinition::new("tombstones");
 
@@ -30,6 +34,13 @@ pub struct Store {
     /// Empty after an error: redb trusts a database no more once it has seen one of the disk, so it is opened anew.
     database: Mutex<Option<Database>>,
     reserve: Reserve,
+}
+
+/// All tables, open for writing.
+struct Tables<'t> {
+    workspaces: ::redb::Table<'t, &'static str, &'static [u8]>,
+    tombstones: ::redb::Table<'t, &'static str, u64>,
+    watch: ::redb::Table<'t, &'static str, u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -45,8 +56,8 @@ impl Store {
         let database = Mutex::new(Some(open(path)?));
         let reserve = Reserve::new(path.with_extension("reserve"));
         let store = Self { path: path.to_owned(), database, reserve };
-        // Both tables are there from the start, so that reading never meets a missing one.
-        store.write("making the tables", |_, _| Ok(()))?;
+        // All tables are there from the start, so that reading never meets a missing one.
+        store.write("making the tables", |_| Ok(()))?;
         store.reserve.hold();
         Ok(store)
     }
@@ -72,20 +83,24 @@ impl Store {
 
     /// Writes them; `news`: a workspace among them is not stored yet.
     fn put(&self, changes: &[Change], news: &mut bool) -> Result<(), StoreError> {
-        self.write("writing", |workspaces, tombstones| {
+        self.write("writing", |tables| {
             for change in changes {
                 match change {
                     Change::Put(record) => {
                         let id = record.spec.id.as_str();
-                        *news |= workspaces.get(id)?.is_none();
+                        *news |= tables.workspaces.get(id)?.is_none();
                         let stored = Stored { schema: RECORD_SCHEMA, record: &**record };
                         let json = serde_json::to_vec(&stored)
                             .map_err(|e| Error::from(StorageError::from(io::Error::other(e))))?;
-                        workspaces.insert(id, json.as_slice())?;
+                        tables.workspaces.insert(id, json.as_slice())?;
                     }
                     Change::Forget(id, Timestamp(at)) => {
-                        workspaces.remove(id.as_str())?;
-                        tombstones.insert(id.as_str(), at)?;
+                        tables.workspaces.remove(id.as_str())?;
+                        tables.tombstones.insert(id.as_str(), at)?;
+                    }
+                    Change::Witnessed(watched) => {
+                        let millis = u64::try_from(watched.as_millis()).unwrap_or(u64::MAX);
+                        tables.watch.insert(WITNESSED, millis)?;
                     }
                 }
             }
@@ -111,20 +126,23 @@ impl Store {
         for entry in transaction.open_table(TOMBSTONES)?.iter()? {
             loaded.used.extend(bits(entry?.0.value()));
         }
+        let watched = transaction.open_table(WATCH)?.get(WITNESSED)?;
+        loaded.witnessed = Duration::from_millis(watched.map_or(0, |millis| millis.value()));
         Ok(loaded)
     }
 
     fn write(
         &self,
         operation: &'static str,
-        fill: impl FnOnce(
-            &mut ::redb::Table<'_, &'static str, &'static [u8]>,
-            &mut ::redb::Table<'_, &'static str, u64>,
-        ) -> Result<(), Error>,
+        fill: impl FnOnce(&mut Tables<'_>) -> Result<(), Error>,
     ) -> Result<(), StoreError> {
         self.with(operation, |database| {
             let transaction = database.begin_write()?;
-            fill(&mut transaction.open_table(WORKSPACES)?, &mut transaction.open_table(TOMBSTONES)?)?;
+            fill(&mut Tables {
+                workspaces: transaction.open_table(WORKSPACES)?,
+                tombstones: transaction.open_table(TOMBSTONES)?,
+                watch: transaction.open_table(WATCH)?,
+            })?;
             Ok(transaction.commit()?)
         })
     }
@@ -188,7 +206,7 @@ mod tests {
     use podling_core::{
         policy::Policy,
         status::Status,
-        workspace::{Spec, Wanted},
+        workspace::{Resources, Spec, Wanted},
     };
 
     use super::*;
@@ -202,11 +220,14 @@ mod tests {
             command: vec![],
             env: [("KEY".to_owned(), "value".to_owned())].into(),
             policy: Policy::default(),
+            resources: Resources::default(),
             wanted: Wanted::Awake,
+            asked: 0,
+            source: None,
             created: Timestamp(1),
             request_id: "r".into(),
         };
-        Record { spec: Arc::new(spec), status: Status::new(Timestamp(1)), credential: None }
+        Record { spec: Arc::new(spec), status: Status::new(Timestamp(1)), credential: None, log: Arc::default() }
     }
 
     #[test]
@@ -216,11 +237,13 @@ mod tests {
         let (kept, gone) = (record(1, "kept"), record(2, "gone"));
         let store = Store::open(&path).unwrap();
         store.commit(&[Change::Put(Arc::new(kept.clone())), Change::Put(Arc::new(gone.clone()))]).unwrap();
-        store.commit(&[Change::Forget(gone.spec.id.clone(), Timestamp(9))]).unwrap();
+        let watched = Duration::from_secs(70);
+        store.commit(&[Change::Forget(gone.spec.id.clone(), Timestamp(9)), Change::Witnessed(watched)]).unwrap();
         drop(store);
         let loaded = Store::open(&path).unwrap().load().unwrap();
         assert_eq!(loaded.records, [kept]);
         assert_eq!(loaded.used, [1, 2].into());
+        assert_eq!(loaded.witnessed, watched);
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600, "it holds secrets' names");
     }
 
@@ -232,9 +255,9 @@ mod tests {
         store.commit(&[Change::Put(Arc::new(record(1, "good")))]).unwrap();
         let (bad, newer) = (WorkspaceId::from_bits(2), WorkspaceId::from_bits(3));
         store
-            .write("spoiling", |workspaces, _| {
-                workspaces.insert(bad.as_str(), &b"{\"schema\":1,"[..])?;
-                workspaces.insert(newer.as_str(), &b"{\"schema\":2,\"spec\":\"otherwise\"}"[..])?;
+            .write("spoiling", |tables| {
+                tables.workspaces.insert(bad.as_str(), &b"{\"schema\":1,"[..])?;
+                tables.workspaces.insert(newer.as_str(), &b"{\"schema\":2,\"spec\":\"otherwise\"}"[..])?;
                 Ok(())
             })
             .unwrap();

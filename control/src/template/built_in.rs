@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, env, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc};
 
-use podling_core::policy::Policy;
+use podling_core::{policy::Policy, workspace::Resources};
 
 use super::Template;
 
@@ -14,6 +14,7 @@ pub(super) fn all() -> BTreeMap<String, Arc<Template>> {
             command: Vec::new(),
             env: env.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect(),
             policy: Policy::default(),
+            resources: Resources::default(),
         })
     };
     // A terminal without a command of its own opens $SHELL: here that is the interpreter itself. Where there is none, the

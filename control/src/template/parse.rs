@@ -2,17 +2,29 @@
 
 use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
-use podling_core::policy::Policy;
+use podling_core::{
+    policy::{Policy, PolicyOverrides}, workspace::Resources};
 use toml::{Table, Value};
 
 use super::Template;
+use crate::quantity;
 
 /// Keys of a template.
-const KEYS: [&str; 4] = ["description", "command", "env", "policy"];
+const KEYS: [&str; 5] = ["description", "command", "env", "policy", "resources"];
 /// Keys of its `[policy]`.
-const POLICY_KEYS: [&str; 3] = ["idle_timeout", "work_cap", "presence_cap"];
-/// What a time in a policy may be: one second to thirty days.
-const TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30 * 24 * 60 * 60);
+const POLICY_KEYS: [&str; 7] = [
+    "idle_timeout",
+    "work_cap",
+    "presence_cap",
+    "warning",
+    "max_awake",
+    "archive_after",
+    "keep_archives",
+];
+/// Keys of its `[resources]`.
+const RESOURCE_KEYS: [&str; 2] = ["cpu", "memory"];
+/// What a time in a policy may be: one second to a year.
+const TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Reads a template, or says which key is wrong and what it may be.
 pub(super) fn template(text: &str) -> Result<Template, String> {
@@ -23,6 +35,7 @@ pub(super) fn template(text: &str) -> Result<Template, String> {
         command: table.get("command").map_or(Ok(Vec::new()), command)?,
         env: table.get("env").map_or(Ok(BTreeMap::new()), env)?,
         policy: table.get("policy").map_or(Ok(Policy::default()), policy)?,
+        resources: table.get("resources").map_or(Ok(Resources::default()), resources)?,
     })
 }
 
@@ -85,18 +98,36 @@ fn env(value: &Value) -> Result<BTreeMap<String, String>, String> {
 fn policy(value: &Value) -> Result<Policy, String> {
     let table = value.as_table().ok_or("policy must be a table")?;
     known(table, "policy.", &POLICY_KEYS)?;
-    let time = |key: &str, default: Duration| {
-        let Some(value) = table.get(key) else { return Ok(default) };
+    let time = |key: &str| {
+        let Some(value) = table.get(key) else { return Ok(None) };
         let time = value.as_str().and_then(duration).filter(|time| TIMES.contains(time));
-        time.ok_or_else(|| {
-            format!("policy.{key} is {value}, but must be a time from \"1s\" to \"30d\", such as \"15m\" or \"1h30m\"")
+        time.map(Some).ok_or_else(|| {
+            format!("policy.{key} is {value}, but must be a time from \"1s\" to \"365d\", such as \"15m\" or \"1h30m\"")
         })
     };
-    let default = Policy::default();
-    Ok(Policy {
-        idle_timeout: time(POLICY_KEYS[0], default.idle_timeout)?,
-        work_cap: time(POLICY_KEYS[1], default.work_cap)?,
-        presence_cap: time(POLICY_KEYS[2], default.presence_cap)?,
+    Ok(Policy::default().with(&PolicyOverrides {
+        idle_timeout: time(POLICY_KEYS[0])?,
+        work_cap: time(POLICY_KEYS[1])?,
+        presence_cap: time(POLICY_KEYS[2])?,
+        warning: time(POLICY_KEYS[3])?,
+        max_awake: time(POLICY_KEYS[4])?,
+        archive_after: time(POLICY_KEYS[5])?,
+        keep_archives: time(POLICY_KEYS[6])?,
+    }))
+}
+
+fn resources(value: &Value) -> Result<Resources, String> {
+    let table = value.as_table().ok_or("resources must be a table")?;
+    known(table, "resources.", &RESOURCE_KEYS)?;
+    let read = |key: &str, parse: fn(&str) -> Option<u64>, default: u64, allowed: &str| {
+        let Some(value) = table.get(key) else { return Ok(default) };
+        let read = value.as_str().and_then(parse);
+        read.ok_or_else(|| format!("resources.{key} is {value}, but must be {allowed}"))
+    };
+    let default = Resources::default();
+    Ok(Resources {
+        cpu_millis: read("cpu", quantity::cores, default.cpu_millis, quantity::CORES)?,
+        memory_bytes: read("memory", quantity::bytes, default.memory_bytes, quantity::BYTES)?,
     })
 }
 
@@ -113,19 +144,22 @@ mod tests {
         assert_eq!(template.env["EDITOR"], "vi");
         assert_eq!(template.policy.idle_timeout, Duration::from_secs(5400));
         assert_eq!(template.policy.work_cap, Policy::default().work_cap);
+        let large = super::template("[resources]\ncpu = \"1500m\"\nmemory = \"2GiB\"\n").expect("template").resources;
+        assert_eq!((large.cpu_millis, large.memory_bytes), (1500, 2 << 30));
     }
 
     #[test]
     fn what_is_not_allowed_is_named_with_what_is() {
         for (text, words) in [
-            ("comand = []", &["comand", "description, command, env, policy"][..]),
+            ("comand = []", &["comand", "description, command, env, policy, resources"][..]),
             ("command = \"vi\"", &["command", "list"]),
             ("command = [\"\"]", &["command", "no program"]),
             ("[env]\nA = 1", &["env.A", "integer", "text"]),
             ("[env]\n\"A=B\" = \"x\"", &["A=B", "without"]),
             ("[policy]\nidle_timeout = \"0s\"", &["policy.idle_timeout", "0s", "1s"]),
             ("[policy]\nidle = \"1s\"", &["policy.idle", "idle_timeout"]),
-            ("[policy]\nwork_cap = 5", &["policy.work_cap", "5", "30d"]),
+            ("[policy]\nwork_cap = 5", &["policy.work_cap", "5", "365d"]),
+            ("[resources]\ncpu = 2", &["resources.cpu", "2", "500m"]),
             ("description", &["line 1"]),
         ] {
             let error = template(text).expect_err(text);

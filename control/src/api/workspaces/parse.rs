@@ -17,7 +17,7 @@ const MAX_REQUEST_ID: usize = 64;
 const MAX_VARIABLES: usize = 64;
 const MAX_VARIABLE_BYTES: usize = 16 * 1024;
 /// What a policy's durations may be.
-const SPAN: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30 * 24 * 60 * 60);
+const SPAN: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Whose workspaces somebody asks for.
 #[derive(Debug, Clone)]
@@ -41,7 +41,7 @@ impl Whose {
     }
 
     pub(super) fn sees(&self, view: &WorkspaceView) -> bool {
-        self.caller.sees(view) && (self.all || view.spec.owner == self.caller.owner)
+        !view.is_gone() && self.caller.sees(view) && (self.all || view.spec.owner == self.caller.owner)
     }
 }
 
@@ -79,21 +79,27 @@ pub(super) fn create(
         command: content.command.clone(),
         env,
         policy: content.policy.with(&policy(request.policy.unwrap_or_default())?),
+        resources: content.resources,
         request_id: request.request_id,
         reconnect: request.reconnect,
     })
 }
 
-fn policy(policy: Policy) -> Result<PolicyOverrides, WireError> {
+/// What a policy says; what it leaves out is as it was.
+pub(super) fn policy(policy: Policy) -> Result<PolicyOverrides, WireError> {
     let span = |field: &'static str, given: Option<prost_types::Duration>| {
         let Some(given) = given else { return Ok(None) };
         let span = Duration::try_from(given).ok().filter(|span| SPAN.contains(span));
-        span.map(Some).ok_or_else(|| bad(field, "1 s to 30 days"))
+        span.map(Some).ok_or_else(|| bad(field, "1 s to 365 days"))
     };
     Ok(PolicyOverrides {
         idle_timeout: span("policy.idle_timeout", policy.idle_timeout)?,
         work_cap: span("policy.work_cap", policy.work_cap)?,
         presence_cap: span("policy.presence_cap", policy.presence_cap)?,
+        warning: span("policy.warning", policy.warning)?,
+        max_awake: span("policy.max_awake", policy.max_awake)?,
+        archive_after: span("policy.archive_after", policy.archive_after)?,
+        keep_archives: span("policy.keep_archives", policy.keep_archives)?,
     })
 }
 

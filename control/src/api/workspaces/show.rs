@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use podling_core::{policy, time, workspace};
-use podling_proto::control::v1::{AgentInfo, Link, Policy, State, Workspace};
+use podling_proto::control::v1::{AgentInfo, Link, Policy, Resources, State, Workspace};
 use prost_types::Timestamp;
 
 use crate::snapshot::{AgentAddress, AgentView, WorkspaceView};
 
-pub(super) fn workspace(view: &WorkspaceView) -> Workspace {
+pub(in crate::api) fn workspace(view: &WorkspaceView) -> Workspace {
     let (next_transition, next_transition_reason) = view.next.clone().unzip();
     Workspace {
         id: view.spec.id.to_string(),
@@ -27,6 +27,12 @@ pub(super) fn workspace(view: &WorkspaceView) -> Workspace {
         next_transition_reason: next_transition_reason.unwrap_or_default(),
         version: view.version,
         restarts: view.restarts,
+        queue_position: view.place.map_or(0, |place| u32::try_from(place).unwrap_or(u32::MAX)),
+        resources: Some(Resources {
+            cpu_millis: view.spec.resources.cpu_millis,
+            memory_bytes: view.spec.resources.memory_bytes,
+        }),
+        deleted: view.is_gone(),
     }
 }
 
@@ -44,7 +50,7 @@ fn agent(agent: &AgentView) -> AgentInfo {
     }
 }
 
-fn state(state: workspace::State) -> State {
+pub(super) fn state(state: workspace::State) -> State {
     match state {
         workspace::State::Queued => State::Queued,
         workspace::State::Starting => State::Starting,
@@ -70,15 +76,19 @@ fn policy(policy: &policy::Policy) -> Policy {
         idle_timeout: span(policy.idle_timeout),
         work_cap: span(policy.work_cap),
         presence_cap: span(policy.presence_cap),
+        warning: span(policy.warning),
+        max_awake: policy.max_awake.and_then(span),
+        archive_after: span(policy.archive_after),
+        keep_archives: span(policy.keep_archives),
     }
 }
 
 fn span(duration: Duration) -> Option<prost_types::Duration> {
-    // At most 30 days: it fits.
+    // At most a year: it fits.
     prost_types::Duration::try_from(duration).ok()
 }
 
-fn timestamp(at: time::Timestamp) -> Timestamp {
+pub(in crate::api) fn timestamp(at: time::Timestamp) -> Timestamp {
     let seconds = i64::try_from(at.0 / 1000).unwrap_or(i64::MAX);
     // Below 1000 before it is multiplied.
     Timestamp { seconds, nanos: (at.0 % 1000) as i32 * 1_000_000 }

@@ -1,0 +1,131 @@
+//! The steps of the two-phase sleep: said to the agent over its stream, and answered there. And what is said without an answer:
+//! warnings, and a claim whose content has changed.
+
+use std::{sync::Arc, time::Duration};
+
+use podling_core::{
+    decide::Action,
+    observed::{Achieved, Failure},
+    time::Timestamp,
+};
+
+use super::{Answer, ClaimContent, DirectiveId, SleepStep, ToAgent, clock, entry::Entry};
+
+/// For an agent to look at its activity. It needs milliseconds.
+const PREPARE_LIMIT: Duration = Duration::from_secs(15);
+/// For an agent to end everything (HUP, TERM, KILL within some seconds) and to save it.
+const COMMIT_LIMIT: Duration = Duration::from_secs(45);
+/// How much the time of a warning may move before people are told again: idle time is counted at each beat.
+const WARNING_SLACK: Duration = Duration::from_secs(5);
+
+/// A step that waits for its answer.
+#[derive(Debug)]
+pub(super) struct Asked {
+    directive: DirectiveId,
+    action: Action,
+    /// How long, as far as the driver witnessed it.
+    waited: Duration,
+}
+
+impl Entry {
+    /// Asks the agent. Nobody hears: that is known at once.
+    pub(super) fn ask(&mut self, directive: DirectiveId, action: Action) {
+        let step = match action {
+            Action::Prepare { force, .. } => SleepStep::Prepare { force },
+            Action::Commit(_) => SleepStep::Commit,
+            Action::Cancel(_) => SleepStep::Cancel,
+            Action::Start(_)
+            | Action::Stop
+            | Action::Archive(_)
+            | Action::Restore(_)
+            | Action::Remove
+            | Action::Expire(_)
+            | Action::Forget => return,
+        };
+        self.in_flight = Some(action);
+        self.observed.ordered(action);
+        self.asked = Some(Asked { directive, action, waited: Duration::ZERO });
+        if !self.agent.as_ref().is_some_and(|agent| agent.can("sleep")) {
+            let why = "its agent cannot fall asleep in two phases (it lacks the capability \"sleep\")";
+            self.step_ends(Err(Failure::Declined(why.into())));
+        } else if !self.say(ToAgent::Sleep(directive, step)) {
+            self.step_ends(Err(Failure::Failed("its agent is not heard".into())));
+        }
+    }
+
+    /// An answer: it counts if it is to what was asked last, and from the stream that was asked.
+    pub(super) fn answered(&mut self, answer: Answer) {
+        let expected = self.asked.as_ref().is_some_and(|asked| asked.directive == answer.directive);
+        if !expected || self.claimed() != Some(answer.connection) {
+            return;
+        }
+        if let Some(activity) = answer.activity {
+            self.take_activity(activity);
+        }
+        self.step_ends(answer.result);
+    }
+
+    /// The step is over, one way or the other.
+    pub(super) fn step_ends(&mut self, result: Result<(), Failure>) {
+        let Some(asked) = self.asked.take() else { return };
+        self.in_flight = None;
+        if let Err(failure) = &result {
+            tracing::info!(workspace = %self.record.spec.id, action = ?asked.action, ?failure, "a step to sleep failed");
+        }
+        self.observed.done(asked.action, result.map(|()| Achieved::Done), clock::now());
+    }
+
+    /// Something else is wanted now: what comes of the step is of no interest any more.
+    pub(super) fn drop_step(&mut self) {
+        if self.asked.take().is_some() {
+            self.in_flight = None;
+        }
+    }
+
+    /// So much time was witnessed. Whether a step is given up by it.
+    pub(super) fn step_waits(&mut self, gap: Duration) -> bool {
+        let Some(asked) = &mut self.asked else { return false };
+        asked.waited = asked.waited.saturating_add(gap);
+        let limit = match asked.action {
+            Action::Commit(_) => COMMIT_LIMIT,
+            _ => PREPARE_LIMIT,
+        };
+        let over = asked.waited >= limit;
+        if over {
+            self.step_ends(Err(Failure::Failed(format!("its agent did not answer within {limit:?}"))));
+        }
+        over
+    }
+
+    /// Tells people when their workspace sleeps, if they have not been told so.
+    pub(super) fn warn(&mut self, warning: Option<(Timestamp, &'static str)>) {
+        let moved = |told: Timestamp, at: Timestamp| told.since(at).max(at.since(told)) > WARNING_SLACK;
+        let news = match (self.warned, warning) {
+            (None, None) => false,
+            (Some(told), Some((at, _))) => moved(told, at),
+            (None, Some(_)) | (Some(_), None) => true,
+        };
+        if news && self.say(ToAgent::Warn(warning.map(|(at, why)| (at, why.to_owned())))) {
+            self.warned = warning.map(|(at, _)| at);
+        }
+    }
+
+    /// Tells the agent what it is to serve if that has changed since it was claimed.
+    pub(super) fn reclaim(&mut self) {
+        // Not before it is durable.
+        let spec = self.record.spec.clone();
+        if !self.is_settled() || self.told_spec.as_ref().is_none_or(|told| told.policy == spec.policy) {
+            return;
+        }
+        let claim = self.claim();
+        if self.say(ToAgent::Claim(claim)) {
+            self.told_spec = Some(spec);
+        }
+    }
+
+    /// What the agent of the present epoch is to serve.
+    pub(super) fn claim(&self) -> ClaimContent {
+        let maintenance = self.wants_maintenance();
+        ClaimContent { spec: Arc::clone(&self.record.spec), epoch: self.epoch(), maintenance }
+    }
+}
