@@ -7,6 +7,7 @@ pub mod agents;
 pub mod api;
 pub mod args;
 pub mod backend;
+pub mod backups;
 pub mod caller;
 pub mod config;
 pub mod driver;

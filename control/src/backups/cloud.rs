@@ -1,0 +1,32 @@
+//! Buckets by URL. Credentials come from the environment, as each cloud's own tools have them; never from the URL, which is logged.
+
+use std::sync::Arc;
+
+use object_store::{
+    ObjectStore, ObjectStoreScheme, aws::AmazonS3Builder, azure::MicrosoftAzureBuilder,
+    gcp::GoogleCloudStorageBuilder, path::Path,
+};
+use url::Url;
+
+use super::error::OpenError;
+
+/// The bucket, and the prefix in it.
+pub(super) fn open(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path), OpenError> {
+    let unusable = |source| OpenError::Cloud { url: url.to_string(), source };
+    let unknown = |problem: String| OpenError::Url { url: url.to_string(), problem };
+    let (scheme, prefix) = ObjectStoreScheme::parse(url).map_err(|error| unknown(error.to_string()))?;
+    let store: object_store::Result<Arc<dyn ObjectStore>> = match scheme {
+        ObjectStoreScheme::AmazonS3 => {
+            AmazonS3Builder::from_env().with_url(url.as_str()).build().map(|store| Arc::new(store) as _)
+        }
+        ObjectStoreScheme::GoogleCloudStorage => GoogleCloudStorageBuilder::from_env()
+            .with_url(url.as_str())
+            .build()
+            .map(|store| Arc::new(store) as _),
+        ObjectStoreScheme::MicrosoftAzure => {
+            MicrosoftAzureBuilder::from_env().with_url(url.as_str()).build().map(|store| Arc::new(store) as _)
+        }
+        _ => return Err(unknown("its kind is not known".to_owned())),
+    };
+    Ok((store.map_err(|error| unusable(Box::new(error)))?, prefix))
+}

@@ -1,0 +1,115 @@
+//! SHA-256, as bytes and as the hexadecimal text it is stored as.
+
+use std::{fmt, str::FromStr};
+
+use ring::digest::{Context, SHA256};
+use serde::{Deserialize, Serialize};
+
+/// A SHA-256.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest(pub [u8; 32]);
+
+/// A text or some bytes are no SHA-256.
+#[derive(Debug, thiserror::Error)]
+#[error("a SHA-256 has 32 bytes, as text 64 of 0-9 and a-f")]
+pub struct NoDigest;
+
+/// Becomes a digest.
+pub(super) struct Hasher(Context);
+
+impl Digest {
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        let mut hasher = Hasher::new();
+        hasher.update(bytes);
+        hasher.finish()
+    }
+}
+
+impl TryFrom<&[u8]> for Digest {
+    type Error = NoDigest;
+
+    fn try_from(bytes: &[u8]) -> Result<Self, NoDigest> {
+        bytes.try_into().map(Self).map_err(|_| NoDigest)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = NoDigest;
+
+    fn from_str(text: &str) -> Result<Self, NoDigest> {
+        let digit = |c: u8| match c {
+            b'0'..=b'9' => Ok(c - b'0'),
+            b'a'..=b'f' => Ok(c - b'a' + 10),
+            _ => Err(NoDigest),
+        };
+        let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return Err(NoDigest) };
+        let bytes: Vec<_> = pairs
+            .iter()
+            .map(|[high, low]| Ok(digit(*high)? << 4 | digit(*low)?))
+            .collect::<Result<_, _>>()?;
+        bytes.as_slice().try_into()
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = NoDigest;
+
+    fn try_from(text: String) -> Result<Self, NoDigest> {
+        text.parse()
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+// === impl Hasher ===
+
+impl Hasher {
+    pub(super) fn new() -> Self {
+        Self(Context::new(&SHA256))
+    }
+
+    pub(super) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest of all since it was made, or last finished; begins anew.
+    pub(super) fn finish(&mut self) -> Digest {
+        let context = std::mem::replace(&mut self.0, Context::new(&SHA256));
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(context.finish().as_ref());
+        Digest(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_written_in_small_hexadecimal_and_read_back() {
+        let digest = Digest::of(b"abc");
+        let text = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(digest.to_string(), text);
+        assert_eq!(text.parse::<Digest>().expect("digest"), digest);
+        for bad in ["", &text[1..], &text.to_uppercase(), &text.replace('b', "g")] {
+            assert!(bad.parse::<Digest>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! A folder as the backup store: what is in it is whole, synced to the disk, and readable by its owner only.
+//!
+//! Reading and removing go through `object_store` like everywhere. Writing does not: its writer for folders would make files that
+//! others may read, make a folder that is missing because its disk is not there, and leave a part behind when the last write fails.
+//!
+//! ```text
+//! <folder>/                                  0700 if made here; refused if others may write to it
+//!   workspace-ID-YYYYMMDD-HHMMSS.zip         0600
+//!   workspace-ID-YYYYMMDD-HHMMSS.jsonl       0600
+//!   .incoming-….part                         while it is written; what a crash left is removed a day later
+//! ```
+
+use std::{
+    fs::{self, DirBuilder, File, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::fs::{Advice, fadvise};
+use tempfile::TempPath;
+use tokio::io::{AsyncWriteExt, BufWriter};
+
+use super::{
+    error::{BackupError, OpenError},
+    limits::{BLOCK_BYTES, LISTED},
+    spool::blocking,
+};
+
+pub(super) const PART_PREFIX: &str = ".incoming-";
+const PART_SUFFIX: &str = ".part";
+/// Since its last byte: a part that nobody has written to for so long is what a crash left.
+const PART_STALE: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[derive(Debug, Clone)]
+pub(super) struct Folder {
+    path: PathBuf,
+    place: String,
+}
+
+/// A file that is being written, under a name that is nobody's. Dropped, it goes.
+#[derive(Debug)]
+pub(super) struct FolderUpload {
+    place: String,
+    target: PathBuf,
+    temporary: TempPath,
+    file: BufWriter<tokio::fs::File>,
+}
+
+/// A file that is on the disk and has to be given its name. Dropped, it goes.
+#[derive(Debug)]
+pub(super) struct StagedFile {
+    place: String,
+    target: PathBuf,
+    temporary: TempPath,
+}
+
+impl Folder {
+    /// Makes it (0700) if it is missing and its parent is there.
+    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
+        let fault = |problem: &str, source| OpenError::Folder {
+            path: path.display().to_string(),
+            problem: problem.to_owned(),
+            source,
+        };
+        match DirBuilder::new().mode(0o700).create(path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(fault(
+                    "has no parent folder: is its disk there? Make the parent, and it is made",
+                    Some(error),
+                ));
+            }
+            Err(error) => return Err(fault("cannot be made", Some(error))),
+        }
+        let meta = fs::metadata(path).map_err(|error| fault("cannot be looked at", Some(error)))?;
+        if !meta.is_dir() {
+            return Err(fault("is no folder", None));
+        }
+        if meta.mode() & 0o022 != 0 {
+            let mode = meta.mode() & 0o7777;
+            return Err(fault(
+                &format!(
+                    "can be written to by others (mode {mode:o}), who could exchange backups: chmod 700 it"
+                ),
+                None,
+            ));
+        }
+        // What is there can be listed, then: otherwise it would be said at the first backup only.
+        remove_stale(path).map_err(|error| fault("cannot be read", Some(error)))?;
+        Ok(Self { path: path.to_owned(), place: format!("the backup store {}", path.display()) })
+    }
+
+    /// What regular files are in it, other than names that are no text.
+    pub(super) async fn names(&self) -> Result<Vec<String>, BackupError> {
+        let path = self.path.clone();
+        let names = blocking(move || {
+            let mut names = Vec::new();
+            for entry in fs::read_dir(path)? {
+                let entry = entry?;
+                if entry.file_type().is_ok_and(|kind| kind.is_file())
+                    && let Ok(name) = entry.file_name().into_string()
+                {
+                    names.push(name);
+                }
+                if names.len() > LISTED {
+                    break;
+                }
+            }
+            Ok(names)
+        });
+        names.await.map_err(|e| BackupError::io(&self.place, "listing it", e))
+    }
+
+    pub(super) async fn upload(&self, name: &str) -> Result<FolderUpload, BackupError> {
+        let (path, place) = (self.path.clone(), self.place.clone());
+        let made = blocking(move || {
+            let mut builder = tempfile::Builder::new();
+            builder.prefix(PART_PREFIX).suffix(PART_SUFFIX).permissions(Permissions::from_mode(0o600));
+            builder.tempfile_in(path)
+        });
+        let made = made.await.map_err(|e| BackupError::io(&place, "making a file", e))?;
+        let (file, temporary) = made.into_parts();
+        let mut file = tokio::fs::File::from_std(file);
+        file.set_max_buf_size(BLOCK_BYTES);
+        let file = BufWriter::with_capacity(BLOCK_BYTES, file);
+        Ok(FolderUpload { place, target: self.path.join(name), temporary, file })
+    }
+}
+
+fn remove_stale(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let ours =
+            name.to_str().is_some_and(|name| name.starts_with(PART_PREFIX) && name.ends_with(PART_SUFFIX));
+        let stale = || entry.metadata()?.modified()?.elapsed().map_err(io::Error::other);
+        if ours && stale().is_ok_and(|age| age > PART_STALE) {
+            tracing::info!(file = %entry.path().display(), "removing what an interrupted backup left");
+            if let Err(error) = fs::remove_file(entry.path()) {
+                tracing::warn!(%error, file = %entry.path().display(), "could not be removed");
+            }
+        }
+    }
+    Ok(())
+}
+
+impl FolderUpload {
+    pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), BackupError> {
+        self.file.write_all(bytes).await.map_err(|e| BackupError::io(&self.place, "writing", e))
+    }
+
+    /// Syncs it to the disk. What is read afterwards comes from there: a proof is to see what is stored, not what is still in memory.
+    pub(super) async fn stage(self) -> Result<StagedFile, BackupError> {
+        let Self { place, target, temporary, mut file } = self;
+        file.flush().await.map_err(|e| BackupError::io(&place, "writing", e))?;
+        let file = file.into_inner().into_std().await;
+        let synced = blocking(move || {
+            file.sync_all()?;
+            // Only advice, which some file systems do not take.
+            let _not_taken = fadvise(&file, 0, None, Advice::DontNeed);
+            Ok(())
+        });
+        synced.await.map_err(|e| BackupError::io(&place, "syncing to disk", e))?;
+        Ok(StagedFile { place, target, temporary })
+    }
+}
+
+impl StagedFile {
+    /// Gives it its name, unless something has it.
+    pub(super) async fn publish(self) -> Result<(), BackupError> {
+        let Self { place, target, temporary } = self;
+        let renamed = blocking(move || {
+            temporary.persist_noclobber(&target).map_err(|error| error.error)?;
+            let synced =
+                File::open(target.parent().unwrap_or(Path::new("/"))).and_then(|folder| folder.sync_all());
+            if synced.is_err() {
+                // It may not be there after a power cut, so it must not be taken for stored now.
+                let _also_failing = fs::remove_file(&target);
+            }
+            synced
+        });
+        renamed.await.map_err(|e| BackupError::io(&place, "naming a file", e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_made_private_and_its_parent_must_be_there() {
+        let parent = tempfile::tempdir().expect("folder");
+        let path = parent.path().join("backups");
+        Folder::open(&path).expect("made");
+        assert_eq!(fs::metadata(&path).expect("metadata").mode() & 0o777, 0o700);
+        Folder::open(&path).expect("there already");
+        let error = Folder::open(&path.join("a/b")).expect_err("no parent").to_string();
+        assert!(error.contains("a/b") && error.contains("parent"), "{error}");
+    }
+
+    #[test]
+    fn one_that_others_write_to_is_refused() {
+        let folder = tempfile::tempdir().expect("folder");
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o1777)).expect("chmod");
+        let error = Folder::open(folder.path()).expect_err("shared").to_string();
+        assert!(error.contains("1777") && error.contains("chmod 700"), "{error}");
+    }
+
+    #[test]
+    fn a_file_is_no_folder() {
+        let file = tempfile::NamedTempFile::new().expect("file");
+        assert!(Folder::open(file.path()).expect_err("file").to_string().contains("is no folder"));
+    }
+
+    #[test]
+    fn what_a_crash_left_goes_and_what_is_being_written_stays() {
+        let folder = tempfile::tempdir().expect("folder");
+        let make = |name: &str, days: u64| {
+            let file = File::create(folder.path().join(name)).expect("file");
+            let then = std::time::SystemTime::now() - days * PART_STALE;
+            file.set_modified(then).expect("time");
+        };
+        make(".incoming-old.part", 2);
+        make(".incoming-new.part", 0);
+        make("somebodys.part", 2);
+        Folder::open(folder.path()).expect("open");
+        let left = |name: &str| folder.path().join(name).exists();
+        assert!(!left(".incoming-old.part") && left(".incoming-new.part") && left("somebodys.part"));
+    }
+}

@@ -1,0 +1,80 @@
+//! Writing to an object store in parts: what is not completed does not show. (A program that is killed in the middle leaves parts
+//! that cost money and show nowhere: give the bucket a rule that ends unfinished uploads after a day.)
+
+use bytes::BytesMut;
+use object_store::MultipartUpload;
+use tokio::task::JoinSet;
+
+use super::{error::BackupError, limits::PART_BYTES};
+
+/// An object that is being written. It has to be completed or aborted.
+#[derive(Debug)]
+pub(super) struct ObjectUpload {
+    place: String,
+    name: String,
+    upload: Box<dyn MultipartUpload>,
+    part: BytesMut,
+    /// At most one.
+    flying: JoinSet<object_store::Result<()>>,
+}
+
+impl ObjectUpload {
+    pub(super) fn new(place: &str, name: &str, upload: Box<dyn MultipartUpload>) -> Self {
+        let (place, name) = (place.to_owned(), name.to_owned());
+        Self { place, name, upload, part: BytesMut::new(), flying: JoinSet::new() }
+    }
+
+    pub(super) async fn write(&mut self, mut bytes: &[u8]) -> Result<(), BackupError> {
+        while !bytes.is_empty() {
+            if self.part.capacity() == 0 {
+                self.part.reserve(PART_BYTES);
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(PART_BYTES - self.part.len()));
+            self.part.extend_from_slice(now);
+            bytes = later;
+            if self.part.len() == PART_BYTES {
+                self.send().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the part under way, then sends the next.
+    async fn send(&mut self) -> Result<(), BackupError> {
+        self.landed().await?;
+        let part = std::mem::take(&mut self.part).freeze();
+        self.flying.spawn(self.upload.put_part(part.into()));
+        Ok(())
+    }
+
+    async fn landed(&mut self) -> Result<(), BackupError> {
+        while let Some(part) = self.flying.join_next().await {
+            part.unwrap_or_else(|error| Err(error.into())).map_err(|error| self.failed(error))?;
+        }
+        Ok(())
+    }
+
+    /// All parts are there.
+    pub(super) async fn stage(&mut self) -> Result<(), BackupError> {
+        if !self.part.is_empty() {
+            self.send().await?;
+        }
+        self.landed().await
+    }
+
+    /// The object shows from here on.
+    pub(super) async fn complete(&mut self) -> Result<(), BackupError> {
+        self.upload.complete().await.map(|_| ()).map_err(|error| self.failed(error))
+    }
+
+    pub(super) async fn abort(mut self) {
+        self.flying.shutdown().await;
+        if let Err(error) = self.upload.abort().await {
+            tracing::warn!(%error, object = self.name, "an unfinished upload could not be removed");
+        }
+    }
+
+    fn failed(&self, error: object_store::Error) -> BackupError {
+        BackupError::store(&self.place, "writing", &self.name, error)
+    }
+}

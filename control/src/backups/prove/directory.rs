@@ -1,0 +1,231 @@
+//! The end of a zip: its central directory, read in order and in bounded memory. Must not know entries' data.
+//!
+//! Nothing is accepted that readers could see differently: no comment, no second volume, no byte between the directory and its end.
+
+use std::ops::Range;
+
+use super::reader::Reader;
+use crate::backups::error::BackupError;
+
+const END: u32 = 0x0605_4b50;
+const END_BYTES: u64 = 22;
+const LOCATOR: u32 = 0x0706_4b50;
+const LOCATOR_BYTES: u64 = 20;
+const END64: u32 = 0x0606_4b50;
+const END64_BYTES: u64 = 56;
+const HEADER: u32 = 0x0201_4b50;
+const HEADER_BYTES: usize = 46;
+/// How much of the end has to be looked at, in bytes.
+pub(super) const TAIL_BYTES: u64 = END_BYTES + LOCATOR_BYTES + END64_BYTES;
+
+/// Where the directory is, and how many entries it says there are.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct End {
+    pub(super) directory: Range<u64>,
+    pub(super) entries: u64,
+}
+
+/// An entry as the directory has it.
+#[derive(Debug)]
+pub(super) struct Central {
+    pub(super) name: Vec<u8>,
+    pub(super) flags: u16,
+    pub(super) method: u16,
+    /// Time and date as DOS has them.
+    pub(super) time: u32,
+    pub(super) crc: u32,
+    /// Of its data in the zip, in bytes.
+    pub(super) packed: u64,
+    /// Of its content, in bytes.
+    pub(super) size: u64,
+    /// Where its local header is.
+    pub(super) offset: u64,
+    /// Type and permissions as unix has them.
+    pub(super) mode: u32,
+}
+
+/// Numbers at fixed places; what is not there is 0.
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
+
+impl Fields<'_> {
+    pub(super) fn u16(&self, at: usize) -> u16 {
+        self.array(at).map_or(0, u16::from_le_bytes)
+    }
+
+    pub(super) fn u32(&self, at: usize) -> u32 {
+        self.array(at).map_or(0, u32::from_le_bytes)
+    }
+
+    pub(super) fn u64(&self, at: usize) -> u64 {
+        self.array(at).map_or(0, u64::from_le_bytes)
+    }
+
+    fn array<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        self.0.get(at..at + N)?.try_into().ok()
+    }
+}
+
+impl End {
+    /// Reads the `tail` of a zip of `size` bytes: its last [`TAIL_BYTES`], or all of it.
+    pub(super) fn read(tail: &[u8], size: u64) -> Option<Self> {
+        let begins = size.checked_sub(tail.len() as u64)?;
+        let (before, end) = tail.split_at_checked(tail.len().checked_sub(END_BYTES as usize)?)?;
+        let end = Fields(end);
+        let (disks, here, all) = (end.u32(4), end.u16(8), end.u16(10));
+        let (bytes, offset) = (end.u32(12), end.u32(16));
+        if end.u32(0) != END || disks != 0 || here != all || end.u16(20) != 0 {
+            return None;
+        }
+        if all != u16::MAX && bytes != u32::MAX && offset != u32::MAX {
+            return Self::at(offset.into(), bytes.into(), all.into(), begins + before.len() as u64);
+        }
+        let (record, locator) = before.split_at_checked(END64_BYTES as usize)?;
+        let (record, locator) = (Fields(record), Fields(locator));
+        let located = locator.u32(0) == LOCATOR
+            && locator.u32(4) == 0
+            && locator.u64(8) == begins
+            && locator.u32(16) == 1;
+        let whole = record.u32(0) == END64 && record.u64(4) == END64_BYTES - 12 && record.u64(16) == 0;
+        let entries = record.u64(32);
+        if !located || !whole || record.u64(24) != entries {
+            return None;
+        }
+        let fits = |short: u32, most: u32, long: u64| short == most || u64::from(short) == long;
+        let agree = fits(all.into(), u16::MAX.into(), entries)
+            && fits(bytes, u32::MAX, record.u64(40))
+            && fits(offset, u32::MAX, record.u64(48));
+        if !agree {
+            return None;
+        }
+        Self::at(record.u64(48), record.u64(40), entries, begins)
+    }
+
+    fn at(offset: u64, bytes: u64, entries: u64, ends: u64) -> Option<Self> {
+        (offset.checked_add(bytes)? == ends).then_some(Self { directory: offset..ends, entries })
+    }
+}
+
+impl Central {
+    /// The next one; `None` at the end. What is wrong with it, else.
+    pub(super) fn read(reader: &mut Reader) -> Result<Option<Result<Self, &'static str>>, BackupError> {
+        if reader.next()?.is_empty() {
+            return Ok(None);
+        }
+        let mut bytes = Vec::with_capacity(HEADER_BYTES);
+        if !reader.take(HEADER_BYTES, &mut bytes)? || Fields(&bytes).u32(0) != HEADER {
+            return Ok(Some(Err("the zip's directory has something that is no entry")));
+        }
+        let header = Fields(&bytes);
+        let (name, extra, comment) = (header.u16(28), header.u16(30), header.u16(32));
+        let mut rest = Vec::new();
+        if !reader.take(usize::from(name) + usize::from(extra), &mut rest)? {
+            return Ok(Some(Err("the zip's directory ends in the middle of an entry")));
+        }
+        if comment != 0 || header.u16(34) != 0 {
+            return Ok(Some(Err("the zip's directory has an entry with a comment or in another volume")));
+        }
+        let (name, extra) = rest.split_at(name.into());
+        let mut wide = Wide::of(extra);
+        let size = wide.or(header.u32(24));
+        let packed = wide.or(header.u32(20));
+        let offset = wide.or(header.u32(42));
+        let (Some(size), Some(packed), Some(offset)) = (size, packed, offset) else {
+            return Ok(Some(Err("the zip's directory has an entry without its sizes")));
+        };
+        Ok(Some(Ok(Self {
+            name: name.to_vec(),
+            flags: header.u16(8),
+            method: header.u16(10),
+            time: header.u32(12),
+            crc: header.u32(16),
+            packed,
+            size,
+            offset,
+            mode: header.u32(38) >> 16,
+        })))
+    }
+}
+
+/// The numbers of 64 bits behind a header, in the order in which the header lacks them.
+pub(super) struct Wide<'a>(&'a [u8]);
+
+impl<'a> Wide<'a> {
+    const TAG: u16 = 1;
+
+    pub(super) fn of(mut extra: &'a [u8]) -> Self {
+        while extra.len() >= 4 {
+            let fields = Fields(extra);
+            let (tag, length) = (fields.u16(0), usize::from(fields.u16(2)));
+            let Some(content) = extra.get(4..4 + length) else { break };
+            if tag == Self::TAG {
+                return Self(content);
+            }
+            extra = &extra[4 + length..];
+        }
+        Self(&[])
+    }
+
+    /// The number, which is here if the header says so.
+    pub(super) fn or(&mut self, short: u32) -> Option<u64> {
+        if short != u32::MAX {
+            return Some(short.into());
+        }
+        let (number, rest) = self.0.split_at_checked(8)?;
+        self.0 = rest;
+        Some(Fields(number).u64(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn end(entries: u16, bytes: u32, offset: u32) -> Vec<u8> {
+        let mut end = END.to_le_bytes().to_vec();
+        end.extend([0; 4]);
+        end.extend([entries.to_le_bytes(), entries.to_le_bytes()].concat());
+        end.extend([bytes.to_le_bytes(), offset.to_le_bytes()].concat());
+        end.extend([0; 2]);
+        end
+    }
+
+    #[test]
+    fn the_directory_ends_where_its_end_begins() {
+        let read = |end: &[u8], size| End::read(end, size);
+        assert_eq!(read(&end(2, 50, 100), 172), Some(End { directory: 100..150, entries: 2 }));
+        assert_eq!(read(&end(2, 50, 100), 173), None, "a byte nobody owns");
+        assert_eq!(read(&end(2, 50, 100), 171), None);
+    }
+
+    #[test]
+    fn large_numbers_stand_before_it() {
+        let (entries, bytes, offset) = (70_000_u64, 5_000_000_u64, 6_000_000_000_u64);
+        let mut tail = END64.to_le_bytes().to_vec();
+        tail.extend(44_u64.to_le_bytes());
+        tail.extend([45, 0, 45, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        for number in [entries, entries, bytes, offset] {
+            tail.extend(number.to_le_bytes());
+        }
+        tail.extend(LOCATOR.to_le_bytes());
+        tail.extend([0; 4]);
+        tail.extend((offset + bytes).to_le_bytes());
+        tail.extend(1_u32.to_le_bytes());
+        tail.extend(end(u16::MAX, bytes as u32, u32::MAX));
+        let size = offset + bytes + TAIL_BYTES;
+        assert_eq!(End::read(&tail, size), Some(End { directory: offset..offset + bytes, entries }));
+        assert_eq!(End::read(&tail, size + 1), None);
+        tail[24] ^= 1;
+        assert_eq!(End::read(&tail, size), None, "two counts of the entries");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_makes_it_panic(tail in prop::collection::vec(any::<u8>(), 0..120), size: u64) {
+            let _any = End::read(&tail, size);
+            let mut wide = Wide::of(&tail);
+            let _any = (wide.or(u32::MAX), wide.or(u32::MAX), wide.or(u32::MAX));
+        }
+    }
+}

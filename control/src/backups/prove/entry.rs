@@ -1,0 +1,202 @@
+//! One entry of a zip: whether its local header, its data and what follows agree with the directory, and what its data decode to.
+//!
+//! Must not know the manifest.
+
+use flate2::{Crc, Decompress, FlushDecompress, Status};
+
+use super::{
+    contents::Contents,
+    directory::{Central, Fields, Wide},
+    reader::Reader,
+};
+use crate::backups::error::BackupError;
+
+const LOCAL: u32 = 0x0403_4b50;
+const LOCAL_BYTES: usize = 30;
+const DESCRIPTOR: u32 = 0x0807_4b50;
+/// Sizes and checksum stand behind the data.
+const FLAG_DESCRIPTOR: u16 = 1 << 3;
+/// The name is UTF-8.
+const FLAG_UTF8: u16 = 1 << 11;
+/// How hard was compressed: of no consequence.
+const FLAGS_EFFORT: u16 = 0b110;
+const STORED: u16 = 0;
+const DEFLATED: u16 = 8;
+
+/// Reads entries, one after the other.
+pub(super) struct Entries {
+    inflate: Decompress,
+    bytes: Vec<u8>,
+}
+
+/// Why an entry is not read to its end.
+pub(super) enum Stop {
+    /// It is not as the directory says.
+    Damaged(String),
+    /// The store failed.
+    Failed(BackupError),
+    /// Whoever takes the contents has seen enough.
+    Enough,
+}
+
+impl From<BackupError> for Stop {
+    fn from(error: BackupError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+fn damaged(problem: &str) -> Stop {
+    Stop::Damaged(problem.to_owned())
+}
+
+impl Entries {
+    pub(super) fn new() -> Self {
+        Self { inflate: Decompress::new(false), bytes: Vec::new() }
+    }
+
+    /// Reads the entry that the directory calls `central` and that ends where the next begins, at `end`.
+    pub(super) fn read(
+        &mut self,
+        zip: &mut Reader,
+        central: &Central,
+        end: u64,
+        contents: &mut Contents,
+    ) -> Result<(), Stop> {
+        if zip.at() != central.offset {
+            return Err(damaged("it does not begin where the entry before it ends"));
+        }
+        self.header(zip, central)?;
+        let behind = zip.at().checked_add(central.packed).and_then(|data_end| end.checked_sub(data_end));
+        let behind = behind.ok_or_else(|| damaged("it does not end before the next begins"))?;
+        let crc = match central.method {
+            STORED => stored(zip, central, contents)?,
+            DEFLATED => self.inflated(zip, central, contents)?,
+            _ => return Err(damaged("it is compressed in a way we do not know")),
+        };
+        if crc != central.crc {
+            return Err(damaged("its checksum is not that of its content"));
+        }
+        self.descriptor(zip, central, behind)
+    }
+
+    /// The local header says what the directory says.
+    fn header(&mut self, zip: &mut Reader, central: &Central) -> Result<(), Stop> {
+        let odd = central.flags & !(FLAG_DESCRIPTOR | FLAG_UTF8 | FLAGS_EFFORT) != 0;
+        let text = std::str::from_utf8(&central.name).is_ok();
+        let marked = central.flags & FLAG_UTF8 != 0;
+        if odd || (marked && !text) || (!marked && text && !central.name.is_ascii()) {
+            return Err(damaged("its flags are not what they should be"));
+        }
+        self.bytes.clear();
+        let whole = zip.take(LOCAL_BYTES, &mut self.bytes)?;
+        let fields = Fields(&self.bytes);
+        let (name, extra) = (usize::from(fields.u16(26)), usize::from(fields.u16(28)));
+        if !whole || fields.u32(0) != LOCAL || !zip.take(name + extra, &mut self.bytes)? {
+            return Err(damaged("there is no entry where it should be"));
+        }
+        let header = Fields(&self.bytes);
+        let rest = &self.bytes[LOCAL_BYTES..];
+        let mut wide = Wide::of(&rest[name..]);
+        let (size, packed) = (wide.or(header.u32(22)), wide.or(header.u32(18)));
+        // With a descriptor behind the data nothing has to be known yet.
+        let later = central.flags & FLAG_DESCRIPTOR != 0;
+        let same = |here: u64, there: u64| here == there || (later && here == 0);
+        let agrees = header.u16(6) == central.flags
+            && header.u16(8) == central.method
+            && header.u32(10) == central.time
+            && same(header.u32(14).into(), central.crc.into())
+            && same(size.unwrap_or_default(), central.size)
+            && same(packed.unwrap_or_default(), central.packed)
+            && rest[..name] == central.name[..];
+        if agrees { Ok(()) } else { Err(damaged("its header is not what the zip's directory says")) }
+    }
+
+    fn inflated(
+        &mut self,
+        zip: &mut Reader,
+        central: &Central,
+        contents: &mut Contents,
+    ) -> Result<u32, Stop> {
+        let mut crc = Crc::new();
+        let mut missing = central.packed;
+        self.inflate.reset(false);
+        loop {
+            let next = zip.next()?;
+            let input = &next[..next.len().min(usize::try_from(missing).unwrap_or(usize::MAX))];
+            let room = contents.room().ok_or(Stop::Enough)?;
+            let (taken, begins) = (self.inflate.total_in(), room.len());
+            let status = self
+                .inflate
+                .decompress_vec(input, room, FlushDecompress::None)
+                .map_err(|_| damaged("its data cannot be decompressed"))?;
+            let taken = self.inflate.total_in() - taken;
+            crc.update(&room[begins..]);
+            let stuck = taken == 0 && room.len() == begins;
+            zip.consume(usize::try_from(taken).unwrap_or_default());
+            missing -= taken;
+            if self.inflate.total_out() > central.size {
+                return Err(damaged("it is larger than it says"));
+            }
+            if matches!(status, Status::StreamEnd) {
+                break;
+            }
+            if stuck {
+                return Err(damaged("its data end in the middle"));
+            }
+        }
+        if missing != 0 || self.inflate.total_out() != central.size {
+            return Err(damaged("it is not as large as it says"));
+        }
+        Ok(crc.sum())
+    }
+
+    /// Behind the data is nothing, or once more what the directory says.
+    fn descriptor(&mut self, zip: &mut Reader, central: &Central, behind: u64) -> Result<(), Stop> {
+        let expected = if central.flags & FLAG_DESCRIPTOR != 0 { &[12_u64, 16, 20, 24][..] } else { &[0] };
+        let (true, Ok(length)) = (expected.contains(&behind), usize::try_from(behind)) else {
+            return Err(damaged("there is something behind its data"));
+        };
+        self.bytes.clear();
+        if !zip.take(length, &mut self.bytes)? {
+            return Err(damaged("the zip ends behind its data"));
+        }
+        let wide = length >= 20;
+        let mut said = Vec::with_capacity(length);
+        if length % 8 == 0 && length > 0 {
+            said.extend(DESCRIPTOR.to_le_bytes());
+        }
+        if length > 0 {
+            said.extend(central.crc.to_le_bytes());
+            for number in [central.packed, central.size] {
+                said.extend(&number.to_le_bytes()[..if wide { 8 } else { 4 }]);
+            }
+        }
+        if said == self.bytes {
+            Ok(())
+        } else {
+            Err(damaged("what follows its data is not what the zip's directory says"))
+        }
+    }
+}
+
+fn stored(zip: &mut Reader, central: &Central, contents: &mut Contents) -> Result<u32, Stop> {
+    if central.packed != central.size {
+        return Err(damaged("it is not compressed, but its sizes differ"));
+    }
+    let mut crc = Crc::new();
+    let mut missing = central.packed;
+    while missing > 0 {
+        let next = zip.next()?;
+        let room = contents.room().ok_or(Stop::Enough)?;
+        let count = next.len().min(room.capacity() - room.len());
+        let count = count.min(usize::try_from(missing).unwrap_or(usize::MAX));
+        if count == 0 {
+            return Err(damaged("its data end in the middle"));
+        }
+        crc.update(&next[..count]);
+        room.extend_from_slice(&next[..count]);
+        zip.consume(count);
+        missing -= count as u64;
+    }
+    Ok(crc.sum())
+}

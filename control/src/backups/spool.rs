@@ -1,0 +1,162 @@
+//! Where a manifest waits until the head above it is known: files in the scratch folder that have no name, so that they go with us.
+//!
+//! Must not know entries, only lines and the names' hashes.
+
+use std::{
+    fs::File,
+    hash::{BuildHasher, RandomState},
+    io::{self, BufReader, Read, Seek},
+    path::{Path, PathBuf},
+};
+
+use tokio::{
+    io::{AsyncSeekExt, AsyncWriteExt, BufWriter},
+    task::spawn_blocking,
+};
+
+use super::{digest::Hasher, error::BackupError, sidecar::Sum};
+
+/// What is gathered before it goes to disk, in bytes, for each of the two files.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// Hashes that are compared at a time: 2 MiB of them. A manifest with more names is gone through several times.
+const COMPARED: u64 = 256 * 1024;
+
+/// A manifest that grows.
+pub(super) struct Spool {
+    place: String,
+    lines: BufWriter<tokio::fs::File>,
+    names: BufWriter<tokio::fs::File>,
+    /// Keyed anew for each manifest: nobody makes up two names with one hash.
+    hashing: RandomState,
+    digest: Hasher,
+    bytes: u64,
+    count: u64,
+}
+
+/// A manifest that is whole.
+pub(super) struct Spooled {
+    /// At its beginning.
+    pub(super) file: tokio::fs::File,
+    pub(super) sum: Sum,
+    /// Two of its names are the same.
+    pub(super) doubled: bool,
+}
+
+impl Spool {
+    pub(super) async fn new(scratch: &Path) -> Result<Self, BackupError> {
+        let place = format!("the scratch folder {}", scratch.display());
+        let folder: PathBuf = scratch.to_owned();
+        let files =
+            blocking(move || Ok((tempfile::tempfile_in(&folder)?, tempfile::tempfile_in(&folder)?))).await;
+        let (lines, names) = files.map_err(|e| BackupError::io(&place, "making a temporary file", e))?;
+        let buffered = |file| BufWriter::with_capacity(BUFFER_BYTES, tokio::fs::File::from_std(file));
+        Ok(Self {
+            place,
+            lines: buffered(lines),
+            names: buffered(names),
+            hashing: RandomState::new(),
+            digest: Hasher::new(),
+            bytes: 0,
+            count: 0,
+        })
+    }
+
+    /// One more line, of the entry called `name`.
+    pub(super) async fn add(&mut self, name: u64, line: &[u8]) -> Result<(), BackupError> {
+        self.digest.update(line);
+        self.bytes += line.len() as u64;
+        self.count += 1;
+        let written = match self.lines.write_all(line).await {
+            Ok(()) => self.names.write_all(&name.to_le_bytes()).await,
+            failed => failed,
+        };
+        written.map_err(|e| self.failed(e))
+    }
+
+    /// A name, as it is compared.
+    pub(super) fn name(&self, path: &[u8]) -> u64 {
+        self.hashing.hash_one(path)
+    }
+
+    /// So far, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) async fn finish(mut self) -> Result<Spooled, BackupError> {
+        let flushed = match self.lines.flush().await {
+            Ok(()) => self.names.flush().await,
+            failed => failed,
+        };
+        flushed.map_err(|e| self.failed(e))?;
+        let Self { place, lines, names, mut digest, bytes, count, .. } = self;
+        let failed = |e| BackupError::io(&place, "reading the manifest back", e);
+        let names = names.into_inner().into_std().await;
+        let doubled = blocking(move || doubled(names, count)).await.map_err(failed)?;
+        let mut file = lines.into_inner();
+        file.rewind().await.map_err(failed)?;
+        Ok(Spooled { file, sum: Sum { sha256: digest.finish(), bytes }, doubled })
+    }
+
+    fn failed(&self, error: io::Error) -> BackupError {
+        BackupError::io(&self.place, "writing the manifest", error)
+    }
+}
+
+/// Whether two of `count` hashes are the same, in bounded memory: each round looks at those that leave the same rest.
+fn doubled(mut names: File, count: u64) -> io::Result<bool> {
+    let rounds = count / COMPARED + 1;
+    let mut seen = Vec::new();
+    for round in 0..rounds {
+        seen.clear();
+        names.rewind()?;
+        let mut reader = BufReader::with_capacity(BUFFER_BYTES, &names);
+        let mut name = [0; 8];
+        for _ in 0..count {
+            reader.read_exact(&mut name)?;
+            let name = u64::from_le_bytes(name);
+            if name % rounds == round {
+                seen.push(name);
+            }
+        }
+        seen.sort_unstable();
+        if seen.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// File work, off the async threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn two_names_among_many_are_found_in_whichever_round() {
+        let count = 3 * COMPARED + 17;
+        let write = |twice: Option<u64>| {
+            let mut bytes: Vec<u8> =
+                (0..count).flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect();
+            if let Some(n) = twice {
+                let last = bytes.len() - 8;
+                bytes.copy_within(n as usize * 8..n as usize * 8 + 8, last);
+            }
+            let mut file = tempfile::tempfile().expect("file");
+            file.write_all(&bytes).expect("write");
+            file
+        };
+        assert!(!doubled(write(None), count).expect("read"));
+        for twice in [0, 1, 2, count / 2, count - 2] {
+            assert!(doubled(write(Some(twice)), count).expect("read"), "{twice}");
+        }
+    }
+}

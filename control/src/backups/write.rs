@@ -1,0 +1,164 @@
+//! Writing an archive that arrives from an agent: while it arrives nothing of it shows, and what is not whole never does.
+//!
+//! Must not know where it lies, nor who sends it.
+
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use podling_proto::agent::v1::{
+    ArchiveDone, ArchiveEntry, CreateArchiveResponse, create_archive_response::Message,
+};
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    Progress,
+    digest::{Digest, Hasher},
+    error::{BackupError, EntryName, Reasons},
+    limits::Limits,
+    manifest::{Entry, Kind},
+    place::Upload,
+    spool::Spool,
+};
+
+/// Between two calls for progress; more often is not passed on.
+const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+
+/// What has arrived.
+pub(super) struct Received {
+    pub(super) spool: Spool,
+    pub(super) entries: u64,
+    pub(super) bytes: u64,
+    pub(super) archive_bytes: u64,
+    pub(super) sha256: Digest,
+}
+
+/// What arrives, counted.
+struct Intake<'a> {
+    limits: &'a Limits,
+    spool: Spool,
+    line: Vec<u8>,
+    digest: Hasher,
+    entries: u64,
+    bytes: u64,
+    archive_bytes: u64,
+}
+
+/// Takes the whole stream: the zip goes to `zip`, the manifest to a spool. Fails unless it is whole.
+pub(super) async fn receive(
+    stream: impl Stream<Item = Result<CreateArchiveResponse, tonic::Status>> + Send,
+    zip: &mut Upload,
+    spool: Spool,
+    limits: &Limits,
+    progress: impl Fn(Progress) + Send,
+) -> Result<Received, BackupError> {
+    let mut stream = std::pin::pin!(stream);
+    let mut intake = Intake::new(limits, spool);
+    let mut done = None;
+    let mut told: Option<Instant> = None;
+    let mut silent_at = Instant::now() + limits.silence;
+    loop {
+        let next = timeout_at(silent_at, stream.next()).await;
+        let next = next.map_err(|_| {
+            BackupError::incomplete(format_args!(
+                "nothing came from the agent for {} s",
+                limits.silence.as_secs()
+            ))
+        })?;
+        let Some(next) = next else { break };
+        let message = next.map_err(|status| {
+            BackupError::incomplete(format_args!("the stream from the agent broke: {}", status.message()))
+        })?;
+        if done.is_some() {
+            return Err(BackupError::incomplete("the agent sent something behind the end"));
+        }
+        match message.message {
+            Some(Message::Data(data)) => {
+                if !data.is_empty() {
+                    silent_at = Instant::now() + limits.silence;
+                }
+                intake.data(&data)?;
+                zip.write(&data).await?;
+            }
+            Some(Message::Entry(entry)) => {
+                silent_at = Instant::now() + limits.silence;
+                intake.entry(entry).await?;
+            }
+            Some(Message::Progress(of)) => {
+                if told.is_none_or(|told| told.elapsed() >= PROGRESS_EVERY) {
+                    told = Some(Instant::now());
+                    let (entries, bytes, total_bytes) = (of.entries, of.bytes, of.total_bytes);
+                    progress(Progress { entries, bytes, total_bytes, archive_bytes: intake.archive_bytes });
+                }
+            }
+            Some(Message::Done(said)) => done = Some(said),
+            // Of a newer agent: what matters is counted by what we know.
+            None => {}
+        }
+    }
+    let done =
+        done.ok_or_else(|| BackupError::incomplete("the stream from the agent ended in the middle"))?;
+    intake.finish(done)
+}
+
+impl<'a> Intake<'a> {
+    fn new(limits: &'a Limits, spool: Spool) -> Self {
+        let digest = Hasher::new();
+        Self { limits, spool, line: Vec::new(), digest, entries: 0, bytes: 0, archive_bytes: 0 }
+    }
+
+    fn data(&mut self, data: &[u8]) -> Result<(), BackupError> {
+        self.archive_bytes += data.len() as u64;
+        within(self.archive_bytes, self.limits.archive_bytes, "bytes of zip")?;
+        self.digest.update(data);
+        Ok(())
+    }
+
+    async fn entry(&mut self, wire: ArchiveEntry) -> Result<(), BackupError> {
+        let shown = EntryName::new(&wire.path);
+        let wrong = |problem: String| BackupError::incomplete(format_args!("{shown}: {problem}"));
+        let entry = Entry::from_wire(wire).map_err(wrong)?;
+        self.entries += 1;
+        within(self.entries, self.limits.entries, "entries")?;
+        self.bytes = self.bytes.saturating_add(if entry.kind == Kind::File { entry.size } else { 0 });
+        within(self.bytes, self.limits.content_bytes, "bytes of content")?;
+        let name = self.spool.name(&entry.path);
+        self.line.clear();
+        entry.write(&mut self.line).map_err(|error| wrong(error.to_string()))?;
+        let manifest = self.spool.bytes() + self.line.len() as u64;
+        within(manifest, self.limits.manifest_bytes, "bytes of manifest")?;
+        self.spool.add(name, &self.line).await
+    }
+
+    /// Compares what the agent says it sent with what arrived.
+    fn finish(mut self, done: ArchiveDone) -> Result<Received, BackupError> {
+        let mut reasons = Reasons::default();
+        for skipped in &done.skipped {
+            reasons.add(format_args!("{}: {}", EntryName::new(&skipped.path), skipped.reason));
+        }
+        reasons.count = reasons.count.max(done.skipped_count);
+        let counts = [
+            ("entries", done.entries, self.entries),
+            ("bytes of content", done.bytes, self.bytes),
+            ("bytes of zip", done.archive_bytes, self.archive_bytes),
+        ];
+        for (what, sent, arrived) in counts.into_iter().filter(|(_, sent, arrived)| sent != arrived) {
+            reasons.add(format_args!("the agent sent {sent} {what}, and {arrived} arrived"));
+        }
+        let sha256 = self.digest.finish();
+        if done.archive_sha256 != sha256.0 {
+            reasons.add("what arrived has another digest than what the agent sent");
+        }
+        if !reasons.is_empty() {
+            return Err(BackupError::Incomplete(reasons));
+        }
+        let Self { spool, entries, bytes, archive_bytes, .. } = self;
+        Ok(Received { spool, entries, bytes, archive_bytes, sha256 })
+    }
+}
+
+fn within(count: u64, most: u64, what: &str) -> Result<(), BackupError> {
+    if count > most {
+        return Err(BackupError::incomplete(format_args!("it has more than {most} {what}")));
+    }
+    Ok(())
+}
