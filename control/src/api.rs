@@ -5,6 +5,7 @@ use tonic::Request;
 
 use crate::caller::Caller;
 
+pub mod backups;
 pub mod tokens;
 pub mod workspaces;
 

@@ -38,4 +38,26 @@ pub struct Args {
     /// beside this program]
     #[arg(long, value_name = "COMMAND")]
     pub agent_command: Option<String>,
+    /// Where archives of workspaces are kept, such as `file:///srv/backups` [env: PODLING_BACKUPS] [default: backups/ in the
+    /// data folder]
+    #[arg(long, value_name = "URL")]
+    pub backups: Option<String>,
+    /// Workspaces of one owner that may be awake at once; more wait in line [env: PODLING_QUOTA_AWAKE] [default: no bound]
+    #[arg(long, value_name = "COUNT")]
+    pub quota_awake: Option<String>,
+    /// CPU of one owner's awake workspaces together, such as 4 or 500m [env: PODLING_QUOTA_CPU] [default: no bound]
+    #[arg(long, value_name = "CORES")]
+    pub quota_cpu: Option<String>,
+    /// Memory of one owner's awake workspaces together, such as 8GiB [env: PODLING_QUOTA_MEMORY] [default: no bound]
+    #[arg(long, value_name = "BYTES")]
+    pub quota_memory: Option<String>,
+    /// Workspaces that may be awake at once, of all owners [env: PODLING_CAPACITY_AWAKE] [default: no bound]
+    #[arg(long, value_name = "COUNT")]
+    pub capacity_awake: Option<String>,
+    /// CPU of all awake workspaces together [env: PODLING_CAPACITY_CPU] [default: no bound]
+    #[arg(long, value_name = "CORES")]
+    pub capacity_cpu: Option<String>,
+    /// Memory of all awake workspaces together [env: PODLING_CAPACITY_MEMORY] [default: no bound]
+    #[arg(long, value_name = "BYTES")]
+    pub capacity_memory: Option<String>,
 }

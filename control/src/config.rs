@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use podling_core::quota::{Quota, Quotas};
+
 use crate::args::Args;
 
 mod sources;
@@ -32,6 +34,10 @@ pub struct Config {
     pub default_template: String,
     /// Program and first arguments that start an agent.
     pub agent_command: Vec<String>,
+    /// Where archives are kept; `None`: in the data folder.
+    pub backups: Option<String>,
+    /// How many workspaces may be awake at once.
+    pub quotas: Quotas,
 }
 
 /// PEM files.
@@ -142,7 +148,17 @@ impl Config {
         if let Some(text) = read(named.as_deref(), &data.join("config.toml"))? {
             sources.file(&text.0, &text.1)?;
         }
-        let text = |key| sources.text(key);
+        let text = |key: &str| sources.text(key);
+        let quota = |whose: &str| {
+            let bound = |what, parse| {
+                text(&format!("{whose}_{what}")).map(|v: sources::Value| v.parse(parse)).transpose()
+            };
+            Ok::<_, ConfigError>(Quota {
+                awake: bound("awake", values::count)?,
+                cpu_millis: bound("cpu", values::cores)?,
+                memory_bytes: bound("memory", values::bytes)?,
+            })
+        };
         let listen = text("listen").unwrap_or_else(|| sources::Value::default("127.0.0.1:7411"));
         let config = Self {
             listen: listen.parse(values::address)?,
@@ -160,6 +176,8 @@ impl Config {
             agent_command: Some(sources.list("agent_command", ' ').texts())
                 .filter(|words| !words.is_empty())
                 .unwrap_or(defaults.agent_command),
+            backups: text("backups").map(|v| v.text),
+            quotas: Quotas { owner: quota("quota")?, total: quota("capacity")? },
             data,
         };
         let plaintext = text("allow_plaintext").map_or(Ok(false), |v| v.parse(values::yes_or_no))?;
@@ -167,6 +185,11 @@ impl Config {
             return Err(ConfigError::Plaintext { listen: config.listen, origin: listen.source });
         }
         Ok(config)
+    }
+
+    /// URL of the backup store.
+    pub fn backups_url(&self) -> String {
+        self.backups.clone().unwrap_or_else(|| format!("file://{}", self.data.join("backups").display()))
     }
 
     /// Where running commands find this control plane: `<data>/run`.

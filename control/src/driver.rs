@@ -63,6 +63,7 @@ use self::{entry::Entry, event::Event, handle::EVENT_QUEUE, publish::Publisher, 
 use crate::{
     backend::{Backend, Observation},
     executor::Executor,
+    keeper::Keeper,
     store::{Store, StoreError},
 };
 
@@ -111,6 +112,7 @@ impl<B: Backend> Driver<B> {
     pub fn open(
         store: Store,
         backend: B,
+        keeper: Keeper,
         quotas: Quotas,
         shutdown: CancellationToken,
     ) -> Result<(Self, DriverHandle), StoreError> {
@@ -135,7 +137,7 @@ impl<B: Backend> Driver<B> {
             answerable: BTreeSet::new(),
             writer: Writer::new(store, loaded.witnessed),
             observations: Box::pin(backend.observe()),
-            executor: Executor::new(backend),
+            executor: Executor::new(backend, keeper),
             publisher,
             events,
             shutdown,
@@ -189,6 +191,7 @@ impl<B: Backend> Driver<B> {
             Event::Delete { id, discard, reply } => self.delete(&id, discard, reply),
             Event::Wake(id, reply) => self.wake(&id, reply),
             Event::Sleep { id, force, reply } => self.sleep(&id, force, reply),
+            Event::Restore(id, reply) => self.restore(&id, reply),
             Event::SetPolicy(id, policy, reply) => self.set_policy(&id, &policy, reply),
             Event::Down { force, reply } => self.down(force, reply),
             Event::Hello(hello) => {

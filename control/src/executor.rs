@@ -5,34 +5,48 @@ use std::{collections::HashMap, future::pending, sync::Arc};
 use podling_core::{
     decide::Action,
     id::WorkspaceId,
-    observed::{Achieved, Failure},
+    workspace::{Epoch, Spec},
 };
 use tokio::{
     sync::Semaphore,
-    task::{Id, JoinSet},
+    task::{AbortHandle, Id, JoinSet},
 };
 
-use crate::backend::{Backend, BackendError, Instance, Plan};
+use crate::{
+    backend::{Backend, Instance, Plan},
+    backups::Key,
+    keeper::{Keeper, Kept},
+    snapshot::AgentView,
+};
 
-/// Actions performed at once; more wait their turn. Most of an action is waiting (for processes to end), but each also looks
-/// through /proc or forks.
+/// Actions at the backend performed at once; more wait their turn. Most of such an action is waiting (for processes to end), but each
+/// also looks through /proc or forks.
 const AT_ONCE: usize = 32;
+/// Archives written or read at once; more wait their turn. Each takes a core's time, a disk's, and some 40 MiB here and at its agent.
+const KEPT_AT_ONCE: usize = 2;
 
 /// Performs orders. At most one order per workspace is given at a time, so that there are never more than there may be workspaces.
 #[derive(Debug)]
 pub(crate) struct Executor<B> {
     backend: Arc<B>,
-    permits: Arc<Semaphore>,
-    running: JoinSet<Result<Done, BackendError>>,
+    keeper: Keeper,
+    at_backend: Arc<Semaphore>,
+    at_keeper: Arc<Semaphore>,
+    running: JoinSet<Result<Done, String>>,
     orders: HashMap<Id, (WorkspaceId, Action)>,
+    /// Of what may be broken off.
+    breakable: HashMap<WorkspaceId, AbortHandle>,
 }
 
-/// What to do at the backend.
+/// What to do.
 #[derive(Debug)]
 pub(crate) enum Order {
     Start(Plan),
     Stop(WorkspaceId),
     Remove(WorkspaceId),
+    Archive { epoch: Epoch, generation: u64, spec: Arc<Spec>, agent: Arc<AgentView> },
+    Restore { epoch: Epoch, key: Key, spec: Arc<Spec>, agent: Arc<AgentView> },
+    Expire { workspace: WorkspaceId, generation: u64, key: Key },
 }
 
 /// How an action went.
@@ -48,32 +62,45 @@ pub(crate) struct Outcome {
 pub(crate) enum Done {
     Started(Instance),
     Ended,
+    /// It is archived: what it holds, and of which storage generation.
+    Kept(Kept, u64),
 }
 
 impl<B: Backend> Executor<B> {
-    pub(crate) fn new(backend: Arc<B>) -> Self {
-        let permits = Arc::new(Semaphore::new(AT_ONCE));
-        Self { backend, permits, running: JoinSet::new(), orders: HashMap::new() }
+    pub(crate) fn new(backend: Arc<B>, keeper: Keeper) -> Self {
+        Self {
+            backend,
+            keeper,
+            at_backend: Arc::new(Semaphore::new(AT_ONCE)),
+            at_keeper: Arc::new(Semaphore::new(KEPT_AT_ONCE)),
+            running: JoinSet::new(),
+            orders: HashMap::new(),
+            breakable: HashMap::new(),
+        }
     }
 
     /// Performs it in the background.
     pub(crate) fn perform(&mut self, order: Order) {
-        let (backend, permits) = (self.backend.clone(), self.permits.clone());
-        let key = match &order {
-            Order::Start(plan) => (plan.workspace.clone(), Action::Start(plan.epoch)),
-            Order::Stop(id) => (id.clone(), Action::Stop),
-            Order::Remove(id) => (id.clone(), Action::Remove),
-        };
+        let (workspace, action) = order.names();
+        let (backend, keeper) = (self.backend.clone(), self.keeper.clone());
+        let keeps = matches!(action, Action::Archive(_) | Action::Restore(_));
+        let permits = if keeps { self.at_keeper.clone() } else { self.at_backend.clone() };
         let task = self.running.spawn(async move {
             // Never closed; and if it were, unbounded is better than never.
             let _permit = permits.acquire().await;
-            match order {
-                Order::Start(plan) => backend.ensure(plan).await.map(Done::Started),
-                Order::Stop(id) => backend.stop(id).await.map(|()| Done::Ended),
-                Order::Remove(id) => backend.remove(id).await.map(|()| Done::Ended),
-            }
+            order.perform(&*backend, &keeper).await
         });
-        self.orders.insert(task.id(), key);
+        if keeps {
+            self.breakable.insert(workspace.clone(), task.clone());
+        }
+        self.orders.insert(task.id(), (workspace, action));
+    }
+
+    /// Breaks off the archiving or restoring of a workspace, if that is being done. Its outcome comes as ever.
+    pub(crate) fn break_off(&mut self, workspace: &WorkspaceId) {
+        if let Some(task) = self.breakable.remove(workspace) {
+            task.abort();
+        }
     }
 
     /// The next outcome; waits for ever while nothing is being done. Cancel-safe.
@@ -81,11 +108,13 @@ impl<B: Backend> Executor<B> {
         loop {
             let (id, result) = match self.running.join_next_with_id().await {
                 None => pending().await,
-                Some(Ok((id, result))) => (id, result.map_err(|error| error.to_string())),
+                Some(Ok((id, result))) => (id, result),
+                Some(Err(error)) if error.is_cancelled() => (error.id(), Err("it was broken off".to_owned())),
                 // A panic is a failure like another: the driver tries again.
                 Some(Err(error)) => (error.id(), Err(error.to_string())),
             };
             if let Some((workspace, action)) = self.orders.remove(&id) {
+                self.breakable.remove(&workspace);
                 return Outcome { workspace, action, result };
             }
         }
@@ -94,5 +123,36 @@ impl<B: Backend> Executor<B> {
     /// Whether nothing is being done.
     pub(crate) fn is_idle(&self) -> bool {
         self.running.is_empty()
+    }
+}
+
+impl Order {
+    /// Whose it is, and which action.
+    fn names(&self) -> (WorkspaceId, Action) {
+        match self {
+            Self::Start(plan) => (plan.workspace.clone(), Action::Start(plan.epoch)),
+            Self::Stop(id) => (id.clone(), Action::Stop),
+            Self::Remove(id) => (id.clone(), Action::Remove),
+            Self::Archive { epoch, spec, .. } => (spec.id.clone(), Action::Archive(*epoch)),
+            Self::Restore { epoch, spec, .. } => (spec.id.clone(), Action::Restore(*epoch)),
+            Self::Expire { workspace, generation, .. } => (workspace.clone(), Action::Expire(*generation)),
+        }
+    }
+
+    async fn perform(self, backend: &impl Backend, keeper: &Keeper) -> Result<Done, String> {
+        let ended = |()| Done::Ended;
+        match self {
+            Self::Start(plan) => backend.ensure(plan).await.map(Done::Started).map_err(|e| e.to_string()),
+            Self::Stop(id) => backend.stop(id).await.map(ended).map_err(|e| e.to_string()),
+            Self::Remove(id) => backend.remove(id).await.map(ended).map_err(|e| e.to_string()),
+            Self::Archive { generation, spec, agent, .. } => {
+                let kept = keeper.archive(&spec, generation, &agent).await;
+                kept.map(|kept| Done::Kept(kept, generation)).map_err(|e| e.to_string())
+            }
+            Self::Restore { key, spec, agent, .. } => {
+                keeper.restore(&spec, &key, &agent).await.map(ended).map_err(|e| e.to_string())
+            }
+            Self::Expire { key, .. } => keeper.expire(&key).await.map(ended).map_err(|e| e.to_string()),
+        }
     }
 }

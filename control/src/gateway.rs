@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     caller::Caller,
+    dial::DialError,
     identity::Identity,
     metrics::Metrics,
     refusal::Protocol,
@@ -26,7 +27,6 @@ use crate::{
 };
 
 mod access;
-mod dial;
 mod headers;
 mod pool;
 mod relay;
@@ -115,7 +115,7 @@ impl Gateway {
         for _attempt in 0..2 {
             let mut stream = self.pool.stream(id, agent).await.map_err(|error| {
                 tracing::warn!(workspace = %id, %error, "no connection to the agent");
-                error.into_wire(id)
+                refused(error, id)
             })?;
             match stream.sender().try_send_request(request).await {
                 Ok(response) => return Ok((stream, response)),
@@ -146,6 +146,20 @@ fn workspace(headers: &HeaderMap) -> Result<WorkspaceId, WireError> {
             format!("{} takes a workspace's id (twelve characters), not {text:?}", metadata::WORKSPACE);
         WireError::new(Reason::WorkspaceNotFound, message).with("id", text)
     })
+}
+
+/// Why a call cannot be forwarded, for its caller.
+fn refused(error: DialError, id: &WorkspaceId) -> WireError {
+    match error {
+        DialError::Full(limit) => {
+            let message = format!("{limit} calls to this workspace are under way; end some");
+            let error = WireError::new(Reason::TooManyStreams, message);
+            error.with("limit", limit).with("what", "calls to one workspace")
+        }
+        DialError::Connect(_) | DialError::Http(_) | DialError::Timeout | DialError::Tls(_) => {
+            unreachable_agent(id)
+        }
+    }
 }
 
 /// The link to the agent is down.

@@ -1,9 +1,16 @@
 //! The composition root: makes the parts, connects them, runs them, and ends them in order.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use podling_core::id::WorkspaceId;
-use podling_proto::control::v1::{tokens_server::TokensServer, workspaces_server::WorkspacesServer};
+use podling_proto::control::v1::{
+    backups_server::BackupsServer, tokens_server::TokensServer, workspaces_server::WorkspacesServer,
+};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
@@ -12,15 +19,17 @@ use tower::Layer;
 
 use crate::{
     agents,
-    api::{tokens::TokensApi, workspaces::WorkspacesApi},
+    api::{backups::BackupsApi, tokens::TokensApi, workspaces::WorkspacesApi},
     backend::{
         BackendError,
         local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
     },
+    backups::{Backups, OpenError},
     config::Config,
     driver::{BackendGone, Driver, DriverHandle},
     gateway::Gateway,
     identity::{FileError, Identity, IdentityError, server_config},
+    keeper::Keeper,
     metrics::Metrics,
     open_files::OpenFiles,
     server::{AgentsFront, Front, Listener, Stopping, cors},
@@ -79,6 +88,17 @@ pub enum RunError {
     /// A template.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// Where archives are kept.
+    #[error(transparent)]
+    Backups(#[from] OpenError),
+    /// The folder where manifests of archives wait.
+    #[error("making the folder {path}", path = path.display())]
+    Scratch {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// What is stored.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -133,10 +153,13 @@ pub async fn run(
         control_ca: identity.ca_file().to_owned(),
         agent_files: files,
     })?;
-    let store = Store::open(&config.data.join("control").join("store.redb"))?;
+    let control = config.data.join("control");
+    let backups = Backups::open(&config.backups_url(), scratch(&control)?)?;
+    let keeper = Keeper::new(backups, identity.clone());
+    let store = Store::open(&control.join("store.redb"))?;
     // Set by the driver itself after `down`.
     let driven = CancellationToken::new();
-    let (driver, handle) = Driver::open(store, backend, driven.clone())?;
+    let (driver, handle) = Driver::open(store, backend, keeper, config.quotas, driven.clone())?;
 
     let stopping = Stopping::default();
     let metrics = Arc::new(Metrics::new(handle.snapshots(), queue(&handle)));
@@ -151,7 +174,9 @@ pub async fn run(
     let health = HealthReporter::new();
     let tokens = TokensServer::new(TokensApi::new(identity.clone(), handle.snapshots()));
     let workspaces = WorkspacesApi::new(handle.clone(), Arc::new(templates), stopping.streams.clone());
-    let own = Routes::new(tokens).add_service(WorkspacesServer::new(workspaces));
+    let own = Routes::new(tokens)
+        .add_service(WorkspacesServer::new(workspaces))
+        .add_service(BackupsServer::new(BackupsApi::new(handle.clone())));
     let grpc = services::with_description(own, &health)?;
     let front =
         Front::new(identity.clone(), gateway.clone(), metrics.clone(), grpc, stopping.draining.clone());
@@ -214,6 +239,15 @@ pub async fn run(
     match early {
         Some(ended) if !asked => Err(RunError::Ended(flatten(ended)?)),
         _ => Ok(()),
+    }
+}
+
+/// Where manifests wait while an archive is written. What an earlier run left there is nothing any more.
+fn scratch(control: &Path) -> Result<PathBuf, RunError> {
+    let path = control.join("scratch");
+    match std::fs::create_dir_all(&path) {
+        Ok(()) => Ok(path),
+        Err(source) => Err(RunError::Scratch { path, source }),
     }
 }
 

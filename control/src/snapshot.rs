@@ -6,6 +6,7 @@ use std::{
     path::PathBuf,
     str::FromStr,
     sync::Arc,
+    time::Duration,
 };
 
 use podling_core::{
@@ -43,6 +44,8 @@ pub struct Snapshot {
     pub generation: u64,
     /// By id.
     pub workspaces: BTreeMap<WorkspaceId, Arc<WorkspaceView>>,
+    /// How long control planes have watched, over all their lives.
+    pub witnessed: Duration,
     /// The control plane is going down: how far it has come.
     pub down: Option<Down>,
 }

@@ -6,9 +6,9 @@ use podling_core::{id::WorkspaceId, observed::Failure, time::Timestamp, workspac
 use podling_proto::{
     agent::v1::{ActivityState, Usage},
     control::v1::{
-        AgentPolicy, BeatAck, Cancel, Claim, ClaimId, Commit, ControlMessage, Directive, DirectiveResult, Dismiss,
-        Done, Drain, Hello, Prepare, TokenKey, Wait, Warn, control_message::Message, directive::Directive as Step,
-        directive_result,
+        AgentPolicy, BeatAck, Cancel, Claim, ClaimId, Commit, ControlMessage, Directive, DirectiveResult,
+        Dismiss, Done, Drain, Hello, Prepare, TokenKey, Wait, Warn, control_message::Message,
+        directive::Directive as Step, directive_result,
     },
     error::{self, Reason, WireError},
 };
@@ -165,7 +165,9 @@ fn claim(content: &ClaimContent, token_keys: &[TokenKey]) -> Claim {
         idle_timeout: span(spec.policy.idle_timeout),
         work_cap: span(spec.policy.work_cap),
         presence_cap: span(spec.policy.presence_cap),
-        beat_interval: span((spec.policy.idle_timeout / BEATS_PER_TIMEOUT).clamp(SHORTEST_BEAT, LONGEST_BEAT)),
+        beat_interval: span(
+            (spec.policy.idle_timeout / BEATS_PER_TIMEOUT).clamp(SHORTEST_BEAT, LONGEST_BEAT),
+        ),
         ..AgentPolicy::default()
     };
     Claim {

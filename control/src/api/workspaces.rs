@@ -1,18 +1,20 @@
 //! The Workspaces service: translates, asks the driver, and shows what the snapshots say.
 
+mod explain;
 mod parse;
-mod show;
+pub(super) mod show;
 mod watch;
 
 use std::{pin::Pin, sync::Arc};
 
 use futures_util::{Stream, StreamExt};
-use podling_core::workspace::State;
 use podling_proto::{
     control::v1::{
         CreateWorkspaceRequest, CreateWorkspaceResponse, DeleteWorkspaceRequest, DeleteWorkspaceResponse,
-        DownRequest, DownResponse, GetWorkspaceRequest, GetWorkspaceResponse, ListWorkspacesRequest,
-        ListWorkspacesResponse, WatchWorkspacesRequest, WatchWorkspacesResponse,
+        DownRequest, DownResponse, ExplainWorkspaceRequest, ExplainWorkspaceResponse, GetWorkspaceRequest,
+        GetWorkspaceResponse, ListWorkspacesRequest, ListWorkspacesResponse, SetPolicyRequest,
+        SetPolicyResponse, SleepWorkspaceRequest, SleepWorkspaceResponse, WakeWorkspaceRequest,
+        WakeWorkspaceResponse, WatchWorkspacesRequest, WatchWorkspacesResponse,
         workspaces_server::Workspaces,
     },
     error::{Reason, WireError},
@@ -125,15 +127,46 @@ impl Workspaces for WorkspacesApi {
         request: Request<DeleteWorkspaceRequest>,
     ) -> Result<Response<DeleteWorkspaceResponse>, Status> {
         let view = self.find(&caller(&request)?, &request.get_ref().workspace)?;
-        if !request.get_ref().discard && view.state != State::Deleting {
-            let message = format!(
-                "deleting {:?} loses all its files for good, and ends its terminals and processes; say discard if that is meant",
-                view.spec.name.as_str()
-            );
-            return Err(WireError::new(Reason::DiscardRequired, message).into());
-        }
-        let view = self.driver.delete(view.spec.id.clone()).await.map_err(WireError::from)?;
+        let (id, discard) = (view.spec.id.clone(), request.get_ref().discard);
+        let view = self.driver.delete(id, discard).await.map_err(WireError::from)?;
         Ok(Response::new(DeleteWorkspaceResponse { workspace: Some(workspace(&view)) }))
+    }
+
+    async fn sleep(
+        &self,
+        request: Request<SleepWorkspaceRequest>,
+    ) -> Result<Response<SleepWorkspaceResponse>, Status> {
+        let view = self.find(&caller(&request)?, &request.get_ref().workspace)?;
+        let (id, force) = (view.spec.id.clone(), request.get_ref().force);
+        let view = self.driver.sleep(id, force).await.map_err(WireError::from)?;
+        Ok(Response::new(SleepWorkspaceResponse { workspace: Some(workspace(&view)) }))
+    }
+
+    async fn wake(
+        &self,
+        request: Request<WakeWorkspaceRequest>,
+    ) -> Result<Response<WakeWorkspaceResponse>, Status> {
+        let view = self.find(&caller(&request)?, &request.get_ref().workspace)?;
+        let view = self.driver.wake(view.spec.id.clone()).await.map_err(WireError::from)?;
+        Ok(Response::new(WakeWorkspaceResponse { workspace: Some(workspace(&view)) }))
+    }
+
+    async fn set_policy(
+        &self,
+        request: Request<SetPolicyRequest>,
+    ) -> Result<Response<SetPolicyResponse>, Status> {
+        let view = self.find(&caller(&request)?, &request.get_ref().workspace)?;
+        let policy = parse::policy(request.into_inner().policy.unwrap_or_default())?;
+        let view = self.driver.set_policy(view.spec.id.clone(), policy).await.map_err(WireError::from)?;
+        Ok(Response::new(SetPolicyResponse { workspace: Some(workspace(&view)) }))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<ExplainWorkspaceRequest>,
+    ) -> Result<Response<ExplainWorkspaceResponse>, Status> {
+        let view = self.find(&caller(&request)?, &request.get_ref().workspace)?;
+        Ok(Response::new(explain::explain(&view)))
     }
 
     type DownStream = Answers<DownResponse>;

@@ -8,7 +8,7 @@ use super::{ConfigError, Source};
 use crate::args::Args;
 
 /// Keys of the file; the environment variable of each is `PODLING_` and the key in capitals, the flag has "-" for "_".
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 16] = [
     "listen",
     "tls_cert",
     "tls_key",
@@ -18,6 +18,13 @@ const KEYS: [&str; 9] = [
     "templates",
     "default_template",
     "agent_command",
+    "backups",
+    "quota_awake",
+    "quota_cpu",
+    "quota_memory",
+    "capacity_awake",
+    "capacity_cpu",
+    "capacity_memory",
 ];
 
 /// One value with its origin.
@@ -113,6 +120,13 @@ impl<'a> Sources<'a> {
             "templates" => args.templates,
             "default_template" => args.default_template,
             "agent_command" => args.agent_command,
+            "backups" => args.backups,
+            "quota_awake" => args.quota_awake,
+            "quota_cpu" => args.quota_cpu,
+            "quota_memory" => args.quota_memory,
+            "capacity_awake" => args.capacity_awake,
+            "capacity_cpu" => args.capacity_cpu,
+            "capacity_memory" => args.capacity_memory,
             _ => None,
         }
     }

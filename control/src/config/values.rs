@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::LogFormat;
+use crate::quantity;
 
 /// A host and a port.
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
@@ -51,6 +52,19 @@ pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
         "json" => Ok(LogFormat::Json),
         _ => Err("\"text\" or \"json\"".to_owned()),
     }
+}
+
+/// A number of workspaces.
+pub(super) fn count(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "a number of workspaces, such as \"3\"".to_owned())
+}
+
+pub(super) fn cores(text: &str) -> Result<u64, String> {
+    quantity::cores(text).ok_or_else(|| quantity::CORES.to_owned())
+}
+
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    quantity::bytes(text).ok_or_else(|| quantity::BYTES.to_owned())
 }
 
 pub(super) fn yes_or_no(text: &str) -> Result<bool, String> {

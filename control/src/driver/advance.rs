@@ -3,9 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use podling_core::{
+    archive::{Archive, ArchiveKey},
     decide::{Action, Decision},
     id::WorkspaceId,
-    observed::{Ended, Processes},
+    observed::{Achieved, Ended, Failure, Processes},
     status::{Phase, Status},
     time::Timestamp,
 };
@@ -15,7 +16,9 @@ use tokio::time::Instant;
 use super::{DirectiveId, Driver, clock, entry::Entry};
 use crate::{
     backend::{Backend, Observation, Plan},
+    backups::Key,
     executor::{Done, Order, Outcome},
+    keeper::Kept,
     snapshot::Fingerprint,
     store::{Change, Credential, LOG_ENTRIES, LogEntry, Record},
 };
@@ -55,8 +58,12 @@ impl<B: Backend> Driver<B> {
         self.line_changed |= before != after;
         entry.warn(warning);
         entry.reclaim();
-        if entry.asked.is_some() && action != entry.in_flight {
+        if action != entry.in_flight {
+            // Something else is wanted now.
             entry.drop_step();
+            if let Some(Action::Archive(_) | Action::Restore(_)) = entry.in_flight {
+                self.executor.break_off(id);
+            }
         }
         entry.next = next;
         if let Some(at) = entry.wakes.take() {
@@ -103,13 +110,22 @@ impl<B: Backend> Driver<B> {
                 self.directives += 1;
                 entry.ask(DirectiveId(self.directives), action);
                 // It may have failed at once.
-                return if entry.in_flight.is_none() { self.advance(id) };
+                return if entry.in_flight.is_none() {
+                    self.advance(id)
+                };
             }
             Action::Stop => {
                 entry.drain(DRAIN_GRACE);
                 Order::Stop(id.clone())
             }
             Action::Remove => Order::Remove(id.clone()),
+            Action::Archive(_) | Action::Restore(_) | Action::Expire(_) => match entry.keeping(action) {
+                Ok(order) => order,
+                Err(problem) => {
+                    entry.observed.done(action, Err(Failure::Failed(problem)), now);
+                    return self.advance(id);
+                }
+            },
             Action::Forget => {
                 entry.in_flight = Some(action);
                 return self.writer.put(id.clone(), Change::Forget(id.clone(), now));
@@ -133,8 +149,15 @@ impl<B: Backend> Driver<B> {
         if let Err(error) = &outcome.result {
             tracing::warn!(workspace = %outcome.workspace, action = ?outcome.action, error, "an action failed");
         }
-        let result = outcome.result.as_ref().map(|_| ()).map_err(Clone::clone);
-        entry.observed.done(outcome.action, result, clock::now());
+        let now = clock::now();
+        let result = match &outcome.result {
+            Ok(Done::Kept(kept, generation)) => {
+                Ok(Achieved::Archived(Box::new(archive(kept, *generation, now, self.witnessed))))
+            }
+            Ok(Done::Started(_) | Done::Ended) => Ok(Achieved::Done),
+            Err(error) => Err(Failure::Failed(error.clone())),
+        };
+        entry.observed.done(outcome.action, result, now);
         if let Ok(Done::Started(instance)) = &outcome.result {
             entry.instance_lives(instance.clone());
         }
@@ -203,7 +226,43 @@ impl<B: Backend> Driver<B> {
     }
 }
 
+/// An archive as the machine knows it.
+fn archive(kept: &Kept, generation: u64, at: Timestamp, witnessed: Duration) -> Archive {
+    Archive {
+        key: ArchiveKey(kept.key.to_string()),
+        generation,
+        at,
+        witnessed,
+        entries: kept.proof.entries,
+        bytes: kept.proof.bytes,
+        archive_bytes: kept.proof.archive_bytes,
+    }
+}
+
 impl Entry {
+    /// The order for what the keeper does.
+    fn keeping(&self, action: Action) -> Result<Order, String> {
+        let (spec, status) = (self.record.spec.clone(), &self.record.status);
+        let agent = || self.agent.clone().ok_or_else(|| "its agent is not known".to_owned());
+        let parse = |key: &ArchiveKey| key.0.parse::<Key>().map_err(|error| error.to_string());
+        match action {
+            Action::Restore(epoch) => {
+                let key = status.archive().map(|archive| &archive.key).or(spec.source.as_ref());
+                let key = parse(key.ok_or("there is no archive of it")?)?;
+                Ok(Order::Restore { epoch, key, spec, agent: agent()? })
+            }
+            Action::Expire(generation) => {
+                let archive = status.archives.iter().find(|archive| archive.generation == generation);
+                let key = parse(&archive.ok_or("there is no such archive of it")?.key)?;
+                Ok(Order::Expire { workspace: spec.id.clone(), generation, key })
+            }
+            _ => {
+                let (epoch, generation) = (status.epoch, status.storage_generation);
+                Ok(Order::Archive { epoch, generation, spec, agent: agent()? })
+            }
+        }
+    }
+
     /// Takes over what was decided. A start gets a secret of its own.
     fn take(&mut self, status: Status, now: Timestamp) {
         if status == self.record.status {
@@ -216,7 +275,9 @@ impl Entry {
         }
         let mut record = Record { status, ..Record::clone(&self.record) };
         note(&mut record, now);
-        if matches!(record.status.phase, Phase::Starting | Phase::Opening(_)) && record.status.epoch != self.record.status.epoch {
+        if matches!(record.status.phase, Phase::Starting | Phase::Opening(_))
+            && record.status.epoch != self.record.status.epoch
+        {
             let (epoch, secret) = (record.status.epoch, token::random(SECRET_BYTES));
             record.credential = Some(Credential { epoch, digest: Fingerprint::of(secret.as_bytes()) });
             self.secret = Some((epoch, secret));

@@ -30,6 +30,9 @@ pub enum DriverError {
         /// Counted over what: "of this owner", "here".
         what: &'static str,
     },
+    /// It has its storage still, or is being deleted.
+    #[error("the workspace {0} is not archived: wake it, or restore into a new one")]
+    NotArchived(WorkspaceId),
     /// Larger than any room there may be.
     #[error("it asks for more CPU or memory than the quota allows one workspace; take a smaller template")]
     TooLarge,
@@ -63,7 +66,10 @@ impl From<DriverError> for WireError {
             DriverError::TooManyWorkspaces { limit, what } => {
                 Self::new(Reason::TooManyWorkspaces, message).with("limit", limit).with("what", what)
             }
-            DriverError::TooLarge => Self::new(Reason::TooLarge, message).with("what", "the workspace's resources"),
+            DriverError::NotArchived(id) => Self::new(Reason::NotArchived, message).with("id", id),
+            DriverError::TooLarge => {
+                Self::new(Reason::TooLarge, message).with("what", "the workspace's resources")
+            }
             DriverError::Busy(busy) => Self::new(Reason::Busy, message).with("workspaces", names(&busy)),
             DriverError::ShuttingDown => Self::new(Reason::ShuttingDown, message),
             DriverError::NotSaved { disk_full: true, .. } => {

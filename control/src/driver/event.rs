@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use podling_core::{
+    archive::ArchiveKey,
     id::{Name, Owner, WorkspaceId},
     observed::Failure,
     policy::{Policy, PolicyOverrides},
@@ -32,6 +33,8 @@ pub(crate) enum Event {
     Wake(WorkspaceId, Reply<Arc<WorkspaceView>>),
     /// Want it asleep.
     Sleep { id: WorkspaceId, force: bool, reply: Reply<Arc<WorkspaceView>> },
+    /// Want it back, of which only an archive is left.
+    Restore(WorkspaceId, Reply<Arc<WorkspaceView>>),
     /// Give it another policy.
     SetPolicy(WorkspaceId, Box<PolicyOverrides>, Reply<Arc<WorkspaceView>>),
     /// End all processes and then the control plane.
@@ -63,6 +66,8 @@ pub struct NewWorkspace {
     pub policy: Policy,
     /// What it takes while it is awake.
     pub resources: Resources,
+    /// It begins with what this archive holds.
+    pub source: Option<ArchiveKey>,
     /// Finds the workspace again when the call is repeated; empty: none.
     pub request_id: String,
     /// Answer with the owner's workspace of this name if there is one.

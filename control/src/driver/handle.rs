@@ -51,6 +51,11 @@ impl DriverHandle {
         self.ask(|reply| Event::Sleep { id, force, reply }).await
     }
 
+    /// Wants a workspace back of which only its archive is left, also one that was deleted. Answers once that is durable.
+    pub async fn restore(&self, id: WorkspaceId) -> Result<Arc<WorkspaceView>, DriverError> {
+        self.ask(|reply| Event::Restore(id, reply)).await
+    }
+
     /// Gives a workspace another policy, where `policy` says so; its agent is told. Answers once that is durable.
     pub async fn set_policy(
         &self,

@@ -88,6 +88,7 @@ impl<B: Backend> Driver<B> {
         let snapshot = Snapshot {
             generation: self.publisher.generation,
             workspaces: views.collect(),
+            witnessed: self.witnessed,
             down: self.standby.then_some(Down { remaining, total }),
         };
         self.publisher.snapshots.send_replace(Arc::new(snapshot));

@@ -84,14 +84,15 @@ impl<B: Backend> Driver<B> {
             policy: new.policy,
             resources: new.resources,
             wanted: Wanted::Awake,
-            asked: 0,
-            source: None,
+            asked: 1,
+            source: new.source,
             created: now,
             request_id: new.request_id,
         };
         tracing::info!(workspace = %id, name = %spec.name, owner = %spec.owner, template = spec.template, "created");
         let (spec, log) = (Arc::new(spec), Arc::default());
-        let record = Record { spec, status: Status::new(now), credential: None, log };
+        let status = if spec.source.is_some() { Status::from_archive(now) } else { Status::new(now) };
+        let record = Record { spec, status, credential: None, log };
         self.line_changed = true;
         self.entries.insert(id.clone(), Entry::new(record, false, Observed::of_new()));
         Ok((id, true))
@@ -138,6 +139,37 @@ impl<B: Backend> Driver<B> {
                 tracing::info!(workspace = %id, "is to sleep");
                 entry.want(Wanted::Asleep);
             }
+            entry.waiting.push(Waiting::View(reply));
+        }
+        self.advance(id);
+    }
+
+    /// One that was deleted gets its name again, if nobody else of its owner has it now.
+    pub(super) fn restore(&mut self, id: &WorkspaceId, reply: Reply<Arc<WorkspaceView>>) {
+        let Some(entry) = self.entries.get(id) else {
+            return drop(reply.send(Err(DriverError::NoWorkspace(id.clone()))));
+        };
+        let spec = &entry.record.spec;
+        let takes = |other: &&Entry| {
+            let theirs = &other.record.spec;
+            theirs.id != *id && theirs.owner == spec.owner && theirs.name == spec.name && !other.is_gone()
+        };
+        let refused = if self.standby {
+            Some(DriverError::ShuttingDown)
+        } else if entry.record.status.phase != Phase::Archived || spec.wanted == Wanted::Discarded {
+            Some(DriverError::NotArchived(id.clone()))
+        } else {
+            self.entries.values().find(takes).map(|other| DriverError::NameTaken {
+                name: spec.name.clone(),
+                id: other.record.spec.id.clone(),
+            })
+        };
+        if let Some(refused) = refused {
+            return drop(reply.send(Err(refused)));
+        }
+        if let Some(entry) = self.entries.get_mut(id) {
+            tracing::info!(workspace = %id, "is to be restored");
+            entry.want(Wanted::Awake);
             entry.waiting.push(Waiting::View(reply));
         }
         self.advance(id);

@@ -13,10 +13,7 @@ use http::{
 };
 use podling_proto::metadata;
 
-use crate::refusal::Protocol;
-
-/// The name agents answer to.
-pub(super) const AGENT_NAME: &str = "podling-agent";
+use crate::{dial::AGENT_NAME, refusal::Protocol};
 
 /// Belong to one connection (RFC 9110, 7.6.1).
 const HOP_BY_HOP: [HeaderName; 9] = [

@@ -14,11 +14,12 @@ use hyper::client::conn::http2::SendRequest;
 use podling_core::id::WorkspaceId;
 use tokio::{sync::OnceCell, time::timeout};
 
-use super::{
+use super::relay::Upload;
+use crate::{
     dial::{DIAL_TIME, DialError, Dialed, dial},
-    relay::Upload,
+    server::Tasks,
+    snapshot::AgentView,
 };
-use crate::{server::Tasks, snapshot::AgentView};
 
 /// Connections to one agent. When all have as many streams as the agent takes, calls are refused with TOO_MANY_STREAMS.
 const MAX_CONNECTIONS: usize = 8;
@@ -43,7 +44,7 @@ struct Lane {
 /// One connection: being made, open or closed. Whoever comes first makes it, the others wait for the same.
 #[derive(Default)]
 struct Connection {
-    dialed: OnceCell<Dialed>,
+    dialed: OnceCell<Dialed<Upload>>,
     streams: AtomicUsize,
 }
 

@@ -140,12 +140,16 @@ fn judge(view: &WorkspaceView, wakes: bool) -> Judgement {
         Judgement::Refuse(error.with("id", &view.spec.id).retry_after(RETRY))
     };
     match view.state {
+        // Who comes while it falls asleep is served by it if it is held back in time, else once it is awake again.
+        State::FallingAsleep if wakes => Judgement::Hold,
         State::Awake | State::FallingAsleep => match &view.agent {
             Some(agent) => Judgement::Forward(agent.clone()),
             None if wakes => Judgement::Hold,
             None => Judgement::Refuse(unreachable_agent(&view.spec.id)),
         },
-        State::Queued | State::Starting | State::Asleep if wakes => Judgement::Hold,
+        State::Queued | State::Starting | State::Asleep | State::Archiving | State::Archived if wakes => {
+            Judgement::Hold
+        }
         State::Queued => not_awake("waiting for room", "queued"),
         State::Starting => not_awake("starting", "starting"),
         State::Asleep => not_awake("asleep", "asleep"),

@@ -227,7 +227,12 @@ mod tests {
             created: Timestamp(1),
             request_id: "r".into(),
         };
-        Record { spec: Arc::new(spec), status: Status::new(Timestamp(1)), credential: None, log: Arc::default() }
+        Record {
+            spec: Arc::new(spec),
+            status: Status::new(Timestamp(1)),
+            credential: None,
+            log: Arc::default(),
+        }
     }
 
     #[test]
@@ -238,7 +243,9 @@ mod tests {
         let store = Store::open(&path).unwrap();
         store.commit(&[Change::Put(Arc::new(kept.clone())), Change::Put(Arc::new(gone.clone()))]).unwrap();
         let watched = Duration::from_secs(70);
-        store.commit(&[Change::Forget(gone.spec.id.clone(), Timestamp(9)), Change::Witnessed(watched)]).unwrap();
+        store
+            .commit(&[Change::Forget(gone.spec.id.clone(), Timestamp(9)), Change::Witnessed(watched)])
+            .unwrap();
         drop(store);
         let loaded = Store::open(&path).unwrap().load().unwrap();
         assert_eq!(loaded.records, [kept]);

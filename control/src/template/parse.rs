@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
 use podling_core::{
-    policy::{Policy, PolicyOverrides}, workspace::Resources};
+    policy::{Policy, PolicyOverrides},
+    workspace::Resources,
+};
 use toml::{Table, Value};
 
 use super::Template;
@@ -12,15 +14,8 @@ use crate::quantity;
 /// Keys of a template.
 const KEYS: [&str; 5] = ["description", "command", "env", "policy", "resources"];
 /// Keys of its `[policy]`.
-const POLICY_KEYS: [&str; 7] = [
-    "idle_timeout",
-    "work_cap",
-    "presence_cap",
-    "warning",
-    "max_awake",
-    "archive_after",
-    "keep_archives",
-];
+const POLICY_KEYS: [&str; 7] =
+    ["idle_timeout", "work_cap", "presence_cap", "warning", "max_awake", "archive_after", "keep_archives"];
 /// Keys of its `[resources]`.
 const RESOURCE_KEYS: [&str; 2] = ["cpu", "memory"];
 /// What a time in a policy may be: one second to a year.
@@ -144,7 +139,8 @@ mod tests {
         assert_eq!(template.env["EDITOR"], "vi");
         assert_eq!(template.policy.idle_timeout, Duration::from_secs(5400));
         assert_eq!(template.policy.work_cap, Policy::default().work_cap);
-        let large = super::template("[resources]\ncpu = \"1500m\"\nmemory = \"2GiB\"\n").expect("template").resources;
+        let large =
+            super::template("[resources]\ncpu = \"1500m\"\nmemory = \"2GiB\"\n").expect("template").resources;
         assert_eq!((large.cpu_millis, large.memory_bytes), (1500, 2 << 30));
     }
 

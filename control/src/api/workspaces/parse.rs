@@ -80,6 +80,7 @@ pub(super) fn create(
         env,
         policy: content.policy.with(&policy(request.policy.unwrap_or_default())?),
         resources: content.resources,
+        source: None,
         request_id: request.request_id,
         reconnect: request.reconnect,
     })

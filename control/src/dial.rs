@@ -3,6 +3,7 @@
 //! Nothing is sent before the certificate was compared: a program that took the agent's place learns nothing.
 
 use std::{
+    error::Error,
     future::{Future, poll_fn},
     io,
     pin::Pin,
@@ -13,10 +14,11 @@ use std::{
     time::Duration,
 };
 
-use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper::{
+    body::Body,
+    client::conn::http2::{Builder, SendRequest},
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use podling_core::id::WorkspaceId;
-use podling_proto::error::{Reason, WireError};
 use rustls::{
     ClientConfig, DigitallySignedStruct, SignatureScheme,
     client::{
@@ -32,7 +34,6 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{headers::AGENT_NAME, relay::Upload, unreachable_agent};
 use crate::{
     identity::certificate::provider,
     server::{Tasks, limits},
@@ -41,14 +42,16 @@ use crate::{
 };
 
 /// For the connection, TLS and HTTP/2 to be there, whoever makes it. An agent that is alive needs some milliseconds.
-pub(super) const DIAL_TIME: Duration = Duration::from_secs(5);
+pub(crate) const DIAL_TIME: Duration = Duration::from_secs(5);
+/// The name in an agent's certificate, and the authority of every request to one.
+pub(crate) const AGENT_NAME: &str = "podling-agent";
 /// Largest frame an agent may send: fewer of them for bulk, and still soon over for whoever waits behind it (64 KiB take
 /// about 60 µs).
 const MAX_FRAME: u32 = 64 * 1024;
 
 /// Why an agent cannot be reached.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum DialError {
+pub(crate) enum DialError {
     /// Nobody there, or TLS failed; a false certificate is among the reasons.
     #[error("connecting: {0}")]
     Connect(#[from] io::Error),
@@ -66,29 +69,18 @@ pub(super) enum DialError {
     Full(usize),
 }
 
-impl DialError {
-    pub(super) fn into_wire(self, id: &WorkspaceId) -> WireError {
-        match self {
-            Self::Full(limit) => WireError::new(
-                Reason::TooManyStreams,
-                format!("{limit} calls to this workspace are under way; end some"),
-            )
-            .with("limit", limit)
-            .with("what", "calls to one workspace"),
-            Self::Connect(_) | Self::Http(_) | Self::Timeout | Self::Tls(_) => unreachable_agent(id),
-        }
-    }
-}
-
-/// An open connection.
-pub(super) struct Dialed {
-    pub(super) sender: SendRequest<Upload>,
+/// An open connection for requests with this body.
+pub(crate) struct Dialed<B> {
+    pub(crate) sender: SendRequest<B>,
     /// How many streams the agent takes on it, as far as it has said so.
-    pub(super) most_streams: Arc<AtomicUsize>,
+    pub(crate) most_streams: Arc<AtomicUsize>,
 }
 
 /// A connection to this agent. Takes as long as it takes: whoever asks sets the limit.
-pub(super) async fn dial(agent: &AgentView, tasks: &Tasks) -> Result<Dialed, DialError> {
+pub(crate) async fn dial<B>(agent: &AgentView, tasks: &Tasks) -> Result<Dialed<B>, DialError>
+where
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
+{
     match &agent.address {
         AgentAddress::Unix(path) => secure(unix_socket::connect(path).await?, agent.fingerprint, tasks).await,
         AgentAddress::Tcp(address) => {
@@ -99,8 +91,9 @@ pub(super) async fn dial(agent: &AgentView, tasks: &Tasks) -> Result<Dialed, Dia
     }
 }
 
-async fn secure<I>(io: I, fingerprint: Fingerprint, tasks: &Tasks) -> Result<Dialed, DialError>
+async fn secure<I, B>(io: I, fingerprint: Fingerprint, tasks: &Tasks) -> Result<Dialed<B>, DialError>
 where
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let tls = TlsConnector::from(Arc::new(client_config(fingerprint)?));

@@ -1,0 +1,186 @@
+//! The Backups service: translates, asks the driver, and shows what the snapshots say. It never waits for the store.
+
+use std::sync::Arc;
+
+use podling_core::{archive::Archive, time::Timestamp, workspace::State};
+use podling_proto::{
+    control::v1::{
+        Backup, ListBackupsRequest, ListBackupsResponse, RestoreBackupRequest, RestoreBackupResponse,
+        backups_server::Backups,
+    },
+    error::{Reason, WireError},
+    v1::Verb,
+};
+use tonic::{Request, Response, Status};
+
+use super::{
+    caller,
+    workspaces::show::{timestamp, workspace},
+};
+use crate::{
+    caller::Caller,
+    driver::{DriverHandle, NewWorkspace},
+    snapshot::WorkspaceView,
+};
+
+/// Of a request id, in characters.
+const MAX_REQUEST_ID: usize = 64;
+
+/// Shows archives, and brings workspaces back.
+#[derive(Debug, Clone)]
+pub struct BackupsApi {
+    driver: DriverHandle,
+}
+
+impl BackupsApi {
+    /// Asks `driver`.
+    pub fn new(driver: DriverHandle) -> Self {
+        Self { driver }
+    }
+
+    /// The workspace that a backup's key, an id or a name stands for, and the archive: named, or its newest.
+    fn find(&self, caller: &Caller, text: &str) -> Result<(Arc<WorkspaceView>, Archive), WireError> {
+        let snapshots = self.driver.snapshots();
+        let snapshot = snapshots.borrow();
+        let mut seen = snapshot.workspaces.values().filter(|view| caller.sees(view));
+        let keyed = seen.find_map(|view| {
+            let archive = view.archives.iter().find(|archive| archive.key.0 == text)?;
+            Some((view.clone(), archive.clone()))
+        });
+        if let Some(found) = keyed {
+            return Ok(found);
+        }
+        let view = match caller.find_named(&snapshot, &caller.owner, text) {
+            Ok(view) => view.clone(),
+            // One that was deleted has no name any more, but is known by it: the one deleted last.
+            Err(error) => {
+                let mut gone: Vec<_> = snapshot
+                    .workspaces
+                    .values()
+                    .filter(|v| caller.sees(v) && v.is_gone() && v.spec.owner == caller.owner)
+                    .filter(|v| v.spec.name.as_str() == text)
+                    .collect();
+                gone.sort_by_key(|view| view.since);
+                gone.last().map(|view| Arc::clone(view)).ok_or(error)?
+            }
+        };
+        let newest = view.archives.last().cloned().ok_or_else(|| {
+            let message = format!("there is no backup of {:?}", view.spec.name.as_str());
+            WireError::new(Reason::BackupNotFound, message).with("id", &view.spec.id)
+        })?;
+        Ok((view, newest))
+    }
+}
+
+#[tonic::async_trait]
+impl Backups for BackupsApi {
+    async fn list(
+        &self,
+        request: Request<ListBackupsRequest>,
+    ) -> Result<Response<ListBackupsResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        if request.all_owners {
+            caller.may(Verb::Admin)?;
+        }
+        let only = match request.workspace.as_str() {
+            "" => None,
+            text => Some(self.find(&caller, text)?.0.spec.id.clone()),
+        };
+        let snapshot = self.driver.snapshots().borrow().clone();
+        let shown = |view: &&Arc<WorkspaceView>| {
+            caller.sees(view)
+                && match &only {
+                    Some(id) => view.spec.id == *id,
+                    None => request.all_owners || view.spec.owner == caller.owner,
+                }
+        };
+        let of = |view: &Arc<WorkspaceView>| {
+            view.archives
+                .iter()
+                .map(|archive| (archive.at, backup(view, archive, snapshot.witnessed)))
+                .collect::<Vec<_>>()
+        };
+        let mut backups: Vec<_> = snapshot.workspaces.values().filter(shown).flat_map(of).collect();
+        backups.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        let backups = backups.into_iter().map(|(_, backup)| backup).collect();
+        Ok(Response::new(ListBackupsResponse { backups }))
+    }
+
+    async fn restore(
+        &self,
+        request: Request<RestoreBackupRequest>,
+    ) -> Result<Response<RestoreBackupResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let (view, archive) = self.find(&caller, &request.backup)?;
+        let restored = if request.name.is_empty() {
+            if view.state != State::Archived {
+                let words = "the workspace has its storage still; wake it, or give a name to restore into a new workspace";
+                return Err(WireError::new(Reason::NotArchived, words).with("id", &view.spec.id).into());
+            }
+            self.driver.restore(view.spec.id.clone()).await.map_err(WireError::from)?
+        } else {
+            let new = fresh(&caller, &view, archive, request)?;
+            self.driver.create(new).await.map_err(WireError::from)?.0
+        };
+        Ok(Response::new(RestoreBackupResponse { workspace: Some(workspace(&restored)) }))
+    }
+}
+
+/// A new workspace as the old one was, that begins with what the archive holds.
+fn fresh(
+    caller: &Caller,
+    view: &WorkspaceView,
+    archive: Archive,
+    request: RestoreBackupRequest,
+) -> Result<NewWorkspace, WireError> {
+    if caller.workspaces.is_some() {
+        let message = "this token is narrowed to certain workspaces and makes no others";
+        return Err(WireError::new(Reason::WorkspaceDenied, message));
+    }
+    let bad = |field: &str, problem: String| {
+        WireError::new(Reason::BadField, format!("{field}: {problem}")).with("field", field)
+    };
+    if request.request_id.chars().count() > MAX_REQUEST_ID {
+        return Err(bad("request_id", format!("at most {MAX_REQUEST_ID} characters")));
+    }
+    let old = &view.spec;
+    Ok(NewWorkspace {
+        owner: old.owner.clone(),
+        name: request.name.parse().map_err(|e: podling_core::id::BadName| bad("name", e.to_string()))?,
+        template: old.template.clone(),
+        command: old.command.clone(),
+        env: old.env.clone(),
+        policy: old.policy.clone(),
+        resources: old.resources,
+        source: Some(archive.key),
+        request_id: request.request_id,
+        reconnect: false,
+    })
+}
+
+fn backup(view: &WorkspaceView, archive: &Archive, witnessed: std::time::Duration) -> Backup {
+    let kept = witnessed.saturating_sub(archive.witnessed);
+    let left = view.spec.policy.keep_archives.saturating_sub(kept);
+    let newest = view.archives.last().is_some_and(|last| last.generation == archive.generation);
+    Backup {
+        key: archive.key.0.clone(),
+        workspace_id: view.spec.id.to_string(),
+        workspace_name: view.spec.name.to_string(),
+        owner: view.spec.owner.to_string(),
+        template: view.spec.template.clone(),
+        created: Some(timestamp(archive.at)),
+        expires: Some(timestamp(now().plus(left))),
+        entries: archive.entries,
+        bytes: archive.bytes,
+        archive_bytes: archive.archive_bytes,
+        only_copy: newest && view.state == State::Archived,
+        deleted: view.is_gone(),
+    }
+}
+
+fn now() -> Timestamp {
+    let since = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

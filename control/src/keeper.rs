@@ -1,0 +1,192 @@
+//! The keeper: takes the storage of a sleeping workspace into the backup store, by an agent in maintenance, and back.
+//!
+//! It decides nothing, and knows a workspace only as what is written on the label. What it calls kept has been proven (law 6).
+
+use std::{error::Error, sync::Arc};
+
+use futures_util::{Stream, StreamExt, stream};
+use http::{Uri, header::AUTHORIZATION};
+use hyper::client::conn::http2::SendRequest;
+use podling_core::workspace::Spec;
+use podling_proto::{
+    agent::v1::{
+        CreateArchiveRequest, ExtractArchiveRequest, ExtractOpen, archives_client::ArchivesClient,
+        extract_archive_response,
+    },
+    v1::Verb,
+    verb::Verbs,
+};
+use tokio::{sync::Mutex, time::timeout};
+use tonic::{Request, Status, body::Body, metadata::MetadataValue};
+use tower::util::BoxCloneSyncService;
+
+use crate::{
+    backups::{BackupError, Backups, Key, Label, Progress, Proof},
+    dial::{AGENT_NAME, DIAL_TIME, DialError, dial},
+    identity::Identity,
+    server::Tasks,
+    snapshot::AgentView,
+};
+
+/// Largest message of an agent, in bytes: a block of an archive has 256 KiB.
+const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
+
+/// Archives and restores. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Keeper {
+    backups: Backups,
+    identity: Arc<Identity>,
+    tasks: Tasks,
+}
+
+/// An archive that was written and proven.
+#[derive(Debug)]
+pub struct Kept {
+    /// Where it is.
+    pub key: Key,
+    /// What the proof found.
+    pub proof: Proof,
+}
+
+/// Why something is not kept, or not brought back.
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    /// The agent that was to do it cannot be reached.
+    #[error("its agent cannot be reached: {0}")]
+    Unreachable(String),
+    /// The agent refused, or broke off.
+    #[error("its agent: {}", .0.message())]
+    Agent(#[from] Status),
+    /// The backup store.
+    #[error("{}", with_cause(.0))]
+    Store(#[from] BackupError),
+}
+
+type Agent = ArchivesClient<
+    BoxCloneSyncService<http::Request<Body>, http::Response<hyper::body::Incoming>, hyper::Error>,
+>;
+
+impl Keeper {
+    /// Keeps archives in `backups`; agents know the control plane by `identity`.
+    pub fn new(backups: Backups, identity: Arc<Identity>) -> Self {
+        Self { backups, identity, tasks: Tasks::default() }
+    }
+
+    /// Archives what the agent serves, and proves it. What is not whole or not proven is removed again.
+    pub async fn archive(&self, spec: &Spec, generation: u64, agent: &AgentView) -> Result<Kept, KeepError> {
+        let mut client = self.reach(spec, agent).await?;
+        let request = CreateArchiveRequest { preservation: true, ..CreateArchiveRequest::default() };
+        let request = self.request(spec, request, Verb::FilesRead);
+        let stream = client.create(request).await?.into_inner();
+        let log = |progress: Progress| tracing::debug!(workspace = %spec.id, ?progress, "archiving");
+        let written = self.backups.write(&label(spec, generation), stream, log).await?;
+        match self.backups.prove(&written.key).await {
+            Ok(proof) => Ok(Kept { key: written.key, proof }),
+            Err(error) => {
+                if let Err(error) = self.backups.remove(&written.key).await {
+                    tracing::warn!(backup = %written.key, %error, "an archive that is not proven could not be removed");
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Fills the storage that the agent serves with what the archive holds.
+    pub async fn restore(&self, spec: &Spec, key: &Key, agent: &AgentView) -> Result<(), KeepError> {
+        let mut client = self.reach(spec, agent).await?;
+        // What goes wrong at the store is kept aside: the agent only sees its stream end.
+        let trouble = Arc::new(Mutex::new(None));
+        let request = self.request(spec, self.zip(key, trouble.clone()), Verb::FilesWrite);
+        let done = async {
+            let mut answers = client.extract(request).await?.into_inner();
+            while let Some(answer) = answers.message().await? {
+                if let Some(extract_archive_response::Message::Done(_)) = answer.message {
+                    return Ok(());
+                }
+            }
+            Err(Status::data_loss("it ended before it was done"))
+        };
+        let result = done.await;
+        match trouble.lock().await.take() {
+            Some(error) => Err(KeepError::Store(error)),
+            None => Ok(result?),
+        }
+    }
+
+    /// Removes an archive.
+    pub async fn expire(&self, key: &Key) -> Result<(), KeepError> {
+        Ok(self.backups.remove(key).await?)
+    }
+
+    /// The archive as the agent takes it. It ends at the first error, which is left in `trouble`: without the whole zip nothing is
+    /// unpacked.
+    fn zip(
+        &self,
+        key: &Key,
+        trouble: Arc<Mutex<Option<BackupError>>>,
+    ) -> impl Stream<Item = ExtractArchiveRequest> + Send + use<> {
+        let open = ExtractOpen { replace: true, ..ExtractOpen::default() };
+        let first = ExtractArchiveRequest { open: Some(open), ..ExtractArchiveRequest::default() };
+        let blocks = Box::pin(self.backups.read(key));
+        let rest = stream::unfold(Some(blocks), move |blocks| {
+            let trouble = trouble.clone();
+            async move {
+                let mut blocks = blocks?;
+                match blocks.next().await? {
+                    Ok(data) => Some((ExtractArchiveRequest { open: None, data }, Some(blocks))),
+                    Err(error) => {
+                        *trouble.lock().await = Some(error);
+                        // Nothing that could be taken for an end: no zip begins or ends so.
+                        None
+                    }
+                }
+            }
+        });
+        stream::iter([first]).chain(rest)
+    }
+
+    fn request<T>(&self, spec: &Spec, message: T, verb: Verb) -> Request<T> {
+        let mut request = Request::new(message);
+        let token = self.identity.agent_token(&spec.id, &spec.owner, &Verbs::only([verb]));
+        if let Ok(mut value) = MetadataValue::try_from(token.as_bytes()) {
+            value.set_sensitive(true);
+            request.metadata_mut().insert(AUTHORIZATION.as_str(), value);
+        }
+        request
+    }
+
+    async fn reach(&self, spec: &Spec, agent: &AgentView) -> Result<Agent, KeepError> {
+        let dialed =
+            timeout(DIAL_TIME, dial::<Body>(agent, &self.tasks)).await.unwrap_or(Err(DialError::Timeout));
+        let dialed = dialed.map_err(|error| KeepError::Unreachable(error.to_string()))?;
+        let sender: SendRequest<Body> = dialed.sender;
+        let service = tower::service_fn(move |request| {
+            let mut sender = sender.clone();
+            async move { sender.send_request(request).await }
+        });
+        let origin = Uri::builder().scheme("https").authority(AGENT_NAME).path_and_query("/").build();
+        let origin = origin.map_err(|error| Status::internal(error.to_string()))?;
+        let client = ArchivesClient::with_origin(BoxCloneSyncService::new(service), origin);
+        Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES))
+    }
+}
+
+/// What is written beside an archive. The environment may hold secrets: it stays out.
+fn label(spec: &Spec, storage_generation: u64) -> Label {
+    let bare = Spec { env: Default::default(), ..spec.clone() };
+    Label {
+        id: spec.id.clone(),
+        name: spec.name.clone(),
+        owner: spec.owner.clone(),
+        template: spec.template.clone(),
+        storage_generation,
+        created: spec.created,
+        spec: serde_json::to_value(bare).unwrap_or_default(),
+    }
+}
+
+/// An error and what lies behind it, in one line.
+fn with_cause(error: &BackupError) -> String {
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
+}
