@@ -112,7 +112,7 @@ impl<B: Backend> Driver<B> {
     pub fn open(
         store: Store,
         backend: B,
-        keeper: Keeper,
+        keeper: Arc<dyn Keeper>,
         quotas: Quotas,
         shutdown: CancellationToken,
     ) -> Result<(Self, DriverHandle), StoreError> {

@@ -29,7 +29,7 @@ const KEPT_AT_ONCE: usize = 2;
 #[derive(Debug)]
 pub(crate) struct Executor<B> {
     backend: Arc<B>,
-    keeper: Keeper,
+    keeper: Arc<dyn Keeper>,
     at_backend: Arc<Semaphore>,
     at_keeper: Arc<Semaphore>,
     running: JoinSet<Result<Done, String>>,
@@ -67,7 +67,7 @@ pub(crate) enum Done {
 }
 
 impl<B: Backend> Executor<B> {
-    pub(crate) fn new(backend: Arc<B>, keeper: Keeper) -> Self {
+    pub(crate) fn new(backend: Arc<B>, keeper: Arc<dyn Keeper>) -> Self {
         Self {
             backend,
             keeper,
@@ -88,7 +88,7 @@ impl<B: Backend> Executor<B> {
         let task = self.running.spawn(async move {
             // Never closed; and if it were, unbounded is better than never.
             let _permit = permits.acquire().await;
-            order.perform(&*backend, &keeper).await
+            order.perform(&*backend, &*keeper).await
         });
         if keeps {
             self.breakable.insert(workspace.clone(), task.clone());
@@ -139,7 +139,7 @@ impl Order {
         }
     }
 
-    async fn perform(self, backend: &impl Backend, keeper: &Keeper) -> Result<Done, String> {
+    async fn perform(self, backend: &impl Backend, keeper: &dyn Keeper) -> Result<Done, String> {
         let ended = |()| Done::Ended;
         match self {
             Self::Start(plan) => backend.ensure(plan).await.map(Done::Started).map_err(|e| e.to_string()),

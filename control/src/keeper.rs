@@ -2,7 +2,7 @@
 //!
 //! It decides nothing, and knows a workspace only as what is written on the label. What it calls kept has been proven (law 6).
 
-use std::{error::Error, sync::Arc};
+use std::{error::Error, fmt, sync::Arc};
 
 use futures_util::{Stream, StreamExt, stream};
 use http::{Uri, header::AUTHORIZATION};
@@ -31,9 +31,23 @@ use crate::{
 /// Largest message of an agent, in bytes: a block of an archive has 256 KiB.
 const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 
-/// Archives and restores. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Keeper {
+/// Keeps storage in archives, and brings it back. Calls for one workspace come one after the other; each may be dropped half way and
+/// repeated.
+#[tonic::async_trait]
+pub trait Keeper: fmt::Debug + Send + Sync + 'static {
+    /// Archives what the agent serves, and proves it. What is not whole or not proven is removed again.
+    async fn archive(&self, spec: &Spec, generation: u64, agent: &AgentView) -> Result<Kept, KeepError>;
+
+    /// Fills the storage that the agent serves with what the archive holds.
+    async fn restore(&self, spec: &Spec, key: &Key, agent: &AgentView) -> Result<(), KeepError>;
+
+    /// Removes an archive; it is gone afterwards, also when it was before.
+    async fn expire(&self, key: &Key) -> Result<(), KeepError>;
+}
+
+/// Keeps archives in a backup store, through the workspaces' agents.
+#[derive(Debug)]
+pub struct AgentKeeper {
     backups: Backups,
     identity: Arc<Identity>,
     tasks: Tasks,
@@ -66,56 +80,10 @@ type Agent = ArchivesClient<
     BoxCloneSyncService<http::Request<Body>, http::Response<hyper::body::Incoming>, hyper::Error>,
 >;
 
-impl Keeper {
+impl AgentKeeper {
     /// Keeps archives in `backups`; agents know the control plane by `identity`.
     pub fn new(backups: Backups, identity: Arc<Identity>) -> Self {
         Self { backups, identity, tasks: Tasks::default() }
-    }
-
-    /// Archives what the agent serves, and proves it. What is not whole or not proven is removed again.
-    pub async fn archive(&self, spec: &Spec, generation: u64, agent: &AgentView) -> Result<Kept, KeepError> {
-        let mut client = self.reach(spec, agent).await?;
-        let request = CreateArchiveRequest { preservation: true, ..CreateArchiveRequest::default() };
-        let request = self.request(spec, request, Verb::FilesRead);
-        let stream = client.create(request).await?.into_inner();
-        let log = |progress: Progress| tracing::debug!(workspace = %spec.id, ?progress, "archiving");
-        let written = self.backups.write(&label(spec, generation), stream, log).await?;
-        match self.backups.prove(&written.key).await {
-            Ok(proof) => Ok(Kept { key: written.key, proof }),
-            Err(error) => {
-                if let Err(error) = self.backups.remove(&written.key).await {
-                    tracing::warn!(backup = %written.key, %error, "an archive that is not proven could not be removed");
-                }
-                Err(error.into())
-            }
-        }
-    }
-
-    /// Fills the storage that the agent serves with what the archive holds.
-    pub async fn restore(&self, spec: &Spec, key: &Key, agent: &AgentView) -> Result<(), KeepError> {
-        let mut client = self.reach(spec, agent).await?;
-        // What goes wrong at the store is kept aside: the agent only sees its stream end.
-        let trouble = Arc::new(Mutex::new(None));
-        let request = self.request(spec, self.zip(key, trouble.clone()), Verb::FilesWrite);
-        let done = async {
-            let mut answers = client.extract(request).await?.into_inner();
-            while let Some(answer) = answers.message().await? {
-                if let Some(extract_archive_response::Message::Done(_)) = answer.message {
-                    return Ok(());
-                }
-            }
-            Err(Status::data_loss("it ended before it was done"))
-        };
-        let result = done.await;
-        match trouble.lock().await.take() {
-            Some(error) => Err(KeepError::Store(error)),
-            None => Ok(result?),
-        }
-    }
-
-    /// Removes an archive.
-    pub async fn expire(&self, key: &Key) -> Result<(), KeepError> {
-        Ok(self.backups.remove(key).await?)
     }
 
     /// The archive as the agent takes it. It ends at the first error, which is left in `trouble`: without the whole zip nothing is
@@ -155,7 +123,7 @@ impl Keeper {
         request
     }
 
-    async fn reach(&self, spec: &Spec, agent: &AgentView) -> Result<Agent, KeepError> {
+    async fn reach(&self, agent: &AgentView) -> Result<Agent, KeepError> {
         let dialed =
             timeout(DIAL_TIME, dial::<Body>(agent, &self.tasks)).await.unwrap_or(Err(DialError::Timeout));
         let dialed = dialed.map_err(|error| KeepError::Unreachable(error.to_string()))?;
@@ -168,6 +136,52 @@ impl Keeper {
         let origin = origin.map_err(|error| Status::internal(error.to_string()))?;
         let client = ArchivesClient::with_origin(BoxCloneSyncService::new(service), origin);
         Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES))
+    }
+}
+
+#[tonic::async_trait]
+impl Keeper for AgentKeeper {
+    async fn archive(&self, spec: &Spec, generation: u64, agent: &AgentView) -> Result<Kept, KeepError> {
+        let mut client = self.reach(agent).await?;
+        let request = CreateArchiveRequest { preservation: true, ..CreateArchiveRequest::default() };
+        let request = self.request(spec, request, Verb::FilesRead);
+        let stream = client.create(request).await?.into_inner();
+        let log = |progress: Progress| tracing::debug!(workspace = %spec.id, ?progress, "archiving");
+        let written = self.backups.write(&label(spec, generation), stream, log).await?;
+        match self.backups.prove(&written.key).await {
+            Ok(proof) => Ok(Kept { key: written.key, proof }),
+            Err(error) => {
+                if let Err(error) = self.backups.remove(&written.key).await {
+                    tracing::warn!(backup = %written.key, %error, "an archive that is not proven could not be removed");
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn restore(&self, spec: &Spec, key: &Key, agent: &AgentView) -> Result<(), KeepError> {
+        let mut client = self.reach(agent).await?;
+        // What goes wrong at the store is kept aside: the agent only sees its stream end.
+        let trouble = Arc::new(Mutex::new(None));
+        let request = self.request(spec, self.zip(key, trouble.clone()), Verb::FilesWrite);
+        let done = async {
+            let mut answers = client.extract(request).await?.into_inner();
+            while let Some(answer) = answers.message().await? {
+                if let Some(extract_archive_response::Message::Done(_)) = answer.message {
+                    return Ok(());
+                }
+            }
+            Err(Status::data_loss("it ended before it was done"))
+        };
+        let result = done.await;
+        match trouble.lock().await.take() {
+            Some(error) => Err(KeepError::Store(error)),
+            None => Ok(result?),
+        }
+    }
+
+    async fn expire(&self, key: &Key) -> Result<(), KeepError> {
+        Ok(self.backups.remove(key).await?)
     }
 }
 

@@ -29,7 +29,7 @@ use crate::{
     driver::{BackendGone, Driver, DriverHandle},
     gateway::Gateway,
     identity::{FileError, Identity, IdentityError, server_config},
-    keeper::Keeper,
+    keeper::AgentKeeper,
     metrics::Metrics,
     open_files::OpenFiles,
     server::{AgentsFront, Front, Listener, Stopping, cors},
@@ -155,7 +155,7 @@ pub async fn run(
     })?;
     let control = config.data.join("control");
     let backups = Backups::open(&config.backups_url(), scratch(&control)?)?;
-    let keeper = Keeper::new(backups, identity.clone());
+    let keeper = Arc::new(AgentKeeper::new(backups, identity.clone()));
     let store = Store::open(&control.join("store.redb"))?;
     // Set by the driver itself after `down`.
     let driven = CancellationToken::new();

@@ -44,7 +44,7 @@ async fn a_workspace_starts_with_nothing_of_ours_and_goes_with_all_of_it() {
     let session = |pid| reads(pid, "stat").split(' ').nth(5).unwrap_or_default().to_owned();
     assert_eq!(session(pid), pid.to_string(), "it leads a session of its own");
 
-    plane.handle.delete(id.clone()).await.unwrap();
+    plane.handle.delete(id.clone(), true).await.unwrap();
     plane.gone(&id).await;
     assert!(!data.of(&id).exists());
     assert_eq!(marked(&id), [0; 0]);
@@ -172,7 +172,7 @@ async fn an_agent_that_will_not_end_is_ended() {
     let plane = Plane::up(&data, data.script("stubborn", stubborn)).await;
     let id = plane.create("demo").await;
     plane.wait(&id, |view| view.reason.contains("being started")).await;
-    plane.handle.delete(id.clone()).await.unwrap();
+    plane.handle.delete(id.clone(), true).await.unwrap();
     plane.gone(&id).await;
     assert_eq!(marked(&id), [0; 0]);
 }

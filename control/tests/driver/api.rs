@@ -139,7 +139,8 @@ async fn files_are_lost_only_when_somebody_says_so() {
     let (api, me) = (api(&plane), user("me"));
     api.create(by(&me, named("demo"))).await.unwrap();
     let delete = |discard| DeleteWorkspaceRequest { workspace: "demo".into(), discard };
-    assert_eq!(refused(api.delete(by(&me, delete(false))).await), Reason::DiscardRequired);
+    let kept = api.delete(by(&me, delete(false))).await.unwrap().into_inner().workspace.unwrap();
+    assert_eq!(kept.state(), podling_proto::control::v1::State::FallingAsleep, "it is archived first");
     let going = api.delete(by(&me, delete(true))).await.unwrap().into_inner().workspace.unwrap();
     assert_eq!(going.state(), podling_proto::control::v1::State::Deleting);
 }
@@ -165,7 +166,7 @@ async fn a_slow_watcher_sees_the_newest_only_and_what_is_gone() {
         |w: &podling_proto::control::v1::Workspace| w.activity.as_ref().unwrap().verdict() == Verdict::Active;
     assert!(matches!(&next, Some(Event::Workspace(w)) if newest(w)), "{next:?}");
 
-    plane.handle.delete(id.clone()).await.unwrap();
+    plane.handle.delete(id.clone(), true).await.unwrap();
     plane.gone(&id).await;
     let gone = timeout(DEADLINE, async {
         loop {

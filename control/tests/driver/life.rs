@@ -25,7 +25,7 @@ async fn a_workspace_is_made_awake_and_gone_again() {
     assert_eq!((view.link, view.agent.as_ref().unwrap().epoch), (Link::Connected, 1));
     assert_eq!(view.credential, Some(Fingerprint::of(backend.state().secrets[&id].as_bytes())));
 
-    let view = plane.handle.delete(id.clone()).await.unwrap();
+    let view = plane.handle.delete(id.clone(), true).await.unwrap();
     assert_eq!(view.state, State::Deleting);
     plane.gone(&id).await;
     assert_eq!(backend.state().calls, ["start 1", "stop", "remove"]);
@@ -131,7 +131,7 @@ async fn a_control_plane_that_is_killed_while_it_starts_an_agent_uses_the_epoch_
 }
 
 #[tokio::test]
-async fn down_asks_before_it_ends_work_and_up_brings_it_back() {
+async fn down_asks_before_it_ends_work_and_what_it_ended_wakes_for_whoever_comes() {
     let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
     let plane = Plane::up(folder.path(), &backend).await;
     let (id, _agent) = plane.awake("demo").await;
@@ -146,6 +146,8 @@ async fn down_asks_before_it_ends_work_and_up_brings_it_back() {
     assert!(backend.state().running.is_empty());
     drop(plane);
     let plane = Plane::up(folder.path(), &backend).await;
+    plane.wait(&id, |view| view.state == State::Asleep).await;
+    plane.handle.wake(id.clone()).await.unwrap();
     runs(&backend, &id, 2).await;
     let mut agent = plane.dial(&id, 2, "boot-2", 1).await;
     claimed(&mut agent, 2).await;
@@ -158,7 +160,7 @@ async fn processes_that_cannot_be_ended_keep_the_storage() {
     let plane = Plane::up(folder.path(), &backend).await;
     let (id, _agent) = plane.awake("demo").await;
     backend.state().fail_stops = true;
-    plane.handle.delete(id.clone()).await.unwrap();
+    plane.handle.delete(id.clone(), true).await.unwrap();
     let view = plane.wait(&id, |view| view.reason.contains("it does not die")).await;
     assert_eq!(view.state, State::Deleting);
     assert!(view.next.is_some(), "it is tried again");
@@ -189,6 +191,6 @@ async fn a_driver_that_is_asked_to_end_ends_and_says_so() {
     let (id, _agent) = plane.awake("demo").await;
     plane.shutdown.cancel();
     timeout(DEADLINE, plane.tasks.join_next()).await.expect("it ends").expect("a task").expect("no panic");
-    assert_eq!(plane.handle.delete(id).await.unwrap_err(), DriverError::ShuttingDown);
+    assert_eq!(plane.handle.delete(id, true).await.unwrap_err(), DriverError::ShuttingDown);
     assert_eq!(backend.state().calls, ["start 1"], "agents run on");
 }

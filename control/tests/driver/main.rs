@@ -3,7 +3,11 @@
 mod api;
 mod door;
 mod fake;
+mod fake_keeper;
 mod life;
+mod line;
 mod links;
 mod plane;
 mod saving;
+mod sleep;
+mod storage;

@@ -3,11 +3,20 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use podling_control::{
-    driver::{AgentHello, Beat, ConnectionId, Driver, DriverHandle, NewWorkspace, ToAgent},
+    driver::{
+        AgentHello, Answer, Beat, ConnectionId, DirectiveId, Driver, DriverHandle, NewWorkspace, SleepStep,
+        ToAgent,
+    },
     snapshot::{Fingerprint, WorkspaceView},
     store::Store,
 };
-use podling_core::{id::WorkspaceId, policy::Policy, workspace::State};
+use podling_core::{
+    id::WorkspaceId,
+    observed::Failure,
+    policy::Policy,
+    quota::Quotas,
+    workspace::{Resources, State},
+};
 use podling_proto::agent::v1::{ActivityState, Verdict};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -16,7 +25,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::fake::{self, Fake};
+use crate::{
+    fake::{self, Fake},
+    fake_keeper::FakeKeeper,
+};
 
 /// For what takes milliseconds.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(15);
@@ -30,6 +42,10 @@ pub(crate) struct Plane {
 
 impl Plane {
     pub(crate) async fn up(folder: &Path, backend: &Fake) -> Self {
+        Self::with(folder, backend, &FakeKeeper::default(), Quotas::default()).await
+    }
+
+    pub(crate) async fn with(folder: &Path, backend: &Fake, keeper: &FakeKeeper, quotas: Quotas) -> Self {
         // The one before may not have let go of the file yet.
         let store = timeout(DEADLINE, async {
             loop {
@@ -40,9 +56,14 @@ impl Plane {
             }
         });
         let shutdown = CancellationToken::new();
-        let (driver, handle) =
-            Driver::open(store.await.expect("the store"), backend.clone(), shutdown.clone())
-                .expect("a driver");
+        let (driver, handle) = Driver::open(
+            store.await.expect("the store"),
+            backend.clone(),
+            Arc::new(keeper.clone()),
+            quotas,
+            shutdown.clone(),
+        )
+        .expect("a driver");
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { driver.run().await.expect("the driver") });
         Self { handle, shutdown, tasks }
@@ -87,7 +108,7 @@ impl Plane {
             instance: fake::instance(epoch),
             boot_id: boot_id.into(),
             version: "0.1.0".into(),
-            capabilities: vec!["terminals".into()],
+            capabilities: vec!["terminals".into(), "sleep".into()],
             fingerprint: Fingerprint([7; 32]),
             to_agent,
         };
@@ -96,8 +117,20 @@ impl Plane {
     }
 
     pub(crate) async fn beat(&self, id: &WorkspaceId, connection: u64, verdict: Verdict) -> bool {
+        self.idle_beat(id, connection, verdict, Duration::ZERO).await
+    }
+
+    /// A beat that says how much idle time was counted.
+    pub(crate) async fn idle_beat(
+        &self,
+        id: &WorkspaceId,
+        connection: u64,
+        verdict: Verdict,
+        counted: Duration,
+    ) -> bool {
         let (taken, was_taken) = oneshot::channel();
-        let activity = ActivityState { verdict: verdict.into(), ..Default::default() };
+        let counted_idle = prost_types::Duration::try_from(counted).ok();
+        let activity = ActivityState { verdict: verdict.into(), counted_idle, ..Default::default() };
         let beat = Beat {
             workspace: id.clone(),
             connection: ConnectionId(connection),
@@ -106,6 +139,43 @@ impl Plane {
         };
         self.handle.beat(beat).await.expect("the driver");
         was_taken.await.is_ok()
+    }
+
+    /// The agent's answer to a step to sleep.
+    pub(crate) async fn answer(
+        &self,
+        id: &WorkspaceId,
+        connection: u64,
+        directive: DirectiveId,
+        result: Result<(), Failure>,
+    ) {
+        let (workspace, connection) = (id.clone(), ConnectionId(connection));
+        let answer = Answer { workspace, connection, directive, result, activity: None };
+        self.handle.answered(answer).await.expect("the driver");
+    }
+
+    /// Lets it fall asleep though it be used: its agent on connection 1 does all that it is asked.
+    pub(crate) async fn put_to_sleep(&self, id: &WorkspaceId, agent: &mut mpsc::Receiver<ToAgent>) {
+        self.handle.sleep(id.clone(), true).await.expect("it may sleep");
+        for expected in [SleepStep::Prepare { force: true }, SleepStep::Commit] {
+            let (directive, step) = asked(agent).await;
+            assert_eq!(step, expected);
+            self.answer(id, 1, directive, Ok(())).await;
+        }
+        self.wait(id, |view| view.state == State::Asleep).await;
+    }
+
+    /// The same, for one that does not stay asleep.
+    pub(crate) async fn put_to_sleep_then_anything(
+        &self,
+        id: &WorkspaceId,
+        agent: &mut mpsc::Receiver<ToAgent>,
+    ) {
+        self.handle.sleep(id.clone(), true).await.expect("it may sleep");
+        for _ in 0..2 {
+            let (directive, _) = asked(agent).await;
+            self.answer(id, 1, directive, Ok(())).await;
+        }
     }
 
     /// Created and served by an agent on connection 1.
@@ -126,6 +196,8 @@ pub(crate) fn new(name: &str) -> NewWorkspace {
         command: vec![],
         env: Default::default(),
         policy: Policy::default(),
+        resources: Resources::default(),
+        source: None,
         request_id: String::new(),
         reconnect: false,
     }
@@ -137,6 +209,17 @@ pub(crate) async fn claimed(agent: &mut mpsc::Receiver<ToAgent>, epoch: u64) {
             Some(ToAgent::Claim(claim)) => return assert_eq!(claim.epoch, epoch),
             Some(ToAgent::Wait) => {}
             other => panic!("no claim: {other:?}"),
+        }
+    }
+}
+
+/// The next step to sleep that an agent is asked for.
+pub(crate) async fn asked(agent: &mut mpsc::Receiver<ToAgent>) -> (DirectiveId, SleepStep) {
+    loop {
+        match timeout(DEADLINE, agent.recv()).await.expect("a step") {
+            Some(ToAgent::Sleep(directive, step)) => return (directive, step),
+            Some(ToAgent::Warn(_)) => {}
+            other => panic!("no step to sleep: {other:?}"),
         }
     }
 }

@@ -23,7 +23,7 @@ async fn what_cannot_be_saved_is_not_done_and_what_was_saved_goes_on() {
 
     let refused = plane.handle.create(new("unsaved")).await.unwrap_err();
     assert!(matches!(refused, DriverError::NotSaved { .. }), "{refused}");
-    let refused = plane.handle.delete(id.clone()).await.unwrap_err();
+    let refused = plane.handle.delete(id.clone(), true).await.unwrap_err();
     assert!(matches!(refused, DriverError::NotSaved { .. }), "{refused}");
     let snapshot = plane.handle.snapshots().borrow().clone();
     assert_eq!(snapshot.workspaces.len(), 1, "the other was never there");

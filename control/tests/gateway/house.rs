@@ -23,7 +23,7 @@ use podling_core::{
     id::{Owner, WorkspaceId},
     policy::Policy,
     time::Timestamp,
-    workspace::{Link, Spec, State, Wanted},
+    workspace::{Link, Resources, Spec, State, Wanted},
 };
 use podling_proto::control::v1::tokens_server::TokensServer;
 use tokio::{
@@ -106,7 +106,12 @@ impl House {
             let mut workspaces = snapshot.workspaces.clone();
             let version = workspaces.get(id).map_or(1, |view| view.version + 1);
             workspaces.insert(id.clone(), Arc::new(view(id, owner, state, agent, version)));
-            *snapshot = Arc::new(Snapshot { generation: snapshot.generation + 1, workspaces, down: None });
+            *snapshot = Arc::new(Snapshot {
+                generation: snapshot.generation + 1,
+                workspaces,
+                witnessed: Duration::ZERO,
+                down: None,
+            });
         });
     }
 
@@ -211,7 +216,10 @@ fn view(
             command: Vec::new(),
             env: BTreeMap::new(),
             policy: Policy::default(),
+            resources: Resources::default(),
             wanted: Wanted::Awake,
+            asked: 1,
+            source: None,
             created: Timestamp(0),
             request_id: String::new(),
         }),
@@ -223,6 +231,9 @@ fn view(
         agent: agent.cloned().map(Arc::new),
         next: None,
         restarts: 0,
+        place: None,
+        archives: Vec::new(),
+        log: Arc::default(),
         credential: None,
         version,
     }

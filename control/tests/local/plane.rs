@@ -18,13 +18,15 @@ use hyper_util::{
 use podling_control::{
     agents,
     backend::local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
+    backups::Backups,
     driver::{Driver, DriverHandle, NewWorkspace},
     identity::Identity,
+    keeper::AgentKeeper,
     open_files::OpenFiles,
     snapshot::WorkspaceView,
     store::Store,
 };
-use podling_core::{id::WorkspaceId, policy::Policy};
+use podling_core::{id::WorkspaceId, policy::Policy, quota::Quotas, workspace::Resources};
 use prometheus_client::metrics::counter::Counter;
 use tokio::{net::UnixListener, task::JoinSet, time::timeout};
 use tokio_rustls::TlsAcceptor;
@@ -117,7 +119,11 @@ impl Plane {
         };
         let backend = LocalBackend::open(config).unwrap();
         let shutdown = CancellationToken::new();
-        let (driver, handle) = Driver::open(store.await.unwrap(), backend, shutdown.clone()).unwrap();
+        let url = format!("file://{}/backups", data.path().display());
+        let backups = Backups::open(&url, data.path().to_owned()).unwrap();
+        let keeper = Arc::new(AgentKeeper::new(backups, identity.clone()));
+        let (driver, handle) =
+            Driver::open(store.await.unwrap(), backend, keeper, Quotas::default(), shutdown.clone()).unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { driver.run().await.unwrap() });
         tasks.spawn(door(data, &identity, handle.clone()));
@@ -132,6 +138,8 @@ impl Plane {
             command: vec![],
             env: Default::default(),
             policy: Policy::default(),
+            resources: Resources::default(),
+            source: None,
             request_id: String::new(),
             reconnect: false,
         };

@@ -59,7 +59,7 @@ mod tests {
         policy::Policy,
         status::Status,
         time::Timestamp,
-        workspace::{Link, Spec, Wanted},
+        workspace::{Link, Resources, Spec, Wanted},
     };
     use tokio::sync::watch;
 
@@ -75,7 +75,10 @@ mod tests {
             command: vec![],
             env: Default::default(),
             policy: Policy::default(),
+            resources: Resources::default(),
             wanted: Wanted::Awake,
+            asked: 1,
+            source: None,
             created: Timestamp(0),
             request_id: String::new(),
         };
@@ -89,6 +92,9 @@ mod tests {
             agent: None,
             next: None,
             restarts: 0,
+            place: None,
+            archives: Vec::new(),
+            log: Arc::default(),
             credential: secret.map(|secret| Fingerprint::of(secret.as_bytes())),
             version: 1,
         }
@@ -100,8 +106,12 @@ mod tests {
             (WorkspaceId::from_bits(1), WorkspaceId::from_bits(2), WorkspaceId::from_bits(3));
         let views = [view(&mine, Some("s3cret")), view(&other, Some("another")), view(&new, None)];
         let workspaces = views.into_iter().map(|view| (view.spec.id.clone(), Arc::new(view))).collect();
-        let (_driver, snapshots) =
-            watch::channel(Arc::new(Snapshot { generation: 1, workspaces, down: None }));
+        let (_driver, snapshots) = watch::channel(Arc::new(Snapshot {
+            generation: 1,
+            workspaces,
+            witnessed: Default::default(),
+            down: None,
+        }));
         let reviewer = LocalReviewer::new(snapshots).unwrap();
         let good = reviewer.review(&credential(&mine, "s3cret")).await.unwrap();
         assert_eq!(good, Some(Reviewed { workspace: mine.clone(), proof: () }));

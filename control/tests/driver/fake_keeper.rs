@@ -1,0 +1,79 @@
+//! A keeper that keeps nothing: it remembers what it was asked, and fails or waits when it is told to.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use podling_control::{
+    backups::{BackupError, Digest, Key, Label, Proof, Reasons},
+    keeper::{KeepError, Keeper, Kept},
+    snapshot::AgentView,
+};
+use podling_core::workspace::Spec;
+use tokio::sync::watch;
+
+#[derive(Debug, Clone)]
+pub(crate) struct FakeKeeper {
+    state: Arc<Mutex<State>>,
+    held: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) calls: Vec<String>,
+    /// So many calls fail.
+    pub(crate) failures: u32,
+}
+
+impl Default for FakeKeeper {
+    fn default() -> Self {
+        Self { state: Arc::default(), held: watch::Sender::new(false) }
+    }
+}
+
+impl FakeKeeper {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    pub(crate) fn hold(&self, held: bool) {
+        self.held.send_replace(held);
+    }
+
+    async fn call(&self, what: String) -> Result<(), KeepError> {
+        self.state().calls.push(what);
+        let mut held = self.held.subscribe();
+        let _open = held.wait_for(|held| !held).await;
+        let mut state = self.state();
+        if state.failures == 0 {
+            return Ok(());
+        }
+        state.failures -= 1;
+        let first = vec!["a file could not be read".to_owned()];
+        Err(BackupError::Incomplete(Reasons { first, count: 1 }).into())
+    }
+}
+
+#[tonic::async_trait]
+impl Keeper for FakeKeeper {
+    async fn archive(&self, spec: &Spec, generation: u64, _agent: &AgentView) -> Result<Kept, KeepError> {
+        self.call(format!("archive {generation}")).await?;
+        let label = Label {
+            id: spec.id.clone(),
+            name: spec.name.clone(),
+            owner: spec.owner.clone(),
+            template: spec.template.clone(),
+            storage_generation: generation,
+            created: spec.created,
+            spec: serde_json::Value::Null,
+        };
+        let proof = Proof { label, entries: 3, bytes: 40, archive_bytes: 20, sha256: Digest([0; 32]) };
+        Ok(Kept { key: Key::new(spec.id.clone(), generation), proof })
+    }
+
+    async fn restore(&self, _spec: &Spec, key: &Key, _agent: &AgentView) -> Result<(), KeepError> {
+        self.call(format!("restore {}", key.second())).await
+    }
+
+    async fn expire(&self, key: &Key) -> Result<(), KeepError> {
+        self.call(format!("expire {}", key.second())).await
+    }
+}

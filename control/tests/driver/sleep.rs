@@ -1,0 +1,163 @@
+//! To sleep in two phases, and back.
+
+use std::time::Duration;
+
+use podling_control::driver::{DriverError, NewWorkspace, SleepStep, ToAgent};
+use podling_core::{
+    id::WorkspaceId,
+    observed::Failure,
+    policy::{Policy, PolicyOverrides},
+    workspace::State,
+};
+use podling_proto::agent::v1::Verdict;
+use tokio::{sync::mpsc, time::timeout};
+
+use crate::{
+    fake::Fake,
+    plane::{DEADLINE, Plane, asked, claimed, new, runs},
+};
+
+/// Counted by the driver in ticks of a second: so it is warned at the first and asked at the second.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Awake, and idle for its whole timeout, again and again, until its agent is asked whether it may sleep.
+async fn idle(plane: &Plane, id: &WorkspaceId, agent: &mut mpsc::Receiver<ToAgent>) -> (bool, SleepStep) {
+    let mut warned = false;
+    let step = async {
+        loop {
+            assert!(plane.idle_beat(id, 1, Verdict::Idle, TIMEOUT).await);
+            match timeout(Duration::from_millis(50), agent.recv()).await {
+                Err(_) => {}
+                Ok(Some(ToAgent::Warn(warning))) => warned |= warning.is_some(),
+                Ok(Some(ToAgent::Sleep(directive, step))) => {
+                    plane.answer(id, 1, directive, Ok(())).await;
+                    return step;
+                }
+                Ok(other) => panic!("neither warned nor asked: {other:?}"),
+            }
+        }
+    };
+    let step = timeout(DEADLINE, step).await.expect("asked");
+    (warned, step)
+}
+
+async fn short(plane: &Plane) -> (WorkspaceId, mpsc::Receiver<ToAgent>) {
+    let policy = Policy { idle_timeout: TIMEOUT, ..Policy::default() };
+    let id = plane.handle.create(NewWorkspace { policy, ..new("demo") }).await.unwrap().0.spec.id.clone();
+    let mut agent = plane.dial(&id, 1, "boot-1", 1).await;
+    claimed(&mut agent, 1).await;
+    plane.wait(&id, |view| view.state == State::Awake).await;
+    (id, agent)
+}
+
+#[tokio::test]
+async fn one_that_is_not_used_is_warned_falls_asleep_in_two_phases_and_wakes_for_whoever_comes() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, mut agent) = short(&plane).await;
+    assert_eq!(idle(&plane, &id, &mut agent).await, (true, SleepStep::Prepare { force: false }));
+    let (directive, step) = asked(&mut agent).await;
+    assert_eq!(step, SleepStep::Commit);
+    assert_eq!(backend.state().calls, ["start 1"], "nothing ends before the agent is ready");
+    plane.answer(&id, 1, directive, Ok(())).await;
+    let asleep = plane.wait(&id, |view| view.state == State::Asleep).await;
+    assert_eq!(asleep.reason, "it is not used");
+
+    let policy = PolicyOverrides { idle_timeout: Some(DEADLINE), ..Default::default() };
+    plane.handle.set_policy(id.clone(), policy).await.unwrap();
+    plane.handle.wake(id.clone()).await.unwrap();
+    runs(&backend, &id, 2).await;
+    let mut agent = plane.dial(&id, 2, "boot-2", 2).await;
+    claimed(&mut agent, 2).await;
+    let awake = plane.wait(&id, |view| view.state == State::Awake).await;
+    assert_eq!(backend.state().calls, ["start 1", "stop", "start 2"]);
+    let words: Vec<_> = awake.log.iter().map(|entry| entry.state).collect();
+    assert!(
+        words.ends_with(&[State::FallingAsleep, State::Asleep, State::Queued, State::Starting, State::Awake])
+            || words.ends_with(&[State::FallingAsleep, State::Asleep, State::Starting, State::Awake]),
+        "{words:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_keystroke_in_between_keeps_it_awake() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, mut agent) = short(&plane).await;
+    idle(&plane, &id, &mut agent).await;
+    let (directive, step) = asked(&mut agent).await;
+    assert_eq!(step, SleepStep::Commit);
+    let declined = Failure::Declined("a keystroke waits".into());
+    assert!(plane.beat(&id, 1, Verdict::Active).await);
+    plane.answer(&id, 1, directive, Err(declined)).await;
+    let awake = plane.wait(&id, |view| view.state == State::Awake).await;
+    assert_eq!(awake.reason, "a keystroke waits");
+    assert_eq!(backend.state().calls, ["start 1"]);
+}
+
+#[tokio::test]
+async fn who_comes_while_it_prepares_finds_it_awake_and_its_agent_is_told_to_go_on() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, mut agent) = plane.awake("demo").await;
+    plane.handle.sleep(id.clone(), true).await.unwrap();
+    let (prepare, step) = asked(&mut agent).await;
+    assert_eq!(step, SleepStep::Prepare { force: true });
+    let awake = plane.handle.wake(id.clone()).await.unwrap();
+    assert_eq!(awake.state, State::Awake);
+    let (cancel, step) = asked(&mut agent).await;
+    assert_eq!(step, SleepStep::Cancel);
+    // Late, and to a question that is not asked any more.
+    plane.answer(&id, 1, prepare, Ok(())).await;
+    plane.answer(&id, 1, cancel, Ok(())).await;
+    assert!(plane.beat(&id, 1, Verdict::Active).await);
+    assert_eq!(plane.handle.snapshots().borrow().get(&id).unwrap().state, State::Awake);
+    assert_eq!(backend.state().calls, ["start 1"]);
+}
+
+#[tokio::test]
+async fn nobody_sleeps_for_a_link_that_is_lost() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, mut agent) = short(&plane).await;
+    idle(&plane, &id, &mut agent).await;
+    let (_, step) = asked(&mut agent).await;
+    assert_eq!(step, SleepStep::Commit, "there is no way back from here: it is asked again");
+    plane.handle.gone(id.clone(), podling_control::driver::ConnectionId(1)).await.unwrap();
+    let mut agent = plane.dial(&id, 1, "boot-1", 2).await;
+    claimed(&mut agent, 1).await;
+    let (directive, step) = asked(&mut agent).await;
+    assert_eq!(step, SleepStep::Commit);
+    assert_eq!(backend.state().calls, ["start 1"], "its agent was not ended unasked");
+    plane.answer(&id, 2, directive, Err(Failure::Declined("it is not prepared".into()))).await;
+    plane.wait(&id, |view| view.state == State::Awake).await;
+}
+
+#[tokio::test]
+async fn a_used_workspace_sleeps_only_when_it_is_forced_to() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, mut agent) = plane.awake("demo").await;
+    assert!(plane.beat(&id, 1, Verdict::Busy).await);
+    let refused = plane.handle.sleep(id.clone(), false).await.unwrap_err();
+    assert!(matches!(refused, DriverError::Busy(_)), "{refused}");
+    plane.put_to_sleep(&id, &mut agent).await;
+    drop(plane);
+    let plane = Plane::up(folder.path(), &backend).await;
+    let asleep = plane.wait(&id, |view| view.state == State::Asleep).await;
+    assert_eq!(asleep.reason, "somebody puts it to sleep", "also after a crash");
+    assert_eq!(backend.state().calls.iter().filter(|call| call.starts_with("start")).count(), 1);
+}
+
+#[tokio::test]
+async fn a_policy_that_changes_reaches_the_agent() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, mut agent) = plane.awake("demo").await;
+    let policy = PolicyOverrides { idle_timeout: Some(Duration::from_secs(77)), ..Default::default() };
+    plane.handle.set_policy(id.clone(), policy).await.unwrap();
+    match timeout(DEADLINE, agent.recv()).await.unwrap() {
+        Some(ToAgent::Claim(claim)) => assert_eq!(claim.spec.policy.idle_timeout.as_secs(), 77),
+        other => panic!("no claim: {other:?}"),
+    }
+}
