@@ -125,9 +125,8 @@ pub fn decide(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp)
     if let (Some(_), Some(trouble)) = (blocked, &observed.trouble) {
         status.reason = format!("{}: {}", order::trouble(trouble.action), trouble.failure.words());
     }
-    let next = blocked
-        .map(|at| (at, "what went wrong is tried again"))
-        .or_else(|| next::of(spec, &status, observed, now));
+    let again = blocked.map(|at| (at, "what went wrong is tried again"));
+    let next = again.into_iter().chain(next::of(spec, &status, observed, now)).min();
     let warning = next::warning(spec, &status, observed, now);
     Decision { action: if blocked.is_some() { None } else { order }, status, next, warning }
 }
