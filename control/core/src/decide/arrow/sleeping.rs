@@ -138,6 +138,7 @@ pub(super) fn rest(seen: Seen<'_>) -> Option<Status> {
 pub(super) fn wake(seen: Seen<'_>) -> Option<Status> {
     seen.is_called().then(|| {
         let mut next = seen.to(Phase::Queued, "somebody asked for it");
+        next.queued = Some(seen.observed.witnessed);
         next.answered = seen.spec.asked;
         next.upkeep = Default::default();
         next
