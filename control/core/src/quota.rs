@@ -3,13 +3,12 @@
 //! First come, first served. Who waits only because its owner's share is used up does not keep others waiting; who waits for room of
 //! the whole does, or a large workspace would be overtaken for ever.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{Owner, WorkspaceId},
-    time::Timestamp,
     workspace::Resources,
 };
 
@@ -43,8 +42,9 @@ pub struct Claimant<'a> {
     pub owner: &'a Owner,
     /// How much.
     pub resources: Resources,
-    /// It has it. Else: since when it waits.
-    pub waits: Option<Timestamp>,
+    /// It has it. Else: since when it waits ([`crate::status::Status::queued`]), as witnessed: a clock that is set back lets nobody
+    /// overtake.
+    pub waits: Option<Duration>,
 }
 
 /// Who waits, and where in the line: 1 is next. Whoever is not in it has room, or may have it.

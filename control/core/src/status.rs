@@ -31,6 +31,9 @@ pub struct Status {
     /// What had been witnessed when it fell asleep last.
     #[serde(default)]
     pub rested: Duration,
+    /// What had been witnessed when it joined the line for room last: its place there. `None`: it has not yet.
+    #[serde(default)]
+    pub queued: Option<Duration>,
     /// Of the last start that was ordered; 0: none yet.
     pub epoch: Epoch,
     /// How many agents have had write access to its storage: an archive is proven for one value of it.
@@ -135,6 +138,7 @@ impl Status {
             woken: Duration::ZERO,
             called: Duration::ZERO,
             rested: Duration::ZERO,
+            queued: None,
             epoch: 0,
             storage_generation: 0,
             storage: false,

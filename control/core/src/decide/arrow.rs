@@ -29,7 +29,9 @@ pub(super) fn follow(spec: &Spec, status: &Status, observed: &Observed, now: Tim
         return first;
     }
     match status.phase {
-        Phase::Queued => serving::end_now(seen).or_else(|| serving::admit(seen)),
+        Phase::Queued => {
+            serving::end_now(seen).or_else(|| serving::lined_up(seen)).or_else(|| serving::admit(seen))
+        }
         Phase::Pending { not_before } => serving::end_now(seen).or_else(|| serving::start(seen, not_before)),
         Phase::Starting => {
             serving::end_now(seen).or_else(|| serving::start_failed(seen)).or_else(|| serving::hello(seen))

@@ -14,7 +14,14 @@ type Next = (Timestamp, &'static str);
 
 /// When to look again if nothing happens before, and why.
 pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
-    of_phase(spec, status, observed, now).into_iter().chain(expiry(spec, status, observed, now)).min()
+    let by_itself =
+        of_phase(spec, status, observed, now).into_iter().chain(expiry(spec, status, observed, now));
+    by_itself.filter(|next| is_to_come(next, now)).min()
+}
+
+/// What is due and not done waits for something else, which is told when it happens: looking again and again does not hasten it.
+fn is_to_come(next: &Next, now: Timestamp) -> bool {
+    next.0 > now
 }
 
 fn of_phase(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
@@ -31,13 +38,14 @@ fn of_phase(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -
             silent(HELLO_LIMIT, "an agent that does not say hello is given up")
         }
         Phase::Awake if connected => {
-            let sleep = sleeps(spec, status, observed, now);
-            let well = (status.failures > 0)
-                .then(|| (status.since.plus(HEALTHY_AFTER), "it counts as healthy"))
-                .filter(|(at, _)| *at > now);
+            let sleeps = sleeps(spec, status, observed, now);
+            let well =
+                (status.failures > 0).then(|| (status.since.plus(HEALTHY_AFTER), "it counts as healthy"));
             let warned =
-                sleep.map(|(at, _)| (before(at, spec.policy.warned_before()), "it is warned of its sleep"));
-            [sleep, well, warned.filter(|(at, _)| *at > now)].into_iter().flatten().min()
+                |(at, _): Next| (before(at, spec.policy.warned_before()), "it is warned of its sleep");
+            let warned = sleeps.into_iter().flatten().min().map(warned);
+            let all = sleeps.into_iter().chain([well, warned]);
+            all.flatten().filter(|next| is_to_come(next, now)).min()
         }
         Phase::Awake | Phase::Committing => silent(SILENCE_LIMIT, "a silent agent is started anew"),
         Phase::Asleep => {
@@ -63,22 +71,23 @@ fn retry(status: &Status, now: Timestamp) -> Timestamp {
     if pause::waits(status.upkeep.not_before, now) { status.upkeep.not_before } else { now }
 }
 
-/// When an awake workspace falls asleep if nothing happens.
-fn sleeps(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
+/// What may put an awake workspace to sleep if nothing happens, and when.
+fn sleeps(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> [Option<Next>; 3] {
+    let asked_again = sleeping_pause(observed, now).unwrap_or(now);
     let unused = match observed.used {
         Used::No(counted) => {
             let here = observed.witnessed.saturating_sub(status.called);
             let left = spec.policy.idle_timeout.saturating_sub(counted.min(here));
-            let asked_again = sleeping_pause(observed, now).unwrap_or(now);
             Some((now.plus(left).max(asked_again), "it falls asleep unless it is used"))
         }
         Used::Yes | Used::Unknown => None,
     };
     let longest = spec.policy.max_awake.map(|longest| {
         let left = longest.saturating_sub(observed.witnessed.saturating_sub(status.woken));
-        (now.plus(left), "it has been awake for as long as it may")
+        (now.plus(left).max(asked_again), "it has been awake for as long as it may")
     });
-    unused.into_iter().chain(longest).min()
+    let unwanted = (spec.wanted != Wanted::Awake).then_some((asked_again, "it is put to sleep"));
+    [unused, longest, unwanted]
 }
 
 /// Until when an agent that has just declined to sleep is left alone.
@@ -90,8 +99,8 @@ fn sleeping_pause(observed: &Observed, now: Timestamp) -> Option<Timestamp> {
 /// What people in the workspace are to be told.
 pub(super) fn warning(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
     let connected = observed.connected == Some(status.epoch);
-    let (at, why) =
-        sleeps(spec, status, observed, now).filter(|_| status.phase == Phase::Awake && connected)?;
+    let sleep = sleeps(spec, status, observed, now).into_iter().flatten().min();
+    let (at, why) = sleep.filter(|_| status.phase == Phase::Awake && connected)?;
     (at.since(now) <= spec.policy.warned_before()).then_some((at, why))
 }
 

@@ -2,7 +2,10 @@
 
 mod ending;
 mod given;
+mod next;
 mod seen;
 mod serving;
+mod sleeping;
 mod starting;
+mod storage;
 mod twice;

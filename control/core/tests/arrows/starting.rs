@@ -13,6 +13,41 @@ use podling_core::{
 use crate::given::*;
 
 #[test]
+fn admit() {
+    let start = (Phase::Starting, 4, Some(Action::Start(4)));
+    table(
+        Wanted::Awake,
+        &[
+            ("no room", Phase::Queued, seen(Processes::None), (Phase::Queued, 3, None)),
+            ("room", Phase::Queued, room(seen(Processes::None)), start),
+            (
+                "room, and something of an earlier agent runs",
+                Phase::Queued,
+                room(seen(agents(&[2]))),
+                (pending(Duration::ZERO), 3, Some(Action::Stop)),
+            ),
+            (
+                "what runs is ended before there is room",
+                Phase::Queued,
+                seen(agents(&[])),
+                (Phase::Queued, 3, Some(Action::Stop)),
+            ),
+            ("going down", Phase::Queued, standby(room(seen(Processes::None))), (Phase::Asleep, 3, None)),
+        ],
+    );
+    let unwanted = follows(&spec(Wanted::Asleep), &status(Phase::Queued), &room(seen(Processes::None)));
+    assert_eq!(unwanted, (Phase::Asleep, 3, None), "it is not wanted any more");
+}
+
+#[test]
+fn who_is_made_joins_the_line_once() {
+    let made = decide(&spec(Wanted::Awake), &Status::new(NOW), &seen(Processes::None), NOW).status;
+    assert_eq!(made.queued, Some(WITNESSED));
+    let later = Observed { witnessed: WITNESSED + SECOND, ..seen(Processes::None) };
+    assert_eq!(decide(&spec(Wanted::Awake), &made, &later, NOW).status.queued, Some(WITNESSED));
+}
+
+#[test]
 fn start() {
     let (now, later) = (pending(Duration::ZERO), pending(SECOND));
     table(
@@ -27,7 +62,7 @@ fn start() {
         ],
     );
     let back = pending(LONGEST_PAUSE + SECOND);
-    let (phase, ..) = follows(Wanted::Awake, &status(back), &seen(Processes::None));
+    let (phase, ..) = follows(&spec(Wanted::Awake), &status(back), &seen(Processes::None));
     assert_eq!(phase, Phase::Starting, "a clock that was set back does not hold it up");
 }
 
@@ -36,6 +71,7 @@ fn every_start_has_a_new_epoch_and_a_new_storage_generation() {
     let decision =
         decide(&spec(Wanted::Awake), &status(pending(Duration::ZERO)), &seen(Processes::None), NOW);
     assert_eq!((decision.status.epoch, decision.status.storage_generation), (4, 4));
+    assert!(decision.status.storage);
 }
 
 #[test]

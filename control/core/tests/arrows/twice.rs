@@ -1,53 +1,189 @@
-//! Level-triggered: what was decided is decided again, whatever was seen.
+//! Level-triggered: what was decided is decided again, whatever was seen; deciding always ends; and nothing that time alone brings
+//! about is missed between one look and the next.
 
 use std::time::Duration;
 
 use podling_core::{
     decide::{Action, decide},
-    observed::{Ended, Observed, Processes, Trouble},
-    status::{Phase, Status},
+    observed::{Door, Ended, Failure, Observed, Processes, Trouble, Used},
+    status::{Phase, Status, Task, Upkeep},
     time::Timestamp,
-    workspace::Wanted,
+    workspace::{Spec, Wanted},
 };
 use proptest::prelude::*;
 
 use crate::given::*;
 
-proptest! {
-    /// Also for what should never be seen together.
-    #[test]
-    fn deciding_twice_says_the_same(
-        phase in prop_oneof![
-            (0_u64..1000).prop_map(|ms| pending(Duration::from_millis(ms * 1000))),
-            Just(Phase::Starting), Just(Phase::Awake), Just(Phase::FallingAsleep), Just(Phase::Asleep), Just(Phase::Deleting),
-        ],
-        failures in 0_u32..9,
-        deleted in any::<bool>(),
-        processes in prop_oneof![
-            Just(Processes::Unseen),
-            Just(Processes::None),
-            prop::collection::btree_set(1_u64..6, 0..3).prop_map(Processes::Some),
-        ],
-        ended in prop::option::of(1_u64..6),
-        connected in prop::option::of(1_u64..6),
-        silence in 0_u64..1000,
-        trouble in prop::option::of((any::<bool>(), 0_u32..9, 0_u64..1000)),
-        removed in any::<bool>(),
-        standby in any::<bool>(),
-    ) {
-        let trouble = trouble.map(|(stop, failures, ago)| Trouble {
-            action: if stop { Action::Stop } else { Action::Remove },
+/// Mostly the present one, or the next.
+fn any_epoch() -> impl Strategy<Value = u64> {
+    prop_oneof![6 => Just(3_u64), 2 => Just(4), 1 => 1_u64..6]
+}
+
+fn any_phase() -> impl Strategy<Value = Phase> {
+    prop_oneof![
+        Just(Phase::Queued),
+        (0_u64..1000).prop_map(|s| pending(Duration::from_secs(s))),
+        Just(Phase::Starting),
+        Just(Phase::Awake),
+        (any::<bool>(), 0_u32..3).prop_map(|(force, declined)| Phase::Preparing { force, declined }),
+        Just(Phase::Committing),
+        Just(Phase::FallingAsleep),
+        Just(Phase::Asleep),
+        any_task().prop_map(Phase::Opening),
+        any_task().prop_map(Phase::Working),
+        Just(Phase::Archived),
+        Just(Phase::Deleting),
+    ]
+}
+
+fn any_task() -> impl Strategy<Value = Task> {
+    prop_oneof![Just(Task::Archive), Just(Task::Restore)]
+}
+
+fn any_action() -> impl Strategy<Value = Action> {
+    (any_epoch(), 0..11).prop_map(|(n, which)| match which {
+        0 => Action::Start(n),
+        1 => Action::Prepare { epoch: n, force: false },
+        2 => Action::Prepare { epoch: n, force: true },
+        3 => Action::Commit(n),
+        4 => Action::Cancel(n),
+        5 => Action::Stop,
+        6 => Action::Archive(n),
+        7 => Action::Restore(n),
+        8 => Action::Remove,
+        9 => Action::Expire(n),
+        _ => Action::Forget,
+    })
+}
+
+fn any_trouble() -> impl Strategy<Value = Trouble> {
+    (any_action(), 0_u32..9, 0_u64..1000, any::<bool>()).prop_map(|(action, failures, ago, declines)| {
+        Trouble {
+            action,
             failures,
             at: Timestamp(NOW.0 - ago * 1000),
-            error: "no".into(),
-        });
-        let ended = ended.map(|epoch| Ended { epoch, how: "so".into() });
-        let silence = Duration::from_secs(silence);
-        let observed = Observed { processes, ended, connected, silence, trouble, removed, standby };
-        let spec = spec(if deleted { Wanted::Deleted } else { Wanted::Awake });
-        let status = Status { failures, ..status(phase) };
+            failure: if declines { Failure::Declined("no".into()) } else { Failure::Failed("no".into()) },
+        }
+    })
+}
+
+/// Up to some days before or after what was witnessed.
+fn any_time() -> impl Strategy<Value = Duration> {
+    prop_oneof![
+        (0_u64..200).prop_map(|h| WITNESSED + 10 * HOUR - Duration::from_secs(h * 600)),
+        (0_u32..50).prop_map(|days| WITNESSED - days * 24 * HOUR),
+    ]
+}
+
+fn any_status() -> impl Strategy<Value = Status> {
+    let times = (any_time(), any_time(), any_time(), 0_u64..1000);
+    let counts = (0_u32..9, 0_u64..3, any::<bool>(), 2_u64..4, 0_u32..9, 0_u64..=300);
+    let archives = prop::collection::btree_set(0_u64..5, 0..3);
+    (any_phase(), times, counts, archives).prop_map(|(phase, times, counts, archives)| Status {
+        since: Timestamp(NOW.0 - times.3 * 1000),
+        woken: times.0,
+        called: times.1,
+        rested: times.2,
+        failures: counts.0,
+        answered: counts.1,
+        storage: counts.2,
+        storage_generation: counts.3,
+        upkeep: Upkeep { failures: counts.4, not_before: NOW.plus(Duration::from_secs(counts.5)) },
+        ..archived(status(phase), &archives.into_iter().collect::<Vec<_>>())
+    })
+}
+
+fn any_observed() -> impl Strategy<Value = Observed> {
+    let processes = prop_oneof![
+        Just(Processes::Unseen),
+        Just(Processes::None),
+        prop::collection::btree_set(any_epoch(), 0..3).prop_map(Processes::Some),
+    ];
+    let used = prop_oneof![
+        Just(Used::Unknown),
+        Just(Used::Yes),
+        (0_u64..2000).prop_map(|s| Used::No(Duration::from_secs(s))),
+    ];
+    let door =
+        prop_oneof![Just(Door::Open), any_epoch().prop_map(Door::Unsure), any_epoch().prop_map(Door::Shut),];
+    let epoch = || prop::option::of(any_epoch());
+    let facts = (epoch(), epoch(), epoch(), epoch(), epoch());
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    let expired = prop::collection::btree_set(0_u64..5, 0..3);
+    let trouble = prop::option::of(any_trouble());
+    (processes, used, door, facts, flags, expired, trouble, 0_u64..1000).prop_map(
+        |(processes, used, door, facts, flags, expired, trouble, silence)| Observed {
+            processes,
+            ended: facts.0.map(|epoch| Ended { epoch, how: "so".into() }),
+            connected: facts.1,
+            silence: Duration::from_secs(silence),
+            used,
+            door,
+            ready: facts.2,
+            archived: facts.4.map(|generation| Box::new(archive(generation, SECOND))),
+            restored: facts.3,
+            expired,
+            trouble,
+            removed: flags.0,
+            room: flags.1,
+            standby: flags.2,
+            witnessed: WITNESSED,
+        },
+    )
+}
+
+fn any_spec() -> impl Strategy<Value = Spec> {
+    let wanted = prop_oneof![
+        4 => Just(Wanted::Awake), 1 => Just(Wanted::Asleep), 1 => Just(Wanted::Deleted), 1 => Just(Wanted::Discarded)
+    ];
+    (wanted, 0_u64..3, any::<bool>(), prop::option::of(0_u64..3000), 0_u64..1000).prop_map(
+        |(wanted, asked, source, max_awake, idle_timeout)| {
+            let mut spec = Spec { asked, ..spec(wanted) };
+            spec.source = source.then(|| podling_core::archive::ArchiveKey("another's".into()));
+            spec.policy.max_awake = max_awake.map(|minutes| Duration::from_secs(minutes * 60));
+            spec.policy.idle_timeout = Duration::from_secs(idle_timeout);
+            spec
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Also for what should never be seen together. (One that does not end trips over `MOST_ARROWS`.)
+    #[test]
+    fn deciding_ends_and_deciding_twice_says_the_same(
+        spec in any_spec(), status in any_status(), observed in any_observed(),
+    ) {
         let once = decide(&spec, &status, &observed, NOW);
-        prop_assert_eq!(&decide(&spec, &once.status, &observed, NOW), &once);
-        prop_assert!(once.status.epoch <= status.epoch + 1, "at most one start at a time");
+        let twice = decide(&spec, &once.status, &observed, NOW);
+        prop_assert_eq!(&twice, &once);
+        if let Some(Action::Start(epoch)) = once.action {
+            prop_assert!(epoch >= status.epoch, "epochs grow");
+        }
+        if once.status.phase == Phase::Archived && status.phase != Phase::Archived && once.status.storage {
+            let restores = matches!(status.phase, Phase::Opening(Task::Restore) | Phase::Working(Task::Restore));
+            prop_assert!(restores || once.status.archive().is_some(), "storage goes with a proven archive only");
+        }
+    }
+
+    /// Between now and `next` nothing changes by itself; and where it says "now", something is ordered.
+    #[test]
+    fn nothing_is_missed_until_the_next_look(
+        spec in any_spec(), status in any_status(), observed in any_observed(), part in 0.0_f64..1.0,
+    ) {
+        let first = decide(&spec, &status, &observed, NOW);
+        if let Some((at, why)) = first.next {
+            prop_assert!(at > NOW, "it would look again and again, for {}", why);
+        }
+        let until = first.next.map_or(40 * 24 * HOUR, |(at, _)| at.since(NOW).saturating_sub(Duration::from_millis(1)));
+        let later = Duration::from_millis((until.as_millis() as f64 * part) as u64);
+        let mut then = observed.clone();
+        then.witnessed += later;
+        if then.connected != Some(first.status.epoch) && then.processes.lives(first.status.epoch) {
+            then.silence += later;
+        }
+        let second = decide(&spec, &first.status, &then, NOW.plus(later));
+        prop_assert_eq!((second.status.phase, second.action), (first.status.phase, first.action), "after {:?}", later);
     }
 }

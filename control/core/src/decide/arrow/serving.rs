@@ -24,6 +24,12 @@ pub(super) fn end_now(seen: Seen<'_>) -> Option<Status> {
     Some(next)
 }
 
+/// It has just been made: it joins the line.
+pub(super) fn lined_up(seen: Seen<'_>) -> Option<Status> {
+    let joined = Some(seen.observed.witnessed);
+    seen.status.queued.is_none().then(|| Status { queued: joined, ..seen.status.clone() })
+}
+
 /// There is room.
 pub(super) fn admit(seen: Seen<'_>) -> Option<Status> {
     seen.observed.room.then(|| seen.to(Phase::Pending { not_before: seen.now }, seen.status.reason.clone()))

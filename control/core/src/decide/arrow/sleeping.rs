@@ -109,8 +109,11 @@ pub(super) fn give_up(seen: Seen<'_>) -> Option<Status> {
     Some(seen.to(Phase::FallingAsleep, why))
 }
 
-/// Something came in between after all: the agent goes on.
+/// Something came in between after all: the agent goes on. (A door that it shut since then is no refusal.)
 pub(super) fn declined(seen: Seen<'_>) -> Option<Status> {
+    if seen.observed.door == Door::Shut(seen.status.epoch) {
+        return None;
+    }
     match &commit_trouble(seen)?.failure {
         Failure::Declined(why) => Some(seen.to(Phase::Awake, why)),
         Failure::Failed(_) => None,
@@ -135,6 +138,7 @@ pub(super) fn rest(seen: Seen<'_>) -> Option<Status> {
 pub(super) fn wake(seen: Seen<'_>) -> Option<Status> {
     seen.is_called().then(|| {
         let mut next = seen.to(Phase::Queued, "somebody asked for it");
+        next.queued = Some(seen.observed.witnessed);
         next.answered = seen.spec.asked;
         next.upkeep = Default::default();
         next

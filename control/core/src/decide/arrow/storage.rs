@@ -103,6 +103,7 @@ pub(super) fn kept(seen: Seen<'_>) -> Option<Status> {
 pub(super) fn restored(seen: Seen<'_>) -> Option<Status> {
     (seen.observed.restored == Some(seen.status.epoch)).then(|| {
         let mut next = seen.to(Phase::Queued, "it was restored from its archive");
+        next.queued = Some(seen.observed.witnessed);
         next.storage_generation += 1;
         next.answered = seen.spec.asked;
         next.upkeep = Upkeep::default();

@@ -1,0 +1,247 @@
+//! To sleep, in two phases, and back.
+
+use std::time::Duration;
+
+use podling_core::{
+    decide::{Action, COMMIT_TRIES, SILENCE_LIMIT, decide},
+    observed::{Door, Observed, Processes, Used},
+    status::{Phase, Status},
+    time::Timestamp,
+    workspace::{Spec, Wanted},
+};
+
+use crate::given::*;
+
+const AWAKE: Outcome = (Phase::Awake, 3, None);
+const COMMITTING: Outcome = (Phase::Committing, 3, Some(Action::Commit(3)));
+const ENDED: Outcome = (Phase::FallingAsleep, 3, Some(Action::Stop));
+
+#[test]
+fn fall_asleep() {
+    let asked = (IDLY, 3, Some(prepare(false)));
+    let just_come = Status { called: WITNESSED - IDLE_TIMEOUT + SECOND, ..status(Phase::Awake) };
+    let awake = || status(Phase::Awake);
+    let mut bounded = spec(Wanted::Awake);
+    bounded.policy.max_awake = Some(20 * HOUR);
+    let mut longer = bounded.clone();
+    longer.policy.max_awake = Some(20 * HOUR + SECOND);
+    let used = || Observed { used: Used::Yes, ..served() };
+    let by_force = (BY_FORCE, 3, Some(prepare(true)));
+    cases(&[
+        ("idle for its timeout", spec(Wanted::Awake), awake(), idle(IDLE_TIMEOUT), asked),
+        ("a second less", spec(Wanted::Awake), awake(), idle(IDLE_TIMEOUT - SECOND), AWAKE),
+        ("used", spec(Wanted::Awake), awake(), used(), AWAKE),
+        ("nobody has said", spec(Wanted::Awake), awake(), served(), AWAKE),
+        ("somebody has just come", spec(Wanted::Awake), just_come, idle(IDLE_TIMEOUT), AWAKE),
+        (
+            "nobody hears it",
+            spec(Wanted::Awake),
+            awake(),
+            Observed { connected: None, ..idle(IDLE_TIMEOUT) },
+            AWAKE,
+        ),
+        (
+            "its door may still be shut",
+            spec(Wanted::Awake),
+            awake(),
+            door(idle(IDLE_TIMEOUT), Door::Unsure(3)),
+            (Phase::Awake, 3, Some(Action::Cancel(3))),
+        ),
+        ("awake for as long as it may", bounded, awake(), used(), by_force),
+        ("a second less", longer, awake(), used(), AWAKE),
+        ("somebody puts it to sleep", called(Wanted::Asleep), awake(), used(), by_force),
+        ("somebody deletes it", called(Wanted::Deleted), awake(), used(), by_force),
+        (
+            "it has just declined",
+            spec(Wanted::Awake),
+            awake(),
+            declined(idle(IDLE_TIMEOUT), prepare(false), 1),
+            AWAKE,
+        ),
+    ]);
+}
+
+#[test]
+fn one_that_declined_is_asked_again_after_a_pause() {
+    let observed = declined(idle(IDLE_TIMEOUT), prepare(false), 2);
+    let first = decide(&spec(Wanted::Awake), &status(Phase::Awake), &observed, NOW);
+    assert_eq!(first.next.map(|(at, _)| at), Some(NOW.plus(2 * SECOND)));
+    let later = decide(&spec(Wanted::Awake), &first.status, &observed, NOW.plus(2 * SECOND));
+    assert_eq!(later.status.phase, Phase::Preparing { force: false, declined: 2 }, "an old refusal is none");
+    assert_eq!(later.action, Some(prepare(false)));
+}
+
+#[test]
+fn reprieve() {
+    let mut deaf = idle(IDLE_TIMEOUT);
+    deaf.connected = None;
+    let preparing = |phase| status(phase);
+    cases(&[
+        (
+            "it thinks",
+            spec(Wanted::Awake),
+            preparing(IDLY),
+            idle(IDLE_TIMEOUT),
+            (IDLY, 3, Some(prepare(false))),
+        ),
+        ("used again", spec(Wanted::Awake), preparing(IDLY), Observed { used: Used::Yes, ..served() }, AWAKE),
+        ("it declines", spec(Wanted::Awake), preparing(IDLY), declined(served(), prepare(false), 1), AWAKE),
+        ("it fails", spec(Wanted::Awake), preparing(IDLY), failed(served(), prepare(false), 1), AWAKE),
+        ("nobody hears it", spec(Wanted::Awake), preparing(IDLY), deaf.clone(), AWAKE),
+        (
+            "its door may be shut",
+            called(Wanted::Awake),
+            preparing(IDLY),
+            door(served(), Door::Unsure(3)),
+            (Phase::Awake, 3, Some(Action::Cancel(3))),
+        ),
+        (
+            "use is no reason where it is forced",
+            spec(Wanted::Asleep),
+            preparing(BY_FORCE),
+            Observed { used: Used::Yes, ..served() },
+            (BY_FORCE, 3, Some(prepare(true))),
+        ),
+        ("somebody came meanwhile", called(Wanted::Awake), preparing(BY_FORCE), served(), AWAKE),
+        (
+            "forced and declined",
+            spec(Wanted::Asleep),
+            preparing(BY_FORCE),
+            declined(served(), prepare(true), 1),
+            ENDED,
+        ),
+        (
+            "its time awake is over, and it fails",
+            spec(Wanted::Awake),
+            preparing(BY_FORCE),
+            failed(served(), prepare(true), 1),
+            ENDED,
+        ),
+        ("forced, and nobody hears it", spec(Wanted::Asleep), preparing(BY_FORCE), deaf, ENDED),
+        (
+            "it died",
+            spec(Wanted::Awake),
+            preparing(IDLY),
+            seen(agents(&[])),
+            (pending(Duration::ZERO), 3, Some(Action::Stop)),
+        ),
+        (
+            "nobody knows what runs",
+            spec(Wanted::Awake),
+            preparing(IDLY),
+            seen(Processes::Unseen),
+            (IDLY, 3, None),
+        ),
+    ]);
+    let back = decide(&called(Wanted::Awake), &status(IDLY), &served(), NOW).status;
+    assert_eq!((back.called, back.answered), (WITNESSED, 2), "who came has its time from now on");
+}
+
+#[test]
+fn prepared() {
+    table(
+        Wanted::Awake,
+        &[
+            ("its door is shut", IDLY, door(idle(IDLE_TIMEOUT), Door::Shut(3)), COMMITTING),
+            (
+                "its door may be shut",
+                IDLY,
+                door(idle(IDLE_TIMEOUT), Door::Unsure(3)),
+                (IDLY, 3, Some(prepare(false))),
+            ),
+            (
+                "another's door",
+                IDLY,
+                door(idle(IDLE_TIMEOUT), Door::Shut(2)),
+                (IDLY, 3, Some(prepare(false))),
+            ),
+        ],
+    );
+}
+
+#[test]
+fn ready_declined_and_given_up() {
+    let unheard = |silence| silent(seen(agents(&[3])), silence);
+    let commit = Action::Commit(3);
+    table(
+        Wanted::Awake,
+        &[
+            ("it saves", Phase::Committing, served(), COMMITTING),
+            ("it is ready", Phase::Committing, Observed { ready: Some(3), ..served() }, ENDED),
+            ("another was ready", Phase::Committing, Observed { ready: Some(2), ..served() }, COMMITTING),
+            ("it declines", Phase::Committing, declined(served(), commit, 1), AWAKE),
+            ("it fails", Phase::Committing, failed(served(), commit, 1), (Phase::Committing, 3, None)),
+            ("it fails too often", Phase::Committing, failed(served(), commit, COMMIT_TRIES), ENDED),
+            ("it died", Phase::Committing, seen(agents(&[])), ENDED),
+            ("all is gone", Phase::Committing, seen(Processes::None), (Phase::Asleep, 3, None)),
+            ("nobody hears it", Phase::Committing, unheard(SECOND), (Phase::Committing, 3, None)),
+            ("for ten minutes", Phase::Committing, unheard(SILENCE_LIMIT), ENDED),
+            ("nobody knows", Phase::Committing, seen(Processes::Unseen), (Phase::Committing, 3, None)),
+        ],
+    );
+}
+
+#[test]
+fn rest() {
+    table(
+        Wanted::Awake,
+        &[
+            ("nothing runs", Phase::FallingAsleep, seen(Processes::None), (Phase::Asleep, 3, None)),
+            ("something runs", Phase::FallingAsleep, seen(agents(&[])), ENDED),
+            ("nobody knows", Phase::FallingAsleep, seen(Processes::Unseen), (Phase::FallingAsleep, 3, None)),
+        ],
+    );
+    let rested =
+        decide(&spec(Wanted::Awake), &status(Phase::FallingAsleep), &seen(Processes::None), NOW).status;
+    assert_eq!((rested.rested, rested.failures), (WITNESSED, 0));
+}
+
+#[test]
+fn wake() {
+    let none = || seen(Processes::None);
+    let queued = (Phase::Queued, 3, None);
+    let stop = (Phase::Queued, 3, Some(Action::Stop));
+    let opening = Phase::Opening(podling_core::status::Task::Archive);
+    cases(&[
+        ("asked for", called(Wanted::Awake), status(Phase::Asleep), none(), queued),
+        (
+            "asked for, and there is room",
+            called(Wanted::Awake),
+            status(Phase::Asleep),
+            room(none()),
+            (Phase::Starting, 4, Some(Action::Start(4))),
+        ),
+        ("asked for long ago", spec(Wanted::Awake), status(Phase::Asleep), none(), (Phase::Asleep, 3, None)),
+        ("asked to sleep", called(Wanted::Asleep), status(Phase::Asleep), none(), (Phase::Asleep, 3, None)),
+        ("while an agent opens it", called(Wanted::Awake), status(opening), seen(agents(&[3])), stop),
+        ("while it is archived", called(Wanted::Awake), status(ARCHIVING), served(), stop),
+        ("while it falls asleep", called(Wanted::Awake), status(Phase::FallingAsleep), none(), queued),
+        (
+            "while it saves",
+            called(Wanted::Awake),
+            status(Phase::Committing),
+            Observed { ready: Some(3), ..served() },
+            ENDED,
+        ),
+    ]);
+    let woken = decide(&called(Wanted::Awake), &status(Phase::Asleep), &none(), NOW).status;
+    assert_eq!(
+        (woken.queued, woken.answered),
+        (Some(WITNESSED), 2),
+        "its place in the line is as old as the request"
+    );
+}
+
+#[test]
+fn time_that_nobody_watched_makes_nothing_sleep() {
+    let a_year = Duration::from_secs(365 * 24 * 60 * 60);
+    let then = NOW.plus(a_year);
+    let mut bounded: Spec = spec(Wanted::Awake);
+    bounded.policy.max_awake = Some(21 * HOUR);
+    let awake = decide(&bounded, &status(Phase::Awake), &idle(IDLE_TIMEOUT - SECOND), then).status.phase;
+    assert_eq!(awake, Phase::Awake);
+    let asleep = decide(&bounded, &status(Phase::Asleep), &seen(Processes::None), then).status.phase;
+    assert_eq!(asleep, Phase::Asleep);
+    let long_ago = Timestamp(0);
+    assert_eq!(decide(&bounded, &status(Phase::Asleep), &seen(Processes::None), long_ago).action, None);
+}
