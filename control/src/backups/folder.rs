@@ -218,9 +218,9 @@ mod tests {
     #[test]
     fn what_a_crash_left_goes_and_what_is_being_written_stays() {
         let folder = tempfile::tempdir().expect("folder");
-        let make = |name: &str, days: u64| {
+        let make = |name: &str, days: u32| {
             let file = File::create(folder.path().join(name)).expect("file");
-            let then = std::time::SystemTime::now() - days * PART_STALE;
+            let then = std::time::SystemTime::now() - PART_STALE * days;
             file.set_modified(then).expect("time");
         };
         make(".incoming-old.part", 2);
