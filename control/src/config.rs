@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use url::Url;
+
 use crate::args::Args;
 
 mod sources;
@@ -30,6 +32,8 @@ pub struct Config {
     pub templates: Vec<PathBuf>,
     /// Template of a workspace that names none.
     pub default_template: String,
+    /// URL of the backup store.
+    pub backups: String,
     /// Program and first arguments that start an agent.
     pub agent_command: Vec<String>,
 }
@@ -157,6 +161,7 @@ impl Config {
             .flatten()
             .collect(),
             default_template: text("default_template").map_or_else(|| "shell".to_owned(), |v| v.text),
+            backups: text("backups").map_or_else(|| folder_url(&data.join("backups")), |v| v.text),
             agent_command: Some(sources.list("agent_command", ' ').texts())
                 .filter(|words| !words.is_empty())
                 .unwrap_or(defaults.agent_command),
@@ -172,6 +177,11 @@ impl Config {
     /// Where running commands find this control plane: `<data>/run`.
     pub fn run_folder(&self) -> PathBuf {
         self.data.join("run")
+    }
+
+    /// Where manifests of archives wait while they arrive: `<data>/scratch`.
+    pub fn scratch_folder(&self) -> PathBuf {
+        self.data.join("scratch")
     }
 }
 
@@ -226,6 +236,11 @@ fn tls(
         (Some(alone), None) => Err(alone.refuse("a certificate needs its key: give --tls-key too")),
         (None, Some(alone)) => Err(alone.refuse("a key needs its certificate: give --tls-cert too")),
     }
+}
+
+/// The URL of an absolute folder.
+fn folder_url(folder: &Path) -> String {
+    Url::from_file_path(folder).map(String::from).unwrap_or_default()
 }
 
 fn is_loopback(address: IpAddr) -> bool {

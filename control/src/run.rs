@@ -17,10 +17,11 @@ use crate::{
         BackendError,
         local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
     },
+    backups::{Backups, OpenError},
     config::Config,
     driver::{BackendGone, Driver, DriverHandle},
     gateway::Gateway,
-    identity::{FileError, Identity, IdentityError, server_config},
+    identity::{FileError, Identity, IdentityError, file, server_config},
     metrics::Metrics,
     open_files::OpenFiles,
     server::{AgentsFront, Front, Listener, Stopping, cors},
@@ -82,6 +83,9 @@ pub enum RunError {
     /// What is stored.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Where archives are kept.
+    #[error(transparent)]
+    Backups(#[from] OpenError),
     /// What runs workspaces.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -133,6 +137,10 @@ pub async fn run(
         control_ca: identity.ca_file().to_owned(),
         agent_files: files,
     })?;
+    // Opened now, so that a store that cannot be used is said at the start and not when a workspace has to be archived.
+    file::make_private_folder(&config.scratch_folder())?;
+    let backups = Backups::open(&config.backups, config.scratch_folder())?;
+    tracing::debug!(url = config.backups, ?backups, "backup store");
     let store = Store::open(&config.data.join("control").join("store.redb"))?;
     // Set by the driver itself after `down`.
     let driven = CancellationToken::new();

@@ -8,7 +8,7 @@ use super::{ConfigError, Source};
 use crate::args::Args;
 
 /// Keys of the file; the environment variable of each is `PODLING_` and the key in capitals, the flag has "-" for "_".
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "listen",
     "tls_cert",
     "tls_key",
@@ -17,6 +17,7 @@ const KEYS: [&str; 9] = [
     "log_format",
     "templates",
     "default_template",
+    "backups",
     "agent_command",
 ];
 
@@ -112,6 +113,7 @@ impl<'a> Sources<'a> {
             "log_format" => args.log_format,
             "templates" => args.templates,
             "default_template" => args.default_template,
+            "backups" => args.backups,
             "agent_command" => args.agent_command,
             _ => None,
         }

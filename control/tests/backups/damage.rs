@@ -10,6 +10,9 @@ use super::{
     store::Store,
 };
 
+/// Makes an archive something else than it says.
+type Spoil = fn(&mut Sample);
+
 /// Changes a stored file.
 fn change(file: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = fs::read(file).expect("read");
@@ -104,26 +107,26 @@ fn shrink(sample: &mut Sample) {
 /// The digest of the whole is right in all of these: only decoding and comparing every entry finds them.
 #[tokio::test]
 async fn a_zip_that_is_not_what_its_manifest_says_is_damaged_at_that_entry() {
-    let cases: [(&str, &str, &dyn Fn(&mut Sample)); 9] = [
-        ("src/main.py", "its content is not what was archived", &|s| {
+    let cases: [(&str, &str, Spoil); 9] = [
+        ("src/main.py", "its content is not what was archived", |s| {
             s.entry(b"src/main.py").sha256 = sha256(b"else")
         }),
-        ("link", "its content is not what was archived", &|s| s.entry(b"link").sha256 = sha256(b"elsewhere")),
-        ("notes.txt", "18 bytes of it instead of 19", &|s| s.entry(b"notes.txt").size += 1),
-        ("notes.txt", "mode 100640 instead of 100600", &|s| s.entry(b"notes.txt").mode = 0o600),
-        ("others.txt", "the zip has notes.txt in its place", &|s| {
+        ("link", "its content is not what was archived", |s| s.entry(b"link").sha256 = sha256(b"elsewhere")),
+        ("notes.txt", "18 bytes of it instead of 19", |s| s.entry(b"notes.txt").size += 1),
+        ("notes.txt", "mode 100640 instead of 100600", |s| s.entry(b"notes.txt").mode = 0o600),
+        ("others.txt", "the zip has notes.txt in its place", |s| {
             s.entry(b"notes.txt").path = b"others.txt".to_vec()
         }),
-        ("src/main.py", "the zip has notes.txt in its place", &|s| {
+        ("src/main.py", "the zip has notes.txt in its place", |s| {
             s.entries.retain(|e| e.path != b"notes.txt")
         }),
-        ("dangling", "it is in the zip, but not in the manifest", &|s| drop(s.entries.pop())),
-        ("zzz", "it is in the manifest, but not in the zip", &|s| {
+        ("dangling", "it is in the zip, but not in the manifest", |s| drop(s.entries.pop())),
+        ("zzz", "it is in the manifest, but not in the zip", |s| {
             let more = s.entries[0].clone();
             s.entries.push(more);
             s.entries.last_mut().expect("entry").path = b"zzz".to_vec();
         }),
-        ("link", "mode 120777 instead of 100777", &|s| s.entry(b"link").kind = 1),
+        ("link", "mode 120777 instead of 100777", |s| s.entry(b"link").kind = 1),
     ];
     for (name, problem, spoil) in cases {
         let store = Store::new();

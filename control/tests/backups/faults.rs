@@ -149,7 +149,7 @@ async fn a_folder_that_is_gone_is_not_made_again_elsewhere() {
             assert!(words(&error).contains(&store.folder.display().to_string()), "{}", words(&error));
         }
         assert!(store.backups.prove(&key).await.is_err());
-        assert_eq!(store.folder.is_dir(), false, "its disk may come back");
+        assert!(!store.folder.is_dir(), "its disk may come back");
     }
     fs::remove_file(&store.folder).expect("remove");
     fs::rename(&aside, &store.folder).expect("rename");

@@ -15,6 +15,9 @@ use super::{
     store::{Store, label},
 };
 
+/// Makes something what it should not be.
+type Spoil<T> = fn(&mut T);
+
 fn message(message: Message) -> CreateArchiveResponse {
     CreateArchiveResponse { message: Some(message) }
 }
@@ -24,15 +27,12 @@ async fn a_stream_cut_anywhere_leaves_nothing() {
     let store = Store::new();
     let messages = Sample::new(true).messages();
     for length in [0, 1, messages.len() / 2, messages.len() - 1] {
-        let cut = stream::iter(messages[..length].to_vec().into_iter().map(Ok));
+        let cut = stream::iter(messages[..length].iter().cloned().map(Ok));
         let words = incomplete(store.backups.write(&label(), cut, |_| {}).await);
         assert!(words.contains("ended in the middle"), "{words}");
         store.assert_empty();
-        let broken = messages[..length]
-            .to_vec()
-            .into_iter()
-            .map(Ok)
-            .chain([Err(Status::unavailable("it was killed"))]);
+        let broken =
+            messages[..length].iter().cloned().map(Ok).chain([Err(Status::unavailable("it was killed"))]);
         let words = incomplete(store.backups.write(&label(), stream::iter(broken), |_| {}).await);
         assert!(words.contains("it was killed"), "{words}");
         store.assert_empty();
@@ -83,7 +83,7 @@ async fn what_was_skipped_makes_it_incomplete_with_its_reasons() {
 
 #[tokio::test]
 async fn what_arrived_has_to_be_what_was_sent() {
-    let cases: [(&str, fn(&mut Sample)); 7] = [
+    let cases: [(&str, Spoil<Sample>); 7] = [
         ("entries", |s| s.done.entries += 1),
         ("bytes of content", |s| s.done.bytes -= 1),
         ("bytes of zip", |s| s.done.archive_bytes += 1),
@@ -105,7 +105,7 @@ async fn what_arrived_has_to_be_what_was_sent() {
     }
     let store = Store::new();
     let mut messages = Sample::new(true).messages();
-    messages.push(message(Message::Data(b"more".to_vec().into())));
+    messages.push(message(Message::Data(b"more"[..].into())));
     let words =
         incomplete(store.backups.write(&label(), stream::iter(messages.into_iter().map(Ok)), |_| {}).await);
     assert!(words.contains("behind the end"), "{words}");
@@ -115,7 +115,7 @@ async fn what_arrived_has_to_be_what_was_sent() {
 #[tokio::test]
 async fn every_bound_is_kept() {
     use podling_control::backups::Limits;
-    let cases: [(&str, fn(&mut Limits)); 4] = [
+    let cases: [(&str, Spoil<Limits>); 4] = [
         ("more than 2000 bytes of zip", |l| l.archive_bytes = 2000),
         ("more than 1000 bytes of content", |l| l.content_bytes = 1000),
         ("more than 5 entries", |l| l.entries = 5),
@@ -154,7 +154,7 @@ async fn an_agent_that_sends_nothing_is_not_waited_for() {
 async fn a_zip_that_readers_could_see_differently_is_damaged() {
     const CENTRAL: &[u8] = b"PK\x01\x02";
     const LOCAL: &[u8] = b"PK\x03\x04";
-    let cases: [(&str, bool, fn(&mut Vec<u8>)); 10] = [
+    let cases: [(&str, bool, Spoil<Vec<u8>>); 10] = [
         ("its header is not what", false, |zip| {
             let at = find(zip, b"notes.txt")[0];
             zip[at] = b'N';

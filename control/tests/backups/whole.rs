@@ -129,7 +129,7 @@ async fn strangers_in_the_folder_are_left_alone() {
     let before = store.files();
     for _twice in 0..2 {
         let listed: Vec<_> = store.backups.list().await.expect("listed").into_iter().map(|s| s.key).collect();
-        assert_eq!(listed, [key.clone()]);
+        assert_eq!(listed, std::slice::from_ref(&key));
     }
     assert_eq!(store.files(), before);
 }
