@@ -34,14 +34,14 @@ pub struct Args {
     /// Template of a workspace that names none [env: PODLING_DEFAULT_TEMPLATE] [default: shell]
     #[arg(long, value_name = "NAME")]
     pub default_template: Option<String>,
+    /// Where archives of workspaces are kept: `file:///absolute/folder`, or with the feature "cloud" `s3://bucket/prefix`,
+    /// `gs://bucket/prefix` or `az://container/prefix` [env: PODLING_BACKUPS] [default: backups/ in the data folder]
+    #[arg(long, value_name = "URL")]
+    pub backups: Option<String>,
     /// Command that starts an agent, words separated by spaces [env: PODLING_AGENT_COMMAND] [default: podling-agent
     /// beside this program]
     #[arg(long, value_name = "COMMAND")]
     pub agent_command: Option<String>,
-    /// Where archives of workspaces are kept, such as `file:///srv/backups` [env: PODLING_BACKUPS] [default: backups/ in the
-    /// data folder]
-    #[arg(long, value_name = "URL")]
-    pub backups: Option<String>,
     /// Workspaces of one owner that may be awake at once; more wait in line [env: PODLING_QUOTA_AWAKE] [default: no bound]
     #[arg(long, value_name = "COUNT")]
     pub quota_awake: Option<String>,

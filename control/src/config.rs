@@ -7,6 +7,7 @@ use std::{
 };
 
 use podling_core::quota::{Quota, Quotas};
+use url::Url;
 
 use crate::args::Args;
 
@@ -32,10 +33,10 @@ pub struct Config {
     pub templates: Vec<PathBuf>,
     /// Template of a workspace that names none.
     pub default_template: String,
+    /// URL of the backup store.
+    pub backups: String,
     /// Program and first arguments that start an agent.
     pub agent_command: Vec<String>,
-    /// Where archives are kept; `None`: in the data folder.
-    pub backups: Option<String>,
     /// How many workspaces may be awake at once.
     pub quotas: Quotas,
 }
@@ -173,10 +174,10 @@ impl Config {
             .flatten()
             .collect(),
             default_template: text("default_template").map_or_else(|| "shell".to_owned(), |v| v.text),
+            backups: text("backups").map_or_else(|| folder_url(&data.join("backups")), |v| v.text),
             agent_command: Some(sources.list("agent_command", ' ').texts())
                 .filter(|words| !words.is_empty())
                 .unwrap_or(defaults.agent_command),
-            backups: text("backups").map(|v| v.text),
             quotas: Quotas { owner: quota("quota")?, total: quota("capacity")? },
             data,
         };
@@ -187,14 +188,14 @@ impl Config {
         Ok(config)
     }
 
-    /// URL of the backup store.
-    pub fn backups_url(&self) -> String {
-        self.backups.clone().unwrap_or_else(|| format!("file://{}", self.data.join("backups").display()))
-    }
-
     /// Where running commands find this control plane: `<data>/run`.
     pub fn run_folder(&self) -> PathBuf {
         self.data.join("run")
+    }
+
+    /// Where manifests of archives wait while they arrive: `<data>/scratch`.
+    pub fn scratch_folder(&self) -> PathBuf {
+        self.data.join("scratch")
     }
 }
 
@@ -249,6 +250,11 @@ fn tls(
         (Some(alone), None) => Err(alone.refuse("a certificate needs its key: give --tls-key too")),
         (None, Some(alone)) => Err(alone.refuse("a key needs its certificate: give --tls-cert too")),
     }
+}
+
+/// The URL of an absolute folder.
+fn folder_url(folder: &Path) -> String {
+    Url::from_file_path(folder).map(String::from).unwrap_or_default()
 }
 
 fn is_loopback(address: IpAddr) -> bool {

@@ -86,8 +86,10 @@ pub struct Driver<B> {
     quotas: Quotas,
     /// Somebody has taken room, given it back, or waits for it.
     line_changed: bool,
-    /// How long control planes have watched, over all their lives.
+    /// How long control planes have watched, over all their lives, until the last tick.
     witnessed: Duration,
+    /// The last tick.
+    ticked: Instant,
     /// Directives given to agents.
     directives: u64,
     /// When to look at a workspace again.
@@ -132,6 +134,7 @@ impl<B: Backend> Driver<B> {
             quotas,
             line_changed: true,
             witnessed: loaded.witnessed,
+            ticked: Instant::now(),
             directives: 0,
             schedule: BTreeSet::new(),
             answerable: BTreeSet::new(),
@@ -152,9 +155,9 @@ impl<B: Backend> Driver<B> {
     /// Drives until `shutdown`.
     pub async fn run(mut self) -> Result<(), BackendGone> {
         let shutdown = self.shutdown.clone();
-        let mut ticked = Instant::now();
+        self.ticked = Instant::now();
         while !shutdown.is_cancelled() {
-            let wakes = self.wakes(ticked + TICK);
+            let wakes = self.wakes(self.ticked + TICK);
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 event = self.events.recv() => match event {
@@ -167,10 +170,10 @@ impl<B: Backend> Driver<B> {
                 written = self.writer.next() => self.written(written),
                 () = sleep_until(wakes) => {
                     let now = Instant::now();
-                    let gap = now.duration_since(ticked);
-                    if gap >= TICK {
-                        ticked = now;
-                        self.tick(if gap > LONGEST_GAP { Duration::ZERO } else { gap });
+                    if now.duration_since(self.ticked) >= TICK {
+                        let gap = self.gap(now);
+                        self.ticked = now;
+                        self.tick(gap);
                     }
                     self.look_again(now);
                 }
@@ -208,6 +211,12 @@ impl<B: Backend> Driver<B> {
             }
             Event::Gone(id, connection) => self.with_entry(&id, |entry| entry.gone(connection)),
         }
+    }
+
+    /// What was witnessed since the last tick.
+    fn gap(&self, now: Instant) -> Duration {
+        let gap = now.duration_since(self.ticked);
+        if gap > LONGEST_GAP { Duration::ZERO } else { gap }
     }
 
     fn wakes(&self, tick: Instant) -> Instant {

@@ -1,11 +1,6 @@
 //! The composition root: makes the parts, connects them, runs them, and ends them in order.
 
-use std::{
-    io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use podling_core::id::WorkspaceId;
 use podling_proto::control::v1::{
@@ -28,7 +23,7 @@ use crate::{
     config::Config,
     driver::{BackendGone, Driver, DriverHandle},
     gateway::Gateway,
-    identity::{FileError, Identity, IdentityError, server_config},
+    identity::{FileError, Identity, IdentityError, file, server_config},
     keeper::AgentKeeper,
     metrics::Metrics,
     open_files::OpenFiles,
@@ -88,20 +83,12 @@ pub enum RunError {
     /// A template.
     #[error(transparent)]
     Template(#[from] TemplateError),
-    /// Where archives are kept.
-    #[error(transparent)]
-    Backups(#[from] OpenError),
-    /// The folder where manifests of archives wait.
-    #[error("making the folder {path}", path = path.display())]
-    Scratch {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
     /// What is stored.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Where archives are kept.
+    #[error(transparent)]
+    Backups(#[from] OpenError),
     /// What runs workspaces.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -153,10 +140,11 @@ pub async fn run(
         control_ca: identity.ca_file().to_owned(),
         agent_files: files,
     })?;
-    let control = config.data.join("control");
-    let backups = Backups::open(&config.backups_url(), scratch(&control)?)?;
+    // Opened now, so that a store that cannot be used is said at the start and not when a workspace has to be archived.
+    file::make_private_folder(&config.scratch_folder())?;
+    let backups = Backups::open(&config.backups, config.scratch_folder())?;
     let keeper = Arc::new(AgentKeeper::new(backups, identity.clone()));
-    let store = Store::open(&control.join("store.redb"))?;
+    let store = Store::open(&config.data.join("control").join("store.redb"))?;
     // Set by the driver itself after `down`.
     let driven = CancellationToken::new();
     let (driver, handle) = Driver::open(store, backend, keeper, config.quotas, driven.clone())?;
@@ -239,15 +227,6 @@ pub async fn run(
     match early {
         Some(ended) if !asked => Err(RunError::Ended(flatten(ended)?)),
         _ => Ok(()),
-    }
-}
-
-/// Where manifests wait while an archive is written. What an earlier run left there is nothing any more.
-fn scratch(control: &Path) -> Result<PathBuf, RunError> {
-    let path = control.join("scratch");
-    match std::fs::create_dir_all(&path) {
-        Ok(()) => Ok(path),
-        Err(source) => Err(RunError::Scratch { path, source }),
     }
 }
 

@@ -30,6 +30,7 @@ fn config(data: &Path) -> Config {
         log_format: LogFormat::Text,
         templates: Vec::new(),
         default_template: "shell".to_owned(),
+        backups: format!("file://{}", data.join("backups").display()),
         agent_command: vec!["/bin/false".to_owned()],
     }
 }
@@ -154,4 +155,14 @@ async fn beyond_loopback_it_serves_tls_with_the_certificate_it_is_given() {
     timeout(DEADLINE, io.read_to_string(&mut answer)).await.expect("in time").expect("read");
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     end(shutdown, ended).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_store_that_cannot_be_used_is_said_at_the_start() {
+    let data = tempfile::tempdir().expect("folder");
+    for (url, problem) in [("ftp://host/x", "kind is not known"), ("file:///nowhere/at/all", "parent")] {
+        let config = Config { backups: url.to_owned(), ..config(data.path()) };
+        let error = run(config, CancellationToken::new(), |_| panic!("it runs")).await.expect_err("refused");
+        assert!(matches!(error, RunError::Backups(_)) && error.to_string().contains(problem), "{error}");
+    }
 }

@@ -40,8 +40,11 @@ impl Place {
     pub(super) fn open(text: &str) -> Result<Self, OpenError> {
         let wrong = |problem: &str| OpenError::Url { url: text.to_owned(), problem: problem.to_owned() };
         let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
-        if !url.username().is_empty() && url.password().is_some() {
-            return Err(wrong("credentials belong into the environment"));
+        if url.password().is_some() {
+            // Not even repeated: it would be in the log.
+            let (url, problem) =
+                (format!("{}:…", url.scheme()), "credentials belong into the environment".to_owned());
+            return Err(OpenError::Url { url, problem });
         }
         if url.query().is_some() || url.fragment().is_some() {
             return Err(wrong("there is something after \"?\" or \"#\""));

@@ -83,16 +83,14 @@ pub(super) async fn receive(
                 silent_at = Instant::now() + limits.silence;
                 intake.entry(entry).await?;
             }
-            Some(Message::Progress(of)) => {
-                if told.is_none_or(|told| told.elapsed() >= PROGRESS_EVERY) {
-                    told = Some(Instant::now());
-                    let (entries, bytes, total_bytes) = (of.entries, of.bytes, of.total_bytes);
-                    progress(Progress { entries, bytes, total_bytes, archive_bytes: intake.archive_bytes });
-                }
+            Some(Message::Progress(of)) if told.is_none_or(|told| told.elapsed() >= PROGRESS_EVERY) => {
+                told = Some(Instant::now());
+                let (entries, bytes, total_bytes) = (of.entries, of.bytes, of.total_bytes);
+                progress(Progress { entries, bytes, total_bytes, archive_bytes: intake.archive_bytes });
             }
             Some(Message::Done(said)) => done = Some(said),
-            // Of a newer agent: what matters is counted by what we know.
-            None => {}
+            // Too soon after the last, or of a newer agent: what matters is counted by what we know.
+            Some(Message::Progress(_)) | None => {}
         }
     }
     let done =

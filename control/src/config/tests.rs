@@ -16,6 +16,7 @@ fn a_newcomer_needs_to_say_nothing() {
     assert_eq!((config.tls, config.log_format), (None, LogFormat::Text));
     assert_eq!(config.default_template, "shell");
     assert_eq!(config.agent_command, ["podling-agent"]);
+    assert_eq!(config.backups, "file:///home/ada/.local/share/podling/backups");
     let config =
         load(None, &Args::default(), &[("HOME", "/home/ada"), ("XDG_DATA_HOME", "/data")]).expect("config");
     assert_eq!(config.data, Path::new("/data/podling"));
@@ -37,6 +38,10 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     let variable = load(folder.path().to_owned(), &Args::default(), &env).expect("config");
     assert_eq!((variable.listen.port(), variable.log_format), (2, LogFormat::Json));
     assert_eq!(variable.cors_origins, ["https://b.example", "http://c:1"]);
+    let away = load(folder.path().to_owned(), &Args::default(), &[("PODLING_BACKUPS", "s3://bucket/team")]);
+    assert_eq!(away.expect("config").backups, "s3://bucket/team");
+    let spaced = load(Some("/my data".into()), &Args::default(), &[]).expect("config");
+    assert_eq!(spaced.backups, "file:///my%20data/backups");
     let flags = Args { listen: Some("localhost:3".into()), ..Args::default() };
     assert_eq!(
         load(folder.path().to_owned(), &flags, &env).expect("config").listen.to_string(),

@@ -42,10 +42,11 @@ impl<B: Backend> Driver<B> {
 
     /// Decides for one workspace, and lets follow what follows.
     pub(super) fn advance(&mut self, id: &WorkspaceId) {
+        let witnessed = self.witnessed + self.gap(Instant::now());
         let Some(entry) = self.entries.get_mut(id) else { return };
         let now = clock::now();
         let before = entry.record.status.phase;
-        entry.observed.witnessed = self.witnessed;
+        entry.observed.witnessed = witnessed;
         let (action, next, warning) = loop {
             let Decision { status, action, next, warning } = entry.decide(now);
             entry.take(status, now);

@@ -34,7 +34,7 @@ impl Entry {
     fn claimant(&self) -> Option<Claimant<'_>> {
         let (spec, status) = (&self.record.spec, &self.record.status);
         let waits = match status.phase {
-            Phase::Queued => Some(status.since),
+            Phase::Queued => Some(status.queued.unwrap_or_default()),
             phase if phase.takes_room() => None,
             _ => return None,
         };

@@ -14,8 +14,17 @@ use super::RunError;
 use crate::identity::file::{self, FileError};
 
 /// What may lie in a data folder before the first start, or from an earlier one.
-const OURS: [&str; 7] =
-    ["config.toml", "templates", "control", "run", "workspaces", "root-token", "lost+found"];
+const OURS: [&str; 9] = [
+    "config.toml",
+    "templates",
+    "control",
+    "run",
+    "workspaces",
+    "root-token",
+    "backups",
+    "scratch",
+    "lost+found",
+];
 
 /// Held as long as the control plane runs; the kernel gives it up with the process, however that ends.
 #[derive(Debug)]

@@ -1,0 +1,69 @@
+//! The same on objects instead of files, as clouds have them; and what somebody reads who mistyped the URL.
+
+use std::sync::Arc;
+
+use futures_util::stream;
+use object_store::{ObjectStoreExt, memory::InMemory, path::Path};
+use podling_control::backups::Backups;
+
+use super::{damage, incomplete, sample::Sample, store::label};
+
+#[tokio::test]
+async fn objects_below_a_prefix_do_as_files_do() {
+    let scratch = tempfile::tempdir().expect("folder");
+    let store = Arc::new(InMemory::new());
+    let open =
+        |prefix: &str| Backups::over(store.clone(), Path::from(prefix), "memory", scratch.path().to_owned());
+    let (ours, theirs) = (open("team/a"), open("team/b"));
+    let sample = Sample::new(true);
+    let cut = stream::iter(sample.messages().into_iter().take(7).map(Ok));
+    incomplete(ours.write(&label(), cut, |_| {}).await);
+    assert_eq!(ours.list().await.expect("listed"), []);
+
+    let key = ours.write(&label(), sample.stream(), |_| {}).await.expect("written").key;
+    ours.prove(&key).await.expect("proven");
+    store.put(&Path::from("team/a/readme.txt"), "theirs".into()).await.expect("put");
+    store.put(&Path::from("team/a/deep/er.zip"), "theirs".into()).await.expect("put");
+    assert_eq!(ours.list().await.expect("listed").len(), 1);
+    assert_eq!(theirs.list().await.expect("listed"), []);
+
+    let object = Path::from(format!("team/a/{key}.zip"));
+    let good = store.get(&object).await.expect("get").bytes().await.expect("bytes");
+    let mut bad = good.to_vec();
+    bad[good.len() / 2] ^= 4;
+    store.put(&object, bad.into()).await.expect("put");
+    damage(ours.prove(&key).await);
+    ours.remove(&key).await.expect("removed");
+    ours.remove(&key).await.expect("removed again");
+    assert!(store.head(&object).await.is_err());
+}
+
+#[test]
+fn a_wrong_url_says_what_is_allowed() {
+    let scratch = tempfile::tempdir().expect("folder");
+    let wrong = |url: &str| Backups::open(url, scratch.path().to_owned()).expect_err("wrong").to_string();
+    for (url, problem) in [
+        ("/var/backups", "file:///absolute/folder"),
+        ("file://host/folder", "without a host"),
+        ("ftp://host/folder", "kind is not known"),
+        ("s3://bucket?region=x", "after \"?\""),
+        ("s3://key:secret@bucket/", "environment"),
+        ("", "names no backup store"),
+    ] {
+        let words = wrong(url);
+        assert!(words.contains(problem), "{url}: {words}");
+    }
+    assert!(!wrong("s3://key:secret@bucket/").contains("secret"), "it would be in the log");
+    #[cfg(not(feature = "cloud"))]
+    assert!(wrong("s3://bucket/prefix").contains("built with the feature \"cloud\""));
+    let missing = format!("file://{}/a/b", scratch.path().display());
+    assert!(wrong(&missing).contains("parent"), "{}", wrong(&missing));
+}
+
+#[test]
+fn a_folder_whose_name_has_spaces_is_written_as_urls_are() {
+    let home = tempfile::tempdir().expect("folder");
+    let url = format!("file://{}/my%20backups", home.path().display());
+    Backups::open(&url, home.path().to_owned()).expect("open");
+    assert!(home.path().join("my backups").is_dir());
+}

@@ -1,0 +1,180 @@
+//! Archives as an agent would stream them, made by another zip writer than any of ours.
+
+use std::io::{Cursor, Write};
+
+use futures_util::{Stream, stream};
+use podling_proto::agent::v1::{
+    ArchiveDone, ArchiveEntry, CreateArchiveResponse, FileKind, create_archive_response::Message,
+};
+use ring::digest::{SHA256, digest};
+use tonic::Status;
+use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
+
+/// Where a name of the sample is replaced by bytes that are no UTF-8: as long as [`RAW`].
+const PLACEHOLDER: &[u8] = b"@@raw-name@@";
+pub(crate) const RAW: &[u8] = b"raw-\xff\xfe-\xc3\x28-\x80n";
+
+/// A zip, and what an agent says of it.
+#[derive(Clone)]
+pub(crate) struct Sample {
+    pub(crate) zip: Vec<u8>,
+    pub(crate) entries: Vec<ArchiveEntry>,
+    pub(crate) done: ArchiveDone,
+}
+
+impl Sample {
+    /// Of everything there can be in a workspace. `streamed`: sizes stand behind the data.
+    pub(crate) fn new(streamed: bool) -> Self {
+        let files: [(&str, Vec<u8>); 6] = [
+            ("empty", Vec::new()),
+            ("notes.txt", b"remember the milk\n".to_vec()),
+            ("src/main.py", "print('hello')\n".repeat(500).into_bytes()),
+            ("src/grün.txt", "ä".repeat(300).into_bytes()),
+            ("@@raw-name@@", b"whatever it is called".to_vec()),
+            (
+                "src/random.bin",
+                (0..3000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect(),
+            ),
+        ];
+        let plan = |zip: &mut dyn Build| {
+            zip.folder("src");
+            for (n, (name, content)) in files.iter().enumerate() {
+                zip.file(name, content, n % 2 == 0);
+            }
+            zip.folder("src/nothing here");
+            zip.link("link", "src/main.py");
+            zip.link("dangling", "../../etc/passwd");
+        };
+        let mut zip = if streamed {
+            let mut writer = ZipWriter::new_stream(Vec::new());
+            plan(&mut writer);
+            writer.finish().expect("zip").into_inner()
+        } else {
+            let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
+            plan(&mut writer);
+            writer.finish().expect("zip").into_inner()
+        };
+        replace(&mut zip, PLACEHOLDER, RAW);
+        let mut manifest = Manifest::default();
+        plan(&mut manifest);
+        let socket = ArchiveEntry {
+            path: b"src/socket".to_vec(),
+            kind: FileKind::Other.into(),
+            ..entry(b"", FileKind::Other)
+        };
+        manifest.0.insert(3, socket);
+        for entry in &mut manifest.0 {
+            if entry.path == PLACEHOLDER {
+                entry.path = RAW.to_vec();
+            }
+        }
+        Self::of(zip, manifest.0)
+    }
+
+    /// With all counts and digests as they should be.
+    pub(crate) fn of(zip: Vec<u8>, entries: Vec<ArchiveEntry>) -> Self {
+        let mut sample = Self { zip, entries, done: ArchiveDone::default() };
+        sample.count();
+        sample
+    }
+
+    /// Makes counts and digests fit again what is there.
+    pub(crate) fn count(&mut self) {
+        self.done = ArchiveDone {
+            entries: self.entries.len() as u64,
+            bytes: self.entries.iter().map(|entry| entry.size).sum(),
+            archive_bytes: self.zip.len() as u64,
+            archive_sha256: sha256(&self.zip),
+            ..ArchiveDone::default()
+        };
+    }
+
+    pub(crate) fn entry(&mut self, path: &[u8]) -> &mut ArchiveEntry {
+        self.entries.iter_mut().find(|entry| entry.path == path).expect("entry")
+    }
+
+    /// All messages.
+    pub(crate) fn messages(&self) -> Vec<CreateArchiveResponse> {
+        let data = self.zip.chunks(1000).map(|chunk| Message::Data(chunk.to_vec().into()));
+        let entries = self.entries.iter().cloned().map(Message::Entry);
+        let all = data.chain(entries).chain([Message::Done(self.done.clone())]);
+        all.map(|message| CreateArchiveResponse { message: Some(message) }).collect()
+    }
+
+    pub(crate) fn stream(&self) -> impl Stream<Item = Result<CreateArchiveResponse, Status>> + Send + use<> {
+        stream::iter(self.messages().into_iter().map(Ok))
+    }
+}
+
+/// Somebody who is told what is in the workspace.
+trait Build {
+    fn folder(&mut self, name: &str);
+    fn file(&mut self, name: &str, content: &[u8], deflate: bool);
+    fn link(&mut self, name: &str, target: &str);
+}
+
+impl<W: Write + std::io::Seek> Build for ZipWriter<W> {
+    fn folder(&mut self, name: &str) {
+        self.add_directory(name, SimpleFileOptions::default().unix_permissions(0o755)).expect("folder");
+    }
+
+    fn file(&mut self, name: &str, content: &[u8], deflate: bool) {
+        let method = if deflate { CompressionMethod::Deflated } else { CompressionMethod::Stored };
+        let options = SimpleFileOptions::default().unix_permissions(0o640).compression_method(method);
+        self.start_file(name, options).expect("file");
+        self.write_all(content).expect("content");
+    }
+
+    fn link(&mut self, name: &str, target: &str) {
+        self.add_symlink(name, target, SimpleFileOptions::default().unix_permissions(0o777)).expect("link");
+    }
+}
+
+#[derive(Default)]
+struct Manifest(Vec<ArchiveEntry>);
+
+impl Build for Manifest {
+    fn folder(&mut self, name: &str) {
+        self.0.push(ArchiveEntry { mode: 0o755, ..entry(name.as_bytes(), FileKind::Folder) });
+    }
+
+    fn file(&mut self, name: &str, content: &[u8], _deflate: bool) {
+        let (size, sha256) = (content.len() as u64, sha256(content));
+        self.0.push(ArchiveEntry { size, sha256, ..entry(name.as_bytes(), FileKind::File) });
+    }
+
+    fn link(&mut self, name: &str, target: &str) {
+        let sha256 = sha256(target.as_bytes());
+        self.0.push(ArchiveEntry { mode: 0o777, sha256, ..entry(name.as_bytes(), FileKind::Symlink) });
+    }
+}
+
+fn entry(path: &[u8], kind: FileKind) -> ArchiveEntry {
+    let modified = Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 5 });
+    ArchiveEntry {
+        path: path.to_vec(),
+        kind: kind.into(),
+        size: 0,
+        mode: 0o640,
+        modified,
+        sha256: Vec::new(),
+    }
+}
+
+pub(crate) fn sha256(bytes: &[u8]) -> Vec<u8> {
+    digest(&SHA256, bytes).as_ref().to_vec()
+}
+
+/// Every occurrence, by something of the same length.
+pub(crate) fn replace(bytes: &mut [u8], what: &[u8], by: &[u8]) {
+    let places = find(bytes, what);
+    assert!(!places.is_empty() && what.len() == by.len());
+    for at in places {
+        bytes[at..at + by.len()].copy_from_slice(by);
+    }
+}
+
+/// Where it occurs.
+pub(crate) fn find(bytes: &[u8], what: &[u8]) -> Vec<usize> {
+    (0..bytes.len()).filter(|at| bytes[*at..].starts_with(what)).collect()
+}
