@@ -20,6 +20,8 @@ pub struct Claim {
     pub env: BTreeMap<String, String>,
     /// The workspace's own command (an IDE); empty: none.
     pub command: Vec<String>,
+    /// Only the storage is wanted: nothing is started, nothing but an archive is written. Stays as it was claimed first.
+    pub maintenance: bool,
     /// Who may sign tokens for this agent.
     pub token_keys: VerifyingKeys,
 }

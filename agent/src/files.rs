@@ -18,6 +18,7 @@ mod walk;
 mod write;
 
 use std::{
+    io,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -132,14 +133,14 @@ impl Files {
     /// Begins to write a file.
     pub async fn write(&self, path: RelPath, options: WriteOptions) -> Result<Feed, FileError> {
         let place = place(&self.inner.writers, MAX_WRITERS)?;
-        self.inner.intents.admit(Intent::ClientWrite)?;
+        self.inner.intents.admit(Intent::ClientWrite).await?;
         let writer = self.blocking(move |inner| Writer::open(&inner.root, path, options)).await?;
         Ok(Feed::new(writer, self.inner.intents.clone(), place))
     }
 
     /// Begins an upload in chunks; its id.
     pub async fn begin_upload(&self, path: RelPath, options: WriteOptions) -> Result<String, FileError> {
-        self.inner.intents.admit(Intent::ClientWrite)?;
+        self.inner.intents.admit(Intent::ClientWrite).await?;
         self.blocking(move |inner| inner.uploads.begin(&inner.root, path, options)).await
     }
 
@@ -151,25 +152,25 @@ impl Files {
         data: Bytes,
         finish: bool,
     ) -> Result<Progress, FileError> {
-        self.inner.intents.admit(Intent::ClientWrite)?;
+        self.inner.intents.admit(Intent::ClientWrite).await?;
         self.inner.uploads.chunk(upload, offset, data, finish).await
     }
 
     /// Makes a folder; with `parents` also those above it, and it may be there already.
     pub async fn mkdir(&self, path: RelPath, mode: Option<u32>, parents: bool) -> Result<(), FileError> {
-        self.inner.intents.admit(Intent::ClientWrite)?;
+        self.inner.intents.admit(Intent::ClientWrite).await?;
         self.blocking(move |inner| change::mkdir(&inner.root, &path, mode, parents)).await
     }
 
     /// Moves an entry, replacing what is at its new place only if told to.
     pub async fn rename(&self, from: RelPath, to: RelPath, replace: bool) -> Result<(), FileError> {
-        self.inner.intents.admit(Intent::ClientWrite)?;
+        self.inner.intents.admit(Intent::ClientWrite).await?;
         self.blocking(move |inner| change::rename(&inner.root, &from, &to, replace)).await
     }
 
     /// Removes an entry; how many went.
     pub async fn remove(&self, path: RelPath, recursive: bool) -> Result<u64, FileError> {
-        self.inner.intents.admit(Intent::ClientWrite)?;
+        self.inner.intents.admit(Intent::ClientWrite).await?;
         let mut removal = self.blocking(move |inner| Removal::begin(&inner.root, path, recursive)).await?;
         loop {
             let done;
@@ -177,8 +178,14 @@ impl Files {
             if let Some(removed) = done {
                 return Ok(removed);
             }
-            self.inner.intents.admit(Intent::ClientWrite)?;
+            self.inner.intents.admit(Intent::ClientWrite).await?;
         }
+    }
+
+    /// Brings everything that anybody has written below the root to disk.
+    pub async fn sync(&self) -> io::Result<()> {
+        let inner = self.inner.clone();
+        spawn_blocking(move || inner.root.sync()).await.map_err(io::Error::other)?
     }
 
     async fn blocking<T: Send + 'static>(

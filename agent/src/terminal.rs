@@ -18,6 +18,7 @@ mod escape;
 mod facts;
 mod fault;
 mod frame;
+mod held;
 mod ids;
 mod input;
 mod job;
@@ -47,6 +48,7 @@ pub use self::{
     create::Create,
     error::TerminalError,
     frame::{Frame, FrameKind},
+    held::Typing,
     ids::{ClientId, TerminalId},
     input::QUEUE_BYTES as INPUT_QUEUE_BYTES,
     pty::OpenError,

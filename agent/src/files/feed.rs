@@ -52,7 +52,7 @@ impl Feed {
             return Ok(());
         }
         // Somebody still means it: an upload keeps the workspace awake as long as it moves.
-        self.intents.admit(Intent::ClientWrite)?;
+        self.intents.admit(Intent::ClientWrite).await?;
         let writer = self.idle().await?;
         self.write(writer);
         Ok(())
@@ -60,7 +60,7 @@ impl Feed {
 
     /// Ends the file; answers when it is on the disk under its name.
     pub async fn finish(mut self) -> Result<Written, FileError> {
-        self.intents.admit(Intent::ClientWrite)?;
+        self.intents.admit(Intent::ClientWrite).await?;
         let mut writer = self.idle().await?;
         let gathered = mem::take(&mut self.gathered);
         let finish = move || {

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     child::Children,
     claim::Claim,
-    intent::{Intent, Intents},
+    intent::{Intent, Intents, Unmet},
     spawn::{Launcher, SpawnError},
 };
 
@@ -93,21 +93,25 @@ impl Terminals {
     }
 
     /// Opens a terminal and starts its program; must run within the runtime. Blocks for the time of a fork.
-    pub fn create(&self, create: Create) -> Result<Info, TerminalError> {
+    pub async fn create(&self, create: Create) -> Result<Info, TerminalError> {
+        Unmet::until_met(|| self.try_create(&create)).await
+    }
+
+    fn try_create(&self, create: &Create) -> Result<Info, Unmet<TerminalError>> {
         create.check()?;
         let claim = self.claim()?;
         let mut all = self.inner.all();
-        if all.ending {
-            return Err(TerminalError::ShuttingDown);
-        }
         let again = |t: &&Arc<Terminal>| !create.request_id.is_empty() && t.request_id == create.request_id;
         if let Some(terminal) = all.terminals.iter().find(again) {
             return Ok(terminal.info());
         }
         all.make_room(claim.policy.max_terminals)?;
-        self.inner.intents.admit(Intent::ClientStart).map_err(|_| TerminalError::Preparing)?;
+        self.inner.intents.ask(Intent::ClientStart, 0)?;
+        if all.ending {
+            return Err(TerminalError::ShuttingDown.into());
+        }
         let inner = &self.inner;
-        let opened = create.open(&inner.launcher, &inner.children, &inner.intents, &claim)?;
+        let opened = create.clone().open(&inner.launcher, &inner.children, &inner.intents, &claim)?;
         let terminal = Arc::clone(&opened.terminal);
         let task = Task::new(opened, Arc::clone(&inner.counters));
         let owned = guarded(Arc::clone(&terminal), task, Arc::clone(&inner.counters));
@@ -200,7 +204,7 @@ impl Terminals {
         input: Input<'_>,
     ) -> Result<u64, TerminalError> {
         let terminal = self.find(id)?;
-        let end = terminal.write(client, input)?;
+        let end = Unmet::until_met(|| terminal.write(client, input)).await?;
         terminal.written(client, end).await
     }
 

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     child::signals,
-    intent::{Intent, Intents},
+    intent::{Intent, Intents, Unmet},
 };
 
 /// One terminal, shared by its task, its viewers and its writers.
@@ -85,28 +85,33 @@ impl Terminal {
     }
 
     /// Takes input, writes at once what the PTY takes, and says which offset this client's acknowledgement must reach.
-    pub(super) fn write(&self, client: &ClientId, input: Input<'_>) -> Result<u64, TerminalError> {
+    /// While the workspace prepares to sleep it is held: nothing was taken then.
+    pub(super) fn write(&self, client: &ClientId, input: Input<'_>) -> Result<u64, Unmet<TerminalError>> {
         if input.data.is_empty() || input.data.len() > INPUT_BYTES {
-            return Err(TerminalError::BadField { field: "input.data", allowed: "1 byte to 1 MiB" });
+            return Err(TerminalError::BadField { field: "input.data", allowed: "1 byte to 1 MiB" }.into());
         }
         let mut state = self.state();
         let state = &mut *state;
         if input.epoch != state.log.epoch() {
-            return Err(TerminalError::StaleEpoch { epoch: state.log.epoch() });
+            return Err(TerminalError::StaleEpoch { epoch: state.log.epoch() }.into());
         }
         if let Some(exit) = state.exit {
-            return Err(TerminalError::Ended(exit));
+            return Err(TerminalError::Ended(exit).into());
         }
         let now = Instant::now();
         let end = input.offset.saturating_add(input.data.len() as u64);
         let verdict = state.inputs.judge(client, input.epoch, input.offset, input.data.len(), now);
+        if matches!(verdict, Err(input::Refused::Hole { .. })) && self.intents.is_closed() {
+            // What is missing may be held, and passes first.
+            self.intents.ask(Intent::Keystroke, input.data.len())?;
+        }
         let input::Verdict::New(skip) = verdict.map_err(|refused| self.refused(state, refused))? else {
             return Ok(end);
         };
         let new = &input.data[skip..];
         match input.kind {
             InputKind::User => {
-                self.intents.admit(Intent::Keystroke).map_err(|_| TerminalError::Preparing)?;
+                self.intents.ask(Intent::Keystroke, new.len())?;
                 state.inputs.take(client, new, now);
                 let outcome = state.writers.typed(client);
                 self.apply(state, outcome)?;

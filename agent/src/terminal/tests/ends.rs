@@ -121,7 +121,9 @@ async fn ten_broken_programs_give_ten_reasons_and_no_terminal() {
             cwd: cwd.into(),
             env: env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         };
-        house.terminals.create(Create { program, ..Create::default() }).expect_err("broken").to_string()
+        open_door(house.terminals.create(Create { program, ..Create::default() }))
+            .expect_err("broken")
+            .to_string()
     };
     let long = "x".repeat(3 << 20);
     let reasons = [
@@ -169,7 +171,7 @@ async fn an_unclaimed_agent_says_so() {
     let launcher = Launcher::new(root.path(), claims);
     let terminals = Terminals::new(launcher, Children::new(Orphans::Leave), Arc::default());
     let refused = [
-        terminals.create(Create::default()).expect_err("unclaimed"),
+        open_door(terminals.create(Create::default())).expect_err("unclaimed"),
         terminals.get(&TerminalId::new("whatever")).expect_err("unclaimed"),
     ];
     for error in refused {
@@ -196,8 +198,8 @@ async fn a_create_that_is_sent_again_opens_nothing_new() {
         request_id: "once".into(),
         ..Create::default()
     };
-    let first = house.terminals.create(create()).expect("a terminal");
-    let again = house.terminals.create(create()).expect("the same");
+    let first = open_door(house.terminals.create(create())).expect("a terminal");
+    let again = open_door(house.terminals.create(create())).expect("the same");
     assert_eq!(first.id, again.id);
     assert_eq!(house.terminals.list().len(), 1);
 }
