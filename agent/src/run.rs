@@ -105,7 +105,7 @@ pub async fn run(config: Config, limits: Limits, stop: Stop) -> Result<Ending, R
 
     let (claims, claimed) = watch::channel(None);
     let children = Children::new(config.orphans).with_limits(limits);
-    let workspace = Workspace::new(&config.root, children, claimed.clone(), config.orphans)
+    let workspace = Workspace::new(&config.root, &config.state, children, claimed.clone(), config.orphans)
         .map_err(|source| RunError::Root { path: config.root.clone(), source })?;
     let (metrics, health, phases) = (Metrics::new(), HealthReporter::new(), Phases::default());
     let link = Link {
@@ -150,6 +150,9 @@ pub async fn run(config: Config, limits: Limits, stop: Stop) -> Result<Ending, R
     tokio::select! {
         () = workspace.end(ending.grace) => {}
         () = stop.hurried() => workspace.end(Duration::ZERO).await,
+    }
+    if let Err(error) = workspace.terminals.save().await {
+        tracing::error!(%error, "the terminals could not be saved");
     }
     phases.streams.cancel();
     phases.drain.cancel();
@@ -201,6 +204,11 @@ fn start(workspace: &Workspace, link: Link, config: &Config, phases: &Phases, me
     tasks.supervise("signals", move || {
         let running = running.clone();
         async move { running.forward().await.map(|never| match never {}) }
+    });
+    let terminals = workspace.terminals.clone();
+    tasks.supervise("journal", move || {
+        let terminals = terminals.clone();
+        async move { terminals.keep().await }
     });
     let (sleeper, ending) = (workspace.clone(), phases.ending.clone());
     tasks.supervise("sleep", move || {

@@ -11,6 +11,7 @@
 //! (`input`, `writers`, `escape`, `screen`) know neither. Must not know the wire.
 
 mod attachment;
+mod birth;
 mod counters;
 mod create;
 mod error;
@@ -22,12 +23,16 @@ mod held;
 mod ids;
 mod input;
 mod job;
+mod journal;
+mod keeping;
 mod pictures;
 mod pty;
 mod registry;
+mod restore;
 mod screen;
 mod session;
 mod shared;
+mod shell;
 mod state;
 mod task;
 mod told;
@@ -154,8 +159,8 @@ pub struct Info {
     pub foreground: String,
     /// When.
     pub created: SystemTime,
-    /// The session's leader.
-    pub pid: Pid,
+    /// The session's leader; `None` if that was another agent's.
+    pub pid: Option<Pid>,
     /// Once it has ended.
     pub exit: Option<Exit>,
     /// Output kept at most.

@@ -36,7 +36,7 @@ pub(super) struct Workspace {
     pub(super) files: Files,
     pub(super) activity: Activity,
     pub(super) sleep: Sleep,
-    terminals: Terminals,
+    pub(super) terminals: Terminals,
     processes: Processes,
     claims: Claims,
     orphans: Orphans,
@@ -52,14 +52,20 @@ pub(super) struct Services {
 }
 
 impl Workspace {
-    /// Serves the workspace in `root`, whichever it is claimed for.
-    pub(super) fn new(root: &Path, children: Children, claims: Claims, orphans: Orphans) -> io::Result<Self> {
+    /// Serves the workspace in `root`, with the agent's own files in `state`, whichever it is claimed for.
+    pub(super) fn new(
+        root: &Path,
+        state: &Path,
+        children: Children,
+        claims: Claims,
+        orphans: Orphans,
+    ) -> io::Result<Self> {
         let intents = Arc::new(Intents::new());
         // What is not UTF-8 cannot be in a claim either.
         let image =
             std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
         let launcher = Launcher::new(root, claims.clone()).inheriting(image);
-        let terminals = Terminals::new(launcher.clone(), children.clone(), intents.clone());
+        let terminals = Terminals::kept_in(state, launcher.clone(), children.clone(), intents.clone());
         let processes = Processes::new(launcher.clone(), children.clone(), intents.clone());
         let files = Files::new(Root::open(root)?, intents.clone());
         let activity = Activity::new(intents.clone(), claims.clone(), probe(terminals.clone()));
@@ -97,6 +103,7 @@ impl Workspace {
         tracing::info!("falling asleep");
         ending.cancel();
         self.end(GRACE).await;
+        self.terminals.save().await?;
         self.files.sync().await?;
         self.sleep.finish();
         Ok(())

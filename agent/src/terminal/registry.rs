@@ -2,8 +2,9 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use futures_util::future::join_all;
@@ -13,8 +14,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Attach, Attachment, ClientId, Create, Exit, Info, Input, SignalTarget, Size, Terminal, TerminalError,
     TerminalId, Watch, WatchFrom,
+    birth::{Birth, Opened},
     counters::Counters,
     fault::guarded,
+    journal::{Found, Journal},
     task::Task,
     viewer::{self, Manner, Viewer},
     watch::WatchManner,
@@ -27,7 +30,7 @@ use crate::{
 };
 
 /// Ended terminals that are kept for their exit and last output. Beyond it the one that ended first goes.
-const ENDED_KEPT: usize = 16;
+pub(super) const ENDED_KEPT: usize = 16;
 /// Watches and attachments of the whole workspace at once; another is refused.
 const STREAMS: usize = 1024;
 /// Terminals on one watch.
@@ -35,28 +38,32 @@ pub(super) const WATCHED: usize = 64;
 /// All terminals. Cheap to clone; all clones are the same.
 #[derive(Debug, Clone)]
 pub struct Terminals {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    launcher: Launcher,
-    children: Children,
-    intents: Arc<Intents>,
-    counters: Arc<Counters>,
+pub(super) struct Inner {
+    pub(super) launcher: Launcher,
+    pub(super) children: Children,
+    pub(super) intents: Arc<Intents>,
+    pub(super) counters: Arc<Counters>,
+    /// `None`: nothing is kept.
+    pub(super) journal: Option<Arc<Journal>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
     all: Mutex<All>,
 }
 
 #[derive(Debug, Default)]
-struct All {
+pub(super) struct All {
     /// Oldest first.
-    terminals: Vec<Arc<Terminal>>,
+    pub(super) terminals: Vec<Arc<Terminal>>,
     /// Where the acks of each watch go.
     watches: HashMap<String, HashMap<TerminalId, (Arc<Terminal>, u64)>>,
     /// Nothing new: the workspace ends.
-    ending: bool,
+    pub(super) ending: bool,
+    /// What comes back as soon as it is known whom this agent serves.
+    pub(super) found: Option<Found>,
 }
 
 /// A command in the foreground of a terminal.
@@ -80,14 +87,26 @@ pub(super) struct WatchGuard {
 impl Terminals {
     /// None yet.
     pub fn new(launcher: Launcher, children: Children, intents: Arc<Intents>) -> Self {
+        Self::with(launcher, children, intents, None)
+    }
+
+    /// Those that were kept come back with the claim, and all are kept from then on; [`Terminals::keep`] must run beside it. Reads what
+    /// was kept, in the agent's state folder.
+    pub fn kept_in(state: &Path, launcher: Launcher, children: Children, intents: Arc<Intents>) -> Self {
+        Self::with(launcher, children, intents, Some(Journal::new(state)))
+    }
+
+    fn with(launcher: Launcher, children: Children, intents: Arc<Intents>, journal: Option<Journal>) -> Self {
+        let found = journal.as_ref().map(Journal::look);
         let inner = Inner {
+            journal: journal.map(Arc::new),
             launcher,
             children,
             intents,
             counters: Arc::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
-            all: Mutex::default(),
+            all: Mutex::new(All { found, ..All::default() }),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -111,12 +130,8 @@ impl Terminals {
             return Err(TerminalError::ShuttingDown.into());
         }
         let inner = &self.inner;
-        let opened = create.clone().open(&inner.launcher, &inner.children, &inner.intents, &claim)?;
-        let terminal = Arc::clone(&opened.terminal);
-        let task = Task::new(opened, Arc::clone(&inner.counters));
-        let owned = guarded(Arc::clone(&terminal), task, Arc::clone(&inner.counters));
-        inner.tasks.spawn(inner.cancel.clone().run_until_cancelled_owned(owned));
-        all.terminals.push(Arc::clone(&terminal));
+        let started = create.clone().start(&inner.launcher, &inner.children)?;
+        let terminal = inner.mind(&mut all, Birth::new(&claim).live(started, &inner.intents));
         drop(all);
         Ok(terminal.info())
     }
@@ -228,9 +243,9 @@ impl Terminals {
     pub async fn close(&self, id: &TerminalId, grace: Duration) -> Result<Exit, TerminalError> {
         let terminal = self.find(id)?;
         let exit = terminal.end(grace).await?;
-        let mut all = self.inner.all();
-        all.terminals.retain(|other| !Arc::ptr_eq(other, &terminal));
+        self.inner.all().terminals.retain(|other| !Arc::ptr_eq(other, &terminal));
         remove(&terminal);
+        self.forget(&terminal.id).await;
         Ok(exit)
     }
 
@@ -276,6 +291,8 @@ impl Terminals {
             all.ending = true;
             all.terminals.clone()
         };
+        let now = SystemTime::now();
+        terminals.iter().for_each(|terminal| terminal.put_to_sleep(now));
         let ends = terminals.iter().map(|terminal| async move {
             if let Err(error) = terminal.end(grace).await {
                 tracing::error!(terminal = %terminal.id, %error, "a terminal did not end");
@@ -297,7 +314,7 @@ impl Terminals {
         }
     }
 
-    fn claim(&self) -> Result<Arc<Claim>, TerminalError> {
+    pub(super) fn claim(&self) -> Result<Arc<Claim>, TerminalError> {
         self.inner.launcher.claims().borrow().clone().ok_or(TerminalError::Spawn(SpawnError::Unclaimed))
     }
 
@@ -313,8 +330,23 @@ impl Terminals {
 }
 
 impl Inner {
-    fn all(&self) -> MutexGuard<'_, All> {
-        self.all.lock().unwrap_or_else(|e| e.into_inner())
+    /// All of them. Whoever asks first after the claim finds also those that came back.
+    pub(super) fn all(&self) -> MutexGuard<'_, All> {
+        let mut all = self.all.lock().unwrap_or_else(|e| e.into_inner());
+        if all.found.is_some() {
+            self.bring_back(&mut all);
+        }
+        all
+    }
+
+    /// Starts the task of one, and lists it.
+    pub(super) fn mind(&self, all: &mut All, opened: Opened) -> Arc<Terminal> {
+        let terminal = Arc::clone(&opened.terminal);
+        let task = Task::new(opened, Arc::clone(&self.counters));
+        let owned = guarded(Arc::clone(&terminal), task, Arc::clone(&self.counters));
+        self.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(owned));
+        all.terminals.push(Arc::clone(&terminal));
+        terminal
     }
 }
 

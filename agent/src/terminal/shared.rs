@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use super::{
     ClientId, INPUT_BYTES, Info, Input, InputKind, SignalTarget, Size, TerminalError, TerminalId, input, job,
-    state::State, writers::Outcome,
+    journal::Again, state::State, writers::Outcome,
 };
 use crate::{
     child::signals,
@@ -30,7 +30,10 @@ pub(crate) struct Terminal {
     /// So that a repeated Create finds it; may be empty.
     pub(super) request_id: String,
     pub(super) created: SystemTime,
-    pub(super) pid: Pid,
+    /// The leader; `None`: it ended before this agent began.
+    pub(super) pid: Option<Pid>,
+    /// What starts it again, should it be a shell.
+    pub(super) again: Option<Again>,
     pub(super) intents: Arc<Intents>,
     pub(super) state: Mutex<State>,
     /// Wakes the task.
@@ -73,7 +76,7 @@ impl Terminal {
     /// The foreground job's command; `None` while the leader itself waits.
     pub(super) fn job(&self, state: &State) -> Option<String> {
         let group = state.pty.as_ref()?.foreground()?;
-        if group == self.pid { None } else { job::command(group) }
+        if Some(group) == self.pid { None } else { job::command(group) }
     }
 
     /// The leader's folder, unless the shell reports it itself.
@@ -81,7 +84,7 @@ impl Terminal {
         if state.cwd_reported || state.exit.is_some() {
             return None;
         }
-        job::folder(self.pid).map(|path| path.to_string_lossy().into_owned())
+        job::folder(self.pid?).map(|path| path.to_string_lossy().into_owned())
     }
 
     /// Takes input, writes at once what the PTY takes, and says which offset this client's acknowledgement must reach.
@@ -202,13 +205,14 @@ impl Terminal {
         let sent = match (target, exit) {
             (SignalTarget::Foreground, Some(exit)) => return Err(TerminalError::Ended(exit)),
             // It ended while background jobs held it, and they may live on.
-            (SignalTarget::Session, Some(exit)) if job::session(self.pid, leader_gone).is_empty() => {
+            (SignalTarget::Session, Some(exit)) if self.session(leader_gone).is_empty() => {
                 return Err(TerminalError::Ended(exit));
             }
             // Without its leader a session has no foreground: whoever is left is meant. The leader's number may be a stranger's by now.
-            (SignalTarget::Foreground, None) if !leader_gone => {
-                kill_process_group(group.unwrap_or(self.pid), signal)
-            }
+            (SignalTarget::Foreground, None) if !leader_gone => match group.or(self.pid) {
+                Some(group) => kill_process_group(group, signal),
+                None => Ok(()),
+            },
             _ => {
                 self.signal_session(signal);
                 Ok(())
@@ -223,9 +227,14 @@ impl Terminal {
         }
     }
 
+    /// Who lives in its session.
+    pub(super) fn session(&self, leader_gone: bool) -> Vec<Pid> {
+        self.pid.map_or_else(Vec::new, |leader| job::session(leader, leader_gone))
+    }
+
     pub(super) fn signal_session(&self, signal: Signal) {
         let gone = self.state().leader_gone;
-        for pid in job::session(self.pid, gone) {
+        for pid in self.session(gone) {
             // It may have ended since.
             let _ = kill_process(pid, signal);
         }

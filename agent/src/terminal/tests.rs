@@ -107,6 +107,11 @@ fn open_door<T>(done: impl Future<Output = T>) -> T {
     done.now_or_never().expect("the door is open")
 }
 
+/// Who lives in its session, now that its leader is gone.
+fn session(terminal: &Info) -> Vec<Pid> {
+    job::session(terminal.pid.expect("a leader"), true)
+}
+
 /// Waits for a condition with a deadline.
 async fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
     let look = async {

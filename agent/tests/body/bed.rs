@@ -62,6 +62,14 @@ pub(crate) fn drowsy(claim: &mut wire::Claim) {
     policy.io_bytes_per_second = 1e12;
 }
 
+/// Drowsy, with a plain prompt and nothing of anybody's start-up files.
+pub(crate) fn plain(claim: &mut wire::Claim) {
+    drowsy(claim);
+    for (name, value) in [("PS1", "$ "), ("SHELL", "/bin/sh"), ("ENV", "")] {
+        claim.env.insert(name.into(), value.into());
+    }
+}
+
 impl Bed {
     pub(crate) async fn new(change: impl FnOnce(&mut wire::Claim)) -> Self {
         let (agent, key, plane, session) = claimed(change).await;

@@ -16,6 +16,8 @@ mod commands;
 mod end;
 mod init;
 mod link;
+mod race;
+mod restore;
 mod server;
 mod sleep;
 mod work;

@@ -52,7 +52,7 @@ async fn a_background_job_that_holds_the_terminal_delays_the_exit_but_does_not_h
     assert_eq!(log.text(), "early\r\nlate\r\n");
     assert!(began.elapsed() < Duration::from_secs(10), "it did not wait for the job");
     house.terminals.close(&terminal.id, DEFAULT_GRACE).await.expect("closed");
-    assert!(job::session(terminal.pid, true).is_empty(), "the job went with its session");
+    assert!(session(&terminal).is_empty(), "the job went with its session");
 }
 
 #[tokio::test]
@@ -73,7 +73,7 @@ async fn closing_ends_the_whole_session_also_what_was_detached_from_the_terminal
     .await;
     let exit = house.terminals.close(&terminal.id, Duration::from_millis(300)).await.expect("closed");
     assert!(matches!(exit.how, Ended::Signal(_)));
-    assert!(job::session(terminal.pid, true).is_empty());
+    assert!(session(&terminal).is_empty());
     for pid in pids {
         let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         assert!(state.is_empty() || state.contains(") Z "), "{pid} lives: {state}");
@@ -96,7 +96,7 @@ async fn the_end_of_the_workspace_ends_everything_and_admits_nothing_new() {
     for info in house.terminals.list() {
         assert!(info.exit.is_some(), "{info:?}");
     }
-    assert!(shells.iter().all(|shell| job::session(shell.pid, true).is_empty()));
+    assert!(shells.iter().all(|shell| session(shell).is_empty()));
     assert!(matches!(house.try_open(&["bash"]), Err(TerminalError::ShuttingDown)));
 }
 
