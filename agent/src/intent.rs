@@ -10,25 +10,22 @@
 //! ```
 
 mod hold;
+mod state;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
-pub use self::hold::{Closed, Hold, Unmet};
-
-/// Intents that are held at once. More are refused: who finds so many before it can as well come back.
-pub const HELD: usize = 1024;
-/// Bytes that all of them may hold together; more are refused. One message of 1 MiB may go over it.
-pub const HELD_BYTES: usize = 8 * 1024 * 1024;
-/// How finely `changed` tells of a door that is used over and over: the verdict needs no more.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+use self::state::{Phase, State};
+pub use self::{
+    hold::{Closed, Hold, Unmet},
+    state::{HELD, HELD_BYTES},
+};
 
 /// A thing that only somebody who means it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,36 +67,6 @@ pub enum Unshut {
 pub struct Intents {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    phase: Phase,
-    maintenance: bool,
-    /// Of what is remembered: keystrokes, writes, starts.
-    last: [Option<Instant>; 3],
-    /// In the order in which they came.
-    waiting: BTreeMap<u64, Waiter>,
-    waited: u64,
-    held_bytes: usize,
-}
-
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    #[default]
-    Open,
-    Prepared {
-        until: Instant,
-        force: bool,
-    },
-    Shut,
-}
-
-#[derive(Debug)]
-struct Waiter {
-    intent: Intent,
-    bytes: usize,
-    tell: oneshot::Sender<Result<(), Refused>>,
 }
 
 impl Intent {
@@ -266,50 +233,6 @@ impl Intents {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
-    }
-}
-
-impl State {
-    /// `true` if it came after a pause.
-    fn remember(&mut self, intent: Intent, now: Instant) -> bool {
-        let Some(index) = intent.remembered_as() else { return false };
-        let before = self.last[index].replace(now);
-        before.is_none_or(|at| now.duration_since(at) >= TELL_EVERY)
-    }
-
-    fn wait(
-        &mut self,
-        intent: Intent,
-        bytes: usize,
-    ) -> Option<(u64, oneshot::Receiver<Result<(), Refused>>)> {
-        if self.waiting.len() >= HELD || self.held_bytes >= HELD_BYTES {
-            return None;
-        }
-        let (tell, answer) = oneshot::channel();
-        self.waited += 1;
-        self.held_bytes += bytes;
-        self.waiting.insert(self.waited, Waiter { intent, bytes, tell });
-        Some((self.waited, answer))
-    }
-
-    fn lapse(&mut self, now: Instant) -> bool {
-        matches!(self.phase, Phase::Prepared { until, .. } if until <= now) && self.pass(now)
-    }
-
-    /// Opens the door. To pass is to be admitted, so that whoever prepares next finds it used. `true` if that is an edge.
-    fn pass(&mut self, now: Instant) -> bool {
-        self.phase = Phase::Open;
-        let intents: Vec<_> = self.waiting.values().map(|waiter| waiter.intent).collect();
-        self.answer_all(Ok(()));
-        intents.into_iter().fold(false, |edge, intent| self.remember(intent, now) | edge)
-    }
-
-    fn answer_all(&mut self, answer: Result<(), Refused>) {
-        self.held_bytes = 0;
-        for waiter in std::mem::take(&mut self.waiting).into_values() {
-            // Who has left meanwhile needs no answer.
-            let _left = waiter.tell.send(answer);
-        }
     }
 }
 

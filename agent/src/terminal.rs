@@ -34,6 +34,7 @@ mod session;
 mod shared;
 mod shell;
 mod state;
+mod streams;
 mod task;
 mod told;
 mod viewer;

@@ -104,7 +104,7 @@ impl Workspace {
         ending.cancel();
         self.end(GRACE).await;
         self.terminals.save().await?;
-        self.files.sync().await?;
+        self.files.settle().await?;
         self.sleep.finish();
         Ok(())
     }
