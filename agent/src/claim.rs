@@ -47,7 +47,7 @@ pub struct Policy {
     pub io_bytes_per_second: f64,
     /// Between two heartbeats.
     pub beat_interval: Duration,
-    /// Output kept for each terminal.
+    /// Output kept for each terminal that is opened from now on.
     pub ring_bytes: usize,
     /// Terminals at once, ended ones that are kept included.
     pub max_terminals: usize,

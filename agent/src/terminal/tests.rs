@@ -5,6 +5,7 @@ mod input;
 mod reading;
 mod screens;
 mod signals;
+mod sleep;
 mod storms;
 
 use std::{sync::Arc, time::Duration};
