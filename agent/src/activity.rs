@@ -35,7 +35,7 @@ use self::{
 pub use self::{signals::Presence, snapshot::Snapshot};
 use crate::{
     claim::{Claims, Policy},
-    intent::{Intent, Intents},
+    intent::{Intent, Intents, Unmet},
 };
 
 /// The least time between two looks of the task: a bound on its CPU whatever the policy says.
@@ -160,7 +160,7 @@ impl Activity {
         let meter = lock(&self.0.meter);
         let (usage, measured) = (meter.usage().clone(), meter.measured());
         drop(meter);
-        let intents: Vec<_> = [Intent::Keystroke, Intent::ClientWrite, Intent::ClientStart]
+        let intents: Vec<_> = Intent::REMEMBERED
             .into_iter()
             .filter_map(|intent| Some((intent, self.0.intents.last(intent)?)))
             .collect();
@@ -192,11 +192,23 @@ impl Activity {
     }
 
     /// Takes or renews a lease.
-    pub fn keep_awake(&self, name: &str, reason: &str, duration: Duration) -> Result<Lease, LeaseError> {
-        let longest = self.policy().lease_cap;
-        let lease = lock(&self.0.leases).take(name, reason, duration, longest, Instant::now())?;
-        self.0.nudge.notify_one();
-        Ok(lease)
+    pub async fn keep_awake(
+        &self,
+        name: &str,
+        reason: &str,
+        duration: Duration,
+    ) -> Result<Lease, LeaseError> {
+        Unmet::until_met(|| {
+            let longest = self.policy().lease_cap;
+            let mut leases = lock(&self.0.leases);
+            // Under the lock: who closes the door and then looks either finds the lease or has kept it out.
+            self.0.intents.ask(Intent::Lease, 0)?;
+            let lease = leases.take(name, reason, duration, longest, Instant::now())?;
+            drop(leases);
+            self.0.nudge.notify_one();
+            Ok(lease)
+        })
+        .await
     }
 
     /// Releases a lease.

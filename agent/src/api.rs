@@ -5,5 +5,6 @@ pub mod files;
 pub mod files_http;
 pub(crate) mod problem;
 pub mod processes;
+mod refused;
 mod spawn_error;
 pub mod terminals;

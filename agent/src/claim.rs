@@ -20,6 +20,8 @@ pub struct Claim {
     pub env: BTreeMap<String, String>,
     /// The workspace's own command (an IDE); empty: none.
     pub command: Vec<String>,
+    /// Only the storage is wanted: nothing is started, nothing but an archive is written. Stays as it was claimed first.
+    pub maintenance: bool,
     /// Who may sign tokens for this agent.
     pub token_keys: VerifyingKeys,
 }
@@ -45,7 +47,7 @@ pub struct Policy {
     pub io_bytes_per_second: f64,
     /// Between two heartbeats.
     pub beat_interval: Duration,
-    /// Output kept for each terminal.
+    /// Output kept for each terminal that is opened from now on.
     pub ring_bytes: usize,
     /// Terminals at once, ended ones that are kept included.
     pub max_terminals: usize,

@@ -18,6 +18,7 @@ mod walk;
 mod write;
 
 use std::{
+    io,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -28,7 +29,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::spawn_blocking,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
     entry::{Entry, Kind},
@@ -64,6 +65,8 @@ struct Inner {
     readers: Arc<Semaphore>,
     writers: Arc<Semaphore>,
     listings: Arc<Semaphore>,
+    /// A token is held by each piece of work that changes something.
+    changes: TaskTracker,
 }
 
 impl Files {
@@ -82,6 +85,7 @@ impl Files {
                 readers: Arc::new(Semaphore::new(MAX_READERS)),
                 writers: Arc::new(Semaphore::new(MAX_WRITERS)),
                 listings: Arc::new(Semaphore::new(MAX_LISTINGS)),
+                changes: TaskTracker::new(),
             }),
         }
     }
@@ -132,15 +136,15 @@ impl Files {
     /// Begins to write a file.
     pub async fn write(&self, path: RelPath, options: WriteOptions) -> Result<Feed, FileError> {
         let place = place(&self.inner.writers, MAX_WRITERS)?;
-        self.inner.intents.admit(Intent::ClientWrite)?;
-        let writer = self.blocking(move |inner| Writer::open(&inner.root, path, options)).await?;
-        Ok(Feed::new(writer, self.inner.intents.clone(), place))
+        self.inner.intents.admit(Intent::ClientWrite).await?;
+        let writer = self.changing(move |inner| Writer::open(&inner.root, path, options)).await?;
+        Ok(Feed::new(writer, self.inner.intents.clone(), self.inner.changes.clone(), place))
     }
 
     /// Begins an upload in chunks; its id.
     pub async fn begin_upload(&self, path: RelPath, options: WriteOptions) -> Result<String, FileError> {
-        self.inner.intents.admit(Intent::ClientWrite)?;
-        self.blocking(move |inner| inner.uploads.begin(&inner.root, path, options)).await
+        self.inner.intents.admit(Intent::ClientWrite).await?;
+        self.changing(move |inner| inner.uploads.begin(&inner.root, path, options)).await
     }
 
     /// Continues an upload.
@@ -151,34 +155,57 @@ impl Files {
         data: Bytes,
         finish: bool,
     ) -> Result<Progress, FileError> {
-        self.inner.intents.admit(Intent::ClientWrite)?;
-        self.inner.uploads.chunk(upload, offset, data, finish).await
+        self.inner.intents.admit(Intent::ClientWrite).await?;
+        let token = self.inner.changes.token();
+        self.inner.uploads.chunk(upload, offset, data, finish, token).await
     }
 
     /// Makes a folder; with `parents` also those above it, and it may be there already.
     pub async fn mkdir(&self, path: RelPath, mode: Option<u32>, parents: bool) -> Result<(), FileError> {
-        self.inner.intents.admit(Intent::ClientWrite)?;
-        self.blocking(move |inner| change::mkdir(&inner.root, &path, mode, parents)).await
+        self.inner.intents.admit(Intent::ClientWrite).await?;
+        self.changing(move |inner| change::mkdir(&inner.root, &path, mode, parents)).await
     }
 
     /// Moves an entry, replacing what is at its new place only if told to.
     pub async fn rename(&self, from: RelPath, to: RelPath, replace: bool) -> Result<(), FileError> {
-        self.inner.intents.admit(Intent::ClientWrite)?;
-        self.blocking(move |inner| change::rename(&inner.root, &from, &to, replace)).await
+        self.inner.intents.admit(Intent::ClientWrite).await?;
+        self.changing(move |inner| change::rename(&inner.root, &from, &to, replace)).await
     }
 
     /// Removes an entry; how many went.
     pub async fn remove(&self, path: RelPath, recursive: bool) -> Result<u64, FileError> {
-        self.inner.intents.admit(Intent::ClientWrite)?;
-        let mut removal = self.blocking(move |inner| Removal::begin(&inner.root, path, recursive)).await?;
+        self.inner.intents.admit(Intent::ClientWrite).await?;
+        let mut removal = self.changing(move |inner| Removal::begin(&inner.root, path, recursive)).await?;
         loop {
             let done;
-            (done, removal) = self.blocking(move |_| Ok((removal.step()?, removal))).await?;
+            (done, removal) = self.changing(move |_| Ok((removal.step()?, removal))).await?;
             if let Some(removed) = done {
                 return Ok(removed);
             }
-            self.inner.intents.admit(Intent::ClientWrite)?;
+            self.inner.intents.admit(Intent::ClientWrite).await?;
         }
+    }
+
+    /// Waits for the changes that are under way, which are bounded pieces, and brings everything that anybody has written below the
+    /// root to disk. For when no more are admitted.
+    pub async fn settle(&self) -> io::Result<()> {
+        self.inner.changes.close();
+        self.inner.changes.wait().await;
+        let inner = self.inner.clone();
+        spawn_blocking(move || inner.root.sync()).await.map_err(io::Error::other)?
+    }
+
+    /// Work that changes something; [`Files::settle`] waits for it even if its caller has gone away.
+    async fn changing<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, FileError> + Send + 'static,
+    ) -> Result<T, FileError> {
+        let token = self.inner.changes.token();
+        self.blocking(move |inner| {
+            let _under_way = token;
+            work(inner)
+        })
+        .await
     }
 
     async fn blocking<T: Send + 'static>(
@@ -193,4 +220,38 @@ impl Files {
 
 fn place(places: &Arc<Semaphore>, limit: usize) -> Result<OwnedSemaphorePermit, FileError> {
     places.clone().try_acquire_owned().map_err(|_| FileError::TooManyStreams { limit })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    };
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_under_way_is_waited_for_though_its_caller_has_gone() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let files = Files::new(Root::open(dir.path()).expect("a root"), Arc::default());
+        let (go, wait) = mpsc::channel::<()>();
+        let done = Arc::new(AtomicBool::new(false));
+        let change = {
+            let done = done.clone();
+            files.changing(move |_| {
+                let _told = wait.recv();
+                done.store(true, Ordering::SeqCst);
+                Ok(())
+            })
+        };
+        assert!(change.now_or_never().is_none(), "under way, and nobody waits for it");
+        let mut settled = Box::pin(files.settle());
+        assert!(settled.as_mut().now_or_never().is_none());
+        drop(go);
+        settled.await.expect("synced");
+        assert!(done.load(Ordering::SeqCst));
+    }
 }

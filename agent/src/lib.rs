@@ -17,6 +17,7 @@ pub mod link;
 pub mod activity;
 pub mod intent;
 pub mod process;
+pub mod sleep;
 
 pub mod byte_log;
 pub mod child;

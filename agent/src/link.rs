@@ -24,7 +24,9 @@ use self::{
     backoff::Backoff,
     session::{Over, Session},
 };
-use crate::{activity::Activity, claim::Claim, config::Control, ending::Stop, metrics::Metrics};
+use crate::{
+    activity::Activity, claim::Claim, config::Control, ending::Stop, metrics::Metrics, sleep::Sleep,
+};
 
 /// How the agent presents itself.
 #[derive(Debug, Clone)]
@@ -50,6 +52,8 @@ pub struct Link {
     pub claims: Arc<watch::Sender<Option<Arc<Claim>>>>,
     /// What beats report.
     pub activity: Activity,
+    /// How the control plane lets it fall asleep.
+    pub sleep: Sleep,
     /// How the control plane ends this agent.
     pub stop: Stop,
     /// Everything of the workspace has ended: the last words may be said.

@@ -41,7 +41,7 @@ pub use self::{
 };
 use crate::{
     child::{Group, signals},
-    intent::Intents,
+    intent::{Intent, Intents, Unmet},
 };
 
 /// Names a process within the workspace, for ever.
@@ -179,14 +179,19 @@ impl Process {
             let fed = self.fed.notified();
             tokio::pin!(fed);
             fed.as_mut().enable();
-            if let Some(progress) = self.offer(offset, &data, end)? {
+            if let Some(progress) = Unmet::until_met(|| self.offer(offset, &data, end)).await? {
                 return Ok(progress);
             }
             fed.await;
         }
     }
 
-    fn offer(&self, offset: u64, data: &Bytes, end: bool) -> Result<Option<StdinProgress>, ProcessError> {
+    fn offer(
+        &self,
+        offset: u64,
+        data: &Bytes,
+        end: bool,
+    ) -> Result<Option<StdinProgress>, Unmet<ProcessError>> {
         let mut state = self.state();
         let over = state.ended();
         let stdin = state.stdin.as_mut().ok_or(ProcessError::BadField {
@@ -196,8 +201,7 @@ impl Process {
         if over {
             stdin.close();
         }
-        let offered =
-            stdin.offer(offset, data, end, || self.intents.admit(crate::intent::Intent::Keystroke))?;
+        let offered = stdin.offer(offset, data, end, || self.intents.ask(Intent::Keystroke, data.len()))?;
         drop(state);
         if offered.took {
             self.moved.notify_one();

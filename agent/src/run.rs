@@ -45,7 +45,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// The name under which health is asked of the agent as a whole.
 const WHOLE: &str = "";
 /// What this agent can do beyond the least; grows with the protocol.
-const CAPABILITIES: &[&str] = &["terminals", "processes", "files", "activity"];
+const CAPABILITIES: &[&str] = &["terminals", "processes", "files", "activity", "sleep"];
 
 /// Why the agent did not start.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +105,7 @@ pub async fn run(config: Config, limits: Limits, stop: Stop) -> Result<Ending, R
 
     let (claims, claimed) = watch::channel(None);
     let children = Children::new(config.orphans).with_limits(limits);
-    let workspace = Workspace::new(&config.root, children, claimed.clone(), config.orphans)
+    let workspace = Workspace::new(&config.root, &config.state, children, claimed.clone(), config.orphans)
         .map_err(|source| RunError::Root { path: config.root.clone(), source })?;
     let (metrics, health, phases) = (Metrics::new(), HealthReporter::new(), Phases::default());
     let link = Link {
@@ -113,6 +113,7 @@ pub async fn run(config: Config, limits: Limits, stop: Stop) -> Result<Ending, R
         introduction: introduction.clone(),
         claims: Arc::new(claims),
         activity: workspace.activity.clone(),
+        sleep: workspace.sleep.clone(),
         stop: stop.clone(),
         ended: phases.ended.clone(),
         metrics: metrics.clone(),
@@ -149,6 +150,9 @@ pub async fn run(config: Config, limits: Limits, stop: Stop) -> Result<Ending, R
     tokio::select! {
         () = workspace.end(ending.grace) => {}
         () = stop.hurried() => workspace.end(Duration::ZERO).await,
+    }
+    if let Err(error) = workspace.terminals.save().await {
+        tracing::error!(%error, "the terminals could not be saved");
     }
     phases.streams.cancel();
     phases.drain.cancel();
@@ -200,6 +204,16 @@ fn start(workspace: &Workspace, link: Link, config: &Config, phases: &Phases, me
     tasks.supervise("signals", move || {
         let running = running.clone();
         async move { running.forward().await.map(|never| match never {}) }
+    });
+    let terminals = workspace.terminals.clone();
+    tasks.supervise("journal", move || {
+        let terminals = terminals.clone();
+        async move { terminals.keep().await }
+    });
+    let (sleeper, ending) = (workspace.clone(), phases.ending.clone());
+    tasks.supervise("sleep", move || {
+        let (workspace, ending) = (sleeper.clone(), ending.clone());
+        async move { workspace.fall_asleep(&ending).await }
     });
     let said = phases.said.clone();
     tasks.supervise("link", move || {

@@ -158,6 +158,7 @@ mod tests {
             policy: Default::default(),
             env: env.into(),
             command: Vec::new(),
+            maintenance: false,
             token_keys: Default::default(),
         };
         let (_claims, claims) = tokio::sync::watch::channel(Some(Arc::new(claim)));

@@ -11,6 +11,7 @@
 //! (`input`, `writers`, `escape`, `screen`) know neither. Must not know the wire.
 
 mod attachment;
+mod birth;
 mod counters;
 mod create;
 mod error;
@@ -18,16 +19,22 @@ mod escape;
 mod facts;
 mod fault;
 mod frame;
+mod held;
 mod ids;
 mod input;
 mod job;
+mod journal;
+mod keeping;
 mod pictures;
 mod pty;
 mod registry;
+mod restore;
 mod screen;
 mod session;
 mod shared;
+mod shell;
 mod state;
+mod streams;
 mod task;
 mod told;
 mod viewer;
@@ -47,6 +54,7 @@ pub use self::{
     create::Create,
     error::TerminalError,
     frame::{Frame, FrameKind},
+    held::Typing,
     ids::{ClientId, TerminalId},
     input::QUEUE_BYTES as INPUT_QUEUE_BYTES,
     pty::OpenError,
@@ -152,8 +160,8 @@ pub struct Info {
     pub foreground: String,
     /// When.
     pub created: SystemTime,
-    /// The session's leader.
-    pub pid: Pid,
+    /// The session's leader; `None` if that was another agent's.
+    pub pid: Option<Pid>,
     /// Once it has ended.
     pub exit: Option<Exit>,
     /// Output kept at most.

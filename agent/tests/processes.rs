@@ -15,6 +15,7 @@ mod wire;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use podling_agent::{
     child::{Children, Ended, Orphans},
     claim::{Claim, Policy},
@@ -51,6 +52,7 @@ impl World {
             policy,
             env: BTreeMap::from([("FROM_CLAIM".into(), "yes".into())]),
             command: Vec::new(),
+            maintenance: false,
             token_keys: VerifyingKeys::new([]),
         };
         let (_, claims) = watch::channel(Some(Arc::new(claim)));
@@ -66,7 +68,7 @@ impl World {
 
     /// Starts a shell script and watches it.
     fn sh(&self, script: &str) -> Watcher {
-        self.processes.start(sh(script)).unwrap()
+        self.processes.start(sh(script)).now_or_never().expect("the door is open").unwrap()
     }
 }
 

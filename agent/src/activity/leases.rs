@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::intent::Refused;
+
 /// Leases at once. More are refused: nobody can oversee them, and each beat carries them all.
 pub const MAX_LEASES: usize = 32;
 /// Longest name, in characters.
@@ -32,6 +34,9 @@ pub enum LeaseError {
     /// Nothing to release.
     #[error("no lease named {0:?} is held; it may have expired")]
     NotHeld(String),
+    /// The workspace takes nothing now.
+    #[error(transparent)]
+    Refused(#[from] Refused),
     /// No room.
     #[error("{MAX_LEASES} leases are held already; release one first")]
     TooMany,

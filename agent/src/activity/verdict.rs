@@ -151,7 +151,8 @@ fn speaks_for(signal: Signal) -> Verdict {
 fn words(intent: Intent) -> &'static str {
     match intent {
         Intent::Keystroke => "somebody typed",
-        Intent::ClientWrite => "a client changed files",
+        Intent::ClientWrite | Intent::Restore => "a client changed files",
+        Intent::Lease => "somebody took a lease",
         Intent::ClientStart => "a client started a command or opened a terminal",
     }
 }

@@ -95,7 +95,7 @@ impl activity_server::Activity for ActivityService {
             self.activity.release(&name).map_err(refused)?;
             None
         } else {
-            let taken = self.activity.keep_awake(&name, &reason, duration).map_err(refused)?;
+            let taken = self.activity.keep_awake(&name, &reason, duration).await.map_err(refused)?;
             Some(lease(&taken, taken.taken))
         };
         Ok(Response::new(wire::KeepAwakeResponse { lease }))
@@ -132,6 +132,7 @@ fn refused(error: LeaseError) -> WireError {
             .with("field", "duration")
             .with("allowed", format!("1 s to {} s", longest.as_secs())),
         LeaseError::NotHeld(name) => WireError::new(Reason::LeaseNotFound, message).with("id", name),
+        LeaseError::Refused(refused) => refused.into(),
         LeaseError::TooMany => {
             WireError::new(Reason::TooManyLeases, message).with("limit", MAX_LEASES).with("what", "leases")
         }
@@ -173,12 +174,12 @@ fn verdict(verdict: Verdict) -> wire::Verdict {
 fn evidence(evidence: &Evidence) -> wire::Evidence {
     let signal = match evidence.signal {
         Signal::Intent(Intent::Keystroke) => wire::Signal::Keystroke,
-        Signal::Intent(Intent::ClientWrite) => wire::Signal::ClientWrite,
+        Signal::Intent(Intent::ClientWrite | Intent::Restore) => wire::Signal::ClientWrite,
         Signal::Intent(Intent::ClientStart) => wire::Signal::ClientStart,
         Signal::Cpu => wire::Signal::Cpu,
         Signal::Io => wire::Signal::Io,
         Signal::ForegroundJob => wire::Signal::ForegroundJob,
-        Signal::Lease => wire::Signal::Lease,
+        Signal::Intent(Intent::Lease) | Signal::Lease => wire::Signal::Lease,
     };
     wire::Evidence {
         signal: signal.into(),

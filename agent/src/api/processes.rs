@@ -45,7 +45,7 @@ impl processes_server::Processes for ProcessesApi {
         let request = request.into_inner();
         let (program, timeout) = command(request.command)?;
         let start = Start { program, timeout, stdin: request.stdin, request_id: request.request_id };
-        Ok(Response::new(events(self.processes.start(start).map_err(status)?)))
+        Ok(Response::new(events(self.processes.start(start).await.map_err(status)?)))
     }
 
     type WatchStream = Events;
@@ -220,7 +220,7 @@ impl From<ProcessError> for WireError {
             ProcessError::TooLarge { what, limit } => {
                 of(Reason::TooLarge).with("what", what).with("limit", limit)
             }
-            ProcessError::Preparing => of(Reason::Preparing),
+            ProcessError::Refused(refused) => refused.into(),
             ProcessError::ShuttingDown => of(Reason::ShuttingDown),
             ProcessError::Fault => of(Reason::Internal).with("operation", "running a process"),
         }

@@ -61,7 +61,7 @@ impl terminals_server::Terminals for TerminalsApi {
             name: request.name,
             request_id: request.request_id,
         };
-        let info = self.terminals.create(create).map_err(status)?;
+        let info = self.terminals.create(create).await.map_err(status)?;
         Ok(Response::new(pb::CreateTerminalResponse { terminal: Some(terminal(info)) }))
     }
 

@@ -3,6 +3,7 @@
 use rustix::io::Errno;
 
 use super::path::{BadPath, RelPath};
+use crate::intent::Refused;
 
 /// Why a call did not do what it was asked for. `path` is relative to the root.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -133,9 +134,9 @@ pub enum FileError {
         /// How many there are.
         limit: usize,
     },
-    /// The workspace prepares to sleep.
-    #[error("the workspace prepares to sleep; try again in a moment")]
-    Preparing,
+    /// The workspace takes nothing now.
+    #[error(transparent)]
+    Refused(#[from] Refused),
     /// A fault of the agent's own.
     #[error("a fault in the agent while {operation}")]
     Fault {
@@ -152,12 +153,6 @@ pub enum FileError {
         /// Why.
         errno: Errno,
     },
-}
-
-impl From<crate::intent::Preparing> for FileError {
-    fn from(_: crate::intent::Preparing) -> Self {
-        Self::Preparing
-    }
 }
 
 /// Turns an errno of an operation on `path` into what it means for everybody.

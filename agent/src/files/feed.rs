@@ -8,6 +8,7 @@ use tokio::{
     sync::OwnedSemaphorePermit,
     task::{JoinHandle, spawn_blocking},
 };
+use tokio_util::task::TaskTracker;
 
 use super::{
     error::FileError,
@@ -23,6 +24,7 @@ const FAULT: FileError = FileError::Fault { operation: "writing a file" };
 #[derive(Debug)]
 pub struct Feed {
     intents: Arc<Intents>,
+    changes: TaskTracker,
     disk: Disk,
     gathered: Vec<Bytes>,
     bytes: usize,
@@ -37,8 +39,20 @@ enum Disk {
 }
 
 impl Feed {
-    pub(super) fn new(writer: Writer, intents: Arc<Intents>, place: OwnedSemaphorePermit) -> Self {
-        Self { intents, disk: Disk::Idle(Box::new(writer)), gathered: Vec::new(), bytes: 0, _place: place }
+    pub(super) fn new(
+        writer: Writer,
+        intents: Arc<Intents>,
+        changes: TaskTracker,
+        place: OwnedSemaphorePermit,
+    ) -> Self {
+        Self {
+            intents,
+            changes,
+            disk: Disk::Idle(Box::new(writer)),
+            gathered: Vec::new(),
+            bytes: 0,
+            _place: place,
+        }
     }
 
     /// Takes the next piece; waits when the disk is behind.
@@ -52,7 +66,7 @@ impl Feed {
             return Ok(());
         }
         // Somebody still means it: an upload keeps the workspace awake as long as it moves.
-        self.intents.admit(Intent::ClientWrite)?;
+        self.intents.admit(Intent::ClientWrite).await?;
         let writer = self.idle().await?;
         self.write(writer);
         Ok(())
@@ -60,10 +74,12 @@ impl Feed {
 
     /// Ends the file; answers when it is on the disk under its name.
     pub async fn finish(mut self) -> Result<Written, FileError> {
-        self.intents.admit(Intent::ClientWrite)?;
+        self.intents.admit(Intent::ClientWrite).await?;
         let mut writer = self.idle().await?;
         let gathered = mem::take(&mut self.gathered);
+        let token = self.changes.token();
         let finish = move || {
+            let _under_way = token;
             gathered.iter().try_for_each(|data| writer.write(data))?;
             writer.finish()
         };
@@ -73,7 +89,9 @@ impl Feed {
     fn write(&mut self, mut writer: Box<Writer>) {
         self.bytes = 0;
         let gathered = mem::take(&mut self.gathered);
+        let token = self.changes.token();
         self.disk = Disk::Busy(spawn_blocking(move || {
+            let _under_way = token;
             gathered.iter().try_for_each(|data| writer.write(data))?;
             Ok(writer)
         }));

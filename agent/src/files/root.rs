@@ -85,6 +85,11 @@ impl Root {
         Ok(Self { dir, resolver, temps: Temps::new() })
     }
 
+    /// Brings the file system of the root to disk.
+    pub(super) fn sync(&self) -> std::io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.dir)?)
+    }
+
     pub(super) fn temps(&self) -> &Temps {
         &self.temps
     }

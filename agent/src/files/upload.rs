@@ -7,6 +7,7 @@ use std::{
 };
 
 use tokio::task::spawn_blocking;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{
     error::FileError,
@@ -82,6 +83,7 @@ impl Uploads {
         offset: u64,
         data: bytes::Bytes,
         finish: bool,
+        token: TaskTrackerToken,
     ) -> Result<Progress, FileError> {
         let state = {
             let mut table = self.lock();
@@ -90,7 +92,10 @@ impl Uploads {
             upload.touched = Instant::now();
             upload.state.clone()
         };
-        let work = move || lock(&state).take(offset, &data, finish);
+        let work = move || {
+            let _under_way = token;
+            lock(&state).take(offset, &data, finish)
+        };
         let taken =
             spawn_blocking(work).await.map_err(|_| FileError::Fault { operation: "writing a chunk" })?;
         match taken {

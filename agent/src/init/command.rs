@@ -38,12 +38,15 @@ pub struct Command {
 }
 
 impl Command {
-    /// Starts it after the claim, and again whenever it ends, until it is not wanted. The agent goes on whatever becomes of it.
+    /// Starts it after the claim (unless that is for maintenance), and again whenever it ends, until it is not wanted. The agent goes on whatever becomes of it.
     pub async fn keep_running(&self) {
         let mut claims = self.launcher.claims().clone();
         let Ok(claim) = claims.wait_for(Option::is_some).await.map(|claim| claim.clone()) else {
             return;
         };
+        if claim.as_ref().is_some_and(|claim| claim.maintenance) {
+            return;
+        }
         let named = claim.map(|claim| claim.command.clone()).filter(|argv| !argv.is_empty());
         let argv = named.unwrap_or_else(|| self.fallback.clone());
         if !argv.is_empty() {

@@ -30,9 +30,9 @@ pub(super) fn patience(interval: Duration) -> Duration {
 }
 
 impl Beats {
-    /// The claim is an edge; a repeated one keeps the pace.
-    pub(super) fn begin(&mut self, now: Instant) {
-        self.next.get_or_insert(now);
+    /// The claim is an edge; a repeated one keeps the pace, unless it asks for a faster one.
+    pub(super) fn begin(&mut self, now: Instant, interval: Duration) {
+        self.next = Some(self.next.map_or(now, |due| due.min(now + interval)));
     }
 
     /// When the next one is due.
@@ -94,14 +94,14 @@ mod tests {
         let (mut beats, start) = (Beats::default(), Instant::now());
         beats.on_edge(Verdict::Active, start);
         assert_eq!(beats.next(), None, "nobody has claimed it");
-        beats.begin(start);
+        beats.begin(start, INTERVAL);
         assert_eq!(beats.next(), Some(start));
         beats.sent(Verdict::Idle, start, INTERVAL, 0.0);
         assert_eq!(beats.next(), Some(start + INTERVAL.mul_f64(0.9)));
         beats.sent(Verdict::Idle, start, INTERVAL, 1.0);
         let due = beats.next().unwrap();
         assert_eq!(due, start + INTERVAL.mul_f64(1.1));
-        beats.begin(start);
+        beats.begin(start, 2 * INTERVAL);
         beats.on_edge(Verdict::Idle, start + EDGE_PAUSE);
         assert_eq!(
             beats.next(),
@@ -112,13 +112,15 @@ mod tests {
         assert_eq!(beats.next(), Some(start + EDGE_PAUSE));
         beats.on_edge(Verdict::Busy, start + EDGE_PAUSE * 3);
         assert_eq!(beats.next(), Some(start + EDGE_PAUSE), "what is due is due");
+        beats.begin(start, EDGE_PAUSE / 2);
+        assert_eq!(beats.next(), Some(start + EDGE_PAUSE / 2), "another policy asks for a faster pace");
     }
 
     #[test]
     fn silence_begins_with_the_first_beat_that_is_not_acknowledged_and_with_each_sign_of_life() {
         let (mut beats, start) = (Beats::default(), Instant::now());
         let at = |n: u32| start + INTERVAL * n;
-        beats.begin(start);
+        beats.begin(start, INTERVAL);
         assert_eq!(beats.silent_since(), None);
         for n in 0..2 {
             beats.sent(Verdict::Idle, at(n), INTERVAL, 0.5);

@@ -74,6 +74,11 @@ pub fn warning(warn: wire::Warn) -> Option<Warning> {
     Some(Warning { at, reason: warn.reason.chars().take(MAX_REASON).collect() })
 }
 
+/// Reads a prepare: how long to hold at most, and whether activity is no reason to decline.
+pub fn prepare(prepare: &wire::Prepare) -> (Option<Duration>, bool) {
+    (prepare.hold.and_then(|hold| Duration::try_from(hold).ok()), prepare.force)
+}
+
 /// A directive was carried out.
 pub fn done(id: u64) -> wire::AgentMessage {
     result(id, wire::directive_result::Result::Done(wire::Done {}))
@@ -121,6 +126,7 @@ pub fn claim(claim: wire::Claim) -> Result<Claim, BadClaim> {
         policy: policy(claim.policy.unwrap_or_default()),
         env: claim.env.into_iter().collect(),
         command: claim.command,
+        maintenance: claim.maintenance,
         token_keys: VerifyingKeys::new(keys),
     })
 }

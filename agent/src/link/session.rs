@@ -27,6 +27,7 @@ use super::{
 use crate::{
     claim::Claim,
     ending::{Ending, Reason},
+    sleep::Declined,
 };
 
 /// Messages to the control plane that wait to be sent. When full it has stopped reading: the link is given up.
@@ -49,11 +50,13 @@ pub(super) struct Session<'a> {
     beats: Beats,
     /// Directives to drain that are answered when all is drained.
     draining: Vec<u64>,
+    /// Directives to commit that are answered when all is on disk.
+    committing: Vec<u64>,
 }
 
 impl<'a> Session<'a> {
     pub(super) fn new(link: &'a Link) -> Self {
-        Self { link, beats: Beats::default(), draining: Vec::new() }
+        Self { link, beats: Beats::default(), draining: Vec::new(), committing: Vec::new() }
     }
 
     /// Whether a beat was ever acknowledged.
@@ -126,6 +129,11 @@ impl<'a> Session<'a> {
                     let verdict = pulse.borrow_and_update().verdict;
                     self.beats.on_edge(verdict, Instant::now());
                 }
+                () = self.link.sleep.over(), if !self.committing.is_empty() => {
+                    for id in self.committing.drain(..) {
+                        say(&outbox, message::done(id))?;
+                    }
+                }
                 () = self.link.ended.cancelled() => return self.farewell(outbox, inbound).await,
             }
         }
@@ -147,7 +155,7 @@ impl<'a> Session<'a> {
     }
 
     /// An agent serves one workspace, and one epoch of it, in its life.
-    fn take(&mut self, claim: Claim) {
+    fn take(&mut self, mut claim: Claim) {
         let held = self.link.claims.borrow().clone();
         if let Some(held) = &held
             && (&held.workspace_id, held.epoch) != (&claim.workspace_id, claim.epoch)
@@ -156,12 +164,24 @@ impl<'a> Session<'a> {
             self.link.stop.request(Ending::new(Reason::OtherClaim));
             return;
         }
-        if held.is_none() {
-            tracing::info!(workspace = claim.workspace_id, epoch = claim.epoch, "claimed");
+        if let Some(held) = held {
+            claim.maintenance = held.maintenance;
+        } else {
+            tracing::info!(
+                workspace = claim.workspace_id,
+                epoch = claim.epoch,
+                maintenance = claim.maintenance,
+                "claimed"
+            );
         }
+        if claim.maintenance {
+            // Before anybody can ask.
+            self.link.sleep.door().maintain();
+        }
+        let interval = claim.policy.beat_interval;
         self.link.claims.send_replace(Some(Arc::new(claim)));
         // The claim is an edge; a repeated one keeps the pace.
-        self.beats.begin(Instant::now());
+        self.beats.begin(Instant::now(), interval);
     }
 
     fn acknowledged(&mut self, sequence: u64) {
@@ -190,15 +210,42 @@ impl<'a> Session<'a> {
                 self.link.activity.warn(warning);
                 say(outbox, message::done(id))
             }
-            Some(Directive::Prepare(_) | Directive::Commit(_) | Directive::Cancel(_)) => {
-                let reason = "this agent lacks the capability \"sleep\"";
-                say(outbox, message::declined(id, reason, &self.link.activity.look()))
+            Some(Directive::Prepare(prepare)) => {
+                let (hold, force) = message::prepare(&prepare);
+                self.answer(id, self.link.sleep.prepare(hold, force), outbox)
             }
+            Some(Directive::Commit(wire::Commit {})) => match self.link.sleep.commit() {
+                Ok(()) => self.commit(id),
+                declined => self.answer(id, declined, outbox),
+            },
+            Some(Directive::Cancel(wire::Cancel {})) => self.answer(id, self.link.sleep.cancel(), outbox),
             None => {
                 let reason = "this agent does not know the directive";
                 say(outbox, message::declined(id, reason, &self.link.activity.look()))
             }
         }
+    }
+
+    /// Answered when all is on disk.
+    fn commit(&mut self, id: u64) -> Result<(), Lost> {
+        if self.committing.len() >= OUTBOX {
+            return Err(Lost::Stuck);
+        }
+        self.committing.push(id);
+        Ok(())
+    }
+
+    fn answer(
+        &self,
+        id: u64,
+        done: Result<(), Declined>,
+        outbox: &mpsc::Sender<AgentMessage>,
+    ) -> Result<(), Lost> {
+        let answer = match done {
+            Ok(()) => message::done(id),
+            Err(declined) => message::declined(id, &declined.to_string(), &self.link.activity.look()),
+        };
+        say(outbox, answer)
     }
 
     fn beat(&mut self, outbox: &mpsc::Sender<AgentMessage>) -> Result<(), Lost> {

@@ -1,7 +1,7 @@
 //! What can go wrong with a process, for whoever asked.
 
 use super::ProcessId;
-use crate::{child::Ended, intent::Preparing, spawn::SpawnError};
+use crate::{child::Ended, intent::Refused, spawn::SpawnError};
 
 /// Why a request about a process was not done.
 #[derive(Debug, thiserror::Error)]
@@ -66,19 +66,13 @@ pub enum ProcessError {
         /// What is allowed.
         limit: usize,
     },
-    /// The workspace prepares to sleep.
-    #[error("the workspace prepares to sleep; try again in a moment")]
-    Preparing,
+    /// The workspace takes nothing now.
+    #[error(transparent)]
+    Refused(#[from] Refused),
     /// The workspace ends.
     #[error("the workspace is shutting down")]
     ShuttingDown,
     /// A fault of the agent's own; the process was killed.
     #[error("a fault in the agent ended the process")]
     Fault,
-}
-
-impl From<Preparing> for ProcessError {
-    fn from(_: Preparing) -> Self {
-        Self::Preparing
-    }
 }

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     child::Children,
     claim::Claim,
-    intent::{Intent, Intents},
+    intent::{Intent, Intents, Unmet},
     spawn::{Launcher, SpawnError},
 };
 
@@ -67,28 +67,34 @@ impl Processes {
     }
 
     /// Starts a command and watches it from its first byte; must run within the runtime. Blocks for the time of a fork.
-    pub fn start(&self, start: Start) -> Result<Watcher, ProcessError> {
+    pub async fn start(&self, start: Start) -> Result<Watcher, ProcessError> {
+        Unmet::until_met(|| self.try_start(&start)).await
+    }
+
+    fn try_start(&self, start: &Start) -> Result<Watcher, Unmet<ProcessError>> {
         if start.request_id.len() > REQUEST_ID_BYTES {
-            return Err(ProcessError::BadField { field: "request_id", allowed: "at most 64 characters" });
+            return Err(
+                ProcessError::BadField { field: "request_id", allowed: "at most 64 characters" }.into()
+            );
         }
         let claim = self.claim()?;
         let place = self.place()?;
         let mut table = self.inner.table();
-        if table.ending {
-            return Err(ProcessError::ShuttingDown);
-        }
         if let Some(process) = table.of_request(&start.request_id) {
-            return Watcher::join(process, [0, 0], place);
+            return Ok(Watcher::join(process, [0, 0], place)?);
         }
         table.has_room(claim.policy.max_processes)?;
-        self.inner.intents.admit(Intent::ClientStart)?;
-        let (process, task) = self.inner.spawn(start, &claim)?;
+        self.inner.intents.ask(Intent::ClientStart, 0)?;
+        if table.ending {
+            return Err(ProcessError::ShuttingDown.into());
+        }
+        let (process, task) = self.inner.spawn(start.clone(), &claim)?;
         table.add(process.clone());
         drop(table);
         // Joined before the task runs, so that not even the first byte could be let go.
         let watcher = Watcher::join(process.clone(), [0, 0], place);
         self.inner.mind(process, task);
-        watcher
+        Ok(watcher?)
     }
 
     /// Goes on watching behind `stdout` and `stderr` bytes.

@@ -62,7 +62,7 @@ impl Processes {
             stdin: !run.stdin.is_empty(),
             request_id: String::new(),
         };
-        let mut watcher = self.start(start)?;
+        let mut watcher = self.start(start).await?;
         let running = Running { processes: self.clone(), process: watcher.process().clone() };
         let feed = async {
             if !run.stdin.is_empty() {

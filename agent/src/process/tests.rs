@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use podling_proto::token::VerifyingKeys;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
@@ -37,6 +38,7 @@ impl World {
             policy,
             env: BTreeMap::new(),
             command: Vec::new(),
+            maintenance: false,
             token_keys: VerifyingKeys::new([]),
         };
         let (_, claims) = watch::channel(Some(Arc::new(claim)));
@@ -113,7 +115,7 @@ async fn ended_processes_hold_only_so_much_output_and_still_tell_their_end() {
     let fits = table::ENDED_BYTES / MIB;
     for n in 0..fits + 4 {
         let program = sh(&format!("head -c {MIB} /dev/zero; exit {n}"));
-        exit(world.processes.start(Start { program, ..Start::default() }).unwrap()).await;
+        exit(world.processes.start(Start { program, ..Start::default() }).await.unwrap()).await;
     }
     let held = || -> Vec<u64> {
         world.processes.inner.table().all().iter().map(|process| process.state().held_bytes()).collect()
@@ -133,7 +135,13 @@ async fn ended_processes_hold_only_so_much_output_and_still_tell_their_end() {
 #[tokio::test]
 async fn only_so_many_ended_processes_are_kept_and_those_that_are_read_have_their_place() {
     let world = World::with(Policy { max_processes: 2, ..Policy::default() });
-    let start = |script| world.processes.start(Start { program: sh(script), ..Start::default() });
+    let start = |script| {
+        world
+            .processes
+            .start(Start { program: sh(script), ..Start::default() })
+            .now_or_never()
+            .expect("the door is open")
+    };
     let read = start("echo unread").unwrap();
     let first = world.only();
     for _ in 0..table::ENDED_KEPT + 3 {

@@ -6,6 +6,7 @@ use podling_proto::agent::v1::{
     activity_server::ActivityServer, files_server::FilesServer, processes_server::ProcessesServer,
     terminals_server::TerminalsServer,
 };
+use tokio_util::sync::CancellationToken;
 use tonic::{server::NamedService, service::Routes};
 
 use crate::{
@@ -16,11 +17,13 @@ use crate::{
     },
     child::{Children, Orphans},
     claim::Claims,
+    ending::GRACE,
     files::{Files, Root},
     init,
     intent::Intents,
     metrics::{Metrics, Reading},
     process::Processes,
+    sleep::Sleep,
     spawn::Launcher,
     terminal::Terminals,
 };
@@ -32,7 +35,8 @@ pub(super) struct Workspace {
     pub(super) children: Children,
     pub(super) files: Files,
     pub(super) activity: Activity,
-    terminals: Terminals,
+    pub(super) sleep: Sleep,
+    pub(super) terminals: Terminals,
     processes: Processes,
     claims: Claims,
     orphans: Orphans,
@@ -48,18 +52,25 @@ pub(super) struct Services {
 }
 
 impl Workspace {
-    /// Serves the workspace in `root`, whichever it is claimed for.
-    pub(super) fn new(root: &Path, children: Children, claims: Claims, orphans: Orphans) -> io::Result<Self> {
+    /// Serves the workspace in `root`, with the agent's own files in `state`, whichever it is claimed for.
+    pub(super) fn new(
+        root: &Path,
+        state: &Path,
+        children: Children,
+        claims: Claims,
+        orphans: Orphans,
+    ) -> io::Result<Self> {
         let intents = Arc::new(Intents::new());
         // What is not UTF-8 cannot be in a claim either.
         let image =
             std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
         let launcher = Launcher::new(root, claims.clone()).inheriting(image);
-        let terminals = Terminals::new(launcher.clone(), children.clone(), intents.clone());
+        let terminals = Terminals::kept_in(state, launcher.clone(), children.clone(), intents.clone());
         let processes = Processes::new(launcher.clone(), children.clone(), intents.clone());
         let files = Files::new(Root::open(root)?, intents.clone());
-        let activity = Activity::new(intents, claims.clone(), probe(terminals.clone()));
-        Ok(Self { launcher, children, files, activity, terminals, processes, claims, orphans })
+        let activity = Activity::new(intents.clone(), claims.clone(), probe(terminals.clone()));
+        let sleep = Sleep::new(intents, activity.clone());
+        Ok(Self { launcher, children, files, activity, sleep, terminals, processes, claims, orphans })
     }
 
     pub(super) fn services(&self) -> Services {
@@ -83,6 +94,19 @@ impl Workspace {
             }
         };
         tokio::join!(self.terminals.end_all(grace), self.processes.end_all(grace), rest);
+    }
+
+    /// Waits until the workspace is to sleep; then everything ends and is brought to disk, and the agent only serves who reads.
+    /// `ending` is cancelled as nothing is to be started again. A failure (a full disk) is tried again by whoever supervises it.
+    pub(super) async fn fall_asleep(&self, ending: &CancellationToken) -> io::Result<()> {
+        self.sleep.begun().await;
+        tracing::info!("falling asleep");
+        ending.cancel();
+        self.end(GRACE).await;
+        self.terminals.save().await?;
+        self.files.settle().await?;
+        self.sleep.finish();
+        Ok(())
     }
 
     /// The text of `/metrics`.

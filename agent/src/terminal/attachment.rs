@@ -14,6 +14,7 @@ use super::{
     ClientId, Frame, From, Input, SignalTarget, Size, Terminal, TerminalError, TerminalId, Watch, WatchEvent,
     viewer,
 };
+use crate::intent::{Closed, Intent, Unmet};
 
 /// Refusals that wait to be sent. Beyond it the oldest is dropped: the newest says what is expected.
 const REFUSALS: usize = 32;
@@ -149,35 +150,42 @@ impl Attachment {
 }
 
 impl Writer {
-    /// Types. What comes of it is said by the reading side.
-    pub fn input(&self, input: Input<'_>) {
-        let done = self.try_input(input);
-        let Some(client) = &self.client else { return };
-        let (written, expected, epoch) = {
-            let state = self.terminal.state();
-            (state.inputs.written(client), state.inputs.expected(client), state.log.epoch())
-        };
-        let mut answers = self.answers();
-        match done {
-            Ok(end) if end <= written => answers.repeated = true,
-            // Acknowledged when it is written.
-            Ok(_) => {}
-            Err(error) => {
-                if answers.refusals.len() == REFUSALS {
-                    answers.refusals.pop_front();
-                }
-                answers.refusals.push_back(Refusal { error, epoch, expected });
-            }
+    /// Asks at the door for so many bytes.
+    pub(super) fn ask(&self, bytes: usize) -> Result<(), Closed> {
+        self.terminal.intents.ask(Intent::Keystroke, bytes)
+    }
+
+    pub(super) fn try_input(&self, input: Input<'_>) -> Result<u64, Unmet<TerminalError>> {
+        match &self.client {
+            Some(client) if !self.read_only => self.terminal.write(client, input),
+            _ => Err(TerminalError::ReadOnly.into()),
         }
-        drop(answers);
+    }
+
+    /// This client's input before `end` was taken. It is acknowledged when it is written, a repeat at once.
+    pub(super) fn took(&self, end: u64) {
+        let Some(client) = &self.client else { return };
+        let written = self.terminal.state().inputs.written(client);
+        if end <= written {
+            self.answers().repeated = true;
+        }
         self.wake.notify_one();
     }
 
-    fn try_input(&self, input: Input<'_>) -> Result<u64, TerminalError> {
-        match &self.client {
-            Some(client) if !self.read_only => self.terminal.write(client, input),
-            _ => Err(TerminalError::ReadOnly),
+    /// Input was not taken.
+    pub(super) fn refuse(&self, error: TerminalError) {
+        let Some(client) = &self.client else { return };
+        let (expected, epoch) = {
+            let state = self.terminal.state();
+            (state.inputs.expected(client), state.log.epoch())
+        };
+        let mut answers = self.answers();
+        if answers.refusals.len() == REFUSALS {
+            answers.refusals.pop_front();
         }
+        answers.refusals.push_back(Refusal { error, epoch, expected });
+        drop(answers);
+        self.wake.notify_one();
     }
 
     /// Its window has this size; `take` makes it the owner.

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::Notify;
+
 /// The counts.
 #[derive(Debug)]
 pub(super) struct Counters {
@@ -14,6 +16,8 @@ pub(super) struct Counters {
     last_output: AtomicU64,
     task_panics: AtomicU64,
     model_panics: AtomicU64,
+    /// Ticks when there is something new to keep.
+    stirred: Notify,
 }
 
 impl Default for Counters {
@@ -24,6 +28,7 @@ impl Default for Counters {
             last_output: AtomicU64::new(0),
             task_panics: AtomicU64::new(0),
             model_panics: AtomicU64::new(0),
+            stirred: Notify::new(),
         }
     }
 }
@@ -33,6 +38,17 @@ impl Counters {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         let after = at.duration_since(self.began).as_millis() as u64 + 1;
         self.last_output.fetch_max(after, Ordering::Relaxed);
+        self.stirred();
+    }
+
+    /// Something has changed that is worth keeping.
+    pub(super) fn stirred(&self) {
+        self.stirred.notify_one();
+    }
+
+    /// Waits for such a change; one that came before is not missed.
+    pub(super) async fn stir(&self) {
+        self.stirred.notified().await;
     }
 
     pub(super) fn task_panicked(&self) {

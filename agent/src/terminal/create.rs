@@ -1,22 +1,14 @@
-//! Create: what somebody asks to open, whether it may be, and how it begins. Must not know the other terminals.
-
-use std::{
-    sync::{Arc, Mutex},
-    time::SystemTime,
-};
-
-use tokio::sync::{Notify, watch};
+//! Create: what somebody asks to open, whether it may be, and how its program is started. Must not know the other terminals.
 
 use super::{
-    Size, Terminal, TerminalError, TerminalId,
+    Size, TerminalError,
+    birth::Called,
+    journal::Again,
     pty::{Pair, Pty},
-    state::State,
+    shell::is_interactive,
 };
 use crate::{
-    byte_log::ByteLog,
-    child::{Children, Ended},
-    claim::Claim,
-    intent::Intents,
+    child::{Child, Children},
     spawn::{Launcher, Program, shown, spawn_failed},
 };
 
@@ -40,11 +32,11 @@ pub struct Create {
     pub request_id: String,
 }
 
-/// A terminal whose program was started, and what its task owns.
-pub(super) struct Opened {
-    pub(super) terminal: Arc<Terminal>,
-    pub(super) pty: Arc<Pty>,
-    pub(super) ended: watch::Receiver<Option<Ended>>,
+/// A program that was started on a PTY of its own.
+pub(super) struct Started {
+    pub(super) pty: Pty,
+    pub(super) child: Child,
+    pub(super) called: Called,
 }
 
 impl Create {
@@ -60,45 +52,32 @@ impl Create {
     }
 
     /// Starts the program on a PTY of its own. Blocks for the time of a fork.
-    pub(super) fn open(
+    pub(super) fn start(
         mut self,
         launcher: &Launcher,
         children: &Children,
-        intents: &Arc<Intents>,
-        claim: &Claim,
-    ) -> Result<Opened, TerminalError> {
-        let login = self.program.argv.is_empty();
-        if login {
+    ) -> Result<Started, TerminalError> {
+        let again = is_interactive(&self.program.argv)
+            .then(|| Again { argv: self.program.argv.clone(), env: self.program.env.clone() });
+        if self.program.argv.is_empty() {
             self.program.argv = vec![launcher.shell(), "-l".into()];
         }
-        if !claim.env.contains_key("TERM") {
+        let has_term =
+            launcher.claims().borrow().as_ref().is_some_and(|claim| claim.env.contains_key("TERM"));
+        if !has_term {
             self.program.env.entry("TERM".into()).or_insert_with(|| TERM.into());
         }
         let command = launcher.command(&self.program)?;
         let program = self.program.argv[0].clone();
         let pair = Pair::open(self.size)?;
         let (pty, child) = pair.spawn(command, children).map_err(|e| spawn_failed(&program, e))?;
-        let pty = Arc::new(pty);
         let name = if self.name.is_empty() {
             program.rsplit('/').next().unwrap_or_default().chars().take(NAME_CHARS).collect()
         } else {
             self.name
         };
-        let log = ByteLog::new(claim.epoch, claim.policy.ring_bytes);
-        let terminal = Arc::new(Terminal {
-            id: TerminalId::random(),
-            name,
-            argv: shown(&self.program.argv),
-            request_id: self.request_id,
-            created: SystemTime::now(),
-            pid: child.pid,
-            intents: Arc::clone(intents),
-            state: Mutex::new(State { pty: Some(Arc::clone(&pty)), ..State::new(log, self.size) }),
-            wake: Notify::new(),
-            input_moved: Notify::new(),
-            has_ended: Notify::new(),
-        });
-        tracing::info!(terminal = %terminal.id, pid = %terminal.pid, program, "opened a terminal");
-        Ok(Opened { terminal, pty, ended: child.ended })
+        let argv = shown(&self.program.argv);
+        let called = Called { name, argv, again, request_id: self.request_id, size: self.size };
+        Ok(Started { pty, child, called })
     }
 }

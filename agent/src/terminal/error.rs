@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{Exit, TerminalId, pty::OpenError};
-use crate::spawn::SpawnError;
+use crate::{intent::Refused, spawn::SpawnError};
 
 /// Why a request about a terminal was not done.
 #[derive(Debug, thiserror::Error)]
@@ -62,9 +62,9 @@ pub enum TerminalError {
     /// It has ended.
     #[error("the terminal has ended")]
     Ended(Exit),
-    /// The workspace prepares to sleep.
-    #[error("the workspace prepares to sleep; try again in a moment")]
-    Preparing,
+    /// The workspace takes nothing now.
+    #[error(transparent)]
+    Refused(#[from] Refused),
     /// A position behind the end of the log.
     #[error("this position lies beyond the end of the log, which is at {next}")]
     BadOffset {

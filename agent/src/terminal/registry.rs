@@ -1,62 +1,61 @@
 //! The registry: all terminals of the workspace, within the bounds of the claim's policy.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use futures_util::future::join_all;
-use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Attach, Attachment, ClientId, Create, Exit, Info, Input, SignalTarget, Size, Terminal, TerminalError,
-    TerminalId, Watch, WatchFrom,
+    ClientId, Create, Exit, Info, Input, SignalTarget, Size, Terminal, TerminalError, TerminalId,
+    birth::{Birth, Opened},
     counters::Counters,
     fault::guarded,
+    journal::{Found, Journal},
     task::Task,
-    viewer::{self, Manner, Viewer},
-    watch::WatchManner,
 };
 use crate::{
     child::Children,
     claim::Claim,
-    intent::{Intent, Intents},
+    intent::{Intent, Intents, Unmet},
     spawn::{Launcher, SpawnError},
 };
 
 /// Ended terminals that are kept for their exit and last output. Beyond it the one that ended first goes.
-const ENDED_KEPT: usize = 16;
-/// Watches and attachments of the whole workspace at once; another is refused.
-const STREAMS: usize = 1024;
-/// Terminals on one watch.
-pub(super) const WATCHED: usize = 64;
+pub(super) const ENDED_KEPT: usize = 16;
 /// All terminals. Cheap to clone; all clones are the same.
 #[derive(Debug, Clone)]
 pub struct Terminals {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    launcher: Launcher,
-    children: Children,
-    intents: Arc<Intents>,
-    counters: Arc<Counters>,
+pub(super) struct Inner {
+    pub(super) launcher: Launcher,
+    pub(super) children: Children,
+    pub(super) intents: Arc<Intents>,
+    pub(super) counters: Arc<Counters>,
+    /// `None`: nothing is kept.
+    pub(super) journal: Option<Arc<Journal>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
     all: Mutex<All>,
 }
 
 #[derive(Debug, Default)]
-struct All {
+pub(super) struct All {
     /// Oldest first.
-    terminals: Vec<Arc<Terminal>>,
+    pub(super) terminals: Vec<Arc<Terminal>>,
     /// Where the acks of each watch go.
-    watches: HashMap<String, HashMap<TerminalId, (Arc<Terminal>, u64)>>,
+    pub(super) watches: HashMap<String, HashMap<TerminalId, (Arc<Terminal>, u64)>>,
     /// Nothing new: the workspace ends.
-    ending: bool,
+    pub(super) ending: bool,
+    /// What comes back as soon as it is known whom this agent serves.
+    pub(super) found: Option<Found>,
 }
 
 /// A command in the foreground of a terminal.
@@ -70,49 +69,54 @@ pub struct ForegroundJob {
     pub command: String,
 }
 
-/// Keeps a watch known by its id.
-#[derive(Debug)]
-pub(super) struct WatchGuard {
-    id: String,
-    inner: Arc<Inner>,
-}
-
 impl Terminals {
     /// None yet.
     pub fn new(launcher: Launcher, children: Children, intents: Arc<Intents>) -> Self {
+        Self::with(launcher, children, intents, None)
+    }
+
+    /// Those that were kept come back with the claim, and all are kept from then on; [`Terminals::keep`] must run beside it. Reads what
+    /// was kept, in the agent's state folder.
+    pub fn kept_in(state: &Path, launcher: Launcher, children: Children, intents: Arc<Intents>) -> Self {
+        Self::with(launcher, children, intents, Some(Journal::new(state)))
+    }
+
+    fn with(launcher: Launcher, children: Children, intents: Arc<Intents>, journal: Option<Journal>) -> Self {
+        let found = journal.as_ref().map(Journal::look);
         let inner = Inner {
+            journal: journal.map(Arc::new),
             launcher,
             children,
             intents,
             counters: Arc::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
-            all: Mutex::default(),
+            all: Mutex::new(All { found, ..All::default() }),
         };
         Self { inner: Arc::new(inner) }
     }
 
     /// Opens a terminal and starts its program; must run within the runtime. Blocks for the time of a fork.
-    pub fn create(&self, create: Create) -> Result<Info, TerminalError> {
+    pub async fn create(&self, create: Create) -> Result<Info, TerminalError> {
+        Unmet::until_met(|| self.try_create(&create)).await
+    }
+
+    fn try_create(&self, create: &Create) -> Result<Info, Unmet<TerminalError>> {
         create.check()?;
         let claim = self.claim()?;
         let mut all = self.inner.all();
-        if all.ending {
-            return Err(TerminalError::ShuttingDown);
-        }
         let again = |t: &&Arc<Terminal>| !create.request_id.is_empty() && t.request_id == create.request_id;
         if let Some(terminal) = all.terminals.iter().find(again) {
             return Ok(terminal.info());
         }
         all.make_room(claim.policy.max_terminals)?;
-        self.inner.intents.admit(Intent::ClientStart).map_err(|_| TerminalError::Preparing)?;
+        self.inner.intents.ask(Intent::ClientStart, 0)?;
+        if all.ending {
+            return Err(TerminalError::ShuttingDown.into());
+        }
         let inner = &self.inner;
-        let opened = create.open(&inner.launcher, &inner.children, &inner.intents, &claim)?;
-        let terminal = Arc::clone(&opened.terminal);
-        let task = Task::new(opened, Arc::clone(&inner.counters));
-        let owned = guarded(Arc::clone(&terminal), task, Arc::clone(&inner.counters));
-        inner.tasks.spawn(inner.cancel.clone().run_until_cancelled_owned(owned));
-        all.terminals.push(Arc::clone(&terminal));
+        let started = create.clone().start(&inner.launcher, &inner.children)?;
+        let terminal = inner.mind(&mut all, Birth::new(&claim).live(started, &inner.intents));
         drop(all);
         Ok(terminal.info())
     }
@@ -128,70 +132,6 @@ impl Terminals {
         Ok(self.find(id)?.info())
     }
 
-    /// Joins one terminal, both ways.
-    pub fn attach(&self, attach: &Attach) -> Result<Attachment, TerminalError> {
-        let terminal = self.find(&attach.terminal)?;
-        let wake = Arc::new(Notify::new());
-        let guard = self.watch_guard()?;
-        let manner = Manner {
-            from: attach.from,
-            client: attach.client.clone(),
-            writes: !attach.read_only,
-            size: attach.size,
-            credit: attach.credit,
-            lossless: attach.lossless,
-        };
-        let viewer = Viewer::join(&terminal, &manner, &wake)?;
-        let id = viewer.id();
-        let watch = Watch::new(vec![viewer], VecDeque::new(), Arc::clone(&wake), Some(guard));
-        Ok(Attachment::new(watch, terminal, id, wake, attach))
-    }
-
-    /// Reads one or several terminals. One that cannot be read fails alone.
-    pub fn watch(&self, terminals: &[WatchFrom], manner: &WatchManner) -> Result<Watch, TerminalError> {
-        if !(1..=WATCHED).contains(&terminals.len()) {
-            return Err(TerminalError::BadField { field: "terminals", allowed: "1 to 64" });
-        }
-        if manner.lossless && terminals.len() > 1 {
-            return Err(TerminalError::BadField { field: "lossless", allowed: "only with one terminal" });
-        }
-        let wake = Arc::new(Notify::new());
-        let guard = self.watch_guard()?;
-        let (mut viewers, mut failed, mut acks) = (Vec::new(), VecDeque::new(), HashMap::new());
-        for WatchFrom { terminal: id, from } in terminals {
-            let manner = Manner {
-                from: *from,
-                client: manner.client.clone(),
-                // A browser types with Write beside its Watch.
-                writes: true,
-                size: None,
-                credit: manner.credit,
-                lossless: manner.lossless,
-            };
-            match self.find(id).and_then(|terminal| Viewer::join(&terminal, &manner, &wake)) {
-                Ok(viewer) => {
-                    acks.insert(id.clone(), (Arc::clone(viewer.terminal()), viewer.id()));
-                    viewers.push(viewer);
-                }
-                Err(error) => failed.push_back((id.clone(), error)),
-            }
-        }
-        self.inner.all().watches.insert(guard.id.clone(), acks);
-        Ok(Watch::new(viewers, failed, wake, Some(guard)))
-    }
-
-    /// Credit for a watch.
-    pub fn ack(&self, watch: &str, id: &TerminalId, epoch: u64, offset: u64) -> Result<(), TerminalError> {
-        let (terminal, viewer) = {
-            let all = self.inner.all();
-            let acks =
-                all.watches.get(watch).ok_or_else(|| TerminalError::WatchNotFound(watch.to_owned()))?;
-            acks.get(id).cloned().ok_or_else(|| TerminalError::NotFound(id.clone()))?
-        };
-        viewer::ack(&terminal, viewer, epoch, offset);
-        Ok(())
-    }
-
     /// Types; answers with the offset expected next when everything is in the PTY.
     pub async fn write(
         &self,
@@ -200,7 +140,7 @@ impl Terminals {
         input: Input<'_>,
     ) -> Result<u64, TerminalError> {
         let terminal = self.find(id)?;
-        let end = terminal.write(client, input)?;
+        let end = Unmet::until_met(|| terminal.write(client, input)).await?;
         terminal.written(client, end).await
     }
 
@@ -224,9 +164,9 @@ impl Terminals {
     pub async fn close(&self, id: &TerminalId, grace: Duration) -> Result<Exit, TerminalError> {
         let terminal = self.find(id)?;
         let exit = terminal.end(grace).await?;
-        let mut all = self.inner.all();
-        all.terminals.retain(|other| !Arc::ptr_eq(other, &terminal));
+        self.inner.all().terminals.retain(|other| !Arc::ptr_eq(other, &terminal));
         remove(&terminal);
+        self.forget(&terminal.id).await;
         Ok(exit)
     }
 
@@ -272,6 +212,8 @@ impl Terminals {
             all.ending = true;
             all.terminals.clone()
         };
+        let now = SystemTime::now();
+        terminals.iter().for_each(|terminal| terminal.put_to_sleep(now));
         let ends = terminals.iter().map(|terminal| async move {
             if let Err(error) = terminal.end(grace).await {
                 tracing::error!(terminal = %terminal.id, %error, "a terminal did not end");
@@ -293,24 +235,29 @@ impl Terminals {
         }
     }
 
-    fn claim(&self) -> Result<Arc<Claim>, TerminalError> {
+    pub(super) fn claim(&self) -> Result<Arc<Claim>, TerminalError> {
         self.inner.launcher.claims().borrow().clone().ok_or(TerminalError::Spawn(SpawnError::Unclaimed))
-    }
-
-    fn watch_guard(&self) -> Result<WatchGuard, TerminalError> {
-        let mut all = self.inner.all();
-        if all.watches.len() >= STREAMS {
-            return Err(TerminalError::TooManyStreams { what: "streams", limit: STREAMS });
-        }
-        let id = TerminalId::random().to_string();
-        all.watches.insert(id.clone(), HashMap::new());
-        Ok(WatchGuard { id, inner: Arc::clone(&self.inner) })
     }
 }
 
 impl Inner {
-    fn all(&self) -> MutexGuard<'_, All> {
-        self.all.lock().unwrap_or_else(|e| e.into_inner())
+    /// All of them. Whoever asks first after the claim finds also those that came back.
+    pub(super) fn all(&self) -> MutexGuard<'_, All> {
+        let mut all = self.all.lock().unwrap_or_else(|e| e.into_inner());
+        if all.found.is_some() {
+            self.bring_back(&mut all);
+        }
+        all
+    }
+
+    /// Starts the task of one, and lists it.
+    pub(super) fn mind(&self, all: &mut All, opened: Opened) -> Arc<Terminal> {
+        let terminal = Arc::clone(&opened.terminal);
+        let task = Task::new(opened, Arc::clone(&self.counters));
+        let owned = guarded(Arc::clone(&terminal), task, Arc::clone(&self.counters));
+        self.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(owned));
+        all.terminals.push(Arc::clone(&terminal));
+        terminal
     }
 }
 
@@ -336,18 +283,6 @@ impl All {
                 .ok_or(TerminalError::TooManyTerminals { limit })?;
             remove(&self.terminals.remove(oldest.1));
         }
-    }
-}
-
-impl WatchGuard {
-    pub(super) fn id(&self) -> &str {
-        &self.id
-    }
-}
-
-impl Drop for WatchGuard {
-    fn drop(&mut self) {
-        self.inner.all().watches.remove(&self.id);
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Exit, Terminal, TerminalError, job};
+use super::{Exit, Terminal, TerminalError};
 
 /// Between TERM and KILL, unless somebody says otherwise.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
@@ -56,7 +56,7 @@ impl Terminal {
         let until = Instant::now() + patience;
         loop {
             let gone = self.state().leader_gone;
-            if job::session(self.pid, gone).is_empty() {
+            if self.session(gone).is_empty() {
                 return true;
             }
             if Instant::now() >= until {

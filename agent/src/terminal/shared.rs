@@ -15,11 +15,11 @@ use tokio::sync::Notify;
 
 use super::{
     ClientId, INPUT_BYTES, Info, Input, InputKind, SignalTarget, Size, TerminalError, TerminalId, input, job,
-    state::State, writers::Outcome,
+    journal::Again, state::State, writers::Outcome,
 };
 use crate::{
     child::signals,
-    intent::{Intent, Intents},
+    intent::{Intent, Intents, Unmet},
 };
 
 /// One terminal, shared by its task, its viewers and its writers.
@@ -30,7 +30,10 @@ pub(crate) struct Terminal {
     /// So that a repeated Create finds it; may be empty.
     pub(super) request_id: String,
     pub(super) created: SystemTime,
-    pub(super) pid: Pid,
+    /// The leader; `None`: it ended before this agent began.
+    pub(super) pid: Option<Pid>,
+    /// What starts it again, should it be a shell.
+    pub(super) again: Option<Again>,
     pub(super) intents: Arc<Intents>,
     pub(super) state: Mutex<State>,
     /// Wakes the task.
@@ -73,7 +76,7 @@ impl Terminal {
     /// The foreground job's command; `None` while the leader itself waits.
     pub(super) fn job(&self, state: &State) -> Option<String> {
         let group = state.pty.as_ref()?.foreground()?;
-        if group == self.pid { None } else { job::command(group) }
+        if Some(group) == self.pid { None } else { job::command(group) }
     }
 
     /// The leader's folder, unless the shell reports it itself.
@@ -81,32 +84,37 @@ impl Terminal {
         if state.cwd_reported || state.exit.is_some() {
             return None;
         }
-        job::folder(self.pid).map(|path| path.to_string_lossy().into_owned())
+        job::folder(self.pid?).map(|path| path.to_string_lossy().into_owned())
     }
 
     /// Takes input, writes at once what the PTY takes, and says which offset this client's acknowledgement must reach.
-    pub(super) fn write(&self, client: &ClientId, input: Input<'_>) -> Result<u64, TerminalError> {
+    /// While the workspace prepares to sleep it is held: nothing was taken then.
+    pub(super) fn write(&self, client: &ClientId, input: Input<'_>) -> Result<u64, Unmet<TerminalError>> {
         if input.data.is_empty() || input.data.len() > INPUT_BYTES {
-            return Err(TerminalError::BadField { field: "input.data", allowed: "1 byte to 1 MiB" });
+            return Err(TerminalError::BadField { field: "input.data", allowed: "1 byte to 1 MiB" }.into());
         }
         let mut state = self.state();
         let state = &mut *state;
         if input.epoch != state.log.epoch() {
-            return Err(TerminalError::StaleEpoch { epoch: state.log.epoch() });
+            return Err(TerminalError::StaleEpoch { epoch: state.log.epoch() }.into());
         }
         if let Some(exit) = state.exit {
-            return Err(TerminalError::Ended(exit));
+            return Err(TerminalError::Ended(exit).into());
         }
         let now = Instant::now();
         let end = input.offset.saturating_add(input.data.len() as u64);
         let verdict = state.inputs.judge(client, input.epoch, input.offset, input.data.len(), now);
+        if matches!(verdict, Err(input::Refused::Hole { .. })) && self.intents.is_closed() {
+            // What is missing may be held, and passes first.
+            self.intents.ask(Intent::Keystroke, input.data.len())?;
+        }
         let input::Verdict::New(skip) = verdict.map_err(|refused| self.refused(state, refused))? else {
             return Ok(end);
         };
         let new = &input.data[skip..];
         match input.kind {
             InputKind::User => {
-                self.intents.admit(Intent::Keystroke).map_err(|_| TerminalError::Preparing)?;
+                self.intents.ask(Intent::Keystroke, new.len())?;
                 state.inputs.take(client, new, now);
                 let outcome = state.writers.typed(client);
                 self.apply(state, outcome)?;
@@ -197,13 +205,14 @@ impl Terminal {
         let sent = match (target, exit) {
             (SignalTarget::Foreground, Some(exit)) => return Err(TerminalError::Ended(exit)),
             // It ended while background jobs held it, and they may live on.
-            (SignalTarget::Session, Some(exit)) if job::session(self.pid, leader_gone).is_empty() => {
+            (SignalTarget::Session, Some(exit)) if self.session(leader_gone).is_empty() => {
                 return Err(TerminalError::Ended(exit));
             }
             // Without its leader a session has no foreground: whoever is left is meant. The leader's number may be a stranger's by now.
-            (SignalTarget::Foreground, None) if !leader_gone => {
-                kill_process_group(group.unwrap_or(self.pid), signal)
-            }
+            (SignalTarget::Foreground, None) if !leader_gone => match group.or(self.pid) {
+                Some(group) => kill_process_group(group, signal),
+                None => Ok(()),
+            },
             _ => {
                 self.signal_session(signal);
                 Ok(())
@@ -218,9 +227,14 @@ impl Terminal {
         }
     }
 
+    /// Who lives in its session.
+    pub(super) fn session(&self, leader_gone: bool) -> Vec<Pid> {
+        self.pid.map_or_else(Vec::new, |leader| job::session(leader, leader_gone))
+    }
+
     pub(super) fn signal_session(&self, signal: Signal) {
         let gone = self.state().leader_gone;
-        for pid in job::session(self.pid, gone) {
+        for pid in self.session(gone) {
             // It may have ended since.
             let _ = kill_process(pid, signal);
         }

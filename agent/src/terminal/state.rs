@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     io::ErrorKind,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::sync::Notify;
@@ -60,6 +60,8 @@ pub(super) struct State {
     /// It left the registry; the task ends with its last viewer.
     pub(super) removed: bool,
     pub(super) exit: Option<Exit>,
+    /// The workspace falls asleep, or the agent ends, since then: whatever ends it now is no end of its own.
+    pub(super) slept: Option<SystemTime>,
     /// Writing failed for another reason than that the PTY is full: that it can be written says nothing then.
     pub(super) write_dead: bool,
     /// The task waits for a lossless reader since then.
@@ -149,6 +151,7 @@ impl State {
             task_gone: false,
             removed: false,
             exit: None,
+            slept: None,
             write_dead: false,
             paused: None,
             facts_scheduled: false,

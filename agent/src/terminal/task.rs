@@ -10,8 +10,8 @@ use tokio::{sync::watch, task::yield_now, time::sleep_until};
 
 use super::{
     Exit, Terminal,
+    birth::Opened,
     counters::Counters,
-    create::Opened,
     escape::{Named, Scanner},
     facts::Facts,
     pictures::{Need, Pictures},
@@ -89,7 +89,7 @@ impl Task {
         let size = terminal.state().size.value;
         Self {
             terminal,
-            pty: Some(pty),
+            pty,
             leader,
             counters,
             scanner: Scanner::default(),
@@ -247,6 +247,7 @@ impl Task {
         state.wake_viewers();
         self.terminal.input_moved.notify_waiters();
         self.terminal.has_ended.notify_waiters();
+        self.counters.stirred();
         tracing::info!(terminal = %self.terminal.id, ?how, "a terminal has ended");
     }
 

@@ -5,10 +5,12 @@ mod input;
 mod reading;
 mod screens;
 mod signals;
+mod sleep;
 mod storms;
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 use super::*;
@@ -39,6 +41,7 @@ fn claim(policy: Policy) -> Claim {
         policy,
         env: env.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
         command: Vec::new(),
+        maintenance: false,
         token_keys: podling_proto::token::VerifyingKeys::default(),
     }
 }
@@ -67,7 +70,7 @@ impl House {
     fn try_open(&self, argv: &[&str]) -> Result<Info, TerminalError> {
         let argv = argv.iter().map(|word| (*word).to_owned()).collect();
         let program = Program { argv, ..Program::default() };
-        self.terminals.create(Create { program, ..Create::default() })
+        open_door(self.terminals.create(Create { program, ..Create::default() }))
     }
 
     /// A shell without line editing that prints what its script says.
@@ -98,6 +101,16 @@ fn attach(id: &TerminalId, client: &str, from: From) -> Attach {
 
 fn user(offset: u64, data: &[u8]) -> Input<'_> {
     Input { epoch: 7, offset, data, kind: InputKind::User }
+}
+
+/// What needs not wait, as the door is open.
+fn open_door<T>(done: impl Future<Output = T>) -> T {
+    done.now_or_never().expect("the door is open")
+}
+
+/// Who lives in its session, now that its leader is gone.
+fn session(terminal: &Info) -> Vec<Pid> {
+    job::session(terminal.pid.expect("a leader"), true)
 }
 
 /// Waits for a condition with a deadline.

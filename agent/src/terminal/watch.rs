@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{ClientId, Frame, From, TerminalError, TerminalId, registry::WatchGuard, viewer::Viewer};
+use super::{ClientId, Frame, From, TerminalError, TerminalId, streams::WatchGuard, viewer::Viewer};
 
 /// Quiet for so long, a stream says that it lives: proxies cut idle ones at 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(15);

@@ -23,6 +23,7 @@ pub(crate) const UNSHARE: [&str; 4] = ["--pid", "--fork", "--mount-proc", "--kil
 /// A running agent; ended, with all it started, when dropped.
 pub(crate) struct Agent {
     pub(crate) dir: tempfile::TempDir,
+    program: Command,
     child: Child,
     /// The agent itself, where the child is only around it.
     inner: Option<Pid>,
@@ -78,7 +79,7 @@ impl Agent {
     ) -> Self {
         let path = |name: &str| dir.path().join(name);
         for folder in ["home", "state"] {
-            std::fs::create_dir(path(folder)).expect("folder");
+            std::fs::create_dir_all(path(folder)).expect("folder");
         }
         std::fs::write(path("ca.pem"), ca).expect("ca");
         std::fs::write(path("credential"), CREDENTIAL).expect("credential");
@@ -99,7 +100,13 @@ impl Agent {
             agent.arg("--").args(command);
         }
         let child = agent.spawn().expect("starts");
-        Self { dir, child, inner: None }
+        Self { dir, program: agent, child, inner: None }
+    }
+
+    /// Starts it once more, where it was, after it has ended.
+    pub(crate) fn start_again(&mut self) {
+        std::fs::remove_file(self.path("state/agent.json")).expect("how its last run was reached");
+        self.child = self.program.spawn().expect("starts");
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -154,15 +154,15 @@ async fn a_link_without_acknowledgements_is_made_anew() {
 }
 
 #[tokio::test]
-async fn what_this_agent_cannot_do_is_declined_with_its_activity() {
+async fn what_this_agent_does_not_know_is_declined_with_its_activity() {
     let (_agent, mut plane, _authority) = unclaimed().await;
     let mut session = plane.session().await;
     session.send(Message::Claim(claim(&key()))).await;
-    session.direct(7, Directive::Prepare(wire::Prepare::default())).await;
+    session.send(Message::Directive(wire::Directive { id: 7, directive: None })).await;
     let wire::directive_result::Result::Declined(declined) = session.result(7).await else {
         panic!("not declined");
     };
-    assert!(declined.reason.contains("sleep") && declined.activity.is_some());
+    assert!(declined.reason.contains("does not know") && declined.activity.is_some());
     session.direct(8, Directive::Warn(wire::Warn::default())).await;
     assert_eq!(session.result(8).await, wire::directive_result::Result::Done(wire::Done {}));
 }

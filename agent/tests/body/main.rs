@@ -1,6 +1,7 @@
 //! Stories of the agent as a process: a small control plane (the real service, over real TLS) claims it, callers call it.
 
 mod agent;
+mod bed;
 mod claimed;
 mod client;
 mod plane;
@@ -15,5 +16,8 @@ mod commands;
 mod end;
 mod init;
 mod link;
+mod race;
+mod restore;
 mod server;
+mod sleep;
 mod work;

@@ -162,6 +162,17 @@ impl Session {
         timeout(DEADLINE, found).await.expect("such a beat in time")
     }
 
+    /// Keeps the link alive while something else is done.
+    pub(crate) async fn beating<T>(&mut self, done: impl Future<Output = T>) -> T {
+        tokio::pin!(done);
+        loop {
+            tokio::select! {
+                done = &mut done => return done,
+                _ = self.beat() => {}
+            }
+        }
+    }
+
     /// The answer to a directive; beats meanwhile.
     pub(crate) async fn result(&mut self, id: u64) -> wire::directive_result::Result {
         loop {
@@ -227,6 +238,7 @@ pub(crate) fn claim(key: &SigningKey) -> wire::Claim {
         command: vec![],
         token_keys: vec![wire::TokenKey { id: key.id().into(), public_key: key.public_key().into() }],
         workspace_name: "mine".into(),
+        maintenance: false,
     }
 }
 

@@ -44,7 +44,7 @@ async fn every_mistake_has_its_name() {
     ];
     for (program, expected) in stories {
         let error =
-            world.processes.start(Start { program: program.clone(), ..Start::default() }).unwrap_err();
+            world.processes.start(Start { program: program.clone(), ..Start::default() }).await.unwrap_err();
         let wire = WireError::from(error);
         assert_eq!(wire.reason(), expected, "{program:?}: {}", wire.message());
     }

@@ -45,22 +45,25 @@ async fn a_signal_reaches_the_whole_group() {
 async fn a_timeout_ends_what_listens_and_what_does_not() {
     let world = World::new();
     let timed = |script| Start { timeout: Some(Duration::from_millis(300)), ..sh(script) };
-    let polite = all(world.processes.start(timed("echo before; sleep 100")).unwrap()).await;
+    let polite = all(world.processes.start(timed("echo before; sleep 100")).await.unwrap()).await;
     assert_eq!((polite.out.as_slice(), polite.signal()), (&b"before\n"[..], Some(15)));
     assert!(polite.exit.unwrap().timed_out);
 
     let tidy =
-        all(world.processes.start(timed("trap 'echo bye; exit 5' TERM; sleep 100 & wait")).unwrap()).await;
+        all(world.processes.start(timed("trap 'echo bye; exit 5' TERM; sleep 100 & wait")).await.unwrap())
+            .await;
     assert_eq!((tidy.out.as_slice(), tidy.code()), (&b"bye\n"[..], Some(5)));
 
     let began = Instant::now();
-    let deaf = all(world.processes.start(timed("trap '' TERM; while :; do sleep 0.05; done")).unwrap()).await;
+    let deaf =
+        all(world.processes.start(timed("trap '' TERM; while :; do sleep 0.05; done")).await.unwrap()).await;
     assert_eq!(deaf.signal(), Some(9));
     assert!(began.elapsed() >= Duration::from_secs(5), "it had its grace");
 
     let in_time = all(world
         .processes
         .start(Start { timeout: Some(Duration::from_secs(100)), ..sh("exit 4") })
+        .await
         .unwrap())
     .await;
     assert_eq!((in_time.code(), in_time.exit.unwrap().timed_out), (Some(4), false));
@@ -109,14 +112,14 @@ async fn the_end_of_the_workspace_ends_every_group() {
     for watcher in deaf {
         assert!(super::rest(watcher, [6, 0]).await.signal().is_some());
     }
-    assert!(matches!(world.processes.start(sh("true")).unwrap_err(), ProcessError::ShuttingDown));
+    assert!(matches!(world.processes.start(sh("true")).await.unwrap_err(), ProcessError::ShuttingDown));
 }
 
 #[tokio::test]
 async fn there_are_only_so_many_at_once() {
     let world = World::with(Policy { max_processes: 2, ..Policy::default() });
     let watchers = [world.sh("sleep 100"), world.sh("sleep 100")];
-    let refused = world.processes.start(sh("true")).unwrap_err();
+    let refused = world.processes.start(sh("true")).await.unwrap_err();
     assert!(matches!(refused, ProcessError::TooManyProcesses { limit: 2 }), "{refused}");
     for mut watcher in watchers {
         let id = id(&mut watcher).await;
@@ -170,7 +173,7 @@ async fn a_timeout_ends_also_those_who_outlive_their_leader() {
     let world = World::new();
     let script = "(trap '' TERM; while :; do sleep 0.05; done) & echo $! > pid; sleep 1000";
     let timed = Start { timeout: Some(Duration::from_millis(300)), ..sh(script) };
-    let seen = all(world.processes.start(timed).unwrap()).await;
+    let seen = all(world.processes.start(timed).await.unwrap()).await;
     let exit = seen.exit.as_ref().unwrap();
     assert!(
         exit.timed_out && exit.held_by_background,

@@ -123,8 +123,8 @@ async fn positions_that_cannot_be_are_refused() {
 async fn a_repeated_start_watches_the_same_process() {
     let world = World::new();
     let start = Start { request_id: "once".into(), ..sh("echo ran >> runs; cat runs") };
-    let mut first = world.processes.start(start.clone()).unwrap();
-    let mut again = world.processes.start(start).unwrap();
+    let mut first = world.processes.start(start.clone()).await.unwrap();
+    let mut again = world.processes.start(start).await.unwrap();
     assert_eq!(id(&mut first).await, id(&mut again).await);
     assert_eq!(all(first).await.out, b"ran\n");
     assert_eq!(all(again).await.out, b"ran\n");

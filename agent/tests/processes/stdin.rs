@@ -16,7 +16,7 @@ fn reading(script: &str) -> Start {
 #[tokio::test]
 async fn what_is_sent_twice_arrives_once() {
     let world = World::new();
-    let mut watcher = world.processes.start(reading("cat")).unwrap();
+    let mut watcher = world.processes.start(reading("cat")).await.unwrap();
     let id = id(&mut watcher).await;
     let write =
         |offset, data: &'static str, end| world.processes.write(&id, EPOCH, offset, Bytes::from(data), end);
@@ -35,7 +35,7 @@ async fn what_is_sent_twice_arrives_once() {
 #[tokio::test]
 async fn a_large_input_flows_while_output_is_read() {
     let world = World::new();
-    let mut watcher = world.processes.start(reading("sha256sum | cut -c1-64; exit 9")).unwrap();
+    let mut watcher = world.processes.start(reading("sha256sum | cut -c1-64; exit 9")).await.unwrap();
     let id = id(&mut watcher).await;
     let content: Vec<u8> = (0..20_000_000u32).map(|n| (n % 241) as u8).collect();
     let feed = async {
@@ -55,7 +55,7 @@ async fn a_large_input_flows_while_output_is_read() {
 #[tokio::test]
 async fn a_process_that_closes_its_stdin_says_so() {
     let world = World::new();
-    let mut watcher = world.processes.start(reading("exec 0<&-; echo closed; sleep 100")).unwrap();
+    let mut watcher = world.processes.start(reading("exec 0<&-; echo closed; sleep 100")).await.unwrap();
     let id = id(&mut watcher).await;
     next(&mut watcher).await;
     let large = Bytes::from(vec![0; 300_000]);
@@ -64,7 +64,7 @@ async fn a_process_that_closes_its_stdin_says_so() {
     world.processes.signal(&id, "KILL").unwrap();
 
     // One that ends while a write waits for it.
-    let mut watcher = world.processes.start(reading("head -c 10 > /dev/null")).unwrap();
+    let mut watcher = world.processes.start(reading("head -c 10 > /dev/null")).await.unwrap();
     let id = super::id(&mut watcher).await;
     let large = Bytes::from(vec![0; 1 << 20]);
     let wrote = timeout(SOON, world.processes.write(&id, EPOCH, 0, large, false)).await.unwrap().unwrap();

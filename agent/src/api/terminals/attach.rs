@@ -10,14 +10,20 @@ use super::{
     request::{bad, input, size, target},
     response::attached,
 };
-use crate::terminal::{Attachment, TerminalError, Writer};
+use crate::terminal::{Attachment, TerminalError, Typing, Writer};
 
 /// Takes requests until the client has no more; an error ends the stream.
 pub(super) async fn pump(writer: Writer, mut requests: Streaming<pb::AttachRequest>) -> Result<(), Status> {
     use pb::attach_request::Request as Asked;
-    while let Some(request) = requests.message().await? {
+    let mut typing = Typing::new(writer.clone());
+    loop {
+        let request = tokio::select! {
+            request = requests.message() => request?,
+            () = typing.settle(), if typing.waits() => continue,
+        };
+        let Some(request) = request else { break };
         match request.request {
-            Some(Asked::Input(piece)) => writer.input(input(&piece)),
+            Some(Asked::Input(piece)) => typing.input(input(&piece)),
             Some(Asked::Resize(resize)) => {
                 let wanted = size(resize.size)?.ok_or_else(|| bad("resize.size", "must be given"))?;
                 unless_ended(writer.resize(wanted, resize.take))?;
@@ -29,6 +35,7 @@ pub(super) async fn pump(writer: Writer, mut requests: Streaming<pb::AttachReque
             None => {}
         }
     }
+    typing.settle().await;
     Ok(())
 }
 

@@ -23,7 +23,7 @@ pub(super) fn terminal(info: Info) -> pb::Terminal {
         cwd: info.cwd,
         foreground: info.foreground,
         created: Some(info.created.into()),
-        pid: info.pid.as_raw_nonzero().get().unsigned_abs(),
+        pid: info.pid.map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs()),
         exit: info.exit.map(exit),
         ring_bytes: info.ring_bytes as u64,
         viewers: info.viewers as u32,

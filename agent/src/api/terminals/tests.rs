@@ -35,6 +35,7 @@ fn house(claimed: bool) -> House {
         policy: Policy::default(),
         env: [("PS1".to_owned(), "$ ".to_owned())].into(),
         command: Vec::new(),
+        maintenance: false,
         token_keys: podling_proto::token::VerifyingKeys::default(),
     };
     let root = tempfile::tempdir().expect("a folder");

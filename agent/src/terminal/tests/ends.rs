@@ -52,7 +52,7 @@ async fn a_background_job_that_holds_the_terminal_delays_the_exit_but_does_not_h
     assert_eq!(log.text(), "early\r\nlate\r\n");
     assert!(began.elapsed() < Duration::from_secs(10), "it did not wait for the job");
     house.terminals.close(&terminal.id, DEFAULT_GRACE).await.expect("closed");
-    assert!(job::session(terminal.pid, true).is_empty(), "the job went with its session");
+    assert!(session(&terminal).is_empty(), "the job went with its session");
 }
 
 #[tokio::test]
@@ -73,7 +73,7 @@ async fn closing_ends_the_whole_session_also_what_was_detached_from_the_terminal
     .await;
     let exit = house.terminals.close(&terminal.id, Duration::from_millis(300)).await.expect("closed");
     assert!(matches!(exit.how, Ended::Signal(_)));
-    assert!(job::session(terminal.pid, true).is_empty());
+    assert!(session(&terminal).is_empty());
     for pid in pids {
         let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         assert!(state.is_empty() || state.contains(") Z "), "{pid} lives: {state}");
@@ -96,7 +96,7 @@ async fn the_end_of_the_workspace_ends_everything_and_admits_nothing_new() {
     for info in house.terminals.list() {
         assert!(info.exit.is_some(), "{info:?}");
     }
-    assert!(shells.iter().all(|shell| job::session(shell.pid, true).is_empty()));
+    assert!(shells.iter().all(|shell| session(shell).is_empty()));
     assert!(matches!(house.try_open(&["bash"]), Err(TerminalError::ShuttingDown)));
 }
 
@@ -121,7 +121,9 @@ async fn ten_broken_programs_give_ten_reasons_and_no_terminal() {
             cwd: cwd.into(),
             env: env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         };
-        house.terminals.create(Create { program, ..Create::default() }).expect_err("broken").to_string()
+        open_door(house.terminals.create(Create { program, ..Create::default() }))
+            .expect_err("broken")
+            .to_string()
     };
     let long = "x".repeat(3 << 20);
     let reasons = [
@@ -169,7 +171,7 @@ async fn an_unclaimed_agent_says_so() {
     let launcher = Launcher::new(root.path(), claims);
     let terminals = Terminals::new(launcher, Children::new(Orphans::Leave), Arc::default());
     let refused = [
-        terminals.create(Create::default()).expect_err("unclaimed"),
+        open_door(terminals.create(Create::default())).expect_err("unclaimed"),
         terminals.get(&TerminalId::new("whatever")).expect_err("unclaimed"),
     ];
     for error in refused {
@@ -196,8 +198,8 @@ async fn a_create_that_is_sent_again_opens_nothing_new() {
         request_id: "once".into(),
         ..Create::default()
     };
-    let first = house.terminals.create(create()).expect("a terminal");
-    let again = house.terminals.create(create()).expect("the same");
+    let first = open_door(house.terminals.create(create())).expect("a terminal");
+    let again = open_door(house.terminals.create(create())).expect("the same");
     assert_eq!(first.id, again.id);
     assert_eq!(house.terminals.list().len(), 1);
 }

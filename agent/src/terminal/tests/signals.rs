@@ -38,7 +38,7 @@ async fn the_rest_of_a_session_can_be_signalled_after_the_end_of_its_terminal() 
     assert!(matches!(signal(SignalTarget::Foreground), Err(TerminalError::Ended(_))));
     signal(SignalTarget::Session).expect("somebody is left");
     eventually(|| heard.exists().then_some(())).await;
-    eventually(|| job::session(terminal.pid, true).is_empty().then_some(())).await;
+    eventually(|| session(&terminal).is_empty().then_some(())).await;
     assert!(matches!(signal(SignalTarget::Session), Err(TerminalError::Ended(_))), "nobody is left");
 }
 
@@ -60,8 +60,8 @@ async fn closing_ends_what_the_leader_left_behind_and_what_it_stopped() {
         "trap '' HUP TERM; sleep 600 & (trap '' HUP; exec sleep 600) & pid=$!; kill -STOP $pid; exec true";
     let terminal = house.open(&["bash", "-c", script]);
     leader_is_gone(&house, &terminal.id).await;
-    assert_eq!(job::session(terminal.pid, true).len(), 2);
+    assert_eq!(session(&terminal).len(), 2);
     let closed = house.terminals.close(&terminal.id, Duration::from_millis(50)).await.expect("closed");
     assert_eq!(closed.how, Ended::Code(0));
-    assert_eq!(job::session(terminal.pid, true), []);
+    assert_eq!(session(&terminal), []);
 }

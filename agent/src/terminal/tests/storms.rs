@@ -129,7 +129,7 @@ async fn a_huge_window_costs_a_bounded_picture() {
         ..Program::default()
     };
     let create = Create { program, size: huge, ..Create::default() };
-    let terminal = house.terminals.create(create).expect("a terminal");
+    let terminal = house.terminals.create(create).await.expect("a terminal");
     let mut viewers: Vec<_> =
         (0..16).map(|n| house.attach(&terminal.id, &format!("v{n}"), From::Screen)).collect();
     for viewer in &mut viewers {

@@ -1,0 +1,136 @@
+//! Sleep in two phases: prepare closes the door and looks again, commit shuts it for good. Must not know who asks, nor how programs
+//! end: whoever runs [`Sleep::begun`] ends them, and says when all is on disk.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    activity::{Activity, verdict::Verdict},
+    intent::{Intent, Intents, Unshut},
+};
+
+/// How long intents are held unless somebody says otherwise: a control plane commits within a second.
+pub const DEFAULT_HOLD: Duration = Duration::from_secs(10);
+/// Nobody may hold them longer: people wait at the door.
+pub const LONGEST_HOLD: Duration = Duration::from_secs(60);
+
+/// Why the workspace does not go on falling asleep.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Declined {
+    /// Something speaks for keeping it awake.
+    #[error("the workspace is {}", match .0 { Verdict::Active => "active", Verdict::Busy => "busy", Verdict::Idle => "idle" })]
+    InUse(Verdict),
+    /// It is idle, but not for long enough.
+    #[error("the workspace was seen idle for {counted:?} only; {timeout:?} are asked for")]
+    TooSoon {
+        /// Idle time that counts.
+        counted: Duration,
+        /// How much is asked for.
+        timeout: Duration,
+    },
+    /// Somebody came meanwhile.
+    #[error("somebody came meanwhile: {}", words(.0))]
+    Wanted(Vec<Intent>),
+    /// There was no prepare, or its hold is over.
+    #[error("the workspace is not prepared to sleep, or no longer")]
+    Unprepared,
+    /// There is no way back.
+    #[error("the workspace sleeps already")]
+    Asleep,
+}
+
+/// Handle on falling asleep. All clones are the same.
+#[derive(Debug, Clone)]
+pub struct Sleep {
+    door: Arc<Intents>,
+    activity: Activity,
+    begun: CancellationToken,
+    over: CancellationToken,
+}
+
+impl Sleep {
+    /// Awake.
+    pub fn new(door: Arc<Intents>, activity: Activity) -> Self {
+        Self { door, activity, begun: CancellationToken::new(), over: CancellationToken::new() }
+    }
+
+    /// The door that it closes.
+    pub fn door(&self) -> &Arc<Intents> {
+        &self.door
+    }
+
+    /// Phase one: from here on nobody passes the door, for `hold` at most. Not while the workspace is in use, unless by `force`.
+    pub fn prepare(&self, hold: Option<Duration>, force: bool) -> Result<(), Declined> {
+        let waiting = self.door.waiting();
+        if !force && !waiting.is_empty() {
+            self.door.open();
+            return Err(Declined::Wanted(waiting));
+        }
+        // First the door, then the look: an intent is either seen by it or kept out.
+        if !self.door.close(hold.unwrap_or(DEFAULT_HOLD).min(LONGEST_HOLD), force) {
+            // Asleep: a control plane that lost its memory may go on with commit.
+            return Ok(());
+        }
+        let declined = if force { None } else { self.in_use() };
+        declined.map_or(Ok(()), |declined| {
+            self.door.open();
+            Err(declined)
+        })
+    }
+
+    /// Phase two begins; [`Sleep::over`] says when it is over. A repeat is welcome.
+    pub fn commit(&self) -> Result<(), Declined> {
+        self.door.shut().map_err(|unshut| match unshut {
+            Unshut::Unprepared => Declined::Unprepared,
+            Unshut::Wanted(intents) => Declined::Wanted(intents),
+        })?;
+        self.begun.cancel();
+        Ok(())
+    }
+
+    /// Back to normal.
+    pub fn cancel(&self) -> Result<(), Declined> {
+        self.door.open().then_some(()).ok_or(Declined::Asleep)
+    }
+
+    /// Waits for phase two.
+    pub async fn begun(&self) {
+        self.begun.cancelled().await;
+    }
+
+    /// Everything has ended and is on disk.
+    pub fn finish(&self) {
+        self.over.cancel();
+    }
+
+    /// Waits until everything has ended and is on disk.
+    pub async fn over(&self) {
+        self.over.cancelled().await;
+    }
+
+    fn in_use(&self) -> Option<Declined> {
+        let now = self.activity.look();
+        if now.judgement.verdict != Verdict::Idle {
+            return Some(Declined::InUse(now.judgement.verdict));
+        }
+        let (counted, timeout) = (now.counted_idle, now.idle_timeout);
+        (counted < timeout).then_some(Declined::TooSoon { counted, timeout })
+    }
+}
+
+fn words(intents: &[Intent]) -> String {
+    let mut words: Vec<_> = intents
+        .iter()
+        .map(|intent| match intent {
+            Intent::Keystroke => "somebody types",
+            Intent::ClientWrite => "a client changes files",
+            Intent::ClientStart => "a client starts a command or opens a terminal",
+            Intent::Restore => "a client restores files",
+            Intent::Lease => "somebody takes a lease",
+        })
+        .collect();
+    words.sort_unstable();
+    words.dedup();
+    words.join(", ")
+}

@@ -1,0 +1,103 @@
+//! Held: what the client of an attachment typed while the workspace prepares to sleep, kept in order until that is decided.
+//!
+//! Every piece has its own place at the door, which bounds them all in number and bytes. Whatever else the client says (credit,
+//! sizes, signals) is not held up.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::{Input, InputKind, TerminalError, Writer};
+use crate::intent::{Closed, Hold, Unmet};
+
+/// A client's way of typing. It owns what it holds: dropping it is leaving.
+#[derive(Debug)]
+pub struct Typing {
+    writer: Writer,
+    held: VecDeque<Piece>,
+}
+
+#[derive(Debug)]
+struct Piece {
+    epoch: u64,
+    offset: u64,
+    data: Bytes,
+    kind: InputKind,
+    hold: Hold,
+}
+
+impl Typing {
+    /// Nothing is held.
+    pub fn new(writer: Writer) -> Self {
+        Self { writer, held: VecDeque::new() }
+    }
+
+    /// Types, or keeps it behind what is held. What comes of it is said by the reading side.
+    pub fn input(&mut self, input: Input<'_>) {
+        let held = if self.held.is_empty() {
+            self.writer.input(input)
+        } else {
+            match self.writer.ask(input.data.len()) {
+                Ok(()) => {
+                    // Opened just now, and who is before it has not heard yet.
+                    self.replay();
+                    self.writer.input(input)
+                }
+                Err(Closed::Held(hold)) => Some(hold),
+                Err(Closed::Refused(refused)) => {
+                    self.writer.refuse(refused.into());
+                    None
+                }
+            }
+        };
+        if let Some(hold) = held {
+            self.keep(input, hold);
+        }
+    }
+
+    /// Whether anything is held.
+    pub fn waits(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Waits until what is held was typed or refused; a dropped wait goes on with the next one.
+    pub async fn settle(&mut self) {
+        while let Some(first) = self.held.front_mut() {
+            match first.hold.over().await {
+                Ok(()) => self.replay(),
+                Err(refused) => {
+                    for _ in self.held.drain(..) {
+                        self.writer.refuse(TerminalError::Refused(refused));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The door is open for all of them, unless it closes again meanwhile.
+    fn replay(&mut self) {
+        for piece in std::mem::take(&mut self.held) {
+            let Piece { epoch, offset, data, kind, hold } = piece;
+            drop(hold);
+            self.input(Input { epoch, offset, data: &data, kind });
+        }
+    }
+
+    fn keep(&mut self, input: Input<'_>, hold: Hold) {
+        let Input { epoch, offset, data, kind } = input;
+        let data = Bytes::copy_from_slice(data);
+        self.held.push_back(Piece { epoch, offset, data, kind, hold });
+    }
+}
+
+impl Writer {
+    /// Types; nothing of it was done if it is held.
+    pub(super) fn input(&self, input: Input<'_>) -> Option<Hold> {
+        match self.try_input(input) {
+            Ok(end) => self.took(end),
+            Err(Unmet::Failed(error)) => self.refuse(error),
+            Err(Unmet::Held(hold)) => return Some(hold),
+        }
+        None
+    }
+}

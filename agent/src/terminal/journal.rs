@@ -1,0 +1,158 @@
+//! Journal: the terminals on disk, so that they come back after a sleep, and after a crash but for its last seconds.
+//!
+//! Every terminal's newest output and facts are saved a few seconds after they changed, and once more when everything has ended. What
+//! has not changed is not written, and while nothing changes nobody wakes. Knows terminals, not the registry.
+
+mod record;
+mod shelf;
+
+use std::{
+    collections::HashMap,
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+
+use self::{record::HISTORY_BYTES, shelf::Shelf};
+pub(super) use self::{
+    record::{Again, Facts, Record, SavedExit, nanos, time},
+    shelf::Found,
+};
+use super::{Size, Terminal, TerminalId};
+use crate::byte_log::{ByteLog, CHUNK_BYTES, Read};
+
+/// How long after a change it is saved: the output that a crash may cost.
+pub(super) const SAVE_AFTER: Duration = Duration::from_secs(3);
+/// Name of the folder in the state folder.
+const FOLDER: &str = "terminals";
+
+/// The terminals on disk.
+#[derive(Debug)]
+pub(super) struct Journal {
+    shelf: Shelf,
+    /// What each file says. Held while files are written, never on the runtime's thread.
+    saved: Mutex<HashMap<TerminalId, Essence>>,
+}
+
+/// What changes a terminal's file when it changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Essence {
+    next: u64,
+    title: String,
+    cwd: String,
+    size: Size,
+    ended: bool,
+    slept: Option<SystemTime>,
+}
+
+impl Journal {
+    /// Kept in the agent's state folder.
+    pub(super) fn new(state: &std::path::Path) -> Self {
+        let dir: PathBuf = state.join(FOLDER);
+        Self { shelf: Shelf::new(dir), saved: Mutex::default() }
+    }
+
+    /// Reads what was kept; changes nothing. Blocks.
+    pub(super) fn look(&self) -> Found {
+        self.shelf.look()
+    }
+
+    /// What was found is served from here on: what cannot be read makes way. Blocks for some renames.
+    pub(super) fn adopt(&self, found: &Found) {
+        for (id, why) in &found.bad {
+            self.shelf.set_aside(id, why);
+        }
+        let mut saved = self.saved.lock().unwrap_or_else(|e| e.into_inner());
+        for record in &found.records {
+            // Not as it is now, so that it is saved anew, and known, so that it goes if it did not come back.
+            let unlike = Essence {
+                next: u64::MAX,
+                title: String::new(),
+                cwd: String::new(),
+                size: record.facts.size(),
+                ended: false,
+                slept: None,
+            };
+            saved.insert(TerminalId::new(&record.facts.id), unlike);
+        }
+    }
+
+    /// Removes one's file. Blocks.
+    pub(super) fn forget(&self, id: &TerminalId) -> io::Result<()> {
+        let mut saved = self.saved.lock().unwrap_or_else(|e| e.into_inner());
+        self.shelf.remove(id.as_str())?;
+        saved.remove(id);
+        Ok(())
+    }
+
+    /// Saves what has changed, and removes what is no more. Blocks for as long as the disk takes.
+    pub(super) fn save(&self, terminals: &[Arc<Terminal>]) -> io::Result<()> {
+        let mut saved = self.saved.lock().unwrap_or_else(|e| e.into_inner());
+        let gone: Vec<_> =
+            saved.keys().filter(|id| terminals.iter().all(|terminal| terminal.id != **id)).cloned().collect();
+        for id in gone {
+            self.shelf.remove(id.as_str())?;
+            saved.remove(&id);
+        }
+        for terminal in terminals {
+            let essence = essence(terminal);
+            // One that was closed since they were listed is forgotten, now or in a moment.
+            if saved.get(&terminal.id) == Some(&essence) || terminal.state().removed {
+                continue;
+            }
+            let content = record(terminal).encode().map_err(io::Error::other)?;
+            self.shelf.put(terminal.id.as_str(), &content)?;
+            saved.insert(terminal.id.clone(), essence);
+        }
+        self.shelf.sync()
+    }
+}
+
+fn essence(terminal: &Terminal) -> Essence {
+    let state = terminal.state();
+    Essence {
+        next: state.log.next(),
+        title: state.title.value.clone(),
+        cwd: terminal.folder(&state).unwrap_or_else(|| state.cwd.value.clone()),
+        size: state.size.value,
+        ended: state.exit.is_some(),
+        slept: state.slept,
+    }
+}
+
+fn record(terminal: &Terminal) -> Record {
+    let mut state = terminal.state();
+    let cwd = terminal.folder(&state).unwrap_or_else(|| state.cwd.value.clone());
+    let facts = Facts {
+        id: terminal.id.to_string(),
+        name: terminal.name.clone(),
+        request_id: terminal.request_id.clone(),
+        argv: terminal.argv.clone(),
+        again: terminal.again.clone(),
+        cwd,
+        title: state.title.value.clone(),
+        rows: state.size.value.rows,
+        cols: state.size.value.cols,
+        epoch: state.log.epoch(),
+        next: state.log.next(),
+        created: nanos(terminal.created),
+        saved: nanos(SystemTime::now()),
+        slept: state.slept.map(nanos),
+        exit: state.exit.as_ref().map(SavedExit::of),
+    };
+    Record { facts, history: newest(&mut state.log) }
+}
+
+/// The newest bytes, shared with the log as far as it can.
+fn newest(log: &mut ByteLog) -> Vec<Bytes> {
+    let mut at = log.oldest().max(log.next().saturating_sub(HISTORY_BYTES as u64));
+    let mut pieces = Vec::new();
+    while let Read::Data { bytes, .. } = log.read(at, CHUNK_BYTES) {
+        at += bytes.len() as u64;
+        pieces.push(bytes);
+    }
+    pieces
+}

@@ -1,0 +1,252 @@
+//! Record: one terminal as it is kept on disk. Pure: bytes in, bytes out, and whatever the bytes are, never a panic.
+//!
+//! ```text
+//!   "podling terminal 1\n" | length of facts (u32) | facts (JSON) | length of history (u64) | history | SHA-256 of all before
+//! ```
+
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    child::Ended,
+    terminal::{Exit, Size},
+};
+
+/// Begins every file; what follows is the version of the layout.
+const MAGIC: &[u8] = b"podling terminal ";
+/// The layout this agent writes, and the only one it reads.
+const VERSION: &[u8] = b"1\n";
+/// Largest facts, in bytes: arguments and environment of a program may have 1 MiB, and JSON writes some bytes sixfold.
+pub(in crate::terminal) const FACTS_BYTES: usize = 8 * 1024 * 1024;
+/// Newest output that is kept, in bytes; what is older is not in the history after a sleep.
+pub(in crate::terminal) const HISTORY_BYTES: usize = 1024 * 1024;
+
+/// What is known of a terminal beside its output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::terminal) struct Facts {
+    pub(in crate::terminal) id: String,
+    pub(in crate::terminal) name: String,
+    pub(in crate::terminal) request_id: String,
+    /// As it is shown.
+    pub(in crate::terminal) argv: Vec<String>,
+    /// What starts it again; only of an interactive shell.
+    pub(in crate::terminal) again: Option<Again>,
+    pub(in crate::terminal) cwd: String,
+    pub(in crate::terminal) title: String,
+    pub(in crate::terminal) rows: u16,
+    pub(in crate::terminal) cols: u16,
+    /// Of the log that was saved: the history are the newest bytes before `next`.
+    pub(in crate::terminal) epoch: u64,
+    pub(in crate::terminal) next: u64,
+    /// Nanoseconds since 1970, as all times here.
+    pub(in crate::terminal) created: u64,
+    pub(in crate::terminal) saved: u64,
+    /// When the workspace fell asleep; its program was ended for that and not by itself.
+    pub(in crate::terminal) slept: Option<u64>,
+    pub(in crate::terminal) exit: Option<SavedExit>,
+}
+
+/// Program and environment, as the client gave them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::terminal) struct Again {
+    pub(in crate::terminal) argv: Vec<String>,
+    pub(in crate::terminal) env: HashMap<String, String>,
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::terminal) struct SavedExit {
+    code: Option<i32>,
+    signal: Option<i32>,
+    at: u64,
+    held_by_background: bool,
+}
+
+/// A terminal as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::terminal) struct Record {
+    pub(in crate::terminal) facts: Facts,
+    /// In order and without holes.
+    pub(in crate::terminal) history: Vec<Bytes>,
+}
+
+/// What was read is no record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(in crate::terminal) enum BadRecord {
+    /// Something else.
+    #[error("this is no journal of a terminal")]
+    Foreign,
+    /// Written by another agent.
+    #[error("it has another layout than this agent reads")]
+    Version,
+    /// Its sum is wrong, or it is shorter than it says.
+    #[error("it is damaged")]
+    Damaged,
+    /// The facts cannot be.
+    #[error("its facts cannot be read: {0}")]
+    Facts(String),
+}
+
+impl Record {
+    /// Whether a program is to run in it again.
+    pub(in crate::terminal) fn comes_back_alive(&self) -> bool {
+        self.facts.again.is_some() && (self.facts.exit.is_none() || self.facts.slept.is_some())
+    }
+
+    /// The file's content.
+    pub(in crate::terminal) fn encode(&self) -> Result<Vec<u8>, BadRecord> {
+        let facts = serde_json::to_vec(&self.facts).map_err(|e| BadRecord::Facts(e.to_string()))?;
+        let history: usize = self.history.iter().map(Bytes::len).sum();
+        let mut out = Vec::with_capacity(MAGIC.len() + facts.len() + history + 64);
+        out.extend_from_slice(MAGIC);
+        out.extend_from_slice(VERSION);
+        out.extend_from_slice(&(facts.len() as u32).to_le_bytes());
+        out.extend_from_slice(&facts);
+        out.extend_from_slice(&(history as u64).to_le_bytes());
+        self.history.iter().for_each(|piece| out.extend_from_slice(piece));
+        let sum = sum(&out);
+        out.extend_from_slice(&sum);
+        Ok(out)
+    }
+
+    /// Reads what [`Record::encode`] wrote.
+    pub(in crate::terminal) fn decode(file: Bytes) -> Result<Self, BadRecord> {
+        let rest = file.strip_prefix(MAGIC).ok_or(BadRecord::Foreign)?;
+        if !rest.starts_with(VERSION) {
+            return Err(BadRecord::Version);
+        }
+        let content = file.len().checked_sub(SHA256_OUTPUT_LEN).ok_or(BadRecord::Damaged)?;
+        if sum(&file[..content]) != file[content..] {
+            return Err(BadRecord::Damaged);
+        }
+        let mut left = file.slice(..content);
+        take(&mut left, MAGIC.len() + VERSION.len())?;
+        let length = take(&mut left, 4)?[..].try_into().map_or(0, u32::from_le_bytes) as usize;
+        let facts = take(&mut left, length)?;
+        let length = take(&mut left, 8)?[..].try_into().map_or(0, u64::from_le_bytes);
+        if length != left.len() as u64 || left.len() > HISTORY_BYTES {
+            return Err(BadRecord::Damaged);
+        }
+        let facts: Facts = serde_json::from_slice(&facts).map_err(|e| BadRecord::Facts(e.to_string()))?;
+        Ok(Self { facts, history: vec![left] })
+    }
+}
+
+impl Facts {
+    pub(in crate::terminal) fn size(&self) -> Size {
+        Size::new(self.rows.into(), self.cols.into()).unwrap_or_default()
+    }
+}
+
+impl SavedExit {
+    pub(in crate::terminal) fn of(exit: &Exit) -> Self {
+        let (code, signal) = match exit.how {
+            Ended::Code(code) => (Some(code), None),
+            Ended::Signal(signal) => (None, Some(signal)),
+        };
+        Self { code, signal, at: nanos(exit.at), held_by_background: exit.held_by_background }
+    }
+
+    /// In a log that now ends at `final_offset`.
+    pub(in crate::terminal) fn exit(self, final_offset: u64) -> Exit {
+        let how = self.signal.map_or(Ended::Code(self.code.unwrap_or(255)), Ended::Signal);
+        let Self { at, held_by_background, .. } = self;
+        Exit { how, final_offset, at: time(at), held_by_background }
+    }
+}
+
+/// Milliseconds since 1970.
+pub(in crate::terminal) fn nanos(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// The time so many nanoseconds after 1970; one that cannot be is 1970.
+pub(in crate::terminal) fn time(nanos: u64) -> SystemTime {
+    UNIX_EPOCH.checked_add(Duration::from_nanos(nanos)).unwrap_or(UNIX_EPOCH)
+}
+
+fn take(left: &mut Bytes, bytes: usize) -> Result<Bytes, BadRecord> {
+    if bytes > left.len() {
+        return Err(BadRecord::Damaged);
+    }
+    Ok(left.split_to(bytes))
+}
+
+fn sum(content: &[u8]) -> [u8; SHA256_OUTPUT_LEN] {
+    let mut context = Context::new(&SHA256);
+    context.update(content);
+    let mut sum = [0; SHA256_OUTPUT_LEN];
+    sum.copy_from_slice(context.finish().as_ref());
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn record(history: Vec<u8>) -> Record {
+        let facts = Facts {
+            id: "abcdefghijkl".into(),
+            name: "main".into(),
+            request_id: String::new(),
+            argv: vec!["bash".into(), "-l".into()],
+            again: Some(Again { argv: Vec::new(), env: [("A".into(), "ä\n\"".into())].into() }),
+            cwd: "/home".into(),
+            title: "title".into(),
+            rows: 24,
+            cols: 80,
+            epoch: 3,
+            next: history.len() as u64,
+            created: 1,
+            saved: 2,
+            slept: Some(3),
+            exit: Some(SavedExit { code: None, signal: Some(1), at: 3, held_by_background: false }),
+        };
+        Record { facts, history: vec![history.into()] }
+    }
+
+    #[test]
+    fn what_is_foreign_or_newer_is_told_from_what_is_damaged() {
+        let decode = |bytes: &[u8]| Record::decode(Bytes::copy_from_slice(bytes)).expect_err("no record");
+        let file = record(b"history".to_vec()).encode().expect("encoded");
+        assert_eq!(decode(b"#!/bin/sh"), BadRecord::Foreign);
+        assert_eq!(decode(b"podling terminal 2\nwhatever"), BadRecord::Version);
+        assert_eq!(decode(&file[..file.len() - 1]), BadRecord::Damaged);
+        assert_eq!(decode(b"podling terminal 1\n"), BadRecord::Damaged);
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read_and_no_change_of_a_byte_passes(
+            history in prop::collection::vec(any::<u8>(), 0..2000),
+            at in any::<prop::sample::Index>(),
+            flip in 1u8..,
+        ) {
+            let record = record(history);
+            let mut file = record.encode().expect("encoded");
+            prop_assert_eq!(&Record::decode(file.clone().into()).expect("decoded"), &record);
+            let at = at.index(file.len());
+            file[at] ^= flip;
+            prop_assert!(Record::decode(file.into()).is_err());
+        }
+
+        #[test]
+        fn no_rubbish_makes_it_panic(rubbish in prop::collection::vec(any::<u8>(), 0..300), like in any::<bool>()) {
+            let mut file = if like { [MAGIC, VERSION].concat() } else { Vec::new() };
+            file.extend_from_slice(&rubbish);
+            if like {
+                let sum = sum(&file);
+                file.extend_from_slice(&sum);
+            }
+            let _whatever = Record::decode(file.into());
+        }
+    }
+}

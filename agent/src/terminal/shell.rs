@@ -1,0 +1,67 @@
+//! Shells: which programs are an interactive shell, and so may be started again without doing anything twice. Pure.
+
+/// Programs that are shells, by their name without folder.
+const SHELLS: [&str; 12] =
+    ["sh", "bash", "dash", "zsh", "ksh", "mksh", "fish", "ash", "tcsh", "csh", "nu", "xonsh"];
+/// Options that have a file behind them.
+const WITH_FILE: [&str; 2] = ["--rcfile", "--init-file"];
+
+/// Whether this is a shell that reads what people type: it is told no command and no script. Of what is not known it is no shell.
+pub(super) fn is_interactive(argv: &[String]) -> bool {
+    let Some((program, mut options)) = argv.split_first() else { return true };
+    let name = program.rsplit('/').next().unwrap_or_default();
+    // A login shell may be called with a dash before its name.
+    if !SHELLS.contains(&name.strip_prefix('-').unwrap_or(name)) {
+        return false;
+    }
+    while let Some((option, rest)) = options.split_first() {
+        options = match option.as_str() {
+            long if WITH_FILE.contains(&long) => rest.get(1..).unwrap_or_default(),
+            "--command" => return false,
+            long if long.starts_with("--") && long.len() > 2 && !long.contains('=') => rest,
+            // Letters that say how it is run; `c` and `s` say what it reads.
+            short if is_letters(short, "ilnrvx") => rest,
+            _ => return false,
+        };
+    }
+    true
+}
+
+fn is_letters(option: &str, allowed: &str) -> bool {
+    option
+        .strip_prefix('-')
+        .is_some_and(|letters| !letters.is_empty() && letters.chars().all(|letter| allowed.contains(letter)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is(line: &str) -> bool {
+        is_interactive(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_shell_that_people_type_into_is_told_from_one_that_does_something() {
+        for line in
+            ["", "bash", "/bin/bash -l", "-zsh", "bash -il", "bash --norc --rcfile /x -i", "fish --private"]
+        {
+            assert!(is(line), "{line}");
+        }
+        for line in [
+            "htop",
+            "python3",
+            "bash -c ls",
+            "bash -lc ls",
+            "sh script",
+            "bash -l script",
+            "bash -s",
+            "fish --command=ls",
+            "fish --command ls",
+            "bash --",
+            "bashful",
+        ] {
+            assert!(!is(line), "{line}");
+        }
+    }
+}

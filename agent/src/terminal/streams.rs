@@ -1,0 +1,114 @@
+//! Streams: who watches which terminals, each known by its id as long as it lives.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use tokio::sync::Notify;
+
+use super::{
+    Attach, Attachment, TerminalError, TerminalId, Terminals, Watch, WatchFrom, WatchManner,
+    registry::Inner,
+    viewer::{self, Manner, Viewer},
+};
+
+/// Watches and attachments of the whole workspace at once; another is refused.
+const STREAMS: usize = 1024;
+/// Terminals on one watch.
+pub(super) const WATCHED: usize = 64;
+
+/// Keeps a watch known by its id.
+#[derive(Debug)]
+pub(super) struct WatchGuard {
+    id: String,
+    inner: Arc<Inner>,
+}
+
+impl Terminals {
+    /// Joins one terminal, both ways.
+    pub fn attach(&self, attach: &Attach) -> Result<Attachment, TerminalError> {
+        let terminal = self.find(&attach.terminal)?;
+        let wake = Arc::new(Notify::new());
+        let guard = self.watch_guard()?;
+        let manner = Manner {
+            from: attach.from,
+            client: attach.client.clone(),
+            writes: !attach.read_only,
+            size: attach.size,
+            credit: attach.credit,
+            lossless: attach.lossless,
+        };
+        let viewer = Viewer::join(&terminal, &manner, &wake)?;
+        let id = viewer.id();
+        let watch = Watch::new(vec![viewer], VecDeque::new(), Arc::clone(&wake), Some(guard));
+        Ok(Attachment::new(watch, terminal, id, wake, attach))
+    }
+
+    /// Reads one or several terminals. One that cannot be read fails alone.
+    pub fn watch(&self, terminals: &[WatchFrom], manner: &WatchManner) -> Result<Watch, TerminalError> {
+        if !(1..=WATCHED).contains(&terminals.len()) {
+            return Err(TerminalError::BadField { field: "terminals", allowed: "1 to 64" });
+        }
+        if manner.lossless && terminals.len() > 1 {
+            return Err(TerminalError::BadField { field: "lossless", allowed: "only with one terminal" });
+        }
+        let wake = Arc::new(Notify::new());
+        let guard = self.watch_guard()?;
+        let (mut viewers, mut failed, mut acks) = (Vec::new(), VecDeque::new(), HashMap::new());
+        for WatchFrom { terminal: id, from } in terminals {
+            let manner = Manner {
+                from: *from,
+                client: manner.client.clone(),
+                // A browser types with Write beside its Watch.
+                writes: true,
+                size: None,
+                credit: manner.credit,
+                lossless: manner.lossless,
+            };
+            match self.find(id).and_then(|terminal| Viewer::join(&terminal, &manner, &wake)) {
+                Ok(viewer) => {
+                    acks.insert(id.clone(), (Arc::clone(viewer.terminal()), viewer.id()));
+                    viewers.push(viewer);
+                }
+                Err(error) => failed.push_back((id.clone(), error)),
+            }
+        }
+        self.inner.all().watches.insert(guard.id.clone(), acks);
+        Ok(Watch::new(viewers, failed, wake, Some(guard)))
+    }
+
+    /// Credit for a watch.
+    pub fn ack(&self, watch: &str, id: &TerminalId, epoch: u64, offset: u64) -> Result<(), TerminalError> {
+        let (terminal, viewer) = {
+            let all = self.inner.all();
+            let acks =
+                all.watches.get(watch).ok_or_else(|| TerminalError::WatchNotFound(watch.to_owned()))?;
+            acks.get(id).cloned().ok_or_else(|| TerminalError::NotFound(id.clone()))?
+        };
+        viewer::ack(&terminal, viewer, epoch, offset);
+        Ok(())
+    }
+
+    fn watch_guard(&self) -> Result<WatchGuard, TerminalError> {
+        let mut all = self.inner.all();
+        if all.watches.len() >= STREAMS {
+            return Err(TerminalError::TooManyStreams { what: "streams", limit: STREAMS });
+        }
+        let id = TerminalId::random().to_string();
+        all.watches.insert(id.clone(), HashMap::new());
+        Ok(WatchGuard { id, inner: Arc::clone(&self.inner) })
+    }
+}
+
+impl WatchGuard {
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl Drop for WatchGuard {
+    fn drop(&mut self) {
+        self.inner.all().watches.remove(&self.id);
+    }
+}
