@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".podling.agent.v1.WriteFileRequest.data")
         .bytes(".podling.agent.v1.WriteChunkRequest.data")
         .bytes(".podling.agent.v1.WriteProcessRequest.data")
-        .bytes(".podling.agent.v1.CreateArchiveResponse.message.data")
+        .bytes(".podling.agent.v1.CreateArchiveResponse.data")
         .bytes(".podling.agent.v1.ExtractArchiveRequest.data")
         .type_attribute(".", "#[allow(missing_debug_implementations)]")
         .compile_fds(compiler.file_descriptor_set())?;

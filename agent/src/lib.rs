@@ -20,6 +20,7 @@ pub mod process;
 
 pub mod byte_log;
 pub mod child;
+pub mod archive;
 pub mod files;
 pub mod spawn;
 pub mod terminal;

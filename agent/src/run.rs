@@ -45,7 +45,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// The name under which health is asked of the agent as a whole.
 const WHOLE: &str = "";
 /// What this agent can do beyond the least; grows with the protocol.
-const CAPABILITIES: &[&str] = &["terminals", "processes", "files", "activity"];
+const CAPABILITIES: &[&str] = &["terminals", "processes", "files", "archives", "activity"];
 
 /// Why the agent did not start.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +105,7 @@ pub async fn run(config: Config, limits: Limits, stop: Stop) -> Result<Ending, R
 
     let (claims, claimed) = watch::channel(None);
     let children = Children::new(config.orphans).with_limits(limits);
-    let workspace = Workspace::new(&config.root, children, claimed.clone(), config.orphans)
+    let workspace = Workspace::new(&config.root, &config.state, children, claimed.clone(), config.orphans)
         .map_err(|source| RunError::Root { path: config.root.clone(), source })?;
     let (metrics, health, phases) = (Metrics::new(), HealthReporter::new(), Phases::default());
     let link = Link {

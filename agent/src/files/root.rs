@@ -85,7 +85,7 @@ impl Root {
         Ok(Self { dir, resolver, temps: Temps::new() })
     }
 
-    pub(super) fn temps(&self) -> &Temps {
+    pub(crate) fn temps(&self) -> &Temps {
         &self.temps
     }
 
@@ -99,7 +99,7 @@ impl Root {
     }
 
     /// A folder, for reading its entries.
-    pub(super) fn folder(&self, path: &RelPath) -> Result<OwnedFd, FileError> {
+    pub(crate) fn folder(&self, path: &RelPath) -> Result<OwnedFd, FileError> {
         self.resolve(path, OFlags::RDONLY | OFlags::DIRECTORY).map_err(failed("open", path))
     }
 

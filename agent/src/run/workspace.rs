@@ -3,7 +3,7 @@
 use std::{io, path::Path, sync::Arc, time::Duration};
 
 use podling_proto::agent::v1::{
-    activity_server::ActivityServer, files_server::FilesServer, processes_server::ProcessesServer,
+    activity_server::ActivityServer, archives_server::ArchivesServer, files_server::FilesServer, processes_server::ProcessesServer,
     terminals_server::TerminalsServer,
 };
 use tonic::{server::NamedService, service::Routes};
@@ -11,9 +11,10 @@ use tonic::{server::NamedService, service::Routes};
 use crate::{
     activity::{Activity, Presence, Probe, verdict::Verdict},
     api::{
-        activity::ActivityService, files::FilesApi, files_http, processes::ProcessesApi,
+        activity::ActivityService, archives::ArchivesApi, files::FilesApi, files_http, processes::ProcessesApi,
         terminals::TerminalsApi,
     },
+    archive::Archives,
     child::{Children, Orphans},
     claim::Claims,
     files::{Files, Root},
@@ -32,6 +33,7 @@ pub(super) struct Workspace {
     pub(super) children: Children,
     pub(super) files: Files,
     pub(super) activity: Activity,
+    archives: Archives,
     terminals: Terminals,
     processes: Processes,
     claims: Claims,
@@ -48,8 +50,14 @@ pub(super) struct Services {
 }
 
 impl Workspace {
-    /// Serves the workspace in `root`, whichever it is claimed for.
-    pub(super) fn new(root: &Path, children: Children, claims: Claims, orphans: Orphans) -> io::Result<Self> {
+    /// Serves the workspace in `root`, whichever it is claimed for; what it has to put by goes to `state`.
+    pub(super) fn new(
+        root: &Path,
+        state: &Path,
+        children: Children,
+        claims: Claims,
+        orphans: Orphans,
+    ) -> io::Result<Self> {
         let intents = Arc::new(Intents::new());
         // What is not UTF-8 cannot be in a claim either.
         let image =
@@ -57,9 +65,11 @@ impl Workspace {
         let launcher = Launcher::new(root, claims.clone()).inheriting(image);
         let terminals = Terminals::new(launcher.clone(), children.clone(), intents.clone());
         let processes = Processes::new(launcher.clone(), children.clone(), intents.clone());
-        let files = Files::new(Root::open(root)?, intents.clone());
+        let root = Arc::new(Root::open(root)?);
+        let files = Files::new(root.clone(), intents.clone());
+        let archives = Archives::new(root, intents.clone(), state);
         let activity = Activity::new(intents, claims.clone(), probe(terminals.clone()));
-        Ok(Self { launcher, children, files, activity, terminals, processes, claims, orphans })
+        Ok(Self { launcher, children, files, activity, archives, terminals, processes, claims, orphans })
     }
 
     pub(super) fn services(&self) -> Services {
@@ -67,8 +77,13 @@ impl Workspace {
         let terminals = named(TerminalsServer::new(TerminalsApi::new(self.terminals.clone())), &mut names);
         let processes = named(ProcessesServer::new(ProcessesApi::new(self.processes.clone())), &mut names);
         let files = named(FilesServer::new(FilesApi::new(self.files.clone())), &mut names);
+        let archives = named(ArchivesServer::new(ArchivesApi::new(self.archives.clone())), &mut names);
         let activity = named(ActivityServer::new(ActivityService::new(self.activity.clone())), &mut names);
-        let grpc = Routes::new(terminals).add_service(processes).add_service(files).add_service(activity);
+        let grpc = Routes::new(terminals)
+            .add_service(processes)
+            .add_service(files)
+            .add_service(archives)
+            .add_service(activity);
         Services { grpc, names, http: files_http::router(self.files.clone()) }
     }
 
