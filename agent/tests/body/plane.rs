@@ -227,6 +227,7 @@ pub(crate) fn claim(key: &SigningKey) -> wire::Claim {
         command: vec![],
         token_keys: vec![wire::TokenKey { id: key.id().into(), public_key: key.public_key().into() }],
         workspace_name: "mine".into(),
+        maintenance: false,
     }
 }
 

@@ -135,6 +135,7 @@ fn claim(content: &ClaimContent, token_keys: &[TokenKey]) -> Claim {
         command: spec.command.clone(),
         token_keys: token_keys.to_vec(),
         workspace_name: spec.name.to_string(),
+        maintenance: false,
     }
 }
 
