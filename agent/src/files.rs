@@ -30,13 +30,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::{
-    change::mkdir,
-    entry::since_1970,
-    error::failed,
-    list::smallest,
-    temp::is_temp,
-};
+pub(crate) use self::{change::mkdir, entry::since_1970, error::failed, list::smallest, temp::is_temp};
 pub use self::{
     entry::{Entry, Kind},
     error::FileError,

@@ -18,9 +18,9 @@ pub mod activity;
 pub mod intent;
 pub mod process;
 
+pub mod archive;
 pub mod byte_log;
 pub mod child;
-pub mod archive;
 pub mod files;
 pub mod spawn;
 pub mod terminal;

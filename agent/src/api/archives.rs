@@ -149,9 +149,9 @@ impl From<ArchiveError> for WireError {
             ArchiveError::Unsafe { entry, cause } => {
                 Self::new(Reason::UnsafeArchive, message).with("entry", entry).with("cause", cause)
             }
-            ArchiveError::TooManyEntries { limit } => {
-                Self::new(Reason::TooLarge, message).with("what", "entries of an archive").with("limit", limit)
-            }
+            ArchiveError::TooManyEntries { limit } => Self::new(Reason::TooLarge, message)
+                .with("what", "entries of an archive")
+                .with("limit", limit),
             ArchiveError::TooManyArchives { limit } => {
                 Self::new(Reason::TooManyStreams, message).with("what", "archives").with("limit", limit)
             }

@@ -45,7 +45,12 @@ const QUEUE: usize = 512;
 const TELL_EVERY: Duration = Duration::from_millis(250);
 
 /// Makes an archive of a folder. Blocks until it is taken, given up or failed.
-pub(super) fn create(dir: OwnedFd, rules: Rules, events: Sender<Event>, scratch: &Path) -> Result<(), ArchiveError> {
+pub(super) fn create(
+    dir: OwnedFd,
+    rules: Rules,
+    events: Sender<Event>,
+    scratch: &Path,
+) -> Result<(), ArchiveError> {
     let gate = Gate::new(IN_FLIGHT);
     let total = AtomicU64::new(0);
     let count_dir = dir.try_clone().map_err(super::error::spooling)?;
@@ -131,7 +136,8 @@ fn put(items: Receiver<Item>, gate: &Gate, total: &AtomicU64, mut writer: Writer
                 streamed = Some((Member { size: 0, ..member }, offset, expected));
             }
             Item::Block { packed, room } => {
-                let (Ok(Packed::Block { content, crc, size }), Some((member, _, _))) = (packed.recv(), &mut streamed)
+                let (Ok(Packed::Block { content, crc, size }), Some((member, _, _))) =
+                    (packed.recv(), &mut streamed)
                 else {
                     return Err(fault());
                 };
@@ -167,4 +173,3 @@ fn put(items: Receiver<Item>, gate: &Gate, total: &AtomicU64, mut writer: Writer
 fn fault() -> Stopped {
     ArchiveError::fault("making an archive").into()
 }
-

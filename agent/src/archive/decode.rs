@@ -1,9 +1,6 @@
 //! Decodes an entry's content: as many bytes as were declared, not one more, and their checksum.
 
-use std::{
-    fs::File,
-    os::unix::fs::FileExt,
-};
+use std::{fs::File, os::unix::fs::FileExt};
 
 use flate2::{Decompress, FlushDecompress, Status};
 

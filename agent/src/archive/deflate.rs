@@ -92,7 +92,11 @@ fn dense(input: &[u8]) -> bool {
         }
     }
     let seen = f64::from(seen);
-    let bits: f64 = counts.iter().filter(|n| **n > 0).map(|n| -f64::from(*n) / seen * (f64::from(*n) / seen).log2()).sum();
+    let bits: f64 = counts
+        .iter()
+        .filter(|n| **n > 0)
+        .map(|n| -f64::from(*n) / seen * (f64::from(*n) / seen).log2())
+        .sum();
     bits > DENSE
 }
 
@@ -126,7 +130,13 @@ mod tests {
 
     #[test]
     fn blocks_of_all_kinds_make_one_stream() {
-        let blocks = [vec![0; BLOCK], noise(BLOCK), b"a".to_vec(), "text and more text ".repeat(9_999).into(), noise(5_000)];
+        let blocks = [
+            vec![0; BLOCK],
+            noise(BLOCK),
+            b"a".to_vec(),
+            "text and more text ".repeat(9_999).into(),
+            noise(5_000),
+        ];
         let mut deflater = Deflater::new();
         let mut stream: Vec<u8> = blocks.iter().flat_map(|block| deflater.block(block).unwrap()).collect();
         stream.extend(LAST);

@@ -42,7 +42,9 @@ impl Facts {
     fn look(dir: impl AsFd, name: &OsStr, flags: AtFlags) -> Result<Self, Errno> {
         let asked = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
         let told = match statx(dir.as_fd(), name, flags, asked) {
-            Err(Errno::NOSYS | Errno::PERM) => return statat(dir, name, flags).map(|stat| Self::plain(&stat)),
+            Err(Errno::NOSYS | Errno::PERM) => {
+                return statat(dir, name, flags).map(|stat| Self::plain(&stat));
+            }
             told => told?,
         };
         let known = told.stx_mask & StatxFlags::MNT_ID.bits() != 0;

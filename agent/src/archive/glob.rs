@@ -63,12 +63,7 @@ fn trim(mut line: &[u8]) -> &[u8] {
 }
 
 /// Matches with wildcards for any number of elements: after a mismatch the last wildcard takes one more, which is enough.
-fn wild<P, T>(
-    pattern: &[P],
-    text: &[T],
-    any: impl Fn(&P) -> bool,
-    one: impl Fn(&P, &T) -> bool,
-) -> bool {
+fn wild<P, T>(pattern: &[P], text: &[T], any: impl Fn(&P) -> bool, one: impl Fn(&P, &T) -> bool) -> bool {
     let (mut p, mut t, mut back) = (0, 0, None);
     while t < text.len() {
         if pattern.get(p).is_some_and(&any) {

@@ -18,9 +18,8 @@ use super::{
 };
 use crate::files::Kind;
 
-/// Bytes all content may have together; more is refused.
-pub(super) const MAX_CONTENT: u64 = 1 << 44;
-/// Deflate makes at most 1,032 bytes of one; who declares more lies. Some bytes of slack for what is tiny.
+/// Deflate makes at most 1,032 bytes of one; who declares more lies. Some bytes of slack for what is tiny. As content cannot overlap, all
+/// of it is this many times the zip at most; the other bound is the room on the disk (`unpack`).
 const MAX_RATIO: u64 = 1_032;
 const SLACK: u64 = 64;
 /// Bytes of a symbolic link's target, as the kernel has it.
@@ -68,9 +67,6 @@ pub(super) fn inspect(zip: &Zip) -> Result<Sum, ArchiveError> {
         extents.push((record.header, end, number));
         sum.entries += 1;
         sum.bytes = sum.bytes.saturating_add(record.size);
-        if sum.bytes > MAX_CONTENT {
-            return Err(ArchiveError::entry(&record.name, "with it the content is more than 16 TiB"));
-        }
         names.push((key(&safe.path), safe.kind == Kind::Folder));
     }
     apart(zip, extents)?;
@@ -104,7 +100,10 @@ fn one_of_each(zip: &Zip, mut names: Vec<(Key, bool)>) -> Result<(), ArchiveErro
         for folder in above {
             let found = names.binary_search_by_key(&key(folder), |(key, _)| *key);
             if found.is_ok_and(|at| !names[at].1) {
-                return Err(ArchiveError::entry(&safe.record.name, "it lies below a file or a link of the zip"));
+                return Err(ArchiveError::entry(
+                    &safe.record.name,
+                    "it lies below a file or a link of the zip",
+                ));
             }
         }
     }
@@ -180,7 +179,8 @@ impl Safe {
     /// The folder it is in, and its name there.
     pub(super) fn split(&self) -> (&[u8], &OsStr) {
         let at = self.path.iter().rposition(|b| *b == b'/');
-        let (folder, name) = at.map_or((&[][..], &self.path[..]), |at| (&self.path[..at], &self.path[at + 1..]));
+        let (folder, name) =
+            at.map_or((&[][..], &self.path[..]), |at| (&self.path[..at], &self.path[at + 1..]));
         (folder, OsStr::from_bytes(name))
     }
 }

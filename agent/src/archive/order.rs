@@ -28,12 +28,22 @@ const LEAST_ROOM: usize = 4_096;
 #[derive(Debug)]
 pub(super) enum Item {
     /// A folder, a link, or something that is only named.
-    Line { member: Option<Member>, content: Vec<u8>, line: Line },
+    Line {
+        member: Option<Member>,
+        content: Vec<u8>,
+        line: Line,
+    },
     Skipped(Skipped),
-    Small { packed: Receiver<Packed>, room: usize },
+    Small {
+        packed: Receiver<Packed>,
+        room: usize,
+    },
     /// A large file begins; `size` is what is expected.
     Begin(Member),
-    Block { packed: Receiver<Packed>, room: usize },
+    Block {
+        packed: Receiver<Packed>,
+        room: usize,
+    },
     /// It ends; not a line if it changed.
     End(Result<Line, Skipped>),
     /// There is no more.
@@ -84,7 +94,11 @@ impl<'a> Walker<'a> {
             Kind::Folder => {
                 let name = [&found.path[..], b"/"].concat();
                 let member = found.member(name, layout::IS_FOLDER, &[]);
-                self.say(Item::Line { member: Some(member), content: Vec::new(), line: found.line(&found.facts, None) })
+                self.say(Item::Line {
+                    member: Some(member),
+                    content: Vec::new(),
+                    line: found.line(&found.facts, None),
+                })
             }
             Kind::Symlink => {
                 let content = match readlinkat(&found.dir, &found.name, Vec::new()) {
@@ -166,6 +180,13 @@ impl Found {
     /// Its line in the manifest, with what is known of it now.
     pub(super) fn line(&self, facts: &super::facts::Facts, sha256: Option<[u8; 32]>) -> Line {
         let size = if facts.kind == Kind::File { facts.size } else { 0 };
-        Line { path: self.path.clone(), kind: facts.kind, size, mode: facts.mode, modified: facts.modified_at(), sha256 }
+        Line {
+            path: self.path.clone(),
+            kind: facts.kind,
+            size,
+            mode: facts.mode,
+            modified: facts.modified_at(),
+            sha256,
+        }
     }
 }

@@ -10,7 +10,11 @@ use tokio::{
     task::{JoinHandle, spawn_blocking},
 };
 
-use super::{Archives, ExtractOptions, Unpacked, error::{ArchiveError, spooling}, write::sha256};
+use super::{
+    Archives, ExtractOptions, Unpacked,
+    error::{ArchiveError, spooling},
+    write::sha256,
+};
 use crate::files::{FileError, RelPath};
 
 /// Bytes gathered while the disk is busy; then the stream waits for it.

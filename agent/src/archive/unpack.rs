@@ -16,7 +16,10 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Mode, Timespec, Timestamps, UTIME_OMIT, fchmod, fstatvfs, futimens, mkdirat, syncfs, utimensat},
+    fs::{
+        AtFlags, Mode, Timespec, Timestamps, UTIME_OMIT, fchmod, fstatvfs, futimens, mkdirat, syncfs,
+        utimensat,
+    },
     io::Errno,
 };
 
@@ -146,7 +149,13 @@ impl Unpacking<'_> {
         Ok(made.into_iter().map(|(_, number)| number).collect())
     }
 
-    fn file(&self, safe: &Safe, way: &mut Way<'_>, decoder: &mut Decoder, tally: &Tally<'_>) -> Result<(), Stopped> {
+    fn file(
+        &self,
+        safe: &Safe,
+        way: &mut Way<'_>,
+        decoder: &mut Decoder,
+        tally: &Tally<'_>,
+    ) -> Result<(), Stopped> {
         let (folder, name) = safe.split();
         let failed = self.failed(&safe.path, "write");
         let dir = way.to(folder).map_err(&failed)?;

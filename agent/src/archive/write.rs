@@ -11,11 +11,10 @@ use ring::digest::{Context, SHA256};
 use tokio::sync::mpsc::Sender;
 
 use super::{
-    deflate,
+    MAX_ENTRIES, deflate,
     error::{ArchiveError, Stopped, spooling},
     layout::{self, Member},
     manifest::{Done, Event, Line, MAX_SKIPPED, Progress, Skipped},
-    MAX_ENTRIES,
 };
 use crate::files::PIECE;
 

@@ -98,8 +98,8 @@ impl Listing {
     fn pass(&mut self, root: &Root) -> Result<(), FileError> {
         let sweep = |name: &OsStr| temp::is_temp(name).then(|| root.temps().sweep(self.dir.as_fd(), name));
         let shown = |name: &OsStr| sweep(name).is_none();
-        let (names, complete) =
-            smallest(&self.dir, self.last.as_deref(), self.most, shown).map_err(failed("list", &self.path))?;
+        let (names, complete) = smallest(&self.dir, self.last.as_deref(), self.most, shown)
+            .map_err(failed("list", &self.path))?;
         (self.names, self.complete) = (names.into_iter(), complete);
         Ok(())
     }

@@ -15,7 +15,10 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Mode, OFlags, RenameFlags, linkat, openat, renameat, renameat_with, statat, symlinkat, unlinkat},
+    fs::{
+        AtFlags, Mode, OFlags, RenameFlags, linkat, openat, renameat, renameat_with, statat, symlinkat,
+        unlinkat,
+    },
     io::Errno,
 };
 

@@ -8,7 +8,8 @@ use std::{os::fd::OwnedFd, time::SystemTime};
 use ring::digest::{Context, SHA256};
 use rustix::{
     fs::{
-        FileType, Gid, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, fchmod, fchown, fstat, fsync, futimens,
+        FileType, Gid, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, fchmod, fchown, fstat, fsync,
+        futimens,
     },
     io::Errno,
 };

@@ -3,16 +3,16 @@
 use std::{io, path::Path, sync::Arc, time::Duration};
 
 use podling_proto::agent::v1::{
-    activity_server::ActivityServer, archives_server::ArchivesServer, files_server::FilesServer, processes_server::ProcessesServer,
-    terminals_server::TerminalsServer,
+    activity_server::ActivityServer, archives_server::ArchivesServer, files_server::FilesServer,
+    processes_server::ProcessesServer, terminals_server::TerminalsServer,
 };
 use tonic::{server::NamedService, service::Routes};
 
 use crate::{
     activity::{Activity, Presence, Probe, verdict::Verdict},
     api::{
-        activity::ActivityService, archives::ArchivesApi, files::FilesApi, files_http, processes::ProcessesApi,
-        terminals::TerminalsApi,
+        activity::ActivityService, archives::ArchivesApi, files::FilesApi, files_http,
+        processes::ProcessesApi, terminals::TerminalsApi,
     },
     archive::Archives,
     child::{Children, Orphans},
