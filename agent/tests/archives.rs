@@ -6,6 +6,8 @@ mod changes;
 mod crafted;
 #[path = "archives/hostile.rs"]
 mod hostile;
+#[path = "archives/http.rs"]
+mod http;
 /// The same words as the stories': they end up in the same summary.
 #[path = "../../tests/src/left_out.rs"]
 #[allow(unreachable_pub, reason = "there it is a library's")]

@@ -235,7 +235,8 @@ fn dos_time(seconds: i64) -> (u16, u16) {
     let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     let date = (year - 1980) << 9 | month << 5 | day;
-    let time = of_day / 3_600 << 11 | of_day / 60 % 60 << 5 | of_day % 60 / 2;
+    let (hour, minute, second) = (of_day / 3_600, of_day / 60 % 60, of_day % 60);
+    let time = hour << 11 | minute << 5 | (second / 2);
     (time as u16, date as u16)
 }
 

@@ -60,14 +60,14 @@ impl Zip {
         let (mut entries, mut length, mut start) =
             (number(10), u64::from(u32_at(&tail, 12)), u64::from(u32_at(&tail, 16)));
         let mut behind = end;
-        if entries == u64::from(FULL16) || length == u64::from(FULL32) || start == u64::from(FULL32) {
-            if let Some((at, record)) = find_end64(&file, end)? {
-                let full = |at: usize| u64_at(&record, at);
-                if u32_at(&record, 16) != 0 || u32_at(&record, 20) != 0 || full(24) != full(32) {
-                    return Err(ArchiveError::zip("it is one of several volumes"));
-                }
-                (entries, length, start, behind) = (full(32), full(40), full(48), at);
+        let marked =
+            entries == u64::from(FULL16) || length == u64::from(FULL32) || start == u64::from(FULL32);
+        if marked && let Some((at, record)) = find_end64(&file, end)? {
+            let wide = |at: usize| u64_at(&record, at);
+            if u32_at(&record, 16) != 0 || u32_at(&record, 20) != 0 || wide(24) != wide(32) {
+                return Err(ArchiveError::zip("it is one of several volumes"));
             }
+            (entries, length, start, behind) = (wide(32), wide(40), wide(48), at);
         }
         if entries > MAX_ENTRIES {
             return Err(ArchiveError::TooManyEntries { limit: MAX_ENTRIES });

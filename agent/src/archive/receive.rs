@@ -39,8 +39,8 @@ struct Spool {
 }
 
 enum Disk {
-    Idle(Spool),
-    Busy(JoinHandle<Result<Spool, ArchiveError>>),
+    Idle(Box<Spool>),
+    Busy(JoinHandle<Result<Box<Spool>, ArchiveError>>),
     Failed,
 }
 
@@ -52,7 +52,7 @@ impl Receiving {
         file: File,
         place: OwnedSemaphorePermit,
     ) -> Self {
-        let disk = Disk::Idle(Spool { file, digest: Context::new(&SHA256) });
+        let disk = Disk::Idle(Box::new(Spool { file, digest: Context::new(&SHA256) }));
         Self { archives, path, options, disk, gathered: Vec::new(), bytes: 0, place }
     }
 
@@ -79,7 +79,7 @@ impl Receiving {
         self.archives.admit()?;
         let spool = self.idle().await?;
         let written = self.write(spool).await;
-        let Spool { file, digest } = written.map_err(|_| FAULT)??;
+        let Spool { file, digest } = *written.map_err(|_| FAULT)??;
         let got = sha256(digest);
         if let Some(promised) = self.options.sha256.filter(|promised| *promised != got) {
             let (promised, got) = (hex(&promised), hex(&got));
@@ -88,7 +88,7 @@ impl Receiving {
         Ok(self.archives.unpack(self.path, self.options.replace, file, self.place))
     }
 
-    fn write(&mut self, mut spool: Spool) -> JoinHandle<Result<Spool, ArchiveError>> {
+    fn write(&mut self, mut spool: Box<Spool>) -> JoinHandle<Result<Box<Spool>, ArchiveError>> {
         self.bytes = 0;
         let gathered = std::mem::take(&mut self.gathered);
         spawn_blocking(move || {
@@ -100,7 +100,7 @@ impl Receiving {
         })
     }
 
-    async fn idle(&mut self) -> Result<Spool, ArchiveError> {
+    async fn idle(&mut self) -> Result<Box<Spool>, ArchiveError> {
         if let Disk::Busy(job) = &mut self.disk {
             let done = job.await.map_err(|_| FAULT);
             self.disk = Disk::Failed;

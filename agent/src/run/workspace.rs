@@ -11,7 +11,7 @@ use tonic::{server::NamedService, service::Routes};
 use crate::{
     activity::{Activity, Presence, Probe, verdict::Verdict},
     api::{
-        activity::ActivityService, archives::ArchivesApi, files::FilesApi, files_http,
+        activity::ActivityService, archive_http, archives::ArchivesApi, files::FilesApi, files_http,
         processes::ProcessesApi, terminals::TerminalsApi,
     },
     archive::Archives,
@@ -84,7 +84,8 @@ impl Workspace {
             .add_service(files)
             .add_service(archives)
             .add_service(activity);
-        Services { grpc, names, http: files_http::router(self.files.clone()) }
+        let http = files_http::router(self.files.clone()).merge(archive_http::router(self.archives.clone()));
+        Services { grpc, names, http }
     }
 
     /// Ends all that was started: told at once, killed after `grace`. Nothing new is started from here on.

@@ -138,7 +138,7 @@ async fn content_that_overlaps() {
 #[tokio::test]
 async fn more_than_the_disk_has_room_for() {
     let world = World::new();
-    let disk = rustix::fs::statvfs(&world.home()).unwrap();
+    let disk = rustix::fs::statvfs(world.home()).unwrap();
     let packed = disk.f_bavail * disk.f_frsize / 1_032 / 100 + 4_096;
     let content = vec![0; packed as usize];
     let size = u32::try_from(packed * 1_032).unwrap_or(u32::MAX - 1);

@@ -94,8 +94,11 @@ impl Node {
     }
 }
 
-/// All that a tree is: paths, kinds and modes, times, content.
-fn picture(root: &Path) -> BTreeSet<(Vec<u8>, u32, (i64, i64), Vec<u8>)> {
+/// Path, kind and mode, time, content.
+type Entry = (Vec<u8>, u32, (i64, i64), Vec<u8>);
+
+/// All that a tree is.
+fn picture(root: &Path) -> BTreeSet<Entry> {
     let mut seen = BTreeSet::new();
     let mut todo = vec![root.to_owned()];
     while let Some(folder) = todo.pop() {
