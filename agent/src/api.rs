@@ -1,6 +1,8 @@
 //! The edges: proto to domain (fallible), domain to proto (total), and nothing else.
 
 pub mod activity;
+pub mod archive_http;
+pub mod archives;
 pub mod files;
 pub mod files_http;
 pub(crate) mod problem;

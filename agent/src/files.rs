@@ -31,6 +31,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use self::{change::mkdir, entry::since_1970, error::failed, list::smallest, temp::is_temp};
 pub use self::{
     entry::{Entry, Kind},
     error::FileError,
@@ -59,7 +60,7 @@ pub struct Files {
 
 #[derive(Debug)]
 struct Inner {
-    root: Root,
+    root: Arc<Root>,
     intents: Arc<Intents>,
     uploads: Uploads,
     readers: Arc<Semaphore>,
@@ -71,15 +72,15 @@ struct Inner {
 
 impl Files {
     /// Files below `root`. [`Files::lapse_uploads`] must run beside it.
-    pub fn new(root: Root, intents: Arc<Intents>) -> Self {
+    pub fn new(root: impl Into<Arc<Root>>, intents: Arc<Intents>) -> Self {
         Self::with_lapse(root, intents, LAPSE)
     }
 
     /// With another patience for uploads.
-    pub fn with_lapse(root: Root, intents: Arc<Intents>, lapse: Duration) -> Self {
+    pub fn with_lapse(root: impl Into<Arc<Root>>, intents: Arc<Intents>, lapse: Duration) -> Self {
         Self {
             inner: Arc::new(Inner {
-                root,
+                root: root.into(),
                 intents,
                 uploads: Uploads::new(lapse),
                 readers: Arc::new(Semaphore::new(MAX_READERS)),

@@ -19,6 +19,7 @@ pub mod intent;
 pub mod process;
 pub mod sleep;
 
+pub mod archive;
 pub mod byte_log;
 pub mod child;
 pub mod files;

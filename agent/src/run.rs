@@ -45,7 +45,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// The name under which health is asked of the agent as a whole.
 const WHOLE: &str = "";
 /// What this agent can do beyond the least; grows with the protocol.
-const CAPABILITIES: &[&str] = &["terminals", "processes", "files", "activity", "sleep"];
+const CAPABILITIES: &[&str] = &["terminals", "processes", "files", "archives", "activity", "sleep"];
 
 /// Why the agent did not start.
 #[derive(Debug, thiserror::Error)]

@@ -4,8 +4,8 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     command::{
-        attach::Attach, completions::Completions, cp::Cp, create::Create, down::Down, explain::Explain,
-        keep_awake::KeepAwake, ls::Ls, rm::Rm, run::Run, token::Token, up::Up,
+        archive::Archive, attach::Attach, completions::Completions, cp::Cp, create::Create, down::Down,
+        explain::Explain, keep_awake::KeepAwake, ls::Ls, rm::Rm, run::Run, token::Token, up::Up,
     },
     context::Context,
     failure::{EXIT_CODES, Failure},
@@ -35,6 +35,7 @@ pub enum Command {
     Attach(Attach),
     Run(Run),
     Cp(Cp),
+    Archive(Archive),
     KeepAwake(KeepAwake),
     Explain(Explain),
     Rm(Rm),
@@ -53,6 +54,7 @@ impl Command {
             Self::Attach(attach) => attach.run(context).await,
             Self::Run(run) => run.run(context).await,
             Self::Cp(cp) => cp.run(context).await,
+            Self::Archive(archive) => archive.run(context).await,
             Self::KeepAwake(keep_awake) => keep_awake.run(context).await,
             Self::Explain(explain) => explain.run(context).await,
             Self::Rm(rm) => rm.run(context).await,
@@ -93,6 +95,9 @@ mod tests {
             "podling keep-awake demo -- make -j8",
             "podling keep-awake demo --release",
             "podling rm demo --discard",
+            "podling archive demo",
+            "podling archive demo out.zip --path src --ignore *.pyc --ignore target/ --ignore-files",
+            "podling archive demo - --json",
             "podling attach demo --new -- python3 -q",
             "podling token create --verbs read,terminal --workspace demo --ttl 1h",
         ] {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use podling_proto::{
     agent::v1::{
-        activity_client::ActivityClient, files_client::FilesClient, processes_client::ProcessesClient,
-        terminals_client::TerminalsClient,
+        activity_client::ActivityClient, archives_client::ArchivesClient, files_client::FilesClient,
+        processes_client::ProcessesClient, terminals_client::TerminalsClient,
     },
     control::v1::{
         GetWorkspaceRequest, Workspace, tokens_client::TokensClient, workspaces_client::WorkspacesClient,
@@ -130,6 +130,11 @@ impl Inside {
     /// Its files.
     pub fn files(&self) -> FilesClient<Link> {
         FilesClient::new(self.link.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Its archives.
+    pub fn archives(&self) -> ArchivesClient<Link> {
+        ArchivesClient::new(self.link.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// Whether and why it is in use.

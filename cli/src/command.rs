@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub mod archive;
 pub mod attach;
 pub mod completions;
 pub mod cp;

@@ -19,4 +19,5 @@ pub mod run;
 pub mod signal;
 pub mod stdio;
 pub mod target;
+pub mod unfinished;
 pub mod view;

@@ -126,7 +126,8 @@ impl files_server::Files for FilesApi {
 
 // === in ===
 
-fn path(path: Option<wire::Path>) -> Result<RelPath, Status> {
+/// Reads a path; none is the root.
+pub(super) fn path(path: Option<wire::Path>) -> Result<RelPath, Status> {
     let bytes = match path.and_then(|path| path.path) {
         None => Vec::new(),
         Some(wire::path::Path::Text(text)) => text.into_bytes(),
@@ -146,15 +147,20 @@ fn open(open: Option<wire::WriteOpen>) -> Result<(RelPath, WriteOptions), Status
     let modified = open.modified.map(SystemTime::try_from).transpose();
     let options = WriteOptions {
         mode: mode(open.mode)?,
-        sha256: match open.sha256.as_slice() {
-            [] => None,
-            bytes => Some(bytes.try_into().map_err(|_| bad_field("sha256", "32 bytes or none"))?),
-        },
+        sha256: sha256(&open.sha256)?,
         create_only: open.create_only,
         make_parents: open.make_parents,
         modified: modified.map_err(|_| bad_field("modified", "a time"))?,
     };
     Ok((path(open.path)?, options))
+}
+
+/// A digest, or none.
+pub(super) fn sha256(bytes: &[u8]) -> Result<Option<[u8; 32]>, Status> {
+    match bytes {
+        [] => Ok(None),
+        bytes => bytes.try_into().map(Some).map_err(|_| bad_field("sha256", "32 bytes or none")),
+    }
 }
 
 fn mode(mode: u32) -> Result<Option<u32>, Status> {
@@ -165,27 +171,34 @@ fn mode(mode: u32) -> Result<Option<u32>, Status> {
     }
 }
 
-fn sized(data: Bytes) -> Result<Bytes, Status> {
+/// Refuses what is longer than a message may be.
+pub(super) fn sized(data: Bytes) -> Result<Bytes, Status> {
     if data.len() <= MAX_DATA {
         return Ok(data);
     }
     Err(status(FileError::TooLarge { what: "data".into(), limit: Some(MAX_DATA) }))
 }
 
-fn bad_field(field: &'static str, allowed: &'static str) -> Status {
+/// A field that is wrong.
+pub(super) fn bad_field(field: &'static str, allowed: &'static str) -> Status {
     status(FileError::BadField { field, allowed })
 }
 
 // === out ===
 
+impl From<Kind> for wire::FileKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::File => Self::File,
+            Kind::Folder => Self::Folder,
+            Kind::Symlink => Self::Symlink,
+            Kind::Other => Self::Other,
+        }
+    }
+}
+
 impl From<Entry> for wire::Entry {
     fn from(entry: Entry) -> Self {
-        let kind = match entry.kind {
-            Kind::File => wire::FileKind::File,
-            Kind::Folder => wire::FileKind::Folder,
-            Kind::Symlink => wire::FileKind::Symlink,
-            Kind::Other => wire::FileKind::Other,
-        };
         let (name, raw_name) = match String::from_utf8(entry.name) {
             Ok(name) => (name, Vec::new()),
             Err(raw) => (String::from_utf8_lossy(raw.as_bytes()).into_owned(), raw.into_bytes()),
@@ -193,7 +206,7 @@ impl From<Entry> for wire::Entry {
         Self {
             name,
             raw_name,
-            kind: kind.into(),
+            kind: wire::FileKind::from(entry.kind).into(),
             size: entry.size,
             mode: entry.mode,
             modified: Some(entry.modified.into()),

@@ -20,7 +20,7 @@ use super::{
 const FOLDER_MODE: u32 = 0o755;
 
 /// Makes a folder; with `parents` also those above it, and it may be there already.
-pub(super) fn mkdir(root: &Root, path: &RelPath, mode: Option<u32>, parents: bool) -> Result<(), FileError> {
+pub(crate) fn mkdir(root: &Root, path: &RelPath, mode: Option<u32>, parents: bool) -> Result<(), FileError> {
     if parents {
         if path.is_root() {
             return Ok(());

@@ -74,7 +74,7 @@ fn time(stat: &Stat) -> SystemTime {
     since_1970(stat.st_mtime, stat.st_mtime_nsec)
 }
 
-fn since_1970(seconds: i64, nanos: u64) -> SystemTime {
+pub(crate) fn since_1970(seconds: i64, nanos: u64) -> SystemTime {
     let nanos = Duration::from_nanos(nanos);
     // The earliest second has no opposite, over which the conversion to the wire panics; the next one will do.
     let distance = Duration::from_secs(seconds.max(-i64::MAX).unsigned_abs());

@@ -96,33 +96,41 @@ impl Listing {
     }
 
     fn pass(&mut self, root: &Root) -> Result<(), FileError> {
-        let failed = failed("list", &self.path);
-        let mut smallest: BinaryHeap<OsString> = BinaryHeap::new();
-        self.complete = true;
-        for entry in Dir::read_from(&self.dir).map_err(&failed)? {
-            let entry = entry.map_err(&failed)?;
-            let name = OsStr::from_bytes(entry.file_name().to_bytes());
-            if matches!(name.as_bytes(), b"." | b"..")
-                || self.last.as_deref().is_some_and(|last| name <= last)
-            {
-                continue;
-            }
-            if temp::is_temp(name) {
-                root.temps().sweep(self.dir.as_fd(), name);
-                continue;
-            }
-            if smallest.len() == self.most {
-                self.complete = false;
-                if smallest.peek().is_some_and(|largest| name >= largest) {
-                    continue;
-                }
-                smallest.pop();
-            }
-            smallest.push(name.to_owned());
-        }
-        self.names = smallest.into_sorted_vec().into_iter();
+        let sweep = |name: &OsStr| temp::is_temp(name).then(|| root.temps().sweep(self.dir.as_fd(), name));
+        let shown = |name: &OsStr| sweep(name).is_none();
+        let (names, complete) = smallest(&self.dir, self.last.as_deref(), self.most, shown)
+            .map_err(failed("list", &self.path))?;
+        (self.names, self.complete) = (names.into_iter(), complete);
         Ok(())
     }
+}
+
+/// The smallest `most` names behind `last` that are `wanted`, sorted; and whether that is all there are.
+pub(crate) fn smallest(
+    dir: &OwnedFd,
+    last: Option<&OsStr>,
+    most: usize,
+    wanted: impl Fn(&OsStr) -> bool,
+) -> Result<(Vec<OsString>, bool), Errno> {
+    let mut smallest: BinaryHeap<OsString> = BinaryHeap::new();
+    let mut complete = true;
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        let dots = matches!(name.as_bytes(), b"." | b"..");
+        if dots || last.is_some_and(|last| name <= last) || !wanted(name) {
+            continue;
+        }
+        if smallest.len() == most {
+            complete = false;
+            if smallest.peek().is_some_and(|largest| name >= largest) {
+                continue;
+            }
+            smallest.pop();
+        }
+        smallest.push(name.to_owned());
+    }
+    Ok((smallest.into_sorted_vec(), complete))
 }
 
 #[cfg(test)]

@@ -90,7 +90,7 @@ impl Root {
         Ok(rustix::fs::syncfs(&self.dir)?)
     }
 
-    pub(super) fn temps(&self) -> &Temps {
+    pub(crate) fn temps(&self) -> &Temps {
         &self.temps
     }
 
@@ -104,7 +104,7 @@ impl Root {
     }
 
     /// A folder, for reading its entries.
-    pub(super) fn folder(&self, path: &RelPath) -> Result<OwnedFd, FileError> {
+    pub(crate) fn folder(&self, path: &RelPath) -> Result<OwnedFd, FileError> {
         self.resolve(path, OFlags::RDONLY | OFlags::DIRECTORY).map_err(failed("open", path))
     }
 

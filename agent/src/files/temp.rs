@@ -15,7 +15,10 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Mode, OFlags, openat, statat, unlinkat},
+    fs::{
+        AtFlags, Mode, OFlags, RenameFlags, linkat, openat, renameat, renameat_with, statat, symlinkat,
+        unlinkat,
+    },
     io::Errno,
 };
 
@@ -28,14 +31,14 @@ const DEAD_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// Gives names to temporary files and tells them from others.
 #[derive(Debug)]
-pub(super) struct Temps {
+pub(crate) struct Temps {
     run: u64,
     next: AtomicU64,
 }
 
 /// A temporary file's name; the file goes with it unless it is kept.
 #[derive(Debug)]
-pub(super) struct Temp {
+pub(crate) struct Temp {
     dir: OwnedFd,
     name: OsString,
     kept: bool,
@@ -47,12 +50,23 @@ impl Temps {
     }
 
     /// Makes one in `dir`, readable by nobody else until it is finished.
-    pub(super) fn create(&self, dir: OwnedFd) -> Result<(Temp, OwnedFd), Errno> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let name = OsString::from(format!("{PREFIX}{:016x}-{number:x}{SUFFIX}", self.run));
+    pub(crate) fn create(&self, dir: OwnedFd) -> Result<(Temp, OwnedFd), Errno> {
+        let name = self.name();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(&dir, &name, flags, Mode::RUSR | Mode::WUSR)?;
         Ok((Temp { dir, name, kept: false }, file))
+    }
+
+    /// Makes a symbolic link in `dir`.
+    pub(crate) fn create_link(&self, dir: OwnedFd, target: &OsStr) -> Result<Temp, Errno> {
+        let name = self.name();
+        symlinkat(target, &dir, &name)?;
+        Ok(Temp { dir, name, kept: false })
+    }
+
+    fn name(&self) -> OsString {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        OsString::from(format!("{PREFIX}{:016x}-{number:x}{SUFFIX}", self.run))
     }
 
     /// Removes `name` if it is what another run left behind.
@@ -69,7 +83,7 @@ impl Temps {
 }
 
 /// Whether a listing leaves it out.
-pub(super) fn is_temp(name: &OsStr) -> bool {
+pub(crate) fn is_temp(name: &OsStr) -> bool {
     run_of(name).is_some()
 }
 
@@ -81,17 +95,29 @@ fn run_of(name: &OsStr) -> Option<u64> {
 }
 
 impl Temp {
-    pub(super) fn dir(&self) -> BorrowedFd<'_> {
+    pub(crate) fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
 
-    pub(super) fn name(&self) -> &OsStr {
+    pub(crate) fn name(&self) -> &OsStr {
         &self.name
     }
 
-    /// It has another name now: leave it.
-    pub(super) fn keep(&mut self) {
+    /// Gives it its name, and with `replace` the place of what has it.
+    pub(crate) fn rename(mut self, dir: impl AsFd, name: &OsStr, replace: bool) -> Result<(), Errno> {
+        if replace {
+            renameat(&self.dir, &self.name, dir, name)?;
+        } else {
+            match renameat_with(&self.dir, &self.name, dir.as_fd(), name, RenameFlags::NOREPLACE) {
+                // The file system lacks the flag; a link never replaces either, and what is left is removed.
+                Err(Errno::INVAL | Errno::NOSYS) => {
+                    return linkat(&self.dir, &self.name, dir, name, AtFlags::empty());
+                }
+                renamed => renamed?,
+            }
+        }
         self.kept = true;
+        Ok(())
     }
 }
 

@@ -8,8 +8,8 @@ use std::{os::fd::OwnedFd, time::SystemTime};
 use ring::digest::{Context, SHA256};
 use rustix::{
     fs::{
-        AtFlags, FileType, Gid, Mode, RenameFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, fchmod,
-        fchown, fstat, fsync, futimens, linkat, renameat, renameat_with, unlinkat,
+        FileType, Gid, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, fchmod, fchown, fstat, fsync,
+        futimens,
     },
     io::Errno,
 };
@@ -106,8 +106,7 @@ impl Writer {
         self.dress(old.as_ref()).map_err(&failed)?;
         fsync(&self.file).map_err(&failed)?;
         let entry = Entry::new(&self.place.name, &fstat(&self.file).map_err(&failed)?, Vec::new());
-        self.rename().map_err(&failed)?;
-        self.temp.keep();
+        self.temp.rename(&self.place.dir, &self.place.name, !self.options.create_only).map_err(&failed)?;
         self.place.sync_folder().map_err(&failed)?;
         Ok(Written { entry, sha256, created: old.is_none() })
     }
@@ -144,21 +143,6 @@ impl Writer {
                 futimens(&self.file, &Timestamps { last_access: omit, last_modification: timespec(at) })
             }
             None => Ok(()),
-        }
-    }
-
-    fn rename(&self) -> Result<(), Errno> {
-        let (from, to) = ((self.temp.dir(), self.temp.name()), (&self.place.dir, &self.place.name));
-        if !self.options.create_only {
-            return renameat(from.0, from.1, to.0, to.1);
-        }
-        match renameat_with(from.0, from.1, to.0, to.1, RenameFlags::NOREPLACE) {
-            // The file system lacks the flag; a link never replaces either.
-            Err(Errno::INVAL | Errno::NOSYS) => {
-                linkat(from.0, from.1, to.0, to.1, AtFlags::empty())?;
-                unlinkat(from.0, from.1, AtFlags::empty())
-            }
-            renamed => renamed,
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::{io, path::Path, sync::Arc, time::Duration};
 
 use podling_proto::agent::v1::{
-    activity_server::ActivityServer, files_server::FilesServer, processes_server::ProcessesServer,
-    terminals_server::TerminalsServer,
+    activity_server::ActivityServer, archives_server::ArchivesServer, files_server::FilesServer,
+    processes_server::ProcessesServer, terminals_server::TerminalsServer,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{server::NamedService, service::Routes};
@@ -12,9 +12,10 @@ use tonic::{server::NamedService, service::Routes};
 use crate::{
     activity::{Activity, Presence, Probe, verdict::Verdict},
     api::{
-        activity::ActivityService, files::FilesApi, files_http, processes::ProcessesApi,
-        terminals::TerminalsApi,
+        activity::ActivityService, archive_http, archives::ArchivesApi, files::FilesApi, files_http,
+        processes::ProcessesApi, terminals::TerminalsApi,
     },
+    archive::Archives,
     child::{Children, Orphans},
     claim::Claims,
     ending::GRACE,
@@ -37,6 +38,7 @@ pub(super) struct Workspace {
     pub(super) activity: Activity,
     pub(super) sleep: Sleep,
     pub(super) terminals: Terminals,
+    archives: Archives,
     processes: Processes,
     claims: Claims,
     orphans: Orphans,
@@ -67,10 +69,23 @@ impl Workspace {
         let launcher = Launcher::new(root, claims.clone()).inheriting(image);
         let terminals = Terminals::kept_in(state, launcher.clone(), children.clone(), intents.clone());
         let processes = Processes::new(launcher.clone(), children.clone(), intents.clone());
-        let files = Files::new(Root::open(root)?, intents.clone());
+        let root = Arc::new(Root::open(root)?);
+        let files = Files::new(root.clone(), intents.clone());
+        let archives = Archives::new(root, intents.clone(), state);
         let activity = Activity::new(intents.clone(), claims.clone(), probe(terminals.clone()));
         let sleep = Sleep::new(intents, activity.clone());
-        Ok(Self { launcher, children, files, activity, sleep, terminals, processes, claims, orphans })
+        Ok(Self {
+            launcher,
+            children,
+            files,
+            activity,
+            sleep,
+            archives,
+            terminals,
+            processes,
+            claims,
+            orphans,
+        })
     }
 
     pub(super) fn services(&self) -> Services {
@@ -78,9 +93,15 @@ impl Workspace {
         let terminals = named(TerminalsServer::new(TerminalsApi::new(self.terminals.clone())), &mut names);
         let processes = named(ProcessesServer::new(ProcessesApi::new(self.processes.clone())), &mut names);
         let files = named(FilesServer::new(FilesApi::new(self.files.clone())), &mut names);
+        let archives = named(ArchivesServer::new(ArchivesApi::new(self.archives.clone())), &mut names);
         let activity = named(ActivityServer::new(ActivityService::new(self.activity.clone())), &mut names);
-        let grpc = Routes::new(terminals).add_service(processes).add_service(files).add_service(activity);
-        Services { grpc, names, http: files_http::router(self.files.clone()) }
+        let grpc = Routes::new(terminals)
+            .add_service(processes)
+            .add_service(files)
+            .add_service(archives)
+            .add_service(activity);
+        let http = files_http::router(self.files.clone()).merge(archive_http::router(self.archives.clone()));
+        Services { grpc, names, http }
     }
 
     /// Ends all that was started: told at once, killed after `grace`. Nothing new is started from here on.

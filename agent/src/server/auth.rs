@@ -100,6 +100,9 @@ fn needed(http: &Method, path: &str) -> Verb {
             _ => Verb::Admin,
         };
     }
+    if path == "/archive.zip" && matches!(*http, Method::GET | Method::HEAD) {
+        return Verb::FilesRead;
+    }
     if path == "/metrics" || REFLECTION.iter().any(|service| path.starts_with(service)) {
         return Verb::Read;
     }
@@ -129,6 +132,8 @@ mod tests {
         assert_eq!(needed(&Method::HEAD, "/files/a"), Verb::FilesRead);
         assert_eq!(needed(&Method::PUT, "/files/a"), Verb::FilesWrite);
         assert_eq!(needed(&Method::DELETE, "/files/a"), Verb::Admin);
+        assert_eq!(needed(&Method::GET, "/archive.zip"), Verb::FilesRead);
+        assert_eq!(needed(&Method::POST, "/archive.zip"), Verb::Admin);
         assert_eq!(needed(&Method::GET, "/metrics"), Verb::Read);
         let reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
         assert_eq!(needed(&Method::POST, reflection), Verb::Read);

@@ -89,6 +89,7 @@ impl Create {
                 idle_timeout: self.idle_timeout.map(duration::to_wire),
                 work_cap: self.work_cap.map(duration::to_wire),
                 presence_cap: self.presence_cap.map(duration::to_wire),
+                ..Policy::default()
             }),
             name: self.name,
             template: self.template,

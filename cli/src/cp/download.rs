@@ -3,16 +3,13 @@
 use std::{
     fs::{File as StdFile, Permissions},
     os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::SystemTime,
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use indicatif::ProgressBar;
-use podling_proto::{
-    agent::v1::{Entry, ReadFileRequest, ReadFileResponse},
-    token,
-};
+use podling_proto::agent::v1::{Entry, ReadFileRequest, ReadFileResponse};
 use tokio::{
     fs,
     io::{AsyncWriteExt as _, BufWriter},
@@ -30,10 +27,8 @@ use crate::{
     client::Inside,
     failure::Failure,
     stdio::Stdio,
+    unfinished::Unfinished,
 };
-
-/// Random bytes in the name a file has until it is whole.
-const SUFFIX_BYTES: usize = 6;
 
 /// Carries out a plan.
 pub async fn download(
@@ -68,7 +63,7 @@ async fn one(inside: &Inside, file: &File<RemotePath, PathBuf>, bar: &ProgressBa
     let unfinished = Unfinished::beside(&file.to);
     let writing = || Failure::io(format!("cannot write {}", file.to.display()));
     let options = StdFile::options().write(true).create_new(true).clone();
-    let created = fs::OpenOptions::from(options).open(&unfinished.0).await.map_err(writing())?;
+    let created = fs::OpenOptions::from(options).open(unfinished.path()).await.map_err(writing())?;
     let mut local = BufWriter::new(created);
     let mut reader = Reader::new(inside, &file.from);
     while let Some(data) = reader.next().await? {
@@ -82,24 +77,7 @@ async fn one(inside: &Inside, file: &File<RemotePath, PathBuf>, bar: &ProgressBa
     if let Some(modified) = file.modified {
         local.set_modified(modified).map_err(writing())?;
     }
-    fs::rename(&unfinished.0, &file.to).await.map_err(writing())
-}
-
-/// The name a file has until it is whole; removed if it never is.
-struct Unfinished(PathBuf);
-
-impl Unfinished {
-    fn beside(path: &Path) -> Self {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        Self(path.with_file_name(format!(".{name:.200}.{}.part", token::random(SUFFIX_BYTES))))
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        // Renamed when whole, and then there is nothing left to remove.
-        let _ = std::fs::remove_file(&self.0);
-    }
+    fs::rename(unfinished.path(), &file.to).await.map_err(writing())
 }
 
 /// Reads a file over as many links as it takes.

@@ -69,7 +69,8 @@ impl Place {
 }
 
 impl RemotePath {
-    fn parse(path: &[u8]) -> Result<Self, BadPlace> {
+    /// Reads a path as people write it.
+    pub fn parse(path: &[u8]) -> Result<Self, BadPlace> {
         let shown = || String::from_utf8_lossy(path).into_owned();
         if path.starts_with(b"/") {
             return Err(BadPlace::Absolute(shown()));

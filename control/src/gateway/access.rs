@@ -21,6 +21,9 @@ impl Needs {
                 Method::PUT => Some((Verb::FilesWrite, true)),
                 _ => None,
             },
+            None if path == "/archive.zip" && matches!(*method, Method::GET | Method::HEAD) => {
+                Some((Verb::FilesRead, true))
+            }
             // What an agent offers is no secret to whoever may look at the workspace.
             None if is_description(path) => Some((Verb::Read, false)),
             None => None,
@@ -56,6 +59,7 @@ mod tests {
         assert_eq!(needs(Method::GET, "/files/a%2Fb"), (Verb::FilesRead, true));
         assert_eq!(needs(Method::HEAD, "/files/"), (Verb::FilesRead, true));
         assert_eq!(needs(Method::PUT, "/files/a"), (Verb::FilesWrite, true));
+        assert_eq!(needs(Method::GET, "/archive.zip"), (Verb::FilesRead, true));
     }
 
     #[test]
@@ -65,6 +69,7 @@ mod tests {
             (Method::POST, "/podling.agent.v1.Terminals/Cre%61te"),
             (Method::POST, "/podling.control.v1.Workspaces/Get"),
             (Method::DELETE, "/files/a"),
+            (Method::POST, "/archive.zip"),
             (Method::GET, "/files"),
             (Method::GET, "/metrics"),
             (Method::GET, "/"),

@@ -1,0 +1,77 @@
+//! An archive over plain HTTP, for browsers and curl. Who may call is decided before.
+//!
+//! `GET /archive.zip?path=<folder>`: the folder (default: the root) as a zip, no ignore rules. What is not whole must not look as if it
+//! were: then the response breaks off before its end, which every client sees.
+
+use std::io;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    response::Response,
+    routing::get,
+};
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use http::{HeaderValue, Uri, header};
+use podling_proto::error::WireError;
+
+use super::{files::parse, problem::problem};
+use crate::archive::{ArchiveError, Archives, CreateOptions, Event};
+
+/// The route.
+pub fn router(archives: Archives) -> Router {
+    Router::new().route("/archive.zip", get(download)).with_state(archives)
+}
+
+async fn download(State(archives): State<Archives>, request: Request) -> Response {
+    send(archives, request.uri()).await.unwrap_or_else(|error| problem(&WireError::from(error)))
+}
+
+async fn send(archives: Archives, uri: &Uri) -> Result<Response, ArchiveError> {
+    let events = archives.create(parse(&folder(uri))?, CreateOptions::default()).await?;
+    let body = events.map_err(io::Error::other).try_filter_map(|event| async { bytes(event) });
+    let mut response = Response::new(Body::from_stream(body));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/zip"));
+    let attached = HeaderValue::from_static("attachment; filename=\"archive.zip\"");
+    headers.insert(header::CONTENT_DISPOSITION, attached);
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
+    Ok(response)
+}
+
+/// The query's `path`, as bytes: a name need not be UTF-8.
+fn folder(uri: &Uri) -> Vec<u8> {
+    let pairs = uri.query().unwrap_or_default().split('&');
+    let path = pairs.filter_map(|pair| pair.strip_prefix("path=")).next().unwrap_or_default();
+    percent_encoding::percent_decode_str(&path.replace('+', " ")).collect()
+}
+
+fn bytes(event: Event) -> io::Result<Option<Bytes>> {
+    match event {
+        Event::Data(data) => Ok(Some(data)),
+        Event::Done(done) if done.skipped_count > 0 => {
+            let skipped = done.skipped.first().map(|first| first.reason.as_str()).unwrap_or_default();
+            Err(io::Error::other(format!("{} entries are not whole: {skipped}", done.skipped_count)))
+        }
+        Event::Line(_) | Event::Progress(_) | Event::Done(_) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_is_in_the_query() {
+        for (uri, path) in [
+            ("/archive.zip", &b""[..]),
+            ("/archive.zip?path=a/b", b"a/b"),
+            ("/archive.zip?x=y&path=caf%E9+1", b"caf\xe9 1"),
+        ] {
+            assert_eq!(folder(&Uri::from_static(uri)), path);
+        }
+    }
+}

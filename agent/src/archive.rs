@@ -1,0 +1,206 @@
+//! Archives: a folder of the workspace as a standard zip, and back. Knows neither proto nor HTTP.
+//!
+//! A zip is made by threads of its own beside the runtime's, and handed on piece by piece in bounded memory; who drops the stream ends them.
+//! To be unpacked it is received whole into a file without a name and looked through; only then anything is written. Reading order:
+//! `create`, `walk`, `order`, `work`, `write` for the one way; `read`, `inspect`, `unpack` for the other; `layout` is the format.
+
+mod create;
+mod decode;
+mod deflate;
+mod error;
+mod facts;
+mod gate;
+mod glob;
+mod ignore;
+mod inspect;
+mod layout;
+mod manifest;
+mod order;
+mod read;
+mod receive;
+mod source;
+mod spool;
+mod tally;
+mod unpack;
+mod walk;
+mod way;
+mod work;
+mod write;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use futures_util::{Stream, StreamExt, stream};
+use tokio::{
+    sync::{
+        OwnedSemaphorePermit, Semaphore,
+        mpsc::{self, Receiver},
+    },
+    task::{JoinHandle, spawn_blocking},
+};
+
+pub use self::{
+    error::ArchiveError,
+    ignore::{MAX_PATTERN_BYTES, MAX_PATTERNS},
+    manifest::{Done, Event, Line, MAX_SKIPPED, Progress, Skipped},
+    receive::Receiving,
+};
+use self::{error::Stopped, ignore::Rules, read::Zip, tally::Tally, unpack::Unpacking};
+use crate::{
+    files::{FileError, RelPath, Root},
+    intent::{Closed, Intent, Intents, Refused},
+};
+
+/// Archives being made or unpacked at once, 50 MiB of memory and a few threads each; the next is refused with TOO_MANY_STREAMS.
+pub const MAX_ARCHIVES: usize = 2;
+/// Entries of an archive, made or unpacked; one with more is refused. What is held for each of them while a zip is looked through is 64 bytes.
+pub const MAX_ENTRIES: u64 = 2_000_000;
+/// Messages between the threads and the stream, 256 KiB at most each; then the threads wait.
+const EVENTS: usize = 8;
+
+/// How an archive is to be made.
+#[derive(Debug, Clone, Default)]
+pub struct CreateOptions {
+    /// Leave nothing out.
+    pub preservation: bool,
+    /// Lines as in a .gitignore at the folder.
+    pub ignore: Vec<Vec<u8>>,
+    /// Also obey ignore files that are found.
+    pub ignore_files: bool,
+}
+
+/// How an archive is to be unpacked.
+#[derive(Debug, Clone, Default)]
+pub struct ExtractOptions {
+    /// Replace files that are there.
+    pub replace: bool,
+    /// What the zip must hash to.
+    pub sha256: Option<[u8; 32]>,
+}
+
+/// A piece of the answer to unpacking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unpacked {
+    /// Now and then.
+    Progress(Progress),
+    /// The last one.
+    Done {
+        /// Of the zip.
+        entries: u64,
+        /// Of content.
+        bytes: u64,
+    },
+}
+
+/// Archives of the workspace.
+#[derive(Debug, Clone)]
+pub struct Archives {
+    root: Arc<Root>,
+    intents: Arc<Intents>,
+    /// For files without names, outside the user's view.
+    scratch: Arc<Path>,
+    places: Arc<Semaphore>,
+}
+
+impl Archives {
+    /// Of what is below `root`; what has to be put by for a while goes to the folder `scratch`.
+    pub fn new(root: impl Into<Arc<Root>>, intents: Arc<Intents>, scratch: impl Into<PathBuf>) -> Self {
+        let scratch = Arc::from(scratch.into());
+        Self { root: root.into(), intents, scratch, places: Arc::new(Semaphore::new(MAX_ARCHIVES)) }
+    }
+
+    /// Makes an archive of a folder.
+    pub async fn create(
+        &self,
+        path: RelPath,
+        options: CreateOptions,
+    ) -> Result<impl Stream<Item = Result<Event, ArchiveError>> + Send + use<>, ArchiveError> {
+        if options.preservation && (options.ignore_files || !options.ignore.is_empty()) {
+            return Err(FileError::BadField { field: "preservation", allowed: "without ignore rules" }.into());
+        }
+        let rules = Rules::new(&options.ignore, options.ignore_files)?;
+        let place = self.place()?;
+        let root = self.root.clone();
+        let opened = spawn_blocking(move || root.folder(&path)).await;
+        let dir = opened.map_err(|_| ArchiveError::fault("opening a folder"))??;
+        let (events, taken) = mpsc::channel(EVENTS);
+        let scratch = self.scratch.clone();
+        let work = spawn_blocking(move || {
+            // Given up only when the threads are gone, also if the stream goes first.
+            let _place = place;
+            create::create(dir, rules, events, &scratch)
+        });
+        Ok(answer(taken, work))
+    }
+
+    /// Begins to receive a zip that is to be unpacked.
+    pub async fn receive(&self, path: RelPath, options: ExtractOptions) -> Result<Receiving, ArchiveError> {
+        let place = self.place()?;
+        self.admit().await?;
+        let scratch = self.scratch.clone();
+        let spool = spawn_blocking(move || spool::create(&scratch)).await;
+        let spool = spool.map_err(|_| ArchiveError::fault("making a spool"))?.map_err(error::spooling)?;
+        Ok(Receiving::new(self.clone(), path, options, spool, place))
+    }
+
+    /// The door: who unpacks means it, and goes on meaning it.
+    async fn admit(&self) -> Result<(), Refused> {
+        self.intents.admit(Intent::Restore).await
+    }
+
+    /// The same on a thread that does not wait: who is held has begun already, and is asked again in a moment.
+    fn goes_on(&self) -> Result<(), Refused> {
+        match self.intents.ask(Intent::Restore, 0) {
+            Ok(()) | Err(Closed::Held(_)) => Ok(()),
+            Err(Closed::Refused(refused)) => Err(refused),
+        }
+    }
+
+    /// Unpacks what was received.
+    fn unpack(
+        self,
+        path: RelPath,
+        replace: bool,
+        spool: std::fs::File,
+        place: OwnedSemaphorePermit,
+    ) -> impl Stream<Item = Result<Unpacked, ArchiveError>> + Send + use<> {
+        let (events, taken) = mpsc::channel(EVENTS);
+        let work = spawn_blocking(move || {
+            let _place = place;
+            let zip = Zip::open(spool)?;
+            let sum = inspect::inspect(&zip)?;
+            let unpacking = Unpacking { zip: &zip, root: &self.root, path: &path, replace };
+            let door = || self.goes_on();
+            let tally = Tally::new(sum.bytes, &events, &door);
+            unpacking.check(sum)?;
+            match unpacking.prove(&tally).and_then(|()| unpacking.write(&tally)) {
+                Ok(()) => {}
+                Err(Stopped::Gone) => return Ok(()),
+                Err(Stopped::Failed(error)) => return Err(error),
+            }
+            // Who does not hear it any more does not want to.
+            let _gone = events.blocking_send(Unpacked::Done { entries: sum.entries, bytes: sum.bytes });
+            Ok(())
+        });
+        answer(taken, work)
+    }
+
+    fn place(&self) -> Result<OwnedSemaphorePermit, ArchiveError> {
+        let place = self.places.clone().try_acquire_owned();
+        place.map_err(|_| ArchiveError::TooManyArchives { limit: MAX_ARCHIVES })
+    }
+}
+
+/// What the threads said, then how they ended.
+fn answer<T: Send + 'static>(
+    taken: Receiver<T>,
+    work: JoinHandle<Result<(), ArchiveError>>,
+) -> impl Stream<Item = Result<T, ArchiveError>> + Send + 'static {
+    let said = stream::unfold(taken, |mut taken| async move { Some((taken.recv().await?, taken)) });
+    let ended = stream::once(async move {
+        work.await.unwrap_or_else(|_| Err(ArchiveError::fault("working on an archive"))).err()
+    });
+    said.map(Ok).chain(ended.filter_map(|failure| async move { failure.map(Err) }))
+}

@@ -1,0 +1,110 @@
+//! Decodes an entry's content: as many bytes as were declared, not one more, and their checksum.
+
+use std::{fs::File, os::unix::fs::FileExt};
+
+use flate2::{Decompress, FlushDecompress, Status};
+
+use super::{
+    error::{ArchiveError, spooling},
+    layout::STORED,
+    read::Record,
+};
+
+/// Bytes read and given on at a time.
+const PIECE: usize = 128 * 1024;
+
+/// One thread's decoder.
+#[derive(Debug)]
+pub(super) struct Decoder {
+    inflate: Decompress,
+    input: Vec<u8>,
+    output: Vec<u8>,
+}
+
+impl Decoder {
+    pub(super) fn new() -> Self {
+        Self { inflate: Decompress::new(false), input: vec![0; PIECE], output: vec![0; PIECE] }
+    }
+
+    /// Gives the content of an entry, which begins at `start`, to `take`.
+    pub(super) fn decode(
+        &mut self,
+        file: &File,
+        record: &Record,
+        start: u64,
+        mut take: impl FnMut(&[u8]) -> Result<(), ArchiveError>,
+    ) -> Result<(), ArchiveError> {
+        let (mut crc, mut size) = (crc32fast::Hasher::new(), 0);
+        let wrong = |cause| ArchiveError::entry(&record.name, cause);
+        let mut give = |bytes: &[u8]| {
+            size += bytes.len() as u64;
+            if size > record.size {
+                return Err(wrong("it holds more than it declares"));
+            }
+            crc.update(bytes);
+            take(bytes)
+        };
+        if record.method == STORED {
+            self.copy(file, start, record.packed, &mut give)?;
+        } else {
+            self.inflate(file, start, record, &mut give)?;
+        }
+        if size != record.size {
+            return Err(wrong("it holds less than it declares"));
+        }
+        if crc.finalize() != record.crc {
+            return Err(wrong("its checksum is wrong"));
+        }
+        Ok(())
+    }
+
+    fn copy(
+        &mut self,
+        file: &File,
+        mut at: u64,
+        mut left: u64,
+        give: &mut impl FnMut(&[u8]) -> Result<(), ArchiveError>,
+    ) -> Result<(), ArchiveError> {
+        while left > 0 {
+            let now = PIECE.min(usize::try_from(left).unwrap_or(PIECE));
+            file.read_exact_at(&mut self.input[..now], at).map_err(spooling)?;
+            give(&self.input[..now])?;
+            (at, left) = (at + now as u64, left - now as u64);
+        }
+        Ok(())
+    }
+
+    fn inflate(
+        &mut self,
+        file: &File,
+        mut at: u64,
+        record: &Record,
+        give: &mut impl FnMut(&[u8]) -> Result<(), ArchiveError>,
+    ) -> Result<(), ArchiveError> {
+        let damaged = || ArchiveError::entry(&record.name, "its content is damaged");
+        self.inflate.reset(false);
+        let (mut left, mut have) = (record.packed, 0..0);
+        loop {
+            if have.is_empty() && left > 0 {
+                let now = PIECE.min(usize::try_from(left).unwrap_or(PIECE));
+                file.read_exact_at(&mut self.input[..now], at).map_err(spooling)?;
+                (at, left, have) = (at + now as u64, left - now as u64, 0..now);
+            }
+            let (took, gave) = (self.inflate.total_in(), self.inflate.total_out());
+            let status = self
+                .inflate
+                .decompress(&self.input[have.clone()], &mut self.output, FlushDecompress::None)
+                .map_err(|_| damaged())?;
+            let (took, gave) = (self.inflate.total_in() - took, self.inflate.total_out() - gave);
+            have.start += took as usize;
+            give(&self.output[..gave as usize])?;
+            match status {
+                // What is behind the end of the stream belongs to nobody.
+                Status::StreamEnd if have.is_empty() && left == 0 => return Ok(()),
+                Status::StreamEnd => return Err(damaged()),
+                Status::Ok | Status::BufError if took == 0 && gave == 0 => return Err(damaged()),
+                Status::Ok | Status::BufError => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Deflating in blocks that stand for themselves, so that several threads can work on one file: each block ends at a byte, and the
+//! stream ends with [`LAST`].
+
+use flate2::{Compress, Compression, FlushCompress, Status};
+
+/// Bytes of a block.
+pub(super) const BLOCK: usize = 1024 * 1024;
+/// An empty block that says that it is the last.
+pub(super) const LAST: [u8; 2] = [3, 0];
+
+/// Bytes looked at to tell whether deflating is worth its while: so many from each of so many places.
+const SAMPLE: usize = 2_048;
+const PLACES: usize = 8;
+/// Bits a byte from which on it is not: pictures, films and archives have 7.9 and more, text about 5, programs about 6.
+const DENSE: f64 = 7.85;
+/// Too few bytes to tell.
+const SMALL: usize = 4_096;
+/// What a stored block holds at most, and what it costs.
+const STORED_BYTES: usize = 65_535;
+const STORED_COST: usize = 5;
+
+/// One thread's compressor.
+#[derive(Debug)]
+pub(super) struct Deflater {
+    compress: Compress,
+}
+
+/// A fault of the compressor; none is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Fault;
+
+impl Deflater {
+    /// At the level zip has, too.
+    pub(super) fn new() -> Self {
+        Self { compress: Compress::new(Compression::new(6), false) }
+    }
+
+    /// A whole stream; `None` if it would be no smaller than what it is made of.
+    pub(super) fn whole(&mut self, input: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+        if dense(input) {
+            return Ok(None);
+        }
+        self.compress.reset();
+        let mut out = Vec::with_capacity(input.len());
+        let status = self.compress.compress_vec(input, &mut out, FlushCompress::Finish).map_err(|_| Fault)?;
+        // Otherwise it did not fit.
+        Ok((status == Status::StreamEnd && out.len() < input.len()).then_some(out))
+    }
+
+    /// A piece of a stream.
+    pub(super) fn block(&mut self, input: &[u8]) -> Result<Vec<u8>, Fault> {
+        if dense(input) {
+            return Ok(stored(input));
+        }
+        self.compress.reset();
+        // A flush is complete when there was room left behind it; deflate never needs more than storing does.
+        let mut out = Vec::with_capacity(input.len() + (input.len() / 1_024) + 64);
+        self.compress.compress_vec(input, &mut out, FlushCompress::Sync).map_err(|_| Fault)?;
+        let whole = self.compress.total_in() == input.len() as u64 && out.len() < out.capacity();
+        if !whole {
+            return Ok(stored(input));
+        }
+        Ok(out)
+    }
+}
+
+/// As it is, in blocks that say so.
+fn stored(input: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(input.len() + (input.len() / STORED_BYTES + 1) * STORED_COST);
+    for piece in input.chunks(STORED_BYTES) {
+        let length = piece.len() as u16;
+        out.push(0);
+        out.extend_from_slice(&length.to_le_bytes());
+        out.extend_from_slice(&(!length).to_le_bytes());
+        out.extend_from_slice(piece);
+    }
+    out
+}
+
+/// Whether its bytes are spread so evenly that deflating gains nothing: it is compressed or encrypted already.
+fn dense(input: &[u8]) -> bool {
+    if input.len() < SMALL {
+        return false;
+    }
+    let mut counts = [0u32; 256];
+    let mut seen = 0u32;
+    let step = (input.len() / PLACES).max(SAMPLE);
+    for start in (0..input.len()).step_by(step) {
+        for byte in &input[start..input.len().min(start + SAMPLE)] {
+            counts[usize::from(*byte)] += 1;
+            seen += 1;
+        }
+    }
+    let seen = f64::from(seen);
+    let bits: f64 = counts
+        .iter()
+        .filter(|n| **n > 0)
+        .map(|n| -f64::from(*n) / seen * (f64::from(*n) / seen).log2())
+        .sum();
+    bits > DENSE
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn inflate(data: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        flate2::read::DeflateDecoder::new(data).read_to_end(&mut out).unwrap();
+        out
+    }
+
+    fn noise(length: usize) -> Vec<u8> {
+        let mut random = fastrand::Rng::with_seed(7);
+        (0..length).map(|_| random.u8(..)).collect()
+    }
+
+    #[test]
+    fn what_is_compressed_already_is_stored() {
+        let noise = noise(200_000);
+        assert_eq!(Deflater::new().whole(&noise).unwrap(), None);
+        let stored = Deflater::new().block(&noise).unwrap();
+        assert_eq!(stored.len(), noise.len() + 4 * STORED_COST);
+        assert_eq!(Deflater::new().whole(b"xyz").unwrap(), None, "three bytes cannot shrink");
+    }
+
+    #[test]
+    fn blocks_of_all_kinds_make_one_stream() {
+        let blocks = [
+            vec![0; BLOCK],
+            noise(BLOCK),
+            b"a".to_vec(),
+            "text and more text ".repeat(9_999).into(),
+            noise(5_000),
+        ];
+        let mut deflater = Deflater::new();
+        let mut stream: Vec<u8> = blocks.iter().flat_map(|block| deflater.block(block).unwrap()).collect();
+        stream.extend(LAST);
+        assert!(inflate(&stream) == blocks.concat());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_goes_in_comes_out(input in prop::collection::vec(any::<u8>(), 0..20_000), repeat in 1usize..4) {
+            let input = input.repeat(repeat);
+            let mut deflater = Deflater::new();
+            if let Some(stream) = deflater.whole(&input).unwrap() {
+                prop_assert!(stream.len() < input.len());
+                prop_assert_eq!(&inflate(&stream), &input);
+            }
+            let stream = [deflater.block(&input).unwrap(), LAST.to_vec()].concat();
+            prop_assert_eq!(&inflate(&stream), &input);
+        }
+    }
+}

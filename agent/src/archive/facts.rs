@@ -1,0 +1,99 @@
+//! What the kernel says of an entry, and whether it is still the same later.
+
+use std::{ffi::OsStr, os::fd::AsFd, time::SystemTime};
+
+use rustix::{
+    fs::{AtFlags, FileType, Stat, StatxFlags, statat, statx},
+    io::Errno,
+};
+
+use crate::files::{Kind, since_1970};
+
+/// Seconds and nanoseconds since 1970.
+pub(super) type Instant = (i64, u32);
+
+/// An entry at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Facts {
+    pub(super) kind: Kind,
+    /// Permission bits.
+    pub(super) mode: u32,
+    pub(super) size: u64,
+    pub(super) modified: Instant,
+    /// When content or attributes changed; nobody can set it.
+    pub(super) changed: Instant,
+    device: u64,
+    inode: u64,
+    /// `None` where the kernel does not tell (before 5.8, gVisor).
+    mount: Option<u64>,
+}
+
+impl Facts {
+    /// Of `name` in `dir`, itself if it is a symbolic link.
+    pub(super) fn at(dir: impl AsFd, name: &OsStr) -> Result<Self, Errno> {
+        Self::look(dir, name, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Of an open descriptor.
+    pub(super) fn of(fd: impl AsFd) -> Result<Self, Errno> {
+        Self::look(fd, OsStr::new(""), AtFlags::EMPTY_PATH)
+    }
+
+    fn look(dir: impl AsFd, name: &OsStr, flags: AtFlags) -> Result<Self, Errno> {
+        let asked = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+        let told = match statx(dir.as_fd(), name, flags, asked) {
+            Err(Errno::NOSYS | Errno::PERM) => {
+                return statat(dir, name, flags).map(|stat| Self::plain(&stat));
+            }
+            told => told?,
+        };
+        let known = told.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+        Ok(Self {
+            kind: kind(told.stx_mode.into()),
+            mode: u32::from(told.stx_mode) & 0o7777,
+            size: told.stx_size,
+            modified: (told.stx_mtime.tv_sec, told.stx_mtime.tv_nsec),
+            changed: (told.stx_ctime.tv_sec, told.stx_ctime.tv_nsec),
+            device: u64::from(told.stx_dev_major) << 32 | u64::from(told.stx_dev_minor),
+            inode: told.stx_ino,
+            mount: known.then_some(told.stx_mnt_id),
+        })
+    }
+
+    fn plain(stat: &Stat) -> Self {
+        let nanos = |nanos: u64| u32::try_from(nanos).unwrap_or(0);
+        Self {
+            kind: kind(stat.st_mode),
+            mode: stat.st_mode & 0o7777,
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            modified: (stat.st_mtime, nanos(stat.st_mtime_nsec)),
+            changed: (stat.st_ctime, nanos(stat.st_ctime_nsec)),
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            mount: None,
+        }
+    }
+
+    /// Whether an entry of this folder is in another file system, or mounted over it.
+    pub(super) fn mounted(&self, entry: &Self) -> bool {
+        match (self.mount, entry.mount) {
+            (Some(here), Some(there)) => here != there,
+            // Layered file systems tell several devices for their files; folders have one.
+            _ => entry.kind == Kind::Folder && self.device != entry.device,
+        }
+    }
+
+    /// For the manifest.
+    pub(super) fn modified_at(&self) -> SystemTime {
+        since_1970(self.modified.0, self.modified.1.into())
+    }
+}
+
+fn kind(mode: u32) -> Kind {
+    match FileType::from_raw_mode(mode) {
+        FileType::RegularFile => Kind::File,
+        FileType::Directory => Kind::Folder,
+        FileType::Symlink => Kind::Symlink,
+        _ => Kind::Other,
+    }
+}

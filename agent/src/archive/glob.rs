@@ -1,0 +1,200 @@
+//! One line of a .gitignore: what it means, and whether a path matches. Pure; never more than (pattern × path) steps.
+
+/// A pattern that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pattern {
+    /// Began with "!": what matches is wanted after all.
+    pub(super) negated: bool,
+    /// Ended with "/": matches folders only.
+    folders: bool,
+    /// Between slashes; `**` stands alone.
+    parts: Vec<Vec<u8>>,
+}
+
+impl Pattern {
+    /// Reads a line; comments and empty lines are no pattern.
+    pub(super) fn parse(line: &[u8]) -> Option<Self> {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let line = trim(line);
+        if line.is_empty() || line[0] == b'#' {
+            return None;
+        }
+        let (negated, line) = line.strip_prefix(b"!").map_or((false, line), |rest| (true, rest));
+        let (folders, line) = line.strip_suffix(b"/").map_or((false, line), |rest| (true, rest));
+        let (rooted, line) = line.strip_prefix(b"/").map_or((false, line), |rest| (true, rest));
+        if line.is_empty() {
+            return None;
+        }
+        let mut parts: Vec<Vec<u8>> = line.split(|b| *b == b'/').map(<[u8]>::to_vec).collect();
+        // A pattern without a slash matches at any depth.
+        if parts.len() == 1 && !rooted {
+            parts.insert(0, b"**".to_vec());
+        }
+        Some(Self { negated, folders, parts })
+    }
+
+    /// Whether it matches a path relative to the folder the pattern is of.
+    pub(super) fn matches(&self, path: &[u8], folder: bool) -> bool {
+        if self.folders && !folder {
+            return false;
+        }
+        let path: Vec<&[u8]> = path.split(|b| *b == b'/').collect();
+        let parts: Vec<&[u8]> = self.parts.iter().map(Vec::as_slice).collect();
+        // "a/**" is what is in the folder, and not the folder.
+        let least = usize::from(parts.len() > 1 && parts.last() == Some(&&b"**"[..]));
+        if least == 1 {
+            let inner = &parts[..parts.len() - 1];
+            return (1..path.len()).any(|end| wild(inner, &path[..end], |p| *p == b"**", |p, t| part(p, t)));
+        }
+        wild(&parts, &path, |p| *p == b"**", |p, t| part(p, t))
+    }
+}
+
+/// Spaces at the end do not count unless they are escaped.
+fn trim(mut line: &[u8]) -> &[u8] {
+    while let Some(rest) = line.strip_suffix(b" ") {
+        let escapes = rest.iter().rev().take_while(|b| **b == b'\\').count();
+        if escapes % 2 == 1 {
+            break;
+        }
+        line = rest;
+    }
+    line
+}
+
+/// Matches with wildcards for any number of elements: after a mismatch the last wildcard takes one more, which is enough.
+fn wild<P, T>(pattern: &[P], text: &[T], any: impl Fn(&P) -> bool, one: impl Fn(&P, &T) -> bool) -> bool {
+    let (mut p, mut t, mut back) = (0, 0, None);
+    while t < text.len() {
+        if pattern.get(p).is_some_and(&any) {
+            p += 1;
+            back = Some((p, t));
+        } else if pattern.get(p).is_some_and(|p| one(p, &text[t])) {
+            p += 1;
+            t += 1;
+        } else if let Some((after, from)) = back {
+            (p, t, back) = (after, from + 1, Some((after, from + 1)));
+        } else {
+            return false;
+        }
+    }
+    pattern[p..].iter().all(any)
+}
+
+/// What stands for one byte of a name, or (`Any`) for any number of them.
+enum Token<'a> {
+    Any,
+    One,
+    Byte(u8),
+    Class { negated: bool, members: &'a [u8] },
+}
+
+fn part(pattern: &[u8], name: &[u8]) -> bool {
+    let tokens = tokens(pattern);
+    let one = |token: &Token<'_>, byte: &u8| match token {
+        Token::Any => false,
+        Token::One => true,
+        Token::Byte(expected) => expected == byte,
+        Token::Class { negated, members } => in_class(members, *byte) != *negated,
+    };
+    wild(&tokens, name, |token| matches!(token, Token::Any), one)
+}
+
+fn tokens(mut pattern: &[u8]) -> Vec<Token<'_>> {
+    let mut tokens = Vec::with_capacity(pattern.len());
+    while let Some((first, rest)) = pattern.split_first() {
+        pattern = rest;
+        tokens.push(match (first, rest) {
+            (b'*', _) => Token::Any,
+            (b'?', _) => Token::One,
+            (b'\\', [escaped, after @ ..]) => {
+                pattern = after;
+                Token::Byte(*escaped)
+            }
+            (b'[', _) => match class(rest) {
+                Some((token, after)) => {
+                    pattern = after;
+                    token
+                }
+                None => Token::Byte(b'['),
+            },
+            (byte, _) => Token::Byte(*byte),
+        });
+    }
+    tokens
+}
+
+/// Behind a "[": the class, and what follows it; `None` if it never closes.
+fn class(pattern: &[u8]) -> Option<(Token<'_>, &[u8])> {
+    let (negated, body) = match pattern {
+        [b'!' | b'^', body @ ..] => (true, body),
+        body => (false, body),
+    };
+    // A "]" that comes first is a member.
+    let end = 1 + body.get(1..)?.iter().position(|b| *b == b']')?;
+    Some((Token::Class { negated, members: &body[..end] }, &body[end + 1..]))
+}
+
+fn in_class(mut members: &[u8], byte: u8) -> bool {
+    while let [first, rest @ ..] = members {
+        if let [b'-', last, after @ ..] = rest {
+            if (*first..=*last).contains(&byte) {
+                return true;
+            }
+            members = after;
+        } else {
+            if *first == byte {
+                return true;
+            }
+            members = rest;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matches(pattern: &str, path: &str) -> bool {
+        let (path, folder) = path.strip_suffix('/').map_or((path, false), |path| (path, true));
+        Pattern::parse(pattern.as_bytes()).is_some_and(|p| p.matches(path.as_bytes(), folder))
+    }
+
+    #[test]
+    fn patterns_mean_what_git_says() {
+        for (pattern, yes, no) in [
+            ("*.pyc", &["a.pyc", "x/y/.pyc"][..], &["a.py", "a.pyc.txt"][..]),
+            ("build/", &["build/", "x/build/"], &["build", "builds/"]),
+            ("/build", &["build", "build/"], &["x/build"]),
+            ("doc/*.txt", &["doc/a.txt"], &["doc/x/a.txt", "x/doc/a.txt"]),
+            ("**/foo", &["foo", "a/b/foo"], &["foo2"]),
+            ("abc/**", &["abc/x", "abc/x/y/"], &["abc", "abc/", "x/abc/y"]),
+            ("a/**/b", &["a/b", "a/x/b", "a/x/y/b"], &["ab", "a/b/c"]),
+            ("[a-c]?[!x]", &["b1y"], &["d1y", "b1x", "b1"]),
+            ("[]]", &["]"], &["a"]),
+            ("[z", &["[z"], &["z"]),
+            ("\\!x", &["!x"], &["x"]),
+            ("tail\\ ", &["tail "], &["tail"]),
+            ("tail  ", &["tail"], &["tail "]),
+            ("a*b*c", &["abc", "axxbyyc"], &["ab", "acb"]),
+        ] {
+            for path in yes {
+                assert!(matches(pattern, path), "{pattern} matches {path}");
+            }
+            for path in no {
+                assert!(!matches(pattern, path), "{pattern} does not match {path}");
+            }
+        }
+        for nothing in ["", "# comment", "   ", "/", "!"] {
+            assert_eq!(Pattern::parse(nothing.as_bytes()), None, "{nothing:?}");
+        }
+    }
+
+    #[test]
+    fn many_wildcards_cost_no_more_than_their_product() {
+        let pattern = "*a".repeat(100);
+        assert!(!matches(&pattern, &"a".repeat(99)));
+        assert!(!matches(&format!("{pattern}b"), &"a".repeat(4_000)));
+    }
+}

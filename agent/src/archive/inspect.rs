@@ -1,0 +1,214 @@
+//! Looks a zip through before anything of it is written. What is refused here: names that are no plain paths below the folder, the same
+//! name twice, entries below a link or a file of the zip, kinds and methods we do not know, content that overlaps, and more of anything
+//! than there may be.
+//!
+//! Where a link points is not looked at: it is data, and the kernel confines whoever opens it later. What is written never goes
+//! through one.
+
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+use ring::digest::{SHA256, digest};
+
+use super::{
+    decode::Decoder,
+    error::ArchiveError,
+    layout::{DEFLATED, IS_FILE, IS_FOLDER, IS_SYMLINK, KIND_BITS, STORED, STREAMED, UNIX},
+    read::{Record, Zip},
+    walk::MAX_PATH,
+};
+use crate::files::Kind;
+
+/// Deflate makes at most 1,032 bytes of one; who declares more lies. Some bytes of slack for what is tiny. As content cannot overlap, all
+/// of it is this many times the zip at most; the other bound is the room on the disk (`unpack`).
+const MAX_RATIO: u64 = 1_032;
+const SLACK: u64 = 64;
+/// Bytes of a symbolic link's target, as the kernel has it.
+pub(super) const MAX_TARGET: u64 = 4_095;
+/// Bytes of one part of a path.
+const MAX_PART: usize = 255;
+/// Flags that mean encryption: of the content, strongly, of the headers.
+const ENCRYPTED: u16 = 1 | 1 << 6 | 1 << 13;
+/// Flags that change nothing about how content is read: deflate's options, a descriptor, UTF-8.
+const HARMLESS: u16 = 0b110 | STREAMED | 1 << 11;
+/// Permissions that are unpacked: an archive makes nobody run as somebody else.
+const PERMISSIONS: u32 = 0o1777;
+
+/// What a zip adds up to.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Sum {
+    pub(super) entries: u64,
+    /// Of content.
+    pub(super) bytes: u64,
+}
+
+/// An entry that may be unpacked.
+#[derive(Debug, Clone)]
+pub(super) struct Safe {
+    /// Relative to the folder; no slash at its end.
+    pub(super) path: Vec<u8>,
+    pub(super) kind: Kind,
+    /// Permission bits; `None` where it was made on a system without them.
+    pub(super) mode: Option<u32>,
+    pub(super) record: Record,
+}
+
+/// A name by its hash: two million of them fit into 64 MiB.
+type Key = [u8; 16];
+
+/// Looks through all but the content.
+pub(super) fn inspect(zip: &Zip) -> Result<Sum, ArchiveError> {
+    let mut sum = Sum::default();
+    let mut names: Vec<(Key, bool)> = Vec::with_capacity(zip.len());
+    let mut extents: Vec<(u64, u64, usize)> = Vec::with_capacity(zip.len());
+    for number in 0..zip.len() {
+        let safe = Safe::new(zip.record(number)?)?;
+        let record = &safe.record;
+        let end = zip.content(record)? + record.packed;
+        extents.push((record.header, end, number));
+        sum.entries += 1;
+        sum.bytes = sum.bytes.saturating_add(record.size);
+        names.push((key(&safe.path), safe.kind == Kind::Folder));
+    }
+    apart(zip, extents)?;
+    one_of_each(zip, names)?;
+    Ok(sum)
+}
+
+/// What one entry holds must not be part of another's: that is how small zips hold endless content.
+fn apart(zip: &Zip, mut extents: Vec<(u64, u64, usize)>) -> Result<(), ArchiveError> {
+    extents.sort_unstable();
+    match extents.array_windows().find(|[before, after]| before.1 > after.0) {
+        Some([_, (_, _, number)]) => {
+            Err(ArchiveError::entry(&zip.record(*number)?.name, "it overlaps with another entry"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// No name twice, as whatever kind; nothing below what is no folder.
+fn one_of_each(zip: &Zip, mut names: Vec<(Key, bool)>) -> Result<(), ArchiveError> {
+    let in_order: Vec<Key> = names.iter().map(|(key, _)| *key).collect();
+    names.sort_unstable();
+    if let Some([twice, _]) = names.array_windows().find(|[a, b]| a.0 == b.0) {
+        let number = in_order.iter().rposition(|key| *key == twice.0).unwrap_or_default();
+        return Err(ArchiveError::entry(&zip.record(number)?.name, "its name is there twice"));
+    }
+    drop(in_order);
+    for number in 0..zip.len() {
+        let safe = Safe::new(zip.record(number)?)?;
+        let above = safe.path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| &safe.path[..at]);
+        for folder in above {
+            let found = names.binary_search_by_key(&key(folder), |(key, _)| *key);
+            if found.is_ok_and(|at| !names[at].1) {
+                return Err(ArchiveError::entry(
+                    &safe.record.name,
+                    "it lies below a file or a link of the zip",
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Decodes an entry for nothing: what is wrong with its content is found before anything is written.
+pub(super) fn prove(zip: &Zip, safe: &Safe, decoder: &mut Decoder) -> Result<(), ArchiveError> {
+    let start = zip.content(&safe.record)?;
+    if safe.kind == Kind::Symlink {
+        return target(zip, safe, decoder).map(drop);
+    }
+    decoder.decode(&zip.file, &safe.record, start, |_| Ok(()))
+}
+
+/// Where a symbolic link points.
+pub(super) fn target(zip: &Zip, safe: &Safe, decoder: &mut Decoder) -> Result<Vec<u8>, ArchiveError> {
+    let mut target = Vec::new();
+    let start = zip.content(&safe.record)?;
+    decoder.decode(&zip.file, &safe.record, start, |bytes| {
+        target.extend_from_slice(bytes);
+        Ok(())
+    })?;
+    if target.is_empty() || target.contains(&0) {
+        return Err(ArchiveError::entry(&safe.record.name, "it is a link to nothing that could be"));
+    }
+    Ok(target)
+}
+
+impl Safe {
+    /// Checks what can be told from the entry alone.
+    pub(super) fn new(record: Record) -> Result<Self, ArchiveError> {
+        let refuse = |cause| Err(ArchiveError::entry(&record.name, cause));
+        let (name, slash) =
+            record.name.strip_suffix(b"/").map_or((&record.name[..], false), |name| (name, true));
+        if let Some(cause) = bad_name(name, record.system) {
+            return refuse(cause);
+        }
+        if record.flags & ENCRYPTED != 0 {
+            return refuse("it is encrypted");
+        }
+        if !matches!(record.method, STORED | DEFLATED) || record.flags & !(HARMLESS | ENCRYPTED) != 0 {
+            return refuse("it is compressed in a way that is not known here");
+        }
+        let unix = record.system == UNIX && record.mode != 0;
+        let kind = match record.mode & KIND_BITS {
+            _ if !unix && slash => Kind::Folder,
+            _ if !unix => Kind::File,
+            0 if slash => Kind::Folder,
+            0 | IS_FILE if !slash => Kind::File,
+            IS_FOLDER => Kind::Folder,
+            IS_SYMLINK if !slash => Kind::Symlink,
+            IS_FILE | IS_SYMLINK => return refuse("it is a file or a link with the name of a folder"),
+            _ => return refuse("it is a device, a pipe or a socket"),
+        };
+        if kind == Kind::Folder && record.size != 0 {
+            return refuse("it is a folder with content");
+        }
+        if kind == Kind::Symlink && record.size > MAX_TARGET {
+            return refuse("it is a link whose target is too long");
+        }
+        let possible = match record.method {
+            STORED => record.size == record.packed,
+            _ => record.size <= record.packed.saturating_mul(MAX_RATIO).saturating_add(SLACK),
+        };
+        if !possible {
+            return refuse("it declares more content than it can hold");
+        }
+        let mode = unix.then_some(record.mode & PERMISSIONS);
+        Ok(Self { path: name.to_vec(), kind, mode, record })
+    }
+
+    /// The folder it is in, and its name there.
+    pub(super) fn split(&self) -> (&[u8], &OsStr) {
+        let at = self.path.iter().rposition(|b| *b == b'/');
+        let (folder, name) =
+            at.map_or((&[][..], &self.path[..]), |at| (&self.path[..at], &self.path[at + 1..]));
+        (folder, OsStr::from_bytes(name))
+    }
+}
+
+fn bad_name(name: &[u8], system: u8) -> Option<&'static str> {
+    if name.len() > MAX_PATH {
+        return Some("its name is too long");
+    }
+    if name.contains(&0) {
+        return Some("its name holds a NUL byte");
+    }
+    // On unix it is a character like any other; elsewhere it is a slash in disguise.
+    if system != UNIX && name.contains(&b'\\') {
+        return Some("its name holds a backslash");
+    }
+    if name.first() == Some(&b'/') {
+        return Some("its name is absolute");
+    }
+    name.split(|b| *b == b'/').find_map(|part| match part {
+        b"" => Some("its name has an empty part"),
+        b"." | b".." => Some("its name has a part \".\" or \"..\""),
+        part if part.len() > MAX_PART => Some("its name is too long"),
+        _ => None,
+    })
+}
+
+fn key(path: &[u8]) -> Key {
+    let mut key = [0; 16];
+    key.copy_from_slice(&digest(&SHA256, path).as_ref()[..16]);
+    key
+}

@@ -1,0 +1,254 @@
+//! The bytes of a zip: headers as PKWARE's APPNOTE has them, with Info-ZIP's field for times. Pure.
+//!
+//! Times finer than a second, or beyond 2038, stand in a field of our own (0x6470: seconds as i64, nanoseconds as u32), which
+//! others pass over.
+
+use super::facts::Instant;
+
+pub(super) const LOCAL: u32 = 0x0403_4b50;
+pub(super) const CENTRAL: u32 = 0x0201_4b50;
+pub(super) const END: u32 = 0x0605_4b50;
+pub(super) const END64: u32 = 0x0606_4b50;
+pub(super) const LOCATOR64: u32 = 0x0706_4b50;
+const DESCRIPTOR: u32 = 0x0807_4b50;
+
+/// Bytes of the headers, without what varies.
+pub(super) const LOCAL_LEN: usize = 30;
+pub(super) const CENTRAL_LEN: usize = 46;
+pub(super) const END_LEN: usize = 22;
+pub(super) const END64_LEN: usize = 56;
+pub(super) const LOCATOR64_LEN: usize = 20;
+
+/// Says that the value stands in the zip64 field.
+pub(super) const FULL16: u16 = u16::MAX;
+pub(super) const FULL32: u32 = u32::MAX;
+
+/// Flags: sizes come behind the content, the name is UTF-8.
+pub(super) const STREAMED: u16 = 1 << 3;
+const UTF8: u16 = 1 << 11;
+
+pub(super) const STORED: u16 = 0;
+pub(super) const DEFLATED: u16 = 8;
+
+pub(super) const ZIP64: u16 = 0x0001;
+pub(super) const TIMES: u16 = 0x5455;
+pub(super) const EXACT: u16 = 0x6470;
+
+/// Kinds, in the upper half of a unix entry's attributes.
+pub(super) const IS_FILE: u32 = 0o100_000;
+pub(super) const IS_FOLDER: u32 = 0o040_000;
+pub(super) const IS_SYMLINK: u32 = 0o120_000;
+pub(super) const KIND_BITS: u32 = 0o170_000;
+
+/// The system of what is made here: unix.
+pub(super) const UNIX: u8 = 3;
+
+/// From this size on a file whose compressed size is not known yet gets room for 64 bits: deflate adds 5 bytes to 64 KiB at most.
+const LARGE: u64 = 0xF000_0000;
+
+/// An entry as both its headers need it.
+#[derive(Debug, Clone)]
+pub(super) struct Member {
+    /// With a slash behind a folder's.
+    pub(super) name: Vec<u8>,
+    /// With its kind.
+    pub(super) mode: u32,
+    pub(super) modified: Instant,
+    pub(super) method: u16,
+    pub(super) crc: u32,
+    /// Compressed.
+    pub(super) packed: u64,
+    /// Not compressed.
+    pub(super) size: u64,
+    /// Sizes and checksum come behind the content.
+    pub(super) streamed: bool,
+}
+
+impl Member {
+    /// The header before the content. If it is streamed, `size` is what is expected.
+    pub(super) fn local(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(LOCAL_LEN + self.name.len() + 40);
+        let wide = self.wide_local();
+        let (crc, packed, size) = match (self.streamed, wide) {
+            (true, _) => (0, 0, 0),
+            (false, true) => (self.crc, FULL32, FULL32),
+            (false, false) => (self.crc, self.packed as u32, self.size as u32),
+        };
+        let mut extra = Vec::new();
+        if wide {
+            let sizes = if self.streamed { [0, 0] } else { [self.size, self.packed] };
+            field(&mut extra, ZIP64, &sizes.map(u64::to_le_bytes).concat());
+        }
+        self.times(&mut extra);
+        put32(&mut out, LOCAL);
+        self.common(&mut out, wide);
+        put32(&mut out, crc);
+        // Programs that know zip64 but read no further than here expect the mark for sizes that are behind the content, too.
+        let mark = |plain: u32| if wide { FULL32 } else { plain };
+        put32(&mut out, mark(packed));
+        put32(&mut out, mark(size));
+        put16(&mut out, self.name.len() as u16);
+        put16(&mut out, extra.len() as u16);
+        out.extend_from_slice(&self.name);
+        out.extend_from_slice(&extra);
+        out
+    }
+
+    /// Behind the content of a streamed one. `expected` is the size its header was made with.
+    pub(super) fn descriptor(&self, expected: u64) -> Vec<u8> {
+        let mut out = Vec::with_capacity(24);
+        put32(&mut out, DESCRIPTOR);
+        put32(&mut out, self.crc);
+        if expected >= LARGE {
+            put64(&mut out, self.packed);
+            put64(&mut out, self.size);
+        } else {
+            put32(&mut out, self.packed as u32);
+            put32(&mut out, self.size as u32);
+        }
+        out
+    }
+
+    /// The line in the directory at the end.
+    pub(super) fn central(&self, offset: u64) -> Vec<u8> {
+        let mut out = Vec::with_capacity(CENTRAL_LEN + self.name.len() + 64);
+        let (mut wide, mut extra) = (Vec::new(), Vec::new());
+        let mut narrow = |value: u64| match u32::try_from(value) {
+            Ok(value) if value != FULL32 => value,
+            _ => {
+                wide.extend_from_slice(&value.to_le_bytes());
+                FULL32
+            }
+        };
+        let (size, packed, offset) = (narrow(self.size), narrow(self.packed), narrow(offset));
+        if !wide.is_empty() {
+            field(&mut extra, ZIP64, &wide);
+        }
+        self.times(&mut extra);
+        let (seconds, nanos) = self.modified;
+        if nanos != 0 || i32::try_from(seconds).is_err() {
+            let exact = [&seconds.to_le_bytes()[..], &nanos.to_le_bytes()].concat();
+            field(&mut extra, EXACT, &exact);
+        }
+        put32(&mut out, CENTRAL);
+        out.extend_from_slice(&[45, UNIX]);
+        self.common(&mut out, !wide.is_empty());
+        put32(&mut out, self.crc);
+        put32(&mut out, packed);
+        put32(&mut out, size);
+        put16(&mut out, self.name.len() as u16);
+        put16(&mut out, extra.len() as u16);
+        // No comment, on disk 0, no internal attributes.
+        out.extend_from_slice(&[0; 6]);
+        let dos = if self.mode & KIND_BITS == IS_FOLDER { 0x10 } else { 0 };
+        put32(&mut out, self.mode << 16 | dos);
+        put32(&mut out, offset);
+        out.extend_from_slice(&self.name);
+        out.extend_from_slice(&extra);
+        out
+    }
+
+    fn wide_local(&self) -> bool {
+        self.size >= LARGE || self.packed >= LARGE
+    }
+
+    /// What both headers have: version needed, flags, method, time.
+    fn common(&self, out: &mut Vec<u8>, wide: bool) {
+        let ascii = self.name.is_ascii();
+        let utf8 = if !ascii && std::str::from_utf8(&self.name).is_ok() { UTF8 } else { 0 };
+        put16(out, if wide { 45 } else { 20 });
+        put16(out, utf8 | if self.streamed { STREAMED } else { 0 });
+        put16(out, self.method);
+        let (time, date) = dos_time(self.modified.0);
+        put16(out, time);
+        put16(out, date);
+    }
+
+    /// Info-ZIP's field: only the time of change.
+    fn times(&self, extra: &mut Vec<u8>) {
+        if let Ok(seconds) = i32::try_from(self.modified.0) {
+            field(extra, TIMES, &[&[1][..], &seconds.to_le_bytes()].concat());
+        }
+    }
+}
+
+/// The end of a zip with so many entries, whose directory begins at `start` and ends at `end`.
+pub(super) fn ending(entries: u64, start: u64, end: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    let size = end - start;
+    if entries >= u64::from(FULL16) || size >= u64::from(FULL32) || start >= u64::from(FULL32) {
+        put32(&mut out, END64);
+        put64(&mut out, END64_LEN as u64 - 12);
+        out.extend_from_slice(&[45, UNIX]);
+        put16(&mut out, 45);
+        out.extend_from_slice(&[0; 8]);
+        for value in [entries, entries, size, start] {
+            put64(&mut out, value);
+        }
+        put32(&mut out, LOCATOR64);
+        put32(&mut out, 0);
+        put64(&mut out, end);
+        put32(&mut out, 1);
+    }
+    put32(&mut out, END);
+    put32(&mut out, 0);
+    let count = u16::try_from(entries).unwrap_or(FULL16);
+    put16(&mut out, count);
+    put16(&mut out, count);
+    put32(&mut out, u32::try_from(size).unwrap_or(FULL32));
+    put32(&mut out, u32::try_from(start).unwrap_or(FULL32));
+    put16(&mut out, 0);
+    out
+}
+
+fn field(extra: &mut Vec<u8>, id: u16, value: &[u8]) {
+    put16(extra, id);
+    put16(extra, value.len() as u16);
+    extra.extend_from_slice(value);
+}
+
+fn put16(out: &mut Vec<u8>, value: u16) {
+    out.extend_from_slice(&value.to_le_bytes());
+}
+
+fn put32(out: &mut Vec<u8>, value: u32) {
+    out.extend_from_slice(&value.to_le_bytes());
+}
+
+fn put64(out: &mut Vec<u8>, value: u64) {
+    out.extend_from_slice(&value.to_le_bytes());
+}
+
+/// Time and date as DOS had them, in UTC (the real zone is nobody's business); what it could not say is 1980 or 2107.
+fn dos_time(seconds: i64) -> (u16, u16) {
+    const FIRST: i64 = 315_532_800;
+    const LAST: i64 = 4_354_819_198;
+    let seconds = seconds.clamp(FIRST, LAST);
+    let (days, of_day) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    // Howard Hinnant's civil_from_days: years that begin in March have their odd day at the end.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let date = (year - 1980) << 9 | month << 5 | day;
+    let (hour, minute, second) = (of_day / 3_600, of_day / 60 % 60, of_day % 60);
+    let time = hour << 11 | minute << 5 | (second / 2);
+    (time as u16, date as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dos_times_are_those_of_the_calendar() {
+        // 2024-02-29 12:34:56 UTC.
+        assert_eq!(dos_time(1_709_210_096), (12 << 11 | 34 << 5 | 28, 44 << 9 | 2 << 5 | 29));
+        assert_eq!(dos_time(i64::MIN), (0, 1 << 5 | 1));
+        assert_eq!(dos_time(i64::MAX), (23 << 11 | 59 << 5 | 29, 127 << 9 | 12 << 5 | 31));
+    }
+}

@@ -1,0 +1,25 @@
+//! A file without a name, outside the user's view: it goes with its descriptor, whatever happens.
+
+use std::{fs::File, io, path::Path};
+
+use rustix::{
+    fs::{Mode, OFlags, unlink},
+    io::Errno,
+};
+
+/// Makes one in `folder`.
+pub(super) fn create(folder: &Path) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR;
+    match rustix::fs::open(folder, flags | OFlags::TMPFILE, mode) {
+        Ok(file) => Ok(file.into()),
+        // The file system cannot make files without names.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+            let path = folder.join(format!("spool-{:016x}", fastrand::u64(..)));
+            let file = rustix::fs::open(&path, flags | OFlags::CREATE | OFlags::EXCL, mode)?;
+            unlink(&path)?;
+            Ok(file.into())
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}

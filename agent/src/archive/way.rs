@@ -1,0 +1,71 @@
+//! The way to a folder below the one that is unpacked into: part by part, never through a link. Links of the workspace stop it as
+//! those of the zip do.
+
+use std::{
+    ffi::OsStr,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+};
+
+use rustix::{
+    fs::{Mode, OFlags, mkdirat, openat},
+    io::Errno,
+};
+
+/// Of folders the zip does not list.
+const IMPLIED: u32 = 0o755;
+
+/// The way that was gone last; the next one is often the same.
+#[derive(Debug)]
+pub(super) struct Way<'a> {
+    base: &'a OwnedFd,
+    /// Where `dirs` lead, part by part.
+    parts: Vec<Vec<u8>>,
+    dirs: Vec<OwnedFd>,
+}
+
+impl<'a> Way<'a> {
+    pub(super) fn new(base: &'a OwnedFd) -> Self {
+        Self { base, parts: Vec::new(), dirs: Vec::new() }
+    }
+
+    /// The folder at this path.
+    pub(super) fn to(&mut self, folder: &[u8]) -> Result<&OwnedFd, Errno> {
+        self.go(folder, false)
+    }
+
+    /// The same; folders that are missing are made.
+    pub(super) fn make(&mut self, folder: &[u8]) -> Result<&OwnedFd, Errno> {
+        self.go(folder, true)
+    }
+
+    fn go(&mut self, folder: &[u8], make: bool) -> Result<&OwnedFd, Errno> {
+        let parts = || folder.split(|b| *b == b'/').filter(|part| !part.is_empty());
+        let same = self.parts.iter().zip(parts()).take_while(|(old, new)| old == new).count();
+        self.parts.truncate(same);
+        self.dirs.truncate(same);
+        for part in parts().skip(same) {
+            let dir = self.dirs.last().unwrap_or(self.base);
+            let name = OsStr::from_bytes(part);
+            let next = match openat(dir, name, FOLDER, Mode::empty()) {
+                Err(Errno::NOENT) if make => {
+                    mkdirat(dir, name, Mode::from_raw_mode(IMPLIED))?;
+                    openat(dir, name, FOLDER, Mode::empty())?
+                }
+                next => next?,
+            };
+            self.parts.push(part.to_vec());
+            self.dirs.push(next);
+        }
+        Ok(self.dirs.last().unwrap_or(self.base))
+    }
+}
+
+/// Opens a folder for more than finding others in it.
+pub(super) fn open(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
+    openat(dir, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);

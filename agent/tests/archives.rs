@@ -1,0 +1,195 @@
+//! Stories of a workspace that becomes a zip, and of zips that become a workspace; among them some that mean no good.
+
+#[path = "archives/changes.rs"]
+mod changes;
+#[path = "archives/crafted.rs"]
+mod crafted;
+#[path = "archives/hostile.rs"]
+mod hostile;
+#[path = "archives/http.rs"]
+mod http;
+/// The same words as the stories': they end up in the same summary.
+#[path = "../../tests/src/left_out.rs"]
+#[allow(unreachable_pub, reason = "there it is a library's")]
+mod left_out;
+#[path = "archives/make.rs"]
+mod make;
+#[path = "archives/round.rs"]
+mod round;
+#[path = "archives/tools.rs"]
+mod tools;
+#[path = "archives/unpack.rs"]
+mod unpack;
+#[path = "archives/wire.rs"]
+mod wire;
+
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{StreamExt, TryStreamExt};
+use podling_agent::{
+    archive::{ArchiveError, Archives, CreateOptions, Done, Event, ExtractOptions, Line, Unpacked},
+    files::{RelPath, Root},
+    intent::Intents,
+};
+
+/// How long anything may take before a story fails.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A workspace, with something beside it that nobody may reach.
+struct World {
+    dir: tempfile::TempDir,
+    archives: Archives,
+    intents: Arc<Intents>,
+}
+
+/// What came of making an archive.
+struct Made {
+    zip: Vec<u8>,
+    lines: Vec<Line>,
+    done: Done,
+}
+
+impl World {
+    fn new() -> Self {
+        // In memory where there is such a place: a disk would only slow the stories down.
+        let place = Path::new("/dev/shm");
+        let dir = if place.is_dir() { tempfile::tempdir_in(place) } else { tempfile::tempdir() }.unwrap();
+        for folder in ["home", "state", "outside"] {
+            std::fs::create_dir(dir.path().join(folder)).unwrap();
+        }
+        std::fs::write(dir.path().join("outside/secret"), "secret").unwrap();
+        let home = dir.path().join("home");
+        let (archives, intents) = archives(&home, &dir.path().join("state"));
+        Self { dir, archives, intents }
+    }
+
+    fn home(&self) -> PathBuf {
+        self.dir.path().join("home")
+    }
+
+    fn path(&self, name: impl AsRef<[u8]>) -> PathBuf {
+        self.home().join(OsStr::from_bytes(name.as_ref()))
+    }
+
+    /// Puts a file there, past the agent.
+    fn put(&self, name: impl AsRef<[u8]>, content: impl AsRef<[u8]>) {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+
+    fn folder(&self, name: &str) {
+        std::fs::create_dir_all(self.path(name)).unwrap();
+    }
+
+    fn link(&self, target: impl AsRef<Path>, name: &str) {
+        std::os::unix::fs::symlink(target, self.path(name)).unwrap();
+    }
+
+    fn got(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path(name)).unwrap()
+    }
+
+    /// Names in a folder as they really are.
+    fn names(&self, folder: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path(folder)).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    async fn make(&self, path: &str) -> Made {
+        self.make_with(path, CreateOptions { preservation: true, ..CreateOptions::default() }).await
+    }
+
+    async fn make_with(&self, path: &str, options: CreateOptions) -> Made {
+        make(&self.archives, path, options).await.unwrap()
+    }
+
+    async fn unpack(&self, zip: &[u8], path: &str) -> Result<(u64, u64), ArchiveError> {
+        self.unpack_with(zip, path, ExtractOptions::default()).await
+    }
+
+    async fn unpack_with(
+        &self,
+        zip: &[u8],
+        path: &str,
+        options: ExtractOptions,
+    ) -> Result<(u64, u64), ArchiveError> {
+        let mut receiving = self.archives.receive(p(path), options).await?;
+        for piece in zip.chunks(300_000) {
+            receiving.push(piece.to_vec().into()).await?;
+        }
+        let said: Vec<_> = receiving.unpack().await?.try_collect().await?;
+        match said.last() {
+            Some(Unpacked::Done { entries, bytes }) => Ok((*entries, *bytes)),
+            other => panic!("the last word was {other:?}"),
+        }
+    }
+}
+
+/// Archives of any folder, for stories about folders nobody can make.
+fn archives(home: &Path, state: &Path) -> (Archives, Arc<Intents>) {
+    let intents = Arc::new(Intents::new());
+    (Archives::new(Root::open(home).unwrap(), intents.clone(), state), intents)
+}
+
+async fn make(archives: &Archives, path: &str, options: CreateOptions) -> Result<Made, ArchiveError> {
+    let events = archives.create(p(path), options).await?;
+    collect(events).await
+}
+
+/// Takes an archive to its end.
+async fn collect(
+    events: impl futures_util::Stream<Item = Result<Event, ArchiveError>>,
+) -> Result<Made, ArchiveError> {
+    let mut events = std::pin::pin!(events);
+    let (mut zip, mut lines) = (Vec::new(), Vec::new());
+    while let Some(event) = events.next().await {
+        match event? {
+            Event::Data(data) => zip.extend_from_slice(&data),
+            Event::Line(line) => lines.push(line),
+            Event::Progress(_) => {}
+            Event::Done(done) => {
+                assert!(events.next().await.is_none(), "done is the last word");
+                return Ok(Made { zip, lines, done });
+            }
+        }
+    }
+    panic!("it ended without a word");
+}
+
+impl Made {
+    fn names(&self) -> Vec<String> {
+        self.lines.iter().map(|line| String::from_utf8_lossy(&line.path).into_owned()).collect()
+    }
+
+    fn line(&self, path: impl AsRef<[u8]>) -> &Line {
+        self.lines.iter().find(|line| line.path == path.as_ref()).expect("a line")
+    }
+
+    /// What was skipped, and why.
+    fn skipped(&self) -> Vec<(String, &str)> {
+        let skipped = self.done.skipped.iter();
+        skipped.map(|s| (String::from_utf8_lossy(&s.path).into_owned(), s.reason.as_str())).collect()
+    }
+}
+
+fn p(path: &str) -> RelPath {
+    RelPath::parse(path).unwrap()
+}
+
+/// Bytes nothing can compress.
+fn noise(length: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(length as u64);
+    let mut bytes = vec![0; length];
+    random.fill(&mut bytes);
+    bytes
+}

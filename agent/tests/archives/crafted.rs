@@ -1,0 +1,93 @@
+//! Zips made by hand, so that they can be wrong in any one way.
+
+use flate2::{Compression, write::DeflateEncoder};
+use std::io::Write;
+
+pub(crate) const FILE: u32 = 0o100_644;
+pub(crate) const FOLDER: u32 = 0o040_755;
+pub(crate) const LINK: u32 = 0o120_777;
+
+/// An entry; what is in its fields is written as it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) name: Vec<u8>,
+    /// In its own header; usually the same.
+    pub(crate) local_name: Vec<u8>,
+    pub(crate) mode: u32,
+    /// 3 is unix, 0 DOS.
+    pub(crate) system: u8,
+    pub(crate) flags: u16,
+    pub(crate) method: u16,
+    pub(crate) crc: u32,
+    pub(crate) size: u32,
+    pub(crate) content: Vec<u8>,
+    /// Where the directory says it is; `None`: where it is.
+    pub(crate) offset: Option<u32>,
+}
+
+impl Entry {
+    pub(crate) fn new(name: impl AsRef<[u8]>, mode: u32, content: &[u8]) -> Self {
+        let name = name.as_ref().to_vec();
+        Self {
+            local_name: name.clone(),
+            name,
+            mode,
+            system: 3,
+            flags: 0,
+            method: 0,
+            crc: crc32fast::hash(content),
+            size: content.len() as u32,
+            content: content.to_vec(),
+            offset: None,
+        }
+    }
+
+    pub(crate) fn deflated(name: &str, content: &[u8]) -> Self {
+        let mut deflate = DeflateEncoder::new(Vec::new(), Compression::default());
+        deflate.write_all(content).unwrap();
+        Self { method: 8, content: deflate.finish().unwrap(), ..Self::new(name, FILE, content) }
+    }
+
+    fn common(&self) -> Vec<u8> {
+        let mut out = [20u16, self.flags, self.method, 0, 0].map(u16::to_le_bytes).concat();
+        out.extend([self.crc, self.content.len() as u32, self.size].map(u32::to_le_bytes).concat());
+        out
+    }
+}
+
+/// The zip.
+pub(crate) fn zip(entries: &[Entry]) -> Vec<u8> {
+    let (mut out, mut directory) = (Vec::new(), Vec::new());
+    for entry in entries {
+        let offset = entry.offset.unwrap_or(out.len() as u32);
+        out.extend(0x0403_4b50u32.to_le_bytes());
+        out.extend(entry.common());
+        out.extend((entry.local_name.len() as u16).to_le_bytes());
+        out.extend([0, 0]);
+        out.extend(&entry.local_name);
+        out.extend(&entry.content);
+        directory.extend(0x0201_4b50u32.to_le_bytes());
+        directory.extend([20, entry.system]);
+        directory.extend(entry.common());
+        directory.extend((entry.name.len() as u16).to_le_bytes());
+        directory.extend([0; 8]);
+        directory.extend((entry.mode << 16).to_le_bytes());
+        directory.extend(offset.to_le_bytes());
+        directory.extend(&entry.name);
+    }
+    let start = out.len() as u32;
+    let count = entries.len() as u16;
+    let length = directory.len() as u32;
+    out.extend(directory);
+    out.extend(end(count, length, start));
+    out
+}
+
+/// The end of a zip.
+pub(crate) fn end(count: u16, length: u32, start: u32) -> Vec<u8> {
+    let mut out = 0x0605_4b50u32.to_le_bytes().to_vec();
+    out.extend([0, 0, count, count].map(u16::to_le_bytes).concat());
+    out.extend([length, start].map(u32::to_le_bytes).concat());
+    out.extend([0, 0]);
+    out
+}

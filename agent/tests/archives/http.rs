@@ -1,0 +1,51 @@
+//! The same for a browser.
+
+use http_body_util::{BodyExt, Empty};
+use hyper::{Request, body::Bytes, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use podling_agent::api::archive_http;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+use super::{World, noise, tools};
+
+/// Status and body; the body fails if it breaks off.
+async fn get(world: &World, path: &str) -> (u16, Option<Vec<u8>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = archive_http::router(world.archives.clone());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
+    let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let (mut sender, connection) = http1::handshake(stream).await.unwrap();
+    tasks.spawn(async move { connection.await.unwrap_or_default() });
+    let request = Request::get(path).header("host", "agent").body(Empty::<Bytes>::new()).unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let status = response.status().as_u16();
+    (status, response.into_body().collect().await.ok().map(|body| body.to_bytes().to_vec()))
+}
+
+#[tokio::test]
+async fn a_browser_saves_a_folder() {
+    let world = World::new();
+    world.put("folder/file", noise(3_000_000));
+    let (status, zip) = get(&world, "/archive.zip?path=folder").await;
+    assert_eq!(status, 200);
+    assert!(zip.unwrap() == world.make("folder").await.zip);
+    assert_eq!(get(&world, "/archive.zip?path=gone").await.0, 404);
+    assert_eq!(get(&world, "/archive.zip?path=../outside").await.0, 400);
+}
+
+#[tokio::test]
+async fn what_is_not_whole_breaks_off() {
+    let world = World::new();
+    world.put("file", "");
+    world.folder(&"d/".repeat(300));
+    assert_eq!(get(&world, "/archive.zip").await, (200, None));
+    // Where it is whole it is a zip.
+    let world = World::new();
+    world.put("file", "");
+    tools::look(&get(&world, "/archive.zip").await.1.unwrap());
+}

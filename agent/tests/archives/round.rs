@@ -1,0 +1,139 @@
+//! Whatever tree goes into a zip, the same comes out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{MetadataExt, PermissionsExt},
+    },
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use proptest::prelude::*;
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+
+use super::World;
+
+#[derive(Debug, Clone)]
+enum Node {
+    File(Vec<u8>, u32, SystemTime),
+    Link(Vec<u8>, SystemTime),
+    Folder(BTreeMap<Vec<u8>, Node>, u32, SystemTime),
+}
+
+/// Any name: plain, unicode, bytes that are no UTF-8, characters that mean something elsewhere.
+fn name() -> impl Strategy<Value = Vec<u8>> {
+    let plain = "[a-z]{1,8}".prop_map(String::into_bytes);
+    let unicode = "[ä-üα-ω♥ ]{1,4}".prop_map(String::into_bytes);
+    let bytes = prop::collection::vec(prop_oneof![1..=46u8, 48..=255u8], 1..6);
+    prop_oneof![4 => plain, 2 => unicode, 2 => bytes]
+        .prop_filter("a name", |name| !matches!(&name[..], b"." | b".."))
+}
+
+/// Before 1970, far ahead, and with all their digits.
+fn time() -> impl Strategy<Value = SystemTime> {
+    // tmpfs and ext4 keep these.
+    (-2_000_000_000i64..14_000_000_000, 0..1_000_000_000u32).prop_map(|(seconds, nanos)| {
+        let whole = Duration::from_secs(seconds.unsigned_abs());
+        let at = if seconds < 0 { UNIX_EPOCH - whole } else { UNIX_EPOCH + whole };
+        at + Duration::from_nanos(nanos.into())
+    })
+}
+
+fn node() -> impl Strategy<Value = Node> {
+    let content = prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..64),
+        (any::<u8>(), 0..3_000_000usize).prop_map(|(byte, length)| vec![byte; length]),
+        (0..1_500_000usize).prop_map(super::noise),
+    ];
+    let leaf = prop_oneof![
+        3 => (content, 0o400..=0o777u32, time()).prop_map(|(c, m, t)| Node::File(c, m, t)),
+        1 => (name(), time()).prop_map(|(target, t)| Node::Link(target, t)),
+    ];
+    leaf.prop_recursive(4, 24, 6, |inner| {
+        (prop::collection::btree_map(name(), inner, 0..6), 0o500..=0o777u32, time())
+            .prop_map(|(entries, mode, time)| Node::Folder(entries, mode, time))
+    })
+}
+
+impl Node {
+    fn make(&self, at: &Path) {
+        let time = match self {
+            Self::File(content, mode, time) => {
+                fs::write(at, content).unwrap();
+                fs::set_permissions(at, fs::Permissions::from_mode(*mode)).unwrap();
+                time
+            }
+            Self::Link(target, time) => {
+                std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), at).unwrap();
+                time
+            }
+            Self::Folder(entries, mode, time) => {
+                fs::create_dir(at).unwrap();
+                for (name, node) in entries {
+                    node.make(&at.join(std::ffi::OsStr::from_bytes(name)));
+                }
+                fs::set_permissions(at, fs::Permissions::from_mode(*mode)).unwrap();
+                time
+            }
+        };
+        let (tv_sec, tv_nsec) = match time.duration_since(UNIX_EPOCH) {
+            Ok(after) => (after.as_secs() as i64, after.subsec_nanos()),
+            Err(before) => {
+                let before = before.duration();
+                let partial = before.subsec_nanos() > 0;
+                let nanos = if partial { 1_000_000_000 - before.subsec_nanos() } else { 0 };
+                (-(before.as_secs() as i64) - i64::from(partial), nanos)
+            }
+        };
+        let at_time = Timespec { tv_sec, tv_nsec: tv_nsec.into() };
+        let times = Timestamps { last_access: at_time, last_modification: at_time };
+        utimensat(CWD, at, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    }
+}
+
+/// Path, kind and mode, time, content.
+type Entry = (Vec<u8>, u32, (i64, i64), Vec<u8>);
+
+/// All that a tree is.
+fn picture(root: &Path) -> BTreeSet<Entry> {
+    let mut seen = BTreeSet::new();
+    let mut todo = vec![root.to_owned()];
+    while let Some(folder) = todo.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = path.symlink_metadata().unwrap();
+            let content = if meta.is_symlink() {
+                fs::read_link(&path).unwrap().as_os_str().as_bytes().to_vec()
+            } else if meta.is_file() {
+                fs::read(&path).unwrap()
+            } else {
+                todo.push(path.clone());
+                Vec::new()
+            };
+            let name = path.strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec();
+            seen.insert((name, meta.mode(), (meta.mtime(), meta.mtime_nsec()), content));
+        }
+    }
+    seen
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_tree_comes_back_as_it_was(entries in prop::collection::btree_map(name(), node(), 0..8)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let world = World::new();
+        Node::Folder(entries, 0o755, UNIX_EPOCH).make(&world.path("tree"));
+        let before = picture(&world.path("tree"));
+        let made = runtime.block_on(world.make("tree"));
+        prop_assert_eq!(made.skipped(), []);
+        let (entries, bytes) = runtime.block_on(world.unpack(&made.zip, "new/copy")).unwrap();
+        prop_assert_eq!((entries, bytes <= made.done.bytes + 100_000), (made.done.entries, true));
+        prop_assert!(picture(&world.path("new/copy")) == before);
+        prop_assert_eq!(world.dir.path().join("state").read_dir().unwrap().count(), 0, "nothing is left behind");
+    }
+}

@@ -1,0 +1,60 @@
+//! Programs of others that read and make zips.
+
+use std::{fs, path::Path, process::Command};
+
+use crate::left_out::left_out;
+
+/// An entry as Python sees it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) name: Vec<u8>,
+    /// With its kind.
+    pub(crate) mode: u32,
+    pub(crate) sha256: String,
+}
+
+const LIST: &str = "
+import hashlib, sys, zipfile
+with zipfile.ZipFile(sys.argv[1]) as z:
+    assert z.testzip() is None
+    for i in z.infolist():
+        name = i.filename.encode('utf-8' if i.flag_bits & 0x800 else 'cp437')
+        print(name.hex(), i.external_attr >> 16, hashlib.sha256(z.read(i)).hexdigest())
+";
+
+/// What Python and unzip make of a zip; both must find it whole.
+pub(crate) fn look(zip: &[u8]) -> Option<Vec<Seen>> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("it.zip");
+    fs::write(&file, zip).unwrap();
+    check(&file);
+    let listed = Command::new("python3").args(["-c", LIST]).arg(&file).output();
+    let Ok(listed) = listed else {
+        left_out("a zip as Python sees it", "python3 is not installed");
+        return None;
+    };
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    let text = String::from_utf8(listed.stdout).unwrap();
+    Some(text.lines().map(seen).collect())
+}
+
+/// `unzip -t`, where it is installed.
+pub(crate) fn check(file: &Path) {
+    let Ok(tested) = Command::new("unzip").arg("-tqq").arg(file).output() else {
+        return left_out("a zip as unzip sees it", "unzip is not installed");
+    };
+    assert!(tested.status.success(), "{}", String::from_utf8_lossy(&tested.stdout));
+}
+
+fn seen(line: &str) -> Seen {
+    let mut words = line.split(' ');
+    let mut word = || words.next().unwrap();
+    let name = word();
+    let name =
+        (0..name.len() / 2).map(|n| u8::from_str_radix(&name[2 * n..2 * n + 2], 16).unwrap()).collect();
+    Seen { name, mode: word().parse().unwrap(), sha256: word().to_owned() }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

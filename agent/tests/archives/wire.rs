@@ -1,0 +1,146 @@
+//! The same over gRPC, with a generated client and a real connection.
+
+use bytes::Bytes;
+use futures_util::stream;
+use podling_agent::api::archives::ArchivesApi;
+use podling_proto::{
+    agent::v1::{
+        CreateArchiveRequest, ExtractArchiveRequest, ExtractOpen, FileKind, Path,
+        archives_client::ArchivesClient, archives_server::ArchivesServer,
+        create_archive_response::Message as Made, extract_archive_response::Message as Unpacked, path,
+    },
+    error::{Reason, detail, reason},
+};
+use ring::digest::{SHA256, digest};
+use tokio::{net::TcpListener, task::JoinSet};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
+
+use super::{
+    World,
+    crafted::{Entry, FILE, zip},
+    noise,
+};
+
+/// Serves a world's archives until the set is dropped.
+async fn serve(world: &World) -> (ArchivesClient<Channel>, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let service = ArchivesServer::new(ArchivesApi::new(world.archives.clone()));
+    let router = tonic::service::Routes::new(service).into_axum_router();
+    let mut server = JoinSet::new();
+    server.spawn(async move { axum::serve(listener, router).await.unwrap() });
+    (ArchivesClient::new(Endpoint::from_shared(url).unwrap().connect().await.unwrap()), server)
+}
+
+fn text(path: &str) -> Option<Path> {
+    Some(Path { path: Some(path::Path::Text(path.into())) })
+}
+
+async fn extract(
+    client: &mut ArchivesClient<Channel>,
+    open: ExtractOpen,
+    zip: &[u8],
+) -> Result<Option<Unpacked>, Status> {
+    let mut messages = vec![ExtractArchiveRequest { open: Some(open), data: Bytes::new() }];
+    let data =
+        zip.chunks(1 << 20).map(|data| ExtractArchiveRequest { open: None, data: data.to_vec().into() });
+    messages.extend(data);
+    let mut answers = client.extract(stream::iter(messages)).await?.into_inner();
+    let mut last = None;
+    while let Some(answer) = answers.message().await? {
+        last = answer.message;
+    }
+    Ok(last)
+}
+
+#[tokio::test]
+async fn a_client_takes_an_archive_and_brings_it_back() {
+    let world = World::new();
+    world.put(b"caf\xe9", noise(5_000_000));
+    world.put("folder/inner", "words ".repeat(100));
+    world.link("folder", "link");
+    let (mut client, _server) = serve(&world).await;
+    let request = CreateArchiveRequest { preservation: true, ..CreateArchiveRequest::default() };
+    let mut answers = client.create(request).await.unwrap().into_inner();
+    let (mut zip, mut entries, mut done) = (Vec::new(), Vec::new(), None);
+    while let Some(answer) = answers.message().await.unwrap() {
+        assert!(done.is_none(), "done is the last word");
+        match answer.message.unwrap() {
+            Made::Data(data) => {
+                assert!(data.len() <= 256 * 1024);
+                zip.extend_from_slice(&data);
+            }
+            Made::Entry(entry) => {
+                if entry.kind() == FileKind::File {
+                    assert!(entry.path != b"caf\xe9" || zip.len() > 5_000_000, "its bytes come first");
+                }
+                entries.push(entry);
+            }
+            Made::Progress(_) => {}
+            Made::Done(last) => done = Some(last),
+        }
+    }
+    let done = done.unwrap();
+    assert_eq!(done.archive_sha256, digest(&SHA256, &zip).as_ref());
+    assert_eq!((done.entries, done.archive_bytes, done.skipped_count), (4, zip.len() as u64, 0));
+    let shown: Vec<_> = entries.iter().map(|e| (&e.path[..], e.kind(), e.sha256.len())).collect();
+    assert_eq!(
+        shown,
+        [
+            (&b"caf\xe9"[..], FileKind::File, 32),
+            (b"folder", FileKind::Folder, 0),
+            (b"folder/inner", FileKind::File, 32),
+            (b"link", FileKind::Symlink, 32),
+        ]
+    );
+
+    let open = ExtractOpen { path: text("copy"), replace: false, sha256: done.archive_sha256 };
+    let Some(Unpacked::Done(unpacked)) = extract(&mut client, open.clone(), &zip).await.unwrap() else {
+        panic!("no last word");
+    };
+    assert_eq!((unpacked.entries, unpacked.bytes > done.bytes), (4, true));
+    assert_eq!(world.got("copy/folder/inner"), world.got("folder/inner"));
+    let again = extract(&mut client, open, &zip).await.unwrap_err();
+    assert_eq!(reason(&again), Some(Reason::PathExists), "{again}");
+}
+
+#[tokio::test]
+async fn wrong_calls_say_what_is_wrong() {
+    let world = World::new();
+    let (mut client, _server) = serve(&world).await;
+    let request = CreateArchiveRequest { preservation: true, ignore_files: true, ..Default::default() };
+    let status = client.create(request).await.unwrap_err();
+    assert_eq!(
+        (reason(&status), detail(&status, "field")),
+        (Some(Reason::BadField), Some("preservation".into()))
+    );
+    let request = CreateArchiveRequest { path: text("../outside"), ..Default::default() };
+    assert_eq!(reason(&client.create(request).await.unwrap_err()), Some(Reason::BadPath));
+    let request = CreateArchiveRequest { path: text("gone"), ..Default::default() };
+    assert_eq!(reason(&client.create(request).await.unwrap_err()), Some(Reason::PathNotFound));
+
+    let evil = zip(&[Entry::new("../evil", FILE, b"")]);
+    let status = extract(&mut client, ExtractOpen::default(), &evil).await.unwrap_err();
+    assert_eq!(
+        (reason(&status), detail(&status, "entry")),
+        (Some(Reason::UnsafeArchive), Some("../evil".into()))
+    );
+    let open = ExtractOpen { sha256: vec![1; 32], ..Default::default() };
+    let status = extract(&mut client, open, &evil).await.unwrap_err();
+    assert_eq!(reason(&status), Some(Reason::DigestMismatch));
+    let open = ExtractOpen { sha256: vec![1; 3], ..Default::default() };
+    assert_eq!(reason(&extract(&mut client, open, &evil).await.unwrap_err()), Some(Reason::BadField));
+
+    let no_open = ExtractArchiveRequest { open: None, data: "x".into() };
+    let status = client.extract(stream::iter([no_open])).await.unwrap_err();
+    assert_eq!(detail(&status, "field").as_deref(), Some("open"));
+    let open = || ExtractArchiveRequest { open: Some(ExtractOpen::default()), data: Bytes::new() };
+    let status = client.extract(stream::iter([open(), open()])).await.unwrap_err();
+    assert_eq!(detail(&status, "allowed").as_deref(), Some("in the first message only"));
+    let large = ExtractArchiveRequest { data: vec![0; (1 << 20) + 1].into(), ..open() };
+    assert_eq!(reason(&client.extract(stream::iter([large])).await.unwrap_err()), Some(Reason::TooLarge));
+    assert_eq!(world.names(""), [""; 0]);
+}

@@ -1,0 +1,194 @@
+//! `podling archive`: a workspace as a zip.
+
+use std::{ffi::OsString, os::unix::ffi::OsStrExt as _, path::PathBuf};
+
+use clap::Args;
+use indicatif::{HumanBytes, ProgressBar};
+use podling_proto::agent::v1::{
+    ArchiveDone, ArchiveProgress, CreateArchiveRequest, create_archive_response::Message,
+};
+use ring::digest::{Context as Digest, SHA256};
+use serde::Serialize;
+use tokio::{
+    fs::{self, File},
+    io::AsyncWriteExt as _,
+};
+
+use crate::{
+    context::Context,
+    cp::place::RemotePath,
+    failure::{self, Failure},
+    output,
+    stdio::Stdio,
+    unfinished::Unfinished,
+};
+
+/// Save a workspace, or a folder of it, as a zip
+///
+/// With permissions, times, symbolic links and empty folders. What could not be read whole, or changed while it was read, is
+/// listed; then the exit code is 1, and the zip is there all the same.
+#[derive(Debug, Args)]
+pub struct Archive {
+    /// The workspace's name or id.
+    workspace: String,
+    /// Where to; "-" is standard output. Default: WORKSPACE.zip
+    file: Option<PathBuf>,
+    /// Only this folder.
+    #[arg(long, value_name = "DIR")]
+    path: Option<OsString>,
+    /// Leave out what matches, as a line in a .gitignore would; may be given several times.
+    #[arg(long, value_name = "PATTERN")]
+    ignore: Vec<String>,
+    /// Leave out what the .gitignore and .ignore files in the workspace say.
+    #[arg(long)]
+    ignore_files: bool,
+}
+
+/// What was done.
+#[derive(Debug, Serialize)]
+struct Done {
+    file: String,
+    entries: u64,
+    bytes: u64,
+    archive_bytes: u64,
+    sha256: String,
+    skipped: Vec<Skipped>,
+    skipped_count: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Skipped {
+    path: String,
+    why: String,
+}
+
+/// Where the zip goes.
+enum Sink {
+    Stdout(Stdio),
+    File { file: File, unfinished: Unfinished, path: PathBuf },
+}
+
+impl Archive {
+    /// Saves it.
+    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
+        let path = self.path.as_deref().unwrap_or_default();
+        let path = RemotePath::parse(path.as_bytes()).map_err(|error| Failure::Usage(error.to_string()))?;
+        let file = self.file.unwrap_or_else(|| PathBuf::from(format!("{}.zip", self.workspace)));
+        let inside = context.client().await?.inside(&self.workspace).await?;
+        let request = CreateArchiveRequest {
+            path: Some(path.wire()),
+            preservation: false,
+            ignore: self.ignore,
+            ignore_files: self.ignore_files,
+        };
+        let mut answers = inside.archives().create(request).await?.into_inner();
+        let mut sink = Sink::open(file).await?;
+        let mut bar = output::bytes_bar(None);
+        let mut digest = Digest::new(&SHA256);
+        let mut done = None;
+        while let Some(answer) = answers.message().await? {
+            match answer.message {
+                Some(Message::Data(data)) => {
+                    digest.update(&data);
+                    sink.write(&data).await?;
+                }
+                Some(Message::Progress(progress)) => show(&mut bar, progress),
+                Some(Message::Done(last)) => done = Some(last),
+                // A line of the manifest: the zip says the same.
+                Some(Message::Entry(_)) | None => {}
+            }
+        }
+        bar.finish_and_clear();
+        let done = done.ok_or_else(|| Failure::Other("the archive ended before it was whole".to_owned()))?;
+        if digest.finish().as_ref() != done.archive_sha256 {
+            return Err(Failure::Other("what arrived is not what was sent; nothing was saved".to_owned()));
+        }
+        let (file, to_stdout) = sink.finish().await?;
+        let done = Done::new(file, done);
+        done.report(context.json(), to_stdout)?;
+        Ok(if done.skipped_count > 0 { failure::ERROR } else { failure::OK })
+    }
+}
+
+fn show(bar: &mut ProgressBar, progress: ArchiveProgress) {
+    if progress.total_bytes > 0 && bar.length().is_none() {
+        bar.finish_and_clear();
+        *bar = output::bytes_bar(Some(progress.total_bytes));
+    }
+    bar.set_position(progress.bytes);
+    bar.set_message(format!("{} entries", progress.entries));
+}
+
+impl Sink {
+    async fn open(path: PathBuf) -> Result<Self, Failure> {
+        if path.as_os_str() == "-" {
+            let stdout = Stdio::stdout().map_err(Failure::io("cannot write to standard output"))?;
+            return Ok(Self::Stdout(stdout));
+        }
+        let unfinished = Unfinished::beside(&path);
+        let created = File::options().write(true).create_new(true).open(unfinished.path()).await;
+        let file = created.map_err(Failure::io(format!("cannot write {}", path.display())))?;
+        Ok(Self::File { file, unfinished, path })
+    }
+
+    async fn write(&mut self, data: &[u8]) -> Result<(), Failure> {
+        match self {
+            Self::Stdout(stdout) => {
+                stdout.write_all(data).await.map_err(Failure::io("cannot write to standard output"))
+            }
+            Self::File { file, path, .. } => {
+                let written = file.write_all(data).await;
+                written.map_err(Failure::io(format!("cannot write {}", path.display())))
+            }
+        }
+    }
+
+    /// Its name, and whether it went to standard output.
+    async fn finish(self) -> Result<(String, bool), Failure> {
+        let Self::File { mut file, unfinished, path } = self else { return Ok(("-".to_owned(), true)) };
+        let writing = || Failure::io(format!("cannot write {}", path.display()));
+        file.flush().await.map_err(writing())?;
+        file.sync_all().await.map_err(writing())?;
+        fs::rename(unfinished.path(), &path).await.map_err(writing())?;
+        Ok((path.display().to_string(), false))
+    }
+}
+
+impl Done {
+    fn new(file: String, done: ArchiveDone) -> Self {
+        let skipped = done.skipped.into_iter().map(|skipped| Skipped {
+            path: match output::plain(&String::from_utf8_lossy(&skipped.path)) {
+                path if path.is_empty() => ".".to_owned(),
+                path => path,
+            },
+            why: output::plain(&skipped.reason),
+        });
+        Self {
+            file,
+            entries: done.entries,
+            bytes: done.bytes,
+            archive_bytes: done.archive_bytes,
+            sha256: done.archive_sha256.iter().map(|byte| format!("{byte:02x}")).collect(),
+            skipped: skipped.collect(),
+            skipped_count: done.skipped_count,
+        }
+    }
+
+    fn report(&self, json: bool, to_stdout: bool) -> Result<(), Failure> {
+        for skipped in &self.skipped {
+            eprintln!("not whole: {}: {}", skipped.path, skipped.why);
+        }
+        let unnamed = self.skipped_count.saturating_sub(self.skipped.len() as u64);
+        if unnamed > 0 {
+            eprintln!("not whole: {unnamed} more");
+        }
+        if to_stdout {
+            return Ok(());
+        }
+        if json {
+            return output::json(self);
+        }
+        let (content, zip) = (HumanBytes(self.bytes), HumanBytes(self.archive_bytes));
+        output::line(&format!("{}: {} entries, {content} in {zip}", output::plain(&self.file), self.entries))
+    }
+}
