@@ -34,7 +34,7 @@ pub struct Proof {
     pub label: Label,
     /// Lines of the manifest.
     pub entries: u64,
-    /// Of content, decoded and compared, in bytes.
+    /// Of content, decoded and compared, in bytes: all sizes in the manifest together.
     pub bytes: u64,
     /// Of the zip, in bytes.
     pub archive_bytes: u64,

@@ -15,7 +15,7 @@ use super::{
     digest::{Digest, Hasher},
     error::{BackupError, EntryName, Reasons},
     limits::Limits,
-    manifest::{Entry, Kind},
+    manifest::Entry,
     place::Upload,
     spool::Spool,
 };
@@ -117,7 +117,8 @@ impl<'a> Intake<'a> {
         let entry = Entry::from_wire(wire).map_err(wrong)?;
         self.entries += 1;
         within(self.entries, self.limits.entries, "entries")?;
-        self.bytes = self.bytes.saturating_add(if entry.kind == Kind::File { entry.size } else { 0 });
+        // Of whatever kind: some count where a link points, too.
+        self.bytes = self.bytes.saturating_add(entry.size);
         within(self.bytes, self.limits.content_bytes, "bytes of content")?;
         let name = self.spool.name(&entry.path);
         self.line.clear();

@@ -64,6 +64,7 @@ impl Check {
         let mut next = self.central()?;
         while let Some(entry) = self.entry()? {
             lines += 1;
+            bytes = bytes.saturating_add(entry.size);
             if !entry.in_zip() {
                 continue;
             }
@@ -80,9 +81,6 @@ impl Check {
                 Err(Stop::Damaged(problem)) => return Err(faulty(&problem)),
                 Err(Stop::Failed(error)) => return Err(error),
                 Err(Stop::Enough) => return Err(whole("its content is not what was archived")),
-            }
-            if entry.kind == Kind::File {
-                bytes = bytes.saturating_add(entry.size);
             }
             if let Some(expected) = entry.sha256
                 && contents.end(entry.path, expected).is_none()
