@@ -30,6 +30,8 @@ mod event;
 mod handle;
 mod line;
 mod links;
+#[cfg(debug_assertions)]
+mod mortal;
 mod publish;
 mod requests;
 mod saved;

@@ -32,10 +32,13 @@ const MAX_LINE: usize = 200;
 
 /// The id of a directive whose answer nobody waits for.
 const NO_ANSWER: u64 = 0;
-/// Between two heartbeats: as in the design, but where a workspace sleeps soon, often enough for that to be seen in time.
+/// Between two heartbeats; how long an intent counts as activity by itself; over how long work is measured: as in the design, but
+/// shorter where a workspace sleeps soon.
 const LONGEST_BEAT: Duration = Duration::from_secs(15);
 const SHORTEST_BEAT: Duration = Duration::from_millis(500);
-const BEATS_PER_TIMEOUT: u32 = 4;
+const LONGEST_ACTIVE: Duration = Duration::from_secs(60);
+const LONGEST_WINDOW: Duration = Duration::from_secs(60);
+const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
 
 /// What an agent says of its process.
 pub(super) fn process(hello: &Hello) -> ProcessAccount {
@@ -161,13 +164,15 @@ fn claim(content: &ClaimContent, token_keys: &[TokenKey]) -> Claim {
     let spec: &Spec = &content.spec;
     let span = |duration| prost_types::Duration::try_from(duration).ok();
     // What is left out is as the protocol's defaults have it.
+    let idle_timeout = spec.policy.idle_timeout;
+    let quarter = idle_timeout / 4;
     let policy = AgentPolicy {
-        idle_timeout: span(spec.policy.idle_timeout),
+        idle_timeout: span(idle_timeout),
         work_cap: span(spec.policy.work_cap),
         presence_cap: span(spec.policy.presence_cap),
-        beat_interval: span(
-            (spec.policy.idle_timeout / BEATS_PER_TIMEOUT).clamp(SHORTEST_BEAT, LONGEST_BEAT),
-        ),
+        beat_interval: span(quarter.clamp(SHORTEST_BEAT, LONGEST_BEAT)),
+        active_for: span(quarter.min(LONGEST_ACTIVE)),
+        work_window: span(idle_timeout.clamp(SHORTEST_WINDOW, LONGEST_WINDOW)),
         ..AgentPolicy::default()
     };
     Claim {

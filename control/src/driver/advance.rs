@@ -94,6 +94,8 @@ impl<B: Backend> Driver<B> {
     /// Gives an order away.
     fn order(&mut self, id: &WorkspaceId, action: Action, now: Timestamp) {
         let Some(entry) = self.entries.get_mut(id) else { return };
+        #[cfg(debug_assertions)]
+        super::mortal::may_die(action, "before");
         let order = match action {
             Action::Start(epoch) => match entry.secret.take() {
                 Some((of, secret)) if of == epoch => {
@@ -146,6 +148,8 @@ impl<B: Backend> Driver<B> {
 
     pub(super) fn fold_outcome(&mut self, outcome: &Outcome) {
         let Some(entry) = self.entries.get_mut(&outcome.workspace) else { return };
+        #[cfg(debug_assertions)]
+        super::mortal::may_die(outcome.action, "after");
         entry.in_flight = None;
         if let Err(error) = &outcome.result {
             tracing::warn!(workspace = %outcome.workspace, action = ?outcome.action, error, "an action failed");

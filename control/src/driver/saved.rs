@@ -30,6 +30,8 @@ impl<B: Backend> Driver<B> {
                 (Change::Forget(id, _), Ok(())) => {
                     // One that never became durable has gone already.
                     let Some(entry) = self.entries.remove(&id) else { continue };
+                    #[cfg(debug_assertions)]
+                    super::mortal::may_die(Action::Forget, "after");
                     tracing::info!(workspace = %id, "gone");
                     if let Some(at) = entry.wakes {
                         self.schedule.remove(&(at, id));

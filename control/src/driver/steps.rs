@@ -68,6 +68,8 @@ impl Entry {
     /// The step is over, one way or the other.
     pub(super) fn step_ends(&mut self, result: Result<(), Failure>) {
         let Some(asked) = self.asked.take() else { return };
+        #[cfg(debug_assertions)]
+        super::mortal::may_die(asked.action, "after");
         self.in_flight = None;
         if let Err(failure) = &result {
             tracing::info!(workspace = %self.record.spec.id, action = ?asked.action, ?failure, "a step to sleep failed");
