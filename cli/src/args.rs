@@ -4,8 +4,9 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     command::{
-        attach::Attach, completions::Completions, cp::Cp, create::Create, down::Down, explain::Explain,
-        keep_awake::KeepAwake, ls::Ls, rm::Rm, run::Run, token::Token, up::Up,
+        attach::Attach, backups::Backups, completions::Completions, cp::Cp, create::Create, down::Down,
+        explain::Explain, keep_awake::KeepAwake, ls::Ls, policy::Policy, restore::Restore, rm::Rm, run::Run,
+        sleep::Sleep, token::Token, up::Up, wake::Wake,
     },
     context::Context,
     failure::{EXIT_CODES, Failure},
@@ -37,7 +38,12 @@ pub enum Command {
     Cp(Cp),
     KeepAwake(KeepAwake),
     Explain(Explain),
+    Policy(Policy),
+    Sleep(Sleep),
+    Wake(Wake),
     Rm(Rm),
+    Backups(Backups),
+    Restore(Restore),
     Token(Token),
     Completions(Completions),
 }
@@ -55,7 +61,12 @@ impl Command {
             Self::Cp(cp) => cp.run(context).await,
             Self::KeepAwake(keep_awake) => keep_awake.run(context).await,
             Self::Explain(explain) => explain.run(context).await,
+            Self::Policy(policy) => policy.run(context).await,
+            Self::Sleep(sleep) => sleep.run(context).await,
+            Self::Wake(wake) => wake.run(context).await,
             Self::Rm(rm) => rm.run(context).await,
+            Self::Backups(backups) => backups.run(context).await,
+            Self::Restore(restore) => restore.run(context).await,
             Self::Token(token) => token.run(context).await,
             Self::Completions(completions) => completions.run(),
         }
@@ -92,7 +103,20 @@ mod tests {
             "podling keep-awake demo 2h",
             "podling keep-awake demo -- make -j8",
             "podling keep-awake demo --release",
+            "podling rm demo other",
             "podling rm demo --discard",
+            "podling rm demo --discard --yes --no-wait",
+            "podling create demo --warning 1m --max-awake 12h --archive-after 1d --keep-archives 30d",
+            "podling sleep demo other --force --no-wait",
+            "podling wake demo other --no-wait",
+            "podling backups",
+            "podling backups demo --json",
+            "podling backups --all-owners",
+            "podling restore demo",
+            "podling restore workspace-abcdefghijkl-20260102-030405 --as again --no-wait",
+            "podling policy show demo",
+            "podling policy set demo --idle-timeout 5m --warning 30s --work-cap 1h --presence-cap 10m --max-awake 1d",
+            "podling policy set demo --archive-after 2d --keep-archives 90d",
             "podling attach demo --new -- python3 -q",
             "podling token create --verbs read,terminal --workspace demo --ttl 1h",
         ] {
@@ -110,6 +134,13 @@ mod tests {
             "podling keep-awake demo 2h -- make",
             "podling token create --verbs fly",
             "podling attach demo --detach-key x",
+            "podling sleep",
+            "podling wake --force demo",
+            "podling rm demo --yes",
+            "podling backups demo --all-owners",
+            "podling restore",
+            "podling policy demo",
+            "podling policy set demo --idle-timeout soon",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
