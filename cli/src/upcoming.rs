@@ -95,16 +95,13 @@ pub fn short(workspace: &Workspace, now: SystemTime) -> Option<String> {
     })
 }
 
-/// A duration as short as it can be said: minutes hide the seconds behind them. None: less than a second.
+/// A duration as short as it can be said: from a minute on to the nearest minute. None: less than a second.
 pub fn brief(left: Duration) -> Option<String> {
-    let left = Duration::from_secs(left.as_secs());
-    let coarse = match left.as_secs() {
-        0 => return None,
-        1..60 => left,
-        60..3_600 => Duration::from_secs(left.as_secs() / 60 * 60),
-        _ => left,
-    };
-    Some(show(coarse))
+    match left.as_secs() {
+        0 => None,
+        seconds @ ..60 => Some(show(Duration::from_secs(seconds))),
+        seconds => Some(show(Duration::from_secs((seconds + 30) / 60 * 60))),
+    }
 }
 
 #[cfg(test)]
@@ -137,11 +134,11 @@ mod tests {
     #[test]
     fn an_idle_one_sleeps_when_its_idle_time_is_over() {
         let mut workspace = idle_workspace();
-        assert_eq!(short(&workspace, time(1_010)).as_deref(), Some("sleeps in 13m"));
+        assert_eq!(short(&workspace, time(1_010)).as_deref(), Some("sleeps in 14m"));
         assert_eq!(idle(&workspace), Some(Duration::from_secs(60)));
         let warning = SleepWarning { at: Some(time(1_100).into()), reason: String::new() };
         workspace.activity.as_mut().expect("activity").sleep_warning = Some(warning);
-        assert_eq!(short(&workspace, time(1_010)).as_deref(), Some("sleeps in 1m"), "as was said");
+        assert_eq!(short(&workspace, time(1_010)).as_deref(), Some("sleeps in 2m"), "as was said");
         workspace.set_link(Link::Unknown);
         assert_eq!((short(&workspace, time(1_010)), idle(&workspace)), (None, None), "nobody knows");
     }
@@ -166,7 +163,7 @@ mod tests {
         };
         assert_eq!(next(State::Asleep, "its storage is archived and let go", 82_920), "archived in 23h 2m");
         assert_eq!(next(State::Failed, "its agent is started again", 0), "tried again now");
-        assert_eq!(next(State::Asleep, "words of a later version", 90), "in 1m");
+        assert_eq!(next(State::Asleep, "words of a later version", 80), "in 1m");
     }
 
     #[test]

@@ -115,8 +115,8 @@ mod tests {
         let text = render(std::slice::from_ref(&workspace), now, false);
         assert_eq!(
             text,
-            "NAME  ID            STATE  SINCE  VERDICT  IDLE  NEXT           TEMPLATE  \n\
-             demo  abcdefghijkl  awake  1m 5s  idle     45s   sleeps in 14m  shell     \n"
+            "NAME  ID            STATE  SINCE  VERDICT  IDLE  NEXT           TEMPLATE\n\
+             demo  abcdefghijkl  awake  1m 5s  idle     45s   sleeps in 14m  shell\n"
         );
         workspace.set_link(Link::Unknown);
         let text = render(&[workspace], now, false);
