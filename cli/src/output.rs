@@ -81,6 +81,11 @@ pub fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
+/// So many of them, in words.
+pub fn counted(count: u32, one: &str, many: &str) -> String {
+    if count == 1 { format!("1 {one}") } else { format!("{count} {many}") }
+}
+
 /// Columns wide enough for what is in them, two spaces apart. A cell's tone colours it without counting.
 pub fn table(head: &[&str], rows: &[Vec<(String, Option<Tone>)>]) -> String {
     let width = |column: usize| {

@@ -1,7 +1,7 @@
 //! One terminal on our screen until it ends or is left, over as many links as it takes.
 //!
 //! A broken link costs nothing: output goes on at the byte behind the last one taken, input at the byte the agent expects. What
-//! comes is in [`incoming`], what goes in [`outgoing`], sleep in [`slumber`].
+//! comes is in `incoming`, what goes in `outgoing`, sleep in `slumber`.
 
 mod incoming;
 mod outgoing;

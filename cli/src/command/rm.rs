@@ -159,15 +159,11 @@ fn promise(workspace: &Workspace) -> String {
 fn loss(workspace: &Workspace) -> String {
     let usage = workspace.activity.as_ref().and_then(|activity| activity.usage).unwrap_or_default();
     let mut lost = format!("{}: all of its files and archives are lost for good", workspace.name);
-    let count = |count: u32, one: &str, many: &str| match count {
-        0 => None,
-        1 => Some(format!("1 {one}")),
-        n => Some(format!("{n} {many}")),
-    };
     let ended: Vec<_> =
-        [count(usage.terminals, "terminal", "terminals"), count(usage.processes, "process", "processes")]
+        [(usage.terminals, "terminal", "terminals"), (usage.processes, "process", "processes")]
             .into_iter()
-            .flatten()
+            .filter(|(count, ..)| *count > 0)
+            .map(|(count, one, many)| output::counted(count, one, many))
             .collect();
     if !ended.is_empty() {
         lost.push_str(&format!("; {} end", ended.join(" and ")));

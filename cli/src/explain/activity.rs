@@ -6,7 +6,7 @@ use podling_proto::agent::v1::{ActivityState, Evidence, Lease, SleepWarning, Ver
 
 use crate::{
     duration::{self, from_wire, show},
-    output::{Tone, paint, plain, table},
+    output::{Tone, counted, paint, plain, table},
     upcoming::{brief, left, since},
     view::verdict,
 };
@@ -39,11 +39,11 @@ pub fn render(activity: &ActivityState, fresh: bool, now: SystemTime) -> String 
     activity.leases.iter().for_each(|lease| text.push_str(&render_lease(lease)));
     if let Some(usage) = activity.usage {
         text.push_str(&format!(
-            "It uses {:.2} cores and {} of memory, with {} processes and {} terminals.\n",
+            "It uses {:.2} cores and {} of memory, with {} and {}.\n",
             usage.cpu_cores,
             indicatif::HumanBytes(usage.memory_bytes),
-            usage.processes,
-            usage.terminals
+            counted(usage.processes, "process", "processes"),
+            counted(usage.terminals, "terminal", "terminals")
         ));
     }
     text

@@ -22,8 +22,7 @@ const HOLD_RETRY: Duration = Duration::from_millis(250);
 impl Session {
     pub(super) fn event(&mut self, event: Event) -> Result<(), Failure> {
         match event {
-            // At the beginning somebody asked for it, and so has who pressed a key; a link that broke has not.
-            Event::Retry => self.open(!self.begun || matches!(self.slumber, Slumber::Waking(_))),
+            Event::Retry => self.open(self.slumber.asks(self.begun)),
             Event::Opened => {}
             Event::Response(AttachResponse { response: Some(response) }) => match response {
                 Response::Frame(frame) => self.frame(frame),

@@ -43,6 +43,17 @@ pub(super) enum Slumber {
     Waking(usize),
 }
 
+impl Slumber {
+    /// Whether somebody asks for the workspace just now, so that a stream may wake it: who attaches (nothing has `begun`), and who
+    /// presses a key. A link that broke asks for nothing.
+    pub(super) fn asks(&self, begun: bool) -> bool {
+        match self {
+            Self::Waking(_) => true,
+            Self::Up | Self::Looking(_) | Self::Asleep => !begun,
+        }
+    }
+}
+
 /// What a key means to a workspace that sleeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Meant {
@@ -184,6 +195,13 @@ mod tests {
             "demo falls asleep: it is not used. The last 12 bytes typed were not taken and go nowhere. Press a key \
              to wake it, Ctrl-C to leave"
         );
+    }
+
+    #[test]
+    fn what_is_tried_again_by_itself_wakes_nothing() {
+        assert!(Slumber::Up.asks(false), "who attaches wakes it");
+        assert!(!Slumber::Up.asks(true) && !Slumber::Asleep.asks(true) && !Slumber::Looking(None).asks(true));
+        assert!(Slumber::Waking(0).asks(true), "and who presses a key");
     }
 
     #[test]
