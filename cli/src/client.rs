@@ -11,7 +11,8 @@ use podling_proto::{
         processes_client::ProcessesClient, terminals_client::TerminalsClient,
     },
     control::v1::{
-        GetWorkspaceRequest, Workspace, tokens_client::TokensClient, workspaces_client::WorkspacesClient,
+        GetWorkspaceRequest, Workspace, backups_client::BackupsClient, tokens_client::TokensClient,
+        workspaces_client::WorkspacesClient,
     },
     metadata,
 };
@@ -46,6 +47,8 @@ pub struct Client {
 /// A client for the inside of one workspace.
 #[derive(Debug, Clone)]
 pub struct Inside {
+    channel: Channel,
+    credentials: Credentials,
     link: Link,
 }
 
@@ -54,6 +57,7 @@ pub struct Inside {
 pub struct Credentials {
     token: MetadataValue<Ascii>,
     workspace: Option<MetadataValue<Ascii>>,
+    never_wakes: bool,
 }
 
 impl Client {
@@ -73,7 +77,7 @@ impl Client {
         let channel = endpoint.connect_with_connector(connector).await.map_err(|source| {
             Failure::Unreachable { url: target.url.clone(), local: target.data.is_some(), source }
         })?;
-        Ok(Self { channel, credentials: Credentials { token, workspace: None } })
+        Ok(Self { channel, credentials: Credentials { token, workspace: None, never_wakes: false } })
     }
 
     /// Workspaces themselves.
@@ -84,6 +88,11 @@ impl Client {
     /// Tokens.
     pub fn tokens(&self) -> TokensClient<Link> {
         TokensClient::new(self.link())
+    }
+
+    /// Archives, and the way back from them.
+    pub fn backups(&self) -> BackupsClient<Link> {
+        BackupsClient::new(self.link()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// The workspace of this name or id.
@@ -108,7 +117,7 @@ impl Client {
     pub fn inside_of(&self, workspace: &Workspace) -> Inside {
         let workspace = MetadataValue::try_from(workspace.id.as_str()).ok();
         let credentials = Credentials { workspace, ..self.credentials.clone() };
-        Inside { link: InterceptedService::new(self.channel.clone(), credentials) }
+        Inside::new(self.channel.clone(), credentials)
     }
 
     fn link(&self) -> Link {
@@ -117,6 +126,18 @@ impl Client {
 }
 
 impl Inside {
+    fn new(channel: Channel, credentials: Credentials) -> Self {
+        let link = InterceptedService::new(channel.clone(), credentials.clone());
+        Self { channel, credentials, link }
+    }
+
+    /// The same, with calls that never wake it: for what is repeated without anybody asking for it.
+    #[must_use]
+    pub fn quiet(&self) -> Self {
+        let credentials = Credentials { never_wakes: true, ..self.credentials.clone() };
+        Self::new(self.channel.clone(), credentials)
+    }
+
     /// Its terminals.
     pub fn terminals(&self) -> TerminalsClient<Link> {
         TerminalsClient::new(self.link.clone()).max_decoding_message_size(MAX_MESSAGE)
@@ -149,6 +170,9 @@ impl Interceptor for Credentials {
         if let Some(workspace) = &self.workspace {
             request.metadata_mut().insert(metadata::WORKSPACE, workspace.clone());
         }
+        if self.never_wakes {
+            request.metadata_mut().insert(metadata::WAKE, MetadataValue::from_static("never"));
+        }
         Ok(request)
     }
 }
@@ -156,5 +180,24 @@ impl Interceptor for Credentials {
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Credentials").field("workspace", &self.workspace).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_repeated_by_itself_says_that_it_must_not_wake() {
+        let credentials = |never_wakes| Credentials {
+            token: MetadataValue::from_static("Bearer x"),
+            workspace: Some(MetadataValue::from_static("abcdefghijkl")),
+            never_wakes,
+        };
+        let wake = |never_wakes| {
+            let request = credentials(never_wakes).call(Request::new(())).expect("a request");
+            request.metadata().get(metadata::WAKE).map(|value| value.to_str().expect("text").to_owned())
+        };
+        assert_eq!((wake(false), wake(true).as_deref()), (None, Some("never")));
     }
 }

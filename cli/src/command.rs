@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod attach;
+pub mod backups;
 pub mod completions;
 pub mod cp;
 pub mod create;
@@ -9,7 +10,11 @@ pub mod down;
 pub mod explain;
 pub mod keep_awake;
 pub mod ls;
+pub mod policy;
+pub mod restore;
 pub mod rm;
 pub mod run;
+pub mod sleep;
 pub mod token;
 pub mod up;
+pub mod wake;

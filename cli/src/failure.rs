@@ -38,7 +38,7 @@ Exit codes:
   0  done
   1  something went wrong
   2  the command line is wrong
-  3  no such workspace, terminal, process or path
+  3  no such workspace, terminal, process, path or backup
   4  refused: the token does not allow it, or something would be lost
   5  nothing answers, or it is not ready
 
@@ -124,6 +124,11 @@ impl Failure {
     pub fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let doing = doing.into();
         move |source| Self::Io { doing, source }
+    }
+
+    /// An answer without the workspace it is about.
+    pub fn no_workspace() -> Self {
+        Self::Other("the answer holds no workspace".to_owned())
     }
 
     /// The same failure with another exit code.
@@ -228,7 +233,13 @@ impl From<Status> for Failure {
 fn status_code(status: &Status) -> u8 {
     match error::reason(status) {
         Some(Reason::Busy | Reason::DiscardRequired | Reason::PathEscapes) => REFUSED,
-        Some(Reason::NotAwake | Reason::Unclaimed | Reason::Deleting) => UNAVAILABLE,
+        Some(
+            Reason::NotAwake
+            | Reason::Unclaimed
+            | Reason::Deleting
+            | Reason::Maintenance
+            | Reason::NotArchived,
+        ) => UNAVAILABLE,
         _ => match status.code() {
             Code::NotFound => NOT_FOUND,
             Code::Unauthenticated | Code::PermissionDenied => REFUSED,
@@ -251,6 +262,11 @@ fn status_advice(status: &Status) -> Option<String> {
         Reason::NameTaken => "choose another name, or use the one there is: podling attach NAME",
         Reason::Busy => "end what runs there, or pass --force",
         Reason::DiscardRequired => "say so with: podling rm NAME --discard",
+        Reason::BackupNotFound => "see what there is with: podling backups",
+        Reason::NotArchived => {
+            "wake it with: podling wake NAME; or restore beside it: podling restore … --as NEW-NAME"
+        }
+        Reason::Preparing | Reason::Maintenance => "see what it is doing with: podling explain NAME",
         Reason::WorkspaceFailed => "see why with: podling explain NAME",
         Reason::AgentUnreachable | Reason::WakeTimeout => "see how it is with: podling explain NAME",
         Reason::DiskFull => "make room on the machine's disk first",
@@ -280,6 +296,8 @@ mod tests {
             (Reason::Busy, REFUSED),
             (Reason::AgentUnreachable, UNAVAILABLE),
             (Reason::NotAwake, UNAVAILABLE),
+            (Reason::NotArchived, UNAVAILABLE),
+            (Reason::BackupNotFound, NOT_FOUND),
             (Reason::BadField, USAGE),
             (Reason::DiskFull, ERROR),
             (Reason::Internal, ERROR),

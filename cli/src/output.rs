@@ -81,6 +81,11 @@ pub fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
+/// So many of them, in words.
+pub fn counted(count: u32, one: &str, many: &str) -> String {
+    if count == 1 { format!("1 {one}") } else { format!("{count} {many}") }
+}
+
 /// Columns wide enough for what is in them, two spaces apart. A cell's tone colours it without counting.
 pub fn table(head: &[&str], rows: &[Vec<(String, Option<Tone>)>]) -> String {
     let width = |column: usize| {
@@ -91,10 +96,12 @@ pub fn table(head: &[&str], rows: &[Vec<(String, Option<Tone>)>]) -> String {
     let head: Vec<_> = head.iter().map(|text| ((*text).to_owned(), Some(Tone::Faint))).collect();
     let mut out = String::new();
     for row in std::iter::once(&head).chain(rows) {
-        for (column, (text, tone)) in row.iter().enumerate() {
+        // Nothing stands behind the last cell that holds something.
+        let used = row.iter().rposition(|(text, _)| !text.is_empty()).map_or(0, |last| last + 1);
+        for (column, (text, tone)) in row.iter().take(used).enumerate() {
             let shown = tone.map_or(Cow::Borrowed(text.as_str()), |tone| paint(text, tone));
             out.push_str(&shown);
-            if column + 1 < row.len() {
+            if column + 1 < used {
                 out.push_str(&" ".repeat(widths[column] - text.chars().count() + 2));
             }
         }
@@ -106,6 +113,7 @@ pub fn table(head: &[&str], rows: &[Vec<(String, Option<Tone>)>]) -> String {
 /// A sign that something is under way, on stderr if that is a terminal.
 pub fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
+        .with_style(ProgressStyle::default_spinner())
         .with_message(message)
         .with_finish(ProgressFinish::AndClear);
     bar.enable_steady_tick(TICK);
@@ -137,6 +145,8 @@ mod tests {
         let cell = |text: &str| (text.to_owned(), None);
         let rows = vec![vec![cell("a"), cell("awake")], vec![cell("längerer"), cell("x")]];
         assert_eq!(table(&["NAME", "STATE"], &rows), "NAME      STATE\na         awake\nlängerer  x\n");
+        let empty = vec![vec![cell("a"), cell("")]];
+        assert_eq!(table(&["NAME", ""], &empty), "NAME\na\n", "nothing hangs over");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use podling_proto::{
 };
 use serde::Serialize;
 
-use crate::{duration, output::Tone};
+use crate::{duration, output::Tone, policy::PolicyView};
 
 /// A workspace, for scripts.
 #[derive(Debug, Serialize)]
@@ -41,6 +41,14 @@ pub struct WorkspaceView {
     pub next_transition_reason: Option<String>,
     /// Starts since it was last healthy.
     pub restarts: u32,
+    /// Its place in the line of those who wait for room, 1 is next; null: it waits for none.
+    pub queue_position: Option<u32>,
+    /// When it sleeps unless it is used, if people were warned of that.
+    pub sleeps_at: Option<String>,
+    /// It was deleted, and only its archives are left.
+    pub deleted: bool,
+    /// How long it may do what.
+    pub policy: Option<PolicyView>,
     /// The agent that serves it.
     pub agent: Option<AgentView>,
 }
@@ -81,8 +89,19 @@ pub struct ActivityView {
     pub processes: u32,
     /// Terminals.
     pub terminals: u32,
+    /// People were told that it sleeps.
+    pub sleep_warning: Option<SleepWarningView>,
     /// When this was so.
     pub at: Option<String>,
+}
+
+/// A warning before sleep, for scripts.
+#[derive(Debug, Serialize)]
+pub struct SleepWarningView {
+    /// When it sleeps unless it is used.
+    pub at: Option<String>,
+    /// Why.
+    pub reason: String,
 }
 
 /// One reason, for scripts.
@@ -202,6 +221,12 @@ impl From<&Workspace> for WorkspaceView {
             next_transition: time(&workspace.next_transition),
             next_transition_reason: Some(workspace.next_transition_reason.clone()).filter(|r| !r.is_empty()),
             restarts: workspace.restarts,
+            queue_position: Some(workspace.queue_position).filter(|place| *place > 0),
+            sleeps_at: activity
+                .filter(|_| is_connected)
+                .and_then(|activity| time(&activity.sleep_warning.as_ref()?.at)),
+            deleted: workspace.deleted,
+            policy: workspace.policy.as_ref().map(PolicyView::from),
             agent: workspace.agent.as_ref().map(AgentView::from),
         }
     }
@@ -237,6 +262,10 @@ impl From<&ActivityState> for ActivityView {
             memory_bytes: usage.memory_bytes,
             processes: usage.processes,
             terminals: usage.terminals,
+            sleep_warning: activity.sleep_warning.as_ref().map(|warning| SleepWarningView {
+                at: warning.at.as_ref().map(ToString::to_string),
+                reason: warning.reason.clone(),
+            }),
             at: activity.at.as_ref().map(ToString::to_string),
         }
     }

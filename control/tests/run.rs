@@ -31,6 +31,7 @@ fn config(data: &Path) -> Config {
         templates: Vec::new(),
         default_template: "shell".to_owned(),
         backups: format!("file://{}", data.join("backups").display()),
+        quotas: Default::default(),
         agent_command: vec!["/bin/false".to_owned()],
     }
 }

@@ -1,5 +1,6 @@
 //! What users of Podling live through, with the real binaries.
 
+mod bedtime;
 mod broken_line;
 mod broken_programs;
 mod commands;

@@ -14,6 +14,8 @@ use crate::stdio::Stdio;
 
 /// Output that waits for a slow screen; with more, nothing is taken from the link.
 const MAX_QUEUED: usize = 256 * 1024;
+/// Columns of a screen that does not tell its size.
+const USUAL_COLS: u32 = 80;
 
 /// The screen and the way to it.
 #[derive(Debug)]
@@ -25,7 +27,7 @@ pub struct Display {
     queued: usize,
     position: Option<(u64, u64)>,
     written: u64,
-    notice: Option<&'static str>,
+    notice: Option<String>,
     shown: Option<Shown>,
 }
 
@@ -37,9 +39,9 @@ struct Chunk {
 }
 
 /// A notice in the corner of the screen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 struct Shown {
-    text: &'static str,
+    text: String,
     column: u32,
 }
 
@@ -97,6 +99,11 @@ impl Display {
         }
     }
 
+    /// What comes next is another life of the terminal: nothing of it is known, and it begins with a picture.
+    pub fn forget(&mut self) {
+        self.position = None;
+    }
+
     /// Takes a picture of the screen; what is there now goes up into the scrollback.
     pub fn picture(&mut self, offset: u64, screen: Screen, size: Option<Size>) {
         let mut paint = self.modes.undo();
@@ -120,7 +127,7 @@ impl Display {
     }
 
     /// Says something in a corner as long as it holds.
-    pub fn notice(&mut self, text: Option<&'static str>) {
+    pub fn notice(&mut self, text: Option<String>) {
         self.notice = text;
     }
 
@@ -142,24 +149,27 @@ impl Display {
 
     /// Draws or removes the notice, if the output stands still between two sequences.
     pub fn draw_notice(&mut self, size: Option<Size>) {
-        let shown = self.shown.map(|shown| shown.text);
-        if shown == self.notice || self.is_behind() {
+        let shown = self.shown.as_ref().map(|shown| &shown.text);
+        if shown == self.notice.as_ref() || self.is_behind() {
             return;
         }
         if !io::stderr().is_terminal() {
-            if let Some(text) = self.notice {
+            if let Some(text) = &self.notice {
                 eprint!("podling: {text}\r\n");
             }
-            self.shown = self.notice.map(|text| Shown { text, column: 1 });
+            self.shown = self.notice.clone().map(|text| Shown { text, column: 1 });
         } else if self.modes.at_rest() {
             let mut paint = String::new();
             if let Some(shown) = self.shown.take() {
                 paint.push_str(&format!("\x1b7\x1b[1;{}H\x1b[0m\x1b[K\x1b8", shown.column));
             }
-            if let Some(text) = self.notice {
-                let width = u32::try_from(text.chars().count()).unwrap_or(0) + 2;
-                let column = size.map_or(80, |size| size.cols).saturating_sub(width) + 1;
-                paint.push_str(&format!("\x1b7\x1b[1;{column}H\x1b[0;7m {text} \x1b[0m\x1b8"));
+            if let Some(text) = self.notice.clone() {
+                let cols = size.map_or(USUAL_COLS, |size| size.cols);
+                // It must not run into the next line.
+                let fits: String = text.chars().take(cols.saturating_sub(2) as usize).collect();
+                let width = u32::try_from(fits.chars().count()).unwrap_or(0) + 2;
+                let column = cols.saturating_sub(width) + 1;
+                paint.push_str(&format!("\x1b7\x1b[1;{column}H\x1b[0;7m {fits} \x1b[0m\x1b8"));
                 self.shown = Some(Shown { text, column });
             }
             // A screen that is gone shows no notice either.

@@ -21,12 +21,15 @@ type Opening = LocalBoxFuture<'static, Result<Streaming<AttachResponse>, Status>
 /// The way to the terminal.
 pub struct Link {
     inside: Inside,
+    quiet: Inside,
     state: State,
     backoff: Backoff,
     lost: Option<Instant>,
 }
 
 enum State {
+    /// Until somebody wants it.
+    Parked,
     /// Until it is time to try again.
     Waiting(Pin<Box<Sleep>>),
     Opening(Opening, mpsc::Sender<AttachRequest>),
@@ -50,16 +53,16 @@ impl Link {
     /// Not yet open.
     pub fn new(inside: Inside) -> Self {
         let state = State::Waiting(Box::pin(sleep(std::time::Duration::ZERO)));
-        Self { inside, state, backoff: Backoff::default(), lost: None }
+        Self { quiet: inside.quiet(), inside, state, backoff: Backoff::default(), lost: None }
     }
 
-    /// Opens a stream.
-    pub fn open(&mut self, open: AttachOpen) {
+    /// Opens a stream. Only if it `wakes`, because somebody asks for it, a workspace that sleeps is woken.
+    pub fn open(&mut self, open: AttachOpen, wakes: bool) {
         let (tx, rx) = mpsc::channel(QUEUE);
         let first = AttachRequest { request: Some(Request::Open(open)) };
         // The channel is new and has room.
         let _ = tx.try_send(first);
-        let mut terminals = self.inside.terminals();
+        let mut terminals = if wakes { self.inside.terminals() } else { self.quiet.terminals() };
         let opening =
             async move { terminals.attach(ReceiverStream::new(rx)).await.map(tonic::Response::into_inner) };
         self.state = State::Opening(Box::pin(opening), tx);
@@ -69,6 +72,13 @@ impl Link {
     pub fn retry(&mut self) {
         self.lost.get_or_insert_with(Instant::now);
         self.state = State::Waiting(Box::pin(sleep(self.backoff.step())));
+    }
+
+    /// Nothing is tried until somebody wants it: [`Link::open`].
+    pub fn park(&mut self) {
+        self.lost = None;
+        self.backoff.reset();
+        self.state = State::Parked;
     }
 
     /// It works again.
@@ -85,6 +95,7 @@ impl Link {
     /// What happens next. Dropped before it is done, nothing has.
     pub async fn next(&mut self) -> Event {
         match &mut self.state {
+            State::Parked => pending().await,
             State::Waiting(until) => {
                 until.await;
                 Event::Retry
@@ -108,7 +119,7 @@ impl Link {
     pub fn room(&self) -> impl Future<Output = mpsc::OwnedPermit<AttachRequest>> + use<> {
         let tx = match &self.state {
             State::Open(_, tx) => Some(tx.clone()),
-            State::Waiting(_) | State::Opening(..) => None,
+            State::Parked | State::Waiting(_) | State::Opening(..) => None,
         };
         async move {
             match tx {

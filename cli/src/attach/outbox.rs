@@ -90,6 +90,14 @@ impl Outbox {
         self.sent = u64::MAX;
     }
 
+    /// Nothing of what is kept shall be typed any more. Says how many bytes that were.
+    pub fn discard(&mut self) -> usize {
+        let dropped = self.bytes;
+        self.restart(self.acked);
+        self.pause();
+        dropped
+    }
+
     /// Whether there is something to send on the present stream.
     pub fn has_unsent(&self) -> bool {
         self.epoch.is_some() && self.sent < self.acked + self.bytes as u64
@@ -215,6 +223,26 @@ mod tests {
         typed(&mut outbox, "ls");
         let input = outbox.next_input().expect("input");
         assert_eq!((input.epoch, input.offset, input.data), (2, 0, Bytes::from("ls")));
+    }
+
+    #[test]
+    fn what_was_discarded_is_typed_nowhere_also_if_the_same_life_goes_on() {
+        for (epoch, begun) in [(1, Begun::Same), (2, Begun::NewLife { dropped: 0 })] {
+            let mut outbox = Outbox::default();
+            outbox.begin(1, 0);
+            typed(&mut outbox, "rm -rf build");
+            outbox.next_input();
+            outbox.acknowledge(1, 3);
+            assert_eq!(outbox.discard(), 9);
+            assert!(outbox.is_empty() && !outbox.has_unsent());
+            // Of what was under way some more had arrived.
+            let expected = if epoch == 1 { 5 } else { 0 };
+            assert_eq!(outbox.begin(epoch, expected), begun);
+            assert_eq!(outbox.next_input(), None);
+            typed(&mut outbox, "ls");
+            let input = outbox.next_input().expect("input");
+            assert_eq!((input.epoch, input.offset, input.data), (epoch, expected, Bytes::from("ls")));
+        }
     }
 
     #[test]

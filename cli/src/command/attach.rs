@@ -4,7 +4,11 @@ use std::collections::HashMap;
 
 use clap::Args;
 use podling_proto::{
-    agent::v1::{CreateTerminalRequest, Exit, ListTerminalsRequest, Terminal, exit::How},
+    agent::v1::{
+        AttachOpen, AttachRequest, CreateTerminalRequest, Exit, ListTerminalsRequest, Terminal,
+        attach_request::Request, exit::How,
+    },
+    control::v1::Workspace,
     error::{self, Reason},
     token,
 };
@@ -16,10 +20,12 @@ use crate::{
         raw,
         session::{self, End, Session},
     },
-    backoff::patiently,
-    client::Inside,
+    backoff::{is_broken_link, patiently},
+    client::{Client, Inside},
+    command::wake::wake,
     context::Context,
     failure::{self, Failure},
+    journey::{self, Journey},
     output,
     run::feed::Signals,
     signal,
@@ -58,12 +64,13 @@ impl Attach {
             return Err(Failure::Usage(words.to_owned()));
         }
         let signals = Signals::take().map_err(Failure::io("cannot take signals"))?;
-        let inside = context.client().await?.inside(&self.name).await?;
-        let (terminal, fresh) = self.terminal(&inside).await?;
+        let client = context.client().await?;
+        let workspace = client.find(&self.name).await?;
+        let (terminal, fresh) = self.terminal(&client, &workspace).await?;
         let shown = if terminal.name.is_empty() { &terminal.id } else { &terminal.name };
         let shown = output::plain(shown);
         eprintln!("attached to {shown} in {}; detach with {}", self.name, self.detach_key);
-        let session = Session::new(inside, terminal.id.clone(), fresh, self.detach_key)?;
+        let session = Session::new(client, workspace, terminal.id.clone(), fresh, self.detach_key)?;
         // The session has put the terminal back; the cursor may be anywhere.
         let end = session.run(signals).await.inspect_err(|_| eprintln!())?;
         Ok(match end {
@@ -79,29 +86,32 @@ impl Attach {
                 eprintln!("\r\ndetached; it goes on. Come back with: podling attach {}{again}", self.name);
                 failure::OK
             }
+            End::LeftAsleep => {
+                eprintln!("\r\nleft; {} sleeps. Wake it and come back with: podling attach {0}", self.name);
+                failure::OK
+            }
             End::Signal(name) => signal::exit_code(name),
         })
     }
 
     /// The terminal that is meant, made if need be, and whether it was.
-    async fn terminal(&self, inside: &Inside) -> Result<(Terminal, bool), Failure> {
+    async fn terminal(&self, client: &Client, workspace: &Workspace) -> Result<(Terminal, bool), Failure> {
+        let inside = client.inside_of(workspace);
         if self.new {
             let name = self.terminal.as_deref().unwrap_or_default();
-            return Ok((self.create(inside, name).await?, true));
+            return Ok((self.create(&inside, name).await?, true));
         }
-        let answer = patiently(|| {
-            let mut terminals = inside.terminals();
-            async move { terminals.list(ListTerminalsRequest {}).await }
-        });
-        let terminals = match answer.await {
-            Ok(answer) => answer.terminals,
-            // It has none then. Making one wakes it, which asking for them does not.
-            Err(status) if is_not_up(&status) => Vec::new(),
-            Err(status) => return Err(status.into()),
+        let terminals = match list(&inside).await {
+            // What it had when it fell asleep is there again once it is awake; asking for it does not wake it.
+            Err(status) if is_not_up(&status) => {
+                bring_up(client, workspace).await?;
+                list(&inside).await?
+            }
+            answer => answer?,
         };
         match (pick(&terminals, self.terminal.as_deref()), &self.terminal) {
             (Some(terminal), _) => Ok((terminal.clone(), false)),
-            (None, None) => Ok((self.create(inside, MAIN).await?, true)),
+            (None, None) => Ok((self.create(&inside, MAIN).await?, true)),
             (None, Some(wanted)) => Err(Failure::NotFound(missing(&self.name, wanted, &terminals))),
         }
     }
@@ -124,6 +134,30 @@ impl Attach {
             async move { terminals.create(request).await }
         });
         answer.await?.terminal.ok_or_else(|| Failure::Other("the answer holds no terminal".to_owned()))
+    }
+}
+
+async fn list(inside: &Inside) -> Result<Vec<Terminal>, Status> {
+    let answer = patiently(|| {
+        let mut terminals = inside.terminals();
+        async move { terminals.list(ListTerminalsRequest {}).await }
+    });
+    Ok(answer.await?.terminals)
+}
+
+/// Waits until the workspace is awake, telling how it fares. Who may attach may wake it, also without the verb for that: by
+/// attaching, to a terminal that does not exist.
+async fn bring_up(client: &Client, workspace: &Workspace) -> Result<(), Failure> {
+    match wake(client, &workspace.id).await {
+        Err(failure) if failure.reason() == Some(Reason::VerbMissing) => {
+            let open = AttachRequest { request: Some(Request::Open(AttachOpen::default())) };
+            let mut terminals = client.inside_of(workspace).terminals();
+            match terminals.attach(tokio_stream::once(open)).await {
+                Err(status) if is_not_up(&status) || is_broken_link(&status) => Err(status.into()),
+                _ => Ok(()),
+            }
+        }
+        woken => journey::follow(client, woken?, Journey::Awake).await.map(|_| ()),
     }
 }
 

@@ -1,22 +1,22 @@
 //! `podling create`: makes a workspace and waits until it can be used.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
 use podling_proto::{
-    control::v1::{CreateWorkspaceRequest, Policy, State, Workspace},
+    control::v1::{CreateWorkspaceRequest, Workspace},
     token,
 };
 
 use super::run::environment;
 use crate::{
     backoff::patiently,
-    client::Client,
     context::Context,
     duration,
     failure::Failure,
-    follow::{Change, Follow},
+    journey::{self, Journey},
     output,
+    policy::PolicyFlags,
     view::{WorkspaceView, state},
 };
 
@@ -31,15 +31,8 @@ pub struct Create {
     /// What to make it from; the default is the control plane's.
     #[arg(short, long, default_value = "", hide_default_value = true)]
     template: String,
-    /// Idle time before it may sleep, for example 15m.
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    idle_timeout: Option<Duration>,
-    /// How long running work keeps it awake after the last sign of a person.
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    work_cap: Option<Duration>,
-    /// How long a program in the foreground keeps it awake after the last sign of a person.
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    presence_cap: Option<Duration>,
+    #[command(flatten)]
+    policy: PolicyFlags,
     /// Add to its environment; without a value, pass on the one here.
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     env: Vec<String>,
@@ -67,9 +60,9 @@ impl Create {
         })
         .await?;
         let created = answer.created;
+        let workspace = answer.workspace.ok_or_else(Failure::no_workspace)?;
         let workspace =
-            answer.workspace.ok_or_else(|| Failure::Other("the answer holds no workspace".to_owned()))?;
-        let workspace = if wait { until_awake(&client, workspace).await? } else { workspace };
+            if wait { journey::follow(&client, workspace, Journey::Awake).await? } else { workspace };
         if context.json() {
             output::json(&WorkspaceView::from(&workspace))?;
         } else {
@@ -85,12 +78,7 @@ impl Create {
     fn request(self) -> CreateWorkspaceRequest {
         CreateWorkspaceRequest {
             env: environment(&self.env),
-            policy: Some(Policy {
-                idle_timeout: self.idle_timeout.map(duration::to_wire),
-                work_cap: self.work_cap.map(duration::to_wire),
-                presence_cap: self.presence_cap.map(duration::to_wire),
-                ..Policy::default()
-            }),
+            policy: Some(self.policy.to_wire()),
             name: self.name,
             template: self.template,
             request_id: token::random(REQUEST_ID_BYTES),
@@ -98,31 +86,4 @@ impl Create {
             owner: self.owner,
         }
     }
-}
-
-/// Waits until a workspace is awake; one that fails says why.
-pub async fn until_awake(client: &Client, workspace: Workspace) -> Result<Workspace, Failure> {
-    let spinner = output::spinner(format!("{} is {}", workspace.name, state(workspace.state())));
-    let mut changes = Follow::new(client.clone(), workspace.id.clone());
-    let outcome = loop {
-        match changes.next().await? {
-            Change::Gone => {
-                break Err(Failure::NotFound(format!("{} was deleted meanwhile", workspace.name)));
-            }
-            Change::Now(now) => match now.state() {
-                State::Awake => break Ok(*now),
-                State::Failed => {
-                    let why = format!("{} failed to start: {}", now.name, output::plain(&now.reason));
-                    break Err(Failure::Other(why));
-                }
-                State::Deleting => break Err(Failure::Other(format!("{} is being deleted", now.name))),
-                other => {
-                    let why = if now.reason.is_empty() { String::new() } else { format!(": {}", now.reason) };
-                    spinner.set_message(output::plain(&format!("{} is {}{why}", now.name, state(other))));
-                }
-            },
-        }
-    };
-    spinner.finish_and_clear();
-    outcome
 }

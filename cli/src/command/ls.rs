@@ -1,20 +1,20 @@
 //! `podling ls`: the workspaces there are.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use clap::Args;
-use podling_proto::control::v1::{Link, ListWorkspacesRequest, Workspace};
+use podling_proto::control::v1::{Link, ListWorkspacesRequest, State, Workspace};
 
 use crate::{
     backoff::patiently,
     context::Context,
-    duration,
     failure::Failure,
     output::{self, Tone},
+    upcoming,
     view::{WorkspaceView, state, state_tone, verdict},
 };
 
-/// List the workspaces
+/// List the workspaces: how they are, how long they have been idle, and what happens next
 #[derive(Debug, Args)]
 pub struct Ls {
     /// Of all owners (needs a token with `admin`).
@@ -44,53 +44,63 @@ impl Ls {
 }
 
 fn render(workspaces: &[Workspace], now: SystemTime, owners: bool) -> String {
-    let mut head = vec!["NAME", "ID", "STATE", "VERDICT", "SINCE", "TEMPLATE"];
+    let mut head = vec!["NAME", "ID", "STATE", "SINCE", "VERDICT", "IDLE", "NEXT", "TEMPLATE"];
     if owners {
         head.push("OWNER");
     }
     head.push("");
+    let none = || "-".to_owned();
     let row = |w: &Workspace| {
         let activity = w.activity.as_ref();
         // What was heard before the link went says nothing about now.
         let known = activity.filter(|_| w.link() == Link::Connected).and_then(|a| verdict(a.verdict()));
+        let warned = known.is_some() && activity.is_some_and(|activity| activity.sleep_warning.is_some());
         let mut row = vec![
             (w.name.clone(), Some(Tone::Strong)),
             (w.id.clone(), None),
             (state(w.state()).to_owned(), state_tone(w.state())),
+            (upcoming::since(w.since, now), None),
             (known.unwrap_or("-").to_owned(), None),
-            (ago(w.since, now), None),
+            (upcoming::idle(w).and_then(upcoming::brief).unwrap_or_else(none), None),
+            (upcoming::short(w, now).unwrap_or_else(none), warned.then_some(Tone::Notice)),
             (w.template.clone(), None),
         ];
         if owners {
             row.push((w.owner.clone(), None));
         }
-        row.push((output::plain(&w.reason), Some(Tone::Faint)));
+        row.push((output::plain(told(w)), Some(Tone::Bad)));
         row
     };
     output::table(&head, &workspaces.iter().map(row).collect::<Vec<_>>())
 }
 
-/// How long ago it was.
-pub fn ago(at: Option<prost_types::Timestamp>, now: SystemTime) -> String {
-    let elapsed = at.and_then(|at| SystemTime::try_from(at).ok()).map(|at| now.duration_since(at));
-    match elapsed {
-        Some(elapsed) => duration::show(Duration::from_secs(elapsed.unwrap_or_default().as_secs())),
-        None => "-".to_owned(),
+/// What is worth more than a line's width: why it does not work. The rest is for `podling explain`.
+fn told(workspace: &Workspace) -> &str {
+    match workspace.state() {
+        State::Failed => &workspace.reason,
+        State::Awake if workspace.link() != Link::Connected => "its agent is silent",
+        _ => "",
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use podling_proto::{
-        agent::v1::{ActivityState, Verdict},
-        control::v1::State,
-    };
+    use std::time::Duration;
+
+    use podling_proto::agent::v1::{ActivityState, Verdict};
 
     use super::*;
 
     #[test]
     fn a_row_says_what_is_known_and_no_more() {
-        let idle = ActivityState { verdict: Verdict::Idle.into(), ..ActivityState::default() };
+        let wire = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+        let idle = ActivityState {
+            verdict: Verdict::Idle.into(),
+            counted_idle: wire(45),
+            idle_timeout: wire(900),
+            at: Some(prost_types::Timestamp { seconds: 160, nanos: 0 }),
+            ..ActivityState::default()
+        };
         let mut workspace = Workspace {
             name: "demo".to_owned(),
             id: "abcdefghijkl".to_owned(),
@@ -103,9 +113,38 @@ mod tests {
         };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(165);
         let text = render(std::slice::from_ref(&workspace), now, false);
-        let row: Vec<_> = text.lines().nth(1).expect("a row").split_whitespace().collect();
-        assert_eq!(row, ["demo", "abcdefghijkl", "awake", "idle", "1m", "5s", "shell"]);
+        assert_eq!(
+            text,
+            "NAME  ID            STATE  SINCE  VERDICT  IDLE  NEXT           TEMPLATE\n\
+             demo  abcdefghijkl  awake  1m 5s  idle     45s   sleeps in 14m  shell\n"
+        );
         workspace.set_link(Link::Unknown);
-        assert!(!render(&[workspace], now, false).contains("idle"), "a silent agent is not idle");
+        let text = render(&[workspace], now, false);
+        assert!(!text.contains("idle") && text.contains("its agent is silent"), "a silent agent is not idle");
+    }
+
+    #[test]
+    fn a_full_list_fits_into_a_usual_window() {
+        let next = |state: State, reason: &str, seconds| Workspace {
+            name: "analysis".to_owned(),
+            id: "abcdefghijkl".to_owned(),
+            template: "python".to_owned(),
+            state: state.into(),
+            since: Some(prost_types::Timestamp { seconds: 0, nanos: 0 }),
+            next_transition: Some(prost_types::Timestamp { seconds, nanos: 0 }),
+            next_transition_reason: reason.to_owned(),
+            ..Workspace::default()
+        };
+        let workspaces = [
+            next(State::FallingAsleep, "", 0),
+            next(State::Asleep, "its storage is archived and let go", 3_600 + 82_800 + 120),
+            next(State::Archived, "its oldest archive is removed", 30 * 86_400),
+            Workspace { queue_position: 2, ..next(State::Queued, "", 0) },
+        ];
+        let text = render(&workspaces, SystemTime::UNIX_EPOCH + Duration::from_secs(3_600), false);
+        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+        for words in ["archived in 23h 2m", "archive ends in 29d 23h", "2nd in line"] {
+            assert!(text.contains(words), "{words} is missing in:\n{text}");
+        }
     }
 }

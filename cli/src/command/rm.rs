@@ -1,34 +1,40 @@
-//! `podling rm`: deletes a workspace, once somebody has agreed to what is lost.
+//! `podling rm`: deletes workspaces. They are archived first and nothing is lost; with `--discard` all is, once somebody has agreed.
 
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::{
+    io::{self, BufRead as _, IsTerminal as _, Write as _},
+    time::SystemTime,
+};
 
 use clap::Args;
 use podling_proto::{
-    control::v1::{DeleteWorkspaceRequest, Workspace},
+    control::v1::{Backup, DeleteWorkspaceRequest, Workspace},
     error::{self, Reason},
 };
 use serde::Serialize;
 
 use crate::{
     backoff::patiently,
+    backup::{self, BackupView, expires},
     client::Client,
     context::Context,
+    duration::{from_wire, show},
     failure::Failure,
-    follow::{Change, Follow},
+    journey::{self, Journey},
+    many::Many,
     output,
 };
 
-/// Delete workspaces and all that is in them
+/// Delete workspaces; each is archived first, and `podling restore` brings it back
 #[derive(Debug, Args)]
 pub struct Rm {
     /// Names or ids.
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
-    /// Agree that their files are lost for good; needed where nobody can be asked.
+    /// Archive nothing: agree that their files and archives are lost for good. Asks on a terminal.
     #[arg(long)]
     discard: bool,
-    /// Do not ask on a terminal.
-    #[arg(short, long)]
+    /// With --discard: do not ask on a terminal.
+    #[arg(short, long, requires = "discard")]
     yes: bool,
     /// Do not wait until they are gone.
     #[arg(long)]
@@ -39,6 +45,8 @@ pub struct Rm {
 struct Removed {
     name: String,
     id: String,
+    /// The archive that is left; null: none, or not yet.
+    backup: Option<BackupView>,
 }
 
 impl Rm {
@@ -49,41 +57,42 @@ impl Rm {
         for name in &self.names {
             found.push(client.find(name).await?);
         }
-        if !self.agreed(&found)? {
+        if self.discard && !self.agreed(&found)? {
             return Err(Failure::Refused("nothing was deleted".to_owned()));
         }
-        let mut removed = Vec::new();
+        let mut many = Many::new(context.json());
+        let mut asked = Vec::new();
         for workspace in found {
-            self.remove(&client, &workspace).await?;
-            if !context.json() {
-                let done = if self.no_wait { "is being deleted" } else { "is deleted" };
-                output::line(&format!("{} {done}", workspace.name))?;
+            if !self.discard && !context.json() {
+                eprintln!("{}", promise(&workspace));
             }
-            removed.push(Removed { name: workspace.name, id: workspace.id });
+            asked.extend(many.take(self.ask(&client, workspace).await));
+        }
+        let mut removed = Vec::new();
+        for workspace in asked {
+            let Some(gone) = many.take(self.removed(&client, workspace).await) else { continue };
+            let (Workspace { name, id, .. }, backup) = gone;
+            if !context.json() {
+                output::line(&self.done(&name, backup.as_ref()))?;
+            }
+            removed.push(Removed { name, id, backup: backup.as_ref().map(BackupView::from) });
         }
         if context.json() {
             output::json(&removed)?;
         }
-        Ok(0)
+        many.finish()
     }
 
     /// Whether somebody agrees to the loss: on a terminal by saying so, elsewhere by --discard.
     fn agreed(&self, workspaces: &[Workspace]) -> Result<bool, Failure> {
-        let asked = io::stdin().is_terminal();
-        if self.discard && !asked {
+        if !io::stdin().is_terminal() {
             return Ok(true);
         }
         for workspace in workspaces {
             eprintln!("{}", loss(workspace));
         }
-        if asked && self.yes {
+        if self.yes {
             return Ok(true);
-        }
-        if !asked {
-            let names = self.names.join(" ");
-            let advice =
-                format!("their files would be lost for good; to agree: podling rm {names} --discard");
-            return Err(Failure::Refused(advice));
         }
         eprint!("Delete? [y/N] ");
         let asking = || Failure::io("cannot ask");
@@ -93,43 +102,68 @@ impl Rm {
         Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
     }
 
-    async fn remove(&self, client: &Client, workspace: &Workspace) -> Result<(), Failure> {
-        let request = DeleteWorkspaceRequest { workspace: workspace.id.clone(), discard: true };
+    async fn ask(&self, client: &Client, workspace: Workspace) -> Result<Workspace, Failure> {
+        let request = DeleteWorkspaceRequest { workspace: workspace.id.clone(), discard: self.discard };
         let deleted = patiently(|| {
             let (mut workspaces, request) = (client.workspaces(), request.clone());
             async move { workspaces.delete(request).await }
         });
         match deleted.await {
             // It was there a moment ago: an earlier try got through before its link broke.
-            Err(status) if error::reason(&status) == Some(Reason::WorkspaceNotFound) => return Ok(()),
-            answer => answer?,
-        };
-        if self.no_wait {
-            return Ok(());
+            Err(status) if error::reason(&status) == Some(Reason::WorkspaceNotFound) => Ok(workspace),
+            answer => Ok(answer?.workspace.unwrap_or(workspace)),
         }
-        let spinner = output::spinner(format!("deleting {}", workspace.name));
-        let mut changes = Follow::new(client.clone(), workspace.id.clone());
-        while let Change::Now(now) = changes.next().await? {
-            spinner.set_message(output::plain(&format!("deleting {} {}", now.name, now.reason)));
-        }
-        spinner.finish_and_clear();
-        Ok(())
     }
+
+    /// Waits until it is gone; answers with the archive that is left.
+    async fn removed(
+        &self,
+        client: &Client,
+        workspace: Workspace,
+    ) -> Result<(Workspace, Option<Backup>), Failure> {
+        if self.no_wait {
+            return Ok((workspace, None));
+        }
+        let workspace = journey::follow(client, workspace, Journey::Gone).await?;
+        let left = match backup::of(client, &workspace.id).await {
+            Ok(backups) => backups.into_iter().next(),
+            // Nothing at all is left of it.
+            Err(failure) if failure.reason() == Some(Reason::WorkspaceNotFound) => None,
+            Err(failure) => return Err(failure),
+        };
+        Ok((workspace, left))
+    }
+
+    fn done(&self, name: &str, backup: Option<&Backup>) -> String {
+        match backup {
+            _ if self.no_wait => format!("{name} is being deleted"),
+            Some(backup) => format!(
+                "{name} is deleted; its archive goes {}. Bring it back with: podling restore {}",
+                expires(backup, SystemTime::now()),
+                backup.key
+            ),
+            None if self.discard => format!("{name} is deleted"),
+            None => format!("{name} is deleted; there was nothing to archive"),
+        }
+    }
+}
+
+/// What happens with it before it goes.
+fn promise(workspace: &Workspace) -> String {
+    let kept = workspace.policy.and_then(|policy| from_wire(policy.keep_archives)).map(show);
+    let kept = kept.map_or_else(String::new, |kept| format!(", which is kept for {kept}"));
+    format!("{}: its files are archived first, and go when the archive is proven{kept}", workspace.name)
 }
 
 /// What goes with it.
 fn loss(workspace: &Workspace) -> String {
     let usage = workspace.activity.as_ref().and_then(|activity| activity.usage).unwrap_or_default();
-    let mut lost = format!("{}: all of its files are lost for good", workspace.name);
-    let count = |count: u32, one: &str, many: &str| match count {
-        0 => None,
-        1 => Some(format!("1 {one}")),
-        n => Some(format!("{n} {many}")),
-    };
+    let mut lost = format!("{}: all of its files and archives are lost for good", workspace.name);
     let ended: Vec<_> =
-        [count(usage.terminals, "terminal", "terminals"), count(usage.processes, "process", "processes")]
+        [(usage.terminals, "terminal", "terminals"), (usage.processes, "process", "processes")]
             .into_iter()
-            .flatten()
+            .filter(|(count, ..)| *count > 0)
+            .map(|(count, one, many)| output::counted(count, one, many))
             .collect();
     if !ended.is_empty() {
         lost.push_str(&format!("; {} end", ended.join(" and ")));
@@ -146,12 +180,26 @@ mod tests {
     #[test]
     fn it_says_what_is_lost() {
         let mut workspace = Workspace { name: "demo".to_owned(), ..Workspace::default() };
-        assert_eq!(loss(&workspace), "demo: all of its files are lost for good");
+        assert_eq!(loss(&workspace), "demo: all of its files and archives are lost for good");
         let usage = Usage { terminals: 1, processes: 3, ..Usage::default() };
         workspace.activity = Some(ActivityState { usage: Some(usage), ..ActivityState::default() });
         assert_eq!(
             loss(&workspace),
-            "demo: all of its files are lost for good; 1 terminal and 3 processes end"
+            "demo: all of its files and archives are lost for good; 1 terminal and 3 processes end"
         );
+    }
+
+    #[test]
+    fn without_discard_it_says_that_nothing_is_lost_and_the_way_back() {
+        let mut workspace = Workspace { name: "demo".to_owned(), ..Workspace::default() };
+        assert!(promise(&workspace).ends_with("go when the archive is proven"));
+        let keep_archives = Some(prost_types::Duration { seconds: 2_592_000, nanos: 0 });
+        workspace.policy = Some(podling_proto::control::v1::Policy { keep_archives, ..Default::default() });
+        assert!(promise(&workspace).ends_with("which is kept for 30d"));
+
+        let rm = Rm { names: Vec::new(), discard: false, yes: false, no_wait: false };
+        let backup = Backup { key: "workspace-x".to_owned(), ..Backup::default() };
+        assert!(rm.done("demo", Some(&backup)).ends_with("podling restore workspace-x"));
+        assert!(rm.done("demo", None).contains("nothing to archive"));
     }
 }

@@ -101,7 +101,7 @@ impl Drop for Data {
 
 impl Plane {
     pub(crate) async fn up(data: &Data, agent_command: Vec<String>) -> Self {
-        let identity = Identity::open(data.path()).unwrap();
+        let identity = Arc::new(Identity::open(data.path()).unwrap());
         let store = timeout(DEADLINE, async {
             loop {
                 match Store::open(&data.path().join("control/store.redb")) {

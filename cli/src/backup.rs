@@ -1,0 +1,168 @@
+//! Backups as people and scripts read them. Pure, but for [`of`], which asks for those of one workspace.
+
+use std::time::SystemTime;
+
+use podling_proto::{
+    control::v1::{Backup, ListBackupsRequest},
+    error::{self, Reason},
+};
+use serde::Serialize;
+
+use crate::{
+    backoff::patiently,
+    client::Client,
+    failure::Failure,
+    output::{self, Tone},
+    upcoming::{brief, left},
+};
+
+/// A backup, for scripts.
+#[derive(Debug, Serialize)]
+pub struct BackupView {
+    /// Names it.
+    pub key: String,
+    /// Of which workspace.
+    pub workspace_id: String,
+    /// Its name.
+    pub workspace_name: String,
+    /// Whose it is.
+    pub owner: String,
+    /// What the workspace was made from.
+    pub template: String,
+    /// When it was made.
+    pub created: Option<String>,
+    /// When it is removed, if the control plane runs all the time.
+    pub expires: Option<String>,
+    /// Files, folders and links in it.
+    pub entries: u64,
+    /// Of the files in it.
+    pub bytes: u64,
+    /// Of the zip.
+    pub archive_bytes: u64,
+    /// Nothing else is left of the workspace.
+    pub only_copy: bool,
+    /// The workspace was deleted.
+    pub deleted: bool,
+}
+
+impl From<&Backup> for BackupView {
+    fn from(backup: &Backup) -> Self {
+        Self {
+            key: backup.key.clone(),
+            workspace_id: backup.workspace_id.clone(),
+            workspace_name: backup.workspace_name.clone(),
+            owner: backup.owner.clone(),
+            template: backup.template.clone(),
+            created: backup.created.as_ref().map(ToString::to_string),
+            expires: backup.expires.as_ref().map(ToString::to_string),
+            entries: backup.entries,
+            bytes: backup.bytes,
+            archive_bytes: backup.archive_bytes,
+            only_copy: backup.only_copy,
+            deleted: backup.deleted,
+        }
+    }
+}
+
+/// Those of this workspace (name or id), newest first; none is no failure.
+pub async fn of(client: &Client, workspace: &str) -> Result<Vec<Backup>, Failure> {
+    let request = ListBackupsRequest { workspace: workspace.to_owned(), all_owners: false };
+    let answer = patiently(|| {
+        let (mut backups, request) = (client.backups(), request.clone());
+        async move { backups.list(request).await }
+    });
+    match answer.await {
+        Ok(answer) => Ok(answer.backups),
+        Err(status) if error::reason(&status) == Some(Reason::BackupNotFound) => Ok(Vec::new()),
+        Err(status) => Err(status.into()),
+    }
+}
+
+/// A row for each.
+pub fn table(backups: &[Backup], now: SystemTime, owners: bool) -> String {
+    let mut head = vec!["WORKSPACE", "KEY", "MADE", "SIZE", "ENTRIES", "EXPIRES"];
+    if owners {
+        head.push("OWNER");
+    }
+    head.push("");
+    let row = |backup: &Backup| {
+        let mut row = vec![
+            (backup.workspace_name.clone(), Some(Tone::Strong)),
+            (backup.key.clone(), None),
+            (made(backup, now), None),
+            (size(backup), None),
+            (backup.entries.to_string(), None),
+            (expires(backup, now), None),
+        ];
+        if owners {
+            row.push((backup.owner.clone(), None));
+        }
+        row.push((notes(backup).to_owned(), Some(Tone::Notice)));
+        row
+    };
+    output::table(&head, &backups.iter().map(row).collect::<Vec<_>>())
+}
+
+/// What is special about it.
+fn notes(backup: &Backup) -> &'static str {
+    match (backup.deleted, backup.only_copy) {
+        (true, true) => "deleted, only copy",
+        (true, false) => "deleted",
+        (false, true) => "only copy",
+        (false, false) => "",
+    }
+}
+
+/// How long ago it was made.
+pub fn made(backup: &Backup, now: SystemTime) -> String {
+    let age = backup.created.and_then(|at| SystemTime::try_from(at).ok()).map(|at| now.duration_since(at));
+    match age.and_then(|age| brief(age.unwrap_or_default())) {
+        Some(age) => format!("{age} ago"),
+        None => "now".to_owned(),
+    }
+}
+
+/// What it takes in the backup store.
+pub fn size(backup: &Backup) -> String {
+    indicatif::HumanBytes(backup.archive_bytes).to_string()
+}
+
+/// How long it is still kept.
+pub fn expires(backup: &Backup, now: SystemTime) -> String {
+    match left(backup.expires, now) {
+        None => "-".to_owned(),
+        Some(left) => brief(left).map_or_else(|| "now".to_owned(), |left| format!("in {left}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_row_says_what_it_is_worth() {
+        let time = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let backup = Backup {
+            key: "workspace-abcdefghijkl-20260102-030405".to_owned(),
+            workspace_name: "demo".to_owned(),
+            created: Some(time(0).into()),
+            expires: Some(time(2_592_000).into()),
+            entries: 14_612,
+            archive_bytes: 92_274_688,
+            only_copy: true,
+            deleted: true,
+            ..Backup::default()
+        };
+        let text = table(&[backup], time(7_260), false);
+        assert_eq!(
+            text.lines().nth(1),
+            Some(
+                "demo       workspace-abcdefghijkl-20260102-030405  2h 1m ago  88.00 MiB  14612    in 29d 21h  \
+                 deleted, only copy"
+            )
+        );
+        assert!(text.lines().next().is_some_and(|head| head.contains("EXPIRES")), "{text}");
+    }
+}

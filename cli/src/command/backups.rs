@@ -1,0 +1,54 @@
+//! `podling backups`: the archives that are left of workspaces.
+
+use std::time::SystemTime;
+
+use clap::Args;
+use podling_proto::control::v1::{Backup, ListBackupsRequest};
+
+use crate::{
+    backoff::patiently,
+    backup::{self, BackupView},
+    client::Client,
+    context::Context,
+    failure::Failure,
+    output,
+};
+
+/// List the backups there are, also of workspaces that were deleted; each was proven when it was made
+#[derive(Debug, Args)]
+pub struct Backups {
+    /// Only those of this workspace: its name or id.
+    name: Option<String>,
+    /// Of all owners (needs a token with `admin`).
+    #[arg(short, long, conflicts_with = "name")]
+    all_owners: bool,
+}
+
+impl Backups {
+    /// Lists them.
+    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
+        let client = context.client().await?;
+        let backups = match &self.name {
+            Some(name) => backup::of(&client, name).await?,
+            None => all(&client, self.all_owners).await?,
+        };
+        if context.json() {
+            output::json(&backups.iter().map(BackupView::from).collect::<Vec<_>>())?;
+        } else if backups.is_empty() {
+            let words = "There are no backups. One is made when a workspace has slept for long, and before it is deleted";
+            eprintln!("{words}.");
+        } else {
+            output::print(&backup::table(&backups, SystemTime::now(), self.all_owners))?;
+        }
+        Ok(0)
+    }
+}
+
+async fn all(client: &Client, all_owners: bool) -> Result<Vec<Backup>, Failure> {
+    let request = ListBackupsRequest { workspace: String::new(), all_owners };
+    let answer = patiently(|| {
+        let (mut backups, request) = (client.backups(), request.clone());
+        async move { backups.list(request).await }
+    });
+    Ok(answer.await?.backups)
+}

@@ -1,0 +1,75 @@
+//! `podling policy`: how long a workspace may do what, looked at and changed.
+
+use clap::{Args, Subcommand};
+use podling_proto::control::v1::{Policy as Wire, SetPolicyRequest, Workspace};
+use serde::Serialize;
+
+use crate::{
+    backoff::patiently,
+    context::Context,
+    failure::Failure,
+    output,
+    policy::{PolicyFlags, PolicyView, render},
+};
+
+/// Show or change how long a workspace may be idle, awake, asleep and archived
+#[derive(Debug, Args)]
+pub struct Policy {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Show it
+    Show {
+        /// The workspace's name or id.
+        name: String,
+    },
+    /// Change what is given; the rest stays. It holds at once, also for one that is awake
+    Set {
+        /// The workspace's name or id.
+        name: String,
+        #[command(flatten)]
+        policy: PolicyFlags,
+    },
+}
+
+#[derive(Debug, Serialize)]
+struct Answer<'a> {
+    name: &'a str,
+    id: &'a str,
+    policy: PolicyView,
+}
+
+impl Policy {
+    /// Does it.
+    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
+        let workspace = match self.what {
+            What::Show { name } => context.client().await?.find(&name).await?,
+            What::Set { policy, .. } if policy.is_empty() => {
+                let words = "nothing to change was given; see: podling policy set --help";
+                return Err(Failure::Usage(words.to_owned()));
+            }
+            What::Set { name, policy } => set(context, name, policy.to_wire()).await?,
+        };
+        let policy = workspace.policy.unwrap_or_default();
+        if context.json() {
+            let Workspace { name, id, .. } = &workspace;
+            output::json(&Answer { name, id, policy: PolicyView::from(&policy) })?;
+        } else {
+            output::print(&render(&policy))?;
+        }
+        Ok(0)
+    }
+}
+
+async fn set(context: &Context, workspace: String, policy: Wire) -> Result<Workspace, Failure> {
+    let client = context.client().await?;
+    let request = SetPolicyRequest { workspace, policy: Some(policy) };
+    let answer = patiently(|| {
+        let (mut workspaces, request) = (client.workspaces(), request.clone());
+        async move { workspaces.set_policy(request).await }
+    });
+    answer.await?.workspace.ok_or_else(Failure::no_workspace)
+}

@@ -1,0 +1,86 @@
+//! `podling restore`: brings a workspace back from a backup, itself or as a new one.
+
+use std::time::Instant;
+
+use clap::Args;
+use podling_proto::{
+    control::v1::{RestoreBackupRequest, State, Workspace},
+    error::{self, Reason},
+    token,
+};
+
+use crate::{
+    backoff::patiently,
+    client::Client,
+    context::Context,
+    duration::show,
+    failure::Failure,
+    journey::{self, Journey, describe},
+    output,
+    view::WorkspaceView,
+};
+
+/// Random bytes of a request id.
+const REQUEST_ID_BYTES: usize = 12;
+
+/// Bring a workspace back from a backup, also a deleted one, and wait until it is awake
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// A backup's key (see `podling backups`), or a workspace's name or id: its newest.
+    #[arg(value_name = "BACKUP|NAME")]
+    backup: String,
+    /// Make a new workspace of this name that begins with what the backup holds, and leave the old one as it is.
+    #[arg(long = "as", value_name = "NEW-NAME")]
+    name: Option<String>,
+    /// Do not wait until it is awake.
+    #[arg(long)]
+    no_wait: bool,
+}
+
+impl Restore {
+    /// Does it.
+    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
+        let begun = Instant::now();
+        let client = context.client().await?;
+        let mut workspace = self.ask(&client).await?;
+        if !self.no_wait {
+            workspace = journey::follow(&client, workspace, Journey::Awake).await?;
+        }
+        if context.json() {
+            output::json(&WorkspaceView::from(&workspace))?;
+        } else if workspace.state() == State::Awake {
+            output::line(&format!(
+                "{} is restored and awake, after {}",
+                workspace.name,
+                show(begun.elapsed())
+            ))?;
+            output::line(&format!("  open a terminal in it:  podling attach {}", workspace.name))?;
+        } else {
+            output::line(&describe(&workspace))?;
+        }
+        Ok(0)
+    }
+
+    async fn ask(&self, client: &Client) -> Result<Workspace, Failure> {
+        let request = RestoreBackupRequest {
+            backup: self.backup.clone(),
+            name: self.name.clone().unwrap_or_default(),
+            request_id: token::random(REQUEST_ID_BYTES),
+        };
+        let mut tries = 0;
+        let answer = patiently(|| {
+            tries += 1;
+            let (mut backups, request) = (client.backups(), request.clone());
+            async move { backups.restore(request).await }
+        });
+        let answer = answer.await;
+        match answer {
+            Ok(answer) => answer.workspace.ok_or_else(Failure::no_workspace),
+            Err(status) => match (error::reason(&status), error::detail(&status, "id")) {
+                // An earlier try got through before its link broke.
+                (Some(Reason::NotArchived), Some(id)) if tries > 1 => client.find(&id).await,
+                _ => Err(status.into()),
+            },
+        }
+    }
+}

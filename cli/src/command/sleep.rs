@@ -1,0 +1,131 @@
+//! `podling sleep`: ends what runs in workspaces and keeps their files; one in use only when that is meant.
+
+use clap::Args;
+use podling_proto::{
+    control::v1::{Link, SleepWorkspaceRequest, Workspace},
+    error::{self, Reason, WireError},
+};
+use tonic::Status;
+
+use crate::{
+    backoff::patiently,
+    client::Client,
+    context::Context,
+    failure::Failure,
+    journey::{self, Journey},
+    many::Many,
+    output::{self, plain},
+    view::{WorkspaceView, state},
+};
+
+/// Evidence that is named when it is in use; of more only the number.
+const NAMED: usize = 3;
+
+/// Put workspaces to sleep: what runs in them ends, their files and terminals' history stay
+#[derive(Debug, Args)]
+pub struct Sleep {
+    /// Names or ids.
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+    /// Even if they are in use: what runs in them is ended.
+    #[arg(short, long)]
+    force: bool,
+    /// Do not wait until they sleep.
+    #[arg(long)]
+    no_wait: bool,
+}
+
+impl Sleep {
+    /// Does it.
+    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
+        let client = context.client().await?;
+        let mut many = Many::new(context.json());
+        let mut asked = Vec::new();
+        for name in &self.names {
+            asked.extend(many.take(self.ask(&client, name).await));
+        }
+        let mut asleep = Vec::new();
+        for workspace in asked {
+            let outcome = match self.no_wait {
+                true => Ok(workspace),
+                false => journey::follow(&client, workspace, Journey::Asleep).await,
+            };
+            let Some(workspace) = many.take(outcome) else { continue };
+            if !context.json() {
+                output::line(&format!("{} is {}", workspace.name, state(workspace.state())))?;
+            }
+            asleep.push(workspace);
+        }
+        if context.json() {
+            output::json(&asleep.iter().map(WorkspaceView::from).collect::<Vec<_>>())?;
+        }
+        many.finish()
+    }
+
+    async fn ask(&self, client: &Client, name: &str) -> Result<Workspace, Failure> {
+        let request = SleepWorkspaceRequest { workspace: name.to_owned(), force: self.force };
+        let answer = patiently(|| {
+            let (mut workspaces, request) = (client.workspaces(), request.clone());
+            async move { workspaces.sleep(request).await }
+        });
+        match answer.await {
+            Ok(answer) => answer.workspace.ok_or_else(Failure::no_workspace),
+            Err(status) if error::reason(&status) == Some(Reason::Busy) => {
+                // What it is in use for makes the refusal better, but is not worth another one.
+                let busy = client.find(name).await.ok();
+                Err(busy.map_or_else(|| status.into(), |workspace| busy_failure(&workspace)))
+            }
+            Err(status) => Err(status.into()),
+        }
+    }
+}
+
+/// Says what it is in use for, and how to end that.
+fn busy_failure(workspace: &Workspace) -> Failure {
+    let name = &workspace.name;
+    let evidence = workspace.activity.as_ref().map(|activity| activity.evidence.as_slice());
+    let holds: Vec<_> = evidence.unwrap_or_default().iter().filter(|evidence| !evidence.capped).collect();
+    let mut why = holds.iter().take(NAMED).map(|e| plain(&e.detail)).collect::<Vec<_>>().join("; ");
+    if holds.len() > NAMED {
+        why.push_str(&format!("; and {} more", holds.len() - NAMED));
+    }
+    let words = match workspace.link() {
+        Link::Connected if why.is_empty() => format!("{name} is in use"),
+        Link::Connected => format!("{name} is in use: {why}"),
+        Link::Unknown | Link::Unspecified => {
+            format!("{name}'s agent is silent, so that nobody knows whether it is in use")
+        }
+    };
+    let words = format!("{words}. To end what runs there: podling sleep {name} --force");
+    Status::from(WireError::new(Reason::Busy, words).with("workspaces", name)).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use podling_proto::agent::v1::{ActivityState, Evidence};
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_what_it_is_in_use_for_and_how_to_end_that() {
+        let evidence =
+            |detail: &str, capped| Evidence { detail: detail.to_owned(), capped, ..Evidence::default() };
+        let evidence =
+            ["make -j8", "vim", "a lease", "top", "tail"].map(|detail| evidence(detail, detail == "vim"));
+        let activity = ActivityState { evidence: evidence.to_vec(), ..ActivityState::default() };
+        let mut workspace = Workspace {
+            name: "demo".to_owned(),
+            link: Link::Connected.into(),
+            activity: Some(activity),
+            ..Workspace::default()
+        };
+        let failure = busy_failure(&workspace);
+        assert_eq!(failure.exit_code(), crate::failure::REFUSED);
+        assert_eq!(failure.reason(), Some(Reason::Busy));
+        let words = failure.describe();
+        assert!(words.contains("in use: make -j8; a lease; top; and 1 more. To end"), "{words}");
+        assert!(words.contains("podling sleep demo --force"), "{words}");
+        workspace.set_link(Link::Unknown);
+        assert!(busy_failure(&workspace).describe().contains("nobody knows"));
+    }
+}

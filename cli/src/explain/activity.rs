@@ -1,0 +1,143 @@
+//! Whether a workspace counts as in use, and how we know.
+
+use std::time::{Duration, SystemTime};
+
+use podling_proto::agent::v1::{ActivityState, Evidence, Lease, SleepWarning, Verdict};
+
+use crate::{
+    duration::{self, from_wire, show},
+    output::{Tone, counted, paint, plain, table},
+    upcoming::{brief, left, since},
+    view::verdict,
+};
+
+/// Whether it counts as in use, and how we know.
+pub fn render(activity: &ActivityState, fresh: bool, now: SystemTime) -> String {
+    let (word, tone) = match verdict(activity.verdict()) {
+        Some(word @ "idle") => (word, Tone::Faint),
+        Some(word) => (word, Tone::Good),
+        None => ("unknown", Tone::Notice),
+    };
+    let mut text = format!("\nIt counts as {}", paint(word, tone));
+    if !fresh {
+        text.push_str(&format!(" (by its heartbeat {} ago)", since(activity.at, now)));
+    }
+    let rows: Vec<_> = activity.evidence.iter().map(row).collect();
+    if rows.is_empty() {
+        text.push_str(": nobody types and nothing runs.\n");
+    } else {
+        text.push_str(", because:\n\n");
+        for line in table(&["WHAT", "SEEN", "HOLDS FOR"], &rows).lines() {
+            text.push_str(&format!("  {line}\n"));
+        }
+        text.push('\n');
+    }
+    text.push_str(&render_idle(activity));
+    if let Some(warning) = &activity.sleep_warning {
+        text.push_str(&render_warning(warning, now));
+    }
+    activity.leases.iter().for_each(|lease| text.push_str(&render_lease(lease)));
+    if let Some(usage) = activity.usage {
+        text.push_str(&format!(
+            "It uses {:.2} cores and {} of memory, with {} and {}.\n",
+            usage.cpu_cores,
+            indicatif::HumanBytes(usage.memory_bytes),
+            counted(usage.processes, "process", "processes"),
+            counted(usage.terminals, "terminal", "terminals")
+        ));
+    }
+    text
+}
+
+fn row(evidence: &Evidence) -> Vec<(String, Option<Tone>)> {
+    let seen = from_wire(evidence.age).unwrap_or_default();
+    let seen = if seen < Duration::from_secs(1) { "now".to_owned() } else { format!("{} ago", show(seen)) };
+    let holds = match from_wire(evidence.holds_for).unwrap_or_default() {
+        _ if evidence.capped => "no longer counts: its cap is over".to_owned(),
+        Duration::ZERO => "as long as it is there".to_owned(),
+        left => show(left),
+    };
+    let tone = evidence.capped.then_some(Tone::Faint);
+    vec![(plain(&evidence.detail), tone), (seen, tone), (holds, tone)]
+}
+
+fn render_idle(activity: &ActivityState) -> String {
+    let counted = from_wire(activity.counted_idle).unwrap_or_default();
+    let wanted = from_wire(activity.idle_timeout).unwrap_or_default();
+    match activity.verdict() {
+        Verdict::Idle => {
+            format!("{} of idle time count so far; it sleeps after {} of it.\n", show(counted), show(wanted))
+        }
+        _ => format!(
+            "Idle time begins to count when none of this holds; it sleeps after {} of it.\n",
+            show(wanted)
+        ),
+    }
+}
+
+fn render_lease(lease: &Lease) -> String {
+    let left = duration::show(from_wire(lease.remaining).unwrap_or_default());
+    let why = if lease.reason.is_empty() { String::new() } else { format!(" ({})", plain(&lease.reason)) };
+    format!("It is kept awake by {:?}{why} for another {left}.\n", plain(&lease.name))
+}
+
+fn render_warning(warning: &SleepWarning, now: SystemTime) -> String {
+    let left = left(warning.at, now).unwrap_or_default();
+    let when = brief(left).map_or_else(|| "now".to_owned(), |left| format!("in {left}"));
+    let line = format!("People in it were warned: it sleeps {when} unless it is used.");
+    format!("{}\n", paint(&line, Tone::Notice))
+}
+
+#[cfg(test)]
+mod tests {
+    use podling_proto::agent::v1::Signal;
+
+    use super::*;
+
+    fn wire(seconds: u64) -> Option<prost_types::Duration> {
+        Some(duration::to_wire(Duration::from_secs(seconds)))
+    }
+
+    #[test]
+    fn a_person_reads_why_it_is_busy_and_what_no_longer_counts() {
+        let evidence = |signal: Signal, detail: &str, capped| Evidence {
+            signal: signal.into(),
+            detail: detail.to_owned(),
+            age: wire(3),
+            holds_for: wire(3_600),
+            capped,
+        };
+        let activity = ActivityState {
+            verdict: Verdict::Busy.into(),
+            evidence: vec![
+                evidence(Signal::Cpu, "python3 (pid 4711) uses 97 % of a core", false),
+                evidence(Signal::ForegroundJob, "vim in terminal 'main'", true),
+            ],
+            idle_timeout: wire(900),
+            leases: vec![Lease { name: "backup".to_owned(), remaining: wire(60), ..Lease::default() }],
+            ..ActivityState::default()
+        };
+        let text = render(&activity, true, SystemTime::now());
+        for words in [
+            "counts as busy",
+            "97 % of a core",
+            "3s ago",
+            "1h",
+            "its cap is over",
+            "after 15m",
+            "kept awake by \"backup\" for another 1m",
+        ] {
+            assert!(text.contains(words), "{words:?} is missing in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_old_heartbeat_is_called_one() {
+        let at = Some(SystemTime::UNIX_EPOCH.into());
+        let idle =
+            ActivityState { verdict: Verdict::Idle.into(), counted_idle: wire(60), at, ..Default::default() };
+        let text = render(&idle, false, SystemTime::UNIX_EPOCH + Duration::from_secs(12));
+        assert!(text.contains("idle (by its heartbeat 12s ago): nobody types"), "{text}");
+        assert!(text.contains("1m of idle time count so far"), "{text}");
+    }
+}
