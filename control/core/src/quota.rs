@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{Owner, WorkspaceId},
+    mutant::{self, Mutant},
     workspace::Resources,
 };
 
@@ -72,6 +73,9 @@ pub fn line<'a>(claimants: impl IntoIterator<Item = Claimant<'a>>, quotas: &Quot
         }
     }
     waiting.sort_by_key(|(since, claimant)| (*since, claimant.id));
+    if mutant::is(Mutant::ServesLastFirst) {
+        waiting.reverse();
+    }
     let mut line = Line::new();
     let mut whole_is_full = false;
     for (_, claimant) in waiting {
@@ -107,6 +111,7 @@ impl Taken {
     fn fits(mut self, resources: Resources, quota: &Quota) -> bool {
         self.add(resources);
         let within = |taken: u64, most: Option<u64>| most.is_none_or(|most| taken <= most);
+        let within = |taken, most| within(taken, most) || mutant::is(Mutant::GivesRoomToAll);
         within(self.awake, quota.awake)
             && within(self.cpu_millis, quota.cpu_millis)
             && within(self.memory_bytes, quota.memory_bytes)

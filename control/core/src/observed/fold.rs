@@ -3,7 +3,12 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{Achieved, Door, Ended, Failure, Observed, Processes, Trouble, Used};
-use crate::{decide::Action, time::Timestamp, workspace::Epoch};
+use crate::{
+    decide::Action,
+    mutant::{self, Mutant},
+    time::Timestamp,
+    workspace::Epoch,
+};
 
 impl Observed {
     /// Of a workspace that has just been made: nothing can run under an id that was never used.
@@ -112,7 +117,9 @@ impl Observed {
     /// The agent is not heard of any more: what it said last is not known any more (law 4).
     pub fn link_lost(&mut self) {
         self.connected = None;
-        self.used = Used::Unknown;
+        if !mutant::is(Mutant::KeepsOldUse) {
+            self.used = Used::Unknown;
+        }
     }
 
     /// The connected agent has said whether the workspace is used.
