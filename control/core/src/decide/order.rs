@@ -48,10 +48,17 @@ pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed) -> Option<Ac
 
 /// The oldest archive goes when its time is over. Only witnessed time makes it old.
 fn expire(spec: &Spec, status: &Status, observed: &Observed) -> Option<Action> {
-    let oldest = status.archives.first()?;
+    let oldest = oldest(status)?;
     let over = age(oldest, observed) >= spec.policy.keep_archives || status.archives.len() > MAX_ARCHIVES;
     let goes = if mutant::is(Mutant::ExpiresNewest) { status.archives.last()? } else { oldest };
     over.then_some(Action::Expire(goes.generation))
+}
+
+/// The archive that goes first, when its time has come. One of what the storage holds now stays with it: the storage may be about to
+/// be let go for its sake.
+pub(super) fn oldest(status: &Status) -> Option<&Archive> {
+    let needed = |archive: &&Archive| status.storage && archive.generation == status.storage_generation;
+    status.archives.first().filter(|archive| !needed(archive))
 }
 
 /// How old it is, in witnessed time.

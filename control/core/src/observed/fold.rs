@@ -77,6 +77,8 @@ impl Observed {
             Action::Cancel(_) => self.door = Door::Open,
             Action::Archive(_) => {
                 if let Achieved::Archived(archive) = achieved {
+                    // Whatever was removed before, this one is there.
+                    self.expired.remove(&archive.generation);
                     self.archived = Some(archive);
                 }
             }
