@@ -26,16 +26,13 @@ pub(super) fn fall_asleep(seen: Seen<'_>) -> Option<Status> {
     }
     let policy = &seen.spec.policy;
     let witnessed_since = |then| seen.observed.witnessed.saturating_sub(then);
-    let awake = witnessed_since(seen.status.woken);
     // Who has just come has not had the time to do anything yet. And an agent that is still being told to go on is not asked.
     let may_be_asked =
         witnessed_since(seen.status.called) >= policy.idle_timeout && seen.observed.door == Door::Open;
     let (force, why) = match (seen.spec.wanted, seen.observed.used) {
         (Wanted::Asleep, _) => (true, "somebody puts it to sleep"),
         (Wanted::Deleted, _) => (true, "somebody deletes it"),
-        _ if policy.max_awake.is_some_and(|longest| awake >= longest) => {
-            (true, "it has been awake for as long as it may")
-        }
+        _ if is_overdue(seen) => (true, "it has been awake for as long as it may"),
         (_, Used::No(counted)) if counted >= policy.idle_timeout && may_be_asked => (false, "it is not used"),
         (_, Used::Unknown) if may_be_asked && mutant::is(Mutant::SleepsOnUnknown) => {
             (false, "nobody knows whether it is used")
@@ -45,6 +42,12 @@ pub(super) fn fall_asleep(seen: Seen<'_>) -> Option<Status> {
     let mut next = seen.to(Phase::Preparing { force, declined: refusals(seen) }, why);
     next.answered = seen.spec.asked;
     Some(next)
+}
+
+/// It has been awake for as long as it may.
+fn is_overdue(seen: Seen<'_>) -> bool {
+    let awake = seen.observed.witnessed.saturating_sub(seen.status.woken);
+    seen.spec.policy.max_awake.is_some_and(|longest| awake >= longest)
 }
 
 /// Prepare failed or was declined so often in a row.
@@ -65,7 +68,8 @@ fn paused(seen: Seen<'_>) -> bool {
 /// It is used, somebody comes, or nobody hears the agent: it stays awake. Where use is no reason, what its agent cannot do in two
 /// phases is done in one.
 pub(super) fn reprieve(seen: Seen<'_>, force: bool, declined: u32) -> Option<Status> {
-    if seen.is_called() {
+    // Where it would be put to sleep again at once, who comes waits until it has slept.
+    if seen.is_called() && !is_overdue(seen) {
         let mut next = seen.to(Phase::Awake, "somebody came before it slept");
         next.called = seen.observed.witnessed;
         next.answered = seen.spec.asked;
