@@ -152,13 +152,17 @@ impl Entry {
         self.record = Rc::new(Record { spec, status: self.record.status.clone() });
     }
 
-    /// It takes room: also while it is being deleted, until its processes are gone and nothing can be taken back.
+    /// It takes room: by what was decided, or by what is durable, to which that may be taken back; and while it is being deleted,
+    /// until its processes are gone.
     fn holds(&self) -> bool {
         let was = self.durable.as_ref().is_some_and(|durable| durable.status.phase.takes_room());
-        match self.phase() {
-            Phase::Deleting => was || self.observed.processes != Processes::None,
-            phase => phase.takes_room(),
-        }
+        let ends = self.phase() == Phase::Deleting && self.observed.processes != Processes::None;
+        was || ends || self.phase().takes_room()
+    }
+
+    /// It stands in the line.
+    fn waits(&self) -> bool {
+        self.phase() == Phase::Queued && !self.holds()
     }
 }
 
@@ -166,23 +170,21 @@ impl Control {
     fn claimants(&self) -> impl Iterator<Item = Claimant<'_>> {
         self.entries.values().filter_map(|entry| {
             let Record { spec, status } = &*entry.record;
-            let waits = match status.phase {
-                Phase::Queued => Some(status.queued.unwrap_or(self.witnessed)),
-                _ if entry.holds() => None,
-                _ => return None,
-            };
+            let waits = entry.waits().then(|| status.queued.unwrap_or(self.witnessed));
+            if waits.is_none() && !entry.holds() {
+                return None;
+            }
             Some(Claimant { id: &spec.id, owner: &spec.owner, resources: spec.resources, waits })
         })
     }
 
     /// Those who wait and have room.
     pub(crate) fn admitted(&self, quotas: &Quotas) -> BTreeSet<usize> {
-        if !self.entries.values().any(|entry| entry.phase() == Phase::Queued) {
+        if !self.entries.values().any(Entry::waits) {
             return BTreeSet::new();
         }
         let line = quota::line(self.claimants(), quotas);
-        let waits =
-            |entry: &Entry| entry.phase() == Phase::Queued && !line.contains_key(&entry.record.spec.id);
+        let waits = |entry: &Entry| entry.waits() && !line.contains_key(&entry.record.spec.id);
         self.entries.iter().filter(|(_, entry)| waits(entry)).map(|(w, _)| *w).collect()
     }
 

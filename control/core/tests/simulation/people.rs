@@ -70,7 +70,9 @@ impl World {
                 spec.wanted = Wanted::Discarded;
                 uncalled = true;
             }
-            89..94 if !phase.takes_room() => spec.resources.cpu_millis = 1 + which % 3,
+            89..94 if !phase.takes_room() && phase != Phase::Deleting => {
+                spec.resources.cpu_millis = 1 + which % 3
+            }
             94..100 => spec.policy = policy(which),
             _ => return,
         }
@@ -178,7 +180,7 @@ fn policy(which: u64) -> Policy {
         idle_timeout: seconds(45 + 15 * (which % 3)),
         archive_after: seconds(120 + 60 * (which % 4)),
         keep_archives: seconds(400 + 300 * (which % 3)),
-        max_awake: (which % 5 == 0).then(|| seconds(400)),
+        max_awake: which.is_multiple_of(5).then(|| seconds(400)),
         ..Policy::default()
     }
 }

@@ -45,8 +45,13 @@ impl std::fmt::Display for Broken {
     }
 }
 
-/// Runs so many steps, and says what they covered.
-pub(crate) fn run(seed: u64, steps: u64, mutant: Option<Mutant>) -> Result<Coverage, Box<Broken>> {
+/// Runs so many steps, and adds what they covered.
+pub(crate) fn run(
+    seed: u64,
+    steps: u64,
+    mutant: Option<Mutant>,
+    coverage: &mut Coverage,
+) -> Result<(), Box<Broken>> {
     mutant::choose(mutant);
     let mut world = world::World::new(seed);
     let mut episode = seed;
@@ -62,8 +67,9 @@ pub(crate) fn run(seed: u64, steps: u64, mutant: Option<Mutant>) -> Result<Cover
         episode += 1;
     }
     mutant::choose(None);
+    coverage.add(&world.coverage);
     match world.broken {
-        None => Ok(world.coverage),
+        None => Ok(()),
         Some(law) => Err(Box::new(Broken { seed, step: world.steps, law, trace: world.trace.into() })),
     }
 }
