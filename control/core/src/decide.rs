@@ -38,6 +38,7 @@ mod pause;
 use std::time::Duration;
 
 use crate::{
+    mutant,
     observed::Observed,
     status::{Phase, Status},
     time::Timestamp,
@@ -118,6 +119,7 @@ pub fn decide(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp)
         if followed >= MOST_ARROWS {
             break;
         }
+        mutant::took(&status, &next);
         status = next;
     }
     let order = order::of(spec, &status, observed);

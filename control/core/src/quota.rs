@@ -1,14 +1,18 @@
 //! Room: how many workspaces may be awake at once, for one owner and altogether, and who is next when one goes to sleep.
 //!
-//! First come, first served. Who waits only because its owner's share is used up does not keep others waiting; who waits for room of
-//! the whole does, or a large workspace would be overtaken for ever.
+//! First come, first served. Who waits only because its owner's share is used up keeps that owner's others waiting, and nobody else's;
+//! who waits for room of the whole keeps all waiting: else small workspaces would overtake a large one for ever.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{Owner, WorkspaceId},
+    mutant::{self, Mutant},
     workspace::Resources,
 };
 
@@ -72,13 +76,20 @@ pub fn line<'a>(claimants: impl IntoIterator<Item = Claimant<'a>>, quotas: &Quot
         }
     }
     waiting.sort_by_key(|(since, claimant)| (*since, claimant.id));
+    if mutant::is(Mutant::ServesLastFirst) {
+        waiting.reverse();
+    }
     let mut line = Line::new();
     let mut whole_is_full = false;
+    let mut full_shares = BTreeSet::new();
     for (_, claimant) in waiting {
         let own = owners.entry(claimant.owner).or_default();
-        let share_is_full = !own.fits(claimant.resources, &quotas.owner);
         // One that never fits (the quota was made smaller) keeps nobody waiting.
-        let never_fits = !quotas.total.allows(claimant.resources);
+        let never_fits = !quotas.total.allows(claimant.resources) || !quotas.owner.allows(claimant.resources);
+        if !never_fits && !own.fits(claimant.resources, &quotas.owner) {
+            full_shares.insert(claimant.owner);
+        }
+        let share_is_full = full_shares.contains(claimant.owner);
         whole_is_full |= !share_is_full && !never_fits && !total.fits(claimant.resources, &quotas.total);
         if share_is_full || never_fits || whole_is_full {
             line.insert(claimant.id.clone(), line.len() + 1);
@@ -107,6 +118,7 @@ impl Taken {
     fn fits(mut self, resources: Resources, quota: &Quota) -> bool {
         self.add(resources);
         let within = |taken: u64, most: Option<u64>| most.is_none_or(|most| taken <= most);
+        let within = |taken, most| within(taken, most) || mutant::is(Mutant::GivesRoomToAll);
         within(self.awake, quota.awake)
             && within(self.cpu_millis, quota.cpu_millis)
             && within(self.memory_bytes, quota.memory_bytes)

@@ -106,7 +106,7 @@ pub(super) fn warning(spec: &Spec, status: &Status, observed: &Observed, now: Ti
 
 /// When the oldest archive's time is over.
 fn expiry(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
-    let left = spec.policy.keep_archives.saturating_sub(order::age(status.archives.first()?, observed));
+    let left = spec.policy.keep_archives.saturating_sub(order::age(order::oldest(status)?, observed));
     Some((now.plus(left), "its oldest archive is removed"))
 }
 

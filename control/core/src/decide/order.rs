@@ -3,6 +3,7 @@
 use super::{Action, MAX_ARCHIVES};
 use crate::{
     archive::Archive,
+    mutant::{self, Mutant},
     observed::{Observed, Processes},
     status::{Phase, Status, Task},
     workspace::Spec,
@@ -24,9 +25,16 @@ pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed) -> Option<Ac
         (Phase::Working(Task::Restore), _) if connected => Some(Action::Restore(epoch)),
         (Phase::Preparing { .. } | Phase::Committing | Phase::Working(_), _) => None,
         (Phase::Starting | Phase::Opening(_), Processes::None) => Some(Action::Start(epoch)),
+        (Phase::Starting, Processes::Some(agents))
+            if mutant::is(Mutant::StartsBeside) && !agents.contains(&epoch) =>
+        {
+            Some(Action::Start(epoch))
+        }
         (Phase::Starting | Phase::Opening(_), Processes::Some(_)) => None,
         (_, Processes::Some(_)) => Some(Action::Stop),
-        (Phase::Deleting, Processes::None) if !observed.removed => Some(Action::Remove),
+        (Phase::Deleting, Processes::None) if !observed.removed && !mutant::is(Mutant::ForgetsFirst) => {
+            Some(Action::Remove)
+        }
         (Phase::Deleting, Processes::None) => {
             Some(status.archives.first().map_or(Action::Forget, |oldest| Action::Expire(oldest.generation)))
         }
@@ -40,9 +48,17 @@ pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed) -> Option<Ac
 
 /// The oldest archive goes when its time is over. Only witnessed time makes it old.
 fn expire(spec: &Spec, status: &Status, observed: &Observed) -> Option<Action> {
-    let oldest = status.archives.first()?;
+    let oldest = oldest(status)?;
     let over = age(oldest, observed) >= spec.policy.keep_archives || status.archives.len() > MAX_ARCHIVES;
-    over.then_some(Action::Expire(oldest.generation))
+    let goes = if mutant::is(Mutant::ExpiresNewest) { status.archives.last()? } else { oldest };
+    over.then_some(Action::Expire(goes.generation))
+}
+
+/// The archive that goes first, when its time has come. One of what the storage holds now stays with it: the storage may be about to
+/// be let go for its sake.
+pub(super) fn oldest(status: &Status) -> Option<&Archive> {
+    let needed = |archive: &&Archive| status.storage && archive.generation == status.storage_generation;
+    status.archives.first().filter(|archive| !needed(archive))
 }
 
 /// How old it is, in witnessed time.

@@ -3,7 +3,12 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{Achieved, Door, Ended, Failure, Observed, Processes, Trouble, Used};
-use crate::{decide::Action, time::Timestamp, workspace::Epoch};
+use crate::{
+    decide::Action,
+    mutant::{self, Mutant},
+    time::Timestamp,
+    workspace::Epoch,
+};
 
 impl Observed {
     /// Of a workspace that has just been made: nothing can run under an id that was never used.
@@ -72,6 +77,8 @@ impl Observed {
             Action::Cancel(_) => self.door = Door::Open,
             Action::Archive(_) => {
                 if let Achieved::Archived(archive) = achieved {
+                    // Whatever was removed before, this one is there.
+                    self.expired.remove(&archive.generation);
                     self.archived = Some(archive);
                 }
             }
@@ -112,7 +119,9 @@ impl Observed {
     /// The agent is not heard of any more: what it said last is not known any more (law 4).
     pub fn link_lost(&mut self) {
         self.connected = None;
-        self.used = Used::Unknown;
+        if !mutant::is(Mutant::KeepsOldUse) {
+            self.used = Used::Unknown;
+        }
     }
 
     /// The connected agent has said whether the workspace is used.

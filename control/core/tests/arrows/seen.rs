@@ -1,8 +1,11 @@
 //! What is seen, folded: the order in which it is told does not matter.
 
-use podling_core::observed::{Ended, Observed, Processes};
+use podling_core::{
+    decide::Action,
+    observed::{Achieved, Ended, Observed, Processes},
+};
 
-use crate::given::agents;
+use crate::given::{NOW, SECOND, agents, archive};
 
 #[test]
 fn an_agent_whose_end_is_told_before_the_list_that_names_it_does_not_live() {
@@ -22,4 +25,13 @@ fn what_is_known_already_no_list_changes() {
     let mut observed = Observed::of_new();
     observed.listed([1].into(), 0);
     assert_eq!(observed.processes, Processes::None);
+}
+
+#[test]
+fn an_archive_that_is_made_anew_after_it_was_removed_is_there() {
+    let mut observed = Observed::of_new();
+    observed.done(Action::Expire(3), Ok(Achieved::Done), NOW);
+    let again = Achieved::Archived(Box::new(archive(3, SECOND)));
+    observed.done(Action::Archive(3), Ok(again), NOW);
+    assert!(observed.archived.is_some() && observed.expired.is_empty());
 }

@@ -138,6 +138,16 @@ fn reprieve() {
 }
 
 #[test]
+fn who_comes_when_its_time_awake_is_over_wakes_it_again_when_it_has_slept() {
+    let mut bounded = called(Wanted::Awake);
+    bounded.policy.max_awake = Some(HOUR);
+    let asked = decide(&bounded, &status(BY_FORCE), &served(), NOW).status;
+    assert_eq!((asked.phase, asked.answered), (BY_FORCE, 1), "the call is not forgotten");
+    let slept = Status { phase: Phase::FallingAsleep, ..asked };
+    assert_eq!(follows(&bounded, &slept, &seen(Processes::None)).0, Phase::Queued);
+}
+
+#[test]
 fn prepared() {
     table(
         Wanted::Awake,
@@ -170,6 +180,12 @@ fn ready_declined_and_given_up() {
             ("it is ready", Phase::Committing, Observed { ready: Some(3), ..served() }, ENDED),
             ("another was ready", Phase::Committing, Observed { ready: Some(2), ..served() }, COMMITTING),
             ("it declines", Phase::Committing, declined(served(), commit, 1), AWAKE),
+            (
+                "it declined, and its door is shut again",
+                Phase::Committing,
+                door(declined(served(), commit, 0), Door::Shut(3)),
+                COMMITTING,
+            ),
             ("it fails", Phase::Committing, failed(served(), commit, 1), (Phase::Committing, 3, None)),
             ("it fails too often", Phase::Committing, failed(served(), commit, COMMIT_TRIES), ENDED),
             ("it died", Phase::Committing, seen(agents(&[])), ENDED),

@@ -238,6 +238,13 @@ fn archives_expire_oldest_first_and_then_the_record_goes() {
             (Phase::Awake, 3, Some(Action::Expire(1))),
         ),
         (
+            "what the storage holds is kept beside it",
+            spec(Wanted::Awake),
+            with(&[(3, 31)], status(Phase::Queued)),
+            none(),
+            (Phase::Queued, 3, None),
+        ),
+        (
             "nothing is left",
             spec(Wanted::Awake),
             with(&[(3, 31)], away()),

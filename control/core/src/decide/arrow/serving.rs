@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::Seen;
 use crate::{
     decide::{HEALTHY_AFTER, HELLO_LIMIT, SILENCE_LIMIT, pause},
+    mutant::{self, Mutant},
     observed::Processes,
     status::{Phase, Status},
     time::Timestamp,
@@ -37,7 +38,12 @@ pub(super) fn admit(seen: Seen<'_>) -> Option<Status> {
 
 /// Nothing of an earlier agent runs and the pause is over.
 pub(super) fn start(seen: Seen<'_>, not_before: Timestamp) -> Option<Status> {
-    if seen.observed.processes != Processes::None || pause::waits(not_before, seen.now) {
+    let something_runs = match seen.observed.processes {
+        Processes::None => false,
+        Processes::Some(_) => !mutant::is(Mutant::StartsBeside),
+        Processes::Unseen => true,
+    };
+    if something_runs || pause::waits(not_before, seen.now) {
         return None;
     }
     let reason = match seen.status.failures {
@@ -45,8 +51,12 @@ pub(super) fn start(seen: Seen<'_>, not_before: Timestamp) -> Option<Status> {
         n => format!("its agent is being started again (failures before: {n}); {}", seen.status.reason),
     };
     let mut next = seen.to(Phase::Starting, reason);
-    next.epoch += 1;
-    next.storage_generation += 1;
+    if !(mutant::is(Mutant::ReusesEpoch) && next.failures > 0) {
+        next.epoch += 1;
+    }
+    if !mutant::is(Mutant::KeepsGeneration) {
+        next.storage_generation += 1;
+    }
     next.storage = true;
     Some(next)
 }
@@ -65,7 +75,7 @@ pub(super) fn why_not_started(seen: Seen<'_>) -> Option<String> {
         (Some(ended), _) if ended.epoch == status.epoch => {
             Some(format!("its agent did not start: {}", ended.how))
         }
-        (_, Processes::Some(agents)) if !agents.is_subset(&alone) => {
+        (_, Processes::Some(agents)) if !agents.is_subset(&alone) && !mutant::is(Mutant::StartsBeside) => {
             Some("an earlier agent of it was found alive".to_owned())
         }
         _ if seen.lives() && observed.silence >= HELLO_LIMIT => {
@@ -98,7 +108,8 @@ pub(super) fn died(seen: Seen<'_>) -> Option<Status> {
 /// The agent lives but was not heard of for too long.
 pub(super) fn silent(seen: Seen<'_>) -> Option<Status> {
     let unheard = seen.lives() && !seen.connected();
-    (unheard && seen.observed.silence >= SILENCE_LIMIT).then(|| {
+    let silent = seen.observed.silence >= SILENCE_LIMIT || mutant::is(Mutant::EndsUnheard);
+    (unheard && silent).then(|| {
         let why = format!("its agent was silent for {} minutes", SILENCE_LIMIT.as_secs() / 60);
         seen.fail(why, seen.status.failures)
     })

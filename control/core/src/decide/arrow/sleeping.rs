@@ -3,6 +3,7 @@
 use super::{Seen, serving};
 use crate::{
     decide::{Action, COMMIT_TRIES, SILENCE_LIMIT, pause},
+    mutant::{self, Mutant},
     observed::{Door, Failure, Processes, Trouble, Used},
     status::{Phase, Status},
     workspace::Wanted,
@@ -11,7 +12,8 @@ use crate::{
 /// It shall end, and its agent cannot be asked first: nobody hears it, or the control plane goes down and has no time for two
 /// phases. (An agent ends in good order and saves what it has then too.)
 pub(super) fn end_now(seen: Seen<'_>) -> Option<Status> {
-    if seen.observed.standby || (!seen.connected() && seen.observed.processes != Processes::Unseen) {
+    let one_phase = seen.observed.standby || mutant::is(Mutant::SleepsInOnePhase);
+    if one_phase || (!seen.connected() && seen.observed.processes != Processes::Unseen) {
         return serving::end_now(seen);
     }
     None
@@ -24,22 +26,28 @@ pub(super) fn fall_asleep(seen: Seen<'_>) -> Option<Status> {
     }
     let policy = &seen.spec.policy;
     let witnessed_since = |then| seen.observed.witnessed.saturating_sub(then);
-    let awake = witnessed_since(seen.status.woken);
     // Who has just come has not had the time to do anything yet. And an agent that is still being told to go on is not asked.
     let may_be_asked =
         witnessed_since(seen.status.called) >= policy.idle_timeout && seen.observed.door == Door::Open;
     let (force, why) = match (seen.spec.wanted, seen.observed.used) {
         (Wanted::Asleep, _) => (true, "somebody puts it to sleep"),
         (Wanted::Deleted, _) => (true, "somebody deletes it"),
-        _ if policy.max_awake.is_some_and(|longest| awake >= longest) => {
-            (true, "it has been awake for as long as it may")
-        }
+        _ if is_overdue(seen) => (true, "it has been awake for as long as it may"),
         (_, Used::No(counted)) if counted >= policy.idle_timeout && may_be_asked => (false, "it is not used"),
+        (_, Used::Unknown) if may_be_asked && mutant::is(Mutant::SleepsOnUnknown) => {
+            (false, "nobody knows whether it is used")
+        }
         _ => return None,
     };
     let mut next = seen.to(Phase::Preparing { force, declined: refusals(seen) }, why);
     next.answered = seen.spec.asked;
     Some(next)
+}
+
+/// It has been awake for as long as it may.
+fn is_overdue(seen: Seen<'_>) -> bool {
+    let awake = seen.observed.witnessed.saturating_sub(seen.status.woken);
+    seen.spec.policy.max_awake.is_some_and(|longest| awake >= longest)
 }
 
 /// Prepare failed or was declined so often in a row.
@@ -60,7 +68,8 @@ fn paused(seen: Seen<'_>) -> bool {
 /// It is used, somebody comes, or nobody hears the agent: it stays awake. Where use is no reason, what its agent cannot do in two
 /// phases is done in one.
 pub(super) fn reprieve(seen: Seen<'_>, force: bool, declined: u32) -> Option<Status> {
-    if seen.is_called() {
+    // Where it would be put to sleep again at once, who comes waits until it has slept.
+    if seen.is_called() && !is_overdue(seen) {
         let mut next = seen.to(Phase::Awake, "somebody came before it slept");
         next.called = seen.observed.witnessed;
         next.answered = seen.spec.asked;
@@ -81,14 +90,14 @@ pub(super) fn reprieve(seen: Seen<'_>, force: bool, declined: u32) -> Option<Sta
 
 /// The agent lets nothing new begin.
 pub(super) fn prepared(seen: Seen<'_>) -> Option<Status> {
-    (seen.observed.door == Door::Shut(seen.status.epoch))
-        .then(|| seen.to(Phase::Committing, seen.status.reason.clone()))
+    let shut = seen.observed.door == Door::Shut(seen.status.epoch) || mutant::is(Mutant::IgnoresDoor);
+    shut.then(|| seen.to(Phase::Committing, seen.status.reason.clone()))
 }
 
 /// All has ended and is saved.
 pub(super) fn ready(seen: Seen<'_>) -> Option<Status> {
-    (seen.observed.ready == Some(seen.status.epoch))
-        .then(|| seen.to(Phase::FallingAsleep, seen.status.reason.clone()))
+    let ready = seen.observed.ready == Some(seen.status.epoch) || mutant::is(Mutant::EndsBeforeReady);
+    ready.then(|| seen.to(Phase::FallingAsleep, seen.status.reason.clone()))
 }
 
 /// There is no way back, and the agent does not come to its end by itself.
@@ -115,6 +124,9 @@ pub(super) fn declined(seen: Seen<'_>) -> Option<Status> {
         return None;
     }
     match &commit_trouble(seen)?.failure {
+        Failure::Declined(why) if mutant::is(Mutant::IgnoresRefusal) => {
+            Some(seen.to(Phase::FallingAsleep, why))
+        }
         Failure::Declined(why) => Some(seen.to(Phase::Awake, why)),
         Failure::Failed(_) => None,
     }
@@ -130,6 +142,9 @@ pub(super) fn rest(seen: Seen<'_>) -> Option<Status> {
         let mut next = seen.to(Phase::Asleep, seen.status.reason.clone());
         next.rested = seen.observed.witnessed;
         next.failures = 0;
+        if mutant::is(Mutant::LosesWake) {
+            next.answered = seen.spec.asked;
+        }
         next
     })
 }

@@ -3,6 +3,7 @@
 use super::{Seen, serving};
 use crate::{
     decide::{Action, pause},
+    mutant::{self, Mutant},
     observed::Processes,
     status::{Phase, Status, Task, Upkeep},
     workspace::Wanted,
@@ -40,8 +41,9 @@ pub(super) fn let_go(seen: Seen<'_>) -> Option<Status> {
     if seen.observed.standby {
         return None;
     }
-    match (seen.status.storage, seen.status.archive()) {
-        (true, Some(_)) => Some(seen.to(Phase::Archived, "its archive is proven; its storage is removed")),
+    let archived = seen.status.archive().is_some() || mutant::is(Mutant::RemovesWithoutArchive);
+    match (seen.status.storage, archived) {
+        (true, true) => Some(seen.to(Phase::Archived, "its archive is proven; its storage is removed")),
         (false, _) if seen.spec.wanted == Wanted::Deleted => {
             Some(seen.to(Phase::Archived, "somebody deleted it"))
         }
@@ -52,6 +54,10 @@ pub(super) fn let_go(seen: Seen<'_>) -> Option<Status> {
 /// It has slept long enough, or is to be deleted.
 pub(super) fn archive_due(seen: Seen<'_>) -> Option<Status> {
     let slept = seen.observed.witnessed.saturating_sub(seen.status.rested);
+    let slept = match mutant::is(Mutant::TrustsWallClock) {
+        true => seen.now.since(seen.status.since),
+        false => slept,
+    };
     let due = slept >= seen.spec.policy.archive_after || seen.spec.wanted == Wanted::Deleted;
     (due && seen.status.storage && may_open(seen)).then(|| {
         let why = match seen.spec.wanted {
@@ -101,7 +107,8 @@ pub(super) fn kept(seen: Seen<'_>) -> Option<Status> {
 
 /// Its storage holds what the archive holds.
 pub(super) fn restored(seen: Seen<'_>) -> Option<Status> {
-    (seen.observed.restored == Some(seen.status.epoch)).then(|| {
+    let done = seen.observed.restored == Some(seen.status.epoch) || mutant::is(Mutant::RestoresInNoTime);
+    done.then(|| {
         let mut next = seen.to(Phase::Queued, "it was restored from its archive");
         next.queued = Some(seen.observed.witnessed);
         next.storage_generation += 1;

@@ -1,0 +1,71 @@
+//! How long decisions take: all workspaces of a full control plane, again and again. Nothing changes between two looks, as mostly.
+
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
+
+use podling_core::{
+    decide::decide,
+    id::WorkspaceId,
+    observed::{Observed, Processes, Used},
+    policy::Policy,
+    status::{Phase, Status},
+    time::Timestamp,
+    workspace::{Spec, Wanted},
+};
+
+/// What one control plane may have.
+const WORKSPACES: u64 = 10_000;
+const SWEEPS: u32 = 50;
+const NOW: Timestamp = Timestamp(1_700_000_000_000);
+
+/// Measures and prints.
+pub(crate) fn run() {
+    let all: Vec<_> = (0..WORKSPACES).map(one).collect();
+    let mut slowest = Duration::ZERO;
+    let begun = Instant::now();
+    for _ in 0..SWEEPS {
+        let sweep = Instant::now();
+        for (spec, status, observed) in &all {
+            black_box(decide(black_box(spec), black_box(status), black_box(observed), NOW));
+        }
+        slowest = slowest.max(sweep.elapsed());
+    }
+    let each = begun.elapsed().as_nanos() / u128::from(SWEEPS) / u128::from(WORKSPACES);
+    println!(
+        "{each} ns a decision; the slowest of {SWEEPS} sweeps over {WORKSPACES} workspaces: {slowest:?}"
+    );
+}
+
+/// Half are awake and idle, the others asleep, in the line, or archived.
+fn one(n: u64) -> (Spec, Status, Observed) {
+    let spec = Spec {
+        id: WorkspaceId::from_bits(n),
+        name: "demo".parse().expect("a name"),
+        owner: "me".parse().expect("an owner"),
+        template: "shell".into(),
+        command: vec!["code-server".into()],
+        env: [("LANG".into(), "C.UTF-8".into())].into(),
+        policy: Policy::default(),
+        resources: Default::default(),
+        wanted: Wanted::Awake,
+        asked: 1,
+        source: None,
+        created: NOW,
+        request_id: format!("request-{n}"),
+    };
+    let phase = [Phase::Awake, Phase::Asleep, Phase::Awake, Phase::Queued, Phase::Awake, Phase::Archived]
+        [n as usize % 6];
+    let awake = phase == Phase::Awake;
+    let status =
+        Status { phase, epoch: 3, storage_generation: 3, storage: true, answered: 1, ..Status::new(NOW) };
+    let observed = Observed {
+        processes: if awake { Processes::Some([3].into()) } else { Processes::None },
+        connected: awake.then_some(3),
+        used: Used::No(Duration::from_secs(n % 800)),
+        witnessed: Duration::from_secs(80_000),
+        ..Observed::default()
+    };
+    (spec, status, observed)
+}

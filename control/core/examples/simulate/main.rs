@@ -1,0 +1,44 @@
+//! `cargo xtask simulate`: one run of the simulation, again and with all that it says. With `--bench`: how fast decisions are.
+
+mod bench;
+#[path = "../../tests/simulation/sim.rs"]
+mod sim;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "simulate [--seed N] [--steps M] | simulate --bench";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (mut seed, mut steps) = (0, 50_000);
+    for pair in args.chunks(2) {
+        match (pair[0].as_str(), pair.get(1).and_then(|value| value.parse().ok())) {
+            ("--seed", Some(value)) => seed = value,
+            ("--steps", Some(value)) => steps = value,
+            ("--bench", None) => {
+                bench::run();
+                return ExitCode::SUCCESS;
+            }
+            _ => {
+                eprintln!("{USAGE}");
+                return ExitCode::from(2);
+            }
+        }
+    }
+    let mut coverage = sim::Coverage::default();
+    let ended = sim::run(seed, steps, None, &mut coverage);
+    println!("{coverage}");
+    for missing in coverage.missing() {
+        println!("not covered: {missing}");
+    }
+    match ended {
+        Ok(()) => {
+            println!("seed {seed}, {steps} steps: every law held");
+            ExitCode::SUCCESS
+        }
+        Err(broken) => {
+            println!("{broken}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The laws, checked against what is real: none of them asks the core what it thinks.
+
+use std::time::Duration;
+
+use podling_core::{
+    decide::{COMMIT_TRIES, SILENCE_LIMIT},
+    id::WorkspaceId,
+    mutant::Taken,
+    quota::Quota,
+    status::{Phase, Task},
+    workspace::{Resources, Spec, Wanted},
+};
+
+use super::{control::Record, real::Storage, world::World};
+
+/// Who comes so much later in witnessed time is not served first. (One control plane's last moments may be lost.)
+const MUCH_LATER: Duration = Duration::from_secs(60);
+
+impl World {
+    /// What holds of every arrow.
+    pub(crate) fn arrows(&mut self, w: usize, before: &Record, arrows: &[Taken]) {
+        for taken in arrows {
+            self.coverage.arrow(taken);
+            self.note(|| format!("w{w} {:?} -> {:?}: {:.70}", taken.from, taken.to, taken.reason));
+            let (watched, clock_ok) = (self.watched, self.broken.is_none());
+            let Some(entry) = self.control.as_ref().and_then(|control| control.entries.get(&w)) else {
+                return;
+            };
+            let Some(real) = self.real.get_mut(&w) else { return };
+            if !clock_ok {
+                return;
+            }
+            let (spec, observed) = (&entry.record.spec, &entry.observed);
+            let epoch = before.status.epoch;
+            let connected = observed.connected == Some(epoch);
+            let unheard = watched.saturating_sub(entry.heard) >= SILENCE_LIMIT;
+            let wanted = spec.wanted == Wanted::Awake;
+            let agent = real.agents.get(&epoch);
+            let holds = match (taken.from, taken.to) {
+                (Phase::Committing, Phase::FallingAsleep) => {
+                    agent.is_none_or(|agent| agent.committed)
+                        || (!connected && (unheard || observed.standby))
+                        || entry.commits_failed >= COMMIT_TRIES
+                }
+                (Phase::Preparing { force, .. }, Phase::FallingAsleep) => {
+                    observed.standby || (!connected && !wanted) || (force && entry.refused)
+                }
+                (Phase::Awake, Phase::FallingAsleep) => observed.standby || (!connected && !wanted),
+                (_, Phase::FallingAsleep) => observed.standby || !wanted,
+                (_, Phase::Preparing { force: false, .. }) => {
+                    entry.told.is_some_and(|idle| idle >= spec.policy.idle_timeout)
+                }
+                (_, Phase::Preparing { force: true, .. }) => {
+                    let awake = watched.saturating_sub(real.ghost.woken);
+                    !wanted || spec.policy.max_awake.is_some_and(|longest| awake >= longest)
+                }
+                (_, Phase::Committing) => entry.prepared == Some(epoch),
+                (Phase::Awake, Phase::Pending { .. }) => unheard || !observed.processes.lives(epoch),
+                (Phase::Asleep, Phase::Opening(Task::Archive)) => {
+                    let rested = real.ghost.rests.get(&before.status.rested).copied();
+                    let slept = watched.saturating_sub(rested.unwrap_or_default());
+                    spec.wanted == Wanted::Deleted || slept >= spec.policy.archive_after
+                }
+                (_, Phase::Deleting) => {
+                    let left = !before.status.archives.is_empty() || real.storage != Storage::None;
+                    real.ghost.discarded || !left || !observed.expired.is_empty()
+                }
+                _ => true,
+            };
+            match (taken.from, taken.to) {
+                (Phase::Starting, Phase::Awake) => real.ghost.woken = watched,
+                (Phase::FallingAsleep, Phase::Asleep) => {
+                    real.ghost.rests.entry(entry.record.status.rested).or_insert(watched);
+                }
+                (Phase::Queued, Phase::Queued) => {}
+                (_, Phase::Queued) => real.ghost.joined = watched,
+                _ => {}
+            }
+            self.law(holds, || {
+                format!("w{w} must not go from {:?} to {:?}: {}", taken.from, taken.to, taken.reason)
+            });
+            if taken.from == Phase::Queued && matches!(taken.to, Phase::Pending { .. }) {
+                self.law_of_the_line(w);
+            }
+        }
+        let entry = self.control.as_ref().and_then(|control| control.entries.get(&w));
+        if entry.is_some_and(|entry| entry.phase() == Phase::Awake)
+            && let Some(real) = self.real.get_mut(&w)
+        {
+            real.ghost.called = false;
+        }
+    }
+
+    /// Nobody is overtaken but by who has an owner with room.
+    fn law_of_the_line(&mut self, w: usize) {
+        let Some(control) = &self.control else { return };
+        let me = WorkspaceId::from_bits(w as u64);
+        let Some(mine) = self.real.get(&w).map(|real| real.ghost.joined) else { return };
+        let joined = |w: &usize| self.real.get(w).map(|real| real.ghost.joined).unwrap_or_default();
+        let earlier: Vec<_> = control
+            .entries
+            .iter()
+            .filter(|(other, entry)| entry.phase() == Phase::Queued && joined(other) + MUCH_LATER < mine)
+            .collect();
+        // It could have had room but for this one.
+        let held = |by: &dyn Fn(&Spec) -> bool, one: &Spec| {
+            let holders = control.holders().map(|holder| &holder.record.spec).filter(|spec| by(spec));
+            holders.map(|spec| spec.resources).chain([one.resources]).collect::<Vec<_>>()
+        };
+        let overtaken = earlier.iter().find(|(_, entry)| {
+            let spec = &entry.record.spec;
+            let others = held(&|one| one.owner == spec.owner && one.id != me, spec);
+            let alone =
+                earlier.iter().filter(|(_, other)| other.record.spec.owner == spec.owner).count() == 1;
+            let left = within(&held(&|one| one.owner == spec.owner, spec), &self.quotas.owner)
+                && within(&held(&|_| true, spec), &self.quotas.total);
+            alone && within(&others, &self.quotas.owner) && !left
+        });
+        let overtaken = overtaken.map(|(other, _)| **other);
+        let Some(overtaken) = overtaken else { return };
+        let who = control.entries.iter().map(|(w, entry)| {
+            let Record { spec, status } = &*entry.record;
+            let was = entry.durable.as_ref().map(|record| record.status.phase);
+            let (owner, cpu) = (&spec.owner, spec.resources.cpu_millis);
+            format!("w{w} of {owner}, cpu {cpu}: {:?} was {was:?}, joined {:?}", status.phase, status.queued)
+        });
+        let who = who.collect::<Vec<_>>().join("\n");
+        self.law(false, || format!("w{w} overtakes w{overtaken}, which has waited for longer\n{who}"));
+    }
+
+    pub(crate) fn law_of_start(&mut self, w: usize, epoch: u64, task: Option<Task>) {
+        let Some(record) = self.store.records.get(&w).cloned() else { return };
+        let Some(real) = self.real.get(&w) else { return };
+        let runs = real.runs();
+        let fresh = real.started.last().is_none_or(|last| *last < epoch);
+        let (storage, latest) = (real.storage, real.latest);
+        let whole = match storage {
+            Storage::Whole(content) => content == latest,
+            Storage::None => latest == 0 && record.spec.source.is_none(),
+            Storage::Half => false,
+        };
+        self.law(!runs, || format!("w{w} agent {epoch} is started while something runs"));
+        self.law(fresh, || format!("w{w} agent {epoch}: an epoch is used again"));
+        self.law(task == Some(Task::Restore) || whole, || {
+            format!("w{w} is started on {storage:?}, which is not {latest}")
+        });
+        if task.is_none() {
+            self.law_of_room(w);
+        }
+    }
+
+    /// With this one, not more is awake than may be.
+    fn law_of_room(&mut self, w: usize) {
+        let mut all: Vec<(&str, Resources)> = Vec::new();
+        for (other, real) in &self.real {
+            if let Some(record) = self.store.records.get(other).filter(|_| *other == w || real.serves()) {
+                all.push((record.spec.owner.as_str(), record.spec.resources));
+            }
+        }
+        let Some(record) = self.store.records.get(&w) else { return };
+        let owner = record.spec.owner.as_str();
+        let of = |who: Option<&str>| {
+            let some = all.iter().filter(|(whose, _)| who.is_none_or(|who| who == *whose));
+            some.map(|(_, resources)| *resources).collect::<Vec<_>>()
+        };
+        let fits = within(&of(Some(owner)), &self.quotas.owner) && within(&of(None), &self.quotas.total);
+        let all = format!("{all:?}");
+        self.law(fits, || format!("w{w} is started over the quota: {all}"));
+    }
+
+    pub(crate) fn law_of_removal(&mut self, w: usize) {
+        let Some(real) = self.real.get(&w) else { return };
+        let discarded =
+            self.store.records.get(&w).is_some_and(|record| record.spec.wanted == Wanted::Discarded);
+        let safe = match real.storage {
+            Storage::Whole(content) => {
+                real.only_restored || real.objects.values().any(|kept| *kept == content)
+            }
+            Storage::None | Storage::Half => true,
+        };
+        let what = real.storage;
+        let runs = real.runs();
+        self.law(!runs, || format!("w{w}: storage is removed while something runs"));
+        self.law(safe || discarded, || format!("w{w}: {what:?} is removed, and no archive holds it"));
+    }
+
+    pub(crate) fn law_of_expiry(&mut self, w: usize, generation: u64) {
+        let Some(real) = self.real.get(&w) else { return };
+        let Some(record) = self.store.records.get(&w) else { return };
+        let age = real.ghost.made.get(&generation).map(|made| self.watched.saturating_sub(*made));
+        let old = age.is_none_or(|age| age >= record.spec.policy.keep_archives);
+        let discarded = record.spec.wanted == Wanted::Discarded;
+        self.law(old || discarded, || format!("w{w}: archive {generation} goes after {age:?}"));
+    }
+
+    /// The record goes last.
+    pub(crate) fn law_of_forgetting(&mut self, w: usize) {
+        let Some(real) = self.real.get(&w) else { return };
+        let (runs, storage) = (real.runs(), real.storage);
+        let Some(record) = self.store.records.get(&w) else { return };
+        let known =
+            record.status.archives.iter().filter(|archive| real.objects.contains_key(&archive.generation));
+        let left = known.count();
+        self.law(!runs && storage == Storage::None && left == 0, || {
+            format!(
+                "w{w} is forgotten while there is something of it: runs {runs}, {storage:?}, {left} archives"
+            )
+        });
+    }
+}
+
+fn within(taken: &[Resources], quota: &Quota) -> bool {
+    let cpu = taken.iter().map(|resources| resources.cpu_millis).sum::<u64>();
+    quota.awake.is_none_or(|most| taken.len() as u64 <= most)
+        && quota.cpu_millis.is_none_or(|most| cpu <= most)
+}

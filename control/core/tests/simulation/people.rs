@@ -1,0 +1,186 @@
+//! People: they make, wake, put away, delete, change and use workspaces.
+
+use std::{rc::Rc, time::Duration};
+
+use podling_core::{
+    archive::ArchiveKey,
+    decide::{Action, hurry},
+    id::WorkspaceId,
+    observed::Observed,
+    policy::Policy,
+    status::{Phase, Status},
+    workspace::{Resources, Spec, Wanted},
+};
+
+use super::{
+    control::{Entry, Record},
+    real::{Real, Storage},
+    world::World,
+};
+
+/// Workspaces at once.
+const MOST: usize = 9;
+
+fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+impl World {
+    /// Somebody asks for something.
+    pub(crate) fn request(&mut self) {
+        let all = self.living();
+        if self.acting().is_none_or(|control| control.standby) {
+            return;
+        }
+        if all.len() < MOST && (all.is_empty() || self.rng.per_mille(250)) {
+            return self.create();
+        }
+        let Some(w) = self.somewhere(&all) else { return };
+        let which = self.rng.below(100);
+        let now = self.now();
+        let Some(entry) = self.acting().and_then(|control| control.entries.get_mut(&w)) else { return };
+        let phase = entry.phase();
+        if entry.flight.as_ref().is_some_and(|flight| flight.action == Action::Forget) {
+            // A record that is being removed is not changed any more.
+            return;
+        }
+        let mut spec = entry.record.spec.clone();
+        let (mut called, mut uncalled) = (false, false);
+        match which {
+            0..55 if !spec.wanted.is_gone() || which < 4 => {
+                if spec.wanted == Wanted::Discarded || phase == Phase::Deleting {
+                    return;
+                }
+                spec.wanted = Wanted::Awake;
+                spec.asked += 1;
+                called = true;
+                let status = hurry(&entry.record.status, now);
+                entry.record = Rc::new(Record { spec: entry.record.spec.clone(), status });
+            }
+            55..75 if !spec.wanted.is_gone() => {
+                spec.wanted = Wanted::Asleep;
+                spec.asked += 1;
+                uncalled = true;
+            }
+            75..85 if spec.wanted != Wanted::Discarded => {
+                spec.wanted = Wanted::Deleted;
+                uncalled = true;
+            }
+            85..89 => {
+                spec.wanted = Wanted::Discarded;
+                uncalled = true;
+            }
+            89..94 if !phase.takes_room() && phase != Phase::Deleting => {
+                spec.resources.cpu_millis = 1 + which % 3
+            }
+            94..100 => spec.policy = policy(which),
+            _ => return,
+        }
+        entry.change(spec);
+        entry.asked |= called;
+        if uncalled {
+            entry.asked = false;
+        }
+        let wanted = entry.record.spec.wanted;
+        if let Some(real) = self.real.get_mut(&w) {
+            real.ghost.called &= !uncalled;
+            real.ghost.discarded |= wanted == Wanted::Discarded;
+            real.present |= called;
+        }
+        self.note(|| format!("w{w} is wanted {wanted:?} (request {which})"));
+        self.advance(w);
+    }
+
+    /// Anywhere; often where something is under way just now, for there the races are.
+    fn somewhere(&mut self, all: &[usize]) -> Option<usize> {
+        let under_way = |entry: &Entry| {
+            matches!(entry.phase(), Phase::Preparing { .. } | Phase::Committing | Phase::FallingAsleep)
+                || matches!(entry.phase(), Phase::Opening(_) | Phase::Working(_) | Phase::Deleting)
+        };
+        let control = self.control.as_ref().filter(|_| self.rng.per_mille(600));
+        let racing: Vec<usize> = control
+            .iter()
+            .flat_map(|control| control.entries.iter())
+            .filter(|(w, entry)| under_way(entry) && all.contains(w))
+            .map(|(w, _)| *w)
+            .collect();
+        if racing.is_empty() { self.rng.pick(all) } else { self.rng.pick(&racing) }
+    }
+
+    fn create(&mut self) {
+        let (w, now) = (self.made, self.now());
+        self.made += 1;
+        let owners = ["ann", "bob", "cy"];
+        let owner = self.rng.pick(&owners).unwrap_or("ann");
+        let keys: Vec<(usize, u64)> =
+            self.real.iter().flat_map(|(w, real)| real.objects.keys().map(|g| (*w, *g))).collect();
+        let source = self.rng.pick(&keys).filter(|_| w % 3 == 0);
+        let source = source.map(|(w, generation)| ArchiveKey(format!("{w}/{generation}")));
+        let status = if source.is_some() { Status::from_archive(now) } else { Status::new(now) };
+        let spec = Spec {
+            id: WorkspaceId::from_bits(w as u64),
+            name: format!("w{w}").parse().expect("a name"),
+            owner: owner.parse().expect("an owner"),
+            template: "shell".into(),
+            command: Vec::new(),
+            env: Default::default(),
+            policy: policy(self.rng.below(6)),
+            resources: Resources { cpu_millis: 1 + self.rng.below(3), memory_bytes: 1 },
+            wanted: Wanted::Awake,
+            asked: u64::from(source.is_some()),
+            source,
+            created: now,
+            request_id: String::new(),
+        };
+        let watched = self.watched;
+        let mut real = Real::new();
+        real.ghost.joined = watched;
+        self.note(|| format!("w{w} is made by {owner}, from {:?}", spec.source));
+        self.real.insert(w, real);
+        let record = Rc::new(Record { spec, status });
+        if let Some(control) = &mut self.control {
+            let mut entry = Entry::new(record, false, Observed::of_new());
+            entry.heard = watched;
+            entry.asked = true;
+            control.entries.insert(w, entry);
+        }
+        self.advance(w);
+    }
+
+    /// Somebody who is there types, or programs work or write.
+    pub(crate) fn work(&mut self) {
+        let Some(w) = self.somewhere(&self.living()) else { return };
+        let (clock, what) = (self.clock, self.rng.below(20));
+        let Some(real) = self.real.get_mut(&w) else { return };
+        if what == 0 {
+            real.present = !real.present;
+        }
+        let wrote = match real.agents.values_mut().find(|agent| !agent.maintenance) {
+            Some(agent) if real.present => {
+                let typed = agent.typed(clock);
+                if typed && what == 1 {
+                    agent.busy = clock + 40_000;
+                }
+                typed
+            }
+            Some(agent) => agent.busy > clock && agent.stuck <= clock && !agent.committed,
+            None => real.orphans && real.latest != 0,
+        };
+        if let (true, Storage::Whole(_)) = (wrote, real.storage) {
+            self.contents += 1;
+            real.storage = Storage::Whole(self.contents);
+            real.latest = self.contents;
+        }
+    }
+}
+
+/// Short ones: what takes days takes minutes here.
+fn policy(which: u64) -> Policy {
+    Policy {
+        idle_timeout: seconds(45 + 15 * (which % 3)),
+        archive_after: seconds(120 + 60 * (which % 4)),
+        keep_archives: seconds(400 + 300 * (which % 3)),
+        max_awake: which.is_multiple_of(5).then(|| seconds(400)),
+        ..Policy::default()
+    }
+}

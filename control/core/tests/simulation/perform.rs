@@ -1,0 +1,163 @@
+//! What orders do to the world: backend, maintenance agents, backup store. Each may fail, or happen by half.
+
+use podling_core::{
+    archive::{Archive, ArchiveKey},
+    decide::Action,
+    observed::{Achieved, Failure},
+    status::{Phase, Task},
+    workspace::Epoch,
+};
+
+use super::{
+    real::{Agent, Real, Storage},
+    world::World,
+};
+
+type Outcome = Result<Achieved, Failure>;
+
+fn failed(why: &str) -> Outcome {
+    Err(Failure::Failed(why.into()))
+}
+
+/// What an agent is started for in this phase, beside serving its user.
+fn task(phase: Phase) -> Option<Task> {
+    match phase {
+        Phase::Opening(task) => Some(task),
+        _ => None,
+    }
+}
+
+impl World {
+    /// What was ordered happens.
+    pub(crate) fn happens(&mut self, w: usize) {
+        let Some(control) = &self.control else { return };
+        let Some(entry) = control.entries.get(&w) else { return };
+        let Some(flight) = entry.flight.as_ref().filter(|flight| flight.result.is_none()) else { return };
+        let (action, phase, generation) = (flight.action, flight.phase, flight.generation);
+        let Some(durable) = entry.durable.clone() else { return };
+        let result = match action {
+            // Agents answer these, and the store that.
+            Action::Prepare { .. } | Action::Commit(_) | Action::Cancel(_) | Action::Forget => return,
+            Action::Start(epoch) => self.start(w, epoch, task(phase)),
+            Action::Stop => self.stop(w),
+            Action::Archive(epoch) => self.archive(w, epoch, generation),
+            Action::Restore(epoch) => {
+                let known = durable.status.archive().map(|archive| &archive.key);
+                self.restore(w, epoch, known.or(durable.spec.source.as_ref()))
+            }
+            Action::Remove => self.remove(w),
+            Action::Expire(generation) => {
+                let half = self.fails();
+                if let Some(real) = self.real.get_mut(&w).filter(|_| !half || generation % 2 == 0) {
+                    real.objects.remove(&generation);
+                }
+                if half { failed("the backup store is away") } else { Ok(Achieved::Done) }
+            }
+        };
+        let entry = self.control.as_mut().and_then(|control| control.entries.get_mut(&w));
+        if let Some(flight) = entry.and_then(|entry| entry.flight.as_mut()) {
+            flight.result = Some(result);
+        }
+    }
+
+    fn start(&mut self, w: usize, epoch: Epoch, task: Option<Task>) -> Outcome {
+        self.law_of_start(w, epoch, task);
+        let maintenance = task.is_some();
+        let (clock, fails, half) = (self.clock, self.fails(), self.rng.per_mille(500));
+        let Some(real) = self.real.get_mut(&w) else { return failed("no such workspace") };
+        real.started.insert(epoch);
+        if fails && !half {
+            return failed("no such program");
+        }
+        real.only_restored &= maintenance;
+        // An empty one is made where there is none.
+        if real.storage == Storage::None && task != Some(Task::Restore) {
+            self.contents += 1;
+            real.storage = Storage::Whole(self.contents);
+            real.latest = self.contents;
+        }
+        real.agents.insert(epoch, Agent::new(maintenance, clock));
+        if fails { failed("nobody knows whether it lives") } else { Ok(Achieved::Done) }
+    }
+
+    fn stop(&mut self, w: usize) -> Outcome {
+        let fails = self.fails();
+        let Some(real) = self.real.get_mut(&w) else { return failed("no such workspace") };
+        let serves = real.serves();
+        if let Some(epoch) = real.agents.keys().next().copied() {
+            real.end(epoch);
+        }
+        if fails {
+            real.orphans = serves;
+            return failed("something does not die");
+        }
+        while let Some(epoch) = real.agents.keys().next().copied() {
+            real.end(epoch);
+        }
+        real.orphans = false;
+        Ok(Achieved::Done)
+    }
+
+    /// A maintenance agent that can work.
+    fn works(&mut self, w: usize, epoch: Epoch) -> bool {
+        let clock = self.clock;
+        self.agent(w, epoch).is_some_and(|agent| agent.claimed && agent.maintenance && agent.stuck <= clock)
+    }
+
+    fn archive(&mut self, w: usize, epoch: Epoch, generation: u64) -> Outcome {
+        let works = self.works(w, epoch);
+        let fails = self.fails();
+        let (at, watched) = (self.now(), self.watched);
+        let writes = self.real.get(&w).is_some_and(Real::serves);
+        self.law(!writes, || format!("w{w} is archived while something writes to its storage"));
+        let witnessed = self.control.as_ref().map(|control| control.witnessed).unwrap_or_default();
+        let Some(real) = self.real.get_mut(&w) else { return failed("no such workspace") };
+        let Storage::Whole(content) = real.storage else { return failed("its storage is not whole") };
+        if fails || !works {
+            return failed("it was cut, or is not what was read");
+        }
+        real.objects.insert(generation, content);
+        real.ghost.made.insert(generation, watched);
+        let key = ArchiveKey(format!("{w}/{generation}"));
+        let archive = Archive { key, generation, at, witnessed, entries: 1, bytes: 1, archive_bytes: 1 };
+        Ok(Achieved::Archived(Box::new(archive)))
+    }
+
+    fn restore(&mut self, w: usize, epoch: Epoch, from: Option<&ArchiveKey>) -> Outcome {
+        let works = self.works(w, epoch);
+        let (fails, half) = (self.fails(), self.rng.per_mille(500));
+        let content = from.and_then(|key| self.object(key));
+        let Some(real) = self.real.get_mut(&w) else { return failed("no such workspace") };
+        if let (Some(content), true) = (content, works) {
+            real.only_restored = true;
+            real.storage = if fails && half { Storage::Half } else { Storage::Whole(content) };
+            if !fails {
+                if real.latest == 0 {
+                    real.latest = content;
+                }
+                return Ok(Achieved::Done);
+            }
+        }
+        failed("it could not be read")
+    }
+
+    /// What an archive holds, if it is there.
+    pub(crate) fn object(&self, key: &ArchiveKey) -> Option<u64> {
+        let (w, generation) = key.0.split_once('/')?;
+        self.real.get(&w.parse().ok()?)?.objects.get(&generation.parse().ok()?).copied()
+    }
+
+    fn remove(&mut self, w: usize) -> Outcome {
+        self.law_of_removal(w);
+        let (fails, half) = (self.fails(), self.rng.per_mille(500));
+        let Some(real) = self.real.get_mut(&w) else { return failed("no such workspace") };
+        if fails {
+            if half && real.storage != Storage::None {
+                real.storage = Storage::Half;
+            }
+            return failed("it is busy");
+        }
+        real.storage = Storage::None;
+        Ok(Achieved::Done)
+    }
+}
