@@ -233,13 +233,7 @@ impl From<Status> for Failure {
 fn status_code(status: &Status) -> u8 {
     match error::reason(status) {
         Some(Reason::Busy | Reason::DiscardRequired | Reason::PathEscapes) => REFUSED,
-        Some(
-            Reason::NotAwake
-            | Reason::Unclaimed
-            | Reason::Deleting
-            | Reason::Maintenance
-            | Reason::NotArchived,
-        ) => UNAVAILABLE,
+        Some(Reason::NotAwake | Reason::Unclaimed | Reason::Deleting | Reason::Maintenance) => UNAVAILABLE,
         _ => match status.code() {
             Code::NotFound => NOT_FOUND,
             Code::Unauthenticated | Code::PermissionDenied => REFUSED,
@@ -296,7 +290,8 @@ mod tests {
             (Reason::Busy, REFUSED),
             (Reason::AgentUnreachable, UNAVAILABLE),
             (Reason::NotAwake, UNAVAILABLE),
-            (Reason::NotArchived, UNAVAILABLE),
+            (Reason::NotArchived, ERROR),
+            (Reason::Maintenance, UNAVAILABLE),
             (Reason::BackupNotFound, NOT_FOUND),
             (Reason::BadField, USAGE),
             (Reason::DiskFull, ERROR),
