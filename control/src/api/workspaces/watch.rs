@@ -90,7 +90,9 @@ impl Watcher {
                 self.events.push_back(Event::Workspace(workspace(view)));
             }
         }
-        let gone: Vec<_> = self.told.keys().filter(|id| snapshot.get(id).is_none()).cloned().collect();
+        // Also one of which only its archives are left.
+        let is_there = |id: &WorkspaceId| snapshot.get(id).is_some_and(|view| self.whose.sees(view));
+        let gone: Vec<_> = self.told.keys().filter(|id| !is_there(id)).cloned().collect();
         for id in gone {
             self.told.remove(&id);
             self.events.push_back(Event::Gone(id.to_string()));
