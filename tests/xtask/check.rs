@@ -20,6 +20,22 @@ pub(crate) fn add(steps: &mut Steps) -> Result<()> {
         &[],
     )?;
     steps.cargo(
+        "lints of the simulation",
+        &[
+            "clippy",
+            "--package",
+            "podling-core",
+            "--all-targets",
+            "--features",
+            "mutants",
+            "--quiet",
+            "--",
+            "-D",
+            "warnings",
+        ],
+        &[],
+    )?;
+    steps.cargo(
         "docs",
         &["doc", "--workspace", "--no-deps", "--quiet"],
         &[("RUSTDOCFLAGS", "-D warnings")],

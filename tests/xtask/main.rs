@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod simulate;
 mod step;
 mod stories;
 mod targets;
@@ -27,6 +28,8 @@ enum Command {
     Check,
     /// Builds the binaries and runs the end-to-end stories alone.
     Stories(stories::Args),
+    /// The simulated lifecycle again, with all that it says: what a failing test names.
+    Simulate(simulate::Args),
     /// Podling beside its peers in one run; rewrites BENCHMARKS.md.
     Bench(bench::Args),
 }
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Command::Test => test::run(),
         Command::Check => check::run(),
         Command::Stories(args) => stories::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match done {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{check, step::Steps, stories, targets};
+use crate::{check, simulate, step::Steps, stories, targets};
 
 /// Runs it.
 pub(crate) fn run() -> Result<bool> {
@@ -12,6 +12,7 @@ pub(crate) fn run() -> Result<bool> {
     let mut args = vec!["test", "--workspace", "--no-fail-fast", "--quiet", "--lib", "--bins"];
     args.extend(others.iter().flat_map(|name| ["--test", name]));
     steps.cargo("unit and property tests", &args, &[])?;
+    simulate::add(&mut steps)?;
     steps.cargo("examples in docs", &["test", "--workspace", "--quiet", "--doc"], &[])?;
     stories::add(&mut steps, &["--", "--format=pretty"])?;
     steps.finish()

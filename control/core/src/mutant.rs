@@ -1,6 +1,6 @@
 //! Switches that break one law each, and the arrows that were taken: what the simulation needs to prove that it would notice.
 //!
-//! Without the feature `mutants` nothing of it is compiled in: [`is`] is a constant `false` and [`took`] nothing at all.
+//! Without the feature `mutants` nothing of it is compiled in: `is` is a constant `false` and `took` nothing at all.
 
 /// A mistake that could be made here. Each is named for what it does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -38,7 +38,7 @@ impl World {
             let agent = real.agents.get(&epoch);
             let holds = match (taken.from, taken.to) {
                 (Phase::Committing, Phase::FallingAsleep) => {
-                    agent.is_none_or(|agent| agent.committed)
+                    agent.is_none_or(|agent| agent.committed && agent.unsaved == 0)
                         || (!connected && (unheard || observed.standby))
                         || entry.commits_failed >= COMMIT_TRIES
                 }
@@ -72,8 +72,11 @@ impl World {
                 (Phase::FallingAsleep, Phase::Asleep) => {
                     real.ghost.rests.entry(entry.record.status.rested).or_insert(watched);
                 }
-                (Phase::Queued, Phase::Queued) => {}
-                (_, Phase::Queued) => real.ghost.joined = watched,
+                (_, Phase::Queued) => {
+                    if let Some(queued) = entry.record.status.queued {
+                        real.ghost.joins.entry(queued).or_insert(watched);
+                    }
+                }
                 _ => {}
             }
             self.law(holds, || {
@@ -95,12 +98,17 @@ impl World {
     fn law_of_the_line(&mut self, w: usize) {
         let Some(control) = &self.control else { return };
         let me = WorkspaceId::from_bits(w as u64);
-        let Some(mine) = self.real.get(&w).map(|real| real.ghost.joined) else { return };
-        let joined = |w: &usize| self.real.get(w).map(|real| real.ghost.joined).unwrap_or_default();
+        let joined = |w: &usize| {
+            let queued = control.entries.get(w)?.record.status.queued?;
+            self.real.get(w)?.ghost.joins.get(&queued).copied()
+        };
+        let Some(mine) = joined(&w) else { return };
         let earlier: Vec<_> = control
             .entries
             .iter()
-            .filter(|(other, entry)| entry.phase() == Phase::Queued && joined(other) + MUCH_LATER < mine)
+            .filter(|(other, entry)| {
+                entry.phase() == Phase::Queued && joined(other).is_some_and(|then| then + MUCH_LATER < mine)
+            })
             .collect();
         // It could have had room but for this one.
         let held = |by: &dyn Fn(&Spec) -> bool, one: &Spec| {

@@ -133,8 +133,7 @@ impl World {
             request_id: String::new(),
         };
         let watched = self.watched;
-        let mut real = Real::new();
-        real.ghost.joined = watched;
+        let real = Real::new();
         self.note(|| format!("w{w} is made by {owner}, from {:?}", spec.source));
         self.real.insert(w, real);
         let record = Rc::new(Record { spec, status });

@@ -45,7 +45,8 @@ pub(crate) struct Ghost {
     /// What was watched when it fell asleep, by what its status says of that time.
     pub(crate) rests: BTreeMap<Duration, Duration>,
     pub(crate) woken: Duration,
-    pub(crate) joined: Duration,
+    /// And when it joined the line, by what its status says of that.
+    pub(crate) joins: BTreeMap<Duration, Duration>,
     /// When each archive was made.
     pub(crate) made: BTreeMap<u64, Duration>,
 }

@@ -43,13 +43,15 @@ impl World {
         self.admit();
     }
 
-    /// A message arrives.
+    /// Some messages arrive: mostly sooner than time runs out for them.
     fn message(&mut self) {
         let Some(w) = self.rng.pick(&self.living()) else { return };
         let epochs: Vec<u64> =
             self.real.get(&w).map(|real| real.agents.keys().copied().collect()).unwrap_or_default();
         let Some(epoch) = self.rng.pick(&epochs) else { return };
-        if self.rng.per_mille(500) { self.hear(w, epoch) } else { self.tell(w, epoch) }
+        for _ in 0..=self.rng.below(5) {
+            if self.rng.per_mille(500) { self.hear(w, epoch) } else { self.tell(w, epoch) }
+        }
     }
 
     /// An order happens, or what it came to is told.
@@ -93,7 +95,13 @@ impl World {
         let some = self.living();
         let agents: Vec<(usize, u64)> =
             self.real.iter().flat_map(|(w, real)| real.agents.keys().map(|epoch| (*w, *epoch))).collect();
-        let agent = self.rng.pick(&agents);
+        // Often one that is about to sleep: there it matters most.
+        let shut = |(w, epoch): &(usize, u64)| {
+            self.real.get(w).and_then(|real| real.agents.get(epoch)).is_some_and(|agent| agent.shut.is_some())
+        };
+        let shut: Vec<_> = agents.iter().copied().filter(shut).collect();
+        let agent =
+            self.rng.pick(&shut).filter(|_| self.rng.per_mille(500)).or_else(|| self.rng.pick(&agents));
         match (which, agent) {
             (0..20, Some((w, epoch))) => {
                 self.note(|| format!("w{w} agent {epoch} dies"));
