@@ -1,6 +1,6 @@
 //! Ending the day: Ctrl-C on `podling up` leaves people's work running; `podling down` ends it; the next morning all is there.
 
-use podling_proto::agent::v1::Verdict;
+use podling_proto::{agent::v1::Verdict, control::v1::State};
 use podling_tests::{Podling, left_running, person::Person, wait_for, work::script};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -29,7 +29,7 @@ async fn ctrl_c_leaves_workspaces_running_and_the_next_up_adopts_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn down_ends_everything_and_the_next_up_starts_it_again() {
+async fn down_puts_everything_to_sleep_and_it_wakes_for_whoever_comes_after_the_next_up() {
     let mut podling = Podling::up().await;
     let cli = podling.cli();
     let ada = podling.workspace("ada").await;
@@ -51,9 +51,10 @@ async fn down_ends_everything_and_the_next_up_starts_it_again() {
     assert_eq!(podling.running(), [], "down ends everything");
 
     podling.up_again().await;
+    assert_eq!(podling.get(&ada).await.state(), State::Asleep);
+    assert_eq!(podling.client().of(&ada.id).sh("cat file").await, "kept\n");
     let again = podling.awake(&ada).await;
     assert!(again.agent.expect("an agent").epoch > epoch);
-    assert_eq!(podling.client().of(&ada.id).sh("cat file").await, "kept\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

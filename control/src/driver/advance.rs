@@ -79,7 +79,10 @@ impl<B: Backend> Driver<B> {
             if let (None, Some(action)) = (entry.in_flight, action) {
                 self.order(id, action, now);
             }
-        } else if let Some(record) = entry.take_unwritten() {
+        } else if entry.in_flight != Some(Action::Forget)
+            && let Some(record) = entry.take_unwritten()
+        {
+            // (It would take the place of the order to forget, and that would never come back.)
             self.writer.put(id.clone(), Change::Put(record));
         }
         self.look(id);
@@ -143,6 +146,8 @@ impl<B: Backend> Driver<B> {
     /// An action came back.
     pub(super) fn outcome(&mut self, outcome: Outcome) {
         self.fold_outcome(&outcome);
+        // The last process of one that is deleted gives its room back.
+        self.line_changed |= outcome.action == Action::Stop;
         self.advance(&outcome.workspace);
     }
 

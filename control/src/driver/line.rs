@@ -1,6 +1,6 @@
 //! Who has room to be awake, and who waits for it.
 
-use podling_core::{id::WorkspaceId, quota, quota::Claimant, status::Phase};
+use podling_core::{id::WorkspaceId, observed::Processes, quota, quota::Claimant, status::Phase};
 
 use super::{Driver, entry::Entry};
 use crate::backend::Backend;
@@ -15,7 +15,7 @@ impl<B: Backend> Driver<B> {
                 .iter_mut()
                 .filter_map(|(id, entry)| {
                     let place = line.get(id).copied();
-                    let waits = entry.record.status.phase == Phase::Queued;
+                    let waits = entry.claimant().is_some_and(|claimant| claimant.waits.is_some());
                     let news = entry.place != place || (waits && place.is_none() != entry.observed.room);
                     entry.place = place;
                     entry.observed.room = waits && place.is_none();
@@ -33,9 +33,12 @@ impl Entry {
     /// As the line sees it; `None`: it neither has room nor wants it.
     fn claimant(&self) -> Option<Claimant<'_>> {
         let (spec, status) = (&self.record.spec, &self.record.status);
+        // What is decided may be taken back as long as it is not durable.
+        let durable = self.durable.as_ref().is_some_and(|durable| durable.status.phase.takes_room());
+        let still_runs = status.phase == Phase::Deleting && self.observed.processes != Processes::None;
         let waits = match status.phase {
+            phase if phase.takes_room() || durable || still_runs => None,
             Phase::Queued => Some(status.queued.unwrap_or_default()),
-            phase if phase.takes_room() => None,
             _ => return None,
         };
         Some(Claimant { id: &spec.id, owner: &spec.owner, resources: spec.resources, waits })

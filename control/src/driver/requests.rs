@@ -201,7 +201,7 @@ impl<B: Backend> Driver<B> {
         if self.standby {
             return Err(DriverError::ShuttingDown);
         }
-        if entry.record.spec.wanted.is_gone() {
+        if entry.record.spec.wanted.is_gone() || entry.record.status.phase == Phase::Deleting {
             return Err(DriverError::Deleting(id.clone()));
         }
         Ok(entry)

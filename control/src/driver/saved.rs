@@ -22,6 +22,8 @@ impl<B: Backend> Driver<B> {
             match (change, &written.result) {
                 (Change::Put(record), Ok(())) => {
                     let id = record.spec.id.clone();
+                    // Room that was given back is free now.
+                    self.line_changed = true;
                     self.with_entry(&id, |entry| entry.durable = Some(record));
                 }
                 // After a failure it is written with the next batch.
