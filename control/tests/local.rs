@@ -135,7 +135,7 @@ async fn an_agent_that_died_while_nobody_looked_is_replaced_at_the_next_start() 
 }
 
 #[tokio::test]
-async fn down_leaves_no_process_and_all_files_and_the_next_up_starts_them() {
+async fn down_leaves_no_process_and_all_files_and_after_the_next_up_it_wakes() {
     let data = Data::new();
     let plane = Plane::up(&data, data.agent()).await;
     let id = plane.create("demo").await;
@@ -146,6 +146,7 @@ async fn down_leaves_no_process_and_all_files_and_the_next_up_starts_them() {
     assert_eq!(marked(&id), [0; 0]);
     drop(plane);
     let plane = Plane::up(&data, data.agent_again()).await;
+    plane.handle.wake(id.clone()).await.unwrap();
     plane.wait(&id, |view| view.state == State::Awake).await;
     assert_eq!(std::fs::read_to_string(data.of(&id).join("home/kept")).unwrap(), "kept");
 }
