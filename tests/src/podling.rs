@@ -13,7 +13,8 @@ use std::{
 };
 
 use podling_proto::control::v1::{
-    CreateWorkspaceRequest, GetWorkspaceRequest, Link, State, Workspace as WireWorkspace,
+    CreateWorkspaceRequest, ExplainWorkspaceRequest, GetWorkspaceRequest, Link, LogEntry, State,
+    Workspace as WireWorkspace,
 };
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
@@ -40,6 +41,8 @@ pub struct Options {
     pub through: Vec<String>,
     /// More arguments for `podling up`.
     pub args: Vec<String>,
+    /// Templates of the story's own: name and TOML.
+    pub templates: Vec<(&'static str, &'static str)>,
 }
 
 /// A running Podling.
@@ -92,6 +95,11 @@ impl Podling {
         for needed in [home.as_path(), data.parent().expect("the data folder has a parent")] {
             fs::create_dir_all(needed).expect("a folder");
         }
+        let templates = folder.join("templates");
+        fs::create_dir(&templates).expect("a folder");
+        for (name, text) in &options.templates {
+            fs::write(templates.join(format!("{name}.toml")), text).expect("a template");
+        }
         let (url, token) = (String::new(), String::new());
         Self { options, folder, data, home, url, token, up: None, starts: 0, _folder: temp }
     }
@@ -114,6 +122,9 @@ impl Podling {
             None => Command::new(program("podling")),
         };
         command.args(["up", "--listen", listen, "--json", "--data"]).arg(&self.data).args(&self.options.args);
+        if !self.options.templates.is_empty() {
+            command.arg("--templates").arg(self.folder.join("templates"));
+        }
         command.env_clear().envs(self.cli().envs()).current_dir(&self.home);
         // A group of its own, as a shell gives every job: Ctrl-C then reaches exactly this.
         command.process_group(0).stdin(Stdio::null());
@@ -199,6 +210,12 @@ impl Podling {
         workspace
     }
 
+    /// `podling create NAME FLAGS…`, awake.
+    pub async fn create(&self, name: &str, flags: &[&str]) -> Workspace {
+        let made = self.cli().run(&[&["create", name, "--json"], flags].concat()).await.ok().json();
+        Workspace { id: made["id"].as_str().expect("it has an id").to_owned(), name: name.to_owned() }
+    }
+
     /// What the control plane says of it.
     pub async fn get(&self, workspace: &Workspace) -> WireWorkspace {
         let request = GetWorkspaceRequest { workspace: workspace.id.clone() };
@@ -214,6 +231,27 @@ impl Podling {
             (now.state() == State::Awake && now.link() == Link::Connected).then_some(now)
         })
         .await
+    }
+
+    /// Waits until it is in this state.
+    pub async fn becomes(&self, workspace: &Workspace, state: State) -> WireWorkspace {
+        wait_for(&format!("{} is {state:?}", workspace.name), async || {
+            let now = self.get(workspace).await;
+            (now.state() == state).then_some(now)
+        })
+        .await
+    }
+
+    /// What was decided of it, the latest last.
+    pub async fn decided(&self, workspace: &Workspace) -> Vec<LogEntry> {
+        let request = ExplainWorkspaceRequest { workspace: workspace.id.clone() };
+        let said = within("Workspaces.Explain", self.client().workspaces().explain(request)).await;
+        said.expect("it is explained").into_inner().log
+    }
+
+    /// Names of what lies in the backup store, sorted: the folder that is used unless an argument says otherwise.
+    pub fn stored(&self) -> Vec<String> {
+        names(&self.data.join("backups"))
     }
 
     /// The folder the workspace's user sees as home.
@@ -317,6 +355,15 @@ impl Drop for Podling {
             assert!(status.success(), "`podling up` ended with {status}\n{}", self.log());
         }
     }
+}
+
+/// Names in a folder, sorted.
+pub fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let mut names: Vec<_> =
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
 }
 
 async fn ended(up: &mut Child) -> ExitStatus {

@@ -11,13 +11,18 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Waits until `look` finds something; panics with `what` when [`PATIENCE`] is over.
-pub async fn wait_for<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn wait_for<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
+    wait_long(PATIENCE, what, look).await
+}
+
+/// The same for work that takes its time: bytes by the gigabyte.
+pub async fn wait_long<T>(patience: Duration, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
         if let Some(found) = look().await {
             return found;
         }
-        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain: {what}");
+        assert!(begun.elapsed() < patience, "waited {patience:?} in vain: {what}");
         tokio::time::sleep(LOOK_AGAIN).await;
     }
 }

@@ -1,5 +1,6 @@
 //! What users of Podling live through, with the real binaries.
 
+mod archives;
 mod bedtime;
 mod broken_line;
 mod broken_programs;
@@ -12,6 +13,7 @@ mod foreign_clients;
 mod http;
 mod repository;
 mod scarcity;
+mod stores;
 mod strangers;
 mod tokens;
 mod viewers;

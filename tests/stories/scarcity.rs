@@ -1,48 +1,17 @@
 //! When the machine has nothing left: no disk, no PTY, no descriptor. Clear errors, and it goes on.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{path::Path, process::Command};
 
 use podling_proto::{
     agent::v1::{CloseTerminalRequest, CreateTerminalRequest, WriteFileRequest, WriteOpen},
     error::Reason,
 };
 use podling_tests::{
-    Client, Podling, left_out,
+    Client, Podling, SmallDisk, left_out,
     podling::Options,
     wait_for, within,
     work::{argv, path, reason, refused},
 };
-
-/// A small file system, gone with the story.
-#[derive(Debug)]
-struct SmallDisk {
-    at: PathBuf,
-    _folder: tempfile::TempDir,
-}
-
-impl SmallDisk {
-    fn new(size: &str) -> Result<Self, String> {
-        let folder = tempfile::Builder::new().prefix("podling-disk-").tempdir().expect("a folder");
-        let at = folder.path().join("data");
-        std::fs::create_dir(&at).expect("a folder");
-        let options = format!("size={size},mode=0700");
-        let output = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "podling"]).arg(&at).output();
-        match output {
-            Ok(output) if output.status.success() => Ok(Self { at, _folder: folder }),
-            Ok(output) => Err(format!("mount: {}", String::from_utf8_lossy(&output.stderr).trim())),
-            Err(error) => Err(format!("mount: {error}")),
-        }
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.at).status();
-    }
-}
 
 async fn upload(client: &Client, name: &str, megabytes: usize) -> Result<(), Reason> {
     let open = WriteOpen { path: Some(path(name)), ..Default::default() };
@@ -59,7 +28,7 @@ async fn a_full_disk_is_said_and_survived() {
         Ok(disk) => disk,
         Err(why) => return left_out("a full disk", &why),
     };
-    let podling = Podling::up_with(Options { data: Some(disk.at.clone()), ..Default::default() }).await;
+    let podling = Podling::up_with(Options { data: Some(disk.at().to_owned()), ..Default::default() }).await;
     let ada = podling.workspace("ada").await;
     let inside = podling.client().of(&ada.id);
     assert_eq!(upload(&inside, "small", 1).await, Ok(()));
@@ -129,7 +98,8 @@ async fn a_full_disk_is_no_reason_to_stay_up() {
         Ok(disk) => disk,
         Err(why) => return left_out("down on a full disk", &why),
     };
-    let mut podling = Podling::up_with(Options { data: Some(disk.at.clone()), ..Default::default() }).await;
+    let mut podling =
+        Podling::up_with(Options { data: Some(disk.at().to_owned()), ..Default::default() }).await;
     let ada = podling.workspace("ada").await;
     let inside = podling.client().of(&ada.id);
     inside.sh("dd if=/dev/zero of=filler bs=64k 2>/dev/null; echo filled >&2").await;

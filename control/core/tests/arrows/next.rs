@@ -47,6 +47,21 @@ fn it_is_looked_at_again_when_something_is_due() {
 }
 
 #[test]
+fn less_than_a_millisecond_is_not_nothing() {
+    let (bit, millisecond) = (Duration::from_nanos(1), Duration::from_millis(1));
+    let due_soon = Status { rested: WITNESSED - 24 * HOUR + bit, ..status(Phase::Asleep) };
+    let asleep = next(&spec(Wanted::Awake), &due_soon, &seen(Processes::None));
+    assert_eq!(asleep, Some(millisecond), "it would never be archived");
+    let expiring = Status {
+        archives: vec![archive(2, 30 * 24 * HOUR - bit)],
+        storage: false,
+        ..status(Phase::Archived)
+    };
+    let archived = next(&spec(Wanted::Awake), &expiring, &seen(Processes::None));
+    assert_eq!(archived, Some(millisecond), "it would be kept for ever");
+}
+
+#[test]
 fn people_are_warned_of_a_sleep_that_is_near() {
     let warned = |spec: &Spec, phase: Phase, observed: &Observed| {
         decide(spec, &status(phase), observed, NOW).warning.map(|(at, _)| at.since(NOW))

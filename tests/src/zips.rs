@@ -1,0 +1,50 @@
+//! Zips as the programs of others see them: `unzip -t`, and Python's zipfile.
+
+use std::{collections::BTreeMap, path::Path, process::Command};
+
+use crate::{left_out, tree::Tree};
+
+/// Names, modes (with the kind) and SHA-256 of what is in it; Python compares every checksum on the way.
+const LIST: &str = "
+import hashlib, sys, zipfile
+with zipfile.ZipFile(sys.argv[1]) as z:
+    for i in z.infolist():
+        sha = hashlib.sha256()
+        with z.open(i) as f:
+            while block := f.read(1 << 20):
+                sha.update(block)
+        name = i.filename.encode('utf-8' if i.flag_bits & 0x800 else 'cp437')
+        print(name.hex(), i.external_attr >> 16, '' if i.is_dir() else sha.hexdigest(), sep=',')
+";
+
+/// Mode and SHA-256 of each entry by its name, a folder's without its slash.
+pub type Listed = BTreeMap<Vec<u8>, (u32, String)>;
+
+/// What Python finds in a zip, which `unzip -t` has found whole; `None`: there is no Python here.
+pub fn listed(zip: &Path) -> Option<Listed> {
+    match Command::new("unzip").arg("-tqq").arg(zip).output() {
+        Ok(tested) => assert!(tested.status.success(), "{}", String::from_utf8_lossy(&tested.stdout)),
+        Err(_) => left_out("a zip as unzip sees it", "unzip is not installed"),
+    }
+    let Ok(listed) = Command::new("python3").args(["-c", LIST]).arg(zip).output() else {
+        left_out("a zip as Python sees it", "python3 is not installed");
+        return None;
+    };
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    Some(String::from_utf8(listed.stdout).expect("hex").lines().map(line).collect())
+}
+
+fn line(line: &str) -> (Vec<u8>, (u32, String)) {
+    let [name, mode, sha256] = line.splitn(3, ',').collect::<Vec<_>>()[..] else { panic!("{line:?}") };
+    let byte = |at| u8::from_str_radix(&name[at..at + 2], 16).expect("hex");
+    let mut name: Vec<u8> = (0..name.len()).step_by(2).map(byte).collect();
+    if name.ends_with(b"/") {
+        name.pop();
+    }
+    (name, (mode.parse().expect("a mode"), sha256.to_owned()))
+}
+
+/// The same of a folder, to be compared.
+pub fn of(tree: &Tree) -> Listed {
+    tree.iter().map(|(path, entry)| (path.clone(), (entry.mode, entry.sha256.clone()))).collect()
+}

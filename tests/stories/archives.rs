@@ -1,0 +1,170 @@
+//! A workspace goes, only its archive is left, and it comes back as it was.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File, Permissions},
+    io::{Seek, SeekFrom, Write},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{MetadataExt, PermissionsExt, symlink},
+    },
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use http::Request;
+use podling_tests::{
+    Podling, Workspace,
+    disk::obeying_permissions,
+    http::send,
+    left_out,
+    podling::Options,
+    tree::{same, tree},
+    wait_long, zips,
+};
+
+/// How long a gigabyte may take from the disk into its archive, through the proof, and back: a debug build on two busy cores.
+const GIGABYTE: Duration = Duration::from_secs(300);
+
+/// What is hard to keep.
+fn every_kind(home: &Path) {
+    let put = |name: &[u8], content: &[u8], mode| {
+        let path = home.join(OsStr::from_bytes(name));
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        fs::write(&path, content).expect("a file");
+        fs::set_permissions(&path, Permissions::from_mode(mode)).expect("its mode");
+    };
+    put(b"notes.txt", "words ".repeat(100_000).as_bytes(), 0o640);
+    put(b"bin/run", b"#!/bin/sh\n", 0o751);
+    put(b"secret", b"only mine", 0o400);
+    put(b"empty file", b"", 0o644);
+    put("h\u{e4}user/gr\u{f6}\u{df}e \u{2665} \u{1f41d}".as_bytes(), b"unicode", 0o644);
+    put(b"caf\xe9/\xff\xfe\n", b"not UTF-8", 0o644);
+    put(b"-rf *", b"a name for shells", 0o644);
+    put(b"locked/inner/file", b"in folders nobody may write to", 0o444);
+    fs::create_dir_all(home.join("empty/folder")).expect("a folder");
+    symlink("notes.txt", home.join("link")).expect("a link");
+    symlink("nowhere/at all", home.join("empty/dangling")).expect("a link");
+    symlink("/etc/passwd", home.join("absolute")).expect("a link");
+    symlink("../..", home.join("locked/inner/upwards")).expect("a link");
+    symlink(OsStr::from_bytes(b"\xff"), home.join("to no UTF-8")).expect("a link");
+    let old = SystemTime::UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789);
+    for name in ["notes.txt", "h\u{e4}user", "locked/inner"] {
+        File::open(home.join(name)).expect("it opens").set_modified(old).expect("its time");
+    }
+    for name in ["locked/inner", "locked"] {
+        fs::set_permissions(home.join(name), Permissions::from_mode(0o555)).expect("its mode");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workspace_that_was_deleted_comes_back_as_it_was() {
+    // As an ordinary user has it: a folder nobody may write to is a hindrance, when it is removed and when it is filled again.
+    let through = obeying_permissions().unwrap_or_else(|why| {
+        left_out("deleting and restoring with an ordinary user's rights", &why);
+        Vec::new()
+    });
+    let podling = Podling::up_with(Options { through, ..Options::default() }).await;
+    let cli = podling.cli();
+    let ada = podling.create("ada", &[]).await;
+    every_kind(&podling.home_of(&ada));
+    let before = tree(&podling.home_of(&ada));
+
+    let said = cli.run(&["rm", "ada"]).await.ok().out();
+    let backups = cli.run(&["backups", "--json"]).await.ok().json();
+    assert_eq!(backups.as_array().map(Vec::len), Some(1), "{backups}");
+    let backup = &backups[0];
+    let key = backup["key"].as_str().expect("a key").to_owned();
+    assert!(said.contains("ada is deleted") && said.contains(&format!("podling restore {key}")), "{said}");
+    assert_eq!(
+        (&backup["workspace_id"], &backup["deleted"], &backup["only_copy"], &backup["entries"]),
+        (&ada.id.clone().into(), &true.into(), &true.into(), &before.len().into())
+    );
+    assert_eq!(cli.run(&["ls", "--json"]).await.ok().json(), serde_json::json!([]));
+    assert!(!podling.home_of(&ada).exists(), "its storage is gone");
+    let zip = format!("{key}.zip");
+    assert_eq!(podling.stored(), [format!("{key}.jsonl"), zip.clone()]);
+    if let Some(listed) = zips::listed(&podling.data().join("backups").join(&zip)) {
+        assert_eq!(listed, zips::of(&before));
+    }
+
+    // By its name, as itself; then once more beside itself.
+    cli.run(&["restore", "ada"]).await.ok();
+    assert_eq!(podling.awake(&ada).await.id, ada.id);
+    same("restored", &tree(&podling.home_of(&ada)), &before);
+    let other = cli.run(&["restore", &key, "--as", "other", "--json"]).await.ok().json();
+    let other = Workspace { id: other["id"].as_str().expect("an id").to_owned(), name: "other".to_owned() };
+    assert_ne!(other.id, ada.id);
+    same("restored as another", &tree(&podling.home_of(&other)), &before);
+    same("and the first is as it was", &tree(&podling.home_of(&ada)), &before);
+    export(&podling, &ada, &zips::of(&before)).await;
+}
+
+/// The same by way of the gateway, while it is awake.
+async fn export(podling: &Podling, workspace: &Workspace, expected: &zips::Listed) {
+    let file = podling.folder().join("export.zip");
+    podling.cli().run(&["archive", &workspace.name, &file.display().to_string()]).await.ok();
+    let listed = zips::listed(&file);
+    assert!(listed.is_none_or(|listed| listed == *expected), "what podling archive saves");
+
+    let request = Request::get("/archive.zip")
+        .header("authorization", format!("Bearer {}", podling.token()))
+        .header("podling-workspace", &workspace.id)
+        .body(Bytes::new())
+        .expect("a request");
+    let answer = send(podling.address(), request).await;
+    assert!(answer.status().is_success(), "{:?}", answer.status());
+    fs::write(&file, answer.body()).expect("a file");
+    let listed = zips::listed(&file);
+    assert!(listed.is_none_or(|listed| listed == *expected), "what a browser saves");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gigabyte_that_is_mostly_a_hole() {
+    sparse(1 << 30, GIGABYTE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes in a debug build"]
+async fn five_gigabytes_that_are_mostly_a_hole() {
+    sparse(5 << 30, 6 * GIGABYTE).await;
+}
+
+async fn sparse(size: u64, patience: Duration) {
+    let podling = Podling::up().await;
+    let cli = podling.cli();
+    let ada = podling.create("ada", &[]).await;
+    let file = podling.home_of(&ada).join("disk.img");
+    let mut image = File::create(&file).expect("a file");
+    image.set_len(size).expect("a hole");
+    for at in [0, size / 2, size - 4] {
+        image.seek(SeekFrom::Start(at)).expect("a place");
+        image.write_all(b"data").expect("it is written");
+    }
+    drop(image);
+    let before = tree(&podling.home_of(&ada));
+
+    let begun = std::time::Instant::now();
+    cli.run(&["rm", "ada", "--no-wait"]).await.ok();
+    let zip = wait_long(patience, "it is archived", async || {
+        let left = cli.run(&["backups", "--json"]).await.ok().json();
+        (left[0]["deleted"] == true).then(|| format!("{}.zip", left[0]["key"].as_str().expect("a key")))
+    })
+    .await;
+    eprintln!("archived after {:?}", begun.elapsed());
+    if let Some(listed) = zips::listed(&podling.data().join("backups").join(zip)) {
+        assert_eq!(listed, zips::of(&before));
+    }
+    let begun = std::time::Instant::now();
+    cli.run(&["restore", "ada", "--no-wait"]).await.ok();
+    wait_long(patience, "it is restored", async || {
+        let listed = cli.run(&["ls", "--json"]).await.ok().json();
+        (listed[0]["state"] == "awake").then_some(())
+    })
+    .await;
+    eprintln!("restored after {:?}", begun.elapsed());
+    same("restored", &tree(&podling.home_of(&ada)), &before);
+    let taken = fs::metadata(&file).expect("it is there").blocks() * 512;
+    assert!(taken < 16 << 20, "the hole is one again: {taken} bytes");
+}
