@@ -53,25 +53,16 @@ impl Protocol {
 
     /// The whole answer to a request that is refused.
     pub fn refuse(self, error: WireError) -> Response<Body> {
+        if self == Self::Http {
+            let status = StatusCode::from_u16(problem::status(&error));
+            return plain_refusal(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &error);
+        }
         let mut response = Response::new(Body::empty());
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type()));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if self != Self::Http {
-            // Both gRPC and gRPC-web let an answer without a message carry its trailers in the headers.
-            headers.extend(trailers(error));
-            return response;
-        }
-        if let Some(delay) = error.retry_delay() {
-            headers.insert(RETRY_AFTER, delay.as_secs().max(1).into());
-        }
-        let status =
-            StatusCode::from_u16(problem::status(&error)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        if status == StatusCode::UNAUTHORIZED {
-            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        *response.body_mut() = Body::from(problem::body(&error).to_string());
-        *response.status_mut() = status;
+        // Both gRPC and gRPC-web let an answer without a message carry its trailers in the headers.
+        headers.extend(trailers(error));
         response
     }
 
@@ -84,6 +75,22 @@ impl Protocol {
             Self::Http => None,
         }
     }
+}
+
+/// The whole answer to a plain request that is refused, with a status that may say more than the error's own.
+pub(crate) fn plain_refusal(status: StatusCode, error: &WireError) -> Response<Body> {
+    let mut response = Response::new(Body::from(problem::body_as(status.as_u16(), error).to_string()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(problem::CONTENT_TYPE));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(delay) = error.retry_delay() {
+        headers.insert(RETRY_AFTER, delay.as_secs().max(1).into());
+    }
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
 }
 
 fn trailers(error: WireError) -> HeaderMap {

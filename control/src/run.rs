@@ -14,7 +14,7 @@ use tower::Layer;
 
 use crate::{
     agents,
-    api::{backups::BackupsApi, tokens::TokensApi, workspaces::WorkspacesApi},
+    api::{backups::BackupsApi, json, tokens::TokensApi, workspaces::WorkspacesApi},
     backend::{
         BackendError,
         local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
@@ -162,12 +162,14 @@ pub async fn run(
     let health = HealthReporter::new();
     let tokens = TokensServer::new(TokensApi::new(identity.clone(), handle.snapshots()));
     let workspaces = WorkspacesApi::new(handle.clone(), Arc::new(templates), stopping.streams.clone());
+    let backups = BackupsApi::new(handle.clone());
+    let json = json::router(workspaces.clone(), backups.clone());
     let own = Routes::new(tokens)
         .add_service(WorkspacesServer::new(workspaces))
-        .add_service(BackupsServer::new(BackupsApi::new(handle.clone())));
+        .add_service(BackupsServer::new(backups));
     let grpc = services::with_description(own, &health)?;
     let front =
-        Front::new(identity.clone(), gateway.clone(), metrics.clone(), grpc, stopping.draining.clone());
+        Front::new(identity.clone(), gateway.clone(), metrics.clone(), grpc, json, stopping.draining.clone());
     let sessions = TaskTracker::new();
     let agents = agents::service(
         handle.clone(),

@@ -134,9 +134,31 @@ impl From<WireError> for Status {
     }
 }
 
+/// Back again, for who passes it on in another protocol. One that is not ours is a fault inside.
+impl From<Status> for WireError {
+    fn from(status: Status) -> Self {
+        let reason = reason(&status).unwrap_or(Reason::Internal);
+        let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        let metadata = status.get_details_error_info().map(|info| info.metadata).unwrap_or_default();
+        Self { reason, message: bounded(status.message().to_owned()), metadata, retry_after }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_an_error_is_the_same_error_again() {
+        let error = WireError::new(Reason::TooManyStreams, "too many").with("limit", 3);
+        for error in [error.clone(), error.retry_after(Duration::from_secs(7))] {
+            assert_eq!(WireError::from(Status::from(error.clone())), error);
+        }
+        let unavailable = WireError::new(Reason::ShuttingDown, "later");
+        let again = WireError::from(Status::from(unavailable.clone()));
+        assert_eq!((again.reason(), again.retry_delay()), (unavailable.reason(), unavailable.retry_delay()));
+        assert_eq!(WireError::from(Status::unknown("?")).reason(), Reason::Internal);
+    }
 
     #[test]
     fn a_client_finds_reason_and_metadata_again() {

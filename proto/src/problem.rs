@@ -25,11 +25,16 @@ pub fn status(error: &WireError) -> u16 {
 
 /// The body: `reason` and `metadata` are what clients branch on, `detail` is for people.
 pub fn body(error: &WireError) -> Value {
+    body_as(status(error), error)
+}
+
+/// The same where HTTP has a status that says it better: a method that is not allowed, a body that is too long.
+pub fn body_as(status: u16, error: &WireError) -> Value {
     let name = error::name(error.reason());
     json!({
         "type": format!("https://{}/problems/{}", error::DOMAIN, name.to_ascii_lowercase().replace('_', "-")),
         "title": name.to_ascii_lowercase().replace('_', " "),
-        "status": status(error),
+        "status": status,
         "detail": error.message(),
         "reason": name,
         "metadata": error.metadata(),

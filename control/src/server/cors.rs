@@ -5,8 +5,8 @@ use std::time::Duration;
 use http::{
     HeaderName, HeaderValue, Method,
     header::{
-        AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, RANGE,
-        RETRY_AFTER,
+        AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, LOCATION,
+        RANGE, RETRY_AFTER,
     },
 };
 use podling_proto::metadata;
@@ -21,7 +21,7 @@ pub fn cors(origins: &[String]) -> CorsLayer {
     let origins = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
     CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))
-        .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT])
+        .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         .allow_headers([
             AUTHORIZATION,
             CONTENT_TYPE,
@@ -38,6 +38,7 @@ pub fn cors(origins: &[String]) -> CorsLayer {
             CONTENT_LENGTH,
             CONTENT_RANGE,
             ETAG,
+            LOCATION,
             RETRY_AFTER,
             HeaderName::from_static("grpc-status"),
             HeaderName::from_static("grpc-message"),

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceExt};
 
 use super::{auth, form, strangers::Peer};
-use crate::{gateway::Gateway, identity::Identity, metrics::Metrics, refusal::Protocol};
+use crate::{api::json, gateway::Gateway, identity::Identity, metrics::Metrics, refusal::Protocol};
 
 /// Where the counters are.
 pub(super) const METRICS: &str = "/metrics";
@@ -41,24 +41,27 @@ struct Inner {
     gateway: Arc<Gateway>,
     metrics: Arc<Metrics>,
     grpc: tonic_web::GrpcWebService<Router>,
+    json: Router,
     draining: CancellationToken,
 }
 
 type Answer<T> = Pin<Box<dyn Future<Output = Result<T, Infallible>> + Send>>;
 
 impl Front {
-    /// `grpc` are the control plane's own services; `draining` is when it is no longer ready.
+    /// `grpc` are the control plane's own services, `json` the same for plain HTTP; `draining` is when it is no longer ready.
     pub fn new(
         identity: Arc<Identity>,
         gateway: Arc<Gateway>,
         metrics: Arc<Metrics>,
         grpc: Router,
+        json: Router,
         draining: CancellationToken,
     ) -> Self {
         // Counted before gRPC-web hides the trailers in the body.
         let counted = grpc.layer(map_response_with_state(metrics.clone(), count));
         let grpc = tonic_web::GrpcWebLayer::new().layer(counted.with_state(()));
-        Self(Arc::new(Inner { identity, gateway, metrics, grpc, draining }))
+        let json = json.layer(map_response_with_state(metrics.clone(), count));
+        Self(Arc::new(Inner { identity, gateway, metrics, grpc, json, draining }))
     }
 }
 
@@ -112,10 +115,17 @@ impl Inner {
             let error = WireError::new(Reason::BadField, message).with("field", CONTENT_TYPE);
             return Protocol::Http.refuse(error);
         }
-        let ours = method::find(path).is_some_and(|rpc| !rpc.is_agents());
+        let json = protocol == Protocol::Http && json::serves(path);
+        let ours = json || method::find(path).is_some_and(|rpc| !rpc.is_agents());
         // A client may name its workspace on every call; what is the control plane's own is answered here all the same.
         if request.headers().contains_key(metadata::WORKSPACE) && !ours {
             return self.gateway.forward(&caller, request).await;
+        }
+        if json {
+            // Which verb it needs depends on the method too: the routes know.
+            request.extensions_mut().insert(caller);
+            let Ok(response) = self.json.clone().oneshot(request).await;
+            return response;
         }
         if let Err(error) = auth::may_call(&caller, path) {
             return refused(error);

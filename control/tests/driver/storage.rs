@@ -18,7 +18,12 @@ use crate::{
 };
 
 /// An agent of this epoch comes, on the connection of the same number, and is claimed.
-async fn serve(plane: &Plane, backend: &Fake, id: &WorkspaceId, epoch: u64) -> mpsc::Receiver<ToAgent> {
+pub(crate) async fn serve(
+    plane: &Plane,
+    backend: &Fake,
+    id: &WorkspaceId,
+    epoch: u64,
+) -> mpsc::Receiver<ToAgent> {
     runs(backend, id, epoch).await;
     let mut agent = plane.dial(id, epoch, &format!("boot-{epoch}"), epoch).await;
     claimed(&mut agent, epoch).await;

@@ -80,7 +80,14 @@ impl House {
         ));
         let grpc =
             Routes::new(TokensServer::new(TokensApi::new(identity.clone(), follow))).into_axum_router();
-        let front = Front::new(identity.clone(), gateway, metrics.clone(), grpc, stopping.draining.clone());
+        let front = Front::new(
+            identity.clone(),
+            gateway,
+            metrics.clone(),
+            grpc,
+            axum::Router::new(),
+            stopping.draining.clone(),
+        );
         let front = cors(&["https://console.example".to_owned()]).layer(front);
         let listener = Listener::tcp(
             "127.0.0.1:0".parse().expect("address"),

@@ -50,7 +50,7 @@ fn agent(agent: &AgentView) -> AgentInfo {
     }
 }
 
-pub(super) fn state(state: workspace::State) -> State {
+pub(in crate::api) fn state(state: workspace::State) -> State {
     match state {
         workspace::State::Queued => State::Queued,
         workspace::State::Starting => State::Starting,

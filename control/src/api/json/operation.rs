@@ -1,0 +1,167 @@
+//! One route as the document describes it. Must not know how it is answered.
+
+use std::borrow::Cow;
+
+use axum::routing::MethodFilter;
+use podling_proto::{method, v1::Verb, verb};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde_json::{Map, Value, json};
+
+/// Makes a schema, or a reference to it.
+type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+
+/// What the parts of paths stand for.
+const PARAMETERS: &[(&str, &str)] = &[
+    ("workspace", "Its id, or the name of one of the caller's own"),
+    ("backup", "A backup's key, or the id or name of a workspace: its newest"),
+];
+
+/// What is done at a path.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum On {
+    Get,
+    Post,
+    Patch,
+    Delete,
+}
+
+impl On {
+    /// As the router knows it.
+    pub(super) fn filter(self) -> MethodFilter {
+        match self {
+            Self::Get => MethodFilter::GET,
+            Self::Post => MethodFilter::POST,
+            Self::Patch => MethodFilter::PATCH,
+            Self::Delete => MethodFilter::DELETE,
+        }
+    }
+
+    /// As OpenAPI writes it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::Post => "post",
+            Self::Patch => "patch",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// A method at a path.
+#[derive(Debug)]
+pub(super) struct Operation {
+    pub(super) on: On,
+    pub(super) path: Cow<'static, str>,
+    /// What the caller's token must carry.
+    pub(super) verb: Verb,
+    id: &'static str,
+    summary: &'static str,
+    query: Option<SchemaOf>,
+    body: Option<SchemaOf>,
+    answers: Vec<Answer>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    words: &'static str,
+    content_type: &'static str,
+    schema: SchemaOf,
+}
+
+impl Operation {
+    /// A route that calls `rpc`, and so needs its verb; what nobody declared needs `admin`.
+    pub(super) fn new(on: On, path: impl Into<Cow<'static, str>>, rpc: impl AsRef<str>) -> Self {
+        let verb = method::find(rpc.as_ref()).map_or(Verb::Admin, |rpc| rpc.verb());
+        Self::needing(verb, on, path)
+    }
+
+    /// A route that is no RPC's.
+    pub(super) fn needing(verb: Verb, on: On, path: impl Into<Cow<'static, str>>) -> Self {
+        let path = path.into();
+        Self { on, path, verb, id: "", summary: "", query: None, body: None, answers: Vec::new() }
+    }
+
+    /// How programs and people call it.
+    pub(super) fn named(self, id: &'static str, summary: &'static str) -> Self {
+        Self { id, summary, ..self }
+    }
+
+    /// What may stand behind the `?`. Without this, nothing may.
+    pub(super) fn query<T: JsonSchema>(self) -> Self {
+        Self { query: Some(T::json_schema), ..self }
+    }
+
+    /// Whether anything may stand behind the `?`.
+    pub(super) fn has_query(&self) -> bool {
+        self.query.is_some()
+    }
+
+    /// The body.
+    pub(super) fn takes<T: JsonSchema>(self) -> Self {
+        Self { body: Some(|schemas| schemas.subschema_for::<T>()), ..self }
+    }
+
+    /// A good answer.
+    pub(super) fn answers<T: JsonSchema>(mut self, status: u16, words: &'static str) -> Self {
+        let schema: SchemaOf = |schemas| schemas.subschema_for::<T>();
+        self.answers.push(Answer { status, words, content_type: "application/json", schema });
+        self
+    }
+
+    /// A good answer that goes on.
+    pub(super) fn streams(mut self, words: &'static str) -> Self {
+        let schema: SchemaOf = |schemas| schemas.subschema_for::<String>();
+        self.answers.push(Answer { status: 200, words, content_type: "text/event-stream", schema });
+        self
+    }
+
+    /// The operation object of the document.
+    pub(super) fn describe(&self, schemas: &mut SchemaGenerator) -> Value {
+        let mut parameters: Vec<Value> = PARAMETERS
+            .iter()
+            .filter(|(name, _)| self.path.contains(&format!("{{{name}}}")))
+            .map(in_path)
+            .collect();
+        parameters.extend(self.query.map(|query| in_query(&query(schemas))).unwrap_or_default());
+        let mut responses = Map::new();
+        for answer in &self.answers {
+            let content = json!({ answer.content_type: { "schema": (answer.schema)(schemas) } });
+            let response = json!({ "description": answer.words, "content": content });
+            responses.insert(answer.status.to_string(), response);
+        }
+        responses.insert("default".to_owned(), json!({ "$ref": "#/components/responses/Problem" }));
+        let mut operation = json!({
+            "operationId": self.id,
+            "summary": self.summary,
+            "security": [{ "token": [verb::name(self.verb)] }],
+            "responses": responses,
+        });
+        if !parameters.is_empty() {
+            operation["parameters"] = parameters.into();
+        }
+        if let Some(body) = self.body {
+            let schema = body(schemas);
+            operation["requestBody"] = json!({ "content": { "application/json": { "schema": schema } } });
+        }
+        operation
+    }
+}
+
+fn in_path((name, words): &(&str, &str)) -> Value {
+    json!({ "name": name, "in": "path", "required": true, "description": words, "schema": { "type": "string" } })
+}
+
+/// Each field of the query is a parameter, and none is needed.
+fn in_query(query: &Schema) -> Vec<Value> {
+    let fields = query.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
+    let parameter = |(name, mut schema): (String, Value)| {
+        let words = schema.as_object_mut().and_then(|schema| schema.remove("description"));
+        let mut parameter = json!({ "name": name, "in": "query", "schema": schema });
+        if let Some(words) = words {
+            parameter["description"] = words;
+        }
+        parameter
+    };
+    fields.into_iter().map(parameter).collect()
+}

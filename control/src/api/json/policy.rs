@@ -1,0 +1,69 @@
+//! A policy, both ways.
+
+use podling_proto::control::v1 as proto;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::scalar::{Seconds, given};
+
+/// How long what may last, in seconds, each from 1 s to 365 days. In a request, what is absent is the template's or stays as it is.
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Policy {
+    /// Counted idle time before sleep; default 15 min.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Seconds")]
+    idle_timeout: Option<Seconds>,
+    /// How long `busy` by CPU, bytes or a notebook kernel holds after the last intent; default 12 h.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Seconds")]
+    work_cap: Option<Seconds>,
+    /// How long a foreground job or an open IDE page holds after the last intent; default 1 h.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Seconds")]
+    presence_cap: Option<Seconds>,
+    /// How long before its sleep people are warned, at most half the idle timeout; default 2 min.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Seconds")]
+    warning: Option<Seconds>,
+    /// Longest time awake, used or not; absent: no end.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Seconds")]
+    max_awake: Option<Seconds>,
+    /// Time asleep before the storage is archived and let go; default 24 h.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Seconds")]
+    archive_after: Option<Seconds>,
+    /// How long archives are kept; default 30 days.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Seconds")]
+    keep_archives: Option<Seconds>,
+}
+
+impl From<Policy> for proto::Policy {
+    fn from(policy: Policy) -> Self {
+        Self {
+            idle_timeout: policy.idle_timeout.map(Into::into),
+            work_cap: policy.work_cap.map(Into::into),
+            presence_cap: policy.presence_cap.map(Into::into),
+            warning: policy.warning.map(Into::into),
+            max_awake: policy.max_awake.map(Into::into),
+            archive_after: policy.archive_after.map(Into::into),
+            keep_archives: policy.keep_archives.map(Into::into),
+        }
+    }
+}
+
+impl From<proto::Policy> for Policy {
+    fn from(policy: proto::Policy) -> Self {
+        Self {
+            idle_timeout: policy.idle_timeout.map(Into::into),
+            work_cap: policy.work_cap.map(Into::into),
+            presence_cap: policy.presence_cap.map(Into::into),
+            warning: policy.warning.map(Into::into),
+            max_awake: policy.max_awake.map(Into::into),
+            archive_after: policy.archive_after.map(Into::into),
+            keep_archives: policy.keep_archives.map(Into::into),
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! What comes with a request, read strictly: what is not known, twice there or too long is refused, and the refusal says what.
+
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use podling_proto::error::{Reason, WireError};
+use serde::de::DeserializeOwned;
+
+use super::refusal::Refusal;
+
+/// Longest body, in bytes. The largest that can be meant is an environment of 16 KiB, of which every byte may be written as six
+/// (`\u001b`); a longer one is refused with 413.
+const MAX_BODY_BYTES: usize = 128 * 1024;
+
+/// The body. An empty one is `{}`.
+#[derive(Debug)]
+pub(super) struct Body<T>(pub(super) T);
+
+/// What stands behind the `?`.
+#[derive(Debug)]
+pub(super) struct Query<T>(pub(super) T);
+
+/// The part of the path that a client chose.
+#[derive(Debug)]
+pub(super) struct Place(pub(super) String);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, Refusal> {
+        let (parts, body) = request.into_parts();
+        let collected = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(|error| {
+            if error.is::<LengthLimitError>() { too_long() } else { bad("body", "it broke off").into() }
+        })?;
+        let bytes = collected.to_bytes();
+        if bytes.is_empty() {
+            return parse(b"{}").map(Self);
+        }
+        if !is_json(&parts.headers) {
+            let message = "the body has to be JSON, and say so: content-type: application/json";
+            let error = WireError::new(Reason::BadField, message).with("field", CONTENT_TYPE);
+            return Err(Refusal::said_by(StatusCode::UNSUPPORTED_MEDIA_TYPE, error));
+        }
+        parse(&bytes).map(Self)
+    }
+}
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Refusal> {
+        match axum::extract::Query::try_from_uri(&parts.uri) {
+            Ok(axum::extract::Query(query)) => Ok(Self(query)),
+            Err(error) => Err(bad("query", &error.body_text()).into()),
+        }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Place {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(text)) => Ok(Self(text)),
+            Err(error) => Err(bad("path", &error.body_text()).into()),
+        }
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = content_type.split(';').next().unwrap_or_default();
+    kind.trim().eq_ignore_ascii_case("application/json")
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let field = error.path().to_string();
+        // "." is the whole of it: a field is missing, or it is no JSON.
+        bad(if field == "." { "body" } else { &field }, &error.inner().to_string())
+    })?;
+    json.end().map_err(|error| bad("body", &error.to_string()))?;
+    Ok(parsed)
+}
+
+fn too_long() -> Refusal {
+    let message = format!("the body is longer than {MAX_BODY_BYTES} bytes");
+    let error =
+        WireError::new(Reason::TooLarge, message).with("limit", MAX_BODY_BYTES).with("what", "the body");
+    Refusal::said_by(StatusCode::PAYLOAD_TOO_LARGE, error)
+}
+
+fn bad(field: &str, problem: &str) -> WireError {
+    WireError::new(Reason::BadField, format!("{field}: {problem}")).with("field", field)
+}

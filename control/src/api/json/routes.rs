@@ -1,0 +1,86 @@
+//! The router and the document, which grow together.
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    handler::Handler,
+    middleware::{self, Next},
+    response::Response,
+    routing::on,
+};
+use bytes::Bytes;
+use http::{StatusCode, header::CONTENT_TYPE};
+use podling_proto::{
+    error::{Reason, WireError},
+    v1::Verb,
+};
+use serde_json::{Map, Value};
+
+use super::{
+    Api, DOCUMENT,
+    document::Document,
+    operation::{On, Operation},
+    refusal::Refusal,
+};
+use crate::api::caller_in;
+
+/// What has been added so far.
+#[derive(Default)]
+pub(super) struct Routes {
+    router: Router<Api>,
+    document: Document,
+}
+
+/// What a request must show before its handler is asked.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    verb: Verb,
+    has_query: bool,
+}
+
+impl Routes {
+    /// Adds a route: `handler` answers what `operation` says.
+    pub(super) fn add<H: Handler<T, Api>, T: 'static>(mut self, operation: Operation, handler: H) -> Self {
+        self.document.add(&operation);
+        let entry = Entry { verb: operation.verb, has_query: operation.has_query() };
+        let route =
+            on(operation.on.filter(), handler).route_layer(middleware::from_fn_with_state(entry, enter));
+        self.router = self.router.route(&operation.path, route);
+        self
+    }
+
+    /// All routes, the document among them, over `api`.
+    pub(super) fn router(mut self, api: Api) -> Router {
+        // As with reflection: what there is, is shown to whoever may look.
+        let own = Operation::needing(Verb::Read, On::Get, DOCUMENT)
+            .named("get_document", "This document")
+            .answers::<Map<String, Value>>(200, "OpenAPI 3.1");
+        self.document.add(&own);
+        let text = Bytes::from(std::mem::take(&mut self.document).finish().to_string());
+        // It describes itself already.
+        let Self { router, .. } =
+            self.add(own, || async move { ([(CONTENT_TYPE, "application/json")], text) });
+        router.fallback(nothing).method_not_allowed_fallback(no_such_method).with_state(api)
+    }
+}
+
+async fn enter(State(entry): State<Entry>, request: Request, next: Next) -> Result<Response, Refusal> {
+    caller_in(request.extensions())?.may(entry.verb)?;
+    if !entry.has_query && request.uri().query().is_some_and(|query| !query.is_empty()) {
+        let error = WireError::new(Reason::BadField, "nothing may stand behind the \"?\" here");
+        return Err(error.with("field", "query").into());
+    }
+    Ok(next.run(request).await)
+}
+
+async fn nothing(request: Request) -> Refusal {
+    let path = request.uri().path();
+    let error = WireError::new(Reason::UnknownMethod, format!("there is nothing at {path}: see {DOCUMENT}"));
+    Refusal::said_by(StatusCode::NOT_FOUND, error.with("method", path))
+}
+
+async fn no_such_method(request: Request) -> Refusal {
+    let asked = format!("{} {}", request.method(), request.uri().path());
+    let error = WireError::new(Reason::UnknownMethod, format!("there is no {asked}: see {DOCUMENT}"));
+    Refusal::said_by(StatusCode::METHOD_NOT_ALLOWED, error.with("method", asked))
+}

@@ -1,0 +1,137 @@
+//! Times, durations and words as JSON has them.
+
+use std::{borrow::Cow, time::Duration};
+
+use prost_types::Timestamp;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+/// The first and the last second that RFC 3339 can write: the years 1 and 9999. What an agent says beyond is put there.
+const SECONDS: (i64, i64) = (-62_135_596_800, 253_402_300_799);
+
+/// A moment, as RFC 3339 writes it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(transparent)]
+pub(super) struct Time(String);
+
+/// A duration: a number of seconds, whole or not.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seconds(prost_types::Duration);
+
+/// A value of an enumeration as people know it: `STATE_FALLING_ASLEEP` is "falling-asleep".
+pub(super) fn word(name: &str) -> String {
+    let (_, word) = name.split_once('_').unwrap_or(("", name));
+    word.to_ascii_lowercase().replace('_', "-")
+}
+
+/// A field that may be left out, but not be null: what is absent stays as it is, and null would look like taking it away.
+pub(super) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
+}
+
+impl From<Timestamp> for Time {
+    fn from(mut at: Timestamp) -> Self {
+        at.normalize();
+        at.seconds = at.seconds.clamp(SECONDS.0, SECONDS.1);
+        Self(at.to_string())
+    }
+}
+
+impl From<prost_types::Duration> for Seconds {
+    fn from(span: prost_types::Duration) -> Self {
+        Self(span)
+    }
+}
+
+impl From<Seconds> for prost_types::Duration {
+    fn from(span: Seconds) -> Self {
+        span.0
+    }
+}
+
+impl Serialize for Seconds {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        // None of ours is negative; an agent's that is counts as none.
+        let span = Duration::try_from(self.0).unwrap_or_default();
+        if span.subsec_nanos() == 0 {
+            to.serialize_u64(span.as_secs())
+        } else {
+            to.serialize_f64(span.as_secs_f64())
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let span = Duration::try_from_secs_f64(f64::deserialize(from)?).map_err(D::Error::custom)?;
+        prost_types::Duration::try_from(span).map(Self).map_err(D::Error::custom)
+    }
+}
+
+impl JsonSchema for Time {
+    fn schema_name() -> Cow<'static, str> {
+        "Time".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "date-time" })
+    }
+}
+
+impl JsonSchema for Seconds {
+    fn schema_name() -> Cow<'static, str> {
+        "Seconds".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "number", "minimum": 0 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{from_str, to_string};
+
+    use super::*;
+
+    fn span(seconds: i64, nanos: i32) -> Seconds {
+        prost_types::Duration { seconds, nanos }.into()
+    }
+
+    #[test]
+    fn durations_are_seconds() {
+        assert_eq!(to_string(&span(900, 0)).unwrap(), "900");
+        assert_eq!(to_string(&span(1, 500_000_000)).unwrap(), "1.5");
+        assert_eq!(to_string(&span(-5, 0)).unwrap(), "0");
+        assert_eq!(to_string(&span(i64::MIN, i32::MIN)).unwrap(), "0");
+        let read = |text: &str| from_str::<Seconds>(text).map(prost_types::Duration::from).ok();
+        assert_eq!(read("1.5"), Some(span(1, 500_000_000).0));
+        assert_eq!(read("0"), Some(span(0, 0).0));
+        for bad in ["-1", "1e300", "1e19", "\"15m\"", "null", "true"] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_are_what_rfc_3339_can_write() {
+        let time = |seconds, nanos| Time::from(Timestamp { seconds, nanos }).0;
+        assert_eq!(time(0, 5_000_000), "1970-01-01T00:00:00.005Z");
+        assert_eq!(time(i64::MAX, i32::MAX).get(..20), Some("9999-12-31T23:59:59."));
+        assert_eq!(time(i64::MIN, i32::MIN).get(..19), Some("0001-01-01T00:00:00"));
+    }
+
+    #[test]
+    fn words_are_those_that_people_know() {
+        for (state, name) in crate::snapshot::STATES {
+            assert_eq!(&word(crate::api::workspaces::show::state(*state).as_str_name()), name);
+        }
+    }
+}

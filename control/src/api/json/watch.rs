@@ -1,0 +1,59 @@
+//! Following workspaces by server-sent events. It is not below `/v1/workspaces`, where it would hide a workspace of that name.
+
+use std::convert::Infallible;
+
+use axum::{
+    Extension,
+    extract::State,
+    response::{Sse, sse::Event},
+};
+use futures_util::{Stream, StreamExt};
+use podling_proto::{
+    control::v1::{
+        WatchWorkspacesRequest, WatchWorkspacesResponse, watch_workspaces_response::Event as Change,
+        workspaces_server::Workspaces,
+    },
+    error::WireError,
+    problem,
+};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::json;
+use tonic::Status;
+
+use super::{Api, refusal::Refusal, request::Query, workspace::Workspace};
+use crate::{api::by, caller::Caller};
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WatchQuery {
+    /// Id, or name of one of the caller's own; empty: all the caller may see.
+    #[serde(default)]
+    workspace: String,
+    /// Only with `admin`: of all owners.
+    #[serde(default)]
+    all_owners: bool,
+}
+
+pub(super) async fn watch(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Query(query): Query<WatchQuery>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
+    let request = WatchWorkspacesRequest { workspace: query.workspace, all_owners: query.all_owners };
+    let changes = api.workspaces.watch(by(caller, request)).await?.into_inner();
+    Ok(Sse::new(changes.map(|change| Ok(event(change)))))
+}
+
+fn event(change: Result<WatchWorkspacesResponse, Status>) -> Event {
+    let (name, data) = match change.map(|change| change.event) {
+        Ok(Some(Change::Workspace(workspace))) => ("workspace", json!(Workspace::from(workspace))),
+        Ok(Some(Change::Gone(id))) => ("gone", json!({ "id": id })),
+        Ok(Some(Change::Synced(_))) => ("synced", json!({})),
+        // An event of ours always holds a change.
+        Ok(Some(Change::Keepalive(_)) | None) => return Event::default().comment("keep-alive"),
+        Err(status) => ("problem", problem::body(&WireError::from(status))),
+    };
+    // JSON on one line: it holds nothing that ends a line of its own.
+    Event::default().event(name).data(data.to_string())
+}

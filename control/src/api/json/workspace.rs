@@ -1,0 +1,126 @@
+//! A workspace as JSON shows it.
+
+use podling_proto::control::v1 as proto;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::{
+    activity::Activity,
+    policy::Policy,
+    scalar::{Time, word},
+};
+
+/// One user's environment.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Workspace {
+    /// Twelve characters of lower-case base32; never used again.
+    pub(super) id: String,
+    /// Unique per owner.
+    name: String,
+    owner: String,
+    template: String,
+    policy: Policy,
+    #[schemars(extend("enum" = states()))]
+    state: String,
+    /// Why it is in this state, for people.
+    reason: String,
+    since: Time,
+    created: Time,
+    /// Whether the agent's heartbeats arrive; if not, nothing is known and nothing is concluded.
+    #[schemars(extend("enum" = ["connected", "unknown", "unspecified"]))]
+    link: String,
+    /// Of the last heartbeat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    activity: Option<Activity>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agent: Option<Agent>,
+    /// When the control plane will look again by itself, if ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_transition: Option<Time>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_transition_reason: Option<String>,
+    /// Grows with every change.
+    version: u64,
+    /// How often its agent had to be started again since it was last healthy.
+    restarts: u32,
+    /// While it is queued: its place in the line, 1 is next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_position: Option<u32>,
+    resources: Resources,
+    /// It was deleted, and only its backups are left.
+    deleted: bool,
+}
+
+/// What it takes of its owner's share while it is awake.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Resources {
+    /// Thousandths of a core.
+    cpu_millis: u64,
+    memory_bytes: u64,
+}
+
+/// One run of its agent.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Agent {
+    boot_id: String,
+    /// The epoch of that run's byte logs.
+    epoch: u64,
+    version: String,
+    /// SHA-256 of its certificate (DER), lower-case hex.
+    key_fingerprint: String,
+    capabilities: Vec<String>,
+    /// "unix:/…" or "https://host:port".
+    address: String,
+}
+
+/// The words for states, in their order.
+fn states() -> Vec<&'static str> {
+    crate::snapshot::STATES.iter().map(|(_, name)| *name).collect()
+}
+
+impl From<proto::Workspace> for Workspace {
+    fn from(workspace: proto::Workspace) -> Self {
+        let resources = workspace.resources.unwrap_or_default();
+        Self {
+            state: word(workspace.state().as_str_name()),
+            link: word(workspace.link().as_str_name()),
+            id: workspace.id,
+            name: workspace.name,
+            owner: workspace.owner,
+            template: workspace.template,
+            policy: workspace.policy.unwrap_or_default().into(),
+            reason: workspace.reason,
+            since: workspace.since.unwrap_or_default().into(),
+            created: workspace.created.unwrap_or_default().into(),
+            activity: workspace.activity.map(Into::into),
+            agent: workspace.agent.map(Into::into),
+            next_transition: workspace.next_transition.map(Into::into),
+            next_transition_reason: Some(workspace.next_transition_reason).filter(|text| !text.is_empty()),
+            version: workspace.version,
+            restarts: workspace.restarts,
+            queue_position: Some(workspace.queue_position).filter(|place| *place > 0),
+            resources: Resources { cpu_millis: resources.cpu_millis, memory_bytes: resources.memory_bytes },
+            deleted: workspace.deleted,
+        }
+    }
+}
+
+impl From<Option<proto::Workspace>> for Workspace {
+    /// The services' answers always hold one.
+    fn from(workspace: Option<proto::Workspace>) -> Self {
+        workspace.unwrap_or_default().into()
+    }
+}
+
+impl From<proto::AgentInfo> for Agent {
+    fn from(agent: proto::AgentInfo) -> Self {
+        Self {
+            boot_id: agent.boot_id,
+            epoch: agent.epoch,
+            version: agent.version,
+            key_fingerprint: agent.key_fingerprint,
+            capabilities: agent.capabilities,
+            address: agent.address,
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The routes of workspaces: JSON to the message of an RPC, and its answer to JSON.
+
+use std::collections::HashMap;
+
+use axum::{
+    Extension, Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::{StatusCode, header::LOCATION};
+use podling_proto::control::v1::{
+    CreateWorkspaceRequest, DeleteWorkspaceRequest, ExplainWorkspaceRequest, GetWorkspaceRequest,
+    ListWorkspacesRequest, LogEntry, SetPolicyRequest, SleepWorkspaceRequest, WakeWorkspaceRequest,
+    workspaces_server::Workspaces,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Api, Nothing,
+    policy::Policy,
+    refusal::Refusal,
+    request::{Body, Place, Query},
+    scalar::{Time, given, word},
+    workspace::Workspace,
+};
+use crate::{api::by, caller::Caller};
+
+/// What a handler answers with.
+type Answer<T> = Result<T, Refusal>;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListQuery {
+    /// Only with `admin`: of all owners.
+    #[serde(default)]
+    all_owners: bool,
+}
+
+/// Those the token may see, by name.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Workspaces")]
+pub(super) struct List {
+    workspaces: Vec<Workspace>,
+}
+
+/// A workspace to be made.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "CreateWorkspace")]
+pub(super) struct Create {
+    /// 1 to 63 of a-z, 0-9 and "-", beginning with a letter.
+    name: String,
+    /// Default: the control plane's default template.
+    #[serde(default)]
+    template: String,
+    #[serde(default, deserialize_with = "given")]
+    policy: Option<Policy>,
+    /// At most 64 characters; a repeat answers with the workspace made by the first call.
+    #[serde(default)]
+    request_id: String,
+    /// If the owner has a workspace of this name, answer with it instead of NAME_TAKEN.
+    #[serde(default)]
+    reconnect: bool,
+    /// Only with `admin`; default: the token's owner.
+    #[serde(default)]
+    owner: String,
+    /// Added to the template's environment.
+    #[serde(default)]
+    env: HashMap<String, String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DeleteQuery {
+    /// Its files and its archives are lost for good.
+    #[serde(default)]
+    discard: bool,
+}
+
+/// How it is put to sleep.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "SleepWorkspace")]
+pub(super) struct Sleep {
+    /// Though it be in use.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Why a workspace is what it is.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Explanation {
+    workspace: Workspace,
+    /// What would change what happens next, for people.
+    changes: Vec<String>,
+    /// What was decided lately, oldest first.
+    log: Vec<Decision>,
+}
+
+/// One decision.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Decision {
+    at: Time,
+    /// What the workspace was from then on.
+    state: String,
+    reason: String,
+}
+
+pub(super) async fn list(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Query(query): Query<ListQuery>,
+) -> Answer<Json<List>> {
+    let request = ListWorkspacesRequest { all_owners: query.all_owners };
+    let answer = api.workspaces.list(by(caller, request)).await?.into_inner();
+    Ok(Json(List { workspaces: answer.workspaces.into_iter().map(Into::into).collect() }))
+}
+
+pub(super) async fn create(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Body(body): Body<Create>,
+) -> Answer<Response> {
+    let request = CreateWorkspaceRequest {
+        name: body.name,
+        template: body.template,
+        policy: body.policy.map(Into::into),
+        request_id: body.request_id,
+        reconnect: body.reconnect,
+        owner: body.owner,
+        env: body.env,
+    };
+    let answer = api.workspaces.create(by(caller, request)).await?.into_inner();
+    let workspace = Workspace::from(answer.workspace);
+    if !answer.created {
+        return Ok(Json(workspace).into_response());
+    }
+    let place = [(LOCATION, format!("/v1/workspaces/{}", workspace.id))];
+    Ok((StatusCode::CREATED, place, Json(workspace)).into_response())
+}
+
+pub(super) async fn get(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Place(workspace): Place,
+) -> Answer<Json<Workspace>> {
+    let answer = api.workspaces.get(by(caller, GetWorkspaceRequest { workspace })).await?.into_inner();
+    Ok(Json(answer.workspace.into()))
+}
+
+pub(super) async fn delete(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Place(workspace): Place,
+    Query(query): Query<DeleteQuery>,
+) -> Answer<(StatusCode, Json<Workspace>)> {
+    let request = DeleteWorkspaceRequest { workspace, discard: query.discard };
+    let answer = api.workspaces.delete(by(caller, request)).await?.into_inner();
+    Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
+}
+
+pub(super) async fn sleep(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Place(workspace): Place,
+    Body(body): Body<Sleep>,
+) -> Answer<(StatusCode, Json<Workspace>)> {
+    let request = SleepWorkspaceRequest { workspace, force: body.force };
+    let answer = api.workspaces.sleep(by(caller, request)).await?.into_inner();
+    Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
+}
+
+pub(super) async fn wake(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Place(workspace): Place,
+    Body(Nothing {}): Body<Nothing>,
+) -> Answer<(StatusCode, Json<Workspace>)> {
+    let answer = api.workspaces.wake(by(caller, WakeWorkspaceRequest { workspace })).await?.into_inner();
+    Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
+}
+
+pub(super) async fn set_policy(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Place(workspace): Place,
+    Body(policy): Body<Policy>,
+) -> Answer<Json<Workspace>> {
+    let request = SetPolicyRequest { workspace, policy: Some(policy.into()) };
+    let answer = api.workspaces.set_policy(by(caller, request)).await?.into_inner();
+    Ok(Json(answer.workspace.into()))
+}
+
+pub(super) async fn explain(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Place(workspace): Place,
+) -> Answer<Json<Explanation>> {
+    let answer =
+        api.workspaces.explain(by(caller, ExplainWorkspaceRequest { workspace })).await?.into_inner();
+    Ok(Json(Explanation {
+        workspace: answer.workspace.into(),
+        changes: answer.changes,
+        log: answer.log.into_iter().map(Into::into).collect(),
+    }))
+}
+
+impl From<LogEntry> for Decision {
+    fn from(entry: LogEntry) -> Self {
+        let state = word(entry.state().as_str_name());
+        Self { at: entry.at.unwrap_or_default().into(), state, reason: entry.reason }
+    }
+}

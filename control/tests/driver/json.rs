@@ -1,0 +1,144 @@
+//! The JSON API: the same as over gRPC, in the words of plain HTTP.
+
+use podling_core::workspace::State;
+use podling_proto::{agent::v1::Verdict, v1::Verb};
+use serde_json::json;
+
+use crate::{fake::Fake, json_client::Client, plane::Plane};
+
+async fn house() -> (tempfile::TempDir, Plane, Client) {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let client = Client::user(&plane);
+    (folder, plane, client)
+}
+
+#[tokio::test]
+async fn a_workspace_is_made_once_and_found_at_its_location() {
+    let (_folder, _plane, client) = house().await;
+    let body = json!({ "name": "demo", "request_id": "r1", "policy": { "idle_timeout": 1.5 } });
+    let made = client.send("POST", "/v1/workspaces", Some(&body)).await;
+    let location = made.headers["location"].to_str().unwrap().to_owned();
+    let made = made.is(201);
+    assert_eq!(
+        (&made["name"], &made["owner"], &made["state"]),
+        (&json!("demo"), &json!("me"), &json!("starting"))
+    );
+    assert_eq!(made["policy"]["idle_timeout"], 1.5);
+    assert_eq!(made["policy"]["presence_cap"], 3600, "a whole number where it is one");
+    assert!(made.get("activity").is_none() && made["policy"].get("max_awake").is_none(), "absent, not null");
+    assert!(made["created"].as_str().unwrap().ends_with('Z'), "{}", made["created"]);
+    assert_eq!(client.get(&location).await.is(200)["id"], made["id"]);
+
+    let again = client.send("POST", "/v1/workspaces", Some(&body)).await;
+    assert!(!again.headers.contains_key("location"));
+    assert_eq!(again.is(200)["id"], made["id"]);
+    let taken = client.send("POST", "/v1/workspaces", Some(&json!({ "name": "demo" }))).await;
+    assert_eq!(taken.refuses(409, "NAME_TAKEN")["id"], made["id"]);
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_understood_is_refused_and_says_where() {
+    let (_folder, plane, client) = house().await;
+    let create = async |body: &str| {
+        client.raw("POST", "/v1/workspaces", "application/json; charset=utf-8", body.into()).await
+    };
+    for (field, body) in [
+        ("body", ""),
+        ("body", "{}"),
+        ("body", "{\"name\": \"demo\""),
+        ("body", "{\"name\": \"demo\"} {}"),
+        ("body", "[]"),
+        ("name", "{\"name\": \"No Name\"}"),
+        ("name", "{\"name\": \"demo\", \"name\": \"demo\"}"),
+        ("name", "{\"name\": null}"),
+        ("policy", "{\"name\": \"demo\", \"policy\": null}"),
+        ("policy.idle_timeout", "{\"name\": \"demo\", \"policy\": {\"idle_timeout\": null}}"),
+        ("policy.idle_timeout", "{\"name\": \"demo\", \"policy\": {\"idle_timeout\": \"15m\"}}"),
+        ("policy.idle_timeout", "{\"name\": \"demo\", \"policy\": {\"idle_timeout\": -1}}"),
+        ("policy.idle_timeout", "{\"name\": \"demo\", \"policy\": {\"idle_timeout\": 0}}"),
+        ("policy.idle_time", "{\"name\": \"demo\", \"policy\": {\"idle_time\": 5}}"),
+        ("env.KEY", "{\"name\": \"demo\", \"env\": {\"KEY\": 5}}"),
+    ] {
+        assert_eq!(create(body).await.refuses(400, "BAD_FIELD")["field"], field, "{body}");
+    }
+    create(&"[".repeat(100_000)).await.refuses(400, "BAD_FIELD");
+    assert!(plane.handle.snapshots().borrow().workspaces.is_empty());
+}
+
+#[tokio::test]
+async fn a_flag_in_the_query_is_true_or_false_and_nothing_in_between() {
+    let (_folder, plane, client) = house().await;
+    plane.create("demo").await;
+    for query in ["discard", "discard=", "discard=1", "discard=yes", "discard=true&discard=false"] {
+        client.send("DELETE", &format!("/v1/workspaces/demo?{query}"), None).await.refuses(400, "BAD_FIELD");
+    }
+    assert_eq!(client.get("/v1/workspaces/demo").await.is(200)["state"], "starting", "it is still there");
+    let deleted = client.send("DELETE", "/v1/workspaces/demo", None).await.is(202);
+    assert_ne!(deleted["state"], "deleting", "without the flag it is archived first");
+    client.get("/v1/workspaces/%ff").await.refuses(400, "BAD_FIELD");
+}
+
+#[tokio::test]
+async fn one_in_use_sleeps_only_when_somebody_insists() {
+    let (_folder, plane, client) = house().await;
+    let (id, _agent) = plane.awake("demo").await;
+    assert!(plane.beat(&id, 1, Verdict::Active).await);
+    plane.wait(&id, |view| view.activity.is_some()).await;
+    let shown = client.get(&format!("/v1/workspaces/{id}")).await.is(200);
+    assert_eq!((&shown["activity"]["verdict"], &shown["link"]), (&json!("active"), &json!("connected")));
+    let busy = client.send("POST", "/v1/workspaces/demo/sleep", None).await;
+    assert_eq!(busy.refuses(409, "BUSY")["workspaces"], "demo");
+    let forced = client.send("POST", "/v1/workspaces/demo/sleep", Some(&json!({ "force": true }))).await;
+    assert_eq!(forced.is(202)["state"], "falling-asleep");
+    plane.wait(&id, |view| view.state == State::FallingAsleep).await;
+    let explained = client.get("/v1/workspaces/demo/explanation").await.is(200);
+    assert_eq!(explained["log"].as_array().unwrap().last().unwrap()["state"], "falling-asleep");
+}
+
+#[tokio::test]
+async fn a_policy_changes_where_the_body_says_so() {
+    let (_folder, plane, client) = house().await;
+    let before = plane.create("demo").await;
+    let policy = json!({ "idle_timeout": 60, "max_awake": 7200 });
+    let changed = client.send("PATCH", "/v1/workspaces/demo/policy", Some(&policy)).await.is(200);
+    assert_eq!(changed["policy"]["idle_timeout"], 60);
+    assert_eq!(changed["policy"]["max_awake"], 7200);
+    assert_eq!(changed["policy"]["archive_after"], before.spec.policy.archive_after.as_secs());
+}
+
+#[tokio::test]
+async fn others_workspaces_are_not_there_and_all_owners_is_for_admins() {
+    let (_folder, plane, client) = house().await;
+    let mine = plane.create("demo").await.spec.id.clone();
+    let mut you = client.clone();
+    you.caller.owner = "you".parse().unwrap();
+    you.get(&format!("/v1/workspaces/{mine}")).await.refuses(404, "WORKSPACE_NOT_FOUND");
+    assert_eq!(you.get("/v1/workspaces").await.is(200), json!({ "workspaces": [] }));
+    for path in ["/v1/workspaces", "/v1/backups", "/v1/watch"] {
+        let all = format!("{path}?all_owners=true");
+        assert_eq!(you.get(&all).await.refuses(403, "VERB_MISSING")["verb"], "admin");
+    }
+    let all = you.with([Verb::Admin]).get("/v1/workspaces?all_owners=true").await.is(200);
+    assert_eq!(all["workspaces"][0]["id"], json!(mine.to_string()));
+}
+
+#[tokio::test]
+async fn a_watcher_is_told_what_is_there_what_goes_and_why_it_ends() {
+    let (_folder, plane, client) = house().await;
+    let id = plane.create("demo").await.spec.id.clone();
+    let watching = client.events("/v1/watch?workspace=demo", "problem");
+    let acting = async {
+        plane.handle.delete(id.clone(), true).await.unwrap();
+        plane.gone(&id).await;
+        plane.shutdown.cancel();
+    };
+    let (events, ()) = tokio::join!(watching, acting);
+    let names: Vec<_> = events.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names.last(), Some(&"problem"), "{names:?}");
+    assert_eq!(events.last().unwrap().1["reason"], "SHUTTING_DOWN");
+    if let Some((_, gone)) = events.iter().find(|(name, _)| name == "gone") {
+        assert_eq!(gone["id"], id.to_string());
+    }
+    assert!(names.contains(&"synced"), "{names:?}");
+}

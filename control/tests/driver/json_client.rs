@@ -1,0 +1,121 @@
+//! The JSON API over a plane, as a client meets it behind the front.
+
+use std::sync::Arc;
+
+use axum::{Router, body::Body};
+use futures_util::StreamExt;
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::BodyExt;
+use podling_control::{
+    api::{backups::BackupsApi, json, workspaces::WorkspacesApi},
+    caller::Caller,
+    template::Templates,
+};
+use podling_proto::{v1::Verb, verb::Verbs};
+use serde_json::Value;
+use tokio::time::timeout;
+use tower::ServiceExt;
+
+use crate::plane::{DEADLINE, Plane};
+
+/// Calls the API on somebody's behalf.
+#[derive(Clone)]
+pub(crate) struct Client {
+    router: Router,
+    pub(crate) caller: Caller,
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) json: Value,
+}
+
+impl Client {
+    /// The owner "me", with tokens that allow this.
+    pub(crate) fn of(plane: &Plane, verbs: impl IntoIterator<Item = Verb>) -> Self {
+        let templates = Arc::new(Templates::load(&[], "shell").unwrap());
+        let workspaces = WorkspacesApi::new(plane.handle.clone(), templates, plane.shutdown.clone());
+        let router = json::router(workspaces, BackupsApi::new(plane.handle.clone()));
+        let verbs = Verbs::only(verbs);
+        let caller = Caller { owner: "me".parse().unwrap(), verbs, workspaces: None, expires: None };
+        Self { router, caller }
+    }
+
+    /// The same for one who may do what people may.
+    pub(crate) fn user(plane: &Plane) -> Self {
+        Self::of(plane, [Verb::Read, Verb::Lifecycle])
+    }
+
+    /// The same client with other verbs.
+    pub(crate) fn with(&self, verbs: impl IntoIterator<Item = Verb>) -> Self {
+        Self { caller: Caller { verbs: Verbs::only(verbs), ..self.caller.clone() }, ..self.clone() }
+    }
+
+    /// Sends JSON, or nothing.
+    pub(crate) async fn send(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        match body {
+            Some(body) => self.raw(method, path, "application/json", body.to_string()).await,
+            None => self.raw(method, path, "", String::new()).await,
+        }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, None).await
+    }
+
+    pub(crate) async fn raw(&self, method: &str, path: &str, content_type: &str, body: String) -> Answer {
+        let mut request = Request::builder().method(method).uri(path).extension(self.caller.clone());
+        if !content_type.is_empty() {
+            request = request.header("content-type", content_type);
+        }
+        let Ok(response) = self.router.clone().oneshot(request.body(Body::from(body)).unwrap()).await;
+        let (parts, body) = response.into_parts();
+        let bytes = timeout(DEADLINE, body.collect()).await.expect("in time").unwrap().to_bytes();
+        let json = serde_json::from_slice(&bytes).unwrap_or_else(|error| panic!("{error}: {bytes:?}"));
+        Answer { status: parts.status, headers: parts.headers, json }
+    }
+
+    /// The events of a stream, each with its name and data, up to and with the first of this name.
+    pub(crate) async fn events(&self, path: &str, last: &str) -> Vec<(String, Value)> {
+        let request = Request::get(path).extension(self.caller.clone()).body(Body::empty()).unwrap();
+        let Ok(response) = self.router.clone().oneshot(request).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        let mut frames = response.into_body().into_data_stream();
+        let mut text = String::new();
+        let end = format!("event: {last}\n");
+        let read = async {
+            while !(text.contains(&end) && text.ends_with("\n\n")) {
+                let frame = frames.next().await.expect("it goes on").unwrap();
+                text.push_str(std::str::from_utf8(&frame).unwrap());
+            }
+        };
+        timeout(DEADLINE, read).await.expect("in time");
+        text.split_terminator("\n\n").map(parse).collect()
+    }
+}
+
+fn parse(event: &str) -> (String, Value) {
+    let (name, data) = event.split_once("\ndata: ").expect("data");
+    (name.strip_prefix("event: ").expect("a name").to_owned(), serde_json::from_str(data).expect("JSON"))
+}
+
+impl Answer {
+    #[track_caller]
+    pub(crate) fn is(self, status: u16) -> Value {
+        assert_eq!(self.status.as_u16(), status, "{}", self.json);
+        self.json
+    }
+
+    /// A problem with this status and reason; its metadata.
+    #[track_caller]
+    pub(crate) fn refuses(&self, status: u16, reason: &str) -> Value {
+        assert_eq!((self.status.as_u16(), &self.json["reason"]), (status, &reason.into()), "{}", self.json);
+        assert_eq!(self.json["status"], status, "the body says the same");
+        assert_eq!(self.headers["content-type"], "application/problem+json");
+        self.json["metadata"].clone()
+    }
+}

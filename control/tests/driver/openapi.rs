@@ -1,0 +1,192 @@
+//! The document at /v1/openapi.json against the routes it describes: each is called, and each answer is held against its schema.
+
+use podling_proto::{agent::v1::Verdict, v1::Verb, verb};
+use serde_json::{Map, Value, json};
+
+use crate::{fake::Fake, fake_keeper::FakeKeeper, json_client::Client, plane::Plane, storage::serve};
+
+/// What a client may send.
+const METHODS: &[&str] = &["GET", "POST", "PUT", "PATCH", "DELETE"];
+
+/// A call that goes well: path, body, status. The story fails for an operation that has none here.
+fn example(operation: &str, backup: &str) -> (String, Option<Value>, u16) {
+    let (path, body, status) = match operation {
+        "get_document" => ("/v1/openapi.json", None, 200),
+        "list_workspaces" => ("/v1/workspaces?all_owners=false", None, 200),
+        "create_workspace" => {
+            let policy = json!({ "idle_timeout": 90.5, "max_awake": 3600 });
+            let body =
+                json!({ "name": "fresh", "template": "python", "policy": policy, "env": { "KEY": "value" } });
+            ("/v1/workspaces", Some(body), 201)
+        }
+        "get_workspace" => ("/v1/workspaces/demo", None, 200),
+        "delete_workspace" => ("/v1/workspaces/doomed?discard=true", None, 202),
+        "sleep_workspace" => ("/v1/workspaces/demo/sleep", Some(json!({ "force": true })), 202),
+        "wake_workspace" => ("/v1/workspaces/demo/wake", None, 202),
+        "set_policy" => ("/v1/workspaces/demo/policy", Some(json!({ "idle_timeout": 60 })), 200),
+        "explain_workspace" => ("/v1/workspaces/demo/explanation", None, 200),
+        "list_backups" => ("/v1/backups?workspace=old", None, 200),
+        "restore_backup" => {
+            return (format!("/v1/backups/{backup}/restore"), Some(json!({ "name": "again" })), 202);
+        }
+        other => panic!("no example for {other}: add one"),
+    };
+    (path.to_owned(), body, status)
+}
+
+/// A plane with a workspace in use, one to be deleted, and one of which only a backup is left; the backup's key.
+async fn world(plane: &Plane, backend: &Fake) -> String {
+    let (old, mut agent) = plane.awake("old").await;
+    plane.put_to_sleep(&old, &mut agent).await;
+    plane.handle.delete(old.clone(), false).await.unwrap();
+    let _maintenance = serve(plane, backend, &old, 2).await;
+    let old = plane.wait(&old, |view| view.is_gone()).await;
+    plane.create("doomed").await;
+    old.archives[0].key.0.clone()
+}
+
+/// All operations: path, method, description.
+fn operations(document: &Value) -> Vec<(String, String, Value)> {
+    let paths = document["paths"].as_object().expect("paths");
+    let of = |(path, methods): (&String, &Value)| {
+        let methods = methods.as_object().expect("methods").clone();
+        methods.into_iter().map(|(method, it)| (path.clone(), method.to_uppercase(), it)).collect::<Vec<_>>()
+    };
+    paths.iter().flat_map(of).collect()
+}
+
+/// Holds a value against a schema of the document. Answers may grow, so their schemas are open; here nothing may be in an
+/// answer that the document does not tell.
+#[track_caller]
+fn hold(document: &Value, schema: &Value, value: &Value) {
+    let mut whole = schema.clone();
+    whole["components"] = document["components"].clone();
+    close(&mut whole);
+    let validator = jsonschema::options().should_validate_formats(true).build(&whole).expect("a schema");
+    let errors: Vec<_> =
+        validator.iter_errors(value).map(|error| format!("{}: {error}", error.instance_path())).collect();
+    assert!(errors.is_empty(), "{errors:#?}\n{value:#}");
+}
+
+fn close(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            if fields.get("properties").is_some_and(Value::is_object) && fields.contains_key("type") {
+                fields.entry("additionalProperties").or_insert(false.into());
+            }
+            fields.values_mut().for_each(close);
+        }
+        Value::Array(items) => items.iter_mut().for_each(close),
+        _ => {}
+    }
+}
+
+fn problem(document: &Value) -> Value {
+    let content = &document["components"]["responses"]["Problem"]["content"];
+    content["application/problem+json"]["schema"].clone()
+}
+
+#[tokio::test]
+async fn every_operation_answers_as_the_document_says() {
+    let (folder, backend, keeper) = (tempfile::tempdir().unwrap(), Fake::default(), FakeKeeper::default());
+    let plane = Plane::with(folder.path(), &backend, &keeper, Default::default()).await;
+    let backup = world(&plane, &backend).await;
+    let (id, _agent) = plane.awake("demo").await;
+    assert!(plane.beat(&id, 1, Verdict::Active).await);
+    plane.wait(&id, |view| view.activity.is_some()).await;
+    let client = Client::user(&plane);
+    let document = client.get("/v1/openapi.json").await.is(200);
+    assert_eq!(document["openapi"], "3.1.0");
+
+    let operations = operations(&document);
+    assert_eq!(operations.len(), 12);
+    for (template, method, operation) in &operations {
+        let name = operation["operationId"].as_str().expect("an id");
+        let answers = &operation["responses"];
+        if name == "watch_workspaces" {
+            let events = client.events("/v1/watch", "synced").await;
+            assert!(events.iter().any(|(event, _)| event == "workspace"));
+            for (_, workspace) in events.iter().filter(|(event, _)| event == "workspace") {
+                hold(&document, &json!({ "$ref": "#/components/schemas/Workspace" }), workspace);
+            }
+            assert!(answers["200"]["content"]["text/event-stream"].is_object());
+        } else {
+            let (path, body, status) = example(name, &backup);
+            if let Some(body) = &body {
+                hold(&document, &operation["requestBody"]["content"]["application/json"]["schema"], body);
+            }
+            let answer = client.send(method, &path, body.as_ref()).await;
+            assert_eq!(answer.headers["content-type"], "application/json", "{name}");
+            let schema = &answers[status.to_string()]["content"]["application/json"]["schema"];
+            hold(&document, schema, &answer.is(status));
+        }
+        // The least that is needed is named, and is needed.
+        let needed = operation["security"][0]["token"][0].as_str().expect("a verb");
+        let others = verb::ALL.iter().map(|(verb, name)| (*verb, *name));
+        let others: Vec<Verb> = others
+            .filter(|(verb, name)| *name != needed && *verb != Verb::Admin)
+            .map(|(verb, _)| verb)
+            .collect();
+        let path = template.replace("{workspace}", "demo").replace("{backup}", &backup);
+        let denied = client.with(others).send(method, &path, None).await;
+        assert_eq!(denied.refuses(403, "VERB_MISSING")["verb"], needed, "{name}");
+        hold(&document, &problem(&document), &denied.json);
+    }
+}
+
+#[tokio::test]
+async fn every_operation_refuses_what_is_not_there_or_not_known() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    plane.create("demo").await;
+    let client = Client::user(&plane);
+    let document = client.get("/v1/openapi.json").await.is(200);
+    for (template, method, operation) in operations(&document) {
+        let path = |place: &str| template.replace("{workspace}", place).replace("{backup}", place);
+        let body = operation.get("requestBody").is_some();
+        let unknown_parameter = client.send(&method, &(path("demo") + "?forse=true"), None).await;
+        assert_eq!(unknown_parameter.refuses(400, "BAD_FIELD")["field"], "query");
+        hold(&document, &problem(&document), &unknown_parameter.json);
+        if template.contains('{') {
+            let missing = client.send(&method, &path("nobody"), None).await;
+            assert_eq!(missing.refuses(404, "WORKSPACE_NOT_FOUND")["id"], "nobody", "{method} {template}");
+        }
+        if !body {
+            continue;
+        }
+        let unknown = client.send(&method, &path("demo"), Some(&json!({ "forse": true }))).await;
+        assert_eq!(unknown.refuses(400, "BAD_FIELD")["field"], "forse", "{method} {template}");
+        let form =
+            client.raw(&method, &path("demo"), "application/x-www-form-urlencoded", "a=b".into()).await;
+        assert_eq!(form.refuses(415, "BAD_FIELD")["field"], "content-type");
+        let long = format!("{{}}{}", " ".repeat(128 * 1024));
+        let long = client.raw(&method, &path("demo"), "application/json", long).await;
+        assert_eq!(long.refuses(413, "TOO_LARGE")["what"], "the body");
+        hold(&document, &problem(&document), &long.json);
+    }
+}
+
+#[tokio::test]
+async fn there_is_nothing_but_what_the_document_tells() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let client = Client::of(&plane, [Verb::Admin]);
+    let document = client.get("/v1/openapi.json").await.is(200);
+    for (path, methods) in document["paths"].as_object().expect("paths") {
+        let told = |method: &str| methods.get(method.to_lowercase()).is_some();
+        let path = path.replace('{', "x").replace('}', "");
+        for method in METHODS.iter().filter(|method| !told(method)) {
+            let refused = client.send(method, &path, None).await;
+            refused.refuses(405, "UNKNOWN_METHOD");
+            let allowed = refused.headers["allow"].to_str().expect("ascii").to_owned();
+            let allowed: Vec<_> = allowed.split(',').filter(|method| *method != "HEAD").collect();
+            assert_eq!(allowed.len(), methods.as_object().map_or(0, Map::len), "{path}: {allowed:?}");
+            assert!(allowed.iter().all(|method| told(method)), "{path}: {allowed:?}");
+        }
+    }
+    for path in
+        ["/v1", "/v1/", "/v1/workspace", "/v1/workspaces/", "/v1/workspaces/demo/policy/x", "/v1/down"]
+    {
+        client.get(path).await.refuses(404, "UNKNOWN_METHOD");
+    }
+}
