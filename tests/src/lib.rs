@@ -13,13 +13,17 @@ pub mod grpc_web;
 pub mod http;
 pub mod left_out;
 pub mod left_running;
+pub mod nights;
+pub mod parted;
 pub mod person;
 pub mod podling;
 pub mod program;
 pub mod proxy;
 pub mod pty;
+pub mod suspended;
 pub mod tls;
 pub mod tools;
+pub mod typist;
 pub mod wait;
 pub mod work;
 

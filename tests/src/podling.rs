@@ -40,6 +40,8 @@ pub struct Options {
     pub through: Vec<String>,
     /// More arguments for `podling up`.
     pub args: Vec<String>,
+    /// Where the first control plane dies as by kill -9, `ACTION:before` or `ACTION:after`; only debug builds do.
+    pub die_at: Option<String>,
 }
 
 /// A running Podling.
@@ -102,6 +104,12 @@ impl Podling {
         self.start(&address).await;
     }
 
+    /// The same, but it dies at this moment (see [`Options::die_at`]).
+    pub async fn up_again_to_die_at(&mut self, at: &str) {
+        self.options.die_at = Some(at.to_owned());
+        self.up_again().await;
+    }
+
     async fn start(&mut self, listen: &str) {
         self.starts += 1;
         let ready = self.folder.join(format!("up-{}.out", self.starts));
@@ -115,6 +123,7 @@ impl Podling {
         };
         command.args(["up", "--listen", listen, "--json", "--data"]).arg(&self.data).args(&self.options.args);
         command.env_clear().envs(self.cli().envs()).current_dir(&self.home);
+        command.envs(self.options.die_at.take().map(|at| ("PODLING_TEST_DIE_AT", at)));
         // A group of its own, as a shell gives every job: Ctrl-C then reaches exactly this.
         command.process_group(0).stdin(Stdio::null());
         command.stdout(File::create(&ready).expect("a file"));
@@ -219,6 +228,11 @@ impl Podling {
     /// The folder the workspace's user sees as home.
     pub fn home_of(&self, workspace: &Workspace) -> PathBuf {
         self.data.join("workspaces").join(&workspace.id).join("home")
+    }
+
+    /// Where agents dial the control plane.
+    pub fn control_socket(&self) -> PathBuf {
+        self.data.join("run/control.sock")
     }
 
     /// Where the agent listens.
