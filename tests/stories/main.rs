@@ -15,6 +15,7 @@ mod http;
 mod nights;
 mod races;
 mod repository;
+mod restless;
 mod scarcity;
 mod silence;
 mod strangers;
