@@ -6,7 +6,8 @@ use podling_proto::{
         terminals_client::TerminalsClient,
     },
     control::v1::{
-        agents_client::AgentsClient, tokens_client::TokensClient, workspaces_client::WorkspacesClient,
+        agents_client::AgentsClient, backups_client::BackupsClient, tokens_client::TokensClient,
+        workspaces_client::WorkspacesClient,
     },
     metadata,
 };
@@ -35,6 +36,7 @@ pub struct Client {
 pub struct Badge {
     token: Option<MetadataValue<Ascii>>,
     workspace: Option<MetadataValue<Ascii>>,
+    wakes_never: bool,
 }
 
 // === impl Client ===
@@ -65,6 +67,13 @@ impl Client {
         self
     }
 
+    /// The same, but it wakes nobody.
+    #[must_use]
+    pub fn quiet(mut self) -> Self {
+        self.badge.wakes_never = true;
+        self
+    }
+
     /// The channel, for calls that no generated client makes.
     pub fn link(&self) -> Link {
         InterceptedService::new(self.channel.clone(), self.badge.clone())
@@ -73,6 +82,11 @@ impl Client {
     /// Workspaces.
     pub fn workspaces(&self) -> WorkspacesClient<Link> {
         WorkspacesClient::new(self.link())
+    }
+
+    /// Backups.
+    pub fn backups(&self) -> BackupsClient<Link> {
+        BackupsClient::new(self.link())
     }
 
     /// Tokens.
@@ -115,6 +129,9 @@ impl Interceptor for Badge {
         }
         if let Some(workspace) = &self.workspace {
             request.metadata_mut().insert(metadata::WORKSPACE, workspace.clone());
+        }
+        if self.wakes_never {
+            request.metadata_mut().insert(metadata::WAKE, MetadataValue::from_static("never"));
         }
         Ok(request)
     }

@@ -43,6 +43,8 @@ pub struct Options {
     pub args: Vec<String>,
     /// Templates of the story's own: name and TOML.
     pub templates: Vec<(&'static str, &'static str)>,
+    /// Where the first control plane dies as by kill -9, `ACTION:before` or `ACTION:after`; only debug builds do.
+    pub die_at: Option<String>,
 }
 
 /// A running Podling.
@@ -110,6 +112,12 @@ impl Podling {
         self.start(&address).await;
     }
 
+    /// The same, but it dies at this moment (see [`Options::die_at`]).
+    pub async fn up_again_to_die_at(&mut self, at: &str) {
+        self.options.die_at = Some(at.to_owned());
+        self.up_again().await;
+    }
+
     async fn start(&mut self, listen: &str) {
         self.starts += 1;
         let ready = self.folder.join(format!("up-{}.out", self.starts));
@@ -126,6 +134,7 @@ impl Podling {
             command.arg("--templates").arg(self.folder.join("templates"));
         }
         command.env_clear().envs(self.cli().envs()).current_dir(&self.home);
+        command.envs(self.options.die_at.take().map(|at| ("PODLING_TEST_DIE_AT", at)));
         // A group of its own, as a shell gives every job: Ctrl-C then reaches exactly this.
         command.process_group(0).stdin(Stdio::null());
         command.stdout(File::create(&ready).expect("a file"));
@@ -257,6 +266,11 @@ impl Podling {
     /// The folder the workspace's user sees as home.
     pub fn home_of(&self, workspace: &Workspace) -> PathBuf {
         self.data.join("workspaces").join(&workspace.id).join("home")
+    }
+
+    /// Where agents dial the control plane.
+    pub fn control_socket(&self) -> PathBuf {
+        self.data.join("run/control.sock")
     }
 
     /// Where the agent listens.

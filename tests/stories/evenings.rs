@@ -1,7 +1,16 @@
 //! Ending the day: Ctrl-C on `podling up` leaves people's work running; `podling down` ends it; the next morning all is there.
 
-use podling_proto::{agent::v1::Verdict, control::v1::State};
-use podling_tests::{Podling, left_running, person::Person, wait_for, work::script};
+use podling_proto::{
+    agent::v1::{GetActivityRequest, Verdict},
+    control::v1::State,
+    error::Reason,
+};
+use podling_tests::{
+    Podling, left_running,
+    person::Person,
+    wait_for,
+    work::{refused, script},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ctrl_c_leaves_workspaces_running_and_the_next_up_adopts_them() {
@@ -29,7 +38,7 @@ async fn ctrl_c_leaves_workspaces_running_and_the_next_up_adopts_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn down_puts_everything_to_sleep_and_it_wakes_for_whoever_comes_after_the_next_up() {
+async fn down_ends_everything_and_after_the_next_up_it_sleeps_until_somebody_comes() {
     let mut podling = Podling::up().await;
     let cli = podling.cli();
     let ada = podling.workspace("ada").await;
@@ -44,15 +53,18 @@ async fn down_puts_everything_to_sleep_and_it_wakes_for_whoever_comes_after_the_
     .await;
 
     // Somebody works: down asks first.
-    let refused = cli.run(&["down"]).await.exits(4);
-    assert!(refused.err().contains("ada"), "who is busy is named: {}", refused.err());
+    let said = cli.run(&["down"]).await.exits(4).err();
+    assert!(said.contains("ada"), "who is busy is named: {said}");
     cli.run(&["down", "--force"]).await.ok();
     assert!(podling.ended().await.success());
     assert_eq!(podling.running(), [], "down ends everything");
 
     podling.up_again().await;
-    assert_eq!(podling.get(&ada).await.state(), State::Asleep);
-    assert_eq!(podling.client().of(&ada.id).sh("cat file").await, "kept\n");
+    let sleeps = podling.becomes(&ada, State::Asleep).await;
+    assert!(sleeps.agent.is_none() && podling.agents().is_empty(), "nothing runs for who has not come");
+    let looks = podling.client().of(&ada.id).activity().get(GetActivityRequest {}).await;
+    assert_eq!(refused(looks), Reason::NotAwake);
+    assert_eq!(podling.client().of(&ada.id).sh("cat file").await, "kept\n", "who comes finds it");
     let again = podling.awake(&ada).await;
     assert!(again.agent.expect("an agent").epoch > epoch);
 }

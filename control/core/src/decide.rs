@@ -21,8 +21,9 @@
 //!   any ───── discard ─────▶ Deleting: Stop, Remove, Expire each archive, Forget
 //! ```
 //!
-//! Who is `Queued` for the first time joins the line (`lined_up`). `wake` also leads from Opening(Archive) and Working(Archive) to
-//! Queued: who comes back does not wait for an archive.
+//! Who is `Queued` for the first time joins the line (`lined_up`). `worn_out` leads from Awake and Preparing to FallingAsleep, in place of
+//! `died` and `silent`, when its agent was started again before and nobody has used it since. `wake` also leads from Opening(Archive)
+//! and Working(Archive) to Queued: who comes back does not wait for an archive.
 //!
 //! Level-triggered: arrows are followed until none applies, then the order that the phase asks for is given, again and again, until
 //! it is observed to be done. An order is therefore no event; the driver keeps at most one per workspace in flight and gives none

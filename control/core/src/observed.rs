@@ -20,6 +20,8 @@ pub struct Observed {
     pub silence: Duration,
     /// Whether it is used, as the connected agent said last.
     pub used: Used,
+    /// The agent that has told of use last.
+    pub used_by: Option<Epoch>,
     /// Whether its agent lets new things begin.
     pub door: Door,
     /// The agent that has ended and saved everything.

@@ -36,12 +36,14 @@ pub(super) fn follow(spec: &Spec, status: &Status, observed: &Observed, now: Tim
         Phase::Starting => {
             serving::end_now(seen).or_else(|| serving::start_failed(seen)).or_else(|| serving::hello(seen))
         }
-        Phase::Awake => serving::died(seen)
+        Phase::Awake => serving::worn_out(seen)
+            .or_else(|| serving::died(seen))
             .or_else(|| sleeping::end_now(seen))
             .or_else(|| serving::silent(seen))
             .or_else(|| sleeping::fall_asleep(seen))
             .or_else(|| serving::healthy(seen)),
-        Phase::Preparing { force, declined } => serving::died(seen)
+        Phase::Preparing { force, declined } => serving::worn_out(seen)
+            .or_else(|| serving::died(seen))
             .or_else(|| sleeping::end_now(seen))
             .or_else(|| sleeping::reprieve(seen, force, declined))
             .or_else(|| sleeping::prepared(seen)),
@@ -82,6 +84,11 @@ impl Seen<'_> {
 
     fn lives(self) -> bool {
         self.observed.processes.lives(self.status.epoch)
+    }
+
+    /// Its present agent has told of use.
+    fn was_used(self) -> bool {
+        self.observed.used_by == Some(self.status.epoch)
     }
 
     /// Somebody asked for it since it fell asleep last.

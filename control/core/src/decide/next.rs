@@ -39,8 +39,8 @@ fn of_phase(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -
         }
         Phase::Awake if connected => {
             let sleeps = sleeps(spec, status, observed, now);
-            let well =
-                (status.failures > 0).then(|| (status.since.plus(HEALTHY_AFTER), "it counts as healthy"));
+            let well = (status.failures > 0 && observed.used_by == Some(status.epoch))
+                .then(|| (status.since.plus(HEALTHY_AFTER), "it counts as healthy"));
             let warned =
                 |(at, _): Next| (before(at, spec.policy.warned_before()), "it is warned of its sleep");
             let warned = sleeps.into_iter().flatten().min().map(warned);

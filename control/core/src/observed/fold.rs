@@ -127,6 +127,9 @@ impl Observed {
     /// The connected agent has said whether the workspace is used.
     pub fn use_told(&mut self, used: Used) {
         self.used = used;
+        if used == Used::Yes {
+            self.used_by = self.connected;
+        }
         // It has declined for a use that now shows; when that is over it may be asked again.
         if used == Used::Yes && matches!(self.trouble, Some(Trouble { action: Action::Prepare { .. }, .. })) {
             self.trouble = None;

@@ -111,6 +111,11 @@ pub(crate) fn idle(counted: Duration) -> Observed {
     Observed { used: Used::No(counted), ..served() }
 }
 
+/// The third agent has told of use.
+pub(crate) fn used(observed: Observed) -> Observed {
+    Observed { used_by: Some(3), ..observed }
+}
+
 pub(crate) fn door(observed: Observed, door: Door) -> Observed {
     Observed { door, ..observed }
 }

@@ -24,7 +24,7 @@ fn it_is_looked_at_again_when_something_is_due() {
     let shaky = Status { failures: 1, since: NOW, ..status(Phase::Awake) };
     let mut bounded = spec(Wanted::Awake);
     bounded.policy.max_awake = Some(20 * HOUR + SECOND);
-    let used = || Observed { used: Used::Yes, ..served() };
+    let used = || Observed { used: Used::Yes, used_by: Some(3), ..served() };
     let just_come = Status { called: WITNESSED - MINUTE, ..status(Phase::Awake) };
     let kept = Status { archives: vec![archive(2, 29 * 24 * HOUR)], ..status(Phase::Asleep) };
     let rows = [

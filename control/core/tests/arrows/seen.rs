@@ -2,10 +2,10 @@
 
 use podling_core::{
     decide::Action,
-    observed::{Achieved, Ended, Observed, Processes},
+    observed::{Achieved, Ended, Observed, Processes, Used},
 };
 
-use crate::given::{NOW, SECOND, agents, archive};
+use crate::given::{NOW, SECOND, agents, archive, served};
 
 #[test]
 fn an_agent_whose_end_is_told_before_the_list_that_names_it_does_not_live() {
@@ -25,6 +25,17 @@ fn what_is_known_already_no_list_changes() {
     let mut observed = Observed::of_new();
     observed.listed([1].into(), 0);
     assert_eq!(observed.processes, Processes::None);
+}
+
+#[test]
+fn who_told_of_use_is_known_when_it_is_gone() {
+    let mut observed = served();
+    observed.use_told(Used::No(SECOND));
+    assert_eq!(observed.used_by, None);
+    observed.use_told(Used::Yes);
+    observed.use_told(Used::No(SECOND));
+    observed.agent_ended(3, "killed by SIGKILL".into());
+    assert_eq!((observed.used, observed.used_by), (Used::Unknown, Some(3)));
 }
 
 #[test]

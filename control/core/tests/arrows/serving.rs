@@ -54,6 +54,29 @@ fn silence() {
 }
 
 #[test]
+fn worn_out() {
+    let (stop, at_once) = (Some(Action::Stop), pending(Duration::ZERO));
+    let asleep_soon = (Phase::FallingAsleep, 3, stop);
+    let times = |failures, phase| Status { failures, ..status(phase) };
+    let dead = ended(seen(agents(&[])), 3);
+    let mute = silent(seen(agents(&[3])), SILENCE_LIMIT);
+    let by_another = Observed { used_by: Some(2), ..dead.clone() };
+    let wanted = || spec(Wanted::Awake);
+    cases(&[
+        ("the first time", wanted(), times(0, Phase::Awake), dead.clone(), (at_once, 3, stop)),
+        ("again, and not used", wanted(), times(1, Phase::Awake), dead.clone(), asleep_soon),
+        ("used before that only", wanted(), times(1, Phase::Awake), by_another, asleep_soon),
+        ("while it was asked", wanted(), times(1, IDLY), dead.clone(), asleep_soon),
+        ("silent", wanted(), times(1, Phase::Awake), mute, asleep_soon),
+        ("used", wanted(), times(1, Phase::Awake), used(dead.clone()), (pending(FIRST_PAUSE), 3, stop)),
+    ]);
+    // It sleeps on: what was asked for was had. Who asks from then on wakes it.
+    let worn = decide(&called(Wanted::Awake), &times(1, Phase::Awake), &dead, NOW).status;
+    let rests = decide(&called(Wanted::Awake), &worn, &seen(Processes::None), NOW).status;
+    assert_eq!((rests.phase, rests.failures), (Phase::Asleep, 0));
+}
+
+#[test]
 fn healthy() {
     let shaky = |ago: Duration| Status {
         failures: 4,
@@ -63,11 +86,12 @@ fn healthy() {
     let failures = |status: &Status, observed: &Observed| {
         decide(&spec(Wanted::Awake), status, observed, NOW).status.failures
     };
-    let well = connected(seen(agents(&[3])));
+    let well = used(served());
     assert_eq!(failures(&shaky(HEALTHY_AFTER), &well), 0);
     assert_eq!(failures(&shaky(HEALTHY_AFTER - SECOND), &well), 4, "not yet");
+    assert_eq!(failures(&shaky(HEALTHY_AFTER), &served()), 4, "nobody uses it");
     assert_eq!(failures(&shaky(HEALTHY_AFTER), &seen(agents(&[3]))), 4, "nobody hears it");
-    let again = decide(&spec(Wanted::Awake), &shaky(SECOND), &ended(seen(agents(&[])), 3), NOW).status;
+    let again = decide(&spec(Wanted::Awake), &shaky(SECOND), &used(ended(seen(agents(&[])), 3)), NOW).status;
     assert_eq!(
         again.phase,
         pending(FIRST_PAUSE * 8),

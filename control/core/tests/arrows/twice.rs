@@ -107,7 +107,7 @@ fn any_observed() -> impl Strategy<Value = Observed> {
     let door =
         prop_oneof![Just(Door::Open), any_epoch().prop_map(Door::Unsure), any_epoch().prop_map(Door::Shut),];
     let epoch = || prop::option::of(any_epoch());
-    let facts = (epoch(), epoch(), epoch(), epoch(), epoch());
+    let facts = (epoch(), epoch(), epoch(), epoch(), epoch(), epoch());
     let flags = (any::<bool>(), any::<bool>(), any::<bool>());
     let expired = prop::collection::btree_set(0_u64..5, 0..3);
     let trouble = prop::option::of(any_trouble());
@@ -118,6 +118,7 @@ fn any_observed() -> impl Strategy<Value = Observed> {
             connected: facts.1,
             silence: Duration::from_secs(silence),
             used,
+            used_by: facts.5,
             door,
             ready: facts.2,
             archived: facts.4.map(|generation| Box::new(archive(generation, SECOND))),

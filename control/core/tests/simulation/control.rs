@@ -68,6 +68,8 @@ pub(crate) struct Entry {
     // For the laws alone.
     /// What the last beat said, while the link has held since.
     pub(crate) told: Option<Duration>,
+    /// Whose beat has told of use last.
+    pub(crate) used_by: Option<Epoch>,
     /// Its agent has said that its door is shut.
     pub(crate) prepared: Option<Epoch>,
     pub(crate) commits_failed: u32,
@@ -105,6 +107,7 @@ impl Entry {
             wakes: None,
             asked: false,
             told: None,
+            used_by: None,
             prepared: None,
             commits_failed: 0,
             refused: false,

@@ -8,7 +8,7 @@ use podling_core::{decide::Action, mutant::Taken, status::Phase};
 const ACTIONS: [&str; 10] =
     ["Start", "Prepare", "Commit", "Cancel", "Stop", "Archive", "Restore", "Remove", "Expire", "Forget"];
 /// Every arrow of the drawing in `decide.rs`.
-const ARROWS: [&str; 36] = [
+const ARROWS: [&str; 37] = [
     "admit",
     "start",
     "start_failed",
@@ -16,6 +16,7 @@ const ARROWS: [&str; 36] = [
     "died",
     "silent",
     "healthy",
+    "worn_out",
     "lined_up",
     "end_now: Queued",
     "end_now: Pending",
@@ -195,6 +196,7 @@ fn arrow(taken: &Taken) -> &'static str {
         (Phase::Starting, Phase::Awake) => "hello",
         (Phase::Awake, Phase::Pending { .. }) if because("silent") => "silent",
         (_, Phase::Pending { .. }) => "died",
+        (_, Phase::FallingAsleep) if because("nobody has used it") => "worn_out",
         (Phase::Queued, _) => "end_now: Queued",
         (Phase::Pending { .. }, _) => "end_now: Pending",
         (Phase::Starting, _) => "end_now: Starting",

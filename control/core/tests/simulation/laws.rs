@@ -6,6 +6,7 @@ use podling_core::{
     decide::{COMMIT_TRIES, SILENCE_LIMIT},
     id::WorkspaceId,
     mutant::Taken,
+    observed::Processes,
     quota::Quota,
     status::{Phase, Task},
     workspace::{Resources, Spec, Wanted},
@@ -36,7 +37,11 @@ impl World {
             let unheard = watched.saturating_sub(entry.heard) >= SILENCE_LIMIT;
             let wanted = spec.wanted == Wanted::Awake;
             let agent = real.agents.get(&epoch);
+            let gone = observed.processes != Processes::Unseen && !observed.processes.lives(epoch);
+            let unused = entry.used_by != Some(epoch);
+            let worn_out = (gone || (!connected && unheard)) && before.status.failures > 0 && unused;
             let holds = match (taken.from, taken.to) {
+                (Phase::Awake | Phase::Preparing { .. }, Phase::FallingAsleep) if worn_out => true,
                 (Phase::Committing, Phase::FallingAsleep) => {
                     agent.is_none_or(|agent| agent.committed && agent.unsaved == 0)
                         || (!connected && (unheard || observed.standby))

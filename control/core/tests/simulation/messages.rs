@@ -68,6 +68,9 @@ impl World {
                 entry.quiet = Default::default();
                 entry.heard = watched;
                 entry.told = idle;
+                if idle.is_none() {
+                    entry.used_by = Some(epoch);
+                }
                 entry.observed.heard(epoch);
                 entry.observed.use_told(idle.map_or(Used::Yes, Used::No));
                 if let Some(link) = self.agent(w, epoch).and_then(|agent| agent.link.as_mut()) {

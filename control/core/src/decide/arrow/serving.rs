@@ -115,9 +115,19 @@ pub(super) fn silent(seen: Seen<'_>) -> Option<Status> {
     })
 }
 
-/// It has been well for a while: earlier failures do not count any more.
+/// Its agent is lost again, and nobody has used it since it was started again. Each new agent begins to count idle time from nothing:
+/// but for this, whoever ends it in time would keep it awake for ever (law 4). Nothing runs any more that sleep could end.
+pub(super) fn worn_out(seen: Seen<'_>) -> Option<Status> {
+    let lost = died(seen).or_else(|| silent(seen))?;
+    (seen.status.failures > 0 && !seen.was_used()).then(|| {
+        let why = format!("{}; nobody has used it since it was started again", lost.reason);
+        Status { answered: seen.spec.asked, ..seen.to(Phase::FallingAsleep, why) }
+    })
+}
+
+/// It has been well for a while, and is used: earlier failures do not count any more.
 pub(super) fn healthy(seen: Seen<'_>) -> Option<Status> {
-    let well =
-        seen.connected() && seen.now.since(seen.status.since) >= HEALTHY_AFTER && seen.status.failures > 0;
+    let for_a_while = seen.now.since(seen.status.since) >= HEALTHY_AFTER;
+    let well = seen.connected() && seen.was_used() && for_a_while && seen.status.failures > 0;
     well.then(|| Status { failures: 0, ..seen.status.clone() })
 }

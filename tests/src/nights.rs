@@ -1,0 +1,118 @@
+//! A workspace's nights: short policies, putting it to sleep, waking it, and waiting for what it becomes.
+
+use std::time::Duration;
+
+use podling_proto::{
+    agent::v1::ActivityState,
+    control::v1::{
+        CreateTokenRequest, CreateWorkspaceRequest, Policy, SleepWorkspaceRequest, State,
+        WakeWorkspaceRequest, WatchWorkspacesRequest, Workspace as WireWorkspace,
+        watch_workspaces_response::Event,
+    },
+};
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    client::Client,
+    left_running::Left,
+    podling::{Podling, Workspace},
+    wait::{wait_for, within},
+};
+
+/// A span of time as the wire has it.
+#[must_use]
+pub fn span(span: Duration) -> Option<prost_types::Duration> {
+    Some(span.try_into().expect("a span fits"))
+}
+
+/// A policy with this idle timeout and a warning as early as may be.
+#[must_use]
+pub fn sleeps_after(idle_timeout: Duration) -> Policy {
+    Policy { idle_timeout: span(idle_timeout), ..Policy::default() }
+}
+
+/// Idle time that counts.
+#[must_use]
+pub fn counted(activity: Option<&ActivityState>) -> Duration {
+    let counted = activity.and_then(|activity| activity.counted_idle);
+    counted.map_or(Duration::ZERO, |counted| counted.try_into().expect("it is not negative"))
+}
+
+impl Podling {
+    /// Makes a workspace with a policy of its own and waits until one can work in it.
+    pub async fn workspace_with(&self, name: &str, policy: Policy) -> Workspace {
+        let workspace = self.make(name, policy).await;
+        self.awake(&workspace).await;
+        workspace
+    }
+
+    /// Makes a workspace and does not wait for it.
+    pub async fn make(&self, name: &str, policy: Policy) -> Workspace {
+        // The smallest shell there is, so that a hundred workspaces fit onto a small machine.
+        let env = [("SHELL".to_owned(), "/bin/sh".to_owned())].into();
+        let request =
+            CreateWorkspaceRequest { name: name.to_owned(), policy: Some(policy), env, ..Default::default() };
+        let made = within("Workspaces.Create", self.client().workspaces().create(request)).await;
+        let made = made.expect("the workspace is made").into_inner().workspace.expect("it is described");
+        Workspace { id: made.id, name: name.to_owned() }
+    }
+
+    /// Waits until it is in this state.
+    pub async fn becomes(&self, workspace: &Workspace, state: State) -> WireWorkspace {
+        wait_for(&format!("{} becomes {state:?}", workspace.name), async || {
+            let now = self.get(workspace).await;
+            (now.state() == state).then_some(now)
+        })
+        .await
+    }
+
+    /// Watches it for so long; it must be awake all the time.
+    pub async fn stays_awake(&self, workspace: &Workspace, span: Duration) {
+        let until = Instant::now() + span;
+        let request = WatchWorkspacesRequest { workspace: workspace.id.clone(), ..Default::default() };
+        let watch = within("Workspaces.Watch", self.client().workspaces().watch(request)).await;
+        let mut watch = watch.expect("it is watched").into_inner();
+        while let Ok(told) = timeout_at(until, watch.message()).await {
+            let told = told.expect("the watch goes on").expect("the watch goes on");
+            if let Some(Event::Workspace(now)) = told.event {
+                assert_eq!(now.state(), State::Awake, "{}: {}", workspace.name, now.reason);
+            }
+        }
+    }
+
+    /// Puts it to sleep though it be in use. It need not be asleep when this returns; the answer may be lost with the control plane.
+    pub async fn put_to_sleep(&self, workspace: &Workspace) -> Result<(), tonic::Status> {
+        let request = SleepWorkspaceRequest { workspace: workspace.id.clone(), force: true };
+        within("Workspaces.Sleep", self.client().workspaces().sleep(request)).await.map(drop)
+    }
+
+    /// Wants it awake. It need not be when this returns; the answer may be lost with the control plane.
+    pub async fn wake(&self, workspace: &Workspace) -> Result<(), tonic::Status> {
+        let request = WakeWorkspaceRequest { workspace: workspace.id.clone() };
+        within("Workspaces.Wake", self.client().workspaces().wake(request)).await.map(drop)
+    }
+
+    /// Puts it to sleep and waits until it sleeps.
+    pub async fn asleep(&self, workspace: &Workspace) -> WireWorkspace {
+        self.put_to_sleep(workspace).await.expect("it may be put to sleep");
+        self.becomes(workspace, State::Asleep).await
+    }
+
+    /// A client at the agent itself that may do everything there, also while there is no control plane.
+    pub async fn direct_with_token(&self, workspace: &Workspace) -> Client {
+        let request = CreateTokenRequest {
+            verbs: vec!["admin".into()],
+            workspaces: vec![workspace.id.clone()],
+            for_agent: true,
+            ..Default::default()
+        };
+        let made = within("Tokens.Create", self.client().tokens().create(request)).await;
+        self.direct(workspace).await.token(&made.expect("a token").into_inner().token)
+    }
+
+    /// The agents that live, of whatever workspace.
+    pub fn agents(&self) -> Vec<Left> {
+        let all = self.running();
+        all.into_iter().filter(|process| process.command.contains("--credential-file")).collect()
+    }
+}

@@ -1,0 +1,69 @@
+//! A keystroke against the sleep: whatever the phase, it is executed once, or was clearly refused.
+
+use std::{fs, ops::Range, time::Duration};
+
+use futures_util::future::join_all;
+use podling_proto::control::v1::Policy;
+use podling_tests::{
+    Podling,
+    nights::{sleeps_after, span},
+    proxy::seed,
+    typist::{Fates, Typist},
+    wait_for,
+    work::argv,
+};
+
+/// The shortest idle timeout there is.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
+/// After a keystroke and without another the workspace begins to fall asleep somewhere in here, for its idle time is counted from
+/// beat to beat; and it sleeps soon after.
+const PHASES: Range<u64> = 1500..3500;
+/// Workspaces beside each other, and how often each of them is raced.
+const WORKSPACES: usize = 24;
+const ROUNDS: usize = 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keystroke_that_races_the_sleep_is_executed_once_or_refused() {
+    let podling = Podling::up().await;
+    let mut dice = fastrand::Rng::with_seed(seed());
+    let races = (0..WORKSPACES).map(|n| race(&podling, format!("racer-{n}"), dice.fork()));
+    let mut all = Fates::default();
+    for fates in join_all(races).await {
+        all.taken += fates.taken;
+        all.refused += fates.refused;
+        all.cut += fates.cut;
+        all.woken += fates.woken;
+    }
+    eprintln!("{} keystrokes in {WORKSPACES} workspaces: {all:?}", WORKSPACES * ROUNDS);
+    assert_eq!(all.taken as usize, WORKSPACES * ROUNDS);
+}
+
+async fn race(podling: &Podling, name: String, mut dice: fastrand::Rng) -> Fates {
+    let policy = Policy { presence_cap: span(IDLE_TIMEOUT), ..sleeps_after(IDLE_TIMEOUT) };
+    let workspace = podling.workspace_with(&name, policy).await;
+    let inside = podling.client().of(&workspace.id);
+    let terminal = inside.open(argv(&[])).await;
+    let mut typist = Typist::new(inside.clone(), &name, &terminal.id);
+    let log = podling.home_of(&workspace).join("log");
+    let read = || fs::read_to_string(&log).unwrap_or_default();
+    let mut expected = String::new();
+    for n in 0..ROUNDS {
+        typist.attach().await;
+        // Not a wait for anything: the moment of a keystroke is what this is about.
+        tokio::time::sleep(Duration::from_millis(dice.u64(PHASES))).await;
+        let line = format!("echo {n} >> $HOME/log\r");
+        // By a call that wakes nothing, or on a stream that is there: what is refused is typed again.
+        if dice.bool() || !typist.writes(&line).await {
+            typist.types(&line).await;
+        }
+        expected += &format!("{n}\n");
+        wait_for(&format!("{name} executes line {n}"), async || {
+            let log = read();
+            assert!(expected.starts_with(&log), "{name}: {log:?} is not the beginning of {expected:?}");
+            (log == expected).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(read(), expected);
+    typist.fates
+}

@@ -1,0 +1,59 @@
+//! Whose agent ends again and again: that is no way to stay awake.
+
+use podling_proto::{
+    agent::v1::GetActivityRequest,
+    control::v1::{Link, State},
+};
+use podling_tests::{Podling, left_running, wait_for, work::script};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_the_agent_over_and_over_keeps_nobody_awake() {
+    let podling = Podling::up().await;
+    let ada = podling.workspace("ada").await;
+    let inside = podling.client().of(&ada.id);
+    let mut kills = 0;
+    let asleep = wait_for("it sleeps in the end", async || {
+        let now = podling.get(&ada).await;
+        if now.state() == State::Awake && now.link() == Link::Connected {
+            let pid = podling.agent_pid(&ada);
+            if left_running::alive(pid) {
+                podling.kill_agent(&ada);
+                kills += 1;
+            }
+        }
+        (now.state() == State::Asleep).then_some(now)
+    })
+    .await;
+    eprintln!("asleep after {kills} kills: {}", asleep.reason);
+    assert!(kills >= 2, "one that ends once is started again");
+    assert_eq!(podling.agents(), []);
+
+    // Who comes wakes it, and it is well as long as nobody kills it.
+    assert_eq!(inside.sh("echo back").await, "back\n");
+    inside.quiet().activity().get(GetActivityRequest {}).await.expect("it is awake");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_uses_it_has_it_back_however_often_its_agent_ends() {
+    let podling = Podling::up().await;
+    let ada = podling.workspace("ada").await;
+    let inside = podling.client().of(&ada.id);
+    for round in 0..3 {
+        inside.open(script("exec sleep 600")).await;
+        wait_for("the control plane knows that it is used", async || {
+            let activity = podling.get(&ada).await.activity?;
+            (!activity.evidence.is_empty()).then_some(())
+        })
+        .await;
+        let before = podling.awake(&ada).await.agent.expect("an agent").epoch;
+        podling.kill_agent(&ada);
+        wait_for("another agent serves it", async || {
+            let now = podling.get(&ada).await;
+            assert_ne!(now.state(), State::Asleep, "round {round}: {}", now.reason);
+            let agent = now.agent.clone()?;
+            (now.state() == State::Awake && now.link() == Link::Connected && agent.epoch > before)
+                .then_some(())
+        })
+        .await;
+    }
+}
