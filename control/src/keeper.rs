@@ -10,14 +10,18 @@ use hyper::client::conn::http2::SendRequest;
 use podling_core::workspace::Spec;
 use podling_proto::{
     agent::v1::{
-        CreateArchiveRequest, ExtractArchiveRequest, ExtractOpen, archives_client::ArchivesClient,
-        extract_archive_response,
+        CreateArchiveRequest, CreateArchiveResponse, ExtractArchiveRequest, ExtractOpen,
+        archives_client::ArchivesClient, extract_archive_response,
     },
     v1::Verb,
     verb::Verbs,
 };
-use tokio::{sync::Mutex, time::timeout};
-use tonic::{Request, Status, body::Body, metadata::MetadataValue};
+use tokio::{
+    sync::{Mutex, oneshot},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Status, Streaming, body::Body, metadata::MetadataValue};
 use tower::util::BoxCloneSyncService;
 
 use crate::{
@@ -146,17 +150,12 @@ impl Keeper for AgentKeeper {
         let request = CreateArchiveRequest { preservation: true, ..CreateArchiveRequest::default() };
         let request = self.request(spec, request, Verb::FilesRead);
         let stream = client.create(request).await?.into_inner();
-        let log = |progress: Progress| tracing::debug!(workspace = %spec.id, ?progress, "archiving");
-        let written = self.backups.write(&label(spec, generation), stream, log).await?;
-        match self.backups.prove(&written.key).await {
-            Ok(proof) => Ok(Kept { key: written.key, proof }),
-            Err(error) => {
-                if let Err(error) = self.backups.remove(&written.key).await {
-                    tracing::warn!(backup = %written.key, %error, "an archive that is not proven could not be removed");
-                }
-                Err(error.into())
-            }
-        }
+        // A task of its own: dropped half way, this may leave something in the store that nobody knows of.
+        let given_up = CancellationToken::new();
+        let _when_dropped = given_up.clone().drop_guard();
+        let (reply, answer) = oneshot::channel();
+        self.tasks.0.spawn(keep(self.backups.clone(), label(spec, generation), stream, given_up, reply));
+        answer.await.unwrap_or_else(|_| Err(Status::internal("archiving it has panicked").into()))
     }
 
     async fn restore(&self, spec: &Spec, key: &Key, agent: &AgentView) -> Result<(), KeepError> {
@@ -182,6 +181,46 @@ impl Keeper for AgentKeeper {
 
     async fn expire(&self, key: &Key) -> Result<(), KeepError> {
         Ok(self.backups.remove(key).await?)
+    }
+}
+
+/// Writes an archive and proves it. When it is given up it ends where nothing is half done, and nothing stays of what nobody takes.
+async fn keep(
+    backups: Backups,
+    label: Label,
+    stream: Streaming<CreateArchiveResponse>,
+    given_up: CancellationToken,
+    reply: oneshot::Sender<Result<Kept, KeepError>>,
+) {
+    // Cut, it is not whole: then nothing of it is left.
+    let stream = stream.take_until(given_up.clone().cancelled_owned());
+    let log = |progress: Progress| tracing::debug!(workspace = %label.id, ?progress, "archiving");
+    let key = match backups.write(&label, stream, log).await {
+        Ok(written) => written.key,
+        // Who has given up needs no answer, here and below.
+        Err(error) => return drop(reply.send(Err(error.into()))),
+    };
+    let proof = tokio::select! {
+        proof = backups.prove(&key) => Some(proof),
+        () = given_up.cancelled() => None,
+    };
+    match proof {
+        Some(Ok(proof)) => {
+            if reply.send(Ok(Kept { key: key.clone(), proof })).is_err() {
+                remove(&backups, &key).await;
+            }
+        }
+        Some(Err(error)) => {
+            remove(&backups, &key).await;
+            drop(reply.send(Err(error.into())));
+        }
+        None => remove(&backups, &key).await,
+    }
+}
+
+async fn remove(backups: &Backups, key: &Key) {
+    if let Err(error) = backups.remove(key).await {
+        tracing::warn!(backup = %key, %error, "an archive that does not count could not be removed");
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use podling_proto::control::v1::{
     CreateWorkspaceRequest, ExplainWorkspaceRequest, GetWorkspaceRequest, Link, LogEntry, State,
     Workspace as WireWorkspace,
@@ -22,7 +23,9 @@ use serde_json::Value;
 use crate::{
     cli::Cli,
     client::Client,
-    direct, left_running,
+    direct,
+    http::send,
+    left_running,
     program::program,
     wait::{wait_blocking, wait_for, within},
 };
@@ -256,6 +259,15 @@ impl Podling {
         let request = ExplainWorkspaceRequest { workspace: workspace.id.clone() };
         let said = within("Workspaces.Explain", self.client().workspaces().explain(request)).await;
         said.expect("it is explained").into_inner().log
+    }
+
+    /// The value of a metric without labels.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let request =
+            http::Request::get("/metrics").header("authorization", format!("Bearer {}", self.token));
+        let answer = send(self.address(), request.body(Bytes::new()).expect("a request")).await;
+        let text = String::from_utf8_lossy(answer.body()).into_owned();
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
     }
 
     /// Names of what lies in the backup store, sorted: the folder that is used unless an argument says otherwise.

@@ -36,7 +36,16 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// The same for code that cannot be async (`Drop`): whether `look` became true in time.
-pub fn wait_blocking(patience: Duration, mut look: impl FnMut() -> bool) -> bool {
+pub fn wait_blocking(patience: Duration, look: impl FnMut() -> bool) -> bool {
+    look_until(patience, LOOK_AGAIN, look)
+}
+
+/// Looks every millisecond, for what is there for a moment only: whether `look` became true before [`PATIENCE`] was over.
+pub fn wait_blocking_closely(look: impl FnMut() -> bool) -> bool {
+    look_until(PATIENCE, Duration::from_millis(1), look)
+}
+
+fn look_until(patience: Duration, pause: Duration, mut look: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     loop {
         if look() {
@@ -46,6 +55,6 @@ pub fn wait_blocking(patience: Duration, mut look: impl FnMut() -> bool) -> bool
             return false;
         }
         // Nobody unparks this thread: it is a pause between two looks.
-        std::thread::park_timeout(LOOK_AGAIN);
+        std::thread::park_timeout(pause);
     }
 }

@@ -5,9 +5,10 @@ use std::time::Instant;
 use clap::Args;
 use podling_proto::{
     control::v1::{RestoreBackupRequest, State, Workspace},
-    error::{self, Reason},
+    error::{self, Reason, WireError},
     token,
 };
+use tonic::Status;
 
 use crate::{
     backoff::patiently,
@@ -79,8 +80,20 @@ impl Restore {
             Err(status) => match (error::reason(&status), error::detail(&status, "id")) {
                 // An earlier try got through before its link broke.
                 (Some(Reason::NotArchived), Some(id)) if tries > 1 => client.find(&id).await,
+                (Some(Reason::NameTaken), Some(id)) if self.name.is_none() => {
+                    Err(taken(&self.backup, client.find(&id).await?))
+                }
                 _ => Err(status.into()),
             },
         }
     }
+}
+
+/// Somebody has its name meanwhile: it can come back beside them.
+fn taken(backup: &str, other: Workspace) -> Failure {
+    let words = format!(
+        "you have another workspace {} now; to restore beside it: podling restore {backup} --as NEW-NAME",
+        other.name
+    );
+    Status::from(WireError::new(Reason::NameTaken, words).with("id", &other.id)).into()
 }

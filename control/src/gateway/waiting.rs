@@ -84,10 +84,10 @@ impl Waiting {
                 }
             }
         });
-        waited.await.unwrap_or_else(|_| {
-            let message = format!("the workspace was not ready within {} s; try again", HOLD_TIME.as_secs());
-            Err(WireError::new(Reason::WakeTimeout, message).with("id", id))
-        })
+        match waited.await {
+            Ok(answer) => answer,
+            Err(_) => Err(too_long(find(&mut snapshots, caller, id)?.as_ref())),
+        }
     }
 
     fn hold(&self, id: &WorkspaceId) -> Result<Held, WireError> {
@@ -131,6 +131,16 @@ fn find(
     id: &WorkspaceId,
 ) -> Result<Arc<WorkspaceView>, WireError> {
     caller.find(&snapshots.borrow_and_update(), id).cloned()
+}
+
+/// It was held for as long as a call is held: what it would have to wait for.
+fn too_long(view: &WorkspaceView) -> WireError {
+    let why = match view.place {
+        Some(place) => format!("it is waiting for room, number {place} in line"),
+        None => view.reason.clone(),
+    };
+    let message = format!("the workspace was not ready within {} s: {why}; try again", HOLD_TIME.as_secs());
+    WireError::new(Reason::WakeTimeout, message).with("id", &view.spec.id)
 }
 
 fn judge(view: &WorkspaceView, wakes: bool) -> Judgement {
