@@ -50,8 +50,13 @@ async fn end(shutdown: CancellationToken, ended: JoinHandle<Result<(), RunError>
 }
 
 async fn get(address: &str, path: &str) -> String {
+    ask(address, &format!("GET {path} HTTP/1.1\r\n")).await
+}
+
+/// Sends a request line and headers.
+async fn ask(address: &str, head: &str) -> String {
     let mut tcp = TcpStream::connect(address).await.expect("connect");
-    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let request = format!("{head}host: x\r\nconnection: close\r\n\r\n");
     tcp.write_all(request.as_bytes()).await.expect("write");
     let mut answer = String::new();
     timeout(DEADLINE, tcp.read_to_string(&mut answer)).await.expect("in time").expect("read");
@@ -92,6 +97,33 @@ async fn it_starts_answers_and_ends_and_can_be_started_again() {
         assert!(!data.join("run/up.json").exists());
         assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_json_api_is_behind_the_same_door_and_counted() {
+    let data = tempfile::tempdir().expect("folder");
+    let (ready, shutdown, ended) = start(config(data.path())).await;
+    let address = ready.url.strip_prefix("http://").expect("plain");
+    let token = std::fs::read_to_string(&ready.root_token).expect("root token");
+    let token = format!("authorization: Bearer {}\r\n", token.trim());
+    for path in ["/v1/workspaces", "/v1/openapi.json", "/v1/nothing"] {
+        let refused = get(address, path).await;
+        assert!(refused.starts_with("HTTP/1.1 401") && refused.contains("TOKEN_MISSING"), "{refused}");
+    }
+    let list = ask(address, &format!("GET /v1/workspaces HTTP/1.1\r\n{token}")).await;
+    assert!(list.starts_with("HTTP/1.1 200") && list.ends_with("{\"workspaces\":[]}"), "{list}");
+    // A client may name its workspace on every call: this one is answered here all the same.
+    let named = format!("GET /v1/backups HTTP/1.1\r\npodling-workspace: aaaaaaaaaaaa\r\n{token}");
+    let named = ask(address, &named).await;
+    assert!(named.starts_with("HTTP/1.1 200") && named.ends_with("{\"backups\":[]}"), "{named}");
+    let missing = ask(address, &format!("GET /v1/nothing HTTP/1.1\r\n{token}")).await;
+    assert!(missing.starts_with("HTTP/1.1 404") && missing.contains("problem+json"), "{missing}");
+    let metrics = ask(address, &format!("GET /metrics HTTP/1.1\r\n{token}")).await;
+    for counted in ["code=\"200\"} 2", "code=\"404\"} 1", "code=\"Unauthenticated\"} 3"] {
+        let counted = format!("podling_requests_total{{surface=\"control\",{counted}");
+        assert!(metrics.contains(&counted), "no {counted} in {metrics}");
+    }
+    end(shutdown, ended).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

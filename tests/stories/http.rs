@@ -1,8 +1,9 @@
 //! What needs no gRPC: curl, a load balancer, a browser that asks whether a page may call.
 
 use bytes::Bytes;
-use http::{Request, StatusCode, request::Builder};
-use podling_tests::{Podling, http::send, podling::Options};
+use http::{Method, Request, StatusCode, request::Builder};
+use podling_tests::{Podling, http::send, podling::Options, wait::wait_for};
+use serde_json::{Value, json};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_load_balancer_and_curl() {
@@ -55,4 +56,73 @@ async fn a_page_may_call_only_if_it_is_on_the_list() {
     }
     let other = ask("https://evil.example.org").await;
     assert!(!other.headers().contains_key("access-control-allow-origin"), "{:?}", other.headers());
+}
+
+/// Calls the JSON API as curl would.
+async fn json(podling: &Podling, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
+    let mut request = Request::builder().method(method).uri(path);
+    request = request.header("authorization", format!("Bearer {}", podling.token()));
+    if body.is_some() {
+        request = request.header("content-type", "application/json");
+    }
+    let body = body.map_or_else(Bytes::new, |body| body.to_string().into());
+    let answer = send(podling.address(), request.body(body).expect("a request")).await;
+    let json = serde_json::from_slice(answer.body()).unwrap_or_else(|e| panic!("{e}: {:?}", answer.body()));
+    (answer.status(), json)
+}
+
+/// Waits until a workspace is in this state.
+async fn is(podling: &Podling, name: &str, state: &str) -> Value {
+    wait_for(&format!("{name} is {state}"), async || {
+        let (status, workspace) = json(podling, Method::GET, &format!("/v1/workspaces/{name}"), None).await;
+        assert_eq!(status, StatusCode::OK, "{workspace}");
+        (workspace["state"] == state).then_some(workspace)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workspaces_whole_life_with_curl() {
+    let podling = Podling::up().await;
+    let call = async |method, path: &str, body| json(&podling, method, path, body).await;
+    let (status, document) = call(Method::GET, "/v1/openapi.json", None).await;
+    assert_eq!((status, &document["openapi"]), (StatusCode::OK, &json!("3.1.0")));
+
+    let ada = json!({ "name": "ada", "policy": { "idle_timeout": 3600 } });
+    let (status, made) = call(Method::POST, "/v1/workspaces", Some(ada.clone())).await;
+    assert_eq!((status, &made["policy"]["idle_timeout"]), (StatusCode::CREATED, &json!(3600)));
+    let awake = is(&podling, "ada", "awake").await;
+    assert_eq!((&awake["id"], &awake["agent"]["epoch"]), (&made["id"], &json!(1)));
+    let (status, refused) = call(Method::POST, "/v1/workspaces", Some(ada)).await;
+    assert_eq!((status, &refused["reason"]), (StatusCode::CONFLICT, &json!("NAME_TAKEN")));
+    assert_eq!(refused["metadata"]["id"], made["id"]);
+
+    let policy = json!({ "idle_timeout": 1800 });
+    let (status, changed) = call(Method::PATCH, "/v1/workspaces/ada/policy", Some(policy)).await;
+    assert_eq!((status, &changed["policy"]["idle_timeout"]), (StatusCode::OK, &json!(1800)));
+    let force = Some(json!({ "force": true }));
+    assert_eq!(call(Method::POST, "/v1/workspaces/ada/sleep", force).await.0, StatusCode::ACCEPTED);
+    is(&podling, "ada", "asleep").await;
+    let (_, explained) = call(Method::GET, "/v1/workspaces/ada/explanation", None).await;
+    assert!(explained["log"].as_array().is_some_and(|log| log.len() > 2), "{explained}");
+    assert_eq!(call(Method::POST, "/v1/workspaces/ada/wake", None).await.0, StatusCode::ACCEPTED);
+    is(&podling, "ada", "awake").await;
+
+    // Deleted, which archives it, and back again from its backup.
+    assert_eq!(call(Method::DELETE, "/v1/workspaces/ada", None).await.0, StatusCode::ACCEPTED);
+    let id = made["id"].as_str().expect("an id");
+    is(&podling, id, "archived").await;
+    let (_, backups) = call(Method::GET, &format!("/v1/backups?workspace={id}"), None).await;
+    let key = backups["backups"][0]["key"].as_str().expect("a backup");
+    let (status, _) = call(Method::POST, &format!("/v1/backups/{key}/restore"), None).await;
+    assert_eq!(status, StatusCode::ACCEPTED);
+    is(&podling, "ada", "awake").await;
+
+    let (status, gone) = call(Method::DELETE, "/v1/workspaces/ada?discard=true", None).await;
+    assert_eq!((status, &gone["state"]), (StatusCode::ACCEPTED, &json!("deleting")));
+    wait_for("ada is gone", async || {
+        let (status, problem) = call(Method::GET, "/v1/workspaces/ada", None).await;
+        (status == StatusCode::NOT_FOUND).then(|| assert_eq!(problem["reason"], "WORKSPACE_NOT_FOUND"))
+    })
+    .await;
 }

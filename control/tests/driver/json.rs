@@ -50,7 +50,7 @@ async fn a_body_that_is_not_understood_is_refused_and_says_where() {
         ("body", "{\"name\": \"demo\"} {}"),
         ("body", "[]"),
         ("name", "{\"name\": \"No Name\"}"),
-        ("name", "{\"name\": \"demo\", \"name\": \"demo\"}"),
+        ("body", "{\"name\": \"demo\", \"name\": \"demo\"}"),
         ("name", "{\"name\": null}"),
         ("policy", "{\"name\": \"demo\", \"policy\": null}"),
         ("policy.idle_timeout", "{\"name\": \"demo\", \"policy\": {\"idle_timeout\": null}}"),
@@ -127,18 +127,14 @@ async fn others_workspaces_are_not_there_and_all_owners_is_for_admins() {
 async fn a_watcher_is_told_what_is_there_what_goes_and_why_it_ends() {
     let (_folder, plane, client) = house().await;
     let id = plane.create("demo").await.spec.id.clone();
-    let watching = client.events("/v1/watch?workspace=demo", "problem");
-    let acting = async {
-        plane.handle.delete(id.clone(), true).await.unwrap();
-        plane.gone(&id).await;
-        plane.shutdown.cancel();
-    };
-    let (events, ()) = tokio::join!(watching, acting);
-    let names: Vec<_> = events.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names.last(), Some(&"problem"), "{names:?}");
-    assert_eq!(events.last().unwrap().1["reason"], "SHUTTING_DOWN");
-    if let Some((_, gone)) = events.iter().find(|(name, _)| name == "gone") {
-        assert_eq!(gone["id"], id.to_string());
-    }
-    assert!(names.contains(&"synced"), "{names:?}");
+    let mut watch = client.follow("/v1/watch?workspace=demo").await;
+    let there = watch.until("synced").await;
+    assert_eq!((there[0].0.as_str(), &there[0].1["name"]), ("workspace", &json!("demo")));
+    plane.handle.delete(id.clone(), true).await.unwrap();
+    let (_, gone) = watch.until("gone").await.pop().unwrap();
+    assert_eq!(gone, json!({ "id": id.to_string() }));
+    plane.shutdown.cancel();
+    let (_, problem) = watch.until("problem").await.pop().unwrap();
+    assert_eq!((&problem["reason"], &problem["status"]), (&json!("SHUTTING_DOWN"), &json!(503)));
+    assert!(watch.is_over().await);
 }

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::{Router, body::Body};
+use axum::{
+    Router,
+    body::{Body, BodyDataStream},
+};
 use futures_util::StreamExt;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
@@ -32,6 +35,9 @@ pub(crate) struct Answer {
     pub(crate) headers: HeaderMap,
     pub(crate) json: Value,
 }
+
+/// A stream of events.
+pub(crate) struct Events(BodyDataStream);
 
 impl Client {
     /// The owner "me", with tokens that allow this.
@@ -78,23 +84,33 @@ impl Client {
         Answer { status: parts.status, headers: parts.headers, json }
     }
 
-    /// The events of a stream, each with its name and data, up to and with the first of this name.
-    pub(crate) async fn events(&self, path: &str, last: &str) -> Vec<(String, Value)> {
+    /// Follows a stream of events.
+    pub(crate) async fn follow(&self, path: &str) -> Events {
         let request = Request::get(path).extension(self.caller.clone()).body(Body::empty()).unwrap();
         let Ok(response) = self.router.clone().oneshot(request).await;
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
-        let mut frames = response.into_body().into_data_stream();
-        let mut text = String::new();
-        let end = format!("event: {last}\n");
+        Events(response.into_body().into_data_stream())
+    }
+}
+
+impl Events {
+    /// All events up to and with the first of this name, each with its name and data.
+    pub(crate) async fn until(&mut self, last: &str) -> Vec<(String, Value)> {
+        let (mut text, end) = (String::new(), format!("event: {last}\n"));
         let read = async {
             while !(text.contains(&end) && text.ends_with("\n\n")) {
-                let frame = frames.next().await.expect("it goes on").unwrap();
+                let frame = self.0.next().await.expect("it goes on").unwrap();
                 text.push_str(std::str::from_utf8(&frame).unwrap());
             }
         };
         timeout(DEADLINE, read).await.expect("in time");
         text.split_terminator("\n\n").map(parse).collect()
+    }
+
+    /// Whether nothing more comes.
+    pub(crate) async fn is_over(&mut self) -> bool {
+        timeout(DEADLINE, self.0.next()).await.expect("in time").is_none()
     }
 }
 

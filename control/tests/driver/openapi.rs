@@ -104,7 +104,7 @@ async fn every_operation_answers_as_the_document_says() {
         let name = operation["operationId"].as_str().expect("an id");
         let answers = &operation["responses"];
         if name == "watch_workspaces" {
-            let events = client.events("/v1/watch", "synced").await;
+            let events = client.follow("/v1/watch").await.until("synced").await;
             assert!(events.iter().any(|(event, _)| event == "workspace"));
             for (_, workspace) in events.iter().filter(|(event, _)| event == "workspace") {
                 hold(&document, &json!({ "$ref": "#/components/schemas/Workspace" }), workspace);

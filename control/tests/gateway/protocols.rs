@@ -151,6 +151,8 @@ async fn a_page_may_call_if_it_is_on_the_list() {
     assert_eq!(allowed.headers()["access-control-allow-origin"], "https://console.example");
     let headers = allowed.headers()["access-control-allow-headers"].to_str().expect("ascii");
     assert!(headers.contains("podling-workspace") && headers.contains("authorization"));
+    let methods = allowed.headers()["access-control-allow-methods"].to_str().expect("ascii");
+    assert!(["GET", "POST", "PUT", "PATCH", "DELETE"].iter().all(|m| methods.contains(m)), "{methods}");
     assert!(!allowed.headers().contains_key("access-control-allow-credentials"), "never with cookies");
     let other =
         within(house.h1().await.send_request(preflight("https://evil.example"))).await.expect("answer");

@@ -76,9 +76,9 @@ fn is_json(headers: &HeaderMap) -> bool {
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let field = error.path().to_string();
-        // "." is the whole of it: a field is missing, or it is no JSON.
-        bad(if field == "." { "body" } else { &field }, &error.inner().to_string())
+        // Where it is no JSON at all, the place says nothing; "." is the whole of it: a field is missing.
+        let field = Some(error.path().to_string()).filter(|path| error.inner().is_data() && path != ".");
+        bad(field.as_deref().unwrap_or("body"), &error.inner().to_string())
     })?;
     json.end().map_err(|error| bad("body", &error.to_string()))?;
     Ok(parsed)
