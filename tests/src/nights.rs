@@ -16,7 +16,7 @@ use crate::{
     client::Client,
     left_running::Left,
     podling::{Podling, Workspace},
-    wait::{wait_for, within},
+    wait::within,
 };
 
 /// A span of time as the wire has it.
@@ -55,15 +55,6 @@ impl Podling {
         let made = within("Workspaces.Create", self.client().workspaces().create(request)).await;
         let made = made.expect("the workspace is made").into_inner().workspace.expect("it is described");
         Workspace { id: made.id, name: name.to_owned() }
-    }
-
-    /// Waits until it is in this state.
-    pub async fn becomes(&self, workspace: &Workspace, state: State) -> WireWorkspace {
-        wait_for(&format!("{} becomes {state:?}", workspace.name), async || {
-            let now = self.get(workspace).await;
-            (now.state() == state).then_some(now)
-        })
-        .await
     }
 
     /// Watches it for so long; it must be awake all the time.
