@@ -114,7 +114,11 @@ async fn what_holds_the_same_generation_is_found_with_the_one_that_is_known_last
     fs::remove_file(store.zip(&known)).expect("remove");
     assert_eq!(twins(&known).await, [unknown, known.clone()], "also when its removal was interrupted");
     fs::write(store.sidecar(&known), "rubbish").expect("write");
-    assert_eq!(twins(&known).await, std::slice::from_ref(&known), "of what cannot be read nothing is concluded");
+    assert_eq!(
+        twins(&known).await,
+        std::slice::from_ref(&known),
+        "of what cannot be read nothing is concluded"
+    );
     store.backups.remove(&known).await.expect("removed");
     assert_eq!(twins(&known).await, [known], "nor of what is gone");
 }
