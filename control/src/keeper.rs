@@ -45,7 +45,7 @@ pub trait Keeper: fmt::Debug + Send + Sync + 'static {
     /// Fills the storage that the agent serves with what the archive holds.
     async fn restore(&self, spec: &Spec, key: &Key, agent: &AgentView) -> Result<(), KeepError>;
 
-    /// Removes an archive; it is gone afterwards, also when it was before.
+    /// Removes an archive, and all others of the same generation, of which nobody knows; it is gone afterwards, also when it was before.
     async fn expire(&self, key: &Key) -> Result<(), KeepError>;
 }
 
@@ -180,7 +180,11 @@ impl Keeper for AgentKeeper {
     }
 
     async fn expire(&self, key: &Key) -> Result<(), KeepError> {
-        Ok(self.backups.remove(key).await?)
+        // Itself last: as long as it is there, what is left of this is found again.
+        for twin in self.backups.twins(key).await? {
+            self.backups.remove(&twin).await?;
+        }
+        Ok(())
     }
 }
 

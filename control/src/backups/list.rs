@@ -44,6 +44,33 @@ impl Backups {
         Ok(sidecars)
     }
 
+    /// This backup, last, and before it all others that say they hold the same generation of the same storage. There are others when a
+    /// control plane died before it had noted what it had made: nobody knows of those.
+    pub async fn twins(&self, key: &Key) -> Result<Vec<Key>, BackupError> {
+        let mut twins = Vec::new();
+        if let Some(generation) = self.generation(key).await? {
+            let names = self.shared.place.names().await?;
+            let sidecars = names.iter().filter_map(|name| name.strip_suffix(".jsonl")?.parse::<Key>().ok());
+            let of_it = |other: &Key| other.workspace() == key.workspace() && other != key;
+            for other in sidecars.filter(of_it).filter(|other| !self.writing(other)) {
+                if self.generation(&other).await? == Some(generation) {
+                    twins.push(other);
+                }
+            }
+        }
+        twins.push(key.clone());
+        Ok(twins)
+    }
+
+    /// Which generation it holds; `None`: it is gone, or cannot be understood.
+    async fn generation(&self, key: &Key) -> Result<Option<u64>, BackupError> {
+        match prove::front(&self.shared.place, key).await {
+            Ok(front) => Ok(front.ok().map(|front| front.sidecar.label.storage_generation)),
+            Err(BackupError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn writing(&self, key: &Key) -> bool {
         self.shared.taken.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
     }

@@ -8,7 +8,8 @@ use std::{
 };
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use podling_control::backups::{BackupError, Key, Progress};
+use podling_control::backups::{BackupError, Key, Label, Progress};
+use podling_core::id::WorkspaceId;
 use podling_proto::agent::v1::{ArchiveProgress, CreateArchiveResponse, create_archive_response::Message};
 
 use super::{
@@ -96,6 +97,30 @@ async fn two_archives_in_one_second_have_two_names_and_nothing_is_overwritten() 
         let file = if n % 2 == 0 { store.zip(key) } else { store.sidecar(key) };
         assert_eq!(fs::read_to_string(file).expect("read"), "precious");
     }
+}
+
+#[tokio::test]
+async fn what_holds_the_same_generation_is_found_with_the_one_that_is_known_last() {
+    let (store, sample) = (Store::new(), Sample::new(true));
+    let write = async |generation, id| {
+        let label = Label { storage_generation: generation, id: WorkspaceId::from_bits(id), ..label() };
+        store.backups.write(&label, sample.stream(), |_| {}).await.expect("written").key
+    };
+    let (known, unknown) = (write(7, 1).await, write(7, 1).await);
+    write(8, 1).await;
+    write(7, 2).await;
+    let twins = async |key| store.backups.twins(key).await.expect("found");
+    assert_eq!(twins(&known).await, [unknown.clone(), known.clone()]);
+    fs::remove_file(store.zip(&known)).expect("remove");
+    assert_eq!(twins(&known).await, [unknown, known.clone()], "also when its removal was interrupted");
+    fs::write(store.sidecar(&known), "rubbish").expect("write");
+    assert_eq!(
+        twins(&known).await,
+        std::slice::from_ref(&known),
+        "of what cannot be read nothing is concluded"
+    );
+    store.backups.remove(&known).await.expect("removed");
+    assert_eq!(twins(&known).await, [known], "nor of what is gone");
 }
 
 #[tokio::test]
