@@ -88,6 +88,9 @@ pub struct Driver<B> {
     quotas: Quotas,
     /// Somebody has taken room, given it back, or waits for it.
     line_changed: bool,
+    /// Workspaces that are being archived, and whether one of them has just been done.
+    archiving: usize,
+    place_free: bool,
     /// How long control planes have watched, over all their lives, until the last tick.
     witnessed: Duration,
     /// The last tick.
@@ -121,6 +124,8 @@ impl<B: Backend> Driver<B> {
         shutdown: CancellationToken,
     ) -> Result<(Self, DriverHandle), StoreError> {
         let loaded = store.load()?;
+        let phases = loaded.records.iter().map(|record| record.status.phase);
+        let archiving = phases.filter(|phase| advance::is_archiving(*phase)).count();
         let entries = loaded
             .records
             .into_iter()
@@ -135,6 +140,8 @@ impl<B: Backend> Driver<B> {
             standby: false,
             quotas,
             line_changed: true,
+            archiving,
+            place_free: false,
             witnessed: loaded.witnessed,
             ticked: Instant::now(),
             directives: 0,
@@ -181,6 +188,7 @@ impl<B: Backend> Driver<B> {
                 }
             }
             self.let_in();
+            self.fill_place();
             self.writer.begin();
             self.answer();
             self.publish_if_due();

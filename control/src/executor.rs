@@ -1,6 +1,6 @@
 //! The executor: performs what was decided, many workspaces at once, and says how it went. It decides nothing.
 
-use std::{collections::HashMap, future::pending, sync::Arc};
+use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 
 use podling_core::{
     decide::Action,
@@ -10,6 +10,7 @@ use podling_core::{
 use tokio::{
     sync::Semaphore,
     task::{AbortHandle, Id, JoinSet},
+    time::timeout,
 };
 
 use crate::{
@@ -22,8 +23,14 @@ use crate::{
 /// Actions at the backend performed at once; more wait their turn. Most of such an action is waiting (for processes to end), but each
 /// also looks through /proc or forks.
 const AT_ONCE: usize = 32;
-/// Archives written or read at once; more wait their turn. Each takes a core's time, a disk's, and some 40 MiB here and at its agent.
+/// Archives written at once, and apart from them read at once (somebody waits for those); more wait their turn. Each takes a core's
+/// time, a disk's, and some 40 MiB here and at its agent.
 const KEPT_AT_ONCE: usize = 2;
+/// For one archive to be written and proven, or read back: one that trickles gives its turn to others and is tried again.
+const KEEP_LIMIT: Duration = Duration::from_secs(6 * 60 * 60);
+/// Archives removed at once, and how long one may take: a store that hangs holds up nothing else.
+const EXPIRED_AT_ONCE: usize = 4;
+const EXPIRE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Performs orders. At most one order per workspace is given at a time, so that there are never more than there may be workspaces.
 #[derive(Debug)]
@@ -31,7 +38,9 @@ pub(crate) struct Executor<B> {
     backend: Arc<B>,
     keeper: Arc<dyn Keeper>,
     at_backend: Arc<Semaphore>,
-    at_keeper: Arc<Semaphore>,
+    archiving: Arc<Semaphore>,
+    restoring: Arc<Semaphore>,
+    expiring: Arc<Semaphore>,
     running: JoinSet<Result<Done, String>>,
     orders: HashMap<Id, (WorkspaceId, Action)>,
     /// Of what may be broken off.
@@ -72,7 +81,9 @@ impl<B: Backend> Executor<B> {
             backend,
             keeper,
             at_backend: Arc::new(Semaphore::new(AT_ONCE)),
-            at_keeper: Arc::new(Semaphore::new(KEPT_AT_ONCE)),
+            archiving: Arc::new(Semaphore::new(KEPT_AT_ONCE)),
+            restoring: Arc::new(Semaphore::new(KEPT_AT_ONCE)),
+            expiring: Arc::new(Semaphore::new(EXPIRED_AT_ONCE)),
             running: JoinSet::new(),
             orders: HashMap::new(),
             breakable: HashMap::new(),
@@ -83,20 +94,33 @@ impl<B: Backend> Executor<B> {
     pub(crate) fn perform(&mut self, order: Order) {
         let (workspace, action) = order.names();
         let (backend, keeper) = (self.backend.clone(), self.keeper.clone());
-        let keeps = matches!(action, Action::Archive(_) | Action::Restore(_));
-        let permits = if keeps { self.at_keeper.clone() } else { self.at_backend.clone() };
+        let (permits, limit) = match order {
+            Order::Archive { .. } => (&self.archiving, Some(KEEP_LIMIT)),
+            Order::Restore { .. } => (&self.restoring, Some(KEEP_LIMIT)),
+            Order::Expire { .. } => (&self.expiring, Some(EXPIRE_LIMIT)),
+            // The backend sees to it that each comes to its end.
+            Order::Start(_) | Order::Stop(_) | Order::Remove(_) => (&self.at_backend, None),
+        };
+        let permits = permits.clone();
         let task = self.running.spawn(async move {
             // Never closed; and if it were, unbounded is better than never.
             let _permit = permits.acquire().await;
-            order.perform(&*backend, &*keeper).await
+            let performed = order.perform(&*backend, &*keeper);
+            match limit {
+                None => performed.await,
+                Some(limit) => {
+                    let late = |_| Err(format!("it was not done within {} s", limit.as_secs()));
+                    timeout(limit, performed).await.unwrap_or_else(late)
+                }
+            }
         });
-        if keeps {
+        if limit.is_some() {
             self.breakable.insert(workspace.clone(), task.clone());
         }
         self.orders.insert(task.id(), (workspace, action));
     }
 
-    /// Breaks off the archiving or restoring of a workspace, if that is being done. Its outcome comes as ever.
+    /// Breaks off what the keeper does for a workspace, if it does something. Its outcome comes as ever.
     pub(crate) fn break_off(&mut self, workspace: &WorkspaceId) {
         if let Some(task) = self.breakable.remove(workspace) {
             task.abort();

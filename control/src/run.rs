@@ -35,8 +35,8 @@ use crate::{
 mod claim;
 mod services;
 
-/// Wishes to wake that wait for the driver. When it is full a call just waits for the start that comes anyway.
-const WAKES: usize = 64;
+/// Wishes to wake that wait for the driver: as many as there are calls that wait. When it is full a call wishes again in a moment.
+const WAKES: usize = 1024;
 
 /// Said when everything answers.
 #[derive(Debug, Clone)]

@@ -38,6 +38,8 @@ pub struct Observed {
     pub removed: bool,
     /// Whether there is room for it to be awake.
     pub room: bool,
+    /// As many workspaces are being archived as may be: it waits.
+    pub crowded: bool,
     /// The control plane is going down: nothing shall run.
     pub standby: bool,
     /// Time that control planes have watched, over all their lives: it grows by ticks alone, so that no clock that is set, and no

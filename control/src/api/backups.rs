@@ -119,6 +119,10 @@ impl Backups for BackupsApi {
                 let words = "the workspace has its storage still; wake it, or give a name to restore into a new workspace";
                 return Err(WireError::new(Reason::NotArchived, words).with("id", &view.spec.id).into());
             }
+            if view.archives.last().is_none_or(|newest| newest.key != archive.key) {
+                let words = "this is an older backup of it; to restore it beside the newest, give a name for a new workspace";
+                return Err(WireError::new(Reason::NotArchived, words).with("id", &view.spec.id).into());
+            }
             self.driver.restore(view.spec.id.clone()).await.map_err(WireError::from)?
         } else {
             let new = fresh(&caller, &view, archive, request)?;

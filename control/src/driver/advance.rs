@@ -7,7 +7,7 @@ use podling_core::{
     decide::{Action, Decision},
     id::WorkspaceId,
     observed::{Achieved, Ended, Failure, Processes},
-    status::{Phase, Status},
+    status::{Phase, Status, Task},
     time::Timestamp,
 };
 use podling_proto::token;
@@ -28,6 +28,8 @@ const SECRET_BYTES: usize = 32;
 /// Soonest look at a workspace after the one just made. The wall clock says when, in whole milliseconds: without this, less than one
 /// left would be none, and the driver would look again and again until it has passed.
 const SOONEST: Duration = Duration::from_millis(10);
+/// Workspaces that are archived at once, or about to be: each has an agent of its own. More wait until one is done.
+const MAX_ARCHIVING: usize = 4;
 /// What an agent is given to end its processes in good order; the backend allows it a little more.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
@@ -47,6 +49,7 @@ impl<B: Backend> Driver<B> {
         let now = clock::now();
         let before = entry.record.status.phase;
         entry.observed.witnessed = witnessed;
+        entry.observed.crowded = self.archiving >= MAX_ARCHIVING;
         let (action, next, warning) = loop {
             let Decision { status, action, next, warning } = entry.decide(now);
             entry.take(status, now);
@@ -57,12 +60,16 @@ impl<B: Backend> Driver<B> {
         };
         let after = entry.record.status.phase;
         self.line_changed |= before != after;
+        self.archiving =
+            self.archiving + usize::from(is_archiving(after)) - usize::from(is_archiving(before));
+        // Who waits for a place is looked at again.
+        self.place_free |= is_archiving(before) && !is_archiving(after);
         entry.warn(warning);
         entry.reclaim();
         if action != entry.in_flight {
             // Something else is wanted now.
             entry.drop_step();
-            if let Some(Action::Archive(_) | Action::Restore(_)) = entry.in_flight {
+            if let Some(Action::Archive(_) | Action::Restore(_) | Action::Expire(_)) = entry.in_flight {
                 self.executor.break_off(id);
             }
         }
@@ -96,6 +103,7 @@ impl<B: Backend> Driver<B> {
 
     /// Gives an order away.
     fn order(&mut self, id: &WorkspaceId, action: Action, now: Timestamp) {
+        let is_source = matches!(action, Action::Expire(generation) if self.is_source(id, generation));
         let Some(entry) = self.entries.get_mut(id) else { return };
         #[cfg(debug_assertions)]
         super::mortal::may_die(action, "before");
@@ -125,6 +133,10 @@ impl<B: Backend> Driver<B> {
                 Order::Stop(id.clone())
             }
             Action::Remove => Order::Remove(id.clone()),
+            Action::Expire(_) if is_source => {
+                let why = Failure::Failed("another workspace is being restored from it".into());
+                return self.with_entry(id, |entry| entry.observed.done(action, Err(why), now));
+            }
             Action::Archive(_) | Action::Restore(_) | Action::Expire(_) => match entry.keeping(action) {
                 Ok(order) => order,
                 Err(problem) => {
@@ -141,6 +153,17 @@ impl<B: Backend> Driver<B> {
         entry.in_flight = Some(action);
         entry.observed.ordered(action);
         self.executor.perform(order);
+    }
+
+    /// Whether another workspace still has to be made of this archive.
+    fn is_source(&self, id: &WorkspaceId, generation: u64) -> bool {
+        let archives = self.entries.get(id).map(|entry| &entry.record.status.archives);
+        let archive = archives.and_then(|all| all.iter().find(|archive| archive.generation == generation));
+        let needs = |entry: &Entry, key: &ArchiveKey| {
+            let (spec, status) = (&entry.record.spec, &entry.record.status);
+            spec.source.as_ref() == Some(key) && status.storage_generation == 0 && !spec.wanted.is_gone()
+        };
+        archive.is_some_and(|archive| self.entries.values().any(|entry| needs(entry, &archive.key)))
     }
 
     /// An action came back.
@@ -234,6 +257,11 @@ impl<B: Backend> Driver<B> {
             self.shutdown.cancel();
         }
     }
+}
+
+/// Whether it has, or is about to have, an agent that archives it.
+pub(super) fn is_archiving(phase: Phase) -> bool {
+    matches!(phase, Phase::Opening(Task::Archive) | Phase::Working(Task::Archive))
 }
 
 /// An archive as the machine knows it.

@@ -12,7 +12,7 @@ use podling_core::{
 use podling_proto::agent::v1::ActivityState;
 use tokio::time::Instant;
 
-use super::{event::Reply, links::AgentLink, steps::Asked};
+use super::{DriverError, event::Reply, links::AgentLink, steps::Asked};
 use crate::{
     backend::Instance,
     snapshot::{AgentView, WorkspaceView},
@@ -203,6 +203,17 @@ impl Entry {
             credential: record.credential.map(|credential| credential.digest),
             version,
         })
+    }
+
+    /// Tells everybody who waits that it is not to be.
+    pub(super) fn refuse(&mut self, refused: &DriverError) {
+        for waiting in self.waiting.drain(..) {
+            // Who has gone away needs no answer.
+            match waiting {
+                Waiting::Created(reply, _) => drop(reply.send(Err(refused.clone()))),
+                Waiting::View(reply) => drop(reply.send(Err(refused.clone()))),
+            }
+        }
     }
 
     /// Answers everybody who waits.

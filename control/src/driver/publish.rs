@@ -65,7 +65,9 @@ impl<B: Backend> Driver<B> {
         if self.answerable.is_empty() {
             return;
         }
-        self.publish();
+        if self.publisher.changed {
+            self.publish();
+        }
         for id in std::mem::take(&mut self.answerable) {
             // What has changed meanwhile is answered when that is durable.
             if let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.is_settled()) {

@@ -2,7 +2,7 @@
 
 use podling_core::{decide::Action, id::WorkspaceId, observed::Failure};
 
-use super::{Driver, DriverError, clock, entry::Waiting, writer::Written};
+use super::{Driver, DriverError, clock, writer::Written};
 use crate::{
     backend::Backend,
     store::{Change, StoreError},
@@ -31,7 +31,8 @@ impl<B: Backend> Driver<B> {
                 (Change::Put(record), Err(error)) => self.take_back(&record.spec.id, error),
                 (Change::Forget(id, _), Ok(())) => {
                     // One that never became durable has gone already.
-                    let Some(entry) = self.entries.remove(&id) else { continue };
+                    let Some(mut entry) = self.entries.remove(&id) else { continue };
+                    entry.refuse(&DriverError::NoWorkspace(id.clone()));
                     #[cfg(debug_assertions)]
                     super::mortal::may_die(Action::Forget, "after");
                     tracing::info!(workspace = %id, "gone");
@@ -58,13 +59,7 @@ impl<B: Backend> Driver<B> {
     fn take_back(&mut self, id: &WorkspaceId, error: &StoreError) {
         let Some(entry) = self.entries.get_mut(id) else { return };
         let refused = DriverError::NotSaved { problem: with_causes(error), disk_full: error.is_disk_full() };
-        for waiting in entry.waiting.drain(..) {
-            // Who has gone away needs no answer.
-            match waiting {
-                Waiting::Created(reply, _) => drop(reply.send(Err(refused.clone()))),
-                Waiting::View(reply) => drop(reply.send(Err(refused.clone()))),
-            }
-        }
+        entry.refuse(&refused);
         match entry.durable.clone() {
             Some(durable) => {
                 entry.record = durable;

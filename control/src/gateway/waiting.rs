@@ -75,7 +75,11 @@ impl Waiting {
         let first = (view.state, view.since);
         let waited = timeout(HOLD_TIME, async {
             loop {
-                snapshots.changed().await.map_err(|_| going_down())?;
+                match timeout(RETRY, snapshots.changed()).await {
+                    Ok(changed) => changed.map_err(|_| going_down())?,
+                    // A wish may have got lost, or somebody put it to sleep meanwhile: a wish more does no harm.
+                    Err(_) => self.wake(id),
+                }
                 let view = find(&mut snapshots, caller, id)?;
                 match judge(&view, true) {
                     Judgement::Forward(agent) => return Ok(agent),
@@ -88,6 +92,11 @@ impl Waiting {
             Ok(answer) => answer,
             Err(_) => Err(too_long(find(&mut snapshots, caller, id)?.as_ref())),
         }
+    }
+
+    /// A full queue means that others are being woken: the next wish comes in a moment.
+    fn wake(&self, id: &WorkspaceId) {
+        let _queued = self.wakes.try_send(id.clone());
     }
 
     fn hold(&self, id: &WorkspaceId) -> Result<Held, WireError> {
@@ -104,9 +113,8 @@ impl Waiting {
             }
         }
         if mine == 0 {
-            // One waker for each workspace. A full queue means that others are being woken: the start that is wanted comes
-            // anyway, only its pause after a failure is not cut short.
-            let _queued = self.wakes.try_send(id.clone());
+            // One waker for each workspace.
+            self.wake(id);
         }
         held.insert(id.clone(), mine + 1);
         self.gauge.inc();

@@ -6,7 +6,7 @@ use crate::{
     mutant::{self, Mutant},
     observed::{Observed, Processes},
     status::{Phase, Status, Task},
-    workspace::Spec,
+    workspace::{Spec, Wanted},
 };
 
 /// The order, if there is anything to do.
@@ -48,6 +48,11 @@ pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed) -> Option<Ac
 
 /// The oldest archive goes when its time is over. Only witnessed time makes it old.
 fn expire(spec: &Spec, status: &Status, observed: &Observed) -> Option<Action> {
+    // Somebody waits for the workspace, and it has to come from there.
+    let is_called = spec.wanted == Wanted::Awake && spec.asked > status.answered;
+    if status.phase == Phase::Archived && is_called {
+        return None;
+    }
     let oldest = oldest(status)?;
     let over = age(oldest, observed) >= spec.policy.keep_archives || status.archives.len() > MAX_ARCHIVES;
     let goes = if mutant::is(Mutant::ExpiresNewest) { status.archives.last()? } else { oldest };

@@ -195,6 +195,8 @@ fn ready_declined_and_given_up() {
             ("nobody knows", Phase::Committing, seen(Processes::Unseen), (Phase::Committing, 3, None)),
         ],
     );
+    let unwanted = follows(&spec(Wanted::Asleep), &status(Phase::Committing), &declined(served(), commit, 1));
+    assert_eq!(unwanted, ENDED, "where use is no reason, an agent that declines is ended");
 }
 
 #[test]

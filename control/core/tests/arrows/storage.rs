@@ -50,6 +50,13 @@ fn archive_due() {
         ),
         ("going down", spec(Wanted::Awake), slept(24 * HOUR), standby(none()), asleep),
         (
+            "enough are being archived",
+            spec(Wanted::Awake),
+            slept(24 * HOUR),
+            Observed { crowded: true, ..none() },
+            asleep,
+        ),
+        (
             "it has just failed",
             spec(Wanted::Awake),
             Status { upkeep: paused, ..slept(24 * HOUR) },
@@ -252,6 +259,10 @@ fn archives_expire_oldest_first_and_then_the_record_goes() {
             (Phase::Deleting, 3, Some(Action::Remove)),
         ),
     ]);
+    let waits =
+        Status { upkeep: Upkeep { failures: 1, not_before: NOW.plus(SECOND) }, ..with(&[(3, 31)], away()) };
+    let kept = follows(&called(Wanted::Awake), &waits, &none());
+    assert_eq!(kept, (Phase::Archived, 3, None), "somebody waits to be given it back");
     let a_year = NOW.plus(days(365));
     assert_eq!(decide(&spec(Wanted::Awake), &with(&[(3, 1)], away()), &none(), a_year).action, None);
     let many = archived(status(Phase::Awake), &(1..=101).collect::<Vec<_>>());

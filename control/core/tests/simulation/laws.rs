@@ -39,6 +39,8 @@ impl World {
             let agent = real.agents.get(&epoch);
             let gone = observed.processes != Processes::Unseen && !observed.processes.lives(epoch);
             let unused = entry.used_by != Some(epoch);
+            let awake = watched.saturating_sub(real.ghost.woken);
+            let overdue = spec.policy.max_awake.is_some_and(|longest| awake >= longest);
             let worn_out = (gone || (!connected && unheard)) && before.status.failures > 0 && unused;
             let holds = match (taken.from, taken.to) {
                 (Phase::Awake | Phase::Preparing { .. }, Phase::FallingAsleep) if worn_out => true,
@@ -46,6 +48,9 @@ impl World {
                     agent.is_none_or(|agent| agent.committed && agent.unsaved == 0)
                         || (!connected && (unheard || observed.standby))
                         || entry.commits_failed >= COMMIT_TRIES
+                        // It declined, and use is no reason.
+                        || !wanted
+                        || overdue
                 }
                 (Phase::Preparing { force, .. }, Phase::FallingAsleep) => {
                     observed.standby || (!connected && !wanted) || (force && entry.refused)
@@ -55,10 +60,7 @@ impl World {
                 (_, Phase::Preparing { force: false, .. }) => {
                     entry.told.is_some_and(|idle| idle >= spec.policy.idle_timeout)
                 }
-                (_, Phase::Preparing { force: true, .. }) => {
-                    let awake = watched.saturating_sub(real.ghost.woken);
-                    !wanted || spec.policy.max_awake.is_some_and(|longest| awake >= longest)
-                }
+                (_, Phase::Preparing { force: true, .. }) => !wanted || overdue,
                 (_, Phase::Committing) => entry.prepared == Some(epoch),
                 (Phase::Awake, Phase::Pending { .. }) => unheard || !observed.processes.lives(epoch),
                 (Phase::Asleep, Phase::Opening(Task::Archive)) => {

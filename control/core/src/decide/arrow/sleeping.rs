@@ -39,7 +39,7 @@ pub(super) fn fall_asleep(seen: Seen<'_>) -> Option<Status> {
         }
         _ => return None,
     };
-    let mut next = seen.to(Phase::Preparing { force, declined: refusals(seen) }, why);
+    let mut next = seen.to(Phase::Preparing { force, declined: refusals(seen, force) }, why);
     next.answered = seen.spec.asked;
     Some(next)
 }
@@ -51,8 +51,12 @@ fn is_overdue(seen: Seen<'_>) -> bool {
 }
 
 /// Prepare failed or was declined so often in a row.
-fn refusals(seen: Seen<'_>) -> u32 {
-    prepare_trouble(seen).map_or(0, |trouble| trouble.failures)
+fn refusals(seen: Seen<'_>, force: bool) -> u32 {
+    prepare_trouble(seen).filter(|trouble| is_forced(trouble) == force).map_or(0, |trouble| trouble.failures)
+}
+
+fn is_forced(trouble: &Trouble) -> bool {
+    matches!(trouble.action, Action::Prepare { force: true, .. })
 }
 
 fn prepare_trouble(seen: Seen<'_>) -> Option<&Trouble> {
@@ -75,7 +79,8 @@ pub(super) fn reprieve(seen: Seen<'_>, force: bool, declined: u32) -> Option<Sta
         next.answered = seen.spec.asked;
         return Some(next);
     }
-    let refused = prepare_trouble(seen).filter(|trouble| trouble.failures != declined);
+    let of_this_kind = prepare_trouble(seen).filter(|trouble| is_forced(trouble) == force);
+    let refused = of_this_kind.filter(|trouble| trouble.failures != declined);
     match (refused, force) {
         (Some(_), true) => serving::end_now(seen)
             .or_else(|| Some(seen.to(Phase::FallingAsleep, "it has been awake for as long as it may"))),
@@ -126,6 +131,10 @@ pub(super) fn declined(seen: Seen<'_>) -> Option<Status> {
     match &commit_trouble(seen)?.failure {
         Failure::Declined(why) if mutant::is(Mutant::IgnoresRefusal) => {
             Some(seen.to(Phase::FallingAsleep, why))
+        }
+        // Where use is no reason, an agent that lets it come to that is not asked again and again: it is ended.
+        Failure::Declined(_) if seen.spec.wanted != Wanted::Awake || is_overdue(seen) => {
+            Some(seen.to(Phase::FallingAsleep, seen.status.reason.clone()))
         }
         Failure::Declined(why) => Some(seen.to(Phase::Awake, why)),
         Failure::Failed(_) => None,

@@ -59,7 +59,7 @@ pub(super) fn archive_due(seen: Seen<'_>) -> Option<Status> {
         false => slept,
     };
     let due = slept >= seen.spec.policy.archive_after || seen.spec.wanted == Wanted::Deleted;
-    (due && seen.status.storage && may_open(seen)).then(|| {
+    (due && seen.status.storage && !seen.observed.crowded && may_open(seen)).then(|| {
         let why = match seen.spec.wanted {
             Wanted::Deleted => "somebody deleted it: it is archived first",
             _ => "it has slept for long: it is archived",
@@ -161,7 +161,7 @@ fn why_not_done(seen: Seen<'_>, task: Task) -> Option<String> {
 /// Neither storage nor archives, and nothing it could begin with.
 pub(super) fn nothing_left(seen: Seen<'_>) -> Option<Status> {
     let fresh = seen.spec.source.is_some() && seen.status.storage_generation == 0;
-    let wanted = seen.spec.wanted == Wanted::Awake && fresh;
+    let wanted = fresh && !seen.spec.wanted.is_gone();
     (!seen.status.storage && seen.status.archives.is_empty() && !wanted)
         .then(|| seen.to(Phase::Deleting, "the time of its archives is over, and nothing of it is left"))
 }
