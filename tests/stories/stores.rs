@@ -152,7 +152,7 @@ async fn what_cannot_be_read_is_named_and_kept() {
     let ada = podling.create("ada", &SOON).await;
     let file = podling.home_of(&ada).join("locked.db");
     fs::write(&file, "precious").expect("a file");
-    fs::set_permissions(&file, Permissions::from_mode(0)).expect("its mode");
+    fs::set_permissions(&file, Permissions::from_mode(0o000)).expect("its mode");
     sleep(&podling, &ada).await;
     is_kept_beside(&podling, &ada, "locked.db: permission denied").await;
     // Somebody who deletes it does not get rid of it either, and is told.
