@@ -14,6 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use http::Request;
+use podling_proto::control::v1::State;
 use podling_tests::{
     Podling, Workspace,
     disk::obeying_permissions,
@@ -21,7 +22,7 @@ use podling_tests::{
     left_out,
     podling::Options,
     tree::{same, tree},
-    wait_long, zips,
+    wait_for, wait_long, zips,
 };
 
 /// How long a gigabyte may take from the disk into its archive, through the proof, and back: a debug build on two busy cores.
@@ -81,6 +82,7 @@ async fn a_workspace_that_was_deleted_comes_back_as_it_was() {
         (&backup["workspace_id"], &backup["deleted"], &backup["only_copy"], &backup["entries"]),
         (&ada.id.clone().into(), &true.into(), &true.into(), &before.len().into())
     );
+    assert!(cli.run(&["backups"]).await.ok().out().contains("deleted, only copy"));
     assert_eq!(cli.run(&["ls", "--json"]).await.ok().json(), serde_json::json!([]));
     assert!(!podling.home_of(&ada).exists(), "its storage is gone");
     let zip = format!("{key}.zip");
@@ -118,6 +120,23 @@ async fn export(podling: &Podling, workspace: &Workspace, expected: &zips::Liste
     fs::write(&file, answer.body()).expect("a file");
     let listed = zips::listed(&file);
     assert!(listed.is_none_or(|listed| listed == *expected), "what a browser saves");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_nobody_uses_ends_in_its_archive_by_itself_and_the_next_command_brings_it_back() {
+    let templates = vec![("fleeting", "[policy]\nidle_timeout = \"2s\"\narchive_after = \"1s\"\n")];
+    let podling = Podling::up_with(Options { templates, ..Options::default() }).await;
+    let cli = podling.cli();
+    let ada = podling.create("ada", &["--template", "fleeting"]).await;
+    fs::write(podling.home_of(&ada).join("file"), "kept").expect("a file");
+    let archived = podling.becomes(&ada, State::Archived).await;
+    assert!(!archived.deleted, "it is still somebody's");
+    wait_for("its storage is gone", async || (!podling.home_of(&ada).exists()).then_some(())).await;
+    let listed = cli.run(&["ls", "--json"]).await.ok().json();
+    assert_eq!((&listed[0]["name"], &listed[0]["state"]), (&"ada".into(), &"archived".into()));
+    let backups = cli.run(&["backups", "ada"]).await.ok().out();
+    assert!(backups.contains("only copy") && !backups.contains("deleted"), "{backups}");
+    assert_eq!(cli.run(&["run", "ada", "--", "cat", "file"]).await.ok().out(), "kept");
 }
 
 #[tokio::test(flavor = "multi_thread")]
