@@ -97,6 +97,8 @@ async fn every_operation_answers_as_the_document_says() {
     let client = Client::user(&plane);
     let document = client.get("/v1/openapi.json").await.is(200);
     assert_eq!(document["openapi"], "3.1.0");
+    let text = document.to_string();
+    assert!(!text.contains(":null") && !text.contains("\"null\""), "what is absent is left out, never null");
 
     let operations = operations(&document);
     assert_eq!(operations.len(), 12);

@@ -96,6 +96,9 @@ impl fmt::Debug for Document {
 /// Serde's `None` is left out here, so a schema need not allow null.
 fn never_null(schema: &mut Schema) {
     transform_subschemas(&mut (never_null as fn(&mut Schema)), schema);
+    if schema.get("default").is_some_and(Value::is_null) {
+        schema.remove("default");
+    }
     if let Some(Value::Array(types)) = schema.get_mut("type") {
         types.retain(|name| name != "null");
         if let [one] = types.as_slice() {

@@ -51,8 +51,10 @@ impl From<Seconds> for prost_types::Duration {
 
 impl Serialize for Seconds {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        // None of ours is negative; an agent's that is counts as none.
-        let span = Duration::try_from(self.0).unwrap_or_default();
+        // None of ours is negative; an agent's that is counts as none, and its nanoseconds may be anything.
+        let part = |n: i32| Duration::from_nanos(u64::try_from(n).unwrap_or(0));
+        let whole = |n: i64| u64::try_from(n).ok().map(Duration::from_secs);
+        let span = whole(self.0.seconds).map(|whole| whole + part(self.0.nanos)).unwrap_or_default();
         if span.subsec_nanos() == 0 {
             to.serialize_u64(span.as_secs())
         } else {
@@ -112,6 +114,8 @@ mod tests {
         assert_eq!(to_string(&span(1, 500_000_000)).unwrap(), "1.5");
         assert_eq!(to_string(&span(-5, 0)).unwrap(), "0");
         assert_eq!(to_string(&span(i64::MIN, i32::MIN)).unwrap(), "0");
+        assert_eq!(to_string(&span(1, i32::MIN)).unwrap(), "1");
+        assert!(to_string(&span(i64::MAX, i32::MAX)).is_ok());
         let read = |text: &str| from_str::<Seconds>(text).map(prost_types::Duration::from).ok();
         assert_eq!(read("1.5"), Some(span(1, 500_000_000).0));
         assert_eq!(read("0"), Some(span(0, 0).0));
