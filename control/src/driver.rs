@@ -28,6 +28,7 @@ mod entry;
 mod error;
 mod event;
 mod handle;
+mod keeping;
 mod line;
 mod links;
 #[cfg(debug_assertions)]
@@ -125,7 +126,7 @@ impl<B: Backend> Driver<B> {
     ) -> Result<(Self, DriverHandle), StoreError> {
         let loaded = store.load()?;
         let phases = loaded.records.iter().map(|record| record.status.phase);
-        let archiving = phases.filter(|phase| advance::is_archiving(*phase)).count();
+        let archiving = phases.filter(|phase| keeping::is_archiving(*phase)).count();
         let entries = loaded
             .records
             .into_iter()

@@ -119,7 +119,6 @@ async fn who_comes_back_at_any_moment_of_the_archiving_finds_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "an archive whose proof died with the control plane is in no record: it is never listed, removed nor discarded"]
 async fn what_a_killed_control_plane_left_in_the_store_goes_when_all_is_discarded() {
     let mut podling = Podling::up().await;
     let ada = podling.create("ada", &SOON).await;

@@ -3,22 +3,23 @@
 use std::{sync::Arc, time::Duration};
 
 use podling_core::{
-    archive::{Archive, ArchiveKey},
     decide::{Action, Decision},
     id::WorkspaceId,
     observed::{Achieved, Ended, Failure, Processes},
-    status::{Phase, Status, Task},
+    status::{Phase, Status},
     time::Timestamp,
 };
 use podling_proto::token;
 use tokio::time::Instant;
 
-use super::{DirectiveId, Driver, clock, entry::Entry};
+use super::{
+    DirectiveId, Driver, clock,
+    entry::Entry,
+    keeping::{MAX_ARCHIVING, archive, is_archiving},
+};
 use crate::{
     backend::{Backend, Observation, Plan},
-    backups::Key,
     executor::{Done, Order, Outcome},
-    keeper::Kept,
     snapshot::Fingerprint,
     store::{Change, Credential, LOG_ENTRIES, LogEntry, Record},
 };
@@ -28,8 +29,6 @@ const SECRET_BYTES: usize = 32;
 /// Soonest look at a workspace after the one just made. The wall clock says when, in whole milliseconds: without this, less than one
 /// left would be none, and the driver would look again and again until it has passed.
 const SOONEST: Duration = Duration::from_millis(10);
-/// Workspaces that are archived at once, or about to be: each has an agent of its own. More wait until one is done.
-const MAX_ARCHIVING: usize = 4;
 /// What an agent is given to end its processes in good order; the backend allows it a little more.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
@@ -155,17 +154,6 @@ impl<B: Backend> Driver<B> {
         self.executor.perform(order);
     }
 
-    /// Whether another workspace still has to be made of this archive.
-    fn is_source(&self, id: &WorkspaceId, generation: u64) -> bool {
-        let archives = self.entries.get(id).map(|entry| &entry.record.status.archives);
-        let archive = archives.and_then(|all| all.iter().find(|archive| archive.generation == generation));
-        let needs = |entry: &Entry, key: &ArchiveKey| {
-            let (spec, status) = (&entry.record.spec, &entry.record.status);
-            spec.source.as_ref() == Some(key) && status.storage_generation == 0 && !spec.wanted.is_gone()
-        };
-        archive.is_some_and(|archive| self.entries.values().any(|entry| needs(entry, &archive.key)))
-    }
-
     /// An action came back.
     pub(super) fn outcome(&mut self, outcome: Outcome) {
         self.fold_outcome(&outcome);
@@ -259,48 +247,7 @@ impl<B: Backend> Driver<B> {
     }
 }
 
-/// Whether it has, or is about to have, an agent that archives it.
-pub(super) fn is_archiving(phase: Phase) -> bool {
-    matches!(phase, Phase::Opening(Task::Archive) | Phase::Working(Task::Archive))
-}
-
-/// An archive as the machine knows it.
-fn archive(kept: &Kept, generation: u64, at: Timestamp, witnessed: Duration) -> Archive {
-    Archive {
-        key: ArchiveKey(kept.key.to_string()),
-        generation,
-        at,
-        witnessed,
-        entries: kept.proof.entries,
-        bytes: kept.proof.bytes,
-        archive_bytes: kept.proof.archive_bytes,
-    }
-}
-
 impl Entry {
-    /// The order for what the keeper does.
-    fn keeping(&self, action: Action) -> Result<Order, String> {
-        let (spec, status) = (self.record.spec.clone(), &self.record.status);
-        let agent = || self.agent.clone().ok_or_else(|| "its agent is not known".to_owned());
-        let parse = |key: &ArchiveKey| key.0.parse::<Key>().map_err(|error| error.to_string());
-        match action {
-            Action::Restore(epoch) => {
-                let key = status.archive().map(|archive| &archive.key).or(spec.source.as_ref());
-                let key = parse(key.ok_or("there is no archive of it")?)?;
-                Ok(Order::Restore { epoch, key, spec, agent: agent()? })
-            }
-            Action::Expire(generation) => {
-                let archive = status.archives.iter().find(|archive| archive.generation == generation);
-                let key = parse(&archive.ok_or("there is no such archive of it")?.key)?;
-                Ok(Order::Expire { workspace: spec.id.clone(), generation, key })
-            }
-            _ => {
-                let (epoch, generation) = (status.epoch, status.storage_generation);
-                Ok(Order::Archive { epoch, generation, spec, agent: agent()? })
-            }
-        }
-    }
-
     /// Takes over what was decided. A start gets a secret of its own.
     fn take(&mut self, status: Status, now: Timestamp) {
         if status == self.record.status {

@@ -6,17 +6,6 @@ use super::{Driver, entry::Entry};
 use crate::backend::Backend;
 
 impl<B: Backend> Driver<B> {
-    /// Looks again at those that sleep, if one may be archived now.
-    pub(super) fn fill_place(&mut self) {
-        if std::mem::take(&mut self.place_free) {
-            let sleeps = |entry: &&Entry| entry.record.status.phase == Phase::Asleep;
-            let asleep = self.entries.values().filter(sleeps).map(|entry| entry.record.spec.id.clone());
-            for id in asleep.collect::<Vec<_>>() {
-                self.advance(&id);
-            }
-        }
-    }
-
     /// Draws up the line anew, if somebody has come or gone, and lets those in for whom there is room now.
     pub(super) fn let_in(&mut self) {
         while std::mem::take(&mut self.line_changed) {

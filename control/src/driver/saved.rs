@@ -65,6 +65,8 @@ impl<B: Backend> Driver<B> {
                 entry.record = durable;
                 entry.queued = None;
                 self.line_changed = true;
+                // What was counted when it was decided.
+                self.count_archiving();
                 self.advance(id);
             }
             None => {

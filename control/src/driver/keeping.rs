@@ -1,0 +1,90 @@
+//! What the keeper is asked to do: orders for archives, and how many workspaces may be archived at once.
+
+use std::time::Duration;
+
+use podling_core::{
+    archive::{Archive, ArchiveKey},
+    decide::Action,
+    id::WorkspaceId,
+    status::{Phase, Task},
+    time::Timestamp,
+};
+
+use super::{Driver, entry::Entry};
+use crate::{backend::Backend, backups::Key, executor::Order, keeper::Kept};
+
+/// Workspaces that are archived at once, or about to be: each has an agent of its own. More wait until one is done.
+pub(super) const MAX_ARCHIVING: usize = 4;
+
+/// Whether it has, or is about to have, an agent that archives it.
+pub(super) fn is_archiving(phase: Phase) -> bool {
+    matches!(phase, Phase::Opening(Task::Archive) | Phase::Working(Task::Archive))
+}
+
+/// An archive as the machine knows it.
+pub(super) fn archive(kept: &Kept, generation: u64, at: Timestamp, witnessed: Duration) -> Archive {
+    Archive {
+        key: ArchiveKey(kept.key.to_string()),
+        generation,
+        at,
+        witnessed,
+        entries: kept.proof.entries,
+        bytes: kept.proof.bytes,
+        archive_bytes: kept.proof.archive_bytes,
+    }
+}
+
+impl<B: Backend> Driver<B> {
+    /// Whether another workspace still has to be made of this archive.
+    pub(super) fn is_source(&self, id: &WorkspaceId, generation: u64) -> bool {
+        let archives = self.entries.get(id).map(|entry| &entry.record.status.archives);
+        let archive = archives.and_then(|all| all.iter().find(|archive| archive.generation == generation));
+        let needs = |entry: &Entry, key: &ArchiveKey| {
+            let (spec, status) = (&entry.record.spec, &entry.record.status);
+            spec.source.as_ref() == Some(key) && status.storage_generation == 0 && !spec.wanted.is_gone()
+        };
+        archive.is_some_and(|archive| self.entries.values().any(|entry| needs(entry, &archive.key)))
+    }
+
+    /// Counts anew how many workspaces are being archived.
+    pub(super) fn count_archiving(&mut self) {
+        let phases = self.entries.values().map(|entry| entry.record.status.phase);
+        self.archiving = phases.filter(|phase| is_archiving(*phase)).count();
+    }
+
+    /// Looks again at those that sleep, if one may be archived now.
+    pub(super) fn fill_place(&mut self) {
+        if std::mem::take(&mut self.place_free) {
+            let sleeps = |entry: &&Entry| entry.record.status.phase == Phase::Asleep;
+            let asleep = self.entries.values().filter(sleeps).map(|entry| entry.record.spec.id.clone());
+            for id in asleep.collect::<Vec<_>>() {
+                self.advance(&id);
+            }
+        }
+    }
+}
+
+impl Entry {
+    /// The order for what the keeper does.
+    pub(super) fn keeping(&self, action: Action) -> Result<Order, String> {
+        let (spec, status) = (self.record.spec.clone(), &self.record.status);
+        let agent = || self.agent.clone().ok_or_else(|| "its agent is not known".to_owned());
+        let parse = |key: &ArchiveKey| key.0.parse::<Key>().map_err(|error| error.to_string());
+        match action {
+            Action::Restore(epoch) => {
+                let key = status.archive().map(|archive| &archive.key).or(spec.source.as_ref());
+                let key = parse(key.ok_or("there is no archive of it")?)?;
+                Ok(Order::Restore { epoch, key, spec, agent: agent()? })
+            }
+            Action::Expire(generation) => {
+                let archive = status.archives.iter().find(|archive| archive.generation == generation);
+                let key = parse(&archive.ok_or("there is no such archive of it")?.key)?;
+                Ok(Order::Expire { workspace: spec.id.clone(), generation, key })
+            }
+            _ => {
+                let (epoch, generation) = (status.epoch, status.storage_generation);
+                Ok(Order::Archive { epoch, generation, spec, agent: agent()? })
+            }
+        }
+    }
+}
