@@ -1,25 +1,69 @@
 //! What cannot be made durable is not done.
 
+use std::{
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
 use podling_control::{driver::DriverError, store::Store};
 use podling_core::workspace::State;
 use podling_proto::agent::v1::Verdict;
+use rustix::fs::{MemfdFlags, SealFlags};
 use tokio::time::timeout;
 
 use crate::{
     fake::Fake,
-    plane::{DEADLINE, Plane, new},
+    plane::{DEADLINE, Plane, new, runs},
 };
+
+/// The store's file on a disk that can be filled.
+fn disk(folder: &Path) -> OwnedFd {
+    let file = rustix::fs::memfd_create("store", MemfdFlags::ALLOW_SEALING).unwrap();
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    std::os::unix::fs::symlink(path, folder.join("store.redb")).unwrap();
+    file
+}
+
+/// From here on it takes no more writes.
+fn fill(disk: &OwnedFd) {
+    rustix::fs::fcntl_add_seals(disk, SealFlags::WRITE | SealFlags::GROW).unwrap();
+}
+
+/// It takes writes again; answers with where the file is now.
+fn mend(folder: &Path) -> PathBuf {
+    let (copy, link) = (folder.join("copy.redb"), folder.join("link"));
+    std::fs::copy(folder.join("store.redb"), &copy).unwrap();
+    std::os::unix::fs::symlink(&copy, &link).unwrap();
+    std::fs::rename(&link, folder.join("store.redb")).unwrap();
+    copy
+}
+
+#[tokio::test]
+async fn archiving_that_could_not_be_saved_takes_nobodys_place() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let disk = disk(folder.path());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, mut agent) = plane.awake("demo").await;
+    plane.put_to_sleep(&id, &mut agent).await;
+    fill(&disk);
+    // More than may be archived at once.
+    for _ in 0..6 {
+        let refused = plane.handle.delete(id.clone(), false).await.unwrap_err();
+        assert!(matches!(refused, DriverError::NotSaved { .. }), "{refused}");
+    }
+    mend(folder.path());
+    let again = async { while plane.handle.delete(id.clone(), false).await.is_err() {} };
+    timeout(DEADLINE, again).await.expect("it is saved at last");
+    runs(&backend, &id, 2).await;
+}
 
 #[tokio::test]
 async fn what_cannot_be_saved_is_not_done_and_what_was_saved_goes_on() {
     let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
-    // A file that takes no more writes, as on a full disk.
-    let file = rustix::fs::memfd_create("store", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
-    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
-    std::os::unix::fs::symlink(path, folder.path().join("store.redb")).unwrap();
+    let disk = disk(folder.path());
     let plane = Plane::up(folder.path(), &backend).await;
     let (id, _agent) = plane.awake("saved").await;
-    rustix::fs::fcntl_add_seals(&file, rustix::fs::SealFlags::WRITE | rustix::fs::SealFlags::GROW).unwrap();
+    fill(&disk);
 
     let refused = plane.handle.create(new("unsaved")).await.unwrap_err();
     assert!(matches!(refused, DriverError::NotSaved { .. }), "{refused}");
@@ -32,10 +76,7 @@ async fn what_cannot_be_saved_is_not_done_and_what_was_saved_goes_on() {
     assert_eq!(backend.state().calls, ["start 1"], "nothing was done in the name of what was not saved");
 
     // The disk takes writes again. Whether one that failed had reached it nobody can know: what it would have made is made undone.
-    let (copy, link) = (folder.path().join("copy.redb"), folder.path().join("link"));
-    std::fs::copy(folder.path().join("store.redb"), &copy).unwrap();
-    std::os::unix::fs::symlink(&copy, &link).unwrap();
-    std::fs::rename(&link, folder.path().join("store.redb")).unwrap();
+    let copy = mend(folder.path());
     let mut tries = 1;
     let again = async {
         while plane.handle.create(new("unsaved")).await.is_err() {
