@@ -232,7 +232,7 @@ impl From<Status> for Failure {
 
 fn status_code(status: &Status) -> u8 {
     match error::reason(status) {
-        Some(Reason::Busy | Reason::DiscardRequired | Reason::PathEscapes) => REFUSED,
+        Some(Reason::Busy | Reason::PathEscapes) => REFUSED,
         Some(Reason::NotAwake | Reason::Unclaimed | Reason::Deleting | Reason::Maintenance) => UNAVAILABLE,
         _ => match status.code() {
             Code::NotFound => NOT_FOUND,
@@ -255,7 +255,6 @@ fn status_advice(status: &Status) -> Option<String> {
         Reason::TerminalNotFound => "open a new one with: podling attach NAME --new",
         Reason::NameTaken => "choose another name, or use the one there is: podling attach NAME",
         Reason::Busy => "end what runs there, or pass --force",
-        Reason::DiscardRequired => "say so with: podling rm NAME --discard",
         Reason::BackupNotFound => "see what there is with: podling backups",
         Reason::NotArchived => {
             "wake it with: podling wake NAME; or restore beside it: podling restore … --as NEW-NAME"
@@ -286,7 +285,6 @@ mod tests {
             (Reason::PathNotFound, NOT_FOUND),
             (Reason::VerbMissing, REFUSED),
             (Reason::TokenExpired, REFUSED),
-            (Reason::DiscardRequired, REFUSED),
             (Reason::Busy, REFUSED),
             (Reason::AgentUnreachable, UNAVAILABLE),
             (Reason::NotAwake, UNAVAILABLE),

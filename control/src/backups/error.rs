@@ -137,11 +137,6 @@ pub struct Reasons {
 }
 
 impl BackupError {
-    /// It may work when it is tried again with nothing changed.
-    pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Unreachable { .. })
-    }
-
     /// One reason.
     pub(super) fn incomplete(reason: impl fmt::Display) -> Self {
         let mut reasons = Reasons::default();
@@ -271,7 +266,7 @@ mod tests {
         assert!(matches!(of(io::ErrorKind::StorageFull), BackupError::Full { .. }));
         assert!(matches!(of(io::ErrorKind::QuotaExceeded), BackupError::Full { .. }));
         assert!(matches!(of(io::ErrorKind::ReadOnlyFilesystem), BackupError::Denied { .. }));
-        assert!(of(io::ErrorKind::TimedOut).may_pass());
+        assert!(matches!(of(io::ErrorKind::TimedOut), BackupError::Unreachable { .. }));
         let gone = object_store::Error::NotFound { path: String::new(), source: "gone".into() };
         let error = BackupError::store("the store", "reading", "a.zip", gone);
         assert_eq!(error.to_string(), "the store holds no a.zip");
