@@ -136,9 +136,9 @@ impl Entry {
             self.links.clear();
             return false;
         }
+        // It counts as connected from its first beat on: that is its answer to the claim. Before that it would refuse every call.
         link.state = LinkState::Claimed;
         self.told_spec = Some(self.record.spec.clone());
-        self.observed.heard(instance.epoch);
         self.agent = Some(Arc::new(AgentView {
             boot_id: link.hello.boot_id.clone(),
             epoch: instance.epoch,

@@ -150,6 +150,13 @@ impl Agent {
         self.say(agent_message::Message::Hello(hello)).await;
     }
 
+    /// Beats, and is heard.
+    async fn beats(&mut self, sequence: u64, activity: Option<ActivityState>) {
+        self.say(agent_message::Message::Beat(Beat { sequence, activity })).await;
+        let Some(Message::BeatAck(ack)) = self.hears().await else { panic!("no ack") };
+        assert_eq!(ack.sequence, sequence);
+    }
+
     /// The next message that is more than "wait".
     async fn hears(&mut self) -> Option<Message> {
         loop {
@@ -192,9 +199,7 @@ async fn an_agent_shows_its_credential_is_claimed_and_its_beats_are_acknowledged
     assert_eq!(claim.policy.unwrap().idle_timeout.unwrap().seconds, 15 * 60);
     for sequence in 1..=3 {
         let activity = Some(ActivityState { verdict: Verdict::Busy.into(), ..Default::default() });
-        agent.say(agent_message::Message::Beat(Beat { sequence, activity })).await;
-        let Some(Message::BeatAck(ack)) = agent.hears().await else { panic!("no ack") };
-        assert_eq!(ack.sequence, sequence);
+        agent.beats(sequence, activity).await;
     }
     plane.wait(&id, |view| view.state == State::Awake && view.activity.is_some()).await;
 
@@ -277,6 +282,7 @@ async fn a_workspace_that_takes_all_it_can_takes_only_its_own_places() {
     let last = sessions.last_mut().unwrap();
     last.hello().await;
     assert!(matches!(last.hears().await, Some(Message::Claim(_))));
+    last.beats(1, None).await;
     plane.wait(&greedy, |view| view.link == Link::Connected).await;
     house.at_most(STRANGERS + MAX_LINKS as i64).await;
     let ended = sessions.iter_mut().rev().skip(MAX_LINKS);
@@ -285,8 +291,7 @@ async fn a_workspace_that_takes_all_it_can_takes_only_its_own_places() {
     }
 
     let (id, _, mut agent) = served(&plane, &backend, &house, "modest").await;
-    agent.say(agent_message::Message::Beat(Beat { sequence: 1, activity: None })).await;
-    assert!(matches!(agent.hears().await, Some(Message::BeatAck(_))));
+    agent.beats(1, None).await;
     plane.wait(&id, |view| view.state == State::Awake).await;
 }
 

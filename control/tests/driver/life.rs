@@ -72,8 +72,7 @@ async fn an_agent_that_is_killed_is_replaced_after_everything_of_it_has_ended() 
     let (id, _agent) = plane.awake("demo").await;
     backend.kill(&id);
     runs(&backend, &id, 2).await;
-    let mut agent = plane.dial(&id, 2, "boot-2", 2).await;
-    claimed(&mut agent, 2).await;
+    let _agent = plane.serve(&id, 2, 2).await;
     let view = plane.wait(&id, |view| view.state == State::Awake).await;
     assert_eq!((view.agent.as_ref().unwrap().epoch, view.restarts), (2, 1), "{}", view.reason);
     assert_eq!(backend.state().calls, ["start 1", "stop", "start 2"]);
@@ -107,8 +106,7 @@ async fn a_control_plane_that_is_killed_adopts_what_runs() {
     let plane = Plane::up(folder.path(), &backend).await;
     let view = plane.wait(&id, |_| true).await;
     assert_eq!((view.state, view.link), (State::Awake, Link::Unknown), "nothing is known, nothing concluded");
-    let mut agent = plane.dial(&id, 1, "boot-1", 9).await;
-    claimed(&mut agent, 1).await;
+    let _agent = plane.serve(&id, 1, 9).await;
     plane.wait(&id, |view| view.link == Link::Connected).await;
     assert_eq!(backend.state().calls, ["start 1"], "nothing was started or ended");
 }
@@ -124,8 +122,7 @@ async fn a_control_plane_that_is_killed_while_it_starts_an_agent_uses_the_epoch_
     backend.hold(false);
     let plane = Plane::up(folder.path(), &backend).await;
     runs(&backend, &id, 2).await;
-    let mut agent = plane.dial(&id, 2, "boot-2", 2).await;
-    claimed(&mut agent, 2).await;
+    let _agent = plane.serve(&id, 2, 2).await;
     plane.wait(&id, |view| view.state == State::Awake).await;
     assert_eq!(backend.state().running[&id].epoch, 2);
 }
@@ -149,8 +146,7 @@ async fn down_asks_before_it_ends_work_and_what_it_ended_wakes_for_whoever_comes
     plane.wait(&id, |view| view.state == State::Asleep).await;
     plane.handle.wake(id.clone()).await.unwrap();
     runs(&backend, &id, 2).await;
-    let mut agent = plane.dial(&id, 2, "boot-2", 1).await;
-    claimed(&mut agent, 2).await;
+    let _agent = plane.serve(&id, 2, 1).await;
     plane.wait(&id, |view| view.state == State::Awake).await;
 }
 

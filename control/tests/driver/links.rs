@@ -13,6 +13,25 @@ use crate::{
 };
 
 #[tokio::test]
+async fn an_agent_serves_only_when_it_has_said_so() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let id = plane.create("demo").await.spec.id.clone();
+    let mut agent = plane.dial(&id, 1, "boot-1", 1).await;
+    claimed(&mut agent, 1).await;
+    // The driver takes events one after the other: what the claim changed has been published when this is answered.
+    plane.handle.wake(id.clone()).await.unwrap();
+    let view = plane.handle.snapshots().borrow().get(&id).unwrap().clone();
+    assert_eq!(
+        (view.state, view.link),
+        (State::Starting, Link::Unknown),
+        "it may not have read its claim yet"
+    );
+    assert!(plane.beat(&id, 1, Verdict::Idle).await);
+    plane.wait(&id, |view| view.state == State::Awake && view.link == Link::Connected).await;
+}
+
+#[tokio::test]
 async fn only_the_agent_that_was_started_is_claimed() {
     let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
     let plane = Plane::up(folder.path(), &backend).await;

@@ -116,6 +116,19 @@ impl Plane {
         messages
     }
 
+    /// An agent of this epoch dials, is claimed, and says so by its first beat, which tells of no use.
+    pub(crate) async fn serve(
+        &self,
+        id: &WorkspaceId,
+        epoch: u64,
+        connection: u64,
+    ) -> mpsc::Receiver<ToAgent> {
+        let mut agent = self.dial(id, epoch, &format!("boot-{epoch}"), connection).await;
+        claimed(&mut agent, epoch).await;
+        assert!(self.beat(id, connection, Verdict::Unspecified).await);
+        agent
+    }
+
     pub(crate) async fn beat(&self, id: &WorkspaceId, connection: u64, verdict: Verdict) -> bool {
         self.idle_beat(id, connection, verdict, Duration::ZERO).await
     }
@@ -181,8 +194,7 @@ impl Plane {
     /// Created and served by an agent on connection 1.
     pub(crate) async fn awake(&self, name: &str) -> (WorkspaceId, mpsc::Receiver<ToAgent>) {
         let id = self.create(name).await.spec.id.clone();
-        let mut agent = self.dial(&id, 1, "boot-1", 1).await;
-        claimed(&mut agent, 1).await;
+        let agent = self.serve(&id, 1, 1).await;
         self.wait(&id, |view| view.state == State::Awake).await;
         (id, agent)
     }

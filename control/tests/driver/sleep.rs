@@ -44,8 +44,7 @@ async fn idle(plane: &Plane, id: &WorkspaceId, agent: &mut mpsc::Receiver<ToAgen
 async fn short(plane: &Plane) -> (WorkspaceId, mpsc::Receiver<ToAgent>) {
     let policy = Policy { idle_timeout: TIMEOUT, ..Policy::default() };
     let id = plane.handle.create(NewWorkspace { policy, ..new("demo") }).await.unwrap().0.spec.id.clone();
-    let mut agent = plane.dial(&id, 1, "boot-1", 1).await;
-    claimed(&mut agent, 1).await;
+    let agent = plane.serve(&id, 1, 1).await;
     plane.wait(&id, |view| view.state == State::Awake).await;
     (id, agent)
 }
@@ -67,8 +66,7 @@ async fn one_that_is_not_used_is_warned_falls_asleep_in_two_phases_and_wakes_for
     plane.handle.set_policy(id.clone(), policy).await.unwrap();
     plane.handle.wake(id.clone()).await.unwrap();
     runs(&backend, &id, 2).await;
-    let mut agent = plane.dial(&id, 2, "boot-2", 2).await;
-    claimed(&mut agent, 2).await;
+    let _agent = plane.serve(&id, 2, 2).await;
     let awake = plane.wait(&id, |view| view.state == State::Awake).await;
     assert_eq!(backend.state().calls, ["start 1", "stop", "start 2"]);
     let words: Vec<_> = awake.log.iter().map(|entry| entry.state).collect();
@@ -124,8 +122,7 @@ async fn nobody_sleeps_for_a_link_that_is_lost() {
     let (_, step) = asked(&mut agent).await;
     assert_eq!(step, SleepStep::Commit, "there is no way back from here: it is asked again");
     plane.handle.gone(id.clone(), podling_control::driver::ConnectionId(1)).await.unwrap();
-    let mut agent = plane.dial(&id, 1, "boot-1", 2).await;
-    claimed(&mut agent, 1).await;
+    let mut agent = plane.serve(&id, 1, 2).await;
     let (directive, step) = asked(&mut agent).await;
     assert_eq!(step, SleepStep::Commit);
     assert_eq!(backend.state().calls, ["start 1"], "its agent was not ended unasked");

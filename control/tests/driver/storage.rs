@@ -25,9 +25,7 @@ pub(crate) async fn serve(
     epoch: u64,
 ) -> mpsc::Receiver<ToAgent> {
     runs(backend, id, epoch).await;
-    let mut agent = plane.dial(id, epoch, &format!("boot-{epoch}"), epoch).await;
-    claimed(&mut agent, epoch).await;
-    agent
+    plane.serve(id, epoch, epoch).await
 }
 
 async fn house() -> (tempfile::TempDir, Fake, FakeKeeper, Plane) {

@@ -32,7 +32,6 @@ impl World {
                     entry.claimed = Some((epoch, connection));
                     entry.quiet = Default::default();
                     entry.heard = watched;
-                    entry.observed.heard(epoch);
                     claimed = true;
                 }
             } else if known && !entry.observed.processes.lives(other) && entry.flight.is_none() {
