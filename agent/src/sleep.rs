@@ -15,6 +15,17 @@ pub const DEFAULT_HOLD: Duration = Duration::from_secs(10);
 /// Nobody may hold them longer: people wait at the door.
 pub const LONGEST_HOLD: Duration = Duration::from_secs(60);
 
+/// Why the workspace is to sleep, and with that what speaks against it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// It was idle for its whole timeout, as far as the control plane knows.
+    Idle,
+    /// Somebody asks for it, unless it is used.
+    Asked,
+    /// Somebody insists.
+    Forced,
+}
+
 /// Why the workspace does not go on falling asleep.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Declined {
@@ -60,8 +71,9 @@ impl Sleep {
         &self.door
     }
 
-    /// Phase one: from here on nobody passes the door, for `hold` at most. Not while the workspace is in use, unless by `force`.
-    pub fn prepare(&self, hold: Option<Duration>, force: bool) -> Result<(), Declined> {
+    /// Phase one: from here on nobody passes the door, for `hold` at most. Not while something speaks against it.
+    pub fn prepare(&self, hold: Option<Duration>, urgency: Urgency) -> Result<(), Declined> {
+        let force = urgency == Urgency::Forced;
         let waiting = self.door.waiting();
         if !force && !waiting.is_empty() {
             self.door.open();
@@ -72,8 +84,7 @@ impl Sleep {
             // Asleep: a control plane that lost its memory may go on with commit.
             return Ok(());
         }
-        let declined = if force { None } else { self.in_use() };
-        declined.map_or(Ok(()), |declined| {
+        self.reason_against(urgency).map_or(Ok(()), |declined| {
             self.door.open();
             Err(declined)
         })
@@ -109,13 +120,16 @@ impl Sleep {
         self.over.cancelled().await;
     }
 
-    fn in_use(&self) -> Option<Declined> {
+    fn reason_against(&self, urgency: Urgency) -> Option<Declined> {
+        if urgency == Urgency::Forced {
+            return None;
+        }
         let now = self.activity.look();
         if now.judgement.verdict != Verdict::Idle {
             return Some(Declined::InUse(now.judgement.verdict));
         }
         let (counted, timeout) = (now.counted_idle, now.idle_timeout);
-        (counted < timeout).then_some(Declined::TooSoon { counted, timeout })
+        (urgency == Urgency::Idle && counted < timeout).then_some(Declined::TooSoon { counted, timeout })
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     activity::{Snapshot, warning::Warning},
     api,
     claim::{Claim, Policy},
+    sleep::Urgency,
 };
 
 /// The protocol this agent speaks.
@@ -74,9 +75,14 @@ pub fn warning(warn: wire::Warn) -> Option<Warning> {
     Some(Warning { at, reason: warn.reason.chars().take(MAX_REASON).collect() })
 }
 
-/// Reads a prepare: how long to hold at most, and whether activity is no reason to decline.
-pub fn prepare(prepare: &wire::Prepare) -> (Option<Duration>, bool) {
-    (prepare.hold.and_then(|hold| Duration::try_from(hold).ok()), prepare.force)
+/// Reads a prepare: how long to hold at most, and why. One that says both insists.
+pub fn prepare(prepare: &wire::Prepare) -> (Option<Duration>, Urgency) {
+    let urgency = match (prepare.force, prepare.asked) {
+        (true, _) => Urgency::Forced,
+        (false, true) => Urgency::Asked,
+        (false, false) => Urgency::Idle,
+    };
+    (prepare.hold.and_then(|hold| Duration::try_from(hold).ok()), urgency)
 }
 
 /// A directive was carried out.

@@ -99,7 +99,13 @@ impl Bed {
 
     pub(crate) async fn prepare(&mut self, force: bool, hold: Option<Duration>) -> Answer {
         let hold = hold.map(|hold| hold.try_into().expect("a duration"));
-        self.direct(Directive::Prepare(wire::Prepare { hold, force })).await
+        self.direct(Directive::Prepare(wire::Prepare { hold, force, asked: false })).await
+    }
+
+    /// Somebody asks for its sleep, unless it is used.
+    pub(crate) async fn prepare_asked(&mut self) -> Answer {
+        let asked = wire::Prepare { asked: true, ..wire::Prepare::default() };
+        self.direct(Directive::Prepare(asked)).await
     }
 
     /// Prepares as soon as it is idle for long enough.

@@ -46,9 +46,26 @@ async fn prepare_is_declined_with_evidence_while_the_workspace_is_used_or_not_id
     let said = declined(bed.prepare(false, None).await);
     assert!(said.reason.contains("busy"), "{said:?}");
     assert_eq!(said.activity.expect("activity").leases.len(), 1);
+    assert!(declined(bed.prepare_asked().await).reason.contains("busy"));
     assert!(declined(bed.commit().await).reason.contains("not prepared"));
-    assert_eq!(bed.prepare(true, None).await, DONE, "somebody asked for it");
+    assert_eq!(bed.prepare(true, None).await, DONE, "somebody insists");
     assert_eq!(bed.cancel().await, DONE);
+}
+
+#[tokio::test]
+async fn who_asks_for_its_sleep_need_not_wait_for_its_timeout() {
+    let mut bed = Bed::new(|claim| {
+        drowsy(claim);
+        claim.policy.as_mut().expect("a policy").idle_timeout =
+            Some(prost_types::Duration { seconds: 600, nanos: 0 });
+    })
+    .await;
+    let idle = async {
+        while let Answer::Declined(_) = bed.prepare_asked().await {
+            bed.session.beat().await;
+        }
+    };
+    timeout(DEADLINE, idle).await.expect("idle in time");
 }
 
 #[tokio::test]

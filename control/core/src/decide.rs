@@ -42,7 +42,7 @@ use std::time::Duration;
 use crate::{
     mutant,
     observed::Observed,
-    status::{Phase, Status},
+    status::{Phase, Status, Urgency},
     time::Timestamp,
     workspace::{Epoch, Spec},
 };
@@ -76,8 +76,8 @@ pub enum Action {
     Prepare {
         /// Whose agent.
         epoch: Epoch,
-        /// Use is no reason against it.
-        force: bool,
+        /// Why, and with that what speaks against it.
+        urgency: Urgency,
     },
     /// The agent ends everything and saves it.
     Commit(Epoch),

@@ -23,8 +23,6 @@ pub enum Mutant {
     EndsBeforeReady,
     /// Who is not known to be used counts as not used.
     SleepsOnUnknown,
-    /// What an agent said before its link was lost counts afterwards.
-    KeepsOldUse,
     /// The wall clock says how long somebody slept.
     TrustsWallClock,
     /// Sleep that somebody asks for has one phase.
@@ -60,7 +58,7 @@ mod chosen {
     use crate::status::{Phase, Status};
 
     /// All of them.
-    pub const ALL: [Mutant; 19] = [
+    pub const ALL: [Mutant; 18] = [
         Mutant::RemovesWithoutArchive,
         Mutant::KeepsGeneration,
         Mutant::TrustsOldArchive,
@@ -68,7 +66,6 @@ mod chosen {
         Mutant::IgnoresRefusal,
         Mutant::EndsBeforeReady,
         Mutant::SleepsOnUnknown,
-        Mutant::KeepsOldUse,
         Mutant::TrustsWallClock,
         Mutant::SleepsInOnePhase,
         Mutant::ForgetsFirst,

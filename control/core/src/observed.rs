@@ -22,6 +22,8 @@ pub struct Observed {
     pub used: Used,
     /// The agent that has told of use last.
     pub used_by: Option<Epoch>,
+    /// Somebody asks for its sleep, unless it is used. Once: whoever uses it afterwards keeps it awake as ever.
+    pub asked: bool,
     /// Whether its agent lets new things begin.
     pub door: Door,
     /// The agent that has ended and saved everything.

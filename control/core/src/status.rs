@@ -81,8 +81,8 @@ pub enum Phase {
     Awake,
     /// Its agent is asked whether it may sleep, and lets nothing new begin.
     Preparing {
-        /// Somebody, or the longest time awake, asks for it: use is no reason against it.
-        force: bool,
+        /// Why it is to sleep, and with that what speaks against it.
+        urgency: Urgency,
         /// Refusals before, so that a new one is known from an old one.
         declined: u32,
     },
@@ -100,6 +100,18 @@ pub enum Phase {
     Archived,
     /// Its processes end, then its storage and its archives go, then its record.
     Deleting,
+}
+
+/// Why a workspace is to sleep, and with that for which reasons its agent may decline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Urgency {
+    /// It was idle for its whole timeout: declined when it is used, or was idle for less than that.
+    Idle,
+    /// Somebody asks for it: declined when it is used.
+    Asked,
+    /// Somebody insists, or it has been awake for as long as it may: never declined.
+    Forced,
 }
 
 /// What is done to the storage of a workspace that has no processes.

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use podling_core::{id::WorkspaceId, observed::Failure, time::Timestamp, workspace::Spec};
+use podling_core::{id::WorkspaceId, observed::Failure, status::Urgency, time::Timestamp, workspace::Spec};
 use podling_proto::{
     agent::v1::{ActivityState, Usage},
     control::v1::{
@@ -112,7 +112,11 @@ pub(super) fn control(said: ToAgent, token_keys: &[TokenKey]) -> ControlMessage 
         ToAgent::Claim(content) => Message::Claim(claim(&content, token_keys)),
         ToAgent::Sleep(DirectiveId(id), step) => {
             let step = match step {
-                SleepStep::Prepare { force } => Step::Prepare(Prepare { hold: None, force }),
+                SleepStep::Prepare(urgency) => Step::Prepare(Prepare {
+                    hold: None,
+                    force: urgency == Urgency::Forced,
+                    asked: urgency == Urgency::Asked,
+                }),
                 SleepStep::Commit => Step::Commit(Commit {}),
                 SleepStep::Cancel => Step::Cancel(Cancel {}),
             };

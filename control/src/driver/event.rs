@@ -7,6 +7,7 @@ use podling_core::{
     id::{Name, Owner, WorkspaceId},
     observed::Failure,
     policy::{Policy, PolicyOverrides},
+    status::Urgency,
     time::Timestamp,
     workspace::{Epoch, Resources, Spec},
 };
@@ -138,10 +139,7 @@ pub struct DirectiveId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SleepStep {
     /// May the workspace sleep? Then let nothing new begin.
-    Prepare {
-        /// Use is no reason against it.
-        force: bool,
-    },
+    Prepare(Urgency),
     /// End everything and save it.
     Commit,
     /// Go on.

@@ -136,8 +136,12 @@ impl<B: Backend> Driver<B> {
         }
         if let Some(entry) = self.entries.get_mut(id) {
             if entry.record.spec.wanted != Wanted::Asleep {
-                tracing::info!(workspace = %id, "is to sleep");
-                entry.want(Wanted::Asleep);
+                tracing::info!(workspace = %id, force, "is to sleep");
+                match entry.record.status.phase {
+                    // What it is used for by now only its agent knows.
+                    Phase::Awake | Phase::Preparing { .. } if !force => entry.observed.asked = true,
+                    _ => entry.want(Wanted::Asleep),
+                }
             }
             entry.waiting.push(Waiting::View(reply));
         }
@@ -230,6 +234,7 @@ impl<B: Backend> Driver<B> {
     /// Somebody waits for it.
     fn call(&mut self, id: &WorkspaceId) {
         let Some(entry) = self.entries.get_mut(id) else { return };
+        entry.observed.asked = false;
         let record = &entry.record;
         let answered = record.spec.asked <= record.status.answered;
         if record.spec.wanted == Wanted::Asleep || (answered && rests_or_will(record.status.phase)) {

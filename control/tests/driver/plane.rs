@@ -15,6 +15,7 @@ use podling_core::{
     observed::Failure,
     policy::Policy,
     quota::Quotas,
+    status::Urgency,
     workspace::{Resources, State},
 };
 use podling_proto::agent::v1::{ActivityState, Verdict};
@@ -170,7 +171,7 @@ impl Plane {
     /// Lets it fall asleep though it be used: its agent on connection 1 does all that it is asked.
     pub(crate) async fn put_to_sleep(&self, id: &WorkspaceId, agent: &mut mpsc::Receiver<ToAgent>) {
         self.handle.sleep(id.clone(), true).await.expect("it may sleep");
-        for expected in [SleepStep::Prepare { force: true }, SleepStep::Commit] {
+        for expected in [SleepStep::Prepare(Urgency::Forced), SleepStep::Commit] {
             let (directive, step) = asked(agent).await;
             assert_eq!(step, expected);
             self.answer(id, 1, directive, Ok(())).await;

@@ -7,6 +7,7 @@ use podling_core::{
     id::WorkspaceId,
     observed::Failure,
     policy::{Policy, PolicyOverrides},
+    status::Urgency,
     workspace::State,
 };
 use podling_proto::agent::v1::Verdict;
@@ -14,7 +15,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     fake::Fake,
-    plane::{DEADLINE, Plane, asked, claimed, new, runs},
+    plane::{DEADLINE, Plane, asked, new, runs},
 };
 
 /// Counted by the driver in ticks of a second: so it is warned at the first and asked at the second.
@@ -54,7 +55,7 @@ async fn one_that_is_not_used_is_warned_falls_asleep_in_two_phases_and_wakes_for
     let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
     let plane = Plane::up(folder.path(), &backend).await;
     let (id, mut agent) = short(&plane).await;
-    assert_eq!(idle(&plane, &id, &mut agent).await, (true, SleepStep::Prepare { force: false }));
+    assert_eq!(idle(&plane, &id, &mut agent).await, (true, SleepStep::Prepare(Urgency::Idle)));
     let (directive, step) = asked(&mut agent).await;
     assert_eq!(step, SleepStep::Commit);
     assert_eq!(backend.state().calls, ["start 1"], "nothing ends before the agent is ready");
@@ -100,7 +101,7 @@ async fn who_comes_while_it_prepares_finds_it_awake_and_its_agent_is_told_to_go_
     let (id, mut agent) = plane.awake("demo").await;
     plane.handle.sleep(id.clone(), true).await.unwrap();
     let (prepare, step) = asked(&mut agent).await;
-    assert_eq!(step, SleepStep::Prepare { force: true });
+    assert_eq!(step, SleepStep::Prepare(Urgency::Forced));
     let awake = plane.handle.wake(id.clone()).await.unwrap();
     assert_eq!(awake.state, State::Awake);
     let (cancel, step) = asked(&mut agent).await;
@@ -144,6 +145,22 @@ async fn a_used_workspace_sleeps_only_when_it_is_forced_to() {
     let asleep = plane.wait(&id, |view| view.state == State::Asleep).await;
     assert_eq!(asleep.reason, "somebody puts it to sleep", "also after a crash");
     assert_eq!(backend.state().calls.iter().filter(|call| call.starts_with("start")).count(), 1);
+}
+
+#[tokio::test]
+async fn a_workspace_that_is_used_since_it_was_last_heard_is_not_put_to_sleep() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, mut agent) = plane.awake("demo").await;
+    assert!(plane.beat(&id, 1, Verdict::Idle).await);
+    plane.handle.sleep(id.clone(), false).await.expect("nobody knows of any use");
+    let (directive, step) = asked(&mut agent).await;
+    assert_eq!(step, SleepStep::Prepare(Urgency::Asked), "its agent has the last word");
+    plane.answer(&id, 1, directive, Err(Failure::Declined("the workspace is active".into()))).await;
+    let stays = plane.wait(&id, |view| view.state == State::Awake).await;
+    assert_eq!(stays.reason, "the workspace is active");
+    let asked_again = stays.next.as_ref().is_some_and(|next| next.1.contains("put to sleep"));
+    assert!(!asked_again, "it was asked for once: who uses it now keeps it awake as ever");
 }
 
 #[tokio::test]

@@ -42,10 +42,10 @@ pub(super) fn follow(spec: &Spec, status: &Status, observed: &Observed, now: Tim
             .or_else(|| serving::silent(seen))
             .or_else(|| sleeping::fall_asleep(seen))
             .or_else(|| serving::healthy(seen)),
-        Phase::Preparing { force, declined } => serving::worn_out(seen)
+        Phase::Preparing { urgency, declined } => serving::worn_out(seen)
             .or_else(|| serving::died(seen))
             .or_else(|| sleeping::end_now(seen))
-            .or_else(|| sleeping::reprieve(seen, force, declined))
+            .or_else(|| sleeping::reprieve(seen, urgency, declined))
             .or_else(|| sleeping::prepared(seen)),
         Phase::Committing => {
             sleeping::ready(seen).or_else(|| sleeping::give_up(seen)).or_else(|| sleeping::declined(seen))

@@ -19,7 +19,7 @@ pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed) -> Option<Ac
             Some(Action::Cancel(epoch))
         }
         (Phase::Awake, _) => expire(spec, status, observed),
-        (Phase::Preparing { force, .. }, _) if connected => Some(Action::Prepare { epoch, force }),
+        (Phase::Preparing { urgency, .. }, _) if connected => Some(Action::Prepare { epoch, urgency }),
         (Phase::Committing, _) if connected => Some(Action::Commit(epoch)),
         (Phase::Working(Task::Archive), _) if connected => Some(Action::Archive(epoch)),
         (Phase::Working(Task::Restore), _) if connected => Some(Action::Restore(epoch)),

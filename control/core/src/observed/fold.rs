@@ -3,12 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{Achieved, Door, Ended, Failure, Observed, Processes, Trouble, Used};
-use crate::{
-    decide::Action,
-    mutant::{self, Mutant},
-    time::Timestamp,
-    workspace::Epoch,
-};
+use crate::{decide::Action, time::Timestamp, workspace::Epoch};
 
 impl Observed {
     /// Of a workspace that has just been made: nothing can run under an id that was never used.
@@ -41,7 +36,11 @@ impl Observed {
                 // Whatever was there, there will be storage.
                 self.removed = false;
             }
-            Action::Prepare { epoch, .. } | Action::Cancel(epoch) => self.door = Door::Unsure(epoch),
+            Action::Prepare { epoch, .. } => {
+                self.door = Door::Unsure(epoch);
+                self.asked = false;
+            }
+            Action::Cancel(epoch) => self.door = Door::Unsure(epoch),
             Action::Commit(_)
             | Action::Archive(_)
             | Action::Restore(_)
@@ -119,9 +118,8 @@ impl Observed {
     /// The agent is not heard of any more: what it said last is not known any more (law 4).
     pub fn link_lost(&mut self) {
         self.connected = None;
-        if !mutant::is(Mutant::KeepsOldUse) {
-            self.used = Used::Unknown;
-        }
+        self.asked = false;
+        self.used = Used::Unknown;
     }
 
     /// The connected agent has said whether the workspace is used.
@@ -129,6 +127,7 @@ impl Observed {
         self.used = used;
         if used == Used::Yes {
             self.used_by = self.connected;
+            self.asked = false;
         }
         // It has declined for a use that now shows; when that is over it may be asked again.
         if used == Used::Yes && matches!(self.trouble, Some(Trouble { action: Action::Prepare { .. }, .. })) {

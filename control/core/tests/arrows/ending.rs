@@ -5,7 +5,7 @@ use std::time::Duration;
 use podling_core::{
     decide::{Action, decide},
     observed::{Failure, Observed, Processes, Trouble},
-    status::{Phase, Status},
+    status::{Phase, Status, Urgency},
     time::Timestamp,
     workspace::Wanted,
 };
@@ -85,7 +85,7 @@ fn delete_archives_first() {
     table(
         Wanted::Deleted,
         &[
-            ("awake", Phase::Awake, served(), (BY_FORCE, 3, Some(prepare(true)))),
+            ("awake", Phase::Awake, served(), (BY_FORCE, 3, Some(prepare(Urgency::Forced)))),
             (
                 "awake, and nobody hears it",
                 Phase::Awake,

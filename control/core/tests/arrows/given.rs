@@ -8,7 +8,7 @@ use podling_core::{
     id::WorkspaceId,
     observed::{Door, Ended, Failure, Observed, Processes, Trouble, Used},
     policy::Policy,
-    status::{Phase, Status, Task},
+    status::{Phase, Status, Task, Urgency},
     time::Timestamp,
     workspace::{Spec, Wanted},
 };
@@ -81,8 +81,9 @@ pub(crate) fn pending(after: Duration) -> Phase {
     Phase::Pending { not_before: NOW.plus(after) }
 }
 
-pub(crate) const IDLY: Phase = Phase::Preparing { force: false, declined: 0 };
-pub(crate) const BY_FORCE: Phase = Phase::Preparing { force: true, declined: 0 };
+pub(crate) const IDLY: Phase = Phase::Preparing { urgency: Urgency::Idle, declined: 0 };
+pub(crate) const ASKED: Phase = Phase::Preparing { urgency: Urgency::Asked, declined: 0 };
+pub(crate) const BY_FORCE: Phase = Phase::Preparing { urgency: Urgency::Forced, declined: 0 };
 pub(crate) const ARCHIVING: Phase = Phase::Working(Task::Archive);
 pub(crate) const RESTORING: Phase = Phase::Working(Task::Restore);
 
@@ -144,8 +145,8 @@ fn trouble(observed: Observed, action: Action, failures: u32, failure: Failure) 
     Observed { trouble: Some(Trouble { action, failures, at: NOW, failure }), ..observed }
 }
 
-pub(crate) fn prepare(force: bool) -> Action {
-    Action::Prepare { epoch: 3, force }
+pub(crate) fn prepare(urgency: Urgency) -> Action {
+    Action::Prepare { epoch: 3, urgency }
 }
 
 /// What comes of it: the phase, the epoch, and the order.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use podling_core::{
     decide::{Action, COMMIT_TRIES, SILENCE_LIMIT, decide},
     observed::{Door, Observed, Processes, Used},
-    status::{Phase, Status},
+    status::{Phase, Status, Urgency},
     time::Timestamp,
     workspace::{Spec, Wanted},
 };
@@ -18,7 +18,7 @@ const ENDED: Outcome = (Phase::FallingAsleep, 3, Some(Action::Stop));
 
 #[test]
 fn fall_asleep() {
-    let asked = (IDLY, 3, Some(prepare(false)));
+    let asked = (IDLY, 3, Some(prepare(Urgency::Idle)));
     let just_come = Status { called: WITNESSED - IDLE_TIMEOUT + SECOND, ..status(Phase::Awake) };
     let awake = || status(Phase::Awake);
     let mut bounded = spec(Wanted::Awake);
@@ -26,7 +26,7 @@ fn fall_asleep() {
     let mut longer = bounded.clone();
     longer.policy.max_awake = Some(20 * HOUR + SECOND);
     let used = || Observed { used: Used::Yes, ..served() };
-    let by_force = (BY_FORCE, 3, Some(prepare(true)));
+    let by_force = (BY_FORCE, 3, Some(prepare(Urgency::Forced)));
     cases(&[
         ("idle for its timeout", spec(Wanted::Awake), awake(), idle(IDLE_TIMEOUT), asked),
         ("a second less", spec(Wanted::Awake), awake(), idle(IDLE_TIMEOUT - SECOND), AWAKE),
@@ -55,20 +55,74 @@ fn fall_asleep() {
             "it has just declined",
             spec(Wanted::Awake),
             awake(),
-            declined(idle(IDLE_TIMEOUT), prepare(false), 1),
+            declined(idle(IDLE_TIMEOUT), prepare(Urgency::Idle), 1),
             AWAKE,
         ),
     ]);
 }
 
 #[test]
+fn asked_to_sleep() {
+    let asked = |observed| Observed { asked: true, ..observed };
+    let yes = Observed { used: Used::Yes, ..served() };
+    let ask = prepare(Urgency::Asked);
+    let idle = || idle(SECOND);
+    table(
+        Wanted::Awake,
+        &[
+            ("idle, for however short", Phase::Awake, asked(idle()), (ASKED, 3, Some(ask))),
+            ("nobody has said", Phase::Awake, asked(served()), (ASKED, 3, Some(ask))),
+            ("used", Phase::Awake, asked(yes.clone()), AWAKE),
+            ("its agent looks", ASKED, idle(), (ASKED, 3, Some(ask))),
+            ("it is used after all", ASKED, yes, AWAKE),
+            ("it declines", ASKED, declined(idle(), ask, 1), AWAKE),
+            ("its door is shut", ASKED, door(idle(), Door::Shut(3)), COMMITTING),
+            (
+                "it has just declined, and is asked again",
+                Phase::Awake,
+                declined(asked(idle()), ask, 1),
+                AWAKE,
+            ),
+            (
+                "it has just declined to sleep by itself",
+                Phase::Awake,
+                declined(asked(idle()), prepare(Urgency::Idle), 1),
+                (ASKED, 3, Some(ask)),
+            ),
+        ],
+    );
+    let unheard = Observed { connected: None, ..asked(idle()) };
+    assert_eq!(
+        follows(&spec(Wanted::Awake), &status(ASKED), &unheard),
+        AWAKE,
+        "nobody knows whether it is used"
+    );
+}
+
+#[test]
+fn who_asks_for_its_sleep_asks_once() {
+    let asked = || Observed { asked: true, ..served() };
+    let mut ordered = asked();
+    ordered.ordered(prepare(Urgency::Asked));
+    let mut lost = asked();
+    lost.link_lost();
+    let mut used = asked();
+    used.use_told(Used::Yes);
+    assert!(!ordered.asked && !lost.asked && !used.asked);
+}
+
+#[test]
 fn one_that_declined_is_asked_again_after_a_pause() {
-    let observed = declined(idle(IDLE_TIMEOUT), prepare(false), 2);
+    let observed = declined(idle(IDLE_TIMEOUT), prepare(Urgency::Idle), 2);
     let first = decide(&spec(Wanted::Awake), &status(Phase::Awake), &observed, NOW);
     assert_eq!(first.next.map(|(at, _)| at), Some(NOW.plus(2 * SECOND)));
     let later = decide(&spec(Wanted::Awake), &first.status, &observed, NOW.plus(2 * SECOND));
-    assert_eq!(later.status.phase, Phase::Preparing { force: false, declined: 2 }, "an old refusal is none");
-    assert_eq!(later.action, Some(prepare(false)));
+    assert_eq!(
+        later.status.phase,
+        Phase::Preparing { urgency: Urgency::Idle, declined: 2 },
+        "an old refusal is none"
+    );
+    assert_eq!(later.action, Some(prepare(Urgency::Idle)));
 }
 
 #[test]
@@ -82,11 +136,23 @@ fn reprieve() {
             spec(Wanted::Awake),
             preparing(IDLY),
             idle(IDLE_TIMEOUT),
-            (IDLY, 3, Some(prepare(false))),
+            (IDLY, 3, Some(prepare(Urgency::Idle))),
         ),
         ("used again", spec(Wanted::Awake), preparing(IDLY), Observed { used: Used::Yes, ..served() }, AWAKE),
-        ("it declines", spec(Wanted::Awake), preparing(IDLY), declined(served(), prepare(false), 1), AWAKE),
-        ("it fails", spec(Wanted::Awake), preparing(IDLY), failed(served(), prepare(false), 1), AWAKE),
+        (
+            "it declines",
+            spec(Wanted::Awake),
+            preparing(IDLY),
+            declined(served(), prepare(Urgency::Idle), 1),
+            AWAKE,
+        ),
+        (
+            "it fails",
+            spec(Wanted::Awake),
+            preparing(IDLY),
+            failed(served(), prepare(Urgency::Idle), 1),
+            AWAKE,
+        ),
         ("nobody hears it", spec(Wanted::Awake), preparing(IDLY), deaf.clone(), AWAKE),
         (
             "its door may be shut",
@@ -100,21 +166,21 @@ fn reprieve() {
             spec(Wanted::Asleep),
             preparing(BY_FORCE),
             Observed { used: Used::Yes, ..served() },
-            (BY_FORCE, 3, Some(prepare(true))),
+            (BY_FORCE, 3, Some(prepare(Urgency::Forced))),
         ),
         ("somebody came meanwhile", called(Wanted::Awake), preparing(BY_FORCE), served(), AWAKE),
         (
             "forced and declined",
             spec(Wanted::Asleep),
             preparing(BY_FORCE),
-            declined(served(), prepare(true), 1),
+            declined(served(), prepare(Urgency::Forced), 1),
             ENDED,
         ),
         (
             "its time awake is over, and it fails",
             spec(Wanted::Awake),
             preparing(BY_FORCE),
-            failed(served(), prepare(true), 1),
+            failed(served(), prepare(Urgency::Forced), 1),
             ENDED,
         ),
         ("forced, and nobody hears it", spec(Wanted::Asleep), preparing(BY_FORCE), deaf, ENDED),
@@ -157,13 +223,13 @@ fn prepared() {
                 "its door may be shut",
                 IDLY,
                 door(idle(IDLE_TIMEOUT), Door::Unsure(3)),
-                (IDLY, 3, Some(prepare(false))),
+                (IDLY, 3, Some(prepare(Urgency::Idle))),
             ),
             (
                 "another's door",
                 IDLY,
                 door(idle(IDLE_TIMEOUT), Door::Shut(2)),
-                (IDLY, 3, Some(prepare(false))),
+                (IDLY, 3, Some(prepare(Urgency::Idle))),
             ),
         ],
     );

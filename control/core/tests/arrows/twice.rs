@@ -6,7 +6,7 @@ use std::time::Duration;
 use podling_core::{
     decide::{Action, decide},
     observed::{Door, Ended, Failure, Observed, Processes, Trouble, Used},
-    status::{Phase, Status, Task, Upkeep},
+    status::{Phase, Status, Task, Upkeep, Urgency},
     time::Timestamp,
     workspace::{Spec, Wanted},
 };
@@ -25,7 +25,7 @@ fn any_phase() -> impl Strategy<Value = Phase> {
         (0_u64..1000).prop_map(|s| pending(Duration::from_secs(s))),
         Just(Phase::Starting),
         Just(Phase::Awake),
-        (any::<bool>(), 0_u32..3).prop_map(|(force, declined)| Phase::Preparing { force, declined }),
+        (any_urgency(), 0_u32..3).prop_map(|(urgency, declined)| Phase::Preparing { urgency, declined }),
         Just(Phase::Committing),
         Just(Phase::FallingAsleep),
         Just(Phase::Asleep),
@@ -40,18 +40,21 @@ fn any_task() -> impl Strategy<Value = Task> {
     prop_oneof![Just(Task::Archive), Just(Task::Restore)]
 }
 
+fn any_urgency() -> impl Strategy<Value = Urgency> {
+    prop_oneof![Just(Urgency::Idle), Just(Urgency::Asked), Just(Urgency::Forced)]
+}
+
 fn any_action() -> impl Strategy<Value = Action> {
-    (any_epoch(), 0..11).prop_map(|(n, which)| match which {
+    (any_epoch(), any_urgency(), 0..10).prop_map(|(n, urgency, which)| match which {
         0 => Action::Start(n),
-        1 => Action::Prepare { epoch: n, force: false },
-        2 => Action::Prepare { epoch: n, force: true },
-        3 => Action::Commit(n),
-        4 => Action::Cancel(n),
-        5 => Action::Stop,
-        6 => Action::Archive(n),
-        7 => Action::Restore(n),
-        8 => Action::Remove,
-        9 => Action::Expire(n),
+        1 => Action::Prepare { epoch: n, urgency },
+        2 => Action::Commit(n),
+        3 => Action::Cancel(n),
+        4 => Action::Stop,
+        5 => Action::Archive(n),
+        6 => Action::Restore(n),
+        7 => Action::Remove,
+        8 => Action::Expire(n),
         _ => Action::Forget,
     })
 }
@@ -108,7 +111,7 @@ fn any_observed() -> impl Strategy<Value = Observed> {
         prop_oneof![Just(Door::Open), any_epoch().prop_map(Door::Unsure), any_epoch().prop_map(Door::Shut),];
     let epoch = || prop::option::of(any_epoch());
     let facts = (epoch(), epoch(), epoch(), epoch(), epoch(), epoch());
-    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let expired = prop::collection::btree_set(0_u64..5, 0..3);
     let trouble = prop::option::of(any_trouble());
     (processes, used, door, facts, flags, expired, trouble, 0_u64..1000).prop_map(
@@ -126,6 +129,7 @@ fn any_observed() -> impl Strategy<Value = Observed> {
             expired,
             trouble,
             removed: flags.0,
+            asked: flags.4,
             room: flags.1,
             standby: flags.2,
             crowded: flags.3,

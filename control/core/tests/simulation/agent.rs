@@ -2,8 +2,12 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use podling_core::{observed::Used, status::Urgency};
+
 use super::real::{Agent, Down, Link, Up};
 
+/// Of so many beats one cannot say whether the workspace is used.
+const DOUBTS: u64 = 8;
 /// Between two beats, milliseconds.
 const BEAT: u64 = 15_000;
 /// Idle time between two beats counts only up to this: more means that it, or the line, stood still.
@@ -91,11 +95,15 @@ impl Agent {
         if self.claimed && self.next_beat <= now {
             self.next_beat = now + BEAT;
             self.sequence += 1;
-            let idle = (!self.is_used(now)).then_some(self.idle);
             let sequence = self.sequence;
+            let used = match self.is_used(now) {
+                _ if sequence % DOUBTS == 0 => Used::Unknown,
+                true => Used::Yes,
+                false => Used::No(self.idle),
+            };
             if let Some(link) = &mut self.link {
-                link.up.push_back(Up::Beat { sequence, idle });
-                if idle.is_some() {
+                link.up.push_back(Up::Beat { sequence, used });
+                if matches!(used, Used::No(_)) {
                     self.beats.push_back((sequence, now));
                 }
             }
@@ -129,7 +137,7 @@ impl Agent {
                 return true;
             }
             Down::Dismiss => return false,
-            Down::Prepare { order, force } => (order, self.prepare(force, now)),
+            Down::Prepare { order, urgency } => (order, self.prepare(urgency, now)),
             Down::Commit { order } => (order, self.commit(now)),
             Down::Cancel { order } => (order, self.cancel(now)),
         };
@@ -151,15 +159,20 @@ impl Agent {
         }
     }
 
-    fn prepare(&mut self, force: bool, now: u64) -> Result<(), &'static str> {
+    fn prepare(&mut self, urgency: Urgency, now: u64) -> Result<(), &'static str> {
         if self.committed {
             return Ok(());
         }
-        if !force && (self.is_used(now) || self.idle < self.idle_timeout) {
+        let declines = match urgency {
+            Urgency::Idle => self.is_used(now) || self.idle < self.idle_timeout,
+            Urgency::Asked => self.is_used(now),
+            Urgency::Forced => false,
+        };
+        if declines {
             return Err("it is used");
         }
         self.shut = Some(now + HOLD);
-        self.force = force;
+        self.force = urgency == Urgency::Forced;
         Ok(())
     }
 

@@ -2,13 +2,17 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use podling_core::{decide::Action, mutant::Taken, status::Phase};
+use podling_core::{
+    decide::Action,
+    mutant::Taken,
+    status::{Phase, Urgency},
+};
 
 /// Every action there is.
 const ACTIONS: [&str; 10] =
     ["Start", "Prepare", "Commit", "Cancel", "Stop", "Archive", "Restore", "Remove", "Expire", "Forget"];
 /// Every arrow of the drawing in `decide.rs`.
-const ARROWS: [&str; 37] = [
+const ARROWS: [&str; 38] = [
     "admit",
     "start",
     "start_failed",
@@ -24,6 +28,7 @@ const ARROWS: [&str; 37] = [
     "end_now: Awake",
     "end_now: Preparing",
     "fall_asleep: idle",
+    "fall_asleep: asked",
     "fall_asleep: forced",
     "reprieve",
     "prepared",
@@ -202,7 +207,8 @@ fn arrow(taken: &Taken) -> &'static str {
         (Phase::Starting, _) => "end_now: Starting",
         (Phase::Awake, Phase::FallingAsleep) => "end_now: Awake",
         (Phase::Preparing { .. }, Phase::FallingAsleep) => "end_now: Preparing",
-        (Phase::Awake, Phase::Preparing { force: true, .. }) => "fall_asleep: forced",
+        (Phase::Awake, Phase::Preparing { urgency: Urgency::Forced, .. }) => "fall_asleep: forced",
+        (Phase::Awake, Phase::Preparing { urgency: Urgency::Asked, .. }) => "fall_asleep: asked",
         (Phase::Awake, _) => "fall_asleep: idle",
         (Phase::Preparing { .. }, Phase::Awake) => "reprieve",
         (Phase::Preparing { .. }, _) => "prepared",

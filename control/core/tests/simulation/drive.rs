@@ -118,7 +118,7 @@ impl World {
         entry.observed.ordered(action);
         let mut flight = Flight { action, number, phase, deadline: u64::MAX, generation, result: None };
         let down = match action {
-            Action::Prepare { force, .. } => Some(Down::Prepare { order: number, force }),
+            Action::Prepare { urgency, .. } => Some(Down::Prepare { order: number, urgency }),
             Action::Commit(_) => Some(Down::Commit { order: number }),
             Action::Cancel(_) => Some(Down::Cancel { order: number }),
             Action::Forget => {
@@ -143,6 +143,9 @@ impl World {
         entry.flight = Some(flight);
         if let Action::Expire(generation) = action {
             self.law_of_expiry(w, generation);
+        }
+        if let (Action::Prepare { .. }, Some(real)) = (action, self.real.get_mut(&w)) {
+            real.ghost.put_away = false;
         }
         self.coverage.ordered(action, phase);
         self.note(|| format!("w{w} order {action:?} in {phase:?}"));

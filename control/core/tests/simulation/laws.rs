@@ -8,7 +8,7 @@ use podling_core::{
     mutant::Taken,
     observed::Processes,
     quota::Quota,
-    status::{Phase, Task},
+    status::{Phase, Task, Urgency},
     workspace::{Resources, Spec, Wanted},
 };
 
@@ -52,15 +52,18 @@ impl World {
                         || !wanted
                         || overdue
                 }
-                (Phase::Preparing { force, .. }, Phase::FallingAsleep) => {
-                    observed.standby || (!connected && !wanted) || (force && entry.refused)
+                (Phase::Preparing { urgency, .. }, Phase::FallingAsleep) => {
+                    observed.standby
+                        || (!connected && !wanted)
+                        || (urgency == Urgency::Forced && entry.refused)
                 }
                 (Phase::Awake, Phase::FallingAsleep) => observed.standby || (!connected && !wanted),
                 (_, Phase::FallingAsleep) => observed.standby || !wanted,
-                (_, Phase::Preparing { force: false, .. }) => {
+                (_, Phase::Preparing { urgency: Urgency::Idle, .. }) => {
                     entry.told.is_some_and(|idle| idle >= spec.policy.idle_timeout)
                 }
-                (_, Phase::Preparing { force: true, .. }) => !wanted || overdue,
+                (_, Phase::Preparing { urgency: Urgency::Asked, .. }) => real.ghost.put_away,
+                (_, Phase::Preparing { urgency: Urgency::Forced, .. }) => !wanted || overdue,
                 (_, Phase::Committing) => entry.prepared == Some(epoch),
                 (Phase::Awake, Phase::Pending { .. }) => unheard || !observed.processes.lives(epoch),
                 (Phase::Asleep, Phase::Opening(Task::Archive)) => {

@@ -60,18 +60,21 @@ impl World {
             Up::Hello => {
                 entry.hellos.insert(epoch, connection);
             }
-            Up::Beat { sequence, idle } => {
+            Up::Beat { sequence, used } => {
                 if entry.claimed != Some((epoch, connection)) {
                     return;
                 }
                 entry.quiet = Default::default();
                 entry.heard = watched;
-                entry.told = idle;
-                if idle.is_none() {
+                entry.told = match used {
+                    Used::No(idle) => Some(idle),
+                    Used::Yes | Used::Unknown => None,
+                };
+                if used == Used::Yes {
                     entry.used_by = Some(epoch);
                 }
                 entry.observed.heard(epoch);
-                entry.observed.use_told(idle.map_or(Used::Yes, Used::No));
+                entry.observed.use_told(used);
                 if let Some(link) = self.agent(w, epoch).and_then(|agent| agent.link.as_mut()) {
                     link.down.push_back(Down::Ack { sequence });
                 }

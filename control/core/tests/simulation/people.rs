@@ -6,7 +6,7 @@ use podling_core::{
     archive::ArchiveKey,
     decide::{Action, hurry},
     id::WorkspaceId,
-    observed::Observed,
+    observed::{Observed, Used},
     policy::Policy,
     status::{Phase, Status},
     workspace::{Resources, Spec, Wanted},
@@ -54,8 +54,20 @@ impl World {
                 spec.wanted = Wanted::Awake;
                 spec.asked += 1;
                 called = true;
+                entry.observed.asked = false;
                 let status = hurry(&entry.record.status, now);
                 entry.record = Rc::new(Record { spec: entry.record.spec.clone(), status });
+            }
+            // Unless it is used: its agent has the last word.
+            55..65 if matches!(phase, Phase::Awake | Phase::Preparing { .. }) => {
+                if spec.wanted != Wanted::Awake || entry.observed.used == Used::Yes {
+                    return;
+                }
+                entry.observed.asked = true;
+                if let Some(real) = self.real.get_mut(&w) {
+                    real.ghost.put_away = true;
+                }
+                return self.advance(w);
             }
             55..75 if !spec.wanted.is_gone() => {
                 spec.wanted = Wanted::Asleep;

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use podling_core::workspace::Epoch;
+use podling_core::{observed::Used, status::Urgency, workspace::Epoch};
 
 /// The storage. Its content is a number that every write changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub(crate) struct Ghost {
     /// Somebody asked for it, was told yes, and it has not been awake since.
     pub(crate) called: bool,
     pub(crate) discarded: bool,
+    /// Somebody asked for its sleep, unless it is used, and that has not been tried yet.
+    pub(crate) put_away: bool,
     /// What was watched when it fell asleep, by what its status says of that time.
     pub(crate) rests: BTreeMap<Duration, Duration>,
     pub(crate) woken: Duration,
@@ -94,10 +96,9 @@ pub(crate) struct Link {
 #[derive(Debug, Clone)]
 pub(crate) enum Up {
     Hello,
-    /// `None`: it is used.
     Beat {
         sequence: u64,
-        idle: Option<Duration>,
+        used: Used,
     },
     /// `Err`: declined.
     Result {
@@ -110,7 +111,7 @@ pub(crate) enum Up {
 pub(crate) enum Down {
     Claim { idle_timeout: Duration },
     Ack { sequence: u64 },
-    Prepare { order: u64, force: bool },
+    Prepare { order: u64, urgency: Urgency },
     Commit { order: u64 },
     Cancel { order: u64 },
     Dismiss,

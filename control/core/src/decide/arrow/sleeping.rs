@@ -5,7 +5,7 @@ use crate::{
     decide::{Action, COMMIT_TRIES, SILENCE_LIMIT, pause},
     mutant::{self, Mutant},
     observed::{Door, Failure, Processes, Trouble, Used},
-    status::{Phase, Status},
+    status::{Phase, Status, Urgency},
     workspace::Wanted,
 };
 
@@ -21,25 +21,34 @@ pub(super) fn end_now(seen: Seen<'_>) -> Option<Status> {
 
 /// It was idle for its whole timeout, or has been awake as long as it may, or somebody asks for it.
 pub(super) fn fall_asleep(seen: Seen<'_>) -> Option<Status> {
-    if !seen.connected() || paused(seen) {
+    if !seen.connected() {
         return None;
     }
     let policy = &seen.spec.policy;
     let witnessed_since = |then| seen.observed.witnessed.saturating_sub(then);
     // Who has just come has not had the time to do anything yet. And an agent that is still being told to go on is not asked.
-    let may_be_asked =
-        witnessed_since(seen.status.called) >= policy.idle_timeout && seen.observed.door == Door::Open;
-    let (force, why) = match (seen.spec.wanted, seen.observed.used) {
-        (Wanted::Asleep, _) => (true, "somebody puts it to sleep"),
-        (Wanted::Deleted, _) => (true, "somebody deletes it"),
-        _ if is_overdue(seen) => (true, "it has been awake for as long as it may"),
-        (_, Used::No(counted)) if counted >= policy.idle_timeout && may_be_asked => (false, "it is not used"),
+    let is_open = seen.observed.door == Door::Open;
+    let may_be_asked = witnessed_since(seen.status.called) >= policy.idle_timeout && is_open;
+    let (urgency, why) = match (seen.spec.wanted, seen.observed.used) {
+        (Wanted::Asleep, _) => (Urgency::Forced, "somebody puts it to sleep"),
+        (Wanted::Deleted, _) => (Urgency::Forced, "somebody deletes it"),
+        _ if is_overdue(seen) => (Urgency::Forced, "it has been awake for as long as it may"),
+        // Whether it is used the agent itself knows best.
+        (_, Used::No(_) | Used::Unknown) if seen.observed.asked && is_open => {
+            (Urgency::Asked, "somebody puts it to sleep")
+        }
+        (_, Used::No(counted)) if counted >= policy.idle_timeout && may_be_asked => {
+            (Urgency::Idle, "it is not used")
+        }
         (_, Used::Unknown) if may_be_asked && mutant::is(Mutant::SleepsOnUnknown) => {
-            (false, "nobody knows whether it is used")
+            (Urgency::Idle, "nobody knows whether it is used")
         }
         _ => return None,
     };
-    let mut next = seen.to(Phase::Preparing { force, declined: refusals(seen, force) }, why);
+    if paused(seen, urgency) {
+        return None;
+    }
+    let mut next = seen.to(Phase::Preparing { urgency, declined: refusals(seen, urgency) }, why);
     next.answered = seen.spec.asked;
     Some(next)
 }
@@ -51,27 +60,23 @@ fn is_overdue(seen: Seen<'_>) -> bool {
 }
 
 /// Prepare failed or was declined so often in a row.
-fn refusals(seen: Seen<'_>, force: bool) -> u32 {
-    prepare_trouble(seen).filter(|trouble| is_forced(trouble) == force).map_or(0, |trouble| trouble.failures)
+fn refusals(seen: Seen<'_>, urgency: Urgency) -> u32 {
+    prepare_trouble(seen, urgency).map_or(0, |trouble| trouble.failures)
 }
 
-fn is_forced(trouble: &Trouble) -> bool {
-    matches!(trouble.action, Action::Prepare { force: true, .. })
+fn prepare_trouble(seen: Seen<'_>, urgency: Urgency) -> Option<&Trouble> {
+    let action = Action::Prepare { epoch: seen.status.epoch, urgency };
+    seen.observed.trouble.as_ref().filter(|trouble| trouble.action == action)
 }
 
-fn prepare_trouble(seen: Seen<'_>) -> Option<&Trouble> {
-    let trouble = seen.observed.trouble.as_ref()?;
-    matches!(trouble.action, Action::Prepare { epoch, .. } if epoch == seen.status.epoch).then_some(trouble)
-}
-
-fn paused(seen: Seen<'_>) -> bool {
-    let trouble = prepare_trouble(seen).or_else(|| commit_trouble(seen));
+fn paused(seen: Seen<'_>, urgency: Urgency) -> bool {
+    let trouble = prepare_trouble(seen, urgency).or_else(|| commit_trouble(seen));
     trouble.is_some_and(|trouble| pause::of(trouble.action, seen.observed, seen.now).is_some())
 }
 
 /// It is used, somebody comes, or nobody hears the agent: it stays awake. Where use is no reason, what its agent cannot do in two
 /// phases is done in one.
-pub(super) fn reprieve(seen: Seen<'_>, force: bool, declined: u32) -> Option<Status> {
+pub(super) fn reprieve(seen: Seen<'_>, urgency: Urgency, declined: u32) -> Option<Status> {
     // Where it would be put to sleep again at once, who comes waits until it has slept.
     if seen.is_called() && !is_overdue(seen) {
         let mut next = seen.to(Phase::Awake, "somebody came before it slept");
@@ -79,16 +84,19 @@ pub(super) fn reprieve(seen: Seen<'_>, force: bool, declined: u32) -> Option<Sta
         next.answered = seen.spec.asked;
         return Some(next);
     }
-    let of_this_kind = prepare_trouble(seen).filter(|trouble| is_forced(trouble) == force);
-    let refused = of_this_kind.filter(|trouble| trouble.failures != declined);
-    match (refused, force) {
-        (Some(_), true) => serving::end_now(seen)
+    let refused = prepare_trouble(seen, urgency).filter(|trouble| trouble.failures != declined);
+    match (refused, urgency) {
+        (Some(_), Urgency::Forced) => serving::end_now(seen)
             .or_else(|| Some(seen.to(Phase::FallingAsleep, "it has been awake for as long as it may"))),
-        (Some(trouble), false) => Some(seen.to(Phase::Awake, trouble.failure.words())),
+        (Some(trouble), Urgency::Idle | Urgency::Asked) => {
+            Some(seen.to(Phase::Awake, trouble.failure.words()))
+        }
         _ if !seen.connected() && seen.observed.processes != Processes::Unseen => {
             Some(seen.to(Phase::Awake, "nobody hears its agent, so nobody knows whether it is used"))
         }
-        _ if !force && seen.observed.used == Used::Yes => Some(seen.to(Phase::Awake, "it is used again")),
+        _ if urgency != Urgency::Forced && seen.observed.used == Used::Yes => {
+            Some(seen.to(Phase::Awake, "it is used again"))
+        }
         _ => None,
     }
 }
