@@ -56,11 +56,13 @@ pub(crate) async fn run(
     Ok(())
 }
 
-fn single(name: &str, unit: &'static str, value: f64, goal: Goal) -> Row {
+/// A row of one sample that is held against a goal of its own.
+pub(crate) fn single(name: &str, unit: &'static str, value: f64, goal: Goal) -> Row {
     Row::new(name.to_owned(), unit, &Samples::from_iter([value])).absolute(goal)
 }
 
-fn status(pid: u32, key: &str) -> Result<f64> {
+/// A field of what the kernel says of a process; memory in KiB.
+pub(crate) fn status(pid: u32, key: &str) -> Result<f64> {
     field(&fs::read_to_string(format!("/proc/{pid}/status"))?, key)
 }
 

@@ -2,16 +2,22 @@
 //!
 //! Must run with nothing else on the machine; writes BENCHMARKS.md.
 
+mod archive;
 mod attached;
 mod bulk;
 mod cat;
+mod decide;
 mod echo;
 mod footprint;
+mod packages;
 mod prompt;
+mod proof;
 mod raw_pty;
 mod report;
+mod restore;
 mod ssh;
 mod stats;
+mod wake;
 
 use std::{env, io::Read, path::PathBuf, time::Duration};
 
@@ -20,8 +26,9 @@ use podling_proto::control::v1::CreateTokenRequest;
 use podling_tests::{Options, Podling, Workspace};
 use report::Report;
 
-/// Set by xtask: where the static agent is, and the page to write.
+/// Set by xtask: where the static agent and the simulation are, and the page to write.
 const AGENT: &str = "PODLING_BENCH_AGENT";
+const SIMULATE: &str = "PODLING_BENCH_SIMULATE";
 const PAGE: &str = "PODLING_BENCH_PAGE";
 
 #[tokio::main(flavor = "current_thread")]
@@ -55,10 +62,38 @@ async fn main() -> Result<()> {
     if wanted("bulk") {
         bulk::run(&podling, &workspace, &mut report).await?;
     }
+    if wanted("decide") {
+        decide::run(env::var_os(SIMULATE).map(PathBuf::from).as_deref(), &mut report)?;
+    }
+    if wanted("wake") {
+        wake::run(&podling, &mut report).await?;
+    }
+    archives(&podling, wanted, &mut report).await?;
     match env::var_os(PAGE) {
         Some(page) if only.is_none() => report.write(PathBuf::from(page).as_path()),
         _ => Ok(()),
     }
+}
+
+/// Those that want a tree of files. They come last: what they write keeps the disk busy for long.
+async fn archives(podling: &Podling, wanted: impl Fn(&str) -> bool, report: &mut Report) -> Result<()> {
+    if ["archive", "proof", "restore"].into_iter().any(&wanted)
+        && let Some(tree) = packages::tree(report)?
+    {
+        if wanted("archive") {
+            archive::tree(podling, &tree, report).await?;
+        }
+        if wanted("proof") {
+            proof::run(podling, &tree, report).await?;
+        }
+        if wanted("restore") {
+            restore::run(podling, &tree, report).await?;
+        }
+    }
+    if wanted("large") {
+        archive::large(podling, report).await?;
+    }
+    Ok(())
 }
 
 /// A token for the workspace's agent, called directly.

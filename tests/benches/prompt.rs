@@ -4,7 +4,7 @@ use std::{io::Read, time::Instant};
 
 use anyhow::{Context, Result};
 use podling_proto::control::v1::{CreateWorkspaceRequest, DeleteWorkspaceRequest};
-use podling_tests::Podling;
+use podling_tests::{Client, Podling};
 
 use crate::{
     attached::{Attached, contains},
@@ -29,7 +29,8 @@ pub(crate) async fn run(podling: &Podling, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn bare_shell() -> Result<f64> {
+/// How long the shell alone takes to its prompt, in milliseconds.
+pub(crate) fn bare_shell() -> Result<f64> {
     let start = Instant::now();
     let mut pty = RawPty::spawn(SHELL)?;
     let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
@@ -45,10 +46,14 @@ async fn workspace(podling: &Podling, name: &str) -> Result<f64> {
     let start = Instant::now();
     let request = CreateWorkspaceRequest { name: name.to_owned(), ..Default::default() };
     let made = client.workspaces().create(request).await?.into_inner().workspace.context("no workspace")?;
-    let inside = podling.client().of(&made.id);
-    let terminal = crate::attached::create(&inside, SHELL).await?;
-    Attached::open(&inside, &terminal, false).await?.until(PROMPT).await?;
+    opened(&podling.client().of(&made.id)).await?;
     let took = start.elapsed().as_secs_f64() * 1e3;
     client.workspaces().delete(DeleteWorkspaceRequest { workspace: made.id, discard: true }).await?;
     Ok(took)
+}
+
+/// Opens the shell in a workspace and waits for its prompt.
+pub(crate) async fn opened(inside: &Client) -> Result<()> {
+    let terminal = crate::attached::create(inside, SHELL).await?;
+    Attached::open(inside, &terminal, false).await?.until(PROMPT).await
 }

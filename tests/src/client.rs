@@ -2,8 +2,8 @@
 
 use podling_proto::{
     agent::v1::{
-        activity_client::ActivityClient, files_client::FilesClient, processes_client::ProcessesClient,
-        terminals_client::TerminalsClient,
+        activity_client::ActivityClient, archives_client::ArchivesClient, files_client::FilesClient,
+        processes_client::ProcessesClient, terminals_client::TerminalsClient,
     },
     control::v1::{
         agents_client::AgentsClient, backups_client::BackupsClient, tokens_client::TokensClient,
@@ -112,6 +112,11 @@ impl Client {
     /// Files of the workspace.
     pub fn files(&self) -> FilesClient<Link> {
         FilesClient::new(self.link())
+    }
+
+    /// Archives of the workspace.
+    pub fn archives(&self) -> ArchivesClient<Link> {
+        ArchivesClient::new(self.link())
     }
 
     /// Activity of the workspace.

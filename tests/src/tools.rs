@@ -1,4 +1,5 @@
-//! Foreign clients that `tests/clients/install` has fetched, found under the names it gives them.
+//! What others made and was fetched once, outside the repository: foreign clients by `tests/clients/install`, found under the names it
+//! gives them.
 
 use std::{
     env, fs,
@@ -35,12 +36,16 @@ pub fn node_modules() -> Option<PathBuf> {
 /// What to say when one is missing.
 pub const HOW: &str = "not installed: run tests/clients/install";
 
+/// Where it is kept.
+pub fn cache() -> Option<PathBuf> {
+    match env::var_os("PODLING_CACHE") {
+        Some(cache) => Some(PathBuf::from(cache)),
+        None => Some(PathBuf::from(env::var_os("HOME")?).join(".cache/podling")),
+    }
+}
+
 fn found(name: String) -> Option<PathBuf> {
-    let cache = match env::var_os("PODLING_CACHE") {
-        Some(cache) => PathBuf::from(cache),
-        None => PathBuf::from(env::var_os("HOME")?).join(".cache/podling"),
-    };
-    Some(cache.join(name)).filter(|path| path.exists())
+    Some(cache()?.join(name)).filter(|path| path.exists())
 }
 
 /// As `key` of `clients/install`: the first twelve hex digits of the files' SHA-256.

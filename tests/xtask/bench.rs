@@ -11,21 +11,33 @@ use anyhow::{Context, Result, ensure};
 const MUSL: &str = "x86_64-unknown-linux-musl";
 const GNU: &str = "x86_64-unknown-linux-gnu";
 
+/// The program that knows how long decisions take.
+const SIMULATE: [&str; 8] =
+    ["build", "--release", "--package", "podling-core", "--features", "mutants", "--example", "simulate"];
+
 /// Which benchmarks.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only this one: footprint, prompt, echo, cat or bulk. BENCHMARKS.md is then left as it is.
+    /// Only this one: footprint, prompt, echo, cat, bulk, decide, wake, archive, proof, restore or large. BENCHMARKS.md is then left as
+    /// it is.
     only: Option<String>,
 }
 
-/// Builds and measures. Wants a quiet machine and Debian's openssh-server.
+/// Builds and measures. Wants a quiet machine, Debian's openssh-server, zip, unzip and python3-pip, and 20 GiB of disk.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let agent = static_agent()?;
     cargo(&["build", "--release", "--workspace", "--bins"], &[])?;
+    cargo(&SIMULATE, &[])?;
     let mut bench = vec!["bench", "--package", "podling-tests", "--bench", "podling", "--"];
     bench.extend(args.only.as_deref());
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../BENCHMARKS.md");
-    cargo(&bench, &[("PODLING_BENCH_AGENT", &agent), ("PODLING_BENCH_PAGE", &page)])?;
+    let simulate = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/examples/simulate");
+    let given = [
+        ("PODLING_BENCH_AGENT", agent.as_path()),
+        ("PODLING_BENCH_SIMULATE", &simulate),
+        ("PODLING_BENCH_PAGE", &page),
+    ];
+    cargo(&bench, &given)?;
     Ok(true)
 }
 

@@ -33,8 +33,10 @@ pub(crate) fn run() {
         slowest = slowest.max(sweep.elapsed());
     }
     let each = begun.elapsed().as_nanos() / u128::from(SWEEPS) / u128::from(WORKSPACES);
+    // `cargo xtask bench` reads the first word and the first behind the semicolon.
+    let slowest = slowest.as_micros();
     println!(
-        "{each} ns a decision; the slowest of {SWEEPS} sweeps over {WORKSPACES} workspaces: {slowest:?}"
+        "{each} ns a decision; {slowest} µs the slowest of {SWEEPS} sweeps over {WORKSPACES} workspaces"
     );
 }
 

@@ -1,0 +1,71 @@
+//! The tree that archives are measured with: what pip installs for a person who works with notebooks, fetched once into the cache.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+use podling_tests::tools;
+
+use crate::report::{Report, shell};
+
+/// Named in full, so that two runs measure the same; what they need themselves moves.
+const PACKAGES: [&str; 3] = ["numpy==2.4.6", "pandas==3.1.1", "jupyterlab==4.6.6"];
+/// Besides `--target`: nothing but the packages.
+const PIP: [&str; 7] = [
+    "-m",
+    "pip",
+    "install",
+    "--quiet",
+    "--root-user-action=ignore",
+    "--disable-pip-version-check",
+    "--no-warn-script-location",
+];
+
+/// Where the tree is; fetches it if it is missing. `None`: left out, and the report says why.
+pub(crate) fn tree(report: &mut Report) -> Result<Option<PathBuf>> {
+    for (program, package) in [("zip", "zip"), ("unzip", "unzip"), ("python3", "python3-pip")] {
+        if Command::new(program).arg("--help").output().is_err() {
+            report.left_out("archives", &format!("{program} is missing: apt-get install {package}"));
+            return Ok(None);
+        }
+    }
+    let name = format!("site-packages-{}", PACKAGES.join("-").replace("==", "-"));
+    let tree = tools::cache().context("neither PODLING_CACHE nor HOME is set")?.join(name);
+    if !tree.exists()
+        && let Err(error) = fetch(&tree)
+    {
+        report.left_out("archives", &format!("{error:#}"));
+        return Ok(None);
+    }
+    let count = shell(&format!("find '{}' -type f | wc -l", tree.display()))?;
+    let megabytes = shell(&format!("du -sm --apparent-size '{}' | cut -f1", tree.display()))?;
+    let zip = shell("zip -v | sed -n 2p | cut -d' ' -f4,5")?;
+    report.fact(format!(
+        "site-packages: {} ({count} files, {megabytes} MiB); Info-{zip}",
+        PACKAGES.join(", ").replace("==", " ")
+    ));
+    Ok(Some(tree))
+}
+
+/// Beside its place first: half a tree is never taken for one.
+fn fetch(tree: &Path) -> Result<()> {
+    let part = tree.with_extension("part");
+    println!("fetching {} into {}", PACKAGES.join(", "), tree.display());
+    if part.exists() {
+        fs::remove_dir_all(&part)?;
+    }
+    fs::create_dir_all(&part)?;
+    let installed = Command::new("python3").args(PIP).arg("--target").arg(&part).args(PACKAGES).status()?;
+    ensure!(installed.success(), "pip install {}: {installed}", PACKAGES.join(" "));
+    Ok(fs::rename(&part, tree)?)
+}
+
+/// Copies the tree, with its times, to where a workspace has it.
+pub(crate) fn copy(tree: &Path, to: &Path) -> Result<()> {
+    let copied = Command::new("cp").args(["-a", "--reflink=auto"]).arg(tree).arg(to).status()?;
+    ensure!(copied.success(), "cp {}: {copied}", tree.display());
+    Ok(())
+}

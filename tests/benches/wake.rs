@@ -1,0 +1,43 @@
+//! From asleep to usable: a command, and a prompt, by way of the gateway, which wakes the workspace.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use podling_proto::control::v1::State;
+use podling_tests::{Podling, Workspace};
+
+use crate::{
+    prompt,
+    report::{Goal, Report, Row},
+    stats::Samples,
+};
+
+const ROUNDS: usize = 15;
+
+pub(crate) async fn run(podling: &Podling, report: &mut Report) -> Result<()> {
+    let workspace = podling.workspace("sleeper").await;
+    let (cli, inside) = (podling.cli(), podling.client().of(&workspace.id));
+    let (mut commands, mut prompts, mut bare) = (Samples::new(), Samples::new(), Samples::new());
+    for _ in 0..ROUNDS {
+        bare.push(prompt::bare_shell()?);
+        asleep(podling, &workspace).await;
+        let begun = Instant::now();
+        cli.run(&["run", &workspace.name, "--", "true"]).await.ok();
+        commands.push(begun.elapsed().as_secs_f64() * 1e3);
+        asleep(podling, &workspace).await;
+        let begun = Instant::now();
+        prompt::opened(&inside).await?;
+        prompts.push(begun.elapsed().as_secs_f64() * 1e3);
+    }
+    let goal = Goal::AtMost(100.0);
+    let command = Row::new("asleep → `podling run NAME -- true` has ended".into(), "ms", &commands);
+    report.row(command.absolute(goal));
+    let prompt = Row::new("asleep → a shell's prompt, through the gateway".into(), "ms", &prompts);
+    report.row(prompt.peer("the same shell on a raw PTY", &bare).absolute(goal));
+    Ok(())
+}
+
+async fn asleep(podling: &Podling, workspace: &Workspace) {
+    podling.cli().run(&["sleep", &workspace.name, "--force"]).await.ok();
+    podling.becomes(workspace, State::Asleep).await;
+}
