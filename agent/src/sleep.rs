@@ -40,6 +40,17 @@ pub enum Declined {
     Asleep,
 }
 
+/// What a workspace has to be so that it may sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asks {
+    /// Idle for its whole timeout.
+    WholeTimeout,
+    /// Idle, for however short.
+    Idle,
+    /// Whatever it likes: somebody insists.
+    Nothing,
+}
+
 /// Handle on falling asleep. All clones are the same.
 #[derive(Debug, Clone)]
 pub struct Sleep {
@@ -60,8 +71,9 @@ impl Sleep {
         &self.door
     }
 
-    /// Phase one: from here on nobody passes the door, for `hold` at most. Not while the workspace is in use, unless by `force`.
-    pub fn prepare(&self, hold: Option<Duration>, force: bool) -> Result<(), Declined> {
+    /// Phase one: from here on nobody passes the door, for `hold` at most. Not while the workspace is not what is asked for.
+    pub fn prepare(&self, hold: Option<Duration>, asks: Asks) -> Result<(), Declined> {
+        let force = asks == Asks::Nothing;
         let waiting = self.door.waiting();
         if !force && !waiting.is_empty() {
             self.door.open();
@@ -72,7 +84,7 @@ impl Sleep {
             // Asleep: a control plane that lost its memory may go on with commit.
             return Ok(());
         }
-        let declined = if force { None } else { self.in_use() };
+        let declined = self.in_use(asks);
         declined.map_or(Ok(()), |declined| {
             self.door.open();
             Err(declined)
@@ -109,13 +121,16 @@ impl Sleep {
         self.over.cancelled().await;
     }
 
-    fn in_use(&self) -> Option<Declined> {
+    fn in_use(&self, asks: Asks) -> Option<Declined> {
+        if asks == Asks::Nothing {
+            return None;
+        }
         let now = self.activity.look();
         if now.judgement.verdict != Verdict::Idle {
             return Some(Declined::InUse(now.judgement.verdict));
         }
         let (counted, timeout) = (now.counted_idle, now.idle_timeout);
-        (counted < timeout).then_some(Declined::TooSoon { counted, timeout })
+        (asks == Asks::WholeTimeout && counted < timeout).then_some(Declined::TooSoon { counted, timeout })
     }
 }
 

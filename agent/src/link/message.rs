@@ -9,6 +9,7 @@ use crate::{
     activity::{Snapshot, warning::Warning},
     api,
     claim::{Claim, Policy},
+    sleep::Asks,
 };
 
 /// The protocol this agent speaks.
@@ -75,8 +76,13 @@ pub fn warning(warn: wire::Warn) -> Option<Warning> {
 }
 
 /// Reads a prepare: how long to hold at most, and whether activity is no reason to decline.
-pub fn prepare(prepare: &wire::Prepare) -> (Option<Duration>, bool) {
-    (prepare.hold.and_then(|hold| Duration::try_from(hold).ok()), prepare.force)
+pub fn prepare(prepare: &wire::Prepare) -> (Option<Duration>, Asks) {
+    let asks = match (prepare.force, prepare.idle_suffices) {
+        (true, _) => Asks::Nothing,
+        (false, true) => Asks::Idle,
+        (false, false) => Asks::WholeTimeout,
+    };
+    (prepare.hold.and_then(|hold| Duration::try_from(hold).ok()), asks)
 }
 
 /// A directive was carried out.

@@ -211,8 +211,8 @@ impl<'a> Session<'a> {
                 say(outbox, message::done(id))
             }
             Some(Directive::Prepare(prepare)) => {
-                let (hold, force) = message::prepare(&prepare);
-                self.answer(id, self.link.sleep.prepare(hold, force), outbox)
+                let (hold, asks) = message::prepare(&prepare);
+                self.answer(id, self.link.sleep.prepare(hold, asks), outbox)
             }
             Some(Directive::Commit(wire::Commit {})) => match self.link.sleep.commit() {
                 Ok(()) => self.commit(id),

@@ -99,7 +99,12 @@ impl Bed {
 
     pub(crate) async fn prepare(&mut self, force: bool, hold: Option<Duration>) -> Answer {
         let hold = hold.map(|hold| hold.try_into().expect("a duration"));
-        self.direct(Directive::Prepare(wire::Prepare { hold, force })).await
+        self.direct(Directive::Prepare(wire::Prepare { hold, force, idle_suffices: false })).await
+    }
+
+    /// Idle for however short is enough.
+    pub(crate) async fn prepare_if_idle(&mut self) -> Answer {
+        self.direct(Directive::Prepare(wire::Prepare { idle_suffices: true, ..Default::default() })).await
     }
 
     /// Prepares as soon as it is idle for long enough.

@@ -42,10 +42,13 @@ async fn prepare_is_declined_with_evidence_while_the_workspace_is_used_or_not_id
     assert!(bed.session.hello.capabilities.iter().any(|capability| capability == "sleep"));
     let said = declined(bed.prepare(false, None).await);
     assert!(said.reason.contains("600s") && said.activity.is_some(), "{said:?}");
+    assert_eq!(bed.prepare_if_idle().await, DONE, "it is idle, if not for long");
+    assert_eq!(bed.cancel().await, DONE);
     bed.keep_awake(60).await.expect("a lease");
     let said = declined(bed.prepare(false, None).await);
     assert!(said.reason.contains("busy"), "{said:?}");
     assert_eq!(said.activity.expect("activity").leases.len(), 1);
+    assert!(declined(bed.prepare_if_idle().await).reason.contains("busy"));
     assert!(declined(bed.commit().await).reason.contains("not prepared"));
     assert_eq!(bed.prepare(true, None).await, DONE, "somebody asked for it");
     assert_eq!(bed.cancel().await, DONE);

@@ -42,6 +42,8 @@ pub struct Observed {
     pub crowded: bool,
     /// The control plane is going down: nothing shall run.
     pub standby: bool,
+    /// The control plane takes its leave: what is not used just now is put to sleep, the rest runs on without it.
+    pub leaving: bool,
     /// Time that control planes have watched, over all their lives: it grows by ticks alone, so that no clock that is set, and no
     /// night in which nothing watched, makes anything old.
     pub witnessed: Duration,

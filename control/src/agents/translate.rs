@@ -112,7 +112,9 @@ pub(super) fn control(said: ToAgent, token_keys: &[TokenKey]) -> ControlMessage 
         ToAgent::Claim(content) => Message::Claim(claim(&content, token_keys)),
         ToAgent::Sleep(DirectiveId(id), step) => {
             let step = match step {
-                SleepStep::Prepare { force } => Step::Prepare(Prepare { hold: None, force }),
+                SleepStep::Prepare { force, idle_suffices } => {
+                    Step::Prepare(Prepare { hold: None, force, idle_suffices })
+                }
                 SleepStep::Commit => Step::Commit(Commit {}),
                 SleepStep::Cancel => Step::Cancel(Cancel {}),
             };

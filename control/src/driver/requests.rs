@@ -39,7 +39,7 @@ impl<B: Backend> Driver<B> {
     }
 
     fn find_or_make(&mut self, new: NewWorkspace) -> Result<(WorkspaceId, bool), DriverError> {
-        if self.standby {
+        if self.standby || self.leaving {
             return Err(DriverError::ShuttingDown);
         }
         let mine = || self.entries.values().filter(|entry| entry.record.spec.owner == new.owner);
@@ -154,7 +154,7 @@ impl<B: Backend> Driver<B> {
             let theirs = &other.record.spec;
             theirs.id != *id && theirs.owner == spec.owner && theirs.name == spec.name && !other.is_gone()
         };
-        let refused = if self.standby {
+        let refused = if self.standby || self.leaving {
             Some(DriverError::ShuttingDown)
         } else if entry.record.status.phase != Phase::Archived || spec.wanted == Wanted::Discarded {
             Some(DriverError::NotArchived(id.clone()))
@@ -198,7 +198,7 @@ impl<B: Backend> Driver<B> {
     /// A workspace that is there to stay.
     fn kept(&self, id: &WorkspaceId) -> Result<&Entry, DriverError> {
         let entry = self.entries.get(id).ok_or_else(|| DriverError::NoWorkspace(id.clone()))?;
-        if self.standby {
+        if self.standby || self.leaving {
             return Err(DriverError::ShuttingDown);
         }
         if entry.record.spec.wanted.is_gone() || entry.record.status.phase == Phase::Deleting {

@@ -31,7 +31,9 @@ impl Entry {
     /// Asks the agent. Nobody hears: that is known at once.
     pub(super) fn ask(&mut self, directive: DirectiveId, action: Action) {
         let step = match action {
-            Action::Prepare { force, .. } => SleepStep::Prepare { force },
+            Action::Prepare { force, .. } => {
+                SleepStep::Prepare { force, idle_suffices: self.observed.leaving }
+            }
             Action::Commit(_) => SleepStep::Commit,
             Action::Cancel(_) => SleepStep::Cancel,
             Action::Start(_)

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::{
     fake::Fake,
-    plane::{DEADLINE, Plane, claimed, dismissed, new, runs},
+    plane::{DEADLINE, Plane, dismissed, new, runs},
 };
 
 #[tokio::test]

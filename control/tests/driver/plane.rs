@@ -170,7 +170,7 @@ impl Plane {
     /// Lets it fall asleep though it be used: its agent on connection 1 does all that it is asked.
     pub(crate) async fn put_to_sleep(&self, id: &WorkspaceId, agent: &mut mpsc::Receiver<ToAgent>) {
         self.handle.sleep(id.clone(), true).await.expect("it may sleep");
-        for expected in [SleepStep::Prepare { force: true }, SleepStep::Commit] {
+        for expected in [SleepStep::Prepare { force: true, idle_suffices: false }, SleepStep::Commit] {
             let (directive, step) = asked(agent).await;
             assert_eq!(step, expected);
             self.answer(id, 1, directive, Ok(())).await;

@@ -14,7 +14,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     fake::Fake,
-    plane::{DEADLINE, Plane, asked, claimed, new, runs},
+    plane::{DEADLINE, Plane, asked, new, runs},
 };
 
 /// Counted by the driver in ticks of a second: so it is warned at the first and asked at the second.
@@ -54,7 +54,10 @@ async fn one_that_is_not_used_is_warned_falls_asleep_in_two_phases_and_wakes_for
     let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
     let plane = Plane::up(folder.path(), &backend).await;
     let (id, mut agent) = short(&plane).await;
-    assert_eq!(idle(&plane, &id, &mut agent).await, (true, SleepStep::Prepare { force: false }));
+    assert_eq!(
+        idle(&plane, &id, &mut agent).await,
+        (true, SleepStep::Prepare { force: false, idle_suffices: false })
+    );
     let (directive, step) = asked(&mut agent).await;
     assert_eq!(step, SleepStep::Commit);
     assert_eq!(backend.state().calls, ["start 1"], "nothing ends before the agent is ready");
@@ -100,7 +103,7 @@ async fn who_comes_while_it_prepares_finds_it_awake_and_its_agent_is_told_to_go_
     let (id, mut agent) = plane.awake("demo").await;
     plane.handle.sleep(id.clone(), true).await.unwrap();
     let (prepare, step) = asked(&mut agent).await;
-    assert_eq!(step, SleepStep::Prepare { force: true });
+    assert_eq!(step, SleepStep::Prepare { force: true, idle_suffices: false });
     let awake = plane.handle.wake(id.clone()).await.unwrap();
     assert_eq!(awake.state, State::Awake);
     let (cancel, step) = asked(&mut agent).await;

@@ -14,7 +14,7 @@ use tokio::{sync::mpsc, time::timeout};
 use crate::{
     fake::Fake,
     fake_keeper::FakeKeeper,
-    plane::{DEADLINE, Plane, claimed, new, runs},
+    plane::{DEADLINE, Plane, new, runs},
 };
 
 /// An agent of this epoch comes, on the connection of the same number, and is claimed.

@@ -51,6 +51,16 @@ fn fall_asleep() {
         ("a second less", longer, awake(), used(), AWAKE),
         ("somebody puts it to sleep", called(Wanted::Asleep), awake(), used(), by_force),
         ("somebody deletes it", called(Wanted::Deleted), awake(), used(), by_force),
+        ("the control plane leaves", spec(Wanted::Awake), awake(), leaving(idle(SECOND)), asked),
+        ("it is used meanwhile", spec(Wanted::Awake), awake(), leaving(used()), AWAKE),
+        ("nobody knows", spec(Wanted::Awake), awake(), leaving(served()), AWAKE),
+        (
+            "it has declined, and runs on",
+            spec(Wanted::Awake),
+            awake(),
+            leaving(declined(idle(SECOND), prepare(false), 1)),
+            AWAKE,
+        ),
         (
             "it has just declined",
             spec(Wanted::Awake),
@@ -59,6 +69,10 @@ fn fall_asleep() {
             AWAKE,
         ),
     ]);
+}
+
+fn leaving(observed: Observed) -> Observed {
+    Observed { leaving: true, ..observed }
 }
 
 #[test]

@@ -108,7 +108,7 @@ fn any_observed() -> impl Strategy<Value = Observed> {
         prop_oneof![Just(Door::Open), any_epoch().prop_map(Door::Unsure), any_epoch().prop_map(Door::Shut),];
     let epoch = || prop::option::of(any_epoch());
     let facts = (epoch(), epoch(), epoch(), epoch(), epoch(), epoch());
-    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let expired = prop::collection::btree_set(0_u64..5, 0..3);
     let trouble = prop::option::of(any_trouble());
     (processes, used, door, facts, flags, expired, trouble, 0_u64..1000).prop_map(
@@ -129,6 +129,7 @@ fn any_observed() -> impl Strategy<Value = Observed> {
             room: flags.1,
             standby: flags.2,
             crowded: flags.3,
+            leaving: flags.4,
             witnessed: WITNESSED,
         },
     )

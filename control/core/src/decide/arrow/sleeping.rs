@@ -19,7 +19,8 @@ pub(super) fn end_now(seen: Seen<'_>) -> Option<Status> {
     None
 }
 
-/// It was idle for its whole timeout, or has been awake as long as it may, or somebody asks for it.
+/// It was idle for its whole timeout, or has been awake as long as it may, or somebody asks for it; or it is idle, and the control
+/// plane leaves.
 pub(super) fn fall_asleep(seen: Seen<'_>) -> Option<Status> {
     if !seen.connected() || paused(seen) {
         return None;
@@ -34,6 +35,12 @@ pub(super) fn fall_asleep(seen: Seen<'_>) -> Option<Status> {
         (Wanted::Deleted, _) => (true, "somebody deletes it"),
         _ if is_overdue(seen) => (true, "it has been awake for as long as it may"),
         (_, Used::No(counted)) if counted >= policy.idle_timeout && may_be_asked => (false, "it is not used"),
+        // Once: what its agent declines now runs on.
+        (_, Used::No(_))
+            if seen.observed.leaving && seen.observed.door == Door::Open && !has_declined(seen) =>
+        {
+            (false, "it is not used, and the control plane stops")
+        }
         (_, Used::Unknown) if may_be_asked && mutant::is(Mutant::SleepsOnUnknown) => {
             (false, "nobody knows whether it is used")
         }
@@ -62,6 +69,10 @@ fn is_forced(trouble: &Trouble) -> bool {
 fn prepare_trouble(seen: Seen<'_>) -> Option<&Trouble> {
     let trouble = seen.observed.trouble.as_ref()?;
     matches!(trouble.action, Action::Prepare { epoch, .. } if epoch == seen.status.epoch).then_some(trouble)
+}
+
+fn has_declined(seen: Seen<'_>) -> bool {
+    prepare_trouble(seen).or_else(|| commit_trouble(seen)).is_some()
 }
 
 fn paused(seen: Seen<'_>) -> bool {
