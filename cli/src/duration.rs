@@ -32,6 +32,11 @@ pub fn parse(text: &str) -> Result<Duration, BadDuration> {
     Ok(Duration::from_millis(total))
 }
 
+/// The same, or `none`: no end, which is a duration of 0 on the wire.
+pub fn parse_or_none(text: &str) -> Result<Duration, BadDuration> {
+    if text == "none" { Ok(Duration::ZERO) } else { parse(text) }
+}
+
 /// Writes a duration with its two largest units: `1h 30m`, `12s`, `0.4s`.
 pub fn show(duration: Duration) -> String {
     let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -78,6 +83,9 @@ mod tests {
         }
         assert_eq!(parse("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(parse("0s"), Ok(Duration::ZERO));
+        assert_eq!(parse_or_none("none"), Ok(Duration::ZERO));
+        assert_eq!(parse_or_none("5s"), parse("5s"));
+        assert!(parse_or_none("never").is_err() && parse("none").is_err());
     }
 
     #[test]

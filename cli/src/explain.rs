@@ -13,6 +13,7 @@ use podling_proto::control::v1::{Backup, ExplainWorkspaceResponse, Link, State, 
 
 use crate::{
     output::{Tone, paint, plain},
+    progress::words,
     upcoming::{place, since},
     view::{link, state, state_tone},
 };
@@ -59,6 +60,9 @@ fn headline(workspace: &Workspace, now: SystemTime) -> String {
     };
     if let Some(place) = place(workspace) {
         text.push_str(&format!(", {place}"));
+    }
+    if let Some(progress) = &workspace.progress {
+        text.push_str(&format!(" ({})", words(progress)));
     }
     if !workspace.reason.is_empty() {
         text.push_str(&format!(": {}", plain(&workspace.reason)));

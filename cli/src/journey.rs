@@ -11,7 +11,8 @@ use crate::{
     client::Client,
     failure::Failure,
     follow::{Change, Follow},
-    output::{plain, spinner},
+    indicator::Indicator,
+    output::plain,
     upcoming::{self, place},
     view::state,
 };
@@ -121,7 +122,7 @@ impl Track {
 /// Waits until it is there; answers with the workspace as it is then, or was last.
 pub async fn follow(client: &Client, workspace: Workspace, journey: Journey) -> Result<Workspace, Failure> {
     let mut track = Track::new(journey, &workspace);
-    let spinner = spinner(describe(&workspace));
+    let mut indicator = Indicator::new(&workspace);
     let mut changes = Follow::new(client.clone(), workspace.id.clone());
     let mut last = workspace;
     let mut told = String::new();
@@ -141,12 +142,12 @@ pub async fn follow(client: &Client, workspace: Workspace, journey: Journey) -> 
                     "{}: {why}; it is tried again. Ctrl-C ends the waiting here, not the trying",
                     last.name
                 );
-                spinner.suspend(|| eprintln!("{line}"));
+                indicator.say(&line);
                 told = why;
             }
             Step::Setback(_) | Step::UnderWay => {}
         }
-        spinner.set_message(describe(&last));
+        indicator.show(&last);
     }
 }
 

@@ -113,27 +113,41 @@ pub fn table(head: &[&str], rows: &[Vec<(String, Option<Tone>)>]) -> String {
 /// A sign that something is under way, on stderr if that is a terminal.
 pub fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
-        .with_style(ProgressStyle::default_spinner())
+        .with_style(spinner_style())
         .with_message(message)
         .with_finish(ProgressFinish::AndClear);
     bar.enable_steady_tick(TICK);
     bar
 }
 
+/// How a spinner looks.
+pub fn spinner_style() -> ProgressStyle {
+    ProgressStyle::default_spinner()
+}
+
+/// How a bar looks that is one stage of something longer; `bounded`: it is known where it ends.
+pub fn stage_style(bounded: bool) -> ProgressStyle {
+    style(match bounded {
+        true => "{spinner} {wide_msg} {bar:20} {bytes} of {total_bytes}",
+        false => "{spinner} {wide_msg} {bytes}",
+    })
+}
+
+/// A template that is wrong leaves the default style: a bar is not worth failing for.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
 /// A bar for so many bytes (unknown: how many so far), on stderr if that is a terminal.
 pub fn bytes_bar(total: Option<u64>) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr())
-        .with_finish(ProgressFinish::AndClear);
     let template = if total.is_some() {
         "{bar:30} {bytes} of {total_bytes}  {bytes_per_sec}  {eta}  {wide_msg}"
     } else {
         "{spinner} {bytes}  {bytes_per_sec}  {wide_msg}"
     };
-    // A template that is wrong leaves the default style: the bar is not worth failing for.
-    match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
+    ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr())
+        .with_finish(ProgressFinish::AndClear)
+        .with_style(style(template))
 }
 
 #[cfg(test)]

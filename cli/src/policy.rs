@@ -27,8 +27,8 @@ pub struct PolicyFlags {
     /// How long a program in the foreground keeps it awake after the last sign of a person.
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     presence_cap: Option<Duration>,
-    /// Longest time awake, used or not.
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    /// Longest time awake, used or not; none: no end.
+    #[arg(long, value_name = "DURATION|none", value_parser = duration::parse_or_none)]
     max_awake: Option<Duration>,
     /// Time asleep before it is archived and its storage let go.
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]

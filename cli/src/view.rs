@@ -6,7 +6,7 @@ use podling_proto::{
 };
 use serde::Serialize;
 
-use crate::{duration, output::Tone, policy::PolicyView};
+use crate::{duration, output::Tone, policy::PolicyView, progress::ProgressView};
 
 /// A workspace, for scripts.
 #[derive(Debug, Serialize)]
@@ -47,6 +47,8 @@ pub struct WorkspaceView {
     pub sleeps_at: Option<String>,
     /// It was deleted, and only its archives are left.
     pub deleted: bool,
+    /// While it is archived or restored: how far that is.
+    pub progress: Option<ProgressView>,
     /// How long it may do what.
     pub policy: Option<PolicyView>,
     /// The agent that serves it.
@@ -226,6 +228,7 @@ impl From<&Workspace> for WorkspaceView {
                 .filter(|_| is_connected)
                 .and_then(|activity| time(&activity.sleep_warning.as_ref()?.at)),
             deleted: workspace.deleted,
+            progress: workspace.progress.as_ref().map(ProgressView::from),
             policy: workspace.policy.as_ref().map(PolicyView::from),
             agent: workspace.agent.as_ref().map(AgentView::from),
         }

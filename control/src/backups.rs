@@ -227,7 +227,21 @@ impl Backups {
     /// Law 6: reads the stored objects back, decodes every entry of the zip and compares it with the manifest, none missing and none more,
     /// and the digests of both objects.
     pub async fn prove(&self, written: &Key) -> Result<Proof, BackupError> {
-        prove::prove(&self.shared.place, written).await
+        self.prove_telling(written, |_, _| {}).await
+    }
+
+    /// The same, and says how far it is: so many bytes of the zip are read, of so many.
+    pub async fn prove_telling(
+        &self,
+        written: &Key,
+        progress: impl Fn(u64, u64) + Send,
+    ) -> Result<Proof, BackupError> {
+        prove::prove(&self.shared.place, written, progress).await
+    }
+
+    /// Of the zip, in bytes.
+    pub async fn size(&self, key: &Key) -> Result<u64, BackupError> {
+        self.shared.place.size(&key.zip()).await
     }
 
     /// The zip from its beginning, in blocks of at most 1 MiB.

@@ -39,6 +39,8 @@ pub struct Config {
     pub agent_command: Vec<String>,
     /// How many workspaces may be awake at once.
     pub quotas: Quotas,
+    /// When it is told to stop, what is idle is put to sleep first.
+    pub leaves_idle_asleep: bool,
 }
 
 /// PEM files.
@@ -130,6 +132,9 @@ pub enum ConfigError {
 pub struct Defaults {
     /// How an agent is started unless somebody says otherwise.
     pub agent_command: Vec<String>,
+    /// Whether what is idle is put to sleep when it is told to stop: for a control plane of one person, who goes home. One that is
+    /// replaced by its next version leaves them as they are.
+    pub leaves_idle_asleep: bool,
 }
 
 impl Config {
@@ -178,6 +183,7 @@ impl Config {
             agent_command: Some(sources.list("agent_command", ' ').texts())
                 .filter(|words| !words.is_empty())
                 .unwrap_or(defaults.agent_command),
+            leaves_idle_asleep: defaults.leaves_idle_asleep,
             quotas: Quotas { owner: quota("quota")?, total: quota("capacity")? },
             data,
         };

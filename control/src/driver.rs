@@ -29,6 +29,7 @@ mod error;
 mod event;
 mod handle;
 mod keeping;
+mod leave;
 mod line;
 mod links;
 #[cfg(debug_assertions)]
@@ -65,7 +66,7 @@ pub use requests::{MAX_WORKSPACES, MAX_WORKSPACES_PER_OWNER};
 use self::{entry::Entry, event::Event, handle::EVENT_QUEUE, publish::Publisher, writer::Writer};
 use crate::{
     backend::{Backend, Observation},
-    executor::Executor,
+    executor::{Executor, Told},
     keeper::Keeper,
     store::{Store, StoreError},
 };
@@ -85,6 +86,9 @@ pub struct Driver<B> {
     used: HashSet<u64>,
     /// The control plane is going down.
     standby: bool,
+    /// The control plane takes its leave, and who is told when it may.
+    leaving: bool,
+    left: Option<event::Reply<()>>,
     /// How many may be awake at once.
     quotas: Quotas,
     /// Somebody has taken room, given it back, or waits for it.
@@ -134,11 +138,20 @@ impl<B: Backend> Driver<B> {
             .collect();
         let backend = Arc::new(backend);
         let (sender, events) = mpsc::channel(EVENT_QUEUE);
+        // Weak: when nobody else can ask anything any more the driver ends. When the queue is full this is left out; more comes soon.
+        let listening = sender.downgrade();
+        let told = move |workspace, action, progress| {
+            if let Some(events) = listening.upgrade() {
+                let _full = events.try_send(Event::Progress { workspace, action, progress });
+            }
+        };
         let (publisher, snapshots) = Publisher::new(clock::now());
         let mut driver = Self {
             entries,
             used: loaded.used,
             standby: false,
+            leaving: false,
+            left: None,
             quotas,
             line_changed: true,
             archiving,
@@ -150,7 +163,7 @@ impl<B: Backend> Driver<B> {
             answerable: BTreeSet::new(),
             writer: Writer::new(store, loaded.witnessed),
             observations: Box::pin(backend.observe()),
-            executor: Executor::new(backend, keeper),
+            executor: Executor::new(backend, keeper, Told::new(told)),
             publisher,
             events,
             shutdown,
@@ -193,6 +206,7 @@ impl<B: Backend> Driver<B> {
             self.writer.begin();
             self.answer();
             self.publish_if_due();
+            self.finish_leaving();
             self.finish_if_down();
         }
         self.last_moment().await;
@@ -208,6 +222,8 @@ impl<B: Backend> Driver<B> {
             Event::Restore(id, reply) => self.restore(&id, reply),
             Event::SetPolicy(id, policy, reply) => self.set_policy(&id, &policy, reply),
             Event::Down { force, reply } => self.down(force, reply),
+            Event::Leave(reply) => self.leave(reply),
+            Event::Progress { workspace, action, progress } => self.progressed(&workspace, action, progress),
             Event::Hello(hello) => {
                 let id = hello.workspace.clone();
                 self.with_entry(&id, |entry| entry.hello(*hello));

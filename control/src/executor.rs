@@ -1,6 +1,6 @@
 //! The executor: performs what was decided, many workspaces at once, and says how it went. It decides nothing.
 
-use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, future::pending, sync::Arc, time::Duration};
 
 use podling_core::{
     decide::Action,
@@ -17,6 +17,7 @@ use crate::{
     backend::{Backend, Instance, Plan},
     backups::Key,
     keeper::{Keeper, Kept},
+    progress::{Progress, Teller},
     snapshot::AgentView,
 };
 
@@ -32,11 +33,16 @@ const KEEP_LIMIT: Duration = Duration::from_secs(6 * 60 * 60);
 const EXPIRED_AT_ONCE: usize = 4;
 const EXPIRE_LIMIT: Duration = Duration::from_secs(60);
 
+/// Where it is told how far an action is. Must not block.
+#[derive(Clone)]
+pub(crate) struct Told(Arc<dyn Fn(WorkspaceId, Action, Progress) + Send + Sync>);
+
 /// Performs orders. At most one order per workspace is given at a time, so that there are never more than there may be workspaces.
 #[derive(Debug)]
 pub(crate) struct Executor<B> {
     backend: Arc<B>,
     keeper: Arc<dyn Keeper>,
+    told: Told,
     at_backend: Arc<Semaphore>,
     archiving: Arc<Semaphore>,
     restoring: Arc<Semaphore>,
@@ -75,11 +81,24 @@ pub(crate) enum Done {
     Kept(Kept, u64),
 }
 
+impl Told {
+    pub(crate) fn new(told: impl Fn(WorkspaceId, Action, Progress) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(told))
+    }
+}
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Told").finish_non_exhaustive()
+    }
+}
+
 impl<B: Backend> Executor<B> {
-    pub(crate) fn new(backend: Arc<B>, keeper: Arc<dyn Keeper>) -> Self {
+    pub(crate) fn new(backend: Arc<B>, keeper: Arc<dyn Keeper>, told: Told) -> Self {
         Self {
             backend,
             keeper,
+            told,
             at_backend: Arc::new(Semaphore::new(AT_ONCE)),
             archiving: Arc::new(Semaphore::new(KEPT_AT_ONCE)),
             restoring: Arc::new(Semaphore::new(KEPT_AT_ONCE)),
@@ -94,6 +113,8 @@ impl<B: Backend> Executor<B> {
     pub(crate) fn perform(&mut self, order: Order) {
         let (workspace, action) = order.names();
         let (backend, keeper) = (self.backend.clone(), self.keeper.clone());
+        let (told, whose) = (self.told.clone(), workspace.clone());
+        let teller = Arc::new(Teller::new(move |progress| told.0(whose.clone(), action, progress)));
         let (permits, limit) = match order {
             Order::Archive { .. } => (&self.archiving, Some(KEEP_LIMIT)),
             Order::Restore { .. } => (&self.restoring, Some(KEEP_LIMIT)),
@@ -105,7 +126,7 @@ impl<B: Backend> Executor<B> {
         let task = self.running.spawn(async move {
             // Never closed; and if it were, unbounded is better than never.
             let _permit = permits.acquire().await;
-            let performed = order.perform(&*backend, &*keeper);
+            let performed = order.perform(&*backend, &*keeper, teller);
             match limit {
                 None => performed.await,
                 Some(limit) => {
@@ -163,18 +184,23 @@ impl Order {
         }
     }
 
-    async fn perform(self, backend: &impl Backend, keeper: &dyn Keeper) -> Result<Done, String> {
+    async fn perform(
+        self,
+        backend: &impl Backend,
+        keeper: &dyn Keeper,
+        teller: Arc<Teller>,
+    ) -> Result<Done, String> {
         let ended = |()| Done::Ended;
         match self {
             Self::Start(plan) => backend.ensure(plan).await.map(Done::Started).map_err(|e| e.to_string()),
             Self::Stop(id) => backend.stop(id).await.map(ended).map_err(|e| e.to_string()),
             Self::Remove(id) => backend.remove(id).await.map(ended).map_err(|e| e.to_string()),
             Self::Archive { generation, spec, agent, .. } => {
-                let kept = keeper.archive(&spec, generation, &agent).await;
+                let kept = keeper.archive(&spec, generation, &agent, teller).await;
                 kept.map(|kept| Done::Kept(kept, generation)).map_err(|e| e.to_string())
             }
             Self::Restore { key, spec, agent, .. } => {
-                keeper.restore(&spec, &key, &agent).await.map(ended).map_err(|e| e.to_string())
+                keeper.restore(&spec, &key, &agent, teller).await.map(ended).map_err(|e| e.to_string())
             }
             Self::Expire { key, .. } => keeper.expire(&key).await.map(ended).map_err(|e| e.to_string()),
         }

@@ -25,9 +25,10 @@ use tonic::{Request, Status, Streaming, body::Body, metadata::MetadataValue};
 use tower::util::BoxCloneSyncService;
 
 use crate::{
-    backups::{BackupError, Backups, Key, Label, Progress, Proof},
+    backups::{self, BackupError, Backups, Key, Label, Proof},
     dial::{AGENT_NAME, DIAL_TIME, DialError, dial},
     identity::Identity,
+    progress::{Progress, Stage, Teller},
     server::Tasks,
     snapshot::AgentView,
 };
@@ -40,10 +41,22 @@ const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 #[tonic::async_trait]
 pub trait Keeper: fmt::Debug + Send + Sync + 'static {
     /// Archives what the agent serves, and proves it. What is not whole or not proven is removed again.
-    async fn archive(&self, spec: &Spec, generation: u64, agent: &AgentView) -> Result<Kept, KeepError>;
+    async fn archive(
+        &self,
+        spec: &Spec,
+        generation: u64,
+        agent: &AgentView,
+        teller: Arc<Teller>,
+    ) -> Result<Kept, KeepError>;
 
     /// Fills the storage that the agent serves with what the archive holds.
-    async fn restore(&self, spec: &Spec, key: &Key, agent: &AgentView) -> Result<(), KeepError>;
+    async fn restore(
+        &self,
+        spec: &Spec,
+        key: &Key,
+        agent: &AgentView,
+        teller: Arc<Teller>,
+    ) -> Result<(), KeepError>;
 
     /// Removes an archive, and all others of the same generation, of which nobody knows; it is gone afterwards, also when it was before.
     async fn expire(&self, key: &Key) -> Result<(), KeepError>;
@@ -90,22 +103,28 @@ impl AgentKeeper {
         Self { backups, identity, tasks: Tasks::default() }
     }
 
-    /// The archive as the agent takes it. It ends at the first error, which is left in `trouble`: without the whole zip nothing is
-    /// unpacked.
+    /// The archive as the agent takes it, `size` bytes long. It ends at the first error, which is left in `trouble`: without the whole
+    /// zip nothing is unpacked.
     fn zip(
         &self,
         key: &Key,
+        size: u64,
+        teller: Arc<Teller>,
         trouble: Arc<Mutex<Option<BackupError>>>,
     ) -> impl Stream<Item = ExtractArchiveRequest> + Send + use<> {
         let open = ExtractOpen { replace: true, ..ExtractOpen::default() };
         let first = ExtractArchiveRequest { open: Some(open), ..ExtractArchiveRequest::default() };
         let blocks = Box::pin(self.backups.read(key));
-        let rest = stream::unfold(Some(blocks), move |blocks| {
-            let trouble = trouble.clone();
+        let rest = stream::unfold(Some((blocks, 0)), move |state| {
+            let (trouble, teller) = (trouble.clone(), teller.clone());
             async move {
-                let mut blocks = blocks?;
+                let (mut blocks, at) = state?;
+                teller.tell(Progress::bytes(Stage::Fetching, at, size));
                 match blocks.next().await? {
-                    Ok(data) => Some((ExtractArchiveRequest { open: None, data }, Some(blocks))),
+                    Ok(data) => {
+                        let at = at + data.len() as u64;
+                        Some((ExtractArchiveRequest { open: None, data }, Some((blocks, at))))
+                    }
                     Err(error) => {
                         *trouble.lock().await = Some(error);
                         // Nothing that could be taken for an end: no zip begins or ends so.
@@ -145,7 +164,13 @@ impl AgentKeeper {
 
 #[tonic::async_trait]
 impl Keeper for AgentKeeper {
-    async fn archive(&self, spec: &Spec, generation: u64, agent: &AgentView) -> Result<Kept, KeepError> {
+    async fn archive(
+        &self,
+        spec: &Spec,
+        generation: u64,
+        agent: &AgentView,
+        teller: Arc<Teller>,
+    ) -> Result<Kept, KeepError> {
         let mut client = self.reach(agent).await?;
         let request = CreateArchiveRequest { preservation: true, ..CreateArchiveRequest::default() };
         let request = self.request(spec, request, Verb::FilesRead);
@@ -154,20 +179,35 @@ impl Keeper for AgentKeeper {
         let given_up = CancellationToken::new();
         let _when_dropped = given_up.clone().drop_guard();
         let (reply, answer) = oneshot::channel();
-        self.tasks.0.spawn(keep(self.backups.clone(), label(spec, generation), stream, given_up, reply));
+        let label = label(spec, generation);
+        self.tasks.0.spawn(keep(self.backups.clone(), label, stream, teller, given_up, reply));
         answer.await.unwrap_or_else(|_| Err(Status::internal("archiving it has panicked").into()))
     }
 
-    async fn restore(&self, spec: &Spec, key: &Key, agent: &AgentView) -> Result<(), KeepError> {
+    async fn restore(
+        &self,
+        spec: &Spec,
+        key: &Key,
+        agent: &AgentView,
+        teller: Arc<Teller>,
+    ) -> Result<(), KeepError> {
+        let size = self.backups.size(key).await?;
         let mut client = self.reach(agent).await?;
         // What goes wrong at the store is kept aside: the agent only sees its stream end.
         let trouble = Arc::new(Mutex::new(None));
-        let request = self.request(spec, self.zip(key, trouble.clone()), Verb::FilesWrite);
+        let request =
+            self.request(spec, self.zip(key, size, teller.clone(), trouble.clone()), Verb::FilesWrite);
         let done = async {
             let mut answers = client.extract(request).await?.into_inner();
             while let Some(answer) = answers.message().await? {
-                if let Some(extract_archive_response::Message::Done(_)) = answer.message {
-                    return Ok(());
+                match answer.message {
+                    Some(extract_archive_response::Message::Progress(of)) => {
+                        let progress =
+                            Progress::counted(Stage::Unpacking, of.entries, of.bytes, of.total_bytes);
+                        teller.tell(progress);
+                    }
+                    Some(extract_archive_response::Message::Done(_)) => return Ok(()),
+                    None => {}
                 }
             }
             Err(Status::data_loss("it ended before it was done"))
@@ -193,19 +233,26 @@ async fn keep(
     backups: Backups,
     label: Label,
     stream: Streaming<CreateArchiveResponse>,
+    teller: Arc<Teller>,
     given_up: CancellationToken,
     reply: oneshot::Sender<Result<Kept, KeepError>>,
 ) {
     // Cut, it is not whole: then nothing of it is left.
     let stream = stream.take_until(given_up.clone().cancelled_owned());
-    let log = |progress: Progress| tracing::debug!(workspace = %label.id, ?progress, "archiving");
-    let key = match backups.write(&label, stream, log).await {
-        Ok(written) => written.key,
+    let saved = |of: backups::Progress| {
+        teller.tell(Progress::counted(Stage::Saving, of.entries, of.bytes, of.total_bytes));
+    };
+    let (key, size) = match backups.write(&label, stream, saved).await {
+        Ok(written) => (written.key, written.archive_bytes),
         // Who has given up needs no answer, here and below.
         Err(error) => return drop(reply.send(Err(error.into()))),
     };
+    // Before the store says anything: it may stand still.
+    teller.tell(Progress::bytes(Stage::Proving, 0, size));
     let proof = tokio::select! {
-        proof = backups.prove(&key) => Some(proof),
+        proof = backups.prove_telling(&key, |at, size| teller.tell(Progress::bytes(Stage::Proving, at, size))) => {
+            Some(proof)
+        }
         () = given_up.cancelled() => None,
     };
     match proof {

@@ -19,6 +19,7 @@ pub mod keeper;
 pub mod log;
 pub mod metrics;
 pub mod open_files;
+pub mod progress;
 mod quantity;
 pub mod refusal;
 pub mod run;

@@ -35,7 +35,7 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: &Cli) -> anyhow::Result<()> {
-    let defaults = Defaults { agent_command: vec![agent_beside_us()] };
+    let defaults = Defaults { agent_command: vec![agent_beside_us()], leaves_idle_asleep: false };
     let env = |name: &str| env::var(name).ok();
     let config = Config::load(cli.data.as_deref(), &cli.args, &env, defaults)?;
     log::init(config.log_format);

@@ -33,6 +33,7 @@ use crate::{
 };
 
 mod claim;
+mod leave;
 mod services;
 
 /// Wishes to wake that wait for the driver: as many as there are calls that wait. When it is full a call wishes again in a moment.
@@ -186,6 +187,7 @@ pub async fn run(
     let internal = listen_for_agents(&config, &identity, &stopping, &metrics)?;
 
     let mut parts = Parts::new();
+    let leaving = config.leaves_idle_asleep.then(|| handle.clone());
     parts.spawn(async move { Ok(driver.run().await.map(|()| "the driver")?) });
     parts.spawn(async move { Ok(wake(handle, wished).await) });
     let mut doors = Parts::new();
@@ -207,6 +209,11 @@ pub async fn run(
         ended = parts.join_next() => ended,
         ended = doors.join_next() => ended,
     };
+
+    // While agents are still heard, and who is attached is still told.
+    if let (Some(driver), true) = (leaving, shutdown.is_cancelled()) {
+        leave::leave(&driver).await;
+    }
 
     // Not ready → accept nothing → tell streams → drain → force: the listeners go through it, each for its connections.
     // The driver goes last, so that calls under way are answered.

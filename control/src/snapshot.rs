@@ -19,7 +19,7 @@ use podling_proto::agent::v1::ActivityState;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::store::LogEntry;
+use crate::{progress::Progress, store::LogEntry};
 
 /// How to follow the picture. Subscribe before the first read.
 pub type Snapshots = watch::Receiver<Arc<Snapshot>>;
@@ -82,6 +82,8 @@ pub struct WorkspaceView {
     pub restarts: u32,
     /// Its place in the line of those who wait for room: 1 is next.
     pub place: Option<usize>,
+    /// How far its archiving, or its way back from the archive, is.
+    pub progress: Option<Progress>,
     /// Its archives, oldest first.
     pub archives: Vec<Archive>,
     /// What was decided of it lately, oldest first.

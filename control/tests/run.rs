@@ -31,6 +31,7 @@ fn config(data: &Path) -> Config {
         templates: Vec::new(),
         default_template: "shell".to_owned(),
         backups: format!("file://{}", data.join("backups").display()),
+        leaves_idle_asleep: true,
         quotas: Default::default(),
         agent_command: vec!["/bin/false".to_owned()],
     }
@@ -167,7 +168,7 @@ async fn beyond_loopback_it_serves_tls_with_the_certificate_it_is_given() {
         ..Args::default()
     };
     let folder = data.path().join("data");
-    let defaults = Defaults { agent_command: vec!["/bin/false".to_owned()] };
+    let defaults = Defaults { agent_command: vec!["/bin/false".to_owned()], leaves_idle_asleep: true };
     let config = Config::load(Some(&folder), &args, &|_| None, defaults).expect("config");
     let (ready, shutdown, ended) = start(config).await;
     assert!(ready.url.starts_with("https://127.0.0.1:"), "{}", ready.url);

@@ -273,12 +273,15 @@ impl Podling {
         up.wait().expect("it ends");
     }
 
-    /// Ctrl-C on `podling up`; waits for its end.
+    /// Ctrl-C on `podling up`.
+    pub fn interrupt(&self) {
+        kill_process_group(pid(self.control_pid()), Signal::INT).expect("it can be interrupted");
+    }
+
+    /// The same; waits for its end.
     pub async fn ctrl_c(&mut self) -> ExitStatus {
-        let mut up = self.up.take().expect("it is up");
-        let group = pid(up.id());
-        kill_process_group(group, Signal::INT).expect("it can be interrupted");
-        ended(&mut up).await
+        self.interrupt();
+        self.ended().await
     }
 
     /// Waits until `podling up` has ended by itself, as `podling down` makes it.

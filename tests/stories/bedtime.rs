@@ -50,6 +50,11 @@ async fn who_leaves_a_sleeping_one_lets_it_sleep_and_wake_brings_it_back() {
     assert_eq!(policy["policy"]["max_awake_seconds"], 10_800.0);
     assert_eq!(policy["policy"]["keep_archives_seconds"], 172_800.0, "what was not given stays");
 
+    cli.run(&["policy", "set", "ada", "--max-awake", "none"]).await.ok();
+    let policy = cli.run(&["policy", "show", "ada", "--json"]).await.ok().json();
+    assert!(policy["policy"]["max_awake_seconds"].is_null(), "it was taken away again: {policy}");
+    assert_eq!(policy["policy"]["keep_archives_seconds"], 172_800.0);
+
     let mut window = Window::open(&cli.command(&["attach", "ada"]));
     window.shows_prompt().await;
     let slept = cli.run(&["sleep", "ada", "--force", "--json"]).await.ok().json();

@@ -1,4 +1,7 @@
-//! Ending the day: Ctrl-C on `podling up` leaves people's work running; `podling down` ends it; the next morning all is there.
+//! Ending the day: Ctrl-C on `podling up` leaves people's work running and puts the rest to sleep; `podling down` ends it; the next
+//! morning all is there.
+
+use std::fs;
 
 use podling_proto::{
     agent::v1::{GetActivityRequest, Verdict},
@@ -6,35 +9,64 @@ use podling_proto::{
     error::Reason,
 };
 use podling_tests::{
-    Podling, left_running,
+    Podling,
     person::Person,
+    suspended::Suspended,
     wait_for,
     work::{refused, script},
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ctrl_c_leaves_workspaces_running_and_the_next_up_adopts_them() {
+async fn ctrl_c_puts_to_sleep_what_is_idle_and_leaves_the_rest_to_the_next_up() {
     let mut podling = Podling::up().await;
     let (ada, bob) = (podling.workspace("ada").await, podling.workspace("bob").await);
     let inside = podling.client().of(&ada.id);
-    let terminal = inside.open(script("echo begun; cat; echo ended")).await;
+    let job = "echo begun; while sleep 0.1; do echo tick >> ticks; done & cat; kill $!; echo ended";
+    let terminal = inside.open(script(job)).await;
     let mut person = Person::new("ada", &terminal.id);
     person.work("it has begun", || inside.clone(), |p| p.text().contains("begun")).await;
-    let before = [podling.awake(&ada).await.agent, podling.awake(&bob).await.agent];
-    let agents = [podling.agent_pid(&ada), podling.agent_pid(&bob)];
+    let before =
+        [podling.awake(&ada).await, podling.awake(&bob).await].map(|now| now.agent.expect("an agent"));
+    let agent = podling.agent_pid(&ada);
 
     let status = podling.ctrl_c().await;
     assert!(status.success(), "{status}: {}", podling.log());
-    assert!(agents.iter().all(|pid| left_running::alive(*pid)), "the agents run on");
+    let left: Vec<_> = podling.agents().iter().map(|left| left.pid).collect();
+    assert_eq!(left, [agent], "the idle one sleeps, the other's agent runs on");
+    let ticks = || fs::read(podling.home_of(&ada).join("ticks")).map_or(0, |ticks| ticks.len());
+    let so_far = ticks();
+    wait_for("the job goes on though nobody is there", async || (ticks() > so_far).then_some(())).await;
 
     podling.up_again().await;
-    let boot = |agent: Option<podling_proto::control::v1::AgentInfo>| agent.map(|a| (a.boot_id, a.epoch));
-    let after = [podling.awake(&ada).await.agent, podling.awake(&bob).await.agent];
-    assert_eq!(after.map(boot), before.map(boot), "both are adopted");
+    let after = podling.awake(&ada).await.agent.expect("an agent");
+    assert_eq!((&after.boot_id, after.epoch), (&before[0].boot_id, before[0].epoch), "it is adopted");
     let inside = podling.client().of(&ada.id);
     person.typed = b"good morning\r\x04".to_vec();
     person.work("the terminal goes on", || inside.clone(), |p| p.exit.is_some()).await;
     assert!(person.text().contains("good morning") && person.text().contains("ended"), "{:?}", person.text());
+
+    let asleep = podling.get(&bob).await;
+    assert_eq!(asleep.state(), State::Asleep, "it sleeps until somebody comes");
+    assert!(asleep.reason.contains("it is not used"), "{}", asleep.reason);
+    assert_eq!(podling.client().of(&bob.id).sh("echo here").await, "here\n");
+    assert_eq!(podling.awake(&bob).await.agent.expect("an agent").epoch, before[1].epoch + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_ctrl_c_leaves_at_once() {
+    let mut podling = Podling::up().await;
+    let ada = podling.workspace("ada").await;
+    let before = podling.awake(&ada).await.agent.expect("an agent");
+    // It is idle, and cannot say whether it may sleep.
+    let still = Suspended::new(podling.agent_pid(&ada));
+    podling.interrupt();
+    podling.becomes(&ada, State::FallingAsleep).await;
+    let status = podling.ctrl_c().await;
+    assert_eq!(status.code(), Some(130), "{status}: {}", podling.log());
+    drop(still);
+    podling.up_again().await;
+    let after = podling.awake(&ada).await.agent.expect("an agent");
+    assert_eq!((after.boot_id, after.epoch), (before.boot_id, before.epoch), "it is adopted");
 }
 
 #[tokio::test(flavor = "multi_thread")]

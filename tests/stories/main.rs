@@ -15,6 +15,7 @@ mod holding;
 mod http;
 mod lost_and_found;
 mod nights;
+mod onlookers;
 mod races;
 mod repository;
 mod restless;

@@ -21,6 +21,7 @@ use crate::{
     output,
     stdio::Stdio,
     unfinished::Unfinished,
+    waiting::Waiting,
 };
 
 /// Save a workspace, or a folder of it, as a zip
@@ -74,14 +75,18 @@ impl Archive {
         let path = self.path.as_deref().unwrap_or_default();
         let path = RemotePath::parse(path.as_bytes()).map_err(|error| Failure::Usage(error.to_string()))?;
         let file = self.file.unwrap_or_else(|| PathBuf::from(format!("{}.zip", self.workspace)));
-        let inside = context.client().await?.inside(&self.workspace).await?;
+        let client = context.client().await?;
+        let workspace = client.find(&self.workspace).await?;
+        let inside = client.inside_of(&workspace);
+        // It may have to be woken, or restored, first.
+        let waiting = Waiting::new(client, workspace.id);
         let request = CreateArchiveRequest {
             path: Some(path.wire()),
             preservation: false,
             ignore: self.ignore,
             ignore_files: self.ignore_files,
         };
-        let mut answers = inside.archives().create(request).await?.into_inner();
+        let mut answers = waiting.beside(inside.archives().create(request)).await?.into_inner();
         let mut sink = Sink::open(file).await?;
         let mut bar = output::bytes_bar(None);
         let mut digest = Digest::new(&SHA256);

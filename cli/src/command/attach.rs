@@ -29,6 +29,7 @@ use crate::{
     output,
     run::feed::Signals,
     signal,
+    waiting::Waiting,
 };
 
 /// The terminal that is opened when none is named.
@@ -99,7 +100,8 @@ impl Attach {
         let inside = client.inside_of(workspace);
         if self.new {
             let name = self.terminal.as_deref().unwrap_or_default();
-            return Ok((self.create(&inside, name).await?, true));
+            let waiting = Waiting::new(client.clone(), workspace.id.clone());
+            return Ok((waiting.beside(self.create(&inside, name)).await?, true));
         }
         let terminals = match list(&inside).await {
             // What it had when it fell asleep is there again once it is awake; asking for it does not wake it.

@@ -22,6 +22,7 @@ use crate::{
         feed::{self, Signals},
         follow::Follower,
     },
+    waiting::Waiting,
 };
 
 /// Random bytes of a request id.
@@ -54,7 +55,10 @@ impl Run {
     pub async fn run(self, context: &Context) -> Result<u8, Failure> {
         let code = |failure: Failure| failure.with_code(failure::RUN_FAILED);
         let signals = Signals::take().map_err(Failure::io("cannot take signals")).map_err(code)?;
-        let inside = context.client().await.map_err(code)?.inside(&self.name).await.map_err(code)?;
+        let client = context.client().await.map_err(code)?;
+        let workspace = client.find(&self.name).await.map_err(code)?;
+        let inside = client.inside_of(&workspace);
+        let waiting = Waiting::new(client, workspace.id);
         let with_stdin = self.interactive || !stdin().is_terminal();
         let request = StartProcessRequest {
             command: Some(Command {
@@ -68,7 +72,7 @@ impl Run {
         };
         let (started, running) = watch::channel(None);
         let deaf = Rc::new(Cell::new(false));
-        let follower = Follower::new(inside.clone(), request, started, Rc::clone(&deaf))
+        let follower = Follower::new(inside.clone(), waiting, request, started, Rc::clone(&deaf))
             .map_err(Failure::io("cannot use standard output"))?;
         tokio::select! {
             code = follower.follow() => code.map(|code| if deaf.get() { crate::signal::exit_code("PIPE") } else { code }),

@@ -21,6 +21,9 @@ use crate::{
 };
 
 /// Run the control plane here, with workspaces as processes of this machine; Ctrl-C stops it
+///
+/// On the first Ctrl-C workspaces that are idle fall asleep, which takes some seconds at most; those in use run on and are found again
+/// by the next `podling up`. A second one leaves at once. `podling down` puts all to sleep.
 #[derive(Debug, Args)]
 pub struct Up {
     #[command(flatten)]
@@ -57,6 +60,7 @@ impl Up {
                         eprintln!("podling: stopped at once; what runs in the workspaces goes on");
                         return Ok(signal::exit_code(name));
                     }
+                    eprintln!("podling: stopping; what is idle falls asleep, what is in use runs on. Again: at once");
                     shutdown.cancel();
                 }
             }
@@ -67,8 +71,13 @@ impl Up {
         let program = std::env::current_exe().map_err(Failure::io("cannot find this program's own file"))?;
         let agent_command = vec![program.to_string_lossy().into_owned(), "agent".to_owned()];
         let env = |name: &str| std::env::var(name).ok();
-        Config::load(context.global.data.as_deref(), &self.control, &env, Defaults { agent_command })
-            .map_err(|error| Failure::Usage(chain(&error)))
+        Config::load(
+            context.global.data.as_deref(),
+            &self.control,
+            &env,
+            Defaults { agent_command, leaves_idle_asleep: true },
+        )
+        .map_err(|error| Failure::Usage(chain(&error)))
     }
 }
 
@@ -100,7 +109,7 @@ fn welcome(url: &str, data: &Path, said: bool, program: &str) -> String {
     for command in ["create demo", "attach demo", "run demo -- uname -a"] {
         text.push_str(&format!("  {program}{option} {command}\n"));
     }
-    text.push_str("\nCtrl-C stops the control plane; what runs in the workspaces goes on.\n");
+    text.push_str("\nCtrl-C stops the control plane: what is idle falls asleep, what is in use runs on.\n");
     text
 }
 

@@ -22,6 +22,7 @@ use crate::{
     failure::{self, Failure},
     signal,
     stdio::Stdio,
+    waiting::Waiting,
 };
 
 /// How long a command may take to start while the link breaks or the other side says "not now".
@@ -42,6 +43,7 @@ pub struct Started {
 #[derive(Debug)]
 pub struct Follower {
     inside: Inside,
+    waiting: Waiting,
     request: StartProcessRequest,
     started: watch::Sender<Option<Started>>,
     tally: Tally,
@@ -62,6 +64,7 @@ impl Follower {
     /// Follows what `request` starts; tells `started` when it runs and `deaf` when nobody reads our output any more.
     pub fn new(
         inside: Inside,
+        waiting: Waiting,
         request: StartProcessRequest,
         started: watch::Sender<Option<Started>>,
         deaf: Rc<Cell<bool>>,
@@ -69,6 +72,7 @@ impl Follower {
         let (stdout, stderr) = (Stdio::stdout()?, Stdio::stderr()?);
         Ok(Self {
             inside,
+            waiting,
             request,
             started,
             tally: Tally::new(0),
@@ -115,7 +119,7 @@ impl Follower {
         let mut processes = self.inside.processes();
         let answer = match started {
             // Starting it again with the same request id finds what the first call started.
-            None => processes.start(self.request.clone()).await,
+            None => self.waiting.beside(processes.start(self.request.clone())).await,
             Some(started) => {
                 let request = WatchProcessRequest {
                     process_id: started.process_id,

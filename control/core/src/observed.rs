@@ -22,8 +22,8 @@ pub struct Observed {
     pub used: Used,
     /// The agent that has told of use last.
     pub used_by: Option<Epoch>,
-    /// Somebody asks for its sleep, unless it is used. Once: whoever uses it afterwards keeps it awake as ever.
-    pub asked: bool,
+    /// Why it shall sleep now, unless it is used. Said once: whoever uses it afterwards keeps it awake as ever.
+    pub asked: Option<&'static str>,
     /// Whether its agent lets new things begin.
     pub door: Door,
     /// The agent that has ended and saved everything.

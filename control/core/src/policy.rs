@@ -20,15 +20,14 @@ macro_rules! policy {
         }
 
         /// What a workspace sets itself.
-        #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-        #[serde(default)]
+        #[derive(Debug, Clone, Default, PartialEq, Eq)]
         pub struct PolicyOverrides {
             $(
                 #[doc = concat!("See [`Policy::", stringify!($field), "`].")]
                 pub $field: Option<Duration>,
             )*
-            /// See [`Policy::max_awake`].
-            pub max_awake: Option<Duration>,
+            /// See [`Policy::max_awake`]; `Some(None)`: no end, whatever was set.
+            pub max_awake: Option<Option<Duration>>,
         }
 
         impl Default for Policy {
@@ -43,7 +42,7 @@ macro_rules! policy {
             pub fn with(&self, own: &PolicyOverrides) -> Self {
                 Self {
                     $($field: own.$field.unwrap_or(self.$field),)*
-                    max_awake: own.max_awake.or(self.max_awake),
+                    max_awake: own.max_awake.unwrap_or(self.max_awake),
                 }
             }
         }

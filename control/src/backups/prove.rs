@@ -42,8 +42,12 @@ pub struct Proof {
     pub sha256: Digest,
 }
 
-/// Reads the backup back and compares.
-pub(super) async fn prove(place: &Place, key: &Key) -> Result<Proof, BackupError> {
+/// Reads the backup back and compares; `progress` is called with each block: how many bytes of the zip are read, of how many.
+pub(super) async fn prove(
+    place: &Place,
+    key: &Key,
+    progress: impl Fn(u64, u64) + Send,
+) -> Result<Proof, BackupError> {
     let damaged = |problem: String| BackupError::Damaged { key: key.clone(), entry: None, problem };
     let (zip, sidecar) = (key.zip(), key.sidecar());
     let front = front(place, key).await?.map_err(damaged)?;
@@ -75,6 +79,7 @@ pub(super) async fn prove(place: &Place, key: &Key) -> Result<Proof, BackupError
     let feed = async move {
         let mut at = 0;
         while at < size {
+            progress(at, size);
             let block = place.range(&zip, at..size.min(at + READ_BYTES)).await?;
             at += block.len() as u64;
             if blocks.send(block).await.is_err() {

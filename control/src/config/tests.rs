@@ -5,7 +5,12 @@ use super::*;
 fn load(data: impl Into<Option<PathBuf>>, args: &Args, env: &[(&str, &str)]) -> Result<Config, ConfigError> {
     let env: Vec<_> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let env = move |name: &str| env.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone());
-    Config::load(data.into().as_deref(), args, &env, Defaults { agent_command: vec!["podling-agent".into()] })
+    Config::load(
+        data.into().as_deref(),
+        args,
+        &env,
+        Defaults { agent_command: vec!["podling-agent".into()], leaves_idle_asleep: false },
+    )
 }
 
 #[test]

@@ -48,7 +48,8 @@ impl<B: Backend> Driver<B> {
         let now = clock::now();
         let before = entry.record.status.phase;
         entry.observed.witnessed = witnessed;
-        entry.observed.crowded = self.archiving >= MAX_ARCHIVING;
+        // Who leaves begins no more archives, for they would not be done.
+        entry.observed.crowded = self.archiving >= MAX_ARCHIVING || self.leaving;
         let (action, next, warning) = loop {
             let Decision { status, action, next, warning } = entry.decide(now);
             entry.take(status, now);
@@ -150,6 +151,7 @@ impl<B: Backend> Driver<B> {
         };
         tracing::debug!(workspace = %id, ?action, "ordered");
         entry.in_flight = Some(action);
+        entry.progress = None;
         entry.observed.ordered(action);
         self.executor.perform(order);
     }
@@ -167,6 +169,7 @@ impl<B: Backend> Driver<B> {
         #[cfg(debug_assertions)]
         super::mortal::may_die(outcome.action, "after");
         entry.in_flight = None;
+        entry.progress = None;
         if let Err(error) = &outcome.result {
             tracing::warn!(workspace = %outcome.workspace, action = ?outcome.action, error, "an action failed");
         }

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::{DriverError, event::Reply, links::AgentLink, steps::Asked};
 use crate::{
     backend::Instance,
+    progress::Progress,
     snapshot::{AgentView, WorkspaceView},
     store::Record,
 };
@@ -32,6 +33,8 @@ pub(super) struct Entry {
     pub(super) observed: Observed,
     /// What is being done.
     pub(super) in_flight: Option<Action>,
+    /// How far that is, if it was told.
+    pub(super) progress: Option<Progress>,
     /// What its agent has been asked, if that is what is being done.
     pub(super) asked: Option<Asked>,
     /// For when its agent last told people that it will sleep.
@@ -76,6 +79,7 @@ impl Entry {
             queued: None,
             observed,
             in_flight: None,
+            progress: None,
             asked: None,
             warned: None,
             told_spec: None,
@@ -198,6 +202,7 @@ impl Entry {
             next: self.next.map(|(at, why)| (at, why.to_owned())),
             restarts: record.status.failures,
             place: self.place,
+            progress: self.progress.filter(|_| matches!(record.status.phase, Phase::Working(_))),
             archives: record.status.archives.clone(),
             log: record.log.clone(),
             credential: record.credential.map(|credential| credential.digest),

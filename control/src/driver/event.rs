@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use podling_core::{
     archive::ArchiveKey,
+    decide::Action,
     id::{Name, Owner, WorkspaceId},
     observed::Failure,
     policy::{Policy, PolicyOverrides},
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::DriverError;
 use crate::{
     backend::InstanceId,
+    progress::Progress,
     snapshot::{Fingerprint, WorkspaceView},
 };
 
@@ -40,6 +42,10 @@ pub(crate) enum Event {
     SetPolicy(WorkspaceId, Box<PolicyOverrides>, Reply<Arc<WorkspaceView>>),
     /// End all processes and then the control plane.
     Down { force: bool, reply: Reply<()> },
+    /// Put to sleep what is idle: the control plane is about to stop.
+    Leave(Reply<()>),
+    /// How far an action is. Changes no status, and is not stored.
+    Progress { workspace: WorkspaceId, action: Action, progress: Progress },
     /// An agent that has shown a valid credential introduces itself.
     Hello(Box<AgentHello>),
     /// It is there, and this is what goes on.

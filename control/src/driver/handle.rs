@@ -77,6 +77,11 @@ impl DriverHandle {
         self.ask(|reply| Event::Down { force, reply }).await
     }
 
+    /// Puts to sleep what is idle, and answers when that is done; what is used runs on. Nothing is made or woken from here on.
+    pub async fn leave(&self) -> Result<(), DriverError> {
+        self.ask(Event::Leave).await
+    }
+
     /// An agent introduces itself; the answers come over its `to_agent`.
     pub async fn hello(&self, hello: AgentHello) -> Result<(), DriverError> {
         self.send(Event::Hello(Box::new(hello))).await

@@ -11,7 +11,13 @@ use podling_core::{
 };
 
 use super::{Driver, entry::Entry};
-use crate::{backend::Backend, backups::Key, executor::Order, keeper::Kept};
+use crate::{
+    backend::Backend,
+    backups::Key,
+    executor::Order,
+    keeper::Kept,
+    progress::{Progress, Stage},
+};
 
 /// Workspaces that are archived at once, or about to be: each has an agent of its own. More wait until one is done.
 pub(super) const MAX_ARCHIVING: usize = 4;
@@ -50,6 +56,19 @@ impl<B: Backend> Driver<B> {
     pub(super) fn count_archiving(&mut self) {
         let phases = self.entries.values().map(|entry| entry.record.status.phase);
         self.archiving = phases.filter(|phase| is_archiving(*phase)).count();
+    }
+
+    /// What the keeper does is so far. Only shown: nothing follows from it.
+    pub(super) fn progressed(&mut self, id: &WorkspaceId, action: Action, mut progress: Progress) {
+        let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.in_flight == Some(action)) else {
+            return;
+        };
+        if progress.stage == Stage::Unpacking {
+            // Of one that is made of another's archive it is not known.
+            progress.total_entries = entry.record.status.archive().map(|archive| archive.entries);
+        }
+        entry.progress = Some(progress);
+        self.look(id);
     }
 
     /// Looks again at those that sleep, if one may be archived now.

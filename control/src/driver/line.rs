@@ -8,7 +8,8 @@ use crate::backend::Backend;
 impl<B: Backend> Driver<B> {
     /// Draws up the line anew, if somebody has come or gone, and lets those in for whom there is room now.
     pub(super) fn let_in(&mut self) {
-        while std::mem::take(&mut self.line_changed) {
+        // Room that is given back when the control plane leaves is for who comes to the next one.
+        while !self.leaving && std::mem::take(&mut self.line_changed) {
             let line = quota::line(self.entries.values().filter_map(Entry::claimant), &self.quotas);
             let moved: Vec<WorkspaceId> = self
                 .entries

@@ -39,7 +39,7 @@ impl<B: Backend> Driver<B> {
     }
 
     fn find_or_make(&mut self, new: NewWorkspace) -> Result<(WorkspaceId, bool), DriverError> {
-        if self.standby {
+        if self.standby || self.leaving {
             return Err(DriverError::ShuttingDown);
         }
         let mine = || self.entries.values().filter(|entry| entry.record.spec.owner == new.owner);
@@ -139,7 +139,9 @@ impl<B: Backend> Driver<B> {
                 tracing::info!(workspace = %id, force, "is to sleep");
                 match entry.record.status.phase {
                     // What it is used for by now only its agent knows.
-                    Phase::Awake | Phase::Preparing { .. } if !force => entry.observed.asked = true,
+                    Phase::Awake | Phase::Preparing { .. } if !force => {
+                        entry.observed.asked = Some("somebody puts it to sleep")
+                    }
                     _ => entry.want(Wanted::Asleep),
                 }
             }
@@ -158,7 +160,7 @@ impl<B: Backend> Driver<B> {
             let theirs = &other.record.spec;
             theirs.id != *id && theirs.owner == spec.owner && theirs.name == spec.name && !other.is_gone()
         };
-        let refused = if self.standby {
+        let refused = if self.standby || self.leaving {
             Some(DriverError::ShuttingDown)
         } else if entry.record.status.phase != Phase::Archived || spec.wanted == Wanted::Discarded {
             Some(DriverError::NotArchived(id.clone()))
@@ -202,7 +204,7 @@ impl<B: Backend> Driver<B> {
     /// A workspace that is there to stay.
     fn kept(&self, id: &WorkspaceId) -> Result<&Entry, DriverError> {
         let entry = self.entries.get(id).ok_or_else(|| DriverError::NoWorkspace(id.clone()))?;
-        if self.standby {
+        if self.standby || self.leaving {
             return Err(DriverError::ShuttingDown);
         }
         if entry.record.spec.wanted.is_gone() || entry.record.status.phase == Phase::Deleting {
@@ -234,7 +236,7 @@ impl<B: Backend> Driver<B> {
     /// Somebody waits for it.
     fn call(&mut self, id: &WorkspaceId) {
         let Some(entry) = self.entries.get_mut(id) else { return };
-        entry.observed.asked = false;
+        entry.observed.asked = None;
         let record = &entry.record;
         let answered = record.spec.asked <= record.status.answered;
         if record.spec.wanted == Wanted::Asleep || (answered && rests_or_will(record.status.phase)) {

@@ -105,7 +105,7 @@ fn policy(value: &Value) -> Result<Policy, String> {
         work_cap: time(POLICY_KEYS[1])?,
         presence_cap: time(POLICY_KEYS[2])?,
         warning: time(POLICY_KEYS[3])?,
-        max_awake: time(POLICY_KEYS[4])?,
+        max_awake: time(POLICY_KEYS[4])?.map(Some),
         archive_after: time(POLICY_KEYS[5])?,
         keep_archives: time(POLICY_KEYS[6])?,
     }))

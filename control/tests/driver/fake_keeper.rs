@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use podling_control::{
     backups::{BackupError, Digest, Key, Label, Proof, Reasons},
     keeper::{KeepError, Keeper, Kept},
+    progress::{Progress, Stage, Teller},
     snapshot::AgentView,
 };
 use podling_core::workspace::Spec;
@@ -54,7 +55,15 @@ impl FakeKeeper {
 
 #[tonic::async_trait]
 impl Keeper for FakeKeeper {
-    async fn archive(&self, spec: &Spec, generation: u64, _agent: &AgentView) -> Result<Kept, KeepError> {
+    async fn archive(
+        &self,
+        spec: &Spec,
+        generation: u64,
+        _agent: &AgentView,
+        teller: Arc<Teller>,
+    ) -> Result<Kept, KeepError> {
+        teller.tell(Progress::counted(Stage::Saving, 1, 10, 40));
+        teller.tell(Progress::bytes(Stage::Proving, 5, 20));
         self.call(format!("archive {generation}")).await?;
         let label = Label {
             id: spec.id.clone(),
@@ -69,7 +78,14 @@ impl Keeper for FakeKeeper {
         Ok(Kept { key: Key::new(spec.id.clone(), generation), proof })
     }
 
-    async fn restore(&self, _spec: &Spec, key: &Key, _agent: &AgentView) -> Result<(), KeepError> {
+    async fn restore(
+        &self,
+        _spec: &Spec,
+        key: &Key,
+        _agent: &AgentView,
+        teller: Arc<Teller>,
+    ) -> Result<(), KeepError> {
+        teller.tell(Progress::counted(Stage::Unpacking, 2, 30, 40));
         self.call(format!("restore {}", key.second())).await
     }
 

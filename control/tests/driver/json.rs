@@ -104,6 +104,10 @@ async fn a_policy_changes_where_the_body_says_so() {
     let changed = client.send("PATCH", "/v1/workspaces/demo/policy", Some(&policy)).await.is(200);
     assert_eq!(changed["policy"]["idle_timeout"], 60);
     assert_eq!(changed["policy"]["max_awake"], 7200);
+    let endless = json!({ "max_awake": 0 });
+    let endless = client.send("PATCH", "/v1/workspaces/demo/policy", Some(&endless)).await.is(200);
+    assert!(endless["policy"].get("max_awake").is_none(), "no end again");
+    assert_eq!(endless["policy"]["idle_timeout"], 60, "only that");
     assert_eq!(changed["policy"]["archive_after"], before.spec.policy.archive_after.as_secs());
 }
 

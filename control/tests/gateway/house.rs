@@ -239,6 +239,7 @@ fn view(
         next: None,
         restarts: 0,
         place: None,
+        progress: None,
         archives: Vec::new(),
         log: Arc::default(),
         credential: None,

@@ -86,7 +86,7 @@ fn sleeps(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> 
         let left = longest.saturating_sub(observed.witnessed.saturating_sub(status.woken));
         (now.plus(left).max(asked_again), "it has been awake for as long as it may")
     });
-    let unwanted = (spec.wanted != Wanted::Awake || observed.asked && observed.used != Used::Yes)
+    let unwanted = (spec.wanted != Wanted::Awake || observed.asked.is_some() && observed.used != Used::Yes)
         .then_some((asked_again, "it is put to sleep"));
     [unused, longest, unwanted]
 }

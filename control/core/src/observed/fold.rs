@@ -38,7 +38,7 @@ impl Observed {
             }
             Action::Prepare { epoch, .. } => {
                 self.door = Door::Unsure(epoch);
-                self.asked = false;
+                self.asked = None;
             }
             Action::Cancel(epoch) => self.door = Door::Unsure(epoch),
             Action::Commit(_)
@@ -118,7 +118,7 @@ impl Observed {
     /// The agent is not heard of any more: what it said last is not known any more (law 4).
     pub fn link_lost(&mut self) {
         self.connected = None;
-        self.asked = false;
+        self.asked = None;
         self.used = Used::Unknown;
     }
 
@@ -127,7 +127,7 @@ impl Observed {
         self.used = used;
         if used == Used::Yes {
             self.used_by = self.connected;
-            self.asked = false;
+            self.asked = None;
         }
         // It has declined for a use that now shows; when that is over it may be asked again.
         if used == Used::Yes && matches!(self.trouble, Some(Trouble { action: Action::Prepare { .. }, .. })) {

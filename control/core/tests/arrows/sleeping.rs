@@ -63,7 +63,7 @@ fn fall_asleep() {
 
 #[test]
 fn asked_to_sleep() {
-    let asked = |observed| Observed { asked: true, ..observed };
+    let asked = |observed| Observed { asked: Some("somebody asks"), ..observed };
     let yes = Observed { used: Used::Yes, ..served() };
     let ask = prepare(Urgency::Asked);
     let idle = || idle(SECOND);
@@ -101,14 +101,14 @@ fn asked_to_sleep() {
 
 #[test]
 fn who_asks_for_its_sleep_asks_once() {
-    let asked = || Observed { asked: true, ..served() };
+    let asked = || Observed { asked: Some("somebody asks"), ..served() };
     let mut ordered = asked();
     ordered.ordered(prepare(Urgency::Asked));
     let mut lost = asked();
     lost.link_lost();
     let mut used = asked();
     used.use_told(Used::Yes);
-    assert!(!ordered.asked && !lost.asked && !used.asked);
+    assert!(ordered.asked.or(lost.asked).or(used.asked).is_none());
 }
 
 #[test]

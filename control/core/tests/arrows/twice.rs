@@ -129,7 +129,7 @@ fn any_observed() -> impl Strategy<Value = Observed> {
             expired,
             trouble,
             removed: flags.0,
-            asked: flags.4,
+            asked: flags.4.then_some("somebody asks"),
             room: flags.1,
             standby: flags.2,
             crowded: flags.3,

@@ -54,7 +54,7 @@ impl World {
                 spec.wanted = Wanted::Awake;
                 spec.asked += 1;
                 called = true;
-                entry.observed.asked = false;
+                entry.observed.asked = None;
                 let status = hurry(&entry.record.status, now);
                 entry.record = Rc::new(Record { spec: entry.record.spec.clone(), status });
             }
@@ -63,7 +63,7 @@ impl World {
                 if spec.wanted != Wanted::Awake || entry.observed.used == Used::Yes {
                     return;
                 }
-                entry.observed.asked = true;
+                entry.observed.asked = Some("somebody puts it to sleep");
                 if let Some(real) = self.real.get_mut(&w) {
                     real.ghost.put_away = true;
                 }

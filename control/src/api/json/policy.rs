@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::scalar::{Seconds, given};
 
-/// How long what may last, in seconds, each from 1 s to 365 days. In a request, what is absent is the template's or stays as it is.
+/// How long what may last, in seconds, each from 1 s to 365 days (`max_awake` also 0). In a request, what is absent is the template's or stays as it is.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Policy {
@@ -26,7 +26,7 @@ pub(super) struct Policy {
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     warning: Option<Seconds>,
-    /// Longest time awake, used or not; absent: no end.
+    /// Longest time awake, used or not; absent in an answer, and 0 in a request: no end.
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     max_awake: Option<Seconds>,

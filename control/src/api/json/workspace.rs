@@ -49,6 +49,28 @@ pub(super) struct Workspace {
     resources: Resources,
     /// It was deleted, and only its backups are left.
     deleted: bool,
+    /// While it is archived or restored: how far that is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<Progress>,
+}
+
+/// How far something is.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Progress {
+    /// "saving": its files go into the archive; "proving": the archive is read back and compared; "fetching": the archive goes to its
+    /// agent; "unpacking": its files come out of it.
+    #[schemars(extend("enum" = ["saving", "proving", "fetching", "unpacking", "unspecified"]))]
+    stage: String,
+    /// Saving and unpacking: files, folders and links.
+    entries: u64,
+    /// Absent: not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_entries: Option<u64>,
+    /// Saving and unpacking: of content; else of the archive.
+    bytes: u64,
+    /// Absent: not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_bytes: Option<u64>,
 }
 
 /// What it takes of its owner's share while it is awake.
@@ -101,6 +123,7 @@ impl From<proto::Workspace> for Workspace {
             queue_position: Some(workspace.queue_position).filter(|place| *place > 0),
             resources: Resources { cpu_millis: resources.cpu_millis, memory_bytes: resources.memory_bytes },
             deleted: workspace.deleted,
+            progress: workspace.progress.map(Into::into),
         }
     }
 }
@@ -109,6 +132,19 @@ impl From<Option<proto::Workspace>> for Workspace {
     /// The services' answers always hold one.
     fn from(workspace: Option<proto::Workspace>) -> Self {
         workspace.unwrap_or_default().into()
+    }
+}
+
+impl From<proto::Progress> for Progress {
+    fn from(progress: proto::Progress) -> Self {
+        let known = |total: u64| Some(total).filter(|total| *total > 0);
+        Self {
+            stage: word(progress.stage().as_str_name()),
+            entries: progress.entries,
+            total_entries: known(progress.total_entries),
+            bytes: progress.bytes,
+            total_bytes: known(progress.total_bytes),
+        }
     }
 }
 

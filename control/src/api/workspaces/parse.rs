@@ -93,12 +93,18 @@ pub(super) fn policy(policy: Policy) -> Result<PolicyOverrides, WireError> {
         let span = Duration::try_from(given).ok().filter(|span| SPAN.contains(span));
         span.map(Some).ok_or_else(|| bad(field, "1 s to 365 days"))
     };
+    // Nothing is no span: no end, whatever was set.
+    let no_end = policy.max_awake.is_some_and(|given| (given.seconds, given.nanos) == (0, 0));
+    let max_awake = match no_end {
+        true => Some(None),
+        false => span("policy.max_awake", policy.max_awake)?.map(Some),
+    };
     Ok(PolicyOverrides {
         idle_timeout: span("policy.idle_timeout", policy.idle_timeout)?,
         work_cap: span("policy.work_cap", policy.work_cap)?,
         presence_cap: span("policy.presence_cap", policy.presence_cap)?,
         warning: span("policy.warning", policy.warning)?,
-        max_awake: span("policy.max_awake", policy.max_awake)?,
+        max_awake,
         archive_after: span("policy.archive_after", policy.archive_after)?,
         keep_archives: span("policy.keep_archives", policy.keep_archives)?,
     })

@@ -3,10 +3,15 @@
 use std::time::Duration;
 
 use podling_core::{policy, time, workspace};
-use podling_proto::control::v1::{AgentInfo, Link, Policy, Resources, State, Workspace};
+use podling_proto::control::v1::{
+    AgentInfo, Link, Policy, Progress, Resources, State, Workspace, progress::Stage,
+};
 use prost_types::Timestamp;
 
-use crate::snapshot::{AgentAddress, AgentView, WorkspaceView};
+use crate::{
+    progress,
+    snapshot::{AgentAddress, AgentView, WorkspaceView},
+};
 
 pub(in crate::api) fn workspace(view: &WorkspaceView) -> Workspace {
     let (next_transition, next_transition_reason) = view.next.clone().unzip();
@@ -33,6 +38,23 @@ pub(in crate::api) fn workspace(view: &WorkspaceView) -> Workspace {
             memory_bytes: view.spec.resources.memory_bytes,
         }),
         deleted: view.is_gone(),
+        progress: view.progress.map(progress),
+    }
+}
+
+fn progress(progress: progress::Progress) -> Progress {
+    let stage = match progress.stage {
+        progress::Stage::Saving => Stage::Saving,
+        progress::Stage::Proving => Stage::Proving,
+        progress::Stage::Fetching => Stage::Fetching,
+        progress::Stage::Unpacking => Stage::Unpacking,
+    };
+    Progress {
+        stage: stage.into(),
+        entries: progress.entries,
+        total_entries: progress.total_entries.unwrap_or(0),
+        bytes: progress.bytes,
+        total_bytes: progress.total_bytes.unwrap_or(0),
     }
 }
 

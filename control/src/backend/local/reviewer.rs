@@ -93,6 +93,7 @@ mod tests {
             next: None,
             restarts: 0,
             place: None,
+            progress: None,
             archives: Vec::new(),
             log: Arc::default(),
             credential: secret.map(|secret| Fingerprint::of(secret.as_bytes())),

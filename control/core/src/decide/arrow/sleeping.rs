@@ -29,18 +29,17 @@ pub(super) fn fall_asleep(seen: Seen<'_>) -> Option<Status> {
     // Who has just come has not had the time to do anything yet. And an agent that is still being told to go on is not asked.
     let is_open = seen.observed.door == Door::Open;
     let may_be_asked = witnessed_since(seen.status.called) >= policy.idle_timeout && is_open;
-    let (urgency, why) = match (seen.spec.wanted, seen.observed.used) {
-        (Wanted::Asleep, _) => (Urgency::Forced, "somebody puts it to sleep"),
-        (Wanted::Deleted, _) => (Urgency::Forced, "somebody deletes it"),
+    let asked = seen.observed.asked.filter(|_| is_open);
+    let (urgency, why) = match (seen.spec.wanted, seen.observed.used, asked) {
+        (Wanted::Asleep, ..) => (Urgency::Forced, "somebody puts it to sleep"),
+        (Wanted::Deleted, ..) => (Urgency::Forced, "somebody deletes it"),
         _ if is_overdue(seen) => (Urgency::Forced, "it has been awake for as long as it may"),
         // Whether it is used the agent itself knows best.
-        (_, Used::No(_) | Used::Unknown) if seen.observed.asked && is_open => {
-            (Urgency::Asked, "somebody puts it to sleep")
-        }
-        (_, Used::No(counted)) if counted >= policy.idle_timeout && may_be_asked => {
+        (_, Used::No(_) | Used::Unknown, Some(why)) => (Urgency::Asked, why),
+        (_, Used::No(counted), None) if counted >= policy.idle_timeout && may_be_asked => {
             (Urgency::Idle, "it is not used")
         }
-        (_, Used::Unknown) if may_be_asked && mutant::is(Mutant::SleepsOnUnknown) => {
+        (_, Used::Unknown, None) if may_be_asked && mutant::is(Mutant::SleepsOnUnknown) => {
             (Urgency::Idle, "nobody knows whether it is used")
         }
         _ => return None,

@@ -1,0 +1,70 @@
+//! What a workspace is doing, for people who wait: words with a spinner, or a bar where it is known how far that is. On stderr if that is
+//! a terminal, elsewhere nothing. Must not know what they wait for.
+
+use indicatif::ProgressBar;
+use podling_proto::control::v1::{Workspace, progress::Stage};
+
+use crate::{journey::describe, output, progress::doing};
+
+/// Shows it, until it is dropped.
+#[derive(Debug)]
+pub struct Indicator {
+    bar: ProgressBar,
+    /// What is measured, and whether its end is known; `None`: only words are shown.
+    measured: Option<(Stage, bool)>,
+}
+
+impl Indicator {
+    /// How it is now.
+    pub fn new(workspace: &Workspace) -> Self {
+        let mut indicator = Self { bar: output::spinner(describe(workspace)), measured: None };
+        indicator.show(workspace);
+        indicator
+    }
+
+    /// How it has become.
+    pub fn show(&mut self, workspace: &Workspace) {
+        let progress = workspace.progress.as_ref();
+        let measured = progress.map(|progress| (progress.stage(), progress.total_bytes > 0));
+        if measured != self.measured {
+            self.measured = measured;
+            self.bar.set_style(match measured {
+                Some((_, bounded)) => output::stage_style(bounded),
+                None => output::spinner_style(),
+            });
+        }
+        match progress {
+            Some(progress) => {
+                self.bar.set_length(progress.total_bytes);
+                self.bar.set_position(progress.bytes);
+                self.bar.set_message(format!("{}: {}", workspace.name, doing(progress)));
+            }
+            None => self.bar.set_message(describe(workspace)),
+        }
+    }
+
+    /// Says something that stays above it.
+    pub fn say(&self, line: &str) {
+        self.bar.suspend(|| eprintln!("{line}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podling_proto::control::v1::Progress;
+
+    use super::*;
+
+    #[test]
+    fn it_changes_between_words_and_a_bar() {
+        let mut workspace = Workspace { name: "demo".to_owned(), ..Workspace::default() };
+        let mut indicator = Indicator::new(&workspace);
+        assert_eq!(indicator.measured, None);
+        workspace.progress = Some(Progress { stage: Stage::Proving.into(), ..Progress::default() });
+        indicator.show(&workspace);
+        assert_eq!(indicator.measured, Some((Stage::Proving, false)));
+        workspace.progress = None;
+        indicator.show(&workspace);
+        assert_eq!(indicator.measured, None);
+    }
+}

@@ -1,0 +1,85 @@
+//! How far an archive or its way back is, as people and scripts read it. Pure.
+
+use indicatif::HumanBytes;
+use podling_proto::control::v1::{Progress, progress::Stage};
+use serde::Serialize;
+
+/// How far something is, for scripts; null where it is not known.
+#[derive(Debug, Serialize)]
+pub struct ProgressView {
+    /// `saving`, `proving`, `fetching`, `unpacking`.
+    pub stage: &'static str,
+    /// Files, folders and links.
+    pub entries: u64,
+    /// Of how many.
+    pub total_entries: Option<u64>,
+    /// Of content, or of the archive.
+    pub bytes: u64,
+    /// Of how many.
+    pub total_bytes: Option<u64>,
+}
+
+/// How far it is, in words alone.
+pub fn words(progress: &Progress) -> String {
+    let done = HumanBytes(progress.bytes);
+    match progress.total_bytes {
+        0 => format!("{}, {done} so far", doing(progress)),
+        total => format!("{}, {done} of {}", doing(progress), HumanBytes(total)),
+    }
+}
+
+/// The word for a stage.
+pub fn stage(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Unspecified => "unknown",
+        Stage::Saving => "saving",
+        Stage::Proving => "proving",
+        Stage::Fetching => "fetching",
+        Stage::Unpacking => "unpacking",
+    }
+}
+
+/// What is being done, and with how many of its entries it is done.
+pub fn doing(progress: &Progress) -> String {
+    let what = match progress.stage() {
+        Stage::Unspecified => "at work",
+        Stage::Saving => "archiving",
+        Stage::Proving => "proving its archive",
+        Stage::Fetching => "fetching its archive",
+        Stage::Unpacking => "unpacking",
+    };
+    match (progress.entries, progress.total_entries) {
+        (0, _) => what.to_owned(),
+        (entries, 0) => format!("{what}, {entries} entries"),
+        (entries, total) => format!("{what}, {entries} of {total} entries"),
+    }
+}
+
+impl From<&Progress> for ProgressView {
+    fn from(progress: &Progress) -> Self {
+        let known = |total: u64| Some(total).filter(|total| *total > 0);
+        Self {
+            stage: stage(progress.stage()),
+            entries: progress.entries,
+            total_entries: known(progress.total_entries),
+            bytes: progress.bytes,
+            total_bytes: known(progress.total_bytes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_is_not_made_up() {
+        let mut progress = Progress { stage: Stage::Saving.into(), bytes: 2048, ..Progress::default() };
+        assert_eq!(words(&progress), "archiving, 2.00 KiB so far");
+        (progress.entries, progress.total_bytes) = (7, 4096);
+        assert_eq!(words(&progress), "archiving, 7 entries, 2.00 KiB of 4.00 KiB");
+        progress.set_stage(Stage::Unpacking);
+        progress.total_entries = 9;
+        assert_eq!(words(&progress), "unpacking, 7 of 9 entries, 2.00 KiB of 4.00 KiB");
+    }
+}
