@@ -16,6 +16,7 @@ mod http;
 mod lost_and_found;
 mod nights;
 mod races;
+mod replay;
 mod repository;
 mod restless;
 mod room;
