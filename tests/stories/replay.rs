@@ -44,6 +44,9 @@ macro_rules! traces {
 }
 
 traces! {
-    the_first_trace: 1
-    the_second_trace: 2
+    trace_177: 177
+    trace_311: 311
+    trace_225: 225
+    trace_81: 81
+    trace_69: 69
 }
