@@ -24,6 +24,7 @@ pub mod pty;
 pub mod suspended;
 pub mod tls;
 pub mod tools;
+pub mod trace;
 pub mod tree;
 pub mod typist;
 pub mod wait;

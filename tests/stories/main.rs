@@ -17,6 +17,7 @@ mod lost_and_found;
 mod nights;
 mod onlookers;
 mod races;
+mod replay;
 mod repository;
 mod restless;
 mod room;

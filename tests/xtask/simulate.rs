@@ -13,6 +13,9 @@ pub(crate) struct Args {
     /// How many steps.
     #[arg(long, default_value_t = 50_000)]
     steps: u64,
+    /// Records the trace of this seed for the replay (tests/stories/traces) instead.
+    #[arg(long, value_name = "SEED")]
+    record: Option<u64>,
     /// How fast decisions are instead (a release build).
     #[arg(long)]
     bench: bool,
@@ -23,7 +26,10 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let (seed, steps_to_go) = (args.seed.to_string(), args.steps.to_string());
     let mut cargo = vec!["run", "--quiet", "--package", "podling-core"];
     cargo.extend(["--features", "mutants", "--example", "simulate"]);
-    if args.bench {
+    let record = args.record.map(|seed| seed.to_string());
+    if let Some(seed) = &record {
+        cargo.extend(["--", "--record", seed]);
+    } else if args.bench {
         cargo.extend(["--release", "--", "--bench"]);
     } else {
         cargo.extend(["--", "--seed", &seed, "--steps", &steps_to_go]);

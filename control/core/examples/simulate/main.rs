@@ -1,4 +1,5 @@
-//! `cargo xtask simulate`: one run of the simulation, again and with all that it says. With `--bench`: how fast decisions are.
+//! `cargo xtask simulate`: one run of the simulation, again and with all that it says. With `--record`: a trace of it, for the replay
+//! against the real thing. With `--bench`: how fast decisions are.
 
 mod bench;
 #[path = "../../tests/simulation/sim.rs"]
@@ -6,7 +7,7 @@ mod sim;
 
 use std::process::ExitCode;
 
-const USAGE: &str = "simulate [--seed N] [--steps M] | simulate --bench";
+const USAGE: &str = "simulate [--seed N] [--steps M] | simulate --record SEED | simulate --bench";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -15,6 +16,7 @@ fn main() -> ExitCode {
         match (pair[0].as_str(), pair.get(1).and_then(|value| value.parse().ok())) {
             ("--seed", Some(value)) => seed = value,
             ("--steps", Some(value)) => steps = value,
+            ("--record", Some(seed)) => return record(seed),
             ("--bench", None) => {
                 bench::run();
                 return ExitCode::SUCCESS;
@@ -38,6 +40,23 @@ fn main() -> ExitCode {
         }
         Err(broken) => {
             println!("{broken}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes the trace to where the replay looks for it.
+fn record(seed: u64) -> ExitCode {
+    let recorded = sim::record(seed).and_then(|trace| {
+        let path = sim::traces().join(format!("{seed}.trace"));
+        std::fs::write(&path, trace).map_err(|error| format!("{}: {error}", path.display()))?;
+        println!("{}", path.display());
+        Ok(())
+    });
+    match recorded {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("seed {seed} gives no trace: {why}");
             ExitCode::FAILURE
         }
     }

@@ -26,7 +26,8 @@ impl Agent {
             link: None,
             idle_timeout: Duration::MAX,
             idle: Duration::ZERO,
-            used: now,
+            // Nobody has used it yet.
+            used: now.saturating_sub(ACTIVE),
             busy: 0,
             beats: VecDeque::new(),
             acknowledged: None,

@@ -191,6 +191,12 @@ impl Control {
         self.entries.iter().filter(|(_, entry)| waits(entry)).map(|(w, _)| *w).collect()
     }
 
+    /// Its place in the line.
+    pub(crate) fn place(&self, w: usize, quotas: &Quotas) -> Option<usize> {
+        let id = &self.entries.get(&w)?.record.spec.id;
+        quota::line(self.claimants(), quotas).get(id).copied()
+    }
+
     pub(crate) fn holders(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values().filter(|entry| entry.holds())
     }

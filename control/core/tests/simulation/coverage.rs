@@ -102,6 +102,11 @@ impl Coverage {
         }
     }
 
+    /// Whether this arrow was taken.
+    pub(crate) fn took(&self, arrow: &str) -> bool {
+        self.arrows.contains_key(arrow)
+    }
+
     /// What was never seen: actions, deaths around an action, arrows.
     pub(crate) fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
@@ -150,7 +155,7 @@ impl fmt::Display for Coverage {
     }
 }
 
-fn name(action: Action) -> &'static str {
+pub(crate) fn name(action: Action) -> &'static str {
     match action {
         Action::Start(_) => "Start",
         Action::Prepare { .. } => "Prepare",

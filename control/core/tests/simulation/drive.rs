@@ -101,6 +101,9 @@ impl World {
     }
 
     fn order(&mut self, w: usize, action: Action) {
+        if self.dies(action, false) {
+            return;
+        }
         let clock = self.clock;
         let Some(control) = &mut self.control else { return };
         control.orders += 1;
@@ -174,6 +177,12 @@ impl World {
         let Some(result) = entry.flight.as_mut().and_then(|flight| flight.result.take()) else { return };
         let Some(flight) = entry.flight.take() else { return };
         let action = flight.action;
+        if self.dies(action, true) {
+            return;
+        }
+        let Some(entry) = self.control.as_mut().and_then(|control| control.entries.get_mut(&w)) else {
+            return;
+        };
         let ok = result.is_ok();
         let said = format!("{result:?}");
         match (action, &result) {

@@ -9,8 +9,17 @@ use podling_core::{
 
 use super::{
     control::{Change, Control, Entry},
+    coverage::name,
     world::World,
 };
+
+/// A point at which a control plane dies, as `control/src/driver/mortal.rs` has it: before it gives an order of this name, or when that
+/// has come back and nothing of what follows is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Death {
+    pub(crate) action: &'static str,
+    pub(crate) after: bool,
+}
 
 impl World {
     /// The writer begins, or ends what it has begun.
@@ -79,6 +88,7 @@ impl World {
             Change::Forget => {
                 control.entries.remove(&w);
                 self.coverage.came_back(Action::Forget, podling_core::status::Phase::Deleting, true);
+                self.dies(Action::Forget, true);
             }
         }
     }
@@ -146,6 +156,21 @@ impl World {
         if let Some(batch) = writing.filter(|_| self.rng.per_mille(500)) {
             self.stored(&batch);
         }
+        self.control_is_gone();
+    }
+
+    /// It dies here if it is to. Nothing else happens in that moment.
+    pub(crate) fn dies(&mut self, action: Action, after: bool) -> bool {
+        let here = Death { action: name(action), after };
+        if self.dies_at != Some(here) {
+            return false;
+        }
+        self.dies_at = None;
+        self.control_is_gone();
+        true
+    }
+
+    fn control_is_gone(&mut self) {
         self.control = None;
         let stored: Vec<usize> = self.store.records.keys().copied().collect();
         self.real.retain(|w, _| stored.contains(w));

@@ -42,6 +42,17 @@ impl World {
         claimed
     }
 
+    /// An agent is told another policy.
+    pub(crate) fn claim_again(&mut self, w: usize) {
+        let entry = self.acting().and_then(|control| control.entries.get(&w));
+        let claim = entry.and_then(|entry| Some((entry.claimed?, entry.record.spec.policy.idle_timeout)));
+        let Some(((epoch, connection), idle_timeout)) = claim else { return };
+        let link = self.agent(w, epoch).and_then(|agent| agent.link.as_mut());
+        if let Some(link) = link.filter(|link| link.connection == connection) {
+            link.down.push_back(Down::Claim { idle_timeout });
+        }
+    }
+
     /// The control plane reads what an agent said.
     pub(crate) fn hear(&mut self, w: usize, epoch: u64) {
         let clock = self.clock;

@@ -88,6 +88,13 @@ impl World {
             94..100 => spec.policy = policy(which),
             _ => return,
         }
+        self.wants(w, spec, called, uncalled);
+    }
+
+    /// Its spec is another by a request, for which somebody waits (`called`), or after which nobody waits any more (`uncalled`).
+    pub(crate) fn wants(&mut self, w: usize, spec: Spec, called: bool, uncalled: bool) {
+        let Some(entry) = self.acting().and_then(|control| control.entries.get_mut(&w)) else { return };
+        let repolicied = entry.record.spec.policy != spec.policy;
         entry.change(spec);
         entry.asked |= called;
         if uncalled {
@@ -99,7 +106,10 @@ impl World {
             real.ghost.discarded |= wanted == Wanted::Discarded;
             real.present |= called;
         }
-        self.note(|| format!("w{w} is wanted {wanted:?} (request {which})"));
+        if repolicied {
+            self.claim_again(w);
+        }
+        self.note(|| format!("w{w} is wanted {wanted:?}"));
         self.advance(w);
     }
 
@@ -120,14 +130,28 @@ impl World {
     }
 
     fn create(&mut self) {
-        let (w, now) = (self.made, self.now());
-        self.made += 1;
+        let w = self.made;
         let owners = ["ann", "bob", "cy"];
         let owner = self.rng.pick(&owners).unwrap_or("ann");
         let keys: Vec<(usize, u64)> =
             self.real.iter().flat_map(|(w, real)| real.objects.keys().map(|g| (*w, *g))).collect();
         let source = self.rng.pick(&keys).filter(|_| w % 3 == 0);
         let source = source.map(|(w, generation)| ArchiveKey(format!("{w}/{generation}")));
+        let policy = policy(self.rng.below(6));
+        let cpu_millis = 1 + self.rng.below(3);
+        self.make(owner, source, policy, Resources { cpu_millis, memory_bytes: 1 });
+    }
+
+    /// A workspace is made; which.
+    pub(crate) fn make(
+        &mut self,
+        owner: &str,
+        source: Option<ArchiveKey>,
+        policy: Policy,
+        resources: Resources,
+    ) -> usize {
+        let (w, now) = (self.made, self.now());
+        self.made += 1;
         let status = if source.is_some() { Status::from_archive(now) } else { Status::new(now) };
         let spec = Spec {
             id: WorkspaceId::from_bits(w as u64),
@@ -136,8 +160,8 @@ impl World {
             template: "shell".into(),
             command: Vec::new(),
             env: Default::default(),
-            policy: policy(self.rng.below(6)),
-            resources: Resources { cpu_millis: 1 + self.rng.below(3), memory_bytes: 1 },
+            policy,
+            resources,
             wanted: Wanted::Awake,
             asked: u64::from(source.is_some()),
             source,
@@ -156,6 +180,7 @@ impl World {
             control.entries.insert(w, entry);
         }
         self.advance(w);
+        w
     }
 
     /// Somebody who is there types, or programs work or write.

@@ -106,7 +106,7 @@ impl World {
 
     fn archive(&mut self, w: usize, epoch: Epoch, generation: u64) -> Outcome {
         let works = self.works(w, epoch);
-        let fails = self.fails();
+        let fails = self.fails() || self.store_away;
         let (at, watched) = (self.now(), self.watched);
         let writes = self.real.get(&w).is_some_and(Real::serves);
         self.law(!writes, || format!("w{w} is archived while something writes to its storage"));
@@ -125,7 +125,7 @@ impl World {
 
     fn restore(&mut self, w: usize, epoch: Epoch, from: Option<&ArchiveKey>) -> Outcome {
         let works = self.works(w, epoch);
-        let (fails, half) = (self.fails(), self.rng.per_mille(500));
+        let (fails, half) = (self.fails() || self.store_away, self.rng.per_mille(500));
         let content = from.and_then(|key| self.object(key));
         let Some(real) = self.real.get_mut(&w) else { return failed("no such workspace") };
         if let (Some(content), true) = (content, works) {

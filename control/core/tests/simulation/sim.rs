@@ -14,13 +14,17 @@ mod messages;
 mod people;
 mod perform;
 mod real;
+mod record;
+mod rest;
 mod rng;
 mod step;
+mod turn;
 mod world;
 
 use podling_core::mutant::{self, Mutant};
 
 pub(crate) use coverage::Coverage;
+pub(crate) use record::{record, traces};
 
 /// Steps between two times of quiet.
 const EPISODE: u64 = 6000;

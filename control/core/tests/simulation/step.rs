@@ -184,15 +184,15 @@ impl World {
             if self.broken.is_some() || self.unarrived().is_none() {
                 return;
             }
-            self.round();
+            self.round(5000);
         }
         if let Some(unarrived) = self.unarrived() {
             self.law(false, || format!("it did not arrive: {unarrived}"));
         }
     }
 
-    /// Five quiet seconds: long enough for whatever is on its way.
-    fn round(&mut self) {
+    /// A quiet while: long enough for whatever is on its way.
+    pub(crate) fn round(&mut self, millis: u64) {
         for _ in 0..3 {
             for w in self.living() {
                 self.arrives(w);
@@ -200,7 +200,7 @@ impl World {
             self.write();
             self.write();
         }
-        self.pass(5000);
+        self.pass(millis);
         self.dial();
         self.admit();
         self.steps += 1;

@@ -13,6 +13,7 @@ use podling_core::{
 use super::{
     control::{Control, Store},
     coverage::Coverage,
+    durable::Death,
     real::Real,
     rng::Rng,
 };
@@ -41,6 +42,10 @@ pub(crate) struct World {
     pub(crate) connections: u64,
     /// Of a thousand things that may go wrong, so many do.
     pub(crate) trouble: u64,
+    /// Where the control plane dies next, when it comes there.
+    pub(crate) dies_at: Option<Death>,
+    /// Nobody reaches the backup store.
+    pub(crate) store_away: bool,
     pub(crate) coverage: Coverage,
     pub(crate) trace: VecDeque<String>,
     pub(crate) broken: Option<String>,
@@ -65,6 +70,8 @@ impl World {
             contents: 0,
             connections: 0,
             trouble: 0,
+            dies_at: None,
+            store_away: false,
             coverage: Coverage::default(),
             trace: VecDeque::new(),
             broken: None,

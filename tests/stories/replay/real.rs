@@ -1,0 +1,257 @@
+//! The real side of a replay: lets the events of a trace happen to a `podling up`, and says what its workspaces have come to.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::process::ExitStatusExt,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use podling_proto::{
+    agent::v1::Verdict,
+    control::v1::{
+        CreateWorkspaceRequest, DeleteWorkspaceRequest, GetWorkspaceRequest, Link, ListBackupsRequest,
+        Policy, RestoreBackupRequest, SetPolicyRequest, State, Workspace as WireWorkspace,
+    },
+    error::Reason,
+};
+use podling_tests::{
+    Options, Podling, Workspace,
+    nights::{sleeps_after, span},
+    trace::{Event, Seen, Step},
+    wait_for, within,
+    work::reason,
+};
+use rustix::process::Signal;
+use tonic::Status;
+
+/// Longer than any replay.
+const LONG: Duration = Duration::from_secs(3600);
+/// Beginnings of what the machine says when the backup store was away.
+const FAILED: [&str; 2] = ["it could not be archived", "it could not be restored"];
+
+pub(super) struct Real {
+    podling: Podling,
+    workspaces: BTreeMap<String, Workspace>,
+    begun: Instant,
+}
+
+impl Real {
+    pub(super) async fn up(first: &Event) -> Self {
+        let Event::Up(args) = first else { panic!("a trace begins with `up`: {first:?}") };
+        let podling = Podling::up_with(Options { args: args.clone(), ..Options::default() }).await;
+        Self { podling, workspaces: BTreeMap::new(), begun: Instant::now() }
+    }
+
+    /// Something happens. An answer may be lost only with the control plane that dies of it (`next`).
+    pub(super) async fn happens(&mut self, event: &Event, next: Option<&Step>) {
+        eprintln!("{:>6.1?} > {event:?}", self.begun.elapsed());
+        let answer = self.asks(event).await;
+        let dies = matches!(next, Some(Step::Happens(Event::Dies(_))));
+        if let Err(status) = answer
+            && !dies
+        {
+            panic!("{event:?}: {status:?}\n{}", self.podling.log());
+        }
+    }
+
+    async fn asks(&mut self, event: &Event) -> Result<(), Status> {
+        let client = self.podling.client();
+        let (mut workspaces, mut backups) = (client.workspaces(), client.backups());
+        match event {
+            Event::Create(name, owner) => self.create(name, owner).await?,
+            Event::Write(name, file) => self.write(name, file).await,
+            Event::Sleep(name) => self.podling.put_to_sleep(self.of(name)).await?,
+            Event::Wake(name) => self.podling.wake(self.of(name)).await?,
+            Event::Restore(name) => {
+                let request = RestoreBackupRequest { backup: self.id(name), ..Default::default() };
+                within("Backups.Restore", backups.restore(request)).await?;
+            }
+            Event::Delete(name) | Event::Discard(name) => {
+                let discard = matches!(event, Event::Discard(_));
+                let request = DeleteWorkspaceRequest { workspace: self.id(name), discard };
+                within("Workspaces.Delete", workspaces.delete(request)).await?;
+            }
+            Event::Policy(name, which, time) => {
+                let request =
+                    SetPolicyRequest { workspace: self.id(name), policy: Some(policy(which, time)) };
+                within("Workspaces.SetPolicy", workspaces.set_policy(request)).await?;
+            }
+            Event::KillAgent(name) => self.podling.kill_agent(self.of(name)),
+            Event::KillControl => self.podling.kill_control(),
+            Event::UpAgain(None) => self.podling.up_again().await,
+            Event::UpAgain(Some(at)) => self.podling.up_again_to_die_at(at).await,
+            Event::Dies(at) => {
+                let status = self.podling.ended().await;
+                let killed = status.signal() == Some(Signal::KILL.as_raw());
+                assert!(killed, "it should have died at {at}: {status}\n{}", self.podling.log());
+            }
+            Event::StoreAway => fs::rename(self.store(), self.elsewhere()).expect("it goes away"),
+            Event::StoreBack => fs::rename(self.elsewhere(), self.store()).expect("it comes back"),
+            Event::Fails(name) => self.fails(name).await,
+            Event::Up(_) => panic!("a trace begins once"),
+        }
+        Ok(())
+    }
+
+    /// Waits until each workspace has come to this, and says how it comes.
+    pub(super) async fn comes_to(&self, expected: &BTreeMap<String, Seen>) {
+        let mut last = BTreeMap::new();
+        let begun = self.begun;
+        wait_for(&format!("all have come to {expected:#?}\nof {:#?}", self.workspaces), async || {
+            let mut now = BTreeMap::new();
+            for (name, expected) in expected {
+                now.insert(name.clone(), self.see(name).await.as_much_as(expected));
+            }
+            for (name, seen) in &now {
+                if last.get(name) != Some(seen) {
+                    eprintln!("{:>6.1?} = {name} {}", begun.elapsed(), seen.0.join(" "));
+                }
+            }
+            last.clone_from(&now);
+            (now == *expected).then_some(())
+        })
+        .await;
+    }
+
+    fn of(&self, name: &str) -> &Workspace {
+        self.workspaces.get(name).unwrap_or_else(|| panic!("{name} was not made"))
+    }
+
+    fn id(&self, name: &str) -> String {
+        self.of(name).id.clone()
+    }
+
+    fn store(&self) -> PathBuf {
+        self.podling.data().join("backups")
+    }
+
+    fn elsewhere(&self) -> PathBuf {
+        self.podling.data().join("elsewhere")
+    }
+
+    async fn create(&mut self, name: &str, owner: &str) -> Result<(), Status> {
+        let request = CreateWorkspaceRequest {
+            name: name.to_owned(),
+            owner: owner.to_owned(),
+            policy: Some(sleeps_after(LONG)),
+            env: [("SHELL".to_owned(), "/bin/sh".to_owned())].into(),
+            ..Default::default()
+        };
+        let made = within("Workspaces.Create", self.podling.client().workspaces().create(request)).await?;
+        let id = made.into_inner().workspace.expect("it is described").id;
+        self.workspaces.insert(name.to_owned(), Workspace { id, name: name.to_owned() });
+        Ok(())
+    }
+
+    /// Somebody writes, and the control plane has heard of that use.
+    async fn write(&self, name: &str, file: &str) {
+        let workspace = self.of(name);
+        self.podling.client().of(&workspace.id).sh(&format!("echo {file} > file")).await;
+        wait_for("the control plane knows that it is used", async || {
+            let activity = self.podling.get(workspace).await.activity?;
+            (activity.verdict() != Verdict::Idle).then_some(())
+        })
+        .await;
+    }
+
+    async fn fails(&self, name: &str) {
+        let workspace = self.of(name);
+        wait_for("it fails", async || {
+            let log = self.podling.decided(workspace).await;
+            let failed = |reason: &str| FAILED.iter().any(|words| reason.starts_with(words));
+            // The latest that was about its storage: an earlier failure was followed by a success.
+            let last =
+                log.iter().rev().find(|e| failed(&e.reason) || e.reason.starts_with("it is archived as"));
+            last.is_some_and(|entry| failed(&entry.reason)).then_some(())
+        })
+        .await;
+    }
+
+    /// What can be seen of it, in the words of a trace.
+    async fn see(&self, name: &str) -> Seen {
+        let workspace = self.of(name);
+        let folder = self.podling.data().join("workspaces").join(&workspace.id);
+        let stored = self.stored(&workspace.id);
+        let Some(now) = self.get(workspace).await else {
+            // Gone means that nothing of it is left.
+            let left = folder.exists() || !stored.is_empty();
+            return if left { Seen(vec!["forgotten".into()]) } else { Seen::default() };
+        };
+        let mut words = vec![self.state(&now)];
+        if now.queue_position > 0 {
+            words.push(format!("place={}", now.queue_position));
+        }
+        let agents = self.podling.agents().into_iter().filter(|agent| agent.command.contains(&workspace.id));
+        words.push(format!("agents={}", agents.count()));
+        if let (State::Awake, Some(agent)) = (now.state(), &now.agent) {
+            words.push(format!("epoch={}", agent.epoch));
+        }
+        let home = folder.join("home");
+        words.push(format!("storage={}", if home.exists() { "there" } else { "none" }));
+        if let Ok(file) = fs::read_to_string(home.join("file")) {
+            words.push(format!("file={}", file.trim()));
+        }
+        let request = ListBackupsRequest { all_owners: true, ..Default::default() };
+        let listed = within("Backups.List", self.podling.client().backups().list(request)).await;
+        let listed = listed.expect("a list").into_inner().backups;
+        let own = listed.iter().filter(|backup| backup.workspace_id == workspace.id);
+        words.push(format!("archives={}", own.count()));
+        let stored: Vec<String> = stored.iter().map(u64::to_string).collect();
+        words.push(format!("stored={}", if stored.is_empty() { "none".into() } else { stored.join(",") }));
+        if now.deleted {
+            words.push("deleted".into());
+        }
+        Seen(words)
+    }
+
+    async fn get(&self, workspace: &Workspace) -> Option<WireWorkspace> {
+        let request = GetWorkspaceRequest { workspace: workspace.id.clone() };
+        match within("Workspaces.Get", self.podling.client().workspaces().get(request)).await {
+            Ok(got) => got.into_inner().workspace,
+            Err(status) => {
+                assert_eq!(reason(&status), Reason::WorkspaceNotFound, "{status:?}");
+                None
+            }
+        }
+    }
+
+    fn state(&self, now: &WireWorkspace) -> String {
+        let word = now.state().as_str_name().trim_start_matches("STATE_").to_lowercase().replace('_', "-");
+        // One whose agent is not heard is not at rest.
+        let unheard = now.state() == State::Awake && now.link() != Link::Connected;
+        if unheard { format!("{word}-unheard") } else { word }
+    }
+
+    /// Generations of its storage that lie in the backup store. (One that was archived twice, because its control plane died before that
+    /// was noted, is one.)
+    fn stored(&self, id: &str) -> BTreeSet<u64> {
+        let names = podling_tests::podling::names(&self.store());
+        let sidecars = names.iter().filter(|name| name.contains(id) && name.ends_with(".jsonl"));
+        let generation = |name: &String| {
+            let text = fs::read_to_string(self.store().join(name)).ok()?;
+            let head: serde_json::Value = serde_json::from_str(text.lines().next()?).ok()?;
+            head["label"]["storage_generation"].as_u64()
+        };
+        sidecars.filter_map(generation).collect()
+    }
+}
+
+fn policy(which: &str, time: &str) -> Policy {
+    let (number, unit) = time.split_at(time.len() - 1);
+    let number: u64 = number.parse().unwrap_or_else(|_| panic!("no time: {time}"));
+    let seconds = match unit {
+        "s" => 1,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => panic!("no time: {time}"),
+    };
+    let time = span(Duration::from_secs(number * seconds));
+    match which {
+        "idle-timeout" => Policy { idle_timeout: time, ..Policy::default() },
+        "archive-after" => Policy { archive_after: time, ..Policy::default() },
+        "keep-archives" => Policy { keep_archives: time, ..Policy::default() },
+        _ => panic!("no policy: {which}"),
+    }
+}
