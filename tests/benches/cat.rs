@@ -64,7 +64,7 @@ fn script(file: &Path) -> String {
 
 fn read_raw(file: &Path, expected: &Expected) -> Result<f64> {
     let mut pty = RawPty::spawn(&script(file))?;
-    crate::until_ready(&mut pty)?;
+    crate::raw_pty::until_ready(&mut pty)?;
     let start = Instant::now();
     pty.write_all(b"\n")?;
     let mut bytes = 0;

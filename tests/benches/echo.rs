@@ -10,11 +10,10 @@ use podling_tests::{Podling, Workspace};
 
 use crate::{
     attached::{self, Attached, Out},
-    raw_pty::RawPty,
+    raw_pty::{RawPty, until_ready},
     report::{Goal, Report, Row},
     ssh::Sshd,
     stats::Samples,
-    until_ready,
 };
 
 const SCRIPT: &str = "stty raw -echo; echo ready; exec cat";

@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::{
     fs::{Mode, OFlags, open},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
@@ -70,4 +70,17 @@ impl Drop for RawPty {
         let _gone = self.child.kill();
         let _reaped = self.child.wait();
     }
+}
+
+/// Reads until the program on the far side has said `ready`.
+pub(crate) fn until_ready(from: &mut impl Read) -> Result<()> {
+    let (mut seen, mut buffer) = (Vec::new(), [0; 256]);
+    while !crate::attached::contains(&seen, b"ready\r\n") && !seen.ends_with(b"ready\n") {
+        let n = from.read(&mut buffer)?;
+        if n == 0 {
+            bail!("it ended before it was ready: {}", String::from_utf8_lossy(&seen));
+        }
+        seen.extend_from_slice(&buffer[..n]);
+    }
+    Ok(())
 }

@@ -65,7 +65,7 @@ impl Sshd {
         let mut child = self.command(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let stdin = child.stdin.take().context("stdin")?;
         let mut stdout = child.stdout.take().context("stdout")?;
-        crate::until_ready(&mut stdout)?;
+        crate::raw_pty::until_ready(&mut stdout)?;
         Ok(Session { child, stdin, stdout })
     }
 

@@ -71,7 +71,6 @@ async fn a_job_that_only_prints_holds_as_long_as_presence_may() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a terminal's own program is never its foreground job: `top` typed into a shell holds, `top` opened as a terminal does not"]
 async fn a_program_that_was_opened_as_a_terminal_is_present_like_one_that_was_typed() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;

@@ -18,9 +18,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 /// After a keystroke and without another the workspace begins to fall asleep somewhere in here, for its idle time is counted from
 /// beat to beat; and it sleeps soon after.
 const PHASES: Range<u64> = 1500..3500;
-/// Workspaces beside each other, and how often each of them is raced.
-const WORKSPACES: usize = 24;
-const ROUNDS: usize = 20;
+/// Workspaces beside each other, and how often each of them is raced: a thousand times together.
+const WORKSPACES: usize = 40;
+const ROUNDS: usize = 25;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keystroke_that_races_the_sleep_is_executed_once_or_refused() {

@@ -73,10 +73,12 @@ impl Terminal {
         }
     }
 
-    /// The foreground job's command; `None` while the leader itself waits.
+    /// The foreground job's command; `None` while a shell waits for its person. A terminal's own program is its job, if it is no
+    /// shell: `top` is the same whether it was typed or opened.
     pub(super) fn job(&self, state: &State) -> Option<String> {
         let group = state.pty.as_ref()?.foreground()?;
-        if Some(group) == self.pid { None } else { job::command(group) }
+        let is_waiting_shell = Some(group) == self.pid && self.again.is_some();
+        if is_waiting_shell { None } else { job::command(group) }
     }
 
     /// The leader's folder, unless the shell reports it itself.

@@ -98,7 +98,7 @@ impl Agent {
             self.sequence += 1;
             let sequence = self.sequence;
             let used = match self.is_used(now) {
-                _ if sequence % DOUBTS == 0 => Used::Unknown,
+                _ if sequence.is_multiple_of(DOUBTS) => Used::Unknown,
                 true => Used::Yes,
                 false => Used::No(self.idle),
             };

@@ -135,7 +135,7 @@ impl World {
         let owner = self.rng.pick(&owners).unwrap_or("ann");
         let keys: Vec<(usize, u64)> =
             self.real.iter().flat_map(|(w, real)| real.objects.keys().map(|g| (*w, *g))).collect();
-        let source = self.rng.pick(&keys).filter(|_| w % 3 == 0);
+        let source = self.rng.pick(&keys).filter(|_| w.is_multiple_of(3));
         let source = source.map(|(w, generation)| ArchiveKey(format!("{w}/{generation}")));
         let policy = policy(self.rng.below(6));
         let cpu_millis = 1 + self.rng.below(3);
