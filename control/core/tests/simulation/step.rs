@@ -139,10 +139,21 @@ impl World {
                 self.set = (self.set + by).clamp(-2 * YEAR, 2 * YEAR);
                 self.note(|| format!("the wall clock is set by {} s", by / 1000));
             }
-            (94..97, _) => self.stand_by(&some),
+            (94..96, _) => self.stand_by(&some),
+            (96..98, _) => self.machine_dies(),
             _ if self.control.is_none() => self.clock += long,
             _ => {}
         }
+    }
+
+    /// Power fails: with the control plane goes all that runs, and nobody is left to tell of it. What is stored stays.
+    fn machine_dies(&mut self) {
+        self.kill_control();
+        for real in self.real.values_mut() {
+            real.agents.clear();
+            real.orphans = false;
+        }
+        self.note(|| "the machine dies, and comes back".into());
     }
 
     fn stand_by(&mut self, all: &[usize]) {
