@@ -5,8 +5,8 @@ use clap::{Parser, Subcommand};
 use crate::{
     command::{
         archive::Archive, attach::Attach, backups::Backups, completions::Completions, cp::Cp, create::Create,
-        down::Down, explain::Explain, keep_awake::KeepAwake, ls::Ls, policy::Policy, restore::Restore,
-        rm::Rm, run::Run, sleep::Sleep, token::Token, up::Up, wake::Wake,
+        down::Down, explain::Explain, keep_awake::KeepAwake, ls::Ls, policy::Policy, resize::Resize,
+        restore::Restore, rm::Rm, run::Run, sleep::Sleep, token::Token, up::Up, wake::Wake,
     },
     context::Context,
     failure::{EXIT_CODES, Failure},
@@ -40,6 +40,7 @@ pub enum Command {
     KeepAwake(KeepAwake),
     Explain(Explain),
     Policy(Policy),
+    Resize(Resize),
     Sleep(Sleep),
     Wake(Wake),
     Rm(Rm),
@@ -64,6 +65,7 @@ impl Command {
             Self::KeepAwake(keep_awake) => keep_awake.run(context).await,
             Self::Explain(explain) => explain.run(context).await,
             Self::Policy(policy) => policy.run(context).await,
+            Self::Resize(resize) => resize.run(context).await,
             Self::Sleep(sleep) => sleep.run(context).await,
             Self::Wake(wake) => wake.run(context).await,
             Self::Rm(rm) => rm.run(context).await,

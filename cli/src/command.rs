@@ -11,6 +11,7 @@ pub mod explain;
 pub mod keep_awake;
 pub mod ls;
 pub mod policy;
+pub mod resize;
 pub mod restore;
 pub mod rm;
 pub mod run;

@@ -14,6 +14,7 @@ use podling_proto::control::v1::{Backup, ExplainWorkspaceResponse, Link, State, 
 use crate::{
     output::{Tone, paint, plain},
     progress::words,
+    share,
     upcoming::{place, since},
     view::{link, state, state_tone},
 };
@@ -58,7 +59,7 @@ fn headline(workspace: &Workspace, now: SystemTime) -> String {
         true => format!("{name} ({}) was deleted; its archive is left, since {since}", workspace.id),
         false => format!("{name} ({}) is {word} since {since}", workspace.id),
     };
-    if let Some(place) = place(workspace) {
+    if let Some(place) = place(workspace).filter(|_| workspace.state() == State::Queued) {
         text.push_str(&format!(", {place}"));
     }
     if let Some(progress) = &workspace.progress {
@@ -68,6 +69,9 @@ fn headline(workspace: &Workspace, now: SystemTime) -> String {
         text.push_str(&format!(": {}", plain(&workspace.reason)));
     }
     text.push('\n');
+    if workspace.given.is_some() && workspace.given != workspace.resources {
+        text.push_str(&format!("It {}.\n", share::describe(workspace)));
+    }
     if workspace.link() != Link::Connected && workspace.state() == State::Awake {
         text.push_str(&format!(
             "The link to its agent is {}: nothing is known and nothing is concluded; its idle time stands still.\n",

@@ -24,6 +24,7 @@ pub mod output;
 pub mod policy;
 pub mod progress;
 pub mod run;
+pub mod share;
 pub mod signal;
 pub mod stdio;
 pub mod target;

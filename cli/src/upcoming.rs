@@ -80,7 +80,7 @@ pub fn place(workspace: &Workspace) -> Option<String> {
 
 /// For a column.
 pub fn short(workspace: &Workspace, now: SystemTime) -> Option<String> {
-    if let Some(place) = place(workspace) {
+    if let Some(place) = place(workspace).filter(|_| workspace.state() == State::Queued) {
         return Some(place);
     }
     let reason = workspace.next_transition_reason.as_str();

@@ -220,6 +220,7 @@ impl<B: Backend> Driver<B> {
             Event::Wake(id, reply) => self.wake(&id, reply),
             Event::Sleep { id, force, reply } => self.sleep(&id, force, reply),
             Event::Restore(id, reply) => self.restore(&id, reply),
+            Event::Resize(id, resources, reply) => self.resize(&id, resources, reply),
             Event::SetPolicy(id, policy, reply) => self.set_policy(&id, &policy, reply),
             Event::Down { force, reply } => self.down(force, reply),
             Event::Leave(reply) => self.leave(reply),

@@ -20,7 +20,7 @@ pub mod log;
 pub mod metrics;
 pub mod open_files;
 pub mod progress;
-mod quantity;
+pub mod quantity;
 pub mod refusal;
 pub mod run;
 pub mod server;

@@ -1,12 +1,12 @@
 //! Quantities as people write them: cores and bytes, as Kubernetes does.
 
 /// What [`cores`] reads.
-pub(crate) const CORES: &str = "cores (\"2\") or thousandths of one (\"500m\")";
+pub const CORES: &str = "cores (\"2\") or thousandths of one (\"500m\")";
 /// What [`bytes`] reads.
-pub(crate) const BYTES: &str = "bytes with a unit, such as \"512MiB\" or \"2GiB\"";
+pub const BYTES: &str = "bytes with a unit, such as \"512MiB\" or \"2GiB\"";
 
 /// Thousandths of a core.
-pub(crate) fn cores(text: &str) -> Option<u64> {
+pub fn cores(text: &str) -> Option<u64> {
     let millis = match text.strip_suffix('m') {
         Some(millis) => millis.parse().ok(),
         None => text.parse::<u64>().ok()?.checked_mul(1000),
@@ -15,7 +15,7 @@ pub(crate) fn cores(text: &str) -> Option<u64> {
 }
 
 /// Bytes.
-pub(crate) fn bytes(text: &str) -> Option<u64> {
+pub fn bytes(text: &str) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let unit: u64 = match &text[digits..] {
         "" => 1,

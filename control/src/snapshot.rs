@@ -13,7 +13,7 @@ use podling_core::{
     archive::Archive,
     id::{Name, Owner, WorkspaceId},
     time::Timestamp,
-    workspace::{Link, Spec, State},
+    workspace::{Link, Resources, Spec, State},
 };
 use podling_proto::agent::v1::ActivityState;
 use serde::{Deserialize, Serialize};
@@ -80,7 +80,9 @@ pub struct WorkspaceView {
     pub next: Option<(Timestamp, String)>,
     /// Starts since it was last healthy.
     pub restarts: u32,
-    /// Its place in the line of those who wait for room: 1 is next.
+    /// What it has of its owner's share; what it wants is in `spec`.
+    pub given: Option<Resources>,
+    /// Its place in the line of those who wait for room, or for more than they have: 1 is next.
     pub place: Option<usize>,
     /// How far its archiving, or its way back from the archive, is.
     pub progress: Option<Progress>,

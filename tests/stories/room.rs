@@ -119,3 +119,35 @@ async fn cores_and_memory_are_shared_and_what_never_fits_is_refused() {
     cli.run(&["rm", "second"]).await.ok();
     podling.awake(&first).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_more_waits_for_it_and_loses_nothing_meanwhile() {
+    let podling = up(&["--quota-cpu", "2"]).await;
+    let cli = podling.cli();
+    let one = podling.create("one", &[]).await;
+    let two = podling.create("two", &[]).await;
+    let mut window = Window::open(&cli.command(&["attach", "one"]));
+    window.shows_prompt().await;
+    window.types("job() { until test -e over; do sleep 0.1; done; echo all do''ne; }; job\r");
+    let never = cli.run(&["resize", "one", "--cpu", "3"]).await;
+    assert!(never.err().contains("more CPU or memory than the quota allows"), "{}", never.err());
+    let said = cli.run(&["resize", "one", "--cpu", "1500m"]).await.ok().out();
+    assert!(said.contains("one has 1 core") && said.contains("waits for 1.5 cores"), "{said}");
+    wait_for("it stands in line", async || (podling.get(&one).await.queue_position == 1).then_some(())).await;
+    let explained = cli.run(&["explain", "one"]).await.ok().out();
+    assert!(explained.contains("is awake") && explained.contains("1st in line"), "{explained}");
+
+    sleep(&podling, &two).await;
+    wait_for("it has more", async || {
+        let now = podling.get(&one).await;
+        (now.given == now.resources && now.given?.cpu_millis == 1500).then_some(())
+    })
+    .await;
+    podling.client().of(&one.id).sh("touch ~/over").await;
+    window.shows("all done").await;
+    // There is half a core left, which is not enough for the other as it is, but for half of it.
+    cli.run(&["wake", "two", "--no-wait"]).await.ok();
+    stands_at(&podling, &two, 1).await;
+    cli.run(&["resize", "two", "--cpu", "500m"]).await.ok();
+    podling.awake(&two).await;
+}

@@ -1,7 +1,7 @@
 //! The state machine of a workspace: what it is, what has to be done, and when to look again.
 //!
 //! ```text
-//!   made ──▶ Queued ── admit ──▶ Pending ── start ──▶ Starting ── hello ──▶ Awake ⟲ healthy
+//!   made ──▶ Queued ── admit ──▶ Pending ── start ──▶ Starting ── hello ──▶ Awake ⟲ healthy, resized
 //!              ▲  ▲                │ ▲                  │ │                  │ │ ▲
 //!              │  │                │ ├── start_failed ──┘ │                  │ │ │
 //!              │  │                │ └── died, silent ────┼──────────────────┤ │ │
@@ -21,7 +21,7 @@
 //!   any ───── discard ─────▶ Deleting: Stop, Remove, Expire each archive, Forget
 //! ```
 //!
-//! Who is `Queued` for the first time joins the line (`lined_up`). `worn_out` leads from Awake and Preparing to FallingAsleep, in place of
+//! Who is `Queued` for the first time joins the line (`lined_up`); `resized` also stays in Pending and Starting. `worn_out` leads from Awake and Preparing to FallingAsleep, in place of
 //! `died` and `silent`, when its agent was started again before and nobody has used it since. `wake` also leads from Opening(Archive)
 //! and Working(Archive) to Queued: who comes back does not wait for an archive.
 //!

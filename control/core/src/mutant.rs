@@ -31,6 +31,8 @@ pub enum Mutant {
     ForgetsFirst,
     /// There is always room.
     GivesRoomToAll,
+    /// Who is awake already is given more at once.
+    GrowsAtOnce,
     /// Who came last is next.
     ServesLastFirst,
     /// The newest archive goes when the oldest is too old.
@@ -58,7 +60,7 @@ mod chosen {
     use crate::status::{Phase, Status};
 
     /// All of them.
-    pub const ALL: [Mutant; 18] = [
+    pub const ALL: [Mutant; 19] = [
         Mutant::RemovesWithoutArchive,
         Mutant::KeepsGeneration,
         Mutant::TrustsOldArchive,
@@ -70,6 +72,7 @@ mod chosen {
         Mutant::SleepsInOnePhase,
         Mutant::ForgetsFirst,
         Mutant::GivesRoomToAll,
+        Mutant::GrowsAtOnce,
         Mutant::ServesLastFirst,
         Mutant::ExpiresNewest,
         Mutant::LosesWake,
@@ -88,6 +91,8 @@ mod chosen {
         pub to: Phase,
         /// The reason at its end.
         pub reason: String,
+        /// It was about room, and nothing else.
+        pub resized: bool,
     }
 
     thread_local! {
@@ -110,7 +115,8 @@ mod chosen {
     }
 
     pub(crate) fn took(from: &Status, to: &Status) {
-        let taken = Taken { from: from.phase, to: to.phase, reason: to.reason.clone() };
+        let resized = from.phase == to.phase && (from.given, from.queued) != (to.given, to.queued);
+        let taken = Taken { from: from.phase, to: to.phase, reason: to.reason.clone(), resized };
         TAKEN.with_borrow_mut(|all| all.push(taken));
     }
 }

@@ -38,7 +38,7 @@ pub struct Observed {
     pub trouble: Option<Trouble>,
     /// The storage is confirmed gone.
     pub removed: bool,
-    /// Whether there is room for it to be awake.
+    /// Whether there is room for it to be awake, or for what it wants beyond what it was given.
     pub room: bool,
     /// As many workspaces are being archived as may be: it waits.
     pub crowded: bool,

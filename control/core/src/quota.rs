@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::{Owner, WorkspaceId},
     mutant::{self, Mutant},
-    workspace::Resources,
+    status::{Phase, Status},
+    workspace::{Resources, Spec},
 };
 
 /// A bound; what is `None` is not bounded.
@@ -44,11 +45,35 @@ pub struct Claimant<'a> {
     pub id: &'a WorkspaceId,
     /// Whose.
     pub owner: &'a Owner,
-    /// How much.
-    pub resources: Resources,
-    /// It has it. Else: since when it waits ([`crate::status::Status::queued`]), as witnessed: a clock that is set back lets nobody
+    /// What it has.
+    pub has: Option<Resources>,
+    /// What it waits for, in place of that, and since when ([`Status::queued`]), as witnessed: a clock that is set back lets nobody
     /// overtake.
-    pub waits: Option<Duration>,
+    pub waits: Option<(Duration, Resources)>,
+}
+
+impl<'a> Claimant<'a> {
+    /// As its record has it. What was decided may be taken back to what is `durable`; `ends` says that it is being deleted, and
+    /// something of it still runs. `None`: it neither has room nor wants any.
+    pub fn of(spec: &'a Spec, status: &Status, durable: Option<&Status>, ends: bool) -> Option<Self> {
+        let given =
+            |status: &Status| status.phase.takes_room().then(|| status.given.unwrap_or(spec.resources));
+        let decided = given(status).or_else(|| ends.then(|| status.given.unwrap_or(spec.resources)));
+        let has = match (decided, durable.and_then(given)) {
+            (Some(one), Some(other)) => Some(one.most(other)),
+            (one, other) => one.or(other),
+        };
+        let waits = match status.phase {
+            // Who has not joined the line yet comes last.
+            Phase::Queued if has.is_none() => Some(status.queued.unwrap_or(Duration::MAX)),
+            phase if phase.takes_room() && status.given.is_some_and(|given| given != spec.resources) => {
+                status.queued
+            }
+            _ => None,
+        };
+        let waits = waits.map(|since| (since, spec.resources));
+        (has.is_some() || waits.is_some()).then_some(Self { id: &spec.id, owner: &spec.owner, has, waits })
+    }
 }
 
 /// Who waits, and where in the line: 1 is next. Whoever is not in it has room, or may have it.
@@ -67,35 +92,37 @@ pub fn line<'a>(claimants: impl IntoIterator<Item = Claimant<'a>>, quotas: &Quot
     let mut owners: BTreeMap<&Owner, Taken> = BTreeMap::new();
     let mut waiting = Vec::new();
     for claimant in claimants {
-        match claimant.waits {
-            None => {
-                total.add(claimant.resources);
-                owners.entry(claimant.owner).or_default().add(claimant.resources);
-            }
-            Some(since) => waiting.push((since, claimant)),
+        if let Some(has) = claimant.has {
+            total.add(has);
+            owners.entry(claimant.owner).or_default().add(has);
+        }
+        if let Some((since, resources)) = claimant.waits {
+            waiting.push((since, resources, claimant));
         }
     }
-    waiting.sort_by_key(|(since, claimant)| (*since, claimant.id));
+    waiting.sort_by_key(|(since, _, claimant)| (*since, claimant.id));
     if mutant::is(Mutant::ServesLastFirst) {
         waiting.reverse();
     }
     let mut line = Line::new();
     let mut whole_is_full = false;
     let mut full_shares = BTreeSet::new();
-    for (_, claimant) in waiting {
+    for (_, resources, claimant) in waiting {
         let own = owners.entry(claimant.owner).or_default();
+        let (own_rest, rest) = (own.without(claimant.has), total.without(claimant.has));
         // One that never fits (the quota was made smaller) keeps nobody waiting.
-        let never_fits = !quotas.total.allows(claimant.resources) || !quotas.owner.allows(claimant.resources);
-        if !never_fits && !own.fits(claimant.resources, &quotas.owner) {
+        let never_fits = !quotas.total.allows(resources) || !quotas.owner.allows(resources);
+        if !never_fits && !own_rest.fits(resources, &quotas.owner) {
             full_shares.insert(claimant.owner);
         }
         let share_is_full = full_shares.contains(claimant.owner);
-        whole_is_full |= !share_is_full && !never_fits && !total.fits(claimant.resources, &quotas.total);
+        whole_is_full |= !share_is_full && !never_fits && !rest.fits(resources, &quotas.total);
         if share_is_full || never_fits || whole_is_full {
             line.insert(claimant.id.clone(), line.len() + 1);
         } else {
-            own.add(claimant.resources);
-            total.add(claimant.resources);
+            (*own, total) = (own_rest, rest);
+            own.add(resources);
+            total.add(resources);
         }
     }
     line
@@ -113,6 +140,15 @@ impl Taken {
         self.awake += 1;
         self.cpu_millis = self.cpu_millis.saturating_add(resources.cpu_millis);
         self.memory_bytes = self.memory_bytes.saturating_add(resources.memory_bytes);
+    }
+
+    fn without(mut self, resources: Option<Resources>) -> Self {
+        if let Some(resources) = resources {
+            self.awake = self.awake.saturating_sub(1);
+            self.cpu_millis = self.cpu_millis.saturating_sub(resources.cpu_millis);
+            self.memory_bytes = self.memory_bytes.saturating_sub(resources.memory_bytes);
+        }
+        self
     }
 
     fn fits(mut self, resources: Resources, quota: &Quota) -> bool {

@@ -8,7 +8,7 @@ use crate::{
     archive::Archive,
     mutant::{self, Mutant},
     time::Timestamp,
-    workspace::{Epoch, State},
+    workspace::{Epoch, Resources, State},
 };
 
 /// Failures in a row from which on a workspace is called failed. It is still tried, slowly and when somebody asks.
@@ -32,9 +32,12 @@ pub struct Status {
     /// What had been witnessed when it fell asleep last.
     #[serde(default)]
     pub rested: Duration,
-    /// What had been witnessed when it joined the line for room last: its place there. `None`: it has not yet.
+    /// What had been witnessed when it joined the line for room: its place there. `None`: it does not wait for any.
     #[serde(default)]
     pub queued: Option<Duration>,
+    /// What it was given of its owner's share, from the moment there is room until it rests. (Older records do not say it.)
+    #[serde(default)]
+    pub given: Option<Resources>,
     /// Of the last start that was ordered; 0: none yet.
     pub epoch: Epoch,
     /// How many agents have had write access to its storage: an archive is proven for one value of it.
@@ -152,6 +155,7 @@ impl Status {
             called: Duration::ZERO,
             rested: Duration::ZERO,
             queued: None,
+            given: None,
             epoch: 0,
             storage_generation: 0,
             storage: false,

@@ -89,7 +89,7 @@ pub struct Spec {
     pub env: BTreeMap<String, String>,
     /// The template's policy with the workspace's own values in it.
     pub policy: Policy,
-    /// What it takes while it is awake.
+    /// What it shall have of its owner's share while it is awake; what it has is [`crate::status::Status::given`].
     #[serde(default)]
     pub resources: Resources,
     /// What it shall be.
@@ -111,6 +111,22 @@ impl Wanted {
     /// Whether its record is only kept for what is left of it.
     pub fn is_gone(self) -> bool {
         matches!(self, Self::Deleted | Self::Discarded)
+    }
+}
+
+impl Resources {
+    /// Whether there is nothing of which this is more.
+    pub fn fits_in(self, other: Self) -> bool {
+        self.cpu_millis <= other.cpu_millis && self.memory_bytes <= other.memory_bytes
+    }
+
+    /// The larger of both, of each kind.
+    #[must_use]
+    pub fn most(self, other: Self) -> Self {
+        Self {
+            cpu_millis: self.cpu_millis.max(other.cpu_millis),
+            memory_bytes: self.memory_bytes.max(other.memory_bytes),
+        }
     }
 }
 

@@ -14,6 +14,7 @@ struct One {
     id: WorkspaceId,
     owner: Owner,
     resources: Resources,
+    has: Option<Resources>,
     waits: Option<Duration>,
 }
 
@@ -22,12 +23,15 @@ fn one(n: u64, owner: &str, cpu_millis: u64, waits: Option<u64>) -> One {
         id: WorkspaceId::from_bits(n),
         owner: owner.parse().expect("an owner"),
         resources: Resources { cpu_millis, memory_bytes: 1 },
+        has: None,
         waits: waits.map(Duration::from_secs),
     }
 }
 
 fn claimant(one: &One) -> Claimant<'_> {
-    Claimant { id: &one.id, owner: &one.owner, resources: one.resources, waits: one.waits }
+    let has = one.has.or(one.waits.is_none().then_some(one.resources));
+    let waits = one.waits.map(|since| (since, one.resources));
+    Claimant { id: &one.id, owner: &one.owner, has, waits }
 }
 
 fn cpu(owner: Option<u64>, total: Option<u64>) -> Quotas {
@@ -67,6 +71,22 @@ fn who_waits_for_its_owners_share_keeps_only_its_owners_others_waiting() {
 fn a_large_one_is_not_overtaken_by_small_ones() {
     let all = [one(1, "a", 3, None), one(2, "b", 3, Some(1)), one(3, "c", 1, Some(2))];
     assert_eq!(waiting(&all, &cpu(None, Some(5))), [2, 3]);
+}
+
+#[test]
+fn who_wants_more_than_it_has_waits_for_the_rest_like_everybody() {
+    let grows = |n, has, wants, since| One {
+        has: Some(Resources { cpu_millis: has, memory_bytes: 1 }),
+        ..one(n, "a", wants, Some(since))
+    };
+    let all = [grows(1, 1, 3, 5), one(2, "a", 1, Some(6)), one(3, "b", 1, Some(7))];
+    assert_eq!(waiting(&all, &cpu(Some(3), None)), [2], "what it has is not counted twice");
+    assert_eq!(waiting(&all, &cpu(Some(2), None)), [1], "it never fits, and keeps nobody waiting");
+    let all = [one(4, "a", 2, None), grows(1, 1, 3, 5), one(2, "a", 1, Some(6)), one(3, "b", 1, Some(7))];
+    assert_eq!(waiting(&all, &cpu(Some(4), None)), [1, 2], "who came later does not overtake it");
+    assert_eq!(waiting(&all, &cpu(None, Some(5))), [2, 3], "it fits just so");
+    let all = [one(4, "a", 2, None), one(2, "a", 1, Some(4)), grows(1, 1, 2, 5)];
+    assert_eq!(waiting(&all, &cpu(Some(4), None)), [1], "nor does it overtake who came before");
 }
 
 #[test]

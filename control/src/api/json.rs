@@ -108,6 +108,13 @@ pub fn router(workspaces: WorkspacesApi, backups: BackupsApi) -> Router {
             workspaces::wake,
         )
         .add(
+            Operation::new(On::Patch, of("/resources"), workspaces_rpc("Resize"))
+                .named("resize_workspace", "Gives it another share of its owner's room; more may have to be waited for in line")
+                .takes::<workspaces::Resize>()
+                .answers::<workspace::Workspace>(200, "The workspace, with what it shall have and what it has"),
+            workspaces::resize,
+        )
+        .add(
             Operation::new(On::Patch, of("/policy"), workspaces_rpc("SetPolicy"))
                 .named("set_policy", "Changes its policy where the body says so; its agent is told at once")
                 .takes::<policy::Policy>()

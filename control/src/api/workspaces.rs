@@ -12,10 +12,10 @@ use podling_proto::{
     control::v1::{
         CreateWorkspaceRequest, CreateWorkspaceResponse, DeleteWorkspaceRequest, DeleteWorkspaceResponse,
         DownRequest, DownResponse, ExplainWorkspaceRequest, ExplainWorkspaceResponse, GetWorkspaceRequest,
-        GetWorkspaceResponse, ListWorkspacesRequest, ListWorkspacesResponse, SetPolicyRequest,
-        SetPolicyResponse, SleepWorkspaceRequest, SleepWorkspaceResponse, WakeWorkspaceRequest,
-        WakeWorkspaceResponse, WatchWorkspacesRequest, WatchWorkspacesResponse,
-        workspaces_server::Workspaces,
+        GetWorkspaceResponse, ListWorkspacesRequest, ListWorkspacesResponse, ResizeWorkspaceRequest,
+        ResizeWorkspaceResponse, SetPolicyRequest, SetPolicyResponse, SleepWorkspaceRequest,
+        SleepWorkspaceResponse, WakeWorkspaceRequest, WakeWorkspaceResponse, WatchWorkspacesRequest,
+        WatchWorkspacesResponse, workspaces_server::Workspaces,
     },
     error::{Reason, WireError},
     v1::Verb,
@@ -149,6 +149,17 @@ impl Workspaces for WorkspacesApi {
         let view = self.find(&caller(&request)?, &request.get_ref().workspace)?;
         let view = self.driver.wake(view.spec.id.clone()).await.map_err(WireError::from)?;
         Ok(Response::new(WakeWorkspaceResponse { workspace: Some(workspace(&view)) }))
+    }
+
+    async fn resize(
+        &self,
+        request: Request<ResizeWorkspaceRequest>,
+    ) -> Result<Response<ResizeWorkspaceResponse>, Status> {
+        let view = self.find(&caller(&request)?, &request.get_ref().workspace)?;
+        let resources = request.into_inner().resources.unwrap_or_default();
+        let resources = parse::resources(view.spec.resources, resources)?;
+        let view = self.driver.resize(view.spec.id.clone(), resources).await.map_err(WireError::from)?;
+        Ok(Response::new(ResizeWorkspaceResponse { workspace: Some(workspace(&view)) }))
     }
 
     async fn set_policy(

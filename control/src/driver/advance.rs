@@ -8,6 +8,7 @@ use podling_core::{
     observed::{Achieved, Ended, Failure, Processes},
     status::{Phase, Status},
     time::Timestamp,
+    workspace::Resources,
 };
 use podling_proto::token;
 use tokio::time::Instant;
@@ -47,6 +48,7 @@ impl<B: Backend> Driver<B> {
         let Some(entry) = self.entries.get_mut(id) else { return };
         let now = clock::now();
         let before = entry.record.status.phase;
+        let share_before = share(&entry.record);
         entry.observed.witnessed = witnessed;
         // Who leaves begins no more archives, for they would not be done.
         entry.observed.crowded = self.archiving >= MAX_ARCHIVING || self.leaving;
@@ -59,7 +61,7 @@ impl<B: Backend> Driver<B> {
             }
         };
         let after = entry.record.status.phase;
-        self.line_changed |= before != after;
+        self.line_changed |= before != after || share_before != share(&entry.record);
         self.archiving =
             self.archiving + usize::from(is_archiving(after)) - usize::from(is_archiving(before));
         // Who waits for a place is looked at again.
@@ -272,6 +274,11 @@ impl Entry {
         }
         self.record = Arc::new(record);
     }
+}
+
+/// What the line for room looks at.
+fn share(record: &Record) -> (Option<Resources>, Option<Duration>) {
+    (record.status.given, record.status.queued)
 }
 
 /// Writes into the log what is new in the record.

@@ -201,6 +201,7 @@ impl Entry {
             agent: self.agent.clone(),
             next: self.next.map(|(at, why)| (at, why.to_owned())),
             restarts: record.status.failures,
+            given: record.status.given.filter(|_| record.status.phase.takes_room()),
             place: self.place,
             progress: self.progress.filter(|_| matches!(record.status.phase, Phase::Working(_))),
             archives: record.status.archives.clone(),

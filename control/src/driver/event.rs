@@ -40,6 +40,8 @@ pub(crate) enum Event {
     Restore(WorkspaceId, Reply<Arc<WorkspaceView>>),
     /// Give it another policy.
     SetPolicy(WorkspaceId, Box<PolicyOverrides>, Reply<Arc<WorkspaceView>>),
+    /// Give it another share of its owner's room.
+    Resize(WorkspaceId, Resources, Reply<Arc<WorkspaceView>>),
     /// End all processes and then the control plane.
     Down { force: bool, reply: Reply<()> },
     /// Put to sleep what is idle: the control plane is about to stop.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use podling_core::{id::WorkspaceId, policy::PolicyOverrides};
+use podling_core::{id::WorkspaceId, policy::PolicyOverrides, workspace::Resources};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -54,6 +54,15 @@ impl DriverHandle {
     /// Wants a workspace back of which only its archive is left, also one that was deleted. Answers once that is durable.
     pub async fn restore(&self, id: WorkspaceId) -> Result<Arc<WorkspaceView>, DriverError> {
         self.ask(|reply| Event::Restore(id, reply)).await
+    }
+
+    /// Gives a workspace another share of its owner's room. Answers once that is durable; more may have to be waited for in line.
+    pub async fn resize(
+        &self,
+        id: WorkspaceId,
+        resources: Resources,
+    ) -> Result<Arc<WorkspaceView>, DriverError> {
+        self.ask(|reply| Event::Resize(id, resources, reply)).await
     }
 
     /// Gives a workspace another policy, where `policy` says so; its agent is told. Answers once that is durable.

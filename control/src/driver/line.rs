@@ -34,14 +34,7 @@ impl Entry {
     /// As the line sees it; `None`: it neither has room nor wants it.
     fn claimant(&self) -> Option<Claimant<'_>> {
         let (spec, status) = (&self.record.spec, &self.record.status);
-        // What is decided may be taken back as long as it is not durable.
-        let durable = self.durable.as_ref().is_some_and(|durable| durable.status.phase.takes_room());
-        let still_runs = status.phase == Phase::Deleting && self.observed.processes != Processes::None;
-        let waits = match status.phase {
-            phase if phase.takes_room() || durable || still_runs => None,
-            Phase::Queued => Some(status.queued.unwrap_or_default()),
-            _ => return None,
-        };
-        Some(Claimant { id: &spec.id, owner: &spec.owner, resources: spec.resources, waits })
+        let ends = status.phase == Phase::Deleting && self.observed.processes != Processes::None;
+        Claimant::of(spec, status, self.durable.as_ref().map(|durable| &durable.status), ends)
     }
 }

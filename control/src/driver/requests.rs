@@ -8,7 +8,7 @@ use podling_core::{
     observed::Observed,
     policy::PolicyOverrides,
     status::{Phase, Status},
-    workspace::{Spec, Wanted},
+    workspace::{Resources, Spec, Wanted},
 };
 use podling_proto::agent::v1::Verdict;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -60,7 +60,7 @@ impl<B: Backend> Driver<B> {
                 }
             };
         }
-        if !self.quotas.owner.allows(new.resources) || !self.quotas.total.allows(new.resources) {
+        if !self.ever_fits(new.resources) {
             return Err(DriverError::TooLarge);
         }
         if mine().count() >= MAX_WORKSPACES_PER_OWNER {
@@ -199,6 +199,38 @@ impl<B: Backend> Driver<B> {
             entry.waiting.push(Waiting::View(reply));
         }
         self.advance(id);
+    }
+
+    /// Less is given back at once; for more it may have to wait in line, and goes on with what it has.
+    pub(super) fn resize(
+        &mut self,
+        id: &WorkspaceId,
+        resources: Resources,
+        reply: Reply<Arc<WorkspaceView>>,
+    ) {
+        let refused = match self.kept(id) {
+            Err(refused) => Some(refused),
+            Ok(_) if !self.ever_fits(resources) => Some(DriverError::TooLarge),
+            Ok(_) => None,
+        };
+        if let Some(refused) = refused {
+            return drop(reply.send(Err(refused)));
+        }
+        if let Some(entry) = self.entries.get_mut(id) {
+            if resources != entry.record.spec.resources {
+                tracing::info!(workspace = %id, ?resources, "is to have another share");
+                entry.respec(Spec { resources, ..Spec::clone(&entry.record.spec) });
+                // There was room for something else.
+                entry.observed.room = false;
+                self.line_changed = true;
+            }
+            entry.waiting.push(Waiting::View(reply));
+        }
+        self.advance(id);
+    }
+
+    fn ever_fits(&self, resources: Resources) -> bool {
+        self.quotas.owner.allows(resources) && self.quotas.total.allows(resources)
     }
 
     /// A workspace that is there to stay.

@@ -1,8 +1,9 @@
 //! Room: who may be awake, and who waits.
 
+use podling_control::driver::DriverError;
 use podling_core::{
     quota::{Quota, Quotas},
-    workspace::State,
+    workspace::{Resources, State},
 };
 
 use crate::{
@@ -38,4 +39,49 @@ async fn one_too_many_waits_in_line_and_a_place_that_is_given_back_goes_to_the_f
     plane.handle.delete(second.clone(), true).await.unwrap();
     runs(&backend, &third, 1).await;
     plane.wait(&first, |view| view.place == Some(1)).await;
+}
+
+#[tokio::test]
+async fn who_wants_more_waits_for_it_in_line_and_goes_on_with_what_it_has() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let owner = Quota { cpu_millis: Some(3000), ..Quota::default() };
+    let quotas = Quotas { owner, ..Quotas::default() };
+    let cpu = |cpu_millis| Resources { cpu_millis, ..Resources::default() };
+    let plane = Plane::with(folder.path(), &backend, &FakeKeeper::default(), quotas).await;
+    let (first, _agent) = plane.awake("first").await;
+    let (second, mut agent) = plane.awake("second").await;
+    let refused = plane.handle.resize(first.clone(), cpu(4000)).await.unwrap_err();
+    assert_eq!(refused, DriverError::TooLarge);
+    let grown = plane.handle.resize(first.clone(), cpu(2000)).await.unwrap();
+    assert_eq!(
+        (grown.state, grown.given, grown.place),
+        (State::Awake, Some(cpu(2000)), None),
+        "there was room"
+    );
+    plane.handle.resize(second.clone(), cpu(3000)).await.unwrap();
+    plane.wait(&second, |view| view.place == Some(1) && view.given == Some(cpu(1000))).await;
+    let third = plane.create("third").await.spec.id.clone();
+    plane.wait(&third, |view| view.place == Some(2)).await;
+    // What is given back goes to the first in line, and not to a smaller one behind it.
+    plane.handle.resize(first.clone(), cpu(1000)).await.unwrap();
+    plane.wait(&first, |view| view.given == Some(cpu(1000))).await;
+    plane.wait(&second, |view| view.place == Some(1)).await;
+    plane.wait(&third, |view| view.place == Some(2)).await;
+    // It is content with what it has: the one behind it is next.
+    plane.handle.resize(second.clone(), cpu(1000)).await.unwrap();
+    runs(&backend, &third, 1).await;
+
+    // Asleep it has nothing; what it wants then it is given when it wakes.
+    plane.put_to_sleep(&second, &mut agent).await;
+    plane.wait(&second, |view| view.given.is_none()).await;
+    let asleep = plane.handle.resize(second.clone(), cpu(2000)).await.unwrap();
+    assert_eq!((asleep.state, asleep.place), (State::Asleep, None));
+    plane.handle.wake(second.clone()).await.unwrap();
+    plane.wait(&second, |view| view.state == State::Queued && view.place == Some(1)).await;
+    drop(plane);
+    let plane = Plane::with(folder.path(), &backend, &FakeKeeper::default(), quotas).await;
+    plane.wait(&second, |view| view.state == State::Queued && view.place == Some(1)).await;
+    plane.handle.delete(third, true).await.unwrap();
+    runs(&backend, &second, 2).await;
+    plane.wait(&second, |view| view.given == Some(cpu(2000))).await;
 }

@@ -238,6 +238,7 @@ fn view(
         agent: agent.cloned().map(Arc::new),
         next: None,
         restarts: 0,
+        given: None,
         place: None,
         progress: None,
         archives: Vec::new(),

@@ -32,15 +32,19 @@ pub(super) fn follow(spec: &Spec, status: &Status, observed: &Observed, now: Tim
         Phase::Queued => {
             serving::end_now(seen).or_else(|| serving::lined_up(seen)).or_else(|| serving::admit(seen))
         }
-        Phase::Pending { not_before } => serving::end_now(seen).or_else(|| serving::start(seen, not_before)),
-        Phase::Starting => {
-            serving::end_now(seen).or_else(|| serving::start_failed(seen)).or_else(|| serving::hello(seen))
-        }
+        Phase::Pending { not_before } => serving::end_now(seen)
+            .or_else(|| serving::resized(seen))
+            .or_else(|| serving::start(seen, not_before)),
+        Phase::Starting => serving::end_now(seen)
+            .or_else(|| serving::resized(seen))
+            .or_else(|| serving::start_failed(seen))
+            .or_else(|| serving::hello(seen)),
         Phase::Awake => serving::worn_out(seen)
             .or_else(|| serving::died(seen))
             .or_else(|| sleeping::end_now(seen))
             .or_else(|| serving::silent(seen))
             .or_else(|| sleeping::fall_asleep(seen))
+            .or_else(|| serving::resized(seen))
             .or_else(|| serving::healthy(seen)),
         Phase::Preparing { urgency, declined } => serving::worn_out(seen)
             .or_else(|| serving::died(seen))

@@ -7,7 +7,7 @@ use podling_core::{
     observed::{Observed, Processes},
     status::{Phase, Status},
     time::Timestamp,
-    workspace::Wanted,
+    workspace::{Resources, Spec, Wanted},
 };
 
 use crate::given::*;
@@ -97,4 +97,40 @@ fn healthy() {
         pending(FIRST_PAUSE * 8),
         "one that dies again and again does not restart at once"
     );
+}
+
+#[test]
+fn resized() {
+    let cpu = |cpu_millis| Resources { cpu_millis, memory_bytes: 1 };
+    let given = |phase, has, queued| Status { given: Some(cpu(has)), queued, ..status(phase) };
+    let since = Some(WITNESSED - SECOND);
+    let after = |wants, status: Status, room| {
+        let spec = Spec { resources: cpu(wants), ..spec(Wanted::Awake) };
+        let observed = Observed { room, ..served() };
+        let decided = decide(&spec, &status, &observed, NOW).status;
+        assert_eq!(decided.phase, status.phase, "it goes on");
+        (decided.given.expect("it has room").cpu_millis, decided.queued)
+    };
+    for phase in [Phase::Awake, Phase::Pending { not_before: NOW.plus(SECOND) }] {
+        assert_eq!(after(2, given(phase, 2, None), false), (2, None), "as it was");
+        assert_eq!(after(1, given(phase, 2, None), false), (1, None), "less is given back at once");
+        assert_eq!(
+            after(3, given(phase, 2, None), false),
+            (2, Some(WITNESSED)),
+            "more is waited for in line"
+        );
+        assert_eq!(after(3, given(phase, 2, since), false), (2, since), "it keeps its place there");
+        assert_eq!(after(3, given(phase, 2, since), true), (3, None), "there is room");
+        assert_eq!(after(2, given(phase, 2, since), false), (2, None), "it does not want more after all");
+        assert_eq!(after(1, given(phase, 2, since), false), (1, None), "it wants less");
+    }
+    let older = Status { given: None, ..status(Phase::Awake) };
+    assert_eq!(after(2, older, false), (2, None), "a record from before has what it wants");
+    // Two kinds at once are given at once, or not at all.
+    let spec = Spec { resources: Resources { cpu_millis: 1, memory_bytes: 9 }, ..spec(Wanted::Awake) };
+    let both = decide(&spec, &given(Phase::Awake, 2, None), &served(), NOW).status;
+    assert_eq!((both.given, both.queued), (Some(cpu(2)), Some(WITNESSED)));
+    // Who rests has nothing.
+    let rested = decide(&spec, &given(Phase::FallingAsleep, 2, since), &seen(Processes::None), NOW).status;
+    assert_eq!((rested.phase, rested.given, rested.queued), (Phase::Asleep, None, None));
 }

@@ -11,7 +11,7 @@ use podling_core::{
     observed::{Achieved, Failure, Observed, Processes},
     quota::{self, Claimant, Quotas},
     status::{Phase, Status},
-    workspace::{Epoch, Spec},
+    workspace::{Epoch, Resources, Spec},
 };
 
 /// What the store holds of one workspace.
@@ -155,30 +155,28 @@ impl Entry {
         self.record = Rc::new(Record { spec, status: self.record.status.clone() });
     }
 
-    /// It takes room: by what was decided, or by what is durable, to which that may be taken back; and while it is being deleted,
-    /// until its processes are gone.
-    fn holds(&self) -> bool {
-        let was = self.durable.as_ref().is_some_and(|durable| durable.status.phase.takes_room());
+    fn claimant(&self) -> Option<Claimant<'_>> {
+        let Record { spec, status } = &*self.record;
         let ends = self.phase() == Phase::Deleting && self.observed.processes != Processes::None;
-        was || ends || self.phase().takes_room()
+        Claimant::of(spec, status, self.durable.as_ref().map(|durable| &durable.status), ends)
     }
 
-    /// It stands in the line.
+    /// It stands in the line, and would take what it waits for.
     fn waits(&self) -> bool {
-        self.phase() == Phase::Queued && !self.holds()
+        let takes =
+            matches!(self.phase(), Phase::Queued | Phase::Pending { .. } | Phase::Starting | Phase::Awake);
+        takes && self.claimant().is_some_and(|claimant| claimant.waits.is_some())
+    }
+
+    /// What it has of its owner's share.
+    pub(crate) fn has(&self) -> Option<Resources> {
+        self.claimant()?.has
     }
 }
 
 impl Control {
     fn claimants(&self) -> impl Iterator<Item = Claimant<'_>> {
-        self.entries.values().filter_map(|entry| {
-            let Record { spec, status } = &*entry.record;
-            let waits = entry.waits().then(|| status.queued.unwrap_or(self.witnessed));
-            if waits.is_none() && !entry.holds() {
-                return None;
-            }
-            Some(Claimant { id: &spec.id, owner: &spec.owner, resources: spec.resources, waits })
-        })
+        self.entries.values().filter_map(Entry::claimant)
     }
 
     /// Those who wait and have room.
@@ -198,6 +196,6 @@ impl Control {
     }
 
     pub(crate) fn holders(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.values().filter(|entry| entry.holds())
+        self.entries.values().filter(|entry| entry.has().is_some())
     }
 }

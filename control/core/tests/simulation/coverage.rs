@@ -12,7 +12,7 @@ use podling_core::{
 const ACTIONS: [&str; 10] =
     ["Start", "Prepare", "Commit", "Cancel", "Stop", "Archive", "Restore", "Remove", "Expire", "Forget"];
 /// Every arrow of the drawing in `decide.rs`.
-const ARROWS: [&str; 38] = [
+const ARROWS: [&str; 39] = [
     "admit",
     "start",
     "start_failed",
@@ -20,6 +20,7 @@ const ARROWS: [&str; 38] = [
     "died",
     "silent",
     "healthy",
+    "resized",
     "worn_out",
     "lined_up",
     "end_now: Queued",
@@ -196,6 +197,7 @@ fn arrow(taken: &Taken) -> &'static str {
     let because = |words: &str| taken.reason.contains(words);
     match (taken.from, taken.to) {
         (Phase::Queued, Phase::Queued) => "lined_up",
+        _ if taken.resized => "resized",
         (Phase::Awake, Phase::Awake) => "healthy",
         (Phase::Archived, Phase::Deleting) if because("nothing of it is left") => "nothing_left",
         (from, to) if from == to => "noted",

@@ -92,7 +92,7 @@ impl World {
                     .control
                     .as_ref()
                     .and_then(|c| c.entries.get(&w))
-                    .is_some_and(|e| e.phase() == Phase::Queued)
+                    .is_some_and(|e| e.record.status.queued.is_some())
             };
             if stays(self) || self.broken.is_some() {
                 return;

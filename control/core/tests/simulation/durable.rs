@@ -61,6 +61,7 @@ impl World {
                 }
             }
         }
+        self.law_of_shares();
         if let Some(control) = &self.control {
             self.store.witnessed = self.store.witnessed.max(control.witnessed);
         }

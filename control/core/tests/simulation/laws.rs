@@ -1,6 +1,6 @@
 //! The laws, checked against what is real: none of them asks the core what it thinks.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use podling_core::{
     decide::{COMMIT_TRIES, SILENCE_LIMIT},
@@ -8,11 +8,15 @@ use podling_core::{
     mutant::Taken,
     observed::Processes,
     quota::Quota,
-    status::{Phase, Task, Urgency},
+    status::{Phase, Status, Task, Urgency},
     workspace::{Resources, Spec, Wanted},
 };
 
-use super::{control::Record, real::Storage, world::World};
+use super::{
+    control::{Entry, Record},
+    real::Storage,
+    world::World,
+};
 
 /// Who comes so much later in witnessed time is not served first. (One control plane's last moments may be lost.)
 const MUCH_LATER: Duration = Duration::from_secs(60);
@@ -43,6 +47,7 @@ impl World {
             let overdue = spec.policy.max_awake.is_some_and(|longest| awake >= longest);
             let worn_out = (gone || (!connected && unheard)) && before.status.failures > 0 && unused;
             let holds = match (taken.from, taken.to) {
+                (from, to) if from == to => true,
                 (Phase::Awake | Phase::Preparing { .. }, Phase::FallingAsleep) if worn_out => true,
                 (Phase::Committing, Phase::FallingAsleep) => {
                     agent.is_none_or(|agent| agent.committed && agent.unsaved == 0)
@@ -93,7 +98,7 @@ impl World {
                 format!("w{w} must not go from {:?} to {:?}: {}", taken.from, taken.to, taken.reason)
             });
             if taken.from == Phase::Queued && matches!(taken.to, Phase::Pending { .. }) {
-                self.law_of_the_line(w);
+                self.law_of_the_line(w, before);
             }
         }
         let entry = self.control.as_ref().and_then(|control| control.entries.get(&w));
@@ -105,25 +110,24 @@ impl World {
     }
 
     /// Nobody is overtaken but by who has an owner with room.
-    fn law_of_the_line(&mut self, w: usize) {
+    fn law_of_the_line(&mut self, w: usize, before: &Record) {
         let Some(control) = &self.control else { return };
         let me = WorkspaceId::from_bits(w as u64);
-        let joined = |w: &usize| {
-            let queued = control.entries.get(w)?.record.status.queued?;
-            self.real.get(w)?.ghost.joins.get(&queued).copied()
-        };
-        let Some(mine) = joined(&w) else { return };
+        let joined = |w: &usize, status: &Status| self.real.get(w)?.ghost.joins.get(&status.queued?).copied();
+        // Or it joins in this moment.
+        let mine = joined(&w, &before.status).unwrap_or(self.watched);
         let earlier: Vec<_> = control
             .entries
             .iter()
             .filter(|(other, entry)| {
-                entry.phase() == Phase::Queued && joined(other).is_some_and(|then| then + MUCH_LATER < mine)
+                entry.phase() == Phase::Queued
+                    && joined(other, &entry.record.status).is_some_and(|then| then + MUCH_LATER < mine)
             })
             .collect();
         // It could have had room but for this one.
         let held = |by: &dyn Fn(&Spec) -> bool, one: &Spec| {
-            let holders = control.holders().map(|holder| &holder.record.spec).filter(|spec| by(spec));
-            holders.map(|spec| spec.resources).chain([one.resources]).collect::<Vec<_>>()
+            let holders = control.holders().filter(|holder| by(&holder.record.spec));
+            holders.filter_map(Entry::has).chain([one.resources]).collect::<Vec<_>>()
         };
         let overtaken = earlier.iter().find(|(_, entry)| {
             let spec = &entry.record.spec;
@@ -140,10 +144,14 @@ impl World {
             let Record { spec, status } = &*entry.record;
             let was = entry.durable.as_ref().map(|record| record.status.phase);
             let (owner, cpu) = (&spec.owner, spec.resources.cpu_millis);
-            format!("w{w} of {owner}, cpu {cpu}: {:?} was {was:?}, joined {:?}", status.phase, status.queued)
+            let (phase, joined, has) = (status.phase, status.queued, entry.has().map(|has| has.cpu_millis));
+            format!("w{w} of {owner}, cpu {cpu}, has {has:?}: {phase:?} was {was:?}, joined {joined:?}")
         });
         let who = who.collect::<Vec<_>>().join("\n");
-        self.law(false, || format!("w{w} overtakes w{overtaken}, which has waited for longer\n{who}"));
+        let quotas = self.quotas;
+        self.law(false, || {
+            format!("w{w} overtakes w{overtaken}, which has waited for longer\n{who}\n{quotas:?}")
+        });
     }
 
     pub(crate) fn law_of_start(&mut self, w: usize, epoch: u64, task: Option<Task>) {
@@ -172,7 +180,8 @@ impl World {
         let mut all: Vec<(&str, Resources)> = Vec::new();
         for (other, real) in &self.real {
             if let Some(record) = self.store.records.get(other).filter(|_| *other == w || real.serves()) {
-                all.push((record.spec.owner.as_str(), record.spec.resources));
+                let given = record.status.given.unwrap_or(record.spec.resources);
+                all.push((record.spec.owner.as_str(), given));
             }
         }
         let Some(record) = self.store.records.get(&w) else { return };
@@ -184,6 +193,18 @@ impl World {
         let fits = within(&of(Some(owner)), &self.quotas.owner) && within(&of(None), &self.quotas.total);
         let all = format!("{all:?}");
         self.law(fits, || format!("w{w} is started over the quota: {all}"));
+    }
+
+    /// Nor is more promised: what is durable never adds up to more than there is.
+    pub(crate) fn law_of_shares(&mut self) {
+        let mut owners: BTreeMap<&str, Vec<Resources>> = BTreeMap::new();
+        for record in self.store.records.values().filter(|record| record.status.phase.takes_room()) {
+            owners.entry(record.spec.owner.as_str()).or_default().extend(record.status.given);
+        }
+        let fits = owners.values().all(|all| within(all, &self.quotas.owner))
+            && within(&owners.values().flatten().copied().collect::<Vec<_>>(), &self.quotas.total);
+        let all = format!("{owners:?}");
+        self.law(fits, || format!("more is given than there is: {all}"));
     }
 
     pub(crate) fn law_of_removal(&mut self, w: usize) {

@@ -82,8 +82,8 @@ impl World {
                 spec.wanted = Wanted::Discarded;
                 uncalled = true;
             }
-            89..94 if !phase.takes_room() && phase != Phase::Deleting => {
-                spec.resources.cpu_millis = 1 + which % 3
+            89..94 if phase != Phase::Deleting => {
+                spec.resources.cpu_millis = 1 + self.rng.below(3);
             }
             94..100 => spec.policy = policy(which),
             _ => return,

@@ -43,10 +43,14 @@ pub(super) struct Workspace {
     version: u64,
     /// How often its agent had to be started again since it was last healthy.
     restarts: u32,
-    /// While it is queued: its place in the line, 1 is next.
+    /// While it is queued, or awake and waits for more than it has: its place in the line, 1 is next.
     #[serde(skip_serializing_if = "Option::is_none")]
     queue_position: Option<u32>,
+    /// What it shall have of its owner's share while it is awake.
     resources: Resources,
+    /// What it has of it just now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    given: Option<Resources>,
     /// It was deleted, and only its backups are left.
     deleted: bool,
     /// While it is archived or restored: how far that is.
@@ -73,7 +77,7 @@ struct Progress {
     total_bytes: Option<u64>,
 }
 
-/// What it takes of its owner's share while it is awake.
+/// A share of its owner's room.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Resources {
     /// Thousandths of a core.
@@ -102,7 +106,6 @@ fn states() -> Vec<&'static str> {
 
 impl From<proto::Workspace> for Workspace {
     fn from(workspace: proto::Workspace) -> Self {
-        let resources = workspace.resources.unwrap_or_default();
         Self {
             state: word(workspace.state().as_str_name()),
             link: word(workspace.link().as_str_name()),
@@ -121,7 +124,8 @@ impl From<proto::Workspace> for Workspace {
             version: workspace.version,
             restarts: workspace.restarts,
             queue_position: Some(workspace.queue_position).filter(|place| *place > 0),
-            resources: Resources { cpu_millis: resources.cpu_millis, memory_bytes: resources.memory_bytes },
+            resources: workspace.resources.unwrap_or_default().into(),
+            given: workspace.given.map(Into::into),
             deleted: workspace.deleted,
             progress: workspace.progress.map(Into::into),
         }
@@ -132,6 +136,12 @@ impl From<Option<proto::Workspace>> for Workspace {
     /// The services' answers always hold one.
     fn from(workspace: Option<proto::Workspace>) -> Self {
         workspace.unwrap_or_default().into()
+    }
+}
+
+impl From<proto::Resources> for Resources {
+    fn from(resources: proto::Resources) -> Self {
+        Self { cpu_millis: resources.cpu_millis, memory_bytes: resources.memory_bytes }
     }
 }
 

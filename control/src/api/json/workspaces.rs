@@ -10,8 +10,8 @@ use axum::{
 use http::{StatusCode, header::LOCATION};
 use podling_proto::control::v1::{
     CreateWorkspaceRequest, DeleteWorkspaceRequest, ExplainWorkspaceRequest, GetWorkspaceRequest,
-    ListWorkspacesRequest, LogEntry, SetPolicyRequest, SleepWorkspaceRequest, WakeWorkspaceRequest,
-    workspaces_server::Workspaces,
+    ListWorkspacesRequest, LogEntry, ResizeWorkspaceRequest, Resources, SetPolicyRequest,
+    SleepWorkspaceRequest, WakeWorkspaceRequest, workspaces_server::Workspaces,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -86,6 +86,20 @@ pub(super) struct Sleep {
     /// Though it be in use.
     #[serde(default)]
     force: bool,
+}
+
+/// What it shall have of its owner's share while it is awake. What is absent stays as it is.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "ResizeWorkspace")]
+pub(super) struct Resize {
+    /// Thousandths of a core.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    cpu_millis: u64,
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    memory_bytes: u64,
 }
 
 /// Why a workspace is what it is.
@@ -179,6 +193,18 @@ pub(super) async fn wake(
 ) -> Answer<(StatusCode, Json<Workspace>)> {
     let answer = api.workspaces.wake(by(caller, WakeWorkspaceRequest { workspace })).await?.into_inner();
     Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
+}
+
+pub(super) async fn resize(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Place(workspace): Place,
+    Body(body): Body<Resize>,
+) -> Answer<Json<Workspace>> {
+    let resources = Resources { cpu_millis: body.cpu_millis, memory_bytes: body.memory_bytes };
+    let request = ResizeWorkspaceRequest { workspace, resources: Some(resources) };
+    let answer = api.workspaces.resize(by(caller, request)).await?.into_inner();
+    Ok(Json(answer.workspace.into()))
 }
 
 pub(super) async fn set_policy(

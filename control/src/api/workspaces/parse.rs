@@ -2,9 +2,9 @@
 
 use std::{collections::HashMap, ops::RangeInclusive, time::Duration};
 
-use podling_core::policy::PolicyOverrides;
+use podling_core::{policy::PolicyOverrides, workspace::Resources};
 use podling_proto::{
-    control::v1::{CreateWorkspaceRequest, Policy},
+    control::v1::{self as wire, CreateWorkspaceRequest, Policy},
     error::{Reason, WireError},
     v1::Verb,
 };
@@ -16,6 +16,9 @@ const MAX_REQUEST_ID: usize = 64;
 /// Of a workspace's own environment: variables, and bytes of all names and values. It is part of every claim and stored.
 const MAX_VARIABLES: usize = 64;
 const MAX_VARIABLE_BYTES: usize = 16 * 1024;
+/// What one workspace may ask for: more than any machine has, so that sums never overflow.
+const MAX_CPU_MILLIS: u64 = 10_000_000;
+const MAX_MEMORY_BYTES: u64 = 1 << 50;
 /// What a policy's durations may be.
 const SPAN: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -107,6 +110,20 @@ pub(super) fn policy(policy: Policy) -> Result<PolicyOverrides, WireError> {
         max_awake,
         archive_after: span("policy.archive_after", policy.archive_after)?,
         keep_archives: span("policy.keep_archives", policy.keep_archives)?,
+    })
+}
+
+/// What is 0 stays as it is.
+pub(super) fn resources(now: Resources, wanted: wire::Resources) -> Result<Resources, WireError> {
+    let within = |field: &str, wanted: u64, now: u64, most: u64| match wanted {
+        0 => Ok(now),
+        _ if wanted > most => Err(bad(field, format!("at most {most}"))),
+        _ => Ok(wanted),
+    };
+    let (cpu, memory) = (wanted.cpu_millis, wanted.memory_bytes);
+    Ok(Resources {
+        cpu_millis: within("resources.cpu_millis", cpu, now.cpu_millis, MAX_CPU_MILLIS)?,
+        memory_bytes: within("resources.memory_bytes", memory, now.memory_bytes, MAX_MEMORY_BYTES)?,
     })
 }
 

@@ -33,13 +33,15 @@ pub(in crate::api) fn workspace(view: &WorkspaceView) -> Workspace {
         version: view.version,
         restarts: view.restarts,
         queue_position: view.place.map_or(0, |place| u32::try_from(place).unwrap_or(u32::MAX)),
-        resources: Some(Resources {
-            cpu_millis: view.spec.resources.cpu_millis,
-            memory_bytes: view.spec.resources.memory_bytes,
-        }),
+        resources: Some(resources(view.spec.resources)),
+        given: view.given.map(resources),
         deleted: view.is_gone(),
         progress: view.progress.map(progress),
     }
+}
+
+fn resources(resources: workspace::Resources) -> Resources {
+    Resources { cpu_millis: resources.cpu_millis, memory_bytes: resources.memory_bytes }
 }
 
 fn progress(progress: progress::Progress) -> Progress {

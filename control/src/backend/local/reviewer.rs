@@ -92,6 +92,7 @@ mod tests {
             agent: None,
             next: None,
             restarts: 0,
+            given: None,
             place: None,
             progress: None,
             archives: Vec::new(),

@@ -33,7 +33,27 @@ pub(super) fn lined_up(seen: Seen<'_>) -> Option<Status> {
 
 /// There is room.
 pub(super) fn admit(seen: Seen<'_>) -> Option<Status> {
-    seen.observed.room.then(|| seen.to(Phase::Pending { not_before: seen.now }, seen.status.reason.clone()))
+    seen.observed.room.then(|| Status {
+        given: Some(seen.spec.resources),
+        queued: None,
+        ..seen.to(Phase::Pending { not_before: seen.now }, seen.status.reason.clone())
+    })
+}
+
+/// It wants another share than it was given. Less is given back at once; for more it stands in line, and goes on with what it has.
+pub(super) fn resized(seen: Seen<'_>) -> Option<Status> {
+    let wanted = seen.spec.resources;
+    let stays = seen.status.given == Some(wanted);
+    let may_have = seen.observed.room || mutant::is(Mutant::GrowsAtOnce);
+    let is_given = seen.status.given.is_none_or(|given| may_have || wanted.fits_in(given));
+    let status = seen.status.clone();
+    match (stays, seen.status.queued) {
+        (true, None) => None,
+        (true, Some(_)) => Some(Status { queued: None, ..status }),
+        (false, _) if is_given => Some(Status { given: Some(wanted), queued: None, ..status }),
+        (false, None) => Some(Status { queued: Some(seen.observed.witnessed), ..status }),
+        (false, Some(_)) => None,
+    }
 }
 
 /// Nothing of an earlier agent runs and the pause is over.

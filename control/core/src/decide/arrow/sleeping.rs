@@ -157,6 +157,7 @@ pub(super) fn rest(seen: Seen<'_>) -> Option<Status> {
     (seen.observed.processes == Processes::None).then(|| {
         let mut next = seen.to(Phase::Asleep, seen.status.reason.clone());
         next.rested = seen.observed.witnessed;
+        (next.given, next.queued) = (None, None);
         next.failures = 0;
         if mutant::is(Mutant::LosesWake) {
             next.answered = seen.spec.asked;

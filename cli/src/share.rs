@@ -1,0 +1,61 @@
+//! A workspace's share of its owner's room, in words. Pure.
+
+use indicatif::HumanBytes;
+use podling_proto::control::v1::{Resources, State, Workspace};
+use serde::Serialize;
+
+use crate::upcoming::place;
+
+/// For scripts.
+#[derive(Debug, Serialize)]
+pub struct ShareView {
+    /// Thousandths of a core.
+    pub cpu_millis: u64,
+    /// Bytes.
+    pub memory_bytes: u64,
+}
+
+/// What it has, and what it waits for.
+pub fn describe(workspace: &Workspace) -> String {
+    let wanted = workspace.resources.unwrap_or_default();
+    match &workspace.given {
+        None if workspace.state() == State::Queued => format!("waits for {}", words(&wanted)),
+        None => format!("takes {} when it is awake", words(&wanted)),
+        Some(given) if *given == wanted => format!("has {}", words(given)),
+        Some(given) => {
+            let place = place(workspace).map(|place| format!(", {place}")).unwrap_or_default();
+            format!("has {} and waits for {}{place}", words(given), words(&wanted))
+        }
+    }
+}
+
+fn words(resources: &Resources) -> String {
+    let cores = resources.cpu_millis as f64 / 1000.0;
+    let word = if resources.cpu_millis == 1000 { "core" } else { "cores" };
+    format!("{cores} {word} and {}", HumanBytes(resources.memory_bytes))
+}
+
+impl From<&Resources> for ShareView {
+    fn from(resources: &Resources) -> Self {
+        Self { cpu_millis: resources.cpu_millis, memory_bytes: resources.memory_bytes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_says_what_it_has_and_what_it_waits_for() {
+        let share = |cpu_millis| Some(Resources { cpu_millis, memory_bytes: 1 << 30 });
+        let mut workspace = Workspace { resources: share(1500), ..Workspace::default() };
+        assert_eq!(describe(&workspace), "takes 1.5 cores and 1.00 GiB when it is awake");
+        workspace.given = share(1500);
+        assert_eq!(describe(&workspace), "has 1.5 cores and 1.00 GiB");
+        (workspace.given, workspace.queue_position) = (share(1000), 2);
+        assert_eq!(
+            describe(&workspace),
+            "has 1 core and 1.00 GiB and waits for 1.5 cores and 1.00 GiB, 2nd in line"
+        );
+    }
+}
