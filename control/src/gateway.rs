@@ -28,12 +28,14 @@ use crate::{
 
 mod access;
 mod headers;
+mod line;
 mod pool;
 mod relay;
 mod waiting;
 
 use access::Needs;
 pub(crate) use access::is_description;
+use line::Turn;
 use pool::Pool;
 use relay::{Relay, Upload};
 use waiting::Waiting;
@@ -89,12 +91,12 @@ impl Gateway {
         let needs = Needs::of(request.method(), request.uri().path(), request.headers());
         caller.may(needs.verb)?;
         let id = workspace(request.headers())?;
-        let agent = self.waiting.agent(caller, &id, needs.wakes).await?;
+        let (agent, turn) = self.waiting.agent(caller, &id, needs.wakes).await?;
         let token = self.identity.agent_token(&id, &caller.owner, &Verbs::only([needs.verb]));
         let (mut parts, body) = request.into_parts();
         headers::to_agent(&mut parts, protocol, token);
         let (upload, answered) = Upload::new(body);
-        let (stream, response) = self.send(&id, &agent, Request::from_parts(parts, upload)).await?;
+        let (stream, response) = self.send(&id, &agent, Request::from_parts(parts, upload), turn).await?;
         let (mut parts, body) = response.into_parts();
         headers::to_caller(&mut parts, protocol);
         let count = self.metrics.exchange("gateway", &parts);
@@ -105,19 +107,23 @@ impl Gateway {
     }
 
     /// Sends on a connection to the agent; once more on a new one if the first turned out to be closed before it took
-    /// the request.
+    /// the request. Whose `turn` is next goes on once this one is on its way.
     async fn send(
         &self,
         id: &WorkspaceId,
         agent: &Arc<AgentView>,
         mut request: Request<Upload>,
+        mut turn: Option<Turn>,
     ) -> Result<(pool::Stream, Response<Incoming>), WireError> {
         for _attempt in 0..2 {
             let mut stream = self.pool.stream(id, agent).await.map_err(|error| {
                 tracing::warn!(workspace = %id, %error, "no connection to the agent");
                 refused(error, id)
             })?;
-            match stream.sender().try_send_request(request).await {
+            // The connection has it in its queue when this returns; what is awaited is the answer.
+            let answer = stream.sender().try_send_request(request);
+            drop(turn.take());
+            match answer.await {
                 Ok(response) => return Ok((stream, response)),
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,

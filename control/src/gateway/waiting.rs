@@ -1,17 +1,20 @@
 //! Finds the agent of a workspace, and holds calls that wake until there is one. Must not know what a call is.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use podling_core::{id::WorkspaceId, workspace::State};
 use podling_proto::error::{Reason, WireError};
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 
-use super::{going_down, unreachable_agent};
+use super::{
+    going_down,
+    line::{Lines, Turn},
+    unreachable_agent,
+};
 use crate::{
     caller::Caller,
     snapshot::{AgentView, Snapshots, WorkspaceView},
@@ -20,27 +23,15 @@ use crate::{
 /// How long a call is held for a workspace that starts: a cold start with room to spare, and well below the minute after
 /// which proxies give up. Then WAKE_TIMEOUT.
 const HOLD_TIME: Duration = Duration::from_secs(30);
-/// Calls held for one workspace: a browser's tabs and some tools. One more is refused with TOO_MANY_WAITING.
-pub(super) const HELD_PER_WORKSPACE: usize = 64;
-/// Calls held in all. One more is refused with TOO_MANY_WAITING.
-const HELD: usize = 1024;
 /// What a client waits before it asks for a workspace again that is not awake.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// Who waits for what.
 #[derive(Debug)]
 pub(super) struct Waiting {
     snapshots: Snapshots,
     wakes: mpsc::Sender<WorkspaceId>,
-    held: Arc<Mutex<HashMap<WorkspaceId, usize>>>,
-    gauge: Gauge,
-}
-
-/// One held call; dropped, it makes room.
-struct Held {
-    id: WorkspaceId,
-    held: Arc<Mutex<HashMap<WorkspaceId, usize>>>,
-    gauge: Gauge,
+    lines: Lines,
 }
 
 /// What is to be done with a call, as things are.
@@ -52,44 +43,57 @@ enum Judgement {
 
 impl Waiting {
     pub(super) fn new(snapshots: Snapshots, wakes: mpsc::Sender<WorkspaceId>, gauge: Gauge) -> Self {
-        Self { snapshots, wakes, held: Arc::default(), gauge }
+        Self { snapshots, wakes, lines: Lines::new(gauge) }
     }
 
-    /// The agent of a workspace the caller may see. If there is none just now, a call that `wakes` waits for it.
+    /// The agent of a workspace the caller may see. If there is none just now, a call that `wakes` waits for it, and is let go on in its
+    /// turn: the one behind it waits until that is dropped.
     pub(super) async fn agent(
         &self,
         caller: &Caller,
         id: &WorkspaceId,
         wakes: bool,
-    ) -> Result<Arc<AgentView>, WireError> {
+    ) -> Result<(Arc<AgentView>, Option<Turn>), WireError> {
         let mut snapshots = self.snapshots.clone();
         let view = find(&mut snapshots, caller, id)?;
-        match judge(&view, wakes) {
-            Judgement::Forward(agent) => return Ok(agent),
+        let now = match judge(&view, wakes) {
+            // Nobody overtakes those who are held.
+            Judgement::Forward(agent) if wakes && self.lines.has(id) => Some(agent),
+            Judgement::Forward(agent) => return Ok((agent, None)),
             Judgement::Refuse(error) if view.state != State::Failed || !wakes => return Err(error),
             // A start that failed is tried again for whoever comes; only a failure from here on counts.
-            Judgement::Refuse(_) | Judgement::Hold => {}
+            Judgement::Refuse(_) | Judgement::Hold => None,
+        };
+        let is_first = !self.lines.has(id);
+        let mut turn = match (self.lines.join(id), now) {
+            (Ok(turn), _) => turn,
+            (Err(_), Some(agent)) => return Ok((agent, None)),
+            (Err(full), None) => return Err(full),
+        };
+        if is_first {
+            // One waker for each workspace.
+            self.wake(id);
         }
-        let _held = self.hold(id)?;
         // Not its version: that also grows when only the next try is moved, and the failure is still the old one.
         let first = (view.state, view.since);
         let waited = timeout(HOLD_TIME, async {
             loop {
-                match timeout(RETRY, snapshots.changed()).await {
-                    Ok(changed) => changed.map_err(|_| going_down())?,
-                    // A wish may have got lost, or somebody put it to sleep meanwhile: a wish more does no harm.
-                    Err(_) => self.wake(id),
-                }
                 let view = find(&mut snapshots, caller, id)?;
                 match judge(&view, true) {
-                    Judgement::Forward(agent) => return Ok(agent),
+                    Judgement::Forward(agent) if turn.has_come() => return Ok(agent),
                     Judgement::Refuse(error) if (view.state, view.since) != first => return Err(error),
-                    Judgement::Refuse(_) | Judgement::Hold => {}
+                    Judgement::Forward(_) | Judgement::Refuse(_) | Judgement::Hold => {}
+                }
+                tokio::select! {
+                    changed = snapshots.changed() => changed.map_err(|_| going_down())?,
+                    () = turn.moves() => {}
+                    // A wish may have got lost, or somebody put it to sleep meanwhile: a wish more does no harm.
+                    () = sleep(RETRY) => self.wake(id),
                 }
             }
         });
         match waited.await {
-            Ok(answer) => answer,
+            Ok(agent) => Ok((agent?, Some(turn))),
             Err(_) => Err(too_long(find(&mut snapshots, caller, id)?.as_ref())),
         }
     }
@@ -97,39 +101,6 @@ impl Waiting {
     /// A full queue means that others are being woken: the next wish comes in a moment.
     fn wake(&self, id: &WorkspaceId) {
         let _queued = self.wakes.try_send(id.clone());
-    }
-
-    fn hold(&self, id: &WorkspaceId) -> Result<Held, WireError> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let mine = held.get(id).copied().unwrap_or_default();
-        for (count, limit, what) in [
-            (mine, HELD_PER_WORKSPACE, "calls waiting for one workspace"),
-            (held.values().sum(), HELD, "calls waiting for workspaces"),
-        ] {
-            if count >= limit {
-                let message = format!("{limit} {what} already; try again");
-                let error = WireError::new(Reason::TooManyWaiting, message).retry_after(RETRY);
-                return Err(error.with("limit", limit).with("what", what));
-            }
-        }
-        if mine == 0 {
-            // One waker for each workspace.
-            self.wake(id);
-        }
-        held.insert(id.clone(), mine + 1);
-        self.gauge.inc();
-        Ok(Held { id: id.clone(), held: self.held.clone(), gauge: self.gauge.clone() })
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        self.gauge.dec();
-        match held.get_mut(&self.id) {
-            Some(count) if *count > 1 => *count -= 1,
-            _ => drop(held.remove(&self.id)),
-        }
     }
 }
 

@@ -45,6 +45,37 @@ async fn a_call_that_wakes_is_held_until_the_workspace_is_awake() {
 }
 
 #[tokio::test]
+async fn held_calls_go_on_in_the_order_in_which_they_came() {
+    let house = House::open().await;
+    house.set(&demo(), "ada", State::Asleep, None);
+    let mut calls = JoinSet::new();
+    for number in 0_u16..40 {
+        let mut request = house.grpc(CREATE, Some(&house.root_token), Some(&demo()), full(&[0; 5]));
+        request.headers_mut().insert("x-number", number.into());
+        let mut h2 = house.h2().await;
+        calls.spawn(async move { status(h2.send_request(request).await.expect("response")).await });
+        let held = format!("podling_held_requests {}", number + 1);
+        within(async {
+            while !house.metrics.text().contains(&held) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+    let agent = FakeAgent::start("one", 200).await;
+    house.set(&demo(), "ada", State::Awake, Some(&agent.view));
+    while let Some(status) = within(calls.join_next()).await {
+        assert_eq!(status.expect("task").code(), Code::Ok);
+    }
+    let arrived = agent
+        .requests()
+        .iter()
+        .map(|request| request.headers["x-number"].to_str().unwrap().to_owned())
+        .collect::<Vec<_>>();
+    assert_eq!(arrived, (0..40).map(|number: u16| number.to_string()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn a_call_that_does_not_wake_is_answered_at_once() {
     let mut house = House::open().await;
     for (state, expected) in [
