@@ -58,10 +58,30 @@ pub(crate) struct Executor<B> {
 pub(crate) enum Order {
     Start(Plan),
     Stop(WorkspaceId),
-    Remove(WorkspaceId),
-    Archive { epoch: Epoch, generation: u64, spec: Arc<Spec>, agent: Arc<AgentView> },
-    Restore { epoch: Epoch, key: Key, spec: Arc<Spec>, agent: Arc<AgentView> },
-    Expire { workspace: WorkspaceId, generation: u64, key: Key },
+    /// Of one that goes for good, also archives that nobody knows of (all but these).
+    Remove {
+        workspace: WorkspaceId,
+        known: Option<Vec<Key>>,
+    },
+    /// With the archives of it that are known.
+    Archive {
+        epoch: Epoch,
+        generation: u64,
+        spec: Arc<Spec>,
+        agent: Arc<AgentView>,
+        known: Vec<Key>,
+    },
+    Restore {
+        epoch: Epoch,
+        key: Key,
+        spec: Arc<Spec>,
+        agent: Arc<AgentView>,
+    },
+    Expire {
+        workspace: WorkspaceId,
+        generation: u64,
+        key: Key,
+    },
 }
 
 /// How an action went.
@@ -120,7 +140,7 @@ impl<B: Backend> Executor<B> {
             Order::Restore { .. } => (&self.restoring, Some(KEEP_LIMIT)),
             Order::Expire { .. } => (&self.expiring, Some(EXPIRE_LIMIT)),
             // The backend sees to it that each comes to its end.
-            Order::Start(_) | Order::Stop(_) | Order::Remove(_) => (&self.at_backend, None),
+            Order::Start(_) | Order::Stop(_) | Order::Remove { .. } => (&self.at_backend, None),
         };
         let permits = permits.clone();
         let task = self.running.spawn(async move {
@@ -177,7 +197,7 @@ impl Order {
         match self {
             Self::Start(plan) => (plan.workspace.clone(), Action::Start(plan.epoch)),
             Self::Stop(id) => (id.clone(), Action::Stop),
-            Self::Remove(id) => (id.clone(), Action::Remove),
+            Self::Remove { workspace, .. } => (workspace.clone(), Action::Remove),
             Self::Archive { epoch, spec, .. } => (spec.id.clone(), Action::Archive(*epoch)),
             Self::Restore { epoch, spec, .. } => (spec.id.clone(), Action::Restore(*epoch)),
             Self::Expire { workspace, generation, .. } => (workspace.clone(), Action::Expire(*generation)),
@@ -194,10 +214,19 @@ impl Order {
         match self {
             Self::Start(plan) => backend.ensure(plan).await.map(Done::Started).map_err(|e| e.to_string()),
             Self::Stop(id) => backend.stop(id).await.map(ended).map_err(|e| e.to_string()),
-            Self::Remove(id) => backend.remove(id).await.map(ended).map_err(|e| e.to_string()),
-            Self::Archive { generation, spec, agent, .. } => {
-                let kept = keeper.archive(&spec, generation, &agent, teller).await;
-                kept.map(|kept| Done::Kept(kept, generation)).map_err(|e| e.to_string())
+            Self::Remove { workspace, known } => {
+                let removed = backend.remove(workspace.clone()).await;
+                if let (Ok(()), Some(known)) = (&removed, known) {
+                    sweep(keeper, &workspace, &known).await;
+                }
+                removed.map(ended).map_err(|e| e.to_string())
+            }
+            Self::Archive { generation, spec, agent, mut known, .. } => {
+                let kept =
+                    keeper.archive(&spec, generation, &agent, teller).await.map_err(|e| e.to_string())?;
+                known.push(kept.key.clone());
+                sweep(keeper, &spec.id, &known).await;
+                Ok(Done::Kept(kept, generation))
             }
             Self::Restore { key, spec, agent, .. } => {
                 keeper.restore(&spec, &key, &agent, teller).await.map(ended).map_err(|e| e.to_string())
@@ -205,4 +234,14 @@ impl Order {
             Self::Expire { key, .. } => keeper.expire(&key).await.map(ended).map_err(|e| e.to_string()),
         }
     }
+}
+
+/// Nobody waits for it, and nothing depends on it: what is left now goes with the next archive.
+async fn sweep(keeper: &dyn Keeper, workspace: &WorkspaceId, known: &[Key]) {
+    let error = match timeout(EXPIRE_LIMIT, keeper.sweep(workspace, known)).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("it was not done within {} s", EXPIRE_LIMIT.as_secs()),
+    };
+    tracing::warn!(%workspace, error, "archives that nobody knows of may be left");
 }

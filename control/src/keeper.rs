@@ -7,7 +7,7 @@ use std::{error::Error, fmt, sync::Arc};
 use futures_util::{Stream, StreamExt, stream};
 use http::{Uri, header::AUTHORIZATION};
 use hyper::client::conn::http2::SendRequest;
-use podling_core::workspace::Spec;
+use podling_core::{id::WorkspaceId, workspace::Spec};
 use podling_proto::{
     agent::v1::{
         CreateArchiveRequest, CreateArchiveResponse, ExtractArchiveRequest, ExtractOpen,
@@ -58,8 +58,11 @@ pub trait Keeper: fmt::Debug + Send + Sync + 'static {
         teller: Arc<Teller>,
     ) -> Result<(), KeepError>;
 
-    /// Removes an archive, and all others of the same generation, of which nobody knows; it is gone afterwards, also when it was before.
+    /// Removes an archive; it is gone afterwards, also when it was before.
     async fn expire(&self, key: &Key) -> Result<(), KeepError>;
+
+    /// Removes what is kept of a workspace beside what is `known`: archives that a control plane made and died before it had noted them.
+    async fn sweep(&self, workspace: &WorkspaceId, known: &[Key]) -> Result<(), KeepError>;
 }
 
 /// Keeps archives in a backup store, through the workspaces' agents.
@@ -220,9 +223,13 @@ impl Keeper for AgentKeeper {
     }
 
     async fn expire(&self, key: &Key) -> Result<(), KeepError> {
-        // Itself last: as long as it is there, what is left of this is found again.
-        for twin in self.backups.twins(key).await? {
-            self.backups.remove(&twin).await?;
+        Ok(self.backups.remove(key).await?)
+    }
+
+    async fn sweep(&self, workspace: &WorkspaceId, known: &[Key]) -> Result<(), KeepError> {
+        for stray in self.backups.strays(workspace, known).await? {
+            tracing::info!(backup = %stray, "an archive that nobody knows of is removed");
+            self.backups.remove(&stray).await?;
         }
         Ok(())
     }

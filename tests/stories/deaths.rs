@@ -160,6 +160,21 @@ async fn while_it_goes_when_its_archives_are_too_old() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_nobody_noted_does_not_outlive_its_workspace() {
+    let mut podling = up_to_die_at("archive", "after").await;
+    let policy = Policy { archive_after: span(AT_ONCE), ..Policy::default() };
+    let ada = with_file(&podling, policy).await;
+    let _ = podling.put_to_sleep(&ada).await;
+    podling.ended().await;
+    assert!(!podling_tests::podling::names(&podling.data().join("backups")).is_empty(), "it was archived");
+    // Somebody comes before it is archived again, and wants it gone.
+    podling.up_again().await;
+    podling.wake(&ada).await.expect("it may be woken");
+    delete(&podling, &ada, true).await;
+    is_gone(&podling, &ada).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn while_it_is_discarded() {
     for action in ["stop", "remove", "forget"] {
         for moment in MOMENTS {

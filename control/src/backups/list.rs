@@ -3,6 +3,7 @@
 use std::sync::PoisonError;
 
 use futures_util::{StreamExt, stream};
+use podling_core::id::WorkspaceId;
 
 use super::{
     Backups, error::BackupError, folder::PART_PREFIX, key::Key, limits::STRANGERS, prove, sidecar::Sidecar,
@@ -44,31 +45,22 @@ impl Backups {
         Ok(sidecars)
     }
 
-    /// This backup, last, and before it all others that say they hold the same generation of the same storage. There are others when a
-    /// control plane died before it had noted what it had made: nobody knows of those.
-    pub async fn twins(&self, key: &Key) -> Result<Vec<Key>, BackupError> {
-        let mut twins = Vec::new();
-        if let Some(generation) = self.generation(key).await? {
-            let names = self.shared.place.names().await?;
-            let sidecars = names.iter().filter_map(|name| name.strip_suffix(".jsonl")?.parse::<Key>().ok());
-            let of_it = |other: &Key| other.workspace() == key.workspace() && other != key;
-            for other in sidecars.filter(of_it).filter(|other| !self.writing(other)) {
-                if self.generation(&other).await? == Some(generation) {
-                    twins.push(other);
-                }
+    /// What is kept of this workspace beside what is `known`, oldest first: made by a control plane that died before it had noted it, or
+    /// left by a removal that was interrupted. What cannot be understood is not among it.
+    pub async fn strays(&self, of: &WorkspaceId, known: &[Key]) -> Result<Vec<Key>, BackupError> {
+        let names = self.shared.place.names().await?;
+        let keys = names.iter().filter_map(|name| name.strip_suffix(".jsonl")?.parse::<Key>().ok());
+        let stray = |key: &Key| key.workspace() == of && !known.contains(key) && !self.writing(key);
+        let mut strays = Vec::new();
+        for key in keys.filter(stray) {
+            match prove::front(&self.shared.place, &key).await {
+                Ok(Ok(front)) if front.sidecar.label.id == *of => strays.push(key),
+                Ok(_) | Err(BackupError::Missing { .. }) => {}
+                Err(error) => return Err(error),
             }
         }
-        twins.push(key.clone());
-        Ok(twins)
-    }
-
-    /// Which generation it holds; `None`: it is gone, or cannot be understood.
-    async fn generation(&self, key: &Key) -> Result<Option<u64>, BackupError> {
-        match prove::front(&self.shared.place, key).await {
-            Ok(front) => Ok(front.ok().map(|front| front.sidecar.label.storage_generation)),
-            Err(BackupError::Missing { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
+        strays.sort_unstable();
+        Ok(strays)
     }
 
     fn writing(&self, key: &Key) -> bool {

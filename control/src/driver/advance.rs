@@ -134,7 +134,10 @@ impl<B: Backend> Driver<B> {
                 entry.drain(DRAIN_GRACE);
                 Order::Stop(id.clone())
             }
-            Action::Remove => Order::Remove(id.clone()),
+            Action::Remove => {
+                let goes = entry.record.status.phase == Phase::Deleting;
+                Order::Remove { workspace: id.clone(), known: entry.known().filter(|_| goes) }
+            }
             Action::Expire(_) if is_source => {
                 let why = Failure::Failed("another workspace is being restored from it".into());
                 return self.with_entry(id, |entry| entry.observed.done(action, Err(why), now));

@@ -84,6 +84,11 @@ impl<B: Backend> Driver<B> {
 }
 
 impl Entry {
+    /// Its archives. `None`: a name cannot be understood, so that no other may be called a stray.
+    pub(super) fn known(&self) -> Option<Vec<Key>> {
+        self.record.status.archives.iter().map(|archive| archive.key.0.parse().ok()).collect()
+    }
+
     /// The order for what the keeper does.
     pub(super) fn keeping(&self, action: Action) -> Result<Order, String> {
         let (spec, status) = (self.record.spec.clone(), &self.record.status);
@@ -102,7 +107,8 @@ impl Entry {
             }
             _ => {
                 let (epoch, generation) = (status.epoch, status.storage_generation);
-                Ok(Order::Archive { epoch, generation, spec, agent: agent()? })
+                let known = self.known().ok_or("the name of an archive of it cannot be understood")?;
+                Ok(Order::Archive { epoch, generation, spec, agent: agent()?, known })
             }
         }
     }

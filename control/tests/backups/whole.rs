@@ -100,27 +100,24 @@ async fn two_archives_in_one_second_have_two_names_and_nothing_is_overwritten() 
 }
 
 #[tokio::test]
-async fn what_holds_the_same_generation_is_found_with_the_one_that_is_known_last() {
+async fn a_stray_is_of_this_workspace_and_nobody_knows_of_it() {
     let (store, sample) = (Store::new(), Sample::new(true));
-    let write = async |generation, id| {
-        let label = Label { storage_generation: generation, id: WorkspaceId::from_bits(id), ..label() };
+    let write = async |id| {
+        let label = Label { id: WorkspaceId::from_bits(id), ..label() };
         store.backups.write(&label, sample.stream(), |_| {}).await.expect("written").key
     };
-    let (known, unknown) = (write(7, 1).await, write(7, 1).await);
-    write(8, 1).await;
-    write(7, 2).await;
-    let twins = async |key| store.backups.twins(key).await.expect("found");
-    assert_eq!(twins(&known).await, [unknown.clone(), known.clone()]);
-    fs::remove_file(store.zip(&known)).expect("remove");
-    assert_eq!(twins(&known).await, [unknown, known.clone()], "also when its removal was interrupted");
-    fs::write(store.sidecar(&known), "rubbish").expect("write");
-    assert_eq!(
-        twins(&known).await,
-        std::slice::from_ref(&known),
-        "of what cannot be read nothing is concluded"
-    );
-    store.backups.remove(&known).await.expect("removed");
-    assert_eq!(twins(&known).await, [known], "nor of what is gone");
+    let (known, stray, half) = (write(1).await, write(1).await, write(1).await);
+    write(2).await;
+    let strays = async |known: &[&Key]| {
+        let known: Vec<Key> = known.iter().map(|key| (*key).clone()).collect();
+        store.backups.strays(&WorkspaceId::from_bits(1), &known).await.expect("found")
+    };
+    assert_eq!(strays(&[&known, &stray, &half]).await, []);
+    assert_eq!(strays(&[&known, &half]).await, std::slice::from_ref(&stray));
+    fs::remove_file(store.zip(&half)).expect("remove");
+    assert_eq!(strays(&[&known]).await, [stray.clone(), half], "also when its removal was interrupted");
+    fs::write(store.sidecar(&stray), "rubbish").expect("write");
+    assert_eq!(strays(&[&known]).await.len(), 1, "of what cannot be read nothing is concluded");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use podling_control::{
     progress::{Progress, Stage, Teller},
     snapshot::AgentView,
 };
-use podling_core::workspace::Spec;
+use podling_core::{id::WorkspaceId, workspace::Spec};
 use tokio::sync::watch;
 
 #[derive(Debug, Clone)]
@@ -20,6 +20,8 @@ pub(crate) struct FakeKeeper {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) calls: Vec<String>,
+    /// What was known each time that strays were swept, by the generation that the key says.
+    pub(crate) sweeps: Vec<Vec<u64>>,
     /// So many calls fail.
     pub(crate) failures: u32,
 }
@@ -91,5 +93,11 @@ impl Keeper for FakeKeeper {
 
     async fn expire(&self, key: &Key) -> Result<(), KeepError> {
         self.call(format!("expire {}", key.second())).await
+    }
+
+    async fn sweep(&self, _workspace: &WorkspaceId, known: &[Key]) -> Result<(), KeepError> {
+        let known = known.iter().map(Key::second).collect();
+        self.state().sweeps.push(known);
+        Ok(())
     }
 }

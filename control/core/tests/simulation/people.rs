@@ -133,10 +133,15 @@ impl World {
         let w = self.made;
         let owners = ["ann", "bob", "cy"];
         let owner = self.rng.pick(&owners).unwrap_or("ann");
-        let keys: Vec<(usize, u64)> =
-            self.real.iter().flat_map(|(w, real)| real.objects.keys().map(|g| (*w, *g))).collect();
-        let source = self.rng.pick(&keys).filter(|_| w.is_multiple_of(3));
-        let source = source.map(|(w, generation)| ArchiveKey(format!("{w}/{generation}")));
+        // Of what is listed: that is in a record.
+        let records = self.store.records.values();
+        let keys: Vec<ArchiveKey> = records
+            .flat_map(|record| record.status.archives.iter().map(|archive| archive.key.clone()))
+            .collect();
+        let source = (w.is_multiple_of(3) && !keys.is_empty()).then(|| {
+            let which = self.rng.below(keys.len() as u64);
+            keys[which as usize].clone()
+        });
         let policy = policy(self.rng.below(6));
         let cpu_millis = 1 + self.rng.below(3);
         self.make(owner, source, policy, Resources { cpu_millis, memory_bytes: 1 });

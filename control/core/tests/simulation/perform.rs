@@ -4,7 +4,7 @@ use podling_core::{
     archive::{Archive, ArchiveKey},
     decide::Action,
     observed::{Achieved, Failure},
-    status::{Phase, Task},
+    status::{Phase, Status, Task},
     workspace::Epoch,
 };
 
@@ -40,12 +40,24 @@ impl World {
             Action::Prepare { .. } | Action::Commit(_) | Action::Cancel(_) | Action::Forget => return,
             Action::Start(epoch) => self.start(w, epoch, task(phase)),
             Action::Stop => self.stop(w),
-            Action::Archive(epoch) => self.archive(w, epoch, generation),
+            Action::Archive(epoch) => {
+                let archived = self.archive(w, epoch, generation);
+                if archived.is_ok() {
+                    self.sweep(w, &durable.status, Some(generation));
+                }
+                archived
+            }
             Action::Restore(epoch) => {
                 let known = durable.status.archive().map(|archive| &archive.key);
                 self.restore(w, epoch, known.or(durable.spec.source.as_ref()))
             }
-            Action::Remove => self.remove(w),
+            Action::Remove => {
+                let removed = self.remove(w);
+                if removed.is_ok() && phase == Phase::Deleting {
+                    self.sweep(w, &durable.status, None);
+                }
+                removed
+            }
             Action::Expire(generation) => {
                 let half = self.fails();
                 if let Some(real) = self.real.get_mut(&w).filter(|_| !half || generation % 2 == 0) {
@@ -121,6 +133,19 @@ impl World {
         let key = ArchiveKey(format!("{w}/{generation}"));
         let archive = Archive { key, generation, at, witnessed, entries: 1, bytes: 1, archive_bytes: 1 };
         Ok(Achieved::Archived(Box::new(archive)))
+    }
+
+    /// What is in the backup store and in no record goes, if the store takes that now.
+    fn sweep(&mut self, w: usize, known: &Status, new: Option<u64>) {
+        if self.fails() || self.store_away {
+            return;
+        }
+        let is_known = |generation: u64| {
+            new == Some(generation) || known.archives.iter().any(|archive| archive.generation == generation)
+        };
+        if let Some(real) = self.real.get_mut(&w) {
+            real.objects.retain(|generation, _| is_known(*generation));
+        }
     }
 
     fn restore(&mut self, w: usize, epoch: Epoch, from: Option<&ArchiveKey>) -> Outcome {
