@@ -101,6 +101,15 @@ pub(crate) enum Done {
     Kept(Kept, u64),
 }
 
+impl Done {
+    fn key(&self) -> Option<&Key> {
+        match self {
+            Self::Kept(kept, _) => Some(&kept.key),
+            Self::Started(_) | Self::Ended => None,
+        }
+    }
+}
+
 impl Told {
     pub(crate) fn new(told: impl Fn(WorkspaceId, Action, Progress) + Send + Sync + 'static) -> Self {
         Self(Arc::new(told))
@@ -142,18 +151,26 @@ impl<B: Backend> Executor<B> {
             // The backend sees to it that each comes to its end.
             Order::Start(_) | Order::Stop(_) | Order::Remove { .. } => (&self.at_backend, None),
         };
-        let permits = permits.clone();
+        let (permits, expiring, whose) = (permits.clone(), self.expiring.clone(), workspace.clone());
+        let known = order.known();
         let task = self.running.spawn(async move {
             // Never closed; and if it were, unbounded is better than never.
-            let _permit = permits.acquire().await;
+            let permit = permits.acquire().await;
             let performed = order.perform(&*backend, &*keeper, teller);
-            match limit {
+            let result = match limit {
                 None => performed.await,
                 Some(limit) => {
                     let late = |_| Err(format!("it was not done within {} s", limit.as_secs()));
                     timeout(limit, performed).await.unwrap_or_else(late)
                 }
+            };
+            drop(permit);
+            if let (Ok(done), Some(mut known)) = (&result, known) {
+                known.extend(done.key().cloned());
+                let _permit = expiring.acquire().await;
+                sweep(&*keeper, &whose, &known).await;
             }
+            result
         });
         if limit.is_some() {
             self.breakable.insert(workspace.clone(), task.clone());
@@ -204,6 +221,15 @@ impl Order {
         }
     }
 
+    /// The archives of its workspace that are known, if what else there is goes with it.
+    fn known(&self) -> Option<Vec<Key>> {
+        match self {
+            Self::Remove { known, .. } => known.clone(),
+            Self::Archive { known, .. } => Some(known.clone()),
+            Self::Start(_) | Self::Stop(_) | Self::Restore { .. } | Self::Expire { .. } => None,
+        }
+    }
+
     async fn perform(
         self,
         backend: &impl Backend,
@@ -214,19 +240,12 @@ impl Order {
         match self {
             Self::Start(plan) => backend.ensure(plan).await.map(Done::Started).map_err(|e| e.to_string()),
             Self::Stop(id) => backend.stop(id).await.map(ended).map_err(|e| e.to_string()),
-            Self::Remove { workspace, known } => {
-                let removed = backend.remove(workspace.clone()).await;
-                if let (Ok(()), Some(known)) = (&removed, known) {
-                    sweep(keeper, &workspace, &known).await;
-                }
-                removed.map(ended).map_err(|e| e.to_string())
+            Self::Remove { workspace, .. } => {
+                backend.remove(workspace).await.map(ended).map_err(|e| e.to_string())
             }
-            Self::Archive { generation, spec, agent, mut known, .. } => {
-                let kept =
-                    keeper.archive(&spec, generation, &agent, teller).await.map_err(|e| e.to_string())?;
-                known.push(kept.key.clone());
-                sweep(keeper, &spec.id, &known).await;
-                Ok(Done::Kept(kept, generation))
+            Self::Archive { generation, spec, agent, .. } => {
+                let kept = keeper.archive(&spec, generation, &agent, teller).await;
+                kept.map(|kept| Done::Kept(kept, generation)).map_err(|e| e.to_string())
             }
             Self::Restore { key, spec, agent, .. } => {
                 keeper.restore(&spec, &key, &agent, teller).await.map(ended).map_err(|e| e.to_string())

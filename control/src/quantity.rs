@@ -1,8 +1,8 @@
 //! Quantities as people write them: cores and bytes, as Kubernetes does.
 
-/// What [`cores`] reads.
+/// What [`cores()`] reads.
 pub const CORES: &str = "cores (\"2\") or thousandths of one (\"500m\")";
-/// What [`bytes`] reads.
+/// What [`bytes()`] reads.
 pub const BYTES: &str = "bytes with a unit, such as \"512MiB\" or \"2GiB\"";
 
 /// Thousandths of a core.

@@ -57,7 +57,8 @@ pub(crate) fn drowsy(claim: &mut wire::Claim) {
     policy.idle_timeout = millis(200);
     policy.active_for = millis(100);
     policy.beat_interval = millis(250);
-    // What a shell does as it starts is not the story.
+    // What a shell does as it starts is not the story, nor what runs in a terminal.
+    policy.presence_cap = millis(100);
     policy.cpu_cores = 100.0;
     policy.io_bytes_per_second = 1e12;
 }
