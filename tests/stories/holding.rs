@@ -105,8 +105,10 @@ async fn an_emulators_answers_hold_nothing() {
     let podling = Podling::up().await;
     let ada = podling.workspace_with("ada", without_presence()).await;
     let inside = podling.client().of(&ada.id);
-    // A program that asks where the cursor is, over and over, and notes each answer. It starts nothing, so that it is no work.
-    let program = "stty raw -echo; while printf '\\033[6n' && read -rsn6; do echo answer >> answers; done";
+    // A program that asks where the cursor is, over and over (also when nobody was there yet to answer), and notes each answer. It starts
+    // nothing, so that it is no work.
+    let program =
+        "stty raw -echo; while printf '\\033[6n'; do read -rsn6 -t 1 && echo answer >> answers; done";
     let terminal = inside.open(argv(&["bash", "-c", program])).await;
     let (ask, asked) = mpsc::channel(4);
     let open = AttachOpen {
