@@ -27,6 +27,9 @@ pub struct Window {
     child: Child,
 }
 
+/// Shown in a window when its program has ended.
+const ENDED: &str = "[the program has ended]";
+
 impl Window {
     /// Opens a window of 24 × 80 with this command in it.
     pub fn open(command: &Command) -> Self {
@@ -107,10 +110,13 @@ impl Window {
         .await;
     }
 
-    /// Waits for the program's end; its exit code.
+    /// Waits for the program's end, and until all that it wrote is shown; its exit code.
     pub async fn ends(&mut self) -> Option<i32> {
         let status =
             wait_for("the program in the window ends", async || self.child.try_wait().ok().flatten()).await;
+        // Written behind its last words: what is shown before this is all there will be.
+        rustix::io::write(&self.theirs, ENDED.as_bytes()).expect("the window takes output");
+        self.shows(ENDED).await;
         status.code()
     }
 }
