@@ -27,7 +27,7 @@ pub struct Window {
     child: Child,
 }
 
-/// Shown in a window when its program has ended.
+/// Written into a window when its program has ended, and taken away again.
 const ENDED: &str = "[the program has ended]";
 
 impl Window {
@@ -117,6 +117,9 @@ impl Window {
         // Written behind its last words: what is shown before this is all there will be.
         rustix::io::write(&self.theirs, ENDED.as_bytes()).expect("the window takes output");
         self.shows(ENDED).await;
+        let mut seen = self.seen.lock().expect("no reader panics");
+        let kept = seen.len().saturating_sub(ENDED.len());
+        seen.truncate(kept);
         status.code()
     }
 }
