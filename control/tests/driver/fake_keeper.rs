@@ -9,7 +9,9 @@ use podling_control::{
     snapshot::AgentView,
 };
 use podling_core::{id::WorkspaceId, workspace::Spec};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
+
+use crate::plane::DEADLINE;
 
 #[derive(Debug, Clone)]
 pub(crate) struct FakeKeeper {
@@ -39,6 +41,17 @@ impl FakeKeeper {
 
     pub(crate) fn hold(&self, held: bool) {
         self.held.send_replace(held);
+    }
+
+    /// Waits until this was asked so often.
+    pub(crate) async fn asked(&self, what: &str, times: usize) {
+        let count = || self.state().calls.iter().filter(|call| *call == what).count();
+        let wait = async {
+            while count() < times {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, wait).await.unwrap_or_else(|_| panic!("no {what:?}: {:?}", self.state().calls));
     }
 
     async fn call(&self, what: String) -> Result<(), KeepError> {

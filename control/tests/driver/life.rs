@@ -98,6 +98,23 @@ async fn starts_that_fail_are_tried_again_until_it_is_called_failed_and_somebody
 }
 
 #[tokio::test]
+async fn who_calls_again_and_again_wakes_it_once() {
+    let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
+    let plane = Plane::up(folder.path(), &backend).await;
+    let (id, mut agent) = plane.awake("demo").await;
+    plane.put_to_sleep(&id, &mut agent).await;
+    let first = plane.handle.wake(id.clone()).await.unwrap();
+    for _ in 0..3 {
+        let again = plane.handle.wake(id.clone()).await.unwrap();
+        assert!(Arc::ptr_eq(&again.spec, &first.spec), "nothing is wanted that was not wanted before");
+    }
+    let _agent = plane.serve(&id, 2, 2).await;
+    let awake = plane.wait(&id, |view| view.state == State::Awake).await;
+    let again = plane.handle.wake(id.clone()).await.unwrap();
+    assert!(Arc::ptr_eq(&again.spec, &awake.spec), "it is awake");
+}
+
+#[tokio::test]
 async fn a_control_plane_that_is_killed_adopts_what_runs() {
     let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
     let plane = Plane::up(folder.path(), &backend).await;

@@ -138,3 +138,58 @@ async fn a_new_workspace_begins_with_what_an_archive_holds() {
     );
     timeout(DEADLINE, plane.wait(&id, |view| view.is_gone())).await.expect("the old one stays as it is");
 }
+
+/// Restored and discarded at once, with archives that are kept for no time: they go.
+async fn discard_with_archives(plane: &Plane, id: &WorkspaceId) {
+    let policy = PolicyOverrides { keep_archives: Some(Duration::ZERO), ..Default::default() };
+    plane.handle.restore(id.clone()).await.unwrap();
+    plane.handle.set_policy(id.clone(), policy).await.unwrap();
+    plane.handle.delete(id.clone(), true).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_archive_goes_although_others_are_being_written_for_hours() {
+    let (_folder, backend, keeper, plane) = house().await;
+    let (old, mut agent) = plane.awake("old").await;
+    plane.put_to_sleep(&old, &mut agent).await;
+    plane.handle.delete(old.clone(), false).await.unwrap();
+    let _maintenance = serve(&plane, &backend, &old, 2).await;
+    plane.wait(&old, |view| view.is_gone()).await;
+
+    keeper.hold(true);
+    let mut agents = Vec::new();
+    for name in ["a", "b", "c"] {
+        let policy = Policy { archive_after: Duration::ZERO, ..Policy::default() };
+        let new = NewWorkspace { policy, ..new(name) };
+        let id = plane.handle.create(new).await.unwrap().0.spec.id.clone();
+        let mut agent = serve(&plane, &backend, &id, 1).await;
+        plane.put_to_sleep_then_anything(&id, &mut agent).await;
+        agents.push(serve(&plane, &backend, &id, 2).await);
+    }
+    keeper.asked("archive 1", 3).await;
+    discard_with_archives(&plane, &old).await;
+    keeper.asked("expire 1", 1).await;
+    keeper.hold(false);
+    plane.gone(&old).await;
+}
+
+#[tokio::test]
+async fn an_archive_that_another_workspace_is_being_made_of_stays_until_that_is_done() {
+    let (_folder, backend, keeper, plane) = house().await;
+    let (old, mut agent) = plane.awake("old").await;
+    plane.put_to_sleep(&old, &mut agent).await;
+    plane.handle.delete(old.clone(), false).await.unwrap();
+    let _maintenance = serve(&plane, &backend, &old, 2).await;
+    let gone = plane.wait(&old, |view| view.is_gone()).await;
+    let source = Some(gone.archives[0].key.clone());
+    let fresh = plane.handle.create(NewWorkspace { source, ..new("fresh") }).await.unwrap().0.spec.id.clone();
+    discard_with_archives(&plane, &old).await;
+    plane.wait(&old, |view| view.reason.contains("another workspace is being restored from it")).await;
+    assert!(!keeper.state().calls.contains(&"expire 1".to_owned()), "{:?}", keeper.state().calls);
+
+    let _maintenance = serve(&plane, &backend, &fresh, 1).await;
+    let _agent = serve(&plane, &backend, &fresh, 2).await;
+    plane.wait(&fresh, |view| view.state == State::Awake).await;
+    plane.gone(&old).await;
+    assert!(keeper.state().calls.ends_with(&["restore 1".into(), "expire 1".into()]));
+}
