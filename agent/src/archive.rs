@@ -14,6 +14,7 @@ mod glob;
 mod ignore;
 mod inspect;
 mod layout;
+mod literals;
 mod manifest;
 mod order;
 mod read;

@@ -1,7 +1,9 @@
 //! Deflating in blocks that stand for themselves, so that several threads can work on one file: each block ends at a byte, and the
-//! stream ends with [`LAST`].
+//! stream ends with [`LAST`]. Repeats are looked for where there are some: to look is what takes the time.
 
 use flate2::{Compress, Compression, FlushCompress, Status};
+
+use super::literals::{self, Counts};
 
 /// Bytes of a block.
 pub(super) const BLOCK: usize = 1024 * 1024;
@@ -13,6 +15,12 @@ const SAMPLE: usize = 2_048;
 const PLACES: usize = 8;
 /// Bits a byte from which on it is not: pictures, films and archives have 7.9 and more, text about 5, programs about 6.
 const DENSE: f64 = 7.85;
+/// Bytes of a block in which repeats are looked for first.
+const PROBE: usize = 128 * 1024;
+/// Where so few were found, as many more bytes are packed without a look; then comes a probe again.
+const UNPROBED: usize = 3 * PROBE;
+/// What finding repeats has to save of the bytes that are left without, to be worth its time: one part of so many.
+const WORTH: usize = 50;
 /// Too few bytes to tell.
 const SMALL: usize = 4_096;
 /// What a stored block holds at most, and what it costs.
@@ -53,14 +61,36 @@ impl Deflater {
             return Ok(stored(input));
         }
         self.compress.reset();
-        // A flush is complete when there was room left behind it; deflate never needs more than storing does.
-        let mut out = Vec::with_capacity(input.len() + (input.len() / 1_024) + 64);
-        self.compress.compress_vec(input, &mut out, FlushCompress::Sync).map_err(|_| Fault)?;
-        let whole = self.compress.total_in() == input.len() as u64 && out.len() < out.capacity();
-        if !whole {
-            return Ok(stored(input));
+        let mut out = Vec::with_capacity(input.len() + (input.len() / 1_024) + 128);
+        let mut rest = input;
+        while !rest.is_empty() {
+            let (probe, behind) = rest.split_at(rest.len().min(PROBE));
+            let before = out.len();
+            if !self.deflate(probe, &mut out)? {
+                return Ok(stored(input));
+            }
+            let without = Counts::of(probe).cost();
+            if out.len() - before < without - without / WORTH {
+                // It repeats itself: the search goes on where it is.
+                let fits = behind.is_empty() || self.deflate(behind, &mut out)?;
+                return Ok(if fits { out } else { stored(input) });
+            }
+            let (unprobed, behind) = behind.split_at(behind.len().min(UNPROBED));
+            if !unprobed.is_empty() {
+                out.extend(literals::encode(unprobed));
+                self.compress.reset();
+            }
+            rest = behind;
         }
         Ok(out)
+    }
+
+    /// More of a stream, up to a byte. `false`: there is too little room for it, which deflate never needs more of than storing does.
+    fn deflate(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<bool, Fault> {
+        let before = self.compress.total_in();
+        self.compress.compress_vec(input, out, FlushCompress::Sync).map_err(|_| Fault)?;
+        // A flush is complete when there was room left behind it.
+        Ok(self.compress.total_in() - before == input.len() as u64 && out.len() < out.capacity())
     }
 }
 
@@ -101,14 +131,14 @@ fn dense(input: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io::Read;
 
     use proptest::prelude::*;
 
     use super::*;
 
-    fn inflate(data: &[u8]) -> Vec<u8> {
+    pub(in crate::archive) fn inflate(data: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         flate2::read::DeflateDecoder::new(data).read_to_end(&mut out).unwrap();
         out
@@ -141,6 +171,40 @@ mod tests {
         let mut stream: Vec<u8> = blocks.iter().flat_map(|block| deflater.block(block).unwrap()).collect();
         stream.extend(LAST);
         assert!(inflate(&stream) == blocks.concat());
+    }
+
+    /// Numbers as floats have them: their first byte is one of a few, the others are anything.
+    fn numbers(length: usize) -> Vec<u8> {
+        let mut random = fastrand::Rng::with_seed(5);
+        (0..length).map(|i| if i % 4 == 3 { 60 + random.u8(..4) } else { random.u8(..) >> (i % 2) }).collect()
+    }
+
+    #[test]
+    fn what_does_not_repeat_itself_is_packed_as_well_without_a_search() {
+        let numbers = numbers(BLOCK);
+        let mut deflater = Deflater::new();
+        let searched = deflater.whole(&numbers).unwrap().unwrap();
+        let mut stream = deflater.block(&numbers).unwrap();
+        assert!(
+            stream.len() <= searched.len() + searched.len() / WORTH,
+            "{} {}",
+            stream.len(),
+            searched.len()
+        );
+        stream.extend(LAST);
+        assert!(inflate(&stream) == numbers);
+    }
+
+    #[test]
+    fn where_repeats_begin_in_mid_block_they_are_found_again() {
+        let text = "text and more text ".repeat(50_000).into_bytes();
+        let block = [numbers(BLOCK - text.len().min(BLOCK / 2)), text].concat();
+        let block = &block[..BLOCK];
+        let mut deflater = Deflater::new();
+        let mut stream = deflater.block(block).unwrap();
+        assert!(stream.len() < BLOCK - BLOCK / 8, "{}", stream.len());
+        stream.extend(LAST);
+        assert!(inflate(&stream) == block);
     }
 
     proptest! {

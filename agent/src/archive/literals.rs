@@ -1,0 +1,220 @@
+//! Deflate without looking for repeats: every byte as a code of its own, shorter the more frequent it is. For what hardly repeats itself
+//! (numbers, measurements, weights) it makes nearly as much of it as a search does, in a fraction of the time.
+
+/// Bytes and the mark at the end.
+const SYMBOLS: usize = 257;
+const END: usize = 256;
+/// The longest code that deflate knows, in bits.
+const LONGEST: u8 = 15;
+/// How a length of 0 to 15 is written: in so many bits, each.
+const LENGTH_BITS: u32 = 4;
+
+/// How often each byte is there.
+#[derive(Debug, Clone)]
+pub(super) struct Counts([u32; SYMBOLS]);
+
+/// A code for each symbol: its bits, as they go out, and how many they are.
+struct Codes([(u16, u8); SYMBOLS]);
+
+/// Bits on their way.
+struct Bits {
+    out: Vec<u8>,
+    held: u64,
+    count: u32,
+}
+
+impl Counts {
+    pub(super) fn of(input: &[u8]) -> Self {
+        let mut counts = [0; SYMBOLS];
+        for byte in input {
+            counts[usize::from(*byte)] += 1;
+        }
+        counts[END] = 1;
+        Self(counts)
+    }
+
+    /// Bytes that [`encode`] would need, nearly: the entropy of single bytes.
+    pub(super) fn cost(&self) -> usize {
+        let all: f64 = self.0.iter().map(|n| f64::from(*n)).sum();
+        let bits = self.0.iter().filter(|n| **n > 0).map(|n| f64::from(*n) * (all / f64::from(*n)).log2());
+        (bits.sum::<f64>() / 8.0) as usize
+    }
+}
+
+/// Blocks of a deflate stream that end at a byte.
+pub(super) fn encode(input: &[u8]) -> Vec<u8> {
+    let counts = Counts::of(input);
+    let lengths = lengths(&counts.0);
+    let codes = Codes::of(&lengths);
+    let mut bits = Bits { out: Vec::with_capacity(counts.cost() + 1_024), held: 0, count: 0 };
+    head(&mut bits, &lengths);
+    for byte in input {
+        bits.code(codes.0[usize::from(*byte)]);
+    }
+    bits.code(codes.0[END]);
+    // An empty stored block: it begins at a byte, and so does what comes behind it.
+    bits.put(0, 3);
+    bits.align();
+    bits.out.extend_from_slice(&[0, 0, 0xff, 0xff]);
+    bits.out
+}
+
+/// What a block begins with: that it is not the last, and the lengths of its codes. Distances are never used; that two are named is for
+/// readers that want some.
+fn head(bits: &mut Bits, lengths: &[u8; SYMBOLS]) {
+    bits.put(0b100, 3);
+    let distances = [1, 1];
+    bits.put((SYMBOLS - 257) as u64, 5);
+    bits.put((distances.len() - 1) as u64, 5);
+    // All nineteen lengths of the code for lengths: those for repeats (they come first) are not used.
+    bits.put(19 - 4, 4);
+    (0..19).for_each(|i| bits.put(if i < 3 { 0 } else { u64::from(LENGTH_BITS) }, 3));
+    for length in lengths.iter().chain(&distances) {
+        bits.code((reversed(u16::from(*length), LENGTH_BITS as u8), LENGTH_BITS as u8));
+    }
+}
+
+/// How long each symbol's code is: Huffman's, and if that is too long somewhere, that of more even counts.
+fn lengths(counts: &[u32; SYMBOLS]) -> [u8; SYMBOLS] {
+    let mut counts = *counts;
+    // A code has at least two symbols.
+    counts[0] = counts[0].max(1);
+    loop {
+        if let Some(lengths) = huffman(&counts) {
+            return lengths;
+        }
+        counts.iter_mut().filter(|n| **n > 0).for_each(|n| *n = *n / 2 + 1);
+    }
+}
+
+/// By the method of two queues. `None`: a code would be too long.
+fn huffman(counts: &[u32; SYMBOLS]) -> Option<[u8; SYMBOLS]> {
+    let mut leaves: Vec<(u64, usize)> = counts
+        .iter()
+        .enumerate()
+        .filter(|(_, n)| **n > 0)
+        .map(|(symbol, n)| (u64::from(*n), symbol))
+        .collect();
+    leaves.sort_unstable();
+    // Nodes in the order in which they are made, which is that of their weight: the leaves, then pairs.
+    let mut weights: Vec<u64> = leaves.iter().map(|(weight, _)| *weight).collect();
+    let mut parents = vec![0; 2 * leaves.len() - 1];
+    let (mut leaf, mut pair) = (0, leaves.len());
+    for made in leaves.len()..parents.len() {
+        let mut lightest = || {
+            let takes_leaf = leaf < leaves.len() && (pair >= made || weights[leaf] <= weights[pair]);
+            let taken = if takes_leaf { &mut leaf } else { &mut pair };
+            *taken += 1;
+            *taken - 1
+        };
+        let both = [lightest(), lightest()];
+        weights.push(both.iter().map(|child| weights[*child]).sum());
+        both.iter().for_each(|child| parents[*child] = made);
+    }
+    let mut depths = vec![0u8; parents.len()];
+    for node in (0..parents.len() - 1).rev() {
+        depths[node] = depths[parents[node]].saturating_add(1);
+    }
+    let mut lengths = [0; SYMBOLS];
+    for ((_, symbol), depth) in leaves.iter().zip(depths) {
+        lengths[*symbol] = depth;
+    }
+    lengths.iter().all(|length| *length <= LONGEST).then_some(lengths)
+}
+
+impl Codes {
+    /// As RFC 1951 (3.2.2) numbers them.
+    fn of(lengths: &[u8; SYMBOLS]) -> Self {
+        let mut codes = [(0, 0); SYMBOLS];
+        let mut next = 0u16;
+        for length in 1..=LONGEST {
+            next <<= 1;
+            for (symbol, _) in lengths.iter().enumerate().filter(|(_, of)| **of == length) {
+                codes[symbol] = (reversed(next, length), length);
+                next += 1;
+            }
+        }
+        Self(codes)
+    }
+}
+
+/// Codes go out with their first bit first, all else with its last.
+fn reversed(code: u16, length: u8) -> u16 {
+    code.reverse_bits() >> (16 - length)
+}
+
+impl Bits {
+    fn code(&mut self, (code, length): (u16, u8)) {
+        self.put(u64::from(code), u32::from(length));
+    }
+
+    /// At most 16 of them.
+    fn put(&mut self, bits: u64, count: u32) {
+        self.held |= bits << self.count;
+        self.count += count;
+        if self.count >= 48 {
+            self.out.extend_from_slice(&self.held.to_le_bytes()[..6]);
+            self.held >>= 48;
+            self.count -= 48;
+        }
+    }
+
+    fn align(&mut self) {
+        let bytes = self.count.div_ceil(8) as usize;
+        self.out.extend_from_slice(&self.held.to_le_bytes()[..bytes]);
+        (self.held, self.count) = (0, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::archive::deflate::{LAST, tests::inflate};
+
+    fn packed(input: &[u8]) -> Vec<u8> {
+        let mut out = encode(input);
+        out.extend(LAST);
+        out
+    }
+
+    #[test]
+    fn one_byte_none_and_the_same_over_and_over() {
+        for input in [&b""[..], b"x", &[0; 100_000], b"abab"] {
+            assert_eq!(inflate(&packed(input)), input);
+        }
+    }
+
+    #[test]
+    fn frequencies_that_want_codes_too_long_get_shorter_ones() {
+        // Each as frequent as the two before it: Huffman's worst case.
+        let (mut now, mut then) = (1, 1);
+        let mut input = Vec::new();
+        for byte in 0..24 {
+            input.extend(std::iter::repeat_n(byte, now));
+            (then, now) = (now, now + then);
+        }
+        let counts = Counts::of(&input).0;
+        assert_eq!(huffman(&counts), None, "they are too long at first");
+        let lengths = lengths(&counts);
+        assert!(lengths.iter().all(|length| *length <= LONGEST), "{lengths:?}");
+        assert_eq!(inflate(&packed(&input)), input);
+    }
+
+    #[test]
+    fn it_costs_what_was_said() {
+        let mut random = fastrand::Rng::with_seed(3);
+        let input: Vec<u8> = (0..100_000).map(|_| random.u8(..64)).collect();
+        let (out, said) = (packed(&input).len(), Counts::of(&input).cost());
+        assert!(said.abs_diff(75_000) < 50 && out.abs_diff(said) < 500, "{out} {said}");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_goes_in_comes_out(input in prop::collection::vec(any::<u8>(), 0..5_000), below in 1u8..=255) {
+            let input: Vec<u8> = input.iter().map(|byte| byte % below).collect();
+            prop_assert_eq!(inflate(&packed(&input)), input);
+        }
+    }
+}
