@@ -32,6 +32,7 @@ use crate::{
     driver::{ConnectionId, DriverHandle},
     identity,
     server::Peer,
+    snapshot::Fingerprint,
 };
 
 /// Largest message of an agent, in bytes: a beat with all evidence and leases it may bring has some 10 KiB.
@@ -86,12 +87,12 @@ impl<R: AgentReviewer> Agents for AgentsApi<R> {
         &self,
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
-        let reviewed = self.authenticate(request.metadata()).await?;
+        let (reviewed, credential) = self.authenticate(request.metadata()).await?;
         if self.closing.is_cancelled() {
             return Err(WireError::new(Reason::ShuttingDown, "the control plane is shutting down").into());
         }
         let connection = ConnectionId(self.connections.fetch_add(1, Ordering::Relaxed));
-        let place = self.places.admit(reviewed.workspace.clone(), connection)?;
+        let place = self.places.admit(reviewed.workspace.clone(), credential, connection)?;
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let session = Session {
             workspace: reviewed.workspace,
@@ -112,8 +113,11 @@ impl<R: AgentReviewer> Agents for AgentsApi<R> {
 }
 
 impl<R: AgentReviewer> AgentsApi<R> {
-    /// Whose agent holds the credential that came with a call.
-    async fn authenticate(&self, metadata: &MetadataMap) -> Result<Reviewed<R::Proof>, WireError> {
+    /// Whose agent holds the credential that came with a call, and which credential that is.
+    async fn authenticate(
+        &self,
+        metadata: &MetadataMap,
+    ) -> Result<(Reviewed<R::Proof>, Fingerprint), WireError> {
         let value = metadata.get("authorization").ok_or_else(|| {
             WireError::new(
                 Reason::TokenMissing,
@@ -126,7 +130,7 @@ impl<R: AgentReviewer> AgentsApi<R> {
         let credential =
             value.to_str().ok().and_then(|text| text.strip_prefix("Bearer ")).ok_or_else(refused)?;
         match self.reviewer.review(credential).await {
-            Ok(reviewed) => reviewed.ok_or_else(refused),
+            Ok(reviewed) => Ok((reviewed.ok_or_else(refused)?, Fingerprint::of(credential.as_bytes()))),
             Err(error) => Err(WireError::new(Reason::Internal, error.to_string())),
         }
     }

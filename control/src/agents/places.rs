@@ -11,12 +11,18 @@ use podling_proto::error::{Reason, WireError};
 use tokio_util::sync::CancellationToken;
 
 use super::pace::Pace;
-use crate::driver::{ConnectionId, MAX_LINKS};
+use crate::{
+    driver::{ConnectionId, MAX_LINKS},
+    snapshot::Fingerprint,
+};
 
-/// Sessions that a workspace's agents may begin in a burst: an agent on a line that breaks comes back again and again.
+/// Sessions that an agent may begin in a burst: one on a line that breaks comes back again and again. Each start gives another
+/// credential, so that who sleeps and wakes often is not held up.
 const BURST: u32 = 16;
 /// After a burst they may begin one more in this time; more are refused. Each costs a task and a turn of the driver.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Credentials of one workspace whose pace is known. A new one is given only with a start, or when a cluster renews it.
+const CREDENTIALS: usize = 4;
 /// Workspaces with places before it is looked for the first time which need none any more.
 const FEW: usize = 64;
 
@@ -32,11 +38,12 @@ struct All {
 }
 
 /// The places of one workspace.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct OfOne {
     /// Oldest first.
     taken: VecDeque<(ConnectionId, CancellationToken)>,
-    begins: Pace,
+    /// How often who holds this credential begins; the newest last.
+    begins: VecDeque<(Fingerprint, Pace)>,
 }
 
 /// A place that is taken; dropped, it is free.
@@ -51,17 +58,19 @@ pub(super) struct Place {
 impl Places {
     /// A place for one more session. If all are taken the oldest session loses its own, for the newest is the one that has an agent
     /// behind it: an agent dials again only when it has given up the session before.
-    pub(super) fn admit(&self, workspace: WorkspaceId, connection: ConnectionId) -> Result<Place, WireError> {
+    pub(super) fn admit(
+        &self,
+        workspace: WorkspaceId,
+        credential: Fingerprint,
+        connection: ConnectionId,
+    ) -> Result<Place, WireError> {
         let mut all = self.lock();
         if all.of.len() >= all.look_at {
-            all.of.retain(|_, one| !one.taken.is_empty() || !one.begins.is_rested());
+            all.of.retain(|_, one| !one.taken.is_empty() || !one.is_rested());
             all.look_at = FEW.max(all.of.len() * 2);
         }
-        let one = all
-            .of
-            .entry(workspace.clone())
-            .or_insert_with(|| OfOne { taken: VecDeque::new(), begins: Pace::new(BURST, PAUSE) });
-        if !one.begins.take() {
+        let one = all.of.entry(workspace.clone()).or_default();
+        if !one.pace(credential).take() {
             let message = "this workspace's agents connect too often; wait a little";
             let error = WireError::new(Reason::TooManyStreams, message).retry_after(PAUSE);
             return Err(error.with("limit", BURST).with("what", "sessions begun in a burst"));
@@ -79,6 +88,24 @@ impl Places {
 
     fn lock(&self) -> MutexGuard<'_, All> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl OfOne {
+    /// Of who holds this credential.
+    fn pace(&mut self, credential: Fingerprint) -> &mut Pace {
+        let at = self.begins.iter().position(|(of, _)| *of == credential).unwrap_or_else(|| {
+            if self.begins.len() == CREDENTIALS {
+                self.begins.pop_front();
+            }
+            self.begins.push_back((credential, Pace::new(BURST, PAUSE)));
+            self.begins.len() - 1
+        });
+        &mut self.begins[at].1
+    }
+
+    fn is_rested(&mut self) -> bool {
+        self.begins.iter_mut().all(|(_, pace)| pace.is_rested())
     }
 }
 
@@ -101,6 +128,8 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
+    const START: Fingerprint = Fingerprint([1; 32]);
+
     fn id(bits: u64) -> WorkspaceId {
         WorkspaceId::from_bits(bits)
     }
@@ -108,28 +137,43 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_workspace_that_takes_all_it_can_takes_only_its_own() {
         let places = Places::default();
-        let other = places.admit(id(2), ConnectionId(0)).unwrap();
+        let other = places.admit(id(2), START, ConnectionId(0)).unwrap();
         let mut mine: Vec<_> =
-            (1..=u64::from(BURST)).map(|n| places.admit(id(1), ConnectionId(n)).unwrap()).collect();
+            (1..=u64::from(BURST)).map(|n| places.admit(id(1), START, ConnectionId(n)).unwrap()).collect();
         let lost = mine.iter().filter(|place| place.lost().is_cancelled()).count();
         assert_eq!(lost, mine.len() - MAX_LINKS, "the oldest make room");
         assert!(mine.iter().rev().take(MAX_LINKS).all(|place| !place.lost().is_cancelled()));
-        let refused = places.admit(id(1), ConnectionId(99)).unwrap_err();
+        let refused = places.admit(id(1), START, ConnectionId(99)).unwrap_err();
         assert_eq!((refused.reason(), refused.retry_delay()), (Reason::TooManyStreams, Some(PAUSE)));
         assert!(!other.lost().is_cancelled());
-        places.admit(id(2), ConnectionId(100)).unwrap();
+        places.admit(id(2), START, ConnectionId(100)).unwrap();
 
         mine.drain(..mine.len() - 1);
         tokio::time::advance(PAUSE).await;
-        let next = places.admit(id(1), ConnectionId(101)).unwrap();
+        let next = places.admit(id(1), START, ConnectionId(101)).unwrap();
         assert!(!mine[0].lost().is_cancelled() && !next.lost().is_cancelled(), "places are given back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_started_anew_begins_with_a_pace_of_its_own() {
+        let places = Places::default();
+        let start = |n| Fingerprint([n; 32]);
+        for n in 0..4 * BURST as u8 {
+            places.admit(id(1), start(n), ConnectionId(n.into())).unwrap();
+        }
+        // Two that live at once have two paces, and no more for taking turns.
+        for n in 0..2 * BURST as u8 {
+            places.admit(id(2), start(n % 2), ConnectionId(n.into())).unwrap();
+        }
+        assert!(places.admit(id(2), start(0), ConnectionId(98)).is_err());
+        assert!(places.admit(id(2), start(1), ConnectionId(99)).is_err());
     }
 
     #[tokio::test(start_paused = true)]
     async fn workspaces_that_are_gone_are_forgotten() {
         let places = Places::default();
         for n in 0..10 * FEW as u64 {
-            places.admit(id(n), ConnectionId(n)).unwrap();
+            places.admit(id(n), START, ConnectionId(n)).unwrap();
             tokio::time::advance(PAUSE).await;
         }
         assert!(places.lock().of.len() <= 2 * FEW);
