@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod cli;
 pub mod client;
+pub mod cluster;
 pub mod control;
 pub mod direct;
 pub mod disk;

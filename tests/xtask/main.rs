@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod cluster;
 mod simulate;
 mod step;
 mod stories;
@@ -30,6 +31,9 @@ enum Command {
     Stories(stories::Args),
     /// The simulated lifecycle again, with all that it says: what a failing test names.
     Simulate(simulate::Args),
+    /// What wants a Kubernetes cluster.
+    #[command(subcommand)]
+    Cluster(cluster::Args),
     /// Podling beside its peers in one run; rewrites BENCHMARKS.md.
     Bench(bench::Args),
 }
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
         Command::Check => check::run(),
         Command::Stories(args) => stories::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Cluster(args) => cluster::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match done {

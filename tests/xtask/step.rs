@@ -1,8 +1,10 @@
 //! Steps: commands that run one after the other with their time, and the summary at the end.
 
 use std::{
-    env, fs,
-    path::PathBuf,
+    env,
+    fs::{self, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -38,10 +40,22 @@ impl Steps {
     /// Runs `cargo ARGS…`; a failure is remembered and the next step still runs.
     pub(crate) fn cargo(&mut self, name: &str, args: &[&str], envs: &[(&str, &str)]) -> Result<bool> {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        command.args(args).envs(envs.iter().copied()).env(LEFT_OUT, &self.left_out);
-        println!("\n== {name}: cargo {}", args.join(" "));
+        command.args(args).envs(envs.iter().copied());
+        self.step(name, &format!("cargo {}", args.join(" ")), command)
+    }
+
+    /// The same with another program.
+    pub(crate) fn run(&mut self, name: &str, program: &Path, args: &[&str]) -> Result<bool> {
+        let mut command = Command::new(program);
+        command.args(args);
+        self.step(name, &format!("{} {}", program.display(), args.join(" ")), command)
+    }
+
+    fn step(&mut self, name: &str, shown: &str, mut command: Command) -> Result<bool> {
+        println!("\n== {name}: {shown}");
         let begun = Instant::now();
-        let passed = command.status().with_context(|| format!("running cargo for {name:?}"))?.success();
+        let status = command.env(LEFT_OUT, &self.left_out).status();
+        let passed = status.with_context(|| format!("running {shown:?}"))?.success();
         let took = begun.elapsed();
         let outcome = if passed { Outcome::Passed } else { Outcome::Failed };
         println!("== {name}: {} in {:.1} s", outcome.word(), took.as_secs_f64());
@@ -52,6 +66,12 @@ impl Steps {
     /// Says that a step cannot run because an earlier one failed.
     pub(crate) fn not_run(&mut self, name: &str) {
         self.done.push((name.to_owned(), Outcome::NotRun, Duration::ZERO));
+    }
+
+    /// Says that something cannot run here, and why.
+    pub(crate) fn left_out(&mut self, what: &str, why: &str) -> Result<()> {
+        let mut file = OpenOptions::new().append(true).open(&self.left_out)?;
+        writeln!(file, "{what}: {why}").context("writing what was left out")
     }
 
     /// Prints the summary; whether all is well. Leaving something out is well everywhere but in CI.

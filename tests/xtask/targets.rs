@@ -8,7 +8,10 @@ use serde_json::Value;
 /// The stories' test program: it runs as a step of its own.
 pub(crate) const STORIES: &str = "stories";
 
-/// Names of all integration tests but the stories.
+/// The test program that wants a cluster, likewise.
+pub(crate) const CLUSTER: &str = "cluster";
+
+/// Names of all other integration tests.
 pub(crate) fn integration_tests() -> Result<BTreeSet<String>> {
     let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["metadata", "--no-deps", "--format-version=1"])
@@ -23,6 +26,6 @@ pub(crate) fn integration_tests() -> Result<BTreeSet<String>> {
         // Those that want a feature are steps of their own.
         .filter(|target| list(target, "required-features").is_empty())
         .filter_map(|target| target["name"].as_str().map(str::to_owned))
-        .filter(|name| name != STORIES)
+        .filter(|name| name != STORIES && name != CLUSTER)
         .collect())
 }

@@ -1,0 +1,120 @@
+//! A Kubernetes cluster, by way of kubectl: the one that `KUBECONFIG` names, which may be the sandbox's or anybody's.
+
+use std::{
+    env,
+    io::Write,
+    process::{Command, Stdio},
+};
+
+/// What the names of images begin with: empty where they lie on the node already.
+const PREFIX: &str = "PODLING_IMAGE_PREFIX";
+/// For what a cluster does within seconds, as kubectl wants it.
+const DEADLINE: &str = "--timeout=120s";
+
+/// A namespace of its own, under Pod Security "restricted". Dropped, it goes, without being waited for.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Said {
+    /// Whether it succeeded.
+    pub ok: bool,
+    /// What it printed, without blanks around it.
+    pub out: String,
+    /// What it complained of.
+    pub err: String,
+}
+
+/// Runs kubectl.
+pub fn kubectl(args: &[&str]) -> Said {
+    with_input(args, "")
+}
+
+/// The name of an image that every cluster under test has.
+pub fn image(name: &str) -> String {
+    format!("{}{name}", env::var(PREFIX).unwrap_or_default())
+}
+
+impl Namespace {
+    /// Makes one.
+    pub fn new() -> Self {
+        let name = format!("story-{:08x}", fastrand::u32(..));
+        kubectl(&["create", "namespace", &name]).good();
+        let label = "pod-security.kubernetes.io/enforce=restricted";
+        kubectl(&["label", "namespace", &name, label]).good();
+        kubectl(&["wait", "--namespace", &name, "--for=create", DEADLINE, "serviceaccount/default"]).good();
+        Self { name }
+    }
+
+    /// Runs kubectl in it.
+    pub fn kubectl(&self, args: &[&str]) -> Said {
+        kubectl(&[&["--namespace", &self.name], args].concat())
+    }
+
+    /// Applies these objects.
+    pub fn apply(&self, yaml: &str) -> Said {
+        with_input(&["--namespace", &self.name, "apply", "--filename", "-"], yaml)
+    }
+
+    /// Creates what is not kept but answered, and prints the answer as JSON.
+    pub fn create(&self, json: &str) -> Said {
+        with_input(&["--namespace", &self.name, "create", "--output", "json", "--filename", "-"], json)
+    }
+
+    /// Waits for a condition, as kubectl writes it: `condition=Ready pod/it`.
+    pub fn wait(&self, condition: &str, what: &str) -> Said {
+        self.kubectl(&["wait", &format!("--for={condition}"), DEADLINE, what])
+    }
+
+    /// One field of something, by kubectl's JSONPath.
+    pub fn field(&self, what: &str, path: &str) -> String {
+        self.kubectl(&["get", what, "--output", &format!("jsonpath={{{path}}}")]).good()
+    }
+}
+
+impl Default for Namespace {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _gone = kubectl(&["delete", "namespace", &self.name, "--wait=false"]);
+    }
+}
+
+impl Said {
+    /// What it printed. Panics if it failed.
+    pub fn good(self) -> String {
+        assert!(self.ok, "{self:#?}");
+        self.out
+    }
+
+    /// What it complained of. Panics if it succeeded.
+    pub fn bad(self) -> String {
+        assert!(!self.ok, "{self:#?}");
+        self.err
+    }
+}
+
+fn with_input(args: &[&str], input: &str) -> Said {
+    assert!(
+        env::var_os("KUBECONFIG").is_some(),
+        "KUBECONFIG names no cluster; `cargo xtask cluster test` makes one"
+    );
+    let mut child = Command::new("kubectl")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("kubectl");
+    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("kubectl reads");
+    let output = child.wait_with_output().expect("kubectl ends");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    Said { ok: output.status.success(), out: text(&output.stdout), err: text(&output.stderr) }
+}
