@@ -16,6 +16,7 @@ mod executor;
 pub mod gateway;
 pub mod identity;
 pub mod keeper;
+pub mod kubernetes;
 pub mod log;
 pub mod metrics;
 pub mod open_files;

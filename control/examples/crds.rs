@@ -1,0 +1,12 @@
+//! Writes the definitions of Podling's resources into `deploy/crds`, from the types in `control/src/kubernetes`.
+
+use std::{fs, path::Path};
+
+fn main() -> anyhow::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
+    fs::create_dir_all(&folder)?;
+    for (name, text) in podling_control::kubernetes::definitions()? {
+        fs::write(folder.join(name), text)?;
+    }
+    Ok(())
+}

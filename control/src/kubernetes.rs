@@ -1,0 +1,41 @@
+//! Podling's resources in a cluster: what `kubectl` reads and writes. The definitions in `deploy/crds` are made of these types, descriptions and
+//! all; `cargo run -p podling-control --example crds` writes them.
+//!
+//! Must not know how a cluster is reached, or what follows from a resource.
+
+mod environment;
+mod policy;
+mod port;
+mod resources;
+mod status;
+mod storage;
+mod template;
+mod workspace;
+
+use kube::CustomResourceExt;
+
+pub use self::{
+    environment::{SecretKey, Variable},
+    policy::PolicySpec,
+    port::Port,
+    resources::ResourcesSpec,
+    status::{LastArchive, NextTransition, WorkspaceStatus},
+    storage::StorageSpec,
+    template::{WorkspaceTemplate, WorkspaceTemplateSpec},
+    workspace::{WantedState, Workspace, WorkspaceSpec},
+};
+
+/// The group of all of them.
+pub const GROUP: &str = "podling.dev";
+/// Their version.
+pub const VERSION: &str = "v1alpha1";
+
+/// The resources' definitions as they are deployed: the name of each file, and its text.
+pub fn definitions() -> Result<Vec<(&'static str, String)>, serde_json::Error> {
+    // JSON, which kubectl and kustomize read like YAML, takes no library of its own.
+    let text = |definition| serde_json::to_string_pretty(&definition).map(|text| text + "\n");
+    Ok(vec![
+        ("workspaces.json", text(Workspace::crd())?),
+        ("workspacetemplates.json", text(WorkspaceTemplate::crd())?),
+    ])
+}

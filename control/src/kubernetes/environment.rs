@@ -1,0 +1,37 @@
+//! Environment of terminals and processes.
+
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+/// A variable: with a value, or with one that a secret holds.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.value) != has(self.secret)").message("a variable has either a value or a secret")
+)]
+pub struct Variable {
+    /// Its name.
+    #[schemars(length(min = 1, max = 128), regex(pattern = "^[A-Za-z_][A-Za-z0-9_]*$"))]
+    #[x_kube(
+        validation = Rule::new("!self.startsWith('PODLING_')").message("what begins with PODLING_ is Podling's own")
+    )]
+    pub name: String,
+    /// Its value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8192))]
+    pub value: Option<String>,
+    /// Where its value is: it is read when the workspace starts and goes to its agent alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<SecretKey>,
+}
+
+/// A key of a Secret in the same namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct SecretKey {
+    /// The Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Its key.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}

@@ -1,0 +1,35 @@
+//! What a workspace has while it is awake.
+
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+/// Processors and memory: reserved, and the limit.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourcesSpec {
+    /// Cores ("2") or thousandths of one ("500m").
+    #[serde(default = "cpu")]
+    #[schemars(length(max = 16), regex(pattern = "^[1-9][0-9]*m?$"))]
+    pub cpu: String,
+    /// Bytes with a unit ("512Mi", "2Gi").
+    #[serde(default = "memory")]
+    #[schemars(length(max = 16), regex(pattern = "^[1-9][0-9]*(Ki|Mi|Gi|Ti)?$"))]
+    #[x_kube(
+        validation = Rule::new("quantity(self).compareTo(quantity('64Mi')) >= 0").message("an agent and a shell need 64Mi of memory")
+    )]
+    pub memory: String,
+}
+
+impl Default for ResourcesSpec {
+    fn default() -> Self {
+        Self { cpu: cpu(), memory: memory() }
+    }
+}
+
+fn cpu() -> String {
+    "1".into()
+}
+
+fn memory() -> String {
+    "1Gi".into()
+}

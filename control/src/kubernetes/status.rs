@@ -1,0 +1,84 @@
+//! What is known of a workspace. Written by the control plane alone, and only when something changes.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+/// What is known.
+#[derive(KubeSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkspaceStatus {
+    /// queued, starting, awake, falling-asleep, asleep, archiving, archived, deleting or failed.
+    #[schemars(length(max = 32))]
+    pub state: String,
+    /// Why, for people.
+    #[schemars(length(max = 4096))]
+    pub reason: String,
+    /// Since when.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// The generation of the spec that this follows from.
+    pub observed_generation: i64,
+    /// Ready, AgentConnected, StorageReady, ArchiveProven and Resized.
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// What its agent said last: active, busy or idle.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub verdict: Option<String>,
+    /// Since when it is idle.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_since: Option<Time>,
+    /// What happens next if nothing else does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<NextTransition>,
+    /// The pod that serves it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub pod_uid: Option<String>,
+    /// Which run of the agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub boot_id: Option<String>,
+    /// SHA-256 of the agent's certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub key_fingerprint: Option<String>,
+    /// Grows with every start of an agent that may write the storage: an archive is proven for one of them.
+    pub storage_generation: i64,
+    /// The volume's claim.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub claim_name: Option<String>,
+    /// The image that ran, by its digest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub image_digest: Option<String>,
+    /// Its newest archive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_archive: Option<LastArchive>,
+}
+
+/// What happens next.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct NextTransition {
+    /// For people: "sleeps", "is archived".
+    #[schemars(length(max = 200))]
+    pub what: String,
+    /// When.
+    pub at: Time,
+}
+
+/// An archive that was proven.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LastArchive {
+    /// Its name in the backup store.
+    #[schemars(length(max = 200))]
+    pub name: String,
+    /// Which storage generation it holds.
+    pub storage_generation: i64,
+    /// When it was proven.
+    pub at: Time,
+}
