@@ -42,9 +42,9 @@ pub(crate) fn tree(report: &mut Report) -> Result<Option<PathBuf>> {
     }
     let count = shell(&format!("find '{}' -type f | wc -l", tree.display()))?;
     let megabytes = shell(&format!("du -sm --apparent-size '{}' | cut -f1", tree.display()))?;
-    let zip = shell("zip -v | sed -n 2p | cut -d' ' -f4,5")?;
+    let zip = shell("zip -v | sed -n 2p | cut -d' ' -f3,4")?;
     report.fact(format!(
-        "site-packages: {} ({count} files, {megabytes} MiB); Info-{zip}",
+        "site-packages: {} ({count} files, {megabytes} MiB); Info-ZIP's {zip}",
         PACKAGES.join(", ").replace("==", " ")
     ));
     Ok(Some(tree))

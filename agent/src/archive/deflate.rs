@@ -196,6 +196,12 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_hole_takes_no_room() {
+        let packed = Deflater::new().block(&[0; BLOCK]).unwrap();
+        assert!(packed.len() < BLOCK / 500, "{}", packed.len());
+    }
+
+    #[test]
     fn where_repeats_begin_in_mid_block_they_are_found_again() {
         let text = "text and more text ".repeat(50_000).into_bytes();
         let block = [numbers(BLOCK - text.len().min(BLOCK / 2)), text].concat();
