@@ -9,6 +9,9 @@ fn what_is_deployed_is_what_the_types_say() {
     assert_eq!(fs::read_dir(&folder).unwrap().count(), definitions.len(), "a file more or less");
     for (name, text) in definitions {
         let deployed = fs::read_to_string(folder.join(name)).unwrap();
-        assert!(deployed == text, "{name} is not what the types say: cargo run -p podling-control --example crds");
+        assert!(
+            deployed == text,
+            "{name} is not what the types say: cargo run -p podling-control --example crds"
+        );
     }
 }

@@ -6,57 +6,62 @@ use serde::{Deserialize, Serialize};
 
 /// What is known.
 #[derive(KubeSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct WorkspaceStatus {
     /// queued, starting, awake, falling-asleep, asleep, archiving, archived, deleting or failed.
     #[schemars(length(max = 32))]
+    #[serde(default)]
     pub state: String,
     /// Why, for people.
     #[schemars(length(max = 4096))]
+    #[serde(default)]
     pub reason: String,
     /// Since when.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
     /// The generation of the spec that this follows from.
+    #[serde(default)]
     pub observed_generation: i64,
     /// Ready, AgentConnected, StorageReady, ArchiveProven and Resized.
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[serde(default)]
     pub conditions: Vec<Condition>,
     /// What its agent said last: active, busy or idle.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub verdict: Option<String>,
     /// Since when it is idle.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_since: Option<Time>,
     /// What happens next if nothing else does.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<NextTransition>,
     /// The pod that serves it.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub pod_uid: Option<String>,
     /// Which run of the agent.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub boot_id: Option<String>,
     /// SHA-256 of the agent's certificate.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub key_fingerprint: Option<String>,
     /// Grows with every start of an agent that may write the storage: an archive is proven for one of them.
+    #[serde(default)]
     pub storage_generation: i64,
     /// The volume's claim.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub claim_name: Option<String>,
     /// The image that ran, by its digest.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub image_digest: Option<String>,
     /// Its newest archive.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_archive: Option<LastArchive>,
 }
 
