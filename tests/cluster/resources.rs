@@ -1,0 +1,125 @@
+//! Podling's resources as people write them: what they may leave out, and what they are told when it is nonsense.
+
+use podling_tests::{
+    cluster::{Namespace, kubectl},
+    tools::repository,
+};
+
+/// A namespace in a cluster that knows the resources.
+fn space() -> Namespace {
+    let folder = repository().join("deploy/crds");
+    let folder = folder.to_str().unwrap();
+    kubectl(&["apply", "--server-side", "--filename", folder]).good();
+    kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "--filename", folder]).good();
+    Namespace::new()
+}
+
+/// A workspace with these lines in its spec.
+fn workspace(name: &str, spec: &str) -> String {
+    let spec: String = spec.lines().map(|line| format!("  {line}\n")).collect();
+    format!("apiVersion: podling.dev/v1alpha1\nkind: Workspace\nmetadata: {{name: {name}}}\nspec:\n{spec}")
+}
+
+#[test]
+fn a_workspace_takes_two_lines_and_shows_its_story() {
+    let space = space();
+    space.apply(&workspace("demo", "owner: ada\ntemplate: python")).good();
+    assert_eq!(space.field("ws/demo", ".spec.wanted"), "Awake");
+    let table = space.kubectl(&["get", "ws"]).good();
+    let head: Vec<_> = table.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(head, ["NAME", "STATE", "OWNER", "TEMPLATE", "VERDICT", "IDLE", "NEXT", "AGE"]);
+    assert!(table.contains("ada") && table.contains("python"), "{table}");
+    space
+        .kubectl(&["patch", "ws/demo", "--type=merge", "--patch", r#"{"spec": {"wanted": "Asleep"}}"#])
+        .good();
+    let explained =
+        kubectl(&["explain", "workspace.spec.wanted", "--api-version=podling.dev/v1alpha1"]).good();
+    assert!(explained.contains("sleeps by its policy"), "{explained}");
+}
+
+#[test]
+fn all_that_may_be_said_is_accepted() {
+    let space = space();
+    let spec = r#"owner: ada.lovelace@example.org
+template: vscode
+wanted: Asleep
+resources: {cpu: 500m, memory: 2Gi}
+storage: {size: 20Gi, className: fast}
+policy: {idleTimeout: 1h30m, warning: 5m, maxAwake: 36h}
+ports: [{name: ide, port: 8080}, {name: app, port: 3000}]
+environment:
+- {name: EDITOR, value: vi}
+- {name: TOKEN, secret: {name: tokens, key: github}}"#;
+    space.apply(&workspace("full", spec)).good();
+    let template = r#"apiVersion: podling.dev/v1alpha1
+kind: WorkspaceTemplate
+metadata: {name: vscode}
+spec:
+  image: registry.example.org/vscode:1
+  command: [code-server, --auth, none]
+  tolerations: [{key: workspaces, operator: Exists}]
+  nodeSelector: {pool: workspaces}"#;
+    space.apply(template).good();
+    assert_eq!(space.field("wst/vscode", ".spec.storage.size"), "10Gi");
+    let inject = template.replace("command: [code-server, --auth, none]", "inject: true");
+    assert!(space.apply(&inject).bad().contains("injected needs a command"));
+}
+
+#[test]
+fn nonsense_is_refused_in_words() {
+    let space = space();
+    for (spec, told) in [
+        ("template: python", "spec.owner: Required value"),
+        ("owner: a b\ntemplate: python", "spec.owner"),
+        ("owner: ada\ntemplate: Python", "spec.template"),
+        ("owner: ada\ntemplate: python\nwanted: Sleeping", "supported values: \"Awake\", \"Asleep\""),
+        ("owner: ada\ntemplate: python\nresources: {memory: 1Mi}", "an agent and a shell need 64Mi"),
+        ("owner: ada\ntemplate: python\nresources: {cpu: \"0\"}", "spec.resources.cpu"),
+        ("owner: ada\ntemplate: python\nresources: {memory: 1GB}", "spec.resources.memory"),
+        ("owner: ada\ntemplate: python\nstorage: {size: big}", "spec.storage.size"),
+        ("owner: ada\ntemplate: python\npolicy: {idleTimeout: soon}", "spec.policy.idleTimeout"),
+        ("owner: ada\ntemplate: python\npolicy: {maxAwake: 9999h}", "a time from 1s to 8784h"),
+        (
+            "owner: ada\ntemplate: python\npolicy: {idleTimeout: 2m, warning: 2m}",
+            "at most half the idle timeout",
+        ),
+        (
+            "owner: ada\ntemplate: python\nports: [{name: ide, port: 70000}]",
+            "should be less than or equal to 65535",
+        ),
+        (
+            "owner: ada\ntemplate: python\nports: [{name: a, port: 80}, {name: b, port: 80}]",
+            "no two names for one port",
+        ),
+        (
+            "owner: ada\ntemplate: python\nports: [{name: a, port: 80}, {name: a, port: 81}]",
+            "Duplicate value",
+        ),
+        ("owner: ada\ntemplate: python\nenvironment: [{name: X}]", "either a value or a secret"),
+        ("owner: ada\ntemplate: python\nenvironment: [{name: PODLING_X, value: vi}]", "Podling's own"),
+    ] {
+        let refused = space.apply(&workspace("bad", spec)).bad();
+        assert!(refused.contains(told), "{spec}\n{refused}");
+    }
+    let refused = space.apply(&workspace("bad.name", "owner: ada\ntemplate: python")).bad();
+    assert!(refused.contains("a workspace's name is 1 to 63"), "{refused}");
+}
+
+#[test]
+fn what_never_changes_does_not() {
+    let space = space();
+    let spec = "owner: ada\ntemplate: python\nstorage: {size: 10Gi}";
+    space.apply(&workspace("demo", spec)).good();
+    for (from, to, told) in [
+        ("ada", "bob", "the owner of a workspace never changes"),
+        ("python", "vscode", "the template of a workspace never changes"),
+        ("10Gi", "9Gi", "a volume never shrinks"),
+        ("{size: 10Gi}", "{size: 10Gi, className: fast}", "the class of a volume never changes"),
+        ("\nstorage: {size: 10Gi}", "", "storage that was asked for stays"),
+    ] {
+        let refused = space.apply(&workspace("demo", &spec.replace(from, to))).bad();
+        assert!(refused.contains(told), "{refused}");
+    }
+    space.apply(&workspace("demo", &spec.replace("10Gi", "20Gi"))).good();
+    assert_eq!(space.field("ws/demo", ".spec.storage.size"), "20Gi");
+}
