@@ -3,8 +3,8 @@
 //!
 //! Must not know how a cluster is reached, or what follows from a resource.
 
-// What the derive of rules makes beside each type is public without being reachable.
-#![allow(unreachable_pub, reason = "in code that a derive makes")]
+#![allow(unreachable_pub, reason = "what a derive makes beside a type with rules is public")]
+#![allow(clippy::duplicated_attributes, reason = "columns are alike in all but their names")]
 
 mod environment;
 mod policy;
