@@ -11,7 +11,8 @@ use crate::{
 
 /// Serves one workspace: terminals, commands, files and activity over gRPC.
 ///
-/// It starts unclaimed, dials the control plane, and learns from it which workspace it serves.
+/// It starts unclaimed, dials the control plane, and learns from it which workspace it serves. `podling-agent install DIR` copies it into
+/// a folder instead, for containers whose image has none.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "podling-agent", version)]
 pub struct Args {

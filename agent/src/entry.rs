@@ -14,7 +14,7 @@ use crate::{
     args::{Args, LogFormat},
     config::Config,
     ending::{Ending, Stop},
-    error_chain, init,
+    error_chain, init, install,
     run::run,
     tasks::panic_message,
 };
@@ -27,6 +27,16 @@ const LOG_VARIABLE: &str = "PODLING_AGENT_LOG";
 const FAILED: u8 = 1;
 /// Work of the runtime's threads (a file on a disk that hangs) gets this long at the end; then the agent goes without it.
 const LAST_WORK: Duration = Duration::from_secs(2);
+
+/// The program of its own: the agent, or what copies it.
+pub fn program(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut words = words.into_iter().peekable();
+    let name = words.next();
+    match words.next_if(|word| word == "install") {
+        Some(_) => install::main(name.into_iter().chain(words)),
+        None => main_with(name.into_iter().chain(words)),
+    }
+}
 
 /// Runs the agent as `words` say; the first is the program's name. Returns when it has ended.
 pub fn main_with(words: impl IntoIterator<Item = OsString>) -> ExitCode {

@@ -31,8 +31,9 @@ pub mod metrics;
 pub mod server;
 
 mod entry;
+mod install;
 
-pub use entry::main_with;
+pub use entry::{main_with, program};
 
 /// An error with all that caused it, in one line.
 pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {

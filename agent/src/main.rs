@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    podling_agent::main_with(std::env::args_os())
+    podling_agent::program(std::env::args_os())
 }

@@ -7,6 +7,7 @@
 #![allow(clippy::duplicated_attributes, reason = "columns are alike in all but their names")]
 
 mod environment;
+pub mod objects;
 mod policy;
 mod port;
 mod resources;

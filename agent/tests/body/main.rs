@@ -15,6 +15,7 @@ mod awake;
 mod commands;
 mod end;
 mod init;
+mod install;
 mod link;
 mod race;
 mod restore;

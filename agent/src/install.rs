@@ -1,0 +1,86 @@
+//! `podling-agent install DIR`: copies the agent to where another image's containers find it. An init container runs it where an image has no agent
+//! of its own.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::Parser;
+
+/// What it is called there.
+const NAME: &str = "podling-agent";
+/// Anybody may run it: who does in another image is not known.
+const MODE: u32 = 0o755;
+
+/// Copies this program into a folder, from where containers of other images run it.
+#[derive(Debug, Parser)]
+#[command(name = "podling-agent install", version)]
+struct Args {
+    /// Where to; it must be there.
+    folder: PathBuf,
+}
+
+/// Does it, as `words` say: the program's name, and the folder.
+pub(crate) fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let folder = Args::parse_from(words).folder;
+    match install(&folder) {
+        Ok(path) => {
+            println!("{}", path.display());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("podling-agent: it could not be copied into {}: {error}", folder.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whole or not at all, also beside one that is running there. Repeated, it is done again.
+fn install(folder: &Path) -> io::Result<PathBuf> {
+    let path = folder.join(NAME);
+    let part = folder.join(format!(".{NAME}.{}", std::process::id()));
+    let copied = copy(&part).and_then(|()| fs::rename(&part, &path));
+    if copied.is_err() {
+        // It is not there, or goes with the folder.
+        let _gone = fs::remove_file(&part);
+    }
+    copied.map(|()| path)
+}
+
+fn copy(to: &Path) -> io::Result<()> {
+    // Not by its path: that may be another program by now.
+    let mut own = File::open("/proc/self/exe")?;
+    let mut file = File::create(to)?;
+    io::copy(&mut own, &mut file)?;
+    file.set_permissions(fs::Permissions::from_mode(MODE))?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_there_whole_and_for_all_and_may_be_there_already() {
+        let folder = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            let path = install(folder.path()).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
+            assert!(fs::read(&path).unwrap() == fs::read("/proc/self/exe").unwrap());
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_not_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing");
+        assert_eq!(install(&missing).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(!missing.exists());
+    }
+}

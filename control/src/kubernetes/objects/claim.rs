@@ -1,0 +1,49 @@
+//! A workspace's volume, as it is asked for.
+
+use k8s_openapi::{
+    api::core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements},
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
+};
+use podling_core::id::WorkspaceId;
+
+use super::{KEEP_DATA, StorageSpec, labels};
+
+/// The claim of this name. It outlives its pods, and everything else but its archive.
+pub fn claim(workspace: &WorkspaceId, name: &str, storage: &StorageSpec) -> PersistentVolumeClaim {
+    PersistentVolumeClaim {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            labels: Some(labels(workspace)),
+            finalizers: Some(vec![KEEP_DATA.to_owned()]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PersistentVolumeClaimSpec {
+            // Never two writers, wherever they are.
+            access_modes: Some(vec!["ReadWriteOncePod".to_owned()]),
+            resources: Some(VolumeResourceRequirements {
+                requests: Some([("storage".to_owned(), Quantity(storage.size.clone()))].into()),
+                ..VolumeResourceRequirements::default()
+            }),
+            storage_class_name: storage.class_name.clone(),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        status: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kubernetes::objects::claim_name;
+
+    #[test]
+    fn nobody_takes_the_data_by_deleting_something_else() {
+        let workspace = WorkspaceId::from_bits(7);
+        let claim = claim(&workspace, &claim_name(&workspace), &StorageSpec::default());
+        assert_eq!(claim.metadata.owner_references, None, "a cascading delete would take it");
+        assert_eq!(claim.metadata.finalizers.unwrap(), [KEEP_DATA]);
+        let spec = claim.spec.unwrap();
+        assert_eq!(spec.access_modes.unwrap(), ["ReadWriteOncePod"]);
+        assert_eq!(spec.storage_class_name, None, "the cluster's default");
+    }
+}

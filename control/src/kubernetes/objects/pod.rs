@@ -1,0 +1,284 @@
+//! The pod that one start of a workspace's agent is.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{
+        Capabilities, ConfigMapVolumeSource, Container, ContainerResizePolicy, EmptyDirVolumeSource, EnvVar,
+        HTTPGetAction, PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext, PodSpec, Probe,
+        ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecurityContext,
+        ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+    },
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+};
+
+use super::{EPOCH_ANNOTATION, House, ResourcesSpec, Start, labels};
+
+/// The container that a person works in.
+const CONTAINER: &str = "workspace";
+/// Where the agent listens.
+const PORT: i32 = 7070;
+/// Whoever it is: no image has to know this user, and none may be root.
+const USER: i64 = 1000;
+/// The user's HOME, the agent's own folder, and scratch.
+const ROOT: &str = "/workspace";
+const STATE: &str = "/var/lib/podling";
+const SCRATCH: &str = "/tmp";
+/// Where the agent is, in an image that has none.
+const INJECTED: &str = "/run/podling/agent";
+/// Seconds for the two-phase end before a pod is killed: programs get 5 s of it, what was printed is saved and synced in the rest.
+const GRACE_SECONDS: i64 = 60;
+/// Seconds that a token of the agent is good for; the node renews it, and the agent reads it anew whenever it dials.
+const TOKEN_SECONDS: i64 = 3600;
+/// What may be written beside the volume: logs, `/tmp` and the image's own files.
+const EPHEMERAL: &str = "4Gi";
+/// What its copying takes.
+const INJECTING: (&str, &str) = ("100m", "32Mi");
+
+/// The pod of this start.
+pub fn pod(start: &Start, house: &House) -> Pod {
+    let template = &start.template;
+    Pod {
+        metadata: ObjectMeta {
+            name: Some(format!("workspace-{}-{}", start.workspace, start.epoch)),
+            labels: Some(labels(&start.workspace)),
+            annotations: Some([(EPOCH_ANNOTATION.to_owned(), start.epoch.to_string())].into()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PodSpec {
+            automount_service_account_token: Some(false),
+            service_account_name: Some(house.service_account.clone()),
+            // The environment of a person's shell is their own.
+            enable_service_links: Some(false),
+            // One start is one pod: an agent that ended starts again under the next epoch.
+            restart_policy: Some("Never".to_owned()),
+            termination_grace_period_seconds: Some(GRACE_SECONDS),
+            security_context: Some(PodSecurityContext {
+                run_as_non_root: Some(true),
+                run_as_user: Some(USER),
+                run_as_group: Some(USER),
+                fs_group: Some(USER),
+                // A large volume would be walked through at every wake.
+                fs_group_change_policy: Some("OnRootMismatch".to_owned()),
+                seccomp_profile: Some(SeccompProfile {
+                    type_: "RuntimeDefault".to_owned(),
+                    localhost_profile: None,
+                }),
+                ..PodSecurityContext::default()
+            }),
+            init_containers: template.inject.then(|| vec![injection(house)]),
+            containers: vec![workspace(start, house)],
+            volumes: Some(volumes(start, house)),
+            node_selector: Some(template.node_selector.clone()).filter(|labels| !labels.is_empty()),
+            tolerations: Some(template.tolerations.clone()).filter(|taints| !taints.is_empty()),
+            ..PodSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn workspace(start: &Start, house: &House) -> Container {
+    let template = &start.template;
+    let variable = |(name, value): (&str, &str)| EnvVar {
+        name: name.to_owned(),
+        value: Some(value.to_owned()),
+        value_from: None,
+    };
+    let listen = format!("0.0.0.0:{PORT}");
+    let environment = [
+        ("PODLING_AGENT_LISTEN", listen.as_str()),
+        ("PODLING_AGENT_CONTROL", &house.control),
+        ("PODLING_AGENT_CONTROL_CA", "/run/podling/ca/ca.pem"),
+        ("PODLING_AGENT_CREDENTIAL_FILE", "/run/podling/token/token"),
+        ("PODLING_AGENT_ROOT", ROOT),
+        ("PODLING_AGENT_STATE", STATE),
+        ("HOME", ROOT),
+    ];
+    let mut mounts = vec![
+        within(mount("storage", ROOT), "home"),
+        within(mount("storage", STATE), "state"),
+        mount("token", "/run/podling/token"),
+        mount("ca", "/run/podling/ca"),
+        mount("scratch", SCRATCH),
+    ];
+    if template.inject {
+        mounts.push(VolumeMount { read_only: Some(true), ..mount("agent", INJECTED) });
+    }
+    let agent =
+        if template.inject { format!("{INJECTED}/podling-agent") } else { "podling-agent".to_owned() };
+    let command = || [&[agent, "--".to_owned()][..], &template.command].concat();
+    let resize = |resource: &str| ContainerResizePolicy {
+        resource_name: resource.to_owned(),
+        restart_policy: "NotRequired".to_owned(),
+    };
+    Container {
+        name: CONTAINER.to_owned(),
+        image: Some(template.image.clone()),
+        // Without one, its image's own entrypoint is the agent.
+        command: (!template.command.is_empty()).then(command),
+        working_dir: Some(ROOT.to_owned()),
+        env: Some(environment.map(variable).into()),
+        resources: Some(limits(&start.resources)),
+        resize_policy: Some(vec![resize("cpu"), resize("memory")]),
+        security_context: Some(confined()),
+        volume_mounts: Some(mounts),
+        // There is no liveness probe: it would end a person's shells because their agent was slow once.
+        readiness_probe: Some(Probe {
+            http_get: Some(HTTPGetAction {
+                path: Some("/readyz".to_owned()),
+                port: IntOrString::Int(PORT),
+                scheme: Some("HTTPS".to_owned()),
+                ..HTTPGetAction::default()
+            }),
+            period_seconds: Some(10),
+            ..Probe::default()
+        }),
+        ..Container::default()
+    }
+}
+
+/// Copies the agent to where the workspace's container runs it.
+fn injection(house: &House) -> Container {
+    let (cpu, memory) = INJECTING;
+    Container {
+        name: "agent".to_owned(),
+        image: Some(house.agent_image.clone()),
+        args: Some(vec!["install".to_owned(), INJECTED.to_owned()]),
+        resources: Some(limits(&ResourcesSpec { cpu: cpu.into(), memory: memory.into() })),
+        security_context: Some(confined()),
+        volume_mounts: Some(vec![mount("agent", INJECTED)]),
+        ..Container::default()
+    }
+}
+
+fn volumes(start: &Start, house: &House) -> Vec<Volume> {
+    let named = |name: &str| Volume { name: name.to_owned(), ..Volume::default() };
+    let token = VolumeProjection {
+        service_account_token: Some(ServiceAccountTokenProjection {
+            audience: Some("podling".to_owned()),
+            expiration_seconds: Some(TOKEN_SECONDS),
+            path: "token".to_owned(),
+        }),
+        ..VolumeProjection::default()
+    };
+    let empty = Some(EmptyDirVolumeSource::default());
+    let mut volumes = vec![
+        Volume {
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: start.claim_name.clone(),
+                read_only: None,
+            }),
+            ..named("storage")
+        },
+        Volume {
+            projected: Some(ProjectedVolumeSource {
+                sources: Some(vec![token]),
+                ..ProjectedVolumeSource::default()
+            }),
+            ..named("token")
+        },
+        Volume {
+            config_map: Some(ConfigMapVolumeSource {
+                name: house.control_ca.clone(),
+                ..ConfigMapVolumeSource::default()
+            }),
+            ..named("ca")
+        },
+        Volume { empty_dir: empty.clone(), ..named("scratch") },
+    ];
+    if start.template.inject {
+        volumes.push(Volume { empty_dir: empty, ..named("agent") });
+    }
+    volumes
+}
+
+/// What is reserved is the limit: nobody lives on what a neighbour leaves.
+fn limits(resources: &ResourcesSpec) -> ResourceRequirements {
+    let all =
+        [("cpu", resources.cpu.as_str()), ("memory", &resources.memory), ("ephemeral-storage", EPHEMERAL)];
+    let all: BTreeMap<_, _> =
+        all.into_iter().map(|(name, value)| (name.to_owned(), Quantity(value.to_owned()))).collect();
+    let mut requests = all.clone();
+    // Of what lies on the node's disk only the most is known.
+    requests.remove("ephemeral-storage");
+    ResourceRequirements { limits: Some(all), requests: Some(requests), ..ResourceRequirements::default() }
+}
+
+/// As Pod Security "restricted" wants it.
+fn confined() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+        ..SecurityContext::default()
+    }
+}
+
+fn mount(volume: &str, path: &str) -> VolumeMount {
+    VolumeMount { name: volume.to_owned(), mount_path: path.to_owned(), ..VolumeMount::default() }
+}
+
+fn within(mount: VolumeMount, folder: &str) -> VolumeMount {
+    VolumeMount { sub_path: Some(folder.to_owned()), ..mount }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kubernetes::objects::tests::{house, start};
+
+    fn spec(start: &Start) -> PodSpec {
+        pod(start, &house()).spec.unwrap()
+    }
+
+    #[test]
+    fn a_pod_is_one_start_and_never_comes_again_by_itself() {
+        let (start, next) = (start(), Start { epoch: 4, ..start() });
+        let name = |start| pod(start, &house()).metadata.name.unwrap();
+        assert_ne!(name(&start), name(&next));
+        assert_eq!(spec(&start).restart_policy.unwrap(), "Never");
+        assert_eq!(pod(&next, &house()).metadata.annotations.unwrap()[EPOCH_ANNOTATION], "4");
+    }
+
+    #[test]
+    fn every_container_is_confined_and_bounded() {
+        let mut injected = start();
+        (injected.template.inject, injected.template.command) = (true, vec!["python3".into()]);
+        let spec = spec(&injected);
+        assert_eq!(spec.automount_service_account_token, Some(false));
+        for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
+            let context = container.security_context.as_ref().unwrap();
+            assert_eq!(context.allow_privilege_escalation, Some(false));
+            assert_eq!(context.capabilities.as_ref().unwrap().drop.as_ref().unwrap(), &["ALL"]);
+            let limits = container.resources.as_ref().unwrap().limits.as_ref().unwrap();
+            assert_eq!(limits.keys().collect::<Vec<_>>(), ["cpu", "ephemeral-storage", "memory"]);
+            assert_eq!(container.liveness_probe, None);
+        }
+    }
+
+    #[test]
+    fn the_agent_comes_from_the_image_or_is_put_there() {
+        let mut start = start();
+        assert_eq!(spec(&start).containers[0].command, None, "its image knows");
+        start.template.command = vec!["code-server".into()];
+        assert_eq!(
+            spec(&start).containers[0].command.as_ref().unwrap(),
+            &["podling-agent", "--", "code-server"]
+        );
+        assert_eq!(spec(&start).init_containers, None);
+        start.template.inject = true;
+        let spec = spec(&start);
+        assert_eq!(spec.containers[0].command.as_ref().unwrap()[0], "/run/podling/agent/podling-agent");
+        let copies = &spec.init_containers.unwrap()[0];
+        assert_eq!(copies.args.as_ref().unwrap(), &["install", "/run/podling/agent"]);
+    }
+
+    #[test]
+    fn home_and_state_lie_on_one_volume_and_apart() {
+        let spec = spec(&start());
+        let mounts = spec.containers[0].volume_mounts.clone().unwrap();
+        let on_it: Vec<_> = mounts.into_iter().filter(|mount| mount.name == "storage").collect();
+        let folders: Vec<_> =
+            on_it.iter().map(|mount| (&*mount.mount_path, mount.sub_path.as_deref())).collect();
+        assert_eq!(folders, [("/workspace", Some("home")), ("/var/lib/podling", Some("state"))]);
+    }
+}
