@@ -56,7 +56,13 @@ impl Track {
     /// A journey that begins like this.
     pub fn new(journey: Journey, start: &Workspace) -> Self {
         let failed_before = start.since.filter(|_| start.state() == State::Failed);
-        Self { journey, failed_before, moved: false, archiving: false }
+        // The answer it begins with may be the last that shows it on its way.
+        let moved = match journey {
+            Journey::Awake => matches!(start.state(), State::Queued | State::Starting),
+            Journey::Asleep => start.state() == State::FallingAsleep,
+            Journey::Gone => false,
+        };
+        Self { journey, failed_before, moved, archiving: false }
     }
 
     /// Takes how it is now.
@@ -206,6 +212,10 @@ mod tests {
             &[(State::FallingAsleep, ""), (State::Awake, "somebody came before it slept")],
         );
         assert_eq!(woken, Step::Lost("did not fall asleep: somebody came before it slept".to_owned()));
+        // Before the first look, too.
+        let mut track = Track::new(Journey::Asleep, &at(State::FallingAsleep, ""));
+        let declined = track.judge(&at(State::Awake, "it is in use"), NOW);
+        assert_eq!(declined, Step::Lost("did not fall asleep: it is in use".to_owned()));
         let slept =
             walk(Journey::Awake, &[(State::Starting, ""), (State::Asleep, "somebody puts it to sleep")]);
         assert!(matches!(slept, Step::Lost(why) if why.contains("somebody puts it to sleep")));

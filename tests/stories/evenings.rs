@@ -1,7 +1,10 @@
 //! Ending the day: Ctrl-C on `podling up` leaves people's work running and puts the rest to sleep; `podling down` ends it; the next
 //! morning all is there.
 
-use std::fs;
+use std::{
+    fs::{self, File},
+    process::Stdio,
+};
 
 use podling_proto::{
     agent::v1::{GetActivityRequest, Verdict},
@@ -11,10 +14,13 @@ use podling_proto::{
 use podling_tests::{
     Podling,
     person::Person,
+    program::program,
     suspended::Suspended,
     wait_for,
     work::{refused, script},
 };
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::Command;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ctrl_c_puts_to_sleep_what_is_idle_and_leaves_the_rest_to_the_next_up() {
@@ -50,6 +56,28 @@ async fn ctrl_c_puts_to_sleep_what_is_idle_and_leaves_the_rest_to_the_next_up() 
     assert!(asleep.reason.contains("it is not used"), "{}", asleep.reason);
     assert_eq!(podling.client().of(&bob.id).sh("echo here").await, "here\n");
     assert_eq!(podling.awake(&bob).await.agent.expect("an agent").epoch, before[1].epoch + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_closes_the_terminal_under_it_has_told_it_to_stop() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // Nothing can be said any more, as on a terminal that is gone.
+    let full = File::options().write(true).open("/dev/full").expect("/dev/full");
+    let mut up = Command::new(program("podling"))
+        .args(["up", "--listen", "127.0.0.1:0", "--json", "--data"])
+        .arg(folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(full)
+        .kill_on_drop(true)
+        .spawn()
+        .expect("podling up");
+    let is_up = folder.path().join("run/up.json");
+    wait_for("it is up", async || is_up.exists().then_some(())).await;
+    kill_process(Pid::from_raw(up.id().expect("it runs") as i32).expect("a pid"), Signal::HUP)
+        .expect("a signal");
+    let status = wait_for("it has ended", async || up.try_wait().expect("its status")).await;
+    assert!(status.success(), "{status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

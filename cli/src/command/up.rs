@@ -1,6 +1,9 @@
 //! `podling up`: the control plane, here, in the foreground.
 
-use std::path::Path;
+use std::{
+    io::{self, Write},
+    path::Path,
+};
 
 use clap::Args;
 use podling_control::{
@@ -37,6 +40,11 @@ struct Ready<'a> {
     data: &'a Path,
 }
 
+/// Says it if anybody can still read it: the terminal may be what has just gone.
+fn say(line: &str) {
+    let _gone = writeln!(io::stderr(), "podling: {line}");
+}
+
 impl Up {
     /// Runs it until a signal ends it, or `podling down`.
     pub async fn run(self, context: &Context) -> Result<u8, Failure> {
@@ -57,11 +65,11 @@ impl Up {
                 outcome = &mut running => return outcome.map(|()| 0).map_err(|error| Failure::Other(chain(&error))),
                 name = signals.next() => {
                     if shutdown.is_cancelled() {
-                        eprintln!("podling: stopped at once; what runs in the workspaces goes on");
+                        say("stopped at once; what runs in the workspaces goes on");
                         return Ok(signal::exit_code(name));
                     }
-                    eprintln!("podling: stopping; what is idle falls asleep, what is in use runs on. Again: at once");
                     shutdown.cancel();
+                    say("stopping; what is idle falls asleep, what is in use runs on. Again: at once");
                 }
             }
         }
