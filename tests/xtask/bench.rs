@@ -15,11 +15,15 @@ const GNU: &str = "x86_64-unknown-linux-gnu";
 const SIMULATE: [&str; 8] =
     ["build", "--release", "--package", "podling-core", "--features", "mutants", "--example", "simulate"];
 
+/// Those there are (`tests/benches/groups.rs`).
+const GROUPS: [&str; 11] =
+    ["footprint", "prompt", "echo", "cat", "bulk", "decide", "wake", "archive", "proof", "restore", "large"];
+
 /// Which benchmarks.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only this one: footprint, prompt, echo, cat, bulk, decide, wake, archive, proof, restore or large. BENCHMARKS.md is then left as
-    /// it is.
+    /// Only this one. BENCHMARKS.md is then left as it is.
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(GROUPS))]
     only: Option<String>,
 }
 

@@ -154,7 +154,8 @@ async fn bring_up(client: &Client, workspace: &Workspace) -> Result<(), Failure>
         Err(failure) if failure.reason() == Some(Reason::VerbMissing) => {
             let open = AttachRequest { request: Some(Request::Open(AttachOpen::default())) };
             let mut terminals = client.inside_of(workspace).terminals();
-            match terminals.attach(tokio_stream::once(open)).await {
+            let waiting = Waiting::new(client.clone(), workspace.id.clone());
+            match waiting.beside(terminals.attach(tokio_stream::once(open))).await {
                 Err(status) if is_not_up(&status) || is_broken_link(&status) => Err(status.into()),
                 _ => Ok(()),
             }
