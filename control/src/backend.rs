@@ -2,13 +2,19 @@
 //!
 //! Must not know why something is started or ended; that is `podling_core::decide`.
 
+pub mod kubernetes;
 pub mod local;
 mod reviewer;
 
-use std::{collections::BTreeSet, fmt, future::Future};
+use std::{collections::BTreeSet, fmt, future::Future, sync::Arc};
 
 use futures_util::Stream;
-use podling_core::{id::WorkspaceId, workspace::Epoch};
+use podling_core::{
+    id::WorkspaceId,
+    status::Waits,
+    workspace::{Epoch, Resources, Spec},
+};
+use tokio_util::sync::CancellationToken;
 
 pub use self::reviewer::{AgentReviewer, ProcessAccount, Reviewed};
 use crate::snapshot::AgentAddress;
@@ -24,7 +30,8 @@ use crate::snapshot::AgentAddress;
 /// - What a call has returned may be outdated at once; [`Backend::observe`] tells.
 pub trait Backend: Send + Sync + 'static {
     /// Sees to it that the agent of this epoch runs, with storage; makes both as needed. Does not wait for its hello. One that
-    /// runs already is returned; one that ran and has ended is an error, for its epoch is used up.
+    /// runs already is returned; one that ran and has ended is an error, for its epoch is used up. What it waits for (room, a
+    /// machine) it tells by [`Observation::Waits`], and goes on waiting until the plan is given up.
     fn ensure(&self, plan: Plan) -> impl Future<Output = Result<Instance, BackendError>> + Send;
 
     /// Ends every process of the workspace, agents or not, in good order and then by force. Returns when none is left.
@@ -47,6 +54,12 @@ pub struct Plan {
     pub epoch: Epoch,
     /// What the agent will prove itself with. Never logged.
     pub secret: String,
+    /// What the workspace shall be.
+    pub spec: Arc<Spec>,
+    /// What it may take.
+    pub resources: Resources,
+    /// Set when this start is not wanted any more.
+    pub given_up: CancellationToken,
 }
 
 /// What a backend saw.
@@ -65,6 +78,15 @@ pub enum Observation {
         instance: Instance,
         /// For people: "killed by SIGKILL".
         how: String,
+    },
+    /// A start under way waits for something, or (`None`) does not wait any more.
+    Waits {
+        /// Whose.
+        workspace: WorkspaceId,
+        /// Which start.
+        epoch: Epoch,
+        /// For what.
+        waits: Option<Waits>,
     },
 }
 

@@ -12,6 +12,7 @@ use tokio::{
     task::{AbortHandle, Id, JoinSet},
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     backend::{Backend, Instance, Plan},
@@ -21,9 +22,6 @@ use crate::{
     snapshot::AgentView,
 };
 
-/// Actions at the backend performed at once; more wait their turn. Most of such an action is waiting (for processes to end), but each
-/// also looks through /proc or forks.
-const AT_ONCE: usize = 32;
 /// Archives written at once, and apart from them read at once (somebody waits for those); more wait their turn. Each takes a core's
 /// time, a disk's, and some 40 MiB here and at its agent.
 const KEPT_AT_ONCE: usize = 2;
@@ -43,14 +41,22 @@ pub(crate) struct Executor<B> {
     backend: Arc<B>,
     keeper: Arc<dyn Keeper>,
     told: Told,
-    at_backend: Arc<Semaphore>,
     archiving: Arc<Semaphore>,
     restoring: Arc<Semaphore>,
     expiring: Arc<Semaphore>,
     running: JoinSet<Result<Done, String>>,
     orders: HashMap<Id, (WorkspaceId, Action)>,
     /// Of what may be broken off.
-    breakable: HashMap<WorkspaceId, AbortHandle>,
+    breakable: HashMap<WorkspaceId, Break>,
+}
+
+/// How something is broken off.
+#[derive(Debug)]
+enum Break {
+    /// Wherever it is.
+    Abort(AbortHandle),
+    /// Where its doer sees fit.
+    GiveUp(CancellationToken),
 }
 
 /// What to do.
@@ -128,7 +134,6 @@ impl<B: Backend> Executor<B> {
             backend,
             keeper,
             told,
-            at_backend: Arc::new(Semaphore::new(AT_ONCE)),
             archiving: Arc::new(Semaphore::new(KEPT_AT_ONCE)),
             restoring: Arc::new(Semaphore::new(KEPT_AT_ONCE)),
             expiring: Arc::new(Semaphore::new(EXPIRED_AT_ONCE)),
@@ -145,17 +150,21 @@ impl<B: Backend> Executor<B> {
         let (told, whose) = (self.told.clone(), workspace.clone());
         let teller = Arc::new(Teller::new(move |progress| told.0(whose.clone(), action, progress)));
         let (permits, limit) = match order {
-            Order::Archive { .. } => (&self.archiving, Some(KEEP_LIMIT)),
-            Order::Restore { .. } => (&self.restoring, Some(KEEP_LIMIT)),
-            Order::Expire { .. } => (&self.expiring, Some(EXPIRE_LIMIT)),
-            // The backend sees to it that each comes to its end.
-            Order::Start(_) | Order::Stop(_) | Order::Remove { .. } => (&self.at_backend, None),
+            Order::Archive { .. } => (Some(self.archiving.clone()), Some(KEEP_LIMIT)),
+            Order::Restore { .. } => (Some(self.restoring.clone()), Some(KEEP_LIMIT)),
+            Order::Expire { .. } => (Some(self.expiring.clone()), Some(EXPIRE_LIMIT)),
+            // The backend sees to it that each comes to its end, and how many at once.
+            Order::Start(_) | Order::Stop(_) | Order::Remove { .. } => (None, None),
         };
-        let (permits, expiring, whose) = (permits.clone(), self.expiring.clone(), workspace.clone());
+        let (expiring, whose) = (self.expiring.clone(), workspace.clone());
         let known = order.known();
+        let given_up = order.given_up();
         let task = self.running.spawn(async move {
             // Never closed; and if it were, unbounded is better than never.
-            let permit = permits.acquire().await;
+            let permit = match &permits {
+                Some(permits) => permits.acquire().await.ok(),
+                None => None,
+            };
             let performed = order.perform(&*backend, &*keeper, teller);
             let result = match limit {
                 None => performed.await,
@@ -172,16 +181,19 @@ impl<B: Backend> Executor<B> {
             }
             result
         });
-        if limit.is_some() {
-            self.breakable.insert(workspace.clone(), task.clone());
+        let breaks = given_up.map(Break::GiveUp).or_else(|| limit.map(|_| Break::Abort(task.clone())));
+        if let Some(breaks) = breaks {
+            self.breakable.insert(workspace.clone(), breaks);
         }
         self.orders.insert(task.id(), (workspace, action));
     }
 
-    /// Breaks off what the keeper does for a workspace, if it does something. Its outcome comes as ever.
+    /// Breaks off what the keeper does for a workspace, or a start of it. Its outcome comes as ever.
     pub(crate) fn break_off(&mut self, workspace: &WorkspaceId) {
-        if let Some(task) = self.breakable.remove(workspace) {
-            task.abort();
+        match self.breakable.remove(workspace) {
+            Some(Break::Abort(task)) => task.abort(),
+            Some(Break::GiveUp(given_up)) => given_up.cancel(),
+            None => {}
         }
     }
 
@@ -218,6 +230,14 @@ impl Order {
             Self::Archive { epoch, spec, .. } => (spec.id.clone(), Action::Archive(*epoch)),
             Self::Restore { epoch, spec, .. } => (spec.id.clone(), Action::Restore(*epoch)),
             Self::Expire { workspace, generation, .. } => (workspace.clone(), Action::Expire(*generation)),
+        }
+    }
+
+    /// What ends it where it waits.
+    fn given_up(&self) -> Option<CancellationToken> {
+        match self {
+            Self::Start(plan) => Some(plan.given_up.clone()),
+            _ => None,
         }
     }
 

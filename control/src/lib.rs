@@ -24,6 +24,8 @@ pub mod progress;
 pub mod quantity;
 pub mod refusal;
 pub mod run;
+#[cfg(test)]
+mod samples;
 pub mod server;
 pub mod snapshot;
 pub mod store;

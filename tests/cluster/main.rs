@@ -1,4 +1,5 @@
 //! What wants a Kubernetes cluster, met in a real one.
 
+mod backend;
 mod ground;
 mod resources;

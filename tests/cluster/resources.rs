@@ -5,12 +5,17 @@ use podling_tests::{
     tools::repository,
 };
 
-/// A namespace in a cluster that knows the resources.
-fn space() -> Namespace {
+/// Tells the cluster of the resources.
+pub(crate) fn define() {
     let folder = repository().join("deploy/crds");
     let folder = folder.to_str().unwrap();
     kubectl(&["apply", "--server-side", "--filename", folder]).good();
     kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "--filename", folder]).good();
+}
+
+/// A namespace in a cluster that knows them.
+fn space() -> Namespace {
+    define();
     Namespace::new()
 }
 

@@ -49,6 +49,11 @@ impl Namespace {
         Self { name }
     }
 
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Runs kubectl in it.
     pub fn kubectl(&self, args: &[&str]) -> Said {
         kubectl(&[&["--namespace", &self.name], args].concat())

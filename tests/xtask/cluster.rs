@@ -16,6 +16,13 @@ use crate::{step::Steps, targets::CLUSTER};
 const PROGRAMS: [&str; 9] =
     ["go", "cc", "containerd", "runc", "conntrack", "nft", "buildah", "debootstrap", "openssl"];
 
+/// What runs anywhere, without a library beside it.
+const TARGET: &str = "x86_64-unknown-linux-musl";
+const PROFILE: &str = "dist";
+
+/// Tells the sandbox where the binaries are of which our images are made.
+const BINARIES: &str = "PODLING_BINARIES";
+
 /// What with the cluster.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Args {
@@ -37,7 +44,12 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         Args::Up { command } => {
             let shell = || vec![env::var("SHELL").unwrap_or_else(|_| "bash".into())];
             let command = if command.is_empty() { shell() } else { command.clone() };
-            let status = Command::new(script("sandbox")).args(command).status().context("the sandbox")?;
+            let mut steps = Steps::new()?;
+            if !binaries(&mut steps)? {
+                return steps.finish();
+            }
+            let mut sandbox = Command::new(script("sandbox"));
+            let status = sandbox.args(command).env(BINARIES, folder()).status().context("the sandbox")?;
             Ok(status.success())
         }
         Args::Test { filter } => {
@@ -64,15 +76,32 @@ pub(crate) fn add(steps: &mut Steps, more: &[&str]) -> Result<()> {
     if given {
         return steps.cargo("cluster's suite", &[&suite[..], more].concat(), &[]).map(drop);
     }
-    if steps.run("programs of a Kubernetes node", &script("programs/build"), &[])?
-        && steps.run("images", &script("images/build"), &[])?
+    if binaries(steps)?
+        && steps.run("programs of a Kubernetes node", &script("programs/build"), &[], &[])?
+        && steps.run("images", &script("images/build"), &[], &[])?
     {
         let args = [&["cargo"][..], &suite, more].concat();
-        steps.run("cluster's suite, beside a node of its own", &script("sandbox"), &args)?;
+        let folder = folder().display().to_string();
+        let envs = [(BINARIES, folder.as_str())];
+        steps.run("cluster's suite, beside a node of its own", &script("sandbox"), &args, &envs)?;
     } else {
         steps.not_run("cluster's suite");
     }
     Ok(())
+}
+
+/// Builds what goes into our images, as it is shipped.
+fn binaries(steps: &mut Steps) -> Result<bool> {
+    let packages = ["--package", "podling-agent", "--package", "podling-control"];
+    let args = [&["build", "--profile", PROFILE, "--target", TARGET][..], &packages].concat();
+    steps.cargo("static binaries", &args, &[])
+}
+
+/// Where they are.
+fn folder() -> PathBuf {
+    let target = env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    let target = target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target"));
+    target.join(TARGET).join(PROFILE)
 }
 
 fn script(name: &str) -> PathBuf {

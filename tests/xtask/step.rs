@@ -45,9 +45,15 @@ impl Steps {
     }
 
     /// The same with another program.
-    pub(crate) fn run(&mut self, name: &str, program: &Path, args: &[&str]) -> Result<bool> {
+    pub(crate) fn run(
+        &mut self,
+        name: &str,
+        program: &Path,
+        args: &[&str],
+        envs: &[(&str, &str)],
+    ) -> Result<bool> {
         let mut command = Command::new(program);
-        command.args(args);
+        command.args(args).envs(envs.iter().copied());
         self.step(name, &format!("{} {}", program.display(), args.join(" ")), command)
     }
 

@@ -124,6 +124,7 @@ pub fn decide(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp)
         mutant::took(&status, &next);
         status = next;
     }
+    status = held_up(status, observed);
     let order = order::of(spec, &status, observed);
     let blocked = order.and_then(|action| pause::of(action, observed, now));
     if let (Some(_), Some(trouble)) = (blocked, &observed.trouble) {
@@ -133,6 +134,17 @@ pub fn decide(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp)
     let next = again.into_iter().chain(next::of(spec, &status, observed, now)).min();
     let warning = next::warning(spec, &status, observed, now);
     Decision { action: if blocked.is_some() { None } else { order }, status, next, warning }
+}
+
+/// What a start waits for is its reason as long as it does.
+fn held_up(status: Status, observed: &Observed) -> Status {
+    match status.phase {
+        Phase::Starting | Phase::Opening(_) if status.waits != observed.waits => {
+            let reason = observed.waits.as_ref().map_or("its agent is being started", |waits| &waits.why);
+            Status { reason: reason.to_owned(), waits: observed.waits.clone(), ..status }
+        }
+        _ => status,
+    }
 }
 
 /// Somebody waits: the pause of a failed workspace is cut short, though not below the first pause, so that asking in a loop is no

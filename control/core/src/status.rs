@@ -56,6 +56,18 @@ pub struct Status {
     /// How its archiving, or its way back from the archive, fares.
     #[serde(default)]
     pub upkeep: Upkeep,
+    /// What the start that was ordered waits for.
+    #[serde(default)]
+    pub waits: Option<Waits>,
+}
+
+/// What a start waits for: it goes on by itself when that comes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waits {
+    /// For people: "no machine has room for it: …".
+    pub why: String,
+    /// For room that others have taken.
+    pub for_room: bool,
 }
 
 /// Tries at archiving or restoring that failed in a row.
@@ -163,6 +175,7 @@ impl Status {
             answered: 0,
             archives: Vec::new(),
             upkeep: Upkeep::default(),
+            waits: None,
         }
     }
 
@@ -184,6 +197,7 @@ impl Status {
         match self.phase {
             Phase::Queued => State::Queued,
             Phase::Pending { .. } if self.failures >= FAILED_AFTER => State::Failed,
+            Phase::Starting if self.waits.as_ref().is_some_and(|waits| waits.for_room) => State::Queued,
             Phase::Pending { .. } | Phase::Starting => State::Starting,
             Phase::Opening(Task::Restore) | Phase::Working(Task::Restore) => State::Starting,
             Phase::Awake => State::Awake,

@@ -19,13 +19,17 @@ mod watch;
 use std::{
     fmt::Display,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use futures_util::{Stream, StreamExt, stream};
 use podling_core::id::WorkspaceId;
-use tokio::{sync::mpsc, task::spawn_blocking, time::sleep};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit, mpsc},
+    task::spawn_blocking,
+    time::sleep,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -46,6 +50,10 @@ use crate::{
 
 /// Observations that wait for the driver. When it is full, the watchers of dead agents wait.
 const OBSERVATIONS: usize = 256;
+
+/// Starts, ends and removals at once; more wait their turn. Most of each is waiting (for processes to end), but each also looks through
+/// /proc or forks.
+const AT_ONCE: usize = 32;
 
 /// Pause after a look that failed (no descriptors left, no memory).
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -80,6 +88,7 @@ struct Inner {
     seen: mpsc::Sender<Observation>,
     tasks: TaskTracker,
     ending: CancellationToken,
+    at_once: Arc<Semaphore>,
 }
 
 impl LocalBackend {
@@ -98,14 +107,22 @@ impl LocalBackend {
             .map_err(|e| BackendError::new(format!("making {}", config.data.display()), e))?;
         let (seen, observations) = mpsc::channel(OBSERVATIONS);
         let ending = CancellationToken::new();
-        let inner =
-            Inner { config, layout, machine, seen, tasks: TaskTracker::new(), ending: ending.clone() };
+        let inner = Inner {
+            config,
+            layout,
+            machine,
+            seen,
+            tasks: TaskTracker::new(),
+            ending: ending.clone(),
+            at_once: Arc::new(Semaphore::new(AT_ONCE)),
+        };
         Ok(Self { inner, observations: Mutex::new(Some(observations)), _watchers: ending.drop_guard() })
     }
 }
 
 impl Backend for LocalBackend {
     async fn ensure(&self, plan: Plan) -> Result<Instance, BackendError> {
+        let _turn = self.inner.turn().await;
         let (inner, workspace) = (self.inner.clone(), plan.workspace.clone());
         let launched = blocking(format!("starting the agent of {workspace}"), move || {
             let places = inner.layout.of(&plan.workspace);
@@ -116,6 +133,7 @@ impl Backend for LocalBackend {
     }
 
     async fn stop(&self, workspace: WorkspaceId) -> Result<(), BackendError> {
+        let _turn = self.inner.turn().await;
         let places = self.inner.layout.of(&workspace);
         sweep::end_agent(&places, &self.inner.machine).await;
         sweep::end_all(&workspace)
@@ -124,6 +142,7 @@ impl Backend for LocalBackend {
     }
 
     async fn remove(&self, workspace: WorkspaceId) -> Result<(), BackendError> {
+        let _turn = self.inner.turn().await;
         let layout = self.inner.layout.clone();
         blocking(format!("removing the storage of {workspace}"), move || {
             remove::remove(&layout.workspaces, workspace.as_str())
@@ -144,6 +163,12 @@ impl Backend for LocalBackend {
 }
 
 impl Inner {
+    /// Waits for a turn.
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // Never closed; and if it were, unbounded is better than never.
+        self.at_once.acquire().await.ok()
+    }
+
     /// Adopts every agent that lives. Those that ended while nobody looked come first. Those that cannot be looked at are named, for what
     /// is not listed counts as dead and would be ended; they are looked at again, and hold up nobody else.
     async fn list(self, look: Look) -> (Vec<Observation>, Option<Look>) {

@@ -12,6 +12,7 @@ use podling_core::{
 };
 use podling_proto::token;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     DirectiveId, Driver, clock,
@@ -71,8 +72,11 @@ impl<B: Backend> Driver<B> {
         if action != entry.in_flight {
             // Something else is wanted now.
             entry.drop_step();
-            if let Some(Action::Archive(_) | Action::Restore(_) | Action::Expire(_)) = entry.in_flight {
-                self.executor.break_off(id);
+            match (entry.in_flight, action) {
+                (Some(Action::Archive(_) | Action::Restore(_) | Action::Expire(_)), _)
+                // (While it is under way nothing else is ordered for it.)
+                | (Some(Action::Start(_)), Some(_)) => self.executor.break_off(id),
+                _ => {}
             }
         }
         entry.next = next;
@@ -112,7 +116,10 @@ impl<B: Backend> Driver<B> {
         let order = match action {
             Action::Start(epoch) => match entry.secret.take() {
                 Some((of, secret)) if of == epoch => {
-                    Order::Start(Plan { workspace: id.clone(), epoch, secret })
+                    let (spec, status) = (entry.record.spec.clone(), &entry.record.status);
+                    let resources = status.given.unwrap_or(spec.resources);
+                    let given_up = CancellationToken::new();
+                    Order::Start(Plan { workspace: id.clone(), epoch, secret, spec, resources, given_up })
                 }
                 // Decided by a control plane that died before it gave the order: its secret died with it. As for every start
                 // whose outcome is not known, the epoch is used up.
@@ -220,6 +227,11 @@ impl<B: Backend> Driver<B> {
                 tracing::info!(workspace = %instance.workspace, epoch = instance.epoch, how, "an agent ended");
                 self.with_entry(&instance.workspace.clone(), |entry| entry.instance_ended(&instance, how));
             }
+            Observation::Waits { workspace, epoch, waits } => self.with_entry(&workspace, |entry| {
+                if entry.in_flight == Some(Action::Start(epoch)) {
+                    entry.observed.waits = waits;
+                }
+            }),
         }
     }
 

@@ -16,6 +16,12 @@ use super::{ResourcesSpec, StorageSpec, WorkspaceTemplateSpec};
 pub const WORKSPACE_LABEL: &str = "podling.dev/workspace";
 /// Which start of an agent a pod is: an annotation.
 pub const EPOCH_ANNOTATION: &str = "podling.dev/epoch";
+/// The container that a person works in.
+pub const CONTAINER: &str = "workspace";
+/// Where its agent listens.
+pub const AGENT_PORT: u16 = 7070;
+/// Whom the tokens of agents are for.
+pub const AUDIENCE: &str = "podling";
 /// Holds a claim until its data is archived, or somebody let it go: whoever deletes a workspace, a namespace or all of an application must not
 /// take the data with it. For the same reason a claim has no ownerReference.
 pub const KEEP_DATA: &str = "podling.dev/keep-data";

@@ -203,32 +203,14 @@ fn parse(key: &str, json: &[u8]) -> Result<Record, String> {
 mod tests {
     use std::{os::unix::fs::MetadataExt, sync::Arc};
 
-    use podling_core::{
-        policy::Policy,
-        status::Status,
-        workspace::{Resources, Spec, Wanted},
-    };
+    use podling_core::status::Status;
 
     use super::*;
+    use crate::samples::spec;
 
     fn record(bits: u64, name: &str) -> Record {
-        let spec = Spec {
-            id: WorkspaceId::from_bits(bits),
-            name: name.parse().unwrap(),
-            owner: "me".parse().unwrap(),
-            template: "shell".into(),
-            command: vec![],
-            env: [("KEY".to_owned(), "value".to_owned())].into(),
-            policy: Policy::default(),
-            resources: Resources::default(),
-            wanted: Wanted::Awake,
-            asked: 0,
-            source: None,
-            created: Timestamp(1),
-            request_id: "r".into(),
-        };
         Record {
-            spec: Arc::new(spec),
+            spec: Arc::new(spec(bits, name)),
             status: Status::new(Timestamp(1)),
             credential: None,
             log: Arc::default(),

@@ -14,7 +14,7 @@ use podling_control::{
     },
     snapshot::AgentAddress,
 };
-use podling_core::id::WorkspaceId;
+use podling_core::{id::WorkspaceId, status::Waits};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
@@ -70,6 +70,12 @@ impl Fake {
         state.observers.retain(|observer| observer.send(ended.clone()).is_ok());
     }
 
+    /// Tells that a start waits, or does not wait any more.
+    pub(crate) fn tell_waits(&self, workspace: &WorkspaceId, epoch: u64, waits: Option<Waits>) {
+        let waits = Observation::Waits { workspace: workspace.clone(), epoch, waits };
+        self.state().observers.retain(|observer| observer.send(waits.clone()).is_ok());
+    }
+
     async fn call(&self, what: String) {
         self.state().calls.push(what);
         let mut held = self.0.held.subscribe();
@@ -79,7 +85,10 @@ impl Fake {
 
 impl Backend for Fake {
     async fn ensure(&self, plan: Plan) -> Result<Instance, BackendError> {
-        self.call(format!("start {}", plan.epoch)).await;
+        let called = self.call(format!("start {}", plan.epoch));
+        if plan.given_up.run_until_cancelled(called).await.is_none() {
+            return Err(BackendError::new("starting", "it is not wanted any more"));
+        }
         let mut state = self.state();
         if state.fail_starts {
             return Err(BackendError::new("starting", "no such program"));

@@ -16,3 +16,4 @@ mod progress;
 mod saving;
 mod sleep;
 mod storage;
+mod waiting;

@@ -101,7 +101,7 @@ impl Seen<'_> {
     }
 
     fn to(self, phase: Phase, reason: impl Into<String>) -> Status {
-        Status { phase, reason: reason.into(), since: self.now, ..self.status.clone() }
+        Status { phase, reason: reason.into(), since: self.now, waits: None, ..self.status.clone() }
     }
 
     /// Into the pause that `counted` failures ask for, with one failure more.

@@ -33,6 +33,7 @@ impl Observed {
             Action::Start(_) => {
                 self.processes = Processes::Some(BTreeSet::new());
                 self.silence = Duration::ZERO;
+                self.waits = None;
                 // Whatever was there, there will be storage.
                 self.removed = false;
             }
@@ -53,6 +54,9 @@ impl Observed {
 
     /// An action came back.
     pub fn done(&mut self, action: Action, result: Result<Achieved, Failure>, now: Timestamp) {
+        if let Action::Start(_) = action {
+            self.waits = None;
+        }
         match result {
             Ok(achieved) => self.achieved(action, achieved),
             Err(failure) => self.failed(action, failure, now),

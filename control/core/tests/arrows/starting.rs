@@ -5,7 +5,7 @@ use std::time::Duration;
 use podling_core::{
     decide::{Action, FIRST_PAUSE, HELLO_LIMIT, LONGEST_PAUSE, decide, hurry},
     observed::{Observed, Processes},
-    status::{FAILED_AFTER, Phase, Status},
+    status::{FAILED_AFTER, Phase, Status, Waits},
     time::Timestamp,
     workspace::{State, Wanted},
 };
@@ -91,6 +91,23 @@ fn hello() {
             ),
         ],
     );
+}
+
+#[test]
+fn a_start_says_what_it_waits_for_and_is_queued_where_that_is_room() {
+    let why = "the quota of its namespace leaves no room";
+    let waits = |for_room| Observed { waits: Some(Waits { why: why.into(), for_room }), ..seen(agents(&[])) };
+    let decide =
+        |status: &Status, observed: &Observed| decide(&spec(Wanted::Awake), status, observed, NOW).status;
+    let queued = decide(&status(Phase::Starting), &waits(true));
+    assert_eq!((queued.state(), queued.reason.as_str(), queued.epoch), (State::Queued, why, 3));
+    let goes_on = decide(&queued, &waits(false));
+    assert_eq!((goes_on.state(), goes_on.reason.as_str()), (State::Starting, why));
+    let starts = decide(&goes_on, &seen(agents(&[])));
+    assert_eq!((starts.state(), starts.waits.is_none()), (State::Starting, true));
+    assert_ne!(starts.reason, why);
+    let serves = decide(&queued, &connected(seen(agents(&[3]))));
+    assert_eq!((serves.phase, serves.waits), (Phase::Awake, None));
 }
 
 #[test]

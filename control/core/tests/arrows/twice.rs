@@ -6,7 +6,7 @@ use std::time::Duration;
 use podling_core::{
     decide::{Action, decide},
     observed::{Door, Ended, Failure, Observed, Processes, Trouble, Used},
-    status::{Phase, Status, Task, Upkeep, Urgency},
+    status::{Phase, Status, Task, Upkeep, Urgency, Waits},
     time::Timestamp,
     workspace::{Spec, Wanted},
 };
@@ -70,6 +70,10 @@ fn any_trouble() -> impl Strategy<Value = Trouble> {
     })
 }
 
+fn waits(for_room: bool) -> Waits {
+    Waits { why: "no machine has room for it".into(), for_room }
+}
+
 /// Up to some days before or after what was witnessed.
 fn any_time() -> impl Strategy<Value = Duration> {
     prop_oneof![
@@ -91,6 +95,7 @@ fn any_status() -> impl Strategy<Value = Status> {
         answered: counts.1,
         storage: counts.2,
         storage_generation: counts.3,
+        waits: (counts.5 > 200).then(|| waits(counts.2)),
         upkeep: Upkeep { failures: counts.4, not_before: NOW.plus(Duration::from_secs(counts.5)) },
         ..archived(status(phase), &archives.into_iter().collect::<Vec<_>>())
     })
@@ -134,6 +139,7 @@ fn any_observed() -> impl Strategy<Value = Observed> {
             standby: flags.2,
             crowded: flags.3,
             witnessed: WITNESSED,
+            waits: (silence > 500).then(|| waits(flags.0)),
         },
     )
 }

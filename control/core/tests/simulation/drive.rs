@@ -62,7 +62,9 @@ impl World {
                 flight.action,
                 Action::Prepare { .. } | Action::Commit(_) | Action::Archive(_) | Action::Restore(_)
             );
-            may_be && flight.result.is_none() && decision.action != Some(flight.action)
+            // A start waits as long as it is wanted.
+            let starts = matches!(flight.action, Action::Start(_)) && decision.action.is_some();
+            (may_be || starts) && flight.result.is_none() && decision.action != Some(flight.action)
         };
         if entry.flight.as_ref().is_some_and(cancelled) {
             self.cancel(w);

@@ -4,11 +4,12 @@ use podling_core::{
     archive::{Archive, ArchiveKey},
     decide::Action,
     observed::{Achieved, Failure},
-    status::{Phase, Status, Task},
+    status::{Phase, Status, Task, Waits},
     workspace::Epoch,
 };
 
 use super::{
+    control::Flight,
     real::{Agent, Real, Storage},
     world::World,
 };
@@ -28,6 +29,18 @@ fn task(phase: Phase) -> Option<Task> {
 }
 
 impl World {
+    /// A start waits for something, or does not wait any more.
+    pub(crate) fn waits(&mut self, w: usize) {
+        let (waits, for_room) = (self.rng.per_mille(700), self.rng.per_mille(500));
+        let entry = self.control.as_mut().and_then(|control| control.entries.get_mut(&w));
+        let is_start = |flight: &Flight| matches!(flight.action, Action::Start(_)) && flight.result.is_none();
+        if let Some(entry) = entry.filter(|entry| entry.flight.as_ref().is_some_and(is_start)) {
+            entry.observed.waits =
+                waits.then(|| Waits { why: "no machine has room for it".into(), for_room });
+            self.advance(w);
+        }
+    }
+
     /// What was ordered happens.
     pub(crate) fn happens(&mut self, w: usize) {
         let Some(control) = &self.control else { return };

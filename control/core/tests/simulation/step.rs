@@ -60,7 +60,11 @@ impl World {
         let flights: Vec<usize> =
             control.entries.iter().filter(|(_, e)| e.flight.is_some()).map(|(w, _)| *w).collect();
         let Some(w) = self.rng.pick(&flights) else { return };
-        if self.rng.per_mille(500) { self.happens(w) } else { self.outcome(w) }
+        match self.rng.below(10) {
+            0..5 => self.happens(w),
+            5 => self.waits(w),
+            _ => self.outcome(w),
+        }
     }
 
     fn backend(&mut self) {

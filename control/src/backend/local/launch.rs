@@ -143,12 +143,13 @@ fn unix(path: &Path) -> std::ffi::OsString {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
+    use std::{os::fd::AsFd, sync::Arc};
 
     use podling_core::id::WorkspaceId;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::open_files::OpenFiles;
+    use crate::{open_files::OpenFiles, samples::spec};
 
     /// Starts a program of this name.
     fn start(data: &Path, name: &str) -> Result<Launched, LaunchError> {
@@ -165,7 +166,9 @@ mod tests {
             control_ca: data.join("ca.pem"),
             agent_files: OpenFiles::limit().with_soft(300),
         };
-        let plan = Plan { workspace, epoch: 1, secret: "secret".into() };
+        let spec = Arc::new(spec(1, "demo"));
+        let (resources, given_up) = (spec.resources, CancellationToken::new());
+        let plan = Plan { workspace, epoch: 1, secret: "secret".into(), spec, resources, given_up };
         ensure(&config, &layout, &places, &machine, &plan)
     }
 

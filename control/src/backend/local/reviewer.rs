@@ -55,35 +55,18 @@ fn same(a: Fingerprint, b: Fingerprint) -> bool {
 mod tests {
     use std::sync::Arc;
 
-    use podling_core::{
-        policy::Policy,
-        status::Status,
-        time::Timestamp,
-        workspace::{Link, Resources, Spec, Wanted},
-    };
+    use podling_core::{status::Status, time::Timestamp, workspace::Link};
     use tokio::sync::watch;
 
     use super::*;
-    use crate::snapshot::{Snapshot, WorkspaceView};
+    use crate::{
+        samples::spec,
+        snapshot::{Snapshot, WorkspaceView},
+    };
 
-    fn view(id: &WorkspaceId, secret: Option<&str>) -> WorkspaceView {
-        let spec = Spec {
-            id: id.clone(),
-            name: "demo".parse().unwrap(),
-            owner: "me".parse().unwrap(),
-            template: "shell".into(),
-            command: vec![],
-            env: Default::default(),
-            policy: Policy::default(),
-            resources: Resources::default(),
-            wanted: Wanted::Awake,
-            asked: 1,
-            source: None,
-            created: Timestamp(0),
-            request_id: String::new(),
-        };
+    fn view(bits: u64, secret: Option<&str>) -> WorkspaceView {
         WorkspaceView {
-            spec: Arc::new(spec),
+            spec: Arc::new(spec(bits, "demo")),
             state: Status::new(Timestamp(0)).state(),
             reason: String::new(),
             since: Timestamp(0),
@@ -106,7 +89,7 @@ mod tests {
     async fn a_credential_is_good_for_the_workspace_it_was_made_for_and_nothing_else() {
         let (mine, other, new) =
             (WorkspaceId::from_bits(1), WorkspaceId::from_bits(2), WorkspaceId::from_bits(3));
-        let views = [view(&mine, Some("s3cret")), view(&other, Some("another")), view(&new, None)];
+        let views = [view(1, Some("s3cret")), view(2, Some("another")), view(3, None)];
         let workspaces = views.into_iter().map(|view| (view.spec.id.clone(), Arc::new(view))).collect();
         let (_driver, snapshots) = watch::channel(Arc::new(Snapshot {
             generation: 1,

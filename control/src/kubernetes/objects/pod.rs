@@ -12,12 +12,8 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 
-use super::{EPOCH_ANNOTATION, House, ResourcesSpec, Start, labels};
+use super::{AGENT_PORT, AUDIENCE, CONTAINER, EPOCH_ANNOTATION, House, ResourcesSpec, Start, labels};
 
-/// The container that a person works in.
-const CONTAINER: &str = "workspace";
-/// Where the agent listens.
-const PORT: i32 = 7070;
 /// Whoever it is: no image has to know this user, and none may be root.
 const USER: i64 = 1000;
 /// The user's HOME, the agent's own folder, and scratch.
@@ -84,7 +80,7 @@ fn workspace(start: &Start, house: &House) -> Container {
         value: Some(value.to_owned()),
         value_from: None,
     };
-    let listen = format!("0.0.0.0:{PORT}");
+    let listen = format!("0.0.0.0:{AGENT_PORT}");
     let environment = [
         ("PODLING_AGENT_LISTEN", listen.as_str()),
         ("PODLING_AGENT_CONTROL", &house.control),
@@ -121,12 +117,14 @@ fn workspace(start: &Start, house: &House) -> Container {
         resources: Some(limits(&start.resources)),
         resize_policy: Some(vec![resize("cpu"), resize("memory")]),
         security_context: Some(confined()),
+        // What it said last is said where it failed.
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(mounts),
         // There is no liveness probe: it would end a person's shells because their agent was slow once.
         readiness_probe: Some(Probe {
             http_get: Some(HTTPGetAction {
                 path: Some("/readyz".to_owned()),
-                port: IntOrString::Int(PORT),
+                port: IntOrString::Int(AGENT_PORT.into()),
                 scheme: Some("HTTPS".to_owned()),
                 ..HTTPGetAction::default()
             }),
@@ -155,7 +153,7 @@ fn volumes(start: &Start, house: &House) -> Vec<Volume> {
     let named = |name: &str| Volume { name: name.to_owned(), ..Volume::default() };
     let token = VolumeProjection {
         service_account_token: Some(ServiceAccountTokenProjection {
-            audience: Some("podling".to_owned()),
+            audience: Some(AUDIENCE.to_owned()),
             expiration_seconds: Some(TOKEN_SECONDS),
             path: "token".to_owned(),
         }),

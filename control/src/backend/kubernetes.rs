@@ -1,0 +1,83 @@
+//! The backend `kubernetes`: an agent is a pod, storage a volume claim.
+//!
+//! One start is one pod, which never restarts by itself; what it is made of says `kubernetes::objects`. Which pods live is known by
+//! one watch over all of them. A pod ends by being deleted in good order, and never by force: where its node does not answer nobody knows
+//! whether it still writes to its volume.
+//!
+//! Must not know what a workspace is wanted for.
+
+mod cluster;
+mod pods;
+mod reviewer;
+mod start;
+mod stop;
+mod storage;
+mod trouble;
+mod words;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::{Stream, StreamExt, future, stream};
+use kube::{
+    Client,
+    runtime::{WatchStreamExt, watcher},
+};
+use podling_core::id::WorkspaceId;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+pub use self::reviewer::KubernetesReviewer;
+use self::{cluster::Cluster, pods::Pods};
+use crate::{
+    backend::{Backend, BackendError, Instance, Observation, Plan},
+    kubernetes::objects::House,
+};
+
+/// Tellings of starts that wait for the driver. When it is full they wait.
+const OBSERVATIONS: usize = 256;
+
+/// Runs workspaces as pods of one namespace.
+#[derive(Debug)]
+pub struct KubernetesBackend {
+    cluster: Cluster,
+    told: mpsc::Sender<Observation>,
+    observations: Mutex<Option<mpsc::Receiver<Observation>>>,
+}
+
+impl KubernetesBackend {
+    /// In this namespace, by the rights that `client` has there.
+    pub fn new(client: Client, namespace: &str, house: House) -> Self {
+        let (told, observations) = mpsc::channel(OBSERVATIONS);
+        let cluster = Cluster::new(client, namespace, Arc::new(house));
+        Self { cluster, told, observations: Mutex::new(Some(observations)) }
+    }
+}
+
+impl Backend for KubernetesBackend {
+    async fn ensure(&self, plan: Plan) -> Result<Instance, BackendError> {
+        self.cluster.start(plan, &self.told).await
+    }
+
+    async fn stop(&self, workspace: WorkspaceId) -> Result<(), BackendError> {
+        self.cluster.stop(&workspace).await
+    }
+
+    async fn remove(&self, workspace: WorkspaceId) -> Result<(), BackendError> {
+        self.cluster.remove_storage(&workspace).await
+    }
+
+    fn observe(&self) -> impl Stream<Item = Observation> + Send + 'static {
+        let told = self.observations.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let told = told.map(ReceiverStream::new).map_or_else(|| stream::empty().boxed(), StreamExt::boxed);
+        // A watch that breaks off begins anew, after a pause that grows and is never twice the same.
+        let events = watcher(self.cluster.pods.clone(), cluster::ours()).default_backoff();
+        let seen = events.scan(Pods::default(), |pods, event| {
+            let seen = event.map(|event| pods.see(event)).unwrap_or_else(|error| {
+                tracing::warn!(%error, "the pods cannot be watched; what was seen of them still counts");
+                Vec::new()
+            });
+            future::ready(Some(stream::iter(seen)))
+        });
+        stream::select(seen.flatten(), told)
+    }
+}

@@ -1,0 +1,70 @@
+//! What of the cluster the backend reaches: the objects of one namespace, and its nodes.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, ListParams, Preconditions},
+    runtime::watcher,
+};
+use podling_core::id::WorkspaceId;
+
+use crate::kubernetes::{
+    Workspace, WorkspaceTemplate,
+    objects::{House, WORKSPACE_LABEL},
+};
+
+/// The objects, by kind.
+#[derive(Clone)]
+pub(super) struct Cluster {
+    pub(super) namespace: String,
+    pub(super) pods: Api<Pod>,
+    pub(super) claims: Api<PersistentVolumeClaim>,
+    pub(super) nodes: Api<Node>,
+    pub(super) templates: Api<WorkspaceTemplate>,
+    pub(super) workspaces: Api<Workspace>,
+    pub(super) house: Arc<House>,
+}
+
+impl Cluster {
+    pub(super) fn new(client: Client, namespace: &str, house: Arc<House>) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            pods: Api::namespaced(client.clone(), namespace),
+            claims: Api::namespaced(client.clone(), namespace),
+            templates: Api::namespaced(client.clone(), namespace),
+            workspaces: Api::namespaced(client.clone(), namespace),
+            nodes: Api::all(client),
+            house,
+        }
+    }
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").field("namespace", &self.namespace).finish_non_exhaustive()
+    }
+}
+
+/// All that are some workspace's.
+pub(super) fn ours() -> watcher::Config {
+    watcher::Config::default().labels(WORKSPACE_LABEL)
+}
+
+/// All of one workspace.
+pub(super) fn of(workspace: &WorkspaceId) -> ListParams {
+    ListParams::default().labels(&label(workspace))
+}
+
+pub(super) fn label(workspace: &WorkspaceId) -> String {
+    format!("{WORKSPACE_LABEL}={workspace}")
+}
+
+/// Deletes the very object that was seen, and no other that has its name by now.
+pub(super) fn this(object: &impl ResourceExt) -> DeleteParams {
+    DeleteParams {
+        preconditions: Some(Preconditions { uid: object.uid(), resource_version: None }),
+        ..DeleteParams::default()
+    }
+}

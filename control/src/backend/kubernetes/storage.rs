@@ -1,0 +1,107 @@
+//! A workspace's storage: its claim, made once, found again by its label, and let go on order only.
+
+use std::{pin::pin, time::Duration};
+
+use futures_util::StreamExt;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::{
+    ResourceExt,
+    api::{Patch, PatchParams, PostParams},
+    runtime::{WatchStreamExt, watcher::watch_object},
+};
+use podling_core::id::WorkspaceId;
+use serde_json::json;
+use tokio::time::timeout;
+
+use super::{
+    cluster::{Cluster, of, this},
+    trouble::{Telling, failed, is_code, patiently},
+};
+use crate::{
+    backend::BackendError,
+    kubernetes::{
+        StorageSpec,
+        objects::{KEEP_DATA, claim, claim_name},
+    },
+};
+
+/// For a claim to go that nothing uses and nobody holds.
+const GOES_WITHIN: Duration = Duration::from_secs(60);
+
+impl Cluster {
+    /// The name of the workspace's claim; makes it if there is none.
+    pub(super) async fn claim(
+        &self,
+        usual: &StorageSpec,
+        telling: Telling<'_>,
+    ) -> Result<String, BackendError> {
+        let plan = telling.plan;
+        let operation = format!("claiming a volume for {}", plan.workspace);
+        let whose = of(&plan.workspace);
+        let list = patiently(&operation, telling, || self.claims.list(&whose)).await?;
+        if let Some(claim) = list.items.into_iter().next() {
+            if claim.metadata.deletion_timestamp.is_some() {
+                let why = "it is being deleted; what it holds can only be archived any more";
+                return Err(BackendError::new(operation, format!("{}: {why}", claim.name_any())));
+            }
+            return Ok(claim.name_any());
+        }
+        let own = patiently(&operation, telling, || self.workspaces.get_opt(plan.spec.name.as_str())).await?;
+        let storage = own.and_then(|own| own.spec.storage).unwrap_or_else(|| usual.clone());
+        let name = claim_name(&plan.workspace);
+        let new = claim(&plan.workspace, &name, &storage);
+        patiently(&operation, telling, || async {
+            match self.claims.create(&PostParams::default(), &new).await {
+                Err(error) if is_code(&error, 409) => self.claims.get(&name).await,
+                made => made,
+            }
+        })
+        .await?;
+        Ok(name)
+    }
+
+    /// Removes the workspace's claims, and waits until they are gone.
+    pub(super) async fn remove_storage(&self, workspace: &WorkspaceId) -> Result<(), BackendError> {
+        let operation = || format!("removing the volume of {workspace}");
+        let list = self.claims.list(&of(workspace)).await.map_err(|error| failed(operation(), &error))?;
+        for claim in list {
+            self.remove_claim(&claim).await.map_err(|error| failed(operation(), &error))?;
+            self.goes(&claim).await.map_err(|why| BackendError::new(operation(), why))?;
+        }
+        Ok(())
+    }
+
+    /// Deletes this very claim, then lets it go: in this order, so that what was interrupted is still found.
+    async fn remove_claim(&self, claim: &PersistentVolumeClaim) -> Result<(), kube::Error> {
+        let name = claim.name_any();
+        match self.claims.delete(&name, &this(claim)).await {
+            Err(error) if is_code(&error, 404) => return Ok(()),
+            Err(error) => return Err(error),
+            Ok(_) => {}
+        }
+        let Some(now) = self.claims.get_opt(&name).await?.filter(|now| now.uid() == claim.uid()) else {
+            return Ok(());
+        };
+        let kept: Vec<_> = now.finalizers().iter().filter(|held_by| *held_by != KEEP_DATA).collect();
+        let version = now.resource_version();
+        let patch = json!({"metadata": {"finalizers": kept, "resourceVersion": version}});
+        match self.claims.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+            Err(error) if is_code(&error, 404) => Ok(()),
+            done => done.map(drop),
+        }
+    }
+
+    async fn goes(&self, claim: &PersistentVolumeClaim) -> Result<(), String> {
+        let name = claim.name_any();
+        let gone = async {
+            let mut seen = pin!(watch_object(self.claims.clone(), &name).default_backoff());
+            while let Some(now) = seen.next().await {
+                if now.is_ok_and(|now| now.is_none_or(|now| now.uid() != claim.uid())) {
+                    break;
+                }
+            }
+        };
+        let late = |_| format!("the claim {name} is not gone after {} s", GOES_WITHIN.as_secs());
+        timeout(GOES_WITHIN, gone).await.map_err(late)
+    }
+}

@@ -1,0 +1,166 @@
+//! What the API server answers when it does not do what was asked: which of it passes, and what is said of the rest.
+
+use std::{future::Future, time::Duration};
+
+use kube::Error;
+use podling_core::status::Waits;
+use tokio::{sync::mpsc, time::sleep};
+
+use crate::backend::{BackendError, Observation, Plan};
+
+/// Pause before a call is tried again, doubled each time up to the longest; a random half of it is left out, so that not everybody
+/// comes back at once.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+
+/// Something that one waits for, and need not be told to people: it passes by itself within moments.
+pub(super) fn passes(error: &Error) -> bool {
+    match error {
+        // 409: something was changed between our look and our write.
+        Error::Api(status) => matches!(status.code, 408 | 409 | 429 | 500..),
+        Error::HyperError(_) | Error::Service(_) | Error::ReadEvents(_) => true,
+        _ => false,
+    }
+}
+
+pub(super) fn is_code(error: &Error, code: u16) -> bool {
+    matches!(error, Error::Api(status) if status.code == code)
+}
+
+/// A quota of the namespace leaves no room; for people.
+pub(super) fn no_room(error: &Error) -> Option<String> {
+    match error {
+        Error::Api(status) if status.code == 403 && status.message.contains("exceeded quota") => {
+            let (_, quota) = status.message.split_once("exceeded quota: ")?;
+            Some(format!("the quota of its namespace leaves no room: {quota}"))
+        }
+        _ => None,
+    }
+}
+
+/// Tells the driver what a start waits for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Telling<'a> {
+    pub(super) to: &'a mpsc::Sender<Observation>,
+    pub(super) plan: &'a Plan,
+}
+
+impl Telling<'_> {
+    async fn tell(&self, why: String, for_room: bool) {
+        let (workspace, epoch) = (self.plan.workspace.clone(), self.plan.epoch);
+        let waits = Some(Waits { why, for_room });
+        // Without a driver nobody needs to know.
+        let _gone = self.to.send(Observation::Waits { workspace, epoch, waits }).await;
+    }
+}
+
+/// Tries until it is done, or it is known that it never will be.
+pub(super) async fn patiently<T, F: Future<Output = Result<T, Error>>>(
+    operation: &str,
+    telling: Telling<'_>,
+    call: impl Fn() -> F,
+) -> Result<T, BackendError> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let error = match call().await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        if let Some(why) = no_room(&error) {
+            telling.tell(why, true).await;
+        } else if passes(&error) {
+            telling.tell(format!("the cluster does not do it yet: {}", said(&error)), false).await;
+        } else {
+            return Err(failed(operation, &error));
+        }
+        sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// An error, for people.
+pub(super) fn failed(operation: impl Into<String>, error: &Error) -> BackendError {
+    BackendError::new(operation, said(error))
+}
+
+/// What the API server said, or what lies behind our not having heard it.
+pub(super) fn said(error: &Error) -> String {
+    match error {
+        Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        _ => {
+            let source: &dyn std::error::Error = error;
+            let causes = std::iter::successors(Some(source), |cause| cause.source());
+            causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use kube::core::Status;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::samples::spec;
+
+    fn api(code: u16, message: &str) -> Error {
+        Error::Api(Box::new(Status { code, message: message.into(), ..Status::default() }))
+    }
+
+    #[test]
+    fn what_passes_is_told_from_what_never_will() {
+        for code in [408, 409, 429, 500, 503, 504] {
+            assert!(passes(&api(code, "")), "{code}");
+        }
+        for code in [400, 401, 403, 404, 410, 422] {
+            assert!(!passes(&api(code, "")), "{code}");
+        }
+    }
+
+    fn plan() -> Plan {
+        let spec = Arc::new(spec(1, "demo"));
+        let (workspace, resources) = (spec.id.clone(), spec.resources);
+        Plan {
+            workspace,
+            epoch: 1,
+            secret: String::new(),
+            spec,
+            resources,
+            given_up: CancellationToken::new(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quota_is_waited_for_and_named() {
+        let full = r#"pods "it" is forbidden: exceeded quota: team, requested: pods=1, used: pods=3, limited: pods=3"#;
+        let (tries, plan) = (Mutex::new(0), plan());
+        let (to, mut heard) = mpsc::channel(8);
+        let done = patiently("creating it", Telling { to: &to, plan: &plan }, || async {
+            let mut tries = tries.lock().unwrap();
+            *tries += 1;
+            match *tries {
+                1..=3 => Err(api(403, full)),
+                4 => Err(api(500, "etcdserver: leader changed")),
+                _ => Ok(*tries),
+            }
+        });
+        assert_eq!(done.await.unwrap(), 5);
+        let mut told = Vec::new();
+        while let Ok(Observation::Waits { waits: Some(waits), .. }) = heard.try_recv() {
+            told.push(waits);
+        }
+        assert_eq!(told.len(), 4);
+        assert!(told[0].for_room && told[0].why.contains("team, requested: pods=1"), "{told:?}");
+        assert!(!told[3].for_room && told[3].why.contains("leader changed"), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_forbidden_is_not_tried_again() {
+        let forbidden = || async { Err::<(), _>(api(403, "violates PodSecurity \"restricted\"")) };
+        let (plan, (to, _heard)) = (plan(), mpsc::channel(8));
+        let refused = patiently("creating it", Telling { to: &to, plan: &plan }, forbidden).await;
+        assert_eq!(refused.unwrap_err().to_string(), "creating it: violates PodSecurity \"restricted\"");
+    }
+}

@@ -1,0 +1,27 @@
+//! What tests of this crate begin with.
+
+use podling_core::{
+    id::WorkspaceId,
+    policy::Policy,
+    time::Timestamp,
+    workspace::{Resources, Spec, Wanted},
+};
+
+/// A workspace that somebody wants.
+pub(crate) fn spec(bits: u64, name: &str) -> Spec {
+    Spec {
+        id: WorkspaceId::from_bits(bits),
+        name: name.parse().unwrap(),
+        owner: "me".parse().unwrap(),
+        template: "shell".into(),
+        command: vec![],
+        env: [("KEY".to_owned(), "value".to_owned())].into(),
+        policy: Policy::default(),
+        resources: Resources::default(),
+        wanted: Wanted::Awake,
+        asked: 1,
+        source: None,
+        created: Timestamp(1),
+        request_id: "r".into(),
+    }
+}
