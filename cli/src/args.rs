@@ -29,7 +29,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 #[allow(missing_docs)]
 pub enum Command {
-    Up(Up),
+    Up(Box<Up>),
     Down(Down),
     Create(Create),
     Ls(Ls),

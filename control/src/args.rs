@@ -12,6 +12,26 @@ pub struct Args {
     /// Address to listen on; port 0 takes a free one [env: PODLING_LISTEN] [default: 127.0.0.1:7411]
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<String>,
+    /// What runs workspaces: "local" (processes of this machine) or "kubernetes" (pods) [env: PODLING_BACKEND] [default: local]
+    #[arg(long, value_name = "BACKEND")]
+    pub backend: Option<String>,
+    /// Kubernetes: the namespace of the workspaces [env: PODLING_NAMESPACE] [default: the one this runs in]
+    #[arg(long, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// Kubernetes: address to listen on for agents [env: PODLING_AGENTS_LISTEN] [default: 0.0.0.0:7412]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub agents_listen: Option<String>,
+    /// Kubernetes: where agents find that address [env: PODLING_AGENTS_URL] [default: `https://podling-agents:7412`]
+    #[arg(long, value_name = "URL")]
+    pub agents_url: Option<String>,
+    /// Kubernetes: the image of the agent, for images that have none [env: PODLING_AGENT_IMAGE] [default: podling/agent
+    /// of this version]
+    #[arg(long, value_name = "IMAGE")]
+    pub agent_image: Option<String>,
+    /// Kubernetes: the service account of the workspaces' pods, which needs no rights [env: PODLING_WORKSPACE_ACCOUNT]
+    /// [default: podling-workspace]
+    #[arg(long, value_name = "NAME")]
+    pub workspace_account: Option<String>,
     /// Certificate chain to serve TLS with, PEM [env: PODLING_TLS_CERT]
     #[arg(long, value_name = "FILE")]
     pub tls_cert: Option<String>,

@@ -16,11 +16,16 @@ mod values;
 
 use sources::Sources;
 
+/// The agent of this version.
+const AGENT_IMAGE: &str = concat!("podling/agent:", env!("CARGO_PKG_VERSION"));
+
 /// Everything the control plane is told at its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The data folder.
     pub data: PathBuf,
+    /// What runs workspaces.
+    pub engine: Engine,
     /// The public address; port 0 takes a free one.
     pub listen: SocketAddr,
     /// Certificate and key of the public address; `None`: plain text.
@@ -41,6 +46,30 @@ pub struct Config {
     pub quotas: Quotas,
     /// When it is told to stop, what is idle is put to sleep first.
     pub leaves_idle_asleep: bool,
+}
+
+/// What runs workspaces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Engine {
+    /// Processes of this machine.
+    Local,
+    /// Pods.
+    Kubernetes(Cluster),
+}
+
+/// Where in a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// The namespace of the workspaces; `None`: the one this runs in.
+    pub namespace: Option<String>,
+    /// The address for agents.
+    pub agents_listen: SocketAddr,
+    /// Where they find it.
+    pub agents_url: String,
+    /// The agent's image.
+    pub agent_image: String,
+    /// The service account of the workspaces' pods.
+    pub workspace_account: String,
 }
 
 /// PEM files.
@@ -165,8 +194,20 @@ impl Config {
                 memory_bytes: bound("memory", values::bytes)?,
             })
         };
+        let usual = |key: &str, usual: &str| text(key).unwrap_or_else(|| sources::Value::default(usual));
+        let engine = match usual("backend", "local").parse(values::is_kubernetes)? {
+            false => Engine::Local,
+            true => Engine::Kubernetes(Cluster {
+                namespace: text("namespace").map(|v| v.parse(values::label)).transpose()?,
+                agents_listen: usual("agents_listen", "0.0.0.0:7412").parse(values::address)?,
+                agents_url: usual("agents_url", "https://podling-agents:7412").parse(values::agents_url)?,
+                agent_image: usual("agent_image", AGENT_IMAGE).text,
+                workspace_account: usual("workspace_account", "podling-workspace").parse(values::label)?,
+            }),
+        };
         let listen = text("listen").unwrap_or_else(|| sources::Value::default("127.0.0.1:7411"));
         let config = Self {
+            engine,
             listen: listen.parse(values::address)?,
             tls: tls(text("tls_cert"), text("tls_key"))?,
             cors_origins: sources.list("cors_origins", ',').parse_each(values::origin)?,

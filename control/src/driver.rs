@@ -24,6 +24,7 @@
 
 mod advance;
 mod clock;
+mod edits;
 mod entry;
 mod error;
 mod event;
@@ -57,7 +58,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use error::DriverError;
 pub use event::{
-    AgentHello, Answer, Beat, ClaimContent, ConnectionId, DirectiveId, NewWorkspace, SleepStep, ToAgent,
+    AgentHello, Answer, Beat, ClaimContent, ConnectionId, DirectiveId, Edit, NewWorkspace, SleepStep, ToAgent,
 };
 pub use handle::DriverHandle;
 pub use links::MAX_LINKS;
@@ -121,14 +122,14 @@ pub struct BackendGone;
 
 impl<B: Backend> Driver<B> {
     /// Reads the store. `shutdown` ends the driver, and is set by it when everything is down after [`DriverHandle::down`].
-    pub fn open(
-        store: Store,
+    pub async fn open(
+        store: Arc<dyn Store>,
         backend: B,
         keeper: Arc<dyn Keeper>,
         quotas: Quotas,
         shutdown: CancellationToken,
     ) -> Result<(Self, DriverHandle), StoreError> {
-        let loaded = store.load()?;
+        let loaded = store.load().await?;
         let phases = loaded.records.iter().map(|record| record.status.phase);
         let archiving = phases.filter(|phase| keeping::is_archiving(*phase)).count();
         let entries = loaded
@@ -222,6 +223,8 @@ impl<B: Backend> Driver<B> {
             Event::Restore(id, reply) => self.restore(&id, reply),
             Event::Resize(id, resources, reply) => self.resize(&id, resources, reply),
             Event::SetPolicy(id, policy, reply) => self.set_policy(&id, &policy, reply),
+            Event::Found(record) => self.found(*record),
+            Event::Edited(id, edit) => self.edited(&id, *edit),
             Event::Down { force, reply } => self.down(force, reply),
             Event::Leave(reply) => self.leave(reply),
             Event::Progress { workspace, action, progress } => self.progressed(&workspace, action, progress),

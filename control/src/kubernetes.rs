@@ -6,10 +6,12 @@
 #![allow(unreachable_pub, reason = "what a derive makes beside a type with rules is public")]
 #![allow(clippy::duplicated_attributes, reason = "columns are alike in all but their names")]
 
+mod archive;
 mod environment;
 pub mod objects;
 mod policy;
 mod port;
+mod resolve;
 mod resources;
 mod status;
 mod storage;
@@ -19,9 +21,11 @@ mod workspace;
 use kube::CustomResourceExt;
 
 pub use self::{
+    archive::{WorkspaceArchive, WorkspaceArchiveSpec},
     environment::{SecretKey, Variable},
     policy::PolicySpec,
     port::Port,
+    resolve::{Wishes, id_of, resolve, share},
     resources::ResourcesSpec,
     status::{LastArchive, NextTransition, WorkspaceStatus},
     storage::StorageSpec,
@@ -40,6 +44,7 @@ pub fn definitions() -> Result<Vec<(&'static str, String)>, serde_json::Error> {
     let text = |definition| serde_json::to_string_pretty(&definition).map(|text| text + "\n");
     Ok(vec![
         ("workspaces.json", text(Workspace::crd())?),
+        ("workspacearchives.json", text(WorkspaceArchive::crd())?),
         ("workspacetemplates.json", text(WorkspaceTemplate::crd())?),
     ])
 }

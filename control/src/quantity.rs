@@ -1,4 +1,6 @@
-//! Quantities as people write them: cores and bytes, as Kubernetes does.
+//! Quantities as people write them: cores, bytes and times, as Kubernetes does.
+
+use std::time::Duration;
 
 /// What [`cores()`] reads.
 pub const CORES: &str = "cores (\"2\") or thousandths of one (\"500m\")";
@@ -28,6 +30,35 @@ pub fn bytes(text: &str) -> Option<u64> {
     text[..digits].parse::<u64>().ok()?.checked_mul(unit).filter(|bytes| *bytes > 0)
 }
 
+/// A time such as "90s", "15m", "1h30m" or "7d".
+pub fn duration(text: &str) -> Option<Duration> {
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let count: u64 = rest[..digits].parse().ok()?;
+        let seconds = match rest.as_bytes()[digits] {
+            b's' => 1,
+            b'm' => 60,
+            b'h' => 60 * 60,
+            b'd' => 24 * 60 * 60,
+            _ => return None,
+        };
+        total = total.checked_add(Duration::from_secs(count.checked_mul(seconds)?))?;
+        rest = &rest[digits + 1..];
+    }
+    (!text.is_empty()).then_some(total)
+}
+
+/// A time as [`duration()`] reads it and Kubernetes' rules do: hours, minutes and seconds. Less than a second is left out.
+pub fn duration_words(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let parts = [(seconds / 3600, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
+    let words: String =
+        parts.iter().filter(|(count, _)| *count > 0).map(|(count, unit)| format!("{count}{unit}")).collect();
+    if words.is_empty() { "0s".to_owned() } else { words }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,5 +74,15 @@ mod tests {
             (bytes("0GiB"), bytes("1GB"), bytes("ä"), bytes("99999999999TiB")),
             (None, None, None, None)
         );
+    }
+
+    #[test]
+    fn times_are_written_as_they_are_read() {
+        for (seconds, words) in
+            [(90, "1m30s"), (3600, "1h"), (129_600, "36h"), (0, "0s"), (86_461, "24h1m1s")]
+        {
+            let time = Duration::from_secs(seconds);
+            assert_eq!((duration_words(time).as_str(), duration(words)), (words, Some(time)));
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The composition root: makes the parts, connects them, runs them, and ends them in order.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use podling_core::id::WorkspaceId;
 use podling_proto::control::v1::{
@@ -15,26 +15,27 @@ use tower::Layer;
 use crate::{
     agents,
     api::{backups::BackupsApi, json, tokens::TokensApi, workspaces::WorkspacesApi},
-    backend::{
-        BackendError,
-        local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
-    },
-    backups::{Backups, OpenError},
-    config::Config,
-    driver::{BackendGone, Driver, DriverHandle},
+    backend::{AgentReviewer, Backend},
+    backups::Backups,
+    config::{self, Config},
+    driver::{Driver, DriverHandle},
     gateway::Gateway,
-    identity::{FileError, Identity, IdentityError, file, server_config},
+    identity::{Identity, file, server_config},
     keeper::AgentKeeper,
     metrics::Metrics,
     open_files::OpenFiles,
     server::{AgentsFront, Front, Listener, Stopping, cors},
-    store::{Store, StoreError},
-    template::{TemplateError, Templates},
 };
 
 mod claim;
+mod engine;
+mod error;
 mod leave;
+mod secrets;
 mod services;
+
+use engine::{AgentsAt, Engine};
+pub use error::RunError;
 
 /// Wishes to wake that wait for the driver: as many as there are calls that wait. When it is full a call wishes again in a moment.
 const WAKES: usize = 1024;
@@ -48,83 +49,6 @@ pub struct Ready {
     pub root_token: PathBuf,
 }
 
-/// Why the control plane does not run, or does not run any more.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// Another one has the data folder.
-    #[error(
-        "the data folder {data} is in use by another control plane (process {pid}): use that one, stop it with \
-         `podling down --data {data}`, or give this one another folder with --data", data = data.display()
-    )]
-    InUse {
-        /// The folder.
-        data: PathBuf,
-        /// The other's process.
-        pid: String,
-    },
-    /// Others use the data folder for something else.
-    #[error(
-        "the data folder {data} is open to others (mode {mode:o}) and holds what is not Podling's ({holds}): give it a folder of \
-         its own with --data, or `chmod 700` this one if nobody else uses it", data = data.display()
-    )]
-    Shared {
-        /// The folder.
-        data: PathBuf,
-        /// Its mode.
-        mode: u32,
-        /// Something in it.
-        holds: String,
-    },
-    /// A file in the data folder.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// Tokens, keys, certificates.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// A template.
-    #[error(transparent)]
-    Template(#[from] TemplateError),
-    /// What is stored.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// Where archives are kept.
-    #[error(transparent)]
-    Backups(#[from] OpenError),
-    /// What runs workspaces.
-    #[error(transparent)]
-    Backend(#[from] BackendError),
-    /// The certificate for the public address.
-    #[error("the certificate given with --tls-cert and --tls-key cannot be used")]
-    Tls(#[source] rustls::Error),
-    /// The public address.
-    #[error(
-        "listening on {address}; is another program there? Choose another address with --listen, port 0 for a free one"
-    )]
-    Listen {
-        /// Which.
-        address: SocketAddr,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Where agents dial.
-    #[error("listening for agents at {path}", path = path.display())]
-    ListenAgents {
-        /// The socket.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The description of the services.
-    #[error("describing the services")]
-    Reflection(#[source] tonic_reflection::server::Error),
-    /// The driver ended.
-    #[error("the driver ended")]
-    Driver(#[from] BackendGone),
-    /// A part that runs as long as the control plane ended by itself.
-    #[error("{0} ended by itself; start the control plane again: the workspaces go on meanwhile")]
-    Ended(&'static str),
-}
-
 /// Runs the control plane until `shutdown`, or until it was told to go down. `ready` is called once, when it answers.
 pub async fn run(
     config: Config,
@@ -133,22 +57,30 @@ pub async fn run(
 ) -> Result<(), RunError> {
     let files = OpenFiles::raise();
     let folder = claim::DataFolder::claim(&config.data)?;
-    let identity = Arc::new(Identity::open(&config.data)?);
-    let templates = Templates::load(&config.templates, &config.default_template)?;
-    let backend = LocalBackend::open(LocalConfig {
-        data: config.data.clone(),
-        agent_command: config.agent_command.clone(),
-        control_ca: identity.ca_file().to_owned(),
-        agent_files: files,
-    })?;
+    match config.engine.clone() {
+        config::Engine::Local => serve(engine::local(&config, files)?, config, folder, shutdown, ready).await,
+        config::Engine::Kubernetes(cluster) => {
+            let engine = engine::kubernetes(&config, &cluster).await?;
+            serve(engine, config, folder, shutdown, ready).await
+        }
+    }
+}
+
+async fn serve<B: Backend, R: AgentReviewer>(
+    engine: Engine<B, R>,
+    config: Config,
+    folder: claim::DataFolder,
+    shutdown: CancellationToken,
+    ready: impl FnOnce(Ready),
+) -> Result<(), RunError> {
+    let Engine { identity, backend, store, reviewer, templates, agents_at, follower } = engine;
     // Opened now, so that a store that cannot be used is said at the start and not when a workspace has to be archived.
     file::make_private_folder(&config.scratch_folder())?;
     let backups = Backups::open(&config.backups, config.scratch_folder())?;
     let keeper = Arc::new(AgentKeeper::new(backups, identity.clone()));
-    let store = Store::open(&config.data.join("control").join("store.redb"))?;
     // Set by the driver itself after `down`.
     let driven = CancellationToken::new();
-    let (driver, handle) = Driver::open(store, backend, keeper, config.quotas, driven.clone())?;
+    let (driver, handle) = Driver::open(store, backend, keeper, config.quotas, driven.clone()).await?;
 
     let stopping = Stopping::default();
     let metrics = Arc::new(Metrics::new(handle.snapshots(), queue(&handle)));
@@ -162,7 +94,7 @@ pub async fn run(
     ));
     let health = HealthReporter::new();
     let tokens = TokensServer::new(TokensApi::new(identity.clone(), handle.snapshots()));
-    let workspaces = WorkspacesApi::new(handle.clone(), Arc::new(templates), stopping.streams.clone());
+    let workspaces = WorkspacesApi::new(handle.clone(), templates, stopping.streams.clone());
     let backups = BackupsApi::new(handle.clone());
     let json = json::router(workspaces.clone(), backups.clone());
     let own = Routes::new(tokens)
@@ -174,7 +106,7 @@ pub async fn run(
     let sessions = TaskTracker::new();
     let agents = agents::service(
         handle.clone(),
-        LocalReviewer::new(handle.snapshots())?,
+        reviewer(handle.snapshots())?,
         identity.token_keys(),
         sessions.clone(),
         stopping.streams.clone(),
@@ -184,11 +116,15 @@ pub async fn run(
 
     let public = listen(&config, &stopping, &metrics).await?;
     let url = public.url().unwrap_or_default();
-    let internal = listen_for_agents(&config, &identity, &stopping, &metrics)?;
+    let internal = listen_for_agents(agents_at, &identity, &stopping, &metrics).await?;
 
     let mut parts = Parts::new();
     let leaving = config.leaves_idle_asleep.then(|| handle.clone());
     parts.spawn(async move { Ok(driver.run().await.map(|()| "the driver")?) });
+    if let Some(follower) = follower {
+        let following = driven.clone().run_until_cancelled_owned(follower(handle.clone()));
+        parts.spawn(async move { following.await.unwrap_or(Ok("the watch over the cluster")) });
+    }
     parts.spawn(async move { Ok(wake(handle, wished).await) });
     let mut doors = Parts::new();
     let front = cors(&config.cors_origins).layer(front);
@@ -265,15 +201,22 @@ async fn listen(config: &Config, stopping: &Stopping, metrics: &Metrics) -> Resu
         .map_err(|source| RunError::Listen { address: config.listen, source })
 }
 
-fn listen_for_agents(
-    config: &Config,
+async fn listen_for_agents(
+    at: AgentsAt,
     identity: &Identity,
     stopping: &Stopping,
     metrics: &Metrics,
 ) -> Result<Listener, RunError> {
-    let path = control_socket(&config.data);
-    Listener::unix(&path, identity.agents_tls(), stopping.clone(), metrics.agent_connections.clone())
-        .map_err(|source| RunError::ListenAgents { path, source })
+    let (tls, open) = (identity.agents_tls(), metrics.agent_connections.clone());
+    let (listener, at) = match at {
+        AgentsAt::Socket(path) => {
+            (Listener::unix(&path, tls, stopping.clone(), open), path.display().to_string())
+        }
+        AgentsAt::Address(address) => {
+            (Listener::agents(address, tls, stopping.clone(), open).await, address.to_string())
+        }
+    };
+    listener.map_err(|source| RunError::ListenAgents { at, source })
 }
 
 /// Passes on to the driver for which workspaces calls wait.

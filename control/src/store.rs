@@ -3,12 +3,14 @@
 //! Must not know what a workspace's status means.
 
 mod file;
+mod kubernetes;
 mod redb;
 mod reserve;
+mod stored;
 
 use std::{
     collections::{HashSet, VecDeque},
-    io,
+    fmt, io,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -16,14 +18,28 @@ use std::{
 
 use podling_core::{
     id::WorkspaceId,
-    status::Status,
+    status::{Phase, Status},
     time::Timestamp,
     workspace::{Epoch, Spec, State},
 };
 use serde::{Deserialize, Serialize};
 
-pub use self::redb::Store;
+pub use self::{kubernetes::KubernetesStore, redb::RedbStore};
 use crate::snapshot::Fingerprint;
+
+/// Keeps records. One driver uses it at a time; its calls come one after the other.
+#[tonic::async_trait]
+pub trait Store: fmt::Debug + Send + Sync + 'static {
+    /// Everything that can be read. Called once, before anything else.
+    async fn load(&self) -> Result<Loaded, StoreError>;
+
+    /// Makes changes durable, at most one for each workspace, and says of each whether it is. One that failed may have become durable all the
+    /// same; the next one for its workspace stands in its place.
+    async fn commit(&self, changes: Vec<Change>) -> Vec<Committed>;
+}
+
+/// What became of a change.
+pub type Committed = (Change, Result<(), Arc<StoreError>>);
 
 /// The shape of [`Record`]. A record of a later one is left alone.
 pub const RECORD_SCHEMA: u32 = 1;
@@ -40,6 +56,9 @@ pub struct Record {
     /// What was decided of it lately, oldest first: at most [`LOG_ENTRIES`].
     #[serde(default)]
     pub log: Arc<VecDeque<LogEntry>>,
+    /// Which edit of its resource this follows from, where it has one.
+    #[serde(default)]
+    pub generation: i64,
 }
 
 /// Decisions kept of each workspace: some days of an ordinary one, and some 4 KiB.
@@ -74,6 +93,24 @@ pub enum Change {
     Forget(WorkspaceId, Timestamp),
     /// So long has been watched, over all lives of the control plane.
     Witnessed(Duration),
+}
+
+impl Change {
+    /// The workspace it is about.
+    pub fn id(&self) -> Option<&WorkspaceId> {
+        match self {
+            Self::Put(record) => Some(&record.spec.id),
+            Self::Forget(id, _) => Some(id),
+            Self::Witnessed(_) => None,
+        }
+    }
+}
+
+impl Record {
+    /// It was deleted, and is only kept for its archives.
+    pub fn is_gone(&self) -> bool {
+        self.spec.wanted.is_gone() && self.status.phase == Phase::Archived && !self.status.storage
+    }
 }
 
 /// What was there at the start.
@@ -126,7 +163,28 @@ pub enum StoreError {
         #[source]
         source: Box<::redb::Error>,
     },
-    /// Reading or writing failed.
+    /// Somebody else has changed it, and that has to be seen first.
+    #[error("the workspace {name} was changed by somebody else just now")]
+    Changed {
+        /// The resource.
+        name: String,
+    },
+    /// Another workspace is called so.
+    #[error("there is a workspace {name} in this namespace already; take another name")]
+    Taken {
+        /// The name.
+        name: String,
+    },
+    /// The API server did not do it.
+    #[error("{operation}")]
+    Cluster {
+        /// What was tried.
+        operation: String,
+        /// Why not.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// Reading or writing the file failed.
     #[error("{operation} in the store")]
     Access {
         /// What was tried.
@@ -146,7 +204,7 @@ impl StoreError {
                 ::redb::Error::Io(error) => Some(error),
                 _ => None,
             },
-            Self::InUse { .. } | Self::OtherFormat { .. } => None,
+            _ => None,
         };
         io.is_some_and(|error| {
             matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)

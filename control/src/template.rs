@@ -12,7 +12,10 @@ use std::{
 use podling_core::{policy::Policy, workspace::Resources};
 
 mod built_in;
+mod follower;
 mod parse;
+
+pub use follower::TemplateFollower;
 
 /// What a new workspace is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +84,11 @@ impl Templates {
             return Err(TemplateError::NoDefault { name: default.to_owned(), known });
         }
         Ok(Self { by_name, default: default.to_owned() })
+    }
+
+    /// These.
+    pub fn new(by_name: BTreeMap<String, Arc<Template>>, default: &str) -> Self {
+        Self { by_name, default: default.to_owned() }
     }
 
     /// The template of this name; the empty name is the default. With the name it really has.

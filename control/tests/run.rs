@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 use podling_control::{
     args::Args,
-    config::{Config, Defaults, LogFormat},
+    config::{Config, Defaults, Engine, LogFormat},
     run::{Ready, RunError, run},
 };
 use podling_proto::control::v1::{DescribeTokenRequest, tokens_client::TokensClient};
@@ -23,6 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(15);
 
 fn config(data: &Path) -> Config {
     Config {
+        engine: Engine::Local,
         data: data.to_owned(),
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         tls: None,

@@ -19,7 +19,7 @@ use podling_core::{
     workspace::{Resources, Spec, Wanted},
 };
 use podling_tests::cluster::{Namespace, image};
-use tokio::time::timeout;
+use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::resources::define;
@@ -155,7 +155,7 @@ async fn a_start_is_one_pod_and_storage_outlives_it() {
     let other = KubernetesBackend::new(client().await, ground.space.name(), house_of_nobody());
     let listed = Box::pin(other.observe()).next().await;
     let Some(Observation::Listed { living, .. }) = listed else { panic!("{listed:?}") };
-    assert_eq!(living, [instance.clone()]);
+    assert_eq!(living, std::slice::from_ref(&instance));
 
     ground.backend.stop(first.workspace.clone()).await.unwrap();
     ground.sees_end(&instance).await;
@@ -202,12 +202,13 @@ async fn what_a_start_waits_for_is_said_and_it_waits_only_as_long_as_it_is_wante
     let mut large = plan("debian");
     large.resources.cpu_millis = 4_000_000;
     let (backend, plan) = (ground.backend.clone(), large.clone());
-    let starting = tokio::spawn(async move { backend.ensure(plan).await });
+    let mut starting = JoinSet::new();
+    starting.spawn(async move { backend.ensure(plan).await });
     let waits = ground.sees_waiting().await;
     assert!(!waits.for_room && waits.why.starts_with("no machine has room for it: "), "{waits:?}");
     assert!(waits.why.contains("Insufficient cpu"), "{waits:?}");
     large.given_up.cancel();
-    let refused = timeout(DEADLINE, starting).await.expect("it gives up").unwrap().unwrap_err();
+    let refused = timeout(DEADLINE, starting.join_all()).await.expect("it gives up").remove(0).unwrap_err();
     assert!(refused.to_string().contains("not wanted any more"), "{refused}");
     ground.backend.stop(large.workspace.clone()).await.unwrap();
     assert_eq!(ground.pods(), "");
@@ -219,12 +220,13 @@ async fn a_quota_of_the_namespace_is_queued_for() {
     ground.space.kubectl(&["create", "quota", "team", "--hard=pods=0"]).good();
     let plan = plan("debian");
     let (backend, asked) = (ground.backend.clone(), plan.clone());
-    let starting = tokio::spawn(async move { backend.ensure(asked).await });
+    let mut starting = JoinSet::new();
+    starting.spawn(async move { backend.ensure(asked).await });
     let waits = ground.sees_waiting().await;
     assert!(waits.for_room && waits.why.contains("team, requested: pods=1, used: pods=0"), "{waits:?}");
     let more = r#"{"spec": {"hard": {"pods": "1"}}}"#;
     ground.space.kubectl(&["patch", "quota", "team", "--patch", more]).good();
-    timeout(DEADLINE, starting).await.expect("there is room").unwrap().unwrap();
+    timeout(DEADLINE, starting.join_all()).await.expect("there is room").remove(0).unwrap();
     ground.backend.stop(plan.workspace).await.unwrap();
 }
 

@@ -20,7 +20,7 @@ use podling_proto::{
     error::{Reason, WireError},
     v1::Verb,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch::Receiver};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -35,7 +35,7 @@ const MAX_WATCHERS: usize = 1000;
 #[derive(Debug, Clone)]
 pub struct WorkspacesApi {
     driver: DriverHandle,
-    templates: Arc<Templates>,
+    templates: Receiver<Arc<Templates>>,
     watchers: Arc<Semaphore>,
     closing: CancellationToken,
 }
@@ -44,7 +44,11 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl WorkspacesApi {
     /// Streams end with `closing`.
-    pub fn new(driver: DriverHandle, templates: Arc<Templates>, closing: CancellationToken) -> Self {
+    pub fn new(
+        driver: DriverHandle,
+        templates: Receiver<Arc<Templates>>,
+        closing: CancellationToken,
+    ) -> Self {
         Self { driver, templates, watchers: Arc::new(Semaphore::new(MAX_WATCHERS)), closing }
     }
 
@@ -63,7 +67,8 @@ impl Workspaces for WorkspacesApi {
         request: Request<CreateWorkspaceRequest>,
     ) -> Result<Response<CreateWorkspaceResponse>, Status> {
         let caller = caller(&request)?;
-        let new = parse::create(&caller, request.into_inner(), &self.templates)?;
+        let templates = self.templates.borrow().clone();
+        let new = parse::create(&caller, request.into_inner(), &templates)?;
         let (view, created) = if caller.workspaces.is_some() {
             // It could not see what it makes. So it never gets as far as making: not even when the one it sees goes meanwhile.
             let found = self.driver.snapshots().borrow().by_name(&new.owner, &new.name).cloned();

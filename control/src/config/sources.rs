@@ -8,8 +8,14 @@ use super::{ConfigError, Source};
 use crate::args::Args;
 
 /// Keys of the file; the environment variable of each is `PODLING_` and the key in capitals, the flag has "-" for "_".
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 22] = [
     "listen",
+    "backend",
+    "namespace",
+    "agents_listen",
+    "agents_url",
+    "agent_image",
+    "workspace_account",
     "tls_cert",
     "tls_key",
     "allow_plaintext",
@@ -112,6 +118,12 @@ impl<'a> Sources<'a> {
         let args = self.args.clone();
         match key {
             "listen" => args.listen,
+            "backend" => args.backend,
+            "namespace" => args.namespace,
+            "agents_listen" => args.agents_listen,
+            "agents_url" => args.agents_url,
+            "agent_image" => args.agent_image,
+            "workspace_account" => args.workspace_account,
             "tls_cert" => args.tls_cert,
             "tls_key" => args.tls_key,
             "allow_plaintext" => args.allow_plaintext.then(|| "true".to_owned()),

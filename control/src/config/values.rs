@@ -46,6 +46,33 @@ pub(super) fn origin(text: &str) -> Result<String, String> {
     }
 }
 
+/// Whether pods run workspaces.
+pub(super) fn is_kubernetes(text: &str) -> Result<bool, String> {
+    match text {
+        "local" => Ok(false),
+        "kubernetes" => Ok(true),
+        _ => Err("\"local\" or \"kubernetes\"".to_owned()),
+    }
+}
+
+/// The name of something in Kubernetes.
+pub(super) fn label(text: &str) -> Result<String, String> {
+    let fits = (1..=63).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if fits { Ok(text.to_owned()) } else { Err("1 to 63 of a-z, 0-9 and \"-\"".to_owned()) }
+}
+
+/// Where agents dial.
+pub(super) fn agents_url(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("https://").filter(|host| host.parse::<http::uri::Authority>().is_ok());
+    match host {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("https and a host with its port, such as https://podling-agents:7412".to_owned()),
+    }
+}
+
 pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
     match text {
         "text" => Ok(LogFormat::Text),

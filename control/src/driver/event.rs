@@ -20,6 +20,7 @@ use crate::{
     backend::InstanceId,
     progress::Progress,
     snapshot::{Fingerprint, WorkspaceView},
+    store::Record,
 };
 
 /// Where an answer goes.
@@ -42,6 +43,10 @@ pub(crate) enum Event {
     SetPolicy(WorkspaceId, Box<PolicyOverrides>, Reply<Arc<WorkspaceView>>),
     /// Give it another share of its owner's room.
     Resize(WorkspaceId, Resources, Reply<Arc<WorkspaceView>>),
+    /// Somebody has made one where it is stored.
+    Found(Box<Record>),
+    /// Somebody has changed one where it is stored.
+    Edited(WorkspaceId, Box<Edit>),
     /// End all processes and then the control plane.
     Down { force: bool, reply: Reply<()> },
     /// Put to sleep what is idle: the control plane is about to stop.
@@ -81,6 +86,23 @@ pub struct NewWorkspace {
     pub request_id: String,
     /// Answer with the owner's workspace of this name if there is one.
     pub reconnect: bool,
+}
+
+/// What somebody has changed of a workspace where it is stored, and not by asking.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Edit {
+    /// Which edit it is.
+    pub generation: i64,
+    /// It shall be awake (`true`) or asleep.
+    pub awake: Option<bool>,
+    /// It shall have so much.
+    pub resources: Option<Resources>,
+    /// How long what may last.
+    pub policy: Option<Policy>,
+    /// Its environment.
+    pub env: Option<BTreeMap<String, String>>,
+    /// It shall be gone: archived first, or (`true`) with all that it holds.
+    pub deleted: Option<bool>,
 }
 
 /// One stream of one agent.

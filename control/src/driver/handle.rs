@@ -6,10 +6,13 @@ use podling_core::{id::WorkspaceId, policy::PolicyOverrides, workspace::Resource
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    AgentHello, Answer, Beat, ConnectionId, DriverError, NewWorkspace,
+    AgentHello, Answer, Beat, ConnectionId, DriverError, Edit, NewWorkspace,
     event::{Event, Reply},
 };
-use crate::snapshot::{Snapshots, WorkspaceView};
+use crate::{
+    snapshot::{Snapshots, WorkspaceView},
+    store::Record,
+};
 
 /// Events that wait for the driver. When it is full, who asks waits; the driver takes some 10 µs for each.
 pub(super) const EVENT_QUEUE: usize = 1024;
@@ -89,6 +92,16 @@ impl DriverHandle {
     /// Puts to sleep what is idle, and answers when that is done; what is used runs on. Nothing is made or woken from here on.
     pub async fn leave(&self) -> Result<(), DriverError> {
         self.ask(Event::Leave).await
+    }
+
+    /// Somebody has made a workspace where it is stored.
+    pub async fn found(&self, record: Record) -> Result<(), DriverError> {
+        self.send(Event::Found(Box::new(record))).await
+    }
+
+    /// Somebody has changed a workspace where it is stored.
+    pub async fn edited(&self, id: WorkspaceId, edit: Edit) -> Result<(), DriverError> {
+        self.send(Event::Edited(id, Box::new(edit))).await
     }
 
     /// An agent introduces itself; the answers come over its `to_agent`.

@@ -48,7 +48,7 @@ impl<B: Backend> Driver<B> {
         if let Some(entry) = mine().find(repeated) {
             return Ok((entry.record.spec.id.clone(), false));
         }
-        let holds_it = |entry: &&Entry| entry.record.spec.name == new.name && !entry.is_gone();
+        let holds_it = |entry: &&Entry| entry.record.spec.name == new.name && !entry.record.is_gone();
         if let Some(entry) = mine().find(holds_it) {
             let id = entry.record.spec.id.clone();
             return match (entry.record.spec.wanted, new.reconnect) {
@@ -92,7 +92,7 @@ impl<B: Backend> Driver<B> {
         tracing::info!(workspace = %id, name = %spec.name, owner = %spec.owner, template = spec.template, "created");
         let (spec, log) = (Arc::new(spec), Arc::default());
         let status = if spec.source.is_some() { Status::from_archive(now) } else { Status::new(now) };
-        let record = Record { spec, status, credential: None, log };
+        let record = Record { spec, status, credential: None, log, generation: 0 };
         self.line_changed = true;
         self.entries.insert(id.clone(), Entry::new(record, false, Observed::of_new()));
         Ok((id, true))
@@ -158,7 +158,10 @@ impl<B: Backend> Driver<B> {
         let spec = &entry.record.spec;
         let takes = |other: &&Entry| {
             let theirs = &other.record.spec;
-            theirs.id != *id && theirs.owner == spec.owner && theirs.name == spec.name && !other.is_gone()
+            theirs.id != *id
+                && theirs.owner == spec.owner
+                && theirs.name == spec.name
+                && !other.record.is_gone()
         };
         let refused = if self.standby || self.leaving {
             Some(DriverError::ShuttingDown)
@@ -266,7 +269,7 @@ impl<B: Backend> Driver<B> {
     }
 
     /// Somebody waits for it.
-    fn call(&mut self, id: &WorkspaceId) {
+    pub(super) fn call(&mut self, id: &WorkspaceId) {
         let Some(entry) = self.entries.get_mut(id) else { return };
         entry.observed.asked = None;
         let record = &entry.record;
@@ -309,19 +312,13 @@ fn rests_or_will(phase: Phase) -> bool {
 
 impl Entry {
     /// Somebody wants it so: a new request.
-    fn want(&mut self, wanted: Wanted) {
+    pub(super) fn want(&mut self, wanted: Wanted) {
         let spec = Spec::clone(&self.record.spec);
         self.respec(Spec { wanted, asked: spec.asked + 1, ..spec });
     }
 
     fn respec(&mut self, spec: Spec) {
         self.record = Arc::new(Record { spec: Arc::new(spec), ..Record::clone(&self.record) });
-    }
-
-    /// It was deleted, and only its archives are left.
-    fn is_gone(&self) -> bool {
-        let (spec, status) = (&self.record.spec, &self.record.status);
-        spec.wanted.is_gone() && status.phase == Phase::Archived && !status.storage
     }
 }
 

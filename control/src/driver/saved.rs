@@ -2,24 +2,25 @@
 
 use podling_core::{decide::Action, id::WorkspaceId, observed::Failure};
 
-use super::{Driver, DriverError, clock, writer::Written};
+use super::{Driver, DriverError, clock};
 use crate::{
     backend::Backend,
-    store::{Change, StoreError},
+    store::{Change, Committed, StoreError},
 };
 
 impl<B: Backend> Driver<B> {
-    /// A batch was written, or was not.
-    pub(super) fn written(&mut self, written: Written) {
-        if let Err(error) = &written.result {
+    /// A batch was written; some of it perhaps was not.
+    pub(super) fn written(&mut self, committed: Vec<Committed>) {
+        let mut failures = committed.iter().filter_map(|(_, result)| result.as_ref().err());
+        if let Some(error) = failures.next() {
             tracing::error!(
                 error = error as &dyn std::error::Error,
-                changes = written.changes.len(),
+                changes = 1 + failures.count(),
                 "the store cannot be written; what was decided is taken back"
             );
         }
-        for change in written.changes {
-            match (change, &written.result) {
+        for (change, result) in committed {
+            match (change, &result) {
                 (Change::Put(record), Ok(())) => {
                     let id = record.spec.id.clone();
                     // Room that was given back is free now.

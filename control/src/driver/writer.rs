@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
 use podling_core::id::WorkspaceId;
 use tokio::{task::JoinSet, time::Instant};
 
-use crate::store::{Change, Store, StoreError};
+use crate::store::{Change, Committed, Store};
 
-/// Pause after a failed write: a full disk is tried once a second.
+/// Pause when nothing could be written: a full disk is tried once a second.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// How often it is written how long has been watched: so much of it a crash makes unseen.
@@ -16,30 +16,21 @@ const WITNESSED_EVERY: Duration = Duration::from_secs(60);
 /// What waits to become durable, and what is on its way.
 #[derive(Debug)]
 pub(super) struct Writer {
-    store: Arc<Store>,
+    store: Arc<dyn Store>,
     /// At most one change per workspace: the newest stands for those before it.
     waiting: BTreeMap<WorkspaceId, Change>,
-    writing: JoinSet<(Vec<Change>, Result<(), StoreError>)>,
+    writing: JoinSet<Vec<Committed>>,
     not_before: Option<Instant>,
     /// How long has been watched, and how much of it was given to the store.
     witnessed: Duration,
     written: Duration,
 }
 
-/// How a batch went.
-#[derive(Debug)]
-pub(crate) struct Written {
-    /// What was in it. After a failure: also what waited behind it, for none of it will be written.
-    pub(crate) changes: Vec<Change>,
-    /// The reason it failed.
-    pub(crate) result: Result<(), StoreError>,
-}
-
 impl Writer {
     /// Of a store in which so much has been watched.
-    pub(super) fn new(store: Store, witnessed: Duration) -> Self {
+    pub(super) fn new(store: Arc<dyn Store>, witnessed: Duration) -> Self {
         Self {
-            store: Arc::new(store),
+            store,
             waiting: BTreeMap::new(),
             writing: JoinSet::new(),
             not_before: None,
@@ -72,24 +63,25 @@ impl Writer {
         changes.push(Change::Witnessed(self.witnessed));
         self.written = self.witnessed;
         let store = self.store.clone();
-        self.writing.spawn_blocking(move || {
-            let result = store.commit(&changes);
-            (changes, result)
-        });
+        self.writing.spawn(async move { store.commit(changes).await });
     }
 
-    /// The end of the batch; waits for ever while nothing is written. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Written {
-        let (mut changes, result) = match self.writing.join_next().await {
+    /// The end of the batch: what became of each change, those included that waited behind one that failed, for they will not be written.
+    /// Waits for ever while nothing is written. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Vec<Committed> {
+        let mut committed = match self.writing.join_next().await {
             None => pending().await,
             Some(Ok(done)) => done,
             Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
         };
-        if result.is_err() {
-            changes.extend(std::mem::take(&mut self.waiting).into_values());
+        if committed.iter().all(|(_, result)| result.is_err()) {
             self.not_before = Some(Instant::now() + PAUSE);
         }
-        Written { changes, result }
+        let failed = |(change, result): &Committed| Some((change.id()?.clone(), result.clone().err()?));
+        for (id, error) in committed.iter().filter_map(failed).collect::<Vec<_>>() {
+            committed.extend(self.waiting.remove(&id).map(|behind| (behind, Err(error))));
+        }
+        committed
     }
 
     /// When to call [`Writer::begin`] again after a failure.

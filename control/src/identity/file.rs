@@ -86,7 +86,7 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), FileError> {
 }
 
 /// Reads a secret; `None` if there is none yet.
-pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     let io = |source| FileError::Io { operation: "reading", path: path.to_owned(), source };
     let mut file = match File::open(path) {
         Ok(file) => file,

@@ -16,6 +16,10 @@ use super::{ResourcesSpec, StorageSpec, WorkspaceTemplateSpec};
 pub const WORKSPACE_LABEL: &str = "podling.dev/workspace";
 /// Which start of an agent a pod is: an annotation.
 pub const EPOCH_ANNOTATION: &str = "podling.dev/epoch";
+/// Holds a workspace's resource until its data is archived, or somebody let it go.
+pub const ARCHIVE_FIRST: &str = "podling.dev/archive-first";
+/// Set to "true" on a workspace's resource that is deleted: its data goes with it, archived or not.
+pub const DISCARD: &str = "podling.dev/discard";
 /// The container that a person works in.
 pub const CONTAINER: &str = "workspace";
 /// Where its agent listens.

@@ -1,7 +1,12 @@
 //! How long what may last.
 
+use std::time::Duration;
+
 use kube::KubeSchema;
+use podling_core::policy::{Policy, PolicyOverrides};
 use serde::{Deserialize, Serialize};
+
+use crate::quantity::{duration, duration_words};
 
 macro_rules! policy {
     ($($(#[doc = $doc:literal])* $field:ident;)*) => {
@@ -43,4 +48,34 @@ policy! {
     keep_archives;
     /// Longest time awake, used or not; no end.
     max_awake;
+}
+
+impl PolicySpec {
+    /// What it says, and says nothing about. What cannot be read (the API server lets none of it in) is not said.
+    pub fn overrides(&self) -> PolicyOverrides {
+        let time = |text: &Option<String>| text.as_deref().and_then(duration);
+        PolicyOverrides {
+            idle_timeout: time(&self.idle_timeout),
+            warning: time(&self.warning),
+            work_cap: time(&self.work_cap),
+            presence_cap: time(&self.presence_cap),
+            archive_after: time(&self.archive_after),
+            keep_archives: time(&self.keep_archives),
+            max_awake: time(&self.max_awake).map(Some),
+        }
+    }
+
+    /// All of this policy.
+    pub fn of(policy: &Policy) -> Self {
+        let words = |time: Duration| Some(duration_words(time));
+        Self {
+            idle_timeout: words(policy.idle_timeout),
+            warning: words(policy.warning),
+            work_cap: words(policy.work_cap),
+            presence_cap: words(policy.presence_cap),
+            archive_after: words(policy.archive_after),
+            keep_archives: words(policy.keep_archives),
+            max_awake: policy.max_awake.and_then(words),
+        }
+    }
 }

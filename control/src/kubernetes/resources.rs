@@ -1,6 +1,7 @@
 //! What a workspace has while it is awake.
 
 use kube::KubeSchema;
+use podling_core::workspace::Resources;
 use serde::{Deserialize, Serialize};
 
 /// Processors and memory: reserved, and the limit.
@@ -18,6 +19,13 @@ pub struct ResourcesSpec {
         validation = Rule::new("quantity(self).compareTo(quantity('64Mi')) >= 0").message("an agent and a shell need 64Mi of memory")
     )]
     pub memory: String,
+}
+
+impl ResourcesSpec {
+    /// So much.
+    pub fn of(resources: Resources) -> Self {
+        Self { cpu: format!("{}m", resources.cpu_millis), memory: resources.memory_bytes.to_string() }
+    }
 }
 
 impl Default for ResourcesSpec {

@@ -63,6 +63,15 @@ pub struct WorkspaceStatus {
     /// Its newest archive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_archive: Option<LastArchive>,
+    /// What the control plane knows it by, for itself alone: written and read as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "anything")]
+    pub record: Option<serde_json::Value>,
+}
+
+/// An object of which the API server need know nothing.
+pub(super) fn anything(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
 }
 
 /// What happens next.

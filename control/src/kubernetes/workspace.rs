@@ -33,7 +33,21 @@ use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable, WorkspaceSta
     validation = Rule::new("has(self.storage) == has(oldSelf.storage) || !has(oldSelf.storage)")
         .message("storage that was asked for stays; delete the workspace to let it go")
 )]
+#[x_kube(
+    validation = Rule::new("has(self.id) == has(oldSelf.id) && has(self.source) == has(oldSelf.source)")
+        .message("what a workspace is and what it began with never changes")
+)]
 pub struct WorkspaceSpec {
+    /// How Podling calls it, for ever; leave it out, and it follows from the resource's uid. Never changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 12), inner(regex(pattern = "^[a-z2-7]{12}$")))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the id of a workspace never changes"))]
+    pub id: Option<String>,
+    /// The archive whose files it begins with, by its name in the backup store. Never changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 200))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("what a workspace began with never changes"))]
+    pub source: Option<String>,
     /// Whose it is. Never changes.
     #[schemars(length(min = 1, max = 100), regex(pattern = "^[-a-zA-Z0-9_.@]+$"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("the owner of a workspace never changes; make another and restore into it"))]

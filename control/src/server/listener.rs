@@ -51,7 +51,18 @@ impl Listener {
         Ok(Self { door, connections: Connections::new(PUBLIC, stopping.clone(), open), stopping })
     }
 
-    /// The door for agents.
+    /// The door for agents of other machines.
+    pub async fn agents(
+        address: SocketAddr,
+        tls: Arc<ServerConfig>,
+        stopping: Stopping,
+        open: Gauge,
+    ) -> io::Result<Self> {
+        let door = Door::Tcp(TcpListener::bind(address).await?, Some(tls.into()));
+        Ok(Self { door, connections: Connections::new(AGENTS, stopping.clone(), open), stopping })
+    }
+
+    /// The door for agents of this machine.
     pub fn unix(path: &Path, tls: Arc<ServerConfig>, stopping: Stopping, open: Gauge) -> io::Result<Self> {
         let door = Door::Unix(unix_socket::bind(path)?, tls.into());
         Ok(Self { door, connections: Connections::new(AGENTS, stopping.clone(), open), stopping })

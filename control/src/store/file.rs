@@ -73,14 +73,18 @@ fn lock_holder(inode: u64) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Store;
+    use crate::store::{Loaded, RedbStore, Store};
+
+    fn load(store: &RedbStore) -> Result<Loaded, StoreError> {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(store.load())
+    }
 
     #[test]
     fn a_store_in_use_says_by_whom() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.redb");
-        let _first = Store::open(&path).unwrap();
-        let error = Store::open(&path).unwrap_err();
+        let _first = RedbStore::open(&path).unwrap();
+        let error = RedbStore::open(&path).unwrap_err();
         assert!(
             matches!(error, StoreError::InUse { pid: Some(pid), .. } if pid == std::process::id()),
             "{error}"
@@ -92,7 +96,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.redb");
         std::fs::write(&path, "not a database at all, but somebody's only copy of something").unwrap();
-        let error = Store::open(&path).unwrap_err();
+        let error = RedbStore::open(&path).unwrap_err();
         assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
         assert!(std::fs::read_to_string(&path).unwrap().starts_with("not a database"));
     }
@@ -102,7 +106,7 @@ mod tests {
     fn a_damaged_file_is_an_error_and_no_panic() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.redb");
-        drop(Store::open(&path).unwrap());
+        drop(RedbStore::open(&path).unwrap());
         let good = std::fs::read(&path).unwrap();
         let mut refused = 0;
         for round in 0..64_usize {
@@ -113,7 +117,7 @@ mod tests {
                 _ => bad[round * 8 % 512..][..8].fill(0xff),
             }
             std::fs::write(&path, &bad).unwrap();
-            let result = catch_unwind(|| Store::open(&path).and_then(|store| store.load()).map(|_| ()));
+            let result = catch_unwind(|| RedbStore::open(&path).and_then(|store| load(&store)).map(|_| ()));
             match result {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {

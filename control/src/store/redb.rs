@@ -5,18 +5,19 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use ::redb::{Database, Error, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
-use podling_core::{id::WorkspaceId, time::Timestamp};
-use serde::{Deserialize, Serialize};
+use podling_core::time::Timestamp;
+use tokio::task::{JoinError, spawn_blocking};
 
 use super::{
-    Change, Loaded, RECORD_SCHEMA, Record, StoreError,
+    Change, Committed, Loaded, Store, StoreError,
     file::{open, unpanicked},
     reserve::Reserve,
+    stored::{self, Stored, bits},
 };
 
 /// Id → JSON of [`Stored`].
@@ -27,9 +28,13 @@ const WITNESSED: &str = "witnessed";
 /// Id → milliseconds since 1970 when it went.
 const TOMBSTONES: TableDefinition<'_, &str, u64> = TableDefinition::new("tombstones");
 
-/// The database. Its calls block.
+/// The database.
 #[derive(Debug)]
-pub struct Store {
+pub struct RedbStore(Arc<File>);
+
+/// Its calls block.
+#[derive(Debug)]
+struct File {
     path: PathBuf,
     /// Empty after an error: redb trusts a database no more once it has seen one of the disk, so it is opened anew.
     database: Mutex<Option<Database>>,
@@ -43,16 +48,33 @@ struct Tables<'t> {
     watch: ::redb::Table<'t, &'static str, u64>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Stored<R> {
-    schema: u32,
-    #[serde(flatten)]
-    record: R,
-}
-
-impl Store {
+impl RedbStore {
     /// Opens the file, or makes it (0600).
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        File::open(path).map(|file| Self(Arc::new(file)))
+    }
+}
+
+#[tonic::async_trait]
+impl Store for RedbStore {
+    async fn load(&self) -> Result<Loaded, StoreError> {
+        let file = self.0.clone();
+        unpanicking(spawn_blocking(move || file.load()).await)
+    }
+
+    /// All or none.
+    async fn commit(&self, changes: Vec<Change>) -> Vec<Committed> {
+        let file = self.0.clone();
+        let committed = spawn_blocking(move || {
+            let result = file.commit(&changes).map_err(Arc::new);
+            changes.into_iter().map(|change| (change, result.clone())).collect()
+        });
+        unpanicking(committed.await)
+    }
+}
+
+impl File {
+    fn open(path: &Path) -> Result<Self, StoreError> {
         let database = Mutex::new(Some(open(path)?));
         let reserve = Reserve::new(path.with_extension("reserve"));
         let store = Self { path: path.to_owned(), database, reserve };
@@ -62,13 +84,12 @@ impl Store {
         Ok(store)
     }
 
-    /// Everything that can be read.
-    pub fn load(&self) -> Result<Loaded, StoreError> {
+    fn load(&self) -> Result<Loaded, StoreError> {
         self.with("reading", Self::read)
     }
 
     /// Makes changes durable, all or none. On a full disk what was kept back is used, but for nothing new.
-    pub fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
+    fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
         let mut news = false;
         let mut result = self.put(changes, &mut news);
         if result.as_ref().is_err_and(StoreError::is_disk_full) && !news && self.reserve.give_up() {
@@ -89,8 +110,7 @@ impl Store {
                     Change::Put(record) => {
                         let id = record.spec.id.as_str();
                         *news |= tables.workspaces.get(id)?.is_none();
-                        let stored = Stored { schema: RECORD_SCHEMA, record: &**record };
-                        let json = serde_json::to_vec(&stored)
+                        let json = serde_json::to_vec(&Stored::of(record))
                             .map_err(|e| Error::from(StorageError::from(io::Error::other(e))))?;
                         tables.workspaces.insert(id, json.as_slice())?;
                     }
@@ -114,7 +134,7 @@ impl Store {
         for entry in transaction.open_table(WORKSPACES)?.iter()? {
             let (key, json) = entry?;
             loaded.used.extend(bits(key.value()));
-            match parse(key.value(), json.value()) {
+            match stored::read(key.value(), json.value()) {
                 Ok(record) => loaded.records.push(record),
                 Err(problem) => tracing::error!(
                     workspace = key.value(),
@@ -179,34 +199,19 @@ impl Store {
     }
 }
 
-fn bits(id: &str) -> Option<u64> {
-    id.parse::<WorkspaceId>().ok().map(|id| id.bits())
-}
-
-fn parse(key: &str, json: &[u8]) -> Result<Record, String> {
-    #[derive(Deserialize)]
-    struct Head {
-        schema: u32,
-    }
-    let head: Head = serde_json::from_slice(json).map_err(|e| e.to_string())?;
-    if head.schema != RECORD_SCHEMA {
-        return Err(format!("it has schema {}, this podling knows {RECORD_SCHEMA}", head.schema));
-    }
-    let stored: Stored<Record> = serde_json::from_slice(json).map_err(|e| e.to_string())?;
-    if stored.record.spec.id.as_str() != key {
-        return Err(format!("it says it is {}", stored.record.spec.id));
-    }
-    Ok(stored.record)
+/// What is wrong with us is no error of the store.
+fn unpanicking<T>(done: Result<T, JoinError>) -> T {
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::MetadataExt, sync::Arc};
+    use std::os::unix::fs::MetadataExt;
 
-    use podling_core::status::Status;
+    use podling_core::{id::WorkspaceId, status::Status};
 
     use super::*;
-    use crate::samples::spec;
+    use crate::{samples::spec, store::Record};
 
     fn record(bits: u64, name: &str) -> Record {
         Record {
@@ -214,6 +219,7 @@ mod tests {
             status: Status::new(Timestamp(1)),
             credential: None,
             log: Arc::default(),
+            generation: 0,
         }
     }
 
@@ -222,14 +228,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.redb");
         let (kept, gone) = (record(1, "kept"), record(2, "gone"));
-        let store = Store::open(&path).unwrap();
+        let store = File::open(&path).unwrap();
         store.commit(&[Change::Put(Arc::new(kept.clone())), Change::Put(Arc::new(gone.clone()))]).unwrap();
         let watched = Duration::from_secs(70);
         store
             .commit(&[Change::Forget(gone.spec.id.clone(), Timestamp(9)), Change::Witnessed(watched)])
             .unwrap();
         drop(store);
-        let loaded = Store::open(&path).unwrap().load().unwrap();
+        let loaded = File::open(&path).unwrap().load().unwrap();
         assert_eq!(loaded.records, [kept]);
         assert_eq!(loaded.used, [1, 2].into());
         assert_eq!(loaded.witnessed, watched);
@@ -240,7 +246,7 @@ mod tests {
     fn a_record_that_cannot_be_read_is_skipped_and_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.redb");
-        let store = Store::open(&path).unwrap();
+        let store = File::open(&path).unwrap();
         store.commit(&[Change::Put(Arc::new(record(1, "good")))]).unwrap();
         let (bad, newer) = (WorkspaceId::from_bits(2), WorkspaceId::from_bits(3));
         store
@@ -252,7 +258,7 @@ mod tests {
             .unwrap();
         drop(store);
         for _ in 0..2 {
-            let loaded = Store::open(&path).unwrap().load().unwrap();
+            let loaded = File::open(&path).unwrap().load().unwrap();
             assert_eq!(loaded.records.len(), 1);
             assert_eq!(loaded.used, [1, 2, 3].into(), "their ids are not given again");
         }

@@ -9,7 +9,7 @@ use podling_core::{
 use toml::{Table, Value};
 
 use super::Template;
-use crate::quantity;
+use crate::quantity::{self, duration};
 
 /// Keys of a template.
 const KEYS: [&str; 5] = ["description", "command", "env", "policy", "resources"];
@@ -32,26 +32,6 @@ pub(super) fn template(text: &str) -> Result<Template, String> {
         policy: table.get("policy").map_or(Ok(Policy::default()), policy)?,
         resources: table.get("resources").map_or(Ok(Resources::default()), resources)?,
     })
-}
-
-/// A time such as "90s", "15m", "1h30m" or "7d".
-fn duration(text: &str) -> Option<Duration> {
-    let mut total = Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let count: u64 = rest[..digits].parse().ok()?;
-        let seconds = match rest.as_bytes()[digits] {
-            b's' => 1,
-            b'm' => 60,
-            b'h' => 60 * 60,
-            b'd' => 24 * 60 * 60,
-            _ => return None,
-        };
-        total = total.checked_add(Duration::from_secs(count.checked_mul(seconds)?))?;
-        rest = &rest[digits + 1..];
-    }
-    (!text.is_empty()).then_some(total)
 }
 
 fn known(table: &Table, prefix: &str, keys: &[&str]) -> Result<(), String> {

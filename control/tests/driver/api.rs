@@ -16,7 +16,7 @@ use podling_proto::{
     v1::Verb,
     verb::Verbs,
 };
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 use tonic::{Request, Status};
 
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
 };
 
 fn api(plane: &Plane) -> WorkspacesApi {
-    let templates = Arc::new(Templates::load(&[], "shell").unwrap());
+    let templates = watch::channel(Arc::new(Templates::load(&[], "shell").unwrap())).1;
     WorkspacesApi::new(plane.handle.clone(), templates, plane.shutdown.clone())
 }
 

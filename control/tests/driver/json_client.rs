@@ -16,7 +16,7 @@ use podling_control::{
 };
 use podling_proto::{v1::Verb, verb::Verbs};
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 use tower::ServiceExt;
 
 use crate::plane::{DEADLINE, Plane};
@@ -42,7 +42,7 @@ pub(crate) struct Events(BodyDataStream);
 impl Client {
     /// The owner "me", with tokens that allow this.
     pub(crate) fn of(plane: &Plane, verbs: impl IntoIterator<Item = Verb>) -> Self {
-        let templates = Arc::new(Templates::load(&[], "shell").unwrap());
+        let templates = watch::channel(Arc::new(Templates::load(&[], "shell").unwrap())).1;
         let workspaces = WorkspacesApi::new(plane.handle.clone(), templates, plane.shutdown.clone());
         let router = json::router(workspaces, BackupsApi::new(plane.handle.clone()));
         let verbs = Verbs::only(verbs);

@@ -8,7 +8,7 @@ use podling_control::{
         ToAgent,
     },
     snapshot::{Fingerprint, WorkspaceView},
-    store::Store,
+    store::RedbStore,
 };
 use podling_core::{
     id::WorkspaceId,
@@ -50,7 +50,7 @@ impl Plane {
         // The one before may not have let go of the file yet.
         let store = timeout(DEADLINE, async {
             loop {
-                match Store::open(&folder.join("store.redb")) {
+                match RedbStore::open(&folder.join("store.redb")) {
                     Ok(store) => return store,
                     Err(_) => tokio::task::yield_now().await,
                 }
@@ -58,12 +58,13 @@ impl Plane {
         });
         let shutdown = CancellationToken::new();
         let (driver, handle) = Driver::open(
-            store.await.expect("the store"),
+            Arc::new(store.await.expect("the store")),
             backend.clone(),
             Arc::new(keeper.clone()),
             quotas,
             shutdown.clone(),
         )
+        .await
         .expect("a driver");
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { driver.run().await.expect("the driver") });

@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use podling_control::{driver::DriverError, store::Store};
+use podling_control::{
+    driver::DriverError,
+    store::{RedbStore, Store},
+};
 use podling_core::workspace::State;
 use podling_proto::agent::v1::Verdict;
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -87,13 +90,13 @@ async fn what_cannot_be_saved_is_not_done_and_what_was_saved_goes_on() {
     drop(plane);
     let store = timeout(DEADLINE, async {
         loop {
-            match Store::open(&copy) {
+            match RedbStore::open(&copy) {
                 Ok(store) => return store,
                 Err(_) => tokio::task::yield_now().await,
             }
         }
     });
-    let loaded = store.await.expect("the store").load().unwrap();
+    let loaded = store.await.expect("the store").load().await.unwrap();
     assert_eq!(loaded.records.len(), 2);
     assert_eq!(loaded.used.len(), 2 + tries, "the one that was refused has its tombstone");
 }

@@ -24,7 +24,7 @@ use podling_control::{
     keeper::AgentKeeper,
     open_files::OpenFiles,
     snapshot::WorkspaceView,
-    store::Store,
+    store::RedbStore,
 };
 use podling_core::{id::WorkspaceId, policy::Policy, quota::Quotas, workspace::Resources};
 use prometheus_client::metrics::counter::Counter;
@@ -104,7 +104,7 @@ impl Plane {
         let identity = Arc::new(Identity::open(data.path()).unwrap());
         let store = timeout(DEADLINE, async {
             loop {
-                match Store::open(&data.path().join("control/store.redb")) {
+                match RedbStore::open(&data.path().join("control/store.redb")) {
                     Ok(store) => return store,
                     // The one before has not let go of the file yet.
                     Err(_) => tokio::task::yield_now().await,
@@ -122,8 +122,9 @@ impl Plane {
         let url = format!("file://{}/backups", data.path().display());
         let backups = Backups::open(&url, data.path().to_owned()).unwrap();
         let keeper = Arc::new(AgentKeeper::new(backups, identity.clone()));
-        let (driver, handle) =
-            Driver::open(store.await.unwrap(), backend, keeper, Quotas::default(), shutdown.clone()).unwrap();
+        let store = Arc::new(store.await.unwrap());
+        let driver = Driver::open(store, backend, keeper, Quotas::default(), shutdown.clone());
+        let (driver, handle) = driver.await.unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { driver.run().await.unwrap() });
         tasks.spawn(door(data, &identity, handle.clone()));

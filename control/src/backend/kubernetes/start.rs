@@ -9,7 +9,6 @@ use kube::{
     api::PostParams,
     runtime::{WatchStreamExt, watcher::watch_object},
 };
-use podling_core::workspace::Resources;
 use tokio::sync::mpsc;
 
 use super::{
@@ -52,7 +51,7 @@ impl Cluster {
             workspace: plan.workspace.clone(),
             epoch: plan.epoch,
             template,
-            resources: resources(plan.resources),
+            resources: ResourcesSpec::of(plan.resources),
             claim_name,
         };
         let pod = pod(&start, &self.house);
@@ -110,8 +109,4 @@ impl Cluster {
         }
         Err(BackendError::new(operation, "its pod cannot be watched"))
     }
-}
-
-fn resources(resources: Resources) -> ResourcesSpec {
-    ResourcesSpec { cpu: format!("{}m", resources.cpu_millis), memory: resources.memory_bytes.to_string() }
 }

@@ -1,0 +1,64 @@
+//! What people change where workspaces are stored, beside us: it is so already, and nobody waits for an answer.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use podling_core::{
+    id::WorkspaceId,
+    observed::{Observed, Processes},
+    workspace::{Spec, Wanted},
+};
+
+use super::{Driver, Edit, MAX_WORKSPACES, entry::Entry};
+use crate::{backend::Backend, store::Record};
+
+impl<B: Backend> Driver<B> {
+    /// Somebody has made a workspace.
+    pub(super) fn found(&mut self, record: Record) {
+        let id = record.spec.id.clone();
+        if self.entries.contains_key(&id) {
+            return;
+        }
+        if self.entries.len() >= MAX_WORKSPACES {
+            tracing::error!(workspace = %id, limit = MAX_WORKSPACES, "there are too many workspaces; this one is not served");
+            return;
+        }
+        tracing::info!(workspace = %id, name = %record.spec.name, owner = %record.spec.owner, "found");
+        // Its id may have been somebody's before: what may run of that is ended first.
+        let observed = Observed { processes: Processes::Some(BTreeSet::new()), ..Observed::default() };
+        self.used.insert(id.bits());
+        self.line_changed = true;
+        self.entries.insert(id.clone(), Entry::new(record, true, observed));
+        self.advance(&id);
+    }
+
+    /// Somebody has changed one.
+    pub(super) fn edited(&mut self, id: &WorkspaceId, edit: Edit) {
+        tracing::info!(workspace = %id, ?edit, "was changed");
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        let before = entry.record.spec.clone();
+        let spec = Spec {
+            resources: edit.resources.unwrap_or(before.resources),
+            policy: edit.policy.unwrap_or_else(|| before.policy.clone()),
+            env: edit.env.unwrap_or_else(|| before.env.clone()),
+            ..Spec::clone(&before)
+        };
+        if spec.resources != before.resources {
+            // There was room for something else.
+            entry.observed.room = false;
+            self.line_changed = true;
+        }
+        let generation = edit.generation.max(entry.record.generation);
+        entry.record = Arc::new(Record { spec: Arc::new(spec), generation, ..Record::clone(&entry.record) });
+        let wanted = entry.record.spec.wanted;
+        match (edit.deleted, edit.awake) {
+            (Some(true), _) if wanted != Wanted::Discarded => entry.want(Wanted::Discarded),
+            (Some(false), _) if !wanted.is_gone() => entry.want(Wanted::Deleted),
+            (Some(_), _) => {}
+            (None, _) if wanted.is_gone() => {}
+            (None, Some(true)) => self.call(id),
+            (None, Some(false)) if wanted != Wanted::Asleep => entry.want(Wanted::Asleep),
+            (None, Some(false) | None) => {}
+        }
+        self.advance(id);
+    }
+}

@@ -1,0 +1,145 @@
+//! What a workspace is, as the control plane sees it, of what its resource and its template say. Pure.
+
+use std::collections::BTreeMap;
+
+use kube::ResourceExt;
+use podling_core::{
+    archive::ArchiveKey,
+    id::{BadName, WorkspaceId},
+    policy::Policy,
+    time::Timestamp,
+    workspace::{Resources, Spec, Wanted},
+};
+use ring::digest::{SHA256, digest};
+
+use super::{ResourcesSpec, Variable, WantedState, Workspace, WorkspaceTemplateSpec};
+use crate::quantity::{bytes, cores};
+
+/// What people may change of a workspace at any time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wishes {
+    /// What it shall be.
+    pub wanted: WantedState,
+    /// What it shall have.
+    pub resources: Resources,
+    /// How long what may last.
+    pub policy: Policy,
+    /// Its environment, without what secrets hold.
+    pub env: BTreeMap<String, String>,
+}
+
+impl Wishes {
+    /// What the resource says, and where it says nothing its template.
+    pub fn of(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Self {
+        let spec = &resource.spec;
+        let usual = template.map(|template| template.policy.overrides()).unwrap_or_default();
+        let own = spec.policy.as_ref().map(|policy| policy.overrides()).unwrap_or_default();
+        let variables = template.iter().flat_map(|template| &template.environment).chain(&spec.environment);
+        let valued = |variable: &Variable| Some((variable.name.clone(), variable.value.clone()?));
+        Self {
+            wanted: spec.wanted,
+            resources: share(spec.resources.as_ref().or(template.map(|template| &template.resources))),
+            policy: Policy::default().with(&usual).with(&own),
+            env: variables.filter_map(valued).collect(),
+        }
+    }
+}
+
+/// The id of a workspace: what its resource says, or else what follows from the uid that the API server gave it. Neither ever changes, nor
+/// is given again.
+pub fn id_of(resource: &Workspace) -> Result<WorkspaceId, BadName> {
+    match &resource.spec.id {
+        Some(id) => id.parse(),
+        None => {
+            let digest = digest(&SHA256, resource.uid().unwrap_or_default().as_bytes());
+            let bits = digest.as_ref().iter().take(8).fold(0, |bits, byte| bits << 8 | u64::from(*byte));
+            Ok(WorkspaceId::from_bits(bits))
+        }
+    }
+}
+
+/// A workspace that nothing is known of but its resource.
+pub fn resolve(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Result<Spec, BadName> {
+    let wishes = Wishes::of(resource, template);
+    let created = resource.creation_timestamp().map_or(0, |time| time.0.as_millisecond());
+    let is_awake = wishes.wanted == WantedState::Awake;
+    Ok(Spec {
+        id: id_of(resource)?,
+        name: resource.name_any().parse()?,
+        owner: resource.spec.owner.parse()?,
+        template: resource.spec.template.clone(),
+        command: template.map(|template| template.command.clone()).unwrap_or_default(),
+        env: wishes.env,
+        policy: wishes.policy,
+        resources: wishes.resources,
+        wanted: if is_awake { Wanted::Awake } else { Wanted::Asleep },
+        asked: u64::from(is_awake),
+        source: resource.spec.source.clone().map(ArchiveKey),
+        created: Timestamp(created.try_into().unwrap_or_default()),
+        request_id: String::new(),
+    })
+}
+
+/// What a workspace with these resources takes; what cannot be read (the API server lets none of it in) is as usual.
+pub fn share(spec: Option<&ResourcesSpec>) -> Resources {
+    let usual = ResourcesSpec::default();
+    let spec = spec.unwrap_or(&usual);
+    let or = Resources::default();
+    Resources {
+        cpu_millis: cores(&spec.cpu).unwrap_or(or.cpu_millis),
+        memory_bytes: bytes(&spec.memory).unwrap_or(or.memory_bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn workspace(spec: serde_json::Value) -> Workspace {
+        let metadata = json!({"name": "demo", "uid": "0b3a", "creationTimestamp": "2026-11-27T00:00:00Z"});
+        serde_json::from_value(json!({"apiVersion": "podling.dev/v1alpha1", "kind": "Workspace", "metadata": metadata, "spec": spec}))
+            .unwrap()
+    }
+
+    #[test]
+    fn what_a_resource_leaves_out_its_template_says() {
+        let template = json!({
+            "image": "python", "command": ["jupyter"], "resources": {"cpu": "2", "memory": "4Gi"},
+            "policy": {"idleTimeout": "30m", "archiveAfter": "48h"},
+            "environment": [{"name": "EDITOR", "value": "vi"}, {"name": "LANG", "value": "C"}],
+        });
+        let template = serde_json::from_value(template).unwrap();
+        let resource = workspace(json!({
+            "owner": "ada", "template": "python", "policy": {"idleTimeout": "1h"},
+            "environment": [{"name": "EDITOR", "value": "nano"}, {"name": "TOKEN", "secret": {"name": "s", "key": "k"}}],
+        }));
+        let spec = resolve(&resource, Some(&template)).unwrap();
+        assert_eq!(spec.resources, Resources { cpu_millis: 2000, memory_bytes: 4 << 30 });
+        assert_eq!(spec.policy.idle_timeout, Duration::from_secs(3600));
+        assert_eq!(spec.policy.archive_after, Duration::from_secs(48 * 3600));
+        assert_eq!(spec.policy.keep_archives, Policy::default().keep_archives);
+        assert_eq!(spec.env["EDITOR"], "nano");
+        assert_eq!(spec.env["LANG"], "C");
+        assert!(!spec.env.contains_key("TOKEN"), "what a secret holds is nobody's to see here");
+        assert_eq!(
+            (spec.command.as_slice(), spec.wanted, spec.asked),
+            (&["jupyter".to_owned()][..], Wanted::Awake, 1)
+        );
+        assert_eq!(spec.created, Timestamp(1_795_737_600_000));
+    }
+
+    #[test]
+    fn an_id_is_what_it_says_or_follows_from_its_uid() {
+        let named = workspace(json!({"owner": "ada", "template": "python", "id": "abcdefgh2345"}));
+        assert_eq!(id_of(&named).unwrap().as_str(), "abcdefgh2345");
+        let unnamed = workspace(json!({"owner": "ada", "template": "python"}));
+        assert_eq!(id_of(&unnamed).unwrap(), id_of(&unnamed).unwrap());
+        let mut other = unnamed.clone();
+        other.metadata.uid = Some("0b3b".into());
+        assert_ne!(id_of(&unnamed).unwrap(), id_of(&other).unwrap());
+    }
+}

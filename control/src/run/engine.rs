@@ -1,0 +1,116 @@
+//! What runs workspaces and keeps their records: processes and a file on one machine, pods and resources in a cluster.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use futures_util::future::BoxFuture;
+use kube::Client;
+use tokio::sync::watch;
+
+use super::{RunError, secrets};
+use crate::{
+    backend::{
+        BackendError,
+        kubernetes::{KubernetesBackend, KubernetesReviewer},
+        local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
+    },
+    config::{Cluster, Config},
+    driver::DriverHandle,
+    identity::Identity,
+    kubernetes::objects::House,
+    open_files::OpenFiles,
+    snapshot::Snapshots,
+    store::{KubernetesStore, RedbStore, Store},
+    template::{TemplateFollower, Templates},
+};
+
+/// The ConfigMap with what agents check the control plane's certificate against.
+const CONTROL_CA: &str = "podling-ca";
+
+/// What differs between one machine and a cluster.
+pub(super) struct Engine<B, R> {
+    pub(super) identity: Arc<Identity>,
+    pub(super) backend: B,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) reviewer: Box<dyn FnOnce(Snapshots) -> Result<R, BackendError> + Send>,
+    pub(super) templates: watch::Receiver<Arc<Templates>>,
+    pub(super) agents_at: AgentsAt,
+    /// Follows what others change, as long as the control plane runs.
+    pub(super) follower: Option<Follower>,
+}
+
+pub(super) type Follower =
+    Box<dyn FnOnce(DriverHandle) -> BoxFuture<'static, Result<&'static str, RunError>> + Send>;
+
+/// Where agents dial.
+pub(super) enum AgentsAt {
+    Socket(PathBuf),
+    Address(SocketAddr),
+}
+
+/// Processes of this machine.
+pub(super) fn local(
+    config: &Config,
+    files: OpenFiles,
+) -> Result<Engine<LocalBackend, LocalReviewer>, RunError> {
+    let identity = Arc::new(Identity::open(&config.data)?);
+    let templates = Templates::load(&config.templates, &config.default_template)?;
+    let backend = LocalBackend::open(LocalConfig {
+        data: config.data.clone(),
+        agent_command: config.agent_command.clone(),
+        control_ca: identity.ca_file().to_owned(),
+        agent_files: files,
+    })?;
+    Ok(Engine {
+        identity,
+        backend,
+        store: Arc::new(RedbStore::open(&config.data.join("control").join("store.redb"))?),
+        reviewer: Box::new(LocalReviewer::new),
+        // They stay as they are.
+        templates: watch::channel(Arc::new(templates)).1,
+        agents_at: AgentsAt::Socket(control_socket(&config.data)),
+        follower: None,
+    })
+}
+
+/// Pods.
+pub(super) async fn kubernetes(
+    config: &Config,
+    cluster: &Cluster,
+) -> Result<Engine<KubernetesBackend, KubernetesReviewer>, RunError> {
+    let failed = |operation: &str| {
+        let operation = operation.to_owned();
+        move |source| RunError::Cluster { operation, source: Box::new(source) }
+    };
+    let client = Client::try_default().await.map_err(failed("finding the cluster"))?;
+    let namespace = cluster.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
+    secrets::share(&client, &namespace, &config.data).await?;
+    let identity = Arc::new(Identity::open(&config.data)?);
+    secrets::publish_ca(&client, &namespace, CONTROL_CA, identity.ca_file()).await?;
+    let house = House {
+        agent_image: cluster.agent_image.clone(),
+        control: cluster.agents_url.clone(),
+        control_ca: CONTROL_CA.to_owned(),
+        service_account: cluster.workspace_account.clone(),
+    };
+    let store = Arc::new(KubernetesStore::new(client.clone(), &namespace));
+    let (follower, templates) = TemplateFollower::new(&client, &namespace, &config.default_template);
+    let reviewer = KubernetesReviewer::new(client.clone(), &namespace, &cluster.workspace_account);
+    let followed = store.clone();
+    Ok(Engine {
+        identity,
+        backend: KubernetesBackend::new(client, &namespace, house),
+        store,
+        reviewer: Box::new(|_| Ok(reviewer)),
+        templates,
+        agents_at: AgentsAt::Address(cluster.agents_listen),
+        follower: Some(Box::new(move |driver| {
+            Box::pin(async move {
+                tokio::select! {
+                    // The driver has gone, which is said by itself.
+                    _ = followed.follow(&driver) => Ok("the watch over workspaces"),
+                    () = follower.run() => Ok("the watch over templates"),
+                }
+            })
+        })),
+    })
+}

@@ -1,0 +1,180 @@
+//! What is known of one workspace's resource: how the API server has it, and how the record was when it was written last.
+
+use std::{
+    sync::{Arc, Mutex as StdMutex, PoisonError},
+    time::Duration,
+};
+
+use kube::ResourceExt;
+use podling_core::{
+    status::{Phase, Status},
+    workspace::{Spec, Wanted},
+};
+use serde_json::Value;
+use tokio::{
+    sync::{Mutex, watch},
+    time::timeout,
+};
+
+use crate::{
+    kubernetes::{WantedState, Wishes, Workspace},
+    store::Record,
+};
+
+/// For the watch to bring what an answer of the API server spoke of.
+const SEEN_WITHIN: Duration = Duration::from_secs(2);
+
+/// Where a record is.
+#[derive(Debug)]
+pub(super) struct Home {
+    /// The resource as it was seen last, by the watch or in an answer.
+    latest: watch::Sender<Option<Arc<Workspace>>>,
+    /// Held while it is written.
+    pub(super) written: Mutex<Written>,
+    /// The uid of the resource that we let go: what the watch still tells of it is of no interest.
+    let_go: StdMutex<Option<String>>,
+}
+
+/// As it was written last.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    /// What people's wishes were, as far as the record followed from them.
+    pub(super) wishes: Option<Wishes>,
+    /// There is a `WorkspaceArchive` of it.
+    pub(super) archived: bool,
+    /// The last edit of its spec that was ours.
+    pub(super) generation: i64,
+    /// What the driver has been told of the resource.
+    pub(super) told: Option<Told>,
+}
+
+/// What of a resource the driver knows.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) wishes: Wishes,
+    pub(super) generation: i64,
+    pub(super) deleted: Option<bool>,
+}
+
+impl Default for Home {
+    fn default() -> Self {
+        Self { latest: watch::Sender::new(None), written: Mutex::default(), let_go: StdMutex::default() }
+    }
+}
+
+impl Home {
+    pub(super) fn latest(&self) -> Option<Arc<Workspace>> {
+        self.latest.borrow().clone()
+    }
+
+    /// The resource is so; whether that is news. An answer and the watch may tell in either order.
+    pub(super) fn seen(&self, resource: Workspace) -> bool {
+        self.latest.send_if_modified(|latest| {
+            let older = latest.as_ref().is_some_and(|latest| {
+                latest.uid() == resource.uid() && version(latest) >= version(&resource)
+            });
+            if !older {
+                *latest = Some(Arc::new(resource));
+            }
+            !older
+        })
+    }
+
+    /// The resource is gone.
+    pub(super) fn vanished(&self) {
+        self.latest.send_replace(None);
+    }
+
+    /// The resource with this uid is let go; `None`: there is none any more, or it stays after all.
+    pub(super) fn let_go(&self, uid: Option<String>) {
+        *self.let_go.lock().unwrap_or_else(PoisonError::into_inner) = uid;
+    }
+
+    /// Whether this is the one that was let go.
+    pub(super) fn is_let_go(&self, resource: &Workspace) -> bool {
+        let let_go = self.let_go.lock().unwrap_or_else(PoisonError::into_inner);
+        let_go.is_some() && *let_go == resource.uid()
+    }
+
+    /// Whether nothing of it is there, nor is told of it any more, as far as nobody is writing it.
+    pub(super) fn is_empty(&self) -> bool {
+        let is_told = self.let_go.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        !is_told && self.latest().is_none() && self.written.try_lock().is_ok_and(|written| !written.archived)
+    }
+
+    /// Waits until something newer than this is seen.
+    pub(super) async fn newer_than(&self, than: &Workspace) -> bool {
+        let mut latest = self.latest.subscribe();
+        let newer = |now: &Option<Arc<Workspace>>| {
+            now.as_ref().is_none_or(|now| now.resource_version() != than.resource_version())
+        };
+        timeout(SEEN_WITHIN, latest.wait_for(newer)).await.is_ok_and(|seen| seen.is_ok())
+    }
+
+    pub(super) async fn is_loaded(&self, resource: Workspace, record: &Record) {
+        self.seen(resource);
+        let mut written = self.written.lock().await;
+        written.wishes = Some(wishes(record));
+        // What was changed while nobody looked is still to be told.
+        written.told = Some(Told { wishes: wishes(record), generation: record.generation, deleted: None });
+    }
+
+    pub(super) async fn is_archived(&self, record: &Record) {
+        let mut written = self.written.lock().await;
+        written.archived = true;
+        written.wishes = Some(wishes(record));
+    }
+}
+
+impl Written {
+    /// We have changed the spec ourselves: the driver need not be told.
+    pub(super) fn own_edit(&mut self, now: &Workspace, record: &Record, changed: &Value) {
+        self.generation = now.metadata.generation.unwrap_or_default();
+        let Some(told) = &mut self.told else { return };
+        told.generation = self.generation;
+        // The rest may be an edit that the record does not follow from yet.
+        let is_ours = |field| changed.get(field).is_some();
+        if is_ours("wanted") {
+            told.wishes.wanted = now.spec.wanted;
+        }
+        if is_ours("resources") {
+            told.wishes.resources = record.spec.resources;
+        }
+        if is_ours("policy") {
+            told.wishes.policy = record.spec.policy.clone();
+        }
+    }
+}
+
+/// The API server counts upwards.
+fn version(resource: &Workspace) -> u64 {
+    resource.resource_version().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+/// What people's wishes have come to.
+pub(super) fn wishes(record: &Record) -> Wishes {
+    let spec = &record.spec;
+    Wishes {
+        wanted: wanted(spec, &record.status),
+        resources: spec.resources,
+        policy: spec.policy.clone(),
+        env: spec.env.clone(),
+    }
+}
+
+/// One that fell asleep by itself is wanted asleep from then on: whoever wants it awake then says something new.
+fn wanted(spec: &Spec, status: &Status) -> WantedState {
+    let called = spec.asked > status.answered;
+    let rests = match status.phase {
+        Phase::FallingAsleep | Phase::Asleep | Phase::Opening(_) | Phase::Working(_) | Phase::Archived => {
+            true
+        }
+        Phase::Queued | Phase::Pending { .. } | Phase::Starting | Phase::Awake => false,
+        Phase::Preparing { .. } | Phase::Committing => false,
+        Phase::Deleting => true,
+    };
+    match spec.wanted {
+        Wanted::Awake if called || !rests => WantedState::Awake,
+        _ => WantedState::Asleep,
+    }
+}

@@ -1,0 +1,279 @@
+//! Writing a record where it belongs.
+
+use std::sync::Arc;
+
+use kube::{
+    Error, ResourceExt,
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
+};
+use podling_core::id::WorkspaceId;
+use serde_json::{Value, json};
+
+use super::{
+    KubernetesStore, failed,
+    home::{Home, Written, wishes},
+    status,
+};
+use crate::{
+    kubernetes::{
+        GROUP, PolicySpec, ResourcesSpec, VERSION, Variable, WantedState, Wishes, Workspace,
+        WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceSpec, objects::ARCHIVE_FIRST,
+    },
+    store::{Record, StoreError, stored::Stored},
+};
+
+/// Who we are to the API server where fields are owned.
+const MANAGER: &str = "podling";
+/// Writes of a resource that others write too, one after the other.
+const TRIES: usize = 4;
+
+impl KubernetesStore {
+    /// Writes a record where it belongs: what is only there for its archives is no workspace any more.
+    pub(super) async fn put(&self, record: &Arc<Record>) -> Result<(), StoreError> {
+        let home = self.home(&record.spec.id);
+        let changed = || StoreError::Changed { name: record.spec.name.to_string() };
+        let generation = home.latest().and_then(|latest| latest.metadata.generation);
+        for _ in 0..TRIES {
+            let mut written = home.written.lock().await;
+            let before = home.latest();
+            match self.put_once(&home, &mut written, record).await {
+                Err(StoreError::Cluster { source, .. }) if is_code(&source, 409) => {}
+                done => return done,
+            }
+            // Somebody else wrote it. What people want is looked at first (nobody does while we hold it); what is ours is written again.
+            drop(written);
+            let Some(before) = before else { return Err(changed()) };
+            home.newer_than(&before).await;
+            if home.latest().and_then(|latest| latest.metadata.generation) != generation {
+                return Err(changed());
+            }
+        }
+        Err(changed())
+    }
+
+    async fn put_once(&self, home: &Home, written: &mut Written, record: &Record) -> Result<(), StoreError> {
+        if record.is_gone() {
+            self.put_archive(record, written.archived).await?;
+            written.archived = true;
+            self.remove_workspace(home).await?;
+        } else {
+            let latest = match home.latest() {
+                Some(latest) => latest,
+                None => self.create(home, written, record).await?,
+            };
+            let done = self.write(&latest, record, written).await;
+            home.seen(
+                done.map_err(|error| failed(format!("writing the workspace {}", record.spec.name), error))?,
+            );
+            if written.archived {
+                self.remove_archive(&record.spec.id).await?;
+                written.archived = false;
+            }
+        }
+        written.wishes = Some(wishes(record));
+        Ok(())
+    }
+
+    /// Removes all there is of a record.
+    pub(super) async fn remove(&self, id: &WorkspaceId) -> Result<(), StoreError> {
+        let home = self.home(id);
+        let mut written = home.written.lock().await;
+        self.remove_workspace(&home).await?;
+        if written.archived {
+            self.remove_archive(id).await?;
+            written.archived = false;
+        }
+        *written = Written::default();
+        drop(written);
+        self.forget_if_empty(id);
+        Ok(())
+    }
+
+    /// Brings the resource to what the record says: its spec where that wants something new, and its status.
+    async fn write(
+        &self,
+        latest: &Workspace,
+        record: &Record,
+        written: &mut Written,
+    ) -> Result<Workspace, Error> {
+        let name = latest.name_any();
+        let mut now = latest.clone();
+        if let Some(spec) = wanted_changes(latest, record, written.wishes.as_ref()) {
+            let metadata =
+                json!({"resourceVersion": now.resource_version(), "finalizers": finalizers(latest)});
+            let patch = Patch::Merge(json!({"metadata": metadata, "spec": &spec}));
+            let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+            now = self.workspaces.patch(&name, &params, &patch).await?;
+            written.own_edit(&now, record, &spec);
+        }
+        let status = status::of(record, &now, written.generation.max(record.generation));
+        if now.status.as_ref() == Some(&status) {
+            return Ok(now);
+        }
+        let patch = json!({
+            "apiVersion": format!("{GROUP}/{VERSION}"),
+            "kind": "Workspace",
+            "metadata": {"resourceVersion": now.resource_version()},
+            "status": status,
+        });
+        self.workspaces.patch_status(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(patch)).await
+    }
+
+    /// Makes the resource of a workspace that is not there yet, or not any more.
+    async fn create(
+        &self,
+        home: &Home,
+        written: &mut Written,
+        record: &Record,
+    ) -> Result<Arc<Workspace>, StoreError> {
+        let (name, spec) = (record.spec.name.to_string(), &record.spec);
+        let wishes = wishes(record);
+        let variable = |(name, value): (&String, &String)| Variable {
+            name: name.clone(),
+            value: Some(value.clone()),
+            secret: None,
+        };
+        let resource = Workspace {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                finalizers: Some(vec![ARCHIVE_FIRST.to_owned()]),
+                ..ObjectMeta::default()
+            },
+            spec: WorkspaceSpec {
+                id: Some(spec.id.to_string()),
+                source: spec.source.as_ref().map(|source| source.0.clone()),
+                owner: spec.owner.to_string(),
+                template: spec.template.clone(),
+                wanted: wishes.wanted,
+                resources: Some(ResourcesSpec::of(spec.resources)),
+                storage: None,
+                policy: Some(PolicySpec::of(&spec.policy)),
+                ports: Vec::new(),
+                environment: spec.env.iter().map(variable).collect(),
+            },
+            status: None,
+        };
+        let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+        let made = match self.workspaces.create(&params, &resource).await {
+            Err(error) if is_code(&error, 409) => self.workspaces.get(&name).await,
+            made => made,
+        };
+        let made = made.map_err(|error| failed(format!("creating the workspace {name}"), error))?;
+        // By us, and nobody heard it; or it is another's.
+        if made.spec.id.as_deref() != Some(spec.id.as_str()) {
+            return Err(StoreError::Taken { name });
+        }
+        written.generation = made.metadata.generation.unwrap_or_default();
+        home.seen(made.clone());
+        Ok(Arc::new(made))
+    }
+
+    /// Lets the resource go, of which nothing is left that it stands for.
+    async fn remove_workspace(&self, home: &Home) -> Result<(), StoreError> {
+        let Some(latest) = home.latest() else { return Ok(()) };
+        let name = latest.name_any();
+        let operation = || format!("removing the workspace {name}");
+        let uid = Preconditions { uid: latest.uid(), resource_version: None };
+        let this = DeleteParams { preconditions: Some(uid), ..DeleteParams::default() };
+        let done = async {
+            // Only then is its last version known.
+            let Some(going) = self.workspaces.delete(&name, &this).await?.left() else { return Ok(()) };
+            let kept: Vec<_> =
+                going.finalizers().iter().filter(|held_by| *held_by != ARCHIVE_FIRST).collect();
+            let metadata = json!({"finalizers": kept, "resourceVersion": going.resource_version()});
+            let patch = Patch::Merge(json!({"metadata": metadata}));
+            self.workspaces.patch(&name, &PatchParams::default(), &patch).await.map(drop)
+        };
+        home.let_go(latest.uid());
+        let done = match done.await {
+            // Gone, or another one has its name by now; if neither, the next try tells.
+            Err(error) if is_code(&error, 404) || is_code(&error, 409) => {
+                let now = self.workspaces.get_opt(&name).await;
+                now.and_then(|now| {
+                    if now.is_some_and(|now| now.uid() == latest.uid()) { Err(error) } else { Ok(()) }
+                })
+            }
+            done => done,
+        };
+        match done {
+            Ok(()) => home.vanished(),
+            Err(_) => home.let_go(None),
+        }
+        done.map_err(|error| failed(operation(), error))
+    }
+
+    async fn put_archive(&self, record: &Record, exists: bool) -> Result<(), StoreError> {
+        let (id, name) = (record.spec.id.to_string(), record.spec.name.to_string());
+        let operation = format!("writing what is left of the workspace {name}");
+        let spec = WorkspaceArchiveSpec {
+            workspace: name,
+            owner: record.spec.owner.to_string(),
+            newest: record.status.archives.last().map(|archive| archive.key.0.clone()),
+            record: json(record),
+        };
+        let done = if exists {
+            let patch = Patch::Merge(json!({"spec": spec}));
+            self.archives.patch(&id, &PatchParams::default(), &patch).await
+        } else {
+            self.archives.create(&PostParams::default(), &WorkspaceArchive::new(&id, spec)).await
+        };
+        match done {
+            Err(error) if is_code(&error, 409) => Ok(()),
+            done => done.map(drop).map_err(|error| failed(operation, error)),
+        }
+    }
+
+    async fn remove_archive(&self, id: &WorkspaceId) -> Result<(), StoreError> {
+        match self.archives.delete(id.as_str(), &DeleteParams::default()).await {
+            Err(error) if !is_code(&error, 404) => {
+                Err(failed(format!("removing what is left of {id}"), error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What has to change in what people wrote, because the record wants something new; `None`: nothing.
+fn wanted_changes(latest: &Workspace, record: &Record, before: Option<&Wishes>) -> Option<Value> {
+    let (now, has) = (wishes(record), latest.spec.wanted);
+    let mut spec = serde_json::Map::new();
+    let changed = |differs: fn(&Wishes, &Wishes) -> bool| before.is_none_or(|before| differs(before, &now));
+    if now.wanted != has && changed(|a, b| a.wanted != b.wanted) {
+        let word = match now.wanted {
+            WantedState::Awake => "Awake",
+            WantedState::Asleep => "Asleep",
+        };
+        spec.insert("wanted".into(), word.into());
+    }
+    if before.is_some() && changed(|a, b| a.resources != b.resources) {
+        spec.insert("resources".into(), json!(ResourcesSpec::of(now.resources)));
+    }
+    if before.is_some() && changed(|a, b| a.policy != b.policy) {
+        spec.insert("policy".into(), json!(PolicySpec::of(&now.policy)));
+    }
+    let is_held = latest.finalizers().iter().any(|held_by| held_by == ARCHIVE_FIRST);
+    let holds = !is_held && latest.metadata.deletion_timestamp.is_none();
+    (holds || !spec.is_empty()).then_some(Value::Object(spec))
+}
+
+/// With ours, so that nobody takes the resource away before its data is archived. (None can be added to what is being deleted.)
+fn finalizers(latest: &Workspace) -> Vec<String> {
+    let mut finalizers = latest.finalizers().to_vec();
+    if latest.metadata.deletion_timestamp.is_none()
+        && !finalizers.iter().any(|held_by| held_by == ARCHIVE_FIRST)
+    {
+        finalizers.push(ARCHIVE_FIRST.to_owned());
+    }
+    finalizers
+}
+
+/// The record as it is stored, without its environment: that is in the resource, and need not be everywhere.
+pub(super) fn json(record: &Record) -> Value {
+    let mut record = record.clone();
+    Arc::make_mut(&mut record.spec).env.clear();
+    serde_json::to_value(Stored::of(&record)).unwrap_or_default()
+}
+
+fn is_code(error: &Error, code: u16) -> bool {
+    matches!(error, Error::Api(status) if status.code == code)
+}

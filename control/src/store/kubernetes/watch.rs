@@ -1,0 +1,132 @@
+//! What people change in the resources, told to the driver.
+
+use std::pin::pin;
+
+use futures_util::StreamExt;
+use kube::{
+    ResourceExt,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event, watcher},
+    },
+};
+
+use super::{KubernetesStore, home::Told, unreadable};
+use crate::{
+    driver::{DriverError, DriverHandle, Edit},
+    kubernetes::{WantedState, Wishes, Workspace, WorkspaceTemplateSpec, id_of, objects::DISCARD},
+};
+
+/// Why a resource is not looked at.
+enum Unserved {
+    /// The driver has gone.
+    Gone(DriverError),
+    /// It cannot be understood.
+    Unreadable(String),
+}
+
+impl Unserved {
+    fn unreadable(problem: impl ToString) -> Self {
+        Self::Unreadable(problem.to_string())
+    }
+}
+
+impl From<DriverError> for Unserved {
+    fn from(error: DriverError) -> Self {
+        Self::Gone(error)
+    }
+}
+
+impl KubernetesStore {
+    /// Tells the driver of whatever is changed, until it has gone.
+    pub async fn follow(&self, driver: &DriverHandle) -> Result<(), DriverError> {
+        let mut events = pin!(watcher(self.workspaces.clone(), watcher::Config::default()).default_backoff());
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Apply(resource) | Event::InitApply(resource)) => {
+                    let name = resource.name_any();
+                    match self.look(resource, driver).await {
+                        Err(Unserved::Gone(error)) => return Err(error),
+                        Err(Unserved::Unreadable(problem)) => unreadable(&name, &problem),
+                        Ok(()) => {}
+                    }
+                }
+                Ok(Event::Delete(resource)) => self.vanished(&resource),
+                Ok(Event::Init | Event::InitDone) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the workspaces cannot be watched; what is changed is seen later")
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn look(&self, resource: Workspace, driver: &DriverHandle) -> Result<(), Unserved> {
+        let id = id_of(&resource).map_err(Unserved::unreadable)?;
+        let home = self.home(&id);
+        if home.latest().is_some_and(|latest| latest.name_any() != resource.name_any()) {
+            return Err(Unserved::unreadable(format!("the id {id} is another workspace's")));
+        }
+        let template = self.template(&resource.spec.template).await.map_err(Unserved::unreadable)?;
+        let mut written = home.written.lock().await;
+        if home.is_let_go(&resource) {
+            return Ok(());
+        }
+        if written.told.is_none() && home.latest().is_none() {
+            let mut record = self.record(&resource).await.map_err(Unserved::Unreadable)?;
+            record.generation = resource.metadata.generation.unwrap_or_default();
+            drop(written);
+            home.is_loaded(resource, &record).await;
+            return Ok(driver.found(record).await?);
+        }
+        home.seen(resource);
+        let Some(latest) = home.latest() else { return Ok(()) };
+        let told = written.told.get_or_insert_with(|| Told::of(&latest, template.as_ref()));
+        match told.differs(&latest, template.as_ref()) {
+            Some(edit) => Ok(driver.edited(id, edit).await?),
+            None => Ok(()),
+        }
+    }
+
+    fn vanished(&self, resource: &Workspace) {
+        let Ok(id) = id_of(resource) else { return };
+        let home = self.home(&id);
+        if home.is_let_go(resource) {
+            home.let_go(None);
+            self.forget_if_empty(&id);
+        } else if home.latest().is_some_and(|latest| latest.uid() == resource.uid()) {
+            tracing::warn!(workspace = %id, "its resource is gone; what it held is kept");
+            home.vanished();
+        }
+    }
+}
+
+impl Told {
+    fn of(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Self {
+        let generation = resource.metadata.generation.unwrap_or_default();
+        Self { wishes: Wishes::of(resource, template), generation, deleted: None }
+    }
+
+    /// What is new; it counts as told from now on.
+    fn differs(&mut self, resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Option<Edit> {
+        let now = Self { deleted: deleted(resource), ..Self::of(resource, template) };
+        let (a, b) = (&self.wishes, &now.wishes);
+        let edit = Edit {
+            generation: now.generation,
+            awake: (a.wanted != b.wanted).then_some(b.wanted == WantedState::Awake),
+            resources: (a.resources != b.resources).then_some(b.resources),
+            policy: (a.policy != b.policy).then(|| b.policy.clone()),
+            env: (a.env != b.env).then(|| b.env.clone()),
+            deleted: now.deleted.filter(|_| now.deleted != self.deleted),
+        };
+        let news = edit != Edit { generation: self.generation, ..Edit::default() };
+        *self = now;
+        news.then_some(edit)
+    }
+}
+
+/// Whether somebody has deleted it, and its data with it.
+fn deleted(resource: &Workspace) -> Option<bool> {
+    let discards = resource.annotations().get(DISCARD).is_some_and(|value| value == "true");
+    resource.metadata.deletion_timestamp.is_some().then_some(discards)
+}
