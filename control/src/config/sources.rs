@@ -10,12 +10,6 @@ use crate::args::Args;
 /// Keys of the file; the environment variable of each is `PODLING_` and the key in capitals, the flag has "-" for "_".
 const KEYS: [&str; 22] = [
     "listen",
-    "backend",
-    "namespace",
-    "agents_listen",
-    "agents_url",
-    "agent_image",
-    "workspace_account",
     "tls_cert",
     "tls_key",
     "allow_plaintext",
@@ -31,6 +25,12 @@ const KEYS: [&str; 22] = [
     "capacity_awake",
     "capacity_cpu",
     "capacity_memory",
+    "backend",
+    "namespace",
+    "agents_listen",
+    "agents_url",
+    "agent_image",
+    "workspace_account",
 ];
 
 /// One value with its origin.
