@@ -10,7 +10,11 @@ fn is_json(entry: &std::io::Result<fs::DirEntry>) -> bool {
 fn what_is_deployed_is_what_the_types_say() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
     let definitions = podling_control::kubernetes::definitions().unwrap();
-    assert_eq!(fs::read_dir(&folder).unwrap().filter(is_json).count(), definitions.len(), "a file more or less");
+    assert_eq!(
+        fs::read_dir(&folder).unwrap().filter(is_json).count(),
+        definitions.len(),
+        "a file more or less"
+    );
     for (name, text) in definitions {
         let deployed = fs::read_to_string(folder.join(name)).unwrap();
         assert!(

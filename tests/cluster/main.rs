@@ -2,4 +2,5 @@
 
 mod backend;
 mod ground;
+mod lives;
 mod resources;

@@ -9,8 +9,11 @@ use podling_tests::{
 pub(crate) fn define() {
     let folder = repository().join("deploy/crds");
     let folder = folder.to_str().unwrap();
-    kubectl(&["apply", "--server-side", "--filename", folder]).good();
-    kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "--filename", folder]).good();
+    kubectl(&["apply", "--server-side", "--kustomize", folder]).good();
+    let all = ["workspacearchives", "workspaces", "workspacetemplates"]
+        .map(|name| format!("crd/{name}.podling.dev"));
+    let wait = ["wait", "--for=condition=Established", "--timeout=60s"];
+    kubectl(&wait.into_iter().chain(all.iter().map(String::as_str)).collect::<Vec<_>>()).good();
 }
 
 /// A namespace in a cluster that knows them.

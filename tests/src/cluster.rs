@@ -15,6 +15,8 @@ const DEADLINE: &str = "--timeout=120s";
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
+    /// Whether it is ours to remove.
+    made: bool,
 }
 
 /// How a command ended.
@@ -46,7 +48,12 @@ impl Namespace {
         let label = "pod-security.kubernetes.io/enforce=restricted";
         kubectl(&["label", "namespace", &name, label]).good();
         kubectl(&["wait", "--namespace", &name, "--for=create", DEADLINE, "serviceaccount/default"]).good();
-        Self { name }
+        Self { name, made: true }
+    }
+
+    /// One that is there, and stays.
+    pub fn of(name: &str) -> Self {
+        Self { name: name.to_owned(), made: false }
     }
 
     /// What it is called.
@@ -69,6 +76,11 @@ impl Namespace {
         with_input(&["--namespace", &self.name, "create", "--output", "json", "--filename", "-"], json)
     }
 
+    /// Posts something to a path of the API.
+    pub fn post(&self, path: &str, json: &str) -> Said {
+        with_input(&["create", "--raw", path, "--filename", "-"], json)
+    }
+
     /// Waits for a condition, as kubectl writes it: `condition=Ready pod/it`.
     pub fn wait(&self, condition: &str, what: &str) -> Said {
         self.kubectl(&["wait", &format!("--for={condition}"), DEADLINE, what])
@@ -88,7 +100,9 @@ impl Default for Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _gone = kubectl(&["delete", "namespace", &self.name, "--wait=false"]);
+        if self.made {
+            let _gone = kubectl(&["delete", "namespace", &self.name, "--wait=false"]);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod client;
 pub mod cluster;
 pub mod control;
+pub mod deployed;
 pub mod direct;
 pub mod disk;
 pub mod grpc_web;

@@ -35,6 +35,15 @@ impl<B: Backend> Driver<B> {
     pub(super) fn edited(&mut self, id: &WorkspaceId, edit: Edit) {
         tracing::info!(workspace = %id, ?edit, "was changed");
         let Some(entry) = self.entries.get_mut(id) else { return };
+        entry.unsaved = Some(entry.unsaved.take().unwrap_or_default().then(edit));
+        self.follow_edits(id);
+        self.advance(id);
+    }
+
+    /// Lets the record follow what was changed and is not durable yet.
+    pub(super) fn follow_edits(&mut self, id: &WorkspaceId) {
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        let Some(edit) = entry.unsaved.clone() else { return };
         let before = entry.record.spec.clone();
         let spec = Spec {
             resources: edit.resources.unwrap_or(before.resources),
@@ -59,6 +68,19 @@ impl<B: Backend> Driver<B> {
             (None, Some(false)) if wanted != Wanted::Asleep => entry.want(Wanted::Asleep),
             (None, Some(false) | None) => {}
         }
-        self.advance(id);
+    }
+}
+
+impl Edit {
+    /// Both, one after the other.
+    fn then(self, later: Self) -> Self {
+        Self {
+            generation: self.generation.max(later.generation),
+            awake: later.awake.or(self.awake),
+            resources: later.resources.or(self.resources),
+            policy: later.policy.or(self.policy),
+            env: later.env.or(self.env),
+            deleted: later.deleted.or(self.deleted),
+        }
     }
 }

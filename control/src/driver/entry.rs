@@ -12,7 +12,7 @@ use podling_core::{
 use podling_proto::agent::v1::ActivityState;
 use tokio::time::Instant;
 
-use super::{DriverError, event::Reply, links::AgentLink, steps::Asked};
+use super::{DriverError, Edit, event::Reply, links::AgentLink, steps::Asked};
 use crate::{
     backend::Instance,
     progress::Progress,
@@ -29,6 +29,8 @@ pub(super) struct Entry {
     pub(super) durable: Option<Arc<Record>>,
     /// What was given to the writer last.
     pub(super) queued: Option<Arc<Record>>,
+    /// What was changed where it is stored, and the store does not hold yet: nobody would say it again.
+    pub(super) unsaved: Option<Edit>,
     /// What was seen.
     pub(super) observed: Observed,
     /// What is being done.
@@ -77,6 +79,7 @@ impl Entry {
             durable: durable.then(|| record.clone()),
             record,
             queued: None,
+            unsaved: None,
             observed,
             in_flight: None,
             progress: None,

@@ -25,7 +25,12 @@ impl<B: Backend> Driver<B> {
                     let id = record.spec.id.clone();
                     // Room that was given back is free now.
                     self.line_changed = true;
-                    self.with_entry(&id, |entry| entry.durable = Some(record));
+                    self.with_entry(&id, |entry| {
+                        entry.durable = Some(record);
+                        if entry.is_settled() {
+                            entry.unsaved = None;
+                        }
+                    });
                 }
                 // After a failure it is written with the next batch.
                 (Change::Witnessed(_), _) => {}
@@ -68,6 +73,7 @@ impl<B: Backend> Driver<B> {
                 self.line_changed = true;
                 // What was counted when it was decided.
                 self.count_archiving();
+                self.follow_edits(id);
                 self.advance(id);
             }
             None => {

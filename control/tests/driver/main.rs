@@ -2,8 +2,10 @@
 
 mod api;
 mod door;
+mod edits;
 mod fake;
 mod fake_keeper;
+mod fake_store;
 mod json;
 mod json_client;
 mod leave;

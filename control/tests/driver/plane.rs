@@ -8,7 +8,7 @@ use podling_control::{
         ToAgent,
     },
     snapshot::{Fingerprint, WorkspaceView},
-    store::RedbStore,
+    store::{RedbStore, Store},
 };
 use podling_core::{
     id::WorkspaceId,
@@ -56,16 +56,20 @@ impl Plane {
                 }
             }
         });
+        Self::on(Arc::new(store.await.expect("the store")), backend, keeper, quotas).await
+    }
+
+    pub(crate) async fn on(
+        store: Arc<dyn Store>,
+        backend: &Fake,
+        keeper: &FakeKeeper,
+        quotas: Quotas,
+    ) -> Self {
         let shutdown = CancellationToken::new();
-        let (driver, handle) = Driver::open(
-            Arc::new(store.await.expect("the store")),
-            backend.clone(),
-            Arc::new(keeper.clone()),
-            quotas,
-            shutdown.clone(),
-        )
-        .await
-        .expect("a driver");
+        let (driver, handle) =
+            Driver::open(store, backend.clone(), Arc::new(keeper.clone()), quotas, shutdown.clone())
+                .await
+                .expect("a driver");
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { driver.run().await.expect("the driver") });
         Self { handle, shutdown, tasks }

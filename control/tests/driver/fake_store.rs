@@ -1,0 +1,68 @@
+//! A store in memory that refuses when it is told to.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use podling_control::store::{Change, Committed, Loaded, Record, Store, StoreError};
+use podling_core::id::WorkspaceId;
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FakeStore(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    records: Mutex<BTreeMap<WorkspaceId, Arc<Record>>>,
+    refusals: AtomicUsize,
+}
+
+impl FakeStore {
+    /// Refuses so many changes of workspaces from now on, as if somebody else had just written them.
+    pub(crate) fn refuse(&self, changes: usize) {
+        self.0.refusals.store(changes, Ordering::SeqCst);
+    }
+
+    /// How many it still has to refuse.
+    pub(crate) fn refusals(&self) -> usize {
+        self.0.refusals.load(Ordering::SeqCst)
+    }
+
+    fn put(&self, change: &Change) -> Result<(), Arc<StoreError>> {
+        let fewer = |left: usize| left.checked_sub(1);
+        if change.id().is_some()
+            && self.0.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_ok()
+        {
+            return Err(Arc::new(StoreError::Changed { name: "it".into() }));
+        }
+        let mut records = self.0.records.lock().unwrap();
+        match change {
+            Change::Put(record) => drop(records.insert(record.spec.id.clone(), record.clone())),
+            Change::Forget(id, _) => drop(records.remove(id)),
+            Change::Witnessed(_) => {}
+        }
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl Store for FakeStore {
+    async fn load(&self) -> Result<Loaded, StoreError> {
+        let records = self.0.records.lock().unwrap();
+        let records = records.values().map(|record| Record::clone(record)).collect();
+        Ok(Loaded { records, ..Loaded::default() })
+    }
+
+    async fn commit(&self, changes: Vec<Change>) -> Vec<Committed> {
+        changes
+            .into_iter()
+            .map(|change| {
+                let done = self.put(&change);
+                (change, done)
+            })
+            .collect()
+    }
+}

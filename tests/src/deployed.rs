@@ -1,0 +1,60 @@
+//! Podling as it is deployed: the overlay `local`, applied as it ships, in the cluster that `KUBECONFIG` names.
+
+use std::{net::TcpStream, sync::OnceLock};
+
+use tempfile::TempDir;
+
+use crate::{
+    cli::Cli,
+    cluster::{Namespace, kubectl},
+    tools::repository,
+    wait::{PATIENCE, wait_blocking},
+};
+
+/// One for all stories of a run. It stays in the cluster, which goes with the sandbox.
+#[derive(Debug)]
+pub struct Deployed {
+    space: Namespace,
+    address: String,
+    token: String,
+    home: TempDir,
+}
+
+static DEPLOYED: OnceLock<Deployed> = OnceLock::new();
+
+impl Deployed {
+    /// Deploys it, if nobody has.
+    pub fn get() -> &'static Self {
+        DEPLOYED.get_or_init(|| {
+            let overlay = repository().join("deploy/overlays/local");
+            kubectl(&["apply", "--kustomize", overlay.to_str().expect("a path")]).good();
+            let space = Namespace::of("podling");
+            space.kubectl(&["rollout", "status", "deployment/podling-control", "--timeout=120s"]).good();
+            let address = format!("{}:7411", space.field("service/podling", ".spec.clusterIP"));
+            // As somebody who may read the Secret is told to.
+            let token = "go-template={{index .data \"root-token\" | base64decode}}";
+            let token = space.kubectl(&["get", "secret", "podling-control", "--output", token]).good();
+            let this = Self { space, address, token, home: tempfile::tempdir().expect("a folder") };
+            this.answers();
+            this
+        })
+    }
+
+    /// Waits until the way there is open, which is a little after a control plane is ready.
+    pub fn answers(&self) {
+        let is_open = || TcpStream::connect(&self.address).is_ok();
+        assert!(wait_blocking(PATIENCE, is_open), "nobody listens at {}", self.address);
+    }
+
+    /// Where it is.
+    pub fn space(&self) -> &Namespace {
+        &self.space
+    }
+
+    /// Somebody at a terminal, with the root token.
+    pub fn cli(&self) -> Cli {
+        Cli::new(self.home.path())
+            .env("PODLING_URL", format!("http://{}", self.address))
+            .env("PODLING_TOKEN", &self.token)
+    }
+}
