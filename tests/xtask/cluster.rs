@@ -69,7 +69,9 @@ pub(crate) fn add(steps: &mut Steps, more: &[&str]) -> Result<()> {
     if !given && let Some(lacking) = lacking() {
         return steps.left_out("the cluster's suite", &lacking);
     }
-    if !steps.cargo("cluster's suite, built", &[&suite[..], &["--no-run"]].concat(), &[])? {
+    if !steps.cargo("binaries", &["build", "--workspace", "--bins", "--quiet"], &[])?
+        || !steps.cargo("cluster's suite, built", &[&suite[..], &["--no-run"]].concat(), &[])?
+    {
         steps.not_run("cluster's suite");
         return Ok(());
     }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{check, simulate, step::Steps, stories, targets};
+use crate::{check, cluster, simulate, step::Steps, stories, targets};
 
 /// Runs it.
 pub(crate) fn run() -> Result<bool> {
@@ -15,5 +15,6 @@ pub(crate) fn run() -> Result<bool> {
     simulate::add(&mut steps)?;
     steps.cargo("examples in docs", &["test", "--workspace", "--quiet", "--doc"], &[])?;
     stories::add(&mut steps, &["--", "--format=pretty"])?;
+    cluster::add(&mut steps, &["--", "--format=pretty"])?;
     steps.finish()
 }
