@@ -24,6 +24,10 @@ pub struct Args {
     /// Kubernetes: where agents find that address [env: PODLING_AGENTS_URL] [default: `https://podling-agents:7412`]
     #[arg(long, value_name = "URL")]
     pub agents_url: Option<String>,
+    /// Kubernetes: the address at which other replicas reach this one; without one they stand by and pass nobody on
+    /// [env: PODLING_ADVERTISE]
+    #[arg(long, value_name = "ADDRESS")]
+    pub advertise: Option<String>,
     /// Kubernetes: the image of the agent, for images that have none [env: PODLING_AGENT_IMAGE] [default: podling/agent
     /// of this version]
     #[arg(long, value_name = "IMAGE")]

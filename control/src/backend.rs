@@ -34,8 +34,13 @@ pub trait Backend: Send + Sync + 'static {
     /// machine) it tells by [`Observation::Waits`], and goes on waiting until the plan is given up.
     fn ensure(&self, plan: Plan) -> impl Future<Output = Result<Instance, BackendError>> + Send;
 
-    /// Ends every process of the workspace, agents or not, in good order and then by force. Returns when none is left.
-    fn stop(&self, workspace: WorkspaceId) -> impl Future<Output = Result<(), BackendError>> + Send;
+    /// Ends every process of the workspace, agents or not, in good order and then by force. Returns when none is left. None is touched that
+    /// a later start than `last` has made: that is another control plane's, which has taken over.
+    fn stop(
+        &self,
+        workspace: WorkspaceId,
+        last: Epoch,
+    ) -> impl Future<Output = Result<(), BackendError>> + Send;
 
     /// Removes the storage. Only called after [`Backend::stop`] has succeeded with nothing started since.
     fn remove(&self, workspace: WorkspaceId) -> impl Future<Output = Result<(), BackendError>> + Send;

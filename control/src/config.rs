@@ -66,6 +66,8 @@ pub struct Cluster {
     pub agents_listen: SocketAddr,
     /// Where they find it.
     pub agents_url: String,
+    /// The address at which other replicas reach this one.
+    pub advertise: Option<IpAddr>,
     /// The agent's image.
     pub agent_image: String,
     /// The service account of the workspaces' pods.
@@ -201,6 +203,7 @@ impl Config {
                 namespace: text("namespace").map(|v| v.parse(values::label)).transpose()?,
                 agents_listen: usual("agents_listen", "0.0.0.0:7412").parse(values::address)?,
                 agents_url: usual("agents_url", "https://podling-agents:7412").parse(values::agents_url)?,
+                advertise: text("advertise").map(|v| v.parse(values::ip)).transpose()?,
                 agent_image: usual("agent_image", AGENT_IMAGE).text,
                 workspace_account: usual("workspace_account", "podling-workspace").parse(values::label)?,
             }),

@@ -63,7 +63,7 @@ enum Break {
 #[derive(Debug)]
 pub(crate) enum Order {
     Start(Plan),
-    Stop(WorkspaceId),
+    Stop(WorkspaceId, Epoch),
     /// Of one that goes for good, also archives that nobody knows of (all but these).
     Remove {
         workspace: WorkspaceId,
@@ -154,7 +154,7 @@ impl<B: Backend> Executor<B> {
             Order::Restore { .. } => (Some(self.restoring.clone()), Some(KEEP_LIMIT)),
             Order::Expire { .. } => (Some(self.expiring.clone()), Some(EXPIRE_LIMIT)),
             // The backend sees to it that each comes to its end, and how many at once.
-            Order::Start(_) | Order::Stop(_) | Order::Remove { .. } => (None, None),
+            Order::Start(_) | Order::Stop(..) | Order::Remove { .. } => (None, None),
         };
         let (expiring, whose) = (self.expiring.clone(), workspace.clone());
         let known = order.known();
@@ -225,7 +225,7 @@ impl Order {
     fn names(&self) -> (WorkspaceId, Action) {
         match self {
             Self::Start(plan) => (plan.workspace.clone(), Action::Start(plan.epoch)),
-            Self::Stop(id) => (id.clone(), Action::Stop),
+            Self::Stop(id, _) => (id.clone(), Action::Stop),
             Self::Remove { workspace, .. } => (workspace.clone(), Action::Remove),
             Self::Archive { epoch, spec, .. } => (spec.id.clone(), Action::Archive(*epoch)),
             Self::Restore { epoch, spec, .. } => (spec.id.clone(), Action::Restore(*epoch)),
@@ -246,7 +246,7 @@ impl Order {
         match self {
             Self::Remove { known, .. } => known.clone(),
             Self::Archive { known, .. } => Some(known.clone()),
-            Self::Start(_) | Self::Stop(_) | Self::Restore { .. } | Self::Expire { .. } => None,
+            Self::Start(_) | Self::Stop(..) | Self::Restore { .. } | Self::Expire { .. } => None,
         }
     }
 
@@ -259,7 +259,7 @@ impl Order {
         let ended = |()| Done::Ended;
         match self {
             Self::Start(plan) => backend.ensure(plan).await.map(Done::Started).map_err(|e| e.to_string()),
-            Self::Stop(id) => backend.stop(id).await.map(ended).map_err(|e| e.to_string()),
+            Self::Stop(id, last) => backend.stop(id, last).await.map(ended).map_err(|e| e.to_string()),
             Self::Remove { workspace, .. } => {
                 backend.remove(workspace).await.map(ended).map_err(|e| e.to_string())
             }

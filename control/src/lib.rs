@@ -17,6 +17,7 @@ pub mod gateway;
 pub mod identity;
 pub mod keeper;
 pub mod kubernetes;
+pub mod lease;
 pub mod log;
 pub mod metrics;
 pub mod open_files;

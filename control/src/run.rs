@@ -6,7 +6,7 @@ use podling_core::id::WorkspaceId;
 use podling_proto::control::v1::{
     backups_server::BackupsServer, tokens_server::TokensServer, workspaces_server::WorkspacesServer,
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -33,6 +33,7 @@ mod error;
 mod leave;
 mod secrets;
 mod services;
+mod standby;
 
 use engine::{AgentsAt, Engine};
 pub use error::RunError;
@@ -60,8 +61,13 @@ pub async fn run(
     match config.engine.clone() {
         config::Engine::Local => serve(engine::local(&config, files)?, config, folder, shutdown, ready).await,
         config::Engine::Kubernetes(cluster) => {
-            let engine = engine::kubernetes(&config, &cluster).await?;
-            serve(engine, config, folder, shutdown, ready).await
+            let ours = shutdown.clone().run_until_cancelled_owned(engine::kubernetes(&config, &cluster));
+            // Told to stop while another decided.
+            let Some(engine) = ours.await else { return Ok(()) };
+            let (engine, held) = engine?;
+            let done = serve(engine, config, folder, shutdown, ready).await;
+            held.release().await;
+            done
         }
     }
 }
@@ -73,7 +79,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
     shutdown: CancellationToken,
     ready: impl FnOnce(Ready),
 ) -> Result<(), RunError> {
-    let Engine { identity, backend, store, reviewer, templates, agents_at, follower } = engine;
+    let Engine { identity, backend, store, reviewer, templates, public, agents_at, follower } = engine;
     // Opened now, so that a store that cannot be used is said at the start and not when a workspace has to be archived.
     file::make_private_folder(&config.scratch_folder())?;
     let backups = Backups::open(&config.backups, config.scratch_folder())?;
@@ -114,9 +120,9 @@ async fn serve<B: Backend, R: AgentReviewer>(
     );
     let agents = AgentsFront::new(Routes::new(agents).into_axum_router());
 
-    let public = listen(&config, &stopping, &metrics).await?;
+    let public = listen(public, &config, &stopping, &metrics).await?;
     let url = public.url().unwrap_or_default();
-    let internal = listen_for_agents(agents_at, &identity, &stopping, &metrics).await?;
+    let internal = listen_for_agents(agents_at, &identity, &stopping, &metrics)?;
 
     let mut parts = Parts::new();
     let leaving = config.leaves_idle_asleep.then(|| handle.clone());
@@ -193,30 +199,33 @@ fn queue(driver: &DriverHandle) -> impl Fn() -> usize + Send + Sync + 'static {
     move || driver.waiting()
 }
 
-async fn listen(config: &Config, stopping: &Stopping, metrics: &Metrics) -> Result<Listener, RunError> {
+async fn listen(
+    open: Option<TcpListener>,
+    config: &Config,
+    stopping: &Stopping,
+    metrics: &Metrics,
+) -> Result<Listener, RunError> {
     let tls = config.tls.as_ref().map(|files| server_config(&files.certificate, &files.key));
     let tls = tls.transpose().map_err(RunError::Tls)?.map(Arc::new);
-    Listener::tcp(config.listen, tls, stopping.clone(), metrics.connections.clone())
-        .await
-        .map_err(|source| RunError::Listen { address: config.listen, source })
+    let listener = match open {
+        Some(listener) => listener,
+        None => engine::bind(config.listen).await?,
+    };
+    Ok(Listener::public(listener, tls, stopping.clone(), metrics.connections.clone()))
 }
 
-async fn listen_for_agents(
+fn listen_for_agents(
     at: AgentsAt,
     identity: &Identity,
     stopping: &Stopping,
     metrics: &Metrics,
 ) -> Result<Listener, RunError> {
     let (tls, open) = (identity.agents_tls(), metrics.agent_connections.clone());
-    let (listener, at) = match at {
-        AgentsAt::Socket(path) => {
-            (Listener::unix(&path, tls, stopping.clone(), open), path.display().to_string())
-        }
-        AgentsAt::Address(address) => {
-            (Listener::agents(address, tls, stopping.clone(), open).await, address.to_string())
-        }
-    };
-    listener.map_err(|source| RunError::ListenAgents { at, source })
+    match at {
+        AgentsAt::Socket(path) => Listener::unix(&path, tls, stopping.clone(), open)
+            .map_err(|source| RunError::ListenAgents { path, source }),
+        AgentsAt::Open(listener) => Ok(Listener::agents(listener, tls, stopping.clone(), open)),
+    }
 }
 
 /// Passes on to the driver for which workspaces calls wait.

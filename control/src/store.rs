@@ -169,6 +169,9 @@ pub enum StoreError {
         /// The resource.
         name: String,
     },
+    /// Another control plane may have taken over.
+    #[error("this control plane does not decide any more")]
+    Superseded,
     /// Another workspace is called so.
     #[error("there is a workspace {name} in this namespace already; take another name")]
     Taken {

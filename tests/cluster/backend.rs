@@ -10,6 +10,7 @@ use podling_control::{
         kubernetes::{KubernetesBackend, KubernetesReviewer},
     },
     kubernetes::objects::House,
+    lease::Term,
 };
 use podling_core::{
     id::WorkspaceId,
@@ -47,7 +48,7 @@ impl Ground {
             control_ca: "podling-ca".into(),
             service_account: ACCOUNT.into(),
         };
-        let backend = Arc::new(KubernetesBackend::new(client().await, space.name(), house));
+        let backend = Arc::new(KubernetesBackend::new(client().await, space.name(), house, Term::alone()));
         let observations = Box::pin(backend.observe());
         let mut ground = Self { space, backend, observations };
         let is_list = |seen| matches!(seen, Observation::Listed { .. }).then_some(());
@@ -152,20 +153,22 @@ async fn a_start_is_one_pod_and_storage_outlives_it() {
     );
 
     // Another control plane finds it.
-    let other = KubernetesBackend::new(client().await, ground.space.name(), house_of_nobody());
+    let other = KubernetesBackend::new(client().await, ground.space.name(), house_of_nobody(), Term::alone());
     let listed = Box::pin(other.observe()).next().await;
     let Some(Observation::Listed { living, .. }) = listed else { panic!("{listed:?}") };
     assert_eq!(living, std::slice::from_ref(&instance));
 
-    ground.backend.stop(first.workspace.clone()).await.unwrap();
+    ground.backend.stop(first.workspace.clone(), 9).await.unwrap();
     ground.sees_end(&instance).await;
     assert_eq!(ground.pods(), "");
-    ground.backend.stop(first.workspace.clone()).await.unwrap();
+    ground.backend.stop(first.workspace.clone(), 9).await.unwrap();
 
     let second = Plan { epoch: 2, ..first.clone() };
     assert_ne!(ground.start(&second).await.unwrap().id, instance.id);
+    let superseded = ground.backend.stop(first.workspace.clone(), 1).await.unwrap_err().to_string();
+    assert!(superseded.contains("another control plane's"), "{superseded}");
     assert_eq!(ground.in_pod(&second, "cat ~/file"), "kept");
-    ground.backend.stop(second.workspace.clone()).await.unwrap();
+    ground.backend.stop(second.workspace.clone(), 9).await.unwrap();
 
     // Whoever deletes the claim does not get the data.
     let claim = format!("pvc/workspace-{}", first.workspace);
@@ -193,7 +196,7 @@ async fn a_pod_that_is_deleted_or_dies_is_said_to_have_ended_and_how() {
     let pod = format!("workspace-{}-2", first.workspace);
     ground.space.kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force"]).good();
     assert_eq!(ground.sees_end(&again).await, "its pod was deleted");
-    ground.backend.stop(first.workspace.clone()).await.unwrap();
+    ground.backend.stop(first.workspace.clone(), 9).await.unwrap();
 }
 
 #[tokio::test]
@@ -210,7 +213,7 @@ async fn what_a_start_waits_for_is_said_and_it_waits_only_as_long_as_it_is_wante
     large.given_up.cancel();
     let refused = timeout(DEADLINE, starting.join_all()).await.expect("it gives up").remove(0).unwrap_err();
     assert!(refused.to_string().contains("not wanted any more"), "{refused}");
-    ground.backend.stop(large.workspace.clone()).await.unwrap();
+    ground.backend.stop(large.workspace.clone(), 9).await.unwrap();
     assert_eq!(ground.pods(), "");
 }
 
@@ -227,7 +230,7 @@ async fn a_quota_of_the_namespace_is_queued_for() {
     let more = r#"{"spec": {"hard": {"pods": "1"}}}"#;
     ground.space.kubectl(&["patch", "quota", "team", "--patch", more]).good();
     timeout(DEADLINE, starting.join_all()).await.expect("there is room").remove(0).unwrap();
-    ground.backend.stop(plan.workspace).await.unwrap();
+    ground.backend.stop(plan.workspace, 9).await.unwrap();
 }
 
 #[tokio::test]
@@ -239,7 +242,7 @@ async fn what_never_can_start_says_why() {
     let missing = plan("missing");
     let refused = ground.start(&missing).await.unwrap_err().to_string();
     assert!(refused.contains("the image registry.invalid/no/such:1 cannot be pulled"), "{refused}");
-    ground.backend.stop(missing.workspace).await.unwrap();
+    ground.backend.stop(missing.workspace, 9).await.unwrap();
 }
 
 #[tokio::test]
@@ -269,7 +272,7 @@ async fn who_an_agent_is_follows_from_the_pod_its_token_was_made_for() {
     }
     let elsewhere = KubernetesReviewer::new(client().await, "default", ACCOUNT);
     assert!(elsewhere.review(&token).await.unwrap().is_none(), "another team's");
-    ground.backend.stop(plan.workspace).await.unwrap();
+    ground.backend.stop(plan.workspace, 9).await.unwrap();
     assert!(reviewer.review(&token).await.unwrap().is_none(), "its pod is gone");
 }
 

@@ -2,5 +2,6 @@
 
 mod backend;
 mod ground;
+mod leaders;
 mod lives;
 mod resources;

@@ -29,7 +29,7 @@ impl Deployed {
             let overlay = repository().join("deploy/overlays/local");
             kubectl(&["apply", "--kustomize", overlay.to_str().expect("a path")]).good();
             let space = Namespace::of("podling");
-            space.kubectl(&["rollout", "status", "deployment/podling-control", "--timeout=120s"]).good();
+            rolled_out(&space);
             let address = format!("{}:7411", space.field("service/podling", ".spec.clusterIP"));
             // As somebody who may read the Secret is told to.
             let token = "go-template={{index .data \"root-token\" | base64decode}}";
@@ -40,8 +40,14 @@ impl Deployed {
         })
     }
 
+    /// Waits until every replica of the control plane answers.
+    pub fn is_up(&self) {
+        rolled_out(&self.space);
+        self.answers();
+    }
+
     /// Waits until the way there is open, which is a little after a control plane is ready.
-    pub fn answers(&self) {
+    fn answers(&self) {
         let is_open = || TcpStream::connect(&self.address).is_ok();
         assert!(wait_blocking(PATIENCE, is_open), "nobody listens at {}", self.address);
     }
@@ -57,4 +63,8 @@ impl Deployed {
             .env("PODLING_URL", format!("http://{}", self.address))
             .env("PODLING_TOKEN", &self.token)
     }
+}
+
+fn rolled_out(space: &Namespace) {
+    space.kubectl(&["rollout", "status", "deployment/podling-control", "--timeout=120s"]).good();
 }

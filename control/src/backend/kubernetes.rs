@@ -22,7 +22,7 @@ use kube::{
     Client,
     runtime::{WatchStreamExt, watcher},
 };
-use podling_core::id::WorkspaceId;
+use podling_core::{id::WorkspaceId, workspace::Epoch};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -31,6 +31,7 @@ use self::{cluster::Cluster, pods::Pods};
 use crate::{
     backend::{Backend, BackendError, Instance, Observation, Plan},
     kubernetes::objects::House,
+    lease::Term,
 };
 
 /// Tellings of starts that wait for the driver. When it is full they wait.
@@ -45,10 +46,10 @@ pub struct KubernetesBackend {
 }
 
 impl KubernetesBackend {
-    /// In this namespace, by the rights that `client` has there.
-    pub fn new(client: Client, namespace: &str, house: House) -> Self {
+    /// In this namespace, by the rights that `client` has there, for as long as it is our term.
+    pub fn new(client: Client, namespace: &str, house: House, term: Arc<Term>) -> Self {
         let (told, observations) = mpsc::channel(OBSERVATIONS);
-        let cluster = Cluster::new(client, namespace, Arc::new(house));
+        let cluster = Cluster::new(client, namespace, Arc::new(house), term);
         Self { cluster, told, observations: Mutex::new(Some(observations)) }
     }
 }
@@ -58,8 +59,8 @@ impl Backend for KubernetesBackend {
         self.cluster.start(plan, &self.told).await
     }
 
-    async fn stop(&self, workspace: WorkspaceId) -> Result<(), BackendError> {
-        self.cluster.stop(&workspace).await
+    async fn stop(&self, workspace: WorkspaceId, last: Epoch) -> Result<(), BackendError> {
+        self.cluster.stop(&workspace, last).await
     }
 
     async fn remove(&self, workspace: WorkspaceId) -> Result<(), BackendError> {

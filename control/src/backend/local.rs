@@ -24,7 +24,7 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt, stream};
-use podling_core::id::WorkspaceId;
+use podling_core::{id::WorkspaceId, workspace::Epoch};
 use tokio::{
     sync::{Semaphore, SemaphorePermit, mpsc},
     task::spawn_blocking,
@@ -132,7 +132,8 @@ impl Backend for LocalBackend {
         Ok(self.inner.watch(workspace, launched))
     }
 
-    async fn stop(&self, workspace: WorkspaceId) -> Result<(), BackendError> {
+    /// (Nobody else can take over here: the data folder is locked.)
+    async fn stop(&self, workspace: WorkspaceId, _last: Epoch) -> Result<(), BackendError> {
         let _turn = self.inner.turn().await;
         let places = self.inner.layout.of(&workspace);
         sweep::end_agent(&places, &self.inner.machine).await;

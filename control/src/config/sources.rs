@@ -8,7 +8,7 @@ use super::{ConfigError, Source};
 use crate::args::Args;
 
 /// Keys of the file; the environment variable of each is `PODLING_` and the key in capitals, the flag has "-" for "_".
-const KEYS: [&str; 22] = [
+const KEYS: [&str; 23] = [
     "listen",
     "tls_cert",
     "tls_key",
@@ -29,6 +29,7 @@ const KEYS: [&str; 22] = [
     "namespace",
     "agents_listen",
     "agents_url",
+    "advertise",
     "agent_image",
     "workspace_account",
 ];
@@ -122,6 +123,7 @@ impl<'a> Sources<'a> {
             "namespace" => args.namespace,
             "agents_listen" => args.agents_listen,
             "agents_url" => args.agents_url,
+            "advertise" => args.advertise,
             "agent_image" => args.agent_image,
             "workspace_account" => args.workspace_account,
             "tls_cert" => args.tls_cert,

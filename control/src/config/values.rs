@@ -1,7 +1,7 @@
 //! What each kind of value may be. On failure each says what is allowed.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{self, PathBuf},
 };
 
@@ -53,6 +53,11 @@ pub(super) fn is_kubernetes(text: &str) -> Result<bool, String> {
         "kubernetes" => Ok(true),
         _ => Err("\"local\" or \"kubernetes\"".to_owned()),
     }
+}
+
+/// The address of a machine or a pod.
+pub(super) fn ip(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| "an IP address, such as 10.244.0.7".to_owned())
 }
 
 /// The name of something in Kubernetes.

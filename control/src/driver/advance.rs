@@ -139,7 +139,7 @@ impl<B: Backend> Driver<B> {
             }
             Action::Stop => {
                 entry.drain(DRAIN_GRACE);
-                Order::Stop(id.clone())
+                Order::Stop(id.clone(), entry.epoch())
             }
             Action::Remove => {
                 let goes = entry.record.status.phase == Phase::Deleting;

@@ -1,12 +1,13 @@
 //! What runs workspaces and keeps their records: processes and a file on one machine, pods and resources in a cluster.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{future::pending, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use kube::Client;
-use tokio::sync::watch;
+use podling_proto::token;
+use tokio::{net::TcpListener, sync::watch};
 
-use super::{RunError, secrets};
+use super::{RunError, secrets, standby::pass_on};
 use crate::{
     backend::{
         BackendError,
@@ -17,12 +18,15 @@ use crate::{
     driver::DriverHandle,
     identity::Identity,
     kubernetes::objects::House,
+    lease::{Candidate, Held},
     open_files::OpenFiles,
     snapshot::Snapshots,
     store::{KubernetesStore, RedbStore, Store},
     template::{TemplateFollower, Templates},
 };
 
+/// Of what one run of a control plane is called.
+const IDENTITY_BYTES: usize = 12;
 /// The ConfigMap with what agents check the control plane's certificate against.
 const CONTROL_CA: &str = "podling-ca";
 
@@ -33,6 +37,8 @@ pub(super) struct Engine<B, R> {
     pub(super) store: Arc<dyn Store>,
     pub(super) reviewer: Box<dyn FnOnce(Snapshots) -> Result<R, BackendError> + Send>,
     pub(super) templates: watch::Receiver<Arc<Templates>>,
+    /// The public door, if it is open already.
+    pub(super) public: Option<TcpListener>,
     pub(super) agents_at: AgentsAt,
     /// Follows what others change, as long as the control plane runs.
     pub(super) follower: Option<Follower>,
@@ -44,7 +50,12 @@ pub(super) type Follower =
 /// Where agents dial.
 pub(super) enum AgentsAt {
     Socket(PathBuf),
-    Address(SocketAddr),
+    Open(TcpListener),
+}
+
+/// Opens a door.
+pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, RunError> {
+    TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })
 }
 
 /// Processes of this machine.
@@ -67,48 +78,75 @@ pub(super) fn local(
         reviewer: Box::new(LocalReviewer::new),
         // They stay as they are.
         templates: watch::channel(Arc::new(templates)).1,
+        public: None,
         agents_at: AgentsAt::Socket(control_socket(&config.data)),
         follower: None,
     })
 }
 
-/// Pods.
+/// Pods, once it is for us to decide about them. Until then whoever comes is passed on to the one that does.
 pub(super) async fn kubernetes(
     config: &Config,
     cluster: &Cluster,
-) -> Result<Engine<KubernetesBackend, KubernetesReviewer>, RunError> {
-    let failed = |operation: &str| {
-        let operation = operation.to_owned();
-        move |source| RunError::Cluster { operation, source: Box::new(source) }
-    };
-    let client = Client::try_default().await.map_err(failed("finding the cluster"))?;
+) -> Result<(Engine<KubernetesBackend, KubernetesReviewer>, Arc<Held>), RunError> {
+    let failed =
+        |source| RunError::Cluster { operation: "finding the cluster".into(), source: Box::new(source) };
+    let client = Client::try_default().await.map_err(failed)?;
     let namespace = cluster.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
-    secrets::share(&client, &namespace, &config.data).await?;
+    let (public, agents) = (bind(config.listen).await?, bind(cluster.agents_listen).await?);
+    let held = {
+        let address = cluster.advertise.map(|address| address.to_string());
+        let candidate = Candidate::new(client.clone(), &namespace, token::random(IDENTITY_BYTES), address);
+        let (holder, for_agents) = (candidate.holder(), candidate.holder());
+        tokio::select! {
+            held = candidate.acquire() => Arc::new(held),
+            never = async {
+                tokio::join!(pass_on(&public, holder), pass_on(&agents, for_agents));
+                pending().await
+            } => never,
+        }
+    };
+    let engine = deciding(config, cluster, client, &namespace, &held, (public, agents)).await?;
+    Ok((engine, held))
+}
+
+/// The same, now that it is for us.
+async fn deciding(
+    config: &Config,
+    cluster: &Cluster,
+    client: Client,
+    namespace: &str,
+    held: &Arc<Held>,
+    (public, agents): (TcpListener, TcpListener),
+) -> Result<Engine<KubernetesBackend, KubernetesReviewer>, RunError> {
+    secrets::share(&client, namespace, &config.data).await?;
     let identity = Arc::new(Identity::open(&config.data)?);
-    secrets::publish_ca(&client, &namespace, CONTROL_CA, identity.ca_file()).await?;
+    secrets::publish_ca(&client, namespace, CONTROL_CA, identity.ca_file()).await?;
     let house = House {
         agent_image: cluster.agent_image.clone(),
         control: cluster.agents_url.clone(),
         control_ca: CONTROL_CA.to_owned(),
         service_account: cluster.workspace_account.clone(),
     };
-    let store = Arc::new(KubernetesStore::new(client.clone(), &namespace));
-    let (follower, templates) = TemplateFollower::new(&client, &namespace, &config.default_template);
-    let reviewer = KubernetesReviewer::new(client.clone(), &namespace, &cluster.workspace_account);
-    let followed = store.clone();
+    let store = Arc::new(KubernetesStore::new(client.clone(), namespace, held.term()));
+    let (follower, templates) = TemplateFollower::new(&client, namespace, &config.default_template);
+    let reviewer = KubernetesReviewer::new(client.clone(), namespace, &cluster.workspace_account);
+    let (followed, keeping) = (store.clone(), held.clone());
     Ok(Engine {
         identity,
-        backend: KubernetesBackend::new(client, &namespace, house),
+        backend: KubernetesBackend::new(client, namespace, house, held.term()),
         store,
         reviewer: Box::new(|_| Ok(reviewer)),
         templates,
-        agents_at: AgentsAt::Address(cluster.agents_listen),
+        public: Some(public),
+        agents_at: AgentsAt::Open(agents),
         follower: Some(Box::new(move |driver| {
             Box::pin(async move {
                 tokio::select! {
                     // The driver has gone, which is said by itself.
                     _ = followed.follow(&driver) => Ok("the watch over workspaces"),
                     () = follower.run() => Ok("the watch over templates"),
+                    lost = keeping.keep() => Err(lost.into()),
                 }
             })
         })),

@@ -7,6 +7,7 @@ use crate::{
     backups::OpenError,
     driver::BackendGone,
     identity::{FileError, IdentityError},
+    lease::Lost,
     store::StoreError,
     template::TemplateError,
 };
@@ -56,6 +57,9 @@ pub enum RunError {
     /// What runs workspaces.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// Another control plane decides by now.
+    #[error(transparent)]
+    Lost(#[from] Lost),
     /// The cluster.
     #[error("{operation}")]
     Cluster {
@@ -79,10 +83,10 @@ pub enum RunError {
         source: io::Error,
     },
     /// Where agents dial.
-    #[error("listening for agents at {at}")]
+    #[error("listening for agents at {path}", path = path.display())]
     ListenAgents {
-        /// The socket or the address.
-        at: String,
+        /// The socket.
+        path: PathBuf,
         /// Why not.
         source: io::Error,
     },

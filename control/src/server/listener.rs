@@ -41,25 +41,20 @@ enum Door {
 
 impl Listener {
     /// The public door; `tls`: none means plain text.
-    pub async fn tcp(
-        address: SocketAddr,
+    pub fn public(
+        listener: TcpListener,
         tls: Option<Arc<ServerConfig>>,
         stopping: Stopping,
         open: Gauge,
-    ) -> io::Result<Self> {
-        let door = Door::Tcp(TcpListener::bind(address).await?, tls.map(TlsAcceptor::from));
-        Ok(Self { door, connections: Connections::new(PUBLIC, stopping.clone(), open), stopping })
+    ) -> Self {
+        let door = Door::Tcp(listener, tls.map(TlsAcceptor::from));
+        Self { door, connections: Connections::new(PUBLIC, stopping.clone(), open), stopping }
     }
 
     /// The door for agents of other machines.
-    pub async fn agents(
-        address: SocketAddr,
-        tls: Arc<ServerConfig>,
-        stopping: Stopping,
-        open: Gauge,
-    ) -> io::Result<Self> {
-        let door = Door::Tcp(TcpListener::bind(address).await?, Some(tls.into()));
-        Ok(Self { door, connections: Connections::new(AGENTS, stopping.clone(), open), stopping })
+    pub fn agents(listener: TcpListener, tls: Arc<ServerConfig>, stopping: Stopping, open: Gauge) -> Self {
+        let door = Door::Tcp(listener, Some(tls.into()));
+        Self { door, connections: Connections::new(AGENTS, stopping.clone(), open), stopping }
     }
 
     /// The door for agents of this machine.

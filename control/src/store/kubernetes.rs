@@ -12,7 +12,6 @@ mod watch;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use futures_util::{StreamExt, stream};
@@ -21,8 +20,11 @@ use podling_core::{id::WorkspaceId, status::Status};
 
 use self::home::Home;
 use super::{Change, Committed, Loaded, Record, Store, StoreError, stored};
-use crate::kubernetes::{
-    Wishes, Workspace, WorkspaceArchive, WorkspaceTemplate, WorkspaceTemplateSpec, id_of, resolve,
+use crate::{
+    kubernetes::{
+        Wishes, Workspace, WorkspaceArchive, WorkspaceTemplate, WorkspaceTemplateSpec, id_of, resolve,
+    },
+    lease::Term,
 };
 
 /// Changes that are written at once; more of a batch wait.
@@ -34,18 +36,18 @@ pub struct KubernetesStore {
     archives: Api<WorkspaceArchive>,
     templates: Api<WorkspaceTemplate>,
     homes: Mutex<BTreeMap<WorkspaceId, Arc<Home>>>,
-    watched: Mutex<Duration>,
+    term: Arc<Term>,
 }
 
 impl KubernetesStore {
-    /// In this namespace, by the rights that `client` has there.
-    pub fn new(client: Client, namespace: &str) -> Self {
+    /// In this namespace, by the rights that `client` has there, for as long as it is our term.
+    pub fn new(client: Client, namespace: &str, term: Arc<Term>) -> Self {
         Self {
             workspaces: Api::namespaced(client.clone(), namespace),
             archives: Api::namespaced(client.clone(), namespace),
             templates: Api::namespaced(client, namespace),
             homes: Mutex::default(),
-            watched: Mutex::default(),
+            term,
         }
     }
 
@@ -87,7 +89,7 @@ impl KubernetesStore {
 #[tonic::async_trait]
 impl Store for KubernetesStore {
     async fn load(&self) -> Result<Loaded, StoreError> {
-        let mut loaded = Loaded::default();
+        let mut loaded = Loaded { witnessed: self.term.witnessed(), ..Loaded::default() };
         let reading = |source| failed("reading the workspaces".into(), source);
         for gone in self.archives.list(&ListParams::default()).await.map_err(reading)? {
             let (name, home) = (gone.name_any(), gone.spec.record.to_string());
@@ -119,10 +121,11 @@ impl Store for KubernetesStore {
     async fn commit(&self, changes: Vec<Change>) -> Vec<Committed> {
         let committed = stream::iter(changes).map(|change| async {
             let result = match &change {
+                Change::Put(_) | Change::Forget(..) if !self.term.is_ours() => Err(StoreError::Superseded),
                 Change::Put(record) => self.put(record).await,
                 Change::Forget(id, _) => self.remove(id).await,
-                Change::Witnessed(watched) => {
-                    *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = *watched;
+                Change::Witnessed(witnessed) => {
+                    self.term.has_witnessed(*witnessed);
                     Ok(())
                 }
             };

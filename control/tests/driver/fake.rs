@@ -106,7 +106,7 @@ impl Backend for Fake {
         Ok(instance)
     }
 
-    async fn stop(&self, workspace: WorkspaceId) -> Result<(), BackendError> {
+    async fn stop(&self, workspace: WorkspaceId, _last: u64) -> Result<(), BackendError> {
         self.call("stop".into()).await;
         let mut state = self.state();
         if state.fail_stops {

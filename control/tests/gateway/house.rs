@@ -27,7 +27,7 @@ use podling_core::{
 };
 use podling_proto::control::v1::tokens_server::TokensServer;
 use tokio::{
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
     task::JoinHandle,
     time::timeout,
@@ -89,14 +89,8 @@ impl House {
             stopping.draining.clone(),
         );
         let front = cors(&["https://console.example".to_owned()]).layer(front);
-        let listener = Listener::tcp(
-            "127.0.0.1:0".parse().expect("address"),
-            None,
-            stopping.clone(),
-            metrics.connections.clone(),
-        )
-        .await
-        .expect("listen");
+        let door = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+        let listener = Listener::public(door, None, stopping.clone(), metrics.connections.clone());
         let address = listener.url().expect("url").replace("http://", "");
         let serving = TaskTracker::new().spawn(listener.serve(front));
         let root = identity.caller(Some(&root_token)).expect("root");

@@ -10,9 +10,13 @@ use kube::{
 };
 use podling_core::id::WorkspaceId;
 
-use crate::kubernetes::{
-    Workspace, WorkspaceTemplate,
-    objects::{House, WORKSPACE_LABEL},
+use crate::{
+    backend::BackendError,
+    kubernetes::{
+        Workspace, WorkspaceTemplate,
+        objects::{House, WORKSPACE_LABEL},
+    },
+    lease::Term,
 };
 
 /// The objects, by kind.
@@ -25,10 +29,11 @@ pub(super) struct Cluster {
     pub(super) templates: Api<WorkspaceTemplate>,
     pub(super) workspaces: Api<Workspace>,
     pub(super) house: Arc<House>,
+    term: Arc<Term>,
 }
 
 impl Cluster {
-    pub(super) fn new(client: Client, namespace: &str, house: Arc<House>) -> Self {
+    pub(super) fn new(client: Client, namespace: &str, house: Arc<House>, term: Arc<Term>) -> Self {
         Self {
             namespace: namespace.to_owned(),
             pods: Api::namespaced(client.clone(), namespace),
@@ -37,7 +42,14 @@ impl Cluster {
             workspaces: Api::namespaced(client.clone(), namespace),
             nodes: Api::all(client),
             house,
+            term,
         }
+    }
+
+    /// Asked before anything is made or removed: who stood still for a while may not know yet that another acts by now.
+    pub(super) fn acts(&self, operation: &str) -> Result<(), BackendError> {
+        let superseded = || BackendError::new(operation, "this control plane does not decide any more");
+        self.term.is_ours().then_some(()).ok_or_else(superseded)
     }
 }
 

@@ -106,7 +106,7 @@ impl Known {
 /// The agent that a pod is; `None`: it is none.
 pub(super) fn instance(pod: &Pod) -> Option<Instance> {
     let workspace: WorkspaceId = pod.labels().get(WORKSPACE_LABEL)?.parse().ok()?;
-    let epoch: Epoch = pod.annotations().get(EPOCH_ANNOTATION)?.parse().ok()?;
+    let epoch = epoch(pod)?;
     let ip = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()).unwrap_or_default();
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
     Some(Instance {
@@ -116,6 +116,11 @@ pub(super) fn instance(pod: &Pod) -> Option<Instance> {
         boot_id: None,
         address: AgentAddress::Tcp(format!("{host}:{AGENT_PORT}")),
     })
+}
+
+/// The start that a pod is.
+pub(super) fn epoch(pod: &Pod) -> Option<Epoch> {
+    pod.annotations().get(EPOCH_ANNOTATION)?.parse().ok()
 }
 
 /// Whether its agent runs and has an address.

@@ -56,6 +56,7 @@ impl Cluster {
         };
         let pod = pod(&start, &self.house);
         let name = pod.name_any();
+        self.acts(operation)?;
         let made = patiently(operation, telling, || async {
             match self.pods.create(&PostParams::default(), &pod).await {
                 // By us, and we did not hear it; or by another control plane.

@@ -11,11 +11,12 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
-use podling_core::id::WorkspaceId;
+use podling_core::{id::WorkspaceId, workspace::Epoch};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
     cluster::{Cluster, label, this},
+    pods::epoch,
     trouble::{failed, is_code, passes},
     words,
 };
@@ -27,7 +28,7 @@ const LIMIT: Duration = Duration::from_secs(90);
 impl Cluster {
     /// Deletes the workspace's pods and waits until they are gone. None is deleted by force, ever: its node may have lost the API server
     /// and run it on, with its hand on the volume.
-    pub(super) async fn stop(&self, workspace: &WorkspaceId) -> Result<(), BackendError> {
+    pub(super) async fn stop(&self, workspace: &WorkspaceId, last: Epoch) -> Result<(), BackendError> {
         let operation = format!("ending the pods of {workspace}");
         let deadline = Instant::now() + LIMIT;
         let config = watcher::Config::default().labels(&label(workspace));
@@ -42,7 +43,14 @@ impl Cluster {
             match event {
                 Ok(Event::Init) => left.clear(),
                 Ok(Event::Apply(pod) | Event::InitApply(pod)) => {
+                    if epoch(&pod).is_some_and(|epoch| epoch > last) {
+                        return Err(BackendError::new(
+                            operation,
+                            "a later start of it runs, which is another control plane's",
+                        ));
+                    }
                     if pod.metadata.deletion_timestamp.is_none() {
+                        self.acts(&operation)?;
                         match self.pods.delete(&pod.name_any(), &this(&pod)).await {
                             Ok(_) => {}
                             // Gone, or another has its name: the watch tells.

@@ -65,6 +65,7 @@ impl Cluster {
         let operation = || format!("removing the volume of {workspace}");
         let list = self.claims.list(&of(workspace)).await.map_err(|error| failed(operation(), &error))?;
         for claim in list {
+            self.acts(&operation())?;
             self.remove_claim(&claim).await.map_err(|error| failed(operation(), &error))?;
             self.goes(&claim).await.map_err(|why| BackendError::new(operation(), why))?;
         }

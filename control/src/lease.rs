@@ -1,0 +1,278 @@
+//! The lease: of several control planes in one cluster one decides, and the others stand by.
+//!
+//! Whoever holds it renews it, and stops acting by its own clock before anybody else may take it. One that stood still meanwhile finds out by the
+//! same clock, and by the versions of what it wants to write. Others go by how long they have seen the lease unchanged, so that nobody's
+//! clock has to be right.
+//!
+//! Must not know what is decided.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use k8s_openapi::{
+    api::coordination::v1::{Lease as Resource, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+    jiff,
+};
+use kube::{
+    Api, Client, Error, ResourceExt,
+    api::{ObjectMeta, PostParams},
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+
+/// The resource.
+const NAME: &str = "podling-control";
+/// Unchanged for so long, it is anybody's.
+const LASTS: Duration = Duration::from_secs(8);
+/// Its holder renews it so often, and looks at it no more often while it is another's.
+const RENEWED_EVERY: Duration = Duration::from_secs(2);
+const LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
+/// Its holder stops acting when it could not renew it for so long: a call that is under way then is over before it is another's.
+const ACTS_FOR: Duration = Duration::from_secs(6);
+
+/// Where its holder is reached by the others; how long control planes have watched, milliseconds.
+const ADDRESS: &str = "podling.dev/address";
+const WITNESSED: &str = "podling.dev/witnessed-ms";
+
+/// One who wants it.
+pub struct Candidate {
+    leases: Api<Resource>,
+    identity: String,
+    address: Option<String>,
+    holder: watch::Sender<Option<String>>,
+}
+
+/// It is ours.
+pub struct Held {
+    candidate: Candidate,
+    resource: Mutex<Resource>,
+    term: Arc<Term>,
+}
+
+/// What the parts that act look at: whether they still may.
+#[derive(Debug)]
+pub struct Term {
+    /// Since when (`None`: for ever), and how many milliseconds later it was renewed last.
+    begun: Option<Instant>,
+    renewed: AtomicU64,
+    witnessed: Mutex<Duration>,
+}
+
+/// It is not ours any more, or may not be.
+#[derive(Debug, thiserror::Error)]
+#[error("another control plane may have taken over: {0}")]
+pub struct Lost(String);
+
+impl Candidate {
+    /// In this namespace. The identity is one run's, so that nobody takes another's lease for their own. `address`: where the others reach us.
+    pub fn new(client: Client, namespace: &str, identity: String, address: Option<String>) -> Self {
+        Self {
+            leases: Api::namespaced(client, namespace),
+            identity,
+            address,
+            holder: watch::Sender::new(None),
+        }
+    }
+
+    /// Where its holder is, as far as anybody has said.
+    pub fn holder(&self) -> watch::Receiver<Option<String>> {
+        self.holder.subscribe()
+    }
+
+    /// Waits until it is ours.
+    pub async fn acquire(self) -> Held {
+        let mut seen: Option<(Option<String>, Instant)> = None;
+        loop {
+            let begun = Instant::now();
+            match self.leases.get_opt(NAME).await {
+                Ok(None) => {
+                    if let Some(held) = self.take(begun, None).await {
+                        return self.held(held, begun);
+                    }
+                }
+                Ok(Some(lease)) => {
+                    let version = lease.resource_version();
+                    let since =
+                        seen.take().filter(|(of, _)| *of == version).map_or(begun, |(_, since)| since);
+                    let is_free = holder(&lease).is_empty() || begun.duration_since(since) >= LASTS;
+                    let address =
+                        lease.annotations().get(ADDRESS).cloned().filter(|_| !holder(&lease).is_empty());
+                    self.holder.send_if_modified(|known| {
+                        let news = *known != address;
+                        *known = address;
+                        news
+                    });
+                    seen = Some((version, since));
+                    if is_free && let Some(held) = self.take(begun, Some(lease)).await {
+                        return self.held(held, begun);
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "the lease cannot be read"),
+            }
+            sleep(LOOKED_AT_EVERY.mul_f64(0.75 + fastrand::f64() / 4.0)).await;
+        }
+    }
+
+    /// Takes it, unless somebody else is faster.
+    async fn take(&self, now: Instant, old: Option<Resource>) -> Option<Resource> {
+        let transitions = old.as_ref().and_then(|old| old.spec.as_ref()?.lease_transitions).unwrap_or(0) + 1;
+        let witnessed = old.as_ref().map(witnessed).unwrap_or_default();
+        let exists = old.is_some();
+        let metadata = old
+            .map(|old| old.metadata)
+            .unwrap_or_else(|| ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() });
+        let spec = LeaseSpec {
+            acquire_time: Some(time()),
+            lease_transitions: Some(transitions),
+            ..LeaseSpec::default()
+        };
+        let lease = self.renewed(Resource { metadata, spec: Some(spec) }, witnessed);
+        let taken = match exists {
+            true => self.leases.replace(NAME, &PostParams::default(), &lease).await,
+            false => self.leases.create(&PostParams::default(), &lease).await,
+        };
+        match taken {
+            Ok(lease) if now.elapsed() < ACTS_FOR => Some(lease),
+            Ok(_) => None,
+            Err(Error::Api(status)) if status.code == 409 => None,
+            Err(error) => {
+                tracing::warn!(%error, "the lease cannot be taken");
+                None
+            }
+        }
+    }
+
+    fn renewed(&self, mut lease: Resource, witnessed: Duration) -> Resource {
+        let mut annotations = BTreeMap::from([(WITNESSED.to_owned(), witnessed.as_millis().to_string())]);
+        annotations.extend(self.address.clone().map(|address| (ADDRESS.to_owned(), address)));
+        lease.metadata.annotations = Some(annotations);
+        lease.metadata.managed_fields = None;
+        let spec = lease.spec.get_or_insert_default();
+        spec.holder_identity = Some(self.identity.clone());
+        spec.lease_duration_seconds = Some(LASTS.as_secs() as i32);
+        spec.renew_time = Some(time());
+        lease
+    }
+
+    fn held(self, resource: Resource, begun: Instant) -> Held {
+        tracing::info!(identity = self.identity, "this control plane decides");
+        let term = Term {
+            begun: Some(begun),
+            renewed: AtomicU64::new(0),
+            witnessed: Mutex::new(witnessed(&resource)),
+        };
+        Held { candidate: self, resource: Mutex::new(resource), term: Arc::new(term) }
+    }
+}
+
+impl Held {
+    /// Whether it is still ours, for whoever acts.
+    pub fn term(&self) -> Arc<Term> {
+        self.term.clone()
+    }
+
+    /// Renews it for as long as that can be done.
+    pub async fn keep(&self) -> Lost {
+        let mut problem = String::new();
+        loop {
+            let begun = Instant::now();
+            if !self.term.is_ours() {
+                return Lost(problem);
+            }
+            match self.write(self.candidate.renewed(self.resource(), self.term.witnessed())).await {
+                Ok(()) => self.term.renew(begun),
+                Err(Error::Api(status)) if status.code == 409 => {
+                    return Lost("the lease is another's".into());
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the lease cannot be renewed");
+                    problem = error.to_string();
+                }
+            }
+            sleep(RENEWED_EVERY).await;
+        }
+    }
+
+    /// Gives it up, so that nobody has to wait for its end.
+    pub async fn release(&self) {
+        let mut lease = self.candidate.renewed(self.resource(), self.term.witnessed());
+        if let Some(spec) = &mut lease.spec {
+            spec.holder_identity = Some(String::new());
+        }
+        if let Err(error) = self.write(lease).await {
+            tracing::warn!(%error, "the lease could not be given up; another control plane takes over when it ends");
+        }
+    }
+
+    fn resource(&self) -> Resource {
+        self.resource.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn write(&self, lease: Resource) -> Result<(), Error> {
+        let written = self.candidate.leases.replace(NAME, &PostParams::default(), &lease).await?;
+        *self.resource.lock().unwrap_or_else(PoisonError::into_inner) = written;
+        Ok(())
+    }
+}
+
+impl Term {
+    /// Of a control plane beside which there is no other.
+    pub fn alone() -> Arc<Self> {
+        Arc::new(Self { begun: None, renewed: AtomicU64::new(0), witnessed: Mutex::default() })
+    }
+
+    /// Whether nobody else can have taken over.
+    pub fn is_ours(&self) -> bool {
+        let renewed = Duration::from_millis(self.renewed.load(Ordering::SeqCst));
+        self.begun.is_none_or(|begun| (begun + renewed).elapsed() < ACTS_FOR)
+    }
+
+    fn renew(&self, at: Instant) {
+        let millis = self.begun.map_or(0, |begun| at.duration_since(begun).as_millis());
+        self.renewed.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::SeqCst);
+    }
+
+    /// How long control planes have watched, over all their lives.
+    pub fn witnessed(&self) -> Duration {
+        *self.witnessed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// So long by now: it is written with the next renewal.
+    pub fn has_witnessed(&self, witnessed: Duration) {
+        *self.witnessed.lock().unwrap_or_else(PoisonError::into_inner) = witnessed;
+    }
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Held").field("identity", &self.candidate.identity).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Candidate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Candidate").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+fn holder(lease: &Resource) -> &str {
+    lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
+}
+
+fn witnessed(lease: &Resource) -> Duration {
+    let millis = lease.annotations().get(WITNESSED).and_then(|millis| millis.parse().ok());
+    Duration::from_millis(millis.unwrap_or(0))
+}
+
+fn time() -> MicroTime {
+    MicroTime(jiff::Timestamp::now())
+}
