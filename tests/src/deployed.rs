@@ -1,6 +1,10 @@
 //! Podling as it is deployed: the overlay `local`, applied as it ships, in the cluster that `KUBECONFIG` names.
 
-use std::{net::TcpStream, sync::OnceLock};
+use std::{
+    net::{SocketAddr, TcpStream},
+    sync::OnceLock,
+    time::Duration,
+};
 
 use tempfile::TempDir;
 
@@ -48,7 +52,9 @@ impl Deployed {
 
     /// Waits until the way there is open, which is a little after a control plane is ready.
     fn answers(&self) {
-        let is_open = || TcpStream::connect(&self.address).is_ok();
+        let address: SocketAddr = self.address.parse().expect("an address");
+        // The way may still lead to one that is gone, which never answers.
+        let is_open = || TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok();
         assert!(wait_blocking(PATIENCE, is_open), "nobody listens at {}", self.address);
     }
 

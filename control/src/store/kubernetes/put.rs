@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     KubernetesStore, failed,
-    home::{Home, Written, wishes},
+    home::{Home, Told, Written, wishes},
     status,
 };
 use crate::{
@@ -164,6 +164,8 @@ impl KubernetesStore {
             return Err(StoreError::Taken { name });
         }
         written.generation = made.metadata.generation.unwrap_or_default();
+        // Whatever the watch shows beyond this is news.
+        written.told = Some(Told { wishes, generation: written.generation, deleted: None });
         home.seen(made.clone());
         Ok(Arc::new(made))
     }
