@@ -34,6 +34,10 @@ pub trait Backend: Send + Sync + 'static {
     /// machine) it tells by [`Observation::Waits`], and goes on waiting until the plan is given up.
     fn ensure(&self, plan: Plan) -> impl Future<Output = Result<Instance, BackendError>> + Send;
 
+    /// Gives the agent of this epoch what it shall have, and ends nothing for it. Returns when that is in force; what it waits for meanwhile it
+    /// tells as a start does, and an error says why it never will be.
+    fn resize(&self, resize: Resize) -> impl Future<Output = Result<(), BackendError>> + Send;
+
     /// Ends every process of the workspace, agents or not, in good order and then by force. Returns when none is left. None is touched that
     /// a later start than `last` has made: that is another control plane's, which has taken over.
     fn stop(
@@ -67,6 +71,19 @@ pub struct Plan {
     pub given_up: CancellationToken,
 }
 
+/// What a running agent shall have.
+#[derive(Debug, Clone)]
+pub struct Resize {
+    /// Whose.
+    pub workspace: WorkspaceId,
+    /// Which start.
+    pub epoch: Epoch,
+    /// So much.
+    pub resources: Resources,
+    /// Set when this is not wanted any more.
+    pub given_up: CancellationToken,
+}
+
 /// What a backend saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Observation {
@@ -84,7 +101,7 @@ pub enum Observation {
         /// For people: "killed by SIGKILL".
         how: String,
     },
-    /// A start under way waits for something, or (`None`) does not wait any more.
+    /// A start or a resize under way waits for something, or (`None`) does not wait any more.
     Waits {
         /// Whose.
         workspace: WorkspaceId,
@@ -113,6 +130,10 @@ pub struct Instance {
     pub boot_id: Option<String>,
     /// Where it listens.
     pub address: AgentAddress,
+    /// What it has, where the backend knows.
+    pub resources: Option<Resources>,
+    /// The image it runs from, by its digest, where it has one.
+    pub image: Option<String>,
 }
 
 /// Why a backend could not do it.

@@ -23,7 +23,6 @@
 //! are given a moment, and whatever is left is as after a crash.
 
 mod advance;
-mod clock;
 mod edits;
 mod entry;
 mod error;
@@ -66,7 +65,8 @@ pub use requests::{MAX_WORKSPACES, MAX_WORKSPACES_PER_OWNER};
 
 use self::{entry::Entry, event::Event, handle::EVENT_QUEUE, publish::Publisher, writer::Writer};
 use crate::{
-    backend::{Backend, Observation},
+    backend::{Backend, Instance, Observation},
+    clock,
     executor::{Executor, Told},
     keeper::Keeper,
     store::{Store, StoreError},
@@ -83,6 +83,8 @@ const LAST_MOMENT: Duration = Duration::from_secs(5);
 /// The driver. Made by [`Driver::open`]; [`Driver::run`] is to be run by one owned task.
 pub struct Driver<B> {
     entries: BTreeMap<WorkspaceId, Entry>,
+    /// Agents that live and that no record has: it may only be unreadable now.
+    unclaimed: Vec<Instance>,
     /// Every id that was ever given, as bits.
     used: HashSet<u64>,
     /// The control plane is going down.
@@ -149,6 +151,7 @@ impl<B: Backend> Driver<B> {
         let (publisher, snapshots) = Publisher::new(clock::now());
         let mut driver = Self {
             entries,
+            unclaimed: Vec::new(),
             used: loaded.used,
             standby: false,
             leaving: false,

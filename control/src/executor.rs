@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backend::{Backend, Instance, Plan},
+    backend::{Backend, Instance, Plan, Resize},
     backups::Key,
     keeper::{Keeper, Kept},
     progress::{Progress, Teller},
@@ -63,6 +63,7 @@ enum Break {
 #[derive(Debug)]
 pub(crate) enum Order {
     Start(Plan),
+    Resize(Resize),
     Stop(WorkspaceId, Epoch),
     /// Of one that goes for good, also archives that nobody knows of (all but these).
     Remove {
@@ -154,7 +155,7 @@ impl<B: Backend> Executor<B> {
             Order::Restore { .. } => (Some(self.restoring.clone()), Some(KEEP_LIMIT)),
             Order::Expire { .. } => (Some(self.expiring.clone()), Some(EXPIRE_LIMIT)),
             // The backend sees to it that each comes to its end, and how many at once.
-            Order::Start(_) | Order::Stop(..) | Order::Remove { .. } => (None, None),
+            Order::Start(_) | Order::Resize(_) | Order::Stop(..) | Order::Remove { .. } => (None, None),
         };
         let (expiring, whose) = (self.expiring.clone(), workspace.clone());
         let known = order.known();
@@ -188,7 +189,7 @@ impl<B: Backend> Executor<B> {
         self.orders.insert(task.id(), (workspace, action));
     }
 
-    /// Breaks off what the keeper does for a workspace, or a start of it. Its outcome comes as ever.
+    /// Breaks off what the keeper does for a workspace, or a start or a resize of it. Its outcome comes as ever.
     pub(crate) fn break_off(&mut self, workspace: &WorkspaceId) {
         match self.breakable.remove(workspace) {
             Some(Break::Abort(task)) => task.abort(),
@@ -225,6 +226,9 @@ impl Order {
     fn names(&self) -> (WorkspaceId, Action) {
         match self {
             Self::Start(plan) => (plan.workspace.clone(), Action::Start(plan.epoch)),
+            Self::Resize(Resize { workspace, epoch, resources, .. }) => {
+                (workspace.clone(), Action::Resize { epoch: *epoch, resources: *resources })
+            }
             Self::Stop(id, _) => (id.clone(), Action::Stop),
             Self::Remove { workspace, .. } => (workspace.clone(), Action::Remove),
             Self::Archive { epoch, spec, .. } => (spec.id.clone(), Action::Archive(*epoch)),
@@ -237,6 +241,7 @@ impl Order {
     fn given_up(&self) -> Option<CancellationToken> {
         match self {
             Self::Start(plan) => Some(plan.given_up.clone()),
+            Self::Resize(resize) => Some(resize.given_up.clone()),
             _ => None,
         }
     }
@@ -246,7 +251,11 @@ impl Order {
         match self {
             Self::Remove { known, .. } => known.clone(),
             Self::Archive { known, .. } => Some(known.clone()),
-            Self::Start(_) | Self::Stop(..) | Self::Restore { .. } | Self::Expire { .. } => None,
+            Self::Start(_)
+            | Self::Resize(_)
+            | Self::Stop(..)
+            | Self::Restore { .. }
+            | Self::Expire { .. } => None,
         }
     }
 
@@ -259,6 +268,7 @@ impl Order {
         let ended = |()| Done::Ended;
         match self {
             Self::Start(plan) => backend.ensure(plan).await.map(Done::Started).map_err(|e| e.to_string()),
+            Self::Resize(resize) => backend.resize(resize).await.map(ended).map_err(|e| e.to_string()),
             Self::Stop(id, last) => backend.stop(id, last).await.map(ended).map_err(|e| e.to_string()),
             Self::Remove { workspace, .. } => {
                 backend.remove(workspace).await.map(ended).map_err(|e| e.to_string())

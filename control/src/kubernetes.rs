@@ -25,10 +25,10 @@ pub use self::{
     environment::{SecretKey, Variable},
     policy::PolicySpec,
     port::Port,
-    resolve::{Wishes, id_of, resolve, share},
+    resolve::{Wishes, id_of, names, resolve, share},
     resources::ResourcesSpec,
     status::{LastArchive, NextTransition, WorkspaceStatus},
-    storage::StorageSpec,
+    storage::{AccessMode, StorageSpec},
     template::{WorkspaceTemplate, WorkspaceTemplateSpec},
     workspace::{WantedState, Workspace, WorkspaceSpec},
 };

@@ -1,6 +1,6 @@
 //! The lease: of several control planes in one cluster one decides, and the others stand by.
 //!
-//! Whoever holds it renews it, and stops acting by its own clock before anybody else may take it. One that stood still meanwhile finds out by the
+//! Whoever holds it renews it, and stops acting by its own clock before anybody else may take it; it goes on where it is still its own afterwards. One that stood still meanwhile finds out by the
 //! same clock, and by the versions of what it wants to write. Others go by how long they have seen the lease unchanged, so that nobody's
 //! clock has to be right.
 //!
@@ -26,7 +26,7 @@ use kube::{
 };
 use tokio::{
     sync::watch,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 /// The resource.
@@ -38,6 +38,12 @@ const RENEWED_EVERY: Duration = Duration::from_secs(2);
 const LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
 /// Its holder stops acting when it could not renew it for so long: a call that is under way then is over before it is another's.
 const ACTS_FOR: Duration = Duration::from_secs(6);
+
+/// For the API server to answer.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(4);
+/// Its holder stands for so long without a renewal, and does nothing meanwhile: then it ends, so that where only its own way to the API server is
+/// broken, agents come to who can decide before they count as silent.
+const STANDS_FOR: Duration = Duration::from_secs(5 * 60);
 
 /// Where its holder is reached by the others; how long control planes have watched, milliseconds.
 const ADDRESS: &str = "podling.dev/address";
@@ -180,26 +186,43 @@ impl Held {
         self.term.clone()
     }
 
-    /// Renews it for as long as that can be done.
+    /// Renews it for as long as it is nobody else's. Where the API server does not answer nobody can take it: nothing is done then that wants it, and
+    /// what is served goes on being served.
     pub async fn keep(&self) -> Lost {
-        let mut problem = String::new();
         loop {
             let begun = Instant::now();
-            if !self.term.is_ours() {
-                return Lost(problem);
-            }
-            match self.write(self.candidate.renewed(self.resource(), self.term.witnessed())).await {
-                Ok(()) => self.term.renew(begun),
-                Err(Error::Api(status)) if status.code == 409 => {
-                    return Lost("the lease is another's".into());
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the lease cannot be renewed");
-                    problem = error.to_string();
-                }
+            match self.renew(begun).await {
+                Ok(true) => {}
+                Ok(false) => return Lost("the lease is another's".into()),
+                Err(problem) if self.term.unrenewed() >= STANDS_FOR => return Lost(problem),
+                Err(problem) => tracing::warn!(problem, "the lease cannot be renewed"),
             }
             sleep(RENEWED_EVERY).await;
         }
+    }
+
+    /// Whether it is ours; if so, from this moment on.
+    async fn renew(&self, begun: Instant) -> Result<bool, String> {
+        let renewed = self.candidate.renewed(self.resource(), self.term.witnessed());
+        let problem = match timeout(ANSWERED_WITHIN, self.write(renewed)).await {
+            Ok(Ok(())) => {
+                self.term.renew(begun);
+                return Ok(true);
+            }
+            Ok(Err(Error::Api(status))) if status.code == 409 => {
+                // Another's; or written by us, and the answer was lost.
+                let now = timeout(ANSWERED_WITHIN, self.candidate.leases.get_opt(NAME)).await;
+                let now = now.map_err(|late| late.to_string())?.map_err(|error| error.to_string())?;
+                let Some(now) = now.filter(|now| holder(now) == self.candidate.identity) else {
+                    return Ok(false);
+                };
+                self.is_now(now);
+                "it was written, and the answer was lost".to_owned()
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {} s", ANSWERED_WITHIN.as_secs()),
+        };
+        Err(problem)
     }
 
     /// Gives it up, so that nobody has to wait for its end.
@@ -219,8 +242,12 @@ impl Held {
 
     async fn write(&self, lease: Resource) -> Result<(), Error> {
         let written = self.candidate.leases.replace(NAME, &PostParams::default(), &lease).await?;
-        *self.resource.lock().unwrap_or_else(PoisonError::into_inner) = written;
+        self.is_now(written);
         Ok(())
+    }
+
+    fn is_now(&self, lease: Resource) {
+        *self.resource.lock().unwrap_or_else(PoisonError::into_inner) = lease;
     }
 }
 
@@ -232,8 +259,12 @@ impl Term {
 
     /// Whether nobody else can have taken over.
     pub fn is_ours(&self) -> bool {
+        self.begun.is_none() || self.unrenewed() < ACTS_FOR
+    }
+
+    fn unrenewed(&self) -> Duration {
         let renewed = Duration::from_millis(self.renewed.load(Ordering::SeqCst));
-        self.begun.is_none_or(|begun| (begun + renewed).elapsed() < ACTS_FOR)
+        self.begun.map_or(Duration::ZERO, |begun| (begun + renewed).elapsed())
     }
 
     fn renew(&self, at: Instant) {

@@ -9,6 +9,7 @@ pub mod args;
 pub mod backend;
 pub mod backups;
 pub mod caller;
+mod clock;
 pub mod config;
 mod dial;
 pub mod driver;

@@ -19,7 +19,7 @@ use podling_proto::agent::v1::ActivityState;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{progress::Progress, store::LogEntry};
+use crate::{backend::InstanceId, progress::Progress, store::LogEntry};
 
 /// How to follow the picture. Subscribe before the first read.
 pub type Snapshots = watch::Receiver<Arc<Snapshot>>;
@@ -82,6 +82,8 @@ pub struct WorkspaceView {
     pub restarts: u32,
     /// What it has of its owner's share; what it wants is in `spec`.
     pub given: Option<Resources>,
+    /// What its agent has of that, where the backend knows.
+    pub allotted: Option<Resources>,
     /// Its place in the line of those who wait for room, or for more than they have: 1 is next.
     pub place: Option<usize>,
     /// How far its archiving, or its way back from the archive, is.
@@ -111,6 +113,10 @@ pub struct AgentView {
     pub address: AgentAddress,
     /// The certificate it must show.
     pub fingerprint: Fingerprint,
+    /// Which of all agents that ever were it is.
+    pub instance: InstanceId,
+    /// The image it runs from, by its digest, where it has one.
+    pub image: Option<String>,
 }
 
 /// Where an agent listens. Always TLS.

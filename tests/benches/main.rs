@@ -11,6 +11,7 @@ mod echo;
 mod footprint;
 mod groups;
 mod packages;
+mod pods;
 mod prompt;
 mod proof;
 mod raw_pty;
@@ -30,6 +31,8 @@ use report::Report;
 /// Set by xtask: where the static agent is, and the page to write.
 const AGENT: &str = "PODLING_BENCH_AGENT";
 const PAGE: &str = "PODLING_BENCH_PAGE";
+/// What wants a cluster, and is measured alone (`cargo xtask cluster bench`).
+const PODS: &str = "pods";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
@@ -39,16 +42,18 @@ async fn main() -> Result<()> {
     report.fact(format!("{} cores", report::shell("nproc")?));
     report.fact(format!("Linux {}", report::shell("uname -r")?));
     report.fact(report::shell("rustc --version")?);
-    report.fact(ssh::Sshd::version()?);
     let only = env::args().skip(1).find(|arg| !arg.starts_with('-'));
+    let page = env::var_os(PAGE).map(PathBuf::from);
+    if only.as_deref() == Some(PODS) {
+        pods::run(&mut report).await?;
+        return page.map_or(Ok(()), |page| report.write(&page, "measured on pods"));
+    }
+    report.fact(ssh::Sshd::version()?);
     let args =
         agent.iter().flat_map(|path| ["--agent-command".to_owned(), path.display().to_string()]).collect();
     let podling = Podling::up_with(Options { args, ..Options::default() }).await;
     groups::run(&podling, only.as_deref(), agent.as_deref(), &mut report).await?;
-    match env::var_os(PAGE) {
-        Some(page) if only.is_none() => report.write(PathBuf::from(page).as_path()),
-        _ => Ok(()),
-    }
+    page.filter(|_| only.is_none()).map_or(Ok(()), |page| report.write(&page, "measured"))
 }
 
 /// A token for the workspace's agent, called directly.

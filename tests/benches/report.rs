@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, fs, path::Path, process::Command};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::stats::{Quoted, Samples};
 
@@ -109,14 +109,13 @@ impl Report {
         self.facts.push(fact);
     }
 
-    /// Replaces the measured part of the page, between its two marks; what people wrote below stays.
-    pub(crate) fn write(&self, page: &Path) -> Result<()> {
-        const BEGIN: &str = "<!-- measured: begin -->\n";
-        const END: &str = "<!-- measured: end -->\n";
-        let old = fs::read_to_string(page).unwrap_or_default();
-        let head = old.split(BEGIN).next().filter(|_| old.contains(BEGIN)).unwrap_or("# Benchmarks\n\n");
-        let tail = old.split_once(END).map_or("", |(_, tail)| tail);
-        Ok(fs::write(page, format!("{head}{BEGIN}{}{END}{tail}", self.markdown()?))?)
+    /// Replaces a measured part of the page, between the two marks of this name; what people wrote around it stays.
+    pub(crate) fn write(&self, page: &Path, part: &str) -> Result<()> {
+        let (begin, end) = (format!("<!-- {part}: begin -->\n"), format!("<!-- {part}: end -->\n"));
+        let old = fs::read_to_string(page)?;
+        let parts = old.split_once(&begin).and_then(|(head, rest)| Some((head, rest.split_once(&end)?.1)));
+        let (head, tail) = parts.with_context(|| format!("{} has no marks {begin}", page.display()))?;
+        Ok(fs::write(page, format!("{head}{begin}{}{end}{tail}", self.markdown()?))?)
     }
 
     fn markdown(&self) -> Result<String> {

@@ -39,6 +39,11 @@ impl Samples {
     pub(crate) fn ratio(&self, peer: &Self) -> Quoted {
         Self(self.0.iter().zip(&peer.0).map(|(ours, theirs)| ours / theirs).collect()).quoted()
     }
+
+    /// What it is more than the peer, round by round.
+    pub(crate) fn less(&self, peer: &Self) -> Self {
+        self.0.iter().zip(&peer.0).map(|(ours, theirs)| ours - theirs).collect()
+    }
 }
 
 impl FromIterator<f64> for Samples {

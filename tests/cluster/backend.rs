@@ -19,11 +19,9 @@ use podling_core::{
     time::Timestamp,
     workspace::{Resources, Spec, Wanted},
 };
-use podling_tests::cluster::{Namespace, image};
+use podling_tests::cluster::{Namespace, define, image};
 use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
-
-use crate::resources::define;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 const ACCOUNT: &str = "podling-workspace";

@@ -12,7 +12,12 @@ fn leader(deployed: &Deployed) -> String {
     deployed.space().field("lease/podling-control", r".metadata.annotations.podling\.dev/address")
 }
 
-/// Its pod.
+/// The run that holds the lease; nobody's, it is empty.
+fn holder(deployed: &Deployed) -> String {
+    deployed.space().field("lease/podling-control", ".spec.holderIdentity")
+}
+
+/// The pod of the replica that decides.
 fn leading(deployed: &Deployed) -> String {
     let address = leader(deployed);
     let pods = controls(deployed);
@@ -33,28 +38,70 @@ async fn another_leads(deployed: &Deployed, than: &str) {
     wait_for("another replica decides", async || (leader(deployed) != than).then_some(())).await;
 }
 
+/// Kills the leader as soon as the workspace is not in this state any more; another takes over.
+async fn killed_after(deployed: &Deployed, name: &str, state: &str) {
+    let (old, pod) = (leader(deployed), leading(deployed));
+    // (Nothing, where it is gone already.)
+    let shown = format!("ws/{name}");
+    let now = || deployed.space().kubectl(&["get", &shown, "--output", "jsonpath={.status.state}"]).out;
+    wait_for(&format!("{name} is not {state:?} any more"), async || (now() != state).then_some(())).await;
+    deployed.space().kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force"]).good();
+    another_leads(deployed, &old).await;
+}
+
+fn workspace(name: &str, more: &str) -> String {
+    format!(
+        r#"{{"apiVersion": "podling.dev/v1alpha1", "kind": "Workspace", "metadata": {{"name": "{name}"}},
+            "spec": {{"owner": "barbara", "template": "shell"{more}}}}}"#
+    )
+}
+
 #[tokio::test]
 async fn a_leader_that_is_killed_while_it_does_something_is_replaced_and_nothing_is_lost() {
     let (_control, deployed) = alone().await;
-    podling(deployed, &["create", "barbara"]).await;
-    podling(deployed, &["run", "barbara", "--", "sh", "-c", "echo here >file"]).await;
+    let space = deployed.space();
+    space.apply(&workspace("barbara", "")).good();
+    killed_after(deployed, "barbara", "").await;
+    is(deployed, "barbara", "awake").await;
+    deployed.is_up();
     let id = id_of(deployed, "barbara");
-    let (old, pod) = (leader(deployed), leading(deployed));
+    let one = of(deployed, "pods", &id);
+    assert_eq!(one.len(), 1, "it was not started twice: {one:#?}");
+    podling(deployed, &["run", "barbara", "--", "sh", "-c", "echo here >file"]).await;
+
     edit(deployed, "barbara", r#"{"wanted": "Asleep"}"#);
-    is(deployed, "barbara", "falling-asleep").await;
-    deployed.space().kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force"]).good();
-    another_leads(deployed, &old).await;
+    killed_after(deployed, "barbara", "awake").await;
     is(deployed, "barbara", "asleep").await;
     assert!(of(deployed, "pods", &id).is_empty());
+
+    edit(deployed, "barbara", r#"{"wanted": "Awake"}"#);
+    killed_after(deployed, "barbara", "asleep").await;
+    is(deployed, "barbara", "awake").await;
     deployed.is_up();
     assert_eq!(podling(deployed, &["run", "barbara", "--", "cat", "file"]).await.out(), "here\n");
 
-    // One that is told to end says so: nobody waits for its lease.
-    let (old, pod) = (leader(deployed), leading(deployed));
-    deployed.space().kubectl(&["delete", "pod", &pod]).good();
-    assert_ne!(leader(deployed), old, "it was given up before its pod was gone");
+    space.kubectl(&["delete", "ws", "barbara", "--wait=false"]).good();
+    killed_after(deployed, "barbara", "awake").await;
+    space.wait("delete", "ws/barbara").good();
+    let archive = space.field(&format!("wsa/{id}"), ".spec.newest");
+    assert!(of(deployed, "pvc", &id).is_empty());
+
+    space.apply(&workspace("again", &format!(r#", "source": "{archive}""#))).good();
+    killed_after(deployed, "again", "").await;
+    is(deployed, "again", "awake").await;
     deployed.is_up();
-    podling(deployed, &["rm", "--discard", "barbara"]).await;
+    assert_eq!(podling(deployed, &["run", "again", "--", "cat", "file"]).await.out(), "here\n");
+    podling(deployed, &["rm", "--discard", "again"]).await;
+}
+
+#[tokio::test]
+async fn a_leader_that_is_told_to_end_says_so_and_nobody_waits_for_its_lease() {
+    let (_control, deployed) = alone().await;
+    // (The other may not have seen it yet when the pod is gone.)
+    let (old, pod) = (holder(deployed), leading(deployed));
+    deployed.space().kubectl(&["delete", "pod", &pod]).good();
+    assert_ne!(holder(deployed), old, "it was given up before its pod was gone");
+    deployed.is_up();
 }
 
 #[tokio::test]
@@ -70,17 +117,14 @@ async fn a_leader_that_stood_still_and_comes_back_changes_nothing_any_more() {
     is(deployed, "donald", "asleep").await;
     edit(deployed, "donald", r#"{"wanted": "Awake"}"#);
     is(deployed, "donald", "awake").await;
-    let (pod, version) =
-        (uid(&of(deployed, "pods", &id)), deployed.space().field("ws/donald", ".metadata.resourceVersion"));
+    // (What is seen of it beside its record the new leader goes on showing.)
+    let (pod, record) =
+        (uid(&of(deployed, "pods", &id)), deployed.space().field("ws/donald", ".status.record"));
 
     kill_process(process, Signal::CONT).unwrap();
     wait_for("it ends when it finds out", async || (restarts(deployed) > restarted).then_some(())).await;
     assert_eq!(uid(&of(deployed, "pods", &id)), pod, "nobody has touched its pod");
-    assert_eq!(
-        deployed.space().field("ws/donald", ".metadata.resourceVersion"),
-        version,
-        "nor what is known of it"
-    );
+    assert_eq!(deployed.space().field("ws/donald", ".status.record"), record, "nor what is known of it");
     assert_ne!(leader(deployed), old);
     deployed.is_up();
     podling(deployed, &["rm", "--discard", "donald"]).await;

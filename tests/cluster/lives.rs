@@ -9,7 +9,7 @@ static CONTROL: RwLock<()> = RwLock::const_new(());
 
 const CONTROL_PODS: &str = "app.kubernetes.io/name=podling-control";
 
-async fn shared() -> (RwLockReadGuard<'static, ()>, &'static Deployed) {
+pub(crate) async fn shared() -> (RwLockReadGuard<'static, ()>, &'static Deployed) {
     (CONTROL.read().await, Deployed::get())
 }
 

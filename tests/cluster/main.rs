@@ -1,7 +1,13 @@
 //! What wants a Kubernetes cluster, met in a real one.
 
 mod backend;
+mod buckets;
+mod faults;
 mod ground;
+mod ide;
 mod leaders;
 mod lives;
+mod resize;
 mod resources;
+mod shown;
+mod templates;

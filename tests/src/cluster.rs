@@ -3,11 +3,24 @@
 use std::{
     env,
     io::Write,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
+use anyhow::{Result, ensure};
+
+use crate::tools::repository;
+
 /// What the names of images begin with: empty where they lie on the node already.
 const PREFIX: &str = "PODLING_IMAGE_PREFIX";
+/// Where pods reach what listens on the node: the sandbox says it.
+const NODE: &str = "PODLING_NODE_ADDRESS";
+/// Prints what the kernel lets a container have, in bytes: by either version of cgroups.
+pub const MEMORY_LIMIT: &str =
+    "cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes";
+/// Where the archives of images with an IDE are, in a sandbox: they are large, and imported where they are wanted.
+const IDES: &str = "PODLING_IDE_IMAGES";
 /// For what a cluster does within seconds, as kubectl wants it.
 const DEADLINE: &str = "--timeout=120s";
 
@@ -35,9 +48,42 @@ pub fn kubectl(args: &[&str]) -> Said {
     with_input(args, "")
 }
 
+/// Tells the cluster of the resources.
+pub fn define() {
+    let folder = repository().join("deploy/crds");
+    let folder = folder.to_str().expect("a path");
+    // (By the server, so that several may tell it at once.)
+    kubectl(&["apply", "--server-side", "--kustomize", folder]).good();
+    let all = ["workspacearchives", "workspaces", "workspacetemplates"]
+        .map(|name| format!("crd/{name}.podling.dev"));
+    let wait = ["wait", "--for=condition=Established", "--timeout=60s"];
+    kubectl(&wait.into_iter().chain(all.iter().map(String::as_str)).collect::<Vec<_>>()).good();
+}
+
+/// An address of the node where nothing listens yet, and which pods reach; `None` where the cluster's node is not this machine.
+pub fn free_on_node() -> Option<SocketAddr> {
+    let node = env::var(NODE).ok()?;
+    let free = TcpListener::bind(format!("{node}:0")).and_then(|door| door.local_addr());
+    Some(free.expect("an address of the node"))
+}
+
 /// The name of an image that every cluster under test has.
 pub fn image(name: &str) -> String {
     format!("{}{name}", env::var(PREFIX).unwrap_or_default())
+}
+
+/// Puts the image of an IDE where the cluster has it: onto the node of a sandbox. Another cluster has it if it is to have it.
+pub fn import(name: &str) -> Result<()> {
+    let Some(images) = env::var_os(IDES).map(PathBuf::from) else {
+        ensure!(env::var_os(PREFIX).is_some(), "{PREFIX} does not say where images are");
+        return Ok(());
+    };
+    let archive = images.join(format!("podling_{name}.tar"));
+    ensure!(archive.exists(), "PODLING_IDES does not name it");
+    let import = ["-a", "/run/containerd.sock", "-n", "k8s.io", "images", "import"];
+    let done = Command::new("ctr").args(import).arg(archive).output()?;
+    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    Ok(())
 }
 
 impl Namespace {

@@ -6,14 +6,21 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use http::Request;
 use tempfile::TempDir;
 
 use crate::{
     cli::Cli,
-    cluster::{Namespace, kubectl},
+    client::Client,
+    cluster::{Namespace, define, kubectl},
+    http::send,
     tools::repository,
     wait::{PATIENCE, wait_blocking},
 };
+
+/// Connections that must all be answered before the way is taken for open.
+const IN_A_ROW: usize = 20;
 
 /// One for all stories of a run. It stays in the cluster, which goes with the sandbox.
 #[derive(Debug)]
@@ -30,6 +37,8 @@ impl Deployed {
     /// Deploys it, if nobody has.
     pub fn get() -> &'static Self {
         DEPLOYED.get_or_init(|| {
+            // The kinds first: until the cluster knows them it takes nothing of them.
+            define();
             let overlay = repository().join("deploy/overlays/local");
             kubectl(&["apply", "--kustomize", overlay.to_str().expect("a path")]).good();
             let space = Namespace::of("podling");
@@ -52,15 +61,32 @@ impl Deployed {
 
     /// Waits until the way there is open, which is a little after a control plane is ready.
     fn answers(&self) {
-        let address: SocketAddr = self.address.parse().expect("an address");
-        // The way may still lead to one that is gone, which never answers.
-        let is_open = || TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok();
+        let address = self.address();
+        // The way may still lead to one that is gone, now and then: each connection may be sent to another.
+        let connects = || TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok();
+        let is_open = || (0..IN_A_ROW).all(|_| connects());
         assert!(wait_blocking(PATIENCE, is_open), "nobody listens at {}", self.address);
     }
 
     /// Where it is.
     pub fn space(&self) -> &Namespace {
         &self.space
+    }
+
+    /// What the control plane counts.
+    pub async fn metrics(&self) -> String {
+        let asked = Request::get("/metrics").header("authorization", format!("Bearer {}", self.token));
+        let answer = send(self.address(), asked.body(Bytes::new()).expect("a request")).await;
+        String::from_utf8_lossy(answer.body()).into_owned()
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.address.parse().expect("an address")
+    }
+
+    /// A client at the gateway, with the root token.
+    pub fn client(&self) -> Client {
+        Client::new(&format!("http://{}", self.address)).token(&self.token)
     }
 
     /// Somebody at a terminal, with the root token.

@@ -5,16 +5,13 @@ use std::time::Duration;
 use podling_proto::{
     agent::v1::ActivityState,
     control::v1::{
-        CreateTokenRequest, CreateWorkspaceRequest, Policy, SleepWorkspaceRequest, State,
-        WakeWorkspaceRequest, WatchWorkspacesRequest, Workspace as WireWorkspace,
-        watch_workspaces_response::Event,
+        CreateWorkspaceRequest, Policy, SleepWorkspaceRequest, State, WakeWorkspaceRequest,
+        WatchWorkspacesRequest, Workspace as WireWorkspace, watch_workspaces_response::Event,
     },
 };
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    client::Client,
-    left_running::Left,
     podling::{Podling, Workspace},
     wait::within,
 };
@@ -87,23 +84,5 @@ impl Podling {
     pub async fn asleep(&self, workspace: &Workspace) -> WireWorkspace {
         self.put_to_sleep(workspace).await.expect("it may be put to sleep");
         self.becomes(workspace, State::Asleep).await
-    }
-
-    /// A client at the agent itself that may do everything there, also while there is no control plane.
-    pub async fn direct_with_token(&self, workspace: &Workspace) -> Client {
-        let request = CreateTokenRequest {
-            verbs: vec!["admin".into()],
-            workspaces: vec![workspace.id.clone()],
-            for_agent: true,
-            ..Default::default()
-        };
-        let made = within("Tokens.Create", self.client().tokens().create(request)).await;
-        self.direct(workspace).await.token(&made.expect("a token").into_inner().token)
-    }
-
-    /// The agents that live, of whatever workspace.
-    pub fn agents(&self) -> Vec<Left> {
-        let all = self.running();
-        all.into_iter().filter(|process| process.command.contains("--credential-file")).collect()
     }
 }

@@ -1,6 +1,6 @@
 //! One Podling of a story's own: started, broken and started again, and gone without a trace at the end.
 //!
-//! The only file that knows that workspaces are processes on this machine.
+//! Its workspaces are processes on this machine, or pods (`pods`): what only the former can do says so by its name or fails.
 
 use std::{
     fs::{self, File},
@@ -19,14 +19,17 @@ use serde_json::Value;
 use crate::{
     cli::Cli,
     client::Client,
-    direct, left_running,
+    left_running,
     program::program,
     wait::{wait_blocking, wait_for, within},
 };
 
+mod agents;
 mod looks;
+mod pods;
 
 pub use looks::names;
+use pods::Pods;
 
 /// How long everything may take to end when a story is over.
 const END: Duration = Duration::from_secs(60);
@@ -59,6 +62,8 @@ pub struct Podling {
     token: String,
     up: Option<Child>,
     starts: u32,
+    /// Where its workspaces are pods.
+    pods: Option<Pods>,
     // Last, so that the folder goes when nothing uses it any more.
     _folder: tempfile::TempDir,
 }
@@ -104,7 +109,8 @@ impl Podling {
             fs::write(templates.join(format!("{name}.toml")), text).expect("a template");
         }
         let (url, token) = (String::new(), String::new());
-        Self { options, folder, data, home, url, token, up: None, starts: 0, _folder: temp }
+        let pods = pods::are_wanted().then(|| Pods::new(&folder, &options));
+        Self { options, folder, data, home, url, token, up: None, starts: 0, pods, _folder: temp }
     }
 
     /// Starts `podling up` again, at the same address, so that clients find it where it was.
@@ -122,19 +128,11 @@ impl Podling {
     async fn start(&mut self, listen: &str) {
         self.starts += 1;
         let ready = self.folder.join(format!("up-{}.out", self.starts));
-        let mut command = match self.options.through.split_first() {
-            Some((first, rest)) => {
-                let mut command = Command::new(first);
-                command.args(rest).arg(program("podling"));
-                command
-            }
-            None => Command::new(program("podling")),
-        };
-        command.args(["up", "--listen", listen, "--json", "--data"]).arg(&self.data).args(&self.options.args);
-        if !self.options.templates.is_empty() {
-            command.arg("--templates").arg(self.folder.join("templates"));
-        }
+        let mut command = self.command(listen);
         command.env_clear().envs(self.cli().envs()).current_dir(&self.home);
+        if self.pods.is_some() {
+            command.envs(["KUBECONFIG"].map(|name| (name, std::env::var(name).expect("a cluster"))));
+        }
         let die_at = self.options.die_at.take();
         command.envs(die_at.iter().map(|at| ("PODLING_TEST_DIE_AT", at)));
         // A group of its own, as a shell gives every job: Ctrl-C then reaches exactly this.
@@ -142,7 +140,7 @@ impl Podling {
         command.stdout(File::create(&ready).expect("a file"));
         command.stderr(File::create(self.log_file()).expect("a file"));
         self.up = Some(command.spawn().expect("podling up starts"));
-        self.url = wait_for("`podling up --json` says its url", async || {
+        self.url = wait_for("it says its url", async || {
             if let Some(status) = self.up.as_mut().and_then(|up| up.try_wait().ok().flatten()) {
                 let dead = die_at.is_some() && status.signal() == Some(Signal::KILL.as_raw());
                 assert!(dead, "`podling up` ended with {status}: {}", self.log());
@@ -150,12 +148,37 @@ impl Podling {
             }
             let said = fs::read_to_string(&ready).ok()?;
             let (line, _) = said.split_once('\n')?;
+            if let Some((_, url)) = line.split_once("listens at ") {
+                return Some(url.to_owned());
+            }
             let value: Value = serde_json::from_str(line).expect("the line is JSON");
             Some(value["url"].as_str().expect("it has a url").to_owned())
         })
         .await;
         let token = fs::read_to_string(self.data.join("root-token")).expect("the root token");
         self.token = token.trim().to_owned();
+    }
+
+    /// What is started: `podling up`, or the control plane of a cluster.
+    fn command(&self, listen: &str) -> Command {
+        let name = if self.pods.is_some() { "podling-control" } else { "podling" };
+        let mut command = match self.options.through.split_first() {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program(name));
+                command
+            }
+            None => Command::new(program(name)),
+        };
+        match &self.pods {
+            Some(pods) => command.args(pods.arguments()),
+            None => command.args(["up", "--json"]),
+        };
+        command.args(["--listen", listen, "--data"]).arg(&self.data).args(&self.options.args);
+        if self.pods.is_none() && !self.options.templates.is_empty() {
+            command.arg("--templates").arg(self.folder.join("templates"));
+        }
+        command
     }
 
     fn log_file(&self) -> PathBuf {
@@ -200,7 +223,11 @@ impl Podling {
 
     /// The person at this machine.
     pub fn cli(&self) -> Cli {
-        Cli::new(&self.home).env("PODLING_DATA", self.data.display().to_string())
+        let cli = Cli::new(&self.home);
+        match self.pods {
+            None => cli.env("PODLING_DATA", self.data.display().to_string()),
+            Some(_) => cli.env("PODLING_URL", &self.url).env("PODLING_TOKEN", &self.token),
+        }
     }
 
     /// A client at the gateway with the root token.
@@ -231,42 +258,15 @@ impl Podling {
 
     /// The folder the workspace's user sees as home.
     pub fn home_of(&self, workspace: &Workspace) -> PathBuf {
-        self.data.join("workspaces").join(&workspace.id).join("home")
+        match &self.pods {
+            Some(pods) => pods.home_of(&workspace.id),
+            None => self.data.join("workspaces").join(&workspace.id).join("home"),
+        }
     }
 
     /// Where agents dial the control plane.
     pub fn control_socket(&self) -> PathBuf {
         self.data.join("run/control.sock")
-    }
-
-    /// Where the agent listens.
-    pub fn agent_socket(&self, workspace: &Workspace) -> PathBuf {
-        self.data.join("workspaces").join(&workspace.id).join("run/agent.sock")
-    }
-
-    /// A client at the agent itself, past the gateway, pinned to the certificate the control plane knows.
-    pub async fn direct(&self, workspace: &Workspace) -> Client {
-        let agent = self.get(workspace).await.agent.expect("an agent serves it");
-        direct::client(&self.agent_socket(workspace), &agent.key_fingerprint)
-    }
-
-    /// The agent's process.
-    pub fn agent_pid(&self, workspace: &Workspace) -> u32 {
-        let path = self.data.join("workspaces").join(&workspace.id).join("run/agent.json");
-        let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let value: Value = serde_json::from_str(&text).expect("agent.json is JSON");
-        value["pid"].as_u64().and_then(|pid| pid.try_into().ok()).expect("agent.json has a pid")
-    }
-
-    /// The agent's log.
-    pub fn agent_log(&self, workspace: &Workspace) -> String {
-        let path = self.data.join("workspaces").join(&workspace.id).join("agent.log");
-        fs::read_to_string(path).unwrap_or_default()
-    }
-
-    /// kill -9 of the agent.
-    pub fn kill_agent(&self, workspace: &Workspace) {
-        signal(self.agent_pid(workspace), Signal::KILL);
     }
 
     /// kill -9 of the control plane.
@@ -306,6 +306,16 @@ impl Podling {
 
     fn down(&mut self) -> Option<ExitStatus> {
         let mut up = self.up.take()?;
+        if self.pods.is_some() {
+            signal(up.id(), Signal::TERM);
+            let mut status = None;
+            wait_blocking(END, || {
+                status = up.try_wait().ok().flatten();
+                status.is_some()
+            });
+            let _ = (up.kill(), up.wait());
+            return status;
+        }
         let mut command = Command::new(program("podling"));
         command.args(["down", "--force"]).env_clear().envs(self.cli().envs()).stdin(Stdio::null());
         let mut down = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::Read,
-    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{MetadataExt, lchown},
+    },
     path::Path,
 };
 
@@ -77,4 +80,19 @@ pub fn same(what: &str, seen: &Tree, expected: &Tree) {
         })
         .collect();
     assert!(differing.is_empty(), "{what}: {differing:#?}");
+}
+
+/// Gives all there is in a folder to whom the folder belongs, as if its owner had made it: in a pod that is not us.
+pub fn give_to_its_owner(folder: &Path) {
+    let owner = fs::metadata(folder).expect("the folder");
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            lchown(&path, Some(owner.uid()), Some(owner.gid())).expect("its owner");
+            if path.is_dir() && !path.is_symlink() {
+                folders.push(path);
+            }
+        }
+    }
 }

@@ -77,7 +77,7 @@ async fn the_right_one_may_be_slow() {
         verbs: Verbs::admin(),
         workspaces: None,
     };
-    let client = direct::trusting(&agent.socket()).token(&control.key.sign(&claims));
+    let client = direct::trusting(direct::Door::Socket(agent.socket())).token(&control.key.sign(&claims));
     wait_for("the agent is claimed", async || {
         match within("Activity.Get", client.activity().get(GetActivityRequest {})).await {
             Ok(_) => Some(()),

@@ -1,31 +1,13 @@
 //! What users of Podling live through, with the real binaries.
 
-mod archives;
-mod bedtime;
-mod broken_line;
-mod broken_programs;
-mod commands;
-mod crashes;
-mod deaths;
 mod evenings;
+mod everywhere;
 mod false_control;
 mod first_run;
 mod foreign_clients;
-mod holding;
-mod http;
-mod lost_and_found;
-mod nights;
-mod onlookers;
 mod races;
 mod replay;
 mod repository;
-mod restless;
-mod room;
 mod scarcity;
 mod silence;
-mod stalled_store;
-mod stores;
 mod strangers;
-mod tokens;
-mod viewers;
-mod web;

@@ -1,12 +1,13 @@
 //! `cargo xtask bench`: release builds, the agent as one static binary, and the benchmarks with both.
 
 use std::{
-    env,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context, Result, ensure};
+
+use crate::program;
 
 const MUSL: &str = "x86_64-unknown-linux-musl";
 const GNU: &str = "x86_64-unknown-linux-gnu";
@@ -64,7 +65,7 @@ fn static_agent() -> Result<PathBuf> {
 
 fn cargo(args: &[&str], envs: &[(&str, &Path)]) -> Result<()> {
     println!("== cargo {}", args.join(" "));
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = program::cargo();
     let status = command.args(args).envs(envs.iter().copied()).status().context("cargo")?;
     ensure!(status.success(), "cargo {}: {status}", args.join(" "));
     Ok(())

@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod cluster;
+mod program;
 mod simulate;
 mod step;
 mod stories;

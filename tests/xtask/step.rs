@@ -1,25 +1,39 @@
-//! Steps: commands that run one after the other with their time, and the summary at the end.
+//! Steps: commands that run one after the other, or beside each other, with their time, and the summary at the end.
 
 use std::{
     env,
     fs::{self, OpenOptions},
-    io::Write,
+    io::{self, BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 
+use crate::program;
+
 /// Names the file into which stories write what they leave out (see `podling_tests::left_out`).
 const LEFT_OUT: &str = "PODLING_LEFT_OUT";
+
+/// A command that is still to be run.
+#[derive(Debug)]
+pub(crate) struct Step {
+    name: String,
+    shown: String,
+    command: Command,
+}
 
 /// What was run so far.
 #[derive(Debug)]
 pub(crate) struct Steps {
-    done: Vec<(String, Outcome, Duration)>,
+    done: Vec<Done>,
     left_out: PathBuf,
 }
+
+/// What was run, how it ended, and how long it took.
+type Done = (String, Outcome, Duration);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
@@ -27,6 +41,57 @@ enum Outcome {
     Failed,
     /// A step it needs has failed.
     NotRun,
+}
+
+impl Step {
+    /// `cargo ARGS…`.
+    pub(crate) fn cargo(name: &str, args: &[&str], envs: &[(&str, &str)]) -> Self {
+        Self::new(name, format!("cargo {}", args.join(" ")), program::cargo(), args, envs)
+    }
+
+    /// Another program.
+    pub(crate) fn program(name: &str, path: &Path, args: &[&str], envs: &[(&str, &str)]) -> Self {
+        let shown = format!("{} {}", path.display(), args.join(" "));
+        Self::new(name, shown, program::program(path), args, envs)
+    }
+
+    fn new(name: &str, shown: String, mut command: Command, args: &[&str], envs: &[(&str, &str)]) -> Self {
+        command.args(args).envs(envs.iter().copied());
+        Self { name: name.to_owned(), shown, command }
+    }
+
+    /// Runs it; what it prints is ours.
+    fn run(mut self) -> Result<Done> {
+        println!("\n== {}: {}", self.name, self.shown);
+        let begun = Instant::now();
+        let status = self.command.status().with_context(|| format!("running {:?}", self.shown))?;
+        Ok(self.done(status.success(), begun))
+    }
+
+    /// Runs it; each line that it prints says whose it is.
+    fn run_aloud(mut self) -> Result<Done> {
+        let (name, shown) = (self.name.clone(), self.shown.clone());
+        println!("== {name}: {shown}");
+        let begun = Instant::now();
+        let running = || format!("running {shown:?}");
+        let (reader, writer) = io::pipe().with_context(running)?;
+        self.command.stdout(writer.try_clone().with_context(running)?).stderr(writer);
+        let mut child = self.command.spawn().with_context(running)?;
+        // It holds the pipe open as well, and would wait for itself.
+        self.command = Command::new("");
+        for line in BufReader::new(reader).split(b'\n') {
+            println!("[{name}] {}", String::from_utf8_lossy(&line.with_context(running)?));
+        }
+        let status = child.wait().with_context(running)?;
+        Ok(self.done(status.success(), begun))
+    }
+
+    fn done(self, passed: bool, begun: Instant) -> Done {
+        let outcome = if passed { Outcome::Passed } else { Outcome::Failed };
+        let took = begun.elapsed();
+        println!("== {}: {} in {:.1} s", self.name, outcome.word(), took.as_secs_f64());
+        (self.name, outcome, took)
+    }
 }
 
 impl Steps {
@@ -37,36 +102,38 @@ impl Steps {
         Ok(Self { done: Vec::new(), left_out })
     }
 
-    /// Runs `cargo ARGS…`; a failure is remembered and the next step still runs.
+    /// Runs `cargo ARGS…`.
     pub(crate) fn cargo(&mut self, name: &str, args: &[&str], envs: &[(&str, &str)]) -> Result<bool> {
-        let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        command.args(args).envs(envs.iter().copied());
-        self.step(name, &format!("cargo {}", args.join(" ")), command)
+        self.run(Step::cargo(name, args, envs))
     }
 
-    /// The same with another program.
-    pub(crate) fn run(
-        &mut self,
-        name: &str,
-        program: &Path,
-        args: &[&str],
-        envs: &[(&str, &str)],
-    ) -> Result<bool> {
-        let mut command = Command::new(program);
-        command.args(args).envs(envs.iter().copied());
-        self.step(name, &format!("{} {}", program.display(), args.join(" ")), command)
-    }
-
-    fn step(&mut self, name: &str, shown: &str, mut command: Command) -> Result<bool> {
-        println!("\n== {name}: {shown}");
-        let begun = Instant::now();
-        let status = command.env(LEFT_OUT, &self.left_out).status();
-        let passed = status.with_context(|| format!("running {shown:?}"))?.success();
-        let took = begun.elapsed();
-        let outcome = if passed { Outcome::Passed } else { Outcome::Failed };
-        println!("== {name}: {} in {:.1} s", outcome.word(), took.as_secs_f64());
-        self.done.push((name.to_owned(), outcome, took));
+    /// Runs a step; a failure is remembered and the next step still runs.
+    pub(crate) fn run(&mut self, step: Step) -> Result<bool> {
+        let done = self.noting(step).run()?;
+        let passed = done.1 == Outcome::Passed;
+        self.done.push(done);
         Ok(passed)
+    }
+
+    /// Runs lanes beside each other, and of each lane one step after the other. For steps that mostly wait.
+    pub(crate) fn run_beside(&mut self, lanes: Vec<Vec<Step>>) -> Result<()> {
+        let lanes: Vec<Vec<_>> =
+            lanes.into_iter().map(|lane| lane.into_iter().map(|step| self.noting(step)).collect()).collect();
+        let done: Vec<Result<Vec<Done>>> = thread::scope(|scope| {
+            let run = |lane: Vec<Step>| lane.into_iter().map(Step::run_aloud).collect();
+            let running: Vec<_> = lanes.into_iter().map(|lane| scope.spawn(move || run(lane))).collect();
+            running.into_iter().map(|lane| lane.join().expect("a lane does not panic")).collect()
+        });
+        for lane in done {
+            self.done.extend(lane?);
+        }
+        Ok(())
+    }
+
+    /// It says what it leaves out.
+    fn noting(&self, mut step: Step) -> Step {
+        step.command.env(LEFT_OUT, &self.left_out);
+        step
     }
 
     /// Says that a step cannot run because an earlier one failed.

@@ -2,7 +2,10 @@
 
 use anyhow::Result;
 
-use crate::{step::Steps, targets::STORIES};
+use crate::{
+    step::{Step, Steps},
+    targets::STORIES,
+};
 
 /// Which stories.
 #[derive(Debug, clap::Args)]
@@ -20,17 +23,21 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let mut more = vec!["--"];
     more.extend(args.filter.as_deref());
     more.extend(args.nocapture.then_some("--nocapture"));
-    add(&mut steps, &more)?;
+    if let Some(stories) = step(&mut steps, &more)? {
+        steps.run(stories)?;
+    }
     steps.finish()
 }
 
-/// Adds its steps. Always the whole workspace: cargo then builds every dependency with the same features in each step.
-pub(crate) fn add(steps: &mut Steps, more: &[&str]) -> Result<()> {
-    if steps.cargo("binaries", &["build", "--workspace", "--bins", "--quiet"], &[])? {
-        let args = [&["test", "--workspace", "--quiet", "--test", STORIES], more].concat();
-        steps.cargo("end-to-end stories", &args, &[])?;
-    } else {
-        steps.not_run("end-to-end stories");
+/// Builds what they want. Always the whole workspace: cargo then builds every dependency with the same features in each step.
+pub(crate) fn step(steps: &mut Steps, more: &[&str]) -> Result<Option<Step>> {
+    let name = "end-to-end stories";
+    let test = ["test", "--workspace", "--quiet", "--test", STORIES];
+    let built = steps.cargo("binaries", &["build", "--workspace", "--bins", "--quiet"], &[])?
+        && steps.cargo("stories, built", &[&test[..], &["--no-run"]].concat(), &[])?;
+    if !built {
+        steps.not_run(name);
+        return Ok(None);
     }
-    Ok(())
+    Ok(Some(Step::cargo(name, &[&test[..], more].concat(), &[])))
 }

@@ -1,9 +1,11 @@
 //! The test programs of the workspace, from cargo's own description of it.
 
-use std::{collections::BTreeSet, env, process::Command};
+use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+
+use crate::program;
 
 /// The stories' test program: it runs as a step of its own.
 pub(crate) const STORIES: &str = "stories";
@@ -13,7 +15,7 @@ pub(crate) const CLUSTER: &str = "cluster";
 
 /// Names of all other integration tests.
 pub(crate) fn integration_tests() -> Result<BTreeSet<String>> {
-    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let output = program::cargo()
         .args(["metadata", "--no-deps", "--format-version=1"])
         .output()
         .context("running cargo metadata")?;

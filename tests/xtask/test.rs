@@ -14,7 +14,10 @@ pub(crate) fn run() -> Result<bool> {
     steps.cargo("unit and property tests", &args, &[])?;
     simulate::add(&mut steps)?;
     steps.cargo("examples in docs", &["test", "--workspace", "--quiet", "--doc"], &[])?;
-    stories::add(&mut steps, &["--", "--format=pretty"])?;
-    cluster::add(&mut steps, &["--", "--format=pretty"])?;
+    // They mostly wait, so all of them run beside each other; both lanes take about as long.
+    let stories = stories::step(&mut steps, &["--", "--format=pretty", "--test-threads=4"])?;
+    let [suite, on_pods, faults] = cluster::steps(&mut steps)?;
+    let lanes = [[suite, faults], [on_pods, stories]];
+    steps.run_beside(lanes.map(|lane| lane.into_iter().flatten().collect()).into())?;
     steps.finish()
 }

@@ -41,10 +41,10 @@ use std::time::Duration;
 
 use crate::{
     mutant,
-    observed::Observed,
-    status::{Phase, Status, Urgency},
+    observed::{Observed, Trouble},
+    status::{Phase, Status, Urgency, Waits},
     time::Timestamp,
-    workspace::{Epoch, Spec},
+    workspace::{Epoch, Resources, Spec},
 };
 
 /// Pause after the first failure; doubled with each further one.
@@ -62,6 +62,9 @@ pub const HEALTHY_AFTER: Duration = Duration::from_secs(120);
 pub const COMMIT_TRIES: u32 = 3;
 /// Archives kept of one workspace; with one more the oldest goes early.
 pub const MAX_ARCHIVES: usize = 100;
+
+/// Why one is awake that is well.
+const SERVED: &str = "its agent serves it";
 
 /// Arrows that one decision follows at most; the longest way in the drawing has nine. One that would go on is a mistake of ours: it is
 /// cut off here, so that one workspace never holds up all others, and tests fail.
@@ -83,6 +86,13 @@ pub enum Action {
     Commit(Epoch),
     /// The agent goes on as if it had not been asked.
     Cancel(Epoch),
+    /// Give a running agent what it was given of its owner's share, no more and no less, and end nothing for it.
+    Resize {
+        /// Which.
+        epoch: Epoch,
+        /// What it shall have.
+        resources: Resources,
+    },
     /// End every process of the workspace; done when it is confirmed that none is left.
     Stop,
     /// Read the storage into the backup store, by this agent, and prove it.
@@ -124,11 +134,11 @@ pub fn decide(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp)
         mutant::took(&status, &next);
         status = next;
     }
-    status = held_up(status, observed);
     let order = order::of(spec, &status, observed);
+    status = held_up(status, observed, order);
     let blocked = order.and_then(|action| pause::of(action, observed, now));
     if let (Some(_), Some(trouble)) = (blocked, &observed.trouble) {
-        status.reason = format!("{}: {}", order::trouble(trouble.action), trouble.failure.words());
+        status.reason = order::trouble(trouble);
     }
     let again = blocked.map(|at| (at, "what went wrong is tried again"));
     let next = again.into_iter().chain(next::of(spec, &status, observed, now)).min();
@@ -136,15 +146,24 @@ pub fn decide(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp)
     Decision { action: if blocked.is_some() { None } else { order }, status, next, warning }
 }
 
-/// What a start waits for is its reason as long as it does.
-fn held_up(status: Status, observed: &Observed) -> Status {
-    match status.phase {
-        Phase::Starting | Phase::Opening(_) if status.waits != observed.waits => {
-            let reason = observed.waits.as_ref().map_or("its agent is being started", |waits| &waits.why);
-            Status { reason: reason.to_owned(), waits: observed.waits.clone(), ..status }
-        }
-        _ => status,
+/// What a start or a resize waits for is its reason as long as it does; and what goes wrong with one that is awake and serves all the same.
+fn held_up(status: Status, observed: &Observed, order: Option<Action>) -> Status {
+    let usual = match status.phase {
+        Phase::Starting | Phase::Opening(_) => "its agent is being started",
+        Phase::Awake => SERVED,
+        _ => return status,
+    };
+    let stands = |trouble: &&Trouble| status.phase == Phase::Awake && Some(trouble.action) == order;
+    let trouble = observed.trouble.as_ref().filter(stands);
+    let waits = observed
+        .waits
+        .clone()
+        .or_else(|| trouble.map(|trouble| Waits { why: order::trouble(trouble), for_room: false }));
+    if waits == status.waits {
+        return status;
     }
+    let reason = waits.as_ref().map_or(usual, |waits| &waits.why).to_owned();
+    Status { reason, waits, ..status }
 }
 
 /// Somebody waits: the pause of a failed workspace is cut short, though not below the first pause, so that asking in a loop is no

@@ -33,6 +33,8 @@ pub enum Mutant {
     GivesRoomToAll,
     /// Who is awake already is given more at once.
     GrowsAtOnce,
+    /// What a running one was given it never gets.
+    NeverResizes,
     /// Who came last is next.
     ServesLastFirst,
     /// The newest archive goes when the oldest is too old.
@@ -60,7 +62,7 @@ mod chosen {
     use crate::status::{Phase, Status};
 
     /// All of them.
-    pub const ALL: [Mutant; 19] = [
+    pub const ALL: [Mutant; 20] = [
         Mutant::RemovesWithoutArchive,
         Mutant::KeepsGeneration,
         Mutant::TrustsOldArchive,
@@ -73,6 +75,7 @@ mod chosen {
         Mutant::ForgetsFirst,
         Mutant::GivesRoomToAll,
         Mutant::GrowsAtOnce,
+        Mutant::NeverResizes,
         Mutant::ServesLastFirst,
         Mutant::ExpiresNewest,
         Mutant::LosesWake,

@@ -4,15 +4,23 @@ mod fold;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use crate::{archive::Archive, decide::Action, status::Waits, time::Timestamp, workspace::Epoch};
+use crate::{
+    archive::Archive,
+    decide::Action,
+    status::Waits,
+    time::Timestamp,
+    workspace::{Epoch, Resources},
+};
 
 /// What is known of one workspace's outside world.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
     /// What runs.
     pub processes: Processes,
-    /// What the start under way waits for, as the backend sees it.
+    /// What the start or the resize under way waits for, as the backend sees it.
     pub waits: Option<Waits>,
+    /// What an agent has, as the backend sees it.
+    pub allotted: Option<(Epoch, Resources)>,
     /// The last agent that ended, or never came to life.
     pub ended: Option<Ended>,
     /// The agent that is claimed and whose heartbeats arrive.

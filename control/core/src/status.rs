@@ -56,12 +56,12 @@ pub struct Status {
     /// How its archiving, or its way back from the archive, fares.
     #[serde(default)]
     pub upkeep: Upkeep,
-    /// What the start that was ordered waits for.
+    /// What the start or the resize that was ordered waits for.
     #[serde(default)]
     pub waits: Option<Waits>,
 }
 
-/// What a start waits for: it goes on by itself when that comes.
+/// What a start or a resize waits for: it goes on by itself when that comes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waits {
     /// For people: "no machine has room for it: …".

@@ -8,7 +8,9 @@
 
 mod cluster;
 mod pods;
+mod resize;
 mod reviewer;
+mod shield;
 mod start;
 mod stop;
 mod storage;
@@ -26,10 +28,10 @@ use podling_core::{id::WorkspaceId, workspace::Epoch};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-pub use self::reviewer::KubernetesReviewer;
 use self::{cluster::Cluster, pods::Pods};
+pub use self::{reviewer::KubernetesReviewer, shield::Shield};
 use crate::{
-    backend::{Backend, BackendError, Instance, Observation, Plan},
+    backend::{Backend, BackendError, Instance, Observation, Plan, Resize},
     kubernetes::objects::House,
     lease::Term,
 };
@@ -52,11 +54,20 @@ impl KubernetesBackend {
         let cluster = Cluster::new(client, namespace, Arc::new(house), term);
         Self { cluster, told, observations: Mutex::new(Some(observations)) }
     }
+
+    /// What keeps the autoscalers away from pods in use.
+    pub fn shield(&self) -> Shield {
+        Shield::new(self.cluster.clone())
+    }
 }
 
 impl Backend for KubernetesBackend {
     async fn ensure(&self, plan: Plan) -> Result<Instance, BackendError> {
         self.cluster.start(plan, &self.told).await
+    }
+
+    async fn resize(&self, resize: Resize) -> Result<(), BackendError> {
+        self.cluster.resize(resize, &self.told).await
     }
 
     async fn stop(&self, workspace: WorkspaceId, last: Epoch) -> Result<(), BackendError> {

@@ -44,7 +44,7 @@ use self::{
     record::Launched,
 };
 use crate::{
-    backend::{Backend, BackendError, Instance, InstanceId, Observation, Plan},
+    backend::{Backend, BackendError, Instance, InstanceId, Observation, Plan, Resize},
     open_files::OpenFiles,
 };
 
@@ -133,6 +133,11 @@ impl Backend for LocalBackend {
     }
 
     /// (Nobody else can take over here: the data folder is locked.)
+    async fn resize(&self, _resize: Resize) -> Result<(), BackendError> {
+        // The machine is shared: what a workspace has is its place in the line, and none of it is enforced.
+        Ok(())
+    }
+
     async fn stop(&self, workspace: WorkspaceId, _last: Epoch) -> Result<(), BackendError> {
         let _turn = self.inner.turn().await;
         let places = self.inner.layout.of(&workspace);
@@ -229,6 +234,8 @@ impl Inner {
             id: id.clone(),
             boot_id: None,
             address: crate::snapshot::AgentAddress::Unix(places.socket.clone()),
+            resources: None,
+            image: None,
         }
     }
 }

@@ -12,6 +12,8 @@ use super::error::OpenError;
 
 /// The bucket, and the prefix in it.
 pub(super) fn open(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path), OpenError> {
+    // Its HTTP client brings no TLS of its own; if somebody has chosen one before, that is as good.
+    let _chosen_before = rustls::crypto::ring::default_provider().install_default();
     let unusable = |source| OpenError::Cloud { url: url.to_string(), source };
     let unknown = |problem: String| OpenError::Url { url: url.to_string(), problem };
     let (scheme, prefix) = ObjectStoreScheme::parse(url).map_err(|error| unknown(error.to_string()))?;

@@ -15,12 +15,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    DirectiveId, Driver, clock,
+    DirectiveId, Driver,
     entry::Entry,
     keeping::{MAX_ARCHIVING, archive, is_archiving},
 };
 use crate::{
-    backend::{Backend, Observation, Plan},
+    backend::{Backend, Observation, Plan, Resize},
+    clock,
     executor::{Done, Order, Outcome},
     snapshot::Fingerprint,
     store::{Change, Credential, LOG_ENTRIES, LogEntry, Record},
@@ -73,7 +74,12 @@ impl<B: Backend> Driver<B> {
             // Something else is wanted now.
             entry.drop_step();
             match (entry.in_flight, action) {
-                (Some(Action::Archive(_) | Action::Restore(_) | Action::Expire(_)), _)
+                (
+                    Some(
+                        Action::Archive(_) | Action::Restore(_) | Action::Expire(_) | Action::Resize { .. },
+                    ),
+                    _,
+                )
                 // (While it is under way nothing else is ordered for it.)
                 | (Some(Action::Start(_)), Some(_)) => self.executor.break_off(id),
                 _ => {}
@@ -136,6 +142,10 @@ impl<B: Backend> Driver<B> {
                 return if entry.in_flight.is_none() {
                     self.advance(id)
                 };
+            }
+            Action::Resize { epoch, resources } => {
+                let given_up = CancellationToken::new();
+                Order::Resize(Resize { workspace: id.clone(), epoch, resources, given_up })
             }
             Action::Stop => {
                 entry.drain(DRAIN_GRACE);
@@ -208,27 +218,30 @@ impl<B: Backend> Driver<B> {
             Observation::Listed { living, unseen } => {
                 for instance in &living {
                     if !self.entries.contains_key(&instance.workspace) {
-                        // Its record may only be unreadable: ending it could be a loss, leaving it costs little.
+                        // Ending it could be a loss, leaving it costs little.
                         tracing::warn!(workspace = %instance.workspace, "an agent lives that no stored workspace has");
+                        self.unclaimed.push(instance.clone());
                     }
                 }
                 for (id, entry) in &mut self.entries {
                     // What was made since the start is known better already.
                     if entry.observed.processes == Processes::Unseen && !unseen.contains(id) {
-                        let living = living.iter().filter(|i| i.workspace == *id);
-                        entry.observed.listed(living.clone().map(|i| i.epoch).collect(), entry.epoch());
-                        entry.instances =
-                            living.filter(|i| entry.observed.processes.lives(i.epoch)).cloned().collect();
+                        entry.listed(living.iter().filter(|i| i.workspace == *id));
                     }
                 }
                 self.advance_all();
             }
             Observation::Ended { instance, how } => {
                 tracing::info!(workspace = %instance.workspace, epoch = instance.epoch, how, "an agent ended");
+                self.unclaimed.retain(|other| other.id != instance.id);
                 self.with_entry(&instance.workspace.clone(), |entry| entry.instance_ended(&instance, how));
             }
             Observation::Waits { workspace, epoch, waits } => self.with_entry(&workspace, |entry| {
-                if entry.in_flight == Some(Action::Start(epoch)) {
+                let waiting = match entry.in_flight {
+                    Some(Action::Start(of) | Action::Resize { epoch: of, .. }) => of == epoch,
+                    _ => false,
+                };
+                if waiting {
                     entry.observed.waits = waits;
                 }
             }),

@@ -12,7 +12,7 @@ use super::{Driver, Edit, MAX_WORKSPACES, entry::Entry};
 use crate::{backend::Backend, store::Record};
 
 impl<B: Backend> Driver<B> {
-    /// Somebody has made a workspace.
+    /// Somebody has made a workspace, or one can be read again.
     pub(super) fn found(&mut self, record: Record) {
         let id = record.spec.id.clone();
         if self.entries.contains_key(&id) {
@@ -23,11 +23,17 @@ impl<B: Backend> Driver<B> {
             return;
         }
         tracing::info!(workspace = %id, name = %record.spec.name, owner = %record.spec.owner, "found");
-        // Its id may have been somebody's before: what may run of that is ended first.
-        let observed = Observed { processes: Processes::Some(BTreeSet::new()), ..Observed::default() };
+        let mut entry = Entry::new(record, true, Observed::default());
+        let living: Vec<_> = self.unclaimed.extract_if(.., |instance| instance.workspace == id).collect();
+        if living.is_empty() {
+            // Its id may have been somebody's before: what may run of that is ended first.
+            entry.observed.processes = Processes::Some(BTreeSet::new());
+        } else {
+            entry.listed(living.iter());
+        }
         self.used.insert(id.bits());
         self.line_changed = true;
-        self.entries.insert(id.clone(), Entry::new(record, true, observed));
+        self.entries.insert(id.clone(), entry);
         self.advance(&id);
     }
 

@@ -162,8 +162,22 @@ impl Entry {
     pub(super) fn instance_lives(&mut self, instance: Instance) {
         // It may have ended before its start was reported.
         let ended = |ended: &Ended| ended.epoch == instance.epoch;
-        if !self.observed.ended.as_ref().is_some_and(ended) && !self.instances.contains(&instance) {
+        let known = self.instances.iter().any(|known| known.id == instance.id);
+        if !self.observed.ended.as_ref().is_some_and(ended) && !known {
+            self.observed.allotted = instance.resources.map(|has| (instance.epoch, has));
             self.instances.push(instance);
+        }
+    }
+
+    /// These of its agents live, and no others.
+    pub(super) fn listed<'a>(&mut self, living: impl Iterator<Item = &'a Instance> + Clone) {
+        let epoch = self.epoch();
+        self.observed.listed(living.clone().map(|instance| instance.epoch).collect(), epoch);
+        self.instances.clear();
+        for instance in living {
+            if self.observed.processes.lives(instance.epoch) {
+                self.instance_lives(instance.clone());
+            }
         }
     }
 
@@ -205,6 +219,7 @@ impl Entry {
             next: self.next.map(|(at, why)| (at, why.to_owned())),
             restarts: record.status.failures,
             given: record.status.given.filter(|_| record.status.phase.takes_room()),
+            allotted: self.observed.allotted.filter(|(of, _)| *of == self.epoch()).map(|(_, has)| has),
             place: self.place,
             progress: self.progress.filter(|_| matches!(record.status.phase, Phase::Working(_))),
             archives: record.status.archives.clone(),

@@ -146,6 +146,8 @@ impl Entry {
             capabilities: link.hello.capabilities.clone(),
             address: instance.address,
             fingerprint: link.hello.fingerprint,
+            instance: instance.id,
+            image: instance.image,
         }));
         true
     }

@@ -21,6 +21,7 @@ fn name(action: Action) -> &'static str {
         Action::Prepare { .. } => "prepare",
         Action::Commit(_) => "commit",
         Action::Cancel(_) => "cancel",
+        Action::Resize { .. } => "resize",
         Action::Stop => "stop",
         Action::Archive(_) => "archive",
         Action::Restore(_) => "restore",

@@ -14,11 +14,11 @@ use podling_proto::agent::v1::Verdict;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::{
-    Driver, DriverError, NewWorkspace, clock,
+    Driver, DriverError, NewWorkspace,
     entry::{Entry, Waiting},
     event::Reply,
 };
-use crate::{backend::Backend, snapshot::WorkspaceView, store::Record};
+use crate::{backend::Backend, clock, snapshot::WorkspaceView, store::Record};
 
 /// Workspaces of one owner: a script that creates in a loop is stopped before it takes the machine.
 pub const MAX_WORKSPACES_PER_OWNER: usize = 100;

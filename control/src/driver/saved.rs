@@ -2,9 +2,10 @@
 
 use podling_core::{decide::Action, id::WorkspaceId, observed::Failure};
 
-use super::{Driver, DriverError, clock};
+use super::{Driver, DriverError};
 use crate::{
     backend::Backend,
+    clock,
     store::{Change, Committed, StoreError},
 };
 

@@ -9,7 +9,8 @@ use podling_core::{
     time::Timestamp,
 };
 
-use super::{Answer, ClaimContent, DirectiveId, SleepStep, ToAgent, clock, entry::Entry};
+use super::{Answer, ClaimContent, DirectiveId, SleepStep, ToAgent, entry::Entry};
+use crate::clock;
 
 /// For an agent to look at its activity. It needs milliseconds.
 const PREPARE_LIMIT: Duration = Duration::from_secs(15);
@@ -35,6 +36,7 @@ impl Entry {
             Action::Commit(_) => SleepStep::Commit,
             Action::Cancel(_) => SleepStep::Cancel,
             Action::Start(_)
+            | Action::Resize { .. }
             | Action::Stop
             | Action::Archive(_)
             | Action::Restore(_)

@@ -9,11 +9,16 @@ use std::collections::BTreeMap;
 
 use podling_core::{id::WorkspaceId, workspace::Epoch};
 
-pub use self::{claim::claim, pod::pod};
-use super::{ResourcesSpec, StorageSpec, WorkspaceTemplateSpec};
+pub use self::{
+    claim::claim,
+    pod::{limits, pod, pod_name},
+};
+use super::{Port, ResourcesSpec, SecretKey, StorageSpec, WorkspaceTemplateSpec};
 
 /// Whose an object is: a label of each.
 pub const WORKSPACE_LABEL: &str = "podling.dev/workspace";
+/// What a pod is made of: a label, by which a NetworkPolicy says where its like may go.
+pub const TEMPLATE_LABEL: &str = "podling.dev/template";
 /// Which start of an agent a pod is: an annotation.
 pub const EPOCH_ANNOTATION: &str = "podling.dev/epoch";
 /// Holds a workspace's resource until its data is archived, or somebody let it go.
@@ -39,8 +44,14 @@ pub struct Start {
     pub epoch: Epoch,
     /// What it is made of.
     pub template: WorkspaceTemplateSpec,
+    /// How that is called.
+    pub template_name: String,
     /// What it has.
     pub resources: ResourcesSpec,
+    /// What of its environment secrets hold: its node puts it there, and nobody else reads it.
+    pub secrets: Vec<(String, SecretKey)>,
+    /// What users reach by name.
+    pub ports: Vec<Port>,
     /// Its volume's claim; recorded, not computed.
     pub claim_name: String,
 }
@@ -85,6 +96,9 @@ mod tests {
             epoch: 3,
             template: serde_json::from_value(template).unwrap(),
             resources: ResourcesSpec { cpu: "500m".into(), memory: "2Gi".into() },
+            template_name: "python".into(),
+            secrets: Vec::new(),
+            ports: Vec::new(),
         }
     }
 

@@ -14,21 +14,25 @@ macro_rules! policy {
         /// template's, or else Podling's own.
         #[derive(KubeSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "camelCase")]
-        #[x_kube(
-            validation = Rule::new("!has(self.warning) || !has(self.idleTimeout) || duration(self.warning) + duration(self.warning) <= duration(self.idleTimeout)")
-                .message("people are warned at most half the idle timeout before")
-        )]
         pub struct PolicySpec {
             $(
                 $(#[doc = $doc])*
                 #[serde(default, skip_serializing_if = "Option::is_none")]
-                #[schemars(length(max = 16), inner(regex(pattern = "^([0-9]+h)?([0-9]+m)?([0-9]+s)?$")))]
+                #[schemars(length(max = 16), regex(pattern = "^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"))]
                 #[x_kube(
                     validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('8784h')")
                         .message("a time from 1s to 8784h (a year)")
                 )]
                 pub $field: Option<String>,
             )*
+            /// Longest time awake, used or not; "none": no end, which is usual.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(length(max = 16), regex(pattern = "^(none|([0-9]+h)?([0-9]+m)?([0-9]+s)?)$"))]
+            #[x_kube(
+                validation = Rule::new("self == 'none' || duration(self) >= duration('1s') && duration(self) <= duration('8784h')")
+                    .message("a time from 1s to 8784h (a year), or none")
+            )]
+            pub max_awake: Option<String>,
         }
     };
 }
@@ -36,7 +40,7 @@ macro_rules! policy {
 policy! {
     /// Counted idle time before sleep; 15 minutes.
     idle_timeout;
-    /// How long before that people are warned; 2 minutes.
+    /// How long before that people are warned, at most half the idle timeout; 2 minutes.
     warning;
     /// How long work holds after the last intent; 12 hours.
     work_cap;
@@ -46,9 +50,10 @@ policy! {
     archive_after;
     /// How long archives are kept; 30 days.
     keep_archives;
-    /// Longest time awake, used or not; no end.
-    max_awake;
 }
+
+/// What has no end. (Nothing at all would be the template's.)
+const NONE: &str = "none";
 
 impl PolicySpec {
     /// What it says, and says nothing about. What cannot be read (the API server lets none of it in) is not said.
@@ -61,11 +66,14 @@ impl PolicySpec {
             presence_cap: time(&self.presence_cap),
             archive_after: time(&self.archive_after),
             keep_archives: time(&self.keep_archives),
-            max_awake: time(&self.max_awake).map(Some),
+            max_awake: match self.max_awake.as_deref() {
+                Some(NONE) => Some(None),
+                _ => time(&self.max_awake).map(Some),
+            },
         }
     }
 
-    /// All of this policy.
+    /// All of this policy: whatever it is merged into says nothing else afterwards.
     pub fn of(policy: &Policy) -> Self {
         let words = |time: Duration| Some(duration_words(time));
         Self {
@@ -75,7 +83,22 @@ impl PolicySpec {
             presence_cap: words(policy.presence_cap),
             archive_after: words(policy.archive_after),
             keep_archives: words(policy.keep_archives),
-            max_awake: policy.max_awake.and_then(words),
+            max_awake: policy.max_awake.map_or_else(|| Some(NONE.to_owned()), words),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_is_written_whole() {
+        let hour = Duration::from_secs(3600);
+        let template = Policy { max_awake: Some(hour), ..Policy::default() };
+        for policy in [Policy::default(), Policy { idle_timeout: hour, ..template.clone() }] {
+            let written = PolicySpec::of(&policy);
+            assert_eq!(template.clone().with(&written.overrides()), policy, "{written:?}");
         }
     }
 }

@@ -15,6 +15,9 @@ use ring::digest::{SHA256, digest};
 use super::{ResourcesSpec, Variable, WantedState, Workspace, WorkspaceTemplateSpec};
 use crate::quantity::{bytes, cores};
 
+/// Characters in a workspace's name.
+const MAX_NAME: usize = 63;
+
 /// What people may change of a workspace at any time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wishes {
@@ -34,7 +37,9 @@ impl Wishes {
         let spec = &resource.spec;
         let usual = template.map(|template| template.policy.overrides()).unwrap_or_default();
         let own = spec.policy.as_ref().map(|policy| policy.overrides()).unwrap_or_default();
-        let variables = template.iter().flat_map(|template| &template.environment).chain(&spec.environment);
+        let is_own = |variable: &&Variable| spec.environment.iter().any(|own| own.name == variable.name);
+        let of_template = template.iter().flat_map(|template| &template.environment);
+        let variables = of_template.filter(|variable| !is_own(variable)).chain(&spec.environment);
         let valued = |variable: &Variable| Some((variable.name.clone(), variable.value.clone()?));
         Self {
             wanted: spec.wanted,
@@ -58,6 +63,17 @@ pub fn id_of(resource: &Workspace) -> Result<WorkspaceId, BadName> {
     }
 }
 
+/// What the resource of a workspace may be called: names are each owner's own, but a namespace has each of them once, so who comes second is
+/// called by their id as well. Whose it is, its id says.
+pub fn names(spec: &Spec) -> [String; 2] {
+    called(spec.name.as_str(), spec.id.as_str())
+}
+
+fn called(name: &str, id: &str) -> [String; 2] {
+    let short = name.get(..MAX_NAME - id.len() - 1).unwrap_or(name).trim_end_matches('-');
+    [name.to_owned(), format!("{short}-{id}")]
+}
+
 /// A workspace that nothing is known of but its resource.
 pub fn resolve(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Result<Spec, BadName> {
     let wishes = Wishes::of(resource, template);
@@ -68,7 +84,8 @@ pub fn resolve(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -
         name: resource.name_any().parse()?,
         owner: resource.spec.owner.parse()?,
         template: resource.spec.template.clone(),
-        command: template.map(|template| template.command.clone()).unwrap_or_default(),
+        // Its pod's to say: a command and the image that has it come together.
+        command: Vec::new(),
         env: wishes.env,
         policy: wishes.policy,
         resources: wishes.resources,
@@ -127,9 +144,19 @@ mod tests {
         assert!(!spec.env.contains_key("TOKEN"), "what a secret holds is nobody's to see here");
         assert_eq!(
             (spec.command.as_slice(), spec.wanted, spec.asked),
-            (&["jupyter".to_owned()][..], Wanted::Awake, 1)
+            (&[][..], Wanted::Awake, 1),
+            "its command is its pod's to say"
         );
         assert_eq!(spec.created, Timestamp(1_795_737_600_000));
+    }
+
+    #[test]
+    fn who_comes_second_is_called_by_their_id_as_well() {
+        let id = "abcdefgh2345";
+        assert_eq!(called("demo", id), ["demo", "demo-abcdefgh2345"]);
+        let long = format!("{}-{}", "a".repeat(49), "b".repeat(13));
+        assert_eq!(called(&long, id)[1], format!("{}-{id}", "a".repeat(49)));
+        assert_eq!(called(&"a".repeat(63), id)[1].len(), 63);
     }
 
     #[test]

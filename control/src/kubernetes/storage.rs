@@ -3,6 +3,26 @@
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
+/// How many pods may have a volume at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum AccessMode {
+    /// One.
+    #[default]
+    ReadWriteOncePod,
+    /// Those of one node; Podling never starts a second.
+    ReadWriteOnce,
+}
+
+impl AccessMode {
+    /// As Kubernetes calls it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::ReadWriteOncePod => "ReadWriteOncePod",
+            Self::ReadWriteOnce => "ReadWriteOnce",
+        }
+    }
+}
+
 /// A volume that is kept while its workspace sleeps.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -18,6 +38,10 @@ pub struct StorageSpec {
         validation = Rule::new("quantity(self).compareTo(quantity(oldSelf)) >= 0").message("a volume never shrinks")
     )]
     pub size: String,
+    /// How many may have it at once. ReadWriteOncePod lets the cluster see to it that there is never more than one pod; a class whose driver
+    /// does not know that wants ReadWriteOnce.
+    #[serde(default)]
+    pub access_mode: AccessMode,
     /// Its StorageClass; absent: the cluster's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
@@ -26,7 +50,7 @@ pub struct StorageSpec {
 
 impl Default for StorageSpec {
     fn default() -> Self {
-        Self { size: size(), class_name: None }
+        Self { size: size(), access_mode: AccessMode::default(), class_name: None }
     }
 }
 

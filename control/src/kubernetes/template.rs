@@ -1,4 +1,4 @@
-//! The resource `WorkspaceTemplate`: what new workspaces are made of.
+//! The resource `WorkspaceTemplate`: what workspaces are made of.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable};
 
-/// What new workspaces are made of. Those that exist keep what they were made of until their next start.
+/// What workspaces are made of. Those that exist follow it where they say nothing themselves: in policy and resources at once, in everything
+/// else with their next start. (A workspace made through Podling's API says its policy and resources itself.)
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "podling.dev",
@@ -18,7 +19,7 @@ use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable};
     shortname = "wst",
     category = "podling",
     derive = "PartialEq",
-    doc = "What new workspaces are made of. Those that exist keep what they were made of until their next start.",
+    doc = "What workspaces are made of. Those that exist follow it where they say nothing themselves: in policy and resources at once, in everything else with their next start. (A workspace made through Podling's API says its policy and resources itself.)",
     printcolumn(name = "Image", type_ = "string", json_path = ".spec.image"),
     printcolumn(name = "CPU", type_ = "string", json_path = ".spec.resources.cpu"),
     printcolumn(name = "Memory", type_ = "string", json_path = ".spec.resources.memory"),

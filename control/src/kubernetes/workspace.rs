@@ -40,7 +40,7 @@ use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable, WorkspaceSta
 pub struct WorkspaceSpec {
     /// How Podling calls it, for ever; leave it out, and it follows from the resource's uid. Never changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 12), inner(regex(pattern = "^[a-z2-7]{12}$")))]
+    #[schemars(length(max = 12), regex(pattern = "^[a-z2-7]{12}$"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("the id of a workspace never changes"))]
     pub id: Option<String>,
     /// The archive whose files it begins with, by its name in the backup store. Never changes.

@@ -129,12 +129,18 @@ async fn deciding(
         service_account: cluster.workspace_account.clone(),
     };
     let store = Arc::new(KubernetesStore::new(client.clone(), namespace, held.term()));
-    let (follower, templates) = TemplateFollower::new(&client, namespace, &config.default_template);
+    let opened = TemplateFollower::open(&client, namespace, &config.default_template).await;
+    let (follower, templates) = opened.map_err(|source| RunError::Cluster {
+        operation: "reading the templates".into(),
+        source: Box::new(source),
+    })?;
     let reviewer = KubernetesReviewer::new(client.clone(), namespace, &cluster.workspace_account);
-    let (followed, keeping) = (store.clone(), held.clone());
+    let backend = KubernetesBackend::new(client, namespace, house, held.term());
+    let shield = backend.shield();
+    let (followed, shown, keeping) = (store.clone(), store.clone(), held.clone());
     Ok(Engine {
         identity,
-        backend: KubernetesBackend::new(client, namespace, house, held.term()),
+        backend,
         store,
         reviewer: Box::new(|_| Ok(reviewer)),
         templates,
@@ -145,6 +151,8 @@ async fn deciding(
                 tokio::select! {
                     // The driver has gone, which is said by itself.
                     _ = followed.follow(&driver) => Ok("the watch over workspaces"),
+                    () = shown.show(driver.snapshots()) => Ok("what resources show"),
+                    () = shield.run(driver.snapshots()) => Ok("what autoscalers are told"),
                     () = follower.run() => Ok("the watch over templates"),
                     lost = keeping.keep() => Err(lost.into()),
                 }

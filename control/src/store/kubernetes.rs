@@ -6,17 +6,28 @@
 
 mod home;
 mod put;
+mod resource;
+mod seen;
+mod show;
 mod status;
+mod tell;
 mod watch;
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use futures_util::{StreamExt, stream};
-use kube::{Api, Client, ResourceExt, api::ListParams};
+use k8s_openapi::api::events::v1::Event;
+use kube::{
+    Api, Client, ResourceExt,
+    api::ListParams,
+    core::{DeserializeGuard, error_boundary::InvalidObject},
+};
 use podling_core::{id::WorkspaceId, status::Status};
+use tokio::time::sleep;
 
 use self::home::Home;
 use super::{Change, Committed, Loaded, Record, Store, StoreError, stored};
@@ -30,11 +41,18 @@ use crate::{
 /// Changes that are written at once; more of a batch wait.
 const AT_ONCE: usize = 16;
 
+/// What the API server did not answer is asked again after this.
+const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
 /// Keeps records in the resources of one namespace.
 pub struct KubernetesStore {
     workspaces: Api<Workspace>,
+    // As they are read where there are many: one that nobody can read (an older kind let it in) does not hide the others.
+    all_workspaces: Api<DeserializeGuard<Workspace>>,
+    all_archives: Api<DeserializeGuard<WorkspaceArchive>>,
+    all_templates: Api<DeserializeGuard<WorkspaceTemplate>>,
     archives: Api<WorkspaceArchive>,
-    templates: Api<WorkspaceTemplate>,
+    events: Api<Event>,
     homes: Mutex<BTreeMap<WorkspaceId, Arc<Home>>>,
     term: Arc<Term>,
 }
@@ -44,8 +62,11 @@ impl KubernetesStore {
     pub fn new(client: Client, namespace: &str, term: Arc<Term>) -> Self {
         Self {
             workspaces: Api::namespaced(client.clone(), namespace),
+            all_workspaces: Api::namespaced(client.clone(), namespace),
+            all_archives: Api::namespaced(client.clone(), namespace),
+            all_templates: Api::namespaced(client.clone(), namespace),
             archives: Api::namespaced(client.clone(), namespace),
-            templates: Api::namespaced(client, namespace),
+            events: Api::namespaced(client, namespace),
             homes: Mutex::default(),
             term,
         }
@@ -57,6 +78,11 @@ impl KubernetesStore {
         homes.entry(id.clone()).or_default().clone()
     }
 
+    /// The same, of one that is known.
+    fn known_home(&self, id: &WorkspaceId) -> Option<Arc<Home>> {
+        self.homes.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
     /// Forgets it, if nothing is there any more.
     fn forget_if_empty(&self, id: &WorkspaceId) {
         let mut homes = self.homes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -65,24 +91,26 @@ impl KubernetesStore {
         }
     }
 
-    async fn template(&self, name: &str) -> Result<Option<WorkspaceTemplateSpec>, StoreError> {
-        let found = self.templates.get_opt(name).await;
-        let found = found.map_err(|source| failed(format!("reading the template {name}"), source))?;
-        Ok(found.map(|template| template.spec))
+    /// The template of this name, as soon as the API server says whether there is one.
+    async fn template(&self, name: &str) -> Option<WorkspaceTemplateSpec> {
+        loop {
+            match self.all_templates.get_opt(name).await {
+                Ok(found) => return found?.0.ok().map(|template| template.spec),
+                Err(error) => tracing::warn!(name, %error, "the template is asked for again"),
+            }
+            sleep(ASKED_AGAIN_AFTER).await;
+        }
     }
 
-    /// The record of a resource, with what the resource says of it now; a new one where it has none.
-    async fn record(&self, resource: &Workspace) -> Result<Record, String> {
-        let template = self.template(&resource.spec.template).await.map_err(|error| error.to_string())?;
-        let id = id_of(resource).map_err(|error| error.to_string())?;
-        let kept = resource.status.as_ref().and_then(|status| status.record.as_ref());
-        let mut record = match kept {
-            Some(json) => stored::read(id.as_str(), json.to_string().as_bytes())?,
-            None => new_record(resource, template.as_ref())?,
-        };
-        let Wishes { env, .. } = Wishes::of(resource, template.as_ref());
-        Arc::make_mut(&mut record.spec).env = env;
-        Ok(record)
+    /// All templates that can be read.
+    async fn templates(&self) -> Result<BTreeMap<String, WorkspaceTemplateSpec>, StoreError> {
+        let all = self.all_templates.list(&ListParams::default()).await;
+        let all = all.map_err(|source| failed("reading the templates".into(), source))?;
+        Ok(all
+            .into_iter()
+            .filter_map(|found| found.0.ok())
+            .map(|found| (found.name_any(), found.spec))
+            .collect())
     }
 }
 
@@ -91,7 +119,8 @@ impl Store for KubernetesStore {
     async fn load(&self) -> Result<Loaded, StoreError> {
         let mut loaded = Loaded { witnessed: self.term.witnessed(), ..Loaded::default() };
         let reading = |source| failed("reading the workspaces".into(), source);
-        for gone in self.archives.list(&ListParams::default()).await.map_err(reading)? {
+        for gone in self.all_archives.list(&ListParams::default()).await.map_err(reading)? {
+            let Some(gone) = readable(gone) else { continue };
             let (name, home) = (gone.name_any(), gone.spec.record.to_string());
             match stored::read(&name, home.as_bytes()) {
                 Ok(record) => {
@@ -102,10 +131,12 @@ impl Store for KubernetesStore {
                 Err(problem) => unreadable(&name, &problem),
             }
         }
-        for resource in self.workspaces.list(&ListParams::default()).await.map_err(reading)? {
+        let templates = self.templates().await?;
+        for resource in self.all_workspaces.list(&ListParams::default()).await.map_err(reading)? {
+            let Some(resource) = readable(resource) else { continue };
             let name = resource.name_any();
             loaded.used.extend(id_of(&resource).ok().map(|id| id.bits()));
-            match self.record(&resource).await {
+            match record(&resource, templates.get(&resource.spec.template)) {
                 Ok(record) => {
                     self.home(&record.spec.id).is_loaded(resource, &record).await;
                     // One that was being moved between its two homes: what is still there is right.
@@ -141,12 +172,34 @@ impl std::fmt::Debug for KubernetesStore {
     }
 }
 
+/// The record of a resource, with what the resource says of it now; a new one where it has none.
+fn record(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Result<Record, String> {
+    let id = id_of(resource).map_err(|error| error.to_string())?;
+    let kept = resource.status.as_ref().and_then(|status| status.record.as_ref());
+    let mut record = match kept {
+        Some(json) => stored::read(id.as_str(), json.to_string().as_bytes())?,
+        None => new_record(resource, template)?,
+    };
+    let Wishes { env, .. } = Wishes::of(resource, template);
+    let spec = Arc::make_mut(&mut record.spec);
+    (spec.env, spec.command) = (env, Vec::new());
+    Ok(record)
+}
+
 /// Of a resource that nobody has looked at yet.
 fn new_record(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Result<Record, String> {
     let spec = resolve(resource, template).map_err(|error| error.to_string())?;
     let status =
         if spec.source.is_some() { Status::from_archive(spec.created) } else { Status::new(spec.created) };
     Ok(Record { spec: Arc::new(spec), status, credential: None, log: Arc::default(), generation: 0 })
+}
+
+/// `None` if it cannot be read, which is said.
+fn readable<K>(resource: DeserializeGuard<K>) -> Option<K> {
+    let said = |invalid: &InvalidObject| {
+        unreadable(invalid.metadata.name.as_deref().unwrap_or_default(), &invalid.error);
+    };
+    resource.0.inspect_err(said).ok()
 }
 
 fn unreadable(name: &str, problem: &str) {

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, pin::pin, sync::Arc};
 use futures_util::StreamExt;
 use kube::{
     Api, Client, ResourceExt,
+    api::ListParams,
+    core::DeserializeGuard,
     runtime::{
         WatchStreamExt,
         watcher::{self, Event, watcher},
@@ -19,33 +21,45 @@ use crate::kubernetes::{WorkspaceTemplate, WorkspaceTemplateSpec, share};
 /// Follows the templates of one namespace.
 #[derive(Debug)]
 pub struct TemplateFollower {
-    resources: Api<WorkspaceTemplate>,
+    // One that an older kind let in does not hide the others.
+    resources: Api<DeserializeGuard<WorkspaceTemplate>>,
     default: String,
+    known: BTreeMap<String, Arc<Template>>,
     templates: watch::Sender<Arc<Templates>>,
 }
 
 impl TemplateFollower {
-    /// Of this namespace; none are known until it runs.
-    pub fn new(client: &Client, namespace: &str, default: &str) -> (Self, watch::Receiver<Arc<Templates>>) {
-        let (templates, receiver) = watch::channel(Arc::new(Templates::new(BTreeMap::new(), default)));
-        let resources = Api::namespaced(client.clone(), namespace);
-        (Self { resources, default: default.to_owned(), templates }, receiver)
+    /// Of this namespace, with those that there are now: who comes first is not told that there are none.
+    pub async fn open(
+        client: &Client,
+        namespace: &str,
+        default: &str,
+    ) -> Result<(Self, watch::Receiver<Arc<Templates>>), kube::Error> {
+        let resources: Api<DeserializeGuard<WorkspaceTemplate>> = Api::namespaced(client.clone(), namespace);
+        let listed = resources.list(&ListParams::default()).await?;
+        let read = |found| Some((ResourceExt::name_any(&found), template(found)?));
+        let known: BTreeMap<_, _> = listed.into_iter().filter_map(read).collect();
+        let (templates, receiver) = watch::channel(Arc::new(Templates::new(known.clone(), default)));
+        Ok((Self { resources, default: default.to_owned(), known, templates }, receiver))
     }
 
     /// Does not end.
     pub async fn run(self) {
-        let mut known = BTreeMap::new();
+        let mut known = self.known;
         let mut listed = BTreeMap::new();
         let mut events = pin!(watcher(self.resources, watcher::Config::default()).default_backoff());
         while let Some(event) = events.next().await {
             match event {
                 Ok(Event::Init) => listed.clear(),
                 Ok(Event::InitApply(resource)) => {
-                    listed.insert(resource.name_any(), Arc::new(template(&resource.spec)));
+                    let name = resource.name_any();
+                    let template = template(resource).or_else(|| known.get(&name).cloned());
+                    listed.extend(template.map(|template| (name, template)));
                 }
                 Ok(Event::InitDone) => known = std::mem::take(&mut listed),
                 Ok(Event::Apply(resource)) => {
-                    known.insert(resource.name_any(), Arc::new(template(&resource.spec)));
+                    let name = resource.name_any();
+                    known.extend(template(resource).map(|template| (name, template)));
                 }
                 Ok(Event::Delete(resource)) => {
                     known.remove(&resource.name_any());
@@ -59,11 +73,24 @@ impl TemplateFollower {
     }
 }
 
-fn template(spec: &WorkspaceTemplateSpec) -> Template {
+/// `None` if it cannot be understood: then what it said before counts on.
+fn template(resource: DeserializeGuard<WorkspaceTemplate>) -> Option<Arc<Template>> {
+    match resource.0 {
+        Ok(resource) => Some(Arc::new(of(&resource.spec))),
+        Err(invalid) => {
+            let name = invalid.metadata.name.unwrap_or_default();
+            tracing::error!(name, problem = invalid.error, "a template cannot be read");
+            None
+        }
+    }
+}
+
+fn of(spec: &WorkspaceTemplateSpec) -> Template {
     let valued = spec.environment.iter().filter_map(|v| Some((v.name.clone(), v.value.clone()?)));
     Template {
         description: spec.description.clone(),
-        command: spec.command.clone(),
+        // A pod is started with its template's, as that is then.
+        command: Vec::new(),
         env: valued.collect(),
         policy: Policy::default().with(&spec.policy.overrides()),
         resources: share(Some(&spec.resources)),

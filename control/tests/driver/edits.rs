@@ -3,7 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use podling_control::{driver::Edit, store::Store};
-use podling_core::{policy::Policy, quota::Quotas, workspace::State};
+use podling_core::{
+    policy::Policy,
+    quota::Quotas,
+    workspace::{Link, State},
+};
 
 use crate::{
     fake::Fake,
@@ -64,4 +68,25 @@ async fn what_is_made_where_it_is_stored_is_served_and_follows_what_is_wanted_of
         .await
         .unwrap();
     runs(&backend, &id, 2).await;
+}
+
+#[tokio::test]
+async fn one_that_can_be_read_again_is_served_by_the_agent_that_it_had() {
+    let (store, backend) = (FakeStore::default(), Fake::default());
+    let keeper = FakeKeeper::default();
+    let plane = Plane::on(Arc::new(store.clone()), &backend, &keeper, Quotas::default()).await;
+    let (id, _agent) = plane.awake("demo").await;
+    let record = store.load().await.unwrap().records.remove(0);
+    drop(plane);
+
+    // The next one does not find it, and leaves what runs of it alone.
+    let plane = Plane::on(Arc::new(FakeStore::default()), &backend, &keeper, Quotas::default()).await;
+    plane.create("other").await;
+    backend.state().calls.clear();
+    plane.handle.found(record).await.unwrap();
+    let _agent = plane.serve(&id, 1, 2).await;
+    plane.wait(&id, |view| view.state == State::Awake && view.link == Link::Connected).await;
+    let calls = backend.state().calls.clone();
+    assert!(!calls.contains(&"stop".to_owned()), "{calls:?}");
+    runs(&backend, &id, 1).await;
 }

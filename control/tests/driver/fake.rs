@@ -10,7 +10,7 @@ use futures_util::Stream;
 use podling_control::{
     backend::{
         AgentReviewer, Backend, BackendError, Instance, InstanceId, Observation, Plan, ProcessAccount,
-        Reviewed,
+        Resize, Reviewed,
     },
     snapshot::AgentAddress,
 };
@@ -100,10 +100,18 @@ impl Backend for Fake {
             id: instance(plan.epoch),
             boot_id: None,
             address: AgentAddress::Tcp("agent.test:1".into()),
+            resources: Some(plan.resources),
+            image: None,
         };
         state.running.insert(plan.workspace.clone(), instance.clone());
         state.secrets.insert(plan.workspace, plan.secret);
         Ok(instance)
+    }
+
+    async fn resize(&self, resize: Resize) -> Result<(), BackendError> {
+        self.call("resize".into()).await;
+        assert!(self.state().running.contains_key(&resize.workspace), "nothing runs that could have more");
+        Ok(())
     }
 
     async fn stop(&self, workspace: WorkspaceId, _last: u64) -> Result<(), BackendError> {

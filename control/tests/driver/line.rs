@@ -58,6 +58,12 @@ async fn who_wants_more_waits_for_it_in_line_and_goes_on_with_what_it_has() {
         (State::Awake, Some(cpu(2000)), None),
         "there was room"
     );
+    plane.wait(&first, |view| view.allotted == Some(cpu(2000))).await;
+    assert_eq!(
+        backend.state().calls.last().map(String::as_str),
+        Some("resize"),
+        "and what runs was given it"
+    );
     plane.handle.resize(second.clone(), cpu(3000)).await.unwrap();
     plane.wait(&second, |view| view.place == Some(1) && view.given == Some(cpu(1000))).await;
     let third = plane.create("third").await.spec.id.clone();

@@ -14,7 +14,10 @@ use http_body::Frame;
 use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use podling_control::snapshot::{AgentAddress, AgentView, Fingerprint};
+use podling_control::{
+    backend::InstanceId,
+    snapshot::{AgentAddress, AgentView, Fingerprint},
+};
 use podling_proto::agent::v1::{
     ActivityState, GetActivityRequest, GetActivityResponse, KeepAwakeRequest, KeepAwakeResponse, Verdict,
     WatchActivityRequest, WatchActivityResponse,
@@ -76,6 +79,8 @@ impl FakeAgent {
             capabilities: Vec::new(),
             address: AgentAddress::Tcp(listener.local_addr().expect("address").to_string()),
             fingerprint: Fingerprint::of(certificate.der()),
+            instance: InstanceId(boot_id.to_owned()),
+            image: None,
         };
         let seen = Arc::new(Seen::default());
         let stop = CancellationToken::new();

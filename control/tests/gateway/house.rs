@@ -233,6 +233,7 @@ fn view(
         next: None,
         restarts: 0,
         given: None,
+        allotted: None,
         place: None,
         progress: None,
         archives: Vec::new(),

@@ -4,7 +4,7 @@ use super::{Action, MAX_ARCHIVES};
 use crate::{
     archive::Archive,
     mutant::{self, Mutant},
-    observed::{Observed, Processes},
+    observed::{Observed, Processes, Trouble},
     status::{Phase, Status, Task},
     workspace::{Spec, Wanted},
 };
@@ -18,7 +18,7 @@ pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed) -> Option<Ac
         (Phase::Awake, _) if connected && observed.door.may_be_shut() == Some(epoch) => {
             Some(Action::Cancel(epoch))
         }
-        (Phase::Awake, _) => expire(spec, status, observed),
+        (Phase::Awake, _) => expire(spec, status, observed).or_else(|| resize(status, observed)),
         (Phase::Preparing { urgency, .. }, _) if connected => Some(Action::Prepare { epoch, urgency }),
         (Phase::Committing, _) if connected => Some(Action::Commit(epoch)),
         (Phase::Working(Task::Archive), _) if connected => Some(Action::Archive(epoch)),
@@ -44,6 +44,13 @@ pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed) -> Option<Ac
             Processes::None,
         ) => expire(spec, status, observed),
     }
+}
+
+/// What it was given is more or less than what it has, as far as anybody knows.
+fn resize(status: &Status, observed: &Observed) -> Option<Action> {
+    let (epoch, resources) = (status.epoch, status.given?);
+    let has = observed.allotted == Some((epoch, resources)) || mutant::is(Mutant::NeverResizes);
+    (!has && observed.processes.lives(epoch)).then_some(Action::Resize { epoch, resources })
 }
 
 /// The oldest archive goes when its time is over. Only witnessed time makes it old.
@@ -72,12 +79,17 @@ pub(super) fn age(archive: &Archive, observed: &Observed) -> std::time::Duration
 }
 
 /// What a failing order means, for people.
-pub(super) fn trouble(action: Action) -> &'static str {
+pub(super) fn trouble(trouble: &Trouble) -> String {
+    format!("{}: {}", means(trouble.action), trouble.failure.words())
+}
+
+fn means(action: Action) -> &'static str {
     match action {
         Action::Start(_) => "its agent cannot be started",
         Action::Prepare { .. } => "it cannot be put to sleep",
         Action::Commit(_) => "it does not come to rest",
         Action::Cancel(_) => "its agent does not go on",
+        Action::Resize { .. } => "it cannot be given what it is to have",
         Action::Stop => "its processes cannot be ended",
         Action::Archive(_) => "it cannot be archived",
         Action::Restore(_) => "it cannot be restored from its archive",

@@ -42,6 +42,7 @@ impl Observed {
                 self.asked = None;
             }
             Action::Cancel(epoch) => self.door = Door::Unsure(epoch),
+            Action::Resize { .. } => self.waits = None,
             Action::Commit(_)
             | Action::Archive(_)
             | Action::Restore(_)
@@ -54,7 +55,7 @@ impl Observed {
 
     /// An action came back.
     pub fn done(&mut self, action: Action, result: Result<Achieved, Failure>, now: Timestamp) {
-        if let Action::Start(_) = action {
+        if let Action::Start(_) | Action::Resize { .. } = action {
             self.waits = None;
         }
         match result {
@@ -78,6 +79,7 @@ impl Observed {
             Action::Prepare { epoch, .. } => self.door = Door::Shut(epoch),
             Action::Commit(epoch) => self.ready = Some(epoch),
             Action::Cancel(_) => self.door = Door::Open,
+            Action::Resize { epoch, resources } => self.allotted = Some((epoch, resources)),
             Action::Archive(_) => {
                 if let Achieved::Archived(archive) = achieved {
                     // Whatever was removed before, this one is there.
@@ -99,6 +101,10 @@ impl Observed {
     }
 
     fn failed(&mut self, action: Action, failure: Failure, now: Timestamp) {
+        if let Action::Resize { .. } = action {
+            // It may have happened.
+            self.allotted = None;
+        }
         if let Action::Start(epoch) = action {
             self.ended = Some(Ended { epoch, how: failure.words().to_owned() });
             return;

@@ -10,7 +10,7 @@ use podling_core::{
     policy::Policy,
     status::{Phase, Status, Task, Urgency},
     time::Timestamp,
-    workspace::{Spec, Wanted},
+    workspace::{Resources, Spec, Wanted},
 };
 
 pub(crate) const NOW: Timestamp = Timestamp(1_000_000_000);
@@ -92,7 +92,8 @@ pub(crate) fn agents(epochs: &[u64]) -> Processes {
 }
 
 pub(crate) fn seen(processes: Processes) -> Observed {
-    Observed { processes, witnessed: WITNESSED, ..Observed::default() }
+    let allotted = Some((3, Resources::default()));
+    Observed { processes, allotted, witnessed: WITNESSED, ..Observed::default() }
 }
 
 pub(crate) fn ended(observed: Observed, epoch: u64) -> Observed {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use podling_core::{
     decide::{Action, FIRST_PAUSE, HEALTHY_AFTER, SILENCE_LIMIT, decide},
     observed::{Observed, Processes},
-    status::{Phase, Status},
+    status::{Phase, Status, Waits},
     time::Timestamp,
     workspace::{Resources, Spec, Wanted},
 };
@@ -133,4 +133,48 @@ fn resized() {
     // Who rests has nothing.
     let rested = decide(&spec, &given(Phase::FallingAsleep, 2, since), &seen(Processes::None), NOW).status;
     assert_eq!((rested.phase, rested.given, rested.queued), (Phase::Asleep, None, None));
+}
+
+#[test]
+fn what_runs_is_given_what_it_was_given_of_its_share() {
+    let (small, large) = (Resources::default(), Resources { cpu_millis: 2000, memory_bytes: 2 << 30 });
+    let resize = |resources| Some(Action::Resize { epoch: 3, resources });
+    let has = |epoch, resources| Observed { allotted: Some((epoch, resources)), ..served() };
+    let wants = |resources| Spec { resources, ..spec(Wanted::Awake) };
+    let awake = |given| Status { given: Some(given), ..status(Phase::Awake) };
+    let unknown = Observed { allotted: None, ..served() };
+    let stays = |action| (Phase::Awake, 3, action);
+    let not_now = failed(has(3, small), Action::Resize { epoch: 3, resources: large }, 1);
+    cases(&[
+        ("it has it", wants(small), awake(small), has(3, small), stays(None)),
+        ("nobody knows what it has", wants(small), awake(small), unknown, stays(resize(small))),
+        ("that was another agent's", wants(small), awake(small), has(2, small), stays(resize(small))),
+        ("it was given more", wants(large), awake(large), has(3, small), stays(resize(large))),
+        ("there is room now", wants(large), awake(small), room(has(3, small)), stays(resize(large))),
+        ("less is given back", wants(small), awake(large), has(3, large), stays(resize(small))),
+        ("there is no room", wants(large), awake(small), has(3, small), stays(None)),
+        ("it has just failed", wants(large), awake(large), not_now, stays(None)),
+        (
+            "nobody knows what runs",
+            wants(large),
+            awake(large),
+            Observed { allotted: None, ..connected(seen(Processes::Unseen)) },
+            stays(None),
+        ),
+    ]);
+}
+
+#[test]
+fn what_a_resize_waits_for_is_why_as_long_as_it_does() {
+    let waits = Waits { why: "its node has no room for what it is to have".into(), for_room: true };
+    let waiting = Observed { waits: Some(waits.clone()), ..served() };
+    let (spec, given) = (spec(Wanted::Awake), Some(Resources::default()));
+    let held = decide(&spec, &Status { given, ..status(Phase::Awake) }, &waiting, NOW).status;
+    assert_eq!((&held.reason, held.phase), (&waits.why, Phase::Awake));
+    let resize = Action::Resize { epoch: 3, resources: Resources::default() };
+    let never = failed(Observed { allotted: None, ..served() }, resize, 1);
+    let failed = decide(&spec, &held, &never, NOW).status;
+    assert_eq!(failed.reason, "it cannot be given what it is to have: it went wrong");
+    let done = decide(&spec, &failed, &served(), NOW).status;
+    assert_eq!((done.reason.as_str(), done.waits), ("its agent serves it", None));
 }

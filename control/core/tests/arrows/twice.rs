@@ -8,7 +8,7 @@ use podling_core::{
     observed::{Door, Ended, Failure, Observed, Processes, Trouble, Used},
     status::{Phase, Status, Task, Upkeep, Urgency, Waits},
     time::Timestamp,
-    workspace::{Spec, Wanted},
+    workspace::{Resources, Spec, Wanted},
 };
 use proptest::prelude::*;
 
@@ -45,7 +45,7 @@ fn any_urgency() -> impl Strategy<Value = Urgency> {
 }
 
 fn any_action() -> impl Strategy<Value = Action> {
-    (any_epoch(), any_urgency(), 0..10).prop_map(|(n, urgency, which)| match which {
+    (any_epoch(), any_urgency(), 0..11).prop_map(|(n, urgency, which)| match which {
         0 => Action::Start(n),
         1 => Action::Prepare { epoch: n, urgency },
         2 => Action::Commit(n),
@@ -55,6 +55,7 @@ fn any_action() -> impl Strategy<Value = Action> {
         6 => Action::Restore(n),
         7 => Action::Remove,
         8 => Action::Expire(n),
+        9 => Action::Resize { epoch: n, resources: Resources::default() },
         _ => Action::Forget,
     })
 }
@@ -95,6 +96,7 @@ fn any_status() -> impl Strategy<Value = Status> {
         answered: counts.1,
         storage: counts.2,
         storage_generation: counts.3,
+        given: (counts.1 > 0).then(Resources::default),
         waits: (counts.5 > 200).then(|| waits(counts.2)),
         upkeep: Upkeep { failures: counts.4, not_before: NOW.plus(Duration::from_secs(counts.5)) },
         ..archived(status(phase), &archives.into_iter().collect::<Vec<_>>())
@@ -140,6 +142,7 @@ fn any_observed() -> impl Strategy<Value = Observed> {
             crowded: flags.3,
             witnessed: WITNESSED,
             waits: (silence > 500).then(|| waits(flags.0)),
+            allotted: (silence > 300).then(|| (3, Resources::default())),
         },
     )
 }

@@ -38,6 +38,7 @@ impl Agent {
             held: 0,
             committed: false,
             unsaved: 0,
+            has: None,
         }
     }
 

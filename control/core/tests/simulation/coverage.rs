@@ -9,8 +9,10 @@ use podling_core::{
 };
 
 /// Every action there is.
-const ACTIONS: [&str; 10] =
-    ["Start", "Prepare", "Commit", "Cancel", "Stop", "Archive", "Restore", "Remove", "Expire", "Forget"];
+const ACTIONS: [&str; 11] = [
+    "Start", "Prepare", "Commit", "Cancel", "Resize", "Stop", "Archive", "Restore", "Remove", "Expire",
+    "Forget",
+];
 /// Every arrow of the drawing in `decide.rs`.
 const ARROWS: [&str; 39] = [
     "admit",
@@ -162,6 +164,7 @@ pub(crate) fn name(action: Action) -> &'static str {
         Action::Prepare { .. } => "Prepare",
         Action::Commit(_) => "Commit",
         Action::Cancel(_) => "Cancel",
+        Action::Resize { .. } => "Resize",
         Action::Stop => "Stop",
         Action::Archive(_) => "Archive",
         Action::Restore(_) => "Restore",

@@ -60,7 +60,11 @@ impl World {
         let cancelled = |flight: &Flight| {
             let may_be = matches!(
                 flight.action,
-                Action::Prepare { .. } | Action::Commit(_) | Action::Archive(_) | Action::Restore(_)
+                Action::Prepare { .. }
+                    | Action::Commit(_)
+                    | Action::Resize { .. }
+                    | Action::Archive(_)
+                    | Action::Restore(_)
             );
             // A start waits as long as it is wanted.
             let starts = matches!(flight.action, Action::Start(_)) && decision.action.is_some();

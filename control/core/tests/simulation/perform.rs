@@ -5,7 +5,7 @@ use podling_core::{
     decide::Action,
     observed::{Achieved, Failure},
     status::{Phase, Status, Task, Waits},
-    workspace::Epoch,
+    workspace::{Epoch, Resources},
 };
 
 use super::{
@@ -29,11 +29,13 @@ fn task(phase: Phase) -> Option<Task> {
 }
 
 impl World {
-    /// A start waits for something, or does not wait any more.
+    /// A start or a resize waits for something, or does not wait any more.
     pub(crate) fn waits(&mut self, w: usize) {
         let (waits, for_room) = (self.rng.per_mille(700), self.rng.per_mille(500));
         let entry = self.control.as_mut().and_then(|control| control.entries.get_mut(&w));
-        let is_start = |flight: &Flight| matches!(flight.action, Action::Start(_)) && flight.result.is_none();
+        let is_start = |flight: &Flight| {
+            matches!(flight.action, Action::Start(_) | Action::Resize { .. }) && flight.result.is_none()
+        };
         if let Some(entry) = entry.filter(|entry| entry.flight.as_ref().is_some_and(is_start)) {
             entry.observed.waits =
                 waits.then(|| Waits { why: "no machine has room for it".into(), for_room });
@@ -52,6 +54,7 @@ impl World {
             // Agents answer these, and the store that.
             Action::Prepare { .. } | Action::Commit(_) | Action::Cancel(_) | Action::Forget => return,
             Action::Start(epoch) => self.start(w, epoch, task(phase)),
+            Action::Resize { epoch, resources } => self.resize(w, epoch, resources),
             Action::Stop => self.stop(w),
             Action::Archive(epoch) => {
                 let archived = self.archive(w, epoch, generation);
@@ -103,6 +106,15 @@ impl World {
         }
         real.agents.insert(epoch, Agent::new(maintenance, clock));
         if fails { failed("nobody knows whether it lives") } else { Ok(Achieved::Done) }
+    }
+
+    fn resize(&mut self, w: usize, epoch: Epoch, resources: Resources) -> Outcome {
+        let (fails, half) = (self.fails(), self.rng.per_mille(500));
+        let Some(agent) = self.agent(w, epoch) else { return failed("it is gone") };
+        if !fails || half {
+            agent.has = Some(resources);
+        }
+        if fails { failed("nobody knows what it has") } else { Ok(Achieved::Done) }
     }
 
     fn stop(&mut self, w: usize) -> Outcome {

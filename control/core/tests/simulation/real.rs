@@ -5,7 +5,11 @@ use std::{
     time::Duration,
 };
 
-use podling_core::{observed::Used, status::Urgency, workspace::Epoch};
+use podling_core::{
+    observed::Used,
+    status::Urgency,
+    workspace::{Epoch, Resources},
+};
 
 /// The storage. Its content is a number that every write changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +85,8 @@ pub(crate) struct Agent {
     pub(crate) committed: bool,
     /// Keystrokes that were accepted and are on no disk yet.
     pub(crate) unsaved: u32,
+    /// What it was given since it was started; `None`: as it was started.
+    pub(crate) has: Option<Resources>,
 }
 
 /// One stream between an agent and the control plane.

@@ -1,6 +1,9 @@
 //! One step: something happens. And the quiet in which everything has to arrive.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use podling_core::{
     observed::Processes,
@@ -9,11 +12,13 @@ use podling_core::{
     workspace::Wanted,
 };
 
-use super::world::World;
+use super::{control::Entry, real::Agent, world::World};
 
 /// Rounds of five quiet seconds after which everything is where it is wanted: two and a half hours. The slowest way is a silent
 /// agent (ten minutes), pauses (five minutes each) and a line of those who must fall asleep first.
 pub(crate) const BOUND: u32 = 1800;
+/// Rounds within which who is awake is given what it was given, where nothing else is under way and nothing went wrong.
+const ALLOTTED_WITHIN: u32 = 3;
 /// The control plane counts no longer gap between two ticks than this, milliseconds.
 const LONGEST_GAP: u64 = 5_000;
 const YEAR: i64 = 365 * 24 * 60 * 60 * 1000;
@@ -195,15 +200,39 @@ impl World {
             }
         }
         self.note(|| "quiet".into());
+        let mut short = BTreeMap::new();
         for _ in 0..BOUND {
             if self.broken.is_some() || self.unarrived().is_none() {
                 return;
             }
             self.round(5000);
+            self.law_of_allotment(&mut short);
         }
         if let Some(unarrived) = self.unarrived() {
             self.law(false, || format!("it did not arrive: {unarrived}"));
         }
+    }
+
+    /// Who is awake has what it was given, soon. `short`: since how many rounds it has not.
+    fn law_of_allotment(&mut self, short: &mut BTreeMap<usize, u32>) {
+        let Some(control) = &self.control else { return };
+        let waits = |entry: &Entry| entry.flight.is_none() && entry.observed.trouble.is_none();
+        let lacks = |(w, entry): (&usize, &Entry)| (waits(entry) && self.lacks(*w, entry)).then_some(*w);
+        let lacking: BTreeSet<usize> = control.entries.iter().filter_map(lacks).collect();
+        short.retain(|w, _| lacking.contains(w));
+        for w in lacking {
+            let rounds = short.entry(w).or_insert(0);
+            *rounds += 1;
+            let late = *rounds > ALLOTTED_WITHIN;
+            self.law(!late, || format!("w{w} does not get what it was given"));
+        }
+    }
+
+    fn lacks(&self, w: usize, entry: &Entry) -> bool {
+        let agent = self.real.get(&w).and_then(|real| real.agents.get(&entry.epoch()));
+        let given = entry.record.status.given.filter(|_| entry.phase() == Phase::Awake);
+        let has = |agent: &Agent| given.is_none() || agent.has == given;
+        entry.is_connected() && agent.is_some_and(|agent| !has(agent))
     }
 
     /// A quiet while: long enough for whatever is on its way.
@@ -262,6 +291,7 @@ impl World {
                 Wanted::Awake => rests || (phase == Phase::Awake && serves()),
             };
             let knows = entry.observed.processes != Processes::Unseen && entry.is_settled();
+            let there = there && !self.lacks(*w, entry);
             (!there || !knows).then(|| {
                 let (called, record) = (real.ghost.called, &entry.record);
                 let all: Vec<_> = control.entries.iter().map(|(w, entry)| (w, entry.phase(), entry.is_connected())).collect();

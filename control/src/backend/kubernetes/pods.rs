@@ -5,14 +5,19 @@ use std::{
     mem,
 };
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, ResourceRequirements};
 use kube::{ResourceExt, runtime::watcher::Event};
-use podling_core::{id::WorkspaceId, status::Waits, workspace::Epoch};
+use podling_core::{
+    id::WorkspaceId,
+    status::Waits,
+    workspace::{Epoch, Resources},
+};
 
 use super::words;
 use crate::{
     backend::{Instance, InstanceId, Observation},
     kubernetes::objects::{AGENT_PORT, CONTAINER, EPOCH_ANNOTATION, WORKSPACE_LABEL},
+    quantity::{bytes, cores},
     snapshot::AgentAddress,
 };
 
@@ -115,6 +120,33 @@ pub(super) fn instance(pod: &Pod) -> Option<Instance> {
         id: InstanceId(pod.uid()?),
         boot_id: None,
         address: AgentAddress::Tcp(format!("{host}:{AGENT_PORT}")),
+        resources: has(pod).filter(|has| Some(*has) == wanted(pod)),
+        image: container(pod).map(|container| container.image_id.clone()).filter(|id| !id.is_empty()),
+    })
+}
+
+/// The container that a person works in.
+fn container(pod: &Pod) -> Option<&ContainerStatus> {
+    let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
+    containers.iter().find(|container| container.name == CONTAINER)
+}
+
+/// What a person's container is to have.
+pub(super) fn wanted(pod: &Pod) -> Option<Resources> {
+    let containers = &pod.spec.as_ref()?.containers;
+    allotted(containers.iter().find(|container| container.name == CONTAINER)?.resources.as_ref()?)
+}
+
+/// What its node gives it.
+pub(super) fn has(pod: &Pod) -> Option<Resources> {
+    allotted(container(pod)?.resources.as_ref()?)
+}
+
+fn allotted(resources: &ResourceRequirements) -> Option<Resources> {
+    let limits = resources.limits.as_ref()?;
+    Some(Resources {
+        cpu_millis: cores(&limits.get("cpu")?.0)?,
+        memory_bytes: bytes(&limits.get("memory")?.0)?,
     })
 }
 
@@ -125,12 +157,9 @@ pub(super) fn epoch(pod: &Pod) -> Option<Epoch> {
 
 /// Whether its agent runs and has an address.
 pub(super) fn is_running(pod: &Pod) -> bool {
-    let Some(status) = &pod.status else { return false };
-    let containers = status.container_statuses.iter().flatten();
-    let runs = containers
-        .filter(|container| container.name == CONTAINER)
-        .any(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()));
-    runs && status.pod_ip.is_some()
+    let state = container(pod).and_then(|container| container.state.as_ref());
+    let has_address = pod.status.as_ref().is_some_and(|status| status.pod_ip.is_some());
+    has_address && state.is_some_and(|state| state.running.is_some())
 }
 
 #[cfg(test)]

@@ -14,13 +14,14 @@ use tokio::sync::mpsc;
 use super::{
     cluster::Cluster,
     pods::{instance, is_running},
-    trouble::{Telling, is_code, patiently},
+    trouble::{Telling, is_code, patiently, while_wanted},
     words,
 };
 use crate::{
     backend::{BackendError, Instance, Observation, Plan},
     kubernetes::{
-        ResourcesSpec, WorkspaceTemplateSpec,
+        Port, ResourcesSpec, SecretKey, Variable, Workspace, WorkspaceSpec, WorkspaceTemplateSpec, id_of,
+        names,
         objects::{Start, pod},
     },
 };
@@ -33,9 +34,7 @@ impl Cluster {
         told: &mpsc::Sender<Observation>,
     ) -> Result<Instance, BackendError> {
         let operation = format!("starting the pod of {}", plan.workspace);
-        let given_up = plan.given_up.clone();
-        let started = given_up.run_until_cancelled(self.started(&operation, &plan, told)).await;
-        started.unwrap_or_else(|| Err(BackendError::new(operation, "it is not wanted any more")))
+        while_wanted(&operation, &plan.given_up, self.started(&operation, &plan, told)).await
     }
 
     async fn started(
@@ -44,15 +43,20 @@ impl Cluster {
         plan: &Plan,
         told: &mpsc::Sender<Observation>,
     ) -> Result<Instance, BackendError> {
-        let telling = Telling { to: told, plan };
-        let template = self.template(operation, telling).await?;
-        let claim_name = self.claim(&template.storage, telling).await?;
+        let telling = Telling { to: told, workspace: &plan.workspace, epoch: plan.epoch };
+        let template = self.template(operation, &plan.spec.template, telling).await?;
+        let own = self.own(operation, plan, telling).await?;
+        let storage = own.as_ref().and_then(|own| own.storage.as_ref()).unwrap_or(&template.storage);
+        let claim_name = self.claim(&plan.workspace, storage, telling).await?;
         let start = Start {
             workspace: plan.workspace.clone(),
             epoch: plan.epoch,
-            template,
             resources: ResourcesSpec::of(plan.resources),
+            secrets: secrets(&template, own.as_ref()),
+            ports: ports(&template, own.as_ref()),
             claim_name,
+            template_name: plan.spec.template.clone(),
+            template,
         };
         let pod = pod(&start, &self.house);
         let name = pod.name_any();
@@ -67,12 +71,30 @@ impl Cluster {
         self.runs(operation, made.await?).await
     }
 
+    /// What its resource says.
+    async fn own(
+        &self,
+        operation: &str,
+        plan: &Plan,
+        telling: Telling<'_>,
+    ) -> Result<Option<WorkspaceSpec>, BackendError> {
+        for name in names(&plan.spec) {
+            let found = patiently(operation, telling, || self.workspaces.get_opt(&name)).await?;
+            // Another owner's may have the name.
+            let is_its = |found: &Workspace| id_of(found).is_ok_and(|id| id == plan.workspace);
+            if let Some(found) = found.filter(is_its) {
+                return Ok(Some(found.spec));
+            }
+        }
+        Ok(None)
+    }
+
     async fn template(
         &self,
         operation: &str,
+        name: &str,
         telling: Telling<'_>,
     ) -> Result<WorkspaceTemplateSpec, BackendError> {
-        let name = &telling.plan.spec.template;
         let found = patiently(operation, telling, || self.templates.get_opt(name)).await?;
         let missing = || {
             BackendError::new(
@@ -110,4 +132,20 @@ impl Cluster {
         }
         Err(BackendError::new(operation, "its pod cannot be watched"))
     }
+}
+
+/// What of its environment secrets hold; its own goes before its template's, also where its own has a value.
+fn secrets(template: &WorkspaceTemplateSpec, own: Option<&WorkspaceSpec>) -> Vec<(String, SecretKey)> {
+    let own = own.map(|own| own.environment.as_slice()).unwrap_or_default();
+    let is_own = |variable: &&Variable| own.iter().any(|other| other.name == variable.name);
+    let of_template = template.environment.iter().filter(|variable| !is_own(variable));
+    let secret = |variable: &Variable| Some((variable.name.clone(), variable.secret.clone()?));
+    of_template.chain(own).filter_map(secret).collect()
+}
+
+/// Its template's and its own, which goes before: of two with one name or for one port there is one.
+fn ports(template: &WorkspaceTemplateSpec, own: Option<&WorkspaceSpec>) -> Vec<Port> {
+    let own = own.map(|own| own.ports.as_slice()).unwrap_or_default();
+    let is_own = |port: &&Port| own.iter().any(|other| other.name == port.name || other.port == port.port);
+    template.ports.iter().filter(|port| !is_own(port)).chain(own).cloned().collect()
 }

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::{
     cluster::{Cluster, of, this},
-    trouble::{Telling, failed, is_code, patiently},
+    trouble::{Telling, failed, is_code, patiently, said},
 };
 use crate::{
     backend::BackendError,
@@ -23,33 +23,36 @@ use crate::{
         StorageSpec,
         objects::{KEEP_DATA, claim, claim_name},
     },
+    quantity::bytes,
 };
 
 /// For a claim to go that nothing uses and nobody holds.
 const GOES_WITHIN: Duration = Duration::from_secs(60);
 
 impl Cluster {
-    /// The name of the workspace's claim; makes it if there is none.
+    /// The name of the workspace's claim; makes it if there is none, and has it grow if it is to be larger.
     pub(super) async fn claim(
         &self,
-        usual: &StorageSpec,
+        workspace: &WorkspaceId,
+        storage: &StorageSpec,
         telling: Telling<'_>,
     ) -> Result<String, BackendError> {
-        let plan = telling.plan;
-        let operation = format!("claiming a volume for {}", plan.workspace);
-        let whose = of(&plan.workspace);
+        let operation = format!("claiming a volume for {workspace}");
+        let whose = of(workspace);
         let list = patiently(&operation, telling, || self.claims.list(&whose)).await?;
         if let Some(claim) = list.items.into_iter().next() {
             if claim.metadata.deletion_timestamp.is_some() {
                 let why = "it is being deleted; what it holds can only be archived any more";
                 return Err(BackendError::new(operation, format!("{}: {why}", claim.name_any())));
             }
+            if let Err(error) = self.grow(&claim, storage).await {
+                // It has what it had.
+                tracing::warn!(%workspace, why = said(&error), "its volume does not grow to {}", storage.size);
+            }
             return Ok(claim.name_any());
         }
-        let own = patiently(&operation, telling, || self.workspaces.get_opt(plan.spec.name.as_str())).await?;
-        let storage = own.and_then(|own| own.spec.storage).unwrap_or_else(|| usual.clone());
-        let name = claim_name(&plan.workspace);
-        let new = claim(&plan.workspace, &name, &storage);
+        let name = claim_name(workspace);
+        let new = claim(workspace, &name, storage);
         patiently(&operation, telling, || async {
             match self.claims.create(&PostParams::default(), &new).await {
                 Err(error) if is_code(&error, 409) => self.claims.get(&name).await,
@@ -58,6 +61,17 @@ impl Cluster {
         })
         .await?;
         Ok(name)
+    }
+
+    /// Asks for more where more is wanted. Whether that can be is its class's to say.
+    async fn grow(&self, claim: &PersistentVolumeClaim, storage: &StorageSpec) -> Result<(), kube::Error> {
+        let requests = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.requests.as_ref());
+        let has = requests.and_then(|requests| bytes(&requests.get("storage")?.0));
+        if bytes(&storage.size).is_none_or(|wanted| has.is_some_and(|has| has >= wanted)) {
+            return Ok(());
+        }
+        let patch = json!({"spec": {"resources": {"requests": {"storage": storage.size}}}});
+        self.claims.patch(&claim.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
     }
 
     /// Removes the workspace's claims, and waits until they are gone.

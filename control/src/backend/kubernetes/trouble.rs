@@ -3,10 +3,11 @@
 use std::{future::Future, time::Duration};
 
 use kube::Error;
-use podling_core::status::Waits;
+use podling_core::{id::WorkspaceId, status::Waits, workspace::Epoch};
 use tokio::{sync::mpsc, time::sleep};
+use tokio_util::sync::CancellationToken;
 
-use crate::backend::{BackendError, Observation, Plan};
+use crate::backend::{BackendError, Observation};
 
 /// Pause before a call is tried again, doubled each time up to the longest; a random half of it is left out, so that not everybody
 /// comes back at once.
@@ -38,16 +39,17 @@ pub(super) fn no_room(error: &Error) -> Option<String> {
     }
 }
 
-/// Tells the driver what a start waits for.
+/// Tells the driver what a start or a resize waits for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Telling<'a> {
     pub(super) to: &'a mpsc::Sender<Observation>,
-    pub(super) plan: &'a Plan,
+    pub(super) workspace: &'a WorkspaceId,
+    pub(super) epoch: Epoch,
 }
 
 impl Telling<'_> {
-    async fn tell(&self, why: String, for_room: bool) {
-        let (workspace, epoch) = (self.plan.workspace.clone(), self.plan.epoch);
+    pub(super) async fn tell(&self, why: String, for_room: bool) {
+        let (workspace, epoch) = (self.workspace.clone(), self.epoch);
         let waits = Some(Waits { why, for_room });
         // Without a driver nobody needs to know.
         let _gone = self.to.send(Observation::Waits { workspace, epoch, waits }).await;
@@ -78,6 +80,16 @@ pub(super) async fn patiently<T, F: Future<Output = Result<T, Error>>>(
     }
 }
 
+/// Goes on as long as it is wanted.
+pub(super) async fn while_wanted<T>(
+    operation: &str,
+    given_up: &CancellationToken,
+    work: impl Future<Output = Result<T, BackendError>>,
+) -> Result<T, BackendError> {
+    let unwanted = || Err(BackendError::new(operation, "it is not wanted any more"));
+    given_up.run_until_cancelled(work).await.unwrap_or_else(unwanted)
+}
+
 /// An error, for people.
 pub(super) fn failed(operation: impl Into<String>, error: &Error) -> BackendError {
     BackendError::new(operation, said(error))
@@ -97,13 +109,11 @@ pub(super) fn said(error: &Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use kube::core::Status;
-    use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::samples::spec;
 
     fn api(code: u16, message: &str) -> Error {
         Error::Api(Box::new(Status { code, message: message.into(), ..Status::default() }))
@@ -119,25 +129,13 @@ mod tests {
         }
     }
 
-    fn plan() -> Plan {
-        let spec = Arc::new(spec(1, "demo"));
-        let (workspace, resources) = (spec.id.clone(), spec.resources);
-        Plan {
-            workspace,
-            epoch: 1,
-            secret: String::new(),
-            spec,
-            resources,
-            given_up: CancellationToken::new(),
-        }
-    }
-
     #[tokio::test(start_paused = true)]
     async fn a_quota_is_waited_for_and_named() {
         let full = r#"pods "it" is forbidden: exceeded quota: team, requested: pods=1, used: pods=3, limited: pods=3"#;
-        let (tries, plan) = (Mutex::new(0), plan());
+        let (tries, workspace) = (Mutex::new(0), WorkspaceId::from_bits(7));
         let (to, mut heard) = mpsc::channel(8);
-        let done = patiently("creating it", Telling { to: &to, plan: &plan }, || async {
+        let telling = Telling { to: &to, workspace: &workspace, epoch: 1 };
+        let done = patiently("creating it", telling, || async {
             let mut tries = tries.lock().unwrap();
             *tries += 1;
             match *tries {
@@ -159,8 +157,9 @@ mod tests {
     #[tokio::test]
     async fn what_is_forbidden_is_not_tried_again() {
         let forbidden = || async { Err::<(), _>(api(403, "violates PodSecurity \"restricted\"")) };
-        let (plan, (to, _heard)) = (plan(), mpsc::channel(8));
-        let refused = patiently("creating it", Telling { to: &to, plan: &plan }, forbidden).await;
+        let (workspace, (to, _heard)) = (WorkspaceId::from_bits(7), mpsc::channel(8));
+        let telling = Telling { to: &to, workspace: &workspace, epoch: 1 };
+        let refused = patiently("creating it", telling, forbidden).await;
         assert_eq!(refused.unwrap_err().to_string(), "creating it: violates PodSecurity \"restricted\"");
     }
 }

@@ -109,6 +109,41 @@ pub(super) fn waits(pod: &Pod) -> Option<Waits> {
     Some(Waits { why, for_room: false })
 }
 
+/// Why its node will never give it what it is to have; `None`: it may.
+pub(super) fn never_resized(pod: &Pod) -> Option<String> {
+    match resizing(pod, "PodResizePending")? {
+        (Some("Infeasible"), message) => Some(format!(
+            "its node can never give it that ({}); asleep and awake again, it may have it elsewhere",
+            short(message)
+        )),
+        _ => None,
+    }
+}
+
+/// What it waits for before it has what it is to have.
+pub(super) fn resize_waits(pod: &Pod) -> Option<String> {
+    if let Some((_, message)) = resizing(pod, "PodResizePending") {
+        let elsewhere = "asleep and awake again, it may have it elsewhere at once";
+        return Some(format!(
+            "its node has no room for what it is to have ({}); {elsewhere}",
+            short(message)
+        ));
+    }
+    // What the kernel refuses, such as less memory than is in use, the node tries again.
+    let (reason, message) = resizing(pod, "PodResizeInProgress")?;
+    (reason == Some("Error"))
+        .then(|| format!("its node cannot give it what it is to have yet: {}", short(message)))
+}
+
+/// What its node says of a resize, if that is the last one.
+fn resizing<'a>(pod: &'a Pod, of: &str) -> Option<(Option<&'a str>, &'a str)> {
+    let conditions = pod.status.as_ref()?.conditions.iter().flatten();
+    let mut said = conditions.filter(|condition| condition.type_ == of && condition.status == "True");
+    let is_last = |of: i64| Some(of) >= pod.metadata.generation;
+    let found = said.find(|condition| condition.observed_generation.is_none_or(is_last))?;
+    Some((found.reason.as_deref(), found.message.as_deref().unwrap_or_default()))
+}
+
 /// Whether a node answers.
 pub(super) fn is_ready(node: &Node) -> bool {
     let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());

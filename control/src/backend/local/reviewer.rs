@@ -76,6 +76,7 @@ mod tests {
             next: None,
             restarts: 0,
             given: None,
+            allotted: None,
             place: None,
             progress: None,
             archives: Vec::new(),

@@ -19,7 +19,7 @@ pub fn claim(workspace: &WorkspaceId, name: &str, storage: &StorageSpec) -> Pers
         },
         spec: Some(PersistentVolumeClaimSpec {
             // Never two writers, wherever they are.
-            access_modes: Some(vec!["ReadWriteOncePod".to_owned()]),
+            access_modes: Some(vec![storage.access_mode.word().to_owned()]),
             resources: Some(VolumeResourceRequirements {
                 requests: Some([("storage".to_owned(), Quantity(storage.size.clone()))].into()),
                 ..VolumeResourceRequirements::default()

@@ -4,15 +4,21 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, ConfigMapVolumeSource, Container, ContainerResizePolicy, EmptyDirVolumeSource, EnvVar,
-        HTTPGetAction, PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext, PodSpec, Probe,
-        ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecurityContext,
-        ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+        Capabilities, ConfigMapVolumeSource, Container, ContainerPort, ContainerResizePolicy,
+        EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, PersistentVolumeClaimVolumeSource, Pod,
+        PodSecurityContext, PodSpec, Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile,
+        SecretKeySelector, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount,
+        VolumeProjection,
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
+use podling_core::{id::WorkspaceId, workspace::Epoch};
 
-use super::{AGENT_PORT, AUDIENCE, CONTAINER, EPOCH_ANNOTATION, House, ResourcesSpec, Start, labels};
+use super::{
+    AGENT_PORT, AUDIENCE, CONTAINER, EPOCH_ANNOTATION, House, Port, ResourcesSpec, SecretKey, Start,
+    TEMPLATE_LABEL, labels,
+};
+use crate::quantity::cores;
 
 /// Whoever it is: no image has to know this user, and none may be root.
 const USER: i64 = 1000;
@@ -28,16 +34,24 @@ const GRACE_SECONDS: i64 = 60;
 const TOKEN_SECONDS: i64 = 3600;
 /// What may be written beside the volume: logs, `/tmp` and the image's own files.
 const EPHEMERAL: &str = "4Gi";
-/// What its copying takes.
-const INJECTING: (&str, &str) = ("100m", "32Mi");
+/// What its copying takes: thousandths of a core, and memory.
+const INJECTING_CPU: u64 = 100;
+const INJECTING_MEMORY: &str = "32Mi";
+
+/// How the pod of a start is called.
+pub fn pod_name(workspace: &WorkspaceId, epoch: Epoch) -> String {
+    format!("workspace-{workspace}-{epoch}")
+}
 
 /// The pod of this start.
 pub fn pod(start: &Start, house: &House) -> Pod {
     let template = &start.template;
+    let mut labels = labels(&start.workspace);
+    labels.insert(TEMPLATE_LABEL.to_owned(), start.template_name.clone());
     Pod {
         metadata: ObjectMeta {
-            name: Some(format!("workspace-{}-{}", start.workspace, start.epoch)),
-            labels: Some(labels(&start.workspace)),
+            name: Some(pod_name(&start.workspace, start.epoch)),
+            labels: Some(labels),
             annotations: Some([(EPOCH_ANNOTATION.to_owned(), start.epoch.to_string())].into()),
             ..ObjectMeta::default()
         },
@@ -62,7 +76,7 @@ pub fn pod(start: &Start, house: &House) -> Pod {
                 }),
                 ..PodSecurityContext::default()
             }),
-            init_containers: template.inject.then(|| vec![injection(house)]),
+            init_containers: template.inject.then(|| vec![injection(start, house)]),
             containers: vec![workspace(start, house)],
             volumes: Some(volumes(start, house)),
             node_selector: Some(template.node_selector.clone()).filter(|labels| !labels.is_empty()),
@@ -113,7 +127,9 @@ fn workspace(start: &Start, house: &House) -> Container {
         // Without one, its image's own entrypoint is the agent.
         command: (!template.command.is_empty()).then(command),
         working_dir: Some(ROOT.to_owned()),
-        env: Some(environment.map(variable).into()),
+        env: Some(environment.map(variable).into_iter().chain(start.secrets.iter().map(secret)).collect()),
+        // For whoever looks at the pod, and `kubectl port-forward`: who may reach them a NetworkPolicy says.
+        ports: Some(start.ports.iter().map(port).collect()).filter(|ports: &Vec<_>| !ports.is_empty()),
         resources: Some(limits(&start.resources)),
         resize_policy: Some(vec![resize("cpu"), resize("memory")]),
         security_context: Some(confined()),
@@ -135,14 +151,34 @@ fn workspace(start: &Start, house: &House) -> Container {
     }
 }
 
+fn port(port: &Port) -> ContainerPort {
+    ContainerPort {
+        name: Some(port.name.clone()),
+        container_port: port.port.into(),
+        ..ContainerPort::default()
+    }
+}
+
+/// One that is not there keeps the pod from starting, which is said.
+fn secret((name, SecretKey { name: secret, key }): &(String, SecretKey)) -> EnvVar {
+    let selector = SecretKeySelector { name: secret.clone(), key: key.clone(), optional: None };
+    EnvVar {
+        name: name.clone(),
+        value: None,
+        value_from: Some(EnvVarSource { secret_key_ref: Some(selector), ..EnvVarSource::default() }),
+    }
+}
+
 /// Copies the agent to where the workspace's container runs it.
-fn injection(house: &House) -> Container {
-    let (cpu, memory) = INJECTING;
+fn injection(start: &Start, house: &House) -> Container {
+    // Never more than the workspace has: a pod takes of its node what its greediest container asks for, for as long as it lives.
+    let cpu = cores(&start.resources.cpu).map_or(INJECTING_CPU, |own| own.min(INJECTING_CPU));
+    let resources = ResourcesSpec { cpu: format!("{cpu}m"), memory: INJECTING_MEMORY.to_owned() };
     Container {
         name: "agent".to_owned(),
         image: Some(house.agent_image.clone()),
         args: Some(vec!["install".to_owned(), INJECTED.to_owned()]),
-        resources: Some(limits(&ResourcesSpec { cpu: cpu.into(), memory: memory.into() })),
+        resources: Some(limits(&resources)),
         security_context: Some(confined()),
         volume_mounts: Some(vec![mount("agent", INJECTED)]),
         ..Container::default()
@@ -191,7 +227,7 @@ fn volumes(start: &Start, house: &House) -> Vec<Volume> {
 }
 
 /// What is reserved is the limit: nobody lives on what a neighbour leaves.
-fn limits(resources: &ResourcesSpec) -> ResourceRequirements {
+pub fn limits(resources: &ResourcesSpec) -> ResourceRequirements {
     let all =
         [("cpu", resources.cpu.as_str()), ("memory", &resources.memory), ("ephemeral-storage", EPHEMERAL)];
     let all: BTreeMap<_, _> =
@@ -268,6 +304,37 @@ mod tests {
         assert_eq!(spec.containers[0].command.as_ref().unwrap()[0], "/run/podling/agent/podling-agent");
         let copies = &spec.init_containers.unwrap()[0];
         assert_eq!(copies.args.as_ref().unwrap(), &["install", "/run/podling/agent"]);
+    }
+
+    #[test]
+    fn copying_the_agent_takes_no_more_of_a_node_than_the_workspace() {
+        let mut start = start();
+        start.template.inject = true;
+        let of = |cpu: &str| {
+            let resources = ResourcesSpec { cpu: cpu.into(), memory: "64Mi".into() };
+            let spec = spec(&Start { resources, ..start.clone() });
+            let copies = spec.init_containers.unwrap().remove(0);
+            copies.resources.unwrap().requests.unwrap()["cpu"].0.clone()
+        };
+        assert_eq!((of("30m"), of("2")), ("30m".to_owned(), "100m".to_owned()));
+    }
+
+    #[test]
+    fn ports_have_the_names_that_users_know() {
+        let ports = vec![Port { name: "ide".into(), port: 8888 }];
+        let spec = spec(&Start { ports, ..start() });
+        let ports = spec.containers[0].ports.as_ref().unwrap();
+        assert_eq!((ports[0].name.as_deref(), ports[0].container_port), (Some("ide"), 8888));
+    }
+
+    #[test]
+    fn what_a_secret_holds_its_node_puts_there() {
+        let key = SecretKey { name: "database".into(), key: "password".into() };
+        let spec = spec(&Start { secrets: vec![("PASSWORD".into(), key)], ..start() });
+        let env = spec.containers[0].env.as_ref().unwrap();
+        let found = env.iter().find(|variable| variable.name == "PASSWORD").unwrap();
+        let from = found.value_from.as_ref().unwrap().secret_key_ref.as_ref().unwrap();
+        assert_eq!((&found.value, from.name.as_str(), from.key.as_str()), (&None, "database", "password"));
     }
 
     #[test]

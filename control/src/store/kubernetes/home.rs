@@ -16,8 +16,9 @@ use tokio::{
     time::timeout,
 };
 
+use super::seen::Seen;
 use crate::{
-    kubernetes::{WantedState, Wishes, Workspace},
+    kubernetes::{WantedState, Wishes, Workspace, WorkspaceStatus},
     store::Record,
 };
 
@@ -31,6 +32,8 @@ pub(super) struct Home {
     latest: watch::Sender<Option<Arc<Workspace>>>,
     /// Held while it is written.
     pub(super) written: Mutex<Written>,
+    /// What is seen of the workspace beside its record.
+    seen: StdMutex<Seen>,
     /// The uid of the resource that we let go: what the watch still tells of it is of no interest.
     let_go: StdMutex<Option<String>>,
 }
@@ -46,6 +49,9 @@ pub(super) struct Written {
     pub(super) generation: i64,
     /// What the driver has been told of the resource.
     pub(super) told: Option<Told>,
+    /// Its status, and the version that had it first.
+    status: Option<WorkspaceStatus>,
+    version: Option<String>,
 }
 
 /// What of a resource the driver knows.
@@ -58,7 +64,12 @@ pub(super) struct Told {
 
 impl Default for Home {
     fn default() -> Self {
-        Self { latest: watch::Sender::new(None), written: Mutex::default(), let_go: StdMutex::default() }
+        Self {
+            latest: watch::Sender::new(None),
+            written: Mutex::default(),
+            seen: StdMutex::default(),
+            let_go: StdMutex::default(),
+        }
     }
 }
 
@@ -78,6 +89,24 @@ impl Home {
             }
             !older
         })
+    }
+
+    /// This is seen of the workspace, beside its record; times that have hardly moved stay.
+    pub(super) fn saw(&self, now: Seen) -> Seen {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen = now.steady(&seen);
+        seen.clone()
+    }
+
+    /// What is seen of it.
+    pub(super) fn beside(&self) -> Seen {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether somebody else has written its status, as far as nobody writes it just now.
+    pub(super) fn is_tampered(&self) -> bool {
+        let (Some(latest), Ok(mut written)) = (self.latest(), self.written.try_lock()) else { return false };
+        written.is_tampered(&latest)
     }
 
     /// The resource is gone.
@@ -112,8 +141,9 @@ impl Home {
     }
 
     pub(super) async fn is_loaded(&self, resource: Workspace, record: &Record) {
-        self.seen(resource);
         let mut written = self.written.lock().await;
+        written.has_status(&resource);
+        self.seen(resource);
         written.wishes = Some(wishes(record));
         // What was changed while nobody looked is still to be told.
         written.told = Some(Told { wishes: wishes(record), generation: record.generation, deleted: None });
@@ -127,6 +157,30 @@ impl Home {
 }
 
 impl Written {
+    /// The status that it has now is ours.
+    pub(super) fn has_status(&mut self, now: &Workspace) {
+        self.status.clone_from(&now.status);
+        self.version = now.resource_version();
+    }
+
+    /// The status that we gave it.
+    pub(super) fn status(&self) -> Option<&WorkspaceStatus> {
+        self.status.as_ref()
+    }
+
+    /// Whether somebody else has given it another.
+    pub(super) fn is_tampered(&mut self, now: &Workspace) -> bool {
+        if self.status.is_none() || self.version == now.resource_version() {
+            return false;
+        }
+        let differs = self.status != now.status;
+        if !differs {
+            // Something else of it has changed. It need not be compared again.
+            self.version = now.resource_version();
+        }
+        differs
+    }
+
     /// We have changed the spec ourselves: the driver need not be told.
     pub(super) fn own_edit(&mut self, now: &Workspace, record: &Record, changed: &Value) {
         self.generation = now.metadata.generation.unwrap_or_default();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kube::{
     Error, ResourceExt,
-    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
 use podling_core::id::WorkspaceId;
 use serde_json::{Value, json};
@@ -12,12 +12,14 @@ use serde_json::{Value, json};
 use super::{
     KubernetesStore, failed,
     home::{Home, Told, Written, wishes},
+    resource::{self, finalizers, wanted_changes},
     status,
 };
 use crate::{
+    clock,
     kubernetes::{
-        GROUP, PolicySpec, ResourcesSpec, VERSION, Variable, WantedState, Wishes, Workspace,
-        WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceSpec, objects::ARCHIVE_FIRST,
+        GROUP, VERSION, Workspace, WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceStatus, names,
+        objects::ARCHIVE_FIRST,
     },
     store::{Record, StoreError, stored::Stored},
 };
@@ -32,19 +34,20 @@ impl KubernetesStore {
     pub(super) async fn put(&self, record: &Arc<Record>) -> Result<(), StoreError> {
         let home = self.home(&record.spec.id);
         let changed = || StoreError::Changed { name: record.spec.name.to_string() };
-        let generation = home.latest().and_then(|latest| latest.metadata.generation);
+        let generation = |of: Option<Arc<Workspace>>| of.and_then(|latest| latest.metadata.generation);
+        let mut known = generation(home.latest());
         for _ in 0..TRIES {
             let mut written = home.written.lock().await;
-            let before = home.latest();
             match self.put_once(&home, &mut written, record).await {
                 Err(StoreError::Cluster { source, .. }) if is_code(&source, 409) => {}
                 done => return done,
             }
             // Somebody else wrote it. What people want is looked at first (nobody does while we hold it); what is ours is written again.
+            let Some(before) = home.latest() else { return Err(changed()) };
+            known = known.max(Some(written.generation));
             drop(written);
-            let Some(before) = before else { return Err(changed()) };
             home.newer_than(&before).await;
-            if home.latest().and_then(|latest| latest.metadata.generation) != generation {
+            if generation(home.latest()) > known {
                 return Err(changed());
             }
         }
@@ -61,10 +64,11 @@ impl KubernetesStore {
                 Some(latest) => latest,
                 None => self.create(home, written, record).await?,
             };
-            let done = self.write(&latest, record, written).await;
-            home.seen(
-                done.map_err(|error| failed(format!("writing the workspace {}", record.spec.name), error))?,
-            );
+            let done = self.write(home, &latest, record, written).await;
+            let done =
+                done.map_err(|error| failed(format!("writing the workspace {}", record.spec.name), error))?;
+            written.has_status(&done);
+            home.seen(done);
             if written.archived {
                 self.remove_archive(&record.spec.id).await?;
                 written.archived = false;
@@ -92,30 +96,45 @@ impl KubernetesStore {
     /// Brings the resource to what the record says: its spec where that wants something new, and its status.
     async fn write(
         &self,
+        home: &Home,
         latest: &Workspace,
         record: &Record,
         written: &mut Written,
     ) -> Result<Workspace, Error> {
         let name = latest.name_any();
         let mut now = latest.clone();
-        if let Some(spec) = wanted_changes(latest, record, written.wishes.as_ref()) {
+        let said = written.told.as_ref().map(|told| &told.wishes);
+        if let Some(spec) = wanted_changes(latest, record, written.wishes.as_ref(), said) {
             let metadata =
                 json!({"resourceVersion": now.resource_version(), "finalizers": finalizers(latest)});
             let patch = Patch::Merge(json!({"metadata": metadata, "spec": &spec}));
             let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
             now = self.workspaces.patch(&name, &params, &patch).await?;
             written.own_edit(&now, record, &spec);
+            // Also if its status is written by somebody else meanwhile: the driver would be told of what was there before.
+            home.seen(now.clone());
         }
-        let status = status::of(record, &now, written.generation.max(record.generation));
+        let mut status = status::of(record, &now, written.generation.max(record.generation));
+        home.beside().show(&mut status, clock::now());
         if now.status.as_ref() == Some(&status) {
             return Ok(now);
         }
+        self.write_status(&now, &status).await
+    }
+
+    /// Replaces its status, unless somebody has written it since.
+    pub(super) async fn write_status(
+        &self,
+        now: &Workspace,
+        status: &WorkspaceStatus,
+    ) -> Result<Workspace, Error> {
         let patch = json!({
             "apiVersion": format!("{GROUP}/{VERSION}"),
             "kind": "Workspace",
             "metadata": {"resourceVersion": now.resource_version()},
             "status": status,
         });
+        let name = now.name_any();
         self.workspaces.patch_status(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(patch)).await
     }
 
@@ -126,48 +145,27 @@ impl KubernetesStore {
         written: &mut Written,
         record: &Record,
     ) -> Result<Arc<Workspace>, StoreError> {
-        let (name, spec) = (record.spec.name.to_string(), &record.spec);
-        let wishes = wishes(record);
-        let variable = |(name, value): (&String, &String)| Variable {
-            name: name.clone(),
-            value: Some(value.clone()),
-            secret: None,
-        };
-        let resource = Workspace {
-            metadata: ObjectMeta {
-                name: Some(name.clone()),
-                finalizers: Some(vec![ARCHIVE_FIRST.to_owned()]),
-                ..ObjectMeta::default()
-            },
-            spec: WorkspaceSpec {
-                id: Some(spec.id.to_string()),
-                source: spec.source.as_ref().map(|source| source.0.clone()),
-                owner: spec.owner.to_string(),
-                template: spec.template.clone(),
-                wanted: wishes.wanted,
-                resources: Some(ResourcesSpec::of(spec.resources)),
-                storage: None,
-                policy: Some(PolicySpec::of(&spec.policy)),
-                ports: Vec::new(),
-                environment: spec.env.iter().map(variable).collect(),
-            },
-            status: None,
-        };
+        let (spec, mut resource) = (&record.spec, resource::of(record));
         let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
-        let made = match self.workspaces.create(&params, &resource).await {
-            Err(error) if is_code(&error, 409) => self.workspaces.get(&name).await,
-            made => made,
-        };
-        let made = made.map_err(|error| failed(format!("creating the workspace {name}"), error))?;
-        // By us, and nobody heard it; or it is another's.
-        if made.spec.id.as_deref() != Some(spec.id.as_str()) {
-            return Err(StoreError::Taken { name });
+        for name in names(spec) {
+            resource.metadata.name = Some(name.clone());
+            let made = match self.workspaces.create(&params, &resource).await {
+                Err(error) if is_code(&error, 409) => self.workspaces.get(&name).await,
+                made => made,
+            };
+            let made = made.map_err(|error| failed(format!("creating the workspace {name}"), error))?;
+            // By us, and nobody heard it; or it is another's.
+            if made.spec.id.as_deref() != Some(spec.id.as_str()) {
+                continue;
+            }
+            written.generation = made.metadata.generation.unwrap_or_default();
+            // Whatever the watch shows beyond this is news.
+            written.told =
+                Some(Told { wishes: wishes(record), generation: written.generation, deleted: None });
+            home.seen(made.clone());
+            return Ok(Arc::new(made));
         }
-        written.generation = made.metadata.generation.unwrap_or_default();
-        // Whatever the watch shows beyond this is news.
-        written.told = Some(Told { wishes, generation: written.generation, deleted: None });
-        home.seen(made.clone());
-        Ok(Arc::new(made))
+        Err(StoreError::Taken { name: spec.name.to_string() })
     }
 
     /// Lets the resource go, of which nothing is left that it stands for.
@@ -235,40 +233,6 @@ impl KubernetesStore {
     }
 }
 
-/// What has to change in what people wrote, because the record wants something new; `None`: nothing.
-fn wanted_changes(latest: &Workspace, record: &Record, before: Option<&Wishes>) -> Option<Value> {
-    let (now, has) = (wishes(record), latest.spec.wanted);
-    let mut spec = serde_json::Map::new();
-    let changed = |differs: fn(&Wishes, &Wishes) -> bool| before.is_none_or(|before| differs(before, &now));
-    if now.wanted != has && changed(|a, b| a.wanted != b.wanted) {
-        let word = match now.wanted {
-            WantedState::Awake => "Awake",
-            WantedState::Asleep => "Asleep",
-        };
-        spec.insert("wanted".into(), word.into());
-    }
-    if before.is_some() && changed(|a, b| a.resources != b.resources) {
-        spec.insert("resources".into(), json!(ResourcesSpec::of(now.resources)));
-    }
-    if before.is_some() && changed(|a, b| a.policy != b.policy) {
-        spec.insert("policy".into(), json!(PolicySpec::of(&now.policy)));
-    }
-    let is_held = latest.finalizers().iter().any(|held_by| held_by == ARCHIVE_FIRST);
-    let holds = !is_held && latest.metadata.deletion_timestamp.is_none();
-    (holds || !spec.is_empty()).then_some(Value::Object(spec))
-}
-
-/// With ours, so that nobody takes the resource away before its data is archived. (None can be added to what is being deleted.)
-fn finalizers(latest: &Workspace) -> Vec<String> {
-    let mut finalizers = latest.finalizers().to_vec();
-    if latest.metadata.deletion_timestamp.is_none()
-        && !finalizers.iter().any(|held_by| held_by == ARCHIVE_FIRST)
-    {
-        finalizers.push(ARCHIVE_FIRST.to_owned());
-    }
-    finalizers
-}
-
 /// The record as it is stored, without its environment: that is in the resource, and need not be everywhere.
 pub(super) fn json(record: &Record) -> Value {
     let mut record = record.clone();
@@ -276,6 +240,6 @@ pub(super) fn json(record: &Record) -> Value {
     serde_json::to_value(Stored::of(&record)).unwrap_or_default()
 }
 
-fn is_code(error: &Error, code: u16) -> bool {
+pub(super) fn is_code(error: &Error, code: u16) -> bool {
     matches!(error, Error::Api(status) if status.code == code)
 }

@@ -8,7 +8,10 @@ use podling_core::{time::Timestamp, workspace::State};
 
 use super::put::json;
 use crate::{
-    kubernetes::{LastArchive, Workspace, WorkspaceStatus, objects::claim_name},
+    kubernetes::{
+        LastArchive, Workspace, WorkspaceStatus,
+        objects::{DISCARD, claim_name},
+    },
     snapshot::STATES,
     store::Record,
 };
@@ -17,20 +20,26 @@ use crate::{
 pub(super) fn of(record: &Record, resource: &Workspace, generation: i64) -> WorkspaceStatus {
     let (status, before) = (&record.status, resource.status.as_ref());
     let state = status.state();
-    let word = STATES.iter().find(|(known, _)| *known == state).map_or("", |(_, word)| word);
+    let word = word(state);
     let is_awake = state == State::Awake;
-    let resized = status.given.is_none_or(|given| given == record.spec.resources);
     let proven = status.archive().is_some();
     let facts = [
         ("Ready", is_awake, word),
         ("StorageReady", status.storage, if status.storage { "Kept" } else { "None" }),
         ("ArchiveProven", proven, if proven { "Proven" } else { "NotYet" }),
-        ("Resized", resized, if resized { "AsWanted" } else { "WaitsForRoom" }),
     ];
+    // Whoever deletes it may have to wait for its archive, and may not want to.
+    let waits = resource.metadata.deletion_timestamp.is_some() && status.storage && !proven;
     let conditions = facts.into_iter().map(|(what, holds, why)| {
         let old =
             before.and_then(|before| before.conditions.iter().find(|condition| condition.type_ == what));
-        condition(what, holds, why, status.since, generation, old)
+        let mut condition = condition(what, holds, why, status.since, generation, old);
+        if what == "ArchiveProven" && waits {
+            condition.message = format!(
+                "it goes when its data is archived; annotated with {DISCARD}=true it goes with its data"
+            );
+        }
+        condition
     });
     WorkspaceStatus {
         state: word.to_owned(),
@@ -52,8 +61,13 @@ pub(super) fn of(record: &Record, resource: &Workspace, generation: i64) -> Work
     }
 }
 
+/// As people know it.
+pub(super) fn word(state: State) -> &'static str {
+    STATES.iter().find(|(known, _)| *known == state).map_or("", |(_, word)| word)
+}
+
 /// It says since when it is so.
-fn condition(
+pub(super) fn condition(
     what: &str,
     holds: bool,
     why: &str,
@@ -63,11 +77,10 @@ fn condition(
 ) -> Condition {
     let status = if holds { "True" } else { "False" };
     let same = old.filter(|old| old.status == status);
-    let reason: String = why.split('-').map(capitalised).collect();
     Condition {
         type_: what.to_owned(),
         status: status.to_owned(),
-        reason,
+        reason: capitalised(why),
         message: String::new(),
         observed_generation: Some(generation),
         last_transition_time: same
@@ -78,13 +91,16 @@ fn condition(
 }
 
 /// As reasons are written: "falling-asleep" is "FallingAsleep".
-fn capitalised(word: &str) -> String {
-    let mut letters = word.chars();
-    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
+pub(super) fn capitalised(words: &str) -> String {
+    let word = |word: &str| {
+        let mut letters = word.chars();
+        letters.next().map(|first| first.to_uppercase().chain(letters).collect::<String>())
+    };
+    words.split('-').filter_map(word).collect()
 }
 
 /// In whole seconds, as Kubernetes keeps times: one that it cuts would differ from ours for ever.
-fn time(at: Timestamp) -> Option<Time> {
+pub(super) fn time(at: Timestamp) -> Option<Time> {
     let seconds = i64::try_from(at.0 / 1000).ok()?;
     jiff::Timestamp::from_second(seconds).ok().map(Time)
 }

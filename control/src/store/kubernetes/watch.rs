@@ -1,20 +1,27 @@
-//! What people change in the resources, told to the driver.
+//! What people change in the resources, and in the templates that these are made of, told to the driver.
 
-use std::pin::pin;
+use std::{
+    collections::BTreeMap,
+    pin::pin,
+    sync::{Arc, PoisonError},
+};
 
 use futures_util::StreamExt;
 use kube::{
     ResourceExt,
+    core::DeserializeGuard,
     runtime::{
         WatchStreamExt,
         watcher::{self, Event, watcher},
     },
 };
 
-use super::{KubernetesStore, home::Told, unreadable};
+use super::{KubernetesStore, home::Told, readable, record, unreadable};
 use crate::{
     driver::{DriverError, DriverHandle, Edit},
-    kubernetes::{WantedState, Wishes, Workspace, WorkspaceTemplateSpec, id_of, objects::DISCARD},
+    kubernetes::{
+        WantedState, Wishes, Workspace, WorkspaceTemplate, WorkspaceTemplateSpec, id_of, objects::DISCARD,
+    },
 };
 
 /// Why a resource is not looked at.
@@ -40,23 +47,62 @@ impl From<DriverError> for Unserved {
 impl KubernetesStore {
     /// Tells the driver of whatever is changed, until it has gone.
     pub async fn follow(&self, driver: &DriverHandle) -> Result<(), DriverError> {
-        let mut events = pin!(watcher(self.workspaces.clone(), watcher::Config::default()).default_backoff());
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(Event::Apply(resource) | Event::InitApply(resource)) => {
-                    let name = resource.name_any();
-                    match self.look(resource, driver).await {
-                        Err(Unserved::Gone(error)) => return Err(error),
-                        Err(Unserved::Unreadable(problem)) => unreadable(&name, &problem),
-                        Ok(()) => {}
+        let mut workspaces =
+            pin!(watcher(self.all_workspaces.clone(), watcher::Config::default()).default_backoff());
+        let mut templates =
+            pin!(watcher(self.all_templates.clone(), watcher::Config::default()).default_backoff());
+        let mut known = BTreeMap::new();
+        loop {
+            tokio::select! {
+                Some(event) = workspaces.next() => self.follow_workspace(event, driver).await?,
+                Some(event) = templates.next() => {
+                    let Some(name) = news(event, &mut known) else { continue };
+                    for resource in self.made_of(&name) {
+                        self.told(Workspace::clone(&resource), driver).await?;
                     }
                 }
-                Ok(Event::Delete(resource)) => self.vanished(&resource),
-                Ok(Event::Init | Event::InitDone) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "the workspaces cannot be watched; what is changed is seen later")
+                else => return Ok(()),
+            }
+        }
+    }
+
+    async fn follow_workspace(
+        &self,
+        event: Result<Event<DeserializeGuard<Workspace>>, watcher::Error>,
+        driver: &DriverHandle,
+    ) -> Result<(), DriverError> {
+        match event {
+            Ok(Event::Apply(resource) | Event::InitApply(resource)) => {
+                if let Some(resource) = readable(resource) {
+                    self.told(resource, driver).await?;
                 }
             }
+            Ok(Event::Delete(resource)) => {
+                if let Some(resource) = readable(resource) {
+                    self.vanished(&resource);
+                }
+            }
+            Ok(Event::Init | Event::InitDone) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the workspaces cannot be watched; what is changed is seen later");
+            }
+        }
+        Ok(())
+    }
+
+    /// The workspaces that are made of this template, as they were seen last.
+    fn made_of(&self, template: &str) -> Vec<Arc<Workspace>> {
+        let homes = self.homes.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = homes.values().filter_map(|home| home.latest());
+        seen.filter(|latest| latest.spec.template == template).collect()
+    }
+
+    async fn told(&self, resource: Workspace, driver: &DriverHandle) -> Result<(), DriverError> {
+        let name = resource.name_any();
+        match self.look(resource, driver).await {
+            Err(Unserved::Gone(error)) => return Err(error),
+            Err(Unserved::Unreadable(problem)) => unreadable(&name, &problem),
+            Ok(()) => {}
         }
         Ok(())
     }
@@ -67,13 +113,13 @@ impl KubernetesStore {
         if home.latest().is_some_and(|latest| latest.name_any() != resource.name_any()) {
             return Err(Unserved::unreadable(format!("the id {id} is another workspace's")));
         }
-        let template = self.template(&resource.spec.template).await.map_err(Unserved::unreadable)?;
+        let template = self.template(&resource.spec.template).await;
         let mut written = home.written.lock().await;
         if home.is_let_go(&resource) {
             return Ok(());
         }
         if written.told.is_none() && home.latest().is_none() {
-            let mut record = self.record(&resource).await.map_err(Unserved::Unreadable)?;
+            let mut record = record(&resource, template.as_ref()).map_err(Unserved::Unreadable)?;
             record.generation = resource.metadata.generation.unwrap_or_default();
             drop(written);
             home.is_loaded(resource, &record).await;
@@ -99,6 +145,27 @@ impl KubernetesStore {
             home.vanished();
         }
     }
+}
+
+/// The template that says something new. What is there at first is no news: workspaces are looked at with it.
+fn news(
+    event: Result<Event<DeserializeGuard<WorkspaceTemplate>>, watcher::Error>,
+    known: &mut BTreeMap<String, WorkspaceTemplateSpec>,
+) -> Option<String> {
+    let (template, at_first) = match event {
+        Ok(Event::Apply(template)) => (template, false),
+        Ok(Event::InitApply(template)) => (template, true),
+        Ok(Event::Init | Event::InitDone | Event::Delete(_)) => return None,
+        Err(error) => {
+            tracing::warn!(%error, "the templates cannot be watched; what is changed is seen later");
+            return None;
+        }
+    };
+    // One that cannot be read says what it said before.
+    let template = template.0.ok()?;
+    let before = known.insert(template.name_any(), template.spec.clone());
+    let differs = before.map_or(!at_first, |before| before != template.spec);
+    differs.then(|| template.name_any())
 }
 
 impl Told {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Seen;
 use crate::{
-    decide::{HEALTHY_AFTER, HELLO_LIMIT, SILENCE_LIMIT, pause},
+    decide::{HEALTHY_AFTER, HELLO_LIMIT, SERVED, SILENCE_LIMIT, pause},
     mutant::{self, Mutant},
     observed::Processes,
     status::{Phase, Status},
@@ -108,7 +108,7 @@ pub(super) fn why_not_started(seen: Seen<'_>) -> Option<String> {
 /// The agent that was ordered has said hello.
 pub(super) fn hello(seen: Seen<'_>) -> Option<Status> {
     (seen.connected() && seen.lives()).then(|| {
-        let mut next = seen.to(Phase::Awake, "its agent serves it");
+        let mut next = seen.to(Phase::Awake, SERVED);
         next.woken = seen.observed.witnessed;
         next.called = seen.observed.witnessed;
         next

@@ -151,8 +151,7 @@ async fn what_cannot_be_read_is_named_and_kept() {
     let podling = Podling::up_with(Options { through, ..Options::default() }).await;
     let ada = podling.create("ada", &SOON).await;
     let file = podling.home_of(&ada).join("locked.db");
-    fs::write(&file, "precious").expect("a file");
-    fs::set_permissions(&file, Permissions::from_mode(0o000)).expect("its mode");
+    podling.client().of(&ada.id).sh("printf precious > locked.db && chmod 000 locked.db").await;
     sleep(&podling, &ada).await;
     is_kept_beside(&podling, &ada, "locked.db: permission denied").await;
     // Somebody who deletes it does not get rid of it either, and is told.

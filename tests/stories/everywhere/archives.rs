@@ -21,7 +21,7 @@ use podling_tests::{
     http::send,
     left_out,
     podling::Options,
-    tree::{same, tree},
+    tree::{give_to_its_owner, same, tree},
     wait_for, wait_long, zips,
 };
 
@@ -57,6 +57,7 @@ fn every_kind(home: &Path) {
     for name in ["locked/inner", "locked"] {
         fs::set_permissions(home.join(name), Permissions::from_mode(0o555)).expect("its mode");
     }
+    give_to_its_owner(home);
 }
 
 #[tokio::test(flavor = "multi_thread")]

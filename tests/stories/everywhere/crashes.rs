@@ -93,7 +93,7 @@ async fn the_agent_dies_and_nothing_of_it_stays() {
     let mut person = Person::new("ada", &terminal.id);
     person.work("they are started", || inside.clone(), |p| p.text().contains("started")).await;
     let sleepers = |what: &str| {
-        let all = podling.running();
+        let all = podling.at_work();
         all.into_iter()
             .filter(|p| p.command.starts_with("sleep 400"))
             .inspect(|p| eprintln!("{what}: {p:?}"))
@@ -159,7 +159,7 @@ async fn both_die_at_once() {
     .await;
     assert!(after.epoch > before.epoch);
     assert!(
-        podling.running().iter().all(|p| !p.command.starts_with("sleep 4005")),
+        podling.at_work().iter().all(|p| !p.command.starts_with("sleep 4005")),
         "nothing of the old one runs"
     );
     assert_eq!(podling.client().of(&ada.id).sh("echo here").await, "here\n");

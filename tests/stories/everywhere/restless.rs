@@ -15,11 +15,10 @@ async fn killing_the_agent_over_and_over_keeps_nobody_awake() {
     let asleep = wait_for("it sleeps in the end", async || {
         let now = podling.get(&ada).await;
         if now.state() == State::Awake && now.link() == Link::Connected {
-            let pid = podling.agent_pid(&ada);
-            if left_running::alive(pid) {
-                podling.kill_agent(&ada);
-                kills += 1;
-            }
+            let mut agents = podling.agents();
+            agents.retain(|agent| left_running::alive(agent.pid));
+            kills += agents.len();
+            left_running::kill(&agents);
         }
         (now.state() == State::Asleep).then_some(now)
     })

@@ -9,13 +9,15 @@ use podling_tests::{
     work::{argv, reason},
 };
 
-const LARGE: &str = "[resources]\ncpu = \"4\"\nmemory = \"256MiB\"\n";
-const HALF: &str = "[resources]\ncpu = \"1500m\"\nmemory = \"256MiB\"\n";
-const SMALL: &str = "[resources]\ncpu = \"500m\"\nmemory = \"256MiB\"\n";
+const LARGE: &str = "[resources]\ncpu = \"800m\"\nmemory = \"256MiB\"\n";
+const MOST: &str = "[resources]\ncpu = \"300m\"\nmemory = \"256MiB\"\n";
+const HALF: &str = "[resources]\ncpu = \"200m\"\nmemory = \"256MiB\"\n";
+const SMALL: &str = "[resources]\ncpu = \"100m\"\nmemory = \"256MiB\"\n";
 const HUNGRY: &str = "[resources]\ncpu = \"100m\"\nmemory = \"3GiB\"\n";
 
 async fn up(args: &[&str]) -> Podling {
-    let templates = vec![("large", LARGE), ("half", HALF), ("small", SMALL), ("hungry", HUNGRY)];
+    let templates =
+        vec![("large", LARGE), ("most", MOST), ("half", HALF), ("small", SMALL), ("hungry", HUNGRY)];
     Podling::up_with(Options { args: argv(args), templates, ..Options::default() }).await
 }
 
@@ -99,7 +101,7 @@ async fn a_call_waits_in_line_too_and_not_for_ever() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cores_and_memory_are_shared_and_what_never_fits_is_refused() {
-    let podling = up(&["--quota-cpu", "2", "--quota-memory", "2GiB"]).await;
+    let podling = up(&["--quota-cpu", "400m", "--quota-memory", "2GiB"]).await;
     let cli = podling.cli();
     for template in ["large", "hungry"] {
         let refused = cli.run(&["create", "never", "--template", template]).await;
@@ -107,8 +109,8 @@ async fn cores_and_memory_are_shared_and_what_never_fits_is_refused() {
         assert!(refused.err().contains("more CPU or memory than the quota allows"), "{}", refused.err());
     }
     assert_eq!(cli.run(&["ls", "--json"]).await.ok().json(), serde_json::json!([]), "nothing is made");
-    let first = podling.create("first", &["--template", "half"]).await;
-    let second = waits(&podling, "second", &["--template", "half"], 1).await;
+    let first = podling.create("first", &["--template", "most"]).await;
+    let second = waits(&podling, "second", &["--template", "most"], 1).await;
     // It would fit beside the first, but the second was there before it.
     let third = waits(&podling, "third", &["--template", "small"], 2).await;
     sleep(&podling, &first).await;
@@ -122,17 +124,17 @@ async fn cores_and_memory_are_shared_and_what_never_fits_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_asks_for_more_waits_for_it_and_loses_nothing_meanwhile() {
-    let podling = up(&["--quota-cpu", "2"]).await;
+    let podling = up(&["--quota-cpu", "400m"]).await;
     let cli = podling.cli();
-    let one = podling.create("one", &[]).await;
-    let two = podling.create("two", &[]).await;
+    let one = podling.create("one", &["--template", "half"]).await;
+    let two = podling.create("two", &["--template", "half"]).await;
     let mut window = Window::open(&cli.command(&["attach", "one"]));
     window.shows_prompt().await;
     window.types("job() { until test -e over; do sleep 0.1; done; echo all do''ne; }; job\r");
-    let never = cli.run(&["resize", "one", "--cpu", "3"]).await;
+    let never = cli.run(&["resize", "one", "--cpu", "500m"]).await;
     assert!(never.err().contains("more CPU or memory than the quota allows"), "{}", never.err());
-    let said = cli.run(&["resize", "one", "--cpu", "1500m"]).await.ok().out();
-    assert!(said.contains("one has 1 core") && said.contains("waits for 1.5 cores"), "{said}");
+    let said = cli.run(&["resize", "one", "--cpu", "300m"]).await.ok().out();
+    assert!(said.contains("one has 0.2 cores") && said.contains("waits for 0.3 cores"), "{said}");
     wait_for("it stands in line", async || (podling.get(&one).await.queue_position == 1).then_some(())).await;
     let explained = cli.run(&["explain", "one"]).await.ok().out();
     assert!(explained.contains("is awake") && explained.contains("1st in line"), "{explained}");
@@ -140,14 +142,14 @@ async fn who_asks_for_more_waits_for_it_and_loses_nothing_meanwhile() {
     sleep(&podling, &two).await;
     wait_for("it has more", async || {
         let now = podling.get(&one).await;
-        (now.given == now.resources && now.given?.cpu_millis == 1500).then_some(())
+        (now.given == now.resources && now.given?.cpu_millis == 300).then_some(())
     })
     .await;
     podling.client().of(&one.id).sh("touch ~/over").await;
     window.shows("all done").await;
-    // There is half a core left, which is not enough for the other as it is, but for half of it.
+    // There is a tenth of a core left, which is not enough for the other as it is, but for half of it.
     cli.run(&["wake", "two", "--no-wait"]).await.ok();
     stands_at(&podling, &two, 1).await;
-    cli.run(&["resize", "two", "--cpu", "500m"]).await.ok();
+    cli.run(&["resize", "two", "--cpu", "100m"]).await.ok();
     podling.awake(&two).await;
 }

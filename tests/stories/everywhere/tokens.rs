@@ -97,9 +97,7 @@ async fn a_token_is_good_only_where_it_was_made_for() {
     let user = mint(&podling, verbs(&["read"])).await;
     assert_eq!(refused(terminals(&podling.direct(&ada).await.token(&user)).await), Reason::TokenForeign);
     // What the agent itself holds opens nothing either.
-    let credential =
-        std::fs::read_to_string(podling.data().join("workspaces").join(&ada.id).join("run/credential"));
-    let credential = Client::new(podling.url()).token(credential.expect("the credential").trim());
+    let credential = Client::new(podling.url()).token(podling.credential_of(&ada).await.trim());
     assert_eq!(
         refused(credential.workspaces().list(ListWorkspacesRequest::default()).await),
         Reason::TokenInvalid

@@ -3,7 +3,7 @@
 use std::fs;
 
 use podling_proto::control::v1::State;
-use podling_tests::{Podling, Workspace, podling::names, tree::tree, wait_for, zips};
+use podling_tests::{Podling, Workspace, tree::tree, wait_for, zips};
 use serde_json::Value;
 
 /// Asleep for a second, it is archived.
@@ -157,7 +157,9 @@ async fn what_is_discarded_is_gone_with_its_archives() {
     assert_eq!(cli.run(&["ls", "--json"]).await.ok().json(), serde_json::json!([]));
     assert_eq!(backups(&podling).await, Vec::<Value>::new());
     assert_eq!(podling.stored(), Vec::<String>::new());
-    assert_eq!(names(&podling.data().join("workspaces")), Vec::<String>::new());
+    for workspace in [&awake, &asleep, &archived, &both] {
+        assert!(!podling.home_of(workspace).exists());
+    }
     for name in ["awake", "asleep", "archived", "both"] {
         cli.run(&["restore", name]).await.exits(3);
     }

@@ -1,0 +1,106 @@
+//! Keeps what makes room on nodes away from pods that are in use: the annotations by which the autoscalers leave a pod alone.
+//!
+//! A scheduler that needs the room, a node that fails and a drain do not ask for them.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use kube::{
+    ResourceExt,
+    api::{Patch, PatchParams},
+};
+use podling_core::workspace::{Link, State};
+use podling_proto::agent::v1::Verdict;
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use super::{cluster::Cluster, trouble::is_code};
+use crate::{
+    kubernetes::objects::pod_name,
+    snapshot::{Snapshots, WorkspaceView},
+};
+
+/// Of the cluster-autoscaler (its FAQ, "What types of pods can prevent CA from removing a node?") and of Karpenter (its documentation,
+/// "Pod-level controls").
+const SAFE_TO_EVICT: (&str, &str) = ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false");
+const DO_NOT_DISRUPT: (&str, &str) = ("karpenter.sh/do-not-disrupt", "true");
+
+/// How often it is looked whose use has changed.
+const LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
+/// One that is used again within so long was shielded all the while.
+const SHIELDED_FOR: Duration = Duration::from_secs(60);
+
+/// Shields pods in use.
+#[derive(Debug)]
+pub struct Shield {
+    cluster: Cluster,
+    /// By the name of the pod.
+    pods: BTreeMap<String, Shielded>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Shielded {
+    is: bool,
+    used: Instant,
+}
+
+impl Shield {
+    pub(super) fn new(cluster: Cluster) -> Self {
+        Self { cluster, pods: BTreeMap::new() }
+    }
+
+    /// Shields them as long as somebody sees what is used.
+    pub async fn run(mut self, snapshots: Snapshots) {
+        while snapshots.has_changed().is_ok() {
+            let snapshot = snapshots.borrow().clone();
+            let used: BTreeMap<_, _> = snapshot.workspaces.values().filter_map(|view| used(view)).collect();
+            self.pods.retain(|pod, _| used.contains_key(pod));
+            for (pod, used) in used {
+                if let Err(error) = self.look(&pod, used).await {
+                    tracing::debug!(pod, %error, "the autoscalers are told later whether it is in use");
+                }
+            }
+            sleep(LOOKED_AT_EVERY).await;
+        }
+    }
+
+    async fn look(&mut self, pod: &str, used: bool) -> Result<(), kube::Error> {
+        let now = Instant::now();
+        let known = match self.pods.get(pod) {
+            Some(known) => *known,
+            // Another control plane may have shielded it.
+            None => {
+                let Some(found) = self.cluster.pods.get_opt(pod).await? else { return Ok(()) };
+                Shielded { is: found.annotations().contains_key(SAFE_TO_EVICT.0), used: now }
+            }
+        };
+        let known = Shielded { used: if used { now } else { known.used }, ..known };
+        let wanted = used || (known.is && now.duration_since(known.used) < SHIELDED_FOR);
+        self.pods.insert(pod.to_owned(), known);
+        if wanted != known.is && self.cluster.acts("shielding a pod").is_ok() {
+            self.shield(pod, wanted).await?;
+            self.pods.insert(pod.to_owned(), Shielded { is: wanted, ..known });
+        }
+        Ok(())
+    }
+
+    async fn shield(&self, pod: &str, wanted: bool) -> Result<(), kube::Error> {
+        let value = |value: &str| wanted.then(|| value.to_owned());
+        let annotations =
+            json!({SAFE_TO_EVICT.0: value(SAFE_TO_EVICT.1), DO_NOT_DISRUPT.0: value(DO_NOT_DISRUPT.1)});
+        let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
+        match self.cluster.pods.patch_metadata(pod, &PatchParams::default(), &patch).await {
+            Err(error) if !is_code(&error, 404) => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The pod of one that is awake, and whether that is used. Of one that nobody hears nothing is known, and it stays as it is.
+fn used(view: &WorkspaceView) -> Option<(String, bool)> {
+    let (agent, activity) = (view.agent.as_ref()?, view.activity.as_ref()?);
+    if view.state != State::Awake || view.link != Link::Connected {
+        return None;
+    }
+    let used = matches!(activity.verdict(), Verdict::Active | Verdict::Busy);
+    Some((pod_name(&view.spec.id, agent.epoch), used))
+}

@@ -1,0 +1,111 @@
+//! What the resource of a record is, and what has to change in it. Pure.
+
+use kube::{ResourceExt, api::ObjectMeta};
+use serde_json::{Value, json};
+
+use super::home::wishes;
+use crate::{
+    kubernetes::{
+        PolicySpec, ResourcesSpec, Variable, WantedState, Wishes, Workspace, WorkspaceSpec,
+        objects::ARCHIVE_FIRST,
+    },
+    store::Record,
+};
+
+/// The resource of a workspace that has none, still without a name.
+pub(super) fn of(record: &Record) -> Workspace {
+    let spec = &record.spec;
+    let variable = |(name, value): (&String, &String)| Variable {
+        name: name.clone(),
+        value: Some(value.clone()),
+        secret: None,
+    };
+    Workspace {
+        metadata: ObjectMeta { finalizers: Some(vec![ARCHIVE_FIRST.to_owned()]), ..ObjectMeta::default() },
+        spec: WorkspaceSpec {
+            id: Some(spec.id.to_string()),
+            source: spec.source.as_ref().map(|source| source.0.clone()),
+            owner: spec.owner.to_string(),
+            template: spec.template.clone(),
+            wanted: wishes(record).wanted,
+            resources: Some(ResourcesSpec::of(spec.resources)),
+            storage: None,
+            policy: Some(PolicySpec::of(&spec.policy)),
+            ports: Vec::new(),
+            environment: spec.env.iter().map(variable).collect(),
+        },
+        status: None,
+    }
+}
+
+/// What has to change in what people wrote, because the record wants something new (`before`: what it wanted when it was written last) that neither
+/// the resource nor its template says (`said`: as far as both were looked at); `None`: nothing.
+pub(super) fn wanted_changes(
+    latest: &Workspace,
+    record: &Record,
+    before: Option<&Wishes>,
+    said: Option<&Wishes>,
+) -> Option<Value> {
+    let (now, has) = (wishes(record), latest.spec.wanted);
+    let mut spec = serde_json::Map::new();
+    let changed = |differs: fn(&Wishes, &Wishes) -> bool| before.is_none_or(|before| differs(before, &now));
+    let is_new = |differs: fn(&Wishes, &Wishes) -> bool| {
+        before.is_some() && changed(differs) && said.is_none_or(|said| differs(said, &now))
+    };
+    if now.wanted != has && changed(|a, b| a.wanted != b.wanted) {
+        let word = match now.wanted {
+            WantedState::Awake => "Awake",
+            WantedState::Asleep => "Asleep",
+        };
+        spec.insert("wanted".into(), word.into());
+    }
+    if is_new(|a, b| a.resources != b.resources) {
+        spec.insert("resources".into(), json!(ResourcesSpec::of(now.resources)));
+    }
+    if is_new(|a, b| a.policy != b.policy) {
+        spec.insert("policy".into(), json!(PolicySpec::of(&now.policy)));
+    }
+    let is_held = latest.finalizers().iter().any(|held_by| held_by == ARCHIVE_FIRST);
+    let holds = !is_held && latest.metadata.deletion_timestamp.is_none();
+    (holds || !spec.is_empty()).then_some(Value::Object(spec))
+}
+
+/// With ours, so that nobody takes the resource away before its data is archived. (None can be added to what is being deleted.)
+pub(super) fn finalizers(latest: &Workspace) -> Vec<String> {
+    let mut finalizers = latest.finalizers().to_vec();
+    if latest.metadata.deletion_timestamp.is_none()
+        && !finalizers.iter().any(|held_by| held_by == ARCHIVE_FIRST)
+    {
+        finalizers.push(ARCHIVE_FIRST.to_owned());
+    }
+    finalizers
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use podling_core::{policy::Policy, status::Status, time::Timestamp, workspace::Spec};
+
+    use super::*;
+    use crate::samples;
+
+    /// Its idle timeout was set to this many hours.
+    fn record(hours: u64) -> Record {
+        let policy = Policy { idle_timeout: Duration::from_secs(hours * 3600), ..Policy::default() };
+        let spec = Spec { policy, ..samples::spec(1, "demo") };
+        let status = Status::new(Timestamp(0));
+        Record { spec: Arc::new(spec), status, credential: None, log: Arc::default(), generation: 0 }
+    }
+
+    #[test]
+    fn what_people_or_their_template_say_already_is_not_written_as_theirs() {
+        let (before, now) = (record(1), record(2));
+        let written = |said: &Record| {
+            let changes = wanted_changes(&of(&before), &now, Some(&wishes(&before)), Some(&wishes(said)));
+            changes.map(|spec| spec["policy"]["idleTimeout"].clone())
+        };
+        assert_eq!(written(&now), None, "it follows from what was read");
+        assert_eq!(written(&before).unwrap(), "2h", "somebody asked us for it");
+    }
+}

@@ -1,0 +1,212 @@
+//! Workspaces as pods, as they are deployed, beside a bare pod of the same image: from nothing and from sleep to a prompt, to no pod any more,
+//! and to another limit. (`cargo xtask cluster bench`)
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use futures_util::TryStreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams, PostParams, WatchEvent, WatchParams},
+};
+use podling_proto::control::v1::{
+    CreateWorkspaceRequest, DeleteWorkspaceRequest, GetWorkspaceRequest, ResizeWorkspaceRequest, Resources,
+    SleepWorkspaceRequest, State,
+};
+use podling_tests::{
+    Client,
+    cluster::{MEMORY_LIMIT, Namespace, image, import, kubectl},
+    deployed::Deployed,
+    wait_for,
+    work::script,
+};
+use serde_json::json;
+
+use crate::{
+    prompt,
+    report::{Goal, Report, Row},
+    stats::Samples,
+};
+
+const ROUNDS: usize = 12;
+/// An image that has the agent in it, and a shell.
+const IMAGE: &str = "podling/python:0.1.0";
+/// Of which the workspaces are made. (Its IDE would start beside what is measured.)
+const TEMPLATE: &str = "bench";
+/// What runs in the bare pod, and ends when it is told to.
+const BARE: &str = "trap 'exit 0' TERM; sleep infinity & wait";
+const MORE: Resources = Resources { cpu_millis: 0, memory_bytes: 512 << 20 };
+
+/// What was measured, in milliseconds.
+#[derive(Default)]
+struct Measured {
+    bare: Samples,
+    bare_gone: Samples,
+    created: Samples,
+    woken: Samples,
+    asleep: Samples,
+    resized: Samples,
+}
+
+/// The cluster's side.
+struct Cluster {
+    client: Client,
+    /// Where workspaces are.
+    pods: Api<Pod>,
+    /// Where pods are nobody's.
+    bare: Api<Pod>,
+    _bare: Namespace,
+}
+
+pub(crate) async fn run(report: &mut Report) -> Result<()> {
+    let cluster = Cluster::new().await?;
+    report.fact(kubectl(&["version"]).good().lines().last().unwrap_or_default().to_owned());
+    // The first of each reads all from the disk.
+    cluster.round("first", &mut Measured::default()).await?;
+    let mut measured = Measured::default();
+    for round in 0..ROUNDS {
+        cluster.round(&format!("round-{round}"), &mut measured).await?;
+    }
+    let peer = "a bare pod of that image → Ready";
+    let Measured { bare, bare_gone, created, woken, asleep, resized } = measured;
+    let row = |name: &str, ours: &Samples| Row::new(name.to_owned(), "ms", ours);
+    report.row(
+        row("create a workspace → its shell's prompt, its volume made on the way", &created)
+            .peer(peer, &bare),
+    );
+    report.row(row("asleep → its shell's prompt, by a request that waits for it", &woken).peer(peer, &bare));
+    let more = woken.less(&bare);
+    report.row(row("the same, what it takes longer than the bare pod", &more).absolute(Goal::AtMost(100.0)));
+    let peer = "that pod, which ends when it is told to → gone";
+    report.row(row("put to sleep → its pod is gone", &asleep).peer(peer, &bare_gone));
+    report.row(row("resized → the kernel has the new limit", &resized));
+    Ok(())
+}
+
+impl Cluster {
+    async fn new() -> Result<Self> {
+        import("python")?;
+        let deployed = Deployed::get();
+        let template = json!({
+            "apiVersion": "podling.dev/v1alpha1", "kind": "WorkspaceTemplate", "metadata": {"name": TEMPLATE},
+            "spec": {
+                "image": image(IMAGE), "command": ["sleep", "infinity"],
+                "resources": {"cpu": "500m", "memory": "256Mi"}, "storage": {"size": "1Gi"},
+            },
+        });
+        deployed.space().apply(&template.to_string()).good();
+        let kube = kube::Client::try_default().await?;
+        let bare = Namespace::new();
+        Ok(Self {
+            client: deployed.client(),
+            pods: Api::namespaced(kube.clone(), deployed.space().name()),
+            bare: Api::namespaced(kube, bare.name()),
+            _bare: bare,
+        })
+    }
+
+    async fn round(&self, name: &str, measured: &mut Measured) -> Result<()> {
+        self.bare_pod(name, measured).await?;
+        let mut workspaces = self.client.workspaces();
+        let create = CreateWorkspaceRequest {
+            name: name.to_owned(),
+            template: TEMPLATE.to_owned(),
+            ..Default::default()
+        };
+        let begun = Instant::now();
+        let made = workspaces.create(create).await?.into_inner().workspace.context("no workspace")?;
+        let inside = self.client.clone().of(&made.id);
+        prompt::opened(&inside).await?;
+        measured.created.push(milliseconds(begun));
+
+        let begun = Instant::now();
+        let more = ResizeWorkspaceRequest { workspace: made.id.clone(), resources: Some(MORE) };
+        workspaces.resize(more).await?;
+        let limit = MORE.memory_bytes.to_string();
+        wait_for("it has the limit", async || {
+            let has = inside.run(script(MEMORY_LIMIT)).await.stdout;
+            (String::from_utf8_lossy(&has).trim() == limit).then_some(())
+        })
+        .await;
+        measured.resized.push(milliseconds(begun));
+
+        let label = format!("podling.dev/workspace={}", made.id);
+        let pods = self.pods.list(&ListParams::default().labels(&label)).await?;
+        let pod = pods.items.first().and_then(|pod| pod.metadata.name.clone()).context("no pod")?;
+        let begun = Instant::now();
+        workspaces.sleep(SleepWorkspaceRequest { workspace: made.id.clone(), force: true }).await?;
+        until(&self.pods, &pod, |event| matches!(event, WatchEvent::Deleted(_))).await?;
+        measured.asleep.push(milliseconds(begun));
+
+        wait_for("it sleeps", async || {
+            let get = GetWorkspaceRequest { workspace: made.id.clone() };
+            let now = self.client.workspaces().get(get).await.ok()?.into_inner().workspace?;
+            (now.state() == State::Asleep).then_some(())
+        })
+        .await;
+        let begun = Instant::now();
+        prompt::opened(&inside).await?;
+        measured.woken.push(milliseconds(begun));
+
+        let delete = DeleteWorkspaceRequest { workspace: made.id.clone(), discard: true };
+        workspaces.delete(delete).await?;
+        wait_for("nothing is left of it", async || {
+            let left = self.pods.list(&ListParams::default().labels(&label)).await;
+            left.is_ok_and(|left| left.items.is_empty()).then_some(())
+        })
+        .await;
+        Ok(())
+    }
+
+    /// As `kubectl run` makes it, without the time that kubectl itself takes.
+    async fn bare_pod(&self, name: &str, measured: &mut Measured) -> Result<()> {
+        let security = json!({
+            "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": true,
+            "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"},
+        });
+        let container = json!({
+            "name": name, "image": image(IMAGE), "command": ["sh", "-c", BARE], "securityContext": security,
+        });
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "spec": {"containers": [container], "restartPolicy": "Never"},
+        }))?;
+        let begun = Instant::now();
+        self.bare.create(&PostParams::default(), &pod).await?;
+        until(&self.bare, name, |event| matches!(event, WatchEvent::Modified(pod) if is_ready(pod))).await?;
+        measured.bare.push(milliseconds(begun));
+        let begun = Instant::now();
+        self.bare.delete(name, &DeleteParams::default()).await?;
+        until(&self.bare, name, |event| matches!(event, WatchEvent::Deleted(_))).await?;
+        measured.bare_gone.push(milliseconds(begun));
+        Ok(())
+    }
+}
+
+/// Watches a pod from what is known of it now until `reached`, which one that is not there any more has.
+async fn until(pods: &Api<Pod>, name: &str, reached: impl Fn(&WatchEvent<Pod>) -> bool) -> Result<()> {
+    let only = format!("metadata.name={name}");
+    let now = pods.list(&ListParams::default().fields(&only)).await?;
+    let version = now.metadata.resource_version.context("a list without a version")?;
+    let Some(pod) = now.items.into_iter().next() else { return Ok(()) };
+    if reached(&WatchEvent::Modified(pod)) {
+        return Ok(());
+    }
+    let mut events = Box::pin(pods.watch(&WatchParams::default().fields(&only), &version).await?);
+    while let Some(event) = events.try_next().await? {
+        if reached(&event) {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the watch of {name} ended")
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}

@@ -1,0 +1,91 @@
+//! The agents of a story's workspaces, reached past the gateway, and what runs beside them.
+
+use std::{fs, path::PathBuf};
+
+use podling_proto::control::v1::CreateTokenRequest;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::{Podling, Workspace, pods::Pods, signal};
+use crate::{
+    client::Client,
+    direct::{self, Door},
+    left_running::Left,
+    wait::within,
+};
+
+impl Podling {
+    /// Where the agent listens.
+    pub fn agent_socket(&self, workspace: &Workspace) -> PathBuf {
+        self.data.join("workspaces").join(&workspace.id).join("run/agent.sock")
+    }
+
+    /// A client at the agent itself, past the gateway, pinned to the certificate the control plane knows.
+    pub async fn direct(&self, workspace: &Workspace) -> Client {
+        let agent = self.get(workspace).await.agent.expect("an agent serves it");
+        let door = match &self.pods {
+            Some(pods) => Door::Address(pods.address(&workspace.id)),
+            None => Door::Socket(self.agent_socket(workspace)),
+        };
+        direct::client(door, &agent.key_fingerprint)
+    }
+
+    /// The agent's process.
+    pub fn agent_pid(&self, workspace: &Workspace) -> u32 {
+        if let Some(pods) = &self.pods {
+            return pods.agent_pid(&workspace.id);
+        }
+        let path = self.data.join("workspaces").join(&workspace.id).join("run/agent.json");
+        let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let value: Value = serde_json::from_str(&text).expect("agent.json is JSON");
+        value["pid"].as_u64().and_then(|pid| pid.try_into().ok()).expect("agent.json has a pid")
+    }
+
+    /// What its agent shows the control plane.
+    pub async fn credential_of(&self, workspace: &Workspace) -> String {
+        match &self.pods {
+            Some(_) => self.client().of(&workspace.id).sh("cat /run/podling/token/token").await,
+            None => {
+                let path = self.data.join("workspaces").join(&workspace.id).join("run/credential");
+                fs::read_to_string(path).expect("a local agent's credential")
+            }
+        }
+    }
+
+    /// The agent's log.
+    pub fn agent_log(&self, workspace: &Workspace) -> String {
+        let path = self.data.join("workspaces").join(&workspace.id).join("agent.log");
+        fs::read_to_string(path).unwrap_or_default()
+    }
+
+    /// kill -9 of the agent.
+    pub fn kill_agent(&self, workspace: &Workspace) {
+        signal(self.agent_pid(workspace), Signal::KILL);
+    }
+
+    /// A client at the agent itself that may do everything there, also while there is no control plane.
+    pub async fn direct_with_token(&self, workspace: &Workspace) -> Client {
+        let request = CreateTokenRequest {
+            verbs: vec!["admin".into()],
+            workspaces: vec![workspace.id.clone()],
+            for_agent: true,
+            ..Default::default()
+        };
+        let made = within("Tokens.Create", self.client().tokens().create(request)).await;
+        self.direct(workspace).await.token(&made.expect("a token").into_inner().token)
+    }
+
+    /// The agents that live, of whatever workspace.
+    pub fn agents(&self) -> Vec<Left> {
+        if let Some(pods) = &self.pods {
+            return pods.listed();
+        }
+        let all = self.running();
+        all.into_iter().filter(|process| process.command.contains("--credential-file")).collect()
+    }
+
+    /// Everything that runs in its workspaces. (Where they are processes, it is among them.)
+    pub fn at_work(&self) -> Vec<Left> {
+        self.pods.as_ref().map_or_else(|| self.running(), Pods::at_work)
+    }
+}

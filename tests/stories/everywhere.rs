@@ -1,0 +1,21 @@
+//! Stories that are told of processes and of pods alike, from one source. (`cargo xtask cluster stories` tells them of pods.)
+
+mod archives;
+mod bedtime;
+mod broken_line;
+mod broken_programs;
+mod commands;
+mod crashes;
+mod deaths;
+mod holding;
+mod http;
+mod lost_and_found;
+mod nights;
+mod onlookers;
+mod restless;
+mod room;
+mod stalled_store;
+mod stores;
+mod tokens;
+mod viewers;
+mod web;
