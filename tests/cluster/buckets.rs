@@ -1,4 +1,4 @@
-//! Archives in a bucket: the control plane as it is deployed, told of an S3 server, and what is deleted while that is down.
+//! Archives in a bucket: the control plane as it is deployed, told of an S3 server by https, and what is deleted while that is down.
 
 use std::{
     fs,
@@ -12,6 +12,7 @@ use podling_tests::{
     deployed::Deployed,
     left_out,
     podling::names,
+    tls::{Authority, Front, Time},
     wait_for,
 };
 use tempfile::TempDir;
@@ -22,20 +23,27 @@ const PROGRAM: &str = "s3s-fs";
 const USER: &str = "podling";
 const PASSWORD: &str = "not-a-secret";
 const BUCKET: &str = "archives";
+/// Where the control plane finds whom it is to trust.
+const TRUSTED: &str = "/trusted";
 
-/// An S3 server on the node, whose buckets are folders.
+/// An S3 server on the node, whose buckets are folders. It speaks http; who stands before it speaks https.
 struct Server {
     folder: TempDir,
     address: SocketAddr,
+    front: Front,
+    authority: Authority,
     process: Option<Child>,
 }
 
 impl Server {
     /// `None` where the cluster's node is not this machine.
-    fn new() -> Option<Self> {
+    async fn new() -> Option<Self> {
         let (folder, address) = (tempfile::tempdir().expect("a folder"), free_on_node()?);
         fs::create_dir(folder.path().join(BUCKET)).expect("a bucket");
-        Some(Self { folder, address, process: None })
+        let authority = Authority::new("the bucket's authority");
+        let server = authority.server(&address.ip().to_string(), Time::Now);
+        let front = Front::before(address, &server).await;
+        Some(Self { folder, address, front, authority, process: None })
     }
 
     async fn start(&mut self) {
@@ -78,10 +86,14 @@ struct InBucket<'a>(&'a Deployed);
 
 impl<'a> InBucket<'a> {
     fn of(deployed: &'a Deployed, server: &Server) -> Self {
+        let authority = format!("--from-literal=ca.pem={}", server.authority.pem);
+        deployed.space().kubectl(&["create", "configmap", "trusted", &authority]).good();
+        let mounted = r#"{"name": "trusted", "configMap": {"name": "trusted"}}"#;
+        mount(deployed.space(), mounted, &format!(r#"{{"name": "trusted", "mountPath": "{TRUSTED}"}}"#));
         let variables = [
             format!("PODLING_BACKUPS=s3://{BUCKET}/podling"),
-            format!("AWS_ENDPOINT=http://{}", server.address),
-            "AWS_ALLOW_HTTP=true".to_owned(),
+            format!("AWS_ENDPOINT=https://{}", server.front.address),
+            format!("SSL_CERT_FILE={TRUSTED}/ca.pem"),
             "AWS_REGION=us-east-1".to_owned(),
             format!("AWS_ACCESS_KEY_ID={USER}"),
             format!("AWS_SECRET_ACCESS_KEY={PASSWORD}"),
@@ -94,7 +106,12 @@ impl<'a> InBucket<'a> {
 
 impl Drop for InBucket<'_> {
     fn drop(&mut self) {
-        set(self.0.space(), &["PODLING_BACKUPS=file:///backups/podling".to_owned()]);
+        let space = self.0.space();
+        // What the image says of whom to trust holds again.
+        set(space, &["PODLING_BACKUPS=file:///backups/podling".to_owned(), "SSL_CERT_FILE-".to_owned()]);
+        let nothing = |key: &str| format!(r#"{{"$patch": "delete", {key}}}"#);
+        mount(space, &nothing(r#""name": "trusted""#), &nothing(&format!(r#""mountPath": "{TRUSTED}""#)));
+        space.kubectl(&["delete", "configmap", "trusted"]).good();
         if !std::thread::panicking() {
             self.0.is_up();
         }
@@ -107,10 +124,19 @@ fn set(space: &Namespace, variables: &[String]) {
     space.kubectl(&args).good();
 }
 
-#[tokio::test]
+/// Changes the volumes of the control plane, and where it sees them.
+fn mount(space: &Namespace, volume: &str, mount: &str) {
+    let spec = format!(
+        r#"{{"volumes": [{volume}], "containers": [{{"name": "control", "volumeMounts": [{mount}]}}]}}"#
+    );
+    let patch = format!(r#"{{"spec": {{"template": {{"spec": {spec}}}}}}}"#);
+    space.kubectl(&["patch", "deployment", "podling-control", "--patch", &patch]).good();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn archives_go_into_a_bucket_and_what_is_deleted_while_it_is_away_waits_or_is_given_up() {
     let (_control, deployed) = alone().await;
-    let Some(mut server) = Server::new() else {
+    let Some(mut server) = Server::new().await else {
         return left_out("archives in a bucket", "the cluster's node is not this machine");
     };
     server.start().await;

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
@@ -44,8 +45,11 @@ impl Program {
         Self { pid, command: read(pid, "cmdline"), environment: environment.collect() }
     }
 
-    fn kill(&self) {
+    /// When this returns its node has seen that it ended: what takes its place wants its ports.
+    async fn kill(&self) {
         kill_process(Pid::from_raw(self.pid).unwrap(), Signal::KILL).expect("it can be killed");
+        let own = format!("/proc/{}", self.pid);
+        wait_for("what was killed is gone", async || (!Path::new(&own).exists()).then_some(())).await;
     }
 
     /// As it was started.
@@ -98,7 +102,7 @@ async fn the_api_server_is_gone_for_two_minutes_and_sessions_go_on() {
     let (_, pod) = at_work(deployed, "leslie").await;
     let api = Program::named("kube-apiserver");
     let before = beats(deployed).await;
-    api.kill();
+    api.kill().await;
     // All the while one can work in it, by way of the control plane.
     wait_long(PATIENCE, "two minutes of heartbeats", async || {
         let done = deployed.cli().run(&["run", "leslie", "--", "cat", "file"]).await;
@@ -125,7 +129,7 @@ async fn etcd_and_the_kubelet_are_killed_and_come_back() {
     let (_, pod) = at_work(deployed, "tony").await;
     for name in ["etcd", "kubelet"] {
         let program = Program::named(name);
-        program.kill();
+        program.kill().await;
         let mut again = program.start();
         wait_long(PATIENCE, "the API server answers", async || api_answers(deployed)).await;
         works_on(deployed, "tony", &pod).await;

@@ -67,7 +67,7 @@ async fn a_leader_that_is_killed_while_it_does_something_is_replaced_and_nothing
     let id = id_of(deployed, "barbara");
     let one = of(deployed, "pods", &id);
     assert_eq!(one.len(), 1, "it was not started twice: {one:#?}");
-    podling(deployed, &["run", "barbara", "--", "sh", "-c", "echo here >file"]).await;
+    podling(deployed, &["run", &id, "--", "sh", "-c", "echo here >file"]).await;
 
     edit(deployed, "barbara", r#"{"wanted": "Asleep"}"#);
     killed_after(deployed, "barbara", "awake").await;
@@ -78,7 +78,7 @@ async fn a_leader_that_is_killed_while_it_does_something_is_replaced_and_nothing
     killed_after(deployed, "barbara", "asleep").await;
     is(deployed, "barbara", "awake").await;
     deployed.is_up();
-    assert_eq!(podling(deployed, &["run", "barbara", "--", "cat", "file"]).await.out(), "here\n");
+    assert_eq!(podling(deployed, &["run", &id, "--", "cat", "file"]).await.out(), "here\n");
 
     space.kubectl(&["delete", "ws", "barbara", "--wait=false"]).good();
     killed_after(deployed, "barbara", "awake").await;
@@ -90,8 +90,9 @@ async fn a_leader_that_is_killed_while_it_does_something_is_replaced_and_nothing
     killed_after(deployed, "again", "").await;
     is(deployed, "again", "awake").await;
     deployed.is_up();
-    assert_eq!(podling(deployed, &["run", "again", "--", "cat", "file"]).await.out(), "here\n");
-    podling(deployed, &["rm", "--discard", "again"]).await;
+    let id = id_of(deployed, "again");
+    assert_eq!(podling(deployed, &["run", &id, "--", "cat", "file"]).await.out(), "here\n");
+    podling(deployed, &["rm", "--discard", &id]).await;
 }
 
 #[tokio::test]

@@ -1,8 +1,13 @@
 //! The line between a control plane and its agents, which a story can part: then nothing passes either way, and nobody is told.
 //!
-//! Knows nothing of what it carries.
+//! Knows nothing of what passes there.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    io::Write,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,40 +19,69 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::podling::Podling;
+use crate::{direct::Door, podling::Podling};
 
 /// Bytes taken from one side at a time.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// The line; dropping it cuts everything.
+/// The line. (A filter that a story leaves goes with the node.)
 #[derive(Debug)]
-pub struct Line {
-    parted: watch::Sender<bool>,
-    _tasks: JoinSet<()>,
+pub enum Line {
+    /// Who stands between agents and the socket they dial.
+    Between {
+        /// Whether nothing passes.
+        parted: watch::Sender<bool>,
+        /// What carries the bytes.
+        tasks: JoinSet<()>,
+    },
+    /// The port that pods dial; a filter of the node takes what passes there.
+    Port(u16),
 }
 
 impl Line {
-    /// Goes between the control plane and the agents that dial it from now on.
+    /// Between the control plane and the agents that dial it from now on.
     pub fn of(podling: &Podling) -> Self {
-        let socket = podling.control_socket();
+        let socket = match podling.agents_door() {
+            Door::Socket(socket) => socket,
+            Door::Address(address) => return Self::Port(address.port()),
+        };
         let behind = socket.with_extension("behind");
         fs::rename(&socket, &behind).expect("the socket can be moved");
         let listener = UnixListener::bind(&socket).expect("its place is free");
         let parted = watch::Sender::new(false);
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, behind, parted.subscribe()));
-        Self { parted, _tasks: tasks }
+        Self::Between { parted, tasks }
     }
 
     /// From now on nothing passes. What is under way is late, not lost, as TCP has it.
     pub fn part(&self) {
-        self.parted.send_replace(true);
+        match self {
+            Self::Between { parted, .. } => drop(parted.send_replace(true)),
+            // Before all other filters.
+            Self::Port(port) => filter(&format!(
+                "table inet parted-{port} {{
+                   chain to {{ type filter hook input priority -400; tcp dport {port} drop; }}
+                   chain from {{ type filter hook output priority -400; tcp sport {port} drop; }}
+                 }}"
+            )),
+        }
     }
 
     /// Everything passes again.
     pub fn heal(&self) {
-        self.parted.send_replace(false);
+        match self {
+            Self::Between { parted, .. } => drop(parted.send_replace(false)),
+            Self::Port(port) => filter(&format!("delete table inet parted-{port}")),
+        }
     }
+}
+
+/// Tells the kernel's packet filter.
+fn filter(rules: &str) {
+    let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
+    nft.stdin.take().expect("a pipe").write_all(rules.as_bytes()).expect("nft reads");
+    assert!(nft.wait().expect("nft ends").success(), "{rules}");
 }
 
 async fn accept(listener: UnixListener, behind: PathBuf, parted: watch::Receiver<bool>) {

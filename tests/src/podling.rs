@@ -19,6 +19,7 @@ use serde_json::Value;
 use crate::{
     cli::Cli,
     client::Client,
+    direct::Door,
     left_running,
     program::program,
     wait::{wait_blocking, wait_for, within},
@@ -30,6 +31,7 @@ mod pods;
 
 pub use looks::names;
 use pods::Pods;
+pub use pods::are_wanted as on_pods;
 
 /// How long everything may take to end when a story is over.
 const END: Duration = Duration::from_secs(60);
@@ -37,7 +39,8 @@ const END: Duration = Duration::from_secs(60);
 /// How a story wants its Podling.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// The data folder; absent: one in the story's own folder. Given when it must lie on a file system of its own.
+    /// The data folder; absent: one in the story's own folder. Given when it must lie on a file system of its own. (Volumes of pods
+    /// lie in it, too.)
     pub data: Option<PathBuf>,
     /// Behind a path longer than the 108 bytes that the address of a unix socket can hold.
     pub deep: bool,
@@ -109,7 +112,7 @@ impl Podling {
             fs::write(templates.join(format!("{name}.toml")), text).expect("a template");
         }
         let (url, token) = (String::new(), String::new());
-        let pods = pods::are_wanted().then(|| Pods::new(&folder, &options));
+        let pods = on_pods().then(|| Pods::new(options.data.as_ref().unwrap_or(&folder), &options));
         Self { options, folder, data, home, url, token, up: None, starts: 0, pods, _folder: temp }
     }
 
@@ -265,8 +268,11 @@ impl Podling {
     }
 
     /// Where agents dial the control plane.
-    pub fn control_socket(&self) -> PathBuf {
-        self.data.join("run/control.sock")
+    pub fn agents_door(&self) -> Door {
+        match &self.pods {
+            Some(pods) => Door::Address(pods.agents_door()),
+            None => Door::Socket(self.data.join("run/control.sock")),
+        }
     }
 
     /// kill -9 of the control plane.

@@ -1,6 +1,6 @@
 //! Certificates for stories: an authority of their own, servers it vouches for, and a client that pins one certificate.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use ring::digest::{SHA256, digest};
@@ -10,6 +10,12 @@ use rustls::{
     crypto::{CryptoProvider, ring::default_provider, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime},
 };
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
 
 /// A certificate authority.
 #[derive(Debug)]
@@ -17,6 +23,14 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     /// Its certificate, as a program is given it.
     pub pem: String,
+}
+
+/// Who stands before a server that knows no TLS, and speaks it.
+#[derive(Debug)]
+pub struct Front {
+    /// Where, on the same host.
+    pub address: SocketAddr,
+    _tasks: JoinSet<()>,
 }
 
 /// Whether a certificate is in its time.
@@ -57,6 +71,33 @@ impl Authority {
         config.alpn_protocols = vec![b"h2".to_vec()];
         Arc::new(config)
     }
+}
+
+impl Front {
+    /// Before the server at this address; which protocol is spoken there it leaves to both sides.
+    pub async fn before(behind: SocketAddr, config: &ServerConfig) -> Self {
+        let mut config = config.clone();
+        config.alpn_protocols.clear();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind((behind.ip(), 0)).await.expect("an address");
+        let address = listener.local_addr().expect("it has one");
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                while connections.try_join_next().is_some() {}
+                connections.spawn(carry(acceptor.clone(), stream, behind));
+            }
+        });
+        Self { address, _tasks: tasks }
+    }
+}
+
+/// Until either side ends it: both see that.
+async fn carry(acceptor: TlsAcceptor, near: TcpStream, behind: SocketAddr) {
+    let Ok(mut near) = acceptor.accept(near).await else { return };
+    let Ok(mut far) = TcpStream::connect(behind).await else { return };
+    let _ = copy_bidirectional(&mut near, &mut far).await;
 }
 
 /// A client that trusts exactly the certificate with this fingerprint (SHA-256 of the DER, lower-case hex); without one, any.

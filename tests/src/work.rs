@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use podling_proto::{
     agent::v1::{
-        Command, CreateTerminalRequest, Exit, ProcessExit, RunRequest, RunResponse, Terminal, exit::How,
-        process_exit::How as ProcessHow,
+        Command, CreateTerminalRequest, Exit, ProcessExit, RunRequest, RunResponse, Terminal,
+        WriteFileRequest, WriteOpen, exit::How, process_exit::How as ProcessHow,
     },
     error::{self, Reason},
 };
@@ -50,6 +50,16 @@ impl Client {
         let errors = String::from_utf8_lossy(&ran.stderr).into_owned();
         assert_eq!(process_code(&exit), Some(0), "{text}: {exit:?} {errors}");
         String::from_utf8_lossy(&ran.stdout).into_owned()
+    }
+
+    /// Writes a file of so many megabytes, or why not.
+    pub async fn upload(&self, name: &str, megabytes: usize) -> Result<(), Reason> {
+        let open = WriteOpen { path: Some(path(name)), ..Default::default() };
+        let first = WriteFileRequest { open: Some(open), data: "".into() };
+        let piece = WriteFileRequest { open: None, data: vec![7; 1024 * 1024].into() };
+        let pieces = std::iter::once(first).chain(std::iter::repeat_n(piece, megabytes));
+        let answer = within("Files.Write", self.files().write(tokio_stream::iter(pieces))).await;
+        answer.map(drop).map_err(|status| reason(&status))
     }
 }
 

@@ -1,6 +1,8 @@
 """Podling from Python: an agent directly (its certificate pinned) and through the gateway, with nothing but grpcio.
 
-usage: podling_client.py GENERATED GATEWAY TOKEN WORKSPACE SOCKET AGENT_TOKEN FINGERPRINT
+usage: podling_client.py GENERATED GATEWAY TOKEN WORKSPACE AGENT AGENT_TOKEN FINGERPRINT
+
+AGENT is unix:PATH or ipv4:ADDRESS:PORT.
 """
 
 import hashlib
@@ -8,7 +10,7 @@ import socket
 import ssl
 import sys
 
-generated, gateway, token, workspace, path, agent_token, fingerprint = sys.argv[1:]
+generated, gateway, token, workspace, agent, agent_token, fingerprint = sys.argv[1:]
 sys.path.insert(0, generated)
 
 import grpc  # noqa: E402
@@ -23,9 +25,14 @@ def pinned_certificate():
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    raw = socket.socket(socket.AF_UNIX)
-    raw.settimeout(30)
-    raw.connect(path)
+    kind, _, place = agent.partition(":")
+    if kind == "unix":
+        raw = socket.socket(socket.AF_UNIX)
+        raw.settimeout(30)
+        raw.connect(place)
+    else:
+        host, _, port = place.rpartition(":")
+        raw = socket.create_connection((host, int(port)), timeout=30)
     with context.wrap_socket(raw, server_hostname="podling-agent") as tls:
         der = tls.getpeercert(binary_form=True)
     found = hashlib.sha256(der).hexdigest()
@@ -84,5 +91,5 @@ with grpc.insecure_channel(gateway) as channel:
 
 credentials = grpc.ssl_channel_credentials(root_certificates=pinned_certificate())
 options = [("grpc.ssl_target_name_override", "podling-agent"), ("grpc.default_authority", "podling-agent")]
-with grpc.secure_channel("unix:" + path, credentials, options) as channel:
+with grpc.secure_channel(agent, credentials, options) as channel:
     work(channel, [("authorization", "Bearer " + agent_token)], "at the agent")

@@ -1,6 +1,6 @@
 //! The agents of a story's workspaces, reached past the gateway, and what runs beside them.
 
-use std::{fs, path::PathBuf};
+use std::fs;
 
 use podling_proto::control::v1::CreateTokenRequest;
 use rustix::process::Signal;
@@ -16,18 +16,17 @@ use crate::{
 
 impl Podling {
     /// Where the agent listens.
-    pub fn agent_socket(&self, workspace: &Workspace) -> PathBuf {
-        self.data.join("workspaces").join(&workspace.id).join("run/agent.sock")
+    pub fn agent_door(&self, workspace: &Workspace) -> Door {
+        match &self.pods {
+            Some(pods) => Door::Address(pods.address(&workspace.id)),
+            None => Door::Socket(self.data.join("workspaces").join(&workspace.id).join("run/agent.sock")),
+        }
     }
 
     /// A client at the agent itself, past the gateway, pinned to the certificate the control plane knows.
     pub async fn direct(&self, workspace: &Workspace) -> Client {
         let agent = self.get(workspace).await.agent.expect("an agent serves it");
-        let door = match &self.pods {
-            Some(pods) => Door::Address(pods.address(&workspace.id)),
-            None => Door::Socket(self.agent_socket(workspace)),
-        };
-        direct::client(door, &agent.key_fingerprint)
+        direct::client(self.agent_door(workspace), &agent.key_fingerprint)
     }
 
     /// The agent's process.

@@ -32,11 +32,11 @@ const RESOURCES: &str = r#"{"cpu": "400m", "memory": "256Mi"}"#;
 pub(crate) struct Pods {
     space: Namespace,
     volumes: PathBuf,
-    agents: String,
+    agents: SocketAddr,
 }
 
 /// Whether stories run on pods.
-pub(super) fn are_wanted() -> bool {
+pub fn are_wanted() -> bool {
     std::env::var(BACKEND).is_ok_and(|backend| backend == "kubernetes")
 }
 
@@ -47,7 +47,7 @@ impl Pods {
         DEFINED.call_once(define);
         let (space, volumes) = (Namespace::new(), folder.join("volumes"));
         space.kubectl(&["create", "serviceaccount", "podling-workspace"]).good();
-        let agents = free_on_node().expect("the sandbox says where its node is").to_string();
+        let agents = free_on_node().expect("the sandbox says where its node is");
         let this = Self { space, volumes, agents };
         let made: Vec<Value> = (0..VOLUMES).map(|n| this.volume(n)).collect();
         let templates = options.templates.iter().map(|(name, text)| this.template(name, text));
@@ -101,14 +101,19 @@ impl Pods {
 
     /// What the control plane is started with.
     pub(super) fn arguments(&self) -> Vec<String> {
-        let url = format!("https://{}", self.agents);
+        let (listen, url) = (self.agents.to_string(), format!("https://{}", self.agents));
         let all = [
             ["--backend", "kubernetes"],
             ["--namespace", self.space.name()],
-            ["--agents-listen", &self.agents],
+            ["--agents-listen", &listen],
             ["--agents-url", &url],
         ];
         all.as_flattened().iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    /// Where agents dial the control plane.
+    pub(super) fn agents_door(&self) -> SocketAddr {
+        self.agents
     }
 
     /// The folder that a workspace's user sees as home.

@@ -7,6 +7,7 @@ use podling_proto::control::v1::Policy;
 use podling_tests::{
     Podling,
     nights::{sleeps_after, span},
+    podling::on_pods,
     proxy::seed,
     typist::{Fates, Typist},
     wait_for,
@@ -19,14 +20,16 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 /// beat to beat; and it sleeps soon after.
 const PHASES: Range<u64> = 1500..3500;
 /// Workspaces beside each other, and how often each of them is raced: a thousand times together.
-const WORKSPACES: usize = 40;
-const ROUNDS: usize = 25;
+const PROCESSES: (usize, usize) = (40, 25);
+/// Pods take their time to start.
+const PODS: (usize, usize) = (4, 6);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keystroke_that_races_the_sleep_is_executed_once_or_refused() {
     let podling = Podling::up().await;
+    let (workspaces, rounds) = if on_pods() { PODS } else { PROCESSES };
     let mut dice = fastrand::Rng::with_seed(seed());
-    let races = (0..WORKSPACES).map(|n| race(&podling, format!("racer-{n}"), dice.fork()));
+    let races = (0..workspaces).map(|n| race(&podling, format!("racer-{n}"), rounds, dice.fork()));
     let mut all = Fates::default();
     for fates in join_all(races).await {
         all.taken += fates.taken;
@@ -34,11 +37,11 @@ async fn a_keystroke_that_races_the_sleep_is_executed_once_or_refused() {
         all.cut += fates.cut;
         all.woken += fates.woken;
     }
-    eprintln!("{} keystrokes in {WORKSPACES} workspaces: {all:?}", WORKSPACES * ROUNDS);
-    assert_eq!(all.taken as usize, WORKSPACES * ROUNDS);
+    eprintln!("{} keystrokes in {workspaces} workspaces: {all:?}", workspaces * rounds);
+    assert_eq!(all.taken as usize, workspaces * rounds);
 }
 
-async fn race(podling: &Podling, name: String, mut dice: fastrand::Rng) -> Fates {
+async fn race(podling: &Podling, name: String, rounds: usize, mut dice: fastrand::Rng) -> Fates {
     let policy = Policy { presence_cap: span(IDLE_TIMEOUT), ..sleeps_after(IDLE_TIMEOUT) };
     let workspace = podling.workspace_with(&name, policy).await;
     let inside = podling.client().of(&workspace.id);
@@ -47,7 +50,7 @@ async fn race(podling: &Podling, name: String, mut dice: fastrand::Rng) -> Fates
     let log = podling.home_of(&workspace).join("log");
     let read = || fs::read_to_string(&log).unwrap_or_default();
     let mut expected = String::new();
-    for n in 0..ROUNDS {
+    for n in 0..rounds {
         typist.attach().await;
         // Not a wait for anything: the moment of a keystroke is what this is about.
         tokio::time::sleep(Duration::from_millis(dice.u64(PHASES))).await;

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use podling_proto::control::v1::CreateTokenRequest;
-use podling_tests::{Podling, Workspace, left_out, tools, within};
+use podling_tests::{Podling, Workspace, direct::Door, left_out, tools, within};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -58,11 +58,14 @@ async fn grpcurl_lists_and_calls_both_daemons() {
     assert_eq!(ran["stdout"], "aGVsbG8K");
 
     let token = agent_token(&podling, &ada).await;
-    let socket = podling.agent_socket(&ada).display().to_string();
+    let (kind, address) = match podling.agent_door(&ada) {
+        Door::Socket(path) => (Some("-unix"), path.display().to_string()),
+        Door::Address(address) => (None, address.to_string()),
+    };
     let at_agent = async |more: &[&str], what: &[&str]| {
         let mut command = Command::new(&grpcurl);
-        command.args(["-unix", "-insecure", "-authority", "podling-agent"]);
-        command.args(["-H", &format!("authorization: Bearer {token}")]).args(more).arg(&socket).args(what);
+        command.args(kind).args(["-insecure", "-authority", "podling-agent"]);
+        command.args(["-H", &format!("authorization: Bearer {token}")]).args(more).arg(&address).args(what);
         runs("grpcurl at the agent", &mut command).await
     };
     let listed = at_agent(&[], &["list"]).await;
@@ -106,7 +109,12 @@ async fn python_works_at_the_agent_and_through_the_gateway() {
     let mut client = python(&packages);
     client.arg(tools::clients().join("python/podling_client.py")).arg(&generated);
     client.args([&podling.address().to_string(), podling.token(), &ada.id]);
-    client.arg(podling.agent_socket(&ada)).args([&agent_token(&podling, &ada).await, &agent.key_fingerprint]);
+    // As gRPC writes an address.
+    client.arg(match podling.agent_door(&ada) {
+        Door::Socket(path) => format!("unix:{}", path.display()),
+        Door::Address(address) => format!("ipv4:{address}"),
+    });
+    client.args([&agent_token(&podling, &ada).await, &agent.key_fingerprint]);
     let said = runs("the Python client", &mut client).await;
     assert!(said.contains("worked at the agent") && said.contains("worked through the gateway"), "{said}");
 }
