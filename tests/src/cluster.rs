@@ -69,7 +69,12 @@ pub fn free_on_node() -> Option<SocketAddr> {
 
 /// The name of an image that every cluster under test has.
 pub fn image(name: &str) -> String {
-    format!("{}{name}", env::var(PREFIX).unwrap_or_default())
+    image_prefix() + name
+}
+
+/// What the names of all images begin with in this cluster.
+pub fn image_prefix() -> String {
+    env::var(PREFIX).unwrap_or_default()
 }
 
 /// Puts the image of an IDE where the cluster has it: onto the node of a sandbox. Another cluster has it if it is to have it.

@@ -1,7 +1,9 @@
 //! Podling as it is deployed: the overlay `local`, applied as it ships, in the cluster that `KUBECONFIG` names.
 
 use std::{
+    fs,
     net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
     sync::OnceLock,
     time::Duration,
 };
@@ -13,7 +15,7 @@ use tempfile::TempDir;
 use crate::{
     cli::Cli,
     client::Client,
-    cluster::{Namespace, define, kubectl},
+    cluster::{Namespace, define, image, image_prefix, kubectl},
     http::send,
     tools::repository,
     wait::{PATIENCE, wait_blocking},
@@ -39,7 +41,12 @@ impl Deployed {
         DEPLOYED.get_or_init(|| {
             // The kinds first: until the cluster knows them it takes nothing of them.
             define();
-            let overlay = repository().join("deploy/overlays/local");
+            let home = tempfile::tempdir().expect("a folder");
+            let shipped = repository().join("deploy/overlays/local").canonicalize().expect("it is there");
+            let overlay = match image_prefix().as_str() {
+                "" => shipped,
+                _ => with_images_elsewhere(&shipped, home.path()),
+            };
             kubectl(&["apply", "--kustomize", overlay.to_str().expect("a path")]).good();
             let space = Namespace::of("podling");
             rolled_out(&space);
@@ -47,7 +54,7 @@ impl Deployed {
             // As somebody who may read the Secret is told to.
             let token = "go-template={{index .data \"root-token\" | base64decode}}";
             let token = space.kubectl(&["get", "secret", "podling-control", "--output", token]).good();
-            let this = Self { space, address, token, home: tempfile::tempdir().expect("a folder") };
+            let this = Self { space, address, token, home };
             this.answers();
             this
         })
@@ -95,6 +102,37 @@ impl Deployed {
             .env("PODLING_URL", format!("http://{}", self.address))
             .env("PODLING_TOKEN", &self.token)
     }
+}
+
+/// An overlay over another whose images lie elsewhere, as a platform team writes it.
+fn with_images_elsewhere(overlay: &Path, folder: &Path) -> PathBuf {
+    let folder = folder.canonicalize().expect("it is there");
+    // What lies over a folder is not named by its whole path.
+    let up = "../".repeat(folder.components().count() - 1);
+    let below = overlay.strip_prefix("/").expect("a whole path").display();
+    let mut text = format!("resources: [{up}{below}]\npatches:\n");
+    let containers = format!(
+        "[{{name: control, image: '{}', env: [{{name: PODLING_AGENT_IMAGE, value: '{}'}}]}}]",
+        image("podling/control:0.1.0"),
+        image("podling/agent:0.1.0"),
+    );
+    text += &format!(
+        "- patch: |\n    {{apiVersion: apps/v1, kind: Deployment, metadata: {{name: podling-control}}, \
+         spec: {{template: {{spec: {{containers: {containers}}}}}}}}}\n"
+    );
+    for (template, own) in [
+        ("shell", "debian:bookworm-slim"),
+        ("python", "podling/python:0.1.0"),
+        ("vscode", "podling/vscode:0.1.0"),
+    ] {
+        text += &format!(
+            "- target: {{kind: WorkspaceTemplate, name: {template}}}\n  patch: |\n    \
+             - {{op: replace, path: /spec/image, value: '{}'}}\n",
+            image(own)
+        );
+    }
+    fs::write(folder.join("kustomization.yaml"), text).expect("it can be written");
+    folder
 }
 
 fn rolled_out(space: &Namespace) {

@@ -7,7 +7,7 @@ use podling_core::{
     time::Timestamp,
     workspace::{Link, State},
 };
-use podling_proto::agent::v1::Verdict;
+use podling_proto::agent::v1::{ActivityState, Verdict};
 
 use super::status::{condition, time};
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     snapshot::WorkspaceView,
 };
 
-/// How much a time may move before it counts as another: idle time is counted anew at each beat, and a beat is up to 15 s late.
+/// How much a time may move before it counts as another: a heartbeat says what was counted up to the one before it, 15 s ago or less.
 const SLACK: Duration = Duration::from_secs(20);
 
 /// What is seen. None of it is a base for decisions, nor is it read again.
@@ -55,13 +55,12 @@ impl Seen {
             Verdict::Idle => Some("idle"),
             Verdict::Unspecified => None,
         });
-        let counted = activity.and_then(|activity| Duration::try_from(activity.counted_idle?).ok());
-        let idle = counted.filter(|_| verdict == Some("idle"));
+        let idle = activity.filter(|_| verdict == Some("idle"));
         Self {
             connected: view.link == Link::Connected,
             resized: Resized::of(view),
             verdict,
-            idle_since: idle.map(|idle| before(now, idle)),
+            idle_since: idle.and_then(|activity| idle_since(activity, now)),
             next: view.next.clone(),
             pod_uid: agent.map(|agent| agent.instance.to_string()),
             boot_id: agent.map(|agent| agent.boot_id.clone()),
@@ -125,6 +124,19 @@ impl Resized {
     }
 }
 
+/// As its last heartbeat says, which may be a while ago: else what is shown would move with the moment of looking.
+fn idle_since(activity: &ActivityState, now: Timestamp) -> Option<Timestamp> {
+    let counted = Duration::try_from(activity.counted_idle?).ok()?;
+    // Its clock may go wrong.
+    let beat = activity.at.as_ref().and_then(millis).filter(|at| *at <= now).unwrap_or(now);
+    Some(before(beat, counted))
+}
+
+fn millis(at: &prost_types::Timestamp) -> Option<Timestamp> {
+    let seconds = u64::try_from(at.seconds).ok()?;
+    Some(Timestamp(seconds.saturating_mul(1000) + u64::try_from(at.nanos).ok()? / 1_000_000))
+}
+
 fn steady(now: Timestamp, shown: Timestamp) -> Timestamp {
     if now.since(shown).max(shown.since(now)) <= SLACK { shown } else { now }
 }
@@ -154,6 +166,22 @@ mod tests {
         assert_eq!(idle(1021, 2000).steady(&shown), idle(1021, 2000), "it was used meanwhile");
         let other = Seen { next: Some((Timestamp(2_000_001), "it is warned".into())), ..shown.clone() };
         assert_eq!(other.clone().steady(&shown), other);
+    }
+
+    #[test]
+    fn idle_time_is_told_from_the_heartbeat_whenever_it_is_looked_at() {
+        let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 500_000_000 });
+        let beat = ActivityState { counted_idle: seconds(60), at: at(1000), ..Default::default() };
+        for looked_at in [1_000_500, 1_014_000, 1_300_000] {
+            assert_eq!(idle_since(&beat, Timestamp(looked_at)), Some(Timestamp(940_500)));
+        }
+        let ahead = ActivityState { at: at(9000), ..beat };
+        assert_eq!(
+            idle_since(&ahead, Timestamp(1_000_000)),
+            Some(Timestamp(940_000)),
+            "nobody is idle since then"
+        );
     }
 
     #[test]
