@@ -1,7 +1,16 @@
 //! The contract of a backend, held by pods: a start is one pod, storage outlives it, and what goes wrong is said in words.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    env,
+    ops::Range,
+    path::PathBuf,
+    pin::Pin,
+    process::Command,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use futures_util::{Stream, StreamExt};
 use kube::Client;
 use podling_control::{
@@ -19,7 +28,15 @@ use podling_core::{
     time::Timestamp,
     workspace::{Resources, Spec, Wanted},
 };
-use podling_tests::cluster::{Namespace, define, image};
+use podling_tests::{
+    cluster::{Namespace, define, image},
+    left_out,
+};
+use ring::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
+};
+use serde_json::Value;
 use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -270,10 +287,36 @@ async fn who_an_agent_is_follows_from_the_pod_its_token_was_made_for() {
     ] {
         assert!(reviewer.review(&other).await.unwrap().is_none(), "a token {why}");
     }
+    match (at_another_time(&token, -60..600), at_another_time(&token, -7200..-3600)) {
+        (Some(good), Some(over)) => {
+            assert!(reviewer.review(&good).await.unwrap().is_some(), "signed as the cluster does");
+            assert!(reviewer.review(&over).await.unwrap().is_none(), "a token that is over");
+        }
+        _ => left_out("tokens that are over", "the cluster's key is not ours"),
+    }
     let elsewhere = KubernetesReviewer::new(client().await, "default", ACCOUNT);
     assert!(elsewhere.review(&token).await.unwrap().is_none(), "another team's");
     ground.backend.stop(plan.workspace, 9).await.unwrap();
     assert!(reviewer.review(&token).await.unwrap().is_none(), "its pod is gone");
+}
+
+/// The same token, good from and until so many seconds from now, signed by the cluster's own key; `None` where nobody has that.
+fn at_another_time(token: &str, good: Range<i64>) -> Option<String> {
+    let key = PathBuf::from(env::var_os("KUBECONFIG")?).with_file_name("accounts.key");
+    let der = ["pkcs8", "-topk8", "-nocrypt", "-outform", "DER", "-in", key.to_str()?];
+    let der = Command::new("openssl").args(der).output().ok().filter(|done| done.status.success())?.stdout;
+    let mut parts = token.split('.');
+    let (head, claims) = (parts.next()?, BASE64.decode(parts.next()?).ok()?);
+    let mut claims: Value = serde_json::from_slice(&claims).ok()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs() as i64;
+    for (claim, at) in [("iat", good.start), ("nbf", good.start), ("exp", good.end)] {
+        claims[claim] = (now + at).into();
+    }
+    let signed = format!("{head}.{}", BASE64.encode(claims.to_string()));
+    let random = SystemRandom::new();
+    let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &der, &random).ok()?;
+    let signature = key.sign(&random, signed.as_bytes()).ok()?;
+    Some(format!("{signed}.{}", BASE64.encode(signature)))
 }
 
 fn house_of_nobody() -> House {

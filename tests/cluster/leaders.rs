@@ -2,8 +2,9 @@
 
 use std::fs;
 
-use podling_tests::{cluster::free_on_node, deployed::Deployed, left_out, wait_for};
+use podling_tests::{cluster::free_on_node, deployed::Deployed, left_out, typist::Typist, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use crate::lives::{alone, controls, edit, id_of, is, of, podling, uid};
 
@@ -30,7 +31,7 @@ fn leading(deployed: &Deployed) -> String {
 
 /// How often the containers of the control plane were started again.
 fn restarts(deployed: &Deployed) -> u64 {
-    let of = |pod: &serde_json::Value| pod["status"]["containerStatuses"][0]["restartCount"].as_u64();
+    let of = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"].as_u64();
     controls(deployed).iter().filter_map(of).sum()
 }
 
@@ -103,6 +104,51 @@ async fn a_leader_that_is_told_to_end_says_so_and_nobody_waits_for_its_lease() {
     deployed.space().kubectl(&["delete", "pod", &pod]).good();
     assert_ne!(holder(deployed), old, "it was given up before its pod was gone");
     deployed.is_up();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_update_costs_a_terminal_no_more_than_a_reconnect() {
+    let (_control, deployed) = alone().await;
+    podling(deployed, &["create", "frances"]).await;
+    let id = id_of(deployed, "frances");
+    let pod = uid(&of(deployed, "pods", &id));
+    let inside = deployed.client().of(&id);
+    let terminal = inside.open(vec![]).await;
+    let mut typist = Typist::new(inside.clone(), "frances", &terminal.id);
+    typist.types("set -u; n=0\r").await;
+
+    let space = deployed.space();
+    let old: Vec<_> = controls(deployed).iter().map(|pod| pod["metadata"]["uid"].clone()).collect();
+    space.kubectl(&["rollout", "restart", "deployment/podling-control"]).good();
+    let mut lines = 0;
+    wait_for("all replicas are others", async || {
+        // The same shell all the while: it counts what is typed.
+        typist.types("n=$((n+1)); echo $n >>log\r").await;
+        lines += 1;
+        let now = controls(deployed);
+        let is_new = |pod: &Value| !old.contains(&pod["metadata"]["uid"]) && is_ready(pod);
+        (now.len() == old.len() && now.iter().all(is_new)).then_some(())
+    })
+    .await;
+    deployed.is_up();
+    typist.types("n=$((n+1)); echo $n >>log\r").await;
+    let expected: String = (1..=lines + 1).map(|line| format!("{line}\n")).collect();
+    let inside = deployed.client().of(&id);
+    wait_for("all that was typed was executed", async || {
+        (inside.sh("cat log").await == expected).then_some(())
+    })
+    .await;
+    assert_eq!(typist.fates.woken, 0, "its terminal began anew: {:?}", typist.fates);
+    assert_eq!(uid(&of(deployed, "pods", &id)), pod);
+    podling(deployed, &["rm", "--discard", "frances"]).await;
+}
+
+fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
 #[tokio::test]

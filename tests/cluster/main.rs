@@ -7,6 +7,7 @@ mod ground;
 mod ide;
 mod leaders;
 mod lives;
+mod namespaces;
 mod resize;
 mod resources;
 mod shown;

@@ -19,6 +19,7 @@ use serde_json::Value;
 use crate::{
     cli::Cli,
     client::Client,
+    cluster::Namespace,
     direct::Door,
     left_running,
     program::program,
@@ -46,6 +47,8 @@ pub struct Options {
     pub deep: bool,
     /// A program and arguments to start `podling` with (`prlimit`, `unshare`); it must end in exec.
     pub through: Vec<String>,
+    /// As pods, whatever the other stories are told of.
+    pub pods: bool,
     /// More arguments for `podling up`.
     pub args: Vec<String>,
     /// Templates of the story's own: name and TOML.
@@ -112,7 +115,8 @@ impl Podling {
             fs::write(templates.join(format!("{name}.toml")), text).expect("a template");
         }
         let (url, token) = (String::new(), String::new());
-        let pods = on_pods().then(|| Pods::new(options.data.as_ref().unwrap_or(&folder), &options));
+        let pods = (options.pods || on_pods())
+            .then(|| Pods::new(options.data.as_ref().unwrap_or(&folder), &options));
         Self { options, folder, data, home, url, token, up: None, starts: 0, pods, _folder: temp }
     }
 
@@ -217,6 +221,11 @@ impl Podling {
     /// A folder for the story's own files.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// The namespace of its pods.
+    pub fn namespace(&self) -> &Namespace {
+        self.pods.as_ref().expect("its workspaces are pods").namespace()
     }
 
     /// The process `podling up`.

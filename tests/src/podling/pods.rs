@@ -111,6 +111,11 @@ impl Pods {
         all.as_flattened().iter().map(|word| (*word).to_owned()).collect()
     }
 
+    /// Where they are.
+    pub(super) fn namespace(&self) -> &Namespace {
+        &self.space
+    }
+
     /// Where agents dial the control plane.
     pub(super) fn agents_door(&self) -> SocketAddr {
         self.agents

@@ -1,0 +1,53 @@
+//! A namespace that is deleted with all that is in it: what is in no archive stays, and says what holds it. (Its control plane is elsewhere, or it
+//! would go as well.)
+
+use std::{fs, time::Duration};
+
+use podling_tests::{
+    Options, Podling,
+    cluster::{free_on_node, kubectl},
+    left_out, wait_long,
+};
+
+/// For attempts to archive, each of which has its own.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_that_is_deleted_takes_nothing_that_is_in_no_archive() {
+    if free_on_node().is_none() {
+        return left_out("a namespace that is deleted", "the cluster's node is not this machine");
+    }
+    let mut podling = Podling::up_with(Options { pods: true, ..Default::default() }).await;
+    let names = ["awake", "asleep"];
+    let mut homes = Vec::new();
+    for name in names {
+        let workspace = podling.workspace(name).await;
+        podling.client().of(&workspace.id).sh("echo kept >file").await;
+        homes.push(podling.home_of(&workspace));
+    }
+    podling.cli().run(&["sleep", "--force", "asleep"]).await.ok();
+    let space = podling.namespace();
+    kubectl(&["delete", "namespace", space.name(), "--wait=false"]).good();
+    for name in names {
+        let workspace = format!("ws/{name}");
+        wait_long(PATIENCE, "it says that its data is kept", async || {
+            let reason = space.field(&workspace, ".status.reason");
+            reason.contains("its storage is kept").then_some(())
+        })
+        .await;
+        let said = space.field(&workspace, ".status.conditions[?(@.type=='ArchiveProven')].message");
+        assert!(said.contains("podling.dev/discard=true"), "{said}");
+    }
+    for home in &homes {
+        assert_eq!(fs::read_to_string(home.join("file")).unwrap(), "kept\n");
+    }
+
+    // What somebody gives up goes, and nothing holds the namespace any more.
+    for name in names {
+        space.kubectl(&["annotate", "ws", name, "podling.dev/discard=true"]).good();
+    }
+    let gone = format!("namespace/{}", space.name());
+    kubectl(&["wait", "--for=delete", "--timeout=240s", &gone]).good();
+    // It has lost its lease with all else, and could end in no good order.
+    podling.kill_control();
+}
