@@ -8,10 +8,10 @@ use std::{
 };
 
 use podling_tests::{deployed::Deployed, wait_for, wait_long};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde_json::Value;
 
-use crate::lives::{alone, id_of, is, of, podling, uid};
+use crate::lives::{alone, edit, id_of, is, of, podling, uid};
 
 /// For what a node sees to by itself: leases of nodes, restarts, a control plane that comes back.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(240);
@@ -47,9 +47,14 @@ impl Program {
 
     /// When this returns its node has seen that it ended: what takes its place wants its ports.
     async fn kill(&self) {
-        kill_process(Pid::from_raw(self.pid).unwrap(), Signal::KILL).expect("it can be killed");
-        let own = format!("/proc/{}", self.pid);
-        wait_for("what was killed is gone", async || (!Path::new(&own).exists()).then_some(())).await;
+        let (pid, own) = (Pid::from_raw(self.pid).unwrap(), format!("/proc/{}", self.pid));
+        kill_process(pid, Signal::KILL).expect("it can be killed");
+        wait_for("what was killed is gone", async || {
+            // One that a story has started again is our child.
+            let _another_s = waitpid(Some(pid), WaitOptions::NOHANG);
+            (!Path::new(&own).exists()).then_some(())
+        })
+        .await;
     }
 
     /// As it was started.
@@ -143,6 +148,42 @@ async fn etcd_and_the_kubelet_are_killed_and_come_back() {
     podling(deployed, &["sleep", "--force", "tony"]).await;
     assert_eq!(podling(deployed, &["run", "tony", "--", "cat", "file"]).await.out(), "kept\n");
     podling(deployed, &["rm", "--discard", "tony"]).await;
+}
+
+#[tokio::test]
+#[ignore = "ends programs of the node"]
+async fn a_node_that_is_silent_keeps_its_pods_and_nothing_else_writes_to_their_volumes() {
+    let (_control, deployed) = alone().await;
+    let space = deployed.space();
+    let (id, pod) = at_work(deployed, "dennis").await;
+    let kubelet = Program::named("kubelet");
+    kubelet.kill().await;
+    // Nobody is there who would end its pod.
+    edit(deployed, "dennis", r#"{"wanted": "Asleep"}"#);
+    wait_long(PATIENCE, "it says what it waits for", async || {
+        let reason = space.field("ws/dennis", ".status.reason");
+        reason.contains("the node node0 does not answer, and may still run the pod").then_some(())
+    })
+    .await;
+    // Also where somebody wants it back.
+    edit(deployed, "dennis", r#"{"wanted": "Awake"}"#);
+    wait_for("that is seen", async || {
+        let [seen, written] = [".status.observedGeneration", ".metadata.generation"];
+        (space.field("ws/dennis", seen) == space.field("ws/dennis", written)).then_some(())
+    })
+    .await;
+    assert_eq!(uid(&of(deployed, "pods", &id)), pod, "it has one pod, and that is the old one");
+
+    let mut again = kubelet.start();
+    wait_long(PATIENCE, "another pod serves it", async || {
+        let pods = of(deployed, "pods", &id);
+        (space.field("ws/dennis", ".status.state") == "awake" && pods.len() == 1 && uid(&pods) != pod)
+            .then_some(())
+    })
+    .await;
+    assert_eq!(podling(deployed, &["run", "dennis", "--", "cat", "file"]).await.out(), "kept\n");
+    podling(deployed, &["rm", "--discard", "dennis"]).await;
+    assert!(again.try_wait().unwrap().is_none(), "it runs on for those who come next");
 }
 
 #[tokio::test]
