@@ -11,6 +11,8 @@ pub(crate) fn run() -> Result<bool> {
     let others = targets::integration_tests()?;
     let mut args = vec!["test", "--workspace", "--no-fail-fast", "--quiet", "--lib", "--bins"];
     args.extend(others.iter().flat_map(|name| ["--test", name]));
+    // Many of them wait for clocks or processes.
+    args.extend(["--", "--test-threads=4"]);
     steps.cargo("unit and property tests", &args, &[])?;
     simulate::add(&mut steps)?;
     steps.cargo("examples in docs", &["test", "--workspace", "--quiet", "--doc"], &[])?;
