@@ -6,12 +6,11 @@
 //!
 //! Must not know what is decided.
 
+mod term;
+
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -23,11 +22,15 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Error, ResourceExt,
     api::{ObjectMeta, PostParams},
+    core::Status,
 };
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
+
+use self::term::ACTS_FOR;
+pub use self::term::Term;
 
 /// The resource.
 const NAME: &str = "podling-control";
@@ -36,9 +39,6 @@ const LASTS: Duration = Duration::from_secs(8);
 /// Its holder renews it so often, and looks at it no more often while it is another's.
 const RENEWED_EVERY: Duration = Duration::from_secs(2);
 const LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
-/// Its holder stops acting when it could not renew it for so long: a call that is under way then is over before it is another's.
-const ACTS_FOR: Duration = Duration::from_secs(6);
-
 /// For the API server to answer.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(4);
 /// Its holder stands for so long without a renewal, and does nothing meanwhile: then it ends, so that where only its own way to the API server is
@@ -62,15 +62,6 @@ pub struct Held {
     candidate: Candidate,
     resource: Mutex<Resource>,
     term: Arc<Term>,
-}
-
-/// What the parts that act look at: whether they still may.
-#[derive(Debug)]
-pub struct Term {
-    /// Since when (`None`: for ever), and how many milliseconds later it was renewed last.
-    begun: Option<Instant>,
-    renewed: AtomicU64,
-    witnessed: Mutex<Duration>,
 }
 
 /// It is not ours any more, or may not be.
@@ -100,25 +91,20 @@ impl Candidate {
         loop {
             let begun = Instant::now();
             match self.leases.get_opt(NAME).await {
-                Ok(None) => {
-                    if let Some(held) = self.take(begun, None).await {
-                        return self.held(held, begun);
-                    }
-                }
-                Ok(Some(lease)) => {
-                    let version = lease.resource_version();
+                Ok(lease) => {
+                    let version = lease.as_ref().and_then(ResourceExt::resource_version);
                     let since =
-                        seen.take().filter(|(of, _)| *of == version).map_or(begun, |(_, since)| since);
-                    let is_free = holder(&lease).is_empty() || begun.duration_since(since) >= LASTS;
-                    let address =
-                        lease.annotations().get(ADDRESS).cloned().filter(|_| !holder(&lease).is_empty());
-                    self.holder.send_if_modified(|known| {
-                        let news = *known != address;
-                        *known = address;
-                        news
-                    });
-                    seen = Some((version, since));
-                    if is_free && let Some(held) = self.take(begun, Some(lease)).await {
+                        seen.as_ref().filter(|(of, _)| *of == version).map_or(begun, |(_, since)| *since);
+                    // One that was deleted is still its holder's, who may not know yet.
+                    let is_nobodys = lease.as_ref().map_or(seen.is_none(), |lease| holder(lease).is_empty());
+                    if let Some(lease) = &lease {
+                        self.is_held(lease);
+                    }
+                    if lease.is_some() || seen.is_some() {
+                        seen = Some((version, since));
+                    }
+                    let is_free = is_nobodys || begun.duration_since(since) >= LASTS;
+                    if is_free && let Some(held) = self.take(begun, lease).await {
                         return self.held(held, begun);
                     }
                 }
@@ -128,14 +114,22 @@ impl Candidate {
         }
     }
 
+    /// Tells where its holder is.
+    fn is_held(&self, lease: &Resource) {
+        let address = lease.annotations().get(ADDRESS).cloned().filter(|_| !holder(lease).is_empty());
+        self.holder.send_if_modified(|known| {
+            let news = *known != address;
+            *known = address;
+            news
+        });
+    }
+
     /// Takes it, unless somebody else is faster.
     async fn take(&self, now: Instant, old: Option<Resource>) -> Option<Resource> {
         let transitions = old.as_ref().and_then(|old| old.spec.as_ref()?.lease_transitions).unwrap_or(0) + 1;
         let witnessed = old.as_ref().map(witnessed).unwrap_or_default();
         let exists = old.is_some();
-        let metadata = old
-            .map(|old| old.metadata)
-            .unwrap_or_else(|| ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() });
+        let metadata = old.map_or_else(named, |old| old.metadata);
         let spec = LeaseSpec {
             acquire_time: Some(time()),
             lease_transitions: Some(transitions),
@@ -171,11 +165,7 @@ impl Candidate {
 
     fn held(self, resource: Resource, begun: Instant) -> Held {
         tracing::info!(identity = self.identity, "this control plane decides");
-        let term = Term {
-            begun: Some(begun),
-            renewed: AtomicU64::new(0),
-            witnessed: Mutex::new(witnessed(&resource)),
-        };
+        let term = Term::begun(begun, witnessed(&resource));
         Held { candidate: self, resource: Mutex::new(resource), term: Arc::new(term) }
     }
 }
@@ -204,25 +194,45 @@ impl Held {
     /// Whether it is ours; if so, from this moment on.
     async fn renew(&self, begun: Instant) -> Result<bool, String> {
         let renewed = self.candidate.renewed(self.resource(), self.term.witnessed());
-        let problem = match timeout(ANSWERED_WITHIN, self.write(renewed)).await {
+        match timeout(ANSWERED_WITHIN, self.write(renewed)).await {
             Ok(Ok(())) => {
                 self.term.renew(begun);
-                return Ok(true);
+                Ok(true)
             }
-            Ok(Err(Error::Api(status))) if status.code == 409 => {
-                // Another's; or written by us, and the answer was lost.
-                let now = timeout(ANSWERED_WITHIN, self.candidate.leases.get_opt(NAME)).await;
-                let now = now.map_err(|late| late.to_string())?.map_err(|error| error.to_string())?;
-                let Some(now) = now.filter(|now| holder(now) == self.candidate.identity) else {
-                    return Ok(false);
-                };
+            Ok(Err(Error::Api(status))) if matches!(status.code, 404 | 409) => {
+                timeout(ANSWERED_WITHIN, self.look_again()).await.unwrap_or_else(|_| Err(unanswered()))
+            }
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(unanswered()),
+        }
+    }
+
+    /// Whether it is ours, though it is not as we wrote it last.
+    async fn look_again(&self) -> Result<bool, String> {
+        let leases = &self.candidate.leases;
+        match leases.get_opt(NAME).await {
+            Ok(Some(now)) if holder(&now) == self.candidate.identity => {
                 self.is_now(now);
-                "it was written, and the answer was lost".to_owned()
+                Err("it was written, and the answer was lost".to_owned())
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {} s", ANSWERED_WITHIN.as_secs()),
-        };
-        Err(problem)
+            Ok(Some(_)) => Ok(false),
+            Ok(None) => {
+                let anew = Resource { metadata: named(), spec: None };
+                let anew = self.candidate.renewed(anew, self.term.witnessed());
+                match leases.create(&PostParams::default(), &anew).await {
+                    Ok(made) => {
+                        self.is_now(made);
+                        Err("somebody had deleted it".to_owned())
+                    }
+                    Err(Error::Api(status)) if is_ending(&status) && self.term.is_ours() => {
+                        self.term.is_the_last();
+                        Ok(true)
+                    }
+                    Err(error) => Err(error.to_string()),
+                }
+            }
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     /// Gives it up, so that nobody has to wait for its end.
@@ -251,38 +261,6 @@ impl Held {
     }
 }
 
-impl Term {
-    /// Of a control plane beside which there is no other.
-    pub fn alone() -> Arc<Self> {
-        Arc::new(Self { begun: None, renewed: AtomicU64::new(0), witnessed: Mutex::default() })
-    }
-
-    /// Whether nobody else can have taken over.
-    pub fn is_ours(&self) -> bool {
-        self.begun.is_none() || self.unrenewed() < ACTS_FOR
-    }
-
-    fn unrenewed(&self) -> Duration {
-        let renewed = Duration::from_millis(self.renewed.load(Ordering::SeqCst));
-        self.begun.map_or(Duration::ZERO, |begun| (begun + renewed).elapsed())
-    }
-
-    fn renew(&self, at: Instant) {
-        let millis = self.begun.map_or(0, |begun| at.duration_since(begun).as_millis());
-        self.renewed.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::SeqCst);
-    }
-
-    /// How long control planes have watched, over all their lives.
-    pub fn witnessed(&self) -> Duration {
-        *self.witnessed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// So long by now: it is written with the next renewal.
-    pub fn has_witnessed(&self, witnessed: Duration) {
-        *self.witnessed.lock().unwrap_or_else(PoisonError::into_inner) = witnessed;
-    }
-}
-
 impl std::fmt::Debug for Held {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Held").field("identity", &self.candidate.identity).finish_non_exhaustive()
@@ -293,6 +271,20 @@ impl std::fmt::Debug for Candidate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Candidate").field("identity", &self.identity).finish_non_exhaustive()
     }
+}
+
+fn named() -> ObjectMeta {
+    ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() }
+}
+
+/// The namespace takes nothing new.
+fn is_ending(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+}
+
+fn unanswered() -> String {
+    format!("no answer within {} s", ANSWERED_WITHIN.as_secs())
 }
 
 fn holder(lease: &Resource) -> &str {

@@ -276,6 +276,8 @@ async fn one_that_was_edited_into_nonsense_hides_nobody_and_is_served_again_when
     assert_eq!(podling(deployed, &["run", "ole", "--", "echo", "here"]).await.out(), "here\n");
     podling(deployed, &["rm", "--discard", "ole"]).await;
     assert_eq!(uid(&of(deployed, "pods", &id)), pod, "nobody touches what cannot be read");
+    let refused = deployed.cli().run(&["create", "niklaus"]).await;
+    assert!(refused.err().contains("there is a workspace niklaus in this namespace already"), "{refused:?}");
 
     edited(r#"{"spec": {"wanted": "Awake", "policy": null}}"#).await;
     replace(&rules);

@@ -106,6 +106,19 @@ async fn a_leader_that_is_told_to_end_says_so_and_nobody_waits_for_its_lease() {
     deployed.is_up();
 }
 
+#[tokio::test]
+async fn a_lease_that_somebody_deletes_stays_with_whom_it_was() {
+    let (_control, deployed) = alone().await;
+    let before = holder(deployed);
+    deployed.space().kubectl(&["delete", "lease", "podling-control"]).good();
+    let lease = ["get", "lease", "podling-control", "--output", "jsonpath={.spec.holderIdentity}"];
+    let after = wait_for("there is one again", async || {
+        let said = deployed.space().kubectl(&lease);
+        said.ok.then_some(said.out)
+    });
+    assert_eq!(after.await, before);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_update_costs_a_terminal_no_more_than_a_reconnect() {
     let (_control, deployed) = alone().await;

@@ -17,7 +17,7 @@ async fn a_namespace_that_is_deleted_takes_nothing_that_is_in_no_archive() {
     if free_on_node().is_none() {
         return left_out("a namespace that is deleted", "the cluster's node is not this machine");
     }
-    let mut podling = Podling::up_with(Options { pods: true, ..Default::default() }).await;
+    let podling = Podling::up_with(Options { pods: true, ..Default::default() }).await;
     let names = ["awake", "asleep"];
     let mut homes = Vec::new();
     for name in names {
@@ -42,12 +42,15 @@ async fn a_namespace_that_is_deleted_takes_nothing_that_is_in_no_archive() {
         assert_eq!(fs::read_to_string(home.join("file")).unwrap(), "kept\n");
     }
 
+    // Its lease is among what went first, and none can be made any more.
+    wait_long(PATIENCE, "it decides on", async || {
+        podling.log().contains("nobody else can decide there any more").then_some(())
+    })
+    .await;
     // What somebody gives up goes, and nothing holds the namespace any more.
     for name in names {
         space.kubectl(&["annotate", "ws", name, "podling.dev/discard=true"]).good();
     }
     let gone = format!("namespace/{}", space.name());
     kubectl(&["wait", "--for=delete", "--timeout=240s", &gone]).good();
-    // It has lost its lease with all else, and could end in no good order.
-    podling.kill_control();
 }

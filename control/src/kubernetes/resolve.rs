@@ -74,14 +74,20 @@ fn called(name: &str, id: &str) -> [String; 2] {
     [name.to_owned(), format!("{short}-{id}")]
 }
 
+/// The other way round, as far as the name was not too long.
+fn own_name<'a>(called: &'a str, id: &str) -> &'a str {
+    called.strip_suffix(id).and_then(|name| name.strip_suffix('-')).unwrap_or(called)
+}
+
 /// A workspace that nothing is known of but its resource.
 pub fn resolve(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Result<Spec, BadName> {
     let wishes = Wishes::of(resource, template);
     let created = resource.creation_timestamp().map_or(0, |time| time.0.as_millisecond());
     let is_awake = wishes.wanted == WantedState::Awake;
+    let (id, called) = (id_of(resource)?, resource.name_any());
     Ok(Spec {
-        id: id_of(resource)?,
-        name: resource.name_any().parse()?,
+        name: own_name(&called, id.as_str()).parse()?,
+        id,
         owner: resource.spec.owner.parse()?,
         template: resource.spec.template.clone(),
         // Its pod's to say: a command and the image that has it come together.
@@ -154,6 +160,7 @@ mod tests {
     fn who_comes_second_is_called_by_their_id_as_well() {
         let id = "abcdefgh2345";
         assert_eq!(called("demo", id), ["demo", "demo-abcdefgh2345"]);
+        assert_eq!(called("demo", id).map(|called| own_name(&called, id).to_owned()), ["demo", "demo"]);
         let long = format!("{}-{}", "a".repeat(49), "b".repeat(13));
         assert_eq!(called(&long, id)[1], format!("{}-{id}", "a".repeat(49)));
         assert_eq!(called(&"a".repeat(63), id)[1].len(), 63);

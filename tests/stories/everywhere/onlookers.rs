@@ -1,6 +1,6 @@
 //! Whoever waits for an archive or a restore sees how far it is, on a terminal, and nothing of that is left when it is done.
 
-use podling_proto::control::v1::{State, progress::Stage};
+use podling_proto::control::v1::progress::Stage;
 use podling_tests::{Podling, pty::Window, suspended::Suspended, wait_for};
 
 /// Enough that it is not over between two looks.
@@ -45,9 +45,13 @@ async fn who_waits_for_it_to_be_archived_and_restored_sees_how_far_that_is() {
     assert_eq!(call.ends().await, Some(0), "{}", call.shown());
     assert!(call.shown().ends_with("hello\r\n"), "only the answer is left: {:?}", call.shown());
     assert_eq!(podling.get(&ada).await.progress, None);
-    let piped = cli.run(&["sleep", "ada", "--force"]).await.ok();
-    assert_eq!(piped.err(), "", "where nobody looks nothing is shown");
-    podling.becomes(&ada, State::Asleep).await;
+
+    // Where nobody looks no bar is drawn.
+    let (piped, ()) = tokio::join!(cli.run(&["rm", "ada"]), async {
+        drop(stands_still(&podling, &ada).await);
+    });
+    let said = piped.ok().err();
+    assert!(said.lines().count() == 1 && !said.contains(['\r', '\u{1b}']), "{said:?}");
 }
 
 /// Waits until it is told how far it is, and suspends the agent that does it.

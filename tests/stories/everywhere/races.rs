@@ -39,6 +39,9 @@ async fn a_keystroke_that_races_the_sleep_is_executed_once_or_refused() {
     }
     eprintln!("{} keystrokes in {workspaces} workspaces: {all:?}", workspaces * rounds);
     assert_eq!(all.taken as usize, workspaces * rounds);
+    // Else the keystrokes did not meet the sleep at all.
+    assert!(all.woken > 0, "{all:?}");
+    assert!(on_pods() || all.refused + all.cut > 0, "{all:?}");
 }
 
 async fn race(podling: &Podling, name: String, rounds: usize, mut dice: fastrand::Rng) -> Fates {

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{
     KubernetesStore, failed,
     home::{Home, Told, Written, wishes},
+    readable,
     resource::{self, finalizers, wanted_changes},
     status,
 };
@@ -150,10 +151,12 @@ impl KubernetesStore {
         for name in names(spec) {
             resource.metadata.name = Some(name.clone());
             let made = match self.workspaces.create(&params, &resource).await {
-                Err(error) if is_code(&error, 409) => self.workspaces.get(&name).await,
-                made => made,
+                Err(error) if is_code(&error, 409) => self.all_workspaces.get(&name).await.map(readable),
+                made => made.map(Some),
             };
             let made = made.map_err(|error| failed(format!("creating the workspace {name}"), error))?;
+            // Whose it is nobody can read.
+            let Some(made) = made else { break };
             // By us, and nobody heard it; or it is another's.
             if made.spec.id.as_deref() != Some(spec.id.as_str()) {
                 continue;

@@ -1,0 +1,82 @@
+//! For how long the lease is ours: what the parts that act look at.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// Its holder stops acting when it could not renew it for so long: a call that is under way then is over before it is another's.
+pub(super) const ACTS_FOR: Duration = Duration::from_secs(6);
+
+/// What the parts that act look at: whether they still may.
+#[derive(Debug)]
+pub struct Term {
+    /// Since when (`None`: for ever), and how many milliseconds later it was renewed last.
+    begun: Option<Instant>,
+    renewed: AtomicU64,
+    /// Nobody can take it any more.
+    last: AtomicBool,
+    witnessed: Mutex<Duration>,
+}
+
+impl Term {
+    /// It begins, and control planes have watched for so long by now.
+    pub(super) fn begun(at: Instant, witnessed: Duration) -> Self {
+        Self {
+            begun: Some(at),
+            renewed: AtomicU64::new(0),
+            last: AtomicBool::new(false),
+            witnessed: Mutex::new(witnessed),
+        }
+    }
+
+    /// Of a control plane beside which there is no other.
+    pub fn alone() -> Arc<Self> {
+        Arc::new(Self {
+            begun: None,
+            renewed: AtomicU64::new(0),
+            last: AtomicBool::new(false),
+            witnessed: Mutex::default(),
+        })
+    }
+
+    /// Whether nobody else can have taken over.
+    pub fn is_ours(&self) -> bool {
+        self.begun.is_none() || self.last.load(Ordering::SeqCst) || self.unrenewed() < ACTS_FOR
+    }
+
+    pub(super) fn unrenewed(&self) -> Duration {
+        let renewed = Duration::from_millis(self.renewed.load(Ordering::SeqCst));
+        self.begun.map_or(Duration::ZERO, |begun| (begun + renewed).elapsed())
+    }
+
+    pub(super) fn renew(&self, at: Instant) {
+        let millis = self.begun.map_or(0, |begun| at.duration_since(begun).as_millis());
+        self.renewed.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::SeqCst);
+        self.last.store(false, Ordering::SeqCst);
+    }
+
+    /// It ended with its namespace while it was ours, and there no other can be made: what is held there is still ours to let go.
+    pub(super) fn is_the_last(&self) {
+        if !self.last.swap(true, Ordering::SeqCst) {
+            tracing::warn!(
+                "the namespace is being deleted, and the lease with it; nobody else can decide there any more"
+            );
+        }
+    }
+
+    /// How long control planes have watched, over all their lives.
+    pub fn witnessed(&self) -> Duration {
+        *self.witnessed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// So long by now: it is written with the next renewal.
+    pub fn has_witnessed(&self, witnessed: Duration) {
+        *self.witnessed.lock().unwrap_or_else(PoisonError::into_inner) = witnessed;
+    }
+}
