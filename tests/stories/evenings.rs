@@ -106,6 +106,8 @@ async fn down_ends_everything_and_after_the_next_up_it_sleeps_until_somebody_com
     inside.sh("echo kept > file").await;
     inside.open(script("setsid nohup sleep 5001 >/dev/null 2>&1 & sleep 5002")).await;
     let epoch = podling.awake(&ada).await.agent.expect("an agent").epoch;
+    cli.run(&["create", "gone"]).await.ok();
+    cli.run(&["rm", "gone"]).await.ok();
     wait_for("ada's work is noticed", async || {
         let now = podling.get(&ada).await;
         now.activity.is_some_and(|a| a.verdict() != Verdict::Idle).then_some(())
@@ -115,7 +117,11 @@ async fn down_ends_everything_and_after_the_next_up_it_sleeps_until_somebody_com
     // Somebody works: down asks first.
     let said = cli.run(&["down"]).await.exits(4).err();
     assert!(said.contains("ada"), "who is busy is named: {said}");
-    cli.run(&["down", "--force"]).await.ok();
+    let down = cli.run(&["down", "--force"]).await.ok().out();
+    assert!(
+        down.contains("stopped, with 1 workspace;"),
+        "of one that was deleted only its archive is kept: {down}"
+    );
     assert!(podling.ended().await.success());
     assert_eq!(podling.running(), [], "down ends everything");
 

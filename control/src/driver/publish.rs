@@ -85,8 +85,9 @@ impl<B: Backend> Driver<B> {
     pub(super) fn publish(&mut self) {
         let views = self.entries.iter().filter_map(|(id, entry)| Some((id.clone(), entry.view.clone()?)));
         self.publisher.generation += 1;
-        let total = self.entries.len();
-        let remaining = self.entries.values().filter(|entry| !entry.rests()).count();
+        let there: Vec<_> = self.entries.values().filter(|entry| !entry.record.is_gone()).collect();
+        let total = there.len();
+        let remaining = there.into_iter().filter(|entry| !entry.rests()).count();
         let snapshot = Snapshot {
             generation: self.publisher.generation,
             workspaces: views.collect(),
@@ -95,7 +96,7 @@ impl<B: Backend> Driver<B> {
         };
         self.publisher.snapshots.send_replace(Arc::new(snapshot));
         self.publisher.changed = false;
-        let pause = PAUSE_PER_WORKSPACE.saturating_mul(u32::try_from(total).unwrap_or(u32::MAX));
+        let pause = PAUSE_PER_WORKSPACE.saturating_mul(u32::try_from(self.entries.len()).unwrap_or(u32::MAX));
         self.publisher.not_before = Instant::now() + pause;
     }
 }
