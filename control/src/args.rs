@@ -62,6 +62,10 @@ pub struct Args {
     /// `gs://bucket/prefix` or `az://container/prefix` [env: PODLING_BACKUPS] [default: backups/ in the data folder]
     #[arg(long, value_name = "URL")]
     pub backups: Option<String>,
+    /// Folder where lists of what archives hold wait while they arrive: up to 2 GiB each [env: PODLING_SCRATCH] [default: scratch/ in
+    /// the data folder]
+    #[arg(long, value_name = "DIR")]
+    pub scratch: Option<String>,
     /// Command that starts an agent, words separated by spaces [env: PODLING_AGENT_COMMAND] [default: podling-agent
     /// beside this program]
     #[arg(long, value_name = "COMMAND")]

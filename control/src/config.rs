@@ -40,6 +40,8 @@ pub struct Config {
     pub default_template: String,
     /// URL of the backup store.
     pub backups: String,
+    /// Where manifests of archives wait while they arrive.
+    pub scratch: PathBuf,
     /// Program and first arguments that start an agent.
     pub agent_command: Vec<String>,
     /// How many workspaces may be awake at once.
@@ -224,6 +226,7 @@ impl Config {
             .collect(),
             default_template: text("default_template").map_or_else(|| "shell".to_owned(), |v| v.text),
             backups: text("backups").map_or_else(|| folder_url(&data.join("backups")), |v| v.text),
+            scratch: text("scratch").map_or_else(|| Ok(data.join("scratch")), |v| v.parse(values::folder))?,
             agent_command: Some(sources.list("agent_command", ' ').texts())
                 .filter(|words| !words.is_empty())
                 .unwrap_or(defaults.agent_command),
@@ -241,11 +244,6 @@ impl Config {
     /// Where running commands find this control plane: `<data>/run`.
     pub fn run_folder(&self) -> PathBuf {
         self.data.join("run")
-    }
-
-    /// Where manifests of archives wait while they arrive: `<data>/scratch`.
-    pub fn scratch_folder(&self) -> PathBuf {
-        self.data.join("scratch")
     }
 }
 

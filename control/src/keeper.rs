@@ -28,6 +28,7 @@ use crate::{
     backups::{self, BackupError, Backups, Key, Label, Proof},
     dial::{AGENT_NAME, DIAL_TIME, DialError, dial},
     identity::Identity,
+    lease::Term,
     progress::{Progress, Stage, Teller},
     server::Tasks,
     snapshot::AgentView,
@@ -70,6 +71,7 @@ pub trait Keeper: fmt::Debug + Send + Sync + 'static {
 pub struct AgentKeeper {
     backups: Backups,
     identity: Arc<Identity>,
+    term: Arc<Term>,
     tasks: Tasks,
 }
 
@@ -94,6 +96,9 @@ pub enum KeepError {
     /// The backup store.
     #[error("{}", with_cause(.0))]
     Store(#[from] BackupError),
+    /// Another control plane may have taken over.
+    #[error("this control plane does not decide any more")]
+    Superseded,
 }
 
 type Agent = ArchivesClient<
@@ -101,9 +106,17 @@ type Agent = ArchivesClient<
 >;
 
 impl AgentKeeper {
-    /// Keeps archives in `backups`; agents know the control plane by `identity`.
-    pub fn new(backups: Backups, identity: Arc<Identity>) -> Self {
-        Self { backups, identity, tasks: Tasks::default() }
+    /// Keeps archives in `backups`; agents know the control plane by `identity`. What others may know of is removed only in our `term`.
+    pub fn new(backups: Backups, identity: Arc<Identity>, term: Arc<Term>) -> Self {
+        Self { backups, identity, term, tasks: Tasks::default() }
+    }
+
+    /// Removes an archive that another control plane may go by, if there is one that decides.
+    async fn lets_go(&self, key: &Key) -> Result<(), KeepError> {
+        if !self.term.is_ours() {
+            return Err(KeepError::Superseded);
+        }
+        Ok(self.backups.remove(key).await?)
     }
 
     /// The archive as the agent takes it, `size` bytes long. It ends at the first error, which is left in `trouble`: without the whole
@@ -223,13 +236,13 @@ impl Keeper for AgentKeeper {
     }
 
     async fn expire(&self, key: &Key) -> Result<(), KeepError> {
-        Ok(self.backups.remove(key).await?)
+        self.lets_go(key).await
     }
 
     async fn sweep(&self, workspace: &WorkspaceId, known: &[Key]) -> Result<(), KeepError> {
         for stray in self.backups.strays(workspace, known).await? {
             tracing::info!(backup = %stray, "an archive that nobody knows of is removed");
-            self.backups.remove(&stray).await?;
+            self.lets_go(&stray).await?;
         }
         Ok(())
     }

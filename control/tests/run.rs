@@ -23,6 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(15);
 
 fn config(data: &Path) -> Config {
     Config {
+        scratch: data.join("scratch"),
         engine: Engine::Local,
         data: data.to_owned(),
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),

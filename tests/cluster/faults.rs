@@ -233,7 +233,8 @@ async fn a_program_that_takes_all_memory_ends_and_the_workspace_is_there() {
 async fn a_quota_that_others_use_up_is_a_queue_and_no_error() {
     let (_control, deployed) = alone().await;
     let space = deployed.space();
-    let pods = space.kubectl(&["get", "pods", "--output", "name"]).good().lines().count();
+    let workspaces = ["get", "pods", "--selector", "podling.dev/workspace", "--output", "name"];
+    let pods = space.kubectl(&workspaces).good().lines().count();
     let hard = format!(r#"{{"spec": {{"hard": {{"pods": "{pods}"}}}}}}"#);
     let quota =
         |hard: &str| space.kubectl(&["patch", "quota", "podling", "--type=merge", "--patch", hard]).good();

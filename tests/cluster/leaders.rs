@@ -107,6 +107,31 @@ async fn a_leader_that_is_told_to_end_says_so_and_nobody_waits_for_its_lease() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_somebody_copied_takes_nothing_from_whom_it_was_copied() {
+    let (_control, deployed) = alone().await;
+    let space = deployed.space();
+    podling(deployed, &["create", "grace"]).await;
+    podling(deployed, &["run", "grace", "--", "sh", "-c", "echo kept >file"]).await;
+    let mut copy: Value =
+        serde_json::from_str(&space.kubectl(&["get", "ws", "grace", "--output", "json"]).good()).unwrap();
+    let metadata = &copy["metadata"];
+    copy["metadata"] = serde_json::json!({"name": "admiral", "finalizers": metadata["finalizers"]});
+    space.apply(&copy.to_string()).good();
+    wait_for("it says why it is not served", async || {
+        space.field("ws/admiral", ".status.reason").contains("is that of the workspace grace").then_some(())
+    })
+    .await;
+    // Neither those that were there see it as hers, nor whoever comes next.
+    space.kubectl(&["delete", "pod", "--selector", "app.kubernetes.io/name=podling-control"]).good();
+    deployed.is_up();
+    assert_eq!(podling(deployed, &["run", "grace", "--", "cat", "file"]).await.out(), "kept\n");
+    space.kubectl(&["delete", "ws", "admiral"]).good();
+    podling(deployed, &["sleep", "--force", "grace"]).await;
+    assert_eq!(podling(deployed, &["run", "grace", "--", "cat", "file"]).await.out(), "kept\n");
+    podling(deployed, &["rm", "--discard", "grace"]).await;
+}
+
+#[tokio::test]
 async fn a_lease_that_somebody_deletes_stays_with_whom_it_was() {
     let (_control, deployed) = alone().await;
     let before = holder(deployed);

@@ -90,6 +90,10 @@ fn nonsense_is_refused_in_words() {
         ),
         ("owner: ada\ntemplate: python\nenvironment: [{name: X}]", "either a value or a secret"),
         ("owner: ada\ntemplate: python\nenvironment: [{name: PODLING_X, value: vi}]", "Podling's own"),
+        (
+            "owner: ada\ntemplate: python\nenvironment: [{name: X, secret: {name: podling-control, key: root-token}}]",
+            "secrets whose names begin with podling- are Podling's own",
+        ),
     ] {
         let refused = space.apply(&workspace("bad", spec)).bad();
         assert!(refused.contains(told), "{spec}\n{refused}");

@@ -8,7 +8,7 @@ use super::{ConfigError, Source};
 use crate::args::Args;
 
 /// Keys of the file; the environment variable of each is `PODLING_` and the key in capitals, the flag has "-" for "_".
-const KEYS: [&str; 23] = [
+const KEYS: [&str; 24] = [
     "listen",
     "tls_cert",
     "tls_key",
@@ -18,6 +18,7 @@ const KEYS: [&str; 23] = [
     "templates",
     "default_template",
     "backups",
+    "scratch",
     "agent_command",
     "quota_awake",
     "quota_cpu",
@@ -134,6 +135,7 @@ impl<'a> Sources<'a> {
             "templates" => args.templates,
             "default_template" => args.default_template,
             "backups" => args.backups,
+            "scratch" => args.scratch,
             "agent_command" => args.agent_command,
             "quota_awake" => args.quota_awake,
             "quota_cpu" => args.quota_cpu,

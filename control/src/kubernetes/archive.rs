@@ -3,6 +3,8 @@
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
+use super::{Port, StorageSpec, Variable};
+
 /// What is left of a workspace that was deleted: its archives, until their time is over. A new Workspace may begin with one of them (`source`).
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
@@ -31,6 +33,17 @@ pub struct WorkspaceArchiveSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 200))]
     pub newest: Option<String>,
+    /// The volume it had, if it had one of its own. What is made of its archive has the same, and so below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<StorageSpec>,
+    /// Ports of it that users reached by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub ports: Vec<Port>,
+    /// Its environment, beside its template's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub environment: Vec<Variable>,
     /// What the control plane knows it by, for itself alone.
     #[schemars(schema_with = "super::status::anything")]
     pub record: serde_json::Value,

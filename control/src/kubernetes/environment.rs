@@ -25,11 +25,14 @@ pub struct Variable {
     pub secret: Option<SecretKey>,
 }
 
-/// A key of a Secret in the same namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+/// A key of a Secret in the same namespace. Whoever may make a workspace may read any of them, as whoever may make a pod, but for Podling's own.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretKey {
     /// The Secret.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(
+        validation = Rule::new("!self.startsWith('podling-')").message("secrets whose names begin with podling- are Podling's own")
+    )]
     pub name: String,
     /// Its key.
     #[schemars(length(min = 1, max = 253))]

@@ -18,7 +18,7 @@ use crate::{
     driver::DriverHandle,
     identity::Identity,
     kubernetes::objects::House,
-    lease::{Candidate, Held},
+    lease::{Candidate, Held, Term},
     open_files::OpenFiles,
     snapshot::Snapshots,
     store::{KubernetesStore, RedbStore, Store},
@@ -35,6 +35,8 @@ pub(super) struct Engine<B, R> {
     pub(super) identity: Arc<Identity>,
     pub(super) backend: B,
     pub(super) store: Arc<dyn Store>,
+    /// For how long it is for us to decide.
+    pub(super) term: Arc<Term>,
     pub(super) reviewer: Box<dyn FnOnce(Snapshots) -> Result<R, BackendError> + Send>,
     pub(super) templates: watch::Receiver<Arc<Templates>>,
     /// The public door, if it is open already.
@@ -75,6 +77,7 @@ pub(super) fn local(
         identity,
         backend,
         store: Arc::new(RedbStore::open(&config.data.join("control").join("store.redb"))?),
+        term: Term::alone(),
         reviewer: Box::new(LocalReviewer::new),
         // They stay as they are.
         templates: watch::channel(Arc::new(templates)).1,
@@ -142,6 +145,7 @@ async fn deciding(
         identity,
         backend,
         store,
+        term: held.term(),
         reviewer: Box::new(|_| Ok(reviewer)),
         templates,
         public: Some(public),

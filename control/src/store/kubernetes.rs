@@ -4,6 +4,8 @@
 //! changed meanwhile is seen before anything is decided on top of it. What people write (`spec`) is changed only where the record wants something
 //! else than it did, and nothing is written that is so already.
 
+mod copies;
+mod former;
 mod home;
 mod put;
 mod resource;
@@ -29,7 +31,7 @@ use kube::{
 use podling_core::{id::WorkspaceId, status::Status};
 use tokio::time::sleep;
 
-use self::home::Home;
+use self::{copies::rightful, home::Home};
 use super::{Change, Committed, Loaded, Record, Store, StoreError, stored};
 use crate::{
     kubernetes::{
@@ -132,8 +134,9 @@ impl Store for KubernetesStore {
             }
         }
         let templates = self.templates().await?;
-        for resource in self.all_workspaces.list(&ListParams::default()).await.map_err(reading)? {
-            let Some(resource) = readable(resource) else { continue };
+        let gone = loaded.records.iter().map(|record| record.spec.id.clone()).collect();
+        let there = self.all_workspaces.list(&ListParams::default()).await.map_err(reading)?;
+        for resource in rightful(there.into_iter().filter_map(readable).collect(), &gone) {
             let name = resource.name_any();
             loaded.used.extend(id_of(&resource).ok().map(|id| id.bits()));
             match record(&resource, templates.get(&resource.spec.template)) {

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use kube::{
-    Api, Client, ResourceExt,
+    Api, Client, Error, ResourceExt,
     api::{DeleteParams, ListParams, Preconditions},
     runtime::watcher,
 };
 use podling_core::id::WorkspaceId;
 
+use super::trouble::{Telling, patiently};
 use crate::{
     backend::BackendError,
     kubernetes::{
@@ -44,6 +45,16 @@ impl Cluster {
             house,
             term,
         }
+    }
+
+    /// Tries until it is done, it is known that it never will be, or another control plane decides.
+    pub(super) async fn patiently<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        operation: &str,
+        telling: Telling<'_>,
+        call: impl Fn() -> F,
+    ) -> Result<T, BackendError> {
+        patiently(operation, telling, || self.acts(operation), call).await
     }
 
     /// Asked before anything is made or removed: who stood still for a while may not know yet that another acts by now.

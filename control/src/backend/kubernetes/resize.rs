@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::{
     cluster::Cluster,
     pods,
-    trouble::{Telling, is_code, patiently, while_wanted},
+    trouble::{Telling, is_code, while_wanted},
     words,
 };
 use crate::{
@@ -47,11 +47,10 @@ impl Cluster {
         let telling = Telling { to: told, workspace: &resize.workspace, epoch: resize.epoch };
         let (name, wanted) = (pod_name(&resize.workspace, resize.epoch), resize.resources);
         let gone = || BackendError::new(operation, "its pod is gone");
-        let pod = patiently(operation, telling, || self.pods.get_opt(&name)).await?.ok_or_else(gone)?;
+        let pod = self.patiently(operation, telling, || self.pods.get_opt(&name)).await?.ok_or_else(gone)?;
         if pods::wanted(&pod) != Some(wanted) {
-            self.acts(operation)?;
             let patch = Patch::Strategic(change(wanted));
-            patiently(operation, telling, || async {
+            self.patiently(operation, telling, || async {
                 let params = PatchParams::default();
                 match self.pods.patch_subresource("resize", &name, &params, &patch).await {
                     Err(error) if is_code(&error, 404) => Ok(None),

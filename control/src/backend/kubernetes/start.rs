@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::{
     cluster::Cluster,
     pods::{instance, is_running},
-    trouble::{Telling, is_code, patiently, while_wanted},
+    trouble::{Telling, is_code, while_wanted},
     words,
 };
 use crate::{
@@ -25,6 +25,9 @@ use crate::{
         objects::{Start, pod},
     },
 };
+
+/// How the secrets begin whose content no workspace may have.
+const OWN_SECRETS: &str = "podling-";
 
 impl Cluster {
     /// Sees to it that the pod of this start runs.
@@ -52,7 +55,7 @@ impl Cluster {
             workspace: plan.workspace.clone(),
             epoch: plan.epoch,
             resources: ResourcesSpec::of(plan.resources),
-            secrets: secrets(&template, own.as_ref()),
+            secrets: secrets(operation, &template, own.as_ref())?,
             ports: ports(&template, own.as_ref()),
             claim_name,
             template_name: plan.spec.template.clone(),
@@ -60,8 +63,7 @@ impl Cluster {
         };
         let pod = pod(&start, &self.house);
         let name = pod.name_any();
-        self.acts(operation)?;
-        let made = patiently(operation, telling, || async {
+        let made = self.patiently(operation, telling, || async {
             match self.pods.create(&PostParams::default(), &pod).await {
                 // By us, and we did not hear it; or by another control plane.
                 Err(error) if is_code(&error, 409) => self.pods.get(&name).await,
@@ -79,7 +81,7 @@ impl Cluster {
         telling: Telling<'_>,
     ) -> Result<Option<WorkspaceSpec>, BackendError> {
         for name in names(&plan.spec) {
-            let found = patiently(operation, telling, || self.workspaces.get_opt(&name)).await?;
+            let found = self.patiently(operation, telling, || self.workspaces.get_opt(&name)).await?;
             // Another owner's may have the name.
             let is_its = |found: &Workspace| id_of(found).is_ok_and(|id| id == plan.workspace);
             if let Some(found) = found.filter(is_its) {
@@ -95,7 +97,7 @@ impl Cluster {
         name: &str,
         telling: Telling<'_>,
     ) -> Result<WorkspaceTemplateSpec, BackendError> {
-        let found = patiently(operation, telling, || self.templates.get_opt(name)).await?;
+        let found = self.patiently(operation, telling, || self.templates.get_opt(name)).await?;
         let missing = || {
             BackendError::new(
                 operation,
@@ -134,13 +136,25 @@ impl Cluster {
     }
 }
 
-/// What of its environment secrets hold; its own goes before its template's, also where its own has a value.
-fn secrets(template: &WorkspaceTemplateSpec, own: Option<&WorkspaceSpec>) -> Vec<(String, SecretKey)> {
+/// What of its environment secrets hold; its own goes before its template's, also where its own has a value. Podling's own secrets are nobody's to
+/// read (which an older kind may have let in).
+fn secrets(
+    operation: &str,
+    template: &WorkspaceTemplateSpec,
+    own: Option<&WorkspaceSpec>,
+) -> Result<Vec<(String, SecretKey)>, BackendError> {
     let own = own.map(|own| own.environment.as_slice()).unwrap_or_default();
     let is_own = |variable: &&Variable| own.iter().any(|other| other.name == variable.name);
     let of_template = template.environment.iter().filter(|variable| !is_own(variable));
     let secret = |variable: &Variable| Some((variable.name.clone(), variable.secret.clone()?));
-    of_template.chain(own).filter_map(secret).collect()
+    let all: Vec<_> = of_template.chain(own).filter_map(secret).collect();
+    match all.iter().find(|(_, secret)| secret.name.starts_with(OWN_SECRETS)) {
+        None => Ok(all),
+        Some((name, secret)) => {
+            let why = format!("its variable {name} names the secret {}, which is Podling's own", secret.name);
+            Err(BackendError::new(operation, why))
+        }
+    }
 }
 
 /// Its template's and its own, which goes before: of two with one name or for one port there is one.
@@ -148,4 +162,29 @@ fn ports(template: &WorkspaceTemplateSpec, own: Option<&WorkspaceSpec>) -> Vec<P
     let own = own.map(|own| own.ports.as_slice()).unwrap_or_default();
     let is_own = |port: &&Port| own.iter().any(|other| other.name == port.name || other.port == port.port);
     template.ports.iter().filter(|port| !is_own(port)).chain(own).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn its_own_secrets_go_before_its_template_s_and_podling_s_own_are_nobody_s() {
+        let template = |secret: &str| -> WorkspaceTemplateSpec {
+            let variable = json!({"name": "TOKEN", "secret": {"name": secret, "key": "key"}});
+            serde_json::from_value(json!({"image": "python", "environment": [variable]})).unwrap()
+        };
+        let own = json!({"owner": "ada", "template": "python", "environment": [{"name": "TOKEN", "value": "plain"}]});
+        let own: WorkspaceSpec = serde_json::from_value(own).unwrap();
+        let names = |template, own| -> Result<Vec<String>, String> {
+            let secrets = secrets("starting it", &template, own).map_err(|error| error.problem)?;
+            Ok(secrets.into_iter().map(|(_, secret)| secret.name).collect())
+        };
+        assert_eq!(names(template("tokens"), None).unwrap(), ["tokens"]);
+        assert!(names(template("tokens"), Some(&own)).unwrap().is_empty());
+        let refused = names(template("podling-control"), None).unwrap_err();
+        assert_eq!(refused, "its variable TOKEN names the secret podling-control, which is Podling's own");
+    }
 }

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::{
     cluster::{Cluster, of, this},
-    trouble::{Telling, failed, is_code, patiently, said},
+    trouble::{Telling, failed, is_code, said},
 };
 use crate::{
     backend::BackendError,
@@ -39,12 +39,12 @@ impl Cluster {
     ) -> Result<String, BackendError> {
         let operation = format!("claiming a volume for {workspace}");
         let whose = of(workspace);
-        let list = patiently(&operation, telling, || self.claims.list(&whose)).await?;
+        let list = self.patiently(&operation, telling, || self.claims.list(&whose)).await?;
         if let Some(claim) = list.items.into_iter().next() {
             if claim.metadata.deletion_timestamp.is_some() {
-                let why = "it is being deleted; what it holds can only be archived any more";
-                return Err(BackendError::new(operation, format!("{}: {why}", claim.name_any())));
+                return Err(BackendError::new(operation, lost(&claim)));
             }
+            self.acts(&operation)?;
             if let Err(error) = self.grow(&claim, storage).await {
                 // It has what it had.
                 tracing::warn!(%workspace, why = said(&error), "its volume does not grow to {}", storage.size);
@@ -53,7 +53,7 @@ impl Cluster {
         }
         let name = claim_name(workspace);
         let new = claim(workspace, &name, storage);
-        patiently(&operation, telling, || async {
+        self.patiently(&operation, telling, || async {
             match self.claims.create(&PostParams::default(), &new).await {
                 Err(error) if is_code(&error, 409) => self.claims.get(&name).await,
                 made => made,
@@ -119,4 +119,15 @@ impl Cluster {
         let late = |_| format!("the claim {name} is not gone after {} s", GOES_WITHIN.as_secs());
         timeout(GOES_WITHIN, gone).await.map_err(late)
     }
+}
+
+/// Somebody has deleted it: a cluster starts nothing on it any more, and only our finalizer keeps what it holds.
+fn lost(claim: &PersistentVolumeClaim) -> String {
+    let volume = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).unwrap_or_default();
+    format!(
+        "somebody has deleted the claim {name}, and no pod may use it any more. What it holds is on the volume {volume:?}: set its \
+         persistentVolumeReclaimPolicy to Retain, take the finalizer {KEEP_DATA} off the claim, remove the volume's claimRef, and make \
+         a claim {name} for it with the same labels",
+        name = claim.name_any(),
+    )
 }

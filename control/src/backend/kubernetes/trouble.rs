@@ -56,14 +56,16 @@ impl Telling<'_> {
     }
 }
 
-/// Tries until it is done, or it is known that it never will be.
+/// Tries until it is done, or it is known that it never will be, or (`may`) it is not for us any more.
 pub(super) async fn patiently<T, F: Future<Output = Result<T, Error>>>(
     operation: &str,
     telling: Telling<'_>,
+    may: impl Fn() -> Result<(), BackendError>,
     call: impl Fn() -> F,
 ) -> Result<T, BackendError> {
     let mut pause = FIRST_PAUSE;
     loop {
+        may()?;
         let error = match call().await {
             Ok(done) => return Ok(done),
             Err(error) => error,
@@ -135,15 +137,20 @@ mod tests {
         let (tries, workspace) = (Mutex::new(0), WorkspaceId::from_bits(7));
         let (to, mut heard) = mpsc::channel(8);
         let telling = Telling { to: &to, workspace: &workspace, epoch: 1 };
-        let done = patiently("creating it", telling, || async {
-            let mut tries = tries.lock().unwrap();
-            *tries += 1;
-            match *tries {
-                1..=3 => Err(api(403, full)),
-                4 => Err(api(500, "etcdserver: leader changed")),
-                _ => Ok(*tries),
-            }
-        });
+        let done = patiently(
+            "creating it",
+            telling,
+            || Ok(()),
+            || async {
+                let mut tries = tries.lock().unwrap();
+                *tries += 1;
+                match *tries {
+                    1..=3 => Err(api(403, full)),
+                    4 => Err(api(500, "etcdserver: leader changed")),
+                    _ => Ok(*tries),
+                }
+            },
+        );
         assert_eq!(done.await.unwrap(), 5);
         let mut told = Vec::new();
         while let Ok(Observation::Waits { waits: Some(waits), .. }) = heard.try_recv() {
@@ -154,12 +161,29 @@ mod tests {
         assert!(!told[3].for_room && told[3].why.contains("leader changed"), "{told:?}");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_is_superseded_while_it_waits_tries_no_more() {
+        let (tries, workspace) = (Mutex::new(0), WorkspaceId::from_bits(7));
+        let (to, _heard) = mpsc::channel(8);
+        let telling = Telling { to: &to, workspace: &workspace, epoch: 1 };
+        let may = || match *tries.lock().unwrap() {
+            0..2 => Ok(()),
+            _ => Err(BackendError::new("creating it", "another decides")),
+        };
+        let done = patiently("creating it", telling, may, || async {
+            *tries.lock().unwrap() += 1;
+            Err::<(), _>(api(503, "it is away"))
+        });
+        assert_eq!(done.await.unwrap_err().problem, "another decides");
+        assert_eq!(*tries.lock().unwrap(), 2);
+    }
+
     #[tokio::test]
     async fn what_is_forbidden_is_not_tried_again() {
         let forbidden = || async { Err::<(), _>(api(403, "violates PodSecurity \"restricted\"")) };
         let (workspace, (to, _heard)) = (WorkspaceId::from_bits(7), mpsc::channel(8));
         let telling = Telling { to: &to, workspace: &workspace, epoch: 1 };
-        let refused = patiently("creating it", telling, forbidden).await;
+        let refused = patiently("creating it", telling, || Ok(()), forbidden).await;
         assert_eq!(refused.unwrap_err().to_string(), "creating it: violates PodSecurity \"restricted\"");
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     KubernetesStore, failed,
+    former::Former,
     home::{Home, Told, Written, wishes},
     readable,
     resource::{self, finalizers, wanted_changes},
@@ -41,6 +42,11 @@ impl KubernetesStore {
             let mut written = home.written.lock().await;
             match self.put_once(&home, &mut written, record).await {
                 Err(StoreError::Cluster { source, .. }) if is_code(&source, 409) => {}
+                // Somebody took it away by force, and no watch has told: it is made anew, as it is where one has.
+                Err(StoreError::Cluster { source, .. }) if is_code(&source, 404) => {
+                    home.vanished();
+                    continue;
+                }
                 done => return done,
             }
             // Somebody else wrote it. What people want is looked at first (nobody does while we hold it); what is ours is written again.
@@ -57,7 +63,7 @@ impl KubernetesStore {
 
     async fn put_once(&self, home: &Home, written: &mut Written, record: &Record) -> Result<(), StoreError> {
         if record.is_gone() {
-            self.put_archive(record, written.archived).await?;
+            self.put_archive(home, record, written.archived).await?;
             written.archived = true;
             self.remove_workspace(home).await?;
         } else {
@@ -147,6 +153,9 @@ impl KubernetesStore {
         record: &Record,
     ) -> Result<Arc<Workspace>, StoreError> {
         let (spec, mut resource) = (&record.spec, resource::of(record));
+        let former = self.former(record, written).await;
+        let looking = |error| failed(format!("looking at what {} was", spec.name), error);
+        former.map_err(looking)?.give(&mut resource.spec);
         let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
         for name in names(spec) {
             resource.metadata.name = Some(name.clone());
@@ -205,15 +214,21 @@ impl KubernetesStore {
         done.map_err(|error| failed(operation(), error))
     }
 
-    async fn put_archive(&self, record: &Record, exists: bool) -> Result<(), StoreError> {
+    async fn put_archive(&self, home: &Home, record: &Record, exists: bool) -> Result<(), StoreError> {
         let (id, name) = (record.spec.id.to_string(), record.spec.name.to_string());
         let operation = format!("writing what is left of the workspace {name}");
-        let spec = WorkspaceArchiveSpec {
+        let mut spec = WorkspaceArchiveSpec {
             workspace: name,
             owner: record.spec.owner.to_string(),
             newest: record.status.archives.last().map(|archive| archive.key.0.clone()),
+            storage: None,
+            ports: Vec::new(),
+            environment: Vec::new(),
             record: json(record),
         };
+        if let Some(latest) = home.latest() {
+            Former::of(&latest.spec).keep(&mut spec);
+        }
         let done = if exists {
             let patch = Patch::Merge(json!({"spec": spec}));
             self.archives.patch(&id, &PatchParams::default(), &patch).await

@@ -16,7 +16,7 @@ use kube::{
     },
 };
 
-use super::{KubernetesStore, home::Told, readable, record, unreadable};
+use super::{KubernetesStore, copies::has_record, home::Told, readable, record, unreadable};
 use crate::{
     driver::{DriverError, DriverHandle, Edit},
     kubernetes::{
@@ -30,6 +30,8 @@ enum Unserved {
     Gone(DriverError),
     /// It cannot be understood.
     Unreadable(String),
+    /// Its id is another's.
+    Copy(Box<Workspace>, String),
 }
 
 impl Unserved {
@@ -102,6 +104,12 @@ impl KubernetesStore {
         match self.look(resource, driver).await {
             Err(Unserved::Gone(error)) => return Err(error),
             Err(Unserved::Unreadable(problem)) => unreadable(&name, &problem),
+            Err(Unserved::Copy(copy, why)) => {
+                tracing::warn!(name, why, "a workspace is not served");
+                if let Err(error) = self.disown(&copy, &why).await {
+                    tracing::debug!(name, %error, "that could not be said on it");
+                }
+            }
             Ok(()) => {}
         }
         Ok(())
@@ -110,8 +118,10 @@ impl KubernetesStore {
     async fn look(&self, resource: Workspace, driver: &DriverHandle) -> Result<(), Unserved> {
         let id = id_of(&resource).map_err(Unserved::unreadable)?;
         let home = self.home(&id);
-        if home.latest().is_some_and(|latest| latest.name_any() != resource.name_any()) {
-            return Err(Unserved::unreadable(format!("the id {id} is another workspace's")));
+        if let Some(other) = home.latest().filter(|latest| latest.name_any() != resource.name_any()) {
+            let why =
+                format!("its id {id} is that of the workspace {}; make it without spec.id", other.name_any());
+            return Err(Unserved::Copy(resource.into(), why));
         }
         let template = self.template(&resource.spec.template).await;
         let mut written = home.written.lock().await;
@@ -119,6 +129,12 @@ impl KubernetesStore {
             return Ok(());
         }
         if written.told.is_none() && home.latest().is_none() {
+            if written.archived && !has_record(&resource) {
+                let why = format!(
+                    "its id {id} was that of a workspace that is deleted; make it without spec.id, with the archive as spec.source"
+                );
+                return Err(Unserved::Copy(resource.into(), why));
+            }
             let mut record = record(&resource, template.as_ref()).map_err(Unserved::Unreadable)?;
             record.generation = resource.metadata.generation.unwrap_or_default();
             drop(written);

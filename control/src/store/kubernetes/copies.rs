@@ -1,0 +1,96 @@
+//! Resources with an id that is another workspace's, as a copied manifest has it: none of them is served, or takes anything from whose the id is. Each
+//! says so, and goes when it is deleted.
+
+use std::collections::BTreeSet;
+
+use kube::{
+    Error, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use podling_core::{id::WorkspaceId, workspace::State};
+use serde_json::json;
+
+use super::{KubernetesStore, status::word};
+use crate::kubernetes::{Workspace, WorkspaceStatus, id_of, objects::ARCHIVE_FIRST};
+
+/// The workspaces among these: of several with one id the one that has a record, or else the oldest; of those that were deleted (`gone`) none
+/// without a record.
+pub(super) fn rightful(mut all: Vec<Workspace>, gone: &BTreeSet<WorkspaceId>) -> Vec<Workspace> {
+    all.sort_by_key(|one| (!has_record(one), one.creation_timestamp(), one.name_any()));
+    let mut taken = BTreeSet::new();
+    let is_rightful = |one: &Workspace| match id_of(one) {
+        Ok(id) => (has_record(one) || !gone.contains(&id)) && taken.insert(id),
+        // Which is said where it is read.
+        Err(_) => true,
+    };
+    all.retain(is_rightful);
+    all
+}
+
+/// Whether a control plane has kept one in it.
+pub(super) fn has_record(resource: &Workspace) -> bool {
+    resource.status.as_ref().is_some_and(|status| status.record.is_some())
+}
+
+impl KubernetesStore {
+    /// Says on a copy why it is not served; one that is deleted is let go, for nothing is kept of it.
+    pub(super) async fn disown(&self, copy: &Workspace, why: &str) -> Result<(), Error> {
+        if !self.term.is_ours() {
+            return Ok(());
+        }
+        let name = copy.name_any();
+        if copy.metadata.deletion_timestamp.is_some() {
+            let kept: Vec<_> = copy.finalizers().iter().filter(|held_by| *held_by != ARCHIVE_FIRST).collect();
+            if kept.len() < copy.finalizers().len() {
+                let metadata = json!({"finalizers": kept, "resourceVersion": copy.resource_version()});
+                let patch = Patch::Merge(json!({"metadata": metadata}));
+                self.workspaces.patch(&name, &PatchParams::default(), &patch).await?;
+            }
+            return Ok(());
+        }
+        let status = WorkspaceStatus {
+            state: word(State::Failed).to_owned(),
+            reason: why.to_owned(),
+            observed_generation: copy.metadata.generation.unwrap_or_default(),
+            ..WorkspaceStatus::default()
+        };
+        if copy.status.as_ref() != Some(&status) {
+            self.write_status(copy, &status).await?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn workspace(name: &str, made: &str, status: Value) -> Workspace {
+        serde_json::from_value(json!({
+            "apiVersion": "podling.dev/v1alpha1", "kind": "Workspace",
+            "metadata": {"name": name, "creationTimestamp": format!("2026-11-29T{made}:00Z")},
+            "spec": {"id": "abcdefgh2345", "owner": "ada", "template": "python"},
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    fn names(all: Vec<Workspace>) -> Vec<String> {
+        all.iter().map(ResourceExt::name_any).collect()
+    }
+
+    #[test]
+    fn a_copy_takes_the_place_of_nobody() {
+        let kept = json!({"state": "asleep", "record": {}});
+        let copies =
+            || vec![workspace("copy", "09:00", Value::Null), workspace("other", "08:00", Value::Null)];
+        let with_original = [copies(), vec![workspace("demo", "10:00", kept.clone())]].concat();
+        assert_eq!(names(rightful(with_original.clone(), &BTreeSet::new())), ["demo"]);
+        assert_eq!(names(rightful(copies(), &BTreeSet::new())), ["other"], "nobody was served yet");
+        let gone = ["abcdefgh2345".parse().unwrap()].into();
+        assert!(rightful(copies(), &gone).is_empty(), "what was deleted is in its archives");
+        assert_eq!(names(rightful(with_original, &gone)), ["demo"], "one that was coming back");
+    }
+}

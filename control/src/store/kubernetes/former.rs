@@ -1,0 +1,92 @@
+//! What only the resource of a workspace says, and what comes out of its archive has again.
+
+use kube::Error;
+
+use super::{KubernetesStore, home::Written};
+use crate::{
+    backups::Key,
+    kubernetes::{Port, StorageSpec, Variable, WorkspaceArchiveSpec, WorkspaceSpec},
+    store::Record,
+};
+
+/// What a workspace had, beside its record.
+#[derive(Debug, Default)]
+pub(super) struct Former {
+    storage: Option<StorageSpec>,
+    ports: Vec<Port>,
+    environment: Vec<Variable>,
+}
+
+impl Former {
+    fn of_archive(archive: WorkspaceArchiveSpec) -> Self {
+        Self { storage: archive.storage, ports: archive.ports, environment: archive.environment }
+    }
+
+    /// As this says.
+    pub(super) fn of(spec: &WorkspaceSpec) -> Self {
+        Self {
+            storage: spec.storage.clone(),
+            ports: spec.ports.clone(),
+            environment: spec.environment.clone(),
+        }
+    }
+
+    /// Notes it beside the archives.
+    pub(super) fn keep(self, archive: &mut WorkspaceArchiveSpec) {
+        (archive.storage, archive.ports, archive.environment) = (self.storage, self.ports, self.environment);
+    }
+
+    /// Gives it to what comes out of an archive; what that says of its environment goes before.
+    pub(super) fn give(self, spec: &mut WorkspaceSpec) {
+        (spec.storage, spec.ports) = (self.storage, self.ports);
+        for variable in self.environment {
+            if spec.environment.iter().all(|own| own.name != variable.name) {
+                spec.environment.push(variable);
+            }
+        }
+    }
+}
+
+impl KubernetesStore {
+    /// What there was of a workspace that is made anew: of itself, if it had been deleted, or of the one whose archive it begins with.
+    pub(super) async fn former(&self, record: &Record, written: &Written) -> Result<Former, Error> {
+        let source = || record.spec.source.as_ref()?.0.parse().ok().map(|key: Key| key.workspace().clone());
+        let whose = if written.archived { Some(record.spec.id.clone()) } else { source() };
+        let Some(whose) = whose else { return Ok(Former::default()) };
+        if let Some(there) = self.known_home(&whose).and_then(|home| home.latest()) {
+            return Ok(Former::of(&there.spec));
+        }
+        let archive = self.archives.get_opt(whose.as_str()).await?;
+        Ok(archive.map(|archive| Former::of_archive(archive.spec)).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_comes_out_of_an_archive_has_what_it_had() {
+        let spec = |environment| -> WorkspaceSpec {
+            let spec = json!({
+                "owner": "ada", "template": "python", "storage": {"size": "20Gi"}, "ports": [{"name": "ide", "port": 80}],
+                "environment": environment,
+            });
+            serde_json::from_value(spec).unwrap()
+        };
+        let secret = json!({"name": "TOKEN", "secret": {"name": "tokens", "key": "github"}});
+        let before = spec(json!([{"name": "EDITOR", "value": "vi"}, secret]));
+        let archive = json!({"workspace": "demo", "owner": "ada", "record": {}});
+        let mut archive: WorkspaceArchiveSpec = serde_json::from_value(archive).unwrap();
+        Former::of(&before).keep(&mut archive);
+        let mut after = WorkspaceSpec {
+            storage: None,
+            ports: Vec::new(),
+            ..spec(json!([{"name": "EDITOR", "value": "nano"}]))
+        };
+        Former::of_archive(archive).give(&mut after);
+        assert_eq!(after, spec(json!([{"name": "EDITOR", "value": "nano"}, secret])));
+    }
+}
