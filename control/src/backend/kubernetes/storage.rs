@@ -28,6 +28,8 @@ use crate::{
 
 /// For a claim to go that nothing uses and nobody holds.
 const GOES_WITHIN: Duration = Duration::from_secs(60);
+/// Attempts to write a claim that others write too.
+const TRIES: usize = 4;
 
 impl Cluster {
     /// The name of the workspace's claim; makes it if there is none, and has it grow if it is to be larger.
@@ -94,15 +96,20 @@ impl Cluster {
             Err(error) => return Err(error),
             Ok(_) => {}
         }
-        let Some(now) = self.claims.get_opt(&name).await?.filter(|now| now.uid() == claim.uid()) else {
-            return Ok(());
-        };
-        let kept: Vec<_> = now.finalizers().iter().filter(|held_by| *held_by != KEEP_DATA).collect();
-        let version = now.resource_version();
-        let patch = json!({"metadata": {"finalizers": kept, "resourceVersion": version}});
-        match self.claims.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
-            Err(error) if is_code(&error, 404) => Ok(()),
-            done => done.map(drop),
+        let mut tries = 0;
+        loop {
+            let now = self.claims.get_opt(&name).await?.filter(|now| now.uid() == claim.uid());
+            let Some(now) = now else { return Ok(()) };
+            let kept: Vec<_> = now.finalizers().iter().filter(|held_by| *held_by != KEEP_DATA).collect();
+            let version = now.resource_version();
+            let patch = json!({"metadata": {"finalizers": kept, "resourceVersion": version}});
+            tries += 1;
+            match self.claims.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+                Err(error) if is_code(&error, 404) => return Ok(()),
+                // The cluster takes its own finalizer off at the same time.
+                Err(error) if is_code(&error, 409) && tries < TRIES => {}
+                done => return done.map(drop),
+            }
         }
     }
 
