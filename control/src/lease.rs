@@ -95,7 +95,7 @@ impl Candidate {
                     let version = lease.as_ref().and_then(ResourceExt::resource_version);
                     let since =
                         seen.as_ref().filter(|(of, _)| *of == version).map_or(begun, |(_, since)| *since);
-                    // One that was deleted is still its holder's, who may not know yet.
+                    // One that was deleted is still its holder's, who may not know yet. (Who has never seen one takes it: a first start waits for nobody.)
                     let is_nobodys = lease.as_ref().map_or(seen.is_none(), |lease| holder(lease).is_empty());
                     if let Some(lease) = &lease {
                         self.is_held(lease);
@@ -200,7 +200,7 @@ impl Held {
                 Ok(true)
             }
             Ok(Err(Error::Api(status))) if matches!(status.code, 404 | 409) => {
-                timeout(ANSWERED_WITHIN, self.look_again()).await.unwrap_or_else(|_| Err(unanswered()))
+                timeout(ANSWERED_WITHIN, self.look_again(begun)).await.unwrap_or_else(|_| Err(unanswered()))
             }
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(unanswered()),
@@ -208,7 +208,7 @@ impl Held {
     }
 
     /// Whether it is ours, though it is not as we wrote it last.
-    async fn look_again(&self) -> Result<bool, String> {
+    async fn look_again(&self, begun: Instant) -> Result<bool, String> {
         let leases = &self.candidate.leases;
         match leases.get_opt(NAME).await {
             Ok(Some(now)) if holder(&now) == self.candidate.identity => {
@@ -216,6 +216,8 @@ impl Held {
                 Err("it was written, and the answer was lost".to_owned())
             }
             Ok(Some(_)) => Ok(false),
+            // It may have been another's meanwhile.
+            Ok(None) if !self.term.is_ours() => Ok(false),
             Ok(None) => {
                 let anew = Resource { metadata: named(), spec: None };
                 let anew = self.candidate.renewed(anew, self.term.witnessed());
@@ -224,8 +226,8 @@ impl Held {
                         self.is_now(made);
                         Err("somebody had deleted it".to_owned())
                     }
-                    Err(Error::Api(status)) if is_ending(&status) && self.term.is_ours() => {
-                        self.term.is_the_last();
+                    Err(Error::Api(status)) if is_ending(&status) => {
+                        self.term.is_the_last(begun);
                         Ok(true)
                     }
                     Err(error) => Err(error.to_string()),

@@ -205,6 +205,7 @@ async fn a_start_is_one_pod_and_storage_outlives_it() {
     let metadata = &anew["metadata"];
     anew["metadata"] = json!({"name": metadata["name"], "labels": metadata["labels"], "finalizers": ["podling.dev/keep-data"]});
     ground.space.apply(&anew.to_string()).good();
+    ground.space.wait("jsonpath={.status.phase}=Bound", &claim).good();
     let third = Plan { epoch: 3, ..first.clone() };
     ground.start(&third).await.unwrap();
     assert_eq!(ground.in_pod(&third, "cat ~/file"), "kept");

@@ -128,6 +128,20 @@ async fn a_manifest_that_somebody_copied_takes_nothing_from_whom_it_was_copied()
     space.kubectl(&["delete", "ws", "admiral"]).good();
     podling(deployed, &["sleep", "--force", "grace"]).await;
     assert_eq!(podling(deployed, &["run", "grace", "--", "cat", "file"]).await.out(), "kept\n");
+
+    // Nor does it bring back what was deleted.
+    podling(deployed, &["rm", "grace"]).await;
+    space.wait("delete", "ws/grace").good();
+    copy["metadata"]["name"] = "grace".into();
+    space.apply(&copy.to_string()).good();
+    wait_for("it says how it comes back", async || {
+        space.field("ws/grace", ".status.reason").contains("with the archive as spec.source").then_some(())
+    })
+    .await;
+    space.kubectl(&["delete", "ws", "grace"]).good();
+    let archive = space.field(&format!("wsa/{}", copy["spec"]["id"].as_str().unwrap()), ".spec.newest");
+    podling(deployed, &["restore", &archive]).await;
+    assert_eq!(podling(deployed, &["run", "grace", "--", "cat", "file"]).await.out(), "kept\n");
     podling(deployed, &["rm", "--discard", "grace"]).await;
 }
 

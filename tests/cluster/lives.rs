@@ -98,19 +98,19 @@ async fn what_comes_out_of_an_archive_has_the_volume_the_ports_and_the_environme
     let (_control, deployed) = shared().await;
     let space = deployed.space();
     space.kubectl(&["create", "secret", "generic", "tokens", "--from-literal=github=hidden"]).good();
-    let workspace = r#"{"apiVersion": "podling.dev/v1alpha1", "kind": "Workspace", "metadata": {"name": "mary"},
+    let workspace = r#"{"apiVersion": "podling.dev/v1alpha1", "kind": "Workspace", "metadata": {"name": "jean"},
         "spec": {"owner": "root", "template": "shell", "storage": {"size": "2Gi"}, "ports": [{"name": "app", "port": 3000}],
         "environment": [{"name": "EDITOR", "value": "vi"}, {"name": "TOKEN", "secret": {"name": "tokens", "key": "github"}}]}}"#;
     space.apply(workspace).good();
-    space.wait("condition=Ready", "ws/mary").good();
-    space.kubectl(&["delete", "ws", "mary"]).good();
-    podling(deployed, &["restore", "mary"]).await;
-    let said = podling(deployed, &["run", "mary", "--", "sh", "-c", "echo $EDITOR $TOKEN"]).await.out();
+    space.wait("condition=Ready", "ws/jean").good();
+    space.kubectl(&["delete", "ws", "jean"]).good();
+    podling(deployed, &["restore", "jean"]).await;
+    let said = podling(deployed, &["run", "jean", "--", "sh", "-c", "echo $EDITOR $TOKEN"]).await.out();
     assert_eq!(said, "vi hidden\n");
-    assert_eq!(space.field("ws/mary", ".spec.ports[0].port"), "3000");
-    let claims = of(deployed, "pvc", &id_of(deployed, "mary"));
+    assert_eq!(space.field("ws/jean", ".spec.ports[0].port"), "3000");
+    let claims = of(deployed, "pvc", &id_of(deployed, "jean"));
     assert_eq!(claims[0]["spec"]["resources"]["requests"]["storage"], "2Gi");
-    podling(deployed, &["rm", "--discard", "mary"]).await;
+    podling(deployed, &["rm", "--discard", "jean"]).await;
 }
 
 #[tokio::test]

@@ -25,6 +25,9 @@ pub struct Variable {
     pub secret: Option<SecretKey>,
 }
 
+/// How the secrets begin whose content no workspace may have.
+const OWN_SECRETS: &str = "podling-";
+
 /// A key of a Secret in the same namespace. Whoever may make a workspace may read any of them, as whoever may make a pod, but for Podling's own.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretKey {
@@ -37,4 +40,11 @@ pub struct SecretKey {
     /// Its key.
     #[schemars(length(min = 1, max = 253))]
     pub key: String,
+}
+
+impl SecretKey {
+    /// Podling's own secrets are no workspace's to read. (An older kind let them in.)
+    pub fn is_podlings_own(&self) -> bool {
+        self.name.starts_with(OWN_SECRETS)
+    }
 }

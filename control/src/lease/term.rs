@@ -56,13 +56,18 @@ impl Term {
     }
 
     pub(super) fn renew(&self, at: Instant) {
-        let millis = self.begun.map_or(0, |begun| at.duration_since(begun).as_millis());
-        self.renewed.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::SeqCst);
+        self.confirm(at);
         self.last.store(false, Ordering::SeqCst);
     }
 
+    fn confirm(&self, at: Instant) {
+        let millis = self.begun.map_or(0, |begun| at.duration_since(begun).as_millis());
+        self.renewed.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::SeqCst);
+    }
+
     /// It ended with its namespace while it was ours, and there no other can be made: what is held there is still ours to let go.
-    pub(super) fn is_the_last(&self) {
+    pub(super) fn is_the_last(&self, at: Instant) {
+        self.confirm(at);
         if !self.last.swap(true, Ordering::SeqCst) {
             tracing::warn!(
                 "the namespace is being deleted, and the lease with it; nobody else can decide there any more"

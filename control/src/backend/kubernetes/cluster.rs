@@ -47,14 +47,14 @@ impl Cluster {
         }
     }
 
-    /// Tries until it is done, it is known that it never will be, or another control plane decides.
+    /// Tries until it is done, or it is known that it never will be; only while no other control plane can decide.
     pub(super) async fn patiently<T, F: Future<Output = Result<T, Error>>>(
         &self,
         operation: &str,
         telling: Telling<'_>,
         call: impl Fn() -> F,
     ) -> Result<T, BackendError> {
-        patiently(operation, telling, || self.acts(operation), call).await
+        patiently(operation, telling, || self.term.is_ours(), call).await
     }
 
     /// Asked before anything is made or removed: who stood still for a while may not know yet that another acts by now.

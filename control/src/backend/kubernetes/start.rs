@@ -26,9 +26,6 @@ use crate::{
     },
 };
 
-/// How the secrets begin whose content no workspace may have.
-const OWN_SECRETS: &str = "podling-";
-
 impl Cluster {
     /// Sees to it that the pod of this start runs.
     pub(super) async fn start(
@@ -148,7 +145,7 @@ fn secrets(
     let of_template = template.environment.iter().filter(|variable| !is_own(variable));
     let secret = |variable: &Variable| Some((variable.name.clone(), variable.secret.clone()?));
     let all: Vec<_> = of_template.chain(own).filter_map(secret).collect();
-    match all.iter().find(|(_, secret)| secret.name.starts_with(OWN_SECRETS)) {
+    match all.iter().find(|(_, secret)| secret.is_podlings_own()) {
         None => Ok(all),
         Some((name, secret)) => {
             let why = format!("its variable {name} names the secret {}, which is Podling's own", secret.name);

@@ -46,8 +46,9 @@ impl Cluster {
             if claim.metadata.deletion_timestamp.is_some() {
                 return Err(BackendError::new(operation, lost(&claim)));
             }
-            self.acts(&operation)?;
-            if let Err(error) = self.grow(&claim, storage).await {
+            if self.acts(&operation).is_ok()
+                && let Err(error) = self.grow(&claim, storage).await
+            {
                 // It has what it had.
                 tracing::warn!(%workspace, why = said(&error), "its volume does not grow to {}", storage.size);
             }

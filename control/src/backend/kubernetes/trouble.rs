@@ -56,26 +56,28 @@ impl Telling<'_> {
     }
 }
 
-/// Tries until it is done, or it is known that it never will be, or (`may`) it is not for us any more.
+/// Tries until it is done, or it is known that it never will be; only while it is for us to act (`may`).
 pub(super) async fn patiently<T, F: Future<Output = Result<T, Error>>>(
     operation: &str,
     telling: Telling<'_>,
-    may: impl Fn() -> Result<(), BackendError>,
+    may: impl Fn() -> bool,
     call: impl Fn() -> F,
 ) -> Result<T, BackendError> {
     let mut pause = FIRST_PAUSE;
     loop {
-        may()?;
-        let error = match call().await {
-            Ok(done) => return Ok(done),
-            Err(error) => error,
-        };
-        if let Some(why) = no_room(&error) {
-            telling.tell(why, true).await;
-        } else if passes(&error) {
-            telling.tell(format!("the cluster does not do it yet: {}", said(&error)), false).await;
-        } else {
-            return Err(failed(operation, &error));
+        // Where it is another's by now this ends with the process.
+        if may() {
+            let error = match call().await {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            if let Some(why) = no_room(&error) {
+                telling.tell(why, true).await;
+            } else if passes(&error) {
+                telling.tell(format!("the cluster does not do it yet: {}", said(&error)), false).await;
+            } else {
+                return Err(failed(operation, &error));
+            }
         }
         sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
@@ -140,7 +142,7 @@ mod tests {
         let done = patiently(
             "creating it",
             telling,
-            || Ok(()),
+            || true,
             || async {
                 let mut tries = tries.lock().unwrap();
                 *tries += 1;
@@ -162,20 +164,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_is_superseded_while_it_waits_tries_no_more() {
-        let (tries, workspace) = (Mutex::new(0), WorkspaceId::from_bits(7));
+    async fn nothing_is_tried_while_it_is_not_for_us_and_that_is_no_failure() {
+        let (tries, looks, workspace) = (Mutex::new(0), Mutex::new(0), WorkspaceId::from_bits(7));
         let (to, _heard) = mpsc::channel(8);
         let telling = Telling { to: &to, workspace: &workspace, epoch: 1 };
-        let may = || match *tries.lock().unwrap() {
-            0..2 => Ok(()),
-            _ => Err(BackendError::new("creating it", "another decides")),
+        let may = || {
+            let mut looks = looks.lock().unwrap();
+            *looks += 1;
+            // The lease could not be renewed for some looks.
+            !(2..=5).contains(&*looks)
         };
         let done = patiently("creating it", telling, may, || async {
-            *tries.lock().unwrap() += 1;
-            Err::<(), _>(api(503, "it is away"))
+            let mut tries = tries.lock().unwrap();
+            *tries += 1;
+            if *tries == 1 { Err(api(503, "it is away")) } else { Ok(*tries) }
         });
-        assert_eq!(done.await.unwrap_err().problem, "another decides");
-        assert_eq!(*tries.lock().unwrap(), 2);
+        assert_eq!(done.await.unwrap(), 2);
+        assert_eq!(*looks.lock().unwrap(), 6);
     }
 
     #[tokio::test]
@@ -183,7 +188,7 @@ mod tests {
         let forbidden = || async { Err::<(), _>(api(403, "violates PodSecurity \"restricted\"")) };
         let (workspace, (to, _heard)) = (WorkspaceId::from_bits(7), mpsc::channel(8));
         let telling = Telling { to: &to, workspace: &workspace, epoch: 1 };
-        let refused = patiently("creating it", telling, || Ok(()), forbidden).await;
+        let refused = patiently("creating it", telling, || true, forbidden).await;
         assert_eq!(refused.unwrap_err().to_string(), "creating it: violates PodSecurity \"restricted\"");
     }
 }

@@ -10,7 +10,9 @@ use kube::{
 use podling_core::{id::WorkspaceId, workspace::State};
 use serde_json::json;
 
-use super::{KubernetesStore, status::word};
+use tokio::time::sleep;
+
+use super::{ASKED_AGAIN_AFTER, KubernetesStore, status::word};
 use crate::kubernetes::{Workspace, WorkspaceStatus, id_of, objects::ARCHIVE_FIRST};
 
 /// The workspaces among these: of several with one id the one that has a record, or else the oldest; of those that were deleted (`gone`) none
@@ -33,11 +35,29 @@ pub(super) fn has_record(resource: &Workspace) -> bool {
 }
 
 impl KubernetesStore {
-    /// Says on a copy why it is not served; one that is deleted is let go, for nothing is kept of it.
-    pub(super) async fn disown(&self, copy: &Workspace, why: &str) -> Result<(), Error> {
-        if !self.term.is_ours() {
-            return Ok(());
+    /// Says on a copy why it is not served; one that is deleted is let go, for nothing is kept of it. What the API server does not answer is said
+    /// again; what has changed meanwhile the watch tells.
+    pub(super) async fn disown(&self, copy: &Workspace, why: &str) {
+        let name = copy.name_any();
+        tracing::warn!(name, why, "a workspace is not served");
+        // One that was served before is nobody's to change.
+        while !has_record(copy) {
+            let done = if self.term.is_ours() {
+                self.disown_once(copy, why).await.map(|()| true)
+            } else {
+                Ok(false)
+            };
+            match done {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(Error::Api(status)) if status.code < 500 && status.code != 429 => return,
+                Err(error) => tracing::warn!(name, %error, "it is said again why it is not served"),
+            }
+            sleep(ASKED_AGAIN_AFTER).await;
         }
+    }
+
+    async fn disown_once(&self, copy: &Workspace, why: &str) -> Result<(), Error> {
         let name = copy.name_any();
         if copy.metadata.deletion_timestamp.is_some() {
             let kept: Vec<_> = copy.finalizers().iter().filter(|held_by| *held_by != ARCHIVE_FIRST).collect();

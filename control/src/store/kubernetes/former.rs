@@ -5,7 +5,7 @@ use kube::Error;
 use super::{KubernetesStore, home::Written};
 use crate::{
     backups::Key,
-    kubernetes::{Port, StorageSpec, Variable, WorkspaceArchiveSpec, WorkspaceSpec},
+    kubernetes::{Port, SecretKey, StorageSpec, Variable, WorkspaceArchiveSpec, WorkspaceSpec},
     store::Record,
 };
 
@@ -33,7 +33,9 @@ impl Former {
 
     /// Notes it beside the archives.
     pub(super) fn keep(self, archive: &mut WorkspaceArchiveSpec) {
-        (archive.storage, archive.ports, archive.environment) = (self.storage, self.ports, self.environment);
+        let is_its = |variable: &Variable| !variable.secret.as_ref().is_some_and(SecretKey::is_podlings_own);
+        (archive.storage, archive.ports) = (self.storage, self.ports);
+        archive.environment = self.environment.into_iter().filter(is_its).collect();
     }
 
     /// Gives it to what comes out of an archive; what that says of its environment goes before.
@@ -77,7 +79,8 @@ mod tests {
             serde_json::from_value(spec).unwrap()
         };
         let secret = json!({"name": "TOKEN", "secret": {"name": "tokens", "key": "github"}});
-        let before = spec(json!([{"name": "EDITOR", "value": "vi"}, secret]));
+        let own = json!({"name": "ROOT", "secret": {"name": "podling-control", "key": "root-token"}});
+        let before = spec(json!([{"name": "EDITOR", "value": "vi"}, secret, own]));
         let archive = json!({"workspace": "demo", "owner": "ada", "record": {}});
         let mut archive: WorkspaceArchiveSpec = serde_json::from_value(archive).unwrap();
         Former::of(&before).keep(&mut archive);

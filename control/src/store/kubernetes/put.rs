@@ -66,6 +66,8 @@ impl KubernetesStore {
             self.put_archive(home, record, written.archived).await?;
             written.archived = true;
             self.remove_workspace(home).await?;
+            // A resource that has its id from now on is a copy.
+            written.told = None;
         } else {
             let latest = match home.latest() {
                 Some(latest) => latest,
@@ -229,13 +231,15 @@ impl KubernetesStore {
         if let Some(latest) = home.latest() {
             Former::of(&latest.spec).keep(&mut spec);
         }
-        let done = if exists {
-            let patch = Patch::Merge(json!({"spec": spec}));
-            self.archives.patch(&id, &PatchParams::default(), &patch).await
-        } else {
-            self.archives.create(&PostParams::default(), &WorkspaceArchive::new(&id, spec)).await
-        };
-        match done {
+        if exists {
+            let patch = Patch::Merge(json!({"spec": &spec}));
+            match self.archives.patch(&id, &PatchParams::default(), &patch).await {
+                // Somebody has deleted it; what it stands for is there.
+                Err(error) if is_code(&error, 404) => {}
+                done => return done.map(drop).map_err(|error| failed(operation, error)),
+            }
+        }
+        match self.archives.create(&PostParams::default(), &WorkspaceArchive::new(&id, spec)).await {
             Err(error) if is_code(&error, 409) => Ok(()),
             done => done.map(drop).map_err(|error| failed(operation, error)),
         }

@@ -104,12 +104,7 @@ impl KubernetesStore {
         match self.look(resource, driver).await {
             Err(Unserved::Gone(error)) => return Err(error),
             Err(Unserved::Unreadable(problem)) => unreadable(&name, &problem),
-            Err(Unserved::Copy(copy, why)) => {
-                tracing::warn!(name, why, "a workspace is not served");
-                if let Err(error) = self.disown(&copy, &why).await {
-                    tracing::debug!(name, %error, "that could not be said on it");
-                }
-            }
+            Err(Unserved::Copy(copy, why)) => self.disown(&copy, &why).await,
             Ok(()) => {}
         }
         Ok(())
