@@ -136,6 +136,8 @@ impl MakeWriter<'_> for Log {
 #[tokio::test]
 async fn no_log_holds_a_token_however_loud() {
     let log = Log::default();
+    // A second listener, however deaf: where there is only one, what another test's thread logs first counts as heard by nobody from then on.
+    let _other = tracing::Dispatch::new(tracing_subscriber::registry());
     let loud = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE).with_writer(log.clone()).finish();
     // Of this thread alone, where all of the story runs.
     let logging = tracing::subscriber::set_default(loud);

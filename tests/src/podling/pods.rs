@@ -25,7 +25,7 @@ const AGENT_PORT: u16 = 7070;
 /// Who a pod is.
 const USER: u32 = 1000;
 /// What a workspace of a story has.
-const RESOURCES: &str = r#"{"cpu": "400m", "memory": "256Mi"}"#;
+const RESOURCES: &str = r#"{"cpu": "350m", "memory": "256Mi"}"#;
 
 /// Where a story's pods are.
 #[derive(Debug)]
