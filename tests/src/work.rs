@@ -11,7 +11,10 @@ use podling_proto::{
 };
 use tonic::{Response, Status};
 
-use crate::{client::Client, wait::within};
+use crate::{
+    client::Client,
+    wait::{wait_for, within},
+};
 
 /// Program and arguments as the wire wants them.
 pub fn argv(words: &[&str]) -> Vec<String> {
@@ -29,11 +32,16 @@ pub fn command(argv: Vec<String>) -> Command {
 }
 
 impl Client {
-    /// Opens a terminal with this program.
+    /// Opens a terminal with this program. While the workspace is asked whether it may sleep it opens none, and says to try again.
     pub async fn open(&self, argv: Vec<String>) -> Terminal {
         let request = CreateTerminalRequest { argv, ..Default::default() };
-        let opened = within("Terminals.Create", self.terminals().create(request)).await;
-        opened.expect("the terminal opens").into_inner().terminal.expect("it is described")
+        let opened = wait_for("the terminal opens", async || {
+            match within("Terminals.Create", self.terminals().create(request.clone())).await {
+                Err(status) if reason(&status) == Reason::Preparing => None,
+                opened => Some(opened),
+            }
+        });
+        opened.await.expect("the terminal opens").into_inner().terminal.expect("it is described")
     }
 
     /// Runs a command to its end.
