@@ -1,8 +1,8 @@
 //! The lease: of several control planes in one cluster one decides, and the others stand by.
 //!
 //! Whoever holds it renews it, and stops acting by its own clock before anybody else may take it; it goes on where it is still its own afterwards. One that stood still meanwhile finds out by the
-//! same clock, and by the versions of what it wants to write. Others go by how long they have seen the lease unchanged, so that nobody's
-//! clock has to be right.
+//! same clock, and by the versions of what it wants to write. Others go by how long they have seen the lease unchanged (or gone), so that
+//! nobody's clock has to be right. Where it went with its namespace no other can be made, and its last holder goes on.
 //!
 //! Must not know what is decided.
 

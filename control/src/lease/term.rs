@@ -16,10 +16,10 @@ pub(super) const ACTS_FOR: Duration = Duration::from_secs(6);
 /// What the parts that act look at: whether they still may.
 #[derive(Debug)]
 pub struct Term {
-    /// Since when (`None`: for ever), and how many milliseconds later it was renewed last.
-    begun: Option<Instant>,
+    /// Since when, and how many milliseconds later it was renewed last.
+    begun: Instant,
     renewed: AtomicU64,
-    /// Nobody can take it any more.
+    /// Nobody else can take it.
     last: AtomicBool,
     witnessed: Mutex<Duration>,
 }
@@ -28,7 +28,7 @@ impl Term {
     /// It begins, and control planes have watched for so long by now.
     pub(super) fn begun(at: Instant, witnessed: Duration) -> Self {
         Self {
-            begun: Some(at),
+            begun: at,
             renewed: AtomicU64::new(0),
             last: AtomicBool::new(false),
             witnessed: Mutex::new(witnessed),
@@ -37,22 +37,16 @@ impl Term {
 
     /// Of a control plane beside which there is no other.
     pub fn alone() -> Arc<Self> {
-        Arc::new(Self {
-            begun: None,
-            renewed: AtomicU64::new(0),
-            last: AtomicBool::new(false),
-            witnessed: Mutex::default(),
-        })
+        Arc::new(Self { last: AtomicBool::new(true), ..Self::begun(Instant::now(), Duration::ZERO) })
     }
 
     /// Whether nobody else can have taken over.
     pub fn is_ours(&self) -> bool {
-        self.begun.is_none() || self.last.load(Ordering::SeqCst) || self.unrenewed() < ACTS_FOR
+        self.last.load(Ordering::SeqCst) || self.unrenewed() < ACTS_FOR
     }
 
     pub(super) fn unrenewed(&self) -> Duration {
-        let renewed = Duration::from_millis(self.renewed.load(Ordering::SeqCst));
-        self.begun.map_or(Duration::ZERO, |begun| (begun + renewed).elapsed())
+        (self.begun + Duration::from_millis(self.renewed.load(Ordering::SeqCst))).elapsed()
     }
 
     pub(super) fn renew(&self, at: Instant) {
@@ -61,7 +55,7 @@ impl Term {
     }
 
     fn confirm(&self, at: Instant) {
-        let millis = self.begun.map_or(0, |begun| at.duration_since(begun).as_millis());
+        let millis = at.duration_since(self.begun).as_millis();
         self.renewed.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 

@@ -3,17 +3,15 @@
 
 use std::collections::BTreeSet;
 
-use kube::{
-    Error, ResourceExt,
-    api::{Patch, PatchParams},
-};
+use kube::{Error, ResourceExt};
 use podling_core::{id::WorkspaceId, workspace::State};
-use serde_json::json;
-
 use tokio::time::sleep;
 
 use super::{ASKED_AGAIN_AFTER, KubernetesStore, status::word};
 use crate::kubernetes::{Workspace, WorkspaceStatus, id_of, objects::ARCHIVE_FIRST};
+
+/// Attempts to say something on one copy: all others wait for it.
+const TRIES: usize = 60;
 
 /// The workspaces among these: of several with one id the one that has a record, or else the oldest; of those that were deleted (`gone`) none
 /// without a record.
@@ -40,33 +38,26 @@ impl KubernetesStore {
     pub(super) async fn disown(&self, copy: &Workspace, why: &str) {
         let name = copy.name_any();
         tracing::warn!(name, why, "a workspace is not served");
-        // One that was served before is nobody's to change.
-        while !has_record(copy) {
-            let done = if self.term.is_ours() {
-                self.disown_once(copy, why).await.map(|()| true)
-            } else {
-                Ok(false)
-            };
-            match done {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err(Error::Api(status)) if status.code < 500 && status.code != 429 => return,
-                Err(error) => tracing::warn!(name, %error, "it is said again why it is not served"),
+        if has_record(copy) {
+            // It was served before: it is nobody's to change.
+            return;
+        }
+        for _ in 0..TRIES {
+            if self.term.is_ours() {
+                match self.disown_once(copy, why).await {
+                    Ok(()) => return,
+                    Err(Error::Api(status)) if status.code < 500 && status.code != 429 => return,
+                    Err(error) => tracing::warn!(name, %error, "it is said again why it is not served"),
+                }
             }
             sleep(ASKED_AGAIN_AFTER).await;
         }
     }
 
     async fn disown_once(&self, copy: &Workspace, why: &str) -> Result<(), Error> {
-        let name = copy.name_any();
         if copy.metadata.deletion_timestamp.is_some() {
-            let kept: Vec<_> = copy.finalizers().iter().filter(|held_by| *held_by != ARCHIVE_FIRST).collect();
-            if kept.len() < copy.finalizers().len() {
-                let metadata = json!({"finalizers": kept, "resourceVersion": copy.resource_version()});
-                let patch = Patch::Merge(json!({"metadata": metadata}));
-                self.workspaces.patch(&name, &PatchParams::default(), &patch).await?;
-            }
-            return Ok(());
+            let is_held = copy.finalizers().iter().any(|held_by| held_by == ARCHIVE_FIRST);
+            return if is_held { self.release(copy).await } else { Ok(()) };
         }
         let status = WorkspaceStatus {
             state: word(State::Failed).to_owned(),

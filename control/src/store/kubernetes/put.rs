@@ -192,11 +192,7 @@ impl KubernetesStore {
         let done = async {
             // Only then is its last version known.
             let Some(going) = self.workspaces.delete(&name, &this).await?.left() else { return Ok(()) };
-            let kept: Vec<_> =
-                going.finalizers().iter().filter(|held_by| *held_by != ARCHIVE_FIRST).collect();
-            let metadata = json!({"finalizers": kept, "resourceVersion": going.resource_version()});
-            let patch = Patch::Merge(json!({"metadata": metadata}));
-            self.workspaces.patch(&name, &PatchParams::default(), &patch).await.map(drop)
+            self.release(&going).await
         };
         home.let_go(latest.uid());
         let done = match done.await {
@@ -214,6 +210,14 @@ impl KubernetesStore {
             Err(_) => home.let_go(None),
         }
         done.map_err(|error| failed(operation(), error))
+    }
+
+    /// Takes our hold off a resource that is deleted.
+    pub(super) async fn release(&self, going: &Workspace) -> Result<(), Error> {
+        let kept: Vec<_> = going.finalizers().iter().filter(|held_by| *held_by != ARCHIVE_FIRST).collect();
+        let metadata = json!({"finalizers": kept, "resourceVersion": going.resource_version()});
+        let patch = Patch::Merge(json!({"metadata": metadata}));
+        self.workspaces.patch(&going.name_any(), &PatchParams::default(), &patch).await.map(drop)
     }
 
     async fn put_archive(&self, home: &Home, record: &Record, exists: bool) -> Result<(), StoreError> {
