@@ -259,7 +259,9 @@ fn status_advice(status: &Status) -> Option<String> {
         Reason::NotArchived => {
             "wake it with: podling wake NAME; or restore beside it: podling restore … --as NEW-NAME"
         }
-        Reason::Preparing | Reason::Maintenance => "see what it is doing with: podling explain NAME",
+        Reason::Preparing | Reason::Maintenance | Reason::Deleting => {
+            "see what it is doing with: podling explain NAME"
+        }
         Reason::WorkspaceFailed => "see why with: podling explain NAME",
         Reason::AgentUnreachable | Reason::WakeTimeout => "see how it is with: podling explain NAME",
         Reason::DiskFull => "make room on the machine's disk first",

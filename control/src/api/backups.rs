@@ -115,10 +115,6 @@ impl Backups for BackupsApi {
         let request = request.into_inner();
         let (view, archive) = self.find(&caller, &request.backup)?;
         let restored = if request.name.is_empty() {
-            if view.state != State::Archived {
-                let words = "the workspace has its storage still; wake it, or give a name to restore into a new workspace";
-                return Err(WireError::new(Reason::NotArchived, words).with("id", &view.spec.id).into());
-            }
             if view.archives.last().is_none_or(|newest| newest.key != archive.key) {
                 let words = "this is an older backup of it; to restore it beside the newest, give a name for a new workspace";
                 return Err(WireError::new(Reason::NotArchived, words).with("id", &view.spec.id).into());

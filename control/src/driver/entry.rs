@@ -70,6 +70,8 @@ pub(super) struct Entry {
 pub(super) enum Waiting {
     Created(Reply<(Arc<WorkspaceView>, bool)>, bool),
     View(Reply<Arc<WorkspaceView>>),
+    /// That it is gone has to be durable first.
+    Restore(Reply<Arc<WorkspaceView>>),
 }
 
 impl Entry {
@@ -235,20 +237,23 @@ impl Entry {
             // Who has gone away needs no answer.
             match waiting {
                 Waiting::Created(reply, _) => drop(reply.send(Err(refused.clone()))),
-                Waiting::View(reply) => drop(reply.send(Err(refused.clone()))),
+                Waiting::View(reply) | Waiting::Restore(reply) => drop(reply.send(Err(refused.clone()))),
             }
         }
     }
 
-    /// Answers everybody who waits.
-    pub(super) fn answer(&mut self) {
-        let Some(view) = &self.view else { return };
+    /// Answers everybody who waits, but for those who want it back: for them it is time now.
+    pub(super) fn answer(&mut self) -> Vec<Reply<Arc<WorkspaceView>>> {
+        let mut restores = Vec::new();
+        let Some(view) = &self.view else { return restores };
         for waiting in self.waiting.drain(..) {
             // Who has gone away needs no answer.
             match waiting {
                 Waiting::Created(reply, created) => drop(reply.send(Ok((view.clone(), created)))),
                 Waiting::View(reply) => drop(reply.send(Ok(view.clone()))),
+                Waiting::Restore(reply) => restores.push(reply),
             }
         }
+        restores
     }
 }

@@ -30,8 +30,10 @@ pub enum DriverError {
         /// Counted over what: "of this owner", "here".
         what: &'static str,
     },
-    /// It has its storage still, or is being deleted.
-    #[error("the workspace {0} is not archived: wake it, or restore into a new one")]
+    /// It has its storage still.
+    #[error(
+        "the workspace {0} has its storage still: wake it, or give a name to restore into a new workspace"
+    )]
     NotArchived(WorkspaceId),
     /// Larger than any room there may be.
     #[error("it asks for more CPU or memory than the quota allows one workspace; take a smaller template")]

@@ -70,8 +70,9 @@ impl<B: Backend> Driver<B> {
         }
         for id in std::mem::take(&mut self.answerable) {
             // What has changed meanwhile is answered when that is durable.
-            if let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.is_settled()) {
-                entry.answer();
+            let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.is_settled()) else { continue };
+            for reply in entry.answer() {
+                self.restore(&id, reply);
             }
         }
     }

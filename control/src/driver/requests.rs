@@ -152,10 +152,15 @@ impl<B: Backend> Driver<B> {
 
     /// One that was deleted gets its name again, if nobody else of its owner has it now.
     pub(super) fn restore(&mut self, id: &WorkspaceId, reply: Reply<Arc<WorkspaceView>>) {
-        let Some(entry) = self.entries.get(id) else {
+        let Some(entry) = self.entries.get_mut(id) else {
             return drop(reply.send(Err(DriverError::NoWorkspace(id.clone()))));
         };
-        let spec = &entry.record.spec;
+        // Where it is stored nobody may find it any more, though we were not told yet.
+        if entry.record.is_gone() && !entry.is_settled() {
+            return entry.waiting.push(Waiting::Restore(reply));
+        }
+        let record = entry.record.clone();
+        let spec = &record.spec;
         let takes = |other: &&Entry| {
             let theirs = &other.record.spec;
             theirs.id != *id
@@ -165,7 +170,9 @@ impl<B: Backend> Driver<B> {
         };
         let refused = if self.standby || self.leaving {
             Some(DriverError::ShuttingDown)
-        } else if entry.record.status.phase != Phase::Archived || spec.wanted == Wanted::Discarded {
+        } else if spec.wanted == Wanted::Discarded || (spec.wanted == Wanted::Deleted && !record.is_gone()) {
+            Some(DriverError::Deleting(id.clone()))
+        } else if record.status.phase != Phase::Archived {
             Some(DriverError::NotArchived(id.clone()))
         } else {
             self.entries.values().find(takes).map(|other| DriverError::NameTaken {

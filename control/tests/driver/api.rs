@@ -1,16 +1,20 @@
 //! What people see of the Workspaces service with the driver behind it.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
-use futures_util::StreamExt;
-use podling_control::{api::workspaces::WorkspacesApi, caller::Caller, template::Templates};
-use podling_core::{id::WorkspaceId, workspace::State};
+use futures_util::{StreamExt, poll};
+use podling_control::{
+    api::{backups::BackupsApi, workspaces::WorkspacesApi},
+    caller::Caller,
+    template::Templates,
+};
+use podling_core::{id::WorkspaceId, quota::Quotas, workspace::State};
 use podling_proto::{
     agent::v1::Verdict,
     control::v1::{
         CreateWorkspaceRequest, CreateWorkspaceResponse, DeleteWorkspaceRequest, DownRequest,
-        GetWorkspaceRequest, ListWorkspacesRequest, WatchWorkspacesRequest, watch_workspaces_response::Event,
-        workspaces_server::Workspaces,
+        GetWorkspaceRequest, ListWorkspacesRequest, RestoreBackupRequest, WatchWorkspacesRequest,
+        backups_server::Backups, watch_workspaces_response::Event, workspaces_server::Workspaces,
     },
     error::{self, Reason},
     v1::Verb,
@@ -21,7 +25,10 @@ use tonic::{Request, Status};
 
 use crate::{
     fake::Fake,
+    fake_keeper::FakeKeeper,
+    fake_store::FakeStore,
     plane::{DEADLINE, Plane},
+    storage::serve,
 };
 
 fn api(plane: &Plane) -> WorkspacesApi {
@@ -143,6 +150,39 @@ async fn files_are_lost_only_when_somebody_says_so() {
     assert_eq!(kept.state(), podling_proto::control::v1::State::FallingAsleep, "it is archived first");
     let going = api.delete(by(&me, delete(true))).await.unwrap().into_inner().workspace.unwrap();
     assert_eq!(going.state(), podling_proto::control::v1::State::Deleting);
+}
+
+#[tokio::test]
+async fn who_sees_that_it_is_gone_before_we_were_told_has_it_restored() {
+    let (store, backend, keeper) = (FakeStore::default(), Fake::default(), FakeKeeper::default());
+    let plane = Plane::on(Arc::new(store.clone()), &backend, &keeper, Quotas::default()).await;
+    let (api, me) = (BackupsApi::new(plane.handle.clone()), user("me"));
+    let restore =
+        || api.restore(by(&me, RestoreBackupRequest { backup: "demo".into(), ..Default::default() }));
+    let (id, mut agent) = plane.awake("demo").await;
+    plane.put_to_sleep(&id, &mut agent).await;
+    plane.handle.delete(id.clone(), false).await.unwrap();
+
+    // Its archive is seen before it is gone.
+    let silence = store.tells_nobody().await;
+    let _maintenance = serve(&plane, &backend, &id, 2).await;
+    plane.wait(&id, |view| !view.archives.is_empty()).await;
+    let gone = async {
+        while !store.is_gone(&id) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, gone).await.expect("it is gone");
+    let mut restored = pin!(restore());
+    assert!(poll!(restored.as_mut()).is_pending());
+    drop(silence);
+    timeout(DEADLINE, restored).await.expect("an answer").unwrap();
+    let _maintenance = serve(&plane, &backend, &id, 3).await;
+    let _agent = serve(&plane, &backend, &id, 4).await;
+    plane.wait(&id, |view| view.state == State::Awake).await;
+    assert_eq!(refused(restore().await), Reason::NotArchived);
+    plane.handle.delete(id.clone(), false).await.unwrap();
+    assert_eq!(refused(restore().await), Reason::Deleting);
 }
 
 #[tokio::test]

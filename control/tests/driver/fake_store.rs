@@ -1,4 +1,4 @@
-//! A store in memory that refuses when it is told to.
+//! A store in memory that refuses when it is told to, or is long in telling what it has done.
 
 use std::{
     collections::BTreeMap,
@@ -10,6 +10,7 @@ use std::{
 
 use podling_control::store::{Change, Committed, Loaded, Record, Store, StoreError};
 use podling_core::id::WorkspaceId;
+use tokio::sync::{RwLock, RwLockWriteGuard};
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FakeStore(Arc<Shared>);
@@ -18,6 +19,7 @@ pub(crate) struct FakeStore(Arc<Shared>);
 struct Shared {
     records: Mutex<BTreeMap<WorkspaceId, Arc<Record>>>,
     refusals: AtomicUsize,
+    told: RwLock<()>,
 }
 
 impl FakeStore {
@@ -29,6 +31,16 @@ impl FakeStore {
     /// How many it still has to refuse.
     pub(crate) fn refusals(&self) -> usize {
         self.0.refusals.load(Ordering::SeqCst)
+    }
+
+    /// Until this is dropped it tells nobody that something is gone, though it is.
+    pub(crate) async fn tells_nobody(&self) -> RwLockWriteGuard<'_, ()> {
+        self.0.told.write().await
+    }
+
+    /// Whether only its archives are left of it here.
+    pub(crate) fn is_gone(&self, id: &WorkspaceId) -> bool {
+        self.0.records.lock().unwrap().get(id).is_some_and(|record| record.is_gone())
     }
 
     fn put(&self, change: &Change) -> Result<(), Arc<StoreError>> {
@@ -57,12 +69,15 @@ impl Store for FakeStore {
     }
 
     async fn commit(&self, changes: Vec<Change>) -> Vec<Committed> {
-        changes
-            .into_iter()
-            .map(|change| {
-                let done = self.put(&change);
-                (change, done)
-            })
-            .collect()
+        let (mut committed, mut gone) = (Vec::new(), false);
+        for change in changes {
+            gone |= matches!(&change, Change::Put(record) if record.is_gone());
+            let done = self.put(&change);
+            committed.push((change, done));
+        }
+        if gone {
+            drop(self.0.told.read().await);
+        }
+        committed
     }
 }
