@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use podling_tests::{cluster::free_on_node, deployed::Deployed, left_out, typist::Typist, wait_for};
+use podling_tests::{
+    cluster::free_on_node, deployed::Deployed, left_out, typist::Typist, wait::wait_blocking_closely,
+    wait_for,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -45,7 +48,7 @@ async fn killed_after(deployed: &Deployed, name: &str, state: &str) {
     // (Nothing, where it is gone already.)
     let shown = format!("ws/{name}");
     let now = || deployed.space().kubectl(&["get", &shown, "--output", "jsonpath={.status.state}"]).out;
-    wait_for(&format!("{name} is not {state:?} any more"), async || (now() != state).then_some(())).await;
+    assert!(wait_blocking_closely(|| now() != state), "{name} is {state:?} and stays it");
     deployed.space().kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force"]).good();
     another_leads(deployed, &old).await;
 }

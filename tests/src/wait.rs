@@ -7,8 +7,12 @@ use std::{
 
 /// How long anything may take on a loaded machine with two cores before a story gives up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// Between two looks.
+/// Least pause between two looks.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// The pause is so much longer than the look before it: a look by kubectl costs up to 100 ms of a processor, which what is waited for needs too.
+const LONGER_THAN_A_LOOK: u32 = 3;
+/// But so long at most.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Waits until `look` finds something; panics with `what` when [`PATIENCE`] is over.
 pub async fn wait_for<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
@@ -19,11 +23,12 @@ pub async fn wait_for<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T 
 pub async fn wait_long<T>(patience: Duration, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
+        let looks = Instant::now();
         if let Some(found) = look().await {
             return found;
         }
         assert!(begun.elapsed() < patience, "waited {patience:?} in vain: {what}");
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep((looks.elapsed() * LONGER_THAN_A_LOOK).clamp(LOOK_AGAIN, LONGEST_PAUSE)).await;
     }
 }
 
