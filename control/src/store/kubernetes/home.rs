@@ -1,6 +1,7 @@
 //! What is known of one workspace's resource: how the API server has it, and how the record was when it was written last.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex as StdMutex, PoisonError},
     time::Duration,
 };
@@ -34,8 +35,8 @@ pub(super) struct Home {
     pub(super) written: Mutex<Written>,
     /// What is seen of the workspace beside its record.
     seen: StdMutex<Seen>,
-    /// The uid of the resource that we let go: what the watch still tells of it is of no interest.
-    let_go: StdMutex<Option<String>>,
+    /// The uids of the resources that we let go, until the watch has told that they are gone: what else it tells of them is of no interest.
+    let_go: StdMutex<BTreeSet<String>>,
 }
 
 /// As it was written last.
@@ -114,20 +115,26 @@ impl Home {
         self.latest.send_replace(None);
     }
 
-    /// The resource with this uid is let go; `None`: there is none any more, or it stays after all.
-    pub(super) fn let_go(&self, uid: Option<String>) {
-        *self.let_go.lock().unwrap_or_else(PoisonError::into_inner) = uid;
+    /// This resource is let go.
+    pub(super) fn let_go(&self, resource: &Workspace) {
+        self.let_go.lock().unwrap_or_else(PoisonError::into_inner).extend(resource.uid());
     }
 
-    /// Whether this is the one that was let go.
+    /// There is none any more of those that were let go, or it stays after all; whether it was one of them.
+    pub(super) fn is_over(&self, resource: &Workspace) -> bool {
+        let uid = resource.uid().unwrap_or_default();
+        self.let_go.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid)
+    }
+
+    /// Whether this is one that was let go.
     pub(super) fn is_let_go(&self, resource: &Workspace) -> bool {
-        let let_go = self.let_go.lock().unwrap_or_else(PoisonError::into_inner);
-        let_go.is_some() && *let_go == resource.uid()
+        let uid = resource.uid().unwrap_or_default();
+        self.let_go.lock().unwrap_or_else(PoisonError::into_inner).contains(&uid)
     }
 
     /// Whether nothing of it is there, nor is told of it any more, as far as nobody is writing it.
     pub(super) fn is_empty(&self) -> bool {
-        let is_told = self.let_go.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        let is_told = !self.let_go.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         !is_told && self.latest().is_none() && self.written.try_lock().is_ok_and(|written| !written.archived)
     }
 
@@ -230,5 +237,31 @@ fn wanted(spec: &Spec, status: &Status) -> WantedState {
     match spec.wanted {
         Wanted::Awake if called || !rests => WantedState::Awake,
         _ => WantedState::Asleep,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn resource(uid: &str) -> Workspace {
+        let resource = json!({
+            "apiVersion": "podling.dev/v1alpha1", "kind": "Workspace", "metadata": {"name": "ada", "uid": uid},
+            "spec": {"owner": "me", "template": "shell"},
+        });
+        serde_json::from_value(resource).expect("a workspace")
+    }
+
+    #[test]
+    fn what_was_let_go_is_of_no_interest_though_another_was_let_go_since() {
+        let (home, [first, second]) = (Home::default(), ["first", "second"].map(resource));
+        home.let_go(&first);
+        home.let_go(&second);
+        assert!(home.is_let_go(&first) && home.is_let_go(&second));
+        assert!(home.is_over(&first) && !home.is_over(&first), "the watch tells it once");
+        assert!(!home.is_empty(), "of the second it has not told yet");
+        assert!(home.is_over(&second) && home.is_empty());
     }
 }

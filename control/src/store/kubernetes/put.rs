@@ -6,7 +6,7 @@ use kube::{
     Error, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
-use podling_core::id::WorkspaceId;
+use podling_core::{id::WorkspaceId, status::Phase};
 use serde_json::{Value, json};
 
 use super::{
@@ -62,7 +62,9 @@ impl KubernetesStore {
     }
 
     async fn put_once(&self, home: &Home, written: &mut Written, record: &Record) -> Result<(), StoreError> {
-        if record.is_gone() {
+        // One whose last archive goes is not made a workspace again for that.
+        let goes = record.status.phase == Phase::Deleting && written.archived && home.latest().is_none();
+        if record.is_gone() || goes {
             self.put_archive(home, record, written.archived).await?;
             written.archived = true;
             self.remove_workspace(home).await?;
@@ -194,7 +196,7 @@ impl KubernetesStore {
             let Some(going) = self.workspaces.delete(&name, &this).await?.left() else { return Ok(()) };
             self.release(&going).await
         };
-        home.let_go(latest.uid());
+        home.let_go(&latest);
         let done = match done.await {
             // Gone, or another one has its name by now; if neither, the next try tells.
             Err(error) if is_code(&error, 404) || is_code(&error, 409) => {
@@ -207,7 +209,9 @@ impl KubernetesStore {
         };
         match done {
             Ok(()) => home.vanished(),
-            Err(_) => home.let_go(None),
+            Err(_) => {
+                home.is_over(&latest);
+            }
         }
         done.map_err(|error| failed(operation(), error))
     }
