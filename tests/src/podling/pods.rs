@@ -49,12 +49,22 @@ impl Pods {
         space.kubectl(&["create", "serviceaccount", "podling-workspace"]).good();
         let agents = free_on_node().expect("the sandbox says where its node is");
         let this = Self { space, volumes, agents };
+        // The scheduler itself gives a claim its volume: where that is done beside it, it may miss that it was, and not look at the pod again.
+        let class = json!({
+            "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": this.everywhere(this.space.name()),
+            "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer",
+        });
         let made: Vec<Value> = (0..VOLUMES).map(|n| this.volume(n)).collect();
         let templates = options.templates.iter().map(|(name, text)| this.template(name, text));
         let shell = this.template("shell", "");
-        let all: Vec<Value> = made.into_iter().chain([shell]).chain(templates).collect();
+        let all: Vec<Value> = made.into_iter().chain([class, shell]).chain(templates).collect();
         this.space.apply(&json!({"apiVersion": "v1", "kind": "List", "items": all}).to_string()).good();
         this
+    }
+
+    /// What is in no namespace, and goes with the story all the same.
+    fn everywhere(&self, name: &str) -> Value {
+        json!({"name": name, "labels": {"story": self.space.name()}})
     }
 
     /// A folder that is a volume for this namespace alone: it is there at once.
@@ -67,7 +77,7 @@ impl Pods {
         }
         json!({
             "apiVersion": "v1", "kind": "PersistentVolume",
-            "metadata": {"name": format!("{}-{n}", self.space.name()), "labels": {"story": self.space.name()}},
+            "metadata": self.everywhere(&format!("{}-{n}", self.space.name())),
             "spec": {
                 "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOncePod"], "storageClassName": self.space.name(),
                 "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": path},
@@ -210,7 +220,12 @@ impl Drop for Pods {
             }
         }
         let _gone = self.space.kubectl(&["delete", "pods", "--all", "--grace-period=1", "--timeout=60s"]);
-        let _gone =
-            kubectl(&["delete", "pv", "--selector", &format!("story={}", self.space.name()), "--wait=false"]);
+        let _gone = kubectl(&[
+            "delete",
+            "pv,storageclass",
+            "--selector",
+            &format!("story={}", self.space.name()),
+            "--wait=false",
+        ]);
     }
 }
