@@ -140,12 +140,33 @@ fn written(log: &str, since: usize, ids: &BTreeMap<String, String>) -> Vec<Strin
     requests.filter(is_ours).map(said).collect()
 }
 
+/// The API server's audit log, where this cluster shows it; else `what` is left out.
+fn audit_log(what: &str) -> Option<String> {
+    let log = env::var(AUDIT_LOG).ok();
+    if log.is_none() {
+        left_out(what, &format!("{AUDIT_LOG} does not say where the API server's audit log is"));
+    }
+    log
+}
+
+#[tokio::test]
+async fn when_its_last_archive_goes_it_is_not_made_a_workspace_again() {
+    let Some(log) = audit_log("writes while archives go") else { return };
+    let (_control, deployed) = shared().await;
+    podling(deployed, &["create", "kathleen"]).await;
+    let ids = BTreeMap::from([("kathleen".to_owned(), id_of(deployed, "kathleen"))]);
+    podling(deployed, &["rm", "kathleen"]).await;
+    let (left, since) = (format!("wsa/{}", ids["kathleen"]), fs::metadata(&log).unwrap().len() as usize);
+    podling(deployed, &["rm", "--discard", &ids["kathleen"]]).await;
+    assert!(!deployed.space().kubectl(&["get", &left]).ok, "nothing is left of it");
+    let made: Vec<_> =
+        written(&log, since, &ids).into_iter().filter(|what| what.starts_with("\"create\"")).collect();
+    assert_eq!(made, [] as [String; 0]);
+}
+
 #[tokio::test]
 async fn nothing_is_written_while_nothing_changes() {
-    let Ok(log) = env::var(AUDIT_LOG) else {
-        let why = format!("{AUDIT_LOG} does not say where the API server's audit log is");
-        return left_out("writes while nothing changes", &why);
-    };
+    let Some(log) = audit_log("writes while nothing changes") else { return };
     let number = |name, usual: usize| env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(usual);
     let (workspaces, beats) = (number(IDLE_WORKSPACES, 4), number(IDLE_BEATS, 5));
     let (_control, deployed) = shared().await;

@@ -120,8 +120,8 @@ impl Home {
         self.let_go.lock().unwrap_or_else(PoisonError::into_inner).extend(resource.uid());
     }
 
-    /// There is none any more of those that were let go, or it stays after all; whether it was one of them.
-    pub(super) fn is_over(&self, resource: &Workspace) -> bool {
+    /// It is gone, or stays after all: it is let go no more. Whether it was.
+    pub(super) fn forget_let_go(&self, resource: &Workspace) -> bool {
         let uid = resource.uid().unwrap_or_default();
         self.let_go.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid)
     }
@@ -260,8 +260,8 @@ mod tests {
         home.let_go(&first);
         home.let_go(&second);
         assert!(home.is_let_go(&first) && home.is_let_go(&second));
-        assert!(home.is_over(&first) && !home.is_over(&first), "the watch tells it once");
+        assert!(home.forget_let_go(&first) && !home.forget_let_go(&first), "the watch tells it once");
         assert!(!home.is_empty(), "of the second it has not told yet");
-        assert!(home.is_over(&second) && home.is_empty());
+        assert!(home.forget_let_go(&second) && home.is_empty());
     }
 }

@@ -210,7 +210,7 @@ impl KubernetesStore {
         match done {
             Ok(()) => home.vanished(),
             Err(_) => {
-                home.is_over(&latest);
+                home.forget_let_go(&latest);
             }
         }
         done.map_err(|error| failed(operation(), error))

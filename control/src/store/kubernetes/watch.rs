@@ -148,7 +148,7 @@ impl KubernetesStore {
     fn vanished(&self, resource: &Workspace) {
         let Ok(id) = id_of(resource) else { return };
         let home = self.home(&id);
-        if home.is_over(resource) {
+        if home.forget_let_go(resource) {
             self.forget_if_empty(&id);
         } else if home.latest().is_some_and(|latest| latest.uid() == resource.uid()) {
             tracing::warn!(workspace = %id, "its resource is gone; what it held is kept");
