@@ -24,6 +24,8 @@ use tonic::Code;
 const TERMINALS: u64 = 12;
 /// Credit of each: the stalled one must stop after it.
 const CREDIT: u32 = 16 * 1024;
+/// What a program says when it may be typed to.
+const READY: &str = "ready";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_terminals_on_one_watch() {
@@ -32,8 +34,9 @@ async fn many_terminals_on_one_watch() {
     let web = GrpcWeb::new(podling.address(), podling.token(), &ada.id);
     let mut terminals = BTreeMap::new();
     for number in 1..=TERMINALS {
-        let program =
-            format!("stty -opost -echo; read go; seq -f '{number}:%.0f' 1 15000; echo $go; exit {number}");
+        let program = format!(
+            "stty -opost -echo; echo {READY}; read go; seq -f '{number}:%.0f' 1 15000; echo $go; exit {number}"
+        );
         let create = CreateTerminalRequest { argv: script(&program), ..Default::default() };
         let made: CreateTerminalResponse =
             within("Create", web.unary("/podling.agent.v1.Terminals/Create", &create))
@@ -72,28 +75,13 @@ async fn many_terminals_on_one_watch() {
         };
         let log = logs.entry(frame.terminal_id.clone()).or_default();
         match frame.frame.expect("a frame says what happened") {
-            What::Started(_) => {
-                let input = Input {
-                    epoch: frame.epoch,
-                    offset: 0,
-                    data: "went\n".into(),
-                    kind: InputKind::User.into(),
-                    reply_at: 0,
-                };
-                let write = WriteTerminalRequest {
-                    terminal_id: frame.terminal_id.clone(),
-                    client_id: "tab".into(),
-                    input: Some(input),
-                };
-                let written: WriteTerminalResponse =
-                    within("Write", web.unary("/podling.agent.v1.Terminals/Write", &write))
-                        .await
-                        .expect("typed");
-                assert_eq!(written.next_offset, 5);
-            }
             What::Data(data) => {
                 assert_eq!(frame.offset, log.len() as u64, "bytes are missing or doubled");
                 log.extend_from_slice(&data);
+                // Before that its terminal would show what is typed.
+                if *log == format!("{READY}\n").into_bytes() {
+                    go(&web, &frame.terminal_id, frame.epoch).await;
+                }
                 if frame.terminal_id != stalled {
                     let ack = AckRequest {
                         watch_id: opened.watch_id.clone(),
@@ -115,8 +103,9 @@ async fn many_terminals_on_one_watch() {
         }
     }
     for (id, number) in &terminals {
-        let expected: String =
-            (1..=15_000).map(|n| format!("{number}:{n}\n")).chain(["went\n".to_owned()]).collect();
+        let lines = (1..=15_000).map(|n| format!("{number}:{n}"));
+        let all = [READY.to_owned()].into_iter().chain(lines).chain(["went".to_owned()]);
+        let expected: String = all.map(|line| line + "\n").collect();
         let log = logs.get(id).map(Vec::as_slice).unwrap_or_default();
         if *id == stalled {
             assert!(log.len() <= CREDIT as usize, "{} bytes came for a credit of {CREDIT}", log.len());
@@ -126,6 +115,19 @@ async fn many_terminals_on_one_watch() {
             assert_eq!(code(&exits[id]), Some(i32::try_from(*number).expect("small")));
         }
     }
+}
+
+/// Lets the program of a terminal begin.
+async fn go(web: &GrpcWeb, terminal: &str, epoch: u64) {
+    let typed = Input { epoch, offset: 0, data: "went\n".into(), kind: InputKind::User.into(), reply_at: 0 };
+    let write = WriteTerminalRequest {
+        terminal_id: terminal.to_owned(),
+        client_id: "tab".into(),
+        input: Some(typed),
+    };
+    let written: WriteTerminalResponse =
+        within("Write", web.unary("/podling.agent.v1.Terminals/Write", &write)).await.expect("typed");
+    assert_eq!(written.next_offset, 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]
