@@ -28,7 +28,7 @@ use self::{
     idle::{IdleCount, Moment},
     leases::{Lease, LeaseError, Leases},
     proc::Walk,
-    verdict::{Judgement, Signals, Verdict},
+    verdict::{ActivityLevel, Judgement, Signals},
     warning::{Warning, Warnings},
     work::Meter,
 };
@@ -62,7 +62,7 @@ pub struct Pulse {
     /// Grows with each change of verdict, evidence or leases.
     pub revision: u64,
     /// The verdict since.
-    pub verdict: Verdict,
+    pub verdict: ActivityLevel,
 }
 
 /// Handle on the workspace's activity.
@@ -102,7 +102,7 @@ impl Activity {
             warnings: Mutex::default(),
             meter: Mutex::new(Meter::new(ticks, rustix::param::page_size() as u64)),
             idle: Mutex::default(),
-            pulse: watch::Sender::new(Pulse { revision: 0, verdict: Verdict::Idle }),
+            pulse: watch::Sender::new(Pulse { revision: 0, verdict: ActivityLevel::Idle }),
             nudge: Notify::new(),
         }))
     }

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    activity::{Activity, verdict::Verdict},
+    activity::{Activity, verdict::ActivityLevel},
     intent::{Intent, Intents, Unshut},
 };
 
@@ -30,8 +30,8 @@ pub enum Urgency {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Declined {
     /// Something speaks for keeping it awake.
-    #[error("the workspace is {}", match .0 { Verdict::Active => "active", Verdict::Busy => "busy", Verdict::Idle => "idle" })]
-    InUse(Verdict),
+    #[error("the workspace is {}", match .0 { ActivityLevel::Active => "active", ActivityLevel::Busy => "busy", ActivityLevel::Idle => "idle" })]
+    InUse(ActivityLevel),
     /// It is idle, but not for long enough.
     #[error("the workspace was seen idle for {counted:?} only; {timeout:?} are asked for")]
     TooSoon {
@@ -125,7 +125,7 @@ impl Sleep {
             return None;
         }
         let now = self.activity.look();
-        if now.judgement.verdict != Verdict::Idle {
+        if now.judgement.verdict != ActivityLevel::Idle {
             return Some(Declined::InUse(now.judgement.verdict));
         }
         let (counted, timeout) = (now.counted_idle, now.idle_timeout);

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use podling_proto::{
-    control::v1::{Backup, ListBackupsRequest},
+    control::v1::{ListWorkspaceArchivesRequest, WorkspaceArchive},
     error::{self, Reason},
 };
 use serde::Serialize;
@@ -45,8 +45,8 @@ pub struct BackupView {
     pub deleted: bool,
 }
 
-impl From<&Backup> for BackupView {
-    fn from(backup: &Backup) -> Self {
+impl From<&WorkspaceArchive> for BackupView {
+    fn from(backup: &WorkspaceArchive) -> Self {
         Self {
             key: backup.key.clone(),
             workspace_id: backup.workspace_id.clone(),
@@ -65,27 +65,27 @@ impl From<&Backup> for BackupView {
 }
 
 /// Those of this workspace (name or id), newest first; none is no failure.
-pub async fn of(client: &Client, workspace: &str) -> Result<Vec<Backup>, Failure> {
-    let request = ListBackupsRequest { workspace: workspace.to_owned(), all_owners: false };
+pub async fn of(client: &Client, workspace: &str) -> Result<Vec<WorkspaceArchive>, Failure> {
+    let request = ListWorkspaceArchivesRequest { workspace: workspace.to_owned(), all_owners: false };
     let answer = patiently(|| {
-        let (mut backups, request) = (client.backups(), request.clone());
+        let (mut backups, request) = (client.workspace_archives(), request.clone());
         async move { backups.list(request).await }
     });
     match answer.await {
-        Ok(answer) => Ok(answer.backups),
-        Err(status) if error::reason(&status) == Some(Reason::BackupNotFound) => Ok(Vec::new()),
+        Ok(answer) => Ok(answer.archives),
+        Err(status) if error::reason(&status) == Some(Reason::ArchiveNotFound) => Ok(Vec::new()),
         Err(status) => Err(status.into()),
     }
 }
 
 /// A row for each.
-pub fn table(backups: &[Backup], now: SystemTime, owners: bool) -> String {
+pub fn table(backups: &[WorkspaceArchive], now: SystemTime, owners: bool) -> String {
     let mut head = vec!["WORKSPACE", "KEY", "MADE", "SIZE", "ENTRIES", "EXPIRES"];
     if owners {
         head.push("OWNER");
     }
     head.push("");
-    let row = |backup: &Backup| {
+    let row = |backup: &WorkspaceArchive| {
         let mut row = vec![
             (backup.workspace_name.clone(), Some(Tone::Strong)),
             (backup.key.clone(), None),
@@ -104,7 +104,7 @@ pub fn table(backups: &[Backup], now: SystemTime, owners: bool) -> String {
 }
 
 /// What is special about it.
-fn notes(backup: &Backup) -> &'static str {
+fn notes(backup: &WorkspaceArchive) -> &'static str {
     match (backup.deleted, backup.only_copy) {
         (true, true) => "deleted, only copy",
         (true, false) => "deleted",
@@ -114,7 +114,7 @@ fn notes(backup: &Backup) -> &'static str {
 }
 
 /// How long ago it was made.
-pub fn made(backup: &Backup, now: SystemTime) -> String {
+pub fn made(backup: &WorkspaceArchive, now: SystemTime) -> String {
     let age = backup.created.and_then(|at| SystemTime::try_from(at).ok()).map(|at| now.duration_since(at));
     match age.and_then(|age| brief(age.unwrap_or_default())) {
         Some(age) => format!("{age} ago"),
@@ -123,12 +123,12 @@ pub fn made(backup: &Backup, now: SystemTime) -> String {
 }
 
 /// What it takes in the backup store.
-pub fn size(backup: &Backup) -> String {
+pub fn size(backup: &WorkspaceArchive) -> String {
     indicatif::HumanBytes(backup.archive_bytes).to_string()
 }
 
 /// How long it is still kept.
-pub fn expires(backup: &Backup, now: SystemTime) -> String {
+pub fn expires(backup: &WorkspaceArchive, now: SystemTime) -> String {
     match left(backup.expires, now) {
         None => "-".to_owned(),
         Some(left) => brief(left).map_or_else(|| "now".to_owned(), |left| format!("in {left}")),
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn a_row_says_what_it_is_worth() {
         let time = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        let backup = Backup {
+        let backup = WorkspaceArchive {
             key: "workspace-abcdefghijkl-20260102-030405".to_owned(),
             workspace_name: "demo".to_owned(),
             created: Some(time(0).into()),
@@ -153,7 +153,7 @@ mod tests {
             archive_bytes: 92_274_688,
             only_copy: true,
             deleted: true,
-            ..Backup::default()
+            ..WorkspaceArchive::default()
         };
         let text = table(&[backup], time(7_260), false);
         assert_eq!(

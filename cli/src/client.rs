@@ -11,8 +11,8 @@ use podling_proto::{
         processes_client::ProcessesClient, terminals_client::TerminalsClient,
     },
     control::v1::{
-        GetWorkspaceRequest, Workspace, backups_client::BackupsClient, tokens_client::TokensClient,
-        workspaces_client::WorkspacesClient,
+        GetWorkspaceRequest, Workspace, tokens_client::TokensClient,
+        workspace_archives_client::WorkspaceArchivesClient, workspaces_client::WorkspacesClient,
     },
     metadata,
 };
@@ -91,8 +91,8 @@ impl Client {
     }
 
     /// Archives, and the way back from them.
-    pub fn backups(&self) -> BackupsClient<Link> {
-        BackupsClient::new(self.link()).max_decoding_message_size(MAX_MESSAGE)
+    pub fn workspace_archives(&self) -> WorkspaceArchivesClient<Link> {
+        WorkspaceArchivesClient::new(self.link()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// The workspace of this name or id.

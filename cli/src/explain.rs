@@ -9,14 +9,16 @@ pub mod timeline;
 
 use std::time::SystemTime;
 
-use podling_proto::control::v1::{Backup, ExplainWorkspaceResponse, Link, State, Workspace};
+use podling_proto::control::v1::{
+    AgentConnection, ExplainWorkspaceResponse, State, Workspace, WorkspaceArchive,
+};
 
 use crate::{
     output::{Tone, paint, plain},
     progress::words,
     share,
     upcoming::{place, since},
-    view::{link, state, state_tone},
+    view::{connection_word, state, state_tone},
 };
 
 /// All that is known of it.
@@ -25,7 +27,7 @@ pub struct Known {
     /// What the control plane says.
     pub answer: ExplainWorkspaceResponse,
     /// Its archives, newest first.
-    pub backups: Vec<Backup>,
+    pub backups: Vec<WorkspaceArchive>,
     /// Its activity is from its agent, just now, rather than from its last heartbeat.
     pub fresh: bool,
 }
@@ -72,10 +74,10 @@ fn headline(workspace: &Workspace, now: SystemTime) -> String {
     if workspace.given.is_some() && workspace.given != workspace.resources {
         text.push_str(&format!("It {}.\n", share::describe(workspace)));
     }
-    if workspace.link() != Link::Connected && workspace.state() == State::Awake {
+    if workspace.connection() != AgentConnection::Connected && workspace.state() == State::Awake {
         text.push_str(&format!(
             "The link to its agent is {}: nothing is known and nothing is concluded; its idle time stands still.\n",
-            link(workspace.link())
+            connection_word(workspace.connection())
         ));
     }
     match workspace.restarts {
@@ -91,7 +93,7 @@ mod tests {
     use std::time::Duration;
 
     use podling_proto::{
-        agent::v1::{ActivityState, SleepWarning, Verdict},
+        agent::v1::{ActivityLevel, ActivityState, SleepWarning},
         control::v1::{LogEntry, Policy},
     };
 
@@ -107,13 +109,13 @@ mod tests {
             name: "demo".to_owned(),
             id: "abcdefghijkl".to_owned(),
             state: state.into(),
-            link: Link::Connected.into(),
+            connection: AgentConnection::Connected.into(),
             since: Some(time(1_000).into()),
             ..Workspace::default()
         }
     }
 
-    fn explained(workspace: Workspace, changes: &[&str], backups: Vec<Backup>) -> String {
+    fn explained(workspace: Workspace, changes: &[&str], backups: Vec<WorkspaceArchive>) -> String {
         let entry = |seconds, state: State, reason: &str| LogEntry {
             at: Some(time(seconds).into()),
             state: state.into(),
@@ -133,7 +135,7 @@ mod tests {
     #[test]
     fn an_idle_one_is_explained_from_its_headline_to_its_log() {
         let activity = ActivityState {
-            verdict: Verdict::Idle.into(),
+            level: ActivityLevel::Idle.into(),
             counted_idle: Some(to_wire(Duration::from_secs(840))),
             idle_timeout: Some(to_wire(Duration::from_secs(900))),
             at: Some(time(1_120).into()),
@@ -195,7 +197,7 @@ mod tests {
 
     #[test]
     fn one_that_was_deleted_tells_what_is_left_and_the_way_back() {
-        let backup = Backup {
+        let backup = WorkspaceArchive {
             key: "workspace-abcdefghijkl-20260102-030405".to_owned(),
             created: Some(time(1_060).into()),
             expires: Some(time(1_120 + 2_592_000).into()),
@@ -203,7 +205,7 @@ mod tests {
             entries: 12,
             only_copy: true,
             deleted: true,
-            ..Backup::default()
+            ..WorkspaceArchive::default()
         };
         let deleted = Workspace { deleted: true, ..workspace(State::Archived) };
         let text = explained(deleted, &["restoring its backup brings it back"], vec![backup]);
@@ -219,7 +221,7 @@ mod tests {
 
     #[test]
     fn nothing_is_concluded_from_silence() {
-        let silent = Workspace { link: Link::Unknown.into(), ..workspace(State::Awake) };
+        let silent = Workspace { connection: AgentConnection::Unknown.into(), ..workspace(State::Awake) };
         let text = explained(silent, &[], Vec::new());
         assert!(text.contains("nothing is concluded") && !text.contains("idle:"), "{text}");
     }

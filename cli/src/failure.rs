@@ -255,7 +255,7 @@ fn status_advice(status: &Status) -> Option<String> {
         Reason::TerminalNotFound => "open a new one with: podling attach NAME --new",
         Reason::NameTaken => "choose another name, or use the one there is: podling attach NAME",
         Reason::Busy => "end what runs there, or pass --force",
-        Reason::BackupNotFound => "see what there is with: podling backups",
+        Reason::ArchiveNotFound => "see what there is with: podling backups",
         Reason::NotArchived => {
             "wake it with: podling wake NAME; or restore beside it: podling restore … --as NEW-NAME"
         }
@@ -292,7 +292,7 @@ mod tests {
             (Reason::NotAwake, UNAVAILABLE),
             (Reason::NotArchived, ERROR),
             (Reason::Maintenance, UNAVAILABLE),
-            (Reason::BackupNotFound, NOT_FOUND),
+            (Reason::ArchiveNotFound, NOT_FOUND),
             (Reason::BadField, USAGE),
             (Reason::DiskFull, ERROR),
             (Reason::Internal, ERROR),

@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use podling_proto::{
-    agent::v1::Verdict,
-    control::v1::{Link, State, Workspace},
+    agent::v1::ActivityLevel,
+    control::v1::{AgentConnection, State, Workspace},
 };
 use prost_types::Timestamp;
 
@@ -44,13 +44,13 @@ pub fn since(at: Option<Timestamp>, now: SystemTime) -> String {
 /// hears it.
 pub fn sleeps_in(workspace: &Workspace, now: SystemTime) -> Option<Duration> {
     let activity = workspace.activity.as_ref().filter(|_| workspace.state() == State::Awake)?;
-    if workspace.link() != Link::Connected {
+    if workspace.connection() != AgentConnection::Connected {
         return None;
     }
     if let Some(warning) = &activity.sleep_warning {
         return left(warning.at, now);
     }
-    if activity.verdict() != Verdict::Idle {
+    if activity.level() != ActivityLevel::Idle {
         return None;
     }
     let heard = SystemTime::try_from(activity.at?).ok()?;
@@ -62,7 +62,8 @@ pub fn sleeps_in(workspace: &Workspace, now: SystemTime) -> Option<Duration> {
 /// Idle time that counts; nothing while it is used or nobody hears it.
 pub fn idle(workspace: &Workspace) -> Option<Duration> {
     let activity = workspace.activity.as_ref().filter(|_| workspace.state() == State::Awake)?;
-    let is_idle = workspace.link() == Link::Connected && activity.verdict() == Verdict::Idle;
+    let is_idle =
+        workspace.connection() == AgentConnection::Connected && activity.level() == ActivityLevel::Idle;
     from_wire(activity.counted_idle.filter(|_| is_idle))
 }
 
@@ -117,7 +118,7 @@ mod tests {
 
     fn idle_workspace() -> Workspace {
         let activity = ActivityState {
-            verdict: Verdict::Idle.into(),
+            level: ActivityLevel::Idle.into(),
             counted_idle: Some(to_wire(Duration::from_secs(60))),
             idle_timeout: Some(to_wire(Duration::from_secs(900))),
             at: Some(time(1_000).into()),
@@ -125,7 +126,7 @@ mod tests {
         };
         Workspace {
             state: State::Awake.into(),
-            link: Link::Connected.into(),
+            connection: AgentConnection::Connected.into(),
             activity: Some(activity),
             ..Workspace::default()
         }
@@ -139,14 +140,14 @@ mod tests {
         let warning = SleepWarning { at: Some(time(1_100).into()), reason: String::new() };
         workspace.activity.as_mut().expect("activity").sleep_warning = Some(warning);
         assert_eq!(short(&workspace, time(1_010)).as_deref(), Some("sleeps in 2m"), "as was said");
-        workspace.set_link(Link::Unknown);
+        workspace.set_connection(AgentConnection::Unknown);
         assert_eq!((short(&workspace, time(1_010)), idle(&workspace)), (None, None), "nobody knows");
     }
 
     #[test]
     fn one_in_use_has_no_end() {
         let mut workspace = idle_workspace();
-        workspace.activity.as_mut().expect("activity").verdict = Verdict::Busy.into();
+        workspace.activity.as_mut().expect("activity").level = ActivityLevel::Busy.into();
         assert_eq!((short(&workspace, time(1_010)), idle(&workspace)), (None, None));
     }
 

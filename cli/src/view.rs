@@ -1,8 +1,8 @@
 //! Workspaces and activity as people and scripts see them: words for enums, JSON documents. Total and pure.
 
 use podling_proto::{
-    agent::v1::{ActivityState, Evidence, Signal, Verdict},
-    control::v1::{AgentInfo, Link, State, Workspace},
+    agent::v1::{ActivityLevel, ActivityState, Evidence, Signal},
+    control::v1::{AgentConnection, AgentInfo, State, Workspace},
 };
 use serde::Serialize;
 
@@ -18,13 +18,13 @@ pub struct WorkspaceView {
     /// `queued`, `starting`, `awake`, …
     pub state: &'static str,
     /// `active`, `busy`, `idle`; null while nothing is known.
-    pub verdict: Option<&'static str>,
+    pub activity: Option<&'static str>,
     /// Why it is in this state.
     pub reason: String,
     /// Since when.
     pub since: Option<String>,
     /// `connected` or `unknown`.
-    pub link: &'static str,
+    pub connection: &'static str,
     /// What it was made from.
     pub template: String,
     /// Whose it is.
@@ -78,7 +78,7 @@ pub struct AgentView {
 #[derive(Debug, Serialize)]
 pub struct ActivityView {
     /// `active`, `busy` or `idle`.
-    pub verdict: &'static str,
+    pub level: &'static str,
     /// The strongest first.
     pub evidence: Vec<EvidenceView>,
     /// Idle time that counts.
@@ -164,21 +164,21 @@ pub fn state_tone(state: State) -> Option<Tone> {
     }
 }
 
-/// The word for a verdict, if there is one.
-pub fn verdict(verdict: Verdict) -> Option<&'static str> {
-    match verdict {
-        Verdict::Unspecified => None,
-        Verdict::Idle => Some("idle"),
-        Verdict::Busy => Some("busy"),
-        Verdict::Active => Some("active"),
+/// The word for an activity level, if there is one.
+pub fn activity_word(level: ActivityLevel) -> Option<&'static str> {
+    match level {
+        ActivityLevel::Unspecified => None,
+        ActivityLevel::Idle => Some("idle"),
+        ActivityLevel::Busy => Some("busy"),
+        ActivityLevel::Active => Some("active"),
     }
 }
 
-/// The word for a link.
-pub fn link(link: Link) -> &'static str {
-    match link {
-        Link::Connected => "connected",
-        Link::Unspecified | Link::Unknown => "unknown",
+/// The word for the state of the connection to the agent.
+pub fn connection_word(connection: AgentConnection) -> &'static str {
+    match connection {
+        AgentConnection::Connected => "connected",
+        AgentConnection::Unspecified | AgentConnection::Unknown => "unknown",
     }
 }
 
@@ -208,17 +208,17 @@ pub fn seconds(duration: Option<prost_types::Duration>) -> Option<f64> {
 impl From<&Workspace> for WorkspaceView {
     fn from(workspace: &Workspace) -> Self {
         let activity = workspace.activity.as_ref();
-        let is_connected = workspace.link() == Link::Connected;
+        let is_connected = workspace.connection() == AgentConnection::Connected;
         let time = |at: &Option<prost_types::Timestamp>| at.as_ref().map(ToString::to_string);
         Self {
             name: workspace.name.clone(),
             id: workspace.id.clone(),
             state: state(workspace.state()),
             // What was heard before the link went says nothing about now.
-            verdict: activity.filter(|_| is_connected).and_then(|activity| verdict(activity.verdict())),
+            activity: activity.filter(|_| is_connected).and_then(|activity| activity_word(activity.level())),
             reason: workspace.reason.clone(),
             since: time(&workspace.since),
-            link: link(workspace.link()),
+            connection: connection_word(workspace.connection()),
             template: workspace.template.clone(),
             owner: workspace.owner.clone(),
             created: time(&workspace.created),
@@ -262,7 +262,7 @@ impl From<&ActivityState> for ActivityView {
             remaining_seconds: seconds(lease.remaining).unwrap_or_default(),
         };
         Self {
-            verdict: verdict(activity.verdict()).unwrap_or("unknown"),
+            level: activity_word(activity.level()).unwrap_or("unknown"),
             evidence: activity.evidence.iter().map(EvidenceView::from).collect(),
             counted_idle_seconds: seconds(activity.counted_idle).unwrap_or_default(),
             idle_timeout_seconds: seconds(activity.idle_timeout).unwrap_or_default(),

@@ -6,9 +6,9 @@ use tonic::Request;
 
 use crate::caller::Caller;
 
-pub mod backups;
 pub mod json;
 pub mod tokens;
+pub mod workspace_archives;
 pub mod workspaces;
 
 /// Who calls. The front has put it there, and lets nothing through without.

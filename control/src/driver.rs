@@ -57,7 +57,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use error::DriverError;
 pub use event::{
-    AgentHello, Answer, Beat, ClaimContent, ConnectionId, DirectiveId, Edit, NewWorkspace, SleepStep, ToAgent,
+    AgentHello, Answer, ClaimContent, ConnectionId, DirectiveId, Edit, Heartbeat, NewWorkspace, SleepStep,
+    ToAgent,
 };
 pub use handle::DriverHandle;
 pub use links::MAX_LINKS;
@@ -235,7 +236,7 @@ impl<B: Backend> Driver<B> {
                 let id = hello.workspace.clone();
                 self.with_entry(&id, |entry| entry.hello(*hello));
             }
-            Event::Beat(beat) => {
+            Event::Heartbeat(beat) => {
                 let id = beat.workspace.clone();
                 self.with_entry(&id, |entry| entry.beat(beat));
             }

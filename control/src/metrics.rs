@@ -3,7 +3,7 @@
 use std::{fmt, sync::atomic::AtomicU64};
 
 use http::{HeaderMap, response};
-use podling_core::workspace::Link;
+use podling_core::workspace::AgentConnection;
 use podling_proto::error::{self, WireError};
 use prometheus_client::{
     collector::Collector,
@@ -160,7 +160,8 @@ impl Collector for Workspaces {
             let gauge = ConstGauge::new(count(&|w| w.state == *state));
             gauge.encode(states.encode_family(&[("state", *name)])?)?;
         }
-        let unknown = ConstGauge::new(count(&|w| w.agent.is_some() && w.link == Link::Unknown));
+        let unknown =
+            ConstGauge::new(count(&|w| w.agent.is_some() && w.connection == AgentConnection::Unknown));
         let help = "Workspaces whose agent is silent";
         unknown.encode(encoder.encode_descriptor("links_unknown", help, None, MetricType::Gauge)?)
     }

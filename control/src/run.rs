@@ -4,7 +4,8 @@ use std::{path::PathBuf, sync::Arc};
 
 use podling_core::id::WorkspaceId;
 use podling_proto::control::v1::{
-    backups_server::BackupsServer, tokens_server::TokensServer, workspaces_server::WorkspacesServer,
+    tokens_server::TokensServer, workspace_archives_server::WorkspaceArchivesServer,
+    workspaces_server::WorkspacesServer,
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -14,7 +15,7 @@ use tower::Layer;
 
 use crate::{
     agents,
-    api::{backups::BackupsApi, json, tokens::TokensApi, workspaces::WorkspacesApi},
+    api::{json, tokens::TokensApi, workspace_archives::WorkspaceArchivesService, workspaces::WorkspacesApi},
     backend::{AgentReviewer, Backend},
     backups::Backups,
     config::{self, Config},
@@ -101,11 +102,11 @@ async fn serve<B: Backend, R: AgentReviewer>(
     let health = HealthReporter::new();
     let tokens = TokensServer::new(TokensApi::new(identity.clone(), handle.snapshots()));
     let workspaces = WorkspacesApi::new(handle.clone(), templates, stopping.streams.clone());
-    let backups = BackupsApi::new(handle.clone());
-    let json = json::router(workspaces.clone(), backups.clone());
+    let archives = WorkspaceArchivesService::new(handle.clone());
+    let json = json::router(workspaces.clone(), archives.clone());
     let own = Routes::new(tokens)
         .add_service(WorkspacesServer::new(workspaces))
-        .add_service(BackupsServer::new(backups));
+        .add_service(WorkspaceArchivesServer::new(archives));
     let grpc = services::with_description(own, &health)?;
     let front =
         Front::new(identity.clone(), gateway.clone(), metrics.clone(), grpc, json, stopping.draining.clone());

@@ -13,7 +13,7 @@ use podling_core::{
     archive::Archive,
     id::{Name, Owner, WorkspaceId},
     time::Timestamp,
-    workspace::{Link, Resources, Spec, State},
+    workspace::{AgentConnection, Resources, Spec, State},
 };
 use podling_proto::agent::v1::ActivityState;
 use serde::{Deserialize, Serialize};
@@ -71,7 +71,7 @@ pub struct WorkspaceView {
     /// Since when it is in this state.
     pub since: Timestamp,
     /// Whether heartbeats arrive.
-    pub link: Link,
+    pub connection: AgentConnection,
     /// Of the last heartbeat.
     pub activity: Option<Arc<ActivityState>>,
     /// The agent that serves it: there while it is awake, and while it starts once it has said hello.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use plane::{DEADLINE, Data, Plane, kill, marked, pids, reads};
-use podling_core::workspace::{Link, State};
+use podling_core::workspace::{AgentConnection, State};
 use tokio::time::timeout;
 
 /// Not a test of its own: what the agents of the others run.
@@ -26,7 +26,9 @@ async fn a_workspace_starts_with_nothing_of_ours_and_goes_with_all_of_it() {
     let data = Data::new();
     let plane = Plane::up(&data, data.agent()).await;
     let id = plane.create("demo").await;
-    let view = plane.wait(&id, |view| view.state == State::Awake && view.link == Link::Connected).await;
+    let view = plane
+        .wait(&id, |view| view.state == State::Awake && view.connection == AgentConnection::Connected)
+        .await;
     assert_eq!(view.agent.as_ref().unwrap().epoch, 1);
 
     let mode = |name: &str| data.of(&id).join(name).metadata().unwrap().permissions().mode() & 0o777;
@@ -91,7 +93,7 @@ async fn a_control_plane_that_is_killed_finds_its_agents_again() {
     let pid = data.agent_pid(&id);
     drop(plane);
     let plane = Plane::up(&data, data.agent_again()).await;
-    let after = plane.wait(&id, |view| view.link == Link::Connected).await;
+    let after = plane.wait(&id, |view| view.connection == AgentConnection::Connected).await;
     assert_eq!(before.agent, after.agent, "the same run of the same agent");
     assert_eq!((data.agent_pid(&id), after.restarts), (pid, 0));
     // Adopted, so not our child any more in real life; its death is seen all the same.
@@ -114,11 +116,15 @@ async fn a_workspace_that_cannot_be_looked_at_waits_and_holds_up_nobody() {
     // It leads in a circle: an error that root meets too.
     std::os::unix::fs::symlink(&record, &record).unwrap();
     let plane = Plane::up(&data, data.agent_again()).await;
-    plane.wait(&whole, |view| view.link == Link::Connected).await;
+    plane.wait(&whole, |view| view.connection == AgentConnection::Connected).await;
     let view = plane.wait(&broken, |_| true).await;
-    assert_eq!((view.state, view.link), (State::Awake, Link::Unknown), "nothing is concluded");
+    assert_eq!(
+        (view.state, view.connection),
+        (State::Awake, AgentConnection::Unknown),
+        "nothing is concluded"
+    );
     std::fs::rename(record.with_extension("aside"), &record).unwrap();
-    let view = plane.wait(&broken, |view| view.link == Link::Connected).await;
+    let view = plane.wait(&broken, |view| view.connection == AgentConnection::Connected).await;
     assert_eq!((data.agent_pid(&broken), view.restarts), (pid, 0), "it lived all the time");
 }
 

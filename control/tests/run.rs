@@ -116,7 +116,7 @@ async fn the_json_api_is_behind_the_same_door_and_counted() {
     let list = ask(address, &format!("GET /v1/workspaces HTTP/1.1\r\n{token}")).await;
     assert!(list.starts_with("HTTP/1.1 200") && list.contains("{\"workspaces\":[]}"), "{list}");
     // A client may name its workspace on every call: this one is answered here all the same.
-    let named = format!("GET /v1/backups HTTP/1.1\r\npodling-workspace: aaaaaaaaaaaa\r\n{token}");
+    let named = format!("GET /v1/archives HTTP/1.1\r\npodling-workspace: aaaaaaaaaaaa\r\n{token}");
     let named = ask(address, &named).await;
     assert!(named.starts_with("HTTP/1.1 200") && named.contains("{\"backups\":[]}"), "{named}");
     let missing = ask(address, &format!("GET /v1/nothing HTTP/1.1\r\n{token}")).await;

@@ -21,7 +21,7 @@ fn a_workspace_takes_two_lines_and_shows_its_story() {
     assert_eq!(space.field("ws/demo", ".spec.wanted"), "Awake");
     let table = space.kubectl(&["get", "ws"]).good();
     let head: Vec<_> = table.lines().next().unwrap().split_whitespace().collect();
-    assert_eq!(head, ["NAME", "STATE", "OWNER", "TEMPLATE", "VERDICT", "IDLE", "NEXT", "AGE"]);
+    assert_eq!(head, ["NAME", "STATE", "OWNER", "TEMPLATE", "ACTIVITY", "IDLE", "NEXT", "AGE"]);
     assert!(table.contains("ada") && table.contains("python"), "{table}");
     space
         .kubectl(&["patch", "ws/demo", "--type=merge", "--patch", r#"{"spec": {"wanted": "Asleep"}}"#])

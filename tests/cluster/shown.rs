@@ -46,7 +46,7 @@ async fn kubectl_shows_how_a_workspace_is_used_and_tells_what_became_of_it() {
     let id = id_of(deployed, "mary");
     let shown = wait_for("what is seen of it shows", async || {
         let status = status(deployed, "mary");
-        (status["verdict"] == "idle" && status["next"].is_object()).then_some(status)
+        (status["activity"] == "idle" && status["next"].is_object()).then_some(status)
     })
     .await;
     let pod = &of(deployed, "pods", &id)[0];
@@ -66,7 +66,7 @@ async fn kubectl_shows_how_a_workspace_is_used_and_tells_what_became_of_it() {
         (status["podUid"].is_null() && status["state"] == "asleep").then_some(status)
     })
     .await;
-    assert!(asleep["verdict"].is_null() && condition(&asleep, "AgentConnected") == "False", "{asleep:#}");
+    assert!(asleep["activity"].is_null() && condition(&asleep, "AgentConnected") == "False", "{asleep:#}");
     assert_eq!(asleep["imageDigest"], shown["imageDigest"], "what ran last");
     let mut told = wait_for("all of it was told", async || {
         let told = events(deployed, "mary");
@@ -101,7 +101,7 @@ async fn a_status_that_somebody_changed_is_written_anew() {
     podling(deployed, &["create", "eve"]).await;
     let before = wait_for("it is shown", async || {
         let status = status(deployed, "eve");
-        (status["verdict"] == "idle").then_some(status)
+        (status["activity"] == "idle").then_some(status)
     })
     .await;
     let pod = uid(&of(deployed, "pods", &id_of(deployed, "eve")));

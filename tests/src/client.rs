@@ -6,8 +6,8 @@ use podling_proto::{
         processes_client::ProcessesClient, terminals_client::TerminalsClient,
     },
     control::v1::{
-        agents_client::AgentsClient, backups_client::BackupsClient, tokens_client::TokensClient,
-        workspaces_client::WorkspacesClient,
+        agents_client::AgentsClient, tokens_client::TokensClient,
+        workspace_archives_client::WorkspaceArchivesClient, workspaces_client::WorkspacesClient,
     },
     metadata,
 };
@@ -85,8 +85,8 @@ impl Client {
     }
 
     /// Backups.
-    pub fn backups(&self) -> BackupsClient<Link> {
-        BackupsClient::new(self.link())
+    pub fn workspace_archives(&self) -> WorkspaceArchivesClient<Link> {
+        WorkspaceArchivesClient::new(self.link())
     }
 
     /// Tokens.

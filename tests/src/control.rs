@@ -14,7 +14,7 @@ use hyper_util::{
 };
 use podling_proto::{
     control::v1::{
-        AgentMessage, BeatAck, Claim, ClaimId, ControlMessage, TokenKey,
+        AgentMessage, Claim, ClaimId, ControlMessage, HeartbeatAck, TokenKey,
         agent_message::Message as Said,
         agents_server::{Agents, AgentsServer},
         control_message::Message as Say,
@@ -134,7 +134,7 @@ impl Agents for Shared {
             while let Ok(Some(AgentMessage { message: Some(message) })) = said.message().await {
                 let answer = match message {
                     Said::Hello(_) => Say::Claim(claim.clone()),
-                    Said::Beat(beat) => Say::BeatAck(BeatAck { sequence: beat.sequence }),
+                    Said::Heartbeat(beat) => Say::HeartbeatAck(HeartbeatAck { sequence: beat.sequence }),
                     Said::DirectiveResult(_) => continue,
                 };
                 if say.send(Ok(ControlMessage { message: Some(answer) })).await.is_err() {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use podling_proto::{
-    agent::v1::{GetActivityRequest, Verdict},
+    agent::v1::{ActivityLevel, GetActivityRequest},
     control::v1::State,
     error::Reason,
 };
@@ -110,7 +110,7 @@ async fn down_ends_everything_and_after_the_next_up_it_sleeps_until_somebody_com
     cli.run(&["rm", "gone"]).await.ok();
     wait_for("ada's work is noticed", async || {
         let now = podling.get(&ada).await;
-        now.activity.is_some_and(|a| a.verdict() != Verdict::Idle).then_some(())
+        now.activity.is_some_and(|a| a.level() != ActivityLevel::Idle).then_some(())
     })
     .await;
 

@@ -24,7 +24,7 @@ async fn a_newcomer_types_two_commands_and_works() {
     assert!(cli.run(&["ls"]).await.ok().out().contains("ada"));
     wait_for("explain says that somebody just worked here", async || {
         let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
-        (explained["verdict"] == "active").then_some(())
+        (explained["activity"] == "active").then_some(())
     })
     .await;
     assert!(cli.run(&["explain", "ada"]).await.ok().out().contains("active"));

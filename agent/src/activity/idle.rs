@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::verdict::Verdict;
+use super::verdict::ActivityLevel;
 
 /// Beats that wait for their acknowledgement. The link is given up after three intervals without one, so more are never useful;
 /// the oldest is dropped and adds nothing.
@@ -61,8 +61,8 @@ impl IdleCount {
     }
 
     /// Tells of a verdict, whenever one is given. An intent is told of even if its verdict has passed unseen.
-    pub fn observe(&mut self, verdict: Verdict, last_intent: Option<Instant>) {
-        if verdict != Verdict::Idle || last_intent != self.last_intent {
+    pub fn observe(&mut self, verdict: ActivityLevel, last_intent: Option<Instant>) {
+        if verdict != ActivityLevel::Idle || last_intent != self.last_intent {
             self.stirs += 1;
             self.last_intent = last_intent;
             self.counted = Duration::ZERO;
@@ -78,12 +78,12 @@ impl IdleCount {
     }
 
     /// A heartbeat is sent; its verdict must have been observed before.
-    pub fn beat(&mut self, sequence: u64, verdict: Verdict, at: Moment) {
+    pub fn beat(&mut self, sequence: u64, verdict: ActivityLevel, at: Moment) {
         if self.pending.len() == MAX_PENDING {
             self.pending.pop_front();
         }
         let beat =
-            Beat { sequence, at, idle: verdict == Verdict::Idle, stirs: self.stirs, holes: self.holes };
+            Beat { sequence, at, idle: verdict == ActivityLevel::Idle, stirs: self.stirs, holes: self.holes };
         self.pending.push_back(beat);
     }
 
@@ -129,8 +129,8 @@ mod tests {
     }
 
     fn idle_beat(idle: &mut IdleCount, sequence: u64, moment: Moment) {
-        idle.observe(Verdict::Idle, None);
-        idle.beat(sequence, Verdict::Idle, moment);
+        idle.observe(ActivityLevel::Idle, None);
+        idle.beat(sequence, ActivityLevel::Idle, moment);
     }
 
     #[test]
@@ -149,8 +149,8 @@ mod tests {
         let mut idle = IdleCount::default();
         idle_beat(&mut idle, 1, at(0));
         idle.acknowledged(1, LONGEST);
-        idle.observe(Verdict::Idle, Some(Instant::now()));
-        idle.beat(2, Verdict::Idle, at(15));
+        idle.observe(ActivityLevel::Idle, Some(Instant::now()));
+        idle.beat(2, ActivityLevel::Idle, at(15));
         idle.acknowledged(2, LONGEST);
         assert_eq!(idle.counted(), Duration::ZERO);
     }
@@ -161,7 +161,7 @@ mod tests {
         idle_beat(&mut idle, 1, at(0));
         idle.acknowledged(1, LONGEST);
         idle_beat(&mut idle, 2, at(15));
-        idle.observe(Verdict::Active, Some(Instant::now()));
+        idle.observe(ActivityLevel::Active, Some(Instant::now()));
         idle.acknowledged(2, LONGEST);
         assert_eq!(idle.counted(), Duration::ZERO);
     }
@@ -214,7 +214,7 @@ mod tests {
         }
         assert_eq!(idle.counted(), Duration::from_secs(30), "late, but heard");
         idle_beat(&mut idle, 4, at(60));
-        idle.observe(Verdict::Active, Some(Instant::now()));
+        idle.observe(ActivityLevel::Active, Some(Instant::now()));
         idle.acknowledged(4, LONGEST);
         assert_eq!(idle.counted(), Duration::ZERO, "used before it was heard");
     }
@@ -258,7 +258,7 @@ mod tests {
                     }
                     Step::Stir => {
                         stirred = now;
-                        idle.observe(Verdict::Busy, None);
+                        idle.observe(ActivityLevel::Busy, None);
                     }
                     Step::Lose => {
                         idle.link_lost();

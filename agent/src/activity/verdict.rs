@@ -11,7 +11,7 @@ use crate::{claim::Policy, intent::Intent};
 
 /// How much the workspace is in use; ordered, weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Verdict {
+pub enum ActivityLevel {
     /// Nothing speaks for keeping it awake.
     Idle,
     /// Something works, is present, or was promised to.
@@ -78,7 +78,7 @@ pub struct Evidence {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Judgement {
     /// What follows.
-    pub verdict: Verdict,
+    pub verdict: ActivityLevel,
     /// From what.
     pub evidence: Vec<Evidence>,
 }
@@ -117,7 +117,7 @@ impl Judgement {
         let verdict = evidence
             .iter()
             .find(|e| !e.capped)
-            .map_or(Verdict::Idle, |strongest| speaks_for(strongest.signal));
+            .map_or(ActivityLevel::Idle, |strongest| speaks_for(strongest.signal));
         Self { verdict, evidence }
     }
 
@@ -141,10 +141,10 @@ fn evidence(signal: Signal, detail: String, seen: Instant, until: Instant, now: 
 }
 
 /// The verdict that one signal alone gives.
-fn speaks_for(signal: Signal) -> Verdict {
+fn speaks_for(signal: Signal) -> ActivityLevel {
     match signal {
-        Signal::Intent(_) => Verdict::Active,
-        Signal::Lease | Signal::Cpu | Signal::Io | Signal::ForegroundJob => Verdict::Busy,
+        Signal::Intent(_) => ActivityLevel::Active,
+        Signal::Lease | Signal::Cpu | Signal::Io | Signal::ForegroundJob => ActivityLevel::Busy,
     }
 }
 
@@ -180,9 +180,9 @@ mod tests {
         let start = Instant::now();
         let signals = Signals { intents: vec![(Intent::Keystroke, start)], ..none(start) };
         let at = |s| Judgement::of(&signals, &Policy::default(), start + Duration::from_secs(s));
-        assert_eq!(at(59).verdict, Verdict::Active);
+        assert_eq!(at(59).verdict, ActivityLevel::Active);
         assert_eq!(at(59).changes_in(), Some(Duration::from_secs(1)));
-        assert_eq!(at(60).verdict, Verdict::Idle);
+        assert_eq!(at(60).verdict, ActivityLevel::Idle);
         assert!(at(60).evidence[0].capped, "still shown, no longer counted");
     }
 
@@ -193,10 +193,10 @@ mod tests {
         let cpu = Signals { observed: vec![seen(Signal::Cpu, start)], ..none(start) };
         let at = |s: &Signals, after| Judgement::of(s, &Policy::default(), start + after).verdict;
         let second = Duration::from_secs(1);
-        assert_eq!(at(&job, HOUR - second), Verdict::Busy);
-        assert_eq!(at(&job, HOUR), Verdict::Idle);
-        assert_eq!(at(&cpu, 12 * HOUR - second), Verdict::Busy);
-        assert_eq!(at(&cpu, 12 * HOUR), Verdict::Idle);
+        assert_eq!(at(&job, HOUR - second), ActivityLevel::Busy);
+        assert_eq!(at(&job, HOUR), ActivityLevel::Idle);
+        assert_eq!(at(&cpu, 12 * HOUR - second), ActivityLevel::Busy);
+        assert_eq!(at(&cpu, 12 * HOUR), ActivityLevel::Idle);
     }
 
     #[test]
@@ -205,7 +205,7 @@ mod tests {
         let mut signals = Signals { observed: vec![seen(Signal::ForegroundJob, start)], ..none(start) };
         signals.intents.push((Intent::Keystroke, start + 2 * HOUR));
         let later = Judgement::of(&signals, &Policy::default(), start + 2 * HOUR + HOUR / 2);
-        assert_eq!(later.verdict, Verdict::Busy);
+        assert_eq!(later.verdict, ActivityLevel::Busy);
         assert_eq!(later.evidence[0].holds_for, HOUR / 2);
     }
 
@@ -214,8 +214,8 @@ mod tests {
         let start = Instant::now();
         let signals = Signals { observed: vec![seen(Signal::Lease, start)], ..none(start) };
         let at = |after| Judgement::of(&signals, &Policy::default(), start + after).verdict;
-        assert_eq!(at(HOUR - Duration::from_nanos(1)), Verdict::Busy);
-        assert_eq!(at(HOUR), Verdict::Idle);
+        assert_eq!(at(HOUR - Duration::from_nanos(1)), ActivityLevel::Busy);
+        assert_eq!(at(HOUR), ActivityLevel::Idle);
     }
 
     fn signals() -> impl Strategy<Value = (Signals, Instant)> {
@@ -261,7 +261,7 @@ mod tests {
         fn the_first_evidence_is_what_decides((signals, now) in signals()) {
             let judged = Judgement::of(&signals, &Policy::default(), now);
             let strongest = judged.evidence.first().filter(|e| !e.capped);
-            prop_assert_eq!(judged.verdict, strongest.map_or(Verdict::Idle, |e| speaks_for(e.signal)));
+            prop_assert_eq!(judged.verdict, strongest.map_or(ActivityLevel::Idle, |e| speaks_for(e.signal)));
             prop_assert_eq!(judged.evidence.len(), signals.intents.len() + signals.observed.len());
         }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Instant, SystemTime};
 
-use super::verdict::Verdict;
+use super::verdict::ActivityLevel;
 
 /// The workspace will sleep unless it is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,8 +25,10 @@ impl Warnings {
 
     /// The warning that holds. Use makes it void, for good: what follows is told by another one. An intent is told of even if
     /// its verdict has passed unseen.
-    pub fn holds(&mut self, verdict: Verdict, last_intent: Option<Instant>) -> Option<Warning> {
-        self.0.take_if(|(_, heard)| verdict != Verdict::Idle || last_intent.is_some_and(|at| at > *heard));
+    pub fn holds(&mut self, verdict: ActivityLevel, last_intent: Option<Instant>) -> Option<Warning> {
+        self.0.take_if(|(_, heard)| {
+            verdict != ActivityLevel::Idle || last_intent.is_some_and(|at| at > *heard)
+        });
         self.0.as_ref().map(|(warning, _)| warning.clone())
     }
 }
@@ -43,16 +45,16 @@ mod tests {
         let warning = |reason: &str| Some(Warning { at: SystemTime::UNIX_EPOCH, reason: reason.into() });
         let (before, after) =
             (start.checked_sub(Duration::from_secs(60)), Some(start + Duration::from_secs(1)));
-        assert_eq!(warnings.holds(Verdict::Idle, before), None);
+        assert_eq!(warnings.holds(ActivityLevel::Idle, before), None);
         warnings.warn(warning("one"), start);
         warnings.warn(warning("two"), start);
-        assert_eq!(warnings.holds(Verdict::Idle, before), warning("two"));
+        assert_eq!(warnings.holds(ActivityLevel::Idle, before), warning("two"));
         warnings.warn(None, start);
-        assert_eq!(warnings.holds(Verdict::Idle, before), None);
+        assert_eq!(warnings.holds(ActivityLevel::Idle, before), None);
         warnings.warn(warning("three"), start);
-        assert_eq!(warnings.holds(Verdict::Idle, after), None, "used, though nobody saw its verdict");
-        assert_eq!(warnings.holds(Verdict::Idle, before), None, "for good");
+        assert_eq!(warnings.holds(ActivityLevel::Idle, after), None, "used, though nobody saw its verdict");
+        assert_eq!(warnings.holds(ActivityLevel::Idle, before), None, "for good");
         warnings.warn(warning("four"), start);
-        assert_eq!(warnings.holds(Verdict::Busy, before), None);
+        assert_eq!(warnings.holds(ActivityLevel::Busy, before), None);
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     activity::{
         Activity, Pulse, Snapshot,
         leases::{Lease, LeaseError, MAX_LEASES},
-        verdict::{Evidence, Signal, Verdict},
+        verdict::{ActivityLevel, Evidence, Signal},
     },
     intent::Intent,
 };
@@ -143,7 +143,7 @@ fn refused(error: LeaseError) -> WireError {
 pub fn state(snapshot: &Snapshot) -> wire::ActivityState {
     let usage = &snapshot.usage;
     wire::ActivityState {
-        verdict: verdict(snapshot.judgement.verdict).into(),
+        level: level(snapshot.judgement.verdict).into(),
         evidence: snapshot.judgement.evidence.iter().map(evidence).collect(),
         counted_idle: Some(span(snapshot.counted_idle)),
         idle_timeout: Some(span(snapshot.idle_timeout)),
@@ -163,11 +163,11 @@ pub fn state(snapshot: &Snapshot) -> wire::ActivityState {
     }
 }
 
-fn verdict(verdict: Verdict) -> wire::Verdict {
-    match verdict {
-        Verdict::Idle => wire::Verdict::Idle,
-        Verdict::Busy => wire::Verdict::Busy,
-        Verdict::Active => wire::Verdict::Active,
+fn level(level: ActivityLevel) -> wire::ActivityLevel {
+    match level {
+        ActivityLevel::Idle => wire::ActivityLevel::Idle,
+        ActivityLevel::Busy => wire::ActivityLevel::Busy,
+        ActivityLevel::Active => wire::ActivityLevel::Active,
     }
 }
 

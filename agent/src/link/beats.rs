@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::activity::verdict::Verdict;
+use crate::activity::verdict::ActivityLevel;
 
 /// A beat that is not acknowledged for this many intervals means a dead link.
 const SILENT_INTERVALS: u32 = 3;
@@ -19,7 +19,7 @@ const EDGE_PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Beats {
     sent: u64,
     next: Option<Instant>,
-    last: Option<(Instant, Verdict)>,
+    last: Option<(Instant, ActivityLevel)>,
     waiting: Option<Instant>,
     acknowledged: bool,
 }
@@ -45,7 +45,7 @@ impl Beats {
     }
 
     /// It was sent, with this verdict. `chance` is in 0..1.
-    pub(super) fn sent(&mut self, verdict: Verdict, now: Instant, interval: Duration, chance: f64) {
+    pub(super) fn sent(&mut self, verdict: ActivityLevel, now: Instant, interval: Duration, chance: f64) {
         self.sent += 1;
         self.last = Some((now, verdict));
         self.waiting.get_or_insert(now);
@@ -74,7 +74,7 @@ impl Beats {
     }
 
     /// A changed verdict is told at once.
-    pub(super) fn on_edge(&mut self, verdict: Verdict, now: Instant) {
+    pub(super) fn on_edge(&mut self, verdict: ActivityLevel, now: Instant) {
         if let (Some((at, told)), Some(due)) = (self.last, self.next)
             && told != verdict
         {
@@ -92,25 +92,25 @@ mod tests {
     #[test]
     fn beats_come_in_their_interval_and_edges_at_once_but_for_a_pause() {
         let (mut beats, start) = (Beats::default(), Instant::now());
-        beats.on_edge(Verdict::Active, start);
+        beats.on_edge(ActivityLevel::Active, start);
         assert_eq!(beats.next(), None, "nobody has claimed it");
         beats.begin(start, INTERVAL);
         assert_eq!(beats.next(), Some(start));
-        beats.sent(Verdict::Idle, start, INTERVAL, 0.0);
+        beats.sent(ActivityLevel::Idle, start, INTERVAL, 0.0);
         assert_eq!(beats.next(), Some(start + INTERVAL.mul_f64(0.9)));
-        beats.sent(Verdict::Idle, start, INTERVAL, 1.0);
+        beats.sent(ActivityLevel::Idle, start, INTERVAL, 1.0);
         let due = beats.next().unwrap();
         assert_eq!(due, start + INTERVAL.mul_f64(1.1));
         beats.begin(start, 2 * INTERVAL);
-        beats.on_edge(Verdict::Idle, start + EDGE_PAUSE);
+        beats.on_edge(ActivityLevel::Idle, start + EDGE_PAUSE);
         assert_eq!(
             beats.next(),
             Some(due),
             "neither a repeated claim nor what was told already changes the pace"
         );
-        beats.on_edge(Verdict::Active, start + EDGE_PAUSE / 4);
+        beats.on_edge(ActivityLevel::Active, start + EDGE_PAUSE / 4);
         assert_eq!(beats.next(), Some(start + EDGE_PAUSE));
-        beats.on_edge(Verdict::Busy, start + EDGE_PAUSE * 3);
+        beats.on_edge(ActivityLevel::Busy, start + EDGE_PAUSE * 3);
         assert_eq!(beats.next(), Some(start + EDGE_PAUSE), "what is due is due");
         beats.begin(start, EDGE_PAUSE / 2);
         assert_eq!(beats.next(), Some(start + EDGE_PAUSE / 2), "another policy asks for a faster pace");
@@ -123,7 +123,7 @@ mod tests {
         beats.begin(start, INTERVAL);
         assert_eq!(beats.silent_since(), None);
         for n in 0..2 {
-            beats.sent(Verdict::Idle, at(n), INTERVAL, 0.5);
+            beats.sent(ActivityLevel::Idle, at(n), INTERVAL, 0.5);
         }
         assert_eq!(beats.silent_since(), Some(start));
         assert!(!beats.acknowledged(3, at(2)) && !beats.was_acknowledged(), "one that was never sent");

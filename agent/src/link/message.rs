@@ -55,7 +55,7 @@ pub fn hello(introduction: &Introduction, held: Option<&Claim>) -> wire::AgentMe
         version: env!("CARGO_PKG_VERSION").to_owned(),
         boot_id: introduction.boot_id.clone(),
         key_fingerprint: introduction.fingerprint.clone(),
-        held: held
+        held_claim: held
             .map(|claim| wire::ClaimId { workspace_id: claim.workspace_id.clone(), epoch: claim.epoch }),
         pid: std::process::id(),
         start_ticks: introduction.start_ticks,
@@ -65,8 +65,8 @@ pub fn hello(introduction: &Introduction, held: Option<&Claim>) -> wire::AgentMe
 
 /// A heartbeat.
 pub fn beat(sequence: u64, snapshot: &Snapshot) -> wire::AgentMessage {
-    let beat = wire::Beat { sequence, activity: Some(api::activity::state(snapshot)) };
-    wire::AgentMessage { message: Some(wire::agent_message::Message::Beat(beat)) }
+    let beat = wire::Heartbeat { sequence, activity: Some(api::activity::state(snapshot)) };
+    wire::AgentMessage { message: Some(wire::agent_message::Message::Heartbeat(beat)) }
 }
 
 /// Reads a warning; one without a time withdraws the one before.
@@ -77,7 +77,7 @@ pub fn warning(warn: wire::Warn) -> Option<Warning> {
 
 /// Reads a prepare: how long to hold at most, and why. One that says both insists.
 pub fn prepare(prepare: &wire::Prepare) -> (Option<Duration>, Urgency) {
-    let urgency = match (prepare.force, prepare.asked) {
+    let urgency = match (prepare.force, prepare.requested) {
         (true, _) => Urgency::Forced,
         (false, true) => Urgency::Asked,
         (false, false) => Urgency::Idle,
@@ -156,7 +156,7 @@ fn policy(policy: wire::AgentPolicy) -> Policy {
         work_window: within(span(policy.work_window, default.work_window), WORK_WINDOW),
         cpu_cores: rate(policy.cpu_cores, default.cpu_cores),
         io_bytes_per_second: rate(policy.io_bytes_per_second, default.io_bytes_per_second),
-        beat_interval: within(span(policy.beat_interval, default.beat_interval), BEAT_INTERVAL),
+        beat_interval: within(span(policy.heartbeat_interval, default.beat_interval), BEAT_INTERVAL),
         ring_bytes: if policy.ring_bytes == 0 { default.ring_bytes } else { ring(policy.ring_bytes) },
         max_terminals: count(policy.max_terminals, default.max_terminals),
         max_processes: count(policy.max_processes, default.max_processes),
@@ -201,7 +201,7 @@ mod tests {
     fn a_policy_beyond_all_bounds_is_brought_within() {
         let span = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
         let read = policy(wire::AgentPolicy {
-            beat_interval: span(0),
+            heartbeat_interval: span(0),
             lease_cap: span(i64::MAX),
             work_cap: span(i64::MAX),
             idle_timeout: span(-5),

@@ -143,7 +143,7 @@ impl<'a> Session<'a> {
         match message {
             Message::Wait(wire::Wait {}) => tracing::info!("waiting for a workspace"),
             Message::Claim(claim) => self.take(message::claim(claim)?),
-            Message::BeatAck(ack) => self.acknowledged(ack.sequence),
+            Message::HeartbeatAck(ack) => self.acknowledged(ack.sequence),
             Message::Directive(directive) => self.obey(directive, outbox)?,
             Message::Dismiss(dismiss) => {
                 tracing::warn!(reason = dismiss.reason, message = dismiss.message, "dismissed");

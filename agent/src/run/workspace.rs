@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{server::NamedService, service::Routes};
 
 use crate::{
-    activity::{Activity, Presence, Probe, verdict::Verdict},
+    activity::{Activity, Presence, Probe, verdict::ActivityLevel},
     api::{
         activity::ActivityService, archive_http, archives::ArchivesApi, files::FilesApi, files_http,
         processes::ProcessesApi, terminals::TerminalsApi,
@@ -138,9 +138,9 @@ impl Workspace {
             terminals: now.terminals,
             processes: now.usage.processes,
             verdict: match now.judgement.verdict {
-                Verdict::Idle => 0,
-                Verdict::Busy => 1,
-                Verdict::Active => 2,
+                ActivityLevel::Idle => 0,
+                ActivityLevel::Busy => 1,
+                ActivityLevel::Active => 2,
             },
             counted_idle: now.counted_idle.as_secs(),
             cpu_cores: now.usage.cpu_cores,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use podling_proto::{
     agent::v1::{
-        self as agent_wire, ActivityState, RunRequest, Signal, Verdict, WatchActivityRequest,
+        self as agent_wire, ActivityLevel, ActivityState, RunRequest, Signal, WatchActivityRequest,
         activity_client::ActivityClient, processes_client::ProcessesClient,
     },
     control::v1::{self as wire, control_message::Message, directive::Directive},
@@ -23,7 +23,7 @@ fn millis(millis: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds: millis / 1000, nanos: (millis % 1000) as i32 * 1_000_000 })
 }
 
-fn counted(beat: &wire::Beat) -> Duration {
+fn counted(beat: &wire::Heartbeat) -> Duration {
     let activity = beat.activity.as_ref().expect("activity");
     activity.counted_idle.and_then(|d| d.try_into().ok()).expect("counted idle")
 }
@@ -43,7 +43,7 @@ async fn an_agent_that_was_stopped_for_longer_than_the_idle_timeout_counts_nothi
     let (agent, _key, _plane, mut session) = claimed(|claim| {
         let policy = claim.policy.as_mut().expect("a policy");
         policy.idle_timeout = millis(800);
-        policy.beat_interval = millis(1500);
+        policy.heartbeat_interval = millis(1500);
     })
     .await;
     agent.signal(rustix::process::Signal::STOP);
@@ -54,7 +54,7 @@ async fn an_agent_that_was_stopped_for_longer_than_the_idle_timeout_counts_nothi
     session.beat().await;
     let then = session.unacknowledged_beat().await;
     assert_eq!(counted(&then), Duration::ZERO, "nobody saw what happened meanwhile");
-    session.send(Message::BeatAck(wire::BeatAck { sequence: then.sequence })).await;
+    session.send(Message::HeartbeatAck(wire::HeartbeatAck { sequence: then.sequence })).await;
     session.beat_until(|beat| counted(beat) > Duration::ZERO).await;
 }
 
@@ -63,11 +63,13 @@ async fn an_intent_while_active_comes_with_the_next_beat() {
     let (agent, key, _plane, mut session) = claimed(|claim| {
         let policy = claim.policy.as_mut().expect("a policy");
         policy.active_for = millis(60_000);
-        policy.beat_interval = millis(1000);
+        policy.heartbeat_interval = millis(1000);
     })
     .await;
     start_something(&agent, &key).await;
-    session.beat_until(|beat| beat.activity.as_ref().is_some_and(|a| a.verdict() == Verdict::Active)).await;
+    session
+        .beat_until(|beat| beat.activity.as_ref().is_some_and(|a| a.level() == ActivityLevel::Active))
+        .await;
     let again = Instant::now();
     start_something(&agent, &key).await;
     // One beat may have been under way; the one after it was sent later.
@@ -97,7 +99,7 @@ async fn a_warning_is_shown_to_whoever_watches_until_the_workspace_is_used() {
         };
         timeout(DEADLINE, found).await.expect("told in time")
     };
-    assert_eq!(shown(false).await.verdict(), Verdict::Idle);
+    assert_eq!(shown(false).await.level(), ActivityLevel::Idle);
     let at = Some(prost_types::Timestamp::from(SystemTime::now() + Duration::from_secs(60)));
     let reason = "idle for 14 minutes".to_owned();
     session.direct(3, Directive::Warn(wire::Warn { at, reason: reason.clone() })).await;

@@ -56,7 +56,7 @@ pub(crate) fn drowsy(claim: &mut wire::Claim) {
     let policy = claim.policy.as_mut().expect("a policy");
     policy.idle_timeout = millis(200);
     policy.active_for = millis(100);
-    policy.beat_interval = millis(250);
+    policy.heartbeat_interval = millis(250);
     // What a shell does as it starts is not the story, nor what runs in a terminal.
     policy.presence_cap = millis(100);
     policy.cpu_cores = 100.0;
@@ -100,13 +100,13 @@ impl Bed {
 
     pub(crate) async fn prepare(&mut self, force: bool, hold: Option<Duration>) -> Answer {
         let hold = hold.map(|hold| hold.try_into().expect("a duration"));
-        self.direct(Directive::Prepare(wire::Prepare { hold, force, asked: false })).await
+        self.direct(Directive::Prepare(wire::Prepare { hold, force, requested: false })).await
     }
 
     /// Somebody asks for its sleep, unless it is used.
     pub(crate) async fn prepare_asked(&mut self) -> Answer {
-        let asked = wire::Prepare { asked: true, ..wire::Prepare::default() };
-        self.direct(Directive::Prepare(asked)).await
+        let request = wire::Prepare { requested: true, ..wire::Prepare::default() };
+        self.direct(Directive::Prepare(request)).await
     }
 
     /// Prepares as soon as it is idle for long enough.

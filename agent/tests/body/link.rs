@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use podling_agent::config::Listen;
 use podling_proto::{
     agent::v1::{
-        self as agent_wire, Verdict, activity_client::ActivityClient, terminals_client::TerminalsClient,
+        self as agent_wire, ActivityLevel, activity_client::ActivityClient, terminals_client::TerminalsClient,
     },
     control::v1::{self as wire, control_message::Message, directive::Directive},
 };
@@ -26,11 +26,11 @@ async fn unclaimed() -> (Agent, Plane, Authority) {
     (agent, plane, authority)
 }
 
-fn activity(beat: &wire::Beat) -> &agent_wire::ActivityState {
+fn activity(beat: &wire::Heartbeat) -> &agent_wire::ActivityState {
     beat.activity.as_ref().expect("activity")
 }
 
-fn counted(beat: &wire::Beat) -> Duration {
+fn counted(beat: &wire::Heartbeat) -> Duration {
     activity(beat).counted_idle.and_then(|d| d.try_into().ok()).expect("counted idle")
 }
 
@@ -44,12 +44,12 @@ async fn an_agent_says_hello_is_claimed_and_beats() {
     assert_eq!((hello.key_fingerprint, hello.boot_id), (info.fingerprint, info.boot_id));
     assert_eq!(i64::from(hello.pid), i64::from(agent.pid().as_raw_nonzero().get()));
     assert_eq!(hello.start_ticks, info.start_ticks);
-    assert_eq!(hello.held, None);
+    assert_eq!(hello.held_claim, None);
     session.send(Message::Wait(wire::Wait {})).await;
     session.send(Message::Claim(claim(&key()))).await;
     let first = session.beat().await;
     assert_eq!(first.sequence, 1);
-    assert_eq!(activity(&first).verdict(), Verdict::Idle);
+    assert_eq!(activity(&first).level(), ActivityLevel::Idle);
     assert_eq!(session.beat().await.sequence, 2);
 }
 
@@ -79,7 +79,7 @@ async fn idle_time_counts_only_as_beats_are_acknowledged_and_a_lease_is_told_at_
     let silent = session.unacknowledged_beat().await;
     let next = session.unacknowledged_beat().await;
     assert_eq!(counted(&next), counted(&silent), "what was not acknowledged does not count");
-    session.send(Message::BeatAck(wire::BeatAck { sequence: next.sequence })).await;
+    session.send(Message::HeartbeatAck(wire::HeartbeatAck { sequence: next.sequence })).await;
 
     let mut client = ActivityClient::with_origin(Client::of(&agent).await.service(), Client::origin());
     let lease = agent_wire::KeepAwakeRequest {
@@ -88,12 +88,12 @@ async fn idle_time_counts_only_as_beats_are_acknowledged_and_a_lease_is_told_at_
         reason: "nightly".into(),
     };
     client.keep_awake(with_token(lease.clone(), &token(&key, "keep-awake"))).await.expect("lease");
-    let busy = session.beat_until(|beat| activity(beat).verdict() == Verdict::Busy).await;
+    let busy = session.beat_until(|beat| activity(beat).level() == ActivityLevel::Busy).await;
     assert_eq!(activity(&busy).evidence[0].detail, "lease 'backup': nightly");
     assert_eq!(counted(&busy), Duration::ZERO);
     let release = agent_wire::KeepAwakeRequest { duration: Some(prost_types::Duration::default()), ..lease };
     client.keep_awake(with_token(release, &token(&key, "keep-awake"))).await.expect("released");
-    session.beat_until(|beat| activity(beat).verdict() == Verdict::Idle).await;
+    session.beat_until(|beat| activity(beat).level() == ActivityLevel::Idle).await;
 }
 
 #[tokio::test]
@@ -132,7 +132,7 @@ async fn a_control_plane_that_was_killed_finds_the_claim_held() {
     let mut plane = Plane::start(agent.dir.path(), authority.server("podling-control")).await;
     let mut session = plane.session().await;
     assert_eq!(session.hello.boot_id, boot_id);
-    assert_eq!(session.hello.held, Some(wire::ClaimId { workspace_id: WORKSPACE.into(), epoch: 1 }));
+    assert_eq!(session.hello.held_claim, Some(wire::ClaimId { workspace_id: WORKSPACE.into(), epoch: 1 }));
     session.send(Message::Claim(claim(&key))).await;
     let first = session.beat().await;
     assert_eq!((first.sequence, counted(&first)), (1, Duration::ZERO), "a new stream counts anew");
@@ -150,7 +150,7 @@ async fn a_link_without_acknowledgements_is_made_anew() {
     session.send(Message::Claim(claim(&key()))).await;
     session.unacknowledged_beat().await;
     let again = plane.session().await;
-    assert!(again.hello.held.is_some());
+    assert!(again.hello.held_claim.is_some());
 }
 
 #[tokio::test]

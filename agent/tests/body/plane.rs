@@ -133,16 +133,16 @@ impl Session {
     }
 
     /// The next heartbeat; acknowledges it.
-    pub(crate) async fn beat(&mut self) -> wire::Beat {
+    pub(crate) async fn beat(&mut self) -> wire::Heartbeat {
         let beat = self.unacknowledged_beat().await;
-        self.send(Message::BeatAck(wire::BeatAck { sequence: beat.sequence })).await;
+        self.send(Message::HeartbeatAck(wire::HeartbeatAck { sequence: beat.sequence })).await;
         beat
     }
 
-    pub(crate) async fn unacknowledged_beat(&mut self) -> wire::Beat {
+    pub(crate) async fn unacknowledged_beat(&mut self) -> wire::Heartbeat {
         loop {
             match self.hear().await.expect("the stream goes on") {
-                agent_message::Message::Beat(beat) => return beat,
+                agent_message::Message::Heartbeat(beat) => return beat,
                 agent_message::Message::Hello(_) => panic!("a second hello"),
                 agent_message::Message::DirectiveResult(_) => {}
             }
@@ -150,7 +150,10 @@ impl Session {
     }
 
     /// Beats until one satisfies the condition.
-    pub(crate) async fn beat_until(&mut self, mut is_it: impl FnMut(&wire::Beat) -> bool) -> wire::Beat {
+    pub(crate) async fn beat_until(
+        &mut self,
+        mut is_it: impl FnMut(&wire::Heartbeat) -> bool,
+    ) -> wire::Heartbeat {
         let found = async {
             loop {
                 let beat = self.beat().await;
@@ -180,8 +183,8 @@ impl Session {
                 agent_message::Message::DirectiveResult(result) if result.id == id => {
                     return result.result.expect("a result");
                 }
-                agent_message::Message::Beat(beat) => {
-                    self.send(Message::BeatAck(wire::BeatAck { sequence: beat.sequence })).await;
+                agent_message::Message::Heartbeat(beat) => {
+                    self.send(Message::HeartbeatAck(wire::HeartbeatAck { sequence: beat.sequence })).await;
                 }
                 _ => {}
             }
@@ -221,7 +224,7 @@ pub(crate) fn policy() -> wire::AgentPolicy {
         idle_timeout: Some(prost_types::Duration { seconds: 5, nanos: 0 }),
         active_for: span(600),
         work_window: span(600),
-        beat_interval: span(300),
+        heartbeat_interval: span(300),
         // Low, for the machine may have many other things to do.
         cpu_cores: 0.01,
         ..Default::default()

@@ -1,7 +1,9 @@
 //! What the workspace does by itself: its own command, and work that nobody watches.
 
 use podling_proto::{
-    agent::v1::{ActivityState, CreateTerminalRequest, Signal, Verdict, terminals_client::TerminalsClient},
+    agent::v1::{
+        ActivityLevel, ActivityState, CreateTerminalRequest, Signal, terminals_client::TerminalsClient,
+    },
     control::v1::{self as wire, control_message::Message},
 };
 
@@ -36,7 +38,7 @@ async fn the_claims_command_wins_has_its_environment_and_is_started_again() {
     let files = std::fs::read_to_string(agent.path("home/files")).expect("ulimit");
     let ours = getrlimit(Resource::Nofile).current.map_or("unlimited".to_owned(), |n| n.to_string());
     assert_eq!(files.lines().next(), Some(ours.as_str()), "the agent's own limit is not the workspace's");
-    assert_eq!(session.beat().await.activity.expect("activity").verdict(), Verdict::Idle, "goes on");
+    assert_eq!(session.beat().await.activity.expect("activity").level(), ActivityLevel::Idle, "goes on");
 }
 
 #[tokio::test]
@@ -51,8 +53,9 @@ async fn without_one_in_the_claim_it_is_that_of_the_command_line() {
 async fn a_computation_of_a_grandchild_makes_it_busy_and_is_named() {
     let (_agent, _plane, mut session) =
         claimed_with(&["sh", "-c", "sh -c 'while :; do :; done' & wait"]).await;
-    let busy =
-        session.beat_until(|beat| beat.activity.as_ref().is_some_and(|a| a.verdict() == Verdict::Busy)).await;
+    let busy = session
+        .beat_until(|beat| beat.activity.as_ref().is_some_and(|a| a.level() == ActivityLevel::Busy))
+        .await;
     let activity = busy.activity.expect("activity");
     assert_eq!(activity.evidence[0].signal(), Signal::Cpu);
     assert!(activity.evidence[0].detail.starts_with("sh (pid "), "{}", activity.evidence[0].detail);
@@ -91,10 +94,12 @@ async fn a_terminal_that_only_prints_is_presence_and_no_work() {
     let script = "x=$(printf %050000d 0); (while :; do printf %s $x; sleep 0.1; done) & sleep 1000";
     let create = CreateTerminalRequest { argv: words(&["bash", "-c", script]), ..Default::default() };
     terminals.create(with_token(create, &token(&key, "terminal"))).await.expect("opened");
-    let has = |beat: &wire::Beat, signal| {
+    let has = |beat: &wire::Heartbeat, signal| {
         beat.activity.as_ref().is_some_and(|a| a.evidence.iter().any(|e| e.signal() == signal))
     };
-    session.beat_until(|beat| beat.activity.as_ref().is_some_and(|a| a.verdict() == Verdict::Active)).await;
+    session
+        .beat_until(|beat| beat.activity.as_ref().is_some_and(|a| a.level() == ActivityLevel::Active))
+        .await;
     for _ in 0..4 {
         session.beat().await;
     }

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use clap::Args;
-use podling_proto::control::v1::{Backup, ListBackupsRequest};
+use podling_proto::control::v1::{ListWorkspaceArchivesRequest, WorkspaceArchive};
 
 use crate::{
     backoff::patiently,
@@ -44,11 +44,11 @@ impl Backups {
     }
 }
 
-async fn all(client: &Client, all_owners: bool) -> Result<Vec<Backup>, Failure> {
-    let request = ListBackupsRequest { workspace: String::new(), all_owners };
+async fn all(client: &Client, all_owners: bool) -> Result<Vec<WorkspaceArchive>, Failure> {
+    let request = ListWorkspaceArchivesRequest { workspace: String::new(), all_owners };
     let answer = patiently(|| {
-        let (mut backups, request) = (client.backups(), request.clone());
+        let (mut backups, request) = (client.workspace_archives(), request.clone());
         async move { backups.list(request).await }
     });
-    Ok(answer.await?.backups)
+    Ok(answer.await?.archives)
 }

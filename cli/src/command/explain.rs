@@ -86,7 +86,7 @@ impl Explanation {
         let activity = workspace.activity.as_ref().map(ActivityView::from);
         let mut view = WorkspaceView::from(&workspace);
         if known.fresh {
-            view.verdict = activity.as_ref().map(|activity| activity.verdict);
+            view.activity = activity.as_ref().map(|activity| activity.level);
         }
         Self {
             workspace: view,

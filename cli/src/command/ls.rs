@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use clap::Args;
-use podling_proto::control::v1::{Link, ListWorkspacesRequest, State, Workspace};
+use podling_proto::control::v1::{AgentConnection, ListWorkspacesRequest, State, Workspace};
 
 use crate::{
     backoff::patiently,
@@ -11,7 +11,7 @@ use crate::{
     failure::Failure,
     output::{self, Tone},
     upcoming,
-    view::{WorkspaceView, state, state_tone, verdict},
+    view::{WorkspaceView, activity_word, state, state_tone},
 };
 
 /// List the workspaces: how they are, how long they have been idle, and what happens next
@@ -44,7 +44,7 @@ impl Ls {
 }
 
 fn render(workspaces: &[Workspace], now: SystemTime, owners: bool) -> String {
-    let mut head = vec!["NAME", "ID", "STATE", "SINCE", "VERDICT", "IDLE", "NEXT", "TEMPLATE"];
+    let mut head = vec!["NAME", "ID", "STATE", "SINCE", "ACTIVITY", "IDLE", "NEXT", "TEMPLATE"];
     if owners {
         head.push("OWNER");
     }
@@ -53,7 +53,9 @@ fn render(workspaces: &[Workspace], now: SystemTime, owners: bool) -> String {
     let row = |w: &Workspace| {
         let activity = w.activity.as_ref();
         // What was heard before the link went says nothing about now.
-        let known = activity.filter(|_| w.link() == Link::Connected).and_then(|a| verdict(a.verdict()));
+        let known = activity
+            .filter(|_| w.connection() == AgentConnection::Connected)
+            .and_then(|a| activity_word(a.level()));
         let warned = known.is_some() && activity.is_some_and(|activity| activity.sleep_warning.is_some());
         let mut row = vec![
             (w.name.clone(), Some(Tone::Strong)),
@@ -78,7 +80,7 @@ fn render(workspaces: &[Workspace], now: SystemTime, owners: bool) -> String {
 fn told(workspace: &Workspace) -> &str {
     match workspace.state() {
         State::Failed => &workspace.reason,
-        State::Awake if workspace.link() != Link::Connected => "its agent is silent",
+        State::Awake if workspace.connection() != AgentConnection::Connected => "its agent is silent",
         _ => "",
     }
 }
@@ -87,7 +89,7 @@ fn told(workspace: &Workspace) -> &str {
 mod tests {
     use std::time::Duration;
 
-    use podling_proto::agent::v1::{ActivityState, Verdict};
+    use podling_proto::agent::v1::{ActivityLevel, ActivityState};
 
     use super::*;
 
@@ -95,7 +97,7 @@ mod tests {
     fn a_row_says_what_is_known_and_no_more() {
         let wire = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
         let idle = ActivityState {
-            verdict: Verdict::Idle.into(),
+            level: ActivityLevel::Idle.into(),
             counted_idle: wire(45),
             idle_timeout: wire(900),
             at: Some(prost_types::Timestamp { seconds: 160, nanos: 0 }),
@@ -106,7 +108,7 @@ mod tests {
             id: "abcdefghijkl".to_owned(),
             template: "shell".to_owned(),
             state: State::Awake.into(),
-            link: Link::Connected.into(),
+            connection: AgentConnection::Connected.into(),
             since: Some(prost_types::Timestamp { seconds: 100, nanos: 0 }),
             activity: Some(idle),
             ..Workspace::default()
@@ -115,10 +117,10 @@ mod tests {
         let text = render(std::slice::from_ref(&workspace), now, false);
         assert_eq!(
             text,
-            "NAME  ID            STATE  SINCE  VERDICT  IDLE  NEXT           TEMPLATE\n\
+            "NAME  ID            STATE  SINCE  ACTIVITY  IDLE  NEXT           TEMPLATE\n\
              demo  abcdefghijkl  awake  1m 5s  idle     45s   sleeps in 14m  shell\n"
         );
-        workspace.set_link(Link::Unknown);
+        workspace.set_connection(AgentConnection::Unknown);
         let text = render(&[workspace], now, false);
         assert!(!text.contains("idle") && text.contains("its agent is silent"), "a silent agent is not idle");
     }

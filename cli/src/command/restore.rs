@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use clap::Args;
 use podling_proto::{
-    control::v1::{RestoreBackupRequest, State, Workspace},
+    control::v1::{RestoreArchiveRequest, State, Workspace},
     error::{self, Reason, WireError},
     token,
 };
@@ -63,15 +63,15 @@ impl Restore {
     }
 
     async fn ask(&self, client: &Client) -> Result<Workspace, Failure> {
-        let request = RestoreBackupRequest {
-            backup: self.backup.clone(),
+        let request = RestoreArchiveRequest {
+            archive: self.backup.clone(),
             name: self.name.clone().unwrap_or_default(),
             request_id: token::random(REQUEST_ID_BYTES),
         };
         let mut tries = 0;
         let answer = patiently(|| {
             tries += 1;
-            let (mut backups, request) = (client.backups(), request.clone());
+            let (mut backups, request) = (client.workspace_archives(), request.clone());
             async move { backups.restore(request).await }
         });
         let answer = answer.await;

@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 use podling_proto::{
-    control::v1::{Backup, DeleteWorkspaceRequest, Workspace},
+    control::v1::{DeleteWorkspaceRequest, Workspace, WorkspaceArchive},
     error::{self, Reason},
 };
 use serde::Serialize;
@@ -120,7 +120,7 @@ impl Rm {
         &self,
         client: &Client,
         workspace: Workspace,
-    ) -> Result<(Workspace, Option<Backup>), Failure> {
+    ) -> Result<(Workspace, Option<WorkspaceArchive>), Failure> {
         if self.no_wait {
             return Ok((workspace, None));
         }
@@ -134,7 +134,7 @@ impl Rm {
         Ok((workspace, left))
     }
 
-    fn done(&self, name: &str, backup: Option<&Backup>) -> String {
+    fn done(&self, name: &str, backup: Option<&WorkspaceArchive>) -> String {
         match backup {
             _ if self.no_wait => format!("{name} is being deleted"),
             Some(backup) => format!(
@@ -198,7 +198,7 @@ mod tests {
         assert!(promise(&workspace).ends_with("which is kept for 30d"));
 
         let rm = Rm { names: Vec::new(), discard: false, yes: false, no_wait: false };
-        let backup = Backup { key: "workspace-x".to_owned(), ..Backup::default() };
+        let backup = WorkspaceArchive { key: "workspace-x".to_owned(), ..WorkspaceArchive::default() };
         assert!(rm.done("demo", Some(&backup)).ends_with("podling restore workspace-x"));
         assert!(rm.done("demo", None).contains("nothing to archive"));
     }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use podling_proto::{
-    control::v1::{Link, SleepWorkspaceRequest, Workspace},
+    control::v1::{AgentConnection, SleepWorkspaceRequest, Workspace},
     error::{self, Reason, WireError},
 };
 use tonic::Status;
@@ -89,10 +89,10 @@ fn busy_failure(workspace: &Workspace) -> Failure {
     if holds.len() > NAMED {
         why.push_str(&format!("; and {} more", holds.len() - NAMED));
     }
-    let words = match workspace.link() {
-        Link::Connected if why.is_empty() => format!("{name} is in use"),
-        Link::Connected => format!("{name} is in use: {why}"),
-        Link::Unknown | Link::Unspecified => {
+    let words = match workspace.connection() {
+        AgentConnection::Connected if why.is_empty() => format!("{name} is in use"),
+        AgentConnection::Connected => format!("{name} is in use: {why}"),
+        AgentConnection::Unknown | AgentConnection::Unspecified => {
             format!("{name}'s agent is silent, so that nobody knows whether it is in use")
         }
     };
@@ -115,7 +115,7 @@ mod tests {
         let activity = ActivityState { evidence: evidence.to_vec(), ..ActivityState::default() };
         let mut workspace = Workspace {
             name: "demo".to_owned(),
-            link: Link::Connected.into(),
+            connection: AgentConnection::Connected.into(),
             activity: Some(activity),
             ..Workspace::default()
         };
@@ -125,7 +125,7 @@ mod tests {
         let words = failure.describe();
         assert!(words.contains("in use: make -j8; a lease; top; and 1 more. To end"), "{words}");
         assert!(words.contains("podling sleep demo --force"), "{words}");
-        workspace.set_link(Link::Unknown);
+        workspace.set_connection(AgentConnection::Unknown);
         assert!(busy_failure(&workspace).describe().contains("nobody knows"));
     }
 }

@@ -2,18 +2,18 @@
 
 use std::time::{Duration, SystemTime};
 
-use podling_proto::agent::v1::{ActivityState, Evidence, Lease, SleepWarning, Verdict};
+use podling_proto::agent::v1::{ActivityLevel, ActivityState, Evidence, Lease, SleepWarning};
 
 use crate::{
     duration::{self, from_wire, show},
     output::{Tone, counted, paint, plain, table},
     upcoming::{brief, left, since},
-    view::verdict,
+    view::activity_word,
 };
 
 /// Whether it counts as in use, and how we know.
 pub fn render(activity: &ActivityState, fresh: bool, now: SystemTime) -> String {
-    let (word, tone) = match verdict(activity.verdict()) {
+    let (word, tone) = match activity_word(activity.level()) {
         Some(word @ "idle") => (word, Tone::Faint),
         Some(word) => (word, Tone::Good),
         None => ("unknown", Tone::Notice),
@@ -64,8 +64,8 @@ fn row(evidence: &Evidence) -> Vec<(String, Option<Tone>)> {
 fn render_idle(activity: &ActivityState) -> String {
     let counted = from_wire(activity.counted_idle).unwrap_or_default();
     let wanted = from_wire(activity.idle_timeout).unwrap_or_default();
-    match activity.verdict() {
-        Verdict::Idle => {
+    match activity.level() {
+        ActivityLevel::Idle => {
             format!("{} of idle time count so far; it sleeps after {} of it.\n", show(counted), show(wanted))
         }
         _ => format!(
@@ -108,7 +108,7 @@ mod tests {
             capped,
         };
         let activity = ActivityState {
-            verdict: Verdict::Busy.into(),
+            level: ActivityLevel::Busy.into(),
             evidence: vec![
                 evidence(Signal::Cpu, "python3 (pid 4711) uses 97 % of a core", false),
                 evidence(Signal::ForegroundJob, "vim in terminal 'main'", true),
@@ -134,8 +134,12 @@ mod tests {
     #[test]
     fn an_old_heartbeat_is_called_one() {
         let at = Some(SystemTime::UNIX_EPOCH.into());
-        let idle =
-            ActivityState { verdict: Verdict::Idle.into(), counted_idle: wire(60), at, ..Default::default() };
+        let idle = ActivityState {
+            level: ActivityLevel::Idle.into(),
+            counted_idle: wire(60),
+            at,
+            ..Default::default()
+        };
         let text = render(&idle, false, SystemTime::UNIX_EPOCH + Duration::from_secs(12));
         assert!(text.contains("idle (by its heartbeat 12s ago): nobody types"), "{text}");
         assert!(text.contains("1m of idle time count so far"), "{text}");

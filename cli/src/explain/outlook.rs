@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use podling_proto::control::v1::{Backup, State, Workspace};
+use podling_proto::control::v1::{State, Workspace, WorkspaceArchive};
 
 use crate::{
     backup,
@@ -49,7 +49,7 @@ fn next(workspace: &Workspace, now: SystemTime) -> Vec<(String, String)> {
 }
 
 /// Where its files are.
-pub fn storage(workspace: &Workspace, backups: &[Backup], now: SystemTime) -> String {
+pub fn storage(workspace: &Workspace, backups: &[WorkspaceArchive], now: SystemTime) -> String {
     let only_archive = workspace.state() == State::Archived;
     let mut text = match (only_archive, backups.is_empty()) {
         (true, false) => "\nIts files are in its archive only:\n".to_owned(),

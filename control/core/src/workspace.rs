@@ -41,7 +41,7 @@ pub enum State {
 /// Whether the agent's heartbeats arrive: apart from the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Link {
+pub enum AgentConnection {
     /// They do.
     Connected,
     /// They do not: nothing is known, and nothing is concluded.

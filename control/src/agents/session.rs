@@ -17,7 +17,7 @@ use tonic::{Status, Streaming};
 use super::{pace::Pace, places::Place, translate};
 use crate::{
     backend::AgentReviewer,
-    driver::{Beat, ConnectionId, DriverError, DriverHandle, ToAgent},
+    driver::{ConnectionId, DriverError, DriverHandle, Heartbeat, ToAgent},
     server::Known,
 };
 
@@ -114,7 +114,7 @@ impl<R: AgentReviewer> Session<R> {
                 },
                 // Both in one future: while the agent is silent, what is said to it must pass.
                 message = async { beats.turn().await; inbound.message().await } => match message {
-                    Ok(Some(AgentMessage { message: Some(Message::Beat(beat)) })) => {
+                    Ok(Some(AgentMessage { message: Some(Message::Heartbeat(beat)) })) => {
                         beats.take();
                         self.beat(beat).await
                     }
@@ -139,11 +139,11 @@ impl<R: AgentReviewer> Session<R> {
     }
 
     /// Acknowledged only when the driver has taken it: from then on its idle time counts.
-    async fn beat(&self, beat: podling_proto::control::v1::Beat) -> Result<(), Over> {
+    async fn beat(&self, beat: podling_proto::control::v1::Heartbeat) -> Result<(), Over> {
         let (taken, was_taken) = oneshot::channel();
         let activity = Arc::new(translate::activity(beat.activity.unwrap_or_default()));
         let (workspace, connection) = (self.workspace.clone(), self.connection);
-        self.driver.beat(Beat { workspace, connection, activity, taken }).await?;
+        self.driver.beat(Heartbeat { workspace, connection, activity, taken }).await?;
         match was_taken.await {
             Ok(()) => {
                 self.beats.inc();

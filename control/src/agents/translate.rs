@@ -6,8 +6,8 @@ use podling_core::{id::WorkspaceId, observed::Failure, status::Urgency, time::Ti
 use podling_proto::{
     agent::v1::{ActivityState, Usage},
     control::v1::{
-        AgentPolicy, BeatAck, Cancel, Claim, ClaimId, Commit, ControlMessage, Directive, DirectiveResult,
-        Dismiss, Done, Drain, Hello, Prepare, TokenKey, Wait, Warn, control_message::Message,
+        AgentPolicy, Cancel, Claim, ClaimId, Commit, ControlMessage, Directive, DirectiveResult, Dismiss,
+        Done, Drain, HeartbeatAck, Hello, Prepare, TokenKey, Wait, Warn, control_message::Message,
         directive::Directive as Step, directive_result,
     },
     error::{self, Reason, WireError},
@@ -85,7 +85,7 @@ pub(super) fn hello(
 
 /// What goes on in a workspace.
 pub(super) fn activity(mut activity: ActivityState) -> ActivityState {
-    activity.verdict = activity.verdict().into();
+    activity.level = activity.level().into();
     activity.evidence.truncate(MAX_EVIDENCE);
     for evidence in &mut activity.evidence {
         evidence.signal = evidence.signal().into();
@@ -115,7 +115,7 @@ pub(super) fn control(said: ToAgent, token_keys: &[TokenKey]) -> ControlMessage 
                 SleepStep::Prepare(urgency) => Step::Prepare(Prepare {
                     hold: None,
                     force: urgency == Urgency::Forced,
-                    asked: urgency == Urgency::Asked,
+                    requested: urgency == Urgency::Asked,
                 }),
                 SleepStep::Commit => Step::Commit(Commit {}),
                 SleepStep::Cancel => Step::Cancel(Cancel {}),
@@ -161,7 +161,7 @@ pub(super) fn dismiss(reason: Reason, why: &str) -> ControlMessage {
 
 /// A beat was taken.
 pub(super) fn ack(sequence: u64) -> ControlMessage {
-    message(Message::BeatAck(BeatAck { sequence }))
+    message(Message::HeartbeatAck(HeartbeatAck { sequence }))
 }
 
 fn claim(content: &ClaimContent, token_keys: &[TokenKey]) -> Claim {
@@ -174,7 +174,7 @@ fn claim(content: &ClaimContent, token_keys: &[TokenKey]) -> Claim {
         idle_timeout: span(idle_timeout),
         work_cap: span(spec.policy.work_cap),
         presence_cap: span(spec.policy.presence_cap),
-        beat_interval: span(quarter.clamp(SHORTEST_BEAT, LONGEST_BEAT)),
+        heartbeat_interval: span(quarter.clamp(SHORTEST_BEAT, LONGEST_BEAT)),
         active_for: span(quarter.min(LONGEST_ACTIVE)),
         work_window: span(idle_timeout.clamp(SHORTEST_WINDOW, LONGEST_WINDOW)),
         ..AgentPolicy::default()
@@ -218,7 +218,7 @@ fn tame(usage: &mut Usage) {
 
 #[cfg(test)]
 mod tests {
-    use podling_proto::agent::v1::{Evidence, Lease, SleepWarning, Verdict};
+    use podling_proto::agent::v1::{ActivityLevel, Evidence, Lease, SleepWarning};
 
     use super::*;
 
@@ -230,7 +230,7 @@ mod tests {
             version: "0.1.0".into(),
             boot_id: "boot".into(),
             key_fingerprint: "ab".repeat(32),
-            held: None,
+            held_claim: None,
             pid: 7,
             start_ticks: 9,
         }
@@ -264,14 +264,14 @@ mod tests {
         let warning = SleepWarning { at: None, reason: "w".repeat(10_000) };
         let usage = Usage { cpu_cores: f64::NAN, io_bytes_per_second: -1.0, ..Default::default() };
         let taken = activity(ActivityState {
-            verdict: 77,
+            level: 77,
             evidence: vec![evidence; 1000],
             leases: vec![lease; 1000],
             usage: Some(usage),
             sleep_warning: Some(warning),
             ..Default::default()
         });
-        assert_eq!(taken.verdict(), Verdict::Unspecified);
+        assert_eq!(taken.level(), ActivityLevel::Unspecified);
         assert_eq!((taken.evidence.len(), taken.leases.len()), (MAX_EVIDENCE, MAX_LEASES));
         assert_eq!(taken.evidence[0].detail.chars().count(), MAX_LINE);
         assert_eq!(taken.leases[0].name.chars().count(), MAX_LINE);

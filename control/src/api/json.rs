@@ -1,4 +1,4 @@
-//! The JSON API under `/v1`, for who speaks no gRPC: Workspaces and Backups as plain HTTP.
+//! The JSON API under `/v1`, for who speaks no gRPC: Workspaces and WorkspaceArchives as plain HTTP.
 //!
 //! Thin over the gRPC services: a request becomes the message of the RPC that a route calls, and its answer becomes JSON. What an RPC
 //! refuses is refused here in the same words, and needs the same verb. All routes are in this file, and each is added together with its
@@ -15,10 +15,10 @@ use self::{
     operation::{On, Operation},
     routes::Routes,
 };
-use super::{backups::BackupsApi, workspaces::WorkspacesApi};
+use super::{workspace_archives::WorkspaceArchivesService, workspaces::WorkspacesApi};
 
 mod activity;
-mod backups;
+mod archives;
 mod document;
 mod operation;
 mod policy;
@@ -36,7 +36,7 @@ const DOCUMENT: &str = "/v1/openapi.json";
 const WORKSPACE: &str = "/v1/workspaces/{workspace}";
 /// The services that are called.
 const WORKSPACES: &str = "/podling.control.v1.Workspaces";
-const BACKUPS: &str = "/podling.control.v1.Backups";
+const WORKSPACE_ARCHIVES: &str = "/podling.control.v1.WorkspaceArchives";
 
 /// Whether a path is the JSON API's.
 pub(crate) fn serves(path: &str) -> bool {
@@ -47,7 +47,7 @@ pub(crate) fn serves(path: &str) -> bool {
 #[derive(Debug, Clone)]
 pub(super) struct Api {
     workspaces: WorkspacesApi,
-    backups: BackupsApi,
+    archives: WorkspaceArchivesService,
 }
 
 /// A request that says nothing more.
@@ -56,10 +56,10 @@ pub(super) struct Api {
 struct Nothing {}
 
 /// The routes, over the same services that answer gRPC. Requests carry their `Caller`, whom the front has put there.
-pub fn router(workspaces: WorkspacesApi, backups: BackupsApi) -> Router {
+pub fn router(workspaces: WorkspacesApi, archives: WorkspaceArchivesService) -> Router {
     let of = |rest: &str| format!("{WORKSPACE}{rest}");
     let workspaces_rpc = |method: &str| format!("{WORKSPACES}/{method}");
-    let backups_rpc = |method: &str| format!("{BACKUPS}/{method}");
+    let archives_rpc = |method: &str| format!("{WORKSPACE_ARCHIVES}/{method}");
 
     Routes::default()
         .add(
@@ -143,21 +143,21 @@ pub fn router(workspaces: WorkspacesApi, backups: BackupsApi) -> Router {
             watch::watch,
         )
         .add(
-            Operation::new(On::Get, "/v1/backups", backups_rpc("List"))
-                .named("list_backups", "Backups of what the token may see, newest first, also of deleted workspaces")
-                .query::<backups::ListQuery>()
-                .answers::<backups::List>(200, "The backups"),
-            backups::list,
+            Operation::new(On::Get, "/v1/archives", archives_rpc("List"))
+                .named("list_archives", "Archives of what the token may see, newest first, also of deleted workspaces")
+                .query::<archives::ListQuery>()
+                .answers::<archives::List>(200, "The archives"),
+            archives::list,
         )
         .add(
-            Operation::new(On::Post, "/v1/backups/{backup}/restore", backups_rpc("Restore"))
+            Operation::new(On::Post, "/v1/archives/{archive}/restore", archives_rpc("Restore"))
                 .named(
-                    "restore_backup",
+                    "restore_archive",
                     "Brings a workspace back: the same one, also if it was deleted, or with `name` a new one",
                 )
-                .takes::<backups::Restore>()
+                .takes::<archives::Restore>()
                 .answers::<workspace::Workspace>(202, "Follow it until it is awake"),
-            backups::restore,
+            archives::restore,
         )
-        .router(Api { workspaces, backups })
+        .router(Api { workspaces, archives })
 }

@@ -7,7 +7,7 @@ use podling_core::{
     observed::{Ended, Observed, Processes},
     status::Phase,
     time::Timestamp,
-    workspace::{Epoch, Link, Spec},
+    workspace::{AgentConnection, Epoch, Spec},
 };
 use podling_proto::agent::v1::ActivityState;
 use tokio::time::Instant;
@@ -215,7 +215,7 @@ impl Entry {
             state: record.status.state(),
             reason: record.status.reason.clone(),
             since: record.status.since,
-            link: if connected { Link::Connected } else { Link::Unknown },
+            connection: if connected { AgentConnection::Connected } else { AgentConnection::Unknown },
             activity: self.activity.clone(),
             agent: self.agent.clone(),
             next: self.next.map(|(at, why)| (at, why.to_owned())),

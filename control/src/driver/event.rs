@@ -56,7 +56,7 @@ pub(crate) enum Event {
     /// An agent that has shown a valid credential introduces itself.
     Hello(Box<AgentHello>),
     /// It is there, and this is what goes on.
-    Beat(Beat),
+    Heartbeat(Heartbeat),
     /// What came of a directive.
     Answered(Answer),
     /// Its stream has ended.
@@ -193,7 +193,7 @@ pub struct Answer {
 
 /// A heartbeat, cut to size by the edge.
 #[derive(Debug)]
-pub struct Beat {
+pub struct Heartbeat {
     /// From the credential.
     pub workspace: WorkspaceId,
     /// The stream it came on.

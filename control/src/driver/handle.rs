@@ -6,7 +6,7 @@ use podling_core::{id::WorkspaceId, policy::PolicyOverrides, workspace::Resource
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    AgentHello, Answer, Beat, ConnectionId, DriverError, Edit, NewWorkspace,
+    AgentHello, Answer, ConnectionId, DriverError, Edit, Heartbeat, NewWorkspace,
     event::{Event, Reply},
 };
 use crate::{
@@ -110,8 +110,8 @@ impl DriverHandle {
     }
 
     /// An agent's heartbeat.
-    pub async fn beat(&self, beat: Beat) -> Result<(), DriverError> {
-        self.send(Event::Beat(beat)).await
+    pub async fn beat(&self, beat: Heartbeat) -> Result<(), DriverError> {
+        self.send(Event::Heartbeat(beat)).await
     }
 
     /// An agent's answer to a directive.

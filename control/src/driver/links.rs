@@ -3,10 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use podling_core::observed::{Failure, Processes, Used};
-use podling_proto::agent::v1::{ActivityState, Verdict};
+use podling_proto::agent::v1::{ActivityLevel, ActivityState};
 use tokio::sync::mpsc;
 
-use super::{AgentHello, Beat, ConnectionId, ToAgent, entry::Entry};
+use super::{AgentHello, ConnectionId, Heartbeat, ToAgent, entry::Entry};
 use crate::snapshot::AgentView;
 
 /// Streams of one workspace's agents at once: the present one, its next before the old one is known to be dead, and as much
@@ -44,7 +44,7 @@ impl Entry {
     }
 
     /// A beat: taken only from the stream that is claimed.
-    pub(super) fn beat(&mut self, beat: Beat) {
+    pub(super) fn beat(&mut self, beat: Heartbeat) {
         let epoch = self.epoch();
         let link = self.links.iter_mut().find(|link| link.hello.connection == beat.connection);
         let Some(link) = link.filter(|link| link.state == LinkState::Claimed) else { return };
@@ -59,13 +59,13 @@ impl Entry {
 
     /// What the agent says of the workspace's use.
     pub(super) fn take_activity(&mut self, activity: Arc<ActivityState>) {
-        self.observed.use_told(match activity.verdict() {
-            Verdict::Active | Verdict::Busy => Used::Yes,
-            Verdict::Idle => {
+        self.observed.use_told(match activity.level() {
+            ActivityLevel::Active | ActivityLevel::Busy => Used::Yes,
+            ActivityLevel::Idle => {
                 let counted = activity.counted_idle.and_then(|counted| Duration::try_from(counted).ok());
                 Used::No(counted.unwrap_or_default())
             }
-            Verdict::Unspecified => Used::Unknown,
+            ActivityLevel::Unspecified => Used::Unknown,
         });
         self.activity = Some(activity);
     }

@@ -10,7 +10,7 @@ use podling_core::{
     status::{Phase, Status},
     workspace::{Resources, Spec, Wanted},
 };
-use podling_proto::agent::v1::Verdict;
+use podling_proto::agent::v1::ActivityLevel;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::{
@@ -332,9 +332,9 @@ impl Entry {
 /// Whether somebody may miss what runs: it is used, or nobody knows.
 fn in_use(entry: &Entry) -> bool {
     let unknown = entry.observed.connected.is_none();
-    let used = entry.activity.as_ref().is_some_and(|activity| match activity.verdict() {
-        Verdict::Active | Verdict::Busy => true,
-        Verdict::Idle | Verdict::Unspecified => false,
+    let used = entry.activity.as_ref().is_some_and(|activity| match activity.level() {
+        ActivityLevel::Active | ActivityLevel::Busy => true,
+        ActivityLevel::Idle | ActivityLevel::Unspecified => false,
     });
     entry.record.status.phase == Phase::Awake
         && entry.record.spec.wanted == Wanted::Awake

@@ -30,7 +30,7 @@ pub struct WorkspaceStatus {
     /// What its agent said last: active, busy or idle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
-    pub verdict: Option<String>,
+    pub activity: Option<String>,
     /// Since when it is idle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_since: Option<Time>,

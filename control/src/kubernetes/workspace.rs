@@ -20,7 +20,7 @@ use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable, WorkspaceSta
     printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
     printcolumn(name = "Owner", type_ = "string", json_path = ".spec.owner"),
     printcolumn(name = "Template", type_ = "string", json_path = ".spec.template"),
-    printcolumn(name = "Verdict", type_ = "string", json_path = ".status.verdict"),
+    printcolumn(name = "Activity", type_ = "string", json_path = ".status.activity"),
     printcolumn(name = "Idle", type_ = "date", json_path = ".status.idleSince"),
     printcolumn(name = "Next", type_ = "string", json_path = ".status.next.what"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.reason", priority = 1),

@@ -4,17 +4,18 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, poll};
 use podling_control::{
-    api::{backups::BackupsApi, workspaces::WorkspacesApi},
+    api::{workspace_archives::WorkspaceArchivesService, workspaces::WorkspacesApi},
     caller::Caller,
     template::Templates,
 };
 use podling_core::{id::WorkspaceId, quota::Quotas, workspace::State};
 use podling_proto::{
-    agent::v1::Verdict,
+    agent::v1::ActivityLevel,
     control::v1::{
         CreateWorkspaceRequest, CreateWorkspaceResponse, DeleteWorkspaceRequest, DownRequest,
-        GetWorkspaceRequest, ListWorkspacesRequest, RestoreBackupRequest, WatchWorkspacesRequest,
-        backups_server::Backups, watch_workspaces_response::Event, workspaces_server::Workspaces,
+        GetWorkspaceRequest, ListWorkspacesRequest, RestoreArchiveRequest, WatchWorkspacesRequest,
+        watch_workspaces_response::Event, workspace_archives_server::WorkspaceArchives,
+        workspaces_server::Workspaces,
     },
     error::{self, Reason},
     v1::Verb,
@@ -156,9 +157,9 @@ async fn files_are_lost_only_when_somebody_says_so() {
 async fn who_sees_that_it_is_gone_before_we_were_told_has_it_restored() {
     let (store, backend, keeper) = (FakeStore::default(), Fake::default(), FakeKeeper::default());
     let plane = Plane::on(Arc::new(store.clone()), &backend, &keeper, Quotas::default()).await;
-    let (api, me) = (BackupsApi::new(plane.handle.clone()), user("me"));
+    let (api, me) = (WorkspaceArchivesService::new(plane.handle.clone()), user("me"));
     let restore =
-        || api.restore(by(&me, RestoreBackupRequest { backup: "demo".into(), ..Default::default() }));
+        || api.restore(by(&me, RestoreArchiveRequest { archive: "demo".into(), ..Default::default() }));
     let (id, mut agent) = plane.awake("demo").await;
     plane.put_to_sleep(&id, &mut agent).await;
     plane.handle.delete(id.clone(), false).await.unwrap();
@@ -197,13 +198,14 @@ async fn a_slow_watcher_sees_the_newest_only_and_what_is_gone() {
     assert!(matches!(first[1], Some(Event::Synced(_))), "{first:?}");
 
     for _ in 0..100 {
-        assert!(plane.beat(&id, 1, Verdict::Busy).await);
+        assert!(plane.beat(&id, 1, ActivityLevel::Busy).await);
     }
-    assert!(plane.beat(&id, 1, Verdict::Active).await);
-    plane.wait(&id, |view| view.activity.as_ref().is_some_and(|a| a.verdict() == Verdict::Active)).await;
+    assert!(plane.beat(&id, 1, ActivityLevel::Active).await);
+    plane.wait(&id, |view| view.activity.as_ref().is_some_and(|a| a.level() == ActivityLevel::Active)).await;
     let next = watch.next().await.unwrap().unwrap().event;
-    let newest =
-        |w: &podling_proto::control::v1::Workspace| w.activity.as_ref().unwrap().verdict() == Verdict::Active;
+    let newest = |w: &podling_proto::control::v1::Workspace| {
+        w.activity.as_ref().unwrap().level() == ActivityLevel::Active
+    };
     assert!(matches!(&next, Some(Event::Workspace(w)) if newest(w)), "{next:?}");
 
     plane.handle.delete(id.clone(), true).await.unwrap();
@@ -225,7 +227,7 @@ async fn going_down_names_who_is_busy_and_tells_how_far_it_has_come() {
     let plane = Plane::up(folder.path(), &backend).await;
     let api = api(&plane);
     let (id, _agent) = plane.awake("demo").await;
-    plane.beat(&id, 1, Verdict::Active).await;
+    plane.beat(&id, 1, ActivityLevel::Active).await;
     assert_eq!(refused(api.down(by(&user("me"), DownRequest { force: true })).await), Reason::VerbMissing);
     let Err(busy) = api.down(by(&admin(), DownRequest { force: false })).await else { panic!("not refused") };
     assert_eq!(error::reason(&busy), Some(Reason::Busy));

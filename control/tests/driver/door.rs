@@ -11,12 +11,12 @@ use podling_control::{
 };
 use podling_core::{
     id::WorkspaceId,
-    workspace::{Link, State},
+    workspace::{AgentConnection, State},
 };
 use podling_proto::{
-    agent::v1::{ActivityState, Verdict},
+    agent::v1::{ActivityLevel, ActivityState},
     control::v1::{
-        AgentMessage, Beat, Hello, agent_message, agents_client::AgentsClient, control_message::Message,
+        AgentMessage, Heartbeat, Hello, agent_message, agents_client::AgentsClient, control_message::Message,
     },
     error::{self, Reason},
 };
@@ -152,8 +152,8 @@ impl Agent {
 
     /// Beats, and is heard.
     async fn beats(&mut self, sequence: u64, activity: Option<ActivityState>) {
-        self.say(agent_message::Message::Beat(Beat { sequence, activity })).await;
-        let Some(Message::BeatAck(ack)) = self.hears().await else { panic!("no ack") };
+        self.say(agent_message::Message::Heartbeat(Heartbeat { sequence, activity })).await;
+        let Some(Message::HeartbeatAck(ack)) = self.hears().await else { panic!("no ack") };
         assert_eq!(ack.sequence, sequence);
     }
 
@@ -198,7 +198,7 @@ async fn an_agent_shows_its_credential_is_claimed_and_its_beats_are_acknowledged
     assert_eq!(claim.token_keys[0].public_key, [7; 32]);
     assert_eq!(claim.policy.unwrap().idle_timeout.unwrap().seconds, 15 * 60);
     for sequence in 1..=3 {
-        let activity = Some(ActivityState { verdict: Verdict::Busy.into(), ..Default::default() });
+        let activity = Some(ActivityState { level: ActivityLevel::Busy.into(), ..Default::default() });
         agent.beats(sequence, activity).await;
     }
     plane.wait(&id, |view| view.state == State::Awake && view.activity.is_some()).await;
@@ -210,7 +210,7 @@ async fn an_agent_shows_its_credential_is_claimed_and_its_beats_are_acknowledged
     assert!(second.hears().await.is_none());
 
     drop(agent);
-    let view = plane.wait(&id, |view| view.link == Link::Unknown).await;
+    let view = plane.wait(&id, |view| view.connection == AgentConnection::Unknown).await;
     assert_eq!(view.state, State::Awake);
 }
 
@@ -225,7 +225,7 @@ async fn an_agent_that_does_not_keep_to_the_protocol_is_let_go() {
     let mut door = house.connect().await;
 
     let mut early = Agent::dial(&mut door, &shown).await.unwrap();
-    early.say(agent_message::Message::Beat(Beat::default())).await;
+    early.say(agent_message::Message::Heartbeat(Heartbeat::default())).await;
     assert!(early.hears().await.is_none(), "hello comes first");
 
     let mut huge = Agent::dial(&mut door, &shown).await.unwrap();
@@ -233,7 +233,7 @@ async fn an_agent_that_does_not_keep_to_the_protocol_is_let_go() {
     assert!(matches!(huge.hears().await, Some(Message::Claim(_))));
     let lease = podling_proto::agent::v1::Lease { name: "n".repeat(1024 * 1024), ..Default::default() };
     let activity = Some(ActivityState { leases: vec![lease], ..Default::default() });
-    huge.say(agent_message::Message::Beat(Beat { sequence: 1, activity })).await;
+    huge.say(agent_message::Message::Heartbeat(Heartbeat { sequence: 1, activity })).await;
     assert!(huge.hears().await.is_none(), "a message of a megabyte is not taken");
     let mut again = Agent::dial(&mut door, &shown).await.unwrap();
     again.hello().await;
@@ -283,7 +283,7 @@ async fn a_workspace_that_takes_all_it_can_takes_only_its_own_places() {
     last.hello().await;
     assert!(matches!(last.hears().await, Some(Message::Claim(_))));
     last.beats(1, None).await;
-    plane.wait(&greedy, |view| view.link == Link::Connected).await;
+    plane.wait(&greedy, |view| view.connection == AgentConnection::Connected).await;
     house.at_most(STRANGERS + MAX_LINKS as i64).await;
     let ended = sessions.iter_mut().rev().skip(MAX_LINKS);
     for session in ended {

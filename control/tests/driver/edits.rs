@@ -6,7 +6,7 @@ use podling_control::{driver::Edit, store::Store};
 use podling_core::{
     policy::Policy,
     quota::Quotas,
-    workspace::{Link, State},
+    workspace::{AgentConnection, State},
 };
 
 use crate::{
@@ -85,7 +85,7 @@ async fn one_that_can_be_read_again_is_served_by_the_agent_that_it_had() {
     backend.state().calls.clear();
     plane.handle.found(record).await.unwrap();
     let _agent = plane.serve(&id, 1, 2).await;
-    plane.wait(&id, |view| view.state == State::Awake && view.link == Link::Connected).await;
+    plane.wait(&id, |view| view.state == State::Awake && view.connection == AgentConnection::Connected).await;
     let calls = backend.state().calls.clone();
     assert!(!calls.contains(&"stop".to_owned()), "{calls:?}");
     runs(&backend, &id, 1).await;

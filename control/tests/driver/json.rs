@@ -1,7 +1,7 @@
 //! The JSON API: the same as over gRPC, in the words of plain HTTP.
 
 use podling_core::workspace::State;
-use podling_proto::{agent::v1::Verdict, v1::Verb};
+use podling_proto::{agent::v1::ActivityLevel, v1::Verb};
 use serde_json::json;
 
 use crate::{fake::Fake, json_client::Client, plane::Plane};
@@ -83,10 +83,10 @@ async fn a_flag_in_the_query_is_true_or_false_and_nothing_in_between() {
 async fn one_in_use_sleeps_only_when_somebody_insists() {
     let (_folder, plane, client) = house().await;
     let (id, _agent) = plane.awake("demo").await;
-    assert!(plane.beat(&id, 1, Verdict::Active).await);
+    assert!(plane.beat(&id, 1, ActivityLevel::Active).await);
     plane.wait(&id, |view| view.activity.is_some()).await;
     let shown = client.get(&format!("/v1/workspaces/{id}")).await.is(200);
-    assert_eq!((&shown["activity"]["verdict"], &shown["link"]), (&json!("active"), &json!("connected")));
+    assert_eq!((&shown["activity"]["level"], &shown["connection"]), (&json!("active"), &json!("connected")));
     let busy = client.send("POST", "/v1/workspaces/demo/sleep", None).await;
     assert_eq!(busy.refuses(409, "BUSY")["workspaces"], "demo");
     let forced = client.send("POST", "/v1/workspaces/demo/sleep", Some(&json!({ "force": true }))).await;
@@ -119,7 +119,7 @@ async fn others_workspaces_are_not_there_and_all_owners_is_for_admins() {
     you.caller.owner = "you".parse().unwrap();
     you.get(&format!("/v1/workspaces/{mine}")).await.refuses(404, "WORKSPACE_NOT_FOUND");
     assert_eq!(you.get("/v1/workspaces").await.is(200), json!({ "workspaces": [] }));
-    for path in ["/v1/workspaces", "/v1/backups", "/v1/watch"] {
+    for path in ["/v1/workspaces", "/v1/archives", "/v1/watch"] {
         let all = format!("{path}?all_owners=true");
         assert_eq!(you.get(&all).await.refuses(403, "VERB_MISSING")["verb"], "admin");
     }

@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use podling_control::{
-    api::{backups::BackupsApi, json, workspaces::WorkspacesApi},
+    api::{json, workspace_archives::WorkspaceArchivesService, workspaces::WorkspacesApi},
     caller::Caller,
     template::Templates,
 };
@@ -44,7 +44,7 @@ impl Client {
     pub(crate) fn of(plane: &Plane, verbs: impl IntoIterator<Item = Verb>) -> Self {
         let templates = watch::channel(Arc::new(Templates::load(&[], "shell").unwrap())).1;
         let workspaces = WorkspacesApi::new(plane.handle.clone(), templates, plane.shutdown.clone());
-        let router = json::router(workspaces, BackupsApi::new(plane.handle.clone()));
+        let router = json::router(workspaces, WorkspaceArchivesService::new(plane.handle.clone()));
         let verbs = Verbs::only(verbs);
         let caller = Caller { owner: "me".parse().unwrap(), verbs, workspaces: None, expires: None };
         Self { router, caller }

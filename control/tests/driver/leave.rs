@@ -9,7 +9,7 @@ use podling_core::{
     status::Urgency,
     workspace::State,
 };
-use podling_proto::agent::v1::Verdict;
+use podling_proto::agent::v1::ActivityLevel;
 use tokio::time::timeout;
 
 use crate::{
@@ -28,7 +28,7 @@ async fn what_is_idle_falls_asleep_and_stays_so_until_somebody_comes() {
     let plane = Plane::with(folder.path(), &backend, &FakeKeeper::default(), quotas).await;
     let (id, mut agent) = plane.awake("demo").await;
     let queued = plane.create("queued").await.spec.id.clone();
-    assert!(plane.idle_beat(&id, 1, Verdict::Idle, Duration::ZERO).await);
+    assert!(plane.idle_beat(&id, 1, ActivityLevel::Idle, Duration::ZERO).await);
     let leave = plane.handle.leave();
     let work = async {
         for expected in [IF_IDLE, SleepStep::Commit] {
@@ -59,12 +59,12 @@ async fn what_is_used_or_not_heard_of_or_declines_runs_on() {
     let (id, mut agent) = plane.awake("demo").await;
     let leave = async || timeout(DEADLINE, plane.handle.leave()).await.expect("in time").expect("it may go");
     leave().await;
-    for verdict in [Verdict::Active, Verdict::Busy] {
-        assert!(plane.beat(&id, 1, verdict).await);
+    for level in [ActivityLevel::Active, ActivityLevel::Busy] {
+        assert!(plane.beat(&id, 1, level).await);
         leave().await;
     }
     assert!(agent.try_recv().is_err(), "it is not even asked");
-    assert!(plane.beat(&id, 1, Verdict::Idle).await);
+    assert!(plane.beat(&id, 1, ActivityLevel::Idle).await);
     let declines = async {
         let (directive, step) = asked(&mut agent).await;
         assert_eq!(step, IF_IDLE);

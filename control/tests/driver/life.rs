@@ -6,8 +6,8 @@ use podling_control::{
     driver::{DriverError, MAX_WORKSPACES_PER_OWNER, NewWorkspace, ToAgent},
     snapshot::Fingerprint,
 };
-use podling_core::workspace::{Link, State};
-use podling_proto::agent::v1::Verdict;
+use podling_core::workspace::{AgentConnection, State};
+use podling_proto::agent::v1::ActivityLevel;
 use tokio::time::timeout;
 
 use crate::{
@@ -20,9 +20,9 @@ async fn a_workspace_is_made_awake_and_gone_again() {
     let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
     let plane = Plane::up(folder.path(), &backend).await;
     let (id, mut agent) = plane.awake("demo").await;
-    assert!(plane.beat(&id, 1, Verdict::Active).await);
+    assert!(plane.beat(&id, 1, ActivityLevel::Active).await);
     let view = plane.wait(&id, |view| view.activity.is_some()).await;
-    assert_eq!((view.link, view.agent.as_ref().unwrap().epoch), (Link::Connected, 1));
+    assert_eq!((view.connection, view.agent.as_ref().unwrap().epoch), (AgentConnection::Connected, 1));
     assert_eq!(view.credential, Some(Fingerprint::of(backend.state().secrets[&id].as_bytes())));
 
     let view = plane.handle.delete(id.clone(), true).await.unwrap();
@@ -122,9 +122,13 @@ async fn a_control_plane_that_is_killed_adopts_what_runs() {
     drop(plane);
     let plane = Plane::up(folder.path(), &backend).await;
     let view = plane.wait(&id, |_| true).await;
-    assert_eq!((view.state, view.link), (State::Awake, Link::Unknown), "nothing is known, nothing concluded");
+    assert_eq!(
+        (view.state, view.connection),
+        (State::Awake, AgentConnection::Unknown),
+        "nothing is known, nothing concluded"
+    );
     let _agent = plane.serve(&id, 1, 9).await;
-    plane.wait(&id, |view| view.link == Link::Connected).await;
+    plane.wait(&id, |view| view.connection == AgentConnection::Connected).await;
     assert_eq!(backend.state().calls, ["start 1"], "nothing was started or ended");
 }
 
@@ -149,7 +153,7 @@ async fn down_asks_before_it_ends_work_and_what_it_ended_wakes_for_whoever_comes
     let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
     let plane = Plane::up(folder.path(), &backend).await;
     let (id, _agent) = plane.awake("demo").await;
-    plane.beat(&id, 1, Verdict::Busy).await;
+    plane.beat(&id, 1, ActivityLevel::Busy).await;
     let refused = plane.handle.down(false).await.unwrap_err();
     assert!(matches!(&refused, DriverError::Busy(names) if names[0].as_str() == "demo"), "{refused}");
     plane.handle.down(true).await.unwrap();

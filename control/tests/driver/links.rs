@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use podling_control::driver::ConnectionId;
-use podling_core::workspace::{Link, State};
-use podling_proto::agent::v1::Verdict;
+use podling_core::workspace::{AgentConnection, State};
+use podling_proto::agent::v1::ActivityLevel;
 use tokio::time::Instant;
 
 use crate::{
@@ -23,12 +23,12 @@ async fn an_agent_serves_only_when_it_has_said_so() {
     plane.handle.wake(id.clone()).await.unwrap();
     let view = plane.handle.snapshots().borrow().get(&id).unwrap().clone();
     assert_eq!(
-        (view.state, view.link),
-        (State::Starting, Link::Unknown),
+        (view.state, view.connection),
+        (State::Starting, AgentConnection::Unknown),
         "it may not have read its claim yet"
     );
-    assert!(plane.beat(&id, 1, Verdict::Idle).await);
-    plane.wait(&id, |view| view.state == State::Awake && view.link == Link::Connected).await;
+    assert!(plane.beat(&id, 1, ActivityLevel::Idle).await);
+    plane.wait(&id, |view| view.state == State::Awake && view.connection == AgentConnection::Connected).await;
 }
 
 #[tokio::test]
@@ -40,16 +40,19 @@ async fn only_the_agent_that_was_started_is_claimed() {
     dismissed(&mut stranger).await;
     let mut pretender = plane.dial(&id, 1, "another-boot", 3).await;
     dismissed(&mut pretender).await;
-    assert!(!plane.beat(&id, 2, Verdict::Active).await, "a beat of one that is not claimed is not taken");
-    assert!(plane.beat(&id, 1, Verdict::Idle).await, "the one that serves goes on");
+    assert!(
+        !plane.beat(&id, 2, ActivityLevel::Active).await,
+        "a beat of one that is not claimed is not taken"
+    );
+    assert!(plane.beat(&id, 1, ActivityLevel::Idle).await, "the one that serves goes on");
 
     let mut again = plane.dial(&id, 1, "boot-1", 4).await;
     claimed(&mut again, 1).await;
     assert!(agent.recv().await.is_none(), "the stream it gave up is let go");
     plane.handle.gone(id.clone(), ConnectionId(1)).await.unwrap();
-    assert!(plane.beat(&id, 4, Verdict::Idle).await);
+    assert!(plane.beat(&id, 4, ActivityLevel::Idle).await);
     plane.handle.gone(id.clone(), ConnectionId(4)).await.unwrap();
-    let view = plane.wait(&id, |view| view.link == Link::Unknown).await;
+    let view = plane.wait(&id, |view| view.connection == AgentConnection::Unknown).await;
     assert_eq!(view.state, State::Awake, "a silent agent is unknown, not idle and not asleep");
 }
 
@@ -58,11 +61,15 @@ async fn an_agent_that_falls_silent_is_unknown_and_after_ten_minutes_started_ane
     let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
     let plane = Plane::up(folder.path(), &backend).await;
     let (id, _agent) = plane.awake("demo").await;
-    assert!(plane.beat(&id, 1, Verdict::Idle).await);
+    assert!(plane.beat(&id, 1, ActivityLevel::Idle).await);
     let began = Instant::now();
     let mut snapshots = plane.handle.snapshots();
     // No deadline: a paused clock would run to it at once if nothing else were to come.
-    let unknown = snapshots.wait_for(|s| s.get(&id).unwrap().link == Link::Unknown).await.unwrap().clone();
+    let unknown = snapshots
+        .wait_for(|s| s.get(&id).unwrap().connection == AgentConnection::Unknown)
+        .await
+        .unwrap()
+        .clone();
     assert!((50..60).contains(&began.elapsed().as_secs()), "three beats and a half: {:?}", began.elapsed());
     assert_eq!(unknown.get(&id).unwrap().state, State::Awake, "never idle, never asleep");
     let (_, why) = unknown.get(&id).unwrap().next.clone().unwrap();
@@ -81,7 +88,7 @@ async fn a_machine_that_was_suspended_holds_nothing_against_its_agents() {
     for _ in 0..5 {
         // One leap: the driver was not there to see it.
         tokio::time::advance(Duration::from_secs(20 * 60)).await;
-        assert!(plane.beat(&id, 1, Verdict::Idle).await);
+        assert!(plane.beat(&id, 1, ActivityLevel::Idle).await);
     }
     plane.handle.gone(id.clone(), ConnectionId(1)).await.unwrap();
     for _ in 0..5 {
@@ -89,6 +96,6 @@ async fn a_machine_that_was_suspended_holds_nothing_against_its_agents() {
         plane.handle.wake(id.clone()).await.unwrap();
     }
     let view = plane.handle.snapshots().borrow().get(&id).unwrap().clone();
-    assert_eq!((view.state, view.link, view.restarts), (State::Awake, Link::Unknown, 0));
+    assert_eq!((view.state, view.connection, view.restarts), (State::Awake, AgentConnection::Unknown, 0));
     assert_eq!(backend.state().calls, ["start 1"]);
 }

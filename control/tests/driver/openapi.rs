@@ -1,6 +1,6 @@
 //! The document at /v1/openapi.json against the routes it describes: each is called, and each answer is held against its schema.
 
-use podling_proto::{agent::v1::Verdict, v1::Verb, verb};
+use podling_proto::{agent::v1::ActivityLevel, v1::Verb, verb};
 use serde_json::{Map, Value, json};
 
 use crate::{fake::Fake, fake_keeper::FakeKeeper, json_client::Client, plane::Plane, storage::serve};
@@ -26,9 +26,9 @@ fn example(operation: &str, backup: &str) -> (String, Option<Value>, u16) {
         "resize_workspace" => ("/v1/workspaces/demo/resources", Some(json!({ "cpu_millis": 2000 })), 200),
         "set_policy" => ("/v1/workspaces/demo/policy", Some(json!({ "idle_timeout": 60 })), 200),
         "explain_workspace" => ("/v1/workspaces/demo/explanation", None, 200),
-        "list_backups" => ("/v1/backups?workspace=old", None, 200),
-        "restore_backup" => {
-            return (format!("/v1/backups/{backup}/restore"), Some(json!({ "name": "again" })), 202);
+        "list_archives" => ("/v1/archives?workspace=old", None, 200),
+        "restore_archive" => {
+            return (format!("/v1/archives/{backup}/restore"), Some(json!({ "name": "again" })), 202);
         }
         other => panic!("no example for {other}: add one"),
     };
@@ -93,7 +93,7 @@ async fn every_operation_answers_as_the_document_says() {
     let plane = Plane::with(folder.path(), &backend, &keeper, Default::default()).await;
     let backup = world(&plane, &backend).await;
     let (id, _agent) = plane.awake("demo").await;
-    assert!(plane.beat(&id, 1, Verdict::Active).await);
+    assert!(plane.beat(&id, 1, ActivityLevel::Active).await);
     plane.wait(&id, |view| view.activity.is_some()).await;
     let client = Client::user(&plane);
     let document = client.get("/v1/openapi.json").await.is(200);
@@ -130,7 +130,7 @@ async fn every_operation_answers_as_the_document_says() {
             .filter(|(verb, name)| *name != needed && *verb != Verb::Admin)
             .map(|(verb, _)| verb)
             .collect();
-        let path = template.replace("{workspace}", "demo").replace("{backup}", &backup);
+        let path = template.replace("{workspace}", "demo").replace("{archive}", &backup);
         let denied = client.with(others).send(method, &path, None).await;
         assert_eq!(denied.refuses(403, "VERB_MISSING")["verb"], needed, "{name}");
         hold(&document, &problem(&document), &denied.json);
@@ -145,7 +145,7 @@ async fn every_operation_refuses_what_is_not_there_or_not_known() {
     let client = Client::user(&plane);
     let document = client.get("/v1/openapi.json").await.is(200);
     for (template, method, operation) in operations(&document) {
-        let path = |place: &str| template.replace("{workspace}", place).replace("{backup}", place);
+        let path = |place: &str| template.replace("{workspace}", place).replace("{archive}", place);
         let body = operation.get("requestBody").is_some();
         let unknown_parameter = client.send(&method, &(path("demo") + "?forse=true"), None).await;
         assert_eq!(unknown_parameter.refuses(400, "BAD_FIELD")["field"], "query");

@@ -4,8 +4,8 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use podling_control::{
     driver::{
-        AgentHello, Answer, Beat, ConnectionId, DirectiveId, Driver, DriverHandle, NewWorkspace, SleepStep,
-        ToAgent,
+        AgentHello, Answer, ConnectionId, DirectiveId, Driver, DriverHandle, Heartbeat, NewWorkspace,
+        SleepStep, ToAgent,
     },
     snapshot::{Fingerprint, WorkspaceView},
     store::{RedbStore, Store},
@@ -18,7 +18,7 @@ use podling_core::{
     status::Urgency,
     workspace::{Resources, State},
 };
-use podling_proto::agent::v1::{ActivityState, Verdict};
+use podling_proto::agent::v1::{ActivityLevel, ActivityState};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
@@ -131,12 +131,12 @@ impl Plane {
     ) -> mpsc::Receiver<ToAgent> {
         let mut agent = self.dial(id, epoch, &format!("boot-{epoch}"), connection).await;
         claimed(&mut agent, epoch).await;
-        assert!(self.beat(id, connection, Verdict::Unspecified).await);
+        assert!(self.beat(id, connection, ActivityLevel::Unspecified).await);
         agent
     }
 
-    pub(crate) async fn beat(&self, id: &WorkspaceId, connection: u64, verdict: Verdict) -> bool {
-        self.idle_beat(id, connection, verdict, Duration::ZERO).await
+    pub(crate) async fn beat(&self, id: &WorkspaceId, connection: u64, level: ActivityLevel) -> bool {
+        self.idle_beat(id, connection, level, Duration::ZERO).await
     }
 
     /// A beat that says how much idle time was counted.
@@ -144,13 +144,13 @@ impl Plane {
         &self,
         id: &WorkspaceId,
         connection: u64,
-        verdict: Verdict,
+        level: ActivityLevel,
         counted: Duration,
     ) -> bool {
         let (taken, was_taken) = oneshot::channel();
         let counted_idle = prost_types::Duration::try_from(counted).ok();
-        let activity = ActivityState { verdict: verdict.into(), counted_idle, ..Default::default() };
-        let beat = Beat {
+        let activity = ActivityState { level: level.into(), counted_idle, ..Default::default() };
+        let beat = Heartbeat {
             workspace: id.clone(),
             connection: ConnectionId(connection),
             activity: Arc::new(activity),

@@ -10,7 +10,7 @@ use podling_control::{
     store::{RedbStore, Store},
 };
 use podling_core::workspace::State;
-use podling_proto::agent::v1::Verdict;
+use podling_proto::agent::v1::ActivityLevel;
 use rustix::fs::{MemfdFlags, SealFlags};
 use tokio::time::timeout;
 
@@ -75,7 +75,7 @@ async fn what_cannot_be_saved_is_not_done_and_what_was_saved_goes_on() {
     let snapshot = plane.handle.snapshots().borrow().clone();
     assert_eq!(snapshot.workspaces.len(), 1, "the other was never there");
     assert_eq!(snapshot.get(&id).unwrap().state, State::Awake);
-    assert!(plane.beat(&id, 1, Verdict::Active).await, "heartbeats need no store");
+    assert!(plane.beat(&id, 1, ActivityLevel::Active).await, "heartbeats need no store");
     assert_eq!(backend.state().calls, ["start 1"], "nothing was done in the name of what was not saved");
 
     // The disk takes writes again. Whether one that failed had reached it nobody can know: what it would have made is made undone.

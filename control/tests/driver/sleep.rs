@@ -10,7 +10,7 @@ use podling_core::{
     status::Urgency,
     workspace::State,
 };
-use podling_proto::agent::v1::Verdict;
+use podling_proto::agent::v1::ActivityLevel;
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
@@ -26,7 +26,7 @@ async fn idle(plane: &Plane, id: &WorkspaceId, agent: &mut mpsc::Receiver<ToAgen
     let mut warned = false;
     let step = async {
         loop {
-            assert!(plane.idle_beat(id, 1, Verdict::Idle, TIMEOUT).await);
+            assert!(plane.idle_beat(id, 1, ActivityLevel::Idle, TIMEOUT).await);
             match timeout(Duration::from_millis(50), agent.recv()).await {
                 Err(_) => {}
                 Ok(Some(ToAgent::Warn(warning))) => warned |= warning.is_some(),
@@ -87,7 +87,7 @@ async fn a_keystroke_in_between_keeps_it_awake() {
     let (directive, step) = asked(&mut agent).await;
     assert_eq!(step, SleepStep::Commit);
     let declined = Failure::Declined("a keystroke waits".into());
-    assert!(plane.beat(&id, 1, Verdict::Active).await);
+    assert!(plane.beat(&id, 1, ActivityLevel::Active).await);
     plane.answer(&id, 1, directive, Err(declined)).await;
     let awake = plane.wait(&id, |view| view.state == State::Awake).await;
     assert_eq!(awake.reason, "a keystroke waits");
@@ -109,7 +109,7 @@ async fn who_comes_while_it_prepares_finds_it_awake_and_its_agent_is_told_to_go_
     // Late, and to a question that is not asked any more.
     plane.answer(&id, 1, prepare, Ok(())).await;
     plane.answer(&id, 1, cancel, Ok(())).await;
-    assert!(plane.beat(&id, 1, Verdict::Active).await);
+    assert!(plane.beat(&id, 1, ActivityLevel::Active).await);
     assert_eq!(plane.handle.snapshots().borrow().get(&id).unwrap().state, State::Awake);
     assert_eq!(backend.state().calls, ["start 1"]);
 }
@@ -136,7 +136,7 @@ async fn a_used_workspace_sleeps_only_when_it_is_forced_to() {
     let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
     let plane = Plane::up(folder.path(), &backend).await;
     let (id, mut agent) = plane.awake("demo").await;
-    assert!(plane.beat(&id, 1, Verdict::Busy).await);
+    assert!(plane.beat(&id, 1, ActivityLevel::Busy).await);
     let refused = plane.handle.sleep(id.clone(), false).await.unwrap_err();
     assert!(matches!(refused, DriverError::Busy(_)), "{refused}");
     plane.put_to_sleep(&id, &mut agent).await;
@@ -152,7 +152,7 @@ async fn a_workspace_that_is_used_since_it_was_last_heard_is_not_put_to_sleep() 
     let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
     let plane = Plane::up(folder.path(), &backend).await;
     let (id, mut agent) = plane.awake("demo").await;
-    assert!(plane.beat(&id, 1, Verdict::Idle).await);
+    assert!(plane.beat(&id, 1, ActivityLevel::Idle).await);
     plane.handle.sleep(id.clone(), false).await.expect("nobody knows of any use");
     let (directive, step) = asked(&mut agent).await;
     assert_eq!(step, SleepStep::Prepare(Urgency::Asked), "its agent has the last word");

@@ -19,8 +19,8 @@ use podling_control::{
     snapshot::{AgentAddress, AgentView, Fingerprint},
 };
 use podling_proto::agent::v1::{
-    ActivityState, GetActivityRequest, GetActivityResponse, KeepAwakeRequest, KeepAwakeResponse, Verdict,
-    WatchActivityRequest, WatchActivityResponse,
+    ActivityLevel, ActivityState, GetActivityRequest, GetActivityResponse, KeepAwakeRequest,
+    KeepAwakeResponse, WatchActivityRequest, WatchActivityResponse,
     activity_server::{Activity, ActivityServer},
 };
 use rcgen::{CertificateParams, KeyPair};
@@ -236,7 +236,7 @@ impl Activity for Typed {
         &self,
         _request: tonic::Request<WatchActivityRequest>,
     ) -> Result<tonic::Response<Self::WatchStream>, Status> {
-        let state = ActivityState { verdict: Verdict::Busy.into(), ..ActivityState::default() };
+        let state = ActivityState { level: ActivityLevel::Busy.into(), ..ActivityState::default() };
         let message = WatchActivityResponse { activity: Some(state) };
         Ok(tonic::Response::new(stream::iter([Ok(message.clone()), Ok(message)]).boxed()))
     }

@@ -23,7 +23,7 @@ use podling_core::{
     id::{Owner, WorkspaceId},
     policy::Policy,
     time::Timestamp,
-    workspace::{Link, Resources, Spec, State, Wanted},
+    workspace::{AgentConnection, Resources, Spec, State, Wanted},
 };
 use podling_proto::control::v1::tokens_server::TokensServer;
 use tokio::{
@@ -227,7 +227,7 @@ fn view(
         state,
         reason: "as the story says".to_owned(),
         since: Timestamp(0),
-        link: if agent.is_some() { Link::Connected } else { Link::Unknown },
+        connection: if agent.is_some() { AgentConnection::Connected } else { AgentConnection::Unknown },
         activity: None,
         agent: agent.cloned().map(Arc::new),
         next: None,

@@ -37,7 +37,7 @@ async fn a_browser_watches_over_http_1_and_grpc_web() {
         let (messages, trailers) = web_frames(&frames);
         assert_eq!(messages.len(), 2);
         let message = WatchActivityResponse::decode(messages[0].as_slice()).expect("message");
-        assert_eq!(message.activity.expect("activity").verdict, 2);
+        assert_eq!(message.activity.expect("activity").level, 2);
         assert!(trailers.expect("trailers").contains("grpc-status:0"), "as tonic-web writes them");
     }
 }

@@ -4,7 +4,8 @@ use std::{fs, path::Path};
 
 use bytes::Bytes;
 use podling_proto::control::v1::{
-    ExplainWorkspaceRequest, GetWorkspaceRequest, Link, LogEntry, State, Workspace as WireWorkspace,
+    AgentConnection, ExplainWorkspaceRequest, GetWorkspaceRequest, LogEntry, State,
+    Workspace as WireWorkspace,
 };
 
 use super::{Podling, Workspace};
@@ -26,7 +27,7 @@ impl Podling {
         wait_for(&format!("{} is awake", workspace.name), async || {
             let now = self.get(workspace).await;
             assert_ne!(now.state(), State::Failed, "{}: {}\n{}", workspace.name, now.reason, self.log());
-            (now.state() == State::Awake && now.link() == Link::Connected).then_some(now)
+            (now.state() == State::Awake && now.connection() == AgentConnection::Connected).then_some(now)
         })
         .await
     }

@@ -13,7 +13,7 @@ async fn who_is_attached_when_it_falls_asleep_is_told_and_only_their_key_wakes_i
     window.shows("hello").await;
     wait_for("the control plane has heard of it", async || {
         let listed = cli.run(&["ls", "--json"]).await.ok().json();
-        (listed[0]["verdict"] == "active").then_some(())
+        (listed[0]["activity"] == "active").then_some(())
     })
     .await;
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use podling_proto::{
     agent::v1::{GetTerminalRequest, Input, InputKind, ListTerminalsRequest, WriteTerminalRequest},
-    control::v1::{Link, State},
+    control::v1::{AgentConnection, State},
     error::Reason,
 };
 use podling_tests::{
@@ -106,7 +106,7 @@ async fn the_agent_dies_and_nothing_of_it_stays() {
     let after = wait_for("another agent serves the workspace", async || {
         let now = podling.get(&ada).await;
         let agent = now.agent.clone()?;
-        let back = now.state() == State::Awake && now.link() == Link::Connected;
+        let back = now.state() == State::Awake && now.connection() == AgentConnection::Connected;
         (back && agent.boot_id != before.boot_id).then_some(agent)
     })
     .await;
@@ -153,7 +153,9 @@ async fn both_die_at_once() {
     let after = wait_for("a new agent serves the workspace", async || {
         let now = podling.get(&ada).await;
         let agent = now.agent.clone()?;
-        (now.state() == State::Awake && now.link() == Link::Connected && agent.boot_id != before.boot_id)
+        (now.state() == State::Awake
+            && now.connection() == AgentConnection::Connected
+            && agent.boot_id != before.boot_id)
             .then_some(agent)
     })
     .await;

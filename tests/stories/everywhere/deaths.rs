@@ -5,7 +5,7 @@ use std::{fs, os::unix::process::ExitStatusExt, time::Duration};
 
 use podling_proto::{
     agent::v1::{ListTerminalsRequest, Terminal},
-    control::v1::{DeleteWorkspaceRequest, GetWorkspaceRequest, ListBackupsRequest, Policy, State},
+    control::v1::{DeleteWorkspaceRequest, GetWorkspaceRequest, ListWorkspaceArchivesRequest, Policy, State},
     error::Reason,
 };
 use podling_tests::{
@@ -208,7 +208,12 @@ async fn is_gone(podling: &Podling, ada: &Workspace) {
     };
     assert!(left("workspaces").iter().all(|path| !path.ends_with(&ada.id)), "{:?}", left("workspaces"));
     assert_eq!(left("backups"), [] as [std::path::PathBuf; 0]);
-    let listed = podling.client().backups().list(ListBackupsRequest::default()).await.expect("a list");
-    assert_eq!(listed.into_inner().backups, []);
+    let listed = podling
+        .client()
+        .workspace_archives()
+        .list(ListWorkspaceArchivesRequest::default())
+        .await
+        .expect("a list");
+    assert_eq!(listed.into_inner().archives, []);
     assert_eq!(podling.agents(), []);
 }

@@ -112,9 +112,9 @@ async fn a_workspaces_whole_life_with_curl() {
     assert_eq!(call(Method::DELETE, "/v1/workspaces/ada", None).await.0, StatusCode::ACCEPTED);
     let id = made["id"].as_str().expect("an id");
     is(&podling, id, "archived").await;
-    let (_, backups) = call(Method::GET, &format!("/v1/backups?workspace={id}"), None).await;
-    let key = backups["backups"][0]["key"].as_str().expect("a backup");
-    let (status, _) = call(Method::POST, &format!("/v1/backups/{key}/restore"), None).await;
+    let (_, backups) = call(Method::GET, &format!("/v1/archives?workspace={id}"), None).await;
+    let key = backups["archives"][0]["key"].as_str().expect("a backup");
+    let (status, _) = call(Method::POST, &format!("/v1/archives/{key}/restore"), None).await;
     assert_eq!(status, StatusCode::ACCEPTED);
     is(&podling, "ada", "awake").await;
 

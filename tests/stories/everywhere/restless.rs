@@ -2,7 +2,7 @@
 
 use podling_proto::{
     agent::v1::GetActivityRequest,
-    control::v1::{Link, State},
+    control::v1::{AgentConnection, State},
 };
 use podling_tests::{Podling, left_running, wait_for, work::script};
 
@@ -14,7 +14,7 @@ async fn killing_the_agent_over_and_over_keeps_nobody_awake() {
     let mut kills = 0;
     let asleep = wait_for("it sleeps in the end", async || {
         let now = podling.get(&ada).await;
-        if now.state() == State::Awake && now.link() == Link::Connected {
+        if now.state() == State::Awake && now.connection() == AgentConnection::Connected {
             let mut agents = podling.agents();
             agents.retain(|agent| left_running::alive(agent.pid));
             kills += agents.len();
@@ -50,7 +50,9 @@ async fn who_uses_it_has_it_back_however_often_its_agent_ends() {
             let now = podling.get(&ada).await;
             assert_ne!(now.state(), State::Asleep, "round {round}: {}", now.reason);
             let agent = now.agent.clone()?;
-            (now.state() == State::Awake && now.link() == Link::Connected && agent.epoch > before)
+            (now.state() == State::Awake
+                && now.connection() == AgentConnection::Connected
+                && agent.epoch > before)
                 .then_some(())
         })
         .await;

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use podling_proto::{
-    agent::v1::{GetActivityRequest, Verdict},
-    control::v1::{Link, State},
+    agent::v1::{ActivityLevel, GetActivityRequest},
+    control::v1::{AgentConnection, State},
 };
 use podling_tests::{
     Client, Podling, Workspace,
@@ -25,7 +25,7 @@ async fn has_begun_to_idle(podling: &Podling, ada: &Workspace) -> Duration {
     wait_for("idle time counts", async || {
         let activity = podling.get(ada).await.activity?;
         let counted = counted(Some(&activity));
-        (activity.verdict() == Verdict::Idle && counted > Duration::ZERO).then_some(counted)
+        (activity.level() == ActivityLevel::Idle && counted > Duration::ZERO).then_some(counted)
     })
     .await
 }
@@ -80,7 +80,7 @@ async fn nobody_sleeps_while_agent_and_control_plane_are_parted() {
     wait_for("it is known that nothing is known", async || {
         let now = podling.get(&ada).await;
         assert_eq!(now.state(), State::Awake, "{}", now.reason);
-        (now.link() == Link::Unknown).then_some(())
+        (now.connection() == AgentConnection::Unknown).then_some(())
     })
     .await;
     let after = idle_time(&inside).await;

@@ -9,10 +9,11 @@ use std::{
 };
 
 use podling_proto::{
-    agent::v1::Verdict,
+    agent::v1::ActivityLevel,
     control::v1::{
-        CreateWorkspaceRequest, DeleteWorkspaceRequest, GetWorkspaceRequest, Link, ListBackupsRequest,
-        Policy, RestoreBackupRequest, SetPolicyRequest, State, Workspace as WireWorkspace,
+        AgentConnection, CreateWorkspaceRequest, DeleteWorkspaceRequest, GetWorkspaceRequest,
+        ListWorkspaceArchivesRequest, Policy, RestoreArchiveRequest, SetPolicyRequest, State,
+        Workspace as WireWorkspace,
     },
     error::Reason,
 };
@@ -58,15 +59,15 @@ impl Real {
 
     async fn asks(&mut self, event: &Event) -> Result<(), Status> {
         let client = self.podling.client();
-        let (mut workspaces, mut backups) = (client.workspaces(), client.backups());
+        let (mut workspaces, mut backups) = (client.workspaces(), client.workspace_archives());
         match event {
             Event::Create(name, owner) => self.create(name, owner).await?,
             Event::Write(name, file) => self.write(name, file).await,
             Event::Sleep(name) => self.podling.put_to_sleep(self.of(name)).await?,
             Event::Wake(name) => self.podling.wake(self.of(name)).await?,
             Event::Restore(name) => {
-                let request = RestoreBackupRequest { backup: self.id(name), ..Default::default() };
-                within("Backups.Restore", backups.restore(request)).await?;
+                let request = RestoreArchiveRequest { archive: self.id(name), ..Default::default() };
+                within("WorkspaceArchives.Restore", backups.restore(request)).await?;
             }
             Event::Delete(name) | Event::Discard(name) => {
                 let discard = matches!(event, Event::Discard(_));
@@ -151,7 +152,7 @@ impl Real {
         self.podling.client().of(&workspace.id).sh(&format!("echo {file} > file")).await;
         wait_for("the control plane knows that it is used", async || {
             let activity = self.podling.get(workspace).await.activity?;
-            (activity.verdict() != Verdict::Idle).then_some(())
+            (activity.level() != ActivityLevel::Idle).then_some(())
         })
         .await;
     }
@@ -193,9 +194,10 @@ impl Real {
         if let Ok(file) = fs::read_to_string(home.join("file")) {
             words.push(format!("file={}", file.trim()));
         }
-        let request = ListBackupsRequest { all_owners: true, ..Default::default() };
-        let listed = within("Backups.List", self.podling.client().backups().list(request)).await;
-        let listed = listed.expect("a list").into_inner().backups;
+        let request = ListWorkspaceArchivesRequest { all_owners: true, ..Default::default() };
+        let listed =
+            within("WorkspaceArchives.List", self.podling.client().workspace_archives().list(request)).await;
+        let listed = listed.expect("a list").into_inner().archives;
         let own = listed.iter().filter(|backup| backup.workspace_id == workspace.id);
         words.push(format!("archives={}", own.count()));
         let stored: Vec<String> = stored.iter().map(u64::to_string).collect();
@@ -220,7 +222,7 @@ impl Real {
     fn state(&self, now: &WireWorkspace) -> String {
         let word = now.state().as_str_name().trim_start_matches("STATE_").to_lowercase().replace('_', "-");
         // One whose agent is not heard is not at rest.
-        let unheard = now.state() == State::Awake && now.link() != Link::Connected;
+        let unheard = now.state() == State::Awake && now.connection() != AgentConnection::Connected;
         if unheard { format!("{word}-unheard") } else { word }
     }
 

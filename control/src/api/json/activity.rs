@@ -10,7 +10,7 @@ use super::scalar::{Seconds, Time, word};
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Activity {
     #[schemars(extend("enum" = ["active", "busy", "idle", "unspecified"]))]
-    verdict: String,
+    level: String,
     /// Strongest first; also capped ones.
     evidence: Vec<Evidence>,
     /// Idle time that counts: witnessed by acknowledged heartbeats.
@@ -27,7 +27,7 @@ pub(super) struct Activity {
     sleep_warning: Option<SleepWarning>,
 }
 
-/// One reason for the verdict.
+/// One signal that supports the activity level.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Evidence {
     /// "keystroke", "client-write", "cpu", "foreground-job", "lease", …: a value of podling.agent.v1.Signal; more may come.
@@ -74,7 +74,7 @@ struct SleepWarning {
 impl From<proto::ActivityState> for Activity {
     fn from(activity: proto::ActivityState) -> Self {
         Self {
-            verdict: word(activity.verdict().as_str_name()),
+            level: word(activity.level().as_str_name()),
             evidence: activity.evidence.into_iter().map(Into::into).collect(),
             counted_idle: activity.counted_idle.unwrap_or_default().into(),
             idle_timeout: activity.idle_timeout.unwrap_or_default().into(),

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::operation::Operation;
 
 /// For who reads the document first.
-const DESCRIPTION: &str = "Workspaces and backups for clients that speak no gRPC; each route calls one RPC of podling.control.v1, needs \
+const DESCRIPTION: &str = "Workspaces and archives for clients that do not speak gRPC; each route calls one RPC of podling.control.v1, needs \
 the verb that RPC needs, and answers with the same words. Times are RFC 3339, durations are seconds as a number. What is absent is \
 left out, never null. Requests with unknown fields or parameters are refused; answers may grow new fields. Refusals are problem \
 details (RFC 9457); branch on `reason`.";

@@ -13,7 +13,7 @@ type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 /// What the parts of paths stand for.
 const PARAMETERS: &[(&str, &str)] = &[
     ("workspace", "Its id, or the name of one of the caller's own"),
-    ("backup", "A backup's key, or the id or name of a workspace: its newest"),
+    ("archive", "An archive's key, or the id or name of a workspace: its newest"),
 ];
 
 /// What is done at a path.

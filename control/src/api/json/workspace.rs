@@ -28,7 +28,7 @@ pub(super) struct Workspace {
     created: Time,
     /// Whether the agent's heartbeats arrive; if not, nothing is known and nothing is concluded.
     #[schemars(extend("enum" = ["connected", "unknown", "unspecified"]))]
-    link: String,
+    connection: String,
     /// Of the last heartbeat.
     #[serde(skip_serializing_if = "Option::is_none")]
     activity: Option<Activity>,
@@ -108,7 +108,7 @@ impl From<proto::Workspace> for Workspace {
     fn from(workspace: proto::Workspace) -> Self {
         Self {
             state: word(workspace.state().as_str_name()),
-            link: word(workspace.link().as_str_name()),
+            connection: word(workspace.connection().as_str_name()),
             id: workspace.id,
             name: workspace.name,
             owner: workspace.owner,

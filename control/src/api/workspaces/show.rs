@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use podling_core::{policy, time, workspace};
 use podling_proto::control::v1::{
-    AgentInfo, Link, Policy, Progress, Resources, State, Workspace, progress::Stage,
+    AgentConnection, AgentInfo, Policy, Progress, Resources, State, Workspace, progress::Stage,
 };
 use prost_types::Timestamp;
 
@@ -25,7 +25,7 @@ pub(in crate::api) fn workspace(view: &WorkspaceView) -> Workspace {
         reason: view.reason.clone(),
         since: Some(timestamp(view.since)),
         created: Some(timestamp(view.spec.created)),
-        link: link(view.link).into(),
+        connection: agent_connection(view.connection).into(),
         activity: view.activity.as_deref().cloned(),
         agent: view.agent.as_deref().map(agent),
         next_transition: next_transition.map(timestamp),
@@ -88,10 +88,10 @@ pub(in crate::api) fn state(state: workspace::State) -> State {
     }
 }
 
-fn link(link: workspace::Link) -> Link {
-    match link {
-        workspace::Link::Connected => Link::Connected,
-        workspace::Link::Unknown => Link::Unknown,
+fn agent_connection(connection: workspace::AgentConnection) -> AgentConnection {
+    match connection {
+        workspace::AgentConnection::Connected => AgentConnection::Connected,
+        workspace::AgentConnection::Unknown => AgentConnection::Unknown,
     }
 }
 

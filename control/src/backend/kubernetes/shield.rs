@@ -8,8 +8,8 @@ use kube::{
     ResourceExt,
     api::{Patch, PatchParams},
 };
-use podling_core::workspace::{Link, State};
-use podling_proto::agent::v1::Verdict;
+use podling_core::workspace::{AgentConnection, State};
+use podling_proto::agent::v1::ActivityLevel;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
@@ -98,9 +98,9 @@ impl Shield {
 /// The pod of one that is awake, and whether that is used. Of one that nobody hears nothing is known, and it stays as it is.
 fn used(view: &WorkspaceView) -> Option<(String, bool)> {
     let (agent, activity) = (view.agent.as_ref()?, view.activity.as_ref()?);
-    if view.state != State::Awake || view.link != Link::Connected {
+    if view.state != State::Awake || view.connection != AgentConnection::Connected {
         return None;
     }
-    let used = matches!(activity.verdict(), Verdict::Active | Verdict::Busy);
+    let used = matches!(activity.level(), ActivityLevel::Active | ActivityLevel::Busy);
     Some((pod_name(&view.spec.id, agent.epoch), used))
 }

@@ -55,7 +55,7 @@ fn same(a: Fingerprint, b: Fingerprint) -> bool {
 mod tests {
     use std::sync::Arc;
 
-    use podling_core::{status::Status, time::Timestamp, workspace::Link};
+    use podling_core::{status::Status, time::Timestamp, workspace::AgentConnection};
     use tokio::sync::watch;
 
     use super::*;
@@ -70,7 +70,7 @@ mod tests {
             state: Status::new(Timestamp(0)).state(),
             reason: String::new(),
             since: Timestamp(0),
-            link: Link::Unknown,
+            connection: AgentConnection::Unknown,
             activity: None,
             agent: None,
             next: None,

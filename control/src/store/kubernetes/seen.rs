@@ -5,9 +5,9 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use podling_core::{
     time::Timestamp,
-    workspace::{Link, State},
+    workspace::{AgentConnection, State},
 };
-use podling_proto::agent::v1::{ActivityState, Verdict};
+use podling_proto::agent::v1::{ActivityLevel, ActivityState};
 
 use super::status::{condition, time};
 use crate::{
@@ -23,7 +23,7 @@ const SLACK: Duration = Duration::from_secs(20);
 pub(super) struct Seen {
     connected: bool,
     resized: Resized,
-    verdict: Option<&'static str>,
+    level: Option<&'static str>,
     idle_since: Option<Timestamp>,
     next: Option<(Timestamp, String)>,
     pod_uid: Option<String>,
@@ -49,17 +49,17 @@ impl Seen {
     pub(super) fn of(view: &WorkspaceView, now: Timestamp) -> Self {
         let agent = view.agent.as_deref();
         let activity = view.activity.as_deref().filter(|_| view.state == State::Awake);
-        let verdict = activity.and_then(|activity| match activity.verdict() {
-            Verdict::Active => Some("active"),
-            Verdict::Busy => Some("busy"),
-            Verdict::Idle => Some("idle"),
-            Verdict::Unspecified => None,
+        let level = activity.and_then(|activity| match activity.level() {
+            ActivityLevel::Active => Some("active"),
+            ActivityLevel::Busy => Some("busy"),
+            ActivityLevel::Idle => Some("idle"),
+            ActivityLevel::Unspecified => None,
         });
-        let idle = activity.filter(|_| verdict == Some("idle"));
+        let idle = activity.filter(|_| level == Some("idle"));
         Self {
-            connected: view.link == Link::Connected,
+            connected: view.connection == AgentConnection::Connected,
             resized: Resized::of(view),
-            verdict,
+            level,
             idle_since: idle.and_then(|activity| idle_since(activity, now)),
             next: view.next.clone(),
             pod_uid: agent.map(|agent| agent.instance.to_string()),
@@ -85,7 +85,7 @@ impl Seen {
 
     /// Shows it, and what follows from it, in a status that follows from this generation.
     pub(super) fn show(&self, status: &mut WorkspaceStatus, now: Timestamp) {
-        status.verdict = self.verdict.map(str::to_owned);
+        status.activity = self.level.map(str::to_owned);
         status.idle_since = self.idle_since.and_then(time);
         status.next = self.next.as_ref().and_then(|(at, what)| next(*at, what));
         status.pod_uid.clone_from(&self.pod_uid);

@@ -1,12 +1,12 @@
-//! The Backups service: translates, asks the driver, and shows what the snapshots say. It never waits for the store.
+//! The WorkspaceArchives service: translates, asks the driver, and shows what the snapshots say. It never waits for the store.
 
 use std::sync::Arc;
 
 use podling_core::{archive::Archive, time::Timestamp, workspace::State};
 use podling_proto::{
     control::v1::{
-        Backup, ListBackupsRequest, ListBackupsResponse, RestoreBackupRequest, RestoreBackupResponse,
-        backups_server::Backups,
+        ListWorkspaceArchivesRequest, ListWorkspaceArchivesResponse, RestoreArchiveRequest,
+        RestoreArchiveResponse, WorkspaceArchive, workspace_archives_server::WorkspaceArchives,
     },
     error::{Reason, WireError},
     v1::Verb,
@@ -28,17 +28,17 @@ const MAX_REQUEST_ID: usize = 64;
 
 /// Shows archives, and brings workspaces back.
 #[derive(Debug, Clone)]
-pub struct BackupsApi {
+pub struct WorkspaceArchivesService {
     driver: DriverHandle,
 }
 
-impl BackupsApi {
+impl WorkspaceArchivesService {
     /// Asks `driver`.
     pub fn new(driver: DriverHandle) -> Self {
         Self { driver }
     }
 
-    /// The workspace that a backup's key, an id or a name stands for, and the archive: named, or its newest.
+    /// The workspace that a archive's key, an id or a name stands for, and the archive: named, or its newest.
     fn find(&self, caller: &Caller, text: &str) -> Result<(Arc<WorkspaceView>, Archive), WireError> {
         let snapshots = self.driver.snapshots();
         let snapshot = snapshots.borrow();
@@ -65,19 +65,19 @@ impl BackupsApi {
             }
         };
         let newest = view.archives.last().cloned().ok_or_else(|| {
-            let message = format!("there is no backup of {:?}", view.spec.name.as_str());
-            WireError::new(Reason::BackupNotFound, message).with("id", &view.spec.id)
+            let message = format!("there is no archive of {:?}", view.spec.name.as_str());
+            WireError::new(Reason::ArchiveNotFound, message).with("id", &view.spec.id)
         })?;
         Ok((view, newest))
     }
 }
 
 #[tonic::async_trait]
-impl Backups for BackupsApi {
+impl WorkspaceArchives for WorkspaceArchivesService {
     async fn list(
         &self,
-        request: Request<ListBackupsRequest>,
-    ) -> Result<Response<ListBackupsResponse>, Status> {
+        request: Request<ListWorkspaceArchivesRequest>,
+    ) -> Result<Response<ListWorkspaceArchivesResponse>, Status> {
         let caller = caller(&request)?;
         let request = request.into_inner();
         if request.all_owners {
@@ -98,25 +98,25 @@ impl Backups for BackupsApi {
         let of = |view: &Arc<WorkspaceView>| {
             view.archives
                 .iter()
-                .map(|archive| (archive.at, backup(view, archive, snapshot.witnessed)))
+                .map(|archive| (archive.at, workspace_archive(view, archive, snapshot.witnessed)))
                 .collect::<Vec<_>>()
         };
-        let mut backups: Vec<_> = snapshot.workspaces.values().filter(shown).flat_map(of).collect();
-        backups.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
-        let backups = backups.into_iter().map(|(_, backup)| backup).collect();
-        Ok(Response::new(ListBackupsResponse { backups }))
+        let mut archives: Vec<_> = snapshot.workspaces.values().filter(shown).flat_map(of).collect();
+        archives.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        let archives = archives.into_iter().map(|(_, archive)| archive).collect();
+        Ok(Response::new(ListWorkspaceArchivesResponse { archives }))
     }
 
     async fn restore(
         &self,
-        request: Request<RestoreBackupRequest>,
-    ) -> Result<Response<RestoreBackupResponse>, Status> {
+        request: Request<RestoreArchiveRequest>,
+    ) -> Result<Response<RestoreArchiveResponse>, Status> {
         let caller = caller(&request)?;
         let request = request.into_inner();
-        let (view, archive) = self.find(&caller, &request.backup)?;
+        let (view, archive) = self.find(&caller, &request.archive)?;
         let restored = if request.name.is_empty() {
             if view.archives.last().is_none_or(|newest| newest.key != archive.key) {
-                let words = "this is an older backup of it; to restore it beside the newest, give a name for a new workspace";
+                let words = "this is an older archive of it; to restore it beside the newest, give a name for a new workspace";
                 return Err(WireError::new(Reason::NotArchived, words).with("id", &view.spec.id).into());
             }
             self.driver.restore(view.spec.id.clone()).await.map_err(WireError::from)?
@@ -124,7 +124,7 @@ impl Backups for BackupsApi {
             let new = fresh(&caller, &view, archive, request)?;
             self.driver.create(new).await.map_err(WireError::from)?.0
         };
-        Ok(Response::new(RestoreBackupResponse { workspace: Some(workspace(&restored)) }))
+        Ok(Response::new(RestoreArchiveResponse { workspace: Some(workspace(&restored)) }))
     }
 }
 
@@ -133,7 +133,7 @@ fn fresh(
     caller: &Caller,
     view: &WorkspaceView,
     archive: Archive,
-    request: RestoreBackupRequest,
+    request: RestoreArchiveRequest,
 ) -> Result<NewWorkspace, WireError> {
     if caller.workspaces.is_some() {
         let message = "this token is narrowed to certain workspaces and makes no others";
@@ -160,11 +160,15 @@ fn fresh(
     })
 }
 
-fn backup(view: &WorkspaceView, archive: &Archive, witnessed: std::time::Duration) -> Backup {
+fn workspace_archive(
+    view: &WorkspaceView,
+    archive: &Archive,
+    witnessed: std::time::Duration,
+) -> WorkspaceArchive {
     let kept = witnessed.saturating_sub(archive.witnessed);
     let left = view.spec.policy.keep_archives.saturating_sub(kept);
     let newest = view.archives.last().is_some_and(|last| last.generation == archive.generation);
-    Backup {
+    WorkspaceArchive {
         key: archive.key.0.clone(),
         workspace_id: view.spec.id.to_string(),
         workspace_name: view.spec.name.to_string(),

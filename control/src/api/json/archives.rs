@@ -1,9 +1,10 @@
-//! The routes of backups: JSON to the message of an RPC, and its answer to JSON.
+//! The routes of archives: JSON to the message of an RPC, and its answer to JSON.
 
 use axum::{Extension, Json, extract::State};
 use http::StatusCode;
 use podling_proto::control::v1::{
-    self as proto, ListBackupsRequest, RestoreBackupRequest, backups_server::Backups,
+    self as proto, ListWorkspaceArchivesRequest, RestoreArchiveRequest,
+    workspace_archives_server::WorkspaceArchives,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -30,15 +31,15 @@ pub(super) struct ListQuery {
 
 /// Newest first.
 #[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "Backups")]
+#[schemars(rename = "WorkspaceArchives")]
 pub(super) struct List {
-    backups: Vec<Backup>,
+    archives: Vec<WorkspaceArchive>,
 }
 
 /// An archive of a workspace, proven when it was made.
 #[derive(Debug, Serialize, JsonSchema)]
-struct Backup {
-    /// Names it in the backup store.
+struct WorkspaceArchive {
+    /// Names it in the archive store.
     key: String,
     workspace_id: String,
     workspace_name: String,
@@ -59,10 +60,10 @@ struct Backup {
     deleted: bool,
 }
 
-/// What becomes of a backup.
+/// What becomes of a archive.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(rename = "RestoreBackup")]
+#[schemars(rename = "RestoreArchive")]
 pub(super) struct Restore {
     /// Empty: the workspace it was made of comes back itself, which needs that only the archive is left of it. Else: the name of a
     /// new workspace of the same owner and template.
@@ -78,37 +79,37 @@ pub(super) async fn list(
     Extension(caller): Extension<Caller>,
     Query(query): Query<ListQuery>,
 ) -> Result<Json<List>, Refusal> {
-    let request = ListBackupsRequest { workspace: query.workspace, all_owners: query.all_owners };
-    let answer = api.backups.list(by(caller, request)).await?.into_inner();
-    Ok(Json(List { backups: answer.backups.into_iter().map(Into::into).collect() }))
+    let request = ListWorkspaceArchivesRequest { workspace: query.workspace, all_owners: query.all_owners };
+    let answer = api.archives.list(by(caller, request)).await?.into_inner();
+    Ok(Json(List { archives: answer.archives.into_iter().map(Into::into).collect() }))
 }
 
 pub(super) async fn restore(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,
-    Place(backup): Place,
+    Place(archive): Place,
     Body(body): Body<Restore>,
 ) -> Result<(StatusCode, Json<Workspace>), Refusal> {
-    let request = RestoreBackupRequest { backup, name: body.name, request_id: body.request_id };
-    let answer = api.backups.restore(by(caller, request)).await?.into_inner();
+    let request = RestoreArchiveRequest { archive, name: body.name, request_id: body.request_id };
+    let answer = api.archives.restore(by(caller, request)).await?.into_inner();
     Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
 }
 
-impl From<proto::Backup> for Backup {
-    fn from(backup: proto::Backup) -> Self {
+impl From<proto::WorkspaceArchive> for WorkspaceArchive {
+    fn from(archive: proto::WorkspaceArchive) -> Self {
         Self {
-            key: backup.key,
-            workspace_id: backup.workspace_id,
-            workspace_name: backup.workspace_name,
-            owner: backup.owner,
-            template: backup.template,
-            created: backup.created.unwrap_or_default().into(),
-            expires: backup.expires.unwrap_or_default().into(),
-            entries: backup.entries,
-            bytes: backup.bytes,
-            archive_bytes: backup.archive_bytes,
-            only_copy: backup.only_copy,
-            deleted: backup.deleted,
+            key: archive.key,
+            workspace_id: archive.workspace_id,
+            workspace_name: archive.workspace_name,
+            owner: archive.owner,
+            template: archive.template,
+            created: archive.created.unwrap_or_default().into(),
+            expires: archive.expires.unwrap_or_default().into(),
+            entries: archive.entries,
+            bytes: archive.bytes,
+            archive_bytes: archive.archive_bytes,
+            only_copy: archive.only_copy,
+            deleted: archive.deleted,
         }
     }
 }
