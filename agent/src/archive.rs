@@ -50,7 +50,7 @@ pub use self::{
 };
 use self::{error::Stopped, ignore::Rules, read::Zip, tally::Tally, unpack::Unpacking};
 use crate::{
-    files::{FileError, RelPath, Root},
+    files::{FileError, RelPath, WorkspaceRoot},
     intent::{Closed, Intent, Intents, Refused},
 };
 
@@ -98,7 +98,7 @@ pub enum Unpacked {
 /// Archives of the workspace.
 #[derive(Debug, Clone)]
 pub struct Archives {
-    root: Arc<Root>,
+    root: Arc<WorkspaceRoot>,
     intents: Arc<Intents>,
     /// For files without names, outside the user's view.
     scratch: Arc<Path>,
@@ -107,7 +107,11 @@ pub struct Archives {
 
 impl Archives {
     /// Of what is below `root`; what has to be put by for a while goes to the folder `scratch`.
-    pub fn new(root: impl Into<Arc<Root>>, intents: Arc<Intents>, scratch: impl Into<PathBuf>) -> Self {
+    pub fn new(
+        root: impl Into<Arc<WorkspaceRoot>>,
+        intents: Arc<Intents>,
+        scratch: impl Into<PathBuf>,
+    ) -> Self {
         let scratch = Arc::from(scratch.into());
         Self { root: root.into(), intents, scratch, places: Arc::new(Semaphore::new(MAX_ARCHIVES)) }
     }

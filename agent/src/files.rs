@@ -6,12 +6,12 @@
 mod change;
 mod entry;
 mod error;
-mod feed;
 mod list;
 mod path;
 mod read;
 mod remove;
 mod root;
+mod streamed_write;
 mod temp;
 mod upload;
 mod walk;
@@ -31,16 +31,18 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::{change::mkdir, entry::since_1970, error::failed, list::smallest, temp::is_temp};
+pub(crate) use self::{
+    change::mkdir, entry::unix_system_time, error::failed, list::smallest_names, temp::is_temp,
+};
 pub use self::{
-    entry::{Entry, Kind},
+    entry::{FileEntry, FileKind},
     error::FileError,
-    feed::Feed,
     path::{BadPath, RelPath},
-    read::{PIECE, Reading},
-    root::{Links, Resolver, Root},
-    upload::{LAPSE, MAX_UPLOADS, Progress},
-    write::{WriteOptions, Written},
+    read::{FileReader, PIECE_BYTES},
+    root::{PathResolver, SymlinkMode, WorkspaceRoot},
+    streamed_write::StreamedWrite,
+    upload::{MAX_UPLOADS, UPLOAD_IDLE_TIMEOUT, UploadProgress},
+    write::{WriteOptions, WrittenFile},
 };
 use self::{list::Listing, remove::Removal, upload::Uploads, write::Writer};
 use crate::intent::{Intent, Intents};
@@ -60,7 +62,7 @@ pub struct Files {
 
 #[derive(Debug)]
 struct Inner {
-    root: Arc<Root>,
+    root: Arc<WorkspaceRoot>,
     intents: Arc<Intents>,
     uploads: Uploads,
     readers: Arc<Semaphore>,
@@ -72,12 +74,16 @@ struct Inner {
 
 impl Files {
     /// Files below `root`. [`Files::lapse_uploads`] must run beside it.
-    pub fn new(root: impl Into<Arc<Root>>, intents: Arc<Intents>) -> Self {
-        Self::with_lapse(root, intents, LAPSE)
+    pub fn new(root: impl Into<Arc<WorkspaceRoot>>, intents: Arc<Intents>) -> Self {
+        Self::with_upload_idle_timeout(root, intents, UPLOAD_IDLE_TIMEOUT)
     }
 
     /// With another patience for uploads.
-    pub fn with_lapse(root: impl Into<Arc<Root>>, intents: Arc<Intents>, lapse: Duration) -> Self {
+    pub fn with_upload_idle_timeout(
+        root: impl Into<Arc<WorkspaceRoot>>,
+        intents: Arc<Intents>,
+        lapse: Duration,
+    ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 root: root.into(),
@@ -92,7 +98,7 @@ impl Files {
     }
 
     /// Removes uploads that nobody continues; run by one owned task.
-    pub async fn lapse_uploads(&self, stop: CancellationToken) {
+    pub async fn expire_uploads(&self, stop: CancellationToken) {
         loop {
             let next = self.inner.uploads.lapse_now();
             let at = next.unwrap_or_else(|| Instant::now() + self.inner.uploads.lapse());
@@ -104,11 +110,11 @@ impl Files {
     }
 
     /// Looks at an entry.
-    pub async fn stat(&self, path: RelPath, links: Links) -> Result<Entry, FileError> {
+    pub async fn stat(&self, path: RelPath, links: SymlinkMode) -> Result<FileEntry, FileError> {
         self.blocking(move |inner| {
             let fd = inner.root.look(&path, links)?;
             let name = path.split().map(|(_, name)| name.to_owned()).unwrap_or_default();
-            Entry::of(&name, &fd).map_err(error::failed("look at", &path))
+            FileEntry::of(&name, &fd).map_err(error::failed("look at", &path))
         })
         .await
     }
@@ -117,7 +123,7 @@ impl Files {
     pub async fn list(
         &self,
         path: RelPath,
-    ) -> Result<impl Stream<Item = Result<Vec<Entry>, FileError>> + Send + use<>, FileError> {
+    ) -> Result<impl Stream<Item = Result<Vec<FileEntry>, FileError>> + Send + use<>, FileError> {
         let place = place(&self.inner.listings, MAX_LISTINGS)?;
         let listing = self.blocking(move |inner| Listing::open(&inner.root, path)).await?;
         let start = (self.clone(), listing, place);
@@ -129,17 +135,17 @@ impl Files {
     }
 
     /// Opens a regular file for reading.
-    pub async fn read(&self, path: RelPath) -> Result<Reading, FileError> {
+    pub async fn read(&self, path: RelPath) -> Result<FileReader, FileError> {
         let place = place(&self.inner.readers, MAX_READERS)?;
-        self.blocking(move |inner| Reading::open(&inner.root, path, place)).await
+        self.blocking(move |inner| FileReader::open(&inner.root, path, place)).await
     }
 
     /// Begins to write a file.
-    pub async fn write(&self, path: RelPath, options: WriteOptions) -> Result<Feed, FileError> {
+    pub async fn write(&self, path: RelPath, options: WriteOptions) -> Result<StreamedWrite, FileError> {
         let place = place(&self.inner.writers, MAX_WRITERS)?;
         self.inner.intents.admit(Intent::ClientWrite).await?;
         let writer = self.changing(move |inner| Writer::open(&inner.root, path, options)).await?;
-        Ok(Feed::new(writer, self.inner.intents.clone(), self.inner.changes.clone(), place))
+        Ok(StreamedWrite::new(writer, self.inner.intents.clone(), self.inner.changes.clone(), place))
     }
 
     /// Begins an upload in chunks; its id.
@@ -155,7 +161,7 @@ impl Files {
         offset: u64,
         data: Bytes,
         finish: bool,
-    ) -> Result<Progress, FileError> {
+    ) -> Result<UploadProgress, FileError> {
         self.inner.intents.admit(Intent::ClientWrite).await?;
         let token = self.inner.changes.token();
         self.inner.uploads.chunk(upload, offset, data, finish, token).await
@@ -189,14 +195,14 @@ impl Files {
 
     /// Waits for the changes that are under way, which are bounded pieces, and brings everything that anybody has written below the
     /// root to disk. For when no more are admitted.
-    pub async fn settle(&self) -> io::Result<()> {
+    pub async fn drain_and_sync(&self) -> io::Result<()> {
         self.inner.changes.close();
         self.inner.changes.wait().await;
         let inner = self.inner.clone();
         spawn_blocking(move || inner.root.sync()).await.map_err(io::Error::other)?
     }
 
-    /// Work that changes something; [`Files::settle`] waits for it even if its caller has gone away.
+    /// Work that changes something; [`Files::drain_and_sync`] waits for it even if its caller has gone away.
     async fn changing<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Inner) -> Result<T, FileError> + Send + 'static,
@@ -237,7 +243,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_under_way_is_waited_for_though_its_caller_has_gone() {
         let dir = tempfile::tempdir().expect("a folder");
-        let files = Files::new(Root::open(dir.path()).expect("a root"), Arc::default());
+        let files = Files::new(WorkspaceRoot::open(dir.path()).expect("a root"), Arc::default());
         let (go, wait) = mpsc::channel::<()>();
         let done = Arc::new(AtomicBool::new(false));
         let change = {
@@ -249,7 +255,7 @@ mod tests {
             })
         };
         assert!(change.now_or_never().is_none(), "under way, and nobody waits for it");
-        let mut settled = Box::pin(files.settle());
+        let mut settled = Box::pin(files.drain_and_sync());
         assert!(settled.as_mut().now_or_never().is_none());
         drop(go);
         settled.await.expect("synced");

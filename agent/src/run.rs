@@ -182,7 +182,7 @@ fn start(workspace: &Workspace, link: Link, config: &Config, phases: &Phases, me
     tasks.supervise("uploads", move || {
         let (files, until) = (files.clone(), until.clone());
         async move {
-            files.lapse_uploads(until).await;
+            files.expire_uploads(until).await;
             Ok::<_, Infallible>(())
         }
     });

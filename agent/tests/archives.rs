@@ -34,7 +34,7 @@ use std::{
 use futures_util::{StreamExt, TryStreamExt};
 use podling_agent::{
     archive::{ArchiveError, Archives, CreateOptions, Done, Event, ExtractOptions, Line, Unpacked},
-    files::{RelPath, Root},
+    files::{RelPath, WorkspaceRoot},
     intent::Intents,
 };
 
@@ -138,7 +138,7 @@ impl World {
 /// Archives of any folder, for stories about folders nobody can make.
 fn archives(home: &Path, state: &Path) -> (Archives, Arc<Intents>) {
     let intents = Arc::new(Intents::new());
-    (Archives::new(Root::open(home).unwrap(), intents.clone(), state), intents)
+    (Archives::new(WorkspaceRoot::open(home).unwrap(), intents.clone(), state), intents)
 }
 
 async fn make(archives: &Archives, path: &str, options: CreateOptions) -> Result<Made, ArchiveError> {

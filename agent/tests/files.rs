@@ -16,7 +16,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use futures_util::TryStreamExt;
 use podling_agent::{
-    files::{Entry, FileError, Files, RelPath, Resolver, Root, WriteOptions, Written},
+    files::{FileEntry, FileError, Files, PathResolver, RelPath, WorkspaceRoot, WriteOptions, WrittenFile},
     intent::Intents,
 };
 
@@ -27,28 +27,28 @@ struct World {
 }
 
 impl World {
-    fn new(resolver: Resolver) -> Self {
+    fn new(resolver: PathResolver) -> Self {
         Self::within(resolver, tempfile::tempdir().unwrap())
     }
 
     /// In memory where there is such a place, for stories that a disk would only slow down.
-    fn in_memory(resolver: Resolver) -> Self {
+    fn in_memory(resolver: PathResolver) -> Self {
         let place = Path::new("/dev/shm");
         let dir = if place.is_dir() { tempfile::tempdir_in(place) } else { tempfile::tempdir() };
         Self::within(resolver, dir.unwrap())
     }
 
-    fn within(resolver: Resolver, dir: tempfile::TempDir) -> Self {
+    fn within(resolver: PathResolver, dir: tempfile::TempDir) -> Self {
         std::fs::create_dir(dir.path().join("home")).unwrap();
         std::fs::create_dir(dir.path().join("outside")).unwrap();
         std::fs::write(dir.path().join("outside/secret"), "secret").unwrap();
-        let root = Root::open_with(&dir.path().join("home"), resolver).unwrap();
+        let root = WorkspaceRoot::open_with(&dir.path().join("home"), resolver).unwrap();
         Self { files: Files::new(root, Arc::new(Intents::new())), dir }
     }
 
     /// One of each kind.
     fn both() -> [Self; 2] {
-        [Self::new(Resolver::Kernel), Self::new(Resolver::Walk)]
+        [Self::new(PathResolver::Kernel), Self::new(PathResolver::Walk)]
     }
 
     fn home(&self) -> std::path::PathBuf {
@@ -75,11 +75,16 @@ impl World {
         pieces.try_fold(Vec::new(), |all, piece| async move { Ok([all, piece.to_vec()].concat()) }).await
     }
 
-    async fn list(&self, path: &str) -> Result<Vec<Entry>, FileError> {
+    async fn list(&self, path: &str) -> Result<Vec<FileEntry>, FileError> {
         self.files.list(p(path)).await?.try_concat().await
     }
 
-    async fn write(&self, path: &str, content: &[u8], options: WriteOptions) -> Result<Written, FileError> {
+    async fn write(
+        &self,
+        path: &str,
+        content: &[u8],
+        options: WriteOptions,
+    ) -> Result<WrittenFile, FileError> {
         let mut feed = self.files.write(p(path), options).await?;
         for piece in content.chunks(300_000) {
             feed.push(piece.to_vec().into()).await?;

@@ -10,7 +10,10 @@ use podling_proto::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::files::{BadPath, Entry, FileError, Files, Kind, Links, Progress, RelPath, WriteOptions, Written};
+use crate::files::{
+    BadPath, FileEntry, FileError, FileKind, Files, RelPath, SymlinkMode, UploadProgress, WriteOptions,
+    WrittenFile,
+};
 
 /// Most bytes of content in one message from a client.
 const MAX_DATA: usize = 1024 * 1024;
@@ -35,7 +38,7 @@ type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl files_server::Files for FilesApi {
     async fn stat(&self, request: Request<wire::StatRequest>) -> Answer<wire::StatResponse> {
         let request = request.into_inner();
-        let links = if request.no_follow { Links::Keep } else { Links::Follow };
+        let links = if request.no_follow { SymlinkMode::NoFollow } else { SymlinkMode::Follow };
         let entry = self.files.stat(path(request.path)?, links).await.map_err(status)?;
         Ok(Response::new(wire::StatResponse { entry: Some(entry.into()) }))
     }
@@ -44,7 +47,7 @@ impl files_server::Files for FilesApi {
 
     async fn list(&self, request: Request<wire::ListFilesRequest>) -> Answer<Self::ListStream> {
         let pages = self.files.list(path(request.into_inner().path)?).await.map_err(status)?;
-        let message = |page: Vec<Entry>| wire::ListFilesResponse {
+        let message = |page: Vec<FileEntry>| wire::ListFilesResponse {
             entries: page.into_iter().map(wire::Entry::from).collect(),
         };
         Ok(Response::new(pages.map_ok(message).map_err(status).boxed()))
@@ -186,19 +189,19 @@ pub(super) fn bad_field(field: &'static str, allowed: &'static str) -> Status {
 
 // === out ===
 
-impl From<Kind> for wire::FileKind {
-    fn from(kind: Kind) -> Self {
+impl From<FileKind> for wire::FileKind {
+    fn from(kind: FileKind) -> Self {
         match kind {
-            Kind::File => Self::File,
-            Kind::Folder => Self::Folder,
-            Kind::Symlink => Self::Symlink,
-            Kind::Other => Self::Other,
+            FileKind::File => Self::File,
+            FileKind::Directory => Self::Folder,
+            FileKind::Symlink => Self::Symlink,
+            FileKind::Other => Self::Other,
         }
     }
 }
 
-impl From<Entry> for wire::Entry {
-    fn from(entry: Entry) -> Self {
+impl From<FileEntry> for wire::Entry {
+    fn from(entry: FileEntry) -> Self {
         let (name, raw_name) = match String::from_utf8(entry.name) {
             Ok(name) => (name, Vec::new()),
             Err(raw) => (String::from_utf8_lossy(raw.as_bytes()).into_owned(), raw.into_bytes()),
@@ -215,14 +218,14 @@ impl From<Entry> for wire::Entry {
     }
 }
 
-impl From<Written> for wire::WriteFileResponse {
-    fn from(written: Written) -> Self {
+impl From<WrittenFile> for wire::WriteFileResponse {
+    fn from(written: WrittenFile) -> Self {
         Self { entry: Some(written.entry.into()), sha256: written.sha256.to_vec() }
     }
 }
 
-impl From<Progress> for wire::WriteChunkResponse {
-    fn from(progress: Progress) -> Self {
+impl From<UploadProgress> for wire::WriteChunkResponse {
+    fn from(progress: UploadProgress) -> Self {
         Self {
             upload_id: progress.id,
             next_offset: progress.next,

@@ -24,7 +24,7 @@ use podling_proto::error::WireError;
 use range::Asked;
 
 use super::{files::parse, problem::problem};
-use crate::files::{Entry, FileError, Files, RelPath, WriteOptions};
+use crate::files::{FileEntry, FileError, Files, RelPath, WriteOptions};
 
 /// Where these routes are.
 const PREFIX: &str = "/files/";
@@ -132,7 +132,7 @@ fn path(request: &Parts) -> Result<RelPath, FileError> {
     parse(&decoded)
 }
 
-fn describe(entry: &Entry, headers: &mut HeaderMap) {
+fn describe(entry: &FileEntry, headers: &mut HeaderMap) {
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(header::ETAG, value(etag(entry)));
     if entry.modified.duration_since(UNIX_EPOCH).is_ok_and(|since| since < LAST_HTTP_DATE) {
@@ -145,7 +145,7 @@ fn describe(entry: &Entry, headers: &mut HeaderMap) {
 }
 
 /// Changes with the content: its size, its time, and the inode that a rename replaces.
-fn etag(entry: &Entry) -> String {
+fn etag(entry: &FileEntry) -> String {
     let time = entry.modified.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_nanos();
     format!("\"{:x}-{time:x}-{:x}\"", entry.size, entry.ino)
 }
@@ -206,7 +206,7 @@ fn value(text: String) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::files::Kind;
+    use crate::files::FileKind;
 
     #[test]
     fn a_file_of_any_time_can_be_described() {
@@ -219,9 +219,9 @@ mod tests {
             (UNIX_EPOCH - second, false),
             (UNIX_EPOCH - far, false),
         ] {
-            let entry = Entry {
+            let entry = FileEntry {
                 name: b"a".to_vec(),
-                kind: Kind::File,
+                kind: FileKind::File,
                 size: 1,
                 mode: 0o644,
                 modified,

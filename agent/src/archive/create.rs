@@ -33,7 +33,7 @@ use super::{
     work::{Job, Packed, work},
     write::Writer,
 };
-use crate::files::Kind;
+use crate::files::FileKind;
 
 /// Threads that deflate: as many as there are cores, up to this.
 const MAX_WORKERS: usize = 4;
@@ -90,7 +90,7 @@ fn count(dir: OwnedFd, rules: Rules, gate: &Gate, total: &AtomicU64) {
     let mut bytes = 0;
     loop {
         match walk.next() {
-            Ok(Some(Step::Found(found))) if found.facts.kind == Kind::File => bytes += found.facts.size,
+            Ok(Some(Step::Found(found))) if found.facts.kind == FileKind::File => bytes += found.facts.size,
             Ok(Some(_)) => {}
             Ok(None) => break,
             Err(Ended) => return,

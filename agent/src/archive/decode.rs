@@ -11,7 +11,7 @@ use super::{
 };
 
 /// Bytes read and given on at a time.
-const PIECE: usize = 128 * 1024;
+const PIECE_BYTES: usize = 128 * 1024;
 
 /// One thread's decoder.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(super) struct Decoder {
 
 impl Decoder {
     pub(super) fn new() -> Self {
-        Self { inflate: Decompress::new(false), input: vec![0; PIECE], output: vec![0; PIECE] }
+        Self { inflate: Decompress::new(false), input: vec![0; PIECE_BYTES], output: vec![0; PIECE_BYTES] }
     }
 
     /// Gives the content of an entry, which begins at `start`, to `take`.
@@ -66,7 +66,7 @@ impl Decoder {
         give: &mut impl FnMut(&[u8]) -> Result<(), ArchiveError>,
     ) -> Result<(), ArchiveError> {
         while left > 0 {
-            let now = PIECE.min(usize::try_from(left).unwrap_or(PIECE));
+            let now = PIECE_BYTES.min(usize::try_from(left).unwrap_or(PIECE_BYTES));
             file.read_exact_at(&mut self.input[..now], at).map_err(spooling)?;
             give(&self.input[..now])?;
             (at, left) = (at + now as u64, left - now as u64);
@@ -86,7 +86,7 @@ impl Decoder {
         let (mut left, mut have) = (record.packed, 0..0);
         loop {
             if have.is_empty() && left > 0 {
-                let now = PIECE.min(usize::try_from(left).unwrap_or(PIECE));
+                let now = PIECE_BYTES.min(usize::try_from(left).unwrap_or(PIECE_BYTES));
                 file.read_exact_at(&mut self.input[..now], at).map_err(spooling)?;
                 (at, left, have) = (at + now as u64, left - now as u64, 0..now);
             }

@@ -7,7 +7,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::files::{Kind, since_1970};
+use crate::files::{FileKind, unix_system_time};
 
 /// Seconds and nanoseconds since 1970.
 pub(super) type Instant = (i64, u32);
@@ -15,7 +15,7 @@ pub(super) type Instant = (i64, u32);
 /// An entry at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Facts {
-    pub(super) kind: Kind,
+    pub(super) kind: FileKind,
     /// Permission bits.
     pub(super) mode: u32,
     pub(super) size: u64,
@@ -79,21 +79,21 @@ impl Facts {
         match (self.mount, entry.mount) {
             (Some(here), Some(there)) => here != there,
             // Layered file systems tell several devices for their files; folders have one.
-            _ => entry.kind == Kind::Folder && self.device != entry.device,
+            _ => entry.kind == FileKind::Directory && self.device != entry.device,
         }
     }
 
     /// For the manifest.
     pub(super) fn modified_at(&self) -> SystemTime {
-        since_1970(self.modified.0, self.modified.1.into())
+        unix_system_time(self.modified.0, self.modified.1.into())
     }
 }
 
-fn kind(mode: u32) -> Kind {
+fn kind(mode: u32) -> FileKind {
     match FileType::from_raw_mode(mode) {
-        FileType::RegularFile => Kind::File,
-        FileType::Directory => Kind::Folder,
-        FileType::Symlink => Kind::Symlink,
-        _ => Kind::Other,
+        FileType::RegularFile => FileKind::File,
+        FileType::Directory => FileKind::Directory,
+        FileType::Symlink => FileKind::Symlink,
+        _ => FileKind::Other,
     }
 }

@@ -10,7 +10,7 @@ use rustix::{
 };
 
 use super::{facts::Facts, glob::Pattern};
-use crate::files::{FileError, Kind};
+use crate::files::{FileError, FileKind};
 
 /// Patterns a caller may give; more are refused.
 pub const MAX_PATTERNS: usize = 1_000;
@@ -82,7 +82,7 @@ impl Rules {
 
 fn read(dir: &OwnedFd, name: &str) -> Result<Option<Vec<u8>>, String> {
     match Facts::at(dir, OsStr::new(name)) {
-        Ok(facts) if facts.kind == Kind::File => {}
+        Ok(facts) if facts.kind == FileKind::File => {}
         _ => return Ok(None),
     }
     let text = |errno: Errno| super::walk::reason(errno);

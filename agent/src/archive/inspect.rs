@@ -16,7 +16,7 @@ use super::{
     read::{Record, Zip},
     walk::MAX_PATH,
 };
-use crate::files::Kind;
+use crate::files::FileKind;
 
 /// Deflate makes at most 1,032 bytes of one; who declares more lies. Some bytes of slack for what is tiny. As content cannot overlap, all
 /// of it is this many times the zip at most; the other bound is the room on the disk (`unpack`).
@@ -46,7 +46,7 @@ pub(super) struct Sum {
 pub(super) struct Safe {
     /// Relative to the folder; no slash at its end.
     pub(super) path: Vec<u8>,
-    pub(super) kind: Kind,
+    pub(super) kind: FileKind,
     /// Permission bits; `None` where it was made on a system without them.
     pub(super) mode: Option<u32>,
     pub(super) record: Record,
@@ -67,7 +67,7 @@ pub(super) fn inspect(zip: &Zip) -> Result<Sum, ArchiveError> {
         extents.push((record.header, end, number));
         sum.entries += 1;
         sum.bytes = sum.bytes.saturating_add(record.size);
-        names.push((key(&safe.path), safe.kind == Kind::Folder));
+        names.push((key(&safe.path), safe.kind == FileKind::Directory));
     }
     apart(zip, extents)?;
     one_of_each(zip, names)?;
@@ -113,7 +113,7 @@ fn one_of_each(zip: &Zip, mut names: Vec<(Key, bool)>) -> Result<(), ArchiveErro
 /// Decodes an entry for nothing: what is wrong with its content is found before anything is written.
 pub(super) fn prove(zip: &Zip, safe: &Safe, decoder: &mut Decoder) -> Result<(), ArchiveError> {
     let start = zip.content(&safe.record)?;
-    if safe.kind == Kind::Symlink {
+    if safe.kind == FileKind::Symlink {
         return target(zip, safe, decoder).map(drop);
     }
     decoder.decode(&zip.file, &safe.record, start, |_| Ok(()))
@@ -150,19 +150,19 @@ impl Safe {
         }
         let unix = record.system == UNIX && record.mode != 0;
         let kind = match record.mode & KIND_BITS {
-            _ if !unix && slash => Kind::Folder,
-            _ if !unix => Kind::File,
-            0 if slash => Kind::Folder,
-            0 | IS_FILE if !slash => Kind::File,
-            IS_FOLDER => Kind::Folder,
-            IS_SYMLINK if !slash => Kind::Symlink,
+            _ if !unix && slash => FileKind::Directory,
+            _ if !unix => FileKind::File,
+            0 if slash => FileKind::Directory,
+            0 | IS_FILE if !slash => FileKind::File,
+            IS_FOLDER => FileKind::Directory,
+            IS_SYMLINK if !slash => FileKind::Symlink,
             IS_FILE | IS_SYMLINK => return refuse("it is a file or a link with the name of a folder"),
             _ => return refuse("it is a device, a pipe or a socket"),
         };
-        if kind == Kind::Folder && record.size != 0 {
+        if kind == FileKind::Directory && record.size != 0 {
             return refuse("it is a folder with content");
         }
-        if kind == Kind::Symlink && record.size > MAX_TARGET {
+        if kind == FileKind::Symlink && record.size > MAX_TARGET {
             return refuse("it is a link whose target is too long");
         }
         let possible = match record.method {

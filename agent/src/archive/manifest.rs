@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use crate::files::Kind;
+use crate::files::FileKind;
 
 /// One line of the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub struct Line {
     /// Relative to the folder, as its bytes are on disk.
     pub path: Vec<u8>,
     /// What it is.
-    pub kind: Kind,
+    pub kind: FileKind,
     /// Of a file, in bytes.
     pub size: u64,
     /// Permission bits.

@@ -19,7 +19,7 @@ use super::{
     work::{Job, Packed},
     write::sha256,
 };
-use crate::files::Kind;
+use crate::files::FileKind;
 
 /// The least a small file counts for in memory, in bytes: its name, and what surrounds it.
 const LEAST_ROOM: usize = 4_096;
@@ -83,15 +83,15 @@ impl<'a> Walker<'a> {
 
     fn found(&self, found: Found) -> Result<(), Ended> {
         match found.facts.kind {
-            Kind::File if found.facts.size <= BLOCK as u64 => {
+            FileKind::File if found.facts.size <= BLOCK as u64 => {
                 let room = LEAST_ROOM + found.facts.size as usize;
                 let (answer, packed) = sync_channel(1);
                 self.gate.take(room)?;
                 self.jobs.send(Job::Small(found, answer)).map_err(|_| Ended)?;
                 self.say(Item::Small { packed, room })
             }
-            Kind::File => self.large(&found),
-            Kind::Folder => {
+            FileKind::File => self.large(&found),
+            FileKind::Directory => {
                 let name = [&found.path[..], b"/"].concat();
                 let member = found.member(name, layout::IS_FOLDER, &[]);
                 self.say(Item::Line {
@@ -100,7 +100,7 @@ impl<'a> Walker<'a> {
                     line: found.line(&found.facts, None),
                 })
             }
-            Kind::Symlink => {
+            FileKind::Symlink => {
                 let content = match readlinkat(&found.dir, &found.name, Vec::new()) {
                     Ok(target) => target.into_bytes(),
                     Err(errno) => {
@@ -113,7 +113,7 @@ impl<'a> Walker<'a> {
                 let line = found.line(&found.facts, Some(hash));
                 self.say(Item::Line { member: Some(member), content, line })
             }
-            Kind::Other => {
+            FileKind::Other => {
                 let line = found.line(&found.facts, None);
                 self.say(Item::Line { member: None, content: Vec::new(), line })
             }
@@ -179,7 +179,7 @@ impl Found {
 
     /// Its line in the manifest, with what is known of it now.
     pub(super) fn line(&self, facts: &super::facts::Facts, sha256: Option<[u8; 32]>) -> Line {
-        let size = if facts.kind == Kind::File { facts.size } else { 0 };
+        let size = if facts.kind == FileKind::File { facts.size } else { 0 };
         Line {
             path: self.path.clone(),
             kind: facts.kind,

@@ -12,7 +12,7 @@ use super::{
     gate::{Ended, Gate},
     walk::{CHANGED, Found, reason},
 };
-use crate::files::Kind;
+use crate::files::FileKind;
 
 /// A regular file, open.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Source {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = File::from(openat(&found.dir, &found.name, flags, Mode::empty()).map_err(reason)?);
         let facts = Facts::of(&file).map_err(reason)?;
-        if facts.kind != Kind::File {
+        if facts.kind != FileKind::File {
             return Err(CHANGED.to_owned());
         }
         Ok(Self { file, left: facts.size, facts })

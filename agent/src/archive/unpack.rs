@@ -32,7 +32,7 @@ use super::{
     tally::Tally,
     way::{self, Way},
 };
-use crate::files::{FileError, Kind, RelPath, Root, failed, mkdir};
+use crate::files::{FileError, FileKind, RelPath, WorkspaceRoot, failed, mkdir};
 
 /// Threads that write: as many as there are cores, up to this.
 const MAX_WORKERS: usize = 4;
@@ -48,7 +48,7 @@ const HOLE: usize = 4_096;
 #[derive(Debug)]
 pub(super) struct Unpacking<'a> {
     pub(super) zip: &'a Zip,
-    pub(super) root: &'a Root,
+    pub(super) root: &'a WorkspaceRoot,
     /// The folder.
     pub(super) path: &'a RelPath,
     pub(super) replace: bool,
@@ -89,9 +89,9 @@ impl Unpacking<'_> {
         };
         let path = || self.at(&safe.path).to_string();
         let problem = match (safe.kind, there) {
-            (Kind::Folder, Kind::Folder) => return Ok(()),
-            (_, Kind::Folder) => "is a folder",
-            (Kind::Folder, _) => "is not a folder",
+            (FileKind::Directory, FileKind::Directory) => return Ok(()),
+            (_, FileKind::Directory) => "is a folder",
+            (FileKind::Directory, _) => "is not a folder",
             _ if self.replace => return Ok(()),
             _ => return Err(FileError::Exists { path: path() }.into()),
         };
@@ -114,10 +114,10 @@ impl Unpacking<'_> {
         let start = || (Way::new(&base), Decoder::new());
         self.each(start, |safe, (way, decoder)| {
             match safe.kind {
-                Kind::File => self.file(safe, way, decoder, tally)?,
-                Kind::Symlink => self.link(safe, way, decoder)?,
+                FileKind::File => self.file(safe, way, decoder, tally)?,
+                FileKind::Symlink => self.link(safe, way, decoder)?,
                 // Made already; others are not in a zip that was looked through.
-                Kind::Folder | Kind::Other => return Ok(()),
+                FileKind::Directory | FileKind::Other => return Ok(()),
             }
             tally.entry()
         })?;
@@ -135,7 +135,7 @@ impl Unpacking<'_> {
             let safe = Safe::new(self.zip.record(number)?)?;
             let (folder, name) = safe.split();
             let dir = way.make(folder).map_err(|errno| self.failed(folder, "make")(errno))?;
-            if safe.kind == Kind::Folder {
+            if safe.kind == FileKind::Directory {
                 match mkdirat(dir, name, Mode::from_raw_mode(FILLING)) {
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(errno) => return Err(self.failed(&safe.path, "make")(errno).into()),

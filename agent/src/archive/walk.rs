@@ -22,7 +22,7 @@ use super::{
     ignore::Rules,
     manifest::Skipped,
 };
-use crate::files::{Kind, is_temp, smallest};
+use crate::files::{FileKind, is_temp, smallest_names};
 
 /// Names held for a folder at a time, 20 bytes each as a rule; a larger folder is read in several passes.
 const NAMES: usize = 16_384;
@@ -107,7 +107,7 @@ impl<'a> Walk<'a> {
         let Some(level) = self.levels.last() else { return Ok(None) };
         let dir = level.dir.clone();
         let facts = Facts::at(&dir, &name)?;
-        if self.rules.ignores(&path, facts.kind == Kind::Folder) {
+        if self.rules.ignores(&path, facts.kind == FileKind::Directory) {
             return Ok(None);
         }
         if level.facts.mounted(&facts) {
@@ -117,7 +117,7 @@ impl<'a> Walk<'a> {
         if path.len() >= MAX_PATH {
             return Err("its path is longer than 4,094 bytes".into());
         }
-        if facts.kind != Kind::Folder {
+        if facts.kind != FileKind::Directory {
             return Ok(Some(Found { path, dir, name, facts }));
         }
         if self.levels.len() >= MAX_DEPTH {
@@ -144,7 +144,7 @@ impl<'a> Walk<'a> {
             let same = Facts::of(level.dir.as_fd()).is_ok_and(|now| now == level.facts);
             (!same).then(|| "its entries changed while it was read".to_owned())
         } else {
-            let read = smallest(&level.dir, level.last.as_deref(), NAMES, |name| !is_temp(name));
+            let read = smallest_names(&level.dir, level.last.as_deref(), NAMES, |name| !is_temp(name));
             match read {
                 Ok((names, complete)) => {
                     level.last = names.last().cloned();

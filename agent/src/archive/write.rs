@@ -16,7 +16,7 @@ use super::{
     layout::{self, Member},
     manifest::{Done, Event, Line, MAX_SKIPPED, Progress, Skipped},
 };
-use crate::files::PIECE;
+use crate::files::PIECE_BYTES;
 
 /// Bytes of the directory held in memory; what is more goes to the spool.
 const DIRECTORY: usize = 1024 * 1024;
@@ -52,7 +52,7 @@ impl<'a> Writer<'a> {
         Self {
             events,
             scratch,
-            buffer: Vec::with_capacity(PIECE),
+            buffer: Vec::with_capacity(PIECE_BYTES),
             lines: Vec::new(),
             offset: 0,
             digest: Context::new(&SHA256),
@@ -92,10 +92,10 @@ impl<'a> Writer<'a> {
     pub(super) fn put(&mut self, mut bytes: &[u8]) -> Result<(), Stopped> {
         self.offset += bytes.len() as u64;
         while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(PIECE - self.buffer.len()));
+            let (now, later) = bytes.split_at(bytes.len().min(PIECE_BYTES - self.buffer.len()));
             self.buffer.extend_from_slice(now);
             bytes = later;
-            if self.buffer.len() == PIECE {
+            if self.buffer.len() == PIECE_BYTES {
                 self.flush()?;
             }
         }
@@ -133,7 +133,7 @@ impl<'a> Writer<'a> {
         let start = self.offset;
         if let Some(mut spool) = self.spool.take() {
             spool.rewind().map_err(spooling)?;
-            let mut piece = vec![0; PIECE];
+            let mut piece = vec![0; PIECE_BYTES];
             loop {
                 let read = spool.read(&mut piece).map_err(spooling)?;
                 if read == 0 {
@@ -172,7 +172,7 @@ impl<'a> Writer<'a> {
     /// Bytes first, then what is said about them.
     fn flush(&mut self) -> Result<(), Stopped> {
         if !self.buffer.is_empty() {
-            let data = Bytes::from(std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE)));
+            let data = Bytes::from(std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE_BYTES)));
             self.digest.update(&data);
             self.send(Event::Data(data))?;
         }

@@ -13,14 +13,19 @@ use rustix::{
 use super::{
     error::{FileError, failed},
     path::RelPath,
-    root::{Links, Place, Root},
+    root::{Place, SymlinkMode, WorkspaceRoot},
 };
 
 /// Of new folders.
 const FOLDER_MODE: u32 = 0o755;
 
 /// Makes a folder; with `parents` also those above it, and it may be there already.
-pub(crate) fn mkdir(root: &Root, path: &RelPath, mode: Option<u32>, parents: bool) -> Result<(), FileError> {
+pub(crate) fn mkdir(
+    root: &WorkspaceRoot,
+    path: &RelPath,
+    mode: Option<u32>,
+    parents: bool,
+) -> Result<(), FileError> {
     if parents {
         if path.is_root() {
             return Ok(());
@@ -43,9 +48,9 @@ pub(crate) fn mkdir(root: &Root, path: &RelPath, mode: Option<u32>, parents: boo
 }
 
 /// Makes the folders above `path` that are missing.
-pub(super) fn make_parents(root: &Root, path: &RelPath) -> Result<(), FileError> {
+pub(super) fn make_parents(root: &WorkspaceRoot, path: &RelPath) -> Result<(), FileError> {
     for folder in path.above() {
-        match root.look(&folder, Links::Follow) {
+        match root.look(&folder, SymlinkMode::Follow) {
             Ok(_) => continue,
             Err(FileError::NotFound { .. }) => {}
             Err(error) => return Err(error),
@@ -62,7 +67,12 @@ pub(super) fn make_parents(root: &Root, path: &RelPath) -> Result<(), FileError>
 }
 
 /// Moves an entry (a symbolic link itself).
-pub(super) fn rename(root: &Root, from: &RelPath, to: &RelPath, replace: bool) -> Result<(), FileError> {
+pub(super) fn rename(
+    root: &WorkspaceRoot,
+    from: &RelPath,
+    to: &RelPath,
+    replace: bool,
+) -> Result<(), FileError> {
     let source = root.place(from)?;
     let target = root.place(to)?;
     // Errors of a rename are about its target, except that the source is what may be missing.

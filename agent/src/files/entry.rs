@@ -13,11 +13,11 @@ use rustix::{
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FileKind {
     /// A regular file.
     File,
     /// A folder.
-    Folder,
+    Directory,
     /// A symbolic link.
     Symlink,
     /// A socket, a pipe or a device.
@@ -26,11 +26,11 @@ pub enum Kind {
 
 /// A file, folder, link or something else.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct FileEntry {
     /// Its last part; empty for the root.
     pub name: Vec<u8>,
     /// What it is.
-    pub kind: Kind,
+    pub kind: FileKind,
     /// In bytes.
     pub size: u64,
     /// Permission bits.
@@ -43,15 +43,15 @@ pub struct Entry {
     pub ino: u64,
 }
 
-impl Entry {
+impl FileEntry {
     pub(super) fn new(name: &OsStr, stat: &Stat, link_target: Vec<u8>) -> Self {
         Self {
             name: name.as_bytes().to_vec(),
             kind: match FileType::from_raw_mode(stat.st_mode) {
-                FileType::RegularFile => Kind::File,
-                FileType::Directory => Kind::Folder,
-                FileType::Symlink => Kind::Symlink,
-                _ => Kind::Other,
+                FileType::RegularFile => FileKind::File,
+                FileType::Directory => FileKind::Directory,
+                FileType::Symlink => FileKind::Symlink,
+                _ => FileKind::Other,
             },
             size: u64::try_from(stat.st_size).unwrap_or_default(),
             mode: stat.st_mode & 0o7777,
@@ -71,10 +71,10 @@ impl Entry {
 }
 
 fn time(stat: &Stat) -> SystemTime {
-    since_1970(stat.st_mtime, stat.st_mtime_nsec)
+    unix_system_time(stat.st_mtime, stat.st_mtime_nsec)
 }
 
-pub(crate) fn since_1970(seconds: i64, nanos: u64) -> SystemTime {
+pub(crate) fn unix_system_time(seconds: i64, nanos: u64) -> SystemTime {
     let nanos = Duration::from_nanos(nanos);
     // The earliest second has no opposite, over which the conversion to the wire panics; the next one will do.
     let distance = Duration::from_secs(seconds.max(-i64::MAX).unsigned_abs());
@@ -115,7 +115,7 @@ mod tests {
     fn the_farthest_times_reach_the_wire() {
         for seconds in [i64::MIN, i64::MIN + 1, -1, 0, i64::MAX] {
             for nanos in [0, 999_999_999] {
-                let told = prost_types::Timestamp::from(since_1970(seconds, nanos));
+                let told = prost_types::Timestamp::from(unix_system_time(seconds, nanos));
                 assert_eq!(told.seconds, seconds.max(-i64::MAX), "{seconds} s and {nanos} ns");
             }
         }

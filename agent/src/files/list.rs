@@ -19,10 +19,10 @@ use rustix::{
 };
 
 use super::{
-    entry::Entry,
+    entry::FileEntry,
     error::{FileError, failed},
     path::RelPath,
-    root::Root,
+    root::WorkspaceRoot,
     temp,
 };
 
@@ -47,17 +47,17 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    pub(super) fn open(root: &Root, path: RelPath) -> Result<Self, FileError> {
+    pub(super) fn open(root: &WorkspaceRoot, path: RelPath) -> Result<Self, FileError> {
         Self::with_names(root, path, NAMES)
     }
 
-    fn with_names(root: &Root, path: RelPath, most: usize) -> Result<Self, FileError> {
+    fn with_names(root: &WorkspaceRoot, path: RelPath, most: usize) -> Result<Self, FileError> {
         let dir = root.folder(&path)?;
         Ok(Self { path, dir, names: Vec::new().into_iter(), last: None, complete: false, most })
     }
 
     /// The next entries; none at the end.
-    pub(super) fn page(&mut self, root: &Root) -> Result<Vec<Entry>, FileError> {
+    pub(super) fn page(&mut self, root: &WorkspaceRoot) -> Result<Vec<FileEntry>, FileError> {
         let mut page = Vec::new();
         let mut bytes = 0;
         while page.len() < PAGE_ENTRIES && bytes < PAGE_BYTES {
@@ -82,7 +82,7 @@ impl Listing {
         Ok(page)
     }
 
-    fn entry(&self, name: &OsStr) -> Result<Entry, Errno> {
+    fn entry(&self, name: &OsStr) -> Result<FileEntry, Errno> {
         let stat = statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let target = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Symlink => match readlinkat(&self.dir, name, Vec::new()) {
@@ -92,13 +92,13 @@ impl Listing {
             },
             _ => Vec::new(),
         };
-        Ok(Entry::new(name, &stat, target))
+        Ok(FileEntry::new(name, &stat, target))
     }
 
-    fn pass(&mut self, root: &Root) -> Result<(), FileError> {
+    fn pass(&mut self, root: &WorkspaceRoot) -> Result<(), FileError> {
         let sweep = |name: &OsStr| temp::is_temp(name).then(|| root.temps().sweep(self.dir.as_fd(), name));
         let shown = |name: &OsStr| sweep(name).is_none();
-        let (names, complete) = smallest(&self.dir, self.last.as_deref(), self.most, shown)
+        let (names, complete) = smallest_names(&self.dir, self.last.as_deref(), self.most, shown)
             .map_err(failed("list", &self.path))?;
         (self.names, self.complete) = (names.into_iter(), complete);
         Ok(())
@@ -106,13 +106,13 @@ impl Listing {
 }
 
 /// The smallest `most` names behind `last` that are `wanted`, sorted; and whether that is all there are.
-pub(crate) fn smallest(
+pub(crate) fn smallest_names(
     dir: &OwnedFd,
     last: Option<&OsStr>,
     most: usize,
     wanted: impl Fn(&OsStr) -> bool,
 ) -> Result<(Vec<OsString>, bool), Errno> {
-    let mut smallest: BinaryHeap<OsString> = BinaryHeap::new();
+    let mut smallest_names: BinaryHeap<OsString> = BinaryHeap::new();
     let mut complete = true;
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
@@ -121,22 +121,22 @@ pub(crate) fn smallest(
         if dots || last.is_some_and(|last| name <= last) || !wanted(name) {
             continue;
         }
-        if smallest.len() == most {
+        if smallest_names.len() == most {
             complete = false;
-            if smallest.peek().is_some_and(|largest| name >= largest) {
+            if smallest_names.peek().is_some_and(|largest| name >= largest) {
                 continue;
             }
-            smallest.pop();
+            smallest_names.pop();
         }
-        smallest.push(name.to_owned());
+        smallest_names.push(name.to_owned());
     }
-    Ok((smallest.into_sorted_vec(), complete))
+    Ok((smallest_names.into_sorted_vec(), complete))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::files::root::Resolver;
+    use crate::files::root::PathResolver;
 
     #[test]
     fn many_passes_show_what_one_would() {
@@ -148,7 +148,7 @@ mod tests {
             std::fs::write(dir.path().join(OsStr::from_bytes(name)), "").unwrap();
         }
         names.sort();
-        let root = Root::open_with(dir.path(), Resolver::Kernel).unwrap();
+        let root = WorkspaceRoot::open_with(dir.path(), PathResolver::Kernel).unwrap();
         let mut listing = Listing::with_names(&root, RelPath::ROOT, 37).unwrap();
         let mut shown = Vec::new();
         loop {

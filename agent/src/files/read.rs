@@ -12,22 +12,22 @@ use rustix::{buffer::spare_capacity, io::Errno};
 use tokio::{sync::OwnedSemaphorePermit, task::JoinHandle};
 
 use super::{
-    entry::Entry,
+    entry::FileEntry,
     error::{FileError, failed},
     path::RelPath,
-    root::Root,
+    root::WorkspaceRoot,
 };
 
 /// Most bytes of one piece: what a message of the wire carries.
-pub const PIECE: usize = 256 * 1024;
+pub const PIECE_BYTES: usize = 256 * 1024;
 /// Bytes read at a time.
 const BLOCK: usize = 1024 * 1024;
 
 /// A file opened for reading a range of it.
 #[derive(Debug)]
-pub struct Reading {
+pub struct FileReader {
     /// The file as it was when it was opened.
-    pub entry: Entry,
+    pub entry: FileEntry,
     /// The first byte.
     pub start: u64,
     /// The one behind the last byte.
@@ -37,11 +37,15 @@ pub struct Reading {
     place: OwnedSemaphorePermit,
 }
 
-impl Reading {
-    pub(super) fn open(root: &Root, path: RelPath, place: OwnedSemaphorePermit) -> Result<Self, FileError> {
+impl FileReader {
+    pub(super) fn open(
+        root: &WorkspaceRoot,
+        path: RelPath,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Self, FileError> {
         let (file, stat) = root.file(&path)?;
         let name = path.split().map(|(_, name)| name.to_owned()).unwrap_or_default();
-        let entry = Entry::new(&name, &stat, Vec::new());
+        let entry = FileEntry::new(&name, &stat, Vec::new());
         let end = entry.size;
         Ok(Self { entry, start: 0, end, path, file: Arc::new(file), place })
     }
@@ -57,7 +61,7 @@ impl Reading {
         Ok(self)
     }
 
-    /// The bytes, in pieces of [`PIECE`] at most.
+    /// The bytes, in pieces of [`PIECE_BYTES`] at most.
     pub fn pieces(self) -> impl Stream<Item = Result<Bytes, FileError>> + Send + 'static {
         let pieces = Pieces {
             at: self.start,
@@ -106,7 +110,7 @@ impl Pieces {
             }
             self.ahead = self.read_ahead();
         }
-        Ok(Some(self.ready.split_to(min(self.ready.len(), PIECE))))
+        Ok(Some(self.ready.split_to(min(self.ready.len(), PIECE_BYTES))))
     }
 
     fn read_ahead(&mut self) -> Option<Block> {

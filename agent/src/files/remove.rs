@@ -19,7 +19,7 @@ use rustix::{
 use super::{
     error::{FileError, failed},
     path::RelPath,
-    root::{Place, Root},
+    root::{Place, WorkspaceRoot},
 };
 
 /// Entries removed before somebody may say that it is no longer wanted.
@@ -55,7 +55,7 @@ struct Level {
 
 impl Removal {
     /// Removes the entry if it can be done at once; otherwise [`Removal::step`] goes on.
-    pub(super) fn begin(root: &Root, path: RelPath, recursive: bool) -> Result<Self, FileError> {
+    pub(super) fn begin(root: &WorkspaceRoot, path: RelPath, recursive: bool) -> Result<Self, FileError> {
         let place = root.place(&path)?;
         let failed = failed("remove", &path);
         let stat = place.stat()?.ok_or_else(|| FileError::NotFound { path: path.to_string() })?;
@@ -199,7 +199,7 @@ fn remove_files(here: &OwnedFd, removed: &mut u64) -> Result<Vec<OsString>, Errn
 }
 
 /// Removes what a killed agent left in a folder; whether there was anything.
-fn sweep(root: &Root, place: &Place) -> bool {
+fn sweep(root: &WorkspaceRoot, place: &Place) -> bool {
     let Ok((dir, _)) = enter(place.dir.as_fd(), &place.name) else { return false };
     let Ok(entries) = Dir::read_from(&dir) else { return false };
     let swept = |entry: rustix::fs::DirEntry| {

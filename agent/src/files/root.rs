@@ -34,7 +34,7 @@ const TRIES: usize = 64;
 
 /// Who follows a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Resolver {
+pub enum PathResolver {
     /// openat2.
     Kernel,
     /// Part by part with O_NOFOLLOW.
@@ -43,18 +43,18 @@ pub enum Resolver {
 
 /// Whether the last part of a path is followed if it is a symbolic link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Links {
+pub enum SymlinkMode {
     /// Look at what it points to.
     Follow,
     /// Look at the link itself.
-    Keep,
+    NoFollow,
 }
 
 /// The workspace root.
 #[derive(Debug)]
-pub struct Root {
+pub struct WorkspaceRoot {
     dir: OwnedFd,
-    resolver: Resolver,
+    resolver: PathResolver,
     temps: Temps,
 }
 
@@ -65,21 +65,21 @@ pub(super) struct Place {
     pub(super) name: OsString,
 }
 
-impl Root {
+impl WorkspaceRoot {
     /// Opens the root, with the best resolver the kernel has.
     pub fn open(path: &Path) -> std::io::Result<Self> {
-        let root = Self::open_with(path, Resolver::Kernel)?;
+        let root = Self::open_with(path, PathResolver::Kernel)?;
         Ok(match root.resolve(&RelPath::ROOT, OFlags::PATH) {
             Ok(_) => root,
             Err(errno) => {
                 tracing::info!(%errno, "no openat2 here: paths are walked part by part");
-                Self { resolver: Resolver::Walk, ..root }
+                Self { resolver: PathResolver::Walk, ..root }
             }
         })
     }
 
     /// Opens the root with a resolver of one's choice.
-    pub fn open_with(path: &Path, resolver: Resolver) -> std::io::Result<Self> {
+    pub fn open_with(path: &Path, resolver: PathResolver) -> std::io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(path, flags, Mode::empty())?;
         Ok(Self { dir, resolver, temps: Temps::new() })
@@ -95,10 +95,10 @@ impl Root {
     }
 
     /// A descriptor for looking only (O_PATH).
-    pub(super) fn look(&self, path: &RelPath, links: Links) -> Result<OwnedFd, FileError> {
+    pub(super) fn look(&self, path: &RelPath, links: SymlinkMode) -> Result<OwnedFd, FileError> {
         let flags = match links {
-            Links::Follow => OFlags::PATH,
-            Links::Keep => OFlags::PATH | OFlags::NOFOLLOW,
+            SymlinkMode::Follow => OFlags::PATH,
+            SymlinkMode::NoFollow => OFlags::PATH | OFlags::NOFOLLOW,
         };
         self.resolve(path, flags).map_err(failed("look at", path))
     }
@@ -120,7 +120,7 @@ impl Root {
             };
             Err(FileError::WrongKind { path: path.to_string(), problem })
         };
-        regular(&self.look(path, Links::Follow)?)?;
+        regular(&self.look(path, SymlinkMode::Follow)?)?;
         // It may have been swapped meanwhile: O_NONBLOCK, and a second look at what was really opened.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let file = self.resolve(path, flags).map_err(failed("open", path))?;
@@ -145,7 +145,7 @@ impl Root {
         if !place.stat()?.is_some_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Symlink) {
             return Ok(place);
         }
-        let end = walk::to(&self.dir, path, Links::Follow).map_err(failed("open", path))?;
+        let end = walk::to(&self.dir, path, SymlinkMode::Follow).map_err(failed("open", path))?;
         match end.name {
             Some(name) => Ok(Place { dir: end.dir, name }),
             None => Err(failed("open", path)(Errno::ISDIR)),
@@ -156,8 +156,8 @@ impl Root {
     fn resolve(&self, path: &RelPath, flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::CLOEXEC;
         match self.resolver {
-            Resolver::Kernel => kernel(&self.dir, path.as_os_str(), flags),
-            Resolver::Walk => walk::open(&self.dir, path, flags),
+            PathResolver::Kernel => kernel(&self.dir, path.as_os_str(), flags),
+            PathResolver::Walk => walk::open(&self.dir, path, flags),
         }
     }
 }

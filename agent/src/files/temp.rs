@@ -22,7 +22,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::entry::Entry;
+use super::entry::FileEntry;
 
 const PREFIX: &str = ".podling-";
 const SUFFIX: &str = ".tmp";
@@ -75,7 +75,7 @@ impl Temps {
             return false;
         }
         let dead = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
-            let age = SystemTime::now().duration_since(Entry::new(name, &stat, Vec::new()).modified);
+            let age = SystemTime::now().duration_since(FileEntry::new(name, &stat, Vec::new()).modified);
             age.is_ok_and(|age| age >= DEAD_AFTER)
         });
         dead && unlinkat(dir, name, AtFlags::empty()).is_ok()

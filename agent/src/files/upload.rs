@@ -12,24 +12,24 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::{
     error::FileError,
     path::RelPath,
-    root::Root,
-    write::{WriteOptions, Writer, Written},
+    root::WorkspaceRoot,
+    write::{WriteOptions, Writer, WrittenFile},
 };
 
 /// Uploads at once, finished ones that are remembered included; the next is refused with TOO_MANY_UPLOADS.
 pub const MAX_UPLOADS: usize = 32;
 /// An upload without a chunk for so long is gone, its temporary file with it.
-pub const LAPSE: Duration = Duration::from_secs(10 * 60);
+pub const UPLOAD_IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 /// What a chunk has led to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Progress {
+pub struct UploadProgress {
     /// Of the upload.
     pub id: String,
     /// The offset expected next.
     pub next: u64,
     /// Set when the file is done.
-    pub finished: Option<Written>,
+    pub finished: Option<WrittenFile>,
 }
 
 #[derive(Debug)]
@@ -49,7 +49,7 @@ struct Upload {
 enum State {
     Open(Box<Writer>),
     /// Remembered, so that a client that missed the answer gets it again.
-    Finished(u64, Box<Written>),
+    Finished(u64, Box<WrittenFile>),
     Failed,
 }
 
@@ -61,7 +61,7 @@ impl Uploads {
     /// Makes room for one more, then opens it.
     pub(super) fn begin(
         &self,
-        root: &Root,
+        root: &WorkspaceRoot,
         path: RelPath,
         options: WriteOptions,
     ) -> Result<String, FileError> {
@@ -84,7 +84,7 @@ impl Uploads {
         data: bytes::Bytes,
         finish: bool,
         token: TaskTrackerToken,
-    ) -> Result<Progress, FileError> {
+    ) -> Result<UploadProgress, FileError> {
         let state = {
             let mut table = self.lock();
             let upload = table.get_mut(&id).filter(|upload| upload.touched.elapsed() < self.lapse);
@@ -99,7 +99,7 @@ impl Uploads {
         let taken =
             spawn_blocking(work).await.map_err(|_| FileError::Fault { operation: "writing a chunk" })?;
         match taken {
-            Ok((next, finished)) => Ok(Progress { id, next, finished }),
+            Ok((next, finished)) => Ok(UploadProgress { id, next, finished }),
             Err(error) => {
                 // A hole leaves the upload as it is; after any other failure it cannot go on.
                 if !matches!(error, FileError::Hole { .. }) {
@@ -146,7 +146,12 @@ impl Uploads {
 }
 
 impl State {
-    fn take(&mut self, offset: u64, data: &[u8], finish: bool) -> Result<(u64, Option<Written>), FileError> {
+    fn take(
+        &mut self,
+        offset: u64,
+        data: &[u8],
+        finish: bool,
+    ) -> Result<(u64, Option<WrittenFile>), FileError> {
         let next = match self {
             Self::Open(writer) => writer.length(),
             Self::Finished(length, _) => *length,

@@ -14,7 +14,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{path::RelPath, root::Links};
+use super::{path::RelPath, root::SymlinkMode};
 
 /// As the kernel's own limit.
 const MAX_LINKS: usize = 40;
@@ -29,13 +29,13 @@ pub(super) struct End {
 
 /// Opens what `path` leads to. ELOOP stands for every way in which links forbid it.
 pub(super) fn open(root: &OwnedFd, path: &RelPath, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let links = if flags.contains(OFlags::NOFOLLOW) { Links::Keep } else { Links::Follow };
+    let links = if flags.contains(OFlags::NOFOLLOW) { SymlinkMode::NoFollow } else { SymlinkMode::Follow };
     for _ in 0..TRIES {
         let end = to(root, path, links)?;
         let name = end.name.as_deref().unwrap_or(OsStr::new("."));
         let opened = openat(&end.dir, name, flags | OFlags::NOFOLLOW, Mode::empty());
         // Followed to its end, yet a link: it was swapped since.
-        let swapped = links == Links::Follow
+        let swapped = links == SymlinkMode::Follow
             && match &opened {
                 Ok(fd) => is_link(fstat(fd)?.st_mode),
                 Err(Errno::LOOP) => true,
@@ -52,7 +52,7 @@ pub(super) fn open(root: &OwnedFd, path: &RelPath, flags: OFlags) -> Result<Owne
 }
 
 /// Walks to the last part of `path`, which need not exist.
-pub(super) fn to(root: &OwnedFd, path: &RelPath, links: Links) -> Result<End, Errno> {
+pub(super) fn to(root: &OwnedFd, path: &RelPath, links: SymlinkMode) -> Result<End, Errno> {
     let mut todo: Vec<OsString> = path.parts().rev().map(OsStr::to_owned).collect();
     let mut done: Vec<OsString> = Vec::new();
     let mut dir = step(root, OsStr::new("."))?;
@@ -64,7 +64,7 @@ pub(super) fn to(root: &OwnedFd, path: &RelPath, links: Links) -> Result<End, Er
             continue;
         }
         let last = todo.is_empty();
-        if last && links == Links::Keep {
+        if last && links == SymlinkMode::NoFollow {
             return Ok(End { dir, name: Some(part) });
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;

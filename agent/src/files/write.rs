@@ -16,10 +16,10 @@ use rustix::{
 
 use super::{
     change,
-    entry::{Entry, timespec},
+    entry::{FileEntry, timespec},
     error::{FileError, failed},
     path::RelPath,
-    root::{Place, Root},
+    root::{Place, WorkspaceRoot},
     temp::Temp,
 };
 
@@ -43,9 +43,9 @@ pub struct WriteOptions {
 
 /// A file that was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Written {
+pub struct WrittenFile {
     /// As it is now.
-    pub entry: Entry,
+    pub entry: FileEntry,
     /// Of its content.
     pub sha256: [u8; 32],
     /// Whether there was none before.
@@ -64,7 +64,11 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn open(root: &Root, path: RelPath, options: WriteOptions) -> Result<Self, FileError> {
+    pub(super) fn open(
+        root: &WorkspaceRoot,
+        path: RelPath,
+        options: WriteOptions,
+    ) -> Result<Self, FileError> {
         if options.make_parents {
             change::make_parents(root, &path)?;
         }
@@ -98,17 +102,17 @@ impl Writer {
     }
 
     /// Checks, syncs, renames.
-    pub(super) fn finish(mut self) -> Result<Written, FileError> {
+    pub(super) fn finish(mut self) -> Result<WrittenFile, FileError> {
         let sha256 = self.check_digest()?;
         let old = self.place.stat()?;
         replaceable(&self.path, &self.options, old.as_ref())?;
         let failed = failed("write", &self.path);
         self.dress(old.as_ref()).map_err(&failed)?;
         fsync(&self.file).map_err(&failed)?;
-        let entry = Entry::new(&self.place.name, &fstat(&self.file).map_err(&failed)?, Vec::new());
+        let entry = FileEntry::new(&self.place.name, &fstat(&self.file).map_err(&failed)?, Vec::new());
         self.temp.rename(&self.place.dir, &self.place.name, !self.options.create_only).map_err(&failed)?;
         self.place.sync_folder().map_err(&failed)?;
-        Ok(Written { entry, sha256, created: old.is_none() })
+        Ok(WrittenFile { entry, sha256, created: old.is_none() })
     }
 
     fn check_digest(&mut self) -> Result<[u8; 32], FileError> {

@@ -19,7 +19,7 @@ use crate::{
     child::{Children, Orphans},
     claim::Claims,
     ending::GRACE,
-    files::{Files, Root},
+    files::{Files, WorkspaceRoot},
     init,
     intent::Intents,
     metrics::{Metrics, Reading},
@@ -69,7 +69,7 @@ impl Workspace {
         let launcher = Launcher::new(root, claims.clone()).inheriting(image);
         let terminals = Terminals::kept_in(state, launcher.clone(), children.clone(), intents.clone());
         let processes = Processes::new(launcher.clone(), children.clone(), intents.clone());
-        let root = Arc::new(Root::open(root)?);
+        let root = Arc::new(WorkspaceRoot::open(root)?);
         let files = Files::new(root.clone(), intents.clone());
         let archives = Archives::new(root, intents.clone(), state);
         let activity = Activity::new(intents.clone(), claims.clone(), probe(terminals.clone()));
@@ -125,7 +125,7 @@ impl Workspace {
         ending.cancel();
         self.end(GRACE).await;
         self.terminals.save().await?;
-        self.files.settle().await?;
+        self.files.drain_and_sync().await?;
         self.sleep.finish();
         Ok(())
     }

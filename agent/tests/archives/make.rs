@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt};
 
 use podling_agent::{
     archive::{ArchiveError, CreateOptions},
-    files::{FileError, Kind},
+    files::{FileError, FileKind},
 };
 use ring::digest::{SHA256, digest};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -38,18 +38,18 @@ async fn a_tree_of_every_kind_is_a_zip_that_others_read() {
     assert_eq!(made.done.entries as usize, made.lines.len());
     assert_eq!(made.done.archive_bytes as usize, made.zip.len());
     assert_eq!(made.done.archive_sha256, digest(&SHA256, &made.zip).as_ref());
-    assert_eq!(made.line("pipe").kind, Kind::Other);
+    assert_eq!(made.line("pipe").kind, FileKind::Other);
     assert_eq!(made.line("link").sha256.unwrap(), digest(&SHA256, b"../outside/secret").as_ref());
     assert_eq!(made.done.bytes, made.lines.iter().map(|line| line.size).sum::<u64>());
 
     let Some(seen) = tools::look(&made.zip) else { return };
     // All but the pipe, in the same order, with the same hashes.
-    let lines: Vec<_> = made.lines.iter().filter(|line| line.kind != Kind::Other).collect();
+    let lines: Vec<_> = made.lines.iter().filter(|line| line.kind != FileKind::Other).collect();
     assert_eq!(seen.len(), lines.len());
     for (seen, line) in seen.iter().zip(lines) {
         let (slash, kind) = match line.kind {
-            Kind::File => (&b""[..], 0o100_000),
-            Kind::Folder => (&b"/"[..], 0o040_000),
+            FileKind::File => (&b""[..], 0o100_000),
+            FileKind::Directory => (&b"/"[..], 0o040_000),
             _ => (&b""[..], 0o120_000),
         };
         assert_eq!(seen.name, [&line.path[..], slash].concat());

@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use podling_agent::files::{FileError, Links, Resolver, WriteOptions};
+use podling_agent::files::{FileError, PathResolver, SymlinkMode, WriteOptions};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::{World, p};
@@ -16,15 +16,15 @@ const ROUNDS: usize = 1_500;
 
 #[test]
 fn the_kernel_keeps_everything_inside() {
-    nothing_outside_is_touched(Resolver::Kernel);
+    nothing_outside_is_touched(PathResolver::Kernel);
 }
 
 #[test]
 fn the_walk_keeps_everything_inside() {
-    nothing_outside_is_touched(Resolver::Walk);
+    nothing_outside_is_touched(PathResolver::Walk);
 }
 
-fn nothing_outside_is_touched(resolver: Resolver) {
+fn nothing_outside_is_touched(resolver: PathResolver) {
     // On a disk every sync would wait for a million renames.
     let world = World::in_memory(resolver);
     let outside = world.dir.path().join("outside");
@@ -100,7 +100,7 @@ impl Tally {
 
 async fn one_round(world: &World, round: usize, tally: &mut Tally) {
     let files = &world.files;
-    if let Some(entry) = tally.note(files.stat(p("a/file"), Links::Follow).await) {
+    if let Some(entry) = tally.note(files.stat(p("a/file"), SymlinkMode::Follow).await) {
         assert_eq!(entry.size, 4, "the size of something outside");
     }
     if let Some(content) = tally.note(world.read("a/file").await) {

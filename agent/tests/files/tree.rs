@@ -3,14 +3,16 @@
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
 use futures_util::TryStreamExt;
-use podling_agent::files::{FileError, Kind, Links, PIECE, RelPath, Resolver, WriteOptions};
+use podling_agent::files::{
+    FileError, FileKind, PIECE_BYTES, PathResolver, RelPath, SymlinkMode, WriteOptions,
+};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::{World, p};
 
 #[tokio::test]
 async fn a_folder_with_many_entries_comes_sorted_in_pages() {
-    for world in [Resolver::Kernel, Resolver::Walk].map(World::in_memory) {
+    for world in [PathResolver::Kernel, PathResolver::Walk].map(World::in_memory) {
         for n in 0..20_001 {
             world.put(&format!("many/{}", n * 7_919 % 20_011), "");
         }
@@ -38,18 +40,18 @@ async fn entries_say_what_they_are_also_with_strange_names() {
         assert_eq!(
             shown,
             [
-                (&b"caf\xe9"[..], Kind::File, &b""[..]),
-                (b"folder", Kind::Folder, b""),
-                (b"link", Kind::Symlink, b"nowhere at all"),
-                (b"pipe", Kind::Other, b""),
+                (&b"caf\xe9"[..], FileKind::File, &b""[..]),
+                (b"folder", FileKind::Directory, b""),
+                (b"link", FileKind::Symlink, b"nowhere at all"),
+                (b"pipe", FileKind::Other, b""),
             ]
         );
-        let entry = world.files.stat(RelPath::parse(b"caf\xe9").unwrap(), Links::Follow).await.unwrap();
-        assert_eq!((entry.size, entry.kind), (5, Kind::File));
-        assert_eq!(world.files.stat(p("link"), Links::Keep).await.unwrap().kind, Kind::Symlink);
-        let dangling = world.files.stat(p("link"), Links::Follow).await.unwrap_err();
+        let entry = world.files.stat(RelPath::parse(b"caf\xe9").unwrap(), SymlinkMode::Follow).await.unwrap();
+        assert_eq!((entry.size, entry.kind), (5, FileKind::File));
+        assert_eq!(world.files.stat(p("link"), SymlinkMode::NoFollow).await.unwrap().kind, FileKind::Symlink);
+        let dangling = world.files.stat(p("link"), SymlinkMode::Follow).await.unwrap_err();
         assert!(matches!(dangling, FileError::NotFound { .. }), "{dangling}");
-        assert_eq!(world.files.stat(p(""), Links::Keep).await.unwrap().kind, Kind::Folder);
+        assert_eq!(world.files.stat(p(""), SymlinkMode::NoFollow).await.unwrap().kind, FileKind::Directory);
     }
 }
 
@@ -79,12 +81,16 @@ async fn any_range_of_a_file_can_be_read() {
     for world in World::both() {
         let content: Vec<u8> = (0..3_000_001u32).map(|n| (n % 251) as u8).collect();
         world.put("big", &content);
-        for (offset, length) in
-            [(0, None), (1, Some(1)), (PIECE as u64 - 1, Some(2)), (2_999_999, Some(99)), (3_000_001, None)]
-        {
+        for (offset, length) in [
+            (0, None),
+            (1, Some(1)),
+            (PIECE_BYTES as u64 - 1, Some(2)),
+            (2_999_999, Some(99)),
+            (3_000_001, None),
+        ] {
             let reading = world.files.read(p("big")).await.unwrap().range(offset, length).unwrap();
             let pieces: Vec<_> = reading.pieces().try_collect().await.unwrap();
-            assert!(pieces.iter().all(|piece| piece.len() <= PIECE));
+            assert!(pieces.iter().all(|piece| piece.len() <= PIECE_BYTES));
             let end = length.map_or(content.len(), |length| content.len().min((offset + length) as usize));
             assert!(pieces.concat() == content[offset as usize..end], "{offset} {length:?}");
         }
@@ -104,7 +110,7 @@ async fn a_file_that_grows_or_shrinks_while_it_is_read() {
         assert!(pieces.concat() == vec![1; 4 << 20], "just what it was when it was opened");
 
         let mut shrunk = Box::pin(world.files.read(p("log")).await.unwrap().pieces());
-        assert_eq!(shrunk.try_next().await.unwrap().unwrap().len(), PIECE);
+        assert_eq!(shrunk.try_next().await.unwrap().unwrap().len(), PIECE_BYTES);
         file.set_len(100).unwrap();
         let error = shrunk.try_for_each(|_| async { Ok(()) }).await.unwrap_err();
         assert!(matches!(error, FileError::Shrunk { .. }), "{error}");
@@ -174,7 +180,7 @@ async fn folders_are_made_one_by_one_or_with_all_above() {
         assert!(matches!(mkdir("a/b/c", None, false).await, Err(FileError::NotFound { .. })));
         mkdir("a/b/c", Some(0o2770), true).await.unwrap();
         mkdir("a/b/c", None, true).await.unwrap();
-        assert_eq!(world.files.stat(p("a/b/c"), Links::Keep).await.unwrap().mode, 0o2770);
+        assert_eq!(world.files.stat(p("a/b/c"), SymlinkMode::NoFollow).await.unwrap().mode, 0o2770);
         assert!(matches!(mkdir("a/b/c", None, false).await, Err(FileError::Exists { .. })));
         world.put("file", "");
         assert!(matches!(mkdir("file", None, true).await, Err(FileError::WrongKind { .. })));

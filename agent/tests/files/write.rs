@@ -8,7 +8,7 @@ use std::{
 };
 
 use podling_agent::{
-    files::{FileError, Files, MAX_UPLOADS, Resolver, Root, WriteOptions},
+    files::{FileError, Files, MAX_UPLOADS, PathResolver, WorkspaceRoot, WriteOptions},
     intent::{Intent, Intents},
 };
 use tokio_util::sync::CancellationToken;
@@ -168,8 +168,8 @@ async fn an_upload_in_chunks_takes_repeats_and_refuses_holes() {
 #[tokio::test]
 async fn uploads_lapse_and_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
-    let root = Root::open_with(dir.path(), Resolver::Kernel).unwrap();
-    let files = Files::with_lapse(root, Arc::new(Intents::new()), Duration::from_millis(300));
+    let root = WorkspaceRoot::open_with(dir.path(), PathResolver::Kernel).unwrap();
+    let files = Files::with_upload_idle_timeout(root, Arc::new(Intents::new()), Duration::from_millis(300));
     let mut ids = Vec::new();
     for n in 0..MAX_UPLOADS {
         ids.push(files.begin_upload(p(&format!("file-{n}")), WriteOptions::default()).await.unwrap());
@@ -185,7 +185,7 @@ async fn uploads_lapse_and_are_bounded() {
         }
         stop.cancel();
     };
-    tokio::join!(files.lapse_uploads(stop.clone()), empty);
+    tokio::join!(files.expire_uploads(stop.clone()), empty);
     let gone = files.chunk(ids.remove(0), 0, "late".into(), true).await.unwrap_err();
     assert!(matches!(gone, FileError::UploadNotFound { .. }), "{gone}");
 }
@@ -213,9 +213,9 @@ async fn what_a_killed_agent_left_goes_when_its_folder_is_looked_at() {
 async fn every_change_is_intent_and_no_look_is() {
     let dir = tempfile::tempdir().unwrap();
     let intents = Arc::new(Intents::new());
-    let root = Root::open(dir.path()).unwrap();
+    let root = WorkspaceRoot::open(dir.path()).unwrap();
     let files = Files::new(root, intents.clone());
-    files.stat(p(""), podling_agent::files::Links::Follow).await.unwrap();
+    files.stat(p(""), podling_agent::files::SymlinkMode::Follow).await.unwrap();
     drop(files.list(p("")).await.unwrap());
     assert_eq!(intents.last(Intent::ClientWrite), None);
     files.mkdir(p("a"), None, false).await.unwrap();

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     error::FileError,
-    write::{Writer, Written},
+    write::{Writer, WrittenFile},
 };
 use crate::intent::{Intent, Intents};
 
@@ -22,7 +22,7 @@ const FAULT: FileError = FileError::Fault { operation: "writing a file" };
 
 /// A file that is being written piece by piece. Dropped, it leaves nothing.
 #[derive(Debug)]
-pub struct Feed {
+pub struct StreamedWrite {
     intents: Arc<Intents>,
     changes: TaskTracker,
     disk: Disk,
@@ -38,7 +38,7 @@ enum Disk {
     Failed,
 }
 
-impl Feed {
+impl StreamedWrite {
     pub(super) fn new(
         writer: Writer,
         intents: Arc<Intents>,
@@ -73,7 +73,7 @@ impl Feed {
     }
 
     /// Ends the file; answers when it is on the disk under its name.
-    pub async fn finish(mut self) -> Result<Written, FileError> {
+    pub async fn finish(mut self) -> Result<WrittenFile, FileError> {
         self.intents.admit(Intent::ClientWrite).await?;
         let mut writer = self.idle().await?;
         let gathered = mem::take(&mut self.gathered);
@@ -111,7 +111,7 @@ impl Feed {
     }
 }
 
-impl Drop for Feed {
+impl Drop for StreamedWrite {
     fn drop(&mut self) {
         // Removing a large file takes its time; only where nothing runs any more nobody minds.
         if let Disk::Idle(writer) = mem::replace(&mut self.disk, Disk::Failed)
