@@ -45,8 +45,8 @@ use tokio::{
 pub use self::{
     error::ArchiveError,
     ignore::{MAX_PATTERN_BYTES, MAX_PATTERNS},
-    manifest::{Done, Event, Line, MAX_SKIPPED, Progress, Skipped},
-    receive::Receiving,
+    manifest::{ArchiveProgress, ArchiveSummary, ArchivedEntry, CreateEvent, MAX_SKIPPED, SkippedEntry},
+    receive::ArchiveReceiver,
 };
 use self::{error::Stopped, ignore::Rules, read::Zip, tally::Tally, unpack::Unpacking};
 use crate::{
@@ -83,9 +83,9 @@ pub struct ExtractOptions {
 
 /// A piece of the answer to unpacking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unpacked {
+pub enum ExtractEvent {
     /// Now and then.
-    Progress(Progress),
+    Progress(ArchiveProgress),
     /// The last one.
     Done {
         /// Of the zip.
@@ -121,7 +121,7 @@ impl Archives {
         &self,
         path: RelPath,
         options: CreateOptions,
-    ) -> Result<impl Stream<Item = Result<Event, ArchiveError>> + Send + use<>, ArchiveError> {
+    ) -> Result<impl Stream<Item = Result<CreateEvent, ArchiveError>> + Send + use<>, ArchiveError> {
         if options.preservation && (options.ignore_files || !options.ignore.is_empty()) {
             return Err(FileError::BadField { field: "preservation", allowed: "without ignore rules" }.into());
         }
@@ -141,13 +141,17 @@ impl Archives {
     }
 
     /// Begins to receive a zip that is to be unpacked.
-    pub async fn receive(&self, path: RelPath, options: ExtractOptions) -> Result<Receiving, ArchiveError> {
+    pub async fn receive(
+        &self,
+        path: RelPath,
+        options: ExtractOptions,
+    ) -> Result<ArchiveReceiver, ArchiveError> {
         let place = self.place()?;
         self.admit().await?;
         let scratch = self.scratch.clone();
         let spool = spawn_blocking(move || spool::create(&scratch)).await;
         let spool = spool.map_err(|_| ArchiveError::fault("making a spool"))?.map_err(error::spooling)?;
-        Ok(Receiving::new(self.clone(), path, options, spool, place))
+        Ok(ArchiveReceiver::new(self.clone(), path, options, spool, place))
     }
 
     /// The door: who unpacks means it, and goes on meaning it.
@@ -170,7 +174,7 @@ impl Archives {
         replace: bool,
         spool: std::fs::File,
         place: OwnedSemaphorePermit,
-    ) -> impl Stream<Item = Result<Unpacked, ArchiveError>> + Send + use<> {
+    ) -> impl Stream<Item = Result<ExtractEvent, ArchiveError>> + Send + use<> {
         let (events, taken) = mpsc::channel(EVENTS);
         let work = spawn_blocking(move || {
             let _place = place;
@@ -186,7 +190,7 @@ impl Archives {
                 Err(Stopped::Failed(error)) => return Err(error),
             }
             // Who does not hear it any more does not want to.
-            let _gone = events.blocking_send(Unpacked::Done { entries: sum.entries, bytes: sum.bytes });
+            let _gone = events.blocking_send(ExtractEvent::Done { entries: sum.entries, bytes: sum.bytes });
             Ok(())
         });
         answer(taken, work)

@@ -33,11 +33,11 @@ use tokio_util::sync::CancellationToken;
 use self::state::State;
 pub use self::{
     error::ProcessError,
-    registry::Processes,
-    run::{Run, RunOutcome},
-    start::Start,
+    registry::ProcessRegistry,
+    run::{RunOutcome, RunSpec},
+    start::ProcessSpec,
     stdin::StdinProgress,
-    watcher::{Event, Watcher},
+    watcher::{ProcessEvent, ProcessWatcher},
 };
 use crate::{
     child::{Group, signals},
@@ -50,7 +50,7 @@ pub struct ProcessId(String);
 
 /// Which of a process's outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stream {
+pub enum OutputStream {
     /// Standard output.
     Stdout,
     /// Standard error.
@@ -59,22 +59,22 @@ pub enum Stream {
 
 /// How a process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exit {
+pub struct ProcessExit {
     /// Code or signal.
-    pub how: crate::child::Ended,
+    pub status: crate::child::Ended,
     /// The offset after the last byte of each output.
-    pub finals: [u64; 2],
+    pub final_offsets: [u64; 2],
     /// Its `timeout` was over.
     pub timed_out: bool,
     /// Something it left behind still held its output.
     pub held_by_background: bool,
     /// When it was over.
-    pub at: SystemTime,
+    pub ended_at: SystemTime,
 }
 
 /// What a client may know of a process.
 #[derive(Debug, Clone)]
-pub struct Info {
+pub struct ProcessInfo {
     /// Its name for ever.
     pub id: ProcessId,
     /// The life of its byte logs.
@@ -90,7 +90,7 @@ pub struct Info {
     /// When it was started.
     pub started: SystemTime,
     /// Set when it is over.
-    pub exit: Option<Exit>,
+    pub exit: Option<ProcessExit>,
 }
 
 /// One process; its task, its watchers and the registry share it.
@@ -140,8 +140,8 @@ impl fmt::Display for ProcessId {
 }
 
 impl Process {
-    fn info(&self) -> Info {
-        Info {
+    fn info(&self) -> ProcessInfo {
+        ProcessInfo {
             id: self.id.clone(),
             epoch: self.epoch,
             argv: self.argv.clone(),
@@ -161,7 +161,7 @@ impl Process {
             return Ok(());
         }
         let exit = self.state().exit.clone();
-        Err(ProcessError::Ended { exit: exit.map(|exit| exit.how) })
+        Err(ProcessError::Ended { exit: exit.map(|exit| exit.status) })
     }
 
     /// Feeds stdin; answers when the bytes are in the pipe.

@@ -33,7 +33,10 @@ use std::{
 
 use futures_util::{StreamExt, TryStreamExt};
 use podling_agent::{
-    archive::{ArchiveError, Archives, CreateOptions, Done, Event, ExtractOptions, Line, Unpacked},
+    archive::{
+        ArchiveError, ArchiveSummary, ArchivedEntry, Archives, CreateEvent, CreateOptions, ExtractEvent,
+        ExtractOptions,
+    },
     files::{RelPath, WorkspaceRoot},
     intent::Intents,
 };
@@ -51,8 +54,8 @@ struct World {
 /// What came of making an archive.
 struct Made {
     zip: Vec<u8>,
-    lines: Vec<Line>,
-    done: Done,
+    lines: Vec<ArchivedEntry>,
+    done: ArchiveSummary,
 }
 
 impl World {
@@ -129,7 +132,7 @@ impl World {
         }
         let said: Vec<_> = receiving.unpack().await?.try_collect().await?;
         match said.last() {
-            Some(Unpacked::Done { entries, bytes }) => Ok((*entries, *bytes)),
+            Some(ExtractEvent::Done { entries, bytes }) => Ok((*entries, *bytes)),
             other => panic!("the last word was {other:?}"),
         }
     }
@@ -148,16 +151,16 @@ async fn make(archives: &Archives, path: &str, options: CreateOptions) -> Result
 
 /// Takes an archive to its end.
 async fn collect(
-    events: impl futures_util::Stream<Item = Result<Event, ArchiveError>>,
+    events: impl futures_util::Stream<Item = Result<CreateEvent, ArchiveError>>,
 ) -> Result<Made, ArchiveError> {
     let mut events = std::pin::pin!(events);
     let (mut zip, mut lines) = (Vec::new(), Vec::new());
     while let Some(event) = events.next().await {
         match event? {
-            Event::Data(data) => zip.extend_from_slice(&data),
-            Event::Line(line) => lines.push(line),
-            Event::Progress(_) => {}
-            Event::Done(done) => {
+            CreateEvent::Data(data) => zip.extend_from_slice(&data),
+            CreateEvent::Entry(line) => lines.push(line),
+            CreateEvent::Progress(_) => {}
+            CreateEvent::Summary(done) => {
                 assert!(events.next().await.is_none(), "done is the last word");
                 return Ok(Made { zip, lines, done });
             }
@@ -171,7 +174,7 @@ impl Made {
         self.lines.iter().map(|line| String::from_utf8_lossy(&line.path).into_owned()).collect()
     }
 
-    fn line(&self, path: impl AsRef<[u8]>) -> &Line {
+    fn line(&self, path: impl AsRef<[u8]>) -> &ArchivedEntry {
         self.lines.iter().find(|line| line.path == path.as_ref()).expect("a line")
     }
 

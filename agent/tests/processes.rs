@@ -20,7 +20,9 @@ use podling_agent::{
     child::{Children, Ended, Orphans},
     claim::{Claim, Policy},
     intent::Intents,
-    process::{Event, Exit, ProcessId, Processes, Start, Stream, Watcher},
+    process::{
+        OutputStream, ProcessEvent, ProcessExit, ProcessId, ProcessRegistry, ProcessSpec, ProcessWatcher,
+    },
     spawn::{Launcher, Program},
 };
 use podling_proto::token::VerifyingKeys;
@@ -33,7 +35,7 @@ const EPOCH: u64 = 7;
 /// A workspace in which commands can be started.
 struct World {
     home: tempfile::TempDir,
-    processes: Processes,
+    processes: ProcessRegistry,
     intents: Arc<Intents>,
     _reaper: JoinSet<()>,
 }
@@ -62,19 +64,19 @@ impl World {
         reaper.spawn(async move { reaping.reap().await.unwrap() });
         let intents = Arc::new(Intents::new());
         let launcher = Launcher::new(home.path(), claims);
-        let processes = Processes::new(launcher, children, intents.clone());
+        let processes = ProcessRegistry::new(launcher, children, intents.clone());
         Self { home, processes, intents, _reaper: reaper }
     }
 
     /// Starts a shell script and watches it.
-    fn sh(&self, script: &str) -> Watcher {
+    fn sh(&self, script: &str) -> ProcessWatcher {
         self.processes.start(sh(script)).now_or_never().expect("the door is open").unwrap()
     }
 }
 
-fn sh(script: &str) -> Start {
+fn sh(script: &str) -> ProcessSpec {
     let argv = ["sh", "-c", script].map(String::from).to_vec();
-    Start { program: Program { argv, ..Program::default() }, ..Start::default() }
+    ProcessSpec { program: Program { argv, ..Program::default() }, ..ProcessSpec::default() }
 }
 
 /// All that a watcher saw, and that it made sense.
@@ -82,70 +84,70 @@ fn sh(script: &str) -> Start {
 struct Seen {
     out: Vec<u8>,
     err: Vec<u8>,
-    gaps: Vec<(Stream, u64, u64)>,
-    exit: Option<Exit>,
+    gaps: Vec<(OutputStream, u64, u64)>,
+    exit: Option<ProcessExit>,
 }
 
 impl Seen {
     fn code(&self) -> Option<i32> {
-        match self.exit.as_ref()?.how {
+        match self.exit.as_ref()?.status {
             Ended::Code(code) => Some(code),
             Ended::Signal(_) => None,
         }
     }
 
     fn signal(&self) -> Option<i32> {
-        match self.exit.as_ref()?.how {
+        match self.exit.as_ref()?.status {
             Ended::Signal(signal) => Some(signal),
             Ended::Code(_) => None,
         }
     }
 }
 
-async fn next(watcher: &mut Watcher) -> Option<Event> {
+async fn next(watcher: &mut ProcessWatcher) -> Option<ProcessEvent> {
     timeout(SOON, watcher.next()).await.expect("nothing happened").unwrap()
 }
 
 /// The id of a process just started.
-async fn id(watcher: &mut Watcher) -> ProcessId {
+async fn id(watcher: &mut ProcessWatcher) -> ProcessId {
     match next(watcher).await {
-        Some(Event::Started { id, epoch: EPOCH, .. }) => id,
+        Some(ProcessEvent::Started { id, epoch: EPOCH, .. }) => id,
         other => panic!("a stream begins with `started`, not {other:?}"),
     }
 }
 
 /// Watches to the end, from these positions.
-async fn rest(mut watcher: Watcher, mut at: [u64; 2]) -> Seen {
+async fn rest(mut watcher: ProcessWatcher, mut at: [u64; 2]) -> Seen {
     let mut seen = Seen::default();
     while let Some(event) = next(&mut watcher).await {
         assert!(seen.exit.is_none(), "exit comes last, then {event:?}");
         match event {
-            Event::Output { stream, epoch, offset, data } => {
+            ProcessEvent::Output { stream, epoch, offset, data } => {
                 assert_eq!((epoch, offset), (EPOCH, at[stream as usize]), "positions have no holes");
                 assert!(!data.is_empty() && data.len() <= 64 * 1024);
                 at[stream as usize] += data.len() as u64;
                 match stream {
-                    Stream::Stdout => seen.out.extend_from_slice(&data),
-                    Stream::Stderr => seen.err.extend_from_slice(&data),
+                    OutputStream::Stdout => seen.out.extend_from_slice(&data),
+                    OutputStream::Stderr => seen.err.extend_from_slice(&data),
                 }
             }
-            Event::Gap { stream, from, to } => {
+            ProcessEvent::Gap { stream, from, to } => {
                 assert_eq!(from, at[stream as usize]);
                 at[stream as usize] = to;
                 seen.gaps.push((stream, from, to));
             }
-            Event::Exit(exit) => {
-                assert_eq!(exit.finals, at, "the exit comes after the last byte");
+            ProcessEvent::Exit(exit) => {
+                assert_eq!(exit.final_offsets, at, "the exit comes after the last byte");
                 seen.exit = Some(exit);
             }
-            Event::Started { .. } | Event::KeepAlive => {}
+            ProcessEvent::Started { .. } | ProcessEvent::KeepAlive => {}
         }
     }
     assert!(seen.exit.is_some(), "a stream ends with an exit");
     seen
 }
 
-async fn all(watcher: Watcher) -> Seen {
+async fn all(watcher: ProcessWatcher) -> Seen {
     rest(watcher, [0, 0]).await
 }
 

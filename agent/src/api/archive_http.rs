@@ -18,7 +18,7 @@ use http::{HeaderValue, Uri, header};
 use podling_proto::error::WireError;
 
 use super::{files::parse, problem::problem};
-use crate::archive::{ArchiveError, Archives, CreateOptions, Event};
+use crate::archive::{ArchiveError, Archives, CreateEvent, CreateOptions};
 
 /// The route.
 pub fn router(archives: Archives) -> Router {
@@ -49,14 +49,14 @@ fn folder(uri: &Uri) -> Vec<u8> {
     percent_encoding::percent_decode_str(&path.replace('+', " ")).collect()
 }
 
-fn bytes(event: Event) -> io::Result<Option<Bytes>> {
+fn bytes(event: CreateEvent) -> io::Result<Option<Bytes>> {
     match event {
-        Event::Data(data) => Ok(Some(data)),
-        Event::Done(done) if done.skipped_count > 0 => {
+        CreateEvent::Data(data) => Ok(Some(data)),
+        CreateEvent::Summary(done) if done.skipped_count > 0 => {
             let skipped = done.skipped.first().map(|first| first.reason.as_str()).unwrap_or_default();
             Err(io::Error::other(format!("{} entries are not whole: {skipped}", done.skipped_count)))
         }
-        Event::Line(_) | Event::Progress(_) | Event::Done(_) => Ok(None),
+        CreateEvent::Entry(_) | CreateEvent::Progress(_) | CreateEvent::Summary(_) => Ok(None),
     }
 }
 

@@ -13,7 +13,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::files::{bad_field, path, sha256, sized};
 use crate::archive::{
-    ArchiveError, Archives, CreateOptions, Done, Event, ExtractOptions, Line, Progress, Skipped, Unpacked,
+    ArchiveError, ArchiveProgress, ArchiveSummary, ArchivedEntry, Archives, CreateEvent, CreateOptions,
+    ExtractEvent, ExtractOptions, SkippedEntry,
 };
 
 /// The gRPC service.
@@ -75,23 +76,23 @@ impl archives_server::Archives for ArchivesApi {
 
 // === out ===
 
-impl From<Event> for wire::CreateArchiveResponse {
-    fn from(event: Event) -> Self {
+impl From<CreateEvent> for wire::CreateArchiveResponse {
+    fn from(event: CreateEvent) -> Self {
         let message = match event {
-            Event::Data(data) => made::Message::Data(data),
-            Event::Line(line) => made::Message::Entry(line.into()),
-            Event::Progress(progress) => made::Message::Progress(progress.into()),
-            Event::Done(done) => made::Message::Done(done.into()),
+            CreateEvent::Data(data) => made::Message::Data(data),
+            CreateEvent::Entry(line) => made::Message::Entry(line.into()),
+            CreateEvent::Progress(progress) => made::Message::Progress(progress.into()),
+            CreateEvent::Summary(done) => made::Message::Done(done.into()),
         };
         Self { message: Some(message) }
     }
 }
 
-impl From<Unpacked> for wire::ExtractArchiveResponse {
-    fn from(event: Unpacked) -> Self {
+impl From<ExtractEvent> for wire::ExtractArchiveResponse {
+    fn from(event: ExtractEvent) -> Self {
         let message = match event {
-            Unpacked::Progress(progress) => unpacked::Message::Progress(progress.into()),
-            Unpacked::Done { entries, bytes } => {
+            ExtractEvent::Progress(progress) => unpacked::Message::Progress(progress.into()),
+            ExtractEvent::Done { entries, bytes } => {
                 unpacked::Message::Done(wire::ExtractDone { entries, bytes })
             }
         };
@@ -99,8 +100,8 @@ impl From<Unpacked> for wire::ExtractArchiveResponse {
     }
 }
 
-impl From<Line> for wire::ArchiveEntry {
-    fn from(line: Line) -> Self {
+impl From<ArchivedEntry> for wire::ArchiveEntry {
+    fn from(line: ArchivedEntry) -> Self {
         Self {
             path: line.path,
             kind: wire::FileKind::from(line.kind).into(),
@@ -112,14 +113,14 @@ impl From<Line> for wire::ArchiveEntry {
     }
 }
 
-impl From<Progress> for wire::ArchiveProgress {
-    fn from(progress: Progress) -> Self {
+impl From<ArchiveProgress> for wire::ArchiveProgress {
+    fn from(progress: ArchiveProgress) -> Self {
         Self { entries: progress.entries, bytes: progress.bytes, total_bytes: progress.total_bytes }
     }
 }
 
-impl From<Done> for wire::ArchiveDone {
-    fn from(done: Done) -> Self {
+impl From<ArchiveSummary> for wire::ArchiveDone {
+    fn from(done: ArchiveSummary) -> Self {
         Self {
             entries: done.entries,
             bytes: done.bytes,
@@ -131,8 +132,8 @@ impl From<Done> for wire::ArchiveDone {
     }
 }
 
-impl From<Skipped> for wire::SkippedEntry {
-    fn from(skipped: Skipped) -> Self {
+impl From<SkippedEntry> for wire::SkippedEntry {
+    fn from(skipped: SkippedEntry) -> Self {
         Self { path: skipped.path, reason: skipped.reason }
     }
 }

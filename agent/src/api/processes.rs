@@ -2,7 +2,7 @@
 
 use std::{pin::Pin, time::Duration};
 
-use futures_util::{Stream as Streaming, StreamExt, stream};
+use futures_util::{Stream, StreamExt, stream};
 use podling_proto::{
     agent::v1::{self as wire, process_event, process_exit, processes_server},
     error::{Reason, WireError},
@@ -12,8 +12,8 @@ use tonic::{Request, Response, Status};
 use crate::{
     child::{Ended, signals},
     process::{
-        Event, Exit, Info, ProcessError, ProcessId, Processes, Run, RunOutcome, Start, StdinProgress, Stream,
-        Watcher,
+        OutputStream, ProcessError, ProcessEvent, ProcessExit, ProcessId, ProcessInfo, ProcessRegistry,
+        ProcessSpec, ProcessWatcher, RunOutcome, RunSpec, StdinProgress,
     },
     spawn::Program,
 };
@@ -24,18 +24,18 @@ const MAX_DATA: usize = 1024 * 1024;
 /// The gRPC service.
 #[derive(Debug, Clone)]
 pub struct ProcessesApi {
-    processes: Processes,
+    processes: ProcessRegistry,
 }
 
 impl ProcessesApi {
     /// Serves these processes.
-    pub fn new(processes: Processes) -> Self {
+    pub fn new(processes: ProcessRegistry) -> Self {
         Self { processes }
     }
 }
 
 type Answer<T> = Result<Response<T>, Status>;
-type Events = Pin<Box<dyn Streaming<Item = Result<wire::ProcessEvent, Status>> + Send>>;
+type Events = Pin<Box<dyn Stream<Item = Result<wire::ProcessEvent, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl processes_server::Processes for ProcessesApi {
@@ -44,7 +44,7 @@ impl processes_server::Processes for ProcessesApi {
     async fn start(&self, request: Request<wire::StartProcessRequest>) -> Answer<Self::StartStream> {
         let request = request.into_inner();
         let (program, timeout) = command(request.command)?;
-        let start = Start { program, timeout, stdin: request.stdin, request_id: request.request_id };
+        let start = ProcessSpec { program, timeout, stdin: request.stdin, request_id: request.request_id };
         Ok(Response::new(events(self.processes.start(start).await.map_err(status)?)))
     }
 
@@ -86,7 +86,7 @@ impl processes_server::Processes for ProcessesApi {
         let request = request.into_inner();
         let (program, timeout) = command(request.command)?;
         let max_output = usize::try_from(request.max_output_bytes).unwrap_or(usize::MAX);
-        let run = Run { program, timeout, stdin: request.stdin.into(), max_output };
+        let run = RunSpec { program, timeout, stdin: request.stdin.into(), max_output };
         let RunOutcome { outputs: [stdout, stderr], exit, truncated } =
             self.processes.run(run).await.map_err(status)?;
         Ok(Response::new(wire::RunResponse { stdout, stderr, exit: Some(exit.into()), truncated }))
@@ -105,7 +105,7 @@ fn command(command: Option<wire::Command>) -> Result<(Program, Option<Duration>)
 
 // === out ===
 
-fn events(watcher: Watcher) -> Events {
+fn events(watcher: ProcessWatcher) -> Events {
     stream::try_unfold(watcher, |mut watcher| async move {
         let event = watcher.next().await.map_err(status)?;
         Ok(event.map(|event| (event.into(), watcher)))
@@ -113,10 +113,10 @@ fn events(watcher: Watcher) -> Events {
     .boxed()
 }
 
-impl From<Event> for wire::ProcessEvent {
-    fn from(event: Event) -> Self {
+impl From<ProcessEvent> for wire::ProcessEvent {
+    fn from(event: ProcessEvent) -> Self {
         let event = match event {
-            Event::Started { id, epoch, pid, stdin } => {
+            ProcessEvent::Started { id, epoch, pid, stdin } => {
                 let id = id.to_string();
                 process_event::Event::Started(wire::ProcessStarted {
                     process_id: id,
@@ -125,48 +125,48 @@ impl From<Event> for wire::ProcessEvent {
                     stdin_offset: stdin,
                 })
             }
-            Event::Output { stream, epoch, offset, data } => {
+            ProcessEvent::Output { stream, epoch, offset, data } => {
                 let output = wire::Output { epoch, offset, data };
                 match stream {
-                    Stream::Stdout => process_event::Event::Stdout(output),
-                    Stream::Stderr => process_event::Event::Stderr(output),
+                    OutputStream::Stdout => process_event::Event::Stdout(output),
+                    OutputStream::Stderr => process_event::Event::Stderr(output),
                 }
             }
-            Event::Gap { stream, from, to } => {
+            ProcessEvent::Gap { stream, from, to } => {
                 let stream = match stream {
-                    Stream::Stdout => wire::OutputStream::Stdout,
-                    Stream::Stderr => wire::OutputStream::Stderr,
+                    OutputStream::Stdout => wire::OutputStream::Stdout,
+                    OutputStream::Stderr => wire::OutputStream::Stderr,
                 };
                 let gap = wire::OutputGap { stream: stream.into(), gap: Some(wire::Gap { from, to }) };
                 process_event::Event::Gap(gap)
             }
-            Event::Exit(exit) => process_event::Event::Exit(exit.into()),
-            Event::KeepAlive => process_event::Event::Keepalive(wire::KeepAlive {}),
+            ProcessEvent::Exit(exit) => process_event::Event::Exit(exit.into()),
+            ProcessEvent::KeepAlive => process_event::Event::Keepalive(wire::KeepAlive {}),
         };
         Self { event: Some(event) }
     }
 }
 
-impl From<Exit> for wire::ProcessExit {
-    fn from(exit: Exit) -> Self {
-        let how = match exit.how {
+impl From<ProcessExit> for wire::ProcessExit {
+    fn from(exit: ProcessExit) -> Self {
+        let how = match exit.status {
             Ended::Code(code) => process_exit::How::Code(code),
             Ended::Signal(signal) => process_exit::How::Signal(signals::name(signal)),
         };
-        let [stdout_final, stderr_final] = exit.finals;
+        let [stdout_final, stderr_final] = exit.final_offsets;
         Self {
             how: Some(how),
             stdout_final,
             stderr_final,
             timed_out: exit.timed_out,
-            at: Some(exit.at.into()),
+            at: Some(exit.ended_at.into()),
             held_by_background: exit.held_by_background,
         }
     }
 }
 
-impl From<Info> for wire::Process {
-    fn from(info: Info) -> Self {
+impl From<ProcessInfo> for wire::Process {
+    fn from(info: ProcessInfo) -> Self {
         let command = wire::Command {
             argv: info.argv,
             // What a client added may be secret; whoever may list need not see it.

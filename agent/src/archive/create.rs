@@ -27,7 +27,7 @@ use super::{
     gate::{Ended, Gate},
     ignore::Rules,
     layout::Member,
-    manifest::{Event, Progress},
+    manifest::{ArchiveProgress, CreateEvent},
     order::{Item, Walker},
     walk::{Step, Walk},
     work::{Job, Packed, work},
@@ -48,7 +48,7 @@ const TELL_EVERY: Duration = Duration::from_millis(250);
 pub(super) fn create(
     dir: OwnedFd,
     rules: Rules,
-    events: Sender<Event>,
+    events: Sender<CreateEvent>,
     scratch: &Path,
 ) -> Result<(), ArchiveError> {
     let gate = Gate::new(IN_FLIGHT);
@@ -164,7 +164,7 @@ fn put(items: Receiver<Item>, gate: &Gate, total: &AtomicU64, mut writer: Writer
         if told.elapsed() >= TELL_EVERY {
             told = Instant::now();
             let total_bytes = total.load(Ordering::Relaxed);
-            writer.tell(Progress { entries: writer.entries(), bytes, total_bytes })?;
+            writer.tell(ArchiveProgress { entries: writer.entries(), bytes, total_bytes })?;
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::files::FileKind;
 
 /// One line of the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Line {
+pub struct ArchivedEntry {
     /// Relative to the folder, as its bytes are on disk.
     pub path: Vec<u8>,
     /// What it is.
@@ -25,7 +25,7 @@ pub struct Line {
 
 /// What could not be had, or changed while it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Skipped {
+pub struct SkippedEntry {
     /// Relative to the folder.
     pub path: Vec<u8>,
     /// For people.
@@ -34,7 +34,7 @@ pub struct Skipped {
 
 /// How far it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Progress {
+pub struct ArchiveProgress {
     /// Lines of the manifest, or entries unpacked.
     pub entries: u64,
     /// Of content.
@@ -45,7 +45,7 @@ pub struct Progress {
 
 /// An archive that was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Done {
+pub struct ArchiveSummary {
     /// Lines of the manifest.
     pub entries: u64,
     /// Content of the files in the manifest.
@@ -55,7 +55,7 @@ pub struct Done {
     /// Of the zip.
     pub archive_sha256: [u8; 32],
     /// The first [`MAX_SKIPPED`] of them.
-    pub skipped: Vec<Skipped>,
+    pub skipped: Vec<SkippedEntry>,
     /// All of them.
     pub skipped_count: u64,
 }
@@ -65,13 +65,13 @@ pub const MAX_SKIPPED: usize = 100;
 
 /// A piece of the answer, in the order of the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum CreateEvent {
     /// Of the zip.
     Data(Bytes),
     /// Behind its bytes.
-    Line(Line),
+    Entry(ArchivedEntry),
     /// Now and then.
-    Progress(Progress),
+    Progress(ArchiveProgress),
     /// The last one.
-    Done(Done),
+    Summary(ArchiveSummary),
 }

@@ -13,7 +13,7 @@ use super::{
     gate::{Ended, Gate},
     ignore::Rules,
     layout::{self, Member},
-    manifest::{Line, Skipped},
+    manifest::{ArchivedEntry, SkippedEntry},
     source::Source,
     walk::{Found, Step, Walk, reason},
     work::{Job, Packed},
@@ -31,9 +31,9 @@ pub(super) enum Item {
     Line {
         member: Option<Member>,
         content: Vec<u8>,
-        line: Line,
+        line: ArchivedEntry,
     },
-    Skipped(Skipped),
+    Skipped(SkippedEntry),
     Small {
         packed: Receiver<Packed>,
         room: usize,
@@ -45,7 +45,7 @@ pub(super) enum Item {
         room: usize,
     },
     /// It ends; not a line if it changed.
-    End(Result<Line, Skipped>),
+    End(Result<ArchivedEntry, SkippedEntry>),
     /// There is no more.
     Finished,
 }
@@ -68,7 +68,7 @@ impl<'a> Walker<'a> {
         let mut walk = match Walk::new(dir, rules, self.gate) {
             Ok(walk) => walk,
             Err(errno) => {
-                self.say(Item::Skipped(Skipped { path: Vec::new(), reason: reason(errno) }))?;
+                self.say(Item::Skipped(SkippedEntry { path: Vec::new(), reason: reason(errno) }))?;
                 return self.say(Item::Finished);
             }
         };
@@ -104,7 +104,8 @@ impl<'a> Walker<'a> {
                 let content = match readlinkat(&found.dir, &found.name, Vec::new()) {
                     Ok(target) => target.into_bytes(),
                     Err(errno) => {
-                        return self.say(Item::Skipped(Skipped { path: found.path, reason: reason(errno) }));
+                        return self
+                            .say(Item::Skipped(SkippedEntry { path: found.path, reason: reason(errno) }));
                     }
                 };
                 let member = found.member(found.path.clone(), layout::IS_SYMLINK, &content);
@@ -121,7 +122,7 @@ impl<'a> Walker<'a> {
     }
 
     fn large(&self, found: &Found) -> Result<(), Ended> {
-        let skipped = |reason| Skipped { path: found.path.clone(), reason };
+        let skipped = |reason| SkippedEntry { path: found.path.clone(), reason };
         let mut source = match Source::open(found, self.gate)? {
             Ok(source) => source,
             Err(reason) => return self.say(Item::Skipped(skipped(reason))),
@@ -178,9 +179,9 @@ impl Found {
     }
 
     /// Its line in the manifest, with what is known of it now.
-    pub(super) fn line(&self, facts: &super::facts::Facts, sha256: Option<[u8; 32]>) -> Line {
+    pub(super) fn line(&self, facts: &super::facts::Facts, sha256: Option<[u8; 32]>) -> ArchivedEntry {
         let size = if facts.kind == FileKind::File { facts.size } else { 0 };
-        Line {
+        ArchivedEntry {
             path: self.path.clone(),
             kind: facts.kind,
             size,

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{
-    Archives, ExtractOptions, Unpacked,
+    Archives, ExtractEvent, ExtractOptions,
     error::{ArchiveError, spooling},
     write::sha256,
 };
@@ -22,7 +22,7 @@ const GATHER: usize = 1024 * 1024;
 
 /// A zip on its way here. Dropped, it leaves nothing.
 #[derive(Debug)]
-pub struct Receiving {
+pub struct ArchiveReceiver {
     archives: Archives,
     path: RelPath,
     options: ExtractOptions,
@@ -44,7 +44,7 @@ enum Disk {
     Failed,
 }
 
-impl Receiving {
+impl ArchiveReceiver {
     pub(super) fn new(
         archives: Archives,
         path: RelPath,
@@ -75,7 +75,7 @@ impl Receiving {
     /// It is whole: checks and unpacks it.
     pub async fn unpack(
         mut self,
-    ) -> Result<impl Stream<Item = Result<Unpacked, ArchiveError>> + Send + use<>, ArchiveError> {
+    ) -> Result<impl Stream<Item = Result<ExtractEvent, ArchiveError>> + Send + use<>, ArchiveError> {
         self.archives.admit().await?;
         let spool = self.idle().await?;
         let written = self.write(spool).await;

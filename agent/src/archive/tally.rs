@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::mpsc::Sender;
 
-use super::{Unpacked, error::Stopped, manifest::Progress};
+use super::{ExtractEvent, error::Stopped, manifest::ArchiveProgress};
 use crate::intent::Refused;
 
 /// Between two messages.
@@ -23,7 +23,7 @@ pub(super) struct Tally<'a> {
     bytes: AtomicU64,
     total_bytes: u64,
     told: Mutex<Instant>,
-    events: &'a Sender<Unpacked>,
+    events: &'a Sender<ExtractEvent>,
     /// Asked with every message: somebody still means it.
     door: &'a (dyn Fn() -> Result<(), Refused> + Sync),
 }
@@ -31,7 +31,7 @@ pub(super) struct Tally<'a> {
 impl<'a> Tally<'a> {
     pub(super) fn new(
         total_bytes: u64,
-        events: &'a Sender<Unpacked>,
+        events: &'a Sender<ExtractEvent>,
         door: &'a (dyn Fn() -> Result<(), Refused> + Sync),
     ) -> Self {
         let told = Mutex::new(Instant::now());
@@ -64,9 +64,9 @@ impl<'a> Tally<'a> {
         (self.door)()?;
         let entries = self.entries.load(Ordering::Relaxed);
         let bytes = self.bytes.load(Ordering::Relaxed);
-        let progress = Progress { entries, bytes, total_bytes: self.total_bytes };
+        let progress = ArchiveProgress { entries, bytes, total_bytes: self.total_bytes };
         // A client that reads nothing misses some, and holds nothing up.
-        let _full = self.events.try_send(Unpacked::Progress(progress));
+        let _full = self.events.try_send(ExtractEvent::Progress(progress));
         Ok(())
     }
 }

@@ -20,7 +20,7 @@ use super::{
     facts::Facts,
     gate::{Ended, Gate},
     ignore::Rules,
-    manifest::Skipped,
+    manifest::SkippedEntry,
 };
 use crate::files::{FileKind, is_temp, smallest_names};
 
@@ -47,7 +47,7 @@ pub(super) struct Found {
 #[derive(Debug)]
 pub(super) enum Step {
     Found(Found),
-    Skipped(Skipped),
+    Skipped(SkippedEntry),
 }
 
 /// A walk under way.
@@ -57,7 +57,7 @@ pub(super) struct Walk<'a> {
     rules: Rules,
     gate: &'a Gate,
     /// Said before the walk goes on.
-    pending: Vec<Skipped>,
+    pending: Vec<SkippedEntry>,
 }
 
 #[derive(Debug)]
@@ -98,7 +98,9 @@ impl<'a> Walk<'a> {
                 Ok(Some(found)) => return Ok(Some(Step::Found(found))),
                 Ok(None) => {}
                 Err(Refused::Ended) => return Err(Ended),
-                Err(Refused::Skipped(reason)) => return Ok(Some(Step::Skipped(Skipped { path, reason }))),
+                Err(Refused::Skipped(reason)) => {
+                    return Ok(Some(Step::Skipped(SkippedEntry { path, reason })));
+                }
             }
         }
     }
@@ -131,7 +133,7 @@ impl<'a> Walk<'a> {
 
     fn enter(&mut self, path: Vec<u8>, dir: OwnedFd, facts: Facts) {
         for (name, reason) in self.rules.enter(&dir, &path) {
-            self.pending.push(Skipped { path: join(&path, OsStr::new(name)), reason });
+            self.pending.push(SkippedEntry { path: join(&path, OsStr::new(name)), reason });
         }
         let (dir, names) = (Arc::new(dir), Vec::new().into_iter());
         self.levels.push(Level { path, dir, facts, names, last: None, complete: false });
@@ -155,7 +157,7 @@ impl<'a> Walk<'a> {
             }
         };
         if let Some(reason) = wrong {
-            self.pending.push(Skipped { path: level.path.clone(), reason });
+            self.pending.push(SkippedEntry { path: level.path.clone(), reason });
         }
         self.levels.pop();
         self.rules.leave();

@@ -11,7 +11,7 @@ use super::{
     deflate::{BLOCK, Deflater, Fault},
     gate::{Ended, Gate},
     layout::{self, Member},
-    manifest::{Line, Skipped},
+    manifest::{ArchivedEntry, SkippedEntry},
     source::Source,
     walk::{CHANGED, Found},
 };
@@ -32,9 +32,9 @@ pub(super) enum Packed {
         member: Member,
         content: Vec<u8>,
         /// Not if it changed.
-        line: Result<Line, Skipped>,
+        line: Result<ArchivedEntry, SkippedEntry>,
     },
-    Skipped(Skipped),
+    Skipped(SkippedEntry),
     Block {
         content: Vec<u8>,
         crc: crc32fast::Hasher,
@@ -71,7 +71,7 @@ pub(super) fn work(todo: &Mutex<Receiver<Job>>, gate: &Gate) {
 }
 
 fn small(found: &Found, gate: &Gate, deflater: &mut Deflater) -> Result<Result<Packed, Fault>, Ended> {
-    let skipped = |reason: String| Packed::Skipped(Skipped { path: found.path.clone(), reason });
+    let skipped = |reason: String| Packed::Skipped(SkippedEntry { path: found.path.clone(), reason });
     let mut source = match Source::open(found, gate)? {
         Ok(source) if source.facts.size <= BLOCK as u64 => source,
         Ok(_) => return Ok(Ok(skipped(CHANGED.to_owned()))),
@@ -103,7 +103,7 @@ fn small(found: &Found, gate: &Gate, deflater: &mut Deflater) -> Result<Result<P
     };
     let line = match same {
         Ok(()) => Ok(found.line(&facts, Some(digested))),
-        Err(reason) => Err(Skipped { path: found.path.clone(), reason }),
+        Err(reason) => Err(SkippedEntry { path: found.path.clone(), reason }),
     };
     Ok(Ok(Packed::Whole { member, content, line }))
 }

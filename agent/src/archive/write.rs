@@ -14,7 +14,7 @@ use super::{
     MAX_ENTRIES, deflate,
     error::{ArchiveError, Stopped, spooling},
     layout::{self, Member},
-    manifest::{Done, Event, Line, MAX_SKIPPED, Progress, Skipped},
+    manifest::{ArchiveProgress, ArchiveSummary, ArchivedEntry, CreateEvent, MAX_SKIPPED, SkippedEntry},
 };
 use crate::files::PIECE_BYTES;
 
@@ -25,23 +25,23 @@ const LINES: usize = 1_000;
 
 /// A zip being written.
 pub(super) struct Writer<'a> {
-    events: Sender<Event>,
+    events: Sender<CreateEvent>,
     /// For the directory.
     scratch: &'a Path,
     buffer: Vec<u8>,
-    lines: Vec<Line>,
+    lines: Vec<ArchivedEntry>,
     /// Bytes handed on or in the buffer.
     offset: u64,
     digest: Context,
     directory: Vec<u8>,
     spool: Option<File>,
     members: u64,
-    done: Done,
+    done: ArchiveSummary,
 }
 
 impl<'a> Writer<'a> {
-    pub(super) fn new(events: Sender<Event>, scratch: &'a Path) -> Self {
-        let done = Done {
+    pub(super) fn new(events: Sender<CreateEvent>, scratch: &'a Path) -> Self {
+        let done = ArchiveSummary {
             entries: 0,
             bytes: 0,
             archive_bytes: 0,
@@ -69,8 +69,8 @@ impl<'a> Writer<'a> {
     }
 
     /// Tells how far it is, out of turn.
-    pub(super) fn tell(&self, progress: Progress) -> Result<(), Stopped> {
-        self.send(Event::Progress(progress))
+    pub(super) fn tell(&self, progress: ArchiveProgress) -> Result<(), Stopped> {
+        self.send(CreateEvent::Progress(progress))
     }
 
     /// An entry whose content is at hand.
@@ -110,7 +110,7 @@ impl<'a> Writer<'a> {
     }
 
     /// A line of the manifest.
-    pub(super) fn line(&mut self, line: Line) -> Result<(), Stopped> {
+    pub(super) fn line(&mut self, line: ArchivedEntry) -> Result<(), Stopped> {
         self.done.entries += 1;
         self.done.bytes += line.size;
         self.lines.push(line);
@@ -121,7 +121,7 @@ impl<'a> Writer<'a> {
     }
 
     /// An entry that is not in the manifest.
-    pub(super) fn skip(&mut self, skipped: Skipped) {
+    pub(super) fn skip(&mut self, skipped: SkippedEntry) {
         self.done.skipped_count += 1;
         if self.done.skipped.len() < MAX_SKIPPED {
             self.done.skipped.push(skipped);
@@ -149,7 +149,7 @@ impl<'a> Writer<'a> {
         self.flush()?;
         self.done.archive_bytes = self.offset;
         self.done.archive_sha256 = sha256(self.digest.clone());
-        self.send(Event::Done(self.done.clone()))
+        self.send(CreateEvent::Summary(self.done.clone()))
     }
 
     fn list(&mut self, member: &Member, offset: u64) -> Result<(), Stopped> {
@@ -174,12 +174,12 @@ impl<'a> Writer<'a> {
         if !self.buffer.is_empty() {
             let data = Bytes::from(std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE_BYTES)));
             self.digest.update(&data);
-            self.send(Event::Data(data))?;
+            self.send(CreateEvent::Data(data))?;
         }
-        std::mem::take(&mut self.lines).into_iter().try_for_each(|line| self.send(Event::Line(line)))
+        std::mem::take(&mut self.lines).into_iter().try_for_each(|line| self.send(CreateEvent::Entry(line)))
     }
 
-    fn send(&self, event: Event) -> Result<(), Stopped> {
+    fn send(&self, event: CreateEvent) -> Result<(), Stopped> {
         self.events.blocking_send(event).map_err(|_| Stopped::Gone)
     }
 }

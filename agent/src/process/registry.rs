@@ -13,7 +13,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Info, ProcessError, ProcessId, Start, StdinProgress, Watcher, run::ALL_OUTPUT_BYTES, table::Table,
+    ProcessError, ProcessId, ProcessInfo, ProcessSpec, ProcessWatcher, StdinProgress, run::ALL_OUTPUT_BYTES,
+    table::Table,
 };
 use crate::{
     child::Children,
@@ -33,7 +34,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// All processes. Cheap to clone; all clones are the same.
 #[derive(Debug, Clone)]
-pub struct Processes {
+pub struct ProcessRegistry {
     pub(super) inner: Arc<Inner>,
 }
 
@@ -50,7 +51,7 @@ pub(super) struct Inner {
     table: Mutex<Table>,
 }
 
-impl Processes {
+impl ProcessRegistry {
     /// None yet.
     pub fn new(launcher: Launcher, children: Children, intents: Arc<Intents>) -> Self {
         let inner = Inner {
@@ -67,11 +68,11 @@ impl Processes {
     }
 
     /// Starts a command and watches it from its first byte; must run within the runtime. Blocks for the time of a fork.
-    pub async fn start(&self, start: Start) -> Result<Watcher, ProcessError> {
+    pub async fn start(&self, start: ProcessSpec) -> Result<ProcessWatcher, ProcessError> {
         Unmet::until_met(|| self.try_start(&start)).await
     }
 
-    fn try_start(&self, start: &Start) -> Result<Watcher, Unmet<ProcessError>> {
+    fn try_start(&self, start: &ProcessSpec) -> Result<ProcessWatcher, Unmet<ProcessError>> {
         if start.request_id.len() > REQUEST_ID_BYTES {
             return Err(
                 ProcessError::BadField { field: "request_id", allowed: "at most 64 characters" }.into()
@@ -81,7 +82,7 @@ impl Processes {
         let place = self.place()?;
         let mut table = self.inner.table();
         if let Some(process) = table.of_request(&start.request_id) {
-            return Ok(Watcher::join(process, [0, 0], place)?);
+            return Ok(ProcessWatcher::join(process, [0, 0], place)?);
         }
         table.has_room(claim.policy.max_processes)?;
         self.inner.intents.ask(Intent::ClientStart, 0)?;
@@ -92,18 +93,18 @@ impl Processes {
         table.add(process.clone());
         drop(table);
         // Joined before the task runs, so that not even the first byte could be let go.
-        let watcher = Watcher::join(process.clone(), [0, 0], place);
+        let watcher = ProcessWatcher::join(process.clone(), [0, 0], place);
         self.inner.mind(process, task);
         Ok(watcher?)
     }
 
     /// Goes on watching behind `stdout` and `stderr` bytes.
-    pub fn watch(&self, id: &ProcessId, epoch: u64, at: [u64; 2]) -> Result<Watcher, ProcessError> {
+    pub fn watch(&self, id: &ProcessId, epoch: u64, at: [u64; 2]) -> Result<ProcessWatcher, ProcessError> {
         let process = self.find(id)?;
         if process.epoch != epoch {
             return Err(ProcessError::StaleEpoch { epoch: process.epoch });
         }
-        Watcher::join(process, at, self.place()?)
+        ProcessWatcher::join(process, at, self.place()?)
     }
 
     /// Feeds stdin; answers when the bytes are in the pipe.
@@ -124,7 +125,7 @@ impl Processes {
     }
 
     /// All that are kept, oldest first.
-    pub fn list(&self) -> Vec<Info> {
+    pub fn list(&self) -> Vec<ProcessInfo> {
         let processes = self.inner.table().all().to_vec();
         processes.iter().map(|process| process.info()).collect()
     }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Event, Exit, Process, ProcessError, Processes, Start, Watcher, ending::GRACE};
+use super::{
+    Process, ProcessError, ProcessEvent, ProcessExit, ProcessRegistry, ProcessSpec, ProcessWatcher,
+    ending::GRACE,
+};
 use crate::spawn::Program;
 
 /// Most bytes of stdin.
@@ -21,7 +24,7 @@ pub(super) const ALL_OUTPUT_BYTES: usize = 128 * 1024 * 1024;
 
 /// One command and all it needs.
 #[derive(Debug, Clone, Default)]
-pub struct Run {
+pub struct RunSpec {
     /// Program, environment and folder.
     pub program: Program,
     /// After which it is ended.
@@ -38,14 +41,14 @@ pub struct RunOutcome {
     /// The beginning of each output.
     pub outputs: [Vec<u8>; 2],
     /// How it ended, and how long the outputs really were.
-    pub exit: Exit,
+    pub exit: ProcessExit,
     /// Whether any output was longer than what is kept.
     pub truncated: bool,
 }
 
-impl Processes {
+impl ProcessRegistry {
     /// Runs a command to its end. Dropped before, it ends the command.
-    pub async fn run(&self, run: Run) -> Result<RunOutcome, ProcessError> {
+    pub async fn run(&self, run: RunSpec) -> Result<RunOutcome, ProcessError> {
         if run.stdin.len() > STDIN_BYTES {
             return Err(ProcessError::TooLarge { what: "stdin", limit: STDIN_BYTES });
         }
@@ -56,7 +59,7 @@ impl Processes {
                 return Err(ProcessError::BadField { field: "max_output_bytes", allowed: "at most 8388608" });
             }
         };
-        let start = Start {
+        let start = ProcessSpec {
             program: run.program,
             timeout: run.timeout,
             stdin: !run.stdin.is_empty(),
@@ -98,25 +101,29 @@ impl Budget {
     }
 }
 
-async fn gather(watcher: &mut Watcher, keep: usize, mut budget: Budget) -> Result<RunOutcome, ProcessError> {
+async fn gather(
+    watcher: &mut ProcessWatcher,
+    keep: usize,
+    mut budget: Budget,
+) -> Result<RunOutcome, ProcessError> {
     let mut outputs = [Vec::new(), Vec::new()];
     // Only the beginning of each is kept, so that what follows a byte that was dropped is dropped too.
     let mut cut = [false; 2];
     while let Some(event) = watcher.next().await? {
         match event {
-            Event::Output { stream, data, .. } => {
+            ProcessEvent::Output { stream, data, .. } => {
                 let (kept, cut) = (&mut outputs[stream as usize], &mut cut[stream as usize]);
                 let room = if *cut { 0 } else { keep - kept.len() };
                 let fits = if budget.take(data.len().min(room)) { data.len().min(room) } else { 0 };
                 kept.extend_from_slice(&data[..fits]);
                 *cut |= fits < data.len();
             }
-            Event::Exit(exit) => {
+            ProcessEvent::Exit(exit) => {
                 return Ok(RunOutcome { outputs, exit, truncated: cut.contains(&true) });
             }
-            Event::Started { .. } | Event::KeepAlive => {}
+            ProcessEvent::Started { .. } | ProcessEvent::KeepAlive => {}
             // A connected watcher is waited for, unless the workspace ends.
-            Event::Gap { .. } => return Err(ProcessError::ShuttingDown),
+            ProcessEvent::Gap { .. } => return Err(ProcessError::ShuttingDown),
         }
     }
     Err(ProcessError::Fault)
@@ -124,7 +131,7 @@ async fn gather(watcher: &mut Watcher, keep: usize, mut budget: Budget) -> Resul
 
 /// Nobody can ask for it again, so it goes with its caller.
 struct Running {
-    processes: Processes,
+    processes: ProcessRegistry,
     process: Arc<Process>,
 }
 

@@ -28,7 +28,7 @@ use crate::{
 
 /// What to start.
 #[derive(Debug, Clone, Default)]
-pub struct Start {
+pub struct ProcessSpec {
     /// Program, environment and folder.
     pub program: Program,
     /// After which it is ended.
@@ -41,7 +41,11 @@ pub struct Start {
 
 impl Inner {
     /// Starts it; nothing of it is read before the task runs.
-    pub(super) fn spawn(&self, start: Start, claim: &Claim) -> Result<(Arc<Process>, Task), ProcessError> {
+    pub(super) fn spawn(
+        &self,
+        start: ProcessSpec,
+        claim: &Claim,
+    ) -> Result<(Arc<Process>, Task), ProcessError> {
         let mut command = self.launcher.command(&start.program)?;
         command.stdin(if start.stdin { Stdio::piped() } else { Stdio::null() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Exit, Stream,
+    OutputStream, ProcessExit,
     output::{Output, Wanted},
     stdin::Stdin,
 };
@@ -24,7 +24,7 @@ pub(super) struct State {
     /// The leader has ended; its output may go on.
     pub(super) leader: Option<Ended>,
     /// All is over.
-    pub(super) exit: Option<Exit>,
+    pub(super) exit: Option<ProcessExit>,
     /// When that was, or when it was given up.
     pub(super) over_at: Option<Instant>,
     /// The task panicked: nothing more will come.
@@ -67,7 +67,7 @@ impl State {
         self.leader.is_some() || self.exit.is_some() || self.fault
     }
 
-    pub(super) fn output(&mut self, stream: Stream) -> &mut Output {
+    pub(super) fn output(&mut self, stream: OutputStream) -> &mut Output {
         &mut self.outputs[stream as usize]
     }
 
@@ -107,7 +107,7 @@ impl State {
     }
 
     /// How many bytes may be read now.
-    pub(super) fn room(&self, stream: Stream) -> usize {
+    pub(super) fn room(&self, stream: OutputStream) -> usize {
         let slowest = self.watchers.values().map(|taken| taken[stream as usize]).min();
         let wanted = match slowest {
             _ if self.letting_go => Wanted::Nothing,
@@ -119,7 +119,7 @@ impl State {
 
     /// Whether an output that is not over waits for room.
     pub(super) fn is_held(&self) -> bool {
-        [Stream::Stdout, Stream::Stderr]
+        [OutputStream::Stdout, OutputStream::Stderr]
             .iter()
             .any(|stream| !self.outputs[*stream as usize].closed && self.room(*stream) == 0)
     }
@@ -169,9 +169,9 @@ mod tests {
         let again = start + STALLED * 2;
         assert_eq!(state.let_go(again), Some(again + STALLED), "whoever takes has all the time anew");
         assert_eq!(state.let_go(again + STALLED), None);
-        assert_eq!(state.room(Stream::Stdout), 4);
+        assert_eq!(state.room(OutputStream::Stdout), 4);
         state.join([4, 0]);
-        assert_eq!(state.room(Stream::Stdout), 4, "nobody who comes now stops it again");
+        assert_eq!(state.room(OutputStream::Stdout), 4, "nobody who comes now stops it again");
     }
 
     #[test]
@@ -185,14 +185,14 @@ mod tests {
         assert_eq!(state.let_go(start), Some(start + HELD), "however long it had room before");
         assert_eq!(state.let_go(start + HELD / 2), Some(start + HELD));
         assert_eq!(state.let_go(start + HELD), None);
-        assert_eq!(state.room(Stream::Stdout), 4);
+        assert_eq!(state.room(OutputStream::Stdout), 4);
         let watcher = state.join([4, 0]);
-        assert_eq!(state.room(Stream::Stdout), 4);
+        assert_eq!(state.room(OutputStream::Stdout), 4);
         state.outputs[0].log.push(b"5678");
         assert!(state.is_held(), "whoever is connected is waited for");
         assert_eq!(state.let_go(start + HELD * 9), None);
         state.took(watcher, [6, 0]);
-        assert_eq!(state.room(Stream::Stdout), 2);
+        assert_eq!(state.room(OutputStream::Stdout), 2);
         state.leave(watcher);
         assert_eq!(state.let_go(start + HELD * 9), Some(start + HELD * 10));
     }

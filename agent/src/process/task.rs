@@ -12,7 +12,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::{Exit, Process, Stream, ending::Ending, watcher::until};
+use super::{OutputStream, Process, ProcessExit, ending::Ending, watcher::until};
 use crate::child::{Child, Ended};
 
 /// Read at a time: what a pipe holds.
@@ -59,7 +59,7 @@ impl Pipes {
 
 /// What a turn of the task was about.
 enum Turn {
-    Readable(Stream),
+    Readable(OutputStream),
     Writable,
     Moved,
     LeaderEnded,
@@ -110,8 +110,8 @@ impl Task {
             let due = [let_go_at, self.quiet_at, self.ending.next()].into_iter().flatten().min();
             let can = self.can();
             let turn = tokio::select! {
-                () = readable(self.stdout.as_ref().filter(|_| can.read[0])) => Turn::Readable(Stream::Stdout),
-                () = readable(self.stderr.as_ref().filter(|_| can.read[1])) => Turn::Readable(Stream::Stderr),
+                () = readable(self.stdout.as_ref().filter(|_| can.read[0])) => Turn::Readable(OutputStream::Stdout),
+                () = readable(self.stderr.as_ref().filter(|_| can.read[1])) => Turn::Readable(OutputStream::Stderr),
                 () = writable(self.stdin.as_ref().filter(|_| can.write)) => Turn::Writable,
                 () = self.process.moved.notified() => Turn::Moved,
                 () = end_of(&mut self.leader), if can.end => Turn::LeaderEnded,
@@ -157,7 +157,7 @@ impl Task {
     fn can(&self) -> Can {
         let state = self.process.state();
         Can {
-            read: [Stream::Stdout, Stream::Stderr].map(|stream| state.room(stream) > 0),
+            read: [OutputStream::Stdout, OutputStream::Stderr].map(|stream| state.room(stream) > 0),
             write: state.stdin.as_ref().is_some_and(|stdin| stdin.front().is_some()),
             end: state.leader.is_none(),
         }
@@ -181,16 +181,16 @@ impl Task {
         if !is_due(self) {
             return false;
         }
-        self.read(Stream::Stdout, Look::Last);
-        self.read(Stream::Stderr, Look::Last);
+        self.read(OutputStream::Stdout, Look::Last);
+        self.read(OutputStream::Stderr, Look::Last);
         // What came puts it off; what there was no room for is waited for.
         self.is_closed() || is_due(self) && !self.process.state().is_held()
     }
 
-    fn read(&mut self, stream: Stream, look: Look) {
+    fn read(&mut self, stream: OutputStream, look: Look) {
         let slot = match stream {
-            Stream::Stdout => &mut self.stdout,
-            Stream::Stderr => &mut self.stderr,
+            OutputStream::Stdout => &mut self.stdout,
+            OutputStream::Stderr => &mut self.stderr,
         };
         let Some(pipe) = slot.as_ref() else { return };
         let mut buffer = vec![0; READ_BYTES];
@@ -274,12 +274,12 @@ impl Task {
     fn finish(self) -> Ending {
         let mut state = self.process.state();
         let how = state.leader.unwrap_or(Ended::Code(255));
-        let exit = Exit {
-            how,
-            finals: [state.outputs[0].log.next(), state.outputs[1].log.next()],
+        let exit = ProcessExit {
+            status: how,
+            final_offsets: [state.outputs[0].log.next(), state.outputs[1].log.next()],
             timed_out: self.ending.timed_out,
             held_by_background: !self.is_closed() || self.gave_up,
-            at: SystemTime::now(),
+            ended_at: SystemTime::now(),
         };
         tracing::info!(process = %self.process.id, ?how, timed_out = exit.timed_out, "a process has ended");
         state.exit = Some(exit);

@@ -10,7 +10,9 @@ use futures_util::FutureExt;
 use podling_proto::token::VerifyingKeys;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
-use super::{Event, Process, ProcessError, Processes, Run, Start, Watcher, table};
+use super::{
+    Process, ProcessError, ProcessEvent, ProcessRegistry, ProcessSpec, ProcessWatcher, RunSpec, table,
+};
 use crate::{
     child::{Children, Orphans},
     claim::{Claim, Policy},
@@ -23,7 +25,7 @@ const SOON: Duration = Duration::from_secs(20);
 const MIB: u64 = 1024 * 1024;
 
 struct World {
-    processes: Processes,
+    processes: ProcessRegistry,
     home: tempfile::TempDir,
     _reaper: JoinSet<()>,
 }
@@ -47,7 +49,7 @@ impl World {
         let reaping = children.clone();
         reaper.spawn(async move { reaping.reap().await.unwrap() });
         let launcher = Launcher::new(home.path(), claims);
-        let processes = Processes::new(launcher, children, Arc::new(Intents::new()));
+        let processes = ProcessRegistry::new(launcher, children, Arc::new(Intents::new()));
         Self { processes, home, _reaper: reaper }
     }
 
@@ -70,10 +72,10 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     timeout(SOON, wait).await.expect(what);
 }
 
-async fn exit(mut watcher: Watcher) -> super::Exit {
+async fn exit(mut watcher: ProcessWatcher) -> super::ProcessExit {
     loop {
         match timeout(SOON, watcher.next()).await.expect("goes on").unwrap() {
-            Some(Event::Exit(exit)) => return exit,
+            Some(ProcessEvent::Exit(exit)) => return exit,
             Some(_) => {}
             None => panic!("no exit"),
         }
@@ -84,7 +86,7 @@ async fn exit(mut watcher: Watcher) -> super::Exit {
 async fn what_run_has_returned_is_kept_by_nobody() {
     let world = World::with(Policy::default());
     let script = "head -c 100000 /dev/zero; while [ ! -e go ]; do sleep 0.01; done";
-    let mut call = Box::pin(world.processes.run(Run { program: sh(script), ..Run::default() }));
+    let mut call = Box::pin(world.processes.run(RunSpec { program: sh(script), ..RunSpec::default() }));
     tokio::select! {
         _ = &mut call => panic!("it waits"),
         () = until("it runs", || world.processes.running() == 1) => {}
@@ -98,7 +100,7 @@ async fn what_run_has_returned_is_kept_by_nobody() {
 #[tokio::test]
 async fn a_run_whose_caller_has_gone_is_forgotten_with_its_end() {
     let world = World::with(Policy::default());
-    let mut call = Box::pin(world.processes.run(Run { program: sh("sleep 1000"), ..Run::default() }));
+    let mut call = Box::pin(world.processes.run(RunSpec { program: sh("sleep 1000"), ..RunSpec::default() }));
     tokio::select! {
         _ = &mut call => panic!("it sleeps"),
         () = until("it runs", || world.processes.running() == 1) => {}
@@ -115,7 +117,7 @@ async fn ended_processes_hold_only_so_much_output_and_still_tell_their_end() {
     let fits = table::ENDED_BYTES / MIB;
     for n in 0..fits + 4 {
         let program = sh(&format!("head -c {MIB} /dev/zero; exit {n}"));
-        exit(world.processes.start(Start { program, ..Start::default() }).await.unwrap()).await;
+        exit(world.processes.start(ProcessSpec { program, ..ProcessSpec::default() }).await.unwrap()).await;
     }
     let held = || -> Vec<u64> {
         world.processes.inner.table().all().iter().map(|process| process.state().held_bytes()).collect()
@@ -126,10 +128,10 @@ async fn ended_processes_hold_only_so_much_output_and_still_tell_their_end() {
     assert_eq!(held(), expected, "the one that ended first goes first");
     let first = world.processes.list()[0].clone();
     let mut watcher = world.processes.watch(&first.id, first.epoch, [0, 0]).unwrap();
-    assert!(matches!(watcher.next().await.unwrap(), Some(Event::Started { .. })));
+    assert!(matches!(watcher.next().await.unwrap(), Some(ProcessEvent::Started { .. })));
     let gap = watcher.next().await.unwrap();
-    assert!(matches!(gap, Some(Event::Gap { from: 0, to: MIB, .. })), "{gap:?}");
-    assert_eq!(exit(watcher).await.finals, [MIB, 0]);
+    assert!(matches!(gap, Some(ProcessEvent::Gap { from: 0, to: MIB, .. })), "{gap:?}");
+    assert_eq!(exit(watcher).await.final_offsets, [MIB, 0]);
 }
 
 #[tokio::test]
@@ -138,7 +140,7 @@ async fn only_so_many_ended_processes_are_kept_and_those_that_are_read_have_thei
     let start = |script| {
         world
             .processes
-            .start(Start { program: sh(script), ..Start::default() })
+            .start(ProcessSpec { program: sh(script), ..ProcessSpec::default() })
             .now_or_never()
             .expect("the door is open")
     };
@@ -152,7 +154,7 @@ async fn only_so_many_ended_processes_are_kept_and_those_that_are_read_have_thei
     let beside = start("sleep 1000").unwrap();
     let refused = start("exit 0").unwrap_err();
     assert!(matches!(refused, ProcessError::TooManyProcesses { limit: 2 }), "{refused}");
-    assert_eq!(exit(read).await.finals, [7, 0]);
+    assert_eq!(exit(read).await.final_offsets, [7, 0]);
     exit(start("exit 0").unwrap()).await;
     world.processes.end_all(Duration::ZERO).await;
     drop(beside);
@@ -164,10 +166,11 @@ async fn what_all_calls_of_run_keep_together_is_bounded_and_said() {
     let bytes = world.processes.inner.run_bytes.clone();
     let left = bytes.available_permits() as u32;
     let others = bytes.clone().try_acquire_many_owned(left - 1000).unwrap();
-    let run = || world.processes.run(Run { program: sh("seq 1 100000; echo x >&2"), ..Run::default() });
+    let run =
+        || world.processes.run(RunSpec { program: sh("seq 1 100000; echo x >&2"), ..RunSpec::default() });
     let outcome = run().await.unwrap();
     assert!(outcome.truncated && outcome.outputs[0].len() <= 1000);
-    assert_eq!(outcome.exit.finals, [588_895, 2], "how long it was is known");
+    assert_eq!(outcome.exit.final_offsets, [588_895, 2], "how long it was is known");
     drop(others);
     assert!(!run().await.unwrap().truncated);
     assert_eq!(bytes.available_permits() as u32, left, "all is given back");

@@ -11,7 +11,7 @@ use tokio::{
     time::{sleep_until, timeout_at},
 };
 
-use super::{Exit, Process, ProcessError, ProcessId, Stream};
+use super::{OutputStream, Process, ProcessError, ProcessExit, ProcessId};
 use crate::byte_log::{CHUNK_BYTES, Read};
 
 /// After so long without an event a stream says that it lives: proxies cut idle ones at 60 s.
@@ -19,7 +19,7 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum ProcessEvent {
     /// The beginning of the stream.
     Started {
         /// Which process.
@@ -34,7 +34,7 @@ pub enum Event {
     /// Output.
     Output {
         /// Which.
-        stream: Stream,
+        stream: OutputStream,
         /// The life of the log.
         epoch: u64,
         /// Of the first byte.
@@ -45,25 +45,25 @@ pub enum Event {
     /// Bytes that this watcher cannot have any more: `[from, to)`.
     Gap {
         /// Of which output.
-        stream: Stream,
+        stream: OutputStream,
         /// The first one.
         from: u64,
         /// The first one that can be had.
         to: u64,
     },
     /// After the last byte of both outputs; the last event.
-    Exit(Exit),
+    Exit(ProcessExit),
     /// Nothing happened for a while.
     KeepAlive,
 }
 
 /// Reads a process's outputs. While it lives the process waits for it rather than lose output.
 #[derive(Debug)]
-pub struct Watcher {
+pub struct ProcessWatcher {
     process: Arc<Process>,
     id: u64,
     at: [u64; 2],
-    turn: Stream,
+    turn: OutputStream,
     phase: Phase,
     _place: OwnedSemaphorePermit,
 }
@@ -75,7 +75,7 @@ enum Phase {
     Over,
 }
 
-impl Watcher {
+impl ProcessWatcher {
     /// Joins at these positions.
     pub(super) fn join(
         process: Arc<Process>,
@@ -92,7 +92,7 @@ impl Watcher {
         let id = state.join(at);
         drop(state);
         process.moved.notify_one();
-        Ok(Self { process, id, at, turn: Stream::Stdout, phase: Phase::Beginning, _place: place })
+        Ok(Self { process, id, at, turn: OutputStream::Stdout, phase: Phase::Beginning, _place: place })
     }
 
     pub(super) fn process(&self) -> &Arc<Process> {
@@ -100,7 +100,7 @@ impl Watcher {
     }
 
     /// What happens next; `None` behind the exit. Nothing is lost if it is not awaited to its end.
-    pub async fn next(&mut self) -> Result<Option<Event>, ProcessError> {
+    pub async fn next(&mut self) -> Result<Option<ProcessEvent>, ProcessError> {
         let process = self.process.clone();
         let quiet = Instant::now() + KEEPALIVE;
         loop {
@@ -113,7 +113,7 @@ impl Watcher {
                 Taken::Nothing => {}
             }
             if timeout_at(quiet.into(), wake).await.is_err() {
-                return Ok(Some(Event::KeepAlive));
+                return Ok(Some(ProcessEvent::KeepAlive));
             }
         }
     }
@@ -125,7 +125,7 @@ impl Watcher {
                 self.phase = Phase::Reading;
                 let stdin = self.process.state().stdin.as_ref().map_or(0, |stdin| stdin.next());
                 let info = self.process.info();
-                let started = Event::Started { id: info.id, epoch: info.epoch, pid: info.pid, stdin };
+                let started = ProcessEvent::Started { id: info.id, epoch: info.epoch, pid: info.pid, stdin };
                 return Ok(Taken::Event(started));
             }
             Phase::Reading => {}
@@ -139,12 +139,12 @@ impl Watcher {
         let state = self.process.state();
         if let Some(exit) = state.exit.clone() {
             self.phase = Phase::Over;
-            return Ok(Taken::Event(Event::Exit(exit)));
+            return Ok(Taken::Event(ProcessEvent::Exit(exit)));
         }
         if state.fault { Err(ProcessError::Fault) } else { Ok(Taken::Nothing) }
     }
 
-    fn read(&mut self, stream: Stream) -> Option<Event> {
+    fn read(&mut self, stream: OutputStream) -> Option<ProcessEvent> {
         let mut state = self.process.state();
         let held = state.is_held();
         let output = state.output(stream);
@@ -152,11 +152,11 @@ impl Watcher {
         let event = match output.log.read(*at, CHUNK_BYTES) {
             Read::Data { offset, bytes } => {
                 *at = offset + bytes.len() as u64;
-                Event::Output { stream, epoch: output.log.epoch(), offset, data: bytes }
+                ProcessEvent::Output { stream, epoch: output.log.epoch(), offset, data: bytes }
             }
             Read::Gap { from, to } => {
                 *at = to;
-                Event::Gap { stream, from, to }
+                ProcessEvent::Gap { stream, from, to }
             }
             Read::AtEnd | Read::Beyond => return None,
         };
@@ -170,19 +170,19 @@ impl Watcher {
 }
 
 enum Taken {
-    Event(Event),
+    Event(ProcessEvent),
     Nothing,
     Over,
 }
 
-impl Drop for Watcher {
+impl Drop for ProcessWatcher {
     fn drop(&mut self) {
         self.process.state().leave(self.id);
         self.process.moved.notify_one();
     }
 }
 
-impl Stream {
+impl OutputStream {
     fn other(self) -> Self {
         match self {
             Self::Stdout => Self::Stderr,

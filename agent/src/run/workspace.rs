@@ -23,7 +23,7 @@ use crate::{
     init,
     intent::Intents,
     metrics::{Metrics, Reading},
-    process::Processes,
+    process::ProcessRegistry,
     sleep::Sleep,
     spawn::Launcher,
     terminal::Terminals,
@@ -39,7 +39,7 @@ pub(super) struct Workspace {
     pub(super) sleep: Sleep,
     pub(super) terminals: Terminals,
     archives: Archives,
-    processes: Processes,
+    processes: ProcessRegistry,
     claims: Claims,
     orphans: Orphans,
 }
@@ -68,7 +68,7 @@ impl Workspace {
             std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
         let launcher = Launcher::new(root, claims.clone()).inheriting(image);
         let terminals = Terminals::kept_in(state, launcher.clone(), children.clone(), intents.clone());
-        let processes = Processes::new(launcher.clone(), children.clone(), intents.clone());
+        let processes = ProcessRegistry::new(launcher.clone(), children.clone(), intents.clone());
         let root = Arc::new(WorkspaceRoot::open(root)?);
         let files = Files::new(root.clone(), intents.clone());
         let archives = Archives::new(root, intents.clone(), state);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use podling_agent::archive::{ArchiveError, CreateOptions, Event, MAX_ARCHIVES};
+use podling_agent::archive::{ArchiveError, CreateEvent, CreateOptions, MAX_ARCHIVES};
 
 use super::{PATIENCE, World, archives, collect, left_out::left_out, make, noise, p, tools};
 
@@ -25,7 +25,7 @@ async fn meanwhile(prepare: impl FnOnce(&World), change: impl FnOnce(&World)) ->
     let events = world.archives.create(p(""), CreateOptions::default()).await.unwrap();
     let mut events = Box::pin(events);
     let first = events.next().await.unwrap().unwrap();
-    assert!(matches!(first, Event::Data(_) | Event::Progress(_)), "{first:?}");
+    assert!(matches!(first, CreateEvent::Data(_) | CreateEvent::Progress(_)), "{first:?}");
     change(&world);
     collect(futures_util::stream::iter([Ok(first)]).chain(events)).await.unwrap()
 }

@@ -2,7 +2,7 @@
 
 use std::{os::unix::fs::PermissionsExt, path::Path};
 
-use podling_agent::{process::Start, spawn::Program};
+use podling_agent::{process::ProcessSpec, spawn::Program};
 use podling_proto::error::{Reason, WireError};
 
 use super::{World, all};
@@ -43,8 +43,11 @@ async fn every_mistake_has_its_name() {
         (with("A=B"), Reason::BadField),
     ];
     for (program, expected) in stories {
-        let error =
-            world.processes.start(Start { program: program.clone(), ..Start::default() }).await.unwrap_err();
+        let error = world
+            .processes
+            .start(ProcessSpec { program: program.clone(), ..ProcessSpec::default() })
+            .await
+            .unwrap_err();
         let wire = WireError::from(error);
         assert_eq!(wire.reason(), expected, "{program:?}: {}", wire.message());
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use podling_agent::{
     claim::Policy,
-    process::{Event, ProcessError, Start},
+    process::{ProcessError, ProcessEvent, ProcessSpec},
 };
 use tokio::time::{sleep, timeout};
 
@@ -26,7 +26,7 @@ async fn a_signal_reaches_the_whole_group() {
     let world = World::new();
     let mut watcher = world.sh("sleep 100 & echo started; wait; sleep 100");
     let id = id(&mut watcher).await;
-    assert!(matches!(next(&mut watcher).await, Some(Event::Output { .. })));
+    assert!(matches!(next(&mut watcher).await, Some(ProcessEvent::Output { .. })));
     let unknown = world.processes.signal(&id, "NOPE").unwrap_err();
     assert!(matches!(unknown, ProcessError::BadField { field: "signal", .. }), "{unknown}");
     world.processes.signal(&id, "INT").unwrap();
@@ -44,7 +44,7 @@ async fn a_signal_reaches_the_whole_group() {
 #[tokio::test]
 async fn a_timeout_ends_what_listens_and_what_does_not() {
     let world = World::new();
-    let timed = |script| Start { timeout: Some(Duration::from_millis(300)), ..sh(script) };
+    let timed = |script| ProcessSpec { timeout: Some(Duration::from_millis(300)), ..sh(script) };
     let polite = all(world.processes.start(timed("echo before; sleep 100")).await.unwrap()).await;
     assert_eq!((polite.out.as_slice(), polite.signal()), (&b"before\n"[..], Some(15)));
     assert!(polite.exit.unwrap().timed_out);
@@ -62,7 +62,7 @@ async fn a_timeout_ends_what_listens_and_what_does_not() {
 
     let in_time = all(world
         .processes
-        .start(Start { timeout: Some(Duration::from_secs(100)), ..sh("exit 4") })
+        .start(ProcessSpec { timeout: Some(Duration::from_secs(100)), ..sh("exit 4") })
         .await
         .unwrap())
     .await;
@@ -105,7 +105,7 @@ async fn the_end_of_the_workspace_ends_every_group() {
     deaf.push(world.sh("echo ready; sleep 1000"));
     for watcher in &mut deaf {
         id(watcher).await;
-        assert!(matches!(next(watcher).await, Some(Event::Output { .. })));
+        assert!(matches!(next(watcher).await, Some(ProcessEvent::Output { .. })));
     }
     world.processes.end_all(Duration::from_millis(300)).await;
     assert_eq!(world.processes.running(), 0);
@@ -172,7 +172,7 @@ async fn the_end_reaches_those_whose_leader_has_ended_before() {
 async fn a_timeout_ends_also_those_who_outlive_their_leader() {
     let world = World::new();
     let script = "(trap '' TERM; while :; do sleep 0.05; done) & echo $! > pid; sleep 1000";
-    let timed = Start { timeout: Some(Duration::from_millis(300)), ..sh(script) };
+    let timed = ProcessSpec { timeout: Some(Duration::from_millis(300)), ..sh(script) };
     let seen = all(world.processes.start(timed).await.unwrap()).await;
     let exit = seen.exit.as_ref().unwrap();
     assert!(
@@ -190,7 +190,7 @@ async fn watchers_that_never_read_do_not_hold_up_the_end() {
     let mut reading =
         world.sh("trap '' HUP; trap 'seq 1 200000; exit 7' TERM; echo ready; while :; do sleep 0.01; done");
     id(&mut reading).await;
-    assert!(matches!(next(&mut reading).await, Some(Event::Output { .. })));
+    assert!(matches!(next(&mut reading).await, Some(ProcessEvent::Output { .. })));
     // A grace that is longer than anybody here has patience: what holds the end up fails.
     let grace = SOON * 10;
     let (ended, seen) =

@@ -2,7 +2,7 @@
 
 use podling_agent::{
     claim::Policy,
-    process::{Event, ProcessError, Start, Stream},
+    process::{OutputStream, ProcessError, ProcessEvent, ProcessSpec},
 };
 
 use super::{EPOCH, World, all, id, next, rest, sh};
@@ -24,7 +24,7 @@ async fn a_slow_reader_loses_nothing_of_a_hundred_megabytes() {
     let (mut out, mut checked) = (0u64, 0u64);
     let exit = loop {
         match next(&mut watcher).await {
-            Some(Event::Output { stream: Stream::Stdout, offset, data, .. }) => {
+            Some(ProcessEvent::Output { stream: OutputStream::Stdout, offset, data, .. }) => {
                 assert_eq!(offset, out);
                 for (at, byte) in data.iter().enumerate() {
                     let expected = b"0123456789abcde\n"[((offset + at as u64) % 16) as usize];
@@ -37,13 +37,13 @@ async fn a_slow_reader_loses_nothing_of_a_hundred_megabytes() {
                     tokio::task::yield_now().await;
                 }
             }
-            Some(Event::Exit(exit)) => break exit,
-            Some(Event::Gap { .. }) => panic!("lost output"),
+            Some(ProcessEvent::Exit(exit)) => break exit,
+            Some(ProcessEvent::Gap { .. }) => panic!("lost output"),
             Some(_) => {}
             None => panic!("no exit"),
         }
     };
-    assert_eq!((out, exit.finals), (100_000_000, [100_000_000, 4]));
+    assert_eq!((out, exit.final_offsets), (100_000_000, [100_000_000, 4]));
     assert!(checked > 1_000);
 }
 
@@ -55,7 +55,7 @@ async fn a_watcher_that_stops_reading_holds_the_command_and_one_that_goes_lets_i
     let mut quick = world.processes.watch(&id, EPOCH, [0, 0]).unwrap();
     let mut read = 0;
     while read < 64 * 1024 {
-        if let Some(Event::Output { data, .. }) = next(&mut quick).await {
+        if let Some(ProcessEvent::Output { data, .. }) = next(&mut quick).await {
             read += data.len();
         }
     }
@@ -74,7 +74,7 @@ async fn a_client_whose_link_broke_goes_on_where_it_was() {
     let id = id(&mut watcher).await;
     let mut text = Vec::new();
     while text.len() < 3_000 {
-        if let Some(Event::Output { data, .. }) = next(&mut watcher).await {
+        if let Some(ProcessEvent::Output { data, .. }) = next(&mut watcher).await {
             text.extend_from_slice(&data);
         }
     }
@@ -101,7 +101,7 @@ async fn what_is_no_longer_held_is_named() {
     let late = world.processes.watch(&id, EPOCH, [0, 0]).unwrap();
     let late = all(late).await;
     let lost = seen.out.len() - 1_000;
-    assert_eq!(late.gaps, [(Stream::Stdout, 0, lost as u64)]);
+    assert_eq!(late.gaps, [(OutputStream::Stdout, 0, lost as u64)]);
     assert!(late.out == seen.out[lost..]);
 }
 
@@ -122,7 +122,7 @@ async fn positions_that_cannot_be_are_refused() {
 #[tokio::test]
 async fn a_repeated_start_watches_the_same_process() {
     let world = World::new();
-    let start = Start { request_id: "once".into(), ..sh("echo ran >> runs; cat runs") };
+    let start = ProcessSpec { request_id: "once".into(), ..sh("echo ran >> runs; cat runs") };
     let mut first = world.processes.start(start.clone()).await.unwrap();
     let mut again = world.processes.start(start).await.unwrap();
     assert_eq!(id(&mut first).await, id(&mut again).await);

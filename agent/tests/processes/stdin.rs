@@ -3,14 +3,14 @@
 use bytes::Bytes;
 use podling_agent::{
     intent::Intent,
-    process::{ProcessError, Start, StdinProgress},
+    process::{ProcessError, ProcessSpec, StdinProgress},
 };
 use tokio::time::timeout;
 
 use super::{EPOCH, SOON, World, all, id, next, sh};
 
-fn reading(script: &str) -> Start {
-    Start { stdin: true, ..sh(script) }
+fn reading(script: &str) -> ProcessSpec {
+    ProcessSpec { stdin: true, ..sh(script) }
 }
 
 #[tokio::test]
