@@ -42,7 +42,7 @@ pub(crate) async fn tree(podling: &Podling, tree: &Path, report: &mut Report) ->
     let workspace = podling.workspace("archive").await;
     packages::copy(tree, &podling.home_of(&workspace).join("it"))?;
     let of = compare(podling, &workspace, ROUNDS).await?;
-    of.rows("archive of site-packages, agent itself, TLS", report);
+    of.rows("archive of site-packages, through the agent, TLS", report);
     Ok(())
 }
 
@@ -93,7 +93,7 @@ impl Compared {
         let row = |what: &str, unit, ours| Row::new(format!("{name}{what}"), unit, ours);
         report.row(row("", "s", &self.ours).peer("zip -r -q -6", &self.zip).goal(Goal::AtMost(0.5)));
         report.row(row(": size", "MB", &self.our_size).peer("zip -r -q -6", &self.zip_size));
-        report.row(row(": memory at its highest (VmHWM)", "MB", &self.peak).absolute(Goal::AtMost(64.0)));
+        report.row(row(": peak memory (VmHWM)", "MB", &self.peak).absolute(Goal::AtMost(64.0)));
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) async fn run(podling: &Podling, workspace: &Workspace, report: &mut R
         through.push(download(&gateway).await?);
     }
     let row = Row::new("download of 500 MB through the gateway (gRPC Read)".into(), "MB/s", &through);
-    report.row(row.peer("from the agent itself, TLS", &own).goal(Goal::AtLeast(0.6)));
+    report.row(row.peer("directly from the agent, TLS", &own).goal(Goal::AtLeast(0.6)));
     fs::remove_file(file)?;
     Ok(())
 }

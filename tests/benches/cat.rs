@@ -37,7 +37,7 @@ pub(crate) async fn run(podling: &Podling, workspace: &Workspace, report: &mut R
     }
     let row = Row::new("`cat` of 200 MB through the agent, TLS, every byte checked".into(), "MB/s", &ours);
     report.row(row.peer("raw PTY, blocking read", &raw).goal(Goal::AtLeast(0.7)));
-    let row = Row::new("the same beside a viewer that has stopped reading".into(), "MB/s", &beside);
+    let row = Row::new("the same `cat`, beside a viewer that has stopped reading".into(), "MB/s", &beside);
     report.row(row.peer("without that viewer", &ours).goal(Goal::AtLeast(0.95)));
     fs::remove_file(file)?;
     Ok(())

@@ -27,7 +27,7 @@ pub(crate) fn run(simulate: Option<&Path>, report: &mut Report) -> Result<()> {
         sweeps.push(number(sweep)? / 1e3);
     }
     report.row(Row::new("one decision".into(), "µs", &each).absolute(Goal::AtMost(10.0)));
-    let name = "a sweep over 10,000 workspaces, the slowest of 50";
+    let name = "decisions for 10,000 workspaces, slowest of 50 rounds";
     report.row(Row::new(name.into(), "ms", &sweeps).absolute(Goal::AtMost(100.0)));
     Ok(())
 }

@@ -48,7 +48,7 @@ pub(crate) async fn run(
     report.row(single("agent: memory of one idle terminal", "KiB", each, Goal::AtMost(16.0)));
     let more = status(pid, "Threads")? - threads;
     report.row(single(
-        &format!("agent: threads more with {TERMINALS} terminals"),
+        &format!("agent: additional threads with {TERMINALS} terminals"),
         "",
         more,
         Goal::AtMost(0.0),

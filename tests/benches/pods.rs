@@ -71,14 +71,11 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
     let peer = "a bare pod of that image → Ready";
     let Measured { bare, bare_gone, created, woken, asleep, resized } = measured;
     let row = |name: &str, ours: &Samples| Row::new(name.to_owned(), "ms", ours);
-    report.row(
-        row("create a workspace → its shell's prompt, its volume made on the way", &created)
-            .peer(peer, &bare),
-    );
-    report.row(row("asleep → its shell's prompt, by a request that waits for it", &woken).peer(peer, &bare));
+    report.row(row("create a workspace and its volume → its shell's prompt", &created).peer(peer, &bare));
+    report.row(row("asleep → its shell's prompt, through a request that wakes it", &woken).peer(peer, &bare));
     let more = woken.less(&bare);
-    report.row(row("the same, what it takes longer than the bare pod", &more).absolute(Goal::AtMost(100.0)));
-    let peer = "that pod, which ends when it is told to → gone";
+    report.row(row("the same, minus the bare pod's time", &more).absolute(Goal::AtMost(100.0)));
+    let peer = "that pod, which exits on SIGTERM → gone";
     report.row(row("put to sleep → its pod is gone", &asleep).peer(peer, &bare_gone));
     report.row(row("resized → the kernel has the new limit", &resized));
     Ok(())

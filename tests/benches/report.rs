@@ -109,7 +109,7 @@ impl Report {
         self.facts.push(fact);
     }
 
-    /// Replaces a measured part of the page, between the two marks of this name; what people wrote around it stays.
+    /// Replaces the measured part of the page between the two marks of this name. Text around it stays.
     pub(crate) fn write(&self, page: &Path, part: &str) -> Result<()> {
         let (begin, end) = (format!("<!-- {part}: begin -->\n"), format!("<!-- {part}: end -->\n"));
         let old = fs::read_to_string(page)?;
@@ -120,7 +120,10 @@ impl Report {
 
     fn markdown(&self) -> Result<String> {
         let mut page = String::new();
-        writeln!(page, "Measured {} on {}.", shell("date -u +%F")?, self.facts.join("; "))?;
+        writeln!(page, "Measured {} on:\n", shell("date -u +%F")?)?;
+        for fact in &self.facts {
+            writeln!(page, "- {fact}")?;
+        }
         writeln!(page, "\n| what | Podling: median (spread) | peer, same run | ratio | goal | met |")?;
         writeln!(page, "|---|---|---|---|---|---|")?;
         for row in &self.rows {

@@ -39,7 +39,7 @@ pub(crate) async fn run(podling: &Podling, tree: &Path, report: &mut Report) -> 
         syncfs(File::open(&into)?)?;
         synced.push(begun.elapsed().as_secs_f64());
     }
-    let name = "restore of site-packages, agent itself, TLS: checked, unpacked, on the disk";
+    let name = "restore of site-packages, through the agent, TLS: verified, extracted, synced";
     report.row(Row::new(name.into(), "s", &ours).peer("unzip -q; sync -f", &synced).goal(Goal::AtMost(1.5)));
     report.row(Row::new(name.into(), "s", &ours).peer("unzip -q", &unzip));
     Ok(())
