@@ -12,31 +12,30 @@ use crate::program;
 const MUSL: &str = "x86_64-unknown-linux-musl";
 const GNU: &str = "x86_64-unknown-linux-gnu";
 
-/// The program that knows how long decisions take.
+/// Builds the program that measures decisions.
 const SIMULATE: [&str; 8] =
     ["build", "--release", "--package", "podling-core", "--features", "mutants", "--example", "simulate"];
 
-/// Those there are (`tests/benches/groups.rs`).
+/// The benchmarks that `tests/benches/groups.rs` knows.
 const GROUPS: [&str; 11] =
     ["footprint", "prompt", "echo", "cat", "bulk", "decide", "wake", "archive", "proof", "restore", "large"];
 
-/// Which benchmarks.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// Only this one. BENCHMARKS.md is then left as it is.
+pub(crate) struct BenchArgs {
+    /// Runs only this one. BENCHMARKS.md is then left as it is.
     #[arg(value_parser = clap::builder::PossibleValuesParser::new(GROUPS))]
     only: Option<String>,
 }
 
-/// Builds and measures. Wants a quiet machine, Debian's openssh-server, zip, unzip and python3-pip, and 20 GiB of disk.
-pub(crate) fn run(args: &Args) -> Result<bool> {
+/// Builds and measures. Needs a quiet machine, Debian's openssh-server, zip, unzip and python3-pip, and 20 GiB of disk.
+pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
     let agent = static_agent()?;
     cargo(&["build", "--release", "--workspace", "--bins"], &[])?;
     cargo(&SIMULATE, &[])?;
     let mut bench = vec!["bench", "--package", "podling-tests", "--bench", "podling", "--"];
     bench.extend(args.only.as_deref());
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../BENCHMARKS.md");
-    let simulate = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/examples/simulate");
+    let page = program::root().join("BENCHMARKS.md");
+    let simulate = program::target_dir().join("release/examples/simulate");
     let given = [
         ("PODLING_BENCH_AGENT", agent.as_path()),
         ("PODLING_BENCH_SIMULATE", &simulate),
@@ -46,7 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     Ok(true)
 }
 
-/// The agent as it is baked into images: with musl where its standard library is installed, else with a static glibc.
+/// Builds the agent as it is baked into images: with musl where its standard library is installed, else with a static glibc.
 fn static_agent() -> Result<PathBuf> {
     let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output().context("rustc")?;
     let sysroot = PathBuf::from(String::from_utf8(sysroot.stdout)?.trim());
@@ -58,8 +57,7 @@ fn static_agent() -> Result<PathBuf> {
     };
     let build = ["build", "--profile", "dist", "--package", "podling-agent", "--target", target];
     cargo(&build, &[("RUSTFLAGS", flags)])?;
-    let built =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").join(target).join("dist/podling-agent");
+    let built = program::target_dir().join(target).join("dist/podling-agent");
     built.canonicalize().with_context(|| built.display().to_string())
 }
 

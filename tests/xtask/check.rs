@@ -1,44 +1,41 @@
-//! `cargo xtask check`: format, lints and docs.
+//! `cargo xtask check`: format, words, lints and docs.
 
 use anyhow::Result;
 
-use crate::step::Steps;
+use crate::{
+    gate::{Gate, GateStep},
+    words,
+};
 
 /// Runs it alone.
 pub(crate) fn run() -> Result<bool> {
-    let mut steps = Steps::new()?;
-    add(&mut steps)?;
-    steps.finish()
+    let mut gate = Gate::new()?;
+    gate.run(format())?;
+    words::check(&mut gate)?;
+    for step in lints().into_iter().chain([docs()]) {
+        gate.run(step)?;
+    }
+    gate.finish()
 }
 
-/// Adds its steps.
-pub(crate) fn add(steps: &mut Steps) -> Result<()> {
-    steps.cargo("format", &["fmt", "--all", "--check"], &[])?;
-    steps.cargo(
-        "lints",
-        &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
-        &[],
-    )?;
-    steps.cargo(
-        "lints of the simulation",
-        &[
-            "clippy",
-            "--package",
-            "podling-core",
-            "--all-targets",
-            "--features",
-            "mutants",
-            "--quiet",
-            "--",
-            "-D",
-            "warnings",
-        ],
-        &[],
-    )?;
-    steps.cargo(
-        "docs",
-        &["doc", "--workspace", "--no-deps", "--quiet"],
-        &[("RUSTDOCFLAGS", "-D warnings")],
-    )?;
-    Ok(())
+pub(crate) fn format() -> GateStep {
+    GateStep::cargo("format", &["fmt", "--all", "--check"], &[])
+}
+
+/// Lints of the workspace, and of the simulation, which wants a feature.
+pub(crate) fn lints() -> [GateStep; 2] {
+    let workspace = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
+    let simulation = [
+        &["clippy", "--package", "podling-core", "--all-targets", "--features", "mutants"][..],
+        &["--quiet", "--", "-D", "warnings"],
+    ];
+    [
+        GateStep::cargo("lints", &workspace, &[]),
+        GateStep::cargo("lints of the simulation", &simulation.concat(), &[]),
+    ]
+}
+
+pub(crate) fn docs() -> GateStep {
+    let deny = [("RUSTDOCFLAGS", "-D warnings")];
+    GateStep::cargo("docs", &["doc", "--workspace", "--no-deps", "--quiet"], &deny)
 }

@@ -1,89 +1,96 @@
-//! `cargo xtask cluster`: what wants a Kubernetes cluster. It runs against the one that `KUBECONFIG` names, else beside a node of its own in a
-//! sandbox (`tests/cluster/sandbox`).
+//! `cargo xtask cluster`: everything that needs a Kubernetes cluster. It runs against the one that `KUBECONFIG` names, else beside a node of
+//! its own in a sandbox (`tests/cluster/sandbox`).
 
-use std::{
-    env, fs,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-};
+use std::{env, fs, os::unix::fs::MetadataExt, path::PathBuf};
 
 use anyhow::{Context, Result};
 
 use crate::{
+    gate::{Gate, GateStep, TestProgram},
     program,
-    step::{Step, Steps},
-    targets::{CLUSTER, STORIES},
+    test_programs::{TestPrograms, TestSelection},
 };
 
-/// What a node of our own wants of the machine.
+/// Programs that a node of our own needs on this machine.
 const PROGRAMS: [&str; 9] =
     ["go", "cc", "containerd", "runc", "conntrack", "nft", "buildah", "debootstrap", "openssl"];
 
-/// What runs anywhere, without a library beside it.
+/// Binaries for this target run in an image that has no library.
 const TARGET: &str = "x86_64-unknown-linux-musl";
-/// All that is shipped but the last optimisation, which takes minutes.
+/// As it is shipped, without the last optimisation, which takes minutes.
 const PROFILE: &str = "dist-tested";
 
-/// Tells the sandbox which images with IDEs to make.
+/// Names the images with IDEs that the sandbox makes.
 const IDES: (&str, &str) = ("PODLING_IDES", "python vscode");
-/// Tells the sandbox where the binaries are of which our images are made.
+/// Names the folder with the binaries of which the sandbox makes our images.
 const BINARIES: &str = "PODLING_BINARIES";
 
-/// Tells stories that workspaces are pods.
+/// Makes stories use pods as workspaces.
 const PODS: (&str, &str) = ("PODLING_STORY_BACKEND", "kubernetes");
-/// The stories that are told of processes and of pods alike.
-const EVERYWHERE: &str = "everywhere::";
+/// The stories that run on processes and on pods alike.
+const ON_BOTH_BACKENDS: &str = "everywhere::";
 
-/// What with the cluster.
+/// Flags of the suite.
+const SUITE: [&str; 1] = ["--test-threads=3"];
+/// Faults end programs of the node: each has it alone.
+const FAULTS: [&str; 2] = ["--ignored", "--test-threads=1"];
+/// Stories mostly wait.
+const STORIES: [&str; 1] = ["--test-threads=5"];
+
+/// The step that stands for all that is not run where there is no cluster.
+const EVERYTHING: &str = "everything that needs a cluster";
+
 #[derive(Debug, clap::Subcommand)]
-pub(crate) enum Args {
+pub(crate) enum ClusterCommand {
     /// A shell, or a command, with KUBECONFIG set and kubectl in PATH; the node lives as long as it does.
     Up {
-        /// The command.
+        /// The command and its arguments.
         #[arg(last = true)]
         command: Vec<String>,
     },
     /// The suite.
     Test {
-        /// Only tests whose name contains this.
+        /// Runs only tests whose name contains this.
         filter: Option<String>,
     },
     /// The suite's faults, each of which ends programs of the node.
     Faults {
-        /// Only those whose name contains this.
+        /// Runs only faults whose name contains this.
         filter: Option<String>,
     },
-    /// The stories that are told of processes, told of pods.
+    /// The stories that run on both backends, with pods as workspaces.
     Stories {
-        /// Only those whose name contains this.
+        /// Runs only stories whose name contains this.
         filter: Option<String>,
     },
-    /// Workspaces as pods beside a bare pod; rewrites their part of BENCHMARKS.md. Wants a quiet machine.
+    /// Measures workspaces as pods beside a bare pod; rewrites their part of BENCHMARKS.md. Needs a quiet machine.
     Bench,
 }
 
-/// What is run beside a node.
+/// What runs beside one node.
 #[derive(Debug, Clone, Copy)]
-enum Part {
+enum NodeTests {
     Suite,
     Faults,
-    Stories,
+    /// Faults end programs of the node, so they run when the suite has ended.
+    SuiteAndFaults,
+    StoriesOnPods,
 }
 
-pub(crate) fn run(args: &Args) -> Result<bool> {
-    let (part, filter) = match args {
-        Args::Up { command } => return up(command),
-        Args::Bench => return bench(),
-        Args::Test { filter } => (Part::Suite, filter),
-        Args::Faults { filter } => (Part::Faults, filter),
-        Args::Stories { filter } => (Part::Stories, filter),
+pub(crate) fn run(command: &ClusterCommand) -> Result<bool> {
+    let (tests, filter) = match command {
+        ClusterCommand::Up { command } => return up(command),
+        ClusterCommand::Bench => return bench(),
+        ClusterCommand::Test { filter } => (NodeTests::Suite, filter),
+        ClusterCommand::Faults { filter } => (NodeTests::Faults, filter),
+        ClusterCommand::Stories { filter } => (NodeTests::StoriesOnPods, filter),
     };
-    let mut steps = Steps::new()?;
-    let [step] = parts(&mut steps, [part], filter.as_deref())?;
-    if let Some(step) = step {
-        steps.run(step)?;
+    let mut gate = Gate::new()?;
+    let programs = TestPrograms::build(&mut gate, TestSelection::Cluster)?;
+    if let Some(step) = prepare(&mut gate, programs.as_ref(), &[tests], filter.as_deref())?.pop() {
+        gate.run(step)?;
     }
-    steps.finish()
+    gate.finish()
 }
 
 fn up(command: &[String]) -> Result<bool> {
@@ -95,132 +102,116 @@ fn up(command: &[String]) -> Result<bool> {
 
 fn bench() -> Result<bool> {
     let bench = ["bench", "--package", "podling-tests", "--bench", "podling"];
-    let mut steps = Steps::new()?;
-    if !steps.cargo("benchmarks", &[&bench[..], &["--no-run"]].concat(), &[])? {
-        return steps.finish();
+    let mut gate = Gate::new()?;
+    if !gate.cargo("benchmarks", &[&bench[..], &["--no-run"]].concat(), &[])? {
+        return gate.finish();
     }
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("BENCHMARKS.md");
-    let page = page.display().to_string();
+    let page = program::root().join("BENCHMARKS.md").display().to_string();
     let run = [&["cargo"][..], &bench, &["--", "pods"]].concat();
     in_sandbox(&run, &[("PODLING_BENCH_PAGE", &page), ("PODLING_IDES", "python")])
 }
 
 /// Runs a command beside a node that has our images.
 fn in_sandbox(command: &[&str], envs: &[(&str, &str)]) -> Result<bool> {
-    let mut steps = Steps::new()?;
-    if !binaries(&mut steps)? {
-        return steps.finish();
+    let mut gate = Gate::new()?;
+    if !gate.run(static_binaries())? {
+        return gate.finish();
     }
     let mut sandbox = program::program(script("sandbox"));
-    sandbox.args(command).env(BINARIES, folder()).envs(envs.iter().copied());
+    sandbox.args(command).env(BINARIES, binaries_dir()).envs(envs.iter().copied());
     Ok(sandbox.status().context("the sandbox")?.success())
 }
 
-/// Suite, stories on pods and faults, to be run.
-pub(crate) fn steps(steps: &mut Steps) -> Result<[Option<Step>; 3]> {
-    parts(steps, [Part::Suite, Part::Stories, Part::Faults], None)
+/// What the gate runs beside nodes, one step for each node.
+pub(crate) fn steps(gate: &mut Gate, programs: Option<&TestPrograms>) -> Result<Vec<GateStep>> {
+    prepare(gate, programs, &[NodeTests::SuiteAndFaults, NodeTests::StoriesOnPods], None)
 }
 
-/// What is built is built outside the sandbox, for there is no network inside. What cannot run here is none.
-fn parts<const N: usize>(
-    steps: &mut Steps,
-    parts: [Part; N],
+/// Builds what a node needs, outside of the sandbox, for there is no network inside. Returns the steps that can run on this machine.
+fn prepare(
+    gate: &mut Gate,
+    programs: Option<&TestPrograms>,
+    wanted: &[NodeTests],
     filter: Option<&str>,
-) -> Result<[Option<Step>; N]> {
-    let given = env::var_os("KUBECONFIG").is_some();
-    if !given && let Some(lacking) = lacking() {
-        steps.left_out("what wants a cluster", &lacking)?;
-        return Ok(parts.map(|_| None));
+) -> Result<Vec<GateStep>> {
+    let is_given = env::var_os("KUBECONFIG").is_some();
+    if !is_given && let Some(missing) = missing_requirement() {
+        gate.skip(EVERYTHING, &missing)?;
+        return Ok(Vec::new());
     }
-    if !is_ready(steps, given)? {
-        steps.not_run("what wants a cluster");
-        return Ok(parts.map(|_| None));
+    let Some(programs) = programs else {
+        gate.not_run(EVERYTHING);
+        return Ok(Vec::new());
+    };
+    if is_given {
+        if !matches!(wanted, [NodeTests::Suite]) {
+            gate.skip("stories on pods and faults", "they need a node of their own")?;
+        }
+        let has_suite = |tests: &NodeTests| matches!(tests, NodeTests::Suite | NodeTests::SuiteAndFaults);
+        let mut suite = SUITE.to_vec();
+        suite.extend(filter);
+        let suite = GateStep::tests(NodeTests::Suite.name(), programs.cluster(&suite)?);
+        return Ok(if wanted.iter().any(has_suite) { vec![suite] } else { Vec::new() });
     }
-    if given && parts.iter().any(|part| !matches!(part, Part::Suite)) {
-        steps.left_out("stories on pods and faults", "they want a node of their own")?;
+    let script = |name, path| GateStep::script(name, &script(path));
+    let is_ready = gate.run(static_binaries())?
+        && gate.run(script("programs of a Kubernetes node", "programs/build"))?
+        && gate.run(script("an S3 server", "programs/buckets"))?
+        && gate.run(script("images", "images/build"))?;
+    if !is_ready {
+        gate.not_run(EVERYTHING);
+        return Ok(Vec::new());
     }
-    Ok(parts.map(|part| part.step(given, filter)))
+    wanted.iter().map(|tests| tests.step(programs, filter)).collect()
 }
 
-fn is_ready(steps: &mut Steps, given: bool) -> Result<bool> {
-    let programs = [CLUSTER, STORIES].map(|program| ["--test", program]);
-    let programs = [&["test", "--workspace", "--quiet", "--no-run"], programs.as_flattened()].concat();
-    let script = |name, path| Step::program(name, &script(path), &[], &[]);
-    Ok(steps.cargo("binaries", &["build", "--workspace", "--bins", "--quiet"], &[])?
-        && steps.cargo("what wants a cluster, built", &programs, &[])?
-        && (given
-            || binaries(steps)?
-                && steps.run(script("programs of a Kubernetes node", "programs/build"))?
-                && steps.run(script("an S3 server", "programs/buckets"))?
-                && steps.run(script("images", "images/build"))?))
-}
-
-impl Part {
-    fn what(self) -> &'static str {
+impl NodeTests {
+    fn name(self) -> &'static str {
         match self {
             Self::Suite => "cluster's suite",
             Self::Faults => "cluster's faults",
-            Self::Stories => "stories on pods",
+            Self::SuiteAndFaults => "cluster's suite and faults",
+            Self::StoriesOnPods => "stories on pods",
         }
     }
 
-    fn step(self, given: bool, filter: Option<&str>) -> Option<Step> {
-        match self {
-            Self::Suite if given => Some(Step::cargo(self.what(), &self.args(filter), &[])),
-            Self::Faults | Self::Stories if given => None,
-            _ => {
-                let args = [&["cargo"][..], &self.args(filter)].concat();
-                let folder = folder().display().to_string();
-                let envs: Vec<_> = [(BINARIES, folder.as_str())].into_iter().chain(self.env()).collect();
-                Some(Step::program(self.what(), &script("sandbox"), &args, &envs))
-            }
-        }
-    }
-
-    fn args(self, filter: Option<&str>) -> Vec<&str> {
-        let (program, only, more): (_, _, &[&str]) = match self {
-            Self::Suite => (CLUSTER, filter, &["--test-threads=3"]),
-            // One after the other, for each has the node alone.
-            Self::Faults => (CLUSTER, filter.or(Some("faults::")), &["--ignored", "--test-threads=1"]),
-            // They mostly wait.
-            Self::Stories => (STORIES, filter.or(Some(EVERYWHERE)), &["--test-threads=5"]),
+    fn step(self, programs: &TestPrograms, filter: Option<&str>) -> Result<GateStep> {
+        let with_filter = |args: &[&'static str], usual: Option<&'static str>| {
+            filter.or(usual).into_iter().chain(args.iter().copied()).map(str::to_owned).collect::<Vec<_>>()
         };
-        let mut args = vec!["test", "--workspace", "--quiet", "--test", program, "--", "--format=pretty"];
-        args.extend(only);
-        args.extend(more);
-        args
-    }
-
-    fn env(self) -> Option<(&'static str, &'static str)> {
-        match self {
-            Self::Suite => Some(IDES),
-            Self::Faults => None,
-            Self::Stories => Some(PODS),
-        }
+        let (suite, faults) = (with_filter(&SUITE, None), with_filter(&FAULTS, Some("faults::")));
+        let stories = with_filter(&STORIES, Some(ON_BOTH_BACKENDS));
+        let [suite, faults, stories] =
+            [&suite, &faults, &stories].map(|args| args.iter().map(String::as_str).collect::<Vec<_>>());
+        let tests: TestProgram = match self {
+            Self::Suite => programs.cluster(&suite)?.env(IDES.0, IDES.1),
+            Self::Faults => programs.cluster(&faults)?,
+            Self::SuiteAndFaults => programs.cluster(&suite)?.then(&faults).env(IDES.0, IDES.1),
+            Self::StoriesOnPods => programs.stories(&stories)?.env(PODS.0, PODS.1),
+        };
+        let tests = tests.env(BINARIES, binaries_dir()).in_sandbox(script("sandbox"));
+        Ok(GateStep::tests(self.name(), tests))
     }
 }
 
 /// Builds what goes into our images.
-fn binaries(steps: &mut Steps) -> Result<bool> {
+fn static_binaries() -> GateStep {
     let packages = ["--package", "podling-agent", "--package", "podling-control"];
     let buckets = ["--features", "podling-control/cloud"];
-    let args = [&["build", "--profile", PROFILE, "--target", TARGET][..], &packages, &buckets].concat();
-    steps.cargo("static binaries", &args, &[])
+    let args = [&["build", "--quiet", "--profile", PROFILE, "--target", TARGET][..], &packages, &buckets];
+    GateStep::cargo("static binaries", &args.concat(), &[])
 }
 
-/// Where they are.
-fn folder() -> PathBuf {
-    let target = env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    let target = target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target"));
-    target.join(TARGET).join(PROFILE)
+fn binaries_dir() -> PathBuf {
+    program::target_dir().join(TARGET).join(PROFILE)
 }
 
 fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster").join(name)
+    program::root().join("tests/cluster").join(name)
 }
 
-/// Why this machine cannot run a node.
-fn lacking() -> Option<String> {
+/// Why this machine cannot run a node; `None` if it can.
+fn missing_requirement() -> Option<String> {
     if !cfg!(target_os = "linux") {
         return Some("a Kubernetes node needs Linux; KUBECONFIG may name a cluster".into());
     }

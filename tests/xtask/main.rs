@@ -1,14 +1,17 @@
-//! `cargo xtask`: what people and CI run on this repository. One file per subcommand; must not know the product's insides.
+//! `cargo xtask`: what developers and CI run on this repository. One file per subcommand; must not know the product's insides.
 
 mod bench;
 mod check;
 mod cluster;
+mod dependency_cache;
+mod gate;
 mod program;
+mod reach;
 mod simulate;
-mod step;
 mod stories;
-mod targets;
 mod test;
+mod test_programs;
+mod words;
 
 use std::process::ExitCode;
 
@@ -17,38 +20,38 @@ use clap::{Parser, Subcommand};
 /// Work on the Podling repository.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
-struct Args {
+struct XtaskArgs {
     #[command(subcommand)]
-    command: Command,
+    command: XtaskCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum XtaskCommand {
     /// Everything that must hold: format, lints, docs, unit, property and end-to-end tests.
-    Test,
-    /// The quick part of `test`: format, lints, docs.
+    Test(test::TestArgs),
+    /// Format, words, lints and docs alone.
     Check,
     /// Builds the binaries and runs the end-to-end stories alone.
-    Stories(stories::Args),
-    /// The simulated lifecycle again, with all that it says: what a failing test names.
-    Simulate(simulate::Args),
-    /// What wants a Kubernetes cluster.
+    Stories(stories::StoryArgs),
+    /// Runs the simulated lifecycle with a seed and all its output: a failing test names the seed.
+    Simulate(simulate::SimulateArgs),
+    /// Everything that needs a Kubernetes cluster.
     #[command(subcommand)]
-    Cluster(cluster::Args),
-    /// Podling beside its peers in one run; rewrites BENCHMARKS.md.
-    Bench(bench::Args),
+    Cluster(cluster::ClusterCommand),
+    /// Measures Podling beside its peers in one run; rewrites BENCHMARKS.md.
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
-    let done = match Args::parse().command {
-        Command::Test => test::run(),
-        Command::Check => check::run(),
-        Command::Stories(args) => stories::run(&args),
-        Command::Simulate(args) => simulate::run(&args),
-        Command::Cluster(args) => cluster::run(&args),
-        Command::Bench(args) => bench::run(&args),
+    let passed = match XtaskArgs::parse().command {
+        XtaskCommand::Test(args) => test::run(&args),
+        XtaskCommand::Check => check::run(),
+        XtaskCommand::Stories(args) => stories::run(&args),
+        XtaskCommand::Simulate(args) => simulate::run(&args),
+        XtaskCommand::Cluster(args) => cluster::run(&args),
+        XtaskCommand::Bench(args) => bench::run(&args),
     };
-    match done {
+    match passed {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

@@ -3,14 +3,18 @@
 use anyhow::Result;
 
 use crate::{
-    step::{Step, Steps},
-    targets::STORIES,
+    gate::{Gate, GateStep},
+    test_programs::{TestPrograms, TestSelection},
 };
 
-/// Which stories.
+/// The name of the step.
+pub(crate) const STORIES: &str = "end-to-end stories";
+/// How many run at once: they mostly wait.
+pub(crate) const THREADS: &str = "--test-threads=4";
+
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// Only those whose name contains this.
+pub(crate) struct StoryArgs {
+    /// Runs only the stories whose name contains this.
     filter: Option<String>,
     /// Shows what each story prints.
     #[arg(long)]
@@ -18,26 +22,15 @@ pub(crate) struct Args {
 }
 
 /// Runs them alone.
-pub(crate) fn run(args: &Args) -> Result<bool> {
-    let mut steps = Steps::new()?;
-    let mut more = vec!["--"];
-    more.extend(args.filter.as_deref());
+pub(crate) fn run(args: &StoryArgs) -> Result<bool> {
+    let mut gate = Gate::new()?;
+    let mut more: Vec<&str> = args.filter.as_deref().into_iter().collect();
     more.extend(args.nocapture.then_some("--nocapture"));
-    if let Some(stories) = step(&mut steps, &more)? {
-        steps.run(stories)?;
+    match TestPrograms::build(&mut gate, TestSelection::Stories)? {
+        Some(programs) => {
+            gate.run(GateStep::tests(STORIES, programs.stories(&more)?))?;
+        }
+        None => gate.not_run(STORIES),
     }
-    steps.finish()
-}
-
-/// Builds what they want. Always the whole workspace: cargo then builds every dependency with the same features in each step.
-pub(crate) fn step(steps: &mut Steps, more: &[&str]) -> Result<Option<Step>> {
-    let name = "end-to-end stories";
-    let test = ["test", "--workspace", "--quiet", "--test", STORIES];
-    let built = steps.cargo("binaries", &["build", "--workspace", "--bins", "--quiet"], &[])?
-        && steps.cargo("stories, built", &[&test[..], &["--no-run"]].concat(), &[])?;
-    if !built {
-        steps.not_run(name);
-        return Ok(None);
-    }
-    Ok(Some(Step::cargo(name, &[&test[..], more].concat(), &[])))
+    gate.finish()
 }

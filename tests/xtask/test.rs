@@ -2,24 +2,81 @@
 
 use anyhow::Result;
 
-use crate::{check, cluster, simulate, step::Steps, stories, targets};
+use crate::{
+    check, cluster,
+    dependency_cache::DependencyCache,
+    gate::{Gate, GateStep, Lanes},
+    reach::Reach,
+    simulate,
+    stories::{self, STORIES},
+    test_programs::{TestPrograms, TestSelection},
+    words,
+};
 
-/// Runs it.
-pub(crate) fn run() -> Result<bool> {
-    let mut steps = Steps::new()?;
-    check::add(&mut steps)?;
-    let others = targets::integration_tests()?;
-    let mut args = vec!["test", "--workspace", "--no-fail-fast", "--quiet", "--lib", "--bins"];
-    args.extend(others.iter().flat_map(|name| ["--test", name]));
-    // Many of them wait for clocks or processes.
-    args.extend(["--", "--test-threads=4"]);
-    steps.cargo("unit and property tests", &args, &[])?;
-    simulate::add(&mut steps)?;
-    steps.cargo("examples in docs", &["test", "--workspace", "--quiet", "--doc"], &[])?;
-    // Beside each other run one that has two processors' worth of work and one that mostly waits.
-    let stories = stories::step(&mut steps, &["--", "--format=pretty", "--test-threads=4"])?;
-    let [suite, on_pods, faults] = cluster::steps(&mut steps)?;
-    let lanes = [[suite, stories], [faults, on_pods]];
-    steps.run_beside(lanes.map(|lane| lane.into_iter().flatten().collect()).into())?;
-    steps.finish()
+/// How many stories run at once in a quick test, which has the processors alone.
+const QUICK_THREADS: &str = "--test-threads=8";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct TestArgs {
+    /// The inner loop: format, lints, and the tests and stories that the change since `main` can reach. No images, no node.
+    #[arg(long)]
+    quick: bool,
+}
+
+pub(crate) fn run(args: &TestArgs) -> Result<bool> {
+    if args.quick { quick() } else { full() }
+}
+
+/// Compiles first, for that needs both processors. Then what mostly waits runs beside each other: two nodes, and the tests of this
+/// machine; what is left of the processors goes to compilers that nothing waits for.
+fn full() -> Result<bool> {
+    let mut gate = Gate::new()?;
+    let cache = DependencyCache::open()?;
+    if let Some(Err(error)) = cache.as_ref().map(DependencyCache::restore) {
+        println!("no dependencies could be copied from the cache: {error:#}");
+    }
+    gate.run(check::format())?;
+    words::check(&mut gate)?;
+    let programs = TestPrograms::build(&mut gate, TestSelection::All)?;
+    let mut lanes: Lanes =
+        cluster::steps(&mut gate, programs.as_ref())?.into_iter().map(|step| vec![step]).collect();
+    let mut here = Vec::new();
+    if let Some(programs) = &programs {
+        here.extend(programs.unit_tests(|_| true));
+        here.push(GateStep::tests(STORIES, programs.stories(&[stories::THREADS])?));
+    } else {
+        ["unit and property tests", STORIES].iter().for_each(|name| gate.not_run(name));
+    }
+    lanes.push(here);
+    let lints = check::lints().into_iter().chain([check::docs(), simulate::step(), doc_examples()]);
+    lanes.push(lints.map(GateStep::in_background).collect());
+    gate.run_lanes(lanes)?;
+    if let Some(cache) = cache.filter(|_| gate.has_built())
+        && let Err(error) = cache.save()
+    {
+        println!("dependencies could not be saved in the cache: {error:#}");
+    }
+    gate.finish()
+}
+
+fn quick() -> Result<bool> {
+    let mut gate = Gate::new()?;
+    let reach = Reach::of_working_tree()?;
+    gate.run(check::format())?;
+    words::check(&mut gate)?;
+    if let Some(programs) = TestPrograms::build(&mut gate, TestSelection::All)? {
+        let stories = [reach.story_filters(), vec![QUICK_THREADS]].concat();
+        let mut here: Vec<_> =
+            programs.unit_tests(|package| reach.has_package(package)).into_iter().collect();
+        here.push(GateStep::tests(STORIES, programs.stories(&stories)?));
+        let [lints, _] = check::lints();
+        gate.run_lanes(vec![here, vec![lints.in_background()]])?;
+    } else {
+        gate.not_run(STORIES);
+    }
+    gate.finish()
+}
+
+fn doc_examples() -> GateStep {
+    GateStep::cargo("examples in docs", &["test", "--workspace", "--quiet", "--doc"], &[])
 }

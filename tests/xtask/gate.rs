@@ -1,0 +1,162 @@
+//! The gate: steps that run one after the other or beside each other, failed stories once more by themselves, and the summary at the end.
+
+mod libtest;
+mod step;
+mod test_program;
+mod unstable;
+
+use std::{
+    env,
+    fs::{self, OpenOptions},
+    io::Write,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+
+use self::unstable::FailedTest;
+pub(crate) use self::{
+    step::{GateStep, StepOutcome, StepReport},
+    test_program::TestProgram,
+};
+use crate::program;
+
+/// Names the file into which stories write what they skip (see `podling_tests::left_out`).
+const SKIPPED_LIST: &str = "PODLING_LEFT_OUT";
+
+/// Steps that run beside each other, lane by lane; those of one lane run one after the other.
+pub(crate) type Lanes = Vec<Vec<GateStep>>;
+
+/// What was run so far.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    began: Instant,
+    reports: Vec<StepReport>,
+    /// A line for each thing that this machine cannot run.
+    skipped: PathBuf,
+    /// Outputs of test programs and of tests that were run again.
+    logs: PathBuf,
+}
+
+impl Gate {
+    pub(crate) fn new() -> Result<Self> {
+        let skipped = env::temp_dir().join(format!("podling-skipped-{}", std::process::id()));
+        fs::write(&skipped, "").with_context(|| format!("writing {}", skipped.display()))?;
+        let logs = program::target_dir().join("gate");
+        let _ = fs::remove_dir_all(&logs);
+        fs::create_dir_all(&logs).with_context(|| format!("creating {}", logs.display()))?;
+        Ok(Self { began: Instant::now(), reports: Vec::new(), skipped, logs })
+    }
+
+    /// Runs `cargo ARGS…`; whether it passed.
+    pub(crate) fn cargo(&mut self, name: &str, args: &[&str], envs: &[(&str, &str)]) -> Result<bool> {
+        self.run(GateStep::cargo(name, args, envs))
+    }
+
+    /// Runs a step; whether it passed. A failure is remembered and the next step still runs.
+    pub(crate) fn run(&mut self, step: GateStep) -> Result<bool> {
+        let report = self.noting_what_is_skipped(step).run()?;
+        Ok(self.add(report))
+    }
+
+    /// The same; returns what it printed, or nothing if it failed.
+    pub(crate) fn run_for_output(&mut self, step: GateStep) -> Result<Option<String>> {
+        let mut report = step.run_for_output()?;
+        let output = std::mem::take(&mut report.output);
+        Ok(self.add(report).then_some(output))
+    }
+
+    /// Runs the lanes beside each other.
+    pub(crate) fn run_lanes(&mut self, lanes: Lanes) -> Result<()> {
+        let noting = |lane: Vec<GateStep>| lane.into_iter().map(|step| self.noting_what_is_skipped(step));
+        let lanes: Lanes = lanes.into_iter().map(|lane| noting(lane).collect()).collect();
+        let reports: Vec<Result<Vec<StepReport>>> = thread::scope(|scope| {
+            let run = |lane: Vec<GateStep>| lane.into_iter().map(GateStep::run_in_lane).collect();
+            let running: Vec<_> = lanes.into_iter().map(|lane| scope.spawn(move || run(lane))).collect();
+            running.into_iter().map(|lane| lane.join().expect("a lane does not panic")).collect()
+        });
+        for lane in reports {
+            for report in lane? {
+                self.add(report);
+            }
+        }
+        Ok(())
+    }
+
+    /// Records a check that xtask does itself.
+    pub(crate) fn record(&mut self, name: &str, passed: bool, wall: Duration) {
+        let outcome = if passed { StepOutcome::Passed } else { StepOutcome::Failed };
+        self.add(StepReport::of_xtask(name, outcome, wall));
+    }
+
+    /// Records that a step cannot run because an earlier one failed.
+    pub(crate) fn not_run(&mut self, name: &str) {
+        self.add(StepReport::of_xtask(name, StepOutcome::NotRun, Duration::ZERO));
+    }
+
+    /// Records that something cannot run here, and why.
+    pub(crate) fn skip(&mut self, what: &str, why: &str) -> Result<()> {
+        let mut file = OpenOptions::new().append(true).open(&self.skipped)?;
+        writeln!(file, "{what}: {why}").context("writing what was skipped")
+    }
+
+    /// Whether everything was compiled: whatever failed is a test.
+    pub(crate) fn has_built(&self) -> bool {
+        let is_built = |report: &StepReport| report.outcome == StepOutcome::Passed || report.tests.is_some();
+        self.reports.iter().all(is_built)
+    }
+
+    /// Runs failed stories again and prints the summary; whether all is well. Skipping something is well everywhere but in CI.
+    pub(crate) fn finish(mut self) -> Result<bool> {
+        let failed = unstable::run_again(&mut self.reports, &self.logs)?;
+        let skipped = fs::read_to_string(&self.skipped).context("reading what was skipped")?;
+        let _ = fs::remove_file(&self.skipped);
+        println!("\n== summary");
+        println!("{:>10} {:>12}", "seconds", "processors");
+        for report in &self.reports {
+            let (wall, cpu) = (report.wall.as_secs_f64(), report.cpu.as_secs_f64());
+            println!("{wall:>10.1} {cpu:>12.1}  {:<8}  {}", report.outcome.word(), report.described());
+        }
+        let cpu: Duration = self.reports.iter().map(|report| report.cpu).sum();
+        println!("{:>10.1} {:>12.1}  in all", self.began.elapsed().as_secs_f64(), cpu.as_secs_f64());
+        for line in skipped.lines() {
+            println!("skipped: {line}");
+        }
+        let is_whole = skipped.is_empty() || !in_ci();
+        if !is_whole {
+            println!("with CI=true nothing may be skipped");
+        }
+        let unstable = failed.iter().filter(|test| test.is_unstable()).count();
+        let ended_well =
+            |report: &StepReport| matches!(report.outcome, StepOutcome::Passed | StepOutcome::Unstable);
+        let passed =
+            self.reports.iter().all(ended_well) && is_whole && unstable <= unstable::MOST_UNSTABLE_TESTS;
+        println!("{}", if passed { "all passed" } else { "FAILED" });
+        failed.iter().for_each(FailedTest::print);
+        if unstable > unstable::MOST_UNSTABLE_TESTS {
+            println!("more than {} unstable tests are a failure", unstable::MOST_UNSTABLE_TESTS);
+        }
+        Ok(passed)
+    }
+
+    fn add(&mut self, report: StepReport) -> bool {
+        let passed = report.outcome == StepOutcome::Passed;
+        if !report.output.is_empty() {
+            let log = self.logs.join(format!("{}.log", unstable::file_name(&report.name)));
+            let _ = fs::write(log, &report.output);
+        }
+        self.reports.push(report);
+        passed
+    }
+
+    fn noting_what_is_skipped(&self, mut step: GateStep) -> GateStep {
+        step.env(SKIPPED_LIST, &self.skipped);
+        step
+    }
+}
+
+fn in_ci() -> bool {
+    env::var("CI").is_ok_and(|ci| ci == "true" || ci == "1")
+}

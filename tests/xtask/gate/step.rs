@@ -1,0 +1,243 @@
+//! One step of the gate: a command, how it ended, and what it cost.
+
+use std::{
+    io::{self, BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+
+use super::{libtest, test_program::TestProgram};
+use crate::program;
+
+/// How much less of a processor a background step gets than what runs beside it (`nice`): tests have deadlines, compilers have none.
+const BACKGROUND_NICENESS: &str = "15";
+/// `utime`, `stime`, `cutime` and `cstime` in `/proc/PID/stat`, counted from the field behind the command's name.
+const CPU_FIELDS: std::ops::Range<usize> = 11..15;
+
+/// A command that is still to be run.
+#[derive(Debug)]
+pub(crate) struct GateStep {
+    name: String,
+    shown: String,
+    command: Command,
+    /// Set where the command runs test programs whose failed tests may be run again.
+    tests: Option<TestProgram>,
+}
+
+/// How a step ended.
+#[derive(Debug)]
+pub(crate) struct StepReport {
+    pub(crate) name: String,
+    pub(crate) outcome: StepOutcome,
+    pub(crate) wall: Duration,
+    /// Of the command and every process that it waited for; zero where the system does not tell.
+    pub(crate) cpu: Duration,
+    /// What it printed; empty where that was not piped through xtask.
+    pub(crate) output: String,
+    pub(crate) tests: Option<TestProgram>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StepOutcome {
+    Passed,
+    /// Tests failed and passed when they were run again by themselves.
+    Unstable,
+    Failed,
+    /// A step that it needs has failed.
+    NotRun,
+}
+
+impl GateStep {
+    /// `cargo ARGS…`.
+    pub(crate) fn cargo(name: &str, args: &[&str], envs: &[(&str, &str)]) -> Self {
+        let shown = format!("cargo {}", args.join(" "));
+        let mut command = program::cargo();
+        command.args(args).envs(envs.iter().copied());
+        Self { name: name.to_owned(), shown, command, tests: None }
+    }
+
+    /// A script of this repository.
+    pub(crate) fn script(name: &str, path: &Path) -> Self {
+        let command = program::program(path);
+        Self { name: name.to_owned(), shown: path.display().to_string(), command, tests: None }
+    }
+
+    /// A script of the shell, with these arguments.
+    pub(crate) fn shell(name: &str, script: &str, args: &[&PathBuf]) -> Self {
+        let mut command = program::program("sh");
+        command.args(["-c", script, "sh"]).args(args);
+        let programs = args.iter().filter_map(|path| path.file_name()).map(|name| name.to_string_lossy());
+        let shown = programs.collect::<Vec<_>>().join(" ");
+        Self { name: name.to_owned(), shown, command, tests: None }
+    }
+
+    /// Test programs, all their tests or those that match the filters in their arguments.
+    pub(crate) fn tests(name: &str, tests: TestProgram) -> Self {
+        let command = tests.command();
+        Self { name: name.to_owned(), shown: program::shown(&command), command, tests: Some(tests) }
+    }
+
+    /// Leaves the processors to what runs beside it.
+    pub(crate) fn in_background(mut self) -> Self {
+        self.command = program::nice(&self.command, BACKGROUND_NICENESS);
+        self
+    }
+
+    pub(crate) fn env(&mut self, name: &str, value: &Path) {
+        self.command.env(name, value);
+    }
+
+    /// Runs it alone: what it prints is ours.
+    pub(crate) fn run(self) -> Result<StepReport> {
+        println!();
+        self.run_with(|line| println!("{line}"), false)
+    }
+
+    /// Runs it beside others: each line that it prints begins with its name.
+    pub(crate) fn run_in_lane(self) -> Result<StepReport> {
+        let name = self.name.clone();
+        self.run_with(|line| println!("[{name}] {line}"), true)
+    }
+
+    /// Runs it and returns what it printed to standard output, which nobody else sees.
+    pub(crate) fn run_for_output(mut self) -> Result<StepReport> {
+        println!("\n== {}: {}", self.name, self.shown);
+        let began = Instant::now();
+        let mut child = self.command.stdout(Stdio::piped()).spawn().with_context(|| self.shown.clone())?;
+        let output = io::read_to_string(child.stdout.take().expect("it is piped"))?;
+        let (status, cpu) = wait(&mut child)?;
+        Ok(self.report(status, began, cpu, output))
+    }
+
+    fn run_with(mut self, print: impl Fn(&str), in_lane: bool) -> Result<StepReport> {
+        println!("== {}: {}", self.name, self.shown);
+        let began = Instant::now();
+        let running = || format!("running {:?}", self.shown);
+        if !in_lane && self.tests.is_none() {
+            let mut child = self.command.spawn().with_context(running)?;
+            let (status, cpu) = wait(&mut child)?;
+            return Ok(self.report(status, began, cpu, String::new()));
+        }
+        let mut output = String::new();
+        let (mut status, mut cpu) =
+            run_through_pipe(&mut self.command, &print, &mut output).with_context(running)?;
+        // What was to run in the same sandbox behind a run that failed gets another one.
+        while let Some(rest) = self.tests.as_ref().and_then(|tests| runs_left(tests, &output)) {
+            println!("== {}, the rest: {}", self.name, program::shown(&rest.command()));
+            let ended = runs_ended(&output);
+            let (rest_status, rest_cpu) =
+                run_through_pipe(&mut rest.command(), &print, &mut output).with_context(running)?;
+            cpu += rest_cpu;
+            status = if status.success() { rest_status } else { status };
+            if runs_ended(&output) == ended {
+                break;
+            }
+        }
+        Ok(self.report(status, began, cpu, output))
+    }
+
+    fn report(self, status: ExitStatus, began: Instant, cpu: Duration, output: String) -> StepReport {
+        let outcome = if status.success() { StepOutcome::Passed } else { StepOutcome::Failed };
+        let wall = began.elapsed();
+        let (took, used) = (wall.as_secs_f64(), cpu.as_secs_f64());
+        println!("== {}: {} in {took:.1} s ({used:.1} s of processors)", self.name, outcome.word());
+        StepReport { name: self.name, outcome, wall, cpu, output, tests: self.tests }
+    }
+}
+
+impl StepReport {
+    /// Of something that xtask itself does, or does not.
+    pub(crate) fn of_xtask(name: &str, outcome: StepOutcome, wall: Duration) -> Self {
+        let name = name.to_owned();
+        Self { name, outcome, wall, cpu: Duration::ZERO, output: String::new(), tests: None }
+    }
+
+    /// Its name, and how long each run took where it has several.
+    pub(crate) fn described(&self) -> String {
+        let runs = self.tests.as_ref().and_then(|_| libtest::runs(&self.output)).unwrap_or_default();
+        let took: Vec<_> = runs.into_iter().map(|run| run.took).collect();
+        if took.len() > 1 { format!("{} ({})", self.name, took.join(", ")) } else { self.name.clone() }
+    }
+}
+
+impl StepOutcome {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Unstable => "unstable",
+            Self::Failed => "FAILED",
+            Self::NotRun => "not run",
+        }
+    }
+}
+
+/// How many runs of test programs ended with a result.
+fn runs_ended(output: &str) -> usize {
+    libtest::runs(output).map_or(0, |runs| runs.len())
+}
+
+/// The runs that did not start because one before them failed.
+fn runs_left(tests: &TestProgram, output: &str) -> Option<TestProgram> {
+    let ended = runs_ended(output);
+    if ended > 0 { tests.after(ended) } else { None }
+}
+
+/// Runs the command; each line goes to `print`, and to `output`.
+fn run_through_pipe(
+    command: &mut Command,
+    print: &impl Fn(&str),
+    output: &mut String,
+) -> Result<(ExitStatus, Duration)> {
+    let (reader, writer) = io::pipe()?;
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn()?;
+    // The command holds the pipe's other end: without this the loop below would never end.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    for line in BufReader::new(reader).split(b'\n') {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        print(&line);
+        output.push_str(&line);
+        output.push('\n');
+    }
+    wait(&mut child)
+}
+
+/// Waits for the process. Its processor time is read between its end and the wait that removes it.
+fn wait(child: &mut Child) -> Result<(ExitStatus, Duration)> {
+    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+    }
+    let cpu = cpu_time(child.id()).unwrap_or_default();
+    Ok((child.wait().context("waiting for a process")?, cpu))
+}
+
+/// The processor time of a process and of its children that it waited for. Only Linux tells.
+fn cpu_time(pid: u32) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name is in parentheses and may hold blanks.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks: u64 = fields.get(CPU_FIELDS)?.iter().filter_map(|field| field.parse::<u64>().ok()).sum();
+    Some(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_time_of_children_is_counted() {
+        let spin = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
+        let mut child =
+            Command::new("sh").args(["-c", &format!("sh -c '{spin}'; true")]).spawn().expect("sh");
+        let (status, cpu) = wait(&mut child).expect("it ends");
+        assert!(status.success());
+        if cfg!(target_os = "linux") {
+            assert!(cpu > Duration::ZERO, "{cpu:?}");
+        }
+    }
+}

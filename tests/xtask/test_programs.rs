@@ -1,0 +1,136 @@
+//! The test programs of the workspace, all built by one call of cargo, so that every dependency is compiled with one set of features.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::{
+    gate::{Gate, GateStep, TestProgram},
+    program,
+};
+
+/// The stories' test program.
+const STORIES: &str = "stories";
+/// The test program that wants a cluster.
+const CLUSTER: &str = "cluster";
+/// How many unit tests run at once: many of them wait for clocks or processes.
+const UNIT_THREADS: &str = "--test-threads=4";
+/// Runs one program after the other: a folder and a program in each pair of arguments.
+const ONE_BY_ONE: &str = "code=0; while [ $# -gt 0 ]; do \
+    (cd \"$1\" && CARGO_MANIFEST_DIR=$1 exec \"$2\" --quiet $THREADS) || code=1; shift 2; done; exit $code";
+
+/// What is built.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum TestSelection {
+    /// Every test of every crate.
+    All,
+    Stories,
+    /// The stories, which also run on pods, and the suite.
+    Cluster,
+}
+
+/// Where the built programs are.
+#[derive(Debug)]
+pub(crate) struct TestPrograms {
+    built: Vec<BuiltTest>,
+}
+
+#[derive(Debug)]
+struct BuiltTest {
+    /// Of the library, program or integration test.
+    name: String,
+    path: PathBuf,
+    /// The folder of its package, in which cargo starts it.
+    package: PathBuf,
+}
+
+impl TestPrograms {
+    /// Builds them, and all binaries of the workspace. `None` where something does not compile.
+    pub(crate) fn build(gate: &mut Gate, selection: TestSelection) -> Result<Option<Self>> {
+        let tests: &[&str] = match selection {
+            TestSelection::All => &["--tests"],
+            TestSelection::Stories => &["--test", STORIES],
+            TestSelection::Cluster => &["--test", STORIES, "--test", CLUSTER],
+        };
+        let build = ["build", "--workspace", "--quiet", "--message-format=json-render-diagnostics", "--bins"];
+        let step = GateStep::cargo("binaries and tests, built", &[&build[..], tests].concat(), &[]);
+        let Some(messages) = gate.run_for_output(step)? else { return Ok(None) };
+        Ok(Some(Self::from_messages(&messages)?))
+    }
+
+    fn from_messages(messages: &str) -> Result<Self> {
+        let mut built = Vec::new();
+        for line in messages.lines().filter(|line| line.starts_with('{')) {
+            let message: Value = serde_json::from_str(line).context("reading what cargo says")?;
+            let (name, program) = (message["target"]["name"].as_str(), message["executable"].as_str());
+            let manifest = message["manifest_path"].as_str().map(Path::new).and_then(Path::parent);
+            if message["profile"]["test"] == true
+                && let (Some(name), Some(program), Some(package)) = (name, program, manifest)
+            {
+                let (name, path) = (name.to_owned(), PathBuf::from(program));
+                built.push(BuiltTest { name, path, package: package.to_owned() });
+            }
+        }
+        Ok(Self { built })
+    }
+
+    pub(crate) fn stories(&self, args: &[&str]) -> Result<TestProgram> {
+        Ok(TestProgram::new(self.named(STORIES)?, args))
+    }
+
+    pub(crate) fn cluster(&self, args: &[&str]) -> Result<TestProgram> {
+        Ok(TestProgram::new(self.named(CLUSTER)?, args))
+    }
+
+    fn named(&self, name: &str) -> Result<&Path> {
+        let built = self.built.iter().find(|built| built.name == name);
+        Ok(&built.with_context(|| format!("cargo built no test program {name}"))?.path)
+    }
+
+    /// All others, of the packages in these folders, one after the other. `None` where there are none.
+    pub(crate) fn unit_tests(&self, is_wanted: impl Fn(&Path) -> bool) -> Option<GateStep> {
+        let of_others = |built: &&BuiltTest| built.name != STORIES && built.name != CLUSTER;
+        let wanted = self.built.iter().filter(of_others).filter(|built| is_wanted(&built.package));
+        let paths: Vec<_> = wanted.flat_map(|built| [&built.package, &built.path]).collect();
+        (!paths.is_empty()).then(|| {
+            let script = ONE_BY_ONE.replace("$THREADS", UNIT_THREADS);
+            GateStep::shell("unit and property tests", &script, &paths)
+        })
+    }
+}
+
+/// The packages of this workspace, as cargo describes them.
+pub(crate) fn workspace_packages() -> Result<Vec<Value>> {
+    let metadata = ["metadata", "--no-deps", "--format-version=1"];
+    let output = program::cargo().args(metadata).output().context("running cargo metadata")?;
+    let metadata: Value = serde_json::from_slice(&output.stdout).context("reading cargo metadata")?;
+    Ok(metadata["packages"].as_array().cloned().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_programs_are_found_in_cargo_messages() {
+        let artifact = |name: &str, test: bool, executable: &str| {
+            format!(
+                r#"{{"reason":"compiler-artifact","manifest_path":"/r/tests/Cargo.toml","target":{{"name":"{name}"}},"profile":{{"test":{test}}},"executable":{executable}}}"#
+            )
+        };
+        let messages = [
+            artifact("stories", true, r#""/t/stories-1""#),
+            artifact("podling", false, r#""/t/podling""#),
+            artifact("podling_core", true, r#""/t/podling_core-1""#),
+            artifact("podling_core", false, "null"),
+            r#"{"reason":"build-finished","success":true}"#.to_owned(),
+        ];
+        let programs = TestPrograms::from_messages(&messages.join("\n")).expect("they are read");
+        assert_eq!(programs.named(STORIES).expect("it is built"), Path::new("/t/stories-1"));
+        assert!(programs.cluster(&[]).is_err(), "it was not built");
+        assert!(programs.unit_tests(|package| package.ends_with("tests")).is_some());
+        assert!(programs.unit_tests(|package| package.ends_with("agent")).is_none());
+        assert_eq!(programs.built.len(), 2);
+    }
+}
