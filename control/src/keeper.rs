@@ -28,7 +28,7 @@ use crate::{
     backups::{self, BackupError, Backups, Key, Label, Proof},
     dial::{AGENT_NAME, DIAL_TIME, DialError, dial},
     identity::Identity,
-    lease::Term,
+    lease::Leadership,
     progress::{Progress, Stage, Teller},
     server::Tasks,
     snapshot::AgentView,
@@ -71,7 +71,7 @@ pub trait Keeper: fmt::Debug + Send + Sync + 'static {
 pub struct AgentKeeper {
     backups: Backups,
     identity: Arc<Identity>,
-    term: Arc<Term>,
+    leadership: Arc<Leadership>,
     tasks: Tasks,
 }
 
@@ -106,14 +106,14 @@ type Agent = ArchivesClient<
 >;
 
 impl AgentKeeper {
-    /// Keeps archives in `backups`; agents know the control plane by `identity`. What others may know of is removed only in our `term`.
-    pub fn new(backups: Backups, identity: Arc<Identity>, term: Arc<Term>) -> Self {
-        Self { backups, identity, term, tasks: Tasks::default() }
+    /// Keeps archives in `backups`; agents know the control plane by `identity`. What others may know of is removed only in our `leadership`.
+    pub fn new(backups: Backups, identity: Arc<Identity>, leadership: Arc<Leadership>) -> Self {
+        Self { backups, identity, leadership, tasks: Tasks::default() }
     }
 
     /// Removes an archive that another control plane may go by, if there is one that decides.
     async fn lets_go(&self, key: &Key) -> Result<(), KeepError> {
-        if !self.term.is_ours() {
+        if !self.leadership.is_leader() {
             return Err(KeepError::Superseded);
         }
         Ok(self.backups.remove(key).await?)

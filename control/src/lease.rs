@@ -1,12 +1,12 @@
 //! The lease: of several control planes in one cluster one decides, and the others stand by.
 //!
-//! Whoever holds it renews it, and stops acting by its own clock before anybody else may take it; it goes on where it is still its own afterwards. One that stood still meanwhile finds out by the
+//! Whoever holds it renews it, and stops acting by its own clock before anybody else may try_acquire it; it goes on where it is still its own afterwards. One that stood still meanwhile finds out by the
 //! same clock, and by the versions of what it wants to write. Others go by how long they have seen the lease unchanged (or gone), so that
-//! nobody's clock has to be right. Where it went with its namespace no other can be made, and its last holder goes on.
+//! nobody's clock has to be right. Where it went with its namespace no other can be made, and its permanent holder goes on.
 //!
 //! Must not know what is decided.
 
-mod term;
+mod leadership;
 
 use std::{
     collections::BTreeMap,
@@ -29,28 +29,28 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use self::term::ACTS_FOR;
-pub use self::term::Term;
+use self::leadership::LEADERSHIP_VALID;
+pub use self::leadership::Leadership;
 
 /// The resource.
 const NAME: &str = "podling-control";
 /// Unchanged for so long, it is anybody's.
-const LASTS: Duration = Duration::from_secs(8);
+const LEASE_DURATION: Duration = Duration::from_secs(8);
 /// Its holder renews it so often, and looks at it no more often while it is another's.
-const RENEWED_EVERY: Duration = Duration::from_secs(2);
-const LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
+const RENEW_INTERVAL: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// For the API server to answer.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(4);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
 /// Its holder stands for so long without a renewal, and does nothing meanwhile: then it ends, so that where only its own way to the API server is
 /// broken, agents come to who can decide before they count as silent.
-const STANDS_FOR: Duration = Duration::from_secs(5 * 60);
+const RENEWAL_FAILURE_LIMIT: Duration = Duration::from_secs(5 * 60);
 
 /// Where its holder is reached by the others; how long control planes have watched, milliseconds.
 const ADDRESS: &str = "podling.dev/address";
-const WITNESSED: &str = "podling.dev/witnessed-ms";
+const OBSERVED_TIME: &str = "podling.dev/witnessed-ms";
 
 /// One who wants it.
-pub struct Candidate {
+pub struct LeaseCandidate {
     leases: Api<Resource>,
     identity: String,
     address: Option<String>,
@@ -58,18 +58,18 @@ pub struct Candidate {
 }
 
 /// It is ours.
-pub struct Held {
-    candidate: Candidate,
+pub struct Leader {
+    candidate: LeaseCandidate,
     resource: Mutex<Resource>,
-    term: Arc<Term>,
+    leadership: Arc<Leadership>,
 }
 
 /// It is not ours any more, or may not be.
 #[derive(Debug, thiserror::Error)]
 #[error("another control plane may have taken over: {0}")]
-pub struct Lost(String);
+pub struct LeadershipLost(String);
 
-impl Candidate {
+impl LeaseCandidate {
     /// In this namespace. The identity is one run's, so that nobody takes another's lease for their own. `address`: where the others reach us.
     pub fn new(client: Client, namespace: &str, identity: String, address: Option<String>) -> Self {
         Self {
@@ -86,7 +86,7 @@ impl Candidate {
     }
 
     /// Waits until it is ours.
-    pub async fn acquire(self) -> Held {
+    pub async fn acquire(self) -> Leader {
         let mut seen: Option<(Option<String>, Instant)> = None;
         loop {
             let begun = Instant::now();
@@ -98,24 +98,24 @@ impl Candidate {
                     // One that was deleted is still its holder's, who may not know yet. (Who has never seen one takes it: a first start waits for nobody.)
                     let is_nobodys = lease.as_ref().map_or(seen.is_none(), |lease| holder(lease).is_empty());
                     if let Some(lease) = &lease {
-                        self.is_held(lease);
+                        self.publish_holder(lease);
                     }
                     if lease.is_some() || seen.is_some() {
                         seen = Some((version, since));
                     }
-                    let is_free = is_nobodys || begun.duration_since(since) >= LASTS;
-                    if is_free && let Some(held) = self.take(begun, lease).await {
-                        return self.held(held, begun);
+                    let is_free = is_nobodys || begun.duration_since(since) >= LEASE_DURATION;
+                    if is_free && let Some(acquired) = self.try_acquire(begun, lease).await {
+                        return self.into_leader(acquired, begun);
                     }
                 }
                 Err(error) => tracing::warn!(%error, "the lease cannot be read"),
             }
-            sleep(LOOKED_AT_EVERY.mul_f64(0.75 + fastrand::f64() / 4.0)).await;
+            sleep(POLL_INTERVAL.mul_f64(0.75 + fastrand::f64() / 4.0)).await;
         }
     }
 
     /// Tells where its holder is.
-    fn is_held(&self, lease: &Resource) {
+    fn publish_holder(&self, lease: &Resource) {
         let address = lease.annotations().get(ADDRESS).cloned().filter(|_| !holder(lease).is_empty());
         self.holder.send_if_modified(|known| {
             let news = *known != address;
@@ -125,23 +125,23 @@ impl Candidate {
     }
 
     /// Takes it, unless somebody else is faster.
-    async fn take(&self, now: Instant, old: Option<Resource>) -> Option<Resource> {
+    async fn try_acquire(&self, now: Instant, old: Option<Resource>) -> Option<Resource> {
         let transitions = old.as_ref().and_then(|old| old.spec.as_ref()?.lease_transitions).unwrap_or(0) + 1;
-        let witnessed = old.as_ref().map(witnessed).unwrap_or_default();
+        let observed_time = old.as_ref().map(observed_time).unwrap_or_default();
         let exists = old.is_some();
-        let metadata = old.map_or_else(named, |old| old.metadata);
+        let metadata = old.map_or_else(lease_metadata, |old| old.metadata);
         let spec = LeaseSpec {
             acquire_time: Some(time()),
             lease_transitions: Some(transitions),
             ..LeaseSpec::default()
         };
-        let lease = self.renewed(Resource { metadata, spec: Some(spec) }, witnessed);
+        let lease = self.renewed(Resource { metadata, spec: Some(spec) }, observed_time);
         let taken = match exists {
             true => self.leases.replace(NAME, &PostParams::default(), &lease).await,
             false => self.leases.create(&PostParams::default(), &lease).await,
         };
         match taken {
-            Ok(lease) if now.elapsed() < ACTS_FOR => Some(lease),
+            Ok(lease) if now.elapsed() < LEADERSHIP_VALID => Some(lease),
             Ok(_) => None,
             Err(Error::Api(status)) if status.code == 409 => None,
             Err(error) => {
@@ -151,83 +151,88 @@ impl Candidate {
         }
     }
 
-    fn renewed(&self, mut lease: Resource, witnessed: Duration) -> Resource {
-        let mut annotations = BTreeMap::from([(WITNESSED.to_owned(), witnessed.as_millis().to_string())]);
+    fn renewed(&self, mut lease: Resource, observed_time: Duration) -> Resource {
+        let mut annotations =
+            BTreeMap::from([(OBSERVED_TIME.to_owned(), observed_time.as_millis().to_string())]);
         annotations.extend(self.address.clone().map(|address| (ADDRESS.to_owned(), address)));
         lease.metadata.annotations = Some(annotations);
         lease.metadata.managed_fields = None;
         let spec = lease.spec.get_or_insert_default();
         spec.holder_identity = Some(self.identity.clone());
-        spec.lease_duration_seconds = Some(LASTS.as_secs() as i32);
+        spec.lease_duration_seconds = Some(LEASE_DURATION.as_secs() as i32);
         spec.renew_time = Some(time());
         lease
     }
 
-    fn held(self, resource: Resource, begun: Instant) -> Held {
+    fn into_leader(self, resource: Resource, begun: Instant) -> Leader {
         tracing::info!(identity = self.identity, "this control plane decides");
-        let term = Term::begun(begun, witnessed(&resource));
-        Held { candidate: self, resource: Mutex::new(resource), term: Arc::new(term) }
+        let leadership = Leadership::begun(begun, observed_time(&resource));
+        Leader { candidate: self, resource: Mutex::new(resource), leadership: Arc::new(leadership) }
     }
 }
 
-impl Held {
+impl Leader {
     /// Whether it is still ours, for whoever acts.
-    pub fn term(&self) -> Arc<Term> {
-        self.term.clone()
+    pub fn leadership(&self) -> Arc<Leadership> {
+        self.leadership.clone()
     }
 
-    /// Renews it for as long as it is nobody else's. Where the API server does not answer nobody can take it: nothing is done then that wants it, and
+    /// Renews it for as long as it is nobody else's. Where the API server does not answer nobody can try_acquire it: nothing is done then that wants it, and
     /// what is served goes on being served.
-    pub async fn keep(&self) -> Lost {
+    pub async fn renew_until_lost(&self) -> LeadershipLost {
         loop {
             let begun = Instant::now();
             match self.renew(begun).await {
                 Ok(true) => {}
-                Ok(false) => return Lost("the lease is another's".into()),
-                Err(problem) if self.term.unrenewed() >= STANDS_FOR => return Lost(problem),
+                Ok(false) => return LeadershipLost("the lease is another's".into()),
+                Err(problem) if self.leadership.since_renewal() >= RENEWAL_FAILURE_LIMIT => {
+                    return LeadershipLost(problem);
+                }
                 Err(problem) => tracing::warn!(problem, "the lease cannot be renewed"),
             }
-            sleep(RENEWED_EVERY).await;
+            sleep(RENEW_INTERVAL).await;
         }
     }
 
     /// Whether it is ours; if so, from this moment on.
     async fn renew(&self, begun: Instant) -> Result<bool, String> {
-        let renewed = self.candidate.renewed(self.resource(), self.term.witnessed());
-        match timeout(ANSWERED_WITHIN, self.write(renewed)).await {
+        let renewed = self.candidate.renewed(self.resource(), self.leadership.observed_time());
+        match timeout(REQUEST_TIMEOUT, self.write(renewed)).await {
             Ok(Ok(())) => {
-                self.term.renew(begun);
+                self.leadership.renew(begun);
                 Ok(true)
             }
             Ok(Err(Error::Api(status))) if matches!(status.code, 404 | 409) => {
-                timeout(ANSWERED_WITHIN, self.look_again(begun)).await.unwrap_or_else(|_| Err(unanswered()))
+                timeout(REQUEST_TIMEOUT, self.recheck_holder(begun))
+                    .await
+                    .unwrap_or_else(|_| Err(timeout_error()))
             }
             Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(unanswered()),
+            Err(_) => Err(timeout_error()),
         }
     }
 
-    /// Whether it is ours, though it is not as we wrote it last.
-    async fn look_again(&self, begun: Instant) -> Result<bool, String> {
+    /// Whether it is ours, though it is not as we wrote it permanent.
+    async fn recheck_holder(&self, begun: Instant) -> Result<bool, String> {
         let leases = &self.candidate.leases;
         match leases.get_opt(NAME).await {
             Ok(Some(now)) if holder(&now) == self.candidate.identity => {
-                self.is_now(now);
+                self.set_resource(now);
                 Err("it was written, and the answer was lost".to_owned())
             }
             Ok(Some(_)) => Ok(false),
             // It may have been another's meanwhile.
-            Ok(None) if !self.term.is_ours() => Ok(false),
+            Ok(None) if !self.leadership.is_leader() => Ok(false),
             Ok(None) => {
-                let anew = Resource { metadata: named(), spec: None };
-                let anew = self.candidate.renewed(anew, self.term.witnessed());
+                let anew = Resource { metadata: lease_metadata(), spec: None };
+                let anew = self.candidate.renewed(anew, self.leadership.observed_time());
                 match leases.create(&PostParams::default(), &anew).await {
                     Ok(made) => {
-                        self.is_now(made);
+                        self.set_resource(made);
                         Err("somebody had deleted it".to_owned())
                     }
-                    Err(Error::Api(status)) if is_ending(&status) => {
-                        self.term.is_the_last(begun);
+                    Err(Error::Api(status)) if is_namespace_terminating(&status) => {
+                        self.leadership.set_permanent(begun);
                         Ok(true)
                     }
                     Err(error) => Err(error.to_string()),
@@ -239,7 +244,7 @@ impl Held {
 
     /// Gives it up, so that nobody has to wait for its end.
     pub async fn release(&self) {
-        let mut lease = self.candidate.renewed(self.resource(), self.term.witnessed());
+        let mut lease = self.candidate.renewed(self.resource(), self.leadership.observed_time());
         if let Some(spec) = &mut lease.spec {
             spec.holder_identity = Some(String::new());
         }
@@ -254,47 +259,47 @@ impl Held {
 
     async fn write(&self, lease: Resource) -> Result<(), Error> {
         let written = self.candidate.leases.replace(NAME, &PostParams::default(), &lease).await?;
-        self.is_now(written);
+        self.set_resource(written);
         Ok(())
     }
 
-    fn is_now(&self, lease: Resource) {
+    fn set_resource(&self, lease: Resource) {
         *self.resource.lock().unwrap_or_else(PoisonError::into_inner) = lease;
     }
 }
 
-impl std::fmt::Debug for Held {
+impl std::fmt::Debug for Leader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Held").field("identity", &self.candidate.identity).finish_non_exhaustive()
+        f.debug_struct("Leader").field("identity", &self.candidate.identity).finish_non_exhaustive()
     }
 }
 
-impl std::fmt::Debug for Candidate {
+impl std::fmt::Debug for LeaseCandidate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Candidate").field("identity", &self.identity).finish_non_exhaustive()
+        f.debug_struct("LeaseCandidate").field("identity", &self.identity).finish_non_exhaustive()
     }
 }
 
-fn named() -> ObjectMeta {
+fn lease_metadata() -> ObjectMeta {
     ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() }
 }
 
 /// The namespace takes nothing new.
-fn is_ending(status: &Status) -> bool {
+fn is_namespace_terminating(status: &Status) -> bool {
     let causes = status.details.iter().flat_map(|details| &details.causes);
     causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
-fn unanswered() -> String {
-    format!("no answer within {} s", ANSWERED_WITHIN.as_secs())
+fn timeout_error() -> String {
+    format!("no answer within {} s", REQUEST_TIMEOUT.as_secs())
 }
 
 fn holder(lease: &Resource) -> &str {
     lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
 }
 
-fn witnessed(lease: &Resource) -> Duration {
-    let millis = lease.annotations().get(WITNESSED).and_then(|millis| millis.parse().ok());
+fn observed_time(lease: &Resource) -> Duration {
+    let millis = lease.annotations().get(OBSERVED_TIME).and_then(|millis| millis.parse().ok());
     Duration::from_millis(millis.unwrap_or(0))
 }
 

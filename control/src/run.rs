@@ -80,11 +80,12 @@ async fn serve<B: Backend, R: AgentReviewer>(
     shutdown: CancellationToken,
     ready: impl FnOnce(Ready),
 ) -> Result<(), RunError> {
-    let Engine { identity, backend, store, reviewer, templates, public, agents_at, follower, term } = engine;
+    let Engine { identity, backend, store, reviewer, templates, public, agents_at, follower, leadership } =
+        engine;
     // Opened now, so that a store that cannot be used is said at the start and not when a workspace has to be archived.
     file::make_private_folder(&config.scratch)?;
     let backups = Backups::open(&config.backups, config.scratch.clone())?;
-    let keeper = Arc::new(AgentKeeper::new(backups, identity.clone(), term));
+    let keeper = Arc::new(AgentKeeper::new(backups, identity.clone(), leadership));
     // Set by the driver itself after `down`.
     let driven = CancellationToken::new();
     let (driver, handle) = Driver::open(store, backend, keeper, config.quotas, driven.clone()).await?;

@@ -19,7 +19,7 @@ use podling_control::{
         kubernetes::{KubernetesBackend, KubernetesReviewer},
     },
     kubernetes::objects::House,
-    lease::Term,
+    lease::Leadership,
 };
 use podling_core::{
     id::WorkspaceId,
@@ -63,7 +63,8 @@ impl Ground {
             control_ca: "podling-ca".into(),
             service_account: ACCOUNT.into(),
         };
-        let backend = Arc::new(KubernetesBackend::new(client().await, space.name(), house, Term::alone()));
+        let backend =
+            Arc::new(KubernetesBackend::new(client().await, space.name(), house, Leadership::permanent()));
         let observations = Box::pin(backend.observe());
         let mut ground = Self { space, backend, observations };
         let is_list = |seen| matches!(seen, Observation::Listed { .. }).then_some(());
@@ -168,7 +169,12 @@ async fn a_start_is_one_pod_and_storage_outlives_it() {
     );
 
     // Another control plane finds it.
-    let other = KubernetesBackend::new(client().await, ground.space.name(), house_of_nobody(), Term::alone());
+    let other = KubernetesBackend::new(
+        client().await,
+        ground.space.name(),
+        house_of_nobody(),
+        Leadership::permanent(),
+    );
     let listed = Box::pin(other.observe()).next().await;
     let Some(Observation::Listed { living, .. }) = listed else { panic!("{listed:?}") };
     assert_eq!(living, std::slice::from_ref(&instance));

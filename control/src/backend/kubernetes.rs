@@ -33,7 +33,7 @@ pub use self::{reviewer::KubernetesReviewer, shield::Shield};
 use crate::{
     backend::{Backend, BackendError, Instance, Observation, Plan, Resize},
     kubernetes::objects::House,
-    lease::Term,
+    lease::Leadership,
 };
 
 /// Tellings of starts that wait for the driver. When it is full they wait.
@@ -48,10 +48,10 @@ pub struct KubernetesBackend {
 }
 
 impl KubernetesBackend {
-    /// In this namespace, by the rights that `client` has there, for as long as it is our term.
-    pub fn new(client: Client, namespace: &str, house: House, term: Arc<Term>) -> Self {
+    /// In this namespace, by the rights that `client` has there, for as long as it is our leadership.
+    pub fn new(client: Client, namespace: &str, house: House, leadership: Arc<Leadership>) -> Self {
         let (told, observations) = mpsc::channel(OBSERVATIONS);
-        let cluster = Cluster::new(client, namespace, Arc::new(house), term);
+        let cluster = Cluster::new(client, namespace, Arc::new(house), leadership);
         Self { cluster, told, observations: Mutex::new(Some(observations)) }
     }
 

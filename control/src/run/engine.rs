@@ -18,7 +18,7 @@ use crate::{
     driver::DriverHandle,
     identity::Identity,
     kubernetes::objects::House,
-    lease::{Candidate, Held, Term},
+    lease::{Leader, Leadership, LeaseCandidate},
     open_files::OpenFiles,
     snapshot::Snapshots,
     store::{KubernetesStore, RedbStore, Store},
@@ -36,7 +36,7 @@ pub(super) struct Engine<B, R> {
     pub(super) backend: B,
     pub(super) store: Arc<dyn Store>,
     /// For how long it is for us to decide.
-    pub(super) term: Arc<Term>,
+    pub(super) leadership: Arc<Leadership>,
     pub(super) reviewer: Box<dyn FnOnce(Snapshots) -> Result<R, BackendError> + Send>,
     pub(super) templates: watch::Receiver<Arc<Templates>>,
     /// The public door, if it is open already.
@@ -77,7 +77,7 @@ pub(super) fn local(
         identity,
         backend,
         store: Arc::new(RedbStore::open(&config.data.join("control").join("store.redb"))?),
-        term: Term::alone(),
+        leadership: Leadership::permanent(),
         reviewer: Box::new(LocalReviewer::new),
         // They stay as they are.
         templates: watch::channel(Arc::new(templates)).1,
@@ -91,26 +91,27 @@ pub(super) fn local(
 pub(super) async fn kubernetes(
     config: &Config,
     cluster: &Cluster,
-) -> Result<(Engine<KubernetesBackend, KubernetesReviewer>, Arc<Held>), RunError> {
+) -> Result<(Engine<KubernetesBackend, KubernetesReviewer>, Arc<Leader>), RunError> {
     let failed =
         |source| RunError::Cluster { operation: "finding the cluster".into(), source: Box::new(source) };
     let client = Client::try_default().await.map_err(failed)?;
     let namespace = cluster.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
     let (public, agents) = (bind(config.listen).await?, bind(cluster.agents_listen).await?);
-    let held = {
+    let leader = {
         let address = cluster.advertise.map(|address| address.to_string());
-        let candidate = Candidate::new(client.clone(), &namespace, token::random(IDENTITY_BYTES), address);
+        let candidate =
+            LeaseCandidate::new(client.clone(), &namespace, token::random(IDENTITY_BYTES), address);
         let (holder, for_agents) = (candidate.holder(), candidate.holder());
         tokio::select! {
-            held = candidate.acquire() => Arc::new(held),
+            leader = candidate.acquire() => Arc::new(leader),
             never = async {
                 tokio::join!(pass_on(&public, holder), pass_on(&agents, for_agents));
                 pending().await
             } => never,
         }
     };
-    let engine = deciding(config, cluster, client, &namespace, &held, (public, agents)).await?;
-    Ok((engine, held))
+    let engine = deciding(config, cluster, client, &namespace, &leader, (public, agents)).await?;
+    Ok((engine, leader))
 }
 
 /// The same, now that it is for us.
@@ -119,7 +120,7 @@ async fn deciding(
     cluster: &Cluster,
     client: Client,
     namespace: &str,
-    held: &Arc<Held>,
+    leader: &Arc<Leader>,
     (public, agents): (TcpListener, TcpListener),
 ) -> Result<Engine<KubernetesBackend, KubernetesReviewer>, RunError> {
     secrets::share(&client, namespace, &config.data).await?;
@@ -131,21 +132,21 @@ async fn deciding(
         control_ca: CONTROL_CA.to_owned(),
         service_account: cluster.workspace_account.clone(),
     };
-    let store = Arc::new(KubernetesStore::new(client.clone(), namespace, held.term()));
+    let store = Arc::new(KubernetesStore::new(client.clone(), namespace, leader.leadership()));
     let opened = TemplateFollower::open(&client, namespace, &config.default_template).await;
     let (follower, templates) = opened.map_err(|source| RunError::Cluster {
         operation: "reading the templates".into(),
         source: Box::new(source),
     })?;
     let reviewer = KubernetesReviewer::new(client.clone(), namespace, &cluster.workspace_account);
-    let backend = KubernetesBackend::new(client, namespace, house, held.term());
+    let backend = KubernetesBackend::new(client, namespace, house, leader.leadership());
     let shield = backend.shield();
-    let (followed, shown, keeping) = (store.clone(), store.clone(), held.clone());
+    let (followed, shown, renewing) = (store.clone(), store.clone(), leader.clone());
     Ok(Engine {
         identity,
         backend,
         store,
-        term: held.term(),
+        leadership: leader.leadership(),
         reviewer: Box::new(|_| Ok(reviewer)),
         templates,
         public: Some(public),
@@ -158,7 +159,7 @@ async fn deciding(
                     () = shown.show(driver.snapshots()) => Ok("what resources show"),
                     () = shield.run(driver.snapshots()) => Ok("what autoscalers are told"),
                     () = follower.run() => Ok("the watch over templates"),
-                    lost = keeping.keep() => Err(lost.into()),
+                    lost = renewing.renew_until_lost() => Err(lost.into()),
                 }
             })
         })),

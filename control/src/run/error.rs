@@ -7,7 +7,7 @@ use crate::{
     backups::OpenError,
     driver::BackendGone,
     identity::{FileError, IdentityError},
-    lease::Lost,
+    lease::LeadershipLost,
     store::StoreError,
     template::TemplateError,
 };
@@ -59,7 +59,7 @@ pub enum RunError {
     Backend(#[from] BackendError),
     /// Another control plane decides by now.
     #[error(transparent)]
-    Lost(#[from] Lost),
+    LeadershipLost(#[from] LeadershipLost),
     /// The cluster.
     #[error("{operation}")]
     Cluster {

@@ -37,7 +37,7 @@ use crate::{
     kubernetes::{
         Wishes, Workspace, WorkspaceArchive, WorkspaceTemplate, WorkspaceTemplateSpec, id_of, resolve,
     },
-    lease::Term,
+    lease::Leadership,
 };
 
 /// Changes that are written at once; more of a batch wait.
@@ -56,12 +56,12 @@ pub struct KubernetesStore {
     archives: Api<WorkspaceArchive>,
     events: Api<Event>,
     homes: Mutex<BTreeMap<WorkspaceId, Arc<Home>>>,
-    term: Arc<Term>,
+    leadership: Arc<Leadership>,
 }
 
 impl KubernetesStore {
-    /// In this namespace, by the rights that `client` has there, for as long as it is our term.
-    pub fn new(client: Client, namespace: &str, term: Arc<Term>) -> Self {
+    /// In this namespace, by the rights that `client` has there, for as long as it is our leadership.
+    pub fn new(client: Client, namespace: &str, leadership: Arc<Leadership>) -> Self {
         Self {
             workspaces: Api::namespaced(client.clone(), namespace),
             all_workspaces: Api::namespaced(client.clone(), namespace),
@@ -70,7 +70,7 @@ impl KubernetesStore {
             archives: Api::namespaced(client.clone(), namespace),
             events: Api::namespaced(client, namespace),
             homes: Mutex::default(),
-            term,
+            leadership,
         }
     }
 
@@ -119,7 +119,7 @@ impl KubernetesStore {
 #[tonic::async_trait]
 impl Store for KubernetesStore {
     async fn load(&self) -> Result<Loaded, StoreError> {
-        let mut loaded = Loaded { witnessed: self.term.witnessed(), ..Loaded::default() };
+        let mut loaded = Loaded { witnessed: self.leadership.observed_time(), ..Loaded::default() };
         let reading = |source| failed("reading the workspaces".into(), source);
         for gone in self.all_archives.list(&ListParams::default()).await.map_err(reading)? {
             let Some(gone) = readable(gone) else { continue };
@@ -155,11 +155,13 @@ impl Store for KubernetesStore {
     async fn commit(&self, changes: Vec<Change>) -> Vec<Committed> {
         let committed = stream::iter(changes).map(|change| async {
             let result = match &change {
-                Change::Put(_) | Change::Forget(..) if !self.term.is_ours() => Err(StoreError::Superseded),
+                Change::Put(_) | Change::Forget(..) if !self.leadership.is_leader() => {
+                    Err(StoreError::Superseded)
+                }
                 Change::Put(record) => self.put(record).await,
                 Change::Forget(id, _) => self.remove(id).await,
                 Change::Witnessed(witnessed) => {
-                    self.term.has_witnessed(*witnessed);
+                    self.leadership.set_observed_time(*witnessed);
                     Ok(())
                 }
             };

@@ -22,7 +22,7 @@ use podling_control::{
     driver::{Driver, DriverHandle, NewWorkspace},
     identity::Identity,
     keeper::AgentKeeper,
-    lease::Term,
+    lease::Leadership,
     open_files::OpenFiles,
     snapshot::WorkspaceView,
     store::RedbStore,
@@ -122,7 +122,7 @@ impl Plane {
         let shutdown = CancellationToken::new();
         let url = format!("file://{}/backups", data.path().display());
         let backups = Backups::open(&url, data.path().to_owned()).unwrap();
-        let keeper = Arc::new(AgentKeeper::new(backups, identity.clone(), Term::alone()));
+        let keeper = Arc::new(AgentKeeper::new(backups, identity.clone(), Leadership::permanent()));
         let store = Arc::new(store.await.unwrap());
         let driver = Driver::open(store, backend, keeper, Quotas::default(), shutdown.clone());
         let (driver, handle) = driver.await.unwrap();

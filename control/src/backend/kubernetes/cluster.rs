@@ -17,7 +17,7 @@ use crate::{
         Workspace, WorkspaceTemplate,
         objects::{House, WORKSPACE_LABEL},
     },
-    lease::Term,
+    lease::Leadership,
 };
 
 /// The objects, by kind.
@@ -30,11 +30,16 @@ pub(super) struct Cluster {
     pub(super) templates: Api<WorkspaceTemplate>,
     pub(super) workspaces: Api<Workspace>,
     pub(super) house: Arc<House>,
-    term: Arc<Term>,
+    leadership: Arc<Leadership>,
 }
 
 impl Cluster {
-    pub(super) fn new(client: Client, namespace: &str, house: Arc<House>, term: Arc<Term>) -> Self {
+    pub(super) fn new(
+        client: Client,
+        namespace: &str,
+        house: Arc<House>,
+        leadership: Arc<Leadership>,
+    ) -> Self {
         Self {
             namespace: namespace.to_owned(),
             pods: Api::namespaced(client.clone(), namespace),
@@ -43,7 +48,7 @@ impl Cluster {
             workspaces: Api::namespaced(client.clone(), namespace),
             nodes: Api::all(client),
             house,
-            term,
+            leadership,
         }
     }
 
@@ -54,13 +59,13 @@ impl Cluster {
         telling: Telling<'_>,
         call: impl Fn() -> F,
     ) -> Result<T, BackendError> {
-        patiently(operation, telling, || self.term.is_ours(), call).await
+        patiently(operation, telling, || self.leadership.is_leader(), call).await
     }
 
     /// Asked before anything is made or removed: who stood still for a while may not know yet that another acts by now.
     pub(super) fn acts(&self, operation: &str) -> Result<(), BackendError> {
         let superseded = || BackendError::new(operation, "this control plane does not decide any more");
-        self.term.is_ours().then_some(()).ok_or_else(superseded)
+        self.leadership.is_leader().then_some(()).ok_or_else(superseded)
     }
 }
 

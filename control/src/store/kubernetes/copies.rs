@@ -43,7 +43,7 @@ impl KubernetesStore {
             return;
         }
         for _ in 0..TRIES {
-            if self.term.is_ours() {
+            if self.leadership.is_leader() {
                 match self.disown_once(copy, why).await {
                     Ok(()) => return,
                     Err(Error::Api(status)) if status.code < 500 && status.code != 429 => return,

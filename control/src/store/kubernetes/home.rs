@@ -194,14 +194,14 @@ impl Written {
         let Some(told) = &mut self.told else { return };
         told.generation = self.generation;
         // The rest may be an edit that the record does not follow from yet.
-        let is_ours = |field| changed.get(field).is_some();
-        if is_ours("wanted") {
+        let is_edited = |field| changed.get(field).is_some();
+        if is_edited("wanted") {
             told.wishes.wanted = now.spec.wanted;
         }
-        if is_ours("resources") {
+        if is_edited("resources") {
             told.wishes.resources = record.spec.resources;
         }
-        if is_ours("policy") {
+        if is_edited("policy") {
             told.wishes.policy = record.spec.policy.clone();
         }
     }

@@ -39,7 +39,7 @@ impl KubernetesStore {
             for (id, view) in snapshot.workspaces.iter().filter(|(_, view)| !view.is_gone()) {
                 let Some(home) = self.known_home(id) else { continue };
                 let shown = shown.entry(id.clone()).or_default();
-                if self.term.is_ours() && shown.is_due(view, &home) {
+                if self.leadership.is_leader() && shown.is_due(view, &home) {
                     let untold = untold(view, shown.told.as_ref());
                     due.push((view.clone(), home, untold));
                 }
