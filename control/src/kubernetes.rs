@@ -25,7 +25,7 @@ pub use self::{
     environment::{SecretKey, Variable},
     policy::PolicySpec,
     port::Port,
-    resolve::{Wishes, id_of, names, resolve, share},
+    resolve::{DesiredSpec, id_of, requested_resources, resolve, resource_names},
     resources::ResourcesSpec,
     status::{LastArchive, NextTransition, WorkspaceStatus},
     storage::{AccessMode, StorageSpec},

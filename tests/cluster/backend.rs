@@ -18,7 +18,7 @@ use podling_control::{
         AgentReviewer, Backend, BackendError, Instance, Observation, Plan,
         kubernetes::{KubernetesBackend, KubernetesReviewer},
     },
-    kubernetes::objects::House,
+    kubernetes::objects::PodDefaults,
     lease::Leadership,
 };
 use podling_core::{
@@ -57,14 +57,14 @@ impl Ground {
         space.kubectl(&["create", "serviceaccount", ACCOUNT]).good();
         space.kubectl(&["create", "configmap", "podling-ca", "--from-literal=ca.pem=nobody"]).good();
         space.apply(&template("debian", &image("debian:bookworm-slim"))).good();
-        let house = House {
+        let defaults = PodDefaults {
             agent_image: image("podling/agent:0.1.0"),
             control: "https://nobody.invalid:1".into(),
             control_ca: "podling-ca".into(),
             service_account: ACCOUNT.into(),
         };
         let backend =
-            Arc::new(KubernetesBackend::new(client().await, space.name(), house, Leadership::permanent()));
+            Arc::new(KubernetesBackend::new(client().await, space.name(), defaults, Leadership::permanent()));
         let observations = Box::pin(backend.observe());
         let mut ground = Self { space, backend, observations };
         let is_list = |seen| matches!(seen, Observation::Listed { .. }).then_some(());

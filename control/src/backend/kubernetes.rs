@@ -32,7 +32,7 @@ use self::{cluster::Cluster, pods::Pods};
 pub use self::{reviewer::KubernetesReviewer, shield::Shield};
 use crate::{
     backend::{Backend, BackendError, Instance, Observation, Plan, Resize},
-    kubernetes::objects::House,
+    kubernetes::objects::PodDefaults,
     lease::Leadership,
 };
 
@@ -49,9 +49,9 @@ pub struct KubernetesBackend {
 
 impl KubernetesBackend {
     /// In this namespace, by the rights that `client` has there, for as long as it is our leadership.
-    pub fn new(client: Client, namespace: &str, house: House, leadership: Arc<Leadership>) -> Self {
+    pub fn new(client: Client, namespace: &str, defaults: PodDefaults, leadership: Arc<Leadership>) -> Self {
         let (told, observations) = mpsc::channel(OBSERVATIONS);
-        let cluster = Cluster::new(client, namespace, Arc::new(house), leadership);
+        let cluster = Cluster::new(client, namespace, Arc::new(defaults), leadership);
         Self { cluster, told, observations: Mutex::new(Some(observations)) }
     }
 

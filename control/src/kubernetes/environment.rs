@@ -26,7 +26,7 @@ pub struct Variable {
 }
 
 /// How the secrets begin whose content no workspace may have.
-const OWN_SECRETS: &str = "podling-";
+const RESERVED_SECRET_PREFIX: &str = "podling-";
 
 /// A key of a Secret in the same namespace. Whoever may make a workspace may read any of them, as whoever may make a pod, but for Podling's own.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +44,7 @@ pub struct SecretKey {
 
 impl SecretKey {
     /// Podling's own secrets are no workspace's to read. (An older kind let them in.)
-    pub fn is_podlings_own(&self) -> bool {
-        self.name.starts_with(OWN_SECRETS)
+    pub fn is_reserved(&self) -> bool {
+        self.name.starts_with(RESERVED_SECRET_PREFIX)
     }
 }

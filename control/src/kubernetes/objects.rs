@@ -11,7 +11,7 @@ use podling_core::{id::WorkspaceId, workspace::Epoch};
 
 pub use self::{
     claim::claim,
-    pod::{limits, pod, pod_name},
+    pod::{pod, pod_name, resource_requirements},
 };
 use super::{Port, ResourcesSpec, SecretKey, StorageSpec, WorkspaceTemplateSpec};
 
@@ -37,7 +37,7 @@ pub const KEEP_DATA: &str = "podling.dev/keep-data";
 
 /// One start of a workspace's agent.
 #[derive(Debug, Clone)]
-pub struct Start {
+pub struct PodStart {
     /// Whose.
     pub workspace: WorkspaceId,
     /// Which.
@@ -58,7 +58,7 @@ pub struct Start {
 
 /// What all workspaces of a cluster have in common.
 #[derive(Debug, Clone)]
-pub struct House {
+pub struct PodDefaults {
     /// The image of the agent, for images that have none.
     pub agent_image: String,
     /// Where agents dial: `https://HOST:PORT`.
@@ -87,10 +87,10 @@ mod tests {
     use super::*;
 
     /// A start of a template that says no more than it must.
-    pub(super) fn start() -> Start {
+    pub(super) fn start() -> PodStart {
         let template = serde_json::json!({"image": "registry.example.org/python:1"});
         let workspace = WorkspaceId::from_bits(7);
-        Start {
+        PodStart {
             claim_name: claim_name(&workspace),
             workspace,
             epoch: 3,
@@ -102,8 +102,8 @@ mod tests {
         }
     }
 
-    pub(super) fn house() -> House {
-        House {
+    pub(super) fn defaults() -> PodDefaults {
+        PodDefaults {
             agent_image: "podling/agent:0.1.0".into(),
             control: "https://podling-control.podling:8443".into(),
             control_ca: "podling-ca".into(),

@@ -20,7 +20,7 @@ const MAX_NAME: usize = 63;
 
 /// What people may change of a workspace at any time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wishes {
+pub struct DesiredSpec {
     /// What it shall be.
     pub wanted: WantedState,
     /// What it shall have.
@@ -31,7 +31,7 @@ pub struct Wishes {
     pub env: BTreeMap<String, String>,
 }
 
-impl Wishes {
+impl DesiredSpec {
     /// What the resource says, and where it says nothing its template.
     pub fn of(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Self {
         let spec = &resource.spec;
@@ -43,7 +43,9 @@ impl Wishes {
         let valued = |variable: &Variable| Some((variable.name.clone(), variable.value.clone()?));
         Self {
             wanted: spec.wanted,
-            resources: share(spec.resources.as_ref().or(template.map(|template| &template.resources))),
+            resources: requested_resources(
+                spec.resources.as_ref().or(template.map(|template| &template.resources)),
+            ),
             policy: Policy::default().with(&usual).with(&own),
             env: variables.filter_map(valued).collect(),
         }
@@ -63,38 +65,38 @@ pub fn id_of(resource: &Workspace) -> Result<WorkspaceId, BadName> {
     }
 }
 
-/// What the resource of a workspace may be called: names are each owner's own, but a namespace has each of them once, so who comes second is
-/// called by their id as well. Whose it is, its id says.
-pub fn names(spec: &Spec) -> [String; 2] {
-    called(spec.name.as_str(), spec.id.as_str())
+/// What the resource of a workspace may be name_candidates: resource_names are each owner's own, but a namespace has each of them once, so who comes second is
+/// name_candidates by their id as well. Whose it is, its id says.
+pub fn resource_names(spec: &Spec) -> [String; 2] {
+    name_candidates(spec.name.as_str(), spec.id.as_str())
 }
 
-fn called(name: &str, id: &str) -> [String; 2] {
+fn name_candidates(name: &str, id: &str) -> [String; 2] {
     let short = name.get(..MAX_NAME - id.len() - 1).unwrap_or(name).trim_end_matches('-');
     [name.to_owned(), format!("{short}-{id}")]
 }
 
 /// The other way round, as far as the name was not too long.
-fn own_name<'a>(called: &'a str, id: &str) -> &'a str {
-    called.strip_suffix(id).and_then(|name| name.strip_suffix('-')).unwrap_or(called)
+fn own_name<'a>(resource_name: &'a str, id: &str) -> &'a str {
+    resource_name.strip_suffix(id).and_then(|name| name.strip_suffix('-')).unwrap_or(resource_name)
 }
 
 /// A workspace that nothing is known of but its resource.
 pub fn resolve(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Result<Spec, BadName> {
-    let wishes = Wishes::of(resource, template);
+    let desired_spec = DesiredSpec::of(resource, template);
     let created = resource.creation_timestamp().map_or(0, |time| time.0.as_millisecond());
-    let is_awake = wishes.wanted == WantedState::Awake;
-    let (id, called) = (id_of(resource)?, resource.name_any());
+    let is_awake = desired_spec.wanted == WantedState::Awake;
+    let (id, resource_name) = (id_of(resource)?, resource.name_any());
     Ok(Spec {
-        name: own_name(&called, id.as_str()).parse()?,
+        name: own_name(&resource_name, id.as_str()).parse()?,
         id,
         owner: resource.spec.owner.parse()?,
         template: resource.spec.template.clone(),
         // Its pod's to say: a command and the image that has it come together.
         command: Vec::new(),
-        env: wishes.env,
-        policy: wishes.policy,
-        resources: wishes.resources,
+        env: desired_spec.env,
+        policy: desired_spec.policy,
+        resources: desired_spec.resources,
         wanted: if is_awake { Wanted::Awake } else { Wanted::Asleep },
         asked: u64::from(is_awake),
         source: resource.spec.source.clone().map(ArchiveKey),
@@ -104,7 +106,7 @@ pub fn resolve(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -
 }
 
 /// What a workspace with these resources takes; what cannot be read (the API server lets none of it in) is as usual.
-pub fn share(spec: Option<&ResourcesSpec>) -> Resources {
+pub fn requested_resources(spec: Option<&ResourcesSpec>) -> Resources {
     let usual = ResourcesSpec::default();
     let spec = spec.unwrap_or(&usual);
     let or = Resources::default();
@@ -159,11 +161,11 @@ mod tests {
     #[test]
     fn who_comes_second_is_called_by_their_id_as_well() {
         let id = "abcdefgh2345";
-        assert_eq!(called("demo", id), ["demo", "demo-abcdefgh2345"]);
-        assert_eq!(called("demo", id).map(|called| own_name(&called, id).to_owned()), ["demo", "demo"]);
+        assert_eq!(name_candidates("demo", id), ["demo", "demo-abcdefgh2345"]);
+        assert_eq!(name_candidates("demo", id).map(|name| own_name(&name, id).to_owned()), ["demo", "demo"]);
         let long = format!("{}-{}", "a".repeat(49), "b".repeat(13));
-        assert_eq!(called(&long, id)[1], format!("{}-{id}", "a".repeat(49)));
-        assert_eq!(called(&"a".repeat(63), id)[1].len(), 63);
+        assert_eq!(name_candidates(&long, id)[1], format!("{}-{id}", "a".repeat(49)));
+        assert_eq!(name_candidates(&"a".repeat(63), id)[1].len(), 63);
     }
 
     #[test]

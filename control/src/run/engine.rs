@@ -17,7 +17,7 @@ use crate::{
     config::{Cluster, Config},
     driver::DriverHandle,
     identity::Identity,
-    kubernetes::objects::House,
+    kubernetes::objects::PodDefaults,
     lease::{Leader, Leadership, LeaseCandidate},
     open_files::OpenFiles,
     snapshot::Snapshots,
@@ -126,7 +126,7 @@ async fn deciding(
     secrets::share(&client, namespace, &config.data).await?;
     let identity = Arc::new(Identity::open(&config.data)?);
     secrets::publish_ca(&client, namespace, CONTROL_CA, identity.ca_file()).await?;
-    let house = House {
+    let defaults = PodDefaults {
         agent_image: cluster.agent_image.clone(),
         control: cluster.agents_url.clone(),
         control_ca: CONTROL_CA.to_owned(),
@@ -139,7 +139,7 @@ async fn deciding(
         source: Box::new(source),
     })?;
     let reviewer = KubernetesReviewer::new(client.clone(), namespace, &cluster.workspace_account);
-    let backend = KubernetesBackend::new(client, namespace, house, leader.leadership());
+    let backend = KubernetesBackend::new(client, namespace, defaults, leader.leadership());
     let shield = backend.shield();
     let (followed, shown, renewing) = (store.clone(), store.clone(), leader.clone());
     Ok(Engine {

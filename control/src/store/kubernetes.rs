@@ -35,7 +35,7 @@ use self::{copies::rightful, home::Home};
 use super::{Change, Committed, Loaded, Record, Store, StoreError, stored};
 use crate::{
     kubernetes::{
-        Wishes, Workspace, WorkspaceArchive, WorkspaceTemplate, WorkspaceTemplateSpec, id_of, resolve,
+        DesiredSpec, Workspace, WorkspaceArchive, WorkspaceTemplate, WorkspaceTemplateSpec, id_of, resolve,
     },
     lease::Leadership,
 };
@@ -185,7 +185,7 @@ fn record(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Res
         Some(json) => stored::read(id.as_str(), json.to_string().as_bytes())?,
         None => new_record(resource, template)?,
     };
-    let Wishes { env, .. } = Wishes::of(resource, template);
+    let DesiredSpec { env, .. } = DesiredSpec::of(resource, template);
     let spec = Arc::make_mut(&mut record.spec);
     (spec.env, spec.command) = (env, Vec::new());
     Ok(record)

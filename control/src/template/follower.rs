@@ -16,7 +16,7 @@ use podling_core::policy::Policy;
 use tokio::sync::watch;
 
 use super::{Template, Templates};
-use crate::kubernetes::{WorkspaceTemplate, WorkspaceTemplateSpec, share};
+use crate::kubernetes::{WorkspaceTemplate, WorkspaceTemplateSpec, requested_resources};
 
 /// Follows the templates of one namespace.
 #[derive(Debug)]
@@ -93,6 +93,6 @@ fn of(spec: &WorkspaceTemplateSpec) -> Template {
         command: Vec::new(),
         env: valued.collect(),
         policy: Policy::default().with(&spec.policy.overrides()),
-        resources: share(Some(&spec.resources)),
+        resources: requested_resources(Some(&spec.resources)),
     }
 }

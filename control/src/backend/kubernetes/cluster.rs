@@ -15,7 +15,7 @@ use crate::{
     backend::BackendError,
     kubernetes::{
         Workspace, WorkspaceTemplate,
-        objects::{House, WORKSPACE_LABEL},
+        objects::{PodDefaults, WORKSPACE_LABEL},
     },
     lease::Leadership,
 };
@@ -29,7 +29,7 @@ pub(super) struct Cluster {
     pub(super) nodes: Api<Node>,
     pub(super) templates: Api<WorkspaceTemplate>,
     pub(super) workspaces: Api<Workspace>,
-    pub(super) house: Arc<House>,
+    pub(super) defaults: Arc<PodDefaults>,
     leadership: Arc<Leadership>,
 }
 
@@ -37,7 +37,7 @@ impl Cluster {
     pub(super) fn new(
         client: Client,
         namespace: &str,
-        house: Arc<House>,
+        defaults: Arc<PodDefaults>,
         leadership: Arc<Leadership>,
     ) -> Self {
         Self {
@@ -47,7 +47,7 @@ impl Cluster {
             templates: Api::namespaced(client.clone(), namespace),
             workspaces: Api::namespaced(client.clone(), namespace),
             nodes: Api::all(client),
-            house,
+            defaults,
             leadership,
         }
     }

@@ -23,7 +23,7 @@ use crate::{
     backend::{BackendError, Observation, Resize},
     kubernetes::{
         ResourcesSpec,
-        objects::{CONTAINER, limits, pod_name},
+        objects::{CONTAINER, pod_name, resource_requirements},
     },
 };
 
@@ -104,7 +104,7 @@ impl Cluster {
 }
 
 fn change(wanted: Resources) -> serde_json::Value {
-    let mut resources = limits(&ResourcesSpec::of(wanted));
+    let mut resources = resource_requirements(&ResourcesSpec::of(wanted));
     // Of the node's disk nothing is changed, and nothing may be.
     for kind in [&mut resources.limits, &mut resources.requests].into_iter().flatten() {
         kind.remove("ephemeral-storage");

@@ -21,8 +21,8 @@ use crate::{
     backend::{BackendError, Instance, Observation, Plan},
     kubernetes::{
         Port, ResourcesSpec, SecretKey, Variable, Workspace, WorkspaceSpec, WorkspaceTemplateSpec, id_of,
-        names,
-        objects::{Start, pod},
+        objects::{PodStart, pod},
+        resource_names,
     },
 };
 
@@ -48,7 +48,7 @@ impl Cluster {
         let own = self.own(operation, plan, telling).await?;
         let storage = own.as_ref().and_then(|own| own.storage.as_ref()).unwrap_or(&template.storage);
         let claim_name = self.claim(&plan.workspace, storage, telling).await?;
-        let start = Start {
+        let start = PodStart {
             workspace: plan.workspace.clone(),
             epoch: plan.epoch,
             resources: ResourcesSpec::of(plan.resources),
@@ -58,7 +58,7 @@ impl Cluster {
             template_name: plan.spec.template.clone(),
             template,
         };
-        let pod = pod(&start, &self.house);
+        let pod = pod(&start, &self.defaults);
         let name = pod.name_any();
         let made = self.patiently(operation, telling, || async {
             match self.pods.create(&PostParams::default(), &pod).await {
@@ -77,7 +77,7 @@ impl Cluster {
         plan: &Plan,
         telling: Telling<'_>,
     ) -> Result<Option<WorkspaceSpec>, BackendError> {
-        for name in names(&plan.spec) {
+        for name in resource_names(&plan.spec) {
             let found = self.patiently(operation, telling, || self.workspaces.get_opt(&name)).await?;
             // Another owner's may have the name.
             let is_its = |found: &Workspace| id_of(found).is_ok_and(|id| id == plan.workspace);
@@ -145,7 +145,7 @@ fn secrets(
     let of_template = template.environment.iter().filter(|variable| !is_own(variable));
     let secret = |variable: &Variable| Some((variable.name.clone(), variable.secret.clone()?));
     let all: Vec<_> = of_template.chain(own).filter_map(secret).collect();
-    match all.iter().find(|(_, secret)| secret.is_podlings_own()) {
+    match all.iter().find(|(_, secret)| secret.is_reserved()) {
         None => Ok(all),
         Some((name, secret)) => {
             let why = format!("its variable {name} names the secret {}, which is Podling's own", secret.name);

@@ -15,7 +15,7 @@ use k8s_openapi::{
 use podling_core::{id::WorkspaceId, workspace::Epoch};
 
 use super::{
-    AGENT_PORT, AUDIENCE, CONTAINER, EPOCH_ANNOTATION, House, Port, ResourcesSpec, SecretKey, Start,
+    AGENT_PORT, AUDIENCE, CONTAINER, EPOCH_ANNOTATION, PodDefaults, PodStart, Port, ResourcesSpec, SecretKey,
     TEMPLATE_LABEL, labels,
 };
 use crate::quantity::cores;
@@ -27,16 +27,16 @@ const ROOT: &str = "/workspace";
 const STATE: &str = "/var/lib/podling";
 const SCRATCH: &str = "/tmp";
 /// Where the agent is, in an image that has none.
-const INJECTED: &str = "/run/podling/agent";
+const INJECTED_AGENT_DIR: &str = "/run/podling/agent";
 /// Seconds for the two-phase end before a pod is killed: programs get 5 s of it, what was printed is saved and synced in the rest.
 const GRACE_SECONDS: i64 = 60;
 /// Seconds that a token of the agent is good for; the node renews it, and the agent reads it anew whenever it dials.
 const TOKEN_SECONDS: i64 = 3600;
 /// What may be written beside the volume: logs, `/tmp` and the image's own files.
-const EPHEMERAL: &str = "4Gi";
+const EPHEMERAL_STORAGE_LIMIT: &str = "4Gi";
 /// What its copying takes: thousandths of a core, and memory.
-const INJECTING_CPU: u64 = 100;
-const INJECTING_MEMORY: &str = "32Mi";
+const INJECT_CPU_MILLIS: u64 = 100;
+const INJECT_MEMORY: &str = "32Mi";
 
 /// How the pod of a start is called.
 pub fn pod_name(workspace: &WorkspaceId, epoch: Epoch) -> String {
@@ -44,7 +44,7 @@ pub fn pod_name(workspace: &WorkspaceId, epoch: Epoch) -> String {
 }
 
 /// The pod of this start.
-pub fn pod(start: &Start, house: &House) -> Pod {
+pub fn pod(start: &PodStart, defaults: &PodDefaults) -> Pod {
     let template = &start.template;
     let mut labels = labels(&start.workspace);
     labels.insert(TEMPLATE_LABEL.to_owned(), start.template_name.clone());
@@ -57,7 +57,7 @@ pub fn pod(start: &Start, house: &House) -> Pod {
         },
         spec: Some(PodSpec {
             automount_service_account_token: Some(false),
-            service_account_name: Some(house.service_account.clone()),
+            service_account_name: Some(defaults.service_account.clone()),
             // The environment of a person's shell is their own.
             enable_service_links: Some(false),
             // One start is one pod: an agent that ended starts again under the next epoch.
@@ -76,9 +76,9 @@ pub fn pod(start: &Start, house: &House) -> Pod {
                 }),
                 ..PodSecurityContext::default()
             }),
-            init_containers: template.inject.then(|| vec![injection(start, house)]),
-            containers: vec![workspace(start, house)],
-            volumes: Some(volumes(start, house)),
+            init_containers: template.inject.then(|| vec![agent_init_container(start, defaults)]),
+            containers: vec![workspace_container(start, defaults)],
+            volumes: Some(volumes(start, defaults)),
             node_selector: Some(template.node_selector.clone()).filter(|labels| !labels.is_empty()),
             tolerations: Some(template.tolerations.clone()).filter(|taints| !taints.is_empty()),
             ..PodSpec::default()
@@ -87,7 +87,7 @@ pub fn pod(start: &Start, house: &House) -> Pod {
     }
 }
 
-fn workspace(start: &Start, house: &House) -> Container {
+fn workspace_container(start: &PodStart, defaults: &PodDefaults) -> Container {
     let template = &start.template;
     let variable = |(name, value): (&str, &str)| EnvVar {
         name: name.to_owned(),
@@ -97,7 +97,7 @@ fn workspace(start: &Start, house: &House) -> Container {
     let listen = format!("0.0.0.0:{AGENT_PORT}");
     let environment = [
         ("PODLING_AGENT_LISTEN", listen.as_str()),
-        ("PODLING_AGENT_CONTROL", &house.control),
+        ("PODLING_AGENT_CONTROL", &defaults.control),
         ("PODLING_AGENT_CONTROL_CA", "/run/podling/ca/ca.pem"),
         ("PODLING_AGENT_CREDENTIAL_FILE", "/run/podling/token/token"),
         ("PODLING_AGENT_ROOT", ROOT),
@@ -105,17 +105,20 @@ fn workspace(start: &Start, house: &House) -> Container {
         ("HOME", ROOT),
     ];
     let mut mounts = vec![
-        within(mount("storage", ROOT), "home"),
-        within(mount("storage", STATE), "state"),
+        with_sub_path(mount("storage", ROOT), "home"),
+        with_sub_path(mount("storage", STATE), "state"),
         mount("token", "/run/podling/token"),
         mount("ca", "/run/podling/ca"),
         mount("scratch", SCRATCH),
     ];
     if template.inject {
-        mounts.push(VolumeMount { read_only: Some(true), ..mount("agent", INJECTED) });
+        mounts.push(VolumeMount { read_only: Some(true), ..mount("agent", INJECTED_AGENT_DIR) });
     }
-    let agent =
-        if template.inject { format!("{INJECTED}/podling-agent") } else { "podling-agent".to_owned() };
+    let agent = if template.inject {
+        format!("{INJECTED_AGENT_DIR}/podling-agent")
+    } else {
+        "podling-agent".to_owned()
+    };
     let command = || [&[agent, "--".to_owned()][..], &template.command].concat();
     let resize = |resource: &str| ContainerResizePolicy {
         resource_name: resource.to_owned(),
@@ -127,12 +130,15 @@ fn workspace(start: &Start, house: &House) -> Container {
         // Without one, its image's own entrypoint is the agent.
         command: (!template.command.is_empty()).then(command),
         working_dir: Some(ROOT.to_owned()),
-        env: Some(environment.map(variable).into_iter().chain(start.secrets.iter().map(secret)).collect()),
+        env: Some(
+            environment.map(variable).into_iter().chain(start.secrets.iter().map(secret_variable)).collect(),
+        ),
         // For whoever looks at the pod, and `kubectl port-forward`: who may reach them a NetworkPolicy says.
-        ports: Some(start.ports.iter().map(port).collect()).filter(|ports: &Vec<_>| !ports.is_empty()),
-        resources: Some(limits(&start.resources)),
+        ports: Some(start.ports.iter().map(container_port).collect())
+            .filter(|ports: &Vec<_>| !ports.is_empty()),
+        resources: Some(resource_requirements(&start.resources)),
         resize_policy: Some(vec![resize("cpu"), resize("memory")]),
-        security_context: Some(confined()),
+        security_context: Some(restricted_security_context()),
         // What it said last is said where it failed.
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(mounts),
@@ -151,7 +157,7 @@ fn workspace(start: &Start, house: &House) -> Container {
     }
 }
 
-fn port(port: &Port) -> ContainerPort {
+fn container_port(port: &Port) -> ContainerPort {
     ContainerPort {
         name: Some(port.name.clone()),
         container_port: port.port.into(),
@@ -160,7 +166,7 @@ fn port(port: &Port) -> ContainerPort {
 }
 
 /// One that is not there keeps the pod from starting, which is said.
-fn secret((name, SecretKey { name: secret, key }): &(String, SecretKey)) -> EnvVar {
+fn secret_variable((name, SecretKey { name: secret, key }): &(String, SecretKey)) -> EnvVar {
     let selector = SecretKeySelector { name: secret.clone(), key: key.clone(), optional: None };
     EnvVar {
         name: name.clone(),
@@ -170,22 +176,22 @@ fn secret((name, SecretKey { name: secret, key }): &(String, SecretKey)) -> EnvV
 }
 
 /// Copies the agent to where the workspace's container runs it.
-fn injection(start: &Start, house: &House) -> Container {
+fn agent_init_container(start: &PodStart, defaults: &PodDefaults) -> Container {
     // Never more than the workspace has: a pod takes of its node what its greediest container asks for, for as long as it lives.
-    let cpu = cores(&start.resources.cpu).map_or(INJECTING_CPU, |own| own.min(INJECTING_CPU));
-    let resources = ResourcesSpec { cpu: format!("{cpu}m"), memory: INJECTING_MEMORY.to_owned() };
+    let cpu = cores(&start.resources.cpu).map_or(INJECT_CPU_MILLIS, |own| own.min(INJECT_CPU_MILLIS));
+    let resources = ResourcesSpec { cpu: format!("{cpu}m"), memory: INJECT_MEMORY.to_owned() };
     Container {
         name: "agent".to_owned(),
-        image: Some(house.agent_image.clone()),
-        args: Some(vec!["install".to_owned(), INJECTED.to_owned()]),
-        resources: Some(limits(&resources)),
-        security_context: Some(confined()),
-        volume_mounts: Some(vec![mount("agent", INJECTED)]),
+        image: Some(defaults.agent_image.clone()),
+        args: Some(vec!["install".to_owned(), INJECTED_AGENT_DIR.to_owned()]),
+        resources: Some(resource_requirements(&resources)),
+        security_context: Some(restricted_security_context()),
+        volume_mounts: Some(vec![mount("agent", INJECTED_AGENT_DIR)]),
         ..Container::default()
     }
 }
 
-fn volumes(start: &Start, house: &House) -> Vec<Volume> {
+fn volumes(start: &PodStart, defaults: &PodDefaults) -> Vec<Volume> {
     let named = |name: &str| Volume { name: name.to_owned(), ..Volume::default() };
     let token = VolumeProjection {
         service_account_token: Some(ServiceAccountTokenProjection {
@@ -213,7 +219,7 @@ fn volumes(start: &Start, house: &House) -> Vec<Volume> {
         },
         Volume {
             config_map: Some(ConfigMapVolumeSource {
-                name: house.control_ca.clone(),
+                name: defaults.control_ca.clone(),
                 ..ConfigMapVolumeSource::default()
             }),
             ..named("ca")
@@ -227,9 +233,12 @@ fn volumes(start: &Start, house: &House) -> Vec<Volume> {
 }
 
 /// What is reserved is the limit: nobody lives on what a neighbour leaves.
-pub fn limits(resources: &ResourcesSpec) -> ResourceRequirements {
-    let all =
-        [("cpu", resources.cpu.as_str()), ("memory", &resources.memory), ("ephemeral-storage", EPHEMERAL)];
+pub fn resource_requirements(resources: &ResourcesSpec) -> ResourceRequirements {
+    let all = [
+        ("cpu", resources.cpu.as_str()),
+        ("memory", &resources.memory),
+        ("ephemeral-storage", EPHEMERAL_STORAGE_LIMIT),
+    ];
     let all: BTreeMap<_, _> =
         all.into_iter().map(|(name, value)| (name.to_owned(), Quantity(value.to_owned()))).collect();
     let mut requests = all.clone();
@@ -239,7 +248,7 @@ pub fn limits(resources: &ResourcesSpec) -> ResourceRequirements {
 }
 
 /// As Pod Security "restricted" wants it.
-fn confined() -> SecurityContext {
+fn restricted_security_context() -> SecurityContext {
     SecurityContext {
         allow_privilege_escalation: Some(false),
         capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
@@ -251,26 +260,26 @@ fn mount(volume: &str, path: &str) -> VolumeMount {
     VolumeMount { name: volume.to_owned(), mount_path: path.to_owned(), ..VolumeMount::default() }
 }
 
-fn within(mount: VolumeMount, folder: &str) -> VolumeMount {
+fn with_sub_path(mount: VolumeMount, folder: &str) -> VolumeMount {
     VolumeMount { sub_path: Some(folder.to_owned()), ..mount }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kubernetes::objects::tests::{house, start};
+    use crate::kubernetes::objects::tests::{defaults, start};
 
-    fn spec(start: &Start) -> PodSpec {
-        pod(start, &house()).spec.unwrap()
+    fn spec(start: &PodStart) -> PodSpec {
+        pod(start, &defaults()).spec.unwrap()
     }
 
     #[test]
     fn a_pod_is_one_start_and_never_comes_again_by_itself() {
-        let (start, next) = (start(), Start { epoch: 4, ..start() });
-        let name = |start| pod(start, &house()).metadata.name.unwrap();
+        let (start, next) = (start(), PodStart { epoch: 4, ..start() });
+        let name = |start| pod(start, &defaults()).metadata.name.unwrap();
         assert_ne!(name(&start), name(&next));
         assert_eq!(spec(&start).restart_policy.unwrap(), "Never");
-        assert_eq!(pod(&next, &house()).metadata.annotations.unwrap()[EPOCH_ANNOTATION], "4");
+        assert_eq!(pod(&next, &defaults()).metadata.annotations.unwrap()[EPOCH_ANNOTATION], "4");
     }
 
     #[test]
@@ -312,7 +321,7 @@ mod tests {
         start.template.inject = true;
         let of = |cpu: &str| {
             let resources = ResourcesSpec { cpu: cpu.into(), memory: "64Mi".into() };
-            let spec = spec(&Start { resources, ..start.clone() });
+            let spec = spec(&PodStart { resources, ..start.clone() });
             let copies = spec.init_containers.unwrap().remove(0);
             copies.resources.unwrap().requests.unwrap()["cpu"].0.clone()
         };
@@ -322,7 +331,7 @@ mod tests {
     #[test]
     fn ports_have_the_names_that_users_know() {
         let ports = vec![Port { name: "ide".into(), port: 8888 }];
-        let spec = spec(&Start { ports, ..start() });
+        let spec = spec(&PodStart { ports, ..start() });
         let ports = spec.containers[0].ports.as_ref().unwrap();
         assert_eq!((ports[0].name.as_deref(), ports[0].container_port), (Some("ide"), 8888));
     }
@@ -330,7 +339,7 @@ mod tests {
     #[test]
     fn what_a_secret_holds_its_node_puts_there() {
         let key = SecretKey { name: "database".into(), key: "password".into() };
-        let spec = spec(&Start { secrets: vec![("PASSWORD".into(), key)], ..start() });
+        let spec = spec(&PodStart { secrets: vec![("PASSWORD".into(), key)], ..start() });
         let env = spec.containers[0].env.as_ref().unwrap();
         let found = env.iter().find(|variable| variable.name == "PASSWORD").unwrap();
         let from = found.value_from.as_ref().unwrap().secret_key_ref.as_ref().unwrap();

@@ -33,7 +33,7 @@ impl Former {
 
     /// Notes it beside the archives.
     pub(super) fn keep(self, archive: &mut WorkspaceArchiveSpec) {
-        let is_its = |variable: &Variable| !variable.secret.as_ref().is_some_and(SecretKey::is_podlings_own);
+        let is_its = |variable: &Variable| !variable.secret.as_ref().is_some_and(SecretKey::is_reserved);
         (archive.storage, archive.ports) = (self.storage, self.ports);
         archive.environment = self.environment.into_iter().filter(is_its).collect();
     }

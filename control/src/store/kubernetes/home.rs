@@ -19,7 +19,7 @@ use tokio::{
 
 use super::seen::Seen;
 use crate::{
-    kubernetes::{WantedState, Wishes, Workspace, WorkspaceStatus},
+    kubernetes::{DesiredSpec, WantedState, Workspace, WorkspaceStatus},
     store::Record,
 };
 
@@ -42,8 +42,8 @@ pub(super) struct Home {
 /// As it was written last.
 #[derive(Debug, Default)]
 pub(super) struct Written {
-    /// What people's wishes were, as far as the record followed from them.
-    pub(super) wishes: Option<Wishes>,
+    /// What people's desired_spec were, as far as the record followed from them.
+    pub(super) desired_spec: Option<DesiredSpec>,
     /// There is a `WorkspaceArchive` of it.
     pub(super) archived: bool,
     /// The last edit of its spec that was ours.
@@ -58,7 +58,7 @@ pub(super) struct Written {
 /// What of a resource the driver knows.
 #[derive(Debug)]
 pub(super) struct Told {
-    pub(super) wishes: Wishes,
+    pub(super) desired_spec: DesiredSpec,
     pub(super) generation: i64,
     pub(super) deleted: Option<bool>,
 }
@@ -151,15 +151,16 @@ impl Home {
         let mut written = self.written.lock().await;
         written.has_status(&resource);
         self.seen(resource);
-        written.wishes = Some(wishes(record));
+        written.desired_spec = Some(desired_spec(record));
         // What was changed while nobody looked is still to be told.
-        written.told = Some(Told { wishes: wishes(record), generation: record.generation, deleted: None });
+        written.told =
+            Some(Told { desired_spec: desired_spec(record), generation: record.generation, deleted: None });
     }
 
     pub(super) async fn is_archived(&self, record: &Record) {
         let mut written = self.written.lock().await;
         written.archived = true;
-        written.wishes = Some(wishes(record));
+        written.desired_spec = Some(desired_spec(record));
     }
 }
 
@@ -196,13 +197,13 @@ impl Written {
         // The rest may be an edit that the record does not follow from yet.
         let is_edited = |field| changed.get(field).is_some();
         if is_edited("wanted") {
-            told.wishes.wanted = now.spec.wanted;
+            told.desired_spec.wanted = now.spec.wanted;
         }
         if is_edited("resources") {
-            told.wishes.resources = record.spec.resources;
+            told.desired_spec.resources = record.spec.resources;
         }
         if is_edited("policy") {
-            told.wishes.policy = record.spec.policy.clone();
+            told.desired_spec.policy = record.spec.policy.clone();
         }
     }
 }
@@ -212,10 +213,10 @@ fn version(resource: &Workspace) -> u64 {
     resource.resource_version().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
-/// What people's wishes have come to.
-pub(super) fn wishes(record: &Record) -> Wishes {
+/// What people's desired_spec have come to.
+pub(super) fn desired_spec(record: &Record) -> DesiredSpec {
     let spec = &record.spec;
-    Wishes {
+    DesiredSpec {
         wanted: wanted(spec, &record.status),
         resources: spec.resources,
         policy: spec.policy.clone(),

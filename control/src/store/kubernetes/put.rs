@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{
     KubernetesStore, failed,
     former::Former,
-    home::{Home, Told, Written, wishes},
+    home::{Home, Told, Written, desired_spec},
     readable,
     resource::{self, finalizers, wanted_changes},
     status,
@@ -20,8 +20,8 @@ use super::{
 use crate::{
     clock,
     kubernetes::{
-        GROUP, VERSION, Workspace, WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceStatus, names,
-        objects::ARCHIVE_FIRST,
+        GROUP, VERSION, Workspace, WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceStatus,
+        objects::ARCHIVE_FIRST, resource_names,
     },
     store::{Record, StoreError, stored::Stored},
 };
@@ -85,7 +85,7 @@ impl KubernetesStore {
                 written.archived = false;
             }
         }
-        written.wishes = Some(wishes(record));
+        written.desired_spec = Some(desired_spec(record));
         Ok(())
     }
 
@@ -114,8 +114,8 @@ impl KubernetesStore {
     ) -> Result<Workspace, Error> {
         let name = latest.name_any();
         let mut now = latest.clone();
-        let said = written.told.as_ref().map(|told| &told.wishes);
-        if let Some(spec) = wanted_changes(latest, record, written.wishes.as_ref(), said) {
+        let said = written.told.as_ref().map(|told| &told.desired_spec);
+        if let Some(spec) = wanted_changes(latest, record, written.desired_spec.as_ref(), said) {
             let metadata =
                 json!({"resourceVersion": now.resource_version(), "finalizers": finalizers(latest)});
             let patch = Patch::Merge(json!({"metadata": metadata, "spec": &spec}));
@@ -161,7 +161,7 @@ impl KubernetesStore {
         let looking = |error| failed(format!("looking at what {} was", spec.name), error);
         former.map_err(looking)?.give(&mut resource.spec);
         let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
-        for name in names(spec) {
+        for name in resource_names(spec) {
             resource.metadata.name = Some(name.clone());
             let made = match self.workspaces.create(&params, &resource).await {
                 Err(error) if is_code(&error, 409) => self.all_workspaces.get(&name).await.map(readable),
@@ -176,8 +176,11 @@ impl KubernetesStore {
             }
             written.generation = made.metadata.generation.unwrap_or_default();
             // Whatever the watch shows beyond this is news.
-            written.told =
-                Some(Told { wishes: wishes(record), generation: written.generation, deleted: None });
+            written.told = Some(Told {
+                desired_spec: desired_spec(record),
+                generation: written.generation,
+                deleted: None,
+            });
             home.seen(made.clone());
             return Ok(Arc::new(made));
         }

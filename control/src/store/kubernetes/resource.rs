@@ -3,10 +3,10 @@
 use kube::{ResourceExt, api::ObjectMeta};
 use serde_json::{Value, json};
 
-use super::home::wishes;
+use super::home::desired_spec;
 use crate::{
     kubernetes::{
-        PolicySpec, ResourcesSpec, Variable, WantedState, Wishes, Workspace, WorkspaceSpec,
+        DesiredSpec, PolicySpec, ResourcesSpec, Variable, WantedState, Workspace, WorkspaceSpec,
         objects::ARCHIVE_FIRST,
     },
     store::Record,
@@ -27,7 +27,7 @@ pub(super) fn of(record: &Record) -> Workspace {
             source: spec.source.as_ref().map(|source| source.0.clone()),
             owner: spec.owner.to_string(),
             template: spec.template.clone(),
-            wanted: wishes(record).wanted,
+            wanted: desired_spec(record).wanted,
             resources: Some(ResourcesSpec::of(spec.resources)),
             storage: None,
             policy: Some(PolicySpec::of(&spec.policy)),
@@ -43,13 +43,14 @@ pub(super) fn of(record: &Record) -> Workspace {
 pub(super) fn wanted_changes(
     latest: &Workspace,
     record: &Record,
-    before: Option<&Wishes>,
-    said: Option<&Wishes>,
+    before: Option<&DesiredSpec>,
+    said: Option<&DesiredSpec>,
 ) -> Option<Value> {
-    let (now, has) = (wishes(record), latest.spec.wanted);
+    let (now, has) = (desired_spec(record), latest.spec.wanted);
     let mut spec = serde_json::Map::new();
-    let changed = |differs: fn(&Wishes, &Wishes) -> bool| before.is_none_or(|before| differs(before, &now));
-    let is_new = |differs: fn(&Wishes, &Wishes) -> bool| {
+    let changed =
+        |differs: fn(&DesiredSpec, &DesiredSpec) -> bool| before.is_none_or(|before| differs(before, &now));
+    let is_new = |differs: fn(&DesiredSpec, &DesiredSpec) -> bool| {
         before.is_some() && changed(differs) && said.is_none_or(|said| differs(said, &now))
     };
     if now.wanted != has && changed(|a, b| a.wanted != b.wanted) {
@@ -102,7 +103,8 @@ mod tests {
     fn what_people_or_their_template_say_already_is_not_written_as_theirs() {
         let (before, now) = (record(1), record(2));
         let written = |said: &Record| {
-            let changes = wanted_changes(&of(&before), &now, Some(&wishes(&before)), Some(&wishes(said)));
+            let changes =
+                wanted_changes(&of(&before), &now, Some(&desired_spec(&before)), Some(&desired_spec(said)));
             changes.map(|spec| spec["policy"]["idleTimeout"].clone())
         };
         assert_eq!(written(&now), None, "it follows from what was read");

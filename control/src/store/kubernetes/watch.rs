@@ -20,7 +20,8 @@ use super::{KubernetesStore, copies::has_record, home::Told, readable, record, u
 use crate::{
     driver::{DriverError, DriverHandle, Edit},
     kubernetes::{
-        WantedState, Wishes, Workspace, WorkspaceTemplate, WorkspaceTemplateSpec, id_of, objects::DISCARD,
+        DesiredSpec, WantedState, Workspace, WorkspaceTemplate, WorkspaceTemplateSpec, id_of,
+        objects::DISCARD,
     },
 };
 
@@ -181,13 +182,13 @@ fn news(
 impl Told {
     fn of(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Self {
         let generation = resource.metadata.generation.unwrap_or_default();
-        Self { wishes: Wishes::of(resource, template), generation, deleted: None }
+        Self { desired_spec: DesiredSpec::of(resource, template), generation, deleted: None }
     }
 
     /// What is new; it counts as told from now on.
     fn differs(&mut self, resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Option<Edit> {
         let now = Self { deleted: deleted(resource), ..Self::of(resource, template) };
-        let (a, b) = (&self.wishes, &now.wishes);
+        let (a, b) = (&self.desired_spec, &now.desired_spec);
         let edit = Edit {
             generation: now.generation,
             awake: (a.wanted != b.wanted).then_some(b.wanted == WantedState::Awake),
