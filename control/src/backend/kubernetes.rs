@@ -7,14 +7,14 @@
 //! Must not know what a workspace is wanted for.
 
 mod cluster;
+mod eviction_guard;
 mod pods;
 mod resize;
+mod retry;
 mod reviewer;
-mod shield;
 mod start;
 mod stop;
 mod storage;
-mod trouble;
 mod words;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,8 +28,8 @@ use podling_core::{id::WorkspaceId, workspace::Epoch};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use self::{cluster::Cluster, pods::Pods};
-pub use self::{reviewer::KubernetesReviewer, shield::Shield};
+use self::{cluster::ClusterClient, pods::PodTracker};
+pub use self::{eviction_guard::EvictionGuard, reviewer::KubernetesReviewer};
 use crate::{
     backend::{Backend, BackendError, Instance, Observation, Plan, Resize},
     kubernetes::objects::PodDefaults,
@@ -42,32 +42,32 @@ const OBSERVATIONS: usize = 256;
 /// Runs workspaces as pods of one namespace.
 #[derive(Debug)]
 pub struct KubernetesBackend {
-    cluster: Cluster,
-    told: mpsc::Sender<Observation>,
+    cluster: ClusterClient,
+    observation_tx: mpsc::Sender<Observation>,
     observations: Mutex<Option<mpsc::Receiver<Observation>>>,
 }
 
 impl KubernetesBackend {
     /// In this namespace, by the rights that `client` has there, for as long as it is our leadership.
     pub fn new(client: Client, namespace: &str, defaults: PodDefaults, leadership: Arc<Leadership>) -> Self {
-        let (told, observations) = mpsc::channel(OBSERVATIONS);
-        let cluster = Cluster::new(client, namespace, Arc::new(defaults), leadership);
-        Self { cluster, told, observations: Mutex::new(Some(observations)) }
+        let (observation_tx, observations) = mpsc::channel(OBSERVATIONS);
+        let cluster = ClusterClient::new(client, namespace, Arc::new(defaults), leadership);
+        Self { cluster, observation_tx, observations: Mutex::new(Some(observations)) }
     }
 
     /// What keeps the autoscalers away from pods in use.
-    pub fn shield(&self) -> Shield {
-        Shield::new(self.cluster.clone())
+    pub fn eviction_guard(&self) -> EvictionGuard {
+        EvictionGuard::new(self.cluster.clone())
     }
 }
 
 impl Backend for KubernetesBackend {
     async fn ensure(&self, plan: Plan) -> Result<Instance, BackendError> {
-        self.cluster.start(plan, &self.told).await
+        self.cluster.start(plan, &self.observation_tx).await
     }
 
     async fn resize(&self, resize: Resize) -> Result<(), BackendError> {
-        self.cluster.resize(resize, &self.told).await
+        self.cluster.resize(resize, &self.observation_tx).await
     }
 
     async fn stop(&self, workspace: WorkspaceId, last: Epoch) -> Result<(), BackendError> {
@@ -79,17 +79,18 @@ impl Backend for KubernetesBackend {
     }
 
     fn observe(&self) -> impl Stream<Item = Observation> + Send + 'static {
-        let told = self.observations.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let told = told.map(ReceiverStream::new).map_or_else(|| stream::empty().boxed(), StreamExt::boxed);
+        let reported = self.observations.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let reported =
+            reported.map(ReceiverStream::new).map_or_else(|| stream::empty().boxed(), StreamExt::boxed);
         // A watch that breaks off begins anew, after a pause that grows and is never twice the same.
-        let events = watcher(self.cluster.pods.clone(), cluster::ours()).default_backoff();
-        let seen = events.scan(Pods::default(), |pods, event| {
-            let seen = event.map(|event| pods.see(event)).unwrap_or_else(|error| {
+        let events = watcher(self.cluster.pods.clone(), cluster::all_workspace_pods()).default_backoff();
+        let seen = events.scan(PodTracker::default(), |pods, event| {
+            let seen = event.map(|event| pods.apply_event(event)).unwrap_or_else(|error| {
                 tracing::warn!(%error, "the pods cannot be watched; what was seen of them still counts");
                 Vec::new()
             });
             future::ready(Some(stream::iter(seen)))
         });
-        stream::select(seen.flatten(), told)
+        stream::select(seen.flatten(), reported)
     }
 }

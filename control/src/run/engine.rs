@@ -140,7 +140,7 @@ async fn deciding(
     })?;
     let reviewer = KubernetesReviewer::new(client.clone(), namespace, &cluster.workspace_account);
     let backend = KubernetesBackend::new(client, namespace, defaults, leader.leadership());
-    let shield = backend.shield();
+    let eviction_guard = backend.eviction_guard();
     let (followed, shown, renewing) = (store.clone(), store.clone(), leader.clone());
     Ok(Engine {
         identity,
@@ -157,7 +157,7 @@ async fn deciding(
                     // The driver has gone, which is said by itself.
                     _ = followed.follow(&driver) => Ok("the watch over workspaces"),
                     () = shown.show(driver.snapshots()) => Ok("what resources show"),
-                    () = shield.run(driver.snapshots()) => Ok("what autoscalers are told"),
+                    () = eviction_guard.run(driver.snapshots()) => Ok("what autoscalers are told"),
                     () = follower.run() => Ok("the watch over templates"),
                     lost = renewing.renew_until_lost() => Err(lost.into()),
                 }

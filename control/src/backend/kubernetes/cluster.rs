@@ -10,7 +10,7 @@ use kube::{
 };
 use podling_core::id::WorkspaceId;
 
-use super::trouble::{Telling, patiently};
+use super::retry::{WaitReporter, retry_transient};
 use crate::{
     backend::BackendError,
     kubernetes::{
@@ -22,7 +22,7 @@ use crate::{
 
 /// The objects, by kind.
 #[derive(Clone)]
-pub(super) struct Cluster {
+pub(super) struct ClusterClient {
     pub(super) namespace: String,
     pub(super) pods: Api<Pod>,
     pub(super) claims: Api<PersistentVolumeClaim>,
@@ -33,7 +33,7 @@ pub(super) struct Cluster {
     leadership: Arc<Leadership>,
 }
 
-impl Cluster {
+impl ClusterClient {
     pub(super) fn new(
         client: Client,
         namespace: &str,
@@ -53,44 +53,44 @@ impl Cluster {
     }
 
     /// Tries until it is done, or it is known that it never will be; only while no other control plane can decide.
-    pub(super) async fn patiently<T, F: Future<Output = Result<T, Error>>>(
+    pub(super) async fn retry_transient<T, F: Future<Output = Result<T, Error>>>(
         &self,
         operation: &str,
-        telling: Telling<'_>,
+        reporter: WaitReporter<'_>,
         call: impl Fn() -> F,
     ) -> Result<T, BackendError> {
-        patiently(operation, telling, || self.leadership.is_leader(), call).await
+        retry_transient(operation, reporter, || self.leadership.is_leader(), call).await
     }
 
-    /// Asked before anything is made or removed: who stood still for a while may not know yet that another acts by now.
-    pub(super) fn acts(&self, operation: &str) -> Result<(), BackendError> {
+    /// Asked before anything is made or removed: who stood still for a while may not know yet that another ensure_leader by now.
+    pub(super) fn ensure_leader(&self, operation: &str) -> Result<(), BackendError> {
         let superseded = || BackendError::new(operation, "this control plane does not decide any more");
         self.leadership.is_leader().then_some(()).ok_or_else(superseded)
     }
 }
 
-impl std::fmt::Debug for Cluster {
+impl std::fmt::Debug for ClusterClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cluster").field("namespace", &self.namespace).finish_non_exhaustive()
+        f.debug_struct("ClusterClient").field("namespace", &self.namespace).finish_non_exhaustive()
     }
 }
 
 /// All that are some workspace's.
-pub(super) fn ours() -> watcher::Config {
+pub(super) fn all_workspace_pods() -> watcher::Config {
     watcher::Config::default().labels(WORKSPACE_LABEL)
 }
 
 /// All of one workspace.
-pub(super) fn of(workspace: &WorkspaceId) -> ListParams {
-    ListParams::default().labels(&label(workspace))
+pub(super) fn list_by_workspace(workspace: &WorkspaceId) -> ListParams {
+    ListParams::default().labels(&workspace_selector(workspace))
 }
 
-pub(super) fn label(workspace: &WorkspaceId) -> String {
+pub(super) fn workspace_selector(workspace: &WorkspaceId) -> String {
     format!("{WORKSPACE_LABEL}={workspace}")
 }
 
 /// Deletes the very object that was seen, and no other that has its name by now.
-pub(super) fn this(object: &impl ResourceExt) -> DeleteParams {
+pub(super) fn delete_by_uid(object: &impl ResourceExt) -> DeleteParams {
     DeleteParams {
         preconditions: Some(Preconditions { uid: object.uid(), resource_version: None }),
         ..DeleteParams::default()

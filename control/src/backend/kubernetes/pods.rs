@@ -23,61 +23,61 @@ use crate::{
 
 /// The pods that are there, by uid.
 #[derive(Debug, Default)]
-pub(super) struct Pods {
-    known: BTreeMap<String, Known>,
-    /// Those that a list that is under way has named.
-    named: BTreeSet<String>,
+pub(super) struct PodTracker {
+    pods: BTreeMap<String, TrackedPod>,
+    /// Those that a list that is under way has listed_uids.
+    listed_uids: BTreeSet<String>,
     /// The first list is whole.
-    listed: bool,
+    initial_list_done: bool,
 }
 
 #[derive(Debug)]
-struct Known {
+struct TrackedPod {
     instance: Instance,
-    runs: bool,
+    running: bool,
     ended: bool,
     waits: Option<Waits>,
 }
 
-impl Pods {
+impl PodTracker {
     /// What follows from one event. The first list is told as one; what later lists no longer name has ended.
-    pub(super) fn see(&mut self, event: Event<Pod>) -> Vec<Observation> {
+    pub(super) fn apply_event(&mut self, event: Event<Pod>) -> Vec<Observation> {
         match event {
             Event::Init => {
-                self.named.clear();
+                self.listed_uids.clear();
                 Vec::new()
             }
             Event::InitApply(pod) => {
-                self.named.extend(pod.uid());
-                self.look(&pod)
+                self.listed_uids.extend(pod.uid());
+                self.observe_pod(&pod)
             }
-            Event::InitDone => self.list_is_whole(),
-            Event::Apply(pod) => self.look(&pod),
+            Event::InitDone => self.finish_list(),
+            Event::Apply(pod) => self.observe_pod(&pod),
             Event::Delete(pod) => {
-                let mut seen = self.look(&pod);
-                let known = pod.uid().and_then(|uid| self.known.remove(&uid));
-                seen.extend(known.and_then(|known| known.end("its pod was deleted".into())));
+                let mut seen = self.observe_pod(&pod);
+                let known = pod.uid().and_then(|uid| self.pods.remove(&uid));
+                seen.extend(known.and_then(|known| known.exit("its pod was deleted".into())));
                 seen
             }
         }
     }
 
-    fn look(&mut self, pod: &Pod) -> Vec<Observation> {
+    fn observe_pod(&mut self, pod: &Pod) -> Vec<Observation> {
         let (Some(uid), Some(instance)) = (pod.uid(), instance(pod)) else { return Vec::new() };
-        let known = self.known.entry(uid).or_insert_with(|| Known {
+        let known = self.pods.entry(uid).or_insert_with(|| TrackedPod {
             instance: instance.clone(),
-            runs: false,
+            running: false,
             ended: false,
             waits: None,
         });
         known.instance = instance;
-        known.runs = is_running(pod);
+        known.running = is_running(pod);
         if let Some(how) = words::ended(pod) {
-            let end = known.end(how);
+            let end = known.exit(how);
             known.ended = true;
             return end.into_iter().collect();
         }
-        let waits = if known.runs { None } else { words::waits(pod) };
+        let waits = if known.running { None } else { words::waits(pod) };
         if waits == known.waits {
             return Vec::new();
         }
@@ -86,14 +86,15 @@ impl Pods {
         vec![Observation::Waits { workspace, epoch, waits }]
     }
 
-    fn list_is_whole(&mut self) -> Vec<Observation> {
-        let named = mem::take(&mut self.named);
-        let (there, gone) = mem::take(&mut self.known).into_iter().partition(|(uid, _)| named.contains(uid));
-        self.known = there;
-        let ends = gone.into_values().filter_map(|known: Known| known.end("its pod is gone".into()));
+    fn finish_list(&mut self) -> Vec<Observation> {
+        let listed_uids = mem::take(&mut self.listed_uids);
+        let (there, gone) =
+            mem::take(&mut self.pods).into_iter().partition(|(uid, _)| listed_uids.contains(uid));
+        self.pods = there;
+        let ends = gone.into_values().filter_map(|pod: TrackedPod| pod.exit("its pod is gone".into()));
         let mut seen: Vec<_> = ends.collect();
-        if !mem::replace(&mut self.listed, true) {
-            let living = self.known.values().filter(|known| known.runs && !known.ended);
+        if !mem::replace(&mut self.initial_list_done, true) {
+            let living = self.pods.values().filter(|known| known.running && !known.ended);
             let living = living.map(|known| known.instance.clone()).collect();
             seen.push(Observation::Listed { living, unseen: BTreeSet::new() });
         }
@@ -101,9 +102,9 @@ impl Pods {
     }
 }
 
-impl Known {
+impl TrackedPod {
     /// Told once.
-    fn end(&self, how: String) -> Option<Observation> {
+    fn exit(&self, how: String) -> Option<Observation> {
         (!self.ended).then(|| Observation::Ended { instance: self.instance.clone(), how })
     }
 }
@@ -120,29 +121,31 @@ pub(super) fn instance(pod: &Pod) -> Option<Instance> {
         id: InstanceId(pod.uid()?),
         boot_id: None,
         address: AgentAddress::Tcp(format!("{host}:{AGENT_PORT}")),
-        resources: has(pod).filter(|has| Some(*has) == wanted(pod)),
-        image: container(pod).map(|container| container.image_id.clone()).filter(|id| !id.is_empty()),
+        resources: actual_resources(pod).filter(|actual| Some(*actual) == requested_resources(pod)),
+        image: workspace_container_status(pod)
+            .map(|container| container.image_id.clone())
+            .filter(|id| !id.is_empty()),
     })
 }
 
 /// The container that a person works in.
-fn container(pod: &Pod) -> Option<&ContainerStatus> {
+fn workspace_container_status(pod: &Pod) -> Option<&ContainerStatus> {
     let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
     containers.iter().find(|container| container.name == CONTAINER)
 }
 
 /// What a person's container is to have.
-pub(super) fn wanted(pod: &Pod) -> Option<Resources> {
+pub(super) fn requested_resources(pod: &Pod) -> Option<Resources> {
     let containers = &pod.spec.as_ref()?.containers;
-    allotted(containers.iter().find(|container| container.name == CONTAINER)?.resources.as_ref()?)
+    parse_limits(containers.iter().find(|container| container.name == CONTAINER)?.resources.as_ref()?)
 }
 
 /// What its node gives it.
-pub(super) fn has(pod: &Pod) -> Option<Resources> {
-    allotted(container(pod)?.resources.as_ref()?)
+pub(super) fn actual_resources(pod: &Pod) -> Option<Resources> {
+    parse_limits(workspace_container_status(pod)?.resources.as_ref()?)
 }
 
-fn allotted(resources: &ResourceRequirements) -> Option<Resources> {
+fn parse_limits(resources: &ResourceRequirements) -> Option<Resources> {
     let limits = resources.limits.as_ref()?;
     Some(Resources {
         cpu_millis: cores(&limits.get("cpu")?.0)?,
@@ -157,7 +160,7 @@ pub(super) fn epoch(pod: &Pod) -> Option<Epoch> {
 
 /// Whether its agent runs and has an address.
 pub(super) fn is_running(pod: &Pod) -> bool {
-    let state = container(pod).and_then(|container| container.state.as_ref());
+    let state = workspace_container_status(pod).and_then(|container| container.state.as_ref());
     let has_address = pod.status.as_ref().is_some_and(|status| status.pod_ip.is_some());
     has_address && state.is_some_and(|state| state.running.is_some())
 }
@@ -188,7 +191,7 @@ mod tests {
     }
 
     /// Observations, by what they say.
-    fn said(seen: &[Observation]) -> Vec<String> {
+    fn describe(seen: &[Observation]) -> Vec<String> {
         let words = |seen: &Observation| match seen {
             Observation::Listed { living, .. } => {
                 let ids: Vec<_> = living.iter().map(|living| living.id.0.as_str()).collect();
@@ -203,8 +206,8 @@ mod tests {
 
     #[test]
     fn the_first_list_is_told_as_one_and_a_later_one_by_what_it_lacks() {
-        let mut pods = Pods::default();
-        let mut see = |event| said(&pods.see(event));
+        let mut pods = PodTracker::default();
+        let mut see = |event| describe(&pods.apply_event(event));
         assert!(see(Event::Init).is_empty());
         assert!(see(Event::InitApply(running("a", 1))).is_empty());
         assert!(see(Event::InitApply(running("b", 2))).is_empty());
@@ -224,34 +227,34 @@ mod tests {
 
     #[test]
     fn an_end_is_told_once() {
-        let mut pods = Pods::default();
-        pods.see(Event::Init);
-        pods.see(Event::InitDone);
-        assert!(said(&pods.see(Event::Apply(running("a", 1)))).is_empty());
+        let mut pods = PodTracker::default();
+        pods.apply_event(Event::Init);
+        pods.apply_event(Event::InitDone);
+        assert!(describe(&pods.apply_event(Event::Apply(running("a", 1)))).is_empty());
         let ended = || pod("a", 1, json!({"phase": "Succeeded"}));
-        assert_eq!(pods.see(Event::Apply(ended())).len(), 1);
-        assert!(pods.see(Event::Apply(ended())).is_empty());
-        assert!(pods.see(Event::Delete(ended())).is_empty());
+        assert_eq!(pods.apply_event(Event::Apply(ended())).len(), 1);
+        assert!(pods.apply_event(Event::Apply(ended())).is_empty());
+        assert!(pods.apply_event(Event::Delete(ended())).is_empty());
     }
 
     #[test]
     fn what_a_pod_waits_for_is_told_when_it_changes() {
         let unschedulable = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available: 1 Insufficient cpu."});
         let pending = || pod("a", 1, json!({"phase": "Pending", "conditions": [unschedulable.clone()]}));
-        let mut pods = Pods::default();
-        let seen = said(&pods.see(Event::Apply(pending())));
+        let mut pods = PodTracker::default();
+        let seen = describe(&pods.apply_event(Event::Apply(pending())));
         assert!(
             seen[0].contains("1 waits: no machine has room") && seen[0].contains("Insufficient cpu"),
             "{seen:?}"
         );
-        assert!(pods.see(Event::Apply(pending())).is_empty());
-        assert_eq!(said(&pods.see(Event::Apply(running("a", 1)))), ["1 waits no more"]);
+        assert!(pods.apply_event(Event::Apply(pending())).is_empty());
+        assert_eq!(describe(&pods.apply_event(Event::Apply(running("a", 1)))), ["1 waits no more"]);
     }
 
     #[test]
     fn what_is_no_workspaces_pod_is_not_looked_at() {
         let mut other = running("a", 1);
         other.metadata.annotations = None;
-        assert!(Pods::default().see(Event::Apply(other)).is_empty());
+        assert!(PodTracker::default().apply_event(Event::Apply(other)).is_empty());
     }
 }

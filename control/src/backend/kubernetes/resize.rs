@@ -14,9 +14,9 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::{
-    cluster::Cluster,
+    cluster::ClusterClient,
     pods,
-    trouble::{Telling, is_code, while_wanted},
+    retry::{WaitReporter, is_code, unless_cancelled},
     words,
 };
 use crate::{
@@ -27,30 +27,32 @@ use crate::{
     },
 };
 
-impl Cluster {
+impl ClusterClient {
     /// Sees to it that the pod of this start has so much.
     pub(super) async fn resize(
         &self,
         resize: Resize,
-        told: &mpsc::Sender<Observation>,
+        observation_tx: &mpsc::Sender<Observation>,
     ) -> Result<(), BackendError> {
         let operation = format!("changing the resources of the pod of {}", resize.workspace);
-        while_wanted(&operation, &resize.given_up, self.resized(&operation, &resize, told)).await
+        unless_cancelled(&operation, &resize.given_up, self.resize_pod(&operation, &resize, observation_tx))
+            .await
     }
 
-    async fn resized(
+    async fn resize_pod(
         &self,
         operation: &str,
         resize: &Resize,
-        told: &mpsc::Sender<Observation>,
+        observation_tx: &mpsc::Sender<Observation>,
     ) -> Result<(), BackendError> {
-        let telling = Telling { to: told, workspace: &resize.workspace, epoch: resize.epoch };
+        let reporter = WaitReporter { to: observation_tx, workspace: &resize.workspace, epoch: resize.epoch };
         let (name, wanted) = (pod_name(&resize.workspace, resize.epoch), resize.resources);
         let gone = || BackendError::new(operation, "its pod is gone");
-        let pod = self.patiently(operation, telling, || self.pods.get_opt(&name)).await?.ok_or_else(gone)?;
-        if pods::wanted(&pod) != Some(wanted) {
-            let patch = Patch::Strategic(change(wanted));
-            self.patiently(operation, telling, || async {
+        let pod =
+            self.retry_transient(operation, reporter, || self.pods.get_opt(&name)).await?.ok_or_else(gone)?;
+        if pods::requested_resources(&pod) != Some(wanted) {
+            let patch = Patch::Strategic(resize_patch(wanted));
+            self.retry_transient(operation, reporter, || async {
                 let params = PatchParams::default();
                 match self.pods.patch_subresource("resize", &name, &params, &patch).await {
                     Err(error) if is_code(&error, 404) => Ok(None),
@@ -60,16 +62,16 @@ impl Cluster {
             .await?
             .ok_or_else(gone)?;
         }
-        self.is_in_force(operation, &pod, wanted, telling).await
+        self.wait_until_resized(operation, &pod, wanted, reporter).await
     }
 
     /// Waits until the pod's node has done it, and tells what it waits for.
-    async fn is_in_force(
+    async fn wait_until_resized(
         &self,
         operation: &str,
         pod: &Pod,
         wanted: Resources,
-        telling: Telling<'_>,
+        reporter: WaitReporter<'_>,
     ) -> Result<(), BackendError> {
         let mut seen = pin!(watch_object(self.pods.clone(), &pod.name_any()).default_backoff());
         let mut said = None;
@@ -83,7 +85,7 @@ impl Cluster {
             };
             let now = now.filter(|now| words::ended(now).is_none());
             let now = now.ok_or_else(|| BackendError::new(operation, "its pod is gone"))?;
-            if pods::wanted(&now) != Some(wanted) {
+            if pods::requested_resources(&now) != Some(wanted) {
                 return Err(BackendError::new(operation, "somebody else has changed them meanwhile"));
             }
             if let Some(never) = words::never_resized(&now) {
@@ -91,9 +93,9 @@ impl Cluster {
             }
             let waits = words::resize_waits(&now);
             match waits {
-                None if pods::has(&now) == Some(wanted) => return Ok(()),
+                None if pods::actual_resources(&now) == Some(wanted) => return Ok(()),
                 Some(why) if said.as_ref() != Some(&why) => {
-                    telling.tell(why.clone(), true).await;
+                    reporter.report(why.clone(), true).await;
                     said = Some(why);
                 }
                 _ => {}
@@ -103,7 +105,7 @@ impl Cluster {
     }
 }
 
-fn change(wanted: Resources) -> serde_json::Value {
+fn resize_patch(wanted: Resources) -> serde_json::Value {
     let mut resources = resource_requirements(&ResourcesSpec::of(wanted));
     // Of the node's disk nothing is changed, and nothing may be.
     for kind in [&mut resources.limits, &mut resources.requests].into_iter().flatten() {

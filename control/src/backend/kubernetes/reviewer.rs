@@ -10,14 +10,14 @@ use kube::{Api, Client, ResourceExt, api::PostParams};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
-use super::{pods::instance, trouble::failed};
+use super::{pods::instance, retry::backend_error};
 use crate::{
     backend::{AgentReviewer, BackendError, InstanceId, ProcessAccount, Reviewed},
     kubernetes::objects::AUDIENCE,
 };
 
 /// Questions to the API server at once; more wait. Each takes it a signature.
-const AT_ONCE: usize = 16;
+const MAX_CONCURRENT_REVIEWS: usize = 16;
 
 /// Knows the pods of one namespace by their tokens.
 pub struct KubernetesReviewer {
@@ -26,12 +26,12 @@ pub struct KubernetesReviewer {
     namespace: String,
     /// Who they are to the API server.
     account: String,
-    at_once: Semaphore,
+    permits: Semaphore,
 }
 
 /// A pod, as a token names it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-struct Named {
+struct BoundPod {
     name: String,
     uid: String,
 }
@@ -44,22 +44,24 @@ impl KubernetesReviewer {
             pods: Api::namespaced(client, namespace),
             namespace: namespace.to_owned(),
             account: format!("system:serviceaccount:{namespace}:{account}"),
-            at_once: Semaphore::new(AT_ONCE),
+            permits: Semaphore::new(MAX_CONCURRENT_REVIEWS),
         }
     }
 
     /// The pod that the API server knows this token is for.
-    async fn pod_of(&self, token: &str) -> Result<Option<Named>, BackendError> {
-        let _turn = self.at_once.acquire().await;
+    async fn authenticate(&self, token: &str) -> Result<Option<BoundPod>, BackendError> {
+        let _permit = self.permits.acquire().await;
         let spec =
             TokenReviewSpec { token: Some(token.to_owned()), audiences: Some(vec![AUDIENCE.to_owned()]) };
         let review = TokenReview { spec, ..TokenReview::default() };
         let answer = self.reviews.create(&PostParams::default(), &review).await;
-        let status =
-            answer.map_err(|error| failed("reviewing an agent's token", &error))?.status.unwrap_or_default();
+        let status = answer
+            .map_err(|error| backend_error("reviewing an agent's token", &error))?
+            .status
+            .unwrap_or_default();
         let is_for_us = status.audiences.iter().flatten().any(|audience| audience == AUDIENCE);
         let user = status.user.filter(|user| user.username.as_deref() == Some(&self.account));
-        Ok(user.filter(|_| status.authenticated == Some(true) && is_for_us).and_then(|user| named(&user)))
+        Ok(user.filter(|_| status.authenticated == Some(true) && is_for_us).and_then(|user| bound_pod(&user)))
     }
 }
 
@@ -69,15 +71,15 @@ impl AgentReviewer for KubernetesReviewer {
 
     async fn review(&self, credential: &str) -> Result<Option<Reviewed<InstanceId>>, BackendError> {
         // Strangers shall not cost the API server anything: what does not even claim to be ours is not asked about.
-        if claimed(credential).is_none_or(|claimed| claimed != self.namespace) {
+        if unverified_namespace(credential).is_none_or(|namespace| namespace != self.namespace) {
             return Ok(None);
         }
-        let Some(named) = self.pod_of(credential).await? else { return Ok(None) };
-        let found = self.pods.get_opt(&named.name).await;
-        let pod = found.map_err(|error| failed("looking for an agent's pod", &error))?;
+        let Some(bound) = self.authenticate(credential).await? else { return Ok(None) };
+        let found = self.pods.get_opt(&bound.name).await;
+        let pod = found.map_err(|error| backend_error("looking for an agent's pod", &error))?;
         // Another one may have its name by now.
         let instance =
-            pod.filter(|pod| pod.uid().as_ref() == Some(&named.uid)).and_then(|pod| instance(&pod));
+            pod.filter(|pod| pod.uid().as_ref() == Some(&bound.uid)).and_then(|pod| instance(&pod));
         Ok(instance.map(|instance| Reviewed { workspace: instance.workspace, proof: instance.id }))
     }
 
@@ -92,27 +94,27 @@ impl std::fmt::Debug for KubernetesReviewer {
     }
 }
 
-fn named(user: &UserInfo) -> Option<Named> {
+fn bound_pod(user: &UserInfo) -> Option<BoundPod> {
     let extra = user.extra.as_ref()?;
     let one = |key: &str| extra.get(&format!("authentication.kubernetes.io/{key}"))?.first().cloned();
-    Some(Named { name: one("pod-name")?, uid: one("pod-uid")? })
+    Some(BoundPod { name: one("pod-name")?, uid: one("pod-uid")? })
 }
 
 /// The namespace that a token says it is from. Proves nothing.
-fn claimed(token: &str) -> Option<String> {
+fn unverified_namespace(token: &str) -> Option<String> {
     #[derive(Deserialize)]
-    struct Claims {
+    struct UnverifiedClaims {
         #[serde(rename = "kubernetes.io")]
-        kubernetes: Bound,
+        kubernetes: KubernetesClaims,
     }
     #[derive(Deserialize)]
-    struct Bound {
+    struct KubernetesClaims {
         namespace: String,
         #[expect(dead_code, reason = "has to be there")]
-        pod: Named,
+        pod: BoundPod,
     }
     let payload = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
-    serde_json::from_slice::<Claims>(&payload).ok().map(|claims| claims.kubernetes.namespace)
+    serde_json::from_slice::<UnverifiedClaims>(&payload).ok().map(|claims| claims.kubernetes.namespace)
 }
 
 #[cfg(test)]
@@ -123,10 +125,10 @@ mod tests {
     fn a_token_says_where_it_is_from_if_it_is_a_pods() {
         let token = |claims: &str| format!("e30.{}.c2ln", BASE64_URL_SAFE_NO_PAD.encode(claims));
         let of_pod = r#"{"aud": ["podling"], "kubernetes.io": {"namespace": "team", "pod": {"name": "it", "uid": "u"}}}"#;
-        assert_eq!(claimed(&token(of_pod)).as_deref(), Some("team"));
+        assert_eq!(unverified_namespace(&token(of_pod)).as_deref(), Some("team"));
         for other in [&token(r#"{"kubernetes.io": {"namespace": "team"}}"#), &token("{}"), "a.b.c", "", "…"]
         {
-            assert_eq!(claimed(other), None, "{other}");
+            assert_eq!(unverified_namespace(other), None, "{other}");
         }
     }
 }

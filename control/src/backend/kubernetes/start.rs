@@ -12,9 +12,9 @@ use kube::{
 use tokio::sync::mpsc;
 
 use super::{
-    cluster::Cluster,
+    cluster::ClusterClient,
     pods::{instance, is_running},
-    trouble::{Telling, is_code, while_wanted},
+    retry::{WaitReporter, is_code, unless_cancelled},
     words,
 };
 use crate::{
@@ -26,28 +26,28 @@ use crate::{
     },
 };
 
-impl Cluster {
+impl ClusterClient {
     /// Sees to it that the pod of this start runs.
     pub(super) async fn start(
         &self,
         plan: Plan,
-        told: &mpsc::Sender<Observation>,
+        observation_tx: &mpsc::Sender<Observation>,
     ) -> Result<Instance, BackendError> {
         let operation = format!("starting the pod of {}", plan.workspace);
-        while_wanted(&operation, &plan.given_up, self.started(&operation, &plan, told)).await
+        unless_cancelled(&operation, &plan.given_up, self.start_pod(&operation, &plan, observation_tx)).await
     }
 
-    async fn started(
+    async fn start_pod(
         &self,
         operation: &str,
         plan: &Plan,
-        told: &mpsc::Sender<Observation>,
+        observation_tx: &mpsc::Sender<Observation>,
     ) -> Result<Instance, BackendError> {
-        let telling = Telling { to: told, workspace: &plan.workspace, epoch: plan.epoch };
-        let template = self.template(operation, &plan.spec.template, telling).await?;
-        let own = self.own(operation, plan, telling).await?;
+        let reporter = WaitReporter { to: observation_tx, workspace: &plan.workspace, epoch: plan.epoch };
+        let template = self.template(operation, &plan.spec.template, reporter).await?;
+        let own = self.workspace_spec(operation, plan, reporter).await?;
         let storage = own.as_ref().and_then(|own| own.storage.as_ref()).unwrap_or(&template.storage);
-        let claim_name = self.claim(&plan.workspace, storage, telling).await?;
+        let claim_name = self.ensure_claim(&plan.workspace, storage, reporter).await?;
         let start = PodStart {
             workspace: plan.workspace.clone(),
             epoch: plan.epoch,
@@ -60,25 +60,25 @@ impl Cluster {
         };
         let pod = pod(&start, &self.defaults);
         let name = pod.name_any();
-        let made = self.patiently(operation, telling, || async {
+        let created = self.retry_transient(operation, reporter, || async {
             match self.pods.create(&PostParams::default(), &pod).await {
                 // By us, and we did not hear it; or by another control plane.
                 Err(error) if is_code(&error, 409) => self.pods.get(&name).await,
-                made => made,
+                created => created,
             }
         });
-        self.runs(operation, made.await?).await
+        self.wait_until_running(operation, created.await?).await
     }
 
     /// What its resource says.
-    async fn own(
+    async fn workspace_spec(
         &self,
         operation: &str,
         plan: &Plan,
-        telling: Telling<'_>,
+        reporter: WaitReporter<'_>,
     ) -> Result<Option<WorkspaceSpec>, BackendError> {
         for name in resource_names(&plan.spec) {
-            let found = self.patiently(operation, telling, || self.workspaces.get_opt(&name)).await?;
+            let found = self.retry_transient(operation, reporter, || self.workspaces.get_opt(&name)).await?;
             // Another owner's may have the name.
             let is_its = |found: &Workspace| id_of(found).is_ok_and(|id| id == plan.workspace);
             if let Some(found) = found.filter(is_its) {
@@ -92,9 +92,9 @@ impl Cluster {
         &self,
         operation: &str,
         name: &str,
-        telling: Telling<'_>,
+        reporter: WaitReporter<'_>,
     ) -> Result<WorkspaceTemplateSpec, BackendError> {
-        let found = self.patiently(operation, telling, || self.templates.get_opt(name)).await?;
+        let found = self.retry_transient(operation, reporter, || self.templates.get_opt(name)).await?;
         let missing = || {
             BackendError::new(
                 operation,
@@ -105,9 +105,9 @@ impl Cluster {
     }
 
     /// Waits until the pod runs. What it waits for meanwhile the watch over all pods tells.
-    async fn runs(&self, operation: &str, made: Pod) -> Result<Instance, BackendError> {
-        let uid = made.uid();
-        let mut seen = pin!(watch_object(self.pods.clone(), &made.name_any()).default_backoff());
+    async fn wait_until_running(&self, operation: &str, created: Pod) -> Result<Instance, BackendError> {
+        let uid = created.uid();
+        let mut seen = pin!(watch_object(self.pods.clone(), &created.name_any()).default_backoff());
         while let Some(pod) = seen.next().await {
             let pod = match pod {
                 Ok(pod) => pod.filter(|pod| pod.uid() == uid),

@@ -15,33 +15,36 @@ use podling_core::{id::WorkspaceId, workspace::Epoch};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    cluster::{Cluster, label, this},
+    cluster::{ClusterClient, delete_by_uid, workspace_selector},
     pods::epoch,
-    trouble::{failed, is_code, passes},
+    retry::{backend_error, is_code, is_transient},
     words,
 };
 use crate::backend::BackendError;
 
 /// For a pod to be gone: what it is given to end in good order, and for its node to clean up.
-const LIMIT: Duration = Duration::from_secs(90);
+const STOP_TIMEOUT: Duration = Duration::from_secs(90);
 
-impl Cluster {
+impl ClusterClient {
     /// Deletes the workspace's pods and waits until they are gone. None is deleted by force, ever: its node may have lost the API server
     /// and run it on, with its hand on the volume.
     pub(super) async fn stop(&self, workspace: &WorkspaceId, last: Epoch) -> Result<(), BackendError> {
         let operation = format!("ending the pods of {workspace}");
-        let deadline = Instant::now() + LIMIT;
-        let config = watcher::Config::default().labels(&label(workspace));
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        let config = watcher::Config::default().labels(&workspace_selector(workspace));
         let mut events = pin!(watcher(self.pods.clone(), config).default_backoff());
-        let mut left: BTreeMap<String, Pod> = BTreeMap::new();
-        let mut trouble = None;
+        let mut remaining: BTreeMap<String, Pod> = BTreeMap::new();
+        let mut last_error = None;
         loop {
             let Ok(Some(event)) = timeout_at(deadline, events.next()).await else {
-                return Err(BackendError::new(operation, self.why_left(left, trouble).await));
+                return Err(BackendError::new(
+                    operation,
+                    self.describe_remaining(remaining, last_error).await,
+                ));
             };
             let may_be_last = matches!(event, Ok(Event::InitDone | Event::Delete(_)));
             match event {
-                Ok(Event::Init) => left.clear(),
+                Ok(Event::Init) => remaining.clear(),
                 Ok(Event::Apply(pod) | Event::InitApply(pod)) => {
                     if epoch(&pod).is_some_and(|epoch| epoch > last) {
                         return Err(BackendError::new(
@@ -50,38 +53,42 @@ impl Cluster {
                         ));
                     }
                     if pod.metadata.deletion_timestamp.is_none() {
-                        self.acts(&operation)?;
-                        match self.pods.delete(&pod.name_any(), &this(&pod)).await {
+                        self.ensure_leader(&operation)?;
+                        match self.pods.delete(&pod.name_any(), &delete_by_uid(&pod)).await {
                             Ok(_) => {}
                             // Gone, or another has its name: the watch tells.
                             Err(error) if is_code(&error, 404) || is_code(&error, 409) => {}
                             // Its next change, or the next call, tries again.
-                            Err(error) if passes(&error) => trouble = Some(error.to_string()),
-                            Err(error) => return Err(failed(operation, &error)),
+                            Err(error) if is_transient(&error) => last_error = Some(error.to_string()),
+                            Err(error) => return Err(backend_error(operation, &error)),
                         }
                     }
-                    left.insert(pod.name_any(), pod);
+                    remaining.insert(pod.name_any(), pod);
                 }
                 Ok(Event::Delete(pod)) => {
-                    left.remove(&pod.name_any());
+                    remaining.remove(&pod.name_any());
                 }
                 Ok(Event::InitDone) => {}
-                Err(error) => trouble = Some(error.to_string()),
+                Err(error) => last_error = Some(error.to_string()),
             }
-            if may_be_last && left.is_empty() {
+            if may_be_last && remaining.is_empty() {
                 return Ok(());
             }
         }
     }
 
-    /// Why something is left, for people.
-    async fn why_left(&self, left: BTreeMap<String, Pod>, trouble: Option<String>) -> String {
-        let Some(pod) = left.into_values().next() else {
-            return trouble.unwrap_or_else(|| "the cluster does not answer".to_owned());
+    /// Why something is remaining, for people.
+    async fn describe_remaining(
+        &self,
+        remaining: BTreeMap<String, Pod>,
+        last_error: Option<String>,
+    ) -> String {
+        let Some(pod) = remaining.into_values().next() else {
+            return last_error.unwrap_or_else(|| "the cluster does not answer".to_owned());
         };
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
         let Some(node) = node else {
-            return trouble.unwrap_or_else(|| format!("the pod {} does not go", pod.name_any()));
+            return last_error.unwrap_or_else(|| format!("the pod {} does not go", pod.name_any()));
         };
         match self.nodes.get_opt(&node).await {
             Ok(Some(seen)) if !words::is_ready(&seen) => format!(
@@ -92,7 +99,7 @@ impl Cluster {
             _ => format!(
                 "the pod {} on the node {node} does not end within {} s",
                 pod.name_any(),
-                LIMIT.as_secs()
+                STOP_TIMEOUT.as_secs()
             ),
         }
     }

@@ -13,7 +13,7 @@ use podling_proto::agent::v1::ActivityLevel;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::{cluster::Cluster, trouble::is_code};
+use super::{cluster::ClusterClient, retry::is_code};
 use crate::{
     kubernetes::objects::pod_name,
     snapshot::{Snapshots, WorkspaceView},
@@ -25,26 +25,26 @@ const SAFE_TO_EVICT: (&str, &str) = ("cluster-autoscaler.kubernetes.io/safe-to-e
 const DO_NOT_DISRUPT: (&str, &str) = ("karpenter.sh/do-not-disrupt", "true");
 
 /// How often it is looked whose use has changed.
-const LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// One that is used again within so long was shielded all the while.
-const SHIELDED_FOR: Duration = Duration::from_secs(60);
+const GUARD_HOLD: Duration = Duration::from_secs(60);
 
 /// Shields pods in use.
 #[derive(Debug)]
-pub struct Shield {
-    cluster: Cluster,
+pub struct EvictionGuard {
+    cluster: ClusterClient,
     /// By the name of the pod.
-    pods: BTreeMap<String, Shielded>,
+    pods: BTreeMap<String, GuardState>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Shielded {
-    is: bool,
-    used: Instant,
+struct GuardState {
+    guarded: bool,
+    last_used: Instant,
 }
 
-impl Shield {
-    pub(super) fn new(cluster: Cluster) -> Self {
+impl EvictionGuard {
+    pub(super) fn new(cluster: ClusterClient) -> Self {
         Self { cluster, pods: BTreeMap::new() }
     }
 
@@ -52,38 +52,39 @@ impl Shield {
     pub async fn run(mut self, snapshots: Snapshots) {
         while snapshots.has_changed().is_ok() {
             let snapshot = snapshots.borrow().clone();
-            let used: BTreeMap<_, _> = snapshot.workspaces.values().filter_map(|view| used(view)).collect();
+            let used: BTreeMap<_, _> =
+                snapshot.workspaces.values().filter_map(|view| pod_in_use(view)).collect();
             self.pods.retain(|pod, _| used.contains_key(pod));
             for (pod, used) in used {
-                if let Err(error) = self.look(&pod, used).await {
+                if let Err(error) = self.update(&pod, used).await {
                     tracing::debug!(pod, %error, "the autoscalers are told later whether it is in use");
                 }
             }
-            sleep(LOOKED_AT_EVERY).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
-    async fn look(&mut self, pod: &str, used: bool) -> Result<(), kube::Error> {
+    async fn update(&mut self, pod: &str, used: bool) -> Result<(), kube::Error> {
         let now = Instant::now();
         let known = match self.pods.get(pod) {
             Some(known) => *known,
             // Another control plane may have shielded it.
             None => {
                 let Some(found) = self.cluster.pods.get_opt(pod).await? else { return Ok(()) };
-                Shielded { is: found.annotations().contains_key(SAFE_TO_EVICT.0), used: now }
+                GuardState { guarded: found.annotations().contains_key(SAFE_TO_EVICT.0), last_used: now }
             }
         };
-        let known = Shielded { used: if used { now } else { known.used }, ..known };
-        let wanted = used || (known.is && now.duration_since(known.used) < SHIELDED_FOR);
+        let known = GuardState { last_used: if used { now } else { known.last_used }, ..known };
+        let wanted = used || (known.guarded && now.duration_since(known.last_used) < GUARD_HOLD);
         self.pods.insert(pod.to_owned(), known);
-        if wanted != known.is && self.cluster.acts("shielding a pod").is_ok() {
-            self.shield(pod, wanted).await?;
-            self.pods.insert(pod.to_owned(), Shielded { is: wanted, ..known });
+        if wanted != known.guarded && self.cluster.ensure_leader("guarding a pod").is_ok() {
+            self.annotate(pod, wanted).await?;
+            self.pods.insert(pod.to_owned(), GuardState { guarded: wanted, ..known });
         }
         Ok(())
     }
 
-    async fn shield(&self, pod: &str, wanted: bool) -> Result<(), kube::Error> {
+    async fn annotate(&self, pod: &str, wanted: bool) -> Result<(), kube::Error> {
         let value = |value: &str| wanted.then(|| value.to_owned());
         let annotations =
             json!({SAFE_TO_EVICT.0: value(SAFE_TO_EVICT.1), DO_NOT_DISRUPT.0: value(DO_NOT_DISRUPT.1)});
@@ -96,7 +97,7 @@ impl Shield {
 }
 
 /// The pod of one that is awake, and whether that is used. Of one that nobody hears nothing is known, and it stays as it is.
-fn used(view: &WorkspaceView) -> Option<(String, bool)> {
+fn pod_in_use(view: &WorkspaceView) -> Option<(String, bool)> {
     let (agent, activity) = (view.agent.as_ref()?, view.activity.as_ref()?);
     if view.state != State::Awake || view.connection != AgentConnection::Connected {
         return None;

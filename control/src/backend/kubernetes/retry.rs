@@ -1,4 +1,4 @@
-//! What the API server answers when it does not do what was asked: which of it passes, and what is said of the rest.
+//! What the API server answers when it does not do what was asked: which of it is_transient, and what is error_text of the rest.
 
 use std::{future::Future, time::Duration};
 
@@ -11,11 +11,11 @@ use crate::backend::{BackendError, Observation};
 
 /// Pause before a call is tried again, doubled each time up to the longest; a random half of it is left out, so that not everybody
 /// comes back at once.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+const MIN_BACKOFF: Duration = Duration::from_millis(250);
+const MAX_BACKOFF: Duration = Duration::from_secs(4);
 
-/// Something that one waits for, and need not be told to people: it passes by itself within moments.
-pub(super) fn passes(error: &Error) -> bool {
+/// Something that one waits for, and need not be told to people: it is_transient by itself within moments.
+pub(super) fn is_transient(error: &Error) -> bool {
     match error {
         // 409: something was changed between our look and our write.
         Error::Api(status) => matches!(status.code, 408 | 409 | 429 | 500..),
@@ -29,7 +29,7 @@ pub(super) fn is_code(error: &Error, code: u16) -> bool {
 }
 
 /// A quota of the namespace leaves no room; for people.
-pub(super) fn no_room(error: &Error) -> Option<String> {
+pub(super) fn quota_exceeded(error: &Error) -> Option<String> {
     match error {
         Error::Api(status) if status.code == 403 && status.message.contains("exceeded quota") => {
             let (_, quota) = status.message.split_once("exceeded quota: ")?;
@@ -41,14 +41,14 @@ pub(super) fn no_room(error: &Error) -> Option<String> {
 
 /// Tells the driver what a start or a resize waits for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Telling<'a> {
+pub(super) struct WaitReporter<'a> {
     pub(super) to: &'a mpsc::Sender<Observation>,
     pub(super) workspace: &'a WorkspaceId,
     pub(super) epoch: Epoch,
 }
 
-impl Telling<'_> {
-    pub(super) async fn tell(&self, why: String, for_room: bool) {
+impl WaitReporter<'_> {
+    pub(super) async fn report(&self, why: String, for_room: bool) {
         let (workspace, epoch) = (self.workspace.clone(), self.epoch);
         let waits = Some(Waits { why, for_room });
         // Without a driver nobody needs to know.
@@ -57,13 +57,13 @@ impl Telling<'_> {
 }
 
 /// Tries until it is done, or it is known that it never will be; only while it is for us to act (`may`).
-pub(super) async fn patiently<T, F: Future<Output = Result<T, Error>>>(
+pub(super) async fn retry_transient<T, F: Future<Output = Result<T, Error>>>(
     operation: &str,
-    telling: Telling<'_>,
+    reporter: WaitReporter<'_>,
     may: impl Fn() -> bool,
     call: impl Fn() -> F,
 ) -> Result<T, BackendError> {
-    let mut pause = FIRST_PAUSE;
+    let mut pause = MIN_BACKOFF;
     loop {
         // Where it is another's by now this ends with the process.
         if may() {
@@ -71,21 +71,23 @@ pub(super) async fn patiently<T, F: Future<Output = Result<T, Error>>>(
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
-            if let Some(why) = no_room(&error) {
-                telling.tell(why, true).await;
-            } else if passes(&error) {
-                telling.tell(format!("the cluster does not do it yet: {}", said(&error)), false).await;
+            if let Some(why) = quota_exceeded(&error) {
+                reporter.report(why, true).await;
+            } else if is_transient(&error) {
+                reporter
+                    .report(format!("the cluster does not do it yet: {}", error_text(&error)), false)
+                    .await;
             } else {
-                return Err(failed(operation, &error));
+                return Err(backend_error(operation, &error));
             }
         }
         sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        pause = (pause * 2).min(MAX_BACKOFF);
     }
 }
 
 /// Goes on as long as it is wanted.
-pub(super) async fn while_wanted<T>(
+pub(super) async fn unless_cancelled<T>(
     operation: &str,
     given_up: &CancellationToken,
     work: impl Future<Output = Result<T, BackendError>>,
@@ -95,12 +97,12 @@ pub(super) async fn while_wanted<T>(
 }
 
 /// An error, for people.
-pub(super) fn failed(operation: impl Into<String>, error: &Error) -> BackendError {
-    BackendError::new(operation, said(error))
+pub(super) fn backend_error(operation: impl Into<String>, error: &Error) -> BackendError {
+    BackendError::new(operation, error_text(error))
 }
 
-/// What the API server said, or what lies behind our not having heard it.
-pub(super) fn said(error: &Error) -> String {
+/// What the API server error_text, or what lies behind our not having heard it.
+pub(super) fn error_text(error: &Error) -> String {
     match error {
         Error::Api(status) if !status.message.is_empty() => status.message.clone(),
         _ => {
@@ -126,10 +128,10 @@ mod tests {
     #[test]
     fn what_passes_is_told_from_what_never_will() {
         for code in [408, 409, 429, 500, 503, 504] {
-            assert!(passes(&api(code, "")), "{code}");
+            assert!(is_transient(&api(code, "")), "{code}");
         }
         for code in [400, 401, 403, 404, 410, 422] {
-            assert!(!passes(&api(code, "")), "{code}");
+            assert!(!is_transient(&api(code, "")), "{code}");
         }
     }
 
@@ -138,10 +140,10 @@ mod tests {
         let full = r#"pods "it" is forbidden: exceeded quota: team, requested: pods=1, used: pods=3, limited: pods=3"#;
         let (tries, workspace) = (Mutex::new(0), WorkspaceId::from_bits(7));
         let (to, mut heard) = mpsc::channel(8);
-        let telling = Telling { to: &to, workspace: &workspace, epoch: 1 };
-        let done = patiently(
+        let reporter = WaitReporter { to: &to, workspace: &workspace, epoch: 1 };
+        let done = retry_transient(
             "creating it",
-            telling,
+            reporter,
             || true,
             || async {
                 let mut tries = tries.lock().unwrap();
@@ -167,14 +169,14 @@ mod tests {
     async fn nothing_is_tried_while_it_is_not_for_us_and_that_is_no_failure() {
         let (tries, looks, workspace) = (Mutex::new(0), Mutex::new(0), WorkspaceId::from_bits(7));
         let (to, _heard) = mpsc::channel(8);
-        let telling = Telling { to: &to, workspace: &workspace, epoch: 1 };
+        let reporter = WaitReporter { to: &to, workspace: &workspace, epoch: 1 };
         let may = || {
             let mut looks = looks.lock().unwrap();
             *looks += 1;
             // The lease could not be renewed for some looks.
             !(2..=5).contains(&*looks)
         };
-        let done = patiently("creating it", telling, may, || async {
+        let done = retry_transient("creating it", reporter, may, || async {
             let mut tries = tries.lock().unwrap();
             *tries += 1;
             if *tries == 1 { Err(api(503, "it is away")) } else { Ok(*tries) }
@@ -187,8 +189,8 @@ mod tests {
     async fn what_is_forbidden_is_not_tried_again() {
         let forbidden = || async { Err::<(), _>(api(403, "violates PodSecurity \"restricted\"")) };
         let (workspace, (to, _heard)) = (WorkspaceId::from_bits(7), mpsc::channel(8));
-        let telling = Telling { to: &to, workspace: &workspace, epoch: 1 };
-        let refused = patiently("creating it", telling, || true, forbidden).await;
+        let reporter = WaitReporter { to: &to, workspace: &workspace, epoch: 1 };
+        let refused = retry_transient("creating it", reporter, || true, forbidden).await;
         assert_eq!(refused.unwrap_err().to_string(), "creating it: violates PodSecurity \"restricted\"");
     }
 }
