@@ -28,7 +28,7 @@ use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use self::{places::Places, session::Session};
 use crate::{
-    backend::{AgentReviewer, Reviewed},
+    backend::{AgentReviewer, ReviewedCredential},
     driver::{ConnectionId, DriverHandle},
     identity,
     server::Peer,
@@ -117,7 +117,7 @@ impl<R: AgentReviewer> AgentsApi<R> {
     async fn authenticate(
         &self,
         metadata: &MetadataMap,
-    ) -> Result<(Reviewed<R::Proof>, Fingerprint), WireError> {
+    ) -> Result<(ReviewedCredential<R::CredentialProof>, Fingerprint), WireError> {
         let value = metadata.get("authorization").ok_or_else(|| {
             WireError::new(
                 Reason::TokenMissing,

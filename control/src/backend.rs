@@ -16,7 +16,7 @@ use podling_core::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::reviewer::{AgentReviewer, ProcessAccount, Reviewed};
+pub use self::reviewer::{AgentReviewer, ReportedProcess, ReviewedCredential};
 use crate::snapshot::AgentAddress;
 
 /// Runs agents and keeps storage.
@@ -32,11 +32,11 @@ pub trait Backend: Send + Sync + 'static {
     /// Sees to it that the agent of this epoch runs, with storage; makes both as needed. Does not wait for its hello. One that
     /// runs already is returned; one that ran and has ended is an error, for its epoch is used up. What it waits for (room, a
     /// machine) it tells by [`Observation::Waits`], and goes on waiting until the plan is given up.
-    fn ensure(&self, plan: Plan) -> impl Future<Output = Result<Instance, BackendError>> + Send;
+    fn ensure(&self, plan: StartPlan) -> impl Future<Output = Result<Instance, BackendError>> + Send;
 
     /// Gives the agent of this epoch what it shall have, and ends nothing for it. Returns when that is in force; what it waits for meanwhile it
     /// tells as a start does, and an error says why it never will be.
-    fn resize(&self, resize: Resize) -> impl Future<Output = Result<(), BackendError>> + Send;
+    fn resize(&self, resize: ResizePlan) -> impl Future<Output = Result<(), BackendError>> + Send;
 
     /// Ends every process of the workspace, agents or not, in good order and then by force. Returns when none is left. None is touched that
     /// a later start than `last` has made: that is another control plane's, which has taken over.
@@ -56,7 +56,7 @@ pub trait Backend: Send + Sync + 'static {
 
 /// What shall run.
 #[derive(Clone)]
-pub struct Plan {
+pub struct StartPlan {
     /// Whose.
     pub workspace: WorkspaceId,
     /// Which start.
@@ -68,12 +68,12 @@ pub struct Plan {
     /// What it may take.
     pub resources: Resources,
     /// Set when this start is not wanted any more.
-    pub given_up: CancellationToken,
+    pub cancellation: CancellationToken,
 }
 
 /// What a running agent shall have.
 #[derive(Debug, Clone)]
-pub struct Resize {
+pub struct ResizePlan {
     /// Whose.
     pub workspace: WorkspaceId,
     /// Which start.
@@ -81,7 +81,7 @@ pub struct Resize {
     /// So much.
     pub resources: Resources,
     /// Set when this is not wanted any more.
-    pub given_up: CancellationToken,
+    pub cancellation: CancellationToken,
 }
 
 /// What a backend saw.
@@ -153,9 +153,9 @@ impl BackendError {
     }
 }
 
-impl fmt::Debug for Plan {
+impl fmt::Debug for StartPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Plan")
+        f.debug_struct("StartPlan")
             .field("workspace", &self.workspace)
             .field("epoch", &self.epoch)
             .finish_non_exhaustive()

@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backend::{Backend, Instance, Plan, Resize},
+    backend::{Backend, Instance, ResizePlan, StartPlan},
     backups::Key,
     keeper::{Keeper, Kept},
     progress::{Progress, Teller},
@@ -62,8 +62,8 @@ enum Break {
 /// What to do.
 #[derive(Debug)]
 pub(crate) enum Order {
-    Start(Plan),
-    Resize(Resize),
+    Start(StartPlan),
+    Resize(ResizePlan),
     Stop(WorkspaceId, Epoch),
     /// Of one that goes for good, also archives that nobody knows of (all but these).
     Remove {
@@ -159,7 +159,7 @@ impl<B: Backend> Executor<B> {
         };
         let (expiring, whose) = (self.expiring.clone(), workspace.clone());
         let known = order.known();
-        let given_up = order.given_up();
+        let cancellation = order.cancellation();
         let task = self.running.spawn(async move {
             // Never closed; and if it were, unbounded is better than never.
             let permit = match &permits {
@@ -182,7 +182,7 @@ impl<B: Backend> Executor<B> {
             }
             result
         });
-        let breaks = given_up.map(Break::GiveUp).or_else(|| limit.map(|_| Break::Abort(task.clone())));
+        let breaks = cancellation.map(Break::GiveUp).or_else(|| limit.map(|_| Break::Abort(task.clone())));
         if let Some(breaks) = breaks {
             self.breakable.insert(workspace.clone(), breaks);
         }
@@ -193,7 +193,7 @@ impl<B: Backend> Executor<B> {
     pub(crate) fn break_off(&mut self, workspace: &WorkspaceId) {
         match self.breakable.remove(workspace) {
             Some(Break::Abort(task)) => task.abort(),
-            Some(Break::GiveUp(given_up)) => given_up.cancel(),
+            Some(Break::GiveUp(cancellation)) => cancellation.cancel(),
             None => {}
         }
     }
@@ -226,7 +226,7 @@ impl Order {
     fn names(&self) -> (WorkspaceId, Action) {
         match self {
             Self::Start(plan) => (plan.workspace.clone(), Action::Start(plan.epoch)),
-            Self::Resize(Resize { workspace, epoch, resources, .. }) => {
+            Self::Resize(ResizePlan { workspace, epoch, resources, .. }) => {
                 (workspace.clone(), Action::Resize { epoch: *epoch, resources: *resources })
             }
             Self::Stop(id, _) => (id.clone(), Action::Stop),
@@ -238,10 +238,10 @@ impl Order {
     }
 
     /// What ends it where it waits.
-    fn given_up(&self) -> Option<CancellationToken> {
+    fn cancellation(&self) -> Option<CancellationToken> {
         match self {
-            Self::Start(plan) => Some(plan.given_up.clone()),
-            Self::Resize(resize) => Some(resize.given_up.clone()),
+            Self::Start(plan) => Some(plan.cancellation.clone()),
+            Self::Resize(resize) => Some(resize.cancellation.clone()),
             _ => None,
         }
     }

@@ -31,28 +31,28 @@ use crate::snapshot::Fingerprint;
 #[tonic::async_trait]
 pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Everything that can be read. Called once, before anything else.
-    async fn load(&self) -> Result<Loaded, StoreError>;
+    async fn load(&self) -> Result<LoadedRecords, StoreError>;
 
     /// Makes changes durable, at most one for each workspace, and says of each whether it is. One that failed may have become durable all the
     /// same; the next one for its workspace stands in its place.
-    async fn commit(&self, changes: Vec<Change>) -> Vec<Committed>;
+    async fn commit(&self, changes: Vec<StoreChange>) -> Vec<CommitResult>;
 }
 
 /// What became of a change.
-pub type Committed = (Change, Result<(), Arc<StoreError>>);
+pub type CommitResult = (StoreChange, Result<(), Arc<StoreError>>);
 
-/// The shape of [`Record`]. A record of a later one is left alone.
+/// The shape of [`WorkspaceRecord`]. A record of a later one is left alone.
 pub const RECORD_SCHEMA: u32 = 1;
 
 /// One workspace as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct WorkspaceRecord {
     /// What is wanted.
     pub spec: Arc<Spec>,
     /// How far it has come.
     pub status: Status,
     /// What the agent of the present epoch proves itself with.
-    pub credential: Option<Credential>,
+    pub credential: Option<CredentialDigest>,
     /// What was decided of it lately, oldest first: at most [`LOG_ENTRIES`].
     #[serde(default)]
     pub log: Arc<VecDeque<LogEntry>>,
@@ -77,7 +77,7 @@ pub struct LogEntry {
 
 /// SHA-256 of an agent's secret; the secret itself is only in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Credential {
+pub struct CredentialDigest {
     /// Of which start.
     pub epoch: Epoch,
     /// Of the secret.
@@ -86,16 +86,16 @@ pub struct Credential {
 
 /// One write.
 #[derive(Debug, Clone)]
-pub enum Change {
+pub enum StoreChange {
     /// New, or new content.
-    Put(Arc<Record>),
+    Put(Arc<WorkspaceRecord>),
     /// Gone; the id stays taken for ever.
     Forget(WorkspaceId, Timestamp),
     /// So long has been watched, over all lives of the control plane.
     Witnessed(Duration),
 }
 
-impl Change {
+impl StoreChange {
     /// The workspace it is about.
     pub fn id(&self) -> Option<&WorkspaceId> {
         match self {
@@ -106,7 +106,7 @@ impl Change {
     }
 }
 
-impl Record {
+impl WorkspaceRecord {
     /// It was deleted, and is only kept for its archives.
     pub fn is_gone(&self) -> bool {
         self.spec.wanted.is_gone() && self.status.phase == Phase::Archived && !self.status.storage
@@ -115,9 +115,9 @@ impl Record {
 
 /// What was there at the start.
 #[derive(Debug, Default)]
-pub struct Loaded {
+pub struct LoadedRecords {
     /// All that could be read.
-    pub records: Vec<Record>,
+    pub records: Vec<WorkspaceRecord>,
     /// Every id that was ever given, as bits.
     pub used: HashSet<u64>,
     /// Time that control planes have watched, over all their lives.

@@ -15,7 +15,7 @@ use futures_util::{Stream, StreamExt};
 use kube::Client;
 use podling_control::{
     backend::{
-        AgentReviewer, Backend, BackendError, Instance, Observation, Plan,
+        AgentReviewer, Backend, BackendError, Instance, Observation, StartPlan,
         kubernetes::{KubernetesBackend, KubernetesReviewer},
     },
     kubernetes::objects::PodDefaults,
@@ -72,7 +72,7 @@ impl Ground {
         ground
     }
 
-    async fn start(&self, plan: &Plan) -> Result<Instance, BackendError> {
+    async fn start(&self, plan: &StartPlan) -> Result<Instance, BackendError> {
         timeout(DEADLINE, self.backend.ensure(plan.clone())).await.expect("it starts or says why not")
     }
 
@@ -109,7 +109,7 @@ impl Ground {
         self.space.kubectl(&["get", "pods", "--output", "name"]).good()
     }
 
-    fn in_pod(&self, plan: &Plan, script: &str) -> String {
+    fn in_pod(&self, plan: &StartPlan, script: &str) -> String {
         let pod = format!("workspace-{}-{}", plan.workspace, plan.epoch);
         self.space.kubectl(&["exec", &pod, "--", "sh", "-c", script]).good()
     }
@@ -135,7 +135,7 @@ spec:
     )
 }
 
-fn plan(template: &str) -> Plan {
+fn plan(template: &str) -> StartPlan {
     let workspace = WorkspaceId::from_bits(fastrand::u64(..));
     let resources = Resources { cpu_millis: 100, memory_bytes: 64 << 20 };
     let spec = Spec {
@@ -153,8 +153,8 @@ fn plan(template: &str) -> Plan {
         created: Timestamp(0),
         request_id: String::new(),
     };
-    let (spec, given_up) = (Arc::new(spec), CancellationToken::new());
-    Plan { workspace, epoch: 1, secret: String::new(), spec, resources, given_up }
+    let (spec, cancellation) = (Arc::new(spec), CancellationToken::new());
+    StartPlan { workspace, epoch: 1, secret: String::new(), spec, resources, cancellation }
 }
 
 #[tokio::test]
@@ -184,7 +184,7 @@ async fn a_start_is_one_pod_and_storage_outlives_it() {
     assert_eq!(ground.pods(), "");
     ground.backend.stop(first.workspace.clone(), 9).await.unwrap();
 
-    let second = Plan { epoch: 2, ..first.clone() };
+    let second = StartPlan { epoch: 2, ..first.clone() };
     assert_ne!(ground.start(&second).await.unwrap().id, instance.id);
     let superseded = ground.backend.stop(first.workspace.clone(), 1).await.unwrap_err().to_string();
     assert!(superseded.contains("another control plane's"), "{superseded}");
@@ -198,7 +198,7 @@ async fn a_start_is_one_pod_and_storage_outlives_it() {
     let volume = format!("persistentvolume/{}", ground.space.field(&claim, ".spec.volumeName"));
     ground.space.kubectl(&["delete", &claim, "--wait=false"]).good();
     assert_eq!(ground.space.field(&claim, ".metadata.finalizers[0]"), "podling.dev/keep-data");
-    let refused = ground.start(&Plan { epoch: 3, ..first.clone() }).await.unwrap_err();
+    let refused = ground.start(&StartPlan { epoch: 3, ..first.clone() }).await.unwrap_err();
     assert!(refused.to_string().contains("somebody has deleted the claim"), "{refused}");
     // What is said there helps.
     let patch = |what: &str, patch: &str| {
@@ -212,7 +212,7 @@ async fn a_start_is_one_pod_and_storage_outlives_it() {
     anew["metadata"] = json!({"name": metadata["name"], "labels": metadata["labels"], "finalizers": ["podling.dev/keep-data"]});
     ground.space.apply(&anew.to_string()).good();
     ground.space.wait("jsonpath={.status.phase}=Bound", &claim).good();
-    let third = Plan { epoch: 3, ..first.clone() };
+    let third = StartPlan { epoch: 3, ..first.clone() };
     ground.start(&third).await.unwrap();
     assert_eq!(ground.in_pod(&third, "cat ~/file"), "kept");
     ground.backend.stop(first.workspace.clone(), 9).await.unwrap();
@@ -230,8 +230,8 @@ async fn a_pod_that_is_deleted_or_dies_is_said_to_have_ended_and_how() {
     let instance = ground.start(&first).await.unwrap();
     ground.space.kubectl(&["delete", "pod", &pod]).good();
     assert_eq!(ground.sees_end(&instance).await, "its pod was deleted");
-    let again = ground.start(&Plan { epoch: 2, ..first.clone() }).await.unwrap();
-    ground.in_pod(&Plan { epoch: 2, ..first.clone() }, "kill -9 -1; true");
+    let again = ground.start(&StartPlan { epoch: 2, ..first.clone() }).await.unwrap();
+    ground.in_pod(&StartPlan { epoch: 2, ..first.clone() }, "kill -9 -1; true");
     // Nobody in the pod can kill its first process; its node can.
     let pod = format!("workspace-{}-2", first.workspace);
     ground.space.kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force"]).good();
@@ -250,7 +250,7 @@ async fn what_a_start_waits_for_is_said_and_it_waits_only_as_long_as_it_is_wante
     let waits = ground.sees_waiting().await;
     assert!(!waits.for_room && waits.why.starts_with("no machine has room for it: "), "{waits:?}");
     assert!(waits.why.contains("Insufficient cpu"), "{waits:?}");
-    large.given_up.cancel();
+    large.cancellation.cancel();
     let refused = timeout(DEADLINE, starting.join_all()).await.expect("it gives up").remove(0).unwrap_err();
     assert!(refused.to_string().contains("not wanted any more"), "{refused}");
     ground.backend.stop(large.workspace.clone(), 9).await.unwrap();

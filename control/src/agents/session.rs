@@ -59,7 +59,7 @@ impl From<DriverError> for Over {
 
 impl<R: AgentReviewer> Session<R> {
     /// `proof` is what its credential proved beside the workspace.
-    pub(super) async fn run(self, proof: R::Proof, mut inbound: Streaming<AgentMessage>) {
+    pub(super) async fn run(self, proof: R::CredentialProof, mut inbound: Streaming<AgentMessage>) {
         let whole = async {
             match self.hello(proof, &mut inbound).await {
                 Ok(inbox) => self.talk(inbound, inbox).await,
@@ -81,7 +81,7 @@ impl<R: AgentReviewer> Session<R> {
 
     async fn hello(
         &self,
-        proof: R::Proof,
+        proof: R::CredentialProof,
         inbound: &mut Streaming<AgentMessage>,
     ) -> Result<mpsc::Receiver<ToAgent>, Over> {
         let refused = |what: &str| Over::Refused(WireError::new(Reason::BadField, what));

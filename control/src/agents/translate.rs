@@ -15,7 +15,7 @@ use podling_proto::{
 use tokio::sync::mpsc;
 
 use crate::{
-    backend::{InstanceId, ProcessAccount},
+    backend::{InstanceId, ReportedProcess},
     driver::{AgentHello, Answer, ClaimContent, ConnectionId, DirectiveId, SleepStep, ToAgent},
 };
 
@@ -41,8 +41,8 @@ const LONGEST_WINDOW: Duration = Duration::from_secs(60);
 const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
 
 /// What an agent says of its process.
-pub(super) fn process(hello: &Hello) -> ProcessAccount {
-    ProcessAccount { pid: hello.pid, start_ticks: hello.start_ticks }
+pub(super) fn process(hello: &Hello) -> ReportedProcess {
+    ReportedProcess { pid: hello.pid, start_ticks: hello.start_ticks }
 }
 
 /// An agent introduces itself. Who it is has been found out.

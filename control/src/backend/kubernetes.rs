@@ -31,7 +31,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use self::{cluster::ClusterClient, pods::PodTracker};
 pub use self::{eviction_guard::EvictionGuard, reviewer::KubernetesReviewer};
 use crate::{
-    backend::{Backend, BackendError, Instance, Observation, Plan, Resize},
+    backend::{Backend, BackendError, Instance, Observation, ResizePlan, StartPlan},
     kubernetes::objects::PodDefaults,
     lease::Leadership,
 };
@@ -62,11 +62,11 @@ impl KubernetesBackend {
 }
 
 impl Backend for KubernetesBackend {
-    async fn ensure(&self, plan: Plan) -> Result<Instance, BackendError> {
+    async fn ensure(&self, plan: StartPlan) -> Result<Instance, BackendError> {
         self.cluster.start(plan, &self.observation_tx).await
     }
 
-    async fn resize(&self, resize: Resize) -> Result<(), BackendError> {
+    async fn resize(&self, resize: ResizePlan) -> Result<(), BackendError> {
         self.cluster.resize(resize, &self.observation_tx).await
     }
 

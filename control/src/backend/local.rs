@@ -44,7 +44,7 @@ use self::{
     record::Launched,
 };
 use crate::{
-    backend::{Backend, BackendError, Instance, InstanceId, Observation, Plan, Resize},
+    backend::{Backend, BackendError, Instance, InstanceId, Observation, ResizePlan, StartPlan},
     open_files::OpenFiles,
 };
 
@@ -121,7 +121,7 @@ impl LocalBackend {
 }
 
 impl Backend for LocalBackend {
-    async fn ensure(&self, plan: Plan) -> Result<Instance, BackendError> {
+    async fn ensure(&self, plan: StartPlan) -> Result<Instance, BackendError> {
         let _turn = self.inner.turn().await;
         let (inner, workspace) = (self.inner.clone(), plan.workspace.clone());
         let launched = blocking(format!("starting the agent of {workspace}"), move || {
@@ -133,7 +133,7 @@ impl Backend for LocalBackend {
     }
 
     /// (Nobody else can take over here: the data folder is locked.)
-    async fn resize(&self, _resize: Resize) -> Result<(), BackendError> {
+    async fn resize(&self, _resize: ResizePlan) -> Result<(), BackendError> {
         // The machine is shared: what a workspace has is its place in the line, and none of it is enforced.
         Ok(())
     }
@@ -181,7 +181,7 @@ impl Inner {
         if let Look::Again(_) = look {
             sleep(LOOK_AGAIN).await;
         }
-        let Seen { found, unseen } = loop {
+        let Seen { found, unknown } = loop {
             let (layout, machine, look) = (self.layout.clone(), self.machine.clone(), look.clone());
             match blocking("looking for agents".into(), move || look.at(&layout, &machine)).await {
                 Ok(seen) => break seen,
@@ -191,12 +191,12 @@ impl Inner {
                 }
             }
         };
-        let (mut observations, mut living) = (Vec::new(), Vec::new());
+        let (mut observations, mut running) = (Vec::new(), Vec::new());
         for (id, found) in found {
             match found {
                 Ok(launched) => {
                     tracing::info!(workspace = %id, pid = launched.process.pid, "an agent is adopted");
-                    living.push(self.watch(id, launched));
+                    running.push(self.watch(id, launched));
                 }
                 Err(record) => {
                     let places = self.layout.of(&id);
@@ -206,8 +206,8 @@ impl Inner {
                 }
             }
         }
-        let again = (!unseen.is_empty()).then(|| Look::Again(unseen.clone()));
-        observations.push(Observation::Listed { living, unseen });
+        let again = (!unknown.is_empty()).then(|| Look::Again(unknown.clone()));
+        observations.push(Observation::Listed { running, unknown });
         (observations, again)
     }
 

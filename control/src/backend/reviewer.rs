@@ -17,21 +17,21 @@ use super::{BackendError, InstanceId};
 /// - A credential is shown by anybody, at any time: a wrong one costs little, and its refusal says nothing.
 pub trait AgentReviewer: Send + Sync + 'static {
     /// What a credential proves beside the workspace; nothing where that is all it names.
-    type Proof: Send + 'static;
+    type CredentialProof: Send + 'static;
 
     /// Whose agent holds this credential; `None`: none that was started here. An error says nothing about it: nobody could be asked.
     fn review(
         &self,
         credential: &str,
-    ) -> impl Future<Output = Result<Option<Reviewed<Self::Proof>>, BackendError>> + Send;
+    ) -> impl Future<Output = Result<Option<ReviewedCredential<Self::CredentialProof>>, BackendError>> + Send;
 
     /// Which of the agents that the backend started this is.
-    fn instance(&self, proof: Self::Proof, process: ProcessAccount) -> InstanceId;
+    fn instance(&self, proof: Self::CredentialProof, process: ReportedProcess) -> InstanceId;
 }
 
 /// An agent whose credential is good.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reviewed<P> {
+pub struct ReviewedCredential<P> {
     /// Whose.
     pub workspace: WorkspaceId,
     /// For [`AgentReviewer::instance`].
@@ -40,7 +40,7 @@ pub struct Reviewed<P> {
 
 /// What an agent says of the process it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ProcessAccount {
+pub struct ReportedProcess {
     /// Its id, where it runs.
     pub pid: u32,
     /// When it started: clock ticks since the machine's boot.

@@ -20,11 +20,11 @@ use super::{
     keeping::{MAX_ARCHIVING, archive, is_archiving},
 };
 use crate::{
-    backend::{Backend, Observation, Plan, Resize},
+    backend::{Backend, Observation, ResizePlan, StartPlan},
     clock,
     executor::{Done, Order, Outcome},
     snapshot::Fingerprint,
-    store::{Change, Credential, LOG_ENTRIES, LogEntry, Record},
+    store::{CredentialDigest, LOG_ENTRIES, LogEntry, StoreChange, WorkspaceRecord},
 };
 
 /// Bytes of an agent's secret.
@@ -102,7 +102,7 @@ impl<B: Backend> Driver<B> {
             && let Some(record) = entry.take_unwritten()
         {
             // (It would take the place of the order to forget, and that would never come back.)
-            self.writer.put(id.clone(), Change::Put(record));
+            self.writer.put(id.clone(), StoreChange::Put(record));
         }
         self.look(id);
     }
@@ -124,8 +124,15 @@ impl<B: Backend> Driver<B> {
                 Some((of, secret)) if of == epoch => {
                     let (spec, status) = (entry.record.spec.clone(), &entry.record.status);
                     let resources = status.given.unwrap_or(spec.resources);
-                    let given_up = CancellationToken::new();
-                    Order::Start(Plan { workspace: id.clone(), epoch, secret, spec, resources, given_up })
+                    let cancellation = CancellationToken::new();
+                    Order::Start(StartPlan {
+                        workspace: id.clone(),
+                        epoch,
+                        secret,
+                        spec,
+                        resources,
+                        cancellation,
+                    })
                 }
                 // Decided by a control plane that died before it gave the order: its secret died with it. As for every start
                 // whose outcome is not known, the epoch is used up.
@@ -144,8 +151,8 @@ impl<B: Backend> Driver<B> {
                 };
             }
             Action::Resize { epoch, resources } => {
-                let given_up = CancellationToken::new();
-                Order::Resize(Resize { workspace: id.clone(), epoch, resources, given_up })
+                let cancellation = CancellationToken::new();
+                Order::Resize(ResizePlan { workspace: id.clone(), epoch, resources, cancellation })
             }
             Action::Stop => {
                 entry.drain(DRAIN_GRACE);
@@ -168,7 +175,7 @@ impl<B: Backend> Driver<B> {
             },
             Action::Forget => {
                 entry.in_flight = Some(action);
-                return self.writer.put(id.clone(), Change::Forget(id.clone(), now));
+                return self.writer.put(id.clone(), StoreChange::Forget(id.clone(), now));
             }
         };
         tracing::debug!(workspace = %id, ?action, "ordered");
@@ -291,13 +298,13 @@ impl Entry {
                 workspace = %self.record.spec.id, state = ?status.state(), epoch = status.epoch, reason = status.reason, "is now"
             );
         }
-        let mut record = Record { status, ..Record::clone(&self.record) };
+        let mut record = WorkspaceRecord { status, ..WorkspaceRecord::clone(&self.record) };
         note(&mut record, now);
         if matches!(record.status.phase, Phase::Starting | Phase::Opening(_))
             && record.status.epoch != self.record.status.epoch
         {
             let (epoch, secret) = (record.status.epoch, token::random(SECRET_BYTES));
-            record.credential = Some(Credential { epoch, digest: Fingerprint::of(secret.as_bytes()) });
+            record.credential = Some(CredentialDigest { epoch, digest: Fingerprint::of(secret.as_bytes()) });
             self.secret = Some((epoch, secret));
         }
         self.record = Arc::new(record);
@@ -305,12 +312,12 @@ impl Entry {
 }
 
 /// What the line for room looks at.
-fn share(record: &Record) -> (Option<Resources>, Option<Duration>) {
+fn share(record: &WorkspaceRecord) -> (Option<Resources>, Option<Duration>) {
     (record.status.given, record.status.queued)
 }
 
 /// Writes into the log what is new in the record.
-fn note(record: &mut Record, now: Timestamp) {
+fn note(record: &mut WorkspaceRecord, now: Timestamp) {
     let entry = LogEntry { at: now, state: record.status.state(), reason: record.status.reason.clone() };
     let said = |last: &LogEntry| last.state == entry.state && last.reason == entry.reason;
     if record.log.back().is_some_and(said) {

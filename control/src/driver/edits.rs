@@ -9,11 +9,11 @@ use podling_core::{
 };
 
 use super::{Driver, Edit, MAX_WORKSPACES, entry::Entry};
-use crate::{backend::Backend, store::Record};
+use crate::{backend::Backend, store::WorkspaceRecord};
 
 impl<B: Backend> Driver<B> {
     /// Somebody has made a workspace, or one can be read again.
-    pub(super) fn found(&mut self, record: Record) {
+    pub(super) fn found(&mut self, record: WorkspaceRecord) {
         let id = record.spec.id.clone();
         if self.entries.contains_key(&id) {
             return;
@@ -63,7 +63,11 @@ impl<B: Backend> Driver<B> {
             self.line_changed = true;
         }
         let generation = edit.generation.max(entry.record.generation);
-        entry.record = Arc::new(Record { spec: Arc::new(spec), generation, ..Record::clone(&entry.record) });
+        entry.record = Arc::new(WorkspaceRecord {
+            spec: Arc::new(spec),
+            generation,
+            ..WorkspaceRecord::clone(&entry.record)
+        });
         let wanted = entry.record.spec.wanted;
         match (edit.deleted, edit.awake) {
             (Some(true), _) if wanted != Wanted::Discarded => entry.want(Wanted::Discarded),

@@ -17,18 +17,18 @@ use crate::{
     backend::Instance,
     progress::Progress,
     snapshot::{AgentView, WorkspaceView},
-    store::Record,
+    store::WorkspaceRecord,
 };
 
 /// Everything the driver knows of one workspace.
 #[derive(Debug)]
 pub(super) struct Entry {
     /// What was decided last.
-    pub(super) record: Arc<Record>,
+    pub(super) record: Arc<WorkspaceRecord>,
     /// What the store holds; `None`: nothing yet.
-    pub(super) durable: Option<Arc<Record>>,
+    pub(super) durable: Option<Arc<WorkspaceRecord>>,
     /// What was given to the writer last.
-    pub(super) queued: Option<Arc<Record>>,
+    pub(super) queued: Option<Arc<WorkspaceRecord>>,
     /// What was changed where it is stored, and the store does not hold yet: nobody would say it again.
     pub(super) unsaved: Option<Edit>,
     /// What was seen.
@@ -75,7 +75,7 @@ pub(super) enum Waiting {
 }
 
 impl Entry {
-    pub(super) fn new(record: Record, durable: bool, observed: Observed) -> Self {
+    pub(super) fn new(record: WorkspaceRecord, durable: bool, observed: Observed) -> Self {
         let record = Arc::new(record);
         Self {
             durable: durable.then(|| record.clone()),
@@ -112,7 +112,7 @@ impl Entry {
     }
 
     /// What the writer has not been given yet.
-    pub(super) fn take_unwritten(&mut self) -> Option<Arc<Record>> {
+    pub(super) fn take_unwritten(&mut self) -> Option<Arc<WorkspaceRecord>> {
         if self.queued.as_ref().is_some_and(|queued| Arc::ptr_eq(queued, &self.record)) {
             return None;
         }

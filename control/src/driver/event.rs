@@ -20,7 +20,7 @@ use crate::{
     backend::InstanceId,
     progress::Progress,
     snapshot::{Fingerprint, WorkspaceView},
-    store::Record,
+    store::WorkspaceRecord,
 };
 
 /// Where an answer goes.
@@ -44,7 +44,7 @@ pub(crate) enum Event {
     /// Give it another share of its owner's room.
     Resize(WorkspaceId, Resources, Reply<Arc<WorkspaceView>>),
     /// Somebody has made one where it is stored.
-    Found(Box<Record>),
+    Found(Box<WorkspaceRecord>),
     /// Somebody has changed one where it is stored.
     Edited(WorkspaceId, Box<Edit>),
     /// End all processes and then the control plane.

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     snapshot::{Snapshots, WorkspaceView},
-    store::Record,
+    store::WorkspaceRecord,
 };
 
 /// Events that wait for the driver. When it is full, who asks waits; the driver takes some 10 µs for each.
@@ -95,7 +95,7 @@ impl DriverHandle {
     }
 
     /// Somebody has made a workspace where it is stored.
-    pub async fn found(&self, record: Record) -> Result<(), DriverError> {
+    pub async fn found(&self, record: WorkspaceRecord) -> Result<(), DriverError> {
         self.send(Event::Found(Box::new(record))).await
     }
 

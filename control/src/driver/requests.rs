@@ -18,7 +18,7 @@ use super::{
     entry::{Entry, Waiting},
     event::Reply,
 };
-use crate::{backend::Backend, clock, snapshot::WorkspaceView, store::Record};
+use crate::{backend::Backend, clock, snapshot::WorkspaceView, store::WorkspaceRecord};
 
 /// Workspaces of one owner: a script that creates in a loop is stopped before it takes the machine.
 pub const MAX_WORKSPACES_PER_OWNER: usize = 100;
@@ -92,7 +92,7 @@ impl<B: Backend> Driver<B> {
         tracing::info!(workspace = %id, name = %spec.name, owner = %spec.owner, template = spec.template, "created");
         let (spec, log) = (Arc::new(spec), Arc::default());
         let status = if spec.source.is_some() { Status::from_archive(now) } else { Status::new(now) };
-        let record = Record { spec, status, credential: None, log, generation: 0 };
+        let record = WorkspaceRecord { spec, status, credential: None, log, generation: 0 };
         self.line_changed = true;
         self.entries.insert(id.clone(), Entry::new(record, false, Observed::of_new()));
         Ok((id, true))
@@ -286,7 +286,7 @@ impl<B: Backend> Driver<B> {
         }
         let status = hurry(&entry.record.status, clock::now());
         if status != entry.record.status {
-            entry.record = Arc::new(Record { status, ..Record::clone(&entry.record) });
+            entry.record = Arc::new(WorkspaceRecord { status, ..WorkspaceRecord::clone(&entry.record) });
         }
     }
 
@@ -325,7 +325,8 @@ impl Entry {
     }
 
     fn respec(&mut self, spec: Spec) {
-        self.record = Arc::new(Record { spec: Arc::new(spec), ..Record::clone(&self.record) });
+        self.record =
+            Arc::new(WorkspaceRecord { spec: Arc::new(spec), ..WorkspaceRecord::clone(&self.record) });
     }
 }
 

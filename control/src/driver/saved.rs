@@ -6,12 +6,12 @@ use super::{Driver, DriverError};
 use crate::{
     backend::Backend,
     clock,
-    store::{Change, Committed, StoreError},
+    store::{CommitResult, StoreChange, StoreError},
 };
 
 impl<B: Backend> Driver<B> {
     /// A batch was written; some of it perhaps was not.
-    pub(super) fn written(&mut self, committed: Vec<Committed>) {
+    pub(super) fn written(&mut self, committed: Vec<CommitResult>) {
         let mut failures = committed.iter().filter_map(|(_, result)| result.as_ref().err());
         if let Some(error) = failures.next() {
             tracing::error!(
@@ -22,7 +22,7 @@ impl<B: Backend> Driver<B> {
         }
         for (change, result) in committed {
             match (change, &result) {
-                (Change::Put(record), Ok(())) => {
+                (StoreChange::Put(record), Ok(())) => {
                     let id = record.spec.id.clone();
                     // Room that was given back is free now.
                     self.line_changed = true;
@@ -34,9 +34,9 @@ impl<B: Backend> Driver<B> {
                     });
                 }
                 // After a failure it is written with the next batch.
-                (Change::Witnessed(_), _) => {}
-                (Change::Put(record), Err(error)) => self.take_back(&record.spec.id, error),
-                (Change::Forget(id, _), Ok(())) => {
+                (StoreChange::Witnessed(_), _) => {}
+                (StoreChange::Put(record), Err(error)) => self.take_back(&record.spec.id, error),
+                (StoreChange::Forget(id, _), Ok(())) => {
                     // One that never became durable has gone already.
                     let Some(mut entry) = self.entries.remove(&id) else { continue };
                     entry.refuse(&DriverError::NoWorkspace(id.clone()));
@@ -48,10 +48,10 @@ impl<B: Backend> Driver<B> {
                     }
                     self.publisher.changed();
                 }
-                (Change::Forget(id, at), Err(_)) if !self.entries.contains_key(&id) => {
-                    self.writer.put(id.clone(), Change::Forget(id, at));
+                (StoreChange::Forget(id, at), Err(_)) if !self.entries.contains_key(&id) => {
+                    self.writer.put(id.clone(), StoreChange::Forget(id, at));
                 }
-                (Change::Forget(id, _), Err(error)) => {
+                (StoreChange::Forget(id, _), Err(error)) => {
                     let (error, now) = (with_causes(error), clock::now());
                     self.with_entry(&id, |entry| {
                         entry.in_flight = None;
@@ -83,7 +83,7 @@ impl<B: Backend> Driver<B> {
                 }
                 // A write that failed may have reached the disk all the same: then the next start would find a workspace that
                 // nobody was told of, beside the one that was made when the call was repeated. Tried until it is written.
-                self.writer.put(id.clone(), Change::Forget(id.clone(), clock::now()));
+                self.writer.put(id.clone(), StoreChange::Forget(id.clone(), clock::now()));
             }
         }
     }

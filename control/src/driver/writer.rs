@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
 use podling_core::id::WorkspaceId;
 use tokio::{task::JoinSet, time::Instant};
 
-use crate::store::{Change, Committed, Store};
+use crate::store::{CommitResult, Store, StoreChange};
 
 /// Pause when nothing could be written: a full disk is tried once a second.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -18,8 +18,8 @@ const WITNESSED_EVERY: Duration = Duration::from_secs(60);
 pub(super) struct Writer {
     store: Arc<dyn Store>,
     /// At most one change per workspace: the newest stands for those before it.
-    waiting: BTreeMap<WorkspaceId, Change>,
-    writing: JoinSet<Vec<Committed>>,
+    waiting: BTreeMap<WorkspaceId, StoreChange>,
+    writing: JoinSet<Vec<CommitResult>>,
     not_before: Option<Instant>,
     /// How long has been watched, and how much of it was given to the store.
     witnessed: Duration,
@@ -45,7 +45,7 @@ impl Writer {
     }
 
     /// Adds to the next batch.
-    pub(super) fn put(&mut self, id: WorkspaceId, change: Change) {
+    pub(super) fn put(&mut self, id: WorkspaceId, change: StoreChange) {
         self.waiting.insert(id, change);
     }
 
@@ -60,7 +60,7 @@ impl Writer {
         }
         self.not_before = None;
         let mut changes: Vec<_> = std::mem::take(&mut self.waiting).into_values().collect();
-        changes.push(Change::Witnessed(self.witnessed));
+        changes.push(StoreChange::Witnessed(self.witnessed));
         self.written = self.witnessed;
         let store = self.store.clone();
         self.writing.spawn(async move { store.commit(changes).await });
@@ -68,7 +68,7 @@ impl Writer {
 
     /// The end of the batch: what became of each change, those included that waited behind one that failed, for they will not be written.
     /// Waits for ever while nothing is written. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Vec<Committed> {
+    pub(super) async fn next(&mut self) -> Vec<CommitResult> {
         let mut committed = match self.writing.join_next().await {
             None => pending().await,
             Some(Ok(done)) => done,
@@ -77,7 +77,7 @@ impl Writer {
         if committed.iter().all(|(_, result)| result.is_err()) {
             self.not_before = Some(Instant::now() + PAUSE);
         }
-        let failed = |(change, result): &Committed| Some((change.id()?.clone(), result.clone().err()?));
+        let failed = |(change, result): &CommitResult| Some((change.id()?.clone(), result.clone().err()?));
         for (id, error) in committed.iter().filter_map(failed).collect::<Vec<_>>() {
             committed.extend(self.waiting.remove(&id).map(|behind| (behind, Err(error))));
         }

@@ -73,9 +73,9 @@ fn lock_holder(inode: u64) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Loaded, RedbStore, Store};
+    use crate::store::{LoadedRecords, RedbStore, Store};
 
-    fn load(store: &RedbStore) -> Result<Loaded, StoreError> {
+    fn load(store: &RedbStore) -> Result<LoadedRecords, StoreError> {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(store.load())
     }
 

@@ -32,7 +32,7 @@ use podling_core::{id::WorkspaceId, status::Status};
 use tokio::time::sleep;
 
 use self::{copies::rightful, home::Home};
-use super::{Change, Committed, Loaded, Record, Store, StoreError, stored};
+use super::{CommitResult, LoadedRecords, Store, StoreChange, StoreError, WorkspaceRecord, stored};
 use crate::{
     kubernetes::{
         DesiredSpec, Workspace, WorkspaceArchive, WorkspaceTemplate, WorkspaceTemplateSpec, id_of, resolve,
@@ -118,8 +118,9 @@ impl KubernetesStore {
 
 #[tonic::async_trait]
 impl Store for KubernetesStore {
-    async fn load(&self) -> Result<Loaded, StoreError> {
-        let mut loaded = Loaded { witnessed: self.leadership.observed_time(), ..Loaded::default() };
+    async fn load(&self) -> Result<LoadedRecords, StoreError> {
+        let mut loaded =
+            LoadedRecords { witnessed: self.leadership.observed_time(), ..LoadedRecords::default() };
         let reading = |source| failed("reading the workspaces".into(), source);
         for gone in self.all_archives.list(&ListParams::default()).await.map_err(reading)? {
             let Some(gone) = readable(gone) else { continue };
@@ -152,15 +153,15 @@ impl Store for KubernetesStore {
         Ok(loaded)
     }
 
-    async fn commit(&self, changes: Vec<Change>) -> Vec<Committed> {
+    async fn commit(&self, changes: Vec<StoreChange>) -> Vec<CommitResult> {
         let committed = stream::iter(changes).map(|change| async {
             let result = match &change {
-                Change::Put(_) | Change::Forget(..) if !self.leadership.is_leader() => {
+                StoreChange::Put(_) | StoreChange::Forget(..) if !self.leadership.is_leader() => {
                     Err(StoreError::Superseded)
                 }
-                Change::Put(record) => self.put(record).await,
-                Change::Forget(id, _) => self.remove(id).await,
-                Change::Witnessed(witnessed) => {
+                StoreChange::Put(record) => self.put(record).await,
+                StoreChange::Forget(id, _) => self.remove(id).await,
+                StoreChange::Witnessed(witnessed) => {
                     self.leadership.set_observed_time(*witnessed);
                     Ok(())
                 }
@@ -178,7 +179,7 @@ impl std::fmt::Debug for KubernetesStore {
 }
 
 /// The record of a resource, with what the resource says of it now; a new one where it has none.
-fn record(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Result<Record, String> {
+fn record(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Result<WorkspaceRecord, String> {
     let id = id_of(resource).map_err(|error| error.to_string())?;
     let kept = resource.status.as_ref().and_then(|status| status.record.as_ref());
     let mut record = match kept {
@@ -192,11 +193,14 @@ fn record(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Res
 }
 
 /// Of a resource that nobody has looked at yet.
-fn new_record(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Result<Record, String> {
+fn new_record(
+    resource: &Workspace,
+    template: Option<&WorkspaceTemplateSpec>,
+) -> Result<WorkspaceRecord, String> {
     let spec = resolve(resource, template).map_err(|error| error.to_string())?;
     let status =
         if spec.source.is_some() { Status::from_archive(spec.created) } else { Status::new(spec.created) };
-    Ok(Record { spec: Arc::new(spec), status, credential: None, log: Arc::default(), generation: 0 })
+    Ok(WorkspaceRecord { spec: Arc::new(spec), status, credential: None, log: Arc::default(), generation: 0 })
 }
 
 /// `None` if it cannot be read, which is said.

@@ -14,13 +14,13 @@ use podling_core::time::Timestamp;
 use tokio::task::{JoinError, spawn_blocking};
 
 use super::{
-    Change, Committed, Loaded, Store, StoreError,
+    CommitResult, LoadedRecords, Store, StoreChange, StoreError,
     file::{open, unpanicked},
     reserve::Reserve,
-    stored::{self, Stored, bits},
+    stored::{self, StoredRecord, bits},
 };
 
-/// Id → JSON of [`Stored`].
+/// Id → JSON of [`StoredRecord`].
 const WORKSPACES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("workspaces");
 /// `witnessed` → milliseconds that control planes have watched.
 const WATCH: TableDefinition<'_, &str, u64> = TableDefinition::new("watch");
@@ -57,13 +57,13 @@ impl RedbStore {
 
 #[tonic::async_trait]
 impl Store for RedbStore {
-    async fn load(&self) -> Result<Loaded, StoreError> {
+    async fn load(&self) -> Result<LoadedRecords, StoreError> {
         let file = self.0.clone();
         unpanicking(spawn_blocking(move || file.load()).await)
     }
 
     /// All or none.
-    async fn commit(&self, changes: Vec<Change>) -> Vec<Committed> {
+    async fn commit(&self, changes: Vec<StoreChange>) -> Vec<CommitResult> {
         let file = self.0.clone();
         let committed = spawn_blocking(move || {
             let result = file.commit(&changes).map_err(Arc::new);
@@ -84,12 +84,12 @@ impl File {
         Ok(store)
     }
 
-    fn load(&self) -> Result<Loaded, StoreError> {
+    fn load(&self) -> Result<LoadedRecords, StoreError> {
         self.with("reading", Self::read)
     }
 
     /// Makes changes durable, all or none. On a full disk what was kept back is used, but for nothing new.
-    fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
+    fn commit(&self, changes: &[StoreChange]) -> Result<(), StoreError> {
         let mut news = false;
         let mut result = self.put(changes, &mut news);
         if result.as_ref().is_err_and(StoreError::is_disk_full) && !news && self.reserve.give_up() {
@@ -103,22 +103,22 @@ impl File {
     }
 
     /// Writes them; `news`: a workspace among them is not stored yet.
-    fn put(&self, changes: &[Change], news: &mut bool) -> Result<(), StoreError> {
+    fn put(&self, changes: &[StoreChange], news: &mut bool) -> Result<(), StoreError> {
         self.write("writing", |tables| {
             for change in changes {
                 match change {
-                    Change::Put(record) => {
+                    StoreChange::Put(record) => {
                         let id = record.spec.id.as_str();
                         *news |= tables.workspaces.get(id)?.is_none();
-                        let json = serde_json::to_vec(&Stored::of(record))
+                        let json = serde_json::to_vec(&StoredRecord::of(record))
                             .map_err(|e| Error::from(StorageError::from(io::Error::other(e))))?;
                         tables.workspaces.insert(id, json.as_slice())?;
                     }
-                    Change::Forget(id, Timestamp(at)) => {
+                    StoreChange::Forget(id, Timestamp(at)) => {
                         tables.workspaces.remove(id.as_str())?;
                         tables.tombstones.insert(id.as_str(), at)?;
                     }
-                    Change::Witnessed(watched) => {
+                    StoreChange::Witnessed(watched) => {
                         let millis = u64::try_from(watched.as_millis()).unwrap_or(u64::MAX);
                         tables.watch.insert(WITNESSED, millis)?;
                     }
@@ -128,9 +128,9 @@ impl File {
         })
     }
 
-    fn read(database: &Database) -> Result<Loaded, Error> {
+    fn read(database: &Database) -> Result<LoadedRecords, Error> {
         let transaction = database.begin_read()?;
-        let mut loaded = Loaded::default();
+        let mut loaded = LoadedRecords::default();
         for entry in transaction.open_table(WORKSPACES)?.iter()? {
             let (key, json) = entry?;
             loaded.used.extend(bits(key.value()));
@@ -211,10 +211,10 @@ mod tests {
     use podling_core::{id::WorkspaceId, status::Status};
 
     use super::*;
-    use crate::{samples::spec, store::Record};
+    use crate::{samples::spec, store::WorkspaceRecord};
 
-    fn record(bits: u64, name: &str) -> Record {
-        Record {
+    fn record(bits: u64, name: &str) -> WorkspaceRecord {
+        WorkspaceRecord {
             spec: Arc::new(spec(bits, name)),
             status: Status::new(Timestamp(1)),
             credential: None,
@@ -229,10 +229,15 @@ mod tests {
         let path = folder.path().join("store.redb");
         let (kept, gone) = (record(1, "kept"), record(2, "gone"));
         let store = File::open(&path).unwrap();
-        store.commit(&[Change::Put(Arc::new(kept.clone())), Change::Put(Arc::new(gone.clone()))]).unwrap();
+        store
+            .commit(&[StoreChange::Put(Arc::new(kept.clone())), StoreChange::Put(Arc::new(gone.clone()))])
+            .unwrap();
         let watched = Duration::from_secs(70);
         store
-            .commit(&[Change::Forget(gone.spec.id.clone(), Timestamp(9)), Change::Witnessed(watched)])
+            .commit(&[
+                StoreChange::Forget(gone.spec.id.clone(), Timestamp(9)),
+                StoreChange::Witnessed(watched),
+            ])
             .unwrap();
         drop(store);
         let loaded = File::open(&path).unwrap().load().unwrap();
@@ -247,7 +252,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.redb");
         let store = File::open(&path).unwrap();
-        store.commit(&[Change::Put(Arc::new(record(1, "good")))]).unwrap();
+        store.commit(&[StoreChange::Put(Arc::new(record(1, "good")))]).unwrap();
         let (bad, newer) = (WorkspaceId::from_bits(2), WorkspaceId::from_bits(3));
         store
             .write("spoiling", |tables| {

@@ -9,8 +9,8 @@ use std::{
 use futures_util::Stream;
 use podling_control::{
     backend::{
-        AgentReviewer, Backend, BackendError, Instance, InstanceId, Observation, Plan, ProcessAccount,
-        Resize, Reviewed,
+        AgentReviewer, Backend, BackendError, Instance, InstanceId, Observation, ReportedProcess, ResizePlan,
+        ReviewedCredential, StartPlan,
     },
     snapshot::AgentAddress,
 };
@@ -84,9 +84,9 @@ impl Fake {
 }
 
 impl Backend for Fake {
-    async fn ensure(&self, plan: Plan) -> Result<Instance, BackendError> {
+    async fn ensure(&self, plan: StartPlan) -> Result<Instance, BackendError> {
         let called = self.call(format!("start {}", plan.epoch));
-        if plan.given_up.run_until_cancelled(called).await.is_none() {
+        if plan.cancellation.run_until_cancelled(called).await.is_none() {
             return Err(BackendError::new("starting", "it is not wanted any more"));
         }
         let mut state = self.state();
@@ -108,7 +108,7 @@ impl Backend for Fake {
         Ok(instance)
     }
 
-    async fn resize(&self, resize: Resize) -> Result<(), BackendError> {
+    async fn resize(&self, resize: ResizePlan) -> Result<(), BackendError> {
         self.call("resize".into()).await;
         assert!(self.state().running.contains_key(&resize.workspace), "nothing runs that could have more");
         Ok(())
@@ -143,19 +143,19 @@ impl Backend for Fake {
 }
 
 impl AgentReviewer for Fake {
-    type Proof = InstanceId;
+    type CredentialProof = InstanceId;
 
-    async fn review(&self, shown: &str) -> Result<Option<Reviewed<InstanceId>>, BackendError> {
+    async fn review(&self, shown: &str) -> Result<Option<ReviewedCredential<InstanceId>>, BackendError> {
         let state = self.state();
         if state.fail_reviews {
             return Err(BackendError::new("reviewing a credential", "nobody answers"));
         }
         let epoch = shown.split('/').nth(1).and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
         let holder = state.secrets.iter().find(|(id, secret)| credential(id, epoch, secret) == shown);
-        Ok(holder.map(|(id, _)| Reviewed { workspace: id.clone(), proof: instance(epoch) }))
+        Ok(holder.map(|(id, _)| ReviewedCredential { workspace: id.clone(), proof: instance(epoch) }))
     }
 
-    fn instance(&self, proof: InstanceId, _process: ProcessAccount) -> InstanceId {
+    fn instance(&self, proof: InstanceId, _process: ReportedProcess) -> InstanceId {
         proof
     }
 }

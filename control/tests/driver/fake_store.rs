@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use podling_control::store::{Change, Committed, Loaded, Record, Store, StoreError};
+use podling_control::store::{CommitResult, LoadedRecords, Store, StoreChange, StoreError, WorkspaceRecord};
 use podling_core::id::WorkspaceId;
 use tokio::sync::{RwLock, RwLockWriteGuard};
 
@@ -17,7 +17,7 @@ pub(crate) struct FakeStore(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    records: Mutex<BTreeMap<WorkspaceId, Arc<Record>>>,
+    records: Mutex<BTreeMap<WorkspaceId, Arc<WorkspaceRecord>>>,
     refusals: AtomicUsize,
     told: RwLock<()>,
 }
@@ -43,7 +43,7 @@ impl FakeStore {
         self.0.records.lock().unwrap().get(id).is_some_and(|record| record.is_gone())
     }
 
-    fn put(&self, change: &Change) -> Result<(), Arc<StoreError>> {
+    fn put(&self, change: &StoreChange) -> Result<(), Arc<StoreError>> {
         let fewer = |left: usize| left.checked_sub(1);
         if change.id().is_some()
             && self.0.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_ok()
@@ -52,9 +52,9 @@ impl FakeStore {
         }
         let mut records = self.0.records.lock().unwrap();
         match change {
-            Change::Put(record) => drop(records.insert(record.spec.id.clone(), record.clone())),
-            Change::Forget(id, _) => drop(records.remove(id)),
-            Change::Witnessed(_) => {}
+            StoreChange::Put(record) => drop(records.insert(record.spec.id.clone(), record.clone())),
+            StoreChange::Forget(id, _) => drop(records.remove(id)),
+            StoreChange::Witnessed(_) => {}
         }
         Ok(())
     }
@@ -62,16 +62,16 @@ impl FakeStore {
 
 #[tonic::async_trait]
 impl Store for FakeStore {
-    async fn load(&self) -> Result<Loaded, StoreError> {
+    async fn load(&self) -> Result<LoadedRecords, StoreError> {
         let records = self.0.records.lock().unwrap();
-        let records = records.values().map(|record| Record::clone(record)).collect();
-        Ok(Loaded { records, ..Loaded::default() })
+        let records = records.values().map(|record| WorkspaceRecord::clone(record)).collect();
+        Ok(LoadedRecords { records, ..LoadedRecords::default() })
     }
 
-    async fn commit(&self, changes: Vec<Change>) -> Vec<Committed> {
+    async fn commit(&self, changes: Vec<StoreChange>) -> Vec<CommitResult> {
         let (mut committed, mut gone) = (Vec::new(), false);
         for change in changes {
-            gone |= matches!(&change, Change::Put(record) if record.is_gone());
+            gone |= matches!(&change, StoreChange::Put(record) if record.is_gone());
             let done = self.put(&change);
             committed.push((change, done));
         }

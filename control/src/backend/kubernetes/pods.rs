@@ -94,9 +94,9 @@ impl PodTracker {
         let ends = gone.into_values().filter_map(|pod: TrackedPod| pod.exit("its pod is gone".into()));
         let mut seen: Vec<_> = ends.collect();
         if !mem::replace(&mut self.initial_list_done, true) {
-            let living = self.pods.values().filter(|known| known.running && !known.ended);
-            let living = living.map(|known| known.instance.clone()).collect();
-            seen.push(Observation::Listed { living, unseen: BTreeSet::new() });
+            let running = self.pods.values().filter(|known| known.running && !known.ended);
+            let running = running.map(|known| known.instance.clone()).collect();
+            seen.push(Observation::Listed { running, unknown: BTreeSet::new() });
         }
         seen
     }
@@ -193,9 +193,9 @@ mod tests {
     /// Observations, by what they say.
     fn describe(seen: &[Observation]) -> Vec<String> {
         let words = |seen: &Observation| match seen {
-            Observation::Listed { living, .. } => {
-                let ids: Vec<_> = living.iter().map(|living| living.id.0.as_str()).collect();
-                format!("living: {}", ids.join(" "))
+            Observation::Listed { running, .. } => {
+                let ids: Vec<_> = running.iter().map(|running| running.id.0.as_str()).collect();
+                format!("running: {}", ids.join(" "))
             }
             Observation::Ended { instance, how } => format!("{} ended: {how}", instance.id),
             Observation::Waits { epoch, waits: Some(waits), .. } => format!("{epoch} waits: {}", waits.why),
@@ -217,7 +217,7 @@ mod tests {
             json!({"phase": "Failed", "reason": "Evicted", "message": "the node was low on memory"}),
         );
         assert_eq!(see(Event::InitApply(failed)).len(), 1, "its end comes before the list");
-        assert_eq!(see(Event::InitDone), ["living: a b"]);
+        assert_eq!(see(Event::InitDone), ["running: a b"]);
         // The watch breaks off, and begins anew: a is gone meanwhile.
         see(Event::Init);
         see(Event::InitApply(running("b", 2)));

@@ -20,7 +20,7 @@ use super::{
     words,
 };
 use crate::{
-    backend::{BackendError, Observation, Resize},
+    backend::{BackendError, Observation, ResizePlan},
     kubernetes::{
         ResourcesSpec,
         objects::{CONTAINER, pod_name, resource_requirements},
@@ -31,18 +31,22 @@ impl ClusterClient {
     /// Sees to it that the pod of this start has so much.
     pub(super) async fn resize(
         &self,
-        resize: Resize,
+        resize: ResizePlan,
         observation_tx: &mpsc::Sender<Observation>,
     ) -> Result<(), BackendError> {
         let operation = format!("changing the resources of the pod of {}", resize.workspace);
-        unless_cancelled(&operation, &resize.given_up, self.resize_pod(&operation, &resize, observation_tx))
-            .await
+        unless_cancelled(
+            &operation,
+            &resize.cancellation,
+            self.resize_pod(&operation, &resize, observation_tx),
+        )
+        .await
     }
 
     async fn resize_pod(
         &self,
         operation: &str,
-        resize: &Resize,
+        resize: &ResizePlan,
         observation_tx: &mpsc::Sender<Observation>,
     ) -> Result<(), BackendError> {
         let reporter = WaitReporter { to: observation_tx, workspace: &resize.workspace, epoch: resize.epoch };

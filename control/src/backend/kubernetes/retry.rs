@@ -89,11 +89,11 @@ pub(super) async fn retry_transient<T, F: Future<Output = Result<T, Error>>>(
 /// Goes on as long as it is wanted.
 pub(super) async fn unless_cancelled<T>(
     operation: &str,
-    given_up: &CancellationToken,
+    cancellation: &CancellationToken,
     work: impl Future<Output = Result<T, BackendError>>,
 ) -> Result<T, BackendError> {
     let unwanted = || Err(BackendError::new(operation, "it is not wanted any more"));
-    given_up.run_until_cancelled(work).await.unwrap_or_else(unwanted)
+    cancellation.run_until_cancelled(work).await.unwrap_or_else(unwanted)
 }
 
 /// An error, for people.

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::{pods::instance, retry::backend_error};
 use crate::{
-    backend::{AgentReviewer, BackendError, InstanceId, ProcessAccount, Reviewed},
+    backend::{AgentReviewer, BackendError, InstanceId, ReportedProcess, ReviewedCredential},
     kubernetes::objects::AUDIENCE,
 };
 
@@ -67,9 +67,9 @@ impl KubernetesReviewer {
 
 impl AgentReviewer for KubernetesReviewer {
     /// The pod's uid.
-    type Proof = InstanceId;
+    type CredentialProof = InstanceId;
 
-    async fn review(&self, credential: &str) -> Result<Option<Reviewed<InstanceId>>, BackendError> {
+    async fn review(&self, credential: &str) -> Result<Option<ReviewedCredential<InstanceId>>, BackendError> {
         // Strangers shall not cost the API server anything: what does not even claim to be ours is not asked about.
         if unverified_namespace(credential).is_none_or(|namespace| namespace != self.namespace) {
             return Ok(None);
@@ -80,10 +80,10 @@ impl AgentReviewer for KubernetesReviewer {
         // Another one may have its name by now.
         let instance =
             pod.filter(|pod| pod.uid().as_ref() == Some(&bound.uid)).and_then(|pod| instance(&pod));
-        Ok(instance.map(|instance| Reviewed { workspace: instance.workspace, proof: instance.id }))
+        Ok(instance.map(|instance| ReviewedCredential { workspace: instance.workspace, proof: instance.id }))
     }
 
-    fn instance(&self, proof: InstanceId, _process: ProcessAccount) -> InstanceId {
+    fn instance(&self, proof: InstanceId, _process: ReportedProcess) -> InstanceId {
         proof
     }
 }

@@ -18,7 +18,7 @@ use super::{
     words,
 };
 use crate::{
-    backend::{BackendError, Instance, Observation, Plan},
+    backend::{BackendError, Instance, Observation, StartPlan},
     kubernetes::{
         Port, ResourcesSpec, SecretKey, Variable, Workspace, WorkspaceSpec, WorkspaceTemplateSpec, id_of,
         objects::{PodStart, pod},
@@ -30,17 +30,18 @@ impl ClusterClient {
     /// Sees to it that the pod of this start runs.
     pub(super) async fn start(
         &self,
-        plan: Plan,
+        plan: StartPlan,
         observation_tx: &mpsc::Sender<Observation>,
     ) -> Result<Instance, BackendError> {
         let operation = format!("starting the pod of {}", plan.workspace);
-        unless_cancelled(&operation, &plan.given_up, self.start_pod(&operation, &plan, observation_tx)).await
+        unless_cancelled(&operation, &plan.cancellation, self.start_pod(&operation, &plan, observation_tx))
+            .await
     }
 
     async fn start_pod(
         &self,
         operation: &str,
-        plan: &Plan,
+        plan: &StartPlan,
         observation_tx: &mpsc::Sender<Observation>,
     ) -> Result<Instance, BackendError> {
         let reporter = WaitReporter { to: observation_tx, workspace: &plan.workspace, epoch: plan.epoch };
@@ -74,7 +75,7 @@ impl ClusterClient {
     async fn workspace_spec(
         &self,
         operation: &str,
-        plan: &Plan,
+        plan: &StartPlan,
         reporter: WaitReporter<'_>,
     ) -> Result<Option<WorkspaceSpec>, BackendError> {
         for name in resource_names(&plan.spec) {

@@ -15,7 +15,7 @@ use super::{
     record::{AgentRecord, Launched, find},
     reviewer::credential,
 };
-use crate::backend::Plan;
+use crate::backend::StartPlan;
 
 /// All that an agent gets of our environment: where programs are, language, time zone, and how loudly to log. Not HOME, not USER,
 /// no session bus, no agent sockets, no secrets: what a workspace's programs see comes with its claim.
@@ -46,7 +46,7 @@ pub(super) fn ensure(
     layout: &Layout,
     places: &Places,
     machine: &Machine,
-    plan: &Plan,
+    plan: &StartPlan,
 ) -> Result<Launched, LaunchError> {
     let io = |operation| move |source| LaunchError::Io { operation, source };
     match find(places, machine).map_err(io("looking for the one before"))? {
@@ -167,8 +167,8 @@ mod tests {
             agent_files: OpenFiles::limit().with_soft(300),
         };
         let spec = Arc::new(spec(1, "demo"));
-        let (resources, given_up) = (spec.resources, CancellationToken::new());
-        let plan = Plan { workspace, epoch: 1, secret: "secret".into(), spec, resources, given_up };
+        let (resources, cancellation) = (spec.resources, CancellationToken::new());
+        let plan = StartPlan { workspace, epoch: 1, secret: "secret".into(), spec, resources, cancellation };
         ensure(&config, &layout, &places, &machine, &plan)
     }
 

@@ -5,7 +5,7 @@ use podling_core::id::WorkspaceId;
 
 use super::process::Machine;
 use crate::{
-    backend::{AgentReviewer, BackendError, InstanceId, ProcessAccount, Reviewed},
+    backend::{AgentReviewer, BackendError, InstanceId, ReportedProcess, ReviewedCredential},
     snapshot::{Fingerprint, Snapshots},
 };
 
@@ -30,18 +30,18 @@ impl LocalReviewer {
 }
 
 impl AgentReviewer for LocalReviewer {
-    type Proof = ();
+    type CredentialProof = ();
 
-    async fn review(&self, credential: &str) -> Result<Option<Reviewed<()>>, BackendError> {
+    async fn review(&self, credential: &str) -> Result<Option<ReviewedCredential<()>>, BackendError> {
         let parts = credential.split_once('.').and_then(|(id, secret)| Some((id.parse().ok()?, secret)));
         let Some((workspace, secret)) = parts else { return Ok(None) };
         let digest = self.snapshots.borrow().get(&workspace).and_then(|view| view.credential);
         // Done for unknown workspaces too: time tells nothing.
         let right = same(Fingerprint::of(secret.as_bytes()), digest.unwrap_or(Fingerprint([0; 32])));
-        Ok((digest.is_some() && right).then_some(Reviewed { workspace, proof: () }))
+        Ok((digest.is_some() && right).then_some(ReviewedCredential { workspace, proof: () }))
     }
 
-    fn instance(&self, (): (), process: ProcessAccount) -> InstanceId {
+    fn instance(&self, (): (), process: ReportedProcess) -> InstanceId {
         self.machine.instance_id(process.pid, process.start_ticks)
     }
 }
@@ -100,7 +100,7 @@ mod tests {
         }));
         let reviewer = LocalReviewer::new(snapshots).unwrap();
         let good = reviewer.review(&credential(&mine, "s3cret")).await.unwrap();
-        assert_eq!(good, Some(Reviewed { workspace: mine.clone(), proof: () }));
+        assert_eq!(good, Some(ReviewedCredential { workspace: mine.clone(), proof: () }));
         for bad in [
             credential(&mine, ""),
             credential(&mine, "another"),
@@ -112,7 +112,7 @@ mod tests {
         ] {
             assert_eq!(reviewer.review(&bad).await.unwrap(), None, "{bad}");
         }
-        let instance = |pid, start_ticks| reviewer.instance((), ProcessAccount { pid, start_ticks });
+        let instance = |pid, start_ticks| reviewer.instance((), ReportedProcess { pid, start_ticks });
         assert_eq!(instance(7, 9), instance(7, 9));
         assert_ne!(instance(7, 9), instance(7, 10), "a process id that is used again is another agent");
         assert_ne!(instance(7, 9), instance(8, 9));

@@ -6,7 +6,7 @@ use super::{KubernetesStore, home::Written};
 use crate::{
     backups::Key,
     kubernetes::{Port, SecretKey, StorageSpec, Variable, WorkspaceArchiveSpec, WorkspaceSpec},
-    store::Record,
+    store::WorkspaceRecord,
 };
 
 /// What a workspace had, beside its record.
@@ -51,7 +51,7 @@ impl Former {
 
 impl KubernetesStore {
     /// What there was of a workspace that is made anew: of itself, if it had been deleted, or of the one whose archive it begins with.
-    pub(super) async fn former(&self, record: &Record, written: &Written) -> Result<Former, Error> {
+    pub(super) async fn former(&self, record: &WorkspaceRecord, written: &Written) -> Result<Former, Error> {
         let source = || record.spec.source.as_ref()?.0.parse().ok().map(|key: Key| key.workspace().clone());
         let whose = if written.archived { Some(record.spec.id.clone()) } else { source() };
         let Some(whose) = whose else { return Ok(Former::default()) };

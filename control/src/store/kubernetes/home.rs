@@ -20,7 +20,7 @@ use tokio::{
 use super::seen::Seen;
 use crate::{
     kubernetes::{DesiredSpec, WantedState, Workspace, WorkspaceStatus},
-    store::Record,
+    store::WorkspaceRecord,
 };
 
 /// For the watch to bring what an answer of the API server spoke of.
@@ -147,7 +147,7 @@ impl Home {
         timeout(SEEN_WITHIN, latest.wait_for(newer)).await.is_ok_and(|seen| seen.is_ok())
     }
 
-    pub(super) async fn is_loaded(&self, resource: Workspace, record: &Record) {
+    pub(super) async fn is_loaded(&self, resource: Workspace, record: &WorkspaceRecord) {
         let mut written = self.written.lock().await;
         written.has_status(&resource);
         self.seen(resource);
@@ -157,7 +157,7 @@ impl Home {
             Some(Told { desired_spec: desired_spec(record), generation: record.generation, deleted: None });
     }
 
-    pub(super) async fn is_archived(&self, record: &Record) {
+    pub(super) async fn is_archived(&self, record: &WorkspaceRecord) {
         let mut written = self.written.lock().await;
         written.archived = true;
         written.desired_spec = Some(desired_spec(record));
@@ -190,7 +190,7 @@ impl Written {
     }
 
     /// We have changed the spec ourselves: the driver need not be told.
-    pub(super) fn own_edit(&mut self, now: &Workspace, record: &Record, changed: &Value) {
+    pub(super) fn own_edit(&mut self, now: &Workspace, record: &WorkspaceRecord, changed: &Value) {
         self.generation = now.metadata.generation.unwrap_or_default();
         let Some(told) = &mut self.told else { return };
         told.generation = self.generation;
@@ -214,7 +214,7 @@ fn version(resource: &Workspace) -> u64 {
 }
 
 /// What people's desired_spec have come to.
-pub(super) fn desired_spec(record: &Record) -> DesiredSpec {
+pub(super) fn desired_spec(record: &WorkspaceRecord) -> DesiredSpec {
     let spec = &record.spec;
     DesiredSpec {
         wanted: wanted(spec, &record.status),

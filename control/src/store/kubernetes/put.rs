@@ -23,7 +23,7 @@ use crate::{
         GROUP, VERSION, Workspace, WorkspaceArchive, WorkspaceArchiveSpec, WorkspaceStatus,
         objects::ARCHIVE_FIRST, resource_names,
     },
-    store::{Record, StoreError, stored::Stored},
+    store::{StoreError, WorkspaceRecord, stored::StoredRecord},
 };
 
 /// Who we are to the API server where fields are owned.
@@ -33,7 +33,7 @@ const TRIES: usize = 4;
 
 impl KubernetesStore {
     /// Writes a record where it belongs: what is only there for its archives is no workspace any more.
-    pub(super) async fn put(&self, record: &Arc<Record>) -> Result<(), StoreError> {
+    pub(super) async fn put(&self, record: &Arc<WorkspaceRecord>) -> Result<(), StoreError> {
         let home = self.home(&record.spec.id);
         let changed = || StoreError::Changed { name: record.spec.name.to_string() };
         let generation = |of: Option<Arc<Workspace>>| of.and_then(|latest| latest.metadata.generation);
@@ -61,7 +61,12 @@ impl KubernetesStore {
         Err(changed())
     }
 
-    async fn put_once(&self, home: &Home, written: &mut Written, record: &Record) -> Result<(), StoreError> {
+    async fn put_once(
+        &self,
+        home: &Home,
+        written: &mut Written,
+        record: &WorkspaceRecord,
+    ) -> Result<(), StoreError> {
         // One whose last archive goes is not made a workspace again for that.
         let goes = record.status.phase == Phase::Deleting && written.archived && home.latest().is_none();
         if record.is_gone() || goes {
@@ -109,7 +114,7 @@ impl KubernetesStore {
         &self,
         home: &Home,
         latest: &Workspace,
-        record: &Record,
+        record: &WorkspaceRecord,
         written: &mut Written,
     ) -> Result<Workspace, Error> {
         let name = latest.name_any();
@@ -154,7 +159,7 @@ impl KubernetesStore {
         &self,
         home: &Home,
         written: &mut Written,
-        record: &Record,
+        record: &WorkspaceRecord,
     ) -> Result<Arc<Workspace>, StoreError> {
         let (spec, mut resource) = (&record.spec, resource::of(record));
         let former = self.former(record, written).await;
@@ -227,7 +232,12 @@ impl KubernetesStore {
         self.workspaces.patch(&going.name_any(), &PatchParams::default(), &patch).await.map(drop)
     }
 
-    async fn put_archive(&self, home: &Home, record: &Record, exists: bool) -> Result<(), StoreError> {
+    async fn put_archive(
+        &self,
+        home: &Home,
+        record: &WorkspaceRecord,
+        exists: bool,
+    ) -> Result<(), StoreError> {
         let (id, name) = (record.spec.id.to_string(), record.spec.name.to_string());
         let operation = format!("writing what is left of the workspace {name}");
         let mut spec = WorkspaceArchiveSpec {
@@ -267,10 +277,10 @@ impl KubernetesStore {
 }
 
 /// The record as it is stored, without its environment: that is in the resource, and need not be everywhere.
-pub(super) fn json(record: &Record) -> Value {
+pub(super) fn json(record: &WorkspaceRecord) -> Value {
     let mut record = record.clone();
     Arc::make_mut(&mut record.spec).env.clear();
-    serde_json::to_value(Stored::of(&record)).unwrap_or_default()
+    serde_json::to_value(StoredRecord::of(&record)).unwrap_or_default()
 }
 
 pub(super) fn is_code(error: &Error, code: u16) -> bool {

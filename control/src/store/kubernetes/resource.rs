@@ -9,11 +9,11 @@ use crate::{
         DesiredSpec, PolicySpec, ResourcesSpec, Variable, WantedState, Workspace, WorkspaceSpec,
         objects::ARCHIVE_FIRST,
     },
-    store::Record,
+    store::WorkspaceRecord,
 };
 
 /// The resource of a workspace that has none, still without a name.
-pub(super) fn of(record: &Record) -> Workspace {
+pub(super) fn of(record: &WorkspaceRecord) -> Workspace {
     let spec = &record.spec;
     let variable = |(name, value): (&String, &String)| Variable {
         name: name.clone(),
@@ -42,7 +42,7 @@ pub(super) fn of(record: &Record) -> Workspace {
 /// the resource nor its template says (`said`: as far as both were looked at); `None`: nothing.
 pub(super) fn wanted_changes(
     latest: &Workspace,
-    record: &Record,
+    record: &WorkspaceRecord,
     before: Option<&DesiredSpec>,
     said: Option<&DesiredSpec>,
 ) -> Option<Value> {
@@ -92,17 +92,17 @@ mod tests {
     use crate::samples;
 
     /// Its idle timeout was set to this many hours.
-    fn record(hours: u64) -> Record {
+    fn record(hours: u64) -> WorkspaceRecord {
         let policy = Policy { idle_timeout: Duration::from_secs(hours * 3600), ..Policy::default() };
         let spec = Spec { policy, ..samples::spec(1, "demo") };
         let status = Status::new(Timestamp(0));
-        Record { spec: Arc::new(spec), status, credential: None, log: Arc::default(), generation: 0 }
+        WorkspaceRecord { spec: Arc::new(spec), status, credential: None, log: Arc::default(), generation: 0 }
     }
 
     #[test]
     fn what_people_or_their_template_say_already_is_not_written_as_theirs() {
         let (before, now) = (record(1), record(2));
-        let written = |said: &Record| {
+        let written = |said: &WorkspaceRecord| {
             let changes =
                 wanted_changes(&of(&before), &now, Some(&desired_spec(&before)), Some(&desired_spec(said)));
             changes.map(|spec| spec["policy"]["idleTimeout"].clone())

@@ -13,11 +13,11 @@ use crate::{
         objects::{DISCARD, claim_name},
     },
     snapshot::STATES,
-    store::Record,
+    store::WorkspaceRecord,
 };
 
 /// The status that a resource with this record has, which follows from this edit of it.
-pub(super) fn of(record: &Record, resource: &Workspace, generation: i64) -> WorkspaceStatus {
+pub(super) fn of(record: &WorkspaceRecord, resource: &Workspace, generation: i64) -> WorkspaceStatus {
     let (status, before) = (&record.status, resource.status.as_ref());
     let state = status.state();
     let word = word(state);
