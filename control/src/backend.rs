@@ -90,9 +90,9 @@ pub enum Observation {
     /// All agents that live, as far as could be seen.
     Listed {
         /// They live.
-        living: Vec<Instance>,
+        running: Vec<Instance>,
         /// Nothing is known of these yet, and nothing follows for them.
-        unseen: BTreeSet<WorkspaceId>,
+        unknown: BTreeSet<WorkspaceId>,
     },
     /// One has ended.
     Ended {

@@ -176,8 +176,8 @@ async fn a_start_is_one_pod_and_storage_outlives_it() {
         Leadership::permanent(),
     );
     let listed = Box::pin(other.observe()).next().await;
-    let Some(Observation::Listed { living, .. }) = listed else { panic!("{listed:?}") };
-    assert_eq!(living, std::slice::from_ref(&instance));
+    let Some(Observation::Listed { running, .. }) = listed else { panic!("{listed:?}") };
+    assert_eq!(running, std::slice::from_ref(&instance));
 
     ground.backend.stop(first.workspace.clone(), 9).await.unwrap();
     ground.sees_end(&instance).await;

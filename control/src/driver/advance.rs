@@ -222,8 +222,8 @@ impl<B: Backend> Driver<B> {
     /// The backend saw something.
     pub(super) fn observation(&mut self, observation: Observation) {
         match observation {
-            Observation::Listed { living, unseen } => {
-                for instance in &living {
+            Observation::Listed { running, unknown } => {
+                for instance in &running {
                     if !self.entries.contains_key(&instance.workspace) {
                         // Ending it could be a loss, leaving it costs little.
                         tracing::warn!(workspace = %instance.workspace, "an agent lives that no stored workspace has");
@@ -232,8 +232,8 @@ impl<B: Backend> Driver<B> {
                 }
                 for (id, entry) in &mut self.entries {
                     // What was made since the start is known better already.
-                    if entry.observed.processes == Processes::Unseen && !unseen.contains(id) {
-                        entry.listed(living.iter().filter(|i| i.workspace == *id));
+                    if entry.observed.processes == Processes::Unseen && !unknown.contains(id) {
+                        entry.listed(running.iter().filter(|i| i.workspace == *id));
                     }
                 }
                 self.advance_all();

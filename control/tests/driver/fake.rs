@@ -134,8 +134,8 @@ impl Backend for Fake {
         let (sender, receiver) = mpsc::unbounded_channel();
         let mut state = self.state();
         let _listening = sender.send(Observation::Listed {
-            living: state.running.values().cloned().collect(),
-            unseen: [].into(),
+            running: state.running.values().cloned().collect(),
+            unknown: [].into(),
         });
         state.observers.push(sender);
         UnboundedReceiverStream::new(receiver)

@@ -10,18 +10,18 @@ use podling_core::workspace::Epoch;
 
 use super::{
     LocalConfig,
-    layout::{Layout, Places, write},
-    process::{Machine, Process, Stat},
-    record::{AgentRecord, Launched, find},
+    layout::{DataLayout, WorkspacePaths, write},
+    process::{HostBoot, ProcStat, ProcessHandle},
+    record::{AgentRecord, RunningAgent, find},
     reviewer::credential,
 };
 use crate::backend::StartPlan;
 
 /// All that an agent gets of our environment: where programs are, language, time zone, and how loudly to log. Not HOME, not USER,
 /// no session bus, no agent sockets, no secrets: what a workspace's programs see comes with its claim.
-const PASSED_ON: &[&str] = &["PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "PODLING_AGENT_LOG"];
+const INHERITED_VARIABLES: &[&str] = &["PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "PODLING_AGENT_LOG"];
 /// Marks a workspace's processes: how they are found when their agent is gone.
-pub(super) const MARK: &str = "PODLING_WORKSPACE_ID";
+pub(super) const WORKSPACE_VARIABLE: &str = "PODLING_WORKSPACE_ID";
 
 /// Why there is no agent.
 #[derive(Debug, thiserror::Error)]
@@ -43,21 +43,21 @@ pub(super) enum LaunchError {
 /// Starts the agent unless it runs.
 pub(super) fn ensure(
     config: &LocalConfig,
-    layout: &Layout,
-    places: &Places,
-    machine: &Machine,
+    layout: &DataLayout,
+    paths: &WorkspacePaths,
+    host: &HostBoot,
     plan: &StartPlan,
-) -> Result<Launched, LaunchError> {
+) -> Result<RunningAgent, LaunchError> {
     let io = |operation| move |source| LaunchError::Io { operation, source };
-    match find(places, machine).map_err(io("looking for the one before"))? {
+    match find(paths, host).map_err(io("looking for the one before"))? {
         Some(Ok(launched)) if launched.epoch == plan.epoch => return Ok(launched),
         Some(Ok(launched)) => return Err(LaunchError::AnotherLives(launched.epoch)),
         Some(Err(record)) if record.epoch == plan.epoch => return Err(LaunchError::UsedUp(plan.epoch)),
         Some(Err(_)) | None => {}
     }
-    places.make().map_err(io("making its folders"))?;
+    paths.make().map_err(io("making its folders"))?;
     // What the last one left would be taken for this one's.
-    for stale in [&places.socket, &places.exit_record, &places.own_record] {
+    for stale in [&paths.socket, &paths.exit_record, &paths.own_record] {
         match fs::remove_file(stale) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 return Err(LaunchError::Io {
@@ -69,28 +69,28 @@ pub(super) fn ensure(
         }
     }
     let credential = credential(&plan.workspace, &plan.secret);
-    write(&places.credential, credential.as_bytes()).map_err(io("writing its credential"))?;
-    let log = places.open_log().map_err(io("opening its log"))?;
+    write(&paths.credential, credential.as_bytes()).map_err(io("writing its credential"))?;
+    let log = paths.open_log().map_err(io("opening its log"))?;
     let (program, arguments) = config.agent_command.split_first().ok_or(LaunchError::NoCommand)?;
     let mut command = Command::new(program);
     command
         .args(arguments)
         .arg("--own-session")
         .arg("--listen")
-        .arg(unix(&places.socket))
+        .arg(unix(&paths.socket))
         .arg("--control")
         .arg(unix(&layout.control_socket))
         .arg("--control-ca")
         .arg(&config.control_ca)
         .arg("--credential-file")
-        .arg(&places.credential)
+        .arg(&paths.credential)
         .arg("--root")
-        .arg(&places.home)
+        .arg(&paths.home)
         .arg("--state")
-        .arg(&places.state)
+        .arg(&paths.state)
         .env_clear()
-        .envs(PASSED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
-        .env(MARK, plan.workspace.as_str())
+        .envs(INHERITED_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
+        .env(WORKSPACE_VARIABLE, plan.workspace.as_str())
         // Not ours, which may be unmounted or removed one day.
         .current_dir("/")
         .stdin(Stdio::null())
@@ -98,35 +98,36 @@ pub(super) fn ensure(
         .stderr(log);
     let child = command.spawn().map_err(|source| LaunchError::Spawn { program: program.clone(), source })?;
     config.agent_files.give_back(&child);
-    let child = Unwatched(Some(child));
+    let child = KillOnDrop(Some(child));
     let pid = child.pid();
-    let start_ticks = Stat::of(pid).map_err(|_| LaunchError::EndedAtOnce)?.start_ticks;
-    let record = AgentRecord { epoch: plan.epoch, pid, start_ticks, machine_boot: machine.boot.clone() };
-    let process =
-        Process::find(pid, start_ticks).map_err(io("holding on to it"))?.ok_or(LaunchError::EndedAtOnce)?;
+    let start_ticks = ProcStat::of(pid).map_err(|_| LaunchError::EndedAtOnce)?.start_ticks;
+    let record = AgentRecord { epoch: plan.epoch, pid, start_ticks, machine_boot: host.boot_id.clone() };
+    let process = ProcessHandle::find(pid, start_ticks)
+        .map_err(io("holding on to it"))?
+        .ok_or(LaunchError::EndedAtOnce)?;
     let json = serde_json::to_vec(&record)
         .map_err(|e| LaunchError::Io { operation: "noting it", source: io::Error::other(e) })?;
     // If it cannot be noted it cannot be adopted.
-    write(&places.record, &json).map_err(io("noting it"))?;
-    child.leave();
-    Ok(Launched { epoch: plan.epoch, process, boot_id: None })
+    write(&paths.record, &json).map_err(io("noting it"))?;
+    child.detach();
+    Ok(RunningAgent { epoch: plan.epoch, process, boot_id: None })
 }
 
 /// A child that nobody would reap: if its start fails half-way it ends here, and what it has started is swept away by its mark.
-struct Unwatched(Option<Child>);
+struct KillOnDrop(Option<Child>);
 
-impl Unwatched {
+impl KillOnDrop {
     fn pid(&self) -> u32 {
         self.0.as_ref().map_or(0, Child::id)
     }
 
     /// From here on its watcher reaps it, by its pidfd.
-    fn leave(mut self) {
+    fn detach(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Unwatched {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         if let Some(child) = &mut self.0 {
             // It may have ended by itself. Waiting is short: nothing outlives SIGKILL but what hangs in the kernel.
@@ -152,11 +153,11 @@ mod tests {
     use crate::{open_files::OpenFiles, samples::spec};
 
     /// Starts a program of this name.
-    fn start(data: &Path, name: &str) -> Result<Launched, LaunchError> {
-        let (layout, machine) = (Layout::make(data).unwrap(), Machine::this().unwrap());
+    fn start(data: &Path, name: &str) -> Result<RunningAgent, LaunchError> {
+        let (layout, host) = (DataLayout::make(data).unwrap(), HostBoot::this().unwrap());
         let workspace = WorkspaceId::from_bits(1);
-        let places = layout.of(&workspace);
-        places.make().unwrap();
+        let paths = layout.of(&workspace);
+        paths.make().unwrap();
         let program = data.join(name);
         std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
         let config = LocalConfig {
@@ -169,7 +170,7 @@ mod tests {
         let spec = Arc::new(spec(1, "demo"));
         let (resources, cancellation) = (spec.resources, CancellationToken::new());
         let plan = StartPlan { workspace, epoch: 1, secret: "secret".into(), spec, resources, cancellation };
-        ensure(&config, &layout, &places, &machine, &plan)
+        ensure(&config, &layout, &paths, &host, &plan)
     }
 
     #[test]
@@ -190,12 +191,12 @@ mod tests {
     #[test]
     fn a_start_that_fails_half_way_leaves_no_process_not_even_a_dead_one() {
         let data = tempfile::tempdir().unwrap();
-        let places = Layout::make(data.path()).unwrap().of(&WorkspaceId::from_bits(1));
+        let paths = DataLayout::make(data.path()).unwrap().of(&WorkspaceId::from_bits(1));
         // Where the record is written before it takes its name.
-        fs::create_dir_all(places.record.with_extension("new")).unwrap();
+        fs::create_dir_all(paths.record.with_extension("new")).unwrap();
         let failed = start(data.path(), "half-way");
         assert!(matches!(failed, Err(LaunchError::Io { operation: "noting it", .. })), "{failed:?}");
-        let left = Stat::all().unwrap().into_iter().filter(|stat| {
+        let left = ProcStat::all().unwrap().into_iter().filter(|stat| {
             let arguments = fs::read(format!("/proc/{}/cmdline", stat.pid)).unwrap_or_default();
             let arguments = String::from_utf8_lossy(&arguments);
             // A dead one has no arguments any more.

@@ -11,16 +11,16 @@ use podling_core::id::WorkspaceId;
 /// From this size on a log is put aside when an agent starts; one older log is kept.
 const LOG_BYTES: u64 = 1024 * 1024;
 
-/// The data folder.
+/// The data dir.
 #[derive(Debug, Clone)]
-pub(super) struct Layout {
+pub(super) struct DataLayout {
     pub(super) workspaces: PathBuf,
     pub(super) control_socket: PathBuf,
 }
 
-/// The folders and files of one workspace.
+/// The dirs and files of one workspace.
 #[derive(Debug, Clone)]
-pub(super) struct Places {
+pub(super) struct WorkspacePaths {
     root: PathBuf,
     /// The user's HOME.
     pub(super) home: PathBuf,
@@ -45,20 +45,20 @@ pub fn control_socket(data: &Path) -> PathBuf {
     data.join("run/control.sock")
 }
 
-impl Layout {
+impl DataLayout {
     pub(super) fn make(data: &Path) -> io::Result<Self> {
         // Agents are told these paths and live elsewhere.
-        private_folder(data)?;
+        private_dir(data)?;
         let data = data.canonicalize()?;
         let layout = Self { workspaces: data.join("workspaces"), control_socket: control_socket(&data) };
-        private_folder(&layout.workspaces)?;
+        private_dir(&layout.workspaces)?;
         Ok(layout)
     }
 
-    pub(super) fn of(&self, id: &WorkspaceId) -> Places {
+    pub(super) fn of(&self, id: &WorkspaceId) -> WorkspacePaths {
         let root = self.workspaces.join(id.as_str());
         let (state, run) = (root.join("state"), root.join("run"));
-        Places {
+        WorkspacePaths {
             home: root.join("home"),
             socket: run.join("agent.sock"),
             credential: run.join("credential"),
@@ -72,7 +72,7 @@ impl Layout {
         }
     }
 
-    /// Those that have a folder.
+    /// Those that have a dir.
     pub(super) fn ids(&self) -> io::Result<Vec<WorkspaceId>> {
         let names = fs::read_dir(&self.workspaces)?.map(|entry| Ok(entry?.file_name()));
         let names: Vec<_> = names.collect::<io::Result<_>>()?;
@@ -80,9 +80,9 @@ impl Layout {
     }
 }
 
-impl Places {
+impl WorkspacePaths {
     pub(super) fn make(&self) -> io::Result<()> {
-        [&self.root, &self.home, &self.state, &self.run].into_iter().try_for_each(|path| private_folder(path))
+        [&self.root, &self.home, &self.state, &self.run].into_iter().try_for_each(|path| private_dir(path))
     }
 
     /// The log, to be added to; a long one is put aside first.
@@ -94,7 +94,7 @@ impl Places {
     }
 }
 
-/// Writes a file whole, for its owner alone. Not synced to disk: it speaks of a process, which a crash of the machine ends too.
+/// Writes a file whole, for its owner alone. Not synced to disk: it speaks of a process, which a crash of the host ends too.
 pub(super) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("new");
     match fs::remove_file(&beside) {
@@ -106,7 +106,7 @@ pub(super) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     fs::rename(&beside, path)
 }
 
-fn private_folder(path: &Path) -> io::Result<()> {
+fn private_dir(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700))
 }

@@ -1,4 +1,4 @@
-//! Processes of this machine, named so that a reused process id is never taken for the one that was meant.
+//! Processes of this host, named so that a reused process id is never taken for the one that was meant.
 
 use std::{
     fs, io,
@@ -12,20 +12,20 @@ use rustix::{
 
 use crate::backend::{BackendError, InstanceId};
 
-/// This machine since it was switched on.
+/// This host since it was switched on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Machine {
-    pub(super) boot: String,
+pub(super) struct HostBoot {
+    pub(super) boot_id: String,
 }
 
 /// What /proc/PID/stat says of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stat {
+pub(super) struct ProcStat {
     pub(super) pid: u32,
     pub(super) name: String,
     pub(super) parent: u32,
     pub(super) session: u32,
-    /// Clock ticks since the machine's boot.
+    /// Clock ticks since the host's boot_id.
     pub(super) start_ticks: u64,
     /// It has ended and waits to be reaped.
     pub(super) is_zombie: bool,
@@ -33,21 +33,21 @@ pub(super) struct Stat {
 
 /// One process, for ever: its descriptor stays with it whatever becomes of its id.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(super) struct ProcessHandle {
     pub(super) pid: u32,
     pub(super) start_ticks: u64,
     pidfd: OwnedFd,
 }
 
-impl Machine {
+impl HostBoot {
     pub(super) fn this() -> Result<Self, BackendError> {
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .map_err(|error| BackendError::new("reading the machine's boot id", error))?;
-        Ok(Self { boot: boot.trim().to_owned() })
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map_err(|error| BackendError::new("reading the machine's boot ID", error))?;
+        Ok(Self { boot_id: boot_id.trim().to_owned() })
     }
 
     pub(super) fn instance_id(&self, pid: u32, start_ticks: u64) -> InstanceId {
-        InstanceId(format!("{pid}:{start_ticks}:{}", self.boot))
+        InstanceId(format!("{pid}:{start_ticks}:{}", self.boot_id))
     }
 }
 
@@ -58,12 +58,12 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 /// Whether we lack the means to look: then nothing was seen, and nothing follows from it.
-pub(super) fn is_scarcity(error: &io::Error) -> bool {
+pub(super) fn is_resource_shortage(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
-impl Stat {
+impl ProcStat {
     pub(super) fn of(pid: u32) -> io::Result<Self> {
         // The name may be any bytes.
         let text = fs::read(format!("/proc/{pid}/stat"))?;
@@ -96,7 +96,7 @@ impl Stat {
             let Some(pid) = pid else { continue };
             match Self::of(pid) {
                 Ok(stat) => all.push(stat),
-                Err(error) if is_scarcity(&error) => return Err(error),
+                Err(error) if is_resource_shortage(&error) => return Err(error),
                 // It has ended meanwhile, or is hidden from us: then it is another user's.
                 Err(_) => {}
             }
@@ -105,7 +105,7 @@ impl Stat {
     }
 }
 
-impl Process {
+impl ProcessHandle {
     /// The process with this id and start time, if it lives. An error says nothing about whether it does.
     pub(super) fn find(pid: u32, start_ticks: u64) -> io::Result<Option<Self>> {
         let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
@@ -116,7 +116,7 @@ impl Process {
             Err(error) => Err(error),
         };
         // Asked after the descriptor is open: now it is known whose it is.
-        let is_it = match Stat::of(pid) {
+        let is_it = match ProcStat::of(pid) {
             Ok(stat) => stat.start_ticks == start_ticks && !stat.is_zombie,
             Err(error) if is_gone(&error) => false,
             Err(error) => return Err(error),
@@ -137,7 +137,7 @@ impl Process {
     }
 }
 
-impl AsFd for Process {
+impl AsFd for ProcessHandle {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
@@ -149,14 +149,14 @@ mod tests {
 
     #[test]
     fn a_process_is_found_by_id_and_start_and_not_by_id_alone() {
-        let own = Stat::of(std::process::id()).unwrap();
-        assert!(Process::find(own.pid, own.start_ticks).unwrap().is_some());
-        assert!(Process::find(own.pid, own.start_ticks + 1).unwrap().is_none());
+        let own = ProcStat::of(std::process::id()).unwrap();
+        assert!(ProcessHandle::find(own.pid, own.start_ticks).unwrap().is_some());
+        assert!(ProcessHandle::find(own.pid, own.start_ticks + 1).unwrap().is_none());
     }
 
     #[test]
     fn a_name_may_hold_anything() {
-        let stat = Stat::parse("42 (a) (b c)) S 7 42 41 0 -1 4 1 1 1 1 1 1 1 1 20 0 1 0 99 1 1").unwrap();
+        let stat = ProcStat::parse("42 (a) (b c)) S 7 42 41 0 -1 4 1 1 1 1 1 1 1 1 20 0 1 0 99 1 1").unwrap();
         assert_eq!(
             (stat.name.as_str(), stat.parent, stat.session, stat.start_ticks),
             ("a) (b c)", 7, 41, 99)

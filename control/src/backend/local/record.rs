@@ -15,16 +15,16 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    layout::Places,
-    process::{Machine, Process},
+    layout::WorkspacePaths,
+    process::{HostBoot, ProcessHandle},
 };
 use crate::backend::InstanceId;
 
 /// An agent that lives.
 #[derive(Debug)]
-pub(super) struct Launched {
+pub(super) struct RunningAgent {
     pub(super) epoch: Epoch,
-    pub(super) process: Process,
+    pub(super) process: ProcessHandle,
     /// As it noted itself, if it has yet.
     pub(super) boot_id: Option<String>,
 }
@@ -35,40 +35,40 @@ pub(super) struct AgentRecord {
     pub(super) epoch: Epoch,
     pub(super) pid: u32,
     pub(super) start_ticks: u64,
-    /// Of the machine: after a reboot ids and start times mean nothing.
+    /// Of the host: after a reboot ids and start times mean nothing.
     pub(super) machine_boot: String,
 }
 
 /// What an agent notes of itself: `state/agent.json`.
 #[derive(Deserialize)]
-struct OwnRecord {
+struct AgentSelfRecord {
     pid: u32,
     start_ticks: u64,
     boot_id: String,
 }
 
 /// What became of the agent that was started last: alive, or what was noted of it.
-pub(super) type Found = Result<Launched, AgentRecord>;
+pub(super) type FoundAgent = Result<RunningAgent, AgentRecord>;
 
 /// The agent that was started last, if one was. An error says nothing about whether it lives: who takes it for dead ends living work.
-pub(super) fn find(places: &Places, machine: &Machine) -> io::Result<Option<Found>> {
-    let Some(record) = read::<AgentRecord>(&places.record)? else { return Ok(None) };
-    let process = if record.machine_boot == machine.boot {
-        Process::find(record.pid, record.start_ticks)?
+pub(super) fn find(paths: &WorkspacePaths, host: &HostBoot) -> io::Result<Option<FoundAgent>> {
+    let Some(record) = read::<AgentRecord>(&paths.record)? else { return Ok(None) };
+    let process = if record.machine_boot == host.boot_id {
+        ProcessHandle::find(record.pid, record.start_ticks)?
     } else {
         None
     };
     let Some(process) = process else { return Ok(Some(Err(record))) };
     // Its own affair: without it only its boot id is not known before its hello.
-    let own = read::<OwnRecord>(&places.own_record).ok().flatten();
+    let own = read::<AgentSelfRecord>(&paths.own_record).ok().flatten();
     let own = own.filter(|own| own.pid == record.pid && own.start_ticks == record.start_ticks);
-    Ok(Some(Ok(Launched { epoch: record.epoch, process, boot_id: own.map(|own| own.boot_id) })))
+    Ok(Some(Ok(RunningAgent { epoch: record.epoch, process, boot_id: own.map(|own| own.boot_id) })))
 }
 
 impl AgentRecord {
     /// Which it was.
-    pub(super) fn identify(&self, machine: &Machine) -> (Epoch, InstanceId) {
-        (self.epoch, machine.instance_id(self.pid, self.start_ticks))
+    pub(super) fn instance_of(&self, host: &HostBoot) -> (Epoch, InstanceId) {
+        (self.epoch, host.instance_id(self.pid, self.start_ticks))
     }
 }
 
@@ -104,36 +104,36 @@ mod tests {
 
     use super::*;
     use crate::backend::local::{
-        layout::{Layout, write},
-        process::Stat,
+        layout::{DataLayout, write},
+        process::ProcStat,
     };
 
     #[test]
     fn a_record_that_cannot_be_looked_at_is_not_taken_for_none() {
         let data = tempfile::tempdir().unwrap();
-        let layout = Layout::make(data.path()).unwrap();
-        let machine = Machine::this().unwrap();
-        let places = layout.of(&podling_core::id::WorkspaceId::from_bits(1));
-        assert!(find(&places, &machine).unwrap().is_none(), "none was ever started");
-        places.make().unwrap();
-        let own = Stat::of(std::process::id()).unwrap();
+        let layout = DataLayout::make(data.path()).unwrap();
+        let host = HostBoot::this().unwrap();
+        let paths = layout.of(&podling_core::id::WorkspaceId::from_bits(1));
+        assert!(find(&paths, &host).unwrap().is_none(), "none was ever started");
+        paths.make().unwrap();
+        let own = ProcStat::of(std::process::id()).unwrap();
         let record = AgentRecord {
             epoch: 1,
             pid: own.pid,
             start_ticks: own.start_ticks,
-            machine_boot: machine.boot.clone(),
+            machine_boot: host.boot_id.clone(),
         };
-        write(&places.record, &serde_json::to_vec(&record).unwrap()).unwrap();
-        assert!(matches!(find(&places, &machine), Ok(Some(Ok(launched))) if launched.epoch == 1));
+        write(&paths.record, &serde_json::to_vec(&record).unwrap()).unwrap();
+        assert!(matches!(find(&paths, &host), Ok(Some(Ok(launched))) if launched.epoch == 1));
         // What the agent notes of itself is in the hands of its user: it holds nobody up.
-        symlink(&places.own_record, &places.own_record).unwrap();
-        assert!(matches!(find(&places, &machine), Ok(Some(Ok(_)))));
-        fs::remove_file(&places.own_record).unwrap();
-        mknodat(CWD, &places.own_record, FileType::Fifo, Mode::RWXU, 0).unwrap();
-        assert!(matches!(find(&places, &machine), Ok(Some(Ok(_)))), "a pipe is not waited for");
+        symlink(&paths.own_record, &paths.own_record).unwrap();
+        assert!(matches!(find(&paths, &host), Ok(Some(Ok(_)))));
+        fs::remove_file(&paths.own_record).unwrap();
+        mknodat(CWD, &paths.own_record, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        assert!(matches!(find(&paths, &host), Ok(Some(Ok(_)))), "a pipe is not waited for");
         // It leads in a circle: an error that root meets too.
-        fs::remove_file(&places.record).unwrap();
-        symlink(&places.record, &places.record).unwrap();
-        assert!(find(&places, &machine).is_err());
+        fs::remove_file(&paths.record).unwrap();
+        symlink(&paths.record, &paths.record).unwrap();
+        assert!(find(&paths, &host).is_err());
     }
 }

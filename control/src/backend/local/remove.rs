@@ -1,6 +1,6 @@
-//! Removing a folder with all that is in it, and nothing else, whatever somebody put there.
+//! Removing a dir with all that is in it, and nothing else, whatever somebody put there.
 //!
-//! Everything is named relative to an open folder and no link is followed. Folders are first moved up to the top, so that a tree of
+//! Everything is named relative to an open dir and no link is followed. Folders are first moved up to the top, so that a tree of
 //! any depth needs three descriptors. What is mounted below is not entered, not even from the same file system.
 
 use std::{
@@ -41,11 +41,11 @@ pub(super) fn remove(parent: &Path, name: &str) -> Result<(), RemoveError> {
     let at = RemoveError::at;
     // An id holds no NUL; were it another name, it would be none that exists.
     let Ok(name) = CString::new(name) else { return Ok(()) };
-    let parent = openat(CWD, parent, FOLDER, Mode::empty()).map_err(|e| at("opening", c"workspaces", e))?;
-    let top = match enter(parent.as_fd(), &name) {
+    let parent = openat(CWD, parent, OPEN_DIR, Mode::empty()).map_err(|e| at("opening", c"workspaces", e))?;
+    let top = match open_dir(parent.as_fd(), &name) {
         Ok(top) => top,
         Err(Errno::NOENT) => return Ok(()),
-        // Not a folder of ours: only the name goes, whatever it points to stays.
+        // Not a dir of ours: only the name goes, whatever it points to stays.
         Err(Errno::NOTDIR | Errno::LOOP) => {
             return unlinkat(&parent, &name, AtFlags::empty()).map_err(|e| at("removing", &name, e));
         }
@@ -53,15 +53,15 @@ pub(super) fn remove(parent: &Path, name: &str) -> Result<(), RemoveError> {
     };
     let mut moved = 0_u64;
     loop {
-        let folders = clear(top.as_fd(), |_| Ok(()))?;
-        if folders.is_empty() {
+        let dirs = remove_files(top.as_fd(), |_| Ok(()))?;
+        if dirs.is_empty() {
             break;
         }
-        for folder in folders {
-            let inner = enter(top.as_fd(), &folder).map_err(|e| at("opening", &folder, e))?;
-            clear(inner.as_fd(), |child| {
-                // A folder that moves is written to: its ".." changes.
-                drop(enter(inner.as_fd(), child)?);
+        for dir in dirs {
+            let inner = open_dir(top.as_fd(), &dir).map_err(|e| at("opening", &dir, e))?;
+            remove_files(inner.as_fd(), |child| {
+                // A dir that moves is written to: its ".." changes.
+                drop(open_dir(inner.as_fd(), child)?);
                 loop {
                     moved += 1;
                     let free = CString::new(format!(".removing-{moved}")).map_err(|_| Errno::INVAL)?;
@@ -72,16 +72,17 @@ pub(super) fn remove(parent: &Path, name: &str) -> Result<(), RemoveError> {
                     }
                 }
             })?;
-            unlinkat(&top, &folder, AtFlags::REMOVEDIR).map_err(|e| at("removing", &folder, e))?;
+            unlinkat(&top, &dir, AtFlags::REMOVEDIR).map_err(|e| at("removing", &dir, e))?;
         }
     }
     unlinkat(&parent, &name, AtFlags::REMOVEDIR).map_err(|e| at("removing", &name, e))
 }
 
-const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const OPEN_DIR: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Opens a folder, and makes it one we can read and change.
-fn enter(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+/// Opens a dir, and makes it one we can read and change.
+fn open_dir(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     // A descriptor that only names it works whatever its mode, and what it names cannot be swapped any more.
     let named = openat2(
         parent,
@@ -94,41 +95,41 @@ fn enter(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     if Mode::from_raw_mode(fstat(&named)?.st_mode) & Mode::RWXU != Mode::RWXU {
         rustix::fs::chmod(&itself, Mode::RWXU)?;
     }
-    openat(&named, c".", FOLDER, Mode::empty())
+    openat(&named, c".", OPEN_DIR, Mode::empty())
 }
 
-/// Removes all that is no folder; does `with_folder` to the folders, and names them.
-fn clear(
-    folder: BorrowedFd<'_>,
-    mut with_folder: impl FnMut(&CStr) -> Result<(), Errno>,
+/// Removes all that is no dir; does `with_dir` to the dirs, and names them.
+fn remove_files(
+    dir: BorrowedFd<'_>,
+    mut with_dir: impl FnMut(&CStr) -> Result<(), Errno>,
 ) -> Result<Vec<CString>, RemoveError> {
     let failed = |operation, name: &CStr| {
         let name = name.to_owned();
         move |source: Errno| RemoveError::at(operation, &name, source)
     };
-    let mut folders = Vec::new();
-    for entry in Dir::read_from(folder).map_err(failed("reading", c"a folder"))? {
-        let entry = entry.map_err(failed("reading", c"a folder"))?;
+    let mut dirs = Vec::new();
+    for entry in Dir::read_from(dir).map_err(failed("reading", c"a directory"))? {
+        let entry = entry.map_err(failed("reading", c"a directory"))?;
         let name = entry.file_name();
         if name == c"." || name == c".." {
             continue;
         }
-        let kind = match entry.file_type() {
+        let file_type = match entry.file_type() {
             FileType::Unknown => {
                 let stat =
-                    statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("looking at", name))?;
+                    statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("looking at", name))?;
                 FileType::from_raw_mode(stat.st_mode)
             }
             known => known,
         };
-        if kind == FileType::Directory {
-            with_folder(name).map_err(failed("moving", name))?;
-            folders.push(name.to_owned());
+        if file_type == FileType::Directory {
+            with_dir(name).map_err(failed("moving", name))?;
+            dirs.push(name.to_owned());
         } else {
-            unlinkat(folder, name, AtFlags::empty()).map_err(failed("removing", name))?;
+            unlinkat(dir, name, AtFlags::empty()).map_err(failed("removing", name))?;
         }
     }
-    Ok(folders)
+    Ok(dirs)
 }
 
 #[cfg(test)]
@@ -173,8 +174,8 @@ mod tests {
             return;
         }
         let base = tempfile::tempdir().unwrap();
-        for folder in ["outside", "workspaces/near/home", "workspaces/deep/home/a/b"] {
-            fs::create_dir_all(base.path().join(folder)).unwrap();
+        for dir in ["outside", "workspaces/near/home", "workspaces/deep/home/a/b"] {
+            fs::create_dir_all(base.path().join(dir)).unwrap();
         }
         fs::write(base.path().join("outside/precious"), "x").unwrap();
         let mount =
@@ -212,10 +213,10 @@ mod tests {
     fn a_tree_deeper_than_there_are_descriptors_goes_too() {
         let base = tempfile::tempdir().unwrap();
         fs::create_dir(base.path().join("id")).unwrap();
-        let mut at = openat(CWD, base.path().join("id"), FOLDER, Mode::empty()).unwrap();
+        let mut at = openat(CWD, base.path().join("id"), OPEN_DIR, Mode::empty()).unwrap();
         for _ in 0..1100 {
             mkdirat(&at, "d", Mode::RWXU).unwrap();
-            at = openat(&at, "d", FOLDER, Mode::empty()).unwrap();
+            at = openat(&at, "d", OPEN_DIR, Mode::empty()).unwrap();
         }
         remove(base.path(), "id").unwrap();
         assert!(!base.path().join("id").exists());

@@ -3,7 +3,7 @@
 
 use podling_core::id::WorkspaceId;
 
-use super::process::Machine;
+use super::process::HostBoot;
 use crate::{
     backend::{AgentReviewer, BackendError, InstanceId, ReportedProcess, ReviewedCredential},
     snapshot::{Fingerprint, Snapshots},
@@ -18,14 +18,14 @@ pub(super) fn credential(workspace: &WorkspaceId, secret: &str) -> String {
 #[derive(Debug)]
 pub struct LocalReviewer {
     snapshots: Snapshots,
-    machine: Machine,
+    host: HostBoot,
 }
 
 impl LocalReviewer {
     /// The digests of the secrets are in `snapshots`.
     pub fn new(snapshots: Snapshots) -> Result<Self, BackendError> {
-        let machine = Machine::this()?;
-        Ok(Self { snapshots, machine })
+        let host = HostBoot::this()?;
+        Ok(Self { snapshots, host })
     }
 }
 
@@ -37,17 +37,18 @@ impl AgentReviewer for LocalReviewer {
         let Some((workspace, secret)) = parts else { return Ok(None) };
         let digest = self.snapshots.borrow().get(&workspace).and_then(|view| view.credential);
         // Done for unknown workspaces too: time tells nothing.
-        let right = same(Fingerprint::of(secret.as_bytes()), digest.unwrap_or(Fingerprint([0; 32])));
+        let right =
+            constant_time_eq(Fingerprint::of(secret.as_bytes()), digest.unwrap_or(Fingerprint([0; 32])));
         Ok((digest.is_some() && right).then_some(ReviewedCredential { workspace, proof: () }))
     }
 
     fn instance(&self, (): (), process: ReportedProcess) -> InstanceId {
-        self.machine.instance_id(process.pid, process.start_ticks)
+        self.host.instance_id(process.pid, process.start_ticks)
     }
 }
 
 /// In a time that does not depend on where they differ.
-fn same(a: Fingerprint, b: Fingerprint) -> bool {
+fn constant_time_eq(a: Fingerprint, b: Fingerprint) -> bool {
     a.0.iter().zip(b.0).fold(0, |differ, (a, b)| std::hint::black_box(differ | (a ^ b))) == 0
 }
 

@@ -24,9 +24,9 @@ use tokio::{
 };
 
 use super::{
-    launch::MARK,
-    layout::Places,
-    process::{Machine, Process, Stat, is_scarcity},
+    launch::WORKSPACE_VARIABLE,
+    layout::WorkspacePaths,
+    process::{HostBoot, ProcStat, ProcessHandle, is_resource_shortage},
     record,
 };
 
@@ -34,31 +34,31 @@ use super::{
 const AGENT_GRACE: Duration = Duration::from_secs(9);
 /// For processes without an agent, between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(2);
-/// After KILL only what hangs in the kernel is left.
+/// After KILL only what hangs in the kernel is remaining.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// Between two looks.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const SCAN_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Why processes are left.
+/// Why processes are remaining.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SweepError {
     #[error("looking through /proc: {0}")]
     Proc(#[from] io::Error),
     #[error("these outlive even SIGKILL: {}", names(.0))]
-    Left(Vec<Stat>),
+    Left(Vec<ProcStat>),
 }
 
 /// Asks the agent to end everything, and waits for it for a while.
-pub(super) async fn end_agent(places: &Places, machine: &Machine) {
-    let launched = match record::find(places, machine) {
+pub(super) async fn terminate_agent(paths: &WorkspacePaths, host: &HostBoot) {
+    let launched = match record::find(paths, host) {
         Ok(Some(Ok(launched))) => launched,
         Ok(_) => return,
         Err(error) => {
-            return tracing::warn!(%error, "an agent cannot be asked to end; it is ended with the rest");
+            return tracing::warn!(%error, "failed to inspect agent; terminating it with the other processes");
         }
     };
     if let Err(error) = launched.process.signal(Signal::TERM) {
-        tracing::warn!(%error, pid = launched.process.pid, "an agent cannot be asked to end");
+        tracing::warn!(%error, pid = launched.process.pid, "failed to signal agent");
         return;
     }
     // Deprecated because a descriptor may be closed behind its back: this one is owned and closed by nobody else.
@@ -70,30 +70,30 @@ pub(super) async fn end_agent(places: &Places, machine: &Machine) {
     let _ended = timeout(AGENT_GRACE, watched.readable()).await;
 }
 
-/// Ends all that is left.
-pub(super) async fn end_all(workspace: &WorkspaceId) -> Result<(), SweepError> {
-    let asked = Instant::now();
-    let mut told = BTreeSet::new();
-    let mut none_before = false;
+/// Ends all that is remaining.
+pub(super) async fn terminate_all(workspace: &WorkspaceId) -> Result<(), SweepError> {
+    let started = Instant::now();
+    let mut signalled = BTreeSet::new();
+    let mut previous_scan_empty = false;
     loop {
-        let left = members(workspace).await?;
-        if left.is_empty() {
-            if none_before {
+        let remaining = workspace_processes(workspace).await?;
+        if remaining.is_empty() {
+            if previous_scan_empty {
                 return Ok(());
             }
-            none_before = true;
+            previous_scan_empty = true;
             continue;
         }
-        none_before = false;
-        let waited = asked.elapsed();
+        previous_scan_empty = false;
+        let waited = started.elapsed();
         if waited >= GRACE + KILL_LIMIT {
-            return Err(SweepError::Left(left));
+            return Err(SweepError::Left(remaining));
         }
-        for stat in &left {
-            let Ok(Some(process)) = Process::find(stat.pid, stat.start_ticks) else { continue };
+        for stat in &remaining {
+            let Ok(Some(process)) = ProcessHandle::find(stat.pid, stat.start_ticks) else { continue };
             let signals: &[Signal] = if waited >= GRACE {
                 &[Signal::KILL]
-            } else if told.insert((stat.pid, stat.start_ticks)) {
+            } else if signalled.insert((stat.pid, stat.start_ticks)) {
                 // CONT, for a stopped process hears nothing else.
                 &[Signal::HUP, Signal::TERM, Signal::CONT]
             } else {
@@ -101,33 +101,33 @@ pub(super) async fn end_all(workspace: &WorkspaceId) -> Result<(), SweepError> {
             };
             for signal in signals {
                 if let Err(error) = process.signal(*signal) {
-                    tracing::warn!(%error, pid = stat.pid, name = stat.name, "a process cannot be ended");
+                    tracing::warn!(%error, pid = stat.pid, name = stat.name, "failed to signal process");
                 }
             }
         }
-        sleep(LOOK_EVERY).await;
+        sleep(SCAN_INTERVAL).await;
     }
 }
 
 /// The living processes of a workspace.
-async fn members(workspace: &WorkspaceId) -> io::Result<Vec<Stat>> {
-    let mark = format!("{MARK}={workspace}");
+async fn workspace_processes(workspace: &WorkspaceId) -> io::Result<Vec<ProcStat>> {
+    let mark = format!("{WORKSPACE_VARIABLE}={workspace}");
     let look = move || {
-        let all = Stat::all()?;
+        let all = ProcStat::all()?;
         let mut marked = BTreeSet::new();
         for stat in &all {
-            if has_mark(stat.pid, mark.as_bytes())? {
+            if has_workspace_variable(stat.pid, mark.as_bytes())? {
                 marked.insert(stat.pid);
             }
         }
-        Ok(belonging(all, &marked, std::process::id()))
+        Ok(select_members(all, &marked, std::process::id()))
     };
     spawn_blocking(look).await.map_err(io::Error::other)?
 }
 
 /// Those among all that the marked ones bring with them; never `own`, the process that asks, nor its ancestors.
-fn belonging(all: Vec<Stat>, marked: &BTreeSet<u32>, own: u32) -> Vec<Stat> {
-    let by_pid: BTreeMap<u32, &Stat> = all.iter().map(|stat| (stat.pid, stat)).collect();
+fn select_members(all: Vec<ProcStat>, marked: &BTreeSet<u32>, own: u32) -> Vec<ProcStat> {
+    let by_pid: BTreeMap<u32, &ProcStat> = all.iter().map(|stat| (stat.pid, stat)).collect();
     let mut spared = BTreeSet::from([1]);
     let mut ancestor = Some(own);
     while let Some(pid) = ancestor.filter(|pid| spared.insert(*pid)) {
@@ -154,16 +154,16 @@ fn belonging(all: Vec<Stat>, marked: &BTreeSet<u32>, own: u32) -> Vec<Stat> {
     all.into_iter().filter(|stat| members.contains(&stat.pid) && !stat.is_zombie).collect()
 }
 
-fn has_mark(pid: u32, mark: &[u8]) -> io::Result<bool> {
+fn has_workspace_variable(pid: u32, mark: &[u8]) -> io::Result<bool> {
     match fs::read(format!("/proc/{pid}/environ")) {
         Ok(environ) => Ok(environ.split(|byte| *byte == 0).any(|variable| variable == mark)),
-        Err(error) if is_scarcity(&error) => Err(error),
+        Err(error) if is_resource_shortage(&error) => Err(error),
         // It has ended, or is another user's.
         Err(_) => Ok(false),
     }
 }
 
-fn names(stats: &[Stat]) -> String {
+fn names(stats: &[ProcStat]) -> String {
     stats.iter().map(|stat| format!("{} ({})", stat.name, stat.pid)).collect::<Vec<_>>().join(", ")
 }
 
@@ -171,12 +171,12 @@ fn names(stats: &[Stat]) -> String {
 mod tests {
     use super::*;
 
-    fn stat(pid: u32, parent: u32, session: u32) -> Stat {
-        Stat { pid, name: "x".into(), parent, session, start_ticks: 1, is_zombie: false }
+    fn stat(pid: u32, parent: u32, session: u32) -> ProcStat {
+        ProcStat { pid, name: "x".into(), parent, session, start_ticks: 1, is_zombie: false }
     }
 
-    fn pids(all: Vec<Stat>, marked: &[u32]) -> Vec<u32> {
-        belonging(all, &marked.iter().copied().collect(), 5).iter().map(|stat| stat.pid).collect()
+    fn pids(all: Vec<ProcStat>, marked: &[u32]) -> Vec<u32> {
+        select_members(all, &marked.iter().copied().collect(), 5).iter().map(|stat| stat.pid).collect()
     }
 
     #[test]
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn one_that_waits_to_be_reaped_is_gone() {
-        let all = vec![stat(1, 0, 1), Stat { is_zombie: true, ..stat(10, 1, 10) }];
+        let all = vec![stat(1, 0, 1), ProcStat { is_zombie: true, ..stat(10, 1, 10) }];
         assert_eq!(pids(all, &[10]), [0; 0]);
     }
 }

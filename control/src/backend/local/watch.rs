@@ -9,20 +9,20 @@ use tokio::{
     time::sleep,
 };
 
-use super::{layout::Places, process::Process, record::read};
+use super::{layout::WorkspacePaths, process::ProcessHandle, record::read};
 
 /// Pause after an agent could not be watched (no memory left, too many watches).
 const WATCH_AGAIN: Duration = Duration::from_secs(1);
 
 /// What an agent leaves when it ends by itself.
 #[derive(Deserialize)]
-struct ExitRecord {
+struct AgentExitRecord {
     reason: String,
     code: u8,
 }
 
 /// Waits for the end of a process, reaps it if it is our child, and says how it ended.
-pub(super) async fn end_of(process: Process, places: &Places) -> String {
+pub(super) async fn end_of(process: ProcessHandle, paths: &WorkspacePaths) -> String {
     let mut pidfd = process.into_pidfd();
     let pidfd = loop {
         // Deprecated because a descriptor may be closed behind its back: this one is owned and closed by nobody else.
@@ -42,13 +42,13 @@ pub(super) async fn end_of(process: Process, places: &Places) -> String {
     };
     // An adopted agent is not our child: then only its own record tells.
     let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
-    words(status.ok().flatten().as_ref(), places)
+    words(status.ok().flatten().as_ref(), paths)
 }
 
 /// How an agent ended, for people.
-pub(super) fn words(status: Option<&WaitIdStatus>, places: &Places) -> String {
+pub(super) fn words(status: Option<&WaitIdStatus>, paths: &WorkspacePaths) -> String {
     // If it cannot be read, the rest must do.
-    let record: Option<ExitRecord> = read(&places.exit_record).ok().flatten();
+    let record: Option<AgentExitRecord> = read(&paths.exit_record).ok().flatten();
     let signal = status.and_then(|status| status.terminating_signal());
     let code = status.and_then(WaitIdStatus::exit_status);
     match (signal, code, record) {

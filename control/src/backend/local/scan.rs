@@ -5,49 +5,49 @@ use std::{collections::BTreeSet, io};
 use podling_core::id::WorkspaceId;
 
 use super::{
-    layout::Layout,
-    process::Machine,
-    record::{self, Found},
+    layout::DataLayout,
+    process::HostBoot,
+    record::{self, FoundAgent},
 };
 
 /// At whose agents to look.
 #[derive(Debug, Clone)]
-pub(super) enum Look {
+pub(super) enum AgentScan {
     /// At all there are.
     All,
-    /// At those that could not be seen before.
-    Again(BTreeSet<WorkspaceId>),
+    /// At those that could not be result before.
+    Retry(BTreeSet<WorkspaceId>),
 }
 
-/// What was seen.
+/// What was result.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct ScanResult {
     /// What became of the last agent of each workspace that had one.
-    pub(super) found: Vec<(WorkspaceId, Found)>,
+    pub(super) found: Vec<(WorkspaceId, FoundAgent)>,
     /// Where it cannot be told.
-    pub(super) unseen: BTreeSet<WorkspaceId>,
+    pub(super) unknown: BTreeSet<WorkspaceId>,
 }
 
-impl Look {
+impl AgentScan {
     /// Looks. Blocks.
-    pub(super) fn at(self, layout: &Layout, machine: &Machine) -> io::Result<Seen> {
+    pub(super) fn run(self, layout: &DataLayout, host: &HostBoot) -> io::Result<ScanResult> {
         let (ids, is_first) = match self {
             Self::All => (layout.ids()?, true),
-            Self::Again(ids) => (ids.into_iter().collect(), false),
+            Self::Retry(ids) => (ids.into_iter().collect(), false),
         };
-        let mut seen = Seen::default();
+        let mut result = ScanResult::default();
         for id in ids {
-            match record::find(&layout.of(&id), machine) {
-                Ok(found) => seen.found.extend(found.map(|found| (id, found))),
+            match record::find(&layout.of(&id), host) {
+                Ok(found) => result.found.extend(found.map(|found| (id, found))),
                 Err(error) => {
                     // Once is enough: it is looked again every second.
                     if is_first {
                         tracing::error!(workspace = %id, %error, "whether its agent lives is not known; it waits until it is");
                     }
-                    seen.unseen.insert(id);
+                    result.unknown.insert(id);
                 }
             }
         }
-        Ok(seen)
+        Ok(result)
     }
 }
