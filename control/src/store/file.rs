@@ -31,7 +31,8 @@ pub(super) fn open(path: &Path) -> Result<Database, StoreError> {
     let inode = file.metadata().map_err(opening)?.ino();
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE_BYTES);
-    let opened = unpanicked(|| Ok(builder.create_file(file))).unwrap_or_else(|panic| Err(as_damage(panic)));
+    let opened =
+        catch_redb_panic(|| Ok(builder.create_file(file))).unwrap_or_else(|panic| Err(damaged(panic)));
     opened.map_err(|error| match error {
         DatabaseError::DatabaseAlreadyOpen => {
             StoreError::InUse { path: path.to_owned(), pid: lock_holder(inode) }
@@ -46,7 +47,7 @@ pub(super) fn open(path: &Path) -> Result<Database, StoreError> {
 
 /// redb takes what it reads for its own and panics where a page makes no sense: that is damage like any other, and no reason to end
 /// without a word of why.
-pub(super) fn unpanicked<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+pub(super) fn catch_redb_panic<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let words = panic.downcast_ref::<String>().map(String::as_str);
         let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
@@ -54,7 +55,7 @@ pub(super) fn unpanicked<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T
     })
 }
 
-fn as_damage(error: Error) -> DatabaseError {
+fn damaged(error: Error) -> DatabaseError {
     DatabaseError::Storage(StorageError::Corrupted(error.to_string()))
 }
 

@@ -4,16 +4,16 @@
 //! changed meanwhile is seen before anything is decided on top of it. What people write (`spec`) is changed only where the record wants something
 //! else than it did, and nothing is written that is so already.
 
-mod copies;
-mod former;
-mod home;
-mod put;
+mod duplicates;
+mod preserved_spec;
 mod resource;
+mod resource_cache;
 mod seen;
 mod show;
 mod status;
 mod tell;
 mod watch;
+mod write;
 
 use std::{
     collections::BTreeMap,
@@ -31,7 +31,7 @@ use kube::{
 use podling_core::{id::WorkspaceId, status::Status};
 use tokio::time::sleep;
 
-use self::{copies::rightful, home::Home};
+use self::{duplicates::dedupe_by_id, resource_cache::ResourceCache};
 use super::{CommitResult, LoadedRecords, Store, StoreChange, StoreError, WorkspaceRecord, stored};
 use crate::{
     kubernetes::{
@@ -41,10 +41,10 @@ use crate::{
 };
 
 /// Changes that are written at once; more of a batch wait.
-const AT_ONCE: usize = 16;
+const MAX_CONCURRENT_WRITES: usize = 16;
 
 /// What the API server did not answer is asked again after this.
-const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(1);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Keeps records in the resources of one namespace.
 pub struct KubernetesStore {
@@ -55,7 +55,7 @@ pub struct KubernetesStore {
     all_templates: Api<DeserializeGuard<WorkspaceTemplate>>,
     archives: Api<WorkspaceArchive>,
     events: Api<Event>,
-    homes: Mutex<BTreeMap<WorkspaceId, Arc<Home>>>,
+    caches: Mutex<BTreeMap<WorkspaceId, Arc<ResourceCache>>>,
     leadership: Arc<Leadership>,
 }
 
@@ -69,27 +69,27 @@ impl KubernetesStore {
             all_templates: Api::namespaced(client.clone(), namespace),
             archives: Api::namespaced(client.clone(), namespace),
             events: Api::namespaced(client, namespace),
-            homes: Mutex::default(),
+            caches: Mutex::default(),
             leadership,
         }
     }
 
     /// Where the record of this workspace is.
-    fn home(&self, id: &WorkspaceId) -> Arc<Home> {
-        let mut homes = self.homes.lock().unwrap_or_else(PoisonError::into_inner);
-        homes.entry(id.clone()).or_default().clone()
+    fn cache(&self, id: &WorkspaceId) -> Arc<ResourceCache> {
+        let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        caches.entry(id.clone()).or_default().clone()
     }
 
     /// The same, of one that is known.
-    fn known_home(&self, id: &WorkspaceId) -> Option<Arc<Home>> {
-        self.homes.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    fn known_cache(&self, id: &WorkspaceId) -> Option<Arc<ResourceCache>> {
+        self.caches.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
     /// Forgets it, if nothing is there any more.
     fn forget_if_empty(&self, id: &WorkspaceId) {
-        let mut homes = self.homes.lock().unwrap_or_else(PoisonError::into_inner);
-        if homes.get(id).is_some_and(|home| home.is_empty()) {
-            homes.remove(id);
+        let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        if caches.get(id).is_some_and(|cache| cache.is_empty()) {
+            caches.remove(id);
         }
     }
 
@@ -100,7 +100,7 @@ impl KubernetesStore {
                 Ok(found) => return found?.0.ok().map(|template| template.spec),
                 Err(error) => tracing::warn!(name, %error, "the template is asked for again"),
             }
-            sleep(ASKED_AGAIN_AFTER).await;
+            sleep(RETRY_PAUSE).await;
         }
     }
 
@@ -124,10 +124,10 @@ impl Store for KubernetesStore {
         let reading = |source| failed("reading the workspaces".into(), source);
         for gone in self.all_archives.list(&ListParams::default()).await.map_err(reading)? {
             let Some(gone) = readable(gone) else { continue };
-            let (name, home) = (gone.name_any(), gone.spec.record.to_string());
-            match stored::read(&name, home.as_bytes()) {
+            let (name, json) = (gone.name_any(), gone.spec.record.to_string());
+            match stored::read(&name, json.as_bytes()) {
                 Ok(record) => {
-                    self.home(&record.spec.id).is_archived(&record).await;
+                    self.cache(&record.spec.id).set_archived(&record).await;
                     loaded.used.insert(record.spec.id.bits());
                     loaded.records.push(record);
                 }
@@ -137,13 +137,13 @@ impl Store for KubernetesStore {
         let templates = self.templates().await?;
         let gone = loaded.records.iter().map(|record| record.spec.id.clone()).collect();
         let there = self.all_workspaces.list(&ListParams::default()).await.map_err(reading)?;
-        for resource in rightful(there.into_iter().filter_map(readable).collect(), &gone) {
+        for resource in dedupe_by_id(there.into_iter().filter_map(readable).collect(), &gone) {
             let name = resource.name_any();
             loaded.used.extend(id_of(&resource).ok().map(|id| id.bits()));
             match record(&resource, templates.get(&resource.spec.template)) {
                 Ok(record) => {
-                    self.home(&record.spec.id).is_loaded(resource, &record).await;
-                    // One that was being moved between its two homes: what is still there is right.
+                    self.cache(&record.spec.id).set_loaded(resource, &record).await;
+                    // One that was being moved between its two caches: what is still there is right.
                     loaded.records.retain(|other| other.spec.id != record.spec.id);
                     loaded.records.push(record);
                 }
@@ -168,7 +168,7 @@ impl Store for KubernetesStore {
             };
             (change, result.map_err(Arc::new))
         });
-        committed.buffer_unordered(AT_ONCE).collect().await
+        committed.buffer_unordered(MAX_CONCURRENT_WRITES).collect().await
     }
 }
 

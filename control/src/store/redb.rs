@@ -15,8 +15,8 @@ use tokio::task::{JoinError, spawn_blocking};
 
 use super::{
     CommitResult, LoadedRecords, Store, StoreChange, StoreError,
-    file::{open, unpanicked},
-    reserve::Reserve,
+    file::{catch_redb_panic, open},
+    reserve::DiskReserve,
     stored::{self, StoredRecord, bits},
 };
 
@@ -30,19 +30,19 @@ const TOMBSTONES: TableDefinition<'_, &str, u64> = TableDefinition::new("tombsto
 
 /// The database.
 #[derive(Debug)]
-pub struct RedbStore(Arc<File>);
+pub struct RedbStore(Arc<RedbFile>);
 
 /// Its calls block.
 #[derive(Debug)]
-struct File {
+struct RedbFile {
     path: PathBuf,
     /// Empty after an error: redb trusts a database no more once it has seen one of the disk, so it is opened anew.
     database: Mutex<Option<Database>>,
-    reserve: Reserve,
+    reserve: DiskReserve,
 }
 
 /// All tables, open for writing.
-struct Tables<'t> {
+struct WriteTables<'t> {
     workspaces: ::redb::Table<'t, &'static str, &'static [u8]>,
     tombstones: ::redb::Table<'t, &'static str, u64>,
     watch: ::redb::Table<'t, &'static str, u64>,
@@ -51,7 +51,7 @@ struct Tables<'t> {
 impl RedbStore {
     /// Opens the file, or makes it (0600).
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        File::open(path).map(|file| Self(Arc::new(file)))
+        RedbFile::open(path).map(|file| Self(Arc::new(file)))
     }
 }
 
@@ -59,7 +59,7 @@ impl RedbStore {
 impl Store for RedbStore {
     async fn load(&self) -> Result<LoadedRecords, StoreError> {
         let file = self.0.clone();
-        unpanicking(spawn_blocking(move || file.load()).await)
+        resume_panic(spawn_blocking(move || file.load()).await)
     }
 
     /// All or none.
@@ -69,18 +69,18 @@ impl Store for RedbStore {
             let result = file.commit(&changes).map_err(Arc::new);
             changes.into_iter().map(|change| (change, result.clone())).collect()
         });
-        unpanicking(committed.await)
+        resume_panic(committed.await)
     }
 }
 
-impl File {
+impl RedbFile {
     fn open(path: &Path) -> Result<Self, StoreError> {
         let database = Mutex::new(Some(open(path)?));
-        let reserve = Reserve::new(path.with_extension("reserve"));
+        let reserve = DiskReserve::new(path.with_extension("reserve"));
         let store = Self { path: path.to_owned(), database, reserve };
         // All tables are there from the start, so that reading never meets a missing one.
         store.write("making the tables", |_| Ok(()))?;
-        store.reserve.hold();
+        store.reserve.ensure();
         Ok(store)
     }
 
@@ -90,26 +90,26 @@ impl File {
 
     /// Makes changes durable, all or none. On a full disk what was kept back is used, but for nothing new.
     fn commit(&self, changes: &[StoreChange]) -> Result<(), StoreError> {
-        let mut news = false;
-        let mut result = self.put(changes, &mut news);
-        if result.as_ref().is_err_and(StoreError::is_disk_full) && !news && self.reserve.give_up() {
+        let mut has_new = false;
+        let mut result = self.put(changes, &mut has_new);
+        if result.as_ref().is_err_and(StoreError::is_disk_full) && !has_new && self.reserve.release() {
             tracing::warn!("the disk is full: what was kept back for that is used");
-            result = self.put(changes, &mut news);
+            result = self.put(changes, &mut has_new);
         }
         if result.is_ok() {
-            self.reserve.hold();
+            self.reserve.ensure();
         }
         result
     }
 
-    /// Writes them; `news`: a workspace among them is not stored yet.
-    fn put(&self, changes: &[StoreChange], news: &mut bool) -> Result<(), StoreError> {
+    /// Writes them; `has_new`: a workspace among them is not stored yet.
+    fn put(&self, changes: &[StoreChange], has_new: &mut bool) -> Result<(), StoreError> {
         self.write("writing", |tables| {
             for change in changes {
                 match change {
                     StoreChange::Put(record) => {
                         let id = record.spec.id.as_str();
-                        *news |= tables.workspaces.get(id)?.is_none();
+                        *has_new |= tables.workspaces.get(id)?.is_none();
                         let json = serde_json::to_vec(&StoredRecord::of(record))
                             .map_err(|e| Error::from(StorageError::from(io::Error::other(e))))?;
                         tables.workspaces.insert(id, json.as_slice())?;
@@ -154,11 +154,11 @@ impl File {
     fn write(
         &self,
         operation: &'static str,
-        fill: impl FnOnce(&mut Tables<'_>) -> Result<(), Error>,
+        fill: impl FnOnce(&mut WriteTables<'_>) -> Result<(), Error>,
     ) -> Result<(), StoreError> {
         self.with(operation, |database| {
             let transaction = database.begin_write()?;
-            fill(&mut Tables {
+            fill(&mut WriteTables {
                 workspaces: transaction.open_table(WORKSPACES)?,
                 tombstones: transaction.open_table(TOMBSTONES)?,
                 watch: transaction.open_table(WATCH)?,
@@ -182,14 +182,14 @@ impl File {
             Error::Corrupted(_) => StoreError::Damaged { path: self.path.clone(), source: Box::new(source) },
             _ => StoreError::Access { operation, source: Box::new(source) },
         };
-        match unpanicked(|| work(&database)) {
+        match catch_redb_panic(|| work(&database)) {
             Ok(done) => {
                 *held = Some(database);
                 Ok(done)
             }
             Err(error) => {
                 // Closing one that is damaged may fail in the same way.
-                let _closed = unpanicked(|| {
+                let _closed = catch_redb_panic(|| {
                     drop(database);
                     Ok(())
                 });
@@ -200,7 +200,7 @@ impl File {
 }
 
 /// What is wrong with us is no error of the store.
-fn unpanicking<T>(done: Result<T, JoinError>) -> T {
+fn resume_panic<T>(done: Result<T, JoinError>) -> T {
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
@@ -228,7 +228,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.redb");
         let (kept, gone) = (record(1, "kept"), record(2, "gone"));
-        let store = File::open(&path).unwrap();
+        let store = RedbFile::open(&path).unwrap();
         store
             .commit(&[StoreChange::Put(Arc::new(kept.clone())), StoreChange::Put(Arc::new(gone.clone()))])
             .unwrap();
@@ -240,7 +240,7 @@ mod tests {
             ])
             .unwrap();
         drop(store);
-        let loaded = File::open(&path).unwrap().load().unwrap();
+        let loaded = RedbFile::open(&path).unwrap().load().unwrap();
         assert_eq!(loaded.records, [kept]);
         assert_eq!(loaded.used, [1, 2].into());
         assert_eq!(loaded.witnessed, watched);
@@ -251,7 +251,7 @@ mod tests {
     fn a_record_that_cannot_be_read_is_skipped_and_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.redb");
-        let store = File::open(&path).unwrap();
+        let store = RedbFile::open(&path).unwrap();
         store.commit(&[StoreChange::Put(Arc::new(record(1, "good")))]).unwrap();
         let (bad, newer) = (WorkspaceId::from_bits(2), WorkspaceId::from_bits(3));
         store
@@ -263,7 +263,7 @@ mod tests {
             .unwrap();
         drop(store);
         for _ in 0..2 {
-            let loaded = File::open(&path).unwrap().load().unwrap();
+            let loaded = RedbFile::open(&path).unwrap().load().unwrap();
             assert_eq!(loaded.records.len(), 1);
             assert_eq!(loaded.used, [1, 2, 3].into(), "their ids are not given again");
         }

@@ -16,24 +16,24 @@ const RESERVE_BYTES: u64 = 1024 * 1024;
 
 /// The file that holds the place.
 #[derive(Debug)]
-pub(super) struct Reserve {
+pub(super) struct DiskReserve {
     path: PathBuf,
-    held: AtomicBool,
+    allocated: AtomicBool,
 }
 
-impl Reserve {
+impl DiskReserve {
     /// Nothing is kept back yet.
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, held: AtomicBool::new(false) }
+        Self { path, allocated: AtomicBool::new(false) }
     }
 
     /// Keeps it back, unless it is already or there is no room: then the next call tries again.
-    pub(super) fn hold(&self) {
-        if self.held.load(Ordering::Relaxed) {
+    pub(super) fn ensure(&self) {
+        if self.allocated.load(Ordering::Relaxed) {
             return;
         }
-        match self.take() {
-            Ok(()) => self.held.store(true, Ordering::Relaxed),
+        match self.allocate() {
+            Ok(()) => self.allocated.store(true, Ordering::Relaxed),
             Err(error) => {
                 tracing::debug!(%error, path = %self.path.display(), "no disk is kept back");
                 // Half of it would be given up for nothing.
@@ -42,15 +42,15 @@ impl Reserve {
         }
     }
 
-    fn take(&self) -> io::Result<()> {
+    fn allocate(&self) -> io::Result<()> {
         let file =
             OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&self.path)?;
         Ok(fallocate(&file, FallocateFlags::empty(), 0, RESERVE_BYTES)?)
     }
 
     /// Gives it up; whether there was any.
-    pub(super) fn give_up(&self) -> bool {
-        self.held.store(false, Ordering::Relaxed);
+    pub(super) fn release(&self) -> bool {
+        self.allocated.store(false, Ordering::Relaxed);
         fs::remove_file(&self.path).is_ok()
     }
 }
@@ -65,13 +65,13 @@ mod tests {
     fn what_is_kept_back_takes_room_and_is_given_up_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("reserve");
-        let reserve = Reserve::new(path.clone());
-        reserve.hold();
+        let reserve = DiskReserve::new(path.clone());
+        reserve.ensure();
         let blocks = fs::metadata(&path).unwrap().blocks();
         assert!(blocks * 512 >= RESERVE_BYTES, "it really takes the room: {blocks} blocks");
-        assert!(reserve.give_up());
-        assert!(!path.exists() && !reserve.give_up());
-        reserve.hold();
+        assert!(reserve.release());
+        assert!(!path.exists() && !reserve.release());
+        reserve.ensure();
         assert!(path.exists(), "and it is taken again");
     }
 }

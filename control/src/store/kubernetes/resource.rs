@@ -3,7 +3,7 @@
 use kube::{ResourceExt, api::ObjectMeta};
 use serde_json::{Value, json};
 
-use super::home::desired_spec;
+use super::resource_cache::desired_spec;
 use crate::{
     kubernetes::{
         DesiredSpec, PolicySpec, ResourcesSpec, Variable, WantedState, Workspace, WorkspaceSpec,
@@ -39,19 +39,19 @@ pub(super) fn of(record: &WorkspaceRecord) -> Workspace {
 }
 
 /// What has to change in what people wrote, because the record wants something new (`before`: what it wanted when it was written last) that neither
-/// the resource nor its template says (`said`: as far as both were looked at); `None`: nothing.
-pub(super) fn wanted_changes(
+/// the resource nor its template says (`observed`: as far as both were looked at); `None`: nothing.
+pub(super) fn spec_changes(
     latest: &Workspace,
     record: &WorkspaceRecord,
     before: Option<&DesiredSpec>,
-    said: Option<&DesiredSpec>,
+    observed: Option<&DesiredSpec>,
 ) -> Option<Value> {
     let (now, has) = (desired_spec(record), latest.spec.wanted);
     let mut spec = serde_json::Map::new();
     let changed =
         |differs: fn(&DesiredSpec, &DesiredSpec) -> bool| before.is_none_or(|before| differs(before, &now));
     let is_new = |differs: fn(&DesiredSpec, &DesiredSpec) -> bool| {
-        before.is_some() && changed(differs) && said.is_none_or(|said| differs(said, &now))
+        before.is_some() && changed(differs) && observed.is_none_or(|observed| differs(observed, &now))
     };
     if now.wanted != has && changed(|a, b| a.wanted != b.wanted) {
         let word = match now.wanted {
@@ -66,16 +66,16 @@ pub(super) fn wanted_changes(
     if is_new(|a, b| a.policy != b.policy) {
         spec.insert("policy".into(), json!(PolicySpec::of(&now.policy)));
     }
-    let is_held = latest.finalizers().iter().any(|held_by| held_by == ARCHIVE_FIRST);
-    let holds = !is_held && latest.metadata.deletion_timestamp.is_none();
-    (holds || !spec.is_empty()).then_some(Value::Object(spec))
+    let has_finalizer = latest.finalizers().iter().any(|finalizer| finalizer == ARCHIVE_FIRST);
+    let add_finalizer = !has_finalizer && latest.metadata.deletion_timestamp.is_none();
+    (add_finalizer || !spec.is_empty()).then_some(Value::Object(spec))
 }
 
 /// With ours, so that nobody takes the resource away before its data is archived. (None can be added to what is being deleted.)
 pub(super) fn finalizers(latest: &Workspace) -> Vec<String> {
     let mut finalizers = latest.finalizers().to_vec();
     if latest.metadata.deletion_timestamp.is_none()
-        && !finalizers.iter().any(|held_by| held_by == ARCHIVE_FIRST)
+        && !finalizers.iter().any(|finalizer| finalizer == ARCHIVE_FIRST)
     {
         finalizers.push(ARCHIVE_FIRST.to_owned());
     }
@@ -102,9 +102,9 @@ mod tests {
     #[test]
     fn what_people_or_their_template_say_already_is_not_written_as_theirs() {
         let (before, now) = (record(1), record(2));
-        let written = |said: &WorkspaceRecord| {
+        let written = |observed: &WorkspaceRecord| {
             let changes =
-                wanted_changes(&of(&before), &now, Some(&desired_spec(&before)), Some(&desired_spec(said)));
+                spec_changes(&of(&before), &now, Some(&desired_spec(&before)), Some(&desired_spec(observed)));
             changes.map(|spec| spec["policy"]["idleTimeout"].clone())
         };
         assert_eq!(written(&now), None, "it follows from what was read");

@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream};
 use podling_core::{id::WorkspaceId, workspace::State};
 use tokio::time::{Instant, sleep};
 
-use super::{AT_ONCE, KubernetesStore, home::Home, seen::Seen};
+use super::{KubernetesStore, MAX_CONCURRENT_WRITES, resource_cache::ResourceCache, seen::Seen};
 use crate::{
     clock,
     snapshot::{Snapshots, WorkspaceView},
@@ -20,7 +20,7 @@ const SHOWN_EVERY: Duration = Duration::from_secs(30);
 
 /// What of one workspace was shown.
 #[derive(Debug, Default)]
-struct Shown {
+struct PublishedStatus {
     version: u64,
     state: Option<State>,
     not_before: Option<Instant>,
@@ -31,23 +31,23 @@ struct Shown {
 impl KubernetesStore {
     /// Shows what is seen, as long as somebody sees anything.
     pub async fn show(&self, snapshots: Snapshots) {
-        let mut shown: BTreeMap<WorkspaceId, Shown> = BTreeMap::new();
+        let mut shown: BTreeMap<WorkspaceId, PublishedStatus> = BTreeMap::new();
         while snapshots.has_changed().is_ok() {
             let snapshot = snapshots.borrow().clone();
             shown.retain(|id, _| snapshot.workspaces.contains_key(id));
             let mut due = Vec::new();
             for (id, view) in snapshot.workspaces.iter().filter(|(_, view)| !view.is_gone()) {
-                let Some(home) = self.known_home(id) else { continue };
+                let Some(cache) = self.known_cache(id) else { continue };
                 let shown = shown.entry(id.clone()).or_default();
-                if self.leadership.is_leader() && shown.is_due(view, &home) {
-                    let untold = untold(view, shown.told.as_ref());
-                    due.push((view.clone(), home, untold));
+                if self.leadership.is_leader() && shown.is_due(view, &cache) {
+                    let unreported = unreported(view, shown.told.as_ref());
+                    due.push((view.clone(), cache, unreported));
                 }
             }
-            let showing = stream::iter(due).map(|(view, home, untold)| async move {
+            let showing = stream::iter(due).map(|(view, cache, unreported)| async move {
                 let done = async {
-                    self.tell(&home, &untold).await?;
-                    self.show_one(&view, &home).await
+                    self.tell(&cache, &unreported).await?;
+                    self.show_one(&view, &cache).await
                 };
                 match done.await {
                     Ok(()) => Some(view),
@@ -57,7 +57,7 @@ impl KubernetesStore {
                     }
                 }
             });
-            let done: Vec<_> = showing.buffer_unordered(AT_ONCE).collect().await;
+            let done: Vec<_> = showing.buffer_unordered(MAX_CONCURRENT_WRITES).collect().await;
             for view in done.into_iter().flatten() {
                 shown.entry(view.spec.id.clone()).or_default().is_done(&view);
             }
@@ -65,28 +65,28 @@ impl KubernetesStore {
         }
     }
 
-    async fn show_one(&self, view: &WorkspaceView, home: &Home) -> Result<(), kube::Error> {
-        let mut written = home.written.lock().await;
-        let Some(latest) = home.latest() else { return Ok(()) };
-        if written.is_tampered(&latest) {
+    async fn show_one(&self, view: &WorkspaceView, cache: &ResourceCache) -> Result<(), kube::Error> {
+        let mut written = cache.written.lock().await;
+        let Some(latest) = cache.latest() else { return Ok(()) };
+        if written.status_modified_externally(&latest) {
             tracing::warn!(workspace = %view.spec.id, "somebody has changed its status; it is written anew");
         }
-        let (now, seen) = (clock::now(), home.saw(Seen::of(view, clock::now())));
+        let (now, seen) = (clock::now(), cache.update_display(Seen::of(view, clock::now())));
         // One that has no status yet gets it with its record.
         let Some(mut status) = written.status().cloned() else { return Ok(()) };
         seen.show(&mut status, now);
         if latest.status.as_ref() != Some(&status) {
             let shown = self.write_status(&latest, &status).await?;
-            written.has_status(&shown);
-            home.seen(shown);
+            written.set_status(&shown);
+            cache.observe(shown);
         }
         Ok(())
     }
 }
 
-impl Shown {
-    fn is_due(&self, view: &WorkspaceView, home: &Home) -> bool {
-        let moved = self.version != view.version || home.is_tampered();
+impl PublishedStatus {
+    fn is_due(&self, view: &WorkspaceView, cache: &ResourceCache) -> bool {
+        let moved = self.version != view.version || cache.status_modified_externally();
         let soon = self.state != Some(view.state);
         moved && (soon || self.not_before.is_none_or(|at| at <= Instant::now()))
     }
@@ -100,7 +100,7 @@ impl Shown {
 }
 
 /// The entries of its log that came after this one. (The log may have gone on so far that it holds it no more.)
-fn untold(view: &WorkspaceView, told: Option<&LogEntry>) -> Vec<LogEntry> {
+fn unreported(view: &WorkspaceView, told: Option<&LogEntry>) -> Vec<LogEntry> {
     let entries = view.log.iter();
     let Some(told) = told else { return entries.cloned().collect() };
     let after = view.log.iter().position(|entry| entry == told).map_or(0, |at| at + 1);

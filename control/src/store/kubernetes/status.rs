@@ -6,7 +6,7 @@ use k8s_openapi::{
 };
 use podling_core::{time::Timestamp, workspace::State};
 
-use super::put::json;
+use super::write::json;
 use crate::{
     kubernetes::{
         LastArchive, Workspace, WorkspaceStatus,

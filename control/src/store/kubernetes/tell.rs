@@ -12,9 +12,9 @@ use podling_core::{time::Timestamp, workspace::State};
 
 use super::{
     KubernetesStore,
-    home::Home,
-    put::is_code,
+    resource_cache::ResourceCache,
     status::{capitalised, word},
+    write::is_code,
 };
 use crate::{clock, kubernetes::Workspace, store::LogEntry};
 
@@ -27,8 +27,8 @@ const CONTROLLER: &str = "podling.dev/control";
 
 impl KubernetesStore {
     /// Tells of each entry. One that was told before, by us or by a control plane before us, is there already by its name.
-    pub(super) async fn tell(&self, home: &Home, entries: &[LogEntry]) -> Result<(), Error> {
-        let Some(workspace) = home.latest() else { return Ok(()) };
+    pub(super) async fn tell(&self, cache: &ResourceCache, entries: &[LogEntry]) -> Result<(), Error> {
+        let Some(workspace) = cache.latest() else { return Ok(()) };
         let now = clock::now();
         for entry in entries.iter().filter(|entry| now.since(entry.at) < TOLD_FOR) {
             let event = self.event(&workspace, entry);

@@ -16,7 +16,9 @@ use kube::{
     },
 };
 
-use super::{KubernetesStore, copies::has_record, home::Told, readable, record, unreadable};
+use super::{
+    KubernetesStore, duplicates::has_record, readable, record, resource_cache::ReportedSpec, unreadable,
+};
 use crate::{
     driver::{DriverError, DriverHandle, Edit},
     kubernetes::{
@@ -26,24 +28,24 @@ use crate::{
 };
 
 /// Why a resource is not looked at.
-enum Unserved {
+enum NotServed {
     /// The driver has gone.
-    Gone(DriverError),
+    DriverGone(DriverError),
     /// It cannot be understood.
     Unreadable(String),
     /// Its id is another's.
-    Copy(Box<Workspace>, String),
+    Duplicate(Box<Workspace>, String),
 }
 
-impl Unserved {
+impl NotServed {
     fn unreadable(problem: impl ToString) -> Self {
         Self::Unreadable(problem.to_string())
     }
 }
 
-impl From<DriverError> for Unserved {
+impl From<DriverError> for NotServed {
     fn from(error: DriverError) -> Self {
-        Self::Gone(error)
+        Self::DriverGone(error)
     }
 }
 
@@ -59,9 +61,9 @@ impl KubernetesStore {
             tokio::select! {
                 Some(event) = workspaces.next() => self.follow_workspace(event, driver).await?,
                 Some(event) = templates.next() => {
-                    let Some(name) = news(event, &mut known) else { continue };
-                    for resource in self.made_of(&name) {
-                        self.told(Workspace::clone(&resource), driver).await?;
+                    let Some(name) = changed_template(event, &mut known) else { continue };
+                    for resource in self.workspaces_of_template(&name) {
+                        self.handle_change(Workspace::clone(&resource), driver).await?;
                     }
                 }
                 else => return Ok(()),
@@ -77,12 +79,12 @@ impl KubernetesStore {
         match event {
             Ok(Event::Apply(resource) | Event::InitApply(resource)) => {
                 if let Some(resource) = readable(resource) {
-                    self.told(resource, driver).await?;
+                    self.handle_change(resource, driver).await?;
                 }
             }
             Ok(Event::Delete(resource)) => {
                 if let Some(resource) = readable(resource) {
-                    self.vanished(&resource);
+                    self.handle_deletion(&resource);
                 }
             }
             Ok(Event::Init | Event::InitDone) => {}
@@ -94,72 +96,72 @@ impl KubernetesStore {
     }
 
     /// The workspaces that are made of this template, as they were seen last.
-    fn made_of(&self, template: &str) -> Vec<Arc<Workspace>> {
-        let homes = self.homes.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = homes.values().filter_map(|home| home.latest());
+    fn workspaces_of_template(&self, template: &str) -> Vec<Arc<Workspace>> {
+        let caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = caches.values().filter_map(|cache| cache.latest());
         seen.filter(|latest| latest.spec.template == template).collect()
     }
 
-    async fn told(&self, resource: Workspace, driver: &DriverHandle) -> Result<(), DriverError> {
+    async fn handle_change(&self, resource: Workspace, driver: &DriverHandle) -> Result<(), DriverError> {
         let name = resource.name_any();
-        match self.look(resource, driver).await {
-            Err(Unserved::Gone(error)) => return Err(error),
-            Err(Unserved::Unreadable(problem)) => unreadable(&name, &problem),
-            Err(Unserved::Copy(copy, why)) => self.disown(&copy, &why).await,
+        match self.report_change(resource, driver).await {
+            Err(NotServed::DriverGone(error)) => return Err(error),
+            Err(NotServed::Unreadable(problem)) => unreadable(&name, &problem),
+            Err(NotServed::Duplicate(copy, why)) => self.mark_duplicate(&copy, &why).await,
             Ok(()) => {}
         }
         Ok(())
     }
 
-    async fn look(&self, resource: Workspace, driver: &DriverHandle) -> Result<(), Unserved> {
-        let id = id_of(&resource).map_err(Unserved::unreadable)?;
-        let home = self.home(&id);
-        if let Some(other) = home.latest().filter(|latest| latest.name_any() != resource.name_any()) {
+    async fn report_change(&self, resource: Workspace, driver: &DriverHandle) -> Result<(), NotServed> {
+        let id = id_of(&resource).map_err(NotServed::unreadable)?;
+        let cache = self.cache(&id);
+        if let Some(other) = cache.latest().filter(|latest| latest.name_any() != resource.name_any()) {
             let why =
                 format!("its id {id} is that of the workspace {}; make it without spec.id", other.name_any());
-            return Err(Unserved::Copy(resource.into(), why));
+            return Err(NotServed::Duplicate(resource.into(), why));
         }
         let template = self.template(&resource.spec.template).await;
-        let mut written = home.written.lock().await;
-        if home.is_let_go(&resource) {
+        let mut written = cache.written.lock().await;
+        if cache.is_released(&resource) {
             return Ok(());
         }
-        if written.told.is_none() && home.latest().is_none() {
+        if written.reported.is_none() && cache.latest().is_none() {
             if written.archived && !has_record(&resource) {
                 let why = format!(
                     "its id {id} was that of a workspace that is deleted; make it without spec.id, with the archive as spec.source"
                 );
-                return Err(Unserved::Copy(resource.into(), why));
+                return Err(NotServed::Duplicate(resource.into(), why));
             }
-            let mut record = record(&resource, template.as_ref()).map_err(Unserved::Unreadable)?;
+            let mut record = record(&resource, template.as_ref()).map_err(NotServed::Unreadable)?;
             record.generation = resource.metadata.generation.unwrap_or_default();
             drop(written);
-            home.is_loaded(resource, &record).await;
+            cache.set_loaded(resource, &record).await;
             return Ok(driver.found(record).await?);
         }
-        home.seen(resource);
-        let Some(latest) = home.latest() else { return Ok(()) };
-        let told = written.told.get_or_insert_with(|| Told::of(&latest, template.as_ref()));
-        match told.differs(&latest, template.as_ref()) {
+        cache.observe(resource);
+        let Some(latest) = cache.latest() else { return Ok(()) };
+        let reported = written.reported.get_or_insert_with(|| ReportedSpec::of(&latest, template.as_ref()));
+        match reported.take_edit(&latest, template.as_ref()) {
             Some(edit) => Ok(driver.edited(id, edit).await?),
             None => Ok(()),
         }
     }
 
-    fn vanished(&self, resource: &Workspace) {
+    fn handle_deletion(&self, resource: &Workspace) {
         let Ok(id) = id_of(resource) else { return };
-        let home = self.home(&id);
-        if home.forget_let_go(resource) {
+        let cache = self.cache(&id);
+        if cache.forget_released(resource) {
             self.forget_if_empty(&id);
-        } else if home.latest().is_some_and(|latest| latest.uid() == resource.uid()) {
+        } else if cache.latest().is_some_and(|latest| latest.uid() == resource.uid()) {
             tracing::warn!(workspace = %id, "its resource is gone; what it held is kept");
-            home.vanished();
+            cache.mark_deleted();
         }
     }
 }
 
 /// The template that says something new. What is there at first is no news: workspaces are looked at with it.
-fn news(
+fn changed_template(
     event: Result<Event<DeserializeGuard<WorkspaceTemplate>>, watcher::Error>,
     known: &mut BTreeMap<String, WorkspaceTemplateSpec>,
 ) -> Option<String> {
@@ -179,15 +181,15 @@ fn news(
     differs.then(|| template.name_any())
 }
 
-impl Told {
+impl ReportedSpec {
     fn of(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Self {
         let generation = resource.metadata.generation.unwrap_or_default();
         Self { desired_spec: DesiredSpec::of(resource, template), generation, deleted: None }
     }
 
     /// What is new; it counts as told from now on.
-    fn differs(&mut self, resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Option<Edit> {
-        let now = Self { deleted: deleted(resource), ..Self::of(resource, template) };
+    fn take_edit(&mut self, resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Option<Edit> {
+        let now = Self { deleted: deletion(resource), ..Self::of(resource, template) };
         let (a, b) = (&self.desired_spec, &now.desired_spec);
         let edit = Edit {
             generation: now.generation,
@@ -197,14 +199,14 @@ impl Told {
             env: (a.env != b.env).then(|| b.env.clone()),
             deleted: now.deleted.filter(|_| now.deleted != self.deleted),
         };
-        let news = edit != Edit { generation: self.generation, ..Edit::default() };
+        let changed = edit != Edit { generation: self.generation, ..Edit::default() };
         *self = now;
-        news.then_some(edit)
+        changed.then_some(edit)
     }
 }
 
 /// Whether somebody has deleted it, and its data with it.
-fn deleted(resource: &Workspace) -> Option<bool> {
+fn deletion(resource: &Workspace) -> Option<bool> {
     let discards = resource.annotations().get(DISCARD).is_some_and(|value| value == "true");
     resource.metadata.deletion_timestamp.is_some().then_some(discards)
 }

@@ -2,7 +2,7 @@
 
 use kube::Error;
 
-use super::{KubernetesStore, home::Written};
+use super::{KubernetesStore, resource_cache::LastWrite};
 use crate::{
     backups::Key,
     kubernetes::{Port, SecretKey, StorageSpec, Variable, WorkspaceArchiveSpec, WorkspaceSpec},
@@ -11,13 +11,13 @@ use crate::{
 
 /// What a workspace had, beside its record.
 #[derive(Debug, Default)]
-pub(super) struct Former {
+pub(super) struct PreservedSpec {
     storage: Option<StorageSpec>,
     ports: Vec<Port>,
     environment: Vec<Variable>,
 }
 
-impl Former {
+impl PreservedSpec {
     fn of_archive(archive: WorkspaceArchiveSpec) -> Self {
         Self { storage: archive.storage, ports: archive.ports, environment: archive.environment }
     }
@@ -32,14 +32,14 @@ impl Former {
     }
 
     /// Notes it beside the archives.
-    pub(super) fn keep(self, archive: &mut WorkspaceArchiveSpec) {
+    pub(super) fn save_to(self, archive: &mut WorkspaceArchiveSpec) {
         let is_its = |variable: &Variable| !variable.secret.as_ref().is_some_and(SecretKey::is_reserved);
         (archive.storage, archive.ports) = (self.storage, self.ports);
         archive.environment = self.environment.into_iter().filter(is_its).collect();
     }
 
     /// Gives it to what comes out of an archive; what that says of its environment goes before.
-    pub(super) fn give(self, spec: &mut WorkspaceSpec) {
+    pub(super) fn apply_to(self, spec: &mut WorkspaceSpec) {
         (spec.storage, spec.ports) = (self.storage, self.ports);
         for variable in self.environment {
             if spec.environment.iter().all(|own| own.name != variable.name) {
@@ -51,15 +51,19 @@ impl Former {
 
 impl KubernetesStore {
     /// What there was of a workspace that is made anew: of itself, if it had been deleted, or of the one whose archive it begins with.
-    pub(super) async fn former(&self, record: &WorkspaceRecord, written: &Written) -> Result<Former, Error> {
+    pub(super) async fn preserved_spec(
+        &self,
+        record: &WorkspaceRecord,
+        written: &LastWrite,
+    ) -> Result<PreservedSpec, Error> {
         let source = || record.spec.source.as_ref()?.0.parse().ok().map(|key: Key| key.workspace().clone());
         let whose = if written.archived { Some(record.spec.id.clone()) } else { source() };
-        let Some(whose) = whose else { return Ok(Former::default()) };
-        if let Some(there) = self.known_home(&whose).and_then(|home| home.latest()) {
-            return Ok(Former::of(&there.spec));
+        let Some(whose) = whose else { return Ok(PreservedSpec::default()) };
+        if let Some(there) = self.known_cache(&whose).and_then(|cache| cache.latest()) {
+            return Ok(PreservedSpec::of(&there.spec));
         }
         let archive = self.archives.get_opt(whose.as_str()).await?;
-        Ok(archive.map(|archive| Former::of_archive(archive.spec)).unwrap_or_default())
+        Ok(archive.map(|archive| PreservedSpec::of_archive(archive.spec)).unwrap_or_default())
     }
 }
 
@@ -83,13 +87,13 @@ mod tests {
         let before = spec(json!([{"name": "EDITOR", "value": "vi"}, secret, own]));
         let archive = json!({"workspace": "demo", "owner": "ada", "record": {}});
         let mut archive: WorkspaceArchiveSpec = serde_json::from_value(archive).unwrap();
-        Former::of(&before).keep(&mut archive);
+        PreservedSpec::of(&before).save_to(&mut archive);
         let mut after = WorkspaceSpec {
             storage: None,
             ports: Vec::new(),
             ..spec(json!([{"name": "EDITOR", "value": "nano"}]))
         };
-        Former::of_archive(archive).give(&mut after);
+        PreservedSpec::of_archive(archive).apply_to(&mut after);
         assert_eq!(after, spec(json!([{"name": "EDITOR", "value": "nano"}, secret])));
     }
 }

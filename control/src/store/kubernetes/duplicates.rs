@@ -7,23 +7,23 @@ use kube::{Error, ResourceExt};
 use podling_core::{id::WorkspaceId, workspace::State};
 use tokio::time::sleep;
 
-use super::{ASKED_AGAIN_AFTER, KubernetesStore, status::word};
+use super::{KubernetesStore, RETRY_PAUSE, status::word};
 use crate::kubernetes::{Workspace, WorkspaceStatus, id_of, objects::ARCHIVE_FIRST};
 
 /// Attempts to say something on one copy: all others wait for it.
-const TRIES: usize = 60;
+const MAX_STATUS_ATTEMPTS: usize = 60;
 
 /// The workspaces among these: of several with one id the one that has a record, or else the oldest; of those that were deleted (`gone`) none
 /// without a record.
-pub(super) fn rightful(mut all: Vec<Workspace>, gone: &BTreeSet<WorkspaceId>) -> Vec<Workspace> {
+pub(super) fn dedupe_by_id(mut all: Vec<Workspace>, gone: &BTreeSet<WorkspaceId>) -> Vec<Workspace> {
     all.sort_by_key(|one| (!has_record(one), one.creation_timestamp(), one.name_any()));
     let mut taken = BTreeSet::new();
-    let is_rightful = |one: &Workspace| match id_of(one) {
+    let keeps_id = |one: &Workspace| match id_of(one) {
         Ok(id) => (has_record(one) || !gone.contains(&id)) && taken.insert(id),
         // Which is said where it is read.
         Err(_) => true,
     };
-    all.retain(is_rightful);
+    all.retain(keeps_id);
     all
 }
 
@@ -35,29 +35,29 @@ pub(super) fn has_record(resource: &Workspace) -> bool {
 impl KubernetesStore {
     /// Says on a copy why it is not served; one that is deleted is let go, for nothing is kept of it. What the API server does not answer is said
     /// again; what has changed meanwhile the watch tells.
-    pub(super) async fn disown(&self, copy: &Workspace, why: &str) {
+    pub(super) async fn mark_duplicate(&self, copy: &Workspace, why: &str) {
         let name = copy.name_any();
         tracing::warn!(name, why, "a workspace is not served");
         if has_record(copy) {
             // It was served before: it is nobody's to change.
             return;
         }
-        for _ in 0..TRIES {
+        for _ in 0..MAX_STATUS_ATTEMPTS {
             if self.leadership.is_leader() {
-                match self.disown_once(copy, why).await {
+                match self.mark_duplicate_once(copy, why).await {
                     Ok(()) => return,
                     Err(Error::Api(status)) if status.code < 500 && status.code != 429 => return,
                     Err(error) => tracing::warn!(name, %error, "it is said again why it is not served"),
                 }
             }
-            sleep(ASKED_AGAIN_AFTER).await;
+            sleep(RETRY_PAUSE).await;
         }
     }
 
-    async fn disown_once(&self, copy: &Workspace, why: &str) -> Result<(), Error> {
+    async fn mark_duplicate_once(&self, copy: &Workspace, why: &str) -> Result<(), Error> {
         if copy.metadata.deletion_timestamp.is_some() {
-            let is_held = copy.finalizers().iter().any(|held_by| held_by == ARCHIVE_FIRST);
-            return if is_held { self.release(copy).await } else { Ok(()) };
+            let has_finalizer = copy.finalizers().iter().any(|finalizer| finalizer == ARCHIVE_FIRST);
+            return if has_finalizer { self.release(copy).await } else { Ok(()) };
         }
         let status = WorkspaceStatus {
             state: word(State::Failed).to_owned(),
@@ -98,10 +98,10 @@ mod tests {
         let copies =
             || vec![workspace("copy", "09:00", Value::Null), workspace("other", "08:00", Value::Null)];
         let with_original = [copies(), vec![workspace("demo", "10:00", kept.clone())]].concat();
-        assert_eq!(names(rightful(with_original.clone(), &BTreeSet::new())), ["demo"]);
-        assert_eq!(names(rightful(copies(), &BTreeSet::new())), ["other"], "nobody was served yet");
+        assert_eq!(names(dedupe_by_id(with_original.clone(), &BTreeSet::new())), ["demo"]);
+        assert_eq!(names(dedupe_by_id(copies(), &BTreeSet::new())), ["other"], "nobody was served yet");
         let gone = ["abcdefgh2345".parse().unwrap()].into();
-        assert!(rightful(copies(), &gone).is_empty(), "what was deleted is in its archives");
-        assert_eq!(names(rightful(with_original, &gone)), ["demo"], "one that was coming back");
+        assert!(dedupe_by_id(copies(), &gone).is_empty(), "what was deleted is in its archives");
+        assert_eq!(names(dedupe_by_id(with_original, &gone)), ["demo"], "one that was coming back");
     }
 }

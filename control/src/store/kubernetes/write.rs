@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 
 use super::{
     KubernetesStore, failed,
-    former::Former,
-    home::{Home, Told, Written, desired_spec},
+    preserved_spec::PreservedSpec,
     readable,
-    resource::{self, finalizers, wanted_changes},
+    resource::{self, finalizers, spec_changes},
+    resource_cache::{LastWrite, ReportedSpec, ResourceCache, desired_spec},
     status,
 };
 use crate::{
@@ -29,62 +29,62 @@ use crate::{
 /// Who we are to the API server where fields are owned.
 const MANAGER: &str = "podling";
 /// Writes of a resource that others write too, one after the other.
-const TRIES: usize = 4;
+const MAX_WRITE_ATTEMPTS: usize = 4;
 
 impl KubernetesStore {
     /// Writes a record where it belongs: what is only there for its archives is no workspace any more.
     pub(super) async fn put(&self, record: &Arc<WorkspaceRecord>) -> Result<(), StoreError> {
-        let home = self.home(&record.spec.id);
+        let cache = self.cache(&record.spec.id);
         let changed = || StoreError::Changed { name: record.spec.name.to_string() };
         let generation = |of: Option<Arc<Workspace>>| of.and_then(|latest| latest.metadata.generation);
-        let mut known = generation(home.latest());
-        for _ in 0..TRIES {
-            let mut written = home.written.lock().await;
-            match self.put_once(&home, &mut written, record).await {
+        let mut known = generation(cache.latest());
+        for _ in 0..MAX_WRITE_ATTEMPTS {
+            let mut written = cache.written.lock().await;
+            match self.write_once(&cache, &mut written, record).await {
                 Err(StoreError::Cluster { source, .. }) if is_code(&source, 409) => {}
                 // Somebody took it away by force, and no watch has told: it is made anew, as it is where one has.
                 Err(StoreError::Cluster { source, .. }) if is_code(&source, 404) => {
-                    home.vanished();
+                    cache.mark_deleted();
                     continue;
                 }
                 done => return done,
             }
             // Somebody else wrote it. What people want is looked at first (nobody does while we hold it); what is ours is written again.
-            let Some(before) = home.latest() else { return Err(changed()) };
+            let Some(before) = cache.latest() else { return Err(changed()) };
             known = known.max(Some(written.generation));
             drop(written);
-            home.newer_than(&before).await;
-            if generation(home.latest()) > known {
+            cache.wait_newer_than(&before).await;
+            if generation(cache.latest()) > known {
                 return Err(changed());
             }
         }
         Err(changed())
     }
 
-    async fn put_once(
+    async fn write_once(
         &self,
-        home: &Home,
-        written: &mut Written,
+        cache: &ResourceCache,
+        written: &mut LastWrite,
         record: &WorkspaceRecord,
     ) -> Result<(), StoreError> {
         // One whose last archive goes is not made a workspace again for that.
-        let goes = record.status.phase == Phase::Deleting && written.archived && home.latest().is_none();
+        let goes = record.status.phase == Phase::Deleting && written.archived && cache.latest().is_none();
         if record.is_gone() || goes {
-            self.put_archive(home, record, written.archived).await?;
+            self.write_archive(cache, record, written.archived).await?;
             written.archived = true;
-            self.remove_workspace(home).await?;
+            self.remove_workspace(cache).await?;
             // A resource that has its id from now on is a copy.
-            written.told = None;
+            written.reported = None;
         } else {
-            let latest = match home.latest() {
+            let latest = match cache.latest() {
                 Some(latest) => latest,
-                None => self.create(home, written, record).await?,
+                None => self.create(cache, written, record).await?,
             };
-            let done = self.write(home, &latest, record, written).await;
+            let done = self.write_resource(cache, &latest, record, written).await;
             let done =
                 done.map_err(|error| failed(format!("writing the workspace {}", record.spec.name), error))?;
-            written.has_status(&done);
-            home.seen(done);
+            written.set_status(&done);
+            cache.observe(done);
             if written.archived {
                 self.remove_archive(&record.spec.id).await?;
                 written.archived = false;
@@ -96,42 +96,42 @@ impl KubernetesStore {
 
     /// Removes all there is of a record.
     pub(super) async fn remove(&self, id: &WorkspaceId) -> Result<(), StoreError> {
-        let home = self.home(id);
-        let mut written = home.written.lock().await;
-        self.remove_workspace(&home).await?;
+        let cache = self.cache(id);
+        let mut written = cache.written.lock().await;
+        self.remove_workspace(&cache).await?;
         if written.archived {
             self.remove_archive(id).await?;
             written.archived = false;
         }
-        *written = Written::default();
+        *written = LastWrite::default();
         drop(written);
         self.forget_if_empty(id);
         Ok(())
     }
 
     /// Brings the resource to what the record says: its spec where that wants something new, and its status.
-    async fn write(
+    async fn write_resource(
         &self,
-        home: &Home,
+        cache: &ResourceCache,
         latest: &Workspace,
         record: &WorkspaceRecord,
-        written: &mut Written,
+        written: &mut LastWrite,
     ) -> Result<Workspace, Error> {
         let name = latest.name_any();
         let mut now = latest.clone();
-        let said = written.told.as_ref().map(|told| &told.desired_spec);
-        if let Some(spec) = wanted_changes(latest, record, written.desired_spec.as_ref(), said) {
+        let observed = written.reported.as_ref().map(|reported| &reported.desired_spec);
+        if let Some(spec) = spec_changes(latest, record, written.desired_spec.as_ref(), observed) {
             let metadata =
                 json!({"resourceVersion": now.resource_version(), "finalizers": finalizers(latest)});
             let patch = Patch::Merge(json!({"metadata": metadata, "spec": &spec}));
             let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
             now = self.workspaces.patch(&name, &params, &patch).await?;
-            written.own_edit(&now, record, &spec);
+            written.record_own_edit(&now, record, &spec);
             // Also if its status is written by somebody else meanwhile: the driver would be told of what was there before.
-            home.seen(now.clone());
+            cache.observe(now.clone());
         }
         let mut status = status::of(record, &now, written.generation.max(record.generation));
-        home.beside().show(&mut status, clock::now());
+        cache.display().show(&mut status, clock::now());
         if now.status.as_ref() == Some(&status) {
             return Ok(now);
         }
@@ -157,14 +157,14 @@ impl KubernetesStore {
     /// Makes the resource of a workspace that is not there yet, or not any more.
     async fn create(
         &self,
-        home: &Home,
-        written: &mut Written,
+        cache: &ResourceCache,
+        written: &mut LastWrite,
         record: &WorkspaceRecord,
     ) -> Result<Arc<Workspace>, StoreError> {
         let (spec, mut resource) = (&record.spec, resource::of(record));
-        let former = self.former(record, written).await;
+        let preserved = self.preserved_spec(record, written).await;
         let looking = |error| failed(format!("looking at what {} was", spec.name), error);
-        former.map_err(looking)?.give(&mut resource.spec);
+        preserved.map_err(looking)?.apply_to(&mut resource.spec);
         let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
         for name in resource_names(spec) {
             resource.metadata.name = Some(name.clone());
@@ -180,31 +180,33 @@ impl KubernetesStore {
                 continue;
             }
             written.generation = made.metadata.generation.unwrap_or_default();
-            // Whatever the watch shows beyond this is news.
-            written.told = Some(Told {
+            // Whatever the watch shows beyond preconditions is news.
+            written.reported = Some(ReportedSpec {
                 desired_spec: desired_spec(record),
                 generation: written.generation,
                 deleted: None,
             });
-            home.seen(made.clone());
+            cache.observe(made.clone());
             return Ok(Arc::new(made));
         }
         Err(StoreError::Taken { name: spec.name.to_string() })
     }
 
     /// Lets the resource go, of which nothing is left that it stands for.
-    async fn remove_workspace(&self, home: &Home) -> Result<(), StoreError> {
-        let Some(latest) = home.latest() else { return Ok(()) };
+    async fn remove_workspace(&self, cache: &ResourceCache) -> Result<(), StoreError> {
+        let Some(latest) = cache.latest() else { return Ok(()) };
         let name = latest.name_any();
         let operation = || format!("removing the workspace {name}");
         let uid = Preconditions { uid: latest.uid(), resource_version: None };
-        let this = DeleteParams { preconditions: Some(uid), ..DeleteParams::default() };
+        let preconditions = DeleteParams { preconditions: Some(uid), ..DeleteParams::default() };
         let done = async {
             // Only then is its last version known.
-            let Some(going) = self.workspaces.delete(&name, &this).await?.left() else { return Ok(()) };
+            let Some(going) = self.workspaces.delete(&name, &preconditions).await?.left() else {
+                return Ok(());
+            };
             self.release(&going).await
         };
-        home.let_go(&latest);
+        cache.mark_released(&latest);
         let done = match done.await {
             // Gone, or another one has its name by now; if neither, the next try tells.
             Err(error) if is_code(&error, 404) || is_code(&error, 409) => {
@@ -216,9 +218,9 @@ impl KubernetesStore {
             done => done,
         };
         match done {
-            Ok(()) => home.vanished(),
+            Ok(()) => cache.mark_deleted(),
             Err(_) => {
-                home.forget_let_go(&latest);
+                cache.forget_released(&latest);
             }
         }
         done.map_err(|error| failed(operation(), error))
@@ -226,15 +228,16 @@ impl KubernetesStore {
 
     /// Takes our hold off a resource that is deleted.
     pub(super) async fn release(&self, going: &Workspace) -> Result<(), Error> {
-        let kept: Vec<_> = going.finalizers().iter().filter(|held_by| *held_by != ARCHIVE_FIRST).collect();
+        let kept: Vec<_> =
+            going.finalizers().iter().filter(|finalizer| *finalizer != ARCHIVE_FIRST).collect();
         let metadata = json!({"finalizers": kept, "resourceVersion": going.resource_version()});
         let patch = Patch::Merge(json!({"metadata": metadata}));
         self.workspaces.patch(&going.name_any(), &PatchParams::default(), &patch).await.map(drop)
     }
 
-    async fn put_archive(
+    async fn write_archive(
         &self,
-        home: &Home,
+        cache: &ResourceCache,
         record: &WorkspaceRecord,
         exists: bool,
     ) -> Result<(), StoreError> {
@@ -249,8 +252,8 @@ impl KubernetesStore {
             environment: Vec::new(),
             record: json(record),
         };
-        if let Some(latest) = home.latest() {
-            Former::of(&latest.spec).keep(&mut spec);
+        if let Some(latest) = cache.latest() {
+            PreservedSpec::of(&latest.spec).save_to(&mut spec);
         }
         if exists {
             let patch = Patch::Merge(json!({"spec": &spec}));

@@ -24,24 +24,24 @@ use crate::{
 };
 
 /// For the watch to bring what an answer of the API server spoke of.
-const SEEN_WITHIN: Duration = Duration::from_secs(2);
+const WATCH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where a record is.
 #[derive(Debug)]
-pub(super) struct Home {
+pub(super) struct ResourceCache {
     /// The resource as it was seen last, by the watch or in an answer.
     latest: watch::Sender<Option<Arc<Workspace>>>,
     /// Held while it is written.
-    pub(super) written: Mutex<Written>,
+    pub(super) written: Mutex<LastWrite>,
     /// What is seen of the workspace beside its record.
     seen: StdMutex<Seen>,
     /// The uids of the resources that we let go, until the watch has told that they are gone: what else it tells of them is of no interest.
-    let_go: StdMutex<BTreeSet<String>>,
+    released: StdMutex<BTreeSet<String>>,
 }
 
 /// As it was written last.
 #[derive(Debug, Default)]
-pub(super) struct Written {
+pub(super) struct LastWrite {
     /// What people's desired_spec were, as far as the record followed from them.
     pub(super) desired_spec: Option<DesiredSpec>,
     /// There is a `WorkspaceArchive` of it.
@@ -49,7 +49,7 @@ pub(super) struct Written {
     /// The last edit of its spec that was ours.
     pub(super) generation: i64,
     /// What the driver has been told of the resource.
-    pub(super) told: Option<Told>,
+    pub(super) reported: Option<ReportedSpec>,
     /// Its status, and the version that had it first.
     status: Option<WorkspaceStatus>,
     version: Option<String>,
@@ -57,30 +57,30 @@ pub(super) struct Written {
 
 /// What of a resource the driver knows.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct ReportedSpec {
     pub(super) desired_spec: DesiredSpec,
     pub(super) generation: i64,
     pub(super) deleted: Option<bool>,
 }
 
-impl Default for Home {
+impl Default for ResourceCache {
     fn default() -> Self {
         Self {
             latest: watch::Sender::new(None),
             written: Mutex::default(),
             seen: StdMutex::default(),
-            let_go: StdMutex::default(),
+            released: StdMutex::default(),
         }
     }
 }
 
-impl Home {
+impl ResourceCache {
     pub(super) fn latest(&self) -> Option<Arc<Workspace>> {
         self.latest.borrow().clone()
     }
 
     /// The resource is so; whether that is news. An answer and the watch may tell in either order.
-    pub(super) fn seen(&self, resource: Workspace) -> bool {
+    pub(super) fn observe(&self, resource: Workspace) -> bool {
         self.latest.send_if_modified(|latest| {
             let older = latest.as_ref().is_some_and(|latest| {
                 latest.uid() == resource.uid() && version(latest) >= version(&resource)
@@ -93,80 +93,85 @@ impl Home {
     }
 
     /// This is seen of the workspace, beside its record; times that have hardly moved stay.
-    pub(super) fn saw(&self, now: Seen) -> Seen {
+    pub(super) fn update_display(&self, now: Seen) -> Seen {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         *seen = now.steady(&seen);
         seen.clone()
     }
 
     /// What is seen of it.
-    pub(super) fn beside(&self) -> Seen {
+    pub(super) fn display(&self) -> Seen {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether somebody else has written its status, as far as nobody writes it just now.
-    pub(super) fn is_tampered(&self) -> bool {
+    pub(super) fn status_modified_externally(&self) -> bool {
         let (Some(latest), Ok(mut written)) = (self.latest(), self.written.try_lock()) else { return false };
-        written.is_tampered(&latest)
+        written.status_modified_externally(&latest)
     }
 
     /// The resource is gone.
-    pub(super) fn vanished(&self) {
+    pub(super) fn mark_deleted(&self) {
         self.latest.send_replace(None);
     }
 
     /// This resource is let go.
-    pub(super) fn let_go(&self, resource: &Workspace) {
-        self.let_go.lock().unwrap_or_else(PoisonError::into_inner).extend(resource.uid());
+    pub(super) fn mark_released(&self, resource: &Workspace) {
+        self.released.lock().unwrap_or_else(PoisonError::into_inner).extend(resource.uid());
     }
 
     /// It is gone, or stays after all: it is let go no more. Whether it was.
-    pub(super) fn forget_let_go(&self, resource: &Workspace) -> bool {
+    pub(super) fn forget_released(&self, resource: &Workspace) -> bool {
         let uid = resource.uid().unwrap_or_default();
-        self.let_go.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid)
+        self.released.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid)
     }
 
     /// Whether this is one that was let go.
-    pub(super) fn is_let_go(&self, resource: &Workspace) -> bool {
+    pub(super) fn is_released(&self, resource: &Workspace) -> bool {
         let uid = resource.uid().unwrap_or_default();
-        self.let_go.lock().unwrap_or_else(PoisonError::into_inner).contains(&uid)
+        self.released.lock().unwrap_or_else(PoisonError::into_inner).contains(&uid)
     }
 
     /// Whether nothing of it is there, nor is told of it any more, as far as nobody is writing it.
     pub(super) fn is_empty(&self) -> bool {
-        let is_told = !self.let_go.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-        !is_told && self.latest().is_none() && self.written.try_lock().is_ok_and(|written| !written.archived)
+        let has_released = !self.released.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        !has_released
+            && self.latest().is_none()
+            && self.written.try_lock().is_ok_and(|written| !written.archived)
     }
 
     /// Waits until something newer than this is seen.
-    pub(super) async fn newer_than(&self, than: &Workspace) -> bool {
+    pub(super) async fn wait_newer_than(&self, than: &Workspace) -> bool {
         let mut latest = self.latest.subscribe();
         let newer = |now: &Option<Arc<Workspace>>| {
             now.as_ref().is_none_or(|now| now.resource_version() != than.resource_version())
         };
-        timeout(SEEN_WITHIN, latest.wait_for(newer)).await.is_ok_and(|seen| seen.is_ok())
+        timeout(WATCH_TIMEOUT, latest.wait_for(newer)).await.is_ok_and(|seen| seen.is_ok())
     }
 
-    pub(super) async fn is_loaded(&self, resource: Workspace, record: &WorkspaceRecord) {
+    pub(super) async fn set_loaded(&self, resource: Workspace, record: &WorkspaceRecord) {
         let mut written = self.written.lock().await;
-        written.has_status(&resource);
-        self.seen(resource);
+        written.set_status(&resource);
+        self.observe(resource);
         written.desired_spec = Some(desired_spec(record));
         // What was changed while nobody looked is still to be told.
-        written.told =
-            Some(Told { desired_spec: desired_spec(record), generation: record.generation, deleted: None });
+        written.reported = Some(ReportedSpec {
+            desired_spec: desired_spec(record),
+            generation: record.generation,
+            deleted: None,
+        });
     }
 
-    pub(super) async fn is_archived(&self, record: &WorkspaceRecord) {
+    pub(super) async fn set_archived(&self, record: &WorkspaceRecord) {
         let mut written = self.written.lock().await;
         written.archived = true;
         written.desired_spec = Some(desired_spec(record));
     }
 }
 
-impl Written {
+impl LastWrite {
     /// The status that it has now is ours.
-    pub(super) fn has_status(&mut self, now: &Workspace) {
+    pub(super) fn set_status(&mut self, now: &Workspace) {
         self.status.clone_from(&now.status);
         self.version = now.resource_version();
     }
@@ -177,7 +182,7 @@ impl Written {
     }
 
     /// Whether somebody else has given it another.
-    pub(super) fn is_tampered(&mut self, now: &Workspace) -> bool {
+    pub(super) fn status_modified_externally(&mut self, now: &Workspace) -> bool {
         if self.status.is_none() || self.version == now.resource_version() {
             return false;
         }
@@ -190,20 +195,20 @@ impl Written {
     }
 
     /// We have changed the spec ourselves: the driver need not be told.
-    pub(super) fn own_edit(&mut self, now: &Workspace, record: &WorkspaceRecord, changed: &Value) {
+    pub(super) fn record_own_edit(&mut self, now: &Workspace, record: &WorkspaceRecord, changed: &Value) {
         self.generation = now.metadata.generation.unwrap_or_default();
-        let Some(told) = &mut self.told else { return };
-        told.generation = self.generation;
+        let Some(reported) = &mut self.reported else { return };
+        reported.generation = self.generation;
         // The rest may be an edit that the record does not follow from yet.
         let is_edited = |field| changed.get(field).is_some();
         if is_edited("wanted") {
-            told.desired_spec.wanted = now.spec.wanted;
+            reported.desired_spec.wanted = now.spec.wanted;
         }
         if is_edited("resources") {
-            told.desired_spec.resources = record.spec.resources;
+            reported.desired_spec.resources = record.spec.resources;
         }
         if is_edited("policy") {
-            told.desired_spec.policy = record.spec.policy.clone();
+            reported.desired_spec.policy = record.spec.policy.clone();
         }
     }
 }
@@ -257,12 +262,12 @@ mod tests {
 
     #[test]
     fn what_was_let_go_is_of_no_interest_though_another_was_let_go_since() {
-        let (home, [first, second]) = (Home::default(), ["first", "second"].map(resource));
-        home.let_go(&first);
-        home.let_go(&second);
-        assert!(home.is_let_go(&first) && home.is_let_go(&second));
-        assert!(home.forget_let_go(&first) && !home.forget_let_go(&first), "the watch tells it once");
-        assert!(!home.is_empty(), "of the second it has not told yet");
-        assert!(home.forget_let_go(&second) && home.is_empty());
+        let (cache, [first, second]) = (ResourceCache::default(), ["first", "second"].map(resource));
+        cache.mark_released(&first);
+        cache.mark_released(&second);
+        assert!(cache.is_released(&first) && cache.is_released(&second));
+        assert!(cache.forget_released(&first) && !cache.forget_released(&first), "the watch tells it once");
+        assert!(!cache.is_empty(), "of the second it has not told yet");
+        assert!(cache.forget_released(&second) && cache.is_empty());
     }
 }
