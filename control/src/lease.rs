@@ -1,8 +1,11 @@
-//! The lease: of several control planes in one cluster one decides, and the others stand by.
+//! Leader election by a Kubernetes Lease: one control plane of a cluster acts, the others stand by.
 //!
-//! Whoever holds it renews it, and stops acting by its own clock before anybody else may try_acquire it; it goes on where it is still its own afterwards. One that stood still meanwhile finds out by the
-//! same clock, and by the versions of what it wants to write. Others go by how long they have seen the lease unchanged (or gone), so that
-//! nobody's clock has to be right. Where it went with its namespace no other can be made, and its permanent holder goes on.
+//! The leader renews the Lease. It stops acting, by its own monotonic clock, before another replica
+//! may take the Lease, and acts again if it still holds the Lease afterwards. A leader that was
+//! suspended notices by the same clock and by the resource versions of its writes. Candidates
+//! measure how long they have seen the Lease unchanged or missing, so that no wall clock has to be
+//! right. While the namespace is being deleted no new Lease can be created, and the last leader
+//! continues.
 //!
 //! Must not know what is decided.
 
@@ -32,24 +35,25 @@ use tokio::{
 use self::leadership::LEADERSHIP_VALID;
 pub use self::leadership::Leadership;
 
-/// The resource.
+/// Name of the Lease resource.
 const NAME: &str = "podling-control";
-/// Unchanged for so long, it is anybody's.
+/// A candidate takes a Lease that has not changed for this long.
 const LEASE_DURATION: Duration = Duration::from_secs(8);
-/// Its holder renews it so often, and looks at it no more often while it is another's.
+/// Interval between the leader's renewals.
 const RENEW_INTERVAL: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// For the API server to answer.
+/// Deadline for one call to the API server.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
-/// Its holder stands for so long without a renewal, and does nothing meanwhile: then it ends, so that where only its own way to the API server is
-/// broken, agents come to who can decide before they count as silent.
+/// The process ends after this long without a renewal. It does not act meanwhile. If only its own
+/// connection to the API server is broken, its agents then reach the new leader before they count
+/// as silent.
 const RENEWAL_FAILURE_LIMIT: Duration = Duration::from_secs(5 * 60);
 
-/// Where its holder is reached by the others; how long control planes have watched, milliseconds.
+/// Annotations: the leader's address for other replicas; the observed time in milliseconds.
 const ADDRESS: &str = "podling.dev/address";
 const OBSERVED_TIME: &str = "podling.dev/witnessed-ms";
 
-/// One who wants it.
+/// A control plane that wants the lease.
 pub struct LeaseCandidate {
     leases: Api<Resource>,
     identity: String,
@@ -57,20 +61,21 @@ pub struct LeaseCandidate {
     holder: watch::Sender<Option<String>>,
 }
 
-/// It is ours.
+/// A control plane that holds the lease.
 pub struct Leader {
     candidate: LeaseCandidate,
     resource: Mutex<Resource>,
     leadership: Arc<Leadership>,
 }
 
-/// It is not ours any more, or may not be.
+/// The lease is lost, or may be.
 #[derive(Debug, thiserror::Error)]
-#[error("another control plane may have taken over: {0}")]
+#[error("lost the leadership of the cluster: {0}")]
 pub struct LeadershipLost(String);
 
 impl LeaseCandidate {
-    /// In this namespace. The identity is one run's, so that nobody takes another's lease for their own. `address`: where the others reach us.
+    /// `identity` is unique for each run, so that a restarted process does not mistake the Lease of
+    /// an earlier run for its own. `address` is where the other replicas reach this process.
     pub fn new(client: Client, namespace: &str, identity: String, address: Option<String>) -> Self {
         Self {
             leases: Api::namespaced(client, namespace),
@@ -80,12 +85,12 @@ impl LeaseCandidate {
         }
     }
 
-    /// Where its holder is, as far as anybody has said.
+    /// The address of the current leader, as far as the Lease names one.
     pub fn holder(&self) -> watch::Receiver<Option<String>> {
         self.holder.subscribe()
     }
 
-    /// Waits until it is ours.
+    /// Waits until this process holds the lease. Retries errors of the API server.
     pub async fn acquire(self) -> Leader {
         let mut seen: Option<(Option<String>, Instant)> = None;
         loop {
@@ -95,36 +100,37 @@ impl LeaseCandidate {
                     let version = lease.as_ref().and_then(ResourceExt::resource_version);
                     let since =
                         seen.as_ref().filter(|(of, _)| *of == version).map_or(begun, |(_, since)| *since);
-                    // One that was deleted is still its holder's, who may not know yet. (Who has never seen one takes it: a first start waits for nobody.)
-                    let is_nobodys = lease.as_ref().map_or(seen.is_none(), |lease| holder(lease).is_empty());
+                    // A deleted Lease may still be used by a leader that has not noticed. Only a
+                    // candidate that has never seen a Lease takes a missing one at once.
+                    let is_unheld = lease.as_ref().map_or(seen.is_none(), |lease| holder(lease).is_empty());
                     if let Some(lease) = &lease {
                         self.publish_holder(lease);
                     }
                     if lease.is_some() || seen.is_some() {
                         seen = Some((version, since));
                     }
-                    let is_free = is_nobodys || begun.duration_since(since) >= LEASE_DURATION;
+                    let is_free = is_unheld || begun.duration_since(since) >= LEASE_DURATION;
                     if is_free && let Some(acquired) = self.try_acquire(begun, lease).await {
                         return self.into_leader(acquired, begun);
                     }
                 }
-                Err(error) => tracing::warn!(%error, "the lease cannot be read"),
+                Err(error) => tracing::warn!(%error, "failed to read the lease"),
             }
             sleep(POLL_INTERVAL.mul_f64(0.75 + fastrand::f64() / 4.0)).await;
         }
     }
 
-    /// Tells where its holder is.
+    /// Publishes the address of the Lease's holder to subscribers of [`Self::holder`].
     fn publish_holder(&self, lease: &Resource) {
         let address = lease.annotations().get(ADDRESS).cloned().filter(|_| !holder(lease).is_empty());
         self.holder.send_if_modified(|known| {
-            let news = *known != address;
+            let changed = *known != address;
             *known = address;
-            news
+            changed
         });
     }
 
-    /// Takes it, unless somebody else is faster.
+    /// Takes the lease; `None` if another candidate was faster or the call failed.
     async fn try_acquire(&self, now: Instant, old: Option<Resource>) -> Option<Resource> {
         let transitions = old.as_ref().and_then(|old| old.spec.as_ref()?.lease_transitions).unwrap_or(0) + 1;
         let observed_time = old.as_ref().map(observed_time).unwrap_or_default();
@@ -145,7 +151,7 @@ impl LeaseCandidate {
             Ok(_) => None,
             Err(Error::Api(status)) if status.code == 409 => None,
             Err(error) => {
-                tracing::warn!(%error, "the lease cannot be taken");
+                tracing::warn!(%error, "failed to acquire the lease");
                 None
             }
         }
@@ -165,36 +171,37 @@ impl LeaseCandidate {
     }
 
     fn into_leader(self, resource: Resource, begun: Instant) -> Leader {
-        tracing::info!(identity = self.identity, "this control plane decides");
+        tracing::info!(identity = self.identity, "became the leader");
         let leadership = Leadership::begun(begun, observed_time(&resource));
         Leader { candidate: self, resource: Mutex::new(resource), leadership: Arc::new(leadership) }
     }
 }
 
 impl Leader {
-    /// Whether it is still ours, for whoever acts.
+    /// The handle by which other parts check before they act.
     pub fn leadership(&self) -> Arc<Leadership> {
         self.leadership.clone()
     }
 
-    /// Renews it for as long as it is nobody else's. Where the API server does not answer nobody can try_acquire it: nothing is done then that wants it, and
-    /// what is served goes on being served.
+    /// Renews the lease until another replica holds it or [`RENEWAL_FAILURE_LIMIT`] has passed.
+    /// While the API server is unreachable no replica can take the lease. Writes wait then;
+    /// connections are still served.
     pub async fn renew_until_lost(&self) -> LeadershipLost {
         loop {
             let begun = Instant::now();
             match self.renew(begun).await {
                 Ok(true) => {}
-                Ok(false) => return LeadershipLost("the lease is another's".into()),
+                Ok(false) => return LeadershipLost("another control plane holds the lease".into()),
                 Err(problem) if self.leadership.since_renewal() >= RENEWAL_FAILURE_LIMIT => {
                     return LeadershipLost(problem);
                 }
-                Err(problem) => tracing::warn!(problem, "the lease cannot be renewed"),
+                Err(problem) => tracing::warn!(problem, "failed to renew the lease"),
             }
             sleep(RENEW_INTERVAL).await;
         }
     }
 
-    /// Whether it is ours; if so, from this moment on.
+    /// Whether this process still holds the lease. A successful renewal counts from `begun`.
     async fn renew(&self, begun: Instant) -> Result<bool, String> {
         let renewed = self.candidate.renewed(self.resource(), self.leadership.observed_time());
         match timeout(REQUEST_TIMEOUT, self.write(renewed)).await {
@@ -212,24 +219,24 @@ impl Leader {
         }
     }
 
-    /// Whether it is ours, though it is not as we wrote it permanent.
+    /// Reads the Lease after a conflicting write: it may still belong to this process.
     async fn recheck_holder(&self, begun: Instant) -> Result<bool, String> {
         let leases = &self.candidate.leases;
         match leases.get_opt(NAME).await {
             Ok(Some(now)) if holder(&now) == self.candidate.identity => {
                 self.set_resource(now);
-                Err("it was written, and the answer was lost".to_owned())
+                Err("the lease was renewed, but the response was lost".to_owned())
             }
             Ok(Some(_)) => Ok(false),
-            // It may have been another's meanwhile.
+            // Another replica may have held the lease in the meantime.
             Ok(None) if !self.leadership.is_leader() => Ok(false),
             Ok(None) => {
-                let anew = Resource { metadata: lease_metadata(), spec: None };
-                let anew = self.candidate.renewed(anew, self.leadership.observed_time());
-                match leases.create(&PostParams::default(), &anew).await {
-                    Ok(made) => {
-                        self.set_resource(made);
-                        Err("somebody had deleted it".to_owned())
+                let recreated = Resource { metadata: lease_metadata(), spec: None };
+                let recreated = self.candidate.renewed(recreated, self.leadership.observed_time());
+                match leases.create(&PostParams::default(), &recreated).await {
+                    Ok(created) => {
+                        self.set_resource(created);
+                        Err("the Lease was deleted and has been created again".to_owned())
                     }
                     Err(Error::Api(status)) if is_namespace_terminating(&status) => {
                         self.leadership.set_permanent(begun);
@@ -242,14 +249,14 @@ impl Leader {
         }
     }
 
-    /// Gives it up, so that nobody has to wait for its end.
+    /// Releases the lease, so that the next leader need not wait until it expires.
     pub async fn release(&self) {
         let mut lease = self.candidate.renewed(self.resource(), self.leadership.observed_time());
         if let Some(spec) = &mut lease.spec {
             spec.holder_identity = Some(String::new());
         }
         if let Err(error) = self.write(lease).await {
-            tracing::warn!(%error, "the lease could not be given up; another control plane takes over when it ends");
+            tracing::warn!(%error, "failed to release the lease; another replica takes over when it expires");
         }
     }
 
@@ -284,14 +291,14 @@ fn lease_metadata() -> ObjectMeta {
     ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() }
 }
 
-/// The namespace takes nothing new.
+/// Whether a creation failed because the namespace is being deleted.
 fn is_namespace_terminating(status: &Status) -> bool {
     let causes = status.details.iter().flat_map(|details| &details.causes);
     causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 fn timeout_error() -> String {
-    format!("no answer within {} s", REQUEST_TIMEOUT.as_secs())
+    format!("the API server did not answer within {} s", REQUEST_TIMEOUT.as_secs())
 }
 
 fn holder(lease: &Resource) -> &str {

@@ -1,4 +1,4 @@
-//! For how long the lease is ours: what the parts that act look at.
+//! The leadership handle that acting parts check before each write.
 
 use std::{
     sync::{
@@ -10,22 +10,23 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Its holder stops acting when it could not renew it for so long: a call that is under way then is over before it is another's.
+/// A renewal entitles the leader to act for this long. The lease lasts 2 s longer, so that a call
+/// under way ends before another replica acts.
 pub(super) const LEADERSHIP_VALID: Duration = Duration::from_secs(6);
 
-/// What the parts that act look at: whether they still may.
+/// How long this process is the leader. Shared by all parts that act.
 #[derive(Debug)]
 pub struct Leadership {
-    /// Since when, and how many milliseconds later it was renewed permanent.
+    /// When leadership began, and the milliseconds from then to the last renewal.
     begun: Instant,
     renewed: AtomicU64,
-    /// Nobody else can try_acquire it.
+    /// No other replica can become the leader; renewals are not needed.
     permanent: AtomicBool,
     observed_time: Mutex<Duration>,
 }
 
 impl Leadership {
-    /// It begins, and control planes have watched for so long by now.
+    /// `observed_time`: the total that the Lease records.
     pub(super) fn begun(at: Instant, observed_time: Duration) -> Self {
         Self {
             begun: at,
@@ -35,12 +36,12 @@ impl Leadership {
         }
     }
 
-    /// Of a control plane beside which there is no other.
+    /// The leadership of a control plane without other replicas; never expires.
     pub fn permanent() -> Arc<Self> {
         Arc::new(Self { permanent: AtomicBool::new(true), ..Self::begun(Instant::now(), Duration::ZERO) })
     }
 
-    /// Whether nobody else can have taken over.
+    /// Whether no other replica can have become the leader yet.
     pub fn is_leader(&self) -> bool {
         self.permanent.load(Ordering::SeqCst) || self.since_renewal() < LEADERSHIP_VALID
     }
@@ -59,22 +60,21 @@ impl Leadership {
         self.renewed.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 
-    /// It ended with its namespace while it was ours, and there no other can be made: what is held there is still ours to let go.
+    /// Called when the Lease went with its namespace while this process was the leader. No Lease
+    /// can be created there any more, so this process may still release what it holds.
     pub(super) fn set_permanent(&self, at: Instant) {
         self.confirm(at);
         if !self.permanent.swap(true, Ordering::SeqCst) {
-            tracing::warn!(
-                "the namespace is being deleted, and the lease with it; nobody else can decide there any more"
-            );
+            tracing::warn!("the namespace is being deleted with the lease; this process stays the leader");
         }
     }
 
-    /// How long control planes have watched, over all their lives.
+    /// Time that control planes have observed, over all runs.
     pub fn observed_time(&self) -> Duration {
         *self.observed_time.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// So long by now: it is written with the next renewal.
+    /// Written to the Lease with the next renewal.
     pub fn set_observed_time(&self, observed_time: Duration) {
         *self.observed_time.lock().unwrap_or_else(PoisonError::into_inner) = observed_time;
     }
