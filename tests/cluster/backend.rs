@@ -187,7 +187,7 @@ async fn a_start_is_one_pod_and_storage_outlives_it() {
     let second = StartPlan { epoch: 2, ..first.clone() };
     assert_ne!(ground.start(&second).await.unwrap().id, instance.id);
     let superseded = ground.backend.stop(first.workspace.clone(), 1).await.unwrap_err().to_string();
-    assert!(superseded.contains("another control plane's"), "{superseded}");
+    assert!(superseded.contains("another control plane has started"), "{superseded}");
     assert_eq!(ground.in_pod(&second, "cat ~/file"), "kept");
     ground.backend.stop(second.workspace.clone(), 9).await.unwrap();
 
@@ -199,7 +199,7 @@ async fn a_start_is_one_pod_and_storage_outlives_it() {
     ground.space.kubectl(&["delete", &claim, "--wait=false"]).good();
     assert_eq!(ground.space.field(&claim, ".metadata.finalizers[0]"), "podling.dev/keep-data");
     let refused = ground.start(&StartPlan { epoch: 3, ..first.clone() }).await.unwrap_err();
-    assert!(refused.to_string().contains("somebody has deleted the claim"), "{refused}");
+    assert!(refused.to_string().contains("was deleted, so no pod can use it"), "{refused}");
     // What is said there helps.
     let patch = |what: &str, patch: &str| {
         ground.space.kubectl(&["patch", what, "--type=merge", "--patch", patch]).good();
@@ -252,7 +252,7 @@ async fn what_a_start_waits_for_is_said_and_it_waits_only_as_long_as_it_is_wante
     assert!(waits.why.contains("Insufficient cpu"), "{waits:?}");
     large.cancellation.cancel();
     let refused = timeout(DEADLINE, starting.join_all()).await.expect("it gives up").remove(0).unwrap_err();
-    assert!(refused.to_string().contains("not wanted any more"), "{refused}");
+    assert!(refused.to_string().contains("the operation was cancelled"), "{refused}");
     ground.backend.stop(large.workspace.clone(), 9).await.unwrap();
     assert_eq!(ground.pods(), "");
 }

@@ -1,10 +1,10 @@
-//! The backend `kubernetes`: an agent is a pod, storage a volume claim.
+//! The backend `kubernetes`: an agent is a pod, storage is a PersistentVolumeClaim.
 //!
-//! One start is one pod, which never restarts by itself; what it is made of says `kubernetes::objects`. Which pods live is known by
-//! one watch over all of them. A pod ends by being deleted in good order, and never by force: where its node does not answer nobody knows
-//! whether it still writes to its volume.
+//! One start is one pod, which never restarts by itself; `kubernetes::objects` builds it. One watch
+//! over all pods tracks which of them run. Pods are deleted with their grace period and never by
+//! force: a node that does not answer may still write to the volume.
 //!
-//! Must not know what a workspace is wanted for.
+//! Must not know why a workspace is started or stopped.
 
 mod cluster;
 mod eviction_guard;
@@ -36,7 +36,7 @@ use crate::{
     lease::Leadership,
 };
 
-/// Tellings of starts that wait for the driver. When it is full they wait.
+/// Capacity of the channel from starts and resizes to the driver. Senders wait when it is full.
 const OBSERVATIONS: usize = 256;
 
 /// Runs workspaces as pods of one namespace.
@@ -48,14 +48,14 @@ pub struct KubernetesBackend {
 }
 
 impl KubernetesBackend {
-    /// In this namespace, by the rights that `client` has there, for as long as it is our leadership.
+    /// Acts in `namespace`, with the permissions of `client`, while `leadership` lasts.
     pub fn new(client: Client, namespace: &str, defaults: PodDefaults, leadership: Arc<Leadership>) -> Self {
         let (observation_tx, observations) = mpsc::channel(OBSERVATIONS);
         let cluster = ClusterClient::new(client, namespace, Arc::new(defaults), leadership);
         Self { cluster, observation_tx, observations: Mutex::new(Some(observations)) }
     }
 
-    /// What keeps the autoscalers away from pods in use.
+    /// A task that protects the pods in use from autoscalers.
     pub fn eviction_guard(&self) -> EvictionGuard {
         EvictionGuard::new(self.cluster.clone())
     }
@@ -82,11 +82,11 @@ impl Backend for KubernetesBackend {
         let reported = self.observations.lock().unwrap_or_else(PoisonError::into_inner).take();
         let reported =
             reported.map(ReceiverStream::new).map_or_else(|| stream::empty().boxed(), StreamExt::boxed);
-        // A watch that breaks off begins anew, after a pause that grows and is never twice the same.
+        // The watch reconnects after a growing, randomized pause.
         let events = watcher(self.cluster.pods.clone(), cluster::all_workspace_pods()).default_backoff();
         let seen = events.scan(PodTracker::default(), |pods, event| {
             let seen = event.map(|event| pods.apply_event(event)).unwrap_or_else(|error| {
-                tracing::warn!(%error, "the pods cannot be watched; what was seen of them still counts");
+                tracing::warn!(%error, "failed to watch pods; their last known state stands");
                 Vec::new()
             });
             future::ready(Some(stream::iter(seen)))

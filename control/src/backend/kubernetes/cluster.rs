@@ -1,4 +1,4 @@
-//! What of the cluster the backend reaches: the objects of one namespace, and its nodes.
+//! API handles of the cluster objects that the backend uses: one namespace, and the nodes.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::{
     lease::Leadership,
 };
 
-/// The objects, by kind.
+/// API handles by kind. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct ClusterClient {
     pub(super) namespace: String,
@@ -52,7 +52,8 @@ impl ClusterClient {
         }
     }
 
-    /// Tries until it is done, or it is known that it never will be; only while no other control plane can decide.
+    /// Retries `call` until it succeeds or fails permanently. Calls only while this process is the
+    /// leader.
     pub(super) async fn retry_transient<T, F: Future<Output = Result<T, Error>>>(
         &self,
         operation: &str,
@@ -62,9 +63,10 @@ impl ClusterClient {
         retry_transient(operation, reporter, || self.leadership.is_leader(), call).await
     }
 
-    /// Asked before anything is made or removed: who stood still for a while may not know yet that another ensure_leader by now.
+    /// Checked before each creation or deletion: a process that was suspended may have lost the
+    /// lease without noticing.
     pub(super) fn ensure_leader(&self, operation: &str) -> Result<(), BackendError> {
-        let superseded = || BackendError::new(operation, "this control plane does not decide any more");
+        let superseded = || BackendError::new(operation, "this control plane is not the leader any more");
         self.leadership.is_leader().then_some(()).ok_or_else(superseded)
     }
 }
@@ -75,12 +77,12 @@ impl std::fmt::Debug for ClusterClient {
     }
 }
 
-/// All that are some workspace's.
+/// Selects the pods of all workspaces.
 pub(super) fn all_workspace_pods() -> watcher::Config {
     watcher::Config::default().labels(WORKSPACE_LABEL)
 }
 
-/// All of one workspace.
+/// Selects all objects of one workspace.
 pub(super) fn list_by_workspace(workspace: &WorkspaceId) -> ListParams {
     ListParams::default().labels(&workspace_selector(workspace))
 }
@@ -89,7 +91,7 @@ pub(super) fn workspace_selector(workspace: &WorkspaceId) -> String {
     format!("{WORKSPACE_LABEL}={workspace}")
 }
 
-/// Deletes the very object that was seen, and no other that has its name by now.
+/// Deletes exactly this object, not another that has taken its name.
 pub(super) fn delete_by_uid(object: &impl ResourceExt) -> DeleteParams {
     DeleteParams {
         preconditions: Some(Preconditions { uid: object.uid(), resource_version: None }),

@@ -1,6 +1,6 @@
-//! Keeps what makes room on nodes away from pods that are in use: the annotations by which the autoscalers leave a pod alone.
+//! Annotates pods in use so that autoscalers do not evict them.
 //!
-//! A scheduler that needs the room, a node that fails and a drain do not ask for them.
+//! Schedulers that preempt, failing nodes and drains ignore these annotations.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -19,21 +19,21 @@ use crate::{
     snapshot::{Snapshots, WorkspaceView},
 };
 
-/// Of the cluster-autoscaler (its FAQ, "What types of pods can prevent CA from removing a node?") and of Karpenter (its documentation,
-/// "Pod-level controls").
+/// Annotations of the cluster-autoscaler (its FAQ, "What types of pods can prevent CA from removing
+/// a node?") and of Karpenter (its documentation, "Pod-level controls").
 const SAFE_TO_EVICT: (&str, &str) = ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false");
 const DO_NOT_DISRUPT: (&str, &str) = ("karpenter.sh/do-not-disrupt", "true");
 
-/// How often it is looked whose use has changed.
+/// Interval between two looks at the activity of all workspaces.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// One that is used again within so long was shielded all the while.
+/// A pod stays annotated for this long after its last use.
 const GUARD_HOLD: Duration = Duration::from_secs(60);
 
-/// Shields pods in use.
+/// Keeps the annotations of all pods in step with their activity.
 #[derive(Debug)]
 pub struct EvictionGuard {
     cluster: ClusterClient,
-    /// By the name of the pod.
+    /// By name of the pod.
     pods: BTreeMap<String, GuardState>,
 }
 
@@ -48,7 +48,7 @@ impl EvictionGuard {
         Self { cluster, pods: BTreeMap::new() }
     }
 
-    /// Shields them as long as somebody sees what is used.
+    /// Runs until the driver is gone.
     pub async fn run(mut self, snapshots: Snapshots) {
         while snapshots.has_changed().is_ok() {
             let snapshot = snapshots.borrow().clone();
@@ -57,7 +57,7 @@ impl EvictionGuard {
             self.pods.retain(|pod, _| used.contains_key(pod));
             for (pod, used) in used {
                 if let Err(error) = self.update(&pod, used).await {
-                    tracing::debug!(pod, %error, "the autoscalers are told later whether it is in use");
+                    tracing::debug!(pod, %error, "failed to update autoscaler annotations; trying again");
                 }
             }
             sleep(POLL_INTERVAL).await;
@@ -68,7 +68,7 @@ impl EvictionGuard {
         let now = Instant::now();
         let known = match self.pods.get(pod) {
             Some(known) => *known,
-            // Another control plane may have shielded it.
+            // Another control plane may have annotated it.
             None => {
                 let Some(found) = self.cluster.pods.get_opt(pod).await? else { return Ok(()) };
                 GuardState { guarded: found.annotations().contains_key(SAFE_TO_EVICT.0), last_used: now }
@@ -77,7 +77,7 @@ impl EvictionGuard {
         let known = GuardState { last_used: if used { now } else { known.last_used }, ..known };
         let wanted = used || (known.guarded && now.duration_since(known.last_used) < GUARD_HOLD);
         self.pods.insert(pod.to_owned(), known);
-        if wanted != known.guarded && self.cluster.ensure_leader("guarding a pod").is_ok() {
+        if wanted != known.guarded && self.cluster.ensure_leader("annotating a pod").is_ok() {
             self.annotate(pod, wanted).await?;
             self.pods.insert(pod.to_owned(), GuardState { guarded: wanted, ..known });
         }
@@ -96,7 +96,8 @@ impl EvictionGuard {
     }
 }
 
-/// The pod of one that is awake, and whether that is used. Of one that nobody hears nothing is known, and it stays as it is.
+/// The pod of an awake workspace, and whether it is active or busy. `None` while the agent is not
+/// connected: its annotations stay as they are.
 fn pod_in_use(view: &WorkspaceView) -> Option<(String, bool)> {
     let (agent, activity) = (view.agent.as_ref()?, view.activity.as_ref()?);
     if view.state != State::Awake || view.connection != AgentConnection::Connected {

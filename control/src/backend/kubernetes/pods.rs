@@ -1,4 +1,4 @@
-//! What a watch over all pods tells, folded into observations.
+//! Folds the watch over all pods into observations.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,13 +21,13 @@ use crate::{
     snapshot::AgentAddress,
 };
 
-/// The pods that are there, by uid.
+/// Known pods by uid.
 #[derive(Debug, Default)]
 pub(super) struct PodTracker {
     pods: BTreeMap<String, TrackedPod>,
-    /// Those that a list that is under way has listed_uids.
+    /// Uids that the list in progress has named so far.
     listed_uids: BTreeSet<String>,
-    /// The first list is whole.
+    /// Whether the first list is complete.
     initial_list_done: bool,
 }
 
@@ -40,7 +40,8 @@ struct TrackedPod {
 }
 
 impl PodTracker {
-    /// What follows from one event. The first list is told as one; what later lists no longer name has ended.
+    /// Applies one watch event. The first list becomes one observation; a pod that a later list
+    /// omits has ended.
     pub(super) fn apply_event(&mut self, event: Event<Pod>) -> Vec<Observation> {
         match event {
             Event::Init => {
@@ -54,10 +55,10 @@ impl PodTracker {
             Event::InitDone => self.finish_list(),
             Event::Apply(pod) => self.observe_pod(&pod),
             Event::Delete(pod) => {
-                let mut seen = self.observe_pod(&pod);
+                let mut observations = self.observe_pod(&pod);
                 let known = pod.uid().and_then(|uid| self.pods.remove(&uid));
-                seen.extend(known.and_then(|known| known.exit("its pod was deleted".into())));
-                seen
+                observations.extend(known.and_then(|known| known.exit("its pod was deleted".into())));
+                observations
             }
         }
     }
@@ -88,28 +89,28 @@ impl PodTracker {
 
     fn finish_list(&mut self) -> Vec<Observation> {
         let listed_uids = mem::take(&mut self.listed_uids);
-        let (there, gone) =
+        let (present, gone) =
             mem::take(&mut self.pods).into_iter().partition(|(uid, _)| listed_uids.contains(uid));
-        self.pods = there;
+        self.pods = present;
         let ends = gone.into_values().filter_map(|pod: TrackedPod| pod.exit("its pod is gone".into()));
-        let mut seen: Vec<_> = ends.collect();
+        let mut observations: Vec<_> = ends.collect();
         if !mem::replace(&mut self.initial_list_done, true) {
             let running = self.pods.values().filter(|known| known.running && !known.ended);
             let running = running.map(|known| known.instance.clone()).collect();
-            seen.push(Observation::Listed { running, unknown: BTreeSet::new() });
+            observations.push(Observation::Listed { running, unknown: BTreeSet::new() });
         }
-        seen
+        observations
     }
 }
 
 impl TrackedPod {
-    /// Told once.
+    /// `None` if the end has been reported already.
     fn exit(&self, how: String) -> Option<Observation> {
         (!self.ended).then(|| Observation::Ended { instance: self.instance.clone(), how })
     }
 }
 
-/// The agent that a pod is; `None`: it is none.
+/// The agent in a pod; `None` for pods that are not a workspace's.
 pub(super) fn instance(pod: &Pod) -> Option<Instance> {
     let workspace: WorkspaceId = pod.labels().get(WORKSPACE_LABEL)?.parse().ok()?;
     let epoch = epoch(pod)?;
@@ -128,19 +129,19 @@ pub(super) fn instance(pod: &Pod) -> Option<Instance> {
     })
 }
 
-/// The container that a person works in.
+/// Status of the container that runs the agent.
 fn workspace_container_status(pod: &Pod) -> Option<&ContainerStatus> {
     let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
     containers.iter().find(|container| container.name == CONTAINER)
 }
 
-/// What a person's container is to have.
+/// Resources that the pod spec requests for the workspace container.
 pub(super) fn requested_resources(pod: &Pod) -> Option<Resources> {
     let containers = &pod.spec.as_ref()?.containers;
     parse_limits(containers.iter().find(|container| container.name == CONTAINER)?.resources.as_ref()?)
 }
 
-/// What its node gives it.
+/// Resources that the node has applied.
 pub(super) fn actual_resources(pod: &Pod) -> Option<Resources> {
     parse_limits(workspace_container_status(pod)?.resources.as_ref()?)
 }
@@ -153,12 +154,12 @@ fn parse_limits(resources: &ResourceRequirements) -> Option<Resources> {
     })
 }
 
-/// The start that a pod is.
+/// The epoch of the start that made the pod.
 pub(super) fn epoch(pod: &Pod) -> Option<Epoch> {
     pod.annotations().get(EPOCH_ANNOTATION)?.parse().ok()
 }
 
-/// Whether its agent runs and has an address.
+/// Whether the workspace container runs and the pod has an address.
 pub(super) fn is_running(pod: &Pod) -> bool {
     let state = workspace_container_status(pod).and_then(|container| container.state.as_ref());
     let has_address = pod.status.as_ref().is_some_and(|status| status.pod_ip.is_some());
@@ -186,47 +187,50 @@ mod tests {
     }
 
     fn running(uid: &str, epoch: u64) -> Pod {
-        let container = json!({"name": CONTAINER, "ready": true, "restartCount": 0, "image": "", "imageID": "", "state": {"running": {}}});
+        let container = json!({
+            "name": CONTAINER, "ready": true, "restartCount": 0, "image": "", "imageID": "",
+            "state": {"running": {}},
+        });
         pod(uid, epoch, json!({"phase": "Running", "podIP": "10.244.0.9", "containerStatuses": [container]}))
     }
 
-    /// Observations, by what they say.
-    fn describe(seen: &[Observation]) -> Vec<String> {
-        let words = |seen: &Observation| match seen {
+    /// Renders observations for comparison.
+    fn describe(observations: &[Observation]) -> Vec<String> {
+        let words = |observations: &Observation| match observations {
             Observation::Listed { running, .. } => {
                 let ids: Vec<_> = running.iter().map(|running| running.id.0.as_str()).collect();
                 format!("running: {}", ids.join(" "))
             }
             Observation::Ended { instance, how } => format!("{} ended: {how}", instance.id),
             Observation::Waits { epoch, waits: Some(waits), .. } => format!("{epoch} waits: {}", waits.why),
-            Observation::Waits { epoch, waits: None, .. } => format!("{epoch} waits no more"),
+            Observation::Waits { epoch, waits: None, .. } => format!("{epoch} stopped waiting"),
         };
-        seen.iter().map(words).collect()
+        observations.iter().map(words).collect()
     }
 
     #[test]
-    fn the_first_list_is_told_as_one_and_a_later_one_by_what_it_lacks() {
+    fn first_list_is_one_observation_and_later_lists_report_ends() {
         let mut pods = PodTracker::default();
-        let mut see = |event| describe(&pods.apply_event(event));
-        assert!(see(Event::Init).is_empty());
-        assert!(see(Event::InitApply(running("a", 1))).is_empty());
-        assert!(see(Event::InitApply(running("b", 2))).is_empty());
+        let mut apply = |event| describe(&pods.apply_event(event));
+        assert!(apply(Event::Init).is_empty());
+        assert!(apply(Event::InitApply(running("a", 1))).is_empty());
+        assert!(apply(Event::InitApply(running("b", 2))).is_empty());
         let failed = pod(
             "c",
             3,
             json!({"phase": "Failed", "reason": "Evicted", "message": "the node was low on memory"}),
         );
-        assert_eq!(see(Event::InitApply(failed)).len(), 1, "its end comes before the list");
-        assert_eq!(see(Event::InitDone), ["running: a b"]);
-        // The watch breaks off, and begins anew: a is gone meanwhile.
-        see(Event::Init);
-        see(Event::InitApply(running("b", 2)));
-        assert_eq!(see(Event::InitDone), ["a ended: its pod is gone"]);
-        assert_eq!(see(Event::Delete(running("b", 2))), ["b ended: its pod was deleted"]);
+        assert_eq!(apply(Event::InitApply(failed)).len(), 1, "the end is reported before the list");
+        assert_eq!(apply(Event::InitDone), ["running: a b"]);
+        // The watch reconnects; pod a has gone in the meantime.
+        apply(Event::Init);
+        apply(Event::InitApply(running("b", 2)));
+        assert_eq!(apply(Event::InitDone), ["a ended: its pod is gone"]);
+        assert_eq!(apply(Event::Delete(running("b", 2))), ["b ended: its pod was deleted"]);
     }
 
     #[test]
-    fn an_end_is_told_once() {
+    fn pod_end_is_reported_once() {
         let mut pods = PodTracker::default();
         pods.apply_event(Event::Init);
         pods.apply_event(Event::InitDone);
@@ -238,21 +242,25 @@ mod tests {
     }
 
     #[test]
-    fn what_a_pod_waits_for_is_told_when_it_changes() {
-        let unschedulable = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available: 1 Insufficient cpu."});
+    fn pod_wait_is_reported_when_it_changes() {
+        let unschedulable = json!({
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+            "message": "0/1 nodes are available: 1 Insufficient cpu.",
+        });
         let pending = || pod("a", 1, json!({"phase": "Pending", "conditions": [unschedulable.clone()]}));
         let mut pods = PodTracker::default();
-        let seen = describe(&pods.apply_event(Event::Apply(pending())));
+        let observations = describe(&pods.apply_event(Event::Apply(pending())));
         assert!(
-            seen[0].contains("1 waits: no machine has room") && seen[0].contains("Insufficient cpu"),
-            "{seen:?}"
+            observations[0].contains("1 waits: no machine has room")
+                && observations[0].contains("Insufficient cpu"),
+            "{observations:?}"
         );
         assert!(pods.apply_event(Event::Apply(pending())).is_empty());
-        assert_eq!(describe(&pods.apply_event(Event::Apply(running("a", 1)))), ["1 waits no more"]);
+        assert_eq!(describe(&pods.apply_event(Event::Apply(running("a", 1)))), ["1 stopped waiting"]);
     }
 
     #[test]
-    fn what_is_no_workspaces_pod_is_not_looked_at() {
+    fn pod_without_workspace_annotation_is_ignored() {
         let mut other = running("a", 1);
         other.metadata.annotations = None;
         assert!(PodTracker::default().apply_event(Event::Apply(other)).is_empty());

@@ -1,4 +1,4 @@
-//! A resize: the running pod is given what it shall have, and goes on.
+//! Resizes a running pod in place.
 
 use std::pin::pin;
 
@@ -28,13 +28,13 @@ use crate::{
 };
 
 impl ClusterClient {
-    /// Sees to it that the pod of this start has so much.
+    /// Sets the resources of the pod of this epoch and wait_reason until its node has applied them.
     pub(super) async fn resize(
         &self,
         resize: ResizePlan,
         observation_tx: &mpsc::Sender<Observation>,
     ) -> Result<(), BackendError> {
-        let operation = format!("changing the resources of the pod of {}", resize.workspace);
+        let operation = format!("resizing the pod of {}", resize.workspace);
         unless_cancelled(
             &operation,
             &resize.cancellation,
@@ -51,7 +51,7 @@ impl ClusterClient {
     ) -> Result<(), BackendError> {
         let reporter = WaitReporter { to: observation_tx, workspace: &resize.workspace, epoch: resize.epoch };
         let (name, wanted) = (pod_name(&resize.workspace, resize.epoch), resize.resources);
-        let gone = || BackendError::new(operation, "its pod is gone");
+        let gone = || BackendError::new(operation, "its pod does not exist any more");
         let pod =
             self.retry_transient(operation, reporter, || self.pods.get_opt(&name)).await?.ok_or_else(gone)?;
         if pods::requested_resources(&pod) != Some(wanted) {
@@ -69,7 +69,7 @@ impl ClusterClient {
         self.wait_until_resized(operation, &pod, wanted, reporter).await
     }
 
-    /// Waits until the pod's node has done it, and tells what it waits for.
+    /// Waits until the pod's node has applied `wanted`; reports what the resize waits for.
     async fn wait_until_resized(
         &self,
         operation: &str,
@@ -77,41 +77,44 @@ impl ClusterClient {
         wanted: Resources,
         reporter: WaitReporter<'_>,
     ) -> Result<(), BackendError> {
-        let mut seen = pin!(watch_object(self.pods.clone(), &pod.name_any()).default_backoff());
-        let mut said = None;
-        while let Some(now) = seen.next().await {
+        let mut updates = pin!(watch_object(self.pods.clone(), &pod.name_any()).default_backoff());
+        let mut last_report = None;
+        while let Some(now) = updates.next().await {
             let now = match now {
                 Ok(now) => now.filter(|now| now.uid() == pod.uid()),
                 Err(error) => {
-                    tracing::debug!(%error, "a pod cannot be watched");
+                    tracing::debug!(%error, "failed to watch pod");
                     continue;
                 }
             };
             let now = now.filter(|now| words::ended(now).is_none());
-            let now = now.ok_or_else(|| BackendError::new(operation, "its pod is gone"))?;
+            let now = now.ok_or_else(|| BackendError::new(operation, "its pod does not exist any more"))?;
             if pods::requested_resources(&now) != Some(wanted) {
-                return Err(BackendError::new(operation, "somebody else has changed them meanwhile"));
+                return Err(BackendError::new(
+                    operation,
+                    "another client has changed its resources in the meantime",
+                ));
             }
             if let Some(never) = words::never_resized(&now) {
                 return Err(BackendError::new(operation, never));
             }
-            let waits = words::resize_waits(&now);
-            match waits {
+            let wait_reason = words::resize_waits(&now);
+            match wait_reason {
                 None if pods::actual_resources(&now) == Some(wanted) => return Ok(()),
-                Some(why) if said.as_ref() != Some(&why) => {
+                Some(why) if last_report.as_ref() != Some(&why) => {
                     reporter.report(why.clone(), true).await;
-                    said = Some(why);
+                    last_report = Some(why);
                 }
                 _ => {}
             }
         }
-        Err(BackendError::new(operation, "its pod cannot be watched"))
+        Err(BackendError::new(operation, "the watch over its pod ended"))
     }
 }
 
 fn resize_patch(wanted: Resources) -> serde_json::Value {
     let mut resources = resource_requirements(&ResourcesSpec::of(wanted));
-    // Of the node's disk nothing is changed, and nothing may be.
+    // Ephemeral storage of a running pod cannot be changed.
     for kind in [&mut resources.limits, &mut resources.requests].into_iter().flatten() {
         kind.remove("ephemeral-storage");
     }

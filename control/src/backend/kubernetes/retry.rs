@@ -1,4 +1,4 @@
-//! What the API server answers when it does not do what was asked: which of it is_transient, and what is error_text of the rest.
+//! Classifies errors of the API server, retries the transient ones and renders the others.
 
 use std::{future::Future, time::Duration};
 
@@ -9,15 +9,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::{BackendError, Observation};
 
-/// Pause before a call is tried again, doubled each time up to the longest; a random half of it is left out, so that not everybody
-/// comes back at once.
+/// Bounds of the pause between attempts, which doubles each time. A random part of up to a half is
+/// left out, so that clients do not retry in step.
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
 const MAX_BACKOFF: Duration = Duration::from_secs(4);
 
-/// Something that one waits for, and need not be told to people: it is_transient by itself within moments.
+/// Whether the error passes by itself within moments, so that users need not be told.
 pub(super) fn is_transient(error: &Error) -> bool {
     match error {
-        // 409: something was changed between our look and our write.
+        // 409: another client changed the object between our read and our write.
         Error::Api(status) => matches!(status.code, 408 | 409 | 429 | 500..),
         Error::HyperError(_) | Error::Service(_) | Error::ReadEvents(_) => true,
         _ => false,
@@ -28,18 +28,18 @@ pub(super) fn is_code(error: &Error, code: u16) -> bool {
     matches!(error, Error::Api(status) if status.code == code)
 }
 
-/// A quota of the namespace leaves no room; for people.
+/// The message if a ResourceQuota of the namespace is used up.
 pub(super) fn quota_exceeded(error: &Error) -> Option<String> {
     match error {
         Error::Api(status) if status.code == 403 && status.message.contains("exceeded quota") => {
             let (_, quota) = status.message.split_once("exceeded quota: ")?;
-            Some(format!("the quota of its namespace leaves no room: {quota}"))
+            Some(format!("the ResourceQuota of its namespace is used up: {quota}"))
         }
         _ => None,
     }
 }
 
-/// Tells the driver what a start or a resize waits for.
+/// Reports to the driver what a start or a resize waits for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct WaitReporter<'a> {
     pub(super) to: &'a mpsc::Sender<Observation>,
@@ -51,12 +51,12 @@ impl WaitReporter<'_> {
     pub(super) async fn report(&self, why: String, for_room: bool) {
         let (workspace, epoch) = (self.workspace.clone(), self.epoch);
         let waits = Some(Waits { why, for_room });
-        // Without a driver nobody needs to know.
+        // Without a driver there is no reader.
         let _gone = self.to.send(Observation::Waits { workspace, epoch, waits }).await;
     }
 }
 
-/// Tries until it is done, or it is known that it never will be; only while it is for us to act (`may`).
+/// Retries `call` until it succeeds or fails permanently. Calls only while `may` returns true.
 pub(super) async fn retry_transient<T, F: Future<Output = Result<T, Error>>>(
     operation: &str,
     reporter: WaitReporter<'_>,
@@ -65,7 +65,7 @@ pub(super) async fn retry_transient<T, F: Future<Output = Result<T, Error>>>(
 ) -> Result<T, BackendError> {
     let mut pause = MIN_BACKOFF;
     loop {
-        // Where it is another's by now this ends with the process.
+        // A process that lost the lease ends soon; until then it waits here.
         if may() {
             let error = match call().await {
                 Ok(done) => return Ok(done),
@@ -75,7 +75,7 @@ pub(super) async fn retry_transient<T, F: Future<Output = Result<T, Error>>>(
                 reporter.report(why, true).await;
             } else if is_transient(&error) {
                 reporter
-                    .report(format!("the cluster does not do it yet: {}", error_text(&error)), false)
+                    .report(format!("the API server has not accepted it yet: {}", error_text(&error)), false)
                     .await;
             } else {
                 return Err(backend_error(operation, &error));
@@ -86,22 +86,22 @@ pub(super) async fn retry_transient<T, F: Future<Output = Result<T, Error>>>(
     }
 }
 
-/// Goes on as long as it is wanted.
+/// Runs `work` until it is done or the operation is cancelled.
 pub(super) async fn unless_cancelled<T>(
     operation: &str,
     cancellation: &CancellationToken,
     work: impl Future<Output = Result<T, BackendError>>,
 ) -> Result<T, BackendError> {
-    let unwanted = || Err(BackendError::new(operation, "it is not wanted any more"));
+    let unwanted = || Err(BackendError::new(operation, "the operation was cancelled"));
     cancellation.run_until_cancelled(work).await.unwrap_or_else(unwanted)
 }
 
-/// An error, for people.
+/// Wraps an error of the API server.
 pub(super) fn backend_error(operation: impl Into<String>, error: &Error) -> BackendError {
     BackendError::new(operation, error_text(error))
 }
 
-/// What the API server error_text, or what lies behind our not having heard it.
+/// The message of the API server, or the chain of causes if there was no response.
 pub(super) fn error_text(error: &Error) -> String {
     match error {
         Error::Api(status) if !status.message.is_empty() => status.message.clone(),
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_is_told_from_what_never_will() {
+    fn transient_codes_are_told_from_permanent_ones() {
         for code in [408, 409, 429, 500, 503, 504] {
             assert!(is_transient(&api(code, "")), "{code}");
         }
@@ -136,8 +136,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_quota_is_waited_for_and_named() {
-        let full = r#"pods "it" is forbidden: exceeded quota: team, requested: pods=1, used: pods=3, limited: pods=3"#;
+    async fn exhausted_quota_is_reported_and_retried() {
+        let full = "pods \"it\" is forbidden: exceeded quota: team, requested: pods=1, \
+                    used: pods=3, limited: pods=3";
         let (tries, workspace) = (Mutex::new(0), WorkspaceId::from_bits(7));
         let (to, mut heard) = mpsc::channel(8);
         let reporter = WaitReporter { to: &to, workspace: &workspace, epoch: 1 };
@@ -166,14 +167,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nothing_is_tried_while_it_is_not_for_us_and_that_is_no_failure() {
+    async fn calls_pause_without_leadership_and_do_not_fail() {
         let (tries, looks, workspace) = (Mutex::new(0), Mutex::new(0), WorkspaceId::from_bits(7));
         let (to, _heard) = mpsc::channel(8);
         let reporter = WaitReporter { to: &to, workspace: &workspace, epoch: 1 };
         let may = || {
             let mut looks = looks.lock().unwrap();
             *looks += 1;
-            // The lease could not be renewed for some looks.
+            // Renewals of the lease fail for a while.
             !(2..=5).contains(&*looks)
         };
         let done = retry_transient("creating it", reporter, may, || async {
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_forbidden_is_not_tried_again() {
+    async fn forbidden_call_is_not_retried() {
         let forbidden = || async { Err::<(), _>(api(403, "violates PodSecurity \"restricted\"")) };
         let (workspace, (to, _heard)) = (WorkspaceId::from_bits(7), mpsc::channel(8));
         let reporter = WaitReporter { to: &to, workspace: &workspace, epoch: 1 };

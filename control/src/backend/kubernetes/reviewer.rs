@@ -1,5 +1,6 @@
-//! Which pod somebody is: its token was made by the API server for the audience `podling`, for a pod that still exists, under the service account
-//! of workspaces. Which workspace that is follows from the pod.
+//! Authenticates agents by TokenReview: the token must be issued by the API server for the audience
+//! `podling`, for an existing pod, under the workspaces' service account. The pod names the
+//! workspace.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::api::{
@@ -16,20 +17,20 @@ use crate::{
     kubernetes::objects::AUDIENCE,
 };
 
-/// Questions to the API server at once; more wait. Each takes it a signature.
+/// Concurrent TokenReviews; further ones wait. Each costs the API server a signature check.
 const MAX_CONCURRENT_REVIEWS: usize = 16;
 
-/// Knows the pods of one namespace by their tokens.
+/// Authenticates the agents of one namespace by their pods' tokens.
 pub struct KubernetesReviewer {
     reviews: Api<TokenReview>,
     pods: Api<Pod>,
     namespace: String,
-    /// Who they are to the API server.
+    /// Username that the API server gives to the pods' service account.
     account: String,
     permits: Semaphore,
 }
 
-/// A pod, as a token names it.
+/// The pod that a token is bound to.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 struct BoundPod {
     name: String,
@@ -37,7 +38,7 @@ struct BoundPod {
 }
 
 impl KubernetesReviewer {
-    /// Of the pods that run under this service account.
+    /// Accepts the pods that run under this service account.
     pub fn new(client: Client, namespace: &str, account: &str) -> Self {
         Self {
             reviews: Api::all(client.clone()),
@@ -48,7 +49,7 @@ impl KubernetesReviewer {
         }
     }
 
-    /// The pod that the API server knows this token is for.
+    /// Asks the API server which pod this token is bound to; `None` if the token is not valid here.
     async fn authenticate(&self, token: &str) -> Result<Option<BoundPod>, BackendError> {
         let _permit = self.permits.acquire().await;
         let spec =
@@ -56,7 +57,7 @@ impl KubernetesReviewer {
         let review = TokenReview { spec, ..TokenReview::default() };
         let answer = self.reviews.create(&PostParams::default(), &review).await;
         let status = answer
-            .map_err(|error| backend_error("reviewing an agent's token", &error))?
+            .map_err(|error| backend_error("reviewing the token of an agent", &error))?
             .status
             .unwrap_or_default();
         let is_for_us = status.audiences.iter().flatten().any(|audience| audience == AUDIENCE);
@@ -66,18 +67,19 @@ impl KubernetesReviewer {
 }
 
 impl AgentReviewer for KubernetesReviewer {
-    /// The pod's uid.
+    /// Uid of the pod.
     type CredentialProof = InstanceId;
 
     async fn review(&self, credential: &str) -> Result<Option<ReviewedCredential<InstanceId>>, BackendError> {
-        // Strangers shall not cost the API server anything: what does not even claim to be ours is not asked about.
+        // Unauthenticated clients must not cause load: a token that does not claim this namespace
+        // is rejected without a TokenReview.
         if unverified_namespace(credential).is_none_or(|namespace| namespace != self.namespace) {
             return Ok(None);
         }
         let Some(bound) = self.authenticate(credential).await? else { return Ok(None) };
         let found = self.pods.get_opt(&bound.name).await;
-        let pod = found.map_err(|error| backend_error("looking for an agent's pod", &error))?;
-        // Another one may have its name by now.
+        let pod = found.map_err(|error| backend_error("reading the pod of an agent", &error))?;
+        // Another pod may have the name by now.
         let instance =
             pod.filter(|pod| pod.uid().as_ref() == Some(&bound.uid)).and_then(|pod| instance(&pod));
         Ok(instance.map(|instance| ReviewedCredential { workspace: instance.workspace, proof: instance.id }))
@@ -100,7 +102,7 @@ fn bound_pod(user: &UserInfo) -> Option<BoundPod> {
     Some(BoundPod { name: one("pod-name")?, uid: one("pod-uid")? })
 }
 
-/// The namespace that a token says it is from. Proves nothing.
+/// The namespace that a token claims. Not verified.
 fn unverified_namespace(token: &str) -> Option<String> {
     #[derive(Deserialize)]
     struct UnverifiedClaims {
@@ -110,7 +112,7 @@ fn unverified_namespace(token: &str) -> Option<String> {
     #[derive(Deserialize)]
     struct KubernetesClaims {
         namespace: String,
-        #[expect(dead_code, reason = "has to be there")]
+        #[expect(dead_code, reason = "its presence is required")]
         pod: BoundPod,
     }
     let payload = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
@@ -122,9 +124,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_says_where_it_is_from_if_it_is_a_pods() {
+    fn namespace_is_read_only_from_pod_bound_tokens() {
         let token = |claims: &str| format!("e30.{}.c2ln", BASE64_URL_SAFE_NO_PAD.encode(claims));
-        let of_pod = r#"{"aud": ["podling"], "kubernetes.io": {"namespace": "team", "pod": {"name": "it", "uid": "u"}}}"#;
+        let of_pod = r#"{"aud": ["podling"], "kubernetes.io":
+            {"namespace": "team", "pod": {"name": "it", "uid": "u"}}}"#;
         assert_eq!(unverified_namespace(&token(of_pod)).as_deref(), Some("team"));
         for other in [&token(r#"{"kubernetes.io": {"namespace": "team"}}"#), &token("{}"), "a.b.c", "", "…"]
         {

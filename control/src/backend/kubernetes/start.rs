@@ -1,4 +1,4 @@
-//! A start: the claim, the pod, and that the pod runs.
+//! Starts an agent: ensures the claim and the pod, and waits until the pod runs.
 
 use std::pin::pin;
 
@@ -27,7 +27,7 @@ use crate::{
 };
 
 impl ClusterClient {
-    /// Sees to it that the pod of this start runs.
+    /// Ensures that the pod of this epoch runs.
     pub(super) async fn start(
         &self,
         plan: StartPlan,
@@ -63,7 +63,7 @@ impl ClusterClient {
         let name = pod.name_any();
         let created = self.retry_transient(operation, reporter, || async {
             match self.pods.create(&PostParams::default(), &pod).await {
-                // By us, and we did not hear it; or by another control plane.
+                // Created by an earlier call whose response was lost, or by another control plane.
                 Err(error) if is_code(&error, 409) => self.pods.get(&name).await,
                 created => created,
             }
@@ -71,7 +71,7 @@ impl ClusterClient {
         self.wait_until_running(operation, created.await?).await
     }
 
-    /// What its resource says.
+    /// The spec of the Workspace resource, if there is one.
     async fn workspace_spec(
         &self,
         operation: &str,
@@ -80,9 +80,9 @@ impl ClusterClient {
     ) -> Result<Option<WorkspaceSpec>, BackendError> {
         for name in resource_names(&plan.spec) {
             let found = self.retry_transient(operation, reporter, || self.workspaces.get_opt(&name)).await?;
-            // Another owner's may have the name.
-            let is_its = |found: &Workspace| id_of(found).is_ok_and(|id| id == plan.workspace);
-            if let Some(found) = found.filter(is_its) {
+            // The name may belong to another owner's workspace.
+            let is_same_workspace = |found: &Workspace| id_of(found).is_ok_and(|id| id == plan.workspace);
+            if let Some(found) = found.filter(is_same_workspace) {
                 return Ok(Some(found.spec));
             }
         }
@@ -105,15 +105,15 @@ impl ClusterClient {
         Ok(found.ok_or_else(missing)?.spec)
     }
 
-    /// Waits until the pod runs. What it waits for meanwhile the watch over all pods tells.
+    /// Waits until the pod runs. The watch over all pods reports what it waits for.
     async fn wait_until_running(&self, operation: &str, created: Pod) -> Result<Instance, BackendError> {
         let uid = created.uid();
-        let mut seen = pin!(watch_object(self.pods.clone(), &created.name_any()).default_backoff());
-        while let Some(pod) = seen.next().await {
+        let mut updates = pin!(watch_object(self.pods.clone(), &created.name_any()).default_backoff());
+        while let Some(pod) = updates.next().await {
             let pod = match pod {
                 Ok(pod) => pod.filter(|pod| pod.uid() == uid),
                 Err(error) => {
-                    tracing::debug!(%error, "a pod cannot be watched");
+                    tracing::debug!(%error, "failed to watch pod");
                     continue;
                 }
             };
@@ -130,12 +130,13 @@ impl ClusterClient {
                 return Ok(instance);
             }
         }
-        Err(BackendError::new(operation, "its pod cannot be watched"))
+        Err(BackendError::new(operation, "the watch over its pod ended"))
     }
 }
 
-/// What of its environment secrets hold; its own goes before its template's, also where its own has a value. Podling's own secrets are nobody's to
-/// read (which an older kind may have let in).
+/// Environment variables with secrets. The workspace's own variable replaces the template's of the
+/// same name, also when it has a plain value. Podling's own secrets are rejected here because an
+/// older CRD may have accepted them.
 fn secrets(
     operation: &str,
     template: &WorkspaceTemplateSpec,
@@ -155,7 +156,8 @@ fn secrets(
     }
 }
 
-/// Its template's and its own, which goes before: of two with one name or for one port there is one.
+/// Ports of the template and of the workspace. The workspace's own port replaces a template's with
+/// the same name or number.
 fn ports(template: &WorkspaceTemplateSpec, own: Option<&WorkspaceSpec>) -> Vec<Port> {
     let own = own.map(|own| own.ports.as_slice()).unwrap_or_default();
     let is_own = |port: &&Port| own.iter().any(|other| other.name == port.name || other.port == port.port);
@@ -169,12 +171,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn its_own_secrets_go_before_its_template_s_and_podling_s_own_are_nobody_s() {
+    fn own_secrets_override_template_and_reserved_ones_fail() {
         let template = |secret: &str| -> WorkspaceTemplateSpec {
             let variable = json!({"name": "TOKEN", "secret": {"name": secret, "key": "key"}});
             serde_json::from_value(json!({"image": "python", "environment": [variable]})).unwrap()
         };
-        let own = json!({"owner": "ada", "template": "python", "environment": [{"name": "TOKEN", "value": "plain"}]});
+        let own = json!({
+            "owner": "ada", "template": "python", "environment": [{"name": "TOKEN", "value": "plain"}],
+        });
         let own: WorkspaceSpec = serde_json::from_value(own).unwrap();
         let names = |template, own| -> Result<Vec<String>, String> {
             let secrets = secrets("starting it", &template, own).map_err(|error| error.problem)?;

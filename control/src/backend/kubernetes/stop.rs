@@ -1,4 +1,4 @@
-//! An end: every pod of a workspace is deleted, and gone.
+//! Stops a workspace: deletes all of its pods and waits until they are gone.
 
 use std::{collections::BTreeMap, pin::pin, time::Duration};
 
@@ -22,14 +22,14 @@ use super::{
 };
 use crate::backend::BackendError;
 
-/// For a pod to be gone: what it is given to end in good order, and for its node to clean up.
+/// Limit for a pod to disappear: its grace period of 60 s and time for the node to clean up.
 const STOP_TIMEOUT: Duration = Duration::from_secs(90);
 
 impl ClusterClient {
-    /// Deletes the workspace's pods and waits until they are gone. None is deleted by force, ever: its node may have lost the API server
-    /// and run it on, with its hand on the volume.
+    /// Deletes the workspace's pods and waits until they are gone. Never deletes by force: a node
+    /// without contact to the API server may still run the pod and write to the volume.
     pub(super) async fn stop(&self, workspace: &WorkspaceId, last: Epoch) -> Result<(), BackendError> {
-        let operation = format!("ending the pods of {workspace}");
+        let operation = format!("stopping the pods of {workspace}");
         let deadline = Instant::now() + STOP_TIMEOUT;
         let config = watcher::Config::default().labels(&workspace_selector(workspace));
         let mut events = pin!(watcher(self.pods.clone(), config).default_backoff());
@@ -49,16 +49,16 @@ impl ClusterClient {
                     if epoch(&pod).is_some_and(|epoch| epoch > last) {
                         return Err(BackendError::new(
                             operation,
-                            "a later start of it runs, which is another control plane's",
+                            "another control plane has started a later epoch",
                         ));
                     }
                     if pod.metadata.deletion_timestamp.is_none() {
                         self.ensure_leader(&operation)?;
                         match self.pods.delete(&pod.name_any(), &delete_by_uid(&pod)).await {
                             Ok(_) => {}
-                            // Gone, or another has its name: the watch tells.
+                            // Already gone, or replaced under its name; the watch reports which.
                             Err(error) if is_code(&error, 404) || is_code(&error, 409) => {}
-                            // Its next change, or the next call, tries again.
+                            // The pod's next change or the next call retries.
                             Err(error) if is_transient(&error) => last_error = Some(error.to_string()),
                             Err(error) => return Err(backend_error(operation, &error)),
                         }
@@ -77,7 +77,7 @@ impl ClusterClient {
         }
     }
 
-    /// Why something is remaining, for people.
+    /// Explains why pods remain.
     async fn describe_remaining(
         &self,
         remaining: BTreeMap<String, Pod>,
@@ -88,12 +88,13 @@ impl ClusterClient {
         };
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
         let Some(node) = node else {
-            return last_error.unwrap_or_else(|| format!("the pod {} does not go", pod.name_any()));
+            return last_error.unwrap_or_else(|| format!("the pod {} is not deleted", pod.name_any()));
         };
         match self.nodes.get_opt(&node).await {
             Ok(Some(seen)) if !words::is_ready(&seen) => format!(
-                "the node {node} does not answer, and may still run the pod {}: it waits until the node is back, is removed from \
-                 the cluster, or is tainted \"node.kubernetes.io/out-of-service\"",
+                "the node {node} does not answer and may still run the pod {}; waiting until the node \
+                 is back, is removed from the cluster, or is tainted \
+                 \"node.kubernetes.io/out-of-service\"",
                 pod.name_any()
             ),
             _ => format!(

@@ -1,4 +1,5 @@
-//! A workspace's storage: its claim, made once, found again by its label, and let go on order only.
+//! A workspace's volume claim: created once, found by its label, deleted only by
+//! [`crate::backend::Backend::remove`].
 
 use std::{pin::pin, time::Duration};
 
@@ -26,20 +27,21 @@ use crate::{
     quantity::bytes,
 };
 
-/// For a claim to go that nothing uses and nobody holds.
+/// Limit for a claim to disappear that no pod uses and no finalizer holds.
 const CLAIM_DELETE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Attempts to write a claim that others write too.
+/// The cluster's own controllers write the claim at the same time.
 const MAX_FINALIZER_PATCHES: usize = 4;
 
 impl ClusterClient {
-    /// The name of the workspace's claim; makes it if there is none, and has it grow if it is to be larger.
+    /// Returns the name of the workspace's claim. Creates a missing claim, and expands one that is
+    /// smaller than `storage`.
     pub(super) async fn ensure_claim(
         &self,
         workspace: &WorkspaceId,
         storage: &StorageSpec,
         reporter: WaitReporter<'_>,
     ) -> Result<String, BackendError> {
-        let operation = format!("claiming a volume for {workspace}");
+        let operation = format!("ensuring the volume claim of {workspace}");
         let by_workspace = list_by_workspace(workspace);
         let list = self.retry_transient(&operation, reporter, || self.claims.list(&by_workspace)).await?;
         if let Some(claim) = list.items.into_iter().next() {
@@ -49,8 +51,9 @@ impl ClusterClient {
             if self.ensure_leader(&operation).is_ok()
                 && let Err(error) = self.expand_claim(&claim, storage).await
             {
-                // It has what it had.
-                tracing::warn!(%workspace, why = error_text(&error), "its volume does not grow to {}", storage.size);
+                // The workspace can run on the volume as it is.
+                let error = error_text(&error);
+                tracing::warn!(%workspace, error, size = storage.size, "failed to expand volume");
             }
             return Ok(claim.name_any());
         }
@@ -66,7 +69,8 @@ impl ClusterClient {
         Ok(name)
     }
 
-    /// Asks for more where more is wanted. Whether that can be is its class's to say.
+    /// Requests more storage if the spec wants more. The StorageClass decides whether the volume
+    /// can grow.
     async fn expand_claim(
         &self,
         claim: &PersistentVolumeClaim,
@@ -81,7 +85,7 @@ impl ClusterClient {
         self.claims.patch(&claim.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
     }
 
-    /// Removes the workspace's claims, and waits until they are gone.
+    /// Deletes the workspace's claims and waits until they are gone.
     pub(super) async fn remove_storage(&self, workspace: &WorkspaceId) -> Result<(), BackendError> {
         let operation = || format!("removing the volume of {workspace}");
         let list = self
@@ -97,7 +101,8 @@ impl ClusterClient {
         Ok(())
     }
 
-    /// Deletes this very claim, then lets it go: in this order, so that what was interrupted is still found.
+    /// Deletes exactly this claim, then removes our finalizer. In this order an interrupted removal
+    /// still finds the claim.
     async fn remove_claim(&self, claim: &PersistentVolumeClaim) -> Result<(), kube::Error> {
         let name = claim.name_any();
         match self.claims.delete(&name, &delete_by_uid(claim)).await {
@@ -109,14 +114,14 @@ impl ClusterClient {
         loop {
             let current = self.claims.get_opt(&name).await?.filter(|now| now.uid() == claim.uid());
             let Some(current) = current else { return Ok(()) };
-            let kept: Vec<_> =
+            let remaining: Vec<_> =
                 current.finalizers().iter().filter(|finalizer| *finalizer != KEEP_DATA).collect();
             let version = current.resource_version();
-            let patch = json!({"metadata": {"finalizers": kept, "resourceVersion": version}});
+            let patch = json!({"metadata": {"finalizers": remaining, "resourceVersion": version}});
             attempts += 1;
             match self.claims.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
                 Err(error) if is_code(&error, 404) => return Ok(()),
-                // The cluster takes its own finalizer off at the same time.
+                // The cluster removes its own finalizer at the same time.
                 Err(error) if is_code(&error, 409) && attempts < MAX_FINALIZER_PATCHES => {}
                 done => return done.map(drop),
             }
@@ -126,8 +131,8 @@ impl ClusterClient {
     async fn wait_claim_deleted(&self, claim: &PersistentVolumeClaim) -> Result<(), String> {
         let name = claim.name_any();
         let gone = async {
-            let mut seen = pin!(watch_object(self.claims.clone(), &name).default_backoff());
-            while let Some(now) = seen.next().await {
+            let mut updates = pin!(watch_object(self.claims.clone(), &name).default_backoff());
+            while let Some(now) = updates.next().await {
                 if now.is_ok_and(|now| now.is_none_or(|now| now.uid() != claim.uid())) {
                     break;
                 }
@@ -139,13 +144,15 @@ impl ClusterClient {
     }
 }
 
-/// Somebody has deleted it: a cluster starts nothing on it any more, and only our finalizer keeps what it holds.
+/// The claim was deleted outside Podling. No pod can use it any more; only our finalizer still
+/// protects its data.
 fn claim_deleted_error(claim: &PersistentVolumeClaim) -> String {
     let volume = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).unwrap_or_default();
     format!(
-        "somebody has deleted the claim {name}, and no pod may use it any more. What it holds is on the volume {volume:?}: set its \
-         persistentVolumeReclaimPolicy to Retain, take the finalizer {KEEP_DATA} off the claim, remove the volume's claimRef, and make \
-         a claim {name} for it with the same labels",
+        "the claim {name} was deleted, so no pod can use it any more. Its data is on the volume \
+         {volume:?}: set the volume's persistentVolumeReclaimPolicy to Retain, remove the finalizer \
+         {KEEP_DATA} from the claim, remove the volume's claimRef, and create a claim {name} for it \
+         with the same labels",
         name = claim.name_any(),
     )
 }
