@@ -1,10 +1,11 @@
-//! The local backend: workspaces as processes of this user on this host, one trust domain.
+//! The backend `local`: workspaces are processes of this user on this machine, one trust domain.
 //!
-//! An agent runs in a session of its own, so that it outlives the control plane, and is found again by what `run/agent.json` says
-//! of it: process id, start time and the host's boot, never by its process id alone. Its death is told by the kernel (pidfd),
-//! whether it is our child or was adopted. No file is needed to end a workspace's processes: see `sweep`.
+//! An agent runs in its own session, so that it outlives the control plane. A restarted control
+//! plane finds it by `run/agent.json`: process id, start time and boot ID of the machine. The
+//! kernel reports its end through a pidfd, whether it is a child or was adopted. Ending a
+//! workspace's processes needs no file; see `sweep`.
 //!
-//! Must not know what a workspace is wanted for.
+//! Must not know why a workspace is started or stopped.
 
 mod launch;
 mod layout;
@@ -48,35 +49,34 @@ use crate::{
     open_files::OpenFiles,
 };
 
-/// Observations that wait for the driver. When it is full, the watchers of dead agents wait.
+/// Capacity of the channel to the driver. The watchers of ended agents wait when it is full.
 const OBSERVATIONS: usize = 256;
 
-/// Starts, ends and removals at once; more wait their permit. Most of each is waiting (for processes to end), but each also scans through
-/// /proc or forks.
+/// Concurrent starts, stops and removals; further ones wait. Most of each is waiting for processes
+/// to end, but each also scans /proc or forks.
 const MAX_CONCURRENT_OPERATIONS: usize = 32;
 
-/// Pause after a scan that failed (no descriptors left, no memory).
+/// Pause after a failed scan, as when descriptors or memory are exhausted.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// What the local backend is told.
+/// Configuration of the local backend.
 #[derive(Debug, Clone)]
 pub struct LocalConfig {
-    /// The data folder.
     pub data: PathBuf,
-    /// Program and first arguments that start an agent.
+    /// Program and first arguments of an agent.
     pub agent_command: Vec<String>,
-    /// What agents check the control plane's certificate against (PEM).
+    /// PEM file with the CA of the control plane's certificate.
     pub control_ca: PathBuf,
-    /// How many files they may have open.
+    /// Limit on open files that agents inherit.
     pub agent_files: OpenFiles,
 }
 
-/// Runs workspaces as processes.
+/// Runs workspaces as processes of this machine.
 #[derive(Debug)]
 pub struct LocalBackend {
     runtime: LocalRuntime,
     observations: Mutex<Option<mpsc::Receiver<Observation>>>,
-    /// Ends the watchers with the backend; the agents run on.
+    /// Dropped with the backend: ends the watchers but not the agents.
     _watchers: DropGuard,
 }
 
@@ -92,11 +92,12 @@ struct LocalRuntime {
 }
 
 impl LocalBackend {
-    /// Makes the folder for workspaces.
+    /// Creates the directory for workspaces if it is missing.
     pub fn open(mut config: LocalConfig) -> Result<Self, BackendError> {
-        // Agents live elsewhere: what is said relative to our folder is made absolute for them.
+        // Agents have another working directory, so relative paths are made absolute for them.
         let absolute = |path: &Path| {
-            std::path::absolute(path).map_err(|e| BackendError::new(format!("finding {}", path.display()), e))
+            std::path::absolute(path)
+                .map_err(|e| BackendError::new(format!("resolving {}", path.display()), e))
         };
         config.control_ca = absolute(&config.control_ca)?;
         if let Some(program) = config.agent_command.first_mut().filter(|program| program.contains('/')) {
@@ -104,7 +105,7 @@ impl LocalBackend {
         }
         let host = HostBoot::this()?;
         let layout = DataLayout::make(&config.data)
-            .map_err(|e| BackendError::new(format!("making {}", config.data.display()), e))?;
+            .map_err(|e| BackendError::new(format!("creating {}", config.data.display()), e))?;
         let (observation_tx, observations) = mpsc::channel(OBSERVATIONS);
         let shutdown = CancellationToken::new();
         let runtime = LocalRuntime {
@@ -132,9 +133,9 @@ impl Backend for LocalBackend {
         Ok(self.runtime.watch(workspace, agent))
     }
 
-    /// (Nobody else can take over here: the data folder is locked.)
+    /// No other control plane can act here, because the data directory is locked.
     async fn resize(&self, _resize: ResizePlan) -> Result<(), BackendError> {
-        // The host is shared: what a workspace has is its place in the line, and none of it is enforced.
+        // Resources are only counted against quotas; the local backend enforces no limits.
         Ok(())
     }
 
@@ -144,7 +145,7 @@ impl Backend for LocalBackend {
         sweep::terminate_agent(&paths, &self.runtime.host).await;
         sweep::terminate_all(&workspace)
             .await
-            .map_err(|error| BackendError::new(format!("ending the processes of {workspace}"), error))
+            .map_err(|error| BackendError::new(format!("stopping the processes of {workspace}"), error))
     }
 
     async fn remove(&self, workspace: WorkspaceId) -> Result<(), BackendError> {
@@ -169,24 +170,26 @@ impl Backend for LocalBackend {
 }
 
 impl LocalRuntime {
-    /// Waits for a permit.
+    /// Waits for one of the [`MAX_CONCURRENT_OPERATIONS`] permits.
     async fn permit(&self) -> Option<SemaphorePermit<'_>> {
-        // Never closed; and if it were, unbounded is better than never.
+        // The semaphore is never closed. If it were, running without a limit is better than not
+        // running.
         self.permits.acquire().await.ok()
     }
 
-    /// Adopts every agent that lives. Those that ended while nobody looked come first. Those that cannot be looked at are named, for what
-    /// is not listed counts as dead and would be ended; they are looked at again, and hold up nobody else.
+    /// Adopts every running agent. Ends that happened while no control plane ran come first. An
+    /// agent that is not listed counts as dead and would be ended, so unreadable ones are listed as
+    /// unknown and scanned again. They do not delay the others.
     async fn list(self, scan: AgentScan) -> (Vec<Observation>, Option<AgentScan>) {
         if let AgentScan::Retry(_) = scan {
             sleep(RETRY_PAUSE).await;
         }
         let ScanResult { found, unknown } = loop {
             let (layout, host, scan) = (self.layout.clone(), self.host.clone(), scan.clone());
-            match blocking("looking for agents".into(), move || scan.run(&layout, &host)).await {
+            match blocking("scanning for agents".into(), move || scan.run(&layout, &host)).await {
                 Ok(seen) => break seen,
                 Err(error) => {
-                    tracing::error!(%error, "it is not known which agents live; nothing is started until it is");
+                    tracing::error!(%error, "failed to scan for agents; nothing starts until one succeeds");
                     sleep(RETRY_PAUSE).await;
                 }
             }
@@ -195,12 +198,12 @@ impl LocalRuntime {
         for (id, found) in found {
             match found {
                 Ok(agent) => {
-                    tracing::info!(workspace = %id, pid = agent.process.pid, "an agent is adopted");
+                    tracing::info!(workspace = %id, pid = agent.process.pid, "adopted running agent");
                     running.push(self.watch(id, agent));
                 }
                 Err(record) => {
                     let paths = self.layout.of(&id);
-                    let how = format!("{}, while no control plane was up", watch::words(None, &paths));
+                    let how = format!("{} while no control plane was running", watch::words(None, &paths));
                     let instance = self.instance(id, &record.instance_of(&self.host), &paths);
                     observations.push(Observation::Ended { instance, how });
                 }
@@ -211,7 +214,7 @@ impl LocalRuntime {
         (observations, again)
     }
 
-    /// Has somebody wait for the end of an agent.
+    /// Spawns the task that waits for the agent's end and reports it.
     fn watch(&self, workspace: WorkspaceId, agent: RunningAgent) -> Instance {
         let paths = self.layout.of(&workspace);
         let identity = (agent.epoch, self.host.instance_id(agent.process.pid, agent.process.start_ticks));
@@ -221,7 +224,7 @@ impl LocalRuntime {
             (instance.clone(), self.observation_tx.clone(), self.shutdown.clone());
         self.tasks.spawn(shutdown.run_until_cancelled_owned(async move {
             let how = watch::end_of(agent.process, &paths).await;
-            // Without a driver nobody needs to know.
+            // Without a driver there is no reader.
             let _gone = observation_tx.send(Observation::Ended { instance: ended, how }).await;
         }));
         instance

@@ -1,6 +1,7 @@
-//! Who an agent is: asked where agents knock, answered beside the backend that started them.
+//! Authenticates agents: called where agents connect, implemented beside the backend that started
+//! them.
 //!
-//! Must not know how agents connect, nor what else they say.
+//! Must not know how agents connect, nor what else they send.
 
 use std::future::Future;
 
@@ -8,41 +9,44 @@ use podling_core::id::WorkspaceId;
 
 use super::{BackendError, InstanceId};
 
-/// Tells agents apart by what they show.
+/// Authenticates agents by their credentials.
 ///
 /// The contract:
-/// - Which workspace an agent serves follows from its credential alone.
-/// - Which instance it is follows from the credential where that names one (a pod's token names the pod), else from what the agent
-///   says of its process: so much only tells agents apart that hold the same credential.
-/// - A credential is shown by anybody, at any time: a wrong one costs little, and its refusal says nothing.
+/// - The workspace of an agent follows from its credential alone.
+/// - The instance follows from the credential where that names one (a pod's token names the pod).
+///   Otherwise it follows from the process that the agent reports, which only distinguishes holders
+///   of the same credential.
+/// - Any client may present a credential at any time. A wrong one must cost little, and its
+///   rejection must reveal nothing.
 pub trait AgentReviewer: Send + Sync + 'static {
-    /// What a credential proves beside the workspace; nothing where that is all it names.
+    /// What a credential proves besides the workspace; `()` if nothing.
     type CredentialProof: Send + 'static;
 
-    /// Whose agent holds this credential; `None`: none that was started here. An error says nothing about it: nobody could be asked.
+    /// Reviews a credential; `None` if it belongs to no agent started here. An error says nothing
+    /// about the credential: the review could not be made.
     fn review(
         &self,
         credential: &str,
     ) -> impl Future<Output = Result<Option<ReviewedCredential<Self::CredentialProof>>, BackendError>> + Send;
 
-    /// Which of the agents that the backend started this is.
+    /// The instance that the backend started for this agent.
     fn instance(&self, proof: Self::CredentialProof, process: ReportedProcess) -> InstanceId;
 }
 
-/// An agent whose credential is good.
+/// An agent with a valid credential.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReviewedCredential<P> {
-    /// Whose.
+    /// The workspace that the agent serves.
     pub workspace: WorkspaceId,
-    /// For [`AgentReviewer::instance`].
+    /// What the credential proves beyond that; passed on to [`AgentReviewer::instance`].
     pub proof: P,
 }
 
-/// What an agent says of the process it is.
+/// The process of an agent, as the agent reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReportedProcess {
-    /// Its id, where it runs.
+    /// Process id in the agent's pid namespace.
     pub pid: u32,
-    /// When it started: clock ticks since the machine's boot.
+    /// Start time in clock ticks since the machine's boot.
     pub start_ticks: u64,
 }

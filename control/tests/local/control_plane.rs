@@ -1,4 +1,5 @@
-//! A control plane without its gateway: driver, store, local backend and the door for agents, with real agents behind it.
+//! A control plane without its gateway: driver, store, local backend and the agents' listener, with
+//! real agents.
 
 use std::{
     fs,
@@ -36,25 +37,25 @@ use tonic::service::Routes;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The data folder, and the end of everything that was started in it.
-pub(crate) struct Data {
-    folder: tempfile::TempDir,
+/// A temporary data directory. Dropping it kills every process that was started in it.
+pub(crate) struct DataDir {
+    dir: tempfile::TempDir,
 }
 
-/// Dropping it is kill -9 of the control plane.
-pub(crate) struct Plane {
+/// Dropping it aborts all tasks, which is like `kill -9` of the control plane.
+pub(crate) struct TestControlPlane {
     pub(crate) handle: DriverHandle,
     pub(crate) shutdown: CancellationToken,
     _tasks: JoinSet<()>,
 }
 
-impl Data {
+impl DataDir {
     pub(crate) fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        Self { dir: tempfile::tempdir().unwrap() }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.folder.path()
+        self.dir.path()
     }
 
     pub(crate) fn of(&self, id: &WorkspaceId) -> PathBuf {
@@ -67,7 +68,7 @@ impl Data {
         record["pid"].as_u64().unwrap() as u32
     }
 
-    /// A program, run as an agent is.
+    /// Creates an executable shell script; returns its command.
     pub(crate) fn script(&self, name: &str, text: &str) -> Vec<String> {
         let path = self.path().join(name);
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o700).open(&path).unwrap();
@@ -76,38 +77,39 @@ impl Data {
         vec![path.display().to_string()]
     }
 
-    /// The command of [`Data::agent`], for a second control plane.
+    /// The command that [`DataDir::agent`] has created, for a second control plane.
     pub(crate) fn agent_again(&self) -> Vec<String> {
         vec![self.path().join("agent").display().to_string()]
     }
 
-    /// The real agent: this very test program, told to be one.
+    /// The command of a real agent: this test program, running `run_as_agent`.
     pub(crate) fn agent(&self) -> Vec<String> {
         let own = std::env::current_exe().unwrap();
-        let text = format!("AGENT_WORDS=\"agent $*\" exec {} --exact be_an_agent --nocapture", own.display());
+        let text = format!("AGENT_ARGS=\"agent $*\" exec {} --exact run_as_agent --nocapture", own.display());
         self.script("agent", &text)
     }
 }
 
-impl Drop for Data {
+impl Drop for DataDir {
     fn drop(&mut self) {
         let own = self.path().display().to_string();
-        // A script is given its paths as arguments, the agent that this program becomes in its environment.
-        let ours = |pid: &u32| ["cmdline", "environ"].iter().any(|file| reads(*pid, file).contains(&own));
+        // A script has its paths as arguments; this program as an agent has them in its
+        // environment.
+        let ours = |pid: &u32| ["cmdline", "environ"].iter().any(|file| read_proc(*pid, file).contains(&own));
         for pid in pids().filter(|pid| *pid != std::process::id()).filter(ours) {
             kill(pid);
         }
     }
 }
 
-impl Plane {
-    pub(crate) async fn up(data: &Data, agent_command: Vec<String>) -> Self {
+impl TestControlPlane {
+    pub(crate) async fn start(data: &DataDir, agent_command: Vec<String>) -> Self {
         let identity = Arc::new(Identity::open(data.path()).unwrap());
         let store = timeout(DEADLINE, async {
             loop {
                 match RedbStore::open(&data.path().join("control/store.redb")) {
                     Ok(store) => return store,
-                    // The one before has not let go of the file yet.
+                    // The previous control plane has not closed the file yet.
                     Err(_) => tokio::task::yield_now().await,
                 }
             }
@@ -128,7 +130,7 @@ impl Plane {
         let (driver, handle) = driver.await.unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { driver.run().await.unwrap() });
-        tasks.spawn(door(data, &identity, handle.clone()));
+        tasks.spawn(serve_agents(data, &identity, handle.clone()));
         Self { handle, shutdown, _tasks: tasks }
     }
 
@@ -157,19 +159,26 @@ impl Plane {
         let seen = timeout(DEADLINE, snapshots.wait_for(|s| s.get(id).is_some_and(|view| what(view)))).await;
         match seen {
             Ok(Ok(snapshot)) => snapshot.get(id).unwrap().clone(),
-            _ => panic!("it did not come to that: {:#?}", self.handle.snapshots().borrow().get(id)),
+            _ => panic!(
+                "the workspace did not reach the expected state: {:#?}",
+                self.handle.snapshots().borrow().get(id)
+            ),
         }
     }
 
     pub(crate) async fn gone(&self, id: &WorkspaceId) {
         let mut snapshots = self.handle.snapshots();
         let seen = timeout(DEADLINE, snapshots.wait_for(|s| s.get(id).is_none())).await;
-        assert!(seen.is_ok(), "still there: {:#?}", self.handle.snapshots().borrow().get(id));
+        assert!(seen.is_ok(), "the workspace still exists: {:#?}", self.handle.snapshots().borrow().get(id));
     }
 }
 
-/// Where agents dial.
-fn door(data: &Data, identity: &Identity, handle: DriverHandle) -> impl Future<Output = ()> + use<> {
+/// Accepts agents on the control socket in the data directory.
+fn serve_agents(
+    data: &DataDir,
+    identity: &Identity,
+    handle: DriverHandle,
+) -> impl Future<Output = ()> + use<> {
     let path = control_socket(data.path());
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let _stale = fs::remove_file(&path);
@@ -207,14 +216,14 @@ pub(crate) fn pids() -> impl Iterator<Item = u32> {
     fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
-/// A file of a process, with spaces for its NULs.
-pub(crate) fn reads(pid: u32, file: &str) -> String {
+/// A file in /proc/PID, with spaces for NULs.
+pub(crate) fn read_proc(pid: u32, file: &str) -> String {
     let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
     String::from_utf8_lossy(&text).replace('\0', " ")
 }
 
-/// The processes that carry a workspace's mark.
-pub(crate) fn marked(id: &WorkspaceId) -> Vec<u32> {
+/// Process ids that carry the workspace's marker variable.
+pub(crate) fn marked_processes(id: &WorkspaceId) -> Vec<u32> {
     let mark = format!("PODLING_WORKSPACE_ID={id} ");
-    pids().filter(|pid| reads(*pid, "environ").contains(&mark)).collect()
+    pids().filter(|pid| read_proc(*pid, "environ").contains(&mark)).collect()
 }

@@ -1,4 +1,4 @@
-//! Starting an agent.
+//! Starts agent processes.
 
 use std::{
     fs, io,
@@ -17,30 +17,31 @@ use super::{
 };
 use crate::backend::StartPlan;
 
-/// All that an agent gets of our environment: where programs are, language, time zone, and how loudly to log. Not HOME, not USER,
-/// no session bus, no agent sockets, no secrets: what a workspace's programs see comes with its claim.
+/// The only variables that an agent inherits: search path, language, time zone and log level. HOME,
+/// USER, session buses, agent sockets and secrets are not inherited. Programs of a workspace get
+/// their environment from the claim.
 const INHERITED_VARIABLES: &[&str] = &["PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "PODLING_AGENT_LOG"];
-/// Marks a workspace's processes: how they are found when their agent is gone.
+/// Marks all processes of a workspace, so that `sweep` finds them without their agent.
 pub(super) const WORKSPACE_VARIABLE: &str = "PODLING_WORKSPACE_ID";
 
 /// Why there is no agent.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LaunchError {
-    #[error("its epoch {0} was started before and has ended")]
+    #[error("epoch {0} has been started before and has ended")]
     UsedUp(Epoch),
-    #[error("the agent of epoch {0} still lives")]
+    #[error("the agent of epoch {0} is still running")]
     AnotherLives(Epoch),
-    #[error("the command that starts agents is empty")]
+    #[error("the agent command is empty")]
     NoCommand,
     #[error("{program}: {source}")]
     Spawn { program: String, source: io::Error },
-    #[error("it ended at once; its log says why")]
+    #[error("the agent ended at once; see its log")]
     EndedAtOnce,
     #[error("{operation}: {source}")]
     Io { operation: &'static str, source: io::Error },
 }
 
-/// Starts the agent unless it runs.
+/// Returns the running agent of this epoch, or starts it. Blocks.
 pub(super) fn ensure(
     config: &LocalConfig,
     layout: &DataLayout,
@@ -49,28 +50,25 @@ pub(super) fn ensure(
     plan: &StartPlan,
 ) -> Result<RunningAgent, LaunchError> {
     let io = |operation| move |source| LaunchError::Io { operation, source };
-    match find(paths, host).map_err(io("looking for the one before"))? {
+    match find(paths, host).map_err(io("looking for the previous agent"))? {
         Some(Ok(launched)) if launched.epoch == plan.epoch => return Ok(launched),
         Some(Ok(launched)) => return Err(LaunchError::AnotherLives(launched.epoch)),
         Some(Err(record)) if record.epoch == plan.epoch => return Err(LaunchError::UsedUp(plan.epoch)),
         Some(Err(_)) | None => {}
     }
-    paths.make().map_err(io("making its folders"))?;
-    // What the last one left would be taken for this one's.
+    paths.make().map_err(io("creating the workspace's directories"))?;
+    // Files of the previous agent would be mistaken for this agent's.
     for stale in [&paths.socket, &paths.exit_record, &paths.own_record] {
         match fs::remove_file(stale) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(LaunchError::Io {
-                    operation: "clearing away what an earlier agent left",
-                    source,
-                });
+                return Err(LaunchError::Io { operation: "removing files of the previous agent", source });
             }
             _ => {}
         }
     }
     let credential = credential(&plan.workspace, &plan.secret);
-    write(&paths.credential, credential.as_bytes()).map_err(io("writing its credential"))?;
-    let log = paths.open_log().map_err(io("opening its log"))?;
+    write(&paths.credential, credential.as_bytes()).map_err(io("writing the agent's credential"))?;
+    let log = paths.open_log().map_err(io("opening the agent's log"))?;
     let (program, arguments) = config.agent_command.split_first().ok_or(LaunchError::NoCommand)?;
     let mut command = Command::new(program);
     command
@@ -91,10 +89,10 @@ pub(super) fn ensure(
         .env_clear()
         .envs(INHERITED_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
         .env(WORKSPACE_VARIABLE, plan.workspace.as_str())
-        // Not ours, which may be unmounted or removed one day.
+        // Our working directory may be unmounted or removed later.
         .current_dir("/")
         .stdin(Stdio::null())
-        .stdout(log.try_clone().map_err(io("opening its log"))?)
+        .stdout(log.try_clone().map_err(io("opening the agent's log"))?)
         .stderr(log);
     let child = command.spawn().map_err(|source| LaunchError::Spawn { program: program.clone(), source })?;
     config.agent_files.give_back(&child);
@@ -103,17 +101,20 @@ pub(super) fn ensure(
     let start_ticks = ProcStat::of(pid).map_err(|_| LaunchError::EndedAtOnce)?.start_ticks;
     let record = AgentRecord { epoch: plan.epoch, pid, start_ticks, machine_boot: host.boot_id.clone() };
     let process = ProcessHandle::find(pid, start_ticks)
-        .map_err(io("holding on to it"))?
+        .map_err(io("opening a pidfd of the agent"))?
         .ok_or(LaunchError::EndedAtOnce)?;
-    let json = serde_json::to_vec(&record)
-        .map_err(|e| LaunchError::Io { operation: "noting it", source: io::Error::other(e) })?;
-    // If it cannot be noted it cannot be adopted.
-    write(&paths.record, &json).map_err(io("noting it"))?;
+    let json = serde_json::to_vec(&record).map_err(|e| LaunchError::Io {
+        operation: "writing the agent's record",
+        source: io::Error::other(e),
+    })?;
+    // An agent without a record cannot be adopted.
+    write(&paths.record, &json).map_err(io("writing the agent's record"))?;
     child.detach();
     Ok(RunningAgent { epoch: plan.epoch, process, boot_id: None })
 }
 
-/// A child that nobody would reap: if its start fails half-way it ends here, and what it has started is swept away by its mark.
+/// Kills and reaps the child on drop, unless it was detached. Descendants of the child are left to
+/// `sweep`, which finds them by their mark.
 struct KillOnDrop(Option<Child>);
 
 impl KillOnDrop {
@@ -121,7 +122,7 @@ impl KillOnDrop {
         self.0.as_ref().map_or(0, Child::id)
     }
 
-    /// From here on its watcher reaps it, by its pidfd.
+    /// From now on the watcher reaps the child through its pidfd.
     fn detach(mut self) {
         self.0 = None;
     }
@@ -130,7 +131,8 @@ impl KillOnDrop {
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
         if let Some(child) = &mut self.0 {
-            // It may have ended by itself. Waiting is short: nothing outlives SIGKILL but what hangs in the kernel.
+            // The child may have ended by itself. The wait is short: only a process stuck in the
+            // kernel outlives SIGKILL.
             let _ended = child.kill().and_then(|()| child.wait());
         }
     }
@@ -152,7 +154,7 @@ mod tests {
     use super::*;
     use crate::{open_files::OpenFiles, samples::spec};
 
-    /// Starts a program of this name.
+    /// Starts a `sleep` process under this name as an agent.
     fn start(data: &Path, name: &str) -> Result<RunningAgent, LaunchError> {
         let (layout, host) = (DataLayout::make(data).unwrap(), HostBoot::this().unwrap());
         let workspace = WorkspaceId::from_bits(1);
@@ -162,7 +164,7 @@ mod tests {
         std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
         let config = LocalConfig {
             data: data.to_owned(),
-            // The agent's arguments are the shell's own.
+            // The shell takes the agent's arguments as its own.
             agent_command: ["/bin/sh".into(), "-c".into(), format!("exec {} 1000", program.display())].into(),
             control_ca: data.join("ca.pem"),
             agent_files: OpenFiles::limit().with_soft(300),
@@ -174,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_may_have_as_many_files_open_as_before_we_raised_our_limit() {
+    fn agent_gets_the_original_open_file_limit() {
         let data = tempfile::tempdir().unwrap();
         let launched = start(data.path(), "limited").unwrap();
         let limits = fs::read_to_string(format!("/proc/{}/limits", launched.process.pid)).unwrap();
@@ -189,17 +191,20 @@ mod tests {
     }
 
     #[test]
-    fn a_start_that_fails_half_way_leaves_no_process_not_even_a_dead_one() {
+    fn failed_start_leaves_no_process_and_no_zombie() {
         let data = tempfile::tempdir().unwrap();
         let paths = DataLayout::make(data.path()).unwrap().of(&WorkspaceId::from_bits(1));
-        // Where the record is written before it takes its name.
+        // A directory blocks the temporary file of the record.
         fs::create_dir_all(paths.record.with_extension("new")).unwrap();
         let failed = start(data.path(), "half-way");
-        assert!(matches!(failed, Err(LaunchError::Io { operation: "noting it", .. })), "{failed:?}");
+        assert!(
+            matches!(failed, Err(LaunchError::Io { operation: "writing the agent's record", .. })),
+            "{failed:?}"
+        );
         let left = ProcStat::all().unwrap().into_iter().filter(|stat| {
             let arguments = fs::read(format!("/proc/{}/cmdline", stat.pid)).unwrap_or_default();
             let arguments = String::from_utf8_lossy(&arguments);
-            // A dead one has no arguments any more.
+            // A zombie has no arguments any more.
             arguments.contains(&data.path().display().to_string()) || stat.name == "half-way"
         });
         let left: Vec<_> = left.collect();

@@ -1,4 +1,4 @@
-//! Where the local backend keeps what: the drawing is in ARCHITECTURE.md.
+//! Paths of the local backend in the data directory; ARCHITECTURE.md draws them.
 
 use std::{
     fs, io,
@@ -8,46 +8,46 @@ use std::{
 
 use podling_core::id::WorkspaceId;
 
-/// From this size on a log is put aside when an agent starts; one older log is kept.
+/// An agent's start rotates a log of at least this size. One older log is retained.
 const LOG_BYTES: u64 = 1024 * 1024;
 
-/// The data dir.
+/// Paths below the data directory that all workspaces share.
 #[derive(Debug, Clone)]
 pub(super) struct DataLayout {
     pub(super) workspaces: PathBuf,
     pub(super) control_socket: PathBuf,
 }
 
-/// The dirs and files of one workspace.
+/// Directories and files of one workspace.
 #[derive(Debug, Clone)]
 pub(super) struct WorkspacePaths {
     root: PathBuf,
-    /// The user's HOME.
+    /// HOME of the user and root of the workspace.
     pub(super) home: PathBuf,
-    /// The agent's own.
+    /// Directory of the agent's own files.
     pub(super) state: PathBuf,
     run: PathBuf,
-    /// Where the agent listens.
+    /// Socket of the agent.
     pub(super) socket: PathBuf,
-    /// What it proves itself with.
+    /// The agent's credential for the control plane.
     pub(super) credential: PathBuf,
-    /// What we noted of the agent we started.
+    /// Written by the control plane: the agent process it started.
     pub(super) record: PathBuf,
-    /// What it noted of itself.
+    /// Written by the agent: its own process and boot ID.
     pub(super) own_record: PathBuf,
-    /// What it left at its end.
+    /// Written by the agent when it ends by itself.
     pub(super) exit_record: PathBuf,
     log: PathBuf,
 }
 
-/// Where agents dial.
+/// Socket of the control plane for its agents.
 pub fn control_socket(data: &Path) -> PathBuf {
     data.join("run/control.sock")
 }
 
 impl DataLayout {
     pub(super) fn make(data: &Path) -> io::Result<Self> {
-        // Agents are told these paths and live elsewhere.
+        // Agents get these paths but have another working directory, so they must be absolute.
         private_dir(data)?;
         let data = data.canonicalize()?;
         let layout = Self { workspaces: data.join("workspaces"), control_socket: control_socket(&data) };
@@ -72,7 +72,7 @@ impl DataLayout {
         }
     }
 
-    /// Those that have a dir.
+    /// Ids of all workspaces that have a directory.
     pub(super) fn ids(&self) -> io::Result<Vec<WorkspaceId>> {
         let names = fs::read_dir(&self.workspaces)?.map(|entry| Ok(entry?.file_name()));
         let names: Vec<_> = names.collect::<io::Result<_>>()?;
@@ -85,7 +85,7 @@ impl WorkspacePaths {
         [&self.root, &self.home, &self.state, &self.run].into_iter().try_for_each(|path| private_dir(path))
     }
 
-    /// The log, to be added to; a long one is put aside first.
+    /// Opens the log for appending; rotates it first if it is long.
     pub(super) fn open_log(&self) -> io::Result<fs::File> {
         if fs::symlink_metadata(&self.log).is_ok_and(|meta| meta.len() >= LOG_BYTES) {
             fs::rename(&self.log, self.log.with_extension("log.1"))?;
@@ -94,7 +94,8 @@ impl WorkspacePaths {
     }
 }
 
-/// Writes a file whole, for its owner alone. Not synced to disk: it speaks of a process, which a crash of the host ends too.
+/// Replaces a file atomically, with mode 0600. Does not sync: the content describes a process,
+/// which a crash of the machine ends too.
 pub(super) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("new");
     match fs::remove_file(&beside) {

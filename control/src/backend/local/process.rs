@@ -1,4 +1,5 @@
-//! Processes of this host, named so that a reused process id is never taken for the one that was meant.
+//! Processes of this machine, identified so that a reused process id is never mistaken for the
+//! process that had it before.
 
 use std::{
     fs, io,
@@ -12,26 +13,27 @@ use rustix::{
 
 use crate::backend::{BackendError, InstanceId};
 
-/// This host since it was switched on.
+/// One boot of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HostBoot {
     pub(super) boot_id: String,
 }
 
-/// What /proc/PID/stat says of a process.
+/// Some fields of /proc/PID/stat, as proc_pid_stat(5) describes them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ProcStat {
     pub(super) pid: u32,
     pub(super) name: String,
     pub(super) parent: u32,
     pub(super) session: u32,
-    /// Clock ticks since the host's boot_id.
+    /// Clock ticks since the machine's boot.
     pub(super) start_ticks: u64,
-    /// It has ended and waits to be reaped.
+    /// The process has ended and waits to be reaped.
     pub(super) is_zombie: bool,
 }
 
-/// One process, for ever: its descriptor stays with it whatever becomes of its id.
+/// A pidfd of one process. It refers to this process for as long as it is open, even if the process
+/// id is reused.
 #[derive(Debug)]
 pub(super) struct ProcessHandle {
     pub(super) pid: u32,
@@ -51,13 +53,14 @@ impl HostBoot {
     }
 }
 
-/// Whether the answer is that there is no such process. Any other error says nothing about it.
+/// Whether the error means that there is no such process. Other errors say nothing about the
+/// process.
 fn is_gone(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     matches!(errno, Some(Errno::SRCH | Errno::NOENT))
 }
 
-/// Whether we lack the means to look: then nothing was seen, and nothing follows from it.
+/// Whether descriptors or memory are exhausted. Such an error says nothing about the process.
 pub(super) fn is_resource_shortage(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
@@ -65,30 +68,31 @@ pub(super) fn is_resource_shortage(error: &io::Error) -> bool {
 
 impl ProcStat {
     pub(super) fn of(pid: u32) -> io::Result<Self> {
-        // The name may be any bytes.
+        // The process name may hold any bytes.
         let text = fs::read(format!("/proc/{pid}/stat"))?;
         Self::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// proc_pid_stat(5). The name stands in parentheses and may hold anything, parentheses and spaces too.
+    /// Parses proc_pid_stat(5). The name is in parentheses and may itself hold parentheses and
+    /// spaces.
     fn parse(text: &str) -> Option<Self> {
         let (pid, rest) = text.split_once(" (")?;
         let (name, rest) = rest.rsplit_once(") ")?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-        // Field 3 of the manual, the state, is number 0 here.
+        // Field 3 of the manual page, the state, has index 0 here.
         let field = |number: usize| fields.get(number - 3).copied();
         Some(Self {
             pid: pid.parse().ok()?,
             name: name.to_owned(),
             parent: field(4)?.parse().ok()?,
-            // -1 for kernel threads of some kernels.
+            // Some kernels report -1 for kernel threads.
             session: field(6)?.parse().unwrap_or(0),
             start_ticks: field(22)?.parse().ok()?,
             is_zombie: matches!(field(3)?, "Z" | "X" | "x"),
         })
     }
 
-    /// All processes that can be seen. Blocks: about 10 µs for each.
+    /// All visible processes. Blocks for about 10 µs per process.
     pub(super) fn all() -> io::Result<Vec<Self>> {
         let mut all = Vec::new();
         for entry in fs::read_dir("/proc")? {
@@ -97,7 +101,7 @@ impl ProcStat {
             match Self::of(pid) {
                 Ok(stat) => all.push(stat),
                 Err(error) if is_resource_shortage(&error) => return Err(error),
-                // It has ended meanwhile, or is hidden from us: then it is another user's.
+                // The process has ended, or /proc hides it because it is another user's.
                 Err(_) => {}
             }
         }
@@ -106,16 +110,18 @@ impl ProcStat {
 }
 
 impl ProcessHandle {
-    /// The process with this id and start time, if it lives. An error says nothing about whether it does.
+    /// Opens the process with this id and start time; `None` if it has ended. An error says nothing
+    /// about whether the process runs.
     pub(super) fn find(pid: u32, start_ticks: u64) -> io::Result<Option<Self>> {
         let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
         let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
             Ok(pidfd) => Ok(pidfd),
             Err(Errno::SRCH | Errno::NOENT) => return Ok(None),
-            // The id may be a thread's by now.
+            // The id may have become a thread's.
             Err(error) => Err(error),
         };
-        // Asked after the descriptor is open: now it is known whose it is.
+        // Checked after the pidfd is open, because only then the id cannot change its process any
+        // more.
         let is_it = match ProcStat::of(pid) {
             Ok(stat) => stat.start_ticks == start_ticks && !stat.is_zombie,
             Err(error) if is_gone(&error) => false,
@@ -124,7 +130,7 @@ impl ProcessHandle {
         if is_it { Ok(Some(Self { pid, start_ticks, pidfd: pidfd? })) } else { Ok(None) }
     }
 
-    /// Sends a signal; one that has ended needs none.
+    /// Sends a signal. A process that has ended is not an error.
     pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
         match pidfd_send_signal(&self.pidfd, signal) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
@@ -148,14 +154,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_found_by_id_and_start_and_not_by_id_alone() {
+    fn process_lookup_requires_matching_start_time() {
         let own = ProcStat::of(std::process::id()).unwrap();
         assert!(ProcessHandle::find(own.pid, own.start_ticks).unwrap().is_some());
         assert!(ProcessHandle::find(own.pid, own.start_ticks + 1).unwrap().is_none());
     }
 
     #[test]
-    fn a_name_may_hold_anything() {
+    fn stat_parser_accepts_any_process_name() {
         let stat = ProcStat::parse("42 (a) (b c)) S 7 42 41 0 -1 4 1 1 1 1 1 1 1 1 20 0 1 0 99 1 1").unwrap();
         assert_eq!(
             (stat.name.as_str(), stat.parent, stat.session, stat.start_ticks),

@@ -1,7 +1,7 @@
-//! What is noted of agents, and finding the one that was started last by it.
+//! Records of agents on disk, and the lookup of the last started agent.
 //!
-//! Some of these files are the agent's, or lie where its user can change them: they are read as if anybody had written them, so that one
-//! workspace cannot hold up the others.
+//! Some of these files belong to the agent or can be changed by its user. They are read as
+//! untrusted input, so that one workspace cannot block the others.
 
 use std::{
     fs::OpenOptions,
@@ -20,26 +20,26 @@ use super::{
 };
 use crate::backend::InstanceId;
 
-/// An agent that lives.
+/// An agent whose process runs.
 #[derive(Debug)]
 pub(super) struct RunningAgent {
     pub(super) epoch: Epoch,
     pub(super) process: ProcessHandle,
-    /// As it noted itself, if it has yet.
+    /// As the agent recorded it; `None` before its first write.
     pub(super) boot_id: Option<String>,
 }
 
-/// What is noted of an agent we started: `run/agent.json`.
+/// The control plane's record of an agent it started: `run/agent.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct AgentRecord {
     pub(super) epoch: Epoch,
     pub(super) pid: u32,
     pub(super) start_ticks: u64,
-    /// Of the host: after a reboot ids and start times mean nothing.
+    /// Boot ID of the machine: process ids and start times mean nothing after a reboot.
     pub(super) machine_boot: String,
 }
 
-/// What an agent notes of itself: `state/agent.json`.
+/// The agent's record of itself: `state/agent.json`.
 #[derive(Deserialize)]
 struct AgentSelfRecord {
     pid: u32,
@@ -47,10 +47,11 @@ struct AgentSelfRecord {
     boot_id: String,
 }
 
-/// What became of the agent that was started last: alive, or what was noted of it.
+/// The last started agent: running, or its record if it has ended.
 pub(super) type FoundAgent = Result<RunningAgent, AgentRecord>;
 
-/// The agent that was started last, if one was. An error says nothing about whether it lives: who takes it for dead ends living work.
+/// Finds the last started agent; `None` if none was started. An error says nothing about whether
+/// the agent runs, so callers must not treat it as ended.
 pub(super) fn find(paths: &WorkspacePaths, host: &HostBoot) -> io::Result<Option<FoundAgent>> {
     let Some(record) = read::<AgentRecord>(&paths.record)? else { return Ok(None) };
     let process = if record.machine_boot == host.boot_id {
@@ -59,25 +60,25 @@ pub(super) fn find(paths: &WorkspacePaths, host: &HostBoot) -> io::Result<Option
         None
     };
     let Some(process) = process else { return Ok(Some(Err(record))) };
-    // Its own affair: without it only its boot id is not known before its hello.
+    // Optional: without it the boot ID is known only from the agent's hello.
     let own = read::<AgentSelfRecord>(&paths.own_record).ok().flatten();
     let own = own.filter(|own| own.pid == record.pid && own.start_ticks == record.start_ticks);
     Ok(Some(Ok(RunningAgent { epoch: record.epoch, process, boot_id: own.map(|own| own.boot_id) })))
 }
 
 impl AgentRecord {
-    /// Which it was.
+    /// Epoch and instance of the recorded agent.
     pub(super) fn instance_of(&self, host: &HostBoot) -> (Epoch, InstanceId) {
         (self.epoch, host.instance_id(self.pid, self.start_ticks))
     }
 }
 
-/// Largest of these records that is read, in bytes; the agent writes one of them.
+/// Upper bound for reading a record, in bytes. The agent writes some of these files.
 const MAX_RECORD_BYTES: u64 = 64 * 1024;
 
-/// A record; `None` if it is not there or makes no sense. An error: it may be there.
+/// Reads a record; `None` if the file is missing or malformed. On an error the record may exist.
 pub(super) fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> io::Result<Option<T>> {
-    // Opening a pipe that nobody writes to would take for ever, and reading a device too.
+    // Opening a pipe without a writer, or reading a device, could block for ever.
     let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY).bits().cast_signed();
     let text = OpenOptions::new().read(true).custom_flags(flags).open(path).and_then(|file| {
         let mut text = Vec::new();
@@ -109,12 +110,12 @@ mod tests {
     };
 
     #[test]
-    fn a_record_that_cannot_be_looked_at_is_not_taken_for_none() {
+    fn unreadable_agent_record_is_an_error_and_not_none() {
         let data = tempfile::tempdir().unwrap();
         let layout = DataLayout::make(data.path()).unwrap();
         let host = HostBoot::this().unwrap();
         let paths = layout.of(&podling_core::id::WorkspaceId::from_bits(1));
-        assert!(find(&paths, &host).unwrap().is_none(), "none was ever started");
+        assert!(find(&paths, &host).unwrap().is_none(), "no agent was ever started");
         paths.make().unwrap();
         let own = ProcStat::of(std::process::id()).unwrap();
         let record = AgentRecord {
@@ -125,13 +126,13 @@ mod tests {
         };
         write(&paths.record, &serde_json::to_vec(&record).unwrap()).unwrap();
         assert!(matches!(find(&paths, &host), Ok(Some(Ok(launched))) if launched.epoch == 1));
-        // What the agent notes of itself is in the hands of its user: it holds nobody up.
+        // The user controls the agent's own record; no content of it may block the lookup.
         symlink(&paths.own_record, &paths.own_record).unwrap();
         assert!(matches!(find(&paths, &host), Ok(Some(Ok(_)))));
         fs::remove_file(&paths.own_record).unwrap();
         mknodat(CWD, &paths.own_record, FileType::Fifo, Mode::RWXU, 0).unwrap();
         assert!(matches!(find(&paths, &host), Ok(Some(Ok(_)))), "a pipe is not waited for");
-        // It leads in a circle: an error that root meets too.
+        // A symlink loop is an error that root gets too.
         fs::remove_file(&paths.record).unwrap();
         symlink(&paths.record, &paths.record).unwrap();
         assert!(find(&paths, &host).is_err());

@@ -1,7 +1,8 @@
-//! Removing a dir with all that is in it, and nothing else, whatever somebody put there.
+//! Removes a directory tree, and nothing outside of it, whatever its owner placed there.
 //!
-//! Everything is named relative to an open dir and no link is followed. Folders are first moved up to the top, so that a tree of
-//! any depth needs three descriptors. What is mounted below is not entered, not even from the same file system.
+//! Every name is resolved relative to an open directory and no symlink is followed. Subdirectories
+//! are first moved to the top, so that a tree of any depth needs three descriptors. Mount points
+//! are not entered, not even those of the same file system.
 
 use std::{
     ffi::{CStr, CString},
@@ -18,7 +19,7 @@ use rustix::{
     io::Errno,
 };
 
-/// Why something is left.
+/// Why a tree was not removed completely.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RemoveError {
     #[error("{operation} {name:?}: {source}")]
@@ -36,16 +37,16 @@ impl RemoveError {
     }
 }
 
-/// Removes `name` in `parent`. Nothing there is success.
+/// Removes `name` in `parent`. A missing name is not an error. Blocks.
 pub(super) fn remove(parent: &Path, name: &str) -> Result<(), RemoveError> {
     let at = RemoveError::at;
-    // An id holds no NUL; were it another name, it would be none that exists.
+    // An id contains no NUL, and a name with one cannot exist.
     let Ok(name) = CString::new(name) else { return Ok(()) };
     let parent = openat(CWD, parent, OPEN_DIR, Mode::empty()).map_err(|e| at("opening", c"workspaces", e))?;
     let top = match open_dir(parent.as_fd(), &name) {
         Ok(top) => top,
         Err(Errno::NOENT) => return Ok(()),
-        // Not a dir of ours: only the name goes, whatever it points to stays.
+        // Not a directory: only the name is removed, and a symlink's target stays.
         Err(Errno::NOTDIR | Errno::LOOP) => {
             return unlinkat(&parent, &name, AtFlags::empty()).map_err(|e| at("removing", &name, e));
         }
@@ -60,13 +61,14 @@ pub(super) fn remove(parent: &Path, name: &str) -> Result<(), RemoveError> {
         for dir in dirs {
             let inner = open_dir(top.as_fd(), &dir).map_err(|e| at("opening", &dir, e))?;
             remove_files(inner.as_fd(), |child| {
-                // A dir that moves is written to: its ".." changes.
+                // Moving a directory changes its `..`, so it must be writable first.
                 drop(open_dir(inner.as_fd(), child)?);
                 loop {
                     moved += 1;
                     let free = CString::new(format!(".removing-{moved}")).map_err(|_| Errno::INVAL)?;
                     match renameat(&inner, child, &top, &free) {
-                        // The name is taken (by an earlier try, or by the user): the next. One that is empty is replaced.
+                        // The name is taken by an earlier attempt or by the user: try the next one.
+                        // An empty directory of that name is replaced.
                         Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {}
                         other => return other,
                     }
@@ -81,9 +83,10 @@ pub(super) fn remove(parent: &Path, name: &str) -> Result<(), RemoveError> {
 const OPEN_DIR: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Opens a dir, and makes it one we can read and change.
+/// Opens a directory and makes it readable and writable for us.
 fn open_dir(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-    // A descriptor that only names it works whatever its mode, and what it names cannot be swapped any more.
+    // An O_PATH descriptor ignores the directory's mode, and the directory behind it cannot be
+    // swapped any more.
     let named = openat2(
         parent,
         name,
@@ -98,7 +101,8 @@ fn open_dir(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     openat(&named, c".", OPEN_DIR, Mode::empty())
 }
 
-/// Removes all that is no dir; does `with_dir` to the dirs, and names them.
+/// Removes all entries but directories. Calls `with_dir` for each directory and returns their
+/// names.
 fn remove_files(
     dir: BorrowedFd<'_>,
     mut with_dir: impl FnMut(&CStr) -> Result<(), Errno>,
@@ -108,8 +112,8 @@ fn remove_files(
         move |source: Errno| RemoveError::at(operation, &name, source)
     };
     let mut dirs = Vec::new();
-    for entry in Dir::read_from(dir).map_err(failed("reading", c"a directory"))? {
-        let entry = entry.map_err(failed("reading", c"a directory"))?;
+    for entry in Dir::read_from(dir).map_err(failed("reading", c"the directory"))? {
+        let entry = entry.map_err(failed("reading", c"the directory"))?;
         let name = entry.file_name();
         if name == c"." || name == c".." {
             continue;
@@ -117,7 +121,7 @@ fn remove_files(
         let file_type = match entry.file_type() {
             FileType::Unknown => {
                 let stat =
-                    statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("looking at", name))?;
+                    statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("inspecting", name))?;
                 FileType::from_raw_mode(stat.st_mode)
             }
             known => known,
@@ -144,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_goes_and_what_links_point_to_stays() {
+    fn tree_is_removed_and_symlink_targets_stay() {
         let base = tempfile::tempdir().unwrap();
         let (outside, workspaces) = (base.path().join("outside"), base.path().join("workspaces"));
         fs::create_dir_all(outside.join("deep")).unwrap();
@@ -163,9 +167,9 @@ mod tests {
         remove(&workspaces, "id").unwrap();
     }
 
-    /// Bind mounts of the same file system, in a mount namespace of their own.
+    /// Uses bind mounts of the same file system in a separate mount namespace.
     #[test]
-    fn what_is_mounted_in_it_stays() {
+    fn mounted_file_systems_are_not_removed() {
         if let Some(base) = std::env::var_os("REMOVE_MOUNTED_IN") {
             for id in ["near", "deep"] {
                 let refused = remove(&Path::new(&base).join("workspaces"), id).unwrap_err();
@@ -180,7 +184,7 @@ mod tests {
         fs::write(base.path().join("outside/precious"), "x").unwrap();
         let mount =
             "mount --bind outside workspaces/near/home && mount --bind outside workspaces/deep/home/a/b";
-        let run = "exec \"$0\" --exact backend::local::remove::tests::what_is_mounted_in_it_stays";
+        let run = "exec \"$0\" --exact backend::local::remove::tests::mounted_file_systems_are_not_removed";
         let ended = std::process::Command::new("unshare")
             .args(["-rm", "sh", "-c", &format!("{mount} || exit 77; {run}")])
             .arg(std::env::current_exe().unwrap())
@@ -194,12 +198,12 @@ mod tests {
             Ok(ended) if ended.status.code() == Some(101) => {
                 panic!("{}", String::from_utf8_lossy(&ended.stdout))
             }
-            other => eprintln!("not shown: nothing may be mounted here: {other:?}"),
+            other => eprintln!("skipped: mounting is not permitted here: {other:?}"),
         }
     }
 
     #[test]
-    fn a_workspace_that_is_a_link_loses_only_its_name() {
+    fn symlinked_workspace_loses_only_its_link() {
         let base = tempfile::tempdir().unwrap();
         fs::create_dir_all(base.path().join("outside")).unwrap();
         fs::write(base.path().join("outside/precious"), "x").unwrap();
@@ -210,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_deeper_than_there_are_descriptors_goes_too() {
+    fn tree_deeper_than_the_descriptor_limit_is_removed() {
         let base = tempfile::tempdir().unwrap();
         fs::create_dir(base.path().join("id")).unwrap();
         let mut at = openat(CWD, base.path().join("id"), OPEN_DIR, Mode::empty()).unwrap();

@@ -1,5 +1,6 @@
-//! Which local agent somebody is: its credential is `<workspace id>.<secret>`, the secret one of its start, and it is the process it
-//! says it is. So a credential that was copied is good for the very process that was started, and for no other.
+//! Authenticates local agents. The credential is `<workspace id>.<secret>`, with one secret for
+//! each start. The instance follows from the process that the agent reports, so a copied credential
+//! is good only for the process that was started.
 
 use podling_core::id::WorkspaceId;
 
@@ -9,12 +10,12 @@ use crate::{
     snapshot::{Fingerprint, Snapshots},
 };
 
-/// What an agent of this workspace shows.
+/// The credential of this workspace's agent.
 pub(super) fn credential(workspace: &WorkspaceId, secret: &str) -> String {
     format!("{workspace}.{secret}")
 }
 
-/// Knows the agents that the local backend started.
+/// Authenticates the agents that the local backend started.
 #[derive(Debug)]
 pub struct LocalReviewer {
     snapshots: Snapshots,
@@ -22,7 +23,7 @@ pub struct LocalReviewer {
 }
 
 impl LocalReviewer {
-    /// The digests of the secrets are in `snapshots`.
+    /// `snapshots` hold the digests of the secrets.
     pub fn new(snapshots: Snapshots) -> Result<Self, BackendError> {
         let host = HostBoot::this()?;
         Ok(Self { snapshots, host })
@@ -36,7 +37,7 @@ impl AgentReviewer for LocalReviewer {
         let parts = credential.split_once('.').and_then(|(id, secret)| Some((id.parse().ok()?, secret)));
         let Some((workspace, secret)) = parts else { return Ok(None) };
         let digest = self.snapshots.borrow().get(&workspace).and_then(|view| view.credential);
-        // Done for unknown workspaces too: time tells nothing.
+        // Compared for unknown workspaces too, so that the timing reveals nothing.
         let right =
             constant_time_eq(Fingerprint::of(secret.as_bytes()), digest.unwrap_or(Fingerprint([0; 32])));
         Ok((digest.is_some() && right).then_some(ReviewedCredential { workspace, proof: () }))
@@ -47,7 +48,7 @@ impl AgentReviewer for LocalReviewer {
     }
 }
 
-/// In a time that does not depend on where they differ.
+/// Compares in a time that does not depend on where the digests differ.
 fn constant_time_eq(a: Fingerprint, b: Fingerprint) -> bool {
     a.0.iter().zip(b.0).fold(0, |differ, (a, b)| std::hint::black_box(differ | (a ^ b))) == 0
 }
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_credential_is_good_for_the_workspace_it_was_made_for_and_nothing_else() {
+    async fn credential_is_valid_for_its_own_workspace_only() {
         let (mine, other, new) =
             (WorkspaceId::from_bits(1), WorkspaceId::from_bits(2), WorkspaceId::from_bits(3));
         let views = [view(1, Some("s3cret")), view(2, Some("another")), view(3, None)];
@@ -115,7 +116,7 @@ mod tests {
         }
         let instance = |pid, start_ticks| reviewer.instance((), ReportedProcess { pid, start_ticks });
         assert_eq!(instance(7, 9), instance(7, 9));
-        assert_ne!(instance(7, 9), instance(7, 10), "a process id that is used again is another agent");
+        assert_ne!(instance(7, 9), instance(7, 10), "a reused process id is another agent");
         assert_ne!(instance(7, 9), instance(8, 9));
     }
 }

@@ -1,4 +1,5 @@
-//! Looking for the agents that were started before: one that cannot be looked at is named, and holds up no other.
+//! Scans for agents that an earlier control plane started. An agent that cannot be inspected is
+//! reported as unknown and does not delay the others.
 
 use std::{collections::BTreeSet, io};
 
@@ -10,26 +11,26 @@ use super::{
     record::{self, FoundAgent},
 };
 
-/// At whose agents to look.
+/// The workspaces that a scan covers.
 #[derive(Debug, Clone)]
 pub(super) enum AgentScan {
-    /// At all there are.
+    /// All workspaces in the data directory.
     All,
-    /// At those that could not be result before.
+    /// Workspaces whose agent could not be inspected before.
     Retry(BTreeSet<WorkspaceId>),
 }
 
-/// What was result.
+/// Result of one scan.
 #[derive(Debug, Default)]
 pub(super) struct ScanResult {
-    /// What became of the last agent of each workspace that had one.
+    /// The last agent of each workspace that had one.
     pub(super) found: Vec<(WorkspaceId, FoundAgent)>,
-    /// Where it cannot be told.
+    /// Workspaces whose agent could not be inspected.
     pub(super) unknown: BTreeSet<WorkspaceId>,
 }
 
 impl AgentScan {
-    /// Looks. Blocks.
+    /// Runs the scan. Blocks.
     pub(super) fn run(self, layout: &DataLayout, host: &HostBoot) -> io::Result<ScanResult> {
         let (ids, is_first) = match self {
             Self::All => (layout.ids()?, true),
@@ -40,9 +41,13 @@ impl AgentScan {
             match record::find(&layout.of(&id), host) {
                 Ok(found) => result.found.extend(found.map(|found| (id, found))),
                 Err(error) => {
-                    // Once is enough: it is looked again every second.
+                    // Logged once: the retries follow every second.
                     if is_first {
-                        tracing::error!(workspace = %id, %error, "whether its agent lives is not known; it waits until it is");
+                        tracing::error!(
+                            workspace = %id,
+                            %error,
+                            "failed to inspect agent; its workspace waits until a scan succeeds"
+                        );
                     }
                     result.unknown.insert(id);
                 }

@@ -1,13 +1,14 @@
-//! Ending every process of a workspace, whether its agent lives or not.
+//! Ends every process of a workspace, with or without its agent.
 //!
-//! Whose a process is follows from what it can hardly hide: the mark that agent, terminals and commands are started with (their
-//! first environment, as the kernel keeps it), the session of a marked leader, and descent from such a process. It is looked
-//! again until two looks in a row find none, for a process may start another while we look.
+//! Three signs assign a process to a workspace: the marker variable in its initial environment, the
+//! session of a marked leader, and descent from such a process. A process may start another one
+//! during a scan, so the sweep ends only after two scans in a row have found none.
 //!
-//! What could escape: a process that was started with an empty environment, made a session of its own, *and* lost all its marked
-//! ancestors before we look (while the agent lives nothing loses it: it is the subreaper, and ends its descendants itself). Also
-//! one whose environment this user may not read (set-uid programs) under the same conditions. A pid namespace or a cgroup would
-//! hold them; the local backend does without either because both need rights that a user does not have everywhere.
+//! A process escapes only if it was started with an empty environment, leads its own session, *and*
+//! lost all marked ancestors before the scan. That cannot happen while the agent runs: it is the
+//! subreaper and ends its descendants itself. A process whose environment is unreadable (a set-uid
+//! program) can escape under the same conditions. A pid namespace or a cgroup would hold them, but
+//! both need permissions that users do not have everywhere.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,25 +31,26 @@ use super::{
     record,
 };
 
-/// For an agent to end its processes and itself: its own 5 s of grace, 2 s for those it kills, and a little.
+/// Time for an agent to end: its own grace period of 5 s, 2 s for the processes it kills, and 2 s
+/// of slack.
 const AGENT_GRACE: Duration = Duration::from_secs(9);
-/// For processes without an agent, between TERM and KILL.
+/// Time between TERM and KILL for processes without an agent.
 const GRACE: Duration = Duration::from_secs(2);
-/// After KILL only what hangs in the kernel is remaining.
+/// Time after KILL; only a process stuck in the kernel takes longer.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
-/// Between two looks.
+/// Pause between two scans.
 const SCAN_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Why processes are remaining.
+/// Why processes of the workspace may remain.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SweepError {
-    #[error("looking through /proc: {0}")]
+    #[error("reading /proc: {0}")]
     Proc(#[from] io::Error),
-    #[error("these outlive even SIGKILL: {}", names(.0))]
+    #[error("processes still running after SIGKILL: {}", names(.0))]
     Left(Vec<ProcStat>),
 }
 
-/// Asks the agent to end everything, and waits for it for a while.
+/// Sends TERM to the agent and waits for its end, at most [`AGENT_GRACE`].
 pub(super) async fn terminate_agent(paths: &WorkspacePaths, host: &HostBoot) {
     let launched = match record::find(paths, host) {
         Ok(Some(Ok(launched))) => launched,
@@ -61,16 +63,16 @@ pub(super) async fn terminate_agent(paths: &WorkspacePaths, host: &HostBoot) {
         tracing::warn!(%error, pid = launched.process.pid, "failed to signal agent");
         return;
     }
-    // Deprecated because a descriptor may be closed behind its back: this one is owned and closed by nobody else.
+    // Deprecated because a descriptor may be closed by other code: this one is owned here.
     #[allow(deprecated)]
     let Ok(watched) = AsyncFd::with_interest(launched.process.into_pidfd(), Interest::READABLE) else {
         return;
     };
-    // One that takes longer is ended with the rest.
+    // An agent that takes longer is ended with the other processes.
     let _ended = timeout(AGENT_GRACE, watched.readable()).await;
 }
 
-/// Ends all that is remaining.
+/// Ends all remaining processes of the workspace.
 pub(super) async fn terminate_all(workspace: &WorkspaceId) -> Result<(), SweepError> {
     let started = Instant::now();
     let mut signalled = BTreeSet::new();
@@ -94,7 +96,7 @@ pub(super) async fn terminate_all(workspace: &WorkspaceId) -> Result<(), SweepEr
             let signals: &[Signal] = if waited >= GRACE {
                 &[Signal::KILL]
             } else if signalled.insert((stat.pid, stat.start_ticks)) {
-                // CONT, for a stopped process hears nothing else.
+                // A stopped process handles TERM only after CONT.
                 &[Signal::HUP, Signal::TERM, Signal::CONT]
             } else {
                 &[]
@@ -109,7 +111,7 @@ pub(super) async fn terminate_all(workspace: &WorkspaceId) -> Result<(), SweepEr
     }
 }
 
-/// The living processes of a workspace.
+/// The running processes of a workspace.
 async fn workspace_processes(workspace: &WorkspaceId) -> io::Result<Vec<ProcStat>> {
     let mark = format!("{WORKSPACE_VARIABLE}={workspace}");
     let look = move || {
@@ -125,7 +127,8 @@ async fn workspace_processes(workspace: &WorkspaceId) -> io::Result<Vec<ProcStat
     spawn_blocking(look).await.map_err(io::Error::other)?
 }
 
-/// Those among all that the marked ones bring with them; never `own`, the process that asks, nor its ancestors.
+/// Selects the processes that belong to the marked ones. Never selects `own`, the calling process,
+/// or its ancestors.
 fn select_members(all: Vec<ProcStat>, marked: &BTreeSet<u32>, own: u32) -> Vec<ProcStat> {
     let by_pid: BTreeMap<u32, &ProcStat> = all.iter().map(|stat| (stat.pid, stat)).collect();
     let mut spared = BTreeSet::from([1]);
@@ -137,8 +140,8 @@ fn select_members(all: Vec<ProcStat>, marked: &BTreeSet<u32>, own: u32) -> Vec<P
     loop {
         let before = members.len();
         for stat in &all {
-            // A session is the workspace's if its leader is; if the leader is gone, if any member is marked. So one marked command
-            // in somebody's own shell does not take the shell along.
+            // A session belongs to the workspace if its leader does. Without a leader, one marked
+            // member is enough. So a marked command in a user's own shell does not end that shell.
             let leader_in = members.contains(&stat.session);
             let leader_gone = stat.session != 0 && !by_pid.contains_key(&stat.session);
             let brought = leader_gone
@@ -158,7 +161,7 @@ fn has_workspace_variable(pid: u32, mark: &[u8]) -> io::Result<bool> {
     match fs::read(format!("/proc/{pid}/environ")) {
         Ok(environ) => Ok(environ.split(|byte| *byte == 0).any(|variable| variable == mark)),
         Err(error) if is_resource_shortage(&error) => Err(error),
-        // It has ended, or is another user's.
+        // The process has ended, or is another user's.
         Err(_) => Ok(false),
     }
 }
@@ -180,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn descendants_and_sessions_of_the_marked_belong_to_it_and_nobody_else() {
+    fn marked_processes_bring_descendants_and_sessions_only() {
         let all = || {
             vec![
                 stat(1, 0, 1),
@@ -188,7 +191,7 @@ mod tests {
                 stat(10, 5, 10),  // marked: a session leader
                 stat(11, 1, 10),  // lost its parent, kept its session
                 stat(12, 11, 12), // its child in a session of its own
-                stat(20, 1, 20),  // somebody's shell
+                stat(20, 1, 20),  // a user's own shell
                 stat(21, 20, 20), // marked: a command in that shell
                 stat(22, 21, 20), // its child
                 stat(30, 1, 29),  // marked, its leader is gone
@@ -196,19 +199,19 @@ mod tests {
             ]
         };
         assert_eq!(pids(all(), &[10]), [10, 11, 12]);
-        assert_eq!(pids(all(), &[21]), [21, 22], "the shell is not taken along");
+        assert_eq!(pids(all(), &[21]), [21, 22], "the shell is not selected");
         assert_eq!(pids(all(), &[30]), [30, 31]);
         assert_eq!(pids(all(), &[]), [0; 0]);
     }
 
     #[test]
-    fn the_control_plane_and_what_it_runs_in_are_spared_even_when_marked() {
+    fn control_plane_and_its_ancestors_are_never_selected() {
         let all = vec![stat(1, 0, 1), stat(3, 1, 3), stat(5, 3, 3), stat(6, 5, 6)];
         assert_eq!(pids(all, &[3, 5]), [0; 0]);
     }
 
     #[test]
-    fn one_that_waits_to_be_reaped_is_gone() {
+    fn zombies_are_not_selected() {
         let all = vec![stat(1, 0, 1), ProcStat { is_zombie: true, ..stat(10, 1, 10) }];
         assert_eq!(pids(all, &[10]), [0; 0]);
     }
