@@ -1,12 +1,12 @@
-//! The one place where the wall clock is read for what is decided and shown. What must not depend on it the driver counts by ticks.
+//! The only place that reads the wall clock for decisions and display. Whatever must not depend on
+//! it is counted in driver ticks.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use podling_core::time::Timestamp;
 
-/// Now.
 pub(crate) fn now() -> Timestamp {
-    // Before 1970 there was no Podling.
+    // A clock before 1970 reads as 1970.
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

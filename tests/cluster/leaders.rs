@@ -121,7 +121,7 @@ async fn a_manifest_that_somebody_copied_takes_nothing_from_whom_it_was_copied()
     copy["metadata"] = serde_json::json!({"name": "admiral", "finalizers": metadata["finalizers"]});
     space.apply(&copy.to_string()).good();
     wait_for("it says why it is not served", async || {
-        space.field("ws/admiral", ".status.reason").contains("is that of the workspace grace").then_some(())
+        space.field("ws/admiral", ".status.reason").contains("belongs to the workspace grace").then_some(())
     })
     .await;
     // Neither those that were there see it as hers, nor whoever comes next.

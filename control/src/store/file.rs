@@ -1,6 +1,7 @@
-//! The store's file: opened by one process at a time, and never replaced when it cannot be read.
+//! Opens the database file: by one process at a time, and never replacing a file that cannot be
+//! read.
 //!
-//! Must not know what is in it.
+//! Must not know what the file holds.
 
 use std::{
     fs::{File, OpenOptions},
@@ -14,10 +15,10 @@ use ::redb::{Builder, Database, DatabaseError, Error, StorageError};
 
 use super::StoreError;
 
-/// Of pages kept in memory. 10,000 records of 1 KiB are 10 MiB and are read once, at the start.
+/// Bytes of the page cache. 10,000 records of 1 KiB are 10 MiB and are read once, at the start.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
 
-/// Opens the file, or makes it (0600).
+/// Opens the file; creates it with mode 0600 if it is missing.
 pub(super) fn open(path: &Path) -> Result<Database, StoreError> {
     let opening = |source| StoreError::Open { path: path.to_owned(), source };
     let file = OpenOptions::new()
@@ -45,12 +46,12 @@ pub(super) fn open(path: &Path) -> Result<Database, StoreError> {
     })
 }
 
-/// redb takes what it reads for its own and panics where a page makes no sense: that is damage like any other, and no reason to end
-/// without a word of why.
+/// Turns a panic of redb into an error. redb panics on pages that make no sense; that is damage and
+/// must be reported as such.
 pub(super) fn catch_redb_panic<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let words = panic.downcast_ref::<String>().map(String::as_str);
-        let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
+        let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("redb panicked");
         Err(Error::Corrupted(words.to_owned()))
     })
 }
@@ -59,7 +60,7 @@ fn damaged(error: Error) -> DatabaseError {
     DatabaseError::Storage(StorageError::Corrupted(error.to_string()))
 }
 
-/// The process that holds a lock on the file, as the kernel lists it.
+/// The process that holds a lock on the file, according to /proc/locks.
 fn lock_holder(inode: u64) -> Option<u32> {
     let locks = io::read_to_string(File::open("/proc/locks").ok()?).ok()?;
     // "1: FLOCK  ADVISORY  WRITE 4711 08:01:123456 0 EOF"
@@ -81,9 +82,9 @@ mod tests {
     }
 
     #[test]
-    fn a_store_in_use_says_by_whom() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("store.redb");
+    fn store_in_use_names_the_other_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
         let _first = RedbStore::open(&path).unwrap();
         let error = RedbStore::open(&path).unwrap_err();
         assert!(
@@ -93,20 +94,20 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_database_is_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("store.redb");
-        std::fs::write(&path, "not a database at all, but somebody's only copy of something").unwrap();
+    fn file_that_is_not_a_database_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        std::fs::write(&path, "not a database at all, but the only copy of something").unwrap();
         let error = RedbStore::open(&path).unwrap_err();
         assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
         assert!(std::fs::read_to_string(&path).unwrap().starts_with("not a database"));
     }
 
-    /// Whatever a bad disk makes of it: it is opened, or it is said that it cannot be; it never takes the process along.
+    /// A damaged file is opened, or reported as damaged. It never ends the process.
     #[test]
-    fn a_damaged_file_is_an_error_and_no_panic() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("store.redb");
+    fn damaged_file_is_an_error_and_not_a_panic() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
         drop(RedbStore::open(&path).unwrap());
         let good = std::fs::read(&path).unwrap();
         let mut refused = 0;
@@ -125,7 +126,7 @@ mod tests {
                     refused += 1;
                     assert!(error.to_string().contains("store"), "{error:?}");
                 }
-                Err(_) => panic!("round {round} took the process along"),
+                Err(_) => panic!("round {round} panicked"),
             }
         }
         assert!(refused > 0);

@@ -1,8 +1,9 @@
-//! The store in a cluster: a workspace's record is in the status of its resource, and of one that is gone in a `WorkspaceArchive`.
+//! The store in a cluster. A workspace's record is in the status of its resource; the record of a
+//! removed workspace is in a `WorkspaceArchive`.
 //!
-//! Every write says which version of the resource it follows from: a control plane that was superseded while it stood still fails, and whatever people
-//! changed meanwhile is seen before anything is decided on top of it. What people write (`spec`) is changed only where the record wants something
-//! else than it did, and nothing is written that is so already.
+//! Every write carries the resource version it is based on. So the write of a superseded control
+//! plane fails, and an edit by a user is read before anything is decided on top of it. The user's
+//! `spec` is changed only where the record has a new value, and unchanged values are not written.
 
 mod duplicates;
 mod preserved_spec;
@@ -40,16 +41,17 @@ use crate::{
     lease::Leadership,
 };
 
-/// Changes that are written at once; more of a batch wait.
+/// Concurrent writes of one batch; further ones wait.
 const MAX_CONCURRENT_WRITES: usize = 16;
 
-/// What the API server did not answer is asked again after this.
+/// Pause before a failed read of the API server is repeated.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// Keeps records in the resources of one namespace.
+/// Stores records in the resources of one namespace.
 pub struct KubernetesStore {
     workspaces: Api<Workspace>,
-    // As they are read where there are many: one that nobody can read (an older kind let it in) does not hide the others.
+    // For lists and watches: a resource that cannot be parsed (an older CRD may have accepted it)
+    // must not hide the others.
     all_workspaces: Api<DeserializeGuard<Workspace>>,
     all_archives: Api<DeserializeGuard<WorkspaceArchive>>,
     all_templates: Api<DeserializeGuard<WorkspaceTemplate>>,
@@ -60,7 +62,7 @@ pub struct KubernetesStore {
 }
 
 impl KubernetesStore {
-    /// In this namespace, by the rights that `client` has there, for as long as it is our leadership.
+    /// Acts in `namespace`, with the permissions of `client`, while `leadership` lasts.
     pub fn new(client: Client, namespace: &str, leadership: Arc<Leadership>) -> Self {
         Self {
             workspaces: Api::namespaced(client.clone(), namespace),
@@ -74,18 +76,18 @@ impl KubernetesStore {
         }
     }
 
-    /// Where the record of this workspace is.
+    /// The cache of this workspace; creates an empty one.
     fn cache(&self, id: &WorkspaceId) -> Arc<ResourceCache> {
         let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         caches.entry(id.clone()).or_default().clone()
     }
 
-    /// The same, of one that is known.
+    /// The cache of this workspace, if there is one.
     fn known_cache(&self, id: &WorkspaceId) -> Option<Arc<ResourceCache>> {
         self.caches.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
-    /// Forgets it, if nothing is there any more.
+    /// Drops the cache if it holds nothing any more.
     fn forget_if_empty(&self, id: &WorkspaceId) {
         let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         if caches.get(id).is_some_and(|cache| cache.is_empty()) {
@@ -93,18 +95,18 @@ impl KubernetesStore {
         }
     }
 
-    /// The template of this name, as soon as the API server says whether there is one.
+    /// Reads the template of this name. Retries until the API server answers.
     async fn template(&self, name: &str) -> Option<WorkspaceTemplateSpec> {
         loop {
             match self.all_templates.get_opt(name).await {
                 Ok(found) => return found?.0.ok().map(|template| template.spec),
-                Err(error) => tracing::warn!(name, %error, "the template is asked for again"),
+                Err(error) => tracing::warn!(name, %error, "failed to read the template; trying again"),
             }
             sleep(RETRY_PAUSE).await;
         }
     }
 
-    /// All templates that can be read.
+    /// All templates that can be parsed.
     async fn templates(&self) -> Result<BTreeMap<String, WorkspaceTemplateSpec>, StoreError> {
         let all = self.all_templates.list(&ListParams::default()).await;
         let all = all.map_err(|source| failed("reading the templates".into(), source))?;
@@ -136,14 +138,15 @@ impl Store for KubernetesStore {
         }
         let templates = self.templates().await?;
         let gone = loaded.records.iter().map(|record| record.spec.id.clone()).collect();
-        let there = self.all_workspaces.list(&ListParams::default()).await.map_err(reading)?;
-        for resource in dedupe_by_id(there.into_iter().filter_map(readable).collect(), &gone) {
+        let workspaces = self.all_workspaces.list(&ListParams::default()).await.map_err(reading)?;
+        for resource in dedupe_by_id(workspaces.into_iter().filter_map(readable).collect(), &gone) {
             let name = resource.name_any();
             loaded.used.extend(id_of(&resource).ok().map(|id| id.bits()));
             match record(&resource, templates.get(&resource.spec.template)) {
                 Ok(record) => {
                     self.cache(&record.spec.id).set_loaded(resource, &record).await;
-                    // One that was being moved between its two caches: what is still there is right.
+                    // The workspace was being moved between archive and resource: the resource is
+                    // right.
                     loaded.records.retain(|other| other.spec.id != record.spec.id);
                     loaded.records.push(record);
                 }
@@ -178,11 +181,12 @@ impl std::fmt::Debug for KubernetesStore {
     }
 }
 
-/// The record of a resource, with what the resource says of it now; a new one where it has none.
+/// The record of a resource with the current values of its spec. A resource without a record gets a
+/// new one.
 fn record(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Result<WorkspaceRecord, String> {
     let id = id_of(resource).map_err(|error| error.to_string())?;
-    let kept = resource.status.as_ref().and_then(|status| status.record.as_ref());
-    let mut record = match kept {
+    let stored_record = resource.status.as_ref().and_then(|status| status.record.as_ref());
+    let mut record = match stored_record {
         Some(json) => stored::read(id.as_str(), json.to_string().as_bytes())?,
         None => new_record(resource, template)?,
     };
@@ -192,7 +196,7 @@ fn record(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Res
     Ok(record)
 }
 
-/// Of a resource that nobody has looked at yet.
+/// The first record of a resource.
 fn new_record(
     resource: &Workspace,
     template: Option<&WorkspaceTemplateSpec>,
@@ -203,16 +207,16 @@ fn new_record(
     Ok(WorkspaceRecord { spec: Arc::new(spec), status, credential: None, log: Arc::default(), generation: 0 })
 }
 
-/// `None` if it cannot be read, which is said.
+/// `None` if the resource cannot be parsed, which is logged.
 fn readable<K>(resource: DeserializeGuard<K>) -> Option<K> {
-    let said = |invalid: &InvalidObject| {
+    let log_error = |invalid: &InvalidObject| {
         unreadable(invalid.metadata.name.as_deref().unwrap_or_default(), &invalid.error);
     };
-    resource.0.inspect_err(said).ok()
+    resource.0.inspect_err(log_error).ok()
 }
 
 fn unreadable(name: &str, problem: &str) {
-    tracing::error!(name, problem, "a workspace cannot be read; it is left as it is and not served");
+    tracing::error!(name, problem, "failed to read a workspace; leaving it unchanged and not serving it");
 }
 
 fn failed(operation: String, source: kube::Error) -> StoreError {

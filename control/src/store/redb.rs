@@ -1,6 +1,7 @@
-//! The store in one file, by redb: records as JSON with a schema number, one table for each kind.
+//! The store in one redb file: records as JSON with a schema number, one table for each kind.
 //!
-//! A record that cannot be read is said in the log, skipped and never deleted: its id stays taken, its storage stays.
+//! A record that cannot be read is logged and skipped, never deleted. Its id stays taken and its
+//! storage stays.
 
 use std::{
     io,
@@ -22,26 +23,27 @@ use super::{
 
 /// Id → JSON of [`StoredRecord`].
 const WORKSPACES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("workspaces");
-/// `witnessed` → milliseconds that control planes have watched.
+/// `witnessed` → milliseconds that control planes have observed.
 const WATCH: TableDefinition<'_, &str, u64> = TableDefinition::new("watch");
 const WITNESSED: &str = "witnessed";
-/// Id → milliseconds since 1970 when it went.
+/// Id → milliseconds since 1970 at which the workspace was removed.
 const TOMBSTONES: TableDefinition<'_, &str, u64> = TableDefinition::new("tombstones");
 
-/// The database.
+/// A store in one redb file.
 #[derive(Debug)]
 pub struct RedbStore(Arc<RedbFile>);
 
-/// Its calls block.
+/// The database file. Calls block.
 #[derive(Debug)]
 struct RedbFile {
     path: PathBuf,
-    /// Empty after an error: redb trusts a database no more once it has seen one of the disk, so it is opened anew.
+    /// `None` after an error: redb refuses further use after an IO error, so the file is opened
+    /// again.
     database: Mutex<Option<Database>>,
     reserve: DiskReserve,
 }
 
-/// All tables, open for writing.
+/// All tables, open in one write transaction.
 struct WriteTables<'t> {
     workspaces: ::redb::Table<'t, &'static str, &'static [u8]>,
     tombstones: ::redb::Table<'t, &'static str, u64>,
@@ -49,7 +51,7 @@ struct WriteTables<'t> {
 }
 
 impl RedbStore {
-    /// Opens the file, or makes it (0600).
+    /// Opens the file; creates it with mode 0600 if it is missing.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         RedbFile::open(path).map(|file| Self(Arc::new(file)))
     }
@@ -62,7 +64,7 @@ impl Store for RedbStore {
         resume_panic(spawn_blocking(move || file.load()).await)
     }
 
-    /// All or none.
+    /// Commits all changes in one transaction.
     async fn commit(&self, changes: Vec<StoreChange>) -> Vec<CommitResult> {
         let file = self.0.clone();
         let committed = spawn_blocking(move || {
@@ -78,8 +80,8 @@ impl RedbFile {
         let database = Mutex::new(Some(open(path)?));
         let reserve = DiskReserve::new(path.with_extension("reserve"));
         let store = Self { path: path.to_owned(), database, reserve };
-        // All tables are there from the start, so that reading never meets a missing one.
-        store.write("making the tables", |_| Ok(()))?;
+        // Creates all tables, so that a read never meets a missing one.
+        store.write("creating the tables", |_| Ok(()))?;
         store.reserve.ensure();
         Ok(store)
     }
@@ -88,12 +90,13 @@ impl RedbFile {
         self.with("reading", Self::read)
     }
 
-    /// Makes changes durable, all or none. On a full disk what was kept back is used, but for nothing new.
+    /// Commits all changes or none. On a full disk it releases the reserve, unless the changes
+    /// contain a new workspace.
     fn commit(&self, changes: &[StoreChange]) -> Result<(), StoreError> {
         let mut has_new = false;
         let mut result = self.put(changes, &mut has_new);
         if result.as_ref().is_err_and(StoreError::is_disk_full) && !has_new && self.reserve.release() {
-            tracing::warn!("the disk is full: what was kept back for that is used");
+            tracing::warn!("disk full: using the reserved space");
             result = self.put(changes, &mut has_new);
         }
         if result.is_ok() {
@@ -102,7 +105,7 @@ impl RedbFile {
         result
     }
 
-    /// Writes them; `has_new`: a workspace among them is not stored yet.
+    /// Writes the changes. Sets `has_new` if one of them is a workspace that is not stored yet.
     fn put(&self, changes: &[StoreChange], has_new: &mut bool) -> Result<(), StoreError> {
         self.write("writing", |tables| {
             for change in changes {
@@ -139,7 +142,7 @@ impl RedbFile {
                 Err(problem) => tracing::error!(
                     workspace = key.value(),
                     %problem,
-                    "a stored workspace cannot be read; it is left as it is and not served"
+                    "failed to read a stored workspace; leaving it unchanged and not serving it"
                 ),
             }
         }
@@ -167,7 +170,7 @@ impl RedbFile {
         })
     }
 
-    /// Works with the database; opens it anew if it failed before.
+    /// Runs `work` on the database. Opens the file again if the last call failed.
     fn with<T>(
         &self,
         operation: &'static str,
@@ -188,7 +191,7 @@ impl RedbFile {
                 Ok(done)
             }
             Err(error) => {
-                // Closing one that is damaged may fail in the same way.
+                // Closing a damaged database may panic too.
                 let _closed = catch_redb_panic(|| {
                     drop(database);
                     Ok(())
@@ -199,7 +202,7 @@ impl RedbFile {
     }
 }
 
-/// What is wrong with us is no error of the store.
+/// A panic of our own is not an error of the store.
 fn resume_panic<T>(done: Result<T, JoinError>) -> T {
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
@@ -224,9 +227,9 @@ mod tests {
     }
 
     #[test]
-    fn what_was_committed_is_there_after_reopening_and_a_gone_id_stays_taken() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("store.redb");
+    fn commits_survive_reopening_and_removed_ids_stay_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
         let (kept, gone) = (record(1, "kept"), record(2, "gone"));
         let store = RedbFile::open(&path).unwrap();
         store
@@ -244,13 +247,17 @@ mod tests {
         assert_eq!(loaded.records, [kept]);
         assert_eq!(loaded.used, [1, 2].into());
         assert_eq!(loaded.witnessed, watched);
-        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600, "it holds secrets' names");
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().mode() & 0o777,
+            0o600,
+            "the file holds names of secrets"
+        );
     }
 
     #[test]
-    fn a_record_that_cannot_be_read_is_skipped_and_kept() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("store.redb");
+    fn unreadable_record_is_skipped_and_not_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
         let store = RedbFile::open(&path).unwrap();
         store.commit(&[StoreChange::Put(Arc::new(record(1, "good")))]).unwrap();
         let (bad, newer) = (WorkspaceId::from_bits(2), WorkspaceId::from_bits(3));
@@ -265,7 +272,7 @@ mod tests {
         for _ in 0..2 {
             let loaded = RedbFile::open(&path).unwrap().load().unwrap();
             assert_eq!(loaded.records.len(), 1);
-            assert_eq!(loaded.used, [1, 2, 3].into(), "their ids are not given again");
+            assert_eq!(loaded.used, [1, 2, 3].into(), "their ids are not reused");
         }
     }
 }

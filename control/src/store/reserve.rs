@@ -1,5 +1,5 @@
-//! A little of the disk kept back: when it is full, what is there can still be ended and deleted, which is how a disk gets
-//! room again.
+//! Reserved disk space. On a full disk existing workspaces can still be stopped and deleted, which
+//! frees space again.
 
 use std::{
     fs::{self, OpenOptions},
@@ -11,10 +11,10 @@ use std::{
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-/// Kept back, in bytes: hundreds of changed records and their pages.
+/// Size of the reserve in bytes: room for hundreds of changed records and their pages.
 const RESERVE_BYTES: u64 = 1024 * 1024;
 
-/// The file that holds the place.
+/// The file that occupies the space.
 #[derive(Debug)]
 pub(super) struct DiskReserve {
     path: PathBuf,
@@ -22,12 +22,13 @@ pub(super) struct DiskReserve {
 }
 
 impl DiskReserve {
-    /// Nothing is kept back yet.
+    /// Does not allocate yet.
     pub(super) fn new(path: PathBuf) -> Self {
         Self { path, allocated: AtomicBool::new(false) }
     }
 
-    /// Keeps it back, unless it is already or there is no room: then the next call tries again.
+    /// Allocates the reserve if it is not allocated yet. A failure is logged; the next call tries
+    /// again.
     pub(super) fn ensure(&self) {
         if self.allocated.load(Ordering::Relaxed) {
             return;
@@ -35,8 +36,8 @@ impl DiskReserve {
         match self.allocate() {
             Ok(()) => self.allocated.store(true, Ordering::Relaxed),
             Err(error) => {
-                tracing::debug!(%error, path = %self.path.display(), "no disk is kept back");
-                // Half of it would be given up for nothing.
+                tracing::debug!(%error, path = %self.path.display(), "failed to allocate the disk reserve");
+                // A partial allocation would be of no use.
                 let _ = fs::remove_file(&self.path);
             }
         }
@@ -48,7 +49,7 @@ impl DiskReserve {
         Ok(fallocate(&file, FallocateFlags::empty(), 0, RESERVE_BYTES)?)
     }
 
-    /// Gives it up; whether there was any.
+    /// Frees the reserve; false if there was none.
     pub(super) fn release(&self) -> bool {
         self.allocated.store(false, Ordering::Relaxed);
         fs::remove_file(&self.path).is_ok()
@@ -62,16 +63,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_back_takes_room_and_is_given_up_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("reserve");
+    fn reserve_occupies_space_and_is_released_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("reserve");
         let reserve = DiskReserve::new(path.clone());
         reserve.ensure();
         let blocks = fs::metadata(&path).unwrap().blocks();
-        assert!(blocks * 512 >= RESERVE_BYTES, "it really takes the room: {blocks} blocks");
+        assert!(blocks * 512 >= RESERVE_BYTES, "the reserve occupies disk space: {blocks} blocks");
         assert!(reserve.release());
         assert!(!path.exists() && !reserve.release());
         reserve.ensure();
-        assert!(path.exists(), "and it is taken again");
+        assert!(path.exists(), "the reserve is allocated again");
     }
 }

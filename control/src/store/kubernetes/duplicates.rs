@@ -1,5 +1,5 @@
-//! Resources with an id that is another workspace's, as a copied manifest has it: none of them is served, or takes anything from whose the id is. Each
-//! says so, and goes when it is deleted.
+//! Resources with the id of another workspace, as a copied manifest has. A duplicate is not served
+//! and cannot affect the workspace with that id. Its status says why, and it can be deleted freely.
 
 use std::collections::BTreeSet;
 
@@ -10,36 +10,37 @@ use tokio::time::sleep;
 use super::{KubernetesStore, RETRY_PAUSE, status::word};
 use crate::kubernetes::{Workspace, WorkspaceStatus, id_of, objects::ARCHIVE_FIRST};
 
-/// Attempts to say something on one copy: all others wait for it.
+/// Attempts to write the status of one duplicate. The watch over all workspaces waits meanwhile.
 const MAX_STATUS_ATTEMPTS: usize = 60;
 
-/// The workspaces among these: of several with one id the one that has a record, or else the oldest; of those that were deleted (`gone`) none
-/// without a record.
+/// Keeps one resource for each id: the one with a record, or else the oldest. For ids in `gone`,
+/// which belong to archived workspaces, only a resource with a record is kept.
 pub(super) fn dedupe_by_id(mut all: Vec<Workspace>, gone: &BTreeSet<WorkspaceId>) -> Vec<Workspace> {
     all.sort_by_key(|one| (!has_record(one), one.creation_timestamp(), one.name_any()));
     let mut taken = BTreeSet::new();
     let keeps_id = |one: &Workspace| match id_of(one) {
         Ok(id) => (has_record(one) || !gone.contains(&id)) && taken.insert(id),
-        // Which is said where it is read.
+        // Logged where the resource is read.
         Err(_) => true,
     };
     all.retain(keeps_id);
     all
 }
 
-/// Whether a control plane has kept one in it.
+/// Whether a control plane has stored a record in its status.
 pub(super) fn has_record(resource: &Workspace) -> bool {
     resource.status.as_ref().is_some_and(|status| status.record.is_some())
 }
 
 impl KubernetesStore {
-    /// Says on a copy why it is not served; one that is deleted is let go, for nothing is kept of it. What the API server does not answer is said
-    /// again; what has changed meanwhile the watch tells.
+    /// Writes into the status of a duplicate why it is not served. Releases a deleted duplicate at
+    /// once, because none of its data is retained. Retries errors of the API server; a conflicting
+    /// change comes back through the watch.
     pub(super) async fn mark_duplicate(&self, copy: &Workspace, why: &str) {
         let name = copy.name_any();
-        tracing::warn!(name, why, "a workspace is not served");
+        tracing::warn!(name, why, "workspace is not served");
         if has_record(copy) {
-            // It was served before: it is nobody's to change.
+            // It was served before, so its status belongs to the record.
             return;
         }
         for _ in 0..MAX_STATUS_ATTEMPTS {
@@ -47,7 +48,9 @@ impl KubernetesStore {
                 match self.mark_duplicate_once(copy, why).await {
                     Ok(()) => return,
                     Err(Error::Api(status)) if status.code < 500 && status.code != 429 => return,
-                    Err(error) => tracing::warn!(name, %error, "it is said again why it is not served"),
+                    Err(error) => {
+                        tracing::warn!(name, %error, "failed to write status of a duplicate; trying again")
+                    }
                 }
             }
             sleep(RETRY_PAUSE).await;
@@ -93,15 +96,19 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_takes_the_place_of_nobody() {
+    fn duplicate_never_replaces_the_original() {
         let kept = json!({"state": "asleep", "record": {}});
         let copies =
             || vec![workspace("copy", "09:00", Value::Null), workspace("other", "08:00", Value::Null)];
         let with_original = [copies(), vec![workspace("demo", "10:00", kept.clone())]].concat();
         assert_eq!(names(dedupe_by_id(with_original.clone(), &BTreeSet::new())), ["demo"]);
-        assert_eq!(names(dedupe_by_id(copies(), &BTreeSet::new())), ["other"], "nobody was served yet");
+        assert_eq!(names(dedupe_by_id(copies(), &BTreeSet::new())), ["other"], "neither was served yet");
         let gone = ["abcdefgh2345".parse().unwrap()].into();
-        assert!(dedupe_by_id(copies(), &gone).is_empty(), "what was deleted is in its archives");
-        assert_eq!(names(dedupe_by_id(with_original, &gone)), ["demo"], "one that was coming back");
+        assert!(dedupe_by_id(copies(), &gone).is_empty(), "the deleted workspace is in its archive");
+        assert_eq!(
+            names(dedupe_by_id(with_original, &gone)),
+            ["demo"],
+            "a workspace that was being restored"
+        );
     }
 }

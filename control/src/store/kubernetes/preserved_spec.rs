@@ -1,4 +1,5 @@
-//! What only the resource of a workspace says, and what comes out of its archive has again.
+//! Spec fields that are not part of the record: preserved in the `WorkspaceArchive` and restored
+//! from it.
 
 use kube::Error;
 
@@ -9,7 +10,7 @@ use crate::{
     store::WorkspaceRecord,
 };
 
-/// What a workspace had, beside its record.
+/// The part of a workspace's spec that its record does not hold.
 #[derive(Debug, Default)]
 pub(super) struct PreservedSpec {
     storage: Option<StorageSpec>,
@@ -22,7 +23,7 @@ impl PreservedSpec {
         Self { storage: archive.storage, ports: archive.ports, environment: archive.environment }
     }
 
-    /// As this says.
+    /// Extracts the fields from a spec.
     pub(super) fn of(spec: &WorkspaceSpec) -> Self {
         Self {
             storage: spec.storage.clone(),
@@ -31,14 +32,15 @@ impl PreservedSpec {
         }
     }
 
-    /// Notes it beside the archives.
+    /// Stores the fields in the archive resource, without references to reserved secrets.
     pub(super) fn save_to(self, archive: &mut WorkspaceArchiveSpec) {
-        let is_its = |variable: &Variable| !variable.secret.as_ref().is_some_and(SecretKey::is_reserved);
+        let is_permitted =
+            |variable: &Variable| !variable.secret.as_ref().is_some_and(SecretKey::is_reserved);
         (archive.storage, archive.ports) = (self.storage, self.ports);
-        archive.environment = self.environment.into_iter().filter(is_its).collect();
+        archive.environment = self.environment.into_iter().filter(is_permitted).collect();
     }
 
-    /// Gives it to what comes out of an archive; what that says of its environment goes before.
+    /// Restores the fields in a new spec. Variables that the spec already has win.
     pub(super) fn apply_to(self, spec: &mut WorkspaceSpec) {
         (spec.storage, spec.ports) = (self.storage, self.ports);
         for variable in self.environment {
@@ -50,19 +52,20 @@ impl PreservedSpec {
 }
 
 impl KubernetesStore {
-    /// What there was of a workspace that is made anew: of itself, if it had been deleted, or of the one whose archive it begins with.
+    /// The fields for a resource that is created again: its own if it was archived, or those of the
+    /// workspace source_id archive it starts from.
     pub(super) async fn preserved_spec(
         &self,
         record: &WorkspaceRecord,
         written: &LastWrite,
     ) -> Result<PreservedSpec, Error> {
         let source = || record.spec.source.as_ref()?.0.parse().ok().map(|key: Key| key.workspace().clone());
-        let whose = if written.archived { Some(record.spec.id.clone()) } else { source() };
-        let Some(whose) = whose else { return Ok(PreservedSpec::default()) };
-        if let Some(there) = self.known_cache(&whose).and_then(|cache| cache.latest()) {
+        let source_id = if written.archived { Some(record.spec.id.clone()) } else { source() };
+        let Some(source_id) = source_id else { return Ok(PreservedSpec::default()) };
+        if let Some(there) = self.known_cache(&source_id).and_then(|cache| cache.latest()) {
             return Ok(PreservedSpec::of(&there.spec));
         }
-        let archive = self.archives.get_opt(whose.as_str()).await?;
+        let archive = self.archives.get_opt(source_id.as_str()).await?;
         Ok(archive.map(|archive| PreservedSpec::of_archive(archive.spec)).unwrap_or_default())
     }
 }
@@ -74,11 +77,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_out_of_an_archive_has_what_it_had() {
+    fn restored_workspace_has_its_former_spec_fields() {
         let spec = |environment| -> WorkspaceSpec {
             let spec = json!({
-                "owner": "ada", "template": "python", "storage": {"size": "20Gi"}, "ports": [{"name": "ide", "port": 80}],
-                "environment": environment,
+                "owner": "ada", "template": "python", "storage": {"size": "20Gi"},
+                "ports": [{"name": "ide", "port": 80}], "environment": environment,
             });
             serde_json::from_value(spec).unwrap()
         };

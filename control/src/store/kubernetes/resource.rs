@@ -1,4 +1,4 @@
-//! What the resource of a record is, and what has to change in it. Pure.
+//! Builds the resource of a record and the changes of its spec. Pure.
 
 use kube::{ResourceExt, api::ObjectMeta};
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use crate::{
     store::WorkspaceRecord,
 };
 
-/// The resource of a workspace that has none, still without a name.
+/// The resource of a workspace that has none. Its name is set by the caller.
 pub(super) fn of(record: &WorkspaceRecord) -> Workspace {
     let spec = &record.spec;
     let variable = |(name, value): (&String, &String)| Variable {
@@ -38,8 +38,9 @@ pub(super) fn of(record: &WorkspaceRecord) -> Workspace {
     }
 }
 
-/// What has to change in what people wrote, because the record wants something new (`before`: what it wanted when it was written last) that neither
-/// the resource nor its template says (`observed`: as far as both were looked at); `None`: nothing.
+/// Changes of the user's spec that the record requires. `before` is the desired spec at the last
+/// write. `observed` is the desired spec of resource and template as last read: what they already
+/// say is not written. `None` if nothing changes.
 pub(super) fn spec_changes(
     latest: &Workspace,
     record: &WorkspaceRecord,
@@ -71,7 +72,8 @@ pub(super) fn spec_changes(
     (add_finalizer || !spec.is_empty()).then_some(Value::Object(spec))
 }
 
-/// With ours, so that nobody takes the resource away before its data is archived. (None can be added to what is being deleted.)
+/// The finalizers including ours, which holds the resource until its data is archived. None can be
+/// added to a resource that is being deleted.
 pub(super) fn finalizers(latest: &Workspace) -> Vec<String> {
     let mut finalizers = latest.finalizers().to_vec();
     if latest.metadata.deletion_timestamp.is_none()
@@ -91,7 +93,7 @@ mod tests {
     use super::*;
     use crate::samples;
 
-    /// Its idle timeout was set to this many hours.
+    /// A record with an idle timeout of this many hours.
     fn record(hours: u64) -> WorkspaceRecord {
         let policy = Policy { idle_timeout: Duration::from_secs(hours * 3600), ..Policy::default() };
         let spec = Spec { policy, ..samples::spec(1, "demo") };
@@ -100,14 +102,14 @@ mod tests {
     }
 
     #[test]
-    fn what_people_or_their_template_say_already_is_not_written_as_theirs() {
+    fn value_observed_in_spec_or_template_is_not_written() {
         let (before, now) = (record(1), record(2));
         let written = |observed: &WorkspaceRecord| {
             let changes =
                 spec_changes(&of(&before), &now, Some(&desired_spec(&before)), Some(&desired_spec(observed)));
             changes.map(|spec| spec["policy"]["idleTimeout"].clone())
         };
-        assert_eq!(written(&now), None, "it follows from what was read");
-        assert_eq!(written(&before).unwrap(), "2h", "somebody asked us for it");
+        assert_eq!(written(&now), None, "the value was read from the resource");
+        assert_eq!(written(&before).unwrap(), "2h", "the value came through the API");
     }
 }

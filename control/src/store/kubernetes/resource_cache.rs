@@ -1,4 +1,5 @@
-//! What is known of one workspace's resource: how the API server has it, and how the record was when it was written last.
+//! What the store knows of one workspace's resource: its latest version, and what the last write
+//! contained.
 
 use std::{
     collections::BTreeSet,
@@ -23,39 +24,40 @@ use crate::{
     store::WorkspaceRecord,
 };
 
-/// For the watch to bring what an answer of the API server spoke of.
+/// Limit for the watch to deliver a version that the API server has already reported.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where a record is.
+/// Cache and write lock of one workspace's resource.
 #[derive(Debug)]
 pub(super) struct ResourceCache {
-    /// The resource as it was seen last, by the watch or in an answer.
+    /// Latest known version, from the watch or a response.
     latest: watch::Sender<Option<Arc<Workspace>>>,
-    /// Held while it is written.
+    /// Locked during each write.
     pub(super) written: Mutex<LastWrite>,
-    /// What is seen of the workspace beside its record.
+    /// State that is displayed in the status but not part of the record.
     seen: StdMutex<Seen>,
-    /// The uids of the resources that we let go, until the watch has told that they are gone: what else it tells of them is of no interest.
+    /// Uids of the resources that this store has released, until the watch reports their deletion.
+    /// Other events of these resources are ignored.
     released: StdMutex<BTreeSet<String>>,
 }
 
-/// As it was written last.
+/// Content of the last write.
 #[derive(Debug, Default)]
 pub(super) struct LastWrite {
-    /// What people's desired_spec were, as far as the record followed from them.
+    /// The user's desired spec that the last written record followed.
     pub(super) desired_spec: Option<DesiredSpec>,
-    /// There is a `WorkspaceArchive` of it.
+    /// Whether there is a `WorkspaceArchive`.
     pub(super) archived: bool,
-    /// The last edit of its spec that was ours.
+    /// Generation of our last own edit of the spec.
     pub(super) generation: i64,
-    /// What the driver has been told of the resource.
+    /// The spec that the driver knows.
     pub(super) reported: Option<ReportedSpec>,
-    /// Its status, and the version that had it first.
+    /// The status we wrote, and the first resource version that had it.
     status: Option<WorkspaceStatus>,
     version: Option<String>,
 }
 
-/// What of a resource the driver knows.
+/// The part of a resource that the driver has been told.
 #[derive(Debug)]
 pub(super) struct ReportedSpec {
     pub(super) desired_spec: DesiredSpec,
@@ -79,7 +81,8 @@ impl ResourceCache {
         self.latest.borrow().clone()
     }
 
-    /// The resource is so; whether that is news. An answer and the watch may tell in either order.
+    /// Stores a version of the resource unless it is older than the latest. Returns whether it was
+    /// newer. Responses and watch events may come in either order.
     pub(super) fn observe(&self, resource: Workspace) -> bool {
         self.latest.send_if_modified(|latest| {
             let older = latest.as_ref().is_some_and(|latest| {
@@ -92,47 +95,50 @@ impl ResourceCache {
         })
     }
 
-    /// This is seen of the workspace, beside its record; times that have hardly moved stay.
+    /// Stores the displayed state and returns it. Times that have hardly moved keep their old
+    /// value.
     pub(super) fn update_display(&self, now: Seen) -> Seen {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         *seen = now.steady(&seen);
         seen.clone()
     }
 
-    /// What is seen of it.
+    /// The state to display in the next status.
     pub(super) fn display(&self) -> Seen {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether somebody else has written its status, as far as nobody writes it just now.
+    /// Whether another client has changed the status. False while a write is in progress.
     pub(super) fn status_modified_externally(&self) -> bool {
         let (Some(latest), Ok(mut written)) = (self.latest(), self.written.try_lock()) else { return false };
         written.status_modified_externally(&latest)
     }
 
-    /// The resource is gone.
+    /// The resource does not exist any more.
     pub(super) fn mark_deleted(&self) {
         self.latest.send_replace(None);
     }
 
-    /// This resource is let go.
+    /// This store removes the resource on purpose.
     pub(super) fn mark_released(&self, resource: &Workspace) {
         self.released.lock().unwrap_or_else(PoisonError::into_inner).extend(resource.uid());
     }
 
-    /// It is gone, or stays after all: it is let go no more. Whether it was.
+    /// Forgets a released resource when it is gone or was not removed after all. Returns whether it
+    /// was released.
     pub(super) fn forget_released(&self, resource: &Workspace) -> bool {
         let uid = resource.uid().unwrap_or_default();
         self.released.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid)
     }
 
-    /// Whether this is one that was let go.
+    /// Whether this store has released the resource.
     pub(super) fn is_released(&self, resource: &Workspace) -> bool {
         let uid = resource.uid().unwrap_or_default();
         self.released.lock().unwrap_or_else(PoisonError::into_inner).contains(&uid)
     }
 
-    /// Whether nothing of it is there, nor is told of it any more, as far as nobody is writing it.
+    /// Whether there is no resource, no archive and no pending deletion. False while a write is in
+    /// progress.
     pub(super) fn is_empty(&self) -> bool {
         let has_released = !self.released.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         !has_released
@@ -140,7 +146,7 @@ impl ResourceCache {
             && self.written.try_lock().is_ok_and(|written| !written.archived)
     }
 
-    /// Waits until something newer than this is seen.
+    /// Waits until a version other than `than` is known, at most [`WATCH_TIMEOUT`].
     pub(super) async fn wait_newer_than(&self, than: &Workspace) -> bool {
         let mut latest = self.latest.subscribe();
         let newer = |now: &Option<Arc<Workspace>>| {
@@ -154,7 +160,7 @@ impl ResourceCache {
         written.set_status(&resource);
         self.observe(resource);
         written.desired_spec = Some(desired_spec(record));
-        // What was changed while nobody looked is still to be told.
+        // Edits made while no control plane ran are still to be reported.
         written.reported = Some(ReportedSpec {
             desired_spec: desired_spec(record),
             generation: record.generation,
@@ -170,36 +176,37 @@ impl ResourceCache {
 }
 
 impl LastWrite {
-    /// The status that it has now is ours.
+    /// Notes that we wrote this version's status.
     pub(super) fn set_status(&mut self, now: &Workspace) {
         self.status.clone_from(&now.status);
         self.version = now.resource_version();
     }
 
-    /// The status that we gave it.
+    /// The status we wrote last.
     pub(super) fn status(&self) -> Option<&WorkspaceStatus> {
         self.status.as_ref()
     }
 
-    /// Whether somebody else has given it another.
+    /// Whether another client has changed the status since our last write.
     pub(super) fn status_modified_externally(&mut self, now: &Workspace) -> bool {
         if self.status.is_none() || self.version == now.resource_version() {
             return false;
         }
         let differs = self.status != now.status;
         if !differs {
-            // Something else of it has changed. It need not be compared again.
+            // Only other parts of the resource have changed, so this version need not be compared
+            // again.
             self.version = now.resource_version();
         }
         differs
     }
 
-    /// We have changed the spec ourselves: the driver need not be told.
+    /// Notes our own edit of the spec, so that it is not reported to the driver.
     pub(super) fn record_own_edit(&mut self, now: &Workspace, record: &WorkspaceRecord, changed: &Value) {
         self.generation = now.metadata.generation.unwrap_or_default();
         let Some(reported) = &mut self.reported else { return };
         reported.generation = self.generation;
-        // The rest may be an edit that the record does not follow from yet.
+        // Other fields may hold an edit that the record does not follow yet.
         let is_edited = |field| changed.get(field).is_some();
         if is_edited("wanted") {
             reported.desired_spec.wanted = now.spec.wanted;
@@ -213,12 +220,12 @@ impl LastWrite {
     }
 }
 
-/// The API server counts upwards.
+/// Resource versions are compared as numbers: the API server counts upwards.
 fn version(resource: &Workspace) -> u64 {
     resource.resource_version().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
-/// What people's desired_spec have come to.
+/// The desired spec that follows from the record.
 pub(super) fn desired_spec(record: &WorkspaceRecord) -> DesiredSpec {
     let spec = &record.spec;
     DesiredSpec {
@@ -229,7 +236,8 @@ pub(super) fn desired_spec(record: &WorkspaceRecord) -> DesiredSpec {
     }
 }
 
-/// One that fell asleep by itself is wanted asleep from then on: whoever wants it awake then says something new.
+/// A workspace that fell asleep is desired asleep from then on, so that a user who wants it awake
+/// makes a new edit.
 fn wanted(spec: &Spec, status: &Status) -> WantedState {
     let called = spec.asked > status.answered;
     let rests = match status.phase {
@@ -254,20 +262,24 @@ mod tests {
 
     fn resource(uid: &str) -> Workspace {
         let resource = json!({
-            "apiVersion": "podling.dev/v1alpha1", "kind": "Workspace", "metadata": {"name": "ada", "uid": uid},
+            "apiVersion": "podling.dev/v1alpha1", "kind": "Workspace",
+            "metadata": {"name": "ada", "uid": uid},
             "spec": {"owner": "me", "template": "shell"},
         });
         serde_json::from_value(resource).expect("a workspace")
     }
 
     #[test]
-    fn what_was_let_go_is_of_no_interest_though_another_was_let_go_since() {
+    fn late_watch_event_for_deleted_workspace_is_ignored() {
         let (cache, [first, second]) = (ResourceCache::default(), ["first", "second"].map(resource));
         cache.mark_released(&first);
         cache.mark_released(&second);
         assert!(cache.is_released(&first) && cache.is_released(&second));
-        assert!(cache.forget_released(&first) && !cache.forget_released(&first), "the watch tells it once");
-        assert!(!cache.is_empty(), "of the second it has not told yet");
+        assert!(
+            cache.forget_released(&first) && !cache.forget_released(&first),
+            "the deletion is reported once"
+        );
+        assert!(!cache.is_empty(), "the second deletion is not reported yet");
         assert!(cache.forget_released(&second) && cache.is_empty());
     }
 }

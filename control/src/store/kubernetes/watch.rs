@@ -1,4 +1,4 @@
-//! What people change in the resources, and in the templates that these are made of, told to the driver.
+//! Watches workspaces and templates, and reports edits to the driver.
 
 use std::{
     collections::BTreeMap,
@@ -27,13 +27,13 @@ use crate::{
     },
 };
 
-/// Why a resource is not looked at.
+/// Why a resource is not served.
 enum NotServed {
-    /// The driver has gone.
+    /// The driver has ended.
     DriverGone(DriverError),
-    /// It cannot be understood.
+    /// The resource cannot be parsed.
     Unreadable(String),
-    /// Its id is another's.
+    /// Another workspace has its id.
     Duplicate(Box<Workspace>, String),
 }
 
@@ -50,7 +50,7 @@ impl From<DriverError> for NotServed {
 }
 
 impl KubernetesStore {
-    /// Tells the driver of whatever is changed, until it has gone.
+    /// Reports edits of workspaces and templates to the driver. Runs until the driver is gone.
     pub async fn follow(&self, driver: &DriverHandle) -> Result<(), DriverError> {
         let mut workspaces =
             pin!(watcher(self.all_workspaces.clone(), watcher::Config::default()).default_backoff());
@@ -89,17 +89,17 @@ impl KubernetesStore {
             }
             Ok(Event::Init | Event::InitDone) => {}
             Err(error) => {
-                tracing::warn!(%error, "the workspaces cannot be watched; what is changed is seen later");
+                tracing::warn!(%error, "failed to watch workspaces; edits are delayed");
             }
         }
         Ok(())
     }
 
-    /// The workspaces that are made of this template, as they were seen last.
+    /// The latest versions of the workspaces that use this template.
     fn workspaces_of_template(&self, template: &str) -> Vec<Arc<Workspace>> {
         let caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = caches.values().filter_map(|cache| cache.latest());
-        seen.filter(|latest| latest.spec.template == template).collect()
+        let latest = caches.values().filter_map(|cache| cache.latest());
+        latest.filter(|latest| latest.spec.template == template).collect()
     }
 
     async fn handle_change(&self, resource: Workspace, driver: &DriverHandle) -> Result<(), DriverError> {
@@ -117,8 +117,10 @@ impl KubernetesStore {
         let id = id_of(&resource).map_err(NotServed::unreadable)?;
         let cache = self.cache(&id);
         if let Some(other) = cache.latest().filter(|latest| latest.name_any() != resource.name_any()) {
-            let why =
-                format!("its id {id} is that of the workspace {}; make it without spec.id", other.name_any());
+            let why = format!(
+                "its id {id} belongs to the workspace {}; create it without spec.id",
+                other.name_any()
+            );
             return Err(NotServed::Duplicate(resource.into(), why));
         }
         let template = self.template(&resource.spec.template).await;
@@ -129,7 +131,8 @@ impl KubernetesStore {
         if written.reported.is_none() && cache.latest().is_none() {
             if written.archived && !has_record(&resource) {
                 let why = format!(
-                    "its id {id} was that of a workspace that is deleted; make it without spec.id, with the archive as spec.source"
+                    "its id {id} belonged to a deleted workspace; \
+                     create it without spec.id, with the archive as spec.source"
                 );
                 return Err(NotServed::Duplicate(resource.into(), why));
             }
@@ -154,13 +157,14 @@ impl KubernetesStore {
         if cache.forget_released(resource) {
             self.forget_if_empty(&id);
         } else if cache.latest().is_some_and(|latest| latest.uid() == resource.uid()) {
-            tracing::warn!(workspace = %id, "its resource is gone; what it held is kept");
+            tracing::warn!(workspace = %id, "workspace resource is gone; its data is retained");
             cache.mark_deleted();
         }
     }
 }
 
-/// The template that says something new. What is there at first is no news: workspaces are looked at with it.
+/// The name of a template that has changed. A template in the first list counts as unchanged,
+/// because workspaces are read with it.
 fn changed_template(
     event: Result<Event<DeserializeGuard<WorkspaceTemplate>>, watcher::Error>,
     known: &mut BTreeMap<String, WorkspaceTemplateSpec>,
@@ -170,11 +174,11 @@ fn changed_template(
         Ok(Event::InitApply(template)) => (template, true),
         Ok(Event::Init | Event::InitDone | Event::Delete(_)) => return None,
         Err(error) => {
-            tracing::warn!(%error, "the templates cannot be watched; what is changed is seen later");
+            tracing::warn!(%error, "failed to watch templates; edits are delayed");
             return None;
         }
     };
-    // One that cannot be read says what it said before.
+    // A template that cannot be parsed keeps its previous value.
     let template = template.0.ok()?;
     let before = known.insert(template.name_any(), template.spec.clone());
     let differs = before.map_or(!at_first, |before| before != template.spec);
@@ -187,7 +191,7 @@ impl ReportedSpec {
         Self { desired_spec: DesiredSpec::of(resource, template), generation, deleted: None }
     }
 
-    /// What is new; it counts as told from now on.
+    /// The difference to what the driver knows, which counts as reported from then on.
     fn take_edit(&mut self, resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Option<Edit> {
         let now = Self { deleted: deletion(resource), ..Self::of(resource, template) };
         let (a, b) = (&self.desired_spec, &now.desired_spec);
@@ -205,7 +209,7 @@ impl ReportedSpec {
     }
 }
 
-/// Whether somebody has deleted it, and its data with it.
+/// `None` if the resource is not being deleted; otherwise whether its data is discarded with it.
 fn deletion(resource: &Workspace) -> Option<bool> {
     let discards = resource.annotations().get(DISCARD).is_some_and(|value| value == "true");
     resource.metadata.deletion_timestamp.is_some().then_some(discards)

@@ -1,4 +1,4 @@
-//! Writing a record where it belongs.
+//! Writes records to their resources.
 
 use std::sync::Arc;
 
@@ -26,13 +26,14 @@ use crate::{
     store::{StoreError, WorkspaceRecord, stored::StoredRecord},
 };
 
-/// Who we are to the API server where fields are owned.
+/// Field manager of our writes.
 const MANAGER: &str = "podling";
-/// Writes of a resource that others write too, one after the other.
+/// Attempts to write a resource that other clients write at the same time.
 const MAX_WRITE_ATTEMPTS: usize = 4;
 
 impl KubernetesStore {
-    /// Writes a record where it belongs: what is only there for its archives is no workspace any more.
+    /// Writes a record to the Workspace resource, or to a `WorkspaceArchive` if the workspace only
+    /// has archives left.
     pub(super) async fn put(&self, record: &Arc<WorkspaceRecord>) -> Result<(), StoreError> {
         let cache = self.cache(&record.spec.id);
         let changed = || StoreError::Changed { name: record.spec.name.to_string() };
@@ -42,14 +43,16 @@ impl KubernetesStore {
             let mut written = cache.written.lock().await;
             match self.write_once(&cache, &mut written, record).await {
                 Err(StoreError::Cluster { source, .. }) if is_code(&source, 409) => {}
-                // Somebody took it away by force, and no watch has told: it is made anew, as it is where one has.
+                // The resource was removed by force and the watch has not reported it. It is
+                // created again, as it is after a reported removal.
                 Err(StoreError::Cluster { source, .. }) if is_code(&source, 404) => {
                     cache.mark_deleted();
                     continue;
                 }
                 done => return done,
             }
-            // Somebody else wrote it. What people want is looked at first (nobody does while we hold it); what is ours is written again.
+            // Another client wrote the resource. An edit of its spec is handled first, for which
+            // the lock is released. A change of its status is overwritten.
             let Some(before) = cache.latest() else { return Err(changed()) };
             known = known.max(Some(written.generation));
             drop(written);
@@ -67,13 +70,14 @@ impl KubernetesStore {
         written: &mut LastWrite,
         record: &WorkspaceRecord,
     ) -> Result<(), StoreError> {
-        // One whose last archive goes is not made a workspace again for that.
-        let goes = record.status.phase == Phase::Deleting && written.archived && cache.latest().is_none();
-        if record.is_gone() || goes {
+        // A workspace whose last archive is being removed does not get a resource again.
+        let removes_last_archive =
+            record.status.phase == Phase::Deleting && written.archived && cache.latest().is_none();
+        if record.is_gone() || removes_last_archive {
             self.write_archive(cache, record, written.archived).await?;
             written.archived = true;
             self.remove_workspace(cache).await?;
-            // A resource that has its id from now on is a copy.
+            // From now on another resource with this id is a duplicate.
             written.reported = None;
         } else {
             let latest = match cache.latest() {
@@ -94,7 +98,7 @@ impl KubernetesStore {
         Ok(())
     }
 
-    /// Removes all there is of a record.
+    /// Removes the Workspace resource and the archive resource.
     pub(super) async fn remove(&self, id: &WorkspaceId) -> Result<(), StoreError> {
         let cache = self.cache(id);
         let mut written = cache.written.lock().await;
@@ -109,7 +113,7 @@ impl KubernetesStore {
         Ok(())
     }
 
-    /// Brings the resource to what the record says: its spec where that wants something new, and its status.
+    /// Updates the spec where the record has a new value, and the status.
     async fn write_resource(
         &self,
         cache: &ResourceCache,
@@ -127,7 +131,8 @@ impl KubernetesStore {
             let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
             now = self.workspaces.patch(&name, &params, &patch).await?;
             written.record_own_edit(&now, record, &spec);
-            // Also if its status is written by somebody else meanwhile: the driver would be told of what was there before.
+            // Stored even if the status write fails: otherwise the driver would be told the
+            // previous spec.
             cache.observe(now.clone());
         }
         let mut status = status::of(record, &now, written.generation.max(record.generation));
@@ -138,7 +143,7 @@ impl KubernetesStore {
         self.write_status(&now, &status).await
     }
 
-    /// Replaces its status, unless somebody has written it since.
+    /// Replaces the status; fails with 409 if the resource has changed since `now`.
     pub(super) async fn write_status(
         &self,
         now: &Workspace,
@@ -154,7 +159,7 @@ impl KubernetesStore {
         self.workspaces.patch_status(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(patch)).await
     }
 
-    /// Makes the resource of a workspace that is not there yet, or not any more.
+    /// Creates the resource of a workspace that has none.
     async fn create(
         &self,
         cache: &ResourceCache,
@@ -163,36 +168,37 @@ impl KubernetesStore {
     ) -> Result<Arc<Workspace>, StoreError> {
         let (spec, mut resource) = (&record.spec, resource::of(record));
         let preserved = self.preserved_spec(record, written).await;
-        let looking = |error| failed(format!("looking at what {} was", spec.name), error);
+        let looking = |error| failed(format!("reading the former spec of {}", spec.name), error);
         preserved.map_err(looking)?.apply_to(&mut resource.spec);
         let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
         for name in resource_names(spec) {
             resource.metadata.name = Some(name.clone());
-            let made = match self.workspaces.create(&params, &resource).await {
+            let created = match self.workspaces.create(&params, &resource).await {
                 Err(error) if is_code(&error, 409) => self.all_workspaces.get(&name).await.map(readable),
-                made => made.map(Some),
+                created => created.map(Some),
             };
-            let made = made.map_err(|error| failed(format!("creating the workspace {name}"), error))?;
-            // Whose it is nobody can read.
-            let Some(made) = made else { break };
-            // By us, and nobody heard it; or it is another's.
-            if made.spec.id.as_deref() != Some(spec.id.as_str()) {
+            let created = created.map_err(|error| failed(format!("creating the workspace {name}"), error))?;
+            // The resource of this name cannot be parsed, so its id is unknown.
+            let Some(created) = created else { break };
+            // Created by an earlier call whose response was lost; otherwise another workspace has
+            // the name.
+            if created.spec.id.as_deref() != Some(spec.id.as_str()) {
                 continue;
             }
-            written.generation = made.metadata.generation.unwrap_or_default();
-            // Whatever the watch shows beyond preconditions is news.
+            written.generation = created.metadata.generation.unwrap_or_default();
+            // The watch reports any later difference as an edit.
             written.reported = Some(ReportedSpec {
                 desired_spec: desired_spec(record),
                 generation: written.generation,
                 deleted: None,
             });
-            cache.observe(made.clone());
-            return Ok(Arc::new(made));
+            cache.observe(created.clone());
+            return Ok(Arc::new(created));
         }
         Err(StoreError::Taken { name: spec.name.to_string() })
     }
 
-    /// Lets the resource go, of which nothing is left that it stands for.
+    /// Deletes a resource that stands for nothing any more, and removes our finalizer.
     async fn remove_workspace(&self, cache: &ResourceCache) -> Result<(), StoreError> {
         let Some(latest) = cache.latest() else { return Ok(()) };
         let name = latest.name_any();
@@ -200,7 +206,7 @@ impl KubernetesStore {
         let uid = Preconditions { uid: latest.uid(), resource_version: None };
         let preconditions = DeleteParams { preconditions: Some(uid), ..DeleteParams::default() };
         let done = async {
-            // Only then is its last version known.
+            // The deletion returns the resource version that the patch needs.
             let Some(going) = self.workspaces.delete(&name, &preconditions).await?.left() else {
                 return Ok(());
             };
@@ -208,7 +214,8 @@ impl KubernetesStore {
         };
         cache.mark_released(&latest);
         let done = match done.await {
-            // Gone, or another one has its name by now; if neither, the next try tells.
+            // The resource is gone, or another one has its name. If neither, the next attempt
+            // reports the error.
             Err(error) if is_code(&error, 404) || is_code(&error, 409) => {
                 let now = self.workspaces.get_opt(&name).await;
                 now.and_then(|now| {
@@ -226,11 +233,11 @@ impl KubernetesStore {
         done.map_err(|error| failed(operation(), error))
     }
 
-    /// Takes our hold off a resource that is deleted.
+    /// Removes our finalizer from a deleted resource.
     pub(super) async fn release(&self, going: &Workspace) -> Result<(), Error> {
-        let kept: Vec<_> =
+        let remaining: Vec<_> =
             going.finalizers().iter().filter(|finalizer| *finalizer != ARCHIVE_FIRST).collect();
-        let metadata = json!({"finalizers": kept, "resourceVersion": going.resource_version()});
+        let metadata = json!({"finalizers": remaining, "resourceVersion": going.resource_version()});
         let patch = Patch::Merge(json!({"metadata": metadata}));
         self.workspaces.patch(&going.name_any(), &PatchParams::default(), &patch).await.map(drop)
     }
@@ -242,7 +249,7 @@ impl KubernetesStore {
         exists: bool,
     ) -> Result<(), StoreError> {
         let (id, name) = (record.spec.id.to_string(), record.spec.name.to_string());
-        let operation = format!("writing what is left of the workspace {name}");
+        let operation = format!("writing the archive resource of the workspace {name}");
         let mut spec = WorkspaceArchiveSpec {
             workspace: name,
             owner: record.spec.owner.to_string(),
@@ -258,7 +265,7 @@ impl KubernetesStore {
         if exists {
             let patch = Patch::Merge(json!({"spec": &spec}));
             match self.archives.patch(&id, &PatchParams::default(), &patch).await {
-                // Somebody has deleted it; what it stands for is there.
+                // The archive resource was deleted, but the archives exist: it is created again.
                 Err(error) if is_code(&error, 404) => {}
                 done => return done.map(drop).map_err(|error| failed(operation, error)),
             }
@@ -272,14 +279,15 @@ impl KubernetesStore {
     async fn remove_archive(&self, id: &WorkspaceId) -> Result<(), StoreError> {
         match self.archives.delete(id.as_str(), &DeleteParams::default()).await {
             Err(error) if !is_code(&error, 404) => {
-                Err(failed(format!("removing what is left of {id}"), error))
+                Err(failed(format!("removing the archive resource of {id}"), error))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// The record as it is stored, without its environment: that is in the resource, and need not be everywhere.
+/// The stored form of a record without its environment. The resource holds that already, and it
+/// should not be copied elsewhere.
 pub(super) fn json(record: &WorkspaceRecord) -> Value {
     let mut record = record.clone();
     Arc::make_mut(&mut record.spec).env.clear();
