@@ -32,7 +32,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use self::leadership::LEADERSHIP_VALID;
+use self::leadership::LEADERSHIP_VALIDITY;
 pub use self::leadership::Leadership;
 
 /// Name of the Lease resource.
@@ -94,12 +94,12 @@ impl LeaseCandidate {
     pub async fn acquire(self) -> Leader {
         let mut seen: Option<(Option<String>, Instant)> = None;
         loop {
-            let begun = Instant::now();
+            let sent_at = Instant::now();
             match self.leases.get_opt(NAME).await {
                 Ok(lease) => {
                     let version = lease.as_ref().and_then(ResourceExt::resource_version);
                     let since =
-                        seen.as_ref().filter(|(of, _)| *of == version).map_or(begun, |(_, since)| *since);
+                        seen.as_ref().filter(|(of, _)| *of == version).map_or(sent_at, |(_, since)| *since);
                     // A deleted Lease may still be used by a leader that has not noticed. Only a
                     // candidate that has never seen a Lease takes a missing one at once.
                     let is_unheld = lease.as_ref().map_or(seen.is_none(), |lease| holder(lease).is_empty());
@@ -109,9 +109,9 @@ impl LeaseCandidate {
                     if lease.is_some() || seen.is_some() {
                         seen = Some((version, since));
                     }
-                    let is_free = is_unheld || begun.duration_since(since) >= LEASE_DURATION;
-                    if is_free && let Some(acquired) = self.try_acquire(begun, lease).await {
-                        return self.into_leader(acquired, begun);
+                    let is_free = is_unheld || sent_at.duration_since(since) >= LEASE_DURATION;
+                    if is_free && let Some(acquired) = self.try_acquire(sent_at, lease).await {
+                        return self.into_leader(acquired, sent_at);
                     }
                 }
                 Err(error) => tracing::warn!(%error, "failed to read the lease"),
@@ -141,13 +141,13 @@ impl LeaseCandidate {
             lease_transitions: Some(transitions),
             ..LeaseSpec::default()
         };
-        let lease = self.renewed(Resource { metadata, spec: Some(spec) }, observed_time);
+        let lease = self.renewed_lease(Resource { metadata, spec: Some(spec) }, observed_time);
         let taken = match exists {
             true => self.leases.replace(NAME, &PostParams::default(), &lease).await,
             false => self.leases.create(&PostParams::default(), &lease).await,
         };
         match taken {
-            Ok(lease) if now.elapsed() < LEADERSHIP_VALID => Some(lease),
+            Ok(lease) if now.elapsed() < LEADERSHIP_VALIDITY => Some(lease),
             Ok(_) => None,
             Err(Error::Api(status)) if status.code == 409 => None,
             Err(error) => {
@@ -157,7 +157,7 @@ impl LeaseCandidate {
         }
     }
 
-    fn renewed(&self, mut lease: Resource, observed_time: Duration) -> Resource {
+    fn renewed_lease(&self, mut lease: Resource, observed_time: Duration) -> Resource {
         let mut annotations =
             BTreeMap::from([(OBSERVED_TIME.to_owned(), observed_time.as_millis().to_string())]);
         annotations.extend(self.address.clone().map(|address| (ADDRESS.to_owned(), address)));
@@ -170,9 +170,9 @@ impl LeaseCandidate {
         lease
     }
 
-    fn into_leader(self, resource: Resource, begun: Instant) -> Leader {
+    fn into_leader(self, resource: Resource, sent_at: Instant) -> Leader {
         tracing::info!(identity = self.identity, "became the leader");
-        let leadership = Leadership::begun(begun, observed_time(&resource));
+        let leadership = Leadership::new(sent_at, observed_time(&resource));
         Leader { candidate: self, resource: Mutex::new(resource), leadership: Arc::new(leadership) }
     }
 }
@@ -188,8 +188,8 @@ impl Leader {
     /// connections are still served.
     pub async fn renew_until_lost(&self) -> LeadershipLost {
         loop {
-            let begun = Instant::now();
-            match self.renew(begun).await {
+            let sent_at = Instant::now();
+            match self.renew(sent_at).await {
                 Ok(true) => {}
                 Ok(false) => return LeadershipLost("another control plane holds the lease".into()),
                 Err(problem) if self.leadership.since_renewal() >= RENEWAL_FAILURE_LIMIT => {
@@ -201,16 +201,16 @@ impl Leader {
         }
     }
 
-    /// Whether this process still holds the lease. A successful renewal counts from `begun`.
-    async fn renew(&self, begun: Instant) -> Result<bool, String> {
-        let renewed = self.candidate.renewed(self.resource(), self.leadership.observed_time());
+    /// Whether this process still holds the lease. A successful renewal counts from `sent_at`.
+    async fn renew(&self, sent_at: Instant) -> Result<bool, String> {
+        let renewed = self.candidate.renewed_lease(self.resource(), self.leadership.observed_time());
         match timeout(REQUEST_TIMEOUT, self.write(renewed)).await {
             Ok(Ok(())) => {
-                self.leadership.renew(begun);
+                self.leadership.renew(sent_at);
                 Ok(true)
             }
             Ok(Err(Error::Api(status))) if matches!(status.code, 404 | 409) => {
-                timeout(REQUEST_TIMEOUT, self.recheck_holder(begun))
+                timeout(REQUEST_TIMEOUT, self.recheck_holder(sent_at))
                     .await
                     .unwrap_or_else(|_| Err(timeout_error()))
             }
@@ -220,7 +220,7 @@ impl Leader {
     }
 
     /// Reads the Lease after a conflicting write: it may still belong to this process.
-    async fn recheck_holder(&self, begun: Instant) -> Result<bool, String> {
+    async fn recheck_holder(&self, sent_at: Instant) -> Result<bool, String> {
         let leases = &self.candidate.leases;
         match leases.get_opt(NAME).await {
             Ok(Some(now)) if holder(&now) == self.candidate.identity => {
@@ -232,14 +232,14 @@ impl Leader {
             Ok(None) if !self.leadership.is_leader() => Ok(false),
             Ok(None) => {
                 let recreated = Resource { metadata: lease_metadata(), spec: None };
-                let recreated = self.candidate.renewed(recreated, self.leadership.observed_time());
+                let recreated = self.candidate.renewed_lease(recreated, self.leadership.observed_time());
                 match leases.create(&PostParams::default(), &recreated).await {
                     Ok(created) => {
                         self.set_resource(created);
                         Err("the Lease was deleted and has been created again".to_owned())
                     }
                     Err(Error::Api(status)) if is_namespace_terminating(&status) => {
-                        self.leadership.set_permanent(begun);
+                        self.leadership.set_permanent(sent_at);
                         Ok(true)
                     }
                     Err(error) => Err(error.to_string()),
@@ -251,7 +251,7 @@ impl Leader {
 
     /// Releases the lease, so that the next leader need not wait until it expires.
     pub async fn release(&self) {
-        let mut lease = self.candidate.renewed(self.resource(), self.leadership.observed_time());
+        let mut lease = self.candidate.renewed_lease(self.resource(), self.leadership.observed_time());
         if let Some(spec) = &mut lease.spec {
             spec.holder_identity = Some(String::new());
         }

@@ -12,13 +12,13 @@ use tokio::time::Instant;
 
 /// A renewal entitles the leader to act for this long. The lease lasts 2 s longer, so that a call
 /// under way ends before another replica acts.
-pub(super) const LEADERSHIP_VALID: Duration = Duration::from_secs(6);
+pub(super) const LEADERSHIP_VALIDITY: Duration = Duration::from_secs(6);
 
 /// How long this process is the leader. Shared by all parts that act.
 #[derive(Debug)]
 pub struct Leadership {
     /// When leadership began, and the milliseconds from then to the last renewal.
-    begun: Instant,
+    acquired_at: Instant,
     renewed: AtomicU64,
     /// No other replica can become the leader; renewals are not needed.
     permanent: AtomicBool,
@@ -27,9 +27,9 @@ pub struct Leadership {
 
 impl Leadership {
     /// `observed_time`: the total that the Lease records.
-    pub(super) fn begun(at: Instant, observed_time: Duration) -> Self {
+    pub(super) fn new(acquired_at: Instant, observed_time: Duration) -> Self {
         Self {
-            begun: at,
+            acquired_at,
             renewed: AtomicU64::new(0),
             permanent: AtomicBool::new(false),
             observed_time: Mutex::new(observed_time),
@@ -38,16 +38,16 @@ impl Leadership {
 
     /// The leadership of a control plane without other replicas; never expires.
     pub fn permanent() -> Arc<Self> {
-        Arc::new(Self { permanent: AtomicBool::new(true), ..Self::begun(Instant::now(), Duration::ZERO) })
+        Arc::new(Self { permanent: AtomicBool::new(true), ..Self::new(Instant::now(), Duration::ZERO) })
     }
 
     /// Whether no other replica can have become the leader yet.
     pub fn is_leader(&self) -> bool {
-        self.permanent.load(Ordering::SeqCst) || self.since_renewal() < LEADERSHIP_VALID
+        self.permanent.load(Ordering::SeqCst) || self.since_renewal() < LEADERSHIP_VALIDITY
     }
 
     pub(super) fn since_renewal(&self) -> Duration {
-        (self.begun + Duration::from_millis(self.renewed.load(Ordering::SeqCst))).elapsed()
+        (self.acquired_at + Duration::from_millis(self.renewed.load(Ordering::SeqCst))).elapsed()
     }
 
     pub(super) fn renew(&self, at: Instant) {
@@ -56,7 +56,7 @@ impl Leadership {
     }
 
     fn confirm(&self, at: Instant) {
-        let millis = at.duration_since(self.begun).as_millis();
+        let millis = at.duration_since(self.acquired_at).as_millis();
         self.renewed.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 

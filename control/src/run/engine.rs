@@ -141,7 +141,7 @@ async fn deciding(
     let reviewer = KubernetesReviewer::new(client.clone(), namespace, &cluster.workspace_account);
     let backend = KubernetesBackend::new(client, namespace, defaults, leader.leadership());
     let eviction_guard = backend.eviction_guard();
-    let (followed, shown, renewing) = (store.clone(), store.clone(), leader.clone());
+    let (watched, shown, renewing) = (store.clone(), store.clone(), leader.clone());
     Ok(Engine {
         identity,
         backend,
@@ -155,7 +155,7 @@ async fn deciding(
             Box::pin(async move {
                 tokio::select! {
                     // The driver has gone, which is said by itself.
-                    _ = followed.follow(&driver) => Ok("the watch over workspaces"),
+                    _ = watched.watch_resources(&driver) => Ok("the watch over workspaces"),
                     () = shown.show(driver.snapshots()) => Ok("what resources show"),
                     () = eviction_guard.run(driver.snapshots()) => Ok("what autoscalers are told"),
                     () = follower.run() => Ok("the watch over templates"),

@@ -51,7 +51,7 @@ impl From<DriverError> for NotServed {
 
 impl KubernetesStore {
     /// Reports edits of workspaces and templates to the driver. Runs until the driver is gone.
-    pub async fn follow(&self, driver: &DriverHandle) -> Result<(), DriverError> {
+    pub async fn watch_resources(&self, driver: &DriverHandle) -> Result<(), DriverError> {
         let mut workspaces =
             pin!(watcher(self.all_workspaces.clone(), watcher::Config::default()).default_backoff());
         let mut templates =
@@ -59,7 +59,7 @@ impl KubernetesStore {
         let mut known = BTreeMap::new();
         loop {
             tokio::select! {
-                Some(event) = workspaces.next() => self.follow_workspace(event, driver).await?,
+                Some(event) = workspaces.next() => self.handle_workspace_event(event, driver).await?,
                 Some(event) = templates.next() => {
                     let Some(name) = changed_template(event, &mut known) else { continue };
                     for resource in self.workspaces_of_template(&name) {
@@ -71,7 +71,7 @@ impl KubernetesStore {
         }
     }
 
-    async fn follow_workspace(
+    async fn handle_workspace_event(
         &self,
         event: Result<Event<DeserializeGuard<Workspace>>, watcher::Error>,
         driver: &DriverHandle,
