@@ -37,6 +37,8 @@ const HASH_DIGITS: usize = 16;
 pub(crate) struct DependencyCache {
     entry: PathBuf,
     target: PathBuf,
+    /// Nothing was compiled there yet when this gate began: what it holds at the end is what the gate needs, and nothing older.
+    is_fresh: bool,
 }
 
 impl DependencyCache {
@@ -44,12 +46,27 @@ impl DependencyCache {
     pub(crate) fn open() -> Result<Option<Self>> {
         let Some(cache) = program::cache_dir() else { return Ok(None) };
         let entry = cache.join("dependencies").join(key()?);
-        Ok(Some(Self { entry, target: program::target_dir() }))
+        let target = program::target_dir();
+        let is_fresh = !has_compiled(&target.join(PROFILES[0]))?;
+        Ok(Some(Self { entry, target, is_fresh }))
     }
 
-    /// Copies the entry into a fresh target directory.
-    pub(crate) fn restore(&self) -> Result<()> {
-        if !self.entry.is_dir() || has_compiled(&self.target.join(PROFILES[0]))? {
+    /// Copies the entry, if there is one, into a fresh target directory. What fails is only printed.
+    pub(crate) fn restore(&self) {
+        if let Err(error) = self.try_restore() {
+            println!("no dependencies could be copied from the cache: {error:#}");
+        }
+    }
+
+    /// Copies the dependencies of a fresh target directory into a new entry, if there is none. What fails is only printed.
+    pub(crate) fn save(&self) {
+        if let Err(error) = self.try_save() {
+            println!("dependencies could not be saved in the cache: {error:#}");
+        }
+    }
+
+    fn try_restore(&self) -> Result<()> {
+        if !self.entry.is_dir() || !self.is_fresh {
             return Ok(());
         }
         let began = Instant::now();
@@ -66,17 +83,17 @@ impl DependencyCache {
         let ours = workspace_names()?;
         for profile in PROFILES {
             let from = self.target.join(profile);
+            // A machine that runs no node has built nothing for one.
+            let Ok(lock) = File::open(from.join(CARGO_LOCK)) else { continue };
             // No cargo writes there meanwhile.
-            let lock = File::open(from.join(CARGO_LOCK))?;
             lock.lock()?;
             copy_profile(&from, &entry.join(profile), |name| !is_one_of(name, &ours))?;
         }
         Ok(())
     }
 
-    /// Copies the dependencies into a new entry; nothing if there is one.
-    pub(crate) fn save(&self) -> Result<()> {
-        if self.entry.is_dir() {
+    fn try_save(&self) -> Result<()> {
+        if self.entry.is_dir() || !self.is_fresh {
             return Ok(());
         }
         let began = Instant::now();

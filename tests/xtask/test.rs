@@ -32,9 +32,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
 fn full() -> Result<bool> {
     let mut gate = Gate::new()?;
     let cache = DependencyCache::open()?;
-    if let Some(Err(error)) = cache.as_ref().map(DependencyCache::restore) {
-        println!("no dependencies could be copied from the cache: {error:#}");
-    }
+    cache.iter().for_each(DependencyCache::restore);
     gate.run(check::format())?;
     words::check(&mut gate)?;
     let programs = TestPrograms::build(&mut gate, TestSelection::All)?;
@@ -51,16 +49,13 @@ fn full() -> Result<bool> {
     let lints = check::lints().into_iter().chain([check::docs(), simulate::step(), doc_examples()]);
     lanes.push(lints.map(GateStep::in_background).collect());
     gate.run_lanes(lanes)?;
-    if let Some(cache) = cache.filter(|_| gate.has_built())
-        && let Err(error) = cache.save()
-    {
-        println!("dependencies could not be saved in the cache: {error:#}");
-    }
+    cache.iter().filter(|_| gate.has_built()).for_each(DependencyCache::save);
     gate.finish()
 }
 
 fn quick() -> Result<bool> {
     let mut gate = Gate::new()?;
+    DependencyCache::open()?.iter().for_each(DependencyCache::restore);
     let reach = Reach::of_working_tree()?;
     gate.run(check::format())?;
     words::check(&mut gate)?;
