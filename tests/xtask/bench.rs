@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: release builds, the agent as one static binary, and the benchmarks with both.
+//! `cargo xtask bench`: release builds, a static agent, and the benchmarks with both.
 
 use std::{
     path::{Path, PathBuf},
@@ -22,12 +22,13 @@ const GROUPS: [&str; 11] =
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArgs {
-    /// Runs only this one. BENCHMARKS.md is then left as it is.
+    /// Runs only this benchmark and does not rewrite BENCHMARKS.md.
     #[arg(value_parser = clap::builder::PossibleValuesParser::new(GROUPS))]
     only: Option<String>,
 }
 
-/// Builds and measures. Needs a quiet machine, Debian's openssh-server, zip, unzip and python3-pip, and 20 GiB of disk.
+/// Builds everything and runs the benchmarks. Needs a quiet machine, 20 GiB of disk, and Debian's
+/// openssh-server, zip, unzip and python3-pip.
 pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
     let agent = static_agent()?;
     cargo(&["build", "--release", "--workspace", "--bins"], &[])?;
@@ -45,7 +46,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
     Ok(true)
 }
 
-/// Builds the agent as it is baked into images: with musl where its standard library is installed, else with a static glibc.
+/// Builds the agent as images contain it: with musl if its standard library is installed, else with
+/// a static glibc.
 fn static_agent() -> Result<PathBuf> {
     let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output().context("rustc")?;
     let sysroot = PathBuf::from(String::from_utf8(sysroot.stdout)?.trim());

@@ -7,7 +7,6 @@ use crate::{
     words,
 };
 
-/// Runs it alone.
 pub(crate) fn run() -> Result<bool> {
     let mut gate = Gate::new()?;
     gate.run(format())?;
@@ -22,7 +21,7 @@ pub(crate) fn format() -> GateStep {
     GateStep::cargo("format", &["fmt", "--all", "--check"], &[])
 }
 
-/// Lints of the workspace, and of the simulation, which wants a feature.
+/// Lints of the workspace, and of the simulation, which needs the feature `mutants`.
 pub(crate) fn lints() -> [GateStep; 2] {
     let workspace = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
     let simulation = [

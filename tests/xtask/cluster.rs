@@ -1,5 +1,5 @@
-//! `cargo xtask cluster`: everything that needs a Kubernetes cluster. It runs against the one that `KUBECONFIG` names, else beside a node of
-//! its own in a sandbox (`tests/cluster/sandbox`).
+//! `cargo xtask cluster`: everything that needs a Kubernetes cluster. It uses the cluster that
+//! `KUBECONFIG` names; without `KUBECONFIG` it boots a node in a sandbox (`tests/cluster/sandbox`).
 
 use std::{env, fs, os::unix::fs::MetadataExt, path::PathBuf};
 
@@ -11,68 +11,68 @@ use crate::{
     test_programs::{TestPrograms, TestSelection},
 };
 
-/// Programs that a node of our own needs on this machine.
+/// Programs on this machine that the sandbox needs to boot a node.
 const PROGRAMS: [&str; 9] =
     ["go", "cc", "containerd", "runc", "conntrack", "nft", "buildah", "debootstrap", "openssl"];
 
-/// Binaries for this target run in an image that has no library.
+/// Static binaries: they run in an image without a C library.
 const TARGET: &str = "x86_64-unknown-linux-musl";
-/// As it is shipped, without the last optimisation, which takes minutes.
+/// The profile of shipped binaries without link-time optimisation, which takes minutes.
 const PROFILE: &str = "dist-tested";
 
-/// Names the images with IDEs that the sandbox makes.
+/// Lists the images with IDEs that the sandbox makes.
 const IDES: (&str, &str) = ("PODLING_IDES", "python vscode");
-/// Names the folder with the binaries of which the sandbox makes our images.
+/// The directory of the binaries from which the sandbox makes Podling's images.
 const BINARIES: &str = "PODLING_BINARIES";
 
-/// Makes stories use pods as workspaces.
+/// Selects pods as the stories' workspaces.
 const PODS: (&str, &str) = ("PODLING_STORY_BACKEND", "kubernetes");
-/// The stories that run on processes and on pods alike.
+/// Prefix of the stories that run on processes and on pods.
 const ON_BOTH_BACKENDS: &str = "everywhere::";
 
-/// Flags of the suite.
 const SUITE: [&str; 1] = ["--test-threads=3"];
-/// Faults end programs of the node: each has it alone.
+/// Faults kill programs of the node, so each runs alone.
 const FAULTS: [&str; 2] = ["--ignored", "--test-threads=1"];
-/// Stories mostly wait.
+/// Stories on pods mostly wait for pods, so several run at once.
 const STORIES: [&str; 1] = ["--test-threads=5"];
 
-/// The step that stands for all that is not run where there is no cluster.
+/// Name of the step that is reported if no node can run.
 const EVERYTHING: &str = "everything that needs a cluster";
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum ClusterCommand {
-    /// A shell, or a command, with KUBECONFIG set and kubectl in PATH; the node lives as long as it does.
+    /// Runs a shell or a command with KUBECONFIG set and kubectl in PATH. The node ends with it.
     Up {
-        /// The command and its arguments.
+        /// The command and its arguments; without them, $SHELL.
         #[arg(last = true)]
         command: Vec<String>,
     },
-    /// The suite.
+    /// Runs the suite: Podling as it is deployed, in a cluster.
     Test {
         /// Runs only tests whose name contains this.
         filter: Option<String>,
     },
-    /// The suite's faults, each of which ends programs of the node.
+    /// Runs the suite's faults, each of which kills programs of the node.
     Faults {
         /// Runs only faults whose name contains this.
         filter: Option<String>,
     },
-    /// The stories that run on both backends, with pods as workspaces.
+    /// Runs the stories of both backends with pods as workspaces.
     Stories {
         /// Runs only stories whose name contains this.
         filter: Option<String>,
     },
-    /// Measures workspaces as pods beside a bare pod; rewrites their part of BENCHMARKS.md. Needs a quiet machine.
+    /// Measures workspaces as pods beside a bare pod, and rewrites their part of BENCHMARKS.md.
+    /// Needs a quiet machine.
     Bench,
 }
 
-/// What runs beside one node.
+/// The tests that share one node.
 #[derive(Debug, Clone, Copy)]
 enum NodeTests {
     Suite,
     Faults,
-    /// Faults end programs of the node, so they run when the suite has ended.
+    /// Faults kill programs of the node, so they run after the suite.
     SuiteAndFaults,
     StoriesOnPods,
 }
@@ -111,7 +111,7 @@ fn bench() -> Result<bool> {
     in_sandbox(&run, &[("PODLING_BENCH_PAGE", &page), ("PODLING_IDES", "python")])
 }
 
-/// Runs a command beside a node that has our images.
+/// Runs a command beside a node that has Podling's images.
 fn in_sandbox(command: &[&str], envs: &[(&str, &str)]) -> Result<bool> {
     let mut gate = Gate::new()?;
     if !gate.run(static_binaries())? {
@@ -122,12 +122,13 @@ fn in_sandbox(command: &[&str], envs: &[(&str, &str)]) -> Result<bool> {
     Ok(sandbox.status().context("the sandbox")?.success())
 }
 
-/// What the gate runs beside nodes, one step for each node.
+/// Returns the gate's steps that need a node, one for each node.
 pub(crate) fn steps(gate: &mut Gate, programs: Option<&TestPrograms>) -> Result<Vec<GateStep>> {
     prepare(gate, programs, &[NodeTests::SuiteAndFaults, NodeTests::StoriesOnPods], None)
 }
 
-/// Builds what a node needs, outside of the sandbox, for there is no network inside. Returns the steps that can run on this machine.
+/// Builds binaries, node programs and images. This happens outside of the sandbox, which has no
+/// network. Returns the steps that can run on this machine.
 fn prepare(
     gate: &mut Gate,
     programs: Option<&TestPrograms>,
@@ -194,7 +195,7 @@ impl NodeTests {
     }
 }
 
-/// Builds what goes into our images.
+/// Builds agent and control plane for Podling's images.
 fn static_binaries() -> GateStep {
     let packages = ["--package", "podling-agent", "--package", "podling-control"];
     let buckets = ["--features", "podling-control/cloud"];
@@ -210,7 +211,7 @@ fn script(name: &str) -> PathBuf {
     program::root().join("tests/cluster").join(name)
 }
 
-/// Why this machine cannot run a node; `None` if it can.
+/// Says why this machine cannot run a node; `None` if it can.
 fn missing_requirement() -> Option<String> {
     if !cfg!(target_os = "linux") {
         return Some("a Kubernetes node needs Linux; KUBECONFIG may name a cluster".into());

@@ -1,9 +1,10 @@
-//! A cache of compiled dependencies, outside of any checkout: a fresh clone does not compile what the registry's crates were compiled to
-//! before.
+//! A cache of compiled dependencies outside of any checkout: in a fresh clone only crates of this
+//! workspace are compiled.
 //!
-//! It holds crates of the registry alone, with cargo's fingerprints of them. Cargo compares those (version, features, profile, compiler) as
-//! it does with what it compiled itself, and compiles what does not match; so a wrong entry costs time and nothing else. Crates of
-//! this workspace are never cached: their fingerprints rest on times of files, which say nothing about another checkout.
+//! The cache has crates of the registry alone, with cargo's fingerprints. Cargo verifies each
+//! fingerprint (version, features, profile, compiler) as it does for its own output, and recompiles
+//! what does not match. Crates of this workspace are never cached: their fingerprints are file
+//! times, which mean nothing in another checkout.
 
 use std::{
     collections::BTreeSet,
@@ -18,31 +19,32 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{program, test_programs::workspace_packages};
 
-/// What the gate's builds leave: folders below the target directory, each with these three.
+/// Directories below the target directory that the gate's builds fill.
 const PROFILES: [&str; 3] = ["debug", "dist-tested", "x86_64-unknown-linux-musl/dist-tested"];
 const FINGERPRINTS: &str = ".fingerprint";
 const BUILD_SCRIPTS: &str = "build";
 const LIBRARIES: &str = "deps";
-/// Cargo holds a lock on this file of a profile while it builds.
+/// Cargo locks this file of a profile while it builds.
 const CARGO_LOCK: &str = ".cargo-lock";
-/// A dependency that every build of the workspace has: a target directory without it is a fresh one.
+/// Prefix of a dependency that every build has: a target directory without it is fresh.
 const EVERYWHERE: &str = "tokio-";
-/// An entry that was not used for so long goes.
+/// Entries that have not been used for this long are removed.
 const UNUSED: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Cargo puts this many digits behind the name of whatever it makes.
+/// Digits of the hash that cargo appends to names.
 const HASH_DIGITS: usize = 16;
 
-/// The entry for this workspace's dependencies.
+/// The cache's entry for this workspace's dependencies.
 #[derive(Debug)]
 pub(crate) struct DependencyCache {
     entry: PathBuf,
     target: PathBuf,
-    /// Nothing was compiled there yet when this gate began: what it holds at the end is what the gate needs, and nothing older.
+    /// Whether the target directory had no dependencies when the gate began. Only then does it hold
+    /// exactly what the gate needs.
     is_fresh: bool,
 }
 
 impl DependencyCache {
-    /// `None` where there is no place for a cache.
+    /// Returns `None` if there is no cache directory.
     pub(crate) fn open() -> Result<Option<Self>> {
         let Some(cache) = program::cache_dir() else { return Ok(None) };
         let entry = cache.join("dependencies").join(key()?);
@@ -51,14 +53,15 @@ impl DependencyCache {
         Ok(Some(Self { entry, target, is_fresh }))
     }
 
-    /// Copies the entry, if there is one, into a fresh target directory. What fails is only printed.
+    /// Copies the entry into a fresh target directory. An error is printed, and cargo compiles what
+    /// is missing.
     pub(crate) fn restore(&self) {
         if let Err(error) = self.try_restore() {
             println!("no dependencies could be copied from the cache: {error:#}");
         }
     }
 
-    /// Copies the dependencies of a fresh target directory into a new entry, if there is none. What fails is only printed.
+    /// Copies the dependencies of a fresh target directory into a new entry. An error is printed.
     pub(crate) fn save(&self) {
         if let Err(error) = self.try_save() {
             println!("dependencies could not be saved in the cache: {error:#}");
@@ -73,7 +76,7 @@ impl DependencyCache {
         for profile in PROFILES {
             copy_profile(&self.entry.join(profile), &self.target.join(profile), |_| true)?;
         }
-        // It is in use, so it stays.
+        // A new time protects the entry from `prune`.
         let _ = Command::new("touch").arg(&self.entry).status();
         println!("dependencies copied from {} in {:.1} s", self.entry.display(), seconds(began));
         Ok(())
@@ -83,9 +86,9 @@ impl DependencyCache {
         let ours = workspace_names()?;
         for profile in PROFILES {
             let from = self.target.join(profile);
-            // A machine that runs no node has built nothing for one.
+            // A machine without a node builds nothing for images.
             let Ok(lock) = File::open(from.join(CARGO_LOCK)) else { continue };
-            // No cargo writes there meanwhile.
+            // While the lock is held, no cargo writes into the directory.
             lock.lock()?;
             copy_profile(&from, &entry.join(profile), |name| !is_one_of(name, &ours))?;
         }
@@ -105,7 +108,7 @@ impl DependencyCache {
             let _ = fs::remove_dir_all(&part);
         }
         copied?;
-        // Another gate may have been faster: its entry is as good.
+        // Another gate may have made the same entry first.
         if fs::rename(&part, &self.entry).is_err() {
             fs::remove_dir_all(&part)?;
         }
@@ -115,7 +118,7 @@ impl DependencyCache {
     }
 }
 
-/// Whether dependencies were compiled for this profile.
+/// Returns whether dependencies were compiled for this profile.
 fn has_compiled(profile: &Path) -> Result<bool> {
     let Ok(entries) = fs::read_dir(profile.join(FINGERPRINTS)) else { return Ok(false) };
     for entry in entries {
@@ -126,7 +129,9 @@ fn has_compiled(profile: &Path) -> Result<bool> {
     Ok(false)
 }
 
-/// Says which entry fits: the compiler, the versions of all crates, and the manifests, which have profiles and features.
+/// Returns the entry's name: a hash of the compiler's version, Cargo.lock, and all manifests with
+/// their profiles and features. It selects an entry that fits well; cargo's fingerprints decide
+/// what is used.
 fn key() -> Result<String> {
     let compiler = program::program("rustc").arg("-vV").output().context("running rustc")?;
     let mut hasher = DefaultHasher::new();
@@ -145,7 +150,7 @@ fn key() -> Result<String> {
     Ok(format!("{:016x}", hasher.finish()))
 }
 
-/// The names that cargo gives what it makes of the packages of this workspace, as they stand in names of files.
+/// Returns the crate names of this workspace's packages and targets.
 fn workspace_names() -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     for package in workspace_packages()? {
@@ -156,7 +161,8 @@ fn workspace_names() -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
-/// Whether this is what cargo makes of one of these: `libserde-0123456789abcdef.rlib`, `serde-0123456789abcdef`.
+/// Returns whether a file belongs to one of these crates (`libserde-0123456789abcdef.rlib`,
+/// `serde-0123456789abcdef`), or is not named by cargo at all.
 fn is_one_of(file: &str, names: &BTreeSet<String>) -> bool {
     let stem = file.split('.').next().unwrap_or(file);
     let Some((name, hash)) = stem.rsplit_once('-') else { return true };
@@ -167,12 +173,13 @@ fn is_one_of(file: &str, names: &BTreeSet<String>) -> bool {
     names.contains(&name) || name.strip_prefix("lib").is_some_and(|name| names.contains(name))
 }
 
-/// A package's name as a crate's name is written.
+/// Spells a package's name like a crate's.
 fn plain(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// Copies what cargo made for a profile. The fingerprints come last: without them nothing that was copied counts.
+/// Copies the output of one profile. Fingerprints come last: cargo ignores files without them, so
+/// an interrupted copy does no harm.
 fn copy_profile(from: &Path, to: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<()> {
     for kind in [LIBRARIES, BUILD_SCRIPTS, FINGERPRINTS] {
         copy_some(&from.join(kind), &to.join(kind), &is_wanted)?;
@@ -180,7 +187,7 @@ fn copy_profile(from: &Path, to: &Path, is_wanted: impl Fn(&str) -> bool) -> Res
     Ok(())
 }
 
-/// Copies what a folder holds and the filter lets pass, with the times of all files: cargo compares them.
+/// Copies selected entries of a directory with their times, which cargo compares.
 fn copy_some(from: &Path, to: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<()> {
     let Ok(entries) = fs::read_dir(from) else { return Ok(()) };
     fs::create_dir_all(to)?;
@@ -195,7 +202,7 @@ fn copy_some(from: &Path, to: &Path, is_wanted: impl Fn(&str) -> bool) -> Result
     Ok(())
 }
 
-/// Removes entries that were not used for long.
+/// Removes entries that have not been used for a week.
 fn prune(entries: &Path) -> Result<()> {
     for entry in fs::read_dir(entries)?.flatten() {
         let used = entry.metadata()?.modified()?;
@@ -223,7 +230,7 @@ mod tests {
             "libpodling_agent-0123456789abcdef.rlib",
             "podling_agent-0123456789abcdef.d",
             "files-0123456789abcdef",
-            // Not what cargo makes.
+            // Not named by cargo.
             "something",
             "tokio-old",
         ] {

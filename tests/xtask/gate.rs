@@ -1,4 +1,5 @@
-//! The gate: steps that run one after the other or beside each other, failed stories once more by themselves, and the summary at the end.
+//! The gate: runs steps one after the other or beside each other, runs failed stories again, and
+//! prints the summary.
 
 mod libtest;
 mod step;
@@ -23,20 +24,20 @@ pub(crate) use self::{
 };
 use crate::program;
 
-/// Names the file into which stories write what they skip (see `podling_tests::left_out`).
+/// The file into which stories write what they skip (`podling_tests::left_out`).
 const SKIPPED_LIST: &str = "PODLING_LEFT_OUT";
 
-/// Steps that run beside each other, lane by lane; those of one lane run one after the other.
+/// Lanes run beside each other; the steps of a lane run one after the other.
 pub(crate) type Lanes = Vec<Vec<GateStep>>;
 
-/// What was run so far.
+/// The steps that have run, with their reports.
 #[derive(Debug)]
 pub(crate) struct Gate {
     began: Instant,
     reports: Vec<StepReport>,
-    /// A line for each thing that this machine cannot run.
+    /// File with a line for each test that this machine cannot run.
     skipped: PathBuf,
-    /// Outputs of test programs and of tests that were run again.
+    /// Directory for the outputs of steps and of tests that were run again.
     logs: PathBuf,
 }
 
@@ -50,25 +51,25 @@ impl Gate {
         Ok(Self { began: Instant::now(), reports: Vec::new(), skipped, logs })
     }
 
-    /// Runs `cargo ARGS…`; whether it passed.
+    /// Runs cargo as a step; returns whether it passed.
     pub(crate) fn cargo(&mut self, name: &str, args: &[&str], envs: &[(&str, &str)]) -> Result<bool> {
         self.run(GateStep::cargo(name, args, envs))
     }
 
-    /// Runs a step; whether it passed. A failure is remembered and the next step still runs.
+    /// Runs a step; returns whether it passed. After a failure the next step still runs.
     pub(crate) fn run(&mut self, step: GateStep) -> Result<bool> {
         let report = self.noting_what_is_skipped(step).run()?;
         Ok(self.add(report))
     }
 
-    /// The same; returns what it printed, or nothing if it failed.
+    /// Runs a step and returns its standard output; `None` if it failed.
     pub(crate) fn run_for_output(&mut self, step: GateStep) -> Result<Option<String>> {
         let mut report = step.run_for_output()?;
         let output = std::mem::take(&mut report.output);
         Ok(self.add(report).then_some(output))
     }
 
-    /// Runs the lanes beside each other.
+    /// Runs the lanes, and returns when all of them have ended.
     pub(crate) fn run_lanes(&mut self, lanes: Lanes) -> Result<()> {
         let noting = |lane: Vec<GateStep>| lane.into_iter().map(|step| self.noting_what_is_skipped(step));
         let lanes: Lanes = lanes.into_iter().map(|lane| noting(lane).collect()).collect();
@@ -85,30 +86,31 @@ impl Gate {
         Ok(())
     }
 
-    /// Records a check that xtask does itself.
+    /// Records a step that xtask ran itself.
     pub(crate) fn record(&mut self, name: &str, passed: bool, wall: Duration) {
         let outcome = if passed { StepOutcome::Passed } else { StepOutcome::Failed };
         self.add(StepReport::of_xtask(name, outcome, wall));
     }
 
-    /// Records that a step cannot run because an earlier one failed.
+    /// Records that a step did not run because an earlier step failed.
     pub(crate) fn not_run(&mut self, name: &str) {
         self.add(StepReport::of_xtask(name, StepOutcome::NotRun, Duration::ZERO));
     }
 
-    /// Records that something cannot run here, and why.
+    /// Records that this machine cannot run something, and the reason.
     pub(crate) fn skip(&mut self, what: &str, why: &str) -> Result<()> {
         let mut file = OpenOptions::new().append(true).open(&self.skipped)?;
         writeln!(file, "{what}: {why}").context("writing what was skipped")
     }
 
-    /// Whether everything was compiled: whatever failed is a test.
+    /// Returns whether everything compiled: only test programs may have failed.
     pub(crate) fn has_built(&self) -> bool {
         let is_built = |report: &StepReport| report.outcome == StepOutcome::Passed || report.tests.is_some();
         self.reports.iter().all(is_built)
     }
 
-    /// Runs failed stories again and prints the summary; whether all is well. Skipping something is well everywhere but in CI.
+    /// Runs failed stories again and prints the summary. Returns whether the gate passed: outside
+    /// of CI it passes even if something was skipped.
     pub(crate) fn finish(mut self) -> Result<bool> {
         let failed = unstable::run_again(&mut self.reports, &self.logs)?;
         let skipped = fs::read_to_string(&self.skipped).context("reading what was skipped")?;

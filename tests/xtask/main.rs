@@ -1,4 +1,5 @@
-//! `cargo xtask`: what developers and CI run on this repository. One file per subcommand; must not know the product's insides.
+//! `cargo xtask`: what developers and CI run on this repository. One file per subcommand; must not
+//! know the product's insides.
 
 mod bench;
 mod check;
@@ -27,15 +28,15 @@ struct XtaskArgs {
 
 #[derive(Debug, Subcommand)]
 enum XtaskCommand {
-    /// Everything that must hold: format, lints, docs, unit, property and end-to-end tests.
+    /// Runs the gate: format, words, lints, docs, unit, property and end-to-end tests.
     Test(test::TestArgs),
-    /// Format, words, lints and docs alone.
+    /// Runs format, words, lints and docs alone.
     Check,
     /// Builds the binaries and runs the end-to-end stories alone.
     Stories(stories::StoryArgs),
     /// Runs the simulated lifecycle with a seed and all its output: a failing test names the seed.
     Simulate(simulate::SimulateArgs),
-    /// Everything that needs a Kubernetes cluster.
+    /// Runs tests and benchmarks that need a Kubernetes cluster.
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     /// Measures Podling beside its peers in one run; rewrites BENCHMARKS.md.

@@ -1,5 +1,6 @@
-//! Programs that xtask starts, without the variables that cargo set for xtask itself: build scripts (ring's) read some of them, and
-//! everything behind such a script would be compiled anew whenever cargo was used by hand before.
+//! Starts programs without the variables that cargo sets for xtask itself. Build scripts (ring's)
+//! read some of them, so cargo would recompile everything behind such a script whenever a developer
+//! had run cargo directly before.
 
 use std::{
     env,
@@ -8,16 +9,16 @@ use std::{
     process::Command,
 };
 
-/// What cargo tells each program that it runs of its package.
+/// Prefixes of the variables that cargo sets for each program that it runs.
 const SET_BY_CARGO: [&str; 5] =
     ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_LINKS", "CARGO_MANIFEST_PATH", "CARGO_PKG_", "CARGO_PRIMARY_"];
 
-/// The cargo that runs xtask.
+/// Returns the cargo that runs xtask.
 pub(crate) fn cargo() -> Command {
     program(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// Any program. It starts in the root of the repository.
+/// Returns a command that starts in the root of the repository.
 pub(crate) fn program(path: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(path);
     command.current_dir(root());
@@ -29,7 +30,7 @@ pub(crate) fn program(path: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// The same command with a lower priority.
+/// Returns the command with a lower priority.
 pub(crate) fn nice(command: &Command, niceness: &str) -> Command {
     let mut nice = Command::new("nice");
     nice.args(["-n", niceness]).arg(command.get_program()).args(command.get_args());
@@ -45,19 +46,19 @@ pub(crate) fn nice(command: &Command, niceness: &str) -> Command {
     nice
 }
 
-/// The command as it would be typed in a shell.
+/// Returns the command line for display.
 pub(crate) fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// The root of the repository.
+/// Returns the root of the repository.
 pub(crate) fn root() -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in tests/xtask");
     tests.parent().expect("tests lies in the root").to_owned()
 }
 
-/// Where cargo puts what it makes.
+/// Returns cargo's target directory.
 pub(crate) fn target_dir() -> PathBuf {
     match env::var_os("CARGO_TARGET_DIR") {
         Some(target) => root().join(target),
@@ -65,7 +66,8 @@ pub(crate) fn target_dir() -> PathBuf {
     }
 }
 
-/// Where programs, images and compiled dependencies are cached, outside of any checkout.
+/// Returns the cache for node programs, images and compiled dependencies, which lies outside of any
+/// checkout. Returns `None` without a home directory.
 pub(crate) fn cache_dir() -> Option<PathBuf> {
     match env::var_os("PODLING_CACHE") {
         Some(cache) => Some(PathBuf::from(cache)),

@@ -1,13 +1,15 @@
-//! What a change can reach (`cargo xtask test --quick`): the crates whose files differ from `main`, the crates that depend on those, and
-//! the stories.
+//! Decides which tests a change can reach (`cargo xtask test --quick`).
 //!
-//! The rules, from the names of the changed files alone:
-//! - Prose (`*.md`), benchmarks and what only a cluster uses (`deploy`, `images`, `tests/cluster`) reach nothing that runs here.
+//! The rules use nothing but the names of the files that differ from `main`:
+//! - Prose (`*.md`), benchmarks, and files for clusters (`deploy`, `images`, `tests/cluster`) reach
+//!   no test of this machine.
 //! - A file of a crate reaches the tests of the crate and of every crate that depends on it.
-//! - A file below a crate's `tests` folder reaches the tests of that crate alone.
-//! - Every other file of a crate of the product reaches all stories, for they run the binaries.
-//! - A story's file reaches the stories of its module; the harness (`tests/src`), all stories.
-//! - Every other file (`Cargo.lock`, `.cargo`, …) reaches everything; so does a change whose base is not known.
+//! - A file below a crate's `tests` directory reaches the tests of that crate alone.
+//! - Every other file of a crate of the product reaches all stories, because they run its binaries.
+//! - A story's file reaches the stories of its module. The harness (`tests/src`) reaches all
+//!   stories.
+//! - Every other file (`Cargo.lock`, `.cargo`, …) reaches everything. Without a base, so does any
+//!   change.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,30 +21,32 @@ use anyhow::Result;
 
 use crate::{program, test_programs::workspace_packages};
 
-/// Where the branch may have begun, the likeliest first.
+/// Commits on which the branch may be based, the likeliest first.
 const BASES: [&str; 3] = ["main", "origin/main", "origin/HEAD"];
-/// The harness and its programs: stories, the suite, benchmarks.
+/// The package with the harness, the stories, the suite and the benchmarks.
 const HARNESS: &str = "tests";
-/// What runs nowhere but in a cluster, or not at all.
+/// Files that only a cluster or a benchmark uses, or no program.
 const OUT_OF_REACH: [&str; 6] =
     ["deploy/", "images/", "docs/", "tests/cluster/", "tests/benches/", "LICENSE"];
-/// Stories about the files of the repository: any change may break them, and they take no time.
+/// Stories that check the repository's files. They always run: any change can break them, and they
+/// take no time.
 const ALWAYS: &str = "repository::";
 
-/// What can be reached.
+/// The tests that a change can reach.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Reach {
-    /// Folders of packages, from the root; `None` is all of them.
+    /// Directories of packages, relative to the root; `None` means all packages.
     packages: Option<BTreeSet<PathBuf>>,
-    /// Prefixes of stories' names; `None` is all of them.
+    /// Prefixes of names of stories; `None` means all stories.
     stories: Option<BTreeSet<String>>,
 }
 
-/// A package of the workspace: its folder from the root, and those of the packages that it depends on.
+/// The directory of each package, relative to the root, with the directories of its dependencies.
 type Dependencies = BTreeMap<PathBuf, BTreeSet<PathBuf>>;
 
 impl Reach {
-    /// Of what differs from `main` here, with what is not committed. On `main` itself, with nothing changed, it is everything.
+    /// Compares the working tree, committed or not, with its base. Without a difference everything
+    /// is reached.
     pub(crate) fn of_working_tree() -> Result<Self> {
         let files = changed_files().unwrap_or_default();
         if files.is_empty() {
@@ -59,7 +63,7 @@ impl Reach {
             if file.ends_with(".md") || OUT_OF_REACH.iter().any(|prefix| file.starts_with(prefix)) {
                 continue;
             }
-            // The innermost package that holds it.
+            // Packages are nested: the innermost one owns the file.
             let holds = |package: &&PathBuf| Path::new(file).starts_with(package);
             let package =
                 dependencies.keys().filter(holds).max_by_key(|package| package.components().count());
@@ -70,7 +74,7 @@ impl Reach {
                     packages.insert(package.clone());
                 } else {
                     packages.extend(dependents(package, dependencies));
-                    // xtask is no part of what stories run.
+                    // Stories do not run xtask.
                     let is_run = dependents(package, dependencies).contains(Path::new(HARNESS));
                     stories = stories.filter(|_| !is_run);
                 }
@@ -92,13 +96,13 @@ impl Reach {
         self.packages.as_ref().is_none_or(|packages| packages.contains(folder))
     }
 
-    /// Filters for the stories' program; none where all stories are reached.
+    /// Returns filters for the stories' program; no filter means all stories.
     pub(crate) fn story_filters(&self) -> Vec<&str> {
         self.stories.iter().flatten().map(String::as_str).collect()
     }
 }
 
-/// Names of files that differ from where this branch began. `None` where git or a base is missing.
+/// Returns the files that differ from the base; `None` if git or a base is missing.
 fn changed_files() -> Option<Vec<String>> {
     let base = BASES.iter().find_map(|base| git(&["merge-base", "HEAD", base]))?;
     let changed = git(&["diff", "--name-only", base.trim()])?;
@@ -111,8 +115,8 @@ fn git(args: &[&str]) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The stories of a module: `everywhere/nights.rs` and `replay/real.rs` are `everywhere::nights::` and `replay::real::`. `None` for what
-/// is no module's own file.
+/// Returns the prefix of the stories in a file: `everywhere::nights::` for `everywhere/nights.rs`.
+/// Returns `None` for files that are not a module.
 fn module(story: &Path) -> Option<String> {
     let path = story.with_extension("");
     let words: Vec<_> = path.iter().filter_map(|word| word.to_str()).collect();
@@ -120,7 +124,7 @@ fn module(story: &Path) -> Option<String> {
         .then(|| words.join("::") + "::")
 }
 
-/// The package and every package that depends on it.
+/// Returns the package and all packages that depend on it, directly or not.
 fn dependents(package: &Path, dependencies: &Dependencies) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::from([package.to_owned()]);
     loop {
@@ -135,7 +139,7 @@ fn dependents(package: &Path, dependencies: &Dependencies) -> BTreeSet<PathBuf> 
     }
 }
 
-/// Of all packages of the workspace, with those for their tests alone.
+/// Reads the dependencies between the packages of the workspace, including those of their tests.
 fn dependencies() -> Result<Dependencies> {
     let root = program::root();
     let inside = |folder: &Path| folder.strip_prefix(&root).ok().map(Path::to_owned);
@@ -148,7 +152,7 @@ fn dependencies() -> Result<Dependencies> {
             all.insert(folder, on.collect());
         }
     }
-    // Stories run the binaries, which the harness's manifest does not name.
+    // The harness's manifest does not list the binaries that stories run.
     let binaries = ["agent", "control", "cli"].map(PathBuf::from);
     all.entry(HARNESS.into()).or_default().extend(binaries);
     Ok(all)

@@ -1,4 +1,5 @@
-//! `cargo xtask simulate`: the lifecycle in a simulated world (`control/core/tests/simulation`), which is built with the mutants.
+//! `cargo xtask simulate`: runs the simulated lifecycle (`control/core/tests/simulation`), which
+//! needs the feature `mutants`.
 
 use anyhow::Result;
 
@@ -6,21 +7,21 @@ use crate::gate::{Gate, GateStep};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SimulateArgs {
-    /// The run's seed: the same seed is the same run.
+    /// Seed of the run: the same seed repeats the same run.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Number of simulated steps.
     #[arg(long, default_value_t = 50_000)]
     steps: u64,
-    /// Records the trace of this seed for the replay (tests/stories/traces) instead.
+    /// Records the trace of this seed for the story `replay` (tests/stories/traces) instead.
     #[arg(long, value_name = "SEED")]
     record: Option<u64>,
-    /// Measures how fast decisions are instead (a release build).
+    /// Measures how fast decisions are instead, with a release build.
     #[arg(long)]
     bench: bool,
 }
 
-/// One run, with its coverage; or its trace up to the law that was broken.
+/// Runs one simulation. It prints its coverage, or the trace up to the broken law.
 pub(crate) fn run(args: &SimulateArgs) -> Result<bool> {
     let (seed, steps) = (args.seed.to_string(), args.steps.to_string());
     let mut cargo = vec!["run", "--quiet", "--package", "podling-core"];
@@ -38,7 +39,7 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<bool> {
     gate.finish()
 }
 
-/// Its part of the gate: millions of simulated steps keep every law, and every mutant is noticed.
+/// The gate's step: millions of simulated steps keep every law, and the laws catch every mutant.
 pub(crate) fn step() -> GateStep {
     let cargo =
         ["test", "--package", "podling-core", "--quiet", "--features", "mutants", "--test", "simulation"];

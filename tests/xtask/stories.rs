@@ -7,21 +7,20 @@ use crate::{
     test_programs::{TestPrograms, TestSelection},
 };
 
-/// The name of the step.
+/// Name of the step.
 pub(crate) const STORIES: &str = "end-to-end stories";
-/// How many run at once: they mostly wait.
+/// Stories mostly wait, so several run at once.
 pub(crate) const THREADS: &str = "--test-threads=4";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct StoryArgs {
     /// Runs only the stories whose name contains this.
     filter: Option<String>,
-    /// Shows what each story prints.
+    /// Shows the output of each story.
     #[arg(long)]
     nocapture: bool,
 }
 
-/// Runs them alone.
 pub(crate) fn run(args: &StoryArgs) -> Result<bool> {
     let mut gate = Gate::new()?;
     let mut more: Vec<&str> = args.filter.as_deref().into_iter().collect();

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything that must hold. The README's test command, and all that `.ci/run` calls.
+//! `cargo xtask test`: the whole gate, which `.ci/run` calls, and `--quick`, the inner loop.
 
 use anyhow::Result;
 
@@ -13,12 +13,13 @@ use crate::{
     words,
 };
 
-/// How many stories run at once in a quick test, which has the processors alone.
+/// Stories that run at once in a quick test, which shares the processors with nothing but lints.
 const QUICK_THREADS: &str = "--test-threads=8";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct TestArgs {
-    /// The inner loop: format, lints, and the tests and stories that the change since `main` can reach. No images, no node.
+    /// Runs format, words, lints, and the tests and stories that the change since `main` can reach;
+    /// no images, no node.
     #[arg(long)]
     quick: bool,
 }
@@ -27,8 +28,9 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     if args.quick { quick() } else { full() }
 }
 
-/// Compiles first, for that needs both processors. Then what mostly waits runs beside each other: two nodes, and the tests of this
-/// machine; what is left of the processors goes to compilers that nothing waits for.
+/// Compiles first, which needs both processors. Then lanes that mostly wait run beside each other:
+/// two nodes, and the unit tests and stories of this machine. Lints, docs and the simulation use
+/// the processor time that those leave.
 fn full() -> Result<bool> {
     let mut gate = Gate::new()?;
     let cache = DependencyCache::open()?;

@@ -1,4 +1,5 @@
-//! The test programs of the workspace, all built by one call of cargo, so that every dependency is compiled with one set of features.
+//! Test programs of the workspace. One call of cargo builds all of them and the binaries, so that
+//! each dependency is compiled with one set of features.
 
 use std::path::{Path, PathBuf};
 
@@ -10,27 +11,26 @@ use crate::{
     program,
 };
 
-/// The stories' test program.
+/// Name of the stories' test program.
 const STORIES: &str = "stories";
-/// The test program that wants a cluster.
+/// Name of the test program that needs a cluster.
 const CLUSTER: &str = "cluster";
-/// How many unit tests run at once: many of them wait for clocks or processes.
+/// Many unit tests wait for clocks or processes, so more run at once than there are processors.
 const UNIT_THREADS: &str = "--test-threads=4";
-/// Runs one program after the other: a folder and a program in each pair of arguments.
+/// Runs programs one after the other. Each pair of arguments is a directory and a program.
 const ONE_BY_ONE: &str = "code=0; while [ $# -gt 0 ]; do \
     (cd \"$1\" && CARGO_MANIFEST_DIR=$1 exec \"$2\" --quiet $THREADS) || code=1; shift 2; done; exit $code";
 
-/// What is built.
+/// The test programs that a command needs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum TestSelection {
-    /// Every test of every crate.
     All,
     Stories,
-    /// The stories, which also run on pods, and the suite.
+    /// The suite, and the stories because they also run on pods.
     Cluster,
 }
 
-/// Where the built programs are.
+/// The test programs that cargo built.
 #[derive(Debug)]
 pub(crate) struct TestPrograms {
     built: Vec<BuiltTest>,
@@ -38,15 +38,16 @@ pub(crate) struct TestPrograms {
 
 #[derive(Debug)]
 struct BuiltTest {
-    /// Of the library, program or integration test.
+    /// Name of the library, binary or integration test.
     name: String,
     path: PathBuf,
-    /// The folder of its package, in which cargo starts it.
+    /// Directory of its package, in which `cargo test` starts it.
     package: PathBuf,
 }
 
 impl TestPrograms {
-    /// Builds them, and all binaries of the workspace. `None` where something does not compile.
+    /// Builds the selected test programs and all binaries of the workspace. Returns `None` if
+    /// something does not compile.
     pub(crate) fn build(gate: &mut Gate, selection: TestSelection) -> Result<Option<Self>> {
         let tests: &[&str] = match selection {
             TestSelection::All => &["--tests"],
@@ -88,7 +89,8 @@ impl TestPrograms {
         Ok(&built.with_context(|| format!("cargo built no test program {name}"))?.path)
     }
 
-    /// All others, of the packages in these folders, one after the other. `None` where there are none.
+    /// Returns a step that runs all programs but stories and suite, for the selected package
+    /// directories. Returns `None` if there are none.
     pub(crate) fn unit_tests(&self, is_wanted: impl Fn(&Path) -> bool) -> Option<GateStep> {
         let of_others = |built: &&BuiltTest| built.name != STORIES && built.name != CLUSTER;
         let wanted = self.built.iter().filter(of_others).filter(|built| is_wanted(&built.package));
@@ -100,7 +102,7 @@ impl TestPrograms {
     }
 }
 
-/// The packages of this workspace, as cargo describes them.
+/// Returns the packages of this workspace from `cargo metadata`.
 pub(crate) fn workspace_packages() -> Result<Vec<Value>> {
     let metadata = ["metadata", "--no-deps", "--format-version=1"];
     let output = program::cargo().args(metadata).output().context("running cargo metadata")?;
@@ -116,8 +118,10 @@ mod tests {
     fn test_programs_are_found_in_cargo_messages() {
         let artifact = |name: &str, test: bool, executable: &str| {
             format!(
-                r#"{{"reason":"compiler-artifact","manifest_path":"/r/tests/Cargo.toml","target":{{"name":"{name}"}},"profile":{{"test":{test}}},"executable":{executable}}}"#
+                r#"{{"reason":"compiler-artifact","manifest_path":"/r/tests/Cargo.toml",
+                "target":{{"name":"{name}"}},"profile":{{"test":{test}}},"executable":{executable}}}"#
             )
+            .replace('\n', "")
         };
         let messages = [
             artifact("stories", true, r#""/t/stories-1""#),

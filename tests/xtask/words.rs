@@ -1,6 +1,5 @@
-//! Checks of words and lengths (docs/STYLE.md): what a reader meets before the code, and a compiler does not see.
-//!
-//! Each check takes text and returns findings; `check` reads the files that git knows.
+//! Checks of words and lengths (docs/STYLE.md), which no compiler makes. Each check takes a text
+//! and returns findings.
 
 use std::{collections::BTreeMap, fs, process::Stdio, time::Instant};
 
@@ -8,40 +7,42 @@ use anyhow::Result;
 
 use crate::{gate::Gate, program};
 
-/// Whether a finding fails the gate, or is only printed: the tree is still being rewritten.
+/// Whether findings fail the gate. Until the whole tree is rewritten they are only printed.
 const FINDINGS_FAIL: bool = false;
 
-/// Rust's formatter has the same (`rustfmt.toml`).
+/// rustfmt has the same bound for code (`rustfmt.toml`).
 const LONGEST_RUST_LINE: usize = 110;
 const LONGEST_MARKDOWN_LINE: usize = 100;
 const LONGEST_TEST_NAME: usize = 60;
 const LONGEST_COMMIT_SUBJECT: usize = 72;
-/// A doc comment of one line that has no more words says nothing that the name could not say.
+/// A doc comment of one line with fewer words says no more than the item's name.
 const FEWEST_DOC_WORDS: usize = 4;
-/// So many thin doc comments there may be: units, ranges and help texts. This number may only shrink.
+/// Thin doc comments that the tree may have, such as units and help texts. This number may only
+/// shrink.
 const MOST_THIN_DOCS: usize = 20;
 /// The last commit before subjects had a bound.
 const UNBOUNDED_SUBJECTS: &str = "13261f6";
 
-/// Words that stand for a subject which has a name: client, caller, user, operator, agent, workspace, control plane.
+/// Words that replace the name of a subject: client, caller, user, operator, agent, workspace,
+/// control plane.
 const VAGUE_SUBJECTS: [&str; 8] =
     ["somebody", "nobody", "someone", "anybody", "whoever", "whomever", "whosoever", "whom"];
-/// A comment that begins so has no subject.
+/// Beginnings of comments that have no subject.
 const SUBJECTLESS_BEGINNINGS: [&str; 8] =
     ["Who", "Whose", "Whom", "Which", "What is", "One that", "Those that", "He who"];
-/// Files that quote what others must not write.
+/// Files that quote these words.
 const QUOTES_VAGUE_SUBJECTS: [&str; 2] = ["docs/STYLE.md", "tests/xtask/words.rs"];
 
-/// Public types that share a name within a crate, as `crate::Name`, and why.
+/// Public types that may share a name within a crate, as `crate::Name`, with the reason.
 const SHARED_NAMES: [(&str, &str); 0] = [];
 
-/// Something that is to be changed.
+/// A place that does not follow the style.
 #[derive(Debug, PartialEq, Eq)]
 struct Finding {
     file: String,
-    /// Counted from 1; 0 where there is no line.
+    /// Number of the line from 1; 0 for a commit.
     line: usize,
-    /// What is wrong, and what to do.
+    /// The problem, and a way to solve it.
     advice: String,
 }
 
@@ -65,7 +66,7 @@ pub(crate) fn check(gate: &mut Gate) -> Result<()> {
 fn findings() -> Vec<Finding> {
     let (mut findings, mut thin_docs, mut types) = (Vec::new(), Vec::new(), PublicTypes::default());
     for file in git(&["ls-files"]).unwrap_or_default().lines() {
-        // What is deleted but not committed, and what is no text, has no words.
+        // Deleted files and binary files have no words.
         let Ok(text) = fs::read_to_string(program::root().join(file)) else { continue };
         findings.extend(long_lines(file, &text));
         findings.extend(vague_subjects(file, &text));
@@ -81,13 +82,13 @@ fn findings() -> Vec<Finding> {
         println!("MOST_THIN_DOCS in tests/xtask/words.rs can be {}", thin_docs.len());
     }
     findings.extend(types.shared());
-    // A clone without history has nothing to check, and neither has an archive of the sources.
+    // A clone without history, and an archive of the sources, have no subjects to check.
     let subjects = git(&["log", "--format=%h %s", &format!("{UNBOUNDED_SUBJECTS}..HEAD")]);
     findings.extend(long_subjects(&subjects.unwrap_or_default()));
     findings
 }
 
-/// What git prints; `None` where it, the history or a commit is missing.
+/// Returns git's output; `None` if git, the history or a commit is missing.
 fn git(args: &[&str]) -> Option<String> {
     let output = program::program("git").args(args).stderr(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
@@ -113,7 +114,7 @@ fn long_lines(file: &str, text: &str) -> Vec<Finding> {
     long.map(|(number, line)| finding(file, number, advice(line))).collect()
 }
 
-/// Doc comments of one line with hardly a word.
+/// Finds doc comments of one line with very few words.
 fn thin_doc_comments(file: &str, text: &str) -> Vec<Finding> {
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     let is_doc =
@@ -124,9 +125,8 @@ fn thin_doc_comments(file: &str, text: &str) -> Vec<Finding> {
         let words = doc.split_whitespace().count();
         let is_alone = !is_doc(index.checked_sub(1)) && !is_doc(Some(index + 1));
         if is_alone && (1..FEWEST_DOC_WORDS).contains(&words) {
-            let advice = format!(
-                "doc comment of {words} words: name the item so that it needs none, or say what the name does not"
-            );
+            let advice =
+                format!("doc comment of {words} words: delete it, or add what the name does not say");
             found.push(finding(file, index + 1, advice));
         }
     }
@@ -154,7 +154,7 @@ fn vague_subjects(file: &str, text: &str) -> Vec<Finding> {
     found
 }
 
-/// The text of a line that is a comment.
+/// Returns the text of a line that is a comment.
 fn comment<'a>(file: &str, line: &'a str) -> Option<&'a str> {
     let line = line.trim_start();
     let marks: &[&str] = if file.ends_with(".yaml") { &["#"] } else { &["///", "//!", "//"] };
@@ -206,18 +206,18 @@ fn long_subjects(log: &str) -> Vec<Finding> {
     .collect()
 }
 
-/// Where each public type of each crate is defined.
+/// The places that define each public type of each crate.
 #[derive(Debug, Default)]
 struct PublicTypes(BTreeMap<String, Vec<(String, usize)>>);
 
 impl PublicTypes {
-    /// Adds those of a file, unless it is a test's.
+    /// Adds the types of a file, unless the file is a test.
     fn add(&mut self, file: &str, text: &str) {
         let Some((krate, _)) = file.split_once("/src/") else { return };
         if file.contains("/tests/") || file.ends_with("tests.rs") {
             return;
         }
-        // A test module stands at the end.
+        // A test module is at the end of its file.
         let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or(text);
         for (number, line) in numbered(text) {
             if let Some(name) = public_type(line) {
@@ -240,7 +240,7 @@ impl PublicTypes {
     }
 }
 
-/// The name that a line defines a public type by: `pub(crate) struct Name`.
+/// Returns the name of the public type that a line defines: `pub(crate) struct Name`.
 fn public_type(line: &str) -> Option<&str> {
     let rest = line.trim_start().strip_prefix("pub")?;
     let rest = match rest.strip_prefix('(') {
@@ -283,7 +283,8 @@ mod tests {
 
     #[test]
     fn thin_doc_comments_are_found_unless_they_go_on() {
-        let text = "/// Which one.\nx: u8,\n/// Bytes in the queue.\ny: u8,\n/// Short.\n/// And more of it.\nz: u8,\n";
+        let text = "/// Which one.\nx: u8,\n/// Bytes in the queue.\ny: u8,\n\
+            /// Short.\n/// And more of it.\nz: u8,\n";
         assert_eq!(lines(&thin_doc_comments("a.rs", text)), [1]);
     }
 
@@ -309,8 +310,8 @@ mod tests {
     fn long_names_of_tests_alone_are_found() {
         let (long, short) = ("a".repeat(61), "a".repeat(60));
         let text = format!(
-            "#[test]\nfn {long}() {{}}\n#[tokio::test(start_paused = true)]\n#[ignore = \"x\"]\nasync fn {long}() {{}}\n\
-             fn {long}() {{}}\n#[test]\nfn {short}() {{}}\n"
+            "#[test]\nfn {long}() {{}}\n#[tokio::test(start_paused = true)]\n\
+             #[ignore = \"x\"]\nasync fn {long}() {{}}\nfn {long}() {{}}\n#[test]\nfn {short}() {{}}\n"
         );
         assert_eq!(lines(&long_test_names("a.rs", &text)), [2, 5]);
     }

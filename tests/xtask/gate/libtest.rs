@@ -1,24 +1,24 @@
-//! What Rust's test harness prints (`--format=pretty`): which tests failed, with what output.
+//! Reads the output of Rust's test harness (`--format=pretty`): the names and outputs of failed
+//! tests.
 
-/// The line before the list of failed tests, and before their outputs.
+/// Heading of the list of failed tests, and of the list of their outputs.
 const FAILURES: &str = "failures:";
 const RESULT: &str = "test result: ";
 const INDENT: &str = "    ";
 
-/// How one run of a test program ended.
+/// The result of one run of a test program.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct TestRun {
-    /// Names of the tests that failed.
     pub(crate) failed: Vec<String>,
-    /// How long it took, as the harness says it: `3.21s`.
+    /// Duration as the harness prints it: `3.21s`.
     pub(crate) took: String,
 }
 
-/// The runs that ended with a result, in their order. `None` if a run ended without one (it was killed, or aborted), or if its list of
-/// failed tests is not whole.
+/// Returns the runs that ended with a result, in order. Returns `None` if a run has no result
+/// because it was killed or aborted, or if its list of failed tests is incomplete.
 pub(crate) fn runs(output: &str) -> Option<Vec<TestRun>> {
     let (mut runs, mut is_running) = (Vec::new(), false);
-    // The names since the heading, while nothing else has come between them.
+    // Names since the last heading, until any other line follows.
     let mut listed: Option<Vec<String>> = None;
     for line in output.lines() {
         let name = line.strip_prefix(INDENT).filter(|name| !name.is_empty() && !name.contains(' '));
@@ -46,7 +46,7 @@ pub(crate) fn runs(output: &str) -> Option<Vec<TestRun>> {
     (!is_running).then_some(runs)
 }
 
-/// What a failed test printed.
+/// Returns the output that the harness captured of a failed test.
 pub(crate) fn output_of<'a>(output: &'a str, test: &str) -> Option<&'a str> {
     let heading = format!("---- {test} stdout ----\n");
     let start = output.find(&heading)?;
@@ -56,13 +56,13 @@ pub(crate) fn output_of<'a>(output: &'a str, test: &str) -> Option<&'a str> {
     Some(&output[start..end])
 }
 
-/// `running 12 tests`.
+/// Matches the first line of a run: `running 12 tests`.
 fn is_start(line: &str) -> bool {
     let count = line.strip_prefix("running ").and_then(|rest| rest.split_once(' '));
     count.is_some_and(|(count, tests)| count.parse::<usize>().is_ok() && tests.starts_with("test"))
 }
 
-/// The number in front of these words: `FAILED. 10 passed; 2 failed; …`.
+/// Returns the number before `words` in a result: `FAILED. 10 passed; 2 failed; …`.
 fn count(result: &str, words: &str) -> Option<usize> {
     let before = &result[..result.find(words)?];
     before.rsplit(' ').next()?.parse().ok()

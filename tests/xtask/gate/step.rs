@@ -1,4 +1,4 @@
-//! One step of the gate: a command, how it ended, and what it cost.
+//! One step of the gate: a command, its result, and the time that it took.
 
 use std::{
     io::{self, BufRead, BufReader},
@@ -13,30 +13,32 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use super::{libtest, test_program::TestProgram};
 use crate::program;
 
-/// How much less of a processor a background step gets than what runs beside it (`nice`): tests have deadlines, compilers have none.
+/// Niceness of background steps. Compilers have no deadlines; the tests that run beside them do.
 const BACKGROUND_NICENESS: &str = "15";
-/// `utime`, `stime`, `cutime` and `cstime` in `/proc/PID/stat`, counted from the field behind the command's name.
+/// Fields `utime`, `stime`, `cutime` and `cstime` of `/proc/PID/stat`, counted from the field after
+/// the command's name.
 const CPU_FIELDS: std::ops::Range<usize> = 11..15;
 
-/// A command that is still to be run.
+/// A command that has not run yet.
 #[derive(Debug)]
 pub(crate) struct GateStep {
     name: String,
     shown: String,
     command: Command,
-    /// Set where the command runs test programs whose failed tests may be run again.
+    /// Set for test programs: their failed tests are run again.
     tests: Option<TestProgram>,
 }
 
-/// How a step ended.
+/// The result of a step.
 #[derive(Debug)]
 pub(crate) struct StepReport {
     pub(crate) name: String,
     pub(crate) outcome: StepOutcome,
     pub(crate) wall: Duration,
-    /// Of the command and every process that it waited for; zero where the system does not tell.
+    /// Processor time of the command and of all processes that it waited for; zero where the system
+    /// does not report it.
     pub(crate) cpu: Duration,
-    /// What it printed; empty where that was not piped through xtask.
+    /// Output of a step that ran in a lane or ran test programs; empty for other steps.
     pub(crate) output: String,
     pub(crate) tests: Option<TestProgram>,
 }
@@ -44,15 +46,15 @@ pub(crate) struct StepReport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StepOutcome {
     Passed,
-    /// Tests failed and passed when they were run again by themselves.
+    /// Tests failed, and passed when they were run again by themselves.
     Unstable,
     Failed,
-    /// A step that it needs has failed.
+    /// The step did not run because a step that it needs failed.
     NotRun,
 }
 
 impl GateStep {
-    /// `cargo ARGS…`.
+    /// Runs cargo with these arguments.
     pub(crate) fn cargo(name: &str, args: &[&str], envs: &[(&str, &str)]) -> Self {
         let shown = format!("cargo {}", args.join(" "));
         let mut command = program::cargo();
@@ -60,13 +62,13 @@ impl GateStep {
         Self { name: name.to_owned(), shown, command, tests: None }
     }
 
-    /// A script of this repository.
+    /// Runs a script of this repository.
     pub(crate) fn script(name: &str, path: &Path) -> Self {
         let command = program::program(path);
         Self { name: name.to_owned(), shown: path.display().to_string(), command, tests: None }
     }
 
-    /// A script of the shell, with these arguments.
+    /// Runs a shell script with paths as its arguments.
     pub(crate) fn shell(name: &str, script: &str, args: &[&PathBuf]) -> Self {
         let mut command = program::program("sh");
         command.args(["-c", script, "sh"]).args(args);
@@ -75,13 +77,13 @@ impl GateStep {
         Self { name: name.to_owned(), shown, command, tests: None }
     }
 
-    /// Test programs, all their tests or those that match the filters in their arguments.
+    /// Runs a test program.
     pub(crate) fn tests(name: &str, tests: TestProgram) -> Self {
         let command = tests.command();
         Self { name: name.to_owned(), shown: program::shown(&command), command, tests: Some(tests) }
     }
 
-    /// Leaves the processors to what runs beside it.
+    /// Lowers the step's priority, so that steps beside it get the processors first.
     pub(crate) fn in_background(mut self) -> Self {
         self.command = program::nice(&self.command, BACKGROUND_NICENESS);
         self
@@ -91,19 +93,19 @@ impl GateStep {
         self.command.env(name, value);
     }
 
-    /// Runs it alone: what it prints is ours.
+    /// Runs the step by itself.
     pub(crate) fn run(self) -> Result<StepReport> {
         println!();
         self.run_with(|line| println!("{line}"), false)
     }
 
-    /// Runs it beside others: each line that it prints begins with its name.
+    /// Runs the step beside others: each line that it prints begins with its name.
     pub(crate) fn run_in_lane(self) -> Result<StepReport> {
         let name = self.name.clone();
         self.run_with(|line| println!("[{name}] {line}"), true)
     }
 
-    /// Runs it and returns what it printed to standard output, which nobody else sees.
+    /// Runs the step and collects its standard output in the report instead of printing it.
     pub(crate) fn run_for_output(mut self) -> Result<StepReport> {
         println!("\n== {}: {}", self.name, self.shown);
         let began = Instant::now();
@@ -125,7 +127,7 @@ impl GateStep {
         let mut output = String::new();
         let (mut status, mut cpu) =
             run_through_pipe(&mut self.command, &print, &mut output).with_context(running)?;
-        // What was to run in the same sandbox behind a run that failed gets another one.
+        // If a run in the sandbox failed, the runs behind it did not start: they get a new sandbox.
         while let Some(rest) = self.tests.as_ref().and_then(|tests| runs_left(tests, &output)) {
             println!("== {}, the rest: {}", self.name, program::shown(&rest.command()));
             let ended = runs_ended(&output);
@@ -150,13 +152,13 @@ impl GateStep {
 }
 
 impl StepReport {
-    /// Of something that xtask itself does, or does not.
+    /// A report of work that xtask did itself, or that did not run.
     pub(crate) fn of_xtask(name: &str, outcome: StepOutcome, wall: Duration) -> Self {
         let name = name.to_owned();
         Self { name, outcome, wall, cpu: Duration::ZERO, output: String::new(), tests: None }
     }
 
-    /// Its name, and how long each run took where it has several.
+    /// The step's name, with the duration of each run if there are several.
     pub(crate) fn described(&self) -> String {
         let runs = self.tests.as_ref().and_then(|_| libtest::runs(&self.output)).unwrap_or_default();
         let took: Vec<_> = runs.into_iter().map(|run| run.took).collect();
@@ -175,18 +177,18 @@ impl StepOutcome {
     }
 }
 
-/// How many runs of test programs ended with a result.
+/// Returns the number of runs that ended with a result.
 fn runs_ended(output: &str) -> usize {
     libtest::runs(output).map_or(0, |runs| runs.len())
 }
 
-/// The runs that did not start because one before them failed.
+/// Returns the runs that did not start because a run before them failed.
 fn runs_left(tests: &TestProgram, output: &str) -> Option<TestProgram> {
     let ended = runs_ended(output);
     if ended > 0 { tests.after(ended) } else { None }
 }
 
-/// Runs the command; each line goes to `print`, and to `output`.
+/// Runs the command; each line of its output goes to `print` and to `output`.
 fn run_through_pipe(
     command: &mut Command,
     print: &impl Fn(&str),
@@ -195,7 +197,7 @@ fn run_through_pipe(
     let (reader, writer) = io::pipe()?;
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     let mut child = command.spawn()?;
-    // The command holds the pipe's other end: without this the loop below would never end.
+    // The command holds the pipe's writing end. Without this the loop would never end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     for line in BufReader::new(reader).split(b'\n') {
         let line = line?;
@@ -207,7 +209,7 @@ fn run_through_pipe(
     wait(&mut child)
 }
 
-/// Waits for the process. Its processor time is read between its end and the wait that removes it.
+/// Waits for the process. Its processor time can be read after its exit and before it is reaped.
 fn wait(child: &mut Child) -> Result<(ExitStatus, Duration)> {
     if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
@@ -216,10 +218,10 @@ fn wait(child: &mut Child) -> Result<(ExitStatus, Duration)> {
     Ok((child.wait().context("waiting for a process")?, cpu))
 }
 
-/// The processor time of a process and of its children that it waited for. Only Linux tells.
+/// Returns the processor time of a process and of the children that it waited for. Linux only.
 fn cpu_time(pid: u32) -> Option<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command's name is in parentheses and may hold blanks.
+    // The command's name is in parentheses and can contain blanks.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks: u64 = fields.get(CPU_FIELDS)?.iter().filter_map(|field| field.parse::<u64>().ok()).sum();
     Some(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))

@@ -1,4 +1,5 @@
-//! A test program of this workspace, run directly, so that it neither waits for cargo's lock nor holds it.
+//! Test programs of this workspace. The gate starts them directly: `cargo test` would wait for the
+//! lock that a build in the background holds.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -8,17 +9,17 @@ use std::{
 
 use crate::program;
 
-/// Prints one line for each test, and at the end the output of those that failed (`libtest` reads it).
+/// The harness prints one line for each test, and the output of each failed test at the end.
 const FORMAT: &str = "--format=pretty";
 
-/// How a test program is run, and how one of its tests is run again.
+/// A test program, the arguments of its runs, and its environment.
 #[derive(Debug, Clone)]
 pub(crate) struct TestProgram {
     path: PathBuf,
-    /// A script that runs the program in a sandbox.
+    /// Script that runs the program beside a Kubernetes node.
     sandbox: Option<PathBuf>,
     envs: Vec<(String, OsString)>,
-    /// The arguments of each run. The second run starts only if the first one passed.
+    /// Arguments of each run. Each run starts only if the run before it passed.
     runs: Vec<Vec<String>>,
 }
 
@@ -28,7 +29,7 @@ impl TestProgram {
         this.then(args)
     }
 
-    /// Runs it once more, in the same sandbox, with other arguments.
+    /// Adds a run with other arguments in the same sandbox.
     pub(crate) fn then(mut self, args: &[&str]) -> Self {
         self.runs.push(args.iter().map(|arg| (*arg).to_owned()).chain([FORMAT.to_owned()]).collect());
         self
@@ -44,13 +45,15 @@ impl TestProgram {
         self
     }
 
-    /// One test alone. It also prints what a test that passes printed.
+    /// Returns the program with a single run of one test, which also prints its output if it
+    /// passes.
     pub(crate) fn only(&self, test: &str) -> Self {
         let args = [test, "--exact", "--include-ignored", "--show-output", FORMAT];
         Self { runs: vec![args.map(str::to_owned).to_vec()], ..self.clone() }
     }
 
-    /// The runs that are left when this many have ended.
+    /// Returns the program with the runs behind the first `ended` ones; `None` if there are no
+    /// more.
     pub(crate) fn after(&self, ended: usize) -> Option<Self> {
         let left = self.runs.get(ended..).filter(|left| !left.is_empty())?;
         Some(Self { runs: left.to_vec(), ..self.clone() })
@@ -68,7 +71,7 @@ impl TestProgram {
         }
         let mut command = program::program(&words[0]);
         command.args(&words[1..]).envs(self.envs.iter().cloned());
-        // Where cargo would start it.
+        // `cargo test` starts it there, too.
         command.current_dir(program::root().join("tests"));
         command
     }

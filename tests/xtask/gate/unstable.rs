@@ -1,5 +1,6 @@
-//! Unstable tests. A story that failed is run once more by itself: if it passes then, it is a bug of the product or of the test that must
-//! be found before an issue is resolved, but the gate passes and names it.
+//! Unstable tests: a story that fails in the gate is run once more by itself. If it passes then,
+//! the gate passes and names it. An unstable test is a bug of the product or of the test, which
+//! must be found before an issue is resolved.
 
 use std::{
     fs,
@@ -13,18 +14,18 @@ use super::{
     step::{GateStep, StepOutcome, StepReport},
 };
 
-/// With more unstable tests the gate fails.
+/// The gate fails with more unstable tests than this.
 pub(crate) const MOST_UNSTABLE_TESTS: usize = 2;
-/// With more failed tests none is run again: something is broken that all of them need.
+/// No test is run again if more tests failed than this: they have a common cause.
 const MOST_RUN_AGAIN: usize = 8;
 
-/// A test that failed, and how it ended when it was run again by itself.
+/// A failed test, and the result of its second run by itself.
 #[derive(Debug)]
 pub(crate) struct FailedTest {
     name: String,
     step: String,
     again: Again,
-    /// The output of the first run, and of the second one if there was one.
+    /// Files with the outputs of the first run and, if there was one, of the second.
     logs: Vec<PathBuf>,
 }
 
@@ -35,7 +36,8 @@ enum Again {
     NotRun,
 }
 
-/// Runs each failed test of a test program once more. A step whose failed tests all pass then is unstable instead of failed.
+/// Runs each failed test of a test program once more. If all of a step's failed tests pass then,
+/// the step is unstable instead of failed.
 pub(crate) fn run_again(reports: &mut [StepReport], logs: &Path) -> Result<Vec<FailedTest>> {
     let failed: Vec<Vec<String>> = reports.iter().map(failed_tests).collect();
     let are_too_many = failed.iter().map(Vec::len).sum::<usize>() > MOST_RUN_AGAIN;
@@ -53,7 +55,8 @@ pub(crate) fn run_again(reports: &mut [StepReport], logs: &Path) -> Result<Vec<F
     Ok(tests)
 }
 
-/// The names of the tests for which this step failed; none if it failed for another reason.
+/// Returns the failed tests of a step. Returns none if the step failed for another reason, such as
+/// a node that did not boot.
 fn failed_tests(report: &StepReport) -> Vec<String> {
     let Some(tests) = report.tests.as_ref().filter(|_| report.outcome == StepOutcome::Failed) else {
         return Vec::new();
@@ -103,7 +106,7 @@ impl FailedTest {
     }
 }
 
-/// A name without what is awkward in the name of a file.
+/// Replaces characters that are awkward in file names.
 pub(crate) fn file_name(name: &str) -> String {
     name.replace("::", ".").replace([' ', '/', '\''], "-")
 }
@@ -113,7 +116,8 @@ mod tests {
     use super::*;
     use crate::gate::TestProgram;
 
-    /// A test program that fails at its first start, unless it runs one test: then it passes if the test's name says so.
+    /// A failed step. Its test program, run again with one test, passes if the test's name has
+    /// `unstable`.
     fn step(folder: &Path, result: &str) -> StepReport {
         let script = folder.join("program");
         fs::write(&script, "case $1 in *unstable*) echo passed; exit 0;; *::*) echo failed; exit 1;; esac\n")
