@@ -1,5 +1,5 @@
-//! Podling's resources in a cluster: what `kubectl` reads and writes. The definitions in `deploy/crds` are made of these types, descriptions and
-//! all; `cargo run -p podling-control --example crds` writes them.
+//! Podling's custom resources. The definitions in `deploy/crds` are generated from these types,
+//! including the descriptions; `cargo run -p podling-control --example crds` writes them.
 //!
 //! Must not know how a cluster is reached, or what follows from a resource.
 
@@ -33,14 +33,14 @@ pub use self::{
     workspace::{WantedState, Workspace, WorkspaceSpec},
 };
 
-/// The group of all of them.
+/// API group of all resources.
 pub const GROUP: &str = "podling.dev";
-/// Their version.
+/// API version of all resources.
 pub const VERSION: &str = "v1alpha1";
 
-/// The resources' definitions as they are deployed: the name of each file, and its text.
+/// The resource definitions as deployed: file name and content.
 pub fn definitions() -> Result<Vec<(&'static str, String)>, serde_json::Error> {
-    // JSON, which kubectl and kustomize read like YAML, takes no library of its own.
+    // JSON needs no further library; kubectl and kustomize accept it as YAML.
     let text = |definition| serde_json::to_string_pretty(&definition).map(|text| text + "\n");
     Ok(vec![
         ("workspaces.json", text(Workspace::crd())?),

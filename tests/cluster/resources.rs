@@ -68,7 +68,10 @@ fn nonsense_is_refused_in_words() {
         ("owner: a b\ntemplate: python", "spec.owner"),
         ("owner: ada\ntemplate: Python", "spec.template"),
         ("owner: ada\ntemplate: python\nwanted: Sleeping", "supported values: \"Awake\", \"Asleep\""),
-        ("owner: ada\ntemplate: python\nresources: {memory: 1Mi}", "an agent and a shell need 64Mi"),
+        (
+            "owner: ada\ntemplate: python\nresources: {memory: 1Mi}",
+            "the agent and a shell need at least 64Mi",
+        ),
         ("owner: ada\ntemplate: python\nresources: {cpu: \"0\"}", "spec.resources.cpu"),
         ("owner: ada\ntemplate: python\nresources: {memory: 1GB}", "spec.resources.memory"),
         ("owner: ada\ntemplate: python\nstorage: {size: big}", "spec.storage.size"),
@@ -89,10 +92,10 @@ fn nonsense_is_refused_in_words() {
             "Duplicate value",
         ),
         ("owner: ada\ntemplate: python\nenvironment: [{name: X}]", "either a value or a secret"),
-        ("owner: ada\ntemplate: python\nenvironment: [{name: PODLING_X, value: vi}]", "Podling's own"),
+        ("owner: ada\ntemplate: python\nenvironment: [{name: PODLING_X, value: vi}]", "reserved for Podling"),
         (
             "owner: ada\ntemplate: python\nenvironment: [{name: X, secret: {name: podling-control, key: root-token}}]",
-            "secrets whose names begin with podling- are Podling's own",
+            "secrets whose names begin with podling- are reserved for Podling",
         ),
     ] {
         let refused = space.apply(&workspace("bad", spec)).bad();
@@ -110,8 +113,8 @@ fn what_never_changes_does_not() {
     for (from, to, told) in [
         ("ada", "bob", "the owner of a workspace never changes"),
         ("python", "vscode", "the template of a workspace never changes"),
-        ("10Gi", "9Gi", "a volume never shrinks"),
-        ("{size: 10Gi}", "{size: 10Gi, className: fast}", "the class of a volume never changes"),
+        ("10Gi", "9Gi", "a volume cannot shrink"),
+        ("{size: 10Gi}", "{size: 10Gi, className: fast}", "the storage class of a volume cannot change"),
         ("\nstorage: {size: 10Gi}", "", "storage that was asked for stays"),
     ] {
         let refused = space.apply(&workspace("demo", &spec.replace(from, to))).bad();

@@ -1,11 +1,12 @@
-//! The resource `WorkspaceArchive`: what is left of a workspace that was deleted.
+//! The resource `WorkspaceArchive`: a removed workspace that still has archives.
 
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use super::{Port, StorageSpec, Variable};
 
-/// What is left of a workspace that was deleted: its archives, until their time is over. A new Workspace may begin with one of them (`source`).
+/// A removed workspace that still has archives. It exists until its last archive expires. A new
+/// Workspace can start from one of its archives (`source`).
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "podling.dev",
@@ -15,7 +16,8 @@ use super::{Port, StorageSpec, Variable};
     shortname = "wsa",
     category = "podling",
     derive = "PartialEq",
-    doc = "What is left of a workspace that was deleted: its archives, until their time is over. A new Workspace may begin with one of them (source).",
+    doc = "A removed workspace that still has archives. It exists until its last archive expires. \
+           A new Workspace can start from one of its archives (source).",
     printcolumn(name = "Workspace", type_ = "string", json_path = ".spec.workspace"),
     printcolumn(name = "Owner", type_ = "string", json_path = ".spec.owner"),
     printcolumn(name = "Archive", type_ = "string", json_path = ".spec.newest"),
@@ -23,28 +25,29 @@ use super::{Port, StorageSpec, Variable};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct WorkspaceArchiveSpec {
-    /// How the workspace was called.
+    /// Name of the workspace.
     #[schemars(length(max = 63))]
     pub workspace: String,
-    /// Whose it was.
+    /// Owner of the workspace.
     #[schemars(length(max = 100))]
     pub owner: String,
-    /// Its newest archive, by its name in the backup store.
+    /// Name of the newest archive in the backup store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 200))]
     pub newest: Option<String>,
-    /// The volume it had, if it had one of its own. What is made of its archive has the same, and so below.
+    /// Volume of the workspace, if its spec had one. A workspace restored from the archive gets the
+    /// same volume, ports and environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<StorageSpec>,
-    /// Ports of it that users reached by name.
+    /// Ports that users reached by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub ports: Vec<Port>,
-    /// Its environment, beside its template's.
+    /// Environment variables of the workspace, in addition to its template's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub environment: Vec<Variable>,
-    /// What the control plane knows it by, for itself alone.
+    /// Internal record of the control plane.
     #[schemars(schema_with = "super::status::anything")]
     pub record: serde_json::Value,
 }

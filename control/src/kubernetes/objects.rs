@@ -1,6 +1,6 @@
-//! What of a workspace exists in a cluster: its pod and its claim, as the API server is told. Pure.
+//! Builds the objects of a workspace in a cluster: its pod and its volume claim. Pure.
 //!
-//! Must not know how they get there, or when.
+//! Must not know how or when they are created.
 
 mod claim;
 mod pod;
@@ -15,57 +15,58 @@ pub use self::{
 };
 use super::{Port, ResourcesSpec, SecretKey, StorageSpec, WorkspaceTemplateSpec};
 
-/// Whose an object is: a label of each.
+/// Label of every object: the id of its workspace.
 pub const WORKSPACE_LABEL: &str = "podling.dev/workspace";
-/// What a pod is made of: a label, by which a NetworkPolicy says where its like may go.
+/// Label of a pod: its template. NetworkPolicies select pods by it.
 pub const TEMPLATE_LABEL: &str = "podling.dev/template";
-/// Which start of an agent a pod is: an annotation.
+/// Annotation of a pod: the epoch of the start that made it.
 pub const EPOCH_ANNOTATION: &str = "podling.dev/epoch";
-/// Holds a workspace's resource until its data is archived, or somebody let it go.
+/// Finalizer of a Workspace resource: holds it until its data is archived or discarded.
 pub const ARCHIVE_FIRST: &str = "podling.dev/archive-first";
-/// Set to "true" on a workspace's resource that is deleted: its data goes with it, archived or not.
+/// Annotation of a Workspace resource: "true" deletes its data with it, archived or not.
 pub const DISCARD: &str = "podling.dev/discard";
-/// The container that a person works in.
+/// Name of the container that runs the agent and the user's programs.
 pub const CONTAINER: &str = "workspace";
-/// Where its agent listens.
+/// TCP port of the agent in the pod.
 pub const AGENT_PORT: u16 = 7070;
-/// Whom the tokens of agents are for.
+/// Audience of the agents' service account tokens.
 pub const AUDIENCE: &str = "podling";
-/// Holds a claim until its data is archived, or somebody let it go: whoever deletes a workspace, a namespace or all of an application must not
-/// take the data with it. For the same reason a claim has no ownerReference.
+/// Finalizer of a claim: holds it until its data is archived or discarded. Deleting a workspace, a
+/// namespace or a whole application must not delete the data. For the same reason a claim has no
+/// ownerReference.
 pub const KEEP_DATA: &str = "podling.dev/keep-data";
 
-/// One start of a workspace's agent.
+/// One start of a workspace's agent, as input for [`pod`].
 #[derive(Debug, Clone)]
 pub struct PodStart {
-    /// Whose.
     pub workspace: WorkspaceId,
-    /// Which.
     pub epoch: Epoch,
-    /// What it is made of.
+    /// The template as it is at this start.
     pub template: WorkspaceTemplateSpec,
-    /// How that is called.
+    /// Name of the WorkspaceTemplate resource.
     pub template_name: String,
-    /// What it has.
+    /// Requests and limits of the workspace container.
     pub resources: ResourcesSpec,
-    /// What of its environment secrets hold: its node puts it there, and nobody else reads it.
+    /// Variables with secrets, by name. The node resolves them; the control plane never reads the
+    /// values.
     pub secrets: Vec<(String, SecretKey)>,
-    /// What users reach by name.
+    /// Ports that users reach by name.
     pub ports: Vec<Port>,
-    /// Its volume's claim; recorded, not computed.
+    /// Name of the volume claim; taken from the record, not computed.
     pub claim_name: String,
 }
 
-/// What all workspaces of a cluster have in common.
+/// Settings that all pods of a cluster share.
 #[derive(Debug, Clone)]
 pub struct PodDefaults {
-    /// The image of the agent, for images that have none.
+    /// Agent image for templates whose image contains no agent.
     pub agent_image: String,
-    /// Where agents dial: `https://HOST:PORT`.
+    /// Address that agents dial: `https://HOST:PORT`.
     pub control: String,
-    /// The ConfigMap with the CA of the control plane's certificate, under the key `ca.pem`.
+    /// ConfigMap with the CA of the control plane's certificate, under the key `ca.pem`.
     pub control_ca: String,
-    /// Who pods are to the API server: somebody without any rights, for whom tokens with the audience `podling` are made.
+    /// Service account of the pods. It has no permissions; its tokens with the audience `podling`
+    /// identify agents.
     pub service_account: String,
 }
 
@@ -77,7 +78,7 @@ fn labels(workspace: &WorkspaceId) -> BTreeMap<String, String> {
     ])
 }
 
-/// The claim of a new workspace.
+/// Name of a new workspace's claim.
 pub fn claim_name(workspace: &WorkspaceId) -> String {
     format!("workspace-{workspace}")
 }
@@ -86,7 +87,7 @@ pub fn claim_name(workspace: &WorkspaceId) -> String {
 mod tests {
     use super::*;
 
-    /// A start of a template that says no more than it must.
+    /// A start from a minimal template.
     pub(super) fn start() -> PodStart {
         let template = serde_json::json!({"image": "registry.example.org/python:1"});
         let workspace = WorkspaceId::from_bits(7);

@@ -1,4 +1,4 @@
-//! How long what may last.
+//! Timeouts and caps in the resources.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use crate::quantity::{duration, duration_words};
 
 macro_rules! policy {
     ($($(#[doc = $doc:literal])* $field:ident;)*) => {
-        /// How long what may last: hours, minutes and seconds ("36h", "1h30m", "90s"), from 1 s to a year. What is absent is the
-        /// template's, or else Podling's own.
+        /// Timeouts and caps in hours, minutes and seconds ("36h", "1h30m", "90s"), from 1 s to a
+        /// year. Absent values come from the template, or else from Podling's defaults.
         #[derive(KubeSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "camelCase")]
         pub struct PolicySpec {
@@ -20,16 +20,21 @@ macro_rules! policy {
                 #[serde(default, skip_serializing_if = "Option::is_none")]
                 #[schemars(length(max = 16), regex(pattern = "^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"))]
                 #[x_kube(
-                    validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('8784h')")
+                    validation = Rule::new(
+                        "duration(self) >= duration('1s') && duration(self) <= duration('8784h')"
+                    )
                         .message("a time from 1s to 8784h (a year)")
                 )]
                 pub $field: Option<String>,
             )*
-            /// Longest time awake, used or not; "none": no end, which is usual.
+            /// Longest time awake, in use or not; "none" means no limit. Default: none.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             #[schemars(length(max = 16), regex(pattern = "^(none|([0-9]+h)?([0-9]+m)?([0-9]+s)?)$"))]
             #[x_kube(
-                validation = Rule::new("self == 'none' || duration(self) >= duration('1s') && duration(self) <= duration('8784h')")
+                validation = Rule::new(
+                    "self == 'none' || \
+                     duration(self) >= duration('1s') && duration(self) <= duration('8784h')"
+                )
                     .message("a time from 1s to 8784h (a year), or none")
             )]
             pub max_awake: Option<String>,
@@ -38,25 +43,26 @@ macro_rules! policy {
 }
 
 policy! {
-    /// Counted idle time before sleep; 15 minutes.
+    /// Counted idle time before sleep. Default: 15m.
     idle_timeout;
-    /// How long before that people are warned, at most half the idle timeout; 2 minutes.
+    /// How long before sleep users are warned, at most half the idle timeout. Default: 2m.
     warning;
-    /// How long work holds after the last intent; 12 hours.
+    /// How long work keeps a workspace awake after the last intent. Default: 12h.
     work_cap;
-    /// How long presence holds after the last intent; an hour.
+    /// How long presence keeps a workspace awake after the last intent. Default: 1h.
     presence_cap;
-    /// Time asleep before the storage is archived and let go; a day.
+    /// Time asleep before the storage is archived and released. Default: 24h.
     archive_after;
-    /// How long archives are kept; 30 days.
+    /// How long archives are retained. Default: 30 days.
     keep_archives;
 }
 
-/// What has no end. (Nothing at all would be the template's.)
+/// The value for "no limit". An absent value means the template's.
 const NONE: &str = "none";
 
 impl PolicySpec {
-    /// What it says, and says nothing about. What cannot be read (the API server lets none of it in) is not said.
+    /// The values that the spec sets. Values that cannot be parsed, which the CRD rejects, count as
+    /// absent.
     pub fn overrides(&self) -> PolicyOverrides {
         let time = |text: &Option<String>| text.as_deref().and_then(duration);
         PolicyOverrides {
@@ -73,7 +79,7 @@ impl PolicySpec {
         }
     }
 
-    /// All of this policy: whatever it is merged into says nothing else afterwards.
+    /// All values of the policy, so that merging it into another policy replaces every value.
     pub fn of(policy: &Policy) -> Self {
         let words = |time: Duration| Some(duration_words(time));
         Self {
@@ -93,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_policy_is_written_whole() {
+    fn policy_spec_contains_every_value() {
         let hour = Duration::from_secs(3600);
         let template = Policy { max_awake: Some(hour), ..Policy::default() };
         for policy in [Policy::default(), Policy { idle_timeout: hour, ..template.clone() }] {

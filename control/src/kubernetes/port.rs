@@ -1,15 +1,15 @@
-//! A port that users reach by name.
+//! Ports that users reach by name.
 
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-/// A port inside the workspace, reached through its agent.
+/// A TCP port in the workspace, reached through its agent.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
-    /// Its name, as users know it ("ide").
+    /// Name of the port, as users know it ("ide").
     #[schemars(length(min = 1, max = 15), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
-    /// Where something listens.
+    /// Number of the port that the program listens on.
     #[schemars(range(min = 1, max = 65535))]
     pub port: u16,
 }

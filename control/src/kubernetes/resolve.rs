@@ -1,4 +1,4 @@
-//! What a workspace is, as the control plane sees it, of what its resource and its template say. Pure.
+//! Derives a workspace's spec from its resource and its template. Pure.
 
 use std::collections::BTreeMap;
 
@@ -15,24 +15,22 @@ use ring::digest::{SHA256, digest};
 use super::{ResourcesSpec, Variable, WantedState, Workspace, WorkspaceTemplateSpec};
 use crate::quantity::{bytes, cores};
 
-/// Characters in a workspace's name.
+/// Maximum length of a workspace's name, in characters.
 const MAX_NAME: usize = 63;
 
-/// What people may change of a workspace at any time.
+/// The values of a workspace that users may change at any time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredSpec {
-    /// What it shall be.
     pub wanted: WantedState,
-    /// What it shall have.
+    /// CPU and memory while awake.
     pub resources: Resources,
-    /// How long what may last.
     pub policy: Policy,
-    /// Its environment, without what secrets hold.
+    /// Environment variables with plain values; those with secrets are not included.
     pub env: BTreeMap<String, String>,
 }
 
 impl DesiredSpec {
-    /// What the resource says, and where it says nothing its template.
+    /// The values of the resource; absent ones come from the template.
     pub fn of(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Self {
         let spec = &resource.spec;
         let usual = template.map(|template| template.policy.overrides()).unwrap_or_default();
@@ -52,8 +50,7 @@ impl DesiredSpec {
     }
 }
 
-/// The id of a workspace: what its resource says, or else what follows from the uid that the API server gave it. Neither ever changes, nor
-/// is given again.
+/// The id in the spec, or else an id derived from the resource's uid. Neither changes or is reused.
 pub fn id_of(resource: &Workspace) -> Result<WorkspaceId, BadName> {
     match &resource.spec.id {
         Some(id) => id.parse(),
@@ -65,8 +62,8 @@ pub fn id_of(resource: &Workspace) -> Result<WorkspaceId, BadName> {
     }
 }
 
-/// What the resource of a workspace may be name_candidates: resource_names are each owner's own, but a namespace has each of them once, so who comes second is
-/// name_candidates by their id as well. Whose it is, its id says.
+/// Names for the workspace's resource, in order of preference. Names are unique per owner, but a
+/// namespace has each name once. So the second owner's resource has the id appended.
 pub fn resource_names(spec: &Spec) -> [String; 2] {
     name_candidates(spec.name.as_str(), spec.id.as_str())
 }
@@ -76,12 +73,12 @@ fn name_candidates(name: &str, id: &str) -> [String; 2] {
     [name.to_owned(), format!("{short}-{id}")]
 }
 
-/// The other way round, as far as the name was not too long.
+/// Reverses [`name_candidates`], unless the name was truncated.
 fn own_name<'a>(resource_name: &'a str, id: &str) -> &'a str {
     resource_name.strip_suffix(id).and_then(|name| name.strip_suffix('-')).unwrap_or(resource_name)
 }
 
-/// A workspace that nothing is known of but its resource.
+/// The spec of a workspace that has only a resource so far.
 pub fn resolve(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Result<Spec, BadName> {
     let desired_spec = DesiredSpec::of(resource, template);
     let created = resource.creation_timestamp().map_or(0, |time| time.0.as_millisecond());
@@ -92,7 +89,7 @@ pub fn resolve(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -
         id,
         owner: resource.spec.owner.parse()?,
         template: resource.spec.template.clone(),
-        // Its pod's to say: a command and the image that has it come together.
+        // The pod gets the command from the template, together with the image.
         command: Vec::new(),
         env: desired_spec.env,
         policy: desired_spec.policy,
@@ -105,7 +102,7 @@ pub fn resolve(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -
     })
 }
 
-/// What a workspace with these resources takes; what cannot be read (the API server lets none of it in) is as usual.
+/// Parsed resources. Values that cannot be parsed, which the CRD rejects, become the default.
 pub fn requested_resources(spec: Option<&ResourcesSpec>) -> Resources {
     let usual = ResourcesSpec::default();
     let spec = spec.unwrap_or(&usual);
@@ -126,12 +123,14 @@ mod tests {
 
     fn workspace(spec: serde_json::Value) -> Workspace {
         let metadata = json!({"name": "demo", "uid": "0b3a", "creationTimestamp": "2026-11-27T00:00:00Z"});
-        serde_json::from_value(json!({"apiVersion": "podling.dev/v1alpha1", "kind": "Workspace", "metadata": metadata, "spec": spec}))
-            .unwrap()
+        serde_json::from_value(json!({
+            "apiVersion": "podling.dev/v1alpha1", "kind": "Workspace", "metadata": metadata, "spec": spec,
+        }))
+        .unwrap()
     }
 
     #[test]
-    fn what_a_resource_leaves_out_its_template_says() {
+    fn values_absent_in_resource_come_from_template() {
         let template = json!({
             "image": "python", "command": ["jupyter"], "resources": {"cpu": "2", "memory": "4Gi"},
             "policy": {"idleTimeout": "30m", "archiveAfter": "48h"},
@@ -140,7 +139,10 @@ mod tests {
         let template = serde_json::from_value(template).unwrap();
         let resource = workspace(json!({
             "owner": "ada", "template": "python", "policy": {"idleTimeout": "1h"},
-            "environment": [{"name": "EDITOR", "value": "nano"}, {"name": "TOKEN", "secret": {"name": "s", "key": "k"}}],
+            "environment": [
+                {"name": "EDITOR", "value": "nano"},
+                {"name": "TOKEN", "secret": {"name": "s", "key": "k"}},
+            ],
         }));
         let spec = resolve(&resource, Some(&template)).unwrap();
         assert_eq!(spec.resources, Resources { cpu_millis: 2000, memory_bytes: 4 << 30 });
@@ -149,17 +151,17 @@ mod tests {
         assert_eq!(spec.policy.keep_archives, Policy::default().keep_archives);
         assert_eq!(spec.env["EDITOR"], "nano");
         assert_eq!(spec.env["LANG"], "C");
-        assert!(!spec.env.contains_key("TOKEN"), "what a secret holds is nobody's to see here");
+        assert!(!spec.env.contains_key("TOKEN"), "values of secrets are not read");
         assert_eq!(
             (spec.command.as_slice(), spec.wanted, spec.asked),
             (&[][..], Wanted::Awake, 1),
-            "its command is its pod's to say"
+            "the pod gets the command from the template"
         );
         assert_eq!(spec.created, Timestamp(1_795_737_600_000));
     }
 
     #[test]
-    fn who_comes_second_is_called_by_their_id_as_well() {
+    fn second_resource_of_a_name_has_the_id_appended() {
         let id = "abcdefgh2345";
         assert_eq!(name_candidates("demo", id), ["demo", "demo-abcdefgh2345"]);
         assert_eq!(name_candidates("demo", id).map(|name| own_name(&name, id).to_owned()), ["demo", "demo"]);
@@ -169,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_what_it_says_or_follows_from_its_uid() {
+    fn id_comes_from_spec_or_follows_from_uid() {
         let named = workspace(json!({"owner": "ada", "template": "python", "id": "abcdefgh2345"}));
         assert_eq!(id_of(&named).unwrap().as_str(), "abcdefgh2345");
         let unnamed = workspace(json!({"owner": "ada", "template": "python"}));

@@ -1,14 +1,14 @@
-//! What a workspace has while it is awake.
+//! CPU and memory of a workspace while it is awake.
 
 use kube::KubeSchema;
 use podling_core::workspace::Resources;
 use serde::{Deserialize, Serialize};
 
-/// Processors and memory: reserved, and the limit.
+/// CPU and memory. Requests and limits of the container are equal.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourcesSpec {
-    /// Cores ("2") or thousandths of one ("500m").
+    /// Cores ("2") or millicores ("500m").
     #[serde(default = "cpu")]
     #[schemars(length(max = 16), regex(pattern = "^[1-9][0-9]*m?$"))]
     pub cpu: String,
@@ -16,13 +16,14 @@ pub struct ResourcesSpec {
     #[serde(default = "memory")]
     #[schemars(length(max = 16), regex(pattern = "^[1-9][0-9]*(Ki|Mi|Gi|Ti)?$"))]
     #[x_kube(
-        validation = Rule::new("quantity(self).compareTo(quantity('64Mi')) >= 0").message("an agent and a shell need 64Mi of memory")
+        validation = Rule::new("quantity(self).compareTo(quantity('64Mi')) >= 0")
+            .message("the agent and a shell need at least 64Mi of memory")
     )]
     pub memory: String,
 }
 
 impl ResourcesSpec {
-    /// So much.
+    /// Exact values in millicores and bytes.
     pub fn of(resources: Resources) -> Self {
         Self { cpu: format!("{}m", resources.cpu_millis), memory: resources.memory_bytes.to_string() }
     }

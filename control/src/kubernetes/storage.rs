@@ -1,21 +1,21 @@
-//! A workspace's volume.
+//! The volume of a workspace.
 
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-/// How many pods may have a volume at once.
+/// Access mode of the volume.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum AccessMode {
-    /// One.
+    /// At most one pod, enforced by the cluster.
     #[default]
     ReadWriteOncePod,
-    /// Those of one node; Podling never starts a second.
+    /// Pods of one node. Podling never starts a second pod.
     ReadWriteOnce,
 }
 
 impl AccessMode {
-    /// As Kubernetes calls it.
-    pub fn word(self) -> &'static str {
+    /// The access mode's name in Kubernetes.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::ReadWriteOncePod => "ReadWriteOncePod",
             Self::ReadWriteOnce => "ReadWriteOnce",
@@ -23,26 +23,33 @@ impl AccessMode {
     }
 }
 
-/// A volume that is kept while its workspace sleeps.
+/// The volume of a workspace; it stays while the workspace sleeps.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.className) == has(oldSelf.className) && (!has(self.className) || self.className == oldSelf.className)")
-        .message("the class of a volume never changes; archive the workspace and restore into another")
+    validation = Rule::new(
+        "has(self.className) == has(oldSelf.className) && \
+         (!has(self.className) || self.className == oldSelf.className)"
+    )
+        .message(
+            "the storage class of a volume cannot change; \
+             archive the workspace and restore it into another"
+        )
 )]
 pub struct StorageSpec {
-    /// Its size ("10Gi"). May grow where its class allows it, and never shrinks.
+    /// Size of the volume ("10Gi"). It can grow if the StorageClass allows it, and never shrinks.
     #[serde(default = "size")]
     #[schemars(length(max = 16), regex(pattern = "^[1-9][0-9]*(Mi|Gi|Ti)$"))]
     #[x_kube(
-        validation = Rule::new("quantity(self).compareTo(quantity(oldSelf)) >= 0").message("a volume never shrinks")
+        validation = Rule::new("quantity(self).compareTo(quantity(oldSelf)) >= 0")
+            .message("a volume cannot shrink")
     )]
     pub size: String,
-    /// How many may have it at once. ReadWriteOncePod lets the cluster see to it that there is never more than one pod; a class whose driver
-    /// does not know that wants ReadWriteOnce.
+    /// With ReadWriteOncePod the cluster guarantees that at most one pod uses the volume. Use
+    /// ReadWriteOnce for a StorageClass whose driver does not support it.
     #[serde(default)]
     pub access_mode: AccessMode,
-    /// Its StorageClass; absent: the cluster's default.
+    /// Name of the StorageClass. Absent: the cluster's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub class_name: Option<String>,

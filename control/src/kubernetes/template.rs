@@ -1,4 +1,4 @@
-//! The resource `WorkspaceTemplate`: what workspaces are made of.
+//! The resource `WorkspaceTemplate`: image and defaults of workspaces.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable};
 
-/// What workspaces are made of. Those that exist follow it where they say nothing themselves: in policy and resources at once, in everything
-/// else with their next start. (A workspace made through Podling's API says its policy and resources itself.)
+/// Image and defaults of workspaces. Existing workspaces follow changes of values that they do not
+/// set themselves: policy and resources at once, all others with their next start. A workspace
+/// created through Podling's API sets its own policy and resources.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "podling.dev",
@@ -19,7 +20,9 @@ use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable};
     shortname = "wst",
     category = "podling",
     derive = "PartialEq",
-    doc = "What workspaces are made of. Those that exist follow it where they say nothing themselves: in policy and resources at once, in everything else with their next start. (A workspace made through Podling's API says its policy and resources itself.)",
+    doc = "Image and defaults of workspaces. Existing workspaces follow changes of values that they \
+           do not set themselves: policy and resources at once, all others with their next start. \
+           A workspace created through Podling's API sets its own policy and resources.",
     printcolumn(name = "Image", type_ = "string", json_path = ".spec.image"),
     printcolumn(name = "CPU", type_ = "string", json_path = ".spec.resources.cpu"),
     printcolumn(name = "Memory", type_ = "string", json_path = ".spec.resources.memory"),
@@ -27,31 +30,33 @@ use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.inject) || !self.inject || (has(self.command) && self.command.size() > 0)")
-        .message("an image that gets its agent injected needs a command: what its own entrypoint is cannot be known")
+    validation = Rule::new(
+        "!has(self.inject) || !self.inject || (has(self.command) && self.command.size() > 0)"
+    )
+        .message("a template with inject needs a command, because the image's own entrypoint is not known")
 )]
 pub struct WorkspaceTemplateSpec {
-    /// For people, one line.
+    /// One-line description for users.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 200))]
     pub description: String,
-    /// The container's image.
+    /// Image of the workspace container.
     #[schemars(length(min = 1, max = 500))]
     pub image: String,
-    /// The workspace's own command (an IDE); empty: none.
+    /// Command that runs beside terminals (an IDE). Absent: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 4096)))]
     pub command: Vec<String>,
-    /// Whether the image lacks the agent: it is put there by an init container then.
+    /// Whether the image contains no agent. An init container then copies the agent into the pod.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub inject: bool,
-    /// What a workspace has while it is awake.
+    /// CPU and memory of a workspace while it is awake.
     #[serde(default)]
     pub resources: ResourcesSpec,
-    /// A workspace's volume.
+    /// Volume of a workspace.
     #[serde(default)]
     pub storage: StorageSpec,
-    /// How long what may last.
+    /// Timeouts and caps; a workspace may override each of them.
     #[serde(default)]
     pub policy: PolicySpec,
     /// Ports that users reach by name.
@@ -59,16 +64,16 @@ pub struct WorkspaceTemplateSpec {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub ports: Vec<Port>,
-    /// Environment of terminals and processes.
+    /// Environment variables of terminals and processes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub environment: Vec<Variable>,
-    /// Nodes that its pods may run on, by label.
+    /// Labels of the nodes that may run the pods.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32))]
     pub node_selector: BTreeMap<String, String>,
-    /// Taints that its pods bear.
+    /// Taints that the pods tolerate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub tolerations: Vec<Toleration>,

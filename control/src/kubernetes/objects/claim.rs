@@ -1,4 +1,4 @@
-//! A workspace's volume, as it is asked for.
+//! Builds the volume claim of a workspace.
 
 use k8s_openapi::{
     api::core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements},
@@ -8,7 +8,8 @@ use podling_core::id::WorkspaceId;
 
 use super::{KEEP_DATA, StorageSpec, labels};
 
-/// The claim of this name. It outlives its pods, and everything else but its archive.
+/// The claim outlives the workspace's pods; it is deleted only after its data is archived or
+/// discarded.
 pub fn claim(workspace: &WorkspaceId, name: &str, storage: &StorageSpec) -> PersistentVolumeClaim {
     PersistentVolumeClaim {
         metadata: ObjectMeta {
@@ -18,8 +19,8 @@ pub fn claim(workspace: &WorkspaceId, name: &str, storage: &StorageSpec) -> Pers
             ..ObjectMeta::default()
         },
         spec: Some(PersistentVolumeClaimSpec {
-            // Never two writers, wherever they are.
-            access_modes: Some(vec![storage.access_mode.word().to_owned()]),
+            // At most one pod may write the volume.
+            access_modes: Some(vec![storage.access_mode.as_str().to_owned()]),
             resources: Some(VolumeResourceRequirements {
                 requests: Some([("storage".to_owned(), Quantity(storage.size.clone()))].into()),
                 ..VolumeResourceRequirements::default()
@@ -37,13 +38,13 @@ mod tests {
     use crate::kubernetes::objects::claim_name;
 
     #[test]
-    fn nobody_takes_the_data_by_deleting_something_else() {
+    fn claim_survives_deletion_of_other_objects() {
         let workspace = WorkspaceId::from_bits(7);
         let claim = claim(&workspace, &claim_name(&workspace), &StorageSpec::default());
-        assert_eq!(claim.metadata.owner_references, None, "a cascading delete would take it");
+        assert_eq!(claim.metadata.owner_references, None, "a cascading delete would delete the claim");
         assert_eq!(claim.metadata.finalizers.unwrap(), [KEEP_DATA]);
         let spec = claim.spec.unwrap();
         assert_eq!(spec.access_modes.unwrap(), ["ReadWriteOncePod"]);
-        assert_eq!(spec.storage_class_name, None, "the cluster's default");
+        assert_eq!(spec.storage_class_name, None, "the cluster's default class");
     }
 }

@@ -1,4 +1,4 @@
-//! The pod that one start of a workspace's agent is.
+//! Builds the pod for one start of a workspace's agent.
 
 use std::collections::BTreeMap;
 
@@ -20,25 +20,27 @@ use super::{
 };
 use crate::quantity::cores;
 
-/// Whoever it is: no image has to know this user, and none may be root.
+/// Uid and gid of all containers. Images need not know this user; root is not allowed.
 const USER: i64 = 1000;
-/// The user's HOME, the agent's own folder, and scratch.
+/// Mount points: the user's HOME, the agent's state and scratch space.
 const ROOT: &str = "/workspace";
 const STATE: &str = "/var/lib/podling";
 const SCRATCH: &str = "/tmp";
-/// Where the agent is, in an image that has none.
+/// Directory of the injected agent, for images that contain none.
 const INJECTED_AGENT_DIR: &str = "/run/podling/agent";
-/// Seconds for the two-phase end before a pod is killed: programs get 5 s of it, what was printed is saved and synced in the rest.
+/// Grace period in seconds before the node kills the pod. Programs get 5 s of it; the agent saves
+/// and syncs in the rest.
 const GRACE_SECONDS: i64 = 60;
-/// Seconds that a token of the agent is good for; the node renews it, and the agent reads it anew whenever it dials.
+/// Lifetime of the agent's token in seconds. The node renews it, and the agent reads it before each
+/// connection.
 const TOKEN_SECONDS: i64 = 3600;
-/// What may be written beside the volume: logs, `/tmp` and the image's own files.
+/// Limit of ephemeral storage: logs, `/tmp` and changes to the image's files.
 const EPHEMERAL_STORAGE_LIMIT: &str = "4Gi";
-/// What its copying takes: thousandths of a core, and memory.
+/// Resources of the init container that copies the agent: millicores and memory.
 const INJECT_CPU_MILLIS: u64 = 100;
 const INJECT_MEMORY: &str = "32Mi";
 
-/// How the pod of a start is called.
+/// Name of the pod of an epoch.
 pub fn pod_name(workspace: &WorkspaceId, epoch: Epoch) -> String {
     format!("workspace-{workspace}-{epoch}")
 }
@@ -58,9 +60,10 @@ pub fn pod(start: &PodStart, defaults: &PodDefaults) -> Pod {
         spec: Some(PodSpec {
             automount_service_account_token: Some(false),
             service_account_name: Some(defaults.service_account.clone()),
-            // The environment of a person's shell is their own.
+            // The user's environment must not contain the cluster's services.
             enable_service_links: Some(false),
-            // One start is one pod: an agent that ended starts again under the next epoch.
+            // One start is one pod; an agent that ended starts again in a new pod with the next
+            // epoch.
             restart_policy: Some("Never".to_owned()),
             termination_grace_period_seconds: Some(GRACE_SECONDS),
             security_context: Some(PodSecurityContext {
@@ -68,7 +71,7 @@ pub fn pod(start: &PodStart, defaults: &PodDefaults) -> Pod {
                 run_as_user: Some(USER),
                 run_as_group: Some(USER),
                 fs_group: Some(USER),
-                // A large volume would be walked through at every wake.
+                // Otherwise every wake would change the group of every file on the volume.
                 fs_group_change_policy: Some("OnRootMismatch".to_owned()),
                 seccomp_profile: Some(SeccompProfile {
                     type_: "RuntimeDefault".to_owned(),
@@ -127,22 +130,22 @@ fn workspace_container(start: &PodStart, defaults: &PodDefaults) -> Container {
     Container {
         name: CONTAINER.to_owned(),
         image: Some(template.image.clone()),
-        // Without one, its image's own entrypoint is the agent.
+        // Without a command the image's entrypoint is the agent.
         command: (!template.command.is_empty()).then(command),
         working_dir: Some(ROOT.to_owned()),
         env: Some(
             environment.map(variable).into_iter().chain(start.secrets.iter().map(secret_variable)).collect(),
         ),
-        // For whoever looks at the pod, and `kubectl port-forward`: who may reach them a NetworkPolicy says.
+        // Declared for `kubectl port-forward` and for display; NetworkPolicies control access.
         ports: Some(start.ports.iter().map(container_port).collect())
             .filter(|ports: &Vec<_>| !ports.is_empty()),
         resources: Some(resource_requirements(&start.resources)),
         resize_policy: Some(vec![resize("cpu"), resize("memory")]),
         security_context: Some(restricted_security_context()),
-        // What it said last is said where it failed.
+        // The termination message appears in the reported failure.
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(mounts),
-        // There is no liveness probe: it would end a person's shells because their agent was slow once.
+        // No liveness probe: it would end the user's shells because the agent was slow once.
         readiness_probe: Some(Probe {
             http_get: Some(HTTPGetAction {
                 path: Some("/readyz".to_owned()),
@@ -165,7 +168,7 @@ fn container_port(port: &Port) -> ContainerPort {
     }
 }
 
-/// One that is not there keeps the pod from starting, which is said.
+/// A missing secret keeps the pod from starting, which the backend reports.
 fn secret_variable((name, SecretKey { name: secret, key }): &(String, SecretKey)) -> EnvVar {
     let selector = SecretKeySelector { name: secret.clone(), key: key.clone(), optional: None };
     EnvVar {
@@ -175,9 +178,10 @@ fn secret_variable((name, SecretKey { name: secret, key }): &(String, SecretKey)
     }
 }
 
-/// Copies the agent to where the workspace's container runs it.
+/// Init container that copies the agent into the shared volume.
 fn agent_init_container(start: &PodStart, defaults: &PodDefaults) -> Container {
-    // Never more than the workspace has: a pod takes of its node what its greediest container asks for, for as long as it lives.
+    // Never more CPU than the workspace: the scheduler reserves the largest request of any
+    // container for the pod's lifetime.
     let cpu = cores(&start.resources.cpu).map_or(INJECT_CPU_MILLIS, |own| own.min(INJECT_CPU_MILLIS));
     let resources = ResourcesSpec { cpu: format!("{cpu}m"), memory: INJECT_MEMORY.to_owned() };
     Container {
@@ -232,7 +236,7 @@ fn volumes(start: &PodStart, defaults: &PodDefaults) -> Vec<Volume> {
     volumes
 }
 
-/// What is reserved is the limit: nobody lives on what a neighbour leaves.
+/// Requests equal limits: workspaces do not overcommit CPU or memory.
 pub fn resource_requirements(resources: &ResourcesSpec) -> ResourceRequirements {
     let all = [
         ("cpu", resources.cpu.as_str()),
@@ -242,12 +246,12 @@ pub fn resource_requirements(resources: &ResourcesSpec) -> ResourceRequirements 
     let all: BTreeMap<_, _> =
         all.into_iter().map(|(name, value)| (name.to_owned(), Quantity(value.to_owned()))).collect();
     let mut requests = all.clone();
-    // Of what lies on the node's disk only the most is known.
+    // Ephemeral storage has a limit but no request.
     requests.remove("ephemeral-storage");
     ResourceRequirements { limits: Some(all), requests: Some(requests), ..ResourceRequirements::default() }
 }
 
-/// As Pod Security "restricted" wants it.
+/// As Pod Security "restricted" requires.
 fn restricted_security_context() -> SecurityContext {
     SecurityContext {
         allow_privilege_escalation: Some(false),
@@ -260,8 +264,8 @@ fn mount(volume: &str, path: &str) -> VolumeMount {
     VolumeMount { name: volume.to_owned(), mount_path: path.to_owned(), ..VolumeMount::default() }
 }
 
-fn with_sub_path(mount: VolumeMount, folder: &str) -> VolumeMount {
-    VolumeMount { sub_path: Some(folder.to_owned()), ..mount }
+fn with_sub_path(mount: VolumeMount, sub_path: &str) -> VolumeMount {
+    VolumeMount { sub_path: Some(sub_path.to_owned()), ..mount }
 }
 
 #[cfg(test)]
@@ -274,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_one_start_and_never_comes_again_by_itself() {
+    fn pod_belongs_to_one_epoch_and_never_restarts() {
         let (start, next) = (start(), PodStart { epoch: 4, ..start() });
         let name = |start| pod(start, &defaults()).metadata.name.unwrap();
         assert_ne!(name(&start), name(&next));
@@ -283,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn every_container_is_confined_and_bounded() {
+    fn every_container_is_restricted_and_limited() {
         let mut injected = start();
         (injected.template.inject, injected.template.command) = (true, vec!["python3".into()]);
         let spec = spec(&injected);
@@ -299,9 +303,9 @@ mod tests {
     }
 
     #[test]
-    fn the_agent_comes_from_the_image_or_is_put_there() {
+    fn agent_comes_from_image_or_init_container() {
         let mut start = start();
-        assert_eq!(spec(&start).containers[0].command, None, "its image knows");
+        assert_eq!(spec(&start).containers[0].command, None, "the image's entrypoint is used");
         start.template.command = vec!["code-server".into()];
         assert_eq!(
             spec(&start).containers[0].command.as_ref().unwrap(),
@@ -311,25 +315,25 @@ mod tests {
         start.template.inject = true;
         let spec = spec(&start);
         assert_eq!(spec.containers[0].command.as_ref().unwrap()[0], "/run/podling/agent/podling-agent");
-        let copies = &spec.init_containers.unwrap()[0];
-        assert_eq!(copies.args.as_ref().unwrap(), &["install", "/run/podling/agent"]);
+        let init_container = &spec.init_containers.unwrap()[0];
+        assert_eq!(init_container.args.as_ref().unwrap(), &["install", "/run/podling/agent"]);
     }
 
     #[test]
-    fn copying_the_agent_takes_no_more_of_a_node_than_the_workspace() {
+    fn agent_init_container_requests_no_more_than_workspace() {
         let mut start = start();
         start.template.inject = true;
         let of = |cpu: &str| {
             let resources = ResourcesSpec { cpu: cpu.into(), memory: "64Mi".into() };
             let spec = spec(&PodStart { resources, ..start.clone() });
-            let copies = spec.init_containers.unwrap().remove(0);
-            copies.resources.unwrap().requests.unwrap()["cpu"].0.clone()
+            let init_container = spec.init_containers.unwrap().remove(0);
+            init_container.resources.unwrap().requests.unwrap()["cpu"].0.clone()
         };
         assert_eq!((of("30m"), of("2")), ("30m".to_owned(), "100m".to_owned()));
     }
 
     #[test]
-    fn ports_have_the_names_that_users_know() {
+    fn container_ports_have_their_spec_names() {
         let ports = vec![Port { name: "ide".into(), port: 8888 }];
         let spec = spec(&PodStart { ports, ..start() });
         let ports = spec.containers[0].ports.as_ref().unwrap();
@@ -337,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_secret_holds_its_node_puts_there() {
+    fn secret_variable_is_a_secret_reference() {
         let key = SecretKey { name: "database".into(), key: "password".into() };
         let spec = spec(&PodStart { secrets: vec![("PASSWORD".into(), key)], ..start() });
         let env = spec.containers[0].env.as_ref().unwrap();
@@ -347,12 +351,12 @@ mod tests {
     }
 
     #[test]
-    fn home_and_state_lie_on_one_volume_and_apart() {
+    fn home_and_state_are_separate_paths_of_one_volume() {
         let spec = spec(&start());
         let mounts = spec.containers[0].volume_mounts.clone().unwrap();
         let on_it: Vec<_> = mounts.into_iter().filter(|mount| mount.name == "storage").collect();
-        let folders: Vec<_> =
+        let mounts: Vec<_> =
             on_it.iter().map(|mount| (&*mount.mount_path, mount.sub_path.as_deref())).collect();
-        assert_eq!(folders, [("/workspace", Some("home")), ("/var/lib/podling", Some("state"))]);
+        assert_eq!(mounts, [("/workspace", Some("home")), ("/var/lib/podling", Some("state"))]);
     }
 }
