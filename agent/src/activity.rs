@@ -34,8 +34,8 @@ use self::{
 };
 pub use self::{signals::Presence, snapshot::Snapshot};
 use crate::{
+    admission::{AdmissionGate, Attempt, Intent},
     claim::{Claims, Policy},
-    intent::{Intent, Intents, Unmet},
 };
 
 /// The least time between two looks of the task: a bound on its CPU whatever the policy says.
@@ -70,7 +70,7 @@ pub struct Pulse {
 pub struct Activity(Arc<Inner>);
 
 struct Inner {
-    intents: Arc<Intents>,
+    gate: Arc<AdmissionGate>,
     claims: Claims,
     probe: Probe,
     /// Caps count from here without any intent: the start, then the claim.
@@ -91,10 +91,10 @@ struct Since {
 
 impl Activity {
     /// Nothing has happened yet.
-    pub fn new(intents: Arc<Intents>, claims: Claims, probe: Probe) -> Self {
+    pub fn new(gate: Arc<AdmissionGate>, claims: Claims, probe: Probe) -> Self {
         let ticks = rustix::param::clock_ticks_per_second();
         Self(Arc::new(Inner {
-            intents,
+            gate,
             claims,
             probe,
             since: Mutex::new(Since { at: Instant::now(), claimed: false }),
@@ -109,7 +109,7 @@ impl Activity {
 
     /// Samples and tells for ever; run by one owned task.
     pub async fn run(&self) -> io::Result<()> {
-        let mut intents = self.0.intents.changed();
+        let mut intents = self.0.gate.subscribe();
         let mut claims = self.0.claims.clone();
         let mut told: Option<Snapshot> = None;
         let mut next_walk = Instant::now();
@@ -160,9 +160,9 @@ impl Activity {
         let meter = lock(&self.0.meter);
         let (usage, measured) = (meter.usage().clone(), meter.measured());
         drop(meter);
-        let intents: Vec<_> = Intent::REMEMBERED
+        let intents: Vec<_> = Intent::RECORDED
             .into_iter()
-            .filter_map(|intent| Some((intent, self.0.intents.last(intent)?)))
+            .filter_map(|intent| Some((intent, self.0.gate.last_admitted(intent)?)))
             .collect();
         let last_intent = intents.iter().map(|(_, at)| *at).max();
         let (terminals, terminal_bytes) = (presence.terminals, presence.terminal_bytes);
@@ -198,11 +198,11 @@ impl Activity {
         reason: &str,
         duration: Duration,
     ) -> Result<Lease, LeaseError> {
-        Unmet::until_met(|| {
+        Attempt::retry_while_held(|| {
             let longest = self.policy().lease_cap;
             let mut leases = lock(&self.0.leases);
             // Under the lock: who closes the door and then looks either finds the lease or has kept it out.
-            self.0.intents.ask(Intent::Lease, 0)?;
+            self.0.gate.try_admit(Intent::Lease, 0)?;
             let lease = leases.take(name, reason, duration, longest, Instant::now())?;
             drop(leases);
             self.0.nudge.notify_one();

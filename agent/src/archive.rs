@@ -50,8 +50,8 @@ pub use self::{
 };
 use self::{error::Stopped, ignore::Rules, read::Zip, tally::Tally, unpack::Unpacking};
 use crate::{
+    admission::{AdmissionGate, AdmitError, Intent, Rejection},
     files::{FileError, RelPath, WorkspaceRoot},
-    intent::{Closed, Intent, Intents, Refused},
 };
 
 /// Archives being made or unpacked at once, 50 MiB of memory and a few threads each; the next is refused with TOO_MANY_STREAMS.
@@ -99,7 +99,7 @@ pub enum ExtractEvent {
 #[derive(Debug, Clone)]
 pub struct Archives {
     root: Arc<WorkspaceRoot>,
-    intents: Arc<Intents>,
+    gate: Arc<AdmissionGate>,
     /// For files without names, outside the user's view.
     scratch: Arc<Path>,
     places: Arc<Semaphore>,
@@ -109,11 +109,11 @@ impl Archives {
     /// Of what is below `root`; what has to be put by for a while goes to the folder `scratch`.
     pub fn new(
         root: impl Into<Arc<WorkspaceRoot>>,
-        intents: Arc<Intents>,
+        gate: Arc<AdmissionGate>,
         scratch: impl Into<PathBuf>,
     ) -> Self {
         let scratch = Arc::from(scratch.into());
-        Self { root: root.into(), intents, scratch, places: Arc::new(Semaphore::new(MAX_ARCHIVES)) }
+        Self { root: root.into(), gate, scratch, places: Arc::new(Semaphore::new(MAX_ARCHIVES)) }
     }
 
     /// Makes an archive of a folder.
@@ -155,15 +155,15 @@ impl Archives {
     }
 
     /// The door: who unpacks means it, and goes on meaning it.
-    async fn admit(&self) -> Result<(), Refused> {
-        self.intents.admit(Intent::Restore).await
+    async fn admit(&self) -> Result<(), Rejection> {
+        self.gate.admit(Intent::Restore).await
     }
 
     /// The same on a thread that does not wait: who is held has begun already, and is asked again in a moment.
-    fn goes_on(&self) -> Result<(), Refused> {
-        match self.intents.ask(Intent::Restore, 0) {
-            Ok(()) | Err(Closed::Held(_)) => Ok(()),
-            Err(Closed::Refused(refused)) => Err(refused),
+    fn goes_on(&self) -> Result<(), Rejection> {
+        match self.gate.try_admit(Intent::Restore, 0) {
+            Ok(()) | Err(AdmitError::Held(_)) => Ok(()),
+            Err(AdmitError::Rejected(refused)) => Err(refused),
         }
     }
 

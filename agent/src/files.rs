@@ -45,7 +45,7 @@ pub use self::{
     write::{WriteOptions, WrittenFile},
 };
 use self::{list::Listing, remove::Removal, upload::Uploads, write::Writer};
-use crate::intent::{Intent, Intents};
+use crate::admission::{AdmissionGate, Intent};
 
 /// Files being read at once, 2 MiB of memory each at most; the next is refused with TOO_MANY_STREAMS.
 pub const MAX_READERS: usize = 128;
@@ -63,7 +63,7 @@ pub struct Files {
 #[derive(Debug)]
 struct Inner {
     root: Arc<WorkspaceRoot>,
-    intents: Arc<Intents>,
+    gate: Arc<AdmissionGate>,
     uploads: Uploads,
     readers: Arc<Semaphore>,
     writers: Arc<Semaphore>,
@@ -74,20 +74,20 @@ struct Inner {
 
 impl Files {
     /// Files below `root`. [`Files::lapse_uploads`] must run beside it.
-    pub fn new(root: impl Into<Arc<WorkspaceRoot>>, intents: Arc<Intents>) -> Self {
-        Self::with_upload_idle_timeout(root, intents, UPLOAD_IDLE_TIMEOUT)
+    pub fn new(root: impl Into<Arc<WorkspaceRoot>>, gate: Arc<AdmissionGate>) -> Self {
+        Self::with_upload_idle_timeout(root, gate, UPLOAD_IDLE_TIMEOUT)
     }
 
     /// With another patience for uploads.
     pub fn with_upload_idle_timeout(
         root: impl Into<Arc<WorkspaceRoot>>,
-        intents: Arc<Intents>,
+        gate: Arc<AdmissionGate>,
         lapse: Duration,
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 root: root.into(),
-                intents,
+                gate,
                 uploads: Uploads::new(lapse),
                 readers: Arc::new(Semaphore::new(MAX_READERS)),
                 writers: Arc::new(Semaphore::new(MAX_WRITERS)),
@@ -143,14 +143,14 @@ impl Files {
     /// Begins to write a file.
     pub async fn write(&self, path: RelPath, options: WriteOptions) -> Result<StreamedWrite, FileError> {
         let place = place(&self.inner.writers, MAX_WRITERS)?;
-        self.inner.intents.admit(Intent::ClientWrite).await?;
+        self.inner.gate.admit(Intent::ClientWrite).await?;
         let writer = self.changing(move |inner| Writer::open(&inner.root, path, options)).await?;
-        Ok(StreamedWrite::new(writer, self.inner.intents.clone(), self.inner.changes.clone(), place))
+        Ok(StreamedWrite::new(writer, self.inner.gate.clone(), self.inner.changes.clone(), place))
     }
 
     /// Begins an upload in chunks; its id.
     pub async fn begin_upload(&self, path: RelPath, options: WriteOptions) -> Result<String, FileError> {
-        self.inner.intents.admit(Intent::ClientWrite).await?;
+        self.inner.gate.admit(Intent::ClientWrite).await?;
         self.changing(move |inner| inner.uploads.begin(&inner.root, path, options)).await
     }
 
@@ -162,26 +162,26 @@ impl Files {
         data: Bytes,
         finish: bool,
     ) -> Result<UploadProgress, FileError> {
-        self.inner.intents.admit(Intent::ClientWrite).await?;
+        self.inner.gate.admit(Intent::ClientWrite).await?;
         let token = self.inner.changes.token();
         self.inner.uploads.chunk(upload, offset, data, finish, token).await
     }
 
     /// Makes a folder; with `parents` also those above it, and it may be there already.
     pub async fn mkdir(&self, path: RelPath, mode: Option<u32>, parents: bool) -> Result<(), FileError> {
-        self.inner.intents.admit(Intent::ClientWrite).await?;
+        self.inner.gate.admit(Intent::ClientWrite).await?;
         self.changing(move |inner| change::mkdir(&inner.root, &path, mode, parents)).await
     }
 
     /// Moves an entry, replacing what is at its new place only if told to.
     pub async fn rename(&self, from: RelPath, to: RelPath, replace: bool) -> Result<(), FileError> {
-        self.inner.intents.admit(Intent::ClientWrite).await?;
+        self.inner.gate.admit(Intent::ClientWrite).await?;
         self.changing(move |inner| change::rename(&inner.root, &from, &to, replace)).await
     }
 
     /// Removes an entry; how many went.
     pub async fn remove(&self, path: RelPath, recursive: bool) -> Result<u64, FileError> {
-        self.inner.intents.admit(Intent::ClientWrite).await?;
+        self.inner.gate.admit(Intent::ClientWrite).await?;
         let mut removal = self.changing(move |inner| Removal::begin(&inner.root, path, recursive)).await?;
         loop {
             let done;
@@ -189,7 +189,7 @@ impl Files {
             if let Some(removed) = done {
                 return Ok(removed);
             }
-            self.inner.intents.admit(Intent::ClientWrite).await?;
+            self.inner.gate.admit(Intent::ClientWrite).await?;
         }
     }
 

@@ -15,7 +15,7 @@ pub mod claim;
 pub mod link;
 
 pub mod activity;
-pub mod intent;
+pub mod admission;
 pub mod process;
 pub mod sleep;
 

@@ -40,8 +40,8 @@ pub use self::{
     watcher::{ProcessEvent, ProcessWatcher},
 };
 use crate::{
+    admission::{AdmissionGate, Attempt, Intent},
     child::{Group, signals},
-    intent::{Intent, Intents, Unmet},
 };
 
 /// Names a process within the workspace, for ever.
@@ -107,7 +107,7 @@ struct Process {
     epoch: u64,
     /// All that it started and that did not leave it; may live on when it has ended.
     group: Group,
-    intents: Arc<Intents>,
+    gate: Arc<AdmissionGate>,
     state: Mutex<State>,
     /// For watchers: there is output, or an end.
     wake: Notify,
@@ -179,7 +179,7 @@ impl Process {
             let fed = self.fed.notified();
             tokio::pin!(fed);
             fed.as_mut().enable();
-            if let Some(progress) = Unmet::until_met(|| self.offer(offset, &data, end)).await? {
+            if let Some(progress) = Attempt::retry_while_held(|| self.offer(offset, &data, end)).await? {
                 return Ok(progress);
             }
             fed.await;
@@ -191,7 +191,7 @@ impl Process {
         offset: u64,
         data: &Bytes,
         end: bool,
-    ) -> Result<Option<StdinProgress>, Unmet<ProcessError>> {
+    ) -> Result<Option<StdinProgress>, Attempt<ProcessError>> {
         let mut state = self.state();
         let over = state.ended();
         let stdin = state.stdin.as_mut().ok_or(ProcessError::BadField {
@@ -201,7 +201,8 @@ impl Process {
         if over {
             stdin.close();
         }
-        let offered = stdin.offer(offset, data, end, || self.intents.ask(Intent::Keystroke, data.len()))?;
+        let offered =
+            stdin.offer(offset, data, end, || self.gate.try_admit(Intent::Keystroke, data.len()))?;
         drop(state);
         if offered.took {
             self.moved.notify_one();

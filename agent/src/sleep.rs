@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     activity::{Activity, verdict::ActivityLevel},
-    intent::{Intent, Intents, Unshut},
+    admission::{AdmissionGate, CommitError, Intent},
 };
 
 /// How long intents are held unless somebody says otherwise: a control plane commits within a second.
@@ -54,7 +54,7 @@ pub enum Declined {
 /// Handle on falling asleep. All clones are the same.
 #[derive(Debug, Clone)]
 pub struct Sleep {
-    door: Arc<Intents>,
+    gate: Arc<AdmissionGate>,
     activity: Activity,
     begun: CancellationToken,
     over: CancellationToken,
@@ -62,39 +62,39 @@ pub struct Sleep {
 
 impl Sleep {
     /// Awake.
-    pub fn new(door: Arc<Intents>, activity: Activity) -> Self {
-        Self { door, activity, begun: CancellationToken::new(), over: CancellationToken::new() }
+    pub fn new(gate: Arc<AdmissionGate>, activity: Activity) -> Self {
+        Self { gate, activity, begun: CancellationToken::new(), over: CancellationToken::new() }
     }
 
     /// The door that it closes.
-    pub fn door(&self) -> &Arc<Intents> {
-        &self.door
+    pub fn gate(&self) -> &Arc<AdmissionGate> {
+        &self.gate
     }
 
     /// Phase one: from here on nobody passes the door, for `hold` at most. Not while something speaks against it.
     pub fn prepare(&self, hold: Option<Duration>, urgency: Urgency) -> Result<(), Declined> {
         let force = urgency == Urgency::Forced;
-        let waiting = self.door.waiting();
+        let waiting = self.gate.held_intents();
         if !force && !waiting.is_empty() {
-            self.door.open();
+            self.gate.resume();
             return Err(Declined::Wanted(waiting));
         }
         // First the door, then the look: an intent is either seen by it or kept out.
-        if !self.door.close(hold.unwrap_or(DEFAULT_HOLD).min(LONGEST_HOLD), force) {
+        if !self.gate.hold(hold.unwrap_or(DEFAULT_HOLD).min(LONGEST_HOLD), force) {
             // Asleep: a control plane that lost its memory may go on with commit.
             return Ok(());
         }
         self.reason_against(urgency).map_or(Ok(()), |declined| {
-            self.door.open();
+            self.gate.resume();
             Err(declined)
         })
     }
 
     /// Phase two begins; [`Sleep::over`] says when it is over. A repeat is welcome.
     pub fn commit(&self) -> Result<(), Declined> {
-        self.door.shut().map_err(|unshut| match unshut {
-            Unshut::Unprepared => Declined::Unprepared,
-            Unshut::Wanted(intents) => Declined::Wanted(intents),
+        self.gate.close().map_err(|error| match error {
+            CommitError::NotHolding => Declined::Unprepared,
+            CommitError::RequestsHeld(intents) => Declined::Wanted(intents),
         })?;
         self.begun.cancel();
         Ok(())
@@ -102,7 +102,7 @@ impl Sleep {
 
     /// Back to normal.
     pub fn cancel(&self) -> Result<(), Declined> {
-        self.door.open().then_some(()).ok_or(Declined::Asleep)
+        self.gate.resume().then_some(()).ok_or(Declined::Asleep)
     }
 
     /// Waits for phase two.

@@ -33,12 +33,12 @@ use std::{
 
 use futures_util::{StreamExt, TryStreamExt};
 use podling_agent::{
+    admission::AdmissionGate,
     archive::{
         ArchiveError, ArchiveSummary, ArchivedEntry, Archives, CreateEvent, CreateOptions, ExtractEvent,
         ExtractOptions,
     },
     files::{RelPath, WorkspaceRoot},
-    intent::Intents,
 };
 
 /// How long anything may take before a story fails.
@@ -48,7 +48,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct World {
     dir: tempfile::TempDir,
     archives: Archives,
-    intents: Arc<Intents>,
+    gate: Arc<AdmissionGate>,
 }
 
 /// What came of making an archive.
@@ -68,8 +68,8 @@ impl World {
         }
         std::fs::write(dir.path().join("outside/secret"), "secret").unwrap();
         let home = dir.path().join("home");
-        let (archives, intents) = archives(&home, &dir.path().join("state"));
-        Self { dir, archives, intents }
+        let (archives, gate) = archives(&home, &dir.path().join("state"));
+        Self { dir, archives, gate }
     }
 
     fn home(&self) -> PathBuf {
@@ -139,9 +139,9 @@ impl World {
 }
 
 /// Archives of any folder, for stories about folders nobody can make.
-fn archives(home: &Path, state: &Path) -> (Archives, Arc<Intents>) {
-    let intents = Arc::new(Intents::new());
-    (Archives::new(WorkspaceRoot::open(home).unwrap(), intents.clone(), state), intents)
+fn archives(home: &Path, state: &Path) -> (Archives, Arc<AdmissionGate>) {
+    let gate = Arc::new(AdmissionGate::new());
+    (Archives::new(WorkspaceRoot::open(home).unwrap(), gate.clone(), state), gate)
 }
 
 async fn make(archives: &Archives, path: &str, options: CreateOptions) -> Result<Made, ArchiveError> {

@@ -16,8 +16,8 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use futures_util::TryStreamExt;
 use podling_agent::{
+    admission::AdmissionGate,
     files::{FileEntry, FileError, Files, PathResolver, RelPath, WorkspaceRoot, WriteOptions, WrittenFile},
-    intent::Intents,
 };
 
 /// A workspace with something beside it that nobody may reach.
@@ -43,7 +43,7 @@ impl World {
         std::fs::create_dir(dir.path().join("outside")).unwrap();
         std::fs::write(dir.path().join("outside/secret"), "secret").unwrap();
         let root = WorkspaceRoot::open_with(&dir.path().join("home"), resolver).unwrap();
-        Self { files: Files::new(root, Arc::new(Intents::new())), dir }
+        Self { files: Files::new(root, Arc::new(AdmissionGate::new())), dir }
     }
 
     /// One of each kind.

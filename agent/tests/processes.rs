@@ -17,9 +17,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use podling_agent::{
+    admission::AdmissionGate,
     child::{Children, Ended, Orphans},
     claim::{Claim, Policy},
-    intent::Intents,
     process::{
         OutputStream, ProcessEvent, ProcessExit, ProcessId, ProcessRegistry, ProcessSpec, ProcessWatcher,
     },
@@ -36,7 +36,7 @@ const EPOCH: u64 = 7;
 struct World {
     home: tempfile::TempDir,
     processes: ProcessRegistry,
-    intents: Arc<Intents>,
+    gate: Arc<AdmissionGate>,
     _reaper: JoinSet<()>,
 }
 
@@ -62,10 +62,10 @@ impl World {
         let mut reaper = JoinSet::new();
         let reaping = children.clone();
         reaper.spawn(async move { reaping.reap().await.unwrap() });
-        let intents = Arc::new(Intents::new());
+        let gate = Arc::new(AdmissionGate::new());
         let launcher = Launcher::new(home.path(), claims);
-        let processes = ProcessRegistry::new(launcher, children, intents.clone());
-        Self { home, processes, intents, _reaper: reaper }
+        let processes = ProcessRegistry::new(launcher, children, gate.clone());
+        Self { home, processes, gate, _reaper: reaper }
     }
 
     /// Starts a shell script and watches it.

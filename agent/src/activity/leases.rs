@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::intent::Refused;
+use crate::admission::Rejection;
 
 /// Leases at once. More are refused: nobody can oversee them, and each beat carries them all.
 pub const MAX_LEASES: usize = 32;
@@ -36,7 +36,7 @@ pub enum LeaseError {
     NotHeld(String),
     /// The workspace takes nothing now.
     #[error(transparent)]
-    Refused(#[from] Refused),
+    Rejected(#[from] Rejection),
     /// No room.
     #[error("{MAX_LEASES} leases are held already; release one first")]
     TooMany,

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{claim::Policy, intent::Intent};
+use crate::{admission::Intent, claim::Policy};
 
 /// How much the workspace is in use; ordered, weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -24,7 +24,7 @@ use crate::{
         leases::{Lease, LeaseError, MAX_LEASES},
         verdict::{ActivityLevel, Evidence, Signal},
     },
-    intent::Intent,
+    admission::Intent,
 };
 
 /// Watches of activity at once; the next is refused.
@@ -132,7 +132,7 @@ fn refused(error: LeaseError) -> WireError {
             .with("field", "duration")
             .with("allowed", format!("1 s to {} s", longest.as_secs())),
         LeaseError::NotHeld(name) => WireError::new(Reason::LeaseNotFound, message).with("id", name),
-        LeaseError::Refused(refused) => refused.into(),
+        LeaseError::Rejected(refused) => refused.into(),
         LeaseError::TooMany => {
             WireError::new(Reason::TooManyLeases, message).with("limit", MAX_LEASES).with("what", "leases")
         }

@@ -220,7 +220,7 @@ impl From<ProcessError> for WireError {
             ProcessError::TooLarge { what, limit } => {
                 of(Reason::TooLarge).with("what", what).with("limit", limit)
             }
-            ProcessError::Refused(refused) => refused.into(),
+            ProcessError::Rejected(refused) => refused.into(),
             ProcessError::ShuttingDown => of(Reason::ShuttingDown),
             ProcessError::Fault => of(Reason::Internal).with("operation", "running a process"),
         }

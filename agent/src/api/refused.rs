@@ -2,13 +2,13 @@
 
 use podling_proto::error::{Reason, WireError};
 
-use crate::intent::Refused;
+use crate::admission::Rejection;
 
-impl From<Refused> for WireError {
-    fn from(refused: Refused) -> Self {
+impl From<Rejection> for WireError {
+    fn from(refused: Rejection) -> Self {
         let reason = match refused {
-            Refused::Preparing => Reason::Preparing,
-            Refused::Maintenance => Reason::Maintenance,
+            Rejection::Preparing => Reason::Preparing,
+            Rejection::Maintenance => Reason::Maintenance,
         };
         Self::new(reason, refused.to_string())
     }

@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::io::Errno;
 
-use crate::{files::FileError, intent::Refused};
+use crate::{admission::Rejection, files::FileError};
 
 /// Why there is no archive, or it was not unpacked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,8 +54,8 @@ impl ArchiveError {
     }
 }
 
-impl From<Refused> for ArchiveError {
-    fn from(refused: Refused) -> Self {
+impl From<Rejection> for ArchiveError {
+    fn from(refused: Rejection) -> Self {
         Self::File(refused.into())
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::mpsc::Sender;
 
 use super::{ExtractEvent, error::Stopped, manifest::ArchiveProgress};
-use crate::intent::Refused;
+use crate::admission::Rejection;
 
 /// Between two messages.
 const TELL_EVERY: Duration = Duration::from_millis(250);
@@ -25,14 +25,14 @@ pub(super) struct Tally<'a> {
     told: Mutex<Instant>,
     events: &'a Sender<ExtractEvent>,
     /// Asked with every message: somebody still means it.
-    door: &'a (dyn Fn() -> Result<(), Refused> + Sync),
+    door: &'a (dyn Fn() -> Result<(), Rejection> + Sync),
 }
 
 impl<'a> Tally<'a> {
     pub(super) fn new(
         total_bytes: u64,
         events: &'a Sender<ExtractEvent>,
-        door: &'a (dyn Fn() -> Result<(), Refused> + Sync),
+        door: &'a (dyn Fn() -> Result<(), Rejection> + Sync),
     ) -> Self {
         let told = Mutex::new(Instant::now());
         Self { entries: AtomicU64::new(0), bytes: AtomicU64::new(0), total_bytes, told, events, door }

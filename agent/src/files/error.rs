@@ -3,7 +3,7 @@
 use rustix::io::Errno;
 
 use super::path::{BadPath, RelPath};
-use crate::intent::Refused;
+use crate::admission::Rejection;
 
 /// Why a call did not do what it was asked for. `path` is relative to the root.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -136,7 +136,7 @@ pub enum FileError {
     },
     /// The workspace takes nothing now.
     #[error(transparent)]
-    Refused(#[from] Refused),
+    Rejected(#[from] Rejection),
     /// A fault of the agent's own.
     #[error("a fault in the agent while {operation}")]
     Fault {

@@ -14,7 +14,7 @@ use super::{
     error::FileError,
     write::{Writer, WrittenFile},
 };
-use crate::intent::{Intent, Intents};
+use crate::admission::{AdmissionGate, Intent};
 
 /// Bytes gathered while the disk is busy; then the stream waits for it.
 const GATHER: usize = 1024 * 1024;
@@ -23,7 +23,7 @@ const FAULT: FileError = FileError::Fault { operation: "writing a file" };
 /// A file that is being written piece by piece. Dropped, it leaves nothing.
 #[derive(Debug)]
 pub struct StreamedWrite {
-    intents: Arc<Intents>,
+    gate: Arc<AdmissionGate>,
     changes: TaskTracker,
     disk: Disk,
     gathered: Vec<Bytes>,
@@ -41,12 +41,12 @@ enum Disk {
 impl StreamedWrite {
     pub(super) fn new(
         writer: Writer,
-        intents: Arc<Intents>,
+        gate: Arc<AdmissionGate>,
         changes: TaskTracker,
         place: OwnedSemaphorePermit,
     ) -> Self {
         Self {
-            intents,
+            gate,
             changes,
             disk: Disk::Idle(Box::new(writer)),
             gathered: Vec::new(),
@@ -66,7 +66,7 @@ impl StreamedWrite {
             return Ok(());
         }
         // Somebody still means it: an upload keeps the workspace awake as long as it moves.
-        self.intents.admit(Intent::ClientWrite).await?;
+        self.gate.admit(Intent::ClientWrite).await?;
         let writer = self.idle().await?;
         self.write(writer);
         Ok(())
@@ -74,7 +74,7 @@ impl StreamedWrite {
 
     /// Ends the file; answers when it is on the disk under its name.
     pub async fn finish(mut self) -> Result<WrittenFile, FileError> {
-        self.intents.admit(Intent::ClientWrite).await?;
+        self.gate.admit(Intent::ClientWrite).await?;
         let mut writer = self.idle().await?;
         let gathered = mem::take(&mut self.gathered);
         let token = self.changes.token();

@@ -176,7 +176,7 @@ impl<'a> Session<'a> {
         }
         if claim.maintenance {
             // Before anybody can ask.
-            self.link.sleep.door().maintain();
+            self.link.sleep.gate().enter_maintenance();
         }
         let interval = claim.policy.beat_interval;
         self.link.claims.send_replace(Some(Arc::new(claim)));

@@ -1,7 +1,7 @@
 //! What can go wrong with a process, for whoever asked.
 
 use super::ProcessId;
-use crate::{child::Ended, intent::Refused, spawn::SpawnError};
+use crate::{admission::Rejection, child::Ended, spawn::SpawnError};
 
 /// Why a request about a process was not done.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +68,7 @@ pub enum ProcessError {
     },
     /// The workspace takes nothing now.
     #[error(transparent)]
-    Refused(#[from] Refused),
+    Rejected(#[from] Rejection),
     /// The workspace ends.
     #[error("the workspace is shutting down")]
     ShuttingDown,

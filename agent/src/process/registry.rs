@@ -17,9 +17,9 @@ use super::{
     table::Table,
 };
 use crate::{
+    admission::{AdmissionGate, Attempt, Intent},
     child::Children,
     claim::Claim,
-    intent::{Intent, Intents, Unmet},
     spawn::{Launcher, SpawnError},
 };
 
@@ -42,7 +42,7 @@ pub struct ProcessRegistry {
 pub(super) struct Inner {
     pub(super) launcher: Launcher,
     pub(super) children: Children,
-    pub(super) intents: Arc<Intents>,
+    pub(super) gate: Arc<AdmissionGate>,
     pub(super) tasks: TaskTracker,
     pub(super) cancel: CancellationToken,
     streams: Arc<Semaphore>,
@@ -53,11 +53,11 @@ pub(super) struct Inner {
 
 impl ProcessRegistry {
     /// None yet.
-    pub fn new(launcher: Launcher, children: Children, intents: Arc<Intents>) -> Self {
+    pub fn new(launcher: Launcher, children: Children, gate: Arc<AdmissionGate>) -> Self {
         let inner = Inner {
             launcher,
             children,
-            intents,
+            gate,
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
             streams: Arc::new(Semaphore::new(STREAMS)),
@@ -69,10 +69,10 @@ impl ProcessRegistry {
 
     /// Starts a command and watches it from its first byte; must run within the runtime. Blocks for the time of a fork.
     pub async fn start(&self, start: ProcessSpec) -> Result<ProcessWatcher, ProcessError> {
-        Unmet::until_met(|| self.try_start(&start)).await
+        Attempt::retry_while_held(|| self.try_start(&start)).await
     }
 
-    fn try_start(&self, start: &ProcessSpec) -> Result<ProcessWatcher, Unmet<ProcessError>> {
+    fn try_start(&self, start: &ProcessSpec) -> Result<ProcessWatcher, Attempt<ProcessError>> {
         if start.request_id.len() > REQUEST_ID_BYTES {
             return Err(
                 ProcessError::BadField { field: "request_id", allowed: "at most 64 characters" }.into()
@@ -85,7 +85,7 @@ impl ProcessRegistry {
             return Ok(ProcessWatcher::join(process, [0, 0], place)?);
         }
         table.has_room(claim.policy.max_processes)?;
-        self.inner.intents.ask(Intent::ClientStart, 0)?;
+        self.inner.gate.try_admit(Intent::ClientStart, 0)?;
         if table.ending {
             return Err(ProcessError::ShuttingDown.into());
         }

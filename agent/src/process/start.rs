@@ -65,7 +65,7 @@ impl Inner {
             started: SystemTime::now(),
             epoch: claim.epoch,
             group: child.group,
-            intents: self.intents.clone(),
+            gate: self.gate.clone(),
             state: Mutex::new(State::new(claim.epoch, claim.policy.ring_bytes, start.stdin)),
             wake: Notify::new(),
             moved: Notify::new(),

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::{Buf, Bytes};
 
 use super::ProcessError;
-use crate::intent::{Closed, Unmet};
+use crate::admission::{AdmitError, Attempt};
 
 /// While so much waits for a process that does not read, a further write waits too. One message (1 MiB) may go over it.
 const QUEUE_BYTES: u64 = 1024 * 1024;
@@ -61,8 +61,8 @@ impl Stdin {
         offset: u64,
         data: &Bytes,
         end: bool,
-        admit: impl FnOnce() -> Result<(), Closed>,
-    ) -> Result<Offered, Unmet<ProcessError>> {
+        admit: impl FnOnce() -> Result<(), AdmitError>,
+    ) -> Result<Offered, Attempt<ProcessError>> {
         let goal = offset.saturating_add(data.len() as u64);
         if offset > self.taken {
             return Err(ProcessError::Hole { expected: self.taken }.into());
@@ -138,7 +138,7 @@ mod tests {
         offset: u64,
         data: &'static [u8],
         end: bool,
-    ) -> Result<Offered, Unmet<ProcessError>> {
+    ) -> Result<Offered, Attempt<ProcessError>> {
         stdin.offer(offset, &Bytes::from_static(data), end, || Ok(()))
     }
 
@@ -158,11 +158,11 @@ mod tests {
         assert!(offer(&mut stdin, 0, b"hello", false).unwrap().progress.is_none());
         assert!(matches!(
             offer(&mut stdin, 6, b"x", false),
-            Err(Unmet::Failed(ProcessError::Hole { expected: 5 }))
+            Err(Attempt::Failed(ProcessError::Hole { expected: 5 }))
         ));
         assert!(matches!(
             offer(&mut stdin, u64::MAX, b"x", false),
-            Err(Unmet::Failed(ProcessError::Hole { expected: 5 }))
+            Err(Attempt::Failed(ProcessError::Hole { expected: 5 }))
         ));
         assert!(offer(&mut stdin, 0, b"hello", false).unwrap().progress.is_none(), "a repeat waits as well");
         assert_eq!(drain(&mut stdin), b"hello");
@@ -202,7 +202,7 @@ mod tests {
                 let data = Bytes::copy_from_slice(&text[offset..end]);
                 match stdin.offer(offset as u64, &data, false, || Ok(())) {
                     Ok(_) => {}
-                    Err(Unmet::Failed(ProcessError::Hole { expected })) => prop_assert!(expected < offset as u64),
+                    Err(Attempt::Failed(ProcessError::Hole { expected })) => prop_assert!(expected < offset as u64),
                     Err(other) => panic!("{other:?}"),
                 }
                 if len % 3 == 0 {

@@ -14,9 +14,9 @@ use super::{
     Process, ProcessError, ProcessEvent, ProcessRegistry, ProcessSpec, ProcessWatcher, RunSpec, table,
 };
 use crate::{
+    admission::AdmissionGate,
     child::{Children, Orphans},
     claim::{Claim, Policy},
-    intent::Intents,
     spawn::{Launcher, Program},
 };
 
@@ -49,7 +49,7 @@ impl World {
         let reaping = children.clone();
         reaper.spawn(async move { reaping.reap().await.unwrap() });
         let launcher = Launcher::new(home.path(), claims);
-        let processes = ProcessRegistry::new(launcher, children, Arc::new(Intents::new()));
+        let processes = ProcessRegistry::new(launcher, children, Arc::new(AdmissionGate::new()));
         Self { processes, home, _reaper: reaper }
     }
 

@@ -11,6 +11,7 @@ use tonic::{server::NamedService, service::Routes};
 
 use crate::{
     activity::{Activity, Presence, Probe, verdict::ActivityLevel},
+    admission::AdmissionGate,
     api::{
         activity::ActivityService, archive_http, archives::ArchivesApi, files::FilesApi, files_http,
         processes::ProcessesApi, terminals::TerminalsApi,
@@ -21,7 +22,6 @@ use crate::{
     ending::GRACE,
     files::{Files, WorkspaceRoot},
     init,
-    intent::Intents,
     metrics::{Metrics, Reading},
     process::ProcessRegistry,
     sleep::Sleep,
@@ -62,18 +62,18 @@ impl Workspace {
         claims: Claims,
         orphans: Orphans,
     ) -> io::Result<Self> {
-        let intents = Arc::new(Intents::new());
+        let gate = Arc::new(AdmissionGate::new());
         // What is not UTF-8 cannot be in a claim either.
         let image =
             std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
         let launcher = Launcher::new(root, claims.clone()).inheriting(image);
-        let terminals = Terminals::kept_in(state, launcher.clone(), children.clone(), intents.clone());
-        let processes = ProcessRegistry::new(launcher.clone(), children.clone(), intents.clone());
+        let terminals = Terminals::kept_in(state, launcher.clone(), children.clone(), gate.clone());
+        let processes = ProcessRegistry::new(launcher.clone(), children.clone(), gate.clone());
         let root = Arc::new(WorkspaceRoot::open(root)?);
-        let files = Files::new(root.clone(), intents.clone());
-        let archives = Archives::new(root, intents.clone(), state);
-        let activity = Activity::new(intents.clone(), claims.clone(), probe(terminals.clone()));
-        let sleep = Sleep::new(intents, activity.clone());
+        let files = Files::new(root.clone(), gate.clone());
+        let archives = Archives::new(root, gate.clone(), state);
+        let activity = Activity::new(gate.clone(), claims.clone(), probe(terminals.clone()));
+        let sleep = Sleep::new(gate, activity.clone());
         Ok(Self {
             launcher,
             children,

@@ -14,7 +14,7 @@ use super::{
     ClientId, Frame, From, Input, SignalTarget, Size, Terminal, TerminalError, TerminalId, Watch, WatchEvent,
     viewer,
 };
-use crate::intent::{Closed, Intent, Unmet};
+use crate::admission::{AdmitError, Attempt, Intent};
 
 /// Refusals that wait to be sent. Beyond it the oldest is dropped: the newest says what is expected.
 const REFUSALS: usize = 32;
@@ -151,11 +151,11 @@ impl Attachment {
 
 impl Writer {
     /// Asks at the door for so many bytes.
-    pub(super) fn ask(&self, bytes: usize) -> Result<(), Closed> {
-        self.terminal.intents.ask(Intent::Keystroke, bytes)
+    pub(super) fn ask(&self, bytes: usize) -> Result<(), AdmitError> {
+        self.terminal.gate.try_admit(Intent::Keystroke, bytes)
     }
 
-    pub(super) fn try_input(&self, input: Input<'_>) -> Result<u64, Unmet<TerminalError>> {
+    pub(super) fn try_input(&self, input: Input<'_>) -> Result<u64, Attempt<TerminalError>> {
         match &self.client {
             Some(client) if !self.read_only => self.terminal.write(client, input),
             _ => Err(TerminalError::ReadOnly.into()),

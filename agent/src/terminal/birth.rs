@@ -15,7 +15,7 @@ use super::{
     pty::Pty,
     state::State,
 };
-use crate::{byte_log::ByteLog, child::Ended, claim::Claim, intent::Intents};
+use crate::{admission::AdmissionGate, byte_log::ByteLog, child::Ended, claim::Claim};
 
 /// A terminal as its task takes it on.
 pub(super) struct Opened {
@@ -79,11 +79,11 @@ impl Birth {
     }
 
     /// With its program.
-    pub(super) fn live(self, started: Started, intents: &Arc<Intents>) -> Opened {
+    pub(super) fn live(self, started: Started, gate: &Arc<AdmissionGate>) -> Opened {
         let Started { pty, child, called } = started;
         let pty = Arc::new(pty);
         let state = State { pty: Some(Arc::clone(&pty)), ..State::new(self.log, called.size) };
-        let terminal = terminal(self.id, self.created, Some(child.pid), called, state, intents);
+        let terminal = terminal(self.id, self.created, Some(child.pid), called, state, gate);
         set(&terminal, self.title, self.cwd);
         let program = terminal.argv.first().map_or("", String::as_str);
         tracing::info!(terminal = %terminal.id, pid = %child.pid, program, "opened a terminal");
@@ -91,9 +91,9 @@ impl Birth {
     }
 
     /// Without one: it has ended.
-    pub(super) fn ended(self, called: Called, exit: Exit, intents: &Arc<Intents>) -> Opened {
+    pub(super) fn ended(self, called: Called, exit: Exit, gate: &Arc<AdmissionGate>) -> Opened {
         let state = State { exit: Some(exit), leader_gone: true, ..State::new(self.log, called.size) };
-        let terminal = terminal(self.id, self.created, None, called, state, intents);
+        let terminal = terminal(self.id, self.created, None, called, state, gate);
         set(&terminal, self.title, self.cwd);
         let (_, ended) = watch::channel(Some(exit.how));
         Opened { terminal, pty: None, ended }
@@ -106,7 +106,7 @@ fn terminal(
     pid: Option<Pid>,
     called: Called,
     state: State,
-    intents: &Arc<Intents>,
+    gate: &Arc<AdmissionGate>,
 ) -> Arc<Terminal> {
     Arc::new(Terminal {
         id,
@@ -116,7 +116,7 @@ fn terminal(
         request_id: called.request_id,
         created,
         pid,
-        intents: Arc::clone(intents),
+        gate: Arc::clone(gate),
         state: Mutex::new(state),
         wake: Notify::new(),
         input_moved: Notify::new(),

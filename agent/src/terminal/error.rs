@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{Exit, TerminalId, pty::OpenError};
-use crate::{intent::Refused, spawn::SpawnError};
+use crate::{admission::Rejection, spawn::SpawnError};
 
 /// Why a request about a terminal was not done.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +64,7 @@ pub enum TerminalError {
     Ended(Exit),
     /// The workspace takes nothing now.
     #[error(transparent)]
-    Refused(#[from] Refused),
+    Rejected(#[from] Rejection),
     /// A position behind the end of the log.
     #[error("this position lies beyond the end of the log, which is at {next}")]
     BadOffset {

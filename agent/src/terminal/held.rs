@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::{Input, InputKind, TerminalError, Writer};
-use crate::intent::{Closed, Hold, Unmet};
+use crate::admission::{AdmitError, Attempt, HeldRequest};
 
 /// A client's way of typing. It owns what it holds: dropping it is leaving.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ struct Piece {
     offset: u64,
     data: Bytes,
     kind: InputKind,
-    hold: Hold,
+    hold: HeldRequest,
 }
 
 impl Typing {
@@ -43,8 +43,8 @@ impl Typing {
                     self.replay();
                     self.writer.input(input)
                 }
-                Err(Closed::Held(hold)) => Some(hold),
-                Err(Closed::Refused(refused)) => {
+                Err(AdmitError::Held(hold)) => Some(hold),
+                Err(AdmitError::Rejected(refused)) => {
                     self.writer.refuse(refused.into());
                     None
                 }
@@ -63,11 +63,11 @@ impl Typing {
     /// Waits until what is held was typed or refused; a dropped wait goes on with the next one.
     pub async fn settle(&mut self) {
         while let Some(first) = self.held.front_mut() {
-            match first.hold.over().await {
+            match first.hold.decision().await {
                 Ok(()) => self.replay(),
                 Err(refused) => {
                     for _ in self.held.drain(..) {
-                        self.writer.refuse(TerminalError::Refused(refused));
+                        self.writer.refuse(TerminalError::Rejected(refused));
                     }
                 }
             }
@@ -83,7 +83,7 @@ impl Typing {
         }
     }
 
-    fn keep(&mut self, input: Input<'_>, hold: Hold) {
+    fn keep(&mut self, input: Input<'_>, hold: HeldRequest) {
         let Input { epoch, offset, data, kind } = input;
         let data = Bytes::copy_from_slice(data);
         self.held.push_back(Piece { epoch, offset, data, kind, hold });
@@ -92,11 +92,11 @@ impl Typing {
 
 impl Writer {
     /// Types; nothing of it was done if it is held.
-    pub(super) fn input(&self, input: Input<'_>) -> Option<Hold> {
+    pub(super) fn input(&self, input: Input<'_>) -> Option<HeldRequest> {
         match self.try_input(input) {
             Ok(end) => self.took(end),
-            Err(Unmet::Failed(error)) => self.refuse(error),
-            Err(Unmet::Held(hold)) => return Some(hold),
+            Err(Attempt::Failed(error)) => self.refuse(error),
+            Err(Attempt::Held(hold)) => return Some(hold),
         }
         None
     }

@@ -74,7 +74,7 @@ impl Inner {
         records.sort_by_key(|record| record.facts.created);
         for record in records {
             let id = record.facts.id.clone();
-            let opened = restore(record, &self.launcher, &self.children, &self.intents, &claim);
+            let opened = restore(record, &self.launcher, &self.children, &self.gate, &claim);
             self.mind(all, opened);
             tracing::info!(terminal = id, "a terminal came back");
         }

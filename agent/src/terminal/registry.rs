@@ -19,9 +19,9 @@ use super::{
     task::Task,
 };
 use crate::{
+    admission::{AdmissionGate, Attempt, Intent},
     child::Children,
     claim::Claim,
-    intent::{Intent, Intents, Unmet},
     spawn::{Launcher, SpawnError},
 };
 
@@ -37,7 +37,7 @@ pub struct Terminals {
 pub(super) struct Inner {
     pub(super) launcher: Launcher,
     pub(super) children: Children,
-    pub(super) intents: Arc<Intents>,
+    pub(super) gate: Arc<AdmissionGate>,
     pub(super) counters: Arc<Counters>,
     /// `None`: nothing is kept.
     pub(super) journal: Option<Arc<Journal>>,
@@ -71,23 +71,28 @@ pub struct ForegroundJob {
 
 impl Terminals {
     /// None yet.
-    pub fn new(launcher: Launcher, children: Children, intents: Arc<Intents>) -> Self {
-        Self::with(launcher, children, intents, None)
+    pub fn new(launcher: Launcher, children: Children, gate: Arc<AdmissionGate>) -> Self {
+        Self::with(launcher, children, gate, None)
     }
 
     /// Those that were kept come back with the claim, and all are kept from then on; [`Terminals::keep`] must run beside it. Reads what
     /// was kept, in the agent's state folder.
-    pub fn kept_in(state: &Path, launcher: Launcher, children: Children, intents: Arc<Intents>) -> Self {
-        Self::with(launcher, children, intents, Some(Journal::new(state)))
+    pub fn kept_in(state: &Path, launcher: Launcher, children: Children, gate: Arc<AdmissionGate>) -> Self {
+        Self::with(launcher, children, gate, Some(Journal::new(state)))
     }
 
-    fn with(launcher: Launcher, children: Children, intents: Arc<Intents>, journal: Option<Journal>) -> Self {
+    fn with(
+        launcher: Launcher,
+        children: Children,
+        gate: Arc<AdmissionGate>,
+        journal: Option<Journal>,
+    ) -> Self {
         let found = journal.as_ref().map(Journal::look);
         let inner = Inner {
             journal: journal.map(Arc::new),
             launcher,
             children,
-            intents,
+            gate,
             counters: Arc::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
@@ -98,10 +103,10 @@ impl Terminals {
 
     /// Opens a terminal and starts its program; must run within the runtime. Blocks for the time of a fork.
     pub async fn create(&self, create: Create) -> Result<Info, TerminalError> {
-        Unmet::until_met(|| self.try_create(&create)).await
+        Attempt::retry_while_held(|| self.try_create(&create)).await
     }
 
-    fn try_create(&self, create: &Create) -> Result<Info, Unmet<TerminalError>> {
+    fn try_create(&self, create: &Create) -> Result<Info, Attempt<TerminalError>> {
         create.check()?;
         let claim = self.claim()?;
         let mut all = self.inner.all();
@@ -110,13 +115,13 @@ impl Terminals {
             return Ok(terminal.info());
         }
         all.make_room(claim.policy.max_terminals)?;
-        self.inner.intents.ask(Intent::ClientStart, 0)?;
+        self.inner.gate.try_admit(Intent::ClientStart, 0)?;
         if all.ending {
             return Err(TerminalError::ShuttingDown.into());
         }
         let inner = &self.inner;
         let started = create.clone().start(&inner.launcher, &inner.children)?;
-        let terminal = inner.mind(&mut all, Birth::new(&claim).live(started, &inner.intents));
+        let terminal = inner.mind(&mut all, Birth::new(&claim).live(started, &inner.gate));
         drop(all);
         Ok(terminal.info())
     }
@@ -140,7 +145,7 @@ impl Terminals {
         input: Input<'_>,
     ) -> Result<u64, TerminalError> {
         let terminal = self.find(id)?;
-        let end = Unmet::until_met(|| terminal.write(client, input)).await?;
+        let end = Attempt::retry_while_held(|| terminal.write(client, input)).await?;
         terminal.written(client, end).await
     }
 

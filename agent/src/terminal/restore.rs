@@ -10,9 +10,9 @@ use super::{
     journal::{Facts, Record, time},
 };
 use crate::{
+    admission::AdmissionGate,
     child::{Children, Ended},
     claim::Claim,
-    intent::Intents,
     spawn::{Launcher, Program},
 };
 
@@ -26,7 +26,7 @@ pub(super) fn restore(
     record: Record,
     launcher: &Launcher,
     children: &Children,
-    intents: &Arc<Intents>,
+    gate: &Arc<AdmissionGate>,
     claim: &Claim,
 ) -> Opened {
     let Record { facts, history } = record;
@@ -35,11 +35,11 @@ pub(super) fn restore(
     if let (Some(exit), None) = (facts.exit, facts.slept) {
         // It had ended by itself.
         let exit = exit.exit(birth.printed());
-        return birth.ended(called(facts), exit, intents);
+        return birth.ended(called(facts), exit, gate);
     }
     let Some(again) = facts.again.clone() else {
         note(&mut birth, &format!("{}; its program ended with it", past(&facts)));
-        return gone(birth, facts, intents);
+        return gone(birth, facts, gate);
     };
     let (cwd, missing) = folder(&facts, launcher.root());
     note(&mut birth, &format!("{}{missing}", past(&facts)));
@@ -50,11 +50,11 @@ pub(super) fn restore(
         request_id: facts.request_id.clone(),
     };
     match create.start(launcher, children) {
-        Ok(started) => birth.live(started, intents),
+        Ok(started) => birth.live(started, gate),
         Err(error) => {
             tracing::error!(terminal = facts.id, %error, "a terminal's shell does not start again");
             note(&mut birth, &format!("its shell does not start again: {error}"));
-            gone(birth, facts, intents)
+            gone(birth, facts, gate)
         }
     }
 }
@@ -80,7 +80,7 @@ fn note(birth: &mut Birth, text: &str) {
 }
 
 /// Its program ended with the workspace, and is not started again.
-fn gone(birth: Birth, facts: Facts, intents: &Arc<Intents>) -> Opened {
+fn gone(birth: Birth, facts: Facts, gate: &Arc<AdmissionGate>) -> Opened {
     let last = birth.printed();
     let killed = || Exit {
         how: Ended::Signal(Signal::KILL.as_raw()),
@@ -89,7 +89,7 @@ fn gone(birth: Birth, facts: Facts, intents: &Arc<Intents>) -> Opened {
         held_by_background: false,
     };
     let exit = facts.exit.map_or_else(killed, |exit| exit.exit(last));
-    birth.ended(called(facts), exit, intents)
+    birth.ended(called(facts), exit, gate)
 }
 
 fn called(facts: Facts) -> Called {

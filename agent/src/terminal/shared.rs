@@ -18,8 +18,8 @@ use super::{
     journal::Again, state::State, writers::Outcome,
 };
 use crate::{
+    admission::{AdmissionGate, Attempt, Intent},
     child::signals,
-    intent::{Intent, Intents, Unmet},
 };
 
 /// One terminal, shared by its task, its viewers and its writers.
@@ -34,7 +34,7 @@ pub(crate) struct Terminal {
     pub(super) pid: Option<Pid>,
     /// What starts it again, should it be a shell.
     pub(super) again: Option<Again>,
-    pub(super) intents: Arc<Intents>,
+    pub(super) gate: Arc<AdmissionGate>,
     pub(super) state: Mutex<State>,
     /// Wakes the task.
     pub(super) wake: Notify,
@@ -91,7 +91,7 @@ impl Terminal {
 
     /// Takes input, writes at once what the PTY takes, and says which offset this client's acknowledgement must reach.
     /// While the workspace prepares to sleep it is held: nothing was taken then.
-    pub(super) fn write(&self, client: &ClientId, input: Input<'_>) -> Result<u64, Unmet<TerminalError>> {
+    pub(super) fn write(&self, client: &ClientId, input: Input<'_>) -> Result<u64, Attempt<TerminalError>> {
         if input.data.is_empty() || input.data.len() > INPUT_BYTES {
             return Err(TerminalError::BadField { field: "input.data", allowed: "1 byte to 1 MiB" }.into());
         }
@@ -106,9 +106,9 @@ impl Terminal {
         let now = Instant::now();
         let end = input.offset.saturating_add(input.data.len() as u64);
         let verdict = state.inputs.judge(client, input.epoch, input.offset, input.data.len(), now);
-        if matches!(verdict, Err(input::Refused::Hole { .. })) && self.intents.is_closed() {
+        if matches!(verdict, Err(input::Refused::Hole { .. })) && self.gate.is_holding() {
             // What is missing may be held, and passes first.
-            self.intents.ask(Intent::Keystroke, input.data.len())?;
+            self.gate.try_admit(Intent::Keystroke, input.data.len())?;
         }
         let input::Verdict::New(skip) = verdict.map_err(|refused| self.refused(state, refused))? else {
             return Ok(end);
@@ -116,7 +116,7 @@ impl Terminal {
         let new = &input.data[skip..];
         match input.kind {
             InputKind::User => {
-                self.intents.ask(Intent::Keystroke, new.len())?;
+                self.gate.try_admit(Intent::Keystroke, new.len())?;
                 state.inputs.take(client, new, now);
                 let outcome = state.writers.typed(client);
                 self.apply(state, outcome)?;

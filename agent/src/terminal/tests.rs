@@ -15,9 +15,9 @@ use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 use super::*;
 use crate::{
+    admission::AdmissionGate,
     child::{Children, Orphans},
     claim::{Claim, Policy},
-    intent::Intents,
     spawn::{Launcher, Program},
 };
 
@@ -27,7 +27,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// Terminals of a claimed agent in a folder of its own.
 struct House {
     terminals: Terminals,
-    intents: Arc<Intents>,
+    gate: Arc<AdmissionGate>,
     root: tempfile::TempDir,
     _reaper: JoinSet<()>,
 }
@@ -58,9 +58,9 @@ impl House {
         let mut reaper = JoinSet::new();
         let reaping = children.clone();
         reaper.spawn(async move { reaping.reap().await.expect("signals") });
-        let intents = Arc::new(Intents::new());
-        let terminals = Terminals::new(Launcher::new(root.path(), claims), children, Arc::clone(&intents));
-        Self { terminals, intents, root, _reaper: reaper }
+        let gate = Arc::new(AdmissionGate::new());
+        let terminals = Terminals::new(Launcher::new(root.path(), claims), children, Arc::clone(&gate));
+        Self { terminals, gate, root, _reaper: reaper }
     }
 
     fn open(&self, argv: &[&str]) -> Info {

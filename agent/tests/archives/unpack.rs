@@ -8,9 +8,9 @@ use std::{
 };
 
 use podling_agent::{
+    admission::Intent,
     archive::{ArchiveError, ExtractOptions, MAX_ARCHIVES},
     files::FileError,
-    intent::Intent,
 };
 use ring::digest::{SHA256, digest};
 
@@ -130,9 +130,9 @@ async fn to_unpack_is_an_intent_and_to_make_is_none() {
     let world = World::new();
     world.put("file", "");
     let made = world.make("").await;
-    assert_eq!(world.intents.last(Intent::ClientWrite), None);
+    assert_eq!(world.gate.last_admitted(Intent::ClientWrite), None);
     world.unpack(&made.zip, "copy").await.unwrap();
-    assert!(world.intents.last(Intent::ClientWrite).is_some());
+    assert!(world.gate.last_admitted(Intent::ClientWrite).is_some());
 }
 
 #[tokio::test]

@@ -8,8 +8,8 @@ use std::{
 };
 
 use podling_agent::{
+    admission::{AdmissionGate, Intent},
     files::{FileError, Files, MAX_UPLOADS, PathResolver, WorkspaceRoot, WriteOptions},
-    intent::{Intent, Intents},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -169,7 +169,8 @@ async fn an_upload_in_chunks_takes_repeats_and_refuses_holes() {
 async fn uploads_lapse_and_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let root = WorkspaceRoot::open_with(dir.path(), PathResolver::Kernel).unwrap();
-    let files = Files::with_upload_idle_timeout(root, Arc::new(Intents::new()), Duration::from_millis(300));
+    let files =
+        Files::with_upload_idle_timeout(root, Arc::new(AdmissionGate::new()), Duration::from_millis(300));
     let mut ids = Vec::new();
     for n in 0..MAX_UPLOADS {
         ids.push(files.begin_upload(p(&format!("file-{n}")), WriteOptions::default()).await.unwrap());
@@ -212,16 +213,16 @@ async fn what_a_killed_agent_left_goes_when_its_folder_is_looked_at() {
 #[tokio::test]
 async fn every_change_is_intent_and_no_look_is() {
     let dir = tempfile::tempdir().unwrap();
-    let intents = Arc::new(Intents::new());
+    let gate = Arc::new(AdmissionGate::new());
     let root = WorkspaceRoot::open(dir.path()).unwrap();
-    let files = Files::new(root, intents.clone());
+    let files = Files::new(root, gate.clone());
     files.stat(p(""), podling_agent::files::SymlinkMode::Follow).await.unwrap();
     drop(files.list(p("")).await.unwrap());
-    assert_eq!(intents.last(Intent::ClientWrite), None);
+    assert_eq!(gate.last_admitted(Intent::ClientWrite), None);
     files.mkdir(p("a"), None, false).await.unwrap();
-    let made = intents.last(Intent::ClientWrite).unwrap();
+    let made = gate.last_admitted(Intent::ClientWrite).unwrap();
     files.rename(p("a"), p("b"), false).await.unwrap();
-    let moved = intents.last(Intent::ClientWrite).unwrap();
+    let moved = gate.last_admitted(Intent::ClientWrite).unwrap();
     files.remove(p("b"), false).await.unwrap();
-    assert!(made < moved && moved < intents.last(Intent::ClientWrite).unwrap());
+    assert!(made < moved && moved < gate.last_admitted(Intent::ClientWrite).unwrap());
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use podling_agent::{
-    intent::Intent,
+    admission::Intent,
     process::{ProcessError, ProcessSpec, StdinProgress},
 };
 use tokio::time::timeout;
@@ -29,7 +29,7 @@ async fn what_is_sent_twice_arrives_once() {
     assert_eq!(write(3, "lo world", true).await.unwrap().next, 11);
     assert!(!write(3, "lo world", true).await.unwrap().closed, "the end may be sent again too");
     assert_eq!(all(watcher).await.out, b"hello world");
-    assert!(world.intents.last(Intent::Keystroke).is_some());
+    assert!(world.gate.last_admitted(Intent::Keystroke).is_some());
 }
 
 #[tokio::test]

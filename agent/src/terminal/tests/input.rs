@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::intent::Intent;
+use crate::admission::Intent;
 
 use super::*;
 
@@ -144,10 +144,10 @@ async fn only_the_owner_of_the_size_answers_for_the_terminal_and_only_live() {
         }
     }
     assert!(!log.text().contains("guest") && !log.text().contains("replayed"), "{}", log.text());
-    assert_eq!(house.intents.last(Intent::Keystroke), None, "an automatic answer is no activity");
+    assert_eq!(house.gate.last_admitted(Intent::Keystroke), None, "an automatic answer is no activity");
     owner.writer().input(user(16, b"typed\n"));
     read_until(&mut owner, &mut log, "typed").await;
-    assert!(house.intents.last(Intent::Keystroke).is_some());
+    assert!(house.gate.last_admitted(Intent::Keystroke).is_some());
 }
 
 #[tokio::test]

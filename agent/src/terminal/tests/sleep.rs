@@ -1,7 +1,7 @@
 //! Typing while the workspace prepares to sleep.
 
 use super::*;
-use crate::intent::{Intent, Refused};
+use crate::admission::{Intent, Rejection};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -19,7 +19,7 @@ async fn what_is_typed_meanwhile_comes_in_its_order_and_answers_of_an_emulator_a
     let house = House::new();
     let (terminal, mut attachment, mut log) = ready(&house).await;
     let guest = house.attach(&terminal.id, "guest", From::Now);
-    house.intents.close(HOUR, false);
+    house.gate.hold(HOUR, false);
     let mut owner = Typing::new(attachment.writer());
     let at = log.at;
     owner.input(Input { kind: InputKind::Reply { at }, ..user(0, b"answer\n") });
@@ -29,13 +29,13 @@ async fn what_is_typed_meanwhile_comes_in_its_order_and_answers_of_an_emulator_a
     for (offset, text) in [(0, b"one\n"), (4, b"two\n"), (8, b"six\n")] {
         typing.input(user(offset, text));
     }
-    assert_eq!(house.intents.waiting(), [Intent::Keystroke; 3]);
+    assert_eq!(house.gate.held_intents(), [Intent::Keystroke; 3]);
     // A write that comes beside them, behind bytes that are held, waits too: it is no hole.
     let client = ClientId::new("guest").expect("valid");
     let beside = house.terminals.write(&terminal.id, &client, user(12, b"ten\n"));
     tokio::pin!(beside);
     assert!(futures_util::poll!(beside.as_mut()).is_pending());
-    house.intents.open();
+    house.gate.resume();
     typing.settle().await;
     assert_eq!(timeout(DEADLINE, beside).await.expect("in time").expect("taken"), 16);
     read_until(&mut attachment, &mut log, "ten").await;
@@ -47,17 +47,20 @@ async fn what_is_typed_meanwhile_comes_in_its_order_and_answers_of_an_emulator_a
 async fn what_is_held_when_the_door_shuts_is_refused_and_never_typed() {
     let house = House::new();
     let (terminal, mut attachment, mut log) = ready(&house).await;
-    house.intents.close(HOUR, true);
+    house.gate.hold(HOUR, true);
     let mut typing = Typing::new(attachment.writer());
     typing.input(user(0, b"one\n"));
     typing.input(user(4, b"two\n"));
-    house.intents.shut().expect("by force");
+    house.gate.close().expect("by force");
     typing.settle().await;
     let mut refused = 0;
     while refused < 2 {
         match next(&mut attachment).await.expect("goes on") {
             AttachmentEvent::Refused(refusal) => {
-                assert!(matches!(refusal.error, TerminalError::Refused(Refused::Preparing)), "{refusal:?}");
+                assert!(
+                    matches!(refusal.error, TerminalError::Rejected(Rejection::Preparing)),
+                    "{refusal:?}"
+                );
                 assert_eq!(refusal.expected, 0, "nothing was taken");
                 refused += 1;
             }
@@ -67,7 +70,7 @@ async fn what_is_held_when_the_door_shuts_is_refused_and_never_typed() {
     }
     let client = ClientId::new("other").expect("valid");
     let late = house.terminals.write(&terminal.id, &client, user(0, b"late\n")).await;
-    assert!(matches!(late, Err(TerminalError::Refused(Refused::Preparing))), "{late:?}");
+    assert!(matches!(late, Err(TerminalError::Rejected(Rejection::Preparing))), "{late:?}");
     house.terminals.end_all(Duration::from_secs(5)).await;
     while let Some(frame) = next_frame(&mut attachment).await {
         log.take(frame);

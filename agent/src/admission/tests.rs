@@ -1,4 +1,4 @@
-//! The door under every order of events, and under threads.
+//! The gate under every order of events, and under threads.
 
 use std::{
     pin::Pin,
@@ -17,81 +17,83 @@ use super::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn held(door: &Arc<Intents>, intent: Intent) -> Hold {
-    match door.ask(intent, 0) {
-        Err(Closed::Held(hold)) => hold,
+fn held(gate: &Arc<AdmissionGate>, intent: Intent) -> HeldRequest {
+    match gate.try_admit(intent, 0) {
+        Err(AdmitError::Held(hold)) => hold,
         other => panic!("not held: {other:?}"),
     }
 }
 
-fn refused(door: &Arc<Intents>, intent: Intent) -> Refused {
-    match door.ask(intent, 0) {
-        Err(Closed::Refused(refused)) => refused,
+fn refused(gate: &Arc<AdmissionGate>, intent: Intent) -> Rejection {
+    match gate.try_admit(intent, 0) {
+        Err(AdmitError::Rejected(refused)) => refused,
         other => panic!("not refused: {other:?}"),
     }
 }
 
 #[tokio::test]
 async fn who_comes_while_it_is_closed_waits_and_passes_when_it_opens() {
-    let door = Arc::new(Intents::new());
-    assert!(door.ask(Intent::Keystroke, 1).is_ok());
-    assert!(door.close(HOUR, false));
-    let before = door.last(Intent::Keystroke);
-    let mut hold = held(&door, Intent::Keystroke);
-    assert_eq!(door.last(Intent::Keystroke), before, "nothing was done");
-    assert!(door.open());
-    assert_eq!(hold.over().await, Ok(()));
-    assert!(door.last(Intent::Keystroke) > before, "to pass is to be admitted");
+    let gate = Arc::new(AdmissionGate::new());
+    assert!(gate.try_admit(Intent::Keystroke, 1).is_ok());
+    assert!(gate.hold(HOUR, false));
+    let before = gate.last_admitted(Intent::Keystroke);
+    let mut hold = held(&gate, Intent::Keystroke);
+    assert_eq!(gate.last_admitted(Intent::Keystroke), before, "nothing was done");
+    assert!(gate.resume());
+    assert_eq!(hold.decision().await, Ok(()));
+    assert!(gate.last_admitted(Intent::Keystroke) > before, "to pass is to be admitted");
 }
 
 #[tokio::test]
 async fn a_hold_that_nobody_ends_ends_itself() {
-    let door = Arc::new(Intents::new());
-    assert!(door.close(Duration::from_millis(50), false));
-    assert_eq!(door.admit(Intent::ClientWrite).await, Ok(()));
-    assert_eq!(door.shut(), Err(Unshut::Unprepared), "no longer prepared");
+    let gate = Arc::new(AdmissionGate::new());
+    assert!(gate.hold(Duration::from_millis(50), false));
+    assert_eq!(gate.admit(Intent::ClientWrite).await, Ok(()));
+    assert_eq!(gate.close(), Err(CommitError::NotHolding), "no longer prepared");
 }
 
 #[tokio::test]
 async fn it_does_not_shut_before_somebody_who_waits_unless_by_force() {
-    let door = Arc::new(Intents::new());
-    assert_eq!(door.shut(), Err(Unshut::Unprepared));
-    door.close(HOUR, false);
-    let mut hold = held(&door, Intent::ClientStart);
-    assert_eq!(door.shut(), Err(Unshut::Wanted(vec![Intent::ClientStart])));
-    assert_eq!(hold.over().await, Ok(()));
-    door.close(HOUR, true);
-    let mut hold = held(&door, Intent::Lease);
-    assert_eq!((door.shut(), door.shut()), (Ok(()), Ok(())));
-    assert_eq!(hold.over().await, Err(Refused::Preparing));
-    assert_eq!(refused(&door, Intent::Keystroke), Refused::Preparing);
-    assert!(!door.open() && !door.close(HOUR, true), "for good");
+    let gate = Arc::new(AdmissionGate::new());
+    assert_eq!(gate.close(), Err(CommitError::NotHolding));
+    gate.hold(HOUR, false);
+    let mut hold = held(&gate, Intent::ClientStart);
+    assert_eq!(gate.close(), Err(CommitError::RequestsHeld(vec![Intent::ClientStart])));
+    assert_eq!(hold.decision().await, Ok(()));
+    gate.hold(HOUR, true);
+    let mut hold = held(&gate, Intent::Lease);
+    assert_eq!((gate.close(), gate.close()), (Ok(()), Ok(())));
+    assert_eq!(hold.decision().await, Err(Rejection::Preparing));
+    assert_eq!(refused(&gate, Intent::Keystroke), Rejection::Preparing);
+    assert!(!gate.resume() && !gate.hold(HOUR, true), "for good");
 }
 
 #[tokio::test]
 async fn who_left_does_not_count_and_no_more_are_held_than_there_is_room_for() {
-    let door = Arc::new(Intents::new());
-    door.close(HOUR, false);
-    drop(held(&door, Intent::Keystroke));
-    let holds: Vec<_> = (0..HELD).map(|_| held(&door, Intent::Keystroke)).collect();
-    assert_eq!(refused(&door, Intent::Keystroke), Refused::Preparing);
+    let gate = Arc::new(AdmissionGate::new());
+    gate.hold(HOUR, false);
+    drop(held(&gate, Intent::Keystroke));
+    let holds: Vec<_> = (0..MAX_HELD_REQUESTS).map(|_| held(&gate, Intent::Keystroke)).collect();
+    assert_eq!(refused(&gate, Intent::Keystroke), Rejection::Preparing);
     drop(holds);
-    let Err(Closed::Held(large)) = door.ask(Intent::Keystroke, HELD_BYTES) else { panic!("not held") };
-    assert_eq!(refused(&door, Intent::Keystroke), Refused::Preparing, "bytes are bounded too");
+    let Err(AdmitError::Held(large)) = gate.try_admit(Intent::Keystroke, MAX_HELD_BYTES) else {
+        panic!("not held")
+    };
+    assert_eq!(refused(&gate, Intent::Keystroke), Rejection::Preparing, "bytes are bounded too");
     drop(large);
-    drop(held(&door, Intent::Keystroke));
-    assert_eq!(door.shut(), Ok(()), "nobody waits");
+    drop(held(&gate, Intent::Keystroke));
+    assert_eq!(gate.close(), Ok(()), "nobody waits");
 }
 
 #[test]
 fn in_maintenance_only_restoring_is_admitted() {
-    let door = Arc::new(Intents::new());
-    door.maintain();
+    let gate = Arc::new(AdmissionGate::new());
+    gate.enter_maintenance();
     for intent in [Intent::Keystroke, Intent::ClientWrite, Intent::ClientStart, Intent::Lease] {
-        assert_eq!(refused(&door, intent), Refused::Maintenance);
+        assert_eq!(refused(&gate, intent), Rejection::Maintenance);
     }
-    assert!(door.ask(Intent::Restore, 0).is_ok());
-    assert!(door.last(Intent::ClientWrite).is_some(), "a client's write like others");
+    assert!(gate.try_admit(Intent::Restore, 0).is_ok());
+    assert!(gate.last_admitted(Intent::ClientWrite).is_some(), "a client's write like others");
 }
 
 #[derive(Debug, Clone)]
@@ -116,11 +118,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..60)
 }
 
-/// Somebody who acts once, as soon as the door lets it.
-struct Actor<'a>(Pin<Box<dyn Future<Output = Result<(), Refused>> + 'a>>);
+/// Somebody who acts once, as soon as the gate lets it.
+struct Actor<'a>(Pin<Box<dyn Future<Output = Result<(), Rejection>> + 'a>>);
 
 impl Actor<'_> {
-    fn poll(&mut self) -> Poll<Result<(), Refused>> {
+    fn poll(&mut self) -> Poll<Result<(), Rejection>> {
         self.0.as_mut().poll(&mut Context::from_waker(Waker::noop()))
     }
 }
@@ -134,17 +136,17 @@ proptest! {
     fn whatever_the_order_each_act_is_done_once_before_the_commit_or_refused(steps in steps()) {
         let runtime = timers();
         let _inside = runtime.enter();
-        let door = Arc::new(Intents::new());
+        let gate = Arc::new(AdmissionGate::new());
         let (acts, shut) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let act = || Unmet::until_met(|| {
-            door.ask(Intent::Keystroke, 1)?;
+        let act = || Attempt::retry_while_held(|| {
+            gate.try_admit(Intent::Keystroke, 1)?;
             assert!(!shut.load(Ordering::Relaxed), "done behind the commit");
             acts.fetch_add(1, Ordering::Relaxed);
             Ok(())
         });
         let (mut actors, mut done, mut left) = (Vec::<Actor<'_>>::new(), 0, 0);
         let (mut asked, mut denied) = (0, 0);
-        // What the door must be: closed lets nobody act.
+        // What the gate must be: closed lets nobody act.
         let mut closed = false;
         for step in steps {
             let before = acts.load(Ordering::Relaxed);
@@ -169,21 +171,21 @@ proptest! {
                     Poll::Pending => true,
                 }),
                 Step::Close { force, lapsed } => {
-                    let waited = !door.waiting().is_empty();
+                    let next_ticket = !gate.held_intents().is_empty();
                     let hold = if lapsed { Duration::ZERO } else { HOUR };
-                    prop_assert_eq!(door.close(hold, force), !shut.load(Ordering::Relaxed));
-                    closed = !lapsed || (closed && waited);
+                    prop_assert_eq!(gate.hold(hold, force), !shut.load(Ordering::Relaxed));
+                    closed = !lapsed || (closed && next_ticket);
                 }
-                Step::Open => closed &= !door.open(),
-                Step::Shut => match door.shut() {
+                Step::Open => closed &= !gate.resume(),
+                Step::Shut => match gate.close() {
                     Ok(()) => { shut.store(true, Ordering::Relaxed); closed = true; }
                     Err(_) => closed = false,
                 },
             }
-            prop_assert!(!closed || acts.load(Ordering::Relaxed) == before, "done behind a closed door");
+            prop_assert!(!closed || acts.load(Ordering::Relaxed) == before, "done behind a closed gate");
         }
         if !shut.load(Ordering::Relaxed) {
-            door.open();
+            gate.resume();
         }
         for mut actor in actors {
             match actor.poll() {
@@ -201,13 +203,13 @@ proptest! {
 fn between_close_and_shut_no_thread_gets_through() {
     const THREADS: usize = 4;
     for round in 0..200 {
-        let (door, start) = (Arc::new(Intents::new()), Barrier::new(THREADS + 1));
+        let (gate, start) = (Arc::new(AdmissionGate::new()), Barrier::new(THREADS + 1));
         thread::scope(|scope| {
             for _ in 0..THREADS {
                 scope.spawn(|| {
                     start.wait();
                     let mut passed = 0;
-                    while door.ask(Intent::Keystroke, 0).is_ok() {
+                    while gate.try_admit(Intent::Keystroke, 0).is_ok() {
                         passed += 1;
                     }
                     passed
@@ -217,11 +219,11 @@ fn between_close_and_shut_no_thread_gets_through() {
             for _ in 0..round {
                 thread::yield_now();
             }
-            assert!(door.close(HOUR, true));
-            let seen = door.last(Intent::Keystroke);
+            assert!(gate.hold(HOUR, true));
+            let seen = gate.last_admitted(Intent::Keystroke);
             thread::yield_now();
-            door.shut().expect("prepared");
-            assert_eq!(door.last(Intent::Keystroke), seen);
+            gate.close().expect("prepared");
+            assert_eq!(gate.last_admitted(Intent::Keystroke), seen);
         });
     }
 }

@@ -9,7 +9,7 @@
 //!    └──open, or the end of the hold: who waits passes──┘
 //! ```
 
-mod hold;
+mod held_request;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -21,10 +21,10 @@ use std::{
 
 use tokio::sync::watch;
 
-use self::state::{Phase, State};
+use self::state::{GatePhase, GateState};
 pub use self::{
-    hold::{Closed, Hold, Unmet},
-    state::{HELD, HELD_BYTES},
+    held_request::{AdmitError, Attempt, HeldRequest},
+    state::{MAX_HELD_BYTES, MAX_HELD_REQUESTS},
 };
 
 /// A thing that only somebody who means it does.
@@ -44,7 +44,7 @@ pub enum Intent {
 
 /// Nobody is admitted, and waiting is no use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum Rejection {
     /// The workspace falls asleep, or too many wait already.
     #[error("the workspace prepares to sleep; try again in a moment")]
     Preparing,
@@ -53,27 +53,27 @@ pub enum Refused {
     Maintenance,
 }
 
-/// The door did not shut.
+/// The gate did not shut.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Unshut {
+pub enum CommitError {
     /// It was not prepared, or its hold was over.
-    Unprepared,
+    NotHolding,
     /// Somebody wants in. All have passed.
-    Wanted(Vec<Intent>),
+    RequestsHeld(Vec<Intent>),
 }
 
-/// The door, and the record of who came through it.
+/// The gate, and the record of who came through it.
 #[derive(Debug)]
-pub struct Intents {
-    state: Mutex<State>,
+pub struct AdmissionGate {
+    state: Mutex<GateState>,
     changed: watch::Sender<u64>,
 }
 
 impl Intent {
     /// Those whose last time is remembered.
-    pub const REMEMBERED: [Self; 3] = [Self::Keystroke, Self::ClientWrite, Self::ClientStart];
+    pub const RECORDED: [Self; 3] = [Self::Keystroke, Self::ClientWrite, Self::ClientStart];
 
-    fn remembered_as(self) -> Option<usize> {
+    fn history_slot(self) -> Option<usize> {
         match self {
             Self::Keystroke => Some(0),
             Self::ClientWrite | Self::Restore => Some(1),
@@ -83,160 +83,160 @@ impl Intent {
     }
 }
 
-impl Intents {
-    /// An open door that nobody has used.
+impl AdmissionGate {
+    /// An open gate that nobody has used.
     pub fn new() -> Self {
         Self { state: Mutex::default(), changed: watch::Sender::new(0) }
     }
 
     /// From here on only [`Intent::Restore`] is admitted.
-    pub fn maintain(&self) {
+    pub fn enter_maintenance(&self) {
         self.state().maintenance = true;
     }
 
     /// Asks to act with this many bytes in hand; the act is recorded when it is admitted. Never waits: whoever is held gets its place
     /// in the same moment.
-    pub fn ask(self: &Arc<Self>, intent: Intent, bytes: usize) -> Result<(), Closed> {
+    pub fn try_admit(self: &Arc<Self>, intent: Intent, bytes: usize) -> Result<(), AdmitError> {
         let now = Instant::now();
         let mut state = self.state();
-        let mut edge = state.lapse(now);
+        let mut edge = state.expire_hold(now);
         let answer = if state.maintenance && intent != Intent::Restore {
-            Err(Closed::Refused(Refused::Maintenance))
+            Err(AdmitError::Rejected(Rejection::Maintenance))
         } else {
             match state.phase {
-                Phase::Open => {
-                    edge |= state.remember(intent, now);
+                GatePhase::Open => {
+                    edge |= state.record(intent, now);
                     Ok(())
                 }
-                Phase::Prepared { until, .. } => {
-                    let held = state.wait(intent, bytes);
-                    held.map_or(Err(Closed::Refused(Refused::Preparing)), |(id, answer)| {
+                GatePhase::Holding { until, .. } => {
+                    let held = state.hold(intent, bytes);
+                    held.map_or(Err(AdmitError::Rejected(Rejection::Preparing)), |(id, answer)| {
                         tracing::debug!(?intent, "held while the workspace prepares to sleep");
-                        Err(Closed::Held(Hold::new(Arc::clone(self), id, answer, until)))
+                        Err(AdmitError::Held(HeldRequest::new(Arc::clone(self), id, answer, until)))
                     })
                 }
-                Phase::Shut => Err(Closed::Refused(Refused::Preparing)),
+                GatePhase::Closed => Err(AdmitError::Rejected(Rejection::Preparing)),
             }
         };
         drop(state);
-        self.tell(edge);
+        self.notify(edge);
         answer
     }
 
     /// Asks to act, and waits while it is held.
-    pub async fn admit(self: &Arc<Self>, intent: Intent) -> Result<(), Refused> {
-        Unmet::until_met(|| Ok(self.ask(intent, 0)?)).await
+    pub async fn admit(self: &Arc<Self>, intent: Intent) -> Result<(), Rejection> {
+        Attempt::retry_while_held(|| Ok(self.try_admit(intent, 0)?)).await
     }
 
-    /// Nobody passes for so long, unless it is opened before. A door that is closed already is closed anew, but for no longer if
+    /// Nobody passes for so long, unless it is opened before. A gate that is closed already is closed anew, but for no longer if
     /// somebody waits. `false` if it is shut.
-    pub fn close(&self, hold: Duration, force: bool) -> bool {
+    pub fn hold(&self, hold: Duration, force: bool) -> bool {
         let now = Instant::now();
         let mut state = self.state();
-        let edge = state.lapse(now);
+        let edge = state.expire_hold(now);
         let shut = match state.phase {
-            Phase::Shut => true,
-            Phase::Prepared { until, .. } if !state.waiting.is_empty() => {
-                state.phase = Phase::Prepared { until, force };
+            GatePhase::Closed => true,
+            GatePhase::Holding { until, .. } if !state.held.is_empty() => {
+                state.phase = GatePhase::Holding { until, force };
                 false
             }
-            Phase::Open | Phase::Prepared { .. } => {
-                state.phase = Phase::Prepared { until: now + hold, force };
+            GatePhase::Open | GatePhase::Holding { .. } => {
+                state.phase = GatePhase::Holding { until: now + hold, force };
                 false
             }
         };
         drop(state);
-        self.tell(edge);
+        self.notify(edge);
         !shut
     }
 
     /// Back to normal: who waits passes. `false` if it is shut.
-    pub fn open(&self) -> bool {
+    pub fn resume(&self) -> bool {
         let mut state = self.state();
-        if state.phase == Phase::Shut {
+        if state.phase == GatePhase::Closed {
             return false;
         }
-        let edge = state.pass(Instant::now());
+        let edge = state.admit_held(Instant::now());
         drop(state);
-        self.tell(edge);
+        self.notify(edge);
         true
     }
 
     /// Nobody passes any more, ever; who waits is refused. Not if it was not closed, or if somebody waits whom no `force` overrides:
     /// then all pass. A repeat changes nothing.
-    pub fn shut(&self) -> Result<(), Unshut> {
+    pub fn close(&self) -> Result<(), CommitError> {
         let now = Instant::now();
         let mut state = self.state();
-        let mut edge = state.lapse(now);
+        let mut edge = state.expire_hold(now);
         let done = match state.phase {
-            Phase::Shut => Ok(()),
-            Phase::Open => Err(Unshut::Unprepared),
-            Phase::Prepared { force: false, .. } if !state.waiting.is_empty() => {
-                let wanted = state.waiting.values().map(|waiter| waiter.intent).collect();
-                edge |= state.pass(now);
-                Err(Unshut::Wanted(wanted))
+            GatePhase::Closed => Ok(()),
+            GatePhase::Open => Err(CommitError::NotHolding),
+            GatePhase::Holding { force: false, .. } if !state.held.is_empty() => {
+                let wanted = state.held.values().map(|held| held.intent).collect();
+                edge |= state.admit_held(now);
+                Err(CommitError::RequestsHeld(wanted))
             }
-            Phase::Prepared { .. } => {
-                state.phase = Phase::Shut;
-                state.answer_all(Err(Refused::Preparing));
+            GatePhase::Holding { .. } => {
+                state.phase = GatePhase::Closed;
+                state.decide_all(Err(Rejection::Preparing));
                 Ok(())
             }
         };
         drop(state);
-        self.tell(edge);
+        self.notify(edge);
         done
     }
 
     /// Whether somebody who asks now would have to wait.
-    pub fn is_closed(&self) -> bool {
-        matches!(self.state().phase, Phase::Prepared { until, .. } if until > Instant::now())
+    pub fn is_holding(&self) -> bool {
+        matches!(self.state().phase, GatePhase::Holding { until, .. } if until > Instant::now())
     }
 
     /// Who waits.
-    pub fn waiting(&self) -> Vec<Intent> {
-        self.state().waiting.values().map(|waiter| waiter.intent).collect()
+    pub fn held_intents(&self) -> Vec<Intent> {
+        self.state().held.values().map(|held| held.intent).collect()
     }
 
     /// When this was last done. Of what is not remembered: never.
-    pub fn last(&self, intent: Intent) -> Option<Instant> {
-        self.state().last[intent.remembered_as()?]
+    pub fn last_admitted(&self, intent: Intent) -> Option<Instant> {
+        self.state().last[intent.history_slot()?]
     }
 
     /// Ticks when an intent came after a pause: an edge worth a heartbeat.
-    pub fn changed(&self) -> watch::Receiver<u64> {
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
     /// Opens it if its hold is over; else says until when it lasts.
-    fn lapse(&self) -> Option<Instant> {
+    fn expire_hold(&self) -> Option<Instant> {
         let mut state = self.state();
-        let edge = state.lapse(Instant::now());
-        let until = if let Phase::Prepared { until, .. } = state.phase { Some(until) } else { None };
+        let edge = state.expire_hold(Instant::now());
+        let until = if let GatePhase::Holding { until, .. } = state.phase { Some(until) } else { None };
         drop(state);
-        self.tell(edge);
+        self.notify(edge);
         until
     }
 
     /// It waits no longer.
-    fn leave(&self, id: u64) {
+    fn abandon(&self, id: u64) {
         let mut state = self.state();
-        if let Some(waiter) = state.waiting.remove(&id) {
-            state.held_bytes -= waiter.bytes;
+        if let Some(held) = state.held.remove(&id) {
+            state.held_bytes -= held.bytes;
         }
     }
 
-    fn tell(&self, edge: bool) {
+    fn notify(&self, edge: bool) {
         if edge {
             self.changed.send_modify(|n| *n += 1);
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, GateState> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
-impl Default for Intents {
+impl Default for AdmissionGate {
     fn default() -> Self {
         Self::new()
     }

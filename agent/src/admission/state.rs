@@ -1,0 +1,91 @@
+//! GateState: what the gate knows, under its lock. Pure: the time is an argument.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{Intent, Rejection};
+
+/// Intents that are held at once. More are refused: who finds so many before it can as well come back.
+pub const MAX_HELD_REQUESTS: usize = 1024;
+/// Bytes that all of them may hold together; more are refused. One message of 1 MiB may go over it.
+pub const MAX_HELD_BYTES: usize = 8 * 1024 * 1024;
+/// How finely the gate tells of being used over and over: the verdict needs no more.
+const EDGE_INTERVAL: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Default)]
+pub(super) struct GateState {
+    pub(super) phase: GatePhase,
+    pub(super) maintenance: bool,
+    /// Of what is remembered: keystrokes, writes, starts.
+    pub(super) last: [Option<Instant>; 3],
+    /// In the order in which they came.
+    pub(super) held: BTreeMap<u64, HeldIntent>,
+    next_ticket: u64,
+    pub(super) held_bytes: usize,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) enum GatePhase {
+    #[default]
+    Open,
+    Holding {
+        until: Instant,
+        force: bool,
+    },
+    Closed,
+}
+
+#[derive(Debug)]
+pub(super) struct HeldIntent {
+    pub(super) intent: Intent,
+    pub(super) bytes: usize,
+    pub(super) decision: oneshot::Sender<Result<(), Rejection>>,
+}
+
+impl GateState {
+    /// `true` if it came after a pause.
+    pub(super) fn record(&mut self, intent: Intent, now: Instant) -> bool {
+        let Some(index) = intent.history_slot() else { return false };
+        let before = self.last[index].replace(now);
+        before.is_none_or(|at| now.duration_since(at) >= EDGE_INTERVAL)
+    }
+
+    pub(super) fn hold(
+        &mut self,
+        intent: Intent,
+        bytes: usize,
+    ) -> Option<(u64, oneshot::Receiver<Result<(), Rejection>>)> {
+        if self.held.len() >= MAX_HELD_REQUESTS || self.held_bytes >= MAX_HELD_BYTES {
+            return None;
+        }
+        let (decision, answer) = oneshot::channel();
+        self.next_ticket += 1;
+        self.held_bytes += bytes;
+        self.held.insert(self.next_ticket, HeldIntent { intent, bytes, decision });
+        Some((self.next_ticket, answer))
+    }
+
+    pub(super) fn expire_hold(&mut self, now: Instant) -> bool {
+        matches!(self.phase, GatePhase::Holding { until, .. } if until <= now) && self.admit_held(now)
+    }
+
+    /// Opens the gate. To pass is to be admitted, so that whoever prepares next finds it used. `true` if that is an edge.
+    pub(super) fn admit_held(&mut self, now: Instant) -> bool {
+        self.phase = GatePhase::Open;
+        let intents: Vec<_> = self.held.values().map(|held| held.intent).collect();
+        self.decide_all(Ok(()));
+        intents.into_iter().fold(false, |edge, intent| self.record(intent, now) | edge)
+    }
+
+    pub(super) fn decide_all(&mut self, answer: Result<(), Rejection>) {
+        self.held_bytes = 0;
+        for held in std::mem::take(&mut self.held).into_values() {
+            // Who has left meanwhile needs no answer.
+            let _left = held.decision.send(answer);
+        }
+    }
+}
