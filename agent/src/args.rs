@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum, parser::ValueSource};
 
 use crate::{
-    child::Orphans,
+    child::OrphanPolicy,
     config::{BadValue, Config, Control},
 };
 
@@ -109,7 +109,7 @@ impl Args {
             root,
             state,
             command: self.command,
-            orphans: Orphans::Reap,
+            orphans: OrphanPolicy::Reap,
         })
     }
 }

@@ -23,11 +23,11 @@ mod group;
 mod limits;
 pub mod signals;
 
-pub use self::{group::Group, limits::Limits};
+pub use self::{group::ProcessGroup, limits::ChildLimits};
 
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
+pub enum ExitStatus {
     /// It returned this code.
     Code(i32),
     /// This signal killed it.
@@ -40,9 +40,9 @@ pub struct Child {
     /// Its process id; safe to signal through [`Children::signal`] only.
     pub pid: Pid,
     /// The process group it leads, if it was started as its leader.
-    pub group: Group,
+    pub group: ProcessGroup,
     /// `Some` once it has ended.
-    pub ended: watch::Receiver<Option<Ended>>,
+    pub ended: watch::Receiver<Option<ExitStatus>>,
     /// Present when the command asked for a pipe.
     pub stdin: Option<ChildStdin>,
     /// Present when the command asked for a pipe.
@@ -53,7 +53,7 @@ pub struct Child {
 
 /// Whom a signal is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub enum SignalScope {
     /// The child alone.
     Process,
     /// The process group it leads.
@@ -62,7 +62,7 @@ pub enum Target {
 
 /// What to do with children nobody waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Orphans {
+pub enum OrphanPolicy {
     /// Reap them: PID 1 and child subreapers.
     Reap,
     /// Not ours: a process that has other children, such as a test.
@@ -72,38 +72,38 @@ pub enum Orphans {
 /// All children that somebody waits for.
 #[derive(Debug, Clone)]
 pub struct Children {
-    table: Arc<Mutex<Table>>,
-    orphans: Orphans,
-    limits: Limits,
+    table: Arc<Mutex<ChildTable>>,
+    orphans: OrphanPolicy,
+    limits: ChildLimits,
 }
 
 #[derive(Debug, Default)]
-struct Table {
-    waited: HashMap<Pid, Waited>,
+struct ChildTable {
+    tracked: HashMap<Pid, TrackedChild>,
     /// Groups whose leader was reaped and that others live on in; no more than there are processes.
-    leaderless: HashMap<Pid, Life>,
-    lives: u64,
+    leaderless: HashMap<Pid, ChildId>,
+    next_child_id: u64,
 }
 
 /// Which child: a process id names one only until it is reaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Life(u64);
+struct ChildId(u64);
 
 #[derive(Debug)]
-struct Waited {
-    life: Life,
-    ended: watch::Sender<Option<Ended>>,
+struct TrackedChild {
+    child_id: ChildId,
+    ended: watch::Sender<Option<ExitStatus>>,
 }
 
 impl Children {
     /// An empty table. [`Children::reap`] must run, or nobody ever learns of an end.
-    pub fn new(orphans: Orphans) -> Self {
-        Self { table: Arc::default(), orphans, limits: Limits::default() }
+    pub fn new(orphans: OrphanPolicy) -> Self {
+        Self { table: Arc::default(), orphans, limits: ChildLimits::default() }
     }
 
     /// Gives children these limits instead of the agent's own.
     #[must_use]
-    pub fn with_limits(self, limits: Limits) -> Self {
+    pub fn with_limits(self, limits: ChildLimits) -> Self {
         Self { limits, ..self }
     }
 
@@ -114,11 +114,11 @@ impl Children {
         let mut child = command.spawn()?;
         let pid = Pid::from_child(&child);
         let (tx, ended) = watch::channel(None);
-        let life = table.begin(pid, tx);
+        let child_id = table.insert(pid, tx);
         self.limits.restore(pid);
         Ok(Child {
             pid,
-            group: Group::new(self.clone(), pid, life),
+            group: ProcessGroup::new(self.clone(), pid, child_id),
             ended,
             stdin: child.stdin.take(),
             stdout: child.stdout.take(),
@@ -127,12 +127,12 @@ impl Children {
     }
 
     /// Signals a child that has not been reaped; `false` if it is gone, so that a reused pid is never hit.
-    pub fn signal(&self, pid: Pid, target: Target, signal: Signal) -> bool {
+    pub fn signal(&self, pid: Pid, target: SignalScope, signal: Signal) -> bool {
         let table = self.lock();
-        table.waited.contains_key(&pid)
+        table.tracked.contains_key(&pid)
             && match target {
-                Target::Process => kill_process(pid, signal),
-                Target::Group => kill_process_group(pid, signal),
+                SignalScope::Process => kill_process(pid, signal),
+                SignalScope::Group => kill_process_group(pid, signal),
             }
             .is_ok()
     }
@@ -141,68 +141,68 @@ impl Children {
     pub async fn reap(&self) -> io::Result<()> {
         let mut signals = signal(SignalKind::child())?;
         loop {
-            self.reap_ended();
+            self.reap_exited();
             if signals.recv().await.is_none() {
                 return Ok(());
             }
         }
     }
 
-    fn reap_ended(&self) {
+    fn reap_exited(&self) {
         // Reaped and removed under one lock, so that nobody who signals ever sees a pid that is already free.
         let mut table = self.lock();
         match self.orphans {
-            Orphans::Reap => {
+            OrphanPolicy::Reap => {
                 // `waitpid(None)` would be for our own process group alone, and terminals lead groups of their own.
                 while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
                     table.reaped(pid, ended(status));
                 }
             }
-            Orphans::Leave => {
-                let pids: Vec<_> = table.waited.keys().copied().collect();
+            OrphanPolicy::Leave => {
+                let pids: Vec<_> = table.tracked.keys().copied().collect();
                 for pid in pids {
                     match waitpid(Some(pid), WaitOptions::NOHANG) {
                         Ok(Some((_, status))) => table.reaped(pid, ended(status)),
                         Ok(None) => {}
                         // Somebody else took it: nobody will ever know more.
-                        Err(_) => table.reaped(pid, Ended::Code(255)),
+                        Err(_) => table.reaped(pid, ExitStatus::Code(255)),
                     }
                 }
             }
         }
-        table.let_go_of_empty_groups();
+        table.forget_empty_groups();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, ChildTable> {
         self.table.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
-impl Table {
-    fn begin(&mut self, pid: Pid, ended: watch::Sender<Option<Ended>>) -> Life {
+impl ChildTable {
+    fn insert(&mut self, pid: Pid, ended: watch::Sender<Option<ExitStatus>>) -> ChildId {
         // The kernel gives no number to a process that a group still has: that group is gone.
         self.leaderless.remove(&pid);
-        self.lives += 1;
-        let life = Life(self.lives);
-        self.waited.insert(pid, Waited { life, ended });
-        life
+        self.next_child_id += 1;
+        let child_id = ChildId(self.next_child_id);
+        self.tracked.insert(pid, TrackedChild { child_id, ended });
+        child_id
     }
 
-    fn reaped(&mut self, pid: Pid, how: Ended) {
-        let Some(child) = self.waited.remove(&pid) else {
+    fn reaped(&mut self, pid: Pid, how: ExitStatus) {
+        let Some(child) = self.tracked.remove(&pid) else {
             tracing::debug!(pid = pid.as_raw_nonzero(), "reaped an orphan");
             return;
         };
-        if group::is_inhabited(pid) {
-            self.leaderless.insert(pid, child.life);
+        if group::has_members(pid) {
+            self.leaderless.insert(pid, child.child_id);
         }
         child.ended.send_replace(Some(how));
     }
 }
 
-fn ended(status: WaitStatus) -> Ended {
+fn ended(status: WaitStatus) -> ExitStatus {
     match status.terminating_signal() {
-        Some(signal) => Ended::Signal(signal),
-        None => Ended::Code(status.exit_status().unwrap_or(255)),
+        Some(signal) => ExitStatus::Signal(signal),
+        None => ExitStatus::Code(status.exit_status().unwrap_or(255)),
     }
 }

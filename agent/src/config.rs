@@ -7,7 +7,7 @@ use std::{
     str::FromStr,
 };
 
-use crate::child::Orphans;
+use crate::child::OrphanPolicy;
 
 /// A valid configuration.
 #[derive(Debug, Clone)]
@@ -25,7 +25,7 @@ pub struct Config {
     /// The workspace's own command, unless the claim names one; empty: none.
     pub command: Vec<String>,
     /// Whether this process is the workspace's init: reaps and ends what others leave behind.
-    pub orphans: Orphans,
+    pub orphans: OrphanPolicy,
 }
 
 /// Where to listen.

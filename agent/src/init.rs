@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    child::Limits,
+    child::ChildLimits,
     ending::{Ending, Reason, Stop},
     server::info::write_whole,
 };
@@ -35,7 +35,7 @@ pub struct ExitRecord {
 }
 
 /// Takes on the duties of an init. What is not allowed here is logged and done without. Returns what children are to have instead.
-pub fn take_over() -> Limits {
+pub fn take_over() -> ChildLimits {
     // PID 1 inherits orphans anyway; elsewhere they come to us only as a subreaper.
     if getpid().as_raw_nonzero().get() != 1
         && let Err(error) = set_child_subreaper(Some(getpid()))
@@ -51,7 +51,7 @@ pub fn take_over() -> Limits {
     if let Err(error) = &lowered {
         tracing::debug!(%error, "may not lower its own oom_score_adj");
     }
-    Limits { files: Some(files), oom_score_adj: lowered.ok().and(score) }
+    ChildLimits { files: Some(files), oom_score_adj: lowered.ok().and(score) }
 }
 
 /// Turns SIGTERM and SIGINT into the end; a second one hurries it. Run by one owned task.

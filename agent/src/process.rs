@@ -41,7 +41,7 @@ pub use self::{
 };
 use crate::{
     admission::{AdmissionGate, Attempt, Intent},
-    child::{Group, signals},
+    child::{ProcessGroup, signals},
 };
 
 /// Names a process within the workspace, for ever.
@@ -61,7 +61,7 @@ pub enum OutputStream {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProcessExit {
     /// Code or signal.
-    pub status: crate::child::Ended,
+    pub status: crate::child::ExitStatus,
     /// The offset after the last byte of each output.
     pub final_offsets: [u64; 2],
     /// Its `timeout` was over.
@@ -106,7 +106,7 @@ struct Process {
     started: SystemTime,
     epoch: u64,
     /// All that it started and that did not leave it; may live on when it has ended.
-    group: Group,
+    group: ProcessGroup,
     gate: Arc<AdmissionGate>,
     state: Mutex<State>,
     /// For watchers: there is output, or an end.
@@ -221,7 +221,7 @@ impl Process {
 
     /// It has ended, and nobody is left in its group.
     fn is_gone(&self) -> bool {
-        self.is_over() && !self.group.is_inhabited()
+        self.is_over() && !self.group.has_members()
     }
 
     fn is_over(&self) -> bool {

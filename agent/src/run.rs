@@ -21,7 +21,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use self::workspace::Workspace;
 use crate::{
     activity::proc,
-    child::{Children, Limits},
+    child::{ChildLimits, Children},
     claim::Claims,
     config::Config,
     ending::{Ending, Reason, Stop},
@@ -98,7 +98,7 @@ struct Phases {
 }
 
 /// Runs an agent until somebody asks for its end; says how it ended. `limits` are its children's.
-pub async fn run(config: Config, limits: Limits, stop: Stop) -> Result<Ending, RunError> {
+pub async fn run(config: Config, limits: ChildLimits, stop: Stop) -> Result<Ending, RunError> {
     let identity = Identity::generate()?;
     let listener = Listener::bind(&config.listen).await?;
     let introduction = introduce(&identity)?;

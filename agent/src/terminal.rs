@@ -63,7 +63,7 @@ pub use self::{
     session::DEFAULT_GRACE,
     watch::{Watch, WatchEvent, WatchFrom, WatchManner},
 };
-use crate::child::Ended;
+use crate::child::ExitStatus;
 
 /// Largest window side, in cells.
 const SIDE_CELLS: u16 = 4096;
@@ -101,7 +101,7 @@ pub enum From {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exit {
     /// What its leader ended with.
-    pub how: Ended,
+    pub how: ExitStatus,
     /// Offset after the last byte.
     pub final_offset: u64,
     /// When.

@@ -18,7 +18,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use futures_util::FutureExt;
 use podling_agent::{
     admission::AdmissionGate,
-    child::{Children, Ended, Orphans},
+    child::{Children, ExitStatus, OrphanPolicy},
     claim::{Claim, Policy},
     process::{
         OutputStream, ProcessEvent, ProcessExit, ProcessId, ProcessRegistry, ProcessSpec, ProcessWatcher,
@@ -58,7 +58,7 @@ impl World {
             token_keys: VerifyingKeys::new([]),
         };
         let (_, claims) = watch::channel(Some(Arc::new(claim)));
-        let children = Children::new(Orphans::Leave);
+        let children = Children::new(OrphanPolicy::Leave);
         let mut reaper = JoinSet::new();
         let reaping = children.clone();
         reaper.spawn(async move { reaping.reap().await.unwrap() });
@@ -91,15 +91,15 @@ struct Seen {
 impl Seen {
     fn code(&self) -> Option<i32> {
         match self.exit.as_ref()?.status {
-            Ended::Code(code) => Some(code),
-            Ended::Signal(_) => None,
+            ExitStatus::Code(code) => Some(code),
+            ExitStatus::Signal(_) => None,
         }
     }
 
     fn signal(&self) -> Option<i32> {
         match self.exit.as_ref()?.status {
-            Ended::Signal(signal) => Some(signal),
-            Ended::Code(_) => None,
+            ExitStatus::Signal(signal) => Some(signal),
+            ExitStatus::Code(_) => None,
         }
     }
 }

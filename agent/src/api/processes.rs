@@ -10,7 +10,7 @@ use podling_proto::{
 use tonic::{Request, Response, Status};
 
 use crate::{
-    child::{Ended, signals},
+    child::{ExitStatus, signals},
     process::{
         OutputStream, ProcessError, ProcessEvent, ProcessExit, ProcessId, ProcessInfo, ProcessRegistry,
         ProcessSpec, ProcessWatcher, RunOutcome, RunSpec, StdinProgress,
@@ -150,8 +150,8 @@ impl From<ProcessEvent> for wire::ProcessEvent {
 impl From<ProcessExit> for wire::ProcessExit {
     fn from(exit: ProcessExit) -> Self {
         let how = match exit.status {
-            Ended::Code(code) => process_exit::How::Code(code),
-            Ended::Signal(signal) => process_exit::How::Signal(signals::name(signal)),
+            ExitStatus::Code(code) => process_exit::How::Code(code),
+            ExitStatus::Signal(signal) => process_exit::How::Signal(signals::name(signal)),
         };
         let [stdout_final, stderr_final] = exit.final_offsets;
         Self {
@@ -206,8 +206,8 @@ impl From<ProcessError> for WireError {
             ProcessError::Hole { expected } => of(Reason::InputHole).with("expected_offset", expected),
             ProcessError::Ended { exit } => {
                 let exit = exit.map_or_else(String::new, |exit| match exit {
-                    Ended::Code(code) => code.to_string(),
-                    Ended::Signal(signal) => signals::name(signal),
+                    ExitStatus::Code(code) => code.to_string(),
+                    ExitStatus::Signal(signal) => signals::name(signal),
                 });
                 of(Reason::Ended).with("exit", exit)
             }

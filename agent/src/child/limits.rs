@@ -4,14 +4,14 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 /// What the agent has changed for itself and its children are to have as it was before.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Limits {
+pub struct ChildLimits {
     /// Open files.
     pub files: Option<Rlimit>,
     /// Whom the kernel ends first when memory is short.
     pub oom_score_adj: Option<i32>,
 }
 
-impl Limits {
+impl ChildLimits {
     /// Sets them for a child that was just started. Between fork and exec it could only be done unsafely; that a child may
     /// have looked already is the price.
     pub(super) fn restore(&self, pid: Pid) {

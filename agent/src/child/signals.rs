@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 
 /// Every signal somebody may send or a child may die of, real-time ones aside.
-const NAMES: &[(Signal, &str)] = &[
+const SIGNAL_NAMES: &[(Signal, &str)] = &[
     (Signal::HUP, "HUP"),
     (Signal::INT, "INT"),
     (Signal::QUIT, "QUIT"),
@@ -39,7 +39,7 @@ const NAMES: &[(Signal, &str)] = &[
 
 /// The name of a signal's number; a real-time signal has none and is named by it.
 pub fn name(raw: i32) -> String {
-    match NAMES.iter().find(|(signal, _)| signal.as_raw() == raw) {
+    match SIGNAL_NAMES.iter().find(|(signal, _)| signal.as_raw() == raw) {
         Some((_, name)) => (*name).to_owned(),
         None => raw.to_string(),
     }
@@ -49,7 +49,7 @@ pub fn name(raw: i32) -> String {
 pub fn by_name(name: &str) -> Option<Signal> {
     let upper = name.to_ascii_uppercase();
     let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
-    NAMES.iter().find(|(_, known)| *known == bare).map(|(signal, _)| *signal)
+    SIGNAL_NAMES.iter().find(|(_, known)| *known == bare).map(|(signal, _)| *signal)
 }
 
 #[cfg(test)]
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn names_go_both_ways() {
-        for (signal, name) in NAMES {
+        for (signal, name) in SIGNAL_NAMES {
             assert_eq!(super::name(signal.as_raw()), *name);
             assert_eq!(by_name(name), Some(*signal));
         }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::forward::Running;
 use crate::{
-    child::{Children, Ended},
+    child::{Children, ExitStatus},
     spawn::{Launcher, Program, SpawnError, spawn_failed},
 };
 
@@ -73,7 +73,7 @@ impl Command {
         }
     }
 
-    async fn run(&self, argv: &[String]) -> Result<Option<Ended>, SpawnError> {
+    async fn run(&self, argv: &[String]) -> Result<Option<ExitStatus>, SpawnError> {
         let program = Program { argv: argv.to_vec(), ..Program::default() };
         let mut command = self.launcher.command(&program)?;
         // A group of its own, so that no signal for the agent's is for it; what it prints goes where the agent's log goes.

@@ -21,7 +21,7 @@ use std::{
 use rustix::process::Signal;
 use tokio::signal::unix::{self, SignalKind, signal};
 
-use crate::child::{Group, signals};
+use crate::child::{ProcessGroup, signals};
 
 /// What is passed on: how people tell a server to read its configuration, open its logs anew, or end its own way.
 const FORWARDED: [Signal; 7] =
@@ -29,14 +29,14 @@ const FORWARDED: [Signal; 7] =
 
 /// The group of the command that runs now. Cheap to clone; all clones are the same.
 #[derive(Debug, Clone, Default)]
-pub struct Running(Arc<Mutex<Option<Group>>>);
+pub struct Running(Arc<Mutex<Option<ProcessGroup>>>);
 
 /// The command runs as long as this lives.
 #[derive(Debug)]
 pub(super) struct Runs(Running);
 
 impl Running {
-    pub(super) fn begin(&self, group: Group) -> Runs {
+    pub(super) fn begin(&self, group: ProcessGroup) -> Runs {
         *self.group() = Some(group);
         Runs(self.clone())
     }
@@ -53,7 +53,7 @@ impl Running {
         }
     }
 
-    fn group(&self) -> MutexGuard<'_, Option<Group>> {
+    fn group(&self) -> MutexGuard<'_, Option<ProcessGroup>> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 }

@@ -1,7 +1,7 @@
 //! What can go wrong with a process, for whoever asked.
 
 use super::ProcessId;
-use crate::{admission::Rejection, child::Ended, spawn::SpawnError};
+use crate::{admission::Rejection, child::ExitStatus, spawn::SpawnError};
 
 /// Why a request about a process was not done.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +44,7 @@ pub enum ProcessError {
     #[error("the process has ended")]
     Ended {
         /// How, if its output is over too.
-        exit: Option<Ended>,
+        exit: Option<ExitStatus>,
     },
     /// All places are taken.
     #[error("{limit} processes are running already, or have ended and are still being watched")]

@@ -29,7 +29,7 @@ impl Leftovers {
         loop {
             let now = Instant::now();
             self.tell(now);
-            let ends = self.ending.is_under_way() && self.process.group.is_inhabited();
+            let ends = self.ending.is_under_way() && self.process.group.has_members();
             let forgotten = self.process.forgotten.is_cancelled();
             if forgotten && !ends {
                 return;

@@ -10,7 +10,7 @@ use super::{
     output::{Output, Wanted},
     stdin::Stdin,
 };
-use crate::child::Ended;
+use crate::child::ExitStatus;
 
 /// How long a process with a full log is held when nobody watches; then its oldest output goes.
 pub(super) const HELD: Duration = Duration::from_secs(60);
@@ -22,7 +22,7 @@ pub(super) struct State {
     pub(super) outputs: [Output; 2],
     pub(super) stdin: Option<Stdin>,
     /// The leader has ended; its output may go on.
-    pub(super) leader: Option<Ended>,
+    pub(super) leader: Option<ExitStatus>,
     /// All is over.
     pub(super) exit: Option<ProcessExit>,
     /// When that was, or when it was given up.

@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{OutputStream, Process, ProcessExit, ending::Ending, watcher::until};
-use crate::child::{Child, Ended};
+use crate::child::{Child, ExitStatus};
 
 /// Read at a time: what a pipe holds.
 const READ_BYTES: usize = 64 * 1024;
@@ -27,7 +27,7 @@ const LAST_BYTES: usize = 1024 * 1024;
 
 pub(super) struct Task {
     process: Arc<Process>,
-    leader: watch::Receiver<Option<Ended>>,
+    leader: watch::Receiver<Option<ExitStatus>>,
     stdin: Option<Sender>,
     stdout: Option<Receiver>,
     stderr: Option<Receiver>,
@@ -83,7 +83,11 @@ struct Can {
 }
 
 impl Task {
-    pub(super) fn new(process: Arc<Process>, pipes: Pipes, leader: watch::Receiver<Option<Ended>>) -> Self {
+    pub(super) fn new(
+        process: Arc<Process>,
+        pipes: Pipes,
+        leader: watch::Receiver<Option<ExitStatus>>,
+    ) -> Self {
         let deadline = process.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let Pipes { stdin, stdout, stderr } = pipes;
         Self {
@@ -263,7 +267,7 @@ impl Task {
 
     fn leader_ended(&mut self) {
         let mut state = self.process.state();
-        state.leader = Some(self.leader.borrow().unwrap_or(Ended::Code(255)));
+        state.leader = Some(self.leader.borrow().unwrap_or(ExitStatus::Code(255)));
         if let Some(stdin) = &mut state.stdin {
             stdin.close();
         }
@@ -273,7 +277,7 @@ impl Task {
 
     fn finish(self) -> Ending {
         let mut state = self.process.state();
-        let how = state.leader.unwrap_or(Ended::Code(255));
+        let how = state.leader.unwrap_or(ExitStatus::Code(255));
         let exit = ProcessExit {
             status: how,
             final_offsets: [state.outputs[0].log.next(), state.outputs[1].log.next()],
@@ -291,7 +295,7 @@ impl Task {
     }
 }
 
-async fn end_of(leader: &mut watch::Receiver<Option<Ended>>) {
+async fn end_of(leader: &mut watch::Receiver<Option<ExitStatus>>) {
     // An error means that nobody will ever know how it ended; that it did is all the same.
     let _known = leader.wait_for(Option::is_some).await;
 }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     admission::AdmissionGate,
-    child::{Children, Orphans},
+    child::{Children, OrphanPolicy},
     claim::{Claim, Policy},
     spawn::{Launcher, Program},
 };
@@ -44,7 +44,7 @@ impl World {
             token_keys: VerifyingKeys::new([]),
         };
         let (_, claims) = watch::channel(Some(Arc::new(claim)));
-        let children = Children::new(Orphans::Leave);
+        let children = Children::new(OrphanPolicy::Leave);
         let mut reaper = JoinSet::new();
         let reaping = children.clone();
         reaper.spawn(async move { reaping.reap().await.unwrap() });

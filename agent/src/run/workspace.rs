@@ -17,7 +17,7 @@ use crate::{
         processes::ProcessesApi, terminals::TerminalsApi,
     },
     archive::Archives,
-    child::{Children, Orphans},
+    child::{Children, OrphanPolicy},
     claim::Claims,
     ending::GRACE,
     files::{Files, WorkspaceRoot},
@@ -41,7 +41,7 @@ pub(super) struct Workspace {
     archives: Archives,
     processes: ProcessRegistry,
     claims: Claims,
-    orphans: Orphans,
+    orphans: OrphanPolicy,
 }
 
 /// What is served.
@@ -60,7 +60,7 @@ impl Workspace {
         state: &Path,
         children: Children,
         claims: Claims,
-        orphans: Orphans,
+        orphans: OrphanPolicy,
     ) -> io::Result<Self> {
         let gate = Arc::new(AdmissionGate::new());
         // What is not UTF-8 cannot be in a claim either.
@@ -108,7 +108,7 @@ impl Workspace {
     pub(super) async fn end(&self, grace: Duration) {
         let rest = async {
             // Only an init may end every descendant: others have children that are none of the workspace's.
-            if self.orphans == Orphans::Reap
+            if self.orphans == OrphanPolicy::Reap
                 && let Err(error) = init::sweep::end_all(grace).await
             {
                 tracing::error!(%error, "could not end the workspace's programs");

@@ -15,14 +15,14 @@ use super::{
     pty::Pty,
     state::State,
 };
-use crate::{admission::AdmissionGate, byte_log::ByteLog, child::Ended, claim::Claim};
+use crate::{admission::AdmissionGate, byte_log::ByteLog, child::ExitStatus, claim::Claim};
 
 /// A terminal as its task takes it on.
 pub(super) struct Opened {
     pub(super) terminal: Arc<Terminal>,
     /// `None`: it has ended.
     pub(super) pty: Option<Arc<Pty>>,
-    pub(super) ended: watch::Receiver<Option<Ended>>,
+    pub(super) ended: watch::Receiver<Option<ExitStatus>>,
 }
 
 /// What is there before the program.

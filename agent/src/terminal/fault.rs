@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use rustix::process::Signal;
 
 use super::{Exit, Terminal, counters::Counters, task::Task};
-use crate::child::Ended;
+use crate::child::ExitStatus;
 
 /// A panic in one terminal's task ends that terminal, and no other.
 pub(super) async fn guarded(terminal: Arc<Terminal>, task: Task, counters: Arc<Counters>) {
@@ -18,7 +18,7 @@ pub(super) async fn guarded(terminal: Arc<Terminal>, task: Task, counters: Arc<C
     terminal.signal_session(Signal::KILL);
     let mut state = terminal.state();
     let exit = Exit {
-        how: Ended::Signal(Signal::KILL.as_raw()),
+        how: ExitStatus::Signal(Signal::KILL.as_raw()),
         final_offset: state.log.next(),
         at: SystemTime::now(),
         held_by_background: false,

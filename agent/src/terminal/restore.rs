@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     admission::AdmissionGate,
-    child::{Children, Ended},
+    child::{Children, ExitStatus},
     claim::Claim,
     spawn::{Launcher, Program},
 };
@@ -83,7 +83,7 @@ fn note(birth: &mut Birth, text: &str) {
 fn gone(birth: Birth, facts: Facts, gate: &Arc<AdmissionGate>) -> Opened {
     let last = birth.printed();
     let killed = || Exit {
-        how: Ended::Signal(Signal::KILL.as_raw()),
+        how: ExitStatus::Signal(Signal::KILL.as_raw()),
         final_offset: last,
         at: time(facts.saved),
         held_by_background: false,

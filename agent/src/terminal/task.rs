@@ -18,7 +18,7 @@ use super::{
     pty::{Pty, Reading},
     state::State,
 };
-use crate::child::Ended;
+use crate::child::ExitStatus;
 
 /// The leader has exited and background jobs hold the PTY: quiet for so long, it has ended.
 const HELD_QUIET: Duration = Duration::from_millis(250);
@@ -37,12 +37,12 @@ pub(super) struct Task {
     terminal: Arc<Terminal>,
     /// `None` once the terminal has ended.
     pty: Option<Arc<Pty>>,
-    leader: watch::Receiver<Option<Ended>>,
+    leader: watch::Receiver<Option<ExitStatus>>,
     counters: Arc<Counters>,
     scanner: Scanner,
     pictures: Pictures,
     facts: Facts,
-    exited: Option<(Ended, Instant)>,
+    exited: Option<(ExitStatus, Instant)>,
     /// Nobody had the other side open when it was last read.
     closed: bool,
     /// It was once closed while the leader lived.
@@ -233,7 +233,7 @@ impl Task {
     }
 
     fn finish(&mut self, state: &mut State) {
-        let how = self.exited.map_or(Ended::Code(255), |(how, _)| how);
+        let how = self.exited.map_or(ExitStatus::Code(255), |(how, _)| how);
         state.exit = Some(Exit {
             how,
             final_offset: state.log.next(),
@@ -252,7 +252,7 @@ impl Task {
     }
 
     fn leader_exited(&mut self) {
-        let how = self.leader.borrow().unwrap_or(Ended::Code(255));
+        let how = self.leader.borrow().unwrap_or(ExitStatus::Code(255));
         self.exited = Some((how, Instant::now()));
         // What it wrote last is read, even if it had closed the terminal before.
         self.closed = false;

@@ -16,7 +16,7 @@ use tokio::{sync::watch, task::JoinSet, time::timeout};
 use super::*;
 use crate::{
     admission::AdmissionGate,
-    child::{Children, Orphans},
+    child::{Children, OrphanPolicy},
     claim::{Claim, Policy},
     spawn::{Launcher, Program},
 };
@@ -54,7 +54,7 @@ impl House {
     fn with(policy: Policy) -> Self {
         let root = tempfile::tempdir().expect("a folder");
         let (_tx, claims) = watch::channel(Some(Arc::new(claim(policy))));
-        let children = Children::new(Orphans::Leave);
+        let children = Children::new(OrphanPolicy::Leave);
         let mut reaper = JoinSet::new();
         let reaping = children.clone();
         reaper.spawn(async move { reaping.reap().await.expect("signals") });

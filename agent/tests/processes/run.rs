@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use podling_agent::{
-    child::Ended,
+    child::ExitStatus,
     process::{ProcessError, RunSpec},
     spawn::Program,
 };
@@ -21,7 +21,7 @@ async fn a_command_answers_with_all_it_printed() {
     let command = RunSpec { stdin: input.clone().into(), ..run("cat; echo err >&2; exit 3") };
     let outcome = world.processes.run(command).await.unwrap();
     assert!(outcome.outputs[0] == input);
-    assert_eq!((outcome.outputs[1].as_slice(), outcome.exit.status), (&b"err\n"[..], Ended::Code(3)));
+    assert_eq!((outcome.outputs[1].as_slice(), outcome.exit.status), (&b"err\n"[..], ExitStatus::Code(3)));
     assert!(!outcome.truncated);
     assert_eq!(world.processes.list().len(), 0, "nobody can ask for it again");
 }
@@ -43,7 +43,7 @@ async fn the_beginning_of_long_output_is_kept_and_its_length_known() {
 async fn a_command_that_reads_nothing_ends_all_the_same() {
     let world = World::new();
     let command = RunSpec { stdin: vec![0; 1 << 20].into(), ..run("exit 8") };
-    assert_eq!(world.processes.run(command).await.unwrap().exit.status, Ended::Code(8));
+    assert_eq!(world.processes.run(command).await.unwrap().exit.status, ExitStatus::Code(8));
 }
 
 #[tokio::test]
@@ -52,7 +52,10 @@ async fn a_timeout_answers_with_what_came_before() {
     let command = RunSpec { timeout: Some(Duration::from_millis(300)), ..run("echo before; sleep 100") };
     let outcome = world.processes.run(command).await.unwrap();
     assert!(outcome.exit.timed_out);
-    assert_eq!((outcome.outputs[0].as_slice(), outcome.exit.status), (&b"before\n"[..], Ended::Signal(15)));
+    assert_eq!(
+        (outcome.outputs[0].as_slice(), outcome.exit.status),
+        (&b"before\n"[..], ExitStatus::Signal(15))
+    );
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use podling_proto::error::{Reason, WireError};
 use tonic::Status;
 
 use crate::{
-    child::{Ended, signals},
+    child::{ExitStatus, signals},
     terminal::{OpenError, TerminalError},
 };
 
@@ -66,9 +66,9 @@ fn io(message: &str, source: &std::io::Error) -> WireError {
         .with("errno", source.raw_os_error().map_or_else(|| "none".to_owned(), |errno| errno.to_string()))
 }
 
-fn how(how: Ended) -> String {
+fn how(how: ExitStatus) -> String {
     match how {
-        Ended::Code(code) => code.to_string(),
-        Ended::Signal(signal) => signals::name(signal),
+        ExitStatus::Code(code) => code.to_string(),
+        ExitStatus::Signal(signal) => signals::name(signal),
     }
 }

@@ -6,7 +6,7 @@ use podling_proto::{
 };
 
 use crate::{
-    child::{Ended, signals},
+    child::{ExitStatus, signals},
     terminal::{AttachmentEvent, Exit, Frame, FrameKind, Info, Size, WatchEvent},
 };
 
@@ -36,8 +36,8 @@ pub(super) fn cells(size: Size) -> pb::Size {
 
 pub(super) fn exit(exit: Exit) -> pb::Exit {
     let how = match exit.how {
-        Ended::Code(code) => pb::exit::How::Code(code),
-        Ended::Signal(signal) => pb::exit::How::Signal(signals::name(signal)),
+        ExitStatus::Code(code) => pb::exit::How::Code(code),
+        ExitStatus::Signal(signal) => pb::exit::How::Signal(signals::name(signal)),
     };
     pb::Exit {
         how: Some(how),

@@ -13,7 +13,7 @@ use tonic::Code;
 
 use super::*;
 use crate::{
-    child::{Children, Orphans},
+    child::{Children, OrphanPolicy},
     claim::{Claim, Policy},
     spawn::Launcher,
 };
@@ -40,7 +40,7 @@ fn house(claimed: bool) -> House {
     };
     let root = tempfile::tempdir().expect("a folder");
     let (tx, claims) = watch::channel(claimed.then(|| Arc::new(claim)));
-    let children = Children::new(Orphans::Leave);
+    let children = Children::new(OrphanPolicy::Leave);
     let mut reaper = JoinSet::new();
     let reaping = children.clone();
     reaper.spawn(async move { reaping.reap().await.expect("signals") });

@@ -14,7 +14,7 @@ use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    child::Ended,
+    child::ExitStatus,
     terminal::{Exit, Size},
 };
 
@@ -147,15 +147,15 @@ impl Facts {
 impl SavedExit {
     pub(in crate::terminal) fn of(exit: &Exit) -> Self {
         let (code, signal) = match exit.how {
-            Ended::Code(code) => (Some(code), None),
-            Ended::Signal(signal) => (None, Some(signal)),
+            ExitStatus::Code(code) => (Some(code), None),
+            ExitStatus::Signal(signal) => (None, Some(signal)),
         };
         Self { code, signal, at: nanos(exit.at), held_by_background: exit.held_by_background }
     }
 
     /// In a log that now ends at `final_offset`.
     pub(in crate::terminal) fn exit(self, final_offset: u64) -> Exit {
-        let how = self.signal.map_or(Ended::Code(self.code.unwrap_or(255)), Ended::Signal);
+        let how = self.signal.map_or(ExitStatus::Code(self.code.unwrap_or(255)), ExitStatus::Signal);
         let Self { at, held_by_background, .. } = self;
         Exit { how, final_offset, at: time(at), held_by_background }
     }

@@ -2,7 +2,7 @@
 
 use std::{os::unix::fs::PermissionsExt, time::Instant};
 
-use crate::{child::Ended, spawn::SpawnError};
+use crate::{child::ExitStatus, spawn::SpawnError};
 
 use super::*;
 
@@ -13,10 +13,10 @@ async fn an_exit_says_how_and_where_and_is_kept() {
     let log = read_all(house.attach(&done.id, "a", From::Oldest)).await;
     assert_eq!(log.text(), "hello");
     let exit = log.exit.expect("an exit");
-    assert_eq!((exit.how, exit.final_offset, exit.held_by_background), (Ended::Code(3), 5, false));
+    assert_eq!((exit.how, exit.final_offset, exit.held_by_background), (ExitStatus::Code(3), 5, false));
 
     let killed = house.script("kill -SEGV $$");
-    assert_eq!(house.exit(&killed.id).await.how, Ended::Signal(rustix::process::Signal::SEGV.as_raw()));
+    assert_eq!(house.exit(&killed.id).await.how, ExitStatus::Signal(rustix::process::Signal::SEGV.as_raw()));
 
     // Somebody who comes late is told the same.
     assert_eq!(read_all(house.attach(&done.id, "b", From::Oldest)).await.exit, Some(exit));
@@ -48,7 +48,7 @@ async fn a_background_job_that_holds_the_terminal_delays_the_exit_but_does_not_h
     let began = Instant::now();
     let log = read_all(house.attach(&terminal.id, "a", From::Oldest)).await;
     let exit = log.exit.expect("an exit");
-    assert_eq!((exit.how, exit.held_by_background), (Ended::Code(4), true));
+    assert_eq!((exit.how, exit.held_by_background), (ExitStatus::Code(4), true));
     assert_eq!(log.text(), "early\r\nlate\r\n");
     assert!(began.elapsed() < Duration::from_secs(10), "it did not wait for the job");
     house.terminals.close(&terminal.id, DEFAULT_GRACE).await.expect("closed");
@@ -72,7 +72,7 @@ async fn closing_ends_the_whole_session_also_what_was_detached_from_the_terminal
     })
     .await;
     let exit = house.terminals.close(&terminal.id, Duration::from_millis(300)).await.expect("closed");
-    assert!(matches!(exit.how, Ended::Signal(_)));
+    assert!(matches!(exit.how, ExitStatus::Signal(_)));
     assert!(session(&terminal).is_empty());
     for pid in pids {
         let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -156,7 +156,7 @@ async fn long_arguments_run_up_to_their_bound_and_a_list_stays_small() {
     let house = House::new();
     let word = "x".repeat(128 * 1024 - 1);
     let longest = house.open(&["true", &word, &word, &word, &word, &word, &word, &word]);
-    assert_eq!(house.exit(&longest.id).await.how, Ended::Code(0));
+    assert_eq!(house.exit(&longest.id).await.how, ExitStatus::Code(0));
     assert!(longest.argv.concat().len() < 8192, "shown in part");
     let refused = house.try_open(&["true", &format!("{word}x")]).expect_err("a word too long");
     assert!(refused.to_string().contains("131071"), "{refused}");
@@ -169,7 +169,7 @@ async fn an_unclaimed_agent_says_so() {
     let root = tempfile::tempdir().expect("a folder");
     let (_tx, claims) = watch::channel(None);
     let launcher = Launcher::new(root.path(), claims);
-    let terminals = Terminals::new(launcher, Children::new(Orphans::Leave), Arc::default());
+    let terminals = Terminals::new(launcher, Children::new(OrphanPolicy::Leave), Arc::default());
     let refused = [
         open_door(terminals.create(Create::default())).expect_err("unclaimed"),
         terminals.get(&TerminalId::new("whatever")).expect_err("unclaimed"),

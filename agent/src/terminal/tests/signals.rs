@@ -62,6 +62,6 @@ async fn closing_ends_what_the_leader_left_behind_and_what_it_stopped() {
     leader_is_gone(&house, &terminal.id).await;
     assert_eq!(session(&terminal).len(), 2);
     let closed = house.terminals.close(&terminal.id, Duration::from_millis(50)).await.expect("closed");
-    assert_eq!(closed.how, Ended::Code(0));
+    assert_eq!(closed.how, ExitStatus::Code(0));
     assert_eq!(session(&terminal), []);
 }
