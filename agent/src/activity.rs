@@ -35,7 +35,7 @@ use self::{
 pub use self::{signals::Presence, snapshot::Snapshot};
 use crate::{
     admission::{AdmissionGate, Attempt, Intent},
-    claim::{Claims, Policy},
+    claim::{AgentPolicy, ClaimReceiver},
 };
 
 /// The least time between two looks of the task: a bound on its CPU whatever the policy says.
@@ -71,7 +71,7 @@ pub struct Activity(Arc<Inner>);
 
 struct Inner {
     gate: Arc<AdmissionGate>,
-    claims: Claims,
+    claims: ClaimReceiver,
     probe: Probe,
     /// Caps count from here without any intent: the start, then the claim.
     since: Mutex<Since>,
@@ -91,7 +91,7 @@ struct Since {
 
 impl Activity {
     /// Nothing has happened yet.
-    pub fn new(gate: Arc<AdmissionGate>, claims: Claims, probe: Probe) -> Self {
+    pub fn new(gate: Arc<AdmissionGate>, claims: ClaimReceiver, probe: Probe) -> Self {
         let ticks = rustix::param::clock_ticks_per_second();
         Self(Arc::new(Inner {
             gate,
@@ -261,7 +261,7 @@ impl Activity {
         Ok(())
     }
 
-    fn policy(&self) -> Policy {
+    fn policy(&self) -> AgentPolicy {
         self.0.claims.borrow().as_ref().map(|claim| claim.policy.clone()).unwrap_or_default()
     }
 

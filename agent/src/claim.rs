@@ -15,7 +15,7 @@ pub struct Claim {
     /// The life of the byte logs that this run of the agent holds.
     pub epoch: u64,
     /// Thresholds and caps.
-    pub policy: Policy,
+    pub policy: AgentPolicy,
     /// The environment of every terminal and process. May hold secrets: never logged.
     pub env: BTreeMap<String, String>,
     /// The workspace's own command (an IDE); empty: none.
@@ -28,7 +28,7 @@ pub struct Claim {
 
 /// What the control plane lets count, and for how long.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Policy {
+pub struct AgentPolicy {
     /// Counted idle time before sleep.
     pub idle_timeout: Duration,
     /// How long work (CPU, bytes, a kernel) holds after the last intent.
@@ -56,9 +56,9 @@ pub struct Policy {
 }
 
 /// Everybody's view of the claim: `None` until the control plane has made one.
-pub type Claims = watch::Receiver<Option<Arc<Claim>>>;
+pub type ClaimReceiver = watch::Receiver<Option<Arc<Claim>>>;
 
-impl Default for Policy {
+impl Default for AgentPolicy {
     fn default() -> Self {
         Self {
             idle_timeout: Duration::from_secs(15 * 60),

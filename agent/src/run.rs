@@ -22,7 +22,7 @@ use self::workspace::Workspace;
 use crate::{
     activity::proc,
     child::{ChildLimits, Children},
-    claim::Claims,
+    claim::ClaimReceiver,
     config::Config,
     ending::{Ending, Reason, Stop},
     init::{command::Command, forward::Running},
@@ -257,6 +257,6 @@ fn write_info(config: &Config, introduction: &Introduction, server: &Server) -> 
     Ok(())
 }
 
-fn readiness(ready: Arc<AtomicBool>, claims: Claims) -> Arc<dyn Fn() -> bool + Send + Sync> {
+fn readiness(ready: Arc<AtomicBool>, claims: ClaimReceiver) -> Arc<dyn Fn() -> bool + Send + Sync> {
     Arc::new(move || ready.load(Ordering::Relaxed) && claims.borrow().is_some())
 }

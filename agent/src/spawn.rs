@@ -22,7 +22,7 @@ pub use self::{
     bounds::shown,
     error::{SpawnError, spawn_failed},
 };
-use crate::claim::Claims;
+use crate::claim::ClaimReceiver;
 
 /// Searched when the environment has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -45,13 +45,13 @@ pub struct Program {
 #[derive(Debug, Clone)]
 pub struct Launcher {
     root: Arc<Path>,
-    claims: Claims,
+    claims: ClaimReceiver,
     inherited: Arc<BTreeMap<String, String>>,
 }
 
 impl Launcher {
     /// Programs start in `root` with the claim's environment.
-    pub fn new(root: impl Into<Arc<Path>>, claims: Claims) -> Self {
+    pub fn new(root: impl Into<Arc<Path>>, claims: ClaimReceiver) -> Self {
         Self { root: root.into(), claims, inherited: Arc::default() }
     }
 
@@ -70,7 +70,7 @@ impl Launcher {
     }
 
     /// The claim that is served now.
-    pub fn claims(&self) -> &Claims {
+    pub fn claims(&self) -> &ClaimReceiver {
         &self.claims
     }
 

@@ -19,7 +19,7 @@ use futures_util::FutureExt;
 use podling_agent::{
     admission::AdmissionGate,
     child::{Children, ExitStatus, OrphanPolicy},
-    claim::{Claim, Policy},
+    claim::{AgentPolicy, Claim},
     process::{
         OutputStream, ProcessEvent, ProcessExit, ProcessId, ProcessRegistry, ProcessSpec, ProcessWatcher,
     },
@@ -42,10 +42,10 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self::with(Policy::default())
+        Self::with(AgentPolicy::default())
     }
 
-    fn with(policy: Policy) -> Self {
+    fn with(policy: AgentPolicy) -> Self {
         let home = tempfile::tempdir().unwrap();
         let claim = Claim {
             workspace_id: "w".into(),

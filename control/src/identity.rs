@@ -14,7 +14,7 @@ use http::HeaderValue;
 use podling_core::id::{Owner, WorkspaceId};
 use podling_proto::{
     error::{Reason, WireError},
-    token::{self, Audience, Claims, TokenError},
+    token::{self, Audience, TokenClaims, TokenError},
     v1::Verb,
     verb::Verbs,
 };
@@ -135,7 +135,7 @@ impl Identity {
         let iat = now();
         let wanted = iat.saturating_add(grant.ttl.min(MAX_TTL).as_secs());
         let exp = caller.expires.map_or(wanted, |end| wanted.min(end));
-        let claims = Claims {
+        let claims = TokenClaims {
             sub: owner.to_string(),
             aud: grant.agent.map_or(Audience::Control, |id| Audience::Agent(id.to_string())),
             iat,
@@ -152,7 +152,7 @@ impl Identity {
     pub fn agent_token(&self, workspace: &WorkspaceId, owner: &Owner, verbs: &Verbs) -> HeaderValue {
         let now = now();
         self.agent_tokens.get(workspace, owner, verbs, now, |exp| {
-            let token = self.keys.sign(&Claims {
+            let token = self.keys.sign(&TokenClaims {
                 sub: owner.to_string(),
                 aud: Audience::Agent(workspace.to_string()),
                 iat: now,
@@ -199,7 +199,7 @@ fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-fn caller_of(claims: Claims) -> Option<Caller> {
+fn caller_of(claims: TokenClaims) -> Option<Caller> {
     let workspaces = claims.workspaces.map(|ids| ids.iter().map(|id| id.parse()).collect());
     Some(Caller {
         owner: claims.sub.parse().ok()?,

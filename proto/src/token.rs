@@ -31,7 +31,7 @@ pub enum Audience {
 
 /// What a token says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Claims {
+pub struct TokenClaims {
     /// Whom the token was made for: the owner.
     pub sub: String,
     /// Who may accept it.
@@ -77,7 +77,7 @@ pub struct SigningKey {
 pub struct VerifyingKeys(BTreeMap<String, Vec<u8>>);
 
 #[derive(Serialize, Deserialize)]
-struct Header {
+struct JwtHeader {
     alg: String,
     typ: String,
     kid: String,
@@ -111,8 +111,8 @@ impl SigningKey {
     }
 
     /// Signs.
-    pub fn sign(&self, claims: &Claims) -> String {
-        let header = Header { alg: "EdDSA".into(), typ: "JWT".into(), kid: self.id.clone() };
+    pub fn sign(&self, claims: &TokenClaims) -> String {
+        let header = JwtHeader { alg: "EdDSA".into(), typ: "JWT".into(), kid: self.id.clone() };
         let signed = format!("{}.{}", encode(&header), encode(claims));
         let signature = self.pair.sign(signed.as_bytes());
         format!("{signed}.{}", BASE64.encode(signature.as_ref()))
@@ -134,13 +134,13 @@ impl VerifyingKeys {
     }
 
     /// The claims of a token that is valid for `audience` at `now` (seconds since 1970).
-    pub fn verify(&self, token: &str, audience: &Audience, now: u64) -> Result<Claims, TokenError> {
+    pub fn verify(&self, token: &str, audience: &Audience, now: u64) -> Result<TokenClaims, TokenError> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(TokenError::Invalid);
         }
         let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Invalid)?;
         let (header, payload) = signed.split_once('.').ok_or(TokenError::Invalid)?;
-        let header: Header = decode(header)?;
+        let header: JwtHeader = decode(header)?;
         if header.alg != "EdDSA" {
             return Err(TokenError::Invalid);
         }
@@ -149,7 +149,7 @@ impl VerifyingKeys {
         UnparsedPublicKey::new(&ED25519, key)
             .verify(signed.as_bytes(), &signature)
             .map_err(|_| TokenError::Invalid)?;
-        let claims: Claims = decode(payload)?;
+        let claims: TokenClaims = decode(payload)?;
         if claims.aud != *audience {
             return Err(TokenError::Foreign);
         }
@@ -211,8 +211,8 @@ mod tests {
     use super::*;
     use crate::v1::Verb;
 
-    fn claims(aud: Audience) -> Claims {
-        Claims {
+    fn claims(aud: Audience) -> TokenClaims {
+        TokenClaims {
             sub: "ada".into(),
             aud,
             iat: 1000,
@@ -249,7 +249,7 @@ mod tests {
         assert_eq!(others.verify(&token, &Audience::Control, 1500), Err(TokenError::Invalid));
         let (_, payload) = token.split_once('.').expect("parts");
         let (payload, _) = payload.split_once('.').expect("parts");
-        let none = encode(&Header { alg: "none".into(), typ: "JWT".into(), kid: key.id().into() });
+        let none = encode(&JwtHeader { alg: "none".into(), typ: "JWT".into(), kid: key.id().into() });
         let keys = VerifyingKeys::new([(key.id().to_owned(), key.public_key().to_vec())]);
         assert_eq!(
             keys.verify(&format!("{none}.{payload}."), &Audience::Control, 1500),

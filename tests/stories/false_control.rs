@@ -3,7 +3,7 @@
 use podling_proto::{
     agent::v1::GetActivityRequest,
     error::{self, Reason},
-    token::{Audience, Claims, random},
+    token::{Audience, TokenClaims, random},
     verb::Verbs,
 };
 use podling_tests::{
@@ -68,7 +68,7 @@ async fn the_right_one_may_be_slow() {
     assert_eq!(credentials[0], format!("Bearer {CREDENTIAL}"));
 
     // Claimed, it serves whoever has a token of that control plane's making.
-    let claims = Claims {
+    let claims = TokenClaims {
         sub: "ada".into(),
         aud: Audience::Agent("abcdefghijkl".into()),
         iat: 0,

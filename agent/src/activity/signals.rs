@@ -7,7 +7,7 @@ use super::{
     verdict::{Observed, Signal},
     work::Usage,
 };
-use crate::claim::Policy;
+use crate::claim::AgentPolicy;
 
 /// What terminals and processes know of themselves.
 #[derive(Debug, Clone, Default)]
@@ -42,7 +42,7 @@ pub(super) fn of_lease(lease: &Lease) -> Observed {
 }
 
 /// Work as far as it reaches the policy's thresholds. Without another walk it is over when the window is.
-pub(super) fn of_work(usage: &Usage, at: Instant, policy: &Policy) -> Vec<Observed> {
+pub(super) fn of_work(usage: &Usage, at: Instant, policy: &AgentPolicy) -> Vec<Observed> {
     let seen = |signal, detail| Observed { signal, detail, seen: at, until: Some(at + policy.work_window) };
     let mut signals = Vec::new();
     if usage.cpu_cores >= policy.cpu_cores {

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{admission::Intent, claim::Policy};
+use crate::{admission::Intent, claim::AgentPolicy};
 
 /// How much the workspace is in use; ordered, weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -96,7 +96,7 @@ impl Signals {
 
 impl Judgement {
     /// Judges.
-    pub fn of(signals: &Signals, policy: &Policy, now: Instant) -> Self {
+    pub fn of(signals: &Signals, policy: &AgentPolicy, now: Instant) -> Self {
         let anchor = signals.anchor();
         let intents = signals.intents.iter().map(|(intent, at)| {
             evidence(Signal::Intent(*intent), words(*intent).to_owned(), *at, *at + policy.active_for, now)
@@ -179,7 +179,7 @@ mod tests {
     fn a_keystroke_is_active_for_a_minute_and_then_only_remembered() {
         let start = Instant::now();
         let signals = Signals { intents: vec![(Intent::Keystroke, start)], ..none(start) };
-        let at = |s| Judgement::of(&signals, &Policy::default(), start + Duration::from_secs(s));
+        let at = |s| Judgement::of(&signals, &AgentPolicy::default(), start + Duration::from_secs(s));
         assert_eq!(at(59).verdict, ActivityLevel::Active);
         assert_eq!(at(59).changes_in(), Some(Duration::from_secs(1)));
         assert_eq!(at(60).verdict, ActivityLevel::Idle);
@@ -191,7 +191,7 @@ mod tests {
         let start = Instant::now();
         let job = Signals { observed: vec![seen(Signal::ForegroundJob, start)], ..none(start) };
         let cpu = Signals { observed: vec![seen(Signal::Cpu, start)], ..none(start) };
-        let at = |s: &Signals, after| Judgement::of(s, &Policy::default(), start + after).verdict;
+        let at = |s: &Signals, after| Judgement::of(s, &AgentPolicy::default(), start + after).verdict;
         let second = Duration::from_secs(1);
         assert_eq!(at(&job, HOUR - second), ActivityLevel::Busy);
         assert_eq!(at(&job, HOUR), ActivityLevel::Idle);
@@ -204,7 +204,7 @@ mod tests {
         let start = Instant::now();
         let mut signals = Signals { observed: vec![seen(Signal::ForegroundJob, start)], ..none(start) };
         signals.intents.push((Intent::Keystroke, start + 2 * HOUR));
-        let later = Judgement::of(&signals, &Policy::default(), start + 2 * HOUR + HOUR / 2);
+        let later = Judgement::of(&signals, &AgentPolicy::default(), start + 2 * HOUR + HOUR / 2);
         assert_eq!(later.verdict, ActivityLevel::Busy);
         assert_eq!(later.evidence[0].holds_for, HOUR / 2);
     }
@@ -213,7 +213,7 @@ mod tests {
     fn a_lease_alone_is_busy_until_it_expires_exactly() {
         let start = Instant::now();
         let signals = Signals { observed: vec![seen(Signal::Lease, start)], ..none(start) };
-        let at = |after| Judgement::of(&signals, &Policy::default(), start + after).verdict;
+        let at = |after| Judgement::of(&signals, &AgentPolicy::default(), start + after).verdict;
         assert_eq!(at(HOUR - Duration::from_nanos(1)), ActivityLevel::Busy);
         assert_eq!(at(HOUR), ActivityLevel::Idle);
     }
@@ -243,7 +243,7 @@ mod tests {
     proptest! {
         #[test]
         fn removing_a_signal_never_raises_the_verdict((signals, now) in signals()) {
-            let policy = Policy::default();
+            let policy = AgentPolicy::default();
             let full = Judgement::of(&signals, &policy, now).verdict;
             for i in 0..signals.intents.len() {
                 let mut less = signals.clone();
@@ -259,7 +259,7 @@ mod tests {
 
         #[test]
         fn the_first_evidence_is_what_decides((signals, now) in signals()) {
-            let judged = Judgement::of(&signals, &Policy::default(), now);
+            let judged = Judgement::of(&signals, &AgentPolicy::default(), now);
             let strongest = judged.evidence.first().filter(|e| !e.capped);
             prop_assert_eq!(judged.verdict, strongest.map_or(ActivityLevel::Idle, |e| speaks_for(e.signal)));
             prop_assert_eq!(judged.evidence.len(), signals.intents.len() + signals.observed.len());
@@ -267,7 +267,7 @@ mod tests {
 
         #[test]
         fn nothing_but_a_lease_outlives_its_cap((signals, _) in signals()) {
-            let policy = Policy::default();
+            let policy = AgentPolicy::default();
             let capped = signals.anchor() + policy.work_cap;
             let judged = Judgement::of(&signals, &policy, capped);
             prop_assert!(judged.evidence.iter().all(|e| e.capped || e.signal == Signal::Lease));
@@ -275,7 +275,7 @@ mod tests {
 
         #[test]
         fn the_verdict_stays_until_the_moment_it_says((signals, now) in signals()) {
-            let policy = Policy::default();
+            let policy = AgentPolicy::default();
             let judged = Judgement::of(&signals, &policy, now);
             if let Some(left) = judged.changes_in() {
                 let before = Judgement::of(&signals, &policy, now + left - Duration::from_nanos(1));

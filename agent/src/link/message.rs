@@ -8,7 +8,7 @@ use super::Introduction;
 use crate::{
     activity::{Snapshot, warning::Warning},
     api,
-    claim::{Claim, Policy},
+    claim::{AgentPolicy, Claim},
     sleep::Urgency,
 };
 
@@ -138,8 +138,8 @@ pub fn claim(claim: wire::Claim) -> Result<Claim, BadClaim> {
 }
 
 /// What a policy leaves out is as the default has it; what is out of bounds is moved to the bound.
-fn policy(policy: wire::AgentPolicy) -> Policy {
-    let default = Policy::default();
+fn policy(policy: wire::AgentPolicy) -> AgentPolicy {
+    let default = AgentPolicy::default();
     let span = |given: Option<prost_types::Duration>, default: Duration| {
         given.and_then(|d| Duration::try_from(d).ok()).map_or(default, |d| d.min(LONGEST))
     };
@@ -147,7 +147,7 @@ fn policy(policy: wire::AgentPolicy) -> Policy {
     let rate = |given: f64, default: f64| if given.is_finite() && given > 0.0 { given } else { default };
     let count = |given: u32, default: usize| if given == 0 { default } else { given.min(MAX_COUNT) as usize };
     let ring = |given: u64| given.clamp(RING_BYTES.0, RING_BYTES.1) as usize;
-    Policy {
+    AgentPolicy {
         idle_timeout: span(policy.idle_timeout, default.idle_timeout),
         work_cap: span(policy.work_cap, default.work_cap),
         presence_cap: span(policy.presence_cap, default.presence_cap),
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn an_empty_policy_is_the_default() {
-        assert_eq!(claim(good()).expect("claim").policy, Policy::default());
+        assert_eq!(claim(good()).expect("claim").policy, AgentPolicy::default());
     }
 
     #[test]
@@ -212,8 +212,8 @@ mod tests {
         assert_eq!(read.beat_interval, BEAT_INTERVAL.0);
         assert_eq!(read.lease_cap, LONGEST_LEASE);
         assert_eq!(read.work_cap, LONGEST);
-        assert_eq!(read.idle_timeout, Policy::default().idle_timeout);
-        assert_eq!(read.cpu_cores, Policy::default().cpu_cores);
+        assert_eq!(read.idle_timeout, AgentPolicy::default().idle_timeout);
+        assert_eq!(read.cpu_cores, AgentPolicy::default().cpu_cores);
         assert_eq!(read.ring_bytes as u64, RING_BYTES.1);
     }
 }

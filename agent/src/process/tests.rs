@@ -16,7 +16,7 @@ use super::{
 use crate::{
     admission::AdmissionGate,
     child::{Children, OrphanPolicy},
-    claim::{Claim, Policy},
+    claim::{AgentPolicy, Claim},
     spawn::{Launcher, Program},
 };
 
@@ -31,7 +31,7 @@ struct World {
 }
 
 impl World {
-    fn with(policy: Policy) -> Self {
+    fn with(policy: AgentPolicy) -> Self {
         let home = tempfile::tempdir().unwrap();
         let claim = Claim {
             workspace_id: "w".into(),
@@ -84,7 +84,7 @@ async fn exit(mut watcher: ProcessWatcher) -> super::ProcessExit {
 
 #[tokio::test]
 async fn what_run_has_returned_is_kept_by_nobody() {
-    let world = World::with(Policy::default());
+    let world = World::with(AgentPolicy::default());
     let script = "head -c 100000 /dev/zero; while [ ! -e go ]; do sleep 0.01; done";
     let mut call = Box::pin(world.processes.run(RunSpec { program: sh(script), ..RunSpec::default() }));
     tokio::select! {
@@ -99,7 +99,7 @@ async fn what_run_has_returned_is_kept_by_nobody() {
 
 #[tokio::test]
 async fn a_run_whose_caller_has_gone_is_forgotten_with_its_end() {
-    let world = World::with(Policy::default());
+    let world = World::with(AgentPolicy::default());
     let mut call = Box::pin(world.processes.run(RunSpec { program: sh("sleep 1000"), ..RunSpec::default() }));
     tokio::select! {
         _ = &mut call => panic!("it sleeps"),
@@ -113,7 +113,7 @@ async fn a_run_whose_caller_has_gone_is_forgotten_with_its_end() {
 
 #[tokio::test]
 async fn ended_processes_hold_only_so_much_output_and_still_tell_their_end() {
-    let world = World::with(Policy::default());
+    let world = World::with(AgentPolicy::default());
     let fits = table::ENDED_BYTES / MIB;
     for n in 0..fits + 4 {
         let program = sh(&format!("head -c {MIB} /dev/zero; exit {n}"));
@@ -136,7 +136,7 @@ async fn ended_processes_hold_only_so_much_output_and_still_tell_their_end() {
 
 #[tokio::test]
 async fn only_so_many_ended_processes_are_kept_and_those_that_are_read_have_their_place() {
-    let world = World::with(Policy { max_processes: 2, ..Policy::default() });
+    let world = World::with(AgentPolicy { max_processes: 2, ..AgentPolicy::default() });
     let start = |script| {
         world
             .processes
@@ -162,7 +162,7 @@ async fn only_so_many_ended_processes_are_kept_and_those_that_are_read_have_thei
 
 #[tokio::test]
 async fn what_all_calls_of_run_keep_together_is_bounded_and_said() {
-    let world = World::with(Policy::default());
+    let world = World::with(AgentPolicy::default());
     let bytes = world.processes.inner.run_bytes.clone();
     let left = bytes.available_permits() as u32;
     let others = bytes.clone().try_acquire_many_owned(left - 1000).unwrap();

@@ -18,7 +18,7 @@ use crate::{
     },
     archive::Archives,
     child::{Children, OrphanPolicy},
-    claim::Claims,
+    claim::ClaimReceiver,
     ending::GRACE,
     files::{Files, WorkspaceRoot},
     init,
@@ -40,7 +40,7 @@ pub(super) struct Workspace {
     pub(super) terminals: Terminals,
     archives: Archives,
     processes: ProcessRegistry,
-    claims: Claims,
+    claims: ClaimReceiver,
     orphans: OrphanPolicy,
 }
 
@@ -59,7 +59,7 @@ impl Workspace {
         root: &Path,
         state: &Path,
         children: Children,
-        claims: Claims,
+        claims: ClaimReceiver,
         orphans: OrphanPolicy,
     ) -> io::Result<Self> {
         let gate = Arc::new(AdmissionGate::new());

@@ -19,7 +19,7 @@ use podling_proto::{
 };
 
 use super::{connection::Proof, reply::refuse};
-use crate::claim::{Claim, Claims};
+use crate::claim::{Claim, ClaimReceiver};
 
 /// What everybody may ask.
 const OPEN: [&str; 2] = ["/healthz", "/readyz"];
@@ -31,7 +31,7 @@ const REFLECTION: [&str; 2] =
 const CLAIM_PAUSE: Duration = Duration::from_secs(1);
 
 /// Lets a call through, or answers it with the refusal.
-pub async fn check(State(claims): State<Claims>, request: Request, next: Next) -> Response {
+pub async fn check(State(claims): State<ClaimReceiver>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     if OPEN.contains(&path) || path.starts_with(OPEN_SERVICE) {
         return next.run(request).await;

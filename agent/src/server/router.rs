@@ -20,7 +20,7 @@ use tonic_health::{
 use tonic_web::GrpcWebLayer;
 
 use super::{auth, farewell, reply};
-use crate::claim::Claims;
+use crate::claim::ClaimReceiver;
 
 /// The descriptor set does not describe itself; this is a fault of the build.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +35,7 @@ const HEALTH_BYTES: usize = 1024;
 #[derive(Clone)]
 pub struct Parts {
     /// Who may sign tokens, and whether there is anything to serve.
-    pub claims: Claims,
+    pub claims: ClaimReceiver,
     /// Says whether the agent is up.
     pub health: HealthReporter,
     /// Whether calls are wanted.

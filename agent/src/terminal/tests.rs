@@ -17,7 +17,7 @@ use super::*;
 use crate::{
     admission::AdmissionGate,
     child::{Children, OrphanPolicy},
-    claim::{Claim, Policy},
+    claim::{AgentPolicy, Claim},
     spawn::{Launcher, Program},
 };
 
@@ -32,7 +32,7 @@ struct House {
     _reaper: JoinSet<()>,
 }
 
-fn claim(policy: Policy) -> Claim {
+fn claim(policy: AgentPolicy) -> Claim {
     let env = [("PS1", "$ "), ("ENV", ""), ("LANG", "C.UTF-8")];
     Claim {
         workspace_id: "abcdefghijkl".into(),
@@ -48,10 +48,10 @@ fn claim(policy: Policy) -> Claim {
 
 impl House {
     fn new() -> Self {
-        Self::with(Policy::default())
+        Self::with(AgentPolicy::default())
     }
 
-    fn with(policy: Policy) -> Self {
+    fn with(policy: AgentPolicy) -> Self {
         let root = tempfile::tempdir().expect("a folder");
         let (_tx, claims) = watch::channel(Some(Arc::new(claim(policy))));
         let children = Children::new(OrphanPolicy::Leave);

@@ -11,7 +11,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use podling_agent::tasks::Spawner;
 use podling_proto::{
-    token::{Claims, SigningKey},
+    token::{SigningKey, TokenClaims},
     verb::Verbs,
 };
 use rustls::{
@@ -178,6 +178,6 @@ pub(crate) fn with_token<T>(message: T, token: &str) -> tonic::Request<T> {
 
 /// A token that allows this, signed by this key.
 pub(crate) fn token(key: &SigningKey, verbs: &str) -> String {
-    let claims: Claims = plane::claims(verbs.parse::<Verbs>().expect("verbs"));
+    let claims: TokenClaims = plane::claims(verbs.parse::<Verbs>().expect("verbs"));
     key.sign(&claims)
 }

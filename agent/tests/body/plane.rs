@@ -19,7 +19,7 @@ use podling_proto::{
         agents_server::{Agents, AgentsServer},
         control_message::Message,
     },
-    token::{Audience, Claims, SigningKey},
+    token::{Audience, SigningKey, TokenClaims},
     verb::Verbs,
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -258,8 +258,8 @@ pub(crate) fn now() -> u64 {
 }
 
 /// What a good token says; tests spoil it.
-pub(crate) fn claims(verbs: Verbs) -> Claims {
-    Claims {
+pub(crate) fn claims(verbs: Verbs) -> TokenClaims {
+    TokenClaims {
         sub: "ada".into(),
         aud: Audience::Agent(WORKSPACE.into()),
         iat: now(),

@@ -10,7 +10,7 @@ use podling_agent::server::info::Info;
 use podling_proto::{
     agent::v1::{GetActivityRequest, KeepAwakeRequest, activity_client::ActivityClient},
     error,
-    token::{Audience, Claims, SigningKey},
+    token::{Audience, SigningKey, TokenClaims},
     v1::{Reason, Verb},
     verb::Verbs,
 };
@@ -66,9 +66,9 @@ async fn a_token_opens_what_it_allows_here_and_now_and_nothing_more() {
     let missing = client.get(GetActivityRequest {}).await.expect_err("refused");
     assert_eq!((missing.code(), reason(&missing)), (Code::Unauthenticated, Reason::TokenMissing));
 
-    let elsewhere = |aud| Claims { aud, ..good.clone() };
-    let narrowed = Claims { workspaces: Some(vec!["another".into()]), ..good.clone() };
-    let expired = Claims { iat: now() - 100, exp: now() - 1, ..good.clone() };
+    let elsewhere = |aud| TokenClaims { aud, ..good.clone() };
+    let narrowed = TokenClaims { workspaces: Some(vec!["another".into()]), ..good.clone() };
+    let expired = TokenClaims { iat: now() - 100, exp: now() - 1, ..good.clone() };
     for (token, expected) in [
         ("nonsense".to_owned(), Reason::TokenInvalid),
         (crate::plane::key().sign(&good), Reason::TokenInvalid),

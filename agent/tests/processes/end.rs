@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use podling_agent::{
-    claim::Policy,
+    claim::AgentPolicy,
     process::{ProcessError, ProcessEvent, ProcessSpec},
 };
 use tokio::time::{sleep, timeout};
@@ -117,7 +117,7 @@ async fn the_end_of_the_workspace_ends_every_group() {
 
 #[tokio::test]
 async fn there_are_only_so_many_at_once() {
-    let world = World::with(Policy { max_processes: 2, ..Policy::default() });
+    let world = World::with(AgentPolicy { max_processes: 2, ..AgentPolicy::default() });
     let watchers = [world.sh("sleep 100"), world.sh("sleep 100")];
     let refused = world.processes.start(sh("true")).await.unwrap_err();
     assert!(matches!(refused, ProcessError::TooManyProcesses { limit: 2 }), "{refused}");
@@ -185,7 +185,7 @@ async fn a_timeout_ends_also_those_who_outlive_their_leader() {
 
 #[tokio::test]
 async fn watchers_that_never_read_do_not_hold_up_the_end() {
-    let world = World::with(Policy { ring_bytes: 64 * 1024, ..Policy::default() });
+    let world = World::with(AgentPolicy { ring_bytes: 64 * 1024, ..AgentPolicy::default() });
     let stalled: Vec<_> = (0..4).map(|_| world.sh("yes")).collect();
     let mut reading =
         world.sh("trap '' HUP; trap 'seq 1 200000; exit 7' TERM; echo ready; while :; do sleep 0.01; done");

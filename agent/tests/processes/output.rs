@@ -1,7 +1,7 @@
 //! Output: split, complete, and from any position.
 
 use podling_agent::{
-    claim::Policy,
+    claim::AgentPolicy,
     process::{OutputStream, ProcessError, ProcessEvent, ProcessSpec},
 };
 
@@ -19,7 +19,7 @@ async fn the_two_outputs_stay_apart() {
 #[tokio::test]
 async fn a_slow_reader_loses_nothing_of_a_hundred_megabytes() {
     // A log of 100 KB, so that the command must wait a thousand times.
-    let world = World::with(Policy { ring_bytes: 100_000, ..Policy::default() });
+    let world = World::with(AgentPolicy { ring_bytes: 100_000, ..AgentPolicy::default() });
     let mut watcher = world.sh("yes 0123456789abcde | head -c 100000000; echo end >&2");
     let (mut out, mut checked) = (0u64, 0u64);
     let exit = loop {
@@ -49,7 +49,7 @@ async fn a_slow_reader_loses_nothing_of_a_hundred_megabytes() {
 
 #[tokio::test]
 async fn a_watcher_that_stops_reading_holds_the_command_and_one_that_goes_lets_it_go_on() {
-    let world = World::with(Policy { ring_bytes: 64 * 1024, ..Policy::default() });
+    let world = World::with(AgentPolicy { ring_bytes: 64 * 1024, ..AgentPolicy::default() });
     let mut slow = world.sh("head -c 1000000 /dev/zero; echo done > finished");
     let id = id(&mut slow).await;
     let mut quick = world.processes.watch(&id, EPOCH, [0, 0]).unwrap();
@@ -94,7 +94,7 @@ async fn a_client_whose_link_broke_goes_on_where_it_was() {
 
 #[tokio::test]
 async fn what_is_no_longer_held_is_named() {
-    let world = World::with(Policy { ring_bytes: 1_000, ..Policy::default() });
+    let world = World::with(AgentPolicy { ring_bytes: 1_000, ..AgentPolicy::default() });
     let mut watcher = world.sh("seq 1 1000");
     let id = id(&mut watcher).await;
     let seen = all(watcher).await;

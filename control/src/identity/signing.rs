@@ -67,7 +67,7 @@ impl Keys {
         Ok(Self { current: keys.pop_front().ok_or_else(unusable)?, public, verifying })
     }
 
-    pub(super) fn sign(&self, claims: &podling_proto::token::Claims) -> String {
+    pub(super) fn sign(&self, claims: &podling_proto::token::TokenClaims) -> String {
         self.current.sign(claims)
     }
 }
@@ -75,7 +75,7 @@ impl Keys {
 #[cfg(test)]
 mod tests {
     use podling_proto::{
-        token::{Audience, Claims},
+        token::{Audience, TokenClaims},
         verb::Verbs,
     };
 
@@ -86,7 +86,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("token-keys.json");
         let month = KEY_LIFE.as_secs();
-        let claims = Claims {
+        let claims = TokenClaims {
             sub: "ada".into(),
             aud: Audience::Control,
             iat: 0,

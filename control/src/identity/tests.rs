@@ -78,7 +78,7 @@ fn missing_wrong_expired_and_foreign_tokens_are_told_apart() {
     let (_other_data, other, other_root) = self::identity();
     let foreign = other.mint(&other_root, grant("read")).expect("token").token;
     assert_eq!(reason(Some(&foreign)), Reason::TokenInvalid, "another control plane's");
-    let expired = identity.keys.sign(&Claims {
+    let expired = identity.keys.sign(&TokenClaims {
         sub: "ada".into(),
         aud: Audience::Control,
         iat: 1000,

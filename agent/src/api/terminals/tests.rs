@@ -14,7 +14,7 @@ use tonic::Code;
 use super::*;
 use crate::{
     child::{Children, OrphanPolicy},
-    claim::{Claim, Policy},
+    claim::{AgentPolicy, Claim},
     spawn::Launcher,
 };
 
@@ -32,7 +32,7 @@ fn house(claimed: bool) -> House {
         workspace_id: "abcdefghijkl".into(),
         workspace_name: "test".into(),
         epoch: 7,
-        policy: Policy::default(),
+        policy: AgentPolicy::default(),
         env: [("PS1".to_owned(), "$ ".to_owned())].into(),
         command: Vec::new(),
         maintenance: false,

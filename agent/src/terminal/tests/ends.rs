@@ -181,7 +181,7 @@ async fn an_unclaimed_agent_says_so() {
 
 #[tokio::test]
 async fn terminals_are_bounded_and_ended_ones_make_room() {
-    let house = House::with(Policy { max_terminals: 3, ..Policy::default() });
+    let house = House::with(AgentPolicy { max_terminals: 3, ..AgentPolicy::default() });
     let ended = house.script("true");
     house.exit(&ended.id).await;
     let _running: Vec<_> = (0..2).map(|_| house.open(&["cat"])).collect();

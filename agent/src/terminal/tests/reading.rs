@@ -73,7 +73,7 @@ async fn a_reader_that_comes_back_at_any_position_misses_nothing() {
 
 #[tokio::test]
 async fn positions_that_are_over_or_never_were_are_told_apart() {
-    let house = House::with(Policy { ring_bytes: 8 * 1024, ..Policy::default() });
+    let house = House::with(AgentPolicy { ring_bytes: 8 * 1024, ..AgentPolicy::default() });
     let terminal = house.script("seq 10000; exit 0");
     house.exit(&terminal.id).await;
     let info = house.terminals.get(&terminal.id).expect("kept");
