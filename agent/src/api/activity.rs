@@ -30,7 +30,7 @@ use crate::{
 /// Watches of activity at once; the next is refused.
 const MAX_WATCHES: usize = 64;
 /// A watch says where things stand this often even if nothing changes: proxies cut streams that are silent for 60 s.
-const TELL_EVERY: Duration = Duration::from_secs(15);
+const REPEAT_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -39,7 +39,7 @@ pub struct ActivityService {
     watches: Arc<Semaphore>,
 }
 
-struct Watcher {
+struct ActivityWatcher {
     service: ActivityService,
     pulse: watch::Receiver<Pulse>,
     first: bool,
@@ -78,7 +78,7 @@ impl activity_server::Activity for ActivityService {
                 .with("what", "watches of activity")
         })?;
         let pulse = self.activity.pulse();
-        let watcher = Watcher { service: self.clone(), pulse, first: true, _permit: permit };
+        let watcher = ActivityWatcher { service: self.clone(), pulse, first: true, _permit: permit };
         Ok(Response::new(Box::pin(stream::unfold(watcher, next))))
     }
 
@@ -102,14 +102,14 @@ impl activity_server::Activity for ActivityService {
     }
 }
 
-type Told = Result<wire::WatchActivityResponse, Status>;
+type WatchItem = Result<wire::WatchActivityResponse, Status>;
 
 /// The next thing a watcher learns.
-async fn next(mut watcher: Watcher) -> Option<(Told, Watcher)> {
+async fn next(mut watcher: ActivityWatcher) -> Option<(WatchItem, ActivityWatcher)> {
     if !std::mem::replace(&mut watcher.first, false) {
         tokio::select! {
             changed = watcher.pulse.changed() => changed.ok()?,
-            () = sleep(TELL_EVERY) => {}
+            () = sleep(REPEAT_INTERVAL) => {}
         }
     }
     watcher.pulse.mark_unchanged();

@@ -19,25 +19,25 @@ use crate::archive::{
 
 /// The gRPC service.
 #[derive(Debug, Clone)]
-pub struct ArchivesApi {
+pub struct ArchivesService {
     archives: Archives,
 }
 
-impl ArchivesApi {
+impl ArchivesService {
     /// Serves these archives.
     pub fn new(archives: Archives) -> Self {
         Self { archives }
     }
 }
 
-type Answer<T> = Result<Response<T>, Status>;
-type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type ArchiveReply<T> = Result<Response<T>, Status>;
+type ArchiveStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
-impl archives_server::Archives for ArchivesApi {
-    type CreateStream = Messages<wire::CreateArchiveResponse>;
+impl archives_server::Archives for ArchivesService {
+    type CreateStream = ArchiveStream<wire::CreateArchiveResponse>;
 
-    async fn create(&self, request: Request<wire::CreateArchiveRequest>) -> Answer<Self::CreateStream> {
+    async fn create(&self, request: Request<wire::CreateArchiveRequest>) -> ArchiveReply<Self::CreateStream> {
         let request = request.into_inner();
         let options = CreateOptions {
             preservation: request.preservation,
@@ -49,12 +49,12 @@ impl archives_server::Archives for ArchivesApi {
         Ok(Response::new(messages.boxed()))
     }
 
-    type ExtractStream = Messages<wire::ExtractArchiveResponse>;
+    type ExtractStream = ArchiveStream<wire::ExtractArchiveResponse>;
 
     async fn extract(
         &self,
         request: Request<Streaming<wire::ExtractArchiveRequest>>,
-    ) -> Answer<Self::ExtractStream> {
+    ) -> ArchiveReply<Self::ExtractStream> {
         let mut messages = request.into_inner();
         let first = messages.message().await?.unwrap_or_default();
         let open = first.open.ok_or_else(|| bad_field("open", "in the first message"))?;

@@ -20,32 +20,32 @@ const MAX_DATA: usize = 1024 * 1024;
 
 /// The gRPC service.
 #[derive(Debug, Clone)]
-pub struct FilesApi {
+pub struct FilesService {
     files: Files,
 }
 
-impl FilesApi {
+impl FilesService {
     /// Serves these files.
     pub fn new(files: Files) -> Self {
         Self { files }
     }
 }
 
-type Answer<T> = Result<Response<T>, Status>;
-type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type FileReply<T> = Result<Response<T>, Status>;
+type FileStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
-impl files_server::Files for FilesApi {
-    async fn stat(&self, request: Request<wire::StatRequest>) -> Answer<wire::StatResponse> {
+impl files_server::Files for FilesService {
+    async fn stat(&self, request: Request<wire::StatRequest>) -> FileReply<wire::StatResponse> {
         let request = request.into_inner();
         let links = if request.no_follow { SymlinkMode::NoFollow } else { SymlinkMode::Follow };
         let entry = self.files.stat(path(request.path)?, links).await.map_err(status)?;
         Ok(Response::new(wire::StatResponse { entry: Some(entry.into()) }))
     }
 
-    type ListStream = Messages<wire::ListFilesResponse>;
+    type ListStream = FileStream<wire::ListFilesResponse>;
 
-    async fn list(&self, request: Request<wire::ListFilesRequest>) -> Answer<Self::ListStream> {
+    async fn list(&self, request: Request<wire::ListFilesRequest>) -> FileReply<Self::ListStream> {
         let pages = self.files.list(path(request.into_inner().path)?).await.map_err(status)?;
         let message = |page: Vec<FileEntry>| wire::ListFilesResponse {
             entries: page.into_iter().map(wire::Entry::from).collect(),
@@ -53,9 +53,9 @@ impl files_server::Files for FilesApi {
         Ok(Response::new(pages.map_ok(message).map_err(status).boxed()))
     }
 
-    type ReadStream = Messages<wire::ReadFileResponse>;
+    type ReadStream = FileStream<wire::ReadFileResponse>;
 
-    async fn read(&self, request: Request<wire::ReadFileRequest>) -> Answer<Self::ReadStream> {
+    async fn read(&self, request: Request<wire::ReadFileRequest>) -> FileReply<Self::ReadStream> {
         let request = request.into_inner();
         let reading = self.files.read(path(request.path)?).await.map_err(status)?;
         let length = (request.length > 0).then_some(request.length);
@@ -69,7 +69,7 @@ impl files_server::Files for FilesApi {
     async fn write(
         &self,
         request: Request<Streaming<wire::WriteFileRequest>>,
-    ) -> Answer<wire::WriteFileResponse> {
+    ) -> FileReply<wire::WriteFileResponse> {
         let mut messages = request.into_inner();
         let first = messages.message().await?.unwrap_or_default();
         let ((path, options), data) = (open(first.open)?, sized(first.data)?);
@@ -87,7 +87,7 @@ impl files_server::Files for FilesApi {
     async fn write_chunk(
         &self,
         request: Request<wire::WriteChunkRequest>,
-    ) -> Answer<wire::WriteChunkResponse> {
+    ) -> FileReply<wire::WriteChunkResponse> {
         let request = request.into_inner();
         let data = sized(request.data)?;
         let upload = match (request.upload_id, request.open) {
@@ -106,21 +106,21 @@ impl files_server::Files for FilesApi {
         Ok(Response::new(progress.into()))
     }
 
-    async fn mkdir(&self, request: Request<wire::MkdirRequest>) -> Answer<wire::MkdirResponse> {
+    async fn mkdir(&self, request: Request<wire::MkdirRequest>) -> FileReply<wire::MkdirResponse> {
         let request = request.into_inner();
         let mode = mode(request.mode)?;
         self.files.mkdir(path(request.path)?, mode, request.parents).await.map_err(status)?;
         Ok(Response::new(wire::MkdirResponse {}))
     }
 
-    async fn r#move(&self, request: Request<wire::MoveRequest>) -> Answer<wire::MoveResponse> {
+    async fn r#move(&self, request: Request<wire::MoveRequest>) -> FileReply<wire::MoveResponse> {
         let request = request.into_inner();
         let (from, to) = (path(request.from)?, path(request.to)?);
         self.files.rename(from, to, request.replace).await.map_err(status)?;
         Ok(Response::new(wire::MoveResponse {}))
     }
 
-    async fn remove(&self, request: Request<wire::RemoveRequest>) -> Answer<wire::RemoveResponse> {
+    async fn remove(&self, request: Request<wire::RemoveRequest>) -> FileReply<wire::RemoveResponse> {
         let request = request.into_inner();
         let removed = self.files.remove(path(request.path)?, request.recursive).await.map_err(status)?;
         Ok(Response::new(wire::RemoveResponse { removed }))

@@ -21,7 +21,7 @@ use futures_util::TryStreamExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
 use http_body_util::BodyExt;
 use podling_proto::error::WireError;
-use range::Asked;
+use range::RequestedRange;
 
 use super::{files::parse, problem::problem};
 use crate::files::{FileEntry, FileError, Files, RelPath, WriteOptions};
@@ -66,17 +66,18 @@ async fn send(files: Files, request: &Parts) -> Result<Response, FileError> {
     }
     // A part of another version than the one the client has parts of would make no file at all.
     let same = text(headers, &header::IF_RANGE).is_none_or(|version| version == tag);
-    let asked =
-        text(headers, &header::RANGE).filter(|_| same).map_or(Asked::All, |range| range::parse(range, size));
+    let asked = text(headers, &header::RANGE)
+        .filter(|_| same)
+        .map_or(RequestedRange::Whole, |range| range::parse(range, size));
     let reading = match asked {
-        Asked::All => reading,
-        Asked::Part { offset, length } => {
+        RequestedRange::Whole => reading,
+        RequestedRange::Part { offset, length } => {
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             let range = format!("bytes {offset}-{}/{size}", offset + length - 1);
             response.headers_mut().insert(header::CONTENT_RANGE, value(range));
             reading.range(offset, Some(length))?
         }
-        Asked::Nothing => {
+        RequestedRange::Unsatisfiable => {
             let path = path(request)?.to_string();
             let error = WireError::from(FileError::BadOffset { path, offset: size, size });
             let mut response = problem(&error);

@@ -23,41 +23,44 @@ const MAX_DATA: usize = 1024 * 1024;
 
 /// The gRPC service.
 #[derive(Debug, Clone)]
-pub struct ProcessesApi {
+pub struct ProcessesService {
     processes: ProcessRegistry,
 }
 
-impl ProcessesApi {
+impl ProcessesService {
     /// Serves these processes.
     pub fn new(processes: ProcessRegistry) -> Self {
         Self { processes }
     }
 }
 
-type Answer<T> = Result<Response<T>, Status>;
-type Events = Pin<Box<dyn Stream<Item = Result<wire::ProcessEvent, Status>> + Send>>;
+type ProcessReply<T> = Result<Response<T>, Status>;
+type ProcessEventStream = Pin<Box<dyn Stream<Item = Result<wire::ProcessEvent, Status>> + Send>>;
 
 #[tonic::async_trait]
-impl processes_server::Processes for ProcessesApi {
-    type StartStream = Events;
+impl processes_server::Processes for ProcessesService {
+    type StartStream = ProcessEventStream;
 
-    async fn start(&self, request: Request<wire::StartProcessRequest>) -> Answer<Self::StartStream> {
+    async fn start(&self, request: Request<wire::StartProcessRequest>) -> ProcessReply<Self::StartStream> {
         let request = request.into_inner();
         let (program, timeout) = command(request.command)?;
         let start = ProcessSpec { program, timeout, stdin: request.stdin, request_id: request.request_id };
         Ok(Response::new(events(self.processes.start(start).await.map_err(status)?)))
     }
 
-    type WatchStream = Events;
+    type WatchStream = ProcessEventStream;
 
-    async fn watch(&self, request: Request<wire::WatchProcessRequest>) -> Answer<Self::WatchStream> {
+    async fn watch(&self, request: Request<wire::WatchProcessRequest>) -> ProcessReply<Self::WatchStream> {
         let request = request.into_inner();
         let at = [request.stdout_offset, request.stderr_offset];
         let watcher = self.processes.watch(&request.process_id.into(), request.epoch, at);
         Ok(Response::new(events(watcher.map_err(status)?)))
     }
 
-    async fn write(&self, request: Request<wire::WriteProcessRequest>) -> Answer<wire::WriteProcessResponse> {
+    async fn write(
+        &self,
+        request: Request<wire::WriteProcessRequest>,
+    ) -> ProcessReply<wire::WriteProcessResponse> {
         let wire::WriteProcessRequest { process_id, epoch, offset, data, end } = request.into_inner();
         if data.len() > MAX_DATA {
             return Err(status(ProcessError::TooLarge { what: "data", limit: MAX_DATA }));
@@ -71,18 +74,21 @@ impl processes_server::Processes for ProcessesApi {
     async fn signal(
         &self,
         request: Request<wire::SignalProcessRequest>,
-    ) -> Answer<wire::SignalProcessResponse> {
+    ) -> ProcessReply<wire::SignalProcessResponse> {
         let request = request.into_inner();
         self.processes.signal(&request.process_id.into(), &request.signal).map_err(status)?;
         Ok(Response::new(wire::SignalProcessResponse {}))
     }
 
-    async fn list(&self, _: Request<wire::ListProcessesRequest>) -> Answer<wire::ListProcessesResponse> {
+    async fn list(
+        &self,
+        _: Request<wire::ListProcessesRequest>,
+    ) -> ProcessReply<wire::ListProcessesResponse> {
         let processes = self.processes.list().into_iter().map(wire::Process::from).collect();
         Ok(Response::new(wire::ListProcessesResponse { processes }))
     }
 
-    async fn run(&self, request: Request<wire::RunRequest>) -> Answer<wire::RunResponse> {
+    async fn run(&self, request: Request<wire::RunRequest>) -> ProcessReply<wire::RunResponse> {
         let request = request.into_inner();
         let (program, timeout) = command(request.command)?;
         let max_output = usize::try_from(request.max_output_bytes).unwrap_or(usize::MAX);
@@ -105,7 +111,7 @@ fn command(command: Option<wire::Command>) -> Result<(Program, Option<Duration>)
 
 // === out ===
 
-fn events(watcher: ProcessWatcher) -> Events {
+fn events(watcher: ProcessWatcher) -> ProcessEventStream {
     stream::try_unfold(watcher, |mut watcher| async move {
         let event = watcher.next().await.map_err(status)?;
         Ok(event.map(|event| (event.into(), watcher)))

@@ -32,23 +32,23 @@ const GRACE_SECONDS: u32 = 60;
 
 /// The service.
 #[derive(Debug, Clone)]
-pub struct TerminalsApi {
+pub struct TerminalsService {
     terminals: Terminals,
 }
 
-impl TerminalsApi {
+impl TerminalsService {
     /// Serves these.
     pub fn new(terminals: Terminals) -> Self {
         Self { terminals }
     }
 }
 
-type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type TerminalStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
-impl terminals_server::Terminals for TerminalsApi {
-    type AttachStream = Responses<pb::AttachResponse>;
-    type WatchStream = Responses<pb::WatchTerminalsResponse>;
+impl terminals_server::Terminals for TerminalsService {
+    type AttachStream = TerminalStream<pb::AttachResponse>;
+    type WatchStream = TerminalStream<pb::WatchTerminalsResponse>;
 
     async fn create(
         &self,

@@ -13,8 +13,8 @@ use crate::{
     activity::{Activity, Presence, Probe, verdict::ActivityLevel},
     admission::AdmissionGate,
     api::{
-        activity::ActivityService, archive_http, archives::ArchivesApi, files::FilesApi, files_http,
-        processes::ProcessesApi, terminals::TerminalsApi,
+        activity::ActivityService, archive_http, archives::ArchivesService, files::FilesService, files_http,
+        processes::ProcessesService, terminals::TerminalsService,
     },
     archive::Archives,
     child::{Children, OrphanPolicy},
@@ -90,10 +90,12 @@ impl Workspace {
 
     pub(super) fn services(&self) -> Services {
         let mut names = Vec::new();
-        let terminals = named(TerminalsServer::new(TerminalsApi::new(self.terminals.clone())), &mut names);
-        let processes = named(ProcessesServer::new(ProcessesApi::new(self.processes.clone())), &mut names);
-        let files = named(FilesServer::new(FilesApi::new(self.files.clone())), &mut names);
-        let archives = named(ArchivesServer::new(ArchivesApi::new(self.archives.clone())), &mut names);
+        let terminals =
+            named(TerminalsServer::new(TerminalsService::new(self.terminals.clone())), &mut names);
+        let processes =
+            named(ProcessesServer::new(ProcessesService::new(self.processes.clone())), &mut names);
+        let files = named(FilesServer::new(FilesService::new(self.files.clone())), &mut names);
+        let archives = named(ArchivesServer::new(ArchivesService::new(self.archives.clone())), &mut names);
         let activity = named(ActivityServer::new(ActivityService::new(self.activity.clone())), &mut names);
         let grpc = Routes::new(terminals)
             .add_service(processes)

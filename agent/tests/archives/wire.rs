@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use futures_util::stream;
-use podling_agent::api::archives::ArchivesApi;
+use podling_agent::api::archives::ArchivesService;
 use podling_proto::{
     agent::v1::{
         CreateArchiveRequest, ExtractArchiveRequest, ExtractOpen, FileKind, Path,
@@ -28,7 +28,7 @@ use super::{
 async fn serve(world: &World) -> (ArchivesClient<Channel>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let service = ArchivesServer::new(ArchivesApi::new(world.archives.clone()));
+    let service = ArchivesServer::new(ArchivesService::new(world.archives.clone()));
     let router = tonic::service::Routes::new(service).into_axum_router();
     let mut server = JoinSet::new();
     server.spawn(async move { axum::serve(listener, router).await.unwrap() });

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use futures_util::stream;
-use podling_agent::api::files::FilesApi;
+use podling_agent::api::files::FilesService;
 use podling_proto::{
     agent::v1::{
         self as wire, ListFilesRequest, MkdirRequest, Path, ReadFileRequest, RemoveRequest, StatRequest,
@@ -20,7 +20,7 @@ use super::World;
 async fn serve(world: &World) -> (FilesClient<Channel>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let service = FilesServer::new(FilesApi::new(world.files.clone()));
+    let service = FilesServer::new(FilesService::new(world.files.clone()));
     let router = tonic::service::Routes::new(service).into_axum_router();
     let mut server = JoinSet::new();
     server.spawn(async move { axum::serve(listener, router).await.unwrap() });

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podling_agent::{api::processes::ProcessesApi, child::signals};
+use podling_agent::{api::processes::ProcessesService, child::signals};
 use podling_proto::{
     agent::v1::{
         Command, ListProcessesRequest, OutputStream, ProcessEvent, RunRequest, SignalProcessRequest,
@@ -22,7 +22,7 @@ use super::{EPOCH, SOON, World, until};
 async fn serve(world: &World) -> (ProcessesClient<Channel>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let service = ProcessesServer::new(ProcessesApi::new(world.processes.clone()));
+    let service = ProcessesServer::new(ProcessesService::new(world.processes.clone()));
     let router = tonic::service::Routes::new(service).into_axum_router();
     let mut server = JoinSet::new();
     server.spawn(async move { axum::serve(listener, router).await.unwrap() });

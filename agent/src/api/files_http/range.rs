@@ -2,40 +2,40 @@
 
 /// What part of a file is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asked {
-    All,
+pub(super) enum RequestedRange {
+    Whole,
     /// `length` is at least 1 and the part lies inside the file.
     Part {
         offset: u64,
         length: u64,
     },
     /// The range lies outside the file.
-    Nothing,
+    Unsatisfiable,
 }
 
-pub(super) fn parse(header: &str, size: u64) -> Asked {
+pub(super) fn parse(header: &str, size: u64) -> RequestedRange {
     let Some((first, last)) = header.trim().strip_prefix("bytes=").and_then(|range| range.split_once('-'))
     else {
-        return Asked::All;
+        return RequestedRange::Whole;
     };
     match (first.trim(), last.trim()) {
         ("", last) => match number(last) {
-            None => Asked::All,
-            Some(0) => Asked::Nothing,
-            Some(_) if size == 0 => Asked::Nothing,
+            None => RequestedRange::Whole,
+            Some(0) => RequestedRange::Unsatisfiable,
+            Some(_) if size == 0 => RequestedRange::Unsatisfiable,
             Some(tail) => {
                 let length = tail.min(size);
-                Asked::Part { offset: size - length, length }
+                RequestedRange::Part { offset: size - length, length }
             }
         },
         (first, last) => match (number(first), number(last)) {
-            (None, _) => Asked::All,
-            (Some(_), None) if !last.is_empty() => Asked::All,
-            (Some(first), Some(last)) if last < first => Asked::All,
-            (Some(first), _) if first >= size => Asked::Nothing,
+            (None, _) => RequestedRange::Whole,
+            (Some(_), None) if !last.is_empty() => RequestedRange::Whole,
+            (Some(first), Some(last)) if last < first => RequestedRange::Whole,
+            (Some(first), _) if first >= size => RequestedRange::Unsatisfiable,
             (Some(first), last) => {
                 let end = last.map_or(size, |last| last.saturating_add(1).min(size));
-                Asked::Part { offset: first, length: end - first }
+                RequestedRange::Part { offset: first, length: end - first }
             }
         },
     }
@@ -53,24 +53,24 @@ mod tests {
 
     #[test]
     fn ranges_as_the_rfc_has_them() {
-        let part = |offset, length| Asked::Part { offset, length };
+        let part = |offset, length| RequestedRange::Part { offset, length };
         assert_eq!(parse("bytes=0-499", 10_000), part(0, 500));
         assert_eq!(parse("bytes=9500-", 10_000), part(9_500, 500));
         assert_eq!(parse("bytes=-500", 10_000), part(9_500, 500));
         assert_eq!(parse("bytes=-20000", 10_000), part(0, 10_000));
         assert_eq!(parse("bytes=9999-20000", 10_000), part(9_999, 1));
-        assert_eq!(parse("bytes=10000-", 10_000), Asked::Nothing);
-        assert_eq!(parse("bytes=-0", 10_000), Asked::Nothing);
-        assert_eq!(parse("bytes=0-0", 0), Asked::Nothing);
+        assert_eq!(parse("bytes=10000-", 10_000), RequestedRange::Unsatisfiable);
+        assert_eq!(parse("bytes=-0", 10_000), RequestedRange::Unsatisfiable);
+        assert_eq!(parse("bytes=0-0", 0), RequestedRange::Unsatisfiable);
         for whole in ["bytes=5-1", "bytes=1-2,4-5", "lines=1-2", "bytes=a-b", "bytes=-", "bytes=+1-2", ""] {
-            assert_eq!(parse(whole, 10_000), Asked::All, "{whole}");
+            assert_eq!(parse(whole, 10_000), RequestedRange::Whole, "{whole}");
         }
     }
 
     proptest! {
         #[test]
         fn a_part_always_lies_inside_the_file(header in "bytes=[0-9]{0,20}-[0-9]{0,20}", size: u64) {
-            if let Asked::Part { offset, length } = parse(&header, size) {
+            if let RequestedRange::Part { offset, length } = parse(&header, size) {
                 prop_assert!(length > 0 && offset.checked_add(length).is_some_and(|end| end <= size));
             }
         }

@@ -5,7 +5,7 @@ use podling_proto::agent::v1 as pb;
 use tonic::{Status, Streaming};
 
 use super::{
-    Responses,
+    TerminalStream,
     error::status,
     request::{bad, input, size, target},
     response::attached,
@@ -14,7 +14,7 @@ use crate::terminal::{Attachment, TerminalError, Typing, Writer};
 
 /// Takes requests until the client has no more; an error ends the stream.
 pub(super) async fn pump(writer: Writer, mut requests: Streaming<pb::AttachRequest>) -> Result<(), Status> {
-    use pb::attach_request::Request as Asked;
+    use pb::attach_request::Request as AttachCommand;
     let mut typing = Typing::new(writer.clone());
     loop {
         let request = tokio::select! {
@@ -23,14 +23,16 @@ pub(super) async fn pump(writer: Writer, mut requests: Streaming<pb::AttachReque
         };
         let Some(request) = request else { break };
         match request.request {
-            Some(Asked::Input(piece)) => typing.input(input(&piece)),
-            Some(Asked::Resize(resize)) => {
+            Some(AttachCommand::Input(piece)) => typing.input(input(&piece)),
+            Some(AttachCommand::Resize(resize)) => {
                 let wanted = size(resize.size)?.ok_or_else(|| bad("resize.size", "must be given"))?;
                 unless_ended(writer.resize(wanted, resize.take))?;
             }
-            Some(Asked::Ack(offset)) => writer.ack(offset),
-            Some(Asked::Signal(signal)) => unless_ended(writer.signal(&signal.signal, target(&signal)))?,
-            Some(Asked::Open(_)) => return Err(bad("open", "only the first request").into()),
+            Some(AttachCommand::Ack(offset)) => writer.ack(offset),
+            Some(AttachCommand::Signal(signal)) => {
+                unless_ended(writer.signal(&signal.signal, target(&signal)))?
+            }
+            Some(AttachCommand::Open(_)) => return Err(bad("open", "only the first request").into()),
             // A kind that a newer client knows.
             None => {}
         }
@@ -52,7 +54,7 @@ pub(super) fn responses(
     attachment: Attachment,
     failed: tokio::sync::oneshot::Receiver<Status>,
     over: tokio_util::sync::DropGuard,
-) -> Responses<pb::AttachResponse> {
+) -> TerminalStream<pb::AttachResponse> {
     let first = Some((attachment, Some(failed), over));
     Box::pin(stream::unfold(first, async |open| {
         let (mut attachment, mut failed, over) = open?;

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use pb::{
-    attach_request::Request as Asked, attach_response::Response as Said, terminals_client::TerminalsClient,
-    terminals_server::TerminalsServer,
+    attach_request::Request as AttachCommand, attach_response::Response as AttachReply,
+    terminals_client::TerminalsClient, terminals_server::TerminalsServer,
 };
 use podling_proto::error::{Reason, detail, reason};
 use tokio::{sync::watch, task::JoinSet, time::timeout};
@@ -20,14 +20,14 @@ use crate::{
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-struct House {
-    client: TerminalsClient<TerminalsServer<TerminalsApi>>,
+struct Fixture {
+    client: TerminalsClient<TerminalsServer<TerminalsService>>,
     _root: tempfile::TempDir,
     _claims: watch::Sender<Option<Arc<Claim>>>,
     _reaper: JoinSet<()>,
 }
 
-fn house(claimed: bool) -> House {
+fn fixture(claimed: bool) -> Fixture {
     let claim = Claim {
         workspace_id: "abcdefghijkl".into(),
         workspace_name: "test".into(),
@@ -45,8 +45,8 @@ fn house(claimed: bool) -> House {
     let reaping = children.clone();
     reaper.spawn(async move { reaping.reap().await.expect("signals") });
     let terminals = Terminals::new(Launcher::new(root.path(), claims), children, Arc::default());
-    let client = TerminalsClient::new(TerminalsServer::new(TerminalsApi::new(terminals)));
-    House { client, _root: root, _claims: tx, _reaper: reaper }
+    let client = TerminalsClient::new(TerminalsServer::new(TerminalsService::new(terminals)));
+    Fixture { client, _root: root, _claims: tx, _reaper: reaper }
 }
 
 fn create(argv: &[&str]) -> pb::CreateTerminalRequest {
@@ -58,7 +58,7 @@ fn oldest() -> Option<pb::From> {
     Some(pb::From { from: Some(pb::from::From::Oldest(pb::FromOldest {})) })
 }
 
-fn asked(request: Asked) -> pb::AttachRequest {
+fn command_message(request: AttachCommand) -> pb::AttachRequest {
     pb::AttachRequest { request: Some(request) }
 }
 
@@ -69,7 +69,7 @@ fn open(id: &str, client_id: &str) -> pb::AttachRequest {
         client_id: client_id.into(),
         ..Default::default()
     };
-    asked(Asked::Open(open))
+    command_message(AttachCommand::Open(open))
 }
 
 fn typed(epoch: u64, offset: u64, data: &'static [u8]) -> pb::Input {
@@ -78,27 +78,29 @@ fn typed(epoch: u64, offset: u64, data: &'static [u8]) -> pb::Input {
 
 #[tokio::test]
 async fn a_native_client_types_stops_sending_and_reads_to_the_end() {
-    let mut house = house(true);
-    let made = house.client.create(create(&["sh", "-c", "read x; echo got $x; exit 3"])).await.expect("made");
+    let mut fixture = fixture(true);
+    let made =
+        fixture.client.create(create(&["sh", "-c", "read x; echo got $x; exit 3"])).await.expect("made");
     let terminal = made.into_inner().terminal.expect("a terminal");
     let (tx, rx) = tokio::sync::mpsc::channel(8);
     tx.send(open(&terminal.id, "me")).await.expect("open");
-    let mut said = house.client.attach(ReceiverStream::new(rx)).await.expect("attached").into_inner();
-    tx.send(asked(Asked::Input(typed(7, 5, b"x")))).await.expect("a hole");
-    tx.send(asked(Asked::Input(typed(7, 0, b"hello\n")))).await.expect("input");
+    let mut replies = fixture.client.attach(ReceiverStream::new(rx)).await.expect("attached").into_inner();
+    tx.send(command_message(AttachCommand::Input(typed(7, 5, b"x")))).await.expect("a hole");
+    tx.send(command_message(AttachCommand::Input(typed(7, 0, b"hello\n")))).await.expect("input");
     // Its side is closed; the other goes on.
     drop(tx);
     let (mut output, mut refused, mut acked, mut exit) = (Vec::new(), None, 0, None);
-    while let Some(response) = timeout(DEADLINE, said.message()).await.expect("in time").expect("no error") {
+    while let Some(response) = timeout(DEADLINE, replies.message()).await.expect("in time").expect("no error")
+    {
         match response.response.expect("something") {
-            Said::Frame(frame) => match frame.frame.expect("something") {
+            AttachReply::Frame(frame) => match frame.frame.expect("something") {
                 pb::frame::Frame::Started(started) => assert_eq!(started.input_offset, 0),
                 pb::frame::Frame::Data(data) => output.extend(data),
                 pb::frame::Frame::Exit(ended) => exit = Some(ended),
                 _ => {}
             },
-            Said::InputAck(ack) => acked = ack.next_offset,
-            Said::InputRefused(why) => refused = Some((why.reason, why.expected_offset)),
+            AttachReply::InputAck(ack) => acked = ack.next_offset,
+            AttachReply::InputRefused(why) => refused = Some((why.reason, why.expected_offset)),
         }
     }
     assert_eq!(refused, Some(("INPUT_HOLE".to_owned(), 0)));
@@ -110,8 +112,8 @@ async fn a_native_client_types_stops_sending_and_reads_to_the_end() {
 
 #[tokio::test]
 async fn a_browser_watches_writes_and_resizes() {
-    let mut house = house(true);
-    let made = house.client.create(create(&["cat"])).await.expect("made");
+    let mut fixture = fixture(true);
+    let made = fixture.client.create(create(&["cat"])).await.expect("made");
     let id = made.into_inner().terminal.expect("a terminal").id;
     let request = pb::WatchTerminalsRequest {
         terminals: vec![pb::WatchTerminal { terminal_id: id.clone(), from: oldest() }],
@@ -119,7 +121,7 @@ async fn a_browser_watches_writes_and_resizes() {
         credit_bytes: 4096,
         ..Default::default()
     };
-    let mut watch = house.client.watch(request).await.expect("a watch").into_inner();
+    let mut watch = fixture.client.watch(request).await.expect("a watch").into_inner();
     let first = watch.message().await.expect("no error").expect("something");
     let Some(pb::watch_terminals_response::Response::Opened(opened)) = first.response else {
         panic!("{first:?}")
@@ -127,22 +129,22 @@ async fn a_browser_watches_writes_and_resizes() {
     let resize = pb::Resize { size: Some(pb::Size { rows: 30, cols: 90 }), take: false };
     let request =
         pb::ResizeTerminalRequest { terminal_id: id.clone(), client_id: "tab".into(), resize: Some(resize) };
-    let resized = house.client.resize(request).await.expect("resized").into_inner();
+    let resized = fixture.client.resize(request).await.expect("resized").into_inner();
     assert!(resized.owner && resized.size == Some(pb::Size { rows: 30, cols: 90 }));
     let write = |input| pb::WriteTerminalRequest {
         terminal_id: id.clone(),
         client_id: "tab".into(),
         input: Some(input),
     };
-    let written = house.client.write(write(typed(7, 0, b"hi\n"))).await.expect("written").into_inner();
+    let written = fixture.client.write(write(typed(7, 0, b"hi\n"))).await.expect("written").into_inner();
     assert_eq!(written.next_offset, 3);
     // Sent again, because the answer was lost.
-    let again = house.client.write(write(typed(7, 0, b"hi\n"))).await.expect("known").into_inner();
+    let again = fixture.client.write(write(typed(7, 0, b"hi\n"))).await.expect("known").into_inner();
     assert_eq!(again.next_offset, 3);
-    let hole = house.client.write(write(typed(7, 9, b"x"))).await.expect_err("a hole");
+    let hole = fixture.client.write(write(typed(7, 9, b"x"))).await.expect_err("a hole");
     assert_eq!(reason(&hole), Some(Reason::InputHole));
     assert_eq!(detail(&hole, "expected_offset").as_deref(), Some("3"));
-    let stale = house.client.write(write(typed(6, 0, b"x"))).await.expect_err("stale");
+    let stale = fixture.client.write(write(typed(6, 0, b"x"))).await.expect_err("stale");
     assert_eq!((reason(&stale), detail(&stale, "epoch").as_deref()), (Some(Reason::StaleEpoch), Some("7")));
     let (mut output, mut sized) = (Vec::new(), false);
     while output.len() < 8 {
@@ -164,56 +166,56 @@ async fn a_browser_watches_writes_and_resizes() {
         epoch: 7,
         offset: 8,
     };
-    house.client.ack(ack(&opened.watch_id)).await.expect("known");
-    let unknown = house.client.ack(ack("nosuchwatch")).await.expect_err("unknown");
+    fixture.client.ack(ack(&opened.watch_id)).await.expect("known");
+    let unknown = fixture.client.ack(ack("nosuchwatch")).await.expect_err("unknown");
     assert_eq!(reason(&unknown), Some(Reason::StreamNotFound));
     let close = pb::CloseTerminalRequest { terminal_id: id.clone(), grace_seconds: 1 };
-    let closed = house.client.close(close.clone()).await.expect("closed").into_inner();
+    let closed = fixture.client.close(close.clone()).await.expect("closed").into_inner();
     assert_eq!(closed.exit.expect("an exit").how, Some(pb::exit::How::Signal("HUP".into())));
-    let gone = house.client.close(close).await.expect_err("gone");
+    let gone = fixture.client.close(close).await.expect_err("gone");
     assert_eq!(reason(&gone), Some(Reason::TerminalNotFound));
 }
 
 #[tokio::test]
 async fn what_is_wrong_is_said_with_its_reason() {
-    let mut house = house(true);
-    let refused = house.client.create(create(&["no-such-program"])).await.expect_err("refused");
+    let mut fixture = fixture(true);
+    let refused = fixture.client.create(create(&["no-such-program"])).await.expect_err("refused");
     assert_eq!((refused.code(), reason(&refused)), (Code::FailedPrecondition, Some(Reason::ProgramNotFound)));
     assert_eq!(detail(&refused, "program").as_deref(), Some("no-such-program"));
     let request =
         pb::CreateTerminalRequest { size: Some(pb::Size { rows: 0, cols: 80 }), ..create(&["cat"]) };
-    let refused = house.client.create(request).await.expect_err("refused");
+    let refused = fixture.client.create(request).await.expect_err("refused");
     assert_eq!(
         (reason(&refused), detail(&refused, "field").as_deref()),
         (Some(Reason::BadField), Some("size"))
     );
     // An Attach that does not begin with `open`, and one without a client id.
-    for first in [asked(Asked::Ack(1)), open("whatever", "")] {
-        let refused = house.client.attach(stream::iter([first])).await.expect_err("refused");
+    for first in [command_message(AttachCommand::Ack(1)), open("whatever", "")] {
+        let refused = fixture.client.attach(stream::iter([first])).await.expect_err("refused");
         assert_eq!(reason(&refused), Some(Reason::BadField), "{refused}");
     }
     let get = pb::GetTerminalRequest { terminal_id: "nosuchthing1".into() };
-    let refused = house.client.get(get).await.expect_err("refused");
+    let refused = fixture.client.get(get).await.expect_err("refused");
     assert_eq!(reason(&refused), Some(Reason::TerminalNotFound));
 }
 
 #[tokio::test]
 async fn an_agent_that_serves_no_workspace_opens_nothing() {
-    let mut house = house(false);
-    let refused = house.client.create(create(&["cat"])).await.expect_err("unclaimed");
+    let mut fixture = fixture(false);
+    let refused = fixture.client.create(create(&["cat"])).await.expect_err("unclaimed");
     assert_eq!(reason(&refused), Some(Reason::Unclaimed));
 }
 
 #[tokio::test]
 async fn a_wrong_request_in_the_middle_ends_the_stream_with_its_reason() {
-    let mut house = house(true);
-    let made = house.client.create(create(&["cat"])).await.expect("made");
+    let mut fixture = fixture(true);
+    let made = fixture.client.create(create(&["cat"])).await.expect("made");
     let id = made.into_inner().terminal.expect("a terminal").id;
     let signal = pb::SignalName { signal: "NOSUCH".into(), session: false };
-    let requests = [open(&id, "me"), asked(Asked::Signal(signal))];
-    let mut said = house.client.attach(stream::iter(requests)).await.expect("attached").into_inner();
+    let requests = [open(&id, "me"), command_message(AttachCommand::Signal(signal))];
+    let mut replies = fixture.client.attach(stream::iter(requests)).await.expect("attached").into_inner();
     let refused = loop {
-        match timeout(DEADLINE, said.message()).await.expect("in time") {
+        match timeout(DEADLINE, replies.message()).await.expect("in time") {
             Ok(Some(_)) => {}
             Ok(None) => panic!("ended without a reason"),
             Err(refused) => break refused,
