@@ -13,9 +13,9 @@ use tracing_subscriber::{
 use crate::{
     args::{Args, LogFormat},
     config::Config,
-    ending::{Ending, Stop},
     error_chain, init, install,
     run::run,
+    shutdown::{ShutdownHandle, ShutdownRequest},
     tasks::panic_message,
 };
 
@@ -63,25 +63,28 @@ pub fn main_with(words: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 /// Lives, and leaves word of how that ended, whatever happens.
-fn recorded(state: &Path, life: impl FnOnce() -> Result<Ending, Box<dyn std::error::Error>>) -> ExitCode {
+fn recorded(
+    state: &Path,
+    life: impl FnOnce() -> Result<ShutdownRequest, Box<dyn std::error::Error>>,
+) -> ExitCode {
     // What unwinds here has ended the runtime, and with it every task; only the record is left to be written.
     let ended = std::panic::catch_unwind(AssertUnwindSafe(life));
     let (reason, code) = match ended {
-        Ok(Ok(ending)) => (ending.reason.to_string(), ending.code()),
+        Ok(Ok(ending)) => (ending.reason.to_string(), ending.exit_code()),
         Ok(Err(error)) => (error_chain(error.as_ref()), FAILED),
         Err(panic) => (format!("panic: {}", panic_message(panic.as_ref())), FAILED),
     };
     leave(state, &reason, code)
 }
 
-fn live(config: Config) -> Result<Ending, Box<dyn std::error::Error>> {
-    let limits = init::take_over();
+fn live(config: Config) -> Result<ShutdownRequest, Box<dyn std::error::Error>> {
+    let limits = init::become_init();
     // One thread: measured faster than two for terminals.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let life = async {
-        let stop = Stop::new();
-        let signals = init::heed_signals(stop.clone());
-        let running = run(config, limits, stop);
+        let shutdown = ShutdownHandle::new();
+        let signals = init::handle_termination_signals(shutdown.clone());
+        let running = run(config, limits, shutdown);
         tokio::select! {
             ended = running => Ok(ended?),
             // Without them nobody could end it in order.
@@ -125,11 +128,13 @@ fn start_log(format: LogFormat) {
 mod tests {
     use super::*;
     use crate::{
-        ending::Reason,
         init::{EXIT_RECORD, ExitRecord},
+        shutdown::ShutdownReason,
     };
 
-    fn record(life: impl FnOnce() -> Result<Ending, Box<dyn std::error::Error>>) -> (ExitCode, ExitRecord) {
+    fn record(
+        life: impl FnOnce() -> Result<ShutdownRequest, Box<dyn std::error::Error>>,
+    ) -> (ExitCode, ExitRecord) {
         let state = tempfile::tempdir().unwrap();
         let code = recorded(state.path(), life);
         let record = std::fs::read(state.path().join(EXIT_RECORD)).expect("there is a record");
@@ -158,7 +163,8 @@ mod tests {
 
     #[test]
     fn a_wanted_end_and_a_failed_start_are_recorded_too() {
-        let (code, wanted) = record(|| run_to_end(runtime(), async { Ok(Ending::new(Reason::Drained)) }));
+        let (code, wanted) =
+            record(|| run_to_end(runtime(), async { Ok(ShutdownRequest::new(ShutdownReason::Drained)) }));
         assert_eq!((code, wanted.code), (ExitCode::SUCCESS, 0));
         let (code, failed) = record(|| Err("no listener".into()));
         assert_eq!(code, ExitCode::from(FAILED));

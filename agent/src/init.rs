@@ -12,8 +12,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     child::ChildLimits,
-    ending::{Ending, Reason, Stop},
     server::info::write_whole,
+    shutdown::{ShutdownHandle, ShutdownReason, ShutdownRequest},
 };
 
 /// The kernel should rather end a program of the user than the agent that carries all of them. Lowering it needs a capability
@@ -35,7 +35,7 @@ pub struct ExitRecord {
 }
 
 /// Takes on the duties of an init. What is not allowed here is logged and done without. Returns what children are to have instead.
-pub fn take_over() -> ChildLimits {
+pub fn become_init() -> ChildLimits {
     // PID 1 inherits orphans anyway; elsewhere they come to us only as a subreaper.
     if getpid().as_raw_nonzero().get() != 1
         && let Err(error) = set_child_subreaper(Some(getpid()))
@@ -55,7 +55,7 @@ pub fn take_over() -> ChildLimits {
 }
 
 /// Turns SIGTERM and SIGINT into the end; a second one hurries it. Run by one owned task.
-pub async fn heed_signals(stop: Stop) -> io::Result<Infallible> {
+pub async fn handle_termination_signals(shutdown: ShutdownHandle) -> io::Result<Infallible> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut asked = false;
@@ -67,9 +67,9 @@ pub async fn heed_signals(stop: Stop) -> io::Result<Infallible> {
         };
         tracing::info!(signal = name, again = asked, "asked to end");
         if std::mem::replace(&mut asked, true) {
-            stop.hurry();
+            shutdown.force();
         }
-        stop.request(Ending::new(Reason::Signal(name)));
+        shutdown.request(ShutdownRequest::new(ShutdownReason::Signal(name)));
     }
 }
 

@@ -7,8 +7,8 @@ pub mod run;
 
 pub mod args;
 pub mod config;
-pub mod ending;
 pub mod init;
+pub mod shutdown;
 pub mod tasks;
 
 pub mod claim;

@@ -25,7 +25,8 @@ use self::{
     session::{Over, Session},
 };
 use crate::{
-    activity::Activity, claim::Claim, config::Control, ending::Stop, metrics::Metrics, sleep::Sleep,
+    activity::Activity, claim::Claim, config::Control, metrics::Metrics, shutdown::ShutdownHandle,
+    sleep::Sleep,
 };
 
 /// How the agent presents itself.
@@ -55,7 +56,7 @@ pub struct Link {
     /// How the control plane lets it fall asleep.
     pub sleep: Sleep,
     /// How the control plane ends this agent.
-    pub stop: Stop,
+    pub shutdown: ShutdownHandle,
     /// Everything of the workspace has ended: the last words may be said.
     pub ended: CancellationToken,
     /// Counts.

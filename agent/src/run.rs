@@ -24,7 +24,6 @@ use crate::{
     child::{ChildLimits, Children},
     claim::ClaimReceiver,
     config::Config,
-    ending::{Ending, Reason, Stop},
     init::{command::Command, forward::Running},
     link::{Introduction, Link},
     metrics::Metrics,
@@ -35,6 +34,7 @@ use crate::{
         listener::{ListenError, Listener},
         router::{BadDescriptors, Parts, router},
     },
+    shutdown::{ShutdownHandle, ShutdownReason, ShutdownRequest},
     tasks::Tasks,
 };
 
@@ -98,7 +98,11 @@ struct Phases {
 }
 
 /// Runs an agent until somebody asks for its end; says how it ended. `limits` are its children's.
-pub async fn run(config: Config, limits: ChildLimits, stop: Stop) -> Result<Ending, RunError> {
+pub async fn run(
+    config: Config,
+    limits: ChildLimits,
+    shutdown: ShutdownHandle,
+) -> Result<ShutdownRequest, RunError> {
     let identity = Identity::generate()?;
     let listener = Listener::bind(&config.listen).await?;
     let introduction = introduce(&identity)?;
@@ -114,7 +118,7 @@ pub async fn run(config: Config, limits: ChildLimits, stop: Stop) -> Result<Endi
         claims: Arc::new(claims),
         activity: workspace.activity.clone(),
         sleep: workspace.sleep.clone(),
-        stop: stop.clone(),
+        shutdown: shutdown.clone(),
         ended: phases.ended.clone(),
         metrics: metrics.clone(),
     };
@@ -138,8 +142,8 @@ pub async fn run(config: Config, limits: ChildLimits, stop: Stop) -> Result<Endi
     let tasks = start(&workspace, link, &config, &phases, metrics);
 
     let ending = tokio::select! {
-        ending = stop.requested() => ending,
-        Err(lost) = server.run(router, &phases.drain) => Ending::new(Reason::ListenerLost(lost.to_string())),
+        ending = shutdown.requested() => ending,
+        Err(lost) = server.run(router, &phases.drain) => ShutdownRequest::new(ShutdownReason::ListenerLost(lost.to_string())),
     };
     tracing::info!(reason = %ending.reason, grace = ?ending.grace, "ending");
     // Not ready; accepting has stopped with `server.run`.
@@ -149,7 +153,7 @@ pub async fn run(config: Config, limits: ChildLimits, stop: Stop) -> Result<Endi
     phases.ending.cancel();
     tokio::select! {
         () = workspace.end(ending.grace) => {}
-        () = stop.hurried() => workspace.end(Duration::ZERO).await,
+        () = shutdown.forced() => workspace.end(Duration::ZERO).await,
     }
     if let Err(error) = workspace.terminals.save().await {
         tracing::error!(%error, "the terminals could not be saved");

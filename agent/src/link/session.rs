@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     claim::Claim,
-    ending::{Ending, Reason},
+    shutdown::{ShutdownReason, ShutdownRequest},
     sleep::Declined,
 };
 
@@ -148,7 +148,7 @@ impl<'a> Session<'a> {
             Message::Dismiss(dismiss) => {
                 tracing::warn!(reason = dismiss.reason, message = dismiss.message, "dismissed");
                 let why = format!("{}: {}", dismiss.reason, dismiss.message);
-                self.link.stop.request(Ending::new(Reason::Dismissed(why)));
+                self.link.shutdown.request(ShutdownRequest::new(ShutdownReason::Dismissed(why)));
             }
         }
         Ok(())
@@ -161,7 +161,7 @@ impl<'a> Session<'a> {
             && (&held.workspace_id, held.epoch) != (&claim.workspace_id, claim.epoch)
         {
             tracing::error!(?held, ?claim, "claimed for something else than what is served");
-            self.link.stop.request(Ending::new(Reason::OtherClaim));
+            self.link.shutdown.request(ShutdownRequest::new(ShutdownReason::OtherClaim));
             return;
         }
         if let Some(held) = held {
@@ -198,10 +198,10 @@ impl<'a> Session<'a> {
         match directive.directive {
             Some(Directive::Drain(drain)) => {
                 let grace = drain.grace.and_then(|grace| Duration::try_from(grace).ok());
-                let mut ending = Ending::new(Reason::Drained);
+                let mut ending = ShutdownRequest::new(ShutdownReason::Drained);
                 ending.grace = grace.unwrap_or(ending.grace);
                 self.draining.push(id);
-                self.link.stop.request(ending);
+                self.link.shutdown.request(ending);
                 Ok(())
             }
             Some(Directive::Warn(warn)) => {

@@ -19,11 +19,11 @@ use crate::{
     archive::Archives,
     child::{Children, OrphanPolicy},
     claim::ClaimReceiver,
-    ending::GRACE,
     files::{Files, WorkspaceRoot},
     init,
     metrics::{Metrics, Reading},
     process::ProcessRegistry,
+    shutdown::DEFAULT_GRACE,
     sleep::Sleep,
     spawn::Launcher,
     terminal::Terminals,
@@ -125,7 +125,7 @@ impl Workspace {
         self.sleep.begun().await;
         tracing::info!("falling asleep");
         ending.cancel();
-        self.end(GRACE).await;
+        self.end(DEFAULT_GRACE).await;
         self.terminals.save().await?;
         self.files.drain_and_sync().await?;
         self.sleep.finish();

@@ -194,7 +194,7 @@ async fn watchers_that_never_read_cost_nothing_and_delay_nothing() {
     until("the end begins", || world.agent.log().contains("ending").then_some(())).await;
     let asked = std::time::Instant::now();
     assert!(world.agent.ended().await.success());
-    assert!(asked.elapsed() < podling_agent::ending::GRACE, "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < podling_agent::shutdown::DEFAULT_GRACE, "{:?}", asked.elapsed());
     assert_eq!(world.agent.exit_record().reason, "SIGTERM");
     for n in 0..8 {
         assert!(!is_running(&world.home(&format!("pid{n}")).expect("a pid")));

@@ -80,7 +80,7 @@ async fn a_second_signal_does_not_wait_for_the_stubborn() {
     let asked = std::time::Instant::now();
     agent.signal(Signal::INT);
     agent.ended().await;
-    assert!(asked.elapsed() < podling_agent::ending::GRACE, "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < podling_agent::shutdown::DEFAULT_GRACE, "{:?}", asked.elapsed());
     assert!(!is_running(&stubborn));
 }
 

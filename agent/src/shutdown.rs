@@ -1,4 +1,4 @@
-//! The end of the agent: asked for once, with its reason; everybody who may ask holds a [`Stop`].
+//! The end of the agent: asked for once, with its reason; everybody who may ask holds a [`ShutdownHandle`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,13 +6,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// How long programs get between being asked to end and being killed, where nobody says otherwise.
-pub const GRACE: Duration = Duration::from_secs(5);
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
 /// Nobody may ask for more.
-pub const LONGEST_GRACE: Duration = Duration::from_secs(300);
+pub const MAX_GRACE: Duration = Duration::from_secs(300);
 
 /// Why the agent ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reason {
+pub enum ShutdownReason {
     /// A signal, by name.
     Signal(&'static str),
     /// The control plane asked for it.
@@ -27,40 +27,43 @@ pub enum Reason {
 
 /// How the agent ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ending {
+pub struct ShutdownRequest {
     /// Why.
-    pub reason: Reason,
+    pub reason: ShutdownReason,
     /// How long programs get to end by themselves.
     pub grace: Duration,
 }
 
 /// Asks for the end, or waits for somebody to.
 #[derive(Debug, Clone)]
-pub struct Stop {
-    ending: Arc<watch::Sender<Option<Ending>>>,
-    hurry: CancellationToken,
+pub struct ShutdownHandle {
+    request: Arc<watch::Sender<Option<ShutdownRequest>>>,
+    force: CancellationToken,
 }
 
-// === impl Ending ===
+// === impl ShutdownRequest ===
 
-impl Ending {
+impl ShutdownRequest {
     /// Ends for this reason, with the usual grace.
-    pub fn new(reason: Reason) -> Self {
-        Self { reason, grace: GRACE }
+    pub fn new(reason: ShutdownReason) -> Self {
+        Self { reason, grace: DEFAULT_GRACE }
     }
 
     /// The process's exit code: 0 if the end was wanted.
-    pub fn code(&self) -> u8 {
+    pub fn exit_code(&self) -> u8 {
         match self.reason {
-            Reason::Signal(_) | Reason::Drained | Reason::Dismissed(_) | Reason::OtherClaim => 0,
-            Reason::ListenerLost(_) => 1,
+            ShutdownReason::Signal(_)
+            | ShutdownReason::Drained
+            | ShutdownReason::Dismissed(_)
+            | ShutdownReason::OtherClaim => 0,
+            ShutdownReason::ListenerLost(_) => 1,
         }
     }
 }
 
-// === impl Reason ===
+// === impl ShutdownReason ===
 
-impl std::fmt::Display for Reason {
+impl std::fmt::Display for ShutdownReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Signal(name) => write!(f, "{name}"),
@@ -72,52 +75,52 @@ impl std::fmt::Display for Reason {
     }
 }
 
-// === impl Stop ===
+// === impl ShutdownHandle ===
 
-impl Stop {
+impl ShutdownHandle {
     /// Nobody has asked.
     pub fn new() -> Self {
-        Self { ending: Arc::new(watch::Sender::new(None)), hurry: CancellationToken::new() }
+        Self { request: Arc::new(watch::Sender::new(None)), force: CancellationToken::new() }
     }
 
     /// Asks for the end; the first reason stays.
-    pub fn request(&self, mut ending: Ending) {
-        ending.grace = ending.grace.min(LONGEST_GRACE);
-        self.ending.send_if_modified(|asked| {
-            let first = asked.is_none();
+    pub fn request(&self, mut request: ShutdownRequest) {
+        request.grace = request.grace.min(MAX_GRACE);
+        self.request.send_if_modified(|pending| {
+            let first = pending.is_none();
             if first {
-                *asked = Some(ending);
+                *pending = Some(request);
             }
             first
         });
     }
 
     /// Asks for the end now: nothing is waited for any more.
-    pub fn hurry(&self) {
-        self.hurry.cancel();
+    pub fn force(&self) {
+        self.force.cancel();
     }
 
     /// Waits until somebody asks.
-    pub async fn requested(&self) -> Ending {
-        let mut asked = self.ending.subscribe();
+    pub async fn requested(&self) -> ShutdownRequest {
+        let mut requests = self.request.subscribe();
         loop {
-            if let Some(ending) = asked.borrow_and_update().clone() {
-                return ending;
+            if let Some(request) = requests.borrow_and_update().clone() {
+                return request;
             }
             // `self` holds the sender, so this cannot fail while it is awaited.
-            if asked.changed().await.is_err() {
+            if requests.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
     }
 
     /// Waits until there is no more time.
-    pub async fn hurried(&self) {
-        self.hurry.cancelled().await;
+    pub async fn forced(&self) {
+        self.force.cancelled().await;
     }
 }
 
-impl Default for Stop {
+impl Default for ShutdownHandle {
     fn default() -> Self {
         Self::new()
     }
