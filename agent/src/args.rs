@@ -6,7 +6,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum, parser
 
 use crate::{
     child::OrphanPolicy,
-    config::{BadValue, Config, Control},
+    config::{AgentConfig, ControlEndpoint, InvalidValue},
 };
 
 /// Serves one workspace: terminals, commands, files and activity over gRPC.
@@ -15,7 +15,7 @@ use crate::{
 /// a folder instead, for containers whose image has none.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "podling-agent", version)]
-pub struct Args {
+pub struct AgentArgs {
     /// Where to listen: unix:/PATH or IP:PORT (port 0: any free one)
     #[arg(long, env = "PODLING_AGENT_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:7070")]
     listen: String,
@@ -42,7 +42,7 @@ pub struct Args {
     own_session: bool,
     /// How to log, to stderr
     #[arg(long, env = "PODLING_AGENT_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
-    log_format: LogFormat,
+    log_format: AgentLogFormat,
     /// The workspace's own command, if the control plane names none
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -50,14 +50,14 @@ pub struct Args {
 
 /// How to log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
+pub enum AgentLogFormat {
     /// For people.
     Text,
     /// An object a line.
     Json,
 }
 
-impl Args {
+impl AgentArgs {
     /// Reads the command line; the first word is the program's name.
     pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<(Self, ArgMatches), clap::Error> {
         let matches = Self::command().try_get_matches_from(words)?;
@@ -65,7 +65,7 @@ impl Args {
     }
 
     /// How to log.
-    pub fn log_format(&self) -> LogFormat {
+    pub fn log_format(&self) -> AgentLogFormat {
         self.log_format
     }
 
@@ -75,15 +75,16 @@ impl Args {
     }
 
     /// Checks the values; `matches` knows where each came from.
-    pub fn config(self, matches: &ArgMatches) -> Result<Config, BadValue> {
-        let from = |error: BadValue, flag: &str| match matches.value_source(flag) {
+    pub fn config(self, matches: &ArgMatches) -> Result<AgentConfig, InvalidValue> {
+        let from = |error: InvalidValue, flag: &str| match matches.value_source(flag) {
             Some(ValueSource::EnvVariable) => {
                 error.from_variable(format!("PODLING_AGENT_{}", flag.to_uppercase()))
             }
             _ => error,
         };
         let folder = |what, flag: &str, path: PathBuf| {
-            let bad = |problem: &str| BadValue::new(what, path.display().to_string(), problem, "a folder");
+            let bad =
+                |problem: &str| InvalidValue::new(what, path.display().to_string(), problem, "a folder");
             match path.canonicalize() {
                 Ok(path) if path.is_dir() => Ok(path),
                 Ok(_) => Err(from(bad("not a folder"), flag)),
@@ -95,12 +96,12 @@ impl Args {
         if state.starts_with(&root) {
             let problem = format!("lies within the workspace root {}", root.display());
             let bad =
-                BadValue::new("--state", state.display().to_string(), problem, "a folder outside --root");
+                InvalidValue::new("--state", state.display().to_string(), problem, "a folder outside --root");
             return Err(from(bad, "state"));
         }
-        Ok(Config {
+        Ok(AgentConfig {
             listen: self.listen.parse().map_err(|e| from(e, "listen"))?,
-            control: Control {
+            control: ControlEndpoint {
                 address: self.control.parse().map_err(|e| from(e, "control"))?,
                 ca: self.control_ca,
                 credential: self.credential_file,
@@ -138,7 +139,7 @@ mod tests {
                 "code".into(),
                 "-x".into(),
             ]);
-            let (args, matches) = Args::read(words).expect("args");
+            let (args, matches) = AgentArgs::read(words).expect("args");
             args.config(&matches)
         };
         let config = read("state").expect("config");

@@ -1,4 +1,4 @@
-//! What the agent was told at its start, checked. Built from [`crate::args::Args`], or by tests.
+//! What the agent was told at its start, checked. Built from [`crate::args::AgentArgs`], or by tests.
 
 use std::{
     fmt,
@@ -11,11 +11,11 @@ use crate::child::OrphanPolicy;
 
 /// A valid configuration.
 #[derive(Debug, Clone)]
-pub struct Config {
+pub struct AgentConfig {
     /// Where to listen.
-    pub listen: Listen,
+    pub listen: ListenAddress,
     /// Where the control plane is.
-    pub control: Control,
+    pub control: ControlEndpoint,
     /// The workspace root: HOME.
     pub root: PathBuf,
     /// The agent's own folder, outside the user's view.
@@ -30,7 +30,7 @@ pub struct Config {
 
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Listen {
+pub enum ListenAddress {
     /// A socket in the file system.
     Unix(PathBuf),
     /// Port 0: any that is free.
@@ -39,7 +39,7 @@ pub enum Listen {
 
 /// The control plane.
 #[derive(Debug, Clone)]
-pub struct Control {
+pub struct ControlEndpoint {
     /// Where it is.
     pub address: ControlAddress,
     /// PEM file with the CA that its certificate must be signed by.
@@ -65,14 +65,14 @@ pub enum ControlAddress {
 /// A value that cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} is {value:?}: {problem}; allowed: {allowed}")]
-pub struct BadValue {
+pub struct InvalidValue {
     what: String,
     value: String,
     problem: String,
     allowed: &'static str,
 }
 
-impl BadValue {
+impl InvalidValue {
     /// Says which value, what is wrong with it, and what is allowed.
     pub fn new(
         what: &'static str,
@@ -93,11 +93,11 @@ impl BadValue {
 const LISTEN: &str = "unix:/PATH or IP:PORT (port 0: any free one)";
 const CONTROL: &str = "unix:/PATH or https://HOST:PORT";
 
-impl FromStr for Listen {
-    type Err = BadValue;
+impl FromStr for ListenAddress {
+    type Err = InvalidValue;
 
-    fn from_str(text: &str) -> Result<Self, BadValue> {
-        let bad = |problem: &str| BadValue::new("--listen", text, problem, LISTEN);
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let bad = |problem: &str| InvalidValue::new("--listen", text, problem, LISTEN);
         match text.strip_prefix("unix:") {
             Some(path) => socket_path(path).map(Self::Unix).map_err(bad),
             None => text.parse().map(Self::Tcp).map_err(|_| bad("neither a socket nor an address")),
@@ -106,10 +106,10 @@ impl FromStr for Listen {
 }
 
 impl FromStr for ControlAddress {
-    type Err = BadValue;
+    type Err = InvalidValue;
 
-    fn from_str(text: &str) -> Result<Self, BadValue> {
-        let bad = |problem: &str| BadValue::new("--control", text, problem, CONTROL);
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let bad = |problem: &str| InvalidValue::new("--control", text, problem, CONTROL);
         if let Some(path) = text.strip_prefix("unix:") {
             return socket_path(path).map(Self::Unix).map_err(bad);
         }
@@ -150,8 +150,8 @@ mod tests {
 
     #[test]
     fn addresses_are_read_as_documented() {
-        assert_eq!("unix:/run/a.sock".parse(), Ok(Listen::Unix("/run/a.sock".into())));
-        assert_eq!("127.0.0.1:0".parse(), Ok(Listen::Tcp(([127, 0, 0, 1], 0).into())));
+        assert_eq!("unix:/run/a.sock".parse(), Ok(ListenAddress::Unix("/run/a.sock".into())));
+        assert_eq!("127.0.0.1:0".parse(), Ok(ListenAddress::Tcp(([127, 0, 0, 1], 0).into())));
         let control: ControlAddress = "https://[::1]:7443".parse().expect("address");
         assert_eq!(control, ControlAddress::Tcp { host: "::1".into(), port: 7443 });
         assert_eq!(control.to_string(), "https://[::1]:7443");
@@ -169,6 +169,6 @@ mod tests {
             assert!(error.contains(problem) && error.contains("--control"), "{error}");
             assert!(error.contains(text) && error.contains("https://HOST:PORT"), "{error}");
         }
-        assert!("example.com:80".parse::<Listen>().is_err(), "names are not looked up to listen");
+        assert!("example.com:80".parse::<ListenAddress>().is_err(), "names are not looked up to listen");
     }
 }

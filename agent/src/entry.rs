@@ -11,8 +11,8 @@ use tracing_subscriber::{
 };
 
 use crate::{
-    args::{Args, LogFormat},
-    config::Config,
+    args::{AgentArgs, AgentLogFormat},
+    config::AgentConfig,
     error_chain, init, install,
     run::run,
     shutdown::{ShutdownHandle, ShutdownRequest},
@@ -40,7 +40,7 @@ pub fn program(words: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// Runs the agent as `words` say; the first is the program's name. Returns when it has ended.
 pub fn main_with(words: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let (args, matches) = match Args::read(words) {
+    let (args, matches) = match AgentArgs::read(words) {
         Ok(read) => read,
         // Also --help and --version, which are no failures.
         Err(error) => error.exit(),
@@ -77,7 +77,7 @@ fn recorded(
     leave(state, &reason, code)
 }
 
-fn live(config: Config) -> Result<ShutdownRequest, Box<dyn std::error::Error>> {
+fn live(config: AgentConfig) -> Result<ShutdownRequest, Box<dyn std::error::Error>> {
     let limits = init::become_init();
     // One thread: measured faster than two for terminals.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -113,14 +113,14 @@ fn leave(state: &Path, reason: &str, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn start_log(format: LogFormat) {
+fn start_log(format: AgentLogFormat) {
     let asked = std::env::var(LOG_VARIABLE).ok().and_then(|filter| filter.parse::<Targets>().ok());
     let filter = asked.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
     let log = fmt::layer().with_writer(io::stderr).with_ansi(false);
     // A log that is there already (the CLI's) is used as it is.
     let _started = match format {
-        LogFormat::Text => registry().with(filter).with(log).try_init(),
-        LogFormat::Json => registry().with(filter).with(log.json()).try_init(),
+        AgentLogFormat::Text => registry().with(filter).with(log).try_init(),
+        AgentLogFormat::Json => registry().with(filter).with(log.json()).try_init(),
     };
 }
 
@@ -128,13 +128,13 @@ fn start_log(format: LogFormat) {
 mod tests {
     use super::*;
     use crate::{
-        init::{EXIT_RECORD, ExitRecord},
+        init::{AgentExitRecord, EXIT_RECORD},
         shutdown::ShutdownReason,
     };
 
     fn record(
         life: impl FnOnce() -> Result<ShutdownRequest, Box<dyn std::error::Error>>,
-    ) -> (ExitCode, ExitRecord) {
+    ) -> (ExitCode, AgentExitRecord) {
         let state = tempfile::tempdir().unwrap();
         let code = recorded(state.path(), life);
         let record = std::fs::read(state.path().join(EXIT_RECORD)).expect("there is a record");

@@ -25,7 +25,7 @@ pub const EXIT_RECORD: &str = "exit.json";
 
 /// Why the agent is gone: what the control plane reads when it finds it dead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExitRecord {
+pub struct AgentExitRecord {
     /// For people.
     pub reason: String,
     /// Seconds since 1970.
@@ -76,6 +76,6 @@ pub async fn handle_termination_signals(shutdown: ShutdownHandle) -> io::Result<
 /// Leaves word of the end in the state folder.
 pub fn record_exit(state: &Path, reason: &str, code: u8) -> io::Result<()> {
     let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let record = ExitRecord { reason: reason.to_owned(), at, code };
+    let record = AgentExitRecord { reason: reason.to_owned(), at, code };
     write_whole(&state.join(EXIT_RECORD), &serde_json::to_vec(&record)?)
 }

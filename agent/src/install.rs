@@ -20,14 +20,14 @@ const MODE: u32 = 0o755;
 /// Copies this program into a folder, from where containers of other images run it.
 #[derive(Debug, Parser)]
 #[command(name = "podling-agent install", version)]
-struct Args {
+struct InstallArgs {
     /// Where to; it must be there.
     folder: PathBuf,
 }
 
 /// Does it, as `words` say: the program's name, and the folder.
 pub(crate) fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let folder = Args::parse_from(words).folder;
+    let folder = InstallArgs::parse_from(words).folder;
     match install(&folder) {
         Ok(path) => {
             println!("{}", path.display());

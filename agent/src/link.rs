@@ -25,7 +25,7 @@ use self::{
     session::{Over, Session},
 };
 use crate::{
-    activity::Activity, claim::Claim, config::Control, metrics::Metrics, shutdown::ShutdownHandle,
+    activity::Activity, claim::Claim, config::ControlEndpoint, metrics::Metrics, shutdown::ShutdownHandle,
     sleep::Sleep,
 };
 
@@ -46,7 +46,7 @@ pub struct Introduction {
 #[derive(Debug, Clone)]
 pub struct Link {
     /// Where the control plane is and how it proves itself.
-    pub control: Control,
+    pub control: ControlEndpoint,
     /// Who we are.
     pub introduction: Introduction,
     /// Where the claim is published.

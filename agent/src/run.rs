@@ -23,14 +23,14 @@ use crate::{
     activity::proc,
     child::{ChildLimits, Children},
     claim::ClaimReceiver,
-    config::Config,
+    config::AgentConfig,
     init::{command::Command, forward::Running},
     link::{Introduction, Link},
     metrics::Metrics,
     server::{
         Server,
         identity::{Identity, IdentityError},
-        info::Info,
+        info::AgentInfo,
         listener::{ListenError, Listener},
         router::{BadDescriptors, Parts, router},
     },
@@ -55,7 +55,7 @@ pub enum RunError {
     Identity(#[from] IdentityError),
     /// It cannot listen.
     #[error("no listener")]
-    Listen(#[from] ListenError),
+    ListenAddress(#[from] ListenError),
     /// It cannot say where it listens.
     #[error("writing {path}")]
     Info {
@@ -99,7 +99,7 @@ struct Phases {
 
 /// Runs an agent until somebody asks for its end; says how it ended. `limits` are its children's.
 pub async fn run(
-    config: Config,
+    config: AgentConfig,
     limits: ChildLimits,
     shutdown: ShutdownHandle,
 ) -> Result<ShutdownRequest, RunError> {
@@ -170,7 +170,13 @@ pub async fn run(
 }
 
 /// The long-lived tasks.
-fn start(workspace: &Workspace, link: Link, config: &Config, phases: &Phases, metrics: Metrics) -> Tasks {
+fn start(
+    workspace: &Workspace,
+    link: Link,
+    config: &AgentConfig,
+    phases: &Phases,
+    metrics: Metrics,
+) -> Tasks {
     let mut tasks = Tasks::new(metrics);
     let children = workspace.children.clone();
     tasks.supervise("reaper", move || {
@@ -246,10 +252,10 @@ fn introduce(identity: &Identity) -> Result<Introduction, RunError> {
     })
 }
 
-fn write_info(config: &Config, introduction: &Introduction, server: &Server) -> Result<(), RunError> {
+fn write_info(config: &AgentConfig, introduction: &Introduction, server: &Server) -> Result<(), RunError> {
     let path = &config.info_file;
     let failed = |source| RunError::Info { path: path.clone(), source };
-    let info = Info {
+    let info = AgentInfo {
         pid: std::process::id(),
         start_ticks: introduction.start_ticks,
         boot_id: introduction.boot_id.clone(),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// Flags of the control plane. Each can also be given as the environment variable that its help names, or in the
 /// configuration file as the flag's name with "_" for "-". The data folder is not among them: every program has it anyway.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct Args {
+pub struct ControlArgs {
     /// Configuration file [env: PODLING_CONFIG] [default: config.toml in the data folder, if it is there]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,

@@ -9,7 +9,7 @@ use std::{
 use podling_core::quota::{Quota, Quotas};
 use url::Url;
 
-use crate::args::Args;
+use crate::args::ControlArgs;
 
 mod sources;
 mod values;
@@ -174,7 +174,7 @@ impl Config {
     /// Makes the configuration of flags, environment (`env` looks a variable up) and file. `data` is what `--data` said.
     pub fn load(
         data: Option<&Path>,
-        args: &Args,
+        args: &ControlArgs,
         env: &dyn Fn(&str) -> Option<String>,
         defaults: Defaults,
     ) -> Result<Self, ConfigError> {

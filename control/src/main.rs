@@ -5,7 +5,7 @@ use std::{env, path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::Parser;
 use podling_control::{
-    args::Args,
+    args::ControlArgs,
     config::{Config, Defaults},
     log,
     run::run,
@@ -21,7 +21,7 @@ struct Cli {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     #[command(flatten)]
-    args: Args,
+    args: ControlArgs,
 }
 
 fn main() -> ExitCode {

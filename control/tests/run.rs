@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use podling_control::{
-    args::Args,
+    args::ControlArgs,
     config::{Config, Defaults, Engine, LogFormat},
     run::{Ready, RunError, run},
 };
@@ -163,11 +163,11 @@ async fn beyond_loopback_it_serves_tls_with_the_certificate_it_is_given() {
     let (cert_file, key_file) = (data.path().join("cert.pem"), data.path().join("key.pem"));
     std::fs::write(&cert_file, certificate.pem()).expect("write");
     std::fs::write(&key_file, key.serialize_pem()).expect("write");
-    let args = Args {
+    let args = ControlArgs {
         listen: Some("0.0.0.0:0".to_owned()),
         tls_cert: Some(cert_file.display().to_string()),
         tls_key: Some(key_file.display().to_string()),
-        ..Args::default()
+        ..ControlArgs::default()
     };
     let folder = data.path().join("data");
     let defaults = Defaults { agent_command: vec!["/bin/false".to_owned()], leaves_idle_asleep: true };

@@ -26,7 +26,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Control, ControlAddress},
+    config::{ControlAddress, ControlEndpoint},
     tasks::Spawner,
 };
 
@@ -84,7 +84,7 @@ pub enum DialError {
 pub type Sender = http2::SendRequest<tonic::body::Body>;
 
 /// Connects and checks the certificate. The connection's own tasks end with `life`.
-pub async fn dial(control: &Control, life: CancellationToken) -> Result<Sender, DialError> {
+pub async fn dial(control: &ControlEndpoint, life: CancellationToken) -> Result<Sender, DialError> {
     let to = control.address.to_string();
     let tasks = Spawner::new(life);
     let tls = TlsConnector::from(Arc::new(client_config(&control.ca)?));
@@ -106,7 +106,7 @@ pub async fn dial(control: &Control, life: CancellationToken) -> Result<Sender, 
 }
 
 /// The agent's secret, as it is on disk now: it may have been renewed.
-pub async fn credential(control: &Control) -> Result<String, DialError> {
+pub async fn credential(control: &ControlEndpoint) -> Result<String, DialError> {
     let path = &control.credential;
     let text = tokio::fs::read_to_string(path)
         .await
@@ -135,7 +135,7 @@ fn client_config(ca: &Path) -> Result<ClientConfig, DialError> {
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-async fn connect(control: &Control, tls: TlsConnector) -> Result<Box<dyn Stream>, DialError> {
+async fn connect(control: &ControlEndpoint, tls: TlsConnector) -> Result<Box<dyn Stream>, DialError> {
     let to = control.address.to_string();
     let failed = |source| DialError::Connect { to: to.clone(), source };
     let unproven = |source| DialError::Unproven { to: to.clone(), source };

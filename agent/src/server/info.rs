@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 /// What the file holds, as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Info {
+pub struct AgentInfo {
     /// Process id.
     pub pid: u32,
     /// Start time in clock ticks since the machine's boot, as /proc/PID/stat has it.
@@ -23,7 +23,7 @@ pub struct Info {
     pub fingerprint: String,
 }
 
-impl Info {
+impl AgentInfo {
     /// Writes the file whole or not at all, for the owner alone.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         write_whole(path, &serde_json::to_vec_pretty(self)?)

@@ -18,7 +18,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::config::Listen;
+use crate::config::ListenAddress;
 
 /// Connections the kernel holds until we take them; beyond it, callers are refused or wait.
 const BACKLOG: i32 = 256;
@@ -48,13 +48,13 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl Listener {
     /// Starts to listen.
-    pub async fn bind(at: &Listen) -> Result<Self, ListenError> {
+    pub async fn bind(at: &ListenAddress) -> Result<Self, ListenError> {
         match at {
-            Listen::Unix(path) => {
+            ListenAddress::Unix(path) => {
                 let failed = |source| ListenError { address: format!("unix:{}", path.display()), source };
                 Ok(Self::Unix(bind_unix(path).await.map_err(failed)?, path.clone()))
             }
-            Listen::Tcp(address) => {
+            ListenAddress::Tcp(address) => {
                 let failed = |source| ListenError { address: address.to_string(), source };
                 Ok(Self::Tcp(TcpListener::bind(address).await.map_err(failed)?))
             }
@@ -145,7 +145,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let deep = dir.path().join("x".repeat(120));
         std::fs::create_dir(&deep).expect("folder");
-        let at = Listen::Unix(deep.join("agent.sock"));
+        let at = ListenAddress::Unix(deep.join("agent.sock"));
         let first = Listener::bind(&at).await.expect("listens");
         let mode = deep.join("agent.sock").metadata().expect("socket").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -160,7 +160,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("agent.sock");
         std::fs::write(&path, "mine").expect("file");
-        Listener::bind(&Listen::Unix(path.clone())).await.expect_err("in the way");
+        Listener::bind(&ListenAddress::Unix(path.clone())).await.expect_err("in the way");
         assert_eq!(std::fs::read(&path).expect("still there"), b"mine");
     }
 }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use podling_agent::server::info::Info;
+use podling_agent::server::info::AgentInfo;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
@@ -122,7 +122,7 @@ impl Agent {
     }
 
     /// What it says of itself, once it listens.
-    pub(crate) async fn info(&self) -> Info {
+    pub(crate) async fn info(&self) -> AgentInfo {
         let path = self.path("state/agent.json");
         until("agent.json", || serde_json::from_slice(&std::fs::read(&path).ok()?).ok()).await
     }
@@ -136,7 +136,7 @@ impl Agent {
         until("the end of the agent", || self.child.try_wait().expect("waits")).await
     }
 
-    pub(crate) fn exit_record(&self) -> podling_agent::init::ExitRecord {
+    pub(crate) fn exit_record(&self) -> podling_agent::init::AgentExitRecord {
         serde_json::from_slice(&std::fs::read(self.path("state/exit.json")).expect("exit.json"))
             .expect("JSON")
     }

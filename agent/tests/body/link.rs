@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use podling_agent::config::Listen;
+use podling_agent::config::ListenAddress;
 use podling_proto::{
     agent::v1::{
         self as agent_wire, ActivityLevel, activity_client::ActivityClient, terminals_client::TerminalsClient,
@@ -56,7 +56,7 @@ async fn an_agent_says_hello_is_claimed_and_beats() {
 #[tokio::test]
 async fn over_tcp_it_is_the_same() {
     let authority = Authority::new();
-    let anywhere: Listen = "127.0.0.1:0".parse().expect("address");
+    let anywhere: ListenAddress = "127.0.0.1:0".parse().expect("address");
     let (mut plane, address) = Plane::start_at(&anywhere, authority.server("podling-control")).await;
     let dir = tempfile::tempdir().expect("dir");
     let control = format!("https://{address}");

@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::Stream;
 use podling_agent::{
-    config::Listen,
+    config::ListenAddress,
     metrics::Metrics,
     server::{connection::Connections, listener::Listener},
 };
@@ -84,11 +84,11 @@ impl Authority {
 impl Plane {
     /// Listens in `dir`; dropped, it is as if it had been killed.
     pub(crate) async fn start(dir: &Path, tls: TlsAcceptor) -> Self {
-        Self::start_at(&Listen::Unix(socket(dir)), tls).await.0
+        Self::start_at(&ListenAddress::Unix(socket(dir)), tls).await.0
     }
 
     /// Listens there; returns also where that is.
-    pub(crate) async fn start_at(at: &Listen, tls: TlsAcceptor) -> (Self, String) {
+    pub(crate) async fn start_at(at: &ListenAddress, tls: TlsAcceptor) -> (Self, String) {
         let (sender, sessions) = mpsc::channel(8);
         let router = Routes::new(AgentsServer::new(Service(sender))).into_axum_router();
         let listener = Listener::bind(at).await.expect("listens");

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::Request;
 use http_body_util::Full;
-use podling_agent::server::info::Info;
+use podling_agent::server::info::AgentInfo;
 use podling_proto::{
     agent::v1::{GetActivityRequest, KeepAwakeRequest, activity_client::ActivityClient},
     error,
@@ -171,7 +171,7 @@ async fn a_thousand_connections_without_a_token_leave_memory_flat() {
     let mut known = ActivityClient::with_origin(Client::of(&agent).await.service(), Client::origin());
     let get = || with_token(GetActivityRequest {}, &token(&key, "read"));
     known.get(get()).await.expect("served");
-    let Info { fingerprint, .. } = agent.info().await;
+    let AgentInfo { fingerprint, .. } = agent.info().await;
     let (tls, socket) = (connector(&fingerprint, "h2"), agent.path("agent.sock"));
     let mut strangers = Vec::new();
     for _ in 0..50 {

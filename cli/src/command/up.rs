@@ -30,7 +30,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub struct Up {
     #[command(flatten)]
-    control: args::Args,
+    control: args::ControlArgs,
 }
 
 #[derive(Debug, Serialize)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value as Toml};
 
 use super::{ConfigError, Source};
-use crate::args::Args;
+use crate::args::ControlArgs;
 
 /// Keys of the file; the environment variable of each is `PODLING_` and the key in capitals, the flag has "-" for "_".
 const KEYS: [&str; 24] = [
@@ -47,13 +47,13 @@ pub(super) struct Value {
 pub(super) struct List(Vec<Value>);
 
 pub(super) struct Sources<'a> {
-    args: &'a Args,
+    args: &'a ControlArgs,
     env: &'a dyn Fn(&str) -> Option<String>,
     file: Option<(PathBuf, Table)>,
 }
 
 impl<'a> Sources<'a> {
-    pub(super) fn new(args: &'a Args, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
+    pub(super) fn new(args: &'a ControlArgs, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
         Self { args, env, file: None }
     }
 
