@@ -10,12 +10,12 @@ use prometheus_client::{
 
 /// What is counted as it happens, and what is read when somebody asks.
 #[derive(Debug, Clone)]
-pub struct Metrics(Arc<Inner>);
+pub struct Metrics(Arc<MetricsInner>);
 
 #[derive(Debug)]
-struct Inner {
+struct MetricsInner {
     registry: Registry,
-    restarts: Family<Task, Counter>,
+    restarts: Family<TaskLabel, Counter>,
     /// Heartbeats that were sent.
     beats: Counter,
     /// Heartbeats that were acknowledged.
@@ -48,7 +48,7 @@ struct Gauges {
 
 /// The values behind the gauges.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Reading {
+pub struct MetricsReading {
     /// Terminals that are open.
     pub terminals: u32,
     /// Processes of the workspace.
@@ -76,7 +76,7 @@ pub struct Reading {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Task {
+struct TaskLabel {
     task: &'static str,
 }
 
@@ -111,7 +111,7 @@ impl Metrics {
         registry.register("terminal_panics", help, gauges.terminal_panics.clone());
         registry.register("leases", "Keep-awake leases held", gauges.leases.clone());
         registry.register("claimed", "1 when a workspace is served", gauges.claimed.clone());
-        Self(Arc::new(Inner {
+        Self(Arc::new(MetricsInner {
             registry,
             restarts,
             beats,
@@ -125,7 +125,7 @@ impl Metrics {
 
     /// One of the agent's own tasks failed.
     pub fn restarted(&self, task: &'static str) {
-        self.0.restarts.get_or_create(&Task { task }).inc();
+        self.0.restarts.get_or_create(&TaskLabel { task }).inc();
     }
 
     /// A heartbeat was sent.
@@ -154,7 +154,7 @@ impl Metrics {
     }
 
     /// Takes a reading in.
-    pub fn read(&self, reading: Reading) {
+    pub fn read(&self, reading: MetricsReading) {
         let gauges = &self.0.gauges;
         gauges.terminals.set(reading.terminals.into());
         gauges.processes.set(reading.processes.into());

@@ -35,7 +35,7 @@ use crate::{
         router::{BadDescriptors, Parts, router},
     },
     shutdown::{ShutdownHandle, ShutdownReason, ShutdownRequest},
-    tasks::Tasks,
+    tasks::TaskSupervisor,
 };
 
 /// Open calls get this long to end after they were told to.
@@ -176,8 +176,8 @@ fn start(
     config: &AgentConfig,
     phases: &Phases,
     metrics: Metrics,
-) -> Tasks {
-    let mut tasks = Tasks::new(metrics);
+) -> TaskSupervisor {
+    let mut tasks = TaskSupervisor::new(metrics);
     let children = workspace.children.clone();
     tasks.supervise("reaper", move || {
         let children = children.clone();

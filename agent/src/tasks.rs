@@ -23,7 +23,7 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 
 /// The tasks of one agent. Dropping it aborts them.
 #[derive(Debug)]
-pub struct Tasks {
+pub struct TaskSupervisor {
     set: JoinSet<()>,
     token: CancellationToken,
     metrics: Metrics,
@@ -31,14 +31,14 @@ pub struct Tasks {
 
 /// Runs what a library must run beside us, for as long as its connection is wanted.
 #[derive(Debug, Clone)]
-pub struct Spawner {
+pub struct ConnectionExecutor {
     tracker: TaskTracker,
     life: CancellationToken,
 }
 
-// === impl Tasks ===
+// === impl TaskSupervisor ===
 
-impl Tasks {
+impl TaskSupervisor {
     /// None yet.
     pub fn new(metrics: Metrics) -> Self {
         Self { set: JoinSet::new(), token: CancellationToken::new(), metrics }
@@ -87,16 +87,16 @@ impl Tasks {
     }
 }
 
-// === impl Spawner ===
+// === impl ConnectionExecutor ===
 
-impl Spawner {
+impl ConnectionExecutor {
     /// What it runs ends with `life`.
     pub fn new(life: CancellationToken) -> Self {
         Self { tracker: TaskTracker::new(), life }
     }
 }
 
-impl<F> hyper::rt::Executor<F> for Spawner
+impl<F> hyper::rt::Executor<F> for ConnectionExecutor
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
@@ -132,7 +132,7 @@ mod tests {
     #[tokio::test]
     async fn a_task_that_panics_and_fails_is_started_again_and_counted() {
         let metrics = Metrics::new();
-        let mut tasks = Tasks::new(metrics.clone());
+        let mut tasks = TaskSupervisor::new(metrics.clone());
         let (runs, well) = (Arc::new(AtomicU32::new(0)), Arc::new(Notify::new()));
         let (r, w) = (runs.clone(), well.clone());
         tasks.supervise("fragile", move || {

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{ControlAddress, ControlEndpoint},
-    tasks::Spawner,
+    tasks::ConnectionExecutor,
 };
 
 /// The name in the control plane's certificate, wherever it listens.
@@ -86,7 +86,7 @@ pub type Sender = http2::SendRequest<tonic::body::Body>;
 /// Connects and checks the certificate. The connection's own tasks end with `life`.
 pub async fn dial(control: &ControlEndpoint, life: CancellationToken) -> Result<Sender, DialError> {
     let to = control.address.to_string();
-    let tasks = Spawner::new(life);
+    let tasks = ConnectionExecutor::new(life);
     let tls = TlsConnector::from(Arc::new(client_config(&control.ca)?));
     let io = timeout(DIAL_TIMEOUT, connect(control, tls)).await.map_err(|_| DialError::Timeout(to))??;
     let (sender, connection) = http2::Builder::new(tasks.clone())

@@ -21,7 +21,7 @@ use crate::{
     claim::ClaimReceiver,
     files::{Files, WorkspaceRoot},
     init,
-    metrics::{Metrics, Reading},
+    metrics::{Metrics, MetricsReading},
     process::ProcessRegistry,
     shutdown::DEFAULT_GRACE,
     sleep::Sleep,
@@ -136,7 +136,7 @@ impl Workspace {
     pub(super) fn metrics(&self, metrics: &Metrics) -> String {
         let now = self.activity.look();
         let (task_panics, screen_panics) = self.terminals.panics();
-        metrics.read(Reading {
+        metrics.read(MetricsReading {
             terminals: now.terminals,
             processes: now.usage.processes,
             verdict: match now.judgement.verdict {

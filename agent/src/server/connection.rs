@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use super::listener::Stream;
-use crate::{metrics::Metrics, tasks::Spawner};
+use crate::{metrics::Metrics, tasks::ConnectionExecutor};
 
 /// Connections at once. The next is closed before its handshake.
 const MAX_CONNECTIONS: usize = 512;
@@ -173,7 +173,7 @@ impl Place {
             let answer = router.clone().call(request);
             async move { answer.await as Result<_, Infallible> }
         });
-        let builder = protocol(Spawner::new(life));
+        let builder = protocol(ConnectionExecutor::new(life));
         let connection = builder.serve_connection(TokioIo::new(io), service);
         tokio::pin!(connection);
         let ended = tokio::select! {
@@ -189,7 +189,7 @@ impl Place {
     }
 }
 
-fn protocol(spawner: Spawner) -> auto::Builder<Spawner> {
+fn protocol(spawner: ConnectionExecutor) -> auto::Builder<ConnectionExecutor> {
     let mut builder = auto::Builder::new(spawner);
     builder
         .http1()

@@ -9,7 +9,7 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::TokioIo;
-use podling_agent::tasks::Spawner;
+use podling_agent::tasks::ConnectionExecutor;
 use podling_proto::{
     token::{SigningKey, TokenClaims},
     verb::Verbs,
@@ -104,7 +104,7 @@ impl Client {
         let info = agent.info().await;
         let io = connect(&agent.path("agent.sock"), &connector(&info.fingerprint, "h2")).await.expect("TLS");
         let life = CancellationToken::new();
-        let spawner = Spawner::new(life.clone());
+        let spawner = ConnectionExecutor::new(life.clone());
         let (sender, connection) = http2::handshake(spawner.clone(), TokioIo::new(io)).await.expect("HTTP/2");
         hyper::rt::Executor::execute(&spawner, async move { drop(connection.await) });
         Self { sender, life: Arc::new(life.drop_guard()) }
