@@ -21,7 +21,7 @@ use crate::{
 
 /// The command line or a value in it cannot be used.
 const USAGE: u8 = 2;
-/// What is logged: `info`, or by module, as in `warn,podling_agent::link=debug`.
+/// What is logged: `info`, or by module, as in `warn,podling_agent::control_connection=debug`.
 const LOG_VARIABLE: &str = "PODLING_AGENT_LOG";
 /// The agent could not start, or broke.
 const FAILED: u8 = 1;

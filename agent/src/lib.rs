@@ -12,7 +12,7 @@ pub mod shutdown;
 pub mod tasks;
 
 pub mod claim;
-pub mod link;
+pub mod control_connection;
 
 pub mod activity;
 pub mod admission;

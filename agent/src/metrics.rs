@@ -21,7 +21,7 @@ struct MetricsInner {
     /// Heartbeats that were acknowledged.
     beats_acknowledged: Counter,
     /// Links to the control plane that broke or could not be made.
-    link_failures: Counter,
+    control_connection_failures: Counter,
     /// Connections that are open.
     connections: Gauge,
     /// Connections that were turned away or cut because there were too many, or because no token came.
@@ -86,13 +86,17 @@ impl Metrics {
         let mut registry = Registry::with_prefix("podling_agent");
         let restarts = Family::default();
         let (beats, beats_acknowledged) = (Counter::default(), Counter::default());
-        let (link_failures, connections_refused) = (Counter::default(), Counter::default());
+        let (control_connection_failures, connections_refused) = (Counter::default(), Counter::default());
         let connections = Gauge::default();
         let gauges = Gauges::default();
         registry.register("task_restarts", "Own tasks that failed and were started again", restarts.clone());
         registry.register("beats", "Heartbeats sent", beats.clone());
         registry.register("beats_acknowledged", "Heartbeats acknowledged", beats_acknowledged.clone());
-        registry.register("link_failures", "Links to the control plane that broke", link_failures.clone());
+        registry.register(
+            "control_connection_failures",
+            "Links to the control plane that broke",
+            control_connection_failures.clone(),
+        );
         registry.register("connections", "Open connections", connections.clone());
         let help = "Connections cut for want of a token or of room";
         registry.register("connections_refused", help, connections_refused.clone());
@@ -116,7 +120,7 @@ impl Metrics {
             restarts,
             beats,
             beats_acknowledged,
-            link_failures,
+            control_connection_failures,
             connections,
             connections_refused,
             gauges,
@@ -139,8 +143,8 @@ impl Metrics {
     }
 
     /// The link is down, or did not come up.
-    pub fn link_failed(&self) {
-        self.0.link_failures.inc();
+    pub fn control_connection_failed(&self) {
+        self.0.control_connection_failures.inc();
     }
 
     /// Connections open now.

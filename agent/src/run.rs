@@ -24,8 +24,8 @@ use crate::{
     child::{ChildLimits, Children},
     claim::ClaimReceiver,
     config::AgentConfig,
+    control_connection::{AgentDescription, ControlConnection},
     init::{command::Command, forward::Running},
-    link::{Introduction, Link},
     metrics::Metrics,
     server::{
         Server,
@@ -105,16 +105,16 @@ pub async fn run(
 ) -> Result<ShutdownRequest, RunError> {
     let identity = Identity::generate()?;
     let listener = Listener::bind(&config.listen).await?;
-    let introduction = introduce(&identity)?;
+    let description = introduce(&identity)?;
 
     let (claims, claimed) = watch::channel(None);
     let children = Children::new(config.orphans).with_limits(limits);
     let workspace = Workspace::new(&config.root, &config.state, children, claimed.clone(), config.orphans)
         .map_err(|source| RunError::Root { path: config.root.clone(), source })?;
     let (metrics, health, phases) = (Metrics::new(), HealthReporter::new(), Phases::default());
-    let link = Link {
+    let connection = ControlConnection {
         control: config.control.clone(),
-        introduction: introduction.clone(),
+        description: description.clone(),
         claims: Arc::new(claims),
         activity: workspace.activity.clone(),
         sleep: workspace.sleep.clone(),
@@ -138,8 +138,8 @@ pub async fn run(
     let router = router(parts, services.grpc, &services.names, services.http)?;
     let mut server = Server::new(listener, identity.server_config()?, metrics.clone());
     // Last, so that whoever finds the file finds an agent that answers.
-    write_info(&config, &introduction, &server)?;
-    let tasks = start(&workspace, link, &config, &phases, metrics);
+    write_info(&config, &description, &server)?;
+    let tasks = start(&workspace, connection, &config, &phases, metrics);
 
     let ending = tokio::select! {
         ending = shutdown.requested() => ending,
@@ -172,7 +172,7 @@ pub async fn run(
 /// The long-lived tasks.
 fn start(
     workspace: &Workspace,
-    link: Link,
+    connection: ControlConnection,
     config: &AgentConfig,
     phases: &Phases,
     metrics: Metrics,
@@ -226,10 +226,10 @@ fn start(
         async move { workspace.fall_asleep(&ending).await }
     });
     let said = phases.said.clone();
-    tasks.supervise("link", move || {
-        let (link, said) = (link.clone(), said.clone());
+    tasks.supervise("control connection", move || {
+        let (connection, said) = (connection.clone(), said.clone());
         async move {
-            let over = link.run().await;
+            let over = connection.run().await;
             said.cancel();
             over
         }
@@ -243,8 +243,8 @@ async fn set_health(health: &HealthReporter, services: &[&'static str], status: 
     }
 }
 
-fn introduce(identity: &Identity) -> Result<Introduction, RunError> {
-    Ok(Introduction {
+fn introduce(identity: &Identity) -> Result<AgentDescription, RunError> {
+    Ok(AgentDescription {
         capabilities: CAPABILITIES,
         boot_id: token::random(12),
         fingerprint: identity.fingerprint(),
@@ -252,15 +252,15 @@ fn introduce(identity: &Identity) -> Result<Introduction, RunError> {
     })
 }
 
-fn write_info(config: &AgentConfig, introduction: &Introduction, server: &Server) -> Result<(), RunError> {
+fn write_info(config: &AgentConfig, description: &AgentDescription, server: &Server) -> Result<(), RunError> {
     let path = &config.info_file;
     let failed = |source| RunError::Info { path: path.clone(), source };
     let info = AgentInfo {
         pid: std::process::id(),
-        start_ticks: introduction.start_ticks,
-        boot_id: introduction.boot_id.clone(),
+        start_ticks: description.start_ticks,
+        boot_id: description.boot_id.clone(),
         address: server.address().map_err(failed)?,
-        fingerprint: introduction.fingerprint.clone(),
+        fingerprint: description.fingerprint.clone(),
     };
     info.write(path).map_err(failed)?;
     tracing::info!(address = info.address, fingerprint = info.fingerprint, "listening");

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use tonic::Status;
 
-use super::{dial::DialError, message};
+use super::{dial::DialError, messages};
 
 /// The control plane answers hello within this time.
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How a session broke.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Lost {
+pub(super) enum DisconnectError {
     /// No connection.
     #[error("dialling the control plane")]
     Dial(#[from] DialError),
@@ -27,13 +27,13 @@ pub(super) enum Lost {
     /// Hello was not answered.
     #[error("no answer to hello within {HELLO_TIMEOUT:?}")]
     NoAnswer,
-    /// Beats are not acknowledged.
+    /// HeartbeatSchedule are not acknowledged.
     #[error("no heartbeat was acknowledged for {0:?}")]
     Silent(Duration),
-    /// It does not read what we say.
+    /// It does not read what we send.
     #[error("the control plane does not read")]
     Stuck,
-    /// It said something we cannot follow.
+    /// It received something we cannot follow.
     #[error("a claim that cannot be served")]
-    BadClaim(#[from] message::BadClaim),
+    InvalidClaim(#[from] messages::InvalidClaim),
 }

@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 use crate::activity::verdict::ActivityLevel;
 
 /// A beat that is not acknowledged for this many intervals means a dead link.
-const SILENT_INTERVALS: u32 = 3;
+const MAX_UNACKNOWLEDGED_INTERVALS: u32 = 3;
 /// By how much of it an interval varies, up and down: agents that started together do not beat together.
 const JITTER: f64 = 0.1;
 /// Edges are told at once, but not more often than this.
-const EDGE_PAUSE: Duration = Duration::from_secs(1);
+const MIN_CHANGE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The beats of one stream; none are due before it has brought a claim.
 #[derive(Debug, Default)]
-pub(super) struct Beats {
+pub(super) struct HeartbeatSchedule {
     sent: u64,
     next: Option<Instant>,
     last: Option<(Instant, ActivityLevel)>,
@@ -25,13 +25,13 @@ pub(super) struct Beats {
 }
 
 /// How long a link without acknowledgements is kept.
-pub(super) fn patience(interval: Duration) -> Duration {
-    interval * SILENT_INTERVALS
+pub(super) fn acknowledgement_timeout(interval: Duration) -> Duration {
+    interval * MAX_UNACKNOWLEDGED_INTERVALS
 }
 
-impl Beats {
+impl HeartbeatSchedule {
     /// The claim is an edge; a repeated one keeps the pace, unless it asks for a faster one.
-    pub(super) fn begin(&mut self, now: Instant, interval: Duration) {
+    pub(super) fn start(&mut self, now: Instant, interval: Duration) {
         self.next = Some(self.next.map_or(now, |due| due.min(now + interval)));
     }
 
@@ -68,17 +68,17 @@ impl Beats {
         self.acknowledged
     }
 
-    /// Since when nothing was heard although a beat waits for its acknowledgement.
-    pub(super) fn silent_since(&self) -> Option<Instant> {
+    /// Since when nothing was drained although a beat waits for its acknowledgement.
+    pub(super) fn unacknowledged_since(&self) -> Option<Instant> {
         self.waiting
     }
 
     /// A changed verdict is told at once.
-    pub(super) fn on_edge(&mut self, verdict: ActivityLevel, now: Instant) {
+    pub(super) fn activity_changed(&mut self, verdict: ActivityLevel, now: Instant) {
         if let (Some((at, told)), Some(due)) = (self.last, self.next)
             && told != verdict
         {
-            self.next = Some(due.min((at + EDGE_PAUSE).max(now)));
+            self.next = Some(due.min((at + MIN_CHANGE_INTERVAL).max(now)));
         }
     }
 }
@@ -91,45 +91,52 @@ mod tests {
 
     #[test]
     fn beats_come_in_their_interval_and_edges_at_once_but_for_a_pause() {
-        let (mut beats, start) = (Beats::default(), Instant::now());
-        beats.on_edge(ActivityLevel::Active, start);
-        assert_eq!(beats.next(), None, "nobody has claimed it");
-        beats.begin(start, INTERVAL);
-        assert_eq!(beats.next(), Some(start));
-        beats.sent(ActivityLevel::Idle, start, INTERVAL, 0.0);
-        assert_eq!(beats.next(), Some(start + INTERVAL.mul_f64(0.9)));
-        beats.sent(ActivityLevel::Idle, start, INTERVAL, 1.0);
-        let due = beats.next().unwrap();
+        let (mut heartbeats, start) = (HeartbeatSchedule::default(), Instant::now());
+        heartbeats.activity_changed(ActivityLevel::Active, start);
+        assert_eq!(heartbeats.next(), None, "nobody has claimed it");
+        heartbeats.start(start, INTERVAL);
+        assert_eq!(heartbeats.next(), Some(start));
+        heartbeats.sent(ActivityLevel::Idle, start, INTERVAL, 0.0);
+        assert_eq!(heartbeats.next(), Some(start + INTERVAL.mul_f64(0.9)));
+        heartbeats.sent(ActivityLevel::Idle, start, INTERVAL, 1.0);
+        let due = heartbeats.next().unwrap();
         assert_eq!(due, start + INTERVAL.mul_f64(1.1));
-        beats.begin(start, 2 * INTERVAL);
-        beats.on_edge(ActivityLevel::Idle, start + EDGE_PAUSE);
+        heartbeats.start(start, 2 * INTERVAL);
+        heartbeats.activity_changed(ActivityLevel::Idle, start + MIN_CHANGE_INTERVAL);
         assert_eq!(
-            beats.next(),
+            heartbeats.next(),
             Some(due),
             "neither a repeated claim nor what was told already changes the pace"
         );
-        beats.on_edge(ActivityLevel::Active, start + EDGE_PAUSE / 4);
-        assert_eq!(beats.next(), Some(start + EDGE_PAUSE));
-        beats.on_edge(ActivityLevel::Busy, start + EDGE_PAUSE * 3);
-        assert_eq!(beats.next(), Some(start + EDGE_PAUSE), "what is due is due");
-        beats.begin(start, EDGE_PAUSE / 2);
-        assert_eq!(beats.next(), Some(start + EDGE_PAUSE / 2), "another policy asks for a faster pace");
+        heartbeats.activity_changed(ActivityLevel::Active, start + MIN_CHANGE_INTERVAL / 4);
+        assert_eq!(heartbeats.next(), Some(start + MIN_CHANGE_INTERVAL));
+        heartbeats.activity_changed(ActivityLevel::Busy, start + MIN_CHANGE_INTERVAL * 3);
+        assert_eq!(heartbeats.next(), Some(start + MIN_CHANGE_INTERVAL), "what is due is due");
+        heartbeats.start(start, MIN_CHANGE_INTERVAL / 2);
+        assert_eq!(
+            heartbeats.next(),
+            Some(start + MIN_CHANGE_INTERVAL / 2),
+            "another policy asks for a faster pace"
+        );
     }
 
     #[test]
     fn silence_begins_with_the_first_beat_that_is_not_acknowledged_and_with_each_sign_of_life() {
-        let (mut beats, start) = (Beats::default(), Instant::now());
+        let (mut heartbeats, start) = (HeartbeatSchedule::default(), Instant::now());
         let at = |n: u32| start + INTERVAL * n;
-        beats.begin(start, INTERVAL);
-        assert_eq!(beats.silent_since(), None);
+        heartbeats.start(start, INTERVAL);
+        assert_eq!(heartbeats.unacknowledged_since(), None);
         for n in 0..2 {
-            beats.sent(ActivityLevel::Idle, at(n), INTERVAL, 0.5);
+            heartbeats.sent(ActivityLevel::Idle, at(n), INTERVAL, 0.5);
         }
-        assert_eq!(beats.silent_since(), Some(start));
-        assert!(!beats.acknowledged(3, at(2)) && !beats.was_acknowledged(), "one that was never sent");
-        assert!(beats.acknowledged(1, at(2)) && beats.was_acknowledged());
-        assert_eq!(beats.silent_since(), Some(at(2)));
-        assert!(beats.acknowledged(2, at(2)));
-        assert_eq!(beats.silent_since(), None);
+        assert_eq!(heartbeats.unacknowledged_since(), Some(start));
+        assert!(
+            !heartbeats.acknowledged(3, at(2)) && !heartbeats.was_acknowledged(),
+            "one that was never sent"
+        );
+        assert!(heartbeats.acknowledged(1, at(2)) && heartbeats.was_acknowledged());
+        assert_eq!(heartbeats.unacknowledged_since(), Some(at(2)));
+        assert!(heartbeats.acknowledged(2, at(2)));
+        assert_eq!(heartbeats.unacknowledged_since(), None);
     }
 }

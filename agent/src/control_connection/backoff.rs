@@ -9,11 +9,11 @@ const LONGEST: Duration = Duration::from_secs(10);
 
 /// Counts tries that failed.
 #[derive(Debug, Default)]
-pub struct Backoff {
+pub struct ReconnectBackoff {
     failed: u32,
 }
 
-impl Backoff {
+impl ReconnectBackoff {
     /// The wait before the next try. `chance` is in 0..1: agents that lost the same control plane come back spread out.
     pub fn next(&mut self, chance: f64) -> Duration {
         let longest = FIRST.saturating_mul(1 << self.failed.min(16)).min(LONGEST);
@@ -33,7 +33,7 @@ mod tests {
 
     #[test]
     fn waits_double_from_a_tenth_of_a_second_to_ten() {
-        let mut backoff = Backoff::default();
+        let mut backoff = ReconnectBackoff::default();
         let waits: Vec<_> = (0..10).map(|_| backoff.next(1.0).as_millis()).collect();
         assert_eq!(waits[..4], [100, 200, 400, 800]);
         assert_eq!(waits[9], 10_000);
@@ -43,7 +43,7 @@ mod tests {
 
     #[test]
     fn it_goes_on_for_ever() {
-        let mut backoff = Backoff { failed: u32::MAX - 1 };
+        let mut backoff = ReconnectBackoff { failed: u32::MAX - 1 };
         assert_eq!(backoff.next(1.0), LONGEST);
     }
 }

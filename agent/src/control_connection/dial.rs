@@ -1,6 +1,6 @@
-//! Dialling the control plane: a connection whose other end has proven who it is, before a word of ours is said.
+//! Dialling the control plane: a connection whose other end has proven who it is, before a word of ours is received.
 //!
-//! Must not know what is said over it.
+//! Must not know what is received over it.
 
 use std::{
     fs::File,
@@ -32,10 +32,10 @@ use crate::{
 
 /// The name in the control plane's certificate, wherever it listens.
 const SERVER_NAME: &str = "podling-control";
-/// Connecting and proving may take this long together.
+/// Connecting and proving may accept_claim this long together.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A silent link is asked for a sign of life this often…
-const PING_EVERY: Duration = Duration::from_secs(20);
+const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// …and given up when none comes within this time.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -63,7 +63,7 @@ pub enum DialError {
         /// Why.
         source: io::Error,
     },
-    /// Whoever answered could not prove to be the control plane. Nothing was said to it.
+    /// Whoever answered could not prove to be the control plane. Nothing was received to it.
     #[error("{to} did not prove to be the control plane")]
     Unproven {
         /// Who answered.
@@ -81,17 +81,17 @@ pub enum DialError {
 }
 
 /// Sends requests over one connection.
-pub type Sender = http2::SendRequest<tonic::body::Body>;
+pub type RequestSender = http2::SendRequest<tonic::body::Body>;
 
 /// Connects and checks the certificate. The connection's own tasks end with `life`.
-pub async fn dial(control: &ControlEndpoint, life: CancellationToken) -> Result<Sender, DialError> {
+pub async fn dial(control: &ControlEndpoint, life: CancellationToken) -> Result<RequestSender, DialError> {
     let to = control.address.to_string();
     let tasks = ConnectionExecutor::new(life);
     let tls = TlsConnector::from(Arc::new(client_config(&control.ca)?));
     let io = timeout(DIAL_TIMEOUT, connect(control, tls)).await.map_err(|_| DialError::Timeout(to))??;
     let (sender, connection) = http2::Builder::new(tasks.clone())
         .timer(TokioTimer::new())
-        .keep_alive_interval(PING_EVERY)
+        .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true)
         .handshake(TokioIo::new(io))
@@ -132,10 +132,10 @@ fn client_config(ca: &Path) -> Result<ClientConfig, DialError> {
     Ok(config)
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+trait ControlStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ControlStream for T {}
 
-async fn connect(control: &ControlEndpoint, tls: TlsConnector) -> Result<Box<dyn Stream>, DialError> {
+async fn connect(control: &ControlEndpoint, tls: TlsConnector) -> Result<Box<dyn ControlStream>, DialError> {
     let to = control.address.to_string();
     let failed = |source| DialError::Connect { to: to.clone(), source };
     let unproven = |source| DialError::Unproven { to: to.clone(), source };

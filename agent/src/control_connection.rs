@@ -9,10 +9,10 @@
 //! The credential leaves the agent only over a connection whose certificate was checked.
 
 pub mod backoff;
-mod beats;
 pub mod dial;
-mod lost;
-pub mod message;
+mod disconnect;
+mod heartbeats;
+pub mod messages;
 mod session;
 
 use std::{convert::Infallible, sync::Arc};
@@ -21,8 +21,8 @@ use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    backoff::Backoff,
-    session::{Over, Session},
+    backoff::ReconnectBackoff,
+    session::{ControlSession, SessionEnd},
 };
 use crate::{
     activity::Activity, claim::Claim, config::ControlEndpoint, metrics::Metrics, shutdown::ShutdownHandle,
@@ -31,7 +31,7 @@ use crate::{
 
 /// How the agent presents itself.
 #[derive(Debug, Clone)]
-pub struct Introduction {
+pub struct AgentDescription {
     /// What it can do beyond the least.
     pub capabilities: &'static [&'static str],
     /// Names this run of it.
@@ -44,11 +44,11 @@ pub struct Introduction {
 
 /// The agent's end of the link.
 #[derive(Debug, Clone)]
-pub struct Link {
+pub struct ControlConnection {
     /// Where the control plane is and how it proves itself.
     pub control: ControlEndpoint,
     /// Who we are.
-    pub introduction: Introduction,
+    pub description: AgentDescription,
     /// Where the claim is published.
     pub claims: Arc<watch::Sender<Option<Arc<Claim>>>>,
     /// What beats report.
@@ -57,28 +57,28 @@ pub struct Link {
     pub sleep: Sleep,
     /// How the control plane ends this agent.
     pub shutdown: ShutdownHandle,
-    /// Everything of the workspace has ended: the last words may be said.
+    /// Everything of the workspace has ended: the last words may be received.
     pub ended: CancellationToken,
     /// Counts.
     pub metrics: Metrics,
 }
 
-impl Link {
+impl ControlConnection {
     /// Keeps the link until everything has ended.
     pub async fn run(self) -> Result<(), Infallible> {
-        let mut backoff = Backoff::default();
+        let mut backoff = ReconnectBackoff::default();
         loop {
             // Whatever still runs for the session's connection ends with it.
             let connection = CancellationToken::new();
             let ends_with_us = connection.clone().drop_guard();
-            let mut session = Session::new(&self);
+            let mut session = ControlSession::new(&self);
             let over = session.run(connection).await;
             drop(ends_with_us);
-            self.activity.link_lost();
+            self.activity.disconnected();
             match over {
-                Ok(Over::Finished) => return Ok(()),
+                Ok(SessionEnd::Finished) => return Ok(()),
                 Err(error) => {
-                    self.metrics.link_failed();
+                    self.metrics.control_connection_failed();
                     if session.was_healthy() {
                         backoff.reset();
                     }

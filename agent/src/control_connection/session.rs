@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Streaming, codegen::http::header::AUTHORIZATION, metadata::MetadataValue};
 
 use super::{
-    Link,
-    beats::{self, Beats},
+    ControlConnection,
     dial::{credential, dial},
-    lost::{HELLO_TIMEOUT, Lost},
-    message,
+    disconnect::{DisconnectError, HELLO_TIMEOUT},
+    heartbeats::{self, HeartbeatSchedule},
+    messages,
 };
 use crate::{
     claim::Claim,
@@ -31,64 +31,69 @@ use crate::{
 };
 
 /// Messages to the control plane that wait to be sent. When full it has stopped reading: the link is given up.
-const OUTBOX: usize = 16;
-/// The last words may take this long to be heard.
-const FAREWELL: Duration = Duration::from_secs(1);
+const OUTBOX_MESSAGES: usize = 16;
+/// The last words may accept_claim this long to be drained.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Written into requests as `:authority`; the connection is already made.
 const ORIGIN: &str = "https://podling-control";
 
 /// How a session ended well.
 #[derive(Debug)]
-pub(super) enum Over {
-    /// There is no more to say: the agent ends.
+pub(super) enum SessionEnd {
+    /// There is no more to send: the agent ends.
     Finished,
 }
 
 /// One stream.
-pub(super) struct Session<'a> {
-    link: &'a Link,
-    beats: Beats,
+pub(super) struct ControlSession<'a> {
+    connection: &'a ControlConnection,
+    heartbeats: HeartbeatSchedule,
     /// Directives to drain that are answered when all is drained.
     draining: Vec<u64>,
     /// Directives to commit that are answered when all is on disk.
     committing: Vec<u64>,
 }
 
-impl<'a> Session<'a> {
-    pub(super) fn new(link: &'a Link) -> Self {
-        Self { link, beats: Beats::default(), draining: Vec::new(), committing: Vec::new() }
+impl<'a> ControlSession<'a> {
+    pub(super) fn new(connection: &'a ControlConnection) -> Self {
+        Self {
+            connection,
+            heartbeats: HeartbeatSchedule::default(),
+            draining: Vec::new(),
+            committing: Vec::new(),
+        }
     }
 
     /// Whether a beat was ever acknowledged.
     pub(super) fn was_healthy(&self) -> bool {
-        self.beats.was_acknowledged()
+        self.heartbeats.was_acknowledged()
     }
 
     /// Dials, says hello, and keeps on until the stream breaks or the agent has ended.
-    pub(super) async fn run(&mut self, life: CancellationToken) -> Result<Over, Lost> {
-        let (outbox, messages) = mpsc::channel(OUTBOX);
+    pub(super) async fn run(&mut self, life: CancellationToken) -> Result<SessionEnd, DisconnectError> {
+        let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES);
         let connect = self.connect(life, messages);
-        let held = self.link.claims.borrow().clone();
-        say(&outbox, message::hello(&self.link.introduction, held.as_deref()))?;
+        let held = self.connection.claims.borrow().clone();
+        send(&outbox, messages::hello(&self.connection.description, held.as_deref()))?;
         let inbound = tokio::select! {
             connected = connect => connected?,
-            () = self.link.ended.cancelled() => return Ok(Over::Finished),
+            () = self.connection.ended.cancelled() => return Ok(SessionEnd::Finished),
         };
-        self.talk(outbox, inbound).await
+        self.exchange(outbox, inbound).await
     }
 
     fn connect(
         &self,
         life: CancellationToken,
         messages: mpsc::Receiver<AgentMessage>,
-    ) -> impl Future<Output = Result<Streaming<wire::ControlMessage>, Lost>> + use<> {
-        let control = self.link.control.clone();
+    ) -> impl Future<Output = Result<Streaming<wire::ControlMessage>, DisconnectError>> + use<> {
+        let control = self.connection.control.clone();
         async move {
             let sender = dial(&control, life).await?;
             // Read only now: whoever could not prove to be the control plane never comes this far.
             let credential = credential(&control).await?;
             let mut bearer: MetadataValue<_> =
-                format!("Bearer {credential}").parse().map_err(|_| Lost::BadCredential)?;
+                format!("Bearer {credential}").parse().map_err(|_| DisconnectError::BadCredential)?;
             bearer.set_sensitive(true);
             let service = tower::service_fn(move |request| {
                 let mut sender = sender.clone();
@@ -98,70 +103,74 @@ impl<'a> Session<'a> {
             let mut request = Request::new(ReceiverStream::new(messages));
             request.metadata_mut().insert(AUTHORIZATION.as_str(), bearer);
             let answer = timeout(HELLO_TIMEOUT, client.connect(request)).await;
-            Ok(answer.map_err(|_| Lost::NoAnswer)?.map_err(Lost::Refused)?.into_inner())
+            Ok(answer.map_err(|_| DisconnectError::NoAnswer)?.map_err(DisconnectError::Refused)?.into_inner())
         }
     }
 
-    async fn talk(
+    async fn exchange(
         &mut self,
         outbox: mpsc::Sender<AgentMessage>,
         mut inbound: Streaming<wire::ControlMessage>,
-    ) -> Result<Over, Lost> {
-        let mut pulse = self.link.activity.pulse();
-        let greeted = Instant::now() + HELLO_TIMEOUT;
+    ) -> Result<SessionEnd, DisconnectError> {
+        let mut pulse = self.connection.activity.pulse();
+        let hello_deadline = Instant::now() + HELLO_TIMEOUT;
         let mut answered = false;
         loop {
-            let patience = beats::patience(self.interval());
+            let acknowledgement_timeout = heartbeats::acknowledgement_timeout(self.interval());
             tokio::select! {
-                said = inbound.message() => {
-                    let said = said.map_err(Lost::Refused)?.ok_or(Lost::Closed)?;
+                received = inbound.message() => {
+                    let received = received.map_err(DisconnectError::Refused)?.ok_or(DisconnectError::Closed)?;
                     answered = true;
-                    if let Some(message) = said.message {
-                        self.hear(message, &outbox)?;
+                    if let Some(message) = received.message {
+                        self.handle_message(message, &outbox)?;
                     }
                 }
-                () = at(self.beats.next()) => self.beat(&outbox)?,
-                () = at(self.beats.silent_since().map(|since| since + patience)) => {
-                    return Err(Lost::Silent(patience));
+                () = at(self.heartbeats.next()) => self.beat(&outbox)?,
+                () = at(self.heartbeats.unacknowledged_since().map(|since| since + acknowledgement_timeout)) => {
+                    return Err(DisconnectError::Silent(acknowledgement_timeout));
                 }
-                () = at((!answered).then_some(greeted)) => return Err(Lost::NoAnswer),
+                () = at((!answered).then_some(hello_deadline)) => return Err(DisconnectError::NoAnswer),
                 Ok(()) = pulse.changed() => {
                     let verdict = pulse.borrow_and_update().verdict;
-                    self.beats.on_edge(verdict, Instant::now());
+                    self.heartbeats.activity_changed(verdict, Instant::now());
                 }
-                () = self.link.sleep.over(), if !self.committing.is_empty() => {
+                () = self.connection.sleep.over(), if !self.committing.is_empty() => {
                     for id in self.committing.drain(..) {
-                        say(&outbox, message::done(id))?;
+                        send(&outbox, messages::done(id))?;
                     }
                 }
-                () = self.link.ended.cancelled() => return self.farewell(outbox, inbound).await,
+                () = self.connection.ended.cancelled() => return self.finish(outbox, inbound).await,
             }
         }
     }
 
-    fn hear(&mut self, message: Message, outbox: &mpsc::Sender<AgentMessage>) -> Result<(), Lost> {
+    fn handle_message(
+        &mut self,
+        message: Message,
+        outbox: &mpsc::Sender<AgentMessage>,
+    ) -> Result<(), DisconnectError> {
         match message {
             Message::Wait(wire::Wait {}) => tracing::info!("waiting for a workspace"),
-            Message::Claim(claim) => self.take(message::claim(claim)?),
+            Message::Claim(claim) => self.accept_claim(messages::claim(claim)?),
             Message::HeartbeatAck(ack) => self.acknowledged(ack.sequence),
-            Message::Directive(directive) => self.obey(directive, outbox)?,
+            Message::Directive(directive) => self.handle_directive(directive, outbox)?,
             Message::Dismiss(dismiss) => {
                 tracing::warn!(reason = dismiss.reason, message = dismiss.message, "dismissed");
                 let why = format!("{}: {}", dismiss.reason, dismiss.message);
-                self.link.shutdown.request(ShutdownRequest::new(ShutdownReason::Dismissed(why)));
+                self.connection.shutdown.request(ShutdownRequest::new(ShutdownReason::Dismissed(why)));
             }
         }
         Ok(())
     }
 
     /// An agent serves one workspace, and one epoch of it, in its life.
-    fn take(&mut self, mut claim: Claim) {
-        let held = self.link.claims.borrow().clone();
+    fn accept_claim(&mut self, mut claim: Claim) {
+        let held = self.connection.claims.borrow().clone();
         if let Some(held) = &held
             && (&held.workspace_id, held.epoch) != (&claim.workspace_id, claim.epoch)
         {
             tracing::error!(?held, ?claim, "claimed for something else than what is served");
-            self.link.shutdown.request(ShutdownRequest::new(ShutdownReason::OtherClaim));
+            self.connection.shutdown.request(ShutdownRequest::new(ShutdownReason::OtherClaim));
             return;
         }
         if let Some(held) = held {
@@ -176,24 +185,28 @@ impl<'a> Session<'a> {
         }
         if claim.maintenance {
             // Before anybody can ask.
-            self.link.sleep.gate().enter_maintenance();
+            self.connection.sleep.gate().enter_maintenance();
         }
         let interval = claim.policy.beat_interval;
-        self.link.claims.send_replace(Some(Arc::new(claim)));
+        self.connection.claims.send_replace(Some(Arc::new(claim)));
         // The claim is an edge; a repeated one keeps the pace.
-        self.beats.begin(Instant::now(), interval);
+        self.heartbeats.start(Instant::now(), interval);
     }
 
     fn acknowledged(&mut self, sequence: u64) {
-        if !self.beats.acknowledged(sequence, Instant::now()) {
+        if !self.heartbeats.acknowledged(sequence, Instant::now()) {
             tracing::warn!(sequence, "acknowledgement of a beat that was never sent");
             return;
         }
-        self.link.activity.acknowledged(sequence);
-        self.link.metrics.acknowledged();
+        self.connection.activity.acknowledged(sequence);
+        self.connection.metrics.acknowledged();
     }
 
-    fn obey(&mut self, directive: wire::Directive, outbox: &mpsc::Sender<AgentMessage>) -> Result<(), Lost> {
+    fn handle_directive(
+        &mut self,
+        directive: wire::Directive,
+        outbox: &mpsc::Sender<AgentMessage>,
+    ) -> Result<(), DisconnectError> {
         let id = directive.id;
         match directive.directive {
             Some(Directive::Drain(drain)) => {
@@ -201,35 +214,37 @@ impl<'a> Session<'a> {
                 let mut ending = ShutdownRequest::new(ShutdownReason::Drained);
                 ending.grace = grace.unwrap_or(ending.grace);
                 self.draining.push(id);
-                self.link.shutdown.request(ending);
+                self.connection.shutdown.request(ending);
                 Ok(())
             }
             Some(Directive::Warn(warn)) => {
-                let warning = message::warning(warn);
+                let warning = messages::warning(warn);
                 tracing::warn!(?warning, "the workspace will sleep unless used");
-                self.link.activity.warn(warning);
-                say(outbox, message::done(id))
+                self.connection.activity.warn(warning);
+                send(outbox, messages::done(id))
             }
             Some(Directive::Prepare(prepare)) => {
-                let (hold, urgency) = message::prepare(&prepare);
-                self.answer(id, self.link.sleep.prepare(hold, urgency), outbox)
+                let (hold, urgency) = messages::prepare(&prepare);
+                self.answer(id, self.connection.sleep.prepare(hold, urgency), outbox)
             }
-            Some(Directive::Commit(wire::Commit {})) => match self.link.sleep.commit() {
+            Some(Directive::Commit(wire::Commit {})) => match self.connection.sleep.commit() {
                 Ok(()) => self.commit(id),
                 declined => self.answer(id, declined, outbox),
             },
-            Some(Directive::Cancel(wire::Cancel {})) => self.answer(id, self.link.sleep.cancel(), outbox),
+            Some(Directive::Cancel(wire::Cancel {})) => {
+                self.answer(id, self.connection.sleep.cancel(), outbox)
+            }
             None => {
                 let reason = "this agent does not know the directive";
-                say(outbox, message::declined(id, reason, &self.link.activity.look()))
+                send(outbox, messages::declined(id, reason, &self.connection.activity.look()))
             }
         }
     }
 
     /// Answered when all is on disk.
-    fn commit(&mut self, id: u64) -> Result<(), Lost> {
-        if self.committing.len() >= OUTBOX {
-            return Err(Lost::Stuck);
+    fn commit(&mut self, id: u64) -> Result<(), DisconnectError> {
+        if self.committing.len() >= OUTBOX_MESSAGES {
+            return Err(DisconnectError::Stuck);
         }
         self.committing.push(id);
         Ok(())
@@ -240,43 +255,43 @@ impl<'a> Session<'a> {
         id: u64,
         done: Result<(), Declined>,
         outbox: &mpsc::Sender<AgentMessage>,
-    ) -> Result<(), Lost> {
+    ) -> Result<(), DisconnectError> {
         let answer = match done {
-            Ok(()) => message::done(id),
-            Err(declined) => message::declined(id, &declined.to_string(), &self.link.activity.look()),
+            Ok(()) => messages::done(id),
+            Err(declined) => messages::declined(id, &declined.to_string(), &self.connection.activity.look()),
         };
-        say(outbox, answer)
+        send(outbox, answer)
     }
 
-    fn beat(&mut self, outbox: &mpsc::Sender<AgentMessage>) -> Result<(), Lost> {
-        let (now, sequence) = (Instant::now(), self.beats.next_sequence());
-        let snapshot = self.link.activity.beat(sequence);
-        say(outbox, message::beat(sequence, &snapshot))?;
-        self.link.metrics.beat();
-        self.beats.sent(snapshot.judgement.verdict, now, self.interval(), fastrand::f64());
+    fn beat(&mut self, outbox: &mpsc::Sender<AgentMessage>) -> Result<(), DisconnectError> {
+        let (now, sequence) = (Instant::now(), self.heartbeats.next_sequence());
+        let snapshot = self.connection.activity.beat(sequence);
+        send(outbox, messages::beat(sequence, &snapshot))?;
+        self.connection.metrics.beat();
+        self.heartbeats.sent(snapshot.judgement.verdict, now, self.interval(), fastrand::f64());
         Ok(())
     }
 
     fn interval(&self) -> Duration {
-        let claim = self.link.claims.borrow();
+        let claim = self.connection.claims.borrow();
         claim.as_ref().map(|claim| claim.policy.beat_interval).unwrap_or_default()
     }
 
-    /// Says what was promised to be said at the end, and gives it time to be heard.
-    async fn farewell(
+    /// Says what was promised to be received at the end, and gives it time to be drained.
+    async fn finish(
         &mut self,
         outbox: mpsc::Sender<AgentMessage>,
         mut inbound: Streaming<wire::ControlMessage>,
-    ) -> Result<Over, Lost> {
+    ) -> Result<SessionEnd, DisconnectError> {
         for id in self.draining.drain(..) {
-            say(&outbox, message::done(id))?;
+            send(&outbox, messages::done(id))?;
         }
         drop(outbox);
-        let heard = async { while let Ok(Some(_)) = inbound.message().await {} };
-        if timeout(FAREWELL, heard).await.is_err() {
+        let drained = async { while let Ok(Some(_)) = inbound.message().await {} };
+        if timeout(CLOSE_TIMEOUT, drained).await.is_err() {
             tracing::debug!("the control plane did not close the stream");
         }
-        Ok(Over::Finished)
+        Ok(SessionEnd::Finished)
     }
 }
 
@@ -288,6 +303,6 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-fn say(outbox: &mpsc::Sender<AgentMessage>, message: AgentMessage) -> Result<(), Lost> {
-    outbox.try_send(message).map_err(|_| Lost::Stuck)
+fn send(outbox: &mpsc::Sender<AgentMessage>, message: AgentMessage) -> Result<(), DisconnectError> {
+    outbox.try_send(message).map_err(|_| DisconnectError::Stuck)
 }

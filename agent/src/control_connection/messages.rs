@@ -1,10 +1,10 @@
-//! Edge of the link: what is said to the control plane and what it says. The claim is parsed, never trusted to be whole.
+//! Edge of the link: what is received to the control plane and what it says. The claim is parsed, never trusted to be whole.
 
 use std::time::{Duration, SystemTime};
 
 use podling_proto::{control::v1 as wire, token::VerifyingKeys};
 
-use super::Introduction;
+use super::AgentDescription;
 use crate::{
     activity::{Snapshot, warning::Warning},
     api,
@@ -31,7 +31,7 @@ const MAX_COUNT: u32 = 4096;
 
 /// A claim that cannot be served.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadClaim {
+pub enum InvalidClaim {
     /// Without a workspace there is nothing to serve.
     #[error("the claim names no workspace")]
     NoWorkspace,
@@ -47,18 +47,18 @@ pub enum BadClaim {
 }
 
 /// The first message.
-pub fn hello(introduction: &Introduction, held: Option<&Claim>) -> wire::AgentMessage {
+pub fn hello(description: &AgentDescription, held: Option<&Claim>) -> wire::AgentMessage {
     let hello = wire::Hello {
         protocol_min: PROTOCOL,
         protocol_max: PROTOCOL,
-        capabilities: introduction.capabilities.iter().map(|c| (*c).to_owned()).collect(),
+        capabilities: description.capabilities.iter().map(|c| (*c).to_owned()).collect(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        boot_id: introduction.boot_id.clone(),
-        key_fingerprint: introduction.fingerprint.clone(),
+        boot_id: description.boot_id.clone(),
+        key_fingerprint: description.fingerprint.clone(),
         held_claim: held
             .map(|claim| wire::ClaimId { workspace_id: claim.workspace_id.clone(), epoch: claim.epoch }),
         pid: std::process::id(),
-        start_ticks: introduction.start_ticks,
+        start_ticks: description.start_ticks,
     };
     wire::AgentMessage { message: Some(wire::agent_message::Message::Hello(hello)) }
 }
@@ -103,10 +103,10 @@ fn result(id: u64, result: wire::directive_result::Result) -> wire::AgentMessage
 }
 
 /// Reads a claim.
-pub fn claim(claim: wire::Claim) -> Result<Claim, BadClaim> {
-    let id = claim.id.filter(|id| !id.workspace_id.is_empty()).ok_or(BadClaim::NoWorkspace)?;
+pub fn claim(claim: wire::Claim) -> Result<Claim, InvalidClaim> {
+    let id = claim.id.filter(|id| !id.workspace_id.is_empty()).ok_or(InvalidClaim::NoWorkspace)?;
     if claim.protocol != PROTOCOL {
-        return Err(BadClaim::Protocol(claim.protocol));
+        return Err(InvalidClaim::Protocol(claim.protocol));
     }
     let keys: Vec<_> = claim
         .token_keys
@@ -115,7 +115,7 @@ pub fn claim(claim: wire::Claim) -> Result<Claim, BadClaim> {
         .map(|key| (key.id, key.public_key))
         .collect();
     if keys.is_empty() {
-        return Err(BadClaim::NoKey);
+        return Err(InvalidClaim::NoKey);
     }
     if let Some(name) = claim
         .env
@@ -123,7 +123,7 @@ pub fn claim(claim: wire::Claim) -> Result<Claim, BadClaim> {
         .find(|(k, v)| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0'))
         .map(|e| e.0)
     {
-        return Err(BadClaim::Variable(name.clone()));
+        return Err(InvalidClaim::Variable(name.clone()));
     }
     Ok(Claim {
         workspace_id: id.workspace_id,
@@ -188,12 +188,12 @@ mod tests {
             change(&mut wire);
             claim(wire).expect_err("refused")
         };
-        assert_eq!(refused(|c| c.id = None), BadClaim::NoWorkspace);
-        assert_eq!(refused(|c| c.protocol = 2), BadClaim::Protocol(2));
-        assert_eq!(refused(|c| c.token_keys[0].public_key = vec![1]), BadClaim::NoKey);
+        assert_eq!(refused(|c| c.id = None), InvalidClaim::NoWorkspace);
+        assert_eq!(refused(|c| c.protocol = 2), InvalidClaim::Protocol(2));
+        assert_eq!(refused(|c| c.token_keys[0].public_key = vec![1]), InvalidClaim::NoKey);
         assert_eq!(
             refused(|c| drop(c.env.insert("A=B".into(), String::new()))),
-            BadClaim::Variable("A=B".into())
+            InvalidClaim::Variable("A=B".into())
         );
     }
 
