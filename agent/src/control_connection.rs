@@ -25,8 +25,8 @@ use self::{
     session::{ControlSession, SessionEnd},
 };
 use crate::{
-    activity::Activity, claim::Claim, config::ControlEndpoint, metrics::Metrics, shutdown::ShutdownHandle,
-    sleep::Sleep,
+    activity::ActivityMonitor, claim::Claim, config::ControlEndpoint, metrics::Metrics,
+    shutdown::ShutdownHandle, sleep::Sleep,
 };
 
 /// How the agent presents itself.
@@ -52,7 +52,7 @@ pub struct ControlConnection {
     /// Where the claim is published.
     pub claims: Arc<watch::Sender<Option<Arc<Claim>>>>,
     /// What beats report.
-    pub activity: Activity,
+    pub activity: ActivityMonitor,
     /// How the control plane lets it fall asleep.
     pub sleep: Sleep,
     /// How the control plane ends this agent.

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    activity::{Activity, verdict::ActivityLevel},
+    activity::{ActivityMonitor, assessment::ActivityLevel},
     admission::{AdmissionGate, CommitError, Intent},
 };
 
@@ -55,14 +55,14 @@ pub enum Declined {
 #[derive(Debug, Clone)]
 pub struct Sleep {
     gate: Arc<AdmissionGate>,
-    activity: Activity,
+    activity: ActivityMonitor,
     begun: CancellationToken,
     over: CancellationToken,
 }
 
 impl Sleep {
     /// Awake.
-    pub fn new(gate: Arc<AdmissionGate>, activity: Activity) -> Self {
+    pub fn new(gate: Arc<AdmissionGate>, activity: ActivityMonitor) -> Self {
         Self { gate, activity, begun: CancellationToken::new(), over: CancellationToken::new() }
     }
 
@@ -124,9 +124,9 @@ impl Sleep {
         if urgency == Urgency::Forced {
             return None;
         }
-        let now = self.activity.look();
-        if now.judgement.verdict != ActivityLevel::Idle {
-            return Some(Declined::InUse(now.judgement.verdict));
+        let now = self.activity.snapshot();
+        if now.assessment.verdict != ActivityLevel::Idle {
+            return Some(Declined::InUse(now.assessment.verdict));
         }
         let (counted, timeout) = (now.counted_idle, now.idle_timeout);
         (urgency == Urgency::Idle && counted < timeout).then_some(Declined::TooSoon { counted, timeout })

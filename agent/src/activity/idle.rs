@@ -1,7 +1,7 @@
-//! Counted idle time: only what acknowledged heartbeats have witnessed.
+//! Counted idle time: only what acknowledged heartbeats have last_acknowledged.
 //!
 //! ```text
-//!   beat n (idle) ──ack──▶ witnessed ──beat n+1 (idle), nothing stirred, no gap ──ack──▶ n+1 − n is added
+//!   beat n (idle) ──ack──▶ last_acknowledged ──beat n+1 (idle), nothing stirred, no gap ──ack──▶ n+1 − n is added
 //! ```
 //!
 //! Whatever was down, suspended, stopped or unreachable has no two such beats and so adds nothing, by construction. An agent that
@@ -13,18 +13,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::verdict::ActivityLevel;
+use super::assessment::ActivityLevel;
 
 /// Beats that wait for their acknowledgement. The link is given up after three intervals without one, so more are never useful;
 /// the oldest is dropped and adds nothing.
-const MAX_PENDING: usize = 16;
+const MAX_UNACKNOWLEDGED: usize = 16;
 /// The clock that goes on in suspend may run ahead of the one that does not by this much between two beats and nothing is
 /// suspected: the two are read one after the other.
 const SUSPEND_TOLERANCE: Duration = Duration::from_millis(500);
 
 /// A moment on the two clocks of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Moment {
+pub struct ClockReading {
     /// CLOCK_MONOTONIC: stands still while the machine is suspended.
     pub monotonic: Duration,
     /// CLOCK_BOOTTIME: does not.
@@ -33,28 +33,28 @@ pub struct Moment {
 
 /// Adds up idle time.
 #[derive(Debug, Default)]
-pub struct IdleCount {
+pub struct IdleCounter {
     counted: Duration,
     /// Grows whenever anything but idleness was seen.
-    stirs: u64,
+    activity_changes: u64,
     /// Grows whenever nobody was there to see anything for a while.
-    holes: u64,
-    witnessed_until: Option<Moment>,
+    gaps: u64,
+    last_running_mark: Option<ClockReading>,
     last_intent: Option<Instant>,
-    pending: VecDeque<Beat>,
-    witnessed: Option<Beat>,
+    pending: VecDeque<SentHeartbeat>,
+    last_acknowledged: Option<SentHeartbeat>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Beat {
+struct SentHeartbeat {
     sequence: u64,
-    at: Moment,
+    at: ClockReading,
     idle: bool,
-    stirs: u64,
-    holes: u64,
+    activity_changes: u64,
+    gaps: u64,
 }
 
-impl IdleCount {
+impl IdleCounter {
     /// Idle time that counts, since the last intent or the end of busy.
     pub fn counted(&self) -> Duration {
         self.counted
@@ -63,27 +63,32 @@ impl IdleCount {
     /// Tells of a verdict, whenever one is given. An intent is told of even if its verdict has passed unseen.
     pub fn observe(&mut self, verdict: ActivityLevel, last_intent: Option<Instant>) {
         if verdict != ActivityLevel::Idle || last_intent != self.last_intent {
-            self.stirs += 1;
+            self.activity_changes += 1;
             self.last_intent = last_intent;
             self.counted = Duration::ZERO;
         }
     }
 
     /// The agent is running. More than `longest` since it last said so is a hole: what happened meanwhile nobody saw.
-    pub fn witness(&mut self, at: Moment, longest: Duration) {
-        let before = self.witnessed_until.replace(at);
+    pub fn mark_running(&mut self, at: ClockReading, longest: Duration) {
+        let before = self.last_running_mark.replace(at);
         if before.is_some_and(|before| at.monotonic.saturating_sub(before.monotonic) > longest) {
-            self.holes += 1;
+            self.gaps += 1;
         }
     }
 
     /// A heartbeat is sent; its verdict must have been observed before.
-    pub fn beat(&mut self, sequence: u64, verdict: ActivityLevel, at: Moment) {
-        if self.pending.len() == MAX_PENDING {
+    pub fn beat(&mut self, sequence: u64, verdict: ActivityLevel, at: ClockReading) {
+        if self.pending.len() == MAX_UNACKNOWLEDGED {
             self.pending.pop_front();
         }
-        let beat =
-            Beat { sequence, at, idle: verdict == ActivityLevel::Idle, stirs: self.stirs, holes: self.holes };
+        let beat = SentHeartbeat {
+            sequence,
+            at,
+            idle: verdict == ActivityLevel::Idle,
+            activity_changes: self.activity_changes,
+            gaps: self.gaps,
+        };
         self.pending.push_back(beat);
     }
 
@@ -95,11 +100,13 @@ impl IdleCount {
         let Some(beat) = self.pending.drain(..=at).next_back() else {
             return;
         };
-        let before = self.witnessed.replace(beat);
+        let before = self.last_acknowledged.replace(beat);
         if let Some(before) = before.filter(|before| before.sequence + 1 == beat.sequence) {
-            let undisturbed =
-                before.idle && beat.idle && before.stirs == beat.stirs && beat.stirs == self.stirs;
-            let seen = before.holes == beat.holes;
+            let undisturbed = before.idle
+                && beat.idle
+                && before.activity_changes == beat.activity_changes
+                && beat.activity_changes == self.activity_changes;
+            let seen = before.gaps == beat.gaps;
             let passed = beat.at.monotonic.saturating_sub(before.at.monotonic);
             let with_suspend = beat.at.boottime.saturating_sub(before.at.boottime);
             if undisturbed && seen && passed <= longest && with_suspend <= passed + SUSPEND_TOLERANCE {
@@ -109,9 +116,9 @@ impl IdleCount {
     }
 
     /// The link is down: the next stream begins anew, and the time between is nobody's.
-    pub fn link_lost(&mut self) {
+    pub fn disconnected(&mut self) {
         self.pending.clear();
-        self.witnessed = None;
+        self.last_acknowledged = None;
     }
 }
 
@@ -123,19 +130,19 @@ mod tests {
 
     const LONGEST: Duration = Duration::from_secs(30);
 
-    fn at(seconds: u64) -> Moment {
+    fn at(seconds: u64) -> ClockReading {
         let clock = Duration::from_secs(seconds);
-        Moment { monotonic: clock, boottime: clock }
+        ClockReading { monotonic: clock, boottime: clock }
     }
 
-    fn idle_beat(idle: &mut IdleCount, sequence: u64, moment: Moment) {
+    fn idle_beat(idle: &mut IdleCounter, sequence: u64, moment: ClockReading) {
         idle.observe(ActivityLevel::Idle, None);
         idle.beat(sequence, ActivityLevel::Idle, moment);
     }
 
     #[test]
     fn two_acknowledged_idle_beats_add_the_time_between_them() {
-        let mut idle = IdleCount::default();
+        let mut idle = IdleCounter::default();
         idle_beat(&mut idle, 1, at(100));
         idle.acknowledged(1, LONGEST);
         idle_beat(&mut idle, 2, at(115));
@@ -146,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_keystroke_between_two_beats_starts_over_even_if_nobody_saw_its_verdict() {
-        let mut idle = IdleCount::default();
+        let mut idle = IdleCounter::default();
         idle_beat(&mut idle, 1, at(0));
         idle.acknowledged(1, LONGEST);
         idle.observe(ActivityLevel::Idle, Some(Instant::now()));
@@ -157,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_keystroke_after_the_beat_and_before_its_acknowledgement_counts_as_none_idle() {
-        let mut idle = IdleCount::default();
+        let mut idle = IdleCounter::default();
         idle_beat(&mut idle, 1, at(0));
         idle.acknowledged(1, LONGEST);
         idle_beat(&mut idle, 2, at(15));
@@ -168,20 +175,20 @@ mod tests {
 
     #[test]
     fn suspended_stopped_and_unlinked_time_adds_nothing() {
-        let mut idle = IdleCount::default();
+        let mut idle = IdleCounter::default();
         idle_beat(&mut idle, 1, at(0));
         idle.acknowledged(1, LONGEST);
         let suspended =
-            Moment { monotonic: Duration::from_secs(15), boottime: Duration::from_secs(15 + 3600) };
+            ClockReading { monotonic: Duration::from_secs(15), boottime: Duration::from_secs(15 + 3600) };
         idle_beat(&mut idle, 2, suspended);
         idle.acknowledged(2, LONGEST);
         assert_eq!(idle.counted(), Duration::ZERO, "suspended");
         let stopped =
-            Moment { monotonic: Duration::from_secs(615), boottime: Duration::from_secs(615 + 3600) };
+            ClockReading { monotonic: Duration::from_secs(615), boottime: Duration::from_secs(615 + 3600) };
         idle_beat(&mut idle, 3, stopped);
         idle.acknowledged(3, LONGEST);
         assert_eq!(idle.counted(), Duration::ZERO, "stopped for ten minutes");
-        idle.link_lost();
+        idle.disconnected();
         idle_beat(&mut idle, 1, at(630));
         idle.acknowledged(1, LONGEST);
         assert_eq!(idle.counted(), Duration::ZERO, "another stream");
@@ -189,10 +196,10 @@ mod tests {
 
     #[test]
     fn a_stop_that_is_over_before_the_next_beat_adds_nothing() {
-        let (mut idle, hole) = (IdleCount::default(), Duration::from_secs(3));
+        let (mut idle, hole) = (IdleCounter::default(), Duration::from_secs(3));
         let mut beat = |sequence, seen: &[u64], now| {
             for second in seen {
-                idle.witness(at(*second), hole);
+                idle.mark_running(at(*second), hole);
             }
             idle_beat(&mut idle, sequence, at(now));
             idle.acknowledged(sequence, LONGEST);
@@ -205,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_control_plane_that_was_stopped_takes_nothing_away_and_adds_nothing() {
-        let mut idle = IdleCount::default();
+        let mut idle = IdleCounter::default();
         for n in 1..=3 {
             idle_beat(&mut idle, n, at(n * 15));
         }
@@ -242,7 +249,7 @@ mod tests {
     proptest! {
         #[test]
         fn never_more_than_the_time_since_the_last_stir_or_acknowledged_beats_cover(steps in steps()) {
-            let (mut idle, mut now, mut stirred, mut sequence, mut acked) = (IdleCount::default(), 0, 0, 0, 0);
+            let (mut idle, mut now, mut stirred, mut sequence, mut acked) = (IdleCounter::default(), 0, 0, 0, 0);
             for step in steps {
                 match step {
                     Step::Wait(seconds) => now += seconds,
@@ -261,7 +268,7 @@ mod tests {
                         idle.observe(ActivityLevel::Busy, None);
                     }
                     Step::Lose => {
-                        idle.link_lost();
+                        idle.disconnected();
                         sequence = 0;
                         acked = 0;
                     }

@@ -7,12 +7,12 @@ use std::{
 
 use crate::admission::Rejection;
 
-/// Leases at once. More are refused: nobody can oversee them, and each beat carries them all.
+/// LeaseTable at once. More are refused: nobody can oversee them, and each beat carries them all.
 pub const MAX_LEASES: usize = 32;
 /// Longest name, in characters.
-pub const MAX_NAME: usize = 100;
+pub const MAX_NAME_CHARS: usize = 100;
 /// Longest reason, in characters.
-pub const MAX_REASON: usize = 200;
+pub const MAX_REASON_CHARS: usize = 200;
 /// Shortest lease: a shorter one could lapse before it is reported.
 pub const MIN_DURATION: Duration = Duration::from_secs(1);
 
@@ -20,10 +20,10 @@ pub const MIN_DURATION: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LeaseError {
     /// The name is empty or too long.
-    #[error("name must have 1 to {MAX_NAME} characters, none of them a control character")]
+    #[error("name must have 1 to {MAX_NAME_CHARS} characters, none of them a control character")]
     BadName,
     /// The reason is too long.
-    #[error("reason may have at most {MAX_REASON} characters")]
+    #[error("reason may have at most {MAX_REASON_CHARS} characters")]
     BadReason,
     /// Too short or too long.
     #[error("duration must be between {MIN_DURATION:?} and {longest:?}; zero releases the lease")]
@@ -44,7 +44,7 @@ pub enum LeaseError {
 
 /// A promise that holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lease {
+pub struct KeepAwakeLease {
     /// Names it; the same name renews.
     pub name: String,
     /// For people.
@@ -57,9 +57,9 @@ pub struct Lease {
 
 /// All leases.
 #[derive(Debug, Default)]
-pub struct Leases(BTreeMap<String, Lease>);
+pub struct LeaseTable(BTreeMap<String, KeepAwakeLease>);
 
-impl Leases {
+impl LeaseTable {
     /// Takes or renews a lease.
     pub fn take(
         &mut self,
@@ -68,10 +68,10 @@ impl Leases {
         duration: Duration,
         longest: Duration,
         now: Instant,
-    ) -> Result<Lease, LeaseError> {
+    ) -> Result<KeepAwakeLease, LeaseError> {
         self.expire(now);
         check_name(name)?;
-        if reason.chars().count() > MAX_REASON {
+        if reason.chars().count() > MAX_REASON_CHARS {
             return Err(LeaseError::BadReason);
         }
         if duration < MIN_DURATION || duration > longest {
@@ -80,8 +80,12 @@ impl Leases {
         if self.0.len() >= MAX_LEASES && !self.0.contains_key(name) {
             return Err(LeaseError::TooMany);
         }
-        let lease =
-            Lease { name: name.to_owned(), reason: reason.to_owned(), taken: now, until: now + duration };
+        let lease = KeepAwakeLease {
+            name: name.to_owned(),
+            reason: reason.to_owned(),
+            taken: now,
+            until: now + duration,
+        };
         self.0.insert(name.to_owned(), lease.clone());
         Ok(lease)
     }
@@ -94,7 +98,7 @@ impl Leases {
     }
 
     /// Those that hold at `now`, by name.
-    pub fn held(&self, now: Instant) -> Vec<Lease> {
+    pub fn held(&self, now: Instant) -> Vec<KeepAwakeLease> {
         self.0.values().filter(|lease| lease.until > now).cloned().collect()
     }
 
@@ -104,7 +108,8 @@ impl Leases {
 }
 
 fn check_name(name: &str) -> Result<(), LeaseError> {
-    let fits = !name.is_empty() && name.chars().count() <= MAX_NAME && !name.chars().any(char::is_control);
+    let fits =
+        !name.is_empty() && name.chars().count() <= MAX_NAME_CHARS && !name.chars().any(char::is_control);
     fits.then_some(()).ok_or(LeaseError::BadName)
 }
 
@@ -117,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_lease_is_taken_renewed_and_released() {
-        let (mut leases, now) = (Leases::default(), Instant::now());
+        let (mut leases, now) = (LeaseTable::default(), Instant::now());
         leases.take("backup", "nightly", MINUTE, DAY, now).expect("taken");
         let renewed = leases.take("backup", "nightly", MINUTE, DAY, now + MINUTE / 2).expect("renewed");
         assert_eq!(renewed.until, now + MINUTE + MINUTE / 2);
@@ -129,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_lease_ends_by_itself_and_makes_room() {
-        let (mut leases, now) = (Leases::default(), Instant::now());
+        let (mut leases, now) = (LeaseTable::default(), Instant::now());
         for i in 0..MAX_LEASES {
             leases.take(&format!("job {i}"), "", MINUTE, DAY, now).expect("room");
         }
@@ -141,13 +146,13 @@ mod tests {
 
     #[test]
     fn what_is_out_of_bounds_is_refused_by_name() {
-        let (mut leases, now) = (Leases::default(), Instant::now());
+        let (mut leases, now) = (LeaseTable::default(), Instant::now());
         let mut take =
             |name: &str, reason: &str, d| leases.take(name, reason, d, DAY, now).expect_err("refused");
         assert_eq!(take("", "", MINUTE), LeaseError::BadName);
-        assert_eq!(take(&"x".repeat(MAX_NAME + 1), "", MINUTE), LeaseError::BadName);
+        assert_eq!(take(&"x".repeat(MAX_NAME_CHARS + 1), "", MINUTE), LeaseError::BadName);
         assert_eq!(take("a\nb", "", MINUTE), LeaseError::BadName);
-        assert_eq!(take("a", &"x".repeat(MAX_REASON + 1), MINUTE), LeaseError::BadReason);
+        assert_eq!(take("a", &"x".repeat(MAX_REASON_CHARS + 1), MINUTE), LeaseError::BadReason);
         assert_eq!(take("a", "", MIN_DURATION / 2), LeaseError::BadDuration { longest: DAY });
         assert_eq!(take("a", "", DAY + MINUTE), LeaseError::BadDuration { longest: DAY });
     }

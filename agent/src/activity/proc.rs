@@ -6,13 +6,13 @@
 //!
 //! Bytes are `rchar + wchar`: what went through read and write, whatever it went to. `read_bytes` and `write_bytes` would miss
 //! sockets, pipes, tmpfs and everything the page cache serves, and so put an upload to sleep. What a job prints to its terminal is
-//! in `wchar` too; the agent knows how much that was and it is taken off (see [`super::work`]).
+//! in `wchar` too; the agent knows how much that was and it is taken off (see [`super::cpu_io`]).
 
 use std::{collections::HashMap, fs, io};
 
 /// A process of the workspace, as one walk has seen it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Process {
+pub struct ProcStat {
     /// With `start`, names it for ever.
     pub pid: i32,
     /// Clock ticks since the machine's boot.
@@ -35,23 +35,23 @@ pub struct Process {
 
 /// All of them, and what the agent itself has reaped.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Walk {
+pub struct ProcSnapshot {
     /// Descendants of the agent, in no order.
-    pub processes: Vec<Process>,
+    pub processes: Vec<ProcStat>,
     /// CPU time of the children the agent has reaped, in clock ticks.
     pub reaped_ticks: u64,
     /// The agent's own process id.
     pub agent: i32,
 }
 
-impl Process {
+impl ProcStat {
     /// Whether it is still there, and still the same.
-    pub fn is_there(&self) -> bool {
+    pub fn is_alive(&self) -> bool {
         stat(&self.pid.to_string()).is_ok_and(|now| now.start == self.start)
     }
 }
 
-impl Walk {
+impl ProcSnapshot {
     /// Walks /proc. Blocks: about 10 µs for each process of the machine (of the container, where there is one).
     pub fn take() -> io::Result<Self> {
         // The agent first, then by rising pid, which is parents first as a rule: a child reaped during the walk is then rather
@@ -76,8 +76,8 @@ pub fn own_start() -> io::Result<u64> {
     Ok(stat("self")?.start)
 }
 
-fn descendants(of: i32, all: Vec<Process>) -> Vec<Process> {
-    let mut children: HashMap<i32, Vec<Process>> = HashMap::new();
+fn descendants(of: i32, all: Vec<ProcStat>) -> Vec<ProcStat> {
+    let mut children: HashMap<i32, Vec<ProcStat>> = HashMap::new();
     for process in all {
         children.entry(process.parent).or_default().push(process);
     }
@@ -92,20 +92,20 @@ fn descendants(of: i32, all: Vec<Process>) -> Vec<Process> {
     found
 }
 
-fn stat(pid: &str) -> io::Result<Process> {
+fn stat(pid: &str) -> io::Result<ProcStat> {
     let text = fs::read(format!("/proc/{pid}/stat"))?;
     parse_stat(&String::from_utf8_lossy(&text)).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// proc_pid_stat(5). The name stands in parentheses and may hold anything, parentheses and spaces too.
-fn parse_stat(text: &str) -> Option<Process> {
+fn parse_stat(text: &str) -> Option<ProcStat> {
     let (pid, rest) = text.split_once(" (")?;
     let (name, rest) = rest.rsplit_once(") ")?;
     // Field 3 of the manual, the state, is number 0 here.
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
     let number = |field: usize| fields.get(field - 3)?.parse::<i64>().ok();
     let ticks = |field| number(field).map(|n| n.max(0) as u64);
-    Some(Process {
+    Some(ProcStat {
         pid: pid.parse().ok()?,
         start: ticks(22)?,
         parent: number(4)? as i32,
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn grandchildren_are_found_and_strangers_are_not() {
-        let process = |pid, parent| Process {
+        let process = |pid, parent| ProcStat {
             pid,
             start: 0,
             parent,
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn a_child_of_ours_is_seen_with_its_bytes() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
-        let walk = Walk::take().expect("/proc");
+        let walk = ProcSnapshot::take().expect("/proc");
         child.kill().expect("kill");
         child.wait().expect("reap");
         let seen = walk.processes.iter().find(|p| p.pid == child.id() as i32).expect("seen");

@@ -1,24 +1,26 @@
-//! Activity at one moment: what everybody is shown of it. Must not know how it came about.
+//! Activity at one moment: what everybody is shown of it. Must not counters how it came about.
 
 use std::time::{Duration, Instant};
 
-use super::{leases::Lease, verdict::Judgement, warning::Warning, work::Usage};
+use super::{
+    assessment::ActivityAssessment, cpu_io::ProcessUsage, leases::KeepAwakeLease, warning::SleepWarning,
+};
 
 /// Activity at one moment.
 #[derive(Debug, Clone)]
-pub struct Snapshot {
+pub struct ActivitySnapshot {
     /// The verdict and why.
-    pub judgement: Judgement,
+    pub assessment: ActivityAssessment,
     /// Idle time that counts.
     pub counted_idle: Duration,
     /// How much of it the policy asks for.
     pub idle_timeout: Duration,
     /// Those that hold.
-    pub leases: Vec<Lease>,
+    pub leases: Vec<KeepAwakeLease>,
     /// The workspace will sleep unless it is used.
-    pub warning: Option<Warning>,
+    pub warning: Option<SleepWarning>,
     /// What the processes use.
-    pub usage: Usage,
+    pub usage: ProcessUsage,
     /// Terminals that are open.
     pub terminals: u32,
     /// Bytes that were ever printed to terminals.
@@ -27,11 +29,11 @@ pub struct Snapshot {
     pub at: Instant,
 }
 
-impl Snapshot {
+impl ActivitySnapshot {
     /// Whether somebody who looks at both sees the same, times aside.
-    pub fn says_the_same(&self, other: &Self) -> bool {
+    pub fn is_equivalent(&self, other: &Self) -> bool {
         self.leases == other.leases
             && self.warning == other.warning
-            && self.judgement.says_the_same(&other.judgement)
+            && self.assessment.is_equivalent(&other.assessment)
     }
 }

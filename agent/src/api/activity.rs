@@ -20,9 +20,9 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     activity::{
-        Activity, Pulse, Snapshot,
-        leases::{Lease, LeaseError, MAX_LEASES},
-        verdict::{ActivityLevel, Evidence, Signal},
+        ActivityMonitor, ActivityRevision, ActivitySnapshot,
+        assessment::{ActivityEvidence, ActivityLevel, ActivitySignal},
+        leases::{KeepAwakeLease, LeaseError, MAX_LEASES},
     },
     admission::Intent,
 };
@@ -35,13 +35,13 @@ const REPEAT_INTERVAL: Duration = Duration::from_secs(15);
 /// The service.
 #[derive(Debug, Clone)]
 pub struct ActivityService {
-    activity: Activity,
+    activity: ActivityMonitor,
     watches: Arc<Semaphore>,
 }
 
 struct ActivityWatcher {
     service: ActivityService,
-    pulse: watch::Receiver<Pulse>,
+    revisions: watch::Receiver<ActivityRevision>,
     first: bool,
     /// Counts against the bound for as long as the stream lives.
     _permit: OwnedSemaphorePermit,
@@ -51,7 +51,7 @@ struct ActivityWatcher {
 
 impl ActivityService {
     /// Serves this.
-    pub fn new(activity: Activity) -> Self {
+    pub fn new(activity: ActivityMonitor) -> Self {
         Self { activity, watches: Arc::new(Semaphore::new(MAX_WATCHES)) }
     }
 }
@@ -64,7 +64,7 @@ impl activity_server::Activity for ActivityService {
         &self,
         _: Request<wire::GetActivityRequest>,
     ) -> Result<Response<wire::GetActivityResponse>, Status> {
-        let activity = Some(state(&self.activity.look()));
+        let activity = Some(state(&self.activity.snapshot()));
         Ok(Response::new(wire::GetActivityResponse { activity }))
     }
 
@@ -77,8 +77,8 @@ impl activity_server::Activity for ActivityService {
                 .with("limit", MAX_WATCHES)
                 .with("what", "watches of activity")
         })?;
-        let pulse = self.activity.pulse();
-        let watcher = ActivityWatcher { service: self.clone(), pulse, first: true, _permit: permit };
+        let revisions = self.activity.subscribe();
+        let watcher = ActivityWatcher { service: self.clone(), revisions, first: true, _permit: permit };
         Ok(Response::new(Box::pin(stream::unfold(watcher, next))))
     }
 
@@ -92,7 +92,7 @@ impl activity_server::Activity for ActivityService {
         let duration = Duration::try_from(duration)
             .map_err(|_| bad_field("duration", "is negative", "1 s to 24 h, 0 to release"))?;
         let lease = if duration.is_zero() {
-            self.activity.release(&name).map_err(refused)?;
+            self.activity.release_lease(&name).map_err(refused)?;
             None
         } else {
             let taken = self.activity.keep_awake(&name, &reason, duration).await.map_err(refused)?;
@@ -108,12 +108,12 @@ type WatchItem = Result<wire::WatchActivityResponse, Status>;
 async fn next(mut watcher: ActivityWatcher) -> Option<(WatchItem, ActivityWatcher)> {
     if !std::mem::replace(&mut watcher.first, false) {
         tokio::select! {
-            changed = watcher.pulse.changed() => changed.ok()?,
+            changed = watcher.revisions.changed() => changed.ok()?,
             () = sleep(REPEAT_INTERVAL) => {}
         }
     }
-    watcher.pulse.mark_unchanged();
-    let activity = Some(state(&watcher.service.activity.look()));
+    watcher.revisions.mark_unchanged();
+    let activity = Some(state(&watcher.service.activity.snapshot()));
     Some((Ok(wire::WatchActivityResponse { activity }), watcher))
 }
 
@@ -140,11 +140,11 @@ fn refused(error: LeaseError) -> WireError {
 }
 
 /// Activity as the wire has it.
-pub fn state(snapshot: &Snapshot) -> wire::ActivityState {
+pub fn state(snapshot: &ActivitySnapshot) -> wire::ActivityState {
     let usage = &snapshot.usage;
     wire::ActivityState {
-        level: level(snapshot.judgement.verdict).into(),
-        evidence: snapshot.judgement.evidence.iter().map(evidence).collect(),
+        level: level(snapshot.assessment.verdict).into(),
+        evidence: snapshot.assessment.evidence.iter().map(evidence).collect(),
         counted_idle: Some(span(snapshot.counted_idle)),
         idle_timeout: Some(span(snapshot.idle_timeout)),
         leases: snapshot.leases.iter().map(|held| lease(held, snapshot.at)).collect(),
@@ -171,15 +171,15 @@ fn level(level: ActivityLevel) -> wire::ActivityLevel {
     }
 }
 
-fn evidence(evidence: &Evidence) -> wire::Evidence {
+fn evidence(evidence: &ActivityEvidence) -> wire::Evidence {
     let signal = match evidence.signal {
-        Signal::Intent(Intent::Keystroke) => wire::Signal::Keystroke,
-        Signal::Intent(Intent::ClientWrite | Intent::Restore) => wire::Signal::ClientWrite,
-        Signal::Intent(Intent::ClientStart) => wire::Signal::ClientStart,
-        Signal::Cpu => wire::Signal::Cpu,
-        Signal::Io => wire::Signal::Io,
-        Signal::ForegroundJob => wire::Signal::ForegroundJob,
-        Signal::Intent(Intent::Lease) | Signal::Lease => wire::Signal::Lease,
+        ActivitySignal::Intent(Intent::Keystroke) => wire::Signal::Keystroke,
+        ActivitySignal::Intent(Intent::ClientWrite | Intent::Restore) => wire::Signal::ClientWrite,
+        ActivitySignal::Intent(Intent::ClientStart) => wire::Signal::ClientStart,
+        ActivitySignal::Cpu => wire::Signal::Cpu,
+        ActivitySignal::Io => wire::Signal::Io,
+        ActivitySignal::ForegroundJob => wire::Signal::ForegroundJob,
+        ActivitySignal::Intent(Intent::Lease) | ActivitySignal::Lease => wire::Signal::Lease,
     };
     wire::Evidence {
         signal: signal.into(),
@@ -190,7 +190,7 @@ fn evidence(evidence: &Evidence) -> wire::Evidence {
     }
 }
 
-fn lease(lease: &Lease, now: std::time::Instant) -> wire::Lease {
+fn lease(lease: &KeepAwakeLease, now: std::time::Instant) -> wire::Lease {
     wire::Lease {
         name: lease.name.clone(),
         reason: lease.reason.clone(),

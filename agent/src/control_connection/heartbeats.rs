@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::activity::verdict::ActivityLevel;
+use crate::activity::assessment::ActivityLevel;
 
 /// A beat that is not acknowledged for this many intervals means a dead link.
 const MAX_UNACKNOWLEDGED_INTERVALS: u32 = 3;

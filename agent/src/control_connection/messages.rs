@@ -6,7 +6,7 @@ use podling_proto::{control::v1 as wire, token::VerifyingKeys};
 
 use super::AgentDescription;
 use crate::{
-    activity::{Snapshot, warning::Warning},
+    activity::{ActivitySnapshot, warning::SleepWarning},
     api,
     claim::{AgentPolicy, Claim},
     sleep::Urgency,
@@ -25,7 +25,7 @@ const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
 /// Bounds of what is kept of each terminal's output.
 const RING_BYTES: (u64, u64) = (64 * 1024, 64 * 1024 * 1024);
 /// Characters of a warning's reason that are kept: people read it in a line.
-const MAX_REASON: usize = 200;
+const MAX_REASON_CHARS: usize = 200;
 /// Bounds of terminals and processes at once.
 const MAX_COUNT: u32 = 4096;
 
@@ -64,15 +64,15 @@ pub fn hello(description: &AgentDescription, held: Option<&Claim>) -> wire::Agen
 }
 
 /// A heartbeat.
-pub fn beat(sequence: u64, snapshot: &Snapshot) -> wire::AgentMessage {
+pub fn beat(sequence: u64, snapshot: &ActivitySnapshot) -> wire::AgentMessage {
     let beat = wire::Heartbeat { sequence, activity: Some(api::activity::state(snapshot)) };
     wire::AgentMessage { message: Some(wire::agent_message::Message::Heartbeat(beat)) }
 }
 
 /// Reads a warning; one without a time withdraws the one before.
-pub fn warning(warn: wire::Warn) -> Option<Warning> {
+pub fn warning(warn: wire::Warn) -> Option<SleepWarning> {
     let at = warn.at.and_then(|at| SystemTime::try_from(at).ok())?;
-    Some(Warning { at, reason: warn.reason.chars().take(MAX_REASON).collect() })
+    Some(SleepWarning { at, reason: warn.reason.chars().take(MAX_REASON_CHARS).collect() })
 }
 
 /// Reads a prepare: how long to hold at most, and why. One that says both insists.
@@ -91,7 +91,7 @@ pub fn done(id: u64) -> wire::AgentMessage {
 }
 
 /// A directive was not carried out.
-pub fn declined(id: u64, reason: &str, snapshot: &Snapshot) -> wire::AgentMessage {
+pub fn declined(id: u64, reason: &str, snapshot: &ActivitySnapshot) -> wire::AgentMessage {
     let declined =
         wire::Declined { reason: reason.to_owned(), activity: Some(api::activity::state(snapshot)) };
     result(id, wire::directive_result::Result::Declined(declined))

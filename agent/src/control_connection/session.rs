@@ -112,7 +112,7 @@ impl<'a> ControlSession<'a> {
         outbox: mpsc::Sender<AgentMessage>,
         mut inbound: Streaming<wire::ControlMessage>,
     ) -> Result<SessionEnd, DisconnectError> {
-        let mut pulse = self.connection.activity.pulse();
+        let mut revisions = self.connection.activity.subscribe();
         let hello_deadline = Instant::now() + HELLO_TIMEOUT;
         let mut answered = false;
         loop {
@@ -130,8 +130,8 @@ impl<'a> ControlSession<'a> {
                     return Err(DisconnectError::Silent(acknowledgement_timeout));
                 }
                 () = at((!answered).then_some(hello_deadline)) => return Err(DisconnectError::NoAnswer),
-                Ok(()) = pulse.changed() => {
-                    let verdict = pulse.borrow_and_update().verdict;
+                Ok(()) = revisions.changed() => {
+                    let verdict = revisions.borrow_and_update().verdict;
                     self.heartbeats.activity_changed(verdict, Instant::now());
                 }
                 () = self.connection.sleep.over(), if !self.committing.is_empty() => {
@@ -198,7 +198,7 @@ impl<'a> ControlSession<'a> {
             tracing::warn!(sequence, "acknowledgement of a beat that was never sent");
             return;
         }
-        self.connection.activity.acknowledged(sequence);
+        self.connection.activity.heartbeat_acknowledged(sequence);
         self.connection.metrics.acknowledged();
     }
 
@@ -236,7 +236,7 @@ impl<'a> ControlSession<'a> {
             }
             None => {
                 let reason = "this agent does not know the directive";
-                send(outbox, messages::declined(id, reason, &self.connection.activity.look()))
+                send(outbox, messages::declined(id, reason, &self.connection.activity.snapshot()))
             }
         }
     }
@@ -258,17 +258,19 @@ impl<'a> ControlSession<'a> {
     ) -> Result<(), DisconnectError> {
         let answer = match done {
             Ok(()) => messages::done(id),
-            Err(declined) => messages::declined(id, &declined.to_string(), &self.connection.activity.look()),
+            Err(declined) => {
+                messages::declined(id, &declined.to_string(), &self.connection.activity.snapshot())
+            }
         };
         send(outbox, answer)
     }
 
     fn beat(&mut self, outbox: &mpsc::Sender<AgentMessage>) -> Result<(), DisconnectError> {
         let (now, sequence) = (Instant::now(), self.heartbeats.next_sequence());
-        let snapshot = self.connection.activity.beat(sequence);
+        let snapshot = self.connection.activity.heartbeat(sequence);
         send(outbox, messages::beat(sequence, &snapshot))?;
         self.connection.metrics.beat();
-        self.heartbeats.sent(snapshot.judgement.verdict, now, self.interval(), fastrand::f64());
+        self.heartbeats.sent(snapshot.assessment.verdict, now, self.interval(), fastrand::f64());
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use std::{
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::time::sleep;
 
-use crate::activity::proc::{Process, Walk};
+use crate::activity::proc::{ProcSnapshot, ProcStat};
 
 /// How often it is looked whether all are gone.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -48,17 +48,17 @@ async fn kill() -> io::Result<()> {
     }
 }
 
-async fn living() -> io::Result<Vec<Process>> {
-    let walk = tokio::task::spawn_blocking(Walk::take).await.map_err(io::Error::other)??;
+async fn living() -> io::Result<Vec<ProcStat>> {
+    let walk = tokio::task::spawn_blocking(ProcSnapshot::take).await.map_err(io::Error::other)??;
     Ok(walk.processes.into_iter().filter(|process| !process.is_zombie).collect())
 }
 
-fn tell(processes: &[Process], signal: Signal) {
+fn tell(processes: &[ProcStat], signal: Signal) {
     for process in processes {
         // The descriptor names the process for ever; asked after it is open, the start time shows that it is the one we mean.
         let Some(pid) = Pid::from_raw(process.pid) else { continue };
         if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
-            && process.is_there()
+            && process.is_alive()
         {
             // It may have ended meanwhile, which is what is wanted.
             let _sent = pidfd_send_signal(pidfd, signal);

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{server::NamedService, service::Routes};
 
 use crate::{
-    activity::{Activity, Presence, Probe, verdict::ActivityLevel},
+    activity::{ActivityMonitor, PresenceProbe, TerminalPresence, assessment::ActivityLevel},
     admission::AdmissionGate,
     api::{
         activity::ActivityService, archive_http, archives::ArchivesService, files::FilesService, files_http,
@@ -35,7 +35,7 @@ pub(super) struct Workspace {
     pub(super) launcher: Launcher,
     pub(super) children: Children,
     pub(super) files: Files,
-    pub(super) activity: Activity,
+    pub(super) activity: ActivityMonitor,
     pub(super) sleep: Sleep,
     pub(super) terminals: Terminals,
     archives: Archives,
@@ -72,7 +72,7 @@ impl Workspace {
         let root = Arc::new(WorkspaceRoot::open(root)?);
         let files = Files::new(root.clone(), gate.clone());
         let archives = Archives::new(root, gate.clone(), state);
-        let activity = Activity::new(gate.clone(), claims.clone(), probe(terminals.clone()));
+        let activity = ActivityMonitor::new(gate.clone(), claims.clone(), probe(terminals.clone()));
         let sleep = Sleep::new(gate, activity.clone());
         Ok(Self {
             launcher,
@@ -134,12 +134,12 @@ impl Workspace {
 
     /// The text of `/metrics`.
     pub(super) fn metrics(&self, metrics: &Metrics) -> String {
-        let now = self.activity.look();
+        let now = self.activity.snapshot();
         let (task_panics, screen_panics) = self.terminals.panics();
         metrics.read(MetricsReading {
             terminals: now.terminals,
             processes: now.usage.processes,
-            verdict: match now.judgement.verdict {
+            verdict: match now.assessment.verdict {
                 ActivityLevel::Idle => 0,
                 ActivityLevel::Busy => 1,
                 ActivityLevel::Active => 2,
@@ -158,8 +158,8 @@ impl Workspace {
     }
 }
 
-fn probe(terminals: Terminals) -> Probe {
-    Box::new(move || Presence {
+fn probe(terminals: Terminals) -> PresenceProbe {
+    Box::new(move || TerminalPresence {
         foreground: terminals
             .foreground_jobs()
             .into_iter()

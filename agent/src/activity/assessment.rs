@@ -22,7 +22,7 @@ pub enum ActivityLevel {
 
 /// What was observed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Signal {
+pub enum ActivitySignal {
     /// Somebody did this.
     Intent(Intent),
     /// A promise that has not expired.
@@ -37,9 +37,9 @@ pub enum Signal {
 
 /// A signal that is not an intent.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Observed {
+pub struct ObservedSignal {
     /// Which.
-    pub signal: Signal,
+    pub signal: ActivitySignal,
     /// For people: "vim in terminal 'main'".
     pub detail: String,
     /// When it was last seen.
@@ -50,20 +50,20 @@ pub struct Observed {
 
 /// All that the verdict follows from.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Signals {
+pub struct ActivityInputs {
     /// When the workspace was claimed: caps count from here as long as nobody has done anything.
     pub claimed: Instant,
     /// The last time of each intent.
     pub intents: Vec<(Intent, Instant)>,
     /// Everything else that holds now. CPU and bytes are in only when above the policy's threshold.
-    pub observed: Vec<Observed>,
+    pub observed: Vec<ObservedSignal>,
 }
 
 /// One reason for the verdict, or one that no longer counts.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Evidence {
+pub struct ActivityEvidence {
     /// Which signal.
-    pub signal: Signal,
+    pub signal: ActivitySignal,
     /// For people.
     pub detail: String,
     /// How long ago it was last seen.
@@ -76,79 +76,93 @@ pub struct Evidence {
 
 /// The verdict with its reasons, those that count and are strongest first.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Judgement {
+pub struct ActivityAssessment {
     /// What follows.
     pub verdict: ActivityLevel,
     /// From what.
-    pub evidence: Vec<Evidence>,
+    pub evidence: Vec<ActivityEvidence>,
 }
 
-// === impl Signals ===
+// === impl ActivityInputs ===
 
-impl Signals {
+impl ActivityInputs {
     /// When the caps began to count.
     pub fn anchor(&self) -> Instant {
         self.intents.iter().map(|(_, at)| *at).fold(self.claimed, Instant::max)
     }
 }
 
-// === impl Judgement ===
+// === impl ActivityAssessment ===
 
-impl Judgement {
+impl ActivityAssessment {
     /// Judges.
-    pub fn of(signals: &Signals, policy: &AgentPolicy, now: Instant) -> Self {
+    pub fn of(signals: &ActivityInputs, policy: &AgentPolicy, now: Instant) -> Self {
         let anchor = signals.anchor();
         let intents = signals.intents.iter().map(|(intent, at)| {
-            evidence(Signal::Intent(*intent), words(*intent).to_owned(), *at, *at + policy.active_for, now)
+            evidence(
+                ActivitySignal::Intent(*intent),
+                describe_intent(*intent).to_owned(),
+                *at,
+                *at + policy.active_for,
+                now,
+            )
         });
         let observed = signals.observed.iter().map(|seen| {
             let cap = match seen.signal {
-                Signal::Cpu | Signal::Io => anchor + policy.work_cap,
-                Signal::ForegroundJob => anchor + policy.presence_cap,
-                Signal::Lease => seen.until.unwrap_or(now),
+                ActivitySignal::Cpu | ActivitySignal::Io => anchor + policy.work_cap,
+                ActivitySignal::ForegroundJob => anchor + policy.presence_cap,
+                ActivitySignal::Lease => seen.until.unwrap_or(now),
                 // An intent is never merely observed; should one be, it counts as one.
-                Signal::Intent(_) => seen.seen + policy.active_for,
+                ActivitySignal::Intent(_) => seen.seen + policy.active_for,
             };
             let until = seen.until.map_or(cap, |until| until.min(cap));
             evidence(seen.signal, seen.detail.clone(), seen.seen, until, now)
         });
         let mut evidence: Vec<_> = intents.chain(observed).collect();
-        evidence.sort_by_key(|e| (e.capped, Reverse(speaks_for(e.signal)), Reverse(e.holds_for)));
+        evidence.sort_by_key(|e| (e.capped, Reverse(level_of(e.signal)), Reverse(e.holds_for)));
         let verdict = evidence
             .iter()
             .find(|e| !e.capped)
-            .map_or(ActivityLevel::Idle, |strongest| speaks_for(strongest.signal));
+            .map_or(ActivityLevel::Idle, |strongest| level_of(strongest.signal));
         Self { verdict, evidence }
     }
 
     /// When the first reason that counts now ceases to, if nothing new comes.
-    pub fn changes_in(&self) -> Option<Duration> {
+    pub fn next_change_in(&self) -> Option<Duration> {
         self.evidence.iter().filter(|e| !e.capped).map(|e| e.holds_for).min()
     }
 
     /// Whether somebody who looks at both sees the same, ages aside.
-    pub fn says_the_same(&self, other: &Self) -> bool {
+    pub fn is_equivalent(&self, other: &Self) -> bool {
         let essence =
             |j: &Self| j.evidence.iter().map(|e| (e.signal, e.detail.clone(), e.capped)).collect::<Vec<_>>();
         self.verdict == other.verdict && essence(self) == essence(other)
     }
 }
 
-fn evidence(signal: Signal, detail: String, seen: Instant, until: Instant, now: Instant) -> Evidence {
+fn evidence(
+    signal: ActivitySignal,
+    detail: String,
+    seen: Instant,
+    until: Instant,
+    now: Instant,
+) -> ActivityEvidence {
     let holds_for = until.saturating_duration_since(now);
     let age = now.saturating_duration_since(seen);
-    Evidence { signal, detail, age, holds_for, capped: holds_for.is_zero() }
+    ActivityEvidence { signal, detail, age, holds_for, capped: holds_for.is_zero() }
 }
 
 /// The verdict that one signal alone gives.
-fn speaks_for(signal: Signal) -> ActivityLevel {
+fn level_of(signal: ActivitySignal) -> ActivityLevel {
     match signal {
-        Signal::Intent(_) => ActivityLevel::Active,
-        Signal::Lease | Signal::Cpu | Signal::Io | Signal::ForegroundJob => ActivityLevel::Busy,
+        ActivitySignal::Intent(_) => ActivityLevel::Active,
+        ActivitySignal::Lease | ActivitySignal::Cpu | ActivitySignal::Io | ActivitySignal::ForegroundJob => {
+            ActivityLevel::Busy
+        }
     }
 }
 
-fn words(intent: Intent) -> &'static str {
+fn describe_intent(intent: Intent) -> &'static str {
     match intent {
         Intent::Keystroke => "somebody typed",
         Intent::ClientWrite | Intent::Restore => "a client changed files",
@@ -164,24 +178,26 @@ mod tests {
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3600);
-    const KINDS: [Signal; 4] = [Signal::Lease, Signal::Cpu, Signal::Io, Signal::ForegroundJob];
+    const KINDS: [ActivitySignal; 4] =
+        [ActivitySignal::Lease, ActivitySignal::Cpu, ActivitySignal::Io, ActivitySignal::ForegroundJob];
 
-    fn seen(signal: Signal, at: Instant) -> Observed {
-        let until = (signal == Signal::Lease).then(|| at + HOUR);
-        Observed { signal, detail: "x".into(), seen: at, until }
+    fn seen(signal: ActivitySignal, at: Instant) -> ObservedSignal {
+        let until = (signal == ActivitySignal::Lease).then(|| at + HOUR);
+        ObservedSignal { signal, detail: "x".into(), seen: at, until }
     }
 
-    fn none(claimed: Instant) -> Signals {
-        Signals { claimed, intents: vec![], observed: vec![] }
+    fn none(claimed: Instant) -> ActivityInputs {
+        ActivityInputs { claimed, intents: vec![], observed: vec![] }
     }
 
     #[test]
     fn a_keystroke_is_active_for_a_minute_and_then_only_remembered() {
         let start = Instant::now();
-        let signals = Signals { intents: vec![(Intent::Keystroke, start)], ..none(start) };
-        let at = |s| Judgement::of(&signals, &AgentPolicy::default(), start + Duration::from_secs(s));
+        let signals = ActivityInputs { intents: vec![(Intent::Keystroke, start)], ..none(start) };
+        let at =
+            |s| ActivityAssessment::of(&signals, &AgentPolicy::default(), start + Duration::from_secs(s));
         assert_eq!(at(59).verdict, ActivityLevel::Active);
-        assert_eq!(at(59).changes_in(), Some(Duration::from_secs(1)));
+        assert_eq!(at(59).next_change_in(), Some(Duration::from_secs(1)));
         assert_eq!(at(60).verdict, ActivityLevel::Idle);
         assert!(at(60).evidence[0].capped, "still shown, no longer counted");
     }
@@ -189,9 +205,12 @@ mod tests {
     #[test]
     fn a_forgotten_top_counts_for_an_hour_a_computation_for_twelve() {
         let start = Instant::now();
-        let job = Signals { observed: vec![seen(Signal::ForegroundJob, start)], ..none(start) };
-        let cpu = Signals { observed: vec![seen(Signal::Cpu, start)], ..none(start) };
-        let at = |s: &Signals, after| Judgement::of(s, &AgentPolicy::default(), start + after).verdict;
+        let job =
+            ActivityInputs { observed: vec![seen(ActivitySignal::ForegroundJob, start)], ..none(start) };
+        let cpu = ActivityInputs { observed: vec![seen(ActivitySignal::Cpu, start)], ..none(start) };
+        let at = |s: &ActivityInputs, after| {
+            ActivityAssessment::of(s, &AgentPolicy::default(), start + after).verdict
+        };
         let second = Duration::from_secs(1);
         assert_eq!(at(&job, HOUR - second), ActivityLevel::Busy);
         assert_eq!(at(&job, HOUR), ActivityLevel::Idle);
@@ -202,9 +221,10 @@ mod tests {
     #[test]
     fn typing_again_restarts_the_caps() {
         let start = Instant::now();
-        let mut signals = Signals { observed: vec![seen(Signal::ForegroundJob, start)], ..none(start) };
+        let mut signals =
+            ActivityInputs { observed: vec![seen(ActivitySignal::ForegroundJob, start)], ..none(start) };
         signals.intents.push((Intent::Keystroke, start + 2 * HOUR));
-        let later = Judgement::of(&signals, &AgentPolicy::default(), start + 2 * HOUR + HOUR / 2);
+        let later = ActivityAssessment::of(&signals, &AgentPolicy::default(), start + 2 * HOUR + HOUR / 2);
         assert_eq!(later.verdict, ActivityLevel::Busy);
         assert_eq!(later.evidence[0].holds_for, HOUR / 2);
     }
@@ -212,26 +232,26 @@ mod tests {
     #[test]
     fn a_lease_alone_is_busy_until_it_expires_exactly() {
         let start = Instant::now();
-        let signals = Signals { observed: vec![seen(Signal::Lease, start)], ..none(start) };
-        let at = |after| Judgement::of(&signals, &AgentPolicy::default(), start + after).verdict;
+        let signals = ActivityInputs { observed: vec![seen(ActivitySignal::Lease, start)], ..none(start) };
+        let at = |after| ActivityAssessment::of(&signals, &AgentPolicy::default(), start + after).verdict;
         assert_eq!(at(HOUR - Duration::from_nanos(1)), ActivityLevel::Busy);
         assert_eq!(at(HOUR), ActivityLevel::Idle);
     }
 
-    fn signals() -> impl Strategy<Value = (Signals, Instant)> {
+    fn signals() -> impl Strategy<Value = (ActivityInputs, Instant)> {
         let intents = prop::collection::vec((0usize..3, 0u64..100_000), 0..4);
         let observed = prop::collection::vec((0usize..4, 0u64..100_000, 0u64..100_000), 0..6);
         (intents, observed, 0u64..100_000).prop_map(|(intents, observed, now)| {
             let start = Instant::now();
             let at = |s: u64| start + Duration::from_secs(s);
             let kinds = [Intent::Keystroke, Intent::ClientWrite, Intent::ClientStart];
-            let signals = Signals {
+            let signals = ActivityInputs {
                 claimed: start,
                 intents: intents.into_iter().map(|(k, s)| (kinds[k], at(s.min(now)))).collect(),
                 observed: observed
                     .into_iter()
-                    .map(|(k, s, until)| Observed {
-                        until: (KINDS[k] == Signal::Lease).then(|| at(until)),
+                    .map(|(k, s, until)| ObservedSignal {
+                        until: (KINDS[k] == ActivitySignal::Lease).then(|| at(until)),
                         ..seen(KINDS[k], at(s.min(now)))
                     })
                     .collect(),
@@ -244,24 +264,24 @@ mod tests {
         #[test]
         fn removing_a_signal_never_raises_the_verdict((signals, now) in signals()) {
             let policy = AgentPolicy::default();
-            let full = Judgement::of(&signals, &policy, now).verdict;
+            let full = ActivityAssessment::of(&signals, &policy, now).verdict;
             for i in 0..signals.intents.len() {
                 let mut less = signals.clone();
                 less.intents.remove(i);
-                prop_assert!(Judgement::of(&less, &policy, now).verdict <= full);
+                prop_assert!(ActivityAssessment::of(&less, &policy, now).verdict <= full);
             }
             for i in 0..signals.observed.len() {
                 let mut less = signals.clone();
                 less.observed.remove(i);
-                prop_assert!(Judgement::of(&less, &policy, now).verdict <= full);
+                prop_assert!(ActivityAssessment::of(&less, &policy, now).verdict <= full);
             }
         }
 
         #[test]
         fn the_first_evidence_is_what_decides((signals, now) in signals()) {
-            let judged = Judgement::of(&signals, &AgentPolicy::default(), now);
+            let judged = ActivityAssessment::of(&signals, &AgentPolicy::default(), now);
             let strongest = judged.evidence.first().filter(|e| !e.capped);
-            prop_assert_eq!(judged.verdict, strongest.map_or(ActivityLevel::Idle, |e| speaks_for(e.signal)));
+            prop_assert_eq!(judged.verdict, strongest.map_or(ActivityLevel::Idle, |e| level_of(e.signal)));
             prop_assert_eq!(judged.evidence.len(), signals.intents.len() + signals.observed.len());
         }
 
@@ -269,17 +289,17 @@ mod tests {
         fn nothing_but_a_lease_outlives_its_cap((signals, _) in signals()) {
             let policy = AgentPolicy::default();
             let capped = signals.anchor() + policy.work_cap;
-            let judged = Judgement::of(&signals, &policy, capped);
-            prop_assert!(judged.evidence.iter().all(|e| e.capped || e.signal == Signal::Lease));
+            let judged = ActivityAssessment::of(&signals, &policy, capped);
+            prop_assert!(judged.evidence.iter().all(|e| e.capped || e.signal == ActivitySignal::Lease));
         }
 
         #[test]
         fn the_verdict_stays_until_the_moment_it_says((signals, now) in signals()) {
             let policy = AgentPolicy::default();
-            let judged = Judgement::of(&signals, &policy, now);
-            if let Some(left) = judged.changes_in() {
-                let before = Judgement::of(&signals, &policy, now + left - Duration::from_nanos(1));
-                prop_assert!(before.says_the_same(&judged) || before.verdict == judged.verdict);
+            let judged = ActivityAssessment::of(&signals, &policy, now);
+            if let Some(left) = judged.next_change_in() {
+                let before = ActivityAssessment::of(&signals, &policy, now + left - Duration::from_nanos(1));
+                prop_assert!(before.is_equivalent(&judged) || before.verdict == judged.verdict);
             }
         }
     }

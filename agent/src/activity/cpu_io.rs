@@ -12,15 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::proc::{Process, Walk};
+use super::proc::{ProcSnapshot, ProcStat};
 
 /// Walks remembered. At four or more walks a window this reaches far beyond it; when full the oldest is forgotten and the
 /// average is over a shorter time.
-const MAX_POINTS: usize = 256;
+const MAX_SAMPLES: usize = 256;
 
 /// What the processes use.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Usage {
+pub struct ProcessUsage {
     /// Of one core: 1.0 is all of it.
     pub cpu_cores: f64,
     /// Resident, of all processes; what they share counts for each.
@@ -30,12 +30,12 @@ pub struct Usage {
     /// How many there are.
     pub processes: u32,
     /// The one that computes most.
-    pub busiest: Option<Busiest>,
+    pub busiest: Option<BusiestProcess>,
 }
 
 /// The process that used most CPU between the last two walks.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Busiest {
+pub struct BusiestProcess {
     /// Its program's name.
     pub name: String,
     /// Its process id.
@@ -46,27 +46,27 @@ pub struct Busiest {
 
 /// Turns walks into rates.
 #[derive(Debug)]
-pub struct Meter {
+pub struct CpuIoSampler {
     ticks_per_second: f64,
     page_bytes: u64,
-    cpu: Total,
-    io: Total,
-    known: HashMap<(i32, u64), Known>,
+    cpu: MonotonicTotal,
+    io: MonotonicTotal,
+    previous: HashMap<(i32, u64), ProcessCounters>,
     /// Bytes of processes that ended unseen by a parent that would account for them.
     retired_bytes: u64,
-    points: VecDeque<Point>,
-    usage: Usage,
+    samples: VecDeque<UsageSample>,
+    usage: ProcessUsage,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Known {
+struct ProcessCounters {
     parent: i32,
     own_ticks: u64,
     bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Point {
+struct UsageSample {
     at: Instant,
     ticks: u64,
     bytes: u64,
@@ -75,61 +75,62 @@ struct Point {
 /// A sum that only grows. A walk is no snapshot: a child that is reaped meanwhile is missing from one walk and back in the next,
 /// so a single dip is waited out; a sum that stays low has lost something for good and goes on from there.
 #[derive(Debug, Default)]
-struct Total {
+struct MonotonicTotal {
     grown: u64,
     level: Option<u64>,
     dipped: bool,
 }
 
-// === impl Meter ===
+// === impl CpuIoSampler ===
 
-impl Meter {
+impl CpuIoSampler {
     /// Nothing seen yet. `ticks_per_second` and `page_bytes` are the machine's units.
     pub fn new(ticks_per_second: u64, page_bytes: u64) -> Self {
         Self {
             ticks_per_second: ticks_per_second as f64,
             page_bytes,
-            cpu: Total::default(),
-            io: Total::default(),
-            known: HashMap::new(),
+            cpu: MonotonicTotal::default(),
+            io: MonotonicTotal::default(),
+            previous: HashMap::new(),
             retired_bytes: 0,
-            points: VecDeque::new(),
-            usage: Usage::default(),
+            samples: VecDeque::new(),
+            usage: ProcessUsage::default(),
         }
     }
 
     /// What the last walks say.
-    pub fn usage(&self) -> &Usage {
+    pub fn usage(&self) -> &ProcessUsage {
         &self.usage
     }
 
     /// When the last walk was.
     pub fn measured(&self) -> Option<Instant> {
-        self.points.back().map(|p| p.at)
+        self.samples.back().map(|p| p.at)
     }
 
     /// Takes a walk in. `terminal_bytes` is all that was ever printed to terminals.
-    pub fn add(&mut self, walk: &Walk, terminal_bytes: u64, at: Instant, window: Duration) {
+    pub fn add(&mut self, walk: &ProcSnapshot, terminal_bytes: u64, at: Instant, window: Duration) {
         let since = self.measured();
-        let now: HashMap<_, _> = walk.processes.iter().map(|p| ((p.pid, p.start), self.know(p))).collect();
+        let now: HashMap<_, _> =
+            walk.processes.iter().map(|p| ((p.pid, p.start), self.counters(p))).collect();
         let alive = |pid: i32| walk.processes.iter().any(|p| p.pid == pid);
         self.retired_bytes += self
-            .known
+            .previous
             .iter()
-            .filter(|(id, known)| !now.contains_key(*id) && !alive(known.parent))
-            .map(|(_, known)| known.bytes)
+            .filter(|(id, counters)| !now.contains_key(*id) && !alive(counters.parent))
+            .map(|(_, counters)| counters.bytes)
             .sum::<u64>();
         let ticks: u64 = walk.processes.iter().map(|p| p.own_ticks + p.reaped_ticks).sum();
-        let bytes: u64 = now.values().map(|known| known.bytes).sum();
+        let bytes: u64 = now.values().map(|counters| counters.bytes).sum();
         let ticks = self.cpu.advance(walk.reaped_ticks + ticks);
         let bytes = self.io.advance((self.retired_bytes + bytes).saturating_sub(terminal_bytes));
         let busiest = since.and_then(|since| self.busiest(walk, at.saturating_duration_since(since)));
-        self.known = now;
-        if self.points.len() == MAX_POINTS {
-            self.points.pop_front();
+        self.previous = now;
+        if self.samples.len() == MAX_SAMPLES {
+            self.samples.pop_front();
         }
-        self.points.push_back(Point { at, ticks, bytes });
-        self.usage = Usage {
+        self.samples.push_back(UsageSample { at, ticks, bytes });
+        self.usage = ProcessUsage {
             cpu_cores: self.rate(window, |p| p.ticks) / self.ticks_per_second,
             memory_bytes: walk.processes.iter().map(|p| p.resident_pages * self.page_bytes).sum(),
             io_bytes_per_second: self.rate(window, |p| p.bytes),
@@ -138,38 +139,39 @@ impl Meter {
         };
     }
 
-    fn know(&self, process: &Process) -> Known {
-        let before = self.known.get(&(process.pid, process.start)).map_or(0, |known| known.bytes);
+    fn counters(&self, process: &ProcStat) -> ProcessCounters {
+        let before = self.previous.get(&(process.pid, process.start)).map_or(0, |counters| counters.bytes);
         // One that changed its user hides its bytes: those it had remain.
         let bytes = process.bytes.unwrap_or(before);
-        Known { parent: process.parent, own_ticks: process.own_ticks, bytes }
+        ProcessCounters { parent: process.parent, own_ticks: process.own_ticks, bytes }
     }
 
-    fn busiest(&self, walk: &Walk, passed: Duration) -> Option<Busiest> {
-        let used = |p: &Process| {
-            let before = self.known.get(&(p.pid, p.start)).map_or(0, |known| known.own_ticks);
+    fn busiest(&self, walk: &ProcSnapshot, passed: Duration) -> Option<BusiestProcess> {
+        let used = |p: &ProcStat| {
+            let before = self.previous.get(&(p.pid, p.start)).map_or(0, |counters| counters.own_ticks);
             p.own_ticks.saturating_sub(before)
         };
         let process = walk.processes.iter().max_by_key(|p| used(p)).filter(|p| used(p) > 0)?;
         let seconds = passed.as_secs_f64();
         let cores = if seconds > 0.0 { used(process) as f64 / self.ticks_per_second / seconds } else { 0.0 };
-        Some(Busiest { name: process.name.clone(), pid: process.pid, cores })
+        Some(BusiestProcess { name: process.name.clone(), pid: process.pid, cores })
     }
 
     /// Growth per second over the window that ends with the last walk.
-    fn rate(&self, window: Duration, of: impl Fn(&Point) -> u64) -> f64 {
-        let (Some(first), Some(last)) = (self.points.front(), self.points.back()) else {
+    fn rate(&self, window: Duration, of: impl Fn(&UsageSample) -> u64) -> f64 {
+        let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else {
             return 0.0;
         };
-        let from = self.points.iter().rev().find(|p| last.at.duration_since(p.at) >= window).unwrap_or(first);
+        let from =
+            self.samples.iter().rev().find(|p| last.at.duration_since(p.at) >= window).unwrap_or(first);
         let passed = last.at.duration_since(from.at).max(window).as_secs_f64();
         if passed > 0.0 { of(last).saturating_sub(of(from)) as f64 / passed } else { 0.0 }
     }
 }
 
-// === impl Total ===
+// === impl MonotonicTotal ===
 
-impl Total {
+impl MonotonicTotal {
     fn advance(&mut self, level: u64) -> u64 {
         let before = *self.level.get_or_insert(level);
         if level >= before {
@@ -193,10 +195,10 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
     const AGENT: i32 = 1;
 
-    fn process(pid: i32, parent: i32, own_ticks: u64, reaped_ticks: u64, bytes: u64) -> Process {
+    fn process(pid: i32, parent: i32, own_ticks: u64, reaped_ticks: u64, bytes: u64) -> ProcStat {
         let name = format!("p{pid}");
         let bytes = Some(bytes);
-        Process {
+        ProcStat {
             pid,
             start: 1,
             parent,
@@ -209,8 +211,8 @@ mod tests {
         }
     }
 
-    fn walk(processes: Vec<Process>, reaped_ticks: u64) -> Walk {
-        Walk { processes, reaped_ticks, agent: AGENT }
+    fn walk(processes: Vec<ProcStat>, reaped_ticks: u64) -> ProcSnapshot {
+        ProcSnapshot { processes, reaped_ticks, agent: AGENT }
     }
 
     fn after(start: Instant, seconds: u64) -> Instant {
@@ -219,56 +221,56 @@ mod tests {
 
     #[test]
     fn a_computation_is_averaged_over_a_minute_and_named() {
-        let (mut meter, start) = (Meter::new(100, 4096), Instant::now());
+        let (mut sampler, start) = (CpuIoSampler::new(100, 4096), Instant::now());
         for i in 0..=4u64 {
             let ticks = if i == 0 { 0 } else { 1500 * i };
-            meter.add(&walk(vec![process(7, AGENT, ticks, 0, 0)], 0), 0, after(start, 15 * i), MINUTE);
-            assert!((meter.usage().cpu_cores - 0.25 * i as f64).abs() < 0.01, "{:?}", meter.usage());
+            sampler.add(&walk(vec![process(7, AGENT, ticks, 0, 0)], 0), 0, after(start, 15 * i), MINUTE);
+            assert!((sampler.usage().cpu_cores - 0.25 * i as f64).abs() < 0.01, "{:?}", sampler.usage());
         }
-        let busiest = meter.usage().busiest.clone().expect("busiest");
+        let busiest = sampler.usage().busiest.clone().expect("busiest");
         assert_eq!((busiest.pid, busiest.name.as_str()), (7, "p7"));
         assert!((busiest.cores - 1.0).abs() < 0.01);
         for i in 5..=8 {
-            meter.add(&walk(vec![process(7, AGENT, 6000, 0, 0)], 0), 0, after(start, 15 * i), MINUTE);
+            sampler.add(&walk(vec![process(7, AGENT, 6000, 0, 0)], 0), 0, after(start, 15 * i), MINUTE);
         }
-        assert!(meter.usage().cpu_cores < 0.001, "a minute of rest: {:?}", meter.usage());
+        assert!(sampler.usage().cpu_cores < 0.001, "a minute of rest: {:?}", sampler.usage());
     }
 
     #[test]
     fn children_that_came_and_went_between_two_walks_count() {
-        let (mut meter, start) = (Meter::new(100, 4096), Instant::now());
-        meter.add(&walk(vec![process(7, AGENT, 0, 0, 0)], 0), 0, start, MINUTE);
-        meter.add(&walk(vec![process(7, AGENT, 10, 590, 0)], 0), 0, after(start, 15), MINUTE);
-        assert!((meter.usage().cpu_cores - 0.1).abs() < 0.001, "{:?}", meter.usage());
-        meter.add(&walk(vec![], 600), 0, after(start, 30), MINUTE);
-        assert!((meter.usage().cpu_cores - 0.1).abs() < 0.001, "reaped by the agent, counted once");
+        let (mut sampler, start) = (CpuIoSampler::new(100, 4096), Instant::now());
+        sampler.add(&walk(vec![process(7, AGENT, 0, 0, 0)], 0), 0, start, MINUTE);
+        sampler.add(&walk(vec![process(7, AGENT, 10, 590, 0)], 0), 0, after(start, 15), MINUTE);
+        assert!((sampler.usage().cpu_cores - 0.1).abs() < 0.001, "{:?}", sampler.usage());
+        sampler.add(&walk(vec![], 600), 0, after(start, 30), MINUTE);
+        assert!((sampler.usage().cpu_cores - 0.1).abs() < 0.001, "reaped by the agent, counted once");
     }
 
     #[test]
     fn a_process_that_is_missing_from_one_walk_does_not_count_twice() {
-        let (mut meter, start) = (Meter::new(100, 4096), Instant::now());
+        let (mut sampler, start) = (CpuIoSampler::new(100, 4096), Instant::now());
         let big = || process(7, AGENT, 1_000_000, 0, 1 << 40);
-        meter.add(&walk(vec![big()], 0), 0, start, MINUTE);
-        meter.add(&walk(vec![], 0), 0, after(start, 15), MINUTE);
-        meter.add(&walk(vec![], 1_000_000), 0, after(start, 30), MINUTE);
-        assert!(meter.usage().cpu_cores < 0.001, "{:?}", meter.usage());
-        assert!(meter.usage().io_bytes_per_second < 1.0, "{:?}", meter.usage());
+        sampler.add(&walk(vec![big()], 0), 0, start, MINUTE);
+        sampler.add(&walk(vec![], 0), 0, after(start, 15), MINUTE);
+        sampler.add(&walk(vec![], 1_000_000), 0, after(start, 30), MINUTE);
+        assert!(sampler.usage().cpu_cores < 0.001, "{:?}", sampler.usage());
+        assert!(sampler.usage().io_bytes_per_second < 1.0, "{:?}", sampler.usage());
     }
 
     #[test]
     fn what_a_job_prints_is_no_work_but_what_it_copies_is() {
-        let (mut meter, start) = (Meter::new(100, 4096), Instant::now());
+        let (mut sampler, start) = (CpuIoSampler::new(100, 4096), Instant::now());
         let mib = 1u64 << 20;
-        meter.add(&walk(vec![process(7, AGENT, 0, 0, 0)], 0), 0, start, MINUTE);
-        meter.add(&walk(vec![process(7, AGENT, 0, 0, 60 * mib)], 0), 60 * mib, after(start, 60), MINUTE);
-        assert!(meter.usage().io_bytes_per_second < 1.0, "{:?}", meter.usage());
-        meter.add(&walk(vec![process(7, AGENT, 0, 0, 120 * mib)], 0), 60 * mib, after(start, 120), MINUTE);
-        assert!((meter.usage().io_bytes_per_second - mib as f64).abs() < 1.0, "{:?}", meter.usage());
+        sampler.add(&walk(vec![process(7, AGENT, 0, 0, 0)], 0), 0, start, MINUTE);
+        sampler.add(&walk(vec![process(7, AGENT, 0, 0, 60 * mib)], 0), 60 * mib, after(start, 60), MINUTE);
+        assert!(sampler.usage().io_bytes_per_second < 1.0, "{:?}", sampler.usage());
+        sampler.add(&walk(vec![process(7, AGENT, 0, 0, 120 * mib)], 0), 60 * mib, after(start, 120), MINUTE);
+        assert!((sampler.usage().io_bytes_per_second - mib as f64).abs() < 1.0, "{:?}", sampler.usage());
     }
 
     #[test]
     fn a_sum_that_lost_something_for_good_goes_on_from_there() {
-        let mut total = Total::default();
+        let mut total = MonotonicTotal::default();
         let grown: Vec<_> = [100, 40, 40, 50].into_iter().map(|level| total.advance(level)).collect();
         assert_eq!(grown, [0, 0, 0, 10]);
     }
@@ -276,12 +278,12 @@ mod tests {
     proptest! {
         #[test]
         fn rest_is_never_work(ticks in 0u64..1_000_000, bytes in 0u64..u64::MAX / 4, walks in 2u64..20) {
-            let (mut meter, start) = (Meter::new(100, 4096), Instant::now());
+            let (mut sampler, start) = (CpuIoSampler::new(100, 4096), Instant::now());
             for i in 0..walks {
-                meter.add(&walk(vec![process(7, AGENT, ticks, 0, bytes)], 0), 0, after(start, 15 * i), MINUTE);
+                sampler.add(&walk(vec![process(7, AGENT, ticks, 0, bytes)], 0), 0, after(start, 15 * i), MINUTE);
             }
-            prop_assert_eq!(meter.usage().cpu_cores, 0.0);
-            prop_assert_eq!(meter.usage().io_bytes_per_second, 0.0);
+            prop_assert_eq!(sampler.usage().cpu_cores, 0.0);
+            prop_assert_eq!(sampler.usage().io_bytes_per_second, 0.0);
         }
     }
 }

@@ -3,15 +3,15 @@
 use std::time::Instant;
 
 use super::{
-    leases::Lease,
-    verdict::{Observed, Signal},
-    work::Usage,
+    assessment::{ActivitySignal, ObservedSignal},
+    cpu_io::ProcessUsage,
+    leases::KeepAwakeLease,
 };
 use crate::claim::AgentPolicy;
 
-/// What terminals and processes know of themselves.
+/// What terminals and processes counters of themselves.
 #[derive(Debug, Clone, Default)]
-pub struct Presence {
+pub struct TerminalPresence {
     /// Commands in the foreground of terminals, for people: "vim in terminal 'main'".
     pub foreground: Vec<String>,
     /// Terminals that are open.
@@ -21,9 +21,9 @@ pub struct Presence {
 }
 
 /// Commands in the foreground are there as long as they are seen.
-pub(super) fn of_presence(presence: Presence, now: Instant) -> impl Iterator<Item = Observed> {
-    presence.foreground.into_iter().map(move |detail| Observed {
-        signal: Signal::ForegroundJob,
+pub(super) fn of_presence(presence: TerminalPresence, now: Instant) -> impl Iterator<Item = ObservedSignal> {
+    presence.foreground.into_iter().map(move |detail| ObservedSignal {
+        signal: ActivitySignal::ForegroundJob,
         detail,
         seen: now,
         until: None,
@@ -31,10 +31,10 @@ pub(super) fn of_presence(presence: Presence, now: Instant) -> impl Iterator<Ite
 }
 
 /// A lease holds until it expires.
-pub(super) fn of_lease(lease: &Lease) -> Observed {
+pub(super) fn of_lease(lease: &KeepAwakeLease) -> ObservedSignal {
     let reason = if lease.reason.is_empty() { String::new() } else { format!(": {}", lease.reason) };
-    Observed {
-        signal: Signal::Lease,
+    ObservedSignal {
+        signal: ActivitySignal::Lease,
         detail: format!("lease '{}'{reason}", lease.name),
         seen: lease.taken,
         until: Some(lease.until),
@@ -42,8 +42,9 @@ pub(super) fn of_lease(lease: &Lease) -> Observed {
 }
 
 /// Work as far as it reaches the policy's thresholds. Without another walk it is over when the window is.
-pub(super) fn of_work(usage: &Usage, at: Instant, policy: &AgentPolicy) -> Vec<Observed> {
-    let seen = |signal, detail| Observed { signal, detail, seen: at, until: Some(at + policy.work_window) };
+pub(super) fn of_work(usage: &ProcessUsage, at: Instant, policy: &AgentPolicy) -> Vec<ObservedSignal> {
+    let seen =
+        |signal, detail| ObservedSignal { signal, detail, seen: at, until: Some(at + policy.work_window) };
     let mut signals = Vec::new();
     if usage.cpu_cores >= policy.cpu_cores {
         let who = usage.busiest.as_ref().map_or_else(
@@ -55,11 +56,11 @@ pub(super) fn of_work(usage: &Usage, at: Instant, policy: &AgentPolicy) -> Vec<O
             Some(b) if b.cores >= usage.cpu_cores * 0.8 => format!("{} (pid {}) uses", b.name, b.pid),
             _ => who,
         };
-        signals.push(seen(Signal::Cpu, format!("{who} {:.0} % of a core", usage.cpu_cores * 100.0)));
+        signals.push(seen(ActivitySignal::Cpu, format!("{who} {:.0} % of a core", usage.cpu_cores * 100.0)));
     }
     if usage.io_bytes_per_second >= policy.io_bytes_per_second {
         let detail = format!("processes move {:.0} KiB/s", usage.io_bytes_per_second / 1024.0);
-        signals.push(seen(Signal::Io, detail));
+        signals.push(seen(ActivitySignal::Io, detail));
     }
     signals
 }
