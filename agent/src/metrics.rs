@@ -17,15 +17,15 @@ struct MetricsInner {
     registry: Registry,
     restarts: Family<TaskLabel, Counter>,
     /// Heartbeats that were sent.
-    beats: Counter,
+    heartbeats: Counter,
     /// Heartbeats that were acknowledged.
-    beats_acknowledged: Counter,
+    heartbeats_acknowledged: Counter,
     /// Links to the control plane that broke or could not be made.
     control_connection_failures: Counter,
     /// Connections that are open.
     connections: Gauge,
     /// Connections that were turned away or cut because there were too many, or because no token came.
-    connections_refused: Counter,
+    connections_rejected: Counter,
     gauges: Gauges,
 }
 
@@ -85,13 +85,17 @@ impl Metrics {
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("podling_agent");
         let restarts = Family::default();
-        let (beats, beats_acknowledged) = (Counter::default(), Counter::default());
-        let (control_connection_failures, connections_refused) = (Counter::default(), Counter::default());
+        let (heartbeats, heartbeats_acknowledged) = (Counter::default(), Counter::default());
+        let (control_connection_failures, connections_rejected) = (Counter::default(), Counter::default());
         let connections = Gauge::default();
         let gauges = Gauges::default();
         registry.register("task_restarts", "Own tasks that failed and were started again", restarts.clone());
-        registry.register("beats", "Heartbeats sent", beats.clone());
-        registry.register("beats_acknowledged", "Heartbeats acknowledged", beats_acknowledged.clone());
+        registry.register("heartbeats", "Heartbeats sent", heartbeats.clone());
+        registry.register(
+            "heartbeats_acknowledged",
+            "Heartbeats acknowledged",
+            heartbeats_acknowledged.clone(),
+        );
         registry.register(
             "control_connection_failures",
             "Links to the control plane that broke",
@@ -99,7 +103,7 @@ impl Metrics {
         );
         registry.register("connections", "Open connections", connections.clone());
         let help = "Connections cut for want of a token or of room";
-        registry.register("connections_refused", help, connections_refused.clone());
+        registry.register("connections_rejected", help, connections_rejected.clone());
         registry.register("terminals", "Open terminals", gauges.terminals.clone());
         registry.register("processes", "Processes of the workspace", gauges.processes.clone());
         registry.register("verdict", "0 idle, 1 busy, 2 active", gauges.verdict.clone());
@@ -118,28 +122,28 @@ impl Metrics {
         Self(Arc::new(MetricsInner {
             registry,
             restarts,
-            beats,
-            beats_acknowledged,
+            heartbeats,
+            heartbeats_acknowledged,
             control_connection_failures,
             connections,
-            connections_refused,
+            connections_rejected,
             gauges,
         }))
     }
 
     /// One of the agent's own tasks failed.
-    pub fn restarted(&self, task: &'static str) {
+    pub fn task_restarted(&self, task: &'static str) {
         self.0.restarts.get_or_create(&TaskLabel { task }).inc();
     }
 
     /// A heartbeat was sent.
-    pub fn beat(&self) {
-        self.0.beats.inc();
+    pub fn heartbeat_sent(&self) {
+        self.0.heartbeats.inc();
     }
 
     /// A heartbeat was acknowledged.
-    pub fn acknowledged(&self) {
-        self.0.beats_acknowledged.inc();
+    pub fn heartbeat_acknowledged(&self) {
+        self.0.heartbeats_acknowledged.inc();
     }
 
     /// The link is down, or did not come up.
@@ -153,12 +157,12 @@ impl Metrics {
     }
 
     /// A connection was turned away or cut.
-    pub fn refused(&self) {
-        self.0.connections_refused.inc();
+    pub fn connection_rejected(&self) {
+        self.0.connections_rejected.inc();
     }
 
     /// Takes a reading in.
-    pub fn read(&self, reading: MetricsReading) {
+    pub fn set_gauges(&self, reading: MetricsReading) {
         let gauges = &self.0.gauges;
         gauges.terminals.set(reading.terminals.into());
         gauges.processes.set(reading.processes.into());

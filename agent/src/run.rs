@@ -32,7 +32,7 @@ use crate::{
         identity::{Identity, IdentityError},
         info::AgentInfo,
         listener::{ListenError, Listener},
-        router::{BadDescriptors, Parts, router},
+        router::{DescriptorError, RouterParts, router},
     },
     shutdown::{ShutdownHandle, ShutdownReason, ShutdownRequest},
     tasks::TaskSupervisor,
@@ -79,7 +79,7 @@ pub enum RunError {
     Proc(#[source] io::Error),
     /// A fault of the build.
     #[error("no reflection")]
-    Reflection(#[from] BadDescriptors),
+    Reflection(#[from] DescriptorError),
 }
 
 /// The order of the end, one after the other.
@@ -126,7 +126,7 @@ pub async fn run(
     let ready = Arc::new(AtomicBool::new(true));
     let services = workspace.services();
     let (read, counted) = (workspace.clone(), metrics.clone());
-    let parts = Parts {
+    let parts = RouterParts {
         claims: claimed.clone(),
         health: health.clone(),
         ready: readiness(ready.clone(), claimed),

@@ -2,12 +2,12 @@
 
 pub mod auth;
 pub mod connection;
-pub mod farewell;
+pub mod error_response;
 pub mod identity;
 pub mod info;
 pub mod listener;
-pub mod reply;
 pub mod router;
+pub mod shutdown_trailers;
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
@@ -48,8 +48,8 @@ impl Server {
                 Some(_) = self.serving.join_next() => continue,
                 io = self.listener.accept() => io?,
             };
-            if let Some(place) = self.connections.enter() {
-                self.serving.spawn(place.serve(io, self.tls.clone(), router.clone(), drain.clone()));
+            if let Some(permit) = self.connections.try_acquire() {
+                self.serving.spawn(permit.serve(io, self.tls.clone(), router.clone(), drain.clone()));
             }
         }
     }

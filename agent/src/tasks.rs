@@ -70,7 +70,7 @@ impl TaskSupervisor {
                     wait = FIRST_WAIT;
                 }
                 tracing::error!(task = name, %failure, ?wait, "a task failed and is started again");
-                metrics.restarted(name);
+                metrics.task_restarted(name);
                 sleep(wait).await;
                 wait = (wait * 2).min(LONGEST_WAIT);
             }

@@ -199,7 +199,7 @@ impl<'a> ControlSession<'a> {
             return;
         }
         self.connection.activity.heartbeat_acknowledged(sequence);
-        self.connection.metrics.acknowledged();
+        self.connection.metrics.heartbeat_acknowledged();
     }
 
     fn handle_directive(
@@ -269,7 +269,7 @@ impl<'a> ControlSession<'a> {
         let (now, sequence) = (Instant::now(), self.heartbeats.next_sequence());
         let snapshot = self.connection.activity.heartbeat(sequence);
         send(outbox, messages::beat(sequence, &snapshot))?;
-        self.connection.metrics.beat();
+        self.connection.metrics.heartbeat_sent();
         self.heartbeats.sent(snapshot.assessment.verdict, now, self.interval(), fastrand::f64());
         Ok(())
     }

@@ -136,7 +136,7 @@ impl Workspace {
     pub(super) fn metrics(&self, metrics: &Metrics) -> String {
         let now = self.activity.snapshot();
         let (task_panics, screen_panics) = self.terminals.panics();
-        metrics.read(MetricsReading {
+        metrics.set_gauges(MetricsReading {
             terminals: now.terminals,
             processes: now.usage.processes,
             verdict: match now.assessment.verdict {

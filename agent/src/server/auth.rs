@@ -18,40 +18,40 @@ use podling_proto::{
     verb,
 };
 
-use super::{connection::Proof, reply::refuse};
+use super::{connection::ConnectionAuth, error_response::respond};
 use crate::claim::{Claim, ClaimReceiver};
 
 /// What everybody may ask.
-const OPEN: [&str; 2] = ["/healthz", "/readyz"];
-const OPEN_SERVICE: &str = "/grpc.health.v1.Health/";
+const PUBLIC_PATHS: [&str; 2] = ["/healthz", "/readyz"];
+const HEALTH_SERVICE: &str = "/grpc.health.v1.Health/";
 const REFLECTION: [&str; 2] =
     ["/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/"];
 
 /// When to ask again an agent that is not claimed yet.
-const CLAIM_PAUSE: Duration = Duration::from_secs(1);
+const UNCLAIMED_RETRY: Duration = Duration::from_secs(1);
 
 /// Lets a call through, or answers it with the refusal.
 pub async fn check(State(claims): State<ClaimReceiver>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    if OPEN.contains(&path) || path.starts_with(OPEN_SERVICE) {
+    if PUBLIC_PATHS.contains(&path) || path.starts_with(HEALTH_SERVICE) {
         return next.run(request).await;
     }
     let claim = claims.borrow().clone();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    match allow(claim.as_deref(), request.method(), path, request.headers(), now) {
+    match authorize(claim.as_deref(), request.method(), path, request.headers(), now) {
         Ok(()) => {
             // The connection has shown that it is no stranger's.
-            if let Some(proof) = request.extensions().get::<Proof>() {
-                proof.give();
+            if let Some(auth) = request.extensions().get::<ConnectionAuth>() {
+                auth.mark_authenticated();
             }
             next.run(request).await
         }
-        Err(refusal) => refuse(request.headers(), refusal),
+        Err(refusal) => respond(request.headers(), refusal),
     }
 }
 
 /// Whether a call is allowed; pure.
-fn allow(
+fn authorize(
     claim: Option<&Claim>,
     method: &Method,
     path: &str,
@@ -59,7 +59,7 @@ fn allow(
     now: u64,
 ) -> Result<(), WireError> {
     let claim = claim.ok_or_else(|| {
-        WireError::new(Reason::Unclaimed, "this agent serves no workspace yet").retry_after(CLAIM_PAUSE)
+        WireError::new(Reason::Unclaimed, "this agent serves no workspace yet").retry_after(UNCLAIMED_RETRY)
     })?;
     let token = bearer(headers)
         .ok_or_else(|| WireError::new(Reason::TokenMissing, "send a token: `authorization: Bearer …`"))?;
@@ -79,7 +79,7 @@ fn allow(
         let message = "the token is narrowed to other workspaces";
         return Err(WireError::new(Reason::WorkspaceDenied, message));
     }
-    let needed = needed(method, path);
+    let needed = required_verb(method, path);
     if !claims.verbs.allow(needed) {
         let name = verb::name(needed);
         let message = format!("the token lacks the verb \"{name}\"; it has: {}", claims.verbs);
@@ -89,7 +89,7 @@ fn allow(
 }
 
 /// The verb a call needs; what is not known needs all.
-fn needed(http: &Method, path: &str) -> Verb {
+fn required_verb(http: &Method, path: &str) -> Verb {
     if let Some(method) = method::find(path) {
         return method.verb();
     }
@@ -122,22 +122,22 @@ mod tests {
     #[test]
     fn every_method_of_the_table_needs_what_its_options_say() {
         for method in method::METHODS {
-            assert_eq!(needed(&Method::POST, method.path), method.verb());
+            assert_eq!(required_verb(&Method::POST, method.path), method.verb());
         }
     }
 
     #[test]
     fn what_is_no_rpc_needs_its_verb_and_what_is_unknown_needs_all() {
-        assert_eq!(needed(&Method::GET, "/files/a"), Verb::FilesRead);
-        assert_eq!(needed(&Method::HEAD, "/files/a"), Verb::FilesRead);
-        assert_eq!(needed(&Method::PUT, "/files/a"), Verb::FilesWrite);
-        assert_eq!(needed(&Method::DELETE, "/files/a"), Verb::Admin);
-        assert_eq!(needed(&Method::GET, "/archive.zip"), Verb::FilesRead);
-        assert_eq!(needed(&Method::POST, "/archive.zip"), Verb::Admin);
-        assert_eq!(needed(&Method::GET, "/metrics"), Verb::Read);
+        assert_eq!(required_verb(&Method::GET, "/files/a"), Verb::FilesRead);
+        assert_eq!(required_verb(&Method::HEAD, "/files/a"), Verb::FilesRead);
+        assert_eq!(required_verb(&Method::PUT, "/files/a"), Verb::FilesWrite);
+        assert_eq!(required_verb(&Method::DELETE, "/files/a"), Verb::Admin);
+        assert_eq!(required_verb(&Method::GET, "/archive.zip"), Verb::FilesRead);
+        assert_eq!(required_verb(&Method::POST, "/archive.zip"), Verb::Admin);
+        assert_eq!(required_verb(&Method::GET, "/metrics"), Verb::Read);
         let reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
-        assert_eq!(needed(&Method::POST, reflection), Verb::Read);
-        assert_eq!(needed(&Method::POST, "/podling.agent.v1.Terminals/Future"), Verb::Admin);
-        assert_eq!(needed(&Method::GET, "/"), Verb::Admin);
+        assert_eq!(required_verb(&Method::POST, reflection), Verb::Read);
+        assert_eq!(required_verb(&Method::POST, "/podling.agent.v1.Terminals/Future"), Verb::Admin);
+        assert_eq!(required_verb(&Method::GET, "/"), Verb::Admin);
     }
 }

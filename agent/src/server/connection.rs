@@ -25,70 +25,70 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use super::listener::Stream;
+use super::listener::ClientStream;
 use crate::{metrics::Metrics, tasks::ConnectionExecutor};
 
 /// Connections at once. The next is closed before its handshake.
 const MAX_CONNECTIONS: usize = 512;
 /// Connections that no token was shown on. When there is one more, the oldest of them is cut.
-const MAX_STRANGERS: usize = 32;
+const MAX_UNAUTHENTICATED: usize = 32;
 /// A TLS handshake takes this long at most.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The head of an HTTP/1.1 request takes this long at most, the wait for it included.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 /// What one stream may send before somebody reads it, in bytes.
-const STREAM_WINDOW: u32 = 1024 * 1024;
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// The same for a connection: all that HTTP/2 allows, so that a stream nobody reads never holds up the others. What bounds
 /// memory is the window of a stream times their number.
-const CONNECTION_WINDOW: u32 = i32::MAX as u32;
+const CONNECTION_WINDOW_BYTES: u32 = i32::MAX as u32;
 /// Streams at once on a connection; the next waits at the caller's.
 const MAX_STREAMS: u32 = 256;
 /// What one stream may hold that the caller has not taken, in bytes.
-const SEND_BUFFER: usize = 256 * 1024;
+const SEND_BUFFER_BYTES: usize = 256 * 1024;
 /// Longest headers, in bytes.
-const MAX_HEADERS: u32 = 32 * 1024;
+const MAX_HEADER_BYTES: u32 = 32 * 1024;
 /// Longest head of an HTTP/1.1 request, in bytes.
-const HTTP1_BUFFER: usize = 64 * 1024;
-/// A silent connection is asked for a sign of life this often…
-const PING_EVERY: Duration = Duration::from_secs(20);
+const HTTP1_HEAD_BYTES: usize = 64 * 1024;
+/// A silent connection is asked for a sign of lifetime this often…
+const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// …and cut when none comes within this time.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// All connections.
 #[derive(Debug, Clone)]
 pub struct Connections {
-    open: Arc<Mutex<Open>>,
+    open: Arc<Mutex<OpenConnections>>,
     metrics: Metrics,
 }
 
 #[derive(Debug, Default)]
-struct Open {
+struct OpenConnections {
     count: usize,
-    strangers: VecDeque<(Proof, CancellationToken)>,
+    unauthenticated: VecDeque<(ConnectionAuth, CancellationToken)>,
 }
 
 /// Whether a valid token was shown on a connection; travels with its requests.
 #[derive(Debug, Clone, Default)]
-pub struct Proof(Arc<AtomicBool>);
+pub struct ConnectionAuth(Arc<AtomicBool>);
 
 /// A place among the connections, given back when dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct ConnectionPermit {
     connections: Connections,
-    proof: Proof,
+    auth: ConnectionAuth,
     /// Cancelled when somebody else needs the place.
-    cut: CancellationToken,
+    evicted: CancellationToken,
 }
 
-// === impl Proof ===
+// === impl ConnectionAuth ===
 
-impl Proof {
+impl ConnectionAuth {
     /// A valid token was shown.
-    pub fn give(&self) {
+    pub fn mark_authenticated(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    fn is_given(&self) -> bool {
+    fn is_authenticated(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -102,78 +102,78 @@ impl Connections {
     }
 
     /// A place for one more, or none if all are taken by callers with tokens.
-    pub fn enter(&self) -> Option<Place> {
+    pub fn try_acquire(&self) -> Option<ConnectionPermit> {
         let mut open = self.lock();
-        open.strangers.retain(|(proof, _)| !proof.is_given());
-        if open.strangers.len() >= MAX_STRANGERS
-            && let Some((_, cut)) = open.strangers.pop_front()
+        open.unauthenticated.retain(|(auth, _)| !auth.is_authenticated());
+        if open.unauthenticated.len() >= MAX_UNAUTHENTICATED
+            && let Some((_, evicted)) = open.unauthenticated.pop_front()
         {
-            cut.cancel();
-            self.metrics.refused();
+            evicted.cancel();
+            self.metrics.connection_rejected();
         }
         if open.count >= MAX_CONNECTIONS {
-            self.metrics.refused();
+            self.metrics.connection_rejected();
             return None;
         }
         open.count += 1;
         self.metrics.connections().inc();
-        let (proof, cut) = (Proof::default(), CancellationToken::new());
-        open.strangers.push_back((proof.clone(), cut.clone()));
-        Some(Place { connections: self.clone(), proof, cut })
+        let (auth, evicted) = (ConnectionAuth::default(), CancellationToken::new());
+        open.unauthenticated.push_back((auth.clone(), evicted.clone()));
+        Some(ConnectionPermit { connections: self.clone(), auth, evicted })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, OpenConnections> {
         self.open.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut open = self.connections.lock();
         open.count -= 1;
-        open.strangers.retain(|(proof, _)| !Arc::ptr_eq(&proof.0, &self.proof.0));
+        open.unauthenticated.retain(|(auth, _)| !Arc::ptr_eq(&auth.0, &self.auth.0));
         self.connections.metrics.connections().dec();
     }
 }
 
-// === impl Place ===
+// === impl ConnectionPermit ===
 
-impl Place {
+impl ConnectionPermit {
     /// Serves one connection. `closing` lets calls end and takes no more; whoever drops the future cuts it.
     pub async fn serve(
         self,
-        io: Box<dyn Stream>,
+        io: Box<dyn ClientStream>,
         tls: TlsAcceptor,
         router: Router,
         closing: CancellationToken,
     ) {
-        let cut = self.cut.clone();
-        let life = CancellationToken::new();
-        let _ends_with_us = life.clone().drop_guard();
-        let served = self.serve_until(io, tls, router, closing, life);
-        cut.run_until_cancelled(served).await;
+        let evicted = self.evicted.clone();
+        let lifetime = CancellationToken::new();
+        let _ends_with_us = lifetime.clone().drop_guard();
+        let served = self.serve_until(io, tls, router, closing, lifetime);
+        evicted.run_until_cancelled(served).await;
     }
 
     async fn serve_until(
         &self,
-        io: Box<dyn Stream>,
+        io: Box<dyn ClientStream>,
         tls: TlsAcceptor,
         router: Router,
         closing: CancellationToken,
-        life: CancellationToken,
+        lifetime: CancellationToken,
     ) {
         let io = match timeout(HANDSHAKE_TIMEOUT, tls.accept(io)).await {
             Ok(Ok(io)) => io,
             Ok(Err(error)) => return tracing::debug!(%error, "a handshake failed"),
             Err(_) => return tracing::debug!("a handshake took too long"),
         };
-        let proof = self.proof.clone();
+        let auth = self.auth.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(proof.clone());
+            request.extensions_mut().insert(auth.clone());
             let answer = router.clone().call(request);
             async move { answer.await as Result<_, Infallible> }
         });
-        let builder = protocol(ConnectionExecutor::new(life));
+        let builder = protocol(ConnectionExecutor::new(lifetime));
         let connection = builder.serve_connection(TokioIo::new(io), service);
         tokio::pin!(connection);
         let ended = tokio::select! {
@@ -195,15 +195,15 @@ fn protocol(spawner: ConnectionExecutor) -> auto::Builder<ConnectionExecutor> {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(HTTP1_BUFFER)
+        .max_buf_size(HTTP1_HEAD_BYTES)
         .http2()
         .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(MAX_STREAMS)
-        .max_send_buf_size(SEND_BUFFER)
-        .max_header_list_size(MAX_HEADERS)
-        .keep_alive_interval(PING_EVERY)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT);
     builder
 }
@@ -215,29 +215,30 @@ mod tests {
     #[test]
     fn strangers_make_room_for_one_another_and_callers_with_tokens_stay() {
         let connections = Connections::new(Metrics::new());
-        let known = connections.enter().expect("room");
-        known.proof.give();
-        let strangers: Vec<_> = (0..MAX_STRANGERS + 3).map(|_| connections.enter().expect("room")).collect();
-        let cut: Vec<_> = strangers.iter().map(|place| place.cut.is_cancelled()).collect();
-        assert_eq!(cut[..4], [true, true, true, false], "the oldest go first");
-        assert!(!known.cut.is_cancelled());
-        drop(strangers);
+        let known = connections.try_acquire().expect("room");
+        known.auth.mark_authenticated();
+        let unauthenticated: Vec<_> =
+            (0..MAX_UNAUTHENTICATED + 3).map(|_| connections.try_acquire().expect("room")).collect();
+        let evicted: Vec<_> = unauthenticated.iter().map(|permit| permit.evicted.is_cancelled()).collect();
+        assert_eq!(evicted[..4], [true, true, true, false], "the oldest go first");
+        assert!(!known.evicted.is_cancelled());
+        drop(unauthenticated);
         assert_eq!(connections.lock().count, 1);
-        assert!(connections.lock().strangers.is_empty());
+        assert!(connections.lock().unauthenticated.is_empty());
     }
 
     #[test]
     fn when_all_places_are_taken_by_callers_the_next_is_turned_away() {
         let connections = Connections::new(Metrics::new());
-        let places: Vec<_> = (0..MAX_CONNECTIONS)
+        let permits: Vec<_> = (0..MAX_CONNECTIONS)
             .map(|_| {
-                let place = connections.enter().expect("room");
-                place.proof.give();
-                place
+                let permit = connections.try_acquire().expect("room");
+                permit.auth.mark_authenticated();
+                permit
             })
             .collect();
-        assert!(connections.enter().is_none());
-        drop(places);
-        assert!(connections.enter().is_some());
+        assert!(connections.try_acquire().is_none());
+        drop(permits);
+        assert!(connections.try_acquire().is_some());
     }
 }

@@ -23,7 +23,7 @@ use crate::config::ListenAddress;
 /// Connections the kernel holds until we take them; beyond it, callers are refused or wait.
 const BACKLOG: i32 = 256;
 /// The wait after the kernel could give no connection (no descriptors, no memory).
-const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// Why there is no listener.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +43,8 @@ pub enum Listener {
 }
 
 /// A connection.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+pub trait ClientStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ClientStream for T {}
 
 impl Listener {
     /// Starts to listen.
@@ -70,24 +70,24 @@ impl Listener {
     }
 
     /// The next connection. What concerns one connection or passes is waited out; an error means that the listener is lost.
-    pub async fn accept(&self) -> io::Result<Box<dyn Stream>> {
+    pub async fn accept(&self) -> io::Result<Box<dyn ClientStream>> {
         loop {
             let taken = match self {
                 Self::Unix(listener, _) => {
-                    listener.accept().await.map(|(io, _)| Box::new(io) as Box<dyn Stream>)
+                    listener.accept().await.map(|(io, _)| Box::new(io) as Box<dyn ClientStream>)
                 }
                 Self::Tcp(listener) => listener.accept().await.map(|(io, _)| {
                     // Keystrokes must not wait for company; without it they only come later.
                     let _set = io.set_nodelay(true);
-                    Box::new(io) as Box<dyn Stream>
+                    Box::new(io) as Box<dyn ClientStream>
                 }),
             };
             match taken {
                 Ok(io) => return Ok(io),
-                Err(error) if is_lost(&error) => return Err(error),
+                Err(error) if is_listener_lost(&error) => return Err(error),
                 Err(error) => {
                     tracing::warn!(%error, "could not take a connection");
-                    sleep(SHORTAGE_PAUSE).await;
+                    sleep(ACCEPT_RETRY_DELAY).await;
                 }
             }
         }
@@ -95,7 +95,7 @@ impl Listener {
 }
 
 /// accept(2): these say that the descriptor itself is no good.
-fn is_lost(error: &io::Error) -> bool {
+fn is_listener_lost(error: &io::Error) -> bool {
     use rustix::io::Errno;
     matches!(
         Errno::from_io_error(error),

@@ -19,21 +19,21 @@ use tonic_health::{
 };
 use tonic_web::GrpcWebLayer;
 
-use super::{auth, farewell, reply};
+use super::{auth, error_response, shutdown_trailers};
 use crate::claim::ClaimReceiver;
 
 /// The descriptor set does not describe itself; this is a fault of the build.
 #[derive(Debug, thiserror::Error)]
 #[error("the descriptor set for reflection cannot be read")]
-pub struct BadDescriptors(#[from] tonic_reflection::server::Error);
+pub struct DescriptorError(#[from] tonic_reflection::server::Error);
 
 /// Longest request of a health check, in bytes; a longer one is refused. It is open to strangers, so they must not fill memory
 /// with tonic's 4 MiB for each call; what is asked is the name of a service.
-const HEALTH_BYTES: usize = 1024;
+const MAX_HEALTH_REQUEST_BYTES: usize = 1024;
 
 /// What stands behind the routes.
 #[derive(Clone)]
-pub struct Parts {
+pub struct RouterParts {
     /// Who may sign tokens, and whether there is anything to serve.
     pub claims: ClaimReceiver,
     /// Says whether the agent is up.
@@ -47,7 +47,12 @@ pub struct Parts {
 }
 
 /// All routes: the services in `grpc`, whose names are in `names`, and what is not gRPC in `http`.
-pub fn router(parts: Parts, grpc: Routes, names: &[&str], http: Router) -> Result<Router, BadDescriptors> {
+pub fn router(
+    parts: RouterParts,
+    grpc: Routes,
+    names: &[&str],
+    http: Router,
+) -> Result<Router, DescriptorError> {
     let reflection = || {
         let all = names.iter().chain(&["grpc.health.v1.Health"]);
         let builder = tonic_reflection::server::Builder::configure()
@@ -57,12 +62,12 @@ pub fn router(parts: Parts, grpc: Routes, names: &[&str], http: Router) -> Resul
     };
     let health = HealthServer::new(HealthService::from_health_reporter(parts.health));
     let grpc = grpc
-        .add_service(health.max_decoding_message_size(HEALTH_BYTES))
+        .add_service(health.max_decoding_message_size(MAX_HEALTH_REQUEST_BYTES))
         .add_service(reflection().with_service_name("grpc.reflection.v1.ServerReflection").build_v1()?)
         .add_service(reflection().with_service_name("grpc.reflection.v1alpha.ServerReflection").build_v1alpha()?)
         .into_axum_router()
         .reset_fallback()
-        .layer(from_fn_with_state(parts.closing, farewell::tell))
+        .layer(from_fn_with_state(parts.closing, shutdown_trailers::end_streams))
         // gRPC-web is turned into gRPC here; gRPC over HTTP/2 passes as it is.
         .layer(GrpcWebLayer::new())
         .layer(from_fn(only_grpc));
@@ -92,12 +97,12 @@ async fn unknown(request: Request) -> Response {
     let refusal =
         WireError::new(Reason::UnknownMethod, format!("{path} is not known here; ask for reflection"))
             .with("method", path);
-    reply::refuse(request.headers(), refusal)
+    error_response::respond(request.headers(), refusal)
 }
 
 /// Whoever calls a service in another protocol is told so in words.
 async fn only_grpc(request: Request, next: Next) -> Response {
-    if reply::is_grpc(request.headers()) {
+    if error_response::is_grpc(request.headers()) {
         let web = request
             .headers()
             .get("content-type")
@@ -109,11 +114,11 @@ async fn only_grpc(request: Request, next: Next) -> Response {
     let refusal = WireError::new(Reason::BadField, "this path speaks gRPC over HTTP/2 and gRPC-web only")
         .with("field", "content-type")
         .with("allowed", "application/grpc over HTTP/2, application/grpc-web");
-    reply::refuse(request.headers(), refusal)
+    error_response::respond(request.headers(), refusal)
 }
 
-impl std::fmt::Debug for Parts {
+impl std::fmt::Debug for RouterParts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Parts").finish_non_exhaustive()
+        f.debug_struct("RouterParts").finish_non_exhaustive()
     }
 }

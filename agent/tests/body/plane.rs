@@ -99,7 +99,7 @@ impl Plane {
             let mut open = JoinSet::new();
             loop {
                 let io = listener.accept().await.expect("connection");
-                let place = connections.enter().expect("room");
+                let place = connections.try_acquire().expect("room");
                 open.spawn(place.serve(io, tls.clone(), router.clone(), CancellationToken::new()));
             }
         });

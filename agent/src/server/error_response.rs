@@ -19,13 +19,13 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// The refusal.
-pub fn refuse(headers: &HeaderMap, refusal: WireError) -> Response {
+pub fn respond(headers: &HeaderMap, error: WireError) -> Response {
     let asked = content_type(headers);
     if !asked.starts_with(GRPC) {
-        return challenge(&refusal);
+        return challenge(&error);
     }
     // Trailers only: with no message before it, the status may stand in the headers, in gRPC and gRPC-web alike.
-    let mut response = Status::from(refusal).into_http::<Body>();
+    let mut response = Status::from(error).into_http::<Body>();
     if asked.starts_with(GRPC_WEB) {
         let same = HeaderValue::from_str(asked).unwrap_or(HeaderValue::from_static(GRPC_WEB));
         response.headers_mut().insert(CONTENT_TYPE, same);
@@ -33,8 +33,8 @@ pub fn refuse(headers: &HeaderMap, refusal: WireError) -> Response {
     response
 }
 
-fn challenge(refusal: &WireError) -> Response {
-    let mut response = problem(refusal);
+fn challenge(error: &WireError) -> Response {
+    let mut response = problem(error);
     if response.status() == StatusCode::UNAUTHORIZED {
         response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }

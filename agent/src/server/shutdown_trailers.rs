@@ -19,22 +19,22 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 
 /// Ends what is answered when `closing` is cancelled: with a status, as gRPC ends streams.
-pub async fn tell(State(closing): State<CancellationToken>, request: Request, next: Next) -> Response {
+pub async fn end_streams(State(closing): State<CancellationToken>, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     if response.body().is_end_stream() {
         return response;
     }
-    response.map(|body| Body::new(Told { body, closing: Some(Box::pin(closing.cancelled_owned())) }))
+    response.map(|body| Body::new(ShutdownBody { body, closing: Some(Box::pin(closing.cancelled_owned())) }))
 }
 
 /// A body that ends early when the agent does.
-struct Told {
+struct ShutdownBody {
     body: Body,
     /// `None` once all is said.
     closing: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
-impl HttpBody for Told {
+impl HttpBody for ShutdownBody {
     type Data = Bytes;
     type Error = axum::Error;
 
