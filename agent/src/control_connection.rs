@@ -26,7 +26,7 @@ use self::{
 };
 use crate::{
     activity::ActivityMonitor, claim::Claim, config::ControlEndpoint, metrics::Metrics,
-    shutdown::ShutdownHandle, sleep::Sleep,
+    shutdown::ShutdownHandle, sleep::SleepCoordinator,
 };
 
 /// How the agent presents itself.
@@ -54,7 +54,7 @@ pub struct ControlConnection {
     /// What beats report.
     pub activity: ActivityMonitor,
     /// How the control plane lets it fall asleep.
-    pub sleep: Sleep,
+    pub sleep: SleepCoordinator,
     /// How the control plane ends this agent.
     pub shutdown: ShutdownHandle,
     /// Everything of the workspace has ended: the last words may be received.

@@ -20,13 +20,13 @@ use crate::{
 };
 
 /// The command line or a value in it cannot be used.
-const USAGE: u8 = 2;
+const EXIT_USAGE: u8 = 2;
 /// What is logged: `info`, or by module, as in `warn,podling_agent::control_connection=debug`.
-const LOG_VARIABLE: &str = "PODLING_AGENT_LOG";
+const LOG_FILTER_VARIABLE: &str = "PODLING_AGENT_LOG";
 /// The agent could not start, or broke.
-const FAILED: u8 = 1;
+const EXIT_FAILURE: u8 = 1;
 /// Work of the runtime's threads (a file on a disk that hangs) gets this long at the end; then the agent goes without it.
-const LAST_WORK: Duration = Duration::from_secs(2);
+const BLOCKING_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The program of its own: the agent, or what copies it.
 pub fn program(words: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -55,15 +55,15 @@ pub fn main_with(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(config) => config,
         Err(error) => {
             tracing::error!(%error, "cannot start");
-            return ExitCode::from(USAGE);
+            return ExitCode::from(EXIT_USAGE);
         }
     };
     let state = config.state.clone();
-    recorded(&state, || live(config))
+    run_recorded(&state, || run_agent(config))
 }
 
 /// Lives, and leaves word of how that ended, whatever happens.
-fn recorded(
+fn run_recorded(
     state: &Path,
     life: impl FnOnce() -> Result<ShutdownRequest, Box<dyn std::error::Error>>,
 ) -> ExitCode {
@@ -71,13 +71,13 @@ fn recorded(
     let ended = std::panic::catch_unwind(AssertUnwindSafe(life));
     let (reason, code) = match ended {
         Ok(Ok(ending)) => (ending.reason.to_string(), ending.exit_code()),
-        Ok(Err(error)) => (error_chain(error.as_ref()), FAILED),
-        Err(panic) => (format!("panic: {}", panic_message(panic.as_ref())), FAILED),
+        Ok(Err(error)) => (error_chain(error.as_ref()), EXIT_FAILURE),
+        Err(panic) => (format!("panic: {}", panic_message(panic.as_ref())), EXIT_FAILURE),
     };
-    leave(state, &reason, code)
+    record_end(state, &reason, code)
 }
 
-fn live(config: AgentConfig) -> Result<ShutdownRequest, Box<dyn std::error::Error>> {
+fn run_agent(config: AgentConfig) -> Result<ShutdownRequest, Box<dyn std::error::Error>> {
     let limits = init::become_init();
     // One thread: measured faster than two for terminals.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -97,11 +97,11 @@ fn live(config: AgentConfig) -> Result<ShutdownRequest, Box<dyn std::error::Erro
 fn run_to_end<T>(runtime: Runtime, life: impl Future<Output = T>) -> T {
     let ended = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(life)));
     // Dropped, it would wait without limit, and the exit record with it.
-    runtime.shutdown_timeout(LAST_WORK);
+    runtime.shutdown_timeout(BLOCKING_SHUTDOWN_TIMEOUT);
     ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn leave(state: &Path, reason: &str, code: u8) -> ExitCode {
+fn record_end(state: &Path, reason: &str, code: u8) -> ExitCode {
     if code == 0 {
         tracing::info!(reason, "ended");
     } else {
@@ -114,7 +114,7 @@ fn leave(state: &Path, reason: &str, code: u8) -> ExitCode {
 }
 
 fn start_log(format: AgentLogFormat) {
-    let asked = std::env::var(LOG_VARIABLE).ok().and_then(|filter| filter.parse::<Targets>().ok());
+    let asked = std::env::var(LOG_FILTER_VARIABLE).ok().and_then(|filter| filter.parse::<Targets>().ok());
     let filter = asked.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
     let log = fmt::layer().with_writer(io::stderr).with_ansi(false);
     // A log that is there already (the CLI's) is used as it is.
@@ -136,7 +136,7 @@ mod tests {
         life: impl FnOnce() -> Result<ShutdownRequest, Box<dyn std::error::Error>>,
     ) -> (ExitCode, AgentExitRecord) {
         let state = tempfile::tempdir().unwrap();
-        let code = recorded(state.path(), life);
+        let code = run_recorded(state.path(), life);
         let record = std::fs::read(state.path().join(EXIT_RECORD)).expect("there is a record");
         (code, serde_json::from_slice(&record).expect("JSON"))
     }
@@ -157,8 +157,8 @@ mod tests {
             })
         });
         drop(done);
-        assert_eq!(code, ExitCode::from(FAILED));
-        assert_eq!((record.reason.as_str(), record.code), ("panic: a fault of ours", FAILED));
+        assert_eq!(code, ExitCode::from(EXIT_FAILURE));
+        assert_eq!((record.reason.as_str(), record.code), ("panic: a fault of ours", EXIT_FAILURE));
     }
 
     #[test]
@@ -167,7 +167,7 @@ mod tests {
             record(|| run_to_end(runtime(), async { Ok(ShutdownRequest::new(ShutdownReason::Drained)) }));
         assert_eq!((code, wanted.code), (ExitCode::SUCCESS, 0));
         let (code, failed) = record(|| Err("no listener".into()));
-        assert_eq!(code, ExitCode::from(FAILED));
-        assert_eq!((failed.reason.as_str(), failed.code), ("no listener", FAILED));
+        assert_eq!(code, ExitCode::from(EXIT_FAILURE));
+        assert_eq!((failed.reason.as_str(), failed.code), ("no listener", EXIT_FAILURE));
     }
 }

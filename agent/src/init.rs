@@ -1,8 +1,8 @@
 //! Being the workspace's init: limits, orphans, signals, the exit record, and the end of all that was started.
 
 pub mod command;
+pub mod end_all;
 pub mod forward;
-pub mod sweep;
 
 use std::{convert::Infallible, io, path::Path, time::SystemTime};
 

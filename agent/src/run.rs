@@ -18,14 +18,14 @@ use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use self::workspace::Workspace;
+use self::workspace::WorkspaceRuntime;
 use crate::{
     activity::proc,
     child::{ChildLimits, Children},
     claim::ClaimReceiver,
     config::AgentConfig,
     control_connection::{AgentDescription, ControlConnection},
-    init::{command::Command, forward::Running},
+    init::{command::WorkspaceCommand, forward::RunningCommand},
     metrics::Metrics,
     server::{
         Server,
@@ -39,17 +39,17 @@ use crate::{
 };
 
 /// Open calls get this long to end after they were told to.
-const DRAIN: Duration = Duration::from_secs(2);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// The link gets this long to say its last words.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const FINAL_REPORTS_TIMEOUT: Duration = Duration::from_secs(2);
 /// The name under which health is asked of the agent as a whole.
-const WHOLE: &str = "";
+const OVERALL_HEALTH: &str = "";
 /// What this agent can do beyond the least; grows with the protocol.
 const CAPABILITIES: &[&str] = &["terminals", "processes", "files", "archives", "activity", "sleep"];
 
 /// Why the agent did not start.
 #[derive(Debug, thiserror::Error)]
-pub enum RunError {
+pub enum StartError {
     /// It has no identity.
     #[error("no identity")]
     Identity(#[from] IdentityError),
@@ -84,7 +84,7 @@ pub enum RunError {
 
 /// The order of the end, one after the other.
 #[derive(Debug, Clone, Default)]
-struct Phases {
+struct ShutdownStages {
     /// Programs end; nothing is started again.
     ending: CancellationToken,
     /// Streams that are still open are told.
@@ -93,8 +93,8 @@ struct Phases {
     drain: CancellationToken,
     /// All has ended: the link says its last words…
     ended: CancellationToken,
-    /// …and has said them.
-    said: CancellationToken,
+    /// …and has reported them.
+    reported: CancellationToken,
 }
 
 /// Runs an agent until somebody asks for its end; says how it ended. `limits` are its children's.
@@ -102,16 +102,17 @@ pub async fn run(
     config: AgentConfig,
     limits: ChildLimits,
     shutdown: ShutdownHandle,
-) -> Result<ShutdownRequest, RunError> {
+) -> Result<ShutdownRequest, StartError> {
     let identity = Identity::generate()?;
     let listener = Listener::bind(&config.listen).await?;
-    let description = introduce(&identity)?;
+    let description = describe_agent(&identity)?;
 
     let (claims, claimed) = watch::channel(None);
     let children = Children::new(config.orphans).with_limits(limits);
-    let workspace = Workspace::new(&config.root, &config.state, children, claimed.clone(), config.orphans)
-        .map_err(|source| RunError::Root { path: config.root.clone(), source })?;
-    let (metrics, health, phases) = (Metrics::new(), HealthReporter::new(), Phases::default());
+    let workspace =
+        WorkspaceRuntime::new(&config.root, &config.state, children, claimed.clone(), config.orphans)
+            .map_err(|source| StartError::Root { path: config.root.clone(), source })?;
+    let (metrics, health, stages) = (Metrics::new(), HealthReporter::new(), ShutdownStages::default());
     let connection = ControlConnection {
         control: config.control.clone(),
         description: description.clone(),
@@ -119,7 +120,7 @@ pub async fn run(
         activity: workspace.activity.clone(),
         sleep: workspace.sleep.clone(),
         shutdown: shutdown.clone(),
-        ended: phases.ended.clone(),
+        ended: stages.ended.clone(),
         metrics: metrics.clone(),
     };
 
@@ -130,27 +131,27 @@ pub async fn run(
         claims: claimed.clone(),
         health: health.clone(),
         ready: readiness(ready.clone(), claimed),
-        closing: phases.streams.clone(),
+        closing: stages.streams.clone(),
         metrics: Arc::new(move || read.metrics(&counted)),
     };
-    let health_of: Vec<_> = services.names.iter().copied().chain([WHOLE]).collect();
+    let health_of: Vec<_> = services.names.iter().copied().chain([OVERALL_HEALTH]).collect();
     set_health(&health, &health_of, ServingStatus::Serving).await;
     let router = router(parts, services.grpc, &services.names, services.http)?;
     let mut server = Server::new(listener, identity.server_config()?, metrics.clone());
     // Last, so that whoever finds the file finds an agent that answers.
     write_info(&config, &description, &server)?;
-    let tasks = start(&workspace, connection, &config, &phases, metrics);
+    let tasks = start(&workspace, connection, &config, &stages, metrics);
 
     let ending = tokio::select! {
         ending = shutdown.requested() => ending,
-        Err(lost) = server.run(router, &phases.drain) => ShutdownRequest::new(ShutdownReason::ListenerLost(lost.to_string())),
+        Err(lost) = server.run(router, &stages.drain) => ShutdownRequest::new(ShutdownReason::ListenerLost(lost.to_string())),
     };
     tracing::info!(reason = %ending.reason, grace = ?ending.grace, "ending");
     // Not ready; accepting has stopped with `server.run`.
     ready.store(false, Ordering::Relaxed);
     set_health(&health, &health_of, ServingStatus::NotServing).await;
     // Programs first, so that viewers still learn how they ended.
-    phases.ending.cancel();
+    stages.ending.cancel();
     tokio::select! {
         () = workspace.end(ending.grace) => {}
         () = shutdown.forced() => workspace.end(Duration::ZERO).await,
@@ -158,11 +159,11 @@ pub async fn run(
     if let Err(error) = workspace.terminals.save().await {
         tracing::error!(%error, "the terminals could not be saved");
     }
-    phases.streams.cancel();
-    phases.drain.cancel();
-    server.drained(DRAIN).await;
-    phases.ended.cancel();
-    if timeout(LAST_WORDS, phases.said.cancelled()).await.is_err() {
+    stages.streams.cancel();
+    stages.drain.cancel();
+    server.drained(DRAIN_TIMEOUT).await;
+    stages.ended.cancel();
+    if timeout(FINAL_REPORTS_TIMEOUT, stages.reported.cancelled()).await.is_err() {
         tracing::debug!("the control plane did not hear the last words");
     }
     tasks.end().await;
@@ -171,10 +172,10 @@ pub async fn run(
 
 /// The long-lived tasks.
 fn start(
-    workspace: &Workspace,
+    workspace: &WorkspaceRuntime,
     connection: ControlConnection,
     config: &AgentConfig,
-    phases: &Phases,
+    stages: &ShutdownStages,
     metrics: Metrics,
 ) -> TaskSupervisor {
     let mut tasks = TaskSupervisor::new(metrics);
@@ -196,13 +197,13 @@ fn start(
             Ok::<_, Infallible>(())
         }
     });
-    let running = Running::default();
-    let command = Command {
+    let running = RunningCommand::default();
+    let command = WorkspaceCommand {
         children: workspace.children.clone(),
         launcher: workspace.launcher.clone(),
         fallback: config.command.clone(),
         running: running.clone(),
-        ending: phases.ending.clone(),
+        ending: stages.ending.clone(),
     };
     tasks.supervise("command", move || {
         let command = command.clone();
@@ -220,17 +221,17 @@ fn start(
         let terminals = terminals.clone();
         async move { terminals.keep().await }
     });
-    let (sleeper, ending) = (workspace.clone(), phases.ending.clone());
+    let (sleeper, ending) = (workspace.clone(), stages.ending.clone());
     tasks.supervise("sleep", move || {
         let (workspace, ending) = (sleeper.clone(), ending.clone());
         async move { workspace.fall_asleep(&ending).await }
     });
-    let said = phases.said.clone();
+    let reported = stages.reported.clone();
     tasks.supervise("control connection", move || {
-        let (connection, said) = (connection.clone(), said.clone());
+        let (connection, reported) = (connection.clone(), reported.clone());
         async move {
             let over = connection.run().await;
-            said.cancel();
+            reported.cancel();
             over
         }
     });
@@ -243,18 +244,22 @@ async fn set_health(health: &HealthReporter, services: &[&'static str], status: 
     }
 }
 
-fn introduce(identity: &Identity) -> Result<AgentDescription, RunError> {
+fn describe_agent(identity: &Identity) -> Result<AgentDescription, StartError> {
     Ok(AgentDescription {
         capabilities: CAPABILITIES,
         boot_id: token::random(12),
         fingerprint: identity.fingerprint(),
-        start_ticks: proc::own_start().map_err(RunError::Proc)?,
+        start_ticks: proc::own_start().map_err(StartError::Proc)?,
     })
 }
 
-fn write_info(config: &AgentConfig, description: &AgentDescription, server: &Server) -> Result<(), RunError> {
+fn write_info(
+    config: &AgentConfig,
+    description: &AgentDescription,
+    server: &Server,
+) -> Result<(), StartError> {
     let path = &config.info_file;
-    let failed = |source| RunError::Info { path: path.clone(), source };
+    let failed = |source| StartError::Info { path: path.clone(), source };
     let info = AgentInfo {
         pid: std::process::id(),
         start_ticks: description.start_ticks,

@@ -19,7 +19,7 @@ use rustix::fs::{Access, access};
 
 use self::find::{find, is_executable, runnable};
 pub use self::{
-    bounds::shown,
+    bounds::truncate_argv,
     error::{SpawnError, spawn_failed},
 };
 use crate::claim::ClaimReceiver;

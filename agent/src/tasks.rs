@@ -15,9 +15,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::metrics::Metrics;
 
 /// The wait before the first restart; it doubles with each one…
-const FIRST_WAIT: Duration = Duration::from_millis(100);
+const MIN_RESTART_DELAY: Duration = Duration::from_millis(100);
 /// …up to this…
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
+const MAX_RESTART_DELAY: Duration = Duration::from_secs(30);
 /// …and begins anew when the task has run this long.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 
@@ -33,7 +33,7 @@ pub struct TaskSupervisor {
 #[derive(Debug, Clone)]
 pub struct ConnectionExecutor {
     tracker: TaskTracker,
-    life: CancellationToken,
+    lifetime: CancellationToken,
 }
 
 // === impl TaskSupervisor ===
@@ -57,7 +57,7 @@ impl TaskSupervisor {
     {
         let (token, metrics) = (self.token.clone(), self.metrics.clone());
         let supervised = async move {
-            let mut wait = FIRST_WAIT;
+            let mut delay = MIN_RESTART_DELAY;
             loop {
                 let started = Instant::now();
                 // What a task shares is behind locks that tolerate poison: to start anew is as safe as a first start.
@@ -67,12 +67,12 @@ impl TaskSupervisor {
                     Err(panic) => format!("panic: {}", panic_message(panic.as_ref())),
                 };
                 if started.elapsed() >= HEALTHY_AFTER {
-                    wait = FIRST_WAIT;
+                    delay = MIN_RESTART_DELAY;
                 }
-                tracing::error!(task = name, %failure, ?wait, "a task failed and is started again");
+                tracing::error!(task = name, %failure, ?delay, "a task failed and is started again");
                 metrics.task_restarted(name);
-                sleep(wait).await;
-                wait = (wait * 2).min(LONGEST_WAIT);
+                sleep(delay).await;
+                delay = (delay * 2).min(MAX_RESTART_DELAY);
             }
         };
         self.set.spawn(async move {
@@ -90,9 +90,9 @@ impl TaskSupervisor {
 // === impl ConnectionExecutor ===
 
 impl ConnectionExecutor {
-    /// What it runs ends with `life`.
-    pub fn new(life: CancellationToken) -> Self {
-        Self { tracker: TaskTracker::new(), life }
+    /// What it runs ends with `lifetime`.
+    pub fn new(lifetime: CancellationToken) -> Self {
+        Self { tracker: TaskTracker::new(), lifetime }
     }
 }
 
@@ -102,7 +102,7 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, future: F) {
-        self.tracker.spawn(self.life.clone().run_until_cancelled_owned(future));
+        self.tracker.spawn(self.lifetime.clone().run_until_cancelled_owned(future));
     }
 }
 

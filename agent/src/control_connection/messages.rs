@@ -9,7 +9,7 @@ use crate::{
     activity::{ActivitySnapshot, warning::SleepWarning},
     api,
     claim::{AgentPolicy, Claim},
-    sleep::Urgency,
+    sleep::SleepUrgency,
 };
 
 /// The protocol this agent speaks.
@@ -76,11 +76,11 @@ pub fn warning(warn: wire::Warn) -> Option<SleepWarning> {
 }
 
 /// Reads a prepare: how long to hold at most, and why. One that says both insists.
-pub fn prepare(prepare: &wire::Prepare) -> (Option<Duration>, Urgency) {
+pub fn prepare(prepare: &wire::Prepare) -> (Option<Duration>, SleepUrgency) {
     let urgency = match (prepare.force, prepare.requested) {
-        (true, _) => Urgency::Forced,
-        (false, true) => Urgency::Asked,
-        (false, false) => Urgency::Idle,
+        (true, _) => SleepUrgency::Forced,
+        (false, true) => SleepUrgency::Requested,
+        (false, false) => SleepUrgency::Idle,
     };
     (prepare.hold.and_then(|hold| Duration::try_from(hold).ok()), urgency)
 }

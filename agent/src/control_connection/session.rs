@@ -27,7 +27,7 @@ use super::{
 use crate::{
     claim::Claim,
     shutdown::{ShutdownReason, ShutdownRequest},
-    sleep::Declined,
+    sleep::SleepDeclined,
 };
 
 /// Messages to the control plane that wait to be sent. When full it has stopped reading: the link is given up.
@@ -134,7 +134,7 @@ impl<'a> ControlSession<'a> {
                     let verdict = revisions.borrow_and_update().verdict;
                     self.heartbeats.activity_changed(verdict, Instant::now());
                 }
-                () = self.connection.sleep.over(), if !self.committing.is_empty() => {
+                () = self.connection.sleep.completed(), if !self.committing.is_empty() => {
                     for id in self.committing.drain(..) {
                         send(&outbox, messages::done(id))?;
                     }
@@ -253,7 +253,7 @@ impl<'a> ControlSession<'a> {
     fn answer(
         &self,
         id: u64,
-        done: Result<(), Declined>,
+        done: Result<(), SleepDeclined>,
         outbox: &mpsc::Sender<AgentMessage>,
     ) -> Result<(), DisconnectError> {
         let answer = match done {

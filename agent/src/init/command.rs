@@ -9,22 +9,22 @@ use std::{
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::forward::Running;
+use super::forward::RunningCommand;
 use crate::{
     child::{Children, ExitStatus},
     spawn::{Launcher, Program, SpawnError, spawn_failed},
 };
 
 /// The wait before the first restart; it doubles with each one…
-const FIRST_WAIT: Duration = Duration::from_secs(1);
+const MIN_RESTART_DELAY: Duration = Duration::from_secs(1);
 /// …up to this…
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const MAX_RESTART_DELAY: Duration = Duration::from_secs(60);
 /// …and begins anew when the command has run this long.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 
 /// The workspace's own command.
 #[derive(Debug, Clone)]
-pub struct Command {
+pub struct WorkspaceCommand {
     /// Where it is started.
     pub children: Children,
     /// With what.
@@ -32,12 +32,12 @@ pub struct Command {
     /// Unless the claim names one; empty: none.
     pub fallback: Vec<String>,
     /// Who it is that runs, for signals that are its own.
-    pub running: Running,
+    pub running: RunningCommand,
     /// Cancelled when it is not wanted any more.
     pub ending: CancellationToken,
 }
 
-impl Command {
+impl WorkspaceCommand {
     /// Starts it after the claim (unless that is for maintenance), and again whenever it ends, until it is not wanted. The agent goes on whatever becomes of it.
     pub async fn keep_running(&self) {
         let mut claims = self.launcher.claims().clone();
@@ -55,7 +55,7 @@ impl Command {
     }
 
     async fn restart(&self, argv: &[String]) {
-        let mut wait = FIRST_WAIT;
+        let mut wait = MIN_RESTART_DELAY;
         loop {
             let started = Instant::now();
             match self.run(argv).await {
@@ -66,10 +66,10 @@ impl Command {
                 }
             }
             if started.elapsed() >= HEALTHY_AFTER {
-                wait = FIRST_WAIT;
+                wait = MIN_RESTART_DELAY;
             }
             sleep(wait).await;
-            wait = (wait * 2).min(LONGEST_WAIT);
+            wait = (wait * 2).min(MAX_RESTART_DELAY);
         }
     }
 

@@ -24,28 +24,28 @@ use tokio::signal::unix::{self, SignalKind, signal};
 use crate::child::{ProcessGroup, signals};
 
 /// What is passed on: how people tell a server to read its configuration, open its logs anew, or end its own way.
-const FORWARDED: [Signal; 7] =
+const FORWARDED_SIGNALS: [Signal; 7] =
     [Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2, Signal::ALARM, Signal::CONT, Signal::WINCH];
 
 /// The group of the command that runs now. Cheap to clone; all clones are the same.
 #[derive(Debug, Clone, Default)]
-pub struct Running(Arc<Mutex<Option<ProcessGroup>>>);
+pub struct RunningCommand(Arc<Mutex<Option<ProcessGroup>>>);
 
 /// The command runs as long as this lives.
 #[derive(Debug)]
-pub(super) struct Runs(Running);
+pub(super) struct RunningCommandGuard(RunningCommand);
 
-impl Running {
-    pub(super) fn begin(&self, group: ProcessGroup) -> Runs {
+impl RunningCommand {
+    pub(super) fn begin(&self, group: ProcessGroup) -> RunningCommandGuard {
         *self.group() = Some(group);
-        Runs(self.clone())
+        RunningCommandGuard(self.clone())
     }
 
     /// Passes signals on for ever; run by one owned task.
     pub async fn forward(&self) -> io::Result<Infallible> {
         let listen = |wanted: Signal| Ok((wanted, signal(SignalKind::from_raw(wanted.as_raw()))?));
         let mut heard: Vec<(Signal, unix::Signal)> =
-            FORWARDED.into_iter().map(listen).collect::<io::Result<_>>()?;
+            FORWARDED_SIGNALS.into_iter().map(listen).collect::<io::Result<_>>()?;
         loop {
             let signal = next(&mut heard).await;
             let passed = self.group().as_ref().is_some_and(|group| group.signal(signal));
@@ -58,7 +58,7 @@ impl Running {
     }
 }
 
-impl Drop for Runs {
+impl Drop for RunningCommandGuard {
     fn drop(&mut self) {
         *self.0.group() = None;
     }

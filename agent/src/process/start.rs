@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     claim::Claim,
-    spawn::{Program, shown, spawn_failed},
+    spawn::{Program, spawn_failed, truncate_argv},
 };
 
 /// What to start.
@@ -58,7 +58,7 @@ impl Inner {
         let process = Arc::new(Process {
             id: ProcessId::random(),
             request_id: start.request_id,
-            argv: shown(&start.program.argv),
+            argv: truncate_argv(&start.program.argv),
             cwd: start.program.cwd,
             timeout: start.timeout,
             pid: child.pid,

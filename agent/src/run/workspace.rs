@@ -24,19 +24,19 @@ use crate::{
     metrics::{Metrics, MetricsReading},
     process::ProcessRegistry,
     shutdown::DEFAULT_GRACE,
-    sleep::Sleep,
+    sleep::SleepCoordinator,
     spawn::Launcher,
     terminal::Terminals,
 };
 
 /// The parts, made and connected.
 #[derive(Debug, Clone)]
-pub(super) struct Workspace {
+pub(super) struct WorkspaceRuntime {
     pub(super) launcher: Launcher,
     pub(super) children: Children,
     pub(super) files: Files,
     pub(super) activity: ActivityMonitor,
-    pub(super) sleep: Sleep,
+    pub(super) sleep: SleepCoordinator,
     pub(super) terminals: Terminals,
     archives: Archives,
     processes: ProcessRegistry,
@@ -45,7 +45,7 @@ pub(super) struct Workspace {
 }
 
 /// What is served.
-pub(super) struct Services {
+pub(super) struct AgentServices {
     pub(super) grpc: Routes,
     /// Names of the services in it.
     pub(super) names: Vec<&'static str>,
@@ -53,7 +53,7 @@ pub(super) struct Services {
     pub(super) http: axum::Router,
 }
 
-impl Workspace {
+impl WorkspaceRuntime {
     /// Serves the workspace in `root`, with the agent's own files in `state`, whichever it is claimed for.
     pub(super) fn new(
         root: &Path,
@@ -73,7 +73,7 @@ impl Workspace {
         let files = Files::new(root.clone(), gate.clone());
         let archives = Archives::new(root, gate.clone(), state);
         let activity = ActivityMonitor::new(gate.clone(), claims.clone(), probe(terminals.clone()));
-        let sleep = Sleep::new(gate, activity.clone());
+        let sleep = SleepCoordinator::new(gate, activity.clone());
         Ok(Self {
             launcher,
             children,
@@ -88,7 +88,7 @@ impl Workspace {
         })
     }
 
-    pub(super) fn services(&self) -> Services {
+    pub(super) fn services(&self) -> AgentServices {
         let mut names = Vec::new();
         let terminals =
             named(TerminalsServer::new(TerminalsService::new(self.terminals.clone())), &mut names);
@@ -103,7 +103,7 @@ impl Workspace {
             .add_service(archives)
             .add_service(activity);
         let http = files_http::router(self.files.clone()).merge(archive_http::router(self.archives.clone()));
-        Services { grpc, names, http }
+        AgentServices { grpc, names, http }
     }
 
     /// Ends all that was started: told at once, killed after `grace`. Nothing new is started from here on.
@@ -111,7 +111,7 @@ impl Workspace {
         let rest = async {
             // Only an init may end every descendant: others have children that are none of the workspace's.
             if self.orphans == OrphanPolicy::Reap
-                && let Err(error) = init::sweep::end_all(grace).await
+                && let Err(error) = init::end_all::end_all(grace).await
             {
                 tracing::error!(%error, "could not end the workspace's programs");
             }
@@ -122,13 +122,13 @@ impl Workspace {
     /// Waits until the workspace is to sleep; then everything ends and is brought to disk, and the agent only serves who reads.
     /// `ending` is cancelled as nothing is to be started again. A failure (a full disk) is tried again by whoever supervises it.
     pub(super) async fn fall_asleep(&self, ending: &CancellationToken) -> io::Result<()> {
-        self.sleep.begun().await;
+        self.sleep.committed().await;
         tracing::info!("falling asleep");
         ending.cancel();
         self.end(DEFAULT_GRACE).await;
         self.terminals.save().await?;
         self.files.drain_and_sync().await?;
-        self.sleep.finish();
+        self.sleep.complete();
         Ok(())
     }
 

@@ -4,16 +4,16 @@
 use super::{Program, SpawnError};
 
 /// Longest word of argv, or variable with its value, in bytes: the kernel's MAX_ARG_STRLEN without the NUL. A longer one is refused.
-const WORD_BYTES: usize = 128 * 1024 - 1;
+const MAX_WORD_BYTES: usize = 128 * 1024 - 1;
 /// Words and variables of a request in all, in bytes, each with its NUL and pointer, as the kernel counts. It takes 2 MiB with the usual
 /// stack of 8 MiB, and the workspace's own environment needs room too. More is refused.
-const PROGRAM_BYTES: usize = 1024 * 1024;
+const MAX_PROGRAM_BYTES: usize = 1024 * 1024;
 /// What a word or variable costs beside its bytes.
 const WORD_OVERHEAD_BYTES: usize = 9;
 /// Longest path of a working folder, in bytes: PATH_MAX without the NUL. A longer one is refused.
-const CWD_BYTES: usize = 4095;
+const MAX_CWD_BYTES: usize = 4095;
 /// Of a program's words this much is kept to be shown, in bytes: a list of all that run must fit into a message (4 MiB).
-const SHOWN_BYTES: usize = 4096;
+const MAX_DISPLAY_BYTES: usize = 4096;
 
 /// Whether a program may be asked for like this.
 pub(super) fn check(program: &Program) -> Result<(), SpawnError> {
@@ -21,42 +21,42 @@ pub(super) fn check(program: &Program) -> Result<(), SpawnError> {
     let argv = || program.argv.iter().map(String::len);
     let env = || program.env.iter().map(|(name, value)| name.len() + 1 + value.len());
     for (field, what, longest) in [("argv", "word", argv().max()), ("env", "variable", env().max())] {
-        if let Some(bytes) = longest.filter(|bytes| *bytes > WORD_BYTES) {
-            return bad(field, format!("a {what} has {bytes} bytes; at most {WORD_BYTES} can be passed"));
+        if let Some(bytes) = longest.filter(|bytes| *bytes > MAX_WORD_BYTES) {
+            return bad(field, format!("a {what} has {bytes} bytes; at most {MAX_WORD_BYTES} can be passed"));
         }
     }
     let cost = |lengths: &mut dyn Iterator<Item = usize>| -> usize {
         lengths.map(|bytes| bytes + WORD_OVERHEAD_BYTES).sum()
     };
     let (argv, env) = (cost(&mut argv()), cost(&mut env()));
-    if argv + env > PROGRAM_BYTES {
+    if argv + env > MAX_PROGRAM_BYTES {
         let problem = format!(
             "arguments and environment have {} bytes (with {WORD_OVERHEAD_BYTES} more for each word and variable); at most \
-             {PROGRAM_BYTES} can be passed, so put the rest into a file",
+             {MAX_PROGRAM_BYTES} can be passed, so put the rest into a file",
             argv + env
         );
         return bad(if argv >= env { "argv" } else { "env" }, problem);
     }
-    if program.cwd.len() > CWD_BYTES {
-        return bad("cwd", format!("has {} bytes; a path has at most {CWD_BYTES}", program.cwd.len()));
+    if program.cwd.len() > MAX_CWD_BYTES {
+        return bad("cwd", format!("has {} bytes; a path has at most {MAX_CWD_BYTES}", program.cwd.len()));
     }
     Ok(())
 }
 
 /// As much of a program's words as is kept to be shown; what is cut ends with `…`.
-pub fn shown(argv: &[String]) -> Vec<String> {
-    let mut room = SHOWN_BYTES;
-    let mut shown = Vec::new();
+pub fn truncate_argv(argv: &[String]) -> Vec<String> {
+    let mut bytes_left = MAX_DISPLAY_BYTES;
+    let mut kept = Vec::new();
     for word in argv {
-        if word.len() + 1 > room {
-            let cut = word.floor_char_boundary(room.saturating_sub(1));
-            shown.push(format!("{}…", &word[..cut]));
+        if word.len() + 1 > bytes_left {
+            let cut = word.floor_char_boundary(bytes_left.saturating_sub(1));
+            kept.push(format!("{}…", &word[..cut]));
             break;
         }
-        room -= word.len() + 1;
-        shown.push(word.clone());
+        bytes_left -= word.len() + 1;
+        kept.push(word.clone());
     }
-    shown
+    kept
 }
 
 #[cfg(test)]
@@ -82,10 +82,15 @@ mod tests {
         let cwd = |bytes: usize| Program { cwd: "x".repeat(bytes), ..Program::default() };
         let each = 1 + WORD_OVERHEAD_BYTES;
         let tables = [
-            (argv(vec!["x".repeat(WORD_BYTES)]), argv(vec!["x".repeat(WORD_BYTES + 1)]), "argv", WORD_BYTES),
-            (env("NAME", WORD_BYTES - 5), env("NAME", WORD_BYTES - 4), "env", WORD_BYTES),
-            (many(PROGRAM_BYTES / each), many(PROGRAM_BYTES / each + 1), "argv", PROGRAM_BYTES),
-            (cwd(CWD_BYTES), cwd(CWD_BYTES + 1), "cwd", CWD_BYTES),
+            (
+                argv(vec!["x".repeat(MAX_WORD_BYTES)]),
+                argv(vec!["x".repeat(MAX_WORD_BYTES + 1)]),
+                "argv",
+                MAX_WORD_BYTES,
+            ),
+            (env("NAME", MAX_WORD_BYTES - 5), env("NAME", MAX_WORD_BYTES - 4), "env", MAX_WORD_BYTES),
+            (many(MAX_PROGRAM_BYTES / each), many(MAX_PROGRAM_BYTES / each + 1), "argv", MAX_PROGRAM_BYTES),
+            (cwd(MAX_CWD_BYTES), cwd(MAX_CWD_BYTES + 1), "cwd", MAX_CWD_BYTES),
         ];
         for (fits, too_long, field, limit) in tables {
             assert_eq!(refused(&fits), None);
@@ -98,10 +103,10 @@ mod tests {
     #[test]
     fn what_is_shown_is_cut_between_characters() {
         let short = vec!["sh".to_owned(), "-c".to_owned(), "é".repeat(1000)];
-        assert_eq!(shown(&short), short);
-        let long = shown(&["sh".to_owned(), "é".repeat(100_000), "more".to_owned()]);
+        assert_eq!(truncate_argv(&short), short);
+        let long = truncate_argv(&["sh".to_owned(), "é".repeat(100_000), "more".to_owned()]);
         assert_eq!(long.len(), 2);
-        assert!(long[1].starts_with('é') && long[1].ends_with('…') && long[1].len() <= SHOWN_BYTES);
-        assert!(shown(&vec![String::new(); 100_000]).len() <= SHOWN_BYTES + 1);
+        assert!(long[1].starts_with('é') && long[1].ends_with('…') && long[1].len() <= MAX_DISPLAY_BYTES);
+        assert!(truncate_argv(&vec![String::new(); 100_000]).len() <= MAX_DISPLAY_BYTES + 1);
     }
 }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     child::{Child, Children},
-    spawn::{Launcher, Program, shown, spawn_failed},
+    spawn::{Launcher, Program, spawn_failed, truncate_argv},
 };
 
 /// Longest name, in characters.
@@ -76,7 +76,7 @@ impl Create {
         } else {
             self.name
         };
-        let argv = shown(&self.program.argv);
+        let argv = truncate_argv(&self.program.argv);
         let called = Called { name, argv, again, request_id: self.request_id, size: self.size };
         Ok(Started { pty, child, called })
     }

@@ -11,49 +11,49 @@ use tokio::time::sleep;
 use crate::activity::proc::{ProcSnapshot, ProcStat};
 
 /// How often it is looked whether all are gone.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// After KILL they are gone but for those that hang in the kernel; these are not waited for.
-const KILL_WAIT: Duration = Duration::from_secs(2);
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Ends all descendants of this process. Its children must be reaped meanwhile.
 pub async fn end_all(grace: Duration) -> io::Result<()> {
     let asked = Instant::now();
     for signal in [Signal::HUP, Signal::TERM, Signal::CONT] {
-        tell(&living().await?, signal);
+        signal_all(&live_descendants().await?, signal);
     }
-    while !living().await?.is_empty() {
+    while !live_descendants().await?.is_empty() {
         if asked.elapsed() >= grace {
-            return kill().await;
+            return kill_remaining().await;
         }
-        sleep(LOOK_EVERY).await;
+        sleep(POLL_INTERVAL).await;
     }
     Ok(())
 }
 
 /// Those killed may leave children that were started meanwhile, so it is done until nobody is left.
-async fn kill() -> io::Result<()> {
+async fn kill_remaining() -> io::Result<()> {
     let began = Instant::now();
     loop {
-        let left = living().await?;
+        let left = live_descendants().await?;
         if left.is_empty() {
             return Ok(());
         }
-        if began.elapsed() >= KILL_WAIT {
+        if began.elapsed() >= KILL_TIMEOUT {
             let left: Vec<_> = left.iter().map(|p| format!("{} ({})", p.name, p.pid)).collect();
             tracing::warn!(?left, "some processes outlive even SIGKILL");
             return Ok(());
         }
-        tell(&left, Signal::KILL);
-        sleep(LOOK_EVERY).await;
+        signal_all(&left, Signal::KILL);
+        sleep(POLL_INTERVAL).await;
     }
 }
 
-async fn living() -> io::Result<Vec<ProcStat>> {
+async fn live_descendants() -> io::Result<Vec<ProcStat>> {
     let walk = tokio::task::spawn_blocking(ProcSnapshot::take).await.map_err(io::Error::other)??;
     Ok(walk.processes.into_iter().filter(|process| !process.is_zombie).collect())
 }
 
-fn tell(processes: &[ProcStat], signal: Signal) {
+fn signal_all(processes: &[ProcStat], signal: Signal) {
     for process in processes {
         // The descriptor names the process for ever; asked after it is open, the start time shows that it is the one we mean.
         let Some(pid) = Pid::from_raw(process.pid) else { continue };
