@@ -1,4 +1,4 @@
-//! Compiles the .proto files (no protoc needed) and turns their method options into a table.
+//! Compiles the .proto files without protoc, and generates the method table from their options.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
@@ -41,8 +41,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// One `Method { … }` a line, sorted by path. A method without options is an error here, long before
-/// somebody wonders why only an admin may call it.
+/// Generates one `Method { … }` per line, sorted by path. Fails on a method without access options,
+/// which would otherwise need `admin` at run time.
 fn method_table(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
     let access =
         pool.get_extension_by_name("podling.v1.access").ok_or("podling.v1.access is not declared")?;

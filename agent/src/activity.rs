@@ -1,7 +1,8 @@
-//! Activity: gathers the signals, judges them, and tells whoever watches.
+//! Collects activity inputs, assesses them, and notifies watchers of changes.
 //!
-//! [`ActivityMonitor`] is the handle everybody holds; one task runs [`ActivityMonitor::run`], samples the processes, and wakes watchers when the
-//! verdict or its evidence changes. Must not counters the wire.
+//! [`ActivityMonitor`] is the shared handle. One owned task runs [`ActivityMonitor::run`], which
+//! samples the processes and wakes watchers when the level or its evidence changes. This module
+//! knows no protocol.
 
 pub mod assessment;
 pub mod cpu_io;
@@ -38,34 +39,34 @@ use crate::{
     claim::{AgentPolicy, ClaimReceiver},
 };
 
-/// The least time between two looks of the task: a bound on its CPU whatever the policy says.
+/// Minimum pause between two passes of the task. Bounds its CPU use under any policy.
 const MIN_PAUSE: Duration = Duration::from_millis(20);
-/// Walks within a window, at least: an average needs some.
+/// Minimum number of process samples in one averaging window.
 const SAMPLES_PER_WINDOW: u32 = 4;
-/// Two beats further apart than this many intervals had a gap between them (a stopped agent); jitter is a tenth.
+/// Two heartbeats further apart than this many intervals enclose a gap, such as a stopped agent.
+/// Jitter adds at most a tenth of an interval.
 const GAP_INTERVALS: u32 = 2;
-/// While nothing happens the task takes note this often that it is running, so that a stop between two beats does not pass for
-/// idleness that was seen…
+/// Maximum time between two running marks. Without these marks, an agent that was stopped between
+/// two heartbeats would count that time as observed idle time.
 const MAX_RUNNING_MARK_INTERVAL: Duration = Duration::from_secs(1);
-/// …and this many times in an idle timeout, should that be short…
+/// Running marks within one idle timeout, for idle timeouts that are shorter than a few seconds.
 const MARKS_PER_IDLE_TIMEOUT: u32 = 5;
-/// …and when that many of these notes in a row are missing, what lies between the two beats does not count: any stop as long as
-/// the idle timeout is found, and a machine that is merely busy is not suspected.
+/// Consecutive missing marks that count as a gap. This detects every stop as long as the idle
+/// timeout and does not suspect a machine that is merely busy.
 const MISSED_MARKS_PER_GAP: u32 = 3;
 
-/// Asks for the presence.
+/// Reads the current state of the terminals.
 pub type PresenceProbe = Box<dyn Fn() -> TerminalPresence + Send + Sync>;
 
-/// What watchers wait on.
+/// Published to watchers whenever the activity changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ActivityRevision {
-    /// Grows with each change of verdict, evidence or leases.
+    /// Increases with each change of level, evidence or leases.
     pub revision: u64,
-    /// The verdict since.
     pub verdict: ActivityLevel,
 }
 
-/// Handle on the workspace's activity.
+/// Shared handle to the workspace's activity. All clones refer to the same state.
 #[derive(Clone)]
 pub struct ActivityMonitor(Arc<ActivityShared>);
 
@@ -73,7 +74,7 @@ struct ActivityShared {
     gate: Arc<AdmissionGate>,
     claims: ClaimReceiver,
     probe: PresenceProbe,
-    /// Caps count from here without any intent: the start, then the claim.
+    /// Start of the work and presence caps while there is no intent: agent start, then the claim.
     cap_anchor: Mutex<CapAnchor>,
     leases: Mutex<LeaseTable>,
     pending_warning: Mutex<PendingWarning>,
@@ -90,7 +91,6 @@ struct CapAnchor {
 }
 
 impl ActivityMonitor {
-    /// Nothing has happened yet.
     pub fn new(gate: Arc<AdmissionGate>, claims: ClaimReceiver, probe: PresenceProbe) -> Self {
         let ticks = rustix::param::clock_ticks_per_second();
         Self(Arc::new(ActivityShared {
@@ -107,7 +107,7 @@ impl ActivityMonitor {
         }))
     }
 
-    /// Samples and tells for ever; run by one owned task.
+    /// Samples and publishes forever. One owned task runs it.
     pub async fn run(&self) -> io::Result<()> {
         let mut intents = self.0.gate.subscribe();
         let mut claims = self.0.claims.clone();
@@ -132,14 +132,14 @@ impl ActivityMonitor {
                 () = self.sleep_marking_running(pause) => {}
                 () = self.0.wake.notified() => {}
                 Ok(()) = intents.changed() => {}
-                // A claim changes the policy, and with it the pace.
+                // A claim changes the policy, and with it the sampling interval.
                 Ok(()) = claims.changed() => next_sample = Instant::now(),
             }
             self.mark_running();
         }
     }
 
-    /// Rests, but shows all the while that we are running.
+    /// Sleeps, and marks the agent as running all the while.
     async fn sleep_marking_running(&self, pause: Duration) {
         let until = Instant::now() + pause;
         loop {
@@ -152,7 +152,7 @@ impl ActivityMonitor {
         }
     }
 
-    /// Activity now. Cheap: processes are as the last walk has seen them.
+    /// Assesses the activity now. Cheap: it reuses the process counters of the last sample.
     pub fn snapshot(&self) -> ActivitySnapshot {
         let now = Instant::now();
         let policy = self.policy();
@@ -187,12 +187,11 @@ impl ActivityMonitor {
         }
     }
 
-    /// Ticks with each change.
     pub fn subscribe(&self) -> watch::Receiver<ActivityRevision> {
         self.0.revision.subscribe()
     }
 
-    /// Takes or renews a lease.
+    /// Creates or renews the lease `name`. Waits while the admission gate holds requests.
     pub async fn keep_awake(
         &self,
         name: &str,
@@ -202,7 +201,8 @@ impl ActivityMonitor {
         Attempt::retry_while_held(|| {
             let longest = self.policy().lease_cap;
             let mut leases = lock(&self.0.leases);
-            // Under the lock: who closes the door and then looks either finds the lease or has kept it out.
+            // Admit under the lock of the leases: after the gate closes, an assessment either sees
+            // this lease or the gate has kept it out.
             self.0.gate.try_admit(Intent::Lease, 0)?;
             let lease = leases.take(name, reason, duration, longest, Instant::now())?;
             drop(leases);
@@ -212,20 +212,19 @@ impl ActivityMonitor {
         .await
     }
 
-    /// Releases a lease.
     pub fn release_lease(&self, name: &str) -> Result<(), LeaseError> {
         lock(&self.0.leases).release(name, Instant::now())?;
         self.0.wake.notify_one();
         Ok(())
     }
 
-    /// The control plane warns of sleep; `None`: no more.
+    /// Sets the control plane's sleep warning; `None` withdraws it.
     pub fn warn(&self, warning: Option<SleepWarning>) {
         lock(&self.0.pending_warning).warn(warning, Instant::now());
         self.0.wake.notify_one();
     }
 
-    /// What the next heartbeat says.
+    /// Assesses the activity for the heartbeat `sequence` and records that it is being sent.
     pub fn heartbeat(&self, sequence: u64) -> ActivitySnapshot {
         self.mark_running();
         let snapshot = self.snapshot();
@@ -233,20 +232,20 @@ impl ActivityMonitor {
         snapshot
     }
 
-    /// The control plane has that heartbeat.
+    /// Adds idle time for the heartbeat `sequence`, which the control plane has acknowledged.
     pub fn heartbeat_acknowledged(&self, sequence: u64) {
         let longest = self.policy().beat_interval * GAP_INTERVALS;
-        // What has happened since must be known before time is added.
+        // Assess first: an intent since the heartbeat resets the counted time.
         self.snapshot();
         lock(&self.0.idle).acknowledged(sequence, longest);
     }
 
-    /// No heartbeat goes through any more.
+    /// Discards unacknowledged heartbeats: the connection to the control plane is lost.
     pub fn disconnected(&self) {
         lock(&self.0.idle).disconnected();
     }
 
-    /// We are running.
+    /// Records that the agent is running, so that a later gap in these marks reveals a stop.
     fn mark_running(&self) {
         lock(&self.0.idle).mark_running(clocks(), self.running_mark_interval() * MISSED_MARKS_PER_GAP);
     }
@@ -290,7 +289,7 @@ fn clocks() -> ClockReading {
     ClockReading { monotonic: read(ClockId::Monotonic), boottime: read(ClockId::Boottime) }
 }
 
-/// A poisoned lock is taken all the same: what it guards is replaced whole or counted up.
+/// Ignores poisoning: every guarded value is either replaced whole or only counted up.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }

@@ -1,12 +1,14 @@
-//! Intent: the doors through which people act on a workspace, and when each was last used.
+//! The admission gate: admits every intent of a user or client, and records when each kind was last
+//! admitted.
 //!
-//! Whoever takes a keystroke, a client's write, a start or a lease asks here first. That one question is the lock of the two-phase
-//! sleep: while the agent prepares to sleep nobody is admitted, so no intent can slip in between "it is idle" and "it sleeps".
+//! Every keystroke, client write, start and lease asks the gate first. The gate is the lock of the
+//! two-phase sleep: while the agent prepares to sleep it holds all requests. So no intent can slip
+//! in between "it is idle" and "it sleeps".
 //!
 //! ```text
-//!   open ──close──▶ prepared ──shut──▶ shut, for good: all are refused
-//!    ▲                 │ (who asks is held, boundedly)
-//!    └──open, or the end of the hold: who waits passes──┘
+//!   open ──hold──▶ holding ──close──▶ closed for good: rejects all requests
+//!    ▲               │ holds requests, up to a bound
+//!    └─ resume, or the hold expires: held requests are admitted
 //! ```
 
 mod held_request;
@@ -27,42 +29,44 @@ pub use self::{
     state::{MAX_HELD_BYTES, MAX_HELD_REQUESTS},
 };
 
-/// A thing that only somebody who means it does.
+/// A deliberate action of a user or client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Intent {
-    /// A user typed.
+    /// A user typed into a terminal or a process.
     Keystroke,
     /// A client changed a file.
     ClientWrite,
-    /// A client started a command or opened a terminal.
+    /// A client started a process or opened a terminal.
     ClientStart,
-    /// A client fills the workspace from an archive: a client's write, and the only one that maintenance admits.
+    /// A client fills the workspace from an archive. Counts as a client write. It is the only
+    /// intent that maintenance mode admits.
     Restore,
-    /// Somebody takes a lease. It speaks for itself as long as it holds, so its taking is not remembered.
+    /// A client takes a lease. The lease itself is evidence of activity, so the time is not
+    /// recorded.
     Lease,
 }
 
-/// Nobody is admitted, and waiting is no use.
+/// A request that is not admitted and cannot wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
-    /// The workspace falls asleep, or too many wait already.
+    /// The workspace is falling asleep, or too many requests are held already.
     #[error("the workspace prepares to sleep; try again in a moment")]
     Preparing,
-    /// Only the workspace's storage is being read or filled.
+    /// Maintenance mode: the control plane reads or fills the workspace's storage.
     #[error("the workspace is in maintenance: only its files can be read or restored")]
     Maintenance,
 }
 
-/// The gate did not shut.
+/// Why the gate did not close.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommitError {
-    /// It was not prepared, or its hold was over.
+    /// The gate was not holding requests, or the hold had expired.
     NotHolding,
-    /// Somebody wants in. All have passed.
+    /// Requests were held. All of them have been admitted now.
     RequestsHeld(Vec<Intent>),
 }
 
-/// The gate, and the record of who came through it.
+/// Admits, holds or rejects intents, and records when each kind was last admitted.
 #[derive(Debug)]
 pub struct AdmissionGate {
     state: Mutex<GateState>,
@@ -70,7 +74,7 @@ pub struct AdmissionGate {
 }
 
 impl Intent {
-    /// Those whose last time is remembered.
+    /// The kinds of intents whose last admission is recorded.
     pub const RECORDED: [Self; 3] = [Self::Keystroke, Self::ClientWrite, Self::ClientStart];
 
     fn history_slot(self) -> Option<usize> {
@@ -84,18 +88,17 @@ impl Intent {
 }
 
 impl AdmissionGate {
-    /// An open gate that nobody has used.
     pub fn new() -> Self {
         Self { state: Mutex::default(), changed: watch::Sender::new(0) }
     }
 
-    /// From here on only [`Intent::Restore`] is admitted.
+    /// Admits only [`Intent::Restore`] from here on.
     pub fn enter_maintenance(&self) {
         self.state().maintenance = true;
     }
 
-    /// Asks to act with this many bytes in hand; the act is recorded when it is admitted. Never waits: whoever is held gets its place
-    /// in the same moment.
+    /// Tries to admit a request that holds `bytes` in memory, and records the intent if it is
+    /// admitted. Never waits. A held request gets its position in the queue before this returns.
     pub fn try_admit(self: &Arc<Self>, intent: Intent, bytes: usize) -> Result<(), AdmitError> {
         let now = Instant::now();
         let mut state = self.state();
@@ -123,13 +126,14 @@ impl AdmissionGate {
         answer
     }
 
-    /// Asks to act, and waits while it is held.
+    /// Admits a request, and waits while it is held.
     pub async fn admit(self: &Arc<Self>, intent: Intent) -> Result<(), Rejection> {
         Attempt::retry_while_held(|| Ok(self.try_admit(intent, 0)?)).await
     }
 
-    /// Nobody passes for so long, unless it is opened before. A gate that is closed already is closed anew, but for no longer if
-    /// somebody waits. `false` if it is shut.
+    /// Holds all requests for up to `hold`, or until [`Self::resume`]. Renews a hold that is
+    /// active, but does not extend it while requests are held. Returns `false` if the gate is
+    /// closed.
     pub fn hold(&self, hold: Duration, force: bool) -> bool {
         let now = Instant::now();
         let mut state = self.state();
@@ -150,7 +154,7 @@ impl AdmissionGate {
         !shut
     }
 
-    /// Back to normal: who waits passes. `false` if it is shut.
+    /// Opens the gate and admits all held requests. Returns `false` if the gate is closed.
     pub fn resume(&self) -> bool {
         let mut state = self.state();
         if state.phase == GatePhase::Closed {
@@ -162,8 +166,9 @@ impl AdmissionGate {
         true
     }
 
-    /// Nobody passes any more, ever; who waits is refused. Not if it was not closed, or if somebody waits whom no `force` overrides:
-    /// then all pass. A repeat changes nothing.
+    /// Closes the gate for good and rejects all held requests. Without `force`, held requests
+    /// prevent this: they are admitted and the gate opens. Does nothing if the gate is closed
+    /// already.
     pub fn close(&self) -> Result<(), CommitError> {
         let now = Instant::now();
         let mut state = self.state();
@@ -187,27 +192,28 @@ impl AdmissionGate {
         done
     }
 
-    /// Whether somebody who asks now would have to wait.
+    /// Whether a request would be held now.
     pub fn is_holding(&self) -> bool {
         matches!(self.state().phase, GatePhase::Holding { until, .. } if until > Instant::now())
     }
 
-    /// Who waits.
+    /// Intents of the held requests, in order of arrival.
     pub fn held_intents(&self) -> Vec<Intent> {
         self.state().held.values().map(|held| held.intent).collect()
     }
 
-    /// When this was last done. Of what is not remembered: never.
+    /// Time of the last admission of this kind. `None` for kinds that are not recorded.
     pub fn last_admitted(&self, intent: Intent) -> Option<Instant> {
         self.state().last[intent.history_slot()?]
     }
 
-    /// Ticks when an intent came after a pause: an edge worth a heartbeat.
+    /// Changes when an intent is admitted after a pause of at least a second: an edge worth a
+    /// heartbeat.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// Opens it if its hold is over; else says until when it lasts.
+    /// Opens the gate if the hold has expired, else returns when it will.
     fn expire_hold(&self) -> Option<Instant> {
         let mut state = self.state();
         let edge = state.expire_hold(Instant::now());
@@ -217,7 +223,7 @@ impl AdmissionGate {
         until
     }
 
-    /// It waits no longer.
+    /// Removes a held request that was dropped.
     fn abandon(&self, id: u64) {
         let mut state = self.state();
         if let Some(held) = state.held.remove(&id) {

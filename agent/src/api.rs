@@ -1,4 +1,5 @@
-//! The edges: proto to domain (fallible), domain to proto (total), and nothing else.
+//! gRPC and HTTP services. They convert proto to domain types (fallible) and back (total), and do
+//! nothing else.
 
 pub mod activity;
 mod admission;

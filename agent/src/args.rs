@@ -1,4 +1,5 @@
-//! The command line. Each flag is also a variable `PODLING_AGENT_…`; a flag wins.
+//! Command line of the agent. Each flag is also an environment variable `PODLING_AGENT_…`; flags
+//! take precedence.
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -11,70 +12,69 @@ use crate::{
 
 /// Serves one workspace: terminals, commands, files and activity over gRPC.
 ///
-/// It starts unclaimed, dials the control plane, and learns from it which workspace it serves. `podling-agent install DIR` copies it into
-/// a folder instead, for containers whose image has none.
+/// The agent starts unclaimed, dials the control plane, and learns from its claim which workspace
+/// it serves. `podling-agent install DIR` instead copies the program into a directory, for
+/// containers whose image has no agent.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "podling-agent", version)]
 pub struct AgentArgs {
-    /// Where to listen: unix:/PATH or IP:PORT (port 0: any free one)
+    /// Address to listen on: unix:/PATH or IP:PORT (port 0: any free port)
     #[arg(long, env = "PODLING_AGENT_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:7070")]
     listen: String,
-    /// The control plane: unix:/PATH or https://HOST:PORT
+    /// Address of the control plane: unix:/PATH or https://HOST:PORT
     #[arg(long, env = "PODLING_AGENT_CONTROL", value_name = "ADDRESS")]
     control: String,
     /// PEM file with the CA of the control plane's certificate
     #[arg(long, env = "PODLING_AGENT_CONTROL_CA", value_name = "FILE")]
     control_ca: PathBuf,
-    /// File with this agent's credential; read anew whenever it connects
+    /// File with this agent's credential, read again for every connection
     #[arg(long, env = "PODLING_AGENT_CREDENTIAL_FILE", value_name = "FILE")]
     credential_file: PathBuf,
-    /// The workspace root: HOME of everything that runs in it
+    /// Workspace root: HOME of all programs in the workspace
     #[arg(long, env = "PODLING_AGENT_ROOT", value_name = "DIR")]
     root: PathBuf,
-    /// The agent's own folder, outside the workspace root
+    /// The agent's own directory, outside the workspace root
     #[arg(long, env = "PODLING_AGENT_STATE", value_name = "DIR")]
     state: PathBuf,
-    /// Where to write pid, address and fingerprint of this run [default: agent.json in --state]
+    /// File for pid, address and fingerprint of this run [default: agent.json in --state]
     #[arg(long, env = "PODLING_AGENT_INFO_FILE", value_name = "FILE")]
     info_file: Option<PathBuf>,
-    /// Run in a session of its own, so that it outlives who started it
+    /// Start a new session, so that the agent outlives the process that started it
     #[arg(long, env = "PODLING_AGENT_OWN_SESSION")]
     own_session: bool,
-    /// How to log, to stderr
+    /// Log format on stderr
     #[arg(long, env = "PODLING_AGENT_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     log_format: AgentLogFormat,
-    /// The workspace's own command, if the control plane names none
+    /// The workspace's own command, unless the control plane names one
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 
-/// How to log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum AgentLogFormat {
-    /// For people.
+    /// Human-readable lines.
     Text,
-    /// An object a line.
+    /// One JSON object per line.
     Json,
 }
 
 impl AgentArgs {
-    /// Reads the command line; the first word is the program's name.
+    /// Parses the command line; the first word is the program's name.
     pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<(Self, ArgMatches), clap::Error> {
         let matches = Self::command().try_get_matches_from(words)?;
         Ok((Self::from_arg_matches(&matches)?, matches))
     }
 
-    /// How to log.
     pub fn log_format(&self) -> AgentLogFormat {
         self.log_format
     }
 
-    /// Whether to leave the session it was started in.
     pub fn own_session(&self) -> bool {
         self.own_session
     }
 
-    /// Checks the values; `matches` knows where each came from.
+    /// Validates the values. `matches` tells which of them came from the environment, for error
+    /// messages.
     pub fn config(self, matches: &ArgMatches) -> Result<AgentConfig, InvalidValue> {
         let from = |error: InvalidValue, flag: &str| match matches.value_source(flag) {
             Some(ValueSource::EnvVariable) => {

@@ -1,8 +1,9 @@
-//! Children: the one place where processes are started and reaped.
+//! Starts and reaps every child process of the agent.
 //!
-//! The agent is PID 1 of its container (elsewhere a child subreaper), so it must also reap what others leave behind. Waiting for
-//! "any child" would steal the exit status of children somebody waits for; therefore everybody starts children here, and nobody
-//! uses `tokio::process` or `std::process::Child::wait`.
+//! The agent is PID 1 of its container, or a child subreaper elsewhere, so it also inherits orphans
+//! and must reap them. Waiting for "any child" would steal the exit status of children that other
+//! code waits for. So all children are started here, and `tokio::process` and
+//! `std::process::Child::wait` are not used.
 
 use std::{
     collections::HashMap,
@@ -25,51 +26,49 @@ pub mod signals;
 
 pub use self::{group::ProcessGroup, limits::ChildLimits};
 
-/// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {
-    /// It returned this code.
+    /// Exit code.
     Code(i32),
-    /// This signal killed it.
+    /// Number of the signal that killed the process.
     Signal(i32),
 }
 
-/// A child that was started.
 #[derive(Debug)]
 pub struct Child {
-    /// Its process id; safe to signal through [`Children::signal`] only.
+    /// Process id. Signal it only through [`Children::signal`], because the kernel may reuse it.
     pub pid: Pid,
-    /// The process group it leads, if it was started as its leader.
+    /// The process group that the child leads, if it was started as a group leader.
     pub group: ProcessGroup,
-    /// `Some` once it has ended.
+    /// `Some` once the child has ended.
     pub ended: watch::Receiver<Option<ExitStatus>>,
-    /// Present when the command asked for a pipe.
+    /// Present if the command requested a pipe.
     pub stdin: Option<ChildStdin>,
-    /// Present when the command asked for a pipe.
+    /// Present if the command requested a pipe.
     pub stdout: Option<ChildStdout>,
-    /// Present when the command asked for a pipe.
+    /// Present if the command requested a pipe.
     pub stderr: Option<ChildStderr>,
 }
 
-/// Whom a signal is for.
+/// Processes that a signal is sent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignalScope {
     /// The child alone.
     Process,
-    /// The process group it leads.
+    /// The process group that the child leads.
     Group,
 }
 
-/// What to do with children nobody waits for.
+/// How to treat children that were not started here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OrphanPolicy {
-    /// Reap them: PID 1 and child subreapers.
+    /// Reap them. For PID 1 and child subreapers.
     Reap,
-    /// Not ours: a process that has other children, such as a test.
+    /// Leave them alone. For processes that have other children, such as tests.
     Leave,
 }
 
-/// All children that somebody waits for.
+/// Table of all children that were started here and are not yet reaped.
 #[derive(Debug, Clone)]
 pub struct Children {
     table: Arc<Mutex<ChildTable>>,
@@ -80,12 +79,13 @@ pub struct Children {
 #[derive(Debug, Default)]
 struct ChildTable {
     tracked: HashMap<Pid, TrackedChild>,
-    /// Groups whose leader was reaped and that others live on in; no more than there are processes.
+    /// Groups that still have members after their leader was reaped. Bounded by the number of
+    /// processes.
     leaderless: HashMap<Pid, ChildId>,
     next_child_id: u64,
 }
 
-/// Which child: a process id names one only until it is reaped.
+/// Distinguishes children whose process ids are equal because the kernel reused one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct ChildId(u64);
 
@@ -96,7 +96,7 @@ struct TrackedChild {
 }
 
 impl Children {
-    /// An empty table. [`Children::reap`] must run, or nobody ever learns of an end.
+    /// Creates an empty table. Exits are reported only while [`Children::reap`] runs.
     pub fn new(orphans: OrphanPolicy) -> Self {
         Self { table: Arc::default(), orphans, limits: ChildLimits::default() }
     }
@@ -107,9 +107,10 @@ impl Children {
         Self { limits, ..self }
     }
 
-    /// Starts a child. Blocks for the time of a fork (about 1 ms).
+    /// Starts a child. Blocks for a fork, about 1 ms.
     pub fn spawn(&self, command: &mut Command) -> io::Result<Child> {
-        // The lock is held over the fork so that a child that ends at once is in the table before it can be reaped.
+        // Held over the fork, so that a child that ends at once is in the table before it can be
+        // reaped.
         let mut table = self.lock();
         let mut child = command.spawn()?;
         let pid = Pid::from_child(&child);
@@ -126,7 +127,8 @@ impl Children {
         })
     }
 
-    /// Signals a child that has not been reaped; `false` if it is gone, so that a reused pid is never hit.
+    /// Signals a child that has not been reaped. Returns `false` if it is gone, so a reused process
+    /// id is never signalled.
     pub fn signal(&self, pid: Pid, target: SignalScope, signal: Signal) -> bool {
         let table = self.lock();
         table.tracked.contains_key(&pid)
@@ -137,7 +139,7 @@ impl Children {
             .is_ok()
     }
 
-    /// Reaps for ever; run by one owned task.
+    /// Reaps forever. One owned task runs it.
     pub async fn reap(&self) -> io::Result<()> {
         let mut signals = signal(SignalKind::child())?;
         loop {
@@ -149,11 +151,13 @@ impl Children {
     }
 
     fn reap_exited(&self) {
-        // Reaped and removed under one lock, so that nobody who signals ever sees a pid that is already free.
+        // Reap and remove under one lock, so that no signal can go to a process id that is free
+        // again.
         let mut table = self.lock();
         match self.orphans {
             OrphanPolicy::Reap => {
-                // `waitpid(None)` would be for our own process group alone, and terminals lead groups of their own.
+                // `waitpid(None)` would wait for the agent's own process group only, and terminals
+                // lead groups of their own.
                 while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
                     table.reaped(pid, ended(status));
                 }
@@ -164,7 +168,7 @@ impl Children {
                     match waitpid(Some(pid), WaitOptions::NOHANG) {
                         Ok(Some((_, status))) => table.reaped(pid, ended(status)),
                         Ok(None) => {}
-                        // Somebody else took it: nobody will ever know more.
+                        // Other code has reaped it, so its exit status is lost.
                         Err(_) => table.reaped(pid, ExitStatus::Code(255)),
                     }
                 }
@@ -180,7 +184,7 @@ impl Children {
 
 impl ChildTable {
     fn insert(&mut self, pid: Pid, ended: watch::Sender<Option<ExitStatus>>) -> ChildId {
-        // The kernel gives no number to a process that a group still has: that group is gone.
+        // The kernel does not reuse a process id that still names a group, so that group is gone.
         self.leaderless.remove(&pid);
         self.next_child_id += 1;
         let child_id = ChildId(self.next_child_id);

@@ -1,61 +1,60 @@
-//! The claim: what the control plane told this agent to serve. Must not know how it arrived.
+//! The claim: the control plane's assignment of a workspace to this agent.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use podling_proto::token::VerifyingKeys;
 use tokio::sync::watch;
 
-/// Which workspace this agent serves, and how.
+/// The workspace that this agent serves, and its policy.
 #[derive(Clone)]
 pub struct Claim {
-    /// The workspace's id.
     pub workspace_id: String,
-    /// Its name, for people.
+    /// Name of the workspace, for display.
     pub workspace_name: String,
-    /// The life of the byte logs that this run of the agent holds.
+    /// Epoch of the byte logs of this run of the agent.
     pub epoch: u64,
-    /// Thresholds and caps.
     pub policy: AgentPolicy,
-    /// The environment of every terminal and process. May hold secrets: never logged.
+    /// Environment of every terminal and process. May hold secrets, so it is never logged.
     pub env: BTreeMap<String, String>,
-    /// The workspace's own command (an IDE); empty: none.
+    /// The workspace's own command, such as an IDE. Empty if there is none.
     pub command: Vec<String>,
-    /// Only the storage is wanted: nothing is started, nothing but an archive is written. Stays as it was claimed first.
+    /// Maintenance mode: starts nothing and admits no writes except a restore. Keeps the value of
+    /// the first claim.
     pub maintenance: bool,
-    /// Who may sign tokens for this agent.
+    /// Public keys of the control plane that verify tokens for this agent.
     pub token_keys: VerifyingKeys,
 }
 
-/// What the control plane lets count, and for how long.
+/// Thresholds, caps and bounds that the control plane sets.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AgentPolicy {
-    /// Counted idle time before sleep.
+    /// Counted idle time after which the workspace may sleep.
     pub idle_timeout: Duration,
-    /// How long work (CPU, bytes, a kernel) holds after the last intent.
+    /// How long work (CPU, bytes, a busy kernel) counts after the last intent.
     pub work_cap: Duration,
-    /// How long presence (a foreground job, an open IDE page) holds after the last intent.
+    /// How long presence (a foreground job, an open IDE page) counts after the last intent.
     pub presence_cap: Duration,
     /// Longest keep-awake lease.
     pub lease_cap: Duration,
-    /// How long `active` lasts after an intent.
+    /// How long the level stays `active` after an intent.
     pub active_for: Duration,
-    /// Over how long CPU and bytes are averaged.
+    /// Window over which CPU and bytes are averaged.
     pub work_window: Duration,
-    /// From this share of a core on, processes count as work.
+    /// CPU use at which processes count as work; 1.0 is one full core.
     pub cpu_cores: f64,
-    /// From this rate on, bytes count as work.
+    /// Rate at which bytes count as work.
     pub io_bytes_per_second: f64,
-    /// Between two heartbeats.
+    /// Time between two heartbeats.
     pub beat_interval: Duration,
-    /// Output kept for each terminal that is opened from now on.
+    /// Output retained for each terminal that is opened from now on.
     pub ring_bytes: usize,
-    /// Terminals at once, ended ones that are kept included.
+    /// Terminals at once, including ended ones that are retained.
     pub max_terminals: usize,
     /// Processes at once.
     pub max_processes: usize,
 }
 
-/// Everybody's view of the claim: `None` until the control plane has made one.
+/// Watches the claim: `None` until the control plane has made one.
 pub type ClaimReceiver = watch::Receiver<Option<Arc<Claim>>>;
 
 impl Default for AgentPolicy {

@@ -1,4 +1,4 @@
-//! What the agent was told at its start, checked. Built from [`crate::args::AgentArgs`], or by tests.
+//! Validated configuration, built from [`crate::args::AgentArgs`] or by tests.
 
 use std::{
     fmt,
@@ -9,60 +9,54 @@ use std::{
 
 use crate::child::OrphanPolicy;
 
-/// A valid configuration.
 #[derive(Debug, Clone)]
 pub struct AgentConfig {
-    /// Where to listen.
     pub listen: ListenAddress,
-    /// Where the control plane is.
     pub control: ControlEndpoint,
-    /// The workspace root: HOME.
+    /// Workspace root, and HOME of all programs.
     pub root: PathBuf,
-    /// The agent's own folder, outside the user's view.
+    /// The agent's own directory, outside the workspace root.
     pub state: PathBuf,
-    /// Where others find out how to reach this run of the agent.
+    /// File that tells other processes how to reach this run of the agent.
     pub info_file: PathBuf,
-    /// The workspace's own command, unless the claim names one; empty: none.
+    /// The workspace's own command, unless the claim names one. Empty if there is none.
     pub command: Vec<String>,
-    /// Whether this process is the workspace's init: reaps and ends what others leave behind.
+    /// Whether this process is the workspace's init, which reaps orphans and ends leftover
+    /// processes.
     pub orphans: OrphanPolicy,
 }
 
-/// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenAddress {
-    /// A socket in the file system.
+    /// Path of a Unix socket.
     Unix(PathBuf),
-    /// Port 0: any that is free.
+    /// Port 0 takes any free port.
     Tcp(SocketAddr),
 }
 
-/// The control plane.
+/// Address and credentials for the control plane.
 #[derive(Debug, Clone)]
 pub struct ControlEndpoint {
-    /// Where it is.
     pub address: ControlAddress,
-    /// PEM file with the CA that its certificate must be signed by.
+    /// PEM file with the CA that signs the control plane's certificate.
     pub ca: PathBuf,
-    /// File with the secret that says which agent this is.
+    /// File with the secret that identifies this agent.
     pub credential: PathBuf,
 }
 
-/// Where the control plane is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlAddress {
-    /// A socket in the file system.
+    /// Path of a Unix socket.
     Unix(PathBuf),
     /// `https://HOST:PORT`.
     Tcp {
-        /// Name or address.
+        /// DNS name or IP address.
         host: String,
-        /// Port.
         port: u16,
     },
 }
 
-/// A value that cannot be used.
+/// A configuration value that is invalid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} is {value:?}: {problem}; allowed: {allowed}")]
 pub struct InvalidValue {
@@ -73,7 +67,7 @@ pub struct InvalidValue {
 }
 
 impl InvalidValue {
-    /// Says which value, what is wrong with it, and what is allowed.
+    /// Creates an error that names the value, the problem, and the allowed values.
     pub fn new(
         what: &'static str,
         value: impl Into<String>,
@@ -83,7 +77,7 @@ impl InvalidValue {
         Self { what: what.to_owned(), value: value.into(), problem: problem.into(), allowed }
     }
 
-    /// Says that the value came from the environment.
+    /// Adds the environment variable that the value came from.
     #[must_use]
     pub fn from_variable(self, name: String) -> Self {
         Self { what: format!("{} (from {name} in the environment)", self.what), ..self }

@@ -1,12 +1,12 @@
-//! The link: keeps one stream to the control plane, for ever.
+//! The control connection: keeps one stream to the control plane open until the agent ends.
 //!
 //! ```text
-//!   dial ──proven──▶ hello ──▶ wait | claim ──▶ beats ⇄ acknowledgements, directives
-//!    ▲                                              │ lost, silent, refused
-//!    └──────────────── back-off with jitter ◀───────┘
+//!   dial ──verified──▶ hello ──▶ wait | claim ──▶ heartbeats ⇄ acknowledgements, directives
+//!    ▲                                              │ disconnected, silent, rejected
+//!    └─────────────── back-off with jitter ◀────────┘
 //! ```
 //!
-//! The credential leaves the agent only over a connection whose certificate was checked.
+//! The agent sends its credential only after the certificate of the control plane is verified.
 
 pub mod backoff;
 pub mod dial;
@@ -29,46 +29,43 @@ use crate::{
     shutdown::ShutdownHandle, sleep::SleepCoordinator,
 };
 
-/// How the agent presents itself.
+/// What the agent reports about itself in its hello.
 #[derive(Debug, Clone)]
 pub struct AgentDescription {
-    /// What it can do beyond the least.
+    /// Features that the agent supports beyond the base protocol.
     pub capabilities: &'static [&'static str],
-    /// Names this run of it.
+    /// Identifies this run of the agent.
     pub boot_id: String,
-    /// Of the certificate it serves with.
+    /// SHA-256 fingerprint of the agent's own certificate.
     pub fingerprint: String,
-    /// Start time of this process, in clock ticks since the machine's boot.
+    /// Start time of this process, in clock ticks since boot.
     pub start_ticks: u64,
 }
 
-/// The agent's end of the link.
+/// The agent's side of the connection to the control plane.
 #[derive(Debug, Clone)]
 pub struct ControlConnection {
-    /// Where the control plane is and how it proves itself.
     pub control: ControlEndpoint,
-    /// Who we are.
     pub description: AgentDescription,
-    /// Where the claim is published.
+    /// Publishes the claim.
     pub claims: Arc<watch::Sender<Option<Arc<Claim>>>>,
-    /// What beats report.
+    /// Source of the heartbeats.
     pub activity: ActivityMonitor,
-    /// How the control plane lets it fall asleep.
+    /// Executes the directives to prepare, commit and cancel sleep.
     pub sleep: SleepCoordinator,
-    /// How the control plane ends this agent.
+    /// Shuts the agent down when it is drained or dismissed.
     pub shutdown: ShutdownHandle,
-    /// Everything of the workspace has ended: the last words may be received.
+    /// Cancelled when everything of the workspace has ended, so that the final reports can be sent.
     pub ended: CancellationToken,
-    /// Counts.
     pub metrics: Metrics,
 }
 
 impl ControlConnection {
-    /// Keeps the link until everything has ended.
+    /// Connects, and reconnects after every failure, until `ended` is cancelled.
     pub async fn run(self) -> Result<(), Infallible> {
         let mut backoff = ReconnectBackoff::default();
         loop {
-            // Whatever still runs for the session's connection ends with it.
+            // Dropping the guard ends all tasks of the session's connection.
             let connection = CancellationToken::new();
             let ends_with_us = connection.clone().drop_guard();
             let mut session = ControlSession::new(&self);

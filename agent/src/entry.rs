@@ -1,4 +1,4 @@
-//! The program: from its words to its exit code.
+//! Entry points of the agent, from the command line to the exit code.
 
 use std::{ffi::OsString, io, panic::AssertUnwindSafe, path::Path, process::ExitCode, time::Duration};
 
@@ -19,16 +19,17 @@ use crate::{
     tasks::panic_message,
 };
 
-/// The command line or a value in it cannot be used.
+/// Exit code for an invalid command line or configuration value.
 const EXIT_USAGE: u8 = 2;
-/// What is logged: `info`, or by module, as in `warn,podling_agent::control_connection=debug`.
+/// Log filter: a level, or levels per module as in `warn,podling_agent::control_connection=debug`.
 const LOG_FILTER_VARIABLE: &str = "PODLING_AGENT_LOG";
-/// The agent could not start, or broke.
+/// Exit code for an agent that could not start or failed.
 const EXIT_FAILURE: u8 = 1;
-/// Work of the runtime's threads (a file on a disk that hangs) gets this long at the end; then the agent goes without it.
+/// How long shutdown waits for blocking threads, such as one that uses a hung disk. The agent then
+/// exits anyway.
 const BLOCKING_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The program of its own: the agent, or what copies it.
+/// Runs `podling-agent`: the agent itself, or its `install` subcommand.
 pub fn program(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut words = words.into_iter().peekable();
     let name = words.next();
@@ -38,11 +39,12 @@ pub fn program(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Runs the agent as `words` say; the first is the program's name. Returns when it has ended.
+/// Runs the agent with the command line `words`, whose first word is the program's name. Returns
+/// when the agent has ended.
 pub fn main_with(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let (args, matches) = match AgentArgs::read(words) {
         Ok(read) => read,
-        // Also --help and --version, which are no failures.
+        // This includes --help and --version, which exit with 0.
         Err(error) => error.exit(),
     };
     start_log(args.log_format());
@@ -62,12 +64,13 @@ pub fn main_with(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     run_recorded(&state, || run_agent(config))
 }
 
-/// Lives, and leaves word of how that ended, whatever happens.
+/// Runs the agent and writes an exit record, even if it panics.
 fn run_recorded(
     state: &Path,
     life: impl FnOnce() -> Result<ShutdownRequest, Box<dyn std::error::Error>>,
 ) -> ExitCode {
-    // What unwinds here has ended the runtime, and with it every task; only the record is left to be written.
+    // A panic that unwinds to here has dropped the runtime and all tasks. Only the record is left
+    // to write.
     let ended = std::panic::catch_unwind(AssertUnwindSafe(life));
     let (reason, code) = match ended {
         Ok(Ok(ending)) => (ending.reason.to_string(), ending.exit_code()),
@@ -79,7 +82,7 @@ fn run_recorded(
 
 fn run_agent(config: AgentConfig) -> Result<ShutdownRequest, Box<dyn std::error::Error>> {
     let limits = init::become_init();
-    // One thread: measured faster than two for terminals.
+    // A single thread: measured faster than two for terminals.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let life = async {
         let shutdown = ShutdownHandle::new();
@@ -87,7 +90,7 @@ fn run_agent(config: AgentConfig) -> Result<ShutdownRequest, Box<dyn std::error:
         let running = run(config, limits, shutdown);
         tokio::select! {
             ended = running => Ok(ended?),
-            // Without them nobody could end it in order.
+            // Without signal handling the agent could not be shut down in order.
             failed = signals => match failed? {},
         }
     };
@@ -96,7 +99,7 @@ fn run_agent(config: AgentConfig) -> Result<ShutdownRequest, Box<dyn std::error:
 
 fn run_to_end<T>(runtime: Runtime, life: impl Future<Output = T>) -> T {
     let ended = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(life)));
-    // Dropped, it would wait without limit, and the exit record with it.
+    // Dropping the runtime would wait without limit, and delay the exit record.
     runtime.shutdown_timeout(BLOCKING_SHUTDOWN_TIMEOUT);
     ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
@@ -117,7 +120,7 @@ fn start_log(format: AgentLogFormat) {
     let asked = std::env::var(LOG_FILTER_VARIABLE).ok().and_then(|filter| filter.parse::<Targets>().ok());
     let filter = asked.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
     let log = fmt::layer().with_writer(io::stderr).with_ansi(false);
-    // A log that is there already (the CLI's) is used as it is.
+    // Keeps a subscriber that is already installed, such as the CLI's.
     let _started = match format {
         AgentLogFormat::Text => registry().with(filter).with(log).try_init(),
         AgentLogFormat::Json => registry().with(filter).with(log.json()).try_init(),

@@ -1,4 +1,5 @@
-//! Being the workspace's init: limits, orphans, signals, the exit record, and the end of all that was started.
+//! Duties of the container's init: limits, orphans, signals, the exit record, and ending all
+//! processes of the workspace.
 
 pub mod command;
 pub mod end_all;
@@ -16,27 +17,28 @@ use crate::{
     shutdown::{ShutdownHandle, ShutdownReason, ShutdownRequest},
 };
 
-/// The kernel should rather end a program of the user than the agent that carries all of them. Lowering it needs a capability
-/// that containers seldom have.
+/// `oom_score_adj` of the agent, so that the kernel kills a program of the user rather than the
+/// agent that hosts all of them. Lowering it needs a capability that containers seldom have.
 const OOM_SCORE: &str = "-900";
 const OOM_FILE: &str = "/proc/self/oom_score_adj";
-/// Name of the exit record in the state folder.
+/// Name of the exit record in the state directory.
 pub const EXIT_RECORD: &str = "exit.json";
 
-/// Why the agent is gone: what the control plane reads when it finds it dead.
+/// Why the agent ended. The control plane reads it when it finds the agent dead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentExitRecord {
-    /// For people.
+    /// Text for display.
     pub reason: String,
-    /// Seconds since 1970.
+    /// Seconds since the Unix epoch.
     pub at: u64,
-    /// The process's exit code.
+    /// Exit code of the process.
     pub code: u8,
 }
 
-/// Takes on the duties of an init. What is not allowed here is logged and done without. Returns what children are to have instead.
+/// Sets up this process as an init. Logs and skips what the system does not permit. Returns the
+/// original limits for children.
 pub fn become_init() -> ChildLimits {
-    // PID 1 inherits orphans anyway; elsewhere they come to us only as a subreaper.
+    // PID 1 inherits orphans anyway; any other process must be a subreaper.
     if getpid().as_raw_nonzero().get() != 1
         && let Err(error) = set_child_subreaper(Some(getpid()))
     {
@@ -54,7 +56,7 @@ pub fn become_init() -> ChildLimits {
     ChildLimits { files: Some(files), oom_score_adj: lowered.ok().and(score) }
 }
 
-/// Turns SIGTERM and SIGINT into the end; a second one hurries it. Run by one owned task.
+/// Requests shutdown on SIGTERM and SIGINT. A second signal forces it. One owned task runs it.
 pub async fn handle_termination_signals(shutdown: ShutdownHandle) -> io::Result<Infallible> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -73,7 +75,7 @@ pub async fn handle_termination_signals(shutdown: ShutdownHandle) -> io::Result<
     }
 }
 
-/// Leaves word of the end in the state folder.
+/// Writes the exit record to the state directory.
 pub fn record_exit(state: &Path, reason: &str, code: u8) -> io::Result<()> {
     let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let record = AgentExitRecord { reason: reason.to_owned(), at, code };

@@ -1,5 +1,5 @@
-//! `podling-agent install DIR`: copies the agent to where another image's containers find it. An init container runs it where an image has no agent
-//! of its own.
+//! `podling-agent install DIR` copies the agent to a directory that containers of other images run
+//! it from. An init container runs it if the workspace's image has no agent.
 
 use std::{
     ffi::OsString,
@@ -12,20 +12,20 @@ use std::{
 
 use clap::Parser;
 
-/// What it is called there.
+/// File name of the copy.
 const NAME: &str = "podling-agent";
-/// Anybody may run it: who does in another image is not known.
+/// Executable by every user, because the user of the other image is not known.
 const MODE: u32 = 0o755;
 
-/// Copies this program into a folder, from where containers of other images run it.
+/// Copies this program into a directory, from where containers of other images run it.
 #[derive(Debug, Parser)]
 #[command(name = "podling-agent install", version)]
 struct InstallArgs {
-    /// Where to; it must be there.
+    /// Existing directory to copy the program into
     folder: PathBuf,
 }
 
-/// Does it, as `words` say: the program's name, and the folder.
+/// Runs the subcommand; `words` are the program's name and the directory.
 pub(crate) fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let folder = InstallArgs::parse_from(words).folder;
     match install(&folder) {
@@ -40,20 +40,20 @@ pub(crate) fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Whole or not at all, also beside one that is running there. Repeated, it is done again.
+/// Copies atomically, even over a copy that is running. Repeatable.
 fn install(folder: &Path) -> io::Result<PathBuf> {
     let path = folder.join(NAME);
     let part = folder.join(format!(".{NAME}.{}", std::process::id()));
     let copied = copy(&part).and_then(|()| fs::rename(&part, &path));
     if copied.is_err() {
-        // It is not there, or goes with the folder.
+        // Fails if the file does not exist. It is deleted with the directory in any case.
         let _gone = fs::remove_file(&part);
     }
     copied.map(|()| path)
 }
 
 fn copy(to: &Path) -> io::Result<()> {
-    // Not by its path: that may be another program by now.
+    // The path of the running program may name another file by now.
     let mut own = File::open("/proc/self/exe")?;
     let mut file = File::create(to)?;
     io::copy(&mut own, &mut file)?;

@@ -1,7 +1,7 @@
-//! The agent: one per workspace, in its container (or, with the local backend, beside it).
+//! The agent runs in each workspace's container, or beside the workspace with the local backend.
 //!
-//! The modules in suggested reading order. `run` is the composition root; `api` holds the edges that translate proto; everything
-//! else is domain code that knows neither tonic nor axum.
+//! The modules are in suggested reading order. `run` is the composition root, and `api` translates
+//! between proto and domain types. All other modules are domain code without tonic or axum.
 
 pub mod run;
 
@@ -35,7 +35,7 @@ mod install;
 
 pub use entry::{main_with, program};
 
-/// An error with all that caused it, in one line.
+/// Formats an error and its chain of sources on one line, separated by ": ".
 pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,4 @@
-//! The agent as a program of its own; all it does is in the library, which `podling agent` runs as well.
+//! The stand-alone agent binary. `podling agent` runs the same library.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! Numbers for operators, in the Prometheus text format. Must not know how they are fetched.
+//! Metrics of the agent in the OpenMetrics text format.
 
 use std::sync::{Arc, atomic::AtomicU64};
 
@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-/// What is counted as it happens, and what is read when somebody asks.
+/// Counters that change as events happen, and gauges that are set at each scrape.
 #[derive(Debug, Clone)]
 pub struct Metrics(Arc<MetricsInner>);
 
@@ -16,20 +16,17 @@ pub struct Metrics(Arc<MetricsInner>);
 struct MetricsInner {
     registry: Registry,
     restarts: Family<TaskLabel, Counter>,
-    /// Heartbeats that were sent.
     heartbeats: Counter,
-    /// Heartbeats that were acknowledged.
     heartbeats_acknowledged: Counter,
-    /// Links to the control plane that broke or could not be made.
+    /// Control connections that broke or could not be established.
     control_connection_failures: Counter,
-    /// Connections that are open.
     connections: Gauge,
-    /// Connections that were turned away or cut because there were too many, or because no token came.
+    /// Connections closed because there were too many, or because no token was presented.
     connections_rejected: Counter,
     gauges: Gauges,
 }
 
-/// Read when somebody asks.
+/// Set at each scrape.
 #[derive(Debug, Default)]
 struct Gauges {
     terminals: Gauge,
@@ -46,32 +43,32 @@ struct Gauges {
     claimed: Gauge,
 }
 
-/// The values behind the gauges.
+/// Values of the gauges at one scrape.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MetricsReading {
-    /// Terminals that are open.
+    /// Number of open terminals.
     pub terminals: u32,
-    /// Processes of the workspace.
+    /// Number of processes in the workspace.
     pub processes: u32,
     /// 0 idle, 1 busy, 2 active.
     pub verdict: u8,
-    /// Seconds.
+    /// In seconds.
     pub counted_idle: u64,
-    /// Of one core.
+    /// CPU use over the policy's window; 1.0 is one full core.
     pub cpu_cores: f64,
-    /// Resident.
+    /// Sum of the resident memory of all processes.
     pub memory_bytes: u64,
-    /// Ever printed to terminals.
+    /// Bytes printed to terminals since the agent started.
     pub terminal_bytes: u64,
-    /// Viewers of terminals.
+    /// Number of viewers of all terminals.
     pub viewers: u32,
-    /// Commands that clients started and that run.
+    /// Running processes that clients started.
     pub commands: u32,
-    /// Faults of the agent's own in a terminal's task or screen.
+    /// Panics in a terminal's task or screen since the agent started.
     pub terminal_panics: u64,
-    /// Leases that hold.
+    /// Number of keep-awake leases.
     pub leases: u32,
-    /// Whether a workspace is served.
+    /// Whether the agent has a claim.
     pub claimed: bool,
 }
 
@@ -81,7 +78,6 @@ struct TaskLabel {
 }
 
 impl Metrics {
-    /// All at nought.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("podling_agent");
         let restarts = Family::default();
@@ -131,37 +127,33 @@ impl Metrics {
         }))
     }
 
-    /// One of the agent's own tasks failed.
+    /// Counts a restart of one of the agent's own tasks.
     pub fn task_restarted(&self, task: &'static str) {
         self.0.restarts.get_or_create(&TaskLabel { task }).inc();
     }
 
-    /// A heartbeat was sent.
     pub fn heartbeat_sent(&self) {
         self.0.heartbeats.inc();
     }
 
-    /// A heartbeat was acknowledged.
     pub fn heartbeat_acknowledged(&self) {
         self.0.heartbeats_acknowledged.inc();
     }
 
-    /// The link is down, or did not come up.
     pub fn control_connection_failed(&self) {
         self.0.control_connection_failures.inc();
     }
 
-    /// Connections open now.
+    /// Gauge of open connections.
     pub fn connections(&self) -> &Gauge {
         &self.0.connections
     }
 
-    /// A connection was turned away or cut.
+    /// Counts a connection that was rejected or closed.
     pub fn connection_rejected(&self) {
         self.0.connections_rejected.inc();
     }
 
-    /// Takes a reading in.
     pub fn set_gauges(&self, reading: MetricsReading) {
         let gauges = &self.0.gauges;
         gauges.terminals.set(reading.terminals.into());
@@ -178,7 +170,7 @@ impl Metrics {
         gauges.claimed.set(reading.claimed.into());
     }
 
-    /// The text format.
+    /// Formats all metrics as OpenMetrics text.
     pub fn encode(&self) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.

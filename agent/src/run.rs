@@ -1,4 +1,4 @@
-//! The composition root: makes the parts, connects them, and ends them in order.
+//! Composition root: creates the parts, connects them, and shuts them down in order.
 
 mod workspace;
 
@@ -38,66 +38,60 @@ use crate::{
     tasks::TaskSupervisor,
 };
 
-/// Open calls get this long to end after they were told to.
+/// Time that open calls get to end during shutdown.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-/// The link gets this long to say its last words.
+/// Time for the control connection to send its final reports.
 const FINAL_REPORTS_TIMEOUT: Duration = Duration::from_secs(2);
-/// The name under which health is asked of the agent as a whole.
+/// Health service name that stands for the whole agent.
 const OVERALL_HEALTH: &str = "";
-/// What this agent can do beyond the least; grows with the protocol.
+/// Features beyond the base protocol, sent in hello.
 const CAPABILITIES: &[&str] = &["terminals", "processes", "files", "archives", "activity", "sleep"];
 
 /// Why the agent did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// It has no identity.
     #[error("no identity")]
     Identity(#[from] IdentityError),
-    /// It cannot listen.
     #[error("no listener")]
     ListenAddress(#[from] ListenError),
-    /// It cannot say where it listens.
+    /// The info file cannot be written.
     #[error("writing {path}")]
     Info {
-        /// Where to.
         path: PathBuf,
         #[source]
-        /// Why.
         source: io::Error,
     },
-    /// The workspace root cannot be opened.
     #[error("opening the workspace root {path}")]
     Root {
-        /// Which.
         path: PathBuf,
         #[source]
-        /// Why.
         source: io::Error,
     },
-    /// It cannot learn about itself.
+    /// The agent's own start time cannot be read.
     #[error("reading /proc")]
     Proc(#[source] io::Error),
-    /// A fault of the build.
+    /// The reflection service cannot be built. A fault of the build.
     #[error("no reflection")]
     Reflection(#[from] DescriptorError),
 }
 
-/// The order of the end, one after the other.
+/// Stages of shutdown, cancelled in this order.
 #[derive(Debug, Clone, Default)]
 struct ShutdownStages {
-    /// Programs end; nothing is started again.
+    /// Processes of the workspace end, and none is started again.
     ending: CancellationToken,
-    /// Streams that are still open are told.
+    /// Open streams end with a status.
     streams: CancellationToken,
-    /// Connections take no more calls.
+    /// Connections accept no more calls.
     drain: CancellationToken,
-    /// All has ended: the link says its last words…
+    /// Everything has ended, and the control connection sends its final reports.
     ended: CancellationToken,
-    /// …and has reported them.
+    /// The final reports are sent.
     reported: CancellationToken,
 }
 
-/// Runs an agent until somebody asks for its end; says how it ended. `limits` are its children's.
+/// Runs the agent until shutdown is requested, and returns the request. `limits` are the limits of
+/// child processes.
 pub async fn run(
     config: AgentConfig,
     limits: ChildLimits,
@@ -138,7 +132,7 @@ pub async fn run(
     set_health(&health, &health_of, ServingStatus::Serving).await;
     let router = router(parts, services.grpc, &services.names, services.http)?;
     let mut server = Server::new(listener, identity.server_config()?, metrics.clone());
-    // Last, so that whoever finds the file finds an agent that answers.
+    // Written last, so that a process that finds the file finds an agent that answers.
     write_info(&config, &description, &server)?;
     let tasks = start(&workspace, connection, &config, &stages, metrics);
 
@@ -147,10 +141,10 @@ pub async fn run(
         Err(lost) = server.run(router, &stages.drain) => ShutdownRequest::new(ShutdownReason::ListenerLost(lost.to_string())),
     };
     tracing::info!(reason = %ending.reason, grace = ?ending.grace, "ending");
-    // Not ready; accepting has stopped with `server.run`.
+    // Mark the agent not ready first. It has stopped accepting connections with `server.run`.
     ready.store(false, Ordering::Relaxed);
     set_health(&health, &health_of, ServingStatus::NotServing).await;
-    // Programs first, so that viewers still learn how they ended.
+    // End the processes first, so that viewers still receive the exits.
     stages.ending.cancel();
     tokio::select! {
         () = workspace.end(ending.grace) => {}
@@ -170,7 +164,7 @@ pub async fn run(
     Ok(ending)
 }
 
-/// The long-lived tasks.
+/// Starts the long-lived tasks.
 fn start(
     workspace: &WorkspaceRuntime,
     connection: ControlConnection,

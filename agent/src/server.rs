@@ -1,4 +1,4 @@
-//! The server: one TLS port for gRPC, gRPC-web and plain HTTP. Must not know what its services do.
+//! The server: one TLS port for gRPC, gRPC-web and plain HTTP. Independent of the services.
 
 pub mod auth;
 pub mod connection;
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use self::{connection::Connections, listener::Listener};
 use crate::metrics::Metrics;
 
-/// Serves until told to close, then lets calls end.
+/// Accepts connections until shutdown, then drains them.
 pub struct Server {
     listener: Listener,
     tls: TlsAcceptor,
@@ -28,23 +28,23 @@ pub struct Server {
 }
 
 impl Server {
-    /// Ready to serve.
     pub fn new(listener: Listener, tls: rustls::ServerConfig, metrics: Metrics) -> Self {
         let tls = TlsAcceptor::from(Arc::new(tls));
         Self { listener, tls, connections: Connections::new(metrics), serving: JoinSet::new() }
     }
 
-    /// Where callers find it: `unix:PATH` or `IP:PORT`.
+    /// Address for clients: `unix:PATH` or `IP:PORT`.
     pub fn address(&self) -> io::Result<String> {
         self.listener.address()
     }
 
-    /// Takes connections for as long as it is polled; an error means that the listener is lost. `drain` lets open calls end.
+    /// Accepts connections while it is polled. An error means that the listener is lost. `drain`
+    /// lets open calls end.
     pub async fn run(&mut self, router: Router, drain: &CancellationToken) -> io::Result<Infallible> {
         loop {
             let io = tokio::select! {
                 biased;
-                // Ended ones are taken off the list; a panic in one has ended only that one.
+                // Removes connections that have ended. A panic in one ends only that one.
                 Some(_) = self.serving.join_next() => continue,
                 io = self.listener.accept() => io?,
             };
@@ -54,7 +54,8 @@ impl Server {
         }
     }
 
-    /// Waits until the open calls have ended, and cuts those that have not after `deadline`.
+    /// Waits until all open calls have ended, for `deadline` at most, then closes the remaining
+    /// ones.
     pub async fn drained(self, deadline: Duration) {
         let Self { listener, mut serving, .. } = self;
         drop(listener);

@@ -1,40 +1,38 @@
-//! The end of the agent: asked for once, with its reason; everybody who may ask holds a [`ShutdownHandle`].
+//! Shutdown of the agent: requested once, with a reason, through a shared [`ShutdownHandle`].
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// How long programs get between being asked to end and being killed, where nobody says otherwise.
+/// Grace period between TERM and KILL, unless the request names another.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
-/// Nobody may ask for more.
+/// Longest grace period; longer ones are cut.
 pub const MAX_GRACE: Duration = Duration::from_secs(300);
 
-/// Why the agent ends.
+/// Why the agent shuts down.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ShutdownReason {
-    /// A signal, by name.
+    /// Name of the received signal.
     Signal(&'static str),
-    /// The control plane asked for it.
+    /// The control plane sent a drain directive.
     Drained,
-    /// The control plane does not want this agent; its words.
+    /// The control plane dismissed this agent, with its reason and message.
     Dismissed(String),
-    /// It was told to serve another workspace than the one it serves. An agent serves one in its life.
+    /// A claim named another workspace or epoch. An agent serves one for its whole life.
     OtherClaim,
-    /// Nobody can reach it any more.
+    /// The listener failed, so clients cannot reach the agent any more.
     ListenerLost(String),
 }
 
-/// How the agent ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShutdownRequest {
-    /// Why.
     pub reason: ShutdownReason,
-    /// How long programs get to end by themselves.
+    /// Time that programs get to end by themselves.
     pub grace: Duration,
 }
 
-/// Asks for the end, or waits for somebody to.
+/// Requests shutdown and waits for it. All clones are equivalent.
 #[derive(Debug, Clone)]
 pub struct ShutdownHandle {
     request: Arc<watch::Sender<Option<ShutdownRequest>>>,
@@ -44,12 +42,12 @@ pub struct ShutdownHandle {
 // === impl ShutdownRequest ===
 
 impl ShutdownRequest {
-    /// Ends for this reason, with the usual grace.
+    /// Creates a request with [`DEFAULT_GRACE`].
     pub fn new(reason: ShutdownReason) -> Self {
         Self { reason, grace: DEFAULT_GRACE }
     }
 
-    /// The process's exit code: 0 if the end was wanted.
+    /// The process's exit code: 0 unless the agent failed.
     pub fn exit_code(&self) -> u8 {
         match self.reason {
             ShutdownReason::Signal(_)
@@ -78,12 +76,11 @@ impl std::fmt::Display for ShutdownReason {
 // === impl ShutdownHandle ===
 
 impl ShutdownHandle {
-    /// Nobody has asked.
     pub fn new() -> Self {
         Self { request: Arc::new(watch::Sender::new(None)), force: CancellationToken::new() }
     }
 
-    /// Asks for the end; the first reason stays.
+    /// Requests shutdown; the first request wins.
     pub fn request(&self, mut request: ShutdownRequest) {
         request.grace = request.grace.min(MAX_GRACE);
         self.request.send_if_modified(|pending| {
@@ -95,26 +92,26 @@ impl ShutdownHandle {
         });
     }
 
-    /// Asks for the end now: nothing is waited for any more.
+    /// Skips the rest of the grace period.
     pub fn force(&self) {
         self.force.cancel();
     }
 
-    /// Waits until somebody asks.
+    /// Waits until shutdown is requested. Cancel-safe.
     pub async fn requested(&self) -> ShutdownRequest {
         let mut requests = self.request.subscribe();
         loop {
             if let Some(request) = requests.borrow_and_update().clone() {
                 return request;
             }
-            // `self` holds the sender, so this cannot fail while it is awaited.
+            // `self` holds the sender, so this cannot fail.
             if requests.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
     }
 
-    /// Waits until there is no more time.
+    /// Waits for [`Self::force`]. Cancel-safe.
     pub async fn forced(&self) {
         self.force.cancelled().await;
     }

@@ -1,5 +1,8 @@
-//! SleepCoordinator in two phases: prepare closes the door and looks again, commit shuts it for good. Must not know who asks, nor how programs
-//! end: whoever runs [`SleepCoordinator::committed`] ends them, and says when all is on disk.
+//! Sleep in two phases. *Prepare* holds requests at the admission gate and assesses the activity
+//! again. *Commit* closes the gate for good.
+//!
+//! The task that waits for [`SleepCoordinator::committed`] ends the processes, and calls
+//! [`SleepCoordinator::complete`] when everything is on disk.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,48 +13,49 @@ use crate::{
     admission::{AdmissionGate, CommitError, Intent},
 };
 
-/// How long intents are held unless somebody says otherwise: a control plane commits within a second.
+/// How long requests are held unless the directive says otherwise. A control plane commits within a
+/// second.
 pub const DEFAULT_HOLD: Duration = Duration::from_secs(10);
-/// Nobody may hold them longer: people wait at the door.
+/// Longest hold, because clients are waiting at the gate.
 pub const MAX_HOLD: Duration = Duration::from_secs(60);
 
-/// Why the workspace is to sleep, and with that what speaks against it.
+/// Why the workspace is to sleep, which decides what prevents it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SleepUrgency {
-    /// It was idle for its whole timeout, as far as the control plane knows.
+    /// The control plane observed the whole idle timeout.
     Idle,
-    /// Somebody asks for it, unless it is used.
+    /// A client requested sleep. Activity prevents it.
     Requested,
-    /// Somebody insists.
+    /// A client forced sleep. Nothing prevents it.
     Forced,
 }
 
-/// Why the workspace does not go on falling asleep.
+/// Why the workspace does not fall asleep.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SleepDeclined {
-    /// Something speaks for keeping it awake.
+    /// The workspace is active or busy.
     #[error("the workspace is {}", match .0 { ActivityLevel::Active => "active", ActivityLevel::Busy => "busy", ActivityLevel::Idle => "idle" })]
     InUse(ActivityLevel),
-    /// It is idle, but not for long enough.
+    /// The workspace is idle, but has not been for the whole idle timeout.
     #[error("the workspace was seen idle for {counted:?} only; {timeout:?} are asked for")]
     TooSoon {
-        /// Idle time that counts.
+        /// Counted idle time.
         counted: Duration,
-        /// How much is asked for.
+        /// Idle timeout of the policy.
         timeout: Duration,
     },
-    /// Somebody came meanwhile.
+    /// Requests were held at the gate. They have been admitted.
     #[error("somebody came meanwhile: {}", describe(.0))]
     RequestsHeld(Vec<Intent>),
-    /// There was no prepare, or its hold is over.
+    /// There was no prepare, or its hold has expired.
     #[error("the workspace is not prepared to sleep, or no longer")]
     NotPrepared,
-    /// There is no way back.
+    /// The commit cannot be cancelled.
     #[error("the workspace sleeps already")]
     Asleep,
 }
 
-/// Handle on falling asleep. All clones are the same.
+/// Shared handle. All clones refer to the same state.
 #[derive(Debug, Clone)]
 pub struct SleepCoordinator {
     gate: Arc<AdmissionGate>,
@@ -61,17 +65,16 @@ pub struct SleepCoordinator {
 }
 
 impl SleepCoordinator {
-    /// Awake.
     pub fn new(gate: Arc<AdmissionGate>, activity: ActivityMonitor) -> Self {
         Self { gate, activity, committed: CancellationToken::new(), completed: CancellationToken::new() }
     }
 
-    /// The door that it closes.
     pub fn gate(&self) -> &Arc<AdmissionGate> {
         &self.gate
     }
 
-    /// Phase one: from here on nobody passes the door, for `hold` at most. Not while something speaks against it.
+    /// Phase one: holds requests for `hold` at most. Declines and resumes if the workspace is in
+    /// use, unless sleep is forced.
     pub fn prepare(&self, hold: Option<Duration>, urgency: SleepUrgency) -> Result<(), SleepDeclined> {
         let force = urgency == SleepUrgency::Forced;
         let held = self.gate.held_intents();
@@ -79,9 +82,9 @@ impl SleepCoordinator {
             self.gate.resume();
             return Err(SleepDeclined::RequestsHeld(held));
         }
-        // First the door, then the look: an intent is either seen by it or kept out.
+        // Hold first, then assess: an intent is either assessed or held.
         if !self.gate.hold(hold.unwrap_or(DEFAULT_HOLD).min(MAX_HOLD), force) {
-            // Asleep: a control plane that lost its memory may go on with commit.
+            // Already committed. A control plane that lost its state may continue with commit.
             return Ok(());
         }
         self.reason_to_decline(urgency).map_or(Ok(()), |declined| {
@@ -90,7 +93,7 @@ impl SleepCoordinator {
         })
     }
 
-    /// Phase two begins; [`SleepCoordinator::completed`] says when it is over. A repeat is welcome.
+    /// Phase two: closes the gate for good. [`Self::completed`] waits for its end. May be repeated.
     pub fn commit(&self) -> Result<(), SleepDeclined> {
         self.gate.close().map_err(|error| match error {
             CommitError::NotHolding => SleepDeclined::NotPrepared,
@@ -100,22 +103,22 @@ impl SleepCoordinator {
         Ok(())
     }
 
-    /// Back to normal.
+    /// Cancels a prepare and admits the held requests.
     pub fn cancel(&self) -> Result<(), SleepDeclined> {
         self.gate.resume().then_some(()).ok_or(SleepDeclined::Asleep)
     }
 
-    /// Waits for phase two.
+    /// Waits for the commit.
     pub async fn committed(&self) {
         self.committed.cancelled().await;
     }
 
-    /// Everything has ended and is on disk.
+    /// Records that everything has ended and is on disk.
     pub fn complete(&self) {
         self.completed.cancel();
     }
 
-    /// Waits until everything has ended and is on disk.
+    /// Waits for [`Self::complete`].
     pub async fn completed(&self) {
         self.completed.cancelled().await;
     }

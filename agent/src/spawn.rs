@@ -1,7 +1,8 @@
-//! Starting a program: finding it, saying why it cannot start, and building its environment.
+//! Prepares programs to be spawned: finds them, checks them, and builds their environment.
 //!
-//! Terminals and processes share this, so that the same mistake gives the same words everywhere. Everything is checked before
-//! the fork; what only `exec` can know comes back as its errno.
+//! Terminals and processes share this code, so that the same mistake gives the same error
+//! everywhere. Everything is checked before the fork; only what `exec` alone can detect comes back
+//! as its errno.
 
 mod bounds;
 mod error;
@@ -24,24 +25,24 @@ pub use self::{
 };
 use crate::claim::ClaimReceiver;
 
-/// Searched when the environment has no PATH.
+/// Used when the environment has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Given to programs that would otherwise have none.
+/// Used when the environment has no LANG.
 const DEFAULT_LANG: &str = "C.UTF-8";
 
-/// What somebody asked to start.
+/// A program that a client requests to start.
 #[derive(Debug, Clone, Default)]
 pub struct Program {
     /// Program and arguments; at least one.
     pub argv: Vec<String>,
     /// Added to the workspace's environment.
     pub env: HashMap<String, String>,
-    /// Relative to the workspace root, or absolute; empty: the root.
+    /// Absolute, or relative to the workspace root. Empty means the root.
     pub cwd: String,
 }
 
-/// Where and with what programs are started.
+/// Builds commands that run in the workspace.
 #[derive(Debug, Clone)]
 pub struct Launcher {
     root: Arc<Path>,
@@ -55,8 +56,8 @@ impl Launcher {
         Self { root: root.into(), claims, inherited: Arc::default() }
     }
 
-    /// Programs also see these variables where the claim sets no other value: what the image's ENV gave the agent. What is meant
-    /// for the agent itself (`PODLING_…`) stays with it.
+    /// Adds variables that programs see unless the claim sets them: those that the image's ENV gave
+    /// the agent. Drops `PODLING_…`, which is meant for the agent itself.
     #[must_use]
     pub fn inheriting(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
         let ours = |(name, _): &(String, String)| name.starts_with("PODLING_");
@@ -64,17 +65,17 @@ impl Launcher {
         self
     }
 
-    /// The workspace root: HOME.
+    /// Workspace root, and HOME of all programs.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The claim that is served now.
     pub fn claims(&self) -> &ClaimReceiver {
         &self.claims
     }
 
-    /// A command that is ready to be spawned: program found and runnable, folder enterable, environment complete.
+    /// Checks a program and returns a command that is ready to be spawned: the program is
+    /// executable, the directory accessible, and the environment complete.
     pub fn command(&self, program: &Program) -> Result<Command, SpawnError> {
         bounds::check(program)?;
         let env = self.environment(&program.env)?;
@@ -92,7 +93,7 @@ impl Launcher {
         let path = find(name, &cwd, env.get("PATH").map_or(DEFAULT_PATH, String::as_str))?;
         runnable(name, &path)?;
         let mut command = Command::new(&path);
-        // The program sees the name it was called by, as a shell would pass it.
+        // The program sees the name it was called by, as when a shell starts it.
         std::os::unix::process::CommandExt::arg0(&mut command, name);
         command.args(args).current_dir(cwd).env_clear().envs(env);
         Ok(command)
@@ -119,12 +120,13 @@ impl Launcher {
         let mut env = BTreeMap::clone(&self.inherited);
         env.extend(claim.env.clone());
         env.entry("PATH".into()).or_insert_with(|| DEFAULT_PATH.into());
-        // Without it half of all programs take everything beyond ASCII for garbage.
+        // Without a UTF-8 locale many programs mishandle all characters beyond ASCII.
         env.entry("LANG".into()).or_insert_with(|| DEFAULT_LANG.into());
         env.entry("SHELL".into()).or_insert_with(|| self.shell());
         env.insert("HOME".into(), self.root.to_string_lossy().into_owned());
         env.extend(added.iter().map(|(k, v)| (k.clone(), v.clone())));
-        // Last: the control plane finds what a dead agent left by this mark, so no caller may change it.
+        // Inserted last, so that no caller can change it. The control plane finds the leftover
+        // processes of a dead agent by this variable.
         env.insert("PODLING_WORKSPACE_ID".into(), claim.workspace_id.clone());
         env.insert("PODLING_WORKSPACE".into(), claim.workspace_name.clone());
         Ok(env)

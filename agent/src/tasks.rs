@@ -1,7 +1,7 @@
-//! Long-lived tasks: owned, supervised, restarted.
+//! Supervises long-lived tasks.
 //!
-//! The agent carries the user's shells, so a task of its own that fails or panics is started again and counted. Must not know
-//! what the tasks do.
+//! The agent hosts the user's shells, so a task of its own that fails or panics is restarted and
+//! counted, and does not end the agent.
 
 use std::{any::Any, panic::AssertUnwindSafe, time::Duration};
 
@@ -14,14 +14,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::metrics::Metrics;
 
-/// The wait before the first restart; it doubles with each one…
+/// Delay before the first restart. It doubles with each restart, up to [`MAX_RESTART_DELAY`].
 const MIN_RESTART_DELAY: Duration = Duration::from_millis(100);
-/// …up to this…
+/// Maximum delay before a restart.
 const MAX_RESTART_DELAY: Duration = Duration::from_secs(30);
-/// …and begins anew when the task has run this long.
+/// A task that ran this long resets the delay.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 
-/// The tasks of one agent. Dropping it aborts them.
+/// Owns the agent's long-lived tasks. Dropping it aborts them.
 #[derive(Debug)]
 pub struct TaskSupervisor {
     set: JoinSet<()>,
@@ -29,7 +29,7 @@ pub struct TaskSupervisor {
     metrics: Metrics,
 }
 
-/// Runs what a library must run beside us, for as long as its connection is wanted.
+/// Runs the background tasks that hyper needs for a connection, until its token is cancelled.
 #[derive(Debug, Clone)]
 pub struct ConnectionExecutor {
     tracker: TaskTracker,
@@ -39,7 +39,6 @@ pub struct ConnectionExecutor {
 // === impl TaskSupervisor ===
 
 impl TaskSupervisor {
-    /// None yet.
     pub fn new(metrics: Metrics) -> Self {
         Self { set: JoinSet::new(), token: CancellationToken::new(), metrics }
     }
@@ -49,7 +48,8 @@ impl TaskSupervisor {
         &self.token
     }
 
-    /// Runs a task until the token is cancelled or it returns `Ok`; an error or a panic starts it again.
+    /// Runs a task until the token is cancelled or it returns `Ok`. Restarts it after an error or a
+    /// panic.
     pub fn supervise<F, E>(&mut self, name: &'static str, mut task: impl FnMut() -> F + Send + 'static)
     where
         F: Future<Output = Result<(), E>> + Send + 'static,
@@ -60,7 +60,8 @@ impl TaskSupervisor {
             let mut delay = MIN_RESTART_DELAY;
             loop {
                 let started = Instant::now();
-                // What a task shares is behind locks that tolerate poison: to start anew is as safe as a first start.
+                // Shared state is behind locks that ignore poisoning, so a restart is as safe as a
+                // first start.
                 let failure = match AssertUnwindSafe(task()).catch_unwind().await {
                     Ok(Ok(())) => return,
                     Ok(Err(error)) => crate::error_chain(&error),
@@ -80,7 +81,7 @@ impl TaskSupervisor {
         });
     }
 
-    /// Ends all tasks and waits for them.
+    /// Cancels all tasks and waits for them.
     pub async fn end(mut self) {
         self.token.cancel();
         while self.set.join_next().await.is_some() {}
@@ -90,7 +91,7 @@ impl TaskSupervisor {
 // === impl ConnectionExecutor ===
 
 impl ConnectionExecutor {
-    /// What it runs ends with `lifetime`.
+    /// Its tasks end when `lifetime` is cancelled.
     pub fn new(lifetime: CancellationToken) -> Self {
         Self { tracker: TaskTracker::new(), lifetime }
     }
@@ -106,7 +107,7 @@ where
     }
 }
 
-/// What a panic said.
+/// The message of a panic, if it is a string.
 pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()

@@ -1,7 +1,7 @@
-//! Errors with a stable reason, in the one shape both daemons use.
+//! Errors with a stable reason, shared by both daemons.
 //!
-//! A domain error says what happened ([`Reason`]) and how to put it for people; the gRPC code follows from the reason, so
-//! that the table in `podling/v1/errors.proto` is the only place where the two are paired.
+//! A domain error maps to a [`Reason`] and a message for display. The gRPC code follows from the
+//! reason, so the table in `podling/v1/errors.proto` is the only place that pairs the two.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -13,14 +13,15 @@ pub use crate::v1::Reason;
 /// `domain` of every ErrorInfo.
 pub const DOMAIN: &str = "podling.dev";
 
-/// Longest message or metadata value, in characters; what is longer is cut. A reason travels in HTTP/2 trailers, twice, and who
-/// sends more than a peer's limit for these (16 KiB) ends the whole connection with all that others do on it.
+/// Longest message or metadata value, in characters; longer ones are cut. A reason travels twice in
+/// HTTP/2 trailers. Trailers beyond the peer's limit (16 KiB) end the whole connection, with every
+/// other call on it.
 const MAX_TEXT_CHARS: usize = 512;
 
-/// When a client may try again if nothing better is known.
+/// Delay after which a client may retry if the error names none.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// An error on its way to the wire.
+/// An error with its reason, message and metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WireError {
     reason: Reason,
@@ -30,47 +31,45 @@ pub struct WireError {
 }
 
 impl WireError {
-    /// An error for this reason; `message` is for people and says what to do.
+    /// Creates an error. `message` is for display and says what to do.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: bounded(message.into()), metadata: HashMap::new(), retry_after: None }
     }
 
-    /// Adds one of the metadata listed for the reason.
+    /// Adds metadata that `errors.proto` lists for the reason.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl ToString) -> Self {
         self.metadata.insert(key.to_owned(), bounded(value.to_string()));
         self
     }
 
-    /// Says when to try again.
+    /// Sets the delay after which a client may retry.
     #[must_use]
     pub fn retry_after(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
         self
     }
 
-    /// Why.
     pub fn reason(&self) -> Reason {
         self.reason
     }
 
-    /// For people.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// What is listed for the reason.
+    /// Metadata that `errors.proto` lists for the reason.
     pub fn metadata(&self) -> &HashMap<String, String> {
         &self.metadata
     }
 
-    /// When to try again, if it is worth it.
+    /// Delay after which a retry may succeed; `None` if it cannot.
     pub fn retry_delay(&self) -> Option<Duration> {
         self.retry_after.or_else(|| (code(self.reason) == Code::Unavailable).then_some(RETRY_AFTER))
     }
 }
 
-/// The beginning of a text that somebody else may have chosen.
+/// Cuts text that may come from outside to [`MAX_TEXT_CHARS`].
 fn bounded(mut text: String) -> String {
     if let Some((end, _)) = text.char_indices().nth(MAX_TEXT_CHARS) {
         text.truncate(end);
@@ -79,7 +78,7 @@ fn bounded(mut text: String) -> String {
     text
 }
 
-/// The gRPC code of a reason: the table of `errors.proto`, by ranges of its numbers.
+/// The gRPC code of a reason, by the number ranges in `errors.proto`.
 pub fn code(reason: Reason) -> Code {
     match reason as i32 {
         1..=9 => Code::Unauthenticated,
@@ -98,18 +97,18 @@ pub fn code(reason: Reason) -> Code {
     }
 }
 
-/// A reason's name on the wire: `STALE_EPOCH`.
+/// Wire name of a reason, such as `STALE_EPOCH`.
 pub fn name(reason: Reason) -> &'static str {
     reason.as_str_name().trim_start_matches("REASON_")
 }
 
-/// The reason a status carries, if it is one of ours.
+/// The reason in a status, if its domain is [`DOMAIN`].
 pub fn reason(status: &Status) -> Option<Reason> {
     let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
     Reason::from_str_name(&format!("REASON_{}", info.reason))
 }
 
-/// One of the metadata a status carries for its reason.
+/// One metadata value of a status.
 pub fn detail(status: &Status, key: &str) -> Option<String> {
     status.get_details_error_info()?.metadata.remove(key)
 }
@@ -134,7 +133,8 @@ impl From<WireError> for Status {
     }
 }
 
-/// Back again, for who passes it on in another protocol. One that is not ours is a fault inside.
+/// Restores the error from a status, to send it over another protocol. A status without a known
+/// reason becomes [`Reason::Internal`].
 impl From<Status> for WireError {
     fn from(status: Status) -> Self {
         let reason = reason(&status).unwrap_or(Reason::Internal);

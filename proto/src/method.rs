@@ -1,11 +1,11 @@
-//! What each method asks of its caller, read from the options in the .proto files when this crate is built.
+//! Access rules of each RPC, read from the options in the .proto files when this crate is built.
 
 use crate::v1::Verb;
 
-/// One RPC.
+/// An RPC with its access rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Method {
-    /// As in the request line: `/podling.agent.v1.Terminals/Create`.
+    /// Request path: `/podling.agent.v1.Terminals/Create`.
     pub path: &'static str,
     verb: i32,
     /// Whether a call wakes a sleeping workspace.
@@ -13,12 +13,13 @@ pub struct Method {
 }
 
 impl Method {
-    /// The verb a caller's token must carry.
+    /// The verb that a caller's token must carry.
     pub fn verb(&self) -> Verb {
         Verb::try_from(self.verb).unwrap_or(Verb::Admin)
     }
 
-    /// Whether the method is the agent's (and so is forwarded by the gateway) rather than the control plane's own.
+    /// Whether the agent implements the method, so that the gateway forwards it. Otherwise the
+    /// control plane does.
     pub fn is_agents(&self) -> bool {
         self.path.starts_with("/podling.agent.")
     }
@@ -27,7 +28,7 @@ impl Method {
 /// All methods, sorted by path.
 pub const METHODS: &[Method] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));
 
-/// The method with this path, if it is one of ours.
+/// Looks up a method by its request path.
 pub fn find(path: &str) -> Option<&'static Method> {
     METHODS.binary_search_by(|m| m.path.cmp(path)).ok().map(|i| &METHODS[i])
 }

@@ -1,4 +1,5 @@
-//! Errors for plain HTTP: problem details (RFC 9457), with the same reasons and metadata as over gRPC.
+//! Errors over plain HTTP: problem details (RFC 9457) with the same reasons and metadata as over
+//! gRPC.
 
 use serde_json::{Value, json};
 use tonic::Code;
@@ -8,7 +9,7 @@ use crate::error::{self, WireError};
 /// Content type of the body.
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
-/// The HTTP status of an error, by its gRPC code as google.rpc.Code pairs them.
+/// The HTTP status of an error, mapped from its gRPC code as in google.rpc.Code.
 pub fn status(error: &WireError) -> u16 {
     match error::code(error.reason()) {
         Code::InvalidArgument | Code::OutOfRange => 400,
@@ -23,12 +24,13 @@ pub fn status(error: &WireError) -> u16 {
     }
 }
 
-/// The body: `reason` and `metadata` are what clients branch on, `detail` is for people.
+/// The JSON body. Clients branch on `reason` and `metadata`; `detail` is for display.
 pub fn body(error: &WireError) -> Value {
     body_as(status(error), error)
 }
 
-/// The same where HTTP has a status that says it better: a method that is not allowed, a body that is too long.
+/// The JSON body with a more specific HTTP status, such as for a method that is not allowed or a
+/// body that is too long.
 pub fn body_as(status: u16, error: &WireError) -> Value {
     let name = error::name(error.reason());
     json!({

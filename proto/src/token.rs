@@ -1,7 +1,8 @@
-//! Tokens: JWTs signed with Ed25519 (`alg` EdDSA), short-lived and narrowed to verbs and workspaces.
+//! Tokens: JWTs signed with Ed25519 (`alg` EdDSA), short-lived and limited to verbs and workspaces.
 //!
-//! Only this one algorithm is read: a token that names another is invalid, whatever its signature says. Who the token is for is
-//! in `aud`, so that what an agent has seen is worthless at the gateway and at every other agent.
+//! EdDSA is the only accepted algorithm. A token that names another is invalid, whatever its
+//! signature. The audience is in `aud`, so that a token that an agent has seen is useless at the
+//! gateway and at every other agent.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -14,65 +15,62 @@ use serde::{Deserialize, Serialize};
 
 use crate::verb::Verbs;
 
-/// Longest token that is looked at, in bytes: bounds the work a stranger can cause.
+/// Longest token that is parsed, in bytes. Bounds the work of an unauthenticated call.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
-/// How far the clocks of two machines may differ, in seconds.
+/// Tolerated difference between the clocks of two machines, in seconds.
 pub const LEEWAY_SECONDS: u64 = 30;
 
-/// Whom a token is for.
+/// The service that a token is valid for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Audience {
     /// The gateway and the control plane's own API.
     Control,
-    /// The agent that serves this workspace.
+    /// The agent of the workspace with this id.
     Agent(String),
 }
 
-/// What a token says.
+/// The claims of a token (RFC 7519).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenClaims {
-    /// Whom the token was made for: the owner.
+    /// Subject: the owner that the token was issued to.
     pub sub: String,
-    /// Who may accept it.
     pub aud: Audience,
-    /// When it was made, seconds since 1970.
+    /// Time of issue, in seconds since the Unix epoch.
     pub iat: u64,
-    /// When it ends, seconds since 1970.
+    /// Expiry, in seconds since the Unix epoch.
     pub exp: u64,
-    /// Random, unique.
+    /// Random, unique id.
     pub jti: String,
-    /// What it allows.
     pub verbs: Verbs,
-    /// Ids of the workspaces it is narrowed to; `None`: all of the owner's.
+    /// Ids of the only workspaces it is valid for; `None` means all of the owner's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspaces: Option<Vec<String>>,
 }
 
-/// Why a token is no good.
+/// Why a token is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// Not a token, not ours, or changed on its way.
+    /// Malformed, signed by an unknown key, modified, or issued in the future.
     #[error("the token is not valid")]
     Invalid,
-    /// Its time is over.
     #[error("the token has expired")]
     Expired {
-        /// Seconds since 1970.
+        /// In seconds since the Unix epoch.
         at: u64,
     },
-    /// It was made for somebody else.
+    /// The token has another audience.
     #[error("the token was made for another service")]
     Foreign,
 }
 
-/// A key that signs tokens.
+/// An Ed25519 key that signs tokens.
 pub struct SigningKey {
     id: String,
     pair: Ed25519KeyPair,
 }
 
-/// Public keys by id.
+/// Public keys by key id.
 #[derive(Debug, Clone, Default)]
 pub struct VerifyingKeys(BTreeMap<String, Vec<u8>>);
 
@@ -86,31 +84,30 @@ struct JwtHeader {
 // === impl SigningKey ===
 
 impl SigningKey {
-    /// Makes a key; returns it with its PKCS#8 form, to be kept secret.
+    /// Generates a key; returns it with its PKCS#8 form, which must be kept secret.
     pub fn generate() -> Option<(Self, Vec<u8>)> {
         let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).ok()?;
         Some((Self::from_pkcs8(pkcs8.as_ref())?, pkcs8.as_ref().to_vec()))
     }
 
-    /// Reads a key from its PKCS#8 form.
+    /// Parses a key in PKCS#8 form.
     pub fn from_pkcs8(pkcs8: &[u8]) -> Option<Self> {
         let pair = Ed25519KeyPair::from_pkcs8(pkcs8).ok()?;
-        // The id follows from the key: two programs that hold the same key agree on it.
+        // The id is a digest of the public key, so two programs that hold the same key agree on it.
         let digest = ring::digest::digest(&ring::digest::SHA256, pair.public_key().as_ref());
         Some(Self { id: BASE64.encode(&digest.as_ref()[..9]), pair })
     }
 
-    /// Names the key in tokens.
+    /// Key id (`kid`) of the tokens it signs.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Ed25519, 32 bytes.
+    /// The Ed25519 public key, 32 bytes.
     pub fn public_key(&self) -> &[u8] {
         self.pair.public_key().as_ref()
     }
 
-    /// Signs.
     pub fn sign(&self, claims: &TokenClaims) -> String {
         let header = JwtHeader { alg: "EdDSA".into(), typ: "JWT".into(), kid: self.id.clone() };
         let signed = format!("{}.{}", encode(&header), encode(claims));
@@ -128,12 +125,12 @@ impl fmt::Debug for SigningKey {
 // === impl VerifyingKeys ===
 
 impl VerifyingKeys {
-    /// These keys, by id.
+    /// Creates a set from key ids and public keys.
     pub fn new(keys: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
         Self(keys.into_iter().collect())
     }
 
-    /// The claims of a token that is valid for `audience` at `now` (seconds since 1970).
+    /// Verifies a token and returns its claims. `now` is in seconds since the Unix epoch.
     pub fn verify(&self, token: &str, audience: &Audience, now: u64) -> Result<TokenClaims, TokenError> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(TokenError::Invalid);
@@ -186,16 +183,18 @@ impl TryFrom<String> for Audience {
     }
 }
 
-/// A random id for `jti`, request ids and secrets: `bytes` bytes of the system's randomness, as URL-safe base64.
+/// Returns `bytes` random bytes as URL-safe base64, for `jti`, request ids and secrets. Panics if
+/// the system has no randomness.
 pub fn random(bytes: usize) -> String {
     let mut buffer = vec![0; bytes];
-    // Without randomness nothing here is safe; the kernel's source does not fail once it is seeded.
+    // Nothing here is secure without randomness. The kernel's source does not fail once it is
+    // seeded.
     SystemRandom::new().fill(&mut buffer).expect("the system has no randomness");
     BASE64.encode(buffer)
 }
 
 fn encode<T: Serialize>(value: &T) -> String {
-    // Strings, numbers and lists only: they always serialize.
+    // Strings, numbers and lists always serialize.
     BASE64.encode(serde_json::to_vec(value).unwrap_or_default())
 }
 
@@ -270,7 +269,8 @@ mod tests {
             prop_assume!(token[at] != to && to.is_ascii_graphic());
             token[at] = to;
             let changed = String::from_utf8(token).expect("ascii");
-            // The last character of unpadded base64 holds spare bits; the decoder refuses those that are not zero.
+            // The last character of unpadded base64 has spare bits; the decoder rejects any that
+            // are not zero.
             prop_assert!(keys.verify(&changed, &Audience::Control, 1500).is_err());
         }
 

@@ -1,4 +1,4 @@
-//! Verbs in their string form, and sets of them.
+//! String forms of verbs, and sets of verbs.
 
 use std::{fmt, str::FromStr};
 
@@ -6,17 +6,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::v1::Verb;
 
-/// A set of verbs. `admin` in it allows everything but [`Verb::Agent`].
+/// A set of verbs. `admin` in it allows everything except [`Verb::Agent`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<String>", into = "Vec<String>")]
 pub struct Verbs(Vec<Verb>);
 
-/// A verb that does not exist.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("unknown verb {0:?}; the verbs are {list}", list = list())]
 pub struct UnknownVerb(String);
 
-/// All verbs a token may carry, with their string form.
+/// All verbs that a token may carry, with their string form.
 pub const ALL: &[(Verb, &str)] = &[
     (Verb::Read, "read"),
     (Verb::TerminalWatch, "terminal-watch"),
@@ -40,12 +39,12 @@ fn list() -> String {
 }
 
 impl Verbs {
-    /// Everything.
+    /// The set that allows everything except [`Verb::Agent`].
     pub fn admin() -> Self {
         Self(vec![Verb::Admin])
     }
 
-    /// Exactly these.
+    /// The set of exactly these verbs.
     pub fn only(verbs: impl IntoIterator<Item = Verb>) -> Self {
         let mut verbs: Vec<_> = verbs.into_iter().collect();
         verbs.sort_by_key(|v| *v as i32);
@@ -60,17 +59,16 @@ impl Verbs {
             && (self.0.contains(&verb) || self.0.contains(&Verb::Admin))
     }
 
-    /// Whether everything that `other` allows is allowed here.
+    /// Whether this set allows everything that `other` allows.
     pub fn include(&self, other: &Self) -> bool {
         other.0.iter().all(|v| self.allow(*v))
     }
 
-    /// Whether nothing is allowed.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// String forms.
+    /// The string forms, in the order of the enum.
     pub fn names(&self) -> Vec<String> {
         self.0.iter().map(|v| name(*v).to_owned()).collect()
     }

@@ -1,6 +1,7 @@
-//! The verdict: whether the workspace is active, busy or idle, and why.
+//! Assesses whether the workspace is active, busy or idle, and with which evidence.
 //!
-//! One pure function of signals, policy and time. It must not know where signals come from, nor read a clock.
+//! One pure function of inputs, policy and time. It reads no clock and does not know where the
+//! inputs come from.
 
 use std::{
     cmp::Reverse,
@@ -9,84 +10,77 @@ use std::{
 
 use crate::{admission::Intent, claim::AgentPolicy};
 
-/// How much the workspace is in use; ordered, weakest first.
+/// Activity level, ordered from weakest to strongest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ActivityLevel {
-    /// Nothing speaks for keeping it awake.
+    /// No signal counts.
     Idle,
-    /// Something works, is present, or was promised to.
+    /// Work, presence or a lease counts, but no intent.
     Busy,
-    /// Somebody means it.
+    /// A recent intent of a user or client counts.
     Active,
 }
 
-/// What was observed.
+/// A source of evidence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ActivitySignal {
-    /// Somebody did this.
+    /// A user or client acted on the workspace.
     Intent(Intent),
-    /// A promise that has not expired.
+    /// A keep-awake lease that has not expired.
     Lease,
-    /// Processes compute.
+    /// CPU use at or above the policy's threshold.
     Cpu,
-    /// Processes move bytes.
+    /// Bytes read and written at or above the policy's threshold.
     Io,
-    /// A command runs in the foreground of a terminal.
     ForegroundJob,
 }
 
-/// A signal that is not an intent.
+/// A signal other than an intent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ObservedSignal {
-    /// Which.
     pub signal: ActivitySignal,
-    /// For people: "vim in terminal 'main'".
+    /// Text for display: "vim in terminal 'main'".
     pub detail: String,
-    /// When it was last seen.
     pub seen: Instant,
-    /// When it ends whatever happens: a lease's expiry.
+    /// Fixed end of the signal, such as a lease's expiry.
     pub until: Option<Instant>,
 }
 
-/// All that the verdict follows from.
+/// Everything that the assessment depends on besides policy and time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ActivityInputs {
-    /// When the workspace was claimed: caps count from here as long as nobody has done anything.
+    /// Time of the claim. Caps start here until there is an intent.
     pub claimed: Instant,
-    /// The last time of each intent.
+    /// Time of the last intent of each kind.
     pub intents: Vec<(Intent, Instant)>,
-    /// Everything else that holds now. CPU and bytes are in only when above the policy's threshold.
+    /// All other current signals. CPU and IO are present only at or above the policy's thresholds.
     pub observed: Vec<ObservedSignal>,
 }
 
-/// One reason for the verdict, or one that no longer counts.
+/// A signal with its age, and whether it still counts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ActivityEvidence {
-    /// Which signal.
     pub signal: ActivitySignal,
-    /// For people.
     pub detail: String,
-    /// How long ago it was last seen.
+    /// Time since the signal was last observed.
     pub age: Duration,
-    /// How long it still counts if nothing new comes.
+    /// Time for which the signal still counts if it is not observed again.
     pub holds_for: Duration,
-    /// It is there, but its time is over: it does not count.
+    /// The signal is still present, but its cap is reached, so it does not count.
     pub capped: bool,
 }
 
-/// The verdict with its reasons, those that count and are strongest first.
+/// An activity level with its evidence. Evidence that counts comes first, strongest first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ActivityAssessment {
-    /// What follows.
     pub verdict: ActivityLevel,
-    /// From what.
     pub evidence: Vec<ActivityEvidence>,
 }
 
 // === impl ActivityInputs ===
 
 impl ActivityInputs {
-    /// When the caps began to count.
+    /// Start of the caps: the last intent, or the claim.
     pub fn anchor(&self) -> Instant {
         self.intents.iter().map(|(_, at)| *at).fold(self.claimed, Instant::max)
     }
@@ -95,7 +89,6 @@ impl ActivityInputs {
 // === impl ActivityAssessment ===
 
 impl ActivityAssessment {
-    /// Judges.
     pub fn of(signals: &ActivityInputs, policy: &AgentPolicy, now: Instant) -> Self {
         let anchor = signals.anchor();
         let intents = signals.intents.iter().map(|(intent, at)| {
@@ -112,7 +105,7 @@ impl ActivityAssessment {
                 ActivitySignal::Cpu | ActivitySignal::Io => anchor + policy.work_cap,
                 ActivitySignal::ForegroundJob => anchor + policy.presence_cap,
                 ActivitySignal::Lease => seen.until.unwrap_or(now),
-                // An intent is never merely observed; should one be, it counts as one.
+                // Intents are not in `observed`. If one were, it would count like an intent.
                 ActivitySignal::Intent(_) => seen.seen + policy.active_for,
             };
             let until = seen.until.map_or(cap, |until| until.min(cap));
@@ -127,12 +120,12 @@ impl ActivityAssessment {
         Self { verdict, evidence }
     }
 
-    /// When the first reason that counts now ceases to, if nothing new comes.
+    /// Time until the first evidence that counts now stops counting, if nothing new is observed.
     pub fn next_change_in(&self) -> Option<Duration> {
         self.evidence.iter().filter(|e| !e.capped).map(|e| e.holds_for).min()
     }
 
-    /// Whether somebody who looks at both sees the same, ages aside.
+    /// Whether both assessments look the same to a watcher. Ignores ages.
     pub fn is_equivalent(&self, other: &Self) -> bool {
         let essence =
             |j: &Self| j.evidence.iter().map(|e| (e.signal, e.detail.clone(), e.capped)).collect::<Vec<_>>();
@@ -152,7 +145,7 @@ fn evidence(
     ActivityEvidence { signal, detail, age, holds_for, capped: holds_for.is_zero() }
 }
 
-/// The verdict that one signal alone gives.
+/// The level that this signal alone gives.
 fn level_of(signal: ActivitySignal) -> ActivityLevel {
     match signal {
         ActivitySignal::Intent(_) => ActivityLevel::Active,

@@ -1,11 +1,14 @@
-//! Work: how much CPU and how many bytes the workspace's processes use, averaged over a rolling window.
+//! Averages the CPU time and bytes that the workspace's processes use over a rolling window.
 //!
-//! Pure: walks, time and the terminals' bytes are arguments.
+//! Pure: process snapshots, time and the terminals' bytes are arguments.
 //!
-//! - Time before the first walk counts as rest: three seconds of computing in a fresh workspace are 5 % of a minute.
-//! - What was printed to terminals is taken off the bytes, so that a job which only prints stays what it is: presence. Through a
-//!   pipe (`make | tee log`) bytes count once for each hop, and only the last is taken off.
-//! - A child of the agent that came and went between two walks leaves its CPU time but not its bytes.
+//! - Time before the first sample counts as rest. Three seconds of CPU in a fresh workspace are 5 %
+//!   of a minute.
+//! - Bytes printed to terminals are subtracted, so that a job that only prints counts as presence
+//!   and not as work. Through a pipe (`make | tee log`) bytes count once per hop, and only the last
+//!   hop is subtracted.
+//! - A child of the agent that starts and ends between two samples contributes its CPU time but not
+//!   its bytes.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,37 +17,34 @@ use std::{
 
 use super::proc::{ProcSnapshot, ProcStat};
 
-/// Walks remembered. At four or more walks a window this reaches far beyond it; when full the oldest is forgotten and the
-/// average is over a shorter time.
+/// Samples retained. At four or more samples per window this reaches far beyond one window. When
+/// full, the oldest is dropped and the average covers a shorter time.
 const MAX_SAMPLES: usize = 256;
 
-/// What the processes use.
+/// Resource use of all processes of the workspace.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ProcessUsage {
-    /// Of one core: 1.0 is all of it.
+    /// CPU use averaged over the window; 1.0 is one full core.
     pub cpu_cores: f64,
-    /// Resident, of all processes; what they share counts for each.
+    /// Sum of the resident memory of all processes. Shared pages count once per process.
     pub memory_bytes: u64,
-    /// Read and written, per second.
+    /// Bytes read and written per second, averaged over the window.
     pub io_bytes_per_second: f64,
-    /// How many there are.
+    /// Number of processes.
     pub processes: u32,
-    /// The one that computes most.
     pub busiest: Option<BusiestProcess>,
 }
 
-/// The process that used most CPU between the last two walks.
+/// The process that used the most CPU time between the last two samples.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BusiestProcess {
-    /// Its program's name.
     pub name: String,
-    /// Its process id.
     pub pid: i32,
-    /// Of one core.
+    /// CPU use between the last two samples; 1.0 is one full core.
     pub cores: f64,
 }
 
-/// Turns walks into rates.
+/// Turns cumulative process counters into rates over a rolling window.
 #[derive(Debug)]
 pub struct CpuIoSampler {
     ticks_per_second: f64,
@@ -52,7 +52,7 @@ pub struct CpuIoSampler {
     cpu: MonotonicTotal,
     io: MonotonicTotal,
     previous: HashMap<(i32, u64), ProcessCounters>,
-    /// Bytes of processes that ended unseen by a parent that would account for them.
+    /// Bytes of processes that ended without a live parent that would account for them.
     retired_bytes: u64,
     samples: VecDeque<UsageSample>,
     usage: ProcessUsage,
@@ -72,8 +72,9 @@ struct UsageSample {
     bytes: u64,
 }
 
-/// A sum that only grows. A walk is no snapshot: a child that is reaped meanwhile is missing from one walk and back in the next,
-/// so a single dip is waited out; a sum that stays low has lost something for good and goes on from there.
+/// Sum of cumulative counters, made monotonic. A process snapshot is not atomic: a child that is
+/// reaped meanwhile is missing from one and back in the next. So the first drop is ignored. If the
+/// sum stays low, those counters are lost, and it continues from the lower value.
 #[derive(Debug, Default)]
 struct MonotonicTotal {
     grown: u64,
@@ -84,7 +85,7 @@ struct MonotonicTotal {
 // === impl CpuIoSampler ===
 
 impl CpuIoSampler {
-    /// Nothing seen yet. `ticks_per_second` and `page_bytes` are the machine's units.
+    /// Creates an empty sampler. `ticks_per_second` and `page_bytes` are the machine's units.
     pub fn new(ticks_per_second: u64, page_bytes: u64) -> Self {
         Self {
             ticks_per_second: ticks_per_second as f64,
@@ -98,17 +99,17 @@ impl CpuIoSampler {
         }
     }
 
-    /// What the last walks say.
+    /// Usage as of the last sample.
     pub fn usage(&self) -> &ProcessUsage {
         &self.usage
     }
 
-    /// When the last walk was.
+    /// Time of the last sample.
     pub fn measured(&self) -> Option<Instant> {
         self.samples.back().map(|p| p.at)
     }
 
-    /// Takes a walk in. `terminal_bytes` is all that was ever printed to terminals.
+    /// Adds a sample. `terminal_bytes` is the total printed to terminals since the agent started.
     pub fn add(&mut self, walk: &ProcSnapshot, terminal_bytes: u64, at: Instant, window: Duration) {
         let since = self.measured();
         let now: HashMap<_, _> =
@@ -141,7 +142,7 @@ impl CpuIoSampler {
 
     fn counters(&self, process: &ProcStat) -> ProcessCounters {
         let before = self.previous.get(&(process.pid, process.start)).map_or(0, |counters| counters.bytes);
-        // One that changed its user hides its bytes: those it had remain.
+        // A process that changed its user hides its bytes, so the last known value is used.
         let bytes = process.bytes.unwrap_or(before);
         ProcessCounters { parent: process.parent, own_ticks: process.own_ticks, bytes }
     }
@@ -157,7 +158,7 @@ impl CpuIoSampler {
         Some(BusiestProcess { name: process.name.clone(), pid: process.pid, cores })
     }
 
-    /// Growth per second over the window that ends with the last walk.
+    /// Growth per second of the counter `of` over the window that ends with the last sample.
     fn rate(&self, window: Duration, of: impl Fn(&UsageSample) -> u64) -> f64 {
         let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else {
             return 0.0;

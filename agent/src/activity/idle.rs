@@ -1,12 +1,13 @@
-//! Counted idle time: only what acknowledged heartbeats have last_acknowledged.
+//! Counted idle time: only time that acknowledged heartbeats enclose.
 //!
 //! ```text
-//!   beat n (idle) ──ack──▶ last_acknowledged ──beat n+1 (idle), nothing stirred, no gap ──ack──▶ n+1 − n is added
+//!   heartbeat n (idle) ──ack──▶ heartbeat n+1 (idle), no activity, no gap ──ack──▶ adds t(n+1) − t(n)
 //! ```
 //!
-//! Whatever was down, suspended, stopped or unreachable has no two such beats and so adds nothing, by construction. An agent that
-//! was stopped for less than the time between two beats is known by a hole in its own notes that it is running. A control plane
-//! that was stopped and acknowledges late changes nothing: the agent has seen the time pass. Pure: the clocks are arguments.
+//! While the agent or the network is down, suspended, stopped or unreachable, there are no two such
+//! heartbeats, so that time adds nothing. A stop shorter than the heartbeat interval shows as a gap
+//! in the agent's own running marks. A control plane that stops and acknowledges late changes
+//! nothing, because the agent observed the time itself. Pure: the clocks are arguments.
 
 use std::{
     collections::VecDeque,
@@ -15,29 +16,29 @@ use std::{
 
 use super::assessment::ActivityLevel;
 
-/// Beats that wait for their acknowledgement. The link is given up after three intervals without one, so more are never useful;
-/// the oldest is dropped and adds nothing.
+/// Unacknowledged heartbeats that are remembered. The connection is closed after three intervals
+/// without an acknowledgement, so more are never useful. The oldest is dropped and adds nothing.
 const MAX_UNACKNOWLEDGED: usize = 16;
-/// The clock that goes on in suspend may run ahead of the one that does not by this much between two beats and nothing is
-/// suspected: the two are read one after the other.
+/// Difference between the two clocks that does not yet count as a suspend. They are read one after
+/// the other, so they never agree exactly.
 const SUSPEND_TOLERANCE: Duration = Duration::from_millis(500);
 
-/// A moment on the two clocks of the machine.
+/// One reading of the machine's two clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClockReading {
-    /// CLOCK_MONOTONIC: stands still while the machine is suspended.
+    /// CLOCK_MONOTONIC, which stands still while the machine is suspended.
     pub monotonic: Duration,
-    /// CLOCK_BOOTTIME: does not.
+    /// CLOCK_BOOTTIME, which advances during suspend.
     pub boottime: Duration,
 }
 
-/// Adds up idle time.
+/// Accumulates idle time between acknowledged heartbeats.
 #[derive(Debug, Default)]
 pub struct IdleCounter {
     counted: Duration,
-    /// Grows whenever anything but idleness was seen.
+    /// Increases with every observation of activity.
     activity_changes: u64,
-    /// Grows whenever nobody was there to see anything for a while.
+    /// Increases with every gap between running marks.
     gaps: u64,
     last_running_mark: Option<ClockReading>,
     last_intent: Option<Instant>,
@@ -55,12 +56,13 @@ struct SentHeartbeat {
 }
 
 impl IdleCounter {
-    /// Idle time that counts, since the last intent or the end of busy.
+    /// Idle time counted since the last intent or the end of the last busy period.
     pub fn counted(&self) -> Duration {
         self.counted
     }
 
-    /// Tells of a verdict, whenever one is given. An intent is told of even if its verdict has passed unseen.
+    /// Records an assessed level. A new `last_intent` resets the count even if the `active` level
+    /// it caused was never assessed.
     pub fn observe(&mut self, verdict: ActivityLevel, last_intent: Option<Instant>) {
         if verdict != ActivityLevel::Idle || last_intent != self.last_intent {
             self.activity_changes += 1;
@@ -69,7 +71,8 @@ impl IdleCounter {
         }
     }
 
-    /// The agent is running. More than `longest` since it last said so is a hole: what happened meanwhile nobody saw.
+    /// Records that the agent is running at `at`. More than `longest` since the previous mark is a
+    /// gap: nothing observed the time in between.
     pub fn mark_running(&mut self, at: ClockReading, longest: Duration) {
         let before = self.last_running_mark.replace(at);
         if before.is_some_and(|before| at.monotonic.saturating_sub(before.monotonic) > longest) {
@@ -77,7 +80,8 @@ impl IdleCounter {
         }
     }
 
-    /// A heartbeat is sent; its verdict must have been observed before.
+    /// Records a heartbeat that is being sent. Its level must have been passed to [`Self::observe`]
+    /// before.
     pub fn beat(&mut self, sequence: u64, verdict: ActivityLevel, at: ClockReading) {
         if self.pending.len() == MAX_UNACKNOWLEDGED {
             self.pending.pop_front();
@@ -92,7 +96,8 @@ impl IdleCounter {
         self.pending.push_back(beat);
     }
 
-    /// A heartbeat was acknowledged. `longest` is the longest time between two beats that are not suspected of a gap.
+    /// Adds the time between this and the previous acknowledged heartbeat, if both were idle and
+    /// nothing happened in between. Heartbeats more than `longest` apart enclose a gap.
     pub fn acknowledged(&mut self, sequence: u64, longest: Duration) {
         let Some(at) = self.pending.iter().position(|beat| beat.sequence == sequence) else {
             return;
@@ -115,7 +120,8 @@ impl IdleCounter {
         }
     }
 
-    /// The link is down: the next stream begins anew, and the time between is nobody's.
+    /// Forgets all heartbeats. The time until the first heartbeat of the next stream does not
+    /// count.
     pub fn disconnected(&mut self) {
         self.pending.clear();
         self.last_acknowledged = None;

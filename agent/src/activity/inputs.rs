@@ -1,4 +1,4 @@
-//! What speaks for keeping the workspace awake, besides intents: presence, leases and work, as the verdict wants them. Pure.
+//! Converts presence, leases and work into observed signals for the assessment. Pure.
 
 use std::time::Instant;
 
@@ -9,18 +9,18 @@ use super::{
 };
 use crate::claim::AgentPolicy;
 
-/// What terminals and processes counters of themselves.
+/// What the terminals report about themselves.
 #[derive(Debug, Clone, Default)]
 pub struct TerminalPresence {
-    /// Commands in the foreground of terminals, for people: "vim in terminal 'main'".
+    /// Foreground commands in a form for display: "vim in terminal 'main'".
     pub foreground: Vec<String>,
-    /// Terminals that are open.
+    /// Number of open terminals.
     pub terminals: u32,
-    /// Bytes that were ever printed to terminals.
+    /// Bytes printed to terminals since the agent started.
     pub terminal_bytes: u64,
 }
 
-/// Commands in the foreground are there as long as they are seen.
+/// A foreground command counts for as long as it is observed.
 pub(super) fn of_presence(presence: TerminalPresence, now: Instant) -> impl Iterator<Item = ObservedSignal> {
     presence.foreground.into_iter().map(move |detail| ObservedSignal {
         signal: ActivitySignal::ForegroundJob,
@@ -30,7 +30,7 @@ pub(super) fn of_presence(presence: TerminalPresence, now: Instant) -> impl Iter
     })
 }
 
-/// A lease holds until it expires.
+/// A lease counts until it expires.
 pub(super) fn of_lease(lease: &KeepAwakeLease) -> ObservedSignal {
     let reason = if lease.reason.is_empty() { String::new() } else { format!(": {}", lease.reason) };
     ObservedSignal {
@@ -41,7 +41,7 @@ pub(super) fn of_lease(lease: &KeepAwakeLease) -> ObservedSignal {
     }
 }
 
-/// Work as far as it reaches the policy's thresholds. Without another walk it is over when the window is.
+/// Work that reaches the policy's thresholds. It counts for one window after the last sample.
 pub(super) fn of_work(usage: &ProcessUsage, at: Instant, policy: &AgentPolicy) -> Vec<ObservedSignal> {
     let seen =
         |signal, detail| ObservedSignal { signal, detail, seen: at, until: Some(at + policy.work_window) };
@@ -52,7 +52,7 @@ pub(super) fn of_work(usage: &ProcessUsage, at: Instant, policy: &AgentPolicy) -
             |b| format!("{} (pid {}) and others use", b.name, b.pid),
         );
         let who = match &usage.busiest {
-            // One process that makes up most of it is named alone.
+            // A process that makes up at least 80 % of the work is named alone.
             Some(b) if b.cores >= usage.cpu_cores * 0.8 => format!("{} (pid {}) uses", b.name, b.pid),
             _ => who,
         };

@@ -1,4 +1,4 @@
-//! Keep-awake leases: named promises that expire. Pure; must not know who asked.
+//! Keep-awake leases: named requests to stay awake that expire. Pure; knows no caller.
 
 use std::{
     collections::BTreeMap,
@@ -7,60 +7,51 @@ use std::{
 
 use crate::admission::Rejection;
 
-/// LeaseTable at once. More are refused: nobody can oversee them, and each beat carries them all.
+/// Leases at once; more are rejected. Each heartbeat carries them all.
 pub const MAX_LEASES: usize = 32;
-/// Longest name, in characters.
 pub const MAX_NAME_CHARS: usize = 100;
-/// Longest reason, in characters.
 pub const MAX_REASON_CHARS: usize = 200;
-/// Shortest lease: a shorter one could lapse before it is reported.
+/// Shortest lease. A shorter one could expire before a heartbeat reports it.
 pub const MIN_DURATION: Duration = Duration::from_secs(1);
 
-/// Why a lease was not taken.
+/// Why a lease could not be created, renewed or released.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LeaseError {
-    /// The name is empty or too long.
     #[error("name must have 1 to {MAX_NAME_CHARS} characters, none of them a control character")]
     BadName,
-    /// The reason is too long.
     #[error("reason may have at most {MAX_REASON_CHARS} characters")]
     BadReason,
-    /// Too short or too long.
     #[error("duration must be between {MIN_DURATION:?} and {longest:?}; zero releases the lease")]
     BadDuration {
-        /// What the policy allows.
+        /// The policy's longest lease.
         longest: Duration,
     },
-    /// Nothing to release.
     #[error("no lease named {0:?} is held; it may have expired")]
     NotHeld(String),
-    /// The workspace takes nothing now.
     #[error(transparent)]
     Rejected(#[from] Rejection),
-    /// No room.
     #[error("{MAX_LEASES} leases are held already; release one first")]
     TooMany,
 }
 
-/// A promise that holds.
+/// A lease that has not expired.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeepAwakeLease {
-    /// Names it; the same name renews.
+    /// Identifies the lease; taking the same name again renews it.
     pub name: String,
-    /// For people.
     pub reason: String,
-    /// When it was taken or last renewed.
+    /// Time of creation or last renewal.
     pub taken: Instant,
-    /// When it ends.
+    /// Expiry.
     pub until: Instant,
 }
 
-/// All leases.
+/// All leases by name. Expired ones are removed when the table is next changed.
 #[derive(Debug, Default)]
 pub struct LeaseTable(BTreeMap<String, KeepAwakeLease>);
 
 impl LeaseTable {
-    /// Takes or renews a lease.
+    /// Creates or renews a lease. `longest` is the policy's cap.
     pub fn take(
         &mut self,
         name: &str,
@@ -90,14 +81,14 @@ impl LeaseTable {
         Ok(lease)
     }
 
-    /// Releases a lease before its time.
+    /// Releases a lease before it expires.
     pub fn release(&mut self, name: &str, now: Instant) -> Result<(), LeaseError> {
         self.expire(now);
         check_name(name)?;
         self.0.remove(name).map(|_| ()).ok_or_else(|| LeaseError::NotHeld(name.to_owned()))
     }
 
-    /// Those that hold at `now`, by name.
+    /// Leases that have not expired at `now`, ordered by name.
     pub fn held(&self, now: Instant) -> Vec<KeepAwakeLease> {
         self.0.values().filter(|lease| lease.until > now).cloned().collect()
     }

@@ -1,61 +1,66 @@
-//! Reads the workspace's processes from /proc: all descendants of the agent, which is PID 1 or a child subreaper, so that nothing
-//! the workspace started ever stops being one. Must not know what their numbers are good for.
+//! Reads the workspace's processes from /proc: all descendants of the agent. The agent is PID 1 or
+//! a child subreaper, so whatever the workspace starts remains its descendant. This module does not
+//! interpret the counters.
 //!
-//! Totals are what makes short-lived processes count: the kernel adds a reaped child's CPU time to its parent's `cutime` and
-//! `cstime` and its bytes to its parent's `io`, so a sum over the living and what they reaped loses nothing.
+//! Cumulative counters make short-lived processes count. The kernel adds a reaped child's CPU time
+//! to its parent's `cutime` and `cstime`, and its bytes to its parent's `io`. So the sum over live
+//! processes and what they have reaped loses nothing.
 //!
-//! Bytes are `rchar + wchar`: what went through read and write, whatever it went to. `read_bytes` and `write_bytes` would miss
-//! sockets, pipes, tmpfs and everything the page cache serves, and so put an upload to sleep. What a job prints to its terminal is
-//! in `wchar` too; the agent knows how much that was and it is taken off (see [`super::cpu_io`]).
+//! Bytes are `rchar + wchar`: everything that went through read and write, whatever the file was.
+//! `read_bytes` and `write_bytes` miss sockets, pipes, tmpfs and page-cache hits, so a workspace
+//! would fall asleep during an upload. Output that a job prints to its terminal is in `wchar` too.
+//! The agent knows that amount and subtracts it (see [`super::cpu_io`]).
 
 use std::{collections::HashMap, fs, io};
 
-/// A process of the workspace, as one walk has seen it.
+/// Counters of one process from /proc/PID/stat and /proc/PID/io.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProcStat {
-    /// With `start`, names it for ever.
+    /// Unique together with `start`; the kernel reuses process ids.
     pub pid: i32,
-    /// Clock ticks since the machine's boot.
+    /// Start time, in clock ticks since boot.
     pub start: u64,
-    /// Who reaps it.
+    /// Process id of the parent, which reaps it.
     pub parent: i32,
-    /// Its program's name, cut to 15 bytes by the kernel.
+    /// Program name, cut to 15 bytes by the kernel.
     pub name: String,
-    /// CPU time of its own, in clock ticks.
+    /// CPU time of the process itself, in clock ticks.
     pub own_ticks: u64,
     /// CPU time of the children it has reaped, in clock ticks.
     pub reaped_ticks: u64,
-    /// Memory that is resident, in pages.
     pub resident_pages: u64,
-    /// It has ended and waits to be reaped.
     pub is_zombie: bool,
-    /// Bytes read and written by it and the children it has reaped; `None` where we may not look.
+    /// Bytes read and written by the process and the children it has reaped. `None` if the agent
+    /// may not read them.
     pub bytes: Option<u64>,
 }
 
-/// All of them, and what the agent itself has reaped.
+/// All descendants of the agent at one time, and the CPU time of those it has reaped.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProcSnapshot {
     /// Descendants of the agent, in no order.
     pub processes: Vec<ProcStat>,
-    /// CPU time of the children the agent has reaped, in clock ticks.
+    /// CPU time of the children that the agent has reaped, in clock ticks.
     pub reaped_ticks: u64,
-    /// The agent's own process id.
+    /// Process id of the agent.
     pub agent: i32,
 }
 
 impl ProcStat {
-    /// Whether it is still there, and still the same.
+    /// Whether this process still exists. Compares the start time, so a reused process id does not
+    /// match.
     pub fn is_alive(&self) -> bool {
         stat(&self.pid.to_string()).is_ok_and(|now| now.start == self.start)
     }
 }
 
 impl ProcSnapshot {
-    /// Walks /proc. Blocks: about 10 µs for each process of the machine (of the container, where there is one).
+    /// Reads /proc. Blocks for about 10 µs per process of the machine, or of the container if there
+    /// is one.
     pub fn take() -> io::Result<Self> {
-        // The agent first, then by rising pid, which is parents first as a rule: a child reaped during the walk is then rather
-        // missed than counted twice, and the next walk has it again.
+        // Read the agent first, then by rising pid, which usually means parents first. A child that
+        // is reaped meanwhile is then missed rather than counted twice, and the next snapshot has
+        // it again.
         let agent = stat("self")?;
         let mut pids: Vec<i32> = fs::read_dir("/proc")?
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
@@ -71,7 +76,7 @@ impl ProcSnapshot {
     }
 }
 
-/// Start time of this process in clock ticks since the machine's boot, as /proc/self/stat has it.
+/// Start time of this process in clock ticks since boot, from /proc/self/stat.
 pub fn own_start() -> io::Result<u64> {
     Ok(stat("self")?.start)
 }
@@ -97,11 +102,12 @@ fn stat(pid: &str) -> io::Result<ProcStat> {
     parse_stat(&String::from_utf8_lossy(&text)).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// proc_pid_stat(5). The name stands in parentheses and may hold anything, parentheses and spaces too.
+/// Parses proc_pid_stat(5). The name is in parentheses and may itself contain parentheses and
+/// spaces.
 fn parse_stat(text: &str) -> Option<ProcStat> {
     let (pid, rest) = text.split_once(" (")?;
     let (name, rest) = rest.rsplit_once(") ")?;
-    // Field 3 of the manual, the state, is number 0 here.
+    // The manual's field 3, the state, is index 0 here.
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
     let number = |field: usize| fields.get(field - 3)?.parse::<i64>().ok();
     let ticks = |field| number(field).map(|n| n.max(0) as u64);

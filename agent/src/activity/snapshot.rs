@@ -1,4 +1,4 @@
-//! Activity at one moment: what everybody is shown of it. Must not counters how it came about.
+//! The workspace's activity at one time, as heartbeats and watchers report it.
 
 use std::time::{Duration, Instant};
 
@@ -6,31 +6,27 @@ use super::{
     assessment::ActivityAssessment, cpu_io::ProcessUsage, leases::KeepAwakeLease, warning::SleepWarning,
 };
 
-/// Activity at one moment.
 #[derive(Debug, Clone)]
 pub struct ActivitySnapshot {
-    /// The verdict and why.
     pub assessment: ActivityAssessment,
-    /// Idle time that counts.
+    /// Idle time observed between acknowledged heartbeats.
     pub counted_idle: Duration,
-    /// How much of it the policy asks for.
+    /// Counted idle time after which the policy lets the workspace sleep.
     pub idle_timeout: Duration,
-    /// Those that hold.
+    /// Leases that had not expired, ordered by name.
     pub leases: Vec<KeepAwakeLease>,
-    /// The workspace will sleep unless it is used.
+    /// The control plane's pending sleep warning, if any.
     pub warning: Option<SleepWarning>,
-    /// What the processes use.
     pub usage: ProcessUsage,
-    /// Terminals that are open.
+    /// Number of open terminals.
     pub terminals: u32,
-    /// Bytes that were ever printed to terminals.
+    /// Bytes printed to terminals since the agent started.
     pub terminal_bytes: u64,
-    /// When.
     pub at: Instant,
 }
 
 impl ActivitySnapshot {
-    /// Whether somebody who looks at both sees the same, times aside.
+    /// Whether both snapshots look the same to a watcher. Ignores times.
     pub fn is_equivalent(&self, other: &Self) -> bool {
         self.leases == other.leases
             && self.warning == other.warning

@@ -1,30 +1,30 @@
-//! The control plane's warning before sleep, kept so that people are told. Pure; must not know who asks.
+//! The control plane's pending sleep warning, retained so that clients can show it. Pure.
 
 use std::time::{Instant, SystemTime};
 
 use super::assessment::ActivityLevel;
 
-/// The workspace will sleep unless it is used.
+/// Announces that the workspace will sleep unless it is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SleepWarning {
-    /// When.
+    /// Time at which the workspace will fall asleep.
     pub at: SystemTime,
-    /// For people.
     pub reason: String,
 }
 
-/// The last warning, until it is void.
+/// The last warning, until it is withdrawn or the workspace is used.
 #[derive(Debug, Default)]
 pub struct PendingWarning(Option<(SleepWarning, Instant)>);
 
 impl PendingWarning {
-    /// Takes the place of the one before; `None` withdraws it.
+    /// Replaces the previous warning; `None` withdraws it.
     pub fn warn(&mut self, warning: Option<SleepWarning>, now: Instant) {
         self.0 = warning.map(|warning| (warning, now));
     }
 
-    /// The warning that holds. Use makes it void, for good: what follows is told by another one. An intent is told of even if
-    /// its verdict has passed unseen.
+    /// The warning that is still valid. Use of the workspace discards it for good; only a new
+    /// warning replaces it. An intent after the warning counts as use even if the level it caused
+    /// was never assessed.
     pub fn holds(&mut self, verdict: ActivityLevel, last_intent: Option<Instant>) -> Option<SleepWarning> {
         self.0.take_if(|(_, heard)| {
             verdict != ActivityLevel::Idle || last_intent.is_some_and(|at| at > *heard)

@@ -1,4 +1,4 @@
-//! HeldRequest: the place of somebody who was held at the gate, and the one way to wait there.
+//! Requests that the gate holds, and how callers wait for them.
 
 use std::{sync::Arc, time::Instant};
 
@@ -6,16 +6,16 @@ use tokio::{sync::oneshot, time::sleep_until};
 
 use super::{AdmissionGate, Rejection};
 
-/// The gate did not let it pass.
+/// A request that was not admitted immediately.
 #[derive(Debug)]
 pub enum AdmitError {
-    /// It may wait, and then ask again.
+    /// The gate holds the request. Wait for the decision, then try again.
     Held(HeldRequest),
-    /// It may not.
+    /// The gate will not admit the request.
     Rejected(Rejection),
 }
 
-/// Somebody who waits at the gate. Dropping it is leaving.
+/// A request in the gate's queue. Dropping it removes it from the queue.
 #[derive(Debug)]
 pub struct HeldRequest {
     gate: Arc<AdmissionGate>,
@@ -24,12 +24,11 @@ pub struct HeldRequest {
     until: Instant,
 }
 
-/// Why something was not done, if the gate may have been the reason.
+/// Failure of an operation that the gate may have held.
 #[derive(Debug)]
 pub enum Attempt<E> {
-    /// It was held, and nothing was done.
+    /// The gate holds the request, and the operation did nothing.
     Held(HeldRequest),
-    /// It failed.
     Failed(E),
 }
 
@@ -43,12 +42,13 @@ impl HeldRequest {
         Self { gate, id, answer, until }
     }
 
-    /// Waits until it is decided; a dropped wait goes on with the next one. After `Ok` it must ask again, for its act was not done.
+    /// Waits for the gate's decision. Cancel-safe. After `Ok` the caller must try its operation
+    /// again, because a held operation does nothing.
     pub async fn decision(&mut self) -> Result<(), Rejection> {
         loop {
             tokio::select! {
                 biased;
-                // Without an answer the gate itself is gone.
+                // The sender is gone only if the gate itself is.
                 answer = &mut self.answer => return answer.unwrap_or(Err(Rejection::Preparing)),
                 () = sleep_until(self.until.into()) => {
                     if let Some(until) = self.gate.expire_hold() {
@@ -67,7 +67,7 @@ impl Drop for HeldRequest {
 }
 
 impl<E> Attempt<E> {
-    /// Tries until the gate is open or shut.
+    /// Repeats `attempt` until the gate admits or rejects it.
     pub async fn retry_while_held<T>(mut attempt: impl FnMut() -> Result<T, Self>) -> Result<T, E>
     where
         E: From<Rejection>,

@@ -1,4 +1,4 @@
-//! GateState: what the gate knows, under its lock. Pure: the time is an argument.
+//! State of the gate, guarded by its lock. Pure: the time is an argument.
 
 use std::{
     collections::BTreeMap,
@@ -9,20 +9,21 @@ use tokio::sync::oneshot;
 
 use super::{Intent, Rejection};
 
-/// Intents that are held at once. More are refused: who finds so many before it can as well come back.
+/// Held requests at once; more are rejected, and their clients may retry.
 pub const MAX_HELD_REQUESTS: usize = 1024;
-/// Bytes that all of them may hold together; more are refused. One message of 1 MiB may go over it.
+/// Bytes of all held requests together; more are rejected. One message of 1 MiB may exceed it.
 pub const MAX_HELD_BYTES: usize = 8 * 1024 * 1024;
-/// How finely the gate tells of being used over and over: the verdict needs no more.
+/// Minimum time between two notifications while intents keep arriving. The assessment needs no
+/// finer resolution.
 const EDGE_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 pub(super) struct GateState {
     pub(super) phase: GatePhase,
     pub(super) maintenance: bool,
-    /// Of what is remembered: keystrokes, writes, starts.
+    /// Last admission of keystrokes, client writes and client starts, in this order.
     pub(super) last: [Option<Instant>; 3],
-    /// In the order in which they came.
+    /// By ticket, and so in order of arrival.
     pub(super) held: BTreeMap<u64, HeldIntent>,
     next_ticket: u64,
     pub(super) held_bytes: usize,
@@ -47,7 +48,7 @@ pub(super) struct HeldIntent {
 }
 
 impl GateState {
-    /// `true` if it came after a pause.
+    /// Returns `true` if the intent came after a pause.
     pub(super) fn record(&mut self, intent: Intent, now: Instant) -> bool {
         let Some(index) = intent.history_slot() else { return false };
         let before = self.last[index].replace(now);
@@ -73,7 +74,8 @@ impl GateState {
         matches!(self.phase, GatePhase::Holding { until, .. } if until <= now) && self.admit_held(now)
     }
 
-    /// Opens the gate. To pass is to be admitted, so that whoever prepares next finds it used. `true` if that is an edge.
+    /// Opens the gate, and records the held requests as admitted, so that the next prepare sees
+    /// them. Returns `true` if one came after a pause.
     pub(super) fn admit_held(&mut self, now: Instant) -> bool {
         self.phase = GatePhase::Open;
         let intents: Vec<_> = self.held.values().map(|held| held.intent).collect();
@@ -84,7 +86,7 @@ impl GateState {
     pub(super) fn decide_all(&mut self, answer: Result<(), Rejection>) {
         self.held_bytes = 0;
         for held in std::mem::take(&mut self.held).into_values() {
-            // Who has left meanwhile needs no answer.
+            // A request that was dropped meanwhile needs no answer.
             let _left = held.decision.send(answer);
         }
     }

@@ -1,4 +1,4 @@
-//! The gate under every order of events, and under threads.
+//! The gate under arbitrary orders of events and under concurrent threads.
 
 use std::{
     pin::Pin,
@@ -118,7 +118,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..60)
 }
 
-/// Somebody who acts once, as soon as the gate lets it.
+/// A caller that performs one operation as soon as the gate admits it.
 struct Actor<'a>(Pin<Box<dyn Future<Output = Result<(), Rejection>> + 'a>>);
 
 impl Actor<'_> {
@@ -146,7 +146,7 @@ proptest! {
         });
         let (mut actors, mut done, mut left) = (Vec::<Actor<'_>>::new(), 0, 0);
         let (mut asked, mut denied) = (0, 0);
-        // What the gate must be: closed lets nobody act.
+        // Expected state: while the gate holds or is closed, no operation is performed.
         let mut closed = false;
         for step in steps {
             let before = acts.load(Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Edge of `podling.agent.v1.Activity`.
+//! gRPC service `podling.agent.v1.Activity`.
 
 use std::{
     pin::Pin,
@@ -27,12 +27,12 @@ use crate::{
     admission::Intent,
 };
 
-/// Watches of activity at once; the next is refused.
+/// Activity watches at once; more are rejected.
 const MAX_WATCHES: usize = 64;
-/// A watch says where things stand this often even if nothing changes: proxies cut streams that are silent for 60 s.
+/// A watch repeats the current state this often even without changes, because proxies close streams
+/// that are silent for 60 s.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(15);
 
-/// The service.
 #[derive(Debug, Clone)]
 pub struct ActivityService {
     activity: ActivityMonitor,
@@ -43,14 +43,13 @@ struct ActivityWatcher {
     service: ActivityService,
     revisions: watch::Receiver<ActivityRevision>,
     first: bool,
-    /// Counts against the bound for as long as the stream lives.
+    /// Counts against [`MAX_WATCHES`] while the stream exists.
     _permit: OwnedSemaphorePermit,
 }
 
 // === impl ActivityService ===
 
 impl ActivityService {
-    /// Serves this.
     pub fn new(activity: ActivityMonitor) -> Self {
         Self { activity, watches: Arc::new(Semaphore::new(MAX_WATCHES)) }
     }
@@ -104,7 +103,7 @@ impl activity_server::Activity for ActivityService {
 
 type WatchItem = Result<wire::WatchActivityResponse, Status>;
 
-/// The next thing a watcher learns.
+/// Waits for the next change or repetition and returns the state then.
 async fn next(mut watcher: ActivityWatcher) -> Option<(WatchItem, ActivityWatcher)> {
     if !std::mem::replace(&mut watcher.first, false) {
         tokio::select! {
@@ -139,7 +138,7 @@ fn refused(error: LeaseError) -> WireError {
     }
 }
 
-/// Activity as the wire has it.
+/// Converts a snapshot to its proto message.
 pub fn state(snapshot: &ActivitySnapshot) -> wire::ActivityState {
     let usage = &snapshot.usage;
     wire::ActivityState {
@@ -199,6 +198,6 @@ fn lease(lease: &KeepAwakeLease, now: std::time::Instant) -> wire::Lease {
 }
 
 fn span(duration: Duration) -> prost_types::Duration {
-    // Fails beyond 292 billion years only.
+    // Fails only for durations beyond 292 billion years.
     duration.try_into().unwrap_or_default()
 }

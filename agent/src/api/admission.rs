@@ -1,4 +1,4 @@
-//! What a closed door is called on the wire, the same for all who ask there.
+//! Converts rejections of the admission gate to wire errors, the same for every service.
 
 use podling_proto::error::{Reason, WireError};
 

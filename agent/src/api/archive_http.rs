@@ -1,7 +1,9 @@
-//! An archive over plain HTTP, for browsers and curl. Who may call is decided before.
+//! Archive downloads over plain HTTP, for browsers and curl. The router authorizes calls before
+//! they get here.
 //!
-//! `GET /archive.zip?path=<folder>`: the folder (default: the root) as a zip, no ignore rules. What is not whole must not look as if it
-//! were: then the response breaks off before its end, which every client sees.
+//! `GET /archive.zip?path=<directory>` returns the directory (default: the root) as a zip, without
+//! ignore rules. If an entry is incomplete, the response breaks off before its end, so that no
+//! client takes an incomplete archive for a complete one.
 
 use std::io;
 
@@ -20,7 +22,7 @@ use podling_proto::error::WireError;
 use super::{files::parse, problem::problem};
 use crate::archive::{ArchiveError, Archives, CreateEvent, CreateOptions};
 
-/// The route.
+/// The route `/archive.zip`.
 pub fn router(archives: Archives) -> Router {
     Router::new().route("/archive.zip", get(download)).with_state(archives)
 }
@@ -42,7 +44,7 @@ async fn send(archives: Archives, uri: &Uri) -> Result<Response, ArchiveError> {
     Ok(response)
 }
 
-/// The query's `path`, as bytes: a name need not be UTF-8.
+/// The query's `path` as bytes, because a file name need not be UTF-8.
 fn folder(uri: &Uri) -> Vec<u8> {
     let pairs = uri.query().unwrap_or_default().split('&');
     let path = pairs.filter_map(|pair| pair.strip_prefix("path=")).next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The edge of `podling.agent.v1.Archives`.
+//! gRPC service `podling.agent.v1.Archives`.
 
 use std::pin::Pin;
 
@@ -17,14 +17,12 @@ use crate::archive::{
     ExtractEvent, ExtractOptions, SkippedEntry,
 };
 
-/// The gRPC service.
 #[derive(Debug, Clone)]
 pub struct ArchivesService {
     archives: Archives,
 }
 
 impl ArchivesService {
-    /// Serves these archives.
     pub fn new(archives: Archives) -> Self {
         Self { archives }
     }

@@ -1,4 +1,4 @@
-//! The edge of `podling.agent.v1.Files`.
+//! gRPC service `podling.agent.v1.Files`.
 
 use std::{pin::Pin, time::SystemTime};
 
@@ -15,17 +15,15 @@ use crate::files::{
     WrittenFile,
 };
 
-/// Most bytes of content in one message from a client.
+/// Maximum content of one message from a client, in bytes.
 const MAX_DATA: usize = 1024 * 1024;
 
-/// The gRPC service.
 #[derive(Debug, Clone)]
 pub struct FilesService {
     files: Files,
 }
 
 impl FilesService {
-    /// Serves these files.
     pub fn new(files: Files) -> Self {
         Self { files }
     }
@@ -129,7 +127,7 @@ impl files_server::Files for FilesService {
 
 // === in ===
 
-/// Reads a path; none is the root.
+/// Converts a path; an absent one means the workspace root.
 pub(super) fn path(path: Option<wire::Path>) -> Result<RelPath, Status> {
     let bytes = match path.and_then(|path| path.path) {
         None => Vec::new(),
@@ -139,7 +137,7 @@ pub(super) fn path(path: Option<wire::Path>) -> Result<RelPath, Status> {
     parse(&bytes).map_err(status)
 }
 
-/// Reads a path in either protocol.
+/// Parses a path from a gRPC or HTTP request.
 pub(super) fn parse(bytes: &[u8]) -> Result<RelPath, FileError> {
     let shown = || String::from_utf8_lossy(bytes).into_owned();
     RelPath::parse(bytes).map_err(|problem| FileError::BadPath { path: shown(), problem })
@@ -158,7 +156,7 @@ fn open(open: Option<wire::WriteOpen>) -> Result<(RelPath, WriteOptions), Status
     Ok((path(open.path)?, options))
 }
 
-/// A digest, or none.
+/// Converts an optional SHA-256 digest.
 pub(super) fn sha256(bytes: &[u8]) -> Result<Option<[u8; 32]>, Status> {
     match bytes {
         [] => Ok(None),
@@ -174,7 +172,7 @@ fn mode(mode: u32) -> Result<Option<u32>, Status> {
     }
 }
 
-/// Refuses what is longer than a message may be.
+/// Rejects content larger than [`MAX_DATA`].
 pub(super) fn sized(data: Bytes) -> Result<Bytes, Status> {
     if data.len() <= MAX_DATA {
         return Ok(data);
@@ -182,7 +180,6 @@ pub(super) fn sized(data: Bytes) -> Result<Bytes, Status> {
     Err(status(FileError::TooLarge { what: "data".into(), limit: Some(MAX_DATA) }))
 }
 
-/// A field that is wrong.
 pub(super) fn bad_field(field: &'static str, allowed: &'static str) -> Status {
     status(FileError::BadField { field, allowed })
 }

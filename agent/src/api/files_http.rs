@@ -1,9 +1,13 @@
-//! Files over plain HTTP: downloads with ranges and uploads, for browsers and curl. Who may call is decided before.
+//! Files over plain HTTP for browsers and curl: downloads with ranges, and uploads. The router
+//! authorizes calls before they get here.
 //!
-//! `GET`/`HEAD /files/<path>`: one range, ETag, Last-Modified, If-None-Match, If-Range. Always an attachment: what a workspace holds must
-//! not run in the gateway's origin. `PUT /files/<path>`: written as by the gRPC call, folders above made, content checked
-//! against `X-Podling-SHA256` (hexadecimal) or `Digest`/`Content-Digest`/`Repr-Digest` (sha-256, base64) if given;
-//! `If-None-Match: *` replaces nothing.
+//! `GET` and `HEAD /files/<path>` support one range, ETag, Last-Modified, If-None-Match and
+//! If-Range. The response is always an attachment, because workspace content must not run in the
+//! gateway's origin.
+//!
+//! `PUT /files/<path>` writes like the gRPC call and creates missing parent directories. It checks
+//! the content against `X-Podling-SHA256` (hexadecimal) or `Digest`, `Content-Digest` or
+//! `Repr-Digest` (sha-256, base64) if one is given. `If-None-Match: *` replaces nothing.
 
 mod range;
 
@@ -26,13 +30,13 @@ use range::RequestedRange;
 use super::{files::parse, problem::problem};
 use crate::files::{FileEntry, FileError, Files, RelPath, WriteOptions};
 
-/// Where these routes are.
+/// Path prefix of these routes.
 const PREFIX: &str = "/files/";
 const SHA256: HeaderName = HeaderName::from_static("x-podling-sha256");
-/// Headers whose value is `sha-256=<base64>`, the newer ones with colons around it.
+/// Headers whose value is `sha-256=<base64>`. The newer ones put colons around the base64.
 const DIGESTS: [&str; 3] = ["content-digest", "repr-digest", "digest"];
 
-/// Before the year 10000: later ones have no HTTP date (and httpdate panics over them).
+/// The first second of the year 10000. From then on there is no HTTP date, and httpdate panics.
 const LAST_HTTP_DATE: Duration = Duration::from_secs(253_402_300_800);
 
 /// The routes below `/files/`.
@@ -64,7 +68,7 @@ async fn send(files: Files, request: &Parts) -> Result<Response, FileError> {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return Ok(response);
     }
-    // A part of another version than the one the client has parts of would make no file at all.
+    // A range of a different version than the client's other ranges would not form a valid file.
     let same = text(headers, &header::IF_RANGE).is_none_or(|version| version == tag);
     let asked = text(headers, &header::RANGE)
         .filter(|_| same)
@@ -110,7 +114,8 @@ async fn take(files: Files, request: Request) -> Result<Response, FileError> {
     };
     let mut feed = files.write(path, options).await?;
     while let Some(frame) = body.frame().await {
-        // The client went away in the middle; nobody reads this answer, and the old file stays.
+        // The client disconnected in the middle. The old file stays, and no client reads this
+        // answer.
         let frame = frame.map_err(|_| FileError::Fault { operation: "reading the request's body" })?;
         if let Ok(data) = frame.into_data() {
             feed.push(data).await?;
@@ -126,7 +131,7 @@ async fn take(files: Files, request: Request) -> Result<Response, FileError> {
     Ok(response)
 }
 
-/// The path as the client encoded it; a name need not be UTF-8.
+/// The decoded path, which need not be UTF-8.
 fn path(request: &Parts) -> Result<RelPath, FileError> {
     let encoded = request.uri.path().strip_prefix(PREFIX).unwrap_or_default();
     let decoded: Vec<u8> = percent_encoding::percent_decode_str(encoded).collect();
@@ -145,13 +150,13 @@ fn describe(entry: &FileEntry, headers: &mut HeaderMap) {
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
 }
 
-/// Changes with the content: its size, its time, and the inode that a rename replaces.
+/// An entity tag that changes with size, modification time, and the inode that a rename replaces.
 fn etag(entry: &FileEntry) -> String {
     let time = entry.modified.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_nanos();
     format!("\"{:x}-{time:x}-{:x}\"", entry.size, entry.ino)
 }
 
-/// A few that matter to programs; nothing a browser would run.
+/// Content types that matter to programs. None of them makes a browser run the content.
 fn content_type(name: &[u8]) -> &'static str {
     let extension = name.iter().rposition(|b| *b == b'.').map_or(&[][..], |at| &name[at + 1..]);
     match extension.to_ascii_lowercase().as_slice() {
@@ -173,7 +178,7 @@ fn digest(headers: &HeaderMap) -> Result<Option<[u8; 32]>, FileError> {
     }
     for name in DIGESTS {
         let Some(digests) = headers.get(name).and_then(|v| v.to_str().ok()) else { continue };
-        // Digests of other kinds are somebody else's business.
+        // Ignores digests of other algorithms.
         let Some(ours) = digests.split(',').find_map(|d| strip_ignoring_case(d.trim(), "sha-256=")) else {
             continue;
         };
@@ -199,7 +204,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// A value made of what is printable by construction.
+/// Makes a header value from text that is printable by construction.
 fn value(text: String) -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }

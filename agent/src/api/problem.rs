@@ -5,7 +5,6 @@ use http::{HeaderValue, StatusCode, header};
 use podling_proto::error::{Reason, WireError, code, name};
 use tonic::Code;
 
-/// The response for an error.
 pub(crate) fn problem(error: &WireError) -> Response {
     let status = status(error.reason());
     let body = serde_json::json!({

@@ -1,4 +1,4 @@
-//! The edge of `podling.agent.v1.Processes`.
+//! gRPC service `podling.agent.v1.Processes`.
 
 use std::{pin::Pin, time::Duration};
 
@@ -18,17 +18,15 @@ use crate::{
     spawn::Program,
 };
 
-/// Most bytes of input in one message.
+/// Maximum input in one message, in bytes.
 const MAX_DATA: usize = 1024 * 1024;
 
-/// The gRPC service.
 #[derive(Debug, Clone)]
 pub struct ProcessesService {
     processes: ProcessRegistry,
 }
 
 impl ProcessesService {
-    /// Serves these processes.
     pub fn new(processes: ProcessRegistry) -> Self {
         Self { processes }
     }
@@ -175,7 +173,8 @@ impl From<ProcessInfo> for wire::Process {
     fn from(info: ProcessInfo) -> Self {
         let command = wire::Command {
             argv: info.argv,
-            // What a client added may be secret; whoever may list need not see it.
+            // Variables that a client added may be secret, and a caller with the verb to list need
+            // not see them.
             env: Default::default(),
             cwd: info.cwd,
             timeout: info.timeout.and_then(|timeout| timeout.try_into().ok()),

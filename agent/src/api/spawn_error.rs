@@ -1,4 +1,4 @@
-//! What a program that does not start is called on the wire, the same for terminals and processes.
+//! Converts spawn errors to wire errors, the same for terminals and processes.
 
 use podling_proto::error::{Reason, WireError};
 use rustix::io::Errno;

@@ -1,4 +1,5 @@
-//! Terminals on the wire. Translates and nothing else; what the words mean is said in `terminals.proto`.
+//! gRPC service `podling.agent.v1.Terminals`. `terminals.proto` defines the meaning of each
+//! message.
 
 mod attach;
 mod error;
@@ -27,17 +28,15 @@ use crate::{
     terminal::{ClientId, Create, DEFAULT_GRACE, TerminalId, Terminals, WatchFrom, WatchManner},
 };
 
-/// Longest grace of a Close, in seconds.
+/// Longest grace period of a Close, in seconds.
 const GRACE_SECONDS: u32 = 60;
 
-/// The service.
 #[derive(Debug, Clone)]
 pub struct TerminalsService {
     terminals: Terminals,
 }
 
 impl TerminalsService {
-    /// Serves these.
     pub fn new(terminals: Terminals) -> Self {
         Self { terminals }
     }
@@ -92,14 +91,15 @@ impl terminals_server::Terminals for TerminalsService {
         };
         let attach = request::attach(open)?;
         let attachment = self.terminals.attach(&attach).map_err(status)?;
-        // Requests are taken while nobody reads the responses: a Ctrl-C gets through a flood. Dropping the responses ends it.
+        // The pump takes requests even while the client reads no responses, so a Ctrl-C gets
+        // through a flood of output. Dropping the response stream ends it.
         let (over, failed) = (CancellationToken::new(), tokio::sync::oneshot::channel());
         let (tell, told) = failed;
         let pump = attach::pump(attachment.writer(), requests);
         let cancelled = over.clone();
         self.terminals.tasks().spawn(async move {
             if let Some(Err(problem)) = cancelled.run_until_cancelled(pump).await {
-                // Nobody listens if the responses ended first.
+                // The receiver is gone if the response stream ended first.
                 let _ = tell.send(problem);
             }
         });

@@ -1,10 +1,13 @@
-//! The process group a child leads: it can be signalled for as long as anybody next_child_id in it, also when its leader has ended.
+//! The process group that a child leads. It can be signalled while it has members, even after its
+//! leader has ended.
 //!
-//! A group is known by its leader's process id, and the kernel gives that number to nobody else while the group has members.
-//! It may do so once the group is empty; therefore a group that was found empty is never signalled again, and one whose number
-//! names a process although its leader was reaped is another's. All groups without a leader are looked at whenever a child of
-//! ours ends. What is left is a number that was given again to somebody who made a group, put others into it and ended, all
-//! before any child of ours did.
+//! A group's id is its leader's process id. The kernel does not reuse that id while the group has
+//! members, but may reuse it once the group is empty. So a group that was found empty is never
+//! signalled again. If the id names a process although the leader was reaped, the group belongs to
+//! another process. All groups without a leader are checked whenever a child ends.
+//!
+//! One race remains. The id is reused by a process that creates a group, adds members and ends, all
+//! before any child of the agent ends.
 
 use rustix::{
     io::Errno,
@@ -13,7 +16,7 @@ use rustix::{
 
 use super::{ChildId, ChildTable, Children};
 
-/// The group that one child leads or has led. Cheap to clone.
+/// The process group that a child leads or has led. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ProcessGroup {
     children: Children,
@@ -26,21 +29,22 @@ impl ProcessGroup {
         Self { children, id, child_id }
     }
 
-    /// Signals all in it; `false` if it is empty, so that another's group is never hit.
+    /// Signals all members. Returns `false` if the group is empty, so a foreign group is never
+    /// signalled.
     pub fn signal(&self, signal: Signal) -> bool {
-        // Under the lock nobody is reaped, so what is found cannot become another's meanwhile.
+        // No process is reaped under the lock, so the id cannot be reused in between.
         let mut table = self.children.lock();
         table.is_owned_by(self.id, self.child_id) && kill_process_group(self.id, signal).is_ok()
     }
 
-    /// Whether anybody is in it; a leader that nobody has reaped yet counts.
+    /// Whether the group has members. A leader that is not yet reaped counts.
     pub fn has_members(&self) -> bool {
         self.children.lock().is_owned_by(self.id, self.child_id)
     }
 }
 
 impl ChildTable {
-    /// Whether the group of this number is still the one of this child.
+    /// Whether the group with this id is still the one that this child led.
     fn is_owned_by(&mut self, id: Pid, child_id: ChildId) -> bool {
         if let Some(leader) = self.tracked.get(&id) {
             return leader.child_id == child_id;
@@ -60,12 +64,12 @@ impl ChildTable {
     }
 }
 
-/// Whether anybody is in the group of this number.
+/// Whether the group with this id has members.
 pub(super) fn has_members(id: Pid) -> bool {
     exists(test_kill_process_group(id))
 }
 
-/// One that may not be signalled is there all the same.
+/// EPERM also proves that the process exists.
 fn exists(tested: Result<(), Errno>) -> bool {
     tested.is_ok() || tested == Err(Errno::PERM)
 }
@@ -83,7 +87,7 @@ mod tests {
     #[test]
     fn a_number_that_was_given_again_is_nobody_elses_group() {
         let mut table = ChildTable::default();
-        // Somebody who next_child_id in a group of their own stands for what the number names at the time.
+        // A process in a group of its own stands for the process that the id names.
         let mut holder = std::process::Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
         let id = Pid::from_child(&holder);
         let insert = |table: &mut ChildTable| table.insert(id, watch::channel(None).0);

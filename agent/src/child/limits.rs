@@ -1,19 +1,19 @@
-//! What children get instead of the agent's own limits. Must not know who starts them.
+//! Resource limits of children, where they differ from the agent's own.
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-/// What the agent has changed for itself and its children are to have as it was before.
+/// Limits that the agent changed for itself. Children get the original values.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ChildLimits {
-    /// Open files.
+    /// RLIMIT_NOFILE, the number of open files.
     pub files: Option<Rlimit>,
-    /// Whom the kernel ends first when memory is short.
+    /// `oom_score_adj` of child processes.
     pub oom_score_adj: Option<i32>,
 }
 
 impl ChildLimits {
-    /// Sets them for a child that was just started. Between fork and exec it could only be done unsafely; that a child may
-    /// have looked already is the price.
+    /// Applies the limits to a child that was just started. Between fork and exec this would need
+    /// unsafe code. So the child may already have read the old values.
     pub(super) fn restore(&self, pid: Pid) {
         let raw = pid.as_raw_nonzero();
         if let Some(files) = &self.files

@@ -1,8 +1,8 @@
-//! Signals by name, as people and the wire spell them: "INT", without "SIG".
+//! Signals by name without "SIG", as in the API: "INT".
 
 use rustix::process::Signal;
 
-/// Every signal somebody may send or a child may die of, real-time ones aside.
+/// All signals except real-time signals.
 const SIGNAL_NAMES: &[(Signal, &str)] = &[
     (Signal::HUP, "HUP"),
     (Signal::INT, "INT"),
@@ -37,7 +37,7 @@ const SIGNAL_NAMES: &[(Signal, &str)] = &[
     (Signal::SYS, "SYS"),
 ];
 
-/// The name of a signal's number; a real-time signal has none and is named by it.
+/// Name of a signal number. A real-time signal has no name and is formatted as its number.
 pub fn name(raw: i32) -> String {
     match SIGNAL_NAMES.iter().find(|(signal, _)| signal.as_raw() == raw) {
         Some((_, name)) => (*name).to_owned(),
@@ -45,7 +45,7 @@ pub fn name(raw: i32) -> String {
     }
 }
 
-/// The signal of this name, with or without "SIG", in any case.
+/// Looks up a signal by name, with or without "SIG", in any case.
 pub fn by_name(name: &str) -> Option<Signal> {
     let upper = name.to_ascii_uppercase();
     let bare = upper.strip_prefix("SIG").unwrap_or(&upper);

@@ -1,27 +1,29 @@
-//! How long to wait before the next try: doubling, jittered, bounded. Pure; chance is an argument.
+//! Delay before the next connection attempt: doubling, jittered, bounded. Pure; randomness is an
+//! argument.
 
 use std::time::Duration;
 
-/// The first wait at most.
+/// Upper bound of the first delay.
 const FIRST: Duration = Duration::from_millis(100);
-/// No wait is longer: a control plane that is back is found within this time.
+/// Maximum delay. The agent finds a control plane that is back within this time.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// Counts tries that failed.
+/// Counts failed attempts in a row.
 #[derive(Debug, Default)]
 pub struct ReconnectBackoff {
     failed: u32,
 }
 
 impl ReconnectBackoff {
-    /// The wait before the next try. `chance` is in 0..1: agents that lost the same control plane come back spread out.
+    /// The delay before the next attempt. `chance` is in 0..1 and spreads the agents that lost the
+    /// same control plane.
     pub fn next(&mut self, chance: f64) -> Duration {
         let longest = FIRST.saturating_mul(1 << self.failed.min(16)).min(LONGEST);
         self.failed = self.failed.saturating_add(1);
         longest.mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0)
     }
 
-    /// A try went well.
+    /// Resets the delay after a successful attempt.
     pub fn reset(&mut self) {
         self.failed = 0;
     }

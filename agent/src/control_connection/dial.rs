@@ -1,6 +1,5 @@
-//! Dialling the control plane: a connection whose other end has proven who it is, before a word of ours is received.
-//!
-//! Must not know what is received over it.
+//! Dials the control plane and verifies its certificate before sending anything. Knows nothing of
+//! the protocol above HTTP/2.
 
 use std::{
     fs::File,
@@ -30,52 +29,44 @@ use crate::{
     tasks::ConnectionExecutor,
 };
 
-/// The name in the control plane's certificate, wherever it listens.
+/// Name in the control plane's certificate, independent of its address.
 const SERVER_NAME: &str = "podling-control";
-/// Connecting and proving may accept_claim this long together.
+/// Time limit for connecting and for the TLS handshake together.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
-/// A silent link is asked for a sign of life this often…
+/// Interval of HTTP/2 pings on a silent connection.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
-/// …and given up when none comes within this time.
+/// Time without an answer to a ping after which the connection is closed.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Why there is no connection.
+/// Why dialling the control plane failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// A file it needs cannot be read.
+    /// A CA or credential file cannot be read.
     #[error("reading {path}")]
     File {
-        /// Which.
         path: PathBuf,
         #[source]
-        /// Why.
         source: io::Error,
     },
-    /// The CA file holds no certificate.
     #[error("{0} holds no certificate that can be used as a CA")]
     Ca(PathBuf),
-    /// Nobody answers.
+    /// The connection could not be established.
     #[error("connecting to {to}")]
     Connect {
-        /// Whom.
         to: String,
         #[source]
-        /// Why.
         source: io::Error,
     },
-    /// Whoever answered could not prove to be the control plane. Nothing was received to it.
+    /// The TLS handshake failed. Nothing was sent to the peer.
     #[error("{to} did not prove to be the control plane")]
     Unproven {
-        /// Who answered.
         to: String,
         #[source]
-        /// Why.
         source: io::Error,
     },
-    /// It took too long.
     #[error("no answer from {0} within {DIAL_TIMEOUT:?}")]
     Timeout(String),
-    /// The HTTP/2 preface failed.
+    /// The HTTP/2 handshake failed.
     #[error("speaking HTTP/2")]
     Http(#[source] hyper::Error),
 }
@@ -83,7 +74,7 @@ pub enum DialError {
 /// Sends requests over one connection.
 pub type RequestSender = http2::SendRequest<tonic::body::Body>;
 
-/// Connects and checks the certificate. The connection's own tasks end with `life`.
+/// Connects and verifies the certificate. The connection's background tasks end with `life`.
 pub async fn dial(control: &ControlEndpoint, life: CancellationToken) -> Result<RequestSender, DialError> {
     let to = control.address.to_string();
     let tasks = ConnectionExecutor::new(life);
@@ -105,7 +96,7 @@ pub async fn dial(control: &ControlEndpoint, life: CancellationToken) -> Result<
     Ok(sender)
 }
 
-/// The agent's secret, as it is on disk now: it may have been renewed.
+/// Reads the agent's credential from disk each time, because it may have been renewed.
 pub async fn credential(control: &ControlEndpoint) -> Result<String, DialError> {
     let path = &control.credential;
     let text = tokio::fs::read_to_string(path)
@@ -114,7 +105,7 @@ pub async fn credential(control: &ControlEndpoint) -> Result<String, DialError> 
     Ok(text.trim().to_owned())
 }
 
-/// TLS 1.3, HTTP/2, and no CA but the one that was given.
+/// TLS 1.3 and HTTP/2 only, and no CA except the configured one.
 fn client_config(ca: &Path) -> Result<ClientConfig, DialError> {
     let pem = std::fs::read(ca).map_err(|source| DialError::File { path: ca.to_owned(), source })?;
     let mut roots = RootCertStore::empty();
@@ -153,7 +144,8 @@ async fn connect(control: &ControlEndpoint, tls: TlsConnector) -> Result<Box<dyn
     }
 }
 
-/// A socket's address holds 107 bytes; paths may be longer, so the folder is named by its descriptor.
+/// Connects through a descriptor of the parent directory, because a socket address holds only 107
+/// bytes and paths may be longer.
 async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());

@@ -1,4 +1,4 @@
-//! Why a stream to the control plane broke.
+//! Why a stream to the control plane ended.
 
 use std::time::Duration;
 
@@ -6,34 +6,28 @@ use tonic::Status;
 
 use super::{dial::DialError, messages};
 
-/// The control plane answers hello within this time.
+/// Time limit for the control plane's answer to hello.
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How a session broke.
+/// Why a session ended before the agent did.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DisconnectError {
-    /// No connection.
     #[error("dialling the control plane")]
     Dial(#[from] DialError),
-    /// The credential cannot be put into a header.
     #[error("the credential holds characters that no header may")]
     BadCredential,
-    /// The control plane refused, or the stream broke.
+    /// The control plane rejected the stream, or the stream broke.
     #[error("the control plane: {} ({:?})", .0.message(), .0.code())]
     Refused(Status),
-    /// The stream ended.
     #[error("the control plane closed the stream")]
     Closed,
-    /// Hello was not answered.
     #[error("no answer to hello within {HELLO_TIMEOUT:?}")]
     NoAnswer,
-    /// HeartbeatSchedule are not acknowledged.
     #[error("no heartbeat was acknowledged for {0:?}")]
     Silent(Duration),
-    /// It does not read what we send.
+    /// The outgoing queue is full.
     #[error("the control plane does not read")]
     Stuck,
-    /// It received something we cannot follow.
     #[error("a claim that cannot be served")]
     InvalidClaim(#[from] messages::InvalidClaim),
 }

@@ -1,20 +1,22 @@
-//! The pace of heartbeats on one stream: when the next one is due, and since when one waits for its acknowledgement.
+//! Schedules the heartbeats of one stream, and detects missing acknowledgements.
 //!
-//! A changed verdict is told at once. An intent while the verdict is `active` already waits for the next beat: what the control
-//! plane knows of the last intent is never older than one interval. Pure: clock and chance are arguments.
+//! A changed activity level is reported at once. A further intent while the level is `active` waits
+//! for the next heartbeat, so the control plane's time of the last intent is at most one interval
+//! old. Pure: clock and randomness are arguments.
 
 use std::time::{Duration, Instant};
 
 use crate::activity::assessment::ActivityLevel;
 
-/// A beat that is not acknowledged for this many intervals means a dead link.
+/// Intervals without an acknowledgement after which the connection counts as dead.
 const MAX_UNACKNOWLEDGED_INTERVALS: u32 = 3;
-/// By how much of it an interval varies, up and down: agents that started together do not beat together.
+/// Random part of an interval, up and down, so that agents that started together do not send
+/// together.
 const JITTER: f64 = 0.1;
-/// Edges are told at once, but not more often than this.
+/// Minimum time between two heartbeats that report a changed level.
 const MIN_CHANGE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The beats of one stream; none are due before it has brought a claim.
+/// Heartbeat times of one stream. No heartbeat is due before the stream has delivered a claim.
 #[derive(Debug, Default)]
 pub(super) struct HeartbeatSchedule {
     sent: u64,
@@ -24,18 +26,19 @@ pub(super) struct HeartbeatSchedule {
     acknowledged: bool,
 }
 
-/// How long a link without acknowledgements is kept.
+/// How long a connection without acknowledgements is kept.
 pub(super) fn acknowledgement_timeout(interval: Duration) -> Duration {
     interval * MAX_UNACKNOWLEDGED_INTERVALS
 }
 
 impl HeartbeatSchedule {
-    /// The claim is an edge; a repeated one keeps the pace, unless it asks for a faster one.
+    /// Makes the first heartbeat due at once. A repeated claim keeps the schedule, unless its
+    /// interval is shorter.
     pub(super) fn start(&mut self, now: Instant, interval: Duration) {
         self.next = Some(self.next.map_or(now, |due| due.min(now + interval)));
     }
 
-    /// When the next one is due.
+    /// Time of the next heartbeat.
     pub(super) fn next(&self) -> Option<Instant> {
         self.next
     }
@@ -44,7 +47,7 @@ impl HeartbeatSchedule {
         self.sent + 1
     }
 
-    /// It was sent, with this verdict. `chance` is in 0..1.
+    /// Records a sent heartbeat with its level, and schedules the next. `chance` is in 0..1.
     pub(super) fn sent(&mut self, verdict: ActivityLevel, now: Instant, interval: Duration, chance: f64) {
         self.sent += 1;
         self.last = Some((now, verdict));
@@ -52,28 +55,28 @@ impl HeartbeatSchedule {
         self.next = Some(now + interval.mul_f64(1.0 - JITTER + 2.0 * JITTER * chance));
     }
 
-    /// `false` if it was never sent.
+    /// Returns `false` if a heartbeat with this number was never sent.
     pub(super) fn acknowledged(&mut self, sequence: u64, now: Instant) -> bool {
         if sequence > self.sent {
             return false;
         }
         self.acknowledged = true;
-        // An older one is a sign of life too.
+        // The acknowledgement of an older heartbeat also proves that the control plane is alive.
         self.waiting = (sequence < self.sent).then_some(now);
         true
     }
 
-    /// Whether one ever was.
     pub(super) fn was_acknowledged(&self) -> bool {
         self.acknowledged
     }
 
-    /// Since when nothing was drained although a beat waits for its acknowledgement.
+    /// Time of the oldest heartbeat since the last acknowledgement, or of that acknowledgement if
+    /// newer heartbeats are unacknowledged.
     pub(super) fn unacknowledged_since(&self) -> Option<Instant> {
         self.waiting
     }
 
-    /// A changed verdict is told at once.
+    /// Makes the next heartbeat due early if the level differs from the last one sent.
     pub(super) fn activity_changed(&mut self, verdict: ActivityLevel, now: Instant) {
         if let (Some((at, told)), Some(due)) = (self.last, self.next)
             && told != verdict

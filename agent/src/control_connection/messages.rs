@@ -1,4 +1,5 @@
-//! Edge of the link: what is received to the control plane and what it says. The claim is parsed, never trusted to be whole.
+//! Converts messages to and from the control plane. A claim is parsed and never trusted to be
+//! complete.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,41 +13,41 @@ use crate::{
     sleep::SleepUrgency,
 };
 
-/// The protocol this agent speaks.
+/// Protocol version of this agent.
 pub const PROTOCOL: u32 = 1;
-/// Longest time a policy may name: beyond it durations are cut, so that adding them to a time never overflows.
+/// Longest duration in a policy. Longer ones are cut, so that adding them to a time never
+/// overflows.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
-/// Bounds of a beat's interval: below it the agent would do nothing else, above it nobody would know whether it lives.
+/// Bounds of the heartbeat interval. A shorter one would keep the agent busy; with a longer one
+/// nothing would show in time whether the agent is alive.
 const BEAT_INTERVAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(60));
-/// Bounds of the window of work.
+/// Bounds of the window over which CPU and bytes are averaged.
 const WORK_WINDOW: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3600));
-/// Leases are a promise for a day at most.
+/// Upper bound of the policy's longest lease.
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
-/// Bounds of what is kept of each terminal's output.
+/// Bounds of the output retained per terminal, in bytes.
 const RING_BYTES: (u64, u64) = (64 * 1024, 64 * 1024 * 1024);
-/// Characters of a warning's reason that are kept: people read it in a line.
+/// Longest reason of a warning; longer ones are cut. Clients show it on one line.
 const MAX_REASON_CHARS: usize = 200;
-/// Bounds of terminals and processes at once.
+/// Upper bound of the policy's limits for terminals and processes.
 const MAX_COUNT: u32 = 4096;
 
-/// A claim that cannot be served.
+/// Why a claim is rejected.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidClaim {
-    /// Without a workspace there is nothing to serve.
     #[error("the claim names no workspace")]
     NoWorkspace,
-    /// Another protocol.
     #[error("the claim asks for protocol {0}; this agent speaks {PROTOCOL}")]
     Protocol(u32),
-    /// Nobody could call this agent.
+    /// Without a key, no client could authenticate to this agent.
     #[error("the claim brings no usable token key")]
     NoKey,
-    /// It cannot be passed to a program.
+    /// A variable that cannot be passed to a program.
     #[error("the claim's environment holds a variable that cannot be: {0:?}")]
     Variable(String),
 }
 
-/// The first message.
+/// The first message of a stream. `held` is the claim that the agent already serves.
 pub fn hello(description: &AgentDescription, held: Option<&Claim>) -> wire::AgentMessage {
     let hello = wire::Hello {
         protocol_min: PROTOCOL,
@@ -63,19 +64,18 @@ pub fn hello(description: &AgentDescription, held: Option<&Claim>) -> wire::Agen
     wire::AgentMessage { message: Some(wire::agent_message::Message::Hello(hello)) }
 }
 
-/// A heartbeat.
 pub fn beat(sequence: u64, snapshot: &ActivitySnapshot) -> wire::AgentMessage {
     let beat = wire::Heartbeat { sequence, activity: Some(api::activity::state(snapshot)) };
     wire::AgentMessage { message: Some(wire::agent_message::Message::Heartbeat(beat)) }
 }
 
-/// Reads a warning; one without a time withdraws the one before.
+/// Parses a warning. One without a time withdraws the previous one.
 pub fn warning(warn: wire::Warn) -> Option<SleepWarning> {
     let at = warn.at.and_then(|at| SystemTime::try_from(at).ok())?;
     Some(SleepWarning { at, reason: warn.reason.chars().take(MAX_REASON_CHARS).collect() })
 }
 
-/// Reads a prepare: how long to hold at most, and why. One that says both insists.
+/// Parses a prepare directive into the hold and the urgency. `force` takes precedence over `asked`.
 pub fn prepare(prepare: &wire::Prepare) -> (Option<Duration>, SleepUrgency) {
     let urgency = match (prepare.force, prepare.requested) {
         (true, _) => SleepUrgency::Forced,
@@ -85,12 +85,12 @@ pub fn prepare(prepare: &wire::Prepare) -> (Option<Duration>, SleepUrgency) {
     (prepare.hold.and_then(|hold| Duration::try_from(hold).ok()), urgency)
 }
 
-/// A directive was carried out.
+/// Reports that a directive was executed.
 pub fn done(id: u64) -> wire::AgentMessage {
     result(id, wire::directive_result::Result::Done(wire::Done {}))
 }
 
-/// A directive was not carried out.
+/// Reports that a directive was declined.
 pub fn declined(id: u64, reason: &str, snapshot: &ActivitySnapshot) -> wire::AgentMessage {
     let declined =
         wire::Declined { reason: reason.to_owned(), activity: Some(api::activity::state(snapshot)) };
@@ -102,7 +102,7 @@ fn result(id: u64, result: wire::directive_result::Result) -> wire::AgentMessage
     wire::AgentMessage { message: Some(wire::agent_message::Message::DirectiveResult(result)) }
 }
 
-/// Reads a claim.
+/// Validates and parses a claim.
 pub fn claim(claim: wire::Claim) -> Result<Claim, InvalidClaim> {
     let id = claim.id.filter(|id| !id.workspace_id.is_empty()).ok_or(InvalidClaim::NoWorkspace)?;
     if claim.protocol != PROTOCOL {
@@ -137,7 +137,7 @@ pub fn claim(claim: wire::Claim) -> Result<Claim, InvalidClaim> {
     })
 }
 
-/// What a policy leaves out is as the default has it; what is out of bounds is moved to the bound.
+/// Fills missing values from the default policy and clamps the others to their bounds.
 fn policy(policy: wire::AgentPolicy) -> AgentPolicy {
     let default = AgentPolicy::default();
     let span = |given: Option<prost_types::Duration>, default: Duration| {

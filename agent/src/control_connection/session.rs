@@ -30,27 +30,27 @@ use crate::{
     sleep::SleepDeclined,
 };
 
-/// Messages to the control plane that wait to be sent. When full it has stopped reading: the link is given up.
+/// Outgoing messages that wait to be sent. If full, the control plane does not read, and the agent
+/// disconnects.
 const OUTBOX_MESSAGES: usize = 16;
-/// The last words may accept_claim this long to be drained.
+/// How long the agent waits for the control plane to close the stream at the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Written into requests as `:authority`; the connection is already made.
+/// The `:authority` of requests; the connection exists already.
 const ORIGIN: &str = "https://podling-control";
 
-/// How a session ended well.
+/// How a session ended without an error.
 #[derive(Debug)]
 pub(super) enum SessionEnd {
-    /// There is no more to send: the agent ends.
+    /// The agent is ending.
     Finished,
 }
 
-/// One stream.
 pub(super) struct ControlSession<'a> {
     connection: &'a ControlConnection,
     heartbeats: HeartbeatSchedule,
-    /// Directives to drain that are answered when all is drained.
+    /// Ids of drain directives, answered when everything has ended.
     draining: Vec<u64>,
-    /// Directives to commit that are answered when all is on disk.
+    /// Ids of commit directives, answered when everything is on disk.
     committing: Vec<u64>,
 }
 
@@ -64,12 +64,12 @@ impl<'a> ControlSession<'a> {
         }
     }
 
-    /// Whether a beat was ever acknowledged.
+    /// Whether a heartbeat was ever acknowledged.
     pub(super) fn was_healthy(&self) -> bool {
         self.heartbeats.was_acknowledged()
     }
 
-    /// Dials, says hello, and keeps on until the stream breaks or the agent has ended.
+    /// Dials, sends hello, and runs until the stream breaks or the agent has ended.
     pub(super) async fn run(&mut self, life: CancellationToken) -> Result<SessionEnd, DisconnectError> {
         let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES);
         let connect = self.connect(life, messages);
@@ -90,7 +90,7 @@ impl<'a> ControlSession<'a> {
         let control = self.connection.control.clone();
         async move {
             let sender = dial(&control, life).await?;
-            // Read only now: whoever could not prove to be the control plane never comes this far.
+            // Read only now, after the control plane has proven its identity.
             let credential = credential(&control).await?;
             let mut bearer: MetadataValue<_> =
                 format!("Bearer {credential}").parse().map_err(|_| DisconnectError::BadCredential)?;
@@ -163,7 +163,8 @@ impl<'a> ControlSession<'a> {
         Ok(())
     }
 
-    /// An agent serves one workspace, and one epoch of it, in its life.
+    /// Publishes the claim. An agent serves one epoch of one workspace for its whole life; any
+    /// other claim shuts it down.
     fn accept_claim(&mut self, mut claim: Claim) {
         let held = self.connection.claims.borrow().clone();
         if let Some(held) = &held
@@ -184,12 +185,12 @@ impl<'a> ControlSession<'a> {
             );
         }
         if claim.maintenance {
-            // Before anybody can ask.
+            // Set before the claim is published, and so before any client is authorized.
             self.connection.sleep.gate().enter_maintenance();
         }
         let interval = claim.policy.beat_interval;
         self.connection.claims.send_replace(Some(Arc::new(claim)));
-        // The claim is an edge; a repeated one keeps the pace.
+        // The claim makes a heartbeat due; a repeated claim keeps the schedule.
         self.heartbeats.start(Instant::now(), interval);
     }
 
@@ -241,7 +242,7 @@ impl<'a> ControlSession<'a> {
         }
     }
 
-    /// Answered when all is on disk.
+    /// Delays the answer until everything is on disk.
     fn commit(&mut self, id: u64) -> Result<(), DisconnectError> {
         if self.committing.len() >= OUTBOX_MESSAGES {
             return Err(DisconnectError::Stuck);
@@ -279,7 +280,7 @@ impl<'a> ControlSession<'a> {
         claim.as_ref().map(|claim| claim.policy.beat_interval).unwrap_or_default()
     }
 
-    /// Says what was promised to be received at the end, and gives it time to be drained.
+    /// Answers the drain directives, and waits briefly for the control plane to close the stream.
     async fn finish(
         &mut self,
         outbox: mpsc::Sender<AgentMessage>,
@@ -297,7 +298,7 @@ impl<'a> ControlSession<'a> {
     }
 }
 
-/// Waits until then; for ever if there is no such time.
+/// Waits until `time`; forever if there is none.
 async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time.into()).await,

@@ -1,4 +1,5 @@
-//! The workspace's own command (an IDE): started after the claim, started again when it ends, ended with the agent.
+//! The workspace's own command, such as an IDE: started after the claim, restarted when it ends,
+//! and ended with the agent.
 
 use std::{
     os::unix::process::CommandExt,
@@ -15,30 +16,28 @@ use crate::{
     spawn::{Launcher, Program, SpawnError, spawn_failed},
 };
 
-/// The wait before the first restart; it doubles with each one…
+/// Delay before the first restart. It doubles with each restart, up to [`MAX_RESTART_DELAY`].
 const MIN_RESTART_DELAY: Duration = Duration::from_secs(1);
-/// …up to this…
+/// Maximum delay before a restart.
 const MAX_RESTART_DELAY: Duration = Duration::from_secs(60);
-/// …and begins anew when the command has run this long.
+/// A command that ran this long resets the delay.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 
-/// The workspace's own command.
 #[derive(Debug, Clone)]
 pub struct WorkspaceCommand {
-    /// Where it is started.
     pub children: Children,
-    /// With what.
     pub launcher: Launcher,
-    /// Unless the claim names one; empty: none.
+    /// Command to run if the claim names none. Empty if there is none.
     pub fallback: Vec<String>,
-    /// Who it is that runs, for signals that are its own.
+    /// Receives the signals that are forwarded to the command.
     pub running: RunningCommand,
-    /// Cancelled when it is not wanted any more.
+    /// Cancelled when the workspace's processes are to end.
     pub ending: CancellationToken,
 }
 
 impl WorkspaceCommand {
-    /// Starts it after the claim (unless that is for maintenance), and again whenever it ends, until it is not wanted. The agent goes on whatever becomes of it.
+    /// Starts the command after the claim and restarts it whenever it ends, until `ending` is
+    /// cancelled. Does nothing in maintenance mode. Failures never end the agent.
     pub async fn keep_running(&self) {
         let mut claims = self.launcher.claims().clone();
         let Ok(claim) = claims.wait_for(Option::is_some).await.map(|claim| claim.clone()) else {
@@ -76,7 +75,8 @@ impl WorkspaceCommand {
     async fn run(&self, argv: &[String]) -> Result<Option<ExitStatus>, SpawnError> {
         let program = Program { argv: argv.to_vec(), ..Program::default() };
         let mut command = self.launcher.command(&program)?;
-        // A group of its own, so that no signal for the agent's is for it; what it prints goes where the agent's log goes.
+        // A process group of its own, so that signals for the agent's group miss it. Its output
+        // goes where the agent's log goes.
         command.process_group(0).stdin(Stdio::null());
         let mut child = self.children.spawn(&mut command).map_err(|error| spawn_failed(&argv[0], error))?;
         let _runs = self.running.begin(child.group.clone());

@@ -1,4 +1,4 @@
-//! The end of all that the workspace started: HUP and TERM, time, then KILL, for every descendant, whoever started it.
+//! Ends every descendant of the agent: HUP and TERM, a grace period, then KILL.
 
 use std::{
     io,
@@ -10,12 +10,12 @@ use tokio::time::sleep;
 
 use crate::activity::proc::{ProcSnapshot, ProcStat};
 
-/// How often it is looked whether all are gone.
+/// Interval between checks for remaining processes.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// After KILL they are gone but for those that hang in the kernel; these are not waited for.
+/// How long to wait after KILL. Processes that still exist then hang in the kernel.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Ends all descendants of this process. Its children must be reaped meanwhile.
+/// Ends all descendants of this process. A concurrent task must reap its children.
 pub async fn end_all(grace: Duration) -> io::Result<()> {
     let asked = Instant::now();
     for signal in [Signal::HUP, Signal::TERM, Signal::CONT] {
@@ -30,7 +30,8 @@ pub async fn end_all(grace: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// Those killed may leave children that were started meanwhile, so it is done until nobody is left.
+/// Repeats until no process is left, because a killed process may leave children that it started
+/// meanwhile.
 async fn kill_remaining() -> io::Result<()> {
     let began = Instant::now();
     loop {
@@ -55,12 +56,13 @@ async fn live_descendants() -> io::Result<Vec<ProcStat>> {
 
 fn signal_all(processes: &[ProcStat], signal: Signal) {
     for process in processes {
-        // The descriptor names the process for ever; asked after it is open, the start time shows that it is the one we mean.
+        // The descriptor refers to the process forever. Checking the start time after opening it
+        // proves that the id was not reused.
         let Some(pid) = Pid::from_raw(process.pid) else { continue };
         if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
             && process.is_alive()
         {
-            // It may have ended meanwhile, which is what is wanted.
+            // Fails if the process has ended meanwhile, which is fine.
             let _sent = pidfd_send_signal(pidfd, signal);
         }
     }

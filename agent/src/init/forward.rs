@@ -1,14 +1,17 @@
-//! Signals that a container's init gets on behalf of what runs in it: passed on to the group of the workspace's command.
+//! Forwards signals that the container's init receives to the process group of the workspace's
+//! command.
 //!
-//! TERM and INT are the agent's own: they end all in order (see [`super::heed_signals`]), the command included. Not passed on, too:
+//! TERM and INT are for the agent itself, which then ends everything in order (see
+//! [`super::handle_termination_signals`]). These are not forwarded either:
 //!
-//! - CHLD, and what the kernel tells a process of its own doings: faults (SEGV, BUS, ILL, FPE, TRAP, SYS, ABRT), PIPE, URG, IO,
-//!   VTALRM, PROF, XCPU, XFSZ.
-//! - TSTP, TTIN, TTOU: job control, and the command has no terminal. Somebody who runs the agent by hand may stop it by Ctrl-Z.
-//! - PWR and real-time signals: they mean something to one init or one program only, and nobody says which.
+//! - CHLD, and signals by which the kernel reports on a process itself: faults (SEGV, BUS, ILL,
+//!   FPE, TRAP, SYS, ABRT), PIPE, URG, IO, VTALRM, PROF, XCPU, XFSZ.
+//! - TSTP, TTIN, TTOU: job control, and the command has no terminal. A user who runs the agent by
+//!   hand may stop it with Ctrl-Z.
+//! - PWR and real-time signals, whose meaning depends on the init or program.
 //!
-//! KILL and STOP nobody can pass on. While no command runs, a signal is for nobody and is dropped, as an init without children
-//! would do.
+//! KILL and STOP cannot be caught. While no command runs, signals are dropped, as an init without
+//! children does.
 
 use std::{
     convert::Infallible,
@@ -23,15 +26,16 @@ use tokio::signal::unix::{self, SignalKind, signal};
 
 use crate::child::{ProcessGroup, signals};
 
-/// What is passed on: how people tell a server to read its configuration, open its logs anew, or end its own way.
+/// Forwarded signals. By convention they make servers reload their configuration, reopen their
+/// logs, or end.
 const FORWARDED_SIGNALS: [Signal; 7] =
     [Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2, Signal::ALARM, Signal::CONT, Signal::WINCH];
 
-/// The group of the command that runs now. Cheap to clone; all clones are the same.
+/// Process group of the running command. Cheap to clone; all clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct RunningCommand(Arc<Mutex<Option<ProcessGroup>>>);
 
-/// The command runs as long as this lives.
+/// Clears the running command when dropped.
 #[derive(Debug)]
 pub(super) struct RunningCommandGuard(RunningCommand);
 
@@ -41,7 +45,7 @@ impl RunningCommand {
         RunningCommandGuard(self.clone())
     }
 
-    /// Passes signals on for ever; run by one owned task.
+    /// Forwards signals forever. One owned task runs it.
     pub async fn forward(&self) -> io::Result<Infallible> {
         let listen = |wanted: Signal| Ok((wanted, signal(SignalKind::from_raw(wanted.as_raw()))?));
         let mut heard: Vec<(Signal, unix::Signal)> =

@@ -1,4 +1,5 @@
-//! What the agent does for its workspace: terminals, processes, files and activity, and their services.
+//! The agent's functions for its workspace (terminals, processes, files, archives, activity) and
+//! their services.
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
@@ -29,7 +30,6 @@ use crate::{
     terminal::Terminals,
 };
 
-/// The parts, made and connected.
 #[derive(Debug, Clone)]
 pub(super) struct WorkspaceRuntime {
     pub(super) launcher: Launcher,
@@ -44,17 +44,18 @@ pub(super) struct WorkspaceRuntime {
     orphans: OrphanPolicy,
 }
 
-/// What is served.
+/// gRPC and HTTP services to be served.
 pub(super) struct AgentServices {
     pub(super) grpc: Routes,
-    /// Names of the services in it.
+    /// Names of the services in `grpc`.
     pub(super) names: Vec<&'static str>,
-    /// What is not gRPC.
+    /// Routes that are not gRPC.
     pub(super) http: axum::Router,
 }
 
 impl WorkspaceRuntime {
-    /// Serves the workspace in `root`, with the agent's own files in `state`, whichever it is claimed for.
+    /// Creates the parts for the workspace in `root`. `state` is the directory for the agent's own
+    /// files.
     pub(super) fn new(
         root: &Path,
         state: &Path,
@@ -63,7 +64,7 @@ impl WorkspaceRuntime {
         orphans: OrphanPolicy,
     ) -> io::Result<Self> {
         let gate = Arc::new(AdmissionGate::new());
-        // What is not UTF-8 cannot be in a claim either.
+        // Skips variables that are not UTF-8, because a claim cannot contain them either.
         let image =
             std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
         let launcher = Launcher::new(root, claims.clone()).inheriting(image);
@@ -106,10 +107,12 @@ impl WorkspaceRuntime {
         AgentServices { grpc, names, http }
     }
 
-    /// Ends all that was started: told at once, killed after `grace`. Nothing new is started from here on.
+    /// Ends all terminals and processes: signals at once, KILL after `grace`. Nothing new starts
+    /// from here on.
     pub(super) async fn end(&self, grace: Duration) {
         let rest = async {
-            // Only an init may end every descendant: others have children that are none of the workspace's.
+            // Only an init may end every descendant. Any other process may have children outside
+            // the workspace.
             if self.orphans == OrphanPolicy::Reap
                 && let Err(error) = init::end_all::end_all(grace).await
             {
@@ -119,8 +122,9 @@ impl WorkspaceRuntime {
         tokio::join!(self.terminals.end_all(grace), self.processes.end_all(grace), rest);
     }
 
-    /// Waits until the workspace is to sleep; then everything ends and is brought to disk, and the agent only serves who reads.
-    /// `ending` is cancelled as nothing is to be started again. A failure (a full disk) is tried again by whoever supervises it.
+    /// Waits for the commit of sleep, ends everything and persists it. Afterwards the agent serves
+    /// reads only. Cancels `ending` so that nothing is started again. The supervisor retries after
+    /// an error such as a full disk.
     pub(super) async fn fall_asleep(&self, ending: &CancellationToken) -> io::Result<()> {
         self.sleep.committed().await;
         tracing::info!("falling asleep");
@@ -132,7 +136,7 @@ impl WorkspaceRuntime {
         Ok(())
     }
 
-    /// The text of `/metrics`.
+    /// The text of `/metrics`, with current gauges.
     pub(super) fn metrics(&self, metrics: &Metrics) -> String {
         let now = self.activity.snapshot();
         let (task_panics, screen_panics) = self.terminals.panics();

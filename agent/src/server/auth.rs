@@ -1,6 +1,6 @@
-//! The door of the server: no token, no service. Health and readiness alone are for everybody.
+//! Authorizes every call with a token. Only health and readiness need none.
 //!
-//! Tokens are checked offline with the keys of the claim. Must not know what the calls do.
+//! Tokens are verified offline with the keys of the claim.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,16 +21,16 @@ use podling_proto::{
 use super::{connection::ConnectionAuth, error_response::respond};
 use crate::claim::{Claim, ClaimReceiver};
 
-/// What everybody may ask.
+/// Paths that need no token.
 const PUBLIC_PATHS: [&str; 2] = ["/healthz", "/readyz"];
 const HEALTH_SERVICE: &str = "/grpc.health.v1.Health/";
 const REFLECTION: [&str; 2] =
     ["/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/"];
 
-/// When to ask again an agent that is not claimed yet.
+/// Delay after which a client may retry at an agent that is not claimed yet.
 const UNCLAIMED_RETRY: Duration = Duration::from_secs(1);
 
-/// Lets a call through, or answers it with the refusal.
+/// Middleware that passes authorized calls on and answers others with the error.
 pub async fn check(State(claims): State<ClaimReceiver>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     if PUBLIC_PATHS.contains(&path) || path.starts_with(HEALTH_SERVICE) {
@@ -40,7 +40,7 @@ pub async fn check(State(claims): State<ClaimReceiver>, request: Request, next: 
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     match authorize(claim.as_deref(), request.method(), path, request.headers(), now) {
         Ok(()) => {
-            // The connection has shown that it is no stranger's.
+            // A valid token authenticates the connection, which frees its unauthenticated slot.
             if let Some(auth) = request.extensions().get::<ConnectionAuth>() {
                 auth.mark_authenticated();
             }
@@ -50,7 +50,7 @@ pub async fn check(State(claims): State<ClaimReceiver>, request: Request, next: 
     }
 }
 
-/// Whether a call is allowed; pure.
+/// Checks the token of a call. Pure.
 fn authorize(
     claim: Option<&Claim>,
     method: &Method,
@@ -88,7 +88,7 @@ fn authorize(
     Ok(())
 }
 
-/// The verb a call needs; what is not known needs all.
+/// The verb that a call needs. Unknown methods and paths need `admin`.
 fn required_verb(http: &Method, path: &str) -> Verb {
     if let Some(method) = method::find(path) {
         return method.verb();

@@ -1,7 +1,8 @@
-//! Connections: how many there may be, and how one is served.
+//! Limits the number of connections, and serves each of them.
 //!
-//! A connection is a stranger's until a call on it has shown a valid token. Strangers share few places: when all are taken, the
-//! one who has been here longest goes. So a thousand of them cost no more memory than a few, and a probe still gets in.
+//! A connection is unauthenticated until a call on it has presented a valid token. Unauthenticated
+//! connections share a small number of slots. When all are taken, the oldest connection is closed.
+//! So a thousand of them need no more memory than a few, and a health probe can always connect.
 
 use std::{
     collections::VecDeque,
@@ -30,31 +31,31 @@ use crate::{metrics::Metrics, tasks::ConnectionExecutor};
 
 /// Connections at once. The next is closed before its handshake.
 const MAX_CONNECTIONS: usize = 512;
-/// Connections that no token was shown on. When there is one more, the oldest of them is cut.
+/// Unauthenticated connections at once. One more closes the oldest.
 const MAX_UNAUTHENTICATED: usize = 32;
-/// A TLS handshake takes this long at most.
+/// Time limit for a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The head of an HTTP/1.1 request takes this long at most, the wait for it included.
+/// Time limit for the head of an HTTP/1.1 request, including the wait for it.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
-/// What one stream may send before somebody reads it, in bytes.
+/// Data that one stream may send before the server reads it.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-/// The same for a connection: all that HTTP/2 allows, so that a stream nobody reads never holds up the others. What bounds
-/// memory is the window of a stream times their number.
+/// Flow-control window of a connection: the maximum of HTTP/2, so that a stream that is not read
+/// never blocks the others. Memory is bounded by the stream window times the number of streams.
 const CONNECTION_WINDOW_BYTES: u32 = i32::MAX as u32;
-/// Streams at once on a connection; the next waits at the caller's.
+/// Streams at once on a connection. The next waits at the client.
 const MAX_STREAMS: u32 = 256;
-/// What one stream may hold that the caller has not taken, in bytes.
+/// Data of one stream that the client has not received yet.
 const SEND_BUFFER_BYTES: usize = 256 * 1024;
-/// Longest headers, in bytes.
+/// Longest HTTP/2 header list.
 const MAX_HEADER_BYTES: u32 = 32 * 1024;
-/// Longest head of an HTTP/1.1 request, in bytes.
+/// Longest head of an HTTP/1.1 request.
 const HTTP1_HEAD_BYTES: usize = 64 * 1024;
-/// A silent connection is asked for a sign of lifetime this often…
+/// Interval of HTTP/2 pings on a silent connection.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
-/// …and cut when none comes within this time.
+/// Time without an answer to a ping after which the connection is closed.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// All connections.
+/// Limits and counts the open connections.
 #[derive(Debug, Clone)]
 pub struct Connections {
     open: Arc<Mutex<OpenConnections>>,
@@ -67,23 +68,22 @@ struct OpenConnections {
     unauthenticated: VecDeque<(ConnectionAuth, CancellationToken)>,
 }
 
-/// Whether a valid token was shown on a connection; travels with its requests.
+/// Whether a valid token was presented on a connection. An extension of each of its requests.
 #[derive(Debug, Clone, Default)]
 pub struct ConnectionAuth(Arc<AtomicBool>);
 
-/// A place among the connections, given back when dropped.
+/// Permission for one open connection, released when dropped.
 #[derive(Debug)]
 pub struct ConnectionPermit {
     connections: Connections,
     auth: ConnectionAuth,
-    /// Cancelled when somebody else needs the place.
+    /// Cancelled when a newer unauthenticated connection takes the slot.
     evicted: CancellationToken,
 }
 
 // === impl ConnectionAuth ===
 
 impl ConnectionAuth {
-    /// A valid token was shown.
     pub fn mark_authenticated(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -96,12 +96,12 @@ impl ConnectionAuth {
 // === impl Connections ===
 
 impl Connections {
-    /// None yet.
     pub fn new(metrics: Metrics) -> Self {
         Self { open: Arc::default(), metrics }
     }
 
-    /// A place for one more, or none if all are taken by callers with tokens.
+    /// Returns a permit for one more connection. Closes the oldest unauthenticated connection if
+    /// their slots are taken. Returns `None` if all connections are taken.
     pub fn try_acquire(&self) -> Option<ConnectionPermit> {
         let mut open = self.lock();
         open.unauthenticated.retain(|(auth, _)| !auth.is_authenticated());
@@ -139,7 +139,8 @@ impl Drop for ConnectionPermit {
 // === impl ConnectionPermit ===
 
 impl ConnectionPermit {
-    /// Serves one connection. `closing` lets calls end and takes no more; whoever drops the future cuts it.
+    /// Serves one connection. `closing` accepts no more calls and lets open ones end. Dropping the
+    /// future closes the connection.
     pub async fn serve(
         self,
         io: Box<dyn ClientStream>,

@@ -1,4 +1,4 @@
-//! Refusals in the caller's protocol: a gRPC status, the same for gRPC-web, or problem JSON.
+//! Error responses in the caller's protocol: a gRPC or gRPC-web status, or problem JSON.
 
 use axum::{body::Body, response::Response};
 use http::{
@@ -18,13 +18,13 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     content_type(headers).starts_with(GRPC)
 }
 
-/// The refusal.
 pub fn respond(headers: &HeaderMap, error: WireError) -> Response {
     let asked = content_type(headers);
     if !asked.starts_with(GRPC) {
         return challenge(&error);
     }
-    // Trailers only: with no message before it, the status may stand in the headers, in gRPC and gRPC-web alike.
+    // A trailers-only response: without a message before it, gRPC and gRPC-web allow the status in
+    // the headers.
     let mut response = Status::from(error).into_http::<Body>();
     if asked.starts_with(GRPC_WEB) {
         let same = HeaderValue::from_str(asked).unwrap_or(HeaderValue::from_static(GRPC_WEB));

@@ -1,4 +1,5 @@
-//! The agent's identity: a key made at its start and never written down. Whoever calls knows it by its fingerprint.
+//! The agent's key and certificate, created at its start and never written to disk. Callers pin the
+//! certificate by its fingerprint.
 
 use std::sync::Arc;
 
@@ -8,30 +9,28 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
 };
 
-/// Names in the certificate.
+/// DNS names in the certificate.
 const NAMES: [&str; 2] = ["podling-agent", "localhost"];
-/// Tickets for a quicker second handshake would keep state for strangers.
+/// TLS session tickets are off, because they would keep state for unauthenticated connections.
 const TICKETS: usize = 0;
 
-/// Why there is no identity.
+/// Why the key or certificate could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// The key or the certificate could not be made.
     #[error("making the agent's certificate")]
     Make(#[from] rcgen::Error),
-    /// The certificate cannot be used.
+    /// rustls rejected the certificate.
     #[error("using the agent's certificate")]
     Use(#[from] rustls::Error),
 }
 
-/// Key and certificate.
 pub struct Identity {
     certificate: CertificateDer<'static>,
     key: PrivatePkcs8KeyDer<'static>,
 }
 
 impl Identity {
-    /// Makes a new one.
+    /// Creates a new key and a self-signed certificate.
     pub fn generate() -> Result<Self, IdentityError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let certificate = CertificateParams::new(NAMES.map(str::to_owned))?.self_signed(&key)?;
@@ -44,7 +43,7 @@ impl Identity {
         digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Serves with it: TLS 1.3, HTTP/2 or HTTP/1.1.
+    /// TLS configuration with this certificate: TLS 1.3 with HTTP/2 or HTTP/1.1.
     pub fn server_config(&self) -> Result<ServerConfig, IdentityError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let key = PrivateKeyDer::Pkcs8(self.key.clone_key());

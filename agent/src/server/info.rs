@@ -1,4 +1,5 @@
-//! The file that says how to reach this run of the agent; whoever adopts it compares pid, start time and boot id.
+//! The info file, which tells other processes how to reach this run of the agent. A control plane
+//! that adopts the agent compares pid, start time and boot id.
 
 use std::{
     io::{self, Write},
@@ -8,14 +9,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// What the file holds, as JSON.
+/// Content of the info file, as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentInfo {
-    /// Process id.
     pub pid: u32,
-    /// Start time in clock ticks since the machine's boot, as /proc/PID/stat has it.
+    /// Start time in clock ticks since boot, from /proc/PID/stat.
     pub start_ticks: u64,
-    /// Names this run of the agent.
+    /// Identifies this run of the agent.
     pub boot_id: String,
     /// `unix:PATH` or `IP:PORT`.
     pub address: String,
@@ -24,13 +24,13 @@ pub struct AgentInfo {
 }
 
 impl AgentInfo {
-    /// Writes the file whole or not at all, for the owner alone.
+    /// Writes the file atomically, readable by its owner only.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         write_whole(path, &serde_json::to_vec_pretty(self)?)
     }
 }
 
-/// Writes beside `path` and renames, so that a reader never sees half of it.
+/// Writes a temporary file beside `path` and renames it, so that readers never see a partial file.
 pub fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");

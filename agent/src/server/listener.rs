@@ -1,4 +1,4 @@
-//! Listening: on a socket in the file system or on TCP. Must not know what is served.
+//! Listens on a Unix socket or on TCP.
 
 use std::{
     fs::File,
@@ -20,12 +20,12 @@ use tokio::{
 
 use crate::config::ListenAddress;
 
-/// Connections the kernel holds until we take them; beyond it, callers are refused or wait.
+/// Connections that the kernel queues until they are accepted. Beyond it, clients are rejected or
+/// wait.
 const BACKLOG: i32 = 256;
-/// The wait after the kernel could give no connection (no descriptors, no memory).
+/// Delay after a failed accept, such as when descriptors or memory run out.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Why there is no listener.
 #[derive(Debug, thiserror::Error)]
 #[error("listening on {address}")]
 pub struct ListenError {
@@ -33,21 +33,18 @@ pub struct ListenError {
     source: io::Error,
 }
 
-/// Takes connections.
 #[derive(Debug)]
 pub enum Listener {
-    /// A socket in the file system.
+    /// A Unix socket and its path.
     Unix(UnixListener, PathBuf),
-    /// TCP.
     Tcp(TcpListener),
 }
 
-/// A connection.
+/// A connection of a client.
 pub trait ClientStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> ClientStream for T {}
 
 impl Listener {
-    /// Starts to listen.
     pub async fn bind(at: &ListenAddress) -> Result<Self, ListenError> {
         match at {
             ListenAddress::Unix(path) => {
@@ -61,7 +58,7 @@ impl Listener {
         }
     }
 
-    /// Where callers find it: `unix:PATH` or `IP:PORT`.
+    /// Address for clients: `unix:PATH` or `IP:PORT`.
     pub fn address(&self) -> io::Result<String> {
         match self {
             Self::Unix(_, path) => Ok(format!("unix:{}", path.display())),
@@ -69,7 +66,8 @@ impl Listener {
         }
     }
 
-    /// The next connection. What concerns one connection or passes is waited out; an error means that the listener is lost.
+    /// Accepts the next connection. Retries after errors that concern a single connection or pass.
+    /// An error means that the listener is lost.
     pub async fn accept(&self) -> io::Result<Box<dyn ClientStream>> {
         loop {
             let taken = match self {
@@ -77,7 +75,8 @@ impl Listener {
                     listener.accept().await.map(|(io, _)| Box::new(io) as Box<dyn ClientStream>)
                 }
                 Self::Tcp(listener) => listener.accept().await.map(|(io, _)| {
-                    // Keystrokes must not wait for company; without it they only come later.
+                    // Keystrokes must not wait in Nagle's algorithm. If this fails, they only
+                    // arrive later.
                     let _set = io.set_nodelay(true);
                     Box::new(io) as Box<dyn ClientStream>
                 }),
@@ -94,7 +93,7 @@ impl Listener {
     }
 }
 
-/// accept(2): these say that the descriptor itself is no good.
+/// Errors of accept(2) that mean the descriptor itself is unusable.
 fn is_listener_lost(error: &io::Error) -> bool {
     use rustix::io::Errno;
     matches!(
@@ -103,7 +102,8 @@ fn is_listener_lost(error: &io::Error) -> bool {
     )
 }
 
-/// Only the owner may connect. A socket's address holds 107 bytes; paths may be longer, so the folder is named by its descriptor.
+/// Binds a socket that only its owner may connect to. Uses a descriptor of the parent directory,
+/// because a socket address holds only 107 bytes and paths may be longer.
 async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -113,14 +113,14 @@ async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     remove_stale(&short).await?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // Before it has a name, so that there is no moment at which others may connect.
+    // Set before the socket has a name, so that no other user can ever connect.
     fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     bind(&socket, &SocketAddrUnix::new(&short)?)?;
     listen(&socket, BACKLOG)?;
     UnixListener::from_std(std::os::unix::net::UnixListener::from(socket))
 }
 
-/// Removes a socket that nobody listens on any more, and nothing else.
+/// Removes a socket without a listener, and nothing else.
 async fn remove_stale(path: &Path) -> io::Result<()> {
     let Ok(found) = path.symlink_metadata() else {
         return Ok(());

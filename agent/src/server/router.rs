@@ -1,4 +1,4 @@
-//! Which path leads to which service; the composition of the one port.
+//! Routes of the server's single port.
 
 use std::sync::Arc;
 
@@ -22,31 +22,30 @@ use tonic_web::GrpcWebLayer;
 use super::{auth, error_response, shutdown_trailers};
 use crate::claim::ClaimReceiver;
 
-/// The descriptor set does not describe itself; this is a fault of the build.
+/// The reflection service cannot be built from the descriptor set. A fault of the build.
 #[derive(Debug, thiserror::Error)]
 #[error("the descriptor set for reflection cannot be read")]
 pub struct DescriptorError(#[from] tonic_reflection::server::Error);
 
-/// Longest request of a health check, in bytes; a longer one is refused. It is open to strangers, so they must not fill memory
-/// with tonic's 4 MiB for each call; what is asked is the name of a service.
+/// Longest request of a health check; longer ones are rejected. Health needs no token, so its
+/// requests must not allocate tonic's default of 4 MiB each. They carry only a service name.
 const MAX_HEALTH_REQUEST_BYTES: usize = 1024;
 
-/// What stands behind the routes.
+/// Dependencies of the routes.
 #[derive(Clone)]
 pub struct RouterParts {
-    /// Who may sign tokens, and whether there is anything to serve.
+    /// The claim, whose keys verify tokens.
     pub claims: ClaimReceiver,
-    /// Says whether the agent is up.
     pub health: HealthReporter,
-    /// Whether calls are wanted.
+    /// Whether the agent is ready for calls.
     pub ready: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Cancelled when open streams are to end.
     pub closing: CancellationToken,
-    /// The text of `/metrics`.
+    /// Formats the text of `/metrics`.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
-/// All routes: the services in `grpc`, whose names are in `names`, and what is not gRPC in `http`.
+/// All routes. `names` are the services in `grpc`, and `http` holds the routes that are not gRPC.
 pub fn router(
     parts: RouterParts,
     grpc: Routes,
@@ -68,7 +67,7 @@ pub fn router(
         .into_axum_router()
         .reset_fallback()
         .layer(from_fn_with_state(parts.closing, shutdown_trailers::end_streams))
-        // gRPC-web is turned into gRPC here; gRPC over HTTP/2 passes as it is.
+        // Converts gRPC-web to gRPC; gRPC over HTTP/2 passes unchanged.
         .layer(GrpcWebLayer::new())
         .layer(from_fn(only_grpc));
     let (ready, metrics) = (parts.ready, parts.metrics);
@@ -100,7 +99,7 @@ async fn unknown(request: Request) -> Response {
     error_response::respond(request.headers(), refusal)
 }
 
-/// Whoever calls a service in another protocol is told so in words.
+/// Rejects calls of a gRPC service in any other protocol, with a message that says which it speaks.
 async fn only_grpc(request: Request, next: Next) -> Response {
     if error_response::is_grpc(request.headers()) {
         let web = request

@@ -1,21 +1,24 @@
-//! Bounds of what is passed to a program: what the kernel would refuse anyway with E2BIG, said before and in words, and less than it
-//! takes in all, so that no request costs the agent more than it is worth.
+//! Bounds on arguments and environment. Oversized ones get a clear error before the kernel's E2BIG.
+//! The total is below the kernel's limit, so that a request cannot make the agent hold too much
+//! memory.
 
 use super::{Program, SpawnError};
 
-/// Longest word of argv, or variable with its value, in bytes: the kernel's MAX_ARG_STRLEN without the NUL. A longer one is refused.
+/// Longest argument, or variable with its value: the kernel's MAX_ARG_STRLEN without the NUL.
+/// Longer ones are rejected.
 const MAX_WORD_BYTES: usize = 128 * 1024 - 1;
-/// Words and variables of a request in all, in bytes, each with its NUL and pointer, as the kernel counts. It takes 2 MiB with the usual
-/// stack of 8 MiB, and the workspace's own environment needs room too. More is refused.
+/// Total size of arguments and variables of a request, each with its NUL and pointer as the kernel
+/// counts. The kernel allows 2 MiB with the usual stack of 8 MiB, and the workspace's own
+/// environment needs space too. More is rejected.
 const MAX_PROGRAM_BYTES: usize = 1024 * 1024;
-/// What a word or variable costs beside its bytes.
+/// Cost of an argument or variable beyond its own bytes.
 const WORD_OVERHEAD_BYTES: usize = 9;
-/// Longest path of a working folder, in bytes: PATH_MAX without the NUL. A longer one is refused.
+/// Longest path of a working directory: PATH_MAX without the NUL. Longer ones are rejected.
 const MAX_CWD_BYTES: usize = 4095;
-/// Of a program's words this much is kept to be shown, in bytes: a list of all that run must fit into a message (4 MiB).
+/// Arguments retained for display. A list of all processes must fit into one message of 4 MiB.
 const MAX_DISPLAY_BYTES: usize = 4096;
 
-/// Whether a program may be asked for like this.
+/// Checks that a program's arguments, environment and directory are within bounds.
 pub(super) fn check(program: &Program) -> Result<(), SpawnError> {
     let bad = |field, problem| Err(SpawnError::BadField { field, problem });
     let argv = || program.argv.iter().map(String::len);
@@ -43,7 +46,7 @@ pub(super) fn check(program: &Program) -> Result<(), SpawnError> {
     Ok(())
 }
 
-/// As much of a program's words as is kept to be shown; what is cut ends with `…`.
+/// Truncates arguments for display; a truncated one ends with `…`.
 pub fn truncate_argv(argv: &[String]) -> Vec<String> {
     let mut bytes_left = MAX_DISPLAY_BYTES;
     let mut kept = Vec::new();

@@ -1,74 +1,59 @@
-//! Why a program does not start, in words for whoever asked.
+//! Why a program cannot start, for the caller.
 
 use std::io;
 
 use rustix::io::Errno;
 
-/// Why a program does not run. Nothing was left behind.
+/// Why a program did not start. Nothing of it is left behind.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
-    /// The agent serves no workspace, so there is no environment to start it in.
+    /// The agent has no claim, so there is no environment to start a program in.
     #[error("this agent serves no workspace yet")]
     Unclaimed,
     /// `argv`, `env` or `cwd` cannot be passed to a program.
     #[error("{field}: {problem}")]
-    BadField {
-        /// Which.
-        field: &'static str,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// There is no such program.
+    BadField { field: &'static str, problem: String },
     #[error("{program}: no such program{}", in_path(.searched))]
     NotFound {
-        /// As asked for.
+        /// As the caller wrote it.
         program: String,
-        /// The PATH that was searched, unless a path was given.
+        /// The PATH that was searched, unless `program` is a path.
         searched: Option<String>,
     },
-    /// It is there but may not or cannot be run.
+    /// The file exists but is not executable.
     #[error("{program}: {problem}")]
     NotExecutable {
-        /// The file.
         program: String,
-        /// A folder, no permission, not a program.
+        /// For example a directory, missing permission, or an unknown format.
         problem: &'static str,
     },
-    /// Its `#!` line names an interpreter that is not there or cannot run.
+    /// The interpreter of a `#!` line does not exist or is not executable.
     #[error("{program}: its interpreter {interpreter} cannot be run; look at its first line")]
     BadInterpreter {
-        /// The script.
+        /// Path of the script.
         program: String,
-        /// As its first line has it.
+        /// As in the script's first line.
         interpreter: String,
     },
-    /// The working folder cannot be entered.
     #[error("cannot enter the working folder {cwd}")]
     BadCwd {
-        /// As asked for.
+        /// As the caller wrote it.
         cwd: String,
-        /// Why.
         source: io::Error,
     },
-    /// The system has no more of something (files, processes, memory).
+    /// The system is out of descriptors, processes or memory.
     #[error("the system has nothing left to start {program} with")]
     Exhausted {
-        /// The file.
         program: String,
         /// ENOMEM, EAGAIN, EMFILE or ENFILE.
         source: io::Error,
     },
-    /// The kernel refused for another reason.
+    /// The kernel reported any other error.
     #[error("cannot start {program}")]
-    Exec {
-        /// The file.
-        program: String,
-        /// Why.
-        source: io::Error,
-    },
+    Exec { program: String, source: io::Error },
 }
 
-/// What a failed spawn of a [`Launcher::command`](super::Launcher::command) means.
+/// Converts the error of spawning a [`Launcher::command`](super::Launcher::command).
 pub fn spawn_failed(program: &str, source: io::Error) -> SpawnError {
     let program = program.to_owned();
     match Errno::from_io_error(&source) {

@@ -1,4 +1,4 @@
-//! Finding a program as a shell would, and looking at its file for what would keep it from running. Must not know the workspace.
+//! Finds a program as a shell does, and checks whether its file can be executed.
 
 use std::{
     ffi::OsStr,
@@ -12,10 +12,10 @@ use rustix::fs::{Access, access};
 
 use super::SpawnError;
 
-/// Longest interpreter line the kernel reads (BINPRM_BUF_SIZE).
+/// Longest interpreter line that the kernel reads (BINPRM_BUF_SIZE).
 const SHEBANG_BYTES: usize = 256;
 
-/// The file that a program's name means, as a shell would find it.
+/// Resolves a program's name against PATH, or a path against `cwd`, as a shell does.
 pub(super) fn find(name: &str, cwd: &Path, path: &str) -> Result<PathBuf, SpawnError> {
     if name.contains('/') {
         let file = cwd.join(name);
@@ -30,12 +30,12 @@ pub(super) fn find(name: &str, cwd: &Path, path: &str) -> Result<PathBuf, SpawnE
     let candidates = || path.split(':').map(|dir| cwd.join(dir).join(name));
     candidates()
         .find(|file| is_executable(file))
-        // As a shell: a file that is there but may not be run is worth naming.
+        // Like a shell, report a file that exists but is not executable.
         .or_else(|| candidates().find(|file| file.is_file()))
         .ok_or_else(|| SpawnError::NotFound { program: name.into(), searched: Some(path.to_owned()) })
 }
 
-/// Whether this file can be run, as far as it can be known before `exec`.
+/// Checks that the file can be executed, as far as that is known before `exec`.
 pub(super) fn runnable(name: &str, path: &Path) -> Result<(), SpawnError> {
     let not = |problem| SpawnError::NotExecutable { program: name.to_owned(), problem };
     let meta = path.metadata().map_err(|_| not("cannot be looked at"))?;
@@ -46,12 +46,12 @@ pub(super) fn runnable(name: &str, path: &Path) -> Result<(), SpawnError> {
         return Err(not("permission denied: it is not executable (chmod +x)"));
     }
     let mut head = Vec::with_capacity(SHEBANG_BYTES);
-    // A program may be executable but not readable; then the kernel alone knows its interpreter.
+    // A program may be executable but not readable. Then only the kernel knows its interpreter.
     if let Ok(file) = File::open(path) {
         let _read = file.take(SHEBANG_BYTES as u64).read_to_end(&mut head);
     }
     if !head.is_empty() && !head.starts_with(b"#!") && !is_program(&head) && !has_other_formats() {
-        // Asked to run it, the C library would hand it to sh, which prints nonsense.
+        // The C library would run such a file with sh, which prints misleading errors.
         return Err(not("is neither a program for this machine nor a script with a #! line"));
     }
     match interpreter(&head) {
@@ -65,19 +65,19 @@ pub(super) fn runnable(name: &str, path: &Path) -> Result<(), SpawnError> {
     }
 }
 
-/// The interpreter that a `#!` line names.
+/// The interpreter named by a `#!` line.
 fn interpreter(head: &[u8]) -> Option<&[u8]> {
     let line = head.strip_prefix(b"#!")?.split(|b| *b == b'\n').next()?.trim_ascii_start();
     line.split(|b| b.is_ascii_whitespace() && *b != b'\r').next().filter(|word| !word.is_empty())
 }
 
-/// Whether this is the beginning of an ELF file for this machine, or for the 32-bit machine it can be.
+/// Whether this is the beginning of an ELF file for this machine, or for its 32-bit variant.
 fn is_program(head: &[u8]) -> bool {
     const MACHINE: std::ops::Range<usize> = 18..20;
     const ARM: [u8; 2] = [40, 0];
     const I386: [u8; 2] = [3, 0];
     let mut own = [0; 20];
-    // Our own program is one, so the kernel's view of this machine need not be asked for.
+    // The agent's own executable runs here, so its header shows the machine type.
     let known = File::open("/proc/self/exe").and_then(|mut file| file.read_exact(&mut own)).is_ok();
     head.starts_with(b"\x7fELF")
         && head
@@ -85,9 +85,9 @@ fn is_program(head: &[u8]) -> bool {
             .is_some_and(|machine| !known || machine == &own[MACHINE] || machine == ARM || machine == I386)
 }
 
-/// Whether the kernel was taught other formats (binfmt_misc); then it alone knows what it can run.
+/// Whether binfmt_misc has other formats registered. Then only the kernel knows what it can run.
 fn has_other_formats() -> bool {
-    // `register` and `status` are always there.
+    // `register` and `status` always exist.
     std::fs::read_dir("/proc/sys/fs/binfmt_misc").is_ok_and(|entries| entries.count() > 2)
 }
 

@@ -1,10 +1,11 @@
-//! The Range header (RFC 9110), one range of bytes. What is more, or cannot be read, is answered with the whole file, as the RFC allows.
+//! Parses the Range header (RFC 9110) with a single byte range. Multiple ranges and ranges that
+//! cannot be parsed select the whole file, as the RFC allows.
 
-/// What part of a file is asked for.
+/// The part of a file that a Range header selects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RequestedRange {
     Whole,
-    /// `length` is at least 1 and the part lies inside the file.
+    /// `length` is at least 1, and the part lies inside the file.
     Part {
         offset: u64,
         length: u64,

@@ -1,4 +1,5 @@
-//! Attach's two directions: requests are pumped into the terminal while its responses are pulled.
+//! The two directions of Attach: one task pumps requests into the terminal while the client pulls
+//! responses.
 
 use futures_util::stream;
 use podling_proto::agent::v1 as pb;
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::terminal::{Attachment, TerminalError, Typing, Writer};
 
-/// Takes requests until the client has no more; an error ends the stream.
+/// Handles requests until the client sends no more. An error ends the stream.
 pub(super) async fn pump(writer: Writer, mut requests: Streaming<pb::AttachRequest>) -> Result<(), Status> {
     use pb::attach_request::Request as AttachCommand;
     let mut typing = Typing::new(writer.clone());
@@ -33,7 +34,7 @@ pub(super) async fn pump(writer: Writer, mut requests: Streaming<pb::AttachReque
                 unless_ended(writer.signal(&signal.signal, target(&signal)))?
             }
             Some(AttachCommand::Open(_)) => return Err(bad("open", "only the first request").into()),
-            // A kind that a newer client knows.
+            // A request kind of a newer client.
             None => {}
         }
     }
@@ -41,7 +42,7 @@ pub(super) async fn pump(writer: Writer, mut requests: Streaming<pb::AttachReque
     Ok(())
 }
 
-/// What comes too late for a terminal that has ended is no error of the stream, which is about to say so.
+/// Ignores that the terminal has ended: the stream is about to deliver the exit anyway.
 fn unless_ended(done: Result<(), TerminalError>) -> Result<(), Status> {
     match done {
         Err(TerminalError::Ended(_)) => Ok(()),
@@ -49,7 +50,8 @@ fn unless_ended(done: Result<(), TerminalError>) -> Result<(), Status> {
     }
 }
 
-/// What the terminal says, until it has ended or a request was wrong. Dropping it stops the pump.
+/// The terminal's events, until the terminal ends or a request fails. Dropping the stream stops the
+/// pump.
 pub(super) fn responses(
     attachment: Attachment,
     failed: tokio::sync::oneshot::Receiver<Status>,
@@ -60,7 +62,8 @@ pub(super) fn responses(
         let (mut attachment, mut failed, over) = open?;
         let problem = async {
             match &mut failed {
-                // Without a problem its sender is dropped: the client has no more requests and goes on reading.
+                // The sender is dropped without an error when the client sends no more requests.
+                // The client goes on reading.
                 Some(failed) => match failed.await {
                     Ok(problem) => problem,
                     Err(_) => std::future::pending().await,
@@ -71,7 +74,7 @@ pub(super) fn responses(
         tokio::select! {
             event = attachment.next() => {
                 let response = attached(event?);
-                // A receiver that has answered must not be asked again.
+                // A receiver that has delivered its value must not be polled again.
                 let failed = failed.filter(|failed| !failed.is_terminated());
                 Some((Ok(response), Some((attachment, failed, over))))
             }

@@ -1,4 +1,5 @@
-//! What can go wrong with terminals, as it is called on the wire: exhaustive, so that a new error has to be given its reason.
+//! Converts terminal errors to wire errors. The match is exhaustive, so every new error needs a
+//! reason.
 
 use std::time::Duration;
 
@@ -58,7 +59,7 @@ impl From<TerminalError> for WireError {
     }
 }
 
-/// When input may be sent again after the queue was full.
+/// Delay after which a client may send input again when the input queue was full.
 const INPUT_RETRY: Duration = Duration::from_millis(200);
 
 fn io(message: &str, source: &std::io::Error) -> WireError {

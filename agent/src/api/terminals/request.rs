@@ -1,4 +1,4 @@
-//! What clients ask, from proto to domain: fallible, and nothing but a translation.
+//! Converts requests of clients from proto to domain types. Fallible.
 
 use podling_proto::{agent::v1 as pb, error::WireError};
 
@@ -6,7 +6,7 @@ use crate::terminal::{
     Attach, ClientId, From as Begin, Input, InputKind, SignalTarget, Size, TerminalError, TerminalId,
 };
 
-/// Credit that a client may ask for, in bytes.
+/// Credit that a client may request, in bytes.
 const CREDIT: std::ops::RangeInclusive<u32> = 4 * 1024..=16 * 1024 * 1024;
 pub(super) fn attach(open: pb::AttachOpen) -> Result<Attach, WireError> {
     let client = client(&open.client_id)?;

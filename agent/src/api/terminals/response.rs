@@ -1,4 +1,4 @@
-//! What clients are told, from domain to proto: total, and nothing but a translation.
+//! Converts responses from domain types to proto. Total.
 
 use podling_proto::{
     agent::v1 as pb,

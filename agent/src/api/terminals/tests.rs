@@ -1,4 +1,4 @@
-//! The service as clients see it, without a network between.
+//! The service as a client sees it, called without a network.
 
 use std::{sync::Arc, time::Duration};
 
@@ -87,7 +87,7 @@ async fn a_native_client_types_stops_sending_and_reads_to_the_end() {
     let mut replies = fixture.client.attach(ReceiverStream::new(rx)).await.expect("attached").into_inner();
     tx.send(command_message(AttachCommand::Input(typed(7, 5, b"x")))).await.expect("a hole");
     tx.send(command_message(AttachCommand::Input(typed(7, 0, b"hello\n")))).await.expect("input");
-    // Its side is closed; the other goes on.
+    // Closes the request direction; responses continue.
     drop(tx);
     let (mut output, mut refused, mut acked, mut exit) = (Vec::new(), None, 0, None);
     while let Some(response) = timeout(DEADLINE, replies.message()).await.expect("in time").expect("no error")
@@ -138,7 +138,7 @@ async fn a_browser_watches_writes_and_resizes() {
     };
     let written = fixture.client.write(write(typed(7, 0, b"hi\n"))).await.expect("written").into_inner();
     assert_eq!(written.next_offset, 3);
-    // Sent again, because the answer was lost.
+    // A repeat, as after a lost response.
     let again = fixture.client.write(write(typed(7, 0, b"hi\n"))).await.expect("known").into_inner();
     assert_eq!(again.next_offset, 3);
     let hole = fixture.client.write(write(typed(7, 9, b"x"))).await.expect_err("a hole");
