@@ -54,12 +54,12 @@ fn method_table(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
         }
         let value = options.get_extension(&access);
         let Value::Message(ref message) = *value else {
-            return Err("podling.v1.access is no message".into());
+            return Err("podling.v1.access is not a message".into());
         };
         let verb = message.get_field_by_name("verb").and_then(|v| v.as_enum_number()).unwrap_or_default();
         let wakes = message.get_field_by_name("wakes").and_then(|v| v.as_bool()).unwrap_or_default();
         if verb == 0 {
-            return Err(format!("{} names no verb", method.full_name()).into());
+            return Err(format!("{} has no verb", method.full_name()).into());
         }
         let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
         rows.push(format!("    Method {{ path: {path:?}, verb: {verb}, wakes: {wakes} }},\n"));

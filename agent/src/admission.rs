@@ -50,10 +50,10 @@ pub enum Intent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
     /// The workspace is falling asleep, or too many requests are held already.
-    #[error("the workspace prepares to sleep; try again in a moment")]
+    #[error("the workspace is preparing to sleep; try again in a moment")]
     Preparing,
     /// Maintenance mode: the control plane reads or fills the workspace's storage.
-    #[error("the workspace is in maintenance: only its files can be read or restored")]
+    #[error("the workspace is in maintenance mode: only reading and restoring files is possible")]
     Maintenance,
 }
 
@@ -114,7 +114,7 @@ impl AdmissionGate {
                 GatePhase::Holding { until, .. } => {
                     let held = state.hold(intent, bytes);
                     held.map_or(Err(AdmitError::Rejected(Rejection::Preparing)), |(id, answer)| {
-                        tracing::debug!(?intent, "held while the workspace prepares to sleep");
+                        tracing::debug!(?intent, "request held while the workspace prepares to sleep");
                         Err(AdmitError::Held(HeldRequest::new(Arc::clone(self), id, answer, until)))
                     })
                 }

@@ -84,10 +84,10 @@ impl AgentArgs {
         };
         let folder = |what, flag: &str, path: PathBuf| {
             let bad =
-                |problem: &str| InvalidValue::new(what, path.display().to_string(), problem, "a folder");
+                |problem: &str| InvalidValue::new(what, path.display().to_string(), problem, "a directory");
             match path.canonicalize() {
                 Ok(path) if path.is_dir() => Ok(path),
-                Ok(_) => Err(from(bad("not a folder"), flag)),
+                Ok(_) => Err(from(bad("not a directory"), flag)),
                 Err(error) => Err(from(bad(&error.to_string()), flag)),
             }
         };
@@ -95,8 +95,12 @@ impl AgentArgs {
         let state = folder("--state", "state", self.state)?;
         if state.starts_with(&root) {
             let problem = format!("lies within the workspace root {}", root.display());
-            let bad =
-                InvalidValue::new("--state", state.display().to_string(), problem, "a folder outside --root");
+            let bad = InvalidValue::new(
+                "--state",
+                state.display().to_string(),
+                problem,
+                "a directory outside --root",
+            );
             return Err(from(bad, "state"));
         }
         Ok(AgentConfig {

@@ -194,7 +194,7 @@ impl ChildTable {
 
     fn reaped(&mut self, pid: Pid, how: ExitStatus) {
         let Some(child) = self.tracked.remove(&pid) else {
-            tracing::debug!(pid = pid.as_raw_nonzero(), "reaped an orphan");
+            tracing::debug!(pid = pid.as_raw_nonzero(), "orphan reaped");
             return;
         };
         if group::has_members(pid) {

@@ -94,7 +94,10 @@ impl FromStr for ListenAddress {
         let bad = |problem: &str| InvalidValue::new("--listen", text, problem, LISTEN);
         match text.strip_prefix("unix:") {
             Some(path) => socket_path(path).map(Self::Unix).map_err(bad),
-            None => text.parse().map(Self::Tcp).map_err(|_| bad("neither a socket nor an address")),
+            None => text
+                .parse()
+                .map(Self::Tcp)
+                .map_err(|_| bad("neither a Unix socket nor an IP address with a port")),
         }
     }
 }
@@ -109,13 +112,13 @@ impl FromStr for ControlAddress {
         }
         let uri: http::Uri = text.parse().map_err(|_| bad("not a URL"))?;
         if uri.scheme_str() != Some("https") {
-            return Err(bad("the link is always encrypted"));
+            return Err(bad("the connection must be encrypted (https)"));
         }
         if uri.path() != "/" || uri.query().is_some() {
-            return Err(bad("no path is used"));
+            return Err(bad("must have no path or query"));
         }
-        let host = uri.host().ok_or_else(|| bad("names no host"))?.trim_matches(['[', ']']).to_owned();
-        let port = uri.port_u16().ok_or_else(|| bad("names no port"))?;
+        let host = uri.host().ok_or_else(|| bad("has no host"))?.trim_matches(['[', ']']).to_owned();
+        let port = uri.port_u16().ok_or_else(|| bad("has no port"))?;
         Ok(Self::Tcp { host, port })
     }
 }
@@ -123,7 +126,7 @@ impl FromStr for ControlAddress {
 fn socket_path(path: &str) -> Result<PathBuf, &'static str> {
     let path = Path::new(path);
     if !path.is_absolute() || path.file_name().is_none() {
-        return Err("not an absolute path of a socket");
+        return Err("not an absolute path");
     }
     Ok(path.to_owned())
 }

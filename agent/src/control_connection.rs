@@ -81,7 +81,7 @@ impl ControlConnection {
                     }
                     let wait = backoff.next(fastrand::f64());
                     let error = crate::error_chain(&error);
-                    tracing::warn!(%error, ?wait, "no link to the control plane");
+                    tracing::warn!(%error, ?wait, "disconnected from the control plane");
                     tokio::select! {
                         () = sleep(wait) => {}
                         () = self.ended.cancelled() => return Ok(()),

@@ -51,12 +51,12 @@ pub fn main_with(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     if args.own_session()
         && let Err(error) = rustix::process::setsid()
     {
-        tracing::warn!(%error, "stays in the session it was started in, and may end with it");
+        tracing::warn!(%error, "failed to start a new session; the agent may end with the current one");
     }
     let config = match args.config(&matches) {
         Ok(config) => config,
         Err(error) => {
-            tracing::error!(%error, "cannot start");
+            tracing::error!(%error, "failed to start agent");
             return ExitCode::from(EXIT_USAGE);
         }
     };
@@ -106,12 +106,12 @@ fn run_to_end<T>(runtime: Runtime, life: impl Future<Output = T>) -> T {
 
 fn record_end(state: &Path, reason: &str, code: u8) -> ExitCode {
     if code == 0 {
-        tracing::info!(reason, "ended");
+        tracing::info!(reason, "agent ended");
     } else {
-        tracing::error!(reason, "ended");
+        tracing::error!(reason, "agent ended");
     }
     if let Err(error) = init::record_exit(state, reason, code) {
-        tracing::error!(%error, "could not leave an exit record");
+        tracing::error!(%error, "failed to write exit record");
     }
     ExitCode::from(code)
 }
@@ -169,8 +169,8 @@ mod tests {
         let (code, wanted) =
             record(|| run_to_end(runtime(), async { Ok(ShutdownRequest::new(ShutdownReason::Drained)) }));
         assert_eq!((code, wanted.code), (ExitCode::SUCCESS, 0));
-        let (code, failed) = record(|| Err("no listener".into()));
+        let (code, failed) = record(|| Err("cannot listen".into()));
         assert_eq!(code, ExitCode::from(EXIT_FAILURE));
-        assert_eq!((failed.reason.as_str(), failed.code), ("no listener", EXIT_FAILURE));
+        assert_eq!((failed.reason.as_str(), failed.code), ("cannot listen", EXIT_FAILURE));
     }
 }

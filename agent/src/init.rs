@@ -42,16 +42,16 @@ pub fn become_init() -> ChildLimits {
     if getpid().as_raw_nonzero().get() != 1
         && let Err(error) = set_child_subreaper(Some(getpid()))
     {
-        tracing::warn!(%error, "orphans of the workspace will not be ended with it");
+        tracing::warn!(%error, "failed to become a child subreaper; orphans will outlive the agent");
     }
     let files = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
-        tracing::warn!(%error, "the number of open files stays limited to {:?}", files.current);
+        tracing::warn!(%error, "failed to raise the limit of open files above {:?}", files.current);
     }
     let score = std::fs::read_to_string(OOM_FILE).ok().and_then(|score| score.trim().parse().ok());
     let lowered = std::fs::write(OOM_FILE, OOM_SCORE);
     if let Err(error) = &lowered {
-        tracing::debug!(%error, "may not lower its own oom_score_adj");
+        tracing::debug!(%error, "failed to lower oom_score_adj");
     }
     ChildLimits { files: Some(files), oom_score_adj: lowered.ok().and(score) }
 }
@@ -65,9 +65,9 @@ pub async fn handle_termination_signals(shutdown: ShutdownHandle) -> io::Result<
         let name = tokio::select! {
             Some(()) = terminate.recv() => "SIGTERM",
             Some(()) = interrupt.recv() => "SIGINT",
-            else => return Err(io::Error::other("no more signals come")),
+            else => return Err(io::Error::other("the signal streams ended")),
         };
-        tracing::info!(signal = name, again = asked, "asked to end");
+        tracing::info!(signal = name, repeated = asked, "shutdown requested by signal");
         if std::mem::replace(&mut asked, true) {
             shutdown.force();
         }

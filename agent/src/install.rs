@@ -34,7 +34,7 @@ pub(crate) fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("podling-agent: it could not be copied into {}: {error}", folder.display());
+            eprintln!("podling-agent: cannot copy the agent to {}: {error}", folder.display());
             ExitCode::FAILURE
         }
     }

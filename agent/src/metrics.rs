@@ -85,7 +85,11 @@ impl Metrics {
         let (control_connection_failures, connections_rejected) = (Counter::default(), Counter::default());
         let connections = Gauge::default();
         let gauges = Gauges::default();
-        registry.register("task_restarts", "Own tasks that failed and were started again", restarts.clone());
+        registry.register(
+            "task_restarts",
+            "Restarts of the agent's own tasks after a failure",
+            restarts.clone(),
+        );
         registry.register("heartbeats", "Heartbeats sent", heartbeats.clone());
         registry.register(
             "heartbeats_acknowledged",
@@ -94,27 +98,40 @@ impl Metrics {
         );
         registry.register(
             "control_connection_failures",
-            "Links to the control plane that broke",
+            "Connections to the control plane that broke or failed",
             control_connection_failures.clone(),
         );
         registry.register("connections", "Open connections", connections.clone());
-        let help = "Connections cut for want of a token or of room";
+        let help = "Connections closed because there were too many or no token was presented";
         registry.register("connections_rejected", help, connections_rejected.clone());
         registry.register("terminals", "Open terminals", gauges.terminals.clone());
-        registry.register("processes", "Processes of the workspace", gauges.processes.clone());
-        registry.register("verdict", "0 idle, 1 busy, 2 active", gauges.verdict.clone());
-        let help = "Idle time witnessed by acknowledged heartbeats";
+        registry.register("processes", "Processes in the workspace", gauges.processes.clone());
+        registry.register("activity_level", "0 idle, 1 busy, 2 active", gauges.verdict.clone());
+        let help = "Idle time between acknowledged heartbeats";
         registry.register_with_unit("counted_idle", help, Unit::Seconds, gauges.counted_idle.clone());
-        registry.register("cpu_cores", "Of one core, over the policy's window", gauges.cpu.clone());
-        registry.register_with_unit("memory", "Resident memory", Unit::Bytes, gauges.memory.clone());
-        let help = "Printed to terminals since the start";
+        registry.register(
+            "cpu_cores",
+            "CPU use in cores, averaged over the policy's window",
+            gauges.cpu.clone(),
+        );
+        registry.register_with_unit(
+            "memory",
+            "Resident memory of all processes of the workspace",
+            Unit::Bytes,
+            gauges.memory.clone(),
+        );
+        let help = "Output of all terminals since the agent started";
         registry.register_with_unit("terminal_output", help, Unit::Bytes, gauges.terminal_bytes.clone());
         registry.register("viewers", "Viewers of terminals", gauges.viewers.clone());
-        registry.register("commands", "Commands started by clients that run", gauges.commands.clone());
-        let help = "Faults of the agent's own in terminals' tasks and screens";
+        registry.register("commands", "Running processes started by clients", gauges.commands.clone());
+        let help = "Panics in terminal tasks and screens";
         registry.register("terminal_panics", help, gauges.terminal_panics.clone());
-        registry.register("leases", "Keep-awake leases held", gauges.leases.clone());
-        registry.register("claimed", "1 when a workspace is served", gauges.claimed.clone());
+        registry.register("leases", "Keep-awake leases", gauges.leases.clone());
+        registry.register(
+            "claimed",
+            "1 if the agent is claimed for a workspace, else 0",
+            gauges.claimed.clone(),
+        );
         Self(Arc::new(MetricsInner {
             registry,
             restarts,

@@ -50,28 +50,28 @@ const CAPABILITIES: &[&str] = &["terminals", "processes", "files", "archives", "
 /// Why the agent did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("no identity")]
+    #[error("cannot create the agent's identity")]
     Identity(#[from] IdentityError),
-    #[error("no listener")]
+    #[error("cannot listen")]
     ListenAddress(#[from] ListenError),
     /// The info file cannot be written.
-    #[error("writing {path}")]
+    #[error("cannot write {path}")]
     Info {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    #[error("opening the workspace root {path}")]
+    #[error("cannot open the workspace root {path}")]
     Root {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
     /// The agent's own start time cannot be read.
-    #[error("reading /proc")]
+    #[error("cannot read /proc")]
     Proc(#[source] io::Error),
     /// The reflection service cannot be built. A fault of the build.
-    #[error("no reflection")]
+    #[error("cannot build the reflection service")]
     Reflection(#[from] DescriptorError),
 }
 
@@ -140,7 +140,7 @@ pub async fn run(
         ending = shutdown.requested() => ending,
         Err(lost) = server.run(router, &stages.drain) => ShutdownRequest::new(ShutdownReason::ListenerLost(lost.to_string())),
     };
-    tracing::info!(reason = %ending.reason, grace = ?ending.grace, "ending");
+    tracing::info!(reason = %ending.reason, grace = ?ending.grace, "shutting down");
     // Mark the agent not ready first. It has stopped accepting connections with `server.run`.
     ready.store(false, Ordering::Relaxed);
     set_health(&health, &health_of, ServingStatus::NotServing).await;
@@ -151,14 +151,14 @@ pub async fn run(
         () = shutdown.forced() => workspace.end(Duration::ZERO).await,
     }
     if let Err(error) = workspace.terminals.save().await {
-        tracing::error!(%error, "the terminals could not be saved");
+        tracing::error!(%error, "failed to save terminals");
     }
     stages.streams.cancel();
     stages.drain.cancel();
     server.drained(DRAIN_TIMEOUT).await;
     stages.ended.cancel();
     if timeout(FINAL_REPORTS_TIMEOUT, stages.reported.cancelled()).await.is_err() {
-        tracing::debug!("the control plane did not hear the last words");
+        tracing::debug!("final reports to the control plane timed out");
     }
     tasks.end().await;
     Ok(ending)

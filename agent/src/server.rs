@@ -61,7 +61,7 @@ impl Server {
         drop(listener);
         let all_ended = async { while serving.join_next().await.is_some() {} };
         if timeout(deadline, all_ended).await.is_err() {
-            tracing::info!(open = serving.len(), "cutting calls that did not end");
+            tracing::info!(open = serving.len(), "closing calls that did not end in time");
         }
         serving.shutdown().await;
     }

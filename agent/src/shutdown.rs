@@ -68,7 +68,7 @@ impl std::fmt::Display for ShutdownReason {
             Self::Drained => f.write_str("drained by the control plane"),
             Self::Dismissed(why) => write!(f, "dismissed by the control plane: {why}"),
             Self::OtherClaim => f.write_str("claimed for another workspace or epoch"),
-            Self::ListenerLost(why) => write!(f, "lost its listener: {why}"),
+            Self::ListenerLost(why) => write!(f, "the listener failed: {why}"),
         }
     }
 }

@@ -34,10 +34,10 @@ pub enum SleepUrgency {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SleepDeclined {
     /// The workspace is active or busy.
-    #[error("the workspace is {}", match .0 { ActivityLevel::Active => "active", ActivityLevel::Busy => "busy", ActivityLevel::Idle => "idle" })]
+    #[error("the workspace is {}", describe_level(.0))]
     InUse(ActivityLevel),
     /// The workspace is idle, but has not been for the whole idle timeout.
-    #[error("the workspace was seen idle for {counted:?} only; {timeout:?} are asked for")]
+    #[error("the workspace has been idle for only {counted:?} of its idle timeout of {timeout:?}")]
     TooSoon {
         /// Counted idle time.
         counted: Duration,
@@ -45,13 +45,13 @@ pub enum SleepDeclined {
         timeout: Duration,
     },
     /// Requests were held at the gate. They have been admitted.
-    #[error("somebody came meanwhile: {}", describe(.0))]
+    #[error("requests arrived while the workspace prepared to sleep: {}", describe(.0))]
     RequestsHeld(Vec<Intent>),
     /// There was no prepare, or its hold has expired.
-    #[error("the workspace is not prepared to sleep, or no longer")]
+    #[error("there was no prepare for sleep, or its hold has expired")]
     NotPrepared,
     /// The commit cannot be cancelled.
-    #[error("the workspace sleeps already")]
+    #[error("the workspace is already asleep")]
     Asleep,
 }
 
@@ -137,15 +137,23 @@ impl SleepCoordinator {
     }
 }
 
+fn describe_level(level: &ActivityLevel) -> &'static str {
+    match level {
+        ActivityLevel::Active => "active",
+        ActivityLevel::Busy => "busy",
+        ActivityLevel::Idle => "idle",
+    }
+}
+
 fn describe(intents: &[Intent]) -> String {
     let mut words: Vec<_> = intents
         .iter()
         .map(|intent| match intent {
-            Intent::Keystroke => "somebody types",
+            Intent::Keystroke => "a user types",
             Intent::ClientWrite => "a client changes files",
             Intent::ClientStart => "a client starts a command or opens a terminal",
             Intent::Restore => "a client restores files",
-            Intent::Lease => "somebody takes a lease",
+            Intent::Lease => "a client takes a lease",
         })
         .collect();
     words.sort_unstable();

@@ -81,13 +81,10 @@ impl Launcher {
         let env = self.environment(&program.env)?;
         let (name, args) =
             program.argv.split_first().filter(|(name, _)| !name.is_empty()).ok_or_else(|| {
-                SpawnError::BadField {
-                    field: "argv",
-                    problem: "names no program; give at least one word".into(),
-                }
+                SpawnError::BadField { field: "argv", problem: "is empty; give at least the program".into() }
             })?;
         if program.argv.iter().any(|a| a.contains('\0')) {
-            return Err(SpawnError::BadField { field: "argv", problem: "holds a NUL byte".into() });
+            return Err(SpawnError::BadField { field: "argv", problem: "contains a NUL byte".into() });
         }
         let cwd = self.enterable(&program.cwd)?;
         let path = find(name, &cwd, env.get("PATH").map_or(DEFAULT_PATH, String::as_str))?;
@@ -114,7 +111,7 @@ impl Launcher {
         if let Some((key, _)) =
             added.iter().find(|(k, v)| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0'))
         {
-            let problem = format!("{key:?} is no name of a variable, or its value holds a NUL byte");
+            let problem = format!("{key:?} is not a valid variable name, or its value contains a NUL byte");
             return Err(SpawnError::BadField { field: "env", problem });
         }
         let mut env = BTreeMap::clone(&self.inherited);
@@ -134,7 +131,7 @@ impl Launcher {
 
     fn enterable(&self, cwd: &str) -> Result<PathBuf, SpawnError> {
         if cwd.contains('\0') {
-            return Err(SpawnError::BadField { field: "cwd", problem: "holds a NUL byte".into() });
+            return Err(SpawnError::BadField { field: "cwd", problem: "contains a NUL byte".into() });
         }
         let path = self.root.join(cwd);
         let bad = |source| SpawnError::BadCwd { cwd: path.display().to_string(), source };

@@ -70,7 +70,7 @@ impl TaskSupervisor {
                 if started.elapsed() >= HEALTHY_AFTER {
                     delay = MIN_RESTART_DELAY;
                 }
-                tracing::error!(task = name, %failure, ?delay, "a task failed and is started again");
+                tracing::error!(task = name, %failure, ?delay, "task failed; restarting it");
                 metrics.task_restarted(name);
                 sleep(delay).await;
                 delay = (delay * 2).min(MAX_RESTART_DELAY);

@@ -52,7 +52,7 @@ pub struct TokenClaims {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// Malformed, signed by an unknown key, modified, or issued in the future.
-    #[error("the token is not valid")]
+    #[error("the token is invalid")]
     Invalid,
     #[error("the token has expired")]
     Expired {

@@ -157,9 +157,9 @@ fn level_of(signal: ActivitySignal) -> ActivityLevel {
 
 fn describe_intent(intent: Intent) -> &'static str {
     match intent {
-        Intent::Keystroke => "somebody typed",
+        Intent::Keystroke => "a user typed",
         Intent::ClientWrite | Intent::Restore => "a client changed files",
-        Intent::Lease => "somebody took a lease",
+        Intent::Lease => "a client took a lease",
         Intent::ClientStart => "a client started a command or opened a terminal",
     }
 }

@@ -17,20 +17,20 @@ pub const MIN_DURATION: Duration = Duration::from_secs(1);
 /// Why a lease could not be created, renewed or released.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LeaseError {
-    #[error("name must have 1 to {MAX_NAME_CHARS} characters, none of them a control character")]
+    #[error("a lease name must have 1 to {MAX_NAME_CHARS} characters and no control characters")]
     BadName,
-    #[error("reason may have at most {MAX_REASON_CHARS} characters")]
+    #[error("a lease reason may have at most {MAX_REASON_CHARS} characters")]
     BadReason,
-    #[error("duration must be between {MIN_DURATION:?} and {longest:?}; zero releases the lease")]
+    #[error("the duration of a lease must be between {MIN_DURATION:?} and {longest:?}; 0 releases the lease")]
     BadDuration {
         /// The policy's longest lease.
         longest: Duration,
     },
-    #[error("no lease named {0:?} is held; it may have expired")]
+    #[error("there is no lease named {0:?}; it may have expired")]
     NotHeld(String),
     #[error(transparent)]
     Rejected(#[from] Rejection),
-    #[error("{MAX_LEASES} leases are held already; release one first")]
+    #[error("the workspace already has {MAX_LEASES} leases; release one first")]
     TooMany,
 }
 

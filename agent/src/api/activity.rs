@@ -72,9 +72,9 @@ impl activity_server::Activity for ActivityService {
         _: Request<wire::WatchActivityRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let permit = self.watches.clone().try_acquire_owned().map_err(|_| {
-            WireError::new(Reason::TooManyStreams, "too many watches of activity; end one first")
+            WireError::new(Reason::TooManyStreams, "too many activity watches are open; close one first")
                 .with("limit", MAX_WATCHES)
-                .with("what", "watches of activity")
+                .with("what", "activity watches")
         })?;
         let revisions = self.activity.subscribe();
         let watcher = ActivityWatcher { service: self.clone(), revisions, first: true, _permit: permit };

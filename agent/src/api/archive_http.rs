@@ -56,7 +56,7 @@ fn bytes(event: CreateEvent) -> io::Result<Option<Bytes>> {
         CreateEvent::Data(data) => Ok(Some(data)),
         CreateEvent::Summary(done) if done.skipped_count > 0 => {
             let skipped = done.skipped.first().map(|first| first.reason.as_str()).unwrap_or_default();
-            Err(io::Error::other(format!("{} entries are not whole: {skipped}", done.skipped_count)))
+            Err(io::Error::other(format!("{} entries are incomplete: {skipped}", done.skipped_count)))
         }
         CreateEvent::Entry(_) | CreateEvent::Progress(_) | CreateEvent::Summary(_) => Ok(None),
     }

@@ -19,12 +19,12 @@ impl ChildLimits {
         if let Some(files) = &self.files
             && let Err(error) = prlimit(Some(pid), Resource::Nofile, *files)
         {
-            tracing::debug!(pid = raw, %error, "a child keeps the agent's limit of open files");
+            tracing::debug!(pid = raw, %error, "failed to restore a child's limit of open files");
         }
         if let Some(score) = self.oom_score_adj
             && let Err(error) = std::fs::write(format!("/proc/{raw}/oom_score_adj"), score.to_string())
         {
-            tracing::debug!(pid = raw, %error, "a child keeps the agent's oom_score_adj");
+            tracing::debug!(pid = raw, %error, "failed to restore a child's oom_score_adj");
         }
     }
 }

@@ -42,32 +42,32 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     /// A CA or credential file cannot be read.
-    #[error("reading {path}")]
+    #[error("cannot read {path}")]
     File {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    #[error("{0} holds no certificate that can be used as a CA")]
+    #[error("{0} contains no usable CA certificate")]
     Ca(PathBuf),
     /// The connection could not be established.
-    #[error("connecting to {to}")]
+    #[error("cannot connect to {to}")]
     Connect {
         to: String,
         #[source]
         source: io::Error,
     },
     /// The TLS handshake failed. Nothing was sent to the peer.
-    #[error("{to} did not prove to be the control plane")]
+    #[error("cannot verify that {to} is the control plane")]
     Unproven {
         to: String,
         #[source]
         source: io::Error,
     },
-    #[error("no answer from {0} within {DIAL_TIMEOUT:?}")]
+    #[error("connecting to {0} took longer than {DIAL_TIMEOUT:?}")]
     Timeout(String),
     /// The HTTP/2 handshake failed.
-    #[error("speaking HTTP/2")]
+    #[error("the HTTP/2 handshake failed")]
     Http(#[source] hyper::Error),
 }
 
@@ -90,7 +90,7 @@ pub async fn dial(control: &ControlEndpoint, life: CancellationToken) -> Result<
         .map_err(DialError::Http)?;
     tasks.execute(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(%error, "the connection to the control plane ended");
+            tracing::debug!(%error, "connection to the control plane ended");
         }
     });
     Ok(sender)

@@ -12,22 +12,22 @@ pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Why a session ended before the agent did.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DisconnectError {
-    #[error("dialling the control plane")]
+    #[error("cannot dial the control plane")]
     Dial(#[from] DialError),
-    #[error("the credential holds characters that no header may")]
+    #[error("the credential contains characters that are invalid in an HTTP header")]
     BadCredential,
     /// The control plane rejected the stream, or the stream broke.
-    #[error("the control plane: {} ({:?})", .0.message(), .0.code())]
+    #[error("the control plane reported: {} ({:?})", .0.message(), .0.code())]
     Refused(Status),
     #[error("the control plane closed the stream")]
     Closed,
-    #[error("no answer to hello within {HELLO_TIMEOUT:?}")]
+    #[error("the control plane did not answer hello within {HELLO_TIMEOUT:?}")]
     NoAnswer,
-    #[error("no heartbeat was acknowledged for {0:?}")]
+    #[error("the control plane acknowledged no heartbeat for {0:?}")]
     Silent(Duration),
     /// The outgoing queue is full.
-    #[error("the control plane does not read")]
+    #[error("the control plane does not read its messages")]
     Stuck,
-    #[error("a claim that cannot be served")]
+    #[error("the claim is invalid")]
     InvalidClaim(#[from] messages::InvalidClaim),
 }

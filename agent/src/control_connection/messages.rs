@@ -37,13 +37,13 @@ const MAX_COUNT: u32 = 4096;
 pub enum InvalidClaim {
     #[error("the claim names no workspace")]
     NoWorkspace,
-    #[error("the claim asks for protocol {0}; this agent speaks {PROTOCOL}")]
+    #[error("the claim requires protocol {0}; this agent supports {PROTOCOL}")]
     Protocol(u32),
     /// Without a key, no client could authenticate to this agent.
-    #[error("the claim brings no usable token key")]
+    #[error("the claim contains no usable token key")]
     NoKey,
     /// A variable that cannot be passed to a program.
-    #[error("the claim's environment holds a variable that cannot be: {0:?}")]
+    #[error("the claim's environment contains an invalid variable: {0:?}")]
     Variable(String),
 }
 

@@ -150,12 +150,16 @@ impl<'a> ControlSession<'a> {
         outbox: &mpsc::Sender<AgentMessage>,
     ) -> Result<(), DisconnectError> {
         match message {
-            Message::Wait(wire::Wait {}) => tracing::info!("waiting for a workspace"),
+            Message::Wait(wire::Wait {}) => tracing::info!("waiting for a claim"),
             Message::Claim(claim) => self.accept_claim(messages::claim(claim)?),
             Message::HeartbeatAck(ack) => self.acknowledged(ack.sequence),
             Message::Directive(directive) => self.handle_directive(directive, outbox)?,
             Message::Dismiss(dismiss) => {
-                tracing::warn!(reason = dismiss.reason, message = dismiss.message, "dismissed");
+                tracing::warn!(
+                    reason = dismiss.reason,
+                    message = dismiss.message,
+                    "dismissed by the control plane"
+                );
                 let why = format!("{}: {}", dismiss.reason, dismiss.message);
                 self.connection.shutdown.request(ShutdownRequest::new(ShutdownReason::Dismissed(why)));
             }
@@ -170,7 +174,7 @@ impl<'a> ControlSession<'a> {
         if let Some(held) = &held
             && (&held.workspace_id, held.epoch) != (&claim.workspace_id, claim.epoch)
         {
-            tracing::error!(?held, ?claim, "claimed for something else than what is served");
+            tracing::error!(?held, ?claim, "claimed for another workspace or epoch");
             self.connection.shutdown.request(ShutdownRequest::new(ShutdownReason::OtherClaim));
             return;
         }
@@ -196,7 +200,7 @@ impl<'a> ControlSession<'a> {
 
     fn acknowledged(&mut self, sequence: u64) {
         if !self.heartbeats.acknowledged(sequence, Instant::now()) {
-            tracing::warn!(sequence, "acknowledgement of a beat that was never sent");
+            tracing::warn!(sequence, "acknowledgement of a heartbeat that was never sent");
             return;
         }
         self.connection.activity.heartbeat_acknowledged(sequence);
@@ -220,7 +224,7 @@ impl<'a> ControlSession<'a> {
             }
             Some(Directive::Warn(warn)) => {
                 let warning = messages::warning(warn);
-                tracing::warn!(?warning, "the workspace will sleep unless used");
+                tracing::warn!(?warning, "sleep warning received");
                 self.connection.activity.warn(warning);
                 send(outbox, messages::done(id))
             }
@@ -292,7 +296,7 @@ impl<'a> ControlSession<'a> {
         drop(outbox);
         let drained = async { while let Ok(Some(_)) = inbound.message().await {} };
         if timeout(CLOSE_TIMEOUT, drained).await.is_err() {
-            tracing::debug!("the control plane did not close the stream");
+            tracing::debug!("control plane did not close the stream in time");
         }
         Ok(SessionEnd::Finished)
     }

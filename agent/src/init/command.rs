@@ -58,10 +58,10 @@ impl WorkspaceCommand {
         loop {
             let started = Instant::now();
             match self.run(argv).await {
-                Ok(ended) => tracing::warn!(command = argv[0], ?ended, "the workspace's command ended"),
+                Ok(ended) => tracing::warn!(command = argv[0], ?ended, "workspace command ended"),
                 Err(error) => {
                     let error = crate::error_chain(&error);
-                    tracing::error!(%error, "the workspace's command cannot start");
+                    tracing::error!(%error, "failed to start workspace command");
                 }
             }
             if started.elapsed() >= HEALTHY_AFTER {
@@ -80,7 +80,7 @@ impl WorkspaceCommand {
         command.process_group(0).stdin(Stdio::null());
         let mut child = self.children.spawn(&mut command).map_err(|error| spawn_failed(&argv[0], error))?;
         let _runs = self.running.begin(child.group.clone());
-        tracing::info!(command = argv[0], pid = child.pid.as_raw_nonzero(), "the workspace's command runs");
+        tracing::info!(command = argv[0], pid = child.pid.as_raw_nonzero(), "workspace command started");
         Ok(child.ended.wait_for(Option::is_some).await.ok().and_then(|ended| *ended))
     }
 }

@@ -41,7 +41,7 @@ async fn kill_remaining() -> io::Result<()> {
         }
         if began.elapsed() >= KILL_TIMEOUT {
             let left: Vec<_> = left.iter().map(|p| format!("{} ({})", p.name, p.pid)).collect();
-            tracing::warn!(?left, "some processes outlive even SIGKILL");
+            tracing::warn!(?left, "processes survived SIGKILL");
             return Ok(());
         }
         signal_all(&left, Signal::KILL);

@@ -53,7 +53,11 @@ impl RunningCommand {
         loop {
             let signal = next(&mut heard).await;
             let passed = self.group().as_ref().is_some_and(|group| group.signal(signal));
-            tracing::info!(signal = signals::name(signal.as_raw()), passed, "a signal for the command");
+            tracing::info!(
+                signal = signals::name(signal.as_raw()),
+                forwarded = passed,
+                "signal for the workspace command"
+            );
         }
     }
 

@@ -116,7 +116,7 @@ impl WorkspaceRuntime {
             if self.orphans == OrphanPolicy::Reap
                 && let Err(error) = init::end_all::end_all(grace).await
             {
-                tracing::error!(%error, "could not end the workspace's programs");
+                tracing::error!(%error, "failed to end the workspace's processes");
             }
         };
         tokio::join!(self.terminals.end_all(grace), self.processes.end_all(grace), rest);

@@ -59,10 +59,12 @@ fn authorize(
     now: u64,
 ) -> Result<(), WireError> {
     let claim = claim.ok_or_else(|| {
-        WireError::new(Reason::Unclaimed, "this agent serves no workspace yet").retry_after(UNCLAIMED_RETRY)
+        WireError::new(Reason::Unclaimed, "this agent is not claimed for a workspace yet")
+            .retry_after(UNCLAIMED_RETRY)
     })?;
-    let token = bearer(headers)
-        .ok_or_else(|| WireError::new(Reason::TokenMissing, "send a token: `authorization: Bearer …`"))?;
+    let token = bearer(headers).ok_or_else(|| {
+        WireError::new(Reason::TokenMissing, "the call carries no token; send `authorization: Bearer TOKEN`")
+    })?;
     let ours = Audience::Agent(claim.workspace_id.clone());
     let claims = claim.token_keys.verify(token, &ours, now).map_err(|error| {
         let message = error.to_string();
@@ -76,7 +78,7 @@ fn authorize(
         }
     })?;
     if claims.workspaces.as_ref().is_some_and(|allowed| !allowed.contains(&claim.workspace_id)) {
-        let message = "the token is narrowed to other workspaces";
+        let message = "the token is limited to other workspaces";
         return Err(WireError::new(Reason::WorkspaceDenied, message));
     }
     let needed = required_verb(method, path);

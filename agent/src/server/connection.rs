@@ -165,8 +165,8 @@ impl ConnectionPermit {
     ) {
         let io = match timeout(HANDSHAKE_TIMEOUT, tls.accept(io)).await {
             Ok(Ok(io)) => io,
-            Ok(Err(error)) => return tracing::debug!(%error, "a handshake failed"),
-            Err(_) => return tracing::debug!("a handshake took too long"),
+            Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
+            Err(_) => return tracing::debug!("TLS handshake timed out"),
         };
         let auth = self.auth.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
@@ -185,7 +185,7 @@ impl ConnectionPermit {
             }
         };
         if let Err(error) = ended {
-            tracing::debug!(%error, "a connection broke");
+            tracing::debug!(%error, "connection failed");
         }
     }
 }

@@ -17,10 +17,10 @@ const TICKETS: usize = 0;
 /// Why the key or certificate could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    #[error("making the agent's certificate")]
+    #[error("cannot generate the agent's certificate")]
     Make(#[from] rcgen::Error),
     /// rustls rejected the certificate.
-    #[error("using the agent's certificate")]
+    #[error("cannot use the agent's certificate")]
     Use(#[from] rustls::Error),
 }
 

@@ -27,7 +27,7 @@ const BACKLOG: i32 = 256;
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
-#[error("listening on {address}")]
+#[error("cannot listen on {address}")]
 pub struct ListenError {
     address: String,
     source: io::Error,
@@ -85,7 +85,7 @@ impl Listener {
                 Ok(io) => return Ok(io),
                 Err(error) if is_listener_lost(&error) => return Err(error),
                 Err(error) => {
-                    tracing::warn!(%error, "could not take a connection");
+                    tracing::warn!(%error, "failed to accept a connection");
                     sleep(ACCEPT_RETRY_DELAY).await;
                 }
             }
@@ -126,11 +126,11 @@ async fn remove_stale(path: &Path) -> io::Result<()> {
         return Ok(());
     };
     if !found.file_type().is_socket() {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
     }
     match UnixStream::connect(path).await {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
-        _ => Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent listens there")),
+        _ => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process is listening on this socket")),
     }
 }
 

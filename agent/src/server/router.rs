@@ -93,9 +93,11 @@ async fn text(metrics: String) -> impl IntoResponse {
 
 async fn unknown(request: Request) -> Response {
     let path = request.uri().path();
-    let refusal =
-        WireError::new(Reason::UnknownMethod, format!("{path} is not known here; ask for reflection"))
-            .with("method", path);
+    let refusal = WireError::new(
+        Reason::UnknownMethod,
+        format!("unknown path {path}; use gRPC reflection to list the methods"),
+    )
+    .with("method", path);
     error_response::respond(request.headers(), refusal)
 }
 
@@ -110,7 +112,7 @@ async fn only_grpc(request: Request, next: Next) -> Response {
             return next.run(request).await;
         }
     }
-    let refusal = WireError::new(Reason::BadField, "this path speaks gRPC over HTTP/2 and gRPC-web only")
+    let refusal = WireError::new(Reason::BadField, "this path accepts only gRPC over HTTP/2 and gRPC-web")
         .with("field", "content-type")
         .with("allowed", "application/grpc over HTTP/2, application/grpc-web");
     error_response::respond(request.headers(), refusal)

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
     /// The agent has no claim, so there is no environment to start a program in.
-    #[error("this agent serves no workspace yet")]
+    #[error("this agent is not claimed for a workspace yet")]
     Unclaimed,
     /// `argv`, `env` or `cwd` cannot be passed to a program.
     #[error("{field}: {problem}")]
@@ -28,21 +28,21 @@ pub enum SpawnError {
         problem: &'static str,
     },
     /// The interpreter of a `#!` line does not exist or is not executable.
-    #[error("{program}: its interpreter {interpreter} cannot be run; look at its first line")]
+    #[error("{program}: cannot run its interpreter {interpreter}; check the first line of the script")]
     BadInterpreter {
         /// Path of the script.
         program: String,
         /// As in the script's first line.
         interpreter: String,
     },
-    #[error("cannot enter the working folder {cwd}")]
+    #[error("cannot enter the working directory {cwd}")]
     BadCwd {
         /// As the caller wrote it.
         cwd: String,
         source: io::Error,
     },
     /// The system is out of descriptors, processes or memory.
-    #[error("the system has nothing left to start {program} with")]
+    #[error("cannot start {program}: the system is out of processes, memory or file descriptors")]
     Exhausted {
         program: String,
         /// ENOMEM, EAGAIN, EMFILE or ENFILE.
@@ -65,9 +65,10 @@ pub fn spawn_failed(program: &str, source: io::Error) -> SpawnError {
         Some(Errno::NOENT) => {
             SpawnError::NotExecutable { program, problem: "a file it needs (its loader) is missing" }
         }
-        Some(Errno::TOOBIG) => {
-            SpawnError::BadField { field: "argv", problem: "arguments and environment are too long".into() }
-        }
+        Some(Errno::TOOBIG) => SpawnError::BadField {
+            field: "argv",
+            problem: "arguments and environment are too long for the kernel".into(),
+        },
         Some(Errno::NOMEM | Errno::AGAIN | Errno::MFILE | Errno::NFILE) => {
             SpawnError::Exhausted { program, source }
         }

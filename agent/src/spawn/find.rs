@@ -38,9 +38,9 @@ pub(super) fn find(name: &str, cwd: &Path, path: &str) -> Result<PathBuf, SpawnE
 /// Checks that the file can be executed, as far as that is known before `exec`.
 pub(super) fn runnable(name: &str, path: &Path) -> Result<(), SpawnError> {
     let not = |problem| SpawnError::NotExecutable { program: name.to_owned(), problem };
-    let meta = path.metadata().map_err(|_| not("cannot be looked at"))?;
+    let meta = path.metadata().map_err(|_| not("its metadata cannot be read"))?;
     if meta.is_dir() {
-        return Err(not("is a folder"));
+        return Err(not("is a directory"));
     }
     if !is_executable(path) {
         return Err(not("permission denied: it is not executable (chmod +x)"));

@@ -191,7 +191,7 @@ async fn watchers_that_never_read_cost_nothing_and_delay_nothing() {
         assert_eq!(world.run("echo well", None).await.stdout, b"well\n");
     }
     world.agent.signal(Signal::TERM);
-    until("the end begins", || world.agent.log().contains("ending").then_some(())).await;
+    until("the end begins", || world.agent.log().contains("shutting down").then_some(())).await;
     let asked = std::time::Instant::now();
     assert!(world.agent.ended().await.success());
     assert!(asked.elapsed() < podling_agent::shutdown::DEFAULT_GRACE, "{:?}", asked.elapsed());

@@ -76,7 +76,7 @@ async fn a_second_signal_does_not_wait_for_the_stubborn() {
     let stubborn = pid(&agent, "stubborn").await;
     drop(session);
     agent.signal(Signal::TERM);
-    until("the first signal", || agent.log().contains("ending").then_some(())).await;
+    until("the first signal", || agent.log().contains("shutting down").then_some(())).await;
     let asked = std::time::Instant::now();
     agent.signal(Signal::INT);
     agent.ended().await;

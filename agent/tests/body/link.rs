@@ -103,8 +103,7 @@ async fn a_false_control_plane_learns_nothing() {
         let dir = tempfile::tempdir().expect("dir");
         let mut plane = Plane::start(dir.path(), tls).await;
         let agent = Agent::start_in(dir, &right.pem, &[]);
-        let refused =
-            || (agent.log().matches("did not prove to be the control plane").count() >= 3).then_some(());
+        let refused = || (agent.log().matches("cannot verify that").count() >= 3).then_some(());
         until("three refusals of the false control plane", refused).await;
         assert!(plane.heard_nothing());
     }

@@ -104,7 +104,7 @@ async fn a_keystroke_that_comes_between_waits_stops_the_sleep_and_is_typed() {
     line.type_in("two\n").await;
     bed.held(2).await;
     let said = declined(bed.commit().await);
-    assert!(said.reason.contains("somebody types"), "{said:?}");
+    assert!(said.reason.contains("a user types"), "{said:?}");
     bed.session
         .beating(line.until("both lines", |line| line.acked == 8 && line.text().matches("two").count() == 2))
         .await;
@@ -183,7 +183,7 @@ async fn commit_ends_the_programs_refuses_who_waits_and_the_agent_goes_on_servin
 
     assert_eq!(bed.commit().await, DONE, "a repeat");
     assert_eq!(bed.prepare(false, None).await, DONE, "who forgot it may go on with commit");
-    assert!(declined(bed.cancel().await).reason.contains("sleeps already"));
+    assert!(declined(bed.cancel().await).reason.contains("already asleep"));
     let refused = bed.create(&["cat"]).await.expect_err("too late");
     assert_eq!((refused.code(), error::reason(&refused)), (Code::Unavailable, Some(Reason::Preparing)));
     assert_eq!(bed.list().await.len(), 1, "reads are served");

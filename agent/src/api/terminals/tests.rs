@@ -38,7 +38,7 @@ fn fixture(claimed: bool) -> Fixture {
         maintenance: false,
         token_keys: podling_proto::token::VerifyingKeys::default(),
     };
-    let root = tempfile::tempdir().expect("a folder");
+    let root = tempfile::tempdir().expect("a directory");
     let (tx, claims) = watch::channel(claimed.then(|| Arc::new(claim)));
     let children = Children::new(OrphanPolicy::Leave);
     let mut reaper = JoinSet::new();
