@@ -63,7 +63,7 @@ pub type PresenceProbe = Box<dyn Fn() -> TerminalPresence + Send + Sync>;
 pub struct ActivityRevision {
     /// Increases with each change of level, evidence or leases.
     pub revision: u64,
-    pub verdict: ActivityLevel,
+    pub level: ActivityLevel,
 }
 
 /// Shared handle to the workspace's activity. All clones refer to the same state.
@@ -102,7 +102,7 @@ impl ActivityMonitor {
             pending_warning: Mutex::default(),
             sampler: Mutex::new(CpuIoSampler::new(ticks, rustix::param::page_size() as u64)),
             idle: Mutex::default(),
-            revision: watch::Sender::new(ActivityRevision { revision: 0, verdict: ActivityLevel::Idle }),
+            revision: watch::Sender::new(ActivityRevision { revision: 0, level: ActivityLevel::Idle }),
             wake: Notify::new(),
         }))
     }
@@ -118,12 +118,12 @@ impl ActivityMonitor {
                 self.sample().await?;
                 let policy = self.policy();
                 next_sample =
-                    Instant::now() + policy.beat_interval.min(policy.work_window / SAMPLES_PER_WINDOW);
+                    Instant::now() + policy.heartbeat_interval.min(policy.work_window / SAMPLES_PER_WINDOW);
             }
             let snapshot = self.snapshot();
             if published.as_ref().is_none_or(|published| !published.is_equivalent(&snapshot)) {
-                let verdict = snapshot.assessment.verdict;
-                self.0.revision.send_modify(|p| *p = ActivityRevision { revision: p.revision + 1, verdict });
+                let level = snapshot.assessment.level;
+                self.0.revision.send_modify(|p| *p = ActivityRevision { revision: p.revision + 1, level });
             }
             let next_change = snapshot.assessment.next_change_in().unwrap_or(Duration::MAX);
             let pause = next_sample.saturating_duration_since(Instant::now()).min(next_change).max(MIN_PAUSE);
@@ -173,12 +173,12 @@ impl ActivityMonitor {
         let signals = ActivityInputs { claimed: self.cap_anchor(now), intents, observed };
         let assessment = ActivityAssessment::of(&signals, &policy, now);
         let mut idle = lock(&self.0.idle);
-        idle.observe(assessment.verdict, last_intent);
+        idle.observe(assessment.level, last_intent);
         ActivitySnapshot {
             counted_idle: idle.counted(),
             idle_timeout: policy.idle_timeout,
             leases,
-            warning: lock(&self.0.pending_warning).holds(assessment.verdict, last_intent),
+            warning: lock(&self.0.pending_warning).holds(assessment.level, last_intent),
             usage,
             terminals,
             terminal_bytes,
@@ -228,13 +228,13 @@ impl ActivityMonitor {
     pub fn heartbeat(&self, sequence: u64) -> ActivitySnapshot {
         self.mark_running();
         let snapshot = self.snapshot();
-        lock(&self.0.idle).beat(sequence, snapshot.assessment.verdict, clocks());
+        lock(&self.0.idle).heartbeat_sent(sequence, snapshot.assessment.level, clocks());
         snapshot
     }
 
     /// Adds idle time for the heartbeat `sequence`, which the control plane has acknowledged.
     pub fn heartbeat_acknowledged(&self, sequence: u64) {
-        let longest = self.policy().beat_interval * GAP_INTERVALS;
+        let longest = self.policy().heartbeat_interval * GAP_INTERVALS;
         // Assess first: an intent since the heartbeat resets the counted time.
         self.snapshot();
         lock(&self.0.idle).acknowledged(sequence, longest);

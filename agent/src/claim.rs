@@ -45,7 +45,7 @@ pub struct AgentPolicy {
     /// Rate at which bytes count as work.
     pub io_bytes_per_second: f64,
     /// Time between two heartbeats.
-    pub beat_interval: Duration,
+    pub heartbeat_interval: Duration,
     /// Output retained for each terminal that is opened from now on.
     pub ring_bytes: usize,
     /// Terminals at once, including ended ones that are retained.
@@ -68,7 +68,7 @@ impl Default for AgentPolicy {
             work_window: Duration::from_secs(60),
             cpu_cores: 0.05,
             io_bytes_per_second: 64.0 * 1024.0,
-            beat_interval: Duration::from_secs(15),
+            heartbeat_interval: Duration::from_secs(15),
             ring_bytes: 1024 * 1024,
             max_terminals: 64,
             max_processes: 256,

@@ -31,7 +31,7 @@ struct MetricsInner {
 struct Gauges {
     terminals: Gauge,
     processes: Gauge,
-    verdict: Gauge,
+    activity_level: Gauge,
     counted_idle: Gauge,
     cpu: Gauge<f64, AtomicU64>,
     memory: Gauge,
@@ -51,7 +51,7 @@ pub struct MetricsReading {
     /// Number of processes in the workspace.
     pub processes: u32,
     /// 0 idle, 1 busy, 2 active.
-    pub verdict: u8,
+    pub activity_level: u8,
     /// In seconds.
     pub counted_idle: u64,
     /// CPU use over the policy's window; 1.0 is one full core.
@@ -106,7 +106,7 @@ impl Metrics {
         registry.register("connections_rejected", help, connections_rejected.clone());
         registry.register("terminals", "Open terminals", gauges.terminals.clone());
         registry.register("processes", "Processes in the workspace", gauges.processes.clone());
-        registry.register("activity_level", "0 idle, 1 busy, 2 active", gauges.verdict.clone());
+        registry.register("activity_level", "0 idle, 1 busy, 2 active", gauges.activity_level.clone());
         let help = "Idle time between acknowledged heartbeats";
         registry.register_with_unit("counted_idle", help, Unit::Seconds, gauges.counted_idle.clone());
         registry.register(
@@ -175,7 +175,7 @@ impl Metrics {
         let gauges = &self.0.gauges;
         gauges.terminals.set(reading.terminals.into());
         gauges.processes.set(reading.processes.into());
-        gauges.verdict.set(reading.verdict.into());
+        gauges.activity_level.set(reading.activity_level.into());
         gauges.counted_idle.set(whole(reading.counted_idle));
         gauges.cpu.set(reading.cpu_cores);
         gauges.memory.set(whole(reading.memory_bytes));

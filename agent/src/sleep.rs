@@ -128,8 +128,8 @@ impl SleepCoordinator {
             return None;
         }
         let now = self.activity.snapshot();
-        if now.assessment.verdict != ActivityLevel::Idle {
-            return Some(SleepDeclined::InUse(now.assessment.verdict));
+        if now.assessment.level != ActivityLevel::Idle {
+            return Some(SleepDeclined::InUse(now.assessment.level));
         }
         let (counted, timeout) = (now.counted_idle, now.idle_timeout);
         (urgency == SleepUrgency::Idle && counted < timeout)

@@ -73,7 +73,7 @@ pub struct ActivityEvidence {
 /// An activity level with its evidence. Evidence that counts comes first, strongest first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ActivityAssessment {
-    pub verdict: ActivityLevel,
+    pub level: ActivityLevel,
     pub evidence: Vec<ActivityEvidence>,
 }
 
@@ -113,11 +113,11 @@ impl ActivityAssessment {
         });
         let mut evidence: Vec<_> = intents.chain(observed).collect();
         evidence.sort_by_key(|e| (e.capped, Reverse(level_of(e.signal)), Reverse(e.holds_for)));
-        let verdict = evidence
+        let level = evidence
             .iter()
             .find(|e| !e.capped)
             .map_or(ActivityLevel::Idle, |strongest| level_of(strongest.signal));
-        Self { verdict, evidence }
+        Self { level, evidence }
     }
 
     /// Time until the first evidence that counts now stops counting, if nothing new is observed.
@@ -129,7 +129,7 @@ impl ActivityAssessment {
     pub fn is_equivalent(&self, other: &Self) -> bool {
         let essence =
             |j: &Self| j.evidence.iter().map(|e| (e.signal, e.detail.clone(), e.capped)).collect::<Vec<_>>();
-        self.verdict == other.verdict && essence(self) == essence(other)
+        self.level == other.level && essence(self) == essence(other)
     }
 }
 
@@ -189,9 +189,9 @@ mod tests {
         let signals = ActivityInputs { intents: vec![(Intent::Keystroke, start)], ..none(start) };
         let at =
             |s| ActivityAssessment::of(&signals, &AgentPolicy::default(), start + Duration::from_secs(s));
-        assert_eq!(at(59).verdict, ActivityLevel::Active);
+        assert_eq!(at(59).level, ActivityLevel::Active);
         assert_eq!(at(59).next_change_in(), Some(Duration::from_secs(1)));
-        assert_eq!(at(60).verdict, ActivityLevel::Idle);
+        assert_eq!(at(60).level, ActivityLevel::Idle);
         assert!(at(60).evidence[0].capped, "still shown, no longer counted");
     }
 
@@ -202,7 +202,7 @@ mod tests {
             ActivityInputs { observed: vec![seen(ActivitySignal::ForegroundJob, start)], ..none(start) };
         let cpu = ActivityInputs { observed: vec![seen(ActivitySignal::Cpu, start)], ..none(start) };
         let at = |s: &ActivityInputs, after| {
-            ActivityAssessment::of(s, &AgentPolicy::default(), start + after).verdict
+            ActivityAssessment::of(s, &AgentPolicy::default(), start + after).level
         };
         let second = Duration::from_secs(1);
         assert_eq!(at(&job, HOUR - second), ActivityLevel::Busy);
@@ -218,7 +218,7 @@ mod tests {
             ActivityInputs { observed: vec![seen(ActivitySignal::ForegroundJob, start)], ..none(start) };
         signals.intents.push((Intent::Keystroke, start + 2 * HOUR));
         let later = ActivityAssessment::of(&signals, &AgentPolicy::default(), start + 2 * HOUR + HOUR / 2);
-        assert_eq!(later.verdict, ActivityLevel::Busy);
+        assert_eq!(later.level, ActivityLevel::Busy);
         assert_eq!(later.evidence[0].holds_for, HOUR / 2);
     }
 
@@ -226,7 +226,7 @@ mod tests {
     fn a_lease_alone_is_busy_until_it_expires_exactly() {
         let start = Instant::now();
         let signals = ActivityInputs { observed: vec![seen(ActivitySignal::Lease, start)], ..none(start) };
-        let at = |after| ActivityAssessment::of(&signals, &AgentPolicy::default(), start + after).verdict;
+        let at = |after| ActivityAssessment::of(&signals, &AgentPolicy::default(), start + after).level;
         assert_eq!(at(HOUR - Duration::from_nanos(1)), ActivityLevel::Busy);
         assert_eq!(at(HOUR), ActivityLevel::Idle);
     }
@@ -257,16 +257,16 @@ mod tests {
         #[test]
         fn removing_a_signal_never_raises_the_verdict((signals, now) in signals()) {
             let policy = AgentPolicy::default();
-            let full = ActivityAssessment::of(&signals, &policy, now).verdict;
+            let full = ActivityAssessment::of(&signals, &policy, now).level;
             for i in 0..signals.intents.len() {
                 let mut less = signals.clone();
                 less.intents.remove(i);
-                prop_assert!(ActivityAssessment::of(&less, &policy, now).verdict <= full);
+                prop_assert!(ActivityAssessment::of(&less, &policy, now).level <= full);
             }
             for i in 0..signals.observed.len() {
                 let mut less = signals.clone();
                 less.observed.remove(i);
-                prop_assert!(ActivityAssessment::of(&less, &policy, now).verdict <= full);
+                prop_assert!(ActivityAssessment::of(&less, &policy, now).level <= full);
             }
         }
 
@@ -274,7 +274,7 @@ mod tests {
         fn the_first_evidence_is_what_decides((signals, now) in signals()) {
             let judged = ActivityAssessment::of(&signals, &AgentPolicy::default(), now);
             let strongest = judged.evidence.first().filter(|e| !e.capped);
-            prop_assert_eq!(judged.verdict, strongest.map_or(ActivityLevel::Idle, |e| level_of(e.signal)));
+            prop_assert_eq!(judged.level, strongest.map_or(ActivityLevel::Idle, |e| level_of(e.signal)));
             prop_assert_eq!(judged.evidence.len(), signals.intents.len() + signals.observed.len());
         }
 
@@ -292,7 +292,7 @@ mod tests {
             let judged = ActivityAssessment::of(&signals, &policy, now);
             if let Some(left) = judged.next_change_in() {
                 let before = ActivityAssessment::of(&signals, &policy, now + left - Duration::from_nanos(1));
-                prop_assert!(before.is_equivalent(&judged) || before.verdict == judged.verdict);
+                prop_assert!(before.is_equivalent(&judged) || before.level == judged.level);
             }
         }
     }

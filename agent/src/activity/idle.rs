@@ -63,8 +63,8 @@ impl IdleCounter {
 
     /// Records an assessed level. A new `last_intent` resets the count even if the `active` level
     /// it caused was never assessed.
-    pub fn observe(&mut self, verdict: ActivityLevel, last_intent: Option<Instant>) {
-        if verdict != ActivityLevel::Idle || last_intent != self.last_intent {
+    pub fn observe(&mut self, level: ActivityLevel, last_intent: Option<Instant>) {
+        if level != ActivityLevel::Idle || last_intent != self.last_intent {
             self.activity_changes += 1;
             self.last_intent = last_intent;
             self.counted = Duration::ZERO;
@@ -82,38 +82,38 @@ impl IdleCounter {
 
     /// Records a heartbeat that is being sent. Its level must have been passed to [`Self::observe`]
     /// before.
-    pub fn beat(&mut self, sequence: u64, verdict: ActivityLevel, at: ClockReading) {
+    pub fn heartbeat_sent(&mut self, sequence: u64, level: ActivityLevel, at: ClockReading) {
         if self.pending.len() == MAX_UNACKNOWLEDGED {
             self.pending.pop_front();
         }
-        let beat = SentHeartbeat {
+        let heartbeat = SentHeartbeat {
             sequence,
             at,
-            idle: verdict == ActivityLevel::Idle,
+            idle: level == ActivityLevel::Idle,
             activity_changes: self.activity_changes,
             gaps: self.gaps,
         };
-        self.pending.push_back(beat);
+        self.pending.push_back(heartbeat);
     }
 
     /// Adds the time between this and the previous acknowledged heartbeat, if both were idle and
     /// nothing happened in between. Heartbeats more than `longest` apart enclose a gap.
     pub fn acknowledged(&mut self, sequence: u64, longest: Duration) {
-        let Some(at) = self.pending.iter().position(|beat| beat.sequence == sequence) else {
+        let Some(at) = self.pending.iter().position(|heartbeat| heartbeat.sequence == sequence) else {
             return;
         };
-        let Some(beat) = self.pending.drain(..=at).next_back() else {
+        let Some(heartbeat) = self.pending.drain(..=at).next_back() else {
             return;
         };
-        let before = self.last_acknowledged.replace(beat);
-        if let Some(before) = before.filter(|before| before.sequence + 1 == beat.sequence) {
+        let before = self.last_acknowledged.replace(heartbeat);
+        if let Some(before) = before.filter(|before| before.sequence + 1 == heartbeat.sequence) {
             let undisturbed = before.idle
-                && beat.idle
-                && before.activity_changes == beat.activity_changes
-                && beat.activity_changes == self.activity_changes;
-            let seen = before.gaps == beat.gaps;
-            let passed = beat.at.monotonic.saturating_sub(before.at.monotonic);
-            let with_suspend = beat.at.boottime.saturating_sub(before.at.boottime);
+                && heartbeat.idle
+                && before.activity_changes == heartbeat.activity_changes
+                && heartbeat.activity_changes == self.activity_changes;
+            let seen = before.gaps == heartbeat.gaps;
+            let passed = heartbeat.at.monotonic.saturating_sub(before.at.monotonic);
+            let with_suspend = heartbeat.at.boottime.saturating_sub(before.at.boottime);
             if undisturbed && seen && passed <= longest && with_suspend <= passed + SUSPEND_TOLERANCE {
                 self.counted += passed;
             }
@@ -141,17 +141,17 @@ mod tests {
         ClockReading { monotonic: clock, boottime: clock }
     }
 
-    fn idle_beat(idle: &mut IdleCounter, sequence: u64, moment: ClockReading) {
+    fn idle_heartbeat(idle: &mut IdleCounter, sequence: u64, moment: ClockReading) {
         idle.observe(ActivityLevel::Idle, None);
-        idle.beat(sequence, ActivityLevel::Idle, moment);
+        idle.heartbeat_sent(sequence, ActivityLevel::Idle, moment);
     }
 
     #[test]
-    fn two_acknowledged_idle_beats_add_the_time_between_them() {
+    fn two_acknowledged_idle_heartbeats_add_the_time_between_them() {
         let mut idle = IdleCounter::default();
-        idle_beat(&mut idle, 1, at(100));
+        idle_heartbeat(&mut idle, 1, at(100));
         idle.acknowledged(1, LONGEST);
-        idle_beat(&mut idle, 2, at(115));
+        idle_heartbeat(&mut idle, 2, at(115));
         assert_eq!(idle.counted(), Duration::ZERO, "not before the acknowledgement");
         idle.acknowledged(2, LONGEST);
         assert_eq!(idle.counted(), Duration::from_secs(15));
@@ -160,10 +160,10 @@ mod tests {
     #[test]
     fn a_keystroke_between_two_beats_starts_over_even_if_nobody_saw_its_verdict() {
         let mut idle = IdleCounter::default();
-        idle_beat(&mut idle, 1, at(0));
+        idle_heartbeat(&mut idle, 1, at(0));
         idle.acknowledged(1, LONGEST);
         idle.observe(ActivityLevel::Idle, Some(Instant::now()));
-        idle.beat(2, ActivityLevel::Idle, at(15));
+        idle.heartbeat_sent(2, ActivityLevel::Idle, at(15));
         idle.acknowledged(2, LONGEST);
         assert_eq!(idle.counted(), Duration::ZERO);
     }
@@ -171,9 +171,9 @@ mod tests {
     #[test]
     fn a_keystroke_after_the_beat_and_before_its_acknowledgement_counts_as_none_idle() {
         let mut idle = IdleCounter::default();
-        idle_beat(&mut idle, 1, at(0));
+        idle_heartbeat(&mut idle, 1, at(0));
         idle.acknowledged(1, LONGEST);
-        idle_beat(&mut idle, 2, at(15));
+        idle_heartbeat(&mut idle, 2, at(15));
         idle.observe(ActivityLevel::Active, Some(Instant::now()));
         idle.acknowledged(2, LONGEST);
         assert_eq!(idle.counted(), Duration::ZERO);
@@ -182,20 +182,20 @@ mod tests {
     #[test]
     fn suspended_stopped_and_unlinked_time_adds_nothing() {
         let mut idle = IdleCounter::default();
-        idle_beat(&mut idle, 1, at(0));
+        idle_heartbeat(&mut idle, 1, at(0));
         idle.acknowledged(1, LONGEST);
         let suspended =
             ClockReading { monotonic: Duration::from_secs(15), boottime: Duration::from_secs(15 + 3600) };
-        idle_beat(&mut idle, 2, suspended);
+        idle_heartbeat(&mut idle, 2, suspended);
         idle.acknowledged(2, LONGEST);
         assert_eq!(idle.counted(), Duration::ZERO, "suspended");
         let stopped =
             ClockReading { monotonic: Duration::from_secs(615), boottime: Duration::from_secs(615 + 3600) };
-        idle_beat(&mut idle, 3, stopped);
+        idle_heartbeat(&mut idle, 3, stopped);
         idle.acknowledged(3, LONGEST);
         assert_eq!(idle.counted(), Duration::ZERO, "stopped for ten minutes");
         idle.disconnected();
-        idle_beat(&mut idle, 1, at(630));
+        idle_heartbeat(&mut idle, 1, at(630));
         idle.acknowledged(1, LONGEST);
         assert_eq!(idle.counted(), Duration::ZERO, "another stream");
     }
@@ -207,7 +207,7 @@ mod tests {
             for second in seen {
                 idle.mark_running(at(*second), hole);
             }
-            idle_beat(&mut idle, sequence, at(now));
+            idle_heartbeat(&mut idle, sequence, at(now));
             idle.acknowledged(sequence, LONGEST);
             idle.counted()
         };
@@ -220,13 +220,13 @@ mod tests {
     fn a_control_plane_that_was_stopped_takes_nothing_away_and_adds_nothing() {
         let mut idle = IdleCounter::default();
         for n in 1..=3 {
-            idle_beat(&mut idle, n, at(n * 15));
+            idle_heartbeat(&mut idle, n, at(n * 15));
         }
         for n in 1..=3 {
             idle.acknowledged(n, LONGEST);
         }
         assert_eq!(idle.counted(), Duration::from_secs(30), "late, but heard");
-        idle_beat(&mut idle, 4, at(60));
+        idle_heartbeat(&mut idle, 4, at(60));
         idle.observe(ActivityLevel::Active, Some(Instant::now()));
         idle.acknowledged(4, LONGEST);
         assert_eq!(idle.counted(), Duration::ZERO, "used before it was heard");
@@ -261,7 +261,7 @@ mod tests {
                     Step::Wait(seconds) => now += seconds,
                     Step::Beat => {
                         sequence += 1;
-                        idle_beat(&mut idle, sequence, at(now));
+                        idle_heartbeat(&mut idle, sequence, at(now));
                     }
                     Step::Ack => {
                         acked = sequence.min(acked + 1);

@@ -25,10 +25,9 @@ impl PendingWarning {
     /// The warning that is still valid. Use of the workspace discards it for good; only a new
     /// warning replaces it. An intent after the warning counts as use even if the level it caused
     /// was never assessed.
-    pub fn holds(&mut self, verdict: ActivityLevel, last_intent: Option<Instant>) -> Option<SleepWarning> {
-        self.0.take_if(|(_, heard)| {
-            verdict != ActivityLevel::Idle || last_intent.is_some_and(|at| at > *heard)
-        });
+    pub fn holds(&mut self, level: ActivityLevel, last_intent: Option<Instant>) -> Option<SleepWarning> {
+        self.0
+            .take_if(|(_, heard)| level != ActivityLevel::Idle || last_intent.is_some_and(|at| at > *heard));
         self.0.as_ref().map(|(warning, _)| warning.clone())
     }
 }
@@ -55,7 +54,7 @@ mod tests {
         assert_eq!(
             pending_warning.holds(ActivityLevel::Idle, after),
             None,
-            "used, though nobody saw its verdict"
+            "used, though nobody saw its level"
         );
         assert_eq!(pending_warning.holds(ActivityLevel::Idle, before), None, "for good");
         pending_warning.warn(warning("four"), start);

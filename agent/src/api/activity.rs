@@ -142,7 +142,7 @@ fn refused(error: LeaseError) -> WireError {
 pub fn state(snapshot: &ActivitySnapshot) -> wire::ActivityState {
     let usage = &snapshot.usage;
     wire::ActivityState {
-        level: level(snapshot.assessment.verdict).into(),
+        level: level(snapshot.assessment.level).into(),
         evidence: snapshot.assessment.evidence.iter().map(evidence).collect(),
         counted_idle: Some(span(snapshot.counted_idle)),
         idle_timeout: Some(span(snapshot.idle_timeout)),

@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 /// Upper bound of the first delay.
-const FIRST: Duration = Duration::from_millis(100);
+const MIN_DELAY: Duration = Duration::from_millis(100);
 /// Maximum delay. The agent finds a control plane that is back within this time.
-const LONGEST: Duration = Duration::from_secs(10);
+const MAX_DELAY: Duration = Duration::from_secs(10);
 
 /// Counts failed attempts in a row.
 #[derive(Debug, Default)]
@@ -18,7 +18,7 @@ impl ReconnectBackoff {
     /// The delay before the next attempt. `chance` is in 0..1 and spreads the agents that lost the
     /// same control plane.
     pub fn next(&mut self, chance: f64) -> Duration {
-        let longest = FIRST.saturating_mul(1 << self.failed.min(16)).min(LONGEST);
+        let longest = MIN_DELAY.saturating_mul(1 << self.failed.min(16)).min(MAX_DELAY);
         self.failed = self.failed.saturating_add(1);
         longest.mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0)
     }
@@ -46,6 +46,6 @@ mod tests {
     #[test]
     fn it_goes_on_for_ever() {
         let mut backoff = ReconnectBackoff { failed: u32::MAX - 1 };
-        assert_eq!(backoff.next(1.0), LONGEST);
+        assert_eq!(backoff.next(1.0), MAX_DELAY);
     }
 }

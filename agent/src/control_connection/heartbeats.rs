@@ -48,9 +48,9 @@ impl HeartbeatSchedule {
     }
 
     /// Records a sent heartbeat with its level, and schedules the next. `chance` is in 0..1.
-    pub(super) fn sent(&mut self, verdict: ActivityLevel, now: Instant, interval: Duration, chance: f64) {
+    pub(super) fn sent(&mut self, level: ActivityLevel, now: Instant, interval: Duration, chance: f64) {
         self.sent += 1;
-        self.last = Some((now, verdict));
+        self.last = Some((now, level));
         self.waiting.get_or_insert(now);
         self.next = Some(now + interval.mul_f64(1.0 - JITTER + 2.0 * JITTER * chance));
     }
@@ -77,9 +77,9 @@ impl HeartbeatSchedule {
     }
 
     /// Makes the next heartbeat due early if the level differs from the last one sent.
-    pub(super) fn activity_changed(&mut self, verdict: ActivityLevel, now: Instant) {
+    pub(super) fn activity_changed(&mut self, level: ActivityLevel, now: Instant) {
         if let (Some((at, told)), Some(due)) = (self.last, self.next)
-            && told != verdict
+            && told != level
         {
             self.next = Some(due.min((at + MIN_CHANGE_INTERVAL).max(now)));
         }

@@ -17,20 +17,20 @@ use crate::{
 pub const PROTOCOL: u32 = 1;
 /// Longest duration in a policy. Longer ones are cut, so that adding them to a time never
 /// overflows.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 /// Bounds of the heartbeat interval. A shorter one would keep the agent busy; with a longer one
 /// nothing would show in time whether the agent is alive.
-const BEAT_INTERVAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(60));
+const HEARTBEAT_INTERVAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(60));
 /// Bounds of the window over which CPU and bytes are averaged.
 const WORK_WINDOW: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3600));
 /// Upper bound of the policy's longest lease.
-const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
+const MAX_LEASE: Duration = Duration::from_secs(24 * 3600);
 /// Bounds of the output retained per terminal, in bytes.
 const RING_BYTES: (u64, u64) = (64 * 1024, 64 * 1024 * 1024);
 /// Longest reason of a warning; longer ones are cut. Clients show it on one line.
 const MAX_REASON_CHARS: usize = 200;
 /// Upper bound of the policy's limits for terminals and processes.
-const MAX_COUNT: u32 = 4096;
+const MAX_TERMINALS_OR_PROCESSES: u32 = 4096;
 
 /// Why a claim is rejected.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -64,9 +64,9 @@ pub fn hello(description: &AgentDescription, held: Option<&Claim>) -> wire::Agen
     wire::AgentMessage { message: Some(wire::agent_message::Message::Hello(hello)) }
 }
 
-pub fn beat(sequence: u64, snapshot: &ActivitySnapshot) -> wire::AgentMessage {
-    let beat = wire::Heartbeat { sequence, activity: Some(api::activity::state(snapshot)) };
-    wire::AgentMessage { message: Some(wire::agent_message::Message::Heartbeat(beat)) }
+pub fn heartbeat(sequence: u64, snapshot: &ActivitySnapshot) -> wire::AgentMessage {
+    let heartbeat = wire::Heartbeat { sequence, activity: Some(api::activity::state(snapshot)) };
+    wire::AgentMessage { message: Some(wire::agent_message::Message::Heartbeat(heartbeat)) }
 }
 
 /// Parses a warning. One without a time withdraws the previous one.
@@ -141,22 +141,27 @@ pub fn claim(claim: wire::Claim) -> Result<Claim, InvalidClaim> {
 fn policy(policy: wire::AgentPolicy) -> AgentPolicy {
     let default = AgentPolicy::default();
     let span = |given: Option<prost_types::Duration>, default: Duration| {
-        given.and_then(|d| Duration::try_from(d).ok()).map_or(default, |d| d.min(LONGEST))
+        given.and_then(|d| Duration::try_from(d).ok()).map_or(default, |d| d.min(MAX_DURATION))
     };
     let within = |d: Duration, (least, most): (Duration, Duration)| d.clamp(least, most);
     let rate = |given: f64, default: f64| if given.is_finite() && given > 0.0 { given } else { default };
-    let count = |given: u32, default: usize| if given == 0 { default } else { given.min(MAX_COUNT) as usize };
+    let count = |given: u32, default: usize| {
+        if given == 0 { default } else { given.min(MAX_TERMINALS_OR_PROCESSES) as usize }
+    };
     let ring = |given: u64| given.clamp(RING_BYTES.0, RING_BYTES.1) as usize;
     AgentPolicy {
         idle_timeout: span(policy.idle_timeout, default.idle_timeout),
         work_cap: span(policy.work_cap, default.work_cap),
         presence_cap: span(policy.presence_cap, default.presence_cap),
-        lease_cap: span(policy.lease_cap, default.lease_cap).min(LONGEST_LEASE),
+        lease_cap: span(policy.lease_cap, default.lease_cap).min(MAX_LEASE),
         active_for: span(policy.active_for, default.active_for),
         work_window: within(span(policy.work_window, default.work_window), WORK_WINDOW),
         cpu_cores: rate(policy.cpu_cores, default.cpu_cores),
         io_bytes_per_second: rate(policy.io_bytes_per_second, default.io_bytes_per_second),
-        beat_interval: within(span(policy.heartbeat_interval, default.beat_interval), BEAT_INTERVAL),
+        heartbeat_interval: within(
+            span(policy.heartbeat_interval, default.heartbeat_interval),
+            HEARTBEAT_INTERVAL,
+        ),
         ring_bytes: if policy.ring_bytes == 0 { default.ring_bytes } else { ring(policy.ring_bytes) },
         max_terminals: count(policy.max_terminals, default.max_terminals),
         max_processes: count(policy.max_processes, default.max_processes),
@@ -209,9 +214,9 @@ mod tests {
             ring_bytes: u64::MAX,
             ..Default::default()
         });
-        assert_eq!(read.beat_interval, BEAT_INTERVAL.0);
-        assert_eq!(read.lease_cap, LONGEST_LEASE);
-        assert_eq!(read.work_cap, LONGEST);
+        assert_eq!(read.heartbeat_interval, HEARTBEAT_INTERVAL.0);
+        assert_eq!(read.lease_cap, MAX_LEASE);
+        assert_eq!(read.work_cap, MAX_DURATION);
         assert_eq!(read.idle_timeout, AgentPolicy::default().idle_timeout);
         assert_eq!(read.cpu_cores, AgentPolicy::default().cpu_cores);
         assert_eq!(read.ring_bytes as u64, RING_BYTES.1);

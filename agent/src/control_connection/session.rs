@@ -125,14 +125,14 @@ impl<'a> ControlSession<'a> {
                         self.handle_message(message, &outbox)?;
                     }
                 }
-                () = at(self.heartbeats.next()) => self.beat(&outbox)?,
+                () = at(self.heartbeats.next()) => self.send_heartbeat(&outbox)?,
                 () = at(self.heartbeats.unacknowledged_since().map(|since| since + acknowledgement_timeout)) => {
                     return Err(DisconnectError::Silent(acknowledgement_timeout));
                 }
                 () = at((!answered).then_some(hello_deadline)) => return Err(DisconnectError::NoAnswer),
                 Ok(()) = revisions.changed() => {
-                    let verdict = revisions.borrow_and_update().verdict;
-                    self.heartbeats.activity_changed(verdict, Instant::now());
+                    let level = revisions.borrow_and_update().level;
+                    self.heartbeats.activity_changed(level, Instant::now());
                 }
                 () = self.connection.sleep.completed(), if !self.committing.is_empty() => {
                     for id in self.committing.drain(..) {
@@ -192,7 +192,7 @@ impl<'a> ControlSession<'a> {
             // Set before the claim is published, and so before any client is authorized.
             self.connection.sleep.gate().enter_maintenance();
         }
-        let interval = claim.policy.beat_interval;
+        let interval = claim.policy.heartbeat_interval;
         self.connection.claims.send_replace(Some(Arc::new(claim)));
         // The claim makes a heartbeat due; a repeated claim keeps the schedule.
         self.heartbeats.start(Instant::now(), interval);
@@ -270,18 +270,18 @@ impl<'a> ControlSession<'a> {
         send(outbox, answer)
     }
 
-    fn beat(&mut self, outbox: &mpsc::Sender<AgentMessage>) -> Result<(), DisconnectError> {
+    fn send_heartbeat(&mut self, outbox: &mpsc::Sender<AgentMessage>) -> Result<(), DisconnectError> {
         let (now, sequence) = (Instant::now(), self.heartbeats.next_sequence());
         let snapshot = self.connection.activity.heartbeat(sequence);
-        send(outbox, messages::beat(sequence, &snapshot))?;
+        send(outbox, messages::heartbeat(sequence, &snapshot))?;
         self.connection.metrics.heartbeat_sent();
-        self.heartbeats.sent(snapshot.assessment.verdict, now, self.interval(), fastrand::f64());
+        self.heartbeats.sent(snapshot.assessment.level, now, self.interval(), fastrand::f64());
         Ok(())
     }
 
     fn interval(&self) -> Duration {
         let claim = self.connection.claims.borrow();
-        claim.as_ref().map(|claim| claim.policy.beat_interval).unwrap_or_default()
+        claim.as_ref().map(|claim| claim.policy.heartbeat_interval).unwrap_or_default()
     }
 
     /// Answers the drain directives, and waits briefly for the control plane to close the stream.

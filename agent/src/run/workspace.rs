@@ -143,7 +143,7 @@ impl WorkspaceRuntime {
         metrics.set_gauges(MetricsReading {
             terminals: now.terminals,
             processes: now.usage.processes,
-            verdict: match now.assessment.verdict {
+            activity_level: match now.assessment.level {
                 ActivityLevel::Idle => 0,
                 ActivityLevel::Busy => 1,
                 ActivityLevel::Active => 2,
