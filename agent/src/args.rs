@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_follows_two_dashes_and_state_stays_out_of_the_root() {
+    fn command_follows_dashes_and_state_is_outside_root() {
         let dir = tempfile::tempdir().expect("dir");
         let read = |state: &str| {
             std::fs::create_dir_all(dir.path().join("home/inner")).expect("home");

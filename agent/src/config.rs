@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_as_documented() {
+    fn addresses_parse_as_documented() {
         assert_eq!("unix:/run/a.sock".parse(), Ok(ListenAddress::Unix("/run/a.sock".into())));
         assert_eq!("127.0.0.1:0".parse(), Ok(ListenAddress::Tcp(([127, 0, 0, 1], 0).into())));
         let control: ControlAddress = "https://[::1]:7443".parse().expect("address");
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_value_says_which_and_what_is_allowed() {
+    fn invalid_value_error_names_value_and_allowed() {
         for (text, problem) in [
             ("http://control:80", "encrypted"),
             ("https://control", "no port"),

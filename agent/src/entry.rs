@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_the_main_task_is_recorded_even_while_other_work_hangs() {
+    fn panic_is_recorded_while_blocking_work_hangs() {
         let (done, hangs) = std::sync::mpsc::channel::<()>();
         let (code, record) = record(|| {
             run_to_end(runtime(), async move {
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wanted_end_and_a_failed_start_are_recorded_too() {
+    fn shutdown_and_failed_start_are_recorded() {
         let (code, wanted) =
             record(|| run_to_end(runtime(), async { Ok(ShutdownRequest::new(ShutdownReason::Drained)) }));
         assert_eq!((code, wanted.code), (ExitCode::SUCCESS, 0));

@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_there_whole_and_for_all_and_may_be_there_already() {
+    fn install_is_atomic_executable_and_repeatable() {
         let folder = tempfile::tempdir().unwrap();
         for _ in 0..2 {
             let path = install(folder.path()).unwrap();
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_not_there_is_not_made() {
+    fn install_does_not_create_missing_directory() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("missing");
         assert_eq!(install(&missing).unwrap_err().kind(), io::ErrorKind::NotFound);

@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn programs_see_the_images_variables_under_the_claims() {
+    fn claim_environment_overrides_image_environment() {
         let env = [("PATH", "/claim"), ("LANG", "de_DE.UTF-8")].map(|(k, v)| (k.to_owned(), v.to_owned()));
         let claim = crate::claim::Claim {
             workspace_id: "abcdefghijkl".into(),

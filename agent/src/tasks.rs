@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_task_that_panics_and_fails_is_started_again_and_counted() {
+    async fn failed_task_is_restarted_and_counted() {
         let metrics = Metrics::new();
         let mut tasks = TaskSupervisor::new(metrics.clone());
         let (runs, well) = (Arc::new(AtomicU32::new(0)), Arc::new(Notify::new()));

@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_an_error_is_the_same_error_again() {
+    fn error_survives_round_trip_through_status() {
         let error = WireError::new(Reason::TooManyStreams, "too many").with("limit", 3);
         for error in [error.clone(), error.retry_after(Duration::from_secs(7))] {
             assert_eq!(WireError::from(Status::from(error.clone())), error);
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_finds_reason_and_metadata_again() {
+    fn status_carries_reason_and_metadata() {
         let status: Status = WireError::new(Reason::InputHole, "a hole").with("expected_offset", 42).into();
         assert_eq!(status.code(), Code::OutOfRange);
         assert_eq!(reason(&status), Some(Reason::InputHole));
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_caller_sent_comes_back_cut() {
+    fn long_message_and_metadata_are_cut() {
         let id = "ä".repeat(100_000);
         let error = WireError::new(Reason::TerminalNotFound, format!("no terminal {id}")).with("id", &id);
         assert_eq!(error.message().chars().count(), MAX_TEXT_CHARS + 1);
@@ -177,13 +177,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_worth_a_repeat_says_when() {
+    fn unavailable_error_has_retry_delay() {
         let status: Status = WireError::new(Reason::AgentUnreachable, "no link").into();
         assert_eq!(status.get_details_retry_info().and_then(|r| r.retry_delay), Some(RETRY_AFTER));
     }
 
     #[test]
-    fn a_failed_precondition_names_what_failed() {
+    fn failed_precondition_names_violation() {
         let status: Status = WireError::new(Reason::NotAwake, "asleep").into();
         let failure = status.get_details_precondition_failure().expect("details");
         assert_eq!(failure.violations[0].r#type, "NOT_AWAKE");

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_says_what_the_options_say() {
+    fn method_table_matches_options() {
         let attach = find("/podling.agent.v1.Terminals/Attach").expect("Attach");
         assert_eq!((attach.verb(), attach.wakes), (Verb::Terminal, true));
         let write = find("/podling.agent.v1.Terminals/Write").expect("Write");
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn every_method_is_found_by_its_path() {
+    fn every_method_is_found_by_path() {
         assert!(METHODS.is_sorted_by_key(|m| m.path));
         for method in METHODS {
             assert_eq!(find(method.path), Some(method));

@@ -49,7 +49,7 @@ mod tests {
     use crate::v1::Reason;
 
     #[test]
-    fn a_client_over_http_finds_the_same_reason() {
+    fn http_problem_carries_same_reason() {
         let error = WireError::new(Reason::PathNotFound, "no such file").with("path", "a/b");
         let body = body(&error);
         assert_eq!((status(&error), body["reason"].as_str()), (404, Some("PATH_NOT_FOUND")));

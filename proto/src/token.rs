@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_good_for_its_audience_and_time_only() {
+    fn token_is_valid_only_for_its_audience_and_time() {
         let (key, keys) = keys();
         let ours = Audience::Agent("abc".into());
         let token = key.sign(&claims(ours.clone()));
@@ -241,9 +241,9 @@ mod tests {
     }
 
     #[test]
-    fn another_key_or_algorithm_is_refused() {
+    fn other_key_or_algorithm_is_rejected() {
         let (key, _) = keys();
-        let (_, others) = keys_of_another();
+        let (_, others) = other_keys();
         let token = key.sign(&claims(Audience::Control));
         assert_eq!(others.verify(&token, &Audience::Control, 1500), Err(TokenError::Invalid));
         let (_, payload) = token.split_once('.').expect("parts");
@@ -256,13 +256,13 @@ mod tests {
         );
     }
 
-    fn keys_of_another() -> (SigningKey, VerifyingKeys) {
+    fn other_keys() -> (SigningKey, VerifyingKeys) {
         keys()
     }
 
     proptest! {
         #[test]
-        fn a_changed_token_is_never_valid(at in 0usize..400, to in any::<u8>()) {
+        fn modified_token_is_never_valid(at in 0usize..400, to in any::<u8>()) {
             let (key, keys) = keys();
             let mut token = key.sign(&claims(Audience::Control)).into_bytes();
             let at = at % token.len();
@@ -275,7 +275,7 @@ mod tests {
         }
 
         #[test]
-        fn nonsense_never_panics(text in ".{0,200}") {
+        fn arbitrary_text_never_panics(text in ".{0,200}") {
             let (_, keys) = keys();
             prop_assert!(keys.verify(&text, &Audience::Control, 1500).is_err());
         }

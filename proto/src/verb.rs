@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn admin_allows_all_but_being_an_agent() {
+    fn admin_allows_all_but_agent() {
         for (verb, _) in ALL {
             assert!(Verbs::admin().allow(*verb));
         }
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_includes_only_what_it_allows() {
+    fn set_includes_only_what_it_allows() {
         let read: Verbs = "read,files-read".parse().expect("verbs");
         assert!(Verbs::admin().include(&read));
         assert!(!read.include(&Verbs::admin()));
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_verb_is_named_with_those_there_are() {
+    fn unknown_verb_error_lists_verbs() {
         let err = "raed".parse::<Verbs>().expect_err("unknown").to_string();
         assert!(err.contains("raed") && err.contains("terminal-watch"), "{err}");
     }

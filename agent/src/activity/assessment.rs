@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_keystroke_is_active_for_a_minute_and_then_only_remembered() {
+    fn keystroke_is_active_for_a_minute_then_shown_only() {
         let start = Instant::now();
         let signals = ActivityInputs { intents: vec![(Intent::Keystroke, start)], ..none(start) };
         let at =
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forgotten_top_counts_for_an_hour_a_computation_for_twelve() {
+    fn foreground_job_counts_1_h_and_cpu_work_12_h() {
         let start = Instant::now();
         let job =
             ActivityInputs { observed: vec![seen(ActivitySignal::ForegroundJob, start)], ..none(start) };
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn typing_again_restarts_the_caps() {
+    fn keystroke_restarts_caps() {
         let start = Instant::now();
         let mut signals =
             ActivityInputs { observed: vec![seen(ActivitySignal::ForegroundJob, start)], ..none(start) };
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_alone_is_busy_until_it_expires_exactly() {
+    fn lease_is_busy_exactly_until_expiry() {
         let start = Instant::now();
         let signals = ActivityInputs { observed: vec![seen(ActivitySignal::Lease, start)], ..none(start) };
         let at = |after| ActivityAssessment::of(&signals, &AgentPolicy::default(), start + after).level;
@@ -255,7 +255,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn removing_a_signal_never_raises_the_verdict((signals, now) in signals()) {
+        fn removed_signal_never_raises_level((signals, now) in signals()) {
             let policy = AgentPolicy::default();
             let full = ActivityAssessment::of(&signals, &policy, now).level;
             for i in 0..signals.intents.len() {
@@ -271,7 +271,7 @@ mod tests {
         }
 
         #[test]
-        fn the_first_evidence_is_what_decides((signals, now) in signals()) {
+        fn first_evidence_decides_level((signals, now) in signals()) {
             let judged = ActivityAssessment::of(&signals, &AgentPolicy::default(), now);
             let strongest = judged.evidence.first().filter(|e| !e.capped);
             prop_assert_eq!(judged.level, strongest.map_or(ActivityLevel::Idle, |e| level_of(e.signal)));
@@ -279,7 +279,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_but_a_lease_outlives_its_cap((signals, _) in signals()) {
+        fn only_lease_outlives_work_cap((signals, _) in signals()) {
             let policy = AgentPolicy::default();
             let capped = signals.anchor() + policy.work_cap;
             let judged = ActivityAssessment::of(&signals, &policy, capped);
@@ -287,7 +287,7 @@ mod tests {
         }
 
         #[test]
-        fn the_verdict_stays_until_the_moment_it_says((signals, now) in signals()) {
+        fn level_is_stable_until_next_change((signals, now) in signals()) {
             let policy = AgentPolicy::default();
             let judged = ActivityAssessment::of(&signals, &policy, now);
             if let Some(left) = judged.next_change_in() {

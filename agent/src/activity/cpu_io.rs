@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_computation_is_averaged_over_a_minute_and_named() {
+    fn cpu_is_averaged_over_window_and_process_named() {
         let (mut sampler, start) = (CpuIoSampler::new(100, 4096), Instant::now());
         for i in 0..=4u64 {
             let ticks = if i == 0 { 0 } else { 1500 * i };
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn children_that_came_and_went_between_two_walks_count() {
+    fn short_lived_children_between_samples_count() {
         let (mut sampler, start) = (CpuIoSampler::new(100, 4096), Instant::now());
         sampler.add(&walk(vec![process(7, AGENT, 0, 0, 0)], 0), 0, start, MINUTE);
         sampler.add(&walk(vec![process(7, AGENT, 10, 590, 0)], 0), 0, after(start, 15), MINUTE);
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_missing_from_one_walk_does_not_count_twice() {
+    fn process_missing_from_one_sample_counts_once() {
         let (mut sampler, start) = (CpuIoSampler::new(100, 4096), Instant::now());
         let big = || process(7, AGENT, 1_000_000, 0, 1 << 40);
         sampler.add(&walk(vec![big()], 0), 0, start, MINUTE);
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_job_prints_is_no_work_but_what_it_copies_is() {
+    fn terminal_output_is_not_work_but_copying_is() {
         let (mut sampler, start) = (CpuIoSampler::new(100, 4096), Instant::now());
         let mib = 1u64 << 20;
         sampler.add(&walk(vec![process(7, AGENT, 0, 0, 0)], 0), 0, start, MINUTE);
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sum_that_lost_something_for_good_goes_on_from_there() {
+    fn total_continues_after_permanent_drop() {
         let mut total = MonotonicTotal::default();
         let grown: Vec<_> = [100, 40, 40, 50].into_iter().map(|level| total.advance(level)).collect();
         assert_eq!(grown, [0, 0, 0, 10]);
@@ -278,7 +278,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn rest_is_never_work(ticks in 0u64..1_000_000, bytes in 0u64..u64::MAX / 4, walks in 2u64..20) {
+        fn constant_counters_are_never_work(ticks in 0u64..1_000_000, bytes in 0u64..u64::MAX / 4, walks in 2u64..20) {
             let (mut sampler, start) = (CpuIoSampler::new(100, 4096), Instant::now());
             for i in 0..walks {
                 sampler.add(&walk(vec![process(7, AGENT, ticks, 0, bytes)], 0), 0, after(start, 15 * i), MINUTE);

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_keystroke_between_two_beats_starts_over_even_if_nobody_saw_its_verdict() {
+    fn keystroke_between_heartbeats_resets_count() {
         let mut idle = IdleCounter::default();
         idle_heartbeat(&mut idle, 1, at(0));
         idle.acknowledged(1, LONGEST);
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_keystroke_after_the_beat_and_before_its_acknowledgement_counts_as_none_idle() {
+    fn keystroke_before_acknowledgement_resets_count() {
         let mut idle = IdleCounter::default();
         idle_heartbeat(&mut idle, 1, at(0));
         idle.acknowledged(1, LONGEST);
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn suspended_stopped_and_unlinked_time_adds_nothing() {
+    fn suspended_stopped_and_disconnected_time_adds_nothing() {
         let mut idle = IdleCounter::default();
         idle_heartbeat(&mut idle, 1, at(0));
         idle.acknowledged(1, LONGEST);
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_that_is_over_before_the_next_beat_adds_nothing() {
+    fn stop_between_two_heartbeats_adds_nothing() {
         let (mut idle, hole) = (IdleCounter::default(), Duration::from_secs(3));
         let mut beat = |sequence, seen: &[u64], now| {
             for second in seen {
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_control_plane_that_was_stopped_takes_nothing_away_and_adds_nothing() {
+    fn late_acknowledgements_neither_add_nor_lose_time() {
         let mut idle = IdleCounter::default();
         for n in 1..=3 {
             idle_heartbeat(&mut idle, n, at(n * 15));
@@ -254,7 +254,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_more_than_the_time_since_the_last_stir_or_acknowledged_beats_cover(steps in steps()) {
+        fn count_never_exceeds_time_since_last_activity(steps in steps()) {
             let (mut idle, mut now, mut stirred, mut sequence, mut acked) = (IdleCounter::default(), 0, 0, 0, 0);
             for step in steps {
                 match step {

@@ -112,7 +112,7 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
-    fn a_lease_is_taken_renewed_and_released() {
+    fn lease_is_taken_renewed_and_released() {
         let (mut leases, now) = (LeaseTable::default(), Instant::now());
         leases.take("backup", "nightly", MINUTE, DAY, now).expect("taken");
         let renewed = leases.take("backup", "nightly", MINUTE, DAY, now + MINUTE / 2).expect("renewed");
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_ends_by_itself_and_makes_room() {
+    fn expired_lease_frees_its_slot() {
         let (mut leases, now) = (LeaseTable::default(), Instant::now());
         for i in 0..MAX_LEASES {
             leases.take(&format!("job {i}"), "", MINUTE, DAY, now).expect("room");
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_out_of_bounds_is_refused_by_name() {
+    fn out_of_bounds_lease_is_rejected_with_reason() {
         let (mut leases, now) = (LeaseTable::default(), Instant::now());
         let mut take =
             |name: &str, reason: &str, d| leases.take(name, reason, d, DAY, now).expect_err("refused");

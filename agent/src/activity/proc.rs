@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_with_parentheses_does_not_shift_the_fields() {
+    fn name_with_parentheses_does_not_shift_fields() {
         let line = "42 (a) b) (c) S 7 42 42 0 -1 4194304 100 200 0 0 11 22 33 44 20 0 1 0 5555 1000 77 0";
         let process = parse_stat(line).expect("parsed");
         assert_eq!((process.pid, process.parent, process.name.as_str()), (42, 7, "a) b) (c"));
@@ -150,13 +150,13 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_all_that_was_read_and_written() {
+    fn bytes_are_sum_of_rchar_and_wchar() {
         assert_eq!(parse_io("rchar: 10\nwchar: 5\nsyscr: 1\nread_bytes: 4096\n"), Some(15));
         assert_eq!(parse_io(""), None);
     }
 
     #[test]
-    fn grandchildren_are_found_and_strangers_are_not() {
+    fn only_descendants_are_found() {
         let process = |pid, parent| ProcStat {
             pid,
             start: 0,
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_of_ours_is_seen_with_its_bytes() {
+    fn child_process_is_found_with_its_bytes() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
         let walk = ProcSnapshot::take().expect("/proc");
         child.kill().expect("kill");

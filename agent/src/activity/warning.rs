@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_warning_holds_until_it_is_replaced_withdrawn_or_the_workspace_is_used() {
+    fn warning_is_valid_until_replaced_withdrawn_or_used() {
         let (mut pending_warning, start) = (PendingWarning::default(), Instant::now());
         let warning = |reason: &str| Some(SleepWarning { at: SystemTime::UNIX_EPOCH, reason: reason.into() });
         let (before, after) =

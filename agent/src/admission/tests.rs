@@ -32,7 +32,7 @@ fn refused(gate: &Arc<AdmissionGate>, intent: Intent) -> Rejection {
 }
 
 #[tokio::test]
-async fn who_comes_while_it_is_closed_waits_and_passes_when_it_opens() {
+async fn request_during_hold_is_admitted_on_resume() {
     let gate = Arc::new(AdmissionGate::new());
     assert!(gate.try_admit(Intent::Keystroke, 1).is_ok());
     assert!(gate.hold(HOUR, false));
@@ -45,7 +45,7 @@ async fn who_comes_while_it_is_closed_waits_and_passes_when_it_opens() {
 }
 
 #[tokio::test]
-async fn a_hold_that_nobody_ends_ends_itself() {
+async fn hold_expires_by_itself() {
     let gate = Arc::new(AdmissionGate::new());
     assert!(gate.hold(Duration::from_millis(50), false));
     assert_eq!(gate.admit(Intent::ClientWrite).await, Ok(()));
@@ -53,7 +53,7 @@ async fn a_hold_that_nobody_ends_ends_itself() {
 }
 
 #[tokio::test]
-async fn it_does_not_shut_before_somebody_who_waits_unless_by_force() {
+async fn held_request_prevents_close_unless_forced() {
     let gate = Arc::new(AdmissionGate::new());
     assert_eq!(gate.close(), Err(CommitError::NotHolding));
     gate.hold(HOUR, false);
@@ -69,7 +69,7 @@ async fn it_does_not_shut_before_somebody_who_waits_unless_by_force() {
 }
 
 #[tokio::test]
-async fn who_left_does_not_count_and_no_more_are_held_than_there_is_room_for() {
+async fn dropped_requests_do_not_count_and_held_ones_are_bounded() {
     let gate = Arc::new(AdmissionGate::new());
     gate.hold(HOUR, false);
     drop(held(&gate, Intent::Keystroke));
@@ -86,7 +86,7 @@ async fn who_left_does_not_count_and_no_more_are_held_than_there_is_room_for() {
 }
 
 #[test]
-fn in_maintenance_only_restoring_is_admitted() {
+fn maintenance_mode_admits_only_restore() {
     let gate = Arc::new(AdmissionGate::new());
     gate.enter_maintenance();
     for intent in [Intent::Keystroke, Intent::ClientWrite, Intent::ClientStart, Intent::Lease] {
@@ -133,7 +133,7 @@ fn timers() -> Runtime {
 
 proptest! {
     #[test]
-    fn whatever_the_order_each_act_is_done_once_before_the_commit_or_refused(steps in steps()) {
+    fn any_order_admits_each_request_once_or_rejects_it(steps in steps()) {
         let runtime = timers();
         let _inside = runtime.enter();
         let gate = Arc::new(AdmissionGate::new());
@@ -200,7 +200,7 @@ proptest! {
 }
 
 #[test]
-fn between_close_and_shut_no_thread_gets_through() {
+fn no_thread_is_admitted_between_hold_and_close() {
     const THREADS: usize = 4;
     for round in 0..200 {
         let (gate, start) = (Arc::new(AdmissionGate::new()), Barrier::new(THREADS + 1));

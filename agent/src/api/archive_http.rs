@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_folder_is_in_the_query() {
+    fn directory_is_parsed_from_query() {
         for (uri, path) in [
             ("/archive.zip", &b""[..]),
             ("/archive.zip?path=a/b", b"a/b"),

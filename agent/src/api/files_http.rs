@@ -215,7 +215,7 @@ mod tests {
     use crate::files::FileKind;
 
     #[test]
-    fn a_file_of_any_time_can_be_described() {
+    fn last_modified_is_omitted_without_http_date() {
         let (second, far) = (Duration::from_secs(1), Duration::from_secs(i64::MAX as u64));
         for (modified, dated) in [
             (UNIX_EPOCH, true),

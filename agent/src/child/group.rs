@@ -85,7 +85,7 @@ mod tests {
     use crate::child::ExitStatus;
 
     #[test]
-    fn a_number_that_was_given_again_is_nobody_elses_group() {
+    fn reused_pid_is_not_taken_for_old_group() {
         let mut table = ChildTable::default();
         // A process in a group of its own stands for the process that the id names.
         let mut holder = std::process::Command::new("sleep").arg("60").process_group(0).spawn().unwrap();

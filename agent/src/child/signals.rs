@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_go_both_ways() {
+    fn signal_names_round_trip() {
         for (signal, name) in SIGNAL_NAMES {
             assert_eq!(super::name(signal.as_raw()), *name);
             assert_eq!(by_name(name), Some(*signal));

@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_from_a_tenth_of_a_second_to_ten() {
+    fn delays_double_from_100_ms_to_10_s() {
         let mut backoff = ReconnectBackoff::default();
         let waits: Vec<_> = (0..10).map(|_| backoff.next(1.0).as_millis()).collect();
         assert_eq!(waits[..4], [100, 200, 400, 800]);
@@ -44,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn it_goes_on_for_ever() {
+    fn failure_count_does_not_overflow() {
         let mut backoff = ReconnectBackoff { failed: u32::MAX - 1 };
         assert_eq!(backoff.next(1.0), MAX_DELAY);
     }

@@ -93,7 +93,7 @@ mod tests {
     const INTERVAL: Duration = Duration::from_secs(15);
 
     #[test]
-    fn beats_come_in_their_interval_and_edges_at_once_but_for_a_pause() {
+    fn heartbeats_keep_interval_and_report_level_changes_early() {
         let (mut heartbeats, start) = (HeartbeatSchedule::default(), Instant::now());
         heartbeats.activity_changed(ActivityLevel::Active, start);
         assert_eq!(heartbeats.next(), None, "nobody has claimed it");
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_begins_with_the_first_beat_that_is_not_acknowledged_and_with_each_sign_of_life() {
+    fn silence_starts_at_first_unacknowledged_heartbeat() {
         let (mut heartbeats, start) = (HeartbeatSchedule::default(), Instant::now());
         let at = |n: u32| start + INTERVAL * n;
         heartbeats.start(start, INTERVAL);

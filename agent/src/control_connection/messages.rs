@@ -182,12 +182,12 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_policy_is_the_default() {
+    fn empty_policy_is_default() {
         assert_eq!(claim(good()).expect("claim").policy, AgentPolicy::default());
     }
 
     #[test]
-    fn a_claim_that_cannot_be_served_says_why() {
+    fn invalid_claim_is_rejected_with_reason() {
         let refused = |change: fn(&mut wire::Claim)| {
             let mut wire = good();
             change(&mut wire);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_beyond_all_bounds_is_brought_within() {
+    fn out_of_bounds_policy_is_clamped() {
         let span = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
         let read = policy(wire::AgentPolicy {
             heartbeat_interval: span(0),

@@ -122,14 +122,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_method_of_the_table_needs_what_its_options_say() {
+    fn rpc_requires_verb_of_its_options() {
         for method in method::METHODS {
             assert_eq!(required_verb(&Method::POST, method.path), method.verb());
         }
     }
 
     #[test]
-    fn what_is_no_rpc_needs_its_verb_and_what_is_unknown_needs_all() {
+    fn http_path_requires_its_verb_and_unknown_path_admin() {
         assert_eq!(required_verb(&Method::GET, "/files/a"), Verb::FilesRead);
         assert_eq!(required_verb(&Method::HEAD, "/files/a"), Verb::FilesRead);
         assert_eq!(required_verb(&Method::PUT, "/files/a"), Verb::FilesWrite);

@@ -214,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn strangers_make_room_for_one_another_and_callers_with_tokens_stay() {
+    fn oldest_unauthenticated_connection_is_closed_first() {
         let connections = Connections::new(Metrics::new());
         let known = connections.try_acquire().expect("room");
         known.auth.mark_authenticated();
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn when_all_places_are_taken_by_callers_the_next_is_turned_away() {
+    fn connection_over_limit_is_rejected() {
         let connections = Connections::new(Metrics::new());
         let permits: Vec<_> = (0..MAX_CONNECTIONS)
             .map(|_| {

@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_path_longer_than_a_socket_address_works_and_a_stale_socket_is_replaced() {
+    async fn long_socket_path_works_and_stale_socket_is_replaced() {
         let dir = tempfile::tempdir().expect("dir");
         let deep = dir.path().join("x".repeat(120));
         std::fs::create_dir(&deep).expect("folder");
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_in_the_way_is_left_alone() {
+    async fn existing_file_at_socket_path_is_kept() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("agent.sock");
         std::fs::write(&path, "mine").expect("file");

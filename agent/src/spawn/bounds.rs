@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_refused_and_what_is_allowed_is_said() {
+    fn oversized_program_is_rejected_with_limit() {
         let argv = |words: Vec<String>| Program { argv: words, ..Program::default() };
         let env = |name: &str, bytes: usize| Program {
             env: [(name.to_owned(), "x".repeat(bytes))].into(),
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_is_cut_between_characters() {
+    fn argv_is_truncated_at_character_boundary() {
         let short = vec!["sh".to_owned(), "-c".to_owned(), "é".repeat(1000)];
         assert_eq!(truncate_argv(&short), short);
         let long = truncate_argv(&["sh".to_owned(), "é".repeat(100_000), "more".to_owned()]);

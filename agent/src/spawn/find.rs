@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_interpreter_of_a_script_is_found_as_the_kernel_finds_it() {
+    fn interpreter_is_parsed_as_by_the_kernel() {
         assert_eq!(interpreter(b"#!/bin/sh\n"), Some(&b"/bin/sh"[..]));
         assert_eq!(interpreter(b"#! /usr/bin/env python3\n"), Some(&b"/usr/bin/env"[..]));
         assert_eq!(

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_as_the_rfc_has_them() {
+    fn ranges_are_parsed_as_in_rfc_9110() {
         let part = |offset, length| RequestedRange::Part { offset, length };
         assert_eq!(parse("bytes=0-499", 10_000), part(0, 500));
         assert_eq!(parse("bytes=9500-", 10_000), part(9_500, 500));
@@ -70,7 +70,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_part_always_lies_inside_the_file(header in "bytes=[0-9]{0,20}-[0-9]{0,20}", size: u64) {
+        fn parsed_range_lies_inside_file(header in "bytes=[0-9]{0,20}-[0-9]{0,20}", size: u64) {
             if let RequestedRange::Part { offset, length } = parse(&header, size) {
                 prop_assert!(length > 0 && offset.checked_add(length).is_some_and(|end| end <= size));
             }

@@ -77,7 +77,7 @@ fn typed(epoch: u64, offset: u64, data: &'static [u8]) -> pb::Input {
 }
 
 #[tokio::test]
-async fn a_native_client_types_stops_sending_and_reads_to_the_end() {
+async fn native_client_half_closes_and_reads_to_end() {
     let mut fixture = fixture(true);
     let made =
         fixture.client.create(create(&["sh", "-c", "read x; echo got $x; exit 3"])).await.expect("made");
@@ -111,7 +111,7 @@ async fn a_native_client_types_stops_sending_and_reads_to_the_end() {
 }
 
 #[tokio::test]
-async fn a_browser_watches_writes_and_resizes() {
+async fn browser_watches_writes_and_resizes() {
     let mut fixture = fixture(true);
     let made = fixture.client.create(create(&["cat"])).await.expect("made");
     let id = made.into_inner().terminal.expect("a terminal").id;
@@ -177,7 +177,7 @@ async fn a_browser_watches_writes_and_resizes() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_said_with_its_reason() {
+async fn invalid_requests_fail_with_reason() {
     let mut fixture = fixture(true);
     let refused = fixture.client.create(create(&["no-such-program"])).await.expect_err("refused");
     assert_eq!((refused.code(), reason(&refused)), (Code::FailedPrecondition, Some(Reason::ProgramNotFound)));
@@ -200,14 +200,14 @@ async fn what_is_wrong_is_said_with_its_reason() {
 }
 
 #[tokio::test]
-async fn an_agent_that_serves_no_workspace_opens_nothing() {
+async fn unclaimed_agent_creates_no_terminal() {
     let mut fixture = fixture(false);
     let refused = fixture.client.create(create(&["cat"])).await.expect_err("unclaimed");
     assert_eq!(reason(&refused), Some(Reason::Unclaimed));
 }
 
 #[tokio::test]
-async fn a_wrong_request_in_the_middle_ends_the_stream_with_its_reason() {
+async fn invalid_attach_request_ends_stream_with_reason() {
     let mut fixture = fixture(true);
     let made = fixture.client.create(create(&["cat"])).await.expect("made");
     let id = made.into_inner().terminal.expect("a terminal").id;
