@@ -2,7 +2,11 @@
 
 use super::*;
 
-fn load(data: impl Into<Option<PathBuf>>, args: &Args, env: &[(&str, &str)]) -> Result<Config, ConfigError> {
+fn load(
+    data: impl Into<Option<PathBuf>>,
+    args: &ControlArgs,
+    env: &[(&str, &str)],
+) -> Result<Config, ConfigError> {
     let env: Vec<_> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let env = move |name: &str| env.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone());
     Config::load(
@@ -15,18 +19,18 @@ fn load(data: impl Into<Option<PathBuf>>, args: &Args, env: &[(&str, &str)]) -> 
 
 #[test]
 fn a_newcomer_needs_to_say_nothing() {
-    let config = load(None, &Args::default(), &[("HOME", "/home/ada")]).expect("config");
+    let config = load(None, &ControlArgs::default(), &[("HOME", "/home/ada")]).expect("config");
     assert_eq!(config.data, Path::new("/home/ada/.local/share/podling"));
     assert_eq!(config.listen.to_string(), "127.0.0.1:7411");
     assert_eq!((config.tls, config.log_format), (None, LogFormat::Text));
     assert_eq!(config.default_template, "shell");
     assert_eq!(config.agent_command, ["podling-agent"]);
     assert_eq!(config.backups, "file:///home/ada/.local/share/podling/backups");
-    let config =
-        load(None, &Args::default(), &[("HOME", "/home/ada"), ("XDG_DATA_HOME", "/data")]).expect("config");
+    let config = load(None, &ControlArgs::default(), &[("HOME", "/home/ada"), ("XDG_DATA_HOME", "/data")])
+        .expect("config");
     assert_eq!(config.data, Path::new("/data/podling"));
     let empty = [("HOME", "/home/ada"), ("PODLING_DATA", ""), ("PODLING_CONFIG", ""), ("PODLING_LISTEN", "")];
-    let config = load(None, &Args::default(), &empty).expect("config");
+    let config = load(None, &ControlArgs::default(), &empty).expect("config");
     assert_eq!(config.data, Path::new("/home/ada/.local/share/podling"), "an empty variable says nothing");
 }
 
@@ -36,18 +40,19 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     let text = "listen = \"127.0.0.1:1\"\nlog_format = \"json\"\nagent_command = [\"my agent\", \"-v\"]\n\
                 cors_origins = [\"https://a.example\"]\n";
     fs::write(folder.path().join("config.toml"), text).expect("write");
-    let file = load(folder.path().to_owned(), &Args::default(), &[]).expect("config");
+    let file = load(folder.path().to_owned(), &ControlArgs::default(), &[]).expect("config");
     assert_eq!((file.listen.port(), file.log_format), (1, LogFormat::Json));
     assert_eq!(file.agent_command, ["my agent", "-v"]);
     let env = [("PODLING_LISTEN", "127.0.0.1:2"), ("PODLING_CORS_ORIGINS", "https://b.example, http://c:1")];
-    let variable = load(folder.path().to_owned(), &Args::default(), &env).expect("config");
+    let variable = load(folder.path().to_owned(), &ControlArgs::default(), &env).expect("config");
     assert_eq!((variable.listen.port(), variable.log_format), (2, LogFormat::Json));
     assert_eq!(variable.cors_origins, ["https://b.example", "http://c:1"]);
-    let away = load(folder.path().to_owned(), &Args::default(), &[("PODLING_BACKUPS", "s3://bucket/team")]);
+    let away =
+        load(folder.path().to_owned(), &ControlArgs::default(), &[("PODLING_BACKUPS", "s3://bucket/team")]);
     assert_eq!(away.expect("config").backups, "s3://bucket/team");
-    let spaced = load(Some("/my data".into()), &Args::default(), &[]).expect("config");
+    let spaced = load(Some("/my data".into()), &ControlArgs::default(), &[]).expect("config");
     assert_eq!(spaced.backups, "file:///my%20data/backups");
-    let flags = Args { listen: Some("localhost:3".into()), ..Args::default() };
+    let flags = ControlArgs { listen: Some("localhost:3".into()), ..ControlArgs::default() };
     assert_eq!(
         load(folder.path().to_owned(), &flags, &env).expect("config").listen.to_string(),
         "127.0.0.1:3"
@@ -60,7 +65,8 @@ fn a_wrong_value_says_which_whence_and_what_is_allowed() {
     let file = folder.path().join("config.toml");
     let wrong = |text: &str, env: &[(&str, &str)], words: &[&str]| {
         fs::write(&file, text).expect("write");
-        let error = load(folder.path().to_owned(), &Args::default(), env).expect_err("wrong").to_string();
+        let error =
+            load(folder.path().to_owned(), &ControlArgs::default(), env).expect_err("wrong").to_string();
         assert!(words.iter().all(|word| error.contains(word)), "{text}: {error}");
     };
     wrong("", &[("PODLING_LISTEN", "nowhere")], &["nowhere", "PODLING_LISTEN", "127.0.0.1:7411"]);
@@ -79,7 +85,7 @@ fn a_wrong_value_says_which_whence_and_what_is_allowed() {
     }
     wrong("", &[("PODLING_TLS_CERT", "/nowhere")], &["/nowhere", "--tls-key"]);
     wrong("allow_plaintext = \"perhaps\"", &[], &["perhaps", "true", "false"]);
-    let flags = Args { config: Some("/nowhere/podling.toml".into()), ..Args::default() };
+    let flags = ControlArgs { config: Some("/nowhere/podling.toml".into()), ..ControlArgs::default() };
     assert!(
         load(folder.path().to_owned(), &flags, &[])
             .expect_err("missing")
@@ -94,7 +100,7 @@ fn beyond_loopback_it_takes_a_certificate_or_the_flag() {
     let open = |listen: &str, allow_plaintext| {
         load(
             folder.path().to_owned(),
-            &Args { listen: Some(listen.into()), allow_plaintext, ..Args::default() },
+            &ControlArgs { listen: Some(listen.into()), allow_plaintext, ..ControlArgs::default() },
             &[],
         )
     };
@@ -111,6 +117,6 @@ fn beyond_loopback_it_takes_a_certificate_or_the_flag() {
     }
     let path = |name| Some(folder.path().join(name).display().to_string());
     let listen = Some("0.0.0.0:1".to_owned());
-    let tls = Args { listen, tls_cert: path("cert"), tls_key: path("key"), ..Args::default() };
+    let tls = ControlArgs { listen, tls_cert: path("cert"), tls_key: path("key"), ..ControlArgs::default() };
     assert!(load(folder.path().to_owned(), &tls, &[]).is_ok());
 }
