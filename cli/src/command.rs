@@ -1,13 +1,13 @@
 //! The commands, one file each.
 
-pub mod archive;
+pub mod archives;
 pub mod attach;
-pub mod backups;
 pub mod completions;
 pub mod cp;
 pub mod create;
 pub mod down;
 pub mod explain;
+pub mod export;
 pub mod keep_awake;
 pub mod ls;
 pub mod policy;

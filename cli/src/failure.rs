@@ -255,7 +255,7 @@ fn status_advice(status: &Status) -> Option<String> {
         Reason::TerminalNotFound => "open a new one with: podling attach NAME --new",
         Reason::NameTaken => "choose another name, or use the one there is: podling attach NAME",
         Reason::Busy => "end what runs there, or pass --force",
-        Reason::ArchiveNotFound => "see what there is with: podling backups",
+        Reason::ArchiveNotFound => "see what there is with: podling archives",
         Reason::NotArchived => {
             "wake it with: podling wake NAME; or restore beside it: podling restore … --as NEW-NAME"
         }

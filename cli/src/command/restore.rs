@@ -27,7 +27,7 @@ const REQUEST_ID_BYTES: usize = 12;
 /// Bring a workspace back from a backup, also a deleted one, and wait until it is awake
 #[derive(Debug, Args)]
 pub struct Restore {
-    /// A backup's key (see `podling backups`), or a workspace's name or id: its newest.
+    /// A backup's key (see `podling archives`), or a workspace's name or id: its newest.
     #[arg(value_name = "BACKUP|NAME")]
     backup: String,
     /// Make a new workspace of this name that begins with what the backup holds, and leave the old one as it is.

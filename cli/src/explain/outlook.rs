@@ -70,7 +70,7 @@ pub fn storage(workspace: &Workspace, backups: &[WorkspaceArchive], now: SystemT
     }
     if backups.len() > NAMED {
         let more = backups.len() - NAMED;
-        text.push_str(&format!("  and {more} older: podling backups {}\n", workspace.id));
+        text.push_str(&format!("  and {more} older: podling archives {}\n", workspace.id));
     }
     if let Some(newest) = backups.first().filter(|_| workspace.deleted) {
         text.push_str(&format!("Bring it back with: podling restore {}\n", newest.key));

@@ -74,7 +74,7 @@ async fn a_workspace_that_was_deleted_comes_back_as_it_was() {
     let before = tree(&podling.home_of(&ada));
 
     let said = cli.run(&["rm", "ada"]).await.ok().out();
-    let backups = cli.run(&["backups", "--json"]).await.ok().json();
+    let backups = cli.run(&["archives", "--json"]).await.ok().json();
     assert_eq!(backups.as_array().map(Vec::len), Some(1), "{backups}");
     let backup = &backups[0];
     let key = backup["key"].as_str().expect("a key").to_owned();
@@ -83,7 +83,7 @@ async fn a_workspace_that_was_deleted_comes_back_as_it_was() {
         (&backup["workspace_id"], &backup["deleted"], &backup["only_copy"], &backup["entries"]),
         (&ada.id.clone().into(), &true.into(), &true.into(), &before.len().into())
     );
-    assert!(cli.run(&["backups"]).await.ok().out().contains("deleted, only copy"));
+    assert!(cli.run(&["archives"]).await.ok().out().contains("deleted, only copy"));
     assert_eq!(cli.run(&["ls", "--json"]).await.ok().json(), serde_json::json!([]));
     assert!(!podling.home_of(&ada).exists(), "its storage is gone");
     let zip = format!("{key}.zip");
@@ -107,9 +107,9 @@ async fn a_workspace_that_was_deleted_comes_back_as_it_was() {
 /// The same by way of the gateway, while it is awake.
 async fn export(podling: &Podling, workspace: &Workspace, expected: &zips::Listed) {
     let file = podling.folder().join("export.zip");
-    podling.cli().run(&["archive", &workspace.name, &file.display().to_string()]).await.ok();
+    podling.cli().run(&["export", &workspace.name, &file.display().to_string()]).await.ok();
     let listed = zips::listed(&file);
-    assert!(listed.is_none_or(|listed| listed == *expected), "what podling archive saves");
+    assert!(listed.is_none_or(|listed| listed == *expected), "what podling export saves");
 
     let request = Request::get("/archive.zip")
         .header("authorization", format!("Bearer {}", podling.token()))
@@ -135,7 +135,7 @@ async fn one_that_nobody_uses_ends_in_its_archive_by_itself_and_the_next_command
     wait_for("its storage is gone", async || (!podling.home_of(&ada).exists()).then_some(())).await;
     let listed = cli.run(&["ls", "--json"]).await.ok().json();
     assert_eq!((&listed[0]["name"], &listed[0]["state"]), (&"ada".into(), &"archived".into()));
-    let backups = cli.run(&["backups", "ada"]).await.ok().out();
+    let backups = cli.run(&["archives", "ada"]).await.ok().out();
     assert!(backups.contains("only copy") && !backups.contains("deleted"), "{backups}");
     assert_eq!(cli.run(&["run", "ada", "--", "cat", "file"]).await.ok().out(), "kept");
 }
@@ -168,7 +168,7 @@ async fn sparse(size: u64, patience: Duration) {
     let begun = std::time::Instant::now();
     cli.run(&["rm", "ada", "--no-wait"]).await.ok();
     let zip = wait_long(patience, "it is archived", async || {
-        let left = cli.run(&["backups", "--json"]).await.ok().json();
+        let left = cli.run(&["archives", "--json"]).await.ok().json();
         (left[0]["deleted"] == true).then(|| format!("{}.zip", left[0]["key"].as_str().expect("a key")))
     })
     .await;

@@ -15,7 +15,7 @@ const LOOKS: usize = 100;
 
 /// The backups that are listed, newest first.
 async fn backups(podling: &Podling) -> Vec<Value> {
-    let listed = podling.cli().run(&["backups", "--json"]).await.ok().json();
+    let listed = podling.cli().run(&["archives", "--json"]).await.ok().json();
     listed.as_array().expect("a list").clone()
 }
 

@@ -70,7 +70,7 @@ async fn nobody_waits_for_an_archive_but_its_own_workspace() {
     }
     assert!(cli.run(&["ls"]).await.ok().out().contains("archiving"));
     cli.run(&["explain", "ada"]).await.ok();
-    assert_eq!(cli.run(&["backups", "--json"]).await.ok().json(), serde_json::json!([]));
+    assert_eq!(cli.run(&["archives", "--json"]).await.ok().json(), serde_json::json!([]));
     assert_eq!(podling.client().of(&bob.id).sh("echo here").await, "here\n");
     // Another one is made, sleeps, and is archived meanwhile.
     let carol = podling.create("carol", &SOON).await;
@@ -82,7 +82,7 @@ async fn nobody_waits_for_an_archive_but_its_own_workspace() {
     cli.run(&["wake", "ada"]).await.ok();
     assert_eq!(podling.client().of(&ada.id).sh("stat -c %s noise").await, format!("{}\n", 64 << 20));
     drop(stall);
-    let kept = cli.run(&["backups", "--json"]).await.ok().json();
+    let kept = cli.run(&["archives", "--json"]).await.ok().json();
     let key = kept[0]["key"].as_str().expect("carol's").to_owned();
     wait_for("what was given up leaves nothing", async || {
         let carols = [format!("{key}.jsonl"), format!("{key}.zip")];

@@ -84,7 +84,7 @@ async fn is_kept(podling: &Podling, workspace: &Workspace, tries: usize, why: &s
     }
     let explained = podling.cli().run(&["explain", &workspace.name]).await.ok().out();
     assert!(explained.contains("its storage is kept") && explained.contains(why), "{explained}");
-    let listed = podling.cli().run(&["backups", &workspace.name, "--json"]).await.ok().json();
+    let listed = podling.cli().run(&["archives", &workspace.name, "--json"]).await.ok().json();
     assert_eq!(listed, serde_json::json!([]), "nothing that is not proven is called a backup");
     let after: Vec<_> = tree(&home).into_keys().collect();
     assert_eq!(after, before, "the storage is as it was");
@@ -97,7 +97,7 @@ async fn is_archived(podling: &Podling, workspace: &Workspace, store: &Path) -> 
         (now.state() == State::Archived && !podling.home_of(workspace).exists()).then_some(())
     })
     .await;
-    let listed = podling.cli().run(&["backups", &workspace.name, "--json"]).await.ok().json();
+    let listed = podling.cli().run(&["archives", &workspace.name, "--json"]).await.ok().json();
     let key = listed[0]["key"].as_str().expect("a backup").to_owned();
     assert_eq!(names(store), [format!("{key}.jsonl"), format!("{key}.zip")], "and nothing else lies there");
     zips::listed(&store.join(format!("{key}.zip")))

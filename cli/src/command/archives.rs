@@ -1,4 +1,4 @@
-//! `podling backups`: the archives that are left of workspaces.
+//! `podling archives`: the archives that are left of workspaces.
 
 use std::time::SystemTime;
 
@@ -14,9 +14,9 @@ use crate::{
     output,
 };
 
-/// List the backups there are, also of workspaces that were deleted; each was proven when it was made
+/// List the archives of workspaces, including deleted ones
 #[derive(Debug, Args)]
-pub struct Backups {
+pub struct Archives {
     /// Only those of this workspace: its name or id.
     name: Option<String>,
     /// Of all owners (needs a token with `admin`).
@@ -24,7 +24,7 @@ pub struct Backups {
     all_owners: bool,
 }
 
-impl Backups {
+impl Archives {
     /// Lists them.
     pub async fn run(self, context: &Context) -> Result<u8, Failure> {
         let client = context.client().await?;
@@ -35,7 +35,7 @@ impl Backups {
         if context.json() {
             output::json(&backups.iter().map(BackupView::from).collect::<Vec<_>>())?;
         } else if backups.is_empty() {
-            let words = "There are no backups. One is made when a workspace has slept for long, and before it is deleted";
+            let words = "There are no archives. One is made when a workspace has slept for long, and before it is deleted";
             eprintln!("{words}.");
         } else {
             output::print(&backup::table(&backups, SystemTime::now(), self.all_owners))?;

@@ -1,4 +1,4 @@
-//! `podling archive`: a workspace as a zip.
+//! `podling export`: a workspace as a zip.
 
 use std::{ffi::OsString, os::unix::ffi::OsStrExt as _, path::PathBuf};
 
@@ -29,7 +29,7 @@ use crate::{
 /// With permissions, times, symbolic links and empty folders. What could not be read whole, or changed while it was read, is
 /// listed; then the exit code is 1, and the zip is there all the same.
 #[derive(Debug, Args)]
-pub struct Archive {
+pub struct Export {
     /// The workspace's name or id.
     workspace: String,
     /// Where to; "-" is standard output. Default: WORKSPACE.zip
@@ -69,7 +69,7 @@ enum Sink {
     File { file: File, unfinished: Unfinished, path: PathBuf },
 }
 
-impl Archive {
+impl Export {
     /// Saves it.
     pub async fn run(self, context: &Context) -> Result<u8, Failure> {
         let path = self.path.as_deref().unwrap_or_default();
