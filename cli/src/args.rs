@@ -4,55 +4,56 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     command::{
-        archives::Archives, attach::Attach, completions::Completions, cp::Cp, create::Create, down::Down,
-        explain::Explain, export::Export, keep_awake::KeepAwake, ls::Ls, policy::Policy, resize::Resize,
-        restore::Restore, rm::Rm, run::Run, sleep::Sleep, token::Token, up::Up, wake::Wake,
+        archives::ArchivesArgs, attach::AttachArgs, completions::CompletionsArgs, cp::CpArgs,
+        create::CreateArgs, down::DownArgs, explain::ExplainArgs, export::ExportArgs,
+        keep_awake::KeepAwakeArgs, ls::LsArgs, policy::PolicyArgs, resize::ResizeArgs, restore::RestoreArgs,
+        rm::RmArgs, run::RunArgs, sleep::SleepArgs, token::TokenArgs, up::UpArgs, wake::WakeArgs,
     },
     context::Context,
-    failure::{EXIT_CODES, Failure},
-    target::Global,
+    failure::{CommandFailure, EXIT_CODES},
+    target::GlobalOptions,
 };
 
 /// Workspaces at a terminal: make them, work in them, keep them awake, find them as they were
 #[derive(Debug, Parser)]
 #[command(name = "podling", version, after_help = EXIT_CODES, arg_required_else_help = true)]
-pub struct Cli {
+pub struct CommandLine {
     /// Options all commands have.
     #[command(flatten)]
-    pub global: Global,
+    pub global: GlobalOptions,
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: PodlingCommand,
 }
 
 /// The commands.
 #[derive(Debug, Subcommand)]
 #[allow(missing_docs)]
-pub enum Command {
-    Up(Box<Up>),
-    Down(Down),
-    Create(Create),
-    Ls(Ls),
-    Attach(Attach),
-    Run(Run),
-    Cp(Cp),
-    Export(Export),
-    KeepAwake(KeepAwake),
-    Explain(Explain),
-    Policy(Policy),
-    Resize(Resize),
-    Sleep(Sleep),
-    Wake(Wake),
-    Rm(Rm),
-    Archives(Archives),
-    Restore(Restore),
-    Token(Token),
-    Completions(Completions),
+pub enum PodlingCommand {
+    Up(Box<UpArgs>),
+    Down(DownArgs),
+    Create(CreateArgs),
+    Ls(LsArgs),
+    Attach(AttachArgs),
+    Run(RunArgs),
+    Cp(CpArgs),
+    Export(ExportArgs),
+    KeepAwake(KeepAwakeArgs),
+    Explain(ExplainArgs),
+    Policy(PolicyArgs),
+    Resize(ResizeArgs),
+    Sleep(SleepArgs),
+    Wake(WakeArgs),
+    Rm(RmArgs),
+    Archives(ArchivesArgs),
+    Restore(RestoreArgs),
+    Token(TokenArgs),
+    Completions(CompletionsArgs),
 }
 
-impl Command {
+impl PodlingCommand {
     /// Does it; answers with the exit code.
-    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         match self {
             Self::Up(up) => up.run(context).await,
             Self::Down(down) => down.run(context).await,
@@ -83,13 +84,13 @@ mod tests {
 
     use super::*;
 
-    fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(line.split_whitespace())
+    fn parse(line: &str) -> Result<CommandLine, clap::Error> {
+        CommandLine::try_parse_from(line.split_whitespace())
     }
 
     #[test]
     fn the_command_line_is_in_itself_right() {
-        Cli::command().debug_assert();
+        CommandLine::command().debug_assert();
     }
 
     #[test]

@@ -2,14 +2,14 @@
 //!
 //! [`session`] keeps it going over broken links; the rest are its parts: what was typed and is not yet acknowledged
 //! ([`outbox`]), what arrives on stdin without being typed ([`classify`]), what is on its way to the screen ([`display`]), what
-//! has to be put back at the end ([`modes`], [`raw`]), what people are told from outside of the terminal ([`news`]).
+//! has to be put back at the end ([`modes`], [`raw`]), what people are told from outside of the terminal ([`notifications`]).
 
 pub mod classify;
+pub mod connection;
 pub mod display;
 pub mod key;
-pub mod link;
 pub mod modes;
-pub mod news;
+pub mod notifications;
 pub mod outbox;
 pub mod raw;
 pub mod session;

@@ -7,48 +7,48 @@ use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
 
 /// Before the first repeat.
-const FIRST: Duration = Duration::from_millis(100);
+const FIRST_DELAY: Duration = Duration::from_millis(100);
 /// Longest wait between two tries: somebody watches.
-const LONGEST: Duration = Duration::from_secs(3);
+const MAX_DELAY: Duration = Duration::from_secs(3);
 /// How long a single call is repeated after the first time that the link broke or the other side was not ready. Counted from
 /// there, because a link that has gone silent is only noticed after 15 s.
-const PATIENCE: Duration = Duration::from_secs(15);
+const RETRY_WINDOW: Duration = Duration::from_secs(15);
 
 /// The waits between tries.
 #[derive(Debug)]
-pub struct Backoff {
+pub struct RetryBackoff {
     next: Duration,
 }
 
-impl Default for Backoff {
+impl Default for RetryBackoff {
     fn default() -> Self {
-        Self { next: FIRST }
+        Self { next: FIRST_DELAY }
     }
 }
 
-impl Backoff {
+impl RetryBackoff {
     /// It worked: the next failure is a first one again.
     pub fn reset(&mut self) {
-        self.next = FIRST;
+        self.next = FIRST_DELAY;
     }
 
     /// How long to wait now: between half and all of the present step.
-    pub fn step(&mut self) -> Duration {
+    pub fn next_delay(&mut self) -> Duration {
         let step = self.next;
-        self.next = (step * 2).min(LONGEST);
+        self.next = (step * 2).min(MAX_DELAY);
         step / 2 + (step / 2).mul_f64(fastrand::f64())
     }
 }
 
 /// Makes a call that may be repeated without harm, again and again as long as the link breaks or the answer is "not now", for a
 /// while.
-pub async fn patiently<T, F, Fut>(mut call: F) -> Result<T, Status>
+pub async fn retry_call<T, F, Fut>(mut call: F) -> Result<T, Status>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<tonic::Response<T>, Status>>,
 {
     let mut deadline = None;
-    let mut backoff = Backoff::default();
+    let mut backoff = RetryBackoff::default();
     loop {
         match call().await {
             Ok(answer) => return Ok(answer.into_inner()),
@@ -57,10 +57,10 @@ where
                 return Err(status);
             }
             Err(status)
-                if is_broken_link(&status)
-                    && Instant::now() < *deadline.get_or_insert_with(|| Instant::now() + PATIENCE) =>
+                if is_retryable(&status)
+                    && Instant::now() < *deadline.get_or_insert_with(|| Instant::now() + RETRY_WINDOW) =>
             {
-                sleep(backoff.step()).await;
+                sleep(backoff.next_delay()).await;
             }
             Err(status) => return Err(status),
         }
@@ -68,7 +68,7 @@ where
 }
 
 /// Whether a stream ended because the link broke rather than because the other side had something against it.
-pub fn is_broken_link(status: &Status) -> bool {
+pub fn is_retryable(status: &Status) -> bool {
     match podling_proto::error::reason(status) {
         // Its agent is being started again: soon it can say what has become of the terminal or process.
         Some(Reason::NotAwake) => {
@@ -90,13 +90,13 @@ mod tests {
 
     #[test]
     fn waits_grow_to_a_bound_and_start_over_after_a_success() {
-        let mut backoff = Backoff::default();
-        let waits: Vec<_> = (0..20).map(|_| backoff.step()).collect();
-        assert!(waits[0] <= FIRST && waits[0] >= FIRST / 2);
-        assert!(waits.iter().all(|wait| *wait <= LONGEST));
-        assert!(waits[19] >= LONGEST / 2);
+        let mut backoff = RetryBackoff::default();
+        let waits: Vec<_> = (0..20).map(|_| backoff.next_delay()).collect();
+        assert!(waits[0] <= FIRST_DELAY && waits[0] >= FIRST_DELAY / 2);
+        assert!(waits.iter().all(|wait| *wait <= MAX_DELAY));
+        assert!(waits[19] >= MAX_DELAY / 2);
         backoff.reset();
-        assert!(backoff.step() <= FIRST);
+        assert!(backoff.next_delay() <= FIRST_DELAY);
     }
 
     #[tokio::test]
@@ -104,12 +104,12 @@ mod tests {
         let starting = WireError::new(Reason::NotAwake, "starting").with("state", "starting");
         for cut in [Status::unknown("h2"), Status::cancelled("h2"), starting.into()] {
             let mut answers = vec![Ok(tonic::Response::new("done")), Err(cut)];
-            let answer = patiently(|| std::future::ready(answers.pop().expect("an answer"))).await;
+            let answer = retry_call(|| std::future::ready(answers.pop().expect("an answer"))).await;
             assert_eq!(answer.expect("the second try"), "done");
         }
         for reason in [Reason::TokenExpired, Reason::WakeTimeout] {
             let mut tries = 0;
-            let refused = patiently(|| {
+            let refused = retry_call(|| {
                 tries += 1;
                 std::future::ready(Err::<tonic::Response<()>, _>(WireError::new(reason, "no").into()))
             });
@@ -121,15 +121,15 @@ mod tests {
     #[test]
     fn a_refusal_is_no_broken_link() {
         let refused = Status::from(WireError::new(Reason::TerminalNotFound, "gone"));
-        assert!(!is_broken_link(&refused));
+        assert!(!is_retryable(&refused));
         let down = Status::from(WireError::new(Reason::AgentUnreachable, "down"));
-        assert!(is_broken_link(&down));
+        assert!(is_retryable(&down));
         let internal = Status::from(WireError::new(Reason::Internal, "a fault"));
-        assert!(!is_broken_link(&internal), "a fault that has a name will not go away by asking again");
+        assert!(!is_retryable(&internal), "a fault that has a name will not go away by asking again");
         let starting = Status::from(WireError::new(Reason::NotAwake, "starting").with("state", "starting"));
-        assert!(is_broken_link(&starting), "after its agent was killed it is back soon");
+        assert!(is_retryable(&starting), "after its agent was killed it is back soon");
         let asleep = Status::from(WireError::new(Reason::NotAwake, "asleep").with("state", "asleep"));
-        assert!(!is_broken_link(&asleep));
-        assert!(is_broken_link(&Status::unknown("h2 protocol error")));
+        assert!(!is_retryable(&asleep));
+        assert!(is_retryable(&Status::unknown("h2 protocol error")));
     }
 }

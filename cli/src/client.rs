@@ -23,7 +23,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::{backoff::patiently, connector, failure::Failure, target::Target};
+use crate::{backoff::retry_call, connector, failure::CommandFailure, target::ControlPlaneTarget};
 
 /// How long to try to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,7 +35,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_MESSAGE: usize = 20 * 1024 * 1024;
 
 /// What carries the calls.
-pub type Link = InterceptedService<Channel, Credentials>;
+pub type AuthenticatedChannel = InterceptedService<Channel, Credentials>;
 
 /// A connected client.
 #[derive(Debug, Clone)]
@@ -44,12 +44,12 @@ pub struct Client {
     credentials: Credentials,
 }
 
-/// A client for the inside of one workspace.
+/// A client for the workspace_client of one workspace.
 #[derive(Debug, Clone)]
-pub struct Inside {
+pub struct WorkspaceClient {
     channel: Channel,
     credentials: Credentials,
-    link: Link,
+    transport: AuthenticatedChannel,
 }
 
 /// Puts token and workspace into every call's metadata.
@@ -62,105 +62,105 @@ pub struct Credentials {
 
 impl Client {
     /// Connects; fails at once if nothing answers.
-    pub async fn connect(target: &Target) -> Result<Self, Failure> {
+    pub async fn connect(target: &ControlPlaneTarget) -> Result<Self, CommandFailure> {
         let mut token: MetadataValue<Ascii> = format!("Bearer {}", target.token)
             .parse()
-            .map_err(|_| Failure::Usage("the token holds characters that no token has".to_owned()))?;
+            .map_err(|_| CommandFailure::Usage("the token holds characters that no token has".to_owned()))?;
         token.set_sensitive(true);
         let endpoint = Endpoint::from_shared(target.url.clone())
-            .map_err(|_| Failure::Usage(format!("{:?} is not an address", target.url)))?
+            .map_err(|_| CommandFailure::Usage(format!("{:?} is not an address", target.url)))?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(true);
         let connector = connector::for_target(target)?;
         let channel = endpoint.connect_with_connector(connector).await.map_err(|source| {
-            Failure::Unreachable { url: target.url.clone(), local: target.data.is_some(), source }
+            CommandFailure::Unreachable { url: target.url.clone(), local: target.data.is_some(), source }
         })?;
         Ok(Self { channel, credentials: Credentials { token, workspace: None, never_wakes: false } })
     }
 
     /// Workspaces themselves.
-    pub fn workspaces(&self) -> WorkspacesClient<Link> {
-        WorkspacesClient::new(self.link()).max_decoding_message_size(MAX_MESSAGE)
+    pub fn workspaces(&self) -> WorkspacesClient<AuthenticatedChannel> {
+        WorkspacesClient::new(self.authenticated_channel()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// Tokens.
-    pub fn tokens(&self) -> TokensClient<Link> {
-        TokensClient::new(self.link())
+    pub fn tokens(&self) -> TokensClient<AuthenticatedChannel> {
+        TokensClient::new(self.authenticated_channel())
     }
 
     /// Archives, and the way back from them.
-    pub fn workspace_archives(&self) -> WorkspaceArchivesClient<Link> {
-        WorkspaceArchivesClient::new(self.link()).max_decoding_message_size(MAX_MESSAGE)
+    pub fn workspace_archives(&self) -> WorkspaceArchivesClient<AuthenticatedChannel> {
+        WorkspaceArchivesClient::new(self.authenticated_channel()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// The workspace of this name or id.
-    pub async fn find(&self, workspace: &str) -> Result<Workspace, Failure> {
+    pub async fn find(&self, workspace: &str) -> Result<Workspace, CommandFailure> {
         let request = GetWorkspaceRequest { workspace: workspace.to_owned() };
-        let answer = patiently(|| {
+        let answer = retry_call(|| {
             let (mut client, request) = (self.workspaces(), request.clone());
             async move { client.get(request).await }
         });
         answer
             .await?
             .workspace
-            .ok_or_else(|| Failure::NotFound(format!("there is no workspace {workspace:?}")))
+            .ok_or_else(|| CommandFailure::NotFound(format!("there is no workspace {workspace:?}")))
     }
 
-    /// The inside of the workspace of this name or id.
-    pub async fn inside(&self, workspace: &str) -> Result<Inside, Failure> {
-        Ok(self.inside_of(&self.find(workspace).await?))
+    /// The workspace_client of the workspace of this name or id.
+    pub async fn workspace_client(&self, workspace: &str) -> Result<WorkspaceClient, CommandFailure> {
+        Ok(self.workspace_client_for(&self.find(workspace).await?))
     }
 
-    /// The inside of this workspace.
-    pub fn inside_of(&self, workspace: &Workspace) -> Inside {
+    /// The workspace_client of this workspace.
+    pub fn workspace_client_for(&self, workspace: &Workspace) -> WorkspaceClient {
         let workspace = MetadataValue::try_from(workspace.id.as_str()).ok();
         let credentials = Credentials { workspace, ..self.credentials.clone() };
-        Inside::new(self.channel.clone(), credentials)
+        WorkspaceClient::new(self.channel.clone(), credentials)
     }
 
-    fn link(&self) -> Link {
+    fn authenticated_channel(&self) -> AuthenticatedChannel {
         InterceptedService::new(self.channel.clone(), self.credentials.clone())
     }
 }
 
-impl Inside {
+impl WorkspaceClient {
     fn new(channel: Channel, credentials: Credentials) -> Self {
-        let link = InterceptedService::new(channel.clone(), credentials.clone());
-        Self { channel, credentials, link }
+        let transport = InterceptedService::new(channel.clone(), credentials.clone());
+        Self { channel, credentials, transport }
     }
 
     /// The same, with calls that never wake it: for what is repeated without anybody asking for it.
     #[must_use]
-    pub fn quiet(&self) -> Self {
+    pub fn without_waking(&self) -> Self {
         let credentials = Credentials { never_wakes: true, ..self.credentials.clone() };
         Self::new(self.channel.clone(), credentials)
     }
 
     /// Its terminals.
-    pub fn terminals(&self) -> TerminalsClient<Link> {
-        TerminalsClient::new(self.link.clone()).max_decoding_message_size(MAX_MESSAGE)
+    pub fn terminals(&self) -> TerminalsClient<AuthenticatedChannel> {
+        TerminalsClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// Its processes.
-    pub fn processes(&self) -> ProcessesClient<Link> {
-        ProcessesClient::new(self.link.clone()).max_decoding_message_size(MAX_MESSAGE)
+    pub fn processes(&self) -> ProcessesClient<AuthenticatedChannel> {
+        ProcessesClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// Its files.
-    pub fn files(&self) -> FilesClient<Link> {
-        FilesClient::new(self.link.clone()).max_decoding_message_size(MAX_MESSAGE)
+    pub fn files(&self) -> FilesClient<AuthenticatedChannel> {
+        FilesClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// Its archives.
-    pub fn archives(&self) -> ArchivesClient<Link> {
-        ArchivesClient::new(self.link.clone()).max_decoding_message_size(MAX_MESSAGE)
+    pub fn archives(&self) -> ArchivesClient<AuthenticatedChannel> {
+        ArchivesClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// Whether and why it is in use.
-    pub fn activity(&self) -> ActivityClient<Link> {
-        ActivityClient::new(self.link.clone())
+    pub fn activity(&self) -> ActivityClient<AuthenticatedChannel> {
+        ActivityClient::new(self.transport.clone())
     }
 }
 

@@ -24,29 +24,29 @@ use tokio_rustls::TlsConnector;
 use tower::util::BoxCloneService;
 
 use crate::{
-    failure::Failure,
-    target::{self, Target},
+    failure::CommandFailure,
+    target::{self, ControlPlaneTarget},
 };
 
 /// What a connection is made of.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
 /// Makes connections.
-pub type Connector = BoxCloneService<Uri, TokioIo<Box<dyn Stream>>, io::Error>;
+pub type Connector = BoxCloneService<Uri, TokioIo<Box<dyn ByteStream>>, io::Error>;
 
 /// A maker of connections to this control plane.
-pub fn for_target(target: &Target) -> Result<Connector, Failure> {
+pub fn for_target(target: &ControlPlaneTarget) -> Result<Connector, CommandFailure> {
     let tls = if target.url.starts_with("https://") { Some(tls(target.ca.as_deref())?) } else { None };
     let data = target.data.clone();
-    let connect = move |uri: Uri| -> BoxFuture<'static, io::Result<TokioIo<Box<dyn Stream>>>> {
+    let connect = move |uri: Uri| -> BoxFuture<'static, io::Result<TokioIo<Box<dyn ByteStream>>>> {
         let (tls, data) = (tls.clone(), data.clone());
-        Box::pin(async move { Ok(TokioIo::new(dial(current(uri, data)?, tls).await?)) })
+        Box::pin(async move { Ok(TokioIo::new(dial(resolve_address(uri, data)?, tls).await?)) })
     };
     Ok(BoxCloneService::new(tower::service_fn(connect)))
 }
 
-fn current(uri: Uri, data: Option<PathBuf>) -> io::Result<Uri> {
+fn resolve_address(uri: Uri, data: Option<PathBuf>) -> io::Result<Uri> {
     let Some(data) = data else { return Ok(uri) };
     match target::running(&data) {
         Ok(Some(running)) => running.url.parse().map_err(io::Error::other),
@@ -55,7 +55,7 @@ fn current(uri: Uri, data: Option<PathBuf>) -> io::Result<Uri> {
     }
 }
 
-async fn dial(uri: Uri, tls: Option<TlsConnector>) -> io::Result<Box<dyn Stream>> {
+async fn dial(uri: Uri, tls: Option<TlsConnector>) -> io::Result<Box<dyn ByteStream>> {
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
     let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
     let stream = TcpStream::connect((host.as_str(), port)).await?;
@@ -66,11 +66,13 @@ async fn dial(uri: Uri, tls: Option<TlsConnector>) -> io::Result<Box<dyn Stream>
     Ok(Box::new(tls.connect(name, stream).await?))
 }
 
-fn tls(ca: Option<&Path>) -> Result<TlsConnector, Failure> {
+fn tls(ca: Option<&Path>) -> Result<TlsConnector, CommandFailure> {
     let ca = ca.ok_or_else(|| {
-        Failure::Usage("an https address needs the certificates to trust: --ca FILE (PODLING_CA)".to_owned())
+        CommandFailure::Usage(
+            "an https address needs the certificates to trust: --ca FILE (PODLING_CA)".to_owned(),
+        )
     })?;
-    let bad = |what: String| Failure::Usage(format!("{}: {what}", ca.display()));
+    let bad = |what: String| CommandFailure::Usage(format!("{}: {what}", ca.display()));
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca).map_err(|error| bad(error.to_string()))? {
         let certificate = certificate.map_err(|error| bad(error.to_string()))?;

@@ -2,21 +2,21 @@
 
 use crate::{
     client::Client,
-    failure::Failure,
-    target::{Global, Target},
+    failure::CommandFailure,
+    target::{ControlPlaneTarget, GlobalOptions},
 };
 
 /// What every command gets.
 #[derive(Debug)]
 pub struct Context {
     /// The options all commands have.
-    pub global: Global,
+    pub global: GlobalOptions,
 }
 
 impl Context {
     /// A connection to the control plane that is meant.
-    pub async fn client(&self) -> Result<Client, Failure> {
-        Client::connect(&Target::find(&self.global)?).await
+    pub async fn client(&self) -> Result<Client, CommandFailure> {
+        Client::connect(&ControlPlaneTarget::find(&self.global)?).await
     }
 
     /// Whether scripts read the answer.

@@ -4,11 +4,11 @@
 //! or not at all: on either side it is written under another name, checked and renamed.
 
 pub mod download;
-pub mod place;
+pub mod endpoint;
 pub mod plan;
 pub mod upload;
 
 /// Files under way at once: enough to hide the way there and back of small ones.
-const AT_ONCE: usize = 8;
+const CONCURRENT_FILES: usize = 8;
 /// How often a file is tried over new links before it is given up.
-const TRIES: u32 = 6;
+const MAX_ATTEMPTS: u32 = 6;

@@ -14,16 +14,16 @@ use podling_proto::control::v1::{
 };
 
 use crate::{
+    next_transition::{place, since},
     output::{Tone, paint, plain},
     progress::words,
-    share,
-    upcoming::{place, since},
+    resources,
     view::{connection_word, state, state_tone},
 };
 
 /// All that is known of it.
 #[derive(Debug)]
-pub struct Known {
+pub struct ExplainData {
     /// What the control plane says.
     pub answer: ExplainWorkspaceResponse,
     /// Its archives, newest first.
@@ -33,7 +33,7 @@ pub struct Known {
 }
 
 /// The whole explanation.
-pub fn render(known: &Known, now: SystemTime) -> String {
+pub fn render(known: &ExplainData, now: SystemTime) -> String {
     let none = Workspace::default();
     let workspace = known.answer.workspace.as_ref().unwrap_or(&none);
     let mut text = headline(workspace, now);
@@ -72,7 +72,7 @@ fn headline(workspace: &Workspace, now: SystemTime) -> String {
     }
     text.push('\n');
     if workspace.given.is_some() && workspace.given != workspace.resources {
-        text.push_str(&format!("It {}.\n", share::describe(workspace)));
+        text.push_str(&format!("It {}.\n", resources::describe(workspace)));
     }
     if workspace.connection() != AgentConnection::Connected && workspace.state() == State::Awake {
         text.push_str(&format!(
@@ -129,7 +129,7 @@ mod tests {
                 entry(1_000, State::Awake, "its agent said hello"),
             ],
         };
-        render(&Known { answer, backups, fresh: true }, time(1_120))
+        render(&ExplainData { answer, backups, fresh: true }, time(1_120))
     }
 
     #[test]

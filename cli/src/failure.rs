@@ -51,7 +51,7 @@ else the data folder given by --data (PODLING_DATA), else the default data folde
 
 /// Why a command did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum CommandFailure {
     /// The command line says something that cannot be meant.
     #[error("{0}")]
     Usage(String),
@@ -105,13 +105,13 @@ pub enum Failure {
         code: u8,
         /// What happened.
         #[source]
-        inner: Box<Failure>,
+        inner: Box<CommandFailure>,
     },
 }
 
 /// A failure, for scripts: on stderr with `--json`.
 #[derive(Debug, Serialize)]
-struct FailureView {
+struct CommandFailureView {
     message: String,
     /// A name from errors.proto.
     reason: Option<&'static str>,
@@ -119,7 +119,7 @@ struct FailureView {
     exit_code: u8,
 }
 
-impl Failure {
+impl CommandFailure {
     /// An error of the system while `doing` something.
     pub fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let doing = doing.into();
@@ -189,8 +189,8 @@ impl Failure {
         }
     }
 
-    fn view(&self) -> FailureView {
-        FailureView {
+    fn view(&self) -> CommandFailureView {
+        CommandFailureView {
             message: self.describe(),
             reason: self.reason().map(error::name),
             advice: self.advice(),
@@ -224,7 +224,7 @@ impl Failure {
     }
 }
 
-impl From<Status> for Failure {
+impl From<Status> for CommandFailure {
     fn from(status: Status) -> Self {
         Self::Status(Box::new(status))
     }
@@ -276,8 +276,8 @@ mod tests {
 
     use super::*;
 
-    fn of(reason: Reason) -> Failure {
-        Failure::from(Status::from(WireError::new(reason, "no")))
+    fn of(reason: Reason) -> CommandFailure {
+        CommandFailure::from(Status::from(WireError::new(reason, "no")))
     }
 
     #[test]
@@ -304,16 +304,16 @@ mod tests {
 
     #[test]
     fn whoever_forgot_to_start_it_is_told_how() {
-        let failure = Failure::NotRunning { data: "/d".into(), default: true };
+        let failure = CommandFailure::NotRunning { data: "/d".into(), default: true };
         assert_eq!(failure.exit_code(), UNAVAILABLE);
         assert_eq!(failure.advice().as_deref(), Some("start it with: podling up"));
-        let elsewhere = Failure::NotRunning { data: "/d".into(), default: false };
+        let elsewhere = CommandFailure::NotRunning { data: "/d".into(), default: false };
         assert_eq!(elsewhere.advice().as_deref(), Some("start it with: podling up --data /d"));
     }
 
     #[test]
     fn the_cause_is_said_once() {
-        let failure = Failure::io("cannot read /x")(io::Error::from(io::ErrorKind::PermissionDenied));
+        let failure = CommandFailure::io("cannot read /x")(io::Error::from(io::ErrorKind::PermissionDenied));
         assert_eq!(failure.describe(), "cannot read /x: permission denied");
         assert_eq!(of(Reason::DiskFull).describe(), "no");
         assert_eq!(of(Reason::DiskFull).with_code(RUN_FAILED).describe(), "no");

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use podling::{
-    args::{Cli, Command},
+    args::{CommandLine, PodlingCommand},
     context::Context,
-    failure::Failure,
+    failure::CommandFailure,
 };
 use tokio::runtime;
 
@@ -17,18 +17,18 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == AGENT) {
         return podling_agent::main_with(std::env::args_os().skip(1));
     }
-    let cli = Cli::parse();
-    let json = cli.global.json;
-    let code = run(cli).unwrap_or_else(|failure| {
+    let command_line = CommandLine::parse();
+    let json = command_line.global.json;
+    let code = run(command_line).unwrap_or_else(|failure| {
         failure.report(json);
         failure.exit_code()
     });
     ExitCode::from(code)
 }
 
-fn run(cli: Cli) -> Result<u8, Failure> {
-    let Cli { global, command } = cli;
-    let runtime = runtime(&command).enable_all().build().map_err(Failure::io("cannot start"))?;
+fn run(command_line: CommandLine) -> Result<u8, CommandFailure> {
+    let CommandLine { global, command } = command_line;
+    let runtime = runtime(&command).enable_all().build().map_err(CommandFailure::io("cannot start"))?;
     let outcome = runtime.block_on(command.run(&Context { global }));
     // A read of a file that hangs must not keep us.
     runtime.shutdown_background();
@@ -36,9 +36,9 @@ fn run(cli: Cli) -> Result<u8, Failure> {
 }
 
 /// A control plane uses every core; a client has one thing to do at a time.
-fn runtime(command: &Command) -> runtime::Builder {
+fn runtime(command: &PodlingCommand) -> runtime::Builder {
     match command {
-        Command::Up(_) => runtime::Builder::new_multi_thread(),
+        PodlingCommand::Up(_) => runtime::Builder::new_multi_thread(),
         _ => runtime::Builder::new_current_thread(),
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use serde::Serialize;
 
-use crate::failure::Failure;
+use crate::failure::CommandFailure;
 
 /// Between two pictures of a spinner.
 const TICK: Duration = Duration::from_millis(100);
@@ -57,22 +57,22 @@ fn escape(text: &str, tone: Tone) -> String {
 }
 
 /// Writes an answer; a reader who went away is no error.
-pub fn print(text: &str) -> Result<(), Failure> {
+pub fn print(text: &str) -> Result<(), CommandFailure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.map_err(Failure::io("cannot write to standard output")),
+        result => result.map_err(CommandFailure::io("cannot write to standard output")),
     }
 }
 
 /// Writes an answer and ends the line.
-pub fn line(text: &str) -> Result<(), Failure> {
+pub fn line(text: &str) -> Result<(), CommandFailure> {
     print(&format!("{text}\n"))
 }
 
 /// Writes an answer for scripts.
-pub fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
-    let text = serde_json::to_string(value).map_err(|error| Failure::Other(error.to_string()))?;
+pub fn json<T: Serialize>(value: &T) -> Result<(), CommandFailure> {
+    let text = serde_json::to_string(value).map_err(|error| CommandFailure::Other(error.to_string()))?;
     line(&text)
 }
 

@@ -1,5 +1,5 @@
-//! A command inside a workspace, as if it ran here: its output, its input, its signals, its exit code.
+//! A command workspace_client a workspace, as if it ran here: its output, its input, its signals, its exit code.
 
-pub mod feed;
-pub mod follow;
-pub mod tally;
+pub mod command_follower;
+pub mod input;
+pub mod output_positions;

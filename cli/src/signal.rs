@@ -1,4 +1,4 @@
-//! Signals by name and number: the wire has names, exit codes have numbers.
+//! TerminationSignals by name and number: the wire has names, exit codes have numbers.
 
 /// Linux's signals on every architecture Podling runs on, without "SIG".
 const SIGNALS: &[(&str, u8)] = &[
@@ -49,7 +49,7 @@ pub fn name(number: i32) -> Option<&'static str> {
 }
 
 /// The exit code for the end of a local command.
-pub fn of_status(status: std::process::ExitStatus) -> u8 {
+pub fn exit_code_of_status(status: std::process::ExitStatus) -> u8 {
     use std::os::unix::process::ExitStatusExt as _;
     match (status.code(), status.signal()) {
         (Some(code), _) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),

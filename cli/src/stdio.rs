@@ -22,17 +22,17 @@ pub const READ_BYTES: usize = 64 * 1024;
 
 /// One of the three, for reading or for writing.
 #[derive(Debug)]
-pub struct Stdio(Kind);
+pub struct AsyncStdio(StdioDescriptor);
 
 #[derive(Debug)]
-enum Kind {
+enum StdioDescriptor {
     /// A terminal, a pipe, a socket.
-    Ready(AsyncFd<OwnedFd>),
+    Pollable(AsyncFd<OwnedFd>),
     /// A regular file or /dev/null: always ready, and never slow for long.
     File(OwnedFd),
 }
 
-impl Stdio {
+impl AsyncStdio {
     /// Standard input.
     pub fn stdin() -> io::Result<Self> {
         Self::new(io::stdin().as_fd(), Interest::READABLE)
@@ -56,10 +56,10 @@ impl Stdio {
         )]
         let ready = AsyncFd::with_interest(fd.try_clone_to_owned()?, interest);
         match ready {
-            Ok(ready) => Ok(Self(Kind::Ready(ready))),
+            Ok(ready) => Ok(Self(StdioDescriptor::Pollable(ready))),
             // What epoll does not take is always ready.
             Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {
-                Ok(Self(Kind::File(fd.try_clone_to_owned()?)))
+                Ok(Self(StdioDescriptor::File(fd.try_clone_to_owned()?)))
             }
             Err(error) => Err(error),
         }
@@ -68,8 +68,8 @@ impl Stdio {
     /// Reads what is there, waiting until there is something. 0 is the end. Dropped before it is done, it has read nothing.
     pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match &self.0 {
-            Kind::File(fd) => read(fd, buffer),
-            Kind::Ready(ready) => loop {
+            StdioDescriptor::File(fd) => read(fd, buffer),
+            StdioDescriptor::Pollable(ready) => loop {
                 let mut guard = ready.readable().await?;
                 let attempt = guard.try_io(|ready| {
                     is_ready(ready.get_ref(), PollFlags::IN)?;
@@ -95,8 +95,8 @@ impl Stdio {
     pub async fn write(&self, data: &[u8]) -> io::Result<usize> {
         let data = &data[..data.len().min(WRITE_BYTES)];
         match &self.0 {
-            Kind::File(fd) => write(fd, data),
-            Kind::Ready(ready) => loop {
+            StdioDescriptor::File(fd) => write(fd, data),
+            StdioDescriptor::Pollable(ready) => loop {
                 let mut guard = ready.writable().await?;
                 let attempt = guard.try_io(|ready| {
                     is_ready(ready.get_ref(), PollFlags::OUT)?;
@@ -137,8 +137,8 @@ mod tests {
     #[tokio::test]
     async fn a_pipe_is_read_to_its_end_and_a_slow_reader_holds_only_the_writer() {
         let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
-        let reading = Stdio::new(reader.as_fd(), Interest::READABLE).expect("reader");
-        let writing = Stdio::new(writer.as_fd(), Interest::WRITABLE).expect("writer");
+        let reading = AsyncStdio::new(reader.as_fd(), Interest::READABLE).expect("reader");
+        let writing = AsyncStdio::new(writer.as_fd(), Interest::WRITABLE).expect("writer");
         drop((reader, writer));
         // Four times what a pipe holds.
         let sent: Vec<u8> = (0..256 * 1024_u32).map(|i| (i % 251) as u8).collect();
@@ -166,19 +166,19 @@ mod tests {
         let mut file = tempfile::tempfile().expect("a file");
         file.write_all(b"hello").expect("written");
         rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0)).expect("rewound");
-        let stdio = Stdio::new(file.as_fd(), Interest::READABLE).expect("registered");
+        let stdio = AsyncStdio::new(file.as_fd(), Interest::READABLE).expect("registered");
         let mut buffer = [0; 16];
         assert_eq!(stdio.read(&mut buffer).await.expect("read"), 5);
         assert_eq!(stdio.read(&mut buffer).await.expect("read"), 0);
-        let null =
-            Stdio::new(File::open("/dev/null").expect("null").as_fd(), Interest::READABLE).expect("null");
+        let null = AsyncStdio::new(File::open("/dev/null").expect("null").as_fd(), Interest::READABLE)
+            .expect("null");
         assert_eq!(null.read(&mut buffer).await.expect("read"), 0);
     }
 
     #[tokio::test]
     async fn a_reader_that_went_away_is_a_broken_pipe() {
         let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
-        let writing = Stdio::new(writer.as_fd(), Interest::WRITABLE).expect("writer");
+        let writing = AsyncStdio::new(writer.as_fd(), Interest::WRITABLE).expect("writer");
         drop(reader);
         let error = writing.write_all(b"x").await.expect_err("nobody reads");
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);

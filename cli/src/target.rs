@@ -9,14 +9,14 @@ use clap::Args;
 use podling_control::config;
 use serde::Deserialize;
 
-use crate::failure::Failure;
+use crate::failure::CommandFailure;
 
 /// Apart from the command's own options in every help.
 const HEADING: &str = "Options of every command";
 
 /// Options every command has.
 #[derive(Debug, Clone, Default, Args)]
-pub struct Global {
+pub struct GlobalOptions {
     /// The data folder of the control plane on this machine.
     #[arg(long, global = true, help_heading = HEADING, env = "PODLING_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
@@ -36,7 +36,7 @@ pub struct Global {
 
 /// A control plane that was found.
 #[derive(Debug, Clone)]
-pub struct Target {
+pub struct ControlPlaneTarget {
     /// `http://host:port` or `https://host:port`.
     pub url: String,
     /// Sent with every call.
@@ -50,28 +50,30 @@ pub struct Target {
 
 /// What `podling up` leaves in `<data>/run/up.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Running {
+pub struct RunningControlPlane {
     /// Where it listens.
     pub url: String,
     /// Its process.
     pub pid: u32,
 }
 
-impl Target {
+impl ControlPlaneTarget {
     /// By address and token if an address is given, else by the data folder.
-    pub fn find(global: &Global) -> Result<Self, Failure> {
+    pub fn find(global: &GlobalOptions) -> Result<Self, CommandFailure> {
         let ca = global.ca.clone();
         if let Some(url) = global.url.clone().filter(|url| !url.is_empty()) {
             let token = global.token.clone().filter(|token| !token.is_empty()).ok_or_else(|| {
-                Failure::Usage(
+                CommandFailure::Usage(
                     "an address was given (PODLING_URL) without a token (PODLING_TOKEN)".to_owned(),
                 )
             })?;
             return Ok(Self { url: url.trim_end_matches('/').to_owned(), token, data: None, ca });
         }
-        let data = data_folder(global)?;
-        let running = running(&data)?
-            .ok_or_else(|| Failure::NotRunning { data: data.clone(), default: global.data.is_none() })?;
+        let data = data_directory(global)?;
+        let running = running(&data)?.ok_or_else(|| CommandFailure::NotRunning {
+            data: data.clone(),
+            default: global.data.is_none(),
+        })?;
         let token = match global.token.clone().filter(|token| !token.is_empty()) {
             Some(token) => token,
             None => root_token(&data)?,
@@ -81,29 +83,30 @@ impl Target {
 }
 
 /// The data folder that is meant.
-pub fn data_folder(global: &Global) -> Result<PathBuf, Failure> {
+pub fn data_directory(global: &GlobalOptions) -> Result<PathBuf, CommandFailure> {
     config::data_folder(global.data.as_deref(), &|name| std::env::var(name).ok())
-        .map_err(|error| Failure::Usage(error.to_string()))
+        .map_err(|error| CommandFailure::Usage(error.to_string()))
 }
 
 /// The control plane that runs with this data folder, if one does.
-pub fn running(data: &Path) -> Result<Option<Running>, Failure> {
+pub fn running(data: &Path) -> Result<Option<RunningControlPlane>, CommandFailure> {
     let path = data.join("run/up.json");
     let text = match fs::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Failure::io(format!("cannot read {}", path.display()))(error)),
+        Err(error) => return Err(CommandFailure::io(format!("cannot read {}", path.display()))(error)),
     };
-    let running: Running = serde_json::from_slice(&text)
-        .map_err(|error| Failure::Other(format!("{} cannot be understood: {error}", path.display())))?;
+    let running: RunningControlPlane = serde_json::from_slice(&text).map_err(|error| {
+        CommandFailure::Other(format!("{} cannot be understood: {error}", path.display()))
+    })?;
     // One that was killed leaves its file behind.
     Ok(Path::new("/proc").join(running.pid.to_string()).exists().then_some(running))
 }
 
-fn root_token(data: &Path) -> Result<String, Failure> {
+fn root_token(data: &Path) -> Result<String, CommandFailure> {
     let path = data.join("root-token");
     let token = fs::read_to_string(&path)
-        .map_err(Failure::io(format!("cannot read the token in {}", path.display())))?;
+        .map_err(CommandFailure::io(format!("cannot read the token in {}", path.display())))?;
     Ok(token.trim().to_owned())
 }
 
@@ -123,30 +126,33 @@ mod tests {
     #[test]
     fn a_data_folder_says_where_it_runs_and_with_which_token() {
         let folder = folder(std::process::id());
-        let global = Global { data: Some(folder.path().into()), ..Global::default() };
-        let target = Target::find(&global).expect("a target");
+        let global = GlobalOptions { data: Some(folder.path().into()), ..GlobalOptions::default() };
+        let target = ControlPlaneTarget::find(&global).expect("a target");
         assert_eq!((target.url.as_str(), target.token.as_str()), ("http://127.0.0.1:7411", "secret"));
 
-        let narrowed = Global { token: Some("narrow".to_owned()), ..global };
-        assert_eq!(Target::find(&narrowed).expect("a target").token, "narrow");
+        let narrowed = GlobalOptions { token: Some("narrow".to_owned()), ..global };
+        assert_eq!(ControlPlaneTarget::find(&narrowed).expect("a target").token, "narrow");
     }
 
     #[test]
     fn a_file_left_by_a_killed_one_does_not_count() {
         // No process has a number beyond the kernel's largest.
         let folder = folder(u32::MAX);
-        let global = Global { data: Some(folder.path().into()), ..Global::default() };
-        assert!(matches!(Target::find(&global), Err(Failure::NotRunning { default: false, .. })));
+        let global = GlobalOptions { data: Some(folder.path().into()), ..GlobalOptions::default() };
+        assert!(matches!(
+            ControlPlaneTarget::find(&global),
+            Err(CommandFailure::NotRunning { default: false, .. })
+        ));
     }
 
     #[test]
     fn an_address_comes_first_and_needs_a_token() {
         let folder = folder(std::process::id());
         let url = Some("http://far:1/".to_owned());
-        let global = Global { data: Some(folder.path().into()), url, ..Global::default() };
-        assert!(matches!(Target::find(&global), Err(Failure::Usage(_))));
-        let global = Global { token: Some("t".to_owned()), ..global };
-        let target = Target::find(&global).expect("a target");
+        let global = GlobalOptions { data: Some(folder.path().into()), url, ..GlobalOptions::default() };
+        assert!(matches!(ControlPlaneTarget::find(&global), Err(CommandFailure::Usage(_))));
+        let global = GlobalOptions { token: Some("t".to_owned()), ..global };
+        let target = ControlPlaneTarget::find(&global).expect("a target");
         assert_eq!((target.url.as_str(), target.data), ("http://far:1", None));
     }
 }

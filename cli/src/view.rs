@@ -6,7 +6,7 @@ use podling_proto::{
 };
 use serde::Serialize;
 
-use crate::{duration, output::Tone, policy::PolicyView, progress::ProgressView, share::ShareView};
+use crate::{duration, output::Tone, policy::PolicyView, progress::ProgressView, resources::ResourcesView};
 
 /// A workspace, for scripts.
 #[derive(Debug, Serialize)]
@@ -44,9 +44,9 @@ pub struct WorkspaceView {
     /// Its place in the line of those who wait for room, 1 is next; null: it waits for none.
     pub queue_position: Option<u32>,
     /// What it shall have of its owner's share while it is awake.
-    pub resources: Option<ShareView>,
+    pub resources: Option<ResourcesView>,
     /// What it has of it just now; null while it has none.
-    pub given: Option<ShareView>,
+    pub given: Option<ResourcesView>,
     /// When it sleeps unless it is used, if people were warned of that.
     pub sleeps_at: Option<String>,
     /// It was deleted, and only its archives are left.
@@ -228,8 +228,8 @@ impl From<&Workspace> for WorkspaceView {
             next_transition_reason: Some(workspace.next_transition_reason.clone()).filter(|r| !r.is_empty()),
             restarts: workspace.restarts,
             queue_position: Some(workspace.queue_position).filter(|place| *place > 0),
-            resources: workspace.resources.as_ref().map(ShareView::from),
-            given: workspace.given.as_ref().map(ShareView::from),
+            resources: workspace.resources.as_ref().map(ResourcesView::from),
+            given: workspace.given.as_ref().map(ResourcesView::from),
             sleeps_at: activity
                 .filter(|_| is_connected)
                 .and_then(|activity| time(&activity.sleep_warning.as_ref()?.at)),

@@ -1,11 +1,11 @@
 //! Tells what a person typed from what their terminal emulator answered by itself.
 //!
 //! Both arrive on stdin. Answers (cursor position, device attributes, colours, focus) must not count as keystrokes, and must not be
-//! typed into the shell when the question was replayed, so the agent is told which is which. Pure: bytes in, pieces out.
+//! typed into the shell when the question was replayed, so the agent is told which is which. Pure: bytes in, inputs out.
 
 /// What a piece of stdin is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum InputClass {
     /// Typed or pasted.
     User,
     /// The emulator's own.
@@ -15,92 +15,92 @@ pub enum Kind {
 }
 
 /// One piece of stdin.
-pub type Piece = (Kind, Vec<u8>);
+pub type ClassifiedInput = (InputClass, Vec<u8>);
 
 /// A sequence that has not ended within this is taken as typed: an answer is never longer (a clipboard may be).
 const MAX_SEQUENCE: usize = 64 * 1024;
 const ESC: u8 = 0x1b;
 const BEL: u8 = 0x07;
 
-/// Splits stdin into pieces; holds back a sequence whose end has not arrived.
+/// Splits stdin into inputs; holds back a sequence whose end has not arrived.
 #[derive(Debug)]
-pub struct Classifier {
+pub struct InputClassifier {
     detach: Option<u8>,
     held: Vec<u8>,
     pasting: bool,
 }
 
-enum Sequence {
+enum EscapeSequence {
     /// Its end is not there yet.
-    Unfinished,
+    Incomplete,
     /// It is this long.
-    Of(usize, Kind),
+    Complete(usize, InputClass),
 }
 
-impl Classifier {
+impl InputClassifier {
     /// A classifier that knows the detach key, a control character.
     pub fn new(detach: Option<u8>) -> Self {
         Self { detach, held: Vec::new(), pasting: false }
     }
 
     /// Takes what came from stdin; answers with what can be told by now.
-    pub fn feed(&mut self, data: &[u8]) -> Vec<Piece> {
+    pub fn feed(&mut self, data: &[u8]) -> Vec<ClassifiedInput> {
         let mut input = std::mem::take(&mut self.held);
         input.extend_from_slice(data);
-        let mut pieces = Vec::new();
+        let mut inputs = Vec::new();
         let mut rest = input.as_slice();
         while let Some(&byte) = rest.first() {
             let (length, kind) = match byte {
                 // A lone Escape is a key: whoever pressed it does not want to wait.
                 ESC if rest.len() > 1 => match self.sequence(rest) {
-                    Sequence::Of(length, kind) => (length, kind),
-                    Sequence::Unfinished if rest.len() < MAX_SEQUENCE => {
+                    EscapeSequence::Complete(length, kind) => (length, kind),
+                    EscapeSequence::Incomplete if rest.len() < MAX_SEQUENCE => {
                         rest.clone_into(&mut self.held);
-                        return pieces;
+                        return inputs;
                     }
-                    Sequence::Unfinished => (rest.len(), Kind::User),
+                    EscapeSequence::Incomplete => (rest.len(), InputClass::User),
                 },
-                _ if Some(byte) == self.detach && !self.pasting => (1, Kind::Detach),
-                _ => (1, Kind::User),
+                _ if Some(byte) == self.detach && !self.pasting => (1, InputClass::Detach),
+                _ => (1, InputClass::User),
             };
-            push(&mut pieces, kind, &rest[..length]);
+            push(&mut inputs, kind, &rest[..length]);
             rest = &rest[length..];
         }
-        pieces
+        inputs
     }
 
     /// Whether something is held back.
-    pub fn holds(&self) -> bool {
+    pub fn is_holding(&self) -> bool {
         !self.held.is_empty()
     }
 
     /// The end of a sequence did not come: what is held was typed (Alt and a bracket, say).
-    pub fn flush(&mut self) -> Option<Piece> {
+    pub fn flush(&mut self) -> Option<ClassifiedInput> {
         let held = std::mem::take(&mut self.held);
-        (!held.is_empty()).then_some((Kind::User, held))
+        (!held.is_empty()).then_some((InputClass::User, held))
     }
 
     /// What begins with this Escape (at least one byte follows).
-    fn sequence(&mut self, bytes: &[u8]) -> Sequence {
+    fn sequence(&mut self, bytes: &[u8]) -> EscapeSequence {
         if self.pasting && !b"\x1b[201~".starts_with(&bytes[..bytes.len().min(6)]) {
-            return Sequence::Of(1, Kind::User);
+            return EscapeSequence::Complete(1, InputClass::User);
         }
         match bytes[1] {
             b'[' => self.control(bytes),
             // OSC, DCS, APC: strings that only an emulator sends.
-            b']' | b'P' | b'_' => string(bytes),
+            b']' | b'P' | b'_' => control_string(bytes),
             // SS3 is a function key, anything else Alt and a key.
-            _ => Sequence::Of(1, Kind::User),
+            _ => EscapeSequence::Complete(1, InputClass::User),
         }
     }
 
-    fn control(&mut self, bytes: &[u8]) -> Sequence {
+    fn control(&mut self, bytes: &[u8]) -> EscapeSequence {
         let Some(end) = bytes[2..].iter().position(|b| !(0x20..=0x3f).contains(b)).map(|i| i + 2) else {
-            return Sequence::Unfinished;
+            return EscapeSequence::Incomplete;
         };
         let (body, last) = (&bytes[2..end], bytes[end]);
         if !(0x40..=0x7e).contains(&last) {
-            return Sequence::Of(end, Kind::User);
+            return EscapeSequence::Complete(end, InputClass::User);
         }
         match (body, last) {
             (b"200", b'~') => self.pasting = true,
@@ -109,18 +109,22 @@ impl Classifier {
             (b"", b'M') => {
                 let length = end + 4;
                 let whole = bytes.len() >= length;
-                return if whole { Sequence::Of(length, Kind::User) } else { Sequence::Unfinished };
+                return if whole {
+                    EscapeSequence::Complete(length, InputClass::User)
+                } else {
+                    EscapeSequence::Incomplete
+                };
             }
             _ => {}
         }
         let kind = if self.is_detach(body, last) {
-            Kind::Detach
-        } else if is_answer(body, last) {
-            Kind::Reply
+            InputClass::Detach
+        } else if is_emulator_reply(body, last) {
+            InputClass::Reply
         } else {
-            Kind::User
+            InputClass::User
         };
-        Sequence::Of(end + 1, kind)
+        EscapeSequence::Complete(end + 1, kind)
     }
 
     /// The detach key as newer keyboard protocols spell it: `CSI code ; 5 u` and `CSI 27 ; 5 ; code ~`.
@@ -135,7 +139,7 @@ impl Classifier {
     }
 }
 
-fn string(bytes: &[u8]) -> Sequence {
+fn control_string(bytes: &[u8]) -> EscapeSequence {
     let body = &bytes[2..];
     let terminator = body.iter().enumerate().find_map(|(i, &b)| match b {
         BEL => Some(i + 1),
@@ -143,15 +147,15 @@ fn string(bytes: &[u8]) -> Sequence {
         _ => None,
     });
     match terminator {
-        Some(end) => Sequence::Of(end + 2, Kind::Reply),
+        Some(end) => EscapeSequence::Complete(end + 2, InputClass::Reply),
         // A string holds text; another key after Alt-] or Alt-P shows that it is none.
-        None if body.iter().any(|b| *b < 0x20 && *b != ESC) => Sequence::Of(1, Kind::User),
-        None => Sequence::Unfinished,
+        None if body.iter().any(|b| *b < 0x20 && *b != ESC) => EscapeSequence::Complete(1, InputClass::User),
+        None => EscapeSequence::Incomplete,
     }
 }
 
 /// Whether `CSI body last` is one of the answers an emulator gives.
-fn is_answer(body: &[u8], last: u8) -> bool {
+fn is_emulator_reply(body: &[u8], last: u8) -> bool {
     let private = matches!(body.first(), Some(b'?' | b'>' | b'='));
     match last {
         // Cursor position. Shift-F3 is spelt alike; taken as an answer it still reaches the program.
@@ -170,10 +174,10 @@ fn is_answer(body: &[u8], last: u8) -> bool {
     }
 }
 
-fn push(pieces: &mut Vec<Piece>, kind: Kind, bytes: &[u8]) {
-    match pieces.last_mut() {
-        Some((last, data)) if *last == kind && kind != Kind::Detach => data.extend_from_slice(bytes),
-        _ => pieces.push((kind, bytes.to_vec())),
+fn push(inputs: &mut Vec<ClassifiedInput>, kind: InputClass, bytes: &[u8]) {
+    match inputs.last_mut() {
+        Some((last, data)) if *last == kind && kind != InputClass::Detach => data.extend_from_slice(bytes),
+        _ => inputs.push((kind, bytes.to_vec())),
     }
 }
 
@@ -185,11 +189,11 @@ mod tests {
 
     const DETACH: u8 = 0x1d;
 
-    fn kinds(input: &[u8]) -> Vec<Kind> {
-        let mut classifier = Classifier::new(Some(DETACH));
-        let mut pieces = classifier.feed(input);
-        pieces.extend(classifier.flush());
-        pieces.into_iter().map(|(kind, _)| kind).collect()
+    fn kinds(input: &[u8]) -> Vec<InputClass> {
+        let mut classifier = InputClassifier::new(Some(DETACH));
+        let mut inputs = classifier.feed(input);
+        inputs.extend(classifier.flush());
+        inputs.into_iter().map(|(kind, _)| kind).collect()
     }
 
     #[test]
@@ -212,7 +216,7 @@ mod tests {
             b"\x1b_Gi=1;OK\x1b\\",
         ];
         for answer in answers {
-            assert_eq!(kinds(answer), [Kind::Reply], "{}", answer.escape_ascii());
+            assert_eq!(kinds(answer), [InputClass::Reply], "{}", answer.escape_ascii());
         }
     }
 
@@ -239,27 +243,27 @@ mod tests {
             b"\x1a",
         ];
         for input in typed {
-            assert!(kinds(input).iter().all(|kind| *kind == Kind::User), "{}", input.escape_ascii());
+            assert!(kinds(input).iter().all(|kind| *kind == InputClass::User), "{}", input.escape_ascii());
         }
     }
 
     #[test]
     fn the_detach_key_is_found_among_others_and_in_newer_spellings() {
-        assert_eq!(kinds(b"ab\x1dcd"), [Kind::User, Kind::Detach, Kind::User]);
-        assert_eq!(kinds(b"\x1b[93;5u"), [Kind::Detach]);
-        assert_eq!(kinds(b"\x1b[27;5;93~"), [Kind::Detach]);
-        let mut without = Classifier::new(None);
-        assert_eq!(without.feed(b"\x1d"), [(Kind::User, vec![DETACH])]);
+        assert_eq!(kinds(b"ab\x1dcd"), [InputClass::User, InputClass::Detach, InputClass::User]);
+        assert_eq!(kinds(b"\x1b[93;5u"), [InputClass::Detach]);
+        assert_eq!(kinds(b"\x1b[27;5;93~"), [InputClass::Detach]);
+        let mut without = InputClassifier::new(None);
+        assert_eq!(without.feed(b"\x1d"), [(InputClass::User, vec![DETACH])]);
     }
 
     #[test]
     fn an_answer_cut_in_two_is_still_one() {
-        let mut classifier = Classifier::new(None);
-        assert_eq!(classifier.feed(b"x\x1b[24;"), [(Kind::User, b"x".to_vec())]);
-        assert!(classifier.holds());
+        let mut classifier = InputClassifier::new(None);
+        assert_eq!(classifier.feed(b"x\x1b[24;"), [(InputClass::User, b"x".to_vec())]);
+        assert!(classifier.is_holding());
         assert_eq!(
             classifier.feed(b"80Ry"),
-            [(Kind::Reply, b"\x1b[24;80R".to_vec()), (Kind::User, b"y".to_vec()),]
+            [(InputClass::Reply, b"\x1b[24;80R".to_vec()), (InputClass::User, b"y".to_vec()),]
         );
     }
 
@@ -280,7 +284,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_byte_is_lost_doubled_or_moved(input in stdin(), cuts in prop::collection::vec(1_usize..8, 0..40)) {
-            let mut classifier = Classifier::new(Some(DETACH));
+            let mut classifier = InputClassifier::new(Some(DETACH));
             let mut out = Vec::new();
             let mut rest = input.as_slice();
             let mut cuts = cuts.into_iter();

@@ -9,30 +9,30 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use podling_proto::agent::v1::{Screen, Size};
 
-use super::{modes::Modes, raw::Raw};
-use crate::stdio::Stdio;
+use super::{modes::TerminalModes, raw::RawMode};
+use crate::stdio::AsyncStdio;
 
 /// Output that waits for a slow screen; with more, nothing is taken from the link.
 const MAX_QUEUED: usize = 256 * 1024;
 /// Columns of a screen that does not tell its size.
-const USUAL_COLS: u32 = 80;
+const DEFAULT_COLS: u32 = 80;
 
 /// The screen and the way to it.
 #[derive(Debug)]
-pub struct Display {
-    stdout: Stdio,
-    raw: Raw,
-    modes: Modes,
-    queue: VecDeque<Chunk>,
+pub struct ScreenWriter {
+    stdout: AsyncStdio,
+    raw_mode: RawMode,
+    modes: TerminalModes,
+    queue: VecDeque<QueuedOutput>,
     queued: usize,
     position: Option<(u64, u64)>,
     written: u64,
     notice: Option<String>,
-    shown: Option<Shown>,
+    drawn_notice: Option<DrawnNotice>,
 }
 
 #[derive(Debug)]
-struct Chunk {
+struct QueuedOutput {
     data: Bytes,
     /// The offset behind it, if it is the terminal's.
     end: Option<u64>,
@@ -40,24 +40,24 @@ struct Chunk {
 
 /// A notice in the corner of the screen.
 #[derive(Debug)]
-struct Shown {
+struct DrawnNotice {
     text: String,
     column: u32,
 }
 
-impl Display {
+impl ScreenWriter {
     /// The screen, which is in raw mode as long as this lives.
-    pub fn new(stdout: Stdio, raw: Raw) -> Self {
+    pub fn new(stdout: AsyncStdio, raw_mode: RawMode) -> Self {
         Self {
             stdout,
-            raw,
-            modes: Modes::default(),
+            raw_mode,
+            modes: TerminalModes::default(),
             queue: VecDeque::new(),
             queued: 0,
             position: None,
             written: 0,
             notice: None,
-            shown: None,
+            drawn_notice: None,
         }
     }
 
@@ -72,7 +72,7 @@ impl Display {
     }
 
     /// Whether more can be taken.
-    pub fn has_room(&self) -> bool {
+    pub fn has_capacity(&self) -> bool {
         self.queued < MAX_QUEUED
     }
 
@@ -100,13 +100,13 @@ impl Display {
     }
 
     /// What comes next is another life of the terminal: nothing of it is known, and it begins with a picture.
-    pub fn forget(&mut self) {
+    pub fn reset_position(&mut self) {
         self.position = None;
     }
 
     /// Takes a picture of the screen; what is there now goes up into the scrollback.
-    pub fn picture(&mut self, offset: u64, screen: Screen, size: Option<Size>) {
-        let mut paint = self.modes.undo();
+    pub fn draw_screen(&mut self, offset: u64, screen: Screen, size: Option<Size>) {
+        let mut paint = self.modes.restore_sequence();
         paint.extend(std::iter::repeat_n(b'\n', size.map_or(0, |size| size.rows as usize)));
         paint.extend_from_slice(b"\x1b[H\x1b[2J");
         if screen.alternate_screen {
@@ -120,14 +120,14 @@ impl Display {
     }
 
     /// Says something in a line of its own, once what came before is on the screen.
-    pub fn say(&mut self, text: &str) {
-        let mut line = self.modes.undo();
+    pub fn message(&mut self, text: &str) {
+        let mut line = self.modes.restore_sequence();
         line.extend_from_slice(format!("\r\n[podling: {text}]\r\n").as_bytes());
         self.push(line.into(), None);
     }
 
     /// Says something in a corner as long as it holds.
-    pub fn notice(&mut self, text: Option<String>) {
+    pub fn set_notice(&mut self, text: Option<String>) {
         self.notice = text;
     }
 
@@ -136,7 +136,7 @@ impl Display {
         let Some(first) = self.queue.front_mut() else { return std::future::pending().await };
         let count = if first.data.is_empty() { 0 } else { self.stdout.write(&first.data).await? };
         if self.modes.feed(&first.data[..count]) {
-            self.raw.set_undo(self.modes.undo());
+            self.raw_mode.set_restore_sequence(self.modes.restore_sequence());
         }
         first.data.advance(count);
         self.queued -= count;
@@ -149,28 +149,28 @@ impl Display {
 
     /// Draws or removes the notice, if the output stands still between two sequences.
     pub fn draw_notice(&mut self, size: Option<Size>) {
-        let shown = self.shown.as_ref().map(|shown| &shown.text);
-        if shown == self.notice.as_ref() || self.is_behind() {
+        let drawn_notice = self.drawn_notice.as_ref().map(|drawn_notice| &drawn_notice.text);
+        if drawn_notice == self.notice.as_ref() || self.is_behind() {
             return;
         }
         if !io::stderr().is_terminal() {
             if let Some(text) = &self.notice {
                 eprint!("podling: {text}\r\n");
             }
-            self.shown = self.notice.clone().map(|text| Shown { text, column: 1 });
-        } else if self.modes.at_rest() {
+            self.drawn_notice = self.notice.clone().map(|text| DrawnNotice { text, column: 1 });
+        } else if self.modes.is_between_sequences() {
             let mut paint = String::new();
-            if let Some(shown) = self.shown.take() {
-                paint.push_str(&format!("\x1b7\x1b[1;{}H\x1b[0m\x1b[K\x1b8", shown.column));
+            if let Some(drawn_notice) = self.drawn_notice.take() {
+                paint.push_str(&format!("\x1b7\x1b[1;{}H\x1b[0m\x1b[K\x1b8", drawn_notice.column));
             }
             if let Some(text) = self.notice.clone() {
-                let cols = size.map_or(USUAL_COLS, |size| size.cols);
+                let cols = size.map_or(DEFAULT_COLS, |size| size.cols);
                 // It must not run into the next line.
                 let fits: String = text.chars().take(cols.saturating_sub(2) as usize).collect();
                 let width = u32::try_from(fits.chars().count()).unwrap_or(0) + 2;
                 let column = cols.saturating_sub(width) + 1;
                 paint.push_str(&format!("\x1b7\x1b[1;{column}H\x1b[0;7m {fits} \x1b[0m\x1b8"));
-                self.shown = Some(Shown { text, column });
+                self.drawn_notice = Some(DrawnNotice { text, column });
             }
             // A screen that is gone shows no notice either.
             let mut stderr = io::stderr().lock();
@@ -180,6 +180,6 @@ impl Display {
 
     fn push(&mut self, data: Bytes, end: Option<u64>) {
         self.queued += data.len();
-        self.queue.push_back(Chunk { data, end });
+        self.queue.push_back(QueuedOutput { data, end });
     }
 }

@@ -12,12 +12,12 @@ pub struct DetachKey(pub Option<u8>);
 /// A text that names no such key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no key to detach with: ctrl- and one of a-z @ [ \\ ] ^ _, or none")]
-pub struct BadKey(String);
+pub struct DetachKeyError(String);
 
 impl FromStr for DetachKey {
-    type Err = BadKey;
+    type Err = DetachKeyError;
 
-    fn from_str(text: &str) -> Result<Self, BadKey> {
+    fn from_str(text: &str) -> Result<Self, DetachKeyError> {
         let lower = text.to_ascii_lowercase();
         if lower == "none" {
             return Ok(Self(None));
@@ -26,7 +26,7 @@ impl FromStr for DetachKey {
         match key.map(str::as_bytes) {
             // Escape begins what an emulator sends by itself.
             Some([key @ (b'a'..=b'z' | b'@' | b'\\'..=b'_')]) => Ok(Self(Some(key & 0x1f))),
-            _ => Err(BadKey(text.to_owned())),
+            _ => Err(DetachKeyError(text.to_owned())),
         }
     }
 }

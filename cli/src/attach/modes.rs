@@ -10,16 +10,16 @@ const MAX_PARAMETERS: usize = 64;
 const ESC: u8 = 0x1b;
 /// DEC private modes that outlive their program: application cursor keys, mouse reports in all forms, focus reports,
 /// bracketed paste, and last, since leaving them puts the cursor back, the alternate screens.
-const SWITCHED_OFF: &[u16] =
+const RESTORED_MODES: &[u16] =
     &[1, 9, 66, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1015, 1016, 2004, 47, 1047, 1049];
 /// The alternate screens.
-const ALTERNATE: &[u16] = &[47, 1047, 1049];
-const CURSOR: u16 = 25;
+const ALTERNATE_SCREENS: &[u16] = &[47, 1047, 1049];
+const CURSOR_VISIBLE: u16 = 25;
 
 /// Follows output.
 #[derive(Debug, Default)]
-pub struct Modes {
-    state: State,
+pub struct TerminalModes {
+    state: EscapeParserState,
     parameters: Vec<u8>,
     on: BTreeSet<u16>,
     cursor_hidden: bool,
@@ -28,10 +28,10 @@ pub struct Modes {
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum EscapeParserState {
     #[default]
     Ground,
-    /// Inside a character of several bytes: so many follow.
+    /// WorkspaceClient a character of several bytes: so many follow.
     Character(u8),
     Escape,
     /// After ESC and an intermediate: one final byte follows.
@@ -41,8 +41,8 @@ enum State {
     StringEscape,
 }
 
-impl Modes {
-    /// Takes output. Answers whether something changed that [`Self::undo`] speaks of.
+impl TerminalModes {
+    /// Takes output. Answers whether something changed that [`Self::restore_sequence`] speaks of.
     pub fn feed(&mut self, data: &[u8]) -> bool {
         let before = self.summary();
         for &byte in data {
@@ -52,19 +52,19 @@ impl Modes {
     }
 
     /// Whether the output stands between two sequences.
-    pub fn at_rest(&self) -> bool {
-        self.state == State::Ground
+    pub fn is_between_sequences(&self) -> bool {
+        self.state == EscapeParserState::Ground
     }
 
     /// What brings the terminal back to where it was: only for what was switched on, since leaving an alternate screen that was
     /// never entered moves the cursor.
-    pub fn undo(&self) -> Vec<u8> {
+    pub fn restore_sequence(&self) -> Vec<u8> {
         let mut undo = String::new();
-        if self.state != State::Ground {
+        if self.state != EscapeParserState::Ground {
             // Ends a sequence that was cut.
             undo.push_str("\x1b\\");
         }
-        for mode in SWITCHED_OFF.iter().filter(|mode| self.on.contains(mode)) {
+        for mode in RESTORED_MODES.iter().filter(|mode| self.on.contains(mode)) {
             undo.push_str(&format!("\x1b[?{mode}l"));
         }
         if self.keypad {
@@ -87,43 +87,58 @@ impl Modes {
 
     fn step(&mut self, byte: u8) {
         self.state = match (self.state, byte) {
-            (State::String, ESC) => State::StringEscape,
-            (State::String, 0x07) | (State::StringEscape, b'\\') => State::Ground,
-            (State::String, _) => State::String,
-            (_, ESC) => State::Escape,
-            (State::Escape | State::StringEscape, b'[') => {
-                self.parameters.clear();
-                State::Control
+            (EscapeParserState::String, ESC) => EscapeParserState::StringEscape,
+            (EscapeParserState::String, 0x07) | (EscapeParserState::StringEscape, b'\\') => {
+                EscapeParserState::Ground
             }
-            (State::Escape | State::StringEscape, b']' | b'P' | b'_' | b'^' | b'X') => State::String,
-            (State::Escape | State::StringEscape, 0x20..=0x2f) => State::Intermediate,
-            (State::Escape | State::StringEscape, _) => {
+            (EscapeParserState::String, _) => EscapeParserState::String,
+            (_, ESC) => EscapeParserState::Escape,
+            (EscapeParserState::Escape | EscapeParserState::StringEscape, b'[') => {
+                self.parameters.clear();
+                EscapeParserState::Control
+            }
+            (
+                EscapeParserState::Escape | EscapeParserState::StringEscape,
+                b']' | b'P' | b'_' | b'^' | b'X',
+            ) => EscapeParserState::String,
+            (EscapeParserState::Escape | EscapeParserState::StringEscape, 0x20..=0x2f) => {
+                EscapeParserState::Intermediate
+            }
+            (EscapeParserState::Escape | EscapeParserState::StringEscape, _) => {
                 match byte {
                     b'=' => self.keypad = true,
                     b'>' => self.keypad = false,
                     b'c' => *self = Self::default(),
                     _ => {}
                 }
-                State::Ground
+                EscapeParserState::Ground
             }
-            (State::Intermediate, 0x20..=0x2f) => State::Intermediate,
-            (State::Control, 0x20..=0x3f) => {
+            (EscapeParserState::Intermediate, 0x20..=0x2f) => EscapeParserState::Intermediate,
+            (EscapeParserState::Control, 0x20..=0x3f) => {
                 if self.parameters.len() < MAX_PARAMETERS {
                     self.parameters.push(byte);
                 }
-                State::Control
+                EscapeParserState::Control
             }
-            (State::Control, 0x40..=0x7e) => {
+            (EscapeParserState::Control, 0x40..=0x7e) => {
                 self.control(byte);
-                State::Ground
+                EscapeParserState::Ground
             }
-            // A control character inside a sequence is carried out and the sequence goes on.
-            (State::Control, 0x00..=0x1f) => State::Control,
-            (State::Ground | State::Character(_), 0xc2..=0xdf) => State::Character(1),
-            (State::Ground | State::Character(_), 0xe0..=0xef) => State::Character(2),
-            (State::Ground | State::Character(_), 0xf0..=0xf4) => State::Character(3),
-            (State::Character(left), 0x80..=0xbf) if left > 1 => State::Character(left - 1),
-            _ => State::Ground,
+            // A control character workspace_client a sequence is carried out and the sequence goes on.
+            (EscapeParserState::Control, 0x00..=0x1f) => EscapeParserState::Control,
+            (EscapeParserState::Ground | EscapeParserState::Character(_), 0xc2..=0xdf) => {
+                EscapeParserState::Character(1)
+            }
+            (EscapeParserState::Ground | EscapeParserState::Character(_), 0xe0..=0xef) => {
+                EscapeParserState::Character(2)
+            }
+            (EscapeParserState::Ground | EscapeParserState::Character(_), 0xf0..=0xf4) => {
+                EscapeParserState::Character(3)
+            }
+            (EscapeParserState::Character(left), 0x80..=0xbf) if left > 1 => {
+                EscapeParserState::Character(left - 1)
+            }
+            _ => EscapeParserState::Ground,
         };
     }
 
@@ -142,7 +157,7 @@ impl Modes {
                 self.keyboard_flags = self.keyboard_flags.saturating_sub(count);
             }
             (Some((b'!', _)), b'p') => {
-                self.on.retain(|mode| ALTERNATE.contains(mode));
+                self.on.retain(|mode| ALTERNATE_SCREENS.contains(mode));
                 (self.cursor_hidden, self.keypad) = (false, false);
             }
             _ => {}
@@ -151,9 +166,9 @@ impl Modes {
 
     fn switch(&mut self, mode: &[u8], on: bool) {
         let Some(mode) = str::from_utf8(mode).ok().and_then(|text| text.parse::<u16>().ok()) else { return };
-        if mode == CURSOR {
+        if mode == CURSOR_VISIBLE {
             self.cursor_hidden = !on;
-        } else if SWITCHED_OFF.contains(&mode) {
+        } else if RESTORED_MODES.contains(&mode) {
             if on {
                 self.on.insert(mode);
             } else {
@@ -170,9 +185,9 @@ mod tests {
     use super::*;
 
     fn after(output: &[u8]) -> String {
-        let mut modes = Modes::default();
+        let mut modes = TerminalModes::default();
         modes.feed(output);
-        String::from_utf8(modes.undo()).expect("ASCII")
+        String::from_utf8(modes.restore_sequence()).expect("ASCII")
     }
 
     #[test]
@@ -193,16 +208,16 @@ mod tests {
     fn it_knows_when_a_sequence_or_a_character_is_not_finished() {
         let unfinished: &[&[u8]] = &[b"\x1b", b"\x1b[3", b"\x1b]0;title", b"\xe2\x82", b"\x1bP1$r"];
         for output in unfinished {
-            let mut modes = Modes::default();
+            let mut modes = TerminalModes::default();
             modes.feed(output);
-            assert!(!modes.at_rest(), "{}", output.escape_ascii());
+            assert!(!modes.is_between_sequences(), "{}", output.escape_ascii());
         }
         let finished: &[&[u8]] =
             &[b"x", b"\x1b[31m", b"\x1b]0;t\x07", b"\x1b]0;t\x1b\\", "€".as_bytes(), b"\x1b(B"];
         for output in finished {
-            let mut modes = Modes::default();
+            let mut modes = TerminalModes::default();
             modes.feed(output);
-            assert!(modes.at_rest(), "{}", output.escape_ascii());
+            assert!(modes.is_between_sequences(), "{}", output.escape_ascii());
         }
     }
 
@@ -210,12 +225,12 @@ mod tests {
         #[test]
         fn where_the_output_is_cut_makes_no_difference(output in prop::collection::vec(any::<u8>(), 0..200), cut in 0_usize..200) {
             let cut = cut.min(output.len());
-            let (mut whole, mut halves) = (Modes::default(), Modes::default());
+            let (mut whole, mut halves) = (TerminalModes::default(), TerminalModes::default());
             whole.feed(&output);
             halves.feed(&output[..cut]);
             halves.feed(&output[cut..]);
-            prop_assert_eq!(whole.undo(), halves.undo());
-            prop_assert_eq!(whole.at_rest(), halves.at_rest());
+            prop_assert_eq!(whole.restore_sequence(), halves.restore_sequence());
+            prop_assert_eq!(whole.is_between_sequences(), halves.is_between_sequences());
         }
     }
 }

@@ -16,18 +16,18 @@ const MAX_PIECE: usize = 64 * 1024;
 
 /// Unacknowledged input.
 #[derive(Debug, Default)]
-pub struct Outbox {
+pub struct InputOutbox {
     epoch: Option<u64>,
     /// Offset of the first byte kept.
     acked: u64,
     /// Offset of the first byte not yet sent on the present stream.
     sent: u64,
-    pieces: VecDeque<Kept>,
+    pieces: VecDeque<UnackedInput>,
     bytes: usize,
 }
 
 #[derive(Debug)]
-struct Kept {
+struct UnackedInput {
     data: Bytes,
     kind: InputKind,
     reply_at: u64,
@@ -35,11 +35,11 @@ struct Kept {
 
 /// What a stream's beginning means for the input that is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Begun {
+pub enum StreamStart {
     /// The first stream, or the same life of the terminal: what is kept goes out from where the agent stands.
-    Same,
+    SameEpoch,
     /// Another life. So many bytes typed for the earlier one were dropped.
-    NewLife {
+    NewEpoch {
         /// Bytes.
         dropped: usize,
     },
@@ -51,9 +51,9 @@ pub enum Begun {
     },
 }
 
-impl Outbox {
+impl InputOutbox {
     /// Whether more may be taken from stdin.
-    pub fn has_room(&self) -> bool {
+    pub fn has_capacity(&self) -> bool {
         self.bytes < MAX_BYTES
     }
 
@@ -63,25 +63,25 @@ impl Outbox {
         self.bytes += data.len();
         while !data.is_empty() {
             let piece = data.split_to(data.len().min(MAX_PIECE));
-            self.pieces.push_back(Kept { data: piece, kind, reply_at });
+            self.pieces.push_back(UnackedInput { data: piece, kind, reply_at });
         }
     }
 
     /// A stream has begun: this epoch, and this offset expected next.
-    pub fn begin(&mut self, epoch: u64, expected: u64) -> Begun {
+    pub fn start_stream(&mut self, epoch: u64, expected: u64) -> StreamStart {
         let earlier = self.epoch.replace(epoch);
         if earlier.is_some_and(|earlier| earlier != epoch) {
             let dropped = self.bytes;
             self.restart(expected);
-            return Begun::NewLife { dropped };
+            return StreamStart::NewEpoch { dropped };
         }
         if earlier.is_none() {
             // What was typed before the first stream begins where the agent stands.
             self.acked = expected;
         }
-        match self.expect(expected) {
-            0 => Begun::Same,
-            dropped => Begun::Forgotten { dropped },
+        match self.resend_from(expected) {
+            0 => StreamStart::SameEpoch,
+            dropped => StreamStart::Forgotten { dropped },
         }
     }
 
@@ -145,7 +145,7 @@ impl Outbox {
 
     /// The agent expects this offset (a hole, or a new stream): everything from it on goes out again. Says how many bytes had to be
     /// dropped instead.
-    pub fn expect(&mut self, offset: u64) -> usize {
+    pub fn resend_from(&mut self, offset: u64) -> usize {
         let end = self.acked + self.bytes as u64;
         if (self.acked..=end).contains(&offset) {
             self.drop_before(offset);
@@ -189,21 +189,21 @@ mod tests {
 
     use super::*;
 
-    fn typed(outbox: &mut Outbox, text: &str) {
+    fn typed(outbox: &mut InputOutbox, text: &str) {
         outbox.push(text.as_bytes().to_vec(), InputKind::User, 0);
     }
 
     #[test]
     fn what_was_not_acknowledged_goes_out_again_from_where_the_agent_stands() {
-        let mut outbox = Outbox::default();
-        assert_eq!(outbox.begin(7, 0), Begun::Same);
+        let mut outbox = InputOutbox::default();
+        assert_eq!(outbox.start_stream(7, 0), StreamStart::SameEpoch);
         typed(&mut outbox, "abcdef");
         assert_eq!(outbox.next_input().expect("input").data, "abcdef");
         outbox.acknowledge(7, 2);
         outbox.pause();
         typed(&mut outbox, "gh");
         assert_eq!(outbox.next_input(), None, "nothing goes out without a link");
-        assert_eq!(outbox.begin(7, 4), Begun::Same);
+        assert_eq!(outbox.start_stream(7, 4), StreamStart::SameEpoch);
         let first = outbox.next_input().expect("input");
         assert_eq!((first.offset, first.data), (4, Bytes::from("ef")));
         let second = outbox.next_input().expect("input");
@@ -213,12 +213,12 @@ mod tests {
 
     #[test]
     fn what_was_typed_for_an_earlier_shell_is_not_typed_into_the_new_one() {
-        let mut outbox = Outbox::default();
-        outbox.begin(1, 0);
+        let mut outbox = InputOutbox::default();
+        outbox.start_stream(1, 0);
         typed(&mut outbox, "rm -rf build");
         outbox.pause();
         typed(&mut outbox, "\r");
-        assert_eq!(outbox.begin(2, 0), Begun::NewLife { dropped: 13 });
+        assert_eq!(outbox.start_stream(2, 0), StreamStart::NewEpoch { dropped: 13 });
         assert_eq!(outbox.next_input(), None);
         typed(&mut outbox, "ls");
         let input = outbox.next_input().expect("input");
@@ -227,9 +227,9 @@ mod tests {
 
     #[test]
     fn what_was_discarded_is_typed_nowhere_also_if_the_same_life_goes_on() {
-        for (epoch, begun) in [(1, Begun::Same), (2, Begun::NewLife { dropped: 0 })] {
-            let mut outbox = Outbox::default();
-            outbox.begin(1, 0);
+        for (epoch, begun) in [(1, StreamStart::SameEpoch), (2, StreamStart::NewEpoch { dropped: 0 })] {
+            let mut outbox = InputOutbox::default();
+            outbox.start_stream(1, 0);
             typed(&mut outbox, "rm -rf build");
             outbox.next_input();
             outbox.acknowledge(1, 3);
@@ -237,7 +237,7 @@ mod tests {
             assert!(outbox.is_empty() && !outbox.has_unsent());
             // Of what was under way some more had arrived.
             let expected = if epoch == 1 { 5 } else { 0 };
-            assert_eq!(outbox.begin(epoch, expected), begun);
+            assert_eq!(outbox.start_stream(epoch, expected), begun);
             assert_eq!(outbox.next_input(), None);
             typed(&mut outbox, "ls");
             let input = outbox.next_input().expect("input");
@@ -247,12 +247,12 @@ mod tests {
 
     #[test]
     fn whoever_was_forgotten_is_told_and_begins_anew() {
-        let mut outbox = Outbox::default();
-        outbox.begin(1, 0);
+        let mut outbox = InputOutbox::default();
+        outbox.start_stream(1, 0);
         typed(&mut outbox, "make");
         outbox.pause();
         let anew = 1 << 40;
-        assert_eq!(outbox.begin(1, anew), Begun::Forgotten { dropped: 4 });
+        assert_eq!(outbox.start_stream(1, anew), StreamStart::Forgotten { dropped: 4 });
         assert_eq!(outbox.next_input(), None);
         typed(&mut outbox, "ls");
         assert_eq!(
@@ -261,17 +261,21 @@ mod tests {
         );
         outbox.acknowledge(1, anew + 2);
         outbox.pause();
-        assert_eq!(outbox.begin(1, 2 * anew), Begun::Same, "nothing was lost, nothing is said");
+        assert_eq!(
+            outbox.start_stream(1, 2 * anew),
+            StreamStart::SameEpoch,
+            "nothing was lost, nothing is said"
+        );
     }
 
     #[test]
     fn a_bound_holds_what_is_kept() {
-        let mut outbox = Outbox::default();
-        outbox.begin(1, 0);
+        let mut outbox = InputOutbox::default();
+        outbox.start_stream(1, 0);
         outbox.push(vec![b'x'; MAX_BYTES], InputKind::User, 0);
-        assert!(!outbox.has_room());
+        assert!(!outbox.has_capacity());
         outbox.acknowledge(1, 10);
-        assert!(outbox.has_room());
+        assert!(outbox.has_capacity());
     }
 
     /// What can happen to input on its way.
@@ -312,11 +316,11 @@ mod tests {
         fn whatever_breaks_every_keystroke_arrives_once_and_in_order(
             events in prop::collection::vec(event(), 0..120)
         ) {
-            let mut outbox = Outbox::default();
+            let mut outbox = InputOutbox::default();
             let mut agent = Agent::default();
             let mut typed = Vec::new();
             let mut wire = VecDeque::new();
-            outbox.begin(1, 0);
+            outbox.start_stream(1, 0);
             for event in events {
                 match event {
                     Event::Type(count) => {
@@ -331,7 +335,7 @@ mod tests {
                         // Some of what was under way is lost.
                         wire.clear();
                         outbox.pause();
-                        prop_assert_eq!(outbox.begin(1, agent.0.len() as u64), Begun::Same);
+                        prop_assert_eq!(outbox.start_stream(1, agent.0.len() as u64), StreamStart::SameEpoch);
                     }
                 }
             }

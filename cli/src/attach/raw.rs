@@ -1,4 +1,4 @@
-//! Raw mode of our own terminal, put back whatever happens: when the guard goes, when a panic unwinds, and before a signal ends us
+//! RawMode mode of our own terminal, put back whatever happens: when the guard goes, when a panic unwinds, and before a signal ends us
 //! (the session turns signals into an orderly end).
 
 use std::{
@@ -10,29 +10,29 @@ use std::{
 use podling_proto::agent::v1::Size;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
-use super::modes::Modes;
+use super::modes::TerminalModes;
 
 /// What to put back. Static because the panic hook has no other way to it.
-static SAVED: Mutex<Option<Saved>> = Mutex::new(None);
+static SAVED: Mutex<Option<SavedTerminal>> = Mutex::new(None);
 static HOOK: Once = Once::new();
 
-struct Saved {
+struct SavedTerminal {
     termios: Termios,
     undo: Vec<u8>,
 }
 
 /// Our terminal is in raw mode as long as this lives.
 #[derive(Debug)]
-pub struct Raw(());
+pub struct RawMode(());
 
-impl Raw {
+impl RawMode {
     /// Switches raw mode on.
     pub fn enter() -> io::Result<Self> {
         let stdin = io::stdin();
         let termios = tcgetattr(stdin.as_fd())?;
         let mut raw = termios.clone();
         raw.make_raw();
-        *saved() = Some(Saved { termios, undo: Modes::default().undo() });
+        *saved() = Some(SavedTerminal { termios, undo: TerminalModes::default().restore_sequence() });
         HOOK.call_once(|| {
             let earlier = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |info| {
@@ -46,20 +46,20 @@ impl Raw {
     }
 
     /// What else to put back: written to the screen before the modes are restored.
-    pub fn set_undo(&self, undo: Vec<u8>) {
+    pub fn set_restore_sequence(&self, undo: Vec<u8>) {
         if let Some(saved) = saved().as_mut() {
             saved.undo = undo;
         }
     }
 }
 
-impl Drop for Raw {
+impl Drop for RawMode {
     fn drop(&mut self) {
         restore();
     }
 }
 
-fn saved() -> MutexGuard<'static, Option<Saved>> {
+fn saved() -> MutexGuard<'static, Option<SavedTerminal>> {
     SAVED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

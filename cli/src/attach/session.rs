@@ -1,11 +1,11 @@
 //! One terminal on our screen until it ends or is left, over as many links as it takes.
 //!
 //! A broken link costs nothing: output goes on at the byte behind the last one taken, input at the byte the agent expects. What
-//! comes is in `incoming`, what goes in `outgoing`, sleep in `slumber`.
+//! comes is in `incoming`, what goes in `outgoing`, sleep in `sleep_overlay`.
 
 mod incoming;
 mod outgoing;
-mod slumber;
+mod sleep_overlay;
 
 use std::{
     io,
@@ -24,37 +24,37 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use self::slumber::{Look, Slumber};
+use self::sleep_overlay::{SleepOverlay, WorkspaceLookup};
 use super::{
-    classify::{Classifier, Kind, Piece},
-    display::Display,
+    classify::{ClassifiedInput, InputClass, InputClassifier},
+    connection::TerminalConnection,
+    display::ScreenWriter,
     key::DetachKey,
-    link::Link,
-    news::{self, News},
-    outbox::Outbox,
-    raw::{self, Raw},
+    notifications::{self, Notification},
+    outbox::InputOutbox,
+    raw::{self, RawMode},
 };
 use crate::{
     client::Client,
-    failure::Failure,
-    run::feed::Signals,
-    stdio::{READ_BYTES, Stdio},
+    failure::CommandFailure,
+    run::input::TerminationSignals,
+    stdio::{AsyncStdio, READ_BYTES},
 };
 
 /// A sequence that has begun on stdin and does not go on within this was typed.
 const SEQUENCE_TIMEOUT: Duration = Duration::from_millis(50);
 /// A link that is back sooner than this is not worth a word.
-const UNTOLD: Duration = Duration::from_secs(1);
+const NOTICE_DELAY: Duration = Duration::from_secs(1);
 /// How long to wait at detach until the last keystrokes are acknowledged.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the time that is left until sleep is told anew.
-const WARN_EVERY: Duration = Duration::from_secs(5);
+const WARNING_INTERVAL: Duration = Duration::from_secs(5);
 /// Random bytes of a client id.
 const CLIENT_ID_BYTES: usize = 12;
 
 /// How a session ended.
 #[derive(Debug)]
-pub enum End {
+pub enum SessionEnd {
     /// The program has.
     Exited(Exit),
     /// The person has left; it goes on.
@@ -69,17 +69,17 @@ pub enum End {
 }
 
 /// A session.
-pub struct Session {
+pub struct AttachSession {
     client: Client,
     workspace: Workspace,
     terminal_id: String,
-    fresh: bool,
+    from_oldest: bool,
     client_id: String,
-    stdin: Stdio,
-    display: Display,
-    link: Link,
-    outbox: Outbox,
-    classifier: Classifier,
+    stdin: AsyncStdio,
+    screen: ScreenWriter,
+    connection: TerminalConnection,
+    outbox: InputOutbox,
+    classifier: InputClassifier,
     /// When a sequence held back is taken as typed.
     flush_at: Instant,
     /// Input was refused for now: when it is sent again, unless the agent takes some before.
@@ -88,99 +88,99 @@ pub struct Session {
     /// A size to be told.
     resize: Option<Size>,
     /// Whether a stream was ever open: what is an error at first may be a restart later.
-    begun: bool,
-    leaving: Option<(End, Instant)>,
+    has_started: bool,
+    leaving: Option<(SessionEnd, Instant)>,
     key: DetachKey,
-    news: news::Source,
+    notifications: notifications::NotificationStream,
     /// When the workspace sleeps unless it is used.
     warning: Option<Timestamp>,
     /// How it fares on its way back.
-    doing: String,
-    slumber: Slumber,
-    looking: Look,
+    wake_status: String,
+    sleep_overlay: SleepOverlay,
+    lookup: WorkspaceLookup,
 }
 
-impl Session {
+impl AttachSession {
     /// A session with this terminal; our own is in raw mode until it is over. A terminal that is `fresh` is shown from its first
     /// byte, another one by a picture.
     pub fn new(
         client: Client,
         workspace: Workspace,
         terminal_id: String,
-        fresh: bool,
+        from_oldest: bool,
         key: DetachKey,
-    ) -> Result<Self, Failure> {
-        let own = || Failure::io("cannot use this terminal");
-        let (stdin, stdout) = (Stdio::stdin().map_err(own())?, Stdio::stdout().map_err(own())?);
-        let display = Display::new(stdout, Raw::enter().map_err(own())?);
-        let inside = client.inside_of(&workspace);
+    ) -> Result<Self, CommandFailure> {
+        let own = || CommandFailure::io("cannot use this terminal");
+        let (stdin, stdout) = (AsyncStdio::stdin().map_err(own())?, AsyncStdio::stdout().map_err(own())?);
+        let screen = ScreenWriter::new(stdout, RawMode::enter().map_err(own())?);
+        let workspace_client = client.workspace_client_for(&workspace);
         Ok(Self {
             client,
             workspace,
             terminal_id,
-            fresh,
+            from_oldest,
             client_id: token::random(CLIENT_ID_BYTES),
             stdin,
-            display,
-            link: Link::new(inside),
-            outbox: Outbox::default(),
-            classifier: Classifier::new(key.0),
+            screen,
+            connection: TerminalConnection::new(workspace_client),
+            outbox: InputOutbox::default(),
+            classifier: InputClassifier::new(key.0),
             flush_at: Instant::now(),
             resend_at: None,
             acked: 0,
             // Whoever comes looks at it from now on.
             resize: raw::size(),
-            begun: false,
+            has_started: false,
             leaving: None,
             key,
-            news: news::none(),
+            notifications: notifications::none(),
             warning: None,
-            doing: String::new(),
-            slumber: Slumber::Up,
-            looking: Box::pin(std::future::pending()),
+            wake_status: String::new(),
+            sleep_overlay: SleepOverlay::Awake,
+            lookup: Box::pin(std::future::pending()),
         })
     }
 
     /// To its end.
-    pub async fn run(mut self, mut signals: Signals) -> Result<End, Failure> {
-        let own = || Failure::io("cannot use this terminal");
+    pub async fn run(mut self, mut signals: TerminationSignals) -> Result<SessionEnd, CommandFailure> {
+        let own = || CommandFailure::io("cannot use this terminal");
         let mut resized = signal(SignalKind::window_change()).map_err(own())?;
         let mut buffer = vec![0; READ_BYTES];
         loop {
-            if let Some(end) = self.is_over() {
-                self.display.notice(None);
-                self.display.draw_notice(raw::size());
+            if let Some(end) = self.take_finished_end() {
+                self.screen.set_notice(None);
+                self.screen.draw_notice(raw::size());
                 return Ok(end);
             }
-            self.display.notice(self.notice());
-            self.display.draw_notice(raw::size());
-            let reads = self.outbox.has_room() && self.leaving.is_none();
-            let takes = self.display.has_room();
-            let sends = self.sends();
+            self.screen.set_notice(self.notice());
+            self.screen.draw_notice(raw::size());
+            let reads = self.outbox.has_capacity() && self.leaving.is_none();
+            let takes = self.screen.has_capacity();
+            let sends = self.has_request();
             let wake_at = self.wake_at();
-            let room = self.link.room();
+            let room = self.connection.send_permit();
             tokio::select! {
                 biased;
-                name = signals.next() => return Ok(End::Signal(name)),
-                written = self.display.write() => written.map_err(own())?,
-                count = self.stdin.read(&mut buffer), if reads => self.typed(&buffer[..count.map_err(own())?]),
-                permit = room, if sends => { permit.send(self.request()); }
-                event = self.link.next(), if takes => self.event(event)?,
-                seen = &mut self.looking => self.looked(seen)?,
-                Some(news) = self.news.next() => self.hear(news),
+                name = signals.next() => return Ok(SessionEnd::Signal(name)),
+                written = self.screen.write() => written.map_err(own())?,
+                count = self.stdin.read(&mut buffer), if reads => self.handle_stdin(&buffer[..count.map_err(own())?]),
+                permit = room, if sends => { permit.send(self.next_request()); }
+                event = self.connection.next(), if takes => self.handle_event(event)?,
+                seen = &mut self.lookup => self.finish_lookup(seen)?,
+                Some(notification) = self.notifications.next() => self.handle_notification(notification),
                 () = changed(&mut resized) => self.resize = raw::size(),
-                () = sleep_until(wake_at) => self.woken(),
+                () = sleep_until(wake_at) => self.handle_timer(),
             }
         }
     }
 
     /// Whether there is nothing left to do.
-    fn is_over(&mut self) -> Option<End> {
+    fn take_finished_end(&mut self) -> Option<SessionEnd> {
         let (end, deadline) = self.leaving.as_ref()?;
         let done = match end {
             // All of its output is to be seen first.
-            End::Exited(_) => !self.display.is_behind(),
-            End::Detached { .. } | End::LeftAsleep | End::Signal(_) => {
+            SessionEnd::Exited(_) => !self.screen.is_behind(),
+            SessionEnd::Detached { .. } | SessionEnd::LeftAsleep | SessionEnd::Signal(_) => {
                 self.outbox.is_empty() || *deadline <= Instant::now()
             }
         };
@@ -188,82 +188,85 @@ impl Session {
             return None;
         }
         self.leaving.take().map(|(end, _)| match end {
-            End::Detached { .. } => End::Detached { unsent: self.outbox.len() },
+            SessionEnd::Detached { .. } => SessionEnd::Detached { unsent: self.outbox.len() },
             end => end,
         })
     }
 
-    fn leave(&mut self, end: End) {
-        self.leaving.get_or_insert((end, Instant::now() + LEAVE_TIMEOUT));
+    fn leave(&mut self, end: SessionEnd) {
+        self.leaving.get_or_insert((end, Instant::now() + DETACH_TIMEOUT));
     }
 
     // What a person does.
 
-    fn typed(&mut self, data: &[u8]) {
+    fn handle_stdin(&mut self, data: &[u8]) {
         if data.is_empty() {
             // Our terminal is gone.
-            return self.leave(End::Signal("HUP"));
+            return self.leave(SessionEnd::Signal("HUP"));
         }
         for piece in self.classifier.feed(data) {
-            self.take(piece);
+            self.handle_input(piece);
         }
         self.flush_at = Instant::now() + SEQUENCE_TIMEOUT;
     }
 
-    fn take(&mut self, (kind, data): Piece) {
-        match (kind, &self.slumber) {
+    fn handle_input(&mut self, (kind, data): ClassifiedInput) {
+        match (kind, &self.sleep_overlay) {
             _ if self.leaving.is_some() => {}
-            (_, Slumber::Asleep | Slumber::Waking(_)) => self.take_asleep(&(kind, data)),
-            (Kind::User, _) => {
+            (_, SleepOverlay::Asleep | SleepOverlay::Waking(_)) => self.handle_input_asleep(&(kind, data)),
+            (InputClass::User, _) => {
                 // Whoever types uses it; the agent says so as well, a moment later.
                 self.warning = None;
                 self.outbox.push(data, InputKind::User, 0);
             }
-            (Kind::Reply, _) => self.outbox.push(data, InputKind::Reply, self.display.written()),
-            (Kind::Detach, _) => self.leave(End::Detached { unsent: 0 }),
+            (InputClass::Reply, _) => self.outbox.push(data, InputKind::Reply, self.screen.written()),
+            (InputClass::Detach, _) => self.leave(SessionEnd::Detached { unsent: 0 }),
         }
     }
 
     /// When something is due although nothing comes.
     fn wake_at(&self) -> Instant {
         let far = Instant::now() + Duration::from_secs(3600);
-        let flush = self.classifier.holds().then_some(self.flush_at);
+        let flush = self.classifier.is_holding().then_some(self.flush_at);
         let leave = self.leaving.as_ref().map(|(_, at)| *at);
-        let untold = self.link.lost().map(|since| since + UNTOLD).filter(|at| *at > Instant::now());
-        let warn = self.warning.map(|_| Instant::now() + WARN_EVERY);
-        [flush, self.resend_at, leave, untold, warn].into_iter().flatten().min().unwrap_or(far)
+        let notice_at =
+            self.connection.lost_since().map(|since| since + NOTICE_DELAY).filter(|at| *at > Instant::now());
+        let warn = self.warning.map(|_| Instant::now() + WARNING_INTERVAL);
+        [flush, self.resend_at, leave, notice_at, warn].into_iter().flatten().min().unwrap_or(far)
     }
 
-    fn woken(&mut self) {
+    fn handle_timer(&mut self) {
         let now = Instant::now();
-        if self.classifier.holds() && self.flush_at <= now {
-            self.classifier.flush().into_iter().for_each(|piece| self.take(piece));
+        if self.classifier.is_holding() && self.flush_at <= now {
+            self.classifier.flush().into_iter().for_each(|piece| self.handle_input(piece));
         }
         self.resend_at.take_if(|at| *at <= now);
     }
 
-    fn hear(&mut self, news: News) {
-        match news {
-            News::Sleeps(at) => self.warning = at,
-            News::Doing(doing) => self.doing = doing,
+    fn handle_notification(&mut self, notification: Notification) {
+        match notification {
+            Notification::SleepsAt(at) => self.warning = at,
+            Notification::Status(doing) => self.wake_status = doing,
         }
     }
 
     /// What is worth a corner of the screen.
     fn notice(&self) -> Option<String> {
-        let is_lost = self.link.lost().is_some_and(|since| since.elapsed() >= UNTOLD);
-        match (&self.slumber, self.warning) {
-            (Slumber::Waking(_), _) => Some(format!("waking … {}", self.doing).trim_end().to_owned()),
+        let is_lost = self.connection.lost_since().is_some_and(|since| since.elapsed() >= NOTICE_DELAY);
+        match (&self.sleep_overlay, self.warning) {
+            (SleepOverlay::Waking(_), _) => {
+                Some(format!("waking … {}", self.wake_status).trim_end().to_owned())
+            }
             _ if is_lost => Some("link lost, trying again …".to_owned()),
-            (_, Some(at)) => Some(news::warning(&self.workspace.name, at, SystemTime::now())),
+            (_, Some(at)) => Some(notifications::warning_text(&self.workspace.name, at, SystemTime::now())),
             _ => None,
         }
     }
 }
 
-impl std::fmt::Debug for Session {
+impl std::fmt::Debug for AttachSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("slumber", &self.slumber).finish_non_exhaustive()
+        f.debug_struct("AttachSession").field("sleep_overlay", &self.sleep_overlay).finish_non_exhaustive()
     }
 }
 

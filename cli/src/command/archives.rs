@@ -6,17 +6,17 @@ use clap::Args;
 use podling_proto::control::v1::{ListWorkspaceArchivesRequest, WorkspaceArchive};
 
 use crate::{
-    backoff::patiently,
-    backup::{self, BackupView},
+    archive::{self, ArchiveView},
+    backoff::retry_call,
     client::Client,
     context::Context,
-    failure::Failure,
+    failure::CommandFailure,
     output,
 };
 
 /// List the archives of workspaces, including deleted ones
 #[derive(Debug, Args)]
-pub struct Archives {
+pub struct ArchivesArgs {
     /// Only those of this workspace: its name or id.
     name: Option<String>,
     /// Of all owners (needs a token with `admin`).
@@ -24,29 +24,29 @@ pub struct Archives {
     all_owners: bool,
 }
 
-impl Archives {
+impl ArchivesArgs {
     /// Lists them.
-    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let client = context.client().await?;
         let backups = match &self.name {
-            Some(name) => backup::of(&client, name).await?,
+            Some(name) => archive::list_for_workspace(&client, name).await?,
             None => all(&client, self.all_owners).await?,
         };
         if context.json() {
-            output::json(&backups.iter().map(BackupView::from).collect::<Vec<_>>())?;
+            output::json(&backups.iter().map(ArchiveView::from).collect::<Vec<_>>())?;
         } else if backups.is_empty() {
             let words = "There are no archives. One is made when a workspace has slept for long, and before it is deleted";
             eprintln!("{words}.");
         } else {
-            output::print(&backup::table(&backups, SystemTime::now(), self.all_owners))?;
+            output::print(&archive::table(&backups, SystemTime::now(), self.all_owners))?;
         }
         Ok(0)
     }
 }
 
-async fn all(client: &Client, all_owners: bool) -> Result<Vec<WorkspaceArchive>, Failure> {
+async fn all(client: &Client, all_owners: bool) -> Result<Vec<WorkspaceArchive>, CommandFailure> {
     let request = ListWorkspaceArchivesRequest { workspace: String::new(), all_owners };
-    let answer = patiently(|| {
+    let answer = retry_call(|| {
         let (mut backups, request) = (client.workspace_archives(), request.clone());
         async move { backups.list(request).await }
     });

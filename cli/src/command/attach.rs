@@ -18,22 +18,22 @@ use crate::{
     attach::{
         key::{self, DetachKey},
         raw,
-        session::{self, End, Session},
+        session::{self, AttachSession, SessionEnd},
     },
-    backoff::{is_broken_link, patiently},
-    client::{Client, Inside},
+    backoff::{is_retryable, retry_call},
+    client::{Client, WorkspaceClient},
     command::wake::wake,
     context::Context,
-    failure::{self, Failure},
-    journey::{self, Journey},
+    failure::{self, CommandFailure},
     output,
-    run::feed::Signals,
+    run::input::TerminationSignals,
     signal,
-    waiting::Waiting,
+    state_waiter::{self, TargetState},
+    wake_spinner::WakeSpinner,
 };
 
 /// The terminal that is opened when none is named.
-const MAIN: &str = "main";
+const DEFAULT_TERMINAL: &str = "main";
 /// Random bytes of a request id.
 const REQUEST_ID_BYTES: usize = 12;
 /// What of our own environment a program needs to know about our terminal.
@@ -41,7 +41,7 @@ const TERMINAL_VARIABLES: &[&str] = &["TERM", "COLORTERM", "LANG"];
 
 /// Open a terminal of a workspace here; it goes on when you detach or the link breaks
 #[derive(Debug, Args)]
-pub struct Attach {
+pub struct AttachArgs {
     /// The workspace's name or id.
     name: String,
     /// The terminal's name or id; without it "main", which is made if there is none.
@@ -57,68 +57,79 @@ pub struct Attach {
     command: Vec<String>,
 }
 
-impl Attach {
+impl AttachArgs {
     /// Attaches.
-    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         if !session::is_terminal() {
             let words = "standard input is no terminal; for scripts there is: podling run NAME -- CMD";
-            return Err(Failure::Usage(words.to_owned()));
+            return Err(CommandFailure::Usage(words.to_owned()));
         }
-        let signals = Signals::take().map_err(Failure::io("cannot take signals"))?;
+        let signals = TerminationSignals::listen().map_err(CommandFailure::io("cannot take signals"))?;
         let client = context.client().await?;
         let workspace = client.find(&self.name).await?;
-        let (terminal, fresh) = self.terminal(&client, &workspace).await?;
+        let (terminal, is_new) = self.terminal(&client, &workspace).await?;
         let shown = if terminal.name.is_empty() { &terminal.id } else { &terminal.name };
         let shown = output::plain(shown);
         eprintln!("attached to {shown} in {}; detach with {}", self.name, self.detach_key);
-        let session = Session::new(client, workspace, terminal.id.clone(), fresh, self.detach_key)?;
+        let session = AttachSession::new(client, workspace, terminal.id.clone(), is_new, self.detach_key)?;
         // The session has put the terminal back; the cursor may be anywhere.
         let end = session.run(signals).await.inspect_err(|_| eprintln!())?;
         Ok(match end {
-            End::Exited(exit) => {
-                eprintln!("\r\n{shown} in {} {}", self.name, describe(&exit));
+            SessionEnd::Exited(exit) => {
+                eprintln!("\r\n{shown} in {} {}", self.name, describe_exit(&exit));
                 exit_code(&exit)
             }
-            End::Detached { unsent } => {
+            SessionEnd::Detached { unsent } => {
                 if unsent > 0 {
                     eprintln!("\r\nthe link was broken: the last {unsent} bytes typed may not have arrived");
                 }
-                let again = if shown == MAIN { String::new() } else { format!(" {}", terminal.id) };
+                let again =
+                    if shown == DEFAULT_TERMINAL { String::new() } else { format!(" {}", terminal.id) };
                 eprintln!("\r\ndetached; it goes on. Come back with: podling attach {}{again}", self.name);
                 failure::OK
             }
-            End::LeftAsleep => {
+            SessionEnd::LeftAsleep => {
                 eprintln!("\r\nleft; {} sleeps. Wake it and come back with: podling attach {0}", self.name);
                 failure::OK
             }
-            End::Signal(name) => signal::exit_code(name),
+            SessionEnd::Signal(name) => signal::exit_code(name),
         })
     }
 
     /// The terminal that is meant, made if need be, and whether it was.
-    async fn terminal(&self, client: &Client, workspace: &Workspace) -> Result<(Terminal, bool), Failure> {
-        let inside = client.inside_of(workspace);
+    async fn terminal(
+        &self,
+        client: &Client,
+        workspace: &Workspace,
+    ) -> Result<(Terminal, bool), CommandFailure> {
+        let workspace_client = client.workspace_client_for(workspace);
         if self.new {
             let name = self.terminal.as_deref().unwrap_or_default();
-            let waiting = Waiting::new(client.clone(), workspace.id.clone());
-            return Ok((waiting.beside(self.create(&inside, name)).await?, true));
+            let wake_spinner = WakeSpinner::new(client.clone(), workspace.id.clone());
+            return Ok((wake_spinner.show_during(self.create(&workspace_client, name)).await?, true));
         }
-        let terminals = match list(&inside).await {
+        let terminals = match list(&workspace_client).await {
             // What it had when it fell asleep is there again once it is awake; asking for it does not wake it.
-            Err(status) if is_not_up(&status) => {
-                bring_up(client, workspace).await?;
-                list(&inside).await?
+            Err(status) if is_asleep_refusal(&status) => {
+                wake_and_wait(client, workspace).await?;
+                list(&workspace_client).await?
             }
             answer => answer?,
         };
-        match (pick(&terminals, self.terminal.as_deref()), &self.terminal) {
+        match (find_terminal(&terminals, self.terminal.as_deref()), &self.terminal) {
             (Some(terminal), _) => Ok((terminal.clone(), false)),
-            (None, None) => Ok((self.create(&inside, MAIN).await?, true)),
-            (None, Some(wanted)) => Err(Failure::NotFound(missing(&self.name, wanted, &terminals))),
+            (None, None) => Ok((self.create(&workspace_client, DEFAULT_TERMINAL).await?, true)),
+            (None, Some(wanted)) => {
+                Err(CommandFailure::NotFound(missing_terminal_message(&self.name, wanted, &terminals)))
+            }
         }
     }
 
-    async fn create(&self, inside: &Inside, name: &str) -> Result<Terminal, Failure> {
+    async fn create(
+        &self,
+        workspace_client: &WorkspaceClient,
+        name: &str,
+    ) -> Result<Terminal, CommandFailure> {
         let env: HashMap<_, _> = TERMINAL_VARIABLES
             .iter()
             .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)))
@@ -131,17 +142,17 @@ impl Attach {
             request_id: token::random(REQUEST_ID_BYTES),
             ..CreateTerminalRequest::default()
         };
-        let answer = patiently(|| {
-            let (mut terminals, request) = (inside.terminals(), request.clone());
+        let answer = retry_call(|| {
+            let (mut terminals, request) = (workspace_client.terminals(), request.clone());
             async move { terminals.create(request).await }
         });
-        answer.await?.terminal.ok_or_else(|| Failure::Other("the answer holds no terminal".to_owned()))
+        answer.await?.terminal.ok_or_else(|| CommandFailure::Other("the answer holds no terminal".to_owned()))
     }
 }
 
-async fn list(inside: &Inside) -> Result<Vec<Terminal>, Status> {
-    let answer = patiently(|| {
-        let mut terminals = inside.terminals();
+async fn list(workspace_client: &WorkspaceClient) -> Result<Vec<Terminal>, Status> {
+    let answer = retry_call(|| {
+        let mut terminals = workspace_client.terminals();
         async move { terminals.list(ListTerminalsRequest {}).await }
     });
     Ok(answer.await?.terminals)
@@ -149,29 +160,29 @@ async fn list(inside: &Inside) -> Result<Vec<Terminal>, Status> {
 
 /// Waits until the workspace is awake, telling how it fares. Who may attach may wake it, also without the verb for that: by
 /// attaching, to a terminal that does not exist.
-async fn bring_up(client: &Client, workspace: &Workspace) -> Result<(), Failure> {
+async fn wake_and_wait(client: &Client, workspace: &Workspace) -> Result<(), CommandFailure> {
     match wake(client, &workspace.id).await {
         Err(failure) if failure.reason() == Some(Reason::VerbMissing) => {
             let open = AttachRequest { request: Some(Request::Open(AttachOpen::default())) };
-            let mut terminals = client.inside_of(workspace).terminals();
-            let waiting = Waiting::new(client.clone(), workspace.id.clone());
-            match waiting.beside(terminals.attach(tokio_stream::once(open))).await {
-                Err(status) if is_not_up(&status) || is_broken_link(&status) => Err(status.into()),
+            let mut terminals = client.workspace_client_for(workspace).terminals();
+            let wake_spinner = WakeSpinner::new(client.clone(), workspace.id.clone());
+            match wake_spinner.show_during(terminals.attach(tokio_stream::once(open))).await {
+                Err(status) if is_asleep_refusal(&status) || is_retryable(&status) => Err(status.into()),
                 _ => Ok(()),
             }
         }
-        woken => journey::follow(client, woken?, Journey::Awake).await.map(|_| ()),
+        woken => state_waiter::wait_for(client, woken?, TargetState::Awake).await.map(|_| ()),
     }
 }
 
 /// Whether a workspace without an agent said no.
-fn is_not_up(status: &Status) -> bool {
+fn is_asleep_refusal(status: &Status) -> bool {
     matches!(error::reason(status), Some(Reason::NotAwake | Reason::WorkspaceFailed))
 }
 
 /// The terminal that is meant: by id, then by name, the running ones first and of these the newest; without a word `main`, else
 /// the newest that runs.
-fn pick<'a>(terminals: &'a [Terminal], wanted: Option<&str>) -> Option<&'a Terminal> {
+fn find_terminal<'a>(terminals: &'a [Terminal], wanted: Option<&str>) -> Option<&'a Terminal> {
     let running = || terminals.iter().rev().filter(|terminal| terminal.exit.is_none());
     match wanted {
         Some(wanted) => terminals
@@ -179,11 +190,11 @@ fn pick<'a>(terminals: &'a [Terminal], wanted: Option<&str>) -> Option<&'a Termi
             .find(|terminal| terminal.id == wanted)
             .or_else(|| running().find(|terminal| terminal.name == wanted))
             .or_else(|| terminals.iter().rev().find(|terminal| terminal.name == wanted)),
-        None => running().find(|terminal| terminal.name == MAIN).or_else(|| running().next()),
+        None => running().find(|terminal| terminal.name == DEFAULT_TERMINAL).or_else(|| running().next()),
     }
 }
 
-fn missing(workspace: &str, wanted: &str, terminals: &[Terminal]) -> String {
+fn missing_terminal_message(workspace: &str, wanted: &str, terminals: &[Terminal]) -> String {
     let names: Vec<_> =
         terminals.iter().filter(|t| t.exit.is_none()).map(|t| output::plain(&t.name)).collect();
     let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
@@ -192,7 +203,7 @@ fn missing(workspace: &str, wanted: &str, terminals: &[Terminal]) -> String {
     )
 }
 
-fn describe(exit: &Exit) -> String {
+fn describe_exit(exit: &Exit) -> String {
     let background = if exit.held_by_background { "; something it left behind still runs" } else { "" };
     match &exit.how {
         Some(How::Code(0)) => format!("has ended{background}"),
@@ -227,22 +238,25 @@ mod tests {
             terminal("t3", "build", false),
             terminal("t4", "old", true),
         ];
-        let id = |wanted| pick(&terminals, wanted).map(|t| t.id.as_str());
+        let id = |wanted| find_terminal(&terminals, wanted).map(|t| t.id.as_str());
         assert_eq!(id(None), Some("t2"), "the one that runs");
         assert_eq!(id(Some("build")), Some("t3"));
         assert_eq!(id(Some("t1")), Some("t1"), "an ended one can be read when it is named");
         assert_eq!(id(Some("old")), Some("t4"));
         assert_eq!(id(Some("nope")), None);
-        assert_eq!(pick(&terminals[2..], None).map(|t| t.id.as_str()), Some("t3"));
-        assert_eq!(pick(&terminals[3..], None), None, "an ended one is no place to work");
+        assert_eq!(find_terminal(&terminals[2..], None).map(|t| t.id.as_str()), Some("t3"));
+        assert_eq!(find_terminal(&terminals[3..], None), None, "an ended one is no place to work");
     }
 
     #[test]
     fn a_workspace_that_is_not_up_is_woken_and_not_complained_about() {
         let of = |reason| Status::from(error::WireError::new(reason, "no"));
-        assert!(is_not_up(&of(Reason::NotAwake)) && is_not_up(&of(Reason::WorkspaceFailed)));
+        assert!(is_asleep_refusal(&of(Reason::NotAwake)) && is_asleep_refusal(&of(Reason::WorkspaceFailed)));
         for reason in [Reason::Deleting, Reason::AgentUnreachable, Reason::VerbMissing] {
-            assert!(!is_not_up(&of(reason)), "{reason:?}: it may have terminals, or is none of ours to wake");
+            assert!(
+                !is_asleep_refusal(&of(reason)),
+                "{reason:?}: it may have terminals, or is none of ours to wake"
+            );
         }
     }
 
@@ -251,6 +265,6 @@ mod tests {
         let exit = |how| Exit { how: Some(how), ..Exit::default() };
         assert_eq!(exit_code(&exit(How::Code(3))), 3);
         assert_eq!(exit_code(&exit(How::Signal("HUP".to_owned()))), 129);
-        assert_eq!(describe(&exit(How::Signal("KILL".to_owned()))), "was ended by SIGKILL");
+        assert_eq!(describe_exit(&exit(How::Signal("KILL".to_owned()))), "was ended by SIGKILL");
     }
 }

@@ -12,15 +12,15 @@ use podling_proto::agent::v1::FileKind;
 use serde::Serialize;
 
 use crate::{
-    client::Inside,
+    client::WorkspaceClient,
     context::Context,
     cp::{
         download,
-        place::{Place, RemotePath},
-        plan::{self, Links},
+        endpoint::{CopyEndpoint, RemotePath},
+        plan::{self, SymlinkPolicy},
         upload,
     },
-    failure::{self, Failure},
+    failure::{self, CommandFailure},
     output,
 };
 
@@ -28,173 +28,195 @@ use crate::{
 ///
 /// One side is NAME:PATH, with PATH relative to the workspace's root; the other is a path here, or "-" for standard input
 /// or output. A folder is copied with all that is in it: to a folder that exists (or a path that ends with "/") it goes
-/// inside, otherwise it gets that name; SRC/. copies what is in it. A file arrives whole or not at all, with its permissions
+/// workspace_client, otherwise it gets that name; SRC/. copies what is in it. A file arrives whole or not at all, with its permissions
 /// and its time of change.
 ///
-/// A symbolic link that is named is followed. Links inside a folder are left out and listed; -L copies what they point to.
+/// A symbolic link that is named is followed. SymlinkPolicy workspace_client a folder are left out and listed; -L copies what they point to.
 #[derive(Debug, Args)]
-pub struct Cp {
+pub struct CpArgs {
     /// Where from: NAME:PATH, a path here, or "-".
     from: OsString,
     /// Where to.
     to: OsString,
-    /// Copy what symbolic links inside folders point to.
+    /// Copy what symbolic symlinks workspace_client folders point to.
     #[arg(short = 'L', long)]
     follow: bool,
 }
 
-/// What was done.
+/// What was summary.
 #[derive(Debug, Default, Serialize)]
-struct Done {
+struct CopySummary {
     files: usize,
     folders: usize,
     bytes: u64,
-    skipped: Vec<Skipped>,
+    skipped: Vec<SkippedPath>,
 }
 
 #[derive(Debug, Serialize)]
-struct Skipped {
+struct SkippedPath {
     path: String,
     why: &'static str,
 }
 
-impl Cp {
+impl CpArgs {
     /// Copies.
-    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
-        let place = |text: &OsStr| Place::parse(text).map_err(|error| Failure::Usage(error.to_string()));
-        let links = if self.follow { Links::Follow } else { Links::Skip };
-        let (from, to) = (place(&self.from)?, place(&self.to)?);
-        let to_stdout = to == Place::Stdio;
-        let done = match (from, to) {
-            (Place::There { workspace, path, .. }, to @ (Place::Here(_) | Place::Stdio)) => {
-                let inside = context.client().await?.inside(&workspace).await?;
-                let contents = is_contents(&self.from);
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
+        let parse = |text: &OsStr| {
+            CopyEndpoint::parse(text).map_err(|error| CommandFailure::Usage(error.to_string()))
+        };
+        let symlinks = if self.follow { SymlinkPolicy::Follow } else { SymlinkPolicy::Skip };
+        let (from, to) = (parse(&self.from)?, parse(&self.to)?);
+        let to_stdout = to == CopyEndpoint::Stdio;
+        let summary = match (from, to) {
+            (
+                CopyEndpoint::Remote { workspace, path, .. },
+                to @ (CopyEndpoint::Local(_) | CopyEndpoint::Stdio),
+            ) => {
+                let workspace_client = context.client().await?.workspace_client(&workspace).await?;
+                let contents = names_contents(&self.from);
                 match to {
-                    Place::Here(to) => get(&inside, path, to, contents, links).await?,
-                    _ => get_stdout(&inside, &path).await?,
+                    CopyEndpoint::Local(to) => {
+                        download_path(&workspace_client, path, to, contents, symlinks).await?
+                    }
+                    _ => download_stdout(&workspace_client, &path).await?,
                 }
             }
-            (from @ (Place::Here(_) | Place::Stdio), Place::There { workspace, path, folder }) => {
-                let inside = context.client().await?.inside(&workspace).await?;
+            (
+                from @ (CopyEndpoint::Local(_) | CopyEndpoint::Stdio),
+                CopyEndpoint::Remote { workspace, path, is_directory },
+            ) => {
+                let workspace_client = context.client().await?.workspace_client(&workspace).await?;
                 match from {
-                    Place::Here(from) => put(&inside, &from, path, folder, links).await?,
-                    _ => put_stdin(&inside, &path).await?,
+                    CopyEndpoint::Local(from) => {
+                        upload_path(&workspace_client, &from, path, is_directory, symlinks).await?
+                    }
+                    _ => upload_stdin(&workspace_client, &path).await?,
                 }
             }
-            (Place::There { .. }, Place::There { .. }) => {
+            (CopyEndpoint::Remote { .. }, CopyEndpoint::Remote { .. }) => {
                 let words =
                     "one of the two must be here: copy to a path here first, and from there to the other";
-                return Err(Failure::Usage(words.to_owned()));
+                return Err(CommandFailure::Usage(words.to_owned()));
             }
             _ => {
                 let words = "one of the two must be in a workspace: NAME:PATH".to_owned();
-                return Err(Failure::Usage(words));
+                return Err(CommandFailure::Usage(words));
             }
         };
-        report(&done, context.json() && !to_stdout, to_stdout)?;
+        report(&summary, context.json() && !to_stdout, to_stdout)?;
         Ok(0)
     }
 }
 
-async fn put(
-    inside: &Inside,
+async fn upload_path(
+    workspace_client: &WorkspaceClient,
     from: &Path,
     to: RemotePath,
-    folder: bool,
-    links: Links,
-) -> Result<Done, Failure> {
-    let to = if is_contents(from.as_os_str()) {
+    is_directory: bool,
+    symlinks: SymlinkPolicy,
+) -> Result<CopySummary, CommandFailure> {
+    let to = if names_contents(from.as_os_str()) {
         to
-    } else if folder || is_folder(inside, &to).await? {
+    } else if is_directory || is_remote_directory(workspace_client, &to).await? {
         to.join(&local_name(from)?)
     } else {
         to
     };
-    let mut plan = plan::from_here(from, to.clone(), links)?;
-    if folder && plan.folders.is_empty() {
+    let mut plan = plan::plan_upload(from, to.clone(), symlinks)?;
+    if is_directory && plan.folders.is_empty() {
         plan.folders.extend(to.parent());
     }
-    let done = Done::of(&plan);
+    let summary = CopySummary::of(&plan);
     let bar = output::bytes_bar(Some(plan.bytes()));
-    upload::upload(inside, plan, &bar).await?;
+    upload::upload(workspace_client, plan, &bar).await?;
     bar.finish_and_clear();
-    Ok(done)
+    Ok(summary)
 }
 
-async fn get(
-    inside: &Inside,
+async fn download_path(
+    workspace_client: &WorkspaceClient,
     from: RemotePath,
     to: PathBuf,
     contents: bool,
-    links: Links,
-) -> Result<Done, Failure> {
+    symlinks: SymlinkPolicy,
+) -> Result<CopySummary, CommandFailure> {
     let into = !contents && (to.as_os_str().as_bytes().ends_with(b"/") || to.is_dir());
     // The root has no name of its own: what is in it is copied.
     let target = match from.name().filter(|_| into) {
         Some(name) => to.join(name),
         None => to.clone(),
     };
-    let mut plan = plan::from_there(inside, from, target, links).await?;
+    let mut plan = plan::plan_download(workspace_client, from, target, symlinks).await?;
     if into && plan.folders.is_empty() {
         plan.folders.push(to);
     }
-    let done = Done::of(&plan);
+    let summary = CopySummary::of(&plan);
     let bar = output::bytes_bar(Some(plan.bytes()));
-    download::download(inside, plan, &bar).await?;
+    download::download(workspace_client, plan, &bar).await?;
     bar.finish_and_clear();
-    Ok(done)
+    Ok(summary)
 }
 
-async fn put_stdin(inside: &Inside, to: &RemotePath) -> Result<Done, Failure> {
+async fn upload_stdin(
+    workspace_client: &WorkspaceClient,
+    to: &RemotePath,
+) -> Result<CopySummary, CommandFailure> {
     let bar = output::bytes_bar(None);
-    let bytes = upload::from_stdin(inside, to, &bar).await?;
+    let bytes = upload::upload_stdin(workspace_client, to, &bar).await?;
     bar.finish_and_clear();
-    Ok(Done { files: 1, bytes, ..Done::default() })
+    Ok(CopySummary { files: 1, bytes, ..CopySummary::default() })
 }
 
-async fn get_stdout(inside: &Inside, from: &RemotePath) -> Result<Done, Failure> {
+async fn download_stdout(
+    workspace_client: &WorkspaceClient,
+    from: &RemotePath,
+) -> Result<CopySummary, CommandFailure> {
     let bar = output::bytes_bar(None);
-    let bytes = download::to_stdout(inside, from, &bar).await?;
+    let bytes = download::download_to_stdout(workspace_client, from, &bar).await?;
     bar.finish_and_clear();
-    Ok(Done { files: 1, bytes, ..Done::default() })
+    Ok(CopySummary { files: 1, bytes, ..CopySummary::default() })
 }
 
-impl Done {
-    fn of<F, T>(plan: &plan::Plan<F, T>) -> Self {
-        let skipped = plan.skipped.iter().map(|(path, why)| Skipped { path: path.clone(), why }).collect();
+impl CopySummary {
+    fn of<F, T>(plan: &plan::CopyPlan<F, T>) -> Self {
+        let skipped =
+            plan.skipped.iter().map(|(path, why)| SkippedPath { path: path.clone(), why }).collect();
         Self { files: plan.files.len(), folders: plan.folders.len(), bytes: plan.bytes(), skipped }
     }
 }
 
-fn report(done: &Done, json: bool, quiet: bool) -> Result<(), Failure> {
-    for skipped in &done.skipped {
+fn report(summary: &CopySummary, json: bool, quiet: bool) -> Result<(), CommandFailure> {
+    for skipped in &summary.skipped {
         eprintln!("left out: {}: {}", skipped.path, skipped.why);
     }
     if json {
-        output::json(done)
+        output::json(summary)
     } else if quiet {
         Ok(())
     } else {
-        let files = if done.files == 1 { "1 file" } else { &format!("{} files", done.files) };
-        output::line(&format!("copied {files}, {}", HumanBytes(done.bytes)))
+        let files = if summary.files == 1 { "1 file" } else { &format!("{} files", summary.files) };
+        output::line(&format!("copied {files}, {}", HumanBytes(summary.bytes)))
     }
 }
 
 /// Whether what is in the folder is meant, and not the folder.
-fn is_contents(path: &OsStr) -> bool {
+fn names_contents(path: &OsStr) -> bool {
     path == "." || path.as_bytes().ends_with(b"/.")
 }
 
-fn local_name(path: &Path) -> Result<OsString, Failure> {
+fn local_name(path: &Path) -> Result<OsString, CommandFailure> {
     // "..", say, has none; the folder it stands for has.
     let whole = || path.canonicalize().ok()?.file_name().map(OsStr::to_owned);
     path.file_name().map(OsStr::to_owned).or_else(whole).ok_or_else(|| {
-        Failure::Usage(format!("{} has no name that it could have there; say one", path.display()))
+        CommandFailure::Usage(format!("{} has no name that it could have there; say one", path.display()))
     })
 }
 
-async fn is_folder(inside: &Inside, path: &RemotePath) -> Result<bool, Failure> {
-    match plan::stat(inside, path).await {
+async fn is_remote_directory(
+    workspace_client: &WorkspaceClient,
+    path: &RemotePath,
+) -> Result<bool, CommandFailure> {
+    match plan::stat(workspace_client, path).await {
         Ok(entry) => Ok(entry.kind() == FileKind::Folder),
         Err(failure) if failure.exit_code() == failure::NOT_FOUND => Ok(false),
         Err(failure) => Err(failure),

@@ -10,13 +10,13 @@ use podling_proto::{
 
 use super::run::environment;
 use crate::{
-    backoff::patiently,
+    backoff::retry_call,
     context::Context,
     duration,
-    failure::Failure,
-    journey::{self, Journey},
+    failure::CommandFailure,
     output,
     policy::PolicyFlags,
+    state_waiter::{self, TargetState},
     view::{WorkspaceView, state},
 };
 
@@ -25,7 +25,7 @@ const REQUEST_ID_BYTES: usize = 12;
 
 /// Make a workspace and wait until it is awake
 #[derive(Debug, Args)]
-pub struct Create {
+pub struct CreateArgs {
     /// Its name: 1 to 63 of a-z, 0-9 and "-", beginning with a letter.
     name: String,
     /// What to make it from; the default is the control plane's.
@@ -47,27 +47,30 @@ pub struct Create {
     owner: String,
 }
 
-impl Create {
+impl CreateArgs {
     /// Makes it.
-    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
-        let begun = Instant::now();
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
+        let started_at = Instant::now();
         let client = context.client().await?;
         let wait = !self.no_wait;
         let request = self.request();
-        let answer = patiently(|| {
+        let answer = retry_call(|| {
             let (mut workspaces, request) = (client.workspaces(), request.clone());
             async move { workspaces.create(request).await }
         })
         .await?;
         let created = answer.created;
-        let workspace = answer.workspace.ok_or_else(Failure::no_workspace)?;
-        let workspace =
-            if wait { journey::follow(&client, workspace, Journey::Awake).await? } else { workspace };
+        let workspace = answer.workspace.ok_or_else(CommandFailure::no_workspace)?;
+        let workspace = if wait {
+            state_waiter::wait_for(&client, workspace, TargetState::Awake).await?
+        } else {
+            workspace
+        };
         if context.json() {
             output::json(&WorkspaceView::from(&workspace))?;
         } else {
             let made = if created { "" } else { " (it was there already)" };
-            let took = duration::show(begun.elapsed());
+            let took = duration::show(started_at.elapsed());
             let Workspace { name, .. } = &workspace;
             output::line(&format!("{name} is {}{made}, after {took}", state(workspace.state())))?;
             output::line(&format!("  open a terminal in it:  podling attach {name}"))?;

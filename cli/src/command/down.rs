@@ -12,46 +12,46 @@ use tokio::time::{Instant, sleep};
 use tonic::{Status, Streaming};
 
 use crate::{
-    backoff::is_broken_link, client::Client, context::Context, failure::Failure, output, target,
-    target::Target,
+    backoff::is_retryable, client::Client, context::Context, failure::CommandFailure, output, target,
+    target::ControlPlaneTarget,
 };
 
 /// How long the control plane may take to end once all workspaces have.
-const END_TIMEOUT: Duration = Duration::from_secs(30);
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two looks at whether it has.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// End all workspaces' processes, keep their files, and stop the control plane
 #[derive(Debug, Args)]
-pub struct Down {
+pub struct DownArgs {
     /// Even if some are in use: what runs in them is ended.
     #[arg(short, long)]
     force: bool,
 }
 
 #[derive(Debug, Serialize)]
-struct Ended {
+struct DownSummary {
     ended: u32,
 }
 
-impl Down {
+impl DownArgs {
     /// Does it.
-    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
-        let target = Target::find(&context.global)?;
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
+        let target = ControlPlaneTarget::find(&context.global)?;
         let client = Client::connect(&target).await?;
         let spinner = output::spinner("ending what runs in the workspaces");
         let outcome = match client.workspaces().down(DownRequest { force: self.force }).await {
             Ok(answer) => drain(answer.into_inner(), &spinner).await,
             Err(status) => Err(status),
         };
-        let ended = outcome.map_err(busy)?;
+        let ended = outcome.map_err(busy_failure)?;
         if let Some(data) = &target.data {
             spinner.set_message("stopping the control plane");
-            until_ended(data).await?;
+            wait_until_stopped(data).await?;
         }
         spinner.finish_and_clear();
         if context.json() {
-            output::json(&Ended { ended })?;
+            output::json(&DownSummary { ended })?;
         } else {
             let what = if ended == 1 { "1 workspace" } else { &format!("{ended} workspaces") };
             output::line(&format!("stopped, with {what}; their files are kept. Go on with: podling up"))?;
@@ -72,31 +72,30 @@ async fn drain(mut stream: Streaming<DownResponse>, spinner: &indicatif::Progres
             }
             Ok(None) => return Ok(total),
             // It stops when all is done, and with it the link.
-            Err(status) if is_broken_link(&status) && remaining == 0 => return Ok(total),
+            Err(status) if is_retryable(&status) && remaining == 0 => return Ok(total),
             Err(status) => return Err(status),
         }
     }
 }
 
-async fn until_ended(data: &Path) -> Result<(), Failure> {
-    let deadline = Instant::now() + END_TIMEOUT;
+async fn wait_until_stopped(data: &Path) -> Result<(), CommandFailure> {
+    let deadline = Instant::now() + STOP_TIMEOUT;
     while target::running(data)?.is_some() {
         if Instant::now() >= deadline {
             let words = "the workspaces have ended, but the control plane has not stopped; see its output";
-            return Err(Failure::Unavailable(words.to_owned()));
+            return Err(CommandFailure::Unavailable(words.to_owned()));
         }
-        sleep(LOOK_EVERY).await;
+        sleep(POLL_INTERVAL).await;
     }
     Ok(())
 }
 
 /// Names the workspaces that are in use.
-fn busy(status: Status) -> Failure {
+fn busy_failure(status: Status) -> CommandFailure {
     match (error::reason(&status), error::detail(&status, "workspaces")) {
-        (Some(Reason::Busy), Some(names)) if !status.message().contains(&names) => Failure::Refused(format!(
-            "{} ({names}); to end what runs there: podling down --force",
-            status.message()
-        )),
+        (Some(Reason::Busy), Some(names)) if !status.message().contains(&names) => CommandFailure::Refused(
+            format!("{} ({names}); to end what runs there: podling down --force", status.message()),
+        ),
         _ => status.into(),
     }
 }

@@ -16,12 +16,12 @@ use tokio::{
 
 use crate::{
     context::Context,
-    cp::place::RemotePath,
-    failure::{self, Failure},
+    cp::endpoint::RemotePath,
+    failure::{self, CommandFailure},
     output,
-    stdio::Stdio,
-    unfinished::Unfinished,
-    waiting::Waiting,
+    partial_file::PartialFile,
+    stdio::AsyncStdio,
+    wake_spinner::WakeSpinner,
 };
 
 /// Save a workspace, or a folder of it, as a zip
@@ -29,7 +29,7 @@ use crate::{
 /// With permissions, times, symbolic links and empty folders. What could not be read whole, or changed while it was read, is
 /// listed; then the exit code is 1, and the zip is there all the same.
 #[derive(Debug, Args)]
-pub struct Export {
+pub struct ExportArgs {
     /// The workspace's name or id.
     workspace: String,
     /// Where to; "-" is standard output. Default: WORKSPACE.zip
@@ -47,47 +47,49 @@ pub struct Export {
 
 /// What was done.
 #[derive(Debug, Serialize)]
-struct Done {
+struct ExportSummary {
     file: String,
     entries: u64,
     bytes: u64,
     archive_bytes: u64,
     sha256: String,
-    skipped: Vec<Skipped>,
+    skipped: Vec<SkippedEntry>,
     skipped_count: u64,
 }
 
 #[derive(Debug, Serialize)]
-struct Skipped {
+struct SkippedEntry {
     path: String,
     why: String,
 }
 
 /// Where the zip goes.
-enum Sink {
-    Stdout(Stdio),
-    File { file: File, unfinished: Unfinished, path: PathBuf },
+enum ZipSink {
+    Stdout(AsyncStdio),
+    File { file: File, partial_file: PartialFile, path: PathBuf },
 }
 
-impl Export {
+impl ExportArgs {
     /// Saves it.
-    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let path = self.path.as_deref().unwrap_or_default();
-        let path = RemotePath::parse(path.as_bytes()).map_err(|error| Failure::Usage(error.to_string()))?;
+        let path =
+            RemotePath::parse(path.as_bytes()).map_err(|error| CommandFailure::Usage(error.to_string()))?;
         let file = self.file.unwrap_or_else(|| PathBuf::from(format!("{}.zip", self.workspace)));
         let client = context.client().await?;
         let workspace = client.find(&self.workspace).await?;
-        let inside = client.inside_of(&workspace);
+        let workspace_client = client.workspace_client_for(&workspace);
         // It may have to be woken, or restored, first.
-        let waiting = Waiting::new(client, workspace.id);
+        let wake_spinner = WakeSpinner::new(client, workspace.id);
         let request = CreateArchiveRequest {
             path: Some(path.wire()),
             preservation: false,
             ignore: self.ignore,
             ignore_files: self.ignore_files,
         };
-        let mut answers = waiting.beside(inside.archives().create(request)).await?.into_inner();
-        let mut sink = Sink::open(file).await?;
+        let mut answers =
+            wake_spinner.show_during(workspace_client.archives().create(request)).await?.into_inner();
+        let mut sink = ZipSink::open(file).await?;
         let mut bar = output::bytes_bar(None);
         let mut digest = Digest::new(&SHA256);
         let mut done = None;
@@ -97,25 +99,28 @@ impl Export {
                     digest.update(&data);
                     sink.write(&data).await?;
                 }
-                Some(Message::Progress(progress)) => show(&mut bar, progress),
+                Some(Message::Progress(progress)) => update_bar(&mut bar, progress),
                 Some(Message::Done(last)) => done = Some(last),
                 // A line of the manifest: the zip says the same.
                 Some(Message::Entry(_)) | None => {}
             }
         }
         bar.finish_and_clear();
-        let done = done.ok_or_else(|| Failure::Other("the archive ended before it was whole".to_owned()))?;
+        let done =
+            done.ok_or_else(|| CommandFailure::Other("the archive ended before it was whole".to_owned()))?;
         if digest.finish().as_ref() != done.archive_sha256 {
-            return Err(Failure::Other("what arrived is not what was sent; nothing was saved".to_owned()));
+            return Err(CommandFailure::Other(
+                "what arrived is not what was sent; nothing was saved".to_owned(),
+            ));
         }
         let (file, to_stdout) = sink.finish().await?;
-        let done = Done::new(file, done);
+        let done = ExportSummary::new(file, done);
         done.report(context.json(), to_stdout)?;
         Ok(if done.skipped_count > 0 { failure::ERROR } else { failure::OK })
     }
 }
 
-fn show(bar: &mut ProgressBar, progress: ArchiveProgress) {
+fn update_bar(bar: &mut ProgressBar, progress: ArchiveProgress) {
     if progress.total_bytes > 0 && bar.length().is_none() {
         bar.finish_and_clear();
         *bar = output::bytes_bar(Some(progress.total_bytes));
@@ -124,44 +129,45 @@ fn show(bar: &mut ProgressBar, progress: ArchiveProgress) {
     bar.set_message(format!("{} entries", progress.entries));
 }
 
-impl Sink {
-    async fn open(path: PathBuf) -> Result<Self, Failure> {
+impl ZipSink {
+    async fn open(path: PathBuf) -> Result<Self, CommandFailure> {
         if path.as_os_str() == "-" {
-            let stdout = Stdio::stdout().map_err(Failure::io("cannot write to standard output"))?;
+            let stdout =
+                AsyncStdio::stdout().map_err(CommandFailure::io("cannot write to standard output"))?;
             return Ok(Self::Stdout(stdout));
         }
-        let unfinished = Unfinished::beside(&path);
-        let created = File::options().write(true).create_new(true).open(unfinished.path()).await;
-        let file = created.map_err(Failure::io(format!("cannot write {}", path.display())))?;
-        Ok(Self::File { file, unfinished, path })
+        let partial_file = PartialFile::beside(&path);
+        let created = File::options().write(true).create_new(true).open(partial_file.path()).await;
+        let file = created.map_err(CommandFailure::io(format!("cannot write {}", path.display())))?;
+        Ok(Self::File { file, partial_file, path })
     }
 
-    async fn write(&mut self, data: &[u8]) -> Result<(), Failure> {
+    async fn write(&mut self, data: &[u8]) -> Result<(), CommandFailure> {
         match self {
             Self::Stdout(stdout) => {
-                stdout.write_all(data).await.map_err(Failure::io("cannot write to standard output"))
+                stdout.write_all(data).await.map_err(CommandFailure::io("cannot write to standard output"))
             }
             Self::File { file, path, .. } => {
                 let written = file.write_all(data).await;
-                written.map_err(Failure::io(format!("cannot write {}", path.display())))
+                written.map_err(CommandFailure::io(format!("cannot write {}", path.display())))
             }
         }
     }
 
     /// Its name, and whether it went to standard output.
-    async fn finish(self) -> Result<(String, bool), Failure> {
-        let Self::File { mut file, unfinished, path } = self else { return Ok(("-".to_owned(), true)) };
-        let writing = || Failure::io(format!("cannot write {}", path.display()));
+    async fn finish(self) -> Result<(String, bool), CommandFailure> {
+        let Self::File { mut file, partial_file, path } = self else { return Ok(("-".to_owned(), true)) };
+        let writing = || CommandFailure::io(format!("cannot write {}", path.display()));
         file.flush().await.map_err(writing())?;
         file.sync_all().await.map_err(writing())?;
-        fs::rename(unfinished.path(), &path).await.map_err(writing())?;
+        fs::rename(partial_file.path(), &path).await.map_err(writing())?;
         Ok((path.display().to_string(), false))
     }
 }
 
-impl Done {
+impl ExportSummary {
     fn new(file: String, done: ArchiveDone) -> Self {
-        let skipped = done.skipped.into_iter().map(|skipped| Skipped {
+        let skipped = done.skipped.into_iter().map(|skipped| SkippedEntry {
             path: match output::plain(&String::from_utf8_lossy(&skipped.path)) {
                 path if path.is_empty() => ".".to_owned(),
                 path => path,
@@ -179,7 +185,7 @@ impl Done {
         }
     }
 
-    fn report(&self, json: bool, to_stdout: bool) -> Result<(), Failure> {
+    fn report(&self, json: bool, to_stdout: bool) -> Result<(), CommandFailure> {
         for skipped in &self.skipped {
             eprintln!("not whole: {}: {}", skipped.path, skipped.why);
         }

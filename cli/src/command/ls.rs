@@ -6,28 +6,28 @@ use clap::Args;
 use podling_proto::control::v1::{AgentConnection, ListWorkspacesRequest, State, Workspace};
 
 use crate::{
-    backoff::patiently,
+    backoff::retry_call,
     context::Context,
-    failure::Failure,
+    failure::CommandFailure,
+    next_transition,
     output::{self, Tone},
-    upcoming,
     view::{WorkspaceView, activity_word, state, state_tone},
 };
 
 /// List the workspaces: how they are, how long they have been idle, and what happens next
 #[derive(Debug, Args)]
-pub struct Ls {
+pub struct LsArgs {
     /// Of all owners (needs a token with `admin`).
     #[arg(short, long)]
     all_owners: bool,
 }
 
-impl Ls {
+impl LsArgs {
     /// Lists them.
-    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let client = context.client().await?;
         let request = ListWorkspacesRequest { all_owners: self.all_owners };
-        let answer = patiently(|| {
+        let answer = retry_call(|| {
             let mut workspaces = client.workspaces();
             async move { workspaces.list(request).await }
         });
@@ -61,23 +61,23 @@ fn render(workspaces: &[Workspace], now: SystemTime, owners: bool) -> String {
             (w.name.clone(), Some(Tone::Strong)),
             (w.id.clone(), None),
             (state(w.state()).to_owned(), state_tone(w.state())),
-            (upcoming::since(w.since, now), None),
+            (next_transition::since(w.since, now), None),
             (known.unwrap_or("-").to_owned(), None),
-            (upcoming::idle(w).and_then(upcoming::brief).unwrap_or_else(none), None),
-            (upcoming::short(w, now).unwrap_or_else(none), warned.then_some(Tone::Notice)),
+            (next_transition::idle(w).and_then(next_transition::brief).unwrap_or_else(none), None),
+            (next_transition::short(w, now).unwrap_or_else(none), warned.then_some(Tone::Notice)),
             (w.template.clone(), None),
         ];
         if owners {
             row.push((w.owner.clone(), None));
         }
-        row.push((output::plain(told(w)), Some(Tone::Bad)));
+        row.push((output::plain(problem(w)), Some(Tone::Bad)));
         row
     };
     output::table(&head, &workspaces.iter().map(row).collect::<Vec<_>>())
 }
 
 /// What is worth more than a line's width: why it does not work. The rest is for `podling explain`.
-fn told(workspace: &Workspace) -> &str {
+fn problem(workspace: &Workspace) -> &str {
     match workspace.state() {
         State::Failed => &workspace.reason,
         State::Awake if workspace.connection() != AgentConnection::Connected => "its agent is silent",

@@ -5,22 +5,22 @@ use podling_proto::control::v1::{Policy as Wire, SetPolicyRequest, Workspace};
 use serde::Serialize;
 
 use crate::{
-    backoff::patiently,
+    backoff::retry_call,
     context::Context,
-    failure::Failure,
+    failure::CommandFailure,
     output,
     policy::{PolicyFlags, PolicyView, render},
 };
 
 /// Show or change how long a workspace may be idle, awake, asleep and archived
 #[derive(Debug, Args)]
-pub struct Policy {
+pub struct PolicyArgs {
     #[command(subcommand)]
-    what: What,
+    action: PolicyCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum PolicyCommand {
     /// Show it
     Show {
         /// The workspace's name or id.
@@ -36,27 +36,27 @@ enum What {
 }
 
 #[derive(Debug, Serialize)]
-struct Answer<'a> {
+struct WorkspacePolicyView<'a> {
     name: &'a str,
     id: &'a str,
     policy: PolicyView,
 }
 
-impl Policy {
+impl PolicyArgs {
     /// Does it.
-    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
-        let workspace = match self.what {
-            What::Show { name } => context.client().await?.find(&name).await?,
-            What::Set { policy, .. } if policy.is_empty() => {
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
+        let workspace = match self.action {
+            PolicyCommand::Show { name } => context.client().await?.find(&name).await?,
+            PolicyCommand::Set { policy, .. } if policy.is_empty() => {
                 let words = "nothing to change was given; see: podling policy set --help";
-                return Err(Failure::Usage(words.to_owned()));
+                return Err(CommandFailure::Usage(words.to_owned()));
             }
-            What::Set { name, policy } => set(context, name, policy.to_wire()).await?,
+            PolicyCommand::Set { name, policy } => set(context, name, policy.to_wire()).await?,
         };
         let policy = workspace.policy.unwrap_or_default();
         if context.json() {
             let Workspace { name, id, .. } = &workspace;
-            output::json(&Answer { name, id, policy: PolicyView::from(&policy) })?;
+            output::json(&WorkspacePolicyView { name, id, policy: PolicyView::from(&policy) })?;
         } else {
             output::print(&render(&policy))?;
         }
@@ -64,12 +64,12 @@ impl Policy {
     }
 }
 
-async fn set(context: &Context, workspace: String, policy: Wire) -> Result<Workspace, Failure> {
+async fn set(context: &Context, workspace: String, policy: Wire) -> Result<Workspace, CommandFailure> {
     let client = context.client().await?;
     let request = SetPolicyRequest { workspace, policy: Some(policy) };
-    let answer = patiently(|| {
+    let answer = retry_call(|| {
         let (mut workspaces, request) = (client.workspaces(), request.clone());
         async move { workspaces.set_policy(request).await }
     });
-    answer.await?.workspace.ok_or_else(Failure::no_workspace)
+    answer.await?.workspace.ok_or_else(CommandFailure::no_workspace)
 }

@@ -11,13 +11,13 @@ use podling_proto::{
 use tonic::Status;
 
 use crate::{
-    backoff::patiently,
+    backoff::retry_call,
     client::Client,
     context::Context,
     duration::show,
-    failure::Failure,
-    journey::{self, Journey, describe},
+    failure::CommandFailure,
     output,
+    state_waiter::{self, TargetState, describe},
     view::WorkspaceView,
 };
 
@@ -26,7 +26,7 @@ const REQUEST_ID_BYTES: usize = 12;
 
 /// Bring a workspace back from a backup, also a deleted one, and wait until it is awake
 #[derive(Debug, Args)]
-pub struct Restore {
+pub struct RestoreArgs {
     /// A backup's key (see `podling archives`), or a workspace's name or id: its newest.
     #[arg(value_name = "BACKUP|NAME")]
     backup: String,
@@ -38,14 +38,14 @@ pub struct Restore {
     no_wait: bool,
 }
 
-impl Restore {
+impl RestoreArgs {
     /// Does it.
-    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
-        let begun = Instant::now();
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
+        let started_at = Instant::now();
         let client = context.client().await?;
-        let mut workspace = self.ask(&client).await?;
+        let mut workspace = self.request_restore(&client).await?;
         if !self.no_wait {
-            workspace = journey::follow(&client, workspace, Journey::Awake).await?;
+            workspace = state_waiter::wait_for(&client, workspace, TargetState::Awake).await?;
         }
         if context.json() {
             output::json(&WorkspaceView::from(&workspace))?;
@@ -53,7 +53,7 @@ impl Restore {
             output::line(&format!(
                 "{} is restored and awake, after {}",
                 workspace.name,
-                show(begun.elapsed())
+                show(started_at.elapsed())
             ))?;
             output::line(&format!("  open a terminal in it:  podling attach {}", workspace.name))?;
         } else {
@@ -62,26 +62,26 @@ impl Restore {
         Ok(0)
     }
 
-    async fn ask(&self, client: &Client) -> Result<Workspace, Failure> {
+    async fn request_restore(&self, client: &Client) -> Result<Workspace, CommandFailure> {
         let request = RestoreArchiveRequest {
             archive: self.backup.clone(),
             name: self.name.clone().unwrap_or_default(),
             request_id: token::random(REQUEST_ID_BYTES),
         };
         let mut tries = 0;
-        let answer = patiently(|| {
+        let answer = retry_call(|| {
             tries += 1;
             let (mut backups, request) = (client.workspace_archives(), request.clone());
             async move { backups.restore(request).await }
         });
         let answer = answer.await;
         match answer {
-            Ok(answer) => answer.workspace.ok_or_else(Failure::no_workspace),
+            Ok(answer) => answer.workspace.ok_or_else(CommandFailure::no_workspace),
             Err(status) => match (error::reason(&status), error::detail(&status, "id")) {
                 // An earlier try got through before its link broke.
                 (Some(Reason::NotArchived), Some(id)) if tries > 1 => client.find(&id).await,
                 (Some(Reason::NameTaken), Some(id)) if self.name.is_none() => {
-                    Err(taken(&self.backup, client.find(&id).await?))
+                    Err(name_taken(&self.backup, client.find(&id).await?))
                 }
                 _ => Err(status.into()),
             },
@@ -90,7 +90,7 @@ impl Restore {
 }
 
 /// Somebody has its name meanwhile: it can come back beside them.
-fn taken(backup: &str, other: Workspace) -> Failure {
+fn name_taken(backup: &str, other: Workspace) -> CommandFailure {
     let words = format!(
         "you have another workspace {} now; to restore beside it: podling restore {backup} --as NEW-NAME",
         other.name

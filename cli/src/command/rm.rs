@@ -13,20 +13,20 @@ use podling_proto::{
 use serde::Serialize;
 
 use crate::{
-    backoff::patiently,
-    backup::{self, BackupView, expires},
+    archive::{self, ArchiveView, expires},
+    backoff::retry_call,
     client::Client,
     context::Context,
     duration::{from_wire, show},
-    failure::Failure,
-    journey::{self, Journey},
-    many::Many,
+    failure::CommandFailure,
+    for_each_target::FailureCollector,
     output,
+    state_waiter::{self, TargetState},
 };
 
 /// Delete workspaces; each is archived first, and `podling restore` brings it back
 #[derive(Debug, Args)]
-pub struct Rm {
+pub struct RmArgs {
     /// Names or ids.
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
@@ -42,69 +42,75 @@ pub struct Rm {
 }
 
 #[derive(Debug, Serialize)]
-struct Removed {
+struct RemovedView {
     name: String,
     id: String,
     /// The archive that is left; null: none, or not yet.
-    backup: Option<BackupView>,
+    backup: Option<ArchiveView>,
 }
 
-impl Rm {
+impl RmArgs {
     /// Deletes them.
-    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let client = context.client().await?;
         let mut found = Vec::new();
         for name in &self.names {
             found.push(client.find(name).await?);
         }
-        if self.discard && !self.agreed(&found)? {
-            return Err(Failure::Refused("nothing was deleted".to_owned()));
+        if self.discard && !self.is_discard_confirmed(&found)? {
+            return Err(CommandFailure::Refused("nothing was deleted".to_owned()));
         }
-        let mut many = Many::new(context.json());
-        let mut asked = Vec::new();
+        let mut failures = FailureCollector::new(context.json());
+        let mut accepted = Vec::new();
         for workspace in found {
             if !self.discard && !context.json() {
-                eprintln!("{}", promise(&workspace));
+                eprintln!("{}", archive_notice(&workspace));
             }
-            asked.extend(many.take(self.ask(&client, workspace).await));
+            accepted.extend(failures.ok_or_collect(self.request_deletion(&client, workspace).await));
         }
         let mut removed = Vec::new();
-        for workspace in asked {
-            let Some(gone) = many.take(self.removed(&client, workspace).await) else { continue };
+        for workspace in accepted {
+            let Some(gone) = failures.ok_or_collect(self.wait_until_deleted(&client, workspace).await) else {
+                continue;
+            };
             let (Workspace { name, id, .. }, backup) = gone;
             if !context.json() {
-                output::line(&self.done(&name, backup.as_ref()))?;
+                output::line(&self.result_line(&name, backup.as_ref()))?;
             }
-            removed.push(Removed { name, id, backup: backup.as_ref().map(BackupView::from) });
+            removed.push(RemovedView { name, id, backup: backup.as_ref().map(ArchiveView::from) });
         }
         if context.json() {
             output::json(&removed)?;
         }
-        many.finish()
+        failures.finish()
     }
 
     /// Whether somebody agrees to the loss: on a terminal by saying so, elsewhere by --discard.
-    fn agreed(&self, workspaces: &[Workspace]) -> Result<bool, Failure> {
+    fn is_discard_confirmed(&self, workspaces: &[Workspace]) -> Result<bool, CommandFailure> {
         if !io::stdin().is_terminal() {
             return Ok(true);
         }
         for workspace in workspaces {
-            eprintln!("{}", loss(workspace));
+            eprintln!("{}", discard_warning(workspace));
         }
         if self.yes {
             return Ok(true);
         }
         eprint!("Delete? [y/N] ");
-        let asking = || Failure::io("cannot ask");
+        let asking = || CommandFailure::io("cannot ask");
         io::stderr().flush().map_err(asking())?;
         let mut answer = String::new();
         io::stdin().lock().read_line(&mut answer).map_err(asking())?;
         Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
     }
 
-    async fn ask(&self, client: &Client, workspace: Workspace) -> Result<Workspace, Failure> {
+    async fn request_deletion(
+        &self,
+        client: &Client,
+        workspace: Workspace,
+    ) -> Result<Workspace, CommandFailure> {
         let request = DeleteWorkspaceRequest { workspace: workspace.id.clone(), discard: self.discard };
-        let deleted = patiently(|| {
+        let deleted = retry_call(|| {
             let (mut workspaces, request) = (client.workspaces(), request.clone());
             async move { workspaces.delete(request).await }
         });
@@ -116,16 +122,16 @@ impl Rm {
     }
 
     /// Waits until it is gone; answers with the archive that is left.
-    async fn removed(
+    async fn wait_until_deleted(
         &self,
         client: &Client,
         workspace: Workspace,
-    ) -> Result<(Workspace, Option<WorkspaceArchive>), Failure> {
+    ) -> Result<(Workspace, Option<WorkspaceArchive>), CommandFailure> {
         if self.no_wait {
             return Ok((workspace, None));
         }
-        let workspace = journey::follow(client, workspace, Journey::Gone).await?;
-        let left = match backup::of(client, &workspace.id).await {
+        let workspace = state_waiter::wait_for(client, workspace, TargetState::Deleted).await?;
+        let left = match archive::list_for_workspace(client, &workspace.id).await {
             Ok(backups) => backups.into_iter().next(),
             // Nothing at all is left of it.
             Err(failure) if failure.reason() == Some(Reason::WorkspaceNotFound) => None,
@@ -134,7 +140,7 @@ impl Rm {
         Ok((workspace, left))
     }
 
-    fn done(&self, name: &str, backup: Option<&WorkspaceArchive>) -> String {
+    fn result_line(&self, name: &str, backup: Option<&WorkspaceArchive>) -> String {
         match backup {
             _ if self.no_wait => format!("{name} is being deleted"),
             Some(backup) => format!(
@@ -149,14 +155,14 @@ impl Rm {
 }
 
 /// What happens with it before it goes.
-fn promise(workspace: &Workspace) -> String {
+fn archive_notice(workspace: &Workspace) -> String {
     let kept = workspace.policy.and_then(|policy| from_wire(policy.keep_archives)).map(show);
     let kept = kept.map_or_else(String::new, |kept| format!(", which is kept for {kept}"));
     format!("{}: its files are archived first, and go when the archive is proven{kept}", workspace.name)
 }
 
 /// What goes with it.
-fn loss(workspace: &Workspace) -> String {
+fn discard_warning(workspace: &Workspace) -> String {
     let usage = workspace.activity.as_ref().and_then(|activity| activity.usage).unwrap_or_default();
     let mut lost = format!("{}: all of its files and archives are lost for good", workspace.name);
     let ended: Vec<_> =
@@ -180,11 +186,11 @@ mod tests {
     #[test]
     fn it_says_what_is_lost() {
         let mut workspace = Workspace { name: "demo".to_owned(), ..Workspace::default() };
-        assert_eq!(loss(&workspace), "demo: all of its files and archives are lost for good");
+        assert_eq!(discard_warning(&workspace), "demo: all of its files and archives are lost for good");
         let usage = Usage { terminals: 1, processes: 3, ..Usage::default() };
         workspace.activity = Some(ActivityState { usage: Some(usage), ..ActivityState::default() });
         assert_eq!(
-            loss(&workspace),
+            discard_warning(&workspace),
             "demo: all of its files and archives are lost for good; 1 terminal and 3 processes end"
         );
     }
@@ -192,14 +198,14 @@ mod tests {
     #[test]
     fn without_discard_it_says_that_nothing_is_lost_and_the_way_back() {
         let mut workspace = Workspace { name: "demo".to_owned(), ..Workspace::default() };
-        assert!(promise(&workspace).ends_with("go when the archive is proven"));
+        assert!(archive_notice(&workspace).ends_with("go when the archive is proven"));
         let keep_archives = Some(prost_types::Duration { seconds: 2_592_000, nanos: 0 });
         workspace.policy = Some(podling_proto::control::v1::Policy { keep_archives, ..Default::default() });
-        assert!(promise(&workspace).ends_with("which is kept for 30d"));
+        assert!(archive_notice(&workspace).ends_with("which is kept for 30d"));
 
-        let rm = Rm { names: Vec::new(), discard: false, yes: false, no_wait: false };
+        let rm = RmArgs { names: Vec::new(), discard: false, yes: false, no_wait: false };
         let backup = WorkspaceArchive { key: "workspace-x".to_owned(), ..WorkspaceArchive::default() };
-        assert!(rm.done("demo", Some(&backup)).ends_with("podling restore workspace-x"));
-        assert!(rm.done("demo", None).contains("nothing to archive"));
+        assert!(rm.result_line("demo", Some(&backup)).ends_with("podling restore workspace-x"));
+        assert!(rm.result_line("demo", None).contains("nothing to archive"));
     }
 }

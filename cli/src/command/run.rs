@@ -1,4 +1,4 @@
-//! `podling run`: a command inside a workspace, as if it ran here.
+//! `podling run`: a command workspace_client a workspace, as if it ran here.
 
 use std::{
     cell::Cell,
@@ -17,12 +17,12 @@ use tokio::sync::watch;
 use crate::{
     context::Context,
     duration,
-    failure::{self, Failure},
+    failure::{self, CommandFailure},
     run::{
-        feed::{self, Signals},
-        follow::Follower,
+        command_follower::CommandFollower,
+        input::{self, TerminationSignals},
     },
-    waiting::Waiting,
+    wake_spinner::WakeSpinner,
 };
 
 /// Random bytes of a request id.
@@ -30,7 +30,7 @@ const REQUEST_ID_BYTES: usize = 12;
 
 /// Run a command in a workspace: stdin, stdout, stderr and exit code as if it ran here
 #[derive(Debug, Args)]
-pub struct Run {
+pub struct RunArgs {
     /// The workspace's name or id.
     name: String,
     /// Add to the command's environment; without a value, pass on the one here.
@@ -50,15 +50,16 @@ pub struct Run {
     command: Vec<String>,
 }
 
-impl Run {
+impl RunArgs {
     /// Runs it.
-    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
-        let code = |failure: Failure| failure.with_code(failure::RUN_FAILED);
-        let signals = Signals::take().map_err(Failure::io("cannot take signals")).map_err(code)?;
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
+        let code = |failure: CommandFailure| failure.with_code(failure::RUN_FAILED);
+        let signals =
+            TerminationSignals::listen().map_err(CommandFailure::io("cannot take signals")).map_err(code)?;
         let client = context.client().await.map_err(code)?;
         let workspace = client.find(&self.name).await.map_err(code)?;
-        let inside = client.inside_of(&workspace);
-        let waiting = Waiting::new(client, workspace.id);
+        let workspace_client = client.workspace_client_for(&workspace);
+        let wake_spinner = WakeSpinner::new(client, workspace.id);
         let with_stdin = self.interactive || !stdin().is_terminal();
         let request = StartProcessRequest {
             command: Some(Command {
@@ -71,14 +72,20 @@ impl Run {
             request_id: token::random(REQUEST_ID_BYTES),
         };
         let (started, running) = watch::channel(None);
-        let deaf = Rc::new(Cell::new(false));
-        let follower = Follower::new(inside.clone(), waiting, request, started, Rc::clone(&deaf))
-            .map_err(Failure::io("cannot use standard output"))?;
+        let output_closed = Rc::new(Cell::new(false));
+        let follower = CommandFollower::new(
+            workspace_client.clone(),
+            wake_spinner,
+            request,
+            started,
+            Rc::clone(&output_closed),
+        )
+        .map_err(CommandFailure::io("cannot use standard output"))?;
         tokio::select! {
-            code = follower.follow() => code.map(|code| if deaf.get() { crate::signal::exit_code("PIPE") } else { code }),
-            code = feed::signals(inside.clone(), running.clone(), signals) => Ok(code),
-            code = feed::broken_pipe(inside.clone(), running.clone(), deaf.clone()) => Ok(code),
-            refused = feed::stdin(inside.clone(), running.clone()), if with_stdin => Err(code(refused)),
+            code = follower.follow() => code.map(|code| if output_closed.get() { crate::signal::exit_code("PIPE") } else { code }),
+            code = input::forward_signals(workspace_client.clone(), running.clone(), signals) => Ok(code),
+            code = input::end_on_closed_output(workspace_client.clone(), running.clone(), output_closed.clone()) => Ok(code),
+            refused = input::forward_stdin(workspace_client.clone(), running.clone()), if with_stdin => Err(code(refused)),
         }
     }
 }

@@ -8,13 +8,13 @@ use podling_proto::{
 use tonic::Status;
 
 use crate::{
-    backoff::patiently,
+    backoff::retry_call,
     client::Client,
     context::Context,
-    failure::Failure,
-    journey::{self, Journey},
-    many::Many,
+    failure::CommandFailure,
+    for_each_target::FailureCollector,
     output::{self, plain},
+    state_waiter::{self, TargetState},
     view::{WorkspaceView, state},
 };
 
@@ -23,7 +23,7 @@ const NAMED: usize = 3;
 
 /// Put workspaces to sleep: what runs in them ends, their files and terminals' history stay
 #[derive(Debug, Args)]
-pub struct Sleep {
+pub struct SleepArgs {
     /// Names or ids.
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
@@ -35,22 +35,22 @@ pub struct Sleep {
     no_wait: bool,
 }
 
-impl Sleep {
+impl SleepArgs {
     /// Does it.
-    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let client = context.client().await?;
-        let mut many = Many::new(context.json());
-        let mut asked = Vec::new();
+        let mut failures = FailureCollector::new(context.json());
+        let mut accepted = Vec::new();
         for name in &self.names {
-            asked.extend(many.take(self.ask(&client, name).await));
+            accepted.extend(failures.ok_or_collect(self.request_sleep(&client, name).await));
         }
         let mut asleep = Vec::new();
-        for workspace in asked {
+        for workspace in accepted {
             let outcome = match self.no_wait {
                 true => Ok(workspace),
-                false => journey::follow(&client, workspace, Journey::Asleep).await,
+                false => state_waiter::wait_for(&client, workspace, TargetState::Asleep).await,
             };
-            let Some(workspace) = many.take(outcome) else { continue };
+            let Some(workspace) = failures.ok_or_collect(outcome) else { continue };
             if !context.json() {
                 output::line(&format!("{} is {}", workspace.name, state(workspace.state())))?;
             }
@@ -59,17 +59,17 @@ impl Sleep {
         if context.json() {
             output::json(&asleep.iter().map(WorkspaceView::from).collect::<Vec<_>>())?;
         }
-        many.finish()
+        failures.finish()
     }
 
-    async fn ask(&self, client: &Client, name: &str) -> Result<Workspace, Failure> {
+    async fn request_sleep(&self, client: &Client, name: &str) -> Result<Workspace, CommandFailure> {
         let request = SleepWorkspaceRequest { workspace: name.to_owned(), force: self.force };
-        let answer = patiently(|| {
+        let answer = retry_call(|| {
             let (mut workspaces, request) = (client.workspaces(), request.clone());
             async move { workspaces.sleep(request).await }
         });
         match answer.await {
-            Ok(answer) => answer.workspace.ok_or_else(Failure::no_workspace),
+            Ok(answer) => answer.workspace.ok_or_else(CommandFailure::no_workspace),
             Err(status) if error::reason(&status) == Some(Reason::Busy) => {
                 // What it is in use for makes the refusal better, but is not worth another one.
                 let busy = client.find(name).await.ok();
@@ -81,7 +81,7 @@ impl Sleep {
 }
 
 /// Says what it is in use for, and how to end that.
-fn busy_failure(workspace: &Workspace) -> Failure {
+fn busy_failure(workspace: &Workspace) -> CommandFailure {
     let name = &workspace.name;
     let evidence = workspace.activity.as_ref().map(|activity| activity.evidence.as_slice());
     let holds: Vec<_> = evidence.unwrap_or_default().iter().filter(|evidence| !evidence.capped).collect();

@@ -10,31 +10,31 @@ use podling_proto::{
 use serde::Serialize;
 
 use crate::{
-    backoff::patiently,
+    backoff::retry_call,
     context::Context,
     duration,
-    failure::Failure,
+    failure::CommandFailure,
     output::{self, Tone, paint},
 };
 
 /// Make narrower tokens, or say what one allows
 #[derive(Debug, Args)]
-pub struct Token {
+pub struct TokenArgs {
     #[command(subcommand)]
-    what: What,
+    action: TokenCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum TokenCommand {
     /// Make a token that allows no more than your own; it is printed on stdout
-    Create(Create),
+    Create(TokenCreateArgs),
     /// Say what the token in use allows
     Describe,
 }
 
 #[derive(Debug, Args)]
-struct Create {
-    /// What it allows: read, terminal-watch, terminal, process, files-read, files-write, keep-awake, lifecycle, token, admin.
+struct TokenCreateArgs {
+    /// TokenCommand it allows: read, terminal-watch, terminal, process, files-read, files-write, keep-awake, lifecycle, token, admin.
     #[arg(long, required = true, value_delimiter = ',', value_name = "VERB,…", value_parser = parse_verb)]
     verbs: Vec<String>,
     /// Narrow it to these workspaces (names or ids).
@@ -62,17 +62,17 @@ struct TokenView {
     for_agent: bool,
 }
 
-impl Token {
+impl TokenArgs {
     /// Does it.
-    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let client = context.client().await?;
-        let (token, info) = match self.what {
-            What::Create(create) => {
+        let (token, info) = match self.action {
+            TokenCommand::Create(create) => {
                 let answer = client.tokens().create(create.request()).await?.into_inner();
                 (Some(answer.token), answer.info)
             }
-            What::Describe => {
-                let answer = patiently(|| {
+            TokenCommand::Describe => {
+                let answer = retry_call(|| {
                     let mut tokens = client.tokens();
                     async move { tokens.describe(DescribeTokenRequest {}).await }
                 });
@@ -92,7 +92,7 @@ impl Token {
     }
 }
 
-impl Create {
+impl TokenCreateArgs {
     fn request(self) -> CreateTokenRequest {
         CreateTokenRequest {
             verbs: self.verbs,

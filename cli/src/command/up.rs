@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     context::Context,
-    failure::Failure,
+    failure::CommandFailure,
     output::{self, Tone, paint},
-    run::feed::Signals,
+    run::input::TerminationSignals,
     signal,
 };
 
@@ -28,55 +28,56 @@ use crate::{
 /// On the first Ctrl-C workspaces that are idle fall asleep, which takes some seconds at most; those in use run on and are found again
 /// by the next `podling up`. A second one leaves at once. `podling down` puts all to sleep.
 #[derive(Debug, Args)]
-pub struct Up {
+pub struct UpArgs {
     #[command(flatten)]
     control: args::ControlArgs,
 }
 
 #[derive(Debug, Serialize)]
-struct Ready<'a> {
+struct UpReadyView<'a> {
     url: &'a str,
     pid: u32,
     data: &'a Path,
 }
 
 /// Says it if anybody can still read it: the terminal may be what has just gone.
-fn say(line: &str) {
+fn print_status(line: &str) {
     let _gone = writeln!(io::stderr(), "podling: {line}");
 }
 
-impl Up {
+impl UpArgs {
     /// Runs it until a signal ends it, or `podling down`.
-    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
-        let mut signals = Signals::take().map_err(Failure::io("cannot take signals"))?;
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
+        let mut signals = TerminationSignals::listen().map_err(CommandFailure::io("cannot take signals"))?;
         let config = self.config(context)?;
         log::init(config.log_format);
         let data = std::path::absolute(&config.data).unwrap_or_else(|_| config.data.clone());
         let shutdown = CancellationToken::new();
         let certificate = config.tls.as_ref().map(|files| files.certificate.clone());
         let running = run(config, shutdown.clone(), |ready| {
-            if let Err(failure) = tell(&ready.url, &data, certificate.as_deref(), context) {
+            if let Err(failure) = announce(&ready.url, &data, certificate.as_deref(), context) {
                 eprintln!("podling: {}", failure.describe());
             }
         });
         tokio::pin!(running);
         loop {
             tokio::select! {
-                outcome = &mut running => return outcome.map(|()| 0).map_err(|error| Failure::Other(chain(&error))),
+                outcome = &mut running => return outcome.map(|()| 0).map_err(|error| CommandFailure::Other(error_chain(&error))),
                 name = signals.next() => {
                     if shutdown.is_cancelled() {
-                        say("stopped at once; what runs in the workspaces goes on");
+                        print_status("stopped at once; what runs in the workspaces goes on");
                         return Ok(signal::exit_code(name));
                     }
                     shutdown.cancel();
-                    say("stopping; what is idle falls asleep, what is in use runs on. Again: at once");
+                    print_status("stopping; what is idle falls asleep, what is in use runs on. Again: at once");
                 }
             }
         }
     }
 
-    fn config(&self, context: &Context) -> Result<Config, Failure> {
-        let program = std::env::current_exe().map_err(Failure::io("cannot find this program's own file"))?;
+    fn config(&self, context: &Context) -> Result<Config, CommandFailure> {
+        let program =
+            std::env::current_exe().map_err(CommandFailure::io("cannot find this program's own file"))?;
         let agent_command = vec![program.to_string_lossy().into_owned(), "agent".to_owned()];
         let env = |name: &str| std::env::var(name).ok();
         Config::load(
@@ -85,23 +86,28 @@ impl Up {
             &env,
             Defaults { agent_command, leaves_idle_asleep: true },
         )
-        .map_err(|error| Failure::Usage(chain(&error)))
+        .map_err(|error| CommandFailure::Usage(error_chain(&error)))
     }
 }
 
-fn tell(url: &str, data: &Path, certificate: Option<&Path>, context: &Context) -> Result<(), Failure> {
+fn announce(
+    url: &str,
+    data: &Path,
+    certificate: Option<&Path>,
+    context: &Context,
+) -> Result<(), CommandFailure> {
     if context.json() {
-        return output::json(&Ready { url, pid: std::process::id(), data });
+        return output::json(&UpReadyView { url, pid: std::process::id(), data });
     }
     // From the environment the other commands have it too.
-    let said = std::env::var_os("PODLING_DATA").is_none() && context.global.data.is_some();
+    let needs_data_flag = std::env::var_os("PODLING_DATA").is_none() && context.global.data.is_some();
     if let Some(certificate) = certificate {
         eprintln!(
             "The other commands must trust its certificate: export PODLING_CA={}",
             certificate.display()
         );
     }
-    output::print(&welcome(url, data, said, &program()))
+    output::print(&welcome(url, data, needs_data_flag, &program()))
 }
 
 /// How this program was called, so that the commands to try work as they stand.
@@ -109,9 +115,9 @@ fn program() -> String {
     std::env::args().next().unwrap_or_else(|| "podling".to_owned())
 }
 
-fn welcome(url: &str, data: &Path, said: bool, program: &str) -> String {
+fn welcome(url: &str, data: &Path, needs_data_flag: bool, program: &str) -> String {
     let data = data.display();
-    let option = if said { format!(" --data {data}") } else { String::new() };
+    let option = if needs_data_flag { format!(" --data {data}") } else { String::new() };
     let mut text = format!("Podling listens on {} (its data is in {data})\n", paint(url, Tone::Strong));
     text.push_str("In another terminal, try:\n\n");
     for command in ["create demo", "attach demo", "run demo -- uname -a"] {
@@ -121,7 +127,7 @@ fn welcome(url: &str, data: &Path, said: bool, program: &str) -> String {
     text
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -6,20 +6,20 @@ use clap::Args;
 use podling_proto::control::v1::{State, WakeWorkspaceRequest, Workspace};
 
 use crate::{
-    backoff::patiently,
+    backoff::retry_call,
     client::Client,
     context::Context,
     duration::show,
-    failure::Failure,
-    journey::{self, Journey, describe},
-    many::Many,
+    failure::CommandFailure,
+    for_each_target::FailureCollector,
     output,
+    state_waiter::{self, TargetState, describe},
     view::WorkspaceView,
 };
 
 /// Wake workspaces, also archived ones, and wait until they are awake
 #[derive(Debug, Args)]
-pub struct Wake {
+pub struct WakeArgs {
     /// Names or ids.
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
@@ -28,44 +28,46 @@ pub struct Wake {
     no_wait: bool,
 }
 
-impl Wake {
+impl WakeArgs {
     /// Does it.
-    pub async fn run(self, context: &Context) -> Result<u8, Failure> {
-        let begun = Instant::now();
+    pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
+        let started_at = Instant::now();
         let client = context.client().await?;
-        let mut many = Many::new(context.json());
-        let mut asked = Vec::new();
+        let mut failures = FailureCollector::new(context.json());
+        let mut accepted = Vec::new();
         for name in &self.names {
-            asked.extend(many.take(wake(&client, name).await));
+            accepted.extend(failures.ok_or_collect(wake(&client, name).await));
         }
-        let mut awake = Vec::new();
-        for workspace in asked {
+        let mut woken = Vec::new();
+        for workspace in accepted {
             let outcome = match self.no_wait {
                 true => Ok(workspace),
-                false => journey::follow(&client, workspace, Journey::Awake).await,
+                false => state_waiter::wait_for(&client, workspace, TargetState::Awake).await,
             };
-            let Some(workspace) = many.take(outcome) else { continue };
+            let Some(workspace) = failures.ok_or_collect(outcome) else { continue };
             if !context.json() {
                 output::line(&match workspace.state() {
-                    State::Awake => format!("{} is awake, after {}", workspace.name, show(begun.elapsed())),
+                    State::Awake => {
+                        format!("{} is awake, after {}", workspace.name, show(started_at.elapsed()))
+                    }
                     _ => describe(&workspace),
                 })?;
             }
-            awake.push(workspace);
+            woken.push(workspace);
         }
         if context.json() {
-            output::json(&awake.iter().map(WorkspaceView::from).collect::<Vec<_>>())?;
+            output::json(&woken.iter().map(WorkspaceView::from).collect::<Vec<_>>())?;
         }
-        many.finish()
+        failures.finish()
     }
 }
 
 /// Asks that it be awake; answers with how it is now.
-pub async fn wake(client: &Client, workspace: &str) -> Result<Workspace, Failure> {
+pub async fn wake(client: &Client, workspace: &str) -> Result<Workspace, CommandFailure> {
     let request = WakeWorkspaceRequest { workspace: workspace.to_owned() };
-    let answer = patiently(|| {
+    let answer = retry_call(|| {
         let (mut workspaces, request) = (client.workspaces(), request.clone());
         async move { workspaces.wake(request).await }
     });
-    answer.await?.workspace.ok_or_else(Failure::no_workspace)
+    answer.await?.workspace.ok_or_else(CommandFailure::no_workspace)
 }

@@ -18,54 +18,63 @@ use tokio::{
 use tonic::{Status, Streaming};
 
 use super::{
-    AT_ONCE, TRIES,
-    place::RemotePath,
-    plan::{File, Plan},
+    CONCURRENT_FILES, MAX_ATTEMPTS,
+    endpoint::RemotePath,
+    plan::{CopyFile, CopyPlan},
 };
 use crate::{
-    backoff::{Backoff, is_broken_link},
-    client::Inside,
-    failure::Failure,
-    stdio::Stdio,
-    unfinished::Unfinished,
+    backoff::{RetryBackoff, is_retryable},
+    client::WorkspaceClient,
+    failure::CommandFailure,
+    partial_file::PartialFile,
+    stdio::AsyncStdio,
 };
 
 /// Carries out a plan.
 pub async fn download(
-    inside: &Inside,
-    plan: Plan<RemotePath, PathBuf>,
+    workspace_client: &WorkspaceClient,
+    plan: CopyPlan<RemotePath, PathBuf>,
     bar: &ProgressBar,
-) -> Result<(), Failure> {
+) -> Result<(), CommandFailure> {
     for folder in &plan.folders {
-        let making = || Failure::io(format!("cannot make the folder {}", folder.display()));
+        let making = || CommandFailure::io(format!("cannot make the folder {}", folder.display()));
         fs::create_dir_all(folder).await.map_err(making())?;
     }
-    let copies = stream::iter(plan.files).map(|file| async move { one(inside, &file, bar).await });
-    copies.buffer_unordered(AT_ONCE).try_collect().await
+    let copies =
+        stream::iter(plan.files).map(|file| async move { download_file(workspace_client, &file, bar).await });
+    copies.buffer_unordered(CONCURRENT_FILES).try_collect().await
 }
 
 /// A file to standard output; answers with its length.
-pub async fn to_stdout(inside: &Inside, from: &RemotePath, bar: &ProgressBar) -> Result<u64, Failure> {
-    let stdout = Stdio::stdout().map_err(Failure::io("cannot write to standard output"))?;
-    let mut reader = Reader::new(inside, from);
+pub async fn download_to_stdout(
+    workspace_client: &WorkspaceClient,
+    from: &RemotePath,
+    bar: &ProgressBar,
+) -> Result<u64, CommandFailure> {
+    let stdout = AsyncStdio::stdout().map_err(CommandFailure::io("cannot write to standard output"))?;
+    let mut reader = RemoteFileReader::new(workspace_client, from);
     while let Some(data) = reader.next().await? {
         match stdout.write_all(&data).await {
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => break,
-            result => result.map_err(Failure::io("cannot write to standard output"))?,
+            result => result.map_err(CommandFailure::io("cannot write to standard output"))?,
         }
         bar.inc(data.len() as u64);
     }
     Ok(reader.offset)
 }
 
-async fn one(inside: &Inside, file: &File<RemotePath, PathBuf>, bar: &ProgressBar) -> Result<(), Failure> {
+async fn download_file(
+    workspace_client: &WorkspaceClient,
+    file: &CopyFile<RemotePath, PathBuf>,
+    bar: &ProgressBar,
+) -> Result<(), CommandFailure> {
     bar.set_message(file.from.show());
-    let unfinished = Unfinished::beside(&file.to);
-    let writing = || Failure::io(format!("cannot write {}", file.to.display()));
+    let partial_file = PartialFile::beside(&file.to);
+    let writing = || CommandFailure::io(format!("cannot write {}", file.to.display()));
     let options = StdFile::options().write(true).create_new(true).clone();
-    let created = fs::OpenOptions::from(options).open(unfinished.path()).await.map_err(writing())?;
+    let created = fs::OpenOptions::from(options).open(partial_file.path()).await.map_err(writing())?;
     let mut local = BufWriter::new(created);
-    let mut reader = Reader::new(inside, &file.from);
+    let mut reader = RemoteFileReader::new(workspace_client, &file.from);
     while let Some(data) = reader.next().await? {
         local.write_all(&data).await.map_err(writing())?;
         bar.inc(data.len() as u64);
@@ -77,39 +86,47 @@ async fn one(inside: &Inside, file: &File<RemotePath, PathBuf>, bar: &ProgressBa
     if let Some(modified) = file.modified {
         local.set_modified(modified).map_err(writing())?;
     }
-    fs::rename(unfinished.path(), &file.to).await.map_err(writing())
+    fs::rename(partial_file.path(), &file.to).await.map_err(writing())
 }
 
 /// Reads a file over as many links as it takes.
-struct Reader<'a> {
-    inside: &'a Inside,
+struct RemoteFileReader<'a> {
+    workspace_client: &'a WorkspaceClient,
     path: &'a RemotePath,
     offset: u64,
-    first: Option<Version>,
+    first: Option<FileVersion>,
     stream: Option<Streaming<ReadFileResponse>>,
-    backoff: Backoff,
+    backoff: RetryBackoff,
     tries: u32,
 }
 
 /// What tells one content of a file from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Version {
+struct FileVersion {
     size: u64,
     modified: Option<SystemTime>,
 }
 
-impl<'a> Reader<'a> {
-    fn new(inside: &'a Inside, path: &'a RemotePath) -> Self {
-        Self { inside, path, offset: 0, first: None, stream: None, backoff: Backoff::default(), tries: 0 }
+impl<'a> RemoteFileReader<'a> {
+    fn new(workspace_client: &'a WorkspaceClient, path: &'a RemotePath) -> Self {
+        Self {
+            workspace_client,
+            path,
+            offset: 0,
+            first: None,
+            stream: None,
+            backoff: RetryBackoff::default(),
+            tries: 0,
+        }
     }
 
     /// The next piece; `None` at the end of a file that was read whole.
-    async fn next(&mut self) -> Result<Option<bytes::Bytes>, Failure> {
+    async fn next(&mut self) -> Result<Option<bytes::Bytes>, CommandFailure> {
         loop {
             match self.message().await {
                 Ok(Some(message)) => {
                     self.check(message.stat)?;
-                    (self.tries, self.backoff) = (0, Backoff::default());
+                    (self.tries, self.backoff) = (0, RetryBackoff::default());
                     self.offset += message.data.len() as u64;
                     if !message.data.is_empty() {
                         return Ok(Some(message.data));
@@ -119,10 +136,10 @@ impl<'a> Reader<'a> {
                     return Err(self.changed());
                 }
                 Ok(None) => return Ok(None),
-                Err(status) if is_broken_link(&status) && self.tries < TRIES => {
+                Err(status) if is_retryable(&status) && self.tries < MAX_ATTEMPTS => {
                     self.stream = None;
                     self.tries += 1;
-                    sleep(self.backoff.step()).await;
+                    sleep(self.backoff.next_delay()).await;
                 }
                 Err(status) => return Err(status.into()),
             }
@@ -135,24 +152,24 @@ impl<'a> Reader<'a> {
             None => {
                 let request =
                     ReadFileRequest { path: Some(self.path.wire()), offset: self.offset, length: 0 };
-                self.stream.insert(self.inside.files().read(request).await?.into_inner())
+                self.stream.insert(self.workspace_client.files().read(request).await?.into_inner())
             }
         };
         stream.message().await
     }
 
     /// A stream that goes on after a broken link must go on with the same file.
-    fn check(&mut self, stat: Option<Entry>) -> Result<(), Failure> {
+    fn check(&mut self, stat: Option<Entry>) -> Result<(), CommandFailure> {
         let Some(stat) = stat else { return Ok(()) };
         let modified = stat.modified.and_then(|at| SystemTime::try_from(at).ok());
-        let version = Version { size: stat.size, modified };
+        let version = FileVersion { size: stat.size, modified };
         match self.first.replace(version) {
             Some(first) if first != version && self.offset > 0 => Err(self.changed()),
             _ => Ok(()),
         }
     }
 
-    fn changed(&self) -> Failure {
-        Failure::Other(format!("{} changed while it was read; nothing was written", self.path.show()))
+    fn changed(&self) -> CommandFailure {
+        CommandFailure::Other(format!("{} changed while it was read; nothing was written", self.path.show()))
     }
 }

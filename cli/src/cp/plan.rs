@@ -12,26 +12,26 @@ use std::{
 use podling_proto::agent::v1::{Entry, FileKind, ListFilesRequest, StatRequest};
 use tonic::Response;
 
-use super::place::RemotePath;
-use crate::{backoff::patiently, client::Inside, failure::Failure};
+use super::endpoint::RemotePath;
+use crate::{backoff::retry_call, client::WorkspaceClient, failure::CommandFailure};
 
 /// Folders below each other that are walked: links that are followed can lead in circles.
 const MAX_DEPTH: usize = 128;
 
 /// What to copy from `F` to `T`.
 #[derive(Debug)]
-pub struct Plan<F, T> {
+pub struct CopyPlan<F, T> {
     /// To be made, parents first.
     pub folders: Vec<T>,
     /// To be copied.
-    pub files: Vec<File<F, T>>,
+    pub files: Vec<CopyFile<F, T>>,
     /// Left out: what, and why.
     pub skipped: Vec<(String, &'static str)>,
 }
 
 /// One file.
 #[derive(Debug)]
-pub struct File<F, T> {
+pub struct CopyFile<F, T> {
     /// Where it is.
     pub from: F,
     /// Where it goes.
@@ -44,9 +44,9 @@ pub struct File<F, T> {
     pub modified: Option<SystemTime>,
 }
 
-/// What a walk does with symbolic links inside folders.
+/// What a walk does with symbolic links workspace_client folders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Links {
+pub enum SymlinkPolicy {
     /// Leaves them out and says so: what they point to may mean something else on the other side.
     Skip,
     /// Copies what they point to.
@@ -57,7 +57,7 @@ const SKIPPED_LINK: &str = "a symbolic link (-L copies what it points to)";
 const SKIPPED_OTHER: &str = "neither a file nor a folder";
 const SKIPPED_DEEP: &str = "too deep: a link that leads in a circle?";
 
-impl<F, T> Plan<F, T> {
+impl<F, T> CopyPlan<F, T> {
     fn empty() -> Self {
         Self { folders: Vec::new(), files: Vec::new(), skipped: Vec::new() }
     }
@@ -69,12 +69,16 @@ impl<F, T> Plan<F, T> {
 }
 
 /// A plan for copying from here. What is named itself is followed if it is a link.
-pub fn from_here(from: &Path, to: RemotePath, links: Links) -> Result<Plan<PathBuf, RemotePath>, Failure> {
-    let mut plan = Plan::empty();
+pub fn plan_upload(
+    from: &Path,
+    to: RemotePath,
+    symlinks: SymlinkPolicy,
+) -> Result<CopyPlan<PathBuf, RemotePath>, CommandFailure> {
+    let mut plan = CopyPlan::empty();
     let mut queue = VecDeque::from([(from.to_owned(), to, 0)]);
     while let Some((from, to, depth)) = queue.pop_front() {
-        let looking = || Failure::io(format!("cannot look at {}", from.display()));
-        let follow = depth == 0 || links == Links::Follow;
+        let looking = || CommandFailure::io(format!("cannot look at {}", from.display()));
+        let follow = depth == 0 || symlinks == SymlinkPolicy::Follow;
         let metadata = if follow { fs::metadata(&from) } else { fs::symlink_metadata(&from) };
         let metadata = match metadata {
             // A link that leads nowhere, while following.
@@ -84,7 +88,7 @@ pub fn from_here(from: &Path, to: RemotePath, links: Links) -> Result<Plan<PathB
             }
             metadata => metadata.map_err(looking())?,
         };
-        if let Some(why) = left_out(&metadata, depth) {
+        if let Some(why) = skip_reason(&metadata, depth) {
             plan.skipped.push((from.display().to_string(), why));
         } else if metadata.is_dir() {
             let mut names = Vec::new();
@@ -96,13 +100,13 @@ pub fn from_here(from: &Path, to: RemotePath, links: Links) -> Result<Plan<PathB
             plan.folders.push(to);
         } else {
             let (size, mode, modified) = (metadata.len(), metadata.mode(), metadata.modified().ok());
-            plan.files.push(File { from, to, size, mode, modified });
+            plan.files.push(CopyFile { from, to, size, mode, modified });
         }
     }
     Ok(plan)
 }
 
-fn left_out(metadata: &Metadata, depth: usize) -> Option<&'static str> {
+fn skip_reason(metadata: &Metadata, depth: usize) -> Option<&'static str> {
     match metadata.file_type() {
         kind if kind.is_symlink() => Some(SKIPPED_LINK),
         kind if kind.is_dir() && depth > MAX_DEPTH => Some(SKIPPED_DEEP),
@@ -112,18 +116,18 @@ fn left_out(metadata: &Metadata, depth: usize) -> Option<&'static str> {
 }
 
 /// A plan for copying from a workspace. What is named itself is followed if it is a link.
-pub async fn from_there(
-    inside: &Inside,
+pub async fn plan_download(
+    workspace_client: &WorkspaceClient,
     from: RemotePath,
     to: PathBuf,
-    links: Links,
-) -> Result<Plan<RemotePath, PathBuf>, Failure> {
-    let mut plan = Plan::empty();
-    let entry = stat(inside, &from).await?;
+    symlinks: SymlinkPolicy,
+) -> Result<CopyPlan<RemotePath, PathBuf>, CommandFailure> {
+    let mut plan = CopyPlan::empty();
+    let entry = stat(workspace_client, &from).await?;
     let mut queue = VecDeque::from([(from, to, entry, 0)]);
     while let Some((from, to, mut entry, depth)) = queue.pop_front() {
-        if entry.kind() == FileKind::Symlink && links == Links::Follow {
-            match stat(inside, &from).await {
+        if entry.kind() == FileKind::Symlink && symlinks == SymlinkPolicy::Follow {
+            match stat(workspace_client, &from).await {
                 Ok(target) => entry = target,
                 Err(failure) if failure.exit_code() == crate::failure::UNAVAILABLE => return Err(failure),
                 // It leads nowhere, or out of the workspace: it is left out as a link.
@@ -133,7 +137,7 @@ pub async fn from_there(
         match entry.kind() {
             FileKind::Folder if depth > MAX_DEPTH => plan.skipped.push((from.show(), SKIPPED_DEEP)),
             FileKind::Folder => {
-                for entry in list(inside, &from).await? {
+                for entry in list(workspace_client, &from).await? {
                     let name = safe_name(&entry)?;
                     queue.push_back((from.join(&name), to.join(&name), entry, depth + 1));
                 }
@@ -141,7 +145,7 @@ pub async fn from_there(
             }
             FileKind::File => {
                 let modified = entry.modified.and_then(|at| SystemTime::try_from(at).ok());
-                plan.files.push(File { from, to, size: entry.size, mode: entry.mode, modified });
+                plan.files.push(CopyFile { from, to, size: entry.size, mode: entry.mode, modified });
             }
             FileKind::Symlink => plan.skipped.push((from.show(), SKIPPED_LINK)),
             FileKind::Other | FileKind::Unspecified => plan.skipped.push((from.show(), SKIPPED_OTHER)),
@@ -151,20 +155,20 @@ pub async fn from_there(
 }
 
 /// What is at a path, links followed.
-pub async fn stat(inside: &Inside, path: &RemotePath) -> Result<Entry, Failure> {
+pub async fn stat(workspace_client: &WorkspaceClient, path: &RemotePath) -> Result<Entry, CommandFailure> {
     let request = StatRequest { path: Some(path.wire()), no_follow: false };
-    let answer = patiently(|| {
-        let (mut files, request) = (inside.files(), request.clone());
+    let answer = retry_call(|| {
+        let (mut files, request) = (workspace_client.files(), request.clone());
         async move { files.stat(request).await }
     });
     Ok(answer.await?.entry.unwrap_or_default())
 }
 
-async fn list(inside: &Inside, path: &RemotePath) -> Result<Vec<Entry>, Failure> {
+async fn list(workspace_client: &WorkspaceClient, path: &RemotePath) -> Result<Vec<Entry>, CommandFailure> {
     let request = ListFilesRequest { path: Some(path.wire()) };
     // All pages or none: a listing cannot be gone on with in its middle.
-    let entries = patiently(|| {
-        let (mut files, request) = (inside.files(), request.clone());
+    let entries = retry_call(|| {
+        let (mut files, request) = (workspace_client.files(), request.clone());
         async move {
             let mut pages = files.list(request).await?.into_inner();
             let mut entries = Vec::new();
@@ -178,7 +182,7 @@ async fn list(inside: &Inside, path: &RemotePath) -> Result<Vec<Entry>, Failure>
 }
 
 /// A name that came from the workspace, which must not lead to another folder here.
-fn safe_name(entry: &Entry) -> Result<OsString, Failure> {
+fn safe_name(entry: &Entry) -> Result<OsString, CommandFailure> {
     let name = if entry.raw_name.is_empty() {
         OsString::from(&entry.name)
     } else {
@@ -189,7 +193,9 @@ fn safe_name(entry: &Entry) -> Result<OsString, Failure> {
     if is_plain {
         return Ok(name);
     }
-    Err(Failure::Other(format!("the workspace names a file {name:?}, which is no name: nothing was copied")))
+    Err(CommandFailure::Other(format!(
+        "the workspace names a file {name:?}, which is no name: nothing was copied"
+    )))
 }
 
 #[cfg(test)]
@@ -197,11 +203,11 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::cp::place::Place;
+    use crate::cp::endpoint::CopyEndpoint;
 
     fn root() -> RemotePath {
-        match Place::parse(OsStr::new("demo:dst")) {
-            Ok(Place::There { path, .. }) => path,
+        match CopyEndpoint::parse(OsStr::new("demo:dst")) {
+            Ok(CopyEndpoint::Remote { path, .. }) => path,
             other => panic!("{other:?}"),
         }
     }
@@ -214,13 +220,13 @@ mod tests {
         symlink("sub/a", folder.path().join("link")).expect("link");
         symlink("nowhere", folder.path().join("broken")).expect("broken");
 
-        let plan = from_here(folder.path(), root(), Links::Skip).expect("a plan");
+        let plan = plan_upload(folder.path(), root(), SymlinkPolicy::Skip).expect("a plan");
         let to: Vec<_> = plan.files.iter().map(|file| file.to.show()).collect();
         assert_eq!(to, ["dst/sub/a"]);
         assert_eq!(plan.folders.iter().map(RemotePath::show).collect::<Vec<_>>(), ["dst", "dst/sub"]);
         assert_eq!((plan.bytes(), plan.skipped.len()), (5, 2));
 
-        let plan = from_here(folder.path(), root(), Links::Follow).expect("a plan");
+        let plan = plan_upload(folder.path(), root(), SymlinkPolicy::Follow).expect("a plan");
         assert_eq!((plan.files.len(), plan.skipped.len()), (2, 1), "the broken link is left out");
     }
 
@@ -229,7 +235,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         symlink(".", folder.path().join("again")).expect("link");
         // Whoever gives up first, the kernel's own limit or ours.
-        let plan = from_here(folder.path(), root(), Links::Follow).expect("a plan");
+        let plan = plan_upload(folder.path(), root(), SymlinkPolicy::Follow).expect("a plan");
         assert!(!plan.skipped.is_empty());
     }
 

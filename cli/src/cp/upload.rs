@@ -12,15 +12,15 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::{
-    AT_ONCE, TRIES,
-    place::RemotePath,
-    plan::{File, Plan},
+    CONCURRENT_FILES, MAX_ATTEMPTS,
+    endpoint::RemotePath,
+    plan::{CopyFile, CopyPlan},
 };
 use crate::{
-    backoff::{Backoff, is_broken_link, patiently},
-    client::Inside,
-    failure::Failure,
-    stdio::Stdio,
+    backoff::{RetryBackoff, is_retryable, retry_call},
+    client::WorkspaceClient,
+    failure::CommandFailure,
+    stdio::AsyncStdio,
 };
 
 /// One message's data.
@@ -29,58 +29,63 @@ const CHUNK: usize = 256 * 1024;
 const QUEUE: usize = 4;
 
 /// Why a file did not get there.
-enum Trouble {
+enum UploadError {
     /// The other side, or the way to it.
     Remote(Status),
     /// This side.
-    Local(Failure),
+    Local(CommandFailure),
 }
 
 /// Carries out a plan.
 pub async fn upload(
-    inside: &Inside,
-    plan: Plan<PathBuf, RemotePath>,
+    workspace_client: &WorkspaceClient,
+    plan: CopyPlan<PathBuf, RemotePath>,
     bar: &ProgressBar,
-) -> Result<(), Failure> {
+) -> Result<(), CommandFailure> {
     for folder in &plan.folders {
         let request = MkdirRequest { path: Some(folder.wire()), mode: 0, parents: true };
-        patiently(|| {
-            let (mut files, request) = (inside.files(), request.clone());
+        retry_call(|| {
+            let (mut files, request) = (workspace_client.files(), request.clone());
             async move { files.mkdir(request).await }
         })
         .await?;
     }
-    let copies = stream::iter(plan.files).map(|file| async move { one(inside, &file, bar).await });
-    copies.buffer_unordered(AT_ONCE).try_collect().await
+    let copies =
+        stream::iter(plan.files).map(|file| async move { upload_file(workspace_client, &file, bar).await });
+    copies.buffer_unordered(CONCURRENT_FILES).try_collect().await
 }
 
-async fn one(inside: &Inside, file: &File<PathBuf, RemotePath>, bar: &ProgressBar) -> Result<(), Failure> {
+async fn upload_file(
+    workspace_client: &WorkspaceClient,
+    file: &CopyFile<PathBuf, RemotePath>,
+    bar: &ProgressBar,
+) -> Result<(), CommandFailure> {
     bar.set_message(file.to.show());
-    let mut backoff = Backoff::default();
+    let mut backoff = RetryBackoff::default();
     let mut tries = 0;
     loop {
         tries += 1;
         let mut sent = 0;
-        match attempt(inside, file, bar, &mut sent).await {
+        match attempt(workspace_client, file, bar, &mut sent).await {
             Ok(()) => return Ok(()),
-            Err(Trouble::Remote(status)) if is_broken_link(&status) && tries < TRIES => {
+            Err(UploadError::Remote(status)) if is_retryable(&status) && tries < MAX_ATTEMPTS => {
                 // What was sent of it is not there: a file arrives whole.
                 bar.set_position(bar.position().saturating_sub(sent));
-                sleep(backoff.step()).await;
+                sleep(backoff.next_delay()).await;
             }
-            Err(Trouble::Remote(status)) => return Err(status.into()),
-            Err(Trouble::Local(failure)) => return Err(failure),
+            Err(UploadError::Remote(status)) => return Err(status.into()),
+            Err(UploadError::Local(failure)) => return Err(failure),
         }
     }
 }
 
 async fn attempt(
-    inside: &Inside,
-    file: &File<PathBuf, RemotePath>,
+    workspace_client: &WorkspaceClient,
+    file: &CopyFile<PathBuf, RemotePath>,
     bar: &ProgressBar,
     sent: &mut u64,
-) -> Result<(), Trouble> {
-    let digest = digest_of(&file.from).await.map_err(Trouble::Local)?;
+) -> Result<(), UploadError> {
+    let digest = sha256_of_file(&file.from).await.map_err(UploadError::Local)?;
     let open = WriteOpen {
         path: Some(file.to.wire()),
         mode: file.mode & 0o7777,
@@ -88,11 +93,11 @@ async fn attempt(
         modified: file.modified.map(prost_types::Timestamp::from),
         ..WriteOpen::default()
     };
-    let reading = || Failure::io(format!("cannot read {}", file.from.display()));
-    let mut source = fs::File::open(&file.from).await.map_err(reading()).map_err(Trouble::Local)?;
-    write(inside, open, async |tx| {
+    let reading = || CommandFailure::io(format!("cannot read {}", file.from.display()));
+    let mut source = fs::File::open(&file.from).await.map_err(reading()).map_err(UploadError::Local)?;
+    write(workspace_client, open, async |tx| {
         loop {
-            let chunk = chunk(&mut source).await.map_err(reading())?;
+            let chunk = read_chunk(&mut source).await.map_err(reading())?;
             let count = chunk.len() as u64;
             if count == 0 || tx.send(WriteFileRequest { open: None, data: chunk }).await.is_err() {
                 return Ok(());
@@ -106,13 +111,17 @@ async fn attempt(
 }
 
 /// Standard input into a file; checked afterwards, since nobody knows its digest before.
-pub async fn from_stdin(inside: &Inside, to: &RemotePath, bar: &ProgressBar) -> Result<u64, Failure> {
-    let reading = || Failure::io("cannot read standard input");
-    let stdin = Stdio::stdin().map_err(reading())?;
+pub async fn upload_stdin(
+    workspace_client: &WorkspaceClient,
+    to: &RemotePath,
+    bar: &ProgressBar,
+) -> Result<u64, CommandFailure> {
+    let reading = || CommandFailure::io("cannot read standard input");
+    let stdin = AsyncStdio::stdin().map_err(reading())?;
     let mut hash = Context::new(&SHA256);
     let mut total = 0;
     let open = WriteOpen { path: Some(to.wire()), ..WriteOpen::default() };
-    let written = write(inside, open, async |tx| {
+    let written = write(workspace_client, open, async |tx| {
         let mut buffer = vec![0; CHUNK];
         loop {
             let count = stdin.read(&mut buffer).await.map_err(reading())?;
@@ -128,24 +137,24 @@ pub async fn from_stdin(inside: &Inside, to: &RemotePath, bar: &ProgressBar) -> 
     .await;
     let written = match written {
         Ok(written) => written,
-        Err(Trouble::Remote(status)) => return Err(status.into()),
-        Err(Trouble::Local(failure)) => return Err(failure),
+        Err(UploadError::Remote(status)) => return Err(status.into()),
+        Err(UploadError::Local(failure)) => return Err(failure),
     };
     if written.sha256 != hash.finish().as_ref() {
         let words = format!("{} arrived changed: what is there is not what was sent", to.show());
-        return Err(Failure::Other(words));
+        return Err(CommandFailure::Other(words));
     }
     Ok(total)
 }
 
 /// One Write call, fed by `feed`. When feeding fails the call is cut off, so that no half file is taken for a whole one.
 async fn write(
-    inside: &Inside,
+    workspace_client: &WorkspaceClient,
     open: WriteOpen,
-    feed: impl AsyncFnOnce(&mpsc::Sender<WriteFileRequest>) -> Result<(), Failure>,
-) -> Result<WriteFileResponse, Trouble> {
+    feed: impl AsyncFnOnce(&mpsc::Sender<WriteFileRequest>) -> Result<(), CommandFailure>,
+) -> Result<WriteFileResponse, UploadError> {
     let (tx, rx) = mpsc::channel(QUEUE);
-    let mut files = inside.files();
+    let mut files = workspace_client.files();
     let call = files.write(ReceiverStream::new(rx));
     tokio::pin!(call);
     let feeding = async {
@@ -154,20 +163,20 @@ async fn write(
         if tx.send(open).await.is_ok() { feed(&tx).await } else { Ok(()) }
     };
     tokio::select! {
-        answer = &mut call => return answer.map(tonic::Response::into_inner).map_err(Trouble::Remote),
-        fed = feeding => fed.map_err(Trouble::Local)?,
+        answer = &mut call => return answer.map(tonic::Response::into_inner).map_err(UploadError::Remote),
+        fed = feeding => fed.map_err(UploadError::Local)?,
     }
     // The sender's end is the file's end.
     drop(tx);
-    call.await.map(tonic::Response::into_inner).map_err(Trouble::Remote)
+    call.await.map(tonic::Response::into_inner).map_err(UploadError::Remote)
 }
 
-async fn digest_of(path: &PathBuf) -> Result<Digest, Failure> {
-    let reading = || Failure::io(format!("cannot read {}", path.display()));
+async fn sha256_of_file(path: &PathBuf) -> Result<Digest, CommandFailure> {
+    let reading = || CommandFailure::io(format!("cannot read {}", path.display()));
     let mut file = fs::File::open(path).await.map_err(reading())?;
     let mut hash = Context::new(&SHA256);
     loop {
-        let chunk = chunk(&mut file).await.map_err(reading())?;
+        let chunk = read_chunk(&mut file).await.map_err(reading())?;
         if chunk.is_empty() {
             return Ok(hash.finish());
         }
@@ -175,7 +184,7 @@ async fn digest_of(path: &PathBuf) -> Result<Digest, Failure> {
     }
 }
 
-async fn chunk(file: &mut fs::File) -> io::Result<Bytes> {
+async fn read_chunk(file: &mut fs::File) -> io::Result<Bytes> {
     let mut buffer = Vec::with_capacity(CHUNK);
     file.take(CHUNK as u64).read_to_end(&mut buffer).await?;
     Ok(buffer.into())

@@ -6,8 +6,8 @@ use podling_proto::agent::v1::{ActivityLevel, ActivityState, Evidence, Lease, Sl
 
 use crate::{
     duration::{self, from_wire, show},
+    next_transition::{brief, left, since},
     output::{Tone, counted, paint, plain, table},
-    upcoming::{brief, left, since},
     view::activity_word,
 };
 

@@ -5,9 +5,9 @@ use std::time::SystemTime;
 use podling_proto::control::v1::{State, Workspace, WorkspaceArchive};
 
 use crate::{
-    backup,
+    archive,
+    next_transition::{brief, left, sleeps_in},
     output::{Tone, paint, plain},
-    upcoming::{brief, left, sleeps_in},
 };
 
 /// Archives that are named; of older ones only the number.
@@ -62,10 +62,10 @@ pub fn storage(workspace: &Workspace, backups: &[WorkspaceArchive], now: SystemT
         text.push_str(&format!(
             "  {}  {}  {}  {} entries  goes {}\n",
             backup.key,
-            backup::made(backup, now),
-            backup::size(backup),
+            archive::age(backup, now),
+            archive::size(backup),
             backup.entries,
-            backup::expires(backup, now)
+            archive::expires(backup, now)
         ));
     }
     if backups.len() > NAMED {

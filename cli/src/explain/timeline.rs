@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::coloured;
 use crate::{
+    next_transition::{brief, since},
     output::{Tone, paint, plain},
-    upcoming::{brief, since},
     view::state,
 };
 

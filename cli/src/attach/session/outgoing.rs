@@ -4,7 +4,7 @@ use podling_proto::agent::v1::{
     AttachOpen, AttachRequest, From, FromOldest, FromScreen, Position, Resize, attach_request::Request, from,
 };
 
-use super::Session;
+use super::AttachSession;
 use crate::attach::raw;
 
 /// Output under way without an ack: enough for 10 MB/s over 100 ms, little enough that Ctrl-C takes effect at once.
@@ -12,37 +12,37 @@ const CREDIT: u32 = 1024 * 1024;
 /// How often acks are sent: eight of them per credit.
 const ACK_EVERY: u64 = CREDIT as u64 / 8;
 
-impl Session {
-    pub(super) fn sends(&self) -> bool {
-        self.begun
+impl AttachSession {
+    pub(super) fn has_request(&self) -> bool {
+        self.has_started
             && (self.resize.is_some()
                 || self.ack_due()
                 || (self.outbox.has_unsent() && self.resend_at.is_none()))
     }
 
     fn ack_due(&self) -> bool {
-        self.display.written() >= self.acked + ACK_EVERY
+        self.screen.written() >= self.acked + ACK_EVERY
     }
 
-    pub(super) fn request(&mut self) -> AttachRequest {
+    pub(super) fn next_request(&mut self) -> AttachRequest {
         let request = if let Some(size) = self.resize.take() {
             Request::Resize(Resize { size: Some(size), take: true })
         } else if self.ack_due() {
-            self.acked = self.display.written();
+            self.acked = self.screen.written();
             Request::Ack(self.acked)
         } else if let Some(input) = self.outbox.next_input() {
             Request::Input(input)
         } else {
-            Request::Ack(self.display.written())
+            Request::Ack(self.screen.written())
         };
         AttachRequest { request: Some(request) }
     }
 
     /// Opens a stream; only for somebody who asks for it is a workspace woken that sleeps.
     pub(super) fn open(&mut self, wakes: bool) {
-        let from = match self.display.position() {
+        let from = match self.screen.position() {
             Some((epoch, offset)) => from::From::Position(Position { epoch, offset }),
-            None if self.fresh => from::From::Oldest(FromOldest {}),
+            None if self.from_oldest => from::From::Oldest(FromOldest {}),
             None => from::From::Screen(FromScreen {}),
         };
         let open = AttachOpen {
@@ -55,6 +55,6 @@ impl Session {
             lossless: true,
             read_only: false,
         };
-        self.link.open(open, wakes);
+        self.connection.open(open, wakes);
     }
 }

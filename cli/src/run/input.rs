@@ -16,24 +16,24 @@ use tokio::{
 };
 use tonic::Status;
 
-use super::follow::Started;
+use super::command_follower::StartedProcess;
 use crate::{
-    backoff::{Backoff, is_broken_link},
-    client::Inside,
-    failure::Failure,
+    backoff::{RetryBackoff, is_retryable},
+    client::WorkspaceClient,
+    failure::CommandFailure,
     signal::exit_code,
-    stdio::{READ_BYTES, Stdio},
+    stdio::{AsyncStdio, READ_BYTES},
 };
 
 /// How long a signal may take to reach the command before we leave without it.
 const SIGNAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a signal waits for the command's start to be known.
-const START_PATIENCE: Duration = Duration::from_secs(2);
+const START_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a command whose output nobody reads has to end by itself after PIPE.
 const PIPE_GRACE: Duration = Duration::from_secs(2);
 
 /// Waits until the command runs.
-pub async fn running(started: &mut watch::Receiver<Option<Started>>) -> Started {
+pub async fn wait_until_started(started: &mut watch::Receiver<Option<StartedProcess>>) -> StartedProcess {
     match started.wait_for(Option::is_some).await.map(|started| started.clone()) {
         Ok(Some(started)) => started,
         // The follower is gone, and with it the wish to go on.
@@ -42,25 +42,28 @@ pub async fn running(started: &mut watch::Receiver<Option<Started>>) -> Started 
 }
 
 /// Why standard input does not get there.
-enum Trouble {
+enum StdinError {
     /// This side cannot read it.
-    Here(io::Error),
+    Read(io::Error),
     /// The other side does not take it.
-    There(Status),
+    Rejected(Status),
 }
 
 /// Passes standard input on to its end, then waits for ever: how the command ends is the follower's to say. Answers only when
 /// the command runs and is refused its input: it would wait for ever for what does not come.
-pub async fn stdin(inside: Inside, mut started: watch::Receiver<Option<Started>>) -> Failure {
-    let started = running(&mut started).await;
+pub async fn forward_stdin(
+    workspace_client: WorkspaceClient,
+    mut started: watch::Receiver<Option<StartedProcess>>,
+) -> CommandFailure {
+    let started = wait_until_started(&mut started).await;
     let mut offset = 0;
-    let fed = match pump(&inside, &started, &mut offset).await {
-        Err(Trouble::Here(error)) => {
+    let fed = match pump(&workspace_client, &started, &mut offset).await {
+        Err(StdinError::Read(error)) => {
             eprintln!("podling: cannot read standard input: {error}");
             // The command must not wait for what will not come.
-            write(&inside, &started, offset, Bytes::new(), true).await.map(|_| ())
+            write(&workspace_client, &started, offset, Bytes::new(), true).await.map(|_| ())
         }
-        Err(Trouble::There(status)) => Err(status),
+        Err(StdinError::Rejected(status)) => Err(status),
         Ok(()) => Ok(()),
     };
     match fed {
@@ -72,13 +75,19 @@ pub async fn stdin(inside: Inside, mut started: watch::Receiver<Option<Started>>
     }
 }
 
-async fn pump(inside: &Inside, started: &Started, offset: &mut u64) -> Result<(), Trouble> {
-    let stdin = Stdio::stdin().map_err(Trouble::Here)?;
+async fn pump(
+    workspace_client: &WorkspaceClient,
+    started: &StartedProcess,
+    offset: &mut u64,
+) -> Result<(), StdinError> {
+    let stdin = AsyncStdio::stdin().map_err(StdinError::Read)?;
     let mut buffer = vec![0; READ_BYTES];
     loop {
-        let count = stdin.read(&mut buffer).await.map_err(Trouble::Here)?;
+        let count = stdin.read(&mut buffer).await.map_err(StdinError::Read)?;
         let data = Bytes::copy_from_slice(&buffer[..count]);
-        let takes_more = write(inside, started, *offset, data, count == 0).await.map_err(Trouble::There)?;
+        let takes_more = write(workspace_client, started, *offset, data, count == 0)
+            .await
+            .map_err(StdinError::Rejected)?;
         if !takes_more || count == 0 {
             return Ok(());
         }
@@ -88,13 +97,13 @@ async fn pump(inside: &Inside, started: &Started, offset: &mut u64) -> Result<()
 
 /// Sends one piece, over as many links as it takes. Answers whether the command takes more.
 async fn write(
-    inside: &Inside,
-    started: &Started,
+    workspace_client: &WorkspaceClient,
+    started: &StartedProcess,
     offset: u64,
     data: Bytes,
     end: bool,
 ) -> Result<bool, Status> {
-    let mut backoff = Backoff::default();
+    let mut backoff = RetryBackoff::default();
     loop {
         let request = WriteProcessRequest {
             process_id: started.process_id.clone(),
@@ -103,9 +112,9 @@ async fn write(
             data: data.clone(),
             end,
         };
-        match inside.processes().write(request).await {
+        match workspace_client.processes().write(request).await {
             Ok(answer) => return Ok(!answer.into_inner().closed),
-            Err(status) if is_broken_link(&status) => sleep(backoff.step()).await,
+            Err(status) if is_retryable(&status) => sleep(backoff.next_delay()).await,
             Err(status) if has_ended(&status) => return Ok(false),
             Err(status) => return Err(status),
         }
@@ -114,16 +123,16 @@ async fn write(
 
 /// The signals that are passed on.
 #[derive(Debug)]
-pub struct Signals {
+pub struct TerminationSignals {
     interrupt: Signal,
     terminate: Signal,
     hang_up: Signal,
     quit: Signal,
 }
 
-impl Signals {
+impl TerminationSignals {
     /// Takes them from now on.
-    pub fn take() -> io::Result<Self> {
+    pub fn listen() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
@@ -144,21 +153,21 @@ impl Signals {
 }
 
 /// Passes signals on. Answers only when one cannot be: then it ends us, with its exit code.
-pub async fn signals(
-    inside: Inside,
-    mut started: watch::Receiver<Option<Started>>,
-    mut taken: Signals,
+pub async fn forward_signals(
+    workspace_client: WorkspaceClient,
+    mut started: watch::Receiver<Option<StartedProcess>>,
+    mut signals: TerminationSignals,
 ) -> u8 {
     loop {
-        let name = taken.next().await;
+        let name = signals.next().await;
         // It may run although we have not heard of it yet: then it must not be left behind.
         let process = tokio::select! {
-            process = running(&mut started) => process,
+            process = wait_until_started(&mut started) => process,
             // Nothing runs that we know of, or somebody insists.
-            () = sleep(START_PATIENCE) => return exit_code(name),
-            again = taken.next() => return exit_code(again),
+            () = sleep(START_TIMEOUT) => return exit_code(name),
+            again = signals.next() => return exit_code(again),
         };
-        if !send(&inside, &process, name).await {
+        if !send_signal(&workspace_client, &process, name).await {
             eprintln!("podling: the command cannot be reached; it may still run");
             return exit_code(name);
         }
@@ -166,21 +175,21 @@ pub async fn signals(
 }
 
 /// Ends the command when nobody reads our output any more, as a local pipe would.
-pub async fn broken_pipe(
-    inside: Inside,
-    mut started: watch::Receiver<Option<Started>>,
-    deaf: Rc<Cell<bool>>,
+pub async fn end_on_closed_output(
+    workspace_client: WorkspaceClient,
+    mut started: watch::Receiver<Option<StartedProcess>>,
+    output_closed: Rc<Cell<bool>>,
 ) -> u8 {
-    while !deaf.get() {
+    while !output_closed.get() {
         if started.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
-    let process = running(&mut started).await;
-    if send(&inside, &process, "PIPE").await {
+    let process = wait_until_started(&mut started).await;
+    if send_signal(&workspace_client, &process, "PIPE").await {
         sleep(PIPE_GRACE).await;
         // It takes no notice of PIPE.
-        send(&inside, &process, "TERM").await;
+        send_signal(&workspace_client, &process, "TERM").await;
     }
     exit_code("PIPE")
 }
@@ -191,14 +200,14 @@ fn has_ended(status: &Status) -> bool {
 }
 
 /// Whether the signal arrived, or there is nobody left whom it could reach.
-async fn send(inside: &Inside, process: &Started, name: &str) -> bool {
+async fn send_signal(workspace_client: &WorkspaceClient, process: &StartedProcess, name: &str) -> bool {
     let request = SignalProcessRequest { process_id: process.process_id.clone(), signal: name.to_owned() };
-    let mut processes = inside.processes();
+    let mut processes = workspace_client.processes();
     match timeout(SIGNAL_TIMEOUT, processes.signal(request)).await {
         Ok(Ok(_)) => true,
         Ok(Err(status)) if has_ended(&status) => true,
         Ok(Err(status)) => {
-            eprintln!("podling: cannot pass {name} on: {}", Failure::from(status).describe());
+            eprintln!("podling: cannot pass {name} on: {}", CommandFailure::from(status).describe());
             false
         }
         Err(_) => false,

@@ -13,58 +13,64 @@ use tokio::time::sleep;
 use tonic::Streaming;
 
 use crate::{
-    backoff::Backoff,
-    client::{Client, Inside},
-    follow::{Change, Follow},
-    journey::describe,
-    upcoming::{brief, left},
+    backoff::RetryBackoff,
+    client::{Client, WorkspaceClient},
+    next_transition::{brief, left},
+    state_waiter::describe,
+    workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
 };
 
 /// Seconds in which the time that is left until sleep is told, but for the last ones.
-const STEP: u64 = 10;
+const COUNTDOWN_STEP: u64 = 10;
 
 /// One piece of news.
 #[derive(Debug, Clone, PartialEq)]
-pub enum News {
+pub enum Notification {
     /// It sleeps at this time unless it is used; `None`: nobody says so any more.
-    Sleeps(Option<Timestamp>),
+    SleepsAt(Option<Timestamp>),
     /// What it is doing.
-    Doing(String),
+    Status(String),
 }
 
 /// Where news come from; dropped, nothing is asked any more.
-pub type Source = LocalBoxStream<'static, News>;
+pub type NotificationStream = LocalBoxStream<'static, Notification>;
 
 /// A stream of activities, and the way to the next.
-struct Watch {
-    inside: Inside,
+struct ActivityWatch {
+    workspace_client: WorkspaceClient,
     stream: Option<Streaming<WatchActivityResponse>>,
-    backoff: Backoff,
+    backoff: RetryBackoff,
 }
 
 /// No news.
-pub fn none() -> Source {
+pub fn none() -> NotificationStream {
     stream::pending().boxed_local()
 }
 
 /// The warnings before sleep, as long as there is an agent; a link that breaks is no news.
-pub fn warnings(inside: &Inside) -> Source {
-    let watch = Watch { inside: inside.quiet(), stream: None, backoff: Backoff::default() };
+pub fn sleep_warnings(workspace_client: &WorkspaceClient) -> NotificationStream {
+    let watch = ActivityWatch {
+        workspace_client: workspace_client.without_waking(),
+        stream: None,
+        backoff: RetryBackoff::default(),
+    };
     stream::unfold(watch, |mut watch| async move {
         let warning = watch.next().await;
-        Some((News::Sleeps(warning.and_then(|warning| warning.at)), watch))
+        Some((Notification::SleepsAt(warning.and_then(|warning| warning.at)), watch))
     })
     .boxed_local()
 }
 
 /// How the workspace with this id fares on its way back.
-pub fn journey(client: &Client, id: &str) -> Source {
-    let follow = Follow::new(client.clone(), id.to_owned());
+pub fn wake_progress(client: &Client, id: &str) -> NotificationStream {
+    let follow = WorkspaceWatcher::new(client.clone(), id.to_owned());
     stream::unfold(follow, |mut follow| async move {
         match follow.next().await {
-            Ok(Change::Now(workspace)) => Some((News::Doing(describe(&workspace)), follow)),
+            Ok(WorkspaceChange::Current(workspace)) => {
+                Some((Notification::Status(describe(&workspace)), follow))
+            }
             // The attempt to attach says why.
-            Ok(Change::Gone) | Err(_) => None,
+            Ok(WorkspaceChange::Deleted) | Err(_) => None,
         }
     })
     .chain(stream::pending())
@@ -72,26 +78,26 @@ pub fn journey(client: &Client, id: &str) -> Source {
 }
 
 /// The warning for a corner of the screen.
-pub fn warning(name: &str, at: Timestamp, now: SystemTime) -> String {
+pub fn warning_text(name: &str, at: Timestamp, now: SystemTime) -> String {
     let left = left(Some(at), now).unwrap_or_default();
     // Seconds that run by draw the eye; the last ones may.
     let left = match left.as_secs() {
-        seconds @ STEP.. => Duration::from_secs(seconds / STEP * STEP),
+        seconds @ COUNTDOWN_STEP.. => Duration::from_secs(seconds / COUNTDOWN_STEP * COUNTDOWN_STEP),
         _ => left,
     };
     let when = brief(left).map_or_else(|| "now".to_owned(), |left| format!("in {left}"));
     format!("{name} sleeps {when}; any key keeps it awake")
 }
 
-impl Watch {
+impl ActivityWatch {
     async fn next(&mut self) -> Option<SleepWarning> {
         loop {
             let stream = match &mut self.stream {
                 Some(stream) => stream,
-                None => match self.inside.activity().watch(WatchActivityRequest {}).await {
+                None => match self.workspace_client.activity().watch(WatchActivityRequest {}).await {
                     Ok(opened) => self.stream.insert(opened.into_inner()),
                     Err(_) => {
-                        sleep(self.backoff.step()).await;
+                        sleep(self.backoff.next_delay()).await;
                         continue;
                     }
                 },
@@ -101,7 +107,7 @@ impl Watch {
                 return answer.activity.unwrap_or_default().sleep_warning;
             }
             self.stream = None;
-            sleep(self.backoff.step()).await;
+            sleep(self.backoff.next_delay()).await;
         }
     }
 }
@@ -114,9 +120,9 @@ mod tests {
     fn a_warning_says_how_long_is_left_and_what_to_do() {
         let now = SystemTime::UNIX_EPOCH;
         let at = |seconds| Timestamp::from(now + Duration::from_secs(seconds));
-        assert_eq!(warning("demo", at(119), now), "demo sleeps in 2m; any key keeps it awake");
-        assert_eq!(warning("demo", at(29), now), "demo sleeps in 20s; any key keeps it awake");
-        assert_eq!(warning("demo", at(9), now), "demo sleeps in 9s; any key keeps it awake");
-        assert_eq!(warning("demo", at(0), now), "demo sleeps now; any key keeps it awake");
+        assert_eq!(warning_text("demo", at(119), now), "demo sleeps in 2m; any key keeps it awake");
+        assert_eq!(warning_text("demo", at(29), now), "demo sleeps in 20s; any key keeps it awake");
+        assert_eq!(warning_text("demo", at(9), now), "demo sleeps in 9s; any key keeps it awake");
+        assert_eq!(warning_text("demo", at(0), now), "demo sleeps now; any key keeps it awake");
     }
 }

@@ -15,24 +15,24 @@ use tokio::{
 };
 use tonic::{Status, Streaming};
 
-use super::tally::{Tally, Which};
+use super::output_positions::{OutputKind, OutputPositions};
 use crate::{
-    backoff::{Backoff, is_broken_link},
-    client::Inside,
-    failure::{self, Failure},
+    backoff::{RetryBackoff, is_retryable},
+    client::WorkspaceClient,
+    failure::{self, CommandFailure},
     signal,
-    stdio::Stdio,
-    waiting::Waiting,
+    stdio::AsyncStdio,
+    wake_spinner::WakeSpinner,
 };
 
 /// How long a command may take to start while the link breaks or the other side says "not now".
-const START_PATIENCE: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// A link that is back sooner than this is not worth a word.
-const UNTOLD: Duration = Duration::from_millis(500);
+const NOTICE_DELAY: Duration = Duration::from_millis(500);
 
 /// A command that has started.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Started {
+pub struct StartedProcess {
     /// Names it.
     pub process_id: String,
     /// The life of its logs.
@@ -41,71 +41,73 @@ pub struct Started {
 
 /// Follows one command.
 #[derive(Debug)]
-pub struct Follower {
-    inside: Inside,
-    waiting: Waiting,
+pub struct CommandFollower {
+    workspace_client: WorkspaceClient,
+    wake_spinner: WakeSpinner,
     request: StartProcessRequest,
-    started: watch::Sender<Option<Started>>,
-    tally: Tally,
-    stdout: Stdio,
-    stderr: Stdio,
+    started: watch::Sender<Option<StartedProcess>>,
+    positions: OutputPositions,
+    stdout: AsyncStdio,
+    stderr: AsyncStdio,
     /// Nobody reads our output any more: what comes is dropped.
-    deaf: Rc<Cell<bool>>,
+    output_closed: Rc<Cell<bool>>,
     since: Instant,
 }
 
 /// How a stream of events ended.
-enum Ended {
+enum StreamEnd {
     Exit(ProcessExit),
-    Link(Status),
+    Disconnected(Status),
 }
 
-impl Follower {
-    /// Follows what `request` starts; tells `started` when it runs and `deaf` when nobody reads our output any more.
+impl CommandFollower {
+    /// Follows what `request` starts; tells `started` when it runs and `output_closed` when nobody reads our output any more.
     pub fn new(
-        inside: Inside,
-        waiting: Waiting,
+        workspace_client: WorkspaceClient,
+        wake_spinner: WakeSpinner,
         request: StartProcessRequest,
-        started: watch::Sender<Option<Started>>,
-        deaf: Rc<Cell<bool>>,
+        started: watch::Sender<Option<StartedProcess>>,
+        output_closed: Rc<Cell<bool>>,
     ) -> io::Result<Self> {
-        let (stdout, stderr) = (Stdio::stdout()?, Stdio::stderr()?);
+        let (stdout, stderr) = (AsyncStdio::stdout()?, AsyncStdio::stderr()?);
         Ok(Self {
-            inside,
-            waiting,
+            workspace_client,
+            wake_spinner,
             request,
             started,
-            tally: Tally::new(0),
+            positions: OutputPositions::new(0),
             stdout,
             stderr,
-            deaf,
+            output_closed,
             since: Instant::now(),
         })
     }
 
     /// To the end; answers with the exit code to pass on.
-    pub async fn follow(mut self) -> Result<u8, Failure> {
-        let mut backoff = Backoff::default();
-        let mut told = false;
+    pub async fn follow(mut self) -> Result<u8, CommandFailure> {
+        let mut backoff = RetryBackoff::default();
+        let mut notified = false;
         loop {
             let ended = match self.open().await {
                 Ok(events) => {
                     backoff.reset();
-                    if std::mem::take(&mut told) {
+                    if std::mem::take(&mut notified) {
                         eprintln!("podling: the link is back");
                     }
                     self.drain(events).await?
                 }
-                Err(status) => Ended::Link(status),
+                Err(status) => StreamEnd::Disconnected(status),
             };
             match ended {
-                Ended::Exit(exit) => return Ok(exit_code(&exit)),
-                Ended::Link(status) if !self.worth_another_try(&status) => return Err(self.lost(status)),
-                Ended::Link(_) => {
-                    let wait = backoff.step();
-                    if !told && wait > UNTOLD && self.started.borrow().is_some() {
+                StreamEnd::Exit(exit) => return Ok(exit_code(&exit)),
+                StreamEnd::Disconnected(status) if !self.should_retry(&status) => {
+                    return Err(self.failure_of(status));
+                }
+                StreamEnd::Disconnected(_) => {
+                    let wait = backoff.next_delay();
+                    if !notified && wait > NOTICE_DELAY && self.started.borrow().is_some() {
                         eprintln!("podling: the link is lost, trying again …");
-                        told = true;
+                        notified = true;
                     }
                     sleep(wait).await;
                 }
@@ -116,16 +118,16 @@ impl Follower {
     /// Starts the command, or goes on with it from where we are.
     async fn open(&self) -> Result<Streaming<ProcessEvent>, Status> {
         let started = self.started.borrow().clone();
-        let mut processes = self.inside.processes();
+        let mut processes = self.workspace_client.processes();
         let answer = match started {
             // Starting it again with the same request id finds what the first call started.
-            None => self.waiting.beside(processes.start(self.request.clone())).await,
+            None => self.wake_spinner.show_during(processes.start(self.request.clone())).await,
             Some(started) => {
                 let request = WatchProcessRequest {
                     process_id: started.process_id,
                     epoch: started.epoch,
-                    stdout_offset: self.tally.stdout,
-                    stderr_offset: self.tally.stderr,
+                    stdout_offset: self.positions.stdout,
+                    stderr_offset: self.positions.stderr,
                 };
                 processes.watch(request).await
             }
@@ -133,63 +135,73 @@ impl Follower {
         Ok(answer?.into_inner())
     }
 
-    fn worth_another_try(&self, status: &Status) -> bool {
-        worth_another_try(status, self.started.borrow().is_some(), self.since.elapsed())
+    fn should_retry(&self, status: &Status) -> bool {
+        should_retry(status, self.started.borrow().is_some(), self.since.elapsed())
     }
 
-    async fn drain(&mut self, mut events: Streaming<ProcessEvent>) -> Result<Ended, Failure> {
+    async fn drain(&mut self, mut events: Streaming<ProcessEvent>) -> Result<StreamEnd, CommandFailure> {
         loop {
             let event = match events.message().await {
                 Ok(Some(event)) => event.event,
                 Ok(None) => {
-                    return Ok(Ended::Link(Status::unavailable("the stream ended before the command")));
+                    return Ok(StreamEnd::Disconnected(Status::unavailable(
+                        "the stream ended before the command",
+                    )));
                 }
-                Err(status) => return Ok(Ended::Link(status)),
+                Err(status) => return Ok(StreamEnd::Disconnected(status)),
             };
             match event {
                 Some(process_event::Event::Started(started)) => {
-                    if self.tally.epoch != started.epoch {
-                        self.tally = Tally::new(started.epoch);
+                    if self.positions.epoch != started.epoch {
+                        self.positions = OutputPositions::new(started.epoch);
                     }
-                    let started = Started { process_id: started.process_id, epoch: started.epoch };
+                    let started = StartedProcess { process_id: started.process_id, epoch: started.epoch };
                     self.started.send_if_modified(|known| known.replace(started.clone()) != Some(started));
                 }
-                Some(process_event::Event::Stdout(output)) => self.pass_on(Which::Out, output).await?,
-                Some(process_event::Event::Stderr(output)) => self.pass_on(Which::Err, output).await?,
+                Some(process_event::Event::Stdout(output)) => {
+                    self.write_output(OutputKind::Stdout, output).await?
+                }
+                Some(process_event::Event::Stderr(output)) => {
+                    self.write_output(OutputKind::Stderr, output).await?
+                }
                 Some(process_event::Event::Gap(lost)) => {
                     let to = lost.gap.map_or(0, |gap| gap.to);
-                    let which = if lost.stream() == OutputStream::Stderr { Which::Err } else { Which::Out };
-                    say_missing(self.tally.gap(which, to));
+                    let which = if lost.stream() == OutputStream::Stderr {
+                        OutputKind::Stderr
+                    } else {
+                        OutputKind::Stdout
+                    };
+                    report_missing(self.positions.gap(which, to));
                 }
-                Some(process_event::Event::Exit(exit)) => return Ok(Ended::Exit(exit)),
+                Some(process_event::Event::Exit(exit)) => return Ok(StreamEnd::Exit(exit)),
                 Some(process_event::Event::Keepalive(_)) | None => {}
             }
         }
     }
 
-    async fn pass_on(&mut self, which: Which, output: Output) -> Result<(), Failure> {
-        let fresh = self.tally.take(which, output.offset, output.data);
-        say_missing(fresh.missing);
-        if self.deaf.get() {
+    async fn write_output(&mut self, which: OutputKind, output: Output) -> Result<(), CommandFailure> {
+        let fresh = self.positions.take(which, output.offset, output.data);
+        report_missing(fresh.missing);
+        if self.output_closed.get() {
             return Ok(());
         }
         let (stdio, name) = match which {
-            Which::Out => (&self.stdout, "standard output"),
-            Which::Err => (&self.stderr, "standard error"),
+            OutputKind::Stdout => (&self.stdout, "standard output"),
+            OutputKind::Stderr => (&self.stderr, "standard error"),
         };
         match stdio.write_all(&fresh.data).await {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                self.deaf.set(true);
+                self.output_closed.set(true);
                 // Wakes whoever ends the command.
                 self.started.send_modify(|_| {});
                 Ok(())
             }
-            result => result.map_err(Failure::io(format!("cannot write to {name}"))),
+            result => result.map_err(CommandFailure::io(format!("cannot write to {name}"))),
         }
     }
 
     /// Why there is nothing more to follow.
-    fn lost(&self, status: Status) -> Failure {
+    fn failure_of(&self, status: Status) -> CommandFailure {
         let code = match error::reason(&status) {
             Some(Reason::ProgramNotFound) => failure::NO_COMMAND,
             Some(Reason::ProgramNotExecutable | Reason::ProgramBadInterpreter) => failure::CANNOT_RUN,
@@ -198,18 +210,18 @@ impl Follower {
         let gone = matches!(error::reason(&status), Some(Reason::ProcessNotFound | Reason::StaleEpoch));
         if self.started.borrow().is_some() && gone {
             let words = "the workspace's agent was started again: the command ended with the earlier one";
-            return Failure::Other(words.to_owned()).with_code(code);
+            return CommandFailure::Other(words.to_owned()).with_code(code);
         }
-        Failure::from(status).with_code(code)
+        CommandFailure::from(status).with_code(code)
     }
 }
 
-/// Whether to try again after `waited`. Until it has started somebody waits for that, and is told when it takes too long.
-fn worth_another_try(status: &Status, has_started: bool, waited: Duration) -> bool {
-    is_broken_link(status) && (has_started || waited < START_PATIENCE)
+/// Whether to try again after `waited`. Until it has started somebody waits for that, and is notified when it takes too long.
+fn should_retry(status: &Status, has_started: bool, waited: Duration) -> bool {
+    is_retryable(status) && (has_started || waited < START_TIMEOUT)
 }
 
-fn say_missing(bytes: u64) {
+fn report_missing(bytes: u64) {
     if bytes > 0 {
         eprintln!("podling: {bytes} bytes of output are lost: they came while nobody was connected");
     }
@@ -235,12 +247,12 @@ mod tests {
     fn a_link_that_breaks_before_the_command_has_started_is_tried_again_for_a_while() {
         let starting = WireError::new(Reason::NotAwake, "starting").with("state", "starting");
         for cut in [Status::unknown("h2"), Status::cancelled("h2"), starting.into()] {
-            assert!(worth_another_try(&cut, false, Duration::ZERO), "{cut}");
-            assert!(!worth_another_try(&cut, false, START_PATIENCE), "{cut}");
-            assert!(worth_another_try(&cut, true, START_PATIENCE), "{cut}");
+            assert!(should_retry(&cut, false, Duration::ZERO), "{cut}");
+            assert!(!should_retry(&cut, false, START_TIMEOUT), "{cut}");
+            assert!(should_retry(&cut, true, START_TIMEOUT), "{cut}");
         }
         let missing = Status::from(WireError::new(Reason::ProgramNotFound, "no such program"));
-        assert!(!worth_another_try(&missing, false, Duration::ZERO));
+        assert!(!should_retry(&missing, false, Duration::ZERO));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Backups as people and scripts read them. Pure, but for [`of`], which asks for those of one workspace.
+//! Backups as people and scripts read them. Pure, but for [`list_for_workspace`], which asks for those of one workspace.
 
 use std::time::SystemTime;
 
@@ -9,16 +9,16 @@ use podling_proto::{
 use serde::Serialize;
 
 use crate::{
-    backoff::patiently,
+    backoff::retry_call,
     client::Client,
-    failure::Failure,
+    failure::CommandFailure,
+    next_transition::{brief, left},
     output::{self, Tone},
-    upcoming::{brief, left},
 };
 
 /// A backup, for scripts.
 #[derive(Debug, Serialize)]
-pub struct BackupView {
+pub struct ArchiveView {
     /// Names it.
     pub key: String,
     /// Of which workspace.
@@ -45,29 +45,29 @@ pub struct BackupView {
     pub deleted: bool,
 }
 
-impl From<&WorkspaceArchive> for BackupView {
-    fn from(backup: &WorkspaceArchive) -> Self {
+impl From<&WorkspaceArchive> for ArchiveView {
+    fn from(archive: &WorkspaceArchive) -> Self {
         Self {
-            key: backup.key.clone(),
-            workspace_id: backup.workspace_id.clone(),
-            workspace_name: backup.workspace_name.clone(),
-            owner: backup.owner.clone(),
-            template: backup.template.clone(),
-            created: backup.created.as_ref().map(ToString::to_string),
-            expires: backup.expires.as_ref().map(ToString::to_string),
-            entries: backup.entries,
-            bytes: backup.bytes,
-            archive_bytes: backup.archive_bytes,
-            only_copy: backup.only_copy,
-            deleted: backup.deleted,
+            key: archive.key.clone(),
+            workspace_id: archive.workspace_id.clone(),
+            workspace_name: archive.workspace_name.clone(),
+            owner: archive.owner.clone(),
+            template: archive.template.clone(),
+            created: archive.created.as_ref().map(ToString::to_string),
+            expires: archive.expires.as_ref().map(ToString::to_string),
+            entries: archive.entries,
+            bytes: archive.bytes,
+            archive_bytes: archive.archive_bytes,
+            only_copy: archive.only_copy,
+            deleted: archive.deleted,
         }
     }
 }
 
 /// Those of this workspace (name or id), newest first; none is no failure.
-pub async fn of(client: &Client, workspace: &str) -> Result<Vec<WorkspaceArchive>, Failure> {
+pub async fn list_for_workspace(client: &Client, workspace: &str) -> Result<Vec<WorkspaceArchive>, CommandFailure> {
     let request = ListWorkspaceArchivesRequest { workspace: workspace.to_owned(), all_owners: false };
-    let answer = patiently(|| {
+    let answer = retry_call(|| {
         let (mut backups, request) = (client.workspace_archives(), request.clone());
         async move { backups.list(request).await }
     });
@@ -85,27 +85,27 @@ pub fn table(backups: &[WorkspaceArchive], now: SystemTime, owners: bool) -> Str
         head.push("OWNER");
     }
     head.push("");
-    let row = |backup: &WorkspaceArchive| {
+    let row = |archive: &WorkspaceArchive| {
         let mut row = vec![
-            (backup.workspace_name.clone(), Some(Tone::Strong)),
-            (backup.key.clone(), None),
-            (made(backup, now), None),
-            (size(backup), None),
-            (backup.entries.to_string(), None),
-            (expires(backup, now), None),
+            (archive.workspace_name.clone(), Some(Tone::Strong)),
+            (archive.key.clone(), None),
+            (age(archive, now), None),
+            (size(archive), None),
+            (archive.entries.to_string(), None),
+            (expires(archive, now), None),
         ];
         if owners {
-            row.push((backup.owner.clone(), None));
+            row.push((archive.owner.clone(), None));
         }
-        row.push((notes(backup).to_owned(), Some(Tone::Notice)));
+        row.push((notes(archive).to_owned(), Some(Tone::Notice)));
         row
     };
     output::table(&head, &backups.iter().map(row).collect::<Vec<_>>())
 }
 
 /// What is special about it.
-fn notes(backup: &WorkspaceArchive) -> &'static str {
-    match (backup.deleted, backup.only_copy) {
+fn notes(archive: &WorkspaceArchive) -> &'static str {
+    match (archive.deleted, archive.only_copy) {
         (true, true) => "deleted, only copy",
         (true, false) => "deleted",
         (false, true) => "only copy",
@@ -114,8 +114,8 @@ fn notes(backup: &WorkspaceArchive) -> &'static str {
 }
 
 /// How long ago it was made.
-pub fn made(backup: &WorkspaceArchive, now: SystemTime) -> String {
-    let age = backup.created.and_then(|at| SystemTime::try_from(at).ok()).map(|at| now.duration_since(at));
+pub fn age(archive: &WorkspaceArchive, now: SystemTime) -> String {
+    let age = archive.created.and_then(|at| SystemTime::try_from(at).ok()).map(|at| now.duration_since(at));
     match age.and_then(|age| brief(age.unwrap_or_default())) {
         Some(age) => format!("{age} ago"),
         None => "now".to_owned(),
@@ -123,13 +123,13 @@ pub fn made(backup: &WorkspaceArchive, now: SystemTime) -> String {
 }
 
 /// What it takes in the backup store.
-pub fn size(backup: &WorkspaceArchive) -> String {
-    indicatif::HumanBytes(backup.archive_bytes).to_string()
+pub fn size(archive: &WorkspaceArchive) -> String {
+    indicatif::HumanBytes(archive.archive_bytes).to_string()
 }
 
 /// How long it is still kept.
-pub fn expires(backup: &WorkspaceArchive, now: SystemTime) -> String {
-    match left(backup.expires, now) {
+pub fn expires(archive: &WorkspaceArchive, now: SystemTime) -> String {
+    match left(archive.expires, now) {
         None => "-".to_owned(),
         Some(left) => brief(left).map_or_else(|| "now".to_owned(), |left| format!("in {left}")),
     }
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn a_row_says_what_it_is_worth() {
         let time = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        let backup = WorkspaceArchive {
+        let archive = WorkspaceArchive {
             key: "workspace-abcdefghijkl-20260102-030405".to_owned(),
             workspace_name: "demo".to_owned(),
             created: Some(time(0).into()),
@@ -155,7 +155,7 @@ mod tests {
             deleted: true,
             ..WorkspaceArchive::default()
         };
-        let text = table(&[backup], time(7_260), false);
+        let text = table(&[archive], time(7_260), false);
         assert_eq!(
             text.lines().nth(1),
             Some(

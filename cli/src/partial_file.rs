@@ -9,9 +9,9 @@ const SUFFIX_BYTES: usize = 6;
 
 /// Where a file is until it is whole; removed if it never is.
 #[derive(Debug)]
-pub struct Unfinished(PathBuf);
+pub struct PartialFile(PathBuf);
 
-impl Unfinished {
+impl PartialFile {
     /// For a file that is to be `path`.
     pub fn beside(path: &Path) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -24,7 +24,7 @@ impl Unfinished {
     }
 }
 
-impl Drop for Unfinished {
+impl Drop for PartialFile {
     fn drop(&mut self) {
         // Renamed when whole, and then there is nothing left to remove.
         let _ = std::fs::remove_file(&self.0);

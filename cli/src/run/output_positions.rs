@@ -5,7 +5,7 @@ use bytes::{Buf as _, Bytes};
 
 /// Positions in stdout and stderr of one process.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tally {
+pub struct OutputPositions {
     /// The life of the two logs.
     pub epoch: u64,
     /// Bytes of stdout passed on or known to be lost.
@@ -14,52 +14,50 @@ pub struct Tally {
     pub stderr: u64,
 }
 
-/// Which of the two.
+/// OutputKind of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Which {
-    /// stdout
-    Out,
-    /// stderr
-    Err,
+pub enum OutputKind {
+    Stdout,
+    Stderr,
 }
 
 /// What to do with some output.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Fresh {
+pub struct NewOutput {
     /// So many bytes before it never came.
     pub missing: u64,
     /// What has not been passed on yet; may be empty.
     pub data: Bytes,
 }
 
-impl Tally {
+impl OutputPositions {
     /// Nothing has been passed on.
     pub fn new(epoch: u64) -> Self {
         Self { epoch, stdout: 0, stderr: 0 }
     }
 
     /// Output that begins at `offset`.
-    pub fn take(&mut self, which: Which, offset: u64, mut data: Bytes) -> Fresh {
-        let position = self.position(which);
+    pub fn take(&mut self, kind: OutputKind, offset: u64, mut data: Bytes) -> NewOutput {
+        let position = self.position(kind);
         let missing = offset.saturating_sub(*position);
         let known = usize::try_from(position.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
         data.advance(known);
         *position += missing + data.len() as u64;
-        Fresh { missing, data }
+        NewOutput { missing, data }
     }
 
     /// These bytes can no longer be had: up to `to`. Answers how many of them had not been passed on.
-    pub fn gap(&mut self, which: Which, to: u64) -> u64 {
-        let position = self.position(which);
+    pub fn gap(&mut self, kind: OutputKind, to: u64) -> u64 {
+        let position = self.position(kind);
         let missing = to.saturating_sub(*position);
         *position += missing;
         missing
     }
 
-    fn position(&mut self, which: Which) -> &mut u64 {
-        match which {
-            Which::Out => &mut self.stdout,
-            Which::Err => &mut self.stderr,
+    fn position(&mut self, kind: OutputKind) -> &mut u64 {
+        match kind {
+            OutputKind::Stdout => &mut self.stdout,
+            OutputKind::Stderr => &mut self.stderr,
         }
     }
 }
@@ -72,20 +70,20 @@ mod tests {
 
     #[test]
     fn the_two_outputs_are_counted_apart() {
-        let mut tally = Tally::new(1);
-        assert_eq!(tally.take(Which::Out, 0, Bytes::from("out")).data, "out");
-        assert_eq!(tally.take(Which::Err, 0, Bytes::from("e")).data, "e");
-        assert_eq!(tally, Tally { epoch: 1, stdout: 3, stderr: 1 });
+        let mut positions = OutputPositions::new(1);
+        assert_eq!(positions.take(OutputKind::Stdout, 0, Bytes::from("out")).data, "out");
+        assert_eq!(positions.take(OutputKind::Stderr, 0, Bytes::from("e")).data, "e");
+        assert_eq!(positions, OutputPositions { epoch: 1, stdout: 3, stderr: 1 });
     }
 
     #[test]
     fn what_is_lost_is_said_and_not_said_twice() {
-        let mut tally = Tally::new(1);
-        assert_eq!(tally.gap(Which::Out, 10), 10);
-        assert_eq!(tally.gap(Which::Out, 10), 0);
+        let mut positions = OutputPositions::new(1);
+        assert_eq!(positions.gap(OutputKind::Stdout, 10), 10);
+        assert_eq!(positions.gap(OutputKind::Stdout, 10), 0);
         assert_eq!(
-            tally.take(Which::Out, 12, Bytes::from("x")),
-            Fresh { missing: 2, data: Bytes::from("x") }
+            positions.take(OutputKind::Stdout, 12, Bytes::from("x")),
+            NewOutput { missing: 2, data: Bytes::from("x") }
         );
     }
 
@@ -96,16 +94,16 @@ mod tests {
             // Each link: how far back it begins, how much it carries, in pieces of which size.
             links in prop::collection::vec((0_usize..50, 0_usize..100, 1_usize..40), 0..12)
         ) {
-            let mut tally = Tally::new(1);
+            let mut positions = OutputPositions::new(1);
             let mut passed_on = Vec::new();
             for (back, carries, piece) in links.into_iter().chain([(0, log.len(), 7)]) {
                 let from = passed_on.len().saturating_sub(back);
                 let to = (from + carries).min(log.len());
                 let mut offset = from;
                 for data in log[from..to].chunks(piece) {
-                    let fresh = tally.take(Which::Out, offset as u64, Bytes::copy_from_slice(data));
-                    prop_assert_eq!(fresh.missing, 0);
-                    passed_on.extend_from_slice(&fresh.data);
+                    let output = positions.take(OutputKind::Stdout, offset as u64, Bytes::copy_from_slice(data));
+                    prop_assert_eq!(output.missing, 0);
+                    passed_on.extend_from_slice(&output.data);
                     offset += data.len();
                 }
             }

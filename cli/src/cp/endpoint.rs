@@ -10,19 +10,19 @@ use podling_proto::agent::v1::{Path as WirePath, path};
 
 /// One side of a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum CopyEndpoint {
     /// Standard input or output.
     Stdio,
     /// A path on this machine.
-    Here(PathBuf),
+    Local(PathBuf),
     /// A path in a workspace.
-    There {
+    Remote {
         /// The workspace's name or id.
         workspace: String,
         /// Below its root.
         path: RemotePath,
-        /// It was written with a slash at its end: a folder is meant.
-        folder: bool,
+        /// It was written with a slash at its end: a is_directory is meant.
+        is_directory: bool,
     },
 }
 
@@ -32,7 +32,7 @@ pub struct RemotePath(OsString);
 
 /// Why an argument names no place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BadPlace {
+pub enum CopyEndpointError {
     /// Absolute.
     #[error("{0:?}: paths in a workspace are relative to its root; leave the leading \"/\" out")]
     Absolute(String),
@@ -44,12 +44,12 @@ pub enum BadPlace {
     Empty,
 }
 
-impl Place {
+impl CopyEndpoint {
     /// Reads an argument. A colon behind a name makes it a workspace's; `./a:b` is a file here.
-    pub fn parse(argument: &OsStr) -> Result<Self, BadPlace> {
+    pub fn parse(argument: &OsStr) -> Result<Self, CopyEndpointError> {
         let bytes = argument.as_bytes();
         match bytes {
-            b"" => return Err(BadPlace::Empty),
+            b"" => return Err(CopyEndpointError::Empty),
             b"-" => return Ok(Self::Stdio),
             _ => {}
         }
@@ -58,34 +58,34 @@ impl Place {
                 && name.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
         };
         let colon = bytes.iter().position(|b| *b == b':').filter(|at| is_name(&bytes[..*at]));
-        let Some(colon) = colon else { return Ok(Self::Here(argument.into())) };
+        let Some(colon) = colon else { return Ok(Self::Local(argument.into())) };
         let (name, path) = (&bytes[..colon], &bytes[colon + 1..]);
-        Ok(Self::There {
+        Ok(Self::Remote {
             workspace: String::from_utf8_lossy(name).into_owned(),
             path: RemotePath::parse(path)?,
-            folder: path.ends_with(b"/"),
+            is_directory: path.ends_with(b"/"),
         })
     }
 }
 
 impl RemotePath {
     /// Reads a path as people write it.
-    pub fn parse(path: &[u8]) -> Result<Self, BadPlace> {
+    pub fn parse(path: &[u8]) -> Result<Self, CopyEndpointError> {
         let shown = || String::from_utf8_lossy(path).into_owned();
         if path.starts_with(b"/") {
-            return Err(BadPlace::Absolute(shown()));
+            return Err(CopyEndpointError::Absolute(shown()));
         }
         let mut parsed = Self(OsString::new());
         for part in path.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".") {
             if part == b".." {
-                return Err(BadPlace::Parent(shown()));
+                return Err(CopyEndpointError::Parent(shown()));
             }
             parsed = parsed.join(OsStr::from_bytes(part));
         }
         Ok(parsed)
     }
 
-    /// What is called `name` in this folder.
+    /// What is called `name` in this is_directory.
     #[must_use]
     pub fn join(&self, name: &OsStr) -> Self {
         let mut path = self.0.clone();
@@ -103,7 +103,7 @@ impl RemotePath {
         Some(OsString::from_vec(name.to_vec()))
     }
 
-    /// The folder it is in; the root is in none.
+    /// The is_directory it is in; the root is in none.
     pub fn parent(&self) -> Option<Self> {
         let bytes = self.0.as_bytes();
         let end = bytes.iter().rposition(|b| *b == b'/').unwrap_or(0);
@@ -131,35 +131,35 @@ mod tests {
 
     use super::*;
 
-    fn place(text: &str) -> Result<Place, BadPlace> {
-        Place::parse(OsStr::new(text))
+    fn place(text: &str) -> Result<CopyEndpoint, CopyEndpointError> {
+        CopyEndpoint::parse(OsStr::new(text))
     }
 
-    fn there(workspace: &str, path: &str, folder: bool) -> Place {
-        Place::There { workspace: workspace.to_owned(), path: RemotePath(path.into()), folder }
+    fn remote(workspace: &str, path: &str, is_directory: bool) -> CopyEndpoint {
+        CopyEndpoint::Remote { workspace: workspace.to_owned(), path: RemotePath(path.into()), is_directory }
     }
 
     #[test]
     fn a_name_and_a_colon_mean_a_workspace() {
-        assert_eq!(place("demo:src/main.rs"), Ok(there("demo", "src/main.rs", false)));
-        assert_eq!(place("demo:"), Ok(there("demo", "", false)));
-        assert_eq!(place("demo:./a//b/"), Ok(there("demo", "a/b", true)));
-        assert_eq!(place("demo:a:b"), Ok(there("demo", "a:b", false)));
+        assert_eq!(place("demo:src/main.rs"), Ok(remote("demo", "src/main.rs", false)));
+        assert_eq!(place("demo:"), Ok(remote("demo", "", false)));
+        assert_eq!(place("demo:./a//b/"), Ok(remote("demo", "a/b", true)));
+        assert_eq!(place("demo:a:b"), Ok(remote("demo", "a:b", false)));
     }
 
     #[test]
     fn anything_else_is_here() {
         for text in ["file", "./a:b", "/a:b", "dir/", "Upper:case", ":x", "a b:c"] {
-            assert_eq!(place(text), Ok(Place::Here(text.into())));
+            assert_eq!(place(text), Ok(CopyEndpoint::Local(text.into())));
         }
-        assert_eq!(place("-"), Ok(Place::Stdio));
+        assert_eq!(place("-"), Ok(CopyEndpoint::Stdio));
     }
 
     #[test]
     fn a_path_cannot_leave_the_workspace() {
-        assert!(matches!(place("demo:/etc/passwd"), Err(BadPlace::Absolute(_))));
-        assert!(matches!(place("demo:a/../../b"), Err(BadPlace::Parent(_))));
-        assert_eq!(place(""), Err(BadPlace::Empty));
+        assert!(matches!(place("demo:/etc/passwd"), Err(CopyEndpointError::Absolute(_))));
+        assert!(matches!(place("demo:a/../../b"), Err(CopyEndpointError::Parent(_))));
+        assert_eq!(place(""), Err(CopyEndpointError::Empty));
     }
 
     #[test]
@@ -174,7 +174,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_is_written_stays_below_the_root(path in "[a./]{0,12}") {
-            if let Ok(Place::There { path, .. }) = place(&format!("demo:{path}")) {
+            if let Ok(CopyEndpoint::Remote { path, .. }) = place(&format!("demo:{path}")) {
                 let text = path.0.to_str().expect("ASCII");
                 prop_assert!(!text.starts_with('/') && !text.ends_with('/') && !text.contains("//"));
                 prop_assert!(text.split('/').all(|part| part != ".." && part != "."));

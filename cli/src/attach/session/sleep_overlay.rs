@@ -10,15 +10,15 @@ use podling_proto::{
 };
 use tokio::time::timeout;
 
-use super::{End, Session};
+use super::{AttachSession, SessionEnd};
 use crate::{
     attach::{
-        classify::{Kind, Piece},
+        classify::{ClassifiedInput, InputClass},
         key::DetachKey,
-        news, raw,
+        notifications, raw,
     },
     client::Client,
-    failure::Failure,
+    failure::CommandFailure,
     output::plain,
 };
 
@@ -28,65 +28,71 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 const CTRL_C: u8 = 3;
 
 /// What the control plane says of the workspace; `None`: nothing, in time.
-pub(super) type Look = LocalBoxFuture<'static, Option<Result<Workspace, Failure>>>;
+pub(super) type WorkspaceLookup = LocalBoxFuture<'static, Option<Result<Workspace, CommandFailure>>>;
 
 /// Whether the workspace sleeps under us.
 #[derive(Debug)]
-pub(super) enum Slumber {
+pub(super) enum SleepOverlay {
     /// It does not.
-    Up,
+    Awake,
     /// Its terminal ended like this, or its stream did; why is being asked.
-    Looking(Option<Exit>),
+    Checking(Option<Exit>),
     /// It does.
     Asleep,
     /// Somebody pressed a key. So many bytes that were typed since were dropped.
     Waking(usize),
 }
 
-impl Slumber {
-    /// Whether somebody asks for the workspace just now, so that a stream may wake it: who attaches (nothing has `begun`), and who
+impl SleepOverlay {
+    /// Whether somebody asks for the workspace just now, so that a stream may wake it: who attaches (nothing has started), and who
     /// presses a key. A link that broke asks for nothing.
-    pub(super) fn asks(&self, begun: bool) -> bool {
+    pub(super) fn may_wake(&self, has_started: bool) -> bool {
         match self {
             Self::Waking(_) => true,
-            Self::Up | Self::Looking(_) | Self::Asleep => !begun,
+            Self::Awake | Self::Checking(_) | Self::Asleep => !has_started,
         }
     }
 }
 
 /// What a key means to a workspace that sleeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Meant {
+enum KeyAction {
     Wake,
     Leave,
     Nothing,
 }
 
 /// Asks how the workspace is.
-pub(super) fn look(client: &Client, id: &str) -> Look {
+pub(super) fn look_up(client: &Client, id: &str) -> WorkspaceLookup {
     let (client, id) = (client.clone(), id.to_owned());
     Box::pin(async move { timeout(LOOK_TIMEOUT, client.find(&id)).await.ok() })
 }
 
-impl Session {
+impl AttachSession {
     /// The stream or the terminal ended: the workspace may be asleep, and then it is only put by.
-    pub(super) fn look(&mut self, exit: Option<Exit>) {
+    pub(super) fn start_lookup(&mut self, exit: Option<Exit>) {
         self.outbox.pause();
-        self.link.park();
-        self.slumber = Slumber::Looking(exit);
-        self.looking = look(&self.client, &self.workspace.id);
+        self.connection.park();
+        self.sleep_overlay = SleepOverlay::Checking(exit);
+        self.lookup = look_up(&self.client, &self.workspace.id);
     }
 
     /// The control plane has said how the workspace is, or has not.
-    pub(super) fn looked(&mut self, seen: Option<Result<Workspace, Failure>>) -> Result<(), Failure> {
-        self.looking = Box::pin(std::future::pending());
-        let Slumber::Looking(exit) = std::mem::replace(&mut self.slumber, Slumber::Up) else { return Ok(()) };
+    pub(super) fn finish_lookup(
+        &mut self,
+        seen: Option<Result<Workspace, CommandFailure>>,
+    ) -> Result<(), CommandFailure> {
+        self.lookup = Box::pin(std::future::pending());
+        let SleepOverlay::Checking(exit) = std::mem::replace(&mut self.sleep_overlay, SleepOverlay::Awake)
+        else {
+            return Ok(());
+        };
         match (seen, exit) {
             (Some(Ok(workspace)), _) if sleeps(&workspace) => self.fall_asleep(&workspace),
-            (_, Some(exit)) => self.leave(End::Exited(exit)),
+            (_, Some(exit)) => self.leave(SessionEnd::Exited(exit)),
             (Some(Err(failure)), None) => return Err(failure),
             // It is on its way up again, or nobody knows.
-            (Some(Ok(_)) | None, None) => self.link.retry(),
+            (Some(Ok(_)) | None, None) => self.connection.retry(),
         }
         Ok(())
     }
@@ -95,36 +101,36 @@ impl Session {
         let dropped = self.outbox.discard();
         self.resend_at = None;
         self.warning = None;
-        self.news = news::none();
-        self.slumber = Slumber::Asleep;
-        self.display.say(&said_asleep(workspace, dropped, &self.key));
+        self.notifications = notifications::none();
+        self.sleep_overlay = SleepOverlay::Asleep;
+        self.screen.message(&asleep_message(workspace, dropped, &self.key));
     }
 
     /// Takes what was typed at a workspace that sleeps or wakes: nothing of it is meant for the shell that is to come.
-    pub(super) fn take_asleep(&mut self, piece: &Piece) {
-        match (meant(piece), &mut self.slumber) {
-            (Meant::Leave, _) => self.leave(End::LeftAsleep),
-            (Meant::Wake, Slumber::Waking(dropped)) => *dropped += piece.1.len(),
-            (Meant::Wake, Slumber::Asleep) => {
-                self.slumber = Slumber::Waking(0);
-                self.news = news::journey(&self.client, &self.workspace.id);
+    pub(super) fn handle_input_asleep(&mut self, piece: &ClassifiedInput) {
+        match (key_action(piece), &mut self.sleep_overlay) {
+            (KeyAction::Leave, _) => self.leave(SessionEnd::LeftAsleep),
+            (KeyAction::Wake, SleepOverlay::Waking(dropped)) => *dropped += piece.1.len(),
+            (KeyAction::Wake, SleepOverlay::Asleep) => {
+                self.sleep_overlay = SleepOverlay::Waking(0);
+                self.notifications = notifications::wake_progress(&self.client, &self.workspace.id);
                 // The shell before it is gone for good: what is left of it comes as a picture.
-                self.display.forget();
-                self.fresh = false;
+                self.screen.reset_position();
+                self.from_oldest = false;
                 self.open(true);
             }
-            (Meant::Wake | Meant::Nothing, _) => {}
+            (KeyAction::Wake | KeyAction::Nothing, _) => {}
         }
     }
 
     /// The terminal is there again after somebody woke it.
-    pub(super) fn woke(&mut self, dropped: usize) {
+    pub(super) fn report_awake(&mut self, dropped: usize) {
         let name = &self.workspace.name;
         let typed = match dropped {
             0 => String::new(),
             n => format!("; the {n} bytes typed meanwhile went nowhere"),
         };
-        self.display.say(&format!("{name} is awake again{typed}"));
+        self.screen.message(&format!("{name} is awake again{typed}"));
         self.resize = raw::size();
     }
 }
@@ -142,17 +148,17 @@ fn sleeps(workspace: &Workspace) -> bool {
     }
 }
 
-fn meant((kind, data): &Piece) -> Meant {
+fn key_action((kind, data): &ClassifiedInput) -> KeyAction {
     match kind {
         // An emulator's own words, also that its window has the focus, are nobody's wish.
-        Kind::Reply => Meant::Nothing,
-        Kind::Detach => Meant::Leave,
-        Kind::User if data.contains(&CTRL_C) => Meant::Leave,
-        Kind::User => Meant::Wake,
+        InputClass::Reply => KeyAction::Nothing,
+        InputClass::Detach => KeyAction::Leave,
+        InputClass::User if data.contains(&CTRL_C) => KeyAction::Leave,
+        InputClass::User => KeyAction::Wake,
     }
 }
 
-fn said_asleep(workspace: &Workspace, dropped: usize, key: &DetachKey) -> String {
+fn asleep_message(workspace: &Workspace, dropped: usize, key: &DetachKey) -> String {
     let what = match workspace.state() {
         State::FallingAsleep => "falls asleep",
         State::Archiving | State::Archived => "fell asleep and is archived",
@@ -186,10 +192,10 @@ mod tests {
     fn one_clear_line_says_that_it_sleeps_what_was_lost_and_what_to_do() {
         let key: DetachKey = "ctrl-]".parse().expect("a key");
         assert_eq!(
-            said_asleep(&at(State::Asleep), 0, &key),
+            asleep_message(&at(State::Asleep), 0, &key),
             "demo fell asleep: it is not used. Press a key to wake it, Ctrl-] or Ctrl-C to leave"
         );
-        let said = said_asleep(&at(State::FallingAsleep), 12, &DetachKey(None));
+        let said = asleep_message(&at(State::FallingAsleep), 12, &DetachKey(None));
         assert_eq!(
             said,
             "demo falls asleep: it is not used. The last 12 bytes typed were not taken and go nowhere. Press a key \
@@ -199,19 +205,27 @@ mod tests {
 
     #[test]
     fn what_is_tried_again_by_itself_wakes_nothing() {
-        assert!(Slumber::Up.asks(false), "who attaches wakes it");
-        assert!(!Slumber::Up.asks(true) && !Slumber::Asleep.asks(true) && !Slumber::Looking(None).asks(true));
-        assert!(Slumber::Waking(0).asks(true), "and who presses a key");
+        assert!(SleepOverlay::Awake.may_wake(false), "who attaches wakes it");
+        assert!(
+            !SleepOverlay::Awake.may_wake(true)
+                && !SleepOverlay::Asleep.may_wake(true)
+                && !SleepOverlay::Checking(None).may_wake(true)
+        );
+        assert!(SleepOverlay::Waking(0).may_wake(true), "and who presses a key");
     }
 
     #[test]
     fn only_a_key_wakes() {
         let piece = |kind, data: &[u8]| (kind, data.to_vec());
-        assert_eq!(meant(&piece(Kind::User, b"l")), Meant::Wake);
-        assert_eq!(meant(&piece(Kind::User, b"\x1b[A")), Meant::Wake);
-        assert_eq!(meant(&piece(Kind::Reply, b"\x1b[I")), Meant::Nothing, "a window that gets the focus");
-        assert_eq!(meant(&piece(Kind::User, b"\x03")), Meant::Leave);
-        assert_eq!(meant(&piece(Kind::Detach, b"\x1d")), Meant::Leave);
+        assert_eq!(key_action(&piece(InputClass::User, b"l")), KeyAction::Wake);
+        assert_eq!(key_action(&piece(InputClass::User, b"\x1b[A")), KeyAction::Wake);
+        assert_eq!(
+            key_action(&piece(InputClass::Reply, b"\x1b[I")),
+            KeyAction::Nothing,
+            "a window that gets the focus"
+        );
+        assert_eq!(key_action(&piece(InputClass::User, b"\x03")), KeyAction::Leave);
+        assert_eq!(key_action(&piece(InputClass::Detach, b"\x1d")), KeyAction::Leave);
     }
 
     #[test]

@@ -4,22 +4,22 @@
 use indicatif::ProgressBar;
 use podling_proto::control::v1::{Workspace, progress::Stage};
 
-use crate::{journey::describe, output, progress::doing};
+use crate::{output, progress::doing, state_waiter::describe};
 
 /// Shows it, until it is dropped.
 #[derive(Debug)]
-pub struct Indicator {
+pub struct WorkspaceSpinner {
     bar: ProgressBar,
     /// What is measured, and whether its end is known; `None`: only words are shown.
     measured: Option<(Stage, bool)>,
 }
 
-impl Indicator {
+impl WorkspaceSpinner {
     /// How it is now.
     pub fn new(workspace: &Workspace) -> Self {
-        let mut indicator = Self { bar: output::spinner(describe(workspace)), measured: None };
-        indicator.show(workspace);
-        indicator
+        let mut spinner = Self { bar: output::spinner(describe(workspace)), measured: None };
+        spinner.show(workspace);
+        spinner
     }
 
     /// How it has become.
@@ -58,13 +58,13 @@ mod tests {
     #[test]
     fn it_changes_between_words_and_a_bar() {
         let mut workspace = Workspace { name: "demo".to_owned(), ..Workspace::default() };
-        let mut indicator = Indicator::new(&workspace);
-        assert_eq!(indicator.measured, None);
+        let mut spinner = WorkspaceSpinner::new(&workspace);
+        assert_eq!(spinner.measured, None);
         workspace.progress = Some(Progress { stage: Stage::Proving.into(), ..Progress::default() });
-        indicator.show(&workspace);
-        assert_eq!(indicator.measured, Some((Stage::Proving, false)));
+        spinner.show(&workspace);
+        assert_eq!(spinner.measured, Some((Stage::Proving, false)));
         workspace.progress = None;
-        indicator.show(&workspace);
-        assert_eq!(indicator.measured, None);
+        spinner.show(&workspace);
+        assert_eq!(spinner.measured, None);
     }
 }

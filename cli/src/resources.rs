@@ -4,11 +4,11 @@ use indicatif::HumanBytes;
 use podling_proto::control::v1::{Resources, State, Workspace};
 use serde::Serialize;
 
-use crate::upcoming::place;
+use crate::next_transition::place;
 
 /// For scripts.
 #[derive(Debug, Serialize)]
-pub struct ShareView {
+pub struct ResourcesView {
     /// Thousandths of a core.
     pub cpu_millis: u64,
     /// Bytes.
@@ -35,7 +35,7 @@ fn words(resources: &Resources) -> String {
     format!("{cores} {word} and {}", HumanBytes(resources.memory_bytes))
 }
 
-impl From<&Resources> for ShareView {
+impl From<&Resources> for ResourcesView {
     fn from(resources: &Resources) -> Self {
         Self { cpu_millis: resources.cpu_millis, memory_bytes: resources.memory_bytes }
     }
