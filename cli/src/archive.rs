@@ -1,4 +1,5 @@
-//! Backups as people and scripts read them. Pure, but for [`list_for_workspace`], which asks for those of one workspace.
+//! Rendering of archives as tables and JSON. Pure, except for [`list_for_workspace`], which calls
+//! the control plane.
 
 use std::time::SystemTime;
 
@@ -16,32 +17,29 @@ use crate::{
     output::{self, Tone},
 };
 
-/// A backup, for scripts.
+/// JSON form of one archive in the backup store.
 #[derive(Debug, Serialize)]
 pub struct ArchiveView {
-    /// Names it.
+    /// Unique key in the backup store, for example `workspace-abcdefghijkl-20260102-030405`.
     pub key: String,
-    /// Of which workspace.
     pub workspace_id: String,
-    /// Its name.
     pub workspace_name: String,
-    /// Whose it is.
     pub owner: String,
-    /// What the workspace was made from.
     pub template: String,
-    /// When it was made.
+    /// Time of creation, RFC 3339.
     pub created: Option<String>,
-    /// When it is removed, if the control plane runs all the time.
+    /// Time of removal, RFC 3339. Retention counts observed time, so downtime of the control plane
+    /// postpones it.
     pub expires: Option<String>,
-    /// Files, folders and links in it.
+    /// Number of files, directories and symbolic links.
     pub entries: u64,
-    /// Of the files in it.
+    /// Uncompressed size of all files, in bytes.
     pub bytes: u64,
-    /// Of the zip.
+    /// Size of the zip, in bytes.
     pub archive_bytes: u64,
-    /// Nothing else is left of the workspace.
+    /// True if the workspace has no storage and no other archive.
     pub only_copy: bool,
-    /// The workspace was deleted.
+    /// True if the workspace was deleted.
     pub deleted: bool,
 }
 
@@ -64,7 +62,8 @@ impl From<&WorkspaceArchive> for ArchiveView {
     }
 }
 
-/// Those of this workspace (name or id), newest first; none is no failure.
+/// Returns the archives of a workspace (name or id), newest first. Returns an empty list if it has
+/// none.
 pub async fn list_for_workspace(client: &Client, workspace: &str) -> Result<Vec<WorkspaceArchive>, CommandFailure> {
     let request = ListWorkspaceArchivesRequest { workspace: workspace.to_owned(), all_owners: false };
     let answer = retry_call(|| {
@@ -78,7 +77,7 @@ pub async fn list_for_workspace(client: &Client, workspace: &str) -> Result<Vec<
     }
 }
 
-/// A row for each.
+/// Renders one row per archive. `owners` adds the column OWNER.
 pub fn table(backups: &[WorkspaceArchive], now: SystemTime, owners: bool) -> String {
     let mut head = vec!["WORKSPACE", "KEY", "MADE", "SIZE", "ENTRIES", "EXPIRES"];
     if owners {
@@ -103,7 +102,6 @@ pub fn table(backups: &[WorkspaceArchive], now: SystemTime, owners: bool) -> Str
     output::table(&head, &backups.iter().map(row).collect::<Vec<_>>())
 }
 
-/// What is special about it.
 fn notes(archive: &WorkspaceArchive) -> &'static str {
     match (archive.deleted, archive.only_copy) {
         (true, true) => "deleted, only copy",
@@ -113,7 +111,7 @@ fn notes(archive: &WorkspaceArchive) -> &'static str {
     }
 }
 
-/// How long ago it was made.
+/// Returns the age of an archive, for example `2h 1m ago`.
 pub fn age(archive: &WorkspaceArchive, now: SystemTime) -> String {
     let age = archive.created.and_then(|at| SystemTime::try_from(at).ok()).map(|at| now.duration_since(at));
     match age.and_then(|age| brief(age.unwrap_or_default())) {
@@ -122,12 +120,12 @@ pub fn age(archive: &WorkspaceArchive, now: SystemTime) -> String {
     }
 }
 
-/// What it takes in the backup store.
+/// Returns the size of the zip in the backup store, for example `88.00 MiB`.
 pub fn size(archive: &WorkspaceArchive) -> String {
     indicatif::HumanBytes(archive.archive_bytes).to_string()
 }
 
-/// How long it is still kept.
+/// Returns the time until the archive is removed, for example `in 29d 21h`.
 pub fn expires(archive: &WorkspaceArchive, now: SystemTime) -> String {
     match left(archive.expires, now) {
         None => "-".to_owned(),

@@ -1,4 +1,4 @@
-//! The command line.
+//! Command-line definition: global options and subcommands.
 
 use clap::{Parser, Subcommand};
 
@@ -14,19 +14,19 @@ use crate::{
     target::GlobalOptions,
 };
 
-/// Workspaces at a terminal: make them, work in them, keep them awake, find them as they were
+/// Create and use workspaces: terminals, commands and files in containers
+///
+/// A workspace sleeps when it is idle, keeps its files, and wakes on the next request. Start a
+/// control plane with `podling up`, then create a workspace with `podling create demo`.
 #[derive(Debug, Parser)]
 #[command(name = "podling", version, after_help = EXIT_CODES, arg_required_else_help = true)]
 pub struct CommandLine {
-    /// Options all commands have.
     #[command(flatten)]
     pub global: GlobalOptions,
-    /// What to do.
     #[command(subcommand)]
     pub command: PodlingCommand,
 }
 
-/// The commands.
 #[derive(Debug, Subcommand)]
 #[allow(missing_docs)]
 pub enum PodlingCommand {
@@ -52,7 +52,7 @@ pub enum PodlingCommand {
 }
 
 impl PodlingCommand {
-    /// Does it; answers with the exit code.
+    /// Runs the command and returns the process exit code.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         match self {
             Self::Up(up) => up.run(context).await,

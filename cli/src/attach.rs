@@ -1,8 +1,9 @@
-//! A terminal of a workspace on the terminal we run in.
+//! A workspace terminal shown on the local terminal.
 //!
-//! [`session`] keeps it going over broken links; the rest are its parts: what was typed and is not yet acknowledged
-//! ([`outbox`]), what arrives on stdin without being typed ([`classify`]), what is on its way to the screen ([`display`]), what
-//! has to be put back at the end ([`modes`], [`raw`]), what people are told from outside of the terminal ([`notifications`]).
+//! [`session`] keeps the terminal attached across broken connections. Its parts are: [`outbox`]
+//! (typed input that is not yet acknowledged), [`classify`] (separates keystrokes from replies of
+//! the terminal emulator), [`display`] (output on its way to the screen), [`modes`] and [`raw`]
+//! (what must be restored at the end), and [`notifications`] (sleep warnings and wake progress).
 
 pub mod classify;
 pub mod connection;

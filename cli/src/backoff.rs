@@ -1,4 +1,4 @@
-//! How long to wait before trying again: doubling, jittered, bounded.
+//! Retry delays: doubling, jittered, bounded.
 
 use std::{future::Future, time::Duration};
 
@@ -6,15 +6,14 @@ use podling_proto::error::Reason;
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
 
-/// Before the first repeat.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
-/// Longest wait between two tries: somebody watches.
+/// Longest delay. Short because a user is waiting.
 const MAX_DELAY: Duration = Duration::from_secs(3);
-/// How long a single call is repeated after the first time that the link broke or the other side was not ready. Counted from
-/// there, because a link that has gone silent is only noticed after 15 s.
+/// How long a call is retried after its first retryable failure. Measured from that failure,
+/// because a silent connection is only noticed after 15 s.
 const RETRY_WINDOW: Duration = Duration::from_secs(15);
 
-/// The waits between tries.
+/// Sequence of retry delays.
 #[derive(Debug)]
 pub struct RetryBackoff {
     next: Duration,
@@ -27,12 +26,12 @@ impl Default for RetryBackoff {
 }
 
 impl RetryBackoff {
-    /// It worked: the next failure is a first one again.
+    /// Starts again with the first delay, after a success.
     pub fn reset(&mut self) {
         self.next = FIRST_DELAY;
     }
 
-    /// How long to wait now: between half and all of the present step.
+    /// Returns the next delay: between half and all of the current step.
     pub fn next_delay(&mut self) -> Duration {
         let step = self.next;
         self.next = (step * 2).min(MAX_DELAY);
@@ -40,8 +39,8 @@ impl RetryBackoff {
     }
 }
 
-/// Makes a call that may be repeated without harm, again and again as long as the link breaks or the answer is "not now", for a
-/// while.
+/// Makes an idempotent call and retries it for up to [`RETRY_WINDOW`] while it fails with a
+/// retryable status.
 pub async fn retry_call<T, F, Fut>(mut call: F) -> Result<T, Status>
 where
     F: FnMut() -> Fut,
@@ -52,7 +51,8 @@ where
     loop {
         match call().await {
             Ok(answer) => return Ok(answer.into_inner()),
-            // It has been held for as long as a call is held: once more would take as long again.
+            // The gateway already held the call for its full time; a retry would take as long
+            // again.
             Err(status) if podling_proto::error::reason(&status) == Some(Reason::WakeTimeout) => {
                 return Err(status);
             }
@@ -67,10 +67,11 @@ where
     }
 }
 
-/// Whether a stream ended because the link broke rather than because the other side had something against it.
+/// Returns whether the status is temporary: the connection broke, the other side was not ready, or
+/// the workspace is starting. Returns false for a refusal.
 pub fn is_retryable(status: &Status) -> bool {
     match podling_proto::error::reason(status) {
-        // Its agent is being started again: soon it can say what has become of the terminal or process.
+        // The agent is restarting and can soon report on its terminals and processes.
         Some(Reason::NotAwake) => {
             podling_proto::error::detail(status, "state").as_deref() == Some("starting")
         }

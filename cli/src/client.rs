@@ -1,7 +1,7 @@
-//! The connection to a control plane, and through it to the agents.
+//! gRPC clients of the control plane and, through its gateway, of the agents.
 //!
-//! One channel serves all calls; it connects again by itself. Which workspace's agent a call is for is in its metadata.
-//! Must not know what any command does with it.
+//! One channel serves all calls and reconnects by itself. The call's metadata names the workspace
+//! whose agent is addressed. This module knows nothing of the commands that use it.
 
 use std::time::Duration;
 
@@ -25,26 +25,26 @@ use tonic::{
 
 use crate::{backoff::retry_call, connector, failure::CommandFailure, target::ControlPlaneTarget};
 
-/// How long to try to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A link that is silent for so long is asked whether it is there …
+/// Silence after which an HTTP/2 ping is sent.
 const PING_AFTER: Duration = Duration::from_secs(10);
-/// … and given up when it has not answered within this: after 15 s a session resumes over a new one.
+/// Time to answer that ping. A broken connection is therefore noticed after 15 s.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
-/// Largest answer that is read: the largest there are (8 MiB each of stdout and stderr) with room for their frame.
+/// Largest accepted response in bytes. The largest that exists has 8 MiB each of stdout and stderr,
+/// plus framing.
 const MAX_MESSAGE: usize = 20 * 1024 * 1024;
 
-/// What carries the calls.
+/// Channel that adds the credentials to each call.
 pub type AuthenticatedChannel = InterceptedService<Channel, Credentials>;
 
-/// A connected client.
+/// Client of the control plane's own services.
 #[derive(Debug, Clone)]
 pub struct Client {
     channel: Channel,
     credentials: Credentials,
 }
 
-/// A client for the workspace_client of one workspace.
+/// Client of the agent of one workspace.
 #[derive(Debug, Clone)]
 pub struct WorkspaceClient {
     channel: Channel,
@@ -52,7 +52,7 @@ pub struct WorkspaceClient {
     transport: AuthenticatedChannel,
 }
 
-/// Puts token and workspace into every call's metadata.
+/// Adds the token, the workspace and the wake behaviour to each call's metadata.
 #[derive(Clone)]
 pub struct Credentials {
     token: MetadataValue<Ascii>,
@@ -61,7 +61,7 @@ pub struct Credentials {
 }
 
 impl Client {
-    /// Connects; fails at once if nothing answers.
+    /// Connects to the control plane. Fails at once if it does not answer.
     pub async fn connect(target: &ControlPlaneTarget) -> Result<Self, CommandFailure> {
         let mut token: MetadataValue<Ascii> = format!("Bearer {}", target.token)
             .parse()
@@ -80,22 +80,20 @@ impl Client {
         Ok(Self { channel, credentials: Credentials { token, workspace: None, never_wakes: false } })
     }
 
-    /// Workspaces themselves.
     pub fn workspaces(&self) -> WorkspacesClient<AuthenticatedChannel> {
         WorkspacesClient::new(self.authenticated_channel()).max_decoding_message_size(MAX_MESSAGE)
     }
 
-    /// Tokens.
     pub fn tokens(&self) -> TokensClient<AuthenticatedChannel> {
         TokensClient::new(self.authenticated_channel())
     }
 
-    /// Archives, and the way back from them.
+    /// Returns a client of the service for archives in the backup store.
     pub fn workspace_archives(&self) -> WorkspaceArchivesClient<AuthenticatedChannel> {
         WorkspaceArchivesClient::new(self.authenticated_channel()).max_decoding_message_size(MAX_MESSAGE)
     }
 
-    /// The workspace of this name or id.
+    /// Returns the workspace with this name or id.
     pub async fn find(&self, workspace: &str) -> Result<Workspace, CommandFailure> {
         let request = GetWorkspaceRequest { workspace: workspace.to_owned() };
         let answer = retry_call(|| {
@@ -108,12 +106,12 @@ impl Client {
             .ok_or_else(|| CommandFailure::NotFound(format!("there is no workspace {workspace:?}")))
     }
 
-    /// The workspace_client of the workspace of this name or id.
+    /// Returns a client of the agent of the workspace with this name or id.
     pub async fn workspace_client(&self, workspace: &str) -> Result<WorkspaceClient, CommandFailure> {
         Ok(self.workspace_client_for(&self.find(workspace).await?))
     }
 
-    /// The workspace_client of this workspace.
+    /// Returns a client of the agent of this workspace.
     pub fn workspace_client_for(&self, workspace: &Workspace) -> WorkspaceClient {
         let workspace = MetadataValue::try_from(workspace.id.as_str()).ok();
         let credentials = Credentials { workspace, ..self.credentials.clone() };
@@ -131,34 +129,31 @@ impl WorkspaceClient {
         Self { channel, credentials, transport }
     }
 
-    /// The same, with calls that never wake it: for what is repeated without anybody asking for it.
+    /// Returns a client whose calls never wake the workspace. Automatic, repeated calls must use
+    /// it.
     #[must_use]
     pub fn without_waking(&self) -> Self {
         let credentials = Credentials { never_wakes: true, ..self.credentials.clone() };
         Self::new(self.channel.clone(), credentials)
     }
 
-    /// Its terminals.
     pub fn terminals(&self) -> TerminalsClient<AuthenticatedChannel> {
         TerminalsClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
-    /// Its processes.
     pub fn processes(&self) -> ProcessesClient<AuthenticatedChannel> {
         ProcessesClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
-    /// Its files.
     pub fn files(&self) -> FilesClient<AuthenticatedChannel> {
         FilesClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
-    /// Its archives.
+    /// Returns a client of the agent's export service.
     pub fn archives(&self) -> ArchivesClient<AuthenticatedChannel> {
         ArchivesClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
-    /// Whether and why it is in use.
     pub fn activity(&self) -> ActivityClient<AuthenticatedChannel> {
         ActivityClient::new(self.transport.clone())
     }

@@ -1,4 +1,4 @@
-//! The commands, one file each.
+//! One module per subcommand.
 
 pub mod archives;
 pub mod attach;

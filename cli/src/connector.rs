@@ -1,7 +1,7 @@
-//! How bytes get to a control plane: TCP, or TLS over TCP with the certificates that were given to trust.
+//! Connections to a control plane: TCP, or TLS with the certificates of `--ca`.
 //!
-//! For a control plane found in a data folder the address is looked up anew for each connection: started again, it may listen
-//! elsewhere, and a session that resumes must find it.
+//! The address of a control plane that was found by its data directory is read again for each
+//! connection. After a restart it may listen elsewhere, and a resuming session must find it.
 
 use std::{
     io,
@@ -28,14 +28,13 @@ use crate::{
     target::{self, ControlPlaneTarget},
 };
 
-/// What a connection is made of.
+/// TCP or TLS stream.
 pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
-/// Makes connections.
 pub type Connector = BoxCloneService<Uri, TokioIo<Box<dyn ByteStream>>, io::Error>;
 
-/// A maker of connections to this control plane.
+/// Returns a connector for this control plane. Fails if the certificates cannot be loaded.
 pub fn for_target(target: &ControlPlaneTarget) -> Result<Connector, CommandFailure> {
     let tls = if target.url.starts_with("https://") { Some(tls(target.ca.as_deref())?) } else { None };
     let data = target.data.clone();
@@ -59,7 +58,7 @@ async fn dial(uri: Uri, tls: Option<TlsConnector>) -> io::Result<Box<dyn ByteStr
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
     let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
     let stream = TcpStream::connect((host.as_str(), port)).await?;
-    // Keystrokes are small and must not wait for more.
+    // Keystrokes are small packets and must be sent at once.
     stream.set_nodelay(true)?;
     let Some(tls) = tls else { return Ok(Box::new(stream)) };
     let name = ServerName::try_from(host).map_err(io::Error::other)?;

@@ -1,4 +1,4 @@
-//! What every command gets: the options all have, and the way to the control plane.
+//! Shared input of all commands: the global options and the connection to the control plane.
 
 use crate::{
     client::Client,
@@ -6,20 +6,19 @@ use crate::{
     target::{ControlPlaneTarget, GlobalOptions},
 };
 
-/// What every command gets.
+/// Shared input of all commands.
 #[derive(Debug)]
 pub struct Context {
-    /// The options all commands have.
     pub global: GlobalOptions,
 }
 
 impl Context {
-    /// A connection to the control plane that is meant.
+    /// Connects to the control plane that the global options select.
     pub async fn client(&self) -> Result<Client, CommandFailure> {
         Client::connect(&ControlPlaneTarget::find(&self.global)?).await
     }
 
-    /// Whether scripts read the answer.
+    /// Returns whether the result is printed as JSON.
     pub fn json(&self) -> bool {
         self.global.json
     }

@@ -1,14 +1,15 @@
-//! Copying between here and a workspace.
+//! Copying between this machine and a workspace.
 //!
-//! First a plan is made of what there is to copy ([`plan`]), then it is carried out, several files at a time. A file arrives whole
-//! or not at all: on either side it is written under another name, checked and renamed.
+//! [`plan`] lists the files first; then several files are copied concurrently. A file arrives
+//! completely or not at all: either side writes it under a temporary name, checks it and renames
+//! it.
 
 pub mod download;
 pub mod endpoint;
 pub mod plan;
 pub mod upload;
 
-/// Files under way at once: enough to hide the way there and back of small ones.
+/// Number of files copied concurrently. Enough to hide the round trips of small files.
 const CONCURRENT_FILES: usize = 8;
-/// How often a file is tried over new links before it is given up.
+/// Number of attempts per file when the connection breaks.
 const MAX_ATTEMPTS: u32 = 6;

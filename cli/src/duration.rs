@@ -1,16 +1,16 @@
-//! Durations as people write them: `5s`, `15m`, `1h30m`, `2d`, `250ms`.
+//! Durations as users write them: `5s`, `15m`, `1h30m`, `2d`, `250ms`.
 
 use std::time::Duration;
 
-/// Units, the largest first, in milliseconds.
+/// Units with their length in milliseconds, largest first.
 const UNITS: &[(&str, u64)] = &[("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
-/// A text that is no duration.
+/// Text that is not a valid duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a duration: write it as 5s, 15m, 1h30m or 2d")]
 pub struct BadDuration(String);
 
-/// Reads a duration: numbers with units, the larger unit first, each unit at most once.
+/// Parses numbers with units. Units descend, and each occurs at most once.
 pub fn parse(text: &str) -> Result<Duration, BadDuration> {
     let bad = || BadDuration(text.to_owned());
     let mut rest = text;
@@ -32,12 +32,12 @@ pub fn parse(text: &str) -> Result<Duration, BadDuration> {
     Ok(Duration::from_millis(total))
 }
 
-/// The same, or `none`: no end, which is a duration of 0 on the wire.
+/// Parses a duration, or `none` for no limit. No limit is zero on the wire.
 pub fn parse_or_none(text: &str) -> Result<Duration, BadDuration> {
     if text == "none" { Ok(Duration::ZERO) } else { parse(text) }
 }
 
-/// Writes a duration with its two largest units: `1h 30m`, `12s`, `0.4s`.
+/// Formats a duration with its two largest units: `1h 30m`, `12s`, `0.4s`.
 pub fn show(duration: Duration) -> String {
     let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     if millis < 10_000 && !millis.is_multiple_of(1_000) {
@@ -55,12 +55,12 @@ pub fn show(duration: Duration) -> String {
     if parts.is_empty() { "0s".to_owned() } else { parts.join(" ") }
 }
 
-/// From the wire; a negative one counts as none.
+/// Converts from protobuf. A negative duration becomes `None`.
 pub fn from_wire(duration: Option<prost_types::Duration>) -> Option<Duration> {
     duration.and_then(|d| Duration::try_from(d).ok())
 }
 
-/// To the wire; one beyond what it can say is cut there, which is longer than any bound of Podling's.
+/// Converts to protobuf. Saturates beyond `i64::MAX` seconds.
 pub fn to_wire(duration: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),

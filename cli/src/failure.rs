@@ -1,6 +1,7 @@
-//! How a command fails: what people read, what to do next, and the exit code scripts branch on.
+//! Failures of commands: message, advice and exit code.
 //!
-//! The codes are part of the interface (`podling --help` lists them) and follow from the error's reason.
+//! Exit codes are part of the interface (`podling --help` lists them). They follow from the
+//! machine-readable reason of an error.
 
 use std::{io, path::PathBuf};
 
@@ -8,31 +9,30 @@ use podling_proto::error::{self, Reason};
 use serde::Serialize;
 use tonic::{Code, Status};
 
-/// All went well.
 pub const OK: u8 = 0;
-/// Something went wrong that has no code of its own.
+/// Exit code of a failure without a code of its own.
 pub const ERROR: u8 = 1;
-/// The command line is wrong.
+/// Exit code of an invalid command line.
 pub const USAGE: u8 = 2;
-/// What was named does not exist.
+/// Exit code of a missing workspace, terminal, process, path or archive.
 pub const NOT_FOUND: u8 = 3;
-/// The token does not allow it, or it would lose something nobody agreed to lose.
+/// Exit code of a refusal: the token does not allow the request, or data would be lost.
 pub const REFUSED: u8 = 4;
-/// Nothing answers, or it is not ready.
+/// Exit code if the control plane or agent is unreachable or not ready.
 pub const UNAVAILABLE: u8 = 5;
-/// `run`: Podling failed, not the command.
+/// Exit code of `run` if Podling fails, not the command.
 pub const RUN_FAILED: u8 = 125;
-/// `run`: the command is there and cannot be run.
+/// Exit code of `run` if the command is not executable.
 pub const CANNOT_RUN: u8 = 126;
-/// `run`: there is no such command.
+/// Exit code of `run` if the command does not exist.
 pub const NO_COMMAND: u8 = 127;
-/// `run`: the command was ended because its `--timeout` was over, as timeout(1) has it.
+/// Exit code of `run` if `--timeout` ended the command, as in timeout(1).
 pub const TIMED_OUT: u8 = 124;
 
-/// What the transport says when its own cause says more.
+/// Text of a transport error whose source has the actual cause.
 const NO_WORDS: &str = "transport error";
 
-/// For `podling --help`.
+/// Appended to `podling --help`.
 pub const EXIT_CODES: &str = "\
 Exit codes:
   0  done
@@ -49,95 +49,88 @@ Podling itself failed, 124 when --timeout ended it.
 Where it looks for a control plane: --url and --token (PODLING_URL, PODLING_TOKEN),
 else the data folder given by --data (PODLING_DATA), else the default data folder.";
 
-/// Why a command did not do what it was asked to.
+/// Error of a command.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandFailure {
-    /// The command line says something that cannot be meant.
+    /// The command line is invalid.
     #[error("{0}")]
     Usage(String),
-    /// No control plane runs with this data folder.
+    /// No control plane runs with this data directory.
     #[error("nothing runs with the data folder {}", .data.display())]
     NotRunning {
-        /// Where `run/up.json` was looked for.
+        /// Directory that was searched for `run/up.json`.
         data: PathBuf,
-        /// Whether it is the default one, so that the advice can leave it out.
+        /// True for the default directory. The advice then omits `--data`.
         default: bool,
     },
     /// The control plane's address does not answer.
     #[error("nothing answers at {url}")]
     Unreachable {
-        /// Where.
         url: String,
-        /// Whether the address came from a data folder.
+        /// True if the address is from a data directory.
         local: bool,
-        /// What the system said.
         #[source]
         source: tonic::transport::Error,
     },
-    /// A daemon said no.
+    /// The control plane or an agent returned an error.
     #[error("{}", .0.message())]
     Status(#[source] Box<Status>),
-    /// The system said no.
+    /// A system call failed.
     #[error("{doing}")]
     Io {
-        /// What was being done to what.
+        /// The attempted operation, for example "cannot read FILE".
         doing: String,
-        /// What the system said.
         #[source]
         source: io::Error,
     },
-    /// Nothing of the kind exists.
     #[error("{0}")]
     NotFound(String),
-    /// Somebody has to agree first.
+    /// The request needs a confirmation.
     #[error("{0}")]
     Refused(String),
-    /// It is not there, or not now.
+    /// The resource does not exist yet, or is not ready.
     #[error("{0}")]
     Unavailable(String),
-    /// Anything else.
     #[error("{0}")]
     Other(String),
-    /// As `inner`, with the exit code the command has for it.
+    /// Overrides the exit code of `inner`.
     #[error("{inner}")]
     Coded {
-        /// The exit code.
         code: u8,
-        /// What happened.
         #[source]
         inner: Box<CommandFailure>,
     },
 }
 
-/// A failure, for scripts: on stderr with `--json`.
+/// JSON form of a failure, printed to stderr with `--json`.
 #[derive(Debug, Serialize)]
 struct CommandFailureView {
     message: String,
-    /// A name from errors.proto.
+    /// Name of the reason in errors.proto.
     reason: Option<&'static str>,
     advice: Option<String>,
     exit_code: u8,
 }
 
 impl CommandFailure {
-    /// An error of the system while `doing` something.
+    /// Returns a function that converts an IO error of the operation `doing`.
     pub fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let doing = doing.into();
         move |source| Self::Io { doing, source }
     }
 
-    /// An answer without the workspace it is about.
+    /// Returns the failure for a response without its workspace.
     pub fn no_workspace() -> Self {
         Self::Other("the answer holds no workspace".to_owned())
     }
 
-    /// The same failure with another exit code.
+    /// Overrides the exit code.
     #[must_use]
     pub fn with_code(self, code: u8) -> Self {
         Self::Coded { code, inner: Box::new(self) }
     }
 
-    /// What the process exits with.
+    /// Returns the exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => USAGE,
@@ -151,7 +144,7 @@ impl CommandFailure {
         }
     }
 
-    /// The reason a daemon gave, by name.
+    /// Returns the machine-readable reason, if a daemon gave one.
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Self::Status(status) => error::reason(status),
@@ -160,7 +153,7 @@ impl CommandFailure {
         }
     }
 
-    /// What to do next, where it is known.
+    /// Returns the next step for the user, if one is known.
     pub fn advice(&self) -> Option<String> {
         match self {
             Self::NotRunning { default: true, .. } => Some("start it with: podling up".to_owned()),
@@ -177,7 +170,7 @@ impl CommandFailure {
         }
     }
 
-    /// Tells a person what happened and what to do, or a script, on stderr.
+    /// Prints the failure to stderr, as text with advice or as JSON.
     pub fn report(&self, json: bool) {
         if json {
             eprintln!("{}", serde_json::json!({ "error": self.view() }));
@@ -198,17 +191,18 @@ impl CommandFailure {
         }
     }
 
-    /// The whole message for a person: what happened, why, and what to do.
+    /// Returns the message with its causes.
     pub fn describe(&self) -> String {
         let mut text = match self {
             Self::Coded { inner, .. } => return inner.describe(),
-            // Without words of its own the code is all there is.
+            // A status without a message has only its code.
             Self::Status(status) if status.message().is_empty() => {
                 format!("the control plane answered: {}", status.code().description())
             }
             other => other.to_string(),
         };
-        // A status is its own source and transport errors repeat themselves: each text once.
+        // A status is its own source, and transport errors repeat themselves. Each text is printed
+        // once.
         let mut cause = match self {
             Self::Status(_) => None,
             other => std::error::Error::source(other),

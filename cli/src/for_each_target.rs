@@ -1,8 +1,8 @@
-//! One command for several workspaces: one that fails keeps the others from nothing.
+//! Runs one command for several workspaces. A failure for one does not stop the others.
 
 use crate::failure::CommandFailure;
 
-/// Collects what fails.
+/// Collects the failures of one command.
 #[derive(Debug)]
 pub struct FailureCollector {
     json: bool,
@@ -10,12 +10,12 @@ pub struct FailureCollector {
 }
 
 impl FailureCollector {
-    /// Nothing has failed; `json`: how failures are told.
+    /// Creates an empty collector. `json` selects how failures are printed.
     pub fn new(json: bool) -> Self {
         Self { json, last: None }
     }
 
-    /// What went well; what did not is kept for the end. All but the last failure are told at once.
+    /// Returns the value of a success. Keeps a failure for the end and prints the one before it.
     pub fn ok_or_collect<T>(&mut self, outcome: Result<T, CommandFailure>) -> Option<T> {
         match outcome {
             Ok(value) => Some(value),
@@ -28,7 +28,7 @@ impl FailureCollector {
         }
     }
 
-    /// All went well, or the last failure.
+    /// Returns success, or the last failure.
     pub fn finish(self) -> Result<u8, CommandFailure> {
         self.last.map_or(Ok(crate::failure::OK), Err)
     }

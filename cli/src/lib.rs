@@ -1,8 +1,10 @@
-//! The command people type. It contains control plane and agent, and is a client of both.
+//! The `podling` command line. It contains the control plane and the agent, and is a client of
+//! both.
 //!
-//! [`command`] has one file for each command; they share the way to the control plane ([`target`], [`connector`], [`client`]),
-//! patience ([`backoff`], [`follow`], [`journey`], [`waiting`], [`spinner`]), and how they answer ([`output`], [`view`], [`next_transition`]) and fail ([`failure`],
-//! [`many`]).
+//! [`command`] has one module per subcommand. They share the connection to the control plane
+//! ([`target`], [`connector`], [`client`]), retries and waiting ([`backoff`],
+//! [`workspace_watcher`], [`state_waiter`], [`wake_spinner`], [`spinner`]), output ([`output`],
+//! [`view`], [`next_transition`]) and failures ([`failure`], [`for_each_target`]).
 
 pub mod archive;
 pub mod args;

@@ -1,4 +1,4 @@
-//! `podling`: parses, picks a runtime, and turns failures into words and exit codes.
+//! `podling`: parses the command line, starts a runtime, and reports failures with an exit code.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,8 @@ use podling::{
 };
 use tokio::runtime;
 
-/// Turns this program into an agent: how the control plane in it starts its workspaces. Not for people, so not in the help.
+/// Hidden subcommand that runs this program as an agent. The embedded control plane starts its
+/// workspaces with it.
 const AGENT: &str = "agent";
 
 fn main() -> ExitCode {
@@ -30,12 +31,12 @@ fn run(command_line: CommandLine) -> Result<u8, CommandFailure> {
     let CommandLine { global, command } = command_line;
     let runtime = runtime(&command).enable_all().build().map_err(CommandFailure::io("cannot start"))?;
     let outcome = runtime.block_on(command.run(&Context { global }));
-    // A read of a file that hangs must not keep us.
+    // A file read that hangs must not delay the exit.
     runtime.shutdown_background();
     outcome
 }
 
-/// A control plane uses every core; a client has one thing to do at a time.
+/// Returns a multi-threaded runtime for the control plane and a single-threaded one for clients.
 fn runtime(command: &PodlingCommand) -> runtime::Builder {
     match command {
         PodlingCommand::Up(_) => runtime::Builder::new_multi_thread(),

@@ -1,6 +1,7 @@
-//! What people and scripts read: colours, tables, JSON, spinners and bars.
+//! Output for users and scripts: colours, tables, JSON, spinners and progress bars.
 //!
-//! Answers go to stdout, everything else to stderr. Colours only on a terminal and without NO_COLOR.
+//! Results go to stdout, everything else to stderr. Colours are used only on a terminal and without
+//! NO_COLOR.
 
 use std::{
     borrow::Cow,
@@ -13,30 +14,26 @@ use serde::Serialize;
 
 use crate::failure::CommandFailure;
 
-/// Between two pictures of a spinner.
+/// Interval between frames of a spinner.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How a word is meant.
+/// Meaning of a word, shown as colour or weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
-    /// As it should be.
     Good,
-    /// Worth a look.
+    /// Deserves attention.
     Notice,
-    /// Something is wrong.
     Bad,
-    /// Less important.
     Faint,
-    /// Stands out.
     Strong,
 }
 
-/// Colours a word for stdout.
+/// Returns the text with colour codes, if stdout shows colours.
 pub fn paint(text: &str, tone: Tone) -> Cow<'_, str> {
     if coloured() { Cow::Owned(escape(text, tone)) } else { Cow::Borrowed(text) }
 }
 
-/// Whether somebody wants no colours (https://no-color.org).
+/// Returns whether the user disabled colours (https://no-color.org).
 fn no_color() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
@@ -56,7 +53,7 @@ fn escape(text: &str, tone: Tone) -> String {
     format!("\x1b[{code}m{text}\x1b[0m")
 }
 
-/// Writes an answer; a reader who went away is no error.
+/// Prints to stdout. A closed pipe is not an error.
 pub fn print(text: &str) -> Result<(), CommandFailure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -65,28 +62,28 @@ pub fn print(text: &str) -> Result<(), CommandFailure> {
     }
 }
 
-/// Writes an answer and ends the line.
+/// Prints a line to stdout.
 pub fn line(text: &str) -> Result<(), CommandFailure> {
     print(&format!("{text}\n"))
 }
 
-/// Writes an answer for scripts.
+/// Prints a value as one line of JSON to stdout.
 pub fn json<T: Serialize>(value: &T) -> Result<(), CommandFailure> {
     let text = serde_json::to_string(value).map_err(|error| CommandFailure::Other(error.to_string()))?;
     line(&text)
 }
 
-/// Text made safe to show: what a workspace says must not steer the terminal it is shown on.
+/// Replaces control characters, so that text from a workspace cannot control the local terminal.
 pub fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// So many of them, in words.
+/// Returns the count with the singular or plural noun.
 pub fn counted(count: u32, one: &str, many: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {many}") }
 }
 
-/// Columns wide enough for what is in them, two spaces apart. A cell's tone colours it without counting.
+/// Formats a table with two spaces between columns. Colour codes do not count for the width.
 pub fn table(head: &[&str], rows: &[Vec<(String, Option<Tone>)>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|(text, _)| text.chars().count());
@@ -96,7 +93,7 @@ pub fn table(head: &[&str], rows: &[Vec<(String, Option<Tone>)>]) -> String {
     let head: Vec<_> = head.iter().map(|text| ((*text).to_owned(), Some(Tone::Faint))).collect();
     let mut out = String::new();
     for row in std::iter::once(&head).chain(rows) {
-        // Nothing stands behind the last cell that holds something.
+        // Rows have no trailing spaces.
         let used = row.iter().rposition(|(text, _)| !text.is_empty()).map_or(0, |last| last + 1);
         for (column, (text, tone)) in row.iter().take(used).enumerate() {
             let shown = tone.map_or(Cow::Borrowed(text.as_str()), |tone| paint(text, tone));
@@ -110,7 +107,7 @@ pub fn table(head: &[&str], rows: &[Vec<(String, Option<Tone>)>]) -> String {
     out
 }
 
-/// A sign that something is under way, on stderr if that is a terminal.
+/// Returns a running spinner on stderr. It is hidden if stderr is not a terminal.
 pub fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
         .with_style(spinner_style())
@@ -120,12 +117,12 @@ pub fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
     bar
 }
 
-/// How a spinner looks.
 pub fn spinner_style() -> ProgressStyle {
     ProgressStyle::default_spinner()
 }
 
-/// How a bar looks that is one stage of something longer; `bounded`: it is known where it ends.
+/// Returns the style of a bar for one stage of a longer operation. `bounded` means that the total
+/// is known.
 pub fn stage_style(bounded: bool) -> ProgressStyle {
     style(match bounded {
         true => "{spinner} {wide_msg} {bar:20} {bytes} of {total_bytes}",
@@ -133,12 +130,13 @@ pub fn stage_style(bounded: bool) -> ProgressStyle {
     })
 }
 
-/// A template that is wrong leaves the default style: a bar is not worth failing for.
+/// Falls back to the default style if the template is invalid.
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// A bar for so many bytes (unknown: how many so far), on stderr if that is a terminal.
+/// Returns a bar on stderr for `total` bytes, or a counter if the total is unknown. It is hidden if
+/// stderr is not a terminal.
 pub fn bytes_bar(total: Option<u64>) -> ProgressBar {
     let template = if total.is_some() {
         "{bar:30} {bytes} of {total_bytes}  {bytes_per_sec}  {eta}  {wide_msg}"

@@ -1,24 +1,23 @@
-//! The name a file has until it is whole: it is written beside its place, then renamed over what is there.
+//! Temporary file next to its destination, which is renamed once it is complete.
 
 use std::path::{Path, PathBuf};
 
 use podling_proto::token;
 
-/// Random bytes in the name.
+/// Number of random bytes in the name.
 const SUFFIX_BYTES: usize = 6;
 
-/// Where a file is until it is whole; removed if it never is.
+/// Path of an incomplete file. The file is removed on drop, unless it was renamed.
 #[derive(Debug)]
 pub struct PartialFile(PathBuf);
 
 impl PartialFile {
-    /// For a file that is to be `path`.
+    /// Returns a unique hidden name in the directory of `path`.
     pub fn beside(path: &Path) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         Self(path.with_file_name(format!(".{name:.200}.{}.part", token::random(SUFFIX_BYTES))))
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -26,7 +25,7 @@ impl PartialFile {
 
 impl Drop for PartialFile {
     fn drop(&mut self) {
-        // Renamed when whole, and then there is nothing left to remove.
+        // Fails after a rename, which leaves nothing to remove.
         let _ = std::fs::remove_file(&self.0);
     }
 }

@@ -1,4 +1,5 @@
-//! A workspace's policy as people give it (flags) and as they and scripts read it. Must not know which command it belongs to.
+//! A workspace's policy: command-line flags, JSON and text. Independent of the commands that use
+//! it.
 
 use std::time::Duration;
 
@@ -12,58 +13,53 @@ use crate::{
     view::seconds,
 };
 
-/// Flags for what is to differ from the template's policy. Each 1s to 365d; the control plane checks that.
+/// Flags that override the policy of the template. The control plane accepts 1s to 365d.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct PolicyFlags {
-    /// Idle time before it sleeps, for example 15m.
+    /// Idle time until the workspace sleeps, for example 15m
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     idle_timeout: Option<Duration>,
-    /// How long before its sleep people are warned; at most half the idle timeout.
+    /// Time before sleep at which users are warned; at most half the idle timeout
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     warning: Option<Duration>,
-    /// How long running work keeps it awake after the last sign of a person.
+    /// Time after the last user input during which running work keeps the workspace awake
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     work_cap: Option<Duration>,
-    /// How long a program in the foreground keeps it awake after the last sign of a person.
+    /// Time after the last user input during which a foreground program keeps the workspace awake
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     presence_cap: Option<Duration>,
-    /// Longest time awake, used or not; none: no end.
+    /// Longest time awake, even if in use, for example 12h; "none" for no limit
     #[arg(long, value_name = "DURATION|none", value_parser = duration::parse_or_none)]
     max_awake: Option<Duration>,
-    /// Time asleep before it is archived and its storage let go.
+    /// Time asleep until the workspace is archived and its storage is deleted, for example 1d
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     archive_after: Option<Duration>,
-    /// How long its archives are kept.
+    /// Time until an archive is deleted, even if it is the last one, for example 30d
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     keep_archives: Option<Duration>,
 }
 
-/// A policy, for scripts: seconds; null where there is no end.
+/// JSON form of a policy. Null means no limit.
 #[derive(Debug, Serialize)]
 pub struct PolicyView {
-    /// Idle time before sleep.
     pub idle_timeout_seconds: Option<f64>,
-    /// Warned so long before.
     pub warning_seconds: Option<f64>,
-    /// Work holds so long after the last intent.
+    /// Time after the last user input during which running work keeps the workspace awake.
     pub work_cap_seconds: Option<f64>,
-    /// Presence holds so long after the last intent.
+    /// Time after the last user input during which a foreground program keeps the workspace awake.
     pub presence_cap_seconds: Option<f64>,
-    /// Longest time awake.
     pub max_awake_seconds: Option<f64>,
-    /// Asleep so long before it is archived.
     pub archive_after_seconds: Option<f64>,
-    /// Archives are kept so long.
     pub keep_archives_seconds: Option<f64>,
 }
 
 impl PolicyFlags {
-    /// Whether nothing was said.
+    /// Returns whether no flag was given.
     pub fn is_empty(&self) -> bool {
         self.to_wire() == Policy::default()
     }
 
-    /// What was said; the rest is absent.
+    /// Returns the policy with only the given flags set.
     pub fn to_wire(self) -> Policy {
         Policy {
             idle_timeout: self.idle_timeout.map(to_wire),
@@ -91,7 +87,7 @@ impl From<&Policy> for PolicyView {
     }
 }
 
-/// A line for each of it, with what it means.
+/// Renders one line per setting, with its meaning.
 pub fn render(policy: &Policy) -> String {
     let rows = [
         ("idle timeout", policy.idle_timeout, "of idle time that counts, then it sleeps"),

@@ -1,25 +1,23 @@
-//! How far an archive or its way back is, as people and scripts read it. Pure.
+//! Progress of an archive or restore, as text and JSON. Pure.
 
 use indicatif::HumanBytes;
 use podling_proto::control::v1::{Progress, progress::Stage};
 use serde::Serialize;
 
-/// How far something is, for scripts; null where it is not known.
+/// JSON form of a progress. Null means unknown.
 #[derive(Debug, Serialize)]
 pub struct ProgressView {
-    /// `saving`, `proving`, `fetching`, `unpacking`.
+    /// `saving`, `proving`, `fetching` or `unpacking`.
     pub stage: &'static str,
-    /// Files, folders and links.
+    /// Number of files, directories and links done.
     pub entries: u64,
-    /// Of how many.
     pub total_entries: Option<u64>,
-    /// Of content, or of the archive.
+    /// Bytes done: of file content, or of the zip.
     pub bytes: u64,
-    /// Of how many.
     pub total_bytes: Option<u64>,
 }
 
-/// How far it is, in words alone.
+/// Returns the stage, entries and bytes as text.
 pub fn words(progress: &Progress) -> String {
     let done = HumanBytes(progress.bytes);
     match progress.total_bytes {
@@ -28,7 +26,7 @@ pub fn words(progress: &Progress) -> String {
     }
 }
 
-/// The word for a stage.
+/// Returns the machine-readable name of a stage.
 pub fn stage(stage: Stage) -> &'static str {
     match stage {
         Stage::Unspecified => "unknown",
@@ -39,7 +37,7 @@ pub fn stage(stage: Stage) -> &'static str {
     }
 }
 
-/// What is being done, and with how many of its entries it is done.
+/// Returns the stage and the number of entries as text.
 pub fn doing(progress: &Progress) -> String {
     let what = match progress.stage() {
         Stage::Unspecified => "at work",

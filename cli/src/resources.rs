@@ -1,4 +1,4 @@
-//! A workspace's share of its owner's room, in words. Pure.
+//! Allocated and requested resources of a workspace, as text and JSON. Pure.
 
 use indicatif::HumanBytes;
 use podling_proto::control::v1::{Resources, State, Workspace};
@@ -6,16 +6,15 @@ use serde::Serialize;
 
 use crate::next_transition::place;
 
-/// For scripts.
+/// JSON form of CPU and memory.
 #[derive(Debug, Serialize)]
 pub struct ResourcesView {
     /// Thousandths of a core.
     pub cpu_millis: u64,
-    /// Bytes.
     pub memory_bytes: u64,
 }
 
-/// What it has, and what it waits for.
+/// Returns the resources that the workspace has, and those that it waits for.
 pub fn describe(workspace: &Workspace) -> String {
     let wanted = workspace.resources.unwrap_or_default();
     match &workspace.given {

@@ -1,4 +1,4 @@
-//! A command workspace_client a workspace, as if it ran here: its output, its input, its signals, its exit code.
+//! A remote command with local input, output, signals and exit code.
 
 pub mod command_follower;
 pub mod input;

@@ -1,6 +1,6 @@
-//! TerminationSignals by name and number: the wire has names, exit codes have numbers.
+//! Signal names and numbers. The wire has names, exit codes have numbers.
 
-/// Linux's signals on every architecture Podling runs on, without "SIG".
+/// Linux signals without the prefix SIG, with numbers valid on every supported architecture.
 const SIGNALS: &[(&str, u8)] = &[
     ("HUP", 1),
     ("INT", 2),
@@ -34,21 +34,21 @@ const SIGNALS: &[(&str, u8)] = &[
     ("PWR", 30),
     ("SYS", 31),
 ];
-/// What a shell adds to a signal's number.
+/// Offset that shells add to a signal number to form an exit code.
 const SIGNALLED: u8 = 128;
 
-/// The exit code that says "ended by this signal". An unknown name (a real-time signal) says only that it was one.
+/// Returns the exit code for a process ended by this signal. Returns 128 for an unknown name, such
+/// as a real-time signal.
 pub fn exit_code(name: &str) -> u8 {
     let name = name.strip_prefix("SIG").unwrap_or(name);
     SIGNALS.iter().find(|(known, _)| *known == name).map_or(SIGNALLED, |(_, number)| SIGNALLED + number)
 }
 
-/// The name of a signal's number.
 pub fn name(number: i32) -> Option<&'static str> {
     SIGNALS.iter().find(|(_, known)| i32::from(*known) == number).map(|(name, _)| *name)
 }
 
-/// The exit code for the end of a local command.
+/// Returns the exit code for the end of a local process.
 pub fn exit_code_of_status(status: std::process::ExitStatus) -> u8 {
     use std::os::unix::process::ExitStatusExt as _;
     match (status.code(), status.signal()) {

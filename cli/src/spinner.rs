@@ -1,28 +1,27 @@
-//! What a workspace is doing, for people who wait: words with a spinner, or a bar where it is known how far that is. On stderr if that is
-//! a terminal, elsewhere nothing. Must not know what they wait for.
+//! Progress of a workspace, as a spinner or as a bar where the total is known. Shown on stderr, and
+//! only on a terminal.
 
 use indicatif::ProgressBar;
 use podling_proto::control::v1::{Workspace, progress::Stage};
 
 use crate::{output, progress::doing, state_waiter::describe};
 
-/// Shows it, until it is dropped.
+/// Shows the state of a workspace until it is dropped.
 #[derive(Debug)]
 pub struct WorkspaceSpinner {
     bar: ProgressBar,
-    /// What is measured, and whether its end is known; `None`: only words are shown.
+    /// Stage of the bar, and whether its total is known. `None` shows a spinner.
     measured: Option<(Stage, bool)>,
 }
 
 impl WorkspaceSpinner {
-    /// How it is now.
     pub fn new(workspace: &Workspace) -> Self {
         let mut spinner = Self { bar: output::spinner(describe(workspace)), measured: None };
         spinner.show(workspace);
         spinner
     }
 
-    /// How it has become.
+    /// Updates the display.
     pub fn show(&mut self, workspace: &Workspace) {
         let progress = workspace.progress.as_ref();
         let measured = progress.map(|progress| (progress.stage(), progress.total_bytes > 0));
@@ -43,7 +42,7 @@ impl WorkspaceSpinner {
         }
     }
 
-    /// Says something that stays above it.
+    /// Prints a line above the spinner.
     pub fn say(&self, line: &str) {
         self.bar.suspend(|| eprintln!("{line}"));
     }

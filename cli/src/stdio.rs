@@ -1,8 +1,8 @@
-//! Standard input and output without blocking: reading waits for readiness and never reads ahead of need, writing never stalls
-//! the runtime that must keep the link alive.
+//! Non-blocking standard input and output. Reads wait for readiness and never read ahead. Writes
+//! never block the runtime, which must keep the connection alive.
 //!
-//! The descriptors are shared with the shell that started us, so they stay in blocking mode: readiness is asked for before every
-//! call, and no write is larger than what a ready pipe takes at once.
+//! The descriptors are shared with the parent shell and therefore stay in blocking mode. Each call
+//! polls first, and a write is no larger than a ready pipe accepts at once.
 
 use std::{
     io,
@@ -15,41 +15,38 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// A pipe that is ready to be written to takes a page without blocking.
+/// Size of a write in bytes. A pipe that polls as writable accepts a page without blocking.
 const WRITE_BYTES: usize = 4096;
-/// Read at once.
+/// Size of a read in bytes.
 pub const READ_BYTES: usize = 64 * 1024;
 
-/// One of the three, for reading or for writing.
+/// Standard input, output or error.
 #[derive(Debug)]
 pub struct AsyncStdio(StdioDescriptor);
 
 #[derive(Debug)]
 enum StdioDescriptor {
-    /// A terminal, a pipe, a socket.
+    /// Terminal, pipe or socket.
     Pollable(AsyncFd<OwnedFd>),
-    /// A regular file or /dev/null: always ready, and never slow for long.
+    /// Regular file or /dev/null. Always ready.
     File(OwnedFd),
 }
 
 impl AsyncStdio {
-    /// Standard input.
     pub fn stdin() -> io::Result<Self> {
         Self::new(io::stdin().as_fd(), Interest::READABLE)
     }
 
-    /// Standard output.
     pub fn stdout() -> io::Result<Self> {
         Self::new(io::stdout().as_fd(), Interest::WRITABLE)
     }
 
-    /// Standard error.
     pub fn stderr() -> io::Result<Self> {
         Self::new(io::stderr().as_fd(), Interest::WRITABLE)
     }
 
     fn new(fd: BorrowedFd<'_>, interest: Interest) -> io::Result<Self> {
-        // A descriptor of our own: two of the three are often the same terminal, and each is registered.
+        // Registering needs a descriptor of its own: two of the three are often the same terminal.
         #[expect(
             deprecated,
             reason = "its successor is unsafe; an OwnedFd keeps what that asks for: one descriptor, not closed early"
@@ -57,7 +54,7 @@ impl AsyncStdio {
         let ready = AsyncFd::with_interest(fd.try_clone_to_owned()?, interest);
         match ready {
             Ok(ready) => Ok(Self(StdioDescriptor::Pollable(ready))),
-            // What epoll does not take is always ready.
+            // epoll rejects descriptors that are always ready.
             Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {
                 Ok(Self(StdioDescriptor::File(fd.try_clone_to_owned()?)))
             }
@@ -65,7 +62,8 @@ impl AsyncStdio {
         }
     }
 
-    /// Reads what is there, waiting until there is something. 0 is the end. Dropped before it is done, it has read nothing.
+    /// Reads available bytes and waits until there are some. Returns 0 at the end. Cancel-safe: if
+    /// dropped, nothing was read.
     pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match &self.0 {
             StdioDescriptor::File(fd) => read(fd, buffer),
@@ -82,7 +80,7 @@ impl AsyncStdio {
         }
     }
 
-    /// Writes all of it. Dropped before it is done, it has written some beginning of it.
+    /// Writes all data. Not cancel-safe: if dropped, a prefix may have been written.
     pub async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
         while !data.is_empty() {
             let written = self.write(data).await?;
@@ -91,7 +89,7 @@ impl AsyncStdio {
         Ok(())
     }
 
-    /// Writes some of it, waiting until some can be. Dropped before it is done, it has written nothing.
+    /// Waits until writable and writes once. Cancel-safe: if dropped, nothing was written.
     pub async fn write(&self, data: &[u8]) -> io::Result<usize> {
         let data = &data[..data.len().min(WRITE_BYTES)];
         match &self.0 {
@@ -114,7 +112,7 @@ fn is_ready(fd: &OwnedFd, wanted: PollFlags) -> io::Result<()> {
     let mut fds = [PollFd::new(fd, wanted)];
     match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
         Ok(0) => Err(io::ErrorKind::WouldBlock.into()),
-        // An error or a hang-up is for the call itself to report.
+        // Errors and hang-ups are reported by the call itself.
         Ok(_) => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -140,7 +138,7 @@ mod tests {
         let reading = AsyncStdio::new(reader.as_fd(), Interest::READABLE).expect("reader");
         let writing = AsyncStdio::new(writer.as_fd(), Interest::WRITABLE).expect("writer");
         drop((reader, writer));
-        // Four times what a pipe holds.
+        // Four times the capacity of a pipe.
         let sent: Vec<u8> = (0..256 * 1024_u32).map(|i| (i % 251) as u8).collect();
         let expected = sent.clone();
         let write = async move {

@@ -1,4 +1,4 @@
-//! Where the control plane is, and with which token: given outright, or found in a data folder.
+//! Selects the control plane and the token: by address, or by data directory.
 
 use std::{
     fs, io,
@@ -11,54 +11,50 @@ use serde::Deserialize;
 
 use crate::failure::CommandFailure;
 
-/// Apart from the command's own options in every help.
+/// Help heading of the global options.
 const HEADING: &str = "Options of every command";
 
-/// Options every command has.
 #[derive(Debug, Clone, Default, Args)]
 pub struct GlobalOptions {
-    /// The data folder of the control plane on this machine.
+    /// Data directory of a control plane on this machine [default: $XDG_DATA_HOME/podling, or
+    /// ~/.local/share/podling]
     #[arg(long, global = true, help_heading = HEADING, env = "PODLING_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Address of a control plane, for example http://127.0.0.1:7411; needs a token.
+    /// Address of the control plane, for example http://127.0.0.1:7411; requires a token
     #[arg(long, global = true, help_heading = HEADING, env = "PODLING_URL")]
     pub url: Option<String>,
-    /// Token to use instead of the data folder's own.
+    /// Token for the control plane [default: the root token in the data directory]
     #[arg(long, global = true, help_heading = HEADING, env = "PODLING_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
-    /// Certificates (PEM) to trust for an https address; the system's are not consulted.
+    /// File of certificates (PEM) to trust for an https address; system certificates are not used
     #[arg(long, global = true, help_heading = HEADING, env = "PODLING_CA", value_name = "FILE")]
     pub ca: Option<PathBuf>,
-    /// Answer with JSON.
+    /// Print the result as JSON
     #[arg(long, global = true, help_heading = HEADING)]
     pub json: bool,
 }
 
-/// A control plane that was found.
+/// Address and credentials of a control plane.
 #[derive(Debug, Clone)]
 pub struct ControlPlaneTarget {
     /// `http://host:port` or `https://host:port`.
     pub url: String,
-    /// Sent with every call.
     pub token: String,
-    /// The data folder it was found in: a control plane that starts again may listen elsewhere, so it is looked up anew
-    /// for every connection.
+    /// Data directory that the address was found in. It is read again for every connection, because
+    /// a restarted control plane may listen elsewhere.
     pub data: Option<PathBuf>,
-    /// Certificates to trust.
     pub ca: Option<PathBuf>,
 }
 
-/// What `podling up` leaves in `<data>/run/up.json`.
+/// Content of `<data>/run/up.json`, written by `podling up`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct RunningControlPlane {
-    /// Where it listens.
     pub url: String,
-    /// Its process.
     pub pid: u32,
 }
 
 impl ControlPlaneTarget {
-    /// By address and token if an address is given, else by the data folder.
+    /// Uses the address and token if an address is given, otherwise the data directory.
     pub fn find(global: &GlobalOptions) -> Result<Self, CommandFailure> {
         let ca = global.ca.clone();
         if let Some(url) = global.url.clone().filter(|url| !url.is_empty()) {
@@ -82,13 +78,13 @@ impl ControlPlaneTarget {
     }
 }
 
-/// The data folder that is meant.
+/// Returns the data directory: `--data`, `PODLING_DATA` or the default.
 pub fn data_directory(global: &GlobalOptions) -> Result<PathBuf, CommandFailure> {
     config::data_folder(global.data.as_deref(), &|name| std::env::var(name).ok())
         .map_err(|error| CommandFailure::Usage(error.to_string()))
 }
 
-/// The control plane that runs with this data folder, if one does.
+/// Returns the control plane that runs with this data directory, if there is one.
 pub fn running(data: &Path) -> Result<Option<RunningControlPlane>, CommandFailure> {
     let path = data.join("run/up.json");
     let text = match fs::read(&path) {
@@ -99,7 +95,7 @@ pub fn running(data: &Path) -> Result<Option<RunningControlPlane>, CommandFailur
     let running: RunningControlPlane = serde_json::from_slice(&text).map_err(|error| {
         CommandFailure::Other(format!("{} cannot be understood: {error}", path.display()))
     })?;
-    // One that was killed leaves its file behind.
+    // A killed control plane leaves its file behind.
     Ok(Path::new("/proc").join(running.pid.to_string()).exists().then_some(running))
 }
 
@@ -136,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_file_left_by_a_killed_one_does_not_count() {
-        // No process has a number beyond the kernel's largest.
+        // Larger than any process id.
         let folder = folder(u32::MAX);
         let global = GlobalOptions { data: Some(folder.path().into()), ..GlobalOptions::default() };
         assert!(matches!(

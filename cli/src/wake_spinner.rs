@@ -1,5 +1,5 @@
-//! WakeSpinner for a call that the gateway holds until its workspace is awake: meanwhile people see what that is doing. Must not know the
-//! call.
+//! Shows the progress of a workspace while the gateway holds a call until the workspace is awake.
+//! Independent of the call.
 
 use std::{
     convert::Infallible,
@@ -15,7 +15,7 @@ use crate::{
     workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
 };
 
-/// Where a call goes that may have to wait.
+/// Factory of spinners for calls to one workspace.
 #[derive(Debug, Clone)]
 pub struct WakeSpinner {
     client: Client,
@@ -23,12 +23,12 @@ pub struct WakeSpinner {
 }
 
 impl WakeSpinner {
-    /// For calls into the workspace with this id.
     pub fn new(client: Client, id: String) -> Self {
         Self { client, id }
     }
 
-    /// Does it; on a terminal it is shown meanwhile what the workspace does. Nothing of that is left when it answers.
+    /// Awaits `work`. If stderr is a terminal, shows the state of the workspace until then and
+    /// clears it.
     pub async fn show_during<T>(&self, work: impl Future<Output = T>) -> T {
         if !io::stderr().is_terminal() {
             return work.await;
@@ -43,7 +43,7 @@ impl WakeSpinner {
     async fn show(&self) -> Infallible {
         let mut changes = WorkspaceWatcher::new(self.client.clone(), self.id.clone());
         let mut shown: Option<WorkspaceSpinner> = None;
-        // Where nothing more is learned, the call itself says why.
+        // If the watch ends, the call itself reports the reason.
         while let Ok(WorkspaceChange::Current(workspace)) = changes.next().await {
             match (&mut shown, workspace.state()) {
                 (_, State::Awake) => shown = None,

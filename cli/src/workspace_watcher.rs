@@ -1,4 +1,4 @@
-//! Follows one workspace through its states, over broken links.
+//! Watches one workspace across broken connections.
 
 use podling_proto::control::v1::{
     WatchWorkspacesRequest, WatchWorkspacesResponse, Workspace, watch_workspaces_response::Event,
@@ -12,33 +12,31 @@ use crate::{
     failure::CommandFailure,
 };
 
-/// What is seen of it.
 #[derive(Debug)]
 pub enum WorkspaceChange {
-    /// As it is now.
     Current(Box<Workspace>),
-    /// It is no more.
+    /// The workspace, or everything but its archives, no longer exists.
     Deleted,
 }
 
-/// Follows one workspace.
+/// Watch of one workspace, reopened when it breaks.
 #[derive(Debug)]
 pub struct WorkspaceWatcher {
     client: Client,
     id: String,
     stream: Option<Streaming<WatchWorkspacesResponse>>,
-    /// The present stream has seen it.
+    /// Whether the current stream has reported the workspace.
     seen: bool,
     backoff: RetryBackoff,
 }
 
 impl WorkspaceWatcher {
-    /// Follows the workspace with this id.
+    /// Watches the workspace with this id.
     pub fn new(client: Client, id: String) -> Self {
         Self { client, id, stream: None, seen: false, backoff: RetryBackoff::default() }
     }
 
-    /// How it is (the first time), then how it has become.
+    /// Returns the present state first, then each change. Cancel-safe.
     pub async fn next(&mut self) -> Result<WorkspaceChange, CommandFailure> {
         loop {
             match self.next_event().await {
@@ -75,7 +73,7 @@ impl WorkspaceWatcher {
     }
 }
 
-/// What an event says of the workspace with this id.
+/// Returns what an event means for the workspace with this id.
 fn change_of(id: &str, seen: &mut bool, event: Event) -> Option<WorkspaceChange> {
     match event {
         Event::Workspace(workspace) => {
@@ -83,7 +81,8 @@ fn change_of(id: &str, seen: &mut bool, event: Event) -> Option<WorkspaceChange>
             Some(WorkspaceChange::Current(Box::new(workspace)))
         }
         Event::Gone(gone) => (gone == id).then_some(WorkspaceChange::Deleted),
-        // It went between two streams, and only its archives may be left: such a one is not seen.
+        // The workspace was deleted between two streams. One of which only archives exist is not
+        // listed.
         Event::Synced(_) => (!*seen).then_some(WorkspaceChange::Deleted),
         Event::Keepalive(_) => None,
     }

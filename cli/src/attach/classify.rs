@@ -1,28 +1,29 @@
-//! Tells what a person typed from what their terminal emulator answered by itself.
+//! Separates typed input from replies that the terminal emulator sends by itself.
 //!
-//! Both arrive on stdin. Answers (cursor position, device attributes, colours, focus) must not count as keystrokes, and must not be
-//! typed into the shell when the question was replayed, so the agent is told which is which. Pure: bytes in, inputs out.
+//! Both arrive on stdin. Replies (cursor position, device attributes, colours, focus) must not
+//! count as keystrokes. They must also not be typed into the shell when the query that caused them
+//! was replayed. The agent is therefore told the class of each input. Pure.
 
-/// What a piece of stdin is.
+/// Class of a piece of stdin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InputClass {
-    /// Typed or pasted.
+    /// Typed or pasted by the user.
     User,
-    /// The emulator's own.
+    /// Sent by the terminal emulator itself.
     Reply,
-    /// The key that leaves the terminal; not for the terminal.
+    /// The detach key, which is not sent to the remote terminal.
     Detach,
 }
 
-/// One piece of stdin.
 pub type ClassifiedInput = (InputClass, Vec<u8>);
 
-/// A sequence that has not ended within this is taken as typed: an answer is never longer (a clipboard may be).
+/// Longest escape sequence in bytes that is held back. A longer one counts as typed. Only clipboard
+/// replies come close to this size.
 const MAX_SEQUENCE: usize = 64 * 1024;
 const ESC: u8 = 0x1b;
 const BEL: u8 = 0x07;
 
-/// Splits stdin into inputs; holds back a sequence whose end has not arrived.
+/// Splits stdin into classified inputs and holds back an incomplete escape sequence.
 #[derive(Debug)]
 pub struct InputClassifier {
     detach: Option<u8>,
@@ -31,19 +32,19 @@ pub struct InputClassifier {
 }
 
 enum EscapeSequence {
-    /// Its end is not there yet.
+    /// The end of the sequence has not arrived yet.
     Incomplete,
-    /// It is this long.
+    /// Length in bytes, and class.
     Complete(usize, InputClass),
 }
 
 impl InputClassifier {
-    /// A classifier that knows the detach key, a control character.
+    /// Creates a classifier. `detach` is the control character of the detach key, if there is one.
     pub fn new(detach: Option<u8>) -> Self {
         Self { detach, held: Vec::new(), pasting: false }
     }
 
-    /// Takes what came from stdin; answers with what can be told by now.
+    /// Adds bytes from stdin and returns every input whose class is known now.
     pub fn feed(&mut self, data: &[u8]) -> Vec<ClassifiedInput> {
         let mut input = std::mem::take(&mut self.held);
         input.extend_from_slice(data);
@@ -51,7 +52,7 @@ impl InputClassifier {
         let mut rest = input.as_slice();
         while let Some(&byte) = rest.first() {
             let (length, kind) = match byte {
-                // A lone Escape is a key: whoever pressed it does not want to wait.
+                // A lone Escape is a key press and must not be held back.
                 ESC if rest.len() > 1 => match self.sequence(rest) {
                     EscapeSequence::Complete(length, kind) => (length, kind),
                     EscapeSequence::Incomplete if rest.len() < MAX_SEQUENCE => {
@@ -69,27 +70,28 @@ impl InputClassifier {
         inputs
     }
 
-    /// Whether something is held back.
+    /// Returns whether an incomplete sequence is held back.
     pub fn is_holding(&self) -> bool {
         !self.held.is_empty()
     }
 
-    /// The end of a sequence did not come: what is held was typed (Alt and a bracket, say).
+    /// Returns the held bytes as typed input, after the sequence did not continue in time. Alt-[ is
+    /// such an input.
     pub fn flush(&mut self) -> Option<ClassifiedInput> {
         let held = std::mem::take(&mut self.held);
         (!held.is_empty()).then_some((InputClass::User, held))
     }
 
-    /// What begins with this Escape (at least one byte follows).
+    /// Parses the sequence that begins at this Escape. Needs at least one byte after the Escape.
     fn sequence(&mut self, bytes: &[u8]) -> EscapeSequence {
         if self.pasting && !b"\x1b[201~".starts_with(&bytes[..bytes.len().min(6)]) {
             return EscapeSequence::Complete(1, InputClass::User);
         }
         match bytes[1] {
             b'[' => self.control(bytes),
-            // OSC, DCS, APC: strings that only an emulator sends.
+            // OSC, DCS and APC strings are only sent by an emulator.
             b']' | b'P' | b'_' => control_string(bytes),
-            // SS3 is a function key, anything else Alt and a key.
+            // SS3 is a function key; anything else is Alt and a key.
             _ => EscapeSequence::Complete(1, InputClass::User),
         }
     }
@@ -105,7 +107,7 @@ impl InputClassifier {
         match (body, last) {
             (b"200", b'~') => self.pasting = true,
             (b"201", b'~') => self.pasting = false,
-            // The first form of mouse reports: three raw bytes follow.
+            // X10 mouse report: three raw bytes follow.
             (b"", b'M') => {
                 let length = end + 4;
                 let whole = bytes.len() >= length;
@@ -127,7 +129,8 @@ impl InputClassifier {
         EscapeSequence::Complete(end + 1, kind)
     }
 
-    /// The detach key as newer keyboard protocols spell it: `CSI code ; 5 u` and `CSI 27 ; 5 ; code ~`.
+    /// Returns whether the sequence is the detach key as newer keyboard protocols encode it: `CSI
+    /// code ; 5 u` or `CSI 27 ; 5 ; code ~`.
     fn is_detach(&self, body: &[u8], last: u8) -> bool {
         let Some(key) = self.detach.filter(|_| !self.pasting) else { return false };
         let plain = (key | 0x40).to_ascii_lowercase();
@@ -148,21 +151,21 @@ fn control_string(bytes: &[u8]) -> EscapeSequence {
     });
     match terminator {
         Some(end) => EscapeSequence::Complete(end + 2, InputClass::Reply),
-        // A string holds text; another key after Alt-] or Alt-P shows that it is none.
+        // A string contains only text. A control character shows that Alt-] or Alt-P was typed.
         None if body.iter().any(|b| *b < 0x20 && *b != ESC) => EscapeSequence::Complete(1, InputClass::User),
         None => EscapeSequence::Incomplete,
     }
 }
 
-/// Whether `CSI body last` is one of the answers an emulator gives.
+/// Returns whether `CSI body last` is a reply that a terminal emulator sends by itself.
 fn is_emulator_reply(body: &[u8], last: u8) -> bool {
     let private = matches!(body.first(), Some(b'?' | b'>' | b'='));
     match last {
-        // Cursor position. Shift-F3 is spelt alike; taken as an answer it still reaches the program.
+        // Cursor position. Shift-F3 has the same encoding; as a reply it still reaches the program.
         b'R' => body.contains(&b';'),
         // Device attributes, keyboard flags, graphics.
         b'c' | b'u' | b'S' => private,
-        // Status, terminal parameters.
+        // Device status, terminal parameters.
         b'n' | b'x' => !body.is_empty(),
         // Window reports.
         b't' => body.contains(&b';'),

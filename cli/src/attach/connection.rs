@@ -1,4 +1,4 @@
-//! One stream after another to the same terminal.
+//! Connection to one remote terminal: a sequence of Attach streams, each replacing a broken one.
 
 use std::{future::pending, pin::Pin};
 
@@ -13,12 +13,12 @@ use tonic::{Status, Streaming};
 
 use crate::{backoff::RetryBackoff, client::WorkspaceClient};
 
-/// Requests on their way to the connection; when it is full, input is kept until there is room.
+/// Capacity of the request channel of a stream. When it is full, input stays in the outbox.
 const QUEUE: usize = 16;
 
 type OpenCall = LocalBoxFuture<'static, Result<Streaming<AttachResponse>, Status>>;
 
-/// The way to the terminal.
+/// Opens, reads and reopens Attach streams of one terminal.
 pub struct TerminalConnection {
     workspace_client: WorkspaceClient,
     non_waking_client: WorkspaceClient,
@@ -28,29 +28,27 @@ pub struct TerminalConnection {
 }
 
 enum AttachStreamState {
-    /// Until somebody wants it.
+    /// No stream and no retry until [`TerminalConnection::open`] is called.
     Parked,
-    /// Until it is time to try again.
+    /// Backing off until the next attempt.
     Waiting(Pin<Box<Sleep>>),
     Opening(OpenCall, mpsc::Sender<AttachRequest>),
     Open(Box<Streaming<AttachResponse>>, mpsc::Sender<AttachRequest>),
 }
 
-/// What happens on it.
+/// What [`TerminalConnection::next`] returns.
 #[derive(Debug)]
 pub enum ConnectionEvent {
-    /// It is time to open a stream: call [`TerminalConnection::open`].
+    /// The back-off is over. The caller must call [`TerminalConnection::open`].
     Retry,
-    /// The stream is open.
     Opened,
-    /// Something came.
     Response(AttachResponse),
-    /// The stream has ended, or could not be opened.
+    /// The stream ended or could not be opened.
     Ended(Status),
 }
 
 impl TerminalConnection {
-    /// Not yet open.
+    /// Creates a connection that reports [`ConnectionEvent::Retry`] at once.
     pub fn new(workspace_client: WorkspaceClient) -> Self {
         let state = AttachStreamState::Waiting(Box::pin(sleep(std::time::Duration::ZERO)));
         Self {
@@ -62,11 +60,11 @@ impl TerminalConnection {
         }
     }
 
-    /// Opens a stream. Only if it `wakes`, because somebody asks for it, a workspace that sleeps is woken.
+    /// Opens a stream. Wakes a sleeping workspace only if `wakes` is set.
     pub fn open(&mut self, open: AttachOpen, wakes: bool) {
         let (tx, rx) = mpsc::channel(QUEUE);
         let first = AttachRequest { request: Some(Request::Open(open)) };
-        // The channel is new and has room.
+        // Cannot fail: the channel is new and empty.
         let _ = tx.try_send(first);
         let mut terminals =
             if wakes { self.workspace_client.terminals() } else { self.non_waking_client.terminals() };
@@ -75,31 +73,31 @@ impl TerminalConnection {
         self.state = AttachStreamState::Opening(Box::pin(opening), tx);
     }
 
-    /// The stream has broken: another one later.
+    /// Starts the back-off before the next stream.
     pub fn retry(&mut self) {
         self.lost_since.get_or_insert_with(Instant::now);
         self.state = AttachStreamState::Waiting(Box::pin(sleep(self.backoff.next_delay())));
     }
 
-    /// Nothing is tried until somebody wants it: [`TerminalConnection::open`].
+    /// Stops retrying until [`TerminalConnection::open`] is called.
     pub fn park(&mut self) {
         self.lost_since = None;
         self.backoff.reset();
         self.state = AttachStreamState::Parked;
     }
 
-    /// It works again.
+    /// Records that the stream works and resets the back-off.
     pub fn mark_working(&mut self) {
         self.lost_since = None;
         self.backoff.reset();
     }
 
-    /// Since when it does not work.
+    /// Returns when the connection was lost, or `None` while it works or is parked.
     pub fn lost_since(&self) -> Option<Instant> {
         self.lost_since
     }
 
-    /// What happens next. Dropped before it is done, nothing has.
+    /// Returns the next event. Cancel-safe.
     pub async fn next(&mut self) -> ConnectionEvent {
         match &mut self.state {
             AttachStreamState::Parked => pending().await,
@@ -124,7 +122,7 @@ impl TerminalConnection {
         }
     }
 
-    /// Room for one request on an open stream; waits for ever without one.
+    /// Reserves space for one request on the open stream. Never resolves while no stream is open.
     pub fn send_permit(&self) -> impl Future<Output = mpsc::OwnedPermit<AttachRequest>> + use<> {
         let tx = match &self.state {
             AttachStreamState::Open(_, tx) => Some(tx.clone()),
@@ -136,7 +134,7 @@ impl TerminalConnection {
             match tx {
                 Some(tx) => match tx.reserve_owned().await {
                     Ok(permit) => permit,
-                    // The stream has ended; its other half says so.
+                    // The stream has ended; `next` reports it.
                     Err(_) => pending().await,
                 },
                 None => pending().await,

@@ -1,5 +1,5 @@
-//! What is on its way to the screen: the terminal's output in order, each byte once, and our own words between them where they do
-//! no harm.
+//! Writes the terminal's output to the screen, in order and each byte once. Inserts messages and
+//! notices of the client between escape sequences, where they do no harm.
 
 use std::{
     collections::VecDeque,
@@ -12,12 +12,13 @@ use podling_proto::agent::v1::{Screen, Size};
 use super::{modes::TerminalModes, raw::RawMode};
 use crate::stdio::AsyncStdio;
 
-/// Output that waits for a slow screen; with more, nothing is taken from the link.
+/// Bytes queued for a slow screen. When the limit is reached, the session stops reading from the
+/// connection.
 const MAX_QUEUED: usize = 256 * 1024;
-/// Columns of a screen that does not tell its size.
+/// Columns assumed when the screen does not report its size.
 const DEFAULT_COLS: u32 = 80;
 
-/// The screen and the way to it.
+/// Output queue of the local screen. Holds the terminal in raw mode.
 #[derive(Debug)]
 pub struct ScreenWriter {
     stdout: AsyncStdio,
@@ -34,11 +35,11 @@ pub struct ScreenWriter {
 #[derive(Debug)]
 struct QueuedOutput {
     data: Bytes,
-    /// The offset behind it, if it is the terminal's.
+    /// Offset behind this output. `None` for text of the client itself.
     end: Option<u64>,
 }
 
-/// A notice in the corner of the screen.
+/// A notice as it was drawn into the top right corner.
 #[derive(Debug)]
 struct DrawnNotice {
     text: String,
@@ -46,7 +47,7 @@ struct DrawnNotice {
 }
 
 impl ScreenWriter {
-    /// The screen, which is in raw mode as long as this lives.
+    /// Creates the writer. Raw mode ends when the writer is dropped.
     pub fn new(stdout: AsyncStdio, raw_mode: RawMode) -> Self {
         Self {
             stdout,
@@ -61,33 +62,33 @@ impl ScreenWriter {
         }
     }
 
-    /// The position behind the last byte taken: (epoch, offset).
+    /// Returns the (epoch, offset) behind the last byte that was queued.
     pub fn position(&self) -> Option<(u64, u64)> {
         self.position
     }
 
-    /// The offset behind the last byte that is on the screen.
+    /// Returns the offset behind the last byte that was written to the screen.
     pub fn written(&self) -> u64 {
         self.written
     }
 
-    /// Whether more can be taken.
+    /// Returns whether the queue accepts more output.
     pub fn has_capacity(&self) -> bool {
         self.queued < MAX_QUEUED
     }
 
-    /// Whether something waits to be written.
+    /// Returns whether output waits to be written.
     pub fn is_behind(&self) -> bool {
         !self.queue.is_empty()
     }
 
-    /// The stream goes on from here: at the beginning, in a new life of the terminal, or behind a gap.
+    /// Continues the output at this position: at the beginning, in a new epoch, or behind a gap.
     pub fn seek(&mut self, epoch: u64, offset: u64) {
         self.position = Some((epoch, offset));
         self.push(Bytes::new(), Some(offset));
     }
 
-    /// Takes output that begins at `offset`; what is on the screen already is dropped.
+    /// Queues output that begins at `offset`. Drops the part that was queued before.
     pub fn output(&mut self, offset: u64, mut data: Bytes) {
         let (epoch, position) = self.position.unwrap_or((0, offset));
         let known = usize::try_from(position.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
@@ -99,12 +100,12 @@ impl ScreenWriter {
         }
     }
 
-    /// What comes next is another life of the terminal: nothing of it is known, and it begins with a picture.
+    /// Forgets the position. The next stream begins with a snapshot of the screen.
     pub fn reset_position(&mut self) {
         self.position = None;
     }
 
-    /// Takes a picture of the screen; what is there now goes up into the scrollback.
+    /// Queues a snapshot of the remote screen. The present content of the local screen scrolls up.
     pub fn draw_screen(&mut self, offset: u64, screen: Screen, size: Option<Size>) {
         let mut paint = self.modes.restore_sequence();
         paint.extend(std::iter::repeat_n(b'\n', size.map_or(0, |size| size.rows as usize)));
@@ -119,19 +120,20 @@ impl ScreenWriter {
         self.push(paint.into(), Some(offset));
     }
 
-    /// Says something in a line of its own, once what came before is on the screen.
+    /// Prints a message on a line of its own, behind the output queued so far.
     pub fn message(&mut self, text: &str) {
         let mut line = self.modes.restore_sequence();
         line.extend_from_slice(format!("\r\n[podling: {text}]\r\n").as_bytes());
         self.push(line.into(), None);
     }
 
-    /// Says something in a corner as long as it holds.
+    /// Sets the notice for the top right corner. `None` removes it.
     pub fn set_notice(&mut self, text: Option<String>) {
         self.notice = text;
     }
 
-    /// Writes some of what waits.
+    /// Writes the beginning of the queue once. Never resolves while the queue is empty.
+    /// Cancel-safe.
     pub async fn write(&mut self) -> io::Result<()> {
         let Some(first) = self.queue.front_mut() else { return std::future::pending().await };
         let count = if first.data.is_empty() { 0 } else { self.stdout.write(&first.data).await? };
@@ -147,7 +149,7 @@ impl ScreenWriter {
         Ok(())
     }
 
-    /// Draws or removes the notice, if the output stands still between two sequences.
+    /// Draws or removes the notice, if no output is queued and the output is between two sequences.
     pub fn draw_notice(&mut self, size: Option<Size>) {
         let drawn_notice = self.drawn_notice.as_ref().map(|drawn_notice| &drawn_notice.text);
         if drawn_notice == self.notice.as_ref() || self.is_behind() {
@@ -165,14 +167,14 @@ impl ScreenWriter {
             }
             if let Some(text) = self.notice.clone() {
                 let cols = size.map_or(DEFAULT_COLS, |size| size.cols);
-                // It must not run into the next line.
+                // Longer text would wrap into the next line.
                 let fits: String = text.chars().take(cols.saturating_sub(2) as usize).collect();
                 let width = u32::try_from(fits.chars().count()).unwrap_or(0) + 2;
                 let column = cols.saturating_sub(width) + 1;
                 paint.push_str(&format!("\x1b7\x1b[1;{column}H\x1b[0;7m {fits} \x1b[0m\x1b8"));
                 self.drawn_notice = Some(DrawnNotice { text, column });
             }
-            // A screen that is gone shows no notice either.
+            // A failed write means that the screen is gone.
             let mut stderr = io::stderr().lock();
             let _ = stderr.write_all(paint.as_bytes()).and_then(|()| stderr.flush());
         }

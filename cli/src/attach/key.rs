@@ -1,15 +1,16 @@
-//! The key that leaves a terminal: a control character, written as `ctrl-]` or `^]`, or none.
+//! The key that detaches from a terminal: a control character, written as `ctrl-]` or `^]`, or
+//! `none`.
 
 use std::{fmt, str::FromStr};
 
-/// Ctrl-]: shells and editors use every other control key more often; telnet has made it known.
+/// Default of telnet, and less used by shells and editors than any other control key.
 pub const DEFAULT: &str = "ctrl-]";
 
-/// The detach key.
+/// Control character of the detach key. `None` disables detaching by key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DetachKey(pub Option<u8>);
 
-/// A text that names no such key.
+/// Text that is not a valid detach key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no key to detach with: ctrl- and one of a-z @ [ \\ ] ^ _, or none")]
 pub struct DetachKeyError(String);
@@ -24,7 +25,7 @@ impl FromStr for DetachKey {
         }
         let key = lower.strip_prefix("ctrl-").or_else(|| lower.strip_prefix('^'));
         match key.map(str::as_bytes) {
-            // Escape begins what an emulator sends by itself.
+            // Ctrl-[ is Escape, which begins every reply of the emulator.
             Some([key @ (b'a'..=b'z' | b'@' | b'\\'..=b'_')]) => Ok(Self(Some(key & 0x1f))),
             _ => Err(DetachKeyError(text.to_owned())),
         }

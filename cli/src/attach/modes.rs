@@ -1,22 +1,24 @@
-//! What the remote program has switched on in the local terminal, so that it can be switched off again when we leave, and
-//! whether the output stands between two sequences, so that a notice does not cut one in two.
+//! Tracks which modes the remote program switched on in the local terminal, so that they can be
+//! restored. Also tracks whether the output is between two escape sequences, so that a notice does
+//! not split one.
 //!
-//! Pure: follows the bytes that are written to the terminal, understanding no more than it needs.
+//! Pure. Parses no more of the output than this needs.
 
 use std::collections::BTreeSet;
 
-/// Longest parameters that are followed; longer ones hold no mode.
+/// Longest parameter string in bytes that is parsed. Longer ones contain no mode.
 const MAX_PARAMETERS: usize = 64;
 const ESC: u8 = 0x1b;
-/// DEC private modes that outlive their program: application cursor keys, mouse reports in all forms, focus reports,
-/// bracketed paste, and last, since leaving them puts the cursor back, the alternate screens.
+/// DEC private modes that outlive their program, in the order in which they are switched off:
+/// application cursor keys, mouse reports, focus reports, bracketed paste, alternate screens.
+/// Alternate screens are last because leaving them restores the cursor position.
 const RESTORED_MODES: &[u16] =
     &[1, 9, 66, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1015, 1016, 2004, 47, 1047, 1049];
-/// The alternate screens.
+/// DEC private modes of the alternate screens.
 const ALTERNATE_SCREENS: &[u16] = &[47, 1047, 1049];
 const CURSOR_VISIBLE: u16 = 25;
 
-/// Follows output.
+/// Parser state and the modes that are on.
 #[derive(Debug, Default)]
 pub struct TerminalModes {
     state: EscapeParserState,
@@ -31,10 +33,10 @@ pub struct TerminalModes {
 enum EscapeParserState {
     #[default]
     Ground,
-    /// WorkspaceClient a character of several bytes: so many follow.
+    /// Inside a multi-byte character. The number of bytes that follow.
     Character(u8),
     Escape,
-    /// After ESC and an intermediate: one final byte follows.
+    /// Behind ESC and an intermediate byte. One final byte follows.
     Intermediate,
     Control,
     String,
@@ -42,7 +44,7 @@ enum EscapeParserState {
 }
 
 impl TerminalModes {
-    /// Takes output. Answers whether something changed that [`Self::restore_sequence`] speaks of.
+    /// Parses output. Returns whether [`Self::restore_sequence`] may have changed.
     pub fn feed(&mut self, data: &[u8]) -> bool {
         let before = self.summary();
         for &byte in data {
@@ -51,17 +53,17 @@ impl TerminalModes {
         self.summary() != before
     }
 
-    /// Whether the output stands between two sequences.
+    /// Returns whether the output is between two sequences.
     pub fn is_between_sequences(&self) -> bool {
         self.state == EscapeParserState::Ground
     }
 
-    /// What brings the terminal back to where it was: only for what was switched on, since leaving an alternate screen that was
-    /// never entered moves the cursor.
+    /// Returns the bytes that restore the terminal. Contains only modes that are on: leaving an
+    /// alternate screen that was never entered would move the cursor.
     pub fn restore_sequence(&self) -> Vec<u8> {
         let mut undo = String::new();
         if self.state != EscapeParserState::Ground {
-            // Ends a sequence that was cut.
+            // Ends a truncated sequence.
             undo.push_str("\x1b\\");
         }
         for mode in RESTORED_MODES.iter().filter(|mode| self.on.contains(mode)) {
@@ -76,7 +78,7 @@ impl TerminalModes {
         if self.cursor_hidden {
             undo.push_str("\x1b[?25h");
         }
-        // Colours and attributes.
+        // Resets colours and attributes.
         undo.push_str("\x1b[0m");
         undo.into_bytes()
     }
@@ -124,7 +126,7 @@ impl TerminalModes {
                 self.control(byte);
                 EscapeParserState::Ground
             }
-            // A control character workspace_client a sequence is carried out and the sequence goes on.
+            // A control character inside a sequence is executed, and the sequence continues.
             (EscapeParserState::Control, 0x00..=0x1f) => EscapeParserState::Control,
             (EscapeParserState::Ground | EscapeParserState::Character(_), 0xc2..=0xdf) => {
                 EscapeParserState::Character(1)
@@ -150,7 +152,7 @@ impl TerminalModes {
                     self.switch(mode, last == b'h');
                 }
             }
-            // The keyboard protocol's stack: pushed and popped.
+            // Keyboard protocol: push and pop of flags.
             (Some((b'>', _)), b'u') => self.keyboard_flags += 1,
             (Some((b'<', count)), b'u') => {
                 let count = str::from_utf8(count).ok().and_then(|text| text.parse().ok()).unwrap_or(1);

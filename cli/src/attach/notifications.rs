@@ -1,5 +1,5 @@
-//! What people at a terminal are told from outside of it: that the workspace will sleep, and how it comes back. None of it wakes
-//! anything.
+//! Notifications for an attached user from outside the terminal: sleep warnings and wake progress.
+//! None of these calls wakes a workspace.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,34 +20,33 @@ use crate::{
     workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
 };
 
-/// Seconds in which the time that is left until sleep is told, but for the last ones.
+/// Granularity of the countdown to sleep, in seconds. The last ten seconds are counted one by one.
 const COUNTDOWN_STEP: u64 = 10;
 
-/// One piece of news.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Notification {
-    /// It sleeps at this time unless it is used; `None`: nobody says so any more.
+    /// The workspace sleeps at this time unless it is used. `None` withdraws the warning.
     SleepsAt(Option<Timestamp>),
-    /// What it is doing.
+    /// State of a workspace that is waking, as text.
     Status(String),
 }
 
-/// Where news come from; dropped, nothing is asked any more.
+/// Endless stream. Dropping it ends the watch behind it.
 pub type NotificationStream = LocalBoxStream<'static, Notification>;
 
-/// A stream of activities, and the way to the next.
+/// Activity watch of one workspace, reopened when it breaks.
 struct ActivityWatch {
     workspace_client: WorkspaceClient,
     stream: Option<Streaming<WatchActivityResponse>>,
     backoff: RetryBackoff,
 }
 
-/// No news.
+/// Returns a stream without notifications.
 pub fn none() -> NotificationStream {
     stream::pending().boxed_local()
 }
 
-/// The warnings before sleep, as long as there is an agent; a link that breaks is no news.
+/// Returns the sleep warnings of a workspace. A broken connection is retried silently.
 pub fn sleep_warnings(workspace_client: &WorkspaceClient) -> NotificationStream {
     let watch = ActivityWatch {
         workspace_client: workspace_client.without_waking(),
@@ -61,7 +60,7 @@ pub fn sleep_warnings(workspace_client: &WorkspaceClient) -> NotificationStream 
     .boxed_local()
 }
 
-/// How the workspace with this id fares on its way back.
+/// Returns the states of a workspace (by id) that is waking.
 pub fn wake_progress(client: &Client, id: &str) -> NotificationStream {
     let follow = WorkspaceWatcher::new(client.clone(), id.to_owned());
     stream::unfold(follow, |mut follow| async move {
@@ -69,7 +68,7 @@ pub fn wake_progress(client: &Client, id: &str) -> NotificationStream {
             Ok(WorkspaceChange::Current(workspace)) => {
                 Some((Notification::Status(describe(&workspace)), follow))
             }
-            // The attempt to attach says why.
+            // The attempt to attach reports the reason.
             Ok(WorkspaceChange::Deleted) | Err(_) => None,
         }
     })
@@ -77,10 +76,10 @@ pub fn wake_progress(client: &Client, id: &str) -> NotificationStream {
     .boxed_local()
 }
 
-/// The warning for a corner of the screen.
+/// Returns the text of a sleep warning.
 pub fn warning_text(name: &str, at: Timestamp, now: SystemTime) -> String {
     let left = left(Some(at), now).unwrap_or_default();
-    // Seconds that run by draw the eye; the last ones may.
+    // A countdown by seconds distracts; only the last ten seconds are shown exactly.
     let left = match left.as_secs() {
         seconds @ COUNTDOWN_STEP.. => Duration::from_secs(seconds / COUNTDOWN_STEP * COUNTDOWN_STEP),
         _ => left,

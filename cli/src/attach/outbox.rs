@@ -1,26 +1,28 @@
-//! Input on its way: what was typed and not yet acknowledged, so that a broken link neither loses nor doubles a keystroke.
+//! Typed input that is not yet acknowledged. A broken connection neither loses nor doubles a
+//! keystroke.
 //!
-//! Input is a byte stream per (epoch, client) with offsets. What is unacknowledged is kept and sent again from where the agent
-//! says it is; what was meant for an earlier life of the terminal is dropped, never typed into another shell. Pure.
+//! Input is a byte stream per (epoch, client) with offsets. Unacknowledged input is kept and sent
+//! again from the offset that the agent expects. Input for an earlier epoch is dropped and never
+//! typed into another shell. Pure.
 
 use std::collections::VecDeque;
 
 use bytes::{Buf as _, Bytes};
 use podling_proto::agent::v1::{Input, InputKind};
 
-/// From so many unacknowledged bytes on no more is taken from stdin. With one more read (64 KiB) it stays within the 256 KiB that
-/// an agent always has room for.
+/// Unacknowledged bytes at which stdin is no longer read. With one more read (64 KiB) the total
+/// stays within the 256 KiB that an agent always accepts.
 pub const MAX_BYTES: usize = 192 * 1024;
-/// Sent in one message at most, so that acknowledgements come while a paste is under way.
+/// Bytes per message. Small enough that acknowledgements arrive during a large paste.
 const MAX_PIECE: usize = 64 * 1024;
 
-/// Unacknowledged input.
+/// Queue of unacknowledged input of one client.
 #[derive(Debug, Default)]
 pub struct InputOutbox {
     epoch: Option<u64>,
-    /// Offset of the first byte kept.
+    /// Offset of the first byte in `pieces`.
     acked: u64,
-    /// Offset of the first byte not yet sent on the present stream.
+    /// Offset of the first byte that was not sent on the present stream.
     sent: u64,
     pieces: VecDeque<UnackedInput>,
     bytes: usize,
@@ -33,31 +35,32 @@ struct UnackedInput {
     reply_at: u64,
 }
 
-/// What a stream's beginning means for the input that is kept.
+/// What happened to the queued input when a stream started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamStart {
-    /// The first stream, or the same life of the terminal: what is kept goes out from where the agent stands.
+    /// First stream, or the same epoch as before. The queue is sent from the offset that the agent
+    /// expects.
     SameEpoch,
-    /// Another life. So many bytes typed for the earlier one were dropped.
+    /// The terminal has a new epoch. Input for the earlier one was dropped.
     NewEpoch {
-        /// Bytes.
+        /// Number of bytes.
         dropped: usize,
     },
-    /// The same life, but the agent forgot this client. Whether so many unacknowledged bytes were typed nobody knows: they were
-    /// dropped rather than typed twice.
+    /// The epoch is the same, but the agent no longer knows this client. The queue was dropped,
+    /// because sending it could type it twice.
     Forgotten {
-        /// Bytes.
+        /// Number of bytes.
         dropped: usize,
     },
 }
 
 impl InputOutbox {
-    /// Whether more may be taken from stdin.
+    /// Returns whether more may be read from stdin.
     pub fn has_capacity(&self) -> bool {
         self.bytes < MAX_BYTES
     }
 
-    /// Takes input. `reply_at`: what the emulator had been fed with, for replies.
+    /// Queues input. For replies, `reply_at` is the output offset that the emulator had received.
     pub fn push(&mut self, data: Vec<u8>, kind: InputKind, reply_at: u64) {
         let mut data = Bytes::from(data);
         self.bytes += data.len();
@@ -67,7 +70,7 @@ impl InputOutbox {
         }
     }
 
-    /// A stream has begun: this epoch, and this offset expected next.
+    /// Starts a stream with this epoch and the input offset that the agent expects.
     pub fn start_stream(&mut self, epoch: u64, expected: u64) -> StreamStart {
         let earlier = self.epoch.replace(epoch);
         if earlier.is_some_and(|earlier| earlier != epoch) {
@@ -76,7 +79,7 @@ impl InputOutbox {
             return StreamStart::NewEpoch { dropped };
         }
         if earlier.is_none() {
-            // What was typed before the first stream begins where the agent stands.
+            // Input typed before the first stream begins at the offset that the agent expects.
             self.acked = expected;
         }
         match self.resend_from(expected) {
@@ -85,12 +88,12 @@ impl InputOutbox {
         }
     }
 
-    /// The link is gone: nothing can be sent until the next stream begins.
+    /// Stops sending until the next stream starts.
     pub fn pause(&mut self) {
         self.sent = u64::MAX;
     }
 
-    /// Nothing of what is kept shall be typed any more. Says how many bytes that were.
+    /// Drops all queued input and stops sending. Returns the number of dropped bytes.
     pub fn discard(&mut self) -> usize {
         let dropped = self.bytes;
         self.restart(self.acked);
@@ -98,22 +101,22 @@ impl InputOutbox {
         dropped
     }
 
-    /// Whether there is something to send on the present stream.
+    /// Returns whether input waits to be sent on the present stream.
     pub fn has_unsent(&self) -> bool {
         self.epoch.is_some() && self.sent < self.acked + self.bytes as u64
     }
 
-    /// Bytes that were taken and not acknowledged.
+    /// Returns the number of unacknowledged bytes.
     pub fn len(&self) -> usize {
         self.bytes
     }
 
-    /// Whether all that was taken has been acknowledged.
+    /// Returns whether all input is acknowledged.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
-    /// The next piece to send, if there is one.
+    /// Returns the next message to send and marks it as sent.
     pub fn next_input(&mut self) -> Option<Input> {
         let epoch = self.epoch?;
         let mut offset = self.acked;
@@ -136,15 +139,15 @@ impl InputOutbox {
         None
     }
 
-    /// The agent has all before `next`.
+    /// Removes input before offset `next`. Ignores an acknowledgement of another epoch.
     pub fn acknowledge(&mut self, epoch: u64, next: u64) {
         if self.epoch == Some(epoch) {
             self.drop_before(next);
         }
     }
 
-    /// The agent expects this offset (a hole, or a new stream): everything from it on goes out again. Says how many bytes had to be
-    /// dropped instead.
+    /// Sends everything from `offset` again: after a hole, or on a new stream. Returns the number
+    /// of bytes that were dropped because `offset` is outside the queue.
     pub fn resend_from(&mut self, offset: u64) -> usize {
         let end = self.acked + self.bytes as u64;
         if (self.acked..=end).contains(&offset) {
@@ -152,8 +155,8 @@ impl InputOutbox {
             self.sent = offset;
             return 0;
         }
-        // It knows nothing of what was acknowledged, or more than was ever sent: another stream of input. Typing what is kept at
-        // another place would be a guess.
+        // The agent has forgotten acknowledged input, or expects input that was never sent. Typing
+        // the queue at another offset would be a guess.
         let dropped = self.bytes;
         self.restart(offset);
         dropped
@@ -235,7 +238,7 @@ mod tests {
             outbox.acknowledge(1, 3);
             assert_eq!(outbox.discard(), 9);
             assert!(outbox.is_empty() && !outbox.has_unsent());
-            // Of what was under way some more had arrived.
+            // The agent had received some of the input in flight.
             let expected = if epoch == 1 { 5 } else { 0 };
             assert_eq!(outbox.start_stream(epoch, expected), begun);
             assert_eq!(outbox.next_input(), None);
@@ -278,7 +281,7 @@ mod tests {
         assert!(outbox.has_capacity());
     }
 
-    /// What can happen to input on its way.
+    /// Something that happens to input in flight.
     #[derive(Debug, Clone)]
     enum Event {
         Type(u8),
@@ -298,7 +301,7 @@ mod tests {
         ]
     }
 
-    /// The agent's side: takes what is new, drops repeats, refuses holes.
+    /// Agent side: accepts new input, drops repeats, and fails on holes.
     #[derive(Default)]
     struct Agent(Vec<u8>);
 
@@ -332,7 +335,7 @@ mod tests {
                     Event::Deliver => if let Some(input) = wire.pop_front() { agent.take(&input); },
                     Event::Acknowledge => outbox.acknowledge(1, agent.0.len() as u64),
                     Event::Break => {
-                        // Some of what was under way is lost.
+                        // Input in flight is lost.
                         wire.clear();
                         outbox.pause();
                         prop_assert_eq!(outbox.start_stream(1, agent.0.len() as u64), StreamStart::SameEpoch);

@@ -1,5 +1,5 @@
-//! RawMode mode of our own terminal, put back whatever happens: when the guard goes, when a panic unwinds, and before a signal ends us
-//! (the session turns signals into an orderly end).
+//! Raw mode of the local terminal. It is restored when the guard is dropped, when a panic unwinds,
+//! and before a signal ends the process (the session turns signals into an orderly end).
 
 use std::{
     io::{self, Write as _},
@@ -12,7 +12,7 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetat
 
 use super::modes::TerminalModes;
 
-/// What to put back. Static because the panic hook has no other way to it.
+/// State to restore. Static because the panic hook can reach it in no other way.
 static SAVED: Mutex<Option<SavedTerminal>> = Mutex::new(None);
 static HOOK: Once = Once::new();
 
@@ -21,12 +21,11 @@ struct SavedTerminal {
     undo: Vec<u8>,
 }
 
-/// Our terminal is in raw mode as long as this lives.
+/// Guard: the local terminal is in raw mode while it lives.
 #[derive(Debug)]
 pub struct RawMode(());
 
 impl RawMode {
-    /// Switches raw mode on.
     pub fn enter() -> io::Result<Self> {
         let stdin = io::stdin();
         let termios = tcgetattr(stdin.as_fd())?;
@@ -45,7 +44,7 @@ impl RawMode {
         Ok(guard)
     }
 
-    /// What else to put back: written to the screen before the modes are restored.
+    /// Sets the bytes that are written to the screen before raw mode ends.
     pub fn set_restore_sequence(&self, undo: Vec<u8>) {
         if let Some(saved) = saved().as_mut() {
             saved.undo = undo;
@@ -65,13 +64,13 @@ fn saved() -> MutexGuard<'static, Option<SavedTerminal>> {
 
 fn restore() {
     let Some(earlier) = saved().take() else { return };
-    // A terminal that is gone takes neither, and nobody is left to tell.
+    // Errors are ignored: a closed terminal accepts neither.
     let mut stdout = io::stdout().lock();
     let _ = stdout.write_all(&earlier.undo).and_then(|()| stdout.flush());
     let _ = tcsetattr(io::stdin().as_fd(), OptionalActions::Now, &earlier.termios);
 }
 
-/// The size of our terminal; `None` if it has none to tell.
+/// Returns the size of the local terminal, or `None` if it reports no size.
 pub fn size() -> Option<Size> {
     let size = tcgetwinsize(io::stdin().as_fd()).or_else(|_| tcgetwinsize(io::stdout().as_fd())).ok()?;
     let (rows, cols) = (u32::from(size.ws_row), u32::from(size.ws_col));

@@ -1,7 +1,8 @@
-//! One terminal on our screen until it ends or is left, over as many links as it takes.
+//! One attached terminal, from attach to exit or detach, across any number of connections.
 //!
-//! A broken link costs nothing: output goes on at the byte behind the last one taken, input at the byte the agent expects. What
-//! comes is in `incoming`, what goes in `outgoing`, sleep in `sleep_overlay`.
+//! A broken connection loses nothing: output resumes behind the last byte received, input at the
+//! offset that the agent expects. `incoming` handles responses, `outgoing` builds requests, and
+//! `sleep_overlay` handles a workspace that falls asleep.
 
 mod incoming;
 mod outgoing;
@@ -41,34 +42,33 @@ use crate::{
     stdio::{AsyncStdio, READ_BYTES},
 };
 
-/// A sequence that has begun on stdin and does not go on within this was typed.
+/// Time after which an incomplete escape sequence on stdin counts as typed.
 const SEQUENCE_TIMEOUT: Duration = Duration::from_millis(50);
-/// A link that is back sooner than this is not worth a word.
+/// A connection that is lost for less time is not reported.
 const NOTICE_DELAY: Duration = Duration::from_secs(1);
-/// How long to wait at detach until the last keystrokes are acknowledged.
+/// Time to wait for acknowledgement of the last keystrokes when detaching.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often the time that is left until sleep is told anew.
+/// Interval at which the countdown to sleep is redrawn.
 const WARNING_INTERVAL: Duration = Duration::from_secs(5);
-/// Random bytes of a client id.
+/// Number of random bytes in a client id.
 const CLIENT_ID_BYTES: usize = 12;
 
-/// How a session ended.
 #[derive(Debug)]
 pub enum SessionEnd {
-    /// The program has.
+    /// The program in the terminal has exited.
     Exited(Exit),
-    /// The person has left; it goes on.
+    /// The user detached. The program continues.
     Detached {
-        /// Bytes of input that nobody acknowledged: the link was broken.
+        /// Bytes of input without an acknowledgement, because the connection was broken.
         unsent: usize,
     },
-    /// The person has left a workspace that sleeps.
+    /// The user left while the workspace was asleep.
     LeftAsleep,
-    /// A signal has ended us; it goes on.
+    /// A signal (name without SIG) ends the client. The program continues.
     Signal(&'static str),
 }
 
-/// A session.
+/// State of an attached terminal. One task owns it.
 pub struct AttachSession {
     client: Client,
     workspace: Workspace,
@@ -80,29 +80,30 @@ pub struct AttachSession {
     connection: TerminalConnection,
     outbox: InputOutbox,
     classifier: InputClassifier,
-    /// When a sequence held back is taken as typed.
+    /// When an incomplete sequence on stdin counts as typed.
     flush_at: Instant,
-    /// Input was refused for now: when it is sent again, unless the agent takes some before.
+    /// When input that was refused temporarily is sent again, unless the agent accepts some before.
     resend_at: Option<Instant>,
     acked: u64,
-    /// A size to be told.
+    /// A new size that the agent does not know yet.
     resize: Option<Size>,
-    /// Whether a stream was ever open: what is an error at first may be a restart later.
+    /// Whether a stream was ever open. Before, a missing terminal is an error; afterwards, it means
+    /// an agent restart.
     has_started: bool,
     leaving: Option<(SessionEnd, Instant)>,
     key: DetachKey,
     notifications: notifications::NotificationStream,
     /// When the workspace sleeps unless it is used.
     warning: Option<Timestamp>,
-    /// How it fares on its way back.
+    /// State of the waking workspace, as text.
     wake_status: String,
     sleep_overlay: SleepOverlay,
     lookup: WorkspaceLookup,
 }
 
 impl AttachSession {
-    /// A session with this terminal; our own is in raw mode until it is over. A terminal that is `fresh` is shown from its first
-    /// byte, another one by a picture.
+    /// Creates a session and puts the local terminal into raw mode until the session ends.
+    /// `from_oldest` shows the terminal from its first byte instead of a screen snapshot.
     pub fn new(
         client: Client,
         workspace: Workspace,
@@ -128,7 +129,7 @@ impl AttachSession {
             flush_at: Instant::now(),
             resend_at: None,
             acked: 0,
-            // Whoever comes looks at it from now on.
+            // Attaching claims the terminal's size.
             resize: raw::size(),
             has_started: false,
             leaving: None,
@@ -141,7 +142,7 @@ impl AttachSession {
         })
     }
 
-    /// To its end.
+    /// Runs the session to its end.
     pub async fn run(mut self, mut signals: TerminationSignals) -> Result<SessionEnd, CommandFailure> {
         let own = || CommandFailure::io("cannot use this terminal");
         let mut resized = signal(SignalKind::window_change()).map_err(own())?;
@@ -174,11 +175,11 @@ impl AttachSession {
         }
     }
 
-    /// Whether there is nothing left to do.
+    /// Returns how the session ended, once nothing is left to do.
     fn take_finished_end(&mut self) -> Option<SessionEnd> {
         let (end, deadline) = self.leaving.as_ref()?;
         let done = match end {
-            // All of its output is to be seen first.
+            // All output is shown before the session ends.
             SessionEnd::Exited(_) => !self.screen.is_behind(),
             SessionEnd::Detached { .. } | SessionEnd::LeftAsleep | SessionEnd::Signal(_) => {
                 self.outbox.is_empty() || *deadline <= Instant::now()
@@ -197,11 +198,11 @@ impl AttachSession {
         self.leaving.get_or_insert((end, Instant::now() + DETACH_TIMEOUT));
     }
 
-    // What a person does.
+    // Input.
 
     fn handle_stdin(&mut self, data: &[u8]) {
         if data.is_empty() {
-            // Our terminal is gone.
+            // The local terminal is gone.
             return self.leave(SessionEnd::Signal("HUP"));
         }
         for piece in self.classifier.feed(data) {
@@ -215,7 +216,7 @@ impl AttachSession {
             _ if self.leaving.is_some() => {}
             (_, SleepOverlay::Asleep | SleepOverlay::Waking(_)) => self.handle_input_asleep(&(kind, data)),
             (InputClass::User, _) => {
-                // Whoever types uses it; the agent says so as well, a moment later.
+                // Typing keeps the workspace awake; the agent confirms it a moment later.
                 self.warning = None;
                 self.outbox.push(data, InputKind::User, 0);
             }
@@ -224,7 +225,7 @@ impl AttachSession {
         }
     }
 
-    /// When something is due although nothing comes.
+    /// Returns when the next timer is due.
     fn wake_at(&self) -> Instant {
         let far = Instant::now() + Duration::from_secs(3600);
         let flush = self.classifier.is_holding().then_some(self.flush_at);
@@ -250,7 +251,7 @@ impl AttachSession {
         }
     }
 
-    /// What is worth a corner of the screen.
+    /// Returns the notice for the corner of the screen.
     fn notice(&self) -> Option<String> {
         let is_lost = self.connection.lost_since().is_some_and(|since| since.elapsed() >= NOTICE_DELAY);
         match (&self.sleep_overlay, self.warning) {
@@ -276,7 +277,7 @@ async fn changed(size: &mut Signal) {
     }
 }
 
-/// Whether our own standard input is a terminal.
+/// Returns whether standard input is a terminal.
 pub fn is_terminal() -> bool {
     use io::IsTerminal as _;
     io::stdin().is_terminal()

@@ -1,4 +1,4 @@
-//! `podling archives`: the archives that are left of workspaces.
+//! `podling archives`: lists archives in the backup store.
 
 use std::time::SystemTime;
 
@@ -15,17 +15,20 @@ use crate::{
 };
 
 /// List the archives of workspaces, including deleted ones
+///
+/// The control plane archives a workspace that has been asleep for its --archive-after time, and
+/// before it deletes one. Each archive was read back and compared before it was listed. To save
+/// files on your own machine, use `podling export`.
 #[derive(Debug, Args)]
 pub struct ArchivesArgs {
-    /// Only those of this workspace: its name or id.
+    /// Show only the archives of this workspace (name or id)
     name: Option<String>,
-    /// Of all owners (needs a token with `admin`).
+    /// List the archives of all owners (needs a token with the verb `admin`)
     #[arg(short, long, conflicts_with = "name")]
     all_owners: bool,
 }
 
 impl ArchivesArgs {
-    /// Lists them.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let client = context.client().await?;
         let backups = match &self.name {

@@ -1,4 +1,4 @@
-//! `podling attach`: a terminal of a workspace, here.
+//! `podling attach`: shows a terminal of a workspace on the local terminal.
 
 use std::collections::HashMap;
 
@@ -32,33 +32,35 @@ use crate::{
     wake_spinner::WakeSpinner,
 };
 
-/// The terminal that is opened when none is named.
+/// Terminal that is opened if none is named.
 const DEFAULT_TERMINAL: &str = "main";
-/// Random bytes of a request id.
 const REQUEST_ID_BYTES: usize = 12;
-/// What of our own environment a program needs to know about our terminal.
+/// Environment variables that describe the local terminal to remote programs.
 const TERMINAL_VARIABLES: &[&str] = &["TERM", "COLORTERM", "LANG"];
 
-/// Open a terminal of a workspace here; it goes on when you detach or the link breaks
+/// Open a terminal in a workspace
+///
+/// The terminal and its programs keep running when you detach or when the connection breaks; a
+/// broken connection is resumed without losing a byte. A sleeping workspace is woken. If the
+/// workspace falls asleep while you are attached, press a key to wake it.
 #[derive(Debug, Args)]
 pub struct AttachArgs {
-    /// The workspace's name or id.
+    /// Name or id of the workspace
     name: String,
-    /// The terminal's name or id; without it "main", which is made if there is none.
+    /// Name or id of the terminal [default: main, created if it does not exist]
     terminal: Option<String>,
-    /// Open a new terminal, of the given name.
+    /// Create a new terminal, with the given name if there is one
     #[arg(long)]
     new: bool,
-    /// The key that detaches: ctrl- and a character, or none.
+    /// Key that detaches: ctrl-CHARACTER, ^CHARACTER, or none
     #[arg(long, value_name = "KEY", default_value = key::DEFAULT)]
     detach_key: DetachKey,
-    /// Program of the new terminal instead of the shell.
+    /// Program to run in the new terminal instead of the shell
     #[arg(last = true, value_name = "CMD", requires = "new")]
     command: Vec<String>,
 }
 
 impl AttachArgs {
-    /// Attaches.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         if !session::is_terminal() {
             let words = "standard input is no terminal; for scripts there is: podling run NAME -- CMD";
@@ -72,7 +74,7 @@ impl AttachArgs {
         let shown = output::plain(shown);
         eprintln!("attached to {shown} in {}; detach with {}", self.name, self.detach_key);
         let session = AttachSession::new(client, workspace, terminal.id.clone(), is_new, self.detach_key)?;
-        // The session has put the terminal back; the cursor may be anywhere.
+        // The session has restored the terminal, but the cursor may be anywhere.
         let end = session.run(signals).await.inspect_err(|_| eprintln!())?;
         Ok(match end {
             SessionEnd::Exited(exit) => {
@@ -96,7 +98,7 @@ impl AttachArgs {
         })
     }
 
-    /// The terminal that is meant, made if need be, and whether it was.
+    /// Returns the selected terminal, and whether it was created.
     async fn terminal(
         &self,
         client: &Client,
@@ -109,7 +111,7 @@ impl AttachArgs {
             return Ok((wake_spinner.show_during(self.create(&workspace_client, name)).await?, true));
         }
         let terminals = match list(&workspace_client).await {
-            // What it had when it fell asleep is there again once it is awake; asking for it does not wake it.
+            // Terminals return when the workspace wakes. Listing them does not wake it.
             Err(status) if is_asleep_refusal(&status) => {
                 wake_and_wait(client, workspace).await?;
                 list(&workspace_client).await?
@@ -158,8 +160,9 @@ async fn list(workspace_client: &WorkspaceClient) -> Result<Vec<Terminal>, Statu
     Ok(answer.await?.terminals)
 }
 
-/// Waits until the workspace is awake, telling how it fares. Who may attach may wake it, also without the verb for that: by
-/// attaching, to a terminal that does not exist.
+/// Waits until the workspace is awake and shows its progress. A token without the lifecycle verb
+/// may still wake a workspace by attaching. In that case a terminal that does not exist is
+/// attached.
 async fn wake_and_wait(client: &Client, workspace: &Workspace) -> Result<(), CommandFailure> {
     match wake(client, &workspace.id).await {
         Err(failure) if failure.reason() == Some(Reason::VerbMissing) => {
@@ -175,13 +178,13 @@ async fn wake_and_wait(client: &Client, workspace: &Workspace) -> Result<(), Com
     }
 }
 
-/// Whether a workspace without an agent said no.
+/// Returns whether the workspace has no running agent because it sleeps or failed.
 fn is_asleep_refusal(status: &Status) -> bool {
     matches!(error::reason(status), Some(Reason::NotAwake | Reason::WorkspaceFailed))
 }
 
-/// The terminal that is meant: by id, then by name, the running ones first and of these the newest; without a word `main`, else
-/// the newest that runs.
+/// Selects a terminal by id, then by name (running ones first, newest first). Without a name,
+/// selects `main`, otherwise the newest running terminal.
 fn find_terminal<'a>(terminals: &'a [Terminal], wanted: Option<&str>) -> Option<&'a Terminal> {
     let running = || terminals.iter().rev().filter(|terminal| terminal.exit.is_none());
     match wanted {

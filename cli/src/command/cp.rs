@@ -1,4 +1,4 @@
-//! `podling cp`: files and folders between here and a workspace.
+//! `podling cp`: copies files between this machine and a workspace.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -24,26 +24,30 @@ use crate::{
     output,
 };
 
-/// Copy files and folders between here and a workspace
+/// Copy files and directories to or from a workspace
 ///
-/// One side is NAME:PATH, with PATH relative to the workspace's root; the other is a path here, or "-" for standard input
-/// or output. A folder is copied with all that is in it: to a folder that exists (or a path that ends with "/") it goes
-/// workspace_client, otherwise it gets that name; SRC/. copies what is in it. A file arrives whole or not at all, with its permissions
-/// and its time of change.
+/// One side is NAME:PATH, where PATH is relative to the root of the workspace. The other side is a
+/// local path, or "-" for standard input or output.
 ///
-/// A symbolic link that is named is followed. SymlinkPolicy workspace_client a folder are left out and listed; -L copies what they point to.
+/// A directory is copied with its contents. If the destination is an existing directory or ends
+/// with "/", SRC is copied into it; otherwise the copy gets the name DST. SRC/. copies only the
+/// contents. A file arrives completely or not at all, and keeps its permissions and modification
+/// time.
+///
+/// SRC itself may be a symbolic link and is followed. Links inside a directory are skipped and
+/// listed; -L copies their targets.
 #[derive(Debug, Args)]
 pub struct CpArgs {
-    /// Where from: NAME:PATH, a path here, or "-".
+    /// Source: NAME:PATH, a local path, or "-" for standard input
     from: OsString,
-    /// Where to.
+    /// Destination: NAME:PATH, a local path, or "-" for standard output
     to: OsString,
-    /// Copy what symbolic symlinks workspace_client folders point to.
+    /// Copy the targets of symbolic links inside directories
     #[arg(short = 'L', long)]
     follow: bool,
 }
 
-/// What was summary.
+/// JSON result of a copy.
 #[derive(Debug, Default, Serialize)]
 struct CopySummary {
     files: usize,
@@ -59,7 +63,6 @@ struct SkippedPath {
 }
 
 impl CpArgs {
-    /// Copies.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let parse = |text: &OsStr| {
             CopyEndpoint::parse(text).map_err(|error| CommandFailure::Usage(error.to_string()))
@@ -141,7 +144,7 @@ async fn download_path(
     symlinks: SymlinkPolicy,
 ) -> Result<CopySummary, CommandFailure> {
     let into = !contents && (to.as_os_str().as_bytes().ends_with(b"/") || to.is_dir());
-    // The root has no name of its own: what is in it is copied.
+    // The root has no name, so its contents are copied.
     let target = match from.name().filter(|_| into) {
         Some(name) => to.join(name),
         None => to.clone(),
@@ -199,13 +202,13 @@ fn report(summary: &CopySummary, json: bool, quiet: bool) -> Result<(), CommandF
     }
 }
 
-/// Whether what is in the folder is meant, and not the folder.
+/// Returns whether the path names the contents of a directory, not the directory itself.
 fn names_contents(path: &OsStr) -> bool {
     path == "." || path.as_bytes().ends_with(b"/.")
 }
 
 fn local_name(path: &Path) -> Result<OsString, CommandFailure> {
-    // "..", say, has none; the folder it stands for has.
+    // A path such as ".." has no name of its own, but its target has one.
     let whole = || path.canonicalize().ok()?.file_name().map(OsStr::to_owned);
     path.file_name().map(OsStr::to_owned).or_else(whole).ok_or_else(|| {
         CommandFailure::Usage(format!("{} has no name that it could have there; say one", path.display()))

@@ -1,4 +1,4 @@
-//! `podling create`: makes a workspace and waits until it can be used.
+//! `podling create`: creates a workspace and waits until it is awake.
 
 use std::time::Instant;
 
@@ -20,35 +20,33 @@ use crate::{
     view::{WorkspaceView, state},
 };
 
-/// Random bytes of a request id.
 const REQUEST_ID_BYTES: usize = 12;
 
-/// Make a workspace and wait until it is awake
+/// Create a workspace and wait until it is awake
 #[derive(Debug, Args)]
 pub struct CreateArgs {
-    /// Its name: 1 to 63 of a-z, 0-9 and "-", beginning with a letter.
+    /// Name of the workspace: 1 to 63 characters of a-z, 0-9 and "-", beginning with a letter
     name: String,
-    /// What to make it from; the default is the control plane's.
+    /// Template of the workspace [default: the default template of the control plane]
     #[arg(short, long, default_value = "", hide_default_value = true)]
     template: String,
     #[command(flatten)]
     policy: PolicyFlags,
-    /// Add to its environment; without a value, pass on the one here.
+    /// Set an environment variable in the workspace; KEY alone passes the local value on
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     env: Vec<String>,
-    /// If there is one of this name already, use it.
+    /// Use the workspace of this name if it exists already
     #[arg(long)]
     reconnect: bool,
-    /// Do not wait until it is awake.
+    /// Return immediately instead of waiting until the workspace is awake
     #[arg(long)]
     no_wait: bool,
-    /// Whose it is (needs a token with `admin`).
+    /// Owner of the workspace (needs a token with the verb `admin`) [default: owner of the token]
     #[arg(long, default_value = "", hide_default_value = true)]
     owner: String,
 }
 
 impl CreateArgs {
-    /// Makes it.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let started_at = Instant::now();
         let client = context.client().await?;

@@ -1,4 +1,4 @@
-//! `podling down`: ends all workspaces' processes, keeps their files, and stops the control plane.
+//! `podling down`: puts all workspaces to sleep and stops the control plane.
 
 use std::{path::Path, time::Duration};
 
@@ -16,15 +16,18 @@ use crate::{
     target::ControlPlaneTarget,
 };
 
-/// How long the control plane may take to end once all workspaces have.
+/// Time for the control plane to exit after all workspaces are asleep.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
-/// Between two looks at whether it has.
+/// Interval between checks whether the control plane has exited.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// End all workspaces' processes, keep their files, and stop the control plane
+/// Put all workspaces to sleep and stop the control plane
+///
+/// Processes in the workspaces end; files stay. `podling up` starts the control plane again. Fails
+/// if a workspace is in use, unless --force is given.
 #[derive(Debug, Args)]
 pub struct DownArgs {
-    /// Even if some are in use: what runs in them is ended.
+    /// Also end the processes of workspaces that are in use
     #[arg(short, long)]
     force: bool,
 }
@@ -35,7 +38,6 @@ struct DownSummary {
 }
 
 impl DownArgs {
-    /// Does it.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let target = ControlPlaneTarget::find(&context.global)?;
         let client = Client::connect(&target).await?;
@@ -60,7 +62,7 @@ impl DownArgs {
     }
 }
 
-/// Follows it to its end; answers how many workspaces there were.
+/// Reads the progress stream to its end. Returns the number of workspaces.
 async fn drain(mut stream: Streaming<DownResponse>, spinner: &indicatif::ProgressBar) -> Result<u32, Status> {
     let mut total = 0;
     let mut remaining = u32::MAX;
@@ -71,7 +73,7 @@ async fn drain(mut stream: Streaming<DownResponse>, spinner: &indicatif::Progres
                 spinner.set_message(format!("{remaining} of {total} workspaces to go"));
             }
             Ok(None) => return Ok(total),
-            // It stops when all is done, and with it the link.
+            // The control plane stops when everything is asleep, which closes the connection.
             Err(status) if is_retryable(&status) && remaining == 0 => return Ok(total),
             Err(status) => return Err(status),
         }
@@ -90,7 +92,7 @@ async fn wait_until_stopped(data: &Path) -> Result<(), CommandFailure> {
     Ok(())
 }
 
-/// Names the workspaces that are in use.
+/// Returns a failure that names the workspaces in use.
 fn busy_failure(status: Status) -> CommandFailure {
     match (error::reason(&status), error::detail(&status, "workspaces")) {
         (Some(Reason::Busy), Some(names)) if !status.message().contains(&names) => CommandFailure::Refused(

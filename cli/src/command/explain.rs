@@ -1,4 +1,4 @@
-//! `podling explain`: why a workspace is what it is, what happens next, and what was decided.
+//! `podling explain`: shows why a workspace is in its state, and what happens next.
 
 use std::time::{Duration, SystemTime};
 
@@ -21,13 +21,16 @@ use crate::{
     view::{ActivityView, WorkspaceView},
 };
 
-/// How long the agent may take to answer before its last heartbeat has to do.
+/// Time for the agent to answer. After that, the activity of its last heartbeat is shown.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Say why a workspace is what it is, how we know, what happens next, and what was decided lately
+/// Explain the state of a workspace
+///
+/// Shows why the workspace is in its state, the activity that keeps it awake, the next transition,
+/// what would change it, its archives, and the latest decisions.
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
-    /// The workspace's name or id; also of one that was deleted, as long as an archive of it is left.
+    /// Name or id of the workspace; a deleted one works as long as it has an archive
     name: String,
 }
 
@@ -35,18 +38,17 @@ pub struct ExplainArgs {
 struct ExplanationView {
     #[serde(flatten)]
     workspace: WorkspaceView,
-    /// From the agent itself, just now, rather than from its last heartbeat.
+    /// True if the activity is the agent's own answer, false if it is from its last heartbeat.
     fresh: bool,
     activity: Option<ActivityView>,
-    /// What would change what happens next.
+    /// What would change the next transition.
     changes: Vec<String>,
     backups: Vec<ArchiveView>,
-    /// What was decided, the latest last.
+    /// Latest decisions, oldest first.
     log: Vec<LogEntryView>,
 }
 
 impl ExplainArgs {
-    /// Says it.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let client = context.client().await?;
         let mut known = self.gather(&client).await?;
@@ -67,7 +69,7 @@ impl ExplainArgs {
     async fn gather(&self, client: &Client) -> Result<ExplainData, CommandFailure> {
         let answer = match explain_workspace(client, &self.name).await {
             Err(missing) if missing.exit_code() == failure::NOT_FOUND => {
-                // A deleted one has no name any more, but its archive tells which it was.
+                // A deleted workspace has lost its name, but its archives hold its id.
                 let left = archive::list_for_workspace(client, &self.name).await.unwrap_or_default();
                 let newest = left.first().ok_or(missing)?;
                 explain_workspace(client, &newest.workspace_id).await?
@@ -111,7 +113,7 @@ async fn explain_workspace(
     Ok(answer.await?)
 }
 
-/// The activity from the agent itself, if it serves; looking never wakes anything.
+/// Returns the activity from the agent itself if the workspace is awake. Never wakes it.
 async fn fetch_activity(client: &Client, workspace: &Workspace) -> Option<ActivityState> {
     if workspace.state() != State::Awake {
         return None;

@@ -1,4 +1,4 @@
-//! `podling export`: a workspace as a zip.
+//! `podling export`: saves a workspace as a zip.
 
 use std::{ffi::OsString, os::unix::ffi::OsStrExt as _, path::PathBuf};
 
@@ -24,28 +24,29 @@ use crate::{
     wake_spinner::WakeSpinner,
 };
 
-/// Save a workspace, or a folder of it, as a zip
+/// Save a workspace or one of its directories as a zip
 ///
-/// With permissions, times, symbolic links and empty folders. What could not be read whole, or changed while it was read, is
-/// listed; then the exit code is 1, and the zip is there all the same.
+/// The zip holds permissions, modification times, symbolic links and empty directories. Files that
+/// cannot be read, or that change while they are read, are listed. In that case the zip is still
+/// written and the exit code is 1.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// The workspace's name or id.
+    /// Name or id of the workspace
     workspace: String,
-    /// Where to; "-" is standard output. Default: WORKSPACE.zip
+    /// File to write, or "-" for standard output [default: WORKSPACE.zip]
     file: Option<PathBuf>,
-    /// Only this folder.
+    /// Export only this directory, relative to the root of the workspace
     #[arg(long, value_name = "DIR")]
     path: Option<OsString>,
-    /// Leave out what matches, as a line in a .gitignore would; may be given several times.
+    /// Skip paths that match this .gitignore pattern; may be repeated
     #[arg(long, value_name = "PATTERN")]
     ignore: Vec<String>,
-    /// Leave out what the .gitignore and .ignore files in the workspace say.
+    /// Skip paths that the .gitignore and .ignore files in the workspace name
     #[arg(long)]
     ignore_files: bool,
 }
 
-/// What was done.
+/// JSON result of an export.
 #[derive(Debug, Serialize)]
 struct ExportSummary {
     file: String,
@@ -63,14 +64,13 @@ struct SkippedEntry {
     why: String,
 }
 
-/// Where the zip goes.
+/// Destination of the zip.
 enum ZipSink {
     Stdout(AsyncStdio),
     File { file: File, partial_file: PartialFile, path: PathBuf },
 }
 
 impl ExportArgs {
-    /// Saves it.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let path = self.path.as_deref().unwrap_or_default();
         let path =
@@ -79,7 +79,7 @@ impl ExportArgs {
         let client = context.client().await?;
         let workspace = client.find(&self.workspace).await?;
         let workspace_client = client.workspace_client_for(&workspace);
-        // It may have to be woken, or restored, first.
+        // The call may wait until the workspace is awake or restored.
         let wake_spinner = WakeSpinner::new(client, workspace.id);
         let request = CreateArchiveRequest {
             path: Some(path.wire()),
@@ -101,7 +101,7 @@ impl ExportArgs {
                 }
                 Some(Message::Progress(progress)) => update_bar(&mut bar, progress),
                 Some(Message::Done(last)) => done = Some(last),
-                // A line of the manifest: the zip says the same.
+                // Entries repeat the manifest of the zip.
                 Some(Message::Entry(_)) | None => {}
             }
         }
@@ -154,7 +154,7 @@ impl ZipSink {
         }
     }
 
-    /// Its name, and whether it went to standard output.
+    /// Completes the file. Returns its name, and whether it is standard output.
     async fn finish(self) -> Result<(String, bool), CommandFailure> {
         let Self::File { mut file, partial_file, path } = self else { return Ok(("-".to_owned(), true)) };
         let writing = || CommandFailure::io(format!("cannot write {}", path.display()));

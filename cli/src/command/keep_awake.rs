@@ -1,4 +1,5 @@
-//! `podling keep-awake`: a promise that a workspace must stay awake, for a time or as long as a command runs here.
+//! `podling keep-awake`: holds a lease that keeps a workspace awake, for a time or while a local
+//! command runs.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -29,37 +30,38 @@ use crate::{
     signal,
 };
 
-/// How long a lease around a command holds …
+/// Duration of the lease while a command runs.
 const LEASE_DURATION: Duration = Duration::from_secs(120);
-/// … and how often it is renewed: two renewals may fail before it ends.
+/// Renewal interval. Two renewals in a row may fail before the lease expires.
 const RENEW_EVERY: Duration = Duration::from_secs(40);
-/// How long the release at the end may take; the lease ends by itself.
+/// Time to release the lease at the end. Afterwards it expires by itself.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The lease's name unless another is given.
+/// Name of the lease if none is given.
 const DEFAULT_LEASE: &str = "manual";
-/// Longest name of a lease, in characters.
+/// Longest lease name, in characters.
 const MAX_NAME: usize = 100;
 /// Longest reason, in bytes.
 const MAX_REASON: usize = 200;
 
-/// Keep a workspace awake for a time, or as long as a command runs here
+/// Keep a workspace awake for a time or while a command runs
 #[derive(Debug, Args)]
 pub struct KeepAwakeArgs {
-    /// The workspace's name or id.
+    /// Name or id of the workspace
     name: String,
-    /// For how long: 30m, 2h; at most 24h.
+    /// Time to keep it awake, for example 30m or 2h; at most 24h
     #[arg(value_parser = duration::parse, required_unless_present_any = ["command", "release"], conflicts_with_all = ["command", "release"])]
     duration: Option<Duration>,
-    /// Name of the promise; the same name renews it.
+    /// Name of the lease; a lease of the same name is replaced [default: manual, or a unique name
+    /// with CMD]
     #[arg(long, value_name = "LEASE_DURATION")]
     lease: Option<String>,
-    /// What for; shown by `podling explain`.
+    /// Reason, shown by `podling explain` [default: CMD, if given]
     #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
-    /// Take the promise back.
+    /// Release the lease
     #[arg(long, conflicts_with = "command")]
     release: bool,
-    /// Keep it awake as long as this command, run here, takes.
+    /// Local command to run; the workspace stays awake until it exits
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
 }
@@ -71,7 +73,7 @@ struct LeaseStatusView {
     remaining_seconds: f64,
 }
 
-/// A lease under way.
+/// A lease in a workspace.
 struct HeldLease {
     workspace_client: WorkspaceClient,
     name: String,
@@ -79,7 +81,6 @@ struct HeldLease {
 }
 
 impl KeepAwakeArgs {
-    /// Does it.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         if !self.command.is_empty() {
             return self.run_command(context).await;
@@ -117,7 +118,7 @@ impl KeepAwakeArgs {
             TerminationSignals::listen().map_err(CommandFailure::io("cannot take signals")).map_err(code)?;
         let workspace_client =
             context.client().await.map_err(code)?.workspace_client(&self.name).await.map_err(code)?;
-        // A name of its own: two of these at the same time must not release each other's.
+        // The random suffix keeps two concurrent commands from releasing each other's lease.
         let name = self.lease.unwrap_or_else(|| format!("{}-{}", self.command[0], token::random(6)));
         let mut reason = if self.reason.is_empty() { self.command.join(" ") } else { self.reason };
         reason.truncate(reason.floor_char_boundary(MAX_REASON));
@@ -139,7 +140,7 @@ impl KeepAwakeArgs {
 }
 
 impl HeldLease {
-    /// Takes, renews or (with zero) releases it.
+    /// Takes or renews the lease. A duration of zero releases it.
     async fn extend(&self, wanted: Duration) -> Result<Option<Lease>, CommandFailure> {
         let request = KeepAwakeRequest {
             name: self.name.clone(),
@@ -170,11 +171,11 @@ impl HeldLease {
         }
     }
 
-    /// Renews it for ever; says so once when that does not work.
+    /// Renews the lease forever. Reports the first failure in a row.
     async fn renew(&self) {
         let mut ticks = interval(RENEW_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The first tick is at once, and the lease is fresh.
+        // The first tick fires at once, but the lease is new.
         ticks.tick().await;
         let mut failing = false;
         loop {
@@ -201,7 +202,7 @@ fn spawn(command: &[String]) -> Result<Child, CommandFailure> {
     })
 }
 
-/// On a terminal Ctrl-C reaches the command by itself; what was sent to us alone is passed on.
+/// Forwards a signal to the child. On a terminal the child receives Ctrl-C itself.
 fn forward_signal(pid: Option<u32>, name: &str) {
     let signal = match name {
         "TERM" => Signal::TERM,

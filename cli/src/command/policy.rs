@@ -1,4 +1,4 @@
-//! `podling policy`: how long a workspace may do what, looked at and changed.
+//! `podling policy`: shows or changes the policy of a workspace.
 
 use clap::{Args, Subcommand};
 use podling_proto::control::v1::{Policy as Wire, SetPolicyRequest, Workspace};
@@ -12,7 +12,7 @@ use crate::{
     policy::{PolicyFlags, PolicyView, render},
 };
 
-/// Show or change how long a workspace may be idle, awake, asleep and archived
+/// Show or change the policy of a workspace
 #[derive(Debug, Args)]
 pub struct PolicyArgs {
     #[command(subcommand)]
@@ -21,14 +21,14 @@ pub struct PolicyArgs {
 
 #[derive(Debug, Subcommand)]
 enum PolicyCommand {
-    /// Show it
+    /// Show the policy
     Show {
-        /// The workspace's name or id.
+        /// Name or id of the workspace
         name: String,
     },
-    /// Change what is given; the rest stays. It holds at once, also for one that is awake
+    /// Change the given settings and keep the others; takes effect at once
     Set {
-        /// The workspace's name or id.
+        /// Name or id of the workspace
         name: String,
         #[command(flatten)]
         policy: PolicyFlags,
@@ -43,7 +43,6 @@ struct WorkspacePolicyView<'a> {
 }
 
 impl PolicyArgs {
-    /// Does it.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let workspace = match self.action {
             PolicyCommand::Show { name } => context.client().await?.find(&name).await?,

@@ -1,4 +1,4 @@
-//! `podling resize`: another share of the owner's room.
+//! `podling resize`: changes the resources of a workspace.
 
 use clap::Args;
 use podling_control::quantity;
@@ -8,23 +8,23 @@ use crate::{
     backoff::retry_call, context::Context, failure::CommandFailure, output, resources, view::WorkspaceView,
 };
 
-/// Change what a workspace may take while it is awake; what runs in it goes on
+/// Change the CPU and memory of a workspace
 ///
-/// Less is given back at once. For more it waits in line until its owner has that much room, and goes on with what it has.
+/// Running programs continue. A reduction takes effect at once. An increase beyond the owner's
+/// quota waits in the admission queue; until then the workspace keeps its present resources.
 #[derive(Debug, Args)]
 pub struct ResizeArgs {
-    /// The workspace's name or id.
+    /// Name or id of the workspace
     name: String,
-    /// Cores: 2, or 500m for half of one.
+    /// CPU in cores, for example 2, or 500m for half a core
     #[arg(long, value_parser = cores, required_unless_present = "memory")]
     cpu: Option<u64>,
-    /// Memory, such as 512MiB or 2GiB.
+    /// Memory in bytes, for example 512MiB or 2GiB
     #[arg(long, value_parser = bytes)]
     memory: Option<u64>,
 }
 
 impl ResizeArgs {
-    /// Does it.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let client = context.client().await?;
         let resources = Resources {

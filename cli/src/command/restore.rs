@@ -1,4 +1,4 @@
-//! `podling restore`: brings a workspace back from a backup, itself or as a new one.
+//! `podling restore`: restores a workspace from an archive, in place or as a new workspace.
 
 use std::time::Instant;
 
@@ -21,25 +21,25 @@ use crate::{
     view::WorkspaceView,
 };
 
-/// Random bytes of a request id.
 const REQUEST_ID_BYTES: usize = 12;
 
-/// Bring a workspace back from a backup, also a deleted one, and wait until it is awake
+/// Restore a workspace from an archive and wait until it is awake
+///
+/// Works for archived and for deleted workspaces. List the archives with `podling archives`.
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
-    /// A backup's key (see `podling archives`), or a workspace's name or id: its newest.
+    /// Key of an archive, or name or id of a workspace to restore its newest archive
     #[arg(value_name = "BACKUP|NAME")]
     backup: String,
-    /// Make a new workspace of this name that begins with what the backup holds, and leave the old one as it is.
+    /// Restore into a new workspace of this name and leave the old one unchanged
     #[arg(long = "as", value_name = "NEW-NAME")]
     name: Option<String>,
-    /// Do not wait until it is awake.
+    /// Return immediately instead of waiting until the workspace is awake
     #[arg(long)]
     no_wait: bool,
 }
 
 impl RestoreArgs {
-    /// Does it.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let started_at = Instant::now();
         let client = context.client().await?;
@@ -78,7 +78,7 @@ impl RestoreArgs {
         match answer {
             Ok(answer) => answer.workspace.ok_or_else(CommandFailure::no_workspace),
             Err(status) => match (error::reason(&status), error::detail(&status, "id")) {
-                // An earlier try got through before its link broke.
+                // An earlier attempt succeeded before its connection broke.
                 (Some(Reason::NotArchived), Some(id)) if tries > 1 => client.find(&id).await,
                 (Some(Reason::NameTaken), Some(id)) if self.name.is_none() => {
                     Err(name_taken(&self.backup, client.find(&id).await?))
@@ -89,7 +89,7 @@ impl RestoreArgs {
     }
 }
 
-/// Somebody has its name meanwhile: it can come back beside them.
+/// The name is in use again: the workspace can be restored under another name.
 fn name_taken(backup: &str, other: Workspace) -> CommandFailure {
     let words = format!(
         "you have another workspace {} now; to restore beside it: podling restore {backup} --as NEW-NAME",

@@ -1,4 +1,5 @@
-//! `podling rm`: deletes workspaces. They are archived first and nothing is lost; with `--discard` all is, once somebody has agreed.
+//! `podling rm`: deletes workspaces, after archiving them. `--discard` deletes files and archives
+//! too, after confirmation.
 
 use std::{
     io::{self, BufRead as _, IsTerminal as _, Write as _},
@@ -24,19 +25,23 @@ use crate::{
     state_waiter::{self, TargetState},
 };
 
-/// Delete workspaces; each is archived first, and `podling restore` brings it back
+/// Delete workspaces after archiving them
+///
+/// Each workspace is archived first and can be brought back with `podling restore` until the
+/// archive expires. --discard deletes the files and all archives for good.
 #[derive(Debug, Args)]
 pub struct RmArgs {
-    /// Names or ids.
+    /// Names or ids of the workspaces
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
-    /// Archive nothing: agree that their files and archives are lost for good. Asks on a terminal.
+    /// Delete without an archive, and delete all existing archives; asks for confirmation on a
+    /// terminal
     #[arg(long)]
     discard: bool,
-    /// With --discard: do not ask on a terminal.
+    /// With --discard, do not ask for confirmation
     #[arg(short, long, requires = "discard")]
     yes: bool,
-    /// Do not wait until they are gone.
+    /// Return immediately instead of waiting until the workspaces are deleted
     #[arg(long)]
     no_wait: bool,
 }
@@ -45,12 +50,11 @@ pub struct RmArgs {
 struct RemovedView {
     name: String,
     id: String,
-    /// The archive that is left; null: none, or not yet.
+    /// Newest archive of the deleted workspace. Null if it has none, or with `--no-wait`.
     backup: Option<ArchiveView>,
 }
 
 impl RmArgs {
-    /// Deletes them.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let client = context.client().await?;
         let mut found = Vec::new();
@@ -85,7 +89,8 @@ impl RmArgs {
         failures.finish()
     }
 
-    /// Whether somebody agrees to the loss: on a terminal by saying so, elsewhere by --discard.
+    /// Returns whether the loss is confirmed: by an answer on a terminal, elsewhere by `--discard`
+    /// itself.
     fn is_discard_confirmed(&self, workspaces: &[Workspace]) -> Result<bool, CommandFailure> {
         if !io::stdin().is_terminal() {
             return Ok(true);
@@ -115,13 +120,13 @@ impl RmArgs {
             async move { workspaces.delete(request).await }
         });
         match deleted.await {
-            // It was there a moment ago: an earlier try got through before its link broke.
+            // An earlier attempt succeeded before its connection broke.
             Err(status) if error::reason(&status) == Some(Reason::WorkspaceNotFound) => Ok(workspace),
             answer => Ok(answer?.workspace.unwrap_or(workspace)),
         }
     }
 
-    /// Waits until it is gone; answers with the archive that is left.
+    /// Waits until the workspace is deleted. Returns its newest archive.
     async fn wait_until_deleted(
         &self,
         client: &Client,
@@ -133,7 +138,7 @@ impl RmArgs {
         let workspace = state_waiter::wait_for(client, workspace, TargetState::Deleted).await?;
         let left = match archive::list_for_workspace(client, &workspace.id).await {
             Ok(backups) => backups.into_iter().next(),
-            // Nothing at all is left of it.
+            // Neither the workspace nor an archive exists any more.
             Err(failure) if failure.reason() == Some(Reason::WorkspaceNotFound) => None,
             Err(failure) => return Err(failure),
         };
@@ -154,14 +159,14 @@ impl RmArgs {
     }
 }
 
-/// What happens with it before it goes.
+/// Returns the notice that the workspace is archived before it is deleted.
 fn archive_notice(workspace: &Workspace) -> String {
     let kept = workspace.policy.and_then(|policy| from_wire(policy.keep_archives)).map(show);
     let kept = kept.map_or_else(String::new, |kept| format!(", which is kept for {kept}"));
     format!("{}: its files are archived first, and go when the archive is proven{kept}", workspace.name)
 }
 
-/// What goes with it.
+/// Returns the warning about what `--discard` deletes and ends.
 fn discard_warning(workspace: &Workspace) -> String {
     let usage = workspace.activity.as_ref().and_then(|activity| activity.usage).unwrap_or_default();
     let mut lost = format!("{}: all of its files and archives are lost for good", workspace.name);

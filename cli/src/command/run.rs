@@ -1,4 +1,4 @@
-//! `podling run`: a command workspace_client a workspace, as if it ran here.
+//! `podling run`: runs a command in a workspace with local input and output.
 
 use std::{
     cell::Cell,
@@ -25,33 +25,34 @@ use crate::{
     wake_spinner::WakeSpinner,
 };
 
-/// Random bytes of a request id.
 const REQUEST_ID_BYTES: usize = 12;
 
-/// Run a command in a workspace: stdin, stdout, stderr and exit code as if it ran here
+/// Run a command in a workspace
+///
+/// Standard input, output and error, signals and the exit code behave as if the command ran
+/// locally. A sleeping workspace is woken.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// The workspace's name or id.
+    /// Name or id of the workspace
     name: String,
-    /// Add to the command's environment; without a value, pass on the one here.
+    /// Set an environment variable of the command; KEY alone passes the local value on
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     env: Vec<String>,
-    /// Working folder, relative to the workspace's root.
+    /// Working directory, relative to the root of the workspace [default: the root]
     #[arg(short = 'w', long, value_name = "DIR", default_value = "", hide_default_value = true)]
     cwd: String,
-    /// End the command after this time (exit code 124).
+    /// End the command after this time, for example 30s or 5m (exit code 124) [default: no limit]
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     timeout: Option<Duration>,
-    /// Pass standard input on even if it is a terminal.
+    /// Forward standard input even if it is a terminal
     #[arg(short, long)]
     interactive: bool,
-    /// The command and its arguments; no shell is involved.
+    /// Command and its arguments; no shell interprets them
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     command: Vec<String>,
 }
 
 impl RunArgs {
-    /// Runs it.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let code = |failure: CommandFailure| failure.with_code(failure::RUN_FAILED);
         let signals =
@@ -90,7 +91,7 @@ impl RunArgs {
     }
 }
 
-/// `KEY=VALUE` as it stands, `KEY` with the value it has here.
+/// Parses `KEY=VALUE`, and `KEY` with its local value. A KEY without a local value is skipped.
 pub fn environment(settings: &[String]) -> std::collections::HashMap<String, String> {
     let pair = |setting: &String| match setting.split_once('=') {
         Some((key, value)) => Some((key.to_owned(), value.to_owned())),

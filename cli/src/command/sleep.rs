@@ -1,4 +1,4 @@
-//! `podling sleep`: ends what runs in workspaces and keeps their files; one in use only when that is meant.
+//! `podling sleep`: puts workspaces to sleep; busy ones only with `--force`.
 
 use clap::Args;
 use podling_proto::{
@@ -18,25 +18,27 @@ use crate::{
     view::{WorkspaceView, state},
 };
 
-/// Evidence that is named when it is in use; of more only the number.
+/// Number of reasons that a refusal lists. Further ones are counted.
 const NAMED: usize = 3;
 
-/// Put workspaces to sleep: what runs in them ends, their files and terminals' history stay
+/// Put workspaces to sleep
+///
+/// Running processes end. Files and the history of terminals stay. Fails for a workspace that is in
+/// use, unless --force is given.
 #[derive(Debug, Args)]
 pub struct SleepArgs {
-    /// Names or ids.
+    /// Names or ids of the workspaces
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
-    /// Even if they are in use: what runs in them is ended.
+    /// Also end the processes of workspaces that are in use
     #[arg(short, long)]
     force: bool,
-    /// Do not wait until they sleep.
+    /// Return immediately instead of waiting until the workspaces are asleep
     #[arg(long)]
     no_wait: bool,
 }
 
 impl SleepArgs {
-    /// Does it.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let client = context.client().await?;
         let mut failures = FailureCollector::new(context.json());
@@ -71,7 +73,7 @@ impl SleepArgs {
         match answer.await {
             Ok(answer) => answer.workspace.ok_or_else(CommandFailure::no_workspace),
             Err(status) if error::reason(&status) == Some(Reason::Busy) => {
-                // What it is in use for makes the refusal better, but is not worth another one.
+                // The activity only improves the message, so a failure to read it is ignored.
                 let busy = client.find(name).await.ok();
                 Err(busy.map_or_else(|| status.into(), |workspace| busy_failure(&workspace)))
             }
@@ -80,7 +82,7 @@ impl SleepArgs {
     }
 }
 
-/// Says what it is in use for, and how to end that.
+/// Returns a failure that says what keeps the workspace in use, and how to end it.
 fn busy_failure(workspace: &Workspace) -> CommandFailure {
     let name = &workspace.name;
     let evidence = workspace.activity.as_ref().map(|activity| activity.evidence.as_slice());

@@ -1,4 +1,4 @@
-//! `podling token`: makes narrower tokens, and says what a token allows.
+//! `podling token`: creates narrower tokens and describes them.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,7 +17,7 @@ use crate::{
     output::{self, Tone, paint},
 };
 
-/// Make narrower tokens, or say what one allows
+/// Create tokens or describe the one in use
 #[derive(Debug, Args)]
 pub struct TokenArgs {
     #[command(subcommand)]
@@ -26,27 +26,29 @@ pub struct TokenArgs {
 
 #[derive(Debug, Subcommand)]
 enum TokenCommand {
-    /// Make a token that allows no more than your own; it is printed on stdout
+    /// Create a token that allows at most what your own allows, and print it
     Create(TokenCreateArgs),
-    /// Say what the token in use allows
+    /// Describe the token in use
     Describe,
 }
 
 #[derive(Debug, Args)]
 struct TokenCreateArgs {
-    /// TokenCommand it allows: read, terminal-watch, terminal, process, files-read, files-write, keep-awake, lifecycle, token, admin.
+    /// Verbs to allow, separated by commas: read, terminal-watch, terminal, process, files-read,
+    /// files-write, keep-awake, lifecycle, token, admin
     #[arg(long, required = true, value_delimiter = ',', value_name = "VERB,…", value_parser = parse_verb)]
     verbs: Vec<String>,
-    /// Narrow it to these workspaces (names or ids).
+    /// Restrict the token to these workspaces (names or ids), separated by commas [default: all of
+    /// the owner's]
     #[arg(long = "workspace", value_delimiter = ',', value_name = "NAME,…")]
     workspaces: Vec<String>,
-    /// How long it is good for: 1s to 30d; an hour unless said.
+    /// Lifetime of the token, 1s to 30d [default: 1h]
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     ttl: Option<Duration>,
-    /// For whom (needs a token with `admin`).
+    /// Owner of the token (needs a token with the verb `admin`) [default: your own]
     #[arg(long, default_value = "", hide_default_value = true)]
     owner: String,
-    /// For calling the agent of one workspace directly; the gateway refuses it.
+    /// Create a token for calling the agent of one workspace directly; the gateway rejects it
     #[arg(long, requires = "workspaces")]
     for_agent: bool,
 }
@@ -63,7 +65,6 @@ struct TokenView {
 }
 
 impl TokenArgs {
-    /// Does it.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let client = context.client().await?;
         let (token, info) = match self.action {

@@ -1,4 +1,4 @@
-//! `podling up`: the control plane, here, in the foreground.
+//! `podling up`: runs the control plane in the foreground.
 
 use std::{
     io::{self, Write},
@@ -23,10 +23,12 @@ use crate::{
     signal,
 };
 
-/// Run the control plane here, with workspaces as processes of this machine; Ctrl-C stops it
+/// Run the control plane on this machine
 ///
-/// On the first Ctrl-C workspaces that are idle fall asleep, which takes some seconds at most; those in use run on and are found again
-/// by the next `podling up`. A second one leaves at once. `podling down` puts all to sleep.
+/// Workspaces run as local processes, or as pods with --backend kubernetes. The first Ctrl-C puts
+/// idle workspaces to sleep, which takes a few seconds, and stops the control plane; workspaces in
+/// use keep running, and the next `podling up` adopts them. A second Ctrl-C stops the control plane
+/// at once. `podling down` puts all workspaces to sleep.
 #[derive(Debug, Args)]
 pub struct UpArgs {
     #[command(flatten)]
@@ -40,13 +42,13 @@ struct UpReadyView<'a> {
     data: &'a Path,
 }
 
-/// Says it if anybody can still read it: the terminal may be what has just gone.
+/// Prints to stderr. Errors are ignored, because the terminal may be gone.
 fn print_status(line: &str) {
     let _gone = writeln!(io::stderr(), "podling: {line}");
 }
 
 impl UpArgs {
-    /// Runs it until a signal ends it, or `podling down`.
+    /// Runs the control plane until a signal or `podling down` stops it.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let mut signals = TerminationSignals::listen().map_err(CommandFailure::io("cannot take signals"))?;
         let config = self.config(context)?;
@@ -99,7 +101,7 @@ fn announce(
     if context.json() {
         return output::json(&UpReadyView { url, pid: std::process::id(), data });
     }
-    // From the environment the other commands have it too.
+    // Other commands read the same environment.
     let needs_data_flag = std::env::var_os("PODLING_DATA").is_none() && context.global.data.is_some();
     if let Some(certificate) = certificate {
         eprintln!(
@@ -110,7 +112,7 @@ fn announce(
     output::print(&welcome(url, data, needs_data_flag, &program()))
 }
 
-/// How this program was called, so that the commands to try work as they stand.
+/// Returns the name this program was called by, so that the printed commands work unchanged.
 fn program() -> String {
     std::env::args().next().unwrap_or_else(|| "podling".to_owned())
 }

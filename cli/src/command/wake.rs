@@ -1,4 +1,4 @@
-//! `podling wake`: brings workspaces back, each as far as its state and place in line tell.
+//! `podling wake`: wakes workspaces and waits, with each one's state and queue position.
 
 use std::time::Instant;
 
@@ -17,19 +17,21 @@ use crate::{
     view::WorkspaceView,
 };
 
-/// Wake workspaces, also archived ones, and wait until they are awake
+/// Wake workspaces and wait until they are awake
+///
+/// An archived workspace is restored first. If the owner's quota is exhausted, the workspace waits
+/// in the admission queue.
 #[derive(Debug, Args)]
 pub struct WakeArgs {
-    /// Names or ids.
+    /// Names or ids of the workspaces
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
-    /// Do not wait until they are awake.
+    /// Return immediately instead of waiting until the workspaces are awake
     #[arg(long)]
     no_wait: bool,
 }
 
 impl WakeArgs {
-    /// Does it.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let started_at = Instant::now();
         let client = context.client().await?;
@@ -62,7 +64,7 @@ impl WakeArgs {
     }
 }
 
-/// Asks that it be awake; answers with how it is now.
+/// Requests that the workspace be awake. Returns it in its present state.
 pub async fn wake(client: &Client, workspace: &str) -> Result<Workspace, CommandFailure> {
     let request = WakeWorkspaceRequest { workspace: workspace.to_owned() };
     let answer = retry_call(|| {

@@ -1,4 +1,4 @@
-//! From a workspace to here.
+//! Copies from a workspace to this machine.
 
 use std::{
     fs::{File as StdFile, Permissions},
@@ -30,7 +30,7 @@ use crate::{
     stdio::AsyncStdio,
 };
 
-/// Carries out a plan.
+/// Creates the directories of a plan and downloads its files.
 pub async fn download(
     workspace_client: &WorkspaceClient,
     plan: CopyPlan<RemotePath, PathBuf>,
@@ -45,7 +45,7 @@ pub async fn download(
     copies.buffer_unordered(CONCURRENT_FILES).try_collect().await
 }
 
-/// A file to standard output; answers with its length.
+/// Writes a file to standard output. Returns its length in bytes.
 pub async fn download_to_stdout(
     workspace_client: &WorkspaceClient,
     from: &RemotePath,
@@ -81,7 +81,7 @@ async fn download_file(
     }
     local.flush().await.map_err(writing())?;
     let local = local.into_inner().into_std().await;
-    // Permissions of this side's owner, group and others; nothing that runs as somebody else.
+    // Drops setuid, setgid and sticky bits.
     local.set_permissions(Permissions::from_mode(file.mode & 0o777)).map_err(writing())?;
     if let Some(modified) = file.modified {
         local.set_modified(modified).map_err(writing())?;
@@ -89,7 +89,7 @@ async fn download_file(
     fs::rename(partial_file.path(), &file.to).await.map_err(writing())
 }
 
-/// Reads a file over as many links as it takes.
+/// Reads a remote file across broken connections.
 struct RemoteFileReader<'a> {
     workspace_client: &'a WorkspaceClient,
     path: &'a RemotePath,
@@ -100,7 +100,7 @@ struct RemoteFileReader<'a> {
     tries: u32,
 }
 
-/// What tells one content of a file from another.
+/// Size and modification time, which identify the content of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FileVersion {
     size: u64,
@@ -120,7 +120,7 @@ impl<'a> RemoteFileReader<'a> {
         }
     }
 
-    /// The next piece; `None` at the end of a file that was read whole.
+    /// Returns the next chunk, or `None` at the end of a complete file.
     async fn next(&mut self) -> Result<Option<bytes::Bytes>, CommandFailure> {
         loop {
             match self.message().await {
@@ -158,7 +158,7 @@ impl<'a> RemoteFileReader<'a> {
         stream.message().await
     }
 
-    /// A stream that goes on after a broken link must go on with the same file.
+    /// Fails if a resumed stream reads another version of the file.
     fn check(&mut self, stat: Option<Entry>) -> Result<(), CommandFailure> {
         let Some(stat) = stat else { return Ok(()) };
         let modified = stat.modified.and_then(|at| SystemTime::try_from(at).ok());

@@ -1,4 +1,5 @@
-//! Where from and where to: `NAME:path` is in a workspace, `-` is stdin or stdout, anything else is here. Pure.
+//! Source and destination of a copy: `NAME:path` is in a workspace, `-` is stdin or stdout,
+//! anything else is local. Pure.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -8,44 +9,38 @@ use std::{
 
 use podling_proto::agent::v1::{Path as WirePath, path};
 
-/// One side of a copy.
+/// Source or destination of a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CopyEndpoint {
-    /// Standard input or output.
+    /// Standard input as source, standard output as destination.
     Stdio,
-    /// A path on this machine.
     Local(PathBuf),
-    /// A path in a workspace.
     Remote {
-        /// The workspace's name or id.
+        /// Name or id of the workspace.
         workspace: String,
-        /// Below its root.
         path: RemotePath,
-        /// It was written with a slash at its end: a is_directory is meant.
+        /// True if the path ends with a slash, which means a directory.
         is_directory: bool,
     },
 }
 
-/// A path below a workspace's root, without leading, trailing or doubled slashes; the root itself is empty.
+/// A path below the root of a workspace, without leading, trailing or doubled slashes. The root is
+/// empty.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RemotePath(OsString);
 
-/// Why an argument names no place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CopyEndpointError {
-    /// Absolute.
     #[error("{0:?}: paths in a workspace are relative to its root; leave the leading \"/\" out")]
     Absolute(String),
-    /// Upwards.
     #[error("{0:?}: a path in a workspace cannot hold \"..\"")]
     Parent(String),
-    /// Nothing.
     #[error("a place to copy from or to cannot be empty")]
     Empty,
 }
 
 impl CopyEndpoint {
-    /// Reads an argument. A colon behind a name makes it a workspace's; `./a:b` is a file here.
+    /// Parses an argument. A workspace name followed by a colon is remote; `./a:b` is a local file.
     pub fn parse(argument: &OsStr) -> Result<Self, CopyEndpointError> {
         let bytes = argument.as_bytes();
         match bytes {
@@ -69,7 +64,7 @@ impl CopyEndpoint {
 }
 
 impl RemotePath {
-    /// Reads a path as people write it.
+    /// Parses a path as typed by a user.
     pub fn parse(path: &[u8]) -> Result<Self, CopyEndpointError> {
         let shown = || String::from_utf8_lossy(path).into_owned();
         if path.starts_with(b"/") {
@@ -85,7 +80,7 @@ impl RemotePath {
         Ok(parsed)
     }
 
-    /// What is called `name` in this is_directory.
+    /// Appends a name.
     #[must_use]
     pub fn join(&self, name: &OsStr) -> Self {
         let mut path = self.0.clone();
@@ -96,26 +91,26 @@ impl RemotePath {
         Self(path)
     }
 
-    /// Its last part; the root has none.
+    /// Returns the last component. The root has none.
     pub fn name(&self) -> Option<OsString> {
         let bytes = self.0.as_bytes();
         let name = bytes.rsplit(|b| *b == b'/').next().filter(|name| !name.is_empty())?;
         Some(OsString::from_vec(name.to_vec()))
     }
 
-    /// The is_directory it is in; the root is in none.
+    /// Returns the parent directory. The root has none.
     pub fn parent(&self) -> Option<Self> {
         let bytes = self.0.as_bytes();
         let end = bytes.iter().rposition(|b| *b == b'/').unwrap_or(0);
         (!bytes.is_empty()).then(|| Self(OsString::from_vec(bytes[..end].to_vec())))
     }
 
-    /// For people.
+    /// Returns the path as printable text.
     pub fn show(&self) -> String {
         crate::output::plain(&self.0.to_string_lossy())
     }
 
-    /// For the wire.
+    /// Returns the protobuf form, as bytes if it is not UTF-8.
     pub fn wire(&self) -> WirePath {
         let path = match self.0.to_str() {
             Some(text) => path::Path::Text(text.to_owned()),

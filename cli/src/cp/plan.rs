@@ -1,4 +1,5 @@
-//! What there is to copy: folders, files and what is left out, with the reason. Made by walking either side.
+//! Lists the directories and files to copy, and the paths to skip with the reason, by walking
+//! either side.
 
 use std::{
     collections::VecDeque,
@@ -15,41 +16,36 @@ use tonic::Response;
 use super::endpoint::RemotePath;
 use crate::{backoff::retry_call, client::WorkspaceClient, failure::CommandFailure};
 
-/// Folders below each other that are walked: links that are followed can lead in circles.
+/// Deepest directory nesting that is walked. Followed links can form cycles.
 const MAX_DEPTH: usize = 128;
 
-/// What to copy from `F` to `T`.
+/// Everything to copy from side `F` to side `T`.
 #[derive(Debug)]
 pub struct CopyPlan<F, T> {
-    /// To be made, parents first.
+    /// Directories to create, parents first.
     pub folders: Vec<T>,
-    /// To be copied.
     pub files: Vec<CopyFile<F, T>>,
-    /// Left out: what, and why.
+    /// Skipped paths, with the reason.
     pub skipped: Vec<(String, &'static str)>,
 }
 
-/// One file.
+/// One file to copy.
 #[derive(Debug)]
 pub struct CopyFile<F, T> {
-    /// Where it is.
     pub from: F,
-    /// Where it goes.
     pub to: T,
-    /// Bytes, as far as is known.
+    /// Size in bytes when the plan was made.
     pub size: u64,
-    /// Permission bits.
     pub mode: u32,
-    /// When it was last changed.
     pub modified: Option<SystemTime>,
 }
 
-/// What a walk does with symbolic links workspace_client folders.
+/// Treatment of symbolic links inside directories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SymlinkPolicy {
-    /// Leaves them out and says so: what they point to may mean something else on the other side.
+    /// Skips and lists them: their target may be something else on the other side.
     Skip,
-    /// Copies what they point to.
+    /// Copies their targets.
     Follow,
 }
 
@@ -62,13 +58,13 @@ impl<F, T> CopyPlan<F, T> {
         Self { folders: Vec::new(), files: Vec::new(), skipped: Vec::new() }
     }
 
-    /// Bytes in all.
+    /// Returns the size of all files in bytes.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
     }
 }
 
-/// A plan for copying from here. What is named itself is followed if it is a link.
+/// Plans a copy of a local path to a workspace. Follows `from` if it is a symbolic link.
 pub fn plan_upload(
     from: &Path,
     to: RemotePath,
@@ -81,7 +77,7 @@ pub fn plan_upload(
         let follow = depth == 0 || symlinks == SymlinkPolicy::Follow;
         let metadata = if follow { fs::metadata(&from) } else { fs::symlink_metadata(&from) };
         let metadata = match metadata {
-            // A link that leads nowhere, while following.
+            // A dangling link.
             Err(_) if depth > 0 && from.is_symlink() => {
                 plan.skipped.push((from.display().to_string(), SKIPPED_LINK));
                 continue;
@@ -115,7 +111,7 @@ fn skip_reason(metadata: &Metadata, depth: usize) -> Option<&'static str> {
     }
 }
 
-/// A plan for copying from a workspace. What is named itself is followed if it is a link.
+/// Plans a copy of a workspace path to this machine. Follows `from` if it is a symbolic link.
 pub async fn plan_download(
     workspace_client: &WorkspaceClient,
     from: RemotePath,
@@ -130,7 +126,7 @@ pub async fn plan_download(
             match stat(workspace_client, &from).await {
                 Ok(target) => entry = target,
                 Err(failure) if failure.exit_code() == crate::failure::UNAVAILABLE => return Err(failure),
-                // It leads nowhere, or out of the workspace: it is left out as a link.
+                // The target is missing or outside the workspace: the link is skipped.
                 Err(_) => {}
             }
         }
@@ -154,7 +150,7 @@ pub async fn plan_download(
     Ok(plan)
 }
 
-/// What is at a path, links followed.
+/// Returns the metadata of a path. Follows symbolic links.
 pub async fn stat(workspace_client: &WorkspaceClient, path: &RemotePath) -> Result<Entry, CommandFailure> {
     let request = StatRequest { path: Some(path.wire()), no_follow: false };
     let answer = retry_call(|| {
@@ -166,7 +162,7 @@ pub async fn stat(workspace_client: &WorkspaceClient, path: &RemotePath) -> Resu
 
 async fn list(workspace_client: &WorkspaceClient, path: &RemotePath) -> Result<Vec<Entry>, CommandFailure> {
     let request = ListFilesRequest { path: Some(path.wire()) };
-    // All pages or none: a listing cannot be gone on with in its middle.
+    // A listing cannot be resumed, so a retry reads all pages again.
     let entries = retry_call(|| {
         let (mut files, request) = (workspace_client.files(), request.clone());
         async move {
@@ -181,7 +177,7 @@ async fn list(workspace_client: &WorkspaceClient, path: &RemotePath) -> Result<V
     Ok(entries.await?)
 }
 
-/// A name that came from the workspace, which must not lead to another folder here.
+/// Returns the name of a remote entry. Rejects a name that would lead to another local directory.
 fn safe_name(entry: &Entry) -> Result<OsString, CommandFailure> {
     let name = if entry.raw_name.is_empty() {
         OsString::from(&entry.name)
@@ -234,7 +230,7 @@ mod tests {
     fn a_link_in_a_circle_ends() {
         let folder = tempfile::tempdir().expect("a folder");
         symlink(".", folder.path().join("again")).expect("link");
-        // Whoever gives up first, the kernel's own limit or ours.
+        // Either the kernel's limit or ours ends the walk.
         let plan = plan_upload(folder.path(), root(), SymlinkPolicy::Follow).expect("a plan");
         assert!(!plan.skipped.is_empty());
     }

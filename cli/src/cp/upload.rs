@@ -1,4 +1,4 @@
-//! From here into a workspace.
+//! Copies from this machine to a workspace.
 
 use std::{io, path::PathBuf};
 
@@ -23,20 +23,19 @@ use crate::{
     stdio::AsyncStdio,
 };
 
-/// One message's data.
+/// Bytes of data per message.
 const CHUNK: usize = 256 * 1024;
-/// Messages on their way to the connection; when it is full, reading waits.
+/// Messages queued for the connection. When the queue is full, reading waits.
 const QUEUE: usize = 4;
 
-/// Why a file did not get there.
 enum UploadError {
-    /// The other side, or the way to it.
+    /// The agent refused, or the connection broke.
     Remote(Status),
-    /// This side.
+    /// The local file could not be read.
     Local(CommandFailure),
 }
 
-/// Carries out a plan.
+/// Creates the directories of a plan and uploads its files.
 pub async fn upload(
     workspace_client: &WorkspaceClient,
     plan: CopyPlan<PathBuf, RemotePath>,
@@ -69,7 +68,7 @@ async fn upload_file(
         match attempt(workspace_client, file, bar, &mut sent).await {
             Ok(()) => return Ok(()),
             Err(UploadError::Remote(status)) if is_retryable(&status) && tries < MAX_ATTEMPTS => {
-                // What was sent of it is not there: a file arrives whole.
+                // Files arrive completely or not at all, so the bytes sent do not count.
                 bar.set_position(bar.position().saturating_sub(sent));
                 sleep(backoff.next_delay()).await;
             }
@@ -110,7 +109,8 @@ async fn attempt(
     Ok(())
 }
 
-/// Standard input into a file; checked afterwards, since nobody knows its digest before.
+/// Uploads standard input to a file. The digest is checked afterwards, because it is not known
+/// before.
 pub async fn upload_stdin(
     workspace_client: &WorkspaceClient,
     to: &RemotePath,
@@ -147,7 +147,8 @@ pub async fn upload_stdin(
     Ok(total)
 }
 
-/// One Write call, fed by `feed`. When feeding fails the call is cut off, so that no half file is taken for a whole one.
+/// Makes one Write call and sends the messages of `feed`. If `feed` fails, the call is cancelled,
+/// so that a partial file is not accepted.
 async fn write(
     workspace_client: &WorkspaceClient,
     open: WriteOpen,
@@ -159,14 +160,14 @@ async fn write(
     tokio::pin!(call);
     let feeding = async {
         let open = WriteFileRequest { open: Some(open), data: Bytes::new() };
-        // A closed channel means that the call has ended: its answer says why.
+        // A closed channel means that the call has ended; its result has the reason.
         if tx.send(open).await.is_ok() { feed(&tx).await } else { Ok(()) }
     };
     tokio::select! {
         answer = &mut call => return answer.map(tonic::Response::into_inner).map_err(UploadError::Remote),
         fed = feeding => fed.map_err(UploadError::Local)?,
     }
-    // The sender's end is the file's end.
+    // Closing the channel marks the end of the file.
     drop(tx);
     call.await.map(tonic::Response::into_inner).map_err(UploadError::Remote)
 }

@@ -1,4 +1,5 @@
-//! Follows a command to its end: passes its two outputs on, over as many links as it takes.
+//! Follows a remote command to its end and writes its stdout and stderr locally, across broken
+//! connections.
 
 use std::{cell::Cell, io, rc::Rc, time::Duration};
 
@@ -25,21 +26,20 @@ use crate::{
     wake_spinner::WakeSpinner,
 };
 
-/// How long a command may take to start while the link breaks or the other side says "not now".
+/// Time for a command to start while the connection breaks or the agent is not ready.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// A link that is back sooner than this is not worth a word.
+/// A connection that is lost for less time is not reported.
 const NOTICE_DELAY: Duration = Duration::from_millis(500);
 
-/// A command that has started.
+/// A process that the agent has started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StartedProcess {
-    /// Names it.
     pub process_id: String,
-    /// The life of its logs.
+    /// Epoch of the process's output logs.
     pub epoch: u64,
 }
 
-/// Follows one command.
+/// Starts one command and follows it.
 #[derive(Debug)]
 pub struct CommandFollower {
     workspace_client: WorkspaceClient,
@@ -49,19 +49,20 @@ pub struct CommandFollower {
     positions: OutputPositions,
     stdout: AsyncStdio,
     stderr: AsyncStdio,
-    /// Nobody reads our output any more: what comes is dropped.
+    /// Set when the reader of our output is gone. Further output is dropped.
     output_closed: Rc<Cell<bool>>,
     since: Instant,
 }
 
-/// How a stream of events ended.
+/// Why an event stream ended.
 enum StreamEnd {
     Exit(ProcessExit),
     Disconnected(Status),
 }
 
 impl CommandFollower {
-    /// Follows what `request` starts; tells `started` when it runs and `output_closed` when nobody reads our output any more.
+    /// Creates a follower of `request`. Sends to `started` when the process runs, and sets
+    /// `output_closed` when the reader of our output is gone.
     pub fn new(
         workspace_client: WorkspaceClient,
         wake_spinner: WakeSpinner,
@@ -83,7 +84,7 @@ impl CommandFollower {
         })
     }
 
-    /// To the end; answers with the exit code to pass on.
+    /// Follows the command to its end. Returns its exit code.
     pub async fn follow(mut self) -> Result<u8, CommandFailure> {
         let mut backoff = RetryBackoff::default();
         let mut notified = false;
@@ -115,12 +116,12 @@ impl CommandFollower {
         }
     }
 
-    /// Starts the command, or goes on with it from where we are.
+    /// Starts the command, or resumes its output at the current positions.
     async fn open(&self) -> Result<Streaming<ProcessEvent>, Status> {
         let started = self.started.borrow().clone();
         let mut processes = self.workspace_client.processes();
         let answer = match started {
-            // Starting it again with the same request id finds what the first call started.
+            // The same request id finds the process that an earlier call started.
             None => self.wake_spinner.show_during(processes.start(self.request.clone())).await,
             Some(started) => {
                 let request = WatchProcessRequest {
@@ -192,7 +193,7 @@ impl CommandFollower {
         match stdio.write_all(&fresh.data).await {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 self.output_closed.set(true);
-                // Wakes whoever ends the command.
+                // Wakes `end_on_closed_output`.
                 self.started.send_modify(|_| {});
                 Ok(())
             }
@@ -200,7 +201,7 @@ impl CommandFollower {
         }
     }
 
-    /// Why there is nothing more to follow.
+    /// Returns the failure for a command that cannot be followed further.
     fn failure_of(&self, status: Status) -> CommandFailure {
         let code = match error::reason(&status) {
             Some(Reason::ProgramNotFound) => failure::NO_COMMAND,
@@ -216,7 +217,7 @@ impl CommandFollower {
     }
 }
 
-/// Whether to try again after `waited`. Until it has started somebody waits for that, and is notified when it takes too long.
+/// Returns whether to reconnect. Before the command has started, only until [`START_TIMEOUT`].
 fn should_retry(status: &Status, has_started: bool, waited: Duration) -> bool {
     is_retryable(status) && (has_started || waited < START_TIMEOUT)
 }
@@ -227,7 +228,7 @@ fn report_missing(bytes: u64) {
     }
 }
 
-/// The exit code to pass on.
+/// Returns the local exit code for the end of a remote command.
 pub fn exit_code(exit: &ProcessExit) -> u8 {
     match &exit.how {
         _ if exit.timed_out => failure::TIMED_OUT,

@@ -1,6 +1,6 @@
-//! What goes from here to a running command: standard input and signals.
+//! Sends standard input and signals to a running command.
 //!
-//! Input has offsets, so what is sent again after a broken link is taken once.
+//! Input has offsets, so the agent accepts repeated input after a broken connection only once.
 
 use std::{cell::Cell, io, rc::Rc, time::Duration};
 
@@ -25,32 +25,32 @@ use crate::{
     stdio::{AsyncStdio, READ_BYTES},
 };
 
-/// How long a signal may take to reach the command before we leave without it.
+/// Time for the agent to deliver a signal. Afterwards the client exits without it.
 const SIGNAL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a signal waits for the command's start to be known.
+/// Time that a signal waits until the start of the command is known.
 const START_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a command whose output nobody reads has to end by itself after PIPE.
+/// Time for a command to exit after PIPE.
 const PIPE_GRACE: Duration = Duration::from_secs(2);
 
 /// Waits until the command runs.
 pub async fn wait_until_started(started: &mut watch::Receiver<Option<StartedProcess>>) -> StartedProcess {
     match started.wait_for(Option::is_some).await.map(|started| started.clone()) {
         Ok(Some(started)) => started,
-        // The follower is gone, and with it the wish to go on.
+        // The follower was dropped, so the whole command is ending.
         _ => std::future::pending().await,
     }
 }
 
-/// Why standard input does not get there.
 enum StdinError {
-    /// This side cannot read it.
+    /// Standard input cannot be read.
     Read(io::Error),
-    /// The other side does not take it.
+    /// The agent rejects the input.
     Rejected(Status),
 }
 
-/// Passes standard input on to its end, then waits for ever: how the command ends is the follower's to say. Answers only when
-/// the command runs and is refused its input: it would wait for ever for what does not come.
+/// Forwards standard input to its end and then waits forever, because the follower reports the
+/// exit. Returns only if the agent rejects the input of a running command, which would then wait
+/// forever.
 pub async fn forward_stdin(
     workspace_client: WorkspaceClient,
     mut started: watch::Receiver<Option<StartedProcess>>,
@@ -60,7 +60,7 @@ pub async fn forward_stdin(
     let fed = match pump(&workspace_client, &started, &mut offset).await {
         Err(StdinError::Read(error)) => {
             eprintln!("podling: cannot read standard input: {error}");
-            // The command must not wait for what will not come.
+            // The command must see the end of its input.
             write(&workspace_client, &started, offset, Bytes::new(), true).await.map(|_| ())
         }
         Err(StdinError::Rejected(status)) => Err(status),
@@ -95,7 +95,7 @@ async fn pump(
     }
 }
 
-/// Sends one piece, over as many links as it takes. Answers whether the command takes more.
+/// Sends one chunk, reconnecting as needed. Returns whether the command accepts more.
 async fn write(
     workspace_client: &WorkspaceClient,
     started: &StartedProcess,
@@ -121,7 +121,7 @@ async fn write(
     }
 }
 
-/// The signals that are passed on.
+/// Listener for the signals that are forwarded to the command.
 #[derive(Debug)]
 pub struct TerminationSignals {
     interrupt: Signal,
@@ -131,7 +131,7 @@ pub struct TerminationSignals {
 }
 
 impl TerminationSignals {
-    /// Takes them from now on.
+    /// Replaces the default action of these signals from now on.
     pub fn listen() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -141,7 +141,7 @@ impl TerminationSignals {
         })
     }
 
-    /// The next one, by name.
+    /// Returns the name of the next signal, without SIG.
     pub async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.interrupt.recv() => "INT",
@@ -152,7 +152,7 @@ impl TerminationSignals {
     }
 }
 
-/// Passes signals on. Answers only when one cannot be: then it ends us, with its exit code.
+/// Forwards signals. Returns only if one cannot be forwarded, with the exit code for it.
 pub async fn forward_signals(
     workspace_client: WorkspaceClient,
     mut started: watch::Receiver<Option<StartedProcess>>,
@@ -160,10 +160,10 @@ pub async fn forward_signals(
 ) -> u8 {
     loop {
         let name = signals.next().await;
-        // It may run although we have not heard of it yet: then it must not be left behind.
+        // The command may run although its start is not known yet. It must not be left behind.
         let process = tokio::select! {
             process = wait_until_started(&mut started) => process,
-            // Nothing runs that we know of, or somebody insists.
+            // No process is known to run, or the user repeats the signal.
             () = sleep(START_TIMEOUT) => return exit_code(name),
             again = signals.next() => return exit_code(again),
         };
@@ -174,7 +174,7 @@ pub async fn forward_signals(
     }
 }
 
-/// Ends the command when nobody reads our output any more, as a local pipe would.
+/// Ends the command when the reader of our output is gone, as a local pipe would.
 pub async fn end_on_closed_output(
     workspace_client: WorkspaceClient,
     mut started: watch::Receiver<Option<StartedProcess>>,
@@ -188,18 +188,18 @@ pub async fn end_on_closed_output(
     let process = wait_until_started(&mut started).await;
     if send_signal(&workspace_client, &process, "PIPE").await {
         sleep(PIPE_GRACE).await;
-        // It takes no notice of PIPE.
+        // The command ignores PIPE.
         send_signal(&workspace_client, &process, "TERM").await;
     }
     exit_code("PIPE")
 }
 
-/// Whether a refusal means that the command is over: the follower says how.
+/// Returns whether the error means that the command has ended. The follower reports how.
 fn has_ended(status: &Status) -> bool {
     matches!(error::reason(status), Some(Reason::Ended | Reason::ProcessNotFound | Reason::StaleEpoch))
 }
 
-/// Whether the signal arrived, or there is nobody left whom it could reach.
+/// Returns whether the signal was delivered, or the process has already ended.
 async fn send_signal(workspace_client: &WorkspaceClient, process: &StartedProcess, name: &str) -> bool {
     let request = SignalProcessRequest { process_id: process.process_id.clone(), signal: name.to_owned() };
     let mut processes = workspace_client.processes();

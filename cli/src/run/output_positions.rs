@@ -1,42 +1,41 @@
-//! How far the two outputs of a command have been passed on: what comes again over a new link is dropped, what is missing is
-//! said. Pure.
+//! Tracks how much of a command's stdout and stderr was written. Drops output that a new connection
+//! repeats and counts output that is missing. Pure.
 
 use bytes::{Buf as _, Bytes};
 
-/// Positions in stdout and stderr of one process.
+/// Offsets in stdout and stderr of one process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutputPositions {
-    /// The life of the two logs.
+    /// Epoch of the two logs.
     pub epoch: u64,
-    /// Bytes of stdout passed on or known to be lost.
+    /// Bytes of stdout that were written or are lost.
     pub stdout: u64,
-    /// The same of stderr.
+    /// Bytes of stderr that were written or are lost.
     pub stderr: u64,
 }
 
-/// OutputKind of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputKind {
     Stdout,
     Stderr,
 }
 
-/// What to do with some output.
+/// Output without the part that was written before.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NewOutput {
-    /// So many bytes before it never came.
+    /// Number of bytes missing before `data`.
     pub missing: u64,
-    /// What has not been passed on yet; may be empty.
+    /// Bytes to write; may be empty.
     pub data: Bytes,
 }
 
 impl OutputPositions {
-    /// Nothing has been passed on.
+    /// Starts both offsets at zero.
     pub fn new(epoch: u64) -> Self {
         Self { epoch, stdout: 0, stderr: 0 }
     }
 
-    /// Output that begins at `offset`.
+    /// Adds output that begins at `offset`.
     pub fn take(&mut self, kind: OutputKind, offset: u64, mut data: Bytes) -> NewOutput {
         let position = self.position(kind);
         let missing = offset.saturating_sub(*position);
@@ -46,7 +45,8 @@ impl OutputPositions {
         NewOutput { missing, data }
     }
 
-    /// These bytes can no longer be had: up to `to`. Answers how many of them had not been passed on.
+    /// Skips the output before `to`, which is no longer available. Returns the number of bytes
+    /// skipped.
     pub fn gap(&mut self, kind: OutputKind, to: u64) -> u64 {
         let position = self.position(kind);
         let missing = to.saturating_sub(*position);
@@ -91,7 +91,7 @@ mod tests {
         #[test]
         fn however_often_the_link_breaks_every_byte_is_passed_on_once(
             log in prop::collection::vec(any::<u8>(), 0..300),
-            // Each link: how far back it begins, how much it carries, in pieces of which size.
+            // Per connection: bytes repeated, bytes carried, and chunk size.
             links in prop::collection::vec((0_usize..50, 0_usize..100, 1_usize..40), 0..12)
         ) {
             let mut positions = OutputPositions::new(1);

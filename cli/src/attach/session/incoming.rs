@@ -1,4 +1,4 @@
-//! What comes over a session's link: output, acknowledgements, refusals, and its end.
+//! Handles responses on an Attach stream: output, acknowledgements, refusals and the stream's end.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::{
     failure::CommandFailure,
 };
 
-/// Before input that was refused for now is sent again.
+/// Delay before input that was refused temporarily is sent again.
 const HOLD_RETRY: Duration = Duration::from_millis(250);
 
 impl AttachSession {
@@ -54,7 +54,7 @@ impl AttachSession {
         Ok(())
     }
 
-    /// Why there is no terminal any more.
+    /// Returns why the terminal no longer exists.
     fn loss_failure(&self, status: Status) -> CommandFailure {
         if !self.has_started || error::reason(&status) != Some(Reason::TerminalNotFound) {
             return status.into();
@@ -81,9 +81,9 @@ impl AttachSession {
                 self.screen.seek(epoch, gap.to);
             }
             frame::Frame::Screen(screen) => self.screen.draw_screen(offset, screen, raw::size()),
-            // Falling asleep ends it as well; then it is there again after waking.
+            // Sleep ends the program too; then the terminal returns after waking.
             frame::Frame::Exit(exit) => self.start_lookup(Some(exit)),
-            // The program's own sequences say these to our terminal.
+            // The program's own escape sequences set these on the local terminal.
             frame::Frame::Title(_) | frame::Frame::Cwd(_) | frame::Frame::Foreground(_) => {}
             frame::Frame::Resized(_) | frame::Frame::Keepalive(_) => {}
         }
@@ -104,7 +104,7 @@ impl AttachSession {
             notifications::sleep_warnings(&self.client.workspace_client_for(&self.workspace));
         let earlier = self.screen.position();
         if earlier.is_some_and(|(known, _)| known != epoch) {
-            // All that it kept of its earlier lives would come again; a picture of it is enough.
+            // The log holds the output of earlier epochs; a screen snapshot replaces it.
             self.screen.reset_position();
             self.from_oldest = false;
             self.outbox.pause();
@@ -115,7 +115,7 @@ impl AttachSession {
         }
     }
 
-    /// Says what became of input that was under way, where it did not simply go on.
+    /// Reports input that was dropped when a stream started.
     fn report_stream_start(&mut self, begun: StreamStart) {
         match begun {
             StreamStart::SameEpoch => {}
@@ -132,8 +132,10 @@ impl AttachSession {
 
     fn handle_refusal(&mut self, refused: &InputRefused) -> Result<(), CommandFailure> {
         match refused.reason.as_str() {
-            // It begins again from what is expected, but not at once: nothing has changed yet. While the workspace prepares to
-            // sleep that goes on until it stays awake after all, or sleeps: then it is dropped, and that is said.
+            // The input is sent again from the expected offset, after a pause because nothing has
+            // changed yet. While the workspace prepares to sleep, this repeats until the workspace
+            // stays awake or sleeps. In the latter case the input is dropped and the drop is
+            // reported.
             "INPUT_HOLE" | "INPUT_FULL" | "PREPARING" => {
                 self.outbox.resend_from(refused.expected_offset);
                 self.resend_at = Some(Instant::now() + HOLD_RETRY);
@@ -142,7 +144,7 @@ impl AttachSession {
                 let begun = self.outbox.start_stream(refused.epoch, refused.expected_offset);
                 self.report_stream_start(begun);
             }
-            // Its exit is on its way.
+            // The exit event follows.
             "ENDED" => {}
             other => return Err(CommandFailure::Refused(format!("the terminal takes no input: {other}"))),
         }

@@ -1,4 +1,4 @@
-//! What a session sends: how to open a stream, input, acknowledgements of output, sizes.
+//! Builds the requests of a session: opening a stream, input, output acknowledgements and sizes.
 
 use podling_proto::agent::v1::{
     AttachOpen, AttachRequest, From, FromOldest, FromScreen, Position, Resize, attach_request::Request, from,
@@ -7,9 +7,10 @@ use podling_proto::agent::v1::{
 use super::AttachSession;
 use crate::attach::raw;
 
-/// Output under way without an ack: enough for 10 MB/s over 100 ms, little enough that Ctrl-C takes effect at once.
+/// Bytes of unacknowledged output. Enough for 10 MB/s at 100 ms, and little enough that Ctrl-C
+/// takes effect at once.
 const CREDIT: u32 = 1024 * 1024;
-/// How often acks are sent: eight of them per credit.
+/// Bytes of output between acknowledgements: eight per credit.
 const ACK_EVERY: u64 = CREDIT as u64 / 8;
 
 impl AttachSession {
@@ -38,7 +39,7 @@ impl AttachSession {
         AttachRequest { request: Some(request) }
     }
 
-    /// Opens a stream; only for somebody who asks for it is a workspace woken that sleeps.
+    /// Opens a stream. `wakes` is set only for an explicit request of the user.
     pub(super) fn open(&mut self, wakes: bool) {
         let from = match self.screen.position() {
             Some((epoch, offset)) => from::From::Position(Position { epoch, offset }),
@@ -51,7 +52,7 @@ impl AttachSession {
             client_id: self.client_id.clone(),
             size: raw::size(),
             credit_bytes: CREDIT,
-            // As with ssh: a slow screen slows the program down instead of losing what it prints.
+            // As with ssh, a slow screen slows the program down and loses no output.
             lossless: true,
             read_only: false,
         };
