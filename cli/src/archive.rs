@@ -64,7 +64,10 @@ impl From<&WorkspaceArchive> for ArchiveView {
 
 /// Returns the archives of a workspace (name or id), newest first. Returns an empty list if it has
 /// none.
-pub async fn list_for_workspace(client: &Client, workspace: &str) -> Result<Vec<WorkspaceArchive>, CommandFailure> {
+pub async fn list_for_workspace(
+    client: &Client,
+    workspace: &str,
+) -> Result<Vec<WorkspaceArchive>, CommandFailure> {
     let request = ListWorkspaceArchivesRequest { workspace: workspace.to_owned(), all_owners: false };
     let answer = retry_call(|| {
         let (mut backups, request) = (client.workspace_archives(), request.clone());

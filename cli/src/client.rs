@@ -63,12 +63,19 @@ pub struct Credentials {
 impl Client {
     /// Connects to the control plane. Fails at once if it does not answer.
     pub async fn connect(target: &ControlPlaneTarget) -> Result<Self, CommandFailure> {
-        let mut token: MetadataValue<Ascii> = format!("Bearer {}", target.token)
-            .parse()
-            .map_err(|_| CommandFailure::Usage("the token holds characters that no token has".to_owned()))?;
+        let mut token: MetadataValue<Ascii> = format!("Bearer {}", target.token).parse().map_err(|_| {
+            CommandFailure::Usage(
+                "the token contains invalid characters; check PODLING_TOKEN (--token)".to_owned(),
+            )
+        })?;
         token.set_sensitive(true);
         let endpoint = Endpoint::from_shared(target.url.clone())
-            .map_err(|_| CommandFailure::Usage(format!("{:?} is not an address", target.url)))?
+            .map_err(|_| {
+                CommandFailure::Usage(format!(
+                    "{:?} is not a valid address; write it as http://HOST:PORT",
+                    target.url
+                ))
+            })?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PING_TIMEOUT)
@@ -103,7 +110,7 @@ impl Client {
         answer
             .await?
             .workspace
-            .ok_or_else(|| CommandFailure::NotFound(format!("there is no workspace {workspace:?}")))
+            .ok_or_else(|| CommandFailure::NotFound(format!("no workspace has the name or id {workspace:?}")))
     }
 
     /// Returns a client of the agent of the workspace with this name or id.

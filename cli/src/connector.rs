@@ -68,17 +68,19 @@ async fn dial(uri: Uri, tls: Option<TlsConnector>) -> io::Result<Box<dyn ByteStr
 fn tls(ca: Option<&Path>) -> Result<TlsConnector, CommandFailure> {
     let ca = ca.ok_or_else(|| {
         CommandFailure::Usage(
-            "an https address needs the certificates to trust: --ca FILE (PODLING_CA)".to_owned(),
+            "an https address requires the certificates to trust: pass --ca FILE (PODLING_CA)".to_owned(),
         )
     })?;
-    let bad = |what: String| CommandFailure::Usage(format!("{}: {what}", ca.display()));
+    let bad = |what: String| {
+        CommandFailure::Usage(format!("cannot load certificates from {}: {what}", ca.display()))
+    };
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca).map_err(|error| bad(error.to_string()))? {
         let certificate = certificate.map_err(|error| bad(error.to_string()))?;
         roots.add(certificate).map_err(|error| bad(error.to_string()))?;
     }
     if roots.is_empty() {
-        return Err(bad("there is no certificate in it".to_owned()));
+        return Err(bad("the file contains no certificate".to_owned()));
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)

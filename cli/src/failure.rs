@@ -34,20 +34,26 @@ const NO_WORDS: &str = "transport error";
 
 /// Appended to `podling --help`.
 pub const EXIT_CODES: &str = "\
+Getting started:
+  podling up                     start a control plane (in a terminal of its own)
+  podling create demo            create a workspace
+  podling attach demo            open a terminal in it
+  podling run demo -- uname -a   run a command in it
+
 Exit codes:
-  0  done
-  1  something went wrong
-  2  the command line is wrong
-  3  no such workspace, terminal, process, path or backup
-  4  refused: the token does not allow it, or something would be lost
-  5  nothing answers, or it is not ready
+  0  success
+  1  error without a code of its own
+  2  invalid command line
+  3  no such workspace, terminal, process, path or archive
+  4  refused: the token does not allow the request, or data would be lost
+  5  the control plane or agent is unreachable or not ready
 
-`run`, `attach` and `keep-awake NAME -- CMD` pass the command's code on: 128+n when
-signal n ended it, 127 when it was not found, 126 when it cannot be run, 125 when
-Podling itself failed, 124 when --timeout ended it.
+`run`, `attach` and `keep-awake NAME -- CMD` exit with the code of the command: 128+n if
+signal n ended it, 127 if it was not found, 126 if it is not executable, 125 if Podling
+itself failed, 124 if --timeout ended it.
 
-Where it looks for a control plane: --url and --token (PODLING_URL, PODLING_TOKEN),
-else the data folder given by --data (PODLING_DATA), else the default data folder.";
+The control plane is selected by --url and --token (PODLING_URL, PODLING_TOKEN), otherwise
+by --data (PODLING_DATA), otherwise by the default data directory.";
 
 /// Error of a command.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +62,7 @@ pub enum CommandFailure {
     #[error("{0}")]
     Usage(String),
     /// No control plane runs with this data directory.
-    #[error("nothing runs with the data folder {}", .data.display())]
+    #[error("no control plane runs with the data directory {}", .data.display())]
     NotRunning {
         /// Directory that was searched for `run/up.json`.
         data: PathBuf,
@@ -64,7 +70,7 @@ pub enum CommandFailure {
         default: bool,
     },
     /// The control plane's address does not answer.
-    #[error("nothing answers at {url}")]
+    #[error("cannot connect to the control plane at {url}")]
     Unreachable {
         url: String,
         /// True if the address is from a data directory.
@@ -121,7 +127,7 @@ impl CommandFailure {
 
     /// Returns the failure for a response without its workspace.
     pub fn no_workspace() -> Self {
-        Self::Other("the answer holds no workspace".to_owned())
+        Self::Other("the response of the control plane contains no workspace".to_owned())
     }
 
     /// Overrides the exit code.
@@ -161,7 +167,7 @@ impl CommandFailure {
                 Some(format!("start it with: podling up --data {}", data.display()))
             }
             Self::Unreachable { local: true, .. } => {
-                Some("it has probably ended; start it with: podling up".to_owned())
+                Some("it has probably stopped; start it with: podling up".to_owned())
             }
             Self::Unreachable { local: false, .. } => Some("check PODLING_URL (--url)".to_owned()),
             Self::Status(status) => status_advice(status),
@@ -197,7 +203,7 @@ impl CommandFailure {
             Self::Coded { inner, .. } => return inner.describe(),
             // A status without a message has only its code.
             Self::Status(status) if status.message().is_empty() => {
-                format!("the control plane answered: {}", status.code().description())
+                format!("the control plane returned an error: {}", status.code().description())
             }
             other => other.to_string(),
         };
@@ -241,24 +247,24 @@ fn status_code(status: &Status) -> u8 {
 fn status_advice(status: &Status) -> Option<String> {
     let advice = match error::reason(status)? {
         Reason::TokenMissing | Reason::TokenInvalid | Reason::TokenForeign => {
-            "check PODLING_TOKEN (--token), or leave it out to use the data folder's own"
+            "check PODLING_TOKEN (--token), or unset it to use the token of the data directory"
         }
-        Reason::TokenExpired => "make a new one with: podling token create",
-        Reason::VerbMissing => "ask for a token that allows it: podling token create --verbs …",
-        Reason::WorkspaceNotFound => "see what there is with: podling ls",
+        Reason::TokenExpired => "create a new token with: podling token create",
+        Reason::VerbMissing => "use a token that allows this verb: podling token create --verbs …",
+        Reason::WorkspaceNotFound => "list the workspaces with: podling ls",
         Reason::TerminalNotFound => "open a new one with: podling attach NAME --new",
-        Reason::NameTaken => "choose another name, or use the one there is: podling attach NAME",
-        Reason::Busy => "end what runs there, or pass --force",
-        Reason::ArchiveNotFound => "see what there is with: podling archives",
+        Reason::NameTaken => "choose another name, or use the existing workspace: podling attach NAME",
+        Reason::Busy => "wait until it is idle, or pass --force to end its processes",
+        Reason::ArchiveNotFound => "list the archives with: podling archives",
         Reason::NotArchived => {
-            "wake it with: podling wake NAME; or restore beside it: podling restore … --as NEW-NAME"
+            "wake it with: podling wake NAME; or restore into a new workspace: podling restore … --as NEW-NAME"
         }
         Reason::Preparing | Reason::Maintenance | Reason::Deleting => {
-            "see what it is doing with: podling explain NAME"
+            "see its progress with: podling explain NAME"
         }
-        Reason::WorkspaceFailed => "see why with: podling explain NAME",
-        Reason::AgentUnreachable | Reason::WakeTimeout => "see how it is with: podling explain NAME",
-        Reason::DiskFull => "make room on the machine's disk first",
+        Reason::WorkspaceFailed => "see the reason with: podling explain NAME",
+        Reason::AgentUnreachable | Reason::WakeTimeout => "see its state with: podling explain NAME",
+        Reason::DiskFull => "free space on the disk of the control plane first",
         _ => return None,
     };
     Some(advice.to_owned())

@@ -90,16 +90,20 @@ impl From<&Policy> for PolicyView {
 /// Renders one line per setting, with its meaning.
 pub fn render(policy: &Policy) -> String {
     let rows = [
-        ("idle timeout", policy.idle_timeout, "of idle time that counts, then it sleeps"),
-        ("warning", policy.warning, "before that, people in it are told"),
-        ("work cap", policy.work_cap, "after the last sign of a person, running work holds no longer"),
-        ("presence cap", policy.presence_cap, "after it, a program in the foreground holds no longer"),
-        ("max awake", policy.max_awake, "awake, used or not, then it sleeps"),
-        ("archive after", policy.archive_after, "asleep, then it is archived and its storage let go"),
-        ("keep archives", policy.keep_archives, "then they are removed, also the last"),
+        ("idle timeout", policy.idle_timeout, "of idle time, then the workspace sleeps"),
+        ("warning", policy.warning, "before sleep, users are warned"),
+        ("work cap", policy.work_cap, "after the last user input, running work no longer keeps it awake"),
+        (
+            "presence cap",
+            policy.presence_cap,
+            "after the last user input, a foreground program no longer keeps it awake",
+        ),
+        ("max awake", policy.max_awake, "awake, even if in use, then the workspace sleeps"),
+        ("archive after", policy.archive_after, "asleep, then it is archived and its storage is deleted"),
+        ("keep archives", policy.keep_archives, "then an archive is deleted, even the last one"),
     ];
     let line = |(name, value, means): (&str, Option<prost_types::Duration>, &str)| {
-        let value = from_wire(value).map_or_else(|| "no end".to_owned(), show);
+        let value = from_wire(value).map_or_else(|| "no limit".to_owned(), show);
         format!("{} {value:<8} {}\n", paint(&format!("{name:<14}"), Tone::Strong), paint(means, Tone::Faint))
     };
     rows.into_iter().map(line).collect()
@@ -123,6 +127,6 @@ mod tests {
         let policy = Policy { idle_timeout: Some(to_wire(Duration::from_secs(900))), ..Policy::default() };
         let text = render(&policy);
         assert!(text.contains("idle timeout   15m      of idle time"), "{text}");
-        assert!(text.contains("max awake      no end   awake"), "{text}");
+        assert!(text.contains("max awake      no limit awake"), "{text}");
     }
 }

@@ -40,10 +40,10 @@ pub fn stage(stage: Stage) -> &'static str {
 /// Returns the stage and the number of entries as text.
 pub fn doing(progress: &Progress) -> String {
     let what = match progress.stage() {
-        Stage::Unspecified => "at work",
+        Stage::Unspecified => "working",
         Stage::Saving => "archiving",
-        Stage::Proving => "proving its archive",
-        Stage::Fetching => "fetching its archive",
+        Stage::Proving => "verifying the archive",
+        Stage::Fetching => "fetching the archive",
         Stage::Unpacking => "unpacking",
     };
     match (progress.entries, progress.total_entries) {

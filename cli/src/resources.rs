@@ -19,7 +19,7 @@ pub fn describe(workspace: &Workspace) -> String {
     let wanted = workspace.resources.unwrap_or_default();
     match &workspace.given {
         None if workspace.state() == State::Queued => format!("waits for {}", words(&wanted)),
-        None => format!("takes {} when it is awake", words(&wanted)),
+        None => format!("gets {} when it is awake", words(&wanted)),
         Some(given) if *given == wanted => format!("has {}", words(given)),
         Some(given) => {
             let place = place(workspace).map(|place| format!(", {place}")).unwrap_or_default();
@@ -48,7 +48,7 @@ mod tests {
     fn it_says_what_it_has_and_what_it_waits_for() {
         let share = |cpu_millis| Some(Resources { cpu_millis, memory_bytes: 1 << 30 });
         let mut workspace = Workspace { resources: share(1500), ..Workspace::default() };
-        assert_eq!(describe(&workspace), "takes 1.5 cores and 1.00 GiB when it is awake");
+        assert_eq!(describe(&workspace), "gets 1.5 cores and 1.00 GiB when it is awake");
         workspace.given = share(1500);
         assert_eq!(describe(&workspace), "has 1.5 cores and 1.00 GiB");
         (workspace.given, workspace.queue_position) = (share(1000), 2);

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::failure::CommandFailure;
 
 /// Help heading of the global options.
-const HEADING: &str = "Options of every command";
+const HEADING: &str = "Global options";
 
 #[derive(Debug, Clone, Default, Args)]
 pub struct GlobalOptions {
@@ -60,7 +60,8 @@ impl ControlPlaneTarget {
         if let Some(url) = global.url.clone().filter(|url| !url.is_empty()) {
             let token = global.token.clone().filter(|token| !token.is_empty()).ok_or_else(|| {
                 CommandFailure::Usage(
-                    "an address was given (PODLING_URL) without a token (PODLING_TOKEN)".to_owned(),
+                    "an address (--url, PODLING_URL) requires a token; pass --token or set PODLING_TOKEN"
+                        .to_owned(),
                 )
             })?;
             return Ok(Self { url: url.trim_end_matches('/').to_owned(), token, data: None, ca });
@@ -92,9 +93,8 @@ pub fn running(data: &Path) -> Result<Option<RunningControlPlane>, CommandFailur
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(CommandFailure::io(format!("cannot read {}", path.display()))(error)),
     };
-    let running: RunningControlPlane = serde_json::from_slice(&text).map_err(|error| {
-        CommandFailure::Other(format!("{} cannot be understood: {error}", path.display()))
-    })?;
+    let running: RunningControlPlane = serde_json::from_slice(&text)
+        .map_err(|error| CommandFailure::Other(format!("cannot parse {}: {error}", path.display())))?;
     // A killed control plane leaves its file behind.
     Ok(Path::new("/proc").join(running.pid.to_string()).exists().then_some(running))
 }
@@ -102,7 +102,7 @@ pub fn running(data: &Path) -> Result<Option<RunningControlPlane>, CommandFailur
 fn root_token(data: &Path) -> Result<String, CommandFailure> {
     let path = data.join("root-token");
     let token = fs::read_to_string(&path)
-        .map_err(CommandFailure::io(format!("cannot read the token in {}", path.display())))?;
+        .map_err(CommandFailure::io(format!("cannot read the root token {}", path.display())))?;
     Ok(token.trim().to_owned())
 }
 

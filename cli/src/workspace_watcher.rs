@@ -36,7 +36,7 @@ impl WorkspaceWatcher {
         Self { client, id, stream: None, seen: false, backoff: RetryBackoff::default() }
     }
 
-    /// Returns the present state first, then each change. Cancel-safe.
+    /// Returns the present state first, then each change.
     pub async fn next(&mut self) -> Result<WorkspaceChange, CommandFailure> {
         loop {
             match self.next_event().await {

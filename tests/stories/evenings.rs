@@ -119,7 +119,7 @@ async fn down_ends_everything_and_after_the_next_up_it_sleeps_until_somebody_com
     assert!(said.contains("ada"), "who is busy is named: {said}");
     let down = cli.run(&["down", "--force"]).await.ok().out();
     assert!(
-        down.contains("stopped, with 1 workspace;"),
+        down.contains("stopped the control plane and 1 workspace;"),
         "of one that was deleted only its archive is kept: {down}"
     );
     assert!(podling.ended().await.success());

@@ -12,7 +12,7 @@ pub struct DetachKey(pub Option<u8>);
 
 /// Text that is not a valid detach key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no key to detach with: ctrl- and one of a-z @ [ \\ ] ^ _, or none")]
+#[error("{0:?} is not a valid detach key; write ctrl- and one of a-z @ \\ ] ^ _, or none")]
 pub struct DetachKeyError(String);
 
 impl FromStr for DetachKey {

@@ -85,7 +85,7 @@ pub fn warning_text(name: &str, at: Timestamp, now: SystemTime) -> String {
         _ => left,
     };
     let when = brief(left).map_or_else(|| "now".to_owned(), |left| format!("in {left}"));
-    format!("{name} sleeps {when}; any key keeps it awake")
+    format!("{name} sleeps {when}; press any key to keep it awake")
 }
 
 impl ActivityWatch {
@@ -119,9 +119,9 @@ mod tests {
     fn a_warning_says_how_long_is_left_and_what_to_do() {
         let now = SystemTime::UNIX_EPOCH;
         let at = |seconds| Timestamp::from(now + Duration::from_secs(seconds));
-        assert_eq!(warning_text("demo", at(119), now), "demo sleeps in 2m; any key keeps it awake");
-        assert_eq!(warning_text("demo", at(29), now), "demo sleeps in 20s; any key keeps it awake");
-        assert_eq!(warning_text("demo", at(9), now), "demo sleeps in 9s; any key keeps it awake");
-        assert_eq!(warning_text("demo", at(0), now), "demo sleeps now; any key keeps it awake");
+        assert_eq!(warning_text("demo", at(119), now), "demo sleeps in 2m; press any key to keep it awake");
+        assert_eq!(warning_text("demo", at(29), now), "demo sleeps in 20s; press any key to keep it awake");
+        assert_eq!(warning_text("demo", at(9), now), "demo sleeps in 9s; press any key to keep it awake");
+        assert_eq!(warning_text("demo", at(0), now), "demo sleeps now; press any key to keep it awake");
     }
 }

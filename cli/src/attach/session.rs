@@ -258,7 +258,7 @@ impl AttachSession {
             (SleepOverlay::Waking(_), _) => {
                 Some(format!("waking … {}", self.wake_status).trim_end().to_owned())
             }
-            _ if is_lost => Some("link lost, trying again …".to_owned()),
+            _ if is_lost => Some("connection lost, reconnecting …".to_owned()),
             (_, Some(at)) => Some(notifications::warning_text(&self.workspace.name, at, SystemTime::now())),
             _ => None,
         }

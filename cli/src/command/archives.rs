@@ -38,7 +38,8 @@ impl ArchivesArgs {
         if context.json() {
             output::json(&backups.iter().map(ArchiveView::from).collect::<Vec<_>>())?;
         } else if backups.is_empty() {
-            let words = "There are no archives. One is made when a workspace has slept for long, and before it is deleted";
+            let words =
+                "No archives exist. A workspace is archived after a long sleep, and before it is deleted";
             eprintln!("{words}.");
         } else {
             output::print(&archive::table(&backups, SystemTime::now(), self.all_owners))?;

@@ -38,12 +38,18 @@ const REQUEST_ID_BYTES: usize = 12;
 /// Environment variables that describe the local terminal to remote programs.
 const TERMINAL_VARIABLES: &[&str] = &["TERM", "COLORTERM", "LANG"];
 
+const EXAMPLES: &str = "\
+Examples:
+  podling attach demo
+  podling attach demo build --new -- make -j8";
+
 /// Open a terminal in a workspace
 ///
 /// The terminal and its programs keep running when you detach or when the connection breaks; a
 /// broken connection is resumed without losing a byte. A sleeping workspace is woken. If the
 /// workspace falls asleep while you are attached, press a key to wake it.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct AttachArgs {
     /// Name or id of the workspace
     name: String,
@@ -63,10 +69,11 @@ pub struct AttachArgs {
 impl AttachArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         if !session::is_terminal() {
-            let words = "standard input is no terminal; for scripts there is: podling run NAME -- CMD";
+            let words = "standard input is not a terminal; in scripts, use: podling run NAME -- CMD";
             return Err(CommandFailure::Usage(words.to_owned()));
         }
-        let signals = TerminationSignals::listen().map_err(CommandFailure::io("cannot take signals"))?;
+        let signals =
+            TerminationSignals::listen().map_err(CommandFailure::io("cannot listen for signals"))?;
         let client = context.client().await?;
         let workspace = client.find(&self.name).await?;
         let (terminal, is_new) = self.terminal(&client, &workspace).await?;
@@ -83,15 +90,21 @@ impl AttachArgs {
             }
             SessionEnd::Detached { unsent } => {
                 if unsent > 0 {
-                    eprintln!("\r\nthe link was broken: the last {unsent} bytes typed may not have arrived");
+                    eprintln!("\r\nthe connection was broken: the last {unsent} bytes typed may be lost");
                 }
                 let again =
                     if shown == DEFAULT_TERMINAL { String::new() } else { format!(" {}", terminal.id) };
-                eprintln!("\r\ndetached; it goes on. Come back with: podling attach {}{again}", self.name);
+                eprintln!(
+                    "\r\ndetached; the terminal keeps running. Attach again with: podling attach {}{again}",
+                    self.name
+                );
                 failure::OK
             }
             SessionEnd::LeftAsleep => {
-                eprintln!("\r\nleft; {} sleeps. Wake it and come back with: podling attach {0}", self.name);
+                eprintln!(
+                    "\r\ndetached; {} is asleep. Wake it and attach again with: podling attach {0}",
+                    self.name
+                );
                 failure::OK
             }
             SessionEnd::Signal(name) => signal::exit_code(name),
@@ -148,7 +161,10 @@ impl AttachArgs {
             let (mut terminals, request) = (workspace_client.terminals(), request.clone());
             async move { terminals.create(request).await }
         });
-        answer.await?.terminal.ok_or_else(|| CommandFailure::Other("the answer holds no terminal".to_owned()))
+        answer
+            .await?
+            .terminal
+            .ok_or_else(|| CommandFailure::Other("the response of the agent contains no terminal".to_owned()))
     }
 }
 
@@ -200,19 +216,20 @@ fn find_terminal<'a>(terminals: &'a [Terminal], wanted: Option<&str>) -> Option<
 fn missing_terminal_message(workspace: &str, wanted: &str, terminals: &[Terminal]) -> String {
     let names: Vec<_> =
         terminals.iter().filter(|t| t.exit.is_none()).map(|t| output::plain(&t.name)).collect();
-    let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let running = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     format!(
-        "there is no terminal {wanted:?} in {workspace} (there is: {there}); make it with: podling attach {workspace} {wanted} --new"
+        "workspace {workspace} has no terminal {wanted:?} (running: {running}); \
+         create it with: podling attach {workspace} {wanted} --new"
     )
 }
 
 fn describe_exit(exit: &Exit) -> String {
-    let background = if exit.held_by_background { "; something it left behind still runs" } else { "" };
+    let background = if exit.held_by_background { "; background processes of it still run" } else { "" };
     match &exit.how {
-        Some(How::Code(0)) => format!("has ended{background}"),
-        Some(How::Code(code)) => format!("has ended with code {code}{background}"),
+        Some(How::Code(0)) => format!("exited{background}"),
+        Some(How::Code(code)) => format!("exited with code {code}{background}"),
         Some(How::Signal(name)) => format!("was ended by SIG{name}{background}"),
-        None => format!("has ended, and nobody knows how{background}"),
+        None => format!("ended with unknown status{background}"),
     }
 }
 

@@ -7,6 +7,9 @@ use crate::{args::CommandLine, failure::CommandFailure, output};
 
 /// Print a shell completion script
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Example, for bash:\n  podling completions bash > ~/.local/share/bash-completion/completions/podling"
+)]
 pub struct CompletionsArgs {
     /// Shell to complete for
     shell: Shell,

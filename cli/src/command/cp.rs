@@ -24,6 +24,12 @@ use crate::{
     output,
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  podling cp src demo:            copy the directory src into the root of demo
+  podling cp demo:out/log.txt .   copy a file to the current directory
+  podling cp demo:data.csv -      print a file";
+
 /// Copy files and directories to or from a workspace
 ///
 /// One side is NAME:PATH, where PATH is relative to the root of the workspace. The other side is a
@@ -37,6 +43,7 @@ use crate::{
 /// SRC itself may be a symbolic link and is followed. Links inside a directory are skipped and
 /// listed; -L copies their targets.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct CpArgs {
     /// Source: NAME:PATH, a local path, or "-" for standard input
     from: OsString,
@@ -97,12 +104,11 @@ impl CpArgs {
                 }
             }
             (CopyEndpoint::Remote { .. }, CopyEndpoint::Remote { .. }) => {
-                let words =
-                    "one of the two must be here: copy to a path here first, and from there to the other";
+                let words = "cannot copy between two workspaces; copy to a local path first, and from there to the other workspace";
                 return Err(CommandFailure::Usage(words.to_owned()));
             }
             _ => {
-                let words = "one of the two must be in a workspace: NAME:PATH".to_owned();
+                let words = "cannot copy between two local paths; write one of them as NAME:PATH".to_owned();
                 return Err(CommandFailure::Usage(words));
             }
         };
@@ -190,7 +196,7 @@ impl CopySummary {
 
 fn report(summary: &CopySummary, json: bool, quiet: bool) -> Result<(), CommandFailure> {
     for skipped in &summary.skipped {
-        eprintln!("left out: {}: {}", skipped.path, skipped.why);
+        eprintln!("skipped: {}: {}", skipped.path, skipped.why);
     }
     if json {
         output::json(summary)
@@ -211,7 +217,10 @@ fn local_name(path: &Path) -> Result<OsString, CommandFailure> {
     // A path such as ".." has no name of its own, but its target has one.
     let whole = || path.canonicalize().ok()?.file_name().map(OsStr::to_owned);
     path.file_name().map(OsStr::to_owned).or_else(whole).ok_or_else(|| {
-        CommandFailure::Usage(format!("{} has no name that it could have there; say one", path.display()))
+        CommandFailure::Usage(format!(
+            "{} has no file name; name the destination, for example NAME:PATH",
+            path.display()
+        ))
     })
 }
 

@@ -22,8 +22,15 @@ use crate::{
 
 const REQUEST_ID_BYTES: usize = 12;
 
+const EXAMPLES: &str = "\
+Policy flags that are not given come from the template.
+
+Example:
+  podling create demo --template python --idle-timeout 30m --archive-after 2d";
+
 /// Create a workspace and wait until it is awake
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct CreateArgs {
     /// Name of the workspace: 1 to 63 characters of a-z, 0-9 and "-", beginning with a letter
     name: String,
@@ -67,11 +74,11 @@ impl CreateArgs {
         if context.json() {
             output::json(&WorkspaceView::from(&workspace))?;
         } else {
-            let made = if created { "" } else { " (it was there already)" };
+            let made = if created { "" } else { " (existed already)" };
             let took = duration::show(started_at.elapsed());
             let Workspace { name, .. } = &workspace;
             output::line(&format!("{name} is {}{made}, after {took}", state(workspace.state())))?;
-            output::line(&format!("  open a terminal in it:  podling attach {name}"))?;
+            output::line(&format!("  open a terminal in it with: podling attach {name}"))?;
         }
         Ok(0)
     }

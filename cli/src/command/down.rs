@@ -41,7 +41,7 @@ impl DownArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let target = ControlPlaneTarget::find(&context.global)?;
         let client = Client::connect(&target).await?;
-        let spinner = output::spinner("ending what runs in the workspaces");
+        let spinner = output::spinner("putting all workspaces to sleep");
         let outcome = match client.workspaces().down(DownRequest { force: self.force }).await {
             Ok(answer) => drain(answer.into_inner(), &spinner).await,
             Err(status) => Err(status),
@@ -56,7 +56,9 @@ impl DownArgs {
             output::json(&DownSummary { ended })?;
         } else {
             let what = if ended == 1 { "1 workspace" } else { &format!("{ended} workspaces") };
-            output::line(&format!("stopped, with {what}; their files are kept. Go on with: podling up"))?;
+            output::line(&format!(
+                "stopped the control plane and {what}; all files are kept. Start again with: podling up"
+            ))?;
         }
         Ok(0)
     }
@@ -70,7 +72,7 @@ async fn drain(mut stream: Streaming<DownResponse>, spinner: &indicatif::Progres
         match stream.message().await {
             Ok(Some(progress)) => {
                 (total, remaining) = (progress.total, progress.remaining);
-                spinner.set_message(format!("{remaining} of {total} workspaces to go"));
+                spinner.set_message(format!("{remaining} of {total} workspaces left"));
             }
             Ok(None) => return Ok(total),
             // The control plane stops when everything is asleep, which closes the connection.
@@ -84,7 +86,7 @@ async fn wait_until_stopped(data: &Path) -> Result<(), CommandFailure> {
     let deadline = Instant::now() + STOP_TIMEOUT;
     while target::running(data)?.is_some() {
         if Instant::now() >= deadline {
-            let words = "the workspaces have ended, but the control plane has not stopped; see its output";
+            let words = "all workspaces are asleep, but the control plane has not exited; see its output";
             return Err(CommandFailure::Unavailable(words.to_owned()));
         }
         sleep(POLL_INTERVAL).await;
@@ -96,7 +98,7 @@ async fn wait_until_stopped(data: &Path) -> Result<(), CommandFailure> {
 fn busy_failure(status: Status) -> CommandFailure {
     match (error::reason(&status), error::detail(&status, "workspaces")) {
         (Some(Reason::Busy), Some(names)) if !status.message().contains(&names) => CommandFailure::Refused(
-            format!("{} ({names}); to end what runs there: podling down --force", status.message()),
+            format!("{} ({names}); to end their processes: podling down --force", status.message()),
         ),
         _ => status.into(),
     }

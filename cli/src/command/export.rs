@@ -24,12 +24,17 @@ use crate::{
     wake_spinner::WakeSpinner,
 };
 
+const EXAMPLES: &str = "\
+Example:
+  podling export demo demo.zip --path src --ignore '*.pyc' --ignore target/";
+
 /// Save a workspace or one of its directories as a zip
 ///
 /// The zip holds permissions, modification times, symbolic links and empty directories. Files that
 /// cannot be read, or that change while they are read, are listed. In that case the zip is still
 /// written and the exit code is 1.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct ExportArgs {
     /// Name or id of the workspace
     workspace: String,
@@ -106,11 +111,12 @@ impl ExportArgs {
             }
         }
         bar.finish_and_clear();
-        let done =
-            done.ok_or_else(|| CommandFailure::Other("the archive ended before it was whole".to_owned()))?;
+        let done = done.ok_or_else(|| {
+            CommandFailure::Other("the zip is incomplete: the stream ended early; try again".to_owned())
+        })?;
         if digest.finish().as_ref() != done.archive_sha256 {
             return Err(CommandFailure::Other(
-                "what arrived is not what was sent; nothing was saved".to_owned(),
+                "the zip has a wrong checksum; nothing was saved; try again".to_owned(),
             ));
         }
         let (file, to_stdout) = sink.finish().await?;
@@ -187,11 +193,11 @@ impl ExportSummary {
 
     fn report(&self, json: bool, to_stdout: bool) -> Result<(), CommandFailure> {
         for skipped in &self.skipped {
-            eprintln!("not whole: {}: {}", skipped.path, skipped.why);
+            eprintln!("incomplete: {}: {}", skipped.path, skipped.why);
         }
         let unnamed = self.skipped_count.saturating_sub(self.skipped.len() as u64);
         if unnamed > 0 {
-            eprintln!("not whole: {unnamed} more");
+            eprintln!("incomplete: {unnamed} more");
         }
         if to_stdout {
             return Ok(());

@@ -43,8 +43,15 @@ const MAX_NAME: usize = 100;
 /// Longest reason, in bytes.
 const MAX_REASON: usize = 200;
 
+const EXAMPLES: &str = "\
+Examples:
+  podling keep-awake demo 2h
+  podling keep-awake demo --release
+  podling keep-awake demo -- make -j8";
+
 /// Keep a workspace awake for a time or while a command runs
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct KeepAwakeArgs {
     /// Name or id of the workspace
     name: String,
@@ -99,7 +106,7 @@ impl KeepAwakeArgs {
                 remaining_seconds,
             })?;
         } else if self.release {
-            output::line(&format!("{} is no longer kept awake by {:?}", self.name, lease_holder.name))?;
+            output::line(&format!("released lease {:?} of {}", lease_holder.name, self.name))?;
         } else {
             let until = prost_types::Timestamp::from(SystemTime::now() + remaining);
             let until = prost_types::Timestamp { nanos: 0, ..until };
@@ -114,8 +121,9 @@ impl KeepAwakeArgs {
 
     async fn run_command(self, context: &Context) -> Result<u8, CommandFailure> {
         let code = |failure: CommandFailure| failure.with_code(failure::RUN_FAILED);
-        let mut signals =
-            TerminationSignals::listen().map_err(CommandFailure::io("cannot take signals")).map_err(code)?;
+        let mut signals = TerminationSignals::listen()
+            .map_err(CommandFailure::io("cannot listen for signals"))
+            .map_err(code)?;
         let workspace_client =
             context.client().await.map_err(code)?.workspace_client(&self.name).await.map_err(code)?;
         // The random suffix keeps two concurrent commands from releasing each other's lease.
@@ -131,7 +139,7 @@ impl KeepAwakeArgs {
         };
         if !matches!(timeout(RELEASE_TIMEOUT, lease_holder.extend(Duration::ZERO)).await, Ok(Ok(_))) {
             eprintln!(
-                "podling: the promise could not be taken back; it ends by itself within {}",
+                "podling: cannot release the lease; it expires within {}",
                 duration::show(LEASE_DURATION)
             );
         }
@@ -183,7 +191,10 @@ impl HeldLease {
             match self.extend(LEASE_DURATION).await {
                 Ok(_) => failing = false,
                 Err(failure) if !std::mem::replace(&mut failing, true) => {
-                    eprintln!("podling: the workspace may fall asleep: {}", failure.describe());
+                    eprintln!(
+                        "podling: cannot renew the lease, so the workspace may fall asleep: {}",
+                        failure.describe()
+                    );
                 }
                 Err(_) => {}
             }
@@ -215,6 +226,6 @@ fn forward_signal(pid: Option<u32>, name: &str) {
     if let Some(pid) = pid
         && let Err(error) = kill_process(pid, signal)
     {
-        eprintln!("podling: cannot pass {name} on: {error}");
+        eprintln!("podling: cannot forward SIG{name}: {error}");
     }
 }

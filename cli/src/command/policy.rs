@@ -12,8 +12,14 @@ use crate::{
     policy::{PolicyFlags, PolicyView, render},
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  podling policy show demo
+  podling policy set demo --idle-timeout 1h --max-awake none";
+
 /// Show or change the policy of a workspace
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct PolicyArgs {
     #[command(subcommand)]
     action: PolicyCommand,
@@ -47,7 +53,7 @@ impl PolicyArgs {
         let workspace = match self.action {
             PolicyCommand::Show { name } => context.client().await?.find(&name).await?,
             PolicyCommand::Set { policy, .. } if policy.is_empty() => {
-                let words = "nothing to change was given; see: podling policy set --help";
+                let words = "no setting was given; see: podling policy set --help";
                 return Err(CommandFailure::Usage(words.to_owned()));
             }
             PolicyCommand::Set { name, policy } => set(context, name, policy.to_wire()).await?,

@@ -8,11 +8,16 @@ use crate::{
     backoff::retry_call, context::Context, failure::CommandFailure, output, resources, view::WorkspaceView,
 };
 
+const EXAMPLES: &str = "\
+Example:
+  podling resize demo --cpu 2 --memory 4GiB";
+
 /// Change the CPU and memory of a workspace
 ///
 /// Running programs continue. A reduction takes effect at once. An increase beyond the owner's
 /// quota waits in the admission queue; until then the workspace keeps its present resources.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct ResizeArgs {
     /// Name or id of the workspace
     name: String,
@@ -47,9 +52,9 @@ impl ResizeArgs {
 }
 
 fn cores(text: &str) -> Result<u64, String> {
-    quantity::cores(text).ok_or_else(|| format!("write it as {}", quantity::CORES))
+    quantity::cores(text).ok_or_else(|| format!("expected {}", quantity::CORES))
 }
 
 fn bytes(text: &str) -> Result<u64, String> {
-    quantity::bytes(text).ok_or_else(|| format!("write it as {}", quantity::BYTES))
+    quantity::bytes(text).ok_or_else(|| format!("expected {}", quantity::BYTES))
 }

@@ -23,10 +23,16 @@ use crate::{
 
 const REQUEST_ID_BYTES: usize = 12;
 
+const EXAMPLES: &str = "\
+Examples:
+  podling restore demo
+  podling restore workspace-abcdefghijkl-20260102-030405 --as again";
+
 /// Restore a workspace from an archive and wait until it is awake
 ///
 /// Works for archived and for deleted workspaces. List the archives with `podling archives`.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct RestoreArgs {
     /// Key of an archive, or name or id of a workspace to restore its newest archive
     #[arg(value_name = "BACKUP|NAME")]
@@ -55,7 +61,7 @@ impl RestoreArgs {
                 workspace.name,
                 show(started_at.elapsed())
             ))?;
-            output::line(&format!("  open a terminal in it:  podling attach {}", workspace.name))?;
+            output::line(&format!("  open a terminal in it with: podling attach {}", workspace.name))?;
         } else {
             output::line(&describe(&workspace))?;
         }
@@ -92,7 +98,8 @@ impl RestoreArgs {
 /// The name is in use again: the workspace can be restored under another name.
 fn name_taken(backup: &str, other: Workspace) -> CommandFailure {
     let words = format!(
-        "you have another workspace {} now; to restore beside it: podling restore {backup} --as NEW-NAME",
+        "cannot restore {backup}: another workspace is named {}; \
+         restore it under another name: podling restore {backup} --as NEW-NAME",
         other.name
     );
     Status::from(WireError::new(Reason::NameTaken, words).with("id", &other.id)).into()

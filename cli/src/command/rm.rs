@@ -25,11 +25,17 @@ use crate::{
     state_waiter::{self, TargetState},
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  podling rm demo
+  podling rm demo other --discard --yes";
+
 /// Delete workspaces after archiving them
 ///
 /// Each workspace is archived first and can be brought back with `podling restore` until the
 /// archive expires. --discard deletes the files and all archives for good.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct RmArgs {
     /// Names or ids of the workspaces
     #[arg(required = true, value_name = "NAME")]
@@ -102,7 +108,7 @@ impl RmArgs {
             return Ok(true);
         }
         eprint!("Delete? [y/N] ");
-        let asking = || CommandFailure::io("cannot ask");
+        let asking = || CommandFailure::io("cannot ask for confirmation");
         io::stderr().flush().map_err(asking())?;
         let mut answer = String::new();
         io::stdin().lock().read_line(&mut answer).map_err(asking())?;
@@ -149,12 +155,12 @@ impl RmArgs {
         match backup {
             _ if self.no_wait => format!("{name} is being deleted"),
             Some(backup) => format!(
-                "{name} is deleted; its archive goes {}. Bring it back with: podling restore {}",
+                "{name} was deleted; its archive expires {}. Restore it with: podling restore {}",
                 expires(backup, SystemTime::now()),
                 backup.key
             ),
-            None if self.discard => format!("{name} is deleted"),
-            None => format!("{name} is deleted; there was nothing to archive"),
+            None if self.discard => format!("{name} was deleted"),
+            None => format!("{name} was deleted; there was nothing to archive"),
         }
     }
 }
@@ -162,14 +168,17 @@ impl RmArgs {
 /// Returns the notice that the workspace is archived before it is deleted.
 fn archive_notice(workspace: &Workspace) -> String {
     let kept = workspace.policy.and_then(|policy| from_wire(policy.keep_archives)).map(show);
-    let kept = kept.map_or_else(String::new, |kept| format!(", which is kept for {kept}"));
-    format!("{}: its files are archived first, and go when the archive is proven{kept}", workspace.name)
+    let kept = kept.map_or_else(String::new, |kept| format!(" and retained for {kept}"));
+    format!(
+        "{}: its files are deleted after they are archived; the archive is read back and compared{kept}",
+        workspace.name
+    )
 }
 
 /// Returns the warning about what `--discard` deletes and ends.
 fn discard_warning(workspace: &Workspace) -> String {
     let usage = workspace.activity.as_ref().and_then(|activity| activity.usage).unwrap_or_default();
-    let mut lost = format!("{}: all of its files and archives are lost for good", workspace.name);
+    let mut lost = format!("{}: all files and archives are deleted permanently", workspace.name);
     let ended: Vec<_> =
         [(usage.terminals, "terminal", "terminals"), (usage.processes, "process", "processes")]
             .into_iter()
@@ -177,7 +186,7 @@ fn discard_warning(workspace: &Workspace) -> String {
             .map(|(count, one, many)| output::counted(count, one, many))
             .collect();
     if !ended.is_empty() {
-        lost.push_str(&format!("; {} end", ended.join(" and ")));
+        lost.push_str(&format!("; {} will be ended", ended.join(" and ")));
     }
     lost
 }
@@ -191,22 +200,22 @@ mod tests {
     #[test]
     fn it_says_what_is_lost() {
         let mut workspace = Workspace { name: "demo".to_owned(), ..Workspace::default() };
-        assert_eq!(discard_warning(&workspace), "demo: all of its files and archives are lost for good");
+        assert_eq!(discard_warning(&workspace), "demo: all files and archives are deleted permanently");
         let usage = Usage { terminals: 1, processes: 3, ..Usage::default() };
         workspace.activity = Some(ActivityState { usage: Some(usage), ..ActivityState::default() });
         assert_eq!(
             discard_warning(&workspace),
-            "demo: all of its files and archives are lost for good; 1 terminal and 3 processes end"
+            "demo: all files and archives are deleted permanently; 1 terminal and 3 processes will be ended"
         );
     }
 
     #[test]
     fn without_discard_it_says_that_nothing_is_lost_and_the_way_back() {
         let mut workspace = Workspace { name: "demo".to_owned(), ..Workspace::default() };
-        assert!(archive_notice(&workspace).ends_with("go when the archive is proven"));
+        assert!(archive_notice(&workspace).ends_with("read back and compared"));
         let keep_archives = Some(prost_types::Duration { seconds: 2_592_000, nanos: 0 });
         workspace.policy = Some(podling_proto::control::v1::Policy { keep_archives, ..Default::default() });
-        assert!(archive_notice(&workspace).ends_with("which is kept for 30d"));
+        assert!(archive_notice(&workspace).ends_with("and retained for 30d"));
 
         let rm = RmArgs { names: Vec::new(), discard: false, yes: false, no_wait: false };
         let backup = WorkspaceArchive { key: "workspace-x".to_owned(), ..WorkspaceArchive::default() };

@@ -27,11 +27,17 @@ use crate::{
 
 const REQUEST_ID_BYTES: usize = 12;
 
+const EXAMPLES: &str = "\
+Examples:
+  podling run demo -- uname -a
+  tar c src | podling run demo -- tar x";
+
 /// Run a command in a workspace
 ///
 /// Standard input, output and error, signals and the exit code behave as if the command ran
 /// locally. A sleeping workspace is woken.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct RunArgs {
     /// Name or id of the workspace
     name: String,
@@ -55,8 +61,9 @@ pub struct RunArgs {
 impl RunArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let code = |failure: CommandFailure| failure.with_code(failure::RUN_FAILED);
-        let signals =
-            TerminationSignals::listen().map_err(CommandFailure::io("cannot take signals")).map_err(code)?;
+        let signals = TerminationSignals::listen()
+            .map_err(CommandFailure::io("cannot listen for signals"))
+            .map_err(code)?;
         let client = context.client().await.map_err(code)?;
         let workspace = client.find(&self.name).await.map_err(code)?;
         let workspace_client = client.workspace_client_for(&workspace);

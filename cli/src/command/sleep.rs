@@ -95,10 +95,10 @@ fn busy_failure(workspace: &Workspace) -> CommandFailure {
         AgentConnection::Connected if why.is_empty() => format!("{name} is in use"),
         AgentConnection::Connected => format!("{name} is in use: {why}"),
         AgentConnection::Unknown | AgentConnection::Unspecified => {
-            format!("{name}'s agent is silent, so that nobody knows whether it is in use")
+            format!("the agent of {name} is unreachable, so {name} may be in use")
         }
     };
-    let words = format!("{words}. To end what runs there: podling sleep {name} --force");
+    let words = format!("{words}; to end its processes: podling sleep {name} --force");
     Status::from(WireError::new(Reason::Busy, words).with("workspaces", name)).into()
 }
 
@@ -125,9 +125,9 @@ mod tests {
         assert_eq!(failure.exit_code(), crate::failure::REFUSED);
         assert_eq!(failure.reason(), Some(Reason::Busy));
         let words = failure.describe();
-        assert!(words.contains("in use: make -j8; a lease; top; and 1 more. To end"), "{words}");
+        assert!(words.contains("in use: make -j8; a lease; top; and 1 more; to end"), "{words}");
         assert!(words.contains("podling sleep demo --force"), "{words}");
         workspace.set_connection(AgentConnection::Unknown);
-        assert!(busy_failure(&workspace).describe().contains("nobody knows"));
+        assert!(busy_failure(&workspace).describe().contains("is unreachable"));
     }
 }

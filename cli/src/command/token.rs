@@ -17,8 +17,13 @@ use crate::{
     output::{self, Tone, paint},
 };
 
+const EXAMPLES: &str = "\
+Example:
+  podling token create --verbs read,terminal --workspace demo --ttl 8h";
+
 /// Create tokens or describe the one in use
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct TokenArgs {
     #[command(subcommand)]
     action: TokenCommand,
@@ -123,13 +128,13 @@ fn parse_verb(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     let names: Vec<_> = verb::ALL.iter().map(|(_, name)| *name).collect();
-    Err(format!("the verbs are {}", names.join(", ")))
+    Err(format!("expected one of {}", names.join(", ")))
 }
 
 fn render(info: &TokenInfo, now: SystemTime) -> String {
     let workspaces = match info.workspaces.as_slice() {
         [] if info.verbs.iter().any(|verb| verb == "admin") => "all".to_owned(),
-        [] => format!("all of {}'s", info.owner),
+        [] => format!("all workspaces of {}", info.owner),
         some => some.join(", "),
     };
     let expires = match info.expires {
@@ -139,7 +144,7 @@ fn render(info: &TokenInfo, now: SystemTime) -> String {
             format!("{at} (in {})", duration::show(left.unwrap_or_default()))
         }
     };
-    let whom = if info.for_agent { "the workspace's agent, called directly" } else { "the control plane" };
+    let whom = if info.for_agent { "direct calls to the workspace's agent" } else { "the control plane" };
     let rows = [
         ("for", whom.to_owned()),
         ("owner", info.owner.clone()),
@@ -167,7 +172,10 @@ mod tests {
         };
         let text = render(&info, SystemTime::UNIX_EPOCH + Duration::from_secs(100));
         assert!(text.contains("allows     read, terminal"), "{text}");
-        assert!(text.contains("all of ada's") && text.contains("1970-01-01T01:01:40Z (in 1h)"), "{text}");
+        assert!(
+            text.contains("all workspaces of ada") && text.contains("1970-01-01T01:01:40Z (in 1h)"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -23,6 +23,11 @@ use crate::{
     signal,
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  podling up
+  podling up --data ./state --listen 127.0.0.1:7500";
+
 /// Run the control plane on this machine
 ///
 /// Workspaces run as local processes, or as pods with --backend kubernetes. The first Ctrl-C puts
@@ -30,6 +35,7 @@ use crate::{
 /// use keep running, and the next `podling up` adopts them. A second Ctrl-C stops the control plane
 /// at once. `podling down` puts all workspaces to sleep.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct UpArgs {
     #[command(flatten)]
     control: args::ControlArgs,
@@ -50,7 +56,8 @@ fn print_status(line: &str) {
 impl UpArgs {
     /// Runs the control plane until a signal or `podling down` stops it.
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
-        let mut signals = TerminationSignals::listen().map_err(CommandFailure::io("cannot take signals"))?;
+        let mut signals =
+            TerminationSignals::listen().map_err(CommandFailure::io("cannot listen for signals"))?;
         let config = self.config(context)?;
         log::init(config.log_format);
         let data = std::path::absolute(&config.data).unwrap_or_else(|_| config.data.clone());
@@ -67,11 +74,11 @@ impl UpArgs {
                 outcome = &mut running => return outcome.map(|()| 0).map_err(|error| CommandFailure::Other(error_chain(&error))),
                 name = signals.next() => {
                     if shutdown.is_cancelled() {
-                        print_status("stopped at once; what runs in the workspaces goes on");
+                        print_status("stopped at once; all workspaces keep running");
                         return Ok(signal::exit_code(name));
                     }
                     shutdown.cancel();
-                    print_status("stopping; what is idle falls asleep, what is in use runs on. Again: at once");
+                    print_status("stopping; idle workspaces go to sleep, workspaces in use keep running. Press Ctrl-C again to stop at once");
                 }
             }
         }
@@ -79,7 +86,7 @@ impl UpArgs {
 
     fn config(&self, context: &Context) -> Result<Config, CommandFailure> {
         let program =
-            std::env::current_exe().map_err(CommandFailure::io("cannot find this program's own file"))?;
+            std::env::current_exe().map_err(CommandFailure::io("cannot find the path of this program"))?;
         let agent_command = vec![program.to_string_lossy().into_owned(), "agent".to_owned()];
         let env = |name: &str| std::env::var(name).ok();
         Config::load(
@@ -105,7 +112,7 @@ fn announce(
     let needs_data_flag = std::env::var_os("PODLING_DATA").is_none() && context.global.data.is_some();
     if let Some(certificate) = certificate {
         eprintln!(
-            "The other commands must trust its certificate: export PODLING_CA={}",
+            "Make other commands trust its certificate with: export PODLING_CA={}",
             certificate.display()
         );
     }
@@ -120,12 +127,13 @@ fn program() -> String {
 fn welcome(url: &str, data: &Path, needs_data_flag: bool, program: &str) -> String {
     let data = data.display();
     let option = if needs_data_flag { format!(" --data {data}") } else { String::new() };
-    let mut text = format!("Podling listens on {} (its data is in {data})\n", paint(url, Tone::Strong));
+    let mut text =
+        format!("Podling control plane is ready at {}\nData directory: {data}\n\n", paint(url, Tone::Strong));
     text.push_str("In another terminal, try:\n\n");
     for command in ["create demo", "attach demo", "run demo -- uname -a"] {
         text.push_str(&format!("  {program}{option} {command}\n"));
     }
-    text.push_str("\nCtrl-C stops the control plane: what is idle falls asleep, what is in use runs on.\n");
+    text.push_str("\nPress Ctrl-C to stop. Idle workspaces go to sleep; workspaces in use keep running.\n");
     text
 }
 

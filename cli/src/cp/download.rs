@@ -37,7 +37,7 @@ pub async fn download(
     bar: &ProgressBar,
 ) -> Result<(), CommandFailure> {
     for folder in &plan.folders {
-        let making = || CommandFailure::io(format!("cannot make the folder {}", folder.display()));
+        let making = || CommandFailure::io(format!("cannot create the directory {}", folder.display()));
         fs::create_dir_all(folder).await.map_err(making())?;
     }
     let copies =
@@ -170,6 +170,9 @@ impl<'a> RemoteFileReader<'a> {
     }
 
     fn changed(&self) -> CommandFailure {
-        CommandFailure::Other(format!("{} changed while it was read; nothing was written", self.path.show()))
+        CommandFailure::Other(format!(
+            "{} changed while it was read; nothing was written; try again",
+            self.path.show()
+        ))
     }
 }

@@ -31,11 +31,11 @@ pub struct RemotePath(OsString);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CopyEndpointError {
-    #[error("{0:?}: paths in a workspace are relative to its root; leave the leading \"/\" out")]
+    #[error("{0:?} is absolute; paths in a workspace are relative to its root: remove the leading \"/\"")]
     Absolute(String),
-    #[error("{0:?}: a path in a workspace cannot hold \"..\"")]
+    #[error("{0:?} contains \"..\", which a path in a workspace must not")]
     Parent(String),
-    #[error("a place to copy from or to cannot be empty")]
+    #[error("the source or destination is empty")]
     Empty,
 }
 

@@ -49,9 +49,9 @@ pub enum SymlinkPolicy {
     Follow,
 }
 
-const SKIPPED_LINK: &str = "a symbolic link (-L copies what it points to)";
-const SKIPPED_OTHER: &str = "neither a file nor a folder";
-const SKIPPED_DEEP: &str = "too deep: a link that leads in a circle?";
+const SKIPPED_LINK: &str = "symbolic link (use -L to copy its target)";
+const SKIPPED_OTHER: &str = "neither a file nor a directory";
+const SKIPPED_DEEP: &str = "nested too deeply; a symbolic link may form a cycle";
 
 impl<F, T> CopyPlan<F, T> {
     fn empty() -> Self {
@@ -73,7 +73,7 @@ pub fn plan_upload(
     let mut plan = CopyPlan::empty();
     let mut queue = VecDeque::from([(from.to_owned(), to, 0)]);
     while let Some((from, to, depth)) = queue.pop_front() {
-        let looking = || CommandFailure::io(format!("cannot look at {}", from.display()));
+        let looking = || CommandFailure::io(format!("cannot read {}", from.display()));
         let follow = depth == 0 || symlinks == SymlinkPolicy::Follow;
         let metadata = if follow { fs::metadata(&from) } else { fs::symlink_metadata(&from) };
         let metadata = match metadata {
@@ -190,7 +190,7 @@ fn safe_name(entry: &Entry) -> Result<OsString, CommandFailure> {
         return Ok(name);
     }
     Err(CommandFailure::Other(format!(
-        "the workspace names a file {name:?}, which is no name: nothing was copied"
+        "the workspace reports a file with the invalid name {name:?}; nothing was copied"
     )))
 }
 

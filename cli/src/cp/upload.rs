@@ -141,7 +141,7 @@ pub async fn upload_stdin(
         Err(UploadError::Local(failure)) => return Err(failure),
     };
     if written.sha256 != hash.finish().as_ref() {
-        let words = format!("{} arrived changed: what is there is not what was sent", to.show());
+        let words = format!("{} has a wrong checksum after the upload; copy it again", to.show());
         return Err(CommandFailure::Other(words));
     }
     Ok(total)

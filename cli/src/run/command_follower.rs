@@ -93,7 +93,7 @@ impl CommandFollower {
                 Ok(events) => {
                     backoff.reset();
                     if std::mem::take(&mut notified) {
-                        eprintln!("podling: the link is back");
+                        eprintln!("podling: reconnected");
                     }
                     self.drain(events).await?
                 }
@@ -107,7 +107,7 @@ impl CommandFollower {
                 StreamEnd::Disconnected(_) => {
                     let wait = backoff.next_delay();
                     if !notified && wait > NOTICE_DELAY && self.started.borrow().is_some() {
-                        eprintln!("podling: the link is lost, trying again …");
+                        eprintln!("podling: connection lost, reconnecting …");
                         notified = true;
                     }
                     sleep(wait).await;
@@ -210,7 +210,7 @@ impl CommandFollower {
         };
         let gone = matches!(error::reason(&status), Some(Reason::ProcessNotFound | Reason::StaleEpoch));
         if self.started.borrow().is_some() && gone {
-            let words = "the workspace's agent was started again: the command ended with the earlier one";
+            let words = "the command was ended by a restart of the workspace's agent";
             return CommandFailure::Other(words.to_owned()).with_code(code);
         }
         CommandFailure::from(status).with_code(code)
@@ -224,7 +224,7 @@ fn should_retry(status: &Status, has_started: bool, waited: Duration) -> bool {
 
 fn report_missing(bytes: u64) {
     if bytes > 0 {
-        eprintln!("podling: {bytes} bytes of output are lost: they came while nobody was connected");
+        eprintln!("podling: {bytes} bytes of output were lost while the connection was broken");
     }
 }
 

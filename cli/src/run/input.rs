@@ -69,7 +69,7 @@ pub async fn forward_stdin(
     match fed {
         Ok(()) => std::future::pending().await,
         Err(status) => {
-            eprintln!("podling: standard input cannot be passed on; the command may still run");
+            eprintln!("podling: cannot forward standard input; the command may still run");
             status.into()
         }
     }
@@ -168,7 +168,7 @@ pub async fn forward_signals(
             again = signals.next() => return exit_code(again),
         };
         if !send_signal(&workspace_client, &process, name).await {
-            eprintln!("podling: the command cannot be reached; it may still run");
+            eprintln!("podling: cannot reach the command; it may still run");
             return exit_code(name);
         }
     }
@@ -207,7 +207,7 @@ async fn send_signal(workspace_client: &WorkspaceClient, process: &StartedProces
         Ok(Ok(_)) => true,
         Ok(Err(status)) if has_ended(&status) => true,
         Ok(Err(status)) => {
-            eprintln!("podling: cannot pass {name} on: {}", CommandFailure::from(status).describe());
+            eprintln!("podling: cannot forward SIG{name}: {}", CommandFailure::from(status).describe());
             false
         }
         Err(_) => false,

@@ -78,7 +78,7 @@ async fn a_workspace_that_was_deleted_comes_back_as_it_was() {
     assert_eq!(backups.as_array().map(Vec::len), Some(1), "{backups}");
     let backup = &backups[0];
     let key = backup["key"].as_str().expect("a key").to_owned();
-    assert!(said.contains("ada is deleted") && said.contains(&format!("podling restore {key}")), "{said}");
+    assert!(said.contains("ada was deleted") && said.contains(&format!("podling restore {key}")), "{said}");
     assert_eq!(
         (&backup["workspace_id"], &backup["deleted"], &backup["only_copy"], &backup["entries"]),
         (&ada.id.clone().into(), &true.into(), &true.into(), &before.len().into())

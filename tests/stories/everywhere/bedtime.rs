@@ -62,7 +62,7 @@ async fn who_leaves_a_sleeping_one_lets_it_sleep_and_wake_brings_it_back() {
     window.shows("Press a key to wake it").await;
     window.types("\x03");
     assert_eq!(window.ends().await, Some(0));
-    assert!(window.shown().contains("ada sleeps"), "{}", window.shown());
+    assert!(window.shown().contains("ada is asleep"), "{}", window.shown());
     let listed = cli.run(&["ls", "--json"]).await.ok().json();
     assert_eq!(listed[0]["state"], "asleep");
 

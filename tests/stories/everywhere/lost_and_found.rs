@@ -182,7 +182,7 @@ async fn one_that_sleeps_is_deleted_without_being_woken_and_comes_back_by_its_na
     let new = podling.create("ada", &[]).await;
     let old = key(&backups(&podling).await[0]).to_owned();
     let refused = cli.run(&["restore", &old]).await.exits(1).err();
-    assert!(refused.contains("you have another workspace ada now"), "{refused}");
+    assert!(refused.contains("another workspace is named ada"), "{refused}");
     assert!(refused.contains("--as"), "it says what to do: {refused}");
     let refused = cli.run(&["restore", "ada"]).await.exits(3).err();
     assert!(refused.contains("there is no backup of \"ada\""), "that is the new one: {refused}");

@@ -61,7 +61,7 @@ async fn unused_it_is_warned_sleeps_and_comes_back_as_it_was() {
     };
     let warning = within("the warning", warning).await;
     assert!(warning.at.is_some() && !warning.reason.is_empty(), "{warning:?}");
-    window.shows("any key keeps it awake").await;
+    window.shows("press any key to keep it awake").await;
     podling.becomes(&ada, State::Asleep).await;
     window.shows("Press a key to wake it").await;
     assert_eq!(podling.agents(), [], "nothing runs while it sleeps");

@@ -20,14 +20,14 @@ async fn who_waits_for_it_to_be_archived_and_restored_sees_how_far_that_is() {
     assert!(matches!(seen.stage(), Stage::Saving | Stage::Proving), "{seen:?}");
     wait_for("the window shows a bar", async || {
         let shown = window.shown();
-        (shown.contains("ada: archiving") || shown.contains("ada: proving its archive")).then_some(())
+        (shown.contains("ada: archiving") || shown.contains("ada: verifying the archive")).then_some(())
     })
     .await;
     let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
     assert!(explained["progress"]["bytes"].is_number(), "{explained}");
     drop(still);
     assert_eq!(window.ends().await, Some(0), "{}", window.shown());
-    assert!(window.shown().contains("ada is deleted"), "{}", window.shown());
+    assert!(window.shown().contains("ada was deleted"), "{}", window.shown());
 
     // Who restores it sees it, and so does who only calls it meanwhile.
     let mut restore = Window::open(&cli.command(&["restore", &ada.id]));
@@ -36,7 +36,7 @@ async fn who_waits_for_it_to_be_archived_and_restored_sees_how_far_that_is() {
     for window in [&restore, &call] {
         wait_for("the window shows a bar", async || {
             let shown = window.shown();
-            (shown.contains("ada: fetching its archive") || shown.contains("ada: unpacking")).then_some(())
+            (shown.contains("ada: fetching the archive") || shown.contains("ada: unpacking")).then_some(())
         })
         .await;
     }

@@ -61,12 +61,12 @@ impl AttachSession {
         }
         if matches!(self.sleep_overlay, SleepOverlay::Waking(_)) {
             let name = &self.workspace.name;
-            let words = format!("{name} is awake again, but this terminal did not come back with it");
+            let words = format!("{name} is awake again, but this terminal was not restored");
             return CommandFailure::NotFound(format!("{words}; open another with: podling attach {name}"));
         }
         CommandFailure::Other(
-            "the workspace's agent was started again: this terminal and what ran in it are gone, and nothing that \
-             was typed since went anywhere else"
+            "the workspace's agent was restarted: this terminal and its programs have ended; input typed since \
+             then was dropped"
                 .to_owned(),
         )
     }
@@ -77,7 +77,8 @@ impl AttachSession {
             frame::Frame::Started(started) => self.handle_started(epoch, offset, &started),
             frame::Frame::Data(data) => self.screen.output(offset, data),
             frame::Frame::Gap(gap) => {
-                self.screen.message(&format!("{} bytes of output are lost", gap.to.saturating_sub(gap.from)));
+                self.screen
+                    .message(&format!("{} bytes of output were lost", gap.to.saturating_sub(gap.from)));
                 self.screen.seek(epoch, gap.to);
             }
             frame::Frame::Screen(screen) => self.screen.draw_screen(offset, screen, raw::size()),
@@ -120,12 +121,13 @@ impl AttachSession {
         match begun {
             StreamStart::SameEpoch => {}
             StreamStart::NewEpoch { dropped } => {
-                let typed = if dropped > 0 { "; what was typed for the earlier one was dropped" } else { "" };
-                let said = format!("the workspace's agent was started again, this is a new program{typed}");
+                let typed = if dropped > 0 { "; input typed for the earlier one was dropped" } else { "" };
+                let said = format!("the workspace's agent was restarted; this is a new program{typed}");
                 self.screen.message(&said);
             }
             StreamStart::Forgotten { dropped } => self.screen.message(&format!(
-                "away for so long that the terminal forgot this window: the last {dropped} bytes typed may be missing"
+                "the agent no longer knows this client after the long interruption; \
+                 the last {dropped} bytes typed may be missing"
             )),
         }
     }
@@ -146,7 +148,7 @@ impl AttachSession {
             }
             // The exit event follows.
             "ENDED" => {}
-            other => return Err(CommandFailure::Refused(format!("the terminal takes no input: {other}"))),
+            other => return Err(CommandFailure::Refused(format!("the terminal rejects input: {other}"))),
         }
         Ok(())
     }
