@@ -11,32 +11,32 @@
 //! (`input`, `writers`, `escape`, `screen`) know neither. Must not know the wire.
 
 mod attachment;
-mod birth;
+mod builder;
 mod counters;
 mod create;
 mod error;
 mod escape;
-mod facts;
-mod fault;
+mod foreground_poller;
 mod frame;
-mod held;
 mod ids;
-mod input;
-mod job;
+mod input_queue;
+mod input_sequencer;
 mod journal;
-mod keeping;
-mod pictures;
+mod panic_guard;
+mod persistence;
+mod procfs;
 mod pty;
 mod registry;
 mod restore;
 mod screen;
+mod screen_feeder;
+mod sent_metadata;
 mod session;
 mod shared;
 mod shell;
 mod state;
 mod streams;
 mod task;
-mod told;
 mod viewer;
 mod watch;
 mod writers;
@@ -54,9 +54,9 @@ pub use self::{
     create::Create,
     error::TerminalError,
     frame::{Frame, FrameKind},
-    held::Typing,
     ids::{ClientId, TerminalId},
-    input::QUEUE_BYTES as INPUT_QUEUE_BYTES,
+    input_queue::Typing,
+    input_sequencer::QUEUE_BYTES as INPUT_QUEUE_BYTES,
     pty::OpenError,
     registry::{ForegroundJob, Terminals},
     screen::Shot,

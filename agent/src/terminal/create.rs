@@ -2,7 +2,7 @@
 
 use super::{
     Size, TerminalError,
-    birth::Called,
+    builder::Called,
     journal::Again,
     pty::{Pair, Pty},
     shell::is_interactive,

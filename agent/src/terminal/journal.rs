@@ -3,8 +3,8 @@
 //! Every terminal's newest output and facts are saved a few seconds after they changed, and once more when everything has ended. What
 //! has not changed is not written, and while nothing changes nobody wakes. Knows terminals, not the registry.
 
+mod dir;
 mod record;
-mod shelf;
 
 use std::{
     collections::HashMap,
@@ -16,11 +16,11 @@ use std::{
 
 use bytes::Bytes;
 
-use self::{record::HISTORY_BYTES, shelf::Shelf};
 pub(super) use self::{
+    dir::Found,
     record::{Again, Facts, Record, SavedExit, nanos, time},
-    shelf::Found,
 };
+use self::{dir::Shelf, record::HISTORY_BYTES};
 use super::{Size, Terminal, TerminalId};
 use crate::byte_log::{ByteLog, CHUNK_BYTES, Read};
 

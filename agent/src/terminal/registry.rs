@@ -12,10 +12,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     ClientId, Create, Exit, Info, Input, SignalTarget, Size, Terminal, TerminalError, TerminalId,
-    birth::{Birth, Opened},
+    builder::{Birth, Opened},
     counters::Counters,
-    fault::guarded,
     journal::{Found, Journal},
+    panic_guard::guarded,
     task::Task,
 };
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
     spawn::{Launcher, SpawnError},
 };
 
-/// Ended terminals that are kept for their exit and last output. Beyond it the one that ended first goes.
+/// ExitStatus terminals that are kept for their exit and last output. Beyond it the one that ended first goes.
 pub(super) const ENDED_KEPT: usize = 16;
 /// All terminals. Cheap to clone; all clones are the same.
 #[derive(Debug, Clone)]

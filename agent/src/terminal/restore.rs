@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use super::{
     Create, Exit,
-    birth::{Birth, Called, Opened},
+    builder::{Birth, Called, Opened},
     journal::{Facts, Record, time},
 };
 use crate::{

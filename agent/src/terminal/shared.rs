@@ -14,8 +14,8 @@ use rustix::{
 use tokio::sync::Notify;
 
 use super::{
-    ClientId, INPUT_BYTES, Info, Input, InputKind, SignalTarget, Size, TerminalError, TerminalId, input, job,
-    journal::Again, state::State, writers::Outcome,
+    ClientId, INPUT_BYTES, Info, Input, InputKind, SignalTarget, Size, TerminalError, TerminalId,
+    input_sequencer, journal::Again, procfs, state::State, writers::Outcome,
 };
 use crate::{
     admission::{AdmissionGate, Attempt, Intent},
@@ -78,7 +78,7 @@ impl Terminal {
     pub(super) fn job(&self, state: &State) -> Option<String> {
         let group = state.pty.as_ref()?.foreground()?;
         let is_waiting_shell = Some(group) == self.pid && self.again.is_some();
-        if is_waiting_shell { None } else { job::command(group) }
+        if is_waiting_shell { None } else { procfs::command(group) }
     }
 
     /// The leader's folder, unless the shell reports it itself.
@@ -86,7 +86,7 @@ impl Terminal {
         if state.cwd_reported || state.exit.is_some() {
             return None;
         }
-        job::folder(self.pid?).map(|path| path.to_string_lossy().into_owned())
+        procfs::folder(self.pid?).map(|path| path.to_string_lossy().into_owned())
     }
 
     /// Takes input, writes at once what the PTY takes, and says which offset this client's acknowledgement must reach.
@@ -106,11 +106,12 @@ impl Terminal {
         let now = Instant::now();
         let end = input.offset.saturating_add(input.data.len() as u64);
         let verdict = state.inputs.judge(client, input.epoch, input.offset, input.data.len(), now);
-        if matches!(verdict, Err(input::Refused::Hole { .. })) && self.gate.is_holding() {
+        if matches!(verdict, Err(input_sequencer::Refused::Hole { .. })) && self.gate.is_holding() {
             // What is missing may be held, and passes first.
             self.gate.try_admit(Intent::Keystroke, input.data.len())?;
         }
-        let input::Verdict::New(skip) = verdict.map_err(|refused| self.refused(state, refused))? else {
+        let input_sequencer::Verdict::New(skip) = verdict.map_err(|refused| self.refused(state, refused))?
+        else {
             return Ok(end);
         };
         let new = &input.data[skip..];
@@ -136,14 +137,14 @@ impl Terminal {
         Ok(end)
     }
 
-    fn refused(&self, state: &State, refused: input::Refused) -> TerminalError {
+    fn refused(&self, state: &State, refused: input_sequencer::Refused) -> TerminalError {
         match refused {
-            input::Refused::StaleEpoch => TerminalError::StaleEpoch { epoch: state.log.epoch() },
-            input::Refused::Hole { expected } => TerminalError::InputHole { expected },
-            input::Refused::Forgotten { expected } => TerminalError::InputForgotten { expected },
-            input::Refused::Full { expected } => TerminalError::InputFull { expected },
-            input::Refused::TooManyClients => {
-                TerminalError::TooManyStreams { what: "clients", limit: input::CLIENTS }
+            input_sequencer::Refused::StaleEpoch => TerminalError::StaleEpoch { epoch: state.log.epoch() },
+            input_sequencer::Refused::Hole { expected } => TerminalError::InputHole { expected },
+            input_sequencer::Refused::Forgotten { expected } => TerminalError::InputForgotten { expected },
+            input_sequencer::Refused::Full { expected } => TerminalError::InputFull { expected },
+            input_sequencer::Refused::TooManyClients => {
+                TerminalError::TooManyStreams { what: "clients", limit: input_sequencer::CLIENTS }
             }
         }
     }
@@ -231,7 +232,7 @@ impl Terminal {
 
     /// Who lives in its session.
     pub(super) fn session(&self, leader_gone: bool) -> Vec<Pid> {
-        self.pid.map_or_else(Vec::new, |leader| job::session(leader, leader_gone))
+        self.pid.map_or_else(Vec::new, |leader| procfs::session(leader, leader_gone))
     }
 
     pub(super) fn signal_session(&self, signal: Signal) {

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::{Exit, Size, input::Inputs, pty::Pty, screen::Shot, writers::Writers};
+use super::{Exit, Size, input_sequencer::Inputs, pty::Pty, screen::Shot, writers::Writers};
 use crate::byte_log::ByteLog;
 
 #[cfg(test)]

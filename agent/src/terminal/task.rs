@@ -10,12 +10,12 @@ use tokio::{sync::watch, task::yield_now, time::sleep_until};
 
 use super::{
     Exit, Terminal,
-    birth::Opened,
+    builder::Opened,
     counters::Counters,
     escape::{Named, Scanner},
-    facts::Facts,
-    pictures::{Need, Pictures},
+    foreground_poller::Facts,
     pty::{Pty, Reading},
+    screen_feeder::{Need, Pictures},
     state::State,
 };
 use crate::child::ExitStatus;

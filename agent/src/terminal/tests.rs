@@ -110,7 +110,7 @@ fn open_door<T>(done: impl Future<Output = T>) -> T {
 
 /// Who lives in its session, now that its leader is gone.
 fn session(terminal: &Info) -> Vec<Pid> {
-    job::session(terminal.pid.expect("a leader"), true)
+    procfs::session(terminal.pid.expect("a leader"), true)
 }
 
 /// Waits for a condition with a deadline.

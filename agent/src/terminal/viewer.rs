@@ -9,8 +9,8 @@ use tokio::sync::Notify;
 
 use super::{
     ClientId, Frame, FrameKind, From, Size, Terminal, TerminalError,
+    sent_metadata::Told,
     state::{Slot, State},
-    told::Told,
 };
 use crate::byte_log::{CHUNK_BYTES, Read};
 
@@ -79,7 +79,10 @@ impl Viewer {
         if let Some(client) = &manner.client
             && !state.inputs.attach(client, Instant::now())
         {
-            return Err(TerminalError::TooManyStreams { what: "clients", limit: super::input::CLIENTS });
+            return Err(TerminalError::TooManyStreams {
+                what: "clients",
+                limit: super::input_sequencer::CLIENTS,
+            });
         }
         let young = terminal.created.elapsed().is_ok_and(|age| age < YOUNG);
         let live_from = if !state.ever_attached && young { cursor.min(oldest) } else { next };
