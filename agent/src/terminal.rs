@@ -50,18 +50,18 @@ use rustix::process::Pid;
 
 use self::shared::Terminal;
 pub use self::{
-    attachment::{Attach, Attachment, AttachmentEvent, Refusal, Writer},
-    create::Create,
+    attachment::{AttachOptions, Attachment, AttachmentEvent, AttachmentWriter, InputRejection},
+    create::CreateTerminal,
     error::TerminalError,
     frame::{Frame, FrameKind},
     ids::{ClientId, TerminalId},
-    input_queue::Typing,
+    input_queue::InputQueue,
     input_sequencer::QUEUE_BYTES as INPUT_QUEUE_BYTES,
-    pty::OpenError,
+    pty::PtyOpenError,
     registry::{ForegroundJob, Terminals},
-    screen::Shot,
+    screen::ScreenSnapshot,
     session::DEFAULT_GRACE,
-    watch::{Watch, WatchEvent, WatchFrom, WatchManner},
+    watch::{TerminalWatch, WatchEvent, WatchOptions, WatchTarget},
 };
 use crate::child::ExitStatus;
 
@@ -72,7 +72,7 @@ pub const INPUT_BYTES: usize = 1024 * 1024;
 
 /// A window in character cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size {
+pub struct WindowSize {
     /// 1 to 4096.
     pub rows: u16,
     /// 1 to 4096.
@@ -81,7 +81,7 @@ pub struct Size {
 
 /// Where a viewer begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum From {
+pub enum ViewerStart {
     /// Behind the last byte it has.
     Position {
         /// The life of the log it knows.
@@ -99,7 +99,7 @@ pub enum From {
 
 /// How a terminal ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Exit {
+pub struct TerminalExit {
     /// What its leader ended with.
     pub how: ExitStatus,
     /// Offset after the last byte.
@@ -112,7 +112,7 @@ pub struct Exit {
 
 /// One piece of input.
 #[derive(Debug, Clone, Copy)]
-pub struct Input<'a> {
+pub struct TerminalInput<'a> {
     /// The life of the log it is meant for.
     pub epoch: u64,
     /// Of its first byte, in the client's stream.
@@ -137,7 +137,7 @@ pub enum InputKind {
 
 /// What is known of a terminal.
 #[derive(Debug, Clone)]
-pub struct Info {
+pub struct TerminalInfo {
     /// Which.
     pub id: TerminalId,
     /// For people.
@@ -145,7 +145,7 @@ pub struct Info {
     /// Program and arguments.
     pub argv: Vec<String>,
     /// Now.
-    pub size: Size,
+    pub size: WindowSize,
     /// Of its log.
     pub epoch: u64,
     /// Of its log.
@@ -163,7 +163,7 @@ pub struct Info {
     /// The session's leader; `None` if that was another agent's.
     pub pid: Option<Pid>,
     /// Once it has ended.
-    pub exit: Option<Exit>,
+    pub exit: Option<TerminalExit>,
     /// Output kept at most.
     pub ring_bytes: usize,
     /// How many watch it.
@@ -179,7 +179,7 @@ pub enum SignalTarget {
     Session,
 }
 
-impl Size {
+impl WindowSize {
     /// A size within the allowed range.
     pub fn new(rows: u32, cols: u32) -> Result<Self, TerminalError> {
         let side = |n: u32| u16::try_from(n).ok().filter(|n| (1..=SIDE_CELLS).contains(n));
@@ -190,7 +190,7 @@ impl Size {
     }
 }
 
-impl Default for Size {
+impl Default for WindowSize {
     fn default() -> Self {
         Self { rows: 24, cols: 80 }
     }

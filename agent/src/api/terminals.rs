@@ -25,7 +25,7 @@ use self::{
 };
 use crate::{
     spawn::Program,
-    terminal::{ClientId, Create, DEFAULT_GRACE, TerminalId, Terminals, WatchFrom, WatchManner},
+    terminal::{ClientId, CreateTerminal, DEFAULT_GRACE, TerminalId, Terminals, WatchOptions, WatchTarget},
 };
 
 /// Longest grace period of a Close, in seconds.
@@ -54,7 +54,7 @@ impl terminals_server::Terminals for TerminalsService {
         request: Request<pb::CreateTerminalRequest>,
     ) -> Result<Response<pb::CreateTerminalResponse>, Status> {
         let request = request.into_inner();
-        let create = Create {
+        let create = CreateTerminal {
             program: Program { argv: request.argv, env: request.env, cwd: request.cwd },
             size: size(request.size)?.unwrap_or_default(),
             name: request.name,
@@ -111,13 +111,13 @@ impl terminals_server::Terminals for TerminalsService {
         request: Request<pb::WatchTerminalsRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let request = request.into_inner();
-        let manner = WatchManner {
+        let manner = WatchOptions {
             client: client(&request.client_id)?,
             credit: credit(request.credit_bytes)?,
             lossless: request.lossless,
         };
         let from = |watch: pb::WatchTerminal| {
-            Ok(WatchFrom { terminal: TerminalId::new(&watch.terminal_id), from: begin(watch.from)? })
+            Ok(WatchTarget { terminal: TerminalId::new(&watch.terminal_id), from: begin(watch.from)? })
         };
         let terminals: Vec<_> = request.terminals.into_iter().map(from).collect::<Result<_, WireError>>()?;
         let watch = self.terminals.watch(&terminals, &manner).map_err(status)?;

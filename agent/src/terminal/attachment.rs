@@ -1,6 +1,6 @@
 //! Attachment: one terminal, both ways on one stream.
 //!
-//! Reading and writing are apart: [`Attachment`] gives frames and acknowledgements, [`Writer`] takes requests and never waits. So a
+//! Reading and writing are apart: [`Attachment`] gives frames and acknowledgements, [`AttachmentWriter`] takes requests and never waits. So a
 //! program that does not read its input holds up neither its own output nor the acks that a reader sends after its input.
 
 use std::{
@@ -11,8 +11,8 @@ use std::{
 use tokio::{sync::Notify, time::timeout_at};
 
 use super::{
-    ClientId, Frame, From, Input, SignalTarget, Size, Terminal, TerminalError, TerminalId, Watch, WatchEvent,
-    viewer,
+    ClientId, Frame, SignalTarget, Terminal, TerminalError, TerminalId, TerminalInput, TerminalWatch,
+    ViewerStart, WatchEvent, WindowSize, viewer,
 };
 use crate::admission::{AdmitError, Attempt, Intent};
 
@@ -21,15 +21,15 @@ const REFUSALS: usize = 32;
 
 /// How somebody attaches.
 #[derive(Debug, Clone)]
-pub struct Attach {
+pub struct AttachOptions {
     /// To which.
     pub terminal: TerminalId,
     /// Where to begin.
-    pub from: From,
+    pub from: ViewerStart,
     /// Names its stream of input; `None` only for somebody who only watches.
     pub client: Option<ClientId>,
     /// Its window; without it it owns no size.
-    pub size: Option<Size>,
+    pub size: Option<WindowSize>,
     /// Bytes under way without an ack; 0: any number.
     pub credit: u64,
     /// The PTY waits for this reader.
@@ -51,12 +51,12 @@ pub enum AttachmentEvent {
         next: u64,
     },
     /// Input was not taken; the stream goes on.
-    Refused(Refusal),
+    Rejected(InputRejection),
 }
 
 /// Input that was not taken.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct InputRejection {
     /// Why.
     pub error: TerminalError,
     /// The current one.
@@ -68,49 +68,55 @@ pub struct Refusal {
 /// The reading side. Dropping it is leaving.
 #[derive(Debug)]
 pub struct Attachment {
-    watch: Watch,
-    writer: Writer,
+    watch: TerminalWatch,
+    writer: AttachmentWriter,
     /// Up to which input was acknowledged.
     acked: u64,
 }
 
 /// The writing side.
 #[derive(Debug, Clone)]
-pub struct Writer {
+pub struct AttachmentWriter {
     terminal: Arc<Terminal>,
     client: Option<ClientId>,
     viewer: u64,
     read_only: bool,
-    answers: Arc<Mutex<Answers>>,
+    answers: Arc<Mutex<PendingResponses>>,
     wake: Arc<Notify>,
 }
 
 /// What the reading side has to say for the writing side.
 #[derive(Debug, Default)]
-struct Answers {
-    refusals: VecDeque<Refusal>,
+struct PendingResponses {
+    refusals: VecDeque<InputRejection>,
     /// A repeat came, whose acknowledgement was lost.
     repeated: bool,
 }
 
 impl Attachment {
     pub(super) fn new(
-        watch: Watch,
+        watch: TerminalWatch,
         terminal: Arc<Terminal>,
         viewer: u64,
         wake: Arc<Notify>,
-        attach: &Attach,
+        attach: &AttachOptions,
     ) -> Self {
         let client = attach.client.clone();
         // What was written before is told by `started`.
         let acked = client.as_ref().map_or(0, |client| terminal.state().inputs.written(client));
-        let writer =
-            Writer { terminal, client, viewer, read_only: attach.read_only, answers: Arc::default(), wake };
+        let writer = AttachmentWriter {
+            terminal,
+            client,
+            viewer,
+            read_only: attach.read_only,
+            answers: Arc::default(),
+            wake,
+        };
         Self { watch, writer, acked }
     }
 
     /// The other side.
-    pub fn writer(&self) -> Writer {
+    pub fn writer(&self) -> AttachmentWriter {
         self.writer.clone()
     }
 
@@ -145,17 +151,17 @@ impl Attachment {
             self.acked = next;
             return Some(AttachmentEvent::Ack { epoch, next });
         }
-        answers.refusals.pop_front().map(AttachmentEvent::Refused)
+        answers.refusals.pop_front().map(AttachmentEvent::Rejected)
     }
 }
 
-impl Writer {
+impl AttachmentWriter {
     /// Asks at the door for so many bytes.
     pub(super) fn ask(&self, bytes: usize) -> Result<(), AdmitError> {
         self.terminal.gate.try_admit(Intent::Keystroke, bytes)
     }
 
-    pub(super) fn try_input(&self, input: Input<'_>) -> Result<u64, Attempt<TerminalError>> {
+    pub(super) fn try_input(&self, input: TerminalInput<'_>) -> Result<u64, Attempt<TerminalError>> {
         match &self.client {
             Some(client) if !self.read_only => self.terminal.write(client, input),
             _ => Err(TerminalError::ReadOnly.into()),
@@ -183,13 +189,13 @@ impl Writer {
         if answers.refusals.len() == REFUSALS {
             answers.refusals.pop_front();
         }
-        answers.refusals.push_back(Refusal { error, epoch, expected });
+        answers.refusals.push_back(InputRejection { error, epoch, expected });
         drop(answers);
         self.wake.notify_one();
     }
 
     /// Its window has this size; `take` makes it the owner.
-    pub fn resize(&self, size: Size, take: bool) -> Result<(), TerminalError> {
+    pub fn resize(&self, size: WindowSize, take: bool) -> Result<(), TerminalError> {
         match &self.client {
             Some(client) if !self.read_only => self.terminal.resize(client, size, take).map(drop),
             _ => Err(TerminalError::ReadOnly),
@@ -210,7 +216,7 @@ impl Writer {
         self.terminal.signal(signal, target)
     }
 
-    fn answers(&self) -> MutexGuard<'_, Answers> {
+    fn answers(&self) -> MutexGuard<'_, PendingResponses> {
         self.answers.lock().unwrap_or_else(|e| e.into_inner())
     }
 }

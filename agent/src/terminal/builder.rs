@@ -1,4 +1,4 @@
-//! Birth: how a terminal begins, new or as one that was kept: its id, its log and what is known before its program says anything.
+//! TerminalBuilder: how a terminal begins, new or as one that was kept: its id, its log and what is known before its program says anything.
 
 use std::{
     sync::{Arc, Mutex},
@@ -9,16 +9,16 @@ use rustix::process::Pid;
 use tokio::sync::{Notify, watch};
 
 use super::{
-    Exit, Size, Terminal, TerminalId,
-    create::Started,
-    journal::{Again, Facts, time},
+    Terminal, TerminalExit, TerminalId, WindowSize,
+    create::StartedProgram,
+    journal::{JournalMetadata, RestartSpec, time},
     pty::Pty,
-    state::State,
+    state::TerminalState,
 };
 use crate::{admission::AdmissionGate, byte_log::ByteLog, child::ExitStatus, claim::Claim};
 
 /// A terminal as its task takes it on.
-pub(super) struct Opened {
+pub(super) struct OpenedTerminal {
     pub(super) terminal: Arc<Terminal>,
     /// `None`: it has ended.
     pub(super) pty: Option<Arc<Pty>>,
@@ -27,7 +27,7 @@ pub(super) struct Opened {
 
 /// What is there before the program.
 #[derive(Debug)]
-pub(super) struct Birth {
+pub(super) struct TerminalBuilder {
     id: TerminalId,
     created: SystemTime,
     log: ByteLog,
@@ -37,15 +37,15 @@ pub(super) struct Birth {
 
 /// What a terminal is called and started with.
 #[derive(Debug)]
-pub(super) struct Called {
+pub(super) struct TerminalSpec {
     pub(super) name: String,
     pub(super) argv: Vec<String>,
-    pub(super) again: Option<Again>,
+    pub(super) again: Option<RestartSpec>,
     pub(super) request_id: String,
-    pub(super) size: Size,
+    pub(super) size: WindowSize,
 }
 
-impl Birth {
+impl TerminalBuilder {
     /// Of one that never was.
     pub(super) fn new(claim: &Claim) -> Self {
         Self {
@@ -58,7 +58,7 @@ impl Birth {
     }
 
     /// Of one that was kept; positions begin anew, for it is another epoch.
-    pub(super) fn again(facts: &Facts, claim: &Claim) -> Self {
+    pub(super) fn again(facts: &JournalMetadata, claim: &Claim) -> Self {
         Self {
             id: TerminalId::new(&facts.id),
             created: time(facts.created),
@@ -79,24 +79,34 @@ impl Birth {
     }
 
     /// With its program.
-    pub(super) fn live(self, started: Started, gate: &Arc<AdmissionGate>) -> Opened {
-        let Started { pty, child, called } = started;
+    pub(super) fn live(self, started: StartedProgram, gate: &Arc<AdmissionGate>) -> OpenedTerminal {
+        let StartedProgram { pty, child, called } = started;
         let pty = Arc::new(pty);
-        let state = State { pty: Some(Arc::clone(&pty)), ..State::new(self.log, called.size) };
+        let state =
+            TerminalState { pty: Some(Arc::clone(&pty)), ..TerminalState::new(self.log, called.size) };
         let terminal = terminal(self.id, self.created, Some(child.pid), called, state, gate);
         set(&terminal, self.title, self.cwd);
         let program = terminal.argv.first().map_or("", String::as_str);
         tracing::info!(terminal = %terminal.id, pid = %child.pid, program, "opened a terminal");
-        Opened { terminal, pty: Some(pty), ended: child.ended }
+        OpenedTerminal { terminal, pty: Some(pty), ended: child.ended }
     }
 
     /// Without one: it has ended.
-    pub(super) fn ended(self, called: Called, exit: Exit, gate: &Arc<AdmissionGate>) -> Opened {
-        let state = State { exit: Some(exit), leader_gone: true, ..State::new(self.log, called.size) };
+    pub(super) fn ended(
+        self,
+        called: TerminalSpec,
+        exit: TerminalExit,
+        gate: &Arc<AdmissionGate>,
+    ) -> OpenedTerminal {
+        let state = TerminalState {
+            exit: Some(exit),
+            leader_gone: true,
+            ..TerminalState::new(self.log, called.size)
+        };
         let terminal = terminal(self.id, self.created, None, called, state, gate);
         set(&terminal, self.title, self.cwd);
         let (_, ended) = watch::channel(Some(exit.how));
-        Opened { terminal, pty: None, ended }
+        OpenedTerminal { terminal, pty: None, ended }
     }
 }
 
@@ -104,8 +114,8 @@ fn terminal(
     id: TerminalId,
     created: SystemTime,
     pid: Option<Pid>,
-    called: Called,
-    state: State,
+    called: TerminalSpec,
+    state: TerminalState,
     gate: &Arc<AdmissionGate>,
 ) -> Arc<Terminal> {
     Arc::new(Terminal {

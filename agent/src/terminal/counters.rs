@@ -1,4 +1,4 @@
-//! Counters: what is counted over all terminals of the workspace, ended ones included. Must not know any of them.
+//! TerminalCounters: what is counted over all terminals of the workspace, ended ones included. Must not know any of them.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 /// The counts.
 #[derive(Debug)]
-pub(super) struct Counters {
+pub(super) struct TerminalCounters {
     began: Instant,
     bytes: AtomicU64,
     /// Milliseconds after `began`, plus 1; 0: never.
@@ -20,7 +20,7 @@ pub(super) struct Counters {
     stirred: Notify,
 }
 
-impl Default for Counters {
+impl Default for TerminalCounters {
     fn default() -> Self {
         Self {
             began: Instant::now(),
@@ -33,7 +33,7 @@ impl Default for Counters {
     }
 }
 
-impl Counters {
+impl TerminalCounters {
     pub(super) fn output(&self, bytes: u64, at: Instant) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         let after = at.duration_since(self.began).as_millis() as u64 + 1;

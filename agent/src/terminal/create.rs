@@ -1,10 +1,10 @@
-//! Create: what somebody asks to open, whether it may be, and how its program is started. Must not know the other terminals.
+//! CreateTerminal: what somebody asks to open, whether it may be, and how its program is started. Must not know the other terminals.
 
 use super::{
-    Size, TerminalError,
-    builder::Called,
-    journal::Again,
-    pty::{Pair, Pty},
+    TerminalError, WindowSize,
+    builder::TerminalSpec,
+    journal::RestartSpec,
+    pty::{Pty, PtyPair},
     shell::is_interactive,
 };
 use crate::{
@@ -21,11 +21,11 @@ const TERM: &str = "xterm-256color";
 
 /// What to open.
 #[derive(Debug, Clone, Default)]
-pub struct Create {
+pub struct CreateTerminal {
     /// Program, environment and folder; an empty `argv` is the workspace's shell as a login shell.
     pub program: Program,
     /// Of the window.
-    pub size: Size,
+    pub size: WindowSize,
     /// For people; empty: the program's name.
     pub name: String,
     /// Chosen by the client so that it may ask again; may be empty.
@@ -33,13 +33,13 @@ pub struct Create {
 }
 
 /// A program that was started on a PTY of its own.
-pub(super) struct Started {
+pub(super) struct StartedProgram {
     pub(super) pty: Pty,
     pub(super) child: Child,
-    pub(super) called: Called,
+    pub(super) called: TerminalSpec,
 }
 
-impl Create {
+impl CreateTerminal {
     /// Whether what it says about itself is allowed.
     pub(super) fn check(&self) -> Result<(), TerminalError> {
         if self.name.chars().count() > NAME_CHARS {
@@ -56,9 +56,9 @@ impl Create {
         mut self,
         launcher: &Launcher,
         children: &Children,
-    ) -> Result<Started, TerminalError> {
+    ) -> Result<StartedProgram, TerminalError> {
         let again = is_interactive(&self.program.argv)
-            .then(|| Again { argv: self.program.argv.clone(), env: self.program.env.clone() });
+            .then(|| RestartSpec { argv: self.program.argv.clone(), env: self.program.env.clone() });
         if self.program.argv.is_empty() {
             self.program.argv = vec![launcher.shell(), "-l".into()];
         }
@@ -69,7 +69,7 @@ impl Create {
         }
         let command = launcher.command(&self.program)?;
         let program = self.program.argv[0].clone();
-        let pair = Pair::open(self.size)?;
+        let pair = PtyPair::open(self.size)?;
         let (pty, child) = pair.spawn(command, children).map_err(|e| spawn_failed(&program, e))?;
         let name = if self.name.is_empty() {
             program.rsplit('/').next().unwrap_or_default().chars().take(NAME_CHARS).collect()
@@ -77,7 +77,7 @@ impl Create {
             self.name
         };
         let argv = truncate_argv(&self.program.argv);
-        let called = Called { name, argv, again, request_id: self.request_id, size: self.size };
-        Ok(Started { pty, child, called })
+        let called = TerminalSpec { name, argv, again, request_id: self.request_id, size: self.size };
+        Ok(StartedProgram { pty, child, called })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Exit, TerminalId, pty::OpenError};
+use super::{TerminalExit, TerminalId, pty::PtyOpenError};
 use crate::{admission::Rejection, spawn::SpawnError};
 
 /// Why a request about a terminal was not done.
@@ -27,7 +27,7 @@ pub enum TerminalError {
     Spawn(#[from] SpawnError),
     /// No PTY, or no descriptor for one.
     #[error(transparent)]
-    Pty(#[from] OpenError),
+    Pty(#[from] PtyOpenError),
     /// Input for another life of the log.
     #[error("this was meant for an earlier life of the terminal; it is now in epoch {epoch}")]
     StaleEpoch {
@@ -61,7 +61,7 @@ pub enum TerminalError {
     ReadOnly,
     /// It has ended.
     #[error("the terminal has ended")]
-    Ended(Exit),
+    Ended(TerminalExit),
     /// The workspace takes nothing now.
     #[error(transparent)]
     Rejected(#[from] Rejection),

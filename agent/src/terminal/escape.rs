@@ -15,17 +15,17 @@ const TITLE_CHARS: usize = 256;
 
 /// What a sequence named.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Named {
+pub(super) enum OscEvent {
     /// OSC 0 or 2.
     Title(String),
     /// OSC 7, a `file:` URL.
-    Folder(PathBuf),
+    Directory(PathBuf),
 }
 
 /// Follows one stream of output.
 #[derive(Debug, Default)]
-pub(super) struct Scanner {
-    state: State,
+pub(super) struct EscapeScanner {
+    state: ScannerState,
     /// Of an OSC, as far as it is worth keeping.
     text: Vec<u8>,
     /// Where in the bytes of the last scan the sequence began that is not over; `None` if it began before them.
@@ -33,7 +33,7 @@ pub(super) struct Scanner {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum State {
+enum ScannerState {
     #[default]
     Ground,
     /// After ESC.
@@ -52,10 +52,10 @@ enum State {
     StringEscape,
 }
 
-impl Scanner {
+impl EscapeScanner {
     /// Whether the next byte begins something new.
     pub(super) fn is_ground(&self) -> bool {
-        self.state == State::Ground
+        self.state == ScannerState::Ground
     }
 
     /// How many of the bytes of the last scan may be handed on without cutting a sequence; 0 also for one that began earlier.
@@ -64,16 +64,16 @@ impl Scanner {
     }
 
     /// Goes over the next bytes of the stream. `named` gets what was named and the index behind its sequence.
-    pub(super) fn scan(&mut self, bytes: &[u8], mut named: impl FnMut(usize, Named)) {
+    pub(super) fn scan(&mut self, bytes: &[u8], mut named: impl FnMut(usize, OscEvent)) {
         let mut at = 0;
         self.began = None;
         while at < bytes.len() {
-            if self.state == State::Ground {
+            if self.state == ScannerState::Ground {
                 match bytes[at..].iter().position(|b| *b == ESC) {
                     Some(skip) => {
                         self.began = Some(at + skip);
                         at += skip + 1;
-                        self.state = State::Escape;
+                        self.state = ScannerState::Escape;
                     }
                     None => return,
                 }
@@ -87,50 +87,50 @@ impl Scanner {
         }
     }
 
-    fn step(&mut self, byte: u8) -> Option<Named> {
+    fn step(&mut self, byte: u8) -> Option<OscEvent> {
         // CAN and SUB end anything.
         if matches!(byte, 0x18 | 0x1a) {
             self.text = Vec::new();
-            self.state = State::Ground;
+            self.state = ScannerState::Ground;
             return None;
         }
         let (next, found) = match (self.state, byte) {
             // An ESC begins anew, and ends a string if `\` follows.
-            (State::Osc, ESC) => (State::OscEscape, None),
-            (State::String, ESC) => (State::StringEscape, None),
-            (State::OscEscape, b'\\') => (State::Ground, self.named()),
-            (State::StringEscape, b'\\') => (State::Ground, None),
-            (_, ESC) => (State::Escape, None),
-            (State::OscEscape | State::StringEscape | State::Escape, byte) => {
+            (ScannerState::Osc, ESC) => (ScannerState::OscEscape, None),
+            (ScannerState::String, ESC) => (ScannerState::StringEscape, None),
+            (ScannerState::OscEscape, b'\\') => (ScannerState::Ground, self.named()),
+            (ScannerState::StringEscape, b'\\') => (ScannerState::Ground, None),
+            (_, ESC) => (ScannerState::Escape, None),
+            (ScannerState::OscEscape | ScannerState::StringEscape | ScannerState::Escape, byte) => {
                 self.text = Vec::new();
                 match byte {
-                    b'[' => (State::Csi, None),
-                    b']' => (State::Osc, None),
-                    b'P' | b'X' | b'^' | b'_' => (State::String, None),
-                    0x20..=0x2f => (State::Intermediate, None),
+                    b'[' => (ScannerState::Csi, None),
+                    b']' => (ScannerState::Osc, None),
+                    b'P' | b'X' | b'^' | b'_' => (ScannerState::String, None),
+                    0x20..=0x2f => (ScannerState::Intermediate, None),
                     // Control characters act within a sequence and do not end it.
-                    0x00..=0x1f => (State::Escape, None),
-                    _ => (State::Ground, None),
+                    0x00..=0x1f => (ScannerState::Escape, None),
+                    _ => (ScannerState::Ground, None),
                 }
             }
-            (State::Intermediate, 0x00..=0x2f) => (State::Intermediate, None),
-            (State::Csi, 0x00..=0x3f) => (State::Csi, None),
-            (State::Intermediate | State::Csi, _) => (State::Ground, None),
-            (State::Osc, 0x07) => (State::Ground, self.named()),
-            (State::Osc, byte) => {
+            (ScannerState::Intermediate, 0x00..=0x2f) => (ScannerState::Intermediate, None),
+            (ScannerState::Csi, 0x00..=0x3f) => (ScannerState::Csi, None),
+            (ScannerState::Intermediate | ScannerState::Csi, _) => (ScannerState::Ground, None),
+            (ScannerState::Osc, 0x07) => (ScannerState::Ground, self.named()),
+            (ScannerState::Osc, byte) => {
                 if self.text.len() <= TEXT_BYTES {
                     self.text.push(byte);
                 }
-                (State::Osc, None)
+                (ScannerState::Osc, None)
             }
-            (State::String, _) => (State::String, None),
-            (State::Ground, _) => (State::Ground, None),
+            (ScannerState::String, _) => (ScannerState::String, None),
+            (ScannerState::Ground, _) => (ScannerState::Ground, None),
         };
         self.state = next;
         found
     }
 
-    fn named(&mut self) -> Option<Named> {
+    fn named(&mut self) -> Option<OscEvent> {
         let text = std::mem::take(&mut self.text);
         if text.len() > TEXT_BYTES {
             return None;
@@ -140,9 +140,9 @@ impl Scanner {
         match number {
             b"0" | b"2" => {
                 let text = String::from_utf8_lossy(text);
-                Some(Named::Title(text.chars().filter(|c| !c.is_control()).take(TITLE_CHARS).collect()))
+                Some(OscEvent::Title(text.chars().filter(|c| !c.is_control()).take(TITLE_CHARS).collect()))
             }
-            b"7" => folder(text).map(Named::Folder),
+            b"7" => folder(text).map(OscEvent::Directory),
             _ => None,
         }
     }

@@ -1,23 +1,28 @@
-//! Facts: what is asked of the kernel about a terminal, folder and foreground job, because nobody tells.
+//! ForegroundPoller: what is asked of the kernel about a terminal, folder and foreground job, because nobody tells.
 //!
 //! Looked at soon after something happened and while somebody watches: an idle terminal costs no wake-up. Must not know the PTY.
 
 use std::time::{Duration, Instant};
 
-use super::{Terminal, state::State};
+use super::{Terminal, state::TerminalState};
 
 /// After something happened they are looked at this much later: once for a burst of events.
 const LOOK_AFTER: Duration = Duration::from_millis(150);
 
 /// When they are looked at next.
 #[derive(Debug, Default)]
-pub(super) struct Facts {
+pub(super) struct ForegroundPoller {
     at: Option<Instant>,
 }
 
-impl Facts {
+impl ForegroundPoller {
     /// Looks if it is time; says when to come back.
-    pub(super) fn look(&mut self, terminal: &Terminal, state: &mut State, now: Instant) -> Option<Instant> {
+    pub(super) fn look(
+        &mut self,
+        terminal: &Terminal,
+        state: &mut TerminalState,
+        now: Instant,
+    ) -> Option<Instant> {
         if self.at.is_some_and(|at| at <= now) {
             self.at = None;
             let next = state.log.next();
@@ -38,7 +43,7 @@ impl Facts {
     }
 
     /// The terminal has ended: nobody is in the foreground.
-    pub(super) fn end(&mut self, state: &mut State) {
+    pub(super) fn end(&mut self, state: &mut TerminalState) {
         let next = state.log.next();
         state.foreground.set(String::new(), next);
         self.at = None;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Exit, Shot, Size, TerminalId};
+use super::{ScreenSnapshot, TerminalExit, TerminalId, WindowSize};
 
 /// One thing that happened in a terminal.
 #[derive(Debug, Clone)]
@@ -29,7 +29,7 @@ pub enum FrameKind {
         /// The end of the log.
         next: u64,
         /// Now.
-        size: Size,
+        size: WindowSize,
         /// What is expected next of this client's input.
         input_offset: u64,
         /// Queries before it were replayed.
@@ -45,7 +45,7 @@ pub enum FrameKind {
         to: u64,
     },
     /// What the screen shows.
-    Screen(Arc<Shot>),
+    Screen(Arc<ScreenSnapshot>),
     /// The program set it.
     Title(String),
     /// The shell's folder changed.
@@ -53,9 +53,9 @@ pub enum FrameKind {
     /// Another job came to the foreground; empty: the leader waits.
     Foreground(String),
     /// The terminal has another size.
-    Resized(Size),
+    Resized(WindowSize),
     /// The last frame.
-    Exit(Exit),
+    Exit(TerminalExit),
     /// Nothing has happened for a while.
     KeepAlive,
 }

@@ -7,18 +7,18 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::{Input, InputKind, TerminalError, Writer};
+use super::{AttachmentWriter, InputKind, TerminalError, TerminalInput};
 use crate::admission::{AdmitError, Attempt, HeldRequest};
 
 /// A client's way of typing. It owns what it holds: dropping it is leaving.
 #[derive(Debug)]
-pub struct Typing {
-    writer: Writer,
-    held: VecDeque<Piece>,
+pub struct InputQueue {
+    writer: AttachmentWriter,
+    held: VecDeque<HeldInput>,
 }
 
 #[derive(Debug)]
-struct Piece {
+struct HeldInput {
     epoch: u64,
     offset: u64,
     data: Bytes,
@@ -26,14 +26,14 @@ struct Piece {
     hold: HeldRequest,
 }
 
-impl Typing {
+impl InputQueue {
     /// Nothing is held.
-    pub fn new(writer: Writer) -> Self {
+    pub fn new(writer: AttachmentWriter) -> Self {
         Self { writer, held: VecDeque::new() }
     }
 
     /// Types, or keeps it behind what is held. What comes of it is said by the reading side.
-    pub fn input(&mut self, input: Input<'_>) {
+    pub fn input(&mut self, input: TerminalInput<'_>) {
         let held = if self.held.is_empty() {
             self.writer.input(input)
         } else {
@@ -77,22 +77,22 @@ impl Typing {
     /// The door is open for all of them, unless it closes again meanwhile.
     fn replay(&mut self) {
         for piece in std::mem::take(&mut self.held) {
-            let Piece { epoch, offset, data, kind, hold } = piece;
+            let HeldInput { epoch, offset, data, kind, hold } = piece;
             drop(hold);
-            self.input(Input { epoch, offset, data: &data, kind });
+            self.input(TerminalInput { epoch, offset, data: &data, kind });
         }
     }
 
-    fn keep(&mut self, input: Input<'_>, hold: HeldRequest) {
-        let Input { epoch, offset, data, kind } = input;
+    fn keep(&mut self, input: TerminalInput<'_>, hold: HeldRequest) {
+        let TerminalInput { epoch, offset, data, kind } = input;
         let data = Bytes::copy_from_slice(data);
-        self.held.push_back(Piece { epoch, offset, data, kind, hold });
+        self.held.push_back(HeldInput { epoch, offset, data, kind, hold });
     }
 }
 
-impl Writer {
+impl AttachmentWriter {
     /// Types; nothing of it was done if it is held.
-    pub(super) fn input(&self, input: Input<'_>) -> Option<HeldRequest> {
+    pub(super) fn input(&self, input: TerminalInput<'_>) -> Option<HeldRequest> {
         match self.try_input(input) {
             Ok(end) => self.took(end),
             Err(Attempt::Failed(error)) => self.refuse(error),

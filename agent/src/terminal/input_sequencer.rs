@@ -6,7 +6,7 @@
 //!
 //! Not every client can be remembered for ever, and an offset that is forgotten must not come true a second time. So whoever is new
 //! after somebody was forgotten begins behind everything that the forgotten one can ever have sent, and what lies before a client's
-//! beginning is refused (`Refused::Forgotten`), neither taken nor acknowledged.
+//! beginning is refused (`SequenceError::Forgotten`), neither taken nor acknowledged.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,7 +18,7 @@ use super::ClientId;
 #[cfg(test)]
 mod tests;
 
-/// While this much waits for a program that does not read, more is refused (`Refused::Full`). One message (1 MiB) may go over it.
+/// While this much waits for a program that does not read, more is refused (`SequenceError::Full`). One message (1 MiB) may go over it.
 pub const QUEUE_BYTES: usize = 1024 * 1024;
 /// Pieces of different clients in the queue; beyond it input is refused as full. Bounds what a thousand one-byte pieces cost.
 const QUEUE_PIECES: usize = 4096;
@@ -34,19 +34,19 @@ const APART_BYTES: u64 = 64 * 1024 * 1024;
 
 /// All input of one terminal.
 #[derive(Debug)]
-pub(super) struct Inputs {
+pub(super) struct InputSequencer {
     epoch: u64,
-    clients: HashMap<ClientId, Client>,
+    clients: HashMap<ClientId, ClientStream>,
     /// How many of them there may be.
     limit: usize,
     /// Where a client begins that is not known: behind all that were forgotten.
     begin: u64,
     queue: VecDeque<u8>,
-    pieces: VecDeque<Piece>,
+    pieces: VecDeque<QueuedRun>,
 }
 
 #[derive(Debug)]
-struct Client {
+struct ClientStream {
     /// Its first offset; what lies before it belongs to somebody who was forgotten.
     begin: u64,
     /// Offset after the last byte in the queue or written.
@@ -60,7 +60,7 @@ struct Client {
 
 /// A run of one client's bytes in the queue; none at all for input that is dropped in its turn.
 #[derive(Debug)]
-struct Piece {
+struct QueuedRun {
     client: ClientId,
     left: usize,
     end: u64,
@@ -68,7 +68,7 @@ struct Piece {
 
 /// What an offer of bytes would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum CheckedInput {
     /// All of it is known: acknowledge.
     Repeat,
     /// Bytes from this index on are new.
@@ -77,7 +77,7 @@ pub(super) enum Verdict {
 
 /// Input that was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refused {
+pub(super) enum SequenceError {
     /// Meant for an earlier life of the log.
     StaleEpoch,
     /// Bytes before it are missing.
@@ -99,14 +99,14 @@ pub(super) enum Refused {
     TooManyClients,
 }
 
-impl Client {
+impl ClientStream {
     /// Of somebody who never did there is nothing to know.
     fn has_typed(&self) -> bool {
         self.taken > self.begin
     }
 }
 
-impl Inputs {
+impl InputSequencer {
     /// Nobody has typed anything.
     pub(super) fn new(epoch: u64) -> Self {
         Self {
@@ -119,7 +119,7 @@ impl Inputs {
         }
     }
 
-    /// What [`Inputs::take`] would do with `len` bytes at `offset`; changes nothing.
+    /// What [`InputSequencer::take`] would do with `len` bytes at `offset`; changes nothing.
     pub(super) fn judge(
         &self,
         client: &ClientId,
@@ -127,32 +127,32 @@ impl Inputs {
         offset: u64,
         len: usize,
         now: Instant,
-    ) -> Result<Verdict, Refused> {
+    ) -> Result<CheckedInput, SequenceError> {
         if epoch != self.epoch {
-            return Err(Refused::StaleEpoch);
+            return Err(SequenceError::StaleEpoch);
         }
         let known = self.clients.get(client);
         let (begin, expected) = known.map_or((self.begin, self.begin), |c| (c.begin, c.taken));
         if offset < begin {
-            return Err(Refused::Forgotten { expected });
+            return Err(SequenceError::Forgotten { expected });
         }
         if offset > expected {
-            return Err(Refused::Hole { expected });
+            return Err(SequenceError::Hole { expected });
         }
         let skip = expected - offset;
         if skip >= len as u64 {
-            return Ok(Verdict::Repeat);
+            return Ok(CheckedInput::Repeat);
         }
         if self.queue.len() >= QUEUE_BYTES || self.pieces.len() >= QUEUE_PIECES {
-            return Err(Refused::Full { expected });
+            return Err(SequenceError::Full { expected });
         }
         if known.is_none() && !self.has_room(now) {
-            return Err(Refused::TooManyClients);
+            return Err(SequenceError::TooManyClients);
         }
-        Ok(Verdict::New(skip as usize))
+        Ok(CheckedInput::New(skip as usize))
     }
 
-    /// Takes the new bytes that [`Inputs::judge`] found.
+    /// Takes the new bytes that [`InputSequencer::judge`] found.
     pub(super) fn take(&mut self, client: &ClientId, bytes: &[u8], now: Instant) {
         self.accept(client, bytes.len(), bytes, now);
     }
@@ -177,7 +177,7 @@ impl Inputs {
                 last.left += bytes.len();
                 last.end = end;
             }
-            _ => self.pieces.push_back(Piece { client: client.clone(), left: bytes.len(), end }),
+            _ => self.pieces.push_back(QueuedRun { client: client.clone(), left: bytes.len(), end }),
         }
     }
 
@@ -186,7 +186,7 @@ impl Inputs {
         self.queue.as_slices().0
     }
 
-    /// The PTY took the first `n` bytes of [`Inputs::front`].
+    /// The PTY took the first `n` bytes of [`InputSequencer::front`].
     pub(super) fn wrote(&mut self, n: usize) {
         self.queue.drain(..n);
         let mut n = n;
@@ -242,7 +242,7 @@ impl Inputs {
         self.pieces = VecDeque::new();
     }
 
-    fn client(&mut self, id: &ClientId, now: Instant) -> &mut Client {
+    fn client(&mut self, id: &ClientId, now: Instant) -> &mut ClientStream {
         // Where it was judged to begin: whom it displaces is somebody else.
         let begin = self.begin;
         if !self.clients.contains_key(id)
@@ -253,7 +253,7 @@ impl Inputs {
             // Also behind where others were told to begin.
             self.begin = self.begin.max(forgotten.taken).saturating_add(APART_BYTES);
         }
-        let new = Client { begin, taken: begin, written: begin, used: now, attached: 0 };
+        let new = ClientStream { begin, taken: begin, written: begin, used: now, attached: 0 };
         let client = self.clients.entry(id.clone()).or_insert(new);
         client.used = now;
         client

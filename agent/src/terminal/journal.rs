@@ -1,4 +1,4 @@
-//! Journal: the terminals on disk, so that they come back after a sleep, and after a crash but for its last seconds.
+//! TerminalJournal: the terminals on disk, so that they come back after a sleep, and after a crash but for its last seconds.
 //!
 //! Every terminal's newest output and facts are saved a few seconds after they changed, and once more when everything has ended. What
 //! has not changed is not written, and while nothing changes nobody wakes. Knows terminals, not the registry.
@@ -16,12 +16,12 @@ use std::{
 
 use bytes::Bytes;
 
+use self::{dir::JournalDir, record::HISTORY_BYTES};
 pub(super) use self::{
-    dir::Found,
-    record::{Again, Facts, Record, SavedExit, nanos, time},
+    dir::LoadedJournals,
+    record::{JournalMetadata, JournalRecord, RestartSpec, SavedExit, nanos, time},
 };
-use self::{dir::Shelf, record::HISTORY_BYTES};
-use super::{Size, Terminal, TerminalId};
+use super::{Terminal, TerminalId, WindowSize};
 use crate::byte_log::{ByteLog, CHUNK_BYTES, Read};
 
 /// How long after a change it is saved: the output that a crash may cost.
@@ -31,44 +31,44 @@ const FOLDER: &str = "terminals";
 
 /// The terminals on disk.
 #[derive(Debug)]
-pub(super) struct Journal {
-    shelf: Shelf,
+pub(super) struct TerminalJournal {
+    shelf: JournalDir,
     /// What each file says. Held while files are written, never on the runtime's thread.
-    saved: Mutex<HashMap<TerminalId, Essence>>,
+    saved: Mutex<HashMap<TerminalId, JournalFingerprint>>,
 }
 
 /// What changes a terminal's file when it changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Essence {
+struct JournalFingerprint {
     next: u64,
     title: String,
     cwd: String,
-    size: Size,
+    size: WindowSize,
     ended: bool,
     slept: Option<SystemTime>,
 }
 
-impl Journal {
+impl TerminalJournal {
     /// Kept in the agent's state folder.
     pub(super) fn new(state: &std::path::Path) -> Self {
         let dir: PathBuf = state.join(FOLDER);
-        Self { shelf: Shelf::new(dir), saved: Mutex::default() }
+        Self { shelf: JournalDir::new(dir), saved: Mutex::default() }
     }
 
     /// Reads what was kept; changes nothing. Blocks.
-    pub(super) fn look(&self) -> Found {
+    pub(super) fn look(&self) -> LoadedJournals {
         self.shelf.look()
     }
 
     /// What was found is served from here on: what cannot be read makes way. Blocks for some renames.
-    pub(super) fn adopt(&self, found: &Found) {
+    pub(super) fn adopt(&self, found: &LoadedJournals) {
         for (id, why) in &found.bad {
             self.shelf.set_aside(id, why);
         }
         let mut saved = self.saved.lock().unwrap_or_else(|e| e.into_inner());
         for record in &found.records {
             // Not as it is now, so that it is saved anew, and known, so that it goes if it did not come back.
-            let unlike = Essence {
+            let unlike = JournalFingerprint {
                 next: u64::MAX,
                 title: String::new(),
                 cwd: String::new(),
@@ -111,9 +111,9 @@ impl Journal {
     }
 }
 
-fn essence(terminal: &Terminal) -> Essence {
+fn essence(terminal: &Terminal) -> JournalFingerprint {
     let state = terminal.state();
-    Essence {
+    JournalFingerprint {
         next: state.log.next(),
         title: state.title.value.clone(),
         cwd: terminal.folder(&state).unwrap_or_else(|| state.cwd.value.clone()),
@@ -123,10 +123,10 @@ fn essence(terminal: &Terminal) -> Essence {
     }
 }
 
-fn record(terminal: &Terminal) -> Record {
+fn record(terminal: &Terminal) -> JournalRecord {
     let mut state = terminal.state();
     let cwd = terminal.folder(&state).unwrap_or_else(|| state.cwd.value.clone());
-    let facts = Facts {
+    let facts = JournalMetadata {
         id: terminal.id.to_string(),
         name: terminal.name.clone(),
         request_id: terminal.request_id.clone(),
@@ -143,7 +143,7 @@ fn record(terminal: &Terminal) -> Record {
         slept: state.slept.map(nanos),
         exit: state.exit.as_ref().map(SavedExit::of),
     };
-    Record { facts, history: newest(&mut state.log) }
+    JournalRecord { facts, history: newest(&mut state.log) }
 }
 
 /// The newest bytes, shared with the log as far as it can.

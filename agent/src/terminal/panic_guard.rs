@@ -5,11 +5,11 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::SystemTime};
 use futures_util::FutureExt;
 use rustix::process::Signal;
 
-use super::{Exit, Terminal, counters::Counters, task::Task};
+use super::{Terminal, TerminalExit, counters::TerminalCounters, task::TerminalTask};
 use crate::child::ExitStatus;
 
 /// A panic in one terminal's task ends that terminal, and no other.
-pub(super) async fn guarded(terminal: Arc<Terminal>, task: Task, counters: Arc<Counters>) {
+pub(super) async fn guarded(terminal: Arc<Terminal>, task: TerminalTask, counters: Arc<TerminalCounters>) {
     if AssertUnwindSafe(task.run()).catch_unwind().await.is_ok() {
         return;
     }
@@ -17,7 +17,7 @@ pub(super) async fn guarded(terminal: Arc<Terminal>, task: Task, counters: Arc<C
     tracing::error!(terminal = %terminal.id, "the task of a terminal panicked: the terminal is ended");
     terminal.signal_session(Signal::KILL);
     let mut state = terminal.state();
-    let exit = Exit {
+    let exit = TerminalExit {
         how: ExitStatus::Signal(Signal::KILL.as_raw()),
         final_offset: state.log.next(),
         at: SystemTime::now(),

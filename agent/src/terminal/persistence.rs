@@ -6,8 +6,8 @@ use tokio::{task::spawn_blocking, time::sleep};
 
 use super::{
     Terminal, TerminalId, Terminals,
-    journal::{Record, SAVE_AFTER},
-    registry::{All, ENDED_KEPT, Inner},
+    journal::{JournalRecord, SAVE_AFTER},
+    registry::{ENDED_KEPT, TerminalTable, TerminalsInner},
     restore::restore,
 };
 
@@ -51,20 +51,20 @@ impl Terminals {
     }
 }
 
-impl Inner {
+impl TerminalsInner {
     /// Whether this agent's terminals are to be found by the next one.
     fn keeps(&self) -> bool {
         self.launcher.claims().borrow().as_ref().is_some_and(|claim| !claim.maintenance)
     }
 
     /// With the claim those come back that were kept, as many as there may be: shells first, then those that ended last.
-    pub(super) fn bring_back(&self, all: &mut All) {
+    pub(super) fn bring_back(&self, all: &mut TerminalTable) {
         let Some(claim) = self.launcher.claims().borrow().clone() else { return };
         let Some(found) = all.found.take() else { return };
         let Some(journal) = self.journal.as_ref().filter(|_| !claim.maintenance) else { return };
         journal.adopt(&found);
         let (mut shells, mut ended): (Vec<_>, Vec<_>) =
-            found.records.into_iter().partition(Record::comes_back_alive);
+            found.records.into_iter().partition(JournalRecord::comes_back_alive);
         let limit = claim.policy.max_terminals;
         shells.sort_by_key(|record| std::cmp::Reverse(record.facts.created));
         shells.truncate(limit);

@@ -27,7 +27,7 @@ pub(super) fn folder(pid: Pid) -> Option<PathBuf> {
 /// and then a process of that number is a stranger's.
 pub(super) fn session(leader: Pid, leader_gone: bool) -> Vec<Pid> {
     let sid = leader.as_raw_nonzero().get();
-    let members: Vec<Process> =
+    let members: Vec<ProcStat> =
         all().into_iter().filter(|process| process.session == sid && process.lives).collect();
     if leader_gone && members.iter().any(|process| process.pid == sid) {
         return Vec::new();
@@ -37,14 +37,14 @@ pub(super) fn session(leader: Pid, leader_gone: bool) -> Vec<Pid> {
 
 /// What `/proc/<pid>/stat` says of a process.
 #[derive(Debug, PartialEq, Eq)]
-struct Process {
+struct ProcStat {
     pid: i32,
     group: i32,
     session: i32,
     lives: bool,
 }
 
-fn all() -> Vec<Process> {
+fn all() -> Vec<ProcStat> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let read = |entry: fs::DirEntry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
@@ -54,13 +54,13 @@ fn all() -> Vec<Process> {
 }
 
 /// The command before the other fields may hold anything, also parentheses.
-fn parse(pid: i32, stat: &str) -> Option<Process> {
+fn parse(pid: i32, stat: &str) -> Option<ProcStat> {
     const THREADS: usize = 17;
     let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().collect();
     let number = |index: usize| fields.get(index)?.parse().ok();
     // A first thread that has ended looks like a dead process, and the others work on.
     let dead = matches!(*fields.first()?, "Z" | "X") && number(THREADS).is_none_or(|threads| threads <= 1);
-    Some(Process { pid, group: number(2)?, session: number(3)?, lives: !dead })
+    Some(ProcStat { pid, group: number(2)?, session: number(3)?, lives: !dead })
 }
 
 #[cfg(test)]
@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn a_command_with_parentheses_in_its_name_is_read_rightly() {
         let read = parse(9, "9 (a) b (c) S 1 7 5 34816 7 0");
-        assert_eq!(read, Some(Process { pid: 9, group: 7, session: 5, lives: true }));
+        assert_eq!(read, Some(ProcStat { pid: 9, group: 7, session: 5, lives: true }));
         assert_eq!(parse(9, "rubbish"), None);
     }
 

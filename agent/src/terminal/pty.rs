@@ -24,7 +24,7 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::Size;
+use super::WindowSize;
 use crate::child::{Child, Children};
 
 /// The kernel gives no more at a time (N_TTY_BUF_SIZE - 1).
@@ -38,18 +38,18 @@ pub(super) struct Pty {
 
 /// What is there to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reading {
+pub(super) enum PtyRead {
     /// This many bytes were handed over, and there may be more.
     Bytes(usize),
     /// Nothing now.
-    Later,
+    WouldBlock,
     /// No program has the other side open.
     Closed,
 }
 
 /// Why a PTY could not be had.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+pub enum PtyOpenError {
     /// The system's PTYs are all in use, or there is no `/dev/ptmx`.
     #[error("the system has no PTY left")]
     NoPty,
@@ -63,18 +63,18 @@ pub enum OpenError {
 
 /// A pair without a program yet.
 #[derive(Debug)]
-pub(super) struct Pair {
+pub(super) struct PtyPair {
     master: OwnedFd,
     slave: File,
 }
 
-impl Pair {
+impl PtyPair {
     /// Opens a pair of this size.
-    pub(super) fn open(size: Size) -> Result<Self, OpenError> {
+    pub(super) fn open(size: WindowSize) -> Result<Self, PtyOpenError> {
         let pixels = PtySize { rows: size.rows, cols: size.cols, pixel_width: 0, pixel_height: 0 };
         let pair = native_pty_system().openpty(pixels).map_err(|e| why_not(&e.to_string()))?;
         let (Some(raw), Some(name)) = (pair.master.as_raw_fd(), pair.master.tty_name()) else {
-            return Err(OpenError::NoPty);
+            return Err(PtyOpenError::NoPty);
         };
         // SAFETY: `pair.master` owns the descriptor and lives to the end of this function; the copy is ours.
         let master = unsafe { BorrowedFd::borrow_raw(raw) }.try_clone_to_owned().map_err(classify)?;
@@ -85,7 +85,7 @@ impl Pair {
             .custom_flags(OFlags::NOCTTY.bits() as i32)
             .open(name)
             .map_err(classify)?;
-        set_up(&master, &slave).map_err(|e| OpenError::Io(e.into()))?;
+        set_up(&master, &slave).map_err(|e| PtyOpenError::Io(e.into()))?;
         Ok(Self { master, slave })
     }
 
@@ -121,30 +121,30 @@ impl Pty {
     }
 
     /// Hands what is there to `take`, once. What the reactor has not heard of is not there.
-    pub(super) fn read(&self, take: impl FnOnce(&[u8])) -> Reading {
+    pub(super) fn read(&self, take: impl FnOnce(&[u8])) -> PtyRead {
         let mut buffer = [0; READ_BYTES];
         let read = self.master.try_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut buffer[..])?));
         Self::reading(read, &buffer, take)
     }
 
     /// Asks the kernel, whatever the reactor has heard of.
-    pub(super) fn read_now(&self, take: impl FnOnce(&[u8])) -> Reading {
+    pub(super) fn read_now(&self, take: impl FnOnce(&[u8])) -> PtyRead {
         let mut buffer = [0; READ_BYTES];
         let read = rustix::io::read(self.master.get_ref(), &mut buffer[..]).map_err(io::Error::from);
         Self::reading(read, &buffer, take)
     }
 
-    fn reading(read: io::Result<usize>, buffer: &[u8], take: impl FnOnce(&[u8])) -> Reading {
+    fn reading(read: io::Result<usize>, buffer: &[u8], take: impl FnOnce(&[u8])) -> PtyRead {
         match read {
-            Ok(0) => Reading::Closed,
+            Ok(0) => PtyRead::Closed,
             Ok(n) => {
                 take(&buffer[..n]);
-                Reading::Bytes(n)
+                PtyRead::Bytes(n)
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Reading::Later,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => Reading::Bytes(0),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => PtyRead::WouldBlock,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => PtyRead::Bytes(0),
             // EIO: everybody closed it.
-            Err(_) => Reading::Closed,
+            Err(_) => PtyRead::Closed,
         }
     }
 
@@ -154,7 +154,7 @@ impl Pty {
     }
 
     /// Tells kernel and program of a new size.
-    pub(super) fn resize(&self, size: Size) -> io::Result<()> {
+    pub(super) fn resize(&self, size: WindowSize) -> io::Result<()> {
         let size = Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
         Ok(tcsetwinsize(self.master.get_ref(), size)?)
     }
@@ -174,18 +174,18 @@ fn set_up(master: &OwnedFd, slave: &File) -> rustix::io::Result<()> {
 }
 
 /// portable-pty keeps no errno, so the kernel is asked once more.
-fn why_not(message: &str) -> OpenError {
+fn why_not(message: &str) -> PtyOpenError {
     match rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC) {
         Err(errno) => classify(errno.into()),
-        Ok(_) => OpenError::Io(io::Error::other(message.to_owned())),
+        Ok(_) => PtyOpenError::Io(io::Error::other(message.to_owned())),
     }
 }
 
-fn classify(error: io::Error) -> OpenError {
+fn classify(error: io::Error) -> PtyOpenError {
     match Errno::from_io_error(&error) {
-        Some(Errno::MFILE | Errno::NFILE) => OpenError::NoFileDescriptors,
+        Some(Errno::MFILE | Errno::NFILE) => PtyOpenError::NoFileDescriptors,
         // ENOSPC: the limit of devpts is reached; ENOENT, ENODEV: there is none.
-        Some(Errno::NOSPC | Errno::NOENT | Errno::NODEV | Errno::AGAIN) => OpenError::NoPty,
-        _ => OpenError::Io(error),
+        Some(Errno::NOSPC | Errno::NOENT | Errno::NODEV | Errno::AGAIN) => PtyOpenError::NoPty,
+        _ => PtyOpenError::Io(error),
     }
 }

@@ -11,12 +11,13 @@ use futures_util::future::join_all;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    ClientId, Create, Exit, Info, Input, SignalTarget, Size, Terminal, TerminalError, TerminalId,
-    builder::{Birth, Opened},
-    counters::Counters,
-    journal::{Found, Journal},
+    ClientId, CreateTerminal, SignalTarget, Terminal, TerminalError, TerminalExit, TerminalId, TerminalInfo,
+    TerminalInput, WindowSize,
+    builder::{OpenedTerminal, TerminalBuilder},
+    counters::TerminalCounters,
+    journal::{LoadedJournals, TerminalJournal},
     panic_guard::guarded,
-    task::Task,
+    task::TerminalTask,
 };
 use crate::{
     admission::{AdmissionGate, Attempt, Intent},
@@ -27,27 +28,27 @@ use crate::{
 
 /// ExitStatus terminals that are kept for their exit and last output. Beyond it the one that ended first goes.
 pub(super) const ENDED_KEPT: usize = 16;
-/// All terminals. Cheap to clone; all clones are the same.
+/// TerminalTable terminals. Cheap to clone; all clones are the same.
 #[derive(Debug, Clone)]
 pub struct Terminals {
-    pub(super) inner: Arc<Inner>,
+    pub(super) inner: Arc<TerminalsInner>,
 }
 
 #[derive(Debug)]
-pub(super) struct Inner {
+pub(super) struct TerminalsInner {
     pub(super) launcher: Launcher,
     pub(super) children: Children,
     pub(super) gate: Arc<AdmissionGate>,
-    pub(super) counters: Arc<Counters>,
+    pub(super) counters: Arc<TerminalCounters>,
     /// `None`: nothing is kept.
-    pub(super) journal: Option<Arc<Journal>>,
+    pub(super) journal: Option<Arc<TerminalJournal>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
-    all: Mutex<All>,
+    all: Mutex<TerminalTable>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct All {
+pub(super) struct TerminalTable {
     /// Oldest first.
     pub(super) terminals: Vec<Arc<Terminal>>,
     /// Where the acks of each watch go.
@@ -55,7 +56,7 @@ pub(super) struct All {
     /// Nothing new: the workspace ends.
     pub(super) ending: bool,
     /// What comes back as soon as it is known whom this agent serves.
-    pub(super) found: Option<Found>,
+    pub(super) found: Option<LoadedJournals>,
 }
 
 /// A command in the foreground of a terminal.
@@ -78,17 +79,17 @@ impl Terminals {
     /// Those that were kept come back with the claim, and all are kept from then on; [`Terminals::keep`] must run beside it. Reads what
     /// was kept, in the agent's state folder.
     pub fn kept_in(state: &Path, launcher: Launcher, children: Children, gate: Arc<AdmissionGate>) -> Self {
-        Self::with(launcher, children, gate, Some(Journal::new(state)))
+        Self::with(launcher, children, gate, Some(TerminalJournal::new(state)))
     }
 
     fn with(
         launcher: Launcher,
         children: Children,
         gate: Arc<AdmissionGate>,
-        journal: Option<Journal>,
+        journal: Option<TerminalJournal>,
     ) -> Self {
-        let found = journal.as_ref().map(Journal::look);
-        let inner = Inner {
+        let found = journal.as_ref().map(TerminalJournal::look);
+        let inner = TerminalsInner {
             journal: journal.map(Arc::new),
             launcher,
             children,
@@ -96,17 +97,17 @@ impl Terminals {
             counters: Arc::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
-            all: Mutex::new(All { found, ..All::default() }),
+            all: Mutex::new(TerminalTable { found, ..TerminalTable::default() }),
         };
         Self { inner: Arc::new(inner) }
     }
 
     /// Opens a terminal and starts its program; must run within the runtime. Blocks for the time of a fork.
-    pub async fn create(&self, create: Create) -> Result<Info, TerminalError> {
+    pub async fn create(&self, create: CreateTerminal) -> Result<TerminalInfo, TerminalError> {
         Attempt::retry_while_held(|| self.try_create(&create)).await
     }
 
-    fn try_create(&self, create: &Create) -> Result<Info, Attempt<TerminalError>> {
+    fn try_create(&self, create: &CreateTerminal) -> Result<TerminalInfo, Attempt<TerminalError>> {
         create.check()?;
         let claim = self.claim()?;
         let mut all = self.inner.all();
@@ -121,19 +122,19 @@ impl Terminals {
         }
         let inner = &self.inner;
         let started = create.clone().start(&inner.launcher, &inner.children)?;
-        let terminal = inner.mind(&mut all, Birth::new(&claim).live(started, &inner.gate));
+        let terminal = inner.mind(&mut all, TerminalBuilder::new(&claim).live(started, &inner.gate));
         drop(all);
         Ok(terminal.info())
     }
 
-    /// All that are kept, oldest first.
-    pub fn list(&self) -> Vec<Info> {
+    /// TerminalTable that are kept, oldest first.
+    pub fn list(&self) -> Vec<TerminalInfo> {
         let terminals = self.inner.all().terminals.clone();
         terminals.iter().map(|terminal| terminal.info()).collect()
     }
 
     /// One of them.
-    pub fn get(&self, id: &TerminalId) -> Result<Info, TerminalError> {
+    pub fn get(&self, id: &TerminalId) -> Result<TerminalInfo, TerminalError> {
         Ok(self.find(id)?.info())
     }
 
@@ -142,7 +143,7 @@ impl Terminals {
         &self,
         id: &TerminalId,
         client: &ClientId,
-        input: Input<'_>,
+        input: TerminalInput<'_>,
     ) -> Result<u64, TerminalError> {
         let terminal = self.find(id)?;
         let end = Attempt::retry_while_held(|| terminal.write(client, input)).await?;
@@ -154,9 +155,9 @@ impl Terminals {
         &self,
         id: &TerminalId,
         client: &ClientId,
-        size: Size,
+        size: WindowSize,
         take: bool,
-    ) -> Result<(Size, bool), TerminalError> {
+    ) -> Result<(WindowSize, bool), TerminalError> {
         self.find(id)?.resize(client, size, take)
     }
 
@@ -166,7 +167,7 @@ impl Terminals {
     }
 
     /// Ends a terminal's session and removes it; answers when it is over.
-    pub async fn close(&self, id: &TerminalId, grace: Duration) -> Result<Exit, TerminalError> {
+    pub async fn close(&self, id: &TerminalId, grace: Duration) -> Result<TerminalExit, TerminalError> {
         let terminal = self.find(id)?;
         let exit = terminal.end(grace).await?;
         self.inner.all().terminals.retain(|other| !Arc::ptr_eq(other, &terminal));
@@ -245,9 +246,9 @@ impl Terminals {
     }
 }
 
-impl Inner {
-    /// All of them. Whoever asks first after the claim finds also those that came back.
-    pub(super) fn all(&self) -> MutexGuard<'_, All> {
+impl TerminalsInner {
+    /// TerminalTable of them. Whoever asks first after the claim finds also those that came back.
+    pub(super) fn all(&self) -> MutexGuard<'_, TerminalTable> {
         let mut all = self.all.lock().unwrap_or_else(|e| e.into_inner());
         if all.found.is_some() {
             self.bring_back(&mut all);
@@ -256,9 +257,9 @@ impl Inner {
     }
 
     /// Starts the task of one, and lists it.
-    pub(super) fn mind(&self, all: &mut All, opened: Opened) -> Arc<Terminal> {
+    pub(super) fn mind(&self, all: &mut TerminalTable, opened: OpenedTerminal) -> Arc<Terminal> {
         let terminal = Arc::clone(&opened.terminal);
-        let task = Task::new(opened, Arc::clone(&self.counters));
+        let task = TerminalTask::new(opened, Arc::clone(&self.counters));
         let owned = guarded(Arc::clone(&terminal), task, Arc::clone(&self.counters));
         self.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(owned));
         all.terminals.push(Arc::clone(&terminal));
@@ -266,14 +267,14 @@ impl Inner {
     }
 }
 
-impl Drop for Inner {
+impl Drop for TerminalsInner {
     fn drop(&mut self) {
         // The tasks end, and with them the PTYs are closed, which hangs their sessions up.
         self.cancel.cancel();
     }
 }
 
-impl All {
+impl TerminalTable {
     /// Lets go of ended terminals, the one that ended first foremost, until another fits.
     fn make_room(&mut self, limit: usize) -> Result<(), TerminalError> {
         loop {

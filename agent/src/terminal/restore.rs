@@ -5,9 +5,9 @@ use std::{path::Path, sync::Arc, time::SystemTime};
 use rustix::process::Signal;
 
 use super::{
-    Create, Exit,
-    builder::{Birth, Called, Opened},
-    journal::{Facts, Record, time},
+    CreateTerminal, TerminalExit,
+    builder::{OpenedTerminal, TerminalBuilder, TerminalSpec},
+    journal::{JournalMetadata, JournalRecord, time},
 };
 use crate::{
     admission::AdmissionGate,
@@ -23,14 +23,14 @@ const RESET: &[u8] =
 
 /// Brings one back. Blocks for the time of a fork.
 pub(super) fn restore(
-    record: Record,
+    record: JournalRecord,
     launcher: &Launcher,
     children: &Children,
     gate: &Arc<AdmissionGate>,
     claim: &Claim,
-) -> Opened {
-    let Record { facts, history } = record;
-    let mut birth = Birth::again(&facts, claim);
+) -> OpenedTerminal {
+    let JournalRecord { facts, history } = record;
+    let mut birth = TerminalBuilder::again(&facts, claim);
     history.iter().for_each(|piece| birth.print(piece));
     if let (Some(exit), None) = (facts.exit, facts.slept) {
         // It had ended by itself.
@@ -43,7 +43,7 @@ pub(super) fn restore(
     };
     let (cwd, missing) = folder(&facts, launcher.root());
     note(&mut birth, &format!("{}{missing}", past(&facts)));
-    let create = Create {
+    let create = CreateTerminal {
         program: Program { argv: again.argv, env: again.env, cwd },
         size: facts.size(),
         name: facts.name.clone(),
@@ -60,7 +60,7 @@ pub(super) fn restore(
 }
 
 /// What has happened, for people.
-fn past(facts: &Facts) -> String {
+fn past(facts: &JournalMetadata) -> String {
     let shown = httpdate::fmt_http_date;
     match facts.slept {
         Some(slept) => format!("slept from {} to {}", shown(time(slept)), shown(SystemTime::now())),
@@ -72,7 +72,7 @@ fn past(facts: &Facts) -> String {
 }
 
 /// One dim line of ours, below all that a program printed.
-fn note(birth: &mut Birth, text: &str) {
+fn note(birth: &mut TerminalBuilder, text: &str) {
     // No text of ours has control characters; an error may quote something that has.
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
     birth.print(RESET);
@@ -80,9 +80,9 @@ fn note(birth: &mut Birth, text: &str) {
 }
 
 /// Its program ended with the workspace, and is not started again.
-fn gone(birth: Birth, facts: Facts, gate: &Arc<AdmissionGate>) -> Opened {
+fn gone(birth: TerminalBuilder, facts: JournalMetadata, gate: &Arc<AdmissionGate>) -> OpenedTerminal {
     let last = birth.printed();
-    let killed = || Exit {
+    let killed = || TerminalExit {
         how: ExitStatus::Signal(Signal::KILL.as_raw()),
         final_offset: last,
         at: time(facts.saved),
@@ -92,13 +92,19 @@ fn gone(birth: Birth, facts: Facts, gate: &Arc<AdmissionGate>) -> Opened {
     birth.ended(called(facts), exit, gate)
 }
 
-fn called(facts: Facts) -> Called {
+fn called(facts: JournalMetadata) -> TerminalSpec {
     let size = facts.size();
-    Called { name: facts.name, argv: facts.argv, again: facts.again, request_id: facts.request_id, size }
+    TerminalSpec {
+        name: facts.name,
+        argv: facts.argv,
+        again: facts.again,
+        request_id: facts.request_id,
+        size,
+    }
 }
 
 /// The folder it was in, or the home folder and words that say so.
-fn folder(facts: &Facts, home: &Path) -> (String, String) {
+fn folder(facts: &JournalMetadata, home: &Path) -> (String, String) {
     if facts.cwd.is_empty() {
         return (String::new(), String::new());
     }

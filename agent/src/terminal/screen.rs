@@ -8,7 +8,7 @@ use std::{collections::VecDeque, num::NonZeroU16};
 
 use bytes::Bytes;
 
-use super::{Size, escape::Scanner};
+use super::{WindowSize, escape::EscapeScanner};
 use crate::byte_log::{ByteLog, Read};
 
 mod paint;
@@ -30,27 +30,27 @@ const CELLS: usize = 64 * 1024;
 
 /// The model.
 #[derive(Default)]
-pub(super) struct Model {
+pub(super) struct ScreenModel {
     /// `None` until it is first fed: an idle terminal costs no grid.
     parser: Option<Box<vt100::Parser>>,
-    scanner: Scanner,
+    scanner: EscapeScanner,
     /// Offset after the last byte the parser has.
     fed: u64,
     /// The beginning of a sequence or character, scanned and not fed.
     held: Vec<u8>,
-    size: Size,
-    resizes: VecDeque<(u64, Size)>,
+    size: WindowSize,
+    resizes: VecDeque<(u64, WindowSize)>,
     /// After skipping ahead: nothing is fed before the next line or sequence begins.
     searching: bool,
 }
 
 /// A picture of the screen.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shot {
+pub struct ScreenSnapshot {
     /// The screen after all bytes before it.
     pub offset: u64,
     /// In cells.
-    pub size: Size,
+    pub size: WindowSize,
     /// Bytes that paint it on a freshly reset terminal.
     pub contents: Bytes,
     /// Row and column, from 0.
@@ -65,19 +65,19 @@ pub struct Shot {
     pub application_cursor: bool,
 }
 
-impl Model {
+impl ScreenModel {
     /// An empty screen at the beginning of the log.
-    pub(super) fn new(size: Size) -> Self {
+    pub(super) fn new(size: WindowSize) -> Self {
         Self { size, ..Self::default() }
     }
 
     /// An empty screen that has seen the whole log.
-    pub(super) fn at_end(size: Size, log: &ByteLog) -> Self {
+    pub(super) fn at_end(size: WindowSize, log: &ByteLog) -> Self {
         Self { size, fed: log.next(), ..Self::default() }
     }
 
     /// The terminal has this size from `at` on.
-    pub(super) fn resized(&mut self, at: u64, size: Size) {
+    pub(super) fn resized(&mut self, at: u64, size: WindowSize) {
         if self.resizes.back().is_some_and(|(last, _)| *last == at) {
             self.resizes.pop_back();
         }
@@ -101,7 +101,7 @@ impl Model {
     pub(super) fn skip(&mut self, log: &ByteLog) {
         self.fed = log.oldest().max(log.next().saturating_sub(TAIL_BYTES));
         self.held = Vec::new();
-        self.scanner = Scanner::default();
+        self.scanner = EscapeScanner::default();
         self.searching = self.fed > 0;
         self.resize_due();
         let before = self.parser.take();
@@ -114,7 +114,7 @@ impl Model {
         }
     }
 
-    /// The next bytes to [`Model::feed`]; `None` when there are none.
+    /// The next bytes to [`ScreenModel::feed`]; `None` when there are none.
     pub(super) fn next(&self, log: &mut ByteLog) -> Option<Bytes> {
         match log.read(self.seen(), FEED_BYTES) {
             Read::Data { bytes, .. } => Some(bytes),
@@ -122,7 +122,7 @@ impl Model {
         }
     }
 
-    /// Looks at the bytes that [`Model::next`] gave.
+    /// Looks at the bytes that [`ScreenModel::next`] gave.
     pub(super) fn feed(&mut self, bytes: &[u8]) {
         let joined;
         let mut bytes = bytes;
@@ -160,11 +160,11 @@ impl Model {
     }
 
     /// The picture at what was fed.
-    pub(super) fn shot(&mut self) -> Shot {
+    pub(super) fn shot(&mut self) -> ScreenSnapshot {
         self.resize_due();
         let (offset, size) = (self.fed, modelled(self.size));
         let screen = self.parser().screen();
-        Shot {
+        ScreenSnapshot {
             offset,
             size,
             contents: paint::paint(screen).into(),
@@ -212,13 +212,13 @@ impl Model {
 
 const ESC: u8 = 0x1b;
 
-fn modelled(size: Size) -> Size {
+fn modelled(size: WindowSize) -> WindowSize {
     let cols = size.cols.max(1);
     let rows = usize::from(size.rows.max(1)).min(CELLS / usize::from(cols));
-    Size { rows: u16::try_from(rows).unwrap_or(u16::MAX), cols }
+    WindowSize { rows: u16::try_from(rows).unwrap_or(u16::MAX), cols }
 }
 
-fn cells(size: Size) -> (NonZeroU16, NonZeroU16) {
+fn cells(size: WindowSize) -> (NonZeroU16, NonZeroU16) {
     let size = modelled(size);
     (
         NonZeroU16::new(size.rows).unwrap_or(NonZeroU16::MIN),
@@ -242,8 +242,11 @@ fn unfinished(bytes: &[u8]) -> usize {
     0
 }
 
-impl std::fmt::Debug for Model {
+impl std::fmt::Debug for ScreenModel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Model").field("fed", &self.fed).field("size", &self.size).finish_non_exhaustive()
+        f.debug_struct("ScreenModel")
+            .field("fed", &self.fed)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
     }
 }

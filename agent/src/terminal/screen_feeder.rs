@@ -1,4 +1,4 @@
-//! Pictures: when the screen model is fed, and when the reading of a flood is held so that it can be.
+//! ScreenFeeder: when the screen model is fed, and when the reading of a flood is held so that it can be.
 //!
 //! An emulator is slower than a PTY. It gets the time that reading leaves; a terminal that floods leaves none, so once a picture has
 //! been wanted for a while, reading is held until the model has seen everything that was read: then the picture is exact for its
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Size, Terminal, counters::Counters, screen::Model, state::State};
+use super::{Terminal, WindowSize, counters::TerminalCounters, screen::ScreenModel, state::TerminalState};
 
 /// How long the model is fed before others have their turn.
 const FEED_SLICE: Duration = Duration::from_millis(1);
@@ -27,8 +27,8 @@ const HOLD_BYTES: u64 = 512 * 1024;
 
 /// The model, and when it had its turns.
 #[derive(Debug)]
-pub(super) struct Pictures {
-    model: Model,
+pub(super) struct ScreenFeeder {
+    model: ScreenModel,
     /// Without a picture being wanted the model rests until then.
     feed_from: Instant,
     /// A picture has been wanted since then.
@@ -39,7 +39,7 @@ pub(super) struct Pictures {
 
 /// What the model needs now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Need {
+pub(super) enum FeedDecision {
     /// Nothing.
     Nothing,
     /// To be looked at then.
@@ -50,13 +50,18 @@ pub(super) enum Need {
     Hold,
 }
 
-impl Pictures {
-    pub(super) fn new(size: Size, now: Instant) -> Self {
-        Self { model: Model::new(size), feed_from: now, wanted_since: None, hold_from: now }
+impl ScreenFeeder {
+    pub(super) fn new(size: WindowSize, now: Instant) -> Self {
+        Self { model: ScreenModel::new(size), feed_from: now, wanted_since: None, hold_from: now }
     }
 
     /// The model is fed when a picture is asked for, and before bytes it has not seen are gone.
-    pub(super) fn need(&mut self, state: &mut State, now: Instant, last_read: Instant) -> Need {
+    pub(super) fn need(
+        &mut self,
+        state: &mut TerminalState,
+        now: Instant,
+        last_read: Instant,
+    ) -> FeedDecision {
         for (at, size) in state.resizes.drain(..) {
             self.model.resized(at, size);
         }
@@ -65,21 +70,21 @@ impl Pictures {
             // Once its session was killed, a terminal is about to end: then nobody reads.
             let reads = state.pty.is_some() && !state.killed;
             let holds = reads && now >= self.hold_from.max(since + HOLD_AFTER);
-            return if holds { Need::Hold } else { Need::Feed };
+            return if holds { FeedDecision::Hold } else { FeedDecision::Feed };
         }
         if state.exit.is_some() || self.model.behind(&state.log) <= state.log.max_bytes() as u64 / 2 {
-            return Need::Nothing;
+            return FeedDecision::Nothing;
         }
         let quiet = if self.model.is_lost(&state.log) { last_read + FEED_QUIET } else { now };
         let from = self.feed_from.max(quiet);
-        if from > now { Need::At(from) } else { Need::Feed }
+        if from > now { FeedDecision::At(from) } else { FeedDecision::Feed }
     }
 
     /// Feeds the model for a slice of time, and makes the picture that was asked for once it has seen everything.
-    pub(super) fn feed(&mut self, need: Need, terminal: &Terminal, counters: &Counters) {
+    pub(super) fn feed(&mut self, need: FeedDecision, terminal: &Terminal, counters: &TerminalCounters) {
         let begin = Instant::now();
         let until = begin + FEED_SLICE;
-        let too_far = if need == Need::Hold { HOLD_BYTES } else { u64::MAX };
+        let too_far = if need == FeedDecision::Hold { HOLD_BYTES } else { u64::MAX };
         loop {
             let next = {
                 let state = &mut *terminal.state();
@@ -103,7 +108,7 @@ impl Pictures {
         self.feed_from = Instant::now() + begin.elapsed() * FEED_REST;
     }
 
-    fn shoot(&mut self, state: &mut State, counters: &Counters) {
+    fn shoot(&mut self, state: &mut TerminalState, counters: &TerminalCounters) {
         if state.shots_wanted == state.shots_made {
             return;
         }
@@ -122,8 +127,8 @@ impl Pictures {
 
     /// An emulator is a large thing to feed with what anybody prints: its panic costs the picture, not the terminal. A new one goes on
     /// behind what it choked on.
-    fn broken(&mut self, state: &State, counters: &Counters) {
-        self.model = Model::at_end(state.size.value, &state.log);
+    fn broken(&mut self, state: &TerminalState, counters: &TerminalCounters) {
+        self.model = ScreenModel::at_end(state.size.value, &state.log);
         counters.model_panicked();
     }
 }

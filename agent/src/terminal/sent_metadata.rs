@@ -1,23 +1,23 @@
-//! Told: which facts of a terminal (size, title, folder, job) a viewer has been told, so that each comes once and at its place.
+//! SentMetadata: which facts of a terminal (size, title, folder, job) a viewer has been told, so that each comes once and at its place.
 
 use super::{
     FrameKind,
-    state::{Fact, State},
+    state::{TerminalState, Versioned},
 };
 
 /// Versions of the facts that this viewer has been told.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct SentMetadata {
     title: u32,
     cwd: u32,
     foreground: u32,
     pub(super) size: u32,
 }
 
-impl Told {
+impl SentMetadata {
     /// A fact that holds at the cursor and was not told.
-    pub(super) fn due(&mut self, state: &State, cursor: u64) -> Option<FrameKind> {
-        fn changed<T>(fact: &Fact<T>, told: &mut u32, cursor: u64) -> bool {
+    pub(super) fn due(&mut self, state: &TerminalState, cursor: u64) -> Option<FrameKind> {
+        fn changed<T>(fact: &Versioned<T>, told: &mut u32, cursor: u64) -> bool {
             let due = fact.version != *told && fact.at <= cursor;
             if due {
                 *told = fact.version;
@@ -38,7 +38,7 @@ impl Told {
     }
 
     /// Where the next fact begins: data is cut there, so that frames come in order.
-    pub(super) fn next(&self, state: &State, cursor: u64) -> Option<u64> {
+    pub(super) fn next(&self, state: &TerminalState, cursor: u64) -> Option<u64> {
         [
             (state.size.version != self.size, state.size.at),
             (state.title.version != self.title, state.title.at),

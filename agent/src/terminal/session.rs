@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Exit, Terminal, TerminalError};
+use super::{Terminal, TerminalError, TerminalExit};
 
 /// Between TERM and KILL, unless somebody says otherwise.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
@@ -18,7 +18,7 @@ const KILLED_GRACE: Duration = Duration::from_secs(5);
 
 impl Terminal {
     /// Ends all processes of the session; answers when they are gone and the terminal has ended.
-    pub(super) async fn end(&self, grace: Duration) -> Result<Exit, TerminalError> {
+    pub(super) async fn end(&self, grace: Duration) -> Result<TerminalExit, TerminalError> {
         self.state().closing = true;
         // A PTY that waits for a slow reader waits no longer.
         self.wake.notify_one();

@@ -14,8 +14,8 @@ use rustix::{
 use tokio::sync::Notify;
 
 use super::{
-    ClientId, INPUT_BYTES, Info, Input, InputKind, SignalTarget, Size, TerminalError, TerminalId,
-    input_sequencer, journal::Again, procfs, state::State, writers::Outcome,
+    ClientId, INPUT_BYTES, InputKind, SignalTarget, TerminalError, TerminalId, TerminalInfo, TerminalInput,
+    WindowSize, input_sequencer, journal::RestartSpec, procfs, state::TerminalState, writers::SizeChange,
 };
 use crate::{
     admission::{AdmissionGate, Attempt, Intent},
@@ -27,15 +27,15 @@ pub(crate) struct Terminal {
     pub(super) id: TerminalId,
     pub(super) name: String,
     pub(super) argv: Vec<String>,
-    /// So that a repeated Create finds it; may be empty.
+    /// So that a repeated CreateTerminal finds it; may be empty.
     pub(super) request_id: String,
     pub(super) created: SystemTime,
     /// The leader; `None`: it ended before this agent began.
     pub(super) pid: Option<Pid>,
     /// What starts it again, should it be a shell.
-    pub(super) again: Option<Again>,
+    pub(super) again: Option<RestartSpec>,
     pub(super) gate: Arc<AdmissionGate>,
-    pub(super) state: Mutex<State>,
+    pub(super) state: Mutex<TerminalState>,
     /// Wakes the task.
     pub(super) wake: Notify,
     /// Ticks for those who wait until their input is written.
@@ -46,15 +46,15 @@ pub(crate) struct Terminal {
 
 impl Terminal {
     /// A short lock: nobody holds it across an await.
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, TerminalState> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    pub(super) fn info(&self) -> Info {
+    pub(super) fn info(&self) -> TerminalInfo {
         let state = self.state();
         let foreground =
             if state.exit.is_some() { String::new() } else { self.job(&state).unwrap_or_default() };
-        Info {
+        TerminalInfo {
             id: self.id.clone(),
             name: self.name.clone(),
             argv: self.argv.clone(),
@@ -75,14 +75,14 @@ impl Terminal {
 
     /// The foreground job's command; `None` while a shell waits for its person. A terminal's own program is its job, if it is no
     /// shell: `top` is the same whether it was typed or opened.
-    pub(super) fn job(&self, state: &State) -> Option<String> {
+    pub(super) fn job(&self, state: &TerminalState) -> Option<String> {
         let group = state.pty.as_ref()?.foreground()?;
         let is_waiting_shell = Some(group) == self.pid && self.again.is_some();
         if is_waiting_shell { None } else { procfs::command(group) }
     }
 
     /// The leader's folder, unless the shell reports it itself.
-    pub(super) fn folder(&self, state: &State) -> Option<String> {
+    pub(super) fn folder(&self, state: &TerminalState) -> Option<String> {
         if state.cwd_reported || state.exit.is_some() {
             return None;
         }
@@ -91,7 +91,11 @@ impl Terminal {
 
     /// Takes input, writes at once what the PTY takes, and says which offset this client's acknowledgement must reach.
     /// While the workspace prepares to sleep it is held: nothing was taken then.
-    pub(super) fn write(&self, client: &ClientId, input: Input<'_>) -> Result<u64, Attempt<TerminalError>> {
+    pub(super) fn write(
+        &self,
+        client: &ClientId,
+        input: TerminalInput<'_>,
+    ) -> Result<u64, Attempt<TerminalError>> {
         if input.data.is_empty() || input.data.len() > INPUT_BYTES {
             return Err(TerminalError::BadField { field: "input.data", allowed: "1 byte to 1 MiB" }.into());
         }
@@ -106,11 +110,12 @@ impl Terminal {
         let now = Instant::now();
         let end = input.offset.saturating_add(input.data.len() as u64);
         let verdict = state.inputs.judge(client, input.epoch, input.offset, input.data.len(), now);
-        if matches!(verdict, Err(input_sequencer::Refused::Hole { .. })) && self.gate.is_holding() {
+        if matches!(verdict, Err(input_sequencer::SequenceError::Hole { .. })) && self.gate.is_holding() {
             // What is missing may be held, and passes first.
             self.gate.try_admit(Intent::Keystroke, input.data.len())?;
         }
-        let input_sequencer::Verdict::New(skip) = verdict.map_err(|refused| self.refused(state, refused))?
+        let input_sequencer::CheckedInput::New(skip) =
+            verdict.map_err(|refused| self.refused(state, refused))?
         else {
             return Ok(end);
         };
@@ -137,13 +142,17 @@ impl Terminal {
         Ok(end)
     }
 
-    fn refused(&self, state: &State, refused: input_sequencer::Refused) -> TerminalError {
+    fn refused(&self, state: &TerminalState, refused: input_sequencer::SequenceError) -> TerminalError {
         match refused {
-            input_sequencer::Refused::StaleEpoch => TerminalError::StaleEpoch { epoch: state.log.epoch() },
-            input_sequencer::Refused::Hole { expected } => TerminalError::InputHole { expected },
-            input_sequencer::Refused::Forgotten { expected } => TerminalError::InputForgotten { expected },
-            input_sequencer::Refused::Full { expected } => TerminalError::InputFull { expected },
-            input_sequencer::Refused::TooManyClients => {
+            input_sequencer::SequenceError::StaleEpoch => {
+                TerminalError::StaleEpoch { epoch: state.log.epoch() }
+            }
+            input_sequencer::SequenceError::Hole { expected } => TerminalError::InputHole { expected },
+            input_sequencer::SequenceError::Forgotten { expected } => {
+                TerminalError::InputForgotten { expected }
+            }
+            input_sequencer::SequenceError::Full { expected } => TerminalError::InputFull { expected },
+            input_sequencer::SequenceError::TooManyClients => {
                 TerminalError::TooManyStreams { what: "clients", limit: input_sequencer::CLIENTS }
             }
         }
@@ -172,9 +181,9 @@ impl Terminal {
     pub(super) fn resize(
         &self,
         client: &ClientId,
-        size: Size,
+        size: WindowSize,
         take: bool,
-    ) -> Result<(Size, bool), TerminalError> {
+    ) -> Result<(WindowSize, bool), TerminalError> {
         let mut state = self.state();
         if let Some(exit) = state.exit {
             return Err(TerminalError::Ended(exit));
@@ -184,8 +193,8 @@ impl Terminal {
         Ok((state.size.value, state.writers.is_owner(client)))
     }
 
-    pub(super) fn apply(&self, state: &mut State, outcome: Outcome) -> Result<(), TerminalError> {
-        let Outcome::Apply(size) = outcome else { return Ok(()) };
+    pub(super) fn apply(&self, state: &mut TerminalState, outcome: SizeChange) -> Result<(), TerminalError> {
+        let SizeChange::Apply(size) = outcome else { return Ok(()) };
         if size == state.size.value {
             return Ok(());
         }
@@ -243,8 +252,8 @@ impl Terminal {
         }
     }
 
-    /// Facts that are polled (folder, foreground job) are looked at soon after something happened, if somebody watches.
-    fn wake_if_facts_are_due(&self, state: &State) {
+    /// JournalMetadata that are polled (folder, foreground job) are looked at soon after something happened, if somebody watches.
+    fn wake_if_facts_are_due(&self, state: &TerminalState) {
         if !state.viewers.is_empty() && !state.facts_scheduled {
             self.wake.notify_one();
         }

@@ -1,4 +1,4 @@
-//! State: what a terminal's task, viewers and writers share, under one short lock.
+//! TerminalState: what a terminal's task, viewers and writers share, under one short lock.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -9,7 +9,10 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::{Exit, Size, input_sequencer::Inputs, pty::Pty, screen::Shot, writers::Writers};
+use super::{
+    TerminalExit, WindowSize, input_sequencer::InputSequencer, pty::Pty, screen::ScreenSnapshot,
+    writers::AttachedWriters,
+};
 use crate::byte_log::ByteLog;
 
 #[cfg(test)]
@@ -29,26 +32,26 @@ const WRITE_BYTES: usize = 64 * 1024;
 
 /// Everything shared.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct TerminalState {
     pub(super) log: ByteLog,
     /// `None` once it has ended: the last reference hangs up.
     pub(super) pty: Option<Arc<Pty>>,
-    pub(super) inputs: Inputs,
-    pub(super) writers: Writers,
-    pub(super) viewers: BTreeMap<u64, Slot>,
+    pub(super) inputs: InputSequencer,
+    pub(super) writers: AttachedWriters,
+    pub(super) viewers: BTreeMap<u64, ViewerSlot>,
     pub(super) next_viewer: u64,
-    pub(super) title: Fact<String>,
-    pub(super) cwd: Fact<String>,
+    pub(super) title: Versioned<String>,
+    pub(super) cwd: Versioned<String>,
     /// The shell reports its folder itself (OSC 7).
     pub(super) cwd_reported: bool,
-    pub(super) foreground: Fact<String>,
-    pub(super) size: Fact<Size>,
+    pub(super) foreground: Versioned<String>,
+    pub(super) size: Versioned<WindowSize>,
     /// Sizes that the screen model has not been told of.
-    pub(super) resizes: VecDeque<(u64, Size)>,
-    /// Pictures that were asked for and made; the last one is kept as long as somebody waits for it.
+    pub(super) resizes: VecDeque<(u64, WindowSize)>,
+    /// ScreenFeeder that were asked for and made; the last one is kept as long as somebody waits for it.
     pub(super) shots_wanted: u64,
     pub(super) shots_made: u64,
-    pub(super) shot: Option<Arc<Shot>>,
+    pub(super) shot: Option<Arc<ScreenSnapshot>>,
     /// The leader was reaped: its number may be another's.
     pub(super) leader_gone: bool,
     /// Somebody ends it: nobody is waited for any more.
@@ -59,7 +62,7 @@ pub(super) struct State {
     pub(super) task_gone: bool,
     /// It left the registry; the task ends with its last viewer.
     pub(super) removed: bool,
-    pub(super) exit: Option<Exit>,
+    pub(super) exit: Option<TerminalExit>,
     /// The workspace falls asleep, or the agent ends, since then: whatever ends it now is no end of its own.
     pub(super) slept: Option<SystemTime>,
     /// Writing failed for another reason than that the PTY is full: that it can be written says nothing then.
@@ -76,7 +79,7 @@ pub(super) struct State {
 
 /// Something that is true from an offset on.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Fact<T> {
+pub(super) struct Versioned<T> {
     pub(super) value: T,
     pub(super) at: u64,
     /// Ticks with every change; 0: never set.
@@ -85,7 +88,7 @@ pub(super) struct Fact<T> {
 
 /// A viewer, as the terminal knows it.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct ViewerSlot {
     /// Shared by all viewers of one stream.
     pub(super) wake: Arc<Notify>,
     /// Offset of the next byte; `None` while it waits for a picture.
@@ -100,7 +103,7 @@ pub(super) struct Slot {
     pub(super) progressed: Instant,
 }
 
-impl<T: PartialEq> Fact<T> {
+impl<T: PartialEq> Versioned<T> {
     /// A first value, which needs no telling.
     pub(super) fn initial(value: T) -> Self {
         Self { value, at: 0, version: 0 }
@@ -116,7 +119,7 @@ impl<T: PartialEq> Fact<T> {
     }
 }
 
-impl Slot {
+impl ViewerSlot {
     fn holds_back(&self, slow_before: Option<u64>) -> bool {
         self.lossless && self.cursor.is_some_and(|at| slow_before.is_some_and(|before| at <= before))
     }
@@ -126,21 +129,21 @@ impl Slot {
     }
 }
 
-impl State {
+impl TerminalState {
     /// Without its PTY.
-    pub(super) fn new(log: ByteLog, size: Size) -> Self {
+    pub(super) fn new(log: ByteLog, size: WindowSize) -> Self {
         Self {
-            inputs: Inputs::new(log.epoch()),
+            inputs: InputSequencer::new(log.epoch()),
             log,
             pty: None,
-            writers: Writers::default(),
+            writers: AttachedWriters::default(),
             viewers: BTreeMap::new(),
             next_viewer: 0,
-            title: Fact::default(),
-            cwd: Fact::default(),
+            title: Versioned::default(),
+            cwd: Versioned::default(),
             cwd_reported: false,
-            foreground: Fact::default(),
-            size: Fact::initial(size),
+            foreground: Versioned::default(),
+            size: Versioned::initial(size),
             resizes: VecDeque::new(),
             shots_wanted: 0,
             shots_made: 0,
@@ -164,7 +167,7 @@ impl State {
         self.viewers.values().for_each(|slot| slot.wake.notify_one());
     }
 
-    pub(super) fn set_size(&mut self, size: Size) {
+    pub(super) fn set_size(&mut self, size: WindowSize) {
         let at = self.log.next();
         self.size.set(size, at);
         // The task takes them with its next turn.

@@ -8,9 +8,10 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{
-    Attach, Attachment, TerminalError, TerminalId, Terminals, Watch, WatchFrom, WatchManner,
-    registry::Inner,
-    viewer::{self, Manner, Viewer},
+    AttachOptions, Attachment, TerminalError, TerminalId, TerminalWatch, Terminals, WatchOptions,
+    WatchTarget,
+    registry::TerminalsInner,
+    viewer::{self, Viewer, ViewerOptions},
 };
 
 /// Watches and attachments of the whole workspace at once; another is refused.
@@ -22,16 +23,16 @@ pub(super) const WATCHED: usize = 64;
 #[derive(Debug)]
 pub(super) struct WatchGuard {
     id: String,
-    inner: Arc<Inner>,
+    inner: Arc<TerminalsInner>,
 }
 
 impl Terminals {
     /// Joins one terminal, both ways.
-    pub fn attach(&self, attach: &Attach) -> Result<Attachment, TerminalError> {
+    pub fn attach(&self, attach: &AttachOptions) -> Result<Attachment, TerminalError> {
         let terminal = self.find(&attach.terminal)?;
         let wake = Arc::new(Notify::new());
         let guard = self.watch_guard()?;
-        let manner = Manner {
+        let manner = ViewerOptions {
             from: attach.from,
             client: attach.client.clone(),
             writes: !attach.read_only,
@@ -41,12 +42,16 @@ impl Terminals {
         };
         let viewer = Viewer::join(&terminal, &manner, &wake)?;
         let id = viewer.id();
-        let watch = Watch::new(vec![viewer], VecDeque::new(), Arc::clone(&wake), Some(guard));
+        let watch = TerminalWatch::new(vec![viewer], VecDeque::new(), Arc::clone(&wake), Some(guard));
         Ok(Attachment::new(watch, terminal, id, wake, attach))
     }
 
     /// Reads one or several terminals. One that cannot be read fails alone.
-    pub fn watch(&self, terminals: &[WatchFrom], manner: &WatchManner) -> Result<Watch, TerminalError> {
+    pub fn watch(
+        &self,
+        terminals: &[WatchTarget],
+        manner: &WatchOptions,
+    ) -> Result<TerminalWatch, TerminalError> {
         if !(1..=WATCHED).contains(&terminals.len()) {
             return Err(TerminalError::BadField { field: "terminals", allowed: "1 to 64" });
         }
@@ -56,11 +61,11 @@ impl Terminals {
         let wake = Arc::new(Notify::new());
         let guard = self.watch_guard()?;
         let (mut viewers, mut failed, mut acks) = (Vec::new(), VecDeque::new(), HashMap::new());
-        for WatchFrom { terminal: id, from } in terminals {
-            let manner = Manner {
+        for WatchTarget { terminal: id, from } in terminals {
+            let manner = ViewerOptions {
                 from: *from,
                 client: manner.client.clone(),
-                // A browser types with Write beside its Watch.
+                // A browser types with Write beside its TerminalWatch.
                 writes: true,
                 size: None,
                 credit: manner.credit,
@@ -75,7 +80,7 @@ impl Terminals {
             }
         }
         self.inner.all().watches.insert(guard.id.clone(), acks);
-        Ok(Watch::new(viewers, failed, wake, Some(guard)))
+        Ok(TerminalWatch::new(viewers, failed, wake, Some(guard)))
     }
 
     /// Credit for a watch.

@@ -9,14 +9,14 @@ use std::{
 use tokio::{sync::watch, task::yield_now, time::sleep_until};
 
 use super::{
-    Exit, Terminal,
-    builder::Opened,
-    counters::Counters,
-    escape::{Named, Scanner},
-    foreground_poller::Facts,
-    pty::{Pty, Reading},
-    screen_feeder::{Need, Pictures},
-    state::State,
+    Terminal, TerminalExit,
+    builder::OpenedTerminal,
+    counters::TerminalCounters,
+    escape::{EscapeScanner, OscEvent},
+    foreground_poller::ForegroundPoller,
+    pty::{Pty, PtyRead},
+    screen_feeder::{FeedDecision, ScreenFeeder},
+    state::TerminalState,
 };
 use crate::child::ExitStatus;
 
@@ -33,15 +33,15 @@ const LOOK_CLOSED: Duration = Duration::from_secs(1);
 /// less often, once for a burst of bytes.
 const READ_SLICE: Duration = Duration::from_micros(250);
 /// Everything only the task knows.
-pub(super) struct Task {
+pub(super) struct TerminalTask {
     terminal: Arc<Terminal>,
     /// `None` once the terminal has ended.
     pty: Option<Arc<Pty>>,
     leader: watch::Receiver<Option<ExitStatus>>,
-    counters: Arc<Counters>,
-    scanner: Scanner,
-    pictures: Pictures,
-    facts: Facts,
+    counters: Arc<TerminalCounters>,
+    scanner: EscapeScanner,
+    pictures: ScreenFeeder,
+    facts: ForegroundPoller,
     exited: Option<(ExitStatus, Instant)>,
     /// Nobody had the other side open when it was last read.
     closed: bool,
@@ -55,25 +55,25 @@ pub(super) struct Task {
 
 /// How the PTY is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Look {
+enum ReadMode {
     /// When the reactor says so.
-    AsHeard,
+    WhenReady,
     /// Before it is said to have ended: whatever the reactor says.
-    Last,
+    Final,
 }
 
 /// What to wait for.
 #[derive(Debug)]
-struct Plan {
+struct WaitPlan {
     read: bool,
     write: bool,
-    picture: Need,
+    picture: FeedDecision,
     at: Option<Instant>,
     over: bool,
 }
 
-impl Plan {
-    fn of(picture: Need) -> Self {
+impl WaitPlan {
+    fn of(picture: FeedDecision) -> Self {
         Self { read: false, write: false, picture, at: None, over: false }
     }
 
@@ -82,9 +82,9 @@ impl Plan {
     }
 }
 
-impl Task {
-    pub(super) fn new(opened: Opened, counters: Arc<Counters>) -> Self {
-        let Opened { terminal, pty, ended: leader } = opened;
+impl TerminalTask {
+    pub(super) fn new(opened: OpenedTerminal, counters: Arc<TerminalCounters>) -> Self {
+        let OpenedTerminal { terminal, pty, ended: leader } = opened;
         let now = Instant::now();
         let size = terminal.state().size.value;
         Self {
@@ -92,9 +92,9 @@ impl Task {
             pty,
             leader,
             counters,
-            scanner: Scanner::default(),
-            pictures: Pictures::new(size, now),
-            facts: Facts::default(),
+            scanner: EscapeScanner::default(),
+            pictures: ScreenFeeder::new(size, now),
+            facts: ForegroundPoller::default(),
             exited: None,
             closed: false,
             polled: false,
@@ -111,7 +111,7 @@ impl Task {
             if plan.over {
                 return;
             }
-            if plan.picture == Need::Hold {
+            if plan.picture == FeedDecision::Hold {
                 // Whatever else happens waits, so that nothing can keep the picture from being made.
                 self.feed(plan.picture);
                 self.write();
@@ -126,11 +126,11 @@ impl Task {
                 _ = async { self.leader.wait_for(Option::is_some).await.map(|_| ()) }, if self.exited.is_none() => {
                     self.leader_exited();
                 }
-                _ = readable(pty.as_deref()), if plan.read => full = self.read_burst(Look::AsHeard),
+                _ = readable(pty.as_deref()), if plan.read => full = self.read_burst(ReadMode::WhenReady),
                 _ = writable(pty.as_deref()), if plan.write => {}
                 () = self.terminal.wake.notified() => {}
                 () = sleep_until(plan.at.unwrap_or(self.last_read).into()), if plan.at.is_some() => {}
-                () = yield_now(), if plan.picture == Need::Feed => {
+                () = yield_now(), if plan.picture == FeedDecision::Feed => {
                     self.feed(plan.picture);
                     full = true;
                 }
@@ -145,21 +145,21 @@ impl Task {
     }
 
     /// Looks at everything that has a time, and says what to wait for.
-    fn plan(&mut self) -> Plan {
+    fn plan(&mut self) -> WaitPlan {
         let now = Instant::now();
         let terminal = Arc::clone(&self.terminal);
         let looked = self.look_once_more(now);
         let mut guard = terminal.state();
         let state = &mut *guard;
-        let mut plan = Plan::of(self.pictures.need(state, now, self.last_read));
-        if plan.picture == Need::Hold {
+        let mut plan = WaitPlan::of(self.pictures.need(state, now, self.last_read));
+        if plan.picture == FeedDecision::Hold {
             // Not quiet: held back.
             self.last_read = now;
         } else if self.pty.is_some() {
             self.plan_reading(state, now, &mut plan);
             if self.has_ended(state, now, looked, &mut plan) {
                 self.finish(state);
-                plan = Plan::of(plan.picture);
+                plan = WaitPlan::of(plan.picture);
             } else {
                 // Once closed the reactor says "writable" for ever: then it is written with every look.
                 plan.write =
@@ -174,14 +174,14 @@ impl Task {
         {
             plan.look_at(at);
         }
-        if let Need::At(at) = plan.picture {
+        if let FeedDecision::At(at) = plan.picture {
             plan.look_at(at);
         }
         plan.over = state.removed && state.exit.is_some() && state.viewers.is_empty();
         plan
     }
 
-    fn plan_reading(&mut self, state: &mut State, now: Instant, plan: &mut Plan) {
+    fn plan_reading(&mut self, state: &mut TerminalState, now: Instant, plan: &mut WaitPlan) {
         match state.wait_for_readers(now) {
             Some(until) => {
                 plan.look_at(until);
@@ -216,14 +216,14 @@ impl Task {
             state.waits_for_reader_until().is_none() && (state.killed || quiet_at <= now)
         };
         if due && !self.closed {
-            self.read_burst(Look::Last);
+            self.read_burst(ReadMode::Final);
         }
         due
     }
 
     /// Law 9: the leader has exited, and there is no byte left, or nothing came for a while and nothing is there, or those who hold it
     /// are not ours to end.
-    fn has_ended(&self, state: &State, now: Instant, looked: bool, plan: &mut Plan) -> bool {
+    fn has_ended(&self, state: &TerminalState, now: Instant, looked: bool, plan: &mut WaitPlan) -> bool {
         let Some(quiet_at) = self.quiet_at() else { return false };
         if state.paused.is_some() {
             return false;
@@ -232,9 +232,9 @@ impl Task {
         self.closed || looked && (state.killed || quiet_at <= now)
     }
 
-    fn finish(&mut self, state: &mut State) {
+    fn finish(&mut self, state: &mut TerminalState) {
         let how = self.exited.map_or(ExitStatus::Code(255), |(how, _)| how);
-        state.exit = Some(Exit {
+        state.exit = Some(TerminalExit {
             how,
             final_offset: state.log.next(),
             at: SystemTime::now(),
@@ -261,19 +261,19 @@ impl Task {
     }
 
     /// Reads what is there, for a slice of time unless it is the last look; `true` if there is more.
-    fn read_burst(&mut self, look: Look) -> bool {
+    fn read_burst(&mut self, look: ReadMode) -> bool {
         let Some(pty) = &self.pty else { return false };
         let terminal = &self.terminal;
         let burst = match look {
-            Look::AsHeard => terminal.state().burst_bytes(),
-            Look::Last => self.untold + LAST_BYTES,
+            ReadMode::WhenReady => terminal.state().burst_bytes(),
+            ReadMode::Final => self.untold + LAST_BYTES,
         };
         let begin = Instant::now();
         let before = self.untold;
         let mut more = true;
         self.closed = false;
         self.looked_at = begin;
-        while more && self.untold < burst && (look == Look::Last || begin.elapsed() < READ_SLICE) {
+        while more && self.untold < burst && (look == ReadMode::Final || begin.elapsed() < READ_SLICE) {
             let scanner = &mut self.scanner;
             let take = |bytes: &[u8]| {
                 let mut state = terminal.state();
@@ -282,13 +282,13 @@ impl Task {
                 scanner.scan(bytes, |index, named| name(&mut state, named, from + index as u64));
             };
             let reading = match look {
-                Look::AsHeard => pty.read(take),
-                Look::Last => pty.read_now(take),
+                ReadMode::WhenReady => pty.read(take),
+                ReadMode::Final => pty.read_now(take),
             };
             match reading {
-                Reading::Bytes(n) => self.untold += n,
-                Reading::Later => more = false,
-                Reading::Closed => {
+                PtyRead::Bytes(n) => self.untold += n,
+                PtyRead::WouldBlock => more = false,
+                PtyRead::Closed => {
                     self.closed = true;
                     self.polled = true;
                     more = false;
@@ -313,23 +313,23 @@ impl Task {
         }
     }
 
-    fn feed(&mut self, need: Need) {
+    fn feed(&mut self, need: FeedDecision) {
         self.pictures.feed(need, &self.terminal, &self.counters);
     }
 }
 
 /// Tells the readers of what was read.
-fn tell(untold: &mut usize, state: &mut State) {
+fn tell(untold: &mut usize, state: &mut TerminalState) {
     if std::mem::take(untold) > 0 {
         state.note_activity();
         state.wake_viewers();
     }
 }
 
-fn name(state: &mut State, named: Named, at: u64) {
+fn name(state: &mut TerminalState, named: OscEvent, at: u64) {
     match named {
-        Named::Title(title) => drop(state.title.set(title, at)),
-        Named::Folder(folder) => {
+        OscEvent::Title(title) => drop(state.title.set(title, at)),
+        OscEvent::Directory(folder) => {
             state.cwd_reported = true;
             state.cwd.set(folder.to_string_lossy().into_owned(), at);
         }

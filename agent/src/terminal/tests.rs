@@ -63,32 +63,32 @@ impl House {
         Self { terminals, gate, root, _reaper: reaper }
     }
 
-    fn open(&self, argv: &[&str]) -> Info {
+    fn open(&self, argv: &[&str]) -> TerminalInfo {
         self.try_open(argv).expect("a terminal")
     }
 
-    fn try_open(&self, argv: &[&str]) -> Result<Info, TerminalError> {
+    fn try_open(&self, argv: &[&str]) -> Result<TerminalInfo, TerminalError> {
         let argv = argv.iter().map(|word| (*word).to_owned()).collect();
         let program = Program { argv, ..Program::default() };
-        open_door(self.terminals.create(Create { program, ..Create::default() }))
+        open_door(self.terminals.create(CreateTerminal { program, ..CreateTerminal::default() }))
     }
 
     /// A shell without line editing that prints what its script says.
-    fn script(&self, script: &str) -> Info {
+    fn script(&self, script: &str) -> TerminalInfo {
         self.open(&["sh", "-c", script])
     }
 
-    fn attach(&self, id: &TerminalId, client: &str, from: From) -> Attachment {
+    fn attach(&self, id: &TerminalId, client: &str, from: ViewerStart) -> Attachment {
         self.terminals.attach(&attach(id, client, from)).expect("an attachment")
     }
 
-    async fn exit(&self, id: &TerminalId) -> Exit {
+    async fn exit(&self, id: &TerminalId) -> TerminalExit {
         eventually(|| self.terminals.get(id).expect("kept").exit).await
     }
 }
 
-fn attach(id: &TerminalId, client: &str, from: From) -> Attach {
-    Attach {
+fn attach(id: &TerminalId, client: &str, from: ViewerStart) -> AttachOptions {
+    AttachOptions {
         terminal: id.clone(),
         from,
         client: Some(ClientId::new(client).expect("valid")),
@@ -99,8 +99,8 @@ fn attach(id: &TerminalId, client: &str, from: From) -> Attach {
     }
 }
 
-fn user(offset: u64, data: &[u8]) -> Input<'_> {
-    Input { epoch: 7, offset, data, kind: InputKind::User }
+fn user(offset: u64, data: &[u8]) -> TerminalInput<'_> {
+    TerminalInput { epoch: 7, offset, data, kind: InputKind::User }
 }
 
 /// What needs not wait, as the door is open.
@@ -109,7 +109,7 @@ fn open_door<T>(done: impl Future<Output = T>) -> T {
 }
 
 /// Who lives in its session, now that its leader is gone.
-fn session(terminal: &Info) -> Vec<Pid> {
+fn session(terminal: &TerminalInfo) -> Vec<Pid> {
     procfs::session(terminal.pid.expect("a leader"), true)
 }
 
@@ -135,7 +135,7 @@ async fn next_frame(attachment: &mut Attachment) -> Option<Frame> {
     loop {
         match next(attachment).await? {
             AttachmentEvent::Frame(frame) => return Some(frame),
-            AttachmentEvent::Ack { .. } | AttachmentEvent::Refused(_) => {}
+            AttachmentEvent::Ack { .. } | AttachmentEvent::Rejected(_) => {}
         }
     }
 }
@@ -146,7 +146,7 @@ struct Log {
     bytes: Vec<u8>,
     at: u64,
     gaps: u64,
-    exit: Option<Exit>,
+    exit: Option<TerminalExit>,
 }
 
 impl Log {

@@ -8,9 +8,9 @@ use std::{sync::Arc, time::Instant};
 use tokio::sync::Notify;
 
 use super::{
-    ClientId, Frame, FrameKind, From, Size, Terminal, TerminalError,
-    sent_metadata::Told,
-    state::{Slot, State},
+    ClientId, Frame, FrameKind, Terminal, TerminalError, ViewerStart, WindowSize,
+    sent_metadata::SentMetadata,
+    state::{TerminalState, ViewerSlot},
 };
 use crate::byte_log::{CHUNK_BYTES, Read};
 
@@ -22,13 +22,13 @@ const YOUNG: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// How a viewer reads.
 #[derive(Debug, Clone)]
-pub(super) struct Manner {
-    pub(super) from: From,
+pub(super) struct ViewerOptions {
+    pub(super) from: ViewerStart,
     /// Who watches; `None` for somebody who never types.
     pub(super) client: Option<ClientId>,
     /// It may type.
     pub(super) writes: bool,
-    pub(super) size: Option<Size>,
+    pub(super) size: Option<WindowSize>,
     /// Bytes under way without an ack; 0: any number.
     pub(super) credit: u64,
     pub(super) lossless: bool,
@@ -49,7 +49,7 @@ pub(super) struct Viewer {
     shot: Option<u64>,
     /// …because it fell off the log here.
     fell_at: Option<u64>,
-    told: Told,
+    told: SentMetadata,
     finished: bool,
 }
 
@@ -57,7 +57,7 @@ impl Viewer {
     /// Joins a terminal; `wake` is notified whenever there may be a frame.
     pub(super) fn join(
         terminal: &Arc<Terminal>,
-        manner: &Manner,
+        manner: &ViewerOptions,
         wake: &Arc<Notify>,
     ) -> Result<Self, TerminalError> {
         let mut guard = terminal.state();
@@ -67,14 +67,14 @@ impl Viewer {
         }
         let (oldest, next) = (state.log.oldest(), state.log.next());
         let cursor = match manner.from {
-            From::Position { epoch, offset } if epoch == state.log.epoch() => {
+            ViewerStart::Position { epoch, offset } if epoch == state.log.epoch() => {
                 if offset > next {
                     return Err(TerminalError::BadOffset { next });
                 }
                 offset
             }
-            From::Position { .. } | From::Oldest => oldest,
-            From::Screen | From::Now => next,
+            ViewerStart::Position { .. } | ViewerStart::Oldest => oldest,
+            ViewerStart::Screen | ViewerStart::Now => next,
         };
         if let Some(client) = &manner.client
             && !state.inputs.attach(client, Instant::now())
@@ -86,12 +86,12 @@ impl Viewer {
         }
         let young = terminal.created.elapsed().is_ok_and(|age| age < YOUNG);
         let live_from = if !state.ever_attached && young { cursor.min(oldest) } else { next };
-        let screen = manner.from == From::Screen;
+        let screen = manner.from == ViewerStart::Screen;
         let id = state.next_viewer;
         state.next_viewer += 1;
         state.viewers.insert(
             id,
-            Slot {
+            ViewerSlot {
                 wake: Arc::clone(wake),
                 cursor: (!screen).then_some(cursor),
                 acked: cursor,
@@ -111,7 +111,7 @@ impl Viewer {
             came_late: cursor < oldest,
             shot: None,
             fell_at: None,
-            told: Told::default(),
+            told: SentMetadata::default(),
             finished: false,
         };
         if screen {
@@ -211,7 +211,7 @@ impl Viewer {
         self.frame(&state, at, FrameKind::KeepAlive)
     }
 
-    fn start(&self, state: &State) -> Frame {
+    fn start(&self, state: &TerminalState) -> Frame {
         let at = state.viewers.get(&self.id).and_then(|slot| slot.cursor).unwrap_or(state.log.next());
         let kind = FrameKind::Started {
             oldest: state.log.oldest(),
@@ -225,7 +225,7 @@ impl Viewer {
 
     /// Somebody who comes back with an old position has asked for bytes, so it gets all that are held; only who falls off while
     /// reading is too slow for them and gets a picture instead.
-    fn resume_at_oldest(&mut self, state: &mut State, cursor: u64) -> Option<Frame> {
+    fn resume_at_oldest(&mut self, state: &mut TerminalState, cursor: u64) -> Option<Frame> {
         if !std::mem::take(&mut self.came_late) {
             return None;
         }
@@ -237,7 +237,7 @@ impl Viewer {
         Some(self.frame(state, cursor, FrameKind::Gap { from: cursor, to: oldest }))
     }
 
-    fn picture(&mut self, state: &mut State, number: u64) -> Option<Frame> {
+    fn picture(&mut self, state: &mut TerminalState, number: u64) -> Option<Frame> {
         if state.task_gone {
             // There will be no picture: it goes on with the bytes.
             self.shot = None;
@@ -267,14 +267,14 @@ impl Viewer {
         Some(self.frame(state, shot.offset, FrameKind::Screen(shot)))
     }
 
-    fn advance(&self, state: &mut State, to: u64) {
+    fn advance(&self, state: &mut TerminalState, to: u64) {
         if let Some(slot) = state.viewers.get_mut(&self.id) {
             slot.cursor = Some(to);
             slot.progressed = Instant::now();
         }
     }
 
-    fn frame(&self, state: &State, offset: u64, kind: FrameKind) -> Frame {
+    fn frame(&self, state: &TerminalState, offset: u64, kind: FrameKind) -> Frame {
         Frame { terminal: self.terminal.id.clone(), epoch: state.log.epoch(), offset, kind }
     }
 }
@@ -299,7 +299,7 @@ impl Drop for Viewer {
     }
 }
 
-fn ask_for_shot(state: &mut State) -> u64 {
+fn ask_for_shot(state: &mut TerminalState) -> u64 {
     // One that is asked for and not made yet will do: it is made of what is there when it is made.
     if state.shots_wanted == state.shots_made {
         state.shots_wanted += 1;

@@ -1,4 +1,4 @@
-//! Watch: one stream over one or several terminals, each with its credit and its turn.
+//! TerminalWatch: one stream over one or several terminals, each with its credit and its turn.
 //!
 //! Pulled by whoever sends it on, so that HTTP/2's flow control is the back-pressure and no task is needed.
 
@@ -9,18 +9,18 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{ClientId, Frame, From, TerminalError, TerminalId, streams::WatchGuard, viewer::Viewer};
+use super::{ClientId, Frame, TerminalError, TerminalId, ViewerStart, streams::WatchGuard, viewer::Viewer};
 
 /// Quiet for so long, a stream says that it lives: proxies cut idle ones at 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// Which terminal to watch, and from where.
 #[derive(Debug, Clone)]
-pub struct WatchFrom {
+pub struct WatchTarget {
     /// Which.
     pub terminal: TerminalId,
     /// Where to begin.
-    pub from: From,
+    pub from: ViewerStart,
 }
 
 /// What a watch has to say.
@@ -39,7 +39,7 @@ pub enum WatchEvent {
 
 /// A stream of frames. Ends when all of its terminals have ended; dropping it is leaving.
 #[derive(Debug)]
-pub struct Watch {
+pub struct TerminalWatch {
     viewers: Vec<Viewer>,
     failed: VecDeque<(TerminalId, TerminalError)>,
     wake: Arc<Notify>,
@@ -52,7 +52,7 @@ pub struct Watch {
 
 /// How all terminals of a watch are read.
 #[derive(Debug, Clone)]
-pub struct WatchManner {
+pub struct WatchOptions {
     /// Who watches; `None` for somebody who never types.
     pub client: Option<ClientId>,
     /// Bytes under way without an ack, per terminal; 0: any number.
@@ -61,7 +61,7 @@ pub struct WatchManner {
     pub lossless: bool,
 }
 
-impl Watch {
+impl TerminalWatch {
     pub(super) fn new(
         viewers: Vec<Viewer>,
         failed: VecDeque<(TerminalId, TerminalError)>,

@@ -1,27 +1,27 @@
-//! Writers: whose size the terminal has, and whose emulator answers for it.
+//! AttachedWriters: whose size the terminal has, and whose emulator answers for it.
 //!
 //! Pure. One of the attached writers owns the size: the first that has one, whoever takes it, whoever types. When the owner
 //! leaves, the one that came or typed last takes over. Must not know the PTY.
 
 use std::collections::HashMap;
 
-use super::{ClientId, Size};
+use super::{ClientId, WindowSize};
 
 #[cfg(test)]
 mod tests;
 
 /// The attached clients that may type.
 #[derive(Debug, Default)]
-pub(super) struct Writers {
-    writers: HashMap<ClientId, Writer>,
+pub(super) struct AttachedWriters {
+    writers: HashMap<ClientId, AttachedWriter>,
     owner: Option<ClientId>,
     /// Ticks whenever somebody comes or types.
     clock: u64,
 }
 
 #[derive(Debug)]
-struct Writer {
-    size: Option<Size>,
+struct AttachedWriter {
+    size: Option<WindowSize>,
     /// A client may have several streams (an old one whose end nobody has noticed yet).
     streams: u32,
     last: u64,
@@ -30,20 +30,29 @@ struct Writer {
 
 /// What a request for a size did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum SizeChange {
     /// The terminal gets this size.
-    Apply(Size),
+    Apply(WindowSize),
     /// The terminal stays as it is.
-    Stay,
+    Unchanged,
 }
 
-impl Writers {
+impl AttachedWriters {
     /// A writer came; answers to what was printed before `live_from` are not wanted from it.
-    pub(super) fn attach(&mut self, client: &ClientId, size: Option<Size>, live_from: u64) -> Outcome {
+    pub(super) fn attach(
+        &mut self,
+        client: &ClientId,
+        size: Option<WindowSize>,
+        live_from: u64,
+    ) -> SizeChange {
         self.clock += 1;
         let last = self.clock;
-        let writer =
-            self.writers.entry(client.clone()).or_insert(Writer { size: None, streams: 0, last, live_from });
+        let writer = self.writers.entry(client.clone()).or_insert(AttachedWriter {
+            size: None,
+            streams: 0,
+            last,
+            live_from,
+        });
         writer.streams += 1;
         writer.last = last;
         writer.live_from = live_from;
@@ -51,59 +60,59 @@ impl Writers {
         match writer.size {
             Some(size) if self.owner.as_ref().is_none_or(|owner| owner == client) => {
                 self.owner = Some(client.clone());
-                Outcome::Apply(size)
+                SizeChange::Apply(size)
             }
-            _ => Outcome::Stay,
+            _ => SizeChange::Unchanged,
         }
     }
 
     /// One of a writer's streams ended.
-    pub(super) fn detach(&mut self, client: &ClientId) -> Outcome {
-        let Some(writer) = self.writers.get_mut(client) else { return Outcome::Stay };
+    pub(super) fn detach(&mut self, client: &ClientId) -> SizeChange {
+        let Some(writer) = self.writers.get_mut(client) else { return SizeChange::Unchanged };
         writer.streams -= 1;
         if writer.streams > 0 {
-            return Outcome::Stay;
+            return SizeChange::Unchanged;
         }
         self.writers.remove(client);
         if self.owner.as_ref() != Some(client) {
-            return Outcome::Stay;
+            return SizeChange::Unchanged;
         }
         let heir = self.writers.iter().filter(|(_, w)| w.size.is_some()).max_by_key(|(_, w)| w.last);
         let size = heir.and_then(|(_, w)| w.size);
         self.owner = heir.map(|(id, _)| id.clone());
-        size.map_or(Outcome::Stay, Outcome::Apply)
+        size.map_or(SizeChange::Unchanged, SizeChange::Apply)
     }
 
     /// A client's window has this size; `take` makes it the owner. Somebody who is not attached owns nothing, but may set a size
     /// that nobody owns, or take it once.
-    pub(super) fn resize(&mut self, client: &ClientId, size: Size, take: bool) -> Outcome {
+    pub(super) fn resize(&mut self, client: &ClientId, size: WindowSize, take: bool) -> SizeChange {
         let unowned = self.owner.is_none();
         match self.writers.get_mut(client) {
             Some(writer) => {
                 writer.size = Some(size);
                 if take || unowned || self.owner.as_ref() == Some(client) {
                     self.owner = Some(client.clone());
-                    return Outcome::Apply(size);
+                    return SizeChange::Apply(size);
                 }
-                Outcome::Stay
+                SizeChange::Unchanged
             }
-            None if take || unowned => Outcome::Apply(size),
-            None => Outcome::Stay,
+            None if take || unowned => SizeChange::Apply(size),
+            None => SizeChange::Unchanged,
         }
     }
 
     /// A client typed.
-    pub(super) fn typed(&mut self, client: &ClientId) -> Outcome {
+    pub(super) fn typed(&mut self, client: &ClientId) -> SizeChange {
         self.clock += 1;
         let clock = self.clock;
-        let Some(writer) = self.writers.get_mut(client) else { return Outcome::Stay };
+        let Some(writer) = self.writers.get_mut(client) else { return SizeChange::Unchanged };
         writer.last = clock;
         match writer.size {
             Some(size) if self.owner.as_ref() != Some(client) => {
                 self.owner = Some(client.clone());
-                Outcome::Apply(size)
+                SizeChange::Apply(size)
             }
-            _ => Outcome::Stay,
+            _ => SizeChange::Unchanged,
         }
     }
 

@@ -11,12 +11,15 @@ use super::{
     request::{bad, input, size, target},
     response::attached,
 };
-use crate::terminal::{Attachment, TerminalError, Typing, Writer};
+use crate::terminal::{Attachment, AttachmentWriter, InputQueue, TerminalError};
 
 /// Handles requests until the client sends no more. An error ends the stream.
-pub(super) async fn pump(writer: Writer, mut requests: Streaming<pb::AttachRequest>) -> Result<(), Status> {
+pub(super) async fn pump(
+    writer: AttachmentWriter,
+    mut requests: Streaming<pb::AttachRequest>,
+) -> Result<(), Status> {
     use pb::attach_request::Request as AttachCommand;
-    let mut typing = Typing::new(writer.clone());
+    let mut typing = InputQueue::new(writer.clone());
     loop {
         let request = tokio::select! {
             request = requests.message() => request?,

@@ -8,7 +8,7 @@ use tonic::Status;
 
 use crate::{
     child::{ExitStatus, signals},
-    terminal::{OpenError, TerminalError},
+    terminal::{PtyOpenError, TerminalError},
 };
 
 pub(super) fn status(error: TerminalError) -> Status {
@@ -25,11 +25,11 @@ impl From<TerminalError> for WireError {
             TerminalError::NotFound(id) => wire(Reason::TerminalNotFound).with("id", id),
             TerminalError::WatchNotFound(id) => wire(Reason::StreamNotFound).with("id", id),
             TerminalError::Spawn(error) => Self::from(error),
-            TerminalError::Pty(OpenError::NoPty) => wire(Reason::NoPty).with("what", "PTYs"),
-            TerminalError::Pty(OpenError::NoFileDescriptors) => {
+            TerminalError::Pty(PtyOpenError::NoPty) => wire(Reason::NoPty).with("what", "PTYs"),
+            TerminalError::Pty(PtyOpenError::NoFileDescriptors) => {
                 wire(Reason::NoFileDescriptors).with("what", "file descriptors")
             }
-            TerminalError::Pty(OpenError::Io(source)) => io(&error.to_string(), source),
+            TerminalError::Pty(PtyOpenError::Io(source)) => io(&error.to_string(), source),
             TerminalError::StaleEpoch { epoch } => wire(Reason::StaleEpoch).with("epoch", epoch),
             TerminalError::InputHole { expected } => {
                 wire(Reason::InputHole).with("expected_offset", expected)

@@ -3,17 +3,18 @@
 use podling_proto::{agent::v1 as pb, error::WireError};
 
 use crate::terminal::{
-    Attach, ClientId, From as Begin, Input, InputKind, SignalTarget, Size, TerminalError, TerminalId,
+    AttachOptions, ClientId, InputKind, SignalTarget, TerminalError, TerminalId, TerminalInput, ViewerStart,
+    WindowSize,
 };
 
 /// Credit that a client may request, in bytes.
 const CREDIT: std::ops::RangeInclusive<u32> = 4 * 1024..=16 * 1024 * 1024;
-pub(super) fn attach(open: pb::AttachOpen) -> Result<Attach, WireError> {
+pub(super) fn attach(open: pb::AttachOpen) -> Result<AttachOptions, WireError> {
     let client = client(&open.client_id)?;
     if client.is_none() && !open.read_only {
         return Err(bad("client_id", "1 to 64 characters, unless read_only"));
     }
-    Ok(Attach {
+    Ok(AttachOptions {
         terminal: TerminalId::new(&open.terminal_id),
         from: begin(open.from)?,
         client,
@@ -24,14 +25,14 @@ pub(super) fn attach(open: pb::AttachOpen) -> Result<Attach, WireError> {
     })
 }
 
-pub(super) fn begin(from: Option<pb::From>) -> Result<Begin, WireError> {
+pub(super) fn begin(from: Option<pb::From>) -> Result<ViewerStart, WireError> {
     match from.and_then(|from| from.from) {
         Some(pb::from::From::Position(pb::Position { epoch, offset })) => {
-            Ok(Begin::Position { epoch, offset })
+            Ok(ViewerStart::Position { epoch, offset })
         }
-        Some(pb::from::From::Screen(_)) => Ok(Begin::Screen),
-        Some(pb::from::From::Oldest(_)) => Ok(Begin::Oldest),
-        Some(pb::from::From::Now(_)) => Ok(Begin::Now),
+        Some(pb::from::From::Screen(_)) => Ok(ViewerStart::Screen),
+        Some(pb::from::From::Oldest(_)) => Ok(ViewerStart::Oldest),
+        Some(pb::from::From::Now(_)) => Ok(ViewerStart::Now),
         None => Err(bad("from", "position, screen, oldest or now")),
     }
 }
@@ -43,9 +44,9 @@ pub(super) fn client(id: &str) -> Result<Option<ClientId>, WireError> {
     Ok(Some(ClientId::new(id)?))
 }
 
-pub(super) fn size(size: Option<pb::Size>) -> Result<Option<Size>, WireError> {
+pub(super) fn size(size: Option<pb::Size>) -> Result<Option<WindowSize>, WireError> {
     match size {
-        Some(size) => Ok(Some(Size::new(size.rows, size.cols)?)),
+        Some(size) => Ok(Some(WindowSize::new(size.rows, size.cols)?)),
         None => Ok(None),
     }
 }
@@ -57,12 +58,12 @@ pub(super) fn credit(bytes: u32) -> Result<u64, WireError> {
     Err(bad("credit_bytes", "0, or 4 KiB to 16 MiB"))
 }
 
-pub(super) fn input(input: &pb::Input) -> Input<'_> {
+pub(super) fn input(input: &pb::Input) -> TerminalInput<'_> {
     let kind = match input.kind() {
         pb::InputKind::Reply => InputKind::Reply { at: input.reply_at },
         pb::InputKind::User | pb::InputKind::Unspecified => InputKind::User,
     };
-    Input { epoch: input.epoch, offset: input.offset, data: &input.data, kind }
+    TerminalInput { epoch: input.epoch, offset: input.offset, data: &input.data, kind }
 }
 
 pub(super) fn target(signal: &pb::SignalName) -> SignalTarget {

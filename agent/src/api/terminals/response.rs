@@ -7,10 +7,10 @@ use podling_proto::{
 
 use crate::{
     child::{ExitStatus, signals},
-    terminal::{AttachmentEvent, Exit, Frame, FrameKind, Info, Size, WatchEvent},
+    terminal::{AttachmentEvent, Frame, FrameKind, TerminalExit, TerminalInfo, WatchEvent, WindowSize},
 };
 
-pub(super) fn terminal(info: Info) -> pb::Terminal {
+pub(super) fn terminal(info: TerminalInfo) -> pb::Terminal {
     pb::Terminal {
         id: info.id.to_string(),
         name: info.name,
@@ -30,11 +30,11 @@ pub(super) fn terminal(info: Info) -> pb::Terminal {
     }
 }
 
-pub(super) fn cells(size: Size) -> pb::Size {
+pub(super) fn cells(size: WindowSize) -> pb::Size {
     pb::Size { rows: size.rows.into(), cols: size.cols.into() }
 }
 
-pub(super) fn exit(exit: Exit) -> pb::Exit {
+pub(super) fn exit(exit: TerminalExit) -> pb::Exit {
     let how = match exit.how {
         ExitStatus::Code(code) => pb::exit::How::Code(code),
         ExitStatus::Signal(signal) => pb::exit::How::Signal(signals::name(signal)),
@@ -86,7 +86,7 @@ pub(super) fn attached(event: AttachmentEvent) -> pb::AttachResponse {
     let response = match event {
         AttachmentEvent::Frame(happened) => Wire::Frame(frame(happened)),
         AttachmentEvent::Ack { epoch, next } => Wire::InputAck(pb::InputAck { epoch, next_offset: next }),
-        AttachmentEvent::Refused(refusal) => Wire::InputRefused(pb::InputRefused {
+        AttachmentEvent::Rejected(refusal) => Wire::InputRefused(pb::InputRefused {
             reason: error::name(WireError::from(refusal.error).reason()).to_owned(),
             epoch: refusal.epoch,
             expected_offset: refusal.expected,

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn scan(chunks: &[&[u8]]) -> (Vec<(usize, Named)>, bool) {
-    let mut scanner = Scanner::default();
+fn scan(chunks: &[&[u8]]) -> (Vec<(usize, OscEvent)>, bool) {
+    let mut scanner = EscapeScanner::default();
     let (mut found, mut at) = (Vec::new(), 0);
     for chunk in chunks {
         scanner.scan(chunk, |index, named| found.push((at + index, named)));
@@ -21,9 +21,9 @@ fn titles_and_folders_are_found_where_they_end() {
     assert_eq!(
         found,
         [
-            (9, Named::Title("one".into())),
-            (19, Named::Title("two".into())),
-            (46, Named::Folder("/tmp/a b".into())),
+            (9, OscEvent::Title("one".into())),
+            (19, OscEvent::Title("two".into())),
+            (46, OscEvent::Directory("/tmp/a b".into())),
         ]
     );
     assert!(ground);

@@ -12,13 +12,13 @@ fn id(n: usize) -> ClientId {
 
 /// Offers as the terminal does.
 fn offer(
-    inputs: &mut Inputs,
+    inputs: &mut InputSequencer,
     client: &ClientId,
     epoch: u64,
     offset: u64,
     data: &[u8],
-) -> Result<(), Refused> {
-    if let Verdict::New(skip) = inputs.judge(client, epoch, offset, data.len(), Instant::now())? {
+) -> Result<(), SequenceError> {
+    if let CheckedInput::New(skip) = inputs.judge(client, epoch, offset, data.len(), Instant::now())? {
         inputs.take(client, &data[skip..], Instant::now());
     }
     Ok(())
@@ -48,7 +48,7 @@ fn byte(client: usize, offset: u64) -> u8 {
 proptest! {
     #[test]
     fn every_keystroke_is_written_once_and_in_order(steps in prop::collection::vec(step(), 1..120)) {
-        let mut inputs = Inputs::new(5);
+        let mut inputs = InputSequencer::new(5);
         // Reference: per client what was taken; over all, the order in which it must reach the PTY (None: dropped reply).
         let mut taken: BTreeMap<usize, u64> = BTreeMap::new();
         let mut order: Vec<(usize, u64, bool)> = Vec::new();
@@ -61,14 +61,14 @@ proptest! {
                     let data: Vec<u8> = (offset..offset + len as u64).map(|o| byte(client, o)).collect();
                     let verdict = inputs.judge(&id(client), if stale { 4 } else { 5 }, offset, len, Instant::now());
                     if stale {
-                        prop_assert_eq!(verdict, Err(Refused::StaleEpoch));
+                        prop_assert_eq!(verdict, Err(SequenceError::StaleEpoch));
                     } else if offset > expected {
-                        prop_assert_eq!(verdict, Err(Refused::Hole { expected }));
+                        prop_assert_eq!(verdict, Err(SequenceError::Hole { expected }));
                     } else if offset + len as u64 <= expected {
-                        prop_assert_eq!(verdict, Ok(Verdict::Repeat));
+                        prop_assert_eq!(verdict, Ok(CheckedInput::Repeat));
                     } else {
                         let skip = (expected - offset) as usize;
-                        prop_assert_eq!(verdict, Ok(Verdict::New(skip)));
+                        prop_assert_eq!(verdict, Ok(CheckedInput::New(skip)));
                         if reply {
                             inputs.drop_in_turn(&id(client), len - skip, Instant::now());
                         } else {
@@ -93,7 +93,7 @@ proptest! {
 }
 
 /// What reached the PTY is a beginning of what was taken, and acknowledged is what lies before the first byte that waits.
-fn check(inputs: &Inputs, order: &[(usize, u64, bool)], pty: &[u8]) -> Result<(), TestCaseError> {
+fn check(inputs: &InputSequencer, order: &[(usize, u64, bool)], pty: &[u8]) -> Result<(), TestCaseError> {
     let mut acknowledged = [0_u64; 3];
     let mut written = pty.iter();
     for (client, offset, dropped) in order {
@@ -112,7 +112,7 @@ fn check(inputs: &Inputs, order: &[(usize, u64, bool)], pty: &[u8]) -> Result<()
 
 #[test]
 fn a_program_that_does_not_read_fills_the_queue_and_no_more() {
-    let mut inputs = Inputs::new(1);
+    let mut inputs = InputSequencer::new(1);
     let piece = vec![b'x'; 300 * 1024];
     let mut at = 0;
     let refused = loop {
@@ -121,7 +121,7 @@ fn a_program_that_does_not_read_fills_the_queue_and_no_more() {
             Err(refused) => break refused,
         }
     };
-    assert_eq!(refused, Refused::Full { expected: at });
+    assert_eq!(refused, SequenceError::Full { expected: at });
     assert!(at < 2 * QUEUE_BYTES as u64);
     // It reads again: the client goes on where it was.
     let front = inputs.front().len();
@@ -190,7 +190,7 @@ impl Person {
 proptest! {
     #[test]
     fn nothing_is_typed_twice_whoever_is_forgotten(visits in prop::collection::vec(visit(), 1..300)) {
-        let mut inputs = Inputs { limit: REMEMBERED, ..Inputs::new(5) };
+        let mut inputs = InputSequencer { limit: REMEMBERED, ..InputSequencer::new(5) };
         let mut people: Vec<Person> = (0..PEOPLE).map(|_| Person::default()).collect();
         let mut now = Instant::now();
         for visit in visits {
@@ -217,10 +217,10 @@ proptest! {
                         continue;
                     }
                     match inputs.judge(&id(who), 5, person.acked, person.kept.len(), now) {
-                        Ok(Verdict::Repeat) => {
+                        Ok(CheckedInput::Repeat) => {
                             prop_assert!(person.kept.last().copied() <= person.last, "what was never taken is no repeat");
                         }
-                        Ok(Verdict::New(skip)) => {
+                        Ok(CheckedInput::New(skip)) => {
                             for key in &person.kept[skip..] {
                                 prop_assert!(Some(*key) > person.last, "client {} typed {} twice", who, key);
                                 person.last = Some(*key);
@@ -229,14 +229,14 @@ proptest! {
                             inputs.take(&id(who), &bytes, now);
                             person.seen = Some(now);
                         }
-                        Err(Refused::Forgotten { expected }) => {
+                        Err(SequenceError::Forgotten { expected }) => {
                             prop_assert_eq!(person.attached, 0, "it is here");
                             let lately = person.seen.is_some_and(|seen| now.duration_since(seen) < LATELY);
                             prop_assert!(!lately, "it has just typed");
                             person.stands(expected);
                             prop_assert!(person.kept.is_empty(), "it must not guess");
                         }
-                        Err(Refused::TooManyClients) => {
+                        Err(SequenceError::TooManyClients) => {
                             let busy = |p: &&Person| p.attached > 0 || p.last.is_some();
                             prop_assert!(people.iter().filter(busy).count() >= REMEMBERED);
                         }
@@ -264,22 +264,22 @@ proptest! {
 
 #[test]
 fn the_client_away_longest_is_forgotten_and_what_it_repeats_is_refused() {
-    let mut inputs = Inputs::new(1);
+    let mut inputs = InputSequencer::new(1);
     let begin = Instant::now();
     let later = |seconds: u64| begin + Duration::from_secs(seconds);
-    let typed = |inputs: &mut Inputs, n: usize, at: Instant| {
+    let typed = |inputs: &mut InputSequencer, n: usize, at: Instant| {
         let verdict = inputs.judge(&id(n), 1, inputs.expected(&id(n)), 3, at)?;
-        assert_eq!(verdict, Verdict::New(0));
+        assert_eq!(verdict, CheckedInput::New(0));
         inputs.take(&id(n), b"abc", at);
         inputs.wrote(3);
-        Ok::<(), Refused>(())
+        Ok::<(), SequenceError>(())
     };
     assert!(inputs.attach(&id(0), begin));
     for n in 0..CLIENTS {
         typed(&mut inputs, n, begin + Duration::from_millis(n as u64)).expect("taken");
     }
     // All were here lately.
-    assert_eq!(typed(&mut inputs, CLIENTS, later(60)), Err(Refused::TooManyClients));
+    assert_eq!(typed(&mut inputs, CLIENTS, later(60)), Err(SequenceError::TooManyClients));
     assert!(!inputs.attach(&id(CLIENTS), later(60)));
     // Two minutes after it typed, the first of those who are not there makes room.
     typed(&mut inputs, CLIENTS, later(125)).expect("taken");
@@ -287,20 +287,20 @@ fn the_client_away_longest_is_forgotten_and_what_it_repeats_is_refused() {
     assert_eq!(inputs.expected(&id(0)), 3, "attached: remembered");
     assert_eq!(inputs.expected(&id(2)), 3);
     // It comes back and sends again what it has no acknowledgement for, or goes on where it was.
-    let forgotten = Refused::Forgotten { expected: APART_BYTES + 3 };
+    let forgotten = SequenceError::Forgotten { expected: APART_BYTES + 3 };
     for offset in [0, 3] {
         assert_eq!(inputs.judge(&id(1), 1, offset, 3, later(130)), Err(forgotten));
     }
     assert!(inputs.attach(&id(1), later(130)));
     assert_eq!(inputs.judge(&id(1), 1, 0, 3, later(130)), Err(forgotten), "also when it is attached again");
     typed(&mut inputs, 1, later(130)).expect("begins anew");
-    assert_eq!(inputs.judge(&id(1), 1, APART_BYTES + 3, 3, later(130)), Ok(Verdict::Repeat));
+    assert_eq!(inputs.judge(&id(1), 1, APART_BYTES + 3, 3, later(130)), Ok(CheckedInput::Repeat));
     assert_eq!(inputs.written(&id(1)), APART_BYTES + 6);
 }
 
 #[test]
 fn whoever_only_looks_makes_nobody_forgotten() {
-    let mut inputs = Inputs::new(1);
+    let mut inputs = InputSequencer::new(1);
     let now = Instant::now();
     offer(&mut inputs, &id(0), 1, 0, b"abc").expect("taken");
     inputs.wrote(3);

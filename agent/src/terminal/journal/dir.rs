@@ -1,4 +1,4 @@
-//! Shelf: the folder with one file per terminal. Blocks, so it is asked off the runtime's thread, or before there is anything to do.
+//! JournalDir: the folder with one file per terminal. Blocks, so it is asked off the runtime's thread, or before there is anything to do.
 //! Must not know what a record says.
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::record::{BadRecord, FACTS_BYTES, HISTORY_BYTES, Record};
+use super::record::{FACTS_BYTES, HISTORY_BYTES, JournalRecord, JournalRecordError};
 use crate::server::info::write_whole;
 
 /// Largest file that is read; a larger one is none of ours and is set aside.
@@ -27,26 +27,26 @@ const ASIDE: &str = "bad";
 
 /// The folder.
 #[derive(Debug)]
-pub(in crate::terminal) struct Shelf {
+pub(in crate::terminal) struct JournalDir {
     dir: PathBuf,
 }
 
 /// What lay on it.
 #[derive(Debug, Default)]
-pub(in crate::terminal) struct Found {
-    pub(in crate::terminal) records: Vec<Record>,
+pub(in crate::terminal) struct LoadedJournals {
+    pub(in crate::terminal) records: Vec<JournalRecord>,
     /// Files to set aside, and why.
     pub(in crate::terminal) bad: Vec<(String, String)>,
 }
 
-impl Shelf {
+impl JournalDir {
     pub(in crate::terminal) fn new(dir: PathBuf) -> Self {
         Self { dir }
     }
 
     /// Reads what is there and changes nothing.
-    pub(in crate::terminal) fn look(&self) -> Found {
-        let mut found = Found::default();
+    pub(in crate::terminal) fn look(&self) -> LoadedJournals {
+        let mut found = LoadedJournals::default();
         let mut files = match self.files() {
             Ok(files) => files,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return found,
@@ -126,11 +126,11 @@ impl Shelf {
         Ok(files)
     }
 
-    fn read(&self, id: &str) -> io::Result<Result<Record, BadRecord>> {
+    fn read(&self, id: &str) -> io::Result<Result<JournalRecord, JournalRecordError>> {
         let mut content = Vec::new();
         // It may have grown since it was looked at.
         File::open(self.dir.join(id))?.take(FILE_BYTES).read_to_end(&mut content)?;
-        Ok(Record::decode(content.into()))
+        Ok(JournalRecord::decode(content.into()))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Record: one terminal as it is kept on disk. Pure: bytes in, bytes out, and whatever the bytes are, never a panic.
+//! JournalRecord: one terminal as it is kept on disk. Pure: bytes in, bytes out, and whatever the bytes are, never a panic.
 //!
 //! ```text
 //!   "podling terminal 1\n" | length of facts (u32) | facts (JSON) | length of history (u64) | history | SHA-256 of all before
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     child::ExitStatus,
-    terminal::{Exit, Size},
+    terminal::{TerminalExit, WindowSize},
 };
 
 /// Begins every file; what follows is the version of the layout.
@@ -29,14 +29,14 @@ pub(in crate::terminal) const HISTORY_BYTES: usize = 1024 * 1024;
 
 /// What is known of a terminal beside its output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::terminal) struct Facts {
+pub(in crate::terminal) struct JournalMetadata {
     pub(in crate::terminal) id: String,
     pub(in crate::terminal) name: String,
     pub(in crate::terminal) request_id: String,
     /// As it is shown.
     pub(in crate::terminal) argv: Vec<String>,
     /// What starts it again; only of an interactive shell.
-    pub(in crate::terminal) again: Option<Again>,
+    pub(in crate::terminal) again: Option<RestartSpec>,
     pub(in crate::terminal) cwd: String,
     pub(in crate::terminal) title: String,
     pub(in crate::terminal) rows: u16,
@@ -54,7 +54,7 @@ pub(in crate::terminal) struct Facts {
 
 /// Program and environment, as the client gave them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::terminal) struct Again {
+pub(in crate::terminal) struct RestartSpec {
     pub(in crate::terminal) argv: Vec<String>,
     pub(in crate::terminal) env: HashMap<String, String>,
 }
@@ -70,38 +70,39 @@ pub(in crate::terminal) struct SavedExit {
 
 /// A terminal as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::terminal) struct Record {
-    pub(in crate::terminal) facts: Facts,
+pub(in crate::terminal) struct JournalRecord {
+    pub(in crate::terminal) facts: JournalMetadata,
     /// In order and without holes.
     pub(in crate::terminal) history: Vec<Bytes>,
 }
 
 /// What was read is no record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(in crate::terminal) enum BadRecord {
+pub(in crate::terminal) enum JournalRecordError {
     /// Something else.
     #[error("this is no journal of a terminal")]
-    Foreign,
+    NotAJournal,
     /// Written by another agent.
     #[error("it has another layout than this agent reads")]
-    Version,
+    UnsupportedVersion,
     /// Its sum is wrong, or it is shorter than it says.
     #[error("it is damaged")]
     Damaged,
     /// The facts cannot be.
     #[error("its facts cannot be read: {0}")]
-    Facts(String),
+    InvalidMetadata(String),
 }
 
-impl Record {
+impl JournalRecord {
     /// Whether a program is to run in it again.
     pub(in crate::terminal) fn comes_back_alive(&self) -> bool {
         self.facts.again.is_some() && (self.facts.exit.is_none() || self.facts.slept.is_some())
     }
 
     /// The file's content.
-    pub(in crate::terminal) fn encode(&self) -> Result<Vec<u8>, BadRecord> {
-        let facts = serde_json::to_vec(&self.facts).map_err(|e| BadRecord::Facts(e.to_string()))?;
+    pub(in crate::terminal) fn encode(&self) -> Result<Vec<u8>, JournalRecordError> {
+        let facts = serde_json::to_vec(&self.facts)
+            .map_err(|e| JournalRecordError::InvalidMetadata(e.to_string()))?;
         let history: usize = self.history.iter().map(Bytes::len).sum();
         let mut out = Vec::with_capacity(MAGIC.len() + facts.len() + history + 64);
         out.extend_from_slice(MAGIC);
@@ -115,15 +116,15 @@ impl Record {
         Ok(out)
     }
 
-    /// Reads what [`Record::encode`] wrote.
-    pub(in crate::terminal) fn decode(file: Bytes) -> Result<Self, BadRecord> {
-        let rest = file.strip_prefix(MAGIC).ok_or(BadRecord::Foreign)?;
+    /// Reads what [`JournalRecord::encode`] wrote.
+    pub(in crate::terminal) fn decode(file: Bytes) -> Result<Self, JournalRecordError> {
+        let rest = file.strip_prefix(MAGIC).ok_or(JournalRecordError::NotAJournal)?;
         if !rest.starts_with(VERSION) {
-            return Err(BadRecord::Version);
+            return Err(JournalRecordError::UnsupportedVersion);
         }
-        let content = file.len().checked_sub(SHA256_OUTPUT_LEN).ok_or(BadRecord::Damaged)?;
+        let content = file.len().checked_sub(SHA256_OUTPUT_LEN).ok_or(JournalRecordError::Damaged)?;
         if sum(&file[..content]) != file[content..] {
-            return Err(BadRecord::Damaged);
+            return Err(JournalRecordError::Damaged);
         }
         let mut left = file.slice(..content);
         take(&mut left, MAGIC.len() + VERSION.len())?;
@@ -131,21 +132,22 @@ impl Record {
         let facts = take(&mut left, length)?;
         let length = take(&mut left, 8)?[..].try_into().map_or(0, u64::from_le_bytes);
         if length != left.len() as u64 || left.len() > HISTORY_BYTES {
-            return Err(BadRecord::Damaged);
+            return Err(JournalRecordError::Damaged);
         }
-        let facts: Facts = serde_json::from_slice(&facts).map_err(|e| BadRecord::Facts(e.to_string()))?;
+        let facts: JournalMetadata =
+            serde_json::from_slice(&facts).map_err(|e| JournalRecordError::InvalidMetadata(e.to_string()))?;
         Ok(Self { facts, history: vec![left] })
     }
 }
 
-impl Facts {
-    pub(in crate::terminal) fn size(&self) -> Size {
-        Size::new(self.rows.into(), self.cols.into()).unwrap_or_default()
+impl JournalMetadata {
+    pub(in crate::terminal) fn size(&self) -> WindowSize {
+        WindowSize::new(self.rows.into(), self.cols.into()).unwrap_or_default()
     }
 }
 
 impl SavedExit {
-    pub(in crate::terminal) fn of(exit: &Exit) -> Self {
+    pub(in crate::terminal) fn of(exit: &TerminalExit) -> Self {
         let (code, signal) = match exit.how {
             ExitStatus::Code(code) => (Some(code), None),
             ExitStatus::Signal(signal) => (None, Some(signal)),
@@ -154,10 +156,10 @@ impl SavedExit {
     }
 
     /// In a log that now ends at `final_offset`.
-    pub(in crate::terminal) fn exit(self, final_offset: u64) -> Exit {
+    pub(in crate::terminal) fn exit(self, final_offset: u64) -> TerminalExit {
         let how = self.signal.map_or(ExitStatus::Code(self.code.unwrap_or(255)), ExitStatus::Signal);
         let Self { at, held_by_background, .. } = self;
-        Exit { how, final_offset, at: time(at), held_by_background }
+        TerminalExit { how, final_offset, at: time(at), held_by_background }
     }
 }
 
@@ -171,9 +173,9 @@ pub(in crate::terminal) fn time(nanos: u64) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_nanos(nanos)).unwrap_or(UNIX_EPOCH)
 }
 
-fn take(left: &mut Bytes, bytes: usize) -> Result<Bytes, BadRecord> {
+fn take(left: &mut Bytes, bytes: usize) -> Result<Bytes, JournalRecordError> {
     if bytes > left.len() {
-        return Err(BadRecord::Damaged);
+        return Err(JournalRecordError::Damaged);
     }
     Ok(left.split_to(bytes))
 }
@@ -192,13 +194,13 @@ mod tests {
 
     use super::*;
 
-    fn record(history: Vec<u8>) -> Record {
-        let facts = Facts {
+    fn record(history: Vec<u8>) -> JournalRecord {
+        let facts = JournalMetadata {
             id: "abcdefghijkl".into(),
             name: "main".into(),
             request_id: String::new(),
             argv: vec!["bash".into(), "-l".into()],
-            again: Some(Again { argv: Vec::new(), env: [("A".into(), "ä\n\"".into())].into() }),
+            again: Some(RestartSpec { argv: Vec::new(), env: [("A".into(), "ä\n\"".into())].into() }),
             cwd: "/home".into(),
             title: "title".into(),
             rows: 24,
@@ -210,17 +212,18 @@ mod tests {
             slept: Some(3),
             exit: Some(SavedExit { code: None, signal: Some(1), at: 3, held_by_background: false }),
         };
-        Record { facts, history: vec![history.into()] }
+        JournalRecord { facts, history: vec![history.into()] }
     }
 
     #[test]
     fn what_is_foreign_or_newer_is_told_from_what_is_damaged() {
-        let decode = |bytes: &[u8]| Record::decode(Bytes::copy_from_slice(bytes)).expect_err("no record");
+        let decode =
+            |bytes: &[u8]| JournalRecord::decode(Bytes::copy_from_slice(bytes)).expect_err("no record");
         let file = record(b"history".to_vec()).encode().expect("encoded");
-        assert_eq!(decode(b"#!/bin/sh"), BadRecord::Foreign);
-        assert_eq!(decode(b"podling terminal 2\nwhatever"), BadRecord::Version);
-        assert_eq!(decode(&file[..file.len() - 1]), BadRecord::Damaged);
-        assert_eq!(decode(b"podling terminal 1\n"), BadRecord::Damaged);
+        assert_eq!(decode(b"#!/bin/sh"), JournalRecordError::NotAJournal);
+        assert_eq!(decode(b"podling terminal 2\nwhatever"), JournalRecordError::UnsupportedVersion);
+        assert_eq!(decode(&file[..file.len() - 1]), JournalRecordError::Damaged);
+        assert_eq!(decode(b"podling terminal 1\n"), JournalRecordError::Damaged);
     }
 
     proptest! {
@@ -232,10 +235,10 @@ mod tests {
         ) {
             let record = record(history);
             let mut file = record.encode().expect("encoded");
-            prop_assert_eq!(&Record::decode(file.clone().into()).expect("decoded"), &record);
+            prop_assert_eq!(&JournalRecord::decode(file.clone().into()).expect("decoded"), &record);
             let at = at.index(file.len());
             file[at] ^= flip;
-            prop_assert!(Record::decode(file.into()).is_err());
+            prop_assert!(JournalRecord::decode(file.into()).is_err());
         }
 
         #[test]
@@ -246,7 +249,7 @@ mod tests {
                 let sum = sum(&file);
                 file.extend_from_slice(&sum);
             }
-            let _whatever = Record::decode(file.into());
+            let _whatever = JournalRecord::decode(file.into());
         }
     }
 }

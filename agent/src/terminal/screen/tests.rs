@@ -4,10 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SIZE: Size = Size { rows: 8, cols: 20 };
+const SIZE: WindowSize = WindowSize { rows: 8, cols: 20 };
 
 /// Feeds a model until it has seen the whole log.
-fn catch_up(model: &mut Model, log: &mut ByteLog) {
+fn catch_up(model: &mut ScreenModel, log: &mut ByteLog) {
     if model.is_lost(log) {
         model.skip(log);
     }
@@ -16,7 +16,7 @@ fn catch_up(model: &mut Model, log: &mut ByteLog) {
     }
 }
 
-fn parser(size: Size) -> vt100::Parser {
+fn parser(size: WindowSize) -> vt100::Parser {
     let (rows, cols) = cells(size);
     vt100::Parser::new(rows, cols, 0)
 }
@@ -62,7 +62,7 @@ proptest! {
         let bytes = pieces.concat();
         let cut = cut.index(bytes.len() + 1);
         let mut log = ByteLog::new(1, 1 << 20);
-        let mut model = Model::new(SIZE);
+        let mut model = ScreenModel::new(SIZE);
         for part in bytes[..cut].chunks(step) {
             log.push(part);
             catch_up(&mut model, &mut log);
@@ -87,7 +87,7 @@ proptest! {
 #[derive(Debug, Clone)]
 enum Mess {
     Bytes(Vec<u8>),
-    Size(Size),
+    Size(WindowSize),
     Shoot,
 }
 
@@ -106,7 +106,7 @@ fn mess() -> impl Strategy<Value = Mess> {
         4 => piece().prop_map(Mess::Bytes),
         4 => sequence.prop_map(Mess::Bytes),
         2 => prop::collection::vec(any::<u8>(), 1..40).prop_map(Mess::Bytes),
-        2 => size.prop_map(|(rows, cols)| Mess::Size(Size { rows, cols })),
+        2 => size.prop_map(|(rows, cols)| Mess::Size(WindowSize { rows, cols })),
         2 => Just(Mess::Shoot),
     ]
 }
@@ -120,7 +120,7 @@ proptest! {
     #[test]
     fn no_mess_breaks_the_model(messes in prop::collection::vec(mess(), 1..80)) {
         let mut log = ByteLog::new(1, 1 << 20);
-        let mut model = Model::new(SIZE);
+        let mut model = ScreenModel::new(SIZE);
         for mess in messes {
             match mess {
                 Mess::Bytes(bytes) => log.push(&bytes),
@@ -142,26 +142,26 @@ proptest! {
 
 #[test]
 fn nothing_is_built_before_it_is_needed() {
-    assert!(Model::new(SIZE).parser.is_none());
+    assert!(ScreenModel::new(SIZE).parser.is_none());
 }
 
 #[test]
 fn a_resize_takes_effect_at_its_offset() {
     let mut log = ByteLog::new(1, 1 << 20);
-    let mut model = Model::new(Size { rows: 4, cols: 10 });
+    let mut model = ScreenModel::new(WindowSize { rows: 4, cols: 10 });
     log.push(b"0123456789ab");
-    model.resized(12, Size { rows: 4, cols: 20 });
+    model.resized(12, WindowSize { rows: 4, cols: 20 });
     log.push(b"cdefgh");
     catch_up(&mut model, &mut log);
     let shot = model.shot();
-    assert_eq!(shot.size, Size { rows: 4, cols: 20 });
+    assert_eq!(shot.size, WindowSize { rows: 4, cols: 20 });
     assert_eq!(model.parser().screen().rows(0, 20).collect::<Vec<_>>()[..2], ["0123456789", "abcdefgh"]);
 }
 
 #[test]
 fn a_model_that_was_left_behind_goes_on_with_the_newest_lines_and_keeps_the_modes() {
     let mut log = ByteLog::new(1, 256 * 1024);
-    let mut model = Model::new(SIZE);
+    let mut model = ScreenModel::new(SIZE);
     log.push(b"\x1b[?2004hold");
     catch_up(&mut model, &mut log);
     for i in 0..100_000 {
@@ -178,7 +178,7 @@ fn a_model_that_was_left_behind_goes_on_with_the_newest_lines_and_keeps_the_mode
 
 #[test]
 fn a_huge_window_costs_a_bounded_model() {
-    let mut model = Model::new(Size { rows: 4096, cols: 4096 });
+    let mut model = ScreenModel::new(WindowSize { rows: 4096, cols: 4096 });
     let shot = model.shot();
     assert!(usize::from(shot.size.rows) * usize::from(shot.size.cols) <= CELLS);
 }
@@ -186,7 +186,7 @@ fn a_huge_window_costs_a_bounded_model() {
 #[test]
 fn the_most_colourful_screen_fits_into_a_message() {
     let mut log = ByteLog::new(1, 64 << 20);
-    let mut model = Model::new(Size { rows: 64, cols: 1024 });
+    let mut model = ScreenModel::new(WindowSize { rows: 64, cols: 1024 });
     let paint = |log: &mut ByteLog| {
         for cell in 0..64 * 1024_u32 {
             let (a, b) = (100 + cell % 150, 100 + cell / 150 % 150);

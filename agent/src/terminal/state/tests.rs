@@ -5,12 +5,12 @@ use super::*;
 const HELD: usize = 1024 * 1024;
 
 /// A terminal that printed as much as its log holds, and lossless readers at these offsets who last went on at `progressed`.
-fn read_at(offsets: &[u64], progressed: Instant) -> State {
+fn read_at(offsets: &[u64], progressed: Instant) -> TerminalState {
     let mut log = ByteLog::new(1, HELD);
     log.push(&vec![b'x'; HELD]);
-    let mut state = State::new(log, Size::default());
+    let mut state = TerminalState::new(log, WindowSize::default());
     for (id, at) in offsets.iter().enumerate() {
-        let slot = Slot {
+        let slot = ViewerSlot {
             wake: Arc::default(),
             cursor: Some(*at),
             acked: *at,

@@ -10,7 +10,7 @@ use super::*;
 async fn an_exit_says_how_and_where_and_is_kept() {
     let house = House::new();
     let done = house.script("printf hello; exit 3");
-    let log = read_all(house.attach(&done.id, "a", From::Oldest)).await;
+    let log = read_all(house.attach(&done.id, "a", ViewerStart::Oldest)).await;
     assert_eq!(log.text(), "hello");
     let exit = log.exit.expect("an exit");
     assert_eq!((exit.how, exit.final_offset, exit.held_by_background), (ExitStatus::Code(3), 5, false));
@@ -19,7 +19,7 @@ async fn an_exit_says_how_and_where_and_is_kept() {
     assert_eq!(house.exit(&killed.id).await.how, ExitStatus::Signal(rustix::process::Signal::SEGV.as_raw()));
 
     // Somebody who comes late is told the same.
-    assert_eq!(read_all(house.attach(&done.id, "b", From::Oldest)).await.exit, Some(exit));
+    assert_eq!(read_all(house.attach(&done.id, "b", ViewerStart::Oldest)).await.exit, Some(exit));
     assert_eq!(house.terminals.list().len(), 2);
     house.terminals.close(&done.id, DEFAULT_GRACE).await.expect("closed");
     assert!(matches!(house.terminals.get(&done.id), Err(TerminalError::NotFound(_))));
@@ -30,7 +30,7 @@ async fn everything_that_was_printed_comes_before_the_exit() {
     let house = House::new();
     for round in 0..10 {
         let terminal = house.script("i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; exit 0");
-        let log = read_all(house.attach(&terminal.id, "a", From::Oldest)).await;
+        let log = read_all(house.attach(&terminal.id, "a", ViewerStart::Oldest)).await;
         assert!(
             log.text().ends_with("line 1999\r\n"),
             "round {round}: lost the end: {} bytes",
@@ -46,7 +46,7 @@ async fn a_background_job_that_holds_the_terminal_delays_the_exit_but_does_not_h
     let terminal =
         house.open(&["bash", "-c", "trap '' HUP; (sleep 0.1; echo late; sleep 60) & echo early; exit 4"]);
     let began = Instant::now();
-    let log = read_all(house.attach(&terminal.id, "a", From::Oldest)).await;
+    let log = read_all(house.attach(&terminal.id, "a", ViewerStart::Oldest)).await;
     let exit = log.exit.expect("an exit");
     assert_eq!((exit.how, exit.held_by_background), (ExitStatus::Code(4), true));
     assert_eq!(log.text(), "early\r\nlate\r\n");
@@ -63,7 +63,7 @@ async fn closing_ends_the_whole_session_also_what_was_detached_from_the_terminal
         (trap '' HUP TERM; echo $BASHPID >>pids; while :; do sleep 1; done) & set -m
         sleep 601 & echo $! >>pids; kill -STOP $!; echo ready; wait";
     let terminal = house.open(&["bash", "-c", script]);
-    let mut attachment = house.attach(&terminal.id, "a", From::Oldest);
+    let mut attachment = house.attach(&terminal.id, "a", ViewerStart::Oldest);
     read_until(&mut attachment, &mut Log::default(), "ready").await;
     let pids = eventually(|| {
         let text = std::fs::read_to_string(&pids).ok()?;
@@ -91,7 +91,7 @@ async fn the_end_of_the_workspace_ends_everything_and_admits_nothing_new() {
     let house = House::new();
     let shells: Vec<_> = (0..3).map(|_| house.open(&["bash", "--norc"])).collect();
     let stubborn = house.open(&["bash", "-c", "trap '' HUP TERM; echo on; while :; do sleep 1; done"]);
-    read_until(&mut house.attach(&stubborn.id, "a", From::Oldest), &mut Log::default(), "on").await;
+    read_until(&mut house.attach(&stubborn.id, "a", ViewerStart::Oldest), &mut Log::default(), "on").await;
     timeout(DEADLINE, house.terminals.end_all(Duration::from_millis(500))).await.expect("ended");
     for info in house.terminals.list() {
         assert!(info.exit.is_some(), "{info:?}");
@@ -121,7 +121,7 @@ async fn ten_broken_programs_give_ten_reasons_and_no_terminal() {
             cwd: cwd.into(),
             env: env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         };
-        open_door(house.terminals.create(Create { program, ..Create::default() }))
+        open_door(house.terminals.create(CreateTerminal { program, ..CreateTerminal::default() }))
             .expect_err("broken")
             .to_string()
     };
@@ -171,7 +171,7 @@ async fn an_unclaimed_agent_says_so() {
     let launcher = Launcher::new(root.path(), claims);
     let terminals = Terminals::new(launcher, Children::new(OrphanPolicy::Leave), Arc::default());
     let refused = [
-        open_door(terminals.create(Create::default())).expect_err("unclaimed"),
+        open_door(terminals.create(CreateTerminal::default())).expect_err("unclaimed"),
         terminals.get(&TerminalId::new("whatever")).expect_err("unclaimed"),
     ];
     for error in refused {
@@ -193,10 +193,10 @@ async fn terminals_are_bounded_and_ended_ones_make_room() {
 #[tokio::test]
 async fn a_create_that_is_sent_again_opens_nothing_new() {
     let house = House::new();
-    let create = || Create {
+    let create = || CreateTerminal {
         program: Program { argv: vec!["cat".into()], ..Program::default() },
         request_id: "once".into(),
-        ..Create::default()
+        ..CreateTerminal::default()
     };
     let first = open_door(house.terminals.create(create())).expect("a terminal");
     let again = open_door(house.terminals.create(create())).expect("the same");

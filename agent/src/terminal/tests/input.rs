@@ -1,4 +1,4 @@
-//! Typing into terminals.
+//! InputQueue into terminals.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ const COUNT: &str = "stty raw -echo; echo ready; head -c 200000 | cksum; stty sa
 async fn every_byte_typed_arrives_once_and_in_order_whatever_is_repeated() {
     let house = House::new();
     let terminal = house.script(COUNT);
-    let mut attachment = house.attach(&terminal.id, "a", From::Oldest);
+    let mut attachment = house.attach(&terminal.id, "a", ViewerStart::Oldest);
     let mut log = Log::default();
     read_until(&mut attachment, &mut log, "ready").await;
     let all: Vec<u8> = (0..200_000_u32).map(|i| b'a' + (i % 23) as u8).collect();
@@ -34,7 +34,7 @@ async fn every_byte_typed_arrives_once_and_in_order_whatever_is_repeated() {
                 acked = next;
             }
             AttachmentEvent::Frame(frame) => log.take(frame),
-            AttachmentEvent::Refused(refusal) => panic!("{refusal:?}"),
+            AttachmentEvent::Rejected(refusal) => panic!("{refusal:?}"),
         }
     }
     while let Some(frame) = next_frame(&mut attachment).await {
@@ -54,16 +54,16 @@ async fn every_byte_typed_arrives_once_and_in_order_whatever_is_repeated() {
 async fn holes_and_stale_epochs_are_refused_and_the_stream_goes_on() {
     let house = House::new();
     let terminal = house.open(&["cat"]);
-    let mut attachment = house.attach(&terminal.id, "a", From::Oldest);
+    let mut attachment = house.attach(&terminal.id, "a", ViewerStart::Oldest);
     let writer = attachment.writer();
     writer.input(user(0, b"one"));
     writer.input(user(9, b"x"));
-    writer.input(Input { epoch: 6, ..user(3, b"x") });
+    writer.input(TerminalInput { epoch: 6, ..user(3, b"x") });
     writer.input(user(0, b"one"));
     let (mut refused, mut acks) = (Vec::new(), 0);
     while refused.len() < 2 || acks < 1 {
         match next(&mut attachment).await.expect("goes on") {
-            AttachmentEvent::Refused(refusal) => refused.push(refusal),
+            AttachmentEvent::Rejected(refusal) => refused.push(refusal),
             AttachmentEvent::Ack { epoch, next } => {
                 assert_eq!((epoch, next), (7, 3));
                 acks += 1;
@@ -77,7 +77,7 @@ async fn holes_and_stale_epochs_are_refused_and_the_stream_goes_on() {
     let client = ClientId::new("a").expect("valid");
     assert_eq!(house.terminals.write(&terminal.id, &client, user(3, b"two\n")).await.expect("written"), 7);
     let mut log = Log::default();
-    let mut reader = house.attach(&terminal.id, "b", From::Oldest);
+    let mut reader = house.attach(&terminal.id, "b", ViewerStart::Oldest);
     read_until(&mut reader, &mut log, "onetwo\r\nonetwo\r\n").await;
 }
 
@@ -86,7 +86,7 @@ async fn a_program_that_does_not_read_its_input_freezes_nothing_else() {
     let house = House::new();
     let deaf = house.script("stty raw -echo; i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.05; done");
     let other = house.open(&["cat"]);
-    let mut attachment = house.attach(&deaf.id, "a", From::Oldest);
+    let mut attachment = house.attach(&deaf.id, "a", ViewerStart::Oldest);
     let mut log = Log::default();
     read_until(&mut attachment, &mut log, "tick 1").await;
     let writer = attachment.writer();
@@ -96,7 +96,7 @@ async fn a_program_that_does_not_read_its_input_freezes_nothing_else() {
     writer.input(user(2 << 20, b"more"));
     let refusal = loop {
         match next(&mut attachment).await.expect("goes on") {
-            AttachmentEvent::Refused(refusal) => break refusal,
+            AttachmentEvent::Rejected(refusal) => break refusal,
             AttachmentEvent::Frame(frame) => log.take(frame),
             AttachmentEvent::Ack { next, .. } => {
                 assert!(next < 1 << 20, "not acknowledged before it is in the PTY")
@@ -123,15 +123,19 @@ async fn a_program_that_does_not_read_its_input_freezes_nothing_else() {
 async fn only_the_owner_of_the_size_answers_for_the_terminal_and_only_live() {
     let house = House::new();
     let terminal = house.script("stty -echo; echo ready; cat");
-    let owner =
-        Attach { size: Some(Size { rows: 30, cols: 100 }), ..attach(&terminal.id, "owner", From::Oldest) };
+    let owner = AttachOptions {
+        size: Some(WindowSize { rows: 30, cols: 100 }),
+        ..attach(&terminal.id, "owner", ViewerStart::Oldest)
+    };
     let mut owner = house.terminals.attach(&owner).expect("attached");
-    let guest =
-        Attach { size: Some(Size { rows: 10, cols: 40 }), ..attach(&terminal.id, "guest", From::Oldest) };
+    let guest = AttachOptions {
+        size: Some(WindowSize { rows: 10, cols: 40 }),
+        ..attach(&terminal.id, "guest", ViewerStart::Oldest)
+    };
     let mut log = Log::default();
     read_until(&mut owner, &mut log, "ready").await;
     let guest = house.terminals.attach(&guest).expect("attached");
-    let reply = |offset, at, data| Input { epoch: 7, offset, data, kind: InputKind::Reply { at } };
+    let reply = |offset, at, data| TerminalInput { epoch: 7, offset, data, kind: InputKind::Reply { at } };
     guest.writer().input(reply(0, 1000, b"guest\n"));
     owner.writer().input(reply(0, 0, b"replayed\n"));
     owner.writer().input(reply(9, log.at, b"answer\n"));
@@ -140,7 +144,7 @@ async fn only_the_owner_of_the_size_answers_for_the_terminal_and_only_live() {
         match next(&mut owner).await.expect("goes on") {
             AttachmentEvent::Ack { next, .. } => acked = next,
             AttachmentEvent::Frame(frame) => log.take(frame),
-            AttachmentEvent::Refused(refusal) => panic!("{refusal:?}"),
+            AttachmentEvent::Rejected(refusal) => panic!("{refusal:?}"),
         }
     }
     assert!(!log.text().contains("guest") && !log.text().contains("replayed"), "{}", log.text());
@@ -155,9 +159,9 @@ async fn whoever_types_has_the_size_and_everybody_is_told() {
     let house = House::new();
     let terminal =
         house.script("trap 'stty size' WINCH; stty -echo; echo ready; while :; do read x && stty size; done");
-    let sized = |client, rows| Attach {
-        size: Some(Size { rows, cols: 100 }),
-        ..attach(&terminal.id, client, From::Oldest)
+    let sized = |client, rows| AttachOptions {
+        size: Some(WindowSize { rows, cols: 100 }),
+        ..attach(&terminal.id, client, ViewerStart::Oldest)
     };
     let mut laptop = house.terminals.attach(&sized("laptop", 50)).expect("attached");
     let mut log = Log::default();
@@ -177,10 +181,10 @@ async fn whoever_types_has_the_size_and_everybody_is_told() {
     drop(phone);
     assert_eq!(house.terminals.get(&terminal.id).expect("there").size.rows, 50, "the owner left");
     let client = ClientId::new("stranger").expect("valid");
-    let size = Size { rows: 9, cols: 9 };
+    let size = WindowSize { rows: 9, cols: 9 };
     assert_eq!(
         house.terminals.resize(&terminal.id, &client, size, false).expect("asked"),
-        (Size { rows: 50, cols: 100 }, false)
+        (WindowSize { rows: 50, cols: 100 }, false)
     );
 }
 
@@ -195,15 +199,15 @@ async fn a_flood_in_one_terminal_leaves_the_echo_of_another_alone() {
     let echo = house.script("stty raw -echo; echo ready; cat");
     // The flood is watched, with a picture asked for now and then.
     let mut watchers = JoinSet::new();
-    let mut flooded = house.attach(&flood.id, "w", From::Oldest);
+    let mut flooded = house.attach(&flood.id, "w", ViewerStart::Oldest);
     watchers.spawn(async move { while flooded.next().await.is_some() {} });
-    let mut attachment = house.attach(&echo.id, "a", From::Oldest);
+    let mut attachment = house.attach(&echo.id, "a", ViewerStart::Oldest);
     let mut log = Log::default();
     read_until(&mut attachment, &mut log, "ready").await;
     let mut times = Vec::new();
     for i in 0..400_u64 {
         if i % 40 == 0 {
-            let mut picture = house.attach(&flood.id, "p", From::Screen);
+            let mut picture = house.attach(&flood.id, "p", ViewerStart::Screen);
             watchers.spawn(async move {
                 for _ in 0..3 {
                     let _ = picture.next().await;

@@ -22,11 +22,12 @@ fn reference() -> Vec<u8> {
 async fn fifty_megabytes_arrive_whole_while_another_reader_is_stalled() {
     let house = House::new();
     let terminal = house.script(&format!("sleep 0.3; {MEGABYTES_50}"));
-    let lossless = |client| Attach { lossless: true, ..attach(&terminal.id, client, From::Oldest) };
+    let lossless =
+        |client| AttachOptions { lossless: true, ..attach(&terminal.id, client, ViewerStart::Oldest) };
     let one = house.terminals.attach(&lossless("one")).expect("attached");
     let other = house.terminals.attach(&lossless("other")).expect("attached");
     // Reads its first frame, and then nothing until all is over.
-    let mut stalled = house.attach(&terminal.id, "stalled", From::Oldest);
+    let mut stalled = house.attach(&terminal.id, "stalled", ViewerStart::Oldest);
     let mut late = Log::default();
     late.take(next_frame(&mut stalled).await.expect("started"));
     late.take(next_frame(&mut stalled).await.expect("data"));
@@ -57,7 +58,8 @@ async fn a_reader_that_comes_back_at_any_position_misses_nothing() {
     let mut log = Log::default();
     let mut cuts = 0;
     while log.exit.is_none() {
-        let from = if cuts == 0 { From::Oldest } else { From::Position { epoch: 7, offset: log.at } };
+        let from =
+            if cuts == 0 { ViewerStart::Oldest } else { ViewerStart::Position { epoch: 7, offset: log.at } };
         let mut attachment = house.attach(&terminal.id, "a", from);
         for _ in 0..fastrand::usize(1..6) {
             let Some(frame) = next_frame(&mut attachment).await else { break };
@@ -79,20 +81,20 @@ async fn positions_that_are_over_or_never_were_are_told_apart() {
     let info = house.terminals.get(&terminal.id).expect("kept");
     assert_eq!(info.next - info.oldest, 8 * 1024);
     // An epoch that is over: from the oldest byte of the current one.
-    let mut old = house.attach(&terminal.id, "a", From::Position { epoch: 6, offset: 99_999_999 });
+    let mut old = house.attach(&terminal.id, "a", ViewerStart::Position { epoch: 6, offset: 99_999_999 });
     let frame = next_frame(&mut old).await.expect("started");
     assert!(matches!(frame.kind, FrameKind::Started { .. }));
     assert_eq!((frame.epoch, frame.offset), (7, info.oldest));
     // Gone: a gap, then everything that is held.
     let mut log = Log { at: 10, bytes: vec![0; 10], ..Log::default() };
-    let mut gone = house.attach(&terminal.id, "b", From::Position { epoch: 7, offset: 10 });
+    let mut gone = house.attach(&terminal.id, "b", ViewerStart::Position { epoch: 7, offset: 10 });
     while let Some(frame) = next_frame(&mut gone).await {
         log.take(frame);
     }
     assert_eq!(log.gaps, info.oldest - 10);
     assert!(log.text().ends_with("9999\r\n10000\r\n"));
     // Never written.
-    let beyond = From::Position { epoch: 7, offset: info.next + 1 };
+    let beyond = ViewerStart::Position { epoch: 7, offset: info.next + 1 };
     let refused = house.terminals.attach(&attach(&terminal.id, "c", beyond)).expect_err("beyond");
     assert!(matches!(refused, TerminalError::BadOffset { next } if next == info.next));
 }
@@ -102,9 +104,9 @@ async fn on_one_watch_a_flood_leaves_the_others_their_turn_and_credit_holds_one_
     let house = House::new();
     let flood = house.open(&["yes", "flood"]);
     let calm = house.open(&["cat"]);
-    let watched = |id: &TerminalId| WatchFrom { terminal: id.clone(), from: From::Oldest };
+    let watched = |id: &TerminalId| WatchTarget { terminal: id.clone(), from: ViewerStart::Oldest };
     let missing = TerminalId::new("nosuchthing1");
-    let manner = WatchManner { client: None, credit: 64 * 1024, lossless: false };
+    let manner = WatchOptions { client: None, credit: 64 * 1024, lossless: false };
     let mut watch = house
         .terminals
         .watch(&[watched(&flood.id), watched(&missing), watched(&calm.id)], &manner)
@@ -155,13 +157,15 @@ async fn on_one_watch_a_flood_leaves_the_others_their_turn_and_credit_holds_one_
 async fn viewers_are_bounded() {
     let house = House::new();
     let terminal = house.open(&["cat"]);
-    let viewers: Vec<_> =
-        (0..viewer::VIEWERS).map(|i| house.attach(&terminal.id, &format!("c{i}"), From::Now)).collect();
-    let refused = house.terminals.attach(&attach(&terminal.id, "one-more", From::Now)).expect_err("too many");
+    let viewers: Vec<_> = (0..viewer::VIEWERS)
+        .map(|i| house.attach(&terminal.id, &format!("c{i}"), ViewerStart::Now))
+        .collect();
+    let refused =
+        house.terminals.attach(&attach(&terminal.id, "one-more", ViewerStart::Now)).expect_err("too many");
     assert!(matches!(refused, TerminalError::TooManyStreams { .. }), "{refused}");
     assert_eq!(house.terminals.get(&terminal.id).expect("there").viewers, viewers.len());
     drop(viewers);
-    house.attach(&terminal.id, "one-more", From::Now);
+    house.attach(&terminal.id, "one-more", ViewerStart::Now);
     assert_eq!(house.terminals.get(&terminal.id).expect("there").viewers, 0);
 }
 
@@ -169,7 +173,7 @@ async fn viewers_are_bounded() {
 async fn a_quiet_stream_says_that_it_lives() {
     let house = House::new();
     let terminal = house.open(&["cat"]);
-    let mut attachment = house.attach(&terminal.id, "a", From::Now);
+    let mut attachment = house.attach(&terminal.id, "a", ViewerStart::Now);
     let began = tokio::time::Instant::now();
     let mut kinds = Vec::new();
     while kinds.len() < 3 {
@@ -188,7 +192,7 @@ async fn titles_folders_and_jobs_are_told() {
     let house = House::new();
     let script = r"printf 'a\033]2;first\007b\033]0;second\007c'; printf '\033]7;file://host/tmp/x%%20y\007'; sleep 0.5; set -m; echo on; sleep 600; true";
     let terminal = house.open(&["bash", "-c", script]);
-    let mut attachment = house.attach(&terminal.id, "a", From::Oldest);
+    let mut attachment = house.attach(&terminal.id, "a", ViewerStart::Oldest);
     let mut told = Vec::new();
     let began = Instant::now();
     while !told.iter().any(|t: &String| t == "job sleep") {

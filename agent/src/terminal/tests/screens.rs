@@ -1,16 +1,16 @@
-//! Pictures of terminals that are in use.
+//! ScreenFeeder of terminals that are in use.
 
 use super::*;
 use crate::byte_log::CHUNK_BYTES;
 
-fn emulator(size: Size) -> vt100::Parser {
+fn emulator(size: WindowSize) -> vt100::Parser {
     let side = |n| std::num::NonZeroU16::new(n).expect("not zero");
     vt100::Parser::new(side(size.rows), side(size.cols), 0)
 }
 
 /// Reads a stream that begins with a picture into an emulator, until the terminal has ended.
 async fn watch_screen(mut attachment: Attachment) -> (vt100::Parser, usize) {
-    let (mut emulated, mut pictures) = (emulator(Size::default()), 0);
+    let (mut emulated, mut pictures) = (emulator(WindowSize::default()), 0);
     while let Some(frame) = next_frame(&mut attachment).await {
         match frame.kind {
             FrameKind::Screen(shot) => {
@@ -33,10 +33,10 @@ async fn a_picture_and_what_follows_are_the_true_screen() {
         printf '\033[%d;%dH\033[3%dmx%d\033[K' $((i % 24 + 1)) $((i * 7 % 70 + 1)) $((i % 8)) $i
         [ $((i % 97)) = 0 ] && printf '\033[2J'; i=$((i+1)); done; sleep 0.2"#;
     let terminal = house.script(script);
-    let whole = house.attach(&terminal.id, "whole", From::Oldest);
+    let whole = house.attach(&terminal.id, "whole", ViewerStart::Oldest);
     let mut viewers = JoinSet::new();
     for i in 0..8 {
-        let viewer = house.attach(&terminal.id, &format!("v{i}"), From::Screen);
+        let viewer = house.attach(&terminal.id, &format!("v{i}"), ViewerStart::Screen);
         viewers.spawn(watch_screen(viewer));
         let next = house.terminals.get(&terminal.id).expect("there").next;
         eventually(|| {
@@ -46,7 +46,7 @@ async fn a_picture_and_what_follows_are_the_true_screen() {
         .await;
     }
     let log = read_all(whole).await;
-    let mut truth = emulator(Size::default());
+    let mut truth = emulator(WindowSize::default());
     truth.process(&log.bytes);
     while let Some(seen) = viewers.join_next().await {
         let (seen, pictures) = seen.expect("no panic");
@@ -63,7 +63,7 @@ async fn a_full_screen_program_can_be_joined_and_left() {
         r"printf 'before\r\n\033[?1049h\033[2J\033[5;5Hfull'; read x; printf '\033[?1049l'; echo after",
     );
     eventually(|| (house.terminals.get(&terminal.id).ok()?.next >= 30).then_some(())).await;
-    let attachment = house.attach(&terminal.id, "a", From::Screen);
+    let attachment = house.attach(&terminal.id, "a", ViewerStart::Screen);
     let writer = attachment.writer();
     let mut viewers = JoinSet::new();
     viewers.spawn(watch_screen(attachment));
@@ -81,7 +81,7 @@ async fn the_screen_of_a_terminal_that_has_ended_is_still_there() {
     let house = House::new();
     let terminal = house.script("seq 100000; printf end");
     house.exit(&terminal.id).await;
-    let (seen, pictures) = watch_screen(house.attach(&terminal.id, "a", From::Screen)).await;
+    let (seen, pictures) = watch_screen(house.attach(&terminal.id, "a", ViewerStart::Screen)).await;
     assert_eq!(pictures, 1);
     assert!(seen.screen().contents().ends_with("100000\nend"), "{:?}", seen.screen().contents());
 }
@@ -107,8 +107,8 @@ async fn a_terminal_that_floods_can_be_joined() {
     let printed = || house.terminals.get(&terminal.id).expect("there").next;
     eventually(|| (printed() > 1 << 20).then_some(())).await;
     for round in 0..3 {
-        let mut joined = house.attach(&terminal.id, &format!("v{round}"), From::Screen);
-        let (mut emulated, mut at) = (emulator(Size::default()), None);
+        let mut joined = house.attach(&terminal.id, &format!("v{round}"), ViewerStart::Screen);
+        let (mut emulated, mut at) = (emulator(WindowSize::default()), None);
         let mut followed = 0;
         while followed < 4 * CHUNK_BYTES {
             let frame = next_frame(&mut joined).await.expect("goes on");
@@ -144,9 +144,9 @@ async fn whoever_falls_off_a_flood_gets_the_gap_and_the_screen_while_it_goes_on(
     let terminal = house.open(FLOOD);
     let ring = terminal.ring_bytes as u64;
     let printed = || house.terminals.get(&terminal.id).expect("there").next;
-    let mut slow = house.attach(&terminal.id, "slow", From::Oldest);
+    let mut slow = house.attach(&terminal.id, "slow", ViewerStart::Oldest);
     let mut log = Log::default();
-    let mut emulated = emulator(Size::default());
+    let mut emulated = emulator(WindowSize::default());
     let mut pictures = 0;
     while pictures < 3 {
         // It reads a little, and then nothing until all that it knows is gone.
@@ -187,7 +187,7 @@ async fn whoever_falls_off_a_flood_gets_the_gap_and_the_screen_while_it_goes_on(
     }
 }
 
-/// Pictures are wanted all the time, and yet a reader gets the flood.
+/// ScreenFeeder are wanted all the time, and yet a reader gets the flood.
 #[tokio::test]
 async fn a_crowd_that_wants_pictures_does_not_stop_a_flood() {
     let house = House::new();
@@ -202,7 +202,7 @@ async fn a_crowd_that_wants_pictures_does_not_stop_a_flood() {
         crowd.spawn(async move {
             for _ in 0..3 {
                 let mut viewer =
-                    terminals.attach(&attach(&id, &format!("c{n}"), From::Screen)).expect("attached");
+                    terminals.attach(&attach(&id, &format!("c{n}"), ViewerStart::Screen)).expect("attached");
                 let started = next_frame(&mut viewer).await.expect("goes on");
                 assert!(matches!(started.kind, FrameKind::Started { .. }));
                 let picture = next_frame(&mut viewer).await.expect("goes on");

@@ -18,7 +18,7 @@ async fn a_signal_reaches_a_job_whose_shell_has_ended() {
         let house = House::new();
         // It prints, so the terminal has not ended yet.
         let terminal = house.script(&orphaned("while :; do echo x; sleep 0.02; done"));
-        let mut attachment = house.attach(&terminal.id, "a", From::Oldest);
+        let mut attachment = house.attach(&terminal.id, "a", ViewerStart::Oldest);
         let mut log = Log::default();
         read_until(&mut attachment, &mut log, "x").await;
         leader_is_gone(&house, &terminal.id).await;
@@ -46,7 +46,7 @@ async fn the_rest_of_a_session_can_be_signalled_after_the_end_of_its_terminal() 
 async fn a_pipeline_whose_first_program_has_ended_is_still_the_foreground_job() {
     let house = House::new();
     let terminal = house.open(&["bash", "-c", "set -m; true | sleep 600; echo rc ${PIPESTATUS[1]}"]);
-    let mut attachment = house.attach(&terminal.id, "a", From::Oldest);
+    let mut attachment = house.attach(&terminal.id, "a", ViewerStart::Oldest);
     let job = || house.terminals.get(&terminal.id).expect("there").foreground;
     eventually(|| (job() == "sleep").then_some(())).await;
     attachment.writer().signal("TERM", SignalTarget::Foreground).expect("sent");

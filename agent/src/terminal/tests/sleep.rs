@@ -1,13 +1,16 @@
-//! Typing while the workspace prepares to sleep.
+//! InputQueue while the workspace prepares to sleep.
 
 use super::*;
 use crate::admission::{Intent, Rejection};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-async fn ready(house: &House) -> (Info, Attachment, Log) {
+async fn ready(house: &House) -> (TerminalInfo, Attachment, Log) {
     let terminal = house.script("stty -echo; echo ready; exec cat");
-    let owner = Attach { size: Some(Size::default()), ..attach(&terminal.id, "owner", From::Oldest) };
+    let owner = AttachOptions {
+        size: Some(WindowSize::default()),
+        ..attach(&terminal.id, "owner", ViewerStart::Oldest)
+    };
     let mut attachment = house.terminals.attach(&owner).expect("attached");
     let mut log = Log::default();
     read_until(&mut attachment, &mut log, "ready").await;
@@ -18,14 +21,14 @@ async fn ready(house: &House) -> (Info, Attachment, Log) {
 async fn what_is_typed_meanwhile_comes_in_its_order_and_answers_of_an_emulator_are_not_held() {
     let house = House::new();
     let (terminal, mut attachment, mut log) = ready(&house).await;
-    let guest = house.attach(&terminal.id, "guest", From::Now);
+    let guest = house.attach(&terminal.id, "guest", ViewerStart::Now);
     house.gate.hold(HOUR, false);
-    let mut owner = Typing::new(attachment.writer());
+    let mut owner = InputQueue::new(attachment.writer());
     let at = log.at;
-    owner.input(Input { kind: InputKind::Reply { at }, ..user(0, b"answer\n") });
+    owner.input(TerminalInput { kind: InputKind::Reply { at }, ..user(0, b"answer\n") });
     assert!(!owner.waits(), "it is nobody's intent");
     read_until(&mut attachment, &mut log, "answer").await;
-    let mut typing = Typing::new(guest.writer());
+    let mut typing = InputQueue::new(guest.writer());
     for (offset, text) in [(0, b"one\n"), (4, b"two\n"), (8, b"six\n")] {
         typing.input(user(offset, text));
     }
@@ -48,7 +51,7 @@ async fn what_is_held_when_the_door_shuts_is_refused_and_never_typed() {
     let house = House::new();
     let (terminal, mut attachment, mut log) = ready(&house).await;
     house.gate.hold(HOUR, true);
-    let mut typing = Typing::new(attachment.writer());
+    let mut typing = InputQueue::new(attachment.writer());
     typing.input(user(0, b"one\n"));
     typing.input(user(4, b"two\n"));
     house.gate.close().expect("by force");
@@ -56,7 +59,7 @@ async fn what_is_held_when_the_door_shuts_is_refused_and_never_typed() {
     let mut refused = 0;
     while refused < 2 {
         match next(&mut attachment).await.expect("goes on") {
-            AttachmentEvent::Refused(refusal) => {
+            AttachmentEvent::Rejected(refusal) => {
                 assert!(
                     matches!(refusal.error, TerminalError::Rejected(Rejection::Preparing)),
                     "{refusal:?}"

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn emulator(size: Size) -> vt100::Parser {
+fn emulator(size: WindowSize) -> vt100::Parser {
     let side = |n| std::num::NonZeroU16::new(n).expect("not zero");
     vt100::Parser::new(side(size.rows), side(size.cols), 0)
 }
@@ -15,11 +15,11 @@ async fn a_flood_that_is_resized_and_left_and_joined_again_keeps_its_positions()
     let mut at = None;
     for round in 0..30_u16 {
         let from = match at {
-            Some(offset) if round % 3 != 0 => From::Position { epoch: 7, offset },
-            _ => From::Screen,
+            Some(offset) if round % 3 != 0 => ViewerStart::Position { epoch: 7, offset },
+            _ => ViewerStart::Screen,
         };
-        let size = Size { rows: 2 + round * 7 % 60, cols: 20 + round * 13 % 200 };
-        let open = Attach { size: Some(size), ..attach(&terminal.id, "dragger", from) };
+        let size = WindowSize { rows: 2 + round * 7 % 60, cols: 20 + round * 13 % 200 };
+        let open = AttachOptions { size: Some(size), ..attach(&terminal.id, "dragger", from) };
         let mut attachment = house.terminals.attach(&open).expect("attached");
         let mut log = Log::default();
         let mut last = size;
@@ -33,7 +33,7 @@ async fn a_flood_that_is_resized_and_left_and_joined_again_keeps_its_positions()
                 assert_eq!(emulated.screen().cursor_position(), shot.cursor);
             }
             log.take(frame);
-            last = Size { rows: 2 + (round + step) % 70, cols: 20 + (round * step) % 200 };
+            last = WindowSize { rows: 2 + (round + step) % 70, cols: 20 + (round * step) % 200 };
             attachment.writer().resize(last, false).expect("resized");
         }
         assert_eq!(house.terminals.get(&terminal.id).expect("there").size, last, "its last size");
@@ -55,9 +55,9 @@ async fn who_waits_for_a_picture_gets_it_also_when_the_program_ends_meanwhile() 
                 (now.next >= n * 60_000 || now.exit.is_some()).then_some(())
             })
             .await;
-            let mut viewer = house.attach(&terminal.id, &format!("v{n}"), From::Screen);
+            let mut viewer = house.attach(&terminal.id, &format!("v{n}"), ViewerStart::Screen);
             viewers.spawn(async move {
-                let (mut log, mut emulated) = (Log::default(), emulator(Size::default()));
+                let (mut log, mut emulated) = (Log::default(), emulator(WindowSize::default()));
                 while let Some(frame) = next_frame(&mut viewer).await {
                     match &frame.kind {
                         FrameKind::Screen(shot) => {
@@ -89,12 +89,12 @@ async fn a_picture_cuts_no_character_and_no_sequence_in_two() {
     let terminal = house.script(
         r"stty -echo; printf 'caf\303'; read x; printf '\251 \033[3'; read x; printf '1mred\033]0;ti'; read x; printf 'tle\007done'",
     );
-    let writer = house.attach(&terminal.id, "typist", From::Now).writer();
+    let writer = house.attach(&terminal.id, "typist", ViewerStart::Now).writer();
     let steps = [(4, 3, "\u{e9} "), (9, 6, "red"), (20, 14, "done")];
     for (typed, (printed, whole, rest)) in (0..).zip(steps) {
         eventually(|| (house.terminals.get(&terminal.id).ok()?.next >= printed).then_some(())).await;
-        let mut viewer = house.attach(&terminal.id, "viewer", From::Screen);
-        let mut emulated = emulator(Size::default());
+        let mut viewer = house.attach(&terminal.id, "viewer", ViewerStart::Screen);
+        let mut emulated = emulator(WindowSize::default());
         loop {
             let frame = next_frame(&mut viewer).await.expect("goes on");
             if let FrameKind::Screen(shot) = frame.kind {
@@ -117,7 +117,7 @@ async fn a_picture_cuts_no_character_and_no_sequence_in_two() {
 #[tokio::test]
 async fn a_huge_window_costs_a_bounded_picture() {
     let house = House::new();
-    let huge = Size::new(4096, 4096).expect("allowed");
+    let huge = WindowSize::new(4096, 4096).expect("allowed");
     let program = Program {
         argv: [
             "sh",
@@ -128,10 +128,10 @@ async fn a_huge_window_costs_a_bounded_picture() {
         .into(),
         ..Program::default()
     };
-    let create = Create { program, size: huge, ..Create::default() };
+    let create = CreateTerminal { program, size: huge, ..CreateTerminal::default() };
     let terminal = house.terminals.create(create).await.expect("a terminal");
     let mut viewers: Vec<_> =
-        (0..16).map(|n| house.attach(&terminal.id, &format!("v{n}"), From::Screen)).collect();
+        (0..16).map(|n| house.attach(&terminal.id, &format!("v{n}"), ViewerStart::Screen)).collect();
     for viewer in &mut viewers {
         loop {
             let frame = next_frame(viewer).await.expect("goes on");

@@ -8,51 +8,55 @@ fn id(n: u8) -> ClientId {
     ClientId::new(format!("c{n}")).expect("valid")
 }
 
-fn size(n: u16) -> Size {
-    Size { rows: n, cols: n }
+fn size(n: u16) -> WindowSize {
+    WindowSize { rows: n, cols: n }
 }
 
 #[test]
 fn a_laptop_and_a_phone_share_a_terminal() {
-    let mut writers = Writers::default();
+    let mut writers = AttachedWriters::default();
     let (laptop, phone) = (id(1), id(2));
-    assert_eq!(writers.attach(&laptop, Some(size(50)), 0), Outcome::Apply(size(50)));
-    assert_eq!(writers.attach(&phone, Some(size(20)), 100), Outcome::Stay, "the first keeps its size");
-    assert_eq!(writers.resize(&phone, size(21), false), Outcome::Stay, "remembered");
+    assert_eq!(writers.attach(&laptop, Some(size(50)), 0), SizeChange::Apply(size(50)));
+    assert_eq!(
+        writers.attach(&phone, Some(size(20)), 100),
+        SizeChange::Unchanged,
+        "the first keeps its size"
+    );
+    assert_eq!(writers.resize(&phone, size(21), false), SizeChange::Unchanged, "remembered");
     assert!(!writers.wants_reply(&phone, 200), "only the owner's emulator answers");
-    assert_eq!(writers.typed(&phone), Outcome::Apply(size(21)), "who types has the size");
-    assert_eq!(writers.typed(&phone), Outcome::Stay);
+    assert_eq!(writers.typed(&phone), SizeChange::Apply(size(21)), "who types has the size");
+    assert_eq!(writers.typed(&phone), SizeChange::Unchanged);
     assert!(
         writers.wants_reply(&phone, 101) && !writers.wants_reply(&phone, 100),
         "not to what was replayed"
     );
-    assert_eq!(writers.detach(&phone), Outcome::Apply(size(50)), "the other takes over");
-    assert_eq!(writers.detach(&laptop), Outcome::Stay, "the last one's size stays");
+    assert_eq!(writers.detach(&phone), SizeChange::Apply(size(50)), "the other takes over");
+    assert_eq!(writers.detach(&laptop), SizeChange::Unchanged, "the last one's size stays");
 }
 
 #[test]
 fn a_client_that_came_back_before_its_old_stream_ended_keeps_the_size() {
-    let mut writers = Writers::default();
+    let mut writers = AttachedWriters::default();
     writers.attach(&id(1), Some(size(30)), 0);
     writers.attach(&id(1), None, 10);
-    assert_eq!(writers.detach(&id(1)), Outcome::Stay);
+    assert_eq!(writers.detach(&id(1)), SizeChange::Unchanged);
     assert!(writers.is_owner(&id(1)));
 }
 
 #[test]
 fn a_script_that_types_owns_no_size() {
-    let mut writers = Writers::default();
+    let mut writers = AttachedWriters::default();
     writers.attach(&id(1), Some(size(30)), 0);
     writers.attach(&id(2), None, 0);
-    assert_eq!(writers.typed(&id(2)), Outcome::Stay);
+    assert_eq!(writers.typed(&id(2)), SizeChange::Unchanged);
     assert!(writers.is_owner(&id(1)));
-    assert_eq!(writers.resize(&id(9), size(9), false), Outcome::Stay, "a stranger changes nothing");
-    assert_eq!(writers.resize(&id(9), size(9), true), Outcome::Apply(size(9)), "unless it takes it");
+    assert_eq!(writers.resize(&id(9), size(9), false), SizeChange::Unchanged, "a stranger changes nothing");
+    assert_eq!(writers.resize(&id(9), size(9), true), SizeChange::Apply(size(9)), "unless it takes it");
 }
 
 #[derive(Debug, Clone)]
 enum Step {
-    Attach(u8, Option<u16>),
+    AttachOptions(u8, Option<u16>),
     Detach(u8),
     Resize(u8, u16, bool),
     Typed(u8),
@@ -61,7 +65,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let who = 0_u8..4;
     prop_oneof![
-        (who.clone(), prop::option::of(1_u16..99)).prop_map(|(c, s)| Step::Attach(c, s)),
+        (who.clone(), prop::option::of(1_u16..99)).prop_map(|(c, s)| Step::AttachOptions(c, s)),
         who.clone().prop_map(Step::Detach),
         (who.clone(), 1_u16..99, any::<bool>()).prop_map(|(c, s, t)| Step::Resize(c, s, t)),
         who.prop_map(Step::Typed),
@@ -71,11 +75,11 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #[test]
     fn the_owner_is_always_somebody_who_is_there_and_has_a_size(steps in prop::collection::vec(step(), 1..60)) {
-        let mut writers = Writers::default();
+        let mut writers = AttachedWriters::default();
         for step in steps {
             let before = writers.owner.clone();
             let outcome = match &step {
-                Step::Attach(c, s) => writers.attach(&id(*c), s.map(size), 0),
+                Step::AttachOptions(c, s) => writers.attach(&id(*c), s.map(size), 0),
                 Step::Detach(c) => writers.detach(&id(*c)),
                 Step::Resize(c, s, take) => writers.resize(&id(*c), size(*s), *take),
                 Step::Typed(c) => writers.typed(&id(*c)),
@@ -86,7 +90,7 @@ proptest! {
                 prop_assert!(writers.writers.values().all(|w| w.size.is_none()));
             }
             if before != writers.owner && writers.owner.is_some() {
-                prop_assert!(matches!(outcome, Outcome::Apply(_)), "a new owner's size is applied: {step:?}");
+                prop_assert!(matches!(outcome, SizeChange::Apply(_)), "a new owner's size is applied: {step:?}");
             }
         }
     }
