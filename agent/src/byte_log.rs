@@ -26,20 +26,20 @@ pub struct ByteLog {
     oldest: u64,
     next: u64,
     /// Without holes; the first may begin before `oldest` by what has been let go of it already.
-    closed: VecDeque<Chunk>,
+    closed: VecDeque<LogChunk>,
     /// What came last; begins where `closed` ends. Never outgrows its capacity.
     open: BytesMut,
 }
 
 #[derive(Debug)]
-struct Chunk {
+struct LogChunk {
     offset: u64,
     bytes: Bytes,
 }
 
 /// What a log has at an offset.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Read {
+pub enum LogRead {
     /// Bytes `[from, to)` are no longer held; go on at `to`.
     Gap {
         /// Where the reader was.
@@ -104,7 +104,7 @@ impl ByteLog {
             let (now, later) = bytes.split_at(room.min(bytes.len()));
             self.open.extend_from_slice(now);
             self.next += now.len() as u64;
-            self.let_go();
+            self.evict_oldest();
             bytes = later;
         }
     }
@@ -117,12 +117,12 @@ impl ByteLog {
     }
 
     /// What there is at `from`, at most `max` bytes (at least one) of it. Changes nothing that a reader could see.
-    pub fn read(&mut self, from: u64, max: usize) -> Read {
+    pub fn read(&mut self, from: u64, max: usize) -> LogRead {
         if from < self.oldest {
-            return Read::Gap { from, to: self.oldest };
+            return LogRead::Gap { from, to: self.oldest };
         }
         if from >= self.next {
-            return if from == self.next { Read::AtEnd } else { Read::Beyond };
+            return if from == self.next { LogRead::AtEnd } else { LogRead::Beyond };
         }
         let max = max.max(1);
         let open_from = self.next - self.open.len() as u64;
@@ -130,7 +130,10 @@ impl ByteLog {
             let at = (from - open_from) as usize;
             let len = (self.open.len() - at).min(max);
             if len < COPY_BELOW_BYTES {
-                return Read::Data { offset: from, bytes: Bytes::copy_from_slice(&self.open[at..at + len]) };
+                return LogRead::Data {
+                    offset: from,
+                    bytes: Bytes::copy_from_slice(&self.open[at..at + len]),
+                };
             }
             self.close_open();
         }
@@ -139,7 +142,7 @@ impl ByteLog {
         let chunk = &self.closed[index];
         let at = (from - chunk.offset) as usize;
         let len = (chunk.bytes.len() - at).min(max).min(CHUNK_BYTES);
-        Read::Data { offset: from, bytes: chunk.bytes.slice(at..at + len) }
+        LogRead::Data { offset: from, bytes: chunk.bytes.slice(at..at + len) }
     }
 
     /// Chunks grow with the log, so nothing is ever moved and at most half of what is allocated is empty.
@@ -152,11 +155,11 @@ impl ByteLog {
     fn close_open(&mut self) {
         if !self.open.is_empty() {
             let bytes = self.open.split().freeze();
-            self.closed.push_back(Chunk { offset: self.next - bytes.len() as u64, bytes });
+            self.closed.push_back(LogChunk { offset: self.next - bytes.len() as u64, bytes });
         }
     }
 
-    fn let_go(&mut self) {
+    fn evict_oldest(&mut self) {
         self.oldest = self.oldest.max(self.next.saturating_sub(self.max_bytes as u64));
         while let Some(first) = self.closed.front()
             && first.offset + first.bytes.len() as u64 <= self.oldest

@@ -213,7 +213,7 @@ fn start(
     let terminals = workspace.terminals.clone();
     tasks.supervise("journal", move || {
         let terminals = terminals.clone();
-        async move { terminals.keep().await }
+        async move { terminals.persist().await }
     });
     let (sleeper, ending) = (workspace.clone(), stages.ending.clone());
     tasks.supervise("sleep", move || {

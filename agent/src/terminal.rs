@@ -56,7 +56,7 @@ pub use self::{
     frame::{Frame, FrameKind},
     ids::{ClientId, TerminalId},
     input_queue::InputQueue,
-    input_sequencer::QUEUE_BYTES as INPUT_QUEUE_BYTES,
+    input_sequencer::MAX_QUEUE_BYTES as INPUT_QUEUE_BYTES,
     pty::PtyOpenError,
     registry::{ForegroundJob, Terminals},
     screen::ScreenSnapshot,
@@ -66,9 +66,9 @@ pub use self::{
 use crate::child::ExitStatus;
 
 /// Largest window side, in cells.
-const SIDE_CELLS: u16 = 4096;
+const MAX_SIDE_CELLS: u16 = 4096;
 /// Largest piece of input, in bytes.
-pub const INPUT_BYTES: usize = 1024 * 1024;
+pub const MAX_INPUT_BYTES: usize = 1024 * 1024;
 
 /// A window in character cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,11 +101,11 @@ pub enum ViewerStart {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TerminalExit {
     /// What its leader ended with.
-    pub how: ExitStatus,
+    pub status: ExitStatus,
     /// Offset after the last byte.
     pub final_offset: u64,
     /// When.
-    pub at: SystemTime,
+    pub ended_at: SystemTime,
     /// A background job still held the PTY.
     pub held_by_background: bool,
 }
@@ -182,7 +182,7 @@ pub enum SignalTarget {
 impl WindowSize {
     /// A size within the allowed range.
     pub fn new(rows: u32, cols: u32) -> Result<Self, TerminalError> {
-        let side = |n: u32| u16::try_from(n).ok().filter(|n| (1..=SIDE_CELLS).contains(n));
+        let side = |n: u32| u16::try_from(n).ok().filter(|n| (1..=MAX_SIDE_CELLS).contains(n));
         match (side(rows), side(cols)) {
             (Some(rows), Some(cols)) => Ok(Self { rows, cols }),
             _ => Err(TerminalError::BadField { field: "size", allowed: "1 to 4096 rows and columns" }),

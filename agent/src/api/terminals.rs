@@ -111,7 +111,7 @@ impl terminals_server::Terminals for TerminalsService {
         request: Request<pb::WatchTerminalsRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let request = request.into_inner();
-        let manner = WatchOptions {
+        let options = WatchOptions {
             client: client(&request.client_id)?,
             credit: credit(request.credit_bytes)?,
             lossless: request.lossless,
@@ -120,7 +120,7 @@ impl terminals_server::Terminals for TerminalsService {
             Ok(WatchTarget { terminal: TerminalId::new(&watch.terminal_id), from: begin(watch.from)? })
         };
         let terminals: Vec<_> = request.terminals.into_iter().map(from).collect::<Result<_, WireError>>()?;
-        let watch = self.terminals.watch(&terminals, &manner).map_err(status)?;
+        let watch = self.terminals.watch(&terminals, &options).map_err(status)?;
         let opened = pb::watch_terminals_response::Response::Opened(pb::WatchOpened {
             watch_id: watch.id().to_owned(),
         });

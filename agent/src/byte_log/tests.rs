@@ -18,16 +18,16 @@ impl Reference {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum LogStep {
     Push(usize),
     Read { at: u64, max: usize },
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = LogStep> {
     prop_oneof![
-        (0_usize..40).prop_map(Step::Push),
-        (0_usize..200_000).prop_map(Step::Push),
-        (any::<u64>(), 0_usize..100_000).prop_map(|(at, max)| Step::Read { at, max }),
+        (0_usize..40).prop_map(LogStep::Push),
+        (0_usize..200_000).prop_map(LogStep::Push),
+        (any::<u64>(), 0_usize..100_000).prop_map(|(at, max)| LogStep::Read { at, max }),
     ]
 }
 
@@ -43,13 +43,13 @@ proptest! {
         let mut reference = Reference { max, ..Reference::default() };
         for step in steps {
             match step {
-                Step::Push(len) => {
+                LogStep::Push(len) => {
                     let from = reference.all.len();
                     let bytes: Vec<u8> = (from..from + len).map(|i| (i % 251) as u8).collect();
                     log.push(&bytes);
                     reference.all.extend(bytes);
                 }
-                Step::Read { at, max } => {
+                LogStep::Read { at, max } => {
                     let at = at % (reference.all.len() as u64 + 3);
                     check(&mut log, &reference, at, max)?;
                 }
@@ -60,12 +60,12 @@ proptest! {
         // Whoever reads from the oldest to the end has all that is held.
         let mut at = log.oldest();
         let mut have = Vec::new();
-        while let Read::Data { offset, bytes } = log.read(at, usize::MAX) {
+        while let LogRead::Data { offset, bytes } = log.read(at, usize::MAX) {
             prop_assert_eq!(offset, at);
             at += bytes.len() as u64;
             have.extend(bytes);
         }
-        prop_assert_eq!(log.read(at, 1), Read::AtEnd);
+        prop_assert_eq!(log.read(at, 1), LogRead::AtEnd);
         prop_assert_eq!(&have[..], &reference.all[reference.oldest() as usize..]);
     }
 }
@@ -73,18 +73,18 @@ proptest! {
 fn check(log: &mut ByteLog, reference: &Reference, at: u64, max: usize) -> Result<(), TestCaseError> {
     let end = reference.all.len() as u64;
     match log.read(at, max) {
-        Read::Gap { from, to } => {
+        LogRead::Gap { from, to } => {
             prop_assert!(at < reference.oldest());
             prop_assert_eq!((from, to), (at, reference.oldest()));
         }
-        Read::Data { offset, bytes } => {
+        LogRead::Data { offset, bytes } => {
             prop_assert!(at >= reference.oldest() && at < end);
             prop_assert_eq!(offset, at);
             prop_assert!(!bytes.is_empty() && bytes.len() <= max.max(1) && bytes.len() <= CHUNK_BYTES);
             prop_assert_eq!(&bytes[..], &reference.all[at as usize..at as usize + bytes.len()]);
         }
-        Read::AtEnd => prop_assert_eq!(at, end),
-        Read::Beyond => prop_assert!(at > end),
+        LogRead::AtEnd => prop_assert_eq!(at, end),
+        LogRead::Beyond => prop_assert!(at > end),
     }
     Ok(())
 }
@@ -93,7 +93,7 @@ fn check(log: &mut ByteLog, reference: &Reference, at: u64, max: usize) -> Resul
 fn readers_share_the_bytes_of_a_flood() {
     let mut log = ByteLog::new(1, 1 << 20);
     (0..100).for_each(|_| log.push(&[7; 4095]));
-    let (Read::Data { bytes: one, .. }, Read::Data { bytes: other, .. }) =
+    let (LogRead::Data { bytes: one, .. }, LogRead::Data { bytes: other, .. }) =
         (log.read(200_000, 50_000), log.read(200_000, 50_000))
     else {
         panic!("no data")
@@ -108,7 +108,7 @@ fn an_idle_log_costs_next_to_nothing() {
     // A prompt, read as it is printed.
     for at in 0..200 {
         log.push(b"$");
-        assert!(matches!(log.read(at, 100), Read::Data { .. }));
+        assert!(matches!(log.read(at, 100), LogRead::Data { .. }));
     }
     assert!(log.open.capacity() <= 1024, "{}", log.open.capacity());
     assert!(log.closed.is_empty(), "small reads cut nothing up");
@@ -135,7 +135,7 @@ fn a_cleared_log_holds_nothing_and_goes_on_where_it_was() {
     log.read(0, 4);
     log.clear();
     assert_eq!((log.oldest(), log.next()), (10, 10));
-    assert_eq!(log.read(3, 100), Read::Gap { from: 3, to: 10 });
+    assert_eq!(log.read(3, 100), LogRead::Gap { from: 3, to: 10 });
     log.push(b"ab");
-    assert_eq!(log.read(10, 100), Read::Data { offset: 10, bytes: Bytes::from_static(b"ab") });
+    assert_eq!(log.read(10, 100), LogRead::Data { offset: 10, bytes: Bytes::from_static(b"ab") });
 }

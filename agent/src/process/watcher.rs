@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{OutputStream, Process, ProcessError, ProcessExit, ProcessId};
-use crate::byte_log::{CHUNK_BYTES, Read};
+use crate::byte_log::{CHUNK_BYTES, LogRead};
 
 /// After so long without an event a stream says that it lives: proxies cut idle ones at 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -150,15 +150,15 @@ impl ProcessWatcher {
         let output = state.output(stream);
         let at = &mut self.at[stream as usize];
         let event = match output.log.read(*at, CHUNK_BYTES) {
-            Read::Data { offset, bytes } => {
+            LogRead::Data { offset, bytes } => {
                 *at = offset + bytes.len() as u64;
                 ProcessEvent::Output { stream, epoch: output.log.epoch(), offset, data: bytes }
             }
-            Read::Gap { from, to } => {
+            LogRead::Gap { from, to } => {
                 *at = to;
                 ProcessEvent::Gap { stream, from, to }
             }
-            Read::AtEnd | Read::Beyond => return None,
+            LogRead::AtEnd | LogRead::Beyond => return None,
         };
         state.took(self.id, self.at);
         drop(state);

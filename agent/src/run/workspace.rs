@@ -68,7 +68,7 @@ impl WorkspaceRuntime {
         let image =
             std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
         let launcher = Launcher::new(root, claims.clone()).inheriting(image);
-        let terminals = Terminals::kept_in(state, launcher.clone(), children.clone(), gate.clone());
+        let terminals = Terminals::with_journal(state, launcher.clone(), children.clone(), gate.clone());
         let processes = ProcessRegistry::new(launcher.clone(), children.clone(), gate.clone());
         let root = Arc::new(WorkspaceRoot::open(root)?);
         let files = Files::new(root.clone(), gate.clone());

@@ -17,7 +17,7 @@ use super::{
 use crate::admission::{AdmitError, Attempt, Intent};
 
 /// Refusals that wait to be sent. Beyond it the oldest is dropped: the newest says what is expected.
-const REFUSALS: usize = 32;
+const MAX_PENDING_REJECTIONS: usize = 32;
 
 /// How somebody attaches.
 #[derive(Debug, Clone)]
@@ -81,14 +81,14 @@ pub struct AttachmentWriter {
     client: Option<ClientId>,
     viewer: u64,
     read_only: bool,
-    answers: Arc<Mutex<PendingResponses>>,
+    responses: Arc<Mutex<PendingResponses>>,
     wake: Arc<Notify>,
 }
 
 /// What the reading side has to say for the writing side.
 #[derive(Debug, Default)]
 struct PendingResponses {
-    refusals: VecDeque<InputRejection>,
+    rejections: VecDeque<InputRejection>,
     /// A repeat came, whose acknowledgement was lost.
     repeated: bool,
 }
@@ -109,7 +109,7 @@ impl Attachment {
             client,
             viewer,
             read_only: attach.read_only,
-            answers: Arc::default(),
+            responses: Arc::default(),
             wake,
         };
         Self { watch, writer, acked }
@@ -124,40 +124,40 @@ impl Attachment {
     pub async fn next(&mut self) -> Option<AttachmentEvent> {
         loop {
             // Acknowledgements first: they are few, and a flood of output must not hold them up.
-            if let Some(event) = self.answer() {
+            if let Some(event) = self.pending_response() {
                 return Some(event);
             }
-            if let Some(WatchEvent::Frame(frame)) = self.watch.ready() {
+            if let Some(WatchEvent::Frame(frame)) = self.watch.poll() {
                 return Some(AttachmentEvent::Frame(frame));
             }
-            if self.watch.is_over() {
+            if self.watch.is_finished() {
                 return None;
             }
-            if timeout_at(self.watch.keepalive_at(), self.writer.wake.notified()).await.is_err() {
+            if timeout_at(self.watch.keepalive_deadline(), self.writer.wake.notified()).await.is_err() {
                 return Some(AttachmentEvent::Frame(self.watch.keepalive()));
             }
         }
     }
 
-    fn answer(&mut self) -> Option<AttachmentEvent> {
+    fn pending_response(&mut self) -> Option<AttachmentEvent> {
         let client = self.writer.client.as_ref()?;
         let (epoch, next) = {
             let state = self.writer.terminal.state();
             (state.log.epoch(), state.inputs.written(client))
         };
-        let mut answers = self.writer.answers();
-        let repeated = std::mem::take(&mut answers.repeated);
+        let mut responses = self.writer.responses();
+        let repeated = std::mem::take(&mut responses.repeated);
         if next > self.acked || repeated {
             self.acked = next;
             return Some(AttachmentEvent::Ack { epoch, next });
         }
-        answers.refusals.pop_front().map(AttachmentEvent::Rejected)
+        responses.rejections.pop_front().map(AttachmentEvent::Rejected)
     }
 }
 
 impl AttachmentWriter {
     /// Asks at the door for so many bytes.
-    pub(super) fn ask(&self, bytes: usize) -> Result<(), AdmitError> {
+    pub(super) fn try_admit(&self, bytes: usize) -> Result<(), AdmitError> {
         self.terminal.gate.try_admit(Intent::Keystroke, bytes)
     }
 
@@ -169,28 +169,28 @@ impl AttachmentWriter {
     }
 
     /// This client's input before `end` was taken. It is acknowledged when it is written, a repeat at once.
-    pub(super) fn took(&self, end: u64) {
+    pub(super) fn accepted(&self, end: u64) {
         let Some(client) = &self.client else { return };
         let written = self.terminal.state().inputs.written(client);
         if end <= written {
-            self.answers().repeated = true;
+            self.responses().repeated = true;
         }
         self.wake.notify_one();
     }
 
     /// Input was not taken.
-    pub(super) fn refuse(&self, error: TerminalError) {
+    pub(super) fn reject(&self, error: TerminalError) {
         let Some(client) = &self.client else { return };
         let (expected, epoch) = {
             let state = self.terminal.state();
             (state.inputs.expected(client), state.log.epoch())
         };
-        let mut answers = self.answers();
-        if answers.refusals.len() == REFUSALS {
-            answers.refusals.pop_front();
+        let mut responses = self.responses();
+        if responses.rejections.len() == MAX_PENDING_REJECTIONS {
+            responses.rejections.pop_front();
         }
-        answers.refusals.push_back(InputRejection { error, epoch, expected });
-        drop(answers);
+        responses.rejections.push_back(InputRejection { error, epoch, expected });
+        drop(responses);
         self.wake.notify_one();
     }
 
@@ -216,7 +216,7 @@ impl AttachmentWriter {
         self.terminal.signal(signal, target)
     }
 
-    fn answers(&self) -> MutexGuard<'_, PendingResponses> {
-        self.answers.lock().unwrap_or_else(|e| e.into_inner())
+    fn responses(&self) -> MutexGuard<'_, PendingResponses> {
+        self.responses.lock().unwrap_or_else(|e| e.into_inner())
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 use super::{
     Terminal, TerminalExit, TerminalId, WindowSize,
     create::StartedProgram,
-    journal::{JournalMetadata, RestartSpec, time},
+    journal::{JournalMetadata, RestartSpec, from_unix_nanos},
     pty::Pty,
     state::TerminalState,
 };
@@ -40,7 +40,7 @@ pub(super) struct TerminalBuilder {
 pub(super) struct TerminalSpec {
     pub(super) name: String,
     pub(super) argv: Vec<String>,
-    pub(super) again: Option<RestartSpec>,
+    pub(super) restart: Option<RestartSpec>,
     pub(super) request_id: String,
     pub(super) size: WindowSize,
 }
@@ -58,72 +58,68 @@ impl TerminalBuilder {
     }
 
     /// Of one that was kept; positions begin anew, for it is another epoch.
-    pub(super) fn again(facts: &JournalMetadata, claim: &Claim) -> Self {
+    pub(super) fn from_journal(metadata: &JournalMetadata, claim: &Claim) -> Self {
         Self {
-            id: TerminalId::new(&facts.id),
-            created: time(facts.created),
-            title: facts.title.clone(),
-            cwd: facts.cwd.clone(),
+            id: TerminalId::new(&metadata.id),
+            created: from_unix_nanos(metadata.created),
+            title: metadata.title.clone(),
+            cwd: metadata.cwd.clone(),
             ..Self::new(claim)
         }
     }
 
     /// Printed before anything else is.
-    pub(super) fn print(&mut self, bytes: &[u8]) {
+    pub(super) fn push_output(&mut self, bytes: &[u8]) {
         self.log.push(bytes);
     }
 
     /// How much has been printed.
-    pub(super) fn printed(&self) -> u64 {
+    pub(super) fn end_offset(&self) -> u64 {
         self.log.next()
     }
 
     /// With its program.
-    pub(super) fn live(self, started: StartedProgram, gate: &Arc<AdmissionGate>) -> OpenedTerminal {
-        let StartedProgram { pty, child, called } = started;
+    pub(super) fn build_running(self, started: StartedProgram, gate: &Arc<AdmissionGate>) -> OpenedTerminal {
+        let StartedProgram { pty, child, spec } = started;
         let pty = Arc::new(pty);
-        let state =
-            TerminalState { pty: Some(Arc::clone(&pty)), ..TerminalState::new(self.log, called.size) };
-        let terminal = terminal(self.id, self.created, Some(child.pid), called, state, gate);
-        set(&terminal, self.title, self.cwd);
+        let state = TerminalState { pty: Some(Arc::clone(&pty)), ..TerminalState::new(self.log, spec.size) };
+        let terminal = new_terminal(self.id, self.created, Some(child.pid), spec, state, gate);
+        set_title_and_cwd(&terminal, self.title, self.cwd);
         let program = terminal.argv.first().map_or("", String::as_str);
         tracing::info!(terminal = %terminal.id, pid = %child.pid, program, "opened a terminal");
         OpenedTerminal { terminal, pty: Some(pty), ended: child.ended }
     }
 
     /// Without one: it has ended.
-    pub(super) fn ended(
+    pub(super) fn build_ended(
         self,
-        called: TerminalSpec,
+        spec: TerminalSpec,
         exit: TerminalExit,
         gate: &Arc<AdmissionGate>,
     ) -> OpenedTerminal {
-        let state = TerminalState {
-            exit: Some(exit),
-            leader_gone: true,
-            ..TerminalState::new(self.log, called.size)
-        };
-        let terminal = terminal(self.id, self.created, None, called, state, gate);
-        set(&terminal, self.title, self.cwd);
-        let (_, ended) = watch::channel(Some(exit.how));
+        let state =
+            TerminalState { exit: Some(exit), leader_gone: true, ..TerminalState::new(self.log, spec.size) };
+        let terminal = new_terminal(self.id, self.created, None, spec, state, gate);
+        set_title_and_cwd(&terminal, self.title, self.cwd);
+        let (_, ended) = watch::channel(Some(exit.status));
         OpenedTerminal { terminal, pty: None, ended }
     }
 }
 
-fn terminal(
+fn new_terminal(
     id: TerminalId,
     created: SystemTime,
     pid: Option<Pid>,
-    called: TerminalSpec,
+    spec: TerminalSpec,
     state: TerminalState,
     gate: &Arc<AdmissionGate>,
 ) -> Arc<Terminal> {
     Arc::new(Terminal {
         id,
-        name: called.name,
-        argv: called.argv,
-        again: called.again,
-        request_id: called.request_id,
+        name: spec.name,
+        argv: spec.argv,
+        restart: spec.restart,
+        request_id: spec.request_id,
         created,
         pid,
         gate: Arc::clone(gate),
@@ -134,7 +130,7 @@ fn terminal(
     })
 }
 
-fn set(terminal: &Terminal, title: String, cwd: String) {
+fn set_title_and_cwd(terminal: &Terminal, title: String, cwd: String) {
     let mut state = terminal.state();
     state.title.set(title, 0);
     state.cwd.set(cwd, 0);

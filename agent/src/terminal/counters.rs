@@ -10,25 +10,25 @@ use tokio::sync::Notify;
 /// The counts.
 #[derive(Debug)]
 pub(super) struct TerminalCounters {
-    began: Instant,
+    started_at: Instant,
     bytes: AtomicU64,
-    /// Milliseconds after `began`, plus 1; 0: never.
+    /// Milliseconds after `started_at`, plus 1; 0: never.
     last_output: AtomicU64,
     task_panics: AtomicU64,
     model_panics: AtomicU64,
     /// Ticks when there is something new to keep.
-    stirred: Notify,
+    dirty: Notify,
 }
 
 impl Default for TerminalCounters {
     fn default() -> Self {
         Self {
-            began: Instant::now(),
+            started_at: Instant::now(),
             bytes: AtomicU64::new(0),
             last_output: AtomicU64::new(0),
             task_panics: AtomicU64::new(0),
             model_panics: AtomicU64::new(0),
-            stirred: Notify::new(),
+            dirty: Notify::new(),
         }
     }
 }
@@ -36,19 +36,19 @@ impl Default for TerminalCounters {
 impl TerminalCounters {
     pub(super) fn output(&self, bytes: u64, at: Instant) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let after = at.duration_since(self.began).as_millis() as u64 + 1;
+        let after = at.duration_since(self.started_at).as_millis() as u64 + 1;
         self.last_output.fetch_max(after, Ordering::Relaxed);
-        self.stirred();
+        self.mark_dirty();
     }
 
     /// Something has changed that is worth keeping.
-    pub(super) fn stirred(&self) {
-        self.stirred.notify_one();
+    pub(super) fn mark_dirty(&self) {
+        self.dirty.notify_one();
     }
 
     /// Waits for such a change; one that came before is not missed.
-    pub(super) async fn stir(&self) {
-        self.stirred.notified().await;
+    pub(super) async fn wait_dirty(&self) {
+        self.dirty.notified().await;
     }
 
     pub(super) fn task_panicked(&self) {
@@ -67,7 +67,7 @@ impl TerminalCounters {
     /// When anything was last printed.
     pub(super) fn last_output(&self) -> Option<Instant> {
         let after = self.last_output.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(self.began + Duration::from_millis(after))
+        Some(self.started_at + Duration::from_millis(after))
     }
 
     /// Of tasks, and of screen models.

@@ -13,9 +13,9 @@ use crate::{
 };
 
 /// Longest name, in characters.
-const NAME_CHARS: usize = 100;
+const MAX_NAME_CHARS: usize = 100;
 /// Longest request id, in bytes.
-const REQUEST_ID_BYTES: usize = 64;
+const MAX_REQUEST_ID_BYTES: usize = 64;
 /// What a program may expect of the terminal if nobody says otherwise.
 const TERM: &str = "xterm-256color";
 
@@ -36,16 +36,16 @@ pub struct CreateTerminal {
 pub(super) struct StartedProgram {
     pub(super) pty: Pty,
     pub(super) child: Child,
-    pub(super) called: TerminalSpec,
+    pub(super) spec: TerminalSpec,
 }
 
 impl CreateTerminal {
     /// Whether what it says about itself is allowed.
-    pub(super) fn check(&self) -> Result<(), TerminalError> {
-        if self.name.chars().count() > NAME_CHARS {
+    pub(super) fn validate(&self) -> Result<(), TerminalError> {
+        if self.name.chars().count() > MAX_NAME_CHARS {
             return Err(TerminalError::BadField { field: "name", allowed: "at most 100 characters" });
         }
-        if self.request_id.len() > REQUEST_ID_BYTES {
+        if self.request_id.len() > MAX_REQUEST_ID_BYTES {
             return Err(TerminalError::BadField { field: "request_id", allowed: "at most 64 characters" });
         }
         Ok(())
@@ -57,7 +57,7 @@ impl CreateTerminal {
         launcher: &Launcher,
         children: &Children,
     ) -> Result<StartedProgram, TerminalError> {
-        let again = is_interactive(&self.program.argv)
+        let restart = is_interactive(&self.program.argv)
             .then(|| RestartSpec { argv: self.program.argv.clone(), env: self.program.env.clone() });
         if self.program.argv.is_empty() {
             self.program.argv = vec![launcher.shell(), "-l".into()];
@@ -72,12 +72,12 @@ impl CreateTerminal {
         let pair = PtyPair::open(self.size)?;
         let (pty, child) = pair.spawn(command, children).map_err(|e| spawn_failed(&program, e))?;
         let name = if self.name.is_empty() {
-            program.rsplit('/').next().unwrap_or_default().chars().take(NAME_CHARS).collect()
+            program.rsplit('/').next().unwrap_or_default().chars().take(MAX_NAME_CHARS).collect()
         } else {
             self.name
         };
         let argv = truncate_argv(&self.program.argv);
-        let called = TerminalSpec { name, argv, again, request_id: self.request_id, size: self.size };
-        Ok(StartedProgram { pty, child, called })
+        let spec = TerminalSpec { name, argv, restart, request_id: self.request_id, size: self.size };
+        Ok(StartedProgram { pty, child, spec })
     }
 }

@@ -87,7 +87,7 @@ pub enum TerminalError {
     },
     /// Its processes did not end, not even killed.
     #[error("the terminal's processes did not end, although they were killed")]
-    WouldNotEnd,
+    ProcessesSurvivedKill,
     /// The agent ends.
     #[error("the agent is shutting down")]
     ShuttingDown,

@@ -9,9 +9,9 @@ use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
 mod tests;
 
 /// Longest text of a title or folder that is read; a longer one is ignored.
-const TEXT_BYTES: usize = 4096;
+const MAX_TEXT_BYTES: usize = 4096;
 /// Longest title that is kept, in characters: it is shown on one line.
-const TITLE_CHARS: usize = 256;
+const MAX_TITLE_CHARS: usize = 256;
 
 /// What a sequence named.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub(super) struct EscapeScanner {
     /// Of an OSC, as far as it is worth keeping.
     text: Vec<u8>,
     /// Where in the bytes of the last scan the sequence began that is not over; `None` if it began before them.
-    began: Option<usize>,
+    sequence_start: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,19 +59,19 @@ impl EscapeScanner {
     }
 
     /// How many of the bytes of the last scan may be handed on without cutting a sequence; 0 also for one that began earlier.
-    pub(super) fn whole(&self, scanned: usize) -> usize {
-        if self.is_ground() { scanned } else { self.began.unwrap_or(0) }
+    pub(super) fn complete_len(&self, scanned: usize) -> usize {
+        if self.is_ground() { scanned } else { self.sequence_start.unwrap_or(0) }
     }
 
     /// Goes over the next bytes of the stream. `named` gets what was named and the index behind its sequence.
     pub(super) fn scan(&mut self, bytes: &[u8], mut named: impl FnMut(usize, OscEvent)) {
         let mut at = 0;
-        self.began = None;
+        self.sequence_start = None;
         while at < bytes.len() {
             if self.state == ScannerState::Ground {
                 match bytes[at..].iter().position(|b| *b == ESC) {
                     Some(skip) => {
-                        self.began = Some(at + skip);
+                        self.sequence_start = Some(at + skip);
                         at += skip + 1;
                         self.state = ScannerState::Escape;
                     }
@@ -98,7 +98,7 @@ impl EscapeScanner {
             // An ESC begins anew, and ends a string if `\` follows.
             (ScannerState::Osc, ESC) => (ScannerState::OscEscape, None),
             (ScannerState::String, ESC) => (ScannerState::StringEscape, None),
-            (ScannerState::OscEscape, b'\\') => (ScannerState::Ground, self.named()),
+            (ScannerState::OscEscape, b'\\') => (ScannerState::Ground, self.parse_osc()),
             (ScannerState::StringEscape, b'\\') => (ScannerState::Ground, None),
             (_, ESC) => (ScannerState::Escape, None),
             (ScannerState::OscEscape | ScannerState::StringEscape | ScannerState::Escape, byte) => {
@@ -116,9 +116,9 @@ impl EscapeScanner {
             (ScannerState::Intermediate, 0x00..=0x2f) => (ScannerState::Intermediate, None),
             (ScannerState::Csi, 0x00..=0x3f) => (ScannerState::Csi, None),
             (ScannerState::Intermediate | ScannerState::Csi, _) => (ScannerState::Ground, None),
-            (ScannerState::Osc, 0x07) => (ScannerState::Ground, self.named()),
+            (ScannerState::Osc, 0x07) => (ScannerState::Ground, self.parse_osc()),
             (ScannerState::Osc, byte) => {
-                if self.text.len() <= TEXT_BYTES {
+                if self.text.len() <= MAX_TEXT_BYTES {
                     self.text.push(byte);
                 }
                 (ScannerState::Osc, None)
@@ -130,9 +130,9 @@ impl EscapeScanner {
         found
     }
 
-    fn named(&mut self) -> Option<OscEvent> {
+    fn parse_osc(&mut self) -> Option<OscEvent> {
         let text = std::mem::take(&mut self.text);
-        if text.len() > TEXT_BYTES {
+        if text.len() > MAX_TEXT_BYTES {
             return None;
         }
         let split = text.iter().position(|b| *b == b';')?;
@@ -140,9 +140,11 @@ impl EscapeScanner {
         match number {
             b"0" | b"2" => {
                 let text = String::from_utf8_lossy(text);
-                Some(OscEvent::Title(text.chars().filter(|c| !c.is_control()).take(TITLE_CHARS).collect()))
+                Some(OscEvent::Title(
+                    text.chars().filter(|c| !c.is_control()).take(MAX_TITLE_CHARS).collect(),
+                ))
             }
-            b"7" => folder(text).map(OscEvent::Directory),
+            b"7" => file_url_path(text).map(OscEvent::Directory),
             _ => None,
         }
     }
@@ -152,7 +154,7 @@ const ESC: u8 = 0x1b;
 
 /// The path of a `file://host/path` URL. The host is not looked at: a shell over ssh names a folder elsewhere, and nobody but the
 /// reader can know.
-fn folder(url: &[u8]) -> Option<PathBuf> {
+fn file_url_path(url: &[u8]) -> Option<PathBuf> {
     let rest = url.strip_prefix(b"file://")?;
     let path = &rest[rest.iter().position(|b| *b == b'/')?..];
     let mut bytes = Vec::with_capacity(path.len());

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::{Terminal, state::TerminalState};
 
 /// After something happened they are looked at this much later: once for a burst of events.
-const LOOK_AFTER: Duration = Duration::from_millis(150);
+const POLL_DELAY: Duration = Duration::from_millis(150);
 
 /// When they are looked at next.
 #[derive(Debug, Default)]
@@ -17,7 +17,7 @@ pub(super) struct ForegroundPoller {
 
 impl ForegroundPoller {
     /// Looks if it is time; says when to come back.
-    pub(super) fn look(
+    pub(super) fn poll(
         &mut self,
         terminal: &Terminal,
         state: &mut TerminalState,
@@ -26,27 +26,27 @@ impl ForegroundPoller {
         if self.at.is_some_and(|at| at <= now) {
             self.at = None;
             let next = state.log.next();
-            let job = terminal.job(state).unwrap_or_default();
+            let job = terminal.foreground_command(state).unwrap_or_default();
             let mut changed = state.foreground.set(job, next);
-            if let Some(folder) = terminal.folder(state) {
-                changed |= state.cwd.set(folder, next);
+            if let Some(cwd) = terminal.polled_cwd(state) {
+                changed |= state.cwd.set(cwd, next);
             }
             if changed {
                 state.wake_viewers();
             }
         }
-        if self.at.is_none() && std::mem::take(&mut state.active) && !state.viewers.is_empty() {
-            self.at = Some(now + LOOK_AFTER);
+        if self.at.is_none() && std::mem::take(&mut state.changed_since_poll) && !state.viewers.is_empty() {
+            self.at = Some(now + POLL_DELAY);
         }
-        state.facts_scheduled = self.at.is_some();
+        state.poll_scheduled = self.at.is_some();
         self.at
     }
 
     /// The terminal has ended: nobody is in the foreground.
-    pub(super) fn end(&mut self, state: &mut TerminalState) {
+    pub(super) fn stop(&mut self, state: &mut TerminalState) {
         let next = state.log.next();
         state.foreground.set(String::new(), next);
         self.at = None;
-        state.facts_scheduled = false;
+        state.poll_scheduled = false;
     }
 }

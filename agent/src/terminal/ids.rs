@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::TerminalError;
 
 /// Longest client id, in bytes.
-const CLIENT_ID_BYTES: usize = 64;
+const MAX_CLIENT_ID_BYTES: usize = 64;
 
 /// Twelve characters, unique within the workspace for ever.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,7 +42,7 @@ impl ClientId {
     /// 1 to 64 bytes.
     pub fn new(id: impl AsRef<str>) -> Result<Self, TerminalError> {
         let id = id.as_ref();
-        if id.is_empty() || id.len() > CLIENT_ID_BYTES {
+        if id.is_empty() || id.len() > MAX_CLIENT_ID_BYTES {
             return Err(TerminalError::BadField { field: "client_id", allowed: "1 to 64 characters" });
         }
         Ok(Self(id.into()))

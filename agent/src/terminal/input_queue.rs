@@ -37,7 +37,7 @@ impl InputQueue {
         let held = if self.held.is_empty() {
             self.writer.input(input)
         } else {
-            match self.writer.ask(input.data.len()) {
+            match self.writer.try_admit(input.data.len()) {
                 Ok(()) => {
                     // Opened just now, and who is before it has not heard yet.
                     self.replay();
@@ -45,29 +45,29 @@ impl InputQueue {
                 }
                 Err(AdmitError::Held(hold)) => Some(hold),
                 Err(AdmitError::Rejected(refused)) => {
-                    self.writer.refuse(refused.into());
+                    self.writer.reject(refused.into());
                     None
                 }
             }
         };
         if let Some(hold) = held {
-            self.keep(input, hold);
+            self.hold_input(input, hold);
         }
     }
 
     /// Whether anything is held.
-    pub fn waits(&self) -> bool {
+    pub fn is_holding(&self) -> bool {
         !self.held.is_empty()
     }
 
     /// Waits until what is held was typed or refused; a dropped wait goes on with the next one.
-    pub async fn settle(&mut self) {
+    pub async fn drain(&mut self) {
         while let Some(first) = self.held.front_mut() {
             match first.hold.decision().await {
                 Ok(()) => self.replay(),
                 Err(refused) => {
                     for _ in self.held.drain(..) {
-                        self.writer.refuse(TerminalError::Rejected(refused));
+                        self.writer.reject(TerminalError::Rejected(refused));
                     }
                 }
             }
@@ -76,14 +76,14 @@ impl InputQueue {
 
     /// The door is open for all of them, unless it closes again meanwhile.
     fn replay(&mut self) {
-        for piece in std::mem::take(&mut self.held) {
-            let HeldInput { epoch, offset, data, kind, hold } = piece;
+        for held_input in std::mem::take(&mut self.held) {
+            let HeldInput { epoch, offset, data, kind, hold } = held_input;
             drop(hold);
             self.input(TerminalInput { epoch, offset, data: &data, kind });
         }
     }
 
-    fn keep(&mut self, input: TerminalInput<'_>, hold: HeldRequest) {
+    fn hold_input(&mut self, input: TerminalInput<'_>, hold: HeldRequest) {
         let TerminalInput { epoch, offset, data, kind } = input;
         let data = Bytes::copy_from_slice(data);
         self.held.push_back(HeldInput { epoch, offset, data, kind, hold });
@@ -94,8 +94,8 @@ impl AttachmentWriter {
     /// Types; nothing of it was done if it is held.
     pub(super) fn input(&self, input: TerminalInput<'_>) -> Option<HeldRequest> {
         match self.try_input(input) {
-            Ok(end) => self.took(end),
-            Err(Attempt::Failed(error)) => self.refuse(error),
+            Ok(end) => self.accepted(end),
+            Err(Attempt::Failed(error)) => self.reject(error),
             Err(Attempt::Held(hold)) => return Some(hold),
         }
         None

@@ -19,18 +19,18 @@ use super::ClientId;
 mod tests;
 
 /// While this much waits for a program that does not read, more is refused (`SequenceError::Full`). One message (1 MiB) may go over it.
-pub const QUEUE_BYTES: usize = 1024 * 1024;
+pub const MAX_QUEUE_BYTES: usize = 1024 * 1024;
 /// Pieces of different clients in the queue; beyond it input is refused as full. Bounds what a thousand one-byte pieces cost.
-const QUEUE_PIECES: usize = 4096;
+const MAX_QUEUE_RUNS: usize = 4096;
 /// Clients whose offsets are remembered, of some 200 bytes each. Beyond it one that never typed is forgotten, or the one that was away
-/// longest, unless it is attached, has something in the queue, or was here `LATELY`; if all are, another is refused. Exceeds the viewers
+/// longest, unless it is attached, has something in the queue, or was here `RECENTLY_SEEN`; if all are, another is refused. Exceeds the viewers
 /// of a terminal.
-pub(super) const CLIENTS: usize = 1024;
+pub(super) const MAX_CLIENTS: usize = 1024;
 /// So long after it typed or left, a client may be on its way back over a broken link, and is not forgotten.
-const LATELY: Duration = Duration::from_secs(120);
+const RECENTLY_SEEN: Duration = Duration::from_secs(120);
 /// How far behind the end of a forgotten client the next new one begins: more than anybody has under way, for the agent takes no more
 /// than 2 MiB that the program does not read. Little enough that offsets stay below 2^53 for a hundred million forgotten clients.
-const APART_BYTES: u64 = 64 * 1024 * 1024;
+const OFFSET_GAP_BYTES: u64 = 64 * 1024 * 1024;
 
 /// All input of one terminal.
 #[derive(Debug)]
@@ -38,23 +38,23 @@ pub(super) struct InputSequencer {
     epoch: u64,
     clients: HashMap<ClientId, ClientStream>,
     /// How many of them there may be.
-    limit: usize,
+    max_clients: usize,
     /// Where a client begins that is not known: behind all that were forgotten.
-    begin: u64,
+    first_offset: u64,
     queue: VecDeque<u8>,
-    pieces: VecDeque<QueuedRun>,
+    runs: VecDeque<QueuedRun>,
 }
 
 #[derive(Debug)]
 struct ClientStream {
     /// Its first offset; what lies before it belongs to somebody who was forgotten.
-    begin: u64,
+    first_offset: u64,
     /// Offset after the last byte in the queue or written.
-    taken: u64,
+    accepted: u64,
     /// Offset after the last byte in the PTY.
     written: u64,
     /// When it last came, typed or left.
-    used: Instant,
+    last_used: Instant,
     attached: u32,
 }
 
@@ -62,7 +62,7 @@ struct ClientStream {
 #[derive(Debug)]
 struct QueuedRun {
     client: ClientId,
-    left: usize,
+    remaining: usize,
     end: u64,
 }
 
@@ -86,7 +86,7 @@ pub(super) enum SequenceError {
         expected: u64,
     },
     /// The client was forgotten: nobody knows any more whether this was written.
-    Forgotten {
+    ClientEvicted {
         /// Where new input goes on.
         expected: u64,
     },
@@ -102,7 +102,7 @@ pub(super) enum SequenceError {
 impl ClientStream {
     /// Of somebody who never did there is nothing to know.
     fn has_typed(&self) -> bool {
-        self.taken > self.begin
+        self.accepted > self.first_offset
     }
 }
 
@@ -112,15 +112,15 @@ impl InputSequencer {
         Self {
             epoch,
             clients: HashMap::new(),
-            limit: CLIENTS,
-            begin: 0,
+            max_clients: MAX_CLIENTS,
+            first_offset: 0,
             queue: VecDeque::new(),
-            pieces: VecDeque::new(),
+            runs: VecDeque::new(),
         }
     }
 
-    /// What [`InputSequencer::take`] would do with `len` bytes at `offset`; changes nothing.
-    pub(super) fn judge(
+    /// What [`InputSequencer::accept`] would do with `len` bytes at `offset`; changes nothing.
+    pub(super) fn check(
         &self,
         client: &ClientId,
         epoch: u64,
@@ -132,9 +132,10 @@ impl InputSequencer {
             return Err(SequenceError::StaleEpoch);
         }
         let known = self.clients.get(client);
-        let (begin, expected) = known.map_or((self.begin, self.begin), |c| (c.begin, c.taken));
-        if offset < begin {
-            return Err(SequenceError::Forgotten { expected });
+        let (first_offset, expected) =
+            known.map_or((self.first_offset, self.first_offset), |c| (c.first_offset, c.accepted));
+        if offset < first_offset {
+            return Err(SequenceError::ClientEvicted { expected });
         }
         if offset > expected {
             return Err(SequenceError::Hole { expected });
@@ -143,41 +144,41 @@ impl InputSequencer {
         if skip >= len as u64 {
             return Ok(CheckedInput::Repeat);
         }
-        if self.queue.len() >= QUEUE_BYTES || self.pieces.len() >= QUEUE_PIECES {
+        if self.queue.len() >= MAX_QUEUE_BYTES || self.runs.len() >= MAX_QUEUE_RUNS {
             return Err(SequenceError::Full { expected });
         }
-        if known.is_none() && !self.has_room(now) {
+        if known.is_none() && !self.has_capacity(now) {
             return Err(SequenceError::TooManyClients);
         }
         Ok(CheckedInput::New(skip as usize))
     }
 
-    /// Takes the new bytes that [`InputSequencer::judge`] found.
-    pub(super) fn take(&mut self, client: &ClientId, bytes: &[u8], now: Instant) {
-        self.accept(client, bytes.len(), bytes, now);
+    /// Takes the new bytes that [`InputSequencer::check`] found.
+    pub(super) fn accept(&mut self, client: &ClientId, bytes: &[u8], now: Instant) {
+        self.enqueue(client, bytes.len(), bytes, now);
     }
 
     /// Counts new bytes as taken without ever writing them: a reply nobody wants. In turn, so that it is acknowledged after what
     /// came before it.
-    pub(super) fn drop_in_turn(&mut self, client: &ClientId, len: usize, now: Instant) {
-        self.accept(client, len, &[], now);
-        self.settle();
+    pub(super) fn discard_in_order(&mut self, client: &ClientId, len: usize, now: Instant) {
+        self.enqueue(client, len, &[], now);
+        self.pop_finished_runs();
     }
 
-    fn accept(&mut self, client: &ClientId, len: usize, bytes: &[u8], now: Instant) {
+    fn enqueue(&mut self, client: &ClientId, len: usize, bytes: &[u8], now: Instant) {
         let known = self.client(client, now);
-        let from = known.taken;
-        known.taken += len as u64;
-        let end = known.taken;
+        let from = known.accepted;
+        known.accepted += len as u64;
+        let end = known.accepted;
         self.queue.extend(bytes);
-        match self.pieces.back_mut() {
+        match self.runs.back_mut() {
             Some(last)
-                if last.client == *client && last.end == from && last.left > 0 && !bytes.is_empty() =>
+                if last.client == *client && last.end == from && last.remaining > 0 && !bytes.is_empty() =>
             {
-                last.left += bytes.len();
+                last.remaining += bytes.len();
                 last.end = end;
             }
-            _ => self.pieces.push_back(QueuedRun { client: client.clone(), left: bytes.len(), end }),
+            _ => self.runs.push_back(QueuedRun { client: client.clone(), remaining: bytes.len(), end }),
         }
     }
 
@@ -187,22 +188,22 @@ impl InputSequencer {
     }
 
     /// The PTY took the first `n` bytes of [`InputSequencer::front`].
-    pub(super) fn wrote(&mut self, n: usize) {
+    pub(super) fn mark_written(&mut self, n: usize) {
         self.queue.drain(..n);
         let mut n = n;
         while n > 0 {
-            let Some(piece) = self.pieces.front_mut() else { break };
-            let now = n.min(piece.left);
-            piece.left -= now;
+            let Some(run) = self.runs.front_mut() else { break };
+            let now = n.min(run.remaining);
+            run.remaining -= now;
             n -= now;
-            if let Some(client) = self.clients.get_mut(&piece.client) {
-                client.written = piece.end - piece.left as u64;
+            if let Some(client) = self.clients.get_mut(&run.client) {
+                client.written = run.end - run.remaining as u64;
             }
-            if piece.left == 0 {
-                self.pieces.pop_front();
+            if run.remaining == 0 {
+                self.runs.pop_front();
             }
         }
-        self.settle();
+        self.pop_finished_runs();
         if self.queue.is_empty() {
             // A paste is over: an idle terminal keeps no buffer for it.
             self.queue.shrink_to(0);
@@ -211,17 +212,17 @@ impl InputSequencer {
 
     /// Offset after the last byte of this client that is in the PTY (or was dropped in turn).
     pub(super) fn written(&self, client: &ClientId) -> u64 {
-        self.clients.get(client).map_or(self.begin, |c| c.written)
+        self.clients.get(client).map_or(self.first_offset, |c| c.written)
     }
 
     /// Offset that is expected next from this client.
     pub(super) fn expected(&self, client: &ClientId) -> u64 {
-        self.clients.get(client).map_or(self.begin, |c| c.taken)
+        self.clients.get(client).map_or(self.first_offset, |c| c.accepted)
     }
 
     /// A client came: while it is there it is not forgotten. `false`: there is no room for it.
     pub(super) fn attach(&mut self, client: &ClientId, now: Instant) -> bool {
-        let room = self.clients.contains_key(client) || self.has_room(now);
+        let room = self.clients.contains_key(client) || self.has_capacity(now);
         if room {
             self.client(client, now).attached += 1;
         }
@@ -232,55 +233,61 @@ impl InputSequencer {
     pub(super) fn detach(&mut self, client: &ClientId, now: Instant) {
         if let Some(known) = self.clients.get_mut(client) {
             known.attached = known.attached.saturating_sub(1);
-            known.used = now;
+            known.last_used = now;
         }
     }
 
     /// The terminal ended: what waits will never be written.
     pub(super) fn end(&mut self) {
         self.queue = VecDeque::new();
-        self.pieces = VecDeque::new();
+        self.runs = VecDeque::new();
     }
 
     fn client(&mut self, id: &ClientId, now: Instant) -> &mut ClientStream {
         // Where it was judged to begin: whom it displaces is somebody else.
-        let begin = self.begin;
+        let first_offset = self.first_offset;
         if !self.clients.contains_key(id)
-            && self.clients.len() >= self.limit
-            && let Some(forgotten) = self.forgettable(now).and_then(|id| self.clients.remove(&id))
-            && forgotten.has_typed()
+            && self.clients.len() >= self.max_clients
+            && let Some(evicted) = self.eviction_candidate(now).and_then(|id| self.clients.remove(&id))
+            && evicted.has_typed()
         {
             // Also behind where others were told to begin.
-            self.begin = self.begin.max(forgotten.taken).saturating_add(APART_BYTES);
+            self.first_offset = self.first_offset.max(evicted.accepted).saturating_add(OFFSET_GAP_BYTES);
         }
-        let new = ClientStream { begin, taken: begin, written: begin, used: now, attached: 0 };
+        let new = ClientStream {
+            first_offset,
+            accepted: first_offset,
+            written: first_offset,
+            last_used: now,
+            attached: 0,
+        };
         let client = self.clients.entry(id.clone()).or_insert(new);
-        client.used = now;
+        client.last_used = now;
         client
     }
 
-    fn has_room(&self, now: Instant) -> bool {
-        self.clients.len() < self.limit || self.forgettable(now).is_some()
+    fn has_capacity(&self, now: Instant) -> bool {
+        self.clients.len() < self.max_clients || self.eviction_candidate(now).is_some()
     }
 
-    fn forgettable(&self, now: Instant) -> Option<ClientId> {
+    fn eviction_candidate(&self, now: Instant) -> Option<ClientId> {
         self.clients
             .iter()
-            .filter(|(_, c)| c.attached == 0 && c.taken == c.written)
-            .filter(|(_, c)| !c.has_typed() || now.duration_since(c.used) >= LATELY)
-            .min_by_key(|(_, c)| (c.has_typed(), c.used))
+            .filter(|(_, c)| c.attached == 0 && c.accepted == c.written)
+            .filter(|(_, c)| !c.has_typed() || now.duration_since(c.last_used) >= RECENTLY_SEEN)
+            .min_by_key(|(_, c)| (c.has_typed(), c.last_used))
             .map(|(id, _)| id.clone())
     }
 
     /// Pieces without bytes at the front have had their turn.
-    fn settle(&mut self) {
-        while let Some(piece) = self.pieces.front()
-            && piece.left == 0
+    fn pop_finished_runs(&mut self) {
+        while let Some(run) = self.runs.front()
+            && run.remaining == 0
         {
-            if let Some(client) = self.clients.get_mut(&piece.client) {
-                client.written = piece.end;
+            if let Some(client) = self.clients.get_mut(&run.client) {
+                client.written = run.end;
             }
-            self.pieces.pop_front();
+            self.runs.pop_front();
         }
     }
 }

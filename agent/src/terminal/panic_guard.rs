@@ -9,7 +9,11 @@ use super::{Terminal, TerminalExit, counters::TerminalCounters, task::TerminalTa
 use crate::child::ExitStatus;
 
 /// A panic in one terminal's task ends that terminal, and no other.
-pub(super) async fn guarded(terminal: Arc<Terminal>, task: TerminalTask, counters: Arc<TerminalCounters>) {
+pub(super) async fn run_guarded(
+    terminal: Arc<Terminal>,
+    task: TerminalTask,
+    counters: Arc<TerminalCounters>,
+) {
     if AssertUnwindSafe(task.run()).catch_unwind().await.is_ok() {
         return;
     }
@@ -18,9 +22,9 @@ pub(super) async fn guarded(terminal: Arc<Terminal>, task: TerminalTask, counter
     terminal.signal_session(Signal::KILL);
     let mut state = terminal.state();
     let exit = TerminalExit {
-        how: ExitStatus::Signal(Signal::KILL.as_raw()),
+        status: ExitStatus::Signal(Signal::KILL.as_raw()),
         final_offset: state.log.next(),
-        at: SystemTime::now(),
+        ended_at: SystemTime::now(),
         held_by_background: false,
     };
     state.exit.get_or_insert(exit);

@@ -6,18 +6,18 @@ use rustix::process::Pid;
 
 /// The command of this process group, by name: its leader's, or another member's once the leader has ended (the first program of a
 /// pipeline may be long gone). `None` if nobody is left.
-pub(super) fn command(group: Pid) -> Option<String> {
+pub(super) fn command_name(group: Pid) -> Option<String> {
     let name = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).ok();
     let number = group.as_raw_nonzero().get();
     let name = name(number).or_else(|| {
-        let member = all().into_iter().find(|process| process.group == number && process.lives)?;
+        let member = processes().into_iter().find(|process| process.group == number && process.is_alive)?;
         name(member.pid)
     })?;
     Some(name.trim_end().to_owned())
 }
 
 /// The folder this process is in.
-pub(super) fn folder(pid: Pid) -> Option<PathBuf> {
+pub(super) fn working_directory(pid: Pid) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())).ok()
 }
 
@@ -25,10 +25,10 @@ pub(super) fn folder(pid: Pid) -> Option<PathBuf> {
 ///
 /// A session's number is not given to a new process while one of its members lives; `leader_gone` says that its leader was reaped,
 /// and then a process of that number is a stranger's.
-pub(super) fn session(leader: Pid, leader_gone: bool) -> Vec<Pid> {
+pub(super) fn session_members(leader: Pid, leader_gone: bool) -> Vec<Pid> {
     let sid = leader.as_raw_nonzero().get();
     let members: Vec<ProcStat> =
-        all().into_iter().filter(|process| process.session == sid && process.lives).collect();
+        processes().into_iter().filter(|process| process.session == sid && process.is_alive).collect();
     if leader_gone && members.iter().any(|process| process.pid == sid) {
         return Vec::new();
     }
@@ -41,10 +41,10 @@ struct ProcStat {
     pid: i32,
     group: i32,
     session: i32,
-    lives: bool,
+    is_alive: bool,
 }
 
-fn all() -> Vec<ProcStat> {
+fn processes() -> Vec<ProcStat> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let read = |entry: fs::DirEntry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
@@ -60,7 +60,7 @@ fn parse(pid: i32, stat: &str) -> Option<ProcStat> {
     let number = |index: usize| fields.get(index)?.parse().ok();
     // A first thread that has ended looks like a dead process, and the others work on.
     let dead = matches!(*fields.first()?, "Z" | "X") && number(THREADS).is_none_or(|threads| threads <= 1);
-    Some(ProcStat { pid, group: number(2)?, session: number(3)?, lives: !dead })
+    Some(ProcStat { pid, group: number(2)?, session: number(3)?, is_alive: !dead })
 }
 
 #[cfg(test)]
@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn a_command_with_parentheses_in_its_name_is_read_rightly() {
         let read = parse(9, "9 (a) b (c) S 1 7 5 34816 7 0");
-        assert_eq!(read, Some(ProcStat { pid: 9, group: 7, session: 5, lives: true }));
+        assert_eq!(read, Some(ProcStat { pid: 9, group: 7, session: 5, is_alive: true }));
         assert_eq!(parse(9, "rubbish"), None);
     }
 
@@ -84,9 +84,9 @@ mod tests {
         let stat = |state: char, threads: u32| {
             format!("9 (x) {state} 1 9 9 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 {threads} 0 1 0 0")
         };
-        let lives = |stat: String| parse(9, &stat).expect("readable").lives;
-        assert!(lives(stat('S', 1)) && lives(stat('Z', 2)));
-        assert!(!lives(stat('Z', 1)) && !lives(stat('X', 0)));
+        let is_alive = |stat: String| parse(9, &stat).expect("readable").is_alive;
+        assert!(is_alive(stat('S', 1)) && is_alive(stat('Z', 2)));
+        assert!(!is_alive(stat('Z', 1)) && !is_alive(stat('X', 0)));
     }
 
     /// Not of the test's own session: its leader may be in another pid namespace, and then it has no number here.
@@ -100,12 +100,15 @@ mod tests {
         stdout.read_exact(&mut said).expect("it has begun");
         let leader = Pid::from_child(&child);
 
-        assert_eq!(session(leader, false), [leader]);
-        assert_eq!(session(leader, true), [], "a stranger with the number of a leader that is gone");
-        assert!(super::command(leader).is_some_and(|name| name == "sh") && folder(leader).is_some());
+        assert_eq!(session_members(leader, false), [leader]);
+        assert_eq!(session_members(leader, true), [], "a stranger with the number of a leader that is gone");
+        assert!(
+            super::command_name(leader).is_some_and(|name| name == "sh")
+                && working_directory(leader).is_some()
+        );
 
         drop(child.stdin.take());
         child.wait().expect("it ends");
-        assert_eq!(session(leader, false), []);
+        assert_eq!(session_members(leader, false), []);
     }
 }

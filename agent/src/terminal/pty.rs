@@ -72,20 +72,21 @@ impl PtyPair {
     /// Opens a pair of this size.
     pub(super) fn open(size: WindowSize) -> Result<Self, PtyOpenError> {
         let pixels = PtySize { rows: size.rows, cols: size.cols, pixel_width: 0, pixel_height: 0 };
-        let pair = native_pty_system().openpty(pixels).map_err(|e| why_not(&e.to_string()))?;
+        let pair = native_pty_system().openpty(pixels).map_err(|e| open_failure(&e.to_string()))?;
         let (Some(raw), Some(name)) = (pair.master.as_raw_fd(), pair.master.tty_name()) else {
             return Err(PtyOpenError::NoPty);
         };
         // SAFETY: `pair.master` owns the descriptor and lives to the end of this function; the copy is ours.
-        let master = unsafe { BorrowedFd::borrow_raw(raw) }.try_clone_to_owned().map_err(classify)?;
+        let master =
+            unsafe { BorrowedFd::borrow_raw(raw) }.try_clone_to_owned().map_err(classify_open_error)?;
         // Opened by its name, because portable-pty does not hand its own out; not to become our controlling terminal.
         let slave = OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags(OFlags::NOCTTY.bits() as i32)
             .open(name)
-            .map_err(classify)?;
-        set_up(&master, &slave).map_err(|e| PtyOpenError::Io(e.into()))?;
+            .map_err(classify_open_error)?;
+        configure(&master, &slave).map_err(|e| PtyOpenError::Io(e.into()))?;
         Ok(Self { master, slave })
     }
 
@@ -121,24 +122,24 @@ impl Pty {
     }
 
     /// Hands what is there to `take`, once. What the reactor has not heard of is not there.
-    pub(super) fn read(&self, take: impl FnOnce(&[u8])) -> PtyRead {
+    pub(super) fn read(&self, consume: impl FnOnce(&[u8])) -> PtyRead {
         let mut buffer = [0; READ_BYTES];
         let read = self.master.try_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut buffer[..])?));
-        Self::reading(read, &buffer, take)
+        Self::finish_read(read, &buffer, consume)
     }
 
     /// Asks the kernel, whatever the reactor has heard of.
-    pub(super) fn read_now(&self, take: impl FnOnce(&[u8])) -> PtyRead {
+    pub(super) fn read_now(&self, consume: impl FnOnce(&[u8])) -> PtyRead {
         let mut buffer = [0; READ_BYTES];
         let read = rustix::io::read(self.master.get_ref(), &mut buffer[..]).map_err(io::Error::from);
-        Self::reading(read, &buffer, take)
+        Self::finish_read(read, &buffer, consume)
     }
 
-    fn reading(read: io::Result<usize>, buffer: &[u8], take: impl FnOnce(&[u8])) -> PtyRead {
+    fn finish_read(read: io::Result<usize>, buffer: &[u8], consume: impl FnOnce(&[u8])) -> PtyRead {
         match read {
             Ok(0) => PtyRead::Closed,
             Ok(n) => {
-                take(&buffer[..n]);
+                consume(&buffer[..n]);
                 PtyRead::Bytes(n)
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => PtyRead::WouldBlock,
@@ -165,7 +166,7 @@ impl Pty {
     }
 }
 
-fn set_up(master: &OwnedFd, slave: &File) -> rustix::io::Result<()> {
+fn configure(master: &OwnedFd, slave: &File) -> rustix::io::Result<()> {
     // The line editor then deletes characters, not bytes.
     let mut modes = tcgetattr(slave)?;
     modes.input_modes |= InputModes::IUTF8;
@@ -174,14 +175,14 @@ fn set_up(master: &OwnedFd, slave: &File) -> rustix::io::Result<()> {
 }
 
 /// portable-pty keeps no errno, so the kernel is asked once more.
-fn why_not(message: &str) -> PtyOpenError {
+fn open_failure(message: &str) -> PtyOpenError {
     match rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC) {
-        Err(errno) => classify(errno.into()),
+        Err(errno) => classify_open_error(errno.into()),
         Ok(_) => PtyOpenError::Io(io::Error::other(message.to_owned())),
     }
 }
 
-fn classify(error: io::Error) -> PtyOpenError {
+fn classify_open_error(error: io::Error) -> PtyOpenError {
     match Errno::from_io_error(&error) {
         Some(Errno::MFILE | Errno::NFILE) => PtyOpenError::NoFileDescriptors,
         // ENOSPC: the limit of devpts is reached; ENOENT, ENODEV: there is none.

@@ -16,7 +16,7 @@ use super::{
     builder::{OpenedTerminal, TerminalBuilder},
     counters::TerminalCounters,
     journal::{LoadedJournals, TerminalJournal},
-    panic_guard::guarded,
+    panic_guard::run_guarded,
     task::TerminalTask,
 };
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// ExitStatus terminals that are kept for their exit and last output. Beyond it the one that ended first goes.
-pub(super) const ENDED_KEPT: usize = 16;
+pub(super) const MAX_ENDED: usize = 16;
 /// TerminalTable terminals. Cheap to clone; all clones are the same.
 #[derive(Debug, Clone)]
 pub struct Terminals {
@@ -44,7 +44,7 @@ pub(super) struct TerminalsInner {
     pub(super) journal: Option<Arc<TerminalJournal>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
-    all: Mutex<TerminalTable>,
+    table: Mutex<TerminalTable>,
 }
 
 #[derive(Debug, Default)]
@@ -54,9 +54,9 @@ pub(super) struct TerminalTable {
     /// Where the acks of each watch go.
     pub(super) watches: HashMap<String, HashMap<TerminalId, (Arc<Terminal>, u64)>>,
     /// Nothing new: the workspace ends.
-    pub(super) ending: bool,
+    pub(super) shutting_down: bool,
     /// What comes back as soon as it is known whom this agent serves.
-    pub(super) found: Option<LoadedJournals>,
+    pub(super) loaded: Option<LoadedJournals>,
 }
 
 /// A command in the foreground of a terminal.
@@ -76,9 +76,14 @@ impl Terminals {
         Self::with(launcher, children, gate, None)
     }
 
-    /// Those that were kept come back with the claim, and all are kept from then on; [`Terminals::keep`] must run beside it. Reads what
+    /// Those that were kept come back with the claim, and all are kept from then on; [`Terminals::persist`] must run beside it. Reads what
     /// was kept, in the agent's state folder.
-    pub fn kept_in(state: &Path, launcher: Launcher, children: Children, gate: Arc<AdmissionGate>) -> Self {
+    pub fn with_journal(
+        state: &Path,
+        launcher: Launcher,
+        children: Children,
+        gate: Arc<AdmissionGate>,
+    ) -> Self {
         Self::with(launcher, children, gate, Some(TerminalJournal::new(state)))
     }
 
@@ -88,7 +93,7 @@ impl Terminals {
         gate: Arc<AdmissionGate>,
         journal: Option<TerminalJournal>,
     ) -> Self {
-        let found = journal.as_ref().map(TerminalJournal::look);
+        let loaded = journal.as_ref().map(TerminalJournal::load);
         let inner = TerminalsInner {
             journal: journal.map(Arc::new),
             launcher,
@@ -97,7 +102,7 @@ impl Terminals {
             counters: Arc::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
-            all: Mutex::new(TerminalTable { found, ..TerminalTable::default() }),
+            table: Mutex::new(TerminalTable { loaded, ..TerminalTable::default() }),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -108,28 +113,30 @@ impl Terminals {
     }
 
     fn try_create(&self, create: &CreateTerminal) -> Result<TerminalInfo, Attempt<TerminalError>> {
-        create.check()?;
+        create.validate()?;
         let claim = self.claim()?;
-        let mut all = self.inner.all();
-        let again = |t: &&Arc<Terminal>| !create.request_id.is_empty() && t.request_id == create.request_id;
-        if let Some(terminal) = all.terminals.iter().find(again) {
+        let mut table = self.inner.table();
+        let is_repeat =
+            |t: &&Arc<Terminal>| !create.request_id.is_empty() && t.request_id == create.request_id;
+        if let Some(terminal) = table.terminals.iter().find(is_repeat) {
             return Ok(terminal.info());
         }
-        all.make_room(claim.policy.max_terminals)?;
+        table.evict_ended(claim.policy.max_terminals)?;
         self.inner.gate.try_admit(Intent::ClientStart, 0)?;
-        if all.ending {
+        if table.shutting_down {
             return Err(TerminalError::ShuttingDown.into());
         }
         let inner = &self.inner;
         let started = create.clone().start(&inner.launcher, &inner.children)?;
-        let terminal = inner.mind(&mut all, TerminalBuilder::new(&claim).live(started, &inner.gate));
-        drop(all);
+        let terminal =
+            inner.register(&mut table, TerminalBuilder::new(&claim).build_running(started, &inner.gate));
+        drop(table);
         Ok(terminal.info())
     }
 
     /// TerminalTable that are kept, oldest first.
     pub fn list(&self) -> Vec<TerminalInfo> {
-        let terminals = self.inner.all().terminals.clone();
+        let terminals = self.inner.table().terminals.clone();
         terminals.iter().map(|terminal| terminal.info()).collect()
     }
 
@@ -147,7 +154,7 @@ impl Terminals {
     ) -> Result<u64, TerminalError> {
         let terminal = self.find(id)?;
         let end = Attempt::retry_while_held(|| terminal.write(client, input)).await?;
-        terminal.written(client, end).await
+        terminal.wait_written(client, end).await
     }
 
     /// A client's window; answers with the terminal's size and whether the client owns it.
@@ -169,18 +176,18 @@ impl Terminals {
     /// Ends a terminal's session and removes it; answers when it is over.
     pub async fn close(&self, id: &TerminalId, grace: Duration) -> Result<TerminalExit, TerminalError> {
         let terminal = self.find(id)?;
-        let exit = terminal.end(grace).await?;
-        self.inner.all().terminals.retain(|other| !Arc::ptr_eq(other, &terminal));
-        remove(&terminal);
-        self.forget(&terminal.id).await;
+        let exit = terminal.end_session(grace).await?;
+        self.inner.table().terminals.retain(|other| !Arc::ptr_eq(other, &terminal));
+        mark_removed(&terminal);
+        self.remove_journal(&terminal.id).await;
         Ok(exit)
     }
 
     /// Commands in the foreground of terminals, for the activity.
     pub fn foreground_jobs(&self) -> Vec<ForegroundJob> {
-        let terminals = self.inner.all().terminals.clone();
+        let terminals = self.inner.table().terminals.clone();
         let job = |terminal: &Arc<Terminal>| {
-            let command = terminal.job(&terminal.state())?;
+            let command = terminal.foreground_command(&terminal.state())?;
             Some(ForegroundJob { terminal: terminal.id.clone(), name: terminal.name.clone(), command })
         };
         terminals.iter().filter_map(job).collect()
@@ -188,7 +195,7 @@ impl Terminals {
 
     /// Terminals whose program runs.
     pub fn running(&self) -> usize {
-        self.inner.all().terminals.iter().filter(|terminal| terminal.state().exit.is_none()).count()
+        self.inner.table().terminals.iter().filter(|terminal| terminal.state().exit.is_none()).count()
     }
 
     /// When any of them last printed.
@@ -214,14 +221,14 @@ impl Terminals {
     /// The end of the workspace: no new terminals, and all sessions are ended, killed after `grace`.
     pub async fn end_all(&self, grace: Duration) {
         let terminals = {
-            let mut all = self.inner.all();
-            all.ending = true;
-            all.terminals.clone()
+            let mut table = self.inner.table();
+            table.shutting_down = true;
+            table.terminals.clone()
         };
         let now = SystemTime::now();
-        terminals.iter().for_each(|terminal| terminal.put_to_sleep(now));
+        terminals.iter().for_each(|terminal| terminal.mark_slept(now));
         let ends = terminals.iter().map(|terminal| async move {
-            if let Err(error) = terminal.end(grace).await {
+            if let Err(error) = terminal.end_session(grace).await {
                 tracing::error!(terminal = %terminal.id, %error, "a terminal did not end");
             }
         });
@@ -229,12 +236,12 @@ impl Terminals {
     }
 
     pub(super) fn find(&self, id: &TerminalId) -> Result<Arc<Terminal>, TerminalError> {
-        let all = self.inner.all();
-        let found = all.terminals.iter().find(|terminal| terminal.id == *id).cloned();
+        let table = self.inner.table();
+        let found = table.terminals.iter().find(|terminal| terminal.id == *id).cloned();
         match found {
             Some(terminal) => Ok(terminal),
             None => {
-                drop(all);
+                drop(table);
                 self.claim()?;
                 Err(TerminalError::NotFound(id.clone()))
             }
@@ -248,21 +255,21 @@ impl Terminals {
 
 impl TerminalsInner {
     /// TerminalTable of them. Whoever asks first after the claim finds also those that came back.
-    pub(super) fn all(&self) -> MutexGuard<'_, TerminalTable> {
-        let mut all = self.all.lock().unwrap_or_else(|e| e.into_inner());
-        if all.found.is_some() {
-            self.bring_back(&mut all);
+    pub(super) fn table(&self) -> MutexGuard<'_, TerminalTable> {
+        let mut table = self.table.lock().unwrap_or_else(|e| e.into_inner());
+        if table.loaded.is_some() {
+            self.restore_saved(&mut table);
         }
-        all
+        table
     }
 
     /// Starts the task of one, and lists it.
-    pub(super) fn mind(&self, all: &mut TerminalTable, opened: OpenedTerminal) -> Arc<Terminal> {
+    pub(super) fn register(&self, table: &mut TerminalTable, opened: OpenedTerminal) -> Arc<Terminal> {
         let terminal = Arc::clone(&opened.terminal);
         let task = TerminalTask::new(opened, Arc::clone(&self.counters));
-        let owned = guarded(Arc::clone(&terminal), task, Arc::clone(&self.counters));
+        let owned = run_guarded(Arc::clone(&terminal), task, Arc::clone(&self.counters));
         self.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(owned));
-        all.terminals.push(Arc::clone(&terminal));
+        table.terminals.push(Arc::clone(&terminal));
         terminal
     }
 }
@@ -276,24 +283,24 @@ impl Drop for TerminalsInner {
 
 impl TerminalTable {
     /// Lets go of ended terminals, the one that ended first foremost, until another fits.
-    fn make_room(&mut self, limit: usize) -> Result<(), TerminalError> {
+    fn evict_ended(&mut self, limit: usize) -> Result<(), TerminalError> {
         loop {
-            let ended = |terminal: &Arc<Terminal>| terminal.state().exit.map(|exit| exit.at);
+            let ended = |terminal: &Arc<Terminal>| terminal.state().exit.map(|exit| exit.ended_at);
             let count = self.terminals.iter().filter(|terminal| ended(terminal).is_some()).count();
-            if self.terminals.len() < limit && count <= ENDED_KEPT {
+            if self.terminals.len() < limit && count <= MAX_ENDED {
                 return Ok(());
             }
             let oldest = (0..self.terminals.len())
                 .filter_map(|index| Some((ended(&self.terminals[index])?, index)))
                 .min()
                 .ok_or(TerminalError::TooManyTerminals { limit })?;
-            remove(&self.terminals.remove(oldest.1));
+            mark_removed(&self.terminals.remove(oldest.1));
         }
     }
 }
 
 /// It is in no list any more; its task ends with its last viewer.
-fn remove(terminal: &Terminal) {
+fn mark_removed(terminal: &Terminal) {
     terminal.state().removed = true;
     terminal.wake.notify_one();
 }

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use super::{
     CreateTerminal, TerminalExit,
     builder::{OpenedTerminal, TerminalBuilder, TerminalSpec},
-    journal::{JournalMetadata, JournalRecord, time},
+    journal::{JournalMetadata, JournalRecord, from_unix_nanos},
 };
 use crate::{
     admission::AdmissionGate,
@@ -18,7 +18,7 @@ use crate::{
 
 /// Switches off what a program may have left on and a shell does not expect: the other screen, mouse reports, bracketed paste, a
 /// hidden cursor, margins, colours.
-const RESET: &[u8] =
+const RESET_MODES: &[u8] =
     b"\x1b[?1049l\x1b[?1l\x1b>\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?25h\x1b[r\x1b[0m";
 
 /// Brings one back. Blocks for the time of a fork.
@@ -29,88 +29,94 @@ pub(super) fn restore(
     gate: &Arc<AdmissionGate>,
     claim: &Claim,
 ) -> OpenedTerminal {
-    let JournalRecord { facts, history } = record;
-    let mut birth = TerminalBuilder::again(&facts, claim);
-    history.iter().for_each(|piece| birth.print(piece));
-    if let (Some(exit), None) = (facts.exit, facts.slept) {
+    let JournalRecord { metadata, history } = record;
+    let mut builder = TerminalBuilder::from_journal(&metadata, claim);
+    history.iter().for_each(|piece| builder.push_output(piece));
+    if let (Some(exit), None) = (metadata.exit, metadata.slept) {
         // It had ended by itself.
-        let exit = exit.exit(birth.printed());
-        return birth.ended(called(facts), exit, gate);
+        let exit = exit.exit(builder.end_offset());
+        return builder.build_ended(terminal_spec(metadata), exit, gate);
     }
-    let Some(again) = facts.again.clone() else {
-        note(&mut birth, &format!("{}; its program ended with it", past(&facts)));
-        return gone(birth, facts, gate);
+    let Some(restart) = metadata.restart.clone() else {
+        push_note(&mut builder, &format!("{}; its program ended with it", restore_reason(&metadata)));
+        return build_killed(builder, metadata, gate);
     };
-    let (cwd, missing) = folder(&facts, launcher.root());
-    note(&mut birth, &format!("{}{missing}", past(&facts)));
+    let (cwd, missing) = restored_cwd(&metadata, launcher.root());
+    push_note(&mut builder, &format!("{}{missing}", restore_reason(&metadata)));
     let create = CreateTerminal {
-        program: Program { argv: again.argv, env: again.env, cwd },
-        size: facts.size(),
-        name: facts.name.clone(),
-        request_id: facts.request_id.clone(),
+        program: Program { argv: restart.argv, env: restart.env, cwd },
+        size: metadata.size(),
+        name: metadata.name.clone(),
+        request_id: metadata.request_id.clone(),
     };
     match create.start(launcher, children) {
-        Ok(started) => birth.live(started, gate),
+        Ok(started) => builder.build_running(started, gate),
         Err(error) => {
-            tracing::error!(terminal = facts.id, %error, "a terminal's shell does not start again");
-            note(&mut birth, &format!("its shell does not start again: {error}"));
-            gone(birth, facts, gate)
+            tracing::error!(terminal = metadata.id, %error, "a terminal's shell does not start again");
+            push_note(&mut builder, &format!("its shell does not start restart: {error}"));
+            build_killed(builder, metadata, gate)
         }
     }
 }
 
 /// What has happened, for people.
-fn past(facts: &JournalMetadata) -> String {
+fn restore_reason(metadata: &JournalMetadata) -> String {
     let shown = httpdate::fmt_http_date;
-    match facts.slept {
-        Some(slept) => format!("slept from {} to {}", shown(time(slept)), shown(SystemTime::now())),
+    match metadata.slept {
+        Some(slept) => {
+            format!("slept from {} to {}", shown(from_unix_nanos(slept)), shown(SystemTime::now()))
+        }
         None => format!(
             "restored after the agent was killed; output after {} may be missing",
-            shown(time(facts.saved))
+            shown(from_unix_nanos(metadata.saved))
         ),
     }
 }
 
 /// One dim line of ours, below all that a program printed.
-fn note(birth: &mut TerminalBuilder, text: &str) {
+fn push_note(builder: &mut TerminalBuilder, text: &str) {
     // No text of ours has control characters; an error may quote something that has.
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
-    birth.print(RESET);
-    birth.print(format!("\r\n\x1b[2m[podling: {text}]\x1b[0m\r\n").as_bytes());
+    builder.push_output(RESET_MODES);
+    builder.push_output(format!("\r\n\x1b[2m[podling: {text}]\x1b[0m\r\n").as_bytes());
 }
 
 /// Its program ended with the workspace, and is not started again.
-fn gone(birth: TerminalBuilder, facts: JournalMetadata, gate: &Arc<AdmissionGate>) -> OpenedTerminal {
-    let last = birth.printed();
+fn build_killed(
+    builder: TerminalBuilder,
+    metadata: JournalMetadata,
+    gate: &Arc<AdmissionGate>,
+) -> OpenedTerminal {
+    let last = builder.end_offset();
     let killed = || TerminalExit {
-        how: ExitStatus::Signal(Signal::KILL.as_raw()),
+        status: ExitStatus::Signal(Signal::KILL.as_raw()),
         final_offset: last,
-        at: time(facts.saved),
+        ended_at: from_unix_nanos(metadata.saved),
         held_by_background: false,
     };
-    let exit = facts.exit.map_or_else(killed, |exit| exit.exit(last));
-    birth.ended(called(facts), exit, gate)
+    let exit = metadata.exit.map_or_else(killed, |exit| exit.exit(last));
+    builder.build_ended(terminal_spec(metadata), exit, gate)
 }
 
-fn called(facts: JournalMetadata) -> TerminalSpec {
-    let size = facts.size();
+fn terminal_spec(metadata: JournalMetadata) -> TerminalSpec {
+    let size = metadata.size();
     TerminalSpec {
-        name: facts.name,
-        argv: facts.argv,
-        again: facts.again,
-        request_id: facts.request_id,
+        name: metadata.name,
+        argv: metadata.argv,
+        restart: metadata.restart,
+        request_id: metadata.request_id,
         size,
     }
 }
 
 /// The folder it was in, or the home folder and words that say so.
-fn folder(facts: &JournalMetadata, home: &Path) -> (String, String) {
-    if facts.cwd.is_empty() {
+fn restored_cwd(metadata: &JournalMetadata, home: &Path) -> (String, String) {
+    if metadata.cwd.is_empty() {
         return (String::new(), String::new());
     }
     // As the launcher will look at it.
-    if home.join(&facts.cwd).is_dir() {
-        return (facts.cwd.clone(), String::new());
+    if home.join(&metadata.cwd).is_dir() {
+        return (metadata.cwd.clone(), String::new());
     }
-    (String::new(), format!("; {} is gone, so this is the home folder", facts.cwd))
+    (String::new(), format!("; {} is gone, so this is the home folder", metadata.cwd))
 }

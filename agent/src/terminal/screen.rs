@@ -9,24 +9,24 @@ use std::{collections::VecDeque, num::NonZeroU16};
 use bytes::Bytes;
 
 use super::{WindowSize, escape::EscapeScanner};
-use crate::byte_log::{ByteLog, Read};
+use crate::byte_log::{ByteLog, LogRead};
 
 mod paint;
 #[cfg(test)]
 mod tests;
 
 /// One feeding: well below a millisecond's work, so that whoever feeds can look at the clock between two.
-pub(super) const FEED_BYTES: usize = 4 * 1024;
+pub(super) const FEED_CHUNK_BYTES: usize = 4 * 1024;
 /// What is read again after skipping ahead: several screens' worth of text.
-const TAIL_BYTES: u64 = 128 * 1024;
+const RESYNC_BYTES: u64 = 128 * 1024;
 /// A sequence longer than this (an image, a clipboard) is fed in parts; a picture taken within it is not exact.
-const HELD_BYTES: usize = 4 * 1024;
+const MAX_PENDING_BYTES: usize = 4 * 1024;
 /// Sizes that wait for their offset. Beyond it the oldest is forgotten: the picture of a terminal that was resized more often within
 /// what the model is behind may wrap its lines differently.
-const RESIZES: usize = 64;
+const MAX_PENDING_RESIZES: usize = 64;
 /// Largest model, in cells of 32 bytes each (twice that with a full-screen program): what a 4K display holds in a font of 8 × 16 pixels. A
-/// larger terminal is modelled by its upper left part.
-const CELLS: usize = 64 * 1024;
+/// larger terminal is clamped by its upper left part.
+const MAX_CELLS: usize = 64 * 1024;
 
 /// The model.
 #[derive(Default)]
@@ -37,11 +37,11 @@ pub(super) struct ScreenModel {
     /// Offset after the last byte the parser has.
     fed: u64,
     /// The beginning of a sequence or character, scanned and not fed.
-    held: Vec<u8>,
+    pending: Vec<u8>,
     size: WindowSize,
     resizes: VecDeque<(u64, WindowSize)>,
     /// After skipping ahead: nothing is fed before the next line or sequence begins.
-    searching: bool,
+    resyncing: bool,
 }
 
 /// A picture of the screen.
@@ -82,27 +82,27 @@ impl ScreenModel {
             self.resizes.pop_back();
         }
         self.resizes.push_back((at, size));
-        if self.resizes.len() > RESIZES {
+        if self.resizes.len() > MAX_PENDING_RESIZES {
             self.resizes.pop_front();
         }
     }
 
     /// How many bytes it has not looked at.
-    pub(super) fn behind(&self, log: &ByteLog) -> u64 {
-        log.next().saturating_sub(self.seen())
+    pub(super) fn unseen_bytes(&self, log: &ByteLog) -> u64 {
+        log.next().saturating_sub(self.seen_offset())
     }
 
     /// Whether bytes it has not looked at are gone.
-    pub(super) fn is_lost(&self, log: &ByteLog) -> bool {
-        self.seen() < log.oldest()
+    pub(super) fn has_gap(&self, log: &ByteLog) -> bool {
+        self.seen_offset() < log.oldest()
     }
 
     /// Forgets what it shows and goes on with the newest bytes. Modes that a program once set stay.
-    pub(super) fn skip(&mut self, log: &ByteLog) {
-        self.fed = log.oldest().max(log.next().saturating_sub(TAIL_BYTES));
-        self.held = Vec::new();
+    pub(super) fn skip_ahead(&mut self, log: &ByteLog) {
+        self.fed = log.oldest().max(log.next().saturating_sub(RESYNC_BYTES));
+        self.pending = Vec::new();
         self.scanner = EscapeScanner::default();
-        self.searching = self.fed > 0;
+        self.resyncing = self.fed > 0;
         self.resize_due();
         let before = self.parser.take();
         let modes = before.as_ref().map(|parser| {
@@ -116,9 +116,9 @@ impl ScreenModel {
 
     /// The next bytes to [`ScreenModel::feed`]; `None` when there are none.
     pub(super) fn next(&self, log: &mut ByteLog) -> Option<Bytes> {
-        match log.read(self.seen(), FEED_BYTES) {
-            Read::Data { bytes, .. } => Some(bytes),
-            Read::Gap { .. } | Read::AtEnd | Read::Beyond => None,
+        match log.read(self.seen_offset(), FEED_CHUNK_BYTES) {
+            LogRead::Data { bytes, .. } => Some(bytes),
+            LogRead::Gap { .. } | LogRead::AtEnd | LogRead::Beyond => None,
         }
     }
 
@@ -126,43 +126,43 @@ impl ScreenModel {
     pub(super) fn feed(&mut self, bytes: &[u8]) {
         let joined;
         let mut bytes = bytes;
-        if self.searching {
+        if self.resyncing {
             let begin = bytes.iter().position(|b| matches!(*b, b'\n' | ESC));
             let skip = begin.map_or(bytes.len(), |at| if bytes[at] == ESC { at } else { at + 1 });
             self.fed += skip as u64;
-            self.searching = begin.is_none();
+            self.resyncing = begin.is_none();
             bytes = &bytes[skip..];
         }
         let began_before = !self.scanner.is_ground();
-        if !began_before && !self.held.is_empty() {
+        if !began_before && !self.pending.is_empty() {
             // The beginning of a character is looked at once more, with what follows.
-            self.held.extend_from_slice(bytes);
-            joined = std::mem::take(&mut self.held);
+            self.pending.extend_from_slice(bytes);
+            joined = std::mem::take(&mut self.pending);
             bytes = &joined;
         }
         self.scanner.scan(bytes, |_, _| {});
-        let mut whole = self.scanner.whole(bytes.len());
+        let mut whole = self.scanner.complete_len(bytes.len());
         if self.scanner.is_ground() {
-            whole -= unfinished(bytes);
+            whole -= incomplete_char_len(bytes);
         }
         let stuck = began_before && whole == 0 && !self.scanner.is_ground();
-        if stuck && self.held.len() + bytes.len() <= HELD_BYTES {
-            self.held.extend_from_slice(bytes);
+        if stuck && self.pending.len() + bytes.len() <= MAX_PENDING_BYTES {
+            self.pending.extend_from_slice(bytes);
             return;
         }
         if stuck {
             whole = bytes.len();
         }
-        let held = std::mem::take(&mut self.held);
+        let held = std::mem::take(&mut self.pending);
         self.process(&held);
         self.process(&bytes[..whole]);
-        self.held = bytes[whole..].to_vec();
+        self.pending = bytes[whole..].to_vec();
     }
 
     /// The picture at what was fed.
-    pub(super) fn shot(&mut self) -> ScreenSnapshot {
+    pub(super) fn snapshot(&mut self) -> ScreenSnapshot {
         self.resize_due();
-        let (offset, size) = (self.fed, modelled(self.size));
+        let (offset, size) = (self.fed, clamped(self.size));
         let screen = self.parser().screen();
         ScreenSnapshot {
             offset,
@@ -176,8 +176,8 @@ impl ScreenModel {
         }
     }
 
-    fn seen(&self) -> u64 {
-        self.fed + self.held.len() as u64
+    fn seen_offset(&self) -> u64 {
+        self.fed + self.pending.len() as u64
     }
 
     fn process(&mut self, mut bytes: &[u8]) {
@@ -212,14 +212,14 @@ impl ScreenModel {
 
 const ESC: u8 = 0x1b;
 
-fn modelled(size: WindowSize) -> WindowSize {
+fn clamped(size: WindowSize) -> WindowSize {
     let cols = size.cols.max(1);
-    let rows = usize::from(size.rows.max(1)).min(CELLS / usize::from(cols));
+    let rows = usize::from(size.rows.max(1)).min(MAX_CELLS / usize::from(cols));
     WindowSize { rows: u16::try_from(rows).unwrap_or(u16::MAX), cols }
 }
 
 fn cells(size: WindowSize) -> (NonZeroU16, NonZeroU16) {
-    let size = modelled(size);
+    let size = clamped(size);
     (
         NonZeroU16::new(size.rows).unwrap_or(NonZeroU16::MIN),
         NonZeroU16::new(size.cols).unwrap_or(NonZeroU16::MIN),
@@ -227,7 +227,7 @@ fn cells(size: WindowSize) -> (NonZeroU16, NonZeroU16) {
 }
 
 /// How many bytes at the end are the beginning of a character.
-fn unfinished(bytes: &[u8]) -> usize {
+fn incomplete_char_len(bytes: &[u8]) -> usize {
     for back in 1..=bytes.len().min(3) {
         let byte = bytes[bytes.len() - back];
         let len = match byte {

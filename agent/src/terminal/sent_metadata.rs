@@ -16,11 +16,11 @@ pub(super) struct SentMetadata {
 
 impl SentMetadata {
     /// A fact that holds at the cursor and was not told.
-    pub(super) fn due(&mut self, state: &TerminalState, cursor: u64) -> Option<FrameKind> {
-        fn changed<T>(fact: &Versioned<T>, told: &mut u32, cursor: u64) -> bool {
-            let due = fact.version != *told && fact.at <= cursor;
+    pub(super) fn take_due(&mut self, state: &TerminalState, cursor: u64) -> Option<FrameKind> {
+        fn changed<T>(fact: &Versioned<T>, sent: &mut u32, cursor: u64) -> bool {
+            let due = fact.version != *sent && fact.at <= cursor;
             if due {
-                *told = fact.version;
+                *sent = fact.version;
             }
             due
         }
@@ -38,7 +38,7 @@ impl SentMetadata {
     }
 
     /// Where the next fact begins: data is cut there, so that frames come in order.
-    pub(super) fn next(&self, state: &TerminalState, cursor: u64) -> Option<u64> {
+    pub(super) fn next_offset(&self, state: &TerminalState, cursor: u64) -> Option<u64> {
         [
             (state.size.version != self.size, state.size.at),
             (state.title.version != self.title, state.title.at),

@@ -12,17 +12,17 @@ pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
 /// Between HUP and TERM: shells end on HUP and pass it on.
 const HANGUP_GRACE: Duration = Duration::from_millis(300);
 /// How often a session that is being ended is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How long killed processes may take to be gone.
 const KILLED_GRACE: Duration = Duration::from_secs(5);
 
 impl Terminal {
     /// Ends all processes of the session; answers when they are gone and the terminal has ended.
-    pub(super) async fn end(&self, grace: Duration) -> Result<TerminalExit, TerminalError> {
+    pub(super) async fn end_session(&self, grace: Duration) -> Result<TerminalExit, TerminalError> {
         self.state().closing = true;
         // A PTY that waits for a slow reader waits no longer.
         self.wake.notify_one();
-        for (signal, patience) in
+        for (signal, limit) in
             [(Signal::HUP, HANGUP_GRACE.min(grace)), (Signal::TERM, grace), (Signal::KILL, KILLED_GRACE)]
         {
             self.signal_session(signal);
@@ -30,7 +30,7 @@ impl Terminal {
                 // A stopped process would hear nothing.
                 self.signal_session(Signal::CONT);
             }
-            if self.session_is_over(signal, patience).await {
+            if self.session_is_over(signal, limit).await {
                 break;
             }
         }
@@ -48,15 +48,15 @@ impl Terminal {
                 has_ended.await;
             }
         };
-        timeout(KILLED_GRACE, ended).await.map_err(|_| TerminalError::WouldNotEnd)
+        timeout(KILLED_GRACE, ended).await.map_err(|_| TerminalError::ProcessesSurvivedKill)
     }
 
     /// Waits until nobody of the session is left.
-    async fn session_is_over(&self, signal: Signal, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
+    async fn session_is_over(&self, signal: Signal, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
         loop {
             let gone = self.state().leader_gone;
-            if self.session(gone).is_empty() {
+            if self.session_members(gone).is_empty() {
                 return true;
             }
             if Instant::now() >= until {
@@ -66,7 +66,7 @@ impl Terminal {
                 // Somebody may have been forked between the look and the kill.
                 self.signal_session(signal);
             }
-            sleep(LOOK_EVERY).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 }

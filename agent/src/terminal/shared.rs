@@ -14,8 +14,9 @@ use rustix::{
 use tokio::sync::Notify;
 
 use super::{
-    ClientId, INPUT_BYTES, InputKind, SignalTarget, TerminalError, TerminalId, TerminalInfo, TerminalInput,
-    WindowSize, input_sequencer, journal::RestartSpec, procfs, state::TerminalState, writers::SizeChange,
+    ClientId, InputKind, MAX_INPUT_BYTES, SignalTarget, TerminalError, TerminalId, TerminalInfo,
+    TerminalInput, WindowSize, input_sequencer, journal::RestartSpec, procfs, state::TerminalState,
+    writers::SizeChange,
 };
 use crate::{
     admission::{AdmissionGate, Attempt, Intent},
@@ -33,7 +34,7 @@ pub(crate) struct Terminal {
     /// The leader; `None`: it ended before this agent began.
     pub(super) pid: Option<Pid>,
     /// What starts it again, should it be a shell.
-    pub(super) again: Option<RestartSpec>,
+    pub(super) restart: Option<RestartSpec>,
     pub(super) gate: Arc<AdmissionGate>,
     pub(super) state: Mutex<TerminalState>,
     /// Wakes the task.
@@ -52,8 +53,11 @@ impl Terminal {
 
     pub(super) fn info(&self) -> TerminalInfo {
         let state = self.state();
-        let foreground =
-            if state.exit.is_some() { String::new() } else { self.job(&state).unwrap_or_default() };
+        let foreground = if state.exit.is_some() {
+            String::new()
+        } else {
+            self.foreground_command(&state).unwrap_or_default()
+        };
         TerminalInfo {
             id: self.id.clone(),
             name: self.name.clone(),
@@ -63,7 +67,7 @@ impl Terminal {
             oldest: state.log.oldest(),
             next: state.log.next(),
             title: state.title.value.clone(),
-            cwd: self.folder(&state).unwrap_or_else(|| state.cwd.value.clone()),
+            cwd: self.polled_cwd(&state).unwrap_or_else(|| state.cwd.value.clone()),
             foreground,
             created: self.created,
             pid: self.pid,
@@ -75,18 +79,18 @@ impl Terminal {
 
     /// The foreground job's command; `None` while a shell waits for its person. A terminal's own program is its job, if it is no
     /// shell: `top` is the same whether it was typed or opened.
-    pub(super) fn job(&self, state: &TerminalState) -> Option<String> {
+    pub(super) fn foreground_command(&self, state: &TerminalState) -> Option<String> {
         let group = state.pty.as_ref()?.foreground()?;
-        let is_waiting_shell = Some(group) == self.pid && self.again.is_some();
-        if is_waiting_shell { None } else { procfs::command(group) }
+        let is_waiting_shell = Some(group) == self.pid && self.restart.is_some();
+        if is_waiting_shell { None } else { procfs::command_name(group) }
     }
 
     /// The leader's folder, unless the shell reports it itself.
-    pub(super) fn folder(&self, state: &TerminalState) -> Option<String> {
+    pub(super) fn polled_cwd(&self, state: &TerminalState) -> Option<String> {
         if state.cwd_reported || state.exit.is_some() {
             return None;
         }
-        procfs::folder(self.pid?).map(|path| path.to_string_lossy().into_owned())
+        procfs::working_directory(self.pid?).map(|path| path.to_string_lossy().into_owned())
     }
 
     /// Takes input, writes at once what the PTY takes, and says which offset this client's acknowledgement must reach.
@@ -96,7 +100,7 @@ impl Terminal {
         client: &ClientId,
         input: TerminalInput<'_>,
     ) -> Result<u64, Attempt<TerminalError>> {
-        if input.data.is_empty() || input.data.len() > INPUT_BYTES {
+        if input.data.is_empty() || input.data.len() > MAX_INPUT_BYTES {
             return Err(TerminalError::BadField { field: "input.data", allowed: "1 byte to 1 MiB" }.into());
         }
         let mut state = self.state();
@@ -109,13 +113,13 @@ impl Terminal {
         }
         let now = Instant::now();
         let end = input.offset.saturating_add(input.data.len() as u64);
-        let verdict = state.inputs.judge(client, input.epoch, input.offset, input.data.len(), now);
-        if matches!(verdict, Err(input_sequencer::SequenceError::Hole { .. })) && self.gate.is_holding() {
+        let checked = state.inputs.check(client, input.epoch, input.offset, input.data.len(), now);
+        if matches!(checked, Err(input_sequencer::SequenceError::Hole { .. })) && self.gate.is_holding() {
             // What is missing may be held, and passes first.
             self.gate.try_admit(Intent::Keystroke, input.data.len())?;
         }
         let input_sequencer::CheckedInput::New(skip) =
-            verdict.map_err(|refused| self.refused(state, refused))?
+            checked.map_err(|error| self.input_error(state, error))?
         else {
             return Ok(end);
         };
@@ -123,43 +127,43 @@ impl Terminal {
         match input.kind {
             InputKind::User => {
                 self.gate.try_admit(Intent::Keystroke, new.len())?;
-                state.inputs.take(client, new, now);
-                let outcome = state.writers.typed(client);
-                self.apply(state, outcome)?;
+                state.inputs.accept(client, new, now);
+                let outcome = state.writers.record_input(client);
+                self.apply_size(state, outcome)?;
             }
-            InputKind::Reply { at } if state.writers.wants_reply(client, at) => {
-                state.inputs.take(client, new, now)
+            InputKind::Reply { at } if state.writers.accepts_reply(client, at) => {
+                state.inputs.accept(client, new, now)
             }
-            InputKind::Reply { .. } => state.inputs.drop_in_turn(client, new.len(), now),
+            InputKind::Reply { .. } => state.inputs.discard_in_order(client, new.len(), now),
         }
         state.flush_input();
         self.input_moved.notify_waiters();
         if !state.inputs.front().is_empty() {
             self.wake.notify_one();
         }
-        state.note_activity();
-        self.wake_if_facts_are_due(state);
+        state.mark_changed();
+        self.wake_for_poll(state);
         Ok(end)
     }
 
-    fn refused(&self, state: &TerminalState, refused: input_sequencer::SequenceError) -> TerminalError {
-        match refused {
+    fn input_error(&self, state: &TerminalState, error: input_sequencer::SequenceError) -> TerminalError {
+        match error {
             input_sequencer::SequenceError::StaleEpoch => {
                 TerminalError::StaleEpoch { epoch: state.log.epoch() }
             }
             input_sequencer::SequenceError::Hole { expected } => TerminalError::InputHole { expected },
-            input_sequencer::SequenceError::Forgotten { expected } => {
+            input_sequencer::SequenceError::ClientEvicted { expected } => {
                 TerminalError::InputForgotten { expected }
             }
             input_sequencer::SequenceError::Full { expected } => TerminalError::InputFull { expected },
             input_sequencer::SequenceError::TooManyClients => {
-                TerminalError::TooManyStreams { what: "clients", limit: input_sequencer::CLIENTS }
+                TerminalError::TooManyStreams { what: "clients", limit: input_sequencer::MAX_CLIENTS }
             }
         }
     }
 
     /// Waits until this client's input before `end` is in the PTY.
-    pub(super) async fn written(&self, client: &ClientId, end: u64) -> Result<u64, TerminalError> {
+    pub(super) async fn wait_written(&self, client: &ClientId, end: u64) -> Result<u64, TerminalError> {
         loop {
             let moved = self.input_moved.notified();
             tokio::pin!(moved);
@@ -189,11 +193,15 @@ impl Terminal {
             return Err(TerminalError::Ended(exit));
         }
         let outcome = state.writers.resize(client, size, take);
-        self.apply(&mut state, outcome)?;
+        self.apply_size(&mut state, outcome)?;
         Ok((state.size.value, state.writers.is_owner(client)))
     }
 
-    pub(super) fn apply(&self, state: &mut TerminalState, outcome: SizeChange) -> Result<(), TerminalError> {
+    pub(super) fn apply_size(
+        &self,
+        state: &mut TerminalState,
+        outcome: SizeChange,
+    ) -> Result<(), TerminalError> {
         let SizeChange::Apply(size) = outcome else { return Ok(()) };
         if size == state.size.value {
             return Ok(());
@@ -217,7 +225,7 @@ impl Terminal {
         let sent = match (target, exit) {
             (SignalTarget::Foreground, Some(exit)) => return Err(TerminalError::Ended(exit)),
             // It ended while background jobs held it, and they may live on.
-            (SignalTarget::Session, Some(exit)) if self.session(leader_gone).is_empty() => {
+            (SignalTarget::Session, Some(exit)) if self.session_members(leader_gone).is_empty() => {
                 return Err(TerminalError::Ended(exit));
             }
             // Without its leader a session has no foreground: whoever is left is meant. The leader's number may be a stranger's by now.
@@ -240,21 +248,21 @@ impl Terminal {
     }
 
     /// Who lives in its session.
-    pub(super) fn session(&self, leader_gone: bool) -> Vec<Pid> {
-        self.pid.map_or_else(Vec::new, |leader| procfs::session(leader, leader_gone))
+    pub(super) fn session_members(&self, leader_gone: bool) -> Vec<Pid> {
+        self.pid.map_or_else(Vec::new, |leader| procfs::session_members(leader, leader_gone))
     }
 
     pub(super) fn signal_session(&self, signal: Signal) {
         let gone = self.state().leader_gone;
-        for pid in self.session(gone) {
+        for pid in self.session_members(gone) {
             // It may have ended since.
             let _ = kill_process(pid, signal);
         }
     }
 
     /// JournalMetadata that are polled (folder, foreground job) are looked at soon after something happened, if somebody watches.
-    fn wake_if_facts_are_due(&self, state: &TerminalState) {
-        if !state.viewers.is_empty() && !state.facts_scheduled {
+    fn wake_for_poll(&self, state: &TerminalState) {
+        if !state.viewers.is_empty() && !state.poll_scheduled {
             self.wake.notify_one();
         }
     }

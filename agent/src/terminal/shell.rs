@@ -4,7 +4,7 @@
 const SHELLS: [&str; 12] =
     ["sh", "bash", "dash", "zsh", "ksh", "mksh", "fish", "ash", "tcsh", "csh", "nu", "xonsh"];
 /// Options that have a file behind them.
-const WITH_FILE: [&str; 2] = ["--rcfile", "--init-file"];
+const OPTIONS_WITH_FILE: [&str; 2] = ["--rcfile", "--init-file"];
 
 /// Whether this is a shell that reads what people type: it is told no command and no script. Of what is not known it is no shell.
 pub(super) fn is_interactive(argv: &[String]) -> bool {
@@ -16,7 +16,7 @@ pub(super) fn is_interactive(argv: &[String]) -> bool {
     }
     while let Some((option, rest)) = options.split_first() {
         options = match option.as_str() {
-            long if WITH_FILE.contains(&long) => rest.get(1..).unwrap_or_default(),
+            long if OPTIONS_WITH_FILE.contains(&long) => rest.get(1..).unwrap_or_default(),
             "--command" => return false,
             long if long.starts_with("--") && long.len() > 2 && !long.contains('=') => rest,
             // Letters that say how it is run; `c` and `s` say what it reads.

@@ -19,14 +19,14 @@ use crate::byte_log::ByteLog;
 mod tests;
 
 /// How long a PTY waits for a lossless reader that makes no progress; then the reader is left behind as any other.
-pub(super) const LOSSLESS_PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const LOSSLESS_TIMEOUT: Duration = Duration::from_secs(60);
 /// A lossless reader is waited for when no more than this (or half of a small log) still fits: more than one burst of reading.
 const LOSSLESS_MARGIN_BYTES: u64 = 128 * 1024;
 /// Read before readers are told, so that a flood travels in large frames; a small log is read in quarters, so that a lossless reader is
 /// not run over.
 const BURST_BYTES: usize = 64 * 1024;
 /// Sizes kept for a screen model that is behind.
-const RESIZES: usize = 64;
+const MAX_PENDING_RESIZES: usize = 64;
 /// Written to the PTY in one go; more waits for the next turn, so that a paste holds nobody up.
 const WRITE_BYTES: usize = 64 * 1024;
 
@@ -49,9 +49,9 @@ pub(super) struct TerminalState {
     /// Sizes that the screen model has not been told of.
     pub(super) resizes: VecDeque<(u64, WindowSize)>,
     /// ScreenFeeder that were asked for and made; the last one is kept as long as somebody waits for it.
-    pub(super) shots_wanted: u64,
-    pub(super) shots_made: u64,
-    pub(super) shot: Option<Arc<ScreenSnapshot>>,
+    pub(super) snapshots_requested: u64,
+    pub(super) snapshots_taken: u64,
+    pub(super) snapshot: Option<Arc<ScreenSnapshot>>,
     /// The leader was reaped: its number may be another's.
     pub(super) leader_gone: bool,
     /// Somebody ends it: nobody is waited for any more.
@@ -64,15 +64,15 @@ pub(super) struct TerminalState {
     pub(super) removed: bool,
     pub(super) exit: Option<TerminalExit>,
     /// The workspace falls asleep, or the agent ends, since then: whatever ends it now is no end of its own.
-    pub(super) slept: Option<SystemTime>,
+    pub(super) slept_at: Option<SystemTime>,
     /// Writing failed for another reason than that the PTY is full: that it can be written says nothing then.
-    pub(super) write_dead: bool,
+    pub(super) write_failed: bool,
     /// The task waits for a lossless reader since then.
-    pub(super) paused: Option<Instant>,
+    pub(super) paused_since: Option<Instant>,
     /// The task has a time for the next look at polled facts.
-    pub(super) facts_scheduled: bool,
+    pub(super) poll_scheduled: bool,
     /// Something happened since that look.
-    pub(super) active: bool,
+    pub(super) changed_since_poll: bool,
     /// Somebody who can answer queries has watched it.
     pub(super) ever_attached: bool,
 }
@@ -100,7 +100,7 @@ pub(super) struct ViewerSlot {
     /// The PTY waits for it.
     pub(super) lossless: bool,
     /// When its cursor last moved.
-    pub(super) progressed: Instant,
+    pub(super) last_progress: Instant,
 }
 
 impl<T: PartialEq> Versioned<T> {
@@ -120,12 +120,12 @@ impl<T: PartialEq> Versioned<T> {
 }
 
 impl ViewerSlot {
-    fn holds_back(&self, slow_before: Option<u64>) -> bool {
-        self.lossless && self.cursor.is_some_and(|at| slow_before.is_some_and(|before| at <= before))
+    fn holds_back(&self, slow_offset: Option<u64>) -> bool {
+        self.lossless && self.cursor.is_some_and(|at| slow_offset.is_some_and(|before| at <= before))
     }
 
-    fn patience_ends(&self, paused: Option<Instant>) -> Instant {
-        self.progressed.max(paused.unwrap_or(self.progressed)) + LOSSLESS_PATIENCE
+    fn gives_up_at(&self, paused: Option<Instant>) -> Instant {
+        self.last_progress.max(paused.unwrap_or(self.last_progress)) + LOSSLESS_TIMEOUT
     }
 }
 
@@ -145,20 +145,20 @@ impl TerminalState {
             foreground: Versioned::default(),
             size: Versioned::initial(size),
             resizes: VecDeque::new(),
-            shots_wanted: 0,
-            shots_made: 0,
-            shot: None,
+            snapshots_requested: 0,
+            snapshots_taken: 0,
+            snapshot: None,
             leader_gone: false,
             closing: false,
             killed: false,
             task_gone: false,
             removed: false,
             exit: None,
-            slept: None,
-            write_dead: false,
-            paused: None,
-            facts_scheduled: false,
-            active: false,
+            slept_at: None,
+            write_failed: false,
+            paused_since: None,
+            poll_scheduled: false,
+            changed_since_poll: false,
             ever_attached: false,
         }
     }
@@ -172,7 +172,7 @@ impl TerminalState {
         self.size.set(size, at);
         // The task takes them with its next turn.
         self.resizes.push_back((at, size));
-        if self.resizes.len() > RESIZES {
+        if self.resizes.len() > MAX_PENDING_RESIZES {
             self.resizes.pop_front();
         }
     }
@@ -182,15 +182,15 @@ impl TerminalState {
         BURST_BYTES.min(self.log.max_bytes() / 4).max(1)
     }
 
-    pub(super) fn note_activity(&mut self) {
-        self.active = true;
+    pub(super) fn mark_changed(&mut self) {
+        self.changed_since_poll = true;
     }
 
     /// Writes what the PTY takes now; `true` if anything went.
     pub(super) fn flush_input(&mut self) -> bool {
         let Some(pty) = &self.pty else { return false };
         let mut wrote = 0;
-        self.write_dead = false;
+        self.write_failed = false;
         while wrote < WRITE_BYTES {
             let front = self.inputs.front();
             if front.is_empty() {
@@ -198,7 +198,7 @@ impl TerminalState {
             }
             match pty.write(front) {
                 Ok(n) if n > 0 => {
-                    self.inputs.wrote(n);
+                    self.inputs.mark_written(n);
                     wrote += n;
                 }
                 // Full: it is written when somebody reads.
@@ -206,7 +206,7 @@ impl TerminalState {
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 // Nobody has the other side open: it is tried again with whatever happens next.
                 Ok(_) | Err(_) => {
-                    self.write_dead = true;
+                    self.write_failed = true;
                     break;
                 }
             }
@@ -218,41 +218,41 @@ impl TerminalState {
     }
 
     /// Waits for lossless readers that are slow, and no longer for those that were waited for in vain; says until when.
-    pub(super) fn wait_for_readers(&mut self, now: Instant) -> Option<Instant> {
-        let until = self.waits_for_reader_until()?;
-        if self.paused.is_none() {
+    pub(super) fn pause_for_readers(&mut self, now: Instant) -> Option<Instant> {
+        let until = self.lossless_deadline()?;
+        if self.paused_since.is_none() {
             // Their patience begins now, however long they had nothing to read before.
-            self.paused = Some(now);
+            self.paused_since = Some(now);
         } else if until <= now {
-            self.give_up_readers(now);
+            self.give_up_slow_readers(now);
         }
-        self.waits_for_reader_until()
+        self.lossless_deadline()
     }
 
     /// When the reader that the PTY has to wait for is given up; `None` if there is none to wait for.
-    pub(super) fn waits_for_reader_until(&self) -> Option<Instant> {
+    pub(super) fn lossless_deadline(&self) -> Option<Instant> {
         if self.closing {
             return None;
         }
-        let slow_before = self.slow_before();
-        let slow = self.viewers.values().filter(|slot| slot.holds_back(slow_before));
-        slow.map(|slot| slot.patience_ends(self.paused)).min()
+        let slow_offset = self.slow_offset();
+        let slow = self.viewers.values().filter(|slot| slot.holds_back(slow_offset));
+        slow.map(|slot| slot.gives_up_at(self.paused_since)).min()
     }
 
     /// Only who holds the PTY back: others could not go on, because it was held back.
-    fn give_up_readers(&mut self, now: Instant) {
-        let (paused, slow_before) = (self.paused, self.slow_before());
+    fn give_up_slow_readers(&mut self, now: Instant) {
+        let (paused, slow_offset) = (self.paused_since, self.slow_offset());
         for slot in self.viewers.values_mut() {
-            if slot.holds_back(slow_before) && slot.patience_ends(paused) <= now {
+            if slot.holds_back(slow_offset) && slot.gives_up_at(paused) <= now {
                 slot.lossless = false;
             }
         }
     }
 
     /// A reader that is not behind this offset is no slow one; `None`: nobody is slow yet.
-    fn slow_before(&self) -> Option<u64> {
+    fn slow_offset(&self) -> Option<u64> {
         let held = self.log.max_bytes() as u64;
-        let room = held - LOSSLESS_MARGIN_BYTES.min(held / 2);
-        self.log.next().checked_sub(room)
+        let limit = held - LOSSLESS_MARGIN_BYTES.min(held / 2);
+        self.log.next().checked_sub(limit)
     }
 }

@@ -15,9 +15,9 @@ use super::{
 };
 
 /// Watches and attachments of the whole workspace at once; another is refused.
-const STREAMS: usize = 1024;
+const MAX_STREAMS: usize = 1024;
 /// Terminals on one watch.
-pub(super) const WATCHED: usize = 64;
+pub(super) const MAX_WATCHED_TERMINALS: usize = 64;
 
 /// Keeps a watch known by its id.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl Terminals {
         let terminal = self.find(&attach.terminal)?;
         let wake = Arc::new(Notify::new());
         let guard = self.watch_guard()?;
-        let manner = ViewerOptions {
+        let options = ViewerOptions {
             from: attach.from,
             client: attach.client.clone(),
             writes: !attach.read_only,
@@ -40,7 +40,7 @@ impl Terminals {
             credit: attach.credit,
             lossless: attach.lossless,
         };
-        let viewer = Viewer::join(&terminal, &manner, &wake)?;
+        let viewer = Viewer::join(&terminal, &options, &wake)?;
         let id = viewer.id();
         let watch = TerminalWatch::new(vec![viewer], VecDeque::new(), Arc::clone(&wake), Some(guard));
         Ok(Attachment::new(watch, terminal, id, wake, attach))
@@ -50,28 +50,28 @@ impl Terminals {
     pub fn watch(
         &self,
         terminals: &[WatchTarget],
-        manner: &WatchOptions,
+        options: &WatchOptions,
     ) -> Result<TerminalWatch, TerminalError> {
-        if !(1..=WATCHED).contains(&terminals.len()) {
+        if !(1..=MAX_WATCHED_TERMINALS).contains(&terminals.len()) {
             return Err(TerminalError::BadField { field: "terminals", allowed: "1 to 64" });
         }
-        if manner.lossless && terminals.len() > 1 {
+        if options.lossless && terminals.len() > 1 {
             return Err(TerminalError::BadField { field: "lossless", allowed: "only with one terminal" });
         }
         let wake = Arc::new(Notify::new());
         let guard = self.watch_guard()?;
         let (mut viewers, mut failed, mut acks) = (Vec::new(), VecDeque::new(), HashMap::new());
         for WatchTarget { terminal: id, from } in terminals {
-            let manner = ViewerOptions {
+            let options = ViewerOptions {
                 from: *from,
-                client: manner.client.clone(),
+                client: options.client.clone(),
                 // A browser types with Write beside its TerminalWatch.
                 writes: true,
                 size: None,
-                credit: manner.credit,
-                lossless: manner.lossless,
+                credit: options.credit,
+                lossless: options.lossless,
             };
-            match self.find(id).and_then(|terminal| Viewer::join(&terminal, &manner, &wake)) {
+            match self.find(id).and_then(|terminal| Viewer::join(&terminal, &options, &wake)) {
                 Ok(viewer) => {
                     acks.insert(id.clone(), (Arc::clone(viewer.terminal()), viewer.id()));
                     viewers.push(viewer);
@@ -79,16 +79,16 @@ impl Terminals {
                 Err(error) => failed.push_back((id.clone(), error)),
             }
         }
-        self.inner.all().watches.insert(guard.id.clone(), acks);
+        self.inner.table().watches.insert(guard.id.clone(), acks);
         Ok(TerminalWatch::new(viewers, failed, wake, Some(guard)))
     }
 
     /// Credit for a watch.
     pub fn ack(&self, watch: &str, id: &TerminalId, epoch: u64, offset: u64) -> Result<(), TerminalError> {
         let (terminal, viewer) = {
-            let all = self.inner.all();
+            let table = self.inner.table();
             let acks =
-                all.watches.get(watch).ok_or_else(|| TerminalError::WatchNotFound(watch.to_owned()))?;
+                table.watches.get(watch).ok_or_else(|| TerminalError::WatchNotFound(watch.to_owned()))?;
             acks.get(id).cloned().ok_or_else(|| TerminalError::NotFound(id.clone()))?
         };
         viewer::ack(&terminal, viewer, epoch, offset);
@@ -96,12 +96,12 @@ impl Terminals {
     }
 
     fn watch_guard(&self) -> Result<WatchGuard, TerminalError> {
-        let mut all = self.inner.all();
-        if all.watches.len() >= STREAMS {
-            return Err(TerminalError::TooManyStreams { what: "streams", limit: STREAMS });
+        let mut table = self.inner.table();
+        if table.watches.len() >= MAX_STREAMS {
+            return Err(TerminalError::TooManyStreams { what: "streams", limit: MAX_STREAMS });
         }
         let id = TerminalId::random().to_string();
-        all.watches.insert(id.clone(), HashMap::new());
+        table.watches.insert(id.clone(), HashMap::new());
         Ok(WatchGuard { id, inner: Arc::clone(&self.inner) })
     }
 }
@@ -114,6 +114,6 @@ impl WatchGuard {
 
 impl Drop for WatchGuard {
     fn drop(&mut self) {
-        self.inner.all().watches.remove(&self.id);
+        self.inner.table().watches.remove(&self.id);
     }
 }

@@ -21,14 +21,14 @@ use super::{
 use crate::child::ExitStatus;
 
 /// The leader has exited and background jobs hold the PTY: quiet for so long, it has ended.
-const HELD_QUIET: Duration = Duration::from_millis(250);
+const BACKGROUND_QUIET: Duration = Duration::from_millis(250);
 /// Read in one go before it is said to have ended: more than a PTY holds (64 KiB), and no more, because whoever holds it may flood it.
-const LAST_BYTES: usize = 256 * 1024;
+const MAX_FINAL_READ_BYTES: usize = 256 * 1024;
 /// The leader once closed its terminal and lives on: the reactor says "closed" for ever after, so from then on the PTY is looked at,
 /// this often while it is in use…
-const LOOK_IN_USE: Duration = Duration::from_millis(20);
+const ACTIVE_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// …and this often, and for so long "in use", otherwise.
-const LOOK_CLOSED: Duration = Duration::from_secs(1);
+const IDLE_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a flood is read before others have their turn: what it may add to the echo of another terminal. Its readers are told
 /// less often, once for a burst of bytes.
 const READ_SLICE: Duration = Duration::from_micros(250);
@@ -40,16 +40,16 @@ pub(super) struct TerminalTask {
     leader: watch::Receiver<Option<ExitStatus>>,
     counters: Arc<TerminalCounters>,
     scanner: EscapeScanner,
-    pictures: ScreenFeeder,
-    facts: ForegroundPoller,
+    feeder: ScreenFeeder,
+    poller: ForegroundPoller,
     exited: Option<(ExitStatus, Instant)>,
     /// Nobody had the other side open when it was last read.
     closed: bool,
     /// It was once closed while the leader lived.
-    polled: bool,
-    looked_at: Instant,
+    poll_mode: bool,
+    last_read_attempt: Instant,
     /// Bytes read that nobody has been told of.
-    untold: usize,
+    unannounced: usize,
     last_read: Instant,
 }
 
@@ -67,18 +67,18 @@ enum ReadMode {
 struct WaitPlan {
     read: bool,
     write: bool,
-    picture: FeedDecision,
-    at: Option<Instant>,
-    over: bool,
+    feed: FeedDecision,
+    deadline: Option<Instant>,
+    finished: bool,
 }
 
 impl WaitPlan {
-    fn of(picture: FeedDecision) -> Self {
-        Self { read: false, write: false, picture, at: None, over: false }
+    fn new(feed: FeedDecision) -> Self {
+        Self { read: false, write: false, feed, deadline: None, finished: false }
     }
 
-    fn look_at(&mut self, at: Instant) {
-        self.at = Some(self.at.map_or(at, |before| before.min(at)));
+    fn wake_by(&mut self, at: Instant) {
+        self.deadline = Some(self.deadline.map_or(at, |before| before.min(at)));
     }
 }
 
@@ -93,13 +93,13 @@ impl TerminalTask {
             leader,
             counters,
             scanner: EscapeScanner::default(),
-            pictures: ScreenFeeder::new(size, now),
-            facts: ForegroundPoller::default(),
+            feeder: ScreenFeeder::new(size, now),
+            poller: ForegroundPoller::default(),
             exited: None,
             closed: false,
-            polled: false,
-            looked_at: now,
-            untold: 0,
+            poll_mode: false,
+            last_read_attempt: now,
+            unannounced: 0,
             last_read: now,
         }
     }
@@ -108,12 +108,12 @@ impl TerminalTask {
     pub(super) async fn run(mut self) {
         loop {
             let plan = self.plan();
-            if plan.over {
+            if plan.finished {
                 return;
             }
-            if plan.picture == FeedDecision::Hold {
+            if plan.feed == FeedDecision::HoldReads {
                 // Whatever else happens waits, so that nothing can keep the picture from being made.
-                self.feed(plan.picture);
+                self.feed(plan.feed);
                 self.write();
                 yield_now().await;
                 continue;
@@ -129,9 +129,9 @@ impl TerminalTask {
                 _ = readable(pty.as_deref()), if plan.read => full = self.read_burst(ReadMode::WhenReady),
                 _ = writable(pty.as_deref()), if plan.write => {}
                 () = self.terminal.wake.notified() => {}
-                () = sleep_until(plan.at.unwrap_or(self.last_read).into()), if plan.at.is_some() => {}
-                () = yield_now(), if plan.picture == FeedDecision::Feed => {
-                    self.feed(plan.picture);
+                () = sleep_until(plan.deadline.unwrap_or(self.last_read).into()), if plan.deadline.is_some() => {}
+                () = yield_now(), if plan.feed == FeedDecision::Feed => {
+                    self.feed(plan.feed);
                     full = true;
                 }
             }
@@ -148,53 +148,57 @@ impl TerminalTask {
     fn plan(&mut self) -> WaitPlan {
         let now = Instant::now();
         let terminal = Arc::clone(&self.terminal);
-        let looked = self.look_once_more(now);
+        let looked = self.read_if_quiet(now);
         let mut guard = terminal.state();
         let state = &mut *guard;
-        let mut plan = WaitPlan::of(self.pictures.need(state, now, self.last_read));
-        if plan.picture == FeedDecision::Hold {
+        let mut plan = WaitPlan::new(self.feeder.decide(state, now, self.last_read));
+        if plan.feed == FeedDecision::HoldReads {
             // Not quiet: held back.
             self.last_read = now;
         } else if self.pty.is_some() {
-            self.plan_reading(state, now, &mut plan);
+            self.plan_read(state, now, &mut plan);
             if self.has_ended(state, now, looked, &mut plan) {
                 self.finish(state);
-                plan = WaitPlan::of(plan.picture);
+                plan = WaitPlan::new(plan.feed);
             } else {
                 // Once closed the reactor says "writable" for ever: then it is written with every look.
-                plan.write =
-                    !state.inputs.front().is_empty() && !self.polled && !self.closed && !state.write_dead;
+                plan.write = !state.inputs.front().is_empty()
+                    && !self.poll_mode
+                    && !self.closed
+                    && !state.write_failed;
             }
         }
         if !plan.read {
-            tell(&mut self.untold, state);
+            announce(&mut self.unannounced, state);
         }
         if self.pty.is_some()
-            && let Some(at) = self.facts.look(&terminal, state, now)
+            && let Some(at) = self.poller.poll(&terminal, state, now)
         {
-            plan.look_at(at);
+            plan.wake_by(at);
         }
-        if let FeedDecision::At(at) = plan.picture {
-            plan.look_at(at);
+        if let FeedDecision::WaitUntil(at) = plan.feed {
+            plan.wake_by(at);
         }
-        plan.over = state.removed && state.exit.is_some() && state.viewers.is_empty();
+        plan.finished = state.removed && state.exit.is_some() && state.viewers.is_empty();
         plan
     }
 
-    fn plan_reading(&mut self, state: &mut TerminalState, now: Instant, plan: &mut WaitPlan) {
-        match state.wait_for_readers(now) {
+    fn plan_read(&mut self, state: &mut TerminalState, now: Instant, plan: &mut WaitPlan) {
+        match state.pause_for_readers(now) {
             Some(until) => {
-                plan.look_at(until);
+                plan.wake_by(until);
                 // Not quiet: held back.
                 self.last_read = now;
             }
             None => {
-                state.paused = None;
-                if self.polled && !(self.closed && self.exited.is_some()) {
-                    let in_use = now.duration_since(self.last_read) < LOOK_CLOSED || self.exited.is_some();
-                    let look = self.looked_at + if in_use { LOOK_IN_USE } else { LOOK_CLOSED };
+                state.paused_since = None;
+                if self.poll_mode && !(self.closed && self.exited.is_some()) {
+                    let in_use =
+                        now.duration_since(self.last_read) < IDLE_POLL_INTERVAL || self.exited.is_some();
+                    let look = self.last_read_attempt
+                        + if in_use { ACTIVE_POLL_INTERVAL } else { IDLE_POLL_INTERVAL };
                     plan.read = look <= now;
-                    plan.look_at(look);
+                    plan.wake_by(look);
                 } else {
                     plan.read = !self.closed;
                 }
@@ -204,16 +208,16 @@ impl TerminalTask {
 
     /// When a terminal whose leader has exited, and that others hold, counts as quiet.
     fn quiet_at(&self) -> Option<Instant> {
-        self.exited.map(|(_, exited_at)| self.last_read.max(exited_at) + HELD_QUIET)
+        self.exited.map(|(_, exited_at)| self.last_read.max(exited_at) + BACKGROUND_QUIET)
     }
 
     /// Quiet is what gives nothing when it is read, not what nobody has looked at for a while: the agent may have been held up, or a
     /// slow reader waited for. `true` if it was looked at.
-    fn look_once_more(&mut self, now: Instant) -> bool {
+    fn read_if_quiet(&mut self, now: Instant) -> bool {
         let Some(quiet_at) = self.quiet_at() else { return false };
         let due = {
             let state = self.terminal.state();
-            state.waits_for_reader_until().is_none() && (state.killed || quiet_at <= now)
+            state.lossless_deadline().is_none() && (state.killed || quiet_at <= now)
         };
         if due && !self.closed {
             self.read_burst(ReadMode::Final);
@@ -225,82 +229,82 @@ impl TerminalTask {
     /// are not ours to end.
     fn has_ended(&self, state: &TerminalState, now: Instant, looked: bool, plan: &mut WaitPlan) -> bool {
         let Some(quiet_at) = self.quiet_at() else { return false };
-        if state.paused.is_some() {
+        if state.paused_since.is_some() {
             return false;
         }
-        plan.look_at(quiet_at);
+        plan.wake_by(quiet_at);
         self.closed || looked && (state.killed || quiet_at <= now)
     }
 
     fn finish(&mut self, state: &mut TerminalState) {
-        let how = self.exited.map_or(ExitStatus::Code(255), |(how, _)| how);
+        let status = self.exited.map_or(ExitStatus::Code(255), |(status, _)| status);
         state.exit = Some(TerminalExit {
-            how,
+            status,
             final_offset: state.log.next(),
-            at: SystemTime::now(),
+            ended_at: SystemTime::now(),
             held_by_background: !self.closed,
         });
         state.pty = None;
         self.pty = None;
         state.inputs.end();
-        self.facts.end(state);
+        self.poller.stop(state);
         state.wake_viewers();
         self.terminal.input_moved.notify_waiters();
         self.terminal.has_ended.notify_waiters();
-        self.counters.stirred();
-        tracing::info!(terminal = %self.terminal.id, ?how, "a terminal has ended");
+        self.counters.mark_dirty();
+        tracing::info!(terminal = %self.terminal.id, ?status, "a terminal has ended");
     }
 
     fn leader_exited(&mut self) {
-        let how = self.leader.borrow().unwrap_or(ExitStatus::Code(255));
-        self.exited = Some((how, Instant::now()));
+        let status = self.leader.borrow().unwrap_or(ExitStatus::Code(255));
+        self.exited = Some((status, Instant::now()));
         // What it wrote last is read, even if it had closed the terminal before.
         self.closed = false;
-        self.looked_at -= LOOK_CLOSED;
+        self.last_read_attempt -= IDLE_POLL_INTERVAL;
         self.terminal.state().leader_gone = true;
     }
 
     /// Reads what is there, for a slice of time unless it is the last look; `true` if there is more.
-    fn read_burst(&mut self, look: ReadMode) -> bool {
+    fn read_burst(&mut self, mode: ReadMode) -> bool {
         let Some(pty) = &self.pty else { return false };
         let terminal = &self.terminal;
-        let burst = match look {
+        let burst = match mode {
             ReadMode::WhenReady => terminal.state().burst_bytes(),
-            ReadMode::Final => self.untold + LAST_BYTES,
+            ReadMode::Final => self.unannounced + MAX_FINAL_READ_BYTES,
         };
         let begin = Instant::now();
-        let before = self.untold;
+        let before = self.unannounced;
         let mut more = true;
         self.closed = false;
-        self.looked_at = begin;
-        while more && self.untold < burst && (look == ReadMode::Final || begin.elapsed() < READ_SLICE) {
+        self.last_read_attempt = begin;
+        while more && self.unannounced < burst && (mode == ReadMode::Final || begin.elapsed() < READ_SLICE) {
             let scanner = &mut self.scanner;
             let take = |bytes: &[u8]| {
                 let mut state = terminal.state();
                 let from = state.log.next();
                 state.log.push(bytes);
-                scanner.scan(bytes, |index, named| name(&mut state, named, from + index as u64));
+                scanner.scan(bytes, |index, named| apply_osc(&mut state, named, from + index as u64));
             };
-            let reading = match look {
+            let reading = match mode {
                 ReadMode::WhenReady => pty.read(take),
                 ReadMode::Final => pty.read_now(take),
             };
             match reading {
-                PtyRead::Bytes(n) => self.untold += n,
+                PtyRead::Bytes(n) => self.unannounced += n,
                 PtyRead::WouldBlock => more = false,
                 PtyRead::Closed => {
                     self.closed = true;
-                    self.polled = true;
+                    self.poll_mode = true;
                     more = false;
                 }
             }
         }
-        if self.untold > before {
+        if self.unannounced > before {
             self.last_read = Instant::now();
-            self.counters.output((self.untold - before) as u64, self.last_read);
+            self.counters.output((self.unannounced - before) as u64, self.last_read);
         }
-        if !more || self.untold >= burst {
-            tell(&mut self.untold, &mut terminal.state());
+        if !more || self.unannounced >= burst {
+            announce(&mut self.unannounced, &mut terminal.state());
         }
         more
     }
@@ -313,20 +317,20 @@ impl TerminalTask {
         }
     }
 
-    fn feed(&mut self, need: FeedDecision) {
-        self.pictures.feed(need, &self.terminal, &self.counters);
+    fn feed(&mut self, decision: FeedDecision) {
+        self.feeder.feed(decision, &self.terminal, &self.counters);
     }
 }
 
 /// Tells the readers of what was read.
-fn tell(untold: &mut usize, state: &mut TerminalState) {
-    if std::mem::take(untold) > 0 {
-        state.note_activity();
+fn announce(unannounced: &mut usize, state: &mut TerminalState) {
+    if std::mem::take(unannounced) > 0 {
+        state.mark_changed();
         state.wake_viewers();
     }
 }
 
-fn name(state: &mut TerminalState, named: OscEvent, at: u64) {
+fn apply_osc(state: &mut TerminalState, named: OscEvent, at: u64) {
     match named {
         OscEvent::Title(title) => drop(state.title.set(title, at)),
         OscEvent::Directory(folder) => {

@@ -25,7 +25,7 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Terminals of a claimed agent in a folder of its own.
-struct House {
+struct TerminalFixture {
     terminals: Terminals,
     gate: Arc<AdmissionGate>,
     root: tempfile::TempDir,
@@ -46,7 +46,7 @@ fn claim(policy: AgentPolicy) -> Claim {
     }
 }
 
-impl House {
+impl TerminalFixture {
     fn new() -> Self {
         Self::with(AgentPolicy::default())
     }
@@ -70,7 +70,7 @@ impl House {
     fn try_open(&self, argv: &[&str]) -> Result<TerminalInfo, TerminalError> {
         let argv = argv.iter().map(|word| (*word).to_owned()).collect();
         let program = Program { argv, ..Program::default() };
-        open_door(self.terminals.create(CreateTerminal { program, ..CreateTerminal::default() }))
+        expect_ready(self.terminals.create(CreateTerminal { program, ..CreateTerminal::default() }))
     }
 
     /// A shell without line editing that prints what its script says.
@@ -104,13 +104,13 @@ fn user(offset: u64, data: &[u8]) -> TerminalInput<'_> {
 }
 
 /// What needs not wait, as the door is open.
-fn open_door<T>(done: impl Future<Output = T>) -> T {
+fn expect_ready<T>(done: impl Future<Output = T>) -> T {
     done.now_or_never().expect("the door is open")
 }
 
 /// Who lives in its session, now that its leader is gone.
 fn session(terminal: &TerminalInfo) -> Vec<Pid> {
-    procfs::session(terminal.pid.expect("a leader"), true)
+    procfs::session_members(terminal.pid.expect("a leader"), true)
 }
 
 /// Waits for a condition with a deadline.
@@ -167,8 +167,8 @@ impl Log {
                 self.gaps += to - from;
                 self.at = to;
             }
-            FrameKind::Screen(shot) => {
-                assert_eq!(frame.offset, shot.offset);
+            FrameKind::Screen(snapshot) => {
+                assert_eq!(frame.offset, snapshot.offset);
                 self.at = frame.offset;
             }
             FrameKind::Exit(exit) => {

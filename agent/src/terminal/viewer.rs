@@ -12,13 +12,13 @@ use super::{
     sent_metadata::SentMetadata,
     state::{TerminalState, ViewerSlot},
 };
-use crate::byte_log::{CHUNK_BYTES, Read};
+use crate::byte_log::{CHUNK_BYTES, LogRead};
 
 /// Viewers of one terminal; another is refused. Bounds the work of telling them.
-pub(super) const VIEWERS: usize = 64;
+pub(super) const MAX_VIEWERS: usize = 64;
 /// The first client of a terminal younger than this answers also what was asked before it came (a shell that queries its terminal as
 /// it starts). Later nobody waits for the answer any more, and it would be typed into whatever runs then.
-const YOUNG: std::time::Duration = std::time::Duration::from_secs(5);
+const NEW_TERMINAL_AGE: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// How a viewer reads.
 #[derive(Debug, Clone)]
@@ -44,12 +44,12 @@ pub(super) struct Viewer {
     started: bool,
     live_from: u64,
     /// The position it came with was gone already.
-    came_late: bool,
+    start_evicted: bool,
     /// It waits for the picture with this number…
-    shot: Option<u64>,
+    awaited_snapshot: Option<u64>,
     /// …because it fell off the log here.
-    fell_at: Option<u64>,
-    told: SentMetadata,
+    lagged_from: Option<u64>,
+    sent: SentMetadata,
     finished: bool,
 }
 
@@ -57,16 +57,19 @@ impl Viewer {
     /// Joins a terminal; `wake` is notified whenever there may be a frame.
     pub(super) fn join(
         terminal: &Arc<Terminal>,
-        manner: &ViewerOptions,
+        options: &ViewerOptions,
         wake: &Arc<Notify>,
     ) -> Result<Self, TerminalError> {
         let mut guard = terminal.state();
         let state = &mut *guard;
-        if state.viewers.len() >= VIEWERS {
-            return Err(TerminalError::TooManyStreams { what: "viewers of this terminal", limit: VIEWERS });
+        if state.viewers.len() >= MAX_VIEWERS {
+            return Err(TerminalError::TooManyStreams {
+                what: "viewers of this terminal",
+                limit: MAX_VIEWERS,
+            });
         }
         let (oldest, next) = (state.log.oldest(), state.log.next());
-        let cursor = match manner.from {
+        let cursor = match options.from {
             ViewerStart::Position { epoch, offset } if epoch == state.log.epoch() => {
                 if offset > next {
                     return Err(TerminalError::BadOffset { next });
@@ -76,17 +79,17 @@ impl Viewer {
             ViewerStart::Position { .. } | ViewerStart::Oldest => oldest,
             ViewerStart::Screen | ViewerStart::Now => next,
         };
-        if let Some(client) = &manner.client
+        if let Some(client) = &options.client
             && !state.inputs.attach(client, Instant::now())
         {
             return Err(TerminalError::TooManyStreams {
                 what: "clients",
-                limit: super::input_sequencer::CLIENTS,
+                limit: super::input_sequencer::MAX_CLIENTS,
             });
         }
-        let young = terminal.created.elapsed().is_ok_and(|age| age < YOUNG);
-        let live_from = if !state.ever_attached && young { cursor.min(oldest) } else { next };
-        let screen = manner.from == ViewerStart::Screen;
+        let is_new = terminal.created.elapsed().is_ok_and(|age| age < NEW_TERMINAL_AGE);
+        let live_from = if !state.ever_attached && is_new { cursor.min(oldest) } else { next };
+        let screen = options.from == ViewerStart::Screen;
         let id = state.next_viewer;
         state.next_viewer += 1;
         state.viewers.insert(
@@ -95,38 +98,38 @@ impl Viewer {
                 wake: Arc::clone(wake),
                 cursor: (!screen).then_some(cursor),
                 acked: cursor,
-                credit: manner.credit,
-                lossless: manner.lossless,
-                progressed: Instant::now(),
+                credit: options.credit,
+                lossless: options.lossless,
+                last_progress: Instant::now(),
             },
         );
         // From here on dropping it undoes what was done.
         let mut viewer = Self {
             terminal: Arc::clone(terminal),
             id,
-            client: manner.client.clone(),
-            writes: manner.writes && manner.client.is_some(),
+            client: options.client.clone(),
+            writes: options.writes && options.client.is_some(),
             started: false,
             live_from,
-            came_late: cursor < oldest,
-            shot: None,
-            fell_at: None,
-            told: SentMetadata::default(),
+            start_evicted: cursor < oldest,
+            awaited_snapshot: None,
+            lagged_from: None,
+            sent: SentMetadata::default(),
             finished: false,
         };
         if screen {
-            viewer.shot = Some(ask_for_shot(state));
+            viewer.awaited_snapshot = Some(request_snapshot(state));
         }
         if viewer.writes
             && let Some(client) = &viewer.client
         {
             state.ever_attached = true;
-            let outcome = state.writers.attach(client, manner.size, live_from);
+            let outcome = state.writers.attach(client, options.size, live_from);
             // A size that the kernel refuses is no reason not to watch.
-            let _ = terminal.apply(state, outcome);
+            let _ = terminal.apply_size(state, outcome);
         }
-        viewer.told.size = state.size.version;
-        state.note_activity();
+        viewer.sent.size = state.size.version;
+        state.mark_changed();
         drop(guard);
         terminal.wake.notify_one();
         Ok(viewer)
@@ -157,8 +160,8 @@ impl Viewer {
             self.started = true;
             return Some(self.start(state));
         }
-        if let Some(number) = self.shot {
-            return self.picture(state, number);
+        if let Some(number) = self.awaited_snapshot {
+            return self.snapshot_frame(state, number);
         }
         let slot = state.viewers.get(&self.id)?;
         let (cursor, acked, credit) = (slot.cursor?, slot.acked, slot.credit);
@@ -166,8 +169,8 @@ impl Viewer {
             if let Some(gap) = self.resume_at_oldest(state, cursor) {
                 return Some(gap);
             }
-            self.fell_at = Some(cursor);
-            self.shot = Some(ask_for_shot(state));
+            self.lagged_from = Some(cursor);
+            self.awaited_snapshot = Some(request_snapshot(state));
             if let Some(slot) = state.viewers.get_mut(&self.id) {
                 slot.cursor = None;
             }
@@ -175,32 +178,32 @@ impl Viewer {
             terminal.wake.notify_one();
             return None;
         }
-        if let Some(kind) = self.told.due(state, cursor) {
+        if let Some(kind) = self.sent.take_due(state, cursor) {
             return Some(self.frame(state, cursor, kind));
         }
-        let room = if credit == 0 { u64::MAX } else { (acked + credit).saturating_sub(cursor) };
-        let until = self.told.next(state, cursor).unwrap_or(u64::MAX) - cursor;
-        let max = room.min(until).min(CHUNK_BYTES as u64) as usize;
+        let allowed = if credit == 0 { u64::MAX } else { (acked + credit).saturating_sub(cursor) };
+        let until = self.sent.next_offset(state, cursor).unwrap_or(u64::MAX) - cursor;
+        let max = allowed.min(until).min(CHUNK_BYTES as u64) as usize;
         if max == 0 {
             return None;
         }
         match state.log.read(cursor, max) {
-            Read::Data { offset, bytes } => {
+            LogRead::Data { offset, bytes } => {
                 self.advance(state, offset + bytes.len() as u64);
                 let frame = self.frame(state, offset, FrameKind::Data(bytes));
-                let resumes = state.paused.is_some();
+                let resumes = state.paused_since.is_some();
                 drop(guard);
                 if resumes {
                     terminal.wake.notify_one();
                 }
                 Some(frame)
             }
-            Read::AtEnd => {
+            LogRead::AtEnd => {
                 let exit = state.exit?;
                 self.finished = true;
                 Some(self.frame(state, cursor, FrameKind::Exit(exit)))
             }
-            Read::Gap { .. } | Read::Beyond => None,
+            LogRead::Gap { .. } | LogRead::Beyond => None,
         }
     }
 
@@ -226,7 +229,7 @@ impl Viewer {
     /// Somebody who comes back with an old position has asked for bytes, so it gets all that are held; only who falls off while
     /// reading is too slow for them and gets a picture instead.
     fn resume_at_oldest(&mut self, state: &mut TerminalState, cursor: u64) -> Option<Frame> {
-        if !std::mem::take(&mut self.came_late) {
+        if !std::mem::take(&mut self.start_evicted) {
             return None;
         }
         let oldest = state.log.oldest();
@@ -237,40 +240,40 @@ impl Viewer {
         Some(self.frame(state, cursor, FrameKind::Gap { from: cursor, to: oldest }))
     }
 
-    fn picture(&mut self, state: &mut TerminalState, number: u64) -> Option<Frame> {
+    fn snapshot_frame(&mut self, state: &mut TerminalState, number: u64) -> Option<Frame> {
         if state.task_gone {
             // There will be no picture: it goes on with the bytes.
-            self.shot = None;
+            self.awaited_snapshot = None;
             let oldest = state.log.oldest();
             self.advance(state, oldest);
             return self
-                .fell_at
+                .lagged_from
                 .take()
                 .map(|from| self.frame(state, from, FrameKind::Gap { from, to: oldest }));
         }
-        if state.shots_made < number {
+        if state.snapshots_taken < number {
             return None;
         }
-        let shot = state.shot.clone()?;
-        if let Some(from) = self.fell_at.take() {
+        let snapshot = state.snapshot.clone()?;
+        if let Some(from) = self.lagged_from.take() {
             // The gap first; the picture with the next turn.
-            return Some(self.frame(state, from, FrameKind::Gap { from, to: shot.offset.max(from) }));
+            return Some(self.frame(state, from, FrameKind::Gap { from, to: snapshot.offset.max(from) }));
         }
-        self.shot = None;
-        self.advance(state, shot.offset);
+        self.awaited_snapshot = None;
+        self.advance(state, snapshot.offset);
         if let Some(slot) = state.viewers.get_mut(&self.id) {
-            slot.acked = shot.offset;
+            slot.acked = snapshot.offset;
         }
         if state.viewers.values().all(|slot| slot.cursor.is_some()) {
-            state.shot = None;
+            state.snapshot = None;
         }
-        Some(self.frame(state, shot.offset, FrameKind::Screen(shot)))
+        Some(self.frame(state, snapshot.offset, FrameKind::Screen(snapshot)))
     }
 
     fn advance(&self, state: &mut TerminalState, to: u64) {
         if let Some(slot) = state.viewers.get_mut(&self.id) {
             slot.cursor = Some(to);
-            slot.progressed = Instant::now();
+            slot.last_progress = Instant::now();
         }
     }
 
@@ -284,13 +287,13 @@ impl Drop for Viewer {
         let mut state = self.terminal.state();
         state.viewers.remove(&self.id);
         if state.viewers.values().all(|slot| slot.cursor.is_some()) {
-            state.shot = None;
+            state.snapshot = None;
         }
         if let Some(client) = &self.client {
             state.inputs.detach(client, Instant::now());
             if self.writes {
                 let outcome = state.writers.detach(client);
-                let _ = self.terminal.apply(&mut state, outcome);
+                let _ = self.terminal.apply_size(&mut state, outcome);
             }
         }
         drop(state);
@@ -299,12 +302,12 @@ impl Drop for Viewer {
     }
 }
 
-fn ask_for_shot(state: &mut TerminalState) -> u64 {
+fn request_snapshot(state: &mut TerminalState) -> u64 {
     // One that is asked for and not made yet will do: it is made of what is there when it is made.
-    if state.shots_wanted == state.shots_made {
-        state.shots_wanted += 1;
+    if state.snapshots_requested == state.snapshots_taken {
+        state.snapshots_requested += 1;
     }
-    state.shots_wanted
+    state.snapshots_requested
 }
 
 /// Credit: this viewer's client has processed the output before `offset`. Going back, or ahead of what was sent, is ignored.

@@ -44,8 +44,8 @@ pub struct TerminalWatch {
     failed: VecDeque<(TerminalId, TerminalError)>,
     wake: Arc<Notify>,
     /// Whose turn is next.
-    turn: usize,
-    quiet_since: Instant,
+    next_index: usize,
+    last_frame_at: Instant,
     /// Known by its id as long as it lives.
     guard: Option<WatchGuard>,
 }
@@ -68,7 +68,7 @@ impl TerminalWatch {
         wake: Arc<Notify>,
         guard: Option<WatchGuard>,
     ) -> Self {
-        Self { viewers, failed, wake, turn: 0, quiet_since: Instant::now(), guard }
+        Self { viewers, failed, wake, next_index: 0, last_frame_at: Instant::now(), guard }
     }
 
     /// Names this watch in an ack; empty for an attachment.
@@ -79,13 +79,13 @@ impl TerminalWatch {
     /// What comes next; waits for it. `None`: it is over.
     pub async fn next(&mut self) -> Option<WatchEvent> {
         loop {
-            if let Some(event) = self.ready() {
+            if let Some(event) = self.poll() {
                 return Some(event);
             }
             if self.viewers.is_empty() {
                 return None;
             }
-            let until = self.quiet_since + KEEPALIVE;
+            let until = self.last_frame_at + KEEPALIVE;
             if timeout_at(until, self.wake.notified()).await.is_err() {
                 return Some(WatchEvent::Frame(self.keepalive()));
             }
@@ -93,19 +93,19 @@ impl TerminalWatch {
     }
 
     /// What there is now.
-    pub(super) fn ready(&mut self) -> Option<WatchEvent> {
+    pub(super) fn poll(&mut self) -> Option<WatchEvent> {
         if let Some((terminal, error)) = self.failed.pop_front() {
             return Some(WatchEvent::Failed { terminal, error });
         }
         let count = self.viewers.len();
         for step in 0..count {
-            let index = (self.turn + step) % count;
+            let index = (self.next_index + step) % count;
             if let Some(frame) = self.viewers[index].poll() {
-                self.turn = index + 1;
-                self.quiet_since = Instant::now();
+                self.next_index = index + 1;
+                self.last_frame_at = Instant::now();
                 if self.viewers[index].is_finished() {
                     self.viewers.remove(index);
-                    self.turn = index;
+                    self.next_index = index;
                 }
                 return Some(WatchEvent::Frame(frame));
             }
@@ -114,19 +114,19 @@ impl TerminalWatch {
     }
 
     /// When it must say that it lives.
-    pub(super) fn keepalive_at(&self) -> Instant {
-        self.quiet_since + KEEPALIVE
+    pub(super) fn keepalive_deadline(&self) -> Instant {
+        self.last_frame_at + KEEPALIVE
     }
 
     /// Says that it lives, of its terminals in turn.
     pub(super) fn keepalive(&mut self) -> Frame {
-        self.quiet_since = Instant::now();
-        let index = self.turn % self.viewers.len();
-        self.turn = index + 1;
+        self.last_frame_at = Instant::now();
+        let index = self.next_index % self.viewers.len();
+        self.next_index = index + 1;
         self.viewers[index].keepalive()
     }
 
-    pub(super) fn is_over(&self) -> bool {
+    pub(super) fn is_finished(&self) -> bool {
         self.viewers.is_empty()
     }
 }

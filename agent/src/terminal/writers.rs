@@ -16,7 +16,7 @@ pub(super) struct AttachedWriters {
     writers: HashMap<ClientId, AttachedWriter>,
     owner: Option<ClientId>,
     /// Ticks whenever somebody comes or types.
-    clock: u64,
+    sequence: u64,
 }
 
 #[derive(Debug)]
@@ -45,8 +45,8 @@ impl AttachedWriters {
         size: Option<WindowSize>,
         live_from: u64,
     ) -> SizeChange {
-        self.clock += 1;
-        let last = self.clock;
+        self.sequence += 1;
+        let last = self.sequence;
         let writer = self.writers.entry(client.clone()).or_insert(AttachedWriter {
             size: None,
             streams: 0,
@@ -77,9 +77,9 @@ impl AttachedWriters {
         if self.owner.as_ref() != Some(client) {
             return SizeChange::Unchanged;
         }
-        let heir = self.writers.iter().filter(|(_, w)| w.size.is_some()).max_by_key(|(_, w)| w.last);
-        let size = heir.and_then(|(_, w)| w.size);
-        self.owner = heir.map(|(id, _)| id.clone());
+        let successor = self.writers.iter().filter(|(_, w)| w.size.is_some()).max_by_key(|(_, w)| w.last);
+        let size = successor.and_then(|(_, w)| w.size);
+        self.owner = successor.map(|(id, _)| id.clone());
         size.map_or(SizeChange::Unchanged, SizeChange::Apply)
     }
 
@@ -102,11 +102,11 @@ impl AttachedWriters {
     }
 
     /// A client typed.
-    pub(super) fn typed(&mut self, client: &ClientId) -> SizeChange {
-        self.clock += 1;
-        let clock = self.clock;
+    pub(super) fn record_input(&mut self, client: &ClientId) -> SizeChange {
+        self.sequence += 1;
+        let sequence = self.sequence;
         let Some(writer) = self.writers.get_mut(client) else { return SizeChange::Unchanged };
-        writer.last = clock;
+        writer.last = sequence;
         match writer.size {
             Some(size) if self.owner.as_ref() != Some(client) => {
                 self.owner = Some(client.clone());
@@ -123,7 +123,7 @@ impl AttachedWriters {
 
     /// Whether an automatic answer of this client's emulator, fed up to `reply_at`, is wanted: from the owner, to a question that
     /// was not replayed.
-    pub(super) fn wants_reply(&self, client: &ClientId, reply_at: u64) -> bool {
+    pub(super) fn accepts_reply(&self, client: &ClientId, reply_at: u64) -> bool {
         self.is_owner(client) && self.writers.get(client).is_some_and(|w| reply_at > w.live_from)
     }
 }

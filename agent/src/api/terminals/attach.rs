@@ -23,7 +23,7 @@ pub(super) async fn pump(
     loop {
         let request = tokio::select! {
             request = requests.message() => request?,
-            () = typing.settle(), if typing.waits() => continue,
+            () = typing.drain(), if typing.is_holding() => continue,
         };
         let Some(request) = request else { break };
         match request.request {
@@ -41,7 +41,7 @@ pub(super) async fn pump(
             None => {}
         }
     }
-    typing.settle().await;
+    typing.drain().await;
     Ok(())
 }
 

@@ -43,7 +43,7 @@ impl From<TerminalError> for WireError {
                 .with("expected_offset", expected)
                 .retry_after(INPUT_RETRY),
             TerminalError::ReadOnly => wire(Reason::VerbMissing).with("verb", "terminal"),
-            TerminalError::Ended(ended) => wire(Reason::Ended).with("exit", how(ended.how)),
+            TerminalError::Ended(ended) => wire(Reason::Ended).with("exit", how(ended.status)),
             TerminalError::Rejected(refused) => (*refused).into(),
             TerminalError::BadOffset { next } => wire(Reason::BadOffset).with("next", next),
             TerminalError::TooManyTerminals { limit } => {
@@ -52,7 +52,9 @@ impl From<TerminalError> for WireError {
             TerminalError::TooManyStreams { what, limit } => {
                 wire(Reason::TooManyStreams).with("limit", limit).with("what", what)
             }
-            TerminalError::WouldNotEnd => wire(Reason::Internal).with("operation", "close a terminal"),
+            TerminalError::ProcessesSurvivedKill => {
+                wire(Reason::Internal).with("operation", "close a terminal")
+            }
             TerminalError::ShuttingDown => wire(Reason::ShuttingDown),
             TerminalError::Io { source, .. } => io(&error.to_string(), source),
         }

@@ -35,14 +35,14 @@ pub(super) fn cells(size: WindowSize) -> pb::Size {
 }
 
 pub(super) fn exit(exit: TerminalExit) -> pb::Exit {
-    let how = match exit.how {
+    let how = match exit.status {
         ExitStatus::Code(code) => pb::exit::How::Code(code),
         ExitStatus::Signal(signal) => pb::exit::How::Signal(signals::name(signal)),
     };
     pb::Exit {
         how: Some(how),
         final_offset: exit.final_offset,
-        at: Some(exit.at.into()),
+        at: Some(exit.ended_at.into()),
         held_by_background: exit.held_by_background,
     }
 }

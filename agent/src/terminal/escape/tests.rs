@@ -33,7 +33,7 @@ fn titles_and_folders_are_found_where_they_end() {
 fn strings_hide_what_is_in_them_and_long_ones_are_ignored() {
     let mut bytes = b"\x1bP0;q]0;no\x1b\\".to_vec();
     bytes.extend(b"\x1b]2;");
-    bytes.extend(vec![b'x'; TEXT_BYTES + 10]);
+    bytes.extend(vec![b'x'; MAX_TEXT_BYTES + 10]);
     bytes.push(7);
     assert_eq!(scan(&[&bytes]), (vec![], true));
     assert!(!scan(&[b"\x1b[31"]).1, "within a sequence");

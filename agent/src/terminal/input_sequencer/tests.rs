@@ -18,8 +18,8 @@ fn offer(
     offset: u64,
     data: &[u8],
 ) -> Result<(), SequenceError> {
-    if let CheckedInput::New(skip) = inputs.judge(client, epoch, offset, data.len(), Instant::now())? {
-        inputs.take(client, &data[skip..], Instant::now());
+    if let CheckedInput::New(skip) = inputs.check(client, epoch, offset, data.len(), Instant::now())? {
+        inputs.accept(client, &data[skip..], Instant::now());
     }
     Ok(())
 }
@@ -59,7 +59,7 @@ proptest! {
                     let expected = taken.get(&client).copied().unwrap_or(0);
                     let offset = expected.saturating_sub(back) + ahead;
                     let data: Vec<u8> = (offset..offset + len as u64).map(|o| byte(client, o)).collect();
-                    let verdict = inputs.judge(&id(client), if stale { 4 } else { 5 }, offset, len, Instant::now());
+                    let verdict = inputs.check(&id(client), if stale { 4 } else { 5 }, offset, len, Instant::now());
                     if stale {
                         prop_assert_eq!(verdict, Err(SequenceError::StaleEpoch));
                     } else if offset > expected {
@@ -70,9 +70,9 @@ proptest! {
                         let skip = (expected - offset) as usize;
                         prop_assert_eq!(verdict, Ok(CheckedInput::New(skip)));
                         if reply {
-                            inputs.drop_in_turn(&id(client), len - skip, Instant::now());
+                            inputs.discard_in_order(&id(client), len - skip, Instant::now());
                         } else {
-                            inputs.take(&id(client), &data[skip..], Instant::now());
+                            inputs.accept(&id(client), &data[skip..], Instant::now());
                         }
                         order.extend((expected..offset + len as u64).map(|o| (client, o, reply)));
                         taken.insert(client, offset + len as u64);
@@ -81,7 +81,7 @@ proptest! {
                 Step::Pty(n) => {
                     let now = n.min(inputs.front().len());
                     pty.extend(&inputs.front()[..now]);
-                    inputs.wrote(now);
+                    inputs.mark_written(now);
                 }
             }
             for client in 0..3 {
@@ -122,10 +122,10 @@ fn a_program_that_does_not_read_fills_the_queue_and_no_more() {
         }
     };
     assert_eq!(refused, SequenceError::Full { expected: at });
-    assert!(at < 2 * QUEUE_BYTES as u64);
+    assert!(at < 2 * MAX_QUEUE_BYTES as u64);
     // It reads again: the client goes on where it was.
     let front = inputs.front().len();
-    inputs.wrote(front);
+    inputs.mark_written(front);
     assert_eq!(offer(&mut inputs, &id(1), 1, at, b"more"), Ok(()));
 }
 
@@ -190,7 +190,7 @@ impl Person {
 proptest! {
     #[test]
     fn nothing_is_typed_twice_whoever_is_forgotten(visits in prop::collection::vec(visit(), 1..300)) {
-        let mut inputs = InputSequencer { limit: REMEMBERED, ..InputSequencer::new(5) };
+        let mut inputs = InputSequencer { max_clients: REMEMBERED, ..InputSequencer::new(5) };
         let mut people: Vec<Person> = (0..PEOPLE).map(|_| Person::default()).collect();
         let mut now = Instant::now();
         for visit in visits {
@@ -216,7 +216,7 @@ proptest! {
                     } else if person.kept.is_empty() {
                         continue;
                     }
-                    match inputs.judge(&id(who), 5, person.acked, person.kept.len(), now) {
+                    match inputs.check(&id(who), 5, person.acked, person.kept.len(), now) {
                         Ok(CheckedInput::Repeat) => {
                             prop_assert!(person.kept.last().copied() <= person.last, "what was never taken is no repeat");
                         }
@@ -226,12 +226,12 @@ proptest! {
                                 person.last = Some(*key);
                             }
                             let bytes: Vec<u8> = person.kept[skip..].iter().map(|key| *key as u8).collect();
-                            inputs.take(&id(who), &bytes, now);
+                            inputs.accept(&id(who), &bytes, now);
                             person.seen = Some(now);
                         }
-                        Err(SequenceError::Forgotten { expected }) => {
+                        Err(SequenceError::ClientEvicted { expected }) => {
                             prop_assert_eq!(person.attached, 0, "it is here");
-                            let lately = person.seen.is_some_and(|seen| now.duration_since(seen) < LATELY);
+                            let lately = person.seen.is_some_and(|seen| now.duration_since(seen) < RECENTLY_SEEN);
                             prop_assert!(!lately, "it has just typed");
                             person.stands(expected);
                             prop_assert!(person.kept.is_empty(), "it must not guess");
@@ -253,7 +253,7 @@ proptest! {
                 }
                 Visit::Pty(n) => {
                     let n = n.min(inputs.front().len());
-                    inputs.wrote(n);
+                    inputs.mark_written(n);
                 }
                 Visit::Seconds(n) => now += Duration::from_secs(n),
             }
@@ -268,34 +268,34 @@ fn the_client_away_longest_is_forgotten_and_what_it_repeats_is_refused() {
     let begin = Instant::now();
     let later = |seconds: u64| begin + Duration::from_secs(seconds);
     let typed = |inputs: &mut InputSequencer, n: usize, at: Instant| {
-        let verdict = inputs.judge(&id(n), 1, inputs.expected(&id(n)), 3, at)?;
+        let verdict = inputs.check(&id(n), 1, inputs.expected(&id(n)), 3, at)?;
         assert_eq!(verdict, CheckedInput::New(0));
-        inputs.take(&id(n), b"abc", at);
-        inputs.wrote(3);
+        inputs.accept(&id(n), b"abc", at);
+        inputs.mark_written(3);
         Ok::<(), SequenceError>(())
     };
     assert!(inputs.attach(&id(0), begin));
-    for n in 0..CLIENTS {
+    for n in 0..MAX_CLIENTS {
         typed(&mut inputs, n, begin + Duration::from_millis(n as u64)).expect("taken");
     }
     // All were here lately.
-    assert_eq!(typed(&mut inputs, CLIENTS, later(60)), Err(SequenceError::TooManyClients));
-    assert!(!inputs.attach(&id(CLIENTS), later(60)));
+    assert_eq!(typed(&mut inputs, MAX_CLIENTS, later(60)), Err(SequenceError::TooManyClients));
+    assert!(!inputs.attach(&id(MAX_CLIENTS), later(60)));
     // Two minutes after it typed, the first of those who are not there makes room.
-    typed(&mut inputs, CLIENTS, later(125)).expect("taken");
-    assert_eq!(inputs.clients.len(), CLIENTS);
+    typed(&mut inputs, MAX_CLIENTS, later(125)).expect("taken");
+    assert_eq!(inputs.clients.len(), MAX_CLIENTS);
     assert_eq!(inputs.expected(&id(0)), 3, "attached: remembered");
     assert_eq!(inputs.expected(&id(2)), 3);
     // It comes back and sends again what it has no acknowledgement for, or goes on where it was.
-    let forgotten = SequenceError::Forgotten { expected: APART_BYTES + 3 };
+    let forgotten = SequenceError::ClientEvicted { expected: OFFSET_GAP_BYTES + 3 };
     for offset in [0, 3] {
-        assert_eq!(inputs.judge(&id(1), 1, offset, 3, later(130)), Err(forgotten));
+        assert_eq!(inputs.check(&id(1), 1, offset, 3, later(130)), Err(forgotten));
     }
     assert!(inputs.attach(&id(1), later(130)));
-    assert_eq!(inputs.judge(&id(1), 1, 0, 3, later(130)), Err(forgotten), "also when it is attached again");
+    assert_eq!(inputs.check(&id(1), 1, 0, 3, later(130)), Err(forgotten), "also when it is attached again");
     typed(&mut inputs, 1, later(130)).expect("begins anew");
-    assert_eq!(inputs.judge(&id(1), 1, APART_BYTES + 3, 3, later(130)), Ok(CheckedInput::Repeat));
-    assert_eq!(inputs.written(&id(1)), APART_BYTES + 6);
+    assert_eq!(inputs.check(&id(1), 1, OFFSET_GAP_BYTES + 3, 3, later(130)), Ok(CheckedInput::Repeat));
+    assert_eq!(inputs.written(&id(1)), OFFSET_GAP_BYTES + 6);
 }
 
 #[test]
@@ -303,8 +303,8 @@ fn whoever_only_looks_makes_nobody_forgotten() {
     let mut inputs = InputSequencer::new(1);
     let now = Instant::now();
     offer(&mut inputs, &id(0), 1, 0, b"abc").expect("taken");
-    inputs.wrote(3);
-    for n in 1..3 * CLIENTS {
+    inputs.mark_written(3);
+    for n in 1..3 * MAX_CLIENTS {
         assert!(inputs.attach(&id(n), now));
         inputs.detach(&id(n), now);
     }

@@ -10,20 +10,20 @@ use std::{
     time::SystemTime,
 };
 
-use super::record::{FACTS_BYTES, HISTORY_BYTES, JournalRecord, JournalRecordError};
+use super::record::{JournalRecord, JournalRecordError, MAX_HISTORY_BYTES, MAX_METADATA_BYTES};
 use crate::server::info::write_whole;
 
 /// Largest file that is read; a larger one is none of ours and is set aside.
-const FILE_BYTES: u64 = (FACTS_BYTES + HISTORY_BYTES + 1024) as u64;
+const MAX_FILE_BYTES: u64 = (MAX_METADATA_BYTES + MAX_HISTORY_BYTES + 1024) as u64;
 /// Read at a start in all, those that were saved last first; what is beyond it stays on the shelf and does not come back. It is more
 /// than the 64 terminals that are usually allowed can have.
-const SHELF_BYTES: u64 = 80 * 1024 * 1024;
+const MAX_LOAD_BYTES: u64 = 80 * 1024 * 1024;
 /// Files that are looked at.
-const SHELF_FILES: usize = 8192;
+const MAX_FILES: usize = 8192;
 /// A terminal's id, and so its file's name.
-const ID_BYTES: usize = 12;
+const ID_LEN: usize = 12;
 /// What a file is called that could not be read.
-const ASIDE: &str = "bad";
+const QUARANTINE_EXTENSION: &str = "bad";
 
 /// The folder.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub(in crate::terminal) struct JournalDir {
 pub(in crate::terminal) struct LoadedJournals {
     pub(in crate::terminal) records: Vec<JournalRecord>,
     /// Files to set aside, and why.
-    pub(in crate::terminal) bad: Vec<(String, String)>,
+    pub(in crate::terminal) unreadable: Vec<(String, String)>,
 }
 
 impl JournalDir {
@@ -45,7 +45,7 @@ impl JournalDir {
     }
 
     /// Reads what is there and changes nothing.
-    pub(in crate::terminal) fn look(&self) -> LoadedJournals {
+    pub(in crate::terminal) fn load(&self) -> LoadedJournals {
         let mut found = LoadedJournals::default();
         let mut files = match self.files() {
             Ok(files) => files,
@@ -56,10 +56,10 @@ impl JournalDir {
             }
         };
         files.sort_by_key(|(_, saved, _)| Reverse(*saved));
-        let mut left = SHELF_BYTES;
+        let mut left = MAX_LOAD_BYTES;
         for (id, _, bytes) in files {
-            if bytes > FILE_BYTES {
-                found.bad.push((id, "it is too large".into()));
+            if bytes > MAX_FILE_BYTES {
+                found.unreadable.push((id, "it is too large".into()));
                 continue;
             }
             if bytes > left {
@@ -71,24 +71,24 @@ impl JournalDir {
             }
             left -= bytes;
             match self.read(&id) {
-                Ok(Ok(record)) if record.facts.id == id => found.records.push(record),
-                Ok(Ok(_)) => found.bad.push((id, "it is another terminal's".into())),
-                Ok(Err(error)) => found.bad.push((id, error.to_string())),
-                Err(error) => found.bad.push((id, error.to_string())),
+                Ok(Ok(record)) if record.metadata.id == id => found.records.push(record),
+                Ok(Ok(_)) => found.unreadable.push((id, "it is another terminal's".into())),
+                Ok(Err(error)) => found.unreadable.push((id, error.to_string())),
+                Err(error) => found.unreadable.push((id, error.to_string())),
             }
         }
         found
     }
 
     /// Puts a file out of the way, for people to look at.
-    pub(in crate::terminal) fn set_aside(&self, id: &str, why: &str) {
+    pub(in crate::terminal) fn quarantine(&self, id: &str, why: &str) {
         let path = self.dir.join(id);
-        let moved = fs::rename(&path, path.with_extension(ASIDE));
+        let moved = fs::rename(&path, path.with_extension(QUARANTINE_EXTENSION));
         tracing::error!(terminal = id, why, ?moved, "a terminal's journal is set aside");
     }
 
     /// Writes a file whole or not at all, for the owner alone, onto the disk.
-    pub(in crate::terminal) fn put(&self, id: &str, content: &[u8]) -> io::Result<()> {
+    pub(in crate::terminal) fn write(&self, id: &str, content: &[u8]) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         write_whole(&self.dir.join(id), content)
     }
@@ -113,7 +113,7 @@ impl JournalDir {
 
     fn files(&self) -> io::Result<Vec<(String, SystemTime, u64)>> {
         let mut files = Vec::new();
-        for entry in fs::read_dir(&self.dir)?.take(SHELF_FILES) {
+        for entry in fs::read_dir(&self.dir)?.take(MAX_FILES) {
             let entry = entry?;
             let Some(name) = entry.file_name().to_str().filter(|name| is_id(name)).map(str::to_owned) else {
                 continue;
@@ -129,12 +129,12 @@ impl JournalDir {
     fn read(&self, id: &str) -> io::Result<Result<JournalRecord, JournalRecordError>> {
         let mut content = Vec::new();
         // It may have grown since it was looked at.
-        File::open(self.dir.join(id))?.take(FILE_BYTES).read_to_end(&mut content)?;
+        File::open(self.dir.join(id))?.take(MAX_FILE_BYTES).read_to_end(&mut content)?;
         Ok(JournalRecord::decode(content.into()))
     }
 }
 
 /// Files with other names (one that was being written when the agent was killed, one set aside) are not looked at.
 fn is_id(name: &str) -> bool {
-    name.len() == ID_BYTES && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
+    name.len() == ID_LEN && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
 }

@@ -23,9 +23,9 @@ const MAGIC: &[u8] = b"podling terminal ";
 /// The layout this agent writes, and the only one it reads.
 const VERSION: &[u8] = b"1\n";
 /// Largest facts, in bytes: arguments and environment of a program may have 1 MiB, and JSON writes some bytes sixfold.
-pub(in crate::terminal) const FACTS_BYTES: usize = 8 * 1024 * 1024;
+pub(in crate::terminal) const MAX_METADATA_BYTES: usize = 8 * 1024 * 1024;
 /// Newest output that is kept, in bytes; what is older is not in the history after a sleep.
-pub(in crate::terminal) const HISTORY_BYTES: usize = 1024 * 1024;
+pub(in crate::terminal) const MAX_HISTORY_BYTES: usize = 1024 * 1024;
 
 /// What is known of a terminal beside its output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +36,8 @@ pub(in crate::terminal) struct JournalMetadata {
     /// As it is shown.
     pub(in crate::terminal) argv: Vec<String>,
     /// What starts it again; only of an interactive shell.
-    pub(in crate::terminal) again: Option<RestartSpec>,
+    #[serde(rename = "again")]
+    pub(in crate::terminal) restart: Option<RestartSpec>,
     pub(in crate::terminal) cwd: String,
     pub(in crate::terminal) title: String,
     pub(in crate::terminal) rows: u16,
@@ -71,7 +72,7 @@ pub(in crate::terminal) struct SavedExit {
 /// A terminal as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::terminal) struct JournalRecord {
-    pub(in crate::terminal) facts: JournalMetadata,
+    pub(in crate::terminal) metadata: JournalMetadata,
     /// In order and without holes.
     pub(in crate::terminal) history: Vec<Bytes>,
 }
@@ -95,24 +96,24 @@ pub(in crate::terminal) enum JournalRecordError {
 
 impl JournalRecord {
     /// Whether a program is to run in it again.
-    pub(in crate::terminal) fn comes_back_alive(&self) -> bool {
-        self.facts.again.is_some() && (self.facts.exit.is_none() || self.facts.slept.is_some())
+    pub(in crate::terminal) fn restarts_shell(&self) -> bool {
+        self.metadata.restart.is_some() && (self.metadata.exit.is_none() || self.metadata.slept.is_some())
     }
 
     /// The file's content.
     pub(in crate::terminal) fn encode(&self) -> Result<Vec<u8>, JournalRecordError> {
-        let facts = serde_json::to_vec(&self.facts)
+        let metadata = serde_json::to_vec(&self.metadata)
             .map_err(|e| JournalRecordError::InvalidMetadata(e.to_string()))?;
         let history: usize = self.history.iter().map(Bytes::len).sum();
-        let mut out = Vec::with_capacity(MAGIC.len() + facts.len() + history + 64);
+        let mut out = Vec::with_capacity(MAGIC.len() + metadata.len() + history + 64);
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(VERSION);
-        out.extend_from_slice(&(facts.len() as u32).to_le_bytes());
-        out.extend_from_slice(&facts);
+        out.extend_from_slice(&(metadata.len() as u32).to_le_bytes());
+        out.extend_from_slice(&metadata);
         out.extend_from_slice(&(history as u64).to_le_bytes());
         self.history.iter().for_each(|piece| out.extend_from_slice(piece));
-        let sum = sum(&out);
-        out.extend_from_slice(&sum);
+        let checksum = checksum(&out);
+        out.extend_from_slice(&checksum);
         Ok(out)
     }
 
@@ -123,20 +124,20 @@ impl JournalRecord {
             return Err(JournalRecordError::UnsupportedVersion);
         }
         let content = file.len().checked_sub(SHA256_OUTPUT_LEN).ok_or(JournalRecordError::Damaged)?;
-        if sum(&file[..content]) != file[content..] {
+        if checksum(&file[..content]) != file[content..] {
             return Err(JournalRecordError::Damaged);
         }
         let mut left = file.slice(..content);
-        take(&mut left, MAGIC.len() + VERSION.len())?;
-        let length = take(&mut left, 4)?[..].try_into().map_or(0, u32::from_le_bytes) as usize;
-        let facts = take(&mut left, length)?;
-        let length = take(&mut left, 8)?[..].try_into().map_or(0, u64::from_le_bytes);
-        if length != left.len() as u64 || left.len() > HISTORY_BYTES {
+        split_front(&mut left, MAGIC.len() + VERSION.len())?;
+        let length = split_front(&mut left, 4)?[..].try_into().map_or(0, u32::from_le_bytes) as usize;
+        let metadata = split_front(&mut left, length)?;
+        let length = split_front(&mut left, 8)?[..].try_into().map_or(0, u64::from_le_bytes);
+        if length != left.len() as u64 || left.len() > MAX_HISTORY_BYTES {
             return Err(JournalRecordError::Damaged);
         }
-        let facts: JournalMetadata =
-            serde_json::from_slice(&facts).map_err(|e| JournalRecordError::InvalidMetadata(e.to_string()))?;
-        Ok(Self { facts, history: vec![left] })
+        let metadata: JournalMetadata = serde_json::from_slice(&metadata)
+            .map_err(|e| JournalRecordError::InvalidMetadata(e.to_string()))?;
+        Ok(Self { metadata, history: vec![left] })
     }
 }
 
@@ -148,44 +149,44 @@ impl JournalMetadata {
 
 impl SavedExit {
     pub(in crate::terminal) fn of(exit: &TerminalExit) -> Self {
-        let (code, signal) = match exit.how {
+        let (code, signal) = match exit.status {
             ExitStatus::Code(code) => (Some(code), None),
             ExitStatus::Signal(signal) => (None, Some(signal)),
         };
-        Self { code, signal, at: nanos(exit.at), held_by_background: exit.held_by_background }
+        Self { code, signal, at: unix_nanos(exit.ended_at), held_by_background: exit.held_by_background }
     }
 
     /// In a log that now ends at `final_offset`.
     pub(in crate::terminal) fn exit(self, final_offset: u64) -> TerminalExit {
-        let how = self.signal.map_or(ExitStatus::Code(self.code.unwrap_or(255)), ExitStatus::Signal);
+        let status = self.signal.map_or(ExitStatus::Code(self.code.unwrap_or(255)), ExitStatus::Signal);
         let Self { at, held_by_background, .. } = self;
-        TerminalExit { how, final_offset, at: time(at), held_by_background }
+        TerminalExit { status, final_offset, ended_at: from_unix_nanos(at), held_by_background }
     }
 }
 
 /// Milliseconds since 1970.
-pub(in crate::terminal) fn nanos(time: SystemTime) -> u64 {
+pub(in crate::terminal) fn unix_nanos(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
 /// The time so many nanoseconds after 1970; one that cannot be is 1970.
-pub(in crate::terminal) fn time(nanos: u64) -> SystemTime {
+pub(in crate::terminal) fn from_unix_nanos(nanos: u64) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_nanos(nanos)).unwrap_or(UNIX_EPOCH)
 }
 
-fn take(left: &mut Bytes, bytes: usize) -> Result<Bytes, JournalRecordError> {
+fn split_front(left: &mut Bytes, bytes: usize) -> Result<Bytes, JournalRecordError> {
     if bytes > left.len() {
         return Err(JournalRecordError::Damaged);
     }
     Ok(left.split_to(bytes))
 }
 
-fn sum(content: &[u8]) -> [u8; SHA256_OUTPUT_LEN] {
+fn checksum(content: &[u8]) -> [u8; SHA256_OUTPUT_LEN] {
     let mut context = Context::new(&SHA256);
     context.update(content);
-    let mut sum = [0; SHA256_OUTPUT_LEN];
-    sum.copy_from_slice(context.finish().as_ref());
-    sum
+    let mut checksum = [0; SHA256_OUTPUT_LEN];
+    checksum.copy_from_slice(context.finish().as_ref());
+    checksum
 }
 
 #[cfg(test)]
@@ -195,12 +196,12 @@ mod tests {
     use super::*;
 
     fn record(history: Vec<u8>) -> JournalRecord {
-        let facts = JournalMetadata {
+        let metadata = JournalMetadata {
             id: "abcdefghijkl".into(),
             name: "main".into(),
             request_id: String::new(),
             argv: vec!["bash".into(), "-l".into()],
-            again: Some(RestartSpec { argv: Vec::new(), env: [("A".into(), "ä\n\"".into())].into() }),
+            restart: Some(RestartSpec { argv: Vec::new(), env: [("A".into(), "ä\n\"".into())].into() }),
             cwd: "/home".into(),
             title: "title".into(),
             rows: 24,
@@ -212,7 +213,7 @@ mod tests {
             slept: Some(3),
             exit: Some(SavedExit { code: None, signal: Some(1), at: 3, held_by_background: false }),
         };
-        JournalRecord { facts, history: vec![history.into()] }
+        JournalRecord { metadata, history: vec![history.into()] }
     }
 
     #[test]
@@ -246,8 +247,8 @@ mod tests {
             let mut file = if like { [MAGIC, VERSION].concat() } else { Vec::new() };
             file.extend_from_slice(&rubbish);
             if like {
-                let sum = sum(&file);
-                file.extend_from_slice(&sum);
+                let checksum = checksum(&file);
+                file.extend_from_slice(&checksum);
             }
             let _whatever = JournalRecord::decode(file.into());
         }

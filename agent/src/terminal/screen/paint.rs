@@ -8,16 +8,16 @@ use std::{fmt::Write as _, num::NonZeroU16};
 /// Longest picture, in bytes: with what goes around it, it must fit into the 4 MiB that gRPC's clients take at most. What makes a longer
 /// one (a colour of its own for every cell of a huge screen) is painted without the screen behind a full-screen program, then in one
 /// colour.
-const PICTURE_BYTES: usize = 3 * 1024 * 1024;
+const MAX_SNAPSHOT_BYTES: usize = 3 * 1024 * 1024;
 
 /// Everything the model knows of the screen, or as much as fits.
 pub(super) fn paint(screen: &vt100::Screen) -> String {
     let whole = formatted(screen, screen.alternate_screen());
-    if whole.len() <= PICTURE_BYTES {
+    if whole.len() <= MAX_SNAPSHOT_BYTES {
         return whole;
     }
     let front = formatted(screen, false);
-    if front.len() <= PICTURE_BYTES { front } else { plain(screen) }
+    if front.len() <= MAX_SNAPSHOT_BYTES { front } else { plain(screen) }
 }
 
 fn formatted(screen: &vt100::Screen, with_behind: bool) -> String {

@@ -8,8 +8,8 @@ const SIZE: WindowSize = WindowSize { rows: 8, cols: 20 };
 
 /// Feeds a model until it has seen the whole log.
 fn catch_up(model: &mut ScreenModel, log: &mut ByteLog) {
-    if model.is_lost(log) {
-        model.skip(log);
+    if model.has_gap(log) {
+        model.skip_ahead(log);
     }
     while let Some(bytes) = model.next(log) {
         model.feed(&bytes);
@@ -67,17 +67,17 @@ proptest! {
             log.push(part);
             catch_up(&mut model, &mut log);
         }
-        let shot = model.shot();
+        let snapshot = model.snapshot();
         // Painted with a space more; looks the same.
         let screen = model.parser().screen();
         let behind = paint::probe(screen, "\x1b[?47l");
         for screen in [screen, behind.screen()] {
             prop_assume!(!screen.cursor_state_formatted().contains(paint::SAVE_CURSOR));
         }
-        prop_assert!(shot.offset <= cut as u64 && cut as u64 - shot.offset < 30, "only an unfinished sequence waits");
+        prop_assert!(snapshot.offset <= cut as u64 && cut as u64 - snapshot.offset < 30, "only an unfinished sequence waits");
         let (mut joined, mut whole) = (parser(SIZE), parser(SIZE));
-        joined.process(&shot.contents);
-        joined.process(&bytes[shot.offset as usize..]);
+        joined.process(&snapshot.contents);
+        joined.process(&bytes[snapshot.offset as usize..]);
         whole.process(&bytes);
         prop_assert_eq!(state(&joined), state(&whole));
     }
@@ -88,7 +88,7 @@ proptest! {
 enum Mess {
     Bytes(Vec<u8>),
     Size(WindowSize),
-    Shoot,
+    Snapshot,
 }
 
 fn mess() -> impl Strategy<Value = Mess> {
@@ -107,7 +107,7 @@ fn mess() -> impl Strategy<Value = Mess> {
         4 => sequence.prop_map(Mess::Bytes),
         2 => prop::collection::vec(any::<u8>(), 1..40).prop_map(Mess::Bytes),
         2 => size.prop_map(|(rows, cols)| Mess::Size(WindowSize { rows, cols })),
-        2 => Just(Mess::Shoot),
+        2 => Just(Mess::Snapshot),
     ]
 }
 
@@ -125,18 +125,18 @@ proptest! {
             match mess {
                 Mess::Bytes(bytes) => log.push(&bytes),
                 Mess::Size(size) => model.resized(log.next(), size),
-                Mess::Shoot => {
+                Mess::Snapshot => {
                     catch_up(&mut model, &mut log);
-                    let shot = model.shot();
-                    prop_assert!(shot.offset <= log.next());
-                    let mut joined = parser(shot.size);
-                    joined.process(&shot.contents);
+                    let snapshot = model.snapshot();
+                    prop_assert!(snapshot.offset <= log.next());
+                    let mut joined = parser(snapshot.size);
+                    joined.process(&snapshot.contents);
                     prop_assert_eq!(rows(joined.screen()), rows(model.parser().screen()));
                 }
             }
         }
         catch_up(&mut model, &mut log);
-        model.shot();
+        model.snapshot();
     }
 }
 
@@ -153,8 +153,8 @@ fn a_resize_takes_effect_at_its_offset() {
     model.resized(12, WindowSize { rows: 4, cols: 20 });
     log.push(b"cdefgh");
     catch_up(&mut model, &mut log);
-    let shot = model.shot();
-    assert_eq!(shot.size, WindowSize { rows: 4, cols: 20 });
+    let snapshot = model.snapshot();
+    assert_eq!(snapshot.size, WindowSize { rows: 4, cols: 20 });
     assert_eq!(model.parser().screen().rows(0, 20).collect::<Vec<_>>()[..2], ["0123456789", "abcdefgh"]);
 }
 
@@ -167,11 +167,11 @@ fn a_model_that_was_left_behind_goes_on_with_the_newest_lines_and_keeps_the_mode
     for i in 0..100_000 {
         log.push(format!("line {i}\r\n").as_bytes());
     }
-    assert!(model.is_lost(&log));
+    assert!(model.has_gap(&log));
     catch_up(&mut model, &mut log);
-    let shot = model.shot();
-    assert_eq!(shot.offset, log.next());
-    assert!(shot.bracketed_paste);
+    let snapshot = model.snapshot();
+    assert_eq!(snapshot.offset, log.next());
+    assert!(snapshot.bracketed_paste);
     let rows: Vec<_> = model.parser().screen().rows(0, 20).collect();
     assert_eq!(rows[..3], ["line 99993", "line 99994", "line 99995"]);
 }
@@ -179,8 +179,8 @@ fn a_model_that_was_left_behind_goes_on_with_the_newest_lines_and_keeps_the_mode
 #[test]
 fn a_huge_window_costs_a_bounded_model() {
     let mut model = ScreenModel::new(WindowSize { rows: 4096, cols: 4096 });
-    let shot = model.shot();
-    assert!(usize::from(shot.size.rows) * usize::from(shot.size.cols) <= CELLS);
+    let snapshot = model.snapshot();
+    assert!(usize::from(snapshot.size.rows) * usize::from(snapshot.size.cols) <= MAX_CELLS);
 }
 
 #[test]
@@ -198,19 +198,19 @@ fn the_most_colourful_screen_fits_into_a_message() {
     log.push(b"\x1b[?1049h");
     paint(&mut log);
     catch_up(&mut model, &mut log);
-    let shot = model.shot();
-    assert!(shot.contents.len() < 4 * 1024 * 1024 - 1024, "{}", shot.contents.len());
-    assert!(shot.alternate_screen);
-    let mut joined = parser(shot.size);
-    joined.process(&shot.contents);
+    let snapshot = model.snapshot();
+    assert!(snapshot.contents.len() < 4 * 1024 * 1024 - 1024, "{}", snapshot.contents.len());
+    assert!(snapshot.alternate_screen);
+    let mut joined = parser(snapshot.size);
+    joined.process(&snapshot.contents);
     assert_eq!(rows(joined.screen()), rows(model.parser().screen()));
 }
 
 #[test]
 fn a_character_cut_in_two_waits_for_its_end() {
-    assert_eq!(unfinished("aé".as_bytes()), 0);
-    assert_eq!(unfinished(&"aé".as_bytes()[..2]), 1);
-    assert_eq!(unfinished(&"😀".as_bytes()[..3]), 3);
-    assert_eq!(unfinished(b"\x80\x80\x80\x80"), 0);
-    assert_eq!(unfinished(b""), 0);
+    assert_eq!(incomplete_char_len("aé".as_bytes()), 0);
+    assert_eq!(incomplete_char_len(&"aé".as_bytes()[..2]), 1);
+    assert_eq!(incomplete_char_len(&"😀".as_bytes()[..3]), 3);
+    assert_eq!(incomplete_char_len(b"\x80\x80\x80\x80"), 0);
+    assert_eq!(incomplete_char_len(b""), 0);
 }

@@ -4,8 +4,8 @@ use super::*;
 
 const HELD: usize = 1024 * 1024;
 
-/// A terminal that printed as much as its log holds, and lossless readers at these offsets who last went on at `progressed`.
-fn read_at(offsets: &[u64], progressed: Instant) -> TerminalState {
+/// A terminal that printed as much as its log holds, and lossless readers at these offsets who last went on at `last_progress`.
+fn read_at(offsets: &[u64], last_progress: Instant) -> TerminalState {
     let mut log = ByteLog::new(1, HELD);
     log.push(&vec![b'x'; HELD]);
     let mut state = TerminalState::new(log, WindowSize::default());
@@ -16,7 +16,7 @@ fn read_at(offsets: &[u64], progressed: Instant) -> TerminalState {
             acked: *at,
             credit: 0,
             lossless: true,
-            progressed,
+            last_progress,
         };
         state.viewers.insert(id as u64, slot);
     }
@@ -27,10 +27,10 @@ fn read_at(offsets: &[u64], progressed: Instant) -> TerminalState {
 fn only_the_reader_that_holds_the_others_back_is_given_up() {
     let begin = Instant::now();
     let mut state = read_at(&[0, HELD as u64], begin);
-    assert_eq!(state.wait_for_readers(begin), Some(begin + LOSSLESS_PATIENCE));
-    let short = begin + LOSSLESS_PATIENCE - Duration::from_millis(1);
-    assert_eq!(state.wait_for_readers(short), Some(begin + LOSSLESS_PATIENCE));
-    assert_eq!(state.wait_for_readers(begin + LOSSLESS_PATIENCE), None);
+    assert_eq!(state.pause_for_readers(begin), Some(begin + LOSSLESS_TIMEOUT));
+    let short = begin + LOSSLESS_TIMEOUT - Duration::from_millis(1);
+    assert_eq!(state.pause_for_readers(short), Some(begin + LOSSLESS_TIMEOUT));
+    assert_eq!(state.pause_for_readers(begin + LOSSLESS_TIMEOUT), None);
     assert!(!state.viewers[&0].lossless, "the stalled one");
     assert!(state.viewers[&1].lossless, "it had read everything there was");
 }
@@ -41,6 +41,6 @@ fn patience_begins_when_the_terminal_begins_to_wait() {
     let long_ago = Instant::now();
     let now = long_ago + Duration::from_secs(3600);
     let mut state = read_at(&[0], long_ago);
-    assert_eq!(state.wait_for_readers(now), Some(now + LOSSLESS_PATIENCE));
+    assert_eq!(state.pause_for_readers(now), Some(now + LOSSLESS_TIMEOUT));
     assert!(state.viewers[&0].lossless);
 }

@@ -8,29 +8,33 @@ use super::*;
 
 #[tokio::test]
 async fn an_exit_says_how_and_where_and_is_kept() {
-    let house = House::new();
-    let done = house.script("printf hello; exit 3");
-    let log = read_all(house.attach(&done.id, "a", ViewerStart::Oldest)).await;
+    let fixture = TerminalFixture::new();
+    let done = fixture.script("printf hello; exit 3");
+    let log = read_all(fixture.attach(&done.id, "a", ViewerStart::Oldest)).await;
     assert_eq!(log.text(), "hello");
     let exit = log.exit.expect("an exit");
-    assert_eq!((exit.how, exit.final_offset, exit.held_by_background), (ExitStatus::Code(3), 5, false));
+    assert_eq!((exit.status, exit.final_offset, exit.held_by_background), (ExitStatus::Code(3), 5, false));
 
-    let killed = house.script("kill -SEGV $$");
-    assert_eq!(house.exit(&killed.id).await.how, ExitStatus::Signal(rustix::process::Signal::SEGV.as_raw()));
+    let killed = fixture.script("kill -SEGV $$");
+    assert_eq!(
+        fixture.exit(&killed.id).await.status,
+        ExitStatus::Signal(rustix::process::Signal::SEGV.as_raw())
+    );
 
     // Somebody who comes late is told the same.
-    assert_eq!(read_all(house.attach(&done.id, "b", ViewerStart::Oldest)).await.exit, Some(exit));
-    assert_eq!(house.terminals.list().len(), 2);
-    house.terminals.close(&done.id, DEFAULT_GRACE).await.expect("closed");
-    assert!(matches!(house.terminals.get(&done.id), Err(TerminalError::NotFound(_))));
+    assert_eq!(read_all(fixture.attach(&done.id, "b", ViewerStart::Oldest)).await.exit, Some(exit));
+    assert_eq!(fixture.terminals.list().len(), 2);
+    fixture.terminals.close(&done.id, DEFAULT_GRACE).await.expect("closed");
+    assert!(matches!(fixture.terminals.get(&done.id), Err(TerminalError::NotFound(_))));
 }
 
 #[tokio::test]
 async fn everything_that_was_printed_comes_before_the_exit() {
-    let house = House::new();
+    let fixture = TerminalFixture::new();
     for round in 0..10 {
-        let terminal = house.script("i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; exit 0");
-        let log = read_all(house.attach(&terminal.id, "a", ViewerStart::Oldest)).await;
+        let terminal =
+            fixture.script("i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; exit 0");
+        let log = read_all(fixture.attach(&terminal.id, "a", ViewerStart::Oldest)).await;
         assert!(
             log.text().ends_with("line 1999\r\n"),
             "round {round}: lost the end: {} bytes",
@@ -41,29 +45,29 @@ async fn everything_that_was_printed_comes_before_the_exit() {
 
 #[tokio::test]
 async fn a_background_job_that_holds_the_terminal_delays_the_exit_but_does_not_hide_it() {
-    let house = House::new();
+    let fixture = TerminalFixture::new();
     // The job prints after the leader has gone: those bytes count too.
     let terminal =
-        house.open(&["bash", "-c", "trap '' HUP; (sleep 0.1; echo late; sleep 60) & echo early; exit 4"]);
+        fixture.open(&["bash", "-c", "trap '' HUP; (sleep 0.1; echo late; sleep 60) & echo early; exit 4"]);
     let began = Instant::now();
-    let log = read_all(house.attach(&terminal.id, "a", ViewerStart::Oldest)).await;
+    let log = read_all(fixture.attach(&terminal.id, "a", ViewerStart::Oldest)).await;
     let exit = log.exit.expect("an exit");
-    assert_eq!((exit.how, exit.held_by_background), (ExitStatus::Code(4), true));
+    assert_eq!((exit.status, exit.held_by_background), (ExitStatus::Code(4), true));
     assert_eq!(log.text(), "early\r\nlate\r\n");
     assert!(began.elapsed() < Duration::from_secs(10), "it did not wait for the job");
-    house.terminals.close(&terminal.id, DEFAULT_GRACE).await.expect("closed");
+    fixture.terminals.close(&terminal.id, DEFAULT_GRACE).await.expect("closed");
     assert!(session(&terminal).is_empty(), "the job went with its session");
 }
 
 #[tokio::test]
 async fn closing_ends_the_whole_session_also_what_was_detached_from_the_terminal() {
-    let house = House::new();
-    let pids = house.root.path().join("pids");
+    let fixture = TerminalFixture::new();
+    let pids = fixture.root.path().join("pids");
     let script = "nohup sleep 600 >/dev/null 2>&1 & echo $! >pids
         (trap '' HUP TERM; echo $BASHPID >>pids; while :; do sleep 1; done) & set -m
         sleep 601 & echo $! >>pids; kill -STOP $!; echo ready; wait";
-    let terminal = house.open(&["bash", "-c", script]);
-    let mut attachment = house.attach(&terminal.id, "a", ViewerStart::Oldest);
+    let terminal = fixture.open(&["bash", "-c", script]);
+    let mut attachment = fixture.attach(&terminal.id, "a", ViewerStart::Oldest);
     read_until(&mut attachment, &mut Log::default(), "ready").await;
     let pids = eventually(|| {
         let text = std::fs::read_to_string(&pids).ok()?;
@@ -71,8 +75,8 @@ async fn closing_ends_the_whole_session_also_what_was_detached_from_the_terminal
         (pids.len() == 3).then_some(pids)
     })
     .await;
-    let exit = house.terminals.close(&terminal.id, Duration::from_millis(300)).await.expect("closed");
-    assert!(matches!(exit.how, ExitStatus::Signal(_)));
+    let exit = fixture.terminals.close(&terminal.id, Duration::from_millis(300)).await.expect("closed");
+    assert!(matches!(exit.status, ExitStatus::Signal(_)));
     assert!(session(&terminal).is_empty());
     for pid in pids {
         let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -88,22 +92,22 @@ async fn closing_ends_the_whole_session_also_what_was_detached_from_the_terminal
 
 #[tokio::test]
 async fn the_end_of_the_workspace_ends_everything_and_admits_nothing_new() {
-    let house = House::new();
-    let shells: Vec<_> = (0..3).map(|_| house.open(&["bash", "--norc"])).collect();
-    let stubborn = house.open(&["bash", "-c", "trap '' HUP TERM; echo on; while :; do sleep 1; done"]);
-    read_until(&mut house.attach(&stubborn.id, "a", ViewerStart::Oldest), &mut Log::default(), "on").await;
-    timeout(DEADLINE, house.terminals.end_all(Duration::from_millis(500))).await.expect("ended");
-    for info in house.terminals.list() {
+    let fixture = TerminalFixture::new();
+    let shells: Vec<_> = (0..3).map(|_| fixture.open(&["bash", "--norc"])).collect();
+    let stubborn = fixture.open(&["bash", "-c", "trap '' HUP TERM; echo on; while :; do sleep 1; done"]);
+    read_until(&mut fixture.attach(&stubborn.id, "a", ViewerStart::Oldest), &mut Log::default(), "on").await;
+    timeout(DEADLINE, fixture.terminals.end_all(Duration::from_millis(500))).await.expect("ended");
+    for info in fixture.terminals.list() {
         assert!(info.exit.is_some(), "{info:?}");
     }
     assert!(shells.iter().all(|shell| session(shell).is_empty()));
-    assert!(matches!(house.try_open(&["bash"]), Err(TerminalError::ShuttingDown)));
+    assert!(matches!(fixture.try_open(&["bash"]), Err(TerminalError::ShuttingDown)));
 }
 
 #[tokio::test]
 async fn ten_broken_programs_give_ten_reasons_and_no_terminal() {
-    let house = House::new();
-    let root = house.root.path();
+    let fixture = TerminalFixture::new();
+    let root = fixture.root.path();
     let file = |name: &str, text: &[u8], mode: u32| {
         let path = root.join(name);
         std::fs::write(&path, text).expect("a file");
@@ -121,7 +125,7 @@ async fn ten_broken_programs_give_ten_reasons_and_no_terminal() {
             cwd: cwd.into(),
             env: env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         };
-        open_door(house.terminals.create(CreateTerminal { program, ..CreateTerminal::default() }))
+        expect_ready(fixture.terminals.create(CreateTerminal { program, ..CreateTerminal::default() }))
             .expect_err("broken")
             .to_string()
     };
@@ -142,25 +146,25 @@ async fn ten_broken_programs_give_ten_reasons_and_no_terminal() {
     ];
     let distinct: std::collections::BTreeSet<_> = reasons.iter().collect();
     assert_eq!(distinct.len(), reasons.len(), "{reasons:#?}");
-    assert!(house.terminals.list().is_empty(), "nothing was left behind");
+    assert!(fixture.terminals.list().is_empty(), "nothing was left behind");
     assert!(matches!(
-        house.try_open(&["./bad-interpreter"]),
+        fixture.try_open(&["./bad-interpreter"]),
         Err(TerminalError::Spawn(SpawnError::BadInterpreter { .. }))
     ));
-    house.open(&["./fine"]);
+    fixture.open(&["./fine"]);
 }
 
 /// What is allowed is also what the kernel takes.
 #[tokio::test]
 async fn long_arguments_run_up_to_their_bound_and_a_list_stays_small() {
-    let house = House::new();
+    let fixture = TerminalFixture::new();
     let word = "x".repeat(128 * 1024 - 1);
-    let longest = house.open(&["true", &word, &word, &word, &word, &word, &word, &word]);
-    assert_eq!(house.exit(&longest.id).await.how, ExitStatus::Code(0));
+    let longest = fixture.open(&["true", &word, &word, &word, &word, &word, &word, &word]);
+    assert_eq!(fixture.exit(&longest.id).await.status, ExitStatus::Code(0));
     assert!(longest.argv.concat().len() < 8192, "shown in part");
-    let refused = house.try_open(&["true", &format!("{word}x")]).expect_err("a word too long");
+    let refused = fixture.try_open(&["true", &format!("{word}x")]).expect_err("a word too long");
     assert!(refused.to_string().contains("131071"), "{refused}");
-    let refused = house.try_open(&["true", &word, &word, &word, &word, &word, &word, &word, &word]);
+    let refused = fixture.try_open(&["true", &word, &word, &word, &word, &word, &word, &word, &word]);
     assert!(refused.expect_err("too much").to_string().contains("1048576"));
 }
 
@@ -171,7 +175,7 @@ async fn an_unclaimed_agent_says_so() {
     let launcher = Launcher::new(root.path(), claims);
     let terminals = Terminals::new(launcher, Children::new(OrphanPolicy::Leave), Arc::default());
     let refused = [
-        open_door(terminals.create(CreateTerminal::default())).expect_err("unclaimed"),
+        expect_ready(terminals.create(CreateTerminal::default())).expect_err("unclaimed"),
         terminals.get(&TerminalId::new("whatever")).expect_err("unclaimed"),
     ];
     for error in refused {
@@ -181,44 +185,44 @@ async fn an_unclaimed_agent_says_so() {
 
 #[tokio::test]
 async fn terminals_are_bounded_and_ended_ones_make_room() {
-    let house = House::with(AgentPolicy { max_terminals: 3, ..AgentPolicy::default() });
-    let ended = house.script("true");
-    house.exit(&ended.id).await;
-    let _running: Vec<_> = (0..2).map(|_| house.open(&["cat"])).collect();
-    house.open(&["cat"]);
-    assert!(matches!(house.terminals.get(&ended.id), Err(TerminalError::NotFound(_))), "it made room");
-    assert!(matches!(house.try_open(&["cat"]), Err(TerminalError::TooManyTerminals { limit: 3 })));
+    let fixture = TerminalFixture::with(AgentPolicy { max_terminals: 3, ..AgentPolicy::default() });
+    let ended = fixture.script("true");
+    fixture.exit(&ended.id).await;
+    let _running: Vec<_> = (0..2).map(|_| fixture.open(&["cat"])).collect();
+    fixture.open(&["cat"]);
+    assert!(matches!(fixture.terminals.get(&ended.id), Err(TerminalError::NotFound(_))), "it made room");
+    assert!(matches!(fixture.try_open(&["cat"]), Err(TerminalError::TooManyTerminals { limit: 3 })));
 }
 
 #[tokio::test]
 async fn a_create_that_is_sent_again_opens_nothing_new() {
-    let house = House::new();
+    let fixture = TerminalFixture::new();
     let create = || CreateTerminal {
         program: Program { argv: vec!["cat".into()], ..Program::default() },
         request_id: "once".into(),
         ..CreateTerminal::default()
     };
-    let first = open_door(house.terminals.create(create())).expect("a terminal");
-    let again = open_door(house.terminals.create(create())).expect("the same");
+    let first = expect_ready(fixture.terminals.create(create())).expect("a terminal");
+    let again = expect_ready(fixture.terminals.create(create())).expect("the same");
     assert_eq!(first.id, again.id);
-    assert_eq!(house.terminals.list().len(), 1);
+    assert_eq!(fixture.terminals.list().len(), 1);
 }
 
 /// Whoever moved to a session of its own and prints without a pause is not ours to end, but it must not keep the terminal either.
 #[tokio::test]
 async fn a_terminal_held_by_a_chatty_daemon_can_be_closed() {
-    let house = House::new();
-    let pid = house.root.path().join("pid");
+    let fixture = TerminalFixture::new();
+    let pid = fixture.root.path().join("pid");
     let script = format!(
         "setsid sh -c 'echo $$ > {0}.new; mv {0}.new {0}; while :; do echo x; sleep .1; done' & sleep 60",
         pid.display()
     );
-    let info = house.script(&script);
+    let info = fixture.script(&script);
     let daemon: i32 =
         eventually(|| std::fs::read_to_string(&pid).ok()).await.trim().parse().expect("a process id");
-    let exit = house.terminals.close(&info.id, Duration::from_millis(50)).await;
+    let exit = fixture.terminals.close(&info.id, Duration::from_millis(50)).await;
     let daemon = rustix::process::Pid::from_raw(daemon).expect("not 0");
     rustix::process::kill_process(daemon, rustix::process::Signal::KILL).expect("it lives");
     assert!(exit.expect("closed").held_by_background);
-    assert!(house.terminals.list().is_empty(), "its place is free");
+    assert!(fixture.terminals.list().is_empty(), "its place is free");
 }

@@ -11,9 +11,9 @@ const COUNT: &str = "stty raw -echo; echo ready; head -c 200000 | cksum; stty sa
 
 #[tokio::test]
 async fn every_byte_typed_arrives_once_and_in_order_whatever_is_repeated() {
-    let house = House::new();
-    let terminal = house.script(COUNT);
-    let mut attachment = house.attach(&terminal.id, "a", ViewerStart::Oldest);
+    let fixture = TerminalFixture::new();
+    let terminal = fixture.script(COUNT);
+    let mut attachment = fixture.attach(&terminal.id, "a", ViewerStart::Oldest);
     let mut log = Log::default();
     read_until(&mut attachment, &mut log, "ready").await;
     let all: Vec<u8> = (0..200_000_u32).map(|i| b'a' + (i % 23) as u8).collect();
@@ -34,7 +34,7 @@ async fn every_byte_typed_arrives_once_and_in_order_whatever_is_repeated() {
                 acked = next;
             }
             AttachmentEvent::Frame(frame) => log.take(frame),
-            AttachmentEvent::Rejected(refusal) => panic!("{refusal:?}"),
+            AttachmentEvent::Rejected(rejection) => panic!("{rejection:?}"),
         }
     }
     while let Some(frame) = next_frame(&mut attachment).await {
@@ -52,9 +52,9 @@ async fn every_byte_typed_arrives_once_and_in_order_whatever_is_repeated() {
 
 #[tokio::test]
 async fn holes_and_stale_epochs_are_refused_and_the_stream_goes_on() {
-    let house = House::new();
-    let terminal = house.open(&["cat"]);
-    let mut attachment = house.attach(&terminal.id, "a", ViewerStart::Oldest);
+    let fixture = TerminalFixture::new();
+    let terminal = fixture.open(&["cat"]);
+    let mut attachment = fixture.attach(&terminal.id, "a", ViewerStart::Oldest);
     let writer = attachment.writer();
     writer.input(user(0, b"one"));
     writer.input(user(9, b"x"));
@@ -63,7 +63,7 @@ async fn holes_and_stale_epochs_are_refused_and_the_stream_goes_on() {
     let (mut refused, mut acks) = (Vec::new(), 0);
     while refused.len() < 2 || acks < 1 {
         match next(&mut attachment).await.expect("goes on") {
-            AttachmentEvent::Rejected(refusal) => refused.push(refusal),
+            AttachmentEvent::Rejected(rejection) => refused.push(rejection),
             AttachmentEvent::Ack { epoch, next } => {
                 assert_eq!((epoch, next), (7, 3));
                 acks += 1;
@@ -73,20 +73,20 @@ async fn holes_and_stale_epochs_are_refused_and_the_stream_goes_on() {
     }
     assert!(matches!(refused[0].error, TerminalError::InputHole { expected: 3 }));
     assert!(matches!(refused[1].error, TerminalError::StaleEpoch { epoch: 7 }));
-    assert!(refused.iter().all(|refusal| refusal.expected == 3));
+    assert!(refused.iter().all(|rejection| rejection.expected == 3));
     let client = ClientId::new("a").expect("valid");
-    assert_eq!(house.terminals.write(&terminal.id, &client, user(3, b"two\n")).await.expect("written"), 7);
+    assert_eq!(fixture.terminals.write(&terminal.id, &client, user(3, b"two\n")).await.expect("written"), 7);
     let mut log = Log::default();
-    let mut reader = house.attach(&terminal.id, "b", ViewerStart::Oldest);
+    let mut reader = fixture.attach(&terminal.id, "b", ViewerStart::Oldest);
     read_until(&mut reader, &mut log, "onetwo\r\nonetwo\r\n").await;
 }
 
 #[tokio::test]
 async fn a_program_that_does_not_read_its_input_freezes_nothing_else() {
-    let house = House::new();
-    let deaf = house.script("stty raw -echo; i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.05; done");
-    let other = house.open(&["cat"]);
-    let mut attachment = house.attach(&deaf.id, "a", ViewerStart::Oldest);
+    let fixture = TerminalFixture::new();
+    let deaf = fixture.script("stty raw -echo; i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.05; done");
+    let other = fixture.open(&["cat"]);
+    let mut attachment = fixture.attach(&deaf.id, "a", ViewerStart::Oldest);
     let mut log = Log::default();
     read_until(&mut attachment, &mut log, "tick 1").await;
     let writer = attachment.writer();
@@ -94,9 +94,9 @@ async fn a_program_that_does_not_read_its_input_freezes_nothing_else() {
     writer.input(user(0, &paste));
     writer.input(user(1 << 20, &paste));
     writer.input(user(2 << 20, b"more"));
-    let refusal = loop {
+    let rejection = loop {
         match next(&mut attachment).await.expect("goes on") {
-            AttachmentEvent::Rejected(refusal) => break refusal,
+            AttachmentEvent::Rejected(rejection) => break rejection,
             AttachmentEvent::Frame(frame) => log.take(frame),
             AttachmentEvent::Ack { next, .. } => {
                 assert!(next < 1 << 20, "not acknowledged before it is in the PTY")
@@ -104,12 +104,12 @@ async fn a_program_that_does_not_read_its_input_freezes_nothing_else() {
         }
     };
     assert!(
-        matches!(refusal.error, TerminalError::InputFull { expected } if expected == 2 << 20),
-        "{refusal:?}"
+        matches!(rejection.error, TerminalError::InputFull { expected } if expected == 2 << 20),
+        "{rejection:?}"
     );
     read_until(&mut attachment, &mut log, "tick 10").await;
     let client = ClientId::new("b").expect("valid");
-    house.terminals.write(&other.id, &client, user(0, b"hello\n")).await.expect("the neighbour is served");
+    fixture.terminals.write(&other.id, &client, user(0, b"hello\n")).await.expect("the neighbour is served");
     // A signal needs no input queue.
     writer.signal("KILL", SignalTarget::Session).expect("sent");
     while let Some(frame) = next_frame(&mut attachment).await {
@@ -121,20 +121,20 @@ async fn a_program_that_does_not_read_its_input_freezes_nothing_else() {
 
 #[tokio::test]
 async fn only_the_owner_of_the_size_answers_for_the_terminal_and_only_live() {
-    let house = House::new();
-    let terminal = house.script("stty -echo; echo ready; cat");
+    let fixture = TerminalFixture::new();
+    let terminal = fixture.script("stty -echo; echo ready; cat");
     let owner = AttachOptions {
         size: Some(WindowSize { rows: 30, cols: 100 }),
         ..attach(&terminal.id, "owner", ViewerStart::Oldest)
     };
-    let mut owner = house.terminals.attach(&owner).expect("attached");
+    let mut owner = fixture.terminals.attach(&owner).expect("attached");
     let guest = AttachOptions {
         size: Some(WindowSize { rows: 10, cols: 40 }),
         ..attach(&terminal.id, "guest", ViewerStart::Oldest)
     };
     let mut log = Log::default();
     read_until(&mut owner, &mut log, "ready").await;
-    let guest = house.terminals.attach(&guest).expect("attached");
+    let guest = fixture.terminals.attach(&guest).expect("attached");
     let reply = |offset, at, data| TerminalInput { epoch: 7, offset, data, kind: InputKind::Reply { at } };
     guest.writer().input(reply(0, 1000, b"guest\n"));
     owner.writer().input(reply(0, 0, b"replayed\n"));
@@ -144,30 +144,30 @@ async fn only_the_owner_of_the_size_answers_for_the_terminal_and_only_live() {
         match next(&mut owner).await.expect("goes on") {
             AttachmentEvent::Ack { next, .. } => acked = next,
             AttachmentEvent::Frame(frame) => log.take(frame),
-            AttachmentEvent::Rejected(refusal) => panic!("{refusal:?}"),
+            AttachmentEvent::Rejected(rejection) => panic!("{rejection:?}"),
         }
     }
     assert!(!log.text().contains("guest") && !log.text().contains("replayed"), "{}", log.text());
-    assert_eq!(house.gate.last_admitted(Intent::Keystroke), None, "an automatic answer is no activity");
+    assert_eq!(fixture.gate.last_admitted(Intent::Keystroke), None, "an automatic answer is no activity");
     owner.writer().input(user(16, b"typed\n"));
     read_until(&mut owner, &mut log, "typed").await;
-    assert!(house.gate.last_admitted(Intent::Keystroke).is_some());
+    assert!(fixture.gate.last_admitted(Intent::Keystroke).is_some());
 }
 
 #[tokio::test]
 async fn whoever_types_has_the_size_and_everybody_is_told() {
-    let house = House::new();
-    let terminal =
-        house.script("trap 'stty size' WINCH; stty -echo; echo ready; while :; do read x && stty size; done");
+    let fixture = TerminalFixture::new();
+    let terminal = fixture
+        .script("trap 'stty size' WINCH; stty -echo; echo ready; while :; do read x && stty size; done");
     let sized = |client, rows| AttachOptions {
         size: Some(WindowSize { rows, cols: 100 }),
         ..attach(&terminal.id, client, ViewerStart::Oldest)
     };
-    let mut laptop = house.terminals.attach(&sized("laptop", 50)).expect("attached");
+    let mut laptop = fixture.terminals.attach(&sized("laptop", 50)).expect("attached");
     let mut log = Log::default();
     read_until(&mut laptop, &mut log, "ready").await;
-    let phone = house.terminals.attach(&sized("phone", 20)).expect("attached");
-    assert_eq!(house.terminals.get(&terminal.id).expect("there").size.rows, 50);
+    let phone = fixture.terminals.attach(&sized("phone", 20)).expect("attached");
+    assert_eq!(fixture.terminals.get(&terminal.id).expect("there").size.rows, 50);
     phone.writer().input(user(0, b"\n"));
     let resized = loop {
         let frame = next_frame(&mut laptop).await.expect("goes on");
@@ -179,38 +179,38 @@ async fn whoever_types_has_the_size_and_everybody_is_told() {
     assert_eq!(resized.rows, 20);
     read_until(&mut laptop, &mut log, "20 100").await;
     drop(phone);
-    assert_eq!(house.terminals.get(&terminal.id).expect("there").size.rows, 50, "the owner left");
+    assert_eq!(fixture.terminals.get(&terminal.id).expect("there").size.rows, 50, "the owner left");
     let client = ClientId::new("stranger").expect("valid");
     let size = WindowSize { rows: 9, cols: 9 };
     assert_eq!(
-        house.terminals.resize(&terminal.id, &client, size, false).expect("asked"),
+        fixture.terminals.resize(&terminal.id, &client, size, false).expect("asked"),
         (WindowSize { rows: 50, cols: 100 }, false)
     );
 }
 
 #[tokio::test]
 async fn a_flood_in_one_terminal_leaves_the_echo_of_another_alone() {
-    let house = House::new();
-    let flood = house.open(&[
+    let fixture = TerminalFixture::new();
+    let flood = fixture.open(&[
         "sh",
         "-c",
         "yes 'a line of a flood that never ends, or so it seems to those who watch it'",
     ]);
-    let echo = house.script("stty raw -echo; echo ready; cat");
+    let echo = fixture.script("stty raw -echo; echo ready; cat");
     // The flood is watched, with a picture asked for now and then.
     let mut watchers = JoinSet::new();
-    let mut flooded = house.attach(&flood.id, "w", ViewerStart::Oldest);
+    let mut flooded = fixture.attach(&flood.id, "w", ViewerStart::Oldest);
     watchers.spawn(async move { while flooded.next().await.is_some() {} });
-    let mut attachment = house.attach(&echo.id, "a", ViewerStart::Oldest);
+    let mut attachment = fixture.attach(&echo.id, "a", ViewerStart::Oldest);
     let mut log = Log::default();
     read_until(&mut attachment, &mut log, "ready").await;
     let mut times = Vec::new();
     for i in 0..400_u64 {
         if i % 40 == 0 {
-            let mut picture = house.attach(&flood.id, "p", ViewerStart::Screen);
+            let mut snapshot = fixture.attach(&flood.id, "p", ViewerStart::Screen);
             watchers.spawn(async move {
                 for _ in 0..3 {
-                    let _ = picture.next().await;
+                    let _ = snapshot.next().await;
                 }
             });
         }
@@ -228,5 +228,5 @@ async fn a_flood_in_one_terminal_leaves_the_echo_of_another_alone() {
     println!("echo beside a flood: p50 {p50:?}, p99 {p99:?}");
     // Not a benchmark: a debug build on a busy machine. Behind a whole flood an echo would never come.
     assert!(p50 < Duration::from_millis(200), "p50 {p50:?}");
-    assert!(house.terminals.output_bytes() > 1_000_000 && house.terminals.last_output().is_some());
+    assert!(fixture.terminals.output_bytes() > 1_000_000 && fixture.terminals.last_output().is_some());
 }

@@ -20,14 +20,14 @@ fn reference() -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_megabytes_arrive_whole_while_another_reader_is_stalled() {
-    let house = House::new();
-    let terminal = house.script(&format!("sleep 0.3; {MEGABYTES_50}"));
+    let fixture = TerminalFixture::new();
+    let terminal = fixture.script(&format!("sleep 0.3; {MEGABYTES_50}"));
     let lossless =
         |client| AttachOptions { lossless: true, ..attach(&terminal.id, client, ViewerStart::Oldest) };
-    let one = house.terminals.attach(&lossless("one")).expect("attached");
-    let other = house.terminals.attach(&lossless("other")).expect("attached");
+    let one = fixture.terminals.attach(&lossless("one")).expect("attached");
+    let other = fixture.terminals.attach(&lossless("other")).expect("attached");
     // Reads its first frame, and then nothing until all is over.
-    let mut stalled = house.attach(&terminal.id, "stalled", ViewerStart::Oldest);
+    let mut stalled = fixture.attach(&terminal.id, "stalled", ViewerStart::Oldest);
     let mut late = Log::default();
     late.take(next_frame(&mut stalled).await.expect("started"));
     late.take(next_frame(&mut stalled).await.expect("data"));
@@ -41,26 +41,26 @@ async fn fifty_megabytes_arrive_whole_while_another_reader_is_stalled() {
         assert_eq!(log.bytes.len(), expected.len());
         assert!(log.bytes == expected, "byte for byte");
     }
-    let mut pictures = 0;
+    let mut snapshots = 0;
     while let Some(frame) = next_frame(&mut stalled).await {
-        pictures += usize::from(matches!(frame.kind, FrameKind::Screen(_)));
+        snapshots += usize::from(matches!(frame.kind, FrameKind::Screen(_)));
         late.take(frame);
     }
     assert!(late.gaps > 40_000_000, "what it can no longer have is a gap: {}", late.gaps);
-    assert_eq!(pictures, 1, "and a picture");
+    assert_eq!(snapshots, 1, "and a picture");
     assert!(late.exit.is_some());
 }
 
 #[tokio::test]
 async fn a_reader_that_comes_back_at_any_position_misses_nothing() {
-    let house = House::new();
-    let terminal = house.script("i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; exit 0");
+    let fixture = TerminalFixture::new();
+    let terminal = fixture.script("i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; exit 0");
     let mut log = Log::default();
     let mut cuts = 0;
     while log.exit.is_none() {
         let from =
             if cuts == 0 { ViewerStart::Oldest } else { ViewerStart::Position { epoch: 7, offset: log.at } };
-        let mut attachment = house.attach(&terminal.id, "a", from);
+        let mut attachment = fixture.attach(&terminal.id, "a", from);
         for _ in 0..fastrand::usize(1..6) {
             let Some(frame) = next_frame(&mut attachment).await else { break };
             log.take(frame);
@@ -75,19 +75,19 @@ async fn a_reader_that_comes_back_at_any_position_misses_nothing() {
 
 #[tokio::test]
 async fn positions_that_are_over_or_never_were_are_told_apart() {
-    let house = House::with(AgentPolicy { ring_bytes: 8 * 1024, ..AgentPolicy::default() });
-    let terminal = house.script("seq 10000; exit 0");
-    house.exit(&terminal.id).await;
-    let info = house.terminals.get(&terminal.id).expect("kept");
+    let fixture = TerminalFixture::with(AgentPolicy { ring_bytes: 8 * 1024, ..AgentPolicy::default() });
+    let terminal = fixture.script("seq 10000; exit 0");
+    fixture.exit(&terminal.id).await;
+    let info = fixture.terminals.get(&terminal.id).expect("kept");
     assert_eq!(info.next - info.oldest, 8 * 1024);
     // An epoch that is over: from the oldest byte of the current one.
-    let mut old = house.attach(&terminal.id, "a", ViewerStart::Position { epoch: 6, offset: 99_999_999 });
+    let mut old = fixture.attach(&terminal.id, "a", ViewerStart::Position { epoch: 6, offset: 99_999_999 });
     let frame = next_frame(&mut old).await.expect("started");
     assert!(matches!(frame.kind, FrameKind::Started { .. }));
     assert_eq!((frame.epoch, frame.offset), (7, info.oldest));
     // Gone: a gap, then everything that is held.
     let mut log = Log { at: 10, bytes: vec![0; 10], ..Log::default() };
-    let mut gone = house.attach(&terminal.id, "b", ViewerStart::Position { epoch: 7, offset: 10 });
+    let mut gone = fixture.attach(&terminal.id, "b", ViewerStart::Position { epoch: 7, offset: 10 });
     while let Some(frame) = next_frame(&mut gone).await {
         log.take(frame);
     }
@@ -95,26 +95,26 @@ async fn positions_that_are_over_or_never_were_are_told_apart() {
     assert!(log.text().ends_with("9999\r\n10000\r\n"));
     // Never written.
     let beyond = ViewerStart::Position { epoch: 7, offset: info.next + 1 };
-    let refused = house.terminals.attach(&attach(&terminal.id, "c", beyond)).expect_err("beyond");
+    let refused = fixture.terminals.attach(&attach(&terminal.id, "c", beyond)).expect_err("beyond");
     assert!(matches!(refused, TerminalError::BadOffset { next } if next == info.next));
 }
 
 #[tokio::test]
 async fn on_one_watch_a_flood_leaves_the_others_their_turn_and_credit_holds_one_alone() {
-    let house = House::new();
-    let flood = house.open(&["yes", "flood"]);
-    let calm = house.open(&["cat"]);
+    let fixture = TerminalFixture::new();
+    let flood = fixture.open(&["yes", "flood"]);
+    let calm = fixture.open(&["cat"]);
     let watched = |id: &TerminalId| WatchTarget { terminal: id.clone(), from: ViewerStart::Oldest };
     let missing = TerminalId::new("nosuchthing1");
-    let manner = WatchOptions { client: None, credit: 64 * 1024, lossless: false };
-    let mut watch = house
+    let options = WatchOptions { client: None, credit: 64 * 1024, lossless: false };
+    let mut watch = fixture
         .terminals
-        .watch(&[watched(&flood.id), watched(&missing), watched(&calm.id)], &manner)
+        .watch(&[watched(&flood.id), watched(&missing), watched(&calm.id)], &options)
         .expect("a watch");
     let mut flooded = 0;
     let mut failed = 0;
     let client = ClientId::new("typist").expect("valid");
-    house.terminals.write(&calm.id, &client, user(0, b"hello\n")).await.expect("written");
+    fixture.terminals.write(&calm.id, &client, user(0, b"hello\n")).await.expect("written");
     let mut said = Vec::new();
     while !String::from_utf8_lossy(&said).contains("hello\r\nhello\r\n") {
         match timeout(DEADLINE, watch.next()).await.expect("in time").expect("goes on") {
@@ -133,7 +133,7 @@ async fn on_one_watch_a_flood_leaves_the_others_their_turn_and_credit_holds_one_
     assert_eq!(failed, 1);
     assert!(flooded <= 64 * 1024, "never acknowledged, so no more than its credit: {flooded}");
     // Credit given back is used.
-    house.terminals.ack(watch.id(), &flood.id, 7, u64::MAX).expect("known");
+    fixture.terminals.ack(watch.id(), &flood.id, 7, u64::MAX).expect("known");
     let more = async {
         loop {
             if let Some(WatchEvent::Frame(Frame {
@@ -150,37 +150,37 @@ async fn on_one_watch_a_flood_leaves_the_others_their_turn_and_credit_holds_one_
     timeout(DEADLINE, more).await.expect("goes on");
     let id = watch.id().to_owned();
     drop(watch);
-    assert!(matches!(house.terminals.ack(&id, &flood.id, 7, 1), Err(TerminalError::WatchNotFound(_))));
+    assert!(matches!(fixture.terminals.ack(&id, &flood.id, 7, 1), Err(TerminalError::WatchNotFound(_))));
 }
 
 #[tokio::test]
 async fn viewers_are_bounded() {
-    let house = House::new();
-    let terminal = house.open(&["cat"]);
-    let viewers: Vec<_> = (0..viewer::VIEWERS)
-        .map(|i| house.attach(&terminal.id, &format!("c{i}"), ViewerStart::Now))
+    let fixture = TerminalFixture::new();
+    let terminal = fixture.open(&["cat"]);
+    let viewers: Vec<_> = (0..viewer::MAX_VIEWERS)
+        .map(|i| fixture.attach(&terminal.id, &format!("c{i}"), ViewerStart::Now))
         .collect();
     let refused =
-        house.terminals.attach(&attach(&terminal.id, "one-more", ViewerStart::Now)).expect_err("too many");
+        fixture.terminals.attach(&attach(&terminal.id, "one-more", ViewerStart::Now)).expect_err("too many");
     assert!(matches!(refused, TerminalError::TooManyStreams { .. }), "{refused}");
-    assert_eq!(house.terminals.get(&terminal.id).expect("there").viewers, viewers.len());
+    assert_eq!(fixture.terminals.get(&terminal.id).expect("there").viewers, viewers.len());
     drop(viewers);
-    house.attach(&terminal.id, "one-more", ViewerStart::Now);
-    assert_eq!(house.terminals.get(&terminal.id).expect("there").viewers, 0);
+    fixture.attach(&terminal.id, "one-more", ViewerStart::Now);
+    assert_eq!(fixture.terminals.get(&terminal.id).expect("there").viewers, 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_quiet_stream_says_that_it_lives() {
-    let house = House::new();
-    let terminal = house.open(&["cat"]);
-    let mut attachment = house.attach(&terminal.id, "a", ViewerStart::Now);
+    let fixture = TerminalFixture::new();
+    let terminal = fixture.open(&["cat"]);
+    let mut attachment = fixture.attach(&terminal.id, "a", ViewerStart::Now);
     let began = tokio::time::Instant::now();
     let mut kinds = Vec::new();
     while kinds.len() < 3 {
         if let Some(AttachmentEvent::Frame(frame)) = attachment.next().await
             && matches!(frame.kind, FrameKind::KeepAlive)
         {
-            assert_eq!(frame.offset, house.terminals.get(&terminal.id).expect("there").next);
+            assert_eq!(frame.offset, fixture.terminals.get(&terminal.id).expect("there").next);
             kinds.push(began.elapsed().as_secs());
         }
     }
@@ -189,10 +189,10 @@ async fn a_quiet_stream_says_that_it_lives() {
 
 #[tokio::test]
 async fn titles_folders_and_jobs_are_told() {
-    let house = House::new();
+    let fixture = TerminalFixture::new();
     let script = r"printf 'a\033]2;first\007b\033]0;second\007c'; printf '\033]7;file://host/tmp/x%%20y\007'; sleep 0.5; set -m; echo on; sleep 600; true";
-    let terminal = house.open(&["bash", "-c", script]);
-    let mut attachment = house.attach(&terminal.id, "a", ViewerStart::Oldest);
+    let terminal = fixture.open(&["bash", "-c", script]);
+    let mut attachment = fixture.attach(&terminal.id, "a", ViewerStart::Oldest);
     let mut told = Vec::new();
     let began = Instant::now();
     while !told.iter().any(|t: &String| t == "job sleep") {
@@ -211,11 +211,11 @@ async fn titles_folders_and_jobs_are_told() {
         told.contains(&"title second".to_owned()) && told.contains(&"folder /tmp/x y".to_owned()),
         "{told:?}"
     );
-    let info = house.terminals.get(&terminal.id).expect("there");
+    let info = fixture.terminals.get(&terminal.id).expect("there");
     assert_eq!(
         (info.title.as_str(), info.cwd.as_str(), info.foreground.as_str()),
         ("second", "/tmp/x y", "sleep")
     );
-    let jobs = house.terminals.foreground_jobs();
+    let jobs = fixture.terminals.foreground_jobs();
     assert_eq!((jobs.len(), jobs[0].command.as_str(), jobs[0].name.as_str()), (1, "sleep", "bash"));
 }

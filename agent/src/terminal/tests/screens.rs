@@ -10,37 +10,37 @@ fn emulator(size: WindowSize) -> vt100::Parser {
 
 /// Reads a stream that begins with a picture into an emulator, until the terminal has ended.
 async fn watch_screen(mut attachment: Attachment) -> (vt100::Parser, usize) {
-    let (mut emulated, mut pictures) = (emulator(WindowSize::default()), 0);
+    let (mut emulated, mut snapshots) = (emulator(WindowSize::default()), 0);
     while let Some(frame) = next_frame(&mut attachment).await {
         match frame.kind {
-            FrameKind::Screen(shot) => {
-                emulated = emulator(shot.size);
-                emulated.process(&shot.contents);
-                pictures += 1;
+            FrameKind::Screen(snapshot) => {
+                emulated = emulator(snapshot.size);
+                emulated.process(&snapshot.contents);
+                snapshots += 1;
             }
             FrameKind::Data(bytes) => emulated.process(&bytes),
             _ => {}
         }
     }
-    (emulated, pictures)
+    (emulated, snapshots)
 }
 
 #[tokio::test]
 async fn a_picture_and_what_follows_are_the_true_screen() {
-    let house = House::new();
+    let fixture = TerminalFixture::new();
     // A program that draws all over the screen while people come and go.
     let script = r#"i=0; while [ $i -lt 600 ]; do
         printf '\033[%d;%dH\033[3%dmx%d\033[K' $((i % 24 + 1)) $((i * 7 % 70 + 1)) $((i % 8)) $i
         [ $((i % 97)) = 0 ] && printf '\033[2J'; i=$((i+1)); done; sleep 0.2"#;
-    let terminal = house.script(script);
-    let whole = house.attach(&terminal.id, "whole", ViewerStart::Oldest);
+    let terminal = fixture.script(script);
+    let whole = fixture.attach(&terminal.id, "whole", ViewerStart::Oldest);
     let mut viewers = JoinSet::new();
     for i in 0..8 {
-        let viewer = house.attach(&terminal.id, &format!("v{i}"), ViewerStart::Screen);
+        let viewer = fixture.attach(&terminal.id, &format!("v{i}"), ViewerStart::Screen);
         viewers.spawn(watch_screen(viewer));
-        let next = house.terminals.get(&terminal.id).expect("there").next;
+        let next = fixture.terminals.get(&terminal.id).expect("there").next;
         eventually(|| {
-            let now = house.terminals.get(&terminal.id).expect("there");
+            let now = fixture.terminals.get(&terminal.id).expect("there");
             (now.next > next + 100 || now.exit.is_some()).then_some(())
         })
         .await;
@@ -49,8 +49,8 @@ async fn a_picture_and_what_follows_are_the_true_screen() {
     let mut truth = emulator(WindowSize::default());
     truth.process(&log.bytes);
     while let Some(seen) = viewers.join_next().await {
-        let (seen, pictures) = seen.expect("no panic");
-        assert_eq!(pictures, 1);
+        let (seen, snapshots) = seen.expect("no panic");
+        assert_eq!(snapshots, 1);
         assert_eq!(seen.screen().contents_formatted(), truth.screen().contents_formatted());
         assert_eq!(seen.screen().cursor_position(), truth.screen().cursor_position());
     }
@@ -58,12 +58,12 @@ async fn a_picture_and_what_follows_are_the_true_screen() {
 
 #[tokio::test]
 async fn a_full_screen_program_can_be_joined_and_left() {
-    let house = House::new();
-    let terminal = house.script(
+    let fixture = TerminalFixture::new();
+    let terminal = fixture.script(
         r"printf 'before\r\n\033[?1049h\033[2J\033[5;5Hfull'; read x; printf '\033[?1049l'; echo after",
     );
-    eventually(|| (house.terminals.get(&terminal.id).ok()?.next >= 30).then_some(())).await;
-    let attachment = house.attach(&terminal.id, "a", ViewerStart::Screen);
+    eventually(|| (fixture.terminals.get(&terminal.id).ok()?.next >= 30).then_some(())).await;
+    let attachment = fixture.attach(&terminal.id, "a", ViewerStart::Screen);
     let writer = attachment.writer();
     let mut viewers = JoinSet::new();
     viewers.spawn(watch_screen(attachment));
@@ -78,11 +78,11 @@ async fn a_full_screen_program_can_be_joined_and_left() {
 
 #[tokio::test]
 async fn the_screen_of_a_terminal_that_has_ended_is_still_there() {
-    let house = House::new();
-    let terminal = house.script("seq 100000; printf end");
-    house.exit(&terminal.id).await;
-    let (seen, pictures) = watch_screen(house.attach(&terminal.id, "a", ViewerStart::Screen)).await;
-    assert_eq!(pictures, 1);
+    let fixture = TerminalFixture::new();
+    let terminal = fixture.script("seq 100000; printf end");
+    fixture.exit(&terminal.id).await;
+    let (seen, snapshots) = watch_screen(fixture.attach(&terminal.id, "a", ViewerStart::Screen)).await;
+    assert_eq!(snapshots, 1);
     assert!(seen.screen().contents().ends_with("100000\nend"), "{:?}", seen.screen().contents());
 }
 
@@ -102,20 +102,20 @@ fn numbers(emulated: &vt100::Parser) -> Vec<u64> {
 
 #[tokio::test]
 async fn a_terminal_that_floods_can_be_joined() {
-    let house = House::new();
-    let terminal = house.open(FLOOD);
-    let printed = || house.terminals.get(&terminal.id).expect("there").next;
+    let fixture = TerminalFixture::new();
+    let terminal = fixture.open(FLOOD);
+    let printed = || fixture.terminals.get(&terminal.id).expect("there").next;
     eventually(|| (printed() > 1 << 20).then_some(())).await;
     for round in 0..3 {
-        let mut joined = house.attach(&terminal.id, &format!("v{round}"), ViewerStart::Screen);
+        let mut joined = fixture.attach(&terminal.id, &format!("v{round}"), ViewerStart::Screen);
         let (mut emulated, mut at) = (emulator(WindowSize::default()), None);
         let mut followed = 0;
         while followed < 4 * CHUNK_BYTES {
             let frame = next_frame(&mut joined).await.expect("goes on");
             match frame.kind {
-                FrameKind::Screen(shot) => {
-                    assert_eq!((frame.offset, at), (shot.offset, None), "the picture comes first");
-                    emulated.process(&shot.contents);
+                FrameKind::Screen(snapshot) => {
+                    assert_eq!((frame.offset, at), (snapshot.offset, None), "the picture comes first");
+                    emulated.process(&snapshot.contents);
                     assert!(numbers(&emulated).len() > 20);
                     at = Some(frame.offset);
                 }
@@ -140,15 +140,15 @@ async fn a_terminal_that_floods_can_be_joined() {
 
 #[tokio::test]
 async fn whoever_falls_off_a_flood_gets_the_gap_and_the_screen_while_it_goes_on() {
-    let house = House::new();
-    let terminal = house.open(FLOOD);
+    let fixture = TerminalFixture::new();
+    let terminal = fixture.open(FLOOD);
     let ring = terminal.ring_bytes as u64;
-    let printed = || house.terminals.get(&terminal.id).expect("there").next;
-    let mut slow = house.attach(&terminal.id, "slow", ViewerStart::Oldest);
+    let printed = || fixture.terminals.get(&terminal.id).expect("there").next;
+    let mut slow = fixture.attach(&terminal.id, "slow", ViewerStart::Oldest);
     let mut log = Log::default();
     let mut emulated = emulator(WindowSize::default());
-    let mut pictures = 0;
-    while pictures < 3 {
+    let mut snapshots = 0;
+    while snapshots < 3 {
         // It reads a little, and then nothing until all that it knows is gone.
         let (gaps, read) = (log.gaps, log.bytes.len());
         let gap = loop {
@@ -168,10 +168,10 @@ async fn whoever_falls_off_a_flood_gets_the_gap_and_the_screen_while_it_goes_on(
         };
         assert!(gap.0 < gap.1 && log.gaps > gaps);
         let frame = next_frame(&mut slow).await.expect("goes on");
-        let FrameKind::Screen(shot) = frame.kind else { panic!("a picture after the gap: {frame:?}") };
-        assert_eq!((frame.offset, shot.offset), (gap.1, gap.1), "it goes on where the gap ends");
+        let FrameKind::Screen(snapshot) = frame.kind else { panic!("a picture after the gap: {frame:?}") };
+        assert_eq!((frame.offset, snapshot.offset), (gap.1, gap.1), "it goes on where the gap ends");
         emulated.process(b"\x1bc");
-        emulated.process(&shot.contents);
+        emulated.process(&snapshot.contents);
         let frame = loop {
             let frame = next_frame(&mut slow).await.expect("goes on");
             if matches!(frame.kind, FrameKind::Data(_)) {
@@ -179,25 +179,25 @@ async fn whoever_falls_off_a_flood_gets_the_gap_and_the_screen_while_it_goes_on(
             }
         };
         let FrameKind::Data(bytes) = &frame.kind else { unreachable!("just looked") };
-        assert_eq!(frame.offset, shot.offset);
+        assert_eq!(frame.offset, snapshot.offset);
         emulated.process(&bytes[..bytes.len().min(100)]);
         numbers(&emulated);
         log.take(frame);
-        pictures += 1;
+        snapshots += 1;
     }
 }
 
 /// ScreenFeeder are wanted all the time, and yet a reader gets the flood.
 #[tokio::test]
 async fn a_crowd_that_wants_pictures_does_not_stop_a_flood() {
-    let house = House::new();
-    let terminal = house.open(FLOOD);
-    let printed = || house.terminals.get(&terminal.id).expect("there").next;
+    let fixture = TerminalFixture::new();
+    let terminal = fixture.open(FLOOD);
+    let printed = || fixture.terminals.get(&terminal.id).expect("there").next;
     eventually(|| (printed() > 1 << 20).then_some(())).await;
     let before = printed();
     let mut crowd = JoinSet::new();
     for n in 0..20 {
-        let terminals = house.terminals.clone();
+        let terminals = fixture.terminals.clone();
         let id = terminal.id.clone();
         crowd.spawn(async move {
             for _ in 0..3 {
@@ -205,8 +205,8 @@ async fn a_crowd_that_wants_pictures_does_not_stop_a_flood() {
                     terminals.attach(&attach(&id, &format!("c{n}"), ViewerStart::Screen)).expect("attached");
                 let started = next_frame(&mut viewer).await.expect("goes on");
                 assert!(matches!(started.kind, FrameKind::Started { .. }));
-                let picture = next_frame(&mut viewer).await.expect("goes on");
-                assert!(matches!(picture.kind, FrameKind::Screen(_)), "{picture:?}");
+                let snapshot = next_frame(&mut viewer).await.expect("goes on");
+                assert!(matches!(snapshot.kind, FrameKind::Screen(_)), "{snapshot:?}");
             }
         });
     }

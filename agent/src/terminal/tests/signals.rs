@@ -7,34 +7,34 @@ fn orphaned(job: &str) -> String {
     format!("trap '' HUP; (trap 'echo caught; echo caught >heard; exit' USR1; {job}) & exec true")
 }
 
-async fn leader_is_gone(house: &House, id: &TerminalId) {
-    let terminal = house.terminals.find(id).expect("there");
+async fn leader_is_gone(fixture: &TerminalFixture, id: &TerminalId) {
+    let terminal = fixture.terminals.find(id).expect("there");
     eventually(|| terminal.state().leader_gone.then_some(())).await;
 }
 
 #[tokio::test]
 async fn a_signal_reaches_a_job_whose_shell_has_ended() {
     for target in [SignalTarget::Foreground, SignalTarget::Session] {
-        let house = House::new();
+        let fixture = TerminalFixture::new();
         // It prints, so the terminal has not ended yet.
-        let terminal = house.script(&orphaned("while :; do echo x; sleep 0.02; done"));
-        let mut attachment = house.attach(&terminal.id, "a", ViewerStart::Oldest);
+        let terminal = fixture.script(&orphaned("while :; do echo x; sleep 0.02; done"));
+        let mut attachment = fixture.attach(&terminal.id, "a", ViewerStart::Oldest);
         let mut log = Log::default();
         read_until(&mut attachment, &mut log, "x").await;
-        leader_is_gone(&house, &terminal.id).await;
+        leader_is_gone(&fixture, &terminal.id).await;
         attachment.writer().signal("USR1", target).expect("sent");
         read_until(&mut attachment, &mut log, "caught").await;
-        house.terminals.close(&terminal.id, DEFAULT_GRACE).await.expect("closed");
+        fixture.terminals.close(&terminal.id, DEFAULT_GRACE).await.expect("closed");
     }
 }
 
 #[tokio::test]
 async fn the_rest_of_a_session_can_be_signalled_after_the_end_of_its_terminal() {
-    let house = House::new();
-    let heard = house.root.path().join("heard");
-    let terminal = house.script(&orphaned("echo ready; while :; do sleep 0.02; done"));
-    assert!(house.exit(&terminal.id).await.held_by_background);
-    let signal = |target| house.terminals.signal(&terminal.id, "USR1", target);
+    let fixture = TerminalFixture::new();
+    let heard = fixture.root.path().join("heard");
+    let terminal = fixture.script(&orphaned("echo ready; while :; do sleep 0.02; done"));
+    assert!(fixture.exit(&terminal.id).await.held_by_background);
+    let signal = |target| fixture.terminals.signal(&terminal.id, "USR1", target);
     assert!(matches!(signal(SignalTarget::Foreground), Err(TerminalError::Ended(_))));
     signal(SignalTarget::Session).expect("somebody is left");
     eventually(|| heard.exists().then_some(())).await;
@@ -44,10 +44,10 @@ async fn the_rest_of_a_session_can_be_signalled_after_the_end_of_its_terminal() 
 
 #[tokio::test]
 async fn a_pipeline_whose_first_program_has_ended_is_still_the_foreground_job() {
-    let house = House::new();
-    let terminal = house.open(&["bash", "-c", "set -m; true | sleep 600; echo rc ${PIPESTATUS[1]}"]);
-    let mut attachment = house.attach(&terminal.id, "a", ViewerStart::Oldest);
-    let job = || house.terminals.get(&terminal.id).expect("there").foreground;
+    let fixture = TerminalFixture::new();
+    let terminal = fixture.open(&["bash", "-c", "set -m; true | sleep 600; echo rc ${PIPESTATUS[1]}"]);
+    let mut attachment = fixture.attach(&terminal.id, "a", ViewerStart::Oldest);
+    let job = || fixture.terminals.get(&terminal.id).expect("there").foreground;
     eventually(|| (job() == "sleep").then_some(())).await;
     attachment.writer().signal("TERM", SignalTarget::Foreground).expect("sent");
     read_until(&mut attachment, &mut Log::default(), "rc 143").await;
@@ -55,13 +55,13 @@ async fn a_pipeline_whose_first_program_has_ended_is_still_the_foreground_job() 
 
 #[tokio::test]
 async fn closing_ends_what_the_leader_left_behind_and_what_it_stopped() {
-    let house = House::new();
+    let fixture = TerminalFixture::new();
     let script =
         "trap '' HUP TERM; sleep 600 & (trap '' HUP; exec sleep 600) & pid=$!; kill -STOP $pid; exec true";
-    let terminal = house.open(&["bash", "-c", script]);
-    leader_is_gone(&house, &terminal.id).await;
+    let terminal = fixture.open(&["bash", "-c", script]);
+    leader_is_gone(&fixture, &terminal.id).await;
     assert_eq!(session(&terminal).len(), 2);
-    let closed = house.terminals.close(&terminal.id, Duration::from_millis(50)).await.expect("closed");
-    assert_eq!(closed.how, ExitStatus::Code(0));
+    let closed = fixture.terminals.close(&terminal.id, Duration::from_millis(50)).await.expect("closed");
+    assert_eq!(closed.status, ExitStatus::Code(0));
     assert_eq!(session(&terminal), []);
 }

@@ -10,8 +10,8 @@ fn emulator(size: WindowSize) -> vt100::Parser {
 /// Somebody drags a window's corner over a broken link while a terminal floods.
 #[tokio::test]
 async fn a_flood_that_is_resized_and_left_and_joined_again_keeps_its_positions() {
-    let house = House::new();
-    let terminal = house.open(&["seq", "1", "9999999999999"]);
+    let fixture = TerminalFixture::new();
+    let terminal = fixture.open(&["seq", "1", "9999999999999"]);
     let mut at = None;
     for round in 0..30_u16 {
         let from = match at {
@@ -20,23 +20,23 @@ async fn a_flood_that_is_resized_and_left_and_joined_again_keeps_its_positions()
         };
         let size = WindowSize { rows: 2 + round * 7 % 60, cols: 20 + round * 13 % 200 };
         let open = AttachOptions { size: Some(size), ..attach(&terminal.id, "dragger", from) };
-        let mut attachment = house.terminals.attach(&open).expect("attached");
+        let mut attachment = fixture.terminals.attach(&open).expect("attached");
         let mut log = Log::default();
         let mut last = size;
         for step in 0..12 {
             let frame = next_frame(&mut attachment).await.expect("goes on");
             assert!(!matches!(frame.kind, FrameKind::KeepAlive), "round {round}: nothing came");
-            if let FrameKind::Screen(shot) = &frame.kind {
-                assert!(shot.size.rows <= 80 && shot.size.cols <= 240, "{:?}", shot.size);
-                let mut emulated = emulator(shot.size);
-                emulated.process(&shot.contents);
-                assert_eq!(emulated.screen().cursor_position(), shot.cursor);
+            if let FrameKind::Screen(snapshot) = &frame.kind {
+                assert!(snapshot.size.rows <= 80 && snapshot.size.cols <= 240, "{:?}", snapshot.size);
+                let mut emulated = emulator(snapshot.size);
+                emulated.process(&snapshot.contents);
+                assert_eq!(emulated.screen().cursor_position(), snapshot.cursor);
             }
             log.take(frame);
             last = WindowSize { rows: 2 + (round + step) % 70, cols: 20 + (round * step) % 200 };
             attachment.writer().resize(last, false).expect("resized");
         }
-        assert_eq!(house.terminals.get(&terminal.id).expect("there").size, last, "its last size");
+        assert_eq!(fixture.terminals.get(&terminal.id).expect("there").size, last, "its last size");
         at = Some(log.at);
     }
 }
@@ -44,25 +44,25 @@ async fn a_flood_that_is_resized_and_left_and_joined_again_keeps_its_positions()
 /// A program ends while people wait for its picture.
 #[tokio::test]
 async fn who_waits_for_a_picture_gets_it_also_when_the_program_ends_meanwhile() {
-    let house = House::new();
+    let fixture = TerminalFixture::new();
     for round in 0..8 {
-        let terminal = house.script("seq 60000; printf end");
+        let terminal = fixture.script("seq 60000; printf end");
         let mut viewers = JoinSet::new();
         for n in 0..6 {
             // Some come at once, some in the middle, some at the end.
             eventually(|| {
-                let now = house.terminals.get(&terminal.id).expect("there");
+                let now = fixture.terminals.get(&terminal.id).expect("there");
                 (now.next >= n * 60_000 || now.exit.is_some()).then_some(())
             })
             .await;
-            let mut viewer = house.attach(&terminal.id, &format!("v{n}"), ViewerStart::Screen);
+            let mut viewer = fixture.attach(&terminal.id, &format!("v{n}"), ViewerStart::Screen);
             viewers.spawn(async move {
                 let (mut log, mut emulated) = (Log::default(), emulator(WindowSize::default()));
                 while let Some(frame) = next_frame(&mut viewer).await {
                     match &frame.kind {
-                        FrameKind::Screen(shot) => {
+                        FrameKind::Screen(snapshot) => {
                             emulated.process(b"\x1bc");
-                            emulated.process(&shot.contents);
+                            emulated.process(&snapshot.contents);
                         }
                         FrameKind::Data(bytes) => emulated.process(bytes),
                         FrameKind::KeepAlive => panic!("nothing came"),
@@ -79,27 +79,27 @@ async fn who_waits_for_a_picture_gets_it_also_when_the_program_ends_meanwhile() 
             let contents = emulated.screen().contents();
             assert!(contents.ends_with("60000\nend"), "round {round}: {contents:?}");
         }
-        house.terminals.close(&terminal.id, DEFAULT_GRACE).await.expect("closed");
+        fixture.terminals.close(&terminal.id, DEFAULT_GRACE).await.expect("closed");
     }
 }
 
 #[tokio::test]
 async fn a_picture_cuts_no_character_and_no_sequence_in_two() {
-    let house = House::new();
-    let terminal = house.script(
+    let fixture = TerminalFixture::new();
+    let terminal = fixture.script(
         r"stty -echo; printf 'caf\303'; read x; printf '\251 \033[3'; read x; printf '1mred\033]0;ti'; read x; printf 'tle\007done'",
     );
-    let writer = house.attach(&terminal.id, "typist", ViewerStart::Now).writer();
+    let writer = fixture.attach(&terminal.id, "typist", ViewerStart::Now).writer();
     let steps = [(4, 3, "\u{e9} "), (9, 6, "red"), (20, 14, "done")];
     for (typed, (printed, whole, rest)) in (0..).zip(steps) {
-        eventually(|| (house.terminals.get(&terminal.id).ok()?.next >= printed).then_some(())).await;
-        let mut viewer = house.attach(&terminal.id, "viewer", ViewerStart::Screen);
+        eventually(|| (fixture.terminals.get(&terminal.id).ok()?.next >= printed).then_some(())).await;
+        let mut viewer = fixture.attach(&terminal.id, "viewer", ViewerStart::Screen);
         let mut emulated = emulator(WindowSize::default());
         loop {
             let frame = next_frame(&mut viewer).await.expect("goes on");
-            if let FrameKind::Screen(shot) = frame.kind {
-                assert_eq!(shot.offset, whole);
-                emulated.process(&shot.contents);
+            if let FrameKind::Screen(snapshot) = frame.kind {
+                assert_eq!(snapshot.offset, whole);
+                emulated.process(&snapshot.contents);
                 break;
             }
         }
@@ -116,7 +116,7 @@ async fn a_picture_cuts_no_character_and_no_sequence_in_two() {
 /// The largest window there may be, with a full-screen program, asked for by a crowd.
 #[tokio::test]
 async fn a_huge_window_costs_a_bounded_picture() {
-    let house = House::new();
+    let fixture = TerminalFixture::new();
     let huge = WindowSize::new(4096, 4096).expect("allowed");
     let program = Program {
         argv: [
@@ -129,19 +129,23 @@ async fn a_huge_window_costs_a_bounded_picture() {
         ..Program::default()
     };
     let create = CreateTerminal { program, size: huge, ..CreateTerminal::default() };
-    let terminal = house.terminals.create(create).await.expect("a terminal");
+    let terminal = fixture.terminals.create(create).await.expect("a terminal");
     let mut viewers: Vec<_> =
-        (0..16).map(|n| house.attach(&terminal.id, &format!("v{n}"), ViewerStart::Screen)).collect();
+        (0..16).map(|n| fixture.attach(&terminal.id, &format!("v{n}"), ViewerStart::Screen)).collect();
     for viewer in &mut viewers {
         loop {
             let frame = next_frame(viewer).await.expect("goes on");
             assert!(!matches!(frame.kind, FrameKind::KeepAlive), "nothing came");
-            if let FrameKind::Screen(shot) = frame.kind {
-                assert!(usize::from(shot.size.rows) * usize::from(shot.size.cols) <= 64 * 1024);
-                assert!(shot.contents.len() < 4 << 20, "fits into a message: {}", shot.contents.len());
+            if let FrameKind::Screen(snapshot) = frame.kind {
+                assert!(usize::from(snapshot.size.rows) * usize::from(snapshot.size.cols) <= 64 * 1024);
+                assert!(
+                    snapshot.contents.len() < 4 << 20,
+                    "fits into a message: {}",
+                    snapshot.contents.len()
+                );
                 break;
             }
         }
     }
-    assert_eq!(house.terminals.panics(), (0, 0));
+    assert_eq!(fixture.terminals.panics(), (0, 0));
 }

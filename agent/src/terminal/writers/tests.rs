@@ -23,11 +23,11 @@ fn a_laptop_and_a_phone_share_a_terminal() {
         "the first keeps its size"
     );
     assert_eq!(writers.resize(&phone, size(21), false), SizeChange::Unchanged, "remembered");
-    assert!(!writers.wants_reply(&phone, 200), "only the owner's emulator answers");
-    assert_eq!(writers.typed(&phone), SizeChange::Apply(size(21)), "who types has the size");
-    assert_eq!(writers.typed(&phone), SizeChange::Unchanged);
+    assert!(!writers.accepts_reply(&phone, 200), "only the owner's emulator answers");
+    assert_eq!(writers.record_input(&phone), SizeChange::Apply(size(21)), "who types has the size");
+    assert_eq!(writers.record_input(&phone), SizeChange::Unchanged);
     assert!(
-        writers.wants_reply(&phone, 101) && !writers.wants_reply(&phone, 100),
+        writers.accepts_reply(&phone, 101) && !writers.accepts_reply(&phone, 100),
         "not to what was replayed"
     );
     assert_eq!(writers.detach(&phone), SizeChange::Apply(size(50)), "the other takes over");
@@ -48,7 +48,7 @@ fn a_script_that_types_owns_no_size() {
     let mut writers = AttachedWriters::default();
     writers.attach(&id(1), Some(size(30)), 0);
     writers.attach(&id(2), None, 0);
-    assert_eq!(writers.typed(&id(2)), SizeChange::Unchanged);
+    assert_eq!(writers.record_input(&id(2)), SizeChange::Unchanged);
     assert!(writers.is_owner(&id(1)));
     assert_eq!(writers.resize(&id(9), size(9), false), SizeChange::Unchanged, "a stranger changes nothing");
     assert_eq!(writers.resize(&id(9), size(9), true), SizeChange::Apply(size(9)), "unless it takes it");
@@ -82,7 +82,7 @@ proptest! {
                 Step::AttachOptions(c, s) => writers.attach(&id(*c), s.map(size), 0),
                 Step::Detach(c) => writers.detach(&id(*c)),
                 Step::Resize(c, s, take) => writers.resize(&id(*c), size(*s), *take),
-                Step::Typed(c) => writers.typed(&id(*c)),
+                Step::Typed(c) => writers.record_input(&id(*c)),
             };
             if let Some(owner) = &writers.owner {
                 prop_assert!(writers.writers[owner].size.is_some());
