@@ -1,7 +1,8 @@
-//! The byte log: the newest bytes that a terminal or a process printed, each with a position for ever.
+//! Byte log: the newest output of a terminal or process, in which every byte has a permanent
+//! offset.
 //!
-//! Pure: no clock, no waking, no lock. Many readers share one log, each with an offset of its own; what they read are slices of
-//! the log's own chunks. Must not know who writes or reads.
+//! Pure: no clock, no notification, no lock. Many readers share a log, each with its own offset,
+//! and receive slices of the log's chunks.
 
 use std::collections::VecDeque;
 
@@ -10,24 +11,27 @@ use bytes::{Bytes, BytesMut};
 #[cfg(test)]
 mod tests;
 
-/// Largest chunk, and so the longest slice one [`ByteLog::read`] gives: what one message carries at most.
+/// Largest chunk in bytes, and thus the longest slice that [`ByteLog::read`] returns. It bounds the
+/// size of a message.
 pub const CHUNK_BYTES: usize = 64 * 1024;
-/// First chunk: a prompt fits, and an idle log costs no more.
+/// Size of the first chunk in bytes: enough for a prompt, and all that an idle log costs.
 const FIRST_CHUNK_BYTES: usize = 512;
-/// Reads of the open chunk below this are copied, others close the part they read. So a log read keystroke by keystroke is not
-/// cut into thousands of slices, and a flood is not copied.
+/// Reads of the open chunk that are shorter than this are copied; longer ones close the part that
+/// they read. A log that is read keystroke by keystroke is thus not split into thousands of slices,
+/// and a flood is not copied.
 const COPY_BELOW_BYTES: usize = 4 * 1024;
 
-/// The newest bytes of one stream of output, at most a fixed number of them.
+/// The newest bytes of one output stream, up to a fixed capacity.
 #[derive(Debug)]
 pub struct ByteLog {
     epoch: u64,
     max_bytes: usize,
     oldest: u64,
     next: u64,
-    /// Without holes; the first may begin before `oldest` by what has been let go of it already.
+    /// Consecutive chunks; the first may start before `oldest` because eviction removes whole
+    /// chunks.
     closed: VecDeque<LogChunk>,
-    /// What came last; begins where `closed` ends. Never outgrows its capacity.
+    /// Newest bytes, after `closed`. Never reallocated.
     open: BytesMut,
 }
 
@@ -37,31 +41,31 @@ struct LogChunk {
     bytes: Bytes,
 }
 
-/// What a log has at an offset.
+/// Content of a log at an offset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogRead {
-    /// Bytes `[from, to)` are no longer held; go on at `to`.
+    /// Bytes `[from, to)` were evicted; the reader continues at `to`.
     Gap {
-        /// Where the reader was.
+        /// Offset that was requested.
         from: u64,
-        /// The oldest byte that is held.
+        /// Offset of the oldest byte in the log.
         to: u64,
     },
     /// At least one byte.
     Data {
-        /// Of the first byte.
+        /// Offset of the first byte.
         offset: u64,
         /// At most [`CHUNK_BYTES`].
         bytes: Bytes,
     },
-    /// Nothing yet: the reader has everything.
+    /// The reader has everything.
     AtEnd,
-    /// No byte with this offset has been written.
+    /// The offset is after the end of the log.
     Beyond,
 }
 
 impl ByteLog {
-    /// An empty log that will hold the newest `max_bytes` (at least 1). Allocates nothing.
+    /// Creates an empty log for the newest `max_bytes` (at least 1). Allocates nothing.
     pub fn new(epoch: u64, max_bytes: usize) -> Self {
         Self {
             epoch,
@@ -73,12 +77,12 @@ impl ByteLog {
         }
     }
 
-    /// Which life of the log this is.
+    /// Epoch of the log. Each start of the agent begins a new epoch, with offsets from 0.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// Offset of the oldest byte that is held.
+    /// Offset of the oldest byte in the log.
     pub fn oldest(&self) -> u64 {
         self.oldest
     }
@@ -88,12 +92,12 @@ impl ByteLog {
         self.next
     }
 
-    /// How many bytes are held at most.
+    /// Capacity in bytes.
     pub fn max_bytes(&self) -> usize {
         self.max_bytes
     }
 
-    /// Appends; the oldest bytes make room.
+    /// Appends bytes and evicts the oldest ones beyond the capacity.
     pub fn push(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             if self.open.len() == self.open.capacity() {
@@ -109,14 +113,15 @@ impl ByteLog {
         }
     }
 
-    /// Lets go of all that is held; positions go on.
+    /// Evicts everything; offsets continue.
     pub fn clear(&mut self) {
         self.oldest = self.next;
         self.closed.clear();
         self.open = BytesMut::new();
     }
 
-    /// What there is at `from`, at most `max` bytes (at least one) of it. Changes nothing that a reader could see.
+    /// Reads up to `max` bytes (at least one) at `from`. Readers observe no change; internally the
+    /// open chunk may be closed.
     pub fn read(&mut self, from: u64, max: usize) -> LogRead {
         if from < self.oldest {
             return LogRead::Gap { from, to: self.oldest };
@@ -137,7 +142,7 @@ impl ByteLog {
             }
             self.close_open();
         }
-        // The chunk that holds `from`: the last one that does not begin behind it.
+        // The chunk that holds `from` is the last one that does not start after it.
         let index = self.closed.partition_point(|chunk| chunk.offset <= from) - 1;
         let chunk = &self.closed[index];
         let at = (from - chunk.offset) as usize;
@@ -145,13 +150,14 @@ impl ByteLog {
         LogRead::Data { offset: from, bytes: chunk.bytes.slice(at..at + len) }
     }
 
-    /// Chunks grow with the log, so nothing is ever moved and at most half of what is allocated is empty.
+    /// Size of the next chunk. Chunks grow with the log, so that bytes are never moved and at most
+    /// half of the allocation is empty.
     fn chunk_bytes(&self) -> usize {
         let held = (self.next - self.oldest) as usize;
         held.clamp(FIRST_CHUNK_BYTES, CHUNK_BYTES).min(self.max_bytes)
     }
 
-    /// Makes the open bytes shareable; what is left of their buffer stays open.
+    /// Makes the open bytes shareable. The rest of their buffer stays open.
     fn close_open(&mut self) {
         if !self.open.is_empty() {
             let bytes = self.open.split().freeze();

@@ -7,8 +7,9 @@
 //!                        └──────┘
 //! ```
 //!
-//! One task per terminal owns its PTY (`task`); everybody else shares `state` under a short lock and is woken by it. The pure parts
-//! (`input`, `writers`, `escape`, `screen`) know neither. Must not know the wire.
+//! One task per terminal owns its PTY (`task`). Viewers and writers share `state` under a short
+//! lock and wake the task through a `Notify`. The pure modules (`input_sequencer`, `writers`,
+//! `escape`, `screen`) do no IO and read no clock. Nothing here depends on protobuf.
 
 mod attachment;
 mod builder;
@@ -65,12 +66,12 @@ pub use self::{
 };
 use crate::child::ExitStatus;
 
-/// Largest window side, in cells.
+/// Largest number of rows or columns of a window.
 const MAX_SIDE_CELLS: u16 = 4096;
-/// Largest piece of input, in bytes.
+/// Largest accepted input message, in bytes.
 pub const MAX_INPUT_BYTES: usize = 1024 * 1024;
 
-/// A window in character cells.
+/// Window size in character cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WindowSize {
     /// 1 to 4096.
@@ -79,108 +80,102 @@ pub struct WindowSize {
     pub cols: u16,
 }
 
-/// Where a viewer begins.
+/// Point in the output at which a viewer starts to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ViewerStart {
-    /// Behind the last byte it has.
+    /// Resumes after the last byte that the client has.
     Position {
-        /// The life of the log it knows.
+        /// Epoch of the log that the client read from.
         epoch: u64,
-        /// Of the next byte.
+        /// Offset of the next byte to send.
         offset: u64,
     },
-    /// With a picture of the screen.
+    /// Starts with a snapshot of the screen, followed by new output.
     Screen,
-    /// With everything that is held.
+    /// Starts with the oldest byte in the log.
     Oldest,
-    /// With what comes.
+    /// Starts with the next byte that the program prints.
     Now,
 }
 
-/// How a terminal ended.
+/// Exit of a terminal, sent after its last output byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TerminalExit {
-    /// What its leader ended with.
+    /// Exit status of the session leader.
     pub status: ExitStatus,
-    /// Offset after the last byte.
+    /// Offset after the last output byte.
     pub final_offset: u64,
-    /// When.
     pub ended_at: SystemTime,
-    /// A background job still held the PTY.
+    /// True if a background job still held the PTY open when the terminal ended.
     pub held_by_background: bool,
 }
 
-/// One piece of input.
+/// One message of input from a client.
 #[derive(Debug, Clone, Copy)]
 pub struct TerminalInput<'a> {
-    /// The life of the log it is meant for.
+    /// Epoch of the log that the client types into. Input for an older epoch is rejected.
     pub epoch: u64,
-    /// Of its first byte, in the client's stream.
+    /// Offset of the first byte in the client's own input stream.
     pub offset: u64,
     /// 1 byte to 1 MiB.
     pub data: &'a [u8],
-    /// Who made it.
     pub kind: InputKind,
 }
 
-/// Who made a piece of input.
+/// Origin of input, which decides whether it counts as activity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InputKind {
-    /// Somebody typed: intent.
+    /// Keystrokes or a paste. Counts as activity.
     User,
-    /// An emulator answered by itself.
+    /// Automatic reply of a terminal emulator to a query. Does not count as activity.
     Reply {
-        /// Up to which output it had been fed.
+        /// Output offset that the emulator had processed when it replied.
         at: u64,
     },
 }
 
-/// What is known of a terminal.
+/// Description of a terminal at one moment.
 #[derive(Debug, Clone)]
 pub struct TerminalInfo {
-    /// Which.
     pub id: TerminalId,
-    /// For people.
+    /// Display name.
     pub name: String,
-    /// Program and arguments.
     pub argv: Vec<String>,
-    /// Now.
     pub size: WindowSize,
-    /// Of its log.
+    /// Epoch of the log.
     pub epoch: u64,
-    /// Of its log.
+    /// Offset of the oldest byte in the log.
     pub oldest: u64,
-    /// Of its log.
+    /// Offset that the next output byte will have.
     pub next: u64,
-    /// As the program set it; empty if never.
+    /// Title that the program last set; empty if it set none.
     pub title: String,
-    /// As the shell reported it, else the leader's.
+    /// Directory that the shell reported by OSC 7, otherwise the leader's working directory.
     pub cwd: String,
-    /// Empty while the leader itself waits.
+    /// Command in the foreground; empty while the shell waits at its prompt.
     pub foreground: String,
-    /// When.
     pub created: SystemTime,
-    /// The session's leader; `None` if that was another agent's.
+    /// Session leader; `None` if it ended before this agent started.
     pub pid: Option<Pid>,
-    /// Once it has ended.
+    /// `Some` once the terminal has ended.
     pub exit: Option<TerminalExit>,
-    /// Output kept at most.
+    /// Capacity of the log, in bytes.
     pub ring_bytes: usize,
-    /// How many watch it.
+    /// Number of attached viewers.
     pub viewers: usize,
 }
 
-/// Whom a signal is for.
+/// Processes that a signal is sent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignalTarget {
-    /// The foreground process group.
+    /// Foreground process group of the PTY.
     Foreground,
     /// Every process of the session.
     Session,
 }
 
 impl WindowSize {
-    /// A size within the allowed range.
+    /// Returns an error if either side is outside 1 to 4096.
     pub fn new(rows: u32, cols: u32) -> Result<Self, TerminalError> {
         let side = |n: u32| u16::try_from(n).ok().filter(|n| (1..=MAX_SIDE_CELLS).contains(n));
         match (side(rows), side(cols)) {

@@ -1,7 +1,8 @@
-//! Attachment: one terminal, both ways on one stream.
+//! Attachment: output and input of one terminal on one stream.
 //!
-//! Reading and writing are apart: [`Attachment`] gives frames and acknowledgements, [`AttachmentWriter`] takes requests and never waits. So a
-//! program that does not read its input holds up neither its own output nor the acks that a reader sends after its input.
+//! [`Attachment`] yields frames and acknowledgements; [`AttachmentWriter`] accepts requests without
+//! waiting. A program that does not read its input therefore blocks neither its own output nor the
+//! acks of its reader.
 
 use std::{
     collections::VecDeque,
@@ -16,65 +17,63 @@ use super::{
 };
 use crate::admission::{AdmitError, Attempt, Intent};
 
-/// Refusals that wait to be sent. Beyond it the oldest is dropped: the newest says what is expected.
+/// Rejections that wait to be sent. On overflow the oldest is dropped, because the newest has the
+/// current expected offset.
 const MAX_PENDING_REJECTIONS: usize = 32;
 
-/// How somebody attaches.
+/// Parameters of an attachment.
 #[derive(Debug, Clone)]
 pub struct AttachOptions {
-    /// To which.
     pub terminal: TerminalId,
-    /// Where to begin.
+    /// Point in the output at which the attachment starts.
     pub from: ViewerStart,
-    /// Names its stream of input; `None` only for somebody who only watches.
+    /// Identifies the client's input stream; `None` is allowed only for a read-only attachment.
     pub client: Option<ClientId>,
-    /// Its window; without it it owns no size.
+    /// Client's window size; a client without one never owns the terminal's size.
     pub size: Option<WindowSize>,
-    /// Bytes under way without an ack; 0: any number.
+    /// Output bytes that may be unacknowledged; 0 means unlimited.
     pub credit: u64,
-    /// The PTY waits for this reader.
+    /// The PTY is not read while this viewer is about to fall off the log (at most 60 s).
     pub lossless: bool,
-    /// Input is refused.
+    /// All input, resizes and signals are rejected.
     pub read_only: bool,
 }
 
-/// What an attachment has to say.
+/// Event that an attachment sends to its client.
 #[derive(Debug)]
 pub enum AttachmentEvent {
-    /// Something happened.
     Frame(Frame),
-    /// All input before it is in the PTY.
+    /// The agent has written all of the client's input before `next` to the PTY.
     Ack {
-        /// Of the input.
+        /// Epoch of the input.
         epoch: u64,
-        /// What is expected next.
+        /// Offset of the next input byte that the agent has not written yet.
         next: u64,
     },
-    /// Input was not taken; the stream goes on.
+    /// Input was rejected; the stream continues.
     Rejected(InputRejection),
 }
 
-/// Input that was not taken.
+/// Input that was rejected, and where the client continues.
 #[derive(Debug)]
 pub struct InputRejection {
-    /// Why.
     pub error: TerminalError,
-    /// The current one.
+    /// Current epoch of the terminal.
     pub epoch: u64,
-    /// What is expected next of this client.
+    /// Offset that the agent expects next from this client.
     pub expected: u64,
 }
 
-/// The reading side. Dropping it is leaving.
+/// Reading side of an attachment. Dropping it detaches the viewer.
 #[derive(Debug)]
 pub struct Attachment {
     watch: TerminalWatch,
     writer: AttachmentWriter,
-    /// Up to which input was acknowledged.
+    /// Offset up to which input was last acknowledged.
     acked: u64,
 }
 
-/// The writing side.
+/// Writing side of an attachment.
 #[derive(Debug, Clone)]
 pub struct AttachmentWriter {
     terminal: Arc<Terminal>,
@@ -85,11 +84,11 @@ pub struct AttachmentWriter {
     wake: Arc<Notify>,
 }
 
-/// What the reading side has to say for the writing side.
+/// Responses that the writing side leaves for the reading side to send.
 #[derive(Debug, Default)]
 struct PendingResponses {
     rejections: VecDeque<InputRejection>,
-    /// A repeat came, whose acknowledgement was lost.
+    /// The client repeated input that was already written, so the acknowledgement is sent again.
     repeated: bool,
 }
 
@@ -102,7 +101,7 @@ impl Attachment {
         attach: &AttachOptions,
     ) -> Self {
         let client = attach.client.clone();
-        // What was written before is told by `started`.
+        // Input that was written earlier is reported by the `Started` frame.
         let acked = client.as_ref().map_or(0, |client| terminal.state().inputs.written(client));
         let writer = AttachmentWriter {
             terminal,
@@ -115,15 +114,16 @@ impl Attachment {
         Self { watch, writer, acked }
     }
 
-    /// The other side.
+    /// Returns a handle to the writing side.
     pub fn writer(&self) -> AttachmentWriter {
         self.writer.clone()
     }
 
-    /// What comes next; waits for it. `None`: the terminal has ended and everything was said.
+    /// Waits for the next event. Returns `None` after the exit of the terminal was sent.
+    /// Cancel-safe.
     pub async fn next(&mut self) -> Option<AttachmentEvent> {
         loop {
-            // Acknowledgements first: they are few, and a flood of output must not hold them up.
+            // Acknowledgements go first: they are few, and a flood of output must not delay them.
             if let Some(event) = self.pending_response() {
                 return Some(event);
             }
@@ -156,7 +156,7 @@ impl Attachment {
 }
 
 impl AttachmentWriter {
-    /// Asks at the door for so many bytes.
+    /// Asks the admission gate to admit this many bytes of keystrokes.
     pub(super) fn try_admit(&self, bytes: usize) -> Result<(), AdmitError> {
         self.terminal.gate.try_admit(Intent::Keystroke, bytes)
     }
@@ -168,7 +168,8 @@ impl AttachmentWriter {
         }
     }
 
-    /// This client's input before `end` was taken. It is acknowledged when it is written, a repeat at once.
+    /// Schedules the acknowledgement of input before `end`: now for a repeat, otherwise once it is
+    /// written.
     pub(super) fn accepted(&self, end: u64) {
         let Some(client) = &self.client else { return };
         let written = self.terminal.state().inputs.written(client);
@@ -178,7 +179,7 @@ impl AttachmentWriter {
         self.wake.notify_one();
     }
 
-    /// Input was not taken.
+    /// Queues a rejection for the reading side.
     pub(super) fn reject(&self, error: TerminalError) {
         let Some(client) = &self.client else { return };
         let (expected, epoch) = {
@@ -194,7 +195,8 @@ impl AttachmentWriter {
         self.wake.notify_one();
     }
 
-    /// Its window has this size; `take` makes it the owner.
+    /// Sets the client's window size. `take` also makes the client the owner of the terminal's
+    /// size.
     pub fn resize(&self, size: WindowSize, take: bool) -> Result<(), TerminalError> {
         match &self.client {
             Some(client) if !self.read_only => self.terminal.resize(client, size, take).map(drop),
@@ -202,13 +204,13 @@ impl AttachmentWriter {
         }
     }
 
-    /// Output before this offset has been processed.
+    /// Grants credit: the client has processed all output before `offset`.
     pub fn ack(&self, offset: u64) {
         let epoch = self.terminal.state().log.epoch();
         viewer::ack(&self.terminal, self.viewer, epoch, offset);
     }
 
-    /// Sends a signal.
+    /// Sends a signal by name, such as `INT`.
     pub fn signal(&self, signal: &str, target: SignalTarget) -> Result<(), TerminalError> {
         if self.read_only {
             return Err(TerminalError::ReadOnly);

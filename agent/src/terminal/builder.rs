@@ -1,4 +1,5 @@
-//! TerminalBuilder: how a terminal begins, new or as one that was kept: its id, its log and what is known before its program says anything.
+//! Builder for terminals: holds id, log, title and directory until the program has started or is
+//! known to have ended.
 
 use std::{
     sync::{Arc, Mutex},
@@ -17,15 +18,15 @@ use super::{
 };
 use crate::{admission::AdmissionGate, byte_log::ByteLog, child::ExitStatus, claim::Claim};
 
-/// A terminal as its task takes it on.
+/// A new terminal with what its task needs to run it.
 pub(super) struct OpenedTerminal {
     pub(super) terminal: Arc<Terminal>,
-    /// `None`: it has ended.
+    /// `None` if the terminal has already ended.
     pub(super) pty: Option<Arc<Pty>>,
     pub(super) ended: watch::Receiver<Option<ExitStatus>>,
 }
 
-/// What is there before the program.
+/// State of a terminal before its program starts.
 #[derive(Debug)]
 pub(super) struct TerminalBuilder {
     id: TerminalId,
@@ -35,7 +36,7 @@ pub(super) struct TerminalBuilder {
     cwd: String,
 }
 
-/// What a terminal is called and started with.
+/// Name, command line and size of a terminal.
 #[derive(Debug)]
 pub(super) struct TerminalSpec {
     pub(super) name: String,
@@ -46,7 +47,7 @@ pub(super) struct TerminalSpec {
 }
 
 impl TerminalBuilder {
-    /// Of one that never was.
+    /// Starts a new terminal with an empty log.
     pub(super) fn new(claim: &Claim) -> Self {
         Self {
             id: TerminalId::random(),
@@ -57,7 +58,8 @@ impl TerminalBuilder {
         }
     }
 
-    /// Of one that was kept; positions begin anew, for it is another epoch.
+    /// Starts from a journal. The id is preserved; offsets start at 0 again because the epoch is
+    /// new.
     pub(super) fn from_journal(metadata: &JournalMetadata, claim: &Claim) -> Self {
         Self {
             id: TerminalId::new(&metadata.id),
@@ -68,17 +70,17 @@ impl TerminalBuilder {
         }
     }
 
-    /// Printed before anything else is.
+    /// Appends to the log, ahead of all output of the program.
     pub(super) fn push_output(&mut self, bytes: &[u8]) {
         self.log.push(bytes);
     }
 
-    /// How much has been printed.
+    /// Returns the offset after the last byte in the log.
     pub(super) fn end_offset(&self) -> u64 {
         self.log.next()
     }
 
-    /// With its program.
+    /// Completes the terminal with its running program.
     pub(super) fn build_running(self, started: StartedProgram, gate: &Arc<AdmissionGate>) -> OpenedTerminal {
         let StartedProgram { pty, child, spec } = started;
         let pty = Arc::new(pty);
@@ -86,11 +88,11 @@ impl TerminalBuilder {
         let terminal = new_terminal(self.id, self.created, Some(child.pid), spec, state, gate);
         set_title_and_cwd(&terminal, self.title, self.cwd);
         let program = terminal.argv.first().map_or("", String::as_str);
-        tracing::info!(terminal = %terminal.id, pid = %child.pid, program, "opened a terminal");
+        tracing::info!(terminal = %terminal.id, pid = %child.pid, program, "terminal opened");
         OpenedTerminal { terminal, pty: Some(pty), ended: child.ended }
     }
 
-    /// Without one: it has ended.
+    /// Completes the terminal without a program, as one that has ended.
     pub(super) fn build_ended(
         self,
         spec: TerminalSpec,

@@ -1,4 +1,4 @@
-//! TerminalCounters: what is counted over all terminals of the workspace, ended ones included. Must not know any of them.
+//! Counters over all terminals of the workspace, including ended and removed ones.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -7,16 +7,16 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// The counts.
+/// Totals for metrics and activity, and the signal that the journal has something to save.
 #[derive(Debug)]
 pub(super) struct TerminalCounters {
     started_at: Instant,
     bytes: AtomicU64,
-    /// Milliseconds after `started_at`, plus 1; 0: never.
+    /// Milliseconds after `started_at`, plus 1; 0 before the first output.
     last_output: AtomicU64,
     task_panics: AtomicU64,
     model_panics: AtomicU64,
-    /// Ticks when there is something new to keep.
+    /// Notified when a journal needs saving.
     dirty: Notify,
 }
 
@@ -41,12 +41,12 @@ impl TerminalCounters {
         self.mark_dirty();
     }
 
-    /// Something has changed that is worth keeping.
+    /// Reports that the state of a terminal changed and needs saving.
     pub(super) fn mark_dirty(&self) {
         self.dirty.notify_one();
     }
 
-    /// Waits for such a change; one that came before is not missed.
+    /// Waits for a change. A change before the call is not missed; several count as one.
     pub(super) async fn wait_dirty(&self) {
         self.dirty.notified().await;
     }
@@ -59,18 +59,18 @@ impl TerminalCounters {
         self.model_panics.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Bytes that were printed.
+    /// Total output of all terminals, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// When anything was last printed.
+    /// Time of the last output of any terminal.
     pub(super) fn last_output(&self) -> Option<Instant> {
         let after = self.last_output.load(Ordering::Relaxed).checked_sub(1)?;
         Some(self.started_at + Duration::from_millis(after))
     }
 
-    /// Of tasks, and of screen models.
+    /// Number of panics of terminal tasks, and of screen models.
     pub(super) fn panics(&self) -> (u64, u64) {
         (self.task_panics.load(Ordering::Relaxed), self.model_panics.load(Ordering::Relaxed))
     }

@@ -1,4 +1,4 @@
-//! CreateTerminal: what somebody asks to open, whether it may be, and how its program is started. Must not know the other terminals.
+//! Validation of a create request, and the start of its program on a new PTY.
 
 use super::{
     TerminalError, WindowSize,
@@ -12,27 +12,27 @@ use crate::{
     spawn::{Launcher, Program, spawn_failed, truncate_argv},
 };
 
-/// Longest name, in characters.
+/// Longest display name, in characters.
 const MAX_NAME_CHARS: usize = 100;
 /// Longest request id, in bytes.
 const MAX_REQUEST_ID_BYTES: usize = 64;
-/// What a program may expect of the terminal if nobody says otherwise.
+/// Value of `TERM` unless the request or the claim sets one.
 const TERM: &str = "xterm-256color";
 
-/// What to open.
+/// Request to create a terminal.
 #[derive(Debug, Clone, Default)]
 pub struct CreateTerminal {
-    /// Program, environment and folder; an empty `argv` is the workspace's shell as a login shell.
+    /// Program, environment and directory. An empty `argv` means the workspace's shell as a login
+    /// shell.
     pub program: Program,
-    /// Of the window.
     pub size: WindowSize,
-    /// For people; empty: the program's name.
+    /// Display name; the program's name if empty.
     pub name: String,
-    /// Chosen by the client so that it may ask again; may be empty.
+    /// Client-chosen id that makes a retry return the same terminal; may be empty.
     pub request_id: String,
 }
 
-/// A program that was started on a PTY of its own.
+/// A program that was started on its own PTY.
 pub(super) struct StartedProgram {
     pub(super) pty: Pty,
     pub(super) child: Child,
@@ -40,7 +40,7 @@ pub(super) struct StartedProgram {
 }
 
 impl CreateTerminal {
-    /// Whether what it says about itself is allowed.
+    /// Returns an error if the name or the request id is too long.
     pub(super) fn validate(&self) -> Result<(), TerminalError> {
         if self.name.chars().count() > MAX_NAME_CHARS {
             return Err(TerminalError::BadField { field: "name", allowed: "at most 100 characters" });
@@ -51,7 +51,7 @@ impl CreateTerminal {
         Ok(())
     }
 
-    /// Starts the program on a PTY of its own. Blocks for the time of a fork.
+    /// Starts the program on a new PTY. Blocks for the time of a fork (about 1 ms).
     pub(super) fn start(
         mut self,
         launcher: &Launcher,

@@ -1,102 +1,93 @@
-//! What can go wrong with a terminal, for whoever asked.
+//! Errors of requests about terminals.
 
 use std::io;
 
 use super::{TerminalExit, TerminalId, pty::PtyOpenError};
 use crate::{admission::Rejection, spawn::SpawnError};
 
-/// Why a request about a terminal was not done.
+/// Reason why a request about a terminal failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TerminalError {
     /// A field is missing or outside its range.
-    #[error("{field}: allowed is {allowed}")]
+    #[error("invalid {field}: must be {allowed}")]
     BadField {
-        /// As in the .proto.
+        /// Name of the field in the proto.
         field: &'static str,
-        /// What is allowed.
+        /// Allowed range, in words.
         allowed: &'static str,
     },
-    /// There is none with this id.
-    #[error("there is no terminal {0}; it may have been closed")]
+    #[error("terminal {0} does not exist; it may have been closed")]
     NotFound(TerminalId),
-    /// The watch is over.
-    #[error("there is no watch {0}; it is over")]
+    /// No open watch has this id.
+    #[error("watch {0} does not exist; it has ended")]
     WatchNotFound(String),
-    /// The program could not be started.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
-    /// No PTY, or no descriptor for one.
+    /// The system has no PTY or no file descriptor left.
     #[error(transparent)]
     Pty(#[from] PtyOpenError),
-    /// Input for another life of the log.
-    #[error("this was meant for an earlier life of the terminal; it is now in epoch {epoch}")]
+    /// The input was sent for an earlier epoch of the log.
+    #[error("input is for an earlier run of the terminal, which is now in epoch {epoch}")]
     StaleEpoch {
-        /// The current one.
+        /// Current epoch.
         epoch: u64,
     },
-    /// Input with a hole before it.
-    #[error("input is missing before this; send from offset {expected}")]
+    /// Bytes before this input are missing.
+    #[error("earlier input is missing; send from offset {expected}")]
     InputHole {
-        /// Where to go on.
+        /// Offset from which the client has to send.
         expected: u64,
     },
-    /// Input of a client that was away for long, while many others typed.
+    /// The client was evicted while it was away, so its earlier offsets are unknown.
     #[error(
         "the terminal no longer knows this client's input, so it cannot tell whether this was typed already; new input goes on at offset {expected}"
     )]
     InputForgotten {
-        /// Where new input goes on.
+        /// Offset at which new input continues.
         expected: u64,
     },
-    /// The program does not read its input.
+    /// The input queue is full because the program does not read.
     #[error(
         "the program does not read its input and enough of it waits; send from offset {expected} after the next acknowledgement"
     )]
     InputFull {
-        /// Where to go on.
+        /// Offset from which the client has to send.
         expected: u64,
     },
-    /// The stream was opened for watching only.
+    /// The attachment is read-only.
     #[error("this stream is read-only")]
     ReadOnly,
-    /// It has ended.
     #[error("the terminal has ended")]
     Ended(TerminalExit),
-    /// The workspace takes nothing now.
+    /// The admission gate rejected the request.
     #[error(transparent)]
     Rejected(#[from] Rejection),
-    /// A position behind the end of the log.
-    #[error("this position lies beyond the end of the log, which is at {next}")]
+    /// The requested position lies after the end of the log.
+    #[error("position is after the end of the log, which is at offset {next}")]
     BadOffset {
-        /// The end.
+        /// Offset of the end of the log.
         next: u64,
     },
-    /// As many as the policy allows, none of them ended.
-    #[error("there are {limit} terminals already; close one")]
-    TooManyTerminals {
-        /// How many may be.
-        limit: usize,
-    },
-    /// Too many viewers or clients.
-    #[error("there are {limit} {what} already; end one")]
+    /// The policy's limit is reached, and no terminal has ended.
+    #[error("the limit of {limit} terminals is reached; close one")]
+    TooManyTerminals { limit: usize },
+    /// A limit on viewers, clients or streams is reached.
+    #[error("the limit of {limit} {what} is reached; close one")]
     TooManyStreams {
-        /// Of what.
+        /// Kind of stream, in the plural.
         what: &'static str,
-        /// How many may be.
         limit: usize,
     },
-    /// Its processes did not end, not even killed.
-    #[error("the terminal's processes did not end, although they were killed")]
+    /// Processes of the session survived KILL for 5 s.
+    #[error("the terminal's processes did not exit after KILL")]
     ProcessesSurvivedKill,
-    /// The agent ends.
     #[error("the agent is shutting down")]
     ShuttingDown,
-    /// The operating system refused.
+    /// A system call failed.
     #[error("cannot {operation}")]
     Io {
-        /// What was tried.
+        /// Operation that failed, as a verb phrase.
         operation: &'static str,
-        /// Why not.
         source: io::Error,
     },
 }

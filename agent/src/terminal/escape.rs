@@ -1,34 +1,36 @@
-//! Escape: where escape sequences begin and end in output, and the two that name things (title and working folder).
+//! Scanner that finds the boundaries of escape sequences in output, and reads titles and
+//! directories from them.
 //!
-//! Pure, and quick enough for every byte: text is skipped by looking for ESC. It is not an emulator; what a sequence does to the
-//! screen is the business of `screen`.
+//! Pure, and fast enough for every byte: it skips text by searching for ESC. It does not emulate a
+//! terminal; `screen` does.
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
 
 #[cfg(test)]
 mod tests;
 
-/// Longest text of a title or folder that is read; a longer one is ignored.
+/// Longest text of a title or directory that is read, in bytes; a longer one is ignored.
 const MAX_TEXT_BYTES: usize = 4096;
-/// Longest title that is kept, in characters: it is shown on one line.
+/// Longest title that is retained, in characters: it is shown on one line.
 const MAX_TITLE_CHARS: usize = 256;
 
-/// What a sequence named.
+/// Metadata that a program set by an OSC sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum OscEvent {
     /// OSC 0 or 2.
     Title(String),
-    /// OSC 7, a `file:` URL.
+    /// OSC 7 with a `file:` URL.
     Directory(PathBuf),
 }
 
-/// Follows one stream of output.
+/// State machine over one stream of output. The stream may be cut anywhere.
 #[derive(Debug, Default)]
 pub(super) struct EscapeScanner {
     state: ScannerState,
-    /// Of an OSC, as far as it is worth keeping.
+    /// Text of the current OSC, up to one byte more than `MAX_TEXT_BYTES`.
     text: Vec<u8>,
-    /// Where in the bytes of the last scan the sequence began that is not over; `None` if it began before them.
+    /// Index in the last scan at which the unfinished sequence starts; `None` if it started
+    /// earlier.
     sequence_start: Option<usize>,
 }
 
@@ -38,32 +40,34 @@ enum ScannerState {
     Ground,
     /// After ESC.
     Escape,
-    /// ESC and intermediates.
+    /// After ESC and intermediate bytes.
     Intermediate,
-    /// ESC [.
+    /// After `ESC [`.
     Csi,
-    /// ESC ].
+    /// After `ESC ]`.
     Osc,
-    /// ESC in an OSC.
+    /// After ESC within an OSC.
     OscEscape,
-    /// DCS, SOS, PM or APC: until ST.
+    /// Within DCS, SOS, PM or APC, until ST.
     String,
-    /// ESC in one of these.
+    /// After ESC within such a string.
     StringEscape,
 }
 
 impl EscapeScanner {
-    /// Whether the next byte begins something new.
+    /// Returns true between sequences.
     pub(super) fn is_ground(&self) -> bool {
         self.state == ScannerState::Ground
     }
 
-    /// How many of the bytes of the last scan may be handed on without cutting a sequence; 0 also for one that began earlier.
+    /// Number of bytes of the last scan that end before an unfinished sequence. 0 also if the
+    /// sequence started in an earlier scan.
     pub(super) fn complete_len(&self, scanned: usize) -> usize {
         if self.is_ground() { scanned } else { self.sequence_start.unwrap_or(0) }
     }
 
-    /// Goes over the next bytes of the stream. `named` gets what was named and the index behind its sequence.
+    /// Scans the next bytes of the stream. Calls `named` with each OSC event and the index after
+    /// its sequence.
     pub(super) fn scan(&mut self, bytes: &[u8], mut named: impl FnMut(usize, OscEvent)) {
         let mut at = 0;
         self.sequence_start = None;
@@ -88,14 +92,14 @@ impl EscapeScanner {
     }
 
     fn step(&mut self, byte: u8) -> Option<OscEvent> {
-        // CAN and SUB end anything.
+        // CAN and SUB abort any sequence.
         if matches!(byte, 0x18 | 0x1a) {
             self.text = Vec::new();
             self.state = ScannerState::Ground;
             return None;
         }
         let (next, found) = match (self.state, byte) {
-            // An ESC begins anew, and ends a string if `\` follows.
+            // ESC starts a new sequence; within a string it ends the string if `\` follows.
             (ScannerState::Osc, ESC) => (ScannerState::OscEscape, None),
             (ScannerState::String, ESC) => (ScannerState::StringEscape, None),
             (ScannerState::OscEscape, b'\\') => (ScannerState::Ground, self.parse_osc()),
@@ -108,7 +112,7 @@ impl EscapeScanner {
                     b']' => (ScannerState::Osc, None),
                     b'P' | b'X' | b'^' | b'_' => (ScannerState::String, None),
                     0x20..=0x2f => (ScannerState::Intermediate, None),
-                    // Control characters act within a sequence and do not end it.
+                    // Control characters take effect within a sequence and do not end it.
                     0x00..=0x1f => (ScannerState::Escape, None),
                     _ => (ScannerState::Ground, None),
                 }
@@ -152,8 +156,8 @@ impl EscapeScanner {
 
 const ESC: u8 = 0x1b;
 
-/// The path of a `file://host/path` URL. The host is not looked at: a shell over ssh names a folder elsewhere, and nobody but the
-/// reader can know.
+/// Returns the path of a `file://host/path` URL. The host is ignored: a shell over ssh names a
+/// remote directory, and only the user can tell.
 fn file_url_path(url: &[u8]) -> Option<PathBuf> {
     let rest = url.strip_prefix(b"file://")?;
     let path = &rest[rest.iter().position(|b| *b == b'/')?..];

@@ -1,22 +1,23 @@
-//! ForegroundPoller: what is asked of the kernel about a terminal, folder and foreground job, because nobody tells.
+//! Polls the kernel for a terminal's working directory and foreground job, which no event reports.
 //!
-//! Looked at soon after something happened and while somebody watches: an idle terminal costs no wake-up. Must not know the PTY.
+//! A poll follows soon after a change, and only while the terminal has viewers: an idle terminal
+//! costs no wake-up.
 
 use std::time::{Duration, Instant};
 
 use super::{Terminal, state::TerminalState};
 
-/// After something happened they are looked at this much later: once for a burst of events.
+/// Delay between a change and the poll that follows it. A burst of changes costs one poll.
 const POLL_DELAY: Duration = Duration::from_millis(150);
 
-/// When they are looked at next.
+/// Schedule of the polls of one terminal.
 #[derive(Debug, Default)]
 pub(super) struct ForegroundPoller {
     at: Option<Instant>,
 }
 
 impl ForegroundPoller {
-    /// Looks if it is time; says when to come back.
+    /// Polls if the time has come. Returns the time of the next poll.
     pub(super) fn poll(
         &mut self,
         terminal: &Terminal,
@@ -42,7 +43,7 @@ impl ForegroundPoller {
         self.at
     }
 
-    /// The terminal has ended: nobody is in the foreground.
+    /// Clears the foreground job and cancels the next poll, because the terminal has ended.
     pub(super) fn stop(&mut self, state: &mut TerminalState) {
         let next = state.log.next();
         state.foreground.set(String::new(), next);

@@ -1,4 +1,4 @@
-//! Frame: what a viewer is told, one thing at a time and in order.
+//! Frames: the ordered events that a viewer receives.
 
 use std::sync::Arc;
 
@@ -6,56 +6,53 @@ use bytes::Bytes;
 
 use super::{ScreenSnapshot, TerminalExit, TerminalId, WindowSize};
 
-/// One thing that happened in a terminal.
+/// One event of a terminal.
 #[derive(Debug, Clone)]
 pub struct Frame {
-    /// Where.
     pub terminal: TerminalId,
-    /// Of the position.
+    /// Epoch of the log that `offset` refers to.
     pub epoch: u64,
-    /// The position at which it happened.
+    /// Output offset at which the event happened.
     pub offset: u64,
-    /// What.
     pub kind: FrameKind,
 }
 
-/// What happened.
+/// Payload of a frame.
 #[derive(Debug, Clone)]
 pub enum FrameKind {
-    /// The stream begins.
+    /// First frame of a stream.
     Started {
-        /// The oldest byte that is held.
+        /// Offset of the oldest byte in the log.
         oldest: u64,
-        /// The end of the log.
+        /// Offset of the end of the log.
         next: u64,
-        /// Now.
         size: WindowSize,
-        /// What is expected next of this client's input.
+        /// Offset expected next in this client's input stream.
         input_offset: u64,
-        /// Queries before it were replayed.
+        /// Queries in output before this offset were replayed, so replies to them are dropped.
         live_from: u64,
     },
-    /// Output.
+    /// Output bytes.
     Data(Bytes),
-    /// Bytes `[from, to)` that this reader can no longer have.
+    /// Bytes `[from, to)` are no longer available to this reader.
     Gap {
-        /// The first.
+        /// First missing offset.
         from: u64,
-        /// Where it goes on.
+        /// Offset at which the output continues.
         to: u64,
     },
-    /// What the screen shows.
+    /// Content of the screen after all bytes before `offset`.
     Screen(Arc<ScreenSnapshot>),
-    /// The program set it.
+    /// Title that the program set.
     Title(String),
-    /// The shell's folder changed.
+    /// New working directory of the shell.
     Cwd(String),
-    /// Another job came to the foreground; empty: the leader waits.
+    /// New foreground command; empty when the shell is back at its prompt.
     Foreground(String),
-    /// The terminal has another size.
+    /// New size of the terminal.
     Resized(WindowSize),
-    /// The last frame.
+    /// Last frame of a stream.
     Exit(TerminalExit),
-    /// Nothing has happened for a while.
+    /// Sent after 15 s without another frame.
     KeepAlive,
 }

@@ -1,4 +1,4 @@
-//! Ids: what names a terminal, and what a client names itself.
+//! Identifiers of terminals and clients.
 
 use std::sync::Arc;
 
@@ -7,11 +7,11 @@ use super::TerminalError;
 /// Longest client id, in bytes.
 const MAX_CLIENT_ID_BYTES: usize = 64;
 
-/// Twelve characters, unique within the workspace for ever.
+/// Twelve characters of lower-case base32, never reused within the workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TerminalId(Arc<str>);
 
-/// The name a client gave itself, kept over its reconnects.
+/// Identifier that a client chose for itself and uses across reconnects.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ClientId(Arc<str>);
 
@@ -21,12 +21,12 @@ impl TerminalId {
         Self((0..12).map(|_| char::from(ALPHABET[fastrand::usize(..32)])).collect::<String>().into())
     }
 
-    /// As on the wire. Any text may be asked for; a wrong one is not found.
+    /// Wraps an id from the wire without validation; an unknown id leads to `NotFound`.
     pub fn new(id: &str) -> Self {
         Self(id.into())
     }
 
-    /// As on the wire.
+    /// Returns the id as sent on the wire.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -39,7 +39,7 @@ impl std::fmt::Display for TerminalId {
 }
 
 impl ClientId {
-    /// 1 to 64 bytes.
+    /// Returns an error unless the id has 1 to 64 bytes.
     pub fn new(id: impl AsRef<str>) -> Result<Self, TerminalError> {
         let id = id.as_ref();
         if id.is_empty() || id.len() > MAX_CLIENT_ID_BYTES {

@@ -1,7 +1,8 @@
-//! Held: what the client of an attachment typed while the workspace prepares to sleep, kept in order until that is decided.
+//! Queue for input that arrives while the workspace prepares to sleep. It keeps the input in order
+//! until the sleep commits or is cancelled.
 //!
-//! Every piece has its own place at the door, which bounds them all in number and bytes. Whatever else the client says (credit,
-//! sizes, signals) is not held up.
+//! Each message has its own hold at the admission gate, which bounds their number and bytes. Acks,
+//! resizes and signals of the client are not queued.
 
 use std::collections::VecDeque;
 
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use super::{AttachmentWriter, InputKind, TerminalError, TerminalInput};
 use crate::admission::{AdmitError, Attempt, HeldRequest};
 
-/// A client's way of typing. It owns what it holds: dropping it is leaving.
+/// Input of one attachment. It owns the held messages; dropping it discards them.
 #[derive(Debug)]
 pub struct InputQueue {
     writer: AttachmentWriter,
@@ -27,19 +28,20 @@ struct HeldInput {
 }
 
 impl InputQueue {
-    /// Nothing is held.
     pub fn new(writer: AttachmentWriter) -> Self {
         Self { writer, held: VecDeque::new() }
     }
 
-    /// Types, or keeps it behind what is held. What comes of it is said by the reading side.
+    /// Writes the input, or queues it behind held input. The reading side reports the result to the
+    /// client.
     pub fn input(&mut self, input: TerminalInput<'_>) {
         let held = if self.held.is_empty() {
             self.writer.input(input)
         } else {
             match self.writer.try_admit(input.data.len()) {
                 Ok(()) => {
-                    // Opened just now, and who is before it has not heard yet.
+                    // The gate has just resumed, and the holds of the queued input have not been
+                    // notified yet.
                     self.replay();
                     self.writer.input(input)
                 }
@@ -55,12 +57,12 @@ impl InputQueue {
         }
     }
 
-    /// Whether anything is held.
+    /// Returns true if any input is held.
     pub fn is_holding(&self) -> bool {
         !self.held.is_empty()
     }
 
-    /// Waits until what is held was typed or refused; a dropped wait goes on with the next one.
+    /// Waits until all held input was written or rejected. Cancel-safe: the next call continues.
     pub async fn drain(&mut self) {
         while let Some(first) = self.held.front_mut() {
             match first.hold.decision().await {
@@ -74,7 +76,7 @@ impl InputQueue {
         }
     }
 
-    /// The door is open for all of them, unless it closes again meanwhile.
+    /// Writes the held input in order. If the gate holds requests again, the rest is queued again.
     fn replay(&mut self) {
         for held_input in std::mem::take(&mut self.held) {
             let HeldInput { epoch, offset, data, kind, hold } = held_input;
@@ -91,7 +93,7 @@ impl InputQueue {
 }
 
 impl AttachmentWriter {
-    /// Types; nothing of it was done if it is held.
+    /// Writes the input. Returns the hold if the gate held it; then nothing was written.
     pub(super) fn input(&self, input: TerminalInput<'_>) -> Option<HeldRequest> {
         match self.try_input(input) {
             Ok(end) => self.accepted(end),

@@ -1,12 +1,13 @@
-//! Input: what each client typed, exactly once and in order, on its way to the PTY.
+//! Sequencer that delivers each client's input to the PTY exactly once and in order.
 //!
-//! Pure. Input is a stream of bytes per (epoch, client) with offsets of its own: a repeat is dropped, an overlap gives its new
-//! part, a hole and a stale epoch are refused. What is taken waits in one bounded queue until the PTY takes it; only then it
-//! counts as written. Must not know the PTY, nor who may type.
+//! Pure. Input is a byte stream per (epoch, client) with its own offsets. A repeat is dropped, an
+//! overlap contributes only its new bytes, and a hole or a stale epoch is rejected. Accepted bytes
+//! wait in one bounded queue; they count as written once the PTY has taken them.
 //!
-//! Not every client can be remembered for ever, and an offset that is forgotten must not come true a second time. So whoever is new
-//! after somebody was forgotten begins behind everything that the forgotten one can ever have sent, and what lies before a client's
-//! beginning is refused (`SequenceError::Forgotten`), neither taken nor acknowledged.
+//! The sequencer cannot remember every client, and no offset may be accepted twice. After an
+//! eviction, a new client therefore starts above every offset that the evicted client can have
+//! sent. Input below a client's first offset is rejected (`SequenceError::ClientEvicted`) without
+//! an acknowledgement.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,28 +19,33 @@ use super::ClientId;
 #[cfg(test)]
 mod tests;
 
-/// While this much waits for a program that does not read, more is refused (`SequenceError::Full`). One message (1 MiB) may go over it.
+/// Limit on input that waits for a program that does not read. At the limit input is rejected
+/// (`SequenceError::Full`); the last accepted message (1 MiB) may exceed it.
 pub const MAX_QUEUE_BYTES: usize = 1024 * 1024;
-/// Pieces of different clients in the queue; beyond it input is refused as full. Bounds what a thousand one-byte pieces cost.
+/// Limit on runs in the queue; beyond it input is rejected as full. Bounds the cost of many
+/// one-byte messages from alternating clients.
 const MAX_QUEUE_RUNS: usize = 4096;
-/// Clients whose offsets are remembered, of some 200 bytes each. Beyond it one that never typed is forgotten, or the one that was away
-/// longest, unless it is attached, has something in the queue, or was here `RECENTLY_SEEN`; if all are, another is refused. Exceeds the viewers
-/// of a terminal.
+/// Limit on remembered clients, of about 200 bytes each; larger than the limit on viewers. Beyond
+/// it a client that never typed is evicted, otherwise the one that was away longest. Clients that
+/// are attached, have queued input, or were here within `RECENTLY_SEEN` are not evicted. If none
+/// can be evicted, a new client is rejected.
 pub(super) const MAX_CLIENTS: usize = 1024;
-/// So long after it typed or left, a client may be on its way back over a broken link, and is not forgotten.
+/// Time after its last input or detach for which a client is not evicted, because it may be
+/// reconnecting.
 const RECENTLY_SEEN: Duration = Duration::from_secs(120);
-/// How far behind the end of a forgotten client the next new one begins: more than anybody has under way, for the agent takes no more
-/// than 2 MiB that the program does not read. Little enough that offsets stay below 2^53 for a hundred million forgotten clients.
+/// Distance between the end of an evicted client's stream and the start of the next new client.
+/// Larger than any input in flight, because the agent accepts at most 2 MiB that the program does
+/// not read. Small enough that offsets stay below 2^53 for a hundred million evictions.
 const OFFSET_GAP_BYTES: u64 = 64 * 1024 * 1024;
 
-/// All input of one terminal.
+/// Input streams of all clients of one terminal, and the queue for the PTY.
 #[derive(Debug)]
 pub(super) struct InputSequencer {
     epoch: u64,
     clients: HashMap<ClientId, ClientStream>,
-    /// How many of them there may be.
+    /// Limit on remembered clients; lower in tests.
     max_clients: usize,
-    /// Where a client begins that is not known: behind all that were forgotten.
+    /// First offset of a client that is not remembered; above all offsets of evicted clients.
     first_offset: u64,
     queue: VecDeque<u8>,
     runs: VecDeque<QueuedRun>,
@@ -47,18 +53,18 @@ pub(super) struct InputSequencer {
 
 #[derive(Debug)]
 struct ClientStream {
-    /// Its first offset; what lies before it belongs to somebody who was forgotten.
+    /// First offset of this client; lower offsets may belong to an evicted client.
     first_offset: u64,
-    /// Offset after the last byte in the queue or written.
+    /// Offset after the last byte that was queued or written.
     accepted: u64,
-    /// Offset after the last byte in the PTY.
+    /// Offset after the last byte that the PTY has taken.
     written: u64,
-    /// When it last came, typed or left.
+    /// Time of the last attach, detach or input.
     last_used: Instant,
     attached: u32,
 }
 
-/// A run of one client's bytes in the queue; none at all for input that is dropped in its turn.
+/// Consecutive queued bytes of one client. A run of no bytes stands for discarded input.
 #[derive(Debug)]
 struct QueuedRun {
     client: ClientId,
@@ -66,48 +72,47 @@ struct QueuedRun {
     end: u64,
 }
 
-/// What an offer of bytes would do.
+/// Result of checking input before it is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CheckedInput {
-    /// All of it is known: acknowledge.
+    /// All bytes were accepted before; the client only needs an acknowledgement.
     Repeat,
     /// Bytes from this index on are new.
     New(usize),
 }
 
-/// Input that was not taken.
+/// Reason why input was rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SequenceError {
-    /// Meant for an earlier life of the log.
+    /// The input is for an earlier epoch of the log.
     StaleEpoch,
-    /// Bytes before it are missing.
+    /// Bytes before the input are missing.
     Hole {
-        /// Where to go on.
+        /// Offset from which the client has to send.
         expected: u64,
     },
-    /// The client was forgotten: nobody knows any more whether this was written.
+    /// The client was evicted, so it is unknown whether this input was written.
     ClientEvicted {
-        /// Where new input goes on.
+        /// Offset at which new input continues.
         expected: u64,
     },
-    /// The program does not read what waits already.
+    /// The queue is full because the program does not read.
     Full {
-        /// Where to go on, once something was written.
+        /// Offset from which the client has to send once something was written.
         expected: u64,
     },
-    /// Too many clients, all of them attached, here lately, or with input that waits.
+    /// The limit on clients is reached, and none of them can be evicted.
     TooManyClients,
 }
 
 impl ClientStream {
-    /// Of somebody who never did there is nothing to know.
+    /// A client that never typed loses nothing by eviction.
     fn has_typed(&self) -> bool {
         self.accepted > self.first_offset
     }
 }
 
 impl InputSequencer {
-    /// Nobody has typed anything.
     pub(super) fn new(epoch: u64) -> Self {
         Self {
             epoch,
@@ -119,7 +124,8 @@ impl InputSequencer {
         }
     }
 
-    /// What [`InputSequencer::accept`] would do with `len` bytes at `offset`; changes nothing.
+    /// Checks `len` bytes at `offset` without changing anything. Returns which bytes
+    /// [`InputSequencer::accept`] may take.
     pub(super) fn check(
         &self,
         client: &ClientId,
@@ -153,13 +159,13 @@ impl InputSequencer {
         Ok(CheckedInput::New(skip as usize))
     }
 
-    /// Takes the new bytes that [`InputSequencer::check`] found.
+    /// Queues the new bytes that [`InputSequencer::check`] found.
     pub(super) fn accept(&mut self, client: &ClientId, bytes: &[u8], now: Instant) {
         self.enqueue(client, bytes.len(), bytes, now);
     }
 
-    /// Counts new bytes as taken without ever writing them: a reply nobody wants. In turn, so that it is acknowledged after what
-    /// came before it.
+    /// Accepts new bytes without ever writing them, for a reply that is not wanted. They are
+    /// acknowledged in order, after the bytes before them.
     pub(super) fn discard_in_order(&mut self, client: &ClientId, len: usize, now: Instant) {
         self.enqueue(client, len, &[], now);
         self.pop_finished_runs();
@@ -182,12 +188,12 @@ impl InputSequencer {
         }
     }
 
-    /// What to write next, as far as it is contiguous; empty when nothing waits.
+    /// Contiguous bytes to write next; empty if none are queued.
     pub(super) fn front(&self) -> &[u8] {
         self.queue.as_slices().0
     }
 
-    /// The PTY took the first `n` bytes of [`InputSequencer::front`].
+    /// Removes the first `n` bytes of [`InputSequencer::front`], which the PTY has taken.
     pub(super) fn mark_written(&mut self, n: usize) {
         self.queue.drain(..n);
         let mut n = n;
@@ -205,22 +211,23 @@ impl InputSequencer {
         }
         self.pop_finished_runs();
         if self.queue.is_empty() {
-            // A paste is over: an idle terminal keeps no buffer for it.
+            // A paste is over: an idle terminal retains no buffer for it.
             self.queue.shrink_to(0);
         }
     }
 
-    /// Offset after the last byte of this client that is in the PTY (or was dropped in turn).
+    /// Offset after the last byte of this client that was written or discarded.
     pub(super) fn written(&self, client: &ClientId) -> u64 {
         self.clients.get(client).map_or(self.first_offset, |c| c.written)
     }
 
-    /// Offset that is expected next from this client.
+    /// Offset of the next byte that is expected from this client.
     pub(super) fn expected(&self, client: &ClientId) -> u64 {
         self.clients.get(client).map_or(self.first_offset, |c| c.accepted)
     }
 
-    /// A client came: while it is there it is not forgotten. `false`: there is no room for it.
+    /// Registers a stream of the client, which prevents its eviction. Returns false if no client
+    /// can be evicted for it.
     pub(super) fn attach(&mut self, client: &ClientId, now: Instant) -> bool {
         let room = self.clients.contains_key(client) || self.has_capacity(now);
         if room {
@@ -229,7 +236,7 @@ impl InputSequencer {
         room
     }
 
-    /// One of a client's streams ended.
+    /// Unregisters one of the client's streams.
     pub(super) fn detach(&mut self, client: &ClientId, now: Instant) {
         if let Some(known) = self.clients.get_mut(client) {
             known.attached = known.attached.saturating_sub(1);
@@ -237,21 +244,21 @@ impl InputSequencer {
         }
     }
 
-    /// The terminal ended: what waits will never be written.
+    /// Drops all queued input, because the terminal has ended.
     pub(super) fn end(&mut self) {
         self.queue = VecDeque::new();
         self.runs = VecDeque::new();
     }
 
     fn client(&mut self, id: &ClientId, now: Instant) -> &mut ClientStream {
-        // Where it was judged to begin: whom it displaces is somebody else.
+        // Read before the eviction below raises it: `check` compared the input with this offset.
         let first_offset = self.first_offset;
         if !self.clients.contains_key(id)
             && self.clients.len() >= self.max_clients
             && let Some(evicted) = self.eviction_candidate(now).and_then(|id| self.clients.remove(&id))
             && evicted.has_typed()
         {
-            // Also behind where others were told to begin.
+            // Also above the first offset that `check` reported to clients that are not remembered.
             self.first_offset = self.first_offset.max(evicted.accepted).saturating_add(OFFSET_GAP_BYTES);
         }
         let new = ClientStream {
@@ -279,7 +286,7 @@ impl InputSequencer {
             .map(|(id, _)| id.clone())
     }
 
-    /// Pieces without bytes at the front have had their turn.
+    /// Removes finished runs from the front of the queue and counts them as written.
     fn pop_finished_runs(&mut self) {
         while let Some(run) = self.runs.front()
             && run.remaining == 0

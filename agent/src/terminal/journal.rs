@@ -1,7 +1,9 @@
-//! TerminalJournal: the terminals on disk, so that they come back after a sleep, and after a crash but for its last seconds.
+//! Journal: saves terminals to disk, so that they survive a sleep, and a crash except for the last
+//! seconds.
 //!
-//! Every terminal's newest output and facts are saved a few seconds after they changed, and once more when everything has ended. What
-//! has not changed is not written, and while nothing changes nobody wakes. Knows terminals, not the registry.
+//! A terminal's newest output and metadata are saved a few seconds after a change, and once more at
+//! shutdown. Unchanged terminals are not written, and nothing wakes up while nothing changes. The
+//! journal knows terminals but not their registry.
 
 mod dir;
 mod record;
@@ -24,20 +26,20 @@ pub(super) use self::{
 use super::{Terminal, TerminalId, WindowSize};
 use crate::byte_log::{ByteLog, CHUNK_BYTES, LogRead};
 
-/// How long after a change it is saved: the output that a crash may cost.
+/// Delay between a change and the save. A crash loses at most this much output.
 pub(super) const SAVE_AFTER: Duration = Duration::from_secs(3);
-/// Name of the folder in the state folder.
+/// Name of the directory within the agent's state directory.
 const DIRECTORY: &str = "terminals";
 
-/// The terminals on disk.
+/// Journals of all terminals.
 #[derive(Debug)]
 pub(super) struct TerminalJournal {
     dir: JournalDir,
-    /// What each file says. Held while files are written, never on the runtime's thread.
+    /// Fingerprint of each file's content. Held while files are written, never on a runtime thread.
     saved: Mutex<HashMap<TerminalId, JournalFingerprint>>,
 }
 
-/// What changes a terminal's file when it changes.
+/// The fields of a terminal whose change requires a save.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct JournalFingerprint {
     next: u64,
@@ -49,25 +51,27 @@ struct JournalFingerprint {
 }
 
 impl TerminalJournal {
-    /// Kept in the agent's state folder.
+    /// Uses the directory `terminals` in the agent's state directory.
     pub(super) fn new(state: &std::path::Path) -> Self {
         let path: PathBuf = state.join(DIRECTORY);
         Self { dir: JournalDir::new(path), saved: Mutex::default() }
     }
 
-    /// Reads what was kept; changes nothing. Blocks.
+    /// Reads all journals without changing any. Blocks on disk.
     pub(super) fn load(&self) -> LoadedJournals {
         self.dir.load()
     }
 
-    /// What was found is served from here on: what cannot be read makes way. Blocks for some renames.
+    /// Takes over the loaded journals and quarantines the unreadable ones. Blocks for one rename
+    /// each.
     pub(super) fn adopt(&self, found: &LoadedJournals) {
         for (id, why) in &found.unreadable {
             self.dir.quarantine(id, why);
         }
         let mut saved = self.saved.lock().unwrap_or_else(|e| e.into_inner());
         for record in &found.records {
-            // Not as it is now, so that it is saved anew, and known, so that it goes if it did not come back.
+            // This fingerprint matches no terminal. A restored terminal is saved again; one that is
+            // not restored is removed.
             let unlike = JournalFingerprint {
                 next: u64::MAX,
                 title: String::new(),
@@ -80,7 +84,7 @@ impl TerminalJournal {
         }
     }
 
-    /// Removes one's file. Blocks.
+    /// Removes the journal of one terminal. Blocks on disk.
     pub(super) fn remove(&self, id: &TerminalId) -> io::Result<()> {
         let mut saved = self.saved.lock().unwrap_or_else(|e| e.into_inner());
         self.dir.remove(id.as_str())?;
@@ -88,7 +92,8 @@ impl TerminalJournal {
         Ok(())
     }
 
-    /// Saves what has changed, and removes what is no more. Blocks for as long as the disk takes.
+    /// Saves changed terminals and removes the journals of terminals that no longer exist. Blocks
+    /// on disk.
     pub(super) fn save(&self, terminals: &[Arc<Terminal>]) -> io::Result<()> {
         let mut saved = self.saved.lock().unwrap_or_else(|e| e.into_inner());
         let gone: Vec<_> =
@@ -99,7 +104,8 @@ impl TerminalJournal {
         }
         for terminal in terminals {
             let fingerprint = fingerprint(terminal);
-            // One that was closed since they were listed is forgotten, now or in a moment.
+            // A terminal that was closed since the list was made is removed, now or by the next
+            // save.
             if saved.get(&terminal.id) == Some(&fingerprint) || terminal.state().removed {
                 continue;
             }
@@ -146,7 +152,7 @@ fn journal_record(terminal: &Terminal) -> JournalRecord {
     JournalRecord { metadata, history: newest_output(&mut state.log) }
 }
 
-/// The newest bytes, shared with the log as far as it can.
+/// Returns the newest output, sharing the log's chunks where possible.
 fn newest_output(log: &mut ByteLog) -> Vec<Bytes> {
     let mut at = log.oldest().max(log.next().saturating_sub(MAX_HISTORY_BYTES as u64));
     let mut pieces = Vec::new();

@@ -1,4 +1,4 @@
-//! Fault: what becomes of a terminal whose task panicked. Must not know why it did.
+//! Containment of a panic in a terminal's task.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::SystemTime};
 
@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use super::{Terminal, TerminalExit, counters::TerminalCounters, task::TerminalTask};
 use crate::child::ExitStatus;
 
-/// A panic in one terminal's task ends that terminal, and no other.
+/// Runs the task. If it panics, kills and ends this terminal; other terminals are unaffected.
 pub(super) async fn run_guarded(
     terminal: Arc<Terminal>,
     task: TerminalTask,
@@ -18,7 +18,7 @@ pub(super) async fn run_guarded(
         return;
     }
     counters.task_panicked();
-    tracing::error!(terminal = %terminal.id, "the task of a terminal panicked: the terminal is ended");
+    tracing::error!(terminal = %terminal.id, "terminal task panicked; ending the terminal");
     terminal.signal_session(Signal::KILL);
     let mut state = terminal.state();
     let exit = TerminalExit {

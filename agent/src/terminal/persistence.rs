@@ -1,4 +1,4 @@
-//! Keeping: when terminals are saved, and how those that were saved come back. Must not know how either is done.
+//! Persistence: decides when terminals are saved, and which saved ones are restored.
 
 use std::{io, sync::Arc, time::SystemTime};
 
@@ -12,27 +12,27 @@ use super::{
 };
 
 impl Terminals {
-    /// Brings back what was kept as soon as there is a claim, and saves what changes; run by one owned task. In maintenance nothing
-    /// comes back, and nothing is saved.
+    /// Restores saved terminals once the agent is claimed, then saves changes until cancelled. Run
+    /// by one owned task. In maintenance mode nothing is restored or saved.
     pub async fn persist(&self) -> io::Result<()> {
         let mut claims = self.inner.launcher.claims().clone();
         if claims.wait_for(Option::is_some).await.is_err() {
             return Ok(());
         }
         let back = self.list().len();
-        tracing::debug!(back, "terminals are kept");
+        tracing::debug!(back, "persisting terminals");
         loop {
             self.inner.counters.wait_dirty().await;
             sleep(SAVE_AFTER).await;
             if let Err(error) = self.save().await {
-                // Whoever supervises this tries again.
+                // The supervisor calls this again.
                 self.inner.counters.mark_dirty();
                 return Err(error);
             }
         }
     }
 
-    /// Saves all that has changed; it is on the disk then.
+    /// Saves all changes and returns once they are on disk.
     pub async fn save(&self) -> io::Result<()> {
         let Some(journal) = self.inner.journal.clone().filter(|_| self.inner.persists()) else {
             return Ok(());
@@ -41,25 +41,26 @@ impl Terminals {
         spawn_blocking(move || journal.save(&terminals)).await.map_err(io::Error::other)?
     }
 
-    /// It was closed: it does not come back.
+    /// Removes the journal of a closed terminal, so that it is not restored.
     pub(super) async fn remove_journal(&self, id: &TerminalId) {
         let Some(journal) = self.inner.journal.clone().filter(|_| self.inner.persists()) else { return };
         let id = id.clone();
         let forgotten = spawn_blocking(move || journal.remove(&id)).await.map_err(io::Error::other).flatten();
         if let Err(error) = forgotten {
-            tracing::warn!(%error, "the journal of a closed terminal cannot be removed yet");
+            tracing::warn!(%error, "failed to remove the journal of a closed terminal; retrying");
             self.inner.counters.mark_dirty();
         }
     }
 }
 
 impl TerminalsInner {
-    /// Whether this agent's terminals are to be loaded by the next one.
+    /// Returns true if the next agent may restore this agent's terminals.
     fn persists(&self) -> bool {
         self.launcher.claims().borrow().as_ref().is_some_and(|claim| !claim.maintenance)
     }
 
-    /// With the claim those come back that were kept, as many as there may be: shells first, then those that ended last.
+    /// Restores saved terminals up to the policy's limit: running shells first, then those that
+    /// ended last.
     pub(super) fn restore_saved(&self, table: &mut TerminalTable) {
         let Some(claim) = self.launcher.claims().borrow().clone() else { return };
         let Some(loaded) = table.loaded.take() else { return };
@@ -78,14 +79,15 @@ impl TerminalsInner {
             let id = record.metadata.id.clone();
             let opened = restore(record, &self.launcher, &self.children, &self.gate, &claim);
             self.register(table, opened);
-            tracing::info!(terminal = id, "a terminal came back");
+            tracing::info!(terminal = id, "terminal restored");
         }
         self.counters.mark_dirty();
     }
 }
 
 impl Terminal {
-    /// From now on its end is none of its own; where it was is remembered as long as there is somebody to ask.
+    /// Records that the sleep and not the program ends the terminal. Also records the working
+    /// directory, while the process still exists.
     pub(super) fn mark_slept(self: &Arc<Self>, now: SystemTime) {
         let mut state = self.state();
         if state.exit.is_some() {

@@ -1,11 +1,11 @@
-//! Jobs: what runs in a terminal, read from `/proc`. Must not know terminals.
+//! Processes of a terminal, read from `/proc`.
 
 use std::{fs, path::PathBuf};
 
 use rustix::process::Pid;
 
-/// The command of this process group, by name: its leader's, or another member's once the leader has ended (the first program of a
-/// pipeline may be long gone). `None` if nobody is left.
+/// Returns the command name of a process group. It is the leader's, or another member's if the
+/// leader has ended, as the first program of a pipeline may. `None` if the group is empty.
 pub(super) fn command_name(group: Pid) -> Option<String> {
     let name = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).ok();
     let number = group.as_raw_nonzero().get();
@@ -16,15 +16,14 @@ pub(super) fn command_name(group: Pid) -> Option<String> {
     Some(name.trim_end().to_owned())
 }
 
-/// The folder this process is in.
 pub(super) fn working_directory(pid: Pid) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())).ok()
 }
 
-/// The living processes of a session. Costs a read per process of the system.
+/// Returns the living processes of a session. Reads one file for each process of the system.
 ///
-/// A session's number is not given to a new process while one of its members lives; `leader_gone` says that its leader was reaped,
-/// and then a process of that number is a stranger's.
+/// The kernel does not reuse a session's number while the session has members. If `leader_gone`,
+/// the leader was reaped, so a process with its number belongs to another session.
 pub(super) fn session_members(leader: Pid, leader_gone: bool) -> Vec<Pid> {
     let sid = leader.as_raw_nonzero().get();
     let members: Vec<ProcStat> =
@@ -35,7 +34,7 @@ pub(super) fn session_members(leader: Pid, leader_gone: bool) -> Vec<Pid> {
     members.iter().filter_map(|process| Pid::from_raw(process.pid)).collect()
 }
 
-/// What `/proc/<pid>/stat` says of a process.
+/// Fields of `/proc/<pid>/stat`.
 #[derive(Debug, PartialEq, Eq)]
 struct ProcStat {
     pid: i32,
@@ -53,12 +52,12 @@ fn processes() -> Vec<ProcStat> {
     entries.flatten().filter_map(read).collect()
 }
 
-/// The command before the other fields may hold anything, also parentheses.
+/// Parses a `stat` line. The command may contain anything, including parentheses.
 fn parse(pid: i32, stat: &str) -> Option<ProcStat> {
     const THREADS: usize = 17;
     let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().collect();
     let number = |index: usize| fields.get(index)?.parse().ok();
-    // A first thread that has ended looks like a dead process, and the others work on.
+    // A process whose first thread has ended looks dead although its other threads run.
     let dead = matches!(*fields.first()?, "Z" | "X") && number(THREADS).is_none_or(|threads| threads <= 1);
     Some(ProcStat { pid, group: number(2)?, session: number(3)?, is_alive: !dead })
 }
@@ -73,14 +72,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_with_parentheses_in_its_name_is_read_rightly() {
+    fn stat_with_parentheses_in_command_is_parsed() {
         let read = parse(9, "9 (a) b (c) S 1 7 5 34816 7 0");
         assert_eq!(read, Some(ProcStat { pid: 9, group: 7, session: 5, is_alive: true }));
         assert_eq!(parse(9, "rubbish"), None);
     }
 
     #[test]
-    fn a_process_lives_as_long_as_one_of_its_threads() {
+    fn process_is_alive_while_any_thread_runs() {
         let stat = |state: char, threads: u32| {
             format!("9 (x) {state} 1 9 9 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 {threads} 0 1 0 0")
         };
@@ -89,9 +88,10 @@ mod tests {
         assert!(!is_alive(stat('Z', 1)) && !is_alive(stat('X', 0)));
     }
 
-    /// Not of the test's own session: its leader may be in another pid namespace, and then it has no number here.
+    /// Starts its own session: the test's leader may be in another pid namespace and have no number
+    /// here.
     #[test]
-    fn the_members_of_a_session_are_found() {
+    fn session_members_are_found() {
         let mut command = Command::new("setsid");
         command.args(["sh", "-c", "echo begun; read line"]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("setsid starts");

@@ -1,7 +1,8 @@
-//! The PTY: a pair that the kernel made, a program on one side, and our side read and written without a thread.
+//! PTY: opens the pair, starts a program on the slave, and reads and writes the master without a
+//! thread.
 //!
-//! The only place with `unsafe`: between fork and exec a program is given its terminal, and descriptors are handed to the reactor.
-//! Must not know what the bytes mean.
+//! The only module of the terminals with `unsafe`: it runs code between fork and exec, and
+//! registers descriptors with the reactor.
 #![allow(unsafe_code)]
 
 use std::{
@@ -27,41 +28,40 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::WindowSize;
 use crate::child::{Child, Children};
 
-/// The kernel gives no more at a time (N_TTY_BUF_SIZE - 1).
+/// Largest read that the kernel serves (N_TTY_BUF_SIZE - 1).
 const READ_BYTES: usize = 4096;
 
-/// Our side of a terminal. Closing it hangs the terminal up.
+/// Master side of a PTY. Dropping it hangs up the terminal.
 #[derive(Debug)]
 pub(super) struct Pty {
     master: AsyncFd<OwnedFd>,
 }
 
-/// What is there to read.
+/// Result of one read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PtyRead {
-    /// This many bytes were handed over, and there may be more.
+    /// The number of bytes read; more may be available.
     Bytes(usize),
-    /// Nothing now.
     WouldBlock,
-    /// No program has the other side open.
+    /// No process has the slave open.
     Closed,
 }
 
-/// Why a PTY could not be had.
+/// Reason why a PTY could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum PtyOpenError {
-    /// The system's PTYs are all in use, or there is no `/dev/ptmx`.
+    /// All PTYs of the system are in use, or `/dev/ptmx` does not exist.
     #[error("the system has no PTY left")]
     NoPty,
-    /// This process or the system has no file descriptor left.
+    /// The process or the system has no file descriptor left.
     #[error("no file descriptor left for a PTY")]
     NoFileDescriptors,
-    /// Anything else.
+    /// Any other error of the system.
     #[error("cannot open a PTY")]
     Io(#[source] io::Error),
 }
 
-/// A pair without a program yet.
+/// A pair whose slave has no program yet.
 #[derive(Debug)]
 pub(super) struct PtyPair {
     master: OwnedFd,
@@ -69,17 +69,19 @@ pub(super) struct PtyPair {
 }
 
 impl PtyPair {
-    /// Opens a pair of this size.
+    /// Opens a pair with this window size.
     pub(super) fn open(size: WindowSize) -> Result<Self, PtyOpenError> {
         let pixels = PtySize { rows: size.rows, cols: size.cols, pixel_width: 0, pixel_height: 0 };
         let pair = native_pty_system().openpty(pixels).map_err(|e| open_failure(&e.to_string()))?;
         let (Some(raw), Some(name)) = (pair.master.as_raw_fd(), pair.master.tty_name()) else {
             return Err(PtyOpenError::NoPty);
         };
-        // SAFETY: `pair.master` owns the descriptor and lives to the end of this function; the copy is ours.
+        // SAFETY: `pair.master` owns the descriptor and lives to the end of this function; the copy
+        // is ours.
         let master =
             unsafe { BorrowedFd::borrow_raw(raw) }.try_clone_to_owned().map_err(classify_open_error)?;
-        // Opened by its name, because portable-pty does not hand its own out; not to become our controlling terminal.
+        // Opened by name because portable-pty does not expose its slave; NOCTTY, so that it does
+        // not become our controlling terminal.
         let slave = OpenOptions::new()
             .read(true)
             .write(true)
@@ -90,12 +92,14 @@ impl PtyPair {
         Ok(Self { master, slave })
     }
 
-    /// Starts the program as the leader of a session with this controlling terminal, and closes the other side here.
+    /// Starts the program as a session leader with this controlling terminal, and closes our copy
+    /// of the slave.
     pub(super) fn spawn(self, mut command: Command, children: &Children) -> io::Result<(Pty, Child)> {
         command.stdin(Stdio::from(self.slave.try_clone()?));
         command.stdout(Stdio::from(self.slave.try_clone()?));
         command.stderr(Stdio::from(self.slave));
-        // SAFETY: two system calls that are async-signal-safe and allocate nothing; standard input is the slave by now.
+        // SAFETY: the closure makes two async-signal-safe system calls and does not allocate;
+        // standard input is the slave by then.
         unsafe {
             command.pre_exec(|| {
                 setsid()?;
@@ -103,7 +107,8 @@ impl PtyPair {
                 Ok(())
             });
         }
-        // SAFETY: the AsyncFd owns the descriptor, which is closed by nobody else and only after it is deregistered.
+        // SAFETY: the AsyncFd owns the descriptor; nothing else closes it, and it is deregistered
+        // first.
         let master = unsafe { AsyncFd::register(self.master) }.map_err(|e| e.into_parts().1)?;
         let child = children.spawn(&mut command)?;
         Ok((Pty { master }, child))
@@ -111,24 +116,25 @@ impl PtyPair {
 }
 
 impl Pty {
-    /// Waits until there may be something to read.
+    /// Waits until the PTY may be readable. Cancel-safe.
     pub(super) async fn readable(&self) -> io::Result<()> {
         self.master.readable().await.map(|_guard| ())
     }
 
-    /// Waits until something may be written.
+    /// Waits until the PTY may be writable. Cancel-safe.
     pub(super) async fn writable(&self) -> io::Result<()> {
         self.master.writable().await.map(|_guard| ())
     }
 
-    /// Hands what is there to `take`, once. What the reactor has not heard of is not there.
+    /// Reads once if the reactor has reported the PTY as readable, and passes the bytes to
+    /// `consume`.
     pub(super) fn read(&self, consume: impl FnOnce(&[u8])) -> PtyRead {
         let mut buffer = [0; READ_BYTES];
         let read = self.master.try_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut buffer[..])?));
         Self::finish_read(read, &buffer, consume)
     }
 
-    /// Asks the kernel, whatever the reactor has heard of.
+    /// Reads once without consulting the reactor.
     pub(super) fn read_now(&self, consume: impl FnOnce(&[u8])) -> PtyRead {
         let mut buffer = [0; READ_BYTES];
         let read = rustix::io::read(self.master.get_ref(), &mut buffer[..]).map_err(io::Error::from);
@@ -144,37 +150,37 @@ impl Pty {
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => PtyRead::WouldBlock,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => PtyRead::Bytes(0),
-            // EIO: everybody closed it.
+            // EIO: every process has closed the slave.
             Err(_) => PtyRead::Closed,
         }
     }
 
-    /// Writes as much as the PTY takes now.
+    /// Writes as much as the PTY accepts now.
     pub(super) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         self.master.try_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?))
     }
 
-    /// Tells kernel and program of a new size.
+    /// Sets the window size, which also signals the program.
     pub(super) fn resize(&self, size: WindowSize) -> io::Result<()> {
         let size = Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
         Ok(tcsetwinsize(self.master.get_ref(), size)?)
     }
 
-    /// The process group in the foreground.
+    /// Returns the foreground process group.
     pub(super) fn foreground(&self) -> Option<Pid> {
         tcgetpgrp(self.master.get_ref()).ok()
     }
 }
 
 fn configure(master: &OwnedFd, slave: &File) -> rustix::io::Result<()> {
-    // The line editor then deletes characters, not bytes.
+    // With IUTF8 the kernel's line editor deletes characters instead of bytes.
     let mut modes = tcgetattr(slave)?;
     modes.input_modes |= InputModes::IUTF8;
     tcsetattr(slave, OptionalActions::Now, &modes)?;
     fcntl_setfl(master.as_fd(), fcntl_getfl(master.as_fd())? | OFlags::NONBLOCK)
 }
 
-/// portable-pty keeps no errno, so the kernel is asked once more.
+/// Determines why no PTY could be opened. portable-pty discards the errno, so this opens one again.
 fn open_failure(message: &str) -> PtyOpenError {
     match rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC) {
         Err(errno) => classify_open_error(errno.into()),
@@ -185,7 +191,7 @@ fn open_failure(message: &str) -> PtyOpenError {
 fn classify_open_error(error: io::Error) -> PtyOpenError {
     match Errno::from_io_error(&error) {
         Some(Errno::MFILE | Errno::NFILE) => PtyOpenError::NoFileDescriptors,
-        // ENOSPC: the limit of devpts is reached; ENOENT, ENODEV: there is none.
+        // ENOSPC: the limit of devpts is reached. ENOENT, ENODEV: `/dev/ptmx` does not exist.
         Some(Errno::NOSPC | Errno::NOENT | Errno::NODEV | Errno::AGAIN) => PtyOpenError::NoPty,
         _ => PtyOpenError::Io(error),
     }

@@ -1,4 +1,4 @@
-//! The registry: all terminals of the workspace, within the bounds of the claim's policy.
+//! Registry of all terminals of the workspace, within the limits of the claim's policy.
 
 use std::{
     collections::HashMap,
@@ -26,9 +26,10 @@ use crate::{
     spawn::{Launcher, SpawnError},
 };
 
-/// ExitStatus terminals that are kept for their exit and last output. Beyond it the one that ended first goes.
+/// Limit on ended terminals that are retained for their exit and last output; the one that ended
+/// first is removed.
 pub(super) const MAX_ENDED: usize = 16;
-/// TerminalTable terminals. Cheap to clone; all clones are the same.
+/// Registry of the workspace's terminals. Clones share the same registry.
 #[derive(Debug, Clone)]
 pub struct Terminals {
     pub(super) inner: Arc<TerminalsInner>,
@@ -40,7 +41,7 @@ pub(super) struct TerminalsInner {
     pub(super) children: Children,
     pub(super) gate: Arc<AdmissionGate>,
     pub(super) counters: Arc<TerminalCounters>,
-    /// `None`: nothing is kept.
+    /// `None` if terminals are not persisted.
     pub(super) journal: Option<Arc<TerminalJournal>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
@@ -51,33 +52,31 @@ pub(super) struct TerminalsInner {
 pub(super) struct TerminalTable {
     /// Oldest first.
     pub(super) terminals: Vec<Arc<Terminal>>,
-    /// Where the acks of each watch go.
+    /// The viewers that acks are for, by watch id and terminal.
     pub(super) watches: HashMap<String, HashMap<TerminalId, (Arc<Terminal>, u64)>>,
-    /// Nothing new: the workspace ends.
+    /// True once the workspace ends; new terminals are then rejected.
     pub(super) shutting_down: bool,
-    /// What comes back as soon as it is known whom this agent serves.
+    /// Saved terminals that are restored once the agent is claimed.
     pub(super) loaded: Option<LoadedJournals>,
 }
 
-/// A command in the foreground of a terminal.
+/// Command in the foreground of a terminal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForegroundJob {
-    /// Which terminal.
     pub terminal: TerminalId,
-    /// Its name, for people.
+    /// Display name of the terminal.
     pub name: String,
-    /// The command.
     pub command: String,
 }
 
 impl Terminals {
-    /// None yet.
+    /// Creates a registry that does not persist its terminals.
     pub fn new(launcher: Launcher, children: Children, gate: Arc<AdmissionGate>) -> Self {
         Self::with(launcher, children, gate, None)
     }
 
-    /// Those that were kept come back with the claim, and all are kept from then on; [`Terminals::persist`] must run beside it. Reads what
-    /// was kept, in the agent's state folder.
+    /// Creates a registry that persists its terminals in the agent's state directory, and reads the
+    /// saved ones. They are restored with the claim. [`Terminals::persist`] must run beside it.
     pub fn with_journal(
         state: &Path,
         launcher: Launcher,
@@ -107,7 +106,8 @@ impl Terminals {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Opens a terminal and starts its program; must run within the runtime. Blocks for the time of a fork.
+    /// Creates a terminal and starts its program. Requires a Tokio runtime. Blocks for the time of
+    /// a fork (about 1 ms).
     pub async fn create(&self, create: CreateTerminal) -> Result<TerminalInfo, TerminalError> {
         Attempt::retry_while_held(|| self.try_create(&create)).await
     }
@@ -134,18 +134,17 @@ impl Terminals {
         Ok(terminal.info())
     }
 
-    /// TerminalTable that are kept, oldest first.
+    /// Returns all terminals, including retained ended ones, oldest first.
     pub fn list(&self) -> Vec<TerminalInfo> {
         let terminals = self.inner.table().terminals.clone();
         terminals.iter().map(|terminal| terminal.info()).collect()
     }
 
-    /// One of them.
     pub fn get(&self, id: &TerminalId) -> Result<TerminalInfo, TerminalError> {
         Ok(self.find(id)?.info())
     }
 
-    /// Types; answers with the offset expected next when everything is in the PTY.
+    /// Writes input. Returns the next expected offset once the PTY has taken all of it.
     pub async fn write(
         &self,
         id: &TerminalId,
@@ -157,7 +156,7 @@ impl Terminals {
         terminal.wait_written(client, end).await
     }
 
-    /// A client's window; answers with the terminal's size and whether the client owns it.
+    /// Sets the client's window size. Returns the terminal's size and whether the client owns it.
     pub fn resize(
         &self,
         id: &TerminalId,
@@ -168,12 +167,12 @@ impl Terminals {
         self.find(id)?.resize(client, size, take)
     }
 
-    /// Sends a signal.
+    /// Sends a signal by name, such as `INT`.
     pub fn signal(&self, id: &TerminalId, signal: &str, target: SignalTarget) -> Result<(), TerminalError> {
         self.find(id)?.signal(signal, target)
     }
 
-    /// Ends a terminal's session and removes it; answers when it is over.
+    /// Ends the terminal's session and removes the terminal. Returns its exit.
     pub async fn close(&self, id: &TerminalId, grace: Duration) -> Result<TerminalExit, TerminalError> {
         let terminal = self.find(id)?;
         let exit = terminal.end_session(grace).await?;
@@ -183,7 +182,7 @@ impl Terminals {
         Ok(exit)
     }
 
-    /// Commands in the foreground of terminals, for the activity.
+    /// Returns the foreground commands of all terminals, for the activity assessment.
     pub fn foreground_jobs(&self) -> Vec<ForegroundJob> {
         let terminals = self.inner.table().terminals.clone();
         let job = |terminal: &Arc<Terminal>| {
@@ -193,32 +192,33 @@ impl Terminals {
         terminals.iter().filter_map(job).collect()
     }
 
-    /// Terminals whose program runs.
+    /// Number of terminals whose program runs.
     pub fn running(&self) -> usize {
         self.inner.table().terminals.iter().filter(|terminal| terminal.state().exit.is_none()).count()
     }
 
-    /// When any of them last printed.
+    /// Time of the last output of any terminal.
     pub fn last_output(&self) -> Option<Instant> {
         self.inner.counters.last_output()
     }
 
-    /// Bytes that all of them ever printed.
+    /// Total output of all terminals, in bytes.
     pub fn output_bytes(&self) -> u64 {
         self.inner.counters.bytes()
     }
 
-    /// Tasks of terminals, and screen models, that panicked: faults of ours.
+    /// Number of panics of terminal tasks, and of screen models.
     pub fn panics(&self) -> (u64, u64) {
         self.inner.counters.panics()
     }
 
-    /// Owns the tasks of streams too: whoever serves one spawns it here.
+    /// Tracker of terminal tasks, on which servers also spawn the tasks of their streams.
     pub fn tasks(&self) -> &TaskTracker {
         &self.inner.tasks
     }
 
-    /// The end of the workspace: no new terminals, and all sessions are ended, killed after `grace`.
+    /// Ends all sessions and admits no new terminals. Processes that remain after `grace` are
+    /// killed.
     pub async fn end_all(&self, grace: Duration) {
         let terminals = {
             let mut table = self.inner.table();
@@ -229,7 +229,7 @@ impl Terminals {
         terminals.iter().for_each(|terminal| terminal.mark_slept(now));
         let ends = terminals.iter().map(|terminal| async move {
             if let Err(error) = terminal.end_session(grace).await {
-                tracing::error!(terminal = %terminal.id, %error, "a terminal did not end");
+                tracing::error!(terminal = %terminal.id, %error, "failed to end terminal");
             }
         });
         join_all(ends).await;
@@ -254,7 +254,7 @@ impl Terminals {
 }
 
 impl TerminalsInner {
-    /// TerminalTable of them. Whoever asks first after the claim finds also those that came back.
+    /// Locks the table. The first call after the claim restores the saved terminals.
     pub(super) fn table(&self) -> MutexGuard<'_, TerminalTable> {
         let mut table = self.table.lock().unwrap_or_else(|e| e.into_inner());
         if table.loaded.is_some() {
@@ -263,7 +263,7 @@ impl TerminalsInner {
         table
     }
 
-    /// Starts the task of one, and lists it.
+    /// Starts the terminal's task and adds the terminal to the table.
     pub(super) fn register(&self, table: &mut TerminalTable, opened: OpenedTerminal) -> Arc<Terminal> {
         let terminal = Arc::clone(&opened.terminal);
         let task = TerminalTask::new(opened, Arc::clone(&self.counters));
@@ -276,13 +276,13 @@ impl TerminalsInner {
 
 impl Drop for TerminalsInner {
     fn drop(&mut self) {
-        // The tasks end, and with them the PTYs are closed, which hangs their sessions up.
+        // Cancelled tasks drop their PTYs, which hangs up the sessions.
         self.cancel.cancel();
     }
 }
 
 impl TerminalTable {
-    /// Lets go of ended terminals, the one that ended first foremost, until another fits.
+    /// Removes ended terminals, starting with the earliest exit, until another terminal fits.
     fn evict_ended(&mut self, limit: usize) -> Result<(), TerminalError> {
         loop {
             let ended = |terminal: &Arc<Terminal>| terminal.state().exit.map(|exit| exit.ended_at);
@@ -299,7 +299,7 @@ impl TerminalTable {
     }
 }
 
-/// It is in no list any more; its task ends with its last viewer.
+/// Marks a terminal that left the table; its task ends with its last viewer.
 fn mark_removed(terminal: &Terminal) {
     terminal.state().removed = true;
     terminal.wake.notify_one();

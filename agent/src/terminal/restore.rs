@@ -1,4 +1,4 @@
-//! Restoring: a terminal that was kept comes back, its history above a new shell, or ended as it was. Must not know the disk.
+//! Restores a saved terminal: with its history above a new shell, or as ended.
 
 use std::{path::Path, sync::Arc, time::SystemTime};
 
@@ -16,12 +16,12 @@ use crate::{
     spawn::{Launcher, Program},
 };
 
-/// Switches off what a program may have left on and a shell does not expect: the other screen, mouse reports, bracketed paste, a
-/// hidden cursor, margins, colours.
+/// Resets modes that a program may have set and a shell does not expect: alternate screen, mouse
+/// reports, bracketed paste, hidden cursor, margins, colours.
 const RESET_MODES: &[u8] =
     b"\x1b[?1049l\x1b[?1l\x1b>\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?25h\x1b[r\x1b[0m";
 
-/// Brings one back. Blocks for the time of a fork.
+/// Restores one terminal. Blocks for the time of a fork (about 1 ms).
 pub(super) fn restore(
     record: JournalRecord,
     launcher: &Launcher,
@@ -33,7 +33,7 @@ pub(super) fn restore(
     let mut builder = TerminalBuilder::from_journal(&metadata, claim);
     history.iter().for_each(|piece| builder.push_output(piece));
     if let (Some(exit), None) = (metadata.exit, metadata.slept) {
-        // It had ended by itself.
+        // The program had ended before the sleep.
         let exit = exit.exit(builder.end_offset());
         return builder.build_ended(terminal_spec(metadata), exit, gate);
     }
@@ -52,14 +52,14 @@ pub(super) fn restore(
     match create.start(launcher, children) {
         Ok(started) => builder.build_running(started, gate),
         Err(error) => {
-            tracing::error!(terminal = metadata.id, %error, "a terminal's shell does not start again");
-            push_note(&mut builder, &format!("its shell does not start restart: {error}"));
+            tracing::error!(terminal = metadata.id, %error, "failed to restart the shell of a terminal");
+            push_note(&mut builder, &format!("its shell does not start again: {error}"));
             build_killed(builder, metadata, gate)
         }
     }
 }
 
-/// What has happened, for people.
+/// Describes to the user what happened to the terminal.
 fn restore_reason(metadata: &JournalMetadata) -> String {
     let shown = httpdate::fmt_http_date;
     match metadata.slept {
@@ -73,15 +73,15 @@ fn restore_reason(metadata: &JournalMetadata) -> String {
     }
 }
 
-/// One dim line of ours, below all that a program printed.
+/// Appends one dim line below all output of the program.
 fn push_note(builder: &mut TerminalBuilder, text: &str) {
-    // No text of ours has control characters; an error may quote something that has.
+    // Our own text has no control characters, but a quoted error may.
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
     builder.push_output(RESET_MODES);
     builder.push_output(format!("\r\n\x1b[2m[podling: {text}]\x1b[0m\r\n").as_bytes());
 }
 
-/// Its program ended with the workspace, and is not started again.
+/// Completes a terminal whose program ended with the workspace and is not restarted.
 fn build_killed(
     builder: TerminalBuilder,
     metadata: JournalMetadata,
@@ -109,12 +109,12 @@ fn terminal_spec(metadata: JournalMetadata) -> TerminalSpec {
     }
 }
 
-/// The folder it was in, or the home folder and words that say so.
+/// Returns the saved directory. If it is gone, returns the home directory and a note that says so.
 fn restored_cwd(metadata: &JournalMetadata, home: &Path) -> (String, String) {
     if metadata.cwd.is_empty() {
         return (String::new(), String::new());
     }
-    // As the launcher will look at it.
+    // Resolved in the same way as the launcher resolves it.
     if home.join(&metadata.cwd).is_dir() {
         return (metadata.cwd.clone(), String::new());
     }

@@ -1,8 +1,9 @@
-//! Screen: a model of what an emulator would show, fed behind the stream.
+//! Model of what a terminal emulator shows, fed behind the stream.
 //!
-//! Pure. An emulator is slower than a PTY, so it is never fed inline: it has a position of its own in the log, is built when it is
-//! first needed, and skips ahead when what it has not seen is gone. It is cut only between escape sequences and characters, so
-//! that a picture and the bytes after it give the true state. Must not know when it is fed, nor for whom.
+//! Pure. The model is slower than a PTY, so it reads the log at its own offset. It is allocated
+//! when it is first needed, and skips ahead if unseen bytes were evicted. It stops only between
+//! escape sequences and characters, so that a snapshot and the bytes after it reproduce the exact
+//! state.
 
 use std::{collections::VecDeque, num::NonZeroU16};
 
@@ -15,68 +16,67 @@ mod paint;
 #[cfg(test)]
 mod tests;
 
-/// One feeding: well below a millisecond's work, so that whoever feeds can look at the clock between two.
+/// Bytes of one feed: well below a millisecond of work, so that the caller can check the time
+/// between feeds.
 pub(super) const FEED_CHUNK_BYTES: usize = 4 * 1024;
-/// What is read again after skipping ahead: several screens' worth of text.
+/// Bytes that are read again after skipping ahead: several screens of text.
 const RESYNC_BYTES: u64 = 128 * 1024;
-/// A sequence longer than this (an image, a clipboard) is fed in parts; a picture taken within it is not exact.
+/// Longest sequence that is fed as a whole. A longer one (an image, a clipboard) is fed in parts,
+/// and a snapshot within it is not exact.
 const MAX_PENDING_BYTES: usize = 4 * 1024;
-/// Sizes that wait for their offset. Beyond it the oldest is forgotten: the picture of a terminal that was resized more often within
-/// what the model is behind may wrap its lines differently.
+/// Limit on resizes that wait for their offset; the oldest is dropped. A snapshot after more
+/// resizes may wrap lines differently.
 const MAX_PENDING_RESIZES: usize = 64;
-/// Largest model, in cells of 32 bytes each (twice that with a full-screen program): what a 4K display holds in a font of 8 × 16 pixels. A
-/// larger terminal is clamped by its upper left part.
+/// Largest model, in cells of 32 bytes (twice that with a full-screen program): a 4K display with a
+/// font of 8 × 16 pixels. Of a larger terminal only the upper left part is modelled.
 const MAX_CELLS: usize = 64 * 1024;
 
-/// The model.
+/// Screen model of one terminal.
 #[derive(Default)]
 pub(super) struct ScreenModel {
-    /// `None` until it is first fed: an idle terminal costs no grid.
+    /// `None` until the first feed: an idle terminal allocates no grid.
     parser: Option<Box<vt100::Parser>>,
     scanner: EscapeScanner,
-    /// Offset after the last byte the parser has.
+    /// Offset after the last byte that the parser has processed.
     fed: u64,
-    /// The beginning of a sequence or character, scanned and not fed.
+    /// Start of an unfinished sequence or character: scanned but not fed.
     pending: Vec<u8>,
     size: WindowSize,
     resizes: VecDeque<(u64, WindowSize)>,
-    /// After skipping ahead: nothing is fed before the next line or sequence begins.
+    /// After skipping ahead, bytes are dropped until the next line or sequence starts.
     resyncing: bool,
 }
 
-/// A picture of the screen.
+/// Content of a screen at one offset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScreenSnapshot {
-    /// The screen after all bytes before it.
+    /// The snapshot shows the screen after all bytes before this offset.
     pub offset: u64,
-    /// In cells.
     pub size: WindowSize,
-    /// Bytes that paint it on a freshly reset terminal.
+    /// Bytes that paint the screen on a freshly reset terminal.
     pub contents: Bytes,
     /// Row and column, from 0.
     pub cursor: (u16, u16),
-    /// The program hides the cursor.
     pub cursor_hidden: bool,
-    /// A full-screen program is shown.
+    /// True while a full-screen program is shown.
     pub alternate_screen: bool,
-    /// A paste is to be bracketed.
     pub bracketed_paste: bool,
-    /// Cursor keys send application codes.
+    /// True if cursor keys send application codes.
     pub application_cursor: bool,
 }
 
 impl ScreenModel {
-    /// An empty screen at the beginning of the log.
+    /// Creates an empty screen at the start of the log.
     pub(super) fn new(size: WindowSize) -> Self {
         Self { size, ..Self::default() }
     }
 
-    /// An empty screen that has seen the whole log.
+    /// Creates an empty screen at the end of the log.
     pub(super) fn at_end(size: WindowSize, log: &ByteLog) -> Self {
         Self { size, fed: log.next(), ..Self::default() }
     }
 
-    /// The terminal has this size from `at` on.
+    /// Records that the terminal has this size from offset `at` on.
     pub(super) fn resized(&mut self, at: u64, size: WindowSize) {
         if self.resizes.back().is_some_and(|(last, _)| *last == at) {
             self.resizes.pop_back();
@@ -87,17 +87,18 @@ impl ScreenModel {
         }
     }
 
-    /// How many bytes it has not looked at.
+    /// Number of bytes in the log after the model's offset.
     pub(super) fn unseen_bytes(&self, log: &ByteLog) -> u64 {
         log.next().saturating_sub(self.seen_offset())
     }
 
-    /// Whether bytes it has not looked at are gone.
+    /// Returns true if unseen bytes were evicted from the log.
     pub(super) fn has_gap(&self, log: &ByteLog) -> bool {
         self.seen_offset() < log.oldest()
     }
 
-    /// Forgets what it shows and goes on with the newest bytes. Modes that a program once set stay.
+    /// Clears the screen and continues with the newest bytes. Modes that a program set are
+    /// preserved.
     pub(super) fn skip_ahead(&mut self, log: &ByteLog) {
         self.fed = log.oldest().max(log.next().saturating_sub(RESYNC_BYTES));
         self.pending = Vec::new();
@@ -114,7 +115,7 @@ impl ScreenModel {
         }
     }
 
-    /// The next bytes to [`ScreenModel::feed`]; `None` when there are none.
+    /// Returns the next bytes for [`ScreenModel::feed`]; `None` at the end of the log.
     pub(super) fn next(&self, log: &mut ByteLog) -> Option<Bytes> {
         match log.read(self.seen_offset(), FEED_CHUNK_BYTES) {
             LogRead::Data { bytes, .. } => Some(bytes),
@@ -122,7 +123,7 @@ impl ScreenModel {
         }
     }
 
-    /// Looks at the bytes that [`ScreenModel::next`] gave.
+    /// Processes the bytes that [`ScreenModel::next`] returned.
     pub(super) fn feed(&mut self, bytes: &[u8]) {
         let joined;
         let mut bytes = bytes;
@@ -135,7 +136,7 @@ impl ScreenModel {
         }
         let began_before = !self.scanner.is_ground();
         if !began_before && !self.pending.is_empty() {
-            // The beginning of a character is looked at once more, with what follows.
+            // The start of a character is scanned again together with what follows.
             self.pending.extend_from_slice(bytes);
             joined = std::mem::take(&mut self.pending);
             bytes = &joined;
@@ -159,7 +160,7 @@ impl ScreenModel {
         self.pending = bytes[whole..].to_vec();
     }
 
-    /// The picture at what was fed.
+    /// Takes a snapshot at the current offset.
     pub(super) fn snapshot(&mut self) -> ScreenSnapshot {
         self.resize_due();
         let (offset, size) = (self.fed, clamped(self.size));
@@ -226,7 +227,7 @@ fn cells(size: WindowSize) -> (NonZeroU16, NonZeroU16) {
     )
 }
 
-/// How many bytes at the end are the beginning of a character.
+/// Length of an incomplete UTF-8 character at the end.
 fn incomplete_char_len(bytes: &[u8]) -> usize {
     for back in 1..=bytes.len().min(3) {
         let byte = bytes[bytes.len() - back];

@@ -1,8 +1,10 @@
-//! ScreenFeeder: when the screen model is fed, and when the reading of a flood is held so that it can be.
+//! Decides when the screen model is fed, and when reads of a flooding PTY are held so that the
+//! model can catch up.
 //!
-//! An emulator is slower than a PTY. It gets the time that reading leaves; a terminal that floods leaves none, so once a picture has
-//! been wanted for a while, reading is held until the model has seen everything that was read: then the picture is exact for its
-//! offset and the bytes after it follow without a hole. Must not know what the model shows, nor how the PTY is read.
+//! The model is slower than a PTY and uses the time that reading leaves. A flood leaves none. Once
+//! a snapshot has been requested for a while, reads are therefore held until the model has
+//! processed everything. The snapshot is then exact for its offset, and the output continues from
+//! there without a hole.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -12,41 +14,43 @@ use std::{
 
 use super::{Terminal, WindowSize, counters::TerminalCounters, screen::ScreenModel, state::TerminalState};
 
-/// How long the model is fed before others have their turn.
+/// Time for which the model is fed before other tasks run.
 const FEED_SLICE: Duration = Duration::from_millis(1);
-/// Without anybody waiting for a picture the model takes at most one part in ten of the time.
+/// Rest after each feed, as a multiple of its time. Without a snapshot request the model uses at
+/// most a tenth of the time.
 const FEED_REST_FACTOR: u32 = 9;
-/// …and a model that was left behind catches up when the terminal was quiet for so long.
+/// Quiet time after which a model that has skipped output catches up.
 const FEED_QUIET: Duration = Duration::from_millis(50);
-/// A picture that has been wanted for so long holds the reading.
+/// Age of a snapshot request at which reads are held.
 const HOLD_AFTER: Duration = Duration::from_millis(50);
-/// …and after it a flood is read for so long before the next one does: a crowd of slow viewers cannot starve it.
+/// Reading time between two holds, so that a crowd of slow viewers cannot starve the PTY.
 const HOLD_INTERVAL: Duration = Duration::from_millis(250);
-/// Fed while reading is held, at most; of more the model skips all but the newest. It takes 15 to 50 ms in a usual window.
+/// Limit on bytes fed during a hold, which take 15 to 50 ms in a usual window. If more are unseen,
+/// the model skips to the newest.
 const MAX_HOLD_BYTES: u64 = 512 * 1024;
 
-/// The model, and when it had its turns.
+/// The screen model and its schedule.
 #[derive(Debug)]
 pub(super) struct ScreenFeeder {
     model: ScreenModel,
-    /// Without a picture being wanted the model rests until then.
+    /// Without a snapshot request the model is not fed before this time.
     rest_until: Instant,
-    /// A picture has been wanted since then.
+    /// Time of the oldest request that is not fulfilled.
     requested_since: Option<Instant>,
-    /// Reading is not held before.
+    /// Reads are not held before this time.
     hold_allowed_from: Instant,
 }
 
 /// What the model needs now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FeedDecision {
-    /// Nothing.
+    /// Nothing, until the terminal changes.
     Idle,
-    /// To be looked at then.
+    /// A new decision at this time.
     WaitUntil(Instant),
-    /// To be fed with the time that is left.
+    /// To be fed with the time that reading leaves.
     Feed,
-    /// To be fed, and nothing to be read before it has seen everything.
+    /// To be fed, with reads held until it has processed everything.
     HoldReads,
 }
 
@@ -55,7 +59,8 @@ impl ScreenFeeder {
         Self { model: ScreenModel::new(size), rest_until: now, requested_since: None, hold_allowed_from: now }
     }
 
-    /// The model is fed when a picture is asked for, and before bytes it has not seen are gone.
+    /// Decides whether to feed the model. It is fed for a snapshot request, and before bytes that
+    /// it has not processed are evicted.
     pub(super) fn decide(
         &mut self,
         state: &mut TerminalState,
@@ -67,7 +72,8 @@ impl ScreenFeeder {
         }
         if state.snapshots_requested > state.snapshots_taken {
             let since = *self.requested_since.get_or_insert(now);
-            // Once its session was killed, a terminal is about to end: then nobody reads.
+            // A terminal whose session was killed is about to end, so nothing is read and nothing
+            // held.
             let reads = state.pty.is_some() && !state.killed;
             let holds = reads && now >= self.hold_allowed_from.max(since + HOLD_AFTER);
             return if holds { FeedDecision::HoldReads } else { FeedDecision::Feed };
@@ -80,7 +86,8 @@ impl ScreenFeeder {
         if from > now { FeedDecision::WaitUntil(from) } else { FeedDecision::Feed }
     }
 
-    /// Feeds the model for a slice of time, and makes the picture that was asked for once it has seen everything.
+    /// Feeds the model for one time slice. Takes the requested snapshot once the model has
+    /// processed everything.
     pub(super) fn feed(&mut self, decision: FeedDecision, terminal: &Terminal, counters: &TerminalCounters) {
         let begin = Instant::now();
         let until = begin + FEED_SLICE;
@@ -125,8 +132,8 @@ impl ScreenFeeder {
         }
     }
 
-    /// An emulator is a large thing to feed with what anybody prints: its panic costs the picture, not the terminal. A new one goes on
-    /// behind what it choked on.
+    /// Replaces the model by an empty one at the end of the log. Output is arbitrary, so a panic of
+    /// the emulator must cost only the snapshot and not the terminal.
     fn reset_model(&mut self, state: &TerminalState, counters: &TerminalCounters) {
         self.model = ScreenModel::at_end(state.size.value, &state.log);
         counters.model_panicked();

@@ -1,11 +1,12 @@
-//! SentMetadata: which facts of a terminal (size, title, folder, job) a viewer has been told, so that each comes once and at its place.
+//! Tracks which metadata (size, title, directory, foreground job) a viewer has received, so that
+//! each change is sent once and in order.
 
 use super::{
     FrameKind,
     state::{TerminalState, Versioned},
 };
 
-/// Versions of the facts that this viewer has been told.
+/// Versions of the metadata that a viewer has received.
 #[derive(Debug, Default)]
 pub(super) struct SentMetadata {
     title: u32,
@@ -15,7 +16,7 @@ pub(super) struct SentMetadata {
 }
 
 impl SentMetadata {
-    /// A fact that holds at the cursor and was not told.
+    /// Returns the next change that applies at the cursor, and marks it as sent.
     pub(super) fn take_due(&mut self, state: &TerminalState, cursor: u64) -> Option<FrameKind> {
         fn changed<T>(fact: &Versioned<T>, sent: &mut u32, cursor: u64) -> bool {
             let due = fact.version != *sent && fact.at <= cursor;
@@ -37,7 +38,8 @@ impl SentMetadata {
         }
     }
 
-    /// Where the next fact begins: data is cut there, so that frames come in order.
+    /// Offset of the next change after the cursor. Data frames end there, so that frames come in
+    /// order.
     pub(super) fn next_offset(&self, state: &TerminalState, cursor: u64) -> Option<u64> {
         [
             (state.size.version != self.size, state.size.at),

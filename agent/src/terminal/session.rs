@@ -1,4 +1,5 @@
-//! Ending a session: HUP, TERM, a grace, KILL, to everybody whose session is the terminal's, not only to its process group.
+//! Ends a terminal's session: HUP, TERM and KILL to every process of the session, not only to its
+//! process group.
 
 use std::time::Duration;
 
@@ -7,34 +8,35 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Terminal, TerminalError, TerminalExit};
 
-/// Between TERM and KILL, unless somebody says otherwise.
+/// Default time between TERM and KILL.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
-/// Between HUP and TERM: shells end on HUP and pass it on.
+/// Time between HUP and TERM. Shells exit on HUP and pass it on.
 const HANGUP_GRACE: Duration = Duration::from_millis(300);
-/// How often a session that is being ended is looked at.
+/// Interval at which an ending session is checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// How long killed processes may take to be gone.
+/// Time within which killed processes must be gone.
 const KILLED_GRACE: Duration = Duration::from_secs(5);
 
 impl Terminal {
-    /// Ends all processes of the session; answers when they are gone and the terminal has ended.
+    /// Ends all processes of the session. Returns once they are gone and the terminal has ended.
     pub(super) async fn end_session(&self, grace: Duration) -> Result<TerminalExit, TerminalError> {
         self.state().closing = true;
-        // A PTY that waits for a slow reader waits no longer.
+        // The task stops waiting for slow lossless viewers.
         self.wake.notify_one();
         for (signal, limit) in
             [(Signal::HUP, HANGUP_GRACE.min(grace)), (Signal::TERM, grace), (Signal::KILL, KILLED_GRACE)]
         {
             self.signal_session(signal);
             if signal != Signal::KILL {
-                // A stopped process would hear nothing.
+                // A stopped process would not handle the signal.
                 self.signal_session(Signal::CONT);
             }
             if self.session_is_over(signal, limit).await {
                 break;
             }
         }
-        // Whoever holds the PTY from another session is not ours to end, and may print for ever: nobody waits for its quiet.
+        // A process of another session that holds the PTY is not ended, and it may print for ever.
+        // So the task no longer waits for silence.
         self.state().killed = true;
         self.wake.notify_one();
         let ended = async {
@@ -51,7 +53,7 @@ impl Terminal {
         timeout(KILLED_GRACE, ended).await.map_err(|_| TerminalError::ProcessesSurvivedKill)
     }
 
-    /// Waits until nobody of the session is left.
+    /// Waits until the session has no processes. Returns false if it still has some after `limit`.
     async fn session_is_over(&self, signal: Signal, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         loop {
@@ -63,7 +65,7 @@ impl Terminal {
                 return false;
             }
             if signal == Signal::KILL {
-                // Somebody may have been forked between the look and the kill.
+                // A process may have forked between the listing and the KILL.
                 self.signal_session(signal);
             }
             sleep(POLL_INTERVAL).await;

@@ -1,6 +1,6 @@
-//! Shared: one terminal as its task, its viewers and its writers share it, and what is asked of it from outside.
+//! Terminal state shared by its task, viewers and writers, and the operations on it.
 //!
-//! Every method takes the state's lock for a moment and, where there is something to do, wakes the task. Must not know the registry.
+//! Every method holds the state's lock briefly, and wakes the task if there is work for it.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},
@@ -23,30 +23,29 @@ use crate::{
     child::signals,
 };
 
-/// One terminal, shared by its task, its viewers and its writers.
+/// One terminal, shared by its task, viewers and writers.
 pub(crate) struct Terminal {
     pub(super) id: TerminalId,
     pub(super) name: String,
     pub(super) argv: Vec<String>,
-    /// So that a repeated CreateTerminal finds it; may be empty.
+    /// Id with which a retried create request finds this terminal; may be empty.
     pub(super) request_id: String,
     pub(super) created: SystemTime,
-    /// The leader; `None`: it ended before this agent began.
+    /// Session leader; `None` if it ended before this agent started.
     pub(super) pid: Option<Pid>,
-    /// What starts it again, should it be a shell.
+    /// What restarts the program; `Some` only for an interactive shell.
     pub(super) restart: Option<RestartSpec>,
     pub(super) gate: Arc<AdmissionGate>,
     pub(super) state: Mutex<TerminalState>,
-    /// Wakes the task.
     pub(super) wake: Notify,
-    /// Ticks for those who wait until their input is written.
+    /// Notified when queued input was written.
     pub(super) input_moved: Notify,
-    /// Ticks when it has ended.
+    /// Notified when the terminal has ended.
     pub(super) has_ended: Notify,
 }
 
 impl Terminal {
-    /// A short lock: nobody holds it across an await.
+    /// Locks the state. Never held across an await.
     pub(super) fn state(&self) -> MutexGuard<'_, TerminalState> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -77,15 +76,17 @@ impl Terminal {
         }
     }
 
-    /// The foreground job's command; `None` while a shell waits for its person. A terminal's own program is its job, if it is no
-    /// shell: `top` is the same whether it was typed or opened.
+    /// Returns the command in the foreground; `None` while a shell waits at its prompt. A program
+    /// that is not a shell counts as the terminal's job: `top` is the same whether it was typed or
+    /// created.
     pub(super) fn foreground_command(&self, state: &TerminalState) -> Option<String> {
         let group = state.pty.as_ref()?.foreground()?;
         let is_waiting_shell = Some(group) == self.pid && self.restart.is_some();
         if is_waiting_shell { None } else { procfs::command_name(group) }
     }
 
-    /// The leader's folder, unless the shell reports it itself.
+    /// Returns the leader's working directory, unless the shell reports it by OSC 7 or the terminal
+    /// has ended.
     pub(super) fn polled_cwd(&self, state: &TerminalState) -> Option<String> {
         if state.cwd_reported || state.exit.is_some() {
             return None;
@@ -93,8 +94,8 @@ impl Terminal {
         procfs::working_directory(self.pid?).map(|path| path.to_string_lossy().into_owned())
     }
 
-    /// Takes input, writes at once what the PTY takes, and says which offset this client's acknowledgement must reach.
-    /// While the workspace prepares to sleep it is held: nothing was taken then.
+    /// Accepts input and writes what the PTY takes now. Returns the offset that the client's
+    /// acknowledgement must reach. If the admission gate holds the input, nothing was accepted.
     pub(super) fn write(
         &self,
         client: &ClientId,
@@ -115,7 +116,7 @@ impl Terminal {
         let end = input.offset.saturating_add(input.data.len() as u64);
         let checked = state.inputs.check(client, input.epoch, input.offset, input.data.len(), now);
         if matches!(checked, Err(input_sequencer::SequenceError::Hole { .. })) && self.gate.is_holding() {
-            // What is missing may be held, and passes first.
+            // The missing bytes may be held at the gate, and must be written first.
             self.gate.try_admit(Intent::Keystroke, input.data.len())?;
         }
         let input_sequencer::CheckedInput::New(skip) =
@@ -162,7 +163,8 @@ impl Terminal {
         }
     }
 
-    /// Waits until this client's input before `end` is in the PTY.
+    /// Waits until the client's input before `end` is written. Returns the next expected offset.
+    /// Cancel-safe.
     pub(super) async fn wait_written(&self, client: &ClientId, end: u64) -> Result<u64, TerminalError> {
         loop {
             let moved = self.input_moved.notified();
@@ -181,7 +183,7 @@ impl Terminal {
         }
     }
 
-    /// A client's window; answers with the terminal's size and whether the client owns it.
+    /// Sets the client's window size. Returns the terminal's size and whether the client owns it.
     pub(super) fn resize(
         &self,
         client: &ClientId,
@@ -224,11 +226,12 @@ impl Terminal {
         };
         let sent = match (target, exit) {
             (SignalTarget::Foreground, Some(exit)) => return Err(TerminalError::Ended(exit)),
-            // It ended while background jobs held it, and they may live on.
+            // The terminal ended while background jobs held it, and they may still run.
             (SignalTarget::Session, Some(exit)) if self.session_members(leader_gone).is_empty() => {
                 return Err(TerminalError::Ended(exit));
             }
-            // Without its leader a session has no foreground: whoever is left is meant. The leader's number may be a stranger's by now.
+            // Without its leader a session has no foreground, so all its processes are signalled.
+            // The leader's number may be reused.
             (SignalTarget::Foreground, None) if !leader_gone => match group.or(self.pid) {
                 Some(group) => kill_process_group(group, signal),
                 None => Ok(()),
@@ -239,7 +242,7 @@ impl Terminal {
             }
         };
         match sent {
-            // A group that is gone in the meantime had no use for the signal.
+            // The group ended in the meantime.
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(errno) => {
                 Err(TerminalError::Io { operation: "signal the foreground job", source: errno.into() })
@@ -247,7 +250,7 @@ impl Terminal {
         }
     }
 
-    /// Who lives in its session.
+    /// Returns the living processes of the session.
     pub(super) fn session_members(&self, leader_gone: bool) -> Vec<Pid> {
         self.pid.map_or_else(Vec::new, |leader| procfs::session_members(leader, leader_gone))
     }
@@ -255,12 +258,13 @@ impl Terminal {
     pub(super) fn signal_session(&self, signal: Signal) {
         let gone = self.state().leader_gone;
         for pid in self.session_members(gone) {
-            // It may have ended since.
+            // The process may have ended in the meantime.
             let _ = kill_process(pid, signal);
         }
     }
 
-    /// JournalMetadata that are polled (folder, foreground job) are looked at soon after something happened, if somebody watches.
+    /// Wakes the task to schedule a poll of directory and foreground job, if the terminal has
+    /// viewers.
     fn wake_for_poll(&self, state: &TerminalState) {
         if !state.viewers.is_empty() && !state.poll_scheduled {
             self.wake.notify_one();

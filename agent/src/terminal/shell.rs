@@ -1,16 +1,17 @@
-//! Shells: which programs are an interactive shell, and so may be started again without doing anything twice. Pure.
+//! Recognises interactive shells, which can be restarted without repeating an effect. Pure.
 
-/// Programs that are shells, by their name without folder.
+/// Names of shells, without their directory.
 const SHELLS: [&str; 12] =
     ["sh", "bash", "dash", "zsh", "ksh", "mksh", "fish", "ash", "tcsh", "csh", "nu", "xonsh"];
-/// Options that have a file behind them.
+/// Options whose next argument is a file.
 const OPTIONS_WITH_FILE: [&str; 2] = ["--rcfile", "--init-file"];
 
-/// Whether this is a shell that reads what people type: it is told no command and no script. Of what is not known it is no shell.
+/// Returns true for a shell that reads commands from its user, not from a script or an argument.
+/// Returns false if an option is unknown.
 pub(super) fn is_interactive(argv: &[String]) -> bool {
     let Some((program, mut options)) = argv.split_first() else { return true };
     let name = program.rsplit('/').next().unwrap_or_default();
-    // A login shell may be called with a dash before its name.
+    // A login shell's name may start with a dash.
     if !SHELLS.contains(&name.strip_prefix('-').unwrap_or(name)) {
         return false;
     }
@@ -19,7 +20,7 @@ pub(super) fn is_interactive(argv: &[String]) -> bool {
             long if OPTIONS_WITH_FILE.contains(&long) => rest.get(1..).unwrap_or_default(),
             "--command" => return false,
             long if long.starts_with("--") && long.len() > 2 && !long.contains('=') => rest,
-            // Letters that say how it is run; `c` and `s` say what it reads.
+            // These letters only change how the shell runs; `c` and `s` change what it reads.
             short if is_letters(short, "ilnrvx") => rest,
             _ => return false,
         };
@@ -42,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shell_that_people_type_into_is_told_from_one_that_does_something() {
+    fn interactive_shells_are_recognised() {
         for line in
             ["", "bash", "/bin/bash -l", "-zsh", "bash -il", "bash --norc --rcfile /x -i", "fish --private"]
         {

@@ -1,4 +1,4 @@
-//! TerminalState: what a terminal's task, viewers and writers share, under one short lock.
+//! State of a terminal that its task, viewers and writers share under one short lock.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -18,23 +18,26 @@ use crate::byte_log::ByteLog;
 #[cfg(test)]
 mod tests;
 
-/// How long a PTY waits for a lossless reader that makes no progress; then the reader is left behind as any other.
+/// Time for which a PTY waits for a lossless viewer without progress; then the viewer is no longer
+/// lossless.
 pub(super) const LOSSLESS_TIMEOUT: Duration = Duration::from_secs(60);
-/// A lossless reader is waited for when no more than this (or half of a small log) still fits: more than one burst of reading.
+/// Distance to the end of the log's capacity at which the PTY waits for a lossless viewer (half of
+/// the capacity for a small log). Larger than one burst.
 const LOSSLESS_MARGIN_BYTES: u64 = 128 * 1024;
-/// Read before readers are told, so that a flood travels in large frames; a small log is read in quarters, so that a lossless reader is
-/// not run over.
+/// Bytes read before viewers are woken, so that a flood travels in large frames. A small log is
+/// read in quarters, so that a lossless viewer does not lose bytes.
 const BURST_BYTES: usize = 64 * 1024;
-/// Sizes kept for a screen model that is behind.
+/// Limit on resizes that wait for the screen model.
 const MAX_PENDING_RESIZES: usize = 64;
-/// Written to the PTY in one go; more waits for the next turn, so that a paste holds nobody up.
+/// Bytes written to the PTY at a time. The rest of a paste waits for the next turn, so that it
+/// delays nothing else.
 const WRITE_BYTES: usize = 64 * 1024;
 
-/// Everything shared.
+/// Shared state of one terminal.
 #[derive(Debug)]
 pub(super) struct TerminalState {
     pub(super) log: ByteLog,
-    /// `None` once it has ended: the last reference hangs up.
+    /// `None` once the terminal has ended: dropping the last reference hangs up.
     pub(super) pty: Option<Arc<Pty>>,
     pub(super) inputs: InputSequencer,
     pub(super) writers: AttachedWriters,
@@ -42,74 +45,78 @@ pub(super) struct TerminalState {
     pub(super) next_viewer: u64,
     pub(super) title: Versioned<String>,
     pub(super) cwd: Versioned<String>,
-    /// The shell reports its folder itself (OSC 7).
+    /// The shell reports its directory by OSC 7.
     pub(super) cwd_reported: bool,
     pub(super) foreground: Versioned<String>,
     pub(super) size: Versioned<WindowSize>,
-    /// Sizes that the screen model has not been told of.
+    /// Resizes that the screen model has not taken over yet.
     pub(super) resizes: VecDeque<(u64, WindowSize)>,
-    /// ScreenFeeder that were asked for and made; the last one is kept as long as somebody waits for it.
+    /// Counters of snapshots; a viewer waits until `snapshots_taken` reaches its number. The last
+    /// snapshot is retained while a viewer waits for it.
     pub(super) snapshots_requested: u64,
     pub(super) snapshots_taken: u64,
     pub(super) snapshot: Option<Arc<ScreenSnapshot>>,
-    /// The leader was reaped: its number may be another's.
+    /// The leader was reaped, so its number may be reused.
     pub(super) leader_gone: bool,
-    /// Somebody ends it: nobody is waited for any more.
+    /// The terminal is being closed, so lossless viewers are not waited for.
     pub(super) closing: bool,
-    /// …and its session got all signals there are: what is there is read once more, and that is its end.
+    /// The session was killed; the task reads the remaining output once more, and ends the
+    /// terminal.
     pub(super) killed: bool,
-    /// The task is no more: nobody makes pictures.
+    /// The task has panicked, so no snapshots will be taken.
     pub(super) task_gone: bool,
-    /// It left the registry; the task ends with its last viewer.
+    /// The registry removed the terminal; the task ends with its last viewer.
     pub(super) removed: bool,
     pub(super) exit: Option<TerminalExit>,
-    /// The workspace falls asleep, or the agent ends, since then: whatever ends it now is no end of its own.
+    /// Time at which the workspace fell asleep or the agent shut down. An exit after it is not the
+    /// program's own.
     pub(super) slept_at: Option<SystemTime>,
-    /// Writing failed for another reason than that the PTY is full: that it can be written says nothing then.
+    /// The last write failed for another reason than a full PTY, so readiness to write means
+    /// nothing.
     pub(super) write_failed: bool,
-    /// The task waits for a lossless reader since then.
+    /// Time since which the task waits for a lossless viewer.
     pub(super) paused_since: Option<Instant>,
-    /// The task has a time for the next look at polled facts.
+    /// The task has scheduled a poll of the directory and the foreground job.
     pub(super) poll_scheduled: bool,
-    /// Something happened since that look.
+    /// The terminal changed since the last poll.
     pub(super) changed_since_poll: bool,
-    /// Somebody who can answer queries has watched it.
+    /// A client that can answer queries has been attached.
     pub(super) ever_attached: bool,
 }
 
-/// Something that is true from an offset on.
+/// A value with the log offset from which it holds.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Versioned<T> {
     pub(super) value: T,
     pub(super) at: u64,
-    /// Ticks with every change; 0: never set.
+    /// Incremented by each change; 0 if never set.
     pub(super) version: u32,
 }
 
-/// A viewer, as the terminal knows it.
+/// What the terminal knows about a viewer.
 #[derive(Debug)]
 pub(super) struct ViewerSlot {
     /// Shared by all viewers of one stream.
     pub(super) wake: Arc<Notify>,
-    /// Offset of the next byte; `None` while it waits for a picture.
+    /// Offset of the next byte to send; `None` while the viewer waits for a snapshot.
     pub(super) cursor: Option<u64>,
-    /// The client has processed everything before it.
+    /// The client has processed all output before this offset.
     pub(super) acked: u64,
-    /// Bytes that may be under way without an ack; 0: any number.
+    /// Output bytes that may be unacknowledged; 0 means unlimited.
     pub(super) credit: u64,
-    /// The PTY waits for it.
+    /// The PTY waits for this viewer.
     pub(super) lossless: bool,
-    /// When its cursor last moved.
+    /// Time at which the cursor last moved.
     pub(super) last_progress: Instant,
 }
 
 impl<T: PartialEq> Versioned<T> {
-    /// A first value, which needs no telling.
+    /// Creates a value that viewers already know.
     pub(super) fn initial(value: T) -> Self {
         Self { value, at: 0, version: 0 }
     }
 
-    /// `true` if it changed.
+    /// Returns true if the value changed.
     pub(super) fn set(&mut self, value: T, at: u64) -> bool {
         let changed = self.value != value;
         if changed {
@@ -130,7 +137,7 @@ impl ViewerSlot {
 }
 
 impl TerminalState {
-    /// Without its PTY.
+    /// Creates the state of a terminal without a PTY.
     pub(super) fn new(log: ByteLog, size: WindowSize) -> Self {
         Self {
             inputs: InputSequencer::new(log.epoch()),
@@ -170,14 +177,14 @@ impl TerminalState {
     pub(super) fn set_size(&mut self, size: WindowSize) {
         let at = self.log.next();
         self.size.set(size, at);
-        // The task takes them with its next turn.
+        // The task hands the resize to the screen model.
         self.resizes.push_back((at, size));
         if self.resizes.len() > MAX_PENDING_RESIZES {
             self.resizes.pop_front();
         }
     }
 
-    /// How much is read in one go.
+    /// Limit on bytes read before viewers are woken.
     pub(super) fn burst_bytes(&self) -> usize {
         BURST_BYTES.min(self.log.max_bytes() / 4).max(1)
     }
@@ -186,7 +193,7 @@ impl TerminalState {
         self.changed_since_poll = true;
     }
 
-    /// Writes what the PTY takes now; `true` if anything went.
+    /// Writes queued input until the PTY is full. Returns true if anything was written.
     pub(super) fn flush_input(&mut self) -> bool {
         let Some(pty) = &self.pty else { return false };
         let mut wrote = 0;
@@ -201,10 +208,10 @@ impl TerminalState {
                     self.inputs.mark_written(n);
                     wrote += n;
                 }
-                // Full: it is written when somebody reads.
+                // The PTY is full; writing continues when the program reads.
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                // Nobody has the other side open: it is tried again with whatever happens next.
+                // No process has the slave open; the next event retries.
                 Ok(_) | Err(_) => {
                     self.write_failed = true;
                     break;
@@ -217,11 +224,12 @@ impl TerminalState {
         wrote > 0
     }
 
-    /// Waits for lossless readers that are slow, and no longer for those that were waited for in vain; says until when.
+    /// Waits for slow lossless viewers, and gives up those that made no progress in time. Returns
+    /// the time at which the wait ends; `None` if there is nothing to wait for.
     pub(super) fn pause_for_readers(&mut self, now: Instant) -> Option<Instant> {
         let until = self.lossless_deadline()?;
         if self.paused_since.is_none() {
-            // Their patience begins now, however long they had nothing to read before.
+            // The timeout starts now, even if the viewers had nothing to read for long before.
             self.paused_since = Some(now);
         } else if until <= now {
             self.give_up_slow_readers(now);
@@ -229,7 +237,7 @@ impl TerminalState {
         self.lossless_deadline()
     }
 
-    /// When the reader that the PTY has to wait for is given up; `None` if there is none to wait for.
+    /// Time at which the next slow lossless viewer is given up; `None` if the PTY need not wait.
     pub(super) fn lossless_deadline(&self) -> Option<Instant> {
         if self.closing {
             return None;
@@ -239,7 +247,8 @@ impl TerminalState {
         slow.map(|slot| slot.gives_up_at(self.paused_since)).min()
     }
 
-    /// Only who holds the PTY back: others could not go on, because it was held back.
+    /// Gives up only viewers that hold the PTY back; the others could not make progress because of
+    /// them.
     fn give_up_slow_readers(&mut self, now: Instant) {
         let (paused, slow_offset) = (self.paused_since, self.slow_offset());
         for slot in self.viewers.values_mut() {
@@ -249,7 +258,8 @@ impl TerminalState {
         }
     }
 
-    /// A reader that is not behind this offset is no slow one; `None`: nobody is slow yet.
+    /// A viewer is slow if its cursor is at or before this offset; `None` if no viewer can be slow
+    /// yet.
     fn slow_offset(&self) -> Option<u64> {
         let held = self.log.max_bytes() as u64;
         let limit = held - LOSSLESS_MARGIN_BYTES.min(held / 2);

@@ -1,4 +1,4 @@
-//! Streams: who watches which terminals, each known by its id as long as it lives.
+//! Attachments and watches of the registry's terminals, each registered by id while it lives.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,12 +14,12 @@ use super::{
     viewer::{self, Viewer, ViewerOptions},
 };
 
-/// Watches and attachments of the whole workspace at once; another is refused.
+/// Limit on watches and attachments of the workspace; another one is rejected.
 const MAX_STREAMS: usize = 1024;
-/// Terminals on one watch.
+/// Limit on terminals in one watch.
 pub(super) const MAX_WATCHED_TERMINALS: usize = 64;
 
-/// Keeps a watch known by its id.
+/// Registration of a watch; dropping it unregisters the watch.
 #[derive(Debug)]
 pub(super) struct WatchGuard {
     id: String,
@@ -27,7 +27,7 @@ pub(super) struct WatchGuard {
 }
 
 impl Terminals {
-    /// Joins one terminal, both ways.
+    /// Attaches to one terminal, for output and input.
     pub fn attach(&self, attach: &AttachOptions) -> Result<Attachment, TerminalError> {
         let terminal = self.find(&attach.terminal)?;
         let wake = Arc::new(Notify::new());
@@ -46,7 +46,7 @@ impl Terminals {
         Ok(Attachment::new(watch, terminal, id, wake, attach))
     }
 
-    /// Reads one or several terminals. One that cannot be read fails alone.
+    /// Watches one or several terminals. A terminal that cannot be watched fails alone.
     pub fn watch(
         &self,
         terminals: &[WatchTarget],
@@ -65,7 +65,7 @@ impl Terminals {
             let options = ViewerOptions {
                 from: *from,
                 client: options.client.clone(),
-                // A browser types with Write beside its TerminalWatch.
+                // A browser sends input by Write requests beside its watch.
                 writes: true,
                 size: None,
                 credit: options.credit,
@@ -83,7 +83,7 @@ impl Terminals {
         Ok(TerminalWatch::new(viewers, failed, wake, Some(guard)))
     }
 
-    /// Credit for a watch.
+    /// Grants credit to one terminal of a watch: output before `offset` was processed.
     pub fn ack(&self, watch: &str, id: &TerminalId, epoch: u64, offset: u64) -> Result<(), TerminalError> {
         let (terminal, viewer) = {
             let table = self.inner.table();

@@ -1,5 +1,5 @@
-//! The task: the one owner of a terminal's PTY. It reads, writes what waits, notices the end, and gives the screen model its time. It
-//! sleeps unless something happens: an idle terminal costs no wake-up.
+//! Task of a terminal: owns the PTY, reads output, writes input, detects the end and feeds the
+//! screen model. It sleeps until an event, so that an idle terminal costs no wake-up.
 
 use std::{
     sync::Arc,
@@ -20,19 +20,21 @@ use super::{
 };
 use crate::child::ExitStatus;
 
-/// The leader has exited and background jobs hold the PTY: quiet for so long, it has ended.
+/// Silence after which a terminal counts as ended if its leader has exited and background jobs hold
+/// the PTY.
 const BACKGROUND_QUIET: Duration = Duration::from_millis(250);
-/// Read in one go before it is said to have ended: more than a PTY holds (64 KiB), and no more, because whoever holds it may flood it.
+/// Limit on the last read before a terminal ends. It exceeds what a PTY buffers (64 KiB). It is
+/// bounded because a background job may flood the PTY.
 const MAX_FINAL_READ_BYTES: usize = 256 * 1024;
-/// The leader once closed its terminal and lives on: the reactor says "closed" for ever after, so from then on the PTY is looked at,
-/// this often while it is in use…
+/// Interval of reads after the leader closed the terminal without exiting, while the terminal is in
+/// use. The reactor then reports "closed" for ever, so the task polls.
 const ACTIVE_POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// …and this often, and for so long "in use", otherwise.
+/// The same interval while the terminal is not in use, that is, after this much silence.
 const IDLE_POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a flood is read before others have their turn: what it may add to the echo of another terminal. Its readers are told
-/// less often, once for a burst of bytes.
+/// Time for which a flood is read before other tasks run, which bounds what it adds to the echo of
+/// another terminal. Viewers are woken less often, once for each burst.
 const READ_SLICE: Duration = Duration::from_micros(250);
-/// Everything only the task knows.
+/// Task of one terminal, and the sole owner of its PTY.
 pub(super) struct TerminalTask {
     terminal: Arc<Terminal>,
     /// `None` once the terminal has ended.
@@ -43,12 +45,12 @@ pub(super) struct TerminalTask {
     feeder: ScreenFeeder,
     poller: ForegroundPoller,
     exited: Option<(ExitStatus, Instant)>,
-    /// Nobody had the other side open when it was last read.
+    /// No process had the slave open at the last read.
     closed: bool,
-    /// It was once closed while the leader lived.
+    /// The slave was once closed while the leader lived, so the task polls the PTY.
     poll_mode: bool,
     last_read_attempt: Instant,
-    /// Bytes read that nobody has been told of.
+    /// Bytes read for which viewers have not been woken yet.
     unannounced: usize,
     last_read: Instant,
 }
@@ -56,13 +58,13 @@ pub(super) struct TerminalTask {
 /// How the PTY is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ReadMode {
-    /// When the reactor says so.
+    /// Reads when the reactor reports the PTY as readable.
     WhenReady,
-    /// Before it is said to have ended: whatever the reactor says.
+    /// Reads the rest before the terminal ends, whatever the reactor reports.
     Final,
 }
 
-/// What to wait for.
+/// The events that the task waits for next.
 #[derive(Debug)]
 struct WaitPlan {
     read: bool,
@@ -104,7 +106,7 @@ impl TerminalTask {
         }
     }
 
-    /// Runs until the terminal was removed and nobody watches it.
+    /// Runs until the terminal was removed and has no viewers.
     pub(super) async fn run(mut self) {
         loop {
             let plan = self.plan();
@@ -112,7 +114,7 @@ impl TerminalTask {
                 return;
             }
             if plan.feed == FeedDecision::HoldReads {
-                // Whatever else happens waits, so that nothing can keep the picture from being made.
+                // Other events wait, so that nothing can prevent the snapshot.
                 self.feed(plan.feed);
                 self.write();
                 yield_now().await;
@@ -121,7 +123,7 @@ impl TerminalTask {
             let pty = self.pty.clone();
             let mut full = false;
             tokio::select! {
-                // Output before pictures; everything else is rare.
+                // Output before feeding; the other events are rare.
                 biased;
                 _ = async { self.leader.wait_for(Option::is_some).await.map(|_| ()) }, if self.exited.is_none() => {
                     self.leader_exited();
@@ -138,13 +140,13 @@ impl TerminalTask {
             drop(pty);
             self.write();
             if full {
-                // Others have their turn, and the reactor is asked.
+                // Lets other tasks run, and the reactor poll.
                 yield_now().await;
             }
         }
     }
 
-    /// Looks at everything that has a time, and says what to wait for.
+    /// Handles everything that is due now, and determines what to wait for.
     fn plan(&mut self) -> WaitPlan {
         let now = Instant::now();
         let terminal = Arc::clone(&self.terminal);
@@ -153,7 +155,7 @@ impl TerminalTask {
         let state = &mut *guard;
         let mut plan = WaitPlan::new(self.feeder.decide(state, now, self.last_read));
         if plan.feed == FeedDecision::HoldReads {
-            // Not quiet: held back.
+            // Held reads do not count as silence.
             self.last_read = now;
         } else if self.pty.is_some() {
             self.plan_read(state, now, &mut plan);
@@ -161,7 +163,8 @@ impl TerminalTask {
                 self.finish(state);
                 plan = WaitPlan::new(plan.feed);
             } else {
-                // Once closed the reactor says "writable" for ever: then it is written with every look.
+                // After a close the reactor reports "writable" for ever, so input is written with
+                // each poll.
                 plan.write = !state.inputs.front().is_empty()
                     && !self.poll_mode
                     && !self.closed
@@ -187,7 +190,7 @@ impl TerminalTask {
         match state.pause_for_readers(now) {
             Some(until) => {
                 plan.wake_by(until);
-                // Not quiet: held back.
+                // Held reads do not count as silence.
                 self.last_read = now;
             }
             None => {
@@ -206,13 +209,13 @@ impl TerminalTask {
         }
     }
 
-    /// When a terminal whose leader has exited, and that others hold, counts as quiet.
+    /// Time at which continued silence ends the terminal; `None` until the leader has exited.
     fn quiet_at(&self) -> Option<Instant> {
         self.exited.map(|(_, exited_at)| self.last_read.max(exited_at) + BACKGROUND_QUIET)
     }
 
-    /// Quiet is what gives nothing when it is read, not what nobody has looked at for a while: the agent may have been held up, or a
-    /// slow reader waited for. `true` if it was looked at.
+    /// Reads once more if the terminal seems quiet. Only an empty read proves silence: the agent
+    /// may have been suspended, or have waited for a slow viewer. Returns true if a read was due.
     fn read_if_quiet(&mut self, now: Instant) -> bool {
         let Some(quiet_at) = self.quiet_at() else { return false };
         let due = {
@@ -225,8 +228,9 @@ impl TerminalTask {
         due
     }
 
-    /// Law 9: the leader has exited, and there is no byte left, or nothing came for a while and nothing is there, or those who hold it
-    /// are not ours to end.
+    /// Decides whether the terminal has ended (law 9). The leader must have exited. In addition the
+    /// PTY is closed, or an empty read has confirmed silence, or the rest of the session was
+    /// killed.
     fn has_ended(&self, state: &TerminalState, now: Instant, looked: bool, plan: &mut WaitPlan) -> bool {
         let Some(quiet_at) = self.quiet_at() else { return false };
         if state.paused_since.is_some() {
@@ -252,19 +256,20 @@ impl TerminalTask {
         self.terminal.input_moved.notify_waiters();
         self.terminal.has_ended.notify_waiters();
         self.counters.mark_dirty();
-        tracing::info!(terminal = %self.terminal.id, ?status, "a terminal has ended");
+        tracing::info!(terminal = %self.terminal.id, ?status, "terminal ended");
     }
 
     fn leader_exited(&mut self) {
         let status = self.leader.borrow().unwrap_or(ExitStatus::Code(255));
         self.exited = Some((status, Instant::now()));
-        // What it wrote last is read, even if it had closed the terminal before.
+        // The leader's last output is read, even if the leader had closed the terminal before.
         self.closed = false;
         self.last_read_attempt -= IDLE_POLL_INTERVAL;
         self.terminal.state().leader_gone = true;
     }
 
-    /// Reads what is there, for a slice of time unless it is the last look; `true` if there is more.
+    /// Reads what is available: for one time slice, or everything if this is the last read. Returns
+    /// true if more may be available.
     fn read_burst(&mut self, mode: ReadMode) -> bool {
         let Some(pty) = &self.pty else { return false };
         let terminal = &self.terminal;
@@ -322,7 +327,7 @@ impl TerminalTask {
     }
 }
 
-/// Tells the readers of what was read.
+/// Wakes the viewers if output was read since the last call.
 fn announce(unannounced: &mut usize, state: &mut TerminalState) {
     if std::mem::take(unannounced) > 0 {
         state.mark_changed();
@@ -342,7 +347,7 @@ fn apply_osc(state: &mut TerminalState, named: OscEvent, at: u64) {
 
 async fn readable(pty: Option<&Pty>) {
     match pty {
-        // The reading itself says what is wrong.
+        // The read that follows reports the error.
         Some(pty) => drop(pty.readable().await),
         None => std::future::pending().await,
     }

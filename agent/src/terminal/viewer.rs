@@ -1,7 +1,8 @@
-//! Viewer: one reader's way through a terminal: its own cursor, and what it has been told.
+//! Viewer: one reader of a terminal, with its own cursor.
 //!
-//! Everything is level-triggered: a viewer asks the shared state what it does not have yet. So a slow one costs no memory; what it
-//! missed of titles it never sees, what it missed of bytes is a gap and a picture.
+//! Viewers are level-triggered: each compares the shared state with what it has sent. A slow viewer
+//! therefore costs no memory. It misses intermediate titles, and receives a gap and a snapshot
+//! instead of bytes that were evicted.
 
 use std::{sync::Arc, time::Instant};
 
@@ -14,27 +15,27 @@ use super::{
 };
 use crate::byte_log::{CHUNK_BYTES, LogRead};
 
-/// Viewers of one terminal; another is refused. Bounds the work of telling them.
+/// Limit on viewers of one terminal; another one is rejected. Bounds the cost of waking them.
 pub(super) const MAX_VIEWERS: usize = 64;
-/// The first client of a terminal younger than this answers also what was asked before it came (a shell that queries its terminal as
-/// it starts). Later nobody waits for the answer any more, and it would be typed into whatever runs then.
+/// Age up to which a terminal's first client also answers queries from before it attached, such as
+/// those of a starting shell. Later the querying program no longer waits, and the reply would be
+/// typed into another one.
 const NEW_TERMINAL_AGE: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// How a viewer reads.
+/// How a viewer reads a terminal.
 #[derive(Debug, Clone)]
 pub(super) struct ViewerOptions {
     pub(super) from: ViewerStart,
-    /// Who watches; `None` for somebody who never types.
+    /// Client of the viewer; `None` if it never types.
     pub(super) client: Option<ClientId>,
-    /// It may type.
     pub(super) writes: bool,
     pub(super) size: Option<WindowSize>,
-    /// Bytes under way without an ack; 0: any number.
+    /// Output bytes that may be unacknowledged; 0 means unlimited.
     pub(super) credit: u64,
     pub(super) lossless: bool,
 }
 
-/// One reader. Dropping it is leaving.
+/// One reader of a terminal. Dropping it detaches the client.
 #[derive(Debug)]
 pub(super) struct Viewer {
     terminal: Arc<Terminal>,
@@ -43,18 +44,18 @@ pub(super) struct Viewer {
     writes: bool,
     started: bool,
     live_from: u64,
-    /// The position it came with was gone already.
+    /// The requested position had already been evicted.
     start_evicted: bool,
-    /// It waits for the picture with this number…
+    /// Number of the snapshot that the viewer waits for.
     awaited_snapshot: Option<u64>,
-    /// …because it fell off the log here.
+    /// Offset at which the viewer fell off the log, if that is why it waits for a snapshot.
     lagged_from: Option<u64>,
     sent: SentMetadata,
     finished: bool,
 }
 
 impl Viewer {
-    /// Joins a terminal; `wake` is notified whenever there may be a frame.
+    /// Attaches a viewer to a terminal. `wake` is notified whenever a frame may be ready.
     pub(super) fn join(
         terminal: &Arc<Terminal>,
         options: &ViewerOptions,
@@ -103,7 +104,7 @@ impl Viewer {
                 last_progress: Instant::now(),
             },
         );
-        // From here on dropping it undoes what was done.
+        // From here on dropping the viewer undoes the registration.
         let mut viewer = Self {
             terminal: Arc::clone(terminal),
             id,
@@ -125,7 +126,7 @@ impl Viewer {
         {
             state.ever_attached = true;
             let outcome = state.writers.attach(client, options.size, live_from);
-            // A size that the kernel refuses is no reason not to watch.
+            // A size that the kernel rejects does not prevent viewing.
             let _ = terminal.apply_size(state, outcome);
         }
         viewer.sent.size = state.size.version;
@@ -143,12 +144,12 @@ impl Viewer {
         self.id
     }
 
-    /// Nothing will come after the frames that were given.
+    /// Returns true after the last frame was returned.
     pub(super) fn is_finished(&self) -> bool {
         self.finished
     }
 
-    /// The next frame, if there is one now.
+    /// Returns the next frame if one is ready.
     pub(super) fn poll(&mut self) -> Option<Frame> {
         if self.finished {
             return None;
@@ -207,7 +208,7 @@ impl Viewer {
         }
     }
 
-    /// A frame that says that nothing happened.
+    /// Returns a frame that only shows that the stream is alive.
     pub(super) fn keepalive(&self) -> Frame {
         let state = self.terminal.state();
         let at = state.viewers.get(&self.id).and_then(|slot| slot.cursor).unwrap_or(state.log.next());
@@ -226,8 +227,9 @@ impl Viewer {
         self.frame(state, at, kind)
     }
 
-    /// Somebody who comes back with an old position has asked for bytes, so it gets all that are held; only who falls off while
-    /// reading is too slow for them and gets a picture instead.
+    /// Continues at the oldest byte after a gap, if the client resumed at an evicted position: it
+    /// asked for bytes and receives all there are. A viewer that falls off while reading is too
+    /// slow for them and receives a snapshot instead.
     fn resume_at_oldest(&mut self, state: &mut TerminalState, cursor: u64) -> Option<Frame> {
         if !std::mem::take(&mut self.start_evicted) {
             return None;
@@ -242,7 +244,7 @@ impl Viewer {
 
     fn snapshot_frame(&mut self, state: &mut TerminalState, number: u64) -> Option<Frame> {
         if state.task_gone {
-            // There will be no picture: it goes on with the bytes.
+            // No snapshot will be taken, so the viewer continues with the bytes.
             self.awaited_snapshot = None;
             let oldest = state.log.oldest();
             self.advance(state, oldest);
@@ -256,7 +258,7 @@ impl Viewer {
         }
         let snapshot = state.snapshot.clone()?;
         if let Some(from) = self.lagged_from.take() {
-            // The gap first; the picture with the next turn.
+            // The gap is sent first, the snapshot with the next call.
             return Some(self.frame(state, from, FrameKind::Gap { from, to: snapshot.offset.max(from) }));
         }
         self.awaited_snapshot = None;
@@ -297,20 +299,22 @@ impl Drop for Viewer {
             }
         }
         drop(state);
-        // The PTY may have waited for it, and the task of a removed terminal ends with its last viewer.
+        // The task may wait for this viewer; the task of a removed terminal ends with its last
+        // viewer.
         self.terminal.wake.notify_one();
     }
 }
 
 fn request_snapshot(state: &mut TerminalState) -> u64 {
-    // One that is asked for and not made yet will do: it is made of what is there when it is made.
+    // A pending request is shared: its snapshot will include everything up to the time it is taken.
     if state.snapshots_requested == state.snapshots_taken {
         state.snapshots_requested += 1;
     }
     state.snapshots_requested
 }
 
-/// Credit: this viewer's client has processed the output before `offset`. Going back, or ahead of what was sent, is ignored.
+/// Grants credit: the viewer's client has processed output before `offset`. A lower offset than
+/// before is ignored; a higher one than was sent is capped.
 pub(super) fn ack(terminal: &Terminal, viewer: u64, epoch: u64, offset: u64) {
     let mut state = terminal.state();
     if epoch != state.log.epoch() {

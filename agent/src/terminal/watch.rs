@@ -1,6 +1,7 @@
-//! TerminalWatch: one stream over one or several terminals, each with its credit and its turn.
+//! Watch: one output stream over several terminals, served in turn, each with its own credit.
 //!
-//! Pulled by whoever sends it on, so that HTTP/2's flow control is the back-pressure and no task is needed.
+//! The server pulls frames, so HTTP/2 flow control provides the back-pressure and no task is
+//! needed.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -11,53 +12,49 @@ use tokio::{
 
 use super::{ClientId, Frame, TerminalError, TerminalId, ViewerStart, streams::WatchGuard, viewer::Viewer};
 
-/// Quiet for so long, a stream says that it lives: proxies cut idle ones at 60 s.
+/// Silence after which a keep-alive frame is sent. Proxies close idle streams after 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// Which terminal to watch, and from where.
+/// A terminal to watch, and the point at which to start.
 #[derive(Debug, Clone)]
 pub struct WatchTarget {
-    /// Which.
     pub terminal: TerminalId,
-    /// Where to begin.
     pub from: ViewerStart,
 }
 
-/// What a watch has to say.
+/// Event of a watch.
 #[derive(Debug)]
 pub enum WatchEvent {
-    /// Something happened in one of the terminals.
     Frame(Frame),
-    /// One of the terminals cannot be watched; the others go on.
+    /// One of the terminals cannot be watched; the others continue.
     Failed {
-        /// Which.
         terminal: TerminalId,
-        /// Why.
         error: TerminalError,
     },
 }
 
-/// A stream of frames. Ends when all of its terminals have ended; dropping it is leaving.
+/// Stream of frames that ends when all of its terminals have ended. Dropping it detaches its
+/// viewers.
 #[derive(Debug)]
 pub struct TerminalWatch {
     viewers: Vec<Viewer>,
     failed: VecDeque<(TerminalId, TerminalError)>,
     wake: Arc<Notify>,
-    /// Whose turn is next.
+    /// Index of the viewer that is polled first next time.
     next_index: usize,
     last_frame_at: Instant,
-    /// Known by its id as long as it lives.
+    /// Registers the watch by its id while it lives.
     guard: Option<WatchGuard>,
 }
 
-/// How all terminals of a watch are read.
+/// Options for all terminals of a watch.
 #[derive(Debug, Clone)]
 pub struct WatchOptions {
-    /// Who watches; `None` for somebody who never types.
+    /// Client of the watch; `None` if it never types.
     pub client: Option<ClientId>,
-    /// Bytes under way without an ack, per terminal; 0: any number.
+    /// Output bytes per terminal that may be unacknowledged; 0 means unlimited.
     pub credit: u64,
-    /// The PTY waits for this reader. One terminal only.
+    /// The PTY waits for this watch; allowed for one terminal only.
     pub lossless: bool,
 }
 
@@ -71,12 +68,12 @@ impl TerminalWatch {
         Self { viewers, failed, wake, next_index: 0, last_frame_at: Instant::now(), guard }
     }
 
-    /// Names this watch in an ack; empty for an attachment.
+    /// Id that names this watch in an ack; empty if it has no registration.
     pub fn id(&self) -> &str {
         self.guard.as_ref().map_or("", WatchGuard::id)
     }
 
-    /// What comes next; waits for it. `None`: it is over.
+    /// Waits for the next event. Returns `None` after all terminals have ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<WatchEvent> {
         loop {
             if let Some(event) = self.poll() {
@@ -92,7 +89,7 @@ impl TerminalWatch {
         }
     }
 
-    /// What there is now.
+    /// Returns the next event if one is ready.
     pub(super) fn poll(&mut self) -> Option<WatchEvent> {
         if let Some((terminal, error)) = self.failed.pop_front() {
             return Some(WatchEvent::Failed { terminal, error });
@@ -113,12 +110,12 @@ impl TerminalWatch {
         None
     }
 
-    /// When it must say that it lives.
+    /// Time at which a keep-alive frame is due.
     pub(super) fn keepalive_deadline(&self) -> Instant {
         self.last_frame_at + KEEPALIVE
     }
 
-    /// Says that it lives, of its terminals in turn.
+    /// Returns a keep-alive frame, of each terminal in turn.
     pub(super) fn keepalive(&mut self) -> Frame {
         self.last_frame_at = Instant::now();
         let index = self.next_index % self.viewers.len();

@@ -1,7 +1,8 @@
-//! AttachedWriters: whose size the terminal has, and whose emulator answers for it.
+//! Writers of a terminal: decides which client's window size the terminal has, and whose emulator
+//! may answer queries.
 //!
-//! Pure. One of the attached writers owns the size: the first that has one, whoever takes it, whoever types. When the owner
-//! leaves, the one that came or typed last takes over. Must not know the PTY.
+//! Pure. One attached writer owns the size: the first with a size, then any that takes it or types.
+//! When the owner detaches, the writer that attached or typed last becomes the owner.
 
 use std::collections::HashMap;
 
@@ -10,35 +11,36 @@ use super::{ClientId, WindowSize};
 #[cfg(test)]
 mod tests;
 
-/// The attached clients that may type.
+/// Attached clients that may type.
 #[derive(Debug, Default)]
 pub(super) struct AttachedWriters {
     writers: HashMap<ClientId, AttachedWriter>,
     owner: Option<ClientId>,
-    /// Ticks whenever somebody comes or types.
+    /// Incremented whenever a client attaches or types.
     sequence: u64,
 }
 
 #[derive(Debug)]
 struct AttachedWriter {
     size: Option<WindowSize>,
-    /// A client may have several streams (an old one whose end nobody has noticed yet).
+    /// Number of the client's streams. A reconnected client may have an old one whose end is not
+    /// detected yet.
     streams: u32,
     last: u64,
     live_from: u64,
 }
 
-/// What a request for a size did.
+/// Effect of a request on the terminal's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SizeChange {
     /// The terminal gets this size.
     Apply(WindowSize),
-    /// The terminal stays as it is.
+    /// The size does not change.
     Unchanged,
 }
 
 impl AttachedWriters {
-    /// A writer came; answers to what was printed before `live_from` are not wanted from it.
+    /// Attaches a stream of a writer. Its replies to output before `live_from` are not accepted.
     pub(super) fn attach(
         &mut self,
         client: &ClientId,
@@ -66,7 +68,7 @@ impl AttachedWriters {
         }
     }
 
-    /// One of a writer's streams ended.
+    /// Detaches one of a writer's streams.
     pub(super) fn detach(&mut self, client: &ClientId) -> SizeChange {
         let Some(writer) = self.writers.get_mut(client) else { return SizeChange::Unchanged };
         writer.streams -= 1;
@@ -83,8 +85,9 @@ impl AttachedWriters {
         size.map_or(SizeChange::Unchanged, SizeChange::Apply)
     }
 
-    /// A client's window has this size; `take` makes it the owner. Somebody who is not attached owns nothing, but may set a size
-    /// that nobody owns, or take it once.
+    /// Sets the client's window size; `take` makes the client the owner. A client that is not
+    /// attached cannot own the size. It may set a size that has no owner, or override it once with
+    /// `take`.
     pub(super) fn resize(&mut self, client: &ClientId, size: WindowSize, take: bool) -> SizeChange {
         let unowned = self.owner.is_none();
         match self.writers.get_mut(client) {
@@ -101,7 +104,7 @@ impl AttachedWriters {
         }
     }
 
-    /// A client typed.
+    /// Records that a client typed, which makes it the owner if it has a size.
     pub(super) fn record_input(&mut self, client: &ClientId) -> SizeChange {
         self.sequence += 1;
         let sequence = self.sequence;
@@ -116,13 +119,12 @@ impl AttachedWriters {
         }
     }
 
-    /// Whether this client owns the size.
     pub(super) fn is_owner(&self, client: &ClientId) -> bool {
         self.owner.as_ref() == Some(client)
     }
 
-    /// Whether an automatic answer of this client's emulator, fed up to `reply_at`, is wanted: from the owner, to a question that
-    /// was not replayed.
+    /// Returns true if an automatic reply is wanted. It must come from the owner's emulator and
+    /// answer output after the replay; `reply_at` is the offset that the emulator had processed.
     pub(super) fn accepts_reply(&self, client: &ClientId, reply_at: u64) -> bool {
         self.is_owner(client) && self.writers.get(client).is_some_and(|w| reply_at > w.live_from)
     }

@@ -1,5 +1,5 @@
-//! JournalDir: the folder with one file per terminal. Blocks, so it is asked off the runtime's thread, or before there is anything to do.
-//! Must not know what a record says.
+//! Directory with one journal file per terminal. Blocks, so it is used off the runtime's threads,
+//! or before they have work. It does not interpret records.
 
 use std::{
     cmp::Reverse,
@@ -13,29 +13,29 @@ use std::{
 use super::record::{JournalRecord, JournalRecordError, MAX_HISTORY_BYTES, MAX_METADATA_BYTES};
 use crate::server::info::write_whole;
 
-/// Largest file that is read; a larger one is none of ours and is set aside.
+/// Limit on the size of a file; a larger file is not ours and is quarantined.
 const MAX_FILE_BYTES: u64 = (MAX_METADATA_BYTES + MAX_HISTORY_BYTES + 1024) as u64;
-/// Read at a start in all, those that were saved last first; what is beyond it stays on the shelf and does not come back. It is more
-/// than the 64 terminals that are usually allowed can have.
+/// Limit on the bytes read at start, newest files first. Files beyond it stay on disk and are not
+/// restored. It exceeds the 64 terminals that a policy usually allows.
 const MAX_LOAD_BYTES: u64 = 80 * 1024 * 1024;
-/// Files that are looked at.
+/// Limit on directory entries that are read.
 const MAX_FILES: usize = 8192;
-/// A terminal's id, and so its file's name.
+/// Length of a terminal's id, which is also its file's name.
 const ID_LEN: usize = 12;
-/// What a file is called that could not be read.
+/// Extension that a quarantined file gets.
 const QUARANTINE_EXTENSION: &str = "bad";
 
-/// The folder.
+/// Handle to the directory, which is created by the first write.
 #[derive(Debug)]
 pub(in crate::terminal) struct JournalDir {
     dir: PathBuf,
 }
 
-/// What lay on it.
+/// Journals that were read from the directory.
 #[derive(Debug, Default)]
 pub(in crate::terminal) struct LoadedJournals {
     pub(in crate::terminal) records: Vec<JournalRecord>,
-    /// Files to set aside, and why.
+    /// Ids of files to quarantine, each with the reason.
     pub(in crate::terminal) unreadable: Vec<(String, String)>,
 }
 
@@ -44,14 +44,14 @@ impl JournalDir {
         Self { dir }
     }
 
-    /// Reads what is there and changes nothing.
+    /// Reads all journals without changing any.
     pub(in crate::terminal) fn load(&self) -> LoadedJournals {
         let mut found = LoadedJournals::default();
         let mut files = match self.files() {
             Ok(files) => files,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return found,
             Err(error) => {
-                tracing::error!(%error, dir = %self.dir.display(), "the journals of terminals cannot be read");
+                tracing::error!(%error, dir = %self.dir.display(), "failed to read terminal journals");
                 return found;
             }
         };
@@ -80,20 +80,20 @@ impl JournalDir {
         found
     }
 
-    /// Puts a file out of the way, for people to look at.
+    /// Renames a file so that it is not read again and an operator can inspect it.
     pub(in crate::terminal) fn quarantine(&self, id: &str, why: &str) {
         let path = self.dir.join(id);
         let moved = fs::rename(&path, path.with_extension(QUARANTINE_EXTENSION));
-        tracing::error!(terminal = id, why, ?moved, "a terminal's journal is set aside");
+        tracing::error!(terminal = id, why, ?moved, "terminal journal quarantined");
     }
 
-    /// Writes a file whole or not at all, for the owner alone, onto the disk.
+    /// Writes a file atomically and syncs it. Only the owner may read it.
     pub(in crate::terminal) fn write(&self, id: &str, content: &[u8]) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         write_whole(&self.dir.join(id), content)
     }
 
-    /// Removes a file; one that is not there is gone.
+    /// Removes a file. A missing file is not an error.
     pub(in crate::terminal) fn remove(&self, id: &str) -> io::Result<()> {
         match fs::remove_file(self.dir.join(id)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -101,11 +101,11 @@ impl JournalDir {
         }
     }
 
-    /// Brings the names to the disk.
+    /// Syncs the directory itself.
     pub(in crate::terminal) fn sync(&self) -> io::Result<()> {
         match File::open(&self.dir) {
             Ok(dir) => dir.sync_all(),
-            // Nothing was ever put there.
+            // Nothing was ever written, so the directory does not exist.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
         }
@@ -128,13 +128,13 @@ impl JournalDir {
 
     fn read(&self, id: &str) -> io::Result<Result<JournalRecord, JournalRecordError>> {
         let mut content = Vec::new();
-        // It may have grown since it was looked at.
+        // The file may have grown since its size was read.
         File::open(self.dir.join(id))?.take(MAX_FILE_BYTES).read_to_end(&mut content)?;
         Ok(JournalRecord::decode(content.into()))
     }
 }
 
-/// Files with other names (one that was being written when the agent was killed, one set aside) are not looked at.
+/// Files with other names are skipped: temporary files of a killed agent, and quarantined files.
 fn is_id(name: &str) -> bool {
     name.len() == ID_LEN && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
 }

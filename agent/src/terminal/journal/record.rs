@@ -1,7 +1,8 @@
-//! JournalRecord: one terminal as it is kept on disk. Pure: bytes in, bytes out, and whatever the bytes are, never a panic.
+//! File format of a terminal's journal. Pure: encodes and decodes bytes, and never panics.
 //!
 //! ```text
-//!   "podling terminal 1\n" | length of facts (u32) | facts (JSON) | length of history (u64) | history | SHA-256 of all before
+//!   "podling terminal 1\n" | length of metadata (u32) | metadata (JSON)
+//!     | length of history (u64) | history | SHA-256 of everything before
 //! ```
 
 use std::{
@@ -18,37 +19,38 @@ use crate::{
     terminal::{TerminalExit, WindowSize},
 };
 
-/// Begins every file; what follows is the version of the layout.
+/// First bytes of every file; the version of the layout follows.
 const MAGIC: &[u8] = b"podling terminal ";
-/// The layout this agent writes, and the only one it reads.
+/// Version of the layout that this agent writes; it reads no other.
 const VERSION: &[u8] = b"1\n";
-/// Largest facts, in bytes: arguments and environment of a program may have 1 MiB, and JSON writes some bytes sixfold.
+/// Limit on the metadata, in bytes. Arguments and environment may have 1 MiB, and JSON may need six
+/// bytes to escape one.
 pub(in crate::terminal) const MAX_METADATA_BYTES: usize = 8 * 1024 * 1024;
-/// Newest output that is kept, in bytes; what is older is not in the history after a sleep.
+/// Limit on the output in a journal, in bytes; older output is lost in a sleep.
 pub(in crate::terminal) const MAX_HISTORY_BYTES: usize = 1024 * 1024;
 
-/// What is known of a terminal beside its output.
+/// Everything about a terminal except its output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::terminal) struct JournalMetadata {
     pub(in crate::terminal) id: String,
     pub(in crate::terminal) name: String,
     pub(in crate::terminal) request_id: String,
-    /// As it is shown.
+    /// Shortened for display.
     pub(in crate::terminal) argv: Vec<String>,
-    /// What starts it again; only of an interactive shell.
+    /// What restarts the program; only present for an interactive shell.
     #[serde(rename = "again")]
     pub(in crate::terminal) restart: Option<RestartSpec>,
     pub(in crate::terminal) cwd: String,
     pub(in crate::terminal) title: String,
     pub(in crate::terminal) rows: u16,
     pub(in crate::terminal) cols: u16,
-    /// Of the log that was saved: the history are the newest bytes before `next`.
+    /// Epoch of the saved log. The history holds the newest bytes before `next`.
     pub(in crate::terminal) epoch: u64,
     pub(in crate::terminal) next: u64,
-    /// Nanoseconds since 1970, as all times here.
+    /// Nanoseconds since 1970, as are the other times here.
     pub(in crate::terminal) created: u64,
     pub(in crate::terminal) saved: u64,
-    /// When the workspace fell asleep; its program was ended for that and not by itself.
+    /// Time at which the workspace fell asleep, which ended the program.
     pub(in crate::terminal) slept: Option<u64>,
     pub(in crate::terminal) exit: Option<SavedExit>,
 }
@@ -60,7 +62,7 @@ pub(in crate::terminal) struct RestartSpec {
     pub(in crate::terminal) env: HashMap<String, String>,
 }
 
-/// How it ended.
+/// Exit of the program, without the offset, which changes with the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::terminal) struct SavedExit {
     code: Option<i32>,
@@ -69,38 +71,36 @@ pub(in crate::terminal) struct SavedExit {
     held_by_background: bool,
 }
 
-/// A terminal as it is kept.
+/// Content of one journal file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::terminal) struct JournalRecord {
     pub(in crate::terminal) metadata: JournalMetadata,
-    /// In order and without holes.
+    /// Consecutive slices of output.
     pub(in crate::terminal) history: Vec<Bytes>,
 }
 
-/// What was read is no record.
+/// Reason why a file could not be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(in crate::terminal) enum JournalRecordError {
-    /// Something else.
-    #[error("this is no journal of a terminal")]
+    #[error("file is not a terminal journal")]
     NotAJournal,
-    /// Written by another agent.
-    #[error("it has another layout than this agent reads")]
+    #[error("unsupported version of the journal format")]
     UnsupportedVersion,
-    /// Its sum is wrong, or it is shorter than it says.
-    #[error("it is damaged")]
+    /// The checksum does not match, or the file is truncated.
+    #[error("file is damaged")]
     Damaged,
-    /// The facts cannot be.
-    #[error("its facts cannot be read: {0}")]
+    /// The metadata is not valid JSON of this format.
+    #[error("cannot decode the journal's metadata: {0}")]
     InvalidMetadata(String),
 }
 
 impl JournalRecord {
-    /// Whether a program is to run in it again.
+    /// Returns true if the restored terminal gets a new shell.
     pub(in crate::terminal) fn restarts_shell(&self) -> bool {
         self.metadata.restart.is_some() && (self.metadata.exit.is_none() || self.metadata.slept.is_some())
     }
 
-    /// The file's content.
+    /// Serialises the file's content.
     pub(in crate::terminal) fn encode(&self) -> Result<Vec<u8>, JournalRecordError> {
         let metadata = serde_json::to_vec(&self.metadata)
             .map_err(|e| JournalRecordError::InvalidMetadata(e.to_string()))?;
@@ -117,7 +117,7 @@ impl JournalRecord {
         Ok(out)
     }
 
-    /// Reads what [`JournalRecord::encode`] wrote.
+    /// Parses what [`JournalRecord::encode`] wrote.
     pub(in crate::terminal) fn decode(file: Bytes) -> Result<Self, JournalRecordError> {
         let rest = file.strip_prefix(MAGIC).ok_or(JournalRecordError::NotAJournal)?;
         if !rest.starts_with(VERSION) {
@@ -156,7 +156,7 @@ impl SavedExit {
         Self { code, signal, at: unix_nanos(exit.ended_at), held_by_background: exit.held_by_background }
     }
 
-    /// In a log that now ends at `final_offset`.
+    /// Converts the exit for a restored log that ends at `final_offset`.
     pub(in crate::terminal) fn exit(self, final_offset: u64) -> TerminalExit {
         let status = self.signal.map_or(ExitStatus::Code(self.code.unwrap_or(255)), ExitStatus::Signal);
         let Self { at, held_by_background, .. } = self;
@@ -164,12 +164,12 @@ impl SavedExit {
     }
 }
 
-/// Milliseconds since 1970.
+/// Returns nanoseconds since 1970; 0 for earlier times.
 pub(in crate::terminal) fn unix_nanos(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
-/// The time so many nanoseconds after 1970; one that cannot be is 1970.
+/// Returns the time this many nanoseconds after 1970; 1970 itself if it cannot be represented.
 pub(in crate::terminal) fn from_unix_nanos(nanos: u64) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_nanos(nanos)).unwrap_or(UNIX_EPOCH)
 }
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_foreign_or_newer_is_told_from_what_is_damaged() {
+    fn foreign_newer_and_damaged_files_are_distinguished() {
         let decode =
             |bytes: &[u8]| JournalRecord::decode(Bytes::copy_from_slice(bytes)).expect_err("no record");
         let file = record(b"history".to_vec()).encode().expect("encoded");
@@ -229,7 +229,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_written_is_read_and_no_change_of_a_byte_passes(
+        fn record_round_trips_and_any_flipped_byte_is_detected(
             history in prop::collection::vec(any::<u8>(), 0..2000),
             at in any::<prop::sample::Index>(),
             flip in 1u8..,
@@ -243,7 +243,7 @@ mod tests {
         }
 
         #[test]
-        fn no_rubbish_makes_it_panic(rubbish in prop::collection::vec(any::<u8>(), 0..300), like in any::<bool>()) {
+        fn decode_never_panics(rubbish in prop::collection::vec(any::<u8>(), 0..300), like in any::<bool>()) {
             let mut file = if like { [MAGIC, VERSION].concat() } else { Vec::new() };
             file.extend_from_slice(&rubbish);
             if like {

@@ -1,16 +1,17 @@
-//! Paint: the bytes that bring a freshly reset terminal to a screen's state.
+//! Painter: produces the bytes that bring a freshly reset terminal to the state of a screen.
 //!
-//! vt100 formats what is visible; what is not (the screen behind a full-screen program, saved cursors, the scroll region) it does not
-//! tell, so copies of the screen are asked by sequences whose effect shows it.
+//! vt100 formats only what is visible. To learn the rest (the screen behind a full-screen program,
+//! saved cursors, the scroll region), the painter feeds copies of the screen with sequences that
+//! reveal it.
 
 use std::{fmt::Write as _, num::NonZeroU16};
 
-/// Longest picture, in bytes: with what goes around it, it must fit into the 4 MiB that gRPC's clients take at most. What makes a longer
-/// one (a colour of its own for every cell of a huge screen) is painted without the screen behind a full-screen program, then in one
-/// colour.
+/// Limit on a painted screen, in bytes; its message must fit into the 4 MiB that gRPC clients
+/// accept. A huge screen with a colour for every cell exceeds it. Such a screen is painted without
+/// the one behind a full-screen program, then without colours.
 const MAX_SNAPSHOT_BYTES: usize = 3 * 1024 * 1024;
 
-/// Everything the model knows of the screen, or as much as fits.
+/// Paints everything the model knows of the screen, or as much as fits into the limit.
 pub(super) fn paint(screen: &vt100::Screen) -> String {
     let whole = formatted(screen, screen.alternate_screen());
     if whole.len() <= MAX_SNAPSHOT_BYTES {
@@ -34,7 +35,7 @@ fn formatted(screen: &vt100::Screen, with_behind: bool) -> String {
     out
 }
 
-/// The letters alone, and the cursor.
+/// Paints only the text and the cursor.
 fn plain(screen: &vt100::Screen) -> String {
     let mut out = String::new();
     if screen.alternate_screen() {
@@ -50,7 +51,8 @@ fn plain(screen: &vt100::Screen) -> String {
 }
 
 fn grid(screen: &vt100::Screen, out: &mut String) {
-    // Writing to a String cannot fail. The whole screen first, while nothing scrolls within a region.
+    // Writing to a String cannot fail. The whole screen is painted first, while no scroll region is
+    // set.
     out.push_str("\x1b[?6l\x1b[r");
     out.push_str(&screen.contents_formatted());
     let origin = has_origin_mode(&mut probe(screen, ""));
@@ -61,11 +63,13 @@ fn grid(screen: &vt100::Screen, out: &mut String) {
     let saved_cursor = asked.screen().cursor_position();
     let (saved_state, saved_attributes) =
         (asked.screen().cursor_state_formatted(), asked.screen().attributes_formatted());
-    // The saved attributes and origin mode go with the saved cursor. The region is the whole screen yet, so nothing is relative.
+    // The saved attributes and origin mode belong to the saved cursor. The region is still the
+    // whole screen, so no position is relative.
     if has_origin_mode(&mut asked) {
         let _ = write!(out, "\x1b[?6h\x1b[{};{}H", saved_cursor.0 + 1, saved_cursor.1 + 1);
     } else {
-        // A cursor behind the last column is put there by drawing the last cell again, from default attributes.
+        // A cursor after the last column is set by drawing the last cell again with default
+        // attributes.
         out.push_str("\x1b[m");
         out.push_str(&saved_state);
     }
@@ -80,17 +84,19 @@ fn grid(screen: &vt100::Screen, out: &mut String) {
     } else {
         out.push_str("\x1b[m");
         let cursor = screen.cursor_state_formatted();
-        // A cursor behind the last column of a row that was erased under it: vt100 draws a space, and erases it again with the help
-        // of the saved cursor, which must stay as it is. The space looks the same.
+        // vt100 places a cursor after the last column of an erased row by drawing a space, and
+        // erases it with the saved cursor. The saved cursor must not change, so the space stays; it
+        // looks the same.
         out.push_str(cursor.split(SAVE_CURSOR).next().unwrap_or_default());
     }
     out.push_str(&screen.attributes_formatted());
 }
 
-/// DECSC.
+/// DECSC (save cursor).
 pub(super) const SAVE_CURSOR: &str = "\x1b7";
 
-/// A copy of the screen after this sequence. Of a large screen it is not cheap: few are made, and each is asked several questions.
+/// Copies the screen and processes this sequence on the copy. Costly for a large screen, so few
+/// copies are made and each answers several questions.
 pub(super) fn probe(screen: &vt100::Screen, sequence: &str) -> vt100::Parser {
     let mut parser = vt100::Parser::new(NonZeroU16::MIN, NonZeroU16::MIN, 0);
     *parser.screen_mut() = screen.clone();
@@ -98,7 +104,8 @@ pub(super) fn probe(screen: &vt100::Screen, sequence: &str) -> vt100::Parser {
     parser
 }
 
-/// First and last row of the scroll region, unless it is the whole screen. Leaves the copy with another cursor and in origin mode.
+/// First and last row of the scroll region; `None` if it is the whole screen. Moves the copy's
+/// cursor and sets its origin mode.
 fn region(copy: &mut vt100::Parser) -> Option<(u16, u16)> {
     copy.process(b"\x1b[?6h\x1b[1;1H");
     let top = copy.screen().cursor_position().0;
@@ -107,7 +114,8 @@ fn region(copy: &mut vt100::Parser) -> Option<(u16, u16)> {
     ((top, bottom) != (0, copy.screen().size().0.get() - 1)).then_some((top, bottom))
 }
 
-/// Whether rows are counted from the region's top. Leaves the copy with another region.
+/// Returns true if rows are counted from the top of the scroll region. Changes the copy's scroll
+/// region.
 fn has_origin_mode(copy: &mut vt100::Parser) -> bool {
     copy.process(b"\x1b[2;3r\x1b[1;1H");
     copy.screen().size().0.get() >= 3 && copy.screen().cursor_position().0 == 1
