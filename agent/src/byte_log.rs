@@ -55,7 +55,7 @@ pub enum LogRead {
     Data {
         /// Offset of the first byte.
         offset: u64,
-        /// At most [`CHUNK_BYTES`].
+        /// Length at most [`CHUNK_BYTES`].
         bytes: Bytes,
     },
     /// The reader has everything.
@@ -92,7 +92,7 @@ impl ByteLog {
         self.next
     }
 
-    /// Capacity in bytes.
+    /// Capacity of the log, in bytes.
     pub fn max_bytes(&self) -> usize {
         self.max_bytes
     }

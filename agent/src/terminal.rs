@@ -74,9 +74,9 @@ pub const MAX_INPUT_BYTES: usize = 1024 * 1024;
 /// Window size in character cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WindowSize {
-    /// 1 to 4096.
+    /// Height in cells, 1 to 4096.
     pub rows: u16,
-    /// 1 to 4096.
+    /// Width in cells, 1 to 4096.
     pub cols: u16,
 }
 
@@ -138,7 +138,7 @@ pub enum InputKind {
 #[derive(Debug, Clone)]
 pub struct TerminalInfo {
     pub id: TerminalId,
-    /// Display name.
+    /// Display name; need not be unique.
     pub name: String,
     pub argv: Vec<String>,
     pub size: WindowSize,

@@ -1,10 +1,10 @@
-//! Every position holds: of any byte, for any reader, however far behind.
+//! Checks that every byte keeps its offset, for every reader and however far behind it is.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// All bytes that were ever written: the log must look like its end.
+/// Reference model: all bytes ever written, of which the log must hold the end.
 #[derive(Default)]
 struct Reference {
     all: Vec<u8>,
@@ -35,7 +35,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn a_log_is_the_end_of_everything_that_was_written(
+    fn log_holds_the_end_of_everything_written(
         max in prop_oneof![1_usize..64, 1000_usize..300_000],
         steps in prop::collection::vec(step(), 1..40),
     ) {
@@ -57,7 +57,7 @@ proptest! {
             prop_assert_eq!(log.next(), reference.all.len() as u64);
             prop_assert_eq!(log.oldest(), reference.oldest());
         }
-        // Whoever reads from the oldest to the end has all that is held.
+        // A reader that reads from the oldest byte to the end receives everything that is held.
         let mut at = log.oldest();
         let mut have = Vec::new();
         while let LogRead::Data { offset, bytes } = log.read(at, usize::MAX) {
@@ -102,10 +102,10 @@ fn readers_share_the_bytes_of_a_flood() {
 }
 
 #[test]
-fn an_idle_log_costs_next_to_nothing() {
+fn idle_log_allocates_at_most_one_small_chunk() {
     let mut log = ByteLog::new(1, 1 << 20);
     assert_eq!((log.open.capacity(), log.closed.capacity()), (0, 0));
-    // A prompt, read as it is printed.
+    // A prompt that is read byte by byte as it is printed.
     for at in 0..200 {
         log.push(b"$");
         assert!(matches!(log.read(at, 100), LogRead::Data { .. }));
@@ -115,7 +115,7 @@ fn an_idle_log_costs_next_to_nothing() {
 }
 
 #[test]
-fn what_is_allocated_stays_near_what_is_held() {
+fn allocation_stays_near_capacity() {
     let mut log = ByteLog::new(1, 256 * 1024);
     for i in 0..200_000_u32 {
         log.push(&[b'x'; 37]);
@@ -129,7 +129,7 @@ fn what_is_allocated_stays_near_what_is_held() {
 }
 
 #[test]
-fn a_cleared_log_holds_nothing_and_goes_on_where_it_was() {
+fn cleared_log_is_empty_and_offsets_continue() {
     let mut log = ByteLog::new(1, 100);
     log.push(b"0123456789");
     log.read(0, 4);

@@ -9,7 +9,7 @@ use crate::{admission::Rejection, spawn::SpawnError};
 #[derive(Debug, thiserror::Error)]
 pub enum TerminalError {
     /// A field is missing or outside its range.
-    #[error("invalid {field}: must be {allowed}")]
+    #[error("invalid {field}: {allowed}")]
     BadField {
         /// Name of the field in the proto.
         field: &'static str,
@@ -29,7 +29,7 @@ pub enum TerminalError {
     /// The input was sent for an earlier epoch of the log.
     #[error("input is for an earlier run of the terminal, which is now in epoch {epoch}")]
     StaleEpoch {
-        /// Current epoch.
+        /// Current epoch of the log.
         epoch: u64,
     },
     /// Bytes before this input are missing.
@@ -40,7 +40,8 @@ pub enum TerminalError {
     },
     /// The client was evicted while it was away, so its earlier offsets are unknown.
     #[error(
-        "the terminal no longer knows this client's input, so it cannot tell whether this was typed already; new input goes on at offset {expected}"
+        "the client was away for too long, so it is unknown whether this input was already typed; \
+             new input continues at offset {expected}"
     )]
     InputForgotten {
         /// Offset at which new input continues.
@@ -48,7 +49,8 @@ pub enum TerminalError {
     },
     /// The input queue is full because the program does not read.
     #[error(
-        "the program does not read its input and enough of it waits; send from offset {expected} after the next acknowledgement"
+        "the input queue is full because the program does not read; \
+             send from offset {expected} after the next acknowledgement"
     )]
     InputFull {
         /// Offset from which the client has to send.

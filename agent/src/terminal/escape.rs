@@ -38,13 +38,13 @@ pub(super) struct EscapeScanner {
 enum ScannerState {
     #[default]
     Ground,
-    /// After ESC.
+    /// After an ESC byte.
     Escape,
     /// After ESC and intermediate bytes.
     Intermediate,
-    /// After `ESC [`.
+    /// Within a control sequence, after `ESC [`.
     Csi,
-    /// After `ESC ]`.
+    /// Within an operating system command, after `ESC ]`.
     Osc,
     /// After ESC within an OSC.
     OscEscape,

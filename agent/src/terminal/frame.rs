@@ -32,11 +32,10 @@ pub enum FrameKind {
         /// Queries in output before this offset were replayed, so replies to them are dropped.
         live_from: u64,
     },
-    /// Output bytes.
     Data(Bytes),
     /// Bytes `[from, to)` are no longer available to this reader.
     Gap {
-        /// First missing offset.
+        /// Offset of the first missing byte.
         from: u64,
         /// Offset at which the output continues.
         to: u64,

@@ -94,9 +94,9 @@ impl Terminal {
             return;
         }
         state.slept_at.get_or_insert(now);
-        if let Some(folder) = self.polled_cwd(&state) {
+        if let Some(cwd) = self.polled_cwd(&state) {
             let at = state.log.next();
-            state.cwd.set(folder, at);
+            state.cwd.set(cwd, at);
         }
     }
 }

@@ -34,7 +34,7 @@ pub(super) fn session_members(leader: Pid, leader_gone: bool) -> Vec<Pid> {
     members.iter().filter_map(|process| Pid::from_raw(process.pid)).collect()
 }
 
-/// Fields of `/proc/<pid>/stat`.
+/// Fields read from `/proc/<pid>/stat`.
 #[derive(Debug, PartialEq, Eq)]
 struct ProcStat {
     pid: i32,

@@ -50,7 +50,7 @@ pub(super) struct TerminalsInner {
 
 #[derive(Debug, Default)]
 pub(super) struct TerminalTable {
-    /// Oldest first.
+    /// In order of creation, oldest first.
     pub(super) terminals: Vec<Arc<Terminal>>,
     /// The viewers that acks are for, by watch id and terminal.
     pub(super) watches: HashMap<String, HashMap<TerminalId, (Arc<Terminal>, u64)>>,

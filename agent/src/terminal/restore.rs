@@ -118,5 +118,5 @@ fn restored_cwd(metadata: &JournalMetadata, home: &Path) -> (String, String) {
     if home.join(&metadata.cwd).is_dir() {
         return (metadata.cwd.clone(), String::new());
     }
-    (String::new(), format!("; {} is gone, so this is the home folder", metadata.cwd))
+    (String::new(), format!("; {} is gone, so this is the home directory", metadata.cwd))
 }

@@ -129,8 +129,8 @@ impl Terminal {
             InputKind::User => {
                 self.gate.try_admit(Intent::Keystroke, new.len())?;
                 state.inputs.accept(client, new, now);
-                let outcome = state.writers.record_input(client);
-                self.apply_size(state, outcome)?;
+                let change = state.writers.record_input(client);
+                self.apply_size(state, change)?;
             }
             InputKind::Reply { at } if state.writers.accepts_reply(client, at) => {
                 state.inputs.accept(client, new, now)
@@ -194,17 +194,17 @@ impl Terminal {
         if let Some(exit) = state.exit {
             return Err(TerminalError::Ended(exit));
         }
-        let outcome = state.writers.resize(client, size, take);
-        self.apply_size(&mut state, outcome)?;
+        let change = state.writers.resize(client, size, take);
+        self.apply_size(&mut state, change)?;
         Ok((state.size.value, state.writers.is_owner(client)))
     }
 
     pub(super) fn apply_size(
         &self,
         state: &mut TerminalState,
-        outcome: SizeChange,
+        change: SizeChange,
     ) -> Result<(), TerminalError> {
-        let SizeChange::Apply(size) = outcome else { return Ok(()) };
+        let SizeChange::Apply(size) = change else { return Ok(()) };
         if size == state.size.value {
             return Ok(());
         }

@@ -125,13 +125,16 @@ impl TerminalTask {
             tokio::select! {
                 // Output before feeding; the other events are rare.
                 biased;
-                _ = async { self.leader.wait_for(Option::is_some).await.map(|_| ()) }, if self.exited.is_none() => {
+                _ = async { self.leader.wait_for(Option::is_some).await.map(|_| ()) },
+                    if self.exited.is_none() =>
+                {
                     self.leader_exited();
                 }
                 _ = readable(pty.as_deref()), if plan.read => full = self.read_burst(ReadMode::WhenReady),
                 _ = writable(pty.as_deref()), if plan.write => {}
                 () = self.terminal.wake.notified() => {}
-                () = sleep_until(plan.deadline.unwrap_or(self.last_read).into()), if plan.deadline.is_some() => {}
+                () = sleep_until(plan.deadline.unwrap_or(self.last_read).into()),
+                    if plan.deadline.is_some() => {}
                 () = yield_now(), if plan.feed == FeedDecision::Feed => {
                     self.feed(plan.feed);
                     full = true;
@@ -338,9 +341,9 @@ fn announce(unannounced: &mut usize, state: &mut TerminalState) {
 fn apply_osc(state: &mut TerminalState, named: OscEvent, at: u64) {
     match named {
         OscEvent::Title(title) => drop(state.title.set(title, at)),
-        OscEvent::Directory(folder) => {
+        OscEvent::Directory(path) => {
             state.cwd_reported = true;
-            state.cwd.set(folder.to_string_lossy().into_owned(), at);
+            state.cwd.set(path.to_string_lossy().into_owned(), at);
         }
     }
 }

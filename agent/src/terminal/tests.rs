@@ -1,4 +1,4 @@
-//! Stories of terminals: real PTYs, real programs.
+//! Tests of terminals with real PTYs and real programs.
 
 mod ends;
 mod input;
@@ -21,10 +21,10 @@ use crate::{
     spawn::{Launcher, Program},
 };
 
-/// Longer than anything here takes on a busy machine.
+/// Longer than any step of these tests takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Terminals of a claimed agent in a folder of its own.
+/// Terminals of a claimed agent in a temporary directory.
 struct TerminalFixture {
     terminals: Terminals,
     gate: Arc<AdmissionGate>,
@@ -52,7 +52,7 @@ impl TerminalFixture {
     }
 
     fn with(policy: AgentPolicy) -> Self {
-        let root = tempfile::tempdir().expect("a folder");
+        let root = tempfile::tempdir().expect("a directory");
         let (_tx, claims) = watch::channel(Some(Arc::new(claim(policy))));
         let children = Children::new(OrphanPolicy::Leave);
         let mut reaper = JoinSet::new();
@@ -73,7 +73,7 @@ impl TerminalFixture {
         expect_ready(self.terminals.create(CreateTerminal { program, ..CreateTerminal::default() }))
     }
 
-    /// A shell without line editing that prints what its script says.
+    /// Starts a shell without line editing that runs a script.
     fn script(&self, script: &str) -> TerminalInfo {
         self.open(&["sh", "-c", script])
     }
@@ -103,17 +103,17 @@ fn user(offset: u64, data: &[u8]) -> TerminalInput<'_> {
     TerminalInput { epoch: 7, offset, data, kind: InputKind::User }
 }
 
-/// What needs not wait, as the door is open.
+/// Completes a future that need not wait, because the admission gate is open.
 fn expect_ready<T>(done: impl Future<Output = T>) -> T {
-    done.now_or_never().expect("the door is open")
+    done.now_or_never().expect("the admission gate is open")
 }
 
-/// Who lives in its session, now that its leader is gone.
+/// Living processes of the terminal's session, whose leader is gone.
 fn session(terminal: &TerminalInfo) -> Vec<Pid> {
     procfs::session_members(terminal.pid.expect("a leader"), true)
 }
 
-/// Waits for a condition with a deadline.
+/// Waits until a condition holds. Panics after `DEADLINE`.
 async fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
     let look = async {
         loop {
@@ -126,7 +126,7 @@ async fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
     timeout(DEADLINE, look).await.expect("in time")
 }
 
-/// The next event, in time.
+/// Waits for the next event. Panics after `DEADLINE`.
 async fn next(attachment: &mut Attachment) -> Option<AttachmentEvent> {
     timeout(DEADLINE, attachment.next()).await.expect("an event in time")
 }
@@ -140,16 +140,16 @@ async fn next_frame(attachment: &mut Attachment) -> Option<Frame> {
     }
 }
 
-/// What a reader has of a terminal; checks that positions have no holes.
+/// Output that a viewer received. Checks that the offsets have no holes.
 #[derive(Default)]
-struct Log {
+struct ReceivedOutput {
     bytes: Vec<u8>,
     at: u64,
     gaps: u64,
     exit: Option<TerminalExit>,
 }
 
-impl Log {
+impl ReceivedOutput {
     fn take(&mut self, frame: Frame) {
         match frame.kind {
             FrameKind::Started { .. } => {
@@ -185,16 +185,16 @@ impl Log {
 }
 
 /// Reads until the terminal has ended.
-async fn read_all(mut attachment: Attachment) -> Log {
-    let mut log = Log::default();
+async fn read_all(mut attachment: Attachment) -> ReceivedOutput {
+    let mut log = ReceivedOutput::default();
     while let Some(frame) = next_frame(&mut attachment).await {
         log.take(frame);
     }
     log
 }
 
-/// Reads until the output holds this.
-async fn read_until(attachment: &mut Attachment, log: &mut Log, text: &str) {
+/// Reads until the output contains `text`.
+async fn read_until(attachment: &mut Attachment, log: &mut ReceivedOutput, text: &str) {
     while !log.text().contains(text) {
         let frame = next_frame(attachment).await.unwrap_or_else(|| panic!("{text:?} in {:?}", log.text()));
         log.take(frame);

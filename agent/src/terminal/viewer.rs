@@ -125,9 +125,9 @@ impl Viewer {
             && let Some(client) = &viewer.client
         {
             state.ever_attached = true;
-            let outcome = state.writers.attach(client, options.size, live_from);
+            let change = state.writers.attach(client, options.size, live_from);
             // A size that the kernel rejects does not prevent viewing.
-            let _ = terminal.apply_size(state, outcome);
+            let _ = terminal.apply_size(state, change);
         }
         viewer.sent.size = state.size.version;
         state.mark_changed();
@@ -294,8 +294,8 @@ impl Drop for Viewer {
         if let Some(client) = &self.client {
             state.inputs.detach(client, Instant::now());
             if self.writes {
-                let outcome = state.writers.detach(client);
-                let _ = self.terminal.apply_size(&mut state, outcome);
+                let change = state.writers.detach(client);
+                let _ = self.terminal.apply_size(&mut state, change);
             }
         }
         drop(state);

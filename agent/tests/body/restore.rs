@@ -158,7 +158,10 @@ async fn after_a_kill_the_history_is_there_and_what_is_missing_is_said() {
     let text = line.text();
     let (before, after) = text.split_once("[podling: restored after the agent was killed").expect("said");
     assert!(before.contains("kept42") && after.contains("may be missing"), "{text}");
-    assert!(after.contains("is gone, so this is the home folder") && after.contains("/home\r\n"), "{text}");
+    assert!(
+        after.contains("is gone, so this is the home directory") && after.contains("/home\r\n"),
+        "{text}"
+    );
 }
 
 #[tokio::test]

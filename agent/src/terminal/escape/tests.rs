@@ -1,4 +1,4 @@
-//! What programs say about themselves is found, whatever comes in between.
+//! Tests of the escape scanner.
 
 use proptest::prelude::*;
 
@@ -15,7 +15,7 @@ fn scan(chunks: &[&[u8]]) -> (Vec<(usize, OscEvent)>, bool) {
 }
 
 #[test]
-fn titles_and_folders_are_found_where_they_end() {
+fn titles_and_directories_are_found_at_their_end() {
     let bytes = b"a\x1b]0;one\x07b\x1b]2;two\x1b\\c\x1b]7;file://host/tmp/a%20b\x07d\x1b]1;icon\x07";
     let (found, ground) = scan(&[bytes]);
     assert_eq!(
@@ -30,7 +30,7 @@ fn titles_and_folders_are_found_where_they_end() {
 }
 
 #[test]
-fn strings_hide_what_is_in_them_and_long_ones_are_ignored() {
+fn string_contents_and_overlong_titles_are_ignored() {
     let mut bytes = b"\x1bP0;q]0;no\x1b\\".to_vec();
     bytes.extend(b"\x1b]2;");
     bytes.extend(vec![b'x'; MAX_TEXT_BYTES + 10]);
@@ -42,10 +42,12 @@ fn strings_hide_what_is_in_them_and_long_ones_are_ignored() {
 
 proptest! {
     #[test]
-    fn how_the_stream_is_cut_makes_no_difference(
+    fn scan_result_is_independent_of_chunking(
         parts in prop::collection::vec(prop_oneof![
-            Just(b"\x1b]0;t\x07".to_vec()), Just(b"\x1b]2;u\x1b\\".to_vec()), Just(b"\x1b[1;2H".to_vec()), Just(b"text".to_vec()),
-            Just(b"\x1bPx\x1b\\".to_vec()), Just(b"\x1b(B".to_vec()), prop::collection::vec(any::<u8>(), 0..5),
+            Just(b"\x1b]0;t\x07".to_vec()), Just(b"\x1b]2;u\x1b\\".to_vec()), Just(b"\x1b[1;2H".to_vec()),
+            Just(b"text".to_vec()),
+            Just(b"\x1bPx\x1b\\".to_vec()), Just(b"\x1b(B".to_vec()),
+            prop::collection::vec(any::<u8>(), 0..5),
         ], 0..20),
         cuts in prop::collection::vec(1_usize..7, 0..60),
     ) {

@@ -35,7 +35,7 @@ pub(in crate::terminal) struct JournalMetadata {
     pub(in crate::terminal) id: String,
     pub(in crate::terminal) name: String,
     pub(in crate::terminal) request_id: String,
-    /// Shortened for display.
+    /// Long arguments are shortened for display.
     pub(in crate::terminal) argv: Vec<String>,
     /// What restarts the program; only present for an interactive shell.
     #[serde(rename = "again")]

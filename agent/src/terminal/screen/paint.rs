@@ -92,7 +92,7 @@ fn grid(screen: &vt100::Screen, out: &mut String) {
     out.push_str(&screen.attributes_formatted());
 }
 
-/// DECSC (save cursor).
+/// DECSC, which saves the cursor.
 pub(super) const SAVE_CURSOR: &str = "\x1b7";
 
 /// Copies the screen and processes this sequence on the copy. Costly for a large screen, so few

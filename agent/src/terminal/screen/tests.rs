@@ -1,4 +1,4 @@
-//! A picture painted on a fresh terminal is the screen.
+//! Tests that a snapshot, painted on a fresh terminal, reproduces the screen.
 
 use proptest::prelude::*;
 
@@ -6,7 +6,7 @@ use super::*;
 
 const SIZE: WindowSize = WindowSize { rows: 8, cols: 20 };
 
-/// Feeds a model until it has seen the whole log.
+/// Feeds a model until it has processed the whole log.
 fn catch_up(model: &mut ScreenModel, log: &mut ByteLog) {
     if model.has_gap(log) {
         model.skip_ahead(log);
@@ -21,12 +21,12 @@ fn parser(size: WindowSize) -> vt100::Parser {
     vt100::Parser::new(rows, cols, 0)
 }
 
-/// Everything two emulators can be told apart by.
+/// Everything in which the states of two emulators can differ.
 fn state(parser: &vt100::Parser) -> (String, (u16, u16), String) {
     (parser.screen().contents(), parser.screen().cursor_position(), paint::paint(parser.screen()))
 }
 
-/// What programs print: text, wide characters, movement, colours, regions, full-screen switches.
+/// Typical output of programs: text, wide characters, movement, colours, regions, alternate screen.
 fn piece() -> impl Strategy<Value = Vec<u8>> {
     let fixed = |s: &'static str| Just(s.as_bytes().to_vec());
     prop_oneof![
@@ -56,8 +56,10 @@ fn piece() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn a_picture_and_what_follows_give_the_true_screen(
-        pieces in prop::collection::vec(piece(), 1..60), cut in any::<prop::sample::Index>(), step in 1_usize..40,
+    fn snapshot_and_later_output_reproduce_the_screen(
+        pieces in prop::collection::vec(piece(), 1..60),
+        cut in any::<prop::sample::Index>(),
+        step in 1_usize..40,
     ) {
         let bytes = pieces.concat();
         let cut = cut.index(bytes.len() + 1);
@@ -68,13 +70,16 @@ proptest! {
             catch_up(&mut model, &mut log);
         }
         let snapshot = model.snapshot();
-        // Painted with a space more; looks the same.
+        // These screens are painted with one more space, which looks the same.
         let screen = model.parser().screen();
         let behind = paint::probe(screen, "\x1b[?47l");
         for screen in [screen, behind.screen()] {
             prop_assume!(!screen.cursor_state_formatted().contains(paint::SAVE_CURSOR));
         }
-        prop_assert!(snapshot.offset <= cut as u64 && cut as u64 - snapshot.offset < 30, "only an unfinished sequence waits");
+        prop_assert!(
+            snapshot.offset <= cut as u64 && cut as u64 - snapshot.offset < 30,
+            "the snapshot may only lack an unfinished sequence"
+        );
         let (mut joined, mut whole) = (parser(SIZE), parser(SIZE));
         joined.process(&snapshot.contents);
         joined.process(&bytes[snapshot.offset as usize..]);
@@ -83,15 +88,16 @@ proptest! {
     }
 }
 
-/// What no program should print, and some do: bytes of every kind, sequences that make no sense, windows that change under them.
+/// Invalid output that some programs print: arbitrary bytes, senseless sequences, and resizes in
+/// between.
 #[derive(Debug, Clone)]
-enum Mess {
+enum ArbitraryOutput {
     Bytes(Vec<u8>),
     Size(WindowSize),
     Snapshot,
 }
 
-fn mess() -> impl Strategy<Value = Mess> {
+fn output() -> impl Strategy<Value = ArbitraryOutput> {
     let size = (prop_oneof![3 => 1_u16..12, 1 => 1_u16..300], prop_oneof![3 => 1_u16..25, 1 => 1_u16..300]);
     let sequence = (
         prop::collection::vec(prop_oneof![0_u32..10, Just(65535), Just(u32::MAX)], 0..4),
@@ -103,29 +109,29 @@ fn mess() -> impl Strategy<Value = Mess> {
             format!("\x1b[{mark}{}{}", numbers.join(";"), char::from(end)).into_bytes()
         });
     prop_oneof![
-        4 => piece().prop_map(Mess::Bytes),
-        4 => sequence.prop_map(Mess::Bytes),
-        2 => prop::collection::vec(any::<u8>(), 1..40).prop_map(Mess::Bytes),
-        2 => size.prop_map(|(rows, cols)| Mess::Size(WindowSize { rows, cols })),
-        2 => Just(Mess::Snapshot),
+        4 => piece().prop_map(ArbitraryOutput::Bytes),
+        4 => sequence.prop_map(ArbitraryOutput::Bytes),
+        2 => prop::collection::vec(any::<u8>(), 1..40).prop_map(ArbitraryOutput::Bytes),
+        2 => size.prop_map(|(rows, cols)| ArbitraryOutput::Size(WindowSize { rows, cols })),
+        2 => Just(ArbitraryOutput::Snapshot),
     ]
 }
 
-/// What is seen; nobody sees whether the rest of a row is empty or spaces.
+/// Visible rows. Trailing spaces are removed, because they look like an empty rest of the row.
 fn rows(screen: &vt100::Screen) -> Vec<String> {
     screen.rows(0, screen.size().1.get()).map(|row| row.trim_end_matches(' ').to_owned()).collect()
 }
 
 proptest! {
     #[test]
-    fn no_mess_breaks_the_model(messes in prop::collection::vec(mess(), 1..80)) {
+    fn arbitrary_output_never_breaks_the_model(outputs in prop::collection::vec(output(), 1..80)) {
         let mut log = ByteLog::new(1, 1 << 20);
         let mut model = ScreenModel::new(SIZE);
-        for mess in messes {
-            match mess {
-                Mess::Bytes(bytes) => log.push(&bytes),
-                Mess::Size(size) => model.resized(log.next(), size),
-                Mess::Snapshot => {
+        for output in outputs {
+            match output {
+                ArbitraryOutput::Bytes(bytes) => log.push(&bytes),
+                ArbitraryOutput::Size(size) => model.resized(log.next(), size),
+                ArbitraryOutput::Snapshot => {
                     catch_up(&mut model, &mut log);
                     let snapshot = model.snapshot();
                     prop_assert!(snapshot.offset <= log.next());
@@ -141,12 +147,12 @@ proptest! {
 }
 
 #[test]
-fn nothing_is_built_before_it_is_needed() {
+fn new_model_allocates_no_parser() {
     assert!(ScreenModel::new(SIZE).parser.is_none());
 }
 
 #[test]
-fn a_resize_takes_effect_at_its_offset() {
+fn resize_takes_effect_at_its_offset() {
     let mut log = ByteLog::new(1, 1 << 20);
     let mut model = ScreenModel::new(WindowSize { rows: 4, cols: 10 });
     log.push(b"0123456789ab");
@@ -159,7 +165,7 @@ fn a_resize_takes_effect_at_its_offset() {
 }
 
 #[test]
-fn a_model_that_was_left_behind_goes_on_with_the_newest_lines_and_keeps_the_modes() {
+fn lagging_model_skips_to_newest_lines_and_preserves_modes() {
     let mut log = ByteLog::new(1, 256 * 1024);
     let mut model = ScreenModel::new(SIZE);
     log.push(b"\x1b[?2004hold");
@@ -177,14 +183,14 @@ fn a_model_that_was_left_behind_goes_on_with_the_newest_lines_and_keeps_the_mode
 }
 
 #[test]
-fn a_huge_window_costs_a_bounded_model() {
+fn model_of_huge_window_is_bounded() {
     let mut model = ScreenModel::new(WindowSize { rows: 4096, cols: 4096 });
     let snapshot = model.snapshot();
     assert!(usize::from(snapshot.size.rows) * usize::from(snapshot.size.cols) <= MAX_CELLS);
 }
 
 #[test]
-fn the_most_colourful_screen_fits_into_a_message() {
+fn snapshot_of_most_colourful_screen_fits_into_message() {
     let mut log = ByteLog::new(1, 64 << 20);
     let mut model = ScreenModel::new(WindowSize { rows: 64, cols: 1024 });
     let paint = |log: &mut ByteLog| {
@@ -207,7 +213,7 @@ fn the_most_colourful_screen_fits_into_a_message() {
 }
 
 #[test]
-fn a_character_cut_in_two_waits_for_its_end() {
+fn incomplete_character_length_is_found() {
     assert_eq!(incomplete_char_len("aé".as_bytes()), 0);
     assert_eq!(incomplete_char_len(&"aé".as_bytes()[..2]), 1);
     assert_eq!(incomplete_char_len(&"😀".as_bytes()[..3]), 3);

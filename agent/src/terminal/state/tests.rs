@@ -1,10 +1,11 @@
-//! Whom a terminal waits for, and for how long.
+//! Tests of the wait for lossless viewers.
 
 use super::*;
 
 const HELD: usize = 1024 * 1024;
 
-/// A terminal that printed as much as its log holds, and lossless readers at these offsets who last went on at `last_progress`.
+/// Creates a terminal with a full log, and lossless viewers at these offsets that last made
+/// progress at `last_progress`.
 fn read_at(offsets: &[u64], last_progress: Instant) -> TerminalState {
     let mut log = ByteLog::new(1, HELD);
     log.push(&vec![b'x'; HELD]);
@@ -24,7 +25,7 @@ fn read_at(offsets: &[u64], last_progress: Instant) -> TerminalState {
 }
 
 #[test]
-fn only_the_reader_that_holds_the_others_back_is_given_up() {
+fn only_the_stalled_lossless_viewer_is_given_up() {
     let begin = Instant::now();
     let mut state = read_at(&[0, HELD as u64], begin);
     assert_eq!(state.pause_for_readers(begin), Some(begin + LOSSLESS_TIMEOUT));
@@ -36,8 +37,8 @@ fn only_the_reader_that_holds_the_others_back_is_given_up() {
 }
 
 #[test]
-fn patience_begins_when_the_terminal_begins_to_wait() {
-    // Nothing was printed for an hour, and then more than the log holds.
+fn lossless_timeout_starts_when_the_wait_starts() {
+    // Nothing was printed for an hour, and then more than the log's capacity.
     let long_ago = Instant::now();
     let now = long_ago + Duration::from_secs(3600);
     let mut state = read_at(&[0], long_ago);

@@ -1,4 +1,4 @@
-//! How terminals end, and what is left of them.
+//! Tests of how terminals end, and of what remains of them.
 
 use std::{os::unix::fs::PermissionsExt, time::Instant};
 
@@ -7,7 +7,7 @@ use crate::{child::ExitStatus, spawn::SpawnError};
 use super::*;
 
 #[tokio::test]
-async fn an_exit_says_how_and_where_and_is_kept() {
+async fn exit_has_status_and_offset_and_is_retained() {
     let fixture = TerminalFixture::new();
     let done = fixture.script("printf hello; exit 3");
     let log = read_all(fixture.attach(&done.id, "a", ViewerStart::Oldest)).await;
@@ -21,7 +21,7 @@ async fn an_exit_says_how_and_where_and_is_kept() {
         ExitStatus::Signal(rustix::process::Signal::SEGV.as_raw())
     );
 
-    // Somebody who comes late is told the same.
+    // A viewer that attaches later receives the same exit.
     assert_eq!(read_all(fixture.attach(&done.id, "b", ViewerStart::Oldest)).await.exit, Some(exit));
     assert_eq!(fixture.terminals.list().len(), 2);
     fixture.terminals.close(&done.id, DEFAULT_GRACE).await.expect("closed");
@@ -29,7 +29,7 @@ async fn an_exit_says_how_and_where_and_is_kept() {
 }
 
 #[tokio::test]
-async fn everything_that_was_printed_comes_before_the_exit() {
+async fn exit_follows_all_output() {
     let fixture = TerminalFixture::new();
     for round in 0..10 {
         let terminal =
@@ -44,9 +44,9 @@ async fn everything_that_was_printed_comes_before_the_exit() {
 }
 
 #[tokio::test]
-async fn a_background_job_that_holds_the_terminal_delays_the_exit_but_does_not_hide_it() {
+async fn background_job_delays_the_exit_but_does_not_prevent_it() {
     let fixture = TerminalFixture::new();
-    // The job prints after the leader has gone: those bytes count too.
+    // The job prints after the leader has exited: those bytes precede the exit too.
     let terminal =
         fixture.open(&["bash", "-c", "trap '' HUP; (sleep 0.1; echo late; sleep 60) & echo early; exit 4"]);
     let began = Instant::now();
@@ -60,7 +60,7 @@ async fn a_background_job_that_holds_the_terminal_delays_the_exit_but_does_not_h
 }
 
 #[tokio::test]
-async fn closing_ends_the_whole_session_also_what_was_detached_from_the_terminal() {
+async fn close_ends_whole_session_including_detached_processes() {
     let fixture = TerminalFixture::new();
     let pids = fixture.root.path().join("pids");
     let script = "nohup sleep 600 >/dev/null 2>&1 & echo $! >pids
@@ -68,7 +68,7 @@ async fn closing_ends_the_whole_session_also_what_was_detached_from_the_terminal
         sleep 601 & echo $! >>pids; kill -STOP $!; echo ready; wait";
     let terminal = fixture.open(&["bash", "-c", script]);
     let mut attachment = fixture.attach(&terminal.id, "a", ViewerStart::Oldest);
-    read_until(&mut attachment, &mut Log::default(), "ready").await;
+    read_until(&mut attachment, &mut ReceivedOutput::default(), "ready").await;
     let pids = eventually(|| {
         let text = std::fs::read_to_string(&pids).ok()?;
         let pids: Vec<i32> = text.lines().filter_map(|line| line.parse().ok()).collect();
@@ -82,7 +82,7 @@ async fn closing_ends_the_whole_session_also_what_was_detached_from_the_terminal
         let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         assert!(state.is_empty() || state.contains(") Z "), "{pid} lives: {state}");
     }
-    // Whoever watched is told.
+    // Attached viewers receive the exit.
     let mut last = None;
     while let Some(frame) = next_frame(&mut attachment).await {
         last = Some(frame);
@@ -91,11 +91,16 @@ async fn closing_ends_the_whole_session_also_what_was_detached_from_the_terminal
 }
 
 #[tokio::test]
-async fn the_end_of_the_workspace_ends_everything_and_admits_nothing_new() {
+async fn shutdown_ends_all_terminals_and_admits_no_new_ones() {
     let fixture = TerminalFixture::new();
     let shells: Vec<_> = (0..3).map(|_| fixture.open(&["bash", "--norc"])).collect();
     let stubborn = fixture.open(&["bash", "-c", "trap '' HUP TERM; echo on; while :; do sleep 1; done"]);
-    read_until(&mut fixture.attach(&stubborn.id, "a", ViewerStart::Oldest), &mut Log::default(), "on").await;
+    read_until(
+        &mut fixture.attach(&stubborn.id, "a", ViewerStart::Oldest),
+        &mut ReceivedOutput::default(),
+        "on",
+    )
+    .await;
     timeout(DEADLINE, fixture.terminals.end_all(Duration::from_millis(500))).await.expect("ended");
     for info in fixture.terminals.list() {
         assert!(info.exit.is_some(), "{info:?}");
@@ -105,7 +110,7 @@ async fn the_end_of_the_workspace_ends_everything_and_admits_nothing_new() {
 }
 
 #[tokio::test]
-async fn ten_broken_programs_give_ten_reasons_and_no_terminal() {
+async fn broken_programs_fail_with_distinct_errors() {
     let fixture = TerminalFixture::new();
     let root = fixture.root.path();
     let file = |name: &str, text: &[u8], mode: u32| {
@@ -118,7 +123,7 @@ async fn ten_broken_programs_give_ten_reasons_and_no_terminal() {
     file("dos", b"#!/bin/sh\r\necho hi\r\n", 0o755);
     file("not-a-program", b"\x7fELFrubbish", 0o755);
     file("fine", b"#!/bin/sh\n", 0o755);
-    std::fs::create_dir(root.join("folder")).expect("a folder");
+    std::fs::create_dir(root.join("directory")).expect("a directory");
     let try_program = |argv: &[&str], cwd: &str, env: &[(&str, &str)]| {
         let program = Program {
             argv: argv.iter().map(|w| (*w).to_owned()).collect(),
@@ -137,8 +142,8 @@ async fn ten_broken_programs_give_ten_reasons_and_no_terminal() {
         try_program(&["./bad-interpreter"], "", &[]),
         try_program(&["./dos"], "", &[]),
         try_program(&["./not-a-program"], "", &[]),
-        try_program(&["./folder"], "", &[]),
-        try_program(&["./fine"], "no-such-folder", &[]),
+        try_program(&["./directory"], "", &[]),
+        try_program(&["./fine"], "no-such-directory", &[]),
         try_program(&["./fine"], "fine", &[]),
         try_program(&["./fine", &long], "", &[]),
         try_program(&["./fine"], "", &[("A=B", "c")]),
@@ -154,9 +159,9 @@ async fn ten_broken_programs_give_ten_reasons_and_no_terminal() {
     fixture.open(&["./fine"]);
 }
 
-/// What is allowed is also what the kernel takes.
+/// Arguments within the documented limits are also accepted by the kernel.
 #[tokio::test]
-async fn long_arguments_run_up_to_their_bound_and_a_list_stays_small() {
+async fn longest_arguments_run_and_are_shortened_for_display() {
     let fixture = TerminalFixture::new();
     let word = "x".repeat(128 * 1024 - 1);
     let longest = fixture.open(&["true", &word, &word, &word, &word, &word, &word, &word]);
@@ -169,8 +174,8 @@ async fn long_arguments_run_up_to_their_bound_and_a_list_stays_small() {
 }
 
 #[tokio::test]
-async fn an_unclaimed_agent_says_so() {
-    let root = tempfile::tempdir().expect("a folder");
+async fn unclaimed_agent_rejects_requests() {
+    let root = tempfile::tempdir().expect("a directory");
     let (_tx, claims) = watch::channel(None);
     let launcher = Launcher::new(root.path(), claims);
     let terminals = Terminals::new(launcher, Children::new(OrphanPolicy::Leave), Arc::default());
@@ -184,7 +189,7 @@ async fn an_unclaimed_agent_says_so() {
 }
 
 #[tokio::test]
-async fn terminals_are_bounded_and_ended_ones_make_room() {
+async fn terminals_are_bounded_and_ended_ones_are_evicted() {
     let fixture = TerminalFixture::with(AgentPolicy { max_terminals: 3, ..AgentPolicy::default() });
     let ended = fixture.script("true");
     fixture.exit(&ended.id).await;
@@ -195,7 +200,7 @@ async fn terminals_are_bounded_and_ended_ones_make_room() {
 }
 
 #[tokio::test]
-async fn a_create_that_is_sent_again_opens_nothing_new() {
+async fn repeated_create_returns_the_same_terminal() {
     let fixture = TerminalFixture::new();
     let create = || CreateTerminal {
         program: Program { argv: vec!["cat".into()], ..Program::default() },
@@ -208,9 +213,10 @@ async fn a_create_that_is_sent_again_opens_nothing_new() {
     assert_eq!(fixture.terminals.list().len(), 1);
 }
 
-/// Whoever moved to a session of its own and prints without a pause is not ours to end, but it must not keep the terminal either.
+/// A daemon in its own session that prints without a pause is not ended, but it must not keep the
+/// terminal open either.
 #[tokio::test]
-async fn a_terminal_held_by_a_chatty_daemon_can_be_closed() {
+async fn terminal_held_by_printing_daemon_can_be_closed() {
     let fixture = TerminalFixture::new();
     let pid = fixture.root.path().join("pid");
     let script = format!(

@@ -1,4 +1,4 @@
-//! InputQueue into terminals.
+//! Tests of input to terminals.
 
 use std::time::Instant;
 
@@ -6,19 +6,19 @@ use crate::admission::Intent;
 
 use super::*;
 
-/// A program that takes bytes as they are and says how many there were and what they hash to.
+/// Program that reads raw bytes and prints their number and checksum.
 const COUNT: &str = "stty raw -echo; echo ready; head -c 200000 | cksum; stty sane";
 
 #[tokio::test]
-async fn every_byte_typed_arrives_once_and_in_order_whatever_is_repeated() {
+async fn overlapping_input_arrives_once_and_in_order() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.script(COUNT);
     let mut attachment = fixture.attach(&terminal.id, "a", ViewerStart::Oldest);
-    let mut log = Log::default();
+    let mut log = ReceivedOutput::default();
     read_until(&mut attachment, &mut log, "ready").await;
     let all: Vec<u8> = (0..200_000_u32).map(|i| b'a' + (i % 23) as u8).collect();
     let writer = attachment.writer();
-    // Pieces overlap, as after a link that was cut again and again.
+    // The messages overlap, as after a connection that broke many times.
     let mut at = 0_usize;
     while at < all.len() {
         let from = at.saturating_sub(7);
@@ -51,7 +51,7 @@ async fn every_byte_typed_arrives_once_and_in_order_whatever_is_repeated() {
 }
 
 #[tokio::test]
-async fn holes_and_stale_epochs_are_refused_and_the_stream_goes_on() {
+async fn stream_continues_after_rejected_holes_and_stale_epochs() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.open(&["cat"]);
     let mut attachment = fixture.attach(&terminal.id, "a", ViewerStart::Oldest);
@@ -76,18 +76,18 @@ async fn holes_and_stale_epochs_are_refused_and_the_stream_goes_on() {
     assert!(refused.iter().all(|rejection| rejection.expected == 3));
     let client = ClientId::new("a").expect("valid");
     assert_eq!(fixture.terminals.write(&terminal.id, &client, user(3, b"two\n")).await.expect("written"), 7);
-    let mut log = Log::default();
+    let mut log = ReceivedOutput::default();
     let mut reader = fixture.attach(&terminal.id, "b", ViewerStart::Oldest);
     read_until(&mut reader, &mut log, "onetwo\r\nonetwo\r\n").await;
 }
 
 #[tokio::test]
-async fn a_program_that_does_not_read_its_input_freezes_nothing_else() {
+async fn program_that_reads_no_input_blocks_nothing_else() {
     let fixture = TerminalFixture::new();
     let deaf = fixture.script("stty raw -echo; i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.05; done");
     let other = fixture.open(&["cat"]);
     let mut attachment = fixture.attach(&deaf.id, "a", ViewerStart::Oldest);
-    let mut log = Log::default();
+    let mut log = ReceivedOutput::default();
     read_until(&mut attachment, &mut log, "tick 1").await;
     let writer = attachment.writer();
     let paste = vec![b'x'; 1 << 20];
@@ -110,7 +110,7 @@ async fn a_program_that_does_not_read_its_input_freezes_nothing_else() {
     read_until(&mut attachment, &mut log, "tick 10").await;
     let client = ClientId::new("b").expect("valid");
     fixture.terminals.write(&other.id, &client, user(0, b"hello\n")).await.expect("the neighbour is served");
-    // A signal needs no input queue.
+    // A signal does not pass through the input queue.
     writer.signal("KILL", SignalTarget::Session).expect("sent");
     while let Some(frame) = next_frame(&mut attachment).await {
         log.take(frame);
@@ -120,7 +120,7 @@ async fn a_program_that_does_not_read_its_input_freezes_nothing_else() {
 }
 
 #[tokio::test]
-async fn only_the_owner_of_the_size_answers_for_the_terminal_and_only_live() {
+async fn replies_are_accepted_from_size_owner_to_live_queries_only() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.script("stty -echo; echo ready; cat");
     let owner = AttachOptions {
@@ -132,7 +132,7 @@ async fn only_the_owner_of_the_size_answers_for_the_terminal_and_only_live() {
         size: Some(WindowSize { rows: 10, cols: 40 }),
         ..attach(&terminal.id, "guest", ViewerStart::Oldest)
     };
-    let mut log = Log::default();
+    let mut log = ReceivedOutput::default();
     read_until(&mut owner, &mut log, "ready").await;
     let guest = fixture.terminals.attach(&guest).expect("attached");
     let reply = |offset, at, data| TerminalInput { epoch: 7, offset, data, kind: InputKind::Reply { at } };
@@ -155,7 +155,7 @@ async fn only_the_owner_of_the_size_answers_for_the_terminal_and_only_live() {
 }
 
 #[tokio::test]
-async fn whoever_types_has_the_size_and_everybody_is_told() {
+async fn typing_client_owns_the_size_and_all_viewers_see_it() {
     let fixture = TerminalFixture::new();
     let terminal = fixture
         .script("trap 'stty size' WINCH; stty -echo; echo ready; while :; do read x && stty size; done");
@@ -164,7 +164,7 @@ async fn whoever_types_has_the_size_and_everybody_is_told() {
         ..attach(&terminal.id, client, ViewerStart::Oldest)
     };
     let mut laptop = fixture.terminals.attach(&sized("laptop", 50)).expect("attached");
-    let mut log = Log::default();
+    let mut log = ReceivedOutput::default();
     read_until(&mut laptop, &mut log, "ready").await;
     let phone = fixture.terminals.attach(&sized("phone", 20)).expect("attached");
     assert_eq!(fixture.terminals.get(&terminal.id).expect("there").size.rows, 50);
@@ -189,7 +189,7 @@ async fn whoever_types_has_the_size_and_everybody_is_told() {
 }
 
 #[tokio::test]
-async fn a_flood_in_one_terminal_leaves_the_echo_of_another_alone() {
+async fn flood_in_one_terminal_does_not_delay_echo_of_another() {
     let fixture = TerminalFixture::new();
     let flood = fixture.open(&[
         "sh",
@@ -197,12 +197,12 @@ async fn a_flood_in_one_terminal_leaves_the_echo_of_another_alone() {
         "yes 'a line of a flood that never ends, or so it seems to those who watch it'",
     ]);
     let echo = fixture.script("stty raw -echo; echo ready; cat");
-    // The flood is watched, with a picture asked for now and then.
+    // The flood has a viewer, and snapshots of it are requested now and then.
     let mut watchers = JoinSet::new();
     let mut flooded = fixture.attach(&flood.id, "w", ViewerStart::Oldest);
     watchers.spawn(async move { while flooded.next().await.is_some() {} });
     let mut attachment = fixture.attach(&echo.id, "a", ViewerStart::Oldest);
-    let mut log = Log::default();
+    let mut log = ReceivedOutput::default();
     read_until(&mut attachment, &mut log, "ready").await;
     let mut times = Vec::new();
     for i in 0..400_u64 {
@@ -226,7 +226,8 @@ async fn a_flood_in_one_terminal_leaves_the_echo_of_another_alone() {
     times.sort();
     let (p50, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
     println!("echo beside a flood: p50 {p50:?}, p99 {p99:?}");
-    // Not a benchmark: a debug build on a busy machine. Behind a whole flood an echo would never come.
+    // Not a benchmark: this is a debug build on a busy machine. Behind a whole flood an echo would
+    // never arrive.
     assert!(p50 < Duration::from_millis(200), "p50 {p50:?}");
     assert!(fixture.terminals.output_bytes() > 1_000_000 && fixture.terminals.last_output().is_some());
 }

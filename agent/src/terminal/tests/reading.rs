@@ -1,11 +1,12 @@
-//! Reading what terminals print, from every beginning.
+//! Tests of viewers that start at every kind of position.
 
 use std::time::Instant;
 
 use super::*;
 
-/// 50 MB whose every line says where it is.
-const MEGABYTES_50: &str = "stty -opost; seq -f 'line %.0f of a long listing that goes on and on and on until it ends' 700000 | head -c 50000000";
+/// Prints 50 MB in numbered lines.
+const MEGABYTES_50: &str = "stty -opost; \
+     seq -f 'line %.0f of a long listing that goes on and on and on until it ends' 700000 | head -c 50000000";
 
 fn reference() -> Vec<u8> {
     let mut all = Vec::with_capacity(52_000_000);
@@ -19,16 +20,16 @@ fn reference() -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fifty_megabytes_arrive_whole_while_another_reader_is_stalled() {
+async fn lossless_viewers_get_all_bytes_beside_a_stalled_viewer() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.script(&format!("sleep 0.3; {MEGABYTES_50}"));
     let lossless =
         |client| AttachOptions { lossless: true, ..attach(&terminal.id, client, ViewerStart::Oldest) };
     let one = fixture.terminals.attach(&lossless("one")).expect("attached");
     let other = fixture.terminals.attach(&lossless("other")).expect("attached");
-    // Reads its first frame, and then nothing until all is over.
+    // This viewer reads two frames, and then nothing until the others have finished.
     let mut stalled = fixture.attach(&terminal.id, "stalled", ViewerStart::Oldest);
-    let mut late = Log::default();
+    let mut late = ReceivedOutput::default();
     late.take(next_frame(&mut stalled).await.expect("started"));
     late.take(next_frame(&mut stalled).await.expect("data"));
     let mut readers = JoinSet::new();
@@ -47,15 +48,15 @@ async fn fifty_megabytes_arrive_whole_while_another_reader_is_stalled() {
         late.take(frame);
     }
     assert!(late.gaps > 40_000_000, "what it can no longer have is a gap: {}", late.gaps);
-    assert_eq!(snapshots, 1, "and a picture");
+    assert_eq!(snapshots, 1, "the gap is followed by one snapshot");
     assert!(late.exit.is_some());
 }
 
 #[tokio::test]
-async fn a_reader_that_comes_back_at_any_position_misses_nothing() {
+async fn resuming_viewer_misses_nothing() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.script("i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; exit 0");
-    let mut log = Log::default();
+    let mut log = ReceivedOutput::default();
     let mut cuts = 0;
     while log.exit.is_none() {
         let from =
@@ -74,33 +75,33 @@ async fn a_reader_that_comes_back_at_any_position_misses_nothing() {
 }
 
 #[tokio::test]
-async fn positions_that_are_over_or_never_were_are_told_apart() {
+async fn evicted_stale_and_future_positions_are_distinguished() {
     let fixture = TerminalFixture::with(AgentPolicy { ring_bytes: 8 * 1024, ..AgentPolicy::default() });
     let terminal = fixture.script("seq 10000; exit 0");
     fixture.exit(&terminal.id).await;
     let info = fixture.terminals.get(&terminal.id).expect("kept");
     assert_eq!(info.next - info.oldest, 8 * 1024);
-    // An epoch that is over: from the oldest byte of the current one.
+    // A stale epoch: output starts at the oldest byte of the current one.
     let mut old = fixture.attach(&terminal.id, "a", ViewerStart::Position { epoch: 6, offset: 99_999_999 });
     let frame = next_frame(&mut old).await.expect("started");
     assert!(matches!(frame.kind, FrameKind::Started { .. }));
     assert_eq!((frame.epoch, frame.offset), (7, info.oldest));
-    // Gone: a gap, then everything that is held.
-    let mut log = Log { at: 10, bytes: vec![0; 10], ..Log::default() };
+    // An evicted position: a gap, then everything in the log.
+    let mut log = ReceivedOutput { at: 10, bytes: vec![0; 10], ..ReceivedOutput::default() };
     let mut gone = fixture.attach(&terminal.id, "b", ViewerStart::Position { epoch: 7, offset: 10 });
     while let Some(frame) = next_frame(&mut gone).await {
         log.take(frame);
     }
     assert_eq!(log.gaps, info.oldest - 10);
     assert!(log.text().ends_with("9999\r\n10000\r\n"));
-    // Never written.
+    // A position after the end.
     let beyond = ViewerStart::Position { epoch: 7, offset: info.next + 1 };
     let refused = fixture.terminals.attach(&attach(&terminal.id, "c", beyond)).expect_err("beyond");
     assert!(matches!(refused, TerminalError::BadOffset { next } if next == info.next));
 }
 
 #[tokio::test]
-async fn on_one_watch_a_flood_leaves_the_others_their_turn_and_credit_holds_one_alone() {
+async fn watch_serves_terminals_in_turn_with_separate_credit() {
     let fixture = TerminalFixture::new();
     let flood = fixture.open(&["yes", "flood"]);
     let calm = fixture.open(&["cat"]);
@@ -132,7 +133,7 @@ async fn on_one_watch_a_flood_leaves_the_others_their_turn_and_credit_holds_one_
     }
     assert_eq!(failed, 1);
     assert!(flooded <= 64 * 1024, "never acknowledged, so no more than its credit: {flooded}");
-    // Credit given back is used.
+    // Returned credit is used.
     fixture.terminals.ack(watch.id(), &flood.id, 7, u64::MAX).expect("known");
     let more = async {
         loop {
@@ -154,7 +155,7 @@ async fn on_one_watch_a_flood_leaves_the_others_their_turn_and_credit_holds_one_
 }
 
 #[tokio::test]
-async fn viewers_are_bounded() {
+async fn viewers_of_a_terminal_are_bounded() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.open(&["cat"]);
     let viewers: Vec<_> = (0..viewer::MAX_VIEWERS)
@@ -170,7 +171,7 @@ async fn viewers_are_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quiet_stream_says_that_it_lives() {
+async fn quiet_stream_sends_keepalive_frames() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.open(&["cat"]);
     let mut attachment = fixture.attach(&terminal.id, "a", ViewerStart::Now);
@@ -188,28 +189,31 @@ async fn a_quiet_stream_says_that_it_lives() {
 }
 
 #[tokio::test]
-async fn titles_folders_and_jobs_are_told() {
+async fn viewer_receives_titles_directories_and_jobs() {
     let fixture = TerminalFixture::new();
-    let script = r"printf 'a\033]2;first\007b\033]0;second\007c'; printf '\033]7;file://host/tmp/x%%20y\007'; sleep 0.5; set -m; echo on; sleep 600; true";
+    let script = concat!(
+        r"printf 'a\033]2;first\007b\033]0;second\007c'; printf '\033]7;file://host/tmp/x%%20y\007'; ",
+        r"sleep 0.5; set -m; echo on; sleep 600; true"
+    );
     let terminal = fixture.open(&["bash", "-c", script]);
     let mut attachment = fixture.attach(&terminal.id, "a", ViewerStart::Oldest);
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     let began = Instant::now();
-    while !told.iter().any(|t: &String| t == "job sleep") {
-        assert!(began.elapsed() < DEADLINE, "{told:?}");
+    while !received.iter().any(|t: &String| t == "job sleep") {
+        assert!(began.elapsed() < DEADLINE, "{received:?}");
         match next_frame(&mut attachment).await.expect("goes on").kind {
-            FrameKind::Title(title) => told.push(format!("title {title}")),
-            FrameKind::Cwd(folder) => told.push(format!("folder {folder}")),
-            FrameKind::Foreground(job) => told.push(format!("job {job}")),
-            // Something happens, so the job is looked at again.
+            FrameKind::Title(title) => received.push(format!("title {title}")),
+            FrameKind::Cwd(cwd) => received.push(format!("cwd {cwd}")),
+            FrameKind::Foreground(job) => received.push(format!("job {job}")),
+            // Output triggers another poll of the foreground job.
             FrameKind::Data(_) => {}
             _ => {}
         }
         attachment.writer().input(user(0, b"x"));
     }
     assert!(
-        told.contains(&"title second".to_owned()) && told.contains(&"folder /tmp/x y".to_owned()),
-        "{told:?}"
+        received.contains(&"title second".to_owned()) && received.contains(&"cwd /tmp/x y".to_owned()),
+        "{received:?}"
     );
     let info = fixture.terminals.get(&terminal.id).expect("there");
     assert_eq!(

@@ -1,4 +1,4 @@
-//! ScreenFeeder of terminals that are in use.
+//! Tests of snapshots of terminals that are in use.
 
 use super::*;
 use crate::byte_log::CHUNK_BYTES;
@@ -8,7 +8,7 @@ fn emulator(size: WindowSize) -> vt100::Parser {
     vt100::Parser::new(side(size.rows), side(size.cols), 0)
 }
 
-/// Reads a stream that begins with a picture into an emulator, until the terminal has ended.
+/// Reads a stream that starts with a snapshot into an emulator, until the terminal has ended.
 async fn watch_screen(mut attachment: Attachment) -> (vt100::Parser, usize) {
     let (mut emulated, mut snapshots) = (emulator(WindowSize::default()), 0);
     while let Some(frame) = next_frame(&mut attachment).await {
@@ -26,9 +26,9 @@ async fn watch_screen(mut attachment: Attachment) -> (vt100::Parser, usize) {
 }
 
 #[tokio::test]
-async fn a_picture_and_what_follows_are_the_true_screen() {
+async fn snapshot_and_later_output_give_the_exact_screen() {
     let fixture = TerminalFixture::new();
-    // A program that draws all over the screen while people come and go.
+    // A program draws all over the screen while viewers attach and detach.
     let script = r#"i=0; while [ $i -lt 600 ]; do
         printf '\033[%d;%dH\033[3%dmx%d\033[K' $((i % 24 + 1)) $((i * 7 % 70 + 1)) $((i % 8)) $i
         [ $((i % 97)) = 0 ] && printf '\033[2J'; i=$((i+1)); done; sleep 0.2"#;
@@ -57,7 +57,7 @@ async fn a_picture_and_what_follows_are_the_true_screen() {
 }
 
 #[tokio::test]
-async fn a_full_screen_program_can_be_joined_and_left() {
+async fn full_screen_program_can_be_joined_and_left() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.script(
         r"printf 'before\r\n\033[?1049h\033[2J\033[5;5Hfull'; read x; printf '\033[?1049l'; echo after",
@@ -77,7 +77,7 @@ async fn a_full_screen_program_can_be_joined_and_left() {
 }
 
 #[tokio::test]
-async fn the_screen_of_a_terminal_that_has_ended_is_still_there() {
+async fn ended_terminal_still_has_a_screen() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.script("seq 100000; printf end");
     fixture.exit(&terminal.id).await;
@@ -86,10 +86,11 @@ async fn the_screen_of_a_terminal_that_has_ended_is_still_there() {
     assert!(seen.screen().contents().ends_with("100000\nend"), "{:?}", seen.screen().contents());
 }
 
-/// Numbers without end, as fast as they can be printed: whoever sees the screen sees whether a line is missing.
+/// Prints consecutive numbers without end, so that a missing line is visible on the screen.
 const FLOOD: &[&str] = &["seq", "1", "9999999999999"];
 
-/// The numbers on the screen are one after the other; the last line may not be finished.
+/// Returns the numbers on the screen, and checks that they are consecutive. The last line may be
+/// incomplete.
 fn numbers(emulated: &vt100::Parser) -> Vec<u64> {
     let screen = emulated.screen();
     let rows = usize::from(screen.cursor_position().0);
@@ -101,7 +102,7 @@ fn numbers(emulated: &vt100::Parser) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn a_terminal_that_floods_can_be_joined() {
+async fn flooding_terminal_can_be_joined() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.open(FLOOD);
     let printed = || fixture.terminals.get(&terminal.id).expect("there").next;
@@ -114,13 +115,13 @@ async fn a_terminal_that_floods_can_be_joined() {
             let frame = next_frame(&mut joined).await.expect("goes on");
             match frame.kind {
                 FrameKind::Screen(snapshot) => {
-                    assert_eq!((frame.offset, at), (snapshot.offset, None), "the picture comes first");
+                    assert_eq!((frame.offset, at), (snapshot.offset, None), "the snapshot comes first");
                     emulated.process(&snapshot.contents);
                     assert!(numbers(&emulated).len() > 20);
                     at = Some(frame.offset);
                 }
                 FrameKind::Data(bytes) => {
-                    assert_eq!(Some(frame.offset), at, "what follows the picture has no hole");
+                    assert_eq!(Some(frame.offset), at, "output after the snapshot has no hole");
                     at = Some(frame.offset + bytes.len() as u64);
                     followed += bytes.len();
                     for part in bytes.chunks(100) {
@@ -139,17 +140,17 @@ async fn a_terminal_that_floods_can_be_joined() {
 }
 
 #[tokio::test]
-async fn whoever_falls_off_a_flood_gets_the_gap_and_the_screen_while_it_goes_on() {
+async fn viewer_that_falls_off_a_flood_gets_gap_and_snapshot() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.open(FLOOD);
     let ring = terminal.ring_bytes as u64;
     let printed = || fixture.terminals.get(&terminal.id).expect("there").next;
     let mut slow = fixture.attach(&terminal.id, "slow", ViewerStart::Oldest);
-    let mut log = Log::default();
+    let mut log = ReceivedOutput::default();
     let mut emulated = emulator(WindowSize::default());
     let mut snapshots = 0;
     while snapshots < 3 {
-        // It reads a little, and then nothing until all that it knows is gone.
+        // The viewer reads a little, and then nothing until its position was evicted.
         let (gaps, read) = (log.gaps, log.bytes.len());
         let gap = loop {
             let frame = next_frame(&mut slow).await.expect("goes on");
@@ -161,14 +162,14 @@ async fn whoever_falls_off_a_flood_gets_the_gap_and_the_screen_while_it_goes_on(
                     let now = printed();
                     eventually(|| (printed() > now + 2 * ring).then_some(())).await;
                 }
-                FrameKind::Screen(_) => panic!("a picture without a gap"),
+                FrameKind::Screen(_) => panic!("a snapshot without a gap"),
                 FrameKind::KeepAlive => panic!("nothing came"),
                 _ => {}
             }
         };
         assert!(gap.0 < gap.1 && log.gaps > gaps);
         let frame = next_frame(&mut slow).await.expect("goes on");
-        let FrameKind::Screen(snapshot) = frame.kind else { panic!("a picture after the gap: {frame:?}") };
+        let FrameKind::Screen(snapshot) = frame.kind else { panic!("a snapshot after the gap: {frame:?}") };
         assert_eq!((frame.offset, snapshot.offset), (gap.1, gap.1), "it goes on where the gap ends");
         emulated.process(b"\x1bc");
         emulated.process(&snapshot.contents);
@@ -187,9 +188,9 @@ async fn whoever_falls_off_a_flood_gets_the_gap_and_the_screen_while_it_goes_on(
     }
 }
 
-/// ScreenFeeder are wanted all the time, and yet a reader gets the flood.
+/// Snapshots are requested all the time, and yet the flood is read.
 #[tokio::test]
-async fn a_crowd_that_wants_pictures_does_not_stop_a_flood() {
+async fn crowd_of_snapshot_requests_does_not_stop_a_flood() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.open(FLOOD);
     let printed = || fixture.terminals.get(&terminal.id).expect("there").next;
@@ -211,7 +212,8 @@ async fn a_crowd_that_wants_pictures_does_not_stop_a_flood() {
         });
     }
     while crowd.join_next().await.is_some_and(|done| done.is_ok()) {}
-    assert!(crowd.is_empty(), "nobody waited in vain");
-    // Three rounds of pictures, and between two of them at least a quarter of a second of flood.
+    assert!(crowd.is_empty(), "every viewer received its snapshots");
+    // There are three rounds of snapshots, and at least a quarter of a second of flood between two
+    // of them.
     assert!(printed() - before > 1 << 20, "{}", printed() - before);
 }

@@ -1,8 +1,8 @@
-//! Signals reach whoever is left, also when the one that led them has ended.
+//! Tests that signals reach the remaining processes of a session, also after its leader has exited.
 
 use super::*;
 
-/// A job that outlives its shell, says what it hears, and ends on USR1.
+/// A job that outlives its shell, prints when it catches USR1, and exits.
 fn orphaned(job: &str) -> String {
     format!("trap '' HUP; (trap 'echo caught; echo caught >heard; exit' USR1; {job}) & exec true")
 }
@@ -13,13 +13,13 @@ async fn leader_is_gone(fixture: &TerminalFixture, id: &TerminalId) {
 }
 
 #[tokio::test]
-async fn a_signal_reaches_a_job_whose_shell_has_ended() {
+async fn signal_reaches_job_whose_shell_has_exited() {
     for target in [SignalTarget::Foreground, SignalTarget::Session] {
         let fixture = TerminalFixture::new();
-        // It prints, so the terminal has not ended yet.
+        // The job prints, so the terminal has not ended yet.
         let terminal = fixture.script(&orphaned("while :; do echo x; sleep 0.02; done"));
         let mut attachment = fixture.attach(&terminal.id, "a", ViewerStart::Oldest);
-        let mut log = Log::default();
+        let mut log = ReceivedOutput::default();
         read_until(&mut attachment, &mut log, "x").await;
         leader_is_gone(&fixture, &terminal.id).await;
         attachment.writer().signal("USR1", target).expect("sent");
@@ -29,32 +29,32 @@ async fn a_signal_reaches_a_job_whose_shell_has_ended() {
 }
 
 #[tokio::test]
-async fn the_rest_of_a_session_can_be_signalled_after_the_end_of_its_terminal() {
+async fn session_can_be_signalled_after_its_terminal_ended() {
     let fixture = TerminalFixture::new();
     let heard = fixture.root.path().join("heard");
     let terminal = fixture.script(&orphaned("echo ready; while :; do sleep 0.02; done"));
     assert!(fixture.exit(&terminal.id).await.held_by_background);
     let signal = |target| fixture.terminals.signal(&terminal.id, "USR1", target);
     assert!(matches!(signal(SignalTarget::Foreground), Err(TerminalError::Ended(_))));
-    signal(SignalTarget::Session).expect("somebody is left");
+    signal(SignalTarget::Session).expect("the session has processes left");
     eventually(|| heard.exists().then_some(())).await;
     eventually(|| session(&terminal).is_empty().then_some(())).await;
-    assert!(matches!(signal(SignalTarget::Session), Err(TerminalError::Ended(_))), "nobody is left");
+    assert!(matches!(signal(SignalTarget::Session), Err(TerminalError::Ended(_))), "the session is empty");
 }
 
 #[tokio::test]
-async fn a_pipeline_whose_first_program_has_ended_is_still_the_foreground_job() {
+async fn pipeline_without_its_leader_is_the_foreground_job() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.open(&["bash", "-c", "set -m; true | sleep 600; echo rc ${PIPESTATUS[1]}"]);
     let mut attachment = fixture.attach(&terminal.id, "a", ViewerStart::Oldest);
     let job = || fixture.terminals.get(&terminal.id).expect("there").foreground;
     eventually(|| (job() == "sleep").then_some(())).await;
     attachment.writer().signal("TERM", SignalTarget::Foreground).expect("sent");
-    read_until(&mut attachment, &mut Log::default(), "rc 143").await;
+    read_until(&mut attachment, &mut ReceivedOutput::default(), "rc 143").await;
 }
 
 #[tokio::test]
-async fn closing_ends_what_the_leader_left_behind_and_what_it_stopped() {
+async fn close_ends_orphaned_and_stopped_processes() {
     let fixture = TerminalFixture::new();
     let script =
         "trap '' HUP TERM; sleep 600 & (trap '' HUP; exec sleep 600) & pid=$!; kill -STOP $pid; exec true";

@@ -1,24 +1,24 @@
-//! InputQueue while the workspace prepares to sleep.
+//! Tests of input while the workspace prepares to sleep.
 
 use super::*;
 use crate::admission::{Intent, Rejection};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-async fn ready(fixture: &TerminalFixture) -> (TerminalInfo, Attachment, Log) {
+async fn ready(fixture: &TerminalFixture) -> (TerminalInfo, Attachment, ReceivedOutput) {
     let terminal = fixture.script("stty -echo; echo ready; exec cat");
     let owner = AttachOptions {
         size: Some(WindowSize::default()),
         ..attach(&terminal.id, "owner", ViewerStart::Oldest)
     };
     let mut attachment = fixture.terminals.attach(&owner).expect("attached");
-    let mut log = Log::default();
+    let mut log = ReceivedOutput::default();
     read_until(&mut attachment, &mut log, "ready").await;
     (terminal, attachment, log)
 }
 
 #[tokio::test]
-async fn what_is_typed_meanwhile_comes_in_its_order_and_answers_of_an_emulator_are_not_held() {
+async fn held_input_keeps_its_order_and_replies_are_not_held() {
     let fixture = TerminalFixture::new();
     let (terminal, mut attachment, mut log) = ready(&fixture).await;
     let guest = fixture.attach(&terminal.id, "guest", ViewerStart::Now);
@@ -26,14 +26,14 @@ async fn what_is_typed_meanwhile_comes_in_its_order_and_answers_of_an_emulator_a
     let mut owner = InputQueue::new(attachment.writer());
     let at = log.at;
     owner.input(TerminalInput { kind: InputKind::Reply { at }, ..user(0, b"answer\n") });
-    assert!(!owner.is_holding(), "it is nobody's intent");
+    assert!(!owner.is_holding(), "an automatic reply is not held");
     read_until(&mut attachment, &mut log, "answer").await;
     let mut typing = InputQueue::new(guest.writer());
     for (offset, text) in [(0, b"one\n"), (4, b"two\n"), (8, b"six\n")] {
         typing.input(user(offset, text));
     }
     assert_eq!(fixture.gate.held_intents(), [Intent::Keystroke; 3]);
-    // A write that comes beside them, behind bytes that are held, waits too: it is no hole.
+    // A concurrent write after held bytes is held too: it is not treated as a hole.
     let client = ClientId::new("guest").expect("valid");
     let beside = fixture.terminals.write(&terminal.id, &client, user(12, b"ten\n"));
     tokio::pin!(beside);
@@ -47,7 +47,7 @@ async fn what_is_typed_meanwhile_comes_in_its_order_and_answers_of_an_emulator_a
 }
 
 #[tokio::test]
-async fn what_is_held_when_the_door_shuts_is_refused_and_never_typed() {
+async fn held_input_is_rejected_when_the_sleep_commits() {
     let fixture = TerminalFixture::new();
     let (terminal, mut attachment, mut log) = ready(&fixture).await;
     fixture.gate.hold(HOUR, true);

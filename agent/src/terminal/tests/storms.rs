@@ -1,4 +1,4 @@
-//! What people do to terminals at the worst moment.
+//! Tests of combined load: floods, resizes, reconnects and exits at the same time.
 
 use super::*;
 
@@ -7,9 +7,9 @@ fn emulator(size: WindowSize) -> vt100::Parser {
     vt100::Parser::new(side(size.rows), side(size.cols), 0)
 }
 
-/// Somebody drags a window's corner over a broken link while a terminal floods.
+/// A client resizes its window over an unreliable connection while a terminal floods.
 #[tokio::test]
-async fn a_flood_that_is_resized_and_left_and_joined_again_keeps_its_positions() {
+async fn resized_and_rejoined_flood_keeps_its_positions() {
     let fixture = TerminalFixture::new();
     let terminal = fixture.open(&["seq", "1", "9999999999999"]);
     let mut at = None;
@@ -21,7 +21,7 @@ async fn a_flood_that_is_resized_and_left_and_joined_again_keeps_its_positions()
         let size = WindowSize { rows: 2 + round * 7 % 60, cols: 20 + round * 13 % 200 };
         let open = AttachOptions { size: Some(size), ..attach(&terminal.id, "dragger", from) };
         let mut attachment = fixture.terminals.attach(&open).expect("attached");
-        let mut log = Log::default();
+        let mut log = ReceivedOutput::default();
         let mut last = size;
         for step in 0..12 {
             let frame = next_frame(&mut attachment).await.expect("goes on");
@@ -41,15 +41,15 @@ async fn a_flood_that_is_resized_and_left_and_joined_again_keeps_its_positions()
     }
 }
 
-/// A program ends while people wait for its picture.
+/// A program exits while viewers wait for its snapshot.
 #[tokio::test]
-async fn who_waits_for_a_picture_gets_it_also_when_the_program_ends_meanwhile() {
+async fn waiting_viewer_gets_snapshot_after_program_exits() {
     let fixture = TerminalFixture::new();
     for round in 0..8 {
         let terminal = fixture.script("seq 60000; printf end");
         let mut viewers = JoinSet::new();
         for n in 0..6 {
-            // Some come at once, some in the middle, some at the end.
+            // Some viewers attach at once, some in the middle, some at the end.
             eventually(|| {
                 let now = fixture.terminals.get(&terminal.id).expect("there");
                 (now.next >= n * 60_000 || now.exit.is_some()).then_some(())
@@ -57,7 +57,7 @@ async fn who_waits_for_a_picture_gets_it_also_when_the_program_ends_meanwhile() 
             .await;
             let mut viewer = fixture.attach(&terminal.id, &format!("v{n}"), ViewerStart::Screen);
             viewers.spawn(async move {
-                let (mut log, mut emulated) = (Log::default(), emulator(WindowSize::default()));
+                let (mut log, mut emulated) = (ReceivedOutput::default(), emulator(WindowSize::default()));
                 while let Some(frame) = next_frame(&mut viewer).await {
                     match &frame.kind {
                         FrameKind::Screen(snapshot) => {
@@ -84,11 +84,12 @@ async fn who_waits_for_a_picture_gets_it_also_when_the_program_ends_meanwhile() 
 }
 
 #[tokio::test]
-async fn a_picture_cuts_no_character_and_no_sequence_in_two() {
+async fn snapshot_cuts_no_character_and_no_sequence() {
     let fixture = TerminalFixture::new();
-    let terminal = fixture.script(
-        r"stty -echo; printf 'caf\303'; read x; printf '\251 \033[3'; read x; printf '1mred\033]0;ti'; read x; printf 'tle\007done'",
-    );
+    let terminal = fixture.script(concat!(
+        r"stty -echo; printf 'caf\303'; read x; printf '\251 \033[3'; read x; ",
+        r"printf '1mred\033]0;ti'; read x; printf 'tle\007done'"
+    ));
     let writer = fixture.attach(&terminal.id, "typist", ViewerStart::Now).writer();
     let steps = [(4, 3, "\u{e9} "), (9, 6, "red"), (20, 14, "done")];
     for (typed, (printed, whole, rest)) in (0..).zip(steps) {
@@ -113,9 +114,9 @@ async fn a_picture_cuts_no_character_and_no_sequence_in_two() {
     }
 }
 
-/// The largest window there may be, with a full-screen program, asked for by a crowd.
+/// Many viewers request a snapshot of the largest window with a full-screen program.
 #[tokio::test]
-async fn a_huge_window_costs_a_bounded_picture() {
+async fn snapshot_of_huge_window_is_bounded() {
     let fixture = TerminalFixture::new();
     let huge = WindowSize::new(4096, 4096).expect("allowed");
     let program = Program {

@@ -1,4 +1,4 @@
-//! Who owns the size, and whose replies count.
+//! Tests of size ownership and of accepted replies.
 
 use proptest::prelude::*;
 
@@ -13,7 +13,7 @@ fn size(n: u16) -> WindowSize {
 }
 
 #[test]
-fn a_laptop_and_a_phone_share_a_terminal() {
+fn laptop_and_phone_share_a_terminal() {
     let mut writers = AttachedWriters::default();
     let (laptop, phone) = (id(1), id(2));
     assert_eq!(writers.attach(&laptop, Some(size(50)), 0), SizeChange::Apply(size(50)));
@@ -24,7 +24,7 @@ fn a_laptop_and_a_phone_share_a_terminal() {
     );
     assert_eq!(writers.resize(&phone, size(21), false), SizeChange::Unchanged, "remembered");
     assert!(!writers.accepts_reply(&phone, 200), "only the owner's emulator answers");
-    assert_eq!(writers.record_input(&phone), SizeChange::Apply(size(21)), "who types has the size");
+    assert_eq!(writers.record_input(&phone), SizeChange::Apply(size(21)), "the typing client owns the size");
     assert_eq!(writers.record_input(&phone), SizeChange::Unchanged);
     assert!(
         writers.accepts_reply(&phone, 101) && !writers.accepts_reply(&phone, 100),
@@ -35,7 +35,7 @@ fn a_laptop_and_a_phone_share_a_terminal() {
 }
 
 #[test]
-fn a_client_that_came_back_before_its_old_stream_ended_keeps_the_size() {
+fn client_with_overlapping_streams_keeps_the_size() {
     let mut writers = AttachedWriters::default();
     writers.attach(&id(1), Some(size(30)), 0);
     writers.attach(&id(1), None, 10);
@@ -44,7 +44,7 @@ fn a_client_that_came_back_before_its_old_stream_ended_keeps_the_size() {
 }
 
 #[test]
-fn a_script_that_types_owns_no_size() {
+fn typing_client_without_window_owns_no_size() {
     let mut writers = AttachedWriters::default();
     writers.attach(&id(1), Some(size(30)), 0);
     writers.attach(&id(2), None, 0);
@@ -55,34 +55,34 @@ fn a_script_that_types_owns_no_size() {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum WriterStep {
     AttachOptions(u8, Option<u16>),
     Detach(u8),
     Resize(u8, u16, bool),
     Typed(u8),
 }
 
-fn step() -> impl Strategy<Value = Step> {
-    let who = 0_u8..4;
+fn step() -> impl Strategy<Value = WriterStep> {
+    let client = 0_u8..4;
     prop_oneof![
-        (who.clone(), prop::option::of(1_u16..99)).prop_map(|(c, s)| Step::AttachOptions(c, s)),
-        who.clone().prop_map(Step::Detach),
-        (who.clone(), 1_u16..99, any::<bool>()).prop_map(|(c, s, t)| Step::Resize(c, s, t)),
-        who.prop_map(Step::Typed),
+        (client.clone(), prop::option::of(1_u16..99)).prop_map(|(c, s)| WriterStep::AttachOptions(c, s)),
+        client.clone().prop_map(WriterStep::Detach),
+        (client.clone(), 1_u16..99, any::<bool>()).prop_map(|(c, s, t)| WriterStep::Resize(c, s, t)),
+        client.prop_map(WriterStep::Typed),
     ]
 }
 
 proptest! {
     #[test]
-    fn the_owner_is_always_somebody_who_is_there_and_has_a_size(steps in prop::collection::vec(step(), 1..60)) {
+    fn owner_is_always_attached_and_has_a_size(steps in prop::collection::vec(step(), 1..60)) {
         let mut writers = AttachedWriters::default();
         for step in steps {
             let before = writers.owner.clone();
-            let outcome = match &step {
-                Step::AttachOptions(c, s) => writers.attach(&id(*c), s.map(size), 0),
-                Step::Detach(c) => writers.detach(&id(*c)),
-                Step::Resize(c, s, take) => writers.resize(&id(*c), size(*s), *take),
-                Step::Typed(c) => writers.record_input(&id(*c)),
+            let change = match &step {
+                WriterStep::AttachOptions(c, s) => writers.attach(&id(*c), s.map(size), 0),
+                WriterStep::Detach(c) => writers.detach(&id(*c)),
+                WriterStep::Resize(c, s, take) => writers.resize(&id(*c), size(*s), *take),
+                WriterStep::Typed(c) => writers.record_input(&id(*c)),
             };
             if let Some(owner) = &writers.owner {
                 prop_assert!(writers.writers[owner].size.is_some());
@@ -90,7 +90,10 @@ proptest! {
                 prop_assert!(writers.writers.values().all(|w| w.size.is_none()));
             }
             if before != writers.owner && writers.owner.is_some() {
-                prop_assert!(matches!(outcome, SizeChange::Apply(_)), "a new owner's size is applied: {step:?}");
+                prop_assert!(
+                    matches!(change, SizeChange::Apply(_)),
+                    "a new owner's size must be applied: {step:?}"
+                );
             }
         }
     }
