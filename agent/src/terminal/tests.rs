@@ -1,12 +1,12 @@
 //! Tests of terminals with real PTYs and real programs.
 
-mod ends;
+mod exits;
 mod input;
 mod reading;
 mod screens;
 mod signals;
 mod sleep;
-mod storms;
+mod stress;
 
 use std::{sync::Arc, time::Duration};
 
