@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_says_what_it_is_worth() {
+    fn archive_row_shows_age_size_and_notes() {
         let time = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let archive = WorkspaceArchive {
             key: "workspace-abcdefghijkl-20260102-030405".to_owned(),

@@ -89,12 +89,12 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_is_in_itself_right() {
+    fn command_line_definition_is_consistent() {
         CommandLine::command().debug_assert();
     }
 
     #[test]
-    fn what_scripts_lean_on_is_understood() {
+    fn documented_command_lines_parse() {
         for line in [
             "podling create demo --template shell --idle-timeout 5s --json",
             "podling run demo -- ls -l --color",
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused() {
+    fn invalid_command_lines_are_rejected() {
         for line in [
             "podling create",
             "podling run demo",

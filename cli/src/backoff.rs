@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_grow_to_a_bound_and_start_over_after_a_success() {
+    fn delay_grows_to_limit_and_resets_after_success() {
         let mut backoff = RetryBackoff::default();
         let waits: Vec<_> = (0..20).map(|_| backoff.next_delay()).collect();
         assert!(waits[0] <= FIRST_DELAY && waits[0] >= FIRST_DELAY / 2);
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_is_made_again_when_the_link_broke_under_it_and_not_when_it_was_refused() {
+    async fn call_is_retried_after_disconnect_but_not_after_refusal() {
         let starting = WireError::new(Reason::NotAwake, "starting").with("state", "starting");
         for cut in [Status::unknown("h2"), Status::cancelled("h2"), starting.into()] {
             let mut answers = vec![Ok(tonic::Response::new("done")), Err(cut)];
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_no_broken_link() {
+    fn only_temporary_errors_are_retryable() {
         let refused = Status::from(WireError::new(Reason::TerminalNotFound, "gone"));
         assert!(!is_retryable(&refused));
         let down = Status::from(WireError::new(Reason::AgentUnreachable, "down"));

@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_repeated_by_itself_says_that_it_must_not_wake() {
+    fn automatic_call_carries_the_never_wake_header() {
         let credentials = |never_wakes| Credentials {
             token: MetadataValue::from_static("Bearer x"),
             workspace: Some(MetadataValue::from_static("abcdefghijkl")),

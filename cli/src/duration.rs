@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn people_write_durations_in_several_ways() {
+    fn duration_accepts_every_unit() {
         for (text, seconds) in
             [("5s", 5), ("15m", 900), ("1h30m", 5_400), ("2d", 172_800), ("1d1h1m1s", 90_061)]
         {
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_duration_is_refused() {
+    fn invalid_duration_is_rejected() {
         for text in [
             "",
             "5",
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_shown_as_people_say_it() {
+    fn duration_is_shown_with_two_units() {
         for (millis, text) in [
             (0, "0s"),
             (400, "0.4s"),
@@ -123,7 +123,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whole_seconds_survive_the_wire(seconds in 0_u64..1 << 40) {
+        fn whole_seconds_survive_protobuf_conversion(seconds in 0_u64..1 << 40) {
             let duration = Duration::from_secs(seconds);
             prop_assert_eq!(from_wire(Some(to_wire(duration))), Some(duration));
         }

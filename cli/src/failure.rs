@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn scripts_can_tell_failures_apart() {
+    fn exit_code_follows_error_reason() {
         for (reason, code) in [
             (Reason::WorkspaceNotFound, NOT_FOUND),
             (Reason::PathNotFound, NOT_FOUND),
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_forgot_to_start_it_is_told_how() {
+    fn missing_control_plane_advises_podling_up() {
         let failure = CommandFailure::NotRunning { data: "/d".into(), default: true };
         assert_eq!(failure.exit_code(), UNAVAILABLE);
         assert_eq!(failure.advice().as_deref(), Some("start it with: podling up"));
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cause_is_said_once() {
+    fn message_contains_each_cause_once() {
         let failure = CommandFailure::io("cannot read /x")(io::Error::from(io::ErrorKind::PermissionDenied));
         assert_eq!(failure.describe(), "cannot read /x: permission denied");
         assert_eq!(of(Reason::DiskFull).describe(), "no");
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn the_advice_keeps_to_the_inner_failure() {
+    fn exit_code_override_keeps_reason_and_advice() {
         let failure = of(Reason::NameTaken).with_code(RUN_FAILED);
         assert_eq!(failure.reason(), Some(Reason::NameTaken));
         assert!(failure.advice().is_some());

@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_in_between_is_the_commands_and_the_others_are_done() {
+    fn failure_of_one_target_does_not_stop_others() {
         let mut failures = FailureCollector::new(false);
         let outcomes = [Ok(1), Err(CommandFailure::Refused("no".to_owned())), Ok(3)];
         let done: Vec<_> =

@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_line_up() {
+    fn table_columns_are_aligned() {
         let cell = |text: &str| (text.to_owned(), None);
         let rows = vec![vec![cell("a"), cell("awake")], vec![cell("längerer"), cell("x")]];
         assert_eq!(table(&["NAME", "STATE"], &rows), "NAME      STATE\na         awake\nlängerer  x\n");
@@ -162,12 +162,12 @@ mod tests {
     }
 
     #[test]
-    fn what_a_workspace_says_cannot_steer_the_terminal() {
+    fn control_characters_from_workspace_are_replaced() {
         assert_eq!(plain("vim \x1b[2J\r\nx"), "vim \u{fffd}[2J\u{fffd}\u{fffd}x");
     }
 
     #[test]
-    fn every_bar_has_a_template_that_is_right() {
+    fn progress_bar_templates_are_valid() {
         for total in [Some(1), None] {
             bytes_bar(total).finish_and_clear();
         }

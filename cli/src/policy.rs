@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_not_said_is_absent_and_stays_as_it_is() {
+    fn policy_flags_not_given_are_absent() {
         assert!(PolicyFlags::default().is_empty());
         let flags = PolicyFlags { max_awake: Some(Duration::from_secs(60)), ..PolicyFlags::default() };
         assert!(!flags.is_empty());
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_reads_what_each_means() {
+    fn policy_text_explains_each_setting() {
         let policy = Policy { idle_timeout: Some(to_wire(Duration::from_secs(900))), ..Policy::default() };
         let text = render(&policy);
         assert!(text.contains("idle timeout   15m      of idle time"), "{text}");

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_known_is_not_made_up() {
+    fn progress_omits_unknown_totals() {
         let mut progress = Progress { stage: Stage::Saving.into(), bytes: 2048, ..Progress::default() };
         assert_eq!(words(&progress), "archiving, 2.00 KiB so far");
         (progress.entries, progress.total_bytes) = (7, 4096);

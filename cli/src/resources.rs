@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_says_what_it_has_and_what_it_waits_for() {
+    fn description_shows_allocated_and_requested_resources() {
         let share = |cpu_millis| Some(Resources { cpu_millis, memory_bytes: 1 << 30 });
         let mut workspace = Workspace { resources: share(1500), ..Workspace::default() };
         assert_eq!(describe(&workspace), "gets 1.5 cores and 1.00 GiB when it is awake");

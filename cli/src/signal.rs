@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signal_becomes_the_code_a_shell_gives_it() {
+    fn signal_maps_to_shell_exit_code() {
         for (signal, code) in [("INT", 130), ("SIGKILL", 137), ("TERM", 143), ("PIPE", 141), ("RTMIN+3", 128)]
         {
             assert_eq!(exit_code(signal), code);

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_changes_between_words_and_a_bar() {
+    fn spinner_becomes_bar_while_progress_is_known() {
         let mut workspace = Workspace { name: "demo".to_owned(), ..Workspace::default() };
         let mut spinner = WorkspaceSpinner::new(&workspace);
         assert_eq!(spinner.measured, None);

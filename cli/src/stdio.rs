@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_pipe_is_read_to_its_end_and_a_slow_reader_holds_only_the_writer() {
+    async fn pipe_with_slow_reader_delivers_every_byte() {
         let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
         let reading = AsyncStdio::new(reader.as_fd(), Interest::READABLE).expect("reader");
         let writing = AsyncStdio::new(writer.as_fd(), Interest::WRITABLE).expect("writer");
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_is_read_although_it_cannot_be_waited_for() {
+    async fn regular_file_is_read_without_polling() {
         let mut file = tempfile::tempfile().expect("a file");
         file.write_all(b"hello").expect("written");
         rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0)).expect("rewound");
@@ -174,11 +174,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_that_went_away_is_a_broken_pipe() {
+    async fn write_to_closed_pipe_returns_broken_pipe() {
         let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
         let writing = AsyncStdio::new(writer.as_fd(), Interest::WRITABLE).expect("writer");
         drop(reader);
-        let error = writing.write_all(b"x").await.expect_err("nobody reads");
+        let error = writing.write_all(b"x").await.expect_err("closed pipe");
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 }

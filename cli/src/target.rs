@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     fn folder(pid: u32) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a directory");
         fs::create_dir(folder.path().join("run")).expect("run");
         let up = format!(r#"{{"url":"http://127.0.0.1:7411","pid":{pid}}}"#);
         fs::write(folder.path().join("run/up.json"), up).expect("up.json");
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_data_folder_says_where_it_runs_and_with_which_token() {
+    fn data_directory_provides_address_and_token() {
         let folder = folder(std::process::id());
         let global = GlobalOptions { data: Some(folder.path().into()), ..GlobalOptions::default() };
         let target = ControlPlaneTarget::find(&global).expect("a target");
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_left_by_a_killed_one_does_not_count() {
+    fn stale_up_file_is_ignored() {
         // Larger than any process id.
         let folder = folder(u32::MAX);
         let global = GlobalOptions { data: Some(folder.path().into()), ..GlobalOptions::default() };
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_comes_first_and_needs_a_token() {
+    fn address_takes_precedence_and_requires_token() {
         let folder = folder(std::process::id());
         let url = Some("http://far:1/".to_owned());
         let global = GlobalOptions { data: Some(folder.path().into()), url, ..GlobalOptions::default() };

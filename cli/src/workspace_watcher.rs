@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_that_went_while_the_link_was_broken_is_gone() {
+    fn workspace_deleted_between_streams_is_reported() {
         let synced = || Event::Synced(WatchSynced {});
         let mut seen = false;
         let there = change_of("x", &mut seen, Event::Workspace(Workspace::default()));

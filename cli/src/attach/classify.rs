@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn an_emulators_answers_are_no_keystrokes() {
+    fn emulator_replies_are_not_user_input() {
         let answers: &[&[u8]] = &[
             b"\x1b[24;80R",
             b"\x1b[?1;1R",
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_mice_and_pastes_are_somebodys() {
+    fn keys_mouse_and_pastes_are_user_input() {
         let typed: &[&[u8]] = &[
             b"ls -l\r",
             "grüße".as_bytes(),
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn the_detach_key_is_found_among_others_and_in_newer_spellings() {
+    fn detach_key_is_recognised_in_every_encoding() {
         assert_eq!(kinds(b"ab\x1dcd"), [InputClass::User, InputClass::Detach, InputClass::User]);
         assert_eq!(kinds(b"\x1b[93;5u"), [InputClass::Detach]);
         assert_eq!(kinds(b"\x1b[27;5;93~"), [InputClass::Detach]);
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_cut_in_two_is_still_one() {
+    fn split_reply_is_classified_as_one() {
         let mut classifier = InputClassifier::new(None);
         assert_eq!(classifier.feed(b"x\x1b[24;"), [(InputClass::User, b"x".to_vec())]);
         assert!(classifier.is_holding());
@@ -286,7 +286,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_byte_is_lost_doubled_or_moved(input in stdin(), cuts in prop::collection::vec(1_usize..8, 0..40)) {
+        fn classifier_preserves_every_byte_in_order(input in stdin(), cuts in prop::collection::vec(1_usize..8, 0..40)) {
             let mut classifier = InputClassifier::new(Some(DETACH));
             let mut out = Vec::new();
             let mut rest = input.as_slice();

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_written_in_several_ways() {
+    fn detach_key_accepts_every_spelling() {
         for (text, key, shown) in [
             ("ctrl-]", 0x1d, "Ctrl-]"),
             ("^]", 0x1d, "Ctrl-]"),

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn leaving_vim_with_the_link_cut_gives_the_screen_back() {
+    fn disconnect_inside_vim_restores_screen() {
         let undo = after(b"\x1b[?1049h\x1b[?2004h\x1b[?1000;1006h\x1b[?25l\x1b=text");
         for sequence in ["\x1b[?1049l", "\x1b[?2004l", "\x1b[?1000l", "\x1b[?1006l", "\x1b[?25h", "\x1b>"] {
             assert!(undo.contains(sequence), "{undo:?} lacks {sequence:?}");
@@ -201,13 +201,13 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_shell_leaves_nothing_to_undo() {
+    fn plain_shell_needs_no_restore() {
         assert_eq!(after(b"$ ls\r\nfile\r\n\x1b[?2004h$ \x1b[?2004l"), "\x1b[0m");
         assert_eq!(after(b"\x1b[?1049h\x1b[?1049l"), "\x1b[0m", "leaving twice would move the cursor");
     }
 
     #[test]
-    fn it_knows_when_a_sequence_or_a_character_is_not_finished() {
+    fn incomplete_sequence_or_character_is_detected() {
         let unfinished: &[&[u8]] = &[b"\x1b", b"\x1b[3", b"\x1b]0;title", b"\xe2\x82", b"\x1bP1$r"];
         for output in unfinished {
             let mut modes = TerminalModes::default();
@@ -225,7 +225,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn where_the_output_is_cut_makes_no_difference(output in prop::collection::vec(any::<u8>(), 0..200), cut in 0_usize..200) {
+        fn split_output_gives_the_same_modes(output in prop::collection::vec(any::<u8>(), 0..200), cut in 0_usize..200) {
             let cut = cut.min(output.len());
             let (mut whole, mut halves) = (TerminalModes::default(), TerminalModes::default());
             whole.feed(&output);

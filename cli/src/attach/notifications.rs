@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_warning_says_how_long_is_left_and_what_to_do() {
+    fn sleep_warning_shows_time_left() {
         let now = SystemTime::UNIX_EPOCH;
         let at = |seconds| Timestamp::from(now + Duration::from_secs(seconds));
         assert_eq!(warning_text("demo", at(119), now), "demo sleeps in 2m; press any key to keep it awake");

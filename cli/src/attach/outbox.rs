@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_acknowledged_goes_out_again_from_where_the_agent_stands() {
+    fn unacknowledged_input_is_resent_from_agent_offset() {
         let mut outbox = InputOutbox::default();
         assert_eq!(outbox.start_stream(7, 0), StreamStart::SameEpoch);
         typed(&mut outbox, "abcdef");
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_typed_for_an_earlier_shell_is_not_typed_into_the_new_one() {
+    fn input_for_earlier_epoch_is_dropped() {
         let mut outbox = InputOutbox::default();
         outbox.start_stream(1, 0);
         typed(&mut outbox, "rm -rf build");
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_discarded_is_typed_nowhere_also_if_the_same_life_goes_on() {
+    fn discarded_input_is_never_sent() {
         for (epoch, begun) in [(1, StreamStart::SameEpoch), (2, StreamStart::NewEpoch { dropped: 0 })] {
             let mut outbox = InputOutbox::default();
             outbox.start_stream(1, 0);
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_was_forgotten_is_told_and_begins_anew() {
+    fn forgotten_client_drops_input_and_continues() {
         let mut outbox = InputOutbox::default();
         outbox.start_stream(1, 0);
         typed(&mut outbox, "make");
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_holds_what_is_kept() {
+    fn outbox_is_bounded() {
         let mut outbox = InputOutbox::default();
         outbox.start_stream(1, 0);
         outbox.push(vec![b'x'; MAX_BYTES], InputKind::User, 0);
@@ -316,7 +316,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_breaks_every_keystroke_arrives_once_and_in_order(
+        fn input_arrives_once_and_in_order_across_disconnects(
             events in prop::collection::vec(event(), 0..120)
         ) {
             let mut outbox = InputOutbox::default();

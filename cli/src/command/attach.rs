@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn the_terminal_that_is_meant_is_found() {
+    fn terminal_is_selected_by_id_name_or_default() {
         let terminals = [
             terminal("t1", "main", true),
             terminal("t2", "main", false),
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_workspace_that_is_not_up_is_woken_and_not_complained_about() {
+    fn only_asleep_and_failed_reasons_trigger_wake() {
         let of = |reason| Status::from(error::WireError::new(reason, "no"));
         assert!(is_asleep_refusal(&of(Reason::NotAwake)) && is_asleep_refusal(&of(Reason::WorkspaceFailed)));
         for reason in [Reason::Deleting, Reason::AgentUnreachable, Reason::VerbMissing] {
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn it_says_how_the_shell_ended() {
+    fn shell_exit_maps_to_message_and_code() {
         let exit = |how| Exit { how: Some(how), ..Exit::default() };
         assert_eq!(exit_code(&exit(How::Code(3))), 3);
         assert_eq!(exit_code(&exit(How::Signal("HUP".to_owned()))), 129);

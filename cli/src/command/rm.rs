@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_says_what_is_lost() {
+    fn discard_warning_lists_what_is_lost() {
         let mut workspace = Workspace { name: "demo".to_owned(), ..Workspace::default() };
         assert_eq!(discard_warning(&workspace), "demo: all files and archives are deleted permanently");
         let usage = Usage { terminals: 1, processes: 3, ..Usage::default() };
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn without_discard_it_says_that_nothing_is_lost_and_the_way_back() {
+    fn rm_messages_name_archive_and_restore_command() {
         let mut workspace = Workspace { name: "demo".to_owned(), ..Workspace::default() };
         assert!(archive_notice(&workspace).ends_with("read back and compared"));
         let keep_archives = Some(prost_types::Duration { seconds: 2_592_000, nanos: 0 });

@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_says_what_it_is_in_use_for_and_how_to_end_that() {
+    fn sleep_refusal_lists_activity_and_force() {
         let evidence =
             |detail: &str, capped| Evidence { detail: detail.to_owned(), capped, ..Evidence::default() };
         let evidence =

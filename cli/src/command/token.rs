@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_says_what_it_allows_and_until_when() {
+    fn token_description_shows_scope_and_expiry() {
         let info = TokenInfo {
             owner: "ada".to_owned(),
             verbs: vec!["read".to_owned(), "terminal".to_owned()],
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_verb_is_answered_with_those_there_are() {
+    fn unknown_verb_error_lists_valid_verbs() {
         assert!(parse_verb("read").is_ok());
         assert!(parse_verb("fly").expect_err("no verb").contains("keep-awake"));
     }

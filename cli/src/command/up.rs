@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_commands_to_try_work_as_they_stand() {
+    fn start_message_commands_run_unchanged() {
         let usual =
             welcome("http://127.0.0.1:7411", Path::new("/home/a/.local/share/podling"), false, "podling");
         assert!(

@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_and_a_colon_mean_a_workspace() {
+    fn endpoint_with_name_and_colon_is_remote() {
         assert_eq!(place("demo:src/main.rs"), Ok(remote("demo", "src/main.rs", false)));
         assert_eq!(place("demo:"), Ok(remote("demo", "", false)));
         assert_eq!(place("demo:./a//b/"), Ok(remote("demo", "a/b", true)));
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_here() {
+    fn endpoint_without_workspace_name_is_local() {
         for text in ["file", "./a:b", "/a:b", "dir/", "Upper:case", ":x", "a b:c"] {
             assert_eq!(place(text), Ok(CopyEndpoint::Local(text.into())));
         }
@@ -151,14 +151,14 @@ mod tests {
     }
 
     #[test]
-    fn a_path_cannot_leave_the_workspace() {
+    fn remote_path_outside_root_is_rejected() {
         assert!(matches!(place("demo:/etc/passwd"), Err(CopyEndpointError::Absolute(_))));
         assert!(matches!(place("demo:a/../../b"), Err(CopyEndpointError::Parent(_))));
         assert_eq!(place(""), Err(CopyEndpointError::Empty));
     }
 
     #[test]
-    fn names_that_are_not_utf8_travel_as_bytes() {
+    fn remote_path_without_utf8_is_sent_as_bytes() {
         let root = RemotePath(OsString::new());
         let odd = root.join(OsStr::from_bytes(b"\xff"));
         assert_eq!(odd.wire().path, Some(path::Path::Raw(vec![0xff])));
@@ -168,7 +168,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_written_stays_below_the_root(path in "[a./]{0,12}") {
+        fn parsed_remote_path_stays_below_root(path in "[a./]{0,12}") {
             if let Ok(CopyEndpoint::Remote { path, .. }) = place(&format!("demo:{path}")) {
                 let text = path.0.to_str().expect("ASCII");
                 prop_assert!(!text.starts_with('/') && !text.ends_with('/') && !text.contains("//"));

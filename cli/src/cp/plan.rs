@@ -209,8 +209,8 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_copied_with_all_that_is_in_it_but_links() {
-        let folder = tempfile::tempdir().expect("a folder");
+    fn directory_plan_skips_symlinks_unless_followed() {
+        let folder = tempfile::tempdir().expect("a directory");
         fs::create_dir(folder.path().join("sub")).expect("sub");
         fs::write(folder.path().join("sub/a"), "12345").expect("a");
         symlink("sub/a", folder.path().join("link")).expect("link");
@@ -227,8 +227,8 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_a_circle_ends() {
-        let folder = tempfile::tempdir().expect("a folder");
+    fn symlink_cycle_ends_the_walk() {
+        let folder = tempfile::tempdir().expect("a directory");
         symlink(".", folder.path().join("again")).expect("link");
         // Either the kernel's limit or ours ends the walk.
         let plan = plan_upload(folder.path(), root(), SymlinkPolicy::Follow).expect("a plan");
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_workspace_cannot_name_a_file_into_another_folder() {
+    fn remote_name_outside_its_directory_is_rejected() {
         let named = |name: &str| Entry { name: name.to_owned(), ..Entry::default() };
         assert!(safe_name(&named("a file")).is_ok());
         for name in ["", ".", "..", "../x", "a/b", "/etc/passwd", "x/", "a\0b"] {

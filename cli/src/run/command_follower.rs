@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_that_breaks_before_the_command_has_started_is_tried_again_for_a_while() {
+    fn disconnect_before_start_is_retried_until_timeout() {
         let starting = WireError::new(Reason::NotAwake, "starting").with("state", "starting");
         for cut in [Status::unknown("h2"), Status::cancelled("h2"), starting.into()] {
             assert!(should_retry(&cut, false, Duration::ZERO), "{cut}");
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn the_commands_end_is_passed_on_as_a_shell_would() {
+    fn process_exit_maps_to_shell_exit_code() {
         let exit = |how, timed_out| ProcessExit { how: Some(how), timed_out, ..ProcessExit::default() };
         assert_eq!(exit_code(&exit(How::Code(0), false)), 0);
         assert_eq!(exit_code(&exit(How::Code(42), false)), 42);

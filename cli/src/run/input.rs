@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_command_that_is_over_takes_its_silence_along() {
+    fn only_errors_of_an_ended_command_are_ignored() {
         let of = |reason| Status::from(WireError::new(reason, "no"));
         for over in [Reason::Ended, Reason::ProcessNotFound, Reason::StaleEpoch] {
             assert!(has_ended(&of(over)), "{over:?}");

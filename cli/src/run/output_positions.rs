@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_two_outputs_are_counted_apart() {
+    fn stdout_and_stderr_have_separate_offsets() {
         let mut positions = OutputPositions::new(1);
         assert_eq!(positions.take(OutputKind::Stdout, 0, Bytes::from("out")).data, "out");
         assert_eq!(positions.take(OutputKind::Stderr, 0, Bytes::from("e")).data, "e");
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lost_is_said_and_not_said_twice() {
+    fn missing_output_is_counted_once() {
         let mut positions = OutputPositions::new(1);
         assert_eq!(positions.gap(OutputKind::Stdout, 10), 10);
         assert_eq!(positions.gap(OutputKind::Stdout, 10), 0);
@@ -89,7 +89,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn however_often_the_link_breaks_every_byte_is_passed_on_once(
+        fn output_is_written_once_across_disconnects(
             log in prop::collection::vec(any::<u8>(), 0..300),
             // Per connection: bytes repeated, bytes carried, and chunk size.
             links in prop::collection::vec((0_usize..50, 0_usize..100, 1_usize..40), 0..12)
