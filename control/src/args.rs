@@ -1,91 +1,107 @@
-//! What can be said on the command line. Everything is text here; [`crate::config`] makes one validated value of it.
+//! Command-line flags of the control plane. All values are text here; [`crate::config`] validates
+//! them.
 
 use std::path::PathBuf;
 
-/// Flags of the control plane. Each can also be given as the environment variable that its help names, or in the
-/// configuration file as the flag's name with "_" for "-". The data folder is not among them: every program has it anyway.
+/// Flags of the control plane. Each flag has an environment variable, named in its help, and a key
+/// in the configuration file: its name with "_" for "-". The data directory is not among them,
+/// because every program has its own flag for it.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct ControlArgs {
-    /// Configuration file [env: PODLING_CONFIG] [default: config.toml in the data folder, if it is there]
+    /// Read settings from this TOML file [env: PODLING_CONFIG] [default: config.toml in the data
+    /// directory, if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Address to listen on; port 0 takes a free one [env: PODLING_LISTEN] [default: 127.0.0.1:7411]
+    /// Listen on this address; port 0 selects a free port [env: PODLING_LISTEN] [default:
+    /// 127.0.0.1:7411]
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<String>,
-    /// What runs workspaces: "local" (processes of this machine) or "kubernetes" (pods) [env: PODLING_BACKEND] [default: local]
+    /// Run workspaces as "local" processes of this machine or as "kubernetes" pods [env:
+    /// PODLING_BACKEND] [default: local]
     #[arg(long, value_name = "BACKEND")]
     pub backend: Option<String>,
-    /// Kubernetes: the namespace of the workspaces [env: PODLING_NAMESPACE] [default: the one this runs in]
-    #[arg(long, value_name = "NAME")]
+    /// Namespace of the workspaces [env: PODLING_NAMESPACE] [default: the namespace of this pod]
+    #[arg(long, value_name = "NAME", help_heading = "Kubernetes options")]
     pub namespace: Option<String>,
-    /// Kubernetes: address to listen on for agents [env: PODLING_AGENTS_LISTEN] [default: 0.0.0.0:7412]
-    #[arg(long, value_name = "HOST:PORT")]
+    /// Listen for agents on this address [env: PODLING_AGENTS_LISTEN] [default: 0.0.0.0:7412]
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Kubernetes options")]
     pub agents_listen: Option<String>,
-    /// Kubernetes: where agents find that address [env: PODLING_AGENTS_URL] [default: `https://podling-agents:7412`]
-    #[arg(long, value_name = "URL")]
+    /// URL at which agents reach that address [env: PODLING_AGENTS_URL] [default:
+    /// `https://podling-agents:7412`]
+    #[arg(long, value_name = "URL", help_heading = "Kubernetes options")]
     pub agents_url: Option<String>,
-    /// Kubernetes: the address at which other replicas reach this one; without one they stand by and pass nobody on
-    /// [env: PODLING_ADVERTISE]
-    #[arg(long, value_name = "ADDRESS")]
+    /// Address at which other replicas reach this one and forward requests to it; a standby replica
+    /// without it forwards nothing [env: PODLING_ADVERTISE]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Kubernetes options")]
     pub advertise: Option<String>,
-    /// Kubernetes: the image of the agent, for images that have none [env: PODLING_AGENT_IMAGE] [default: podling/agent
-    /// of this version]
-    #[arg(long, value_name = "IMAGE")]
+    /// Image of the agent, for workspace images without one [env: PODLING_AGENT_IMAGE] [default:
+    /// podling/agent of this version]
+    #[arg(long, value_name = "IMAGE", help_heading = "Kubernetes options")]
     pub agent_image: Option<String>,
-    /// Kubernetes: the service account of the workspaces' pods, which needs no rights [env: PODLING_WORKSPACE_ACCOUNT]
+    /// Service account of workspace pods; it needs no permissions [env: PODLING_WORKSPACE_ACCOUNT]
     /// [default: podling-workspace]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Kubernetes options")]
     pub workspace_account: Option<String>,
-    /// Certificate chain to serve TLS with, PEM [env: PODLING_TLS_CERT]
-    #[arg(long, value_name = "FILE")]
+    /// Serve TLS with this certificate chain (PEM) [env: PODLING_TLS_CERT]
+    #[arg(long, value_name = "FILE", help_heading = "TLS and web options")]
     pub tls_cert: Option<String>,
-    /// Private key of the certificate, PEM [env: PODLING_TLS_KEY]
-    #[arg(long, value_name = "FILE")]
+    /// Private key of the certificate (PEM) [env: PODLING_TLS_KEY]
+    #[arg(long, value_name = "FILE", help_heading = "TLS and web options")]
     pub tls_key: Option<String>,
-    /// Listen beyond loopback without TLS: whoever is on the way can read every token, keystroke and file, and use
-    /// them. Only behind something that adds TLS [env: PODLING_ALLOW_PLAINTEXT=true]
-    #[arg(long)]
+    /// Listen beyond loopback without TLS. Anyone on the network path can then read and use every
+    /// token, keystroke and file; only safe behind a proxy that adds TLS [env:
+    /// PODLING_ALLOW_PLAINTEXT=true]
+    #[arg(long, help_heading = "TLS and web options")]
     pub allow_plaintext: bool,
-    /// Web pages that may call, separated by commas, such as `https://console.example.org` [env: PODLING_CORS_ORIGINS]
-    #[arg(long, value_name = "ORIGINS")]
+    /// Allow calls from web pages of these origins, separated by commas, for example
+    /// `https://console.example.org` [env: PODLING_CORS_ORIGINS]
+    #[arg(long, value_name = "ORIGINS", help_heading = "TLS and web options")]
     pub cors_origins: Option<String>,
-    /// "text" or "json" [env: PODLING_LOG_FORMAT] [default: text]
+    /// Write logs as "text" or "json" [env: PODLING_LOG_FORMAT] [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
-    /// Folder with more templates, NAME.toml each, beside templates/ in the data folder [env: PODLING_TEMPLATES]
+    /// Load additional templates (NAME.toml) from this directory, besides templates/ in the data
+    /// directory [env: PODLING_TEMPLATES]
     #[arg(long, value_name = "DIR")]
     pub templates: Option<String>,
-    /// Template of a workspace that names none [env: PODLING_DEFAULT_TEMPLATE] [default: shell]
+    /// Template of workspaces that name none [env: PODLING_DEFAULT_TEMPLATE] [default: shell]
     #[arg(long, value_name = "NAME")]
     pub default_template: Option<String>,
-    /// Where archives of workspaces are kept: `file:///absolute/folder`, or with the feature "cloud" `s3://bucket/prefix`,
-    /// `gs://bucket/prefix` or `az://container/prefix` [env: PODLING_BACKUPS] [default: backups/ in the data folder]
+    /// Backup store for archives of workspaces: `file:///absolute/directory`, or with the feature
+    /// "cloud" `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix` [env:
+    /// PODLING_BACKUPS] [default: backups/ in the data directory]
     #[arg(long, value_name = "URL")]
     pub backups: Option<String>,
-    /// Folder where lists of what archives hold wait while they arrive: up to 2 GiB each [env: PODLING_SCRATCH] [default: scratch/ in
-    /// the data folder]
+    /// Directory for temporary lists of archive entries, up to 2 GiB each [env: PODLING_SCRATCH]
+    /// [default: scratch/ in the data directory]
     #[arg(long, value_name = "DIR")]
     pub scratch: Option<String>,
-    /// Command that starts an agent, words separated by spaces [env: PODLING_AGENT_COMMAND] [default: podling-agent
-    /// beside this program]
+    /// Start agents with this command, words separated by spaces [env: PODLING_AGENT_COMMAND]
+    /// [default: podling-agent beside this program]
     #[arg(long, value_name = "COMMAND")]
     pub agent_command: Option<String>,
-    /// Workspaces of one owner that may be awake at once; more wait in line [env: PODLING_QUOTA_AWAKE] [default: no bound]
-    #[arg(long, value_name = "COUNT")]
+    /// Limit the awake workspaces of one owner; further ones wait in the admission queue [env:
+    /// PODLING_QUOTA_AWAKE] [default: no limit]
+    #[arg(long, value_name = "COUNT", help_heading = "Quota options")]
     pub quota_awake: Option<String>,
-    /// CPU of one owner's awake workspaces together, such as 4 or 500m [env: PODLING_QUOTA_CPU] [default: no bound]
-    #[arg(long, value_name = "CORES")]
+    /// Limit the CPU of all awake workspaces of one owner, in cores, for example 4 or 500m [env:
+    /// PODLING_QUOTA_CPU] [default: no limit]
+    #[arg(long, value_name = "CORES", help_heading = "Quota options")]
     pub quota_cpu: Option<String>,
-    /// Memory of one owner's awake workspaces together, such as 8GiB [env: PODLING_QUOTA_MEMORY] [default: no bound]
-    #[arg(long, value_name = "BYTES")]
+    /// Limit the memory of all awake workspaces of one owner, for example 8GiB [env:
+    /// PODLING_QUOTA_MEMORY] [default: no limit]
+    #[arg(long, value_name = "BYTES", help_heading = "Quota options")]
     pub quota_memory: Option<String>,
-    /// Workspaces that may be awake at once, of all owners [env: PODLING_CAPACITY_AWAKE] [default: no bound]
-    #[arg(long, value_name = "COUNT")]
+    /// Limit the awake workspaces of all owners together [env: PODLING_CAPACITY_AWAKE] [default: no
+    /// limit]
+    #[arg(long, value_name = "COUNT", help_heading = "Quota options")]
     pub capacity_awake: Option<String>,
-    /// CPU of all awake workspaces together [env: PODLING_CAPACITY_CPU] [default: no bound]
-    #[arg(long, value_name = "CORES")]
+    /// Limit the CPU of all awake workspaces together, in cores, for example 16 or 500m [env:
+    /// PODLING_CAPACITY_CPU] [default: no limit]
+    #[arg(long, value_name = "CORES", help_heading = "Quota options")]
     pub capacity_cpu: Option<String>,
-    /// Memory of all awake workspaces together [env: PODLING_CAPACITY_MEMORY] [default: no bound]
-    #[arg(long, value_name = "BYTES")]
+    /// Limit the memory of all awake workspaces together, for example 64GiB [env:
+    /// PODLING_CAPACITY_MEMORY] [default: no limit]
+    #[arg(long, value_name = "BYTES", help_heading = "Quota options")]
     pub capacity_memory: Option<String>,
 }
