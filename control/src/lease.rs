@@ -58,7 +58,7 @@ pub struct LeaseCandidate {
     leases: Api<Resource>,
     identity: String,
     address: Option<String>,
-    holder: watch::Sender<Option<String>>,
+    holder_address: watch::Sender<Option<String>>,
 }
 
 /// A control plane that holds the lease.
@@ -81,13 +81,13 @@ impl LeaseCandidate {
             leases: Api::namespaced(client, namespace),
             identity,
             address,
-            holder: watch::Sender::new(None),
+            holder_address: watch::Sender::new(None),
         }
     }
 
     /// The address of the current leader, as far as the Lease names one.
-    pub fn holder(&self) -> watch::Receiver<Option<String>> {
-        self.holder.subscribe()
+    pub fn holder_address(&self) -> watch::Receiver<Option<String>> {
+        self.holder_address.subscribe()
     }
 
     /// Waits until this process holds the lease. Retries errors of the API server.
@@ -102,7 +102,8 @@ impl LeaseCandidate {
                         seen.as_ref().filter(|(of, _)| *of == version).map_or(sent_at, |(_, since)| *since);
                     // A deleted Lease may still be used by a leader that has not noticed. Only a
                     // candidate that has never seen a Lease takes a missing one at once.
-                    let is_unheld = lease.as_ref().map_or(seen.is_none(), |lease| holder(lease).is_empty());
+                    let is_unheld =
+                        lease.as_ref().map_or(seen.is_none(), |lease| holder_identity(lease).is_empty());
                     if let Some(lease) = &lease {
                         self.publish_holder(lease);
                     }
@@ -120,10 +121,11 @@ impl LeaseCandidate {
         }
     }
 
-    /// Publishes the address of the Lease's holder to subscribers of [`Self::holder`].
+    /// Publishes the address of the Lease's holder to subscribers of [`Self::holder_address`].
     fn publish_holder(&self, lease: &Resource) {
-        let address = lease.annotations().get(ADDRESS).cloned().filter(|_| !holder(lease).is_empty());
-        self.holder.send_if_modified(|known| {
+        let address =
+            lease.annotations().get(ADDRESS).cloned().filter(|_| !holder_identity(lease).is_empty());
+        self.holder_address.send_if_modified(|known| {
             let changed = *known != address;
             *known = address;
             changed
@@ -223,7 +225,7 @@ impl Leader {
     async fn recheck_holder(&self, sent_at: Instant) -> Result<bool, String> {
         let leases = &self.candidate.leases;
         match leases.get_opt(NAME).await {
-            Ok(Some(now)) if holder(&now) == self.candidate.identity => {
+            Ok(Some(now)) if holder_identity(&now) == self.candidate.identity => {
                 self.set_resource(now);
                 Err("the lease was renewed, but the response was lost".to_owned())
             }
@@ -301,7 +303,7 @@ fn timeout_error() -> String {
     format!("the API server did not answer within {} s", REQUEST_TIMEOUT.as_secs())
 }
 
-fn holder(lease: &Resource) -> &str {
+fn holder_identity(lease: &Resource) -> &str {
     lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
 }
 

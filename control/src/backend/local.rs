@@ -103,8 +103,8 @@ impl LocalBackend {
         if let Some(program) = config.agent_command.first_mut().filter(|program| program.contains('/')) {
             *program = absolute(Path::new(program))?.display().to_string();
         }
-        let host = HostBoot::this()?;
-        let layout = DataLayout::make(&config.data)
+        let host = HostBoot::current()?;
+        let layout = DataLayout::create(&config.data)
             .map_err(|e| BackendError::new(format!("creating {}", config.data.display()), e))?;
         let (observation_tx, observations) = mpsc::channel(OBSERVATIONS);
         let shutdown = CancellationToken::new();
@@ -126,7 +126,7 @@ impl Backend for LocalBackend {
         let _permit = self.runtime.permit().await;
         let (runtime, workspace) = (self.runtime.clone(), plan.workspace.clone());
         let agent = blocking(format!("starting the agent of {workspace}"), move || {
-            let paths = runtime.layout.of(&plan.workspace);
+            let paths = runtime.layout.workspace(&plan.workspace);
             launch::ensure(&runtime.config, &runtime.layout, &paths, &runtime.host, &plan)
         })
         .await?;
@@ -141,7 +141,7 @@ impl Backend for LocalBackend {
 
     async fn stop(&self, workspace: WorkspaceId, _last: Epoch) -> Result<(), BackendError> {
         let _permit = self.runtime.permit().await;
-        let paths = self.runtime.layout.of(&workspace);
+        let paths = self.runtime.layout.workspace(&workspace);
         sweep::terminate_agent(&paths, &self.runtime.host).await;
         sweep::terminate_all(&workspace)
             .await
@@ -152,7 +152,7 @@ impl Backend for LocalBackend {
         let _permit = self.runtime.permit().await;
         let layout = self.runtime.layout.clone();
         blocking(format!("removing the storage of {workspace}"), move || {
-            remove::remove(&layout.workspaces, workspace.as_str())
+            remove::remove_tree(&layout.workspaces, workspace.as_str())
         })
         .await
     }
@@ -202,7 +202,7 @@ impl LocalRuntime {
                     running.push(self.watch(id, agent));
                 }
                 Err(record) => {
-                    let paths = self.layout.of(&id);
+                    let paths = self.layout.workspace(&id);
                     let how = format!("{} while no control plane was running", watch::words(None, &paths));
                     let instance = self.instance(id, &record.instance_of(&self.host), &paths);
                     observations.push(Observation::Ended { instance, how });
@@ -216,7 +216,7 @@ impl LocalRuntime {
 
     /// Spawns the task that waits for the agent's end and reports it.
     fn watch(&self, workspace: WorkspaceId, agent: RunningAgent) -> Instance {
-        let paths = self.layout.of(&workspace);
+        let paths = self.layout.workspace(&workspace);
         let identity = (agent.epoch, self.host.instance_id(agent.process.pid, agent.process.start_ticks));
         let mut instance = self.instance(workspace, &identity, &paths);
         instance.boot_id = agent.boot_id;

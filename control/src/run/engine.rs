@@ -101,7 +101,7 @@ pub(super) async fn kubernetes(
         let address = cluster.advertise.map(|address| address.to_string());
         let candidate =
             LeaseCandidate::new(client.clone(), &namespace, token::random(IDENTITY_BYTES), address);
-        let (holder, for_agents) = (candidate.holder(), candidate.holder());
+        let (holder, for_agents) = (candidate.holder_address(), candidate.holder_address());
         tokio::select! {
             leader = candidate.acquire() => Arc::new(leader),
             never = async {

@@ -133,7 +133,7 @@ impl Store for KubernetesStore {
                     loaded.used.insert(record.spec.id.bits());
                     loaded.records.push(record);
                 }
-                Err(problem) => unreadable(&name, &problem),
+                Err(problem) => log_unreadable(&name, &problem),
             }
         }
         let templates = self.templates().await?;
@@ -150,7 +150,7 @@ impl Store for KubernetesStore {
                     loaded.records.retain(|other| other.spec.id != record.spec.id);
                     loaded.records.push(record);
                 }
-                Err(problem) => unreadable(&name, &problem),
+                Err(problem) => log_unreadable(&name, &problem),
             }
         }
         Ok(loaded)
@@ -210,12 +210,12 @@ fn new_record(
 /// `None` if the resource cannot be parsed, which is logged.
 fn readable<K>(resource: DeserializeGuard<K>) -> Option<K> {
     let log_error = |invalid: &InvalidObject| {
-        unreadable(invalid.metadata.name.as_deref().unwrap_or_default(), &invalid.error);
+        log_unreadable(invalid.metadata.name.as_deref().unwrap_or_default(), &invalid.error);
     };
     resource.0.inspect_err(log_error).ok()
 }
 
-fn unreadable(name: &str, problem: &str) {
+fn log_unreadable(name: &str, problem: &str) {
     tracing::error!(name, problem, "failed to read a workspace; leaving it unchanged and not serving it");
 }
 

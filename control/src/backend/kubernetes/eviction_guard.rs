@@ -24,7 +24,7 @@ use crate::{
 const SAFE_TO_EVICT: (&str, &str) = ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false");
 const DO_NOT_DISRUPT: (&str, &str) = ("karpenter.sh/do-not-disrupt", "true");
 
-/// Interval between two looks at the activity of all workspaces.
+/// Polling interval for the activity of all workspaces.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// A pod stays annotated for this long after its last use.
 const GUARD_HOLD: Duration = Duration::from_secs(60);

@@ -51,14 +51,14 @@ pub(super) fn ensure(
 ) -> Result<RunningAgent, LaunchError> {
     let io = |operation| move |source| LaunchError::Io { operation, source };
     match find(paths, host).map_err(io("looking for the previous agent"))? {
-        Some(Ok(launched)) if launched.epoch == plan.epoch => return Ok(launched),
-        Some(Ok(launched)) => return Err(LaunchError::AnotherLives(launched.epoch)),
+        Some(Ok(agent)) if agent.epoch == plan.epoch => return Ok(agent),
+        Some(Ok(agent)) => return Err(LaunchError::AnotherLives(agent.epoch)),
         Some(Err(record)) if record.epoch == plan.epoch => return Err(LaunchError::UsedUp(plan.epoch)),
         Some(Err(_)) | None => {}
     }
-    paths.make().map_err(io("creating the workspace's directories"))?;
+    paths.create().map_err(io("creating the workspace's directories"))?;
     // Files of the previous agent would be mistaken for this agent's.
-    for stale in [&paths.socket, &paths.exit_record, &paths.own_record] {
+    for stale in [&paths.socket, &paths.exit_record, &paths.self_record] {
         match fs::remove_file(stale) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 return Err(LaunchError::Io { operation: "removing files of the previous agent", source });
@@ -75,9 +75,9 @@ pub(super) fn ensure(
         .args(arguments)
         .arg("--own-session")
         .arg("--listen")
-        .arg(unix(&paths.socket))
+        .arg(unix_address(&paths.socket))
         .arg("--control")
-        .arg(unix(&layout.control_socket))
+        .arg(unix_address(&layout.control_socket))
         .arg("--control-ca")
         .arg(&config.control_ca)
         .arg("--credential-file")
@@ -98,7 +98,7 @@ pub(super) fn ensure(
     config.agent_files.give_back(&child);
     let child = KillOnDrop(Some(child));
     let pid = child.pid();
-    let start_ticks = ProcStat::of(pid).map_err(|_| LaunchError::EndedAtOnce)?.start_ticks;
+    let start_ticks = ProcStat::read(pid).map_err(|_| LaunchError::EndedAtOnce)?.start_ticks;
     let record = AgentRecord { epoch: plan.epoch, pid, start_ticks, machine_boot: host.boot_id.clone() };
     let process = ProcessHandle::find(pid, start_ticks)
         .map_err(io("opening a pidfd of the agent"))?
@@ -138,7 +138,7 @@ impl Drop for KillOnDrop {
     }
 }
 
-fn unix(path: &Path) -> std::ffi::OsString {
+fn unix_address(path: &Path) -> std::ffi::OsString {
     let mut address = std::ffi::OsString::from("unix:");
     address.push(path);
     address
@@ -156,10 +156,10 @@ mod tests {
 
     /// Starts a `sleep` process under this name as an agent.
     fn start(data: &Path, name: &str) -> Result<RunningAgent, LaunchError> {
-        let (layout, host) = (DataLayout::make(data).unwrap(), HostBoot::this().unwrap());
+        let (layout, host) = (DataLayout::create(data).unwrap(), HostBoot::current().unwrap());
         let workspace = WorkspaceId::from_bits(1);
-        let paths = layout.of(&workspace);
-        paths.make().unwrap();
+        let paths = layout.workspace(&workspace);
+        paths.create().unwrap();
         let program = data.join(name);
         std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
         let config = LocalConfig {
@@ -178,12 +178,12 @@ mod tests {
     #[test]
     fn agent_gets_the_original_open_file_limit() {
         let data = tempfile::tempdir().unwrap();
-        let launched = start(data.path(), "limited").unwrap();
-        let limits = fs::read_to_string(format!("/proc/{}/limits", launched.process.pid)).unwrap();
+        let agent = start(data.path(), "limited").unwrap();
+        let limits = fs::read_to_string(format!("/proc/{}/limits", agent.process.pid)).unwrap();
         let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
-        launched.process.signal(rustix::process::Signal::KILL).unwrap();
+        agent.process.signal(rustix::process::Signal::KILL).unwrap();
         let ended = rustix::process::waitid(
-            rustix::process::WaitId::PidFd(launched.process.as_fd()),
+            rustix::process::WaitId::PidFd(agent.process.as_fd()),
             rustix::process::WaitIdOptions::EXITED,
         );
         assert!(ended.unwrap().is_some());
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn failed_start_leaves_no_process_and_no_zombie() {
         let data = tempfile::tempdir().unwrap();
-        let paths = DataLayout::make(data.path()).unwrap().of(&WorkspaceId::from_bits(1));
+        let paths = DataLayout::create(data.path()).unwrap().workspace(&WorkspaceId::from_bits(1));
         // A directory blocks the temporary file of the record.
         fs::create_dir_all(paths.record.with_extension("new")).unwrap();
         let failed = start(data.path(), "half-way");

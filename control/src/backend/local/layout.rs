@@ -34,7 +34,7 @@ pub(super) struct WorkspacePaths {
     /// Written by the control plane: the agent process it started.
     pub(super) record: PathBuf,
     /// Written by the agent: its own process and boot ID.
-    pub(super) own_record: PathBuf,
+    pub(super) self_record: PathBuf,
     /// Written by the agent when it ends by itself.
     pub(super) exit_record: PathBuf,
     log: PathBuf,
@@ -46,7 +46,7 @@ pub fn control_socket(data: &Path) -> PathBuf {
 }
 
 impl DataLayout {
-    pub(super) fn make(data: &Path) -> io::Result<Self> {
+    pub(super) fn create(data: &Path) -> io::Result<Self> {
         // Agents get these paths but have another working directory, so they must be absolute.
         private_dir(data)?;
         let data = data.canonicalize()?;
@@ -55,7 +55,7 @@ impl DataLayout {
         Ok(layout)
     }
 
-    pub(super) fn of(&self, id: &WorkspaceId) -> WorkspacePaths {
+    pub(super) fn workspace(&self, id: &WorkspaceId) -> WorkspacePaths {
         let root = self.workspaces.join(id.as_str());
         let (state, run) = (root.join("state"), root.join("run"));
         WorkspacePaths {
@@ -63,7 +63,7 @@ impl DataLayout {
             socket: run.join("agent.sock"),
             credential: run.join("credential"),
             record: run.join("agent.json"),
-            own_record: state.join("agent.json"),
+            self_record: state.join("agent.json"),
             exit_record: state.join("exit.json"),
             log: root.join("agent.log"),
             state,
@@ -81,7 +81,7 @@ impl DataLayout {
 }
 
 impl WorkspacePaths {
-    pub(super) fn make(&self) -> io::Result<()> {
+    pub(super) fn create(&self) -> io::Result<()> {
         [&self.root, &self.home, &self.state, &self.run].into_iter().try_for_each(|path| private_dir(path))
     }
 

@@ -42,7 +42,7 @@ pub(super) struct ProcessHandle {
 }
 
 impl HostBoot {
-    pub(super) fn this() -> Result<Self, BackendError> {
+    pub(super) fn current() -> Result<Self, BackendError> {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .map_err(|error| BackendError::new("reading the machine's boot ID", error))?;
         Ok(Self { boot_id: boot_id.trim().to_owned() })
@@ -67,7 +67,7 @@ pub(super) fn is_resource_shortage(error: &io::Error) -> bool {
 }
 
 impl ProcStat {
-    pub(super) fn of(pid: u32) -> io::Result<Self> {
+    pub(super) fn read(pid: u32) -> io::Result<Self> {
         // The process name may hold any bytes.
         let text = fs::read(format!("/proc/{pid}/stat"))?;
         Self::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| io::ErrorKind::InvalidData.into())
@@ -98,7 +98,7 @@ impl ProcStat {
         for entry in fs::read_dir("/proc")? {
             let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok());
             let Some(pid) = pid else { continue };
-            match Self::of(pid) {
+            match Self::read(pid) {
                 Ok(stat) => all.push(stat),
                 Err(error) if is_resource_shortage(&error) => return Err(error),
                 // The process has ended, or /proc hides it because it is another user's.
@@ -122,7 +122,7 @@ impl ProcessHandle {
         };
         // Checked after the pidfd is open, because only then the id cannot change its process any
         // more.
-        let is_it = match ProcStat::of(pid) {
+        let is_it = match ProcStat::read(pid) {
             Ok(stat) => stat.start_ticks == start_ticks && !stat.is_zombie,
             Err(error) if is_gone(&error) => false,
             Err(error) => return Err(error),
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn process_lookup_requires_matching_start_time() {
-        let own = ProcStat::of(std::process::id()).unwrap();
+        let own = ProcStat::read(std::process::id()).unwrap();
         assert!(ProcessHandle::find(own.pid, own.start_ticks).unwrap().is_some());
         assert!(ProcessHandle::find(own.pid, own.start_ticks + 1).unwrap().is_none());
     }

@@ -61,7 +61,7 @@ pub(super) fn find(paths: &WorkspacePaths, host: &HostBoot) -> io::Result<Option
     };
     let Some(process) = process else { return Ok(Some(Err(record))) };
     // Optional: without it the boot ID is known only from the agent's hello.
-    let own = read::<AgentSelfRecord>(&paths.own_record).ok().flatten();
+    let own = read::<AgentSelfRecord>(&paths.self_record).ok().flatten();
     let own = own.filter(|own| own.pid == record.pid && own.start_ticks == record.start_ticks);
     Ok(Some(Ok(RunningAgent { epoch: record.epoch, process, boot_id: own.map(|own| own.boot_id) })))
 }
@@ -112,12 +112,12 @@ mod tests {
     #[test]
     fn unreadable_agent_record_is_an_error_and_not_none() {
         let data = tempfile::tempdir().unwrap();
-        let layout = DataLayout::make(data.path()).unwrap();
-        let host = HostBoot::this().unwrap();
-        let paths = layout.of(&podling_core::id::WorkspaceId::from_bits(1));
+        let layout = DataLayout::create(data.path()).unwrap();
+        let host = HostBoot::current().unwrap();
+        let paths = layout.workspace(&podling_core::id::WorkspaceId::from_bits(1));
         assert!(find(&paths, &host).unwrap().is_none(), "no agent was ever started");
-        paths.make().unwrap();
-        let own = ProcStat::of(std::process::id()).unwrap();
+        paths.create().unwrap();
+        let own = ProcStat::read(std::process::id()).unwrap();
         let record = AgentRecord {
             epoch: 1,
             pid: own.pid,
@@ -125,12 +125,12 @@ mod tests {
             machine_boot: host.boot_id.clone(),
         };
         write(&paths.record, &serde_json::to_vec(&record).unwrap()).unwrap();
-        assert!(matches!(find(&paths, &host), Ok(Some(Ok(launched))) if launched.epoch == 1));
+        assert!(matches!(find(&paths, &host), Ok(Some(Ok(agent))) if agent.epoch == 1));
         // The user controls the agent's own record; no content of it may block the lookup.
-        symlink(&paths.own_record, &paths.own_record).unwrap();
+        symlink(&paths.self_record, &paths.self_record).unwrap();
         assert!(matches!(find(&paths, &host), Ok(Some(Ok(_)))));
-        fs::remove_file(&paths.own_record).unwrap();
-        mknodat(CWD, &paths.own_record, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        fs::remove_file(&paths.self_record).unwrap();
+        mknodat(CWD, &paths.self_record, FileType::Fifo, Mode::RWXU, 0).unwrap();
         assert!(matches!(find(&paths, &host), Ok(Some(Ok(_)))), "a pipe is not waited for");
         // A symlink loop is an error that root gets too.
         fs::remove_file(&paths.record).unwrap();

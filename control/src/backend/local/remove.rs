@@ -38,11 +38,12 @@ impl RemoveError {
 }
 
 /// Removes `name` in `parent`. A missing name is not an error. Blocks.
-pub(super) fn remove(parent: &Path, name: &str) -> Result<(), RemoveError> {
+pub(super) fn remove_tree(parent: &Path, name: &str) -> Result<(), RemoveError> {
     let at = RemoveError::at;
     // An id contains no NUL, and a name with one cannot exist.
     let Ok(name) = CString::new(name) else { return Ok(()) };
-    let parent = openat(CWD, parent, OPEN_DIR, Mode::empty()).map_err(|e| at("opening", c"workspaces", e))?;
+    let parent =
+        openat(CWD, parent, OPEN_DIR_FLAGS, Mode::empty()).map_err(|e| at("opening", c"workspaces", e))?;
     let top = match open_dir(parent.as_fd(), &name) {
         Ok(top) => top,
         Err(Errno::NOENT) => return Ok(()),
@@ -80,7 +81,7 @@ pub(super) fn remove(parent: &Path, name: &str) -> Result<(), RemoveError> {
     unlinkat(&parent, &name, AtFlags::REMOVEDIR).map_err(|e| at("removing", &name, e))
 }
 
-const OPEN_DIR: OFlags =
+const OPEN_DIR_FLAGS: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Opens a directory and makes it readable and writable for us.
@@ -98,7 +99,7 @@ fn open_dir(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     if Mode::from_raw_mode(fstat(&named)?.st_mode) & Mode::RWXU != Mode::RWXU {
         rustix::fs::chmod(&itself, Mode::RWXU)?;
     }
-    openat(&named, c".", OPEN_DIR, Mode::empty())
+    openat(&named, c".", OPEN_DIR_FLAGS, Mode::empty())
 }
 
 /// Removes all entries but directories. Calls `with_dir` for each directory and returns their
@@ -161,10 +162,10 @@ mod tests {
         symlink(&outside, home.join("a/b/link")).unwrap();
         symlink("/", workspaces.join("id/state")).unwrap();
         fs::set_permissions(home.join("a/b"), fs::Permissions::from_mode(0o000)).unwrap();
-        remove(&workspaces, "id").unwrap();
+        remove_tree(&workspaces, "id").unwrap();
         assert!(!workspaces.join("id").exists());
         assert!(outside.join("deep/precious").exists());
-        remove(&workspaces, "id").unwrap();
+        remove_tree(&workspaces, "id").unwrap();
     }
 
     /// Uses bind mounts of the same file system in a separate mount namespace.
@@ -172,7 +173,7 @@ mod tests {
     fn mounted_file_systems_are_not_removed() {
         if let Some(base) = std::env::var_os("REMOVE_MOUNTED_IN") {
             for id in ["near", "deep"] {
-                let refused = remove(&Path::new(&base).join("workspaces"), id).unwrap_err();
+                let refused = remove_tree(&Path::new(&base).join("workspaces"), id).unwrap_err();
                 assert!(matches!(refused, RemoveError::Mounted(_)), "{refused}");
             }
             return;
@@ -208,7 +209,7 @@ mod tests {
         fs::create_dir_all(base.path().join("outside")).unwrap();
         fs::write(base.path().join("outside/precious"), "x").unwrap();
         symlink("outside", base.path().join("id")).unwrap();
-        remove(base.path(), "id").unwrap();
+        remove_tree(base.path(), "id").unwrap();
         assert!(base.path().join("outside/precious").exists());
         assert!(fs::symlink_metadata(base.path().join("id")).is_err());
     }
@@ -217,12 +218,12 @@ mod tests {
     fn tree_deeper_than_the_descriptor_limit_is_removed() {
         let base = tempfile::tempdir().unwrap();
         fs::create_dir(base.path().join("id")).unwrap();
-        let mut at = openat(CWD, base.path().join("id"), OPEN_DIR, Mode::empty()).unwrap();
+        let mut at = openat(CWD, base.path().join("id"), OPEN_DIR_FLAGS, Mode::empty()).unwrap();
         for _ in 0..1100 {
             mkdirat(&at, "d", Mode::RWXU).unwrap();
-            at = openat(&at, "d", OPEN_DIR, Mode::empty()).unwrap();
+            at = openat(&at, "d", OPEN_DIR_FLAGS, Mode::empty()).unwrap();
         }
-        remove(base.path(), "id").unwrap();
+        remove_tree(base.path(), "id").unwrap();
         assert!(!base.path().join("id").exists());
     }
 }

@@ -25,7 +25,7 @@ pub struct LocalReviewer {
 impl LocalReviewer {
     /// `snapshots` hold the digests of the secrets.
     pub fn new(snapshots: Snapshots) -> Result<Self, BackendError> {
-        let host = HostBoot::this()?;
+        let host = HostBoot::current()?;
         Ok(Self { snapshots, host })
     }
 }

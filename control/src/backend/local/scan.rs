@@ -38,7 +38,7 @@ impl AgentScan {
         };
         let mut result = ScanResult::default();
         for id in ids {
-            match record::find(&layout.of(&id), host) {
+            match record::find(&layout.workspace(&id), host) {
                 Ok(found) => result.found.extend(found.map(|found| (id, found))),
                 Err(error) => {
                     // Logged once: the retries follow every second.

@@ -52,20 +52,20 @@ pub(super) enum SweepError {
 
 /// Sends TERM to the agent and waits for its end, at most [`AGENT_GRACE`].
 pub(super) async fn terminate_agent(paths: &WorkspacePaths, host: &HostBoot) {
-    let launched = match record::find(paths, host) {
-        Ok(Some(Ok(launched))) => launched,
+    let agent = match record::find(paths, host) {
+        Ok(Some(Ok(agent))) => agent,
         Ok(_) => return,
         Err(error) => {
             return tracing::warn!(%error, "failed to inspect agent; terminating it with the other processes");
         }
     };
-    if let Err(error) = launched.process.signal(Signal::TERM) {
-        tracing::warn!(%error, pid = launched.process.pid, "failed to signal agent");
+    if let Err(error) = agent.process.signal(Signal::TERM) {
+        tracing::warn!(%error, pid = agent.process.pid, "failed to signal agent");
         return;
     }
     // Deprecated because a descriptor may be closed by other code: this one is owned here.
     #[allow(deprecated)]
-    let Ok(watched) = AsyncFd::with_interest(launched.process.into_pidfd(), Interest::READABLE) else {
+    let Ok(watched) = AsyncFd::with_interest(agent.process.into_pidfd(), Interest::READABLE) else {
         return;
     };
     // An agent that takes longer is ended with the other processes.

@@ -17,7 +17,7 @@ use kube::{
 };
 
 use super::{
-    KubernetesStore, duplicates::has_record, readable, record, resource_cache::ReportedSpec, unreadable,
+    KubernetesStore, duplicates::has_record, log_unreadable, readable, record, resource_cache::ReportedSpec,
 };
 use crate::{
     driver::{DriverError, DriverHandle, Edit},
@@ -106,7 +106,7 @@ impl KubernetesStore {
         let name = resource.name_any();
         match self.report_change(resource, driver).await {
             Err(NotServed::DriverGone(error)) => return Err(error),
-            Err(NotServed::Unreadable(problem)) => unreadable(&name, &problem),
+            Err(NotServed::Unreadable(problem)) => log_unreadable(&name, &problem),
             Err(NotServed::Duplicate(copy, why)) => self.mark_duplicate(&copy, &why).await,
             Ok(()) => {}
         }

@@ -207,10 +207,10 @@ impl KubernetesStore {
         let preconditions = DeleteParams { preconditions: Some(uid), ..DeleteParams::default() };
         let done = async {
             // The deletion returns the resource version that the patch needs.
-            let Some(going) = self.workspaces.delete(&name, &preconditions).await?.left() else {
+            let Some(deleted) = self.workspaces.delete(&name, &preconditions).await?.left() else {
                 return Ok(());
             };
-            self.release(&going).await
+            self.release(&deleted).await
         };
         cache.mark_released(&latest);
         let done = match done.await {
@@ -234,12 +234,12 @@ impl KubernetesStore {
     }
 
     /// Removes our finalizer from a deleted resource.
-    pub(super) async fn release(&self, going: &Workspace) -> Result<(), Error> {
+    pub(super) async fn release(&self, deleted: &Workspace) -> Result<(), Error> {
         let remaining: Vec<_> =
-            going.finalizers().iter().filter(|finalizer| *finalizer != ARCHIVE_FIRST).collect();
-        let metadata = json!({"finalizers": remaining, "resourceVersion": going.resource_version()});
+            deleted.finalizers().iter().filter(|finalizer| *finalizer != ARCHIVE_FIRST).collect();
+        let metadata = json!({"finalizers": remaining, "resourceVersion": deleted.resource_version()});
         let patch = Patch::Merge(json!({"metadata": metadata}));
-        self.workspaces.patch(&going.name_any(), &PatchParams::default(), &patch).await.map(drop)
+        self.workspaces.patch(&deleted.name_any(), &PatchParams::default(), &patch).await.map(drop)
     }
 
     async fn write_archive(
