@@ -172,7 +172,7 @@ async fn a_start_is_one_pod_and_storage_outlives_it() {
     let other = KubernetesBackend::new(
         client().await,
         ground.space.name(),
-        house_of_nobody(),
+        empty_pod_defaults(),
         Leadership::permanent(),
     );
     let listed = Box::pin(other.observe()).next().await;
@@ -344,7 +344,7 @@ fn at_another_time(token: &str, good: Range<i64>) -> Option<String> {
     Some(format!("{signed}.{}", BASE64.encode(signature)))
 }
 
-fn house_of_nobody() -> House {
+fn empty_pod_defaults() -> PodDefaults {
     let none = String::new;
-    House { agent_image: none(), control: none(), control_ca: none(), service_account: none() }
+    PodDefaults { agent_image: none(), control: none(), control_ca: none(), service_account: none() }
 }
