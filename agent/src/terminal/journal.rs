@@ -72,7 +72,7 @@ impl TerminalJournal {
         for record in &found.records {
             // This fingerprint matches no terminal. A restored terminal is saved again; one that is
             // not restored is removed.
-            let unlike = JournalFingerprint {
+            let never_equal = JournalFingerprint {
                 next: u64::MAX,
                 title: String::new(),
                 cwd: String::new(),
@@ -80,7 +80,7 @@ impl TerminalJournal {
                 ended: false,
                 slept: None,
             };
-            saved.insert(TerminalId::new(&record.metadata.id), unlike);
+            saved.insert(TerminalId::new(&record.metadata.id), never_equal);
         }
     }
 

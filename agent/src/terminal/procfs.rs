@@ -26,7 +26,7 @@ pub(super) fn working_directory(pid: Pid) -> Option<PathBuf> {
 /// the leader was reaped, so a process with its number belongs to another session.
 pub(super) fn session_members(leader: Pid, leader_gone: bool) -> Vec<Pid> {
     let sid = leader.as_raw_nonzero().get();
-    let members: Vec<ProcStat> =
+    let members: Vec<ProcessMembership> =
         processes().into_iter().filter(|process| process.session == sid && process.is_alive).collect();
     if leader_gone && members.iter().any(|process| process.pid == sid) {
         return Vec::new();
@@ -34,16 +34,16 @@ pub(super) fn session_members(leader: Pid, leader_gone: bool) -> Vec<Pid> {
     members.iter().filter_map(|process| Pid::from_raw(process.pid)).collect()
 }
 
-/// Fields read from `/proc/<pid>/stat`.
+/// Group, session and liveness of a process, from `/proc/<pid>/stat`.
 #[derive(Debug, PartialEq, Eq)]
-struct ProcStat {
+struct ProcessMembership {
     pid: i32,
     group: i32,
     session: i32,
     is_alive: bool,
 }
 
-fn processes() -> Vec<ProcStat> {
+fn processes() -> Vec<ProcessMembership> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let read = |entry: fs::DirEntry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
@@ -53,13 +53,13 @@ fn processes() -> Vec<ProcStat> {
 }
 
 /// Parses a `stat` line. The command may contain anything, including parentheses.
-fn parse(pid: i32, stat: &str) -> Option<ProcStat> {
+fn parse(pid: i32, stat: &str) -> Option<ProcessMembership> {
     const THREADS: usize = 17;
     let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().collect();
     let number = |index: usize| fields.get(index)?.parse().ok();
     // A process whose first thread has ended looks dead although its other threads run.
     let dead = matches!(*fields.first()?, "Z" | "X") && number(THREADS).is_none_or(|threads| threads <= 1);
-    Some(ProcStat { pid, group: number(2)?, session: number(3)?, is_alive: !dead })
+    Some(ProcessMembership { pid, group: number(2)?, session: number(3)?, is_alive: !dead })
 }
 
 #[cfg(test)]
@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn stat_with_parentheses_in_command_is_parsed() {
         let read = parse(9, "9 (a) b (c) S 1 7 5 34816 7 0");
-        assert_eq!(read, Some(ProcStat { pid: 9, group: 7, session: 5, is_alive: true }));
+        assert_eq!(read, Some(ProcessMembership { pid: 9, group: 7, session: 5, is_alive: true }));
         assert_eq!(parse(9, "rubbish"), None);
     }
 
@@ -96,19 +96,23 @@ mod tests {
         command.args(["sh", "-c", "echo begun; read line"]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("setsid starts");
         let mut said = [0; 6];
-        let stdout = child.stdout.as_mut().expect("its output");
-        stdout.read_exact(&mut said).expect("it has begun");
+        let stdout = child.stdout.as_mut().expect("piped stdout");
+        stdout.read_exact(&mut said).expect("the shell has started");
         let leader = Pid::from_child(&child);
 
         assert_eq!(session_members(leader, false), [leader]);
-        assert_eq!(session_members(leader, true), [], "a stranger with the number of a leader that is gone");
+        assert_eq!(
+            session_members(leader, true),
+            [],
+            "the number of a reaped leader belongs to another session"
+        );
         assert!(
             super::command_name(leader).is_some_and(|name| name == "sh")
                 && working_directory(leader).is_some()
         );
 
         drop(child.stdin.take());
-        child.wait().expect("it ends");
+        child.wait().expect("the shell exits");
         assert_eq!(session_members(leader, false), []);
     }
 }

@@ -38,7 +38,10 @@ pub(super) fn restore(
         return builder.build_ended(terminal_spec(metadata), exit, gate);
     }
     let Some(restart) = metadata.restart.clone() else {
-        push_note(&mut builder, &format!("{}; its program ended with it", restore_reason(&metadata)));
+        push_note(
+            &mut builder,
+            &format!("{}; the program ended with the workspace", restore_reason(&metadata)),
+        );
         return build_killed(builder, metadata, gate);
     };
     let (cwd, missing) = restored_cwd(&metadata, launcher.root());
@@ -53,7 +56,7 @@ pub(super) fn restore(
         Ok(started) => builder.build_running(started, gate),
         Err(error) => {
             tracing::error!(terminal = metadata.id, %error, "failed to restart the shell of a terminal");
-            push_note(&mut builder, &format!("its shell does not start again: {error}"));
+            push_note(&mut builder, &format!("cannot restart the shell: {error}"));
             build_killed(builder, metadata, gate)
         }
     }

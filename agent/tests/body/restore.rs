@@ -90,7 +90,7 @@ async fn after_a_sleep_the_history_stands_above_a_new_shell_in_the_same_folder()
     let mut line = bed.attach(&job.id).await;
     bed.session.beating(line.until("its end", |line| line.exit.is_some())).await;
     assert_eq!(line.text().matches("it ran").count(), 1, "it was not run again");
-    assert!(line.text().contains("its program ended with it"), "{}", line.text());
+    assert!(line.text().contains("the program ended with the workspace"), "{}", line.text());
     assert_eq!(line.exit.and_then(|exit| exit.how), Some(How::Signal("HUP".into())));
     let mut line = bed.attach(&ended.id).await;
     bed.session.beating(line.until("its end", |line| line.exit.is_some())).await;

@@ -315,7 +315,11 @@ fn client_away_longest_is_evicted_and_its_repeat_is_rejected() {
         assert_eq!(inputs.check(&id(1), 1, offset, 3, later(130)), Err(evicted));
     }
     assert!(inputs.attach(&id(1), later(130)));
-    assert_eq!(inputs.check(&id(1), 1, 0, 3, later(130)), Err(evicted), "also when it is attached again");
+    assert_eq!(
+        inputs.check(&id(1), 1, 0, 3, later(130)),
+        Err(evicted),
+        "still evicted after it attaches again"
+    );
     typed(&mut inputs, 1, later(130)).expect("begins anew");
     assert_eq!(inputs.check(&id(1), 1, OFFSET_GAP_BYTES + 3, 3, later(130)), Ok(CheckedInput::Repeat));
     assert_eq!(inputs.written(&id(1)), OFFSET_GAP_BYTES + 6);

@@ -59,20 +59,20 @@ impl JournalDir {
         let mut left = MAX_LOAD_BYTES;
         for (id, _, bytes) in files {
             if bytes > MAX_FILE_BYTES {
-                found.unreadable.push((id, "it is too large".into()));
+                found.unreadable.push((id, "file is too large".into()));
                 continue;
             }
             if bytes > left {
                 tracing::error!(
                     terminal = id,
-                    "there are more journals than are read: it does not come back"
+                    "journal not restored: limit on bytes read at start is reached"
                 );
                 continue;
             }
             left -= bytes;
             match self.read(&id) {
                 Ok(Ok(record)) if record.metadata.id == id => found.records.push(record),
-                Ok(Ok(_)) => found.unreadable.push((id, "it is another terminal's".into())),
+                Ok(Ok(_)) => found.unreadable.push((id, "journal belongs to another terminal".into())),
                 Ok(Err(error)) => found.unreadable.push((id, error.to_string())),
                 Err(error) => found.unreadable.push((id, error.to_string())),
             }

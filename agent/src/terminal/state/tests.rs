@@ -32,8 +32,8 @@ fn only_the_stalled_lossless_viewer_is_given_up() {
     let short = begin + LOSSLESS_TIMEOUT - Duration::from_millis(1);
     assert_eq!(state.pause_for_readers(short), Some(begin + LOSSLESS_TIMEOUT));
     assert_eq!(state.pause_for_readers(begin + LOSSLESS_TIMEOUT), None);
-    assert!(!state.viewers[&0].lossless, "the stalled one");
-    assert!(state.viewers[&1].lossless, "it had read everything there was");
+    assert!(!state.viewers[&0].lossless, "the stalled viewer is no longer lossless");
+    assert!(state.viewers[&1].lossless, "the viewer that has read everything stays lossless");
 }
 
 #[test]

@@ -54,9 +54,9 @@ async fn background_job_delays_the_exit_but_does_not_prevent_it() {
     let exit = log.exit.expect("an exit");
     assert_eq!((exit.status, exit.held_by_background), (ExitStatus::Code(4), true));
     assert_eq!(log.text(), "early\r\nlate\r\n");
-    assert!(began.elapsed() < Duration::from_secs(10), "it did not wait for the job");
+    assert!(began.elapsed() < Duration::from_secs(10), "the exit waited for the background job");
     fixture.terminals.close(&terminal.id, DEFAULT_GRACE).await.expect("closed");
-    assert!(session(&terminal).is_empty(), "the job went with its session");
+    assert!(session(&terminal).is_empty(), "the job must end with its session");
 }
 
 #[tokio::test]
@@ -151,7 +151,7 @@ async fn broken_programs_fail_with_distinct_errors() {
     ];
     let distinct: std::collections::BTreeSet<_> = reasons.iter().collect();
     assert_eq!(distinct.len(), reasons.len(), "{reasons:#?}");
-    assert!(fixture.terminals.list().is_empty(), "nothing was left behind");
+    assert!(fixture.terminals.list().is_empty(), "a failed create must leave no terminal");
     assert!(matches!(
         fixture.try_open(&["./bad-interpreter"]),
         Err(TerminalError::Spawn(SpawnError::BadInterpreter { .. }))
@@ -166,7 +166,7 @@ async fn longest_arguments_run_and_are_shortened_for_display() {
     let word = "x".repeat(128 * 1024 - 1);
     let longest = fixture.open(&["true", &word, &word, &word, &word, &word, &word, &word]);
     assert_eq!(fixture.exit(&longest.id).await.status, ExitStatus::Code(0));
-    assert!(longest.argv.concat().len() < 8192, "shown in part");
+    assert!(longest.argv.concat().len() < 8192, "long arguments must be shortened");
     let refused = fixture.try_open(&["true", &format!("{word}x")]).expect_err("a word too long");
     assert!(refused.to_string().contains("131071"), "{refused}");
     let refused = fixture.try_open(&["true", &word, &word, &word, &word, &word, &word, &word, &word]);
@@ -195,7 +195,10 @@ async fn terminals_are_bounded_and_ended_ones_are_evicted() {
     fixture.exit(&ended.id).await;
     let _running: Vec<_> = (0..2).map(|_| fixture.open(&["cat"])).collect();
     fixture.open(&["cat"]);
-    assert!(matches!(fixture.terminals.get(&ended.id), Err(TerminalError::NotFound(_))), "it made room");
+    assert!(
+        matches!(fixture.terminals.get(&ended.id), Err(TerminalError::NotFound(_))),
+        "the ended terminal must be evicted"
+    );
     assert!(matches!(fixture.try_open(&["cat"]), Err(TerminalError::TooManyTerminals { limit: 3 })));
 }
 
@@ -228,7 +231,7 @@ async fn terminal_held_by_printing_daemon_can_be_closed() {
         eventually(|| std::fs::read_to_string(&pid).ok()).await.trim().parse().expect("a process id");
     let exit = fixture.terminals.close(&info.id, Duration::from_millis(50)).await;
     let daemon = rustix::process::Pid::from_raw(daemon).expect("not 0");
-    rustix::process::kill_process(daemon, rustix::process::Signal::KILL).expect("it lives");
+    rustix::process::kill_process(daemon, rustix::process::Signal::KILL).expect("the daemon is alive");
     assert!(exit.expect("closed").held_by_background);
-    assert!(fixture.terminals.list().is_empty(), "its place is free");
+    assert!(fixture.terminals.list().is_empty(), "the closed terminal must be removed");
 }

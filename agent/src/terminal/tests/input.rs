@@ -99,7 +99,7 @@ async fn program_that_reads_no_input_blocks_nothing_else() {
             AttachmentEvent::Rejected(rejection) => break rejection,
             AttachmentEvent::Frame(frame) => log.take(frame),
             AttachmentEvent::Ack { next, .. } => {
-                assert!(next < 1 << 20, "not acknowledged before it is in the PTY")
+                assert!(next < 1 << 20, "input was acknowledged before the PTY took it")
             }
         }
     };

@@ -47,7 +47,7 @@ async fn lossless_viewers_get_all_bytes_beside_a_stalled_viewer() {
         snapshots += usize::from(matches!(frame.kind, FrameKind::Screen(_)));
         late.take(frame);
     }
-    assert!(late.gaps > 40_000_000, "what it can no longer have is a gap: {}", late.gaps);
+    assert!(late.gaps > 40_000_000, "evicted bytes must be a gap: {}", late.gaps);
     assert_eq!(snapshots, 1, "the gap is followed by one snapshot");
     assert!(late.exit.is_some());
 }
@@ -132,7 +132,7 @@ async fn watch_serves_terminals_in_turn_with_separate_credit() {
         }
     }
     assert_eq!(failed, 1);
-    assert!(flooded <= 64 * 1024, "never acknowledged, so no more than its credit: {flooded}");
+    assert!(flooded <= 64 * 1024, "unacknowledged output exceeds the credit: {flooded}");
     // Returned credit is used.
     fixture.terminals.ack(watch.id(), &flood.id, 7, u64::MAX).expect("known");
     let more = async {

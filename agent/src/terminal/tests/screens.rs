@@ -129,7 +129,7 @@ async fn flooding_terminal_can_be_joined() {
                         numbers(&emulated);
                     }
                 }
-                FrameKind::Gap { .. } => panic!("it reads all the time"),
+                FrameKind::Gap { .. } => panic!("a viewer that reads all the time got a gap"),
                 FrameKind::KeepAlive => panic!("nothing came"),
                 _ => {}
             }
@@ -170,7 +170,11 @@ async fn viewer_that_falls_off_a_flood_gets_gap_and_snapshot() {
         assert!(gap.0 < gap.1 && log.gaps > gaps);
         let frame = next_frame(&mut slow).await.expect("goes on");
         let FrameKind::Screen(snapshot) = frame.kind else { panic!("a snapshot after the gap: {frame:?}") };
-        assert_eq!((frame.offset, snapshot.offset), (gap.1, gap.1), "it goes on where the gap ends");
+        assert_eq!(
+            (frame.offset, snapshot.offset),
+            (gap.1, gap.1),
+            "the snapshot must be at the end of the gap"
+        );
         emulated.process(b"\x1bc");
         emulated.process(&snapshot.contents);
         let frame = loop {

@@ -36,7 +36,11 @@ async fn resized_and_rejoined_flood_keeps_its_positions() {
             last = WindowSize { rows: 2 + (round + step) % 70, cols: 20 + (round * step) % 200 };
             attachment.writer().resize(last, false).expect("resized");
         }
-        assert_eq!(fixture.terminals.get(&terminal.id).expect("there").size, last, "its last size");
+        assert_eq!(
+            fixture.terminals.get(&terminal.id).expect("there").size,
+            last,
+            "the last resize must win"
+        );
         at = Some(log.at);
     }
 }

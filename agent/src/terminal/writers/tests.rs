@@ -20,15 +20,15 @@ fn laptop_and_phone_share_a_terminal() {
     assert_eq!(
         writers.attach(&phone, Some(size(20)), 100),
         SizeChange::Unchanged,
-        "the first keeps its size"
+        "the first owner keeps the size"
     );
     assert_eq!(writers.resize(&phone, size(21), false), SizeChange::Unchanged, "remembered");
-    assert!(!writers.accepts_reply(&phone, 200), "only the owner's emulator answers");
+    assert!(!writers.accepts_reply(&phone, 200), "only the owner's replies are accepted");
     assert_eq!(writers.record_input(&phone), SizeChange::Apply(size(21)), "the typing client owns the size");
     assert_eq!(writers.record_input(&phone), SizeChange::Unchanged);
     assert!(
         writers.accepts_reply(&phone, 101) && !writers.accepts_reply(&phone, 100),
-        "not to what was replayed"
+        "replies to replayed output are rejected"
     );
     assert_eq!(writers.detach(&phone), SizeChange::Apply(size(50)), "the other takes over");
     assert_eq!(writers.detach(&laptop), SizeChange::Unchanged, "the last one's size stays");
@@ -50,8 +50,16 @@ fn typing_client_without_window_owns_no_size() {
     writers.attach(&id(2), None, 0);
     assert_eq!(writers.record_input(&id(2)), SizeChange::Unchanged);
     assert!(writers.is_owner(&id(1)));
-    assert_eq!(writers.resize(&id(9), size(9), false), SizeChange::Unchanged, "a stranger changes nothing");
-    assert_eq!(writers.resize(&id(9), size(9), true), SizeChange::Apply(size(9)), "unless it takes it");
+    assert_eq!(
+        writers.resize(&id(9), size(9), false),
+        SizeChange::Unchanged,
+        "a client that is not attached changes nothing"
+    );
+    assert_eq!(
+        writers.resize(&id(9), size(9), true),
+        SizeChange::Apply(size(9)),
+        "take overrides the size once"
+    );
 }
 
 #[derive(Debug, Clone)]
