@@ -4,28 +4,28 @@
 //! To be unpacked it is received whole into a file without a name and looked through; only then anything is written. Reading order:
 //! `create`, `walk`, `order`, `work`, `write` for the one way; `read`, `inspect`, `unpack` for the other; `layout` is the format.
 
+mod compress;
 mod create;
 mod decode;
 mod deflate;
+mod dispatch;
 mod error;
-mod facts;
-mod gate;
+mod extract;
+mod extract_progress;
 mod glob;
+mod huffman;
 mod ignore;
 mod inspect;
 mod layout;
-mod literals;
 mod manifest;
-mod order;
+mod memory_budget;
+mod metadata;
 mod read;
 mod receive;
+mod safe_dir_walker;
 mod source;
 mod spool;
-mod tally;
-mod unpack;
 mod walk;
-mod way;
-mod work;
 mod write;
 
 use std::{
@@ -48,7 +48,10 @@ pub use self::{
     manifest::{ArchiveProgress, ArchiveSummary, ArchivedEntry, CreateEvent, MAX_SKIPPED, SkippedEntry},
     receive::ArchiveReceiver,
 };
-use self::{error::Stopped, ignore::Rules, read::Zip, tally::Tally, unpack::Unpacking};
+use self::{
+    error::ArchiveStop, extract::Extraction, extract_progress::ExtractProgress, ignore::IgnoreRules,
+    read::ZipReader,
+};
 use crate::{
     admission::{AdmissionGate, AdmitError, Intent, Rejection},
     files::{FileError, RelPath, WorkspaceRoot},
@@ -59,7 +62,7 @@ pub const MAX_ARCHIVES: usize = 2;
 /// Entries of an archive, made or unpacked; one with more is refused. What is held for each of them while a zip is looked through is 64 bytes.
 pub const MAX_ENTRIES: u64 = 2_000_000;
 /// Messages between the threads and the stream, 256 KiB at most each; then the threads wait.
-const EVENTS: usize = 8;
+const EVENT_QUEUE: usize = 8;
 
 /// How an archive is to be made.
 #[derive(Debug, Clone, Default)]
@@ -102,7 +105,7 @@ pub struct Archives {
     gate: Arc<AdmissionGate>,
     /// For files without names, outside the user's view.
     scratch: Arc<Path>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 impl Archives {
@@ -113,7 +116,7 @@ impl Archives {
         scratch: impl Into<PathBuf>,
     ) -> Self {
         let scratch = Arc::from(scratch.into());
-        Self { root: root.into(), gate, scratch, places: Arc::new(Semaphore::new(MAX_ARCHIVES)) }
+        Self { root: root.into(), gate, scratch, permits: Arc::new(Semaphore::new(MAX_ARCHIVES)) }
     }
 
     /// Makes an archive of a folder.
@@ -125,19 +128,19 @@ impl Archives {
         if options.preservation && (options.ignore_files || !options.ignore.is_empty()) {
             return Err(FileError::BadField { field: "preservation", allowed: "without ignore rules" }.into());
         }
-        let rules = Rules::new(&options.ignore, options.ignore_files)?;
-        let place = self.place()?;
+        let rules = IgnoreRules::new(&options.ignore, options.ignore_files)?;
+        let permit = self.acquire_permit()?;
         let root = self.root.clone();
-        let opened = spawn_blocking(move || root.folder(&path)).await;
+        let opened = spawn_blocking(move || root.open_directory(&path)).await;
         let dir = opened.map_err(|_| ArchiveError::fault("opening a folder"))??;
-        let (events, taken) = mpsc::channel(EVENTS);
+        let (events, receiver) = mpsc::channel(EVENT_QUEUE);
         let scratch = self.scratch.clone();
         let work = spawn_blocking(move || {
             // Given up only when the threads are gone, also if the stream goes first.
-            let _place = place;
+            let _permit = permit;
             create::create(dir, rules, events, &scratch)
         });
-        Ok(answer(taken, work))
+        Ok(event_stream(receiver, work))
     }
 
     /// Begins to receive a zip that is to be unpacked.
@@ -146,12 +149,12 @@ impl Archives {
         path: RelPath,
         options: ExtractOptions,
     ) -> Result<ArchiveReceiver, ArchiveError> {
-        let place = self.place()?;
+        let permit = self.acquire_permit()?;
         self.admit().await?;
         let scratch = self.scratch.clone();
         let spool = spawn_blocking(move || spool::create(&scratch)).await;
-        let spool = spool.map_err(|_| ArchiveError::fault("making a spool"))?.map_err(error::spooling)?;
-        Ok(ArchiveReceiver::new(self.clone(), path, options, spool, place))
+        let spool = spool.map_err(|_| ArchiveError::fault("making a spool"))?.map_err(error::spool_error)?;
+        Ok(ArchiveReceiver::new(self.clone(), path, options, spool, permit))
     }
 
     /// The door: who unpacks means it, and goes on meaning it.
@@ -160,7 +163,7 @@ impl Archives {
     }
 
     /// The same on a thread that does not wait: who is held has begun already, and is asked again in a moment.
-    fn goes_on(&self) -> Result<(), Rejection> {
+    fn recheck_admission(&self) -> Result<(), Rejection> {
         match self.gate.try_admit(Intent::Restore, 0) {
             Ok(()) | Err(AdmitError::Held(_)) => Ok(()),
             Err(AdmitError::Rejected(refused)) => Err(refused),
@@ -168,46 +171,47 @@ impl Archives {
     }
 
     /// Unpacks what was received.
-    fn unpack(
+    fn extract(
         self,
         path: RelPath,
         replace: bool,
         spool: std::fs::File,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) -> impl Stream<Item = Result<ExtractEvent, ArchiveError>> + Send + use<> {
-        let (events, taken) = mpsc::channel(EVENTS);
+        let (events, receiver) = mpsc::channel(EVENT_QUEUE);
         let work = spawn_blocking(move || {
-            let _place = place;
-            let zip = Zip::open(spool)?;
+            let _permit = permit;
+            let zip = ZipReader::open(spool)?;
             let sum = inspect::inspect(&zip)?;
-            let unpacking = Unpacking { zip: &zip, root: &self.root, path: &path, replace };
-            let door = || self.goes_on();
-            let tally = Tally::new(sum.bytes, &events, &door);
-            unpacking.check(sum)?;
-            match unpacking.prove(&tally).and_then(|()| unpacking.write(&tally)) {
+            let extraction = Extraction { zip: &zip, root: &self.root, path: &path, replace };
+            let admission = || self.recheck_admission();
+            let progress = ExtractProgress::new(sum.bytes, &events, &admission);
+            extraction.check_destination(sum)?;
+            match extraction.verify(&progress).and_then(|()| extraction.write_tree(&progress)) {
                 Ok(()) => {}
-                Err(Stopped::Gone) => return Ok(()),
-                Err(Stopped::Failed(error)) => return Err(error),
+                Err(ArchiveStop::ReceiverDropped) => return Ok(()),
+                Err(ArchiveStop::Failed(error)) => return Err(error),
             }
             // Who does not hear it any more does not want to.
             let _gone = events.blocking_send(ExtractEvent::Done { entries: sum.entries, bytes: sum.bytes });
             Ok(())
         });
-        answer(taken, work)
+        event_stream(receiver, work)
     }
 
-    fn place(&self) -> Result<OwnedSemaphorePermit, ArchiveError> {
-        let place = self.places.clone().try_acquire_owned();
-        place.map_err(|_| ArchiveError::TooManyArchives { limit: MAX_ARCHIVES })
+    fn acquire_permit(&self) -> Result<OwnedSemaphorePermit, ArchiveError> {
+        let permit = self.permits.clone().try_acquire_owned();
+        permit.map_err(|_| ArchiveError::TooManyArchives { limit: MAX_ARCHIVES })
     }
 }
 
 /// What the threads said, then how they ended.
-fn answer<T: Send + 'static>(
-    taken: Receiver<T>,
+fn event_stream<T: Send + 'static>(
+    receiver: Receiver<T>,
     work: JoinHandle<Result<(), ArchiveError>>,
 ) -> impl Stream<Item = Result<T, ArchiveError>> + Send + 'static {
-    let said = stream::unfold(taken, |mut taken| async move { Some((taken.recv().await?, taken)) });
+    let said =
+        stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
     let ended = stream::once(async move {
         work.await.unwrap_or_else(|_| Err(ArchiveError::fault("working on an archive"))).err()
     });

@@ -4,6 +4,7 @@
 //! A call whose caller goes away stops after the piece at hand; a write leaves nothing behind.
 
 mod change;
+mod component_walk;
 mod entry;
 mod error;
 mod list;
@@ -14,7 +15,6 @@ mod root;
 mod streamed_write;
 mod temp;
 mod upload;
-mod walk;
 mod write;
 
 use std::{
@@ -32,7 +32,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::{
-    change::mkdir, entry::unix_system_time, error::failed, list::smallest_names, temp::is_temp,
+    change::mkdir, entry::unix_system_time, error::map_errno, list::smallest_names, temp::is_temp_file,
 };
 pub use self::{
     entry::{FileEntry, FileKind},
@@ -44,7 +44,7 @@ pub use self::{
     upload::{MAX_UPLOADS, UPLOAD_IDLE_TIMEOUT, UploadProgress},
     write::{WriteOptions, WrittenFile},
 };
-use self::{list::Listing, remove::Removal, upload::Uploads, write::Writer};
+use self::{list::Listing, remove::Removal, upload::Uploads, write::FileWriter};
 use crate::admission::{AdmissionGate, Intent};
 
 /// Files being read at once, 2 MiB of memory each at most; the next is refused with TOO_MANY_STREAMS.
@@ -57,11 +57,11 @@ pub const MAX_LISTINGS: usize = 64;
 /// What clients do with the files of the workspace.
 #[derive(Debug, Clone)]
 pub struct Files {
-    inner: Arc<Inner>,
+    shared: Arc<FilesShared>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct FilesShared {
     root: Arc<WorkspaceRoot>,
     gate: Arc<AdmissionGate>,
     uploads: Uploads,
@@ -82,13 +82,13 @@ impl Files {
     pub fn with_upload_idle_timeout(
         root: impl Into<Arc<WorkspaceRoot>>,
         gate: Arc<AdmissionGate>,
-        lapse: Duration,
+        upload_idle_timeout: Duration,
     ) -> Self {
         Self {
-            inner: Arc::new(Inner {
+            shared: Arc::new(FilesShared {
                 root: root.into(),
                 gate,
-                uploads: Uploads::new(lapse),
+                uploads: Uploads::new(upload_idle_timeout),
                 readers: Arc::new(Semaphore::new(MAX_READERS)),
                 writers: Arc::new(Semaphore::new(MAX_WRITERS)),
                 listings: Arc::new(Semaphore::new(MAX_LISTINGS)),
@@ -100,8 +100,8 @@ impl Files {
     /// Removes uploads that nobody continues; run by one owned task.
     pub async fn expire_uploads(&self, stop: CancellationToken) {
         loop {
-            let next = self.inner.uploads.lapse_now();
-            let at = next.unwrap_or_else(|| Instant::now() + self.inner.uploads.lapse());
+            let next = self.shared.uploads.remove_expired();
+            let at = next.unwrap_or_else(|| Instant::now() + self.shared.uploads.idle_timeout());
             tokio::select! {
                 () = tokio::time::sleep_until(at.into()) => {}
                 () = stop.cancelled() => return,
@@ -111,10 +111,10 @@ impl Files {
 
     /// Looks at an entry.
     pub async fn stat(&self, path: RelPath, links: SymlinkMode) -> Result<FileEntry, FileError> {
-        self.blocking(move |inner| {
-            let fd = inner.root.look(&path, links)?;
+        self.run_blocking(move |shared| {
+            let fd = shared.root.open_path(&path, links)?;
             let name = path.split().map(|(_, name)| name.to_owned()).unwrap_or_default();
-            FileEntry::of(&name, &fd).map_err(error::failed("look at", &path))
+            FileEntry::from_fd(&name, &fd).map_err(error::map_errno("look at", &path))
         })
         .await
     }
@@ -124,34 +124,34 @@ impl Files {
         &self,
         path: RelPath,
     ) -> Result<impl Stream<Item = Result<Vec<FileEntry>, FileError>> + Send + use<>, FileError> {
-        let place = place(&self.inner.listings, MAX_LISTINGS)?;
-        let listing = self.blocking(move |inner| Listing::open(&inner.root, path)).await?;
-        let start = (self.clone(), listing, place);
-        Ok(stream::try_unfold(start, |(files, mut listing, place)| async move {
-            let work = move |inner: &Inner| Ok((listing.page(&inner.root)?, listing));
-            let (page, listing) = files.blocking(work).await?;
-            Ok((!page.is_empty()).then_some((page, (files, listing, place))))
+        let permit = acquire_permit(&self.shared.listings, MAX_LISTINGS)?;
+        let listing = self.run_blocking(move |shared| Listing::open(&shared.root, path)).await?;
+        let start = (self.clone(), listing, permit);
+        Ok(stream::try_unfold(start, |(files, mut listing, permit)| async move {
+            let work = move |shared: &FilesShared| Ok((listing.page(&shared.root)?, listing));
+            let (page, listing) = files.run_blocking(work).await?;
+            Ok((!page.is_empty()).then_some((page, (files, listing, permit))))
         }))
     }
 
     /// Opens a regular file for reading.
     pub async fn read(&self, path: RelPath) -> Result<FileReader, FileError> {
-        let place = place(&self.inner.readers, MAX_READERS)?;
-        self.blocking(move |inner| FileReader::open(&inner.root, path, place)).await
+        let permit = acquire_permit(&self.shared.readers, MAX_READERS)?;
+        self.run_blocking(move |shared| FileReader::open(&shared.root, path, permit)).await
     }
 
     /// Begins to write a file.
     pub async fn write(&self, path: RelPath, options: WriteOptions) -> Result<StreamedWrite, FileError> {
-        let place = place(&self.inner.writers, MAX_WRITERS)?;
-        self.inner.gate.admit(Intent::ClientWrite).await?;
-        let writer = self.changing(move |inner| Writer::open(&inner.root, path, options)).await?;
-        Ok(StreamedWrite::new(writer, self.inner.gate.clone(), self.inner.changes.clone(), place))
+        let permit = acquire_permit(&self.shared.writers, MAX_WRITERS)?;
+        self.shared.gate.admit(Intent::ClientWrite).await?;
+        let writer = self.run_change(move |shared| FileWriter::open(&shared.root, path, options)).await?;
+        Ok(StreamedWrite::new(writer, self.shared.gate.clone(), self.shared.changes.clone(), permit))
     }
 
     /// Begins an upload in chunks; its id.
     pub async fn begin_upload(&self, path: RelPath, options: WriteOptions) -> Result<String, FileError> {
-        self.inner.gate.admit(Intent::ClientWrite).await?;
-        self.changing(move |inner| inner.uploads.begin(&inner.root, path, options)).await
+        self.shared.gate.admit(Intent::ClientWrite).await?;
+        self.run_change(move |shared| shared.uploads.begin(&shared.root, path, options)).await
     }
 
     /// Continues an upload.
@@ -162,71 +162,72 @@ impl Files {
         data: Bytes,
         finish: bool,
     ) -> Result<UploadProgress, FileError> {
-        self.inner.gate.admit(Intent::ClientWrite).await?;
-        let token = self.inner.changes.token();
-        self.inner.uploads.chunk(upload, offset, data, finish, token).await
+        self.shared.gate.admit(Intent::ClientWrite).await?;
+        let token = self.shared.changes.token();
+        self.shared.uploads.chunk(upload, offset, data, finish, token).await
     }
 
     /// Makes a folder; with `parents` also those above it, and it may be there already.
     pub async fn mkdir(&self, path: RelPath, mode: Option<u32>, parents: bool) -> Result<(), FileError> {
-        self.inner.gate.admit(Intent::ClientWrite).await?;
-        self.changing(move |inner| change::mkdir(&inner.root, &path, mode, parents)).await
+        self.shared.gate.admit(Intent::ClientWrite).await?;
+        self.run_change(move |shared| change::mkdir(&shared.root, &path, mode, parents)).await
     }
 
     /// Moves an entry, replacing what is at its new place only if told to.
     pub async fn rename(&self, from: RelPath, to: RelPath, replace: bool) -> Result<(), FileError> {
-        self.inner.gate.admit(Intent::ClientWrite).await?;
-        self.changing(move |inner| change::rename(&inner.root, &from, &to, replace)).await
+        self.shared.gate.admit(Intent::ClientWrite).await?;
+        self.run_change(move |shared| change::rename(&shared.root, &from, &to, replace)).await
     }
 
     /// Removes an entry; how many went.
     pub async fn remove(&self, path: RelPath, recursive: bool) -> Result<u64, FileError> {
-        self.inner.gate.admit(Intent::ClientWrite).await?;
-        let mut removal = self.changing(move |inner| Removal::begin(&inner.root, path, recursive)).await?;
+        self.shared.gate.admit(Intent::ClientWrite).await?;
+        let mut removal =
+            self.run_change(move |shared| Removal::begin(&shared.root, path, recursive)).await?;
         loop {
             let done;
-            (done, removal) = self.changing(move |_| Ok((removal.step()?, removal))).await?;
+            (done, removal) = self.run_change(move |_| Ok((removal.step()?, removal))).await?;
             if let Some(removed) = done {
                 return Ok(removed);
             }
-            self.inner.gate.admit(Intent::ClientWrite).await?;
+            self.shared.gate.admit(Intent::ClientWrite).await?;
         }
     }
 
     /// Waits for the changes that are under way, which are bounded pieces, and brings everything that anybody has written below the
     /// root to disk. For when no more are admitted.
     pub async fn drain_and_sync(&self) -> io::Result<()> {
-        self.inner.changes.close();
-        self.inner.changes.wait().await;
-        let inner = self.inner.clone();
-        spawn_blocking(move || inner.root.sync()).await.map_err(io::Error::other)?
+        self.shared.changes.close();
+        self.shared.changes.wait().await;
+        let shared = self.shared.clone();
+        spawn_blocking(move || shared.root.sync()).await.map_err(io::Error::other)?
     }
 
     /// Work that changes something; [`Files::drain_and_sync`] waits for it even if its caller has gone away.
-    async fn changing<T: Send + 'static>(
+    async fn run_change<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Inner) -> Result<T, FileError> + Send + 'static,
+        work: impl FnOnce(&FilesShared) -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, FileError> {
-        let token = self.inner.changes.token();
-        self.blocking(move |inner| {
+        let token = self.shared.changes.token();
+        self.run_blocking(move |shared| {
             let _under_way = token;
-            work(inner)
+            work(shared)
         })
         .await
     }
 
-    async fn blocking<T: Send + 'static>(
+    async fn run_blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Inner) -> Result<T, FileError> + Send + 'static,
+        work: impl FnOnce(&FilesShared) -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, FileError> {
-        let inner = self.inner.clone();
-        let done = spawn_blocking(move || work(&inner)).await;
+        let shared = self.shared.clone();
+        let done = spawn_blocking(move || work(&shared)).await;
         done.map_err(|_| FileError::Fault { operation: "working on files" })?
     }
 }
 
-fn place(places: &Arc<Semaphore>, limit: usize) -> Result<OwnedSemaphorePermit, FileError> {
-    places.clone().try_acquire_owned().map_err(|_| FileError::TooManyStreams { limit })
+fn acquire_permit(permits: &Arc<Semaphore>, limit: usize) -> Result<OwnedSemaphorePermit, FileError> {
+    permits.clone().try_acquire_owned().map_err(|_| FileError::TooManyStreams { limit })
 }
 
 #[cfg(test)]
@@ -248,7 +249,7 @@ mod tests {
         let done = Arc::new(AtomicBool::new(false));
         let change = {
             let done = done.clone();
-            files.changing(move |_| {
+            files.run_change(move |_| {
                 let _told = wait.recv();
                 done.store(true, Ordering::SeqCst);
                 Ok(())

@@ -4,17 +4,17 @@
 //! positions of their own; while one is connected the pipes wait for it rather than lose a byte. What people do to a process
 //! (write, signal) they leave in its state, and the task acts on it.
 
-mod ending;
 mod error;
-mod leftovers;
 mod output;
 mod registry;
+mod retention;
 mod run;
 mod start;
 mod state;
 mod stdin;
 mod table;
 mod task;
+mod termination;
 #[cfg(test)]
 mod tests;
 mod watcher;
@@ -30,7 +30,7 @@ use rustix::process::Pid;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use self::state::State;
+use self::state::ProcessState;
 pub use self::{
     error::ProcessError,
     registry::ProcessRegistry,
@@ -108,15 +108,15 @@ struct Process {
     /// All that it started and that did not leave it; may live on when it has ended.
     group: ProcessGroup,
     gate: Arc<AdmissionGate>,
-    state: Mutex<State>,
+    state: Mutex<ProcessState>,
     /// For watchers: there is output, or an end.
-    wake: Notify,
+    output_ready: Notify,
     /// For the task: somebody took output, wrote, or wants an end.
-    moved: Notify,
+    task_wakeup: Notify,
     /// For writers: stdin was taken or closed.
-    fed: Notify,
+    stdin_progress: Notify,
     /// It is no longer in the table: nobody can ask for it again.
-    forgotten: CancellationToken,
+    removed: CancellationToken,
 }
 
 impl ProcessId {
@@ -176,24 +176,25 @@ impl Process {
             return Err(ProcessError::StaleEpoch { epoch: self.epoch });
         }
         loop {
-            let fed = self.fed.notified();
+            let fed = self.stdin_progress.notified();
             tokio::pin!(fed);
             fed.as_mut().enable();
-            if let Some(progress) = Attempt::retry_while_held(|| self.offer(offset, &data, end)).await? {
+            if let Some(progress) = Attempt::retry_while_held(|| self.offer_stdin(offset, &data, end)).await?
+            {
                 return Ok(progress);
             }
             fed.await;
         }
     }
 
-    fn offer(
+    fn offer_stdin(
         &self,
         offset: u64,
         data: &Bytes,
         end: bool,
     ) -> Result<Option<StdinProgress>, Attempt<ProcessError>> {
         let mut state = self.state();
-        let over = state.ended();
+        let over = state.leader_ended();
         let stdin = state.stdin.as_mut().ok_or(ProcessError::BadField {
             field: "process_id",
             allowed: "a process that was started with stdin",
@@ -204,8 +205,8 @@ impl Process {
         let offered =
             stdin.offer(offset, data, end, || self.gate.try_admit(Intent::Keystroke, data.len()))?;
         drop(state);
-        if offered.took {
-            self.moved.notify_one();
+        if offered.accepted {
+            self.task_wakeup.notify_one();
         }
         Ok(offered.progress)
     }
@@ -213,22 +214,22 @@ impl Process {
     /// Asks for its end, and for that of all in its group.
     fn end(&self, grace: Duration) {
         let mut state = self.state();
-        let sooner = state.end_wanted.map_or(grace, |before| before.min(grace));
-        state.end_wanted = Some(sooner);
+        let sooner = state.requested_grace.map_or(grace, |before| before.min(grace));
+        state.requested_grace = Some(sooner);
         drop(state);
-        self.moved.notify_one();
+        self.task_wakeup.notify_one();
     }
 
     /// It has ended, and nobody is left in its group.
     fn is_gone(&self) -> bool {
-        self.is_over() && !self.group.has_members()
+        self.is_finished() && !self.group.has_members()
     }
 
-    fn is_over(&self) -> bool {
-        self.state().over_at.is_some()
+    fn is_finished(&self) -> bool {
+        self.state().finished_at.is_some()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ProcessState> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 }

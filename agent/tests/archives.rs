@@ -130,7 +130,7 @@ impl World {
         for piece in zip.chunks(300_000) {
             receiving.push(piece.to_vec().into()).await?;
         }
-        let said: Vec<_> = receiving.unpack().await?.try_collect().await?;
+        let said: Vec<_> = receiving.extract().await?.try_collect().await?;
         match said.last() {
             Some(ExtractEvent::Done { entries, bytes }) => Ok((*entries, *bytes)),
             other => panic!("the last word was {other:?}"),

@@ -66,7 +66,7 @@ impl archives_server::Archives for ArchivesService {
             }
             receiving.push(sized(next.data)?).await.map_err(status)?;
         }
-        let events = receiving.unpack().await.map_err(status)?;
+        let events = receiving.extract().await.map_err(status)?;
         let messages = events.map(|event| event.map(Into::into).map_err(status));
         Ok(Response::new(messages.boxed()))
     }

@@ -22,60 +22,60 @@ use std::{
 use tokio::sync::mpsc::Sender;
 
 use super::{
-    deflate::BLOCK,
-    error::{ArchiveError, Stopped},
-    gate::{Ended, Gate},
-    ignore::Rules,
-    layout::Member,
+    compress::{CompressJob, Compressed, run_worker},
+    deflate::BLOCK_BYTES,
+    dispatch::{JobDispatcher, WriteItem},
+    error::{ArchiveError, ArchiveStop},
+    ignore::IgnoreRules,
+    layout::ZipMember,
     manifest::{ArchiveProgress, CreateEvent},
-    order::{Item, Walker},
-    walk::{Step, Walk},
-    work::{Job, Packed, work},
-    write::Writer,
+    memory_budget::{Cancelled, MemoryBudget},
+    walk::{TreeWalk, WalkStep},
+    write::ZipWriter,
 };
 use crate::files::FileKind;
 
 /// Threads that deflate: as many as there are cores, up to this.
 const MAX_WORKERS: usize = 4;
 /// Bytes of content between the walk and the writer, as much again when it is deflated; then the walk waits.
-const IN_FLIGHT: usize = 12 * BLOCK;
+const IN_FLIGHT_BYTES: usize = 12 * BLOCK_BYTES;
 /// Entries between them; then the walk waits.
-const QUEUE: usize = 512;
+const QUEUE_ENTRIES: usize = 512;
 /// Between two messages about the progress.
-const TELL_EVERY: Duration = Duration::from_millis(250);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Makes an archive of a folder. Blocks until it is taken, given up or failed.
 pub(super) fn create(
     dir: OwnedFd,
-    rules: Rules,
+    rules: IgnoreRules,
     events: Sender<CreateEvent>,
     scratch: &Path,
 ) -> Result<(), ArchiveError> {
-    let gate = Gate::new(IN_FLIGHT);
+    let budget = MemoryBudget::new(IN_FLIGHT_BYTES);
     let total = AtomicU64::new(0);
-    let count_dir = dir.try_clone().map_err(super::error::spooling)?;
-    let (jobs, todo) = sync_channel::<Job>(QUEUE);
-    let (order, items) = sync_channel::<Item>(QUEUE);
+    let count_dir = dir.try_clone().map_err(super::error::spool_error)?;
+    let (jobs, todo) = sync_channel::<CompressJob>(QUEUE_ENTRIES);
+    let (order, items) = sync_channel::<WriteItem>(QUEUE_ENTRIES);
     let todo = Arc::new(Mutex::new(todo));
     thread::scope(|scope| {
-        let (gate, total) = (&gate, &total);
+        let (budget, total) = (&budget, &total);
         for _ in 0..workers() {
             let todo = todo.clone();
-            scope.spawn(move || work(&todo, gate));
+            scope.spawn(move || run_worker(&todo, budget));
         }
         // With the last worker the jobs go: who hands them out must not wait for nobody.
         drop(todo);
         let counted = rules.clone();
-        scope.spawn(move || count(count_dir, counted, gate, total));
+        scope.spawn(move || sum_sizes(count_dir, counted, budget, total));
         scope.spawn(move || {
             // What keeps it from going on is seen by the writer: its items end too early, or somebody ended the gate.
-            let _ended = Walker::new(gate, jobs, order).walk(dir, rules);
+            let _ended = JobDispatcher::new(budget, jobs, order).walk(dir, rules);
         });
-        let written = put(items, gate, total, Writer::new(events, scratch));
-        gate.end();
+        let written = write_items(items, budget, total, ZipWriter::new(events, scratch));
+        budget.cancel();
         match written {
-            Ok(()) | Err(Stopped::Gone) => Ok(()),
-            Err(Stopped::Failed(error)) => Err(error),
+            Ok(()) | Err(ArchiveStop::ReceiverDropped) => Ok(()),
+            Err(ArchiveStop::Failed(error)) => Err(error),
         }
     })
 }
@@ -85,91 +85,98 @@ fn workers() -> usize {
 }
 
 /// Adds up what there is, for the progress.
-fn count(dir: OwnedFd, rules: Rules, gate: &Gate, total: &AtomicU64) {
-    let Ok(mut walk) = Walk::new(dir, rules, gate) else { return };
+fn sum_sizes(dir: OwnedFd, rules: IgnoreRules, budget: &MemoryBudget, total: &AtomicU64) {
+    let Ok(mut walk) = TreeWalk::new(dir, rules, budget) else { return };
     let mut bytes = 0;
     loop {
         match walk.next() {
-            Ok(Some(Step::Found(found))) if found.facts.kind == FileKind::File => bytes += found.facts.size,
+            Ok(Some(WalkStep::Found(found))) if found.metadata.kind == FileKind::File => {
+                bytes += found.metadata.size
+            }
             Ok(Some(_)) => {}
             Ok(None) => break,
-            Err(Ended) => return,
+            Err(Cancelled) => return,
         }
     }
     total.store(bytes, Ordering::Relaxed);
 }
 
 /// The writer's part.
-fn put(items: Receiver<Item>, gate: &Gate, total: &AtomicU64, mut writer: Writer<'_>) -> Result<(), Stopped> {
+fn write_items(
+    items: Receiver<WriteItem>,
+    budget: &MemoryBudget,
+    total: &AtomicU64,
+    mut writer: ZipWriter<'_>,
+) -> Result<(), ArchiveStop> {
     let mut bytes = 0;
-    let mut told = Instant::now();
-    let mut streamed: Option<(Member, u64, u64)> = None;
+    let mut last_progress = Instant::now();
+    let mut streamed: Option<(ZipMember, u64, u64)> = None;
     loop {
         let Ok(item) = items.recv() else { return Err(fault()) };
         match item {
-            Item::Line { member, content, line } => {
+            WriteItem::Entry { member, content, entry } => {
                 if let Some(member) = member {
-                    writer.whole(&member, &content)?;
+                    writer.write_member(&member, &content)?;
                 }
-                writer.line(line)?;
+                writer.add_entry(entry)?;
             }
-            Item::Skipped(skipped) => writer.skip(skipped),
-            Item::Small { packed, room } => {
-                let packed = packed.recv().map_err(|_| fault())?;
-                match packed {
-                    Packed::Whole { member, content, line } => {
+            WriteItem::Skipped(skipped) => writer.add_skipped(skipped),
+            WriteItem::Small { result, reserved } => {
+                let result = result.recv().map_err(|_| fault())?;
+                match result {
+                    Compressed::Whole { member, content, entry } => {
                         bytes += member.size;
-                        writer.whole(&member, &content)?;
-                        match line {
-                            Ok(line) => writer.line(line)?,
-                            Err(skipped) => writer.skip(skipped),
+                        writer.write_member(&member, &content)?;
+                        match entry {
+                            Ok(entry) => writer.add_entry(entry)?,
+                            Err(skipped) => writer.add_skipped(skipped),
                         }
                     }
-                    Packed::Skipped(skipped) => writer.skip(skipped),
-                    Packed::Block { .. } => return Err(fault()),
+                    Compressed::Skipped(skipped) => writer.add_skipped(skipped),
+                    Compressed::Block { .. } => return Err(fault()),
                 }
-                gate.give(room);
+                budget.release(reserved);
             }
-            Item::Begin(member) => {
+            WriteItem::Begin(member) => {
                 let expected = member.size;
-                let offset = writer.begin(&member)?;
-                streamed = Some((Member { size: 0, ..member }, offset, expected));
+                let offset = writer.begin_member(&member)?;
+                streamed = Some((ZipMember { size: 0, ..member }, offset, expected));
             }
-            Item::Block { packed, room } => {
-                let (Ok(Packed::Block { content, crc, size }), Some((member, _, _))) =
-                    (packed.recv(), &mut streamed)
+            WriteItem::Block { result, reserved } => {
+                let (Ok(Compressed::Block { content, crc, size }), Some((member, _, _))) =
+                    (result.recv(), &mut streamed)
                 else {
                     return Err(fault());
                 };
-                writer.put(&content)?;
+                writer.write_bytes(&content)?;
                 let mut whole = crc32fast::Hasher::new_with_initial_len(member.crc, member.size);
                 whole.combine(&crc);
                 member.crc = whole.finalize();
                 member.size += size;
-                member.packed += content.len() as u64;
+                member.compressed_size += content.len() as u64;
                 bytes += size;
-                gate.give(room);
+                budget.release(reserved);
             }
-            Item::End(line) => {
+            WriteItem::End(entry) => {
                 let Some((mut member, offset, expected)) = streamed.take() else { return Err(fault()) };
-                member.packed += super::deflate::LAST.len() as u64;
-                writer.end(&member, offset, expected)?;
-                match line {
-                    Ok(line) => writer.line(line)?,
-                    Err(skipped) => writer.skip(skipped),
+                member.compressed_size += super::deflate::FINAL_BLOCK.len() as u64;
+                writer.end_member(&member, offset, expected)?;
+                match entry {
+                    Ok(entry) => writer.add_entry(entry)?,
+                    Err(skipped) => writer.add_skipped(skipped),
                 }
             }
-            Item::Finished => return writer.finish(),
+            WriteItem::Finished => return writer.finish(),
         }
-        if told.elapsed() >= TELL_EVERY {
-            told = Instant::now();
+        if last_progress.elapsed() >= PROGRESS_INTERVAL {
+            last_progress = Instant::now();
             let total_bytes = total.load(Ordering::Relaxed);
-            writer.tell(ArchiveProgress { entries: writer.entries(), bytes, total_bytes })?;
+            writer.send_progress(ArchiveProgress { entries: writer.entries(), bytes, total_bytes })?;
         }
     }
 }
 
 /// A thread of ours is gone without a word: it panicked.
-fn fault() -> Stopped {
+fn fault() -> ArchiveStop {
     ArchiveError::fault("making an archive").into()
 }

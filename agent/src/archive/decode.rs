@@ -5,9 +5,9 @@ use std::{fs::File, os::unix::fs::FileExt};
 use flate2::{Decompress, FlushDecompress, Status};
 
 use super::{
-    error::{ArchiveError, spooling},
+    error::{ArchiveError, spool_error},
     layout::STORED,
-    read::Record,
+    read::CentralRecord,
 };
 
 /// Bytes read and given on at a time.
@@ -30,12 +30,12 @@ impl Decoder {
     pub(super) fn decode(
         &mut self,
         file: &File,
-        record: &Record,
+        record: &CentralRecord,
         start: u64,
         mut take: impl FnMut(&[u8]) -> Result<(), ArchiveError>,
     ) -> Result<(), ArchiveError> {
         let (mut crc, mut size) = (crc32fast::Hasher::new(), 0);
-        let wrong = |cause| ArchiveError::entry(&record.name, cause);
+        let wrong = |cause| ArchiveError::bad_entry(&record.name, cause);
         let mut give = |bytes: &[u8]| {
             size += bytes.len() as u64;
             if size > record.size {
@@ -45,7 +45,7 @@ impl Decoder {
             take(bytes)
         };
         if record.method == STORED {
-            self.copy(file, start, record.packed, &mut give)?;
+            self.copy(file, start, record.compressed_size, &mut give)?;
         } else {
             self.inflate(file, start, record, &mut give)?;
         }
@@ -67,7 +67,7 @@ impl Decoder {
     ) -> Result<(), ArchiveError> {
         while left > 0 {
             let now = PIECE_BYTES.min(usize::try_from(left).unwrap_or(PIECE_BYTES));
-            file.read_exact_at(&mut self.input[..now], at).map_err(spooling)?;
+            file.read_exact_at(&mut self.input[..now], at).map_err(spool_error)?;
             give(&self.input[..now])?;
             (at, left) = (at + now as u64, left - now as u64);
         }
@@ -78,16 +78,16 @@ impl Decoder {
         &mut self,
         file: &File,
         mut at: u64,
-        record: &Record,
+        record: &CentralRecord,
         give: &mut impl FnMut(&[u8]) -> Result<(), ArchiveError>,
     ) -> Result<(), ArchiveError> {
-        let damaged = || ArchiveError::entry(&record.name, "its content is damaged");
+        let damaged = || ArchiveError::bad_entry(&record.name, "its content is damaged");
         self.inflate.reset(false);
-        let (mut left, mut have) = (record.packed, 0..0);
+        let (mut left, mut have) = (record.compressed_size, 0..0);
         loop {
             if have.is_empty() && left > 0 {
                 let now = PIECE_BYTES.min(usize::try_from(left).unwrap_or(PIECE_BYTES));
-                file.read_exact_at(&mut self.input[..now], at).map_err(spooling)?;
+                file.read_exact_at(&mut self.input[..now], at).map_err(spool_error)?;
                 (at, left, have) = (at + now as u64, left - now as u64, 0..now);
             }
             let (took, gave) = (self.inflate.total_in(), self.inflate.total_out());

@@ -1,31 +1,31 @@
 //! Deflating in blocks that stand for themselves, so that several threads can work on one file: each block ends at a byte, and the
-//! stream ends with [`LAST`]. Repeats are looked for where there are some: to look is what takes the time.
+//! stream ends with [`FINAL_BLOCK`]. Repeats are looked for where there are some: to look is what takes the time.
 
 use flate2::{Compress, Compression, FlushCompress, Status};
 
-use super::literals::{self, Counts};
+use super::huffman::{self, ByteCounts};
 
 /// Bytes of a block.
-pub(super) const BLOCK: usize = 1024 * 1024;
+pub(super) const BLOCK_BYTES: usize = 1024 * 1024;
 /// An empty block that says that it is the last.
-pub(super) const LAST: [u8; 2] = [3, 0];
+pub(super) const FINAL_BLOCK: [u8; 2] = [3, 0];
 
 /// Bytes looked at to tell whether deflating is worth its while: so many from each of so many places.
-const SAMPLE: usize = 2_048;
-const PLACES: usize = 8;
+const SAMPLE_BYTES: usize = 2_048;
+const SAMPLES: usize = 8;
 /// Bits a byte from which on it is not: pictures, films and archives have 7.9 and more, text about 5, programs about 6.
-const DENSE: f64 = 7.85;
+const DENSE_BITS: f64 = 7.85;
 /// Bytes of a block in which repeats are looked for first.
-const PROBE: usize = 128 * 1024;
+const PROBE_BYTES: usize = 128 * 1024;
 /// Where so few were found, as many more bytes are packed without a look; then comes a probe again.
-const UNPROBED: usize = 3 * PROBE;
+const UNPROBED_BYTES: usize = 3 * PROBE_BYTES;
 /// What finding repeats has to save of the bytes that are left without, to be worth its time: one part of so many.
-const WORTH: usize = 50;
+const MIN_GAIN_DIVISOR: usize = 50;
 /// Too few bytes to tell.
-const SMALL: usize = 4_096;
+const MIN_SAMPLED_BYTES: usize = 4_096;
 /// What a stored block holds at most, and what it costs.
 const STORED_BYTES: usize = 65_535;
-const STORED_COST: usize = 5;
+const STORED_OVERHEAD: usize = 5;
 
 /// One thread's compressor.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub(super) struct Deflater {
 
 /// A fault of the compressor; none is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Fault;
+pub(super) struct DeflateFault;
 
 impl Deflater {
     /// At the level zip has, too.
@@ -44,40 +44,41 @@ impl Deflater {
     }
 
     /// A whole stream; `None` if it would be no smaller than what it is made of.
-    pub(super) fn whole(&mut self, input: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
-        if dense(input) {
+    pub(super) fn compress_whole(&mut self, input: &[u8]) -> Result<Option<Vec<u8>>, DeflateFault> {
+        if is_incompressible(input) {
             return Ok(None);
         }
         self.compress.reset();
         let mut out = Vec::with_capacity(input.len());
-        let status = self.compress.compress_vec(input, &mut out, FlushCompress::Finish).map_err(|_| Fault)?;
+        let status =
+            self.compress.compress_vec(input, &mut out, FlushCompress::Finish).map_err(|_| DeflateFault)?;
         // Otherwise it did not fit.
         Ok((status == Status::StreamEnd && out.len() < input.len()).then_some(out))
     }
 
     /// A piece of a stream.
-    pub(super) fn block(&mut self, input: &[u8]) -> Result<Vec<u8>, Fault> {
-        if dense(input) {
-            return Ok(stored(input));
+    pub(super) fn compress_block(&mut self, input: &[u8]) -> Result<Vec<u8>, DeflateFault> {
+        if is_incompressible(input) {
+            return Ok(store(input));
         }
         self.compress.reset();
         let mut out = Vec::with_capacity(input.len() + (input.len() / 1_024) + 128);
         let mut rest = input;
         while !rest.is_empty() {
-            let (probe, behind) = rest.split_at(rest.len().min(PROBE));
+            let (probe, behind) = rest.split_at(rest.len().min(PROBE_BYTES));
             let before = out.len();
             if !self.deflate(probe, &mut out)? {
-                return Ok(stored(input));
+                return Ok(store(input));
             }
-            let without = Counts::of(probe).cost();
-            if out.len() - before < without - without / WORTH {
+            let without = ByteCounts::of(probe).cost();
+            if out.len() - before < without - without / MIN_GAIN_DIVISOR {
                 // It repeats itself: the search goes on where it is.
                 let fits = behind.is_empty() || self.deflate(behind, &mut out)?;
-                return Ok(if fits { out } else { stored(input) });
+                return Ok(if fits { out } else { store(input) });
             }
-            let (unprobed, behind) = behind.split_at(behind.len().min(UNPROBED));
+            let (unprobed, behind) = behind.split_at(behind.len().min(UNPROBED_BYTES));
             if !unprobed.is_empty() {
-                out.extend(literals::encode(unprobed));
+                out.extend(huffman::encode(unprobed));
                 self.compress.reset();
             }
             rest = behind;
@@ -86,17 +87,17 @@ impl Deflater {
     }
 
     /// More of a stream, up to a byte. `false`: there is too little room for it, which deflate never needs more of than storing does.
-    fn deflate(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<bool, Fault> {
+    fn deflate(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<bool, DeflateFault> {
         let before = self.compress.total_in();
-        self.compress.compress_vec(input, out, FlushCompress::Sync).map_err(|_| Fault)?;
+        self.compress.compress_vec(input, out, FlushCompress::Sync).map_err(|_| DeflateFault)?;
         // A flush is complete when there was room left behind it.
         Ok(self.compress.total_in() - before == input.len() as u64 && out.len() < out.capacity())
     }
 }
 
 /// As it is, in blocks that say so.
-fn stored(input: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(input.len() + (input.len() / STORED_BYTES + 1) * STORED_COST);
+fn store(input: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(input.len() + (input.len() / STORED_BYTES + 1) * STORED_OVERHEAD);
     for piece in input.chunks(STORED_BYTES) {
         let length = piece.len() as u16;
         out.push(0);
@@ -108,15 +109,15 @@ fn stored(input: &[u8]) -> Vec<u8> {
 }
 
 /// Whether its bytes are spread so evenly that deflating gains nothing: it is compressed or encrypted already.
-fn dense(input: &[u8]) -> bool {
-    if input.len() < SMALL {
+fn is_incompressible(input: &[u8]) -> bool {
+    if input.len() < MIN_SAMPLED_BYTES {
         return false;
     }
     let mut counts = [0u32; 256];
     let mut seen = 0u32;
-    let step = (input.len() / PLACES).max(SAMPLE);
+    let step = (input.len() / SAMPLES).max(SAMPLE_BYTES);
     for start in (0..input.len()).step_by(step) {
-        for byte in &input[start..input.len().min(start + SAMPLE)] {
+        for byte in &input[start..input.len().min(start + SAMPLE_BYTES)] {
             counts[usize::from(*byte)] += 1;
             seen += 1;
         }
@@ -127,7 +128,7 @@ fn dense(input: &[u8]) -> bool {
         .filter(|n| **n > 0)
         .map(|n| -f64::from(*n) / seen * (f64::from(*n) / seen).log2())
         .sum();
-    bits > DENSE
+    bits > DENSE_BITS
 }
 
 #[cfg(test)]
@@ -152,24 +153,25 @@ pub(super) mod tests {
     #[test]
     fn what_is_compressed_already_is_stored() {
         let noise = noise(200_000);
-        assert_eq!(Deflater::new().whole(&noise).unwrap(), None);
-        let stored = Deflater::new().block(&noise).unwrap();
-        assert_eq!(stored.len(), noise.len() + 4 * STORED_COST);
-        assert_eq!(Deflater::new().whole(b"xyz").unwrap(), None, "three bytes cannot shrink");
+        assert_eq!(Deflater::new().compress_whole(&noise).unwrap(), None);
+        let stored = Deflater::new().compress_block(&noise).unwrap();
+        assert_eq!(stored.len(), noise.len() + 4 * STORED_OVERHEAD);
+        assert_eq!(Deflater::new().compress_whole(b"xyz").unwrap(), None, "three bytes cannot shrink");
     }
 
     #[test]
     fn blocks_of_all_kinds_make_one_stream() {
         let blocks = [
-            vec![0; BLOCK],
-            noise(BLOCK),
+            vec![0; BLOCK_BYTES],
+            noise(BLOCK_BYTES),
             b"a".to_vec(),
             "text and more text ".repeat(9_999).into(),
             noise(5_000),
         ];
         let mut deflater = Deflater::new();
-        let mut stream: Vec<u8> = blocks.iter().flat_map(|block| deflater.block(block).unwrap()).collect();
-        stream.extend(LAST);
+        let mut stream: Vec<u8> =
+            blocks.iter().flat_map(|block| deflater.compress_block(block).unwrap()).collect();
+        stream.extend(FINAL_BLOCK);
         assert!(inflate(&stream) == blocks.concat());
     }
 
@@ -181,35 +183,35 @@ pub(super) mod tests {
 
     #[test]
     fn what_does_not_repeat_itself_is_packed_as_well_without_a_search() {
-        let numbers = numbers(BLOCK);
+        let numbers = numbers(BLOCK_BYTES);
         let mut deflater = Deflater::new();
-        let searched = deflater.whole(&numbers).unwrap().unwrap();
-        let mut stream = deflater.block(&numbers).unwrap();
+        let searched = deflater.compress_whole(&numbers).unwrap().unwrap();
+        let mut stream = deflater.compress_block(&numbers).unwrap();
         assert!(
-            stream.len() <= searched.len() + searched.len() / WORTH,
+            stream.len() <= searched.len() + searched.len() / MIN_GAIN_DIVISOR,
             "{} {}",
             stream.len(),
             searched.len()
         );
-        stream.extend(LAST);
+        stream.extend(FINAL_BLOCK);
         assert!(inflate(&stream) == numbers);
     }
 
     #[test]
     fn a_hole_takes_no_room() {
-        let packed = Deflater::new().block(&[0; BLOCK]).unwrap();
-        assert!(packed.len() < BLOCK / 500, "{}", packed.len());
+        let packed = Deflater::new().compress_block(&[0; BLOCK_BYTES]).unwrap();
+        assert!(packed.len() < BLOCK_BYTES / 500, "{}", packed.len());
     }
 
     #[test]
     fn where_repeats_begin_in_mid_block_they_are_found_again() {
         let text = "text and more text ".repeat(50_000).into_bytes();
-        let block = [numbers(BLOCK - text.len().min(BLOCK / 2)), text].concat();
-        let block = &block[..BLOCK];
+        let block = [numbers(BLOCK_BYTES - text.len().min(BLOCK_BYTES / 2)), text].concat();
+        let block = &block[..BLOCK_BYTES];
         let mut deflater = Deflater::new();
-        let mut stream = deflater.block(block).unwrap();
-        assert!(stream.len() < BLOCK - BLOCK / 8, "{}", stream.len());
-        stream.extend(LAST);
+        let mut stream = deflater.compress_block(block).unwrap();
+        assert!(stream.len() < BLOCK_BYTES - BLOCK_BYTES / 8, "{}", stream.len());
+        stream.extend(FINAL_BLOCK);
         assert!(inflate(&stream) == block);
     }
 
@@ -218,11 +220,11 @@ pub(super) mod tests {
         fn whatever_goes_in_comes_out(input in prop::collection::vec(any::<u8>(), 0..20_000), repeat in 1usize..4) {
             let input = input.repeat(repeat);
             let mut deflater = Deflater::new();
-            if let Some(stream) = deflater.whole(&input).unwrap() {
+            if let Some(stream) = deflater.compress_whole(&input).unwrap() {
                 prop_assert!(stream.len() < input.len());
                 prop_assert_eq!(&inflate(&stream), &input);
             }
-            let stream = [deflater.block(&input).unwrap(), LAST.to_vec()].concat();
+            let stream = [deflater.compress_block(&input).unwrap(), FINAL_BLOCK.to_vec()].concat();
             prop_assert_eq!(&inflate(&stream), &input);
         }
     }

@@ -13,7 +13,7 @@ pub enum ArchiveError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The zip must not be unpacked, or is none.
-    #[error("{}: {cause}; nothing was written", shown(.entry))]
+    #[error("{}: {cause}; nothing was written", entry_or_zip(.entry))]
     Unsafe {
         /// Its name; empty: the zip as a whole.
         entry: String,
@@ -34,18 +34,18 @@ pub enum ArchiveError {
     },
 }
 
-fn shown(entry: &str) -> &str {
+fn entry_or_zip(entry: &str) -> &str {
     if entry.is_empty() { "the zip" } else { entry }
 }
 
 impl ArchiveError {
     /// About one entry.
-    pub(super) fn entry(name: &[u8], cause: &'static str) -> Self {
+    pub(super) fn bad_entry(name: &[u8], cause: &'static str) -> Self {
         Self::Unsafe { entry: String::from_utf8_lossy(name).into_owned(), cause }
     }
 
     /// About the zip as a whole.
-    pub(super) fn zip(cause: &'static str) -> Self {
+    pub(super) fn bad_zip(cause: &'static str) -> Self {
         Self::Unsafe { entry: String::new(), cause }
     }
 
@@ -62,20 +62,20 @@ impl From<Rejection> for ArchiveError {
 
 /// Why work on an archive stopped.
 #[derive(Debug)]
-pub(super) enum Stopped {
+pub(super) enum ArchiveStop {
     /// Nobody takes what comes of it any more.
-    Gone,
+    ReceiverDropped,
     Failed(ArchiveError),
 }
 
-impl<E: Into<ArchiveError>> From<E> for Stopped {
+impl<E: Into<ArchiveError>> From<E> for ArchiveStop {
     fn from(error: E) -> Self {
         Self::Failed(error.into())
     }
 }
 
 /// Turns an error with the spool into what it means for everybody.
-pub(super) fn spooling(error: io::Error) -> ArchiveError {
+pub(super) fn spool_error(error: io::Error) -> ArchiveError {
     let path = "the agent's own folder".to_owned();
     let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
     ArchiveError::File(match errno {

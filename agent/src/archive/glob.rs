@@ -2,7 +2,7 @@
 
 /// A pattern that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Pattern {
+pub(super) struct IgnorePattern {
     /// Began with "!": what matches is wanted after all.
     pub(super) negated: bool,
     /// Ended with "/": matches folders only.
@@ -11,7 +11,7 @@ pub(super) struct Pattern {
     parts: Vec<Vec<u8>>,
 }
 
-impl Pattern {
+impl IgnorePattern {
     /// Reads a line; comments and empty lines are no pattern.
     pub(super) fn parse(line: &[u8]) -> Option<Self> {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -82,7 +82,7 @@ fn wild<P, T>(pattern: &[P], text: &[T], any: impl Fn(&P) -> bool, one: impl Fn(
 }
 
 /// What stands for one byte of a name, or (`Any`) for any number of them.
-enum Token<'a> {
+enum GlobToken<'a> {
     Any,
     One,
     Byte(u8),
@@ -91,48 +91,48 @@ enum Token<'a> {
 
 fn part(pattern: &[u8], name: &[u8]) -> bool {
     let tokens = tokens(pattern);
-    let one = |token: &Token<'_>, byte: &u8| match token {
-        Token::Any => false,
-        Token::One => true,
-        Token::Byte(expected) => expected == byte,
-        Token::Class { negated, members } => in_class(members, *byte) != *negated,
+    let one = |token: &GlobToken<'_>, byte: &u8| match token {
+        GlobToken::Any => false,
+        GlobToken::One => true,
+        GlobToken::Byte(expected) => expected == byte,
+        GlobToken::Class { negated, members } => in_class(members, *byte) != *negated,
     };
-    wild(&tokens, name, |token| matches!(token, Token::Any), one)
+    wild(&tokens, name, |token| matches!(token, GlobToken::Any), one)
 }
 
-fn tokens(mut pattern: &[u8]) -> Vec<Token<'_>> {
+fn tokens(mut pattern: &[u8]) -> Vec<GlobToken<'_>> {
     let mut tokens = Vec::with_capacity(pattern.len());
     while let Some((first, rest)) = pattern.split_first() {
         pattern = rest;
         tokens.push(match (first, rest) {
-            (b'*', _) => Token::Any,
-            (b'?', _) => Token::One,
+            (b'*', _) => GlobToken::Any,
+            (b'?', _) => GlobToken::One,
             (b'\\', [escaped, after @ ..]) => {
                 pattern = after;
-                Token::Byte(*escaped)
+                GlobToken::Byte(*escaped)
             }
             (b'[', _) => match class(rest) {
                 Some((token, after)) => {
                     pattern = after;
                     token
                 }
-                None => Token::Byte(b'['),
+                None => GlobToken::Byte(b'['),
             },
-            (byte, _) => Token::Byte(*byte),
+            (byte, _) => GlobToken::Byte(*byte),
         });
     }
     tokens
 }
 
 /// Behind a "[": the class, and what follows it; `None` if it never closes.
-fn class(pattern: &[u8]) -> Option<(Token<'_>, &[u8])> {
+fn class(pattern: &[u8]) -> Option<(GlobToken<'_>, &[u8])> {
     let (negated, body) = match pattern {
         [b'!' | b'^', body @ ..] => (true, body),
         body => (false, body),
     };
     // A "]" that comes first is a member.
     let end = 1 + body.get(1..)?.iter().position(|b| *b == b']')?;
-    Some((Token::Class { negated, members: &body[..end] }, &body[end + 1..]))
+    Some((GlobToken::Class { negated, members: &body[..end] }, &body[end + 1..]))
 }
 
 fn in_class(mut members: &[u8], byte: u8) -> bool {
@@ -158,7 +158,7 @@ mod tests {
 
     fn matches(pattern: &str, path: &str) -> bool {
         let (path, folder) = path.strip_suffix('/').map_or((path, false), |path| (path, true));
-        Pattern::parse(pattern.as_bytes()).is_some_and(|p| p.matches(path.as_bytes(), folder))
+        IgnorePattern::parse(pattern.as_bytes()).is_some_and(|p| p.matches(path.as_bytes(), folder))
     }
 
     #[test]
@@ -187,7 +187,7 @@ mod tests {
             }
         }
         for nothing in ["", "# comment", "   ", "/", "!"] {
-            assert_eq!(Pattern::parse(nothing.as_bytes()), None, "{nothing:?}");
+            assert_eq!(IgnorePattern::parse(nothing.as_bytes()), None, "{nothing:?}");
         }
     }
 

@@ -9,7 +9,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{facts::Facts, glob::Pattern};
+use super::{glob::IgnorePattern, metadata::EntryMetadata};
 use crate::files::{FileError, FileKind};
 
 /// Patterns a caller may give; more are refused.
@@ -19,77 +19,84 @@ pub const MAX_PATTERN_BYTES: usize = 4_096;
 /// Bytes of an ignore file that are read; a longer one is said to be skipped, and ignores nothing.
 const MAX_FILE_BYTES: usize = 256 * 1024;
 /// The later one counts more.
-const FILES: [&str; 2] = [".gitignore", ".ignore"];
+const IGNORE_FILES: [&str; 2] = [".gitignore", ".ignore"];
 
 /// Patterns in the order in which they count.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Rules {
-    asked: Vec<Pattern>,
+pub(super) struct IgnoreRules {
+    caller: Vec<IgnorePattern>,
     /// Whether ignore files are obeyed.
-    files: bool,
-    found: Vec<Found>,
+    ignore_files: bool,
+    directories: Vec<DirectoryPatterns>,
 }
 
 /// The patterns of one folder.
 #[derive(Debug, Clone)]
-struct Found {
+struct DirectoryPatterns {
     /// Bytes of the folder's path with its slash.
     prefix: usize,
-    patterns: Vec<Pattern>,
+    patterns: Vec<IgnorePattern>,
 }
 
-impl Rules {
+impl IgnoreRules {
     /// Refuses patterns beyond the bounds.
-    pub(super) fn new(asked: &[Vec<u8>], files: bool) -> Result<Self, FileError> {
-        if asked.len() > MAX_PATTERNS || asked.iter().any(|pattern| pattern.len() > MAX_PATTERN_BYTES) {
+    pub(super) fn new(caller: &[Vec<u8>], ignore_files: bool) -> Result<Self, FileError> {
+        if caller.len() > MAX_PATTERNS || caller.iter().any(|pattern| pattern.len() > MAX_PATTERN_BYTES) {
             let allowed = "1,000 patterns of 4,096 bytes at most";
             return Err(FileError::BadField { field: "ignore", allowed });
         }
-        let asked = asked.iter().filter_map(|line| Pattern::parse(line)).collect();
-        Ok(Self { asked, files, found: Vec::new() })
+        let caller = caller.iter().filter_map(|line| IgnorePattern::parse(line)).collect();
+        Ok(Self { caller, ignore_files, directories: Vec::new() })
     }
 
     /// A folder is entered; the ignore files in it that cannot be read come back.
-    pub(super) fn enter(&mut self, dir: &OwnedFd, path: &[u8]) -> Vec<(&'static str, String)> {
+    pub(super) fn enter_directory(&mut self, dir: &OwnedFd, path: &[u8]) -> Vec<(&'static str, String)> {
         let mut patterns = Vec::new();
         let mut unread = Vec::new();
-        for name in FILES.into_iter().filter(|_| self.files) {
-            match read(dir, name) {
-                Ok(Some(text)) => patterns.extend(text.split(|b| *b == b'\n').filter_map(Pattern::parse)),
+        for name in IGNORE_FILES.into_iter().filter(|_| self.ignore_files) {
+            match read_ignore_file(dir, name) {
+                Ok(Some(text)) => {
+                    patterns.extend(text.split(|b| *b == b'\n').filter_map(IgnorePattern::parse))
+                }
                 Ok(None) => {}
                 Err(reason) => unread.push((name, reason)),
             }
         }
         let prefix = if path.is_empty() { 0 } else { path.len() + 1 };
-        self.found.push(Found { prefix, patterns });
+        self.directories.push(DirectoryPatterns { prefix, patterns });
         unread
     }
 
     /// The folder entered last is left.
-    pub(super) fn leave(&mut self) {
-        self.found.pop();
+    pub(super) fn leave_directory(&mut self) {
+        self.directories.pop();
     }
 
     /// Whether an entry (below the folder at hand) is left out.
     pub(super) fn ignores(&self, path: &[u8], folder: bool) -> bool {
-        let last = |patterns: &[Pattern], path: &[u8]| {
+        let last = |patterns: &[IgnorePattern], path: &[u8]| {
             patterns.iter().rev().find(|pattern| pattern.matches(path, folder)).map(|p| !p.negated)
         };
-        let found = || self.found.iter().rev().find_map(|found| last(&found.patterns, &path[found.prefix..]));
-        last(&self.asked, path).or_else(found).unwrap_or(false)
+        let from_files = || {
+            self.directories
+                .iter()
+                .rev()
+                .find_map(|directories| last(&directories.patterns, &path[directories.prefix..]))
+        };
+        last(&self.caller, path).or_else(from_files).unwrap_or(false)
     }
 }
 
-fn read(dir: &OwnedFd, name: &str) -> Result<Option<Vec<u8>>, String> {
-    match Facts::at(dir, OsStr::new(name)) {
-        Ok(facts) if facts.kind == FileKind::File => {}
+fn read_ignore_file(dir: &OwnedFd, name: &str) -> Result<Option<Vec<u8>>, String> {
+    match EntryMetadata::at(dir, OsStr::new(name)) {
+        Ok(metadata) if metadata.kind == FileKind::File => {}
         _ => return Ok(None),
     }
-    let text = |errno: Errno| super::walk::reason(errno);
+    let text = |errno: Errno| super::walk::skip_reason(errno);
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = openat(dir, name, flags, Mode::empty()).map_err(text)?;
     let mut content = Vec::new();
-    super::source::fill(&File::from(file), &mut content, MAX_FILE_BYTES + 1).map_err(text)?;
+    super::source::read_up_to(&File::from(file), &mut content, MAX_FILE_BYTES + 1).map_err(text)?;
     if content.len() > MAX_FILE_BYTES {
         return Err("its rules were not obeyed: it is longer than 256 KiB".to_owned());
     }

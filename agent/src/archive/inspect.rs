@@ -12,8 +12,8 @@ use ring::digest::{SHA256, digest};
 use super::{
     decode::Decoder,
     error::ArchiveError,
-    layout::{DEFLATED, IS_FILE, IS_FOLDER, IS_SYMLINK, KIND_BITS, STORED, STREAMED, UNIX},
-    read::{Record, Zip},
+    layout::{DEFLATED, IS_DIRECTORY, IS_FILE, IS_SYMLINK, KIND_BITS, STORED, STREAMED, UNIX},
+    read::{CentralRecord, ZipReader},
     walk::MAX_PATH,
 };
 use crate::files::FileKind;
@@ -21,7 +21,7 @@ use crate::files::FileKind;
 /// Deflate makes at most 1,032 bytes of one; who declares more lies. Some bytes of slack for what is tiny. As content cannot overlap, all
 /// of it is this many times the zip at most; the other bound is the room on the disk (`unpack`).
 const MAX_RATIO: u64 = 1_032;
-const SLACK: u64 = 64;
+const RATIO_SLACK: u64 = 64;
 /// Bytes of a symbolic link's target, as the kernel has it.
 pub(super) const MAX_TARGET: u64 = 4_095;
 /// Bytes of one part of a path.
@@ -35,7 +35,7 @@ const PERMISSIONS: u32 = 0o1777;
 
 /// What a zip adds up to.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Sum {
+pub(super) struct ZipTotals {
     pub(super) entries: u64,
     /// Of content.
     pub(super) bytes: u64,
@@ -43,64 +43,64 @@ pub(super) struct Sum {
 
 /// An entry that may be unpacked.
 #[derive(Debug, Clone)]
-pub(super) struct Safe {
+pub(super) struct CheckedEntry {
     /// Relative to the folder; no slash at its end.
     pub(super) path: Vec<u8>,
     pub(super) kind: FileKind,
     /// Permission bits; `None` where it was made on a system without them.
     pub(super) mode: Option<u32>,
-    pub(super) record: Record,
+    pub(super) record: CentralRecord,
 }
 
 /// A name by its hash: two million of them fit into 64 MiB.
-type Key = [u8; 16];
+type NameHash = [u8; 16];
 
 /// Looks through all but the content.
-pub(super) fn inspect(zip: &Zip) -> Result<Sum, ArchiveError> {
-    let mut sum = Sum::default();
-    let mut names: Vec<(Key, bool)> = Vec::with_capacity(zip.len());
+pub(super) fn inspect(zip: &ZipReader) -> Result<ZipTotals, ArchiveError> {
+    let mut sum = ZipTotals::default();
+    let mut names: Vec<(NameHash, bool)> = Vec::with_capacity(zip.len());
     let mut extents: Vec<(u64, u64, usize)> = Vec::with_capacity(zip.len());
     for number in 0..zip.len() {
-        let safe = Safe::new(zip.record(number)?)?;
+        let safe = CheckedEntry::new(zip.record(number)?)?;
         let record = &safe.record;
-        let end = zip.content(record)? + record.packed;
+        let end = zip.content(record)? + record.compressed_size;
         extents.push((record.header, end, number));
         sum.entries += 1;
         sum.bytes = sum.bytes.saturating_add(record.size);
-        names.push((key(&safe.path), safe.kind == FileKind::Directory));
+        names.push((name_hash(&safe.path), safe.kind == FileKind::Directory));
     }
-    apart(zip, extents)?;
-    one_of_each(zip, names)?;
+    check_overlaps(zip, extents)?;
+    check_names(zip, names)?;
     Ok(sum)
 }
 
 /// What one entry holds must not be part of another's: that is how small zips hold endless content.
-fn apart(zip: &Zip, mut extents: Vec<(u64, u64, usize)>) -> Result<(), ArchiveError> {
+fn check_overlaps(zip: &ZipReader, mut extents: Vec<(u64, u64, usize)>) -> Result<(), ArchiveError> {
     extents.sort_unstable();
     match extents.array_windows().find(|[before, after]| before.1 > after.0) {
         Some([_, (_, _, number)]) => {
-            Err(ArchiveError::entry(&zip.record(*number)?.name, "it overlaps with another entry"))
+            Err(ArchiveError::bad_entry(&zip.record(*number)?.name, "it overlaps with another entry"))
         }
         None => Ok(()),
     }
 }
 
 /// No name twice, as whatever kind; nothing below what is no folder.
-fn one_of_each(zip: &Zip, mut names: Vec<(Key, bool)>) -> Result<(), ArchiveError> {
-    let in_order: Vec<Key> = names.iter().map(|(key, _)| *key).collect();
+fn check_names(zip: &ZipReader, mut names: Vec<(NameHash, bool)>) -> Result<(), ArchiveError> {
+    let in_order: Vec<NameHash> = names.iter().map(|(key, _)| *key).collect();
     names.sort_unstable();
     if let Some([twice, _]) = names.array_windows().find(|[a, b]| a.0 == b.0) {
         let number = in_order.iter().rposition(|key| *key == twice.0).unwrap_or_default();
-        return Err(ArchiveError::entry(&zip.record(number)?.name, "its name is there twice"));
+        return Err(ArchiveError::bad_entry(&zip.record(number)?.name, "its name is there twice"));
     }
     drop(in_order);
     for number in 0..zip.len() {
-        let safe = Safe::new(zip.record(number)?)?;
+        let safe = CheckedEntry::new(zip.record(number)?)?;
         let above = safe.path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| &safe.path[..at]);
         for folder in above {
-            let found = names.binary_search_by_key(&key(folder), |(key, _)| *key);
+            let found = names.binary_search_by_key(&name_hash(folder), |(key, _)| *key);
             if found.is_ok_and(|at| !names[at].1) {
-                return Err(ArchiveError::entry(
+                return Err(ArchiveError::bad_entry(
                     &safe.record.name,
                     "it lies below a file or a link of the zip",
                 ));
@@ -111,16 +111,24 @@ fn one_of_each(zip: &Zip, mut names: Vec<(Key, bool)>) -> Result<(), ArchiveErro
 }
 
 /// Decodes an entry for nothing: what is wrong with its content is found before anything is written.
-pub(super) fn prove(zip: &Zip, safe: &Safe, decoder: &mut Decoder) -> Result<(), ArchiveError> {
+pub(super) fn verify_content(
+    zip: &ZipReader,
+    safe: &CheckedEntry,
+    decoder: &mut Decoder,
+) -> Result<(), ArchiveError> {
     let start = zip.content(&safe.record)?;
     if safe.kind == FileKind::Symlink {
-        return target(zip, safe, decoder).map(drop);
+        return link_target(zip, safe, decoder).map(drop);
     }
     decoder.decode(&zip.file, &safe.record, start, |_| Ok(()))
 }
 
 /// Where a symbolic link points.
-pub(super) fn target(zip: &Zip, safe: &Safe, decoder: &mut Decoder) -> Result<Vec<u8>, ArchiveError> {
+pub(super) fn link_target(
+    zip: &ZipReader,
+    safe: &CheckedEntry,
+    decoder: &mut Decoder,
+) -> Result<Vec<u8>, ArchiveError> {
     let mut target = Vec::new();
     let start = zip.content(&safe.record)?;
     decoder.decode(&zip.file, &safe.record, start, |bytes| {
@@ -128,18 +136,18 @@ pub(super) fn target(zip: &Zip, safe: &Safe, decoder: &mut Decoder) -> Result<Ve
         Ok(())
     })?;
     if target.is_empty() || target.contains(&0) {
-        return Err(ArchiveError::entry(&safe.record.name, "it is a link to nothing that could be"));
+        return Err(ArchiveError::bad_entry(&safe.record.name, "it is a link to nothing that could be"));
     }
     Ok(target)
 }
 
-impl Safe {
+impl CheckedEntry {
     /// Checks what can be told from the entry alone.
-    pub(super) fn new(record: Record) -> Result<Self, ArchiveError> {
-        let refuse = |cause| Err(ArchiveError::entry(&record.name, cause));
+    pub(super) fn new(record: CentralRecord) -> Result<Self, ArchiveError> {
+        let refuse = |cause| Err(ArchiveError::bad_entry(&record.name, cause));
         let (name, slash) =
             record.name.strip_suffix(b"/").map_or((&record.name[..], false), |name| (name, true));
-        if let Some(cause) = bad_name(name, record.system) {
+        if let Some(cause) = name_problem(name, record.system) {
             return refuse(cause);
         }
         if record.flags & ENCRYPTED != 0 {
@@ -154,7 +162,7 @@ impl Safe {
             _ if !unix => FileKind::File,
             0 if slash => FileKind::Directory,
             0 | IS_FILE if !slash => FileKind::File,
-            IS_FOLDER => FileKind::Directory,
+            IS_DIRECTORY => FileKind::Directory,
             IS_SYMLINK if !slash => FileKind::Symlink,
             IS_FILE | IS_SYMLINK => return refuse("it is a file or a link with the name of a folder"),
             _ => return refuse("it is a device, a pipe or a socket"),
@@ -166,8 +174,8 @@ impl Safe {
             return refuse("it is a link whose target is too long");
         }
         let possible = match record.method {
-            STORED => record.size == record.packed,
-            _ => record.size <= record.packed.saturating_mul(MAX_RATIO).saturating_add(SLACK),
+            STORED => record.size == record.compressed_size,
+            _ => record.size <= record.compressed_size.saturating_mul(MAX_RATIO).saturating_add(RATIO_SLACK),
         };
         if !possible {
             return refuse("it declares more content than it can hold");
@@ -177,7 +185,7 @@ impl Safe {
     }
 
     /// The folder it is in, and its name there.
-    pub(super) fn split(&self) -> (&[u8], &OsStr) {
+    pub(super) fn parent_and_name(&self) -> (&[u8], &OsStr) {
         let at = self.path.iter().rposition(|b| *b == b'/');
         let (folder, name) =
             at.map_or((&[][..], &self.path[..]), |at| (&self.path[..at], &self.path[at + 1..]));
@@ -185,7 +193,7 @@ impl Safe {
     }
 }
 
-fn bad_name(name: &[u8], system: u8) -> Option<&'static str> {
+fn name_problem(name: &[u8], system: u8) -> Option<&'static str> {
     if name.len() > MAX_PATH {
         return Some("its name is too long");
     }
@@ -207,7 +215,7 @@ fn bad_name(name: &[u8], system: u8) -> Option<&'static str> {
     })
 }
 
-fn key(path: &[u8]) -> Key {
+fn name_hash(path: &[u8]) -> NameHash {
     let mut key = [0; 16];
     key.copy_from_slice(&digest(&SHA256, path).as_ref()[..16]);
     key

@@ -3,14 +3,14 @@
 //! Times finer than a second, or beyond 2038, stand in a field of our own (0x6470: seconds as i64, nanoseconds as u32), which
 //! others pass over.
 
-use super::facts::Instant;
+use super::metadata::UnixTime;
 
-pub(super) const LOCAL: u32 = 0x0403_4b50;
-pub(super) const CENTRAL: u32 = 0x0201_4b50;
-pub(super) const END: u32 = 0x0605_4b50;
-pub(super) const END64: u32 = 0x0606_4b50;
-pub(super) const LOCATOR64: u32 = 0x0706_4b50;
-const DESCRIPTOR: u32 = 0x0807_4b50;
+pub(super) const LOCAL_SIGNATURE: u32 = 0x0403_4b50;
+pub(super) const CENTRAL_SIGNATURE: u32 = 0x0201_4b50;
+pub(super) const END_SIGNATURE: u32 = 0x0605_4b50;
+pub(super) const END64_SIGNATURE: u32 = 0x0606_4b50;
+pub(super) const LOCATOR64_SIGNATURE: u32 = 0x0706_4b50;
+const DESCRIPTOR_SIGNATURE: u32 = 0x0807_4b50;
 
 /// Bytes of the headers, without what varies.
 pub(super) const LOCAL_LEN: usize = 30;
@@ -20,8 +20,8 @@ pub(super) const END64_LEN: usize = 56;
 pub(super) const LOCATOR64_LEN: usize = 20;
 
 /// Says that the value stands in the zip64 field.
-pub(super) const FULL16: u16 = u16::MAX;
-pub(super) const FULL32: u32 = u32::MAX;
+pub(super) const ZIP64_MARKER16: u16 = u16::MAX;
+pub(super) const ZIP64_MARKER32: u32 = u32::MAX;
 
 /// Flags: sizes come behind the content, the name is UTF-8.
 pub(super) const STREAMED: u16 = 1 << 3;
@@ -30,13 +30,13 @@ const UTF8: u16 = 1 << 11;
 pub(super) const STORED: u16 = 0;
 pub(super) const DEFLATED: u16 = 8;
 
-pub(super) const ZIP64: u16 = 0x0001;
-pub(super) const TIMES: u16 = 0x5455;
-pub(super) const EXACT: u16 = 0x6470;
+pub(super) const FIELD_ZIP64: u16 = 0x0001;
+pub(super) const FIELD_TIMES: u16 = 0x5455;
+pub(super) const FIELD_EXACT_TIME: u16 = 0x6470;
 
 /// Kinds, in the upper half of a unix entry's attributes.
 pub(super) const IS_FILE: u32 = 0o100_000;
-pub(super) const IS_FOLDER: u32 = 0o040_000;
+pub(super) const IS_DIRECTORY: u32 = 0o040_000;
 pub(super) const IS_SYMLINK: u32 = 0o120_000;
 pub(super) const KIND_BITS: u32 = 0o170_000;
 
@@ -44,48 +44,48 @@ pub(super) const KIND_BITS: u32 = 0o170_000;
 pub(super) const UNIX: u8 = 3;
 
 /// From this size on a file whose compressed size is not known yet gets room for 64 bits: deflate adds 5 bytes to 64 KiB at most.
-const LARGE: u64 = 0xF000_0000;
+const ZIP64_FROM: u64 = 0xF000_0000;
 
 /// An entry as both its headers need it.
 #[derive(Debug, Clone)]
-pub(super) struct Member {
+pub(super) struct ZipMember {
     /// With a slash behind a folder's.
     pub(super) name: Vec<u8>,
     /// With its kind.
     pub(super) mode: u32,
-    pub(super) modified: Instant,
+    pub(super) modified: UnixTime,
     pub(super) method: u16,
     pub(super) crc: u32,
     /// Compressed.
-    pub(super) packed: u64,
+    pub(super) compressed_size: u64,
     /// Not compressed.
     pub(super) size: u64,
     /// Sizes and checksum come behind the content.
     pub(super) streamed: bool,
 }
 
-impl Member {
+impl ZipMember {
     /// The header before the content. If it is streamed, `size` is what is expected.
-    pub(super) fn local(&self) -> Vec<u8> {
+    pub(super) fn local_header(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(LOCAL_LEN + self.name.len() + 40);
-        let wide = self.wide_local();
-        let (crc, packed, size) = match (self.streamed, wide) {
+        let wide = self.needs_zip64();
+        let (crc, compressed_size, size) = match (self.streamed, wide) {
             (true, _) => (0, 0, 0),
-            (false, true) => (self.crc, FULL32, FULL32),
-            (false, false) => (self.crc, self.packed as u32, self.size as u32),
+            (false, true) => (self.crc, ZIP64_MARKER32, ZIP64_MARKER32),
+            (false, false) => (self.crc, self.compressed_size as u32, self.size as u32),
         };
         let mut extra = Vec::new();
         if wide {
-            let sizes = if self.streamed { [0, 0] } else { [self.size, self.packed] };
-            field(&mut extra, ZIP64, &sizes.map(u64::to_le_bytes).concat());
+            let sizes = if self.streamed { [0, 0] } else { [self.size, self.compressed_size] };
+            extra_field(&mut extra, FIELD_ZIP64, &sizes.map(u64::to_le_bytes).concat());
         }
-        self.times(&mut extra);
-        put32(&mut out, LOCAL);
-        self.common(&mut out, wide);
+        self.write_times(&mut extra);
+        put32(&mut out, LOCAL_SIGNATURE);
+        self.write_common(&mut out, wide);
         put32(&mut out, crc);
         // Programs that know zip64 but read no further than here expect the mark for sizes that are behind the content, too.
-        let mark = |plain: u32| if wide { FULL32 } else { plain };
-        put32(&mut out, mark(packed));
+        let mark = |plain: u32| if wide { ZIP64_MARKER32 } else { plain };
+        put32(&mut out, mark(compressed_size));
         put32(&mut out, mark(size));
         put16(&mut out, self.name.len() as u16);
         put16(&mut out, extra.len() as u16);
@@ -97,50 +97,51 @@ impl Member {
     /// Behind the content of a streamed one. `expected` is the size its header was made with.
     pub(super) fn descriptor(&self, expected: u64) -> Vec<u8> {
         let mut out = Vec::with_capacity(24);
-        put32(&mut out, DESCRIPTOR);
+        put32(&mut out, DESCRIPTOR_SIGNATURE);
         put32(&mut out, self.crc);
-        if expected >= LARGE {
-            put64(&mut out, self.packed);
+        if expected >= ZIP64_FROM {
+            put64(&mut out, self.compressed_size);
             put64(&mut out, self.size);
         } else {
-            put32(&mut out, self.packed as u32);
+            put32(&mut out, self.compressed_size as u32);
             put32(&mut out, self.size as u32);
         }
         out
     }
 
     /// The line in the directory at the end.
-    pub(super) fn central(&self, offset: u64) -> Vec<u8> {
+    pub(super) fn central_header(&self, offset: u64) -> Vec<u8> {
         let mut out = Vec::with_capacity(CENTRAL_LEN + self.name.len() + 64);
         let (mut wide, mut extra) = (Vec::new(), Vec::new());
         let mut narrow = |value: u64| match u32::try_from(value) {
-            Ok(value) if value != FULL32 => value,
+            Ok(value) if value != ZIP64_MARKER32 => value,
             _ => {
                 wide.extend_from_slice(&value.to_le_bytes());
-                FULL32
+                ZIP64_MARKER32
             }
         };
-        let (size, packed, offset) = (narrow(self.size), narrow(self.packed), narrow(offset));
+        let (size, compressed_size, offset) =
+            (narrow(self.size), narrow(self.compressed_size), narrow(offset));
         if !wide.is_empty() {
-            field(&mut extra, ZIP64, &wide);
+            extra_field(&mut extra, FIELD_ZIP64, &wide);
         }
-        self.times(&mut extra);
+        self.write_times(&mut extra);
         let (seconds, nanos) = self.modified;
         if nanos != 0 || i32::try_from(seconds).is_err() {
             let exact = [&seconds.to_le_bytes()[..], &nanos.to_le_bytes()].concat();
-            field(&mut extra, EXACT, &exact);
+            extra_field(&mut extra, FIELD_EXACT_TIME, &exact);
         }
-        put32(&mut out, CENTRAL);
+        put32(&mut out, CENTRAL_SIGNATURE);
         out.extend_from_slice(&[45, UNIX]);
-        self.common(&mut out, !wide.is_empty());
+        self.write_common(&mut out, !wide.is_empty());
         put32(&mut out, self.crc);
-        put32(&mut out, packed);
+        put32(&mut out, compressed_size);
         put32(&mut out, size);
         put16(&mut out, self.name.len() as u16);
         put16(&mut out, extra.len() as u16);
         // No comment, on disk 0, no internal attributes.
         out.extend_from_slice(&[0; 6]);
-        let dos = if self.mode & KIND_BITS == IS_FOLDER { 0x10 } else { 0 };
+        let dos = if self.mode & KIND_BITS == IS_DIRECTORY { 0x10 } else { 0 };
         put32(&mut out, self.mode << 16 | dos);
         put32(&mut out, offset);
         out.extend_from_slice(&self.name);
@@ -148,12 +149,12 @@ impl Member {
         out
     }
 
-    fn wide_local(&self) -> bool {
-        self.size >= LARGE || self.packed >= LARGE
+    fn needs_zip64(&self) -> bool {
+        self.size >= ZIP64_FROM || self.compressed_size >= ZIP64_FROM
     }
 
     /// What both headers have: version needed, flags, method, time.
-    fn common(&self, out: &mut Vec<u8>, wide: bool) {
+    fn write_common(&self, out: &mut Vec<u8>, wide: bool) {
         let ascii = self.name.is_ascii();
         let utf8 = if !ascii && std::str::from_utf8(&self.name).is_ok() { UTF8 } else { 0 };
         put16(out, if wide { 45 } else { 20 });
@@ -165,19 +166,22 @@ impl Member {
     }
 
     /// Info-ZIP's field: only the time of change.
-    fn times(&self, extra: &mut Vec<u8>) {
+    fn write_times(&self, extra: &mut Vec<u8>) {
         if let Ok(seconds) = i32::try_from(self.modified.0) {
-            field(extra, TIMES, &[&[1][..], &seconds.to_le_bytes()].concat());
+            extra_field(extra, FIELD_TIMES, &[&[1][..], &seconds.to_le_bytes()].concat());
         }
     }
 }
 
 /// The end of a zip with so many entries, whose directory begins at `start` and ends at `end`.
-pub(super) fn ending(entries: u64, start: u64, end: u64) -> Vec<u8> {
+pub(super) fn end_records(entries: u64, start: u64, end: u64) -> Vec<u8> {
     let mut out = Vec::new();
     let size = end - start;
-    if entries >= u64::from(FULL16) || size >= u64::from(FULL32) || start >= u64::from(FULL32) {
-        put32(&mut out, END64);
+    if entries >= u64::from(ZIP64_MARKER16)
+        || size >= u64::from(ZIP64_MARKER32)
+        || start >= u64::from(ZIP64_MARKER32)
+    {
+        put32(&mut out, END64_SIGNATURE);
         put64(&mut out, END64_LEN as u64 - 12);
         out.extend_from_slice(&[45, UNIX]);
         put16(&mut out, 45);
@@ -185,23 +189,23 @@ pub(super) fn ending(entries: u64, start: u64, end: u64) -> Vec<u8> {
         for value in [entries, entries, size, start] {
             put64(&mut out, value);
         }
-        put32(&mut out, LOCATOR64);
+        put32(&mut out, LOCATOR64_SIGNATURE);
         put32(&mut out, 0);
         put64(&mut out, end);
         put32(&mut out, 1);
     }
-    put32(&mut out, END);
+    put32(&mut out, END_SIGNATURE);
     put32(&mut out, 0);
-    let count = u16::try_from(entries).unwrap_or(FULL16);
+    let count = u16::try_from(entries).unwrap_or(ZIP64_MARKER16);
     put16(&mut out, count);
     put16(&mut out, count);
-    put32(&mut out, u32::try_from(size).unwrap_or(FULL32));
-    put32(&mut out, u32::try_from(start).unwrap_or(FULL32));
+    put32(&mut out, u32::try_from(size).unwrap_or(ZIP64_MARKER32));
+    put32(&mut out, u32::try_from(start).unwrap_or(ZIP64_MARKER32));
     put16(&mut out, 0);
     out
 }
 
-fn field(extra: &mut Vec<u8>, id: u16, value: &[u8]) {
+fn extra_field(extra: &mut Vec<u8>, id: u16, value: &[u8]) {
     put16(extra, id);
     put16(extra, value.len() as u16);
     extra.extend_from_slice(value);

@@ -9,12 +9,13 @@ use std::{
 
 use super::{
     MAX_ENTRIES,
-    error::{ArchiveError, spooling},
-    facts::Instant,
+    error::{ArchiveError, spool_error},
     layout::{
-        CENTRAL, CENTRAL_LEN, END, END_LEN, END64, END64_LEN, EXACT, FULL16, FULL32, LOCAL, LOCAL_LEN,
-        LOCATOR64, LOCATOR64_LEN, STREAMED, TIMES, ZIP64,
+        CENTRAL_LEN, CENTRAL_SIGNATURE, END_LEN, END_SIGNATURE, END64_LEN, END64_SIGNATURE, FIELD_EXACT_TIME,
+        FIELD_TIMES, FIELD_ZIP64, LOCAL_LEN, LOCAL_SIGNATURE, LOCATOR64_LEN, LOCATOR64_SIGNATURE, STREAMED,
+        ZIP64_MARKER16, ZIP64_MARKER32,
     },
+    metadata::UnixTime,
 };
 
 /// Bytes a comment at the end may have.
@@ -22,7 +23,7 @@ const MAX_COMMENT: usize = 65_535;
 
 /// A zip.
 #[derive(Debug)]
-pub(super) struct Zip {
+pub(super) struct ZipReader {
     pub(super) file: File,
     /// Where the directory begins; content lies before it.
     pub(super) directory: u64,
@@ -32,12 +33,12 @@ pub(super) struct Zip {
 
 /// An entry as the directory has it.
 #[derive(Debug, Clone)]
-pub(super) struct Record {
+pub(super) struct CentralRecord {
     pub(super) name: Vec<u8>,
     pub(super) flags: u16,
     pub(super) method: u16,
     pub(super) crc: u32,
-    pub(super) packed: u64,
+    pub(super) compressed_size: u64,
     pub(super) size: u64,
     /// Where its header is.
     pub(super) header: u64,
@@ -45,27 +46,28 @@ pub(super) struct Record {
     pub(super) system: u8,
     /// Upper half of the attributes: on unix kind and permissions.
     pub(super) mode: u32,
-    pub(super) modified: Option<Instant>,
+    pub(super) modified: Option<UnixTime>,
 }
 
-impl Zip {
+impl ZipReader {
     /// Finds the end and the directory.
     pub(super) fn open(file: File) -> Result<Self, ArchiveError> {
-        let size = file.metadata().map_err(spooling)?.len();
+        let size = file.metadata().map_err(spool_error)?.len();
         let (end, tail) = find_end(&file, size)?;
         let number = |at: usize| u64::from(u16_at(&tail, at));
         if number(4) != 0 || number(6) != 0 || number(8) != number(10) {
-            return Err(ArchiveError::zip("it is one of several volumes"));
+            return Err(ArchiveError::bad_zip("it is one of several volumes"));
         }
         let (mut entries, mut length, mut start) =
             (number(10), u64::from(u32_at(&tail, 12)), u64::from(u32_at(&tail, 16)));
         let mut behind = end;
-        let marked =
-            entries == u64::from(FULL16) || length == u64::from(FULL32) || start == u64::from(FULL32);
+        let marked = entries == u64::from(ZIP64_MARKER16)
+            || length == u64::from(ZIP64_MARKER32)
+            || start == u64::from(ZIP64_MARKER32);
         if marked && let Some((at, record)) = find_end64(&file, end)? {
             let wide = |at: usize| u64_at(&record, at);
             if u32_at(&record, 16) != 0 || u32_at(&record, 20) != 0 || wide(24) != wide(32) {
-                return Err(ArchiveError::zip("it is one of several volumes"));
+                return Err(ArchiveError::bad_zip("it is one of several volumes"));
             }
             (entries, length, start, behind) = (wide(32), wide(40), wide(48), at);
         }
@@ -73,7 +75,7 @@ impl Zip {
             return Err(ArchiveError::TooManyEntries { limit: MAX_ENTRIES });
         }
         if start.checked_add(length) != Some(behind) {
-            return Err(ArchiveError::zip("its directory is not where its end says"));
+            return Err(ArchiveError::bad_zip("its directory is not where its end says"));
         }
         let index = index(&file, start, length, entries)?;
         Ok(Self { file, directory: start, index })
@@ -85,7 +87,7 @@ impl Zip {
     }
 
     /// One of them.
-    pub(super) fn record(&self, number: usize) -> Result<Record, ArchiveError> {
+    pub(super) fn record(&self, number: usize) -> Result<CentralRecord, ArchiveError> {
         let at = self.index[number];
         let mut head = [0; CENTRAL_LEN];
         exact(&self.file, &mut head, at)?;
@@ -93,12 +95,12 @@ impl Zip {
         let mut rest = vec![0; name + extra];
         exact(&self.file, &mut rest, at + CENTRAL_LEN as u64)?;
         let extra = rest.split_off(name);
-        let mut record = Record {
+        let mut record = CentralRecord {
             name: rest,
             flags: u16_at(&head, 8),
             method: u16_at(&head, 10),
             crc: u32_at(&head, 16),
-            packed: u32_at(&head, 20).into(),
+            compressed_size: u32_at(&head, 20).into(),
             size: u32_at(&head, 24).into(),
             header: u32_at(&head, 42).into(),
             system: head[5],
@@ -110,16 +112,17 @@ impl Zip {
     }
 
     /// Where an entry's content begins. Its own header must say what the directory says.
-    pub(super) fn content(&self, record: &Record) -> Result<u64, ArchiveError> {
-        let wrong = || ArchiveError::entry(&record.name, "its header says something else than the directory");
+    pub(super) fn content(&self, record: &CentralRecord) -> Result<u64, ArchiveError> {
+        let wrong =
+            || ArchiveError::bad_entry(&record.name, "its header says something else than the directory");
         let mut head = [0; LOCAL_LEN];
         if record.header.checked_add(LOCAL_LEN as u64).is_none_or(|end| end > self.directory) {
-            return Err(ArchiveError::entry(&record.name, "it lies outside the zip"));
+            return Err(ArchiveError::bad_entry(&record.name, "it lies outside the zip"));
         }
         exact(&self.file, &mut head, record.header)?;
         let (name, extra) = (usize::from(u16_at(&head, 26)), usize::from(u16_at(&head, 28)));
         let start = record.header + (LOCAL_LEN + name + extra) as u64;
-        if u32_at(&head, 0) != LOCAL || name != record.name.len() || start > self.directory {
+        if u32_at(&head, 0) != LOCAL_SIGNATURE || name != record.name.len() || start > self.directory {
             return Err(wrong());
         }
         let mut again = vec![0; name];
@@ -131,35 +134,35 @@ impl Zip {
         if !same {
             return Err(wrong());
         }
-        match start.checked_add(record.packed) {
+        match start.checked_add(record.compressed_size) {
             Some(end) if end <= self.directory => Ok(start),
-            _ => Err(ArchiveError::entry(&record.name, "it lies outside the zip")),
+            _ => Err(ArchiveError::bad_entry(&record.name, "it lies outside the zip")),
         }
     }
 }
 
-impl Record {
+impl CentralRecord {
     /// Takes from the extra fields what is longer or finer than the header has room for.
     fn widen(&mut self, mut extra: &[u8]) -> Result<(), ArchiveError> {
-        let short = ArchiveError::entry(&self.name, "its extra fields are cut short");
+        let short = ArchiveError::bad_entry(&self.name, "its extra fields are cut short");
         while let [a, b, c, d, rest @ ..] = extra {
             let (id, length) = (u16::from_le_bytes([*a, *b]), usize::from(u16::from_le_bytes([*c, *d])));
             let Some((value, after)) = rest.split_at_checked(length) else { return Err(short) };
             extra = after;
             match id {
-                ZIP64 => {
+                FIELD_ZIP64 => {
                     let mut values = value.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
-                    for wide in [&mut self.size, &mut self.packed, &mut self.header] {
-                        if *wide == u64::from(FULL32) {
+                    for wide in [&mut self.size, &mut self.compressed_size, &mut self.header] {
+                        if *wide == u64::from(ZIP64_MARKER32) {
                             *wide = values.next().ok_or_else(|| short.clone())?;
                         }
                     }
                 }
                 // Bit 0: a time of change is there.
-                TIMES if value.len() >= 5 && value[0] & 1 != 0 && self.modified.is_none() => {
+                FIELD_TIMES if value.len() >= 5 && value[0] & 1 != 0 && self.modified.is_none() => {
                     self.modified = Some((u32_at(value, 1).cast_signed().into(), 0));
                 }
-                EXACT if value.len() == 12 && u32_at(value, 8) < 1_000_000_000 => {
+                FIELD_EXACT_TIME if value.len() == 12 && u32_at(value, 8) < 1_000_000_000 => {
                     self.modified = Some((u64_at(value, 0).cast_signed(), u32_at(value, 8)));
                 }
                 _ => {}
@@ -171,13 +174,13 @@ impl Record {
 
 /// The end must be the last thing in the file.
 fn find_end(file: &File, size: u64) -> Result<(u64, Vec<u8>), ArchiveError> {
-    let none = ArchiveError::zip("it has no end: it is no zip, or was cut short");
+    let none = ArchiveError::bad_zip("it has no end: it is no zip, or was cut short");
     let length = size.min((END_LEN + MAX_COMMENT) as u64);
     let mut tail = vec![0; length as usize];
     exact(file, &mut tail, size - length)?;
     for at in (0..=tail.len().saturating_sub(END_LEN)).rev() {
         let Some(end) = tail.get(at..at + END_LEN) else { break };
-        if u32_at(end, 0) == END && at + END_LEN + usize::from(u16_at(end, 20)) == tail.len() {
+        if u32_at(end, 0) == END_SIGNATURE && at + END_LEN + usize::from(u16_at(end, 20)) == tail.len() {
             return Ok((size - length + at as u64, end.to_vec()));
         }
     }
@@ -189,42 +192,42 @@ fn find_end64(file: &File, end: u64) -> Result<Option<(u64, [u8; END64_LEN])>, A
     let Some(at) = end.checked_sub(LOCATOR64_LEN as u64) else { return Ok(None) };
     let mut locator = [0; LOCATOR64_LEN];
     exact(file, &mut locator, at)?;
-    if u32_at(&locator, 0) != LOCATOR64 {
+    if u32_at(&locator, 0) != LOCATOR64_SIGNATURE {
         return Ok(None);
     }
-    let wrong = ArchiveError::zip("its zip64 end is not where its locator says");
+    let wrong = ArchiveError::bad_zip("its zip64 end is not where its locator says");
     let start = u64_at(&locator, 8);
     if start.checked_add(END64_LEN as u64) != Some(at) {
         return Err(wrong);
     }
     let mut record = [0; END64_LEN];
     exact(file, &mut record, start)?;
-    if u32_at(&record, 0) != END64 { Err(wrong) } else { Ok(Some((start, record))) }
+    if u32_at(&record, 0) != END64_SIGNATURE { Err(wrong) } else { Ok(Some((start, record))) }
 }
 
 /// Where each entry of the directory is.
 fn index(file: &File, start: u64, length: u64, entries: u64) -> Result<Vec<u64>, ArchiveError> {
-    let wrong = || ArchiveError::zip("its directory is damaged");
+    let wrong = || ArchiveError::bad_zip("its directory is damaged");
     // Said by the zip: the directory must have room for them.
     if entries.saturating_mul(CENTRAL_LEN as u64) > length {
         return Err(wrong());
     }
     let mut index = Vec::with_capacity(entries as usize);
     let mut reader = BufReader::new(file);
-    reader.seek(SeekFrom::Start(start)).map_err(spooling)?;
+    reader.seek(SeekFrom::Start(start)).map_err(spool_error)?;
     let (mut at, end) = (start, start + length);
     let mut head = [0; CENTRAL_LEN];
     for _ in 0..entries {
         if end - at < CENTRAL_LEN as u64 {
             return Err(wrong());
         }
-        reader.read_exact(&mut head).map_err(spooling)?;
+        reader.read_exact(&mut head).map_err(spool_error)?;
         let more = i64::from(u16_at(&head, 28)) + i64::from(u16_at(&head, 30)) + i64::from(u16_at(&head, 32));
-        if u32_at(&head, 0) != CENTRAL || end - at - (CENTRAL_LEN as u64) < more.unsigned_abs() {
+        if u32_at(&head, 0) != CENTRAL_SIGNATURE || end - at - (CENTRAL_LEN as u64) < more.unsigned_abs() {
             return Err(wrong());
         }
         index.push(at);
-        reader.seek_relative(more).map_err(spooling)?;
+        reader.seek_relative(more).map_err(spool_error)?;
         at += CENTRAL_LEN as u64 + more.unsigned_abs();
     }
     if at == end { Ok(index) } else { Err(wrong()) }
@@ -233,8 +236,8 @@ fn index(file: &File, start: u64, length: u64, entries: u64) -> Result<Vec<u64>,
 /// Behind the end there is nothing: that is the zip's fault.
 fn exact(file: &File, bytes: &mut [u8], at: u64) -> Result<(), ArchiveError> {
     file.read_exact_at(bytes, at).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => ArchiveError::zip("it is cut short"),
-        _ => spooling(error),
+        io::ErrorKind::UnexpectedEof => ArchiveError::bad_zip("it is cut short"),
+        _ => spool_error(error),
     })
 }
 

@@ -12,13 +12,13 @@ use tokio::{
 
 use super::{
     Archives, ExtractEvent, ExtractOptions,
-    error::{ArchiveError, spooling},
+    error::{ArchiveError, spool_error},
     write::sha256,
 };
 use crate::files::{FileError, RelPath};
 
 /// Bytes gathered while the disk is busy; then the stream waits for it.
-const GATHER: usize = 1024 * 1024;
+const GATHER_BYTES: usize = 1024 * 1024;
 
 /// A zip on its way here. Dropped, it leaves nothing.
 #[derive(Debug)]
@@ -26,21 +26,21 @@ pub struct ArchiveReceiver {
     archives: Archives,
     path: RelPath,
     options: ExtractOptions,
-    disk: Disk,
+    spool_state: SpoolState,
     gathered: Vec<Bytes>,
     bytes: usize,
-    place: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 }
 
 /// The file and what it hashes to so far.
-struct Spool {
+struct HashedSpool {
     file: File,
     digest: Context,
 }
 
-enum Disk {
-    Idle(Box<Spool>),
-    Busy(JoinHandle<Result<Box<Spool>, ArchiveError>>),
+enum SpoolState {
+    Idle(Box<HashedSpool>),
+    Busy(JoinHandle<Result<Box<HashedSpool>, ArchiveError>>),
     Failed,
 }
 
@@ -50,10 +50,10 @@ impl ArchiveReceiver {
         path: RelPath,
         options: ExtractOptions,
         file: File,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) -> Self {
-        let disk = Disk::Idle(Box::new(Spool { file, digest: Context::new(&SHA256) }));
-        Self { archives, path, options, disk, gathered: Vec::new(), bytes: 0, place }
+        let spool_state = SpoolState::Idle(Box::new(HashedSpool { file, digest: Context::new(&SHA256) }));
+        Self { archives, path, options, spool_state, gathered: Vec::new(), bytes: 0, permit }
     }
 
     /// Takes the next piece; waits when the disk is behind.
@@ -63,52 +63,52 @@ impl ArchiveReceiver {
         }
         self.bytes += data.len();
         self.gathered.push(data);
-        if self.bytes < GATHER {
+        if self.bytes < GATHER_BYTES {
             return Ok(());
         }
         self.archives.admit().await?;
-        let spool = self.idle().await?;
-        self.disk = Disk::Busy(self.write(spool));
+        let spool = self.wait_idle().await?;
+        self.spool_state = SpoolState::Busy(self.write(spool));
         Ok(())
     }
 
     /// It is whole: checks and unpacks it.
-    pub async fn unpack(
+    pub async fn extract(
         mut self,
     ) -> Result<impl Stream<Item = Result<ExtractEvent, ArchiveError>> + Send + use<>, ArchiveError> {
         self.archives.admit().await?;
-        let spool = self.idle().await?;
+        let spool = self.wait_idle().await?;
         let written = self.write(spool).await;
-        let Spool { file, digest } = *written.map_err(|_| FAULT)??;
+        let HashedSpool { file, digest } = *written.map_err(|_| FAULT)??;
         let got = sha256(digest);
         if let Some(promised) = self.options.sha256.filter(|promised| *promised != got) {
             let (promised, got) = (hex(&promised), hex(&got));
             return Err(FileError::DigestMismatch { path: "the zip".to_owned(), promised, got }.into());
         }
-        Ok(self.archives.unpack(self.path, self.options.replace, file, self.place))
+        Ok(self.archives.extract(self.path, self.options.replace, file, self.permit))
     }
 
-    fn write(&mut self, mut spool: Box<Spool>) -> JoinHandle<Result<Box<Spool>, ArchiveError>> {
+    fn write(&mut self, mut spool: Box<HashedSpool>) -> JoinHandle<Result<Box<HashedSpool>, ArchiveError>> {
         self.bytes = 0;
         let gathered = std::mem::take(&mut self.gathered);
         spawn_blocking(move || {
             for data in gathered {
                 spool.digest.update(&data);
-                spool.file.write_all(&data).map_err(spooling)?;
+                spool.file.write_all(&data).map_err(spool_error)?;
             }
             Ok(spool)
         })
     }
 
-    async fn idle(&mut self) -> Result<Box<Spool>, ArchiveError> {
-        if let Disk::Busy(job) = &mut self.disk {
+    async fn wait_idle(&mut self) -> Result<Box<HashedSpool>, ArchiveError> {
+        if let SpoolState::Busy(job) = &mut self.spool_state {
             let done = job.await.map_err(|_| FAULT);
-            self.disk = Disk::Failed;
+            self.spool_state = SpoolState::Failed;
             return done?;
         }
-        match std::mem::replace(&mut self.disk, Disk::Failed) {
-            Disk::Idle(spool) => Ok(spool),
-            Disk::Busy(_) | Disk::Failed => Err(FAULT),
+        match std::mem::replace(&mut self.spool_state, SpoolState::Failed) {
+            SpoolState::Idle(spool) => Ok(spool),
+            SpoolState::Busy(_) | SpoolState::Failed => Err(FAULT),
         }
     }
 }
@@ -119,7 +119,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-impl std::fmt::Debug for Disk {
+impl std::fmt::Debug for SpoolState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Idle(_) => "Idle",

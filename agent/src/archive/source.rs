@@ -8,45 +8,47 @@ use rustix::{
 };
 
 use super::{
-    facts::Facts,
-    gate::{Ended, Gate},
-    walk::{CHANGED, Found, reason},
+    memory_budget::{Cancelled, MemoryBudget},
+    metadata::EntryMetadata,
+    walk::{CHANGED, WalkEntry, skip_reason},
 };
 use crate::files::FileKind;
 
 /// A regular file, open.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct FileSource {
     file: File,
     /// When it was opened.
-    pub(super) facts: Facts,
+    pub(super) metadata: EntryMetadata,
     left: u64,
 }
 
-impl Source {
+impl FileSource {
     /// Opens it; `Err` says why that is not possible.
-    pub(super) fn open(found: &Found, gate: &Gate) -> Result<Result<Self, String>, Ended> {
+    pub(super) fn open(found: &WalkEntry, budget: &MemoryBudget) -> Result<Result<Self, String>, Cancelled> {
         match Self::try_open(found) {
-            Ok(source) if gate.settle(source.facts.changed)? => Ok(Self::try_open(found)),
+            Ok(source) if budget.wait_mtime_granularity(source.metadata.changed)? => {
+                Ok(Self::try_open(found))
+            }
             opened => Ok(opened),
         }
     }
 
-    fn try_open(found: &Found) -> Result<Self, String> {
+    fn try_open(found: &WalkEntry) -> Result<Self, String> {
         // A pipe that took the file's place meanwhile must not hold us.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = File::from(openat(&found.dir, &found.name, flags, Mode::empty()).map_err(reason)?);
-        let facts = Facts::of(&file).map_err(reason)?;
-        if facts.kind != FileKind::File {
+        let file = File::from(openat(&found.dir, &found.name, flags, Mode::empty()).map_err(skip_reason)?);
+        let metadata = EntryMetadata::of(&file).map_err(skip_reason)?;
+        if metadata.kind != FileKind::File {
             return Err(CHANGED.to_owned());
         }
-        Ok(Self { file, left: facts.size, facts })
+        Ok(Self { file, left: metadata.size, metadata })
     }
 
     /// The next `most` bytes into `block`; fewer at the end.
     pub(super) fn read(&mut self, block: &mut Vec<u8>, most: usize) -> Result<(), String> {
         let most = usize::try_from(self.left).map_or(most, |left| left.min(most));
-        fill(&self.file, block, most).map_err(reason)?;
+        read_up_to(&self.file, block, most).map_err(skip_reason)?;
         self.left -= block.len() as u64;
         Ok(())
     }
@@ -55,14 +57,14 @@ impl Source {
     pub(super) fn finish(self) -> Result<(), String> {
         let changed = || Err(CHANGED.to_owned());
         let mut more = Vec::with_capacity(1);
-        fill(&self.file, &mut more, 1).map_err(reason)?;
-        let same = Facts::of(&self.file).map_err(reason)? == self.facts;
+        read_up_to(&self.file, &mut more, 1).map_err(skip_reason)?;
+        let same = EntryMetadata::of(&self.file).map_err(skip_reason)? == self.metadata;
         if self.left > 0 || !more.is_empty() || !same { changed() } else { Ok(()) }
     }
 }
 
 /// Reads up to `most` bytes in all; fewer at the end.
-pub(super) fn fill(mut file: &File, block: &mut Vec<u8>, most: usize) -> Result<(), Errno> {
+pub(super) fn read_up_to(mut file: &File, block: &mut Vec<u8>, most: usize) -> Result<(), Errno> {
     block.clear();
     block.reserve_exact(most);
     let read = file.by_ref().take(most as u64).read_to_end(block);

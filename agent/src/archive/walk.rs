@@ -17,15 +17,15 @@ use rustix::{
 };
 
 use super::{
-    facts::Facts,
-    gate::{Ended, Gate},
-    ignore::Rules,
+    ignore::IgnoreRules,
     manifest::SkippedEntry,
+    memory_budget::{Cancelled, MemoryBudget},
+    metadata::EntryMetadata,
 };
-use crate::files::{FileKind, is_temp, smallest_names};
+use crate::files::{FileKind, is_temp_file, smallest_names};
 
 /// Names held for a folder at a time, 20 bytes each as a rule; a larger folder is read in several passes.
-const NAMES: usize = 16_384;
+const MAX_NAMES: usize = 16_384;
 /// Folders within each other, each of which holds a descriptor; what is deeper is said to be skipped.
 pub(super) const MAX_DEPTH: usize = 256;
 /// Bytes of a path: what the kernel takes when it is unpacked. What is longer is said to be skipped.
@@ -35,146 +35,148 @@ pub(super) const CHANGED: &str = "it changed while it was read";
 
 /// An entry, and the folder by which it is reached.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct WalkEntry {
     /// Relative to where the walk began.
     pub(super) path: Vec<u8>,
     pub(super) dir: Arc<OwnedFd>,
     pub(super) name: OsString,
-    pub(super) facts: Facts,
+    pub(super) metadata: EntryMetadata,
 }
 
 /// One step of a walk.
 #[derive(Debug)]
-pub(super) enum Step {
-    Found(Found),
+pub(super) enum WalkStep {
+    Found(WalkEntry),
     Skipped(SkippedEntry),
 }
 
 /// A walk under way.
 #[derive(Debug)]
-pub(super) struct Walk<'a> {
-    levels: Vec<Level>,
-    rules: Rules,
-    gate: &'a Gate,
+pub(super) struct TreeWalk<'a> {
+    levels: Vec<WalkLevel>,
+    rules: IgnoreRules,
+    budget: &'a MemoryBudget,
     /// Said before the walk goes on.
     pending: Vec<SkippedEntry>,
 }
 
 #[derive(Debug)]
-struct Level {
+struct WalkLevel {
     path: Vec<u8>,
     dir: Arc<OwnedFd>,
-    facts: Facts,
+    metadata: EntryMetadata,
     names: vec::IntoIter<OsString>,
     last: Option<OsString>,
     complete: bool,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> TreeWalk<'a> {
     /// From a folder on.
-    pub(super) fn new(dir: OwnedFd, rules: Rules, gate: &'a Gate) -> Result<Self, Errno> {
-        let mut walk = Self { levels: Vec::new(), rules, gate, pending: Vec::new() };
+    pub(super) fn new(dir: OwnedFd, rules: IgnoreRules, budget: &'a MemoryBudget) -> Result<Self, Errno> {
+        let mut walk = Self { levels: Vec::new(), rules, budget, pending: Vec::new() };
         // Who is given up before it began walks nothing.
-        if let Ok(facts) = walk.settled(&dir)? {
-            walk.enter(Vec::new(), dir, facts);
+        if let Ok(metadata) = walk.stable_metadata(&dir)? {
+            walk.push_level(Vec::new(), dir, metadata);
         }
         Ok(walk)
     }
 
     /// The next step; `None` at the end.
-    pub(super) fn next(&mut self) -> Result<Option<Step>, Ended> {
+    pub(super) fn next(&mut self) -> Result<Option<WalkStep>, Cancelled> {
         loop {
             if let Some(skipped) = self.pending.pop() {
-                return Ok(Some(Step::Skipped(skipped)));
+                return Ok(Some(WalkStep::Skipped(skipped)));
             }
-            self.gate.check()?;
+            self.budget.check_cancelled()?;
             let Some(level) = self.levels.last_mut() else { return Ok(None) };
             let Some(name) = level.names.next() else {
-                self.pass();
+                self.read_more_or_leave();
                 continue;
             };
             let path = join(&level.path, &name);
-            match self.look(path.clone(), name) {
-                Ok(Some(found)) => return Ok(Some(Step::Found(found))),
+            match self.visit(path.clone(), name) {
+                Ok(Some(found)) => return Ok(Some(WalkStep::Found(found))),
                 Ok(None) => {}
-                Err(Refused::Ended) => return Err(Ended),
-                Err(Refused::Skipped(reason)) => {
-                    return Ok(Some(Step::Skipped(SkippedEntry { path, reason })));
+                Err(EntryRejection::Cancelled) => return Err(Cancelled),
+                Err(EntryRejection::Skipped(reason)) => {
+                    return Ok(Some(WalkStep::Skipped(SkippedEntry { path, reason })));
                 }
             }
         }
     }
 
-    fn look(&mut self, path: Vec<u8>, name: OsString) -> Result<Option<Found>, Refused> {
+    fn visit(&mut self, path: Vec<u8>, name: OsString) -> Result<Option<WalkEntry>, EntryRejection> {
         let Some(level) = self.levels.last() else { return Ok(None) };
         let dir = level.dir.clone();
-        let facts = Facts::at(&dir, &name)?;
-        if self.rules.ignores(&path, facts.kind == FileKind::Directory) {
+        let metadata = EntryMetadata::at(&dir, &name)?;
+        if self.rules.ignores(&path, metadata.kind == FileKind::Directory) {
             return Ok(None);
         }
-        if level.facts.mounted(&facts) {
+        if level.metadata.mounted(&metadata) {
             return Err("another file system is mounted there".into());
         }
         // With the slash behind a folder.
         if path.len() >= MAX_PATH {
             return Err("its path is longer than 4,094 bytes".into());
         }
-        if facts.kind != FileKind::Directory {
-            return Ok(Some(Found { path, dir, name, facts }));
+        if metadata.kind != FileKind::Directory {
+            return Ok(Some(WalkEntry { path, dir, name, metadata }));
         }
         if self.levels.len() >= MAX_DEPTH {
             return Err("it lies more than 256 folders deep".into());
         }
-        let inner = openat(&dir, &name, FOLDER, Mode::empty())?;
-        let facts = self.settled(&inner)??;
-        self.enter(path.clone(), inner, facts.clone());
-        Ok(Some(Found { path, dir, name, facts }))
+        let inner = openat(&dir, &name, OPEN_DIRECTORY, Mode::empty())?;
+        let metadata = self.stable_metadata(&inner)??;
+        self.push_level(path.clone(), inner, metadata.clone());
+        Ok(Some(WalkEntry { path, dir, name, metadata }))
     }
 
-    fn enter(&mut self, path: Vec<u8>, dir: OwnedFd, facts: Facts) {
-        for (name, reason) in self.rules.enter(&dir, &path) {
+    fn push_level(&mut self, path: Vec<u8>, dir: OwnedFd, metadata: EntryMetadata) {
+        for (name, reason) in self.rules.enter_directory(&dir, &path) {
             self.pending.push(SkippedEntry { path: join(&path, OsStr::new(name)), reason });
         }
         let (dir, names) = (Arc::new(dir), Vec::new().into_iter());
-        self.levels.push(Level { path, dir, facts, names, last: None, complete: false });
+        self.levels.push(WalkLevel { path, dir, metadata, names, last: None, complete: false });
     }
 
     /// Reads on in the folder at hand, or leaves it.
-    fn pass(&mut self) {
+    fn read_more_or_leave(&mut self) {
         let Some(level) = self.levels.last_mut() else { return };
-        let wrong = if level.complete {
-            let same = Facts::of(level.dir.as_fd()).is_ok_and(|now| now == level.facts);
+        let problem = if level.complete {
+            let same = EntryMetadata::of(level.dir.as_fd()).is_ok_and(|now| now == level.metadata);
             (!same).then(|| "its entries changed while it was read".to_owned())
         } else {
-            let read = smallest_names(&level.dir, level.last.as_deref(), NAMES, |name| !is_temp(name));
+            let read =
+                smallest_names(&level.dir, level.last.as_deref(), MAX_NAMES, |name| !is_temp_file(name));
             match read {
                 Ok((names, complete)) => {
                     level.last = names.last().cloned();
                     (level.names, level.complete) = (names.into_iter(), complete);
                     return;
                 }
-                Err(errno) => Some(reason(errno)),
+                Err(errno) => Some(skip_reason(errno)),
             }
         };
-        if let Some(reason) = wrong {
+        if let Some(reason) = problem {
             self.pending.push(SkippedEntry { path: level.path.clone(), reason });
         }
         self.levels.pop();
-        self.rules.leave();
+        self.rules.leave_directory();
     }
 
     /// Facts in which any later change shows.
-    fn settled(&self, dir: &OwnedFd) -> Result<Result<Facts, Ended>, Errno> {
-        let facts = Facts::of(dir)?;
-        Ok(match self.gate.settle(facts.changed) {
-            Ok(false) => Ok(facts),
-            Ok(true) => Ok(Facts::of(dir)?),
+    fn stable_metadata(&self, dir: &OwnedFd) -> Result<Result<EntryMetadata, Cancelled>, Errno> {
+        let metadata = EntryMetadata::of(dir)?;
+        Ok(match self.budget.wait_mtime_granularity(metadata.changed) {
+            Ok(false) => Ok(metadata),
+            Ok(true) => Ok(EntryMetadata::of(dir)?),
             Err(ended) => Err(ended),
         })
     }
 }
 
-const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const OPEN_DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 fn join(folder: &[u8], name: &OsStr) -> Vec<u8> {
     if folder.is_empty() {
@@ -184,31 +186,31 @@ fn join(folder: &[u8], name: &OsStr) -> Vec<u8> {
 }
 
 /// Why an entry is not walked.
-enum Refused {
-    Ended,
+enum EntryRejection {
+    Cancelled,
     Skipped(String),
 }
 
-impl From<Errno> for Refused {
+impl From<Errno> for EntryRejection {
     fn from(errno: Errno) -> Self {
-        Self::Skipped(reason(errno))
+        Self::Skipped(skip_reason(errno))
     }
 }
 
-impl From<Ended> for Refused {
-    fn from(_: Ended) -> Self {
-        Self::Ended
+impl From<Cancelled> for EntryRejection {
+    fn from(_: Cancelled) -> Self {
+        Self::Cancelled
     }
 }
 
-impl From<&str> for Refused {
+impl From<&str> for EntryRejection {
     fn from(reason: &str) -> Self {
         Self::Skipped(reason.to_owned())
     }
 }
 
 /// For people.
-pub(super) fn reason(errno: Errno) -> String {
+pub(super) fn skip_reason(errno: Errno) -> String {
     match errno {
         Errno::ACCESS | Errno::PERM => "permission denied".to_owned(),
         // It was listed a moment ago, or was of another kind.

@@ -12,36 +12,36 @@ use tokio::sync::mpsc::Sender;
 
 use super::{
     MAX_ENTRIES, deflate,
-    error::{ArchiveError, Stopped, spooling},
-    layout::{self, Member},
+    error::{ArchiveError, ArchiveStop, spool_error},
+    layout::{self, ZipMember},
     manifest::{ArchiveProgress, ArchiveSummary, ArchivedEntry, CreateEvent, MAX_SKIPPED, SkippedEntry},
 };
 use crate::files::PIECE_BYTES;
 
 /// Bytes of the directory held in memory; what is more goes to the spool.
-const DIRECTORY: usize = 1024 * 1024;
+const DIRECTORY_BUFFER_BYTES: usize = 1024 * 1024;
 /// Lines that wait for the bytes before them to be sent.
-const LINES: usize = 1_000;
+const MAX_PENDING_ENTRIES: usize = 1_000;
 
 /// A zip being written.
-pub(super) struct Writer<'a> {
+pub(super) struct ZipWriter<'a> {
     events: Sender<CreateEvent>,
     /// For the directory.
     scratch: &'a Path,
     buffer: Vec<u8>,
-    lines: Vec<ArchivedEntry>,
+    pending: Vec<ArchivedEntry>,
     /// Bytes handed on or in the buffer.
     offset: u64,
     digest: Context,
     directory: Vec<u8>,
     spool: Option<File>,
     members: u64,
-    done: ArchiveSummary,
+    summary: ArchiveSummary,
 }
 
-impl<'a> Writer<'a> {
+impl<'a> ZipWriter<'a> {
     pub(super) fn new(events: Sender<CreateEvent>, scratch: &'a Path) -> Self {
-        let done = ArchiveSummary {
+        let summary = ArchiveSummary {
             entries: 0,
             bytes: 0,
             archive_bytes: 0,
@@ -53,43 +53,43 @@ impl<'a> Writer<'a> {
             events,
             scratch,
             buffer: Vec::with_capacity(PIECE_BYTES),
-            lines: Vec::new(),
+            pending: Vec::new(),
             offset: 0,
             digest: Context::new(&SHA256),
             directory: Vec::new(),
             spool: None,
             members: 0,
-            done,
+            summary,
         }
     }
 
     /// How far it is.
     pub(super) fn entries(&self) -> u64 {
-        self.done.entries
+        self.summary.entries
     }
 
     /// Tells how far it is, out of turn.
-    pub(super) fn tell(&self, progress: ArchiveProgress) -> Result<(), Stopped> {
+    pub(super) fn send_progress(&self, progress: ArchiveProgress) -> Result<(), ArchiveStop> {
         self.send(CreateEvent::Progress(progress))
     }
 
     /// An entry whose content is at hand.
-    pub(super) fn whole(&mut self, member: &Member, content: &[u8]) -> Result<(), Stopped> {
+    pub(super) fn write_member(&mut self, member: &ZipMember, content: &[u8]) -> Result<(), ArchiveStop> {
         let offset = self.offset;
-        self.put(&member.local())?;
-        self.put(content)?;
-        self.list(member, offset)
+        self.write_bytes(&member.local_header())?;
+        self.write_bytes(content)?;
+        self.add_central_header(member, offset)
     }
 
     /// The beginning of an entry whose content comes in blocks; where it is.
-    pub(super) fn begin(&mut self, member: &Member) -> Result<u64, Stopped> {
+    pub(super) fn begin_member(&mut self, member: &ZipMember) -> Result<u64, ArchiveStop> {
         let offset = self.offset;
-        self.put(&member.local())?;
+        self.write_bytes(&member.local_header())?;
         Ok(offset)
     }
 
     /// Some of its content.
-    pub(super) fn put(&mut self, mut bytes: &[u8]) -> Result<(), Stopped> {
+    pub(super) fn write_bytes(&mut self, mut bytes: &[u8]) -> Result<(), ArchiveStop> {
         self.offset += bytes.len() as u64;
         while !bytes.is_empty() {
             let (now, later) = bytes.split_at(bytes.len().min(PIECE_BYTES - self.buffer.len()));
@@ -103,84 +103,91 @@ impl<'a> Writer<'a> {
     }
 
     /// The end of an entry that began at `offset` with the size that was expected.
-    pub(super) fn end(&mut self, member: &Member, offset: u64, expected: u64) -> Result<(), Stopped> {
-        self.put(&deflate::LAST)?;
-        self.put(&member.descriptor(expected))?;
-        self.list(member, offset)
+    pub(super) fn end_member(
+        &mut self,
+        member: &ZipMember,
+        offset: u64,
+        expected: u64,
+    ) -> Result<(), ArchiveStop> {
+        self.write_bytes(&deflate::FINAL_BLOCK)?;
+        self.write_bytes(&member.descriptor(expected))?;
+        self.add_central_header(member, offset)
     }
 
     /// A line of the manifest.
-    pub(super) fn line(&mut self, line: ArchivedEntry) -> Result<(), Stopped> {
-        self.done.entries += 1;
-        self.done.bytes += line.size;
-        self.lines.push(line);
-        if self.lines.len() < LINES {
+    pub(super) fn add_entry(&mut self, entry: ArchivedEntry) -> Result<(), ArchiveStop> {
+        self.summary.entries += 1;
+        self.summary.bytes += entry.size;
+        self.pending.push(entry);
+        if self.pending.len() < MAX_PENDING_ENTRIES {
             return Ok(());
         }
         self.flush()
     }
 
     /// An entry that is not in the manifest.
-    pub(super) fn skip(&mut self, skipped: SkippedEntry) {
-        self.done.skipped_count += 1;
-        if self.done.skipped.len() < MAX_SKIPPED {
-            self.done.skipped.push(skipped);
+    pub(super) fn add_skipped(&mut self, skipped: SkippedEntry) {
+        self.summary.skipped_count += 1;
+        if self.summary.skipped.len() < MAX_SKIPPED {
+            self.summary.skipped.push(skipped);
         }
     }
 
     /// The directory and the end.
-    pub(super) fn finish(mut self) -> Result<(), Stopped> {
+    pub(super) fn finish(mut self) -> Result<(), ArchiveStop> {
         let start = self.offset;
         if let Some(mut spool) = self.spool.take() {
-            spool.rewind().map_err(spooling)?;
+            spool.rewind().map_err(spool_error)?;
             let mut piece = vec![0; PIECE_BYTES];
             loop {
-                let read = spool.read(&mut piece).map_err(spooling)?;
+                let read = spool.read(&mut piece).map_err(spool_error)?;
                 if read == 0 {
                     break;
                 }
-                self.put(&piece[..read])?;
+                self.write_bytes(&piece[..read])?;
             }
         }
         let directory = std::mem::take(&mut self.directory);
-        self.put(&directory)?;
-        let ending = layout::ending(self.members, start, self.offset);
-        self.put(&ending)?;
+        self.write_bytes(&directory)?;
+        let ending = layout::end_records(self.members, start, self.offset);
+        self.write_bytes(&ending)?;
         self.flush()?;
-        self.done.archive_bytes = self.offset;
-        self.done.archive_sha256 = sha256(self.digest.clone());
-        self.send(CreateEvent::Summary(self.done.clone()))
+        self.summary.archive_bytes = self.offset;
+        self.summary.archive_sha256 = sha256(self.digest.clone());
+        self.send(CreateEvent::Summary(self.summary.clone()))
     }
 
-    fn list(&mut self, member: &Member, offset: u64) -> Result<(), Stopped> {
+    fn add_central_header(&mut self, member: &ZipMember, offset: u64) -> Result<(), ArchiveStop> {
         self.members += 1;
         if self.members > MAX_ENTRIES {
             return Err(ArchiveError::TooManyEntries { limit: MAX_ENTRIES }.into());
         }
-        self.directory.extend_from_slice(&member.central(offset));
-        if self.directory.len() >= DIRECTORY {
+        self.directory.extend_from_slice(&member.central_header(offset));
+        if self.directory.len() >= DIRECTORY_BUFFER_BYTES {
             let spool = match &mut self.spool {
                 Some(spool) => spool,
-                None => self.spool.insert(super::spool::create(self.scratch).map_err(spooling)?),
+                None => self.spool.insert(super::spool::create(self.scratch).map_err(spool_error)?),
             };
-            spool.write_all(&self.directory).map_err(spooling)?;
+            spool.write_all(&self.directory).map_err(spool_error)?;
             self.directory.clear();
         }
         Ok(())
     }
 
     /// Bytes first, then what is said about them.
-    fn flush(&mut self) -> Result<(), Stopped> {
+    fn flush(&mut self) -> Result<(), ArchiveStop> {
         if !self.buffer.is_empty() {
             let data = Bytes::from(std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE_BYTES)));
             self.digest.update(&data);
             self.send(CreateEvent::Data(data))?;
         }
-        std::mem::take(&mut self.lines).into_iter().try_for_each(|line| self.send(CreateEvent::Entry(line)))
+        std::mem::take(&mut self.pending)
+            .into_iter()
+            .try_for_each(|entry| self.send(CreateEvent::Entry(entry)))
     }
 
-    fn send(&self, event: CreateEvent) -> Result<(), Stopped> {
-        self.events.blocking_send(event).map_err(|_| Stopped::Gone)
+    fn send(&self, event: CreateEvent) -> Result<(), ArchiveStop> {
+        self.events.blocking_send(event).map_err(|_| ArchiveStop::ReceiverDropped)
     }
 }
 

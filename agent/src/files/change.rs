@@ -11,13 +11,13 @@ use rustix::{
 };
 
 use super::{
-    error::{FileError, failed},
+    error::{FileError, map_errno},
     path::RelPath,
-    root::{Place, SymlinkMode, WorkspaceRoot},
+    root::{EntryLocation, SymlinkMode, WorkspaceRoot},
 };
 
 /// Of new folders.
-const FOLDER_MODE: u32 = 0o755;
+const DIRECTORY_MODE: u32 = 0o755;
 
 /// Makes a folder; with `parents` also those above it, and it may be there already.
 pub(crate) fn mkdir(
@@ -32,35 +32,35 @@ pub(crate) fn mkdir(
         }
         make_parents(root, path)?;
     }
-    let place = root.place(path)?;
-    match mkdirat(&place.dir, &place.name, Mode::from_raw_mode(FOLDER_MODE)) {
+    let location = root.locate(path)?;
+    match mkdirat(&location.dir, &location.name, Mode::from_raw_mode(DIRECTORY_MODE)) {
         Ok(()) => {}
-        Err(Errno::EXIST) if parents => return root.folder(path).map(drop),
-        Err(errno) => return Err(failed("make", path)(errno)),
+        Err(Errno::EXIST) if parents => return root.open_directory(path).map(drop),
+        Err(errno) => return Err(map_errno("make", path)(errno)),
     }
     if let Some(mode) = mode {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let made = openat(&place.dir, &place.name, flags, Mode::empty());
+        let made = openat(&location.dir, &location.name, flags, Mode::empty());
         made.and_then(|dir| fchmod(dir, Mode::from_raw_mode(mode)))
-            .map_err(failed("set the mode of", path))?;
+            .map_err(map_errno("set the mode of", path))?;
     }
-    place.sync_folder().map_err(failed("make", path))
+    location.sync_directory().map_err(map_errno("make", path))
 }
 
 /// Makes the folders above `path` that are missing.
 pub(super) fn make_parents(root: &WorkspaceRoot, path: &RelPath) -> Result<(), FileError> {
     for folder in path.above() {
-        match root.look(&folder, SymlinkMode::Follow) {
+        match root.open_path(&folder, SymlinkMode::Follow) {
             Ok(_) => continue,
             Err(FileError::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }
-        let place = root.place(&folder)?;
-        match mkdirat(&place.dir, &place.name, Mode::from_raw_mode(FOLDER_MODE)) {
-            Ok(()) => place.sync_folder().map_err(failed("make", &folder))?,
+        let location = root.locate(&folder)?;
+        match mkdirat(&location.dir, &location.name, Mode::from_raw_mode(DIRECTORY_MODE)) {
+            Ok(()) => location.sync_directory().map_err(map_errno("make", &folder))?,
             // Somebody else made it meanwhile.
             Err(Errno::EXIST) => {}
-            Err(errno) => return Err(failed("make", &folder)(errno)),
+            Err(errno) => return Err(map_errno("make", &folder)(errno)),
         }
     }
     Ok(())
@@ -73,8 +73,8 @@ pub(super) fn rename(
     to: &RelPath,
     replace: bool,
 ) -> Result<(), FileError> {
-    let source = root.place(from)?;
-    let target = root.place(to)?;
+    let source = root.locate(from)?;
+    let target = root.locate(to)?;
     // Errors of a rename are about its target, except that the source is what may be missing.
     if source.stat()?.is_none() {
         return Err(FileError::NotFound { path: from.to_string() });
@@ -83,7 +83,7 @@ pub(super) fn rename(
         renameat(&source.dir, &source.name, &target.dir, &target.name)
     } else {
         match renameat_with(&source.dir, &source.name, &target.dir, &target.name, RenameFlags::NOREPLACE) {
-            Err(Errno::INVAL | Errno::NOSYS) => without_flag(&source, &target),
+            Err(Errno::INVAL | Errno::NOSYS) => rename_without_flag(&source, &target),
             moved => moved,
         }
     };
@@ -93,14 +93,14 @@ pub(super) fn rename(
         }
         // What some file systems say for a folder that is not empty.
         Errno::EXIST if replace => FileError::NotEmpty { path: to.to_string() },
-        errno => failed("move to", to)(errno),
+        errno => map_errno("move to", to)(errno),
     })?;
-    target.sync_folder().and_then(|()| source.sync_folder()).map_err(failed("move to", to))
+    target.sync_directory().and_then(|()| source.sync_directory()).map_err(map_errno("move to", to))
 }
 
 /// Moves without replacing where the file system lacks RENAME_NOREPLACE: a link never replaces, and a folder may only replace
 /// the empty one just made.
-fn without_flag(source: &Place, target: &Place) -> Result<(), Errno> {
+fn rename_without_flag(source: &EntryLocation, target: &EntryLocation) -> Result<(), Errno> {
     let folder = source
         .stat()
         .ok()
@@ -110,12 +110,12 @@ fn without_flag(source: &Place, target: &Place) -> Result<(), Errno> {
         linkat(&source.dir, &source.name, &target.dir, &target.name, AtFlags::empty())?;
         return unlinkat(&source.dir, &source.name, AtFlags::empty());
     }
-    mkdirat(&target.dir, &target.name, Mode::from_raw_mode(FOLDER_MODE))?;
+    mkdirat(&target.dir, &target.name, Mode::from_raw_mode(DIRECTORY_MODE))?;
     renameat(&source.dir, &source.name, &target.dir, &target.name)
-        .inspect_err(|_| remove_made(&target.dir, &target.name))
+        .inspect_err(|_| remove_created(&target.dir, &target.name))
 }
 
-fn remove_made(dir: &OwnedFd, name: &OsStr) {
+fn remove_created(dir: &OwnedFd, name: &OsStr) {
     if let Err(errno) = unlinkat(dir, name, AtFlags::REMOVEDIR) {
         tracing::warn!(%errno, "an empty folder made for a move stays behind");
     }

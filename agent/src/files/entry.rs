@@ -55,14 +55,14 @@ impl FileEntry {
             },
             size: u64::try_from(stat.st_size).unwrap_or_default(),
             mode: stat.st_mode & 0o7777,
-            modified: time(stat),
+            modified: modified_time(stat),
             link_target,
             ino: stat.st_ino,
         }
     }
 
     /// Looks at a descriptor, a link's own included.
-    pub(super) fn of(name: &OsStr, fd: &OwnedFd) -> Result<Self, Errno> {
+    pub(super) fn from_fd(name: &OsStr, fd: &OwnedFd) -> Result<Self, Errno> {
         let stat = fstat(fd)?;
         let link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
         let target = if link { readlinkat(fd, "", Vec::new())?.into_bytes() } else { Vec::new() };
@@ -70,7 +70,7 @@ impl FileEntry {
     }
 }
 
-fn time(stat: &Stat) -> SystemTime {
+fn modified_time(stat: &Stat) -> SystemTime {
     unix_system_time(stat.st_mtime, stat.st_mtime_nsec)
 }
 

@@ -156,7 +156,7 @@ pub enum FileError {
 }
 
 /// Turns an errno of an operation on `path` into what it means for everybody.
-pub(crate) fn failed<'a>(operation: &'static str, path: &'a RelPath) -> impl Fn(Errno) -> FileError + 'a {
+pub(crate) fn map_errno<'a>(operation: &'static str, path: &'a RelPath) -> impl Fn(Errno) -> FileError + 'a {
     move |errno| {
         let path = path.to_string();
         match errno {

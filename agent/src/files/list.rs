@@ -20,14 +20,14 @@ use rustix::{
 
 use super::{
     entry::FileEntry,
-    error::{FileError, failed},
+    error::{FileError, map_errno},
     path::RelPath,
     root::WorkspaceRoot,
     temp,
 };
 
 /// Names held at a time: 16,384 × (255 bytes at most, usually 20) is 5 MiB at worst; a larger folder is read in several passes.
-const NAMES: usize = 16_384;
+const MAX_NAMES: usize = 16_384;
 /// Entries of a page.
 const PAGE_ENTRIES: usize = 1_000;
 /// Bytes of names and link targets of a page: it must fit a gRPC message (4 MiB) with what surrounds them.
@@ -43,17 +43,17 @@ pub(super) struct Listing {
     last: Option<OsString>,
     /// The last pass saw all that was left.
     complete: bool,
-    most: usize,
+    max_names: usize,
 }
 
 impl Listing {
     pub(super) fn open(root: &WorkspaceRoot, path: RelPath) -> Result<Self, FileError> {
-        Self::with_names(root, path, NAMES)
+        Self::with_names(root, path, MAX_NAMES)
     }
 
-    fn with_names(root: &WorkspaceRoot, path: RelPath, most: usize) -> Result<Self, FileError> {
-        let dir = root.folder(&path)?;
-        Ok(Self { path, dir, names: Vec::new().into_iter(), last: None, complete: false, most })
+    fn with_names(root: &WorkspaceRoot, path: RelPath, max_names: usize) -> Result<Self, FileError> {
+        let dir = root.open_directory(&path)?;
+        Ok(Self { path, dir, names: Vec::new().into_iter(), last: None, complete: false, max_names })
     }
 
     /// The next entries; none at the end.
@@ -65,7 +65,7 @@ impl Listing {
                 if self.complete {
                     break;
                 }
-                self.pass(root)?;
+                self.read_names(root)?;
                 continue;
             };
             match self.entry(&name) {
@@ -75,7 +75,7 @@ impl Listing {
                 }
                 // Removed since the pass.
                 Err(Errno::NOENT) => {}
-                Err(errno) => return Err(failed("look at an entry of", &self.path)(errno)),
+                Err(errno) => return Err(map_errno("look at an entry of", &self.path)(errno)),
             }
             self.last = Some(name);
         }
@@ -95,11 +95,13 @@ impl Listing {
         Ok(FileEntry::new(name, &stat, target))
     }
 
-    fn pass(&mut self, root: &WorkspaceRoot) -> Result<(), FileError> {
-        let sweep = |name: &OsStr| temp::is_temp(name).then(|| root.temps().sweep(self.dir.as_fd(), name));
-        let shown = |name: &OsStr| sweep(name).is_none();
-        let (names, complete) = smallest_names(&self.dir, self.last.as_deref(), self.most, shown)
-            .map_err(failed("list", &self.path))?;
+    fn read_names(&mut self, root: &WorkspaceRoot) -> Result<(), FileError> {
+        let remove_stale = |name: &OsStr| {
+            temp::is_temp_file(name).then(|| root.temp_files().remove_stale(self.dir.as_fd(), name))
+        };
+        let shown = |name: &OsStr| remove_stale(name).is_none();
+        let (names, complete) = smallest_names(&self.dir, self.last.as_deref(), self.max_names, shown)
+            .map_err(map_errno("list", &self.path))?;
         (self.names, self.complete) = (names.into_iter(), complete);
         Ok(())
     }
@@ -109,8 +111,8 @@ impl Listing {
 pub(crate) fn smallest_names(
     dir: &OwnedFd,
     last: Option<&OsStr>,
-    most: usize,
-    wanted: impl Fn(&OsStr) -> bool,
+    max_names: usize,
+    filter: impl Fn(&OsStr) -> bool,
 ) -> Result<(Vec<OsString>, bool), Errno> {
     let mut smallest_names: BinaryHeap<OsString> = BinaryHeap::new();
     let mut complete = true;
@@ -118,10 +120,10 @@ pub(crate) fn smallest_names(
         let entry = entry?;
         let name = OsStr::from_bytes(entry.file_name().to_bytes());
         let dots = matches!(name.as_bytes(), b"." | b"..");
-        if dots || last.is_some_and(|last| name <= last) || !wanted(name) {
+        if dots || last.is_some_and(|last| name <= last) || !filter(name) {
             continue;
         }
-        if smallest_names.len() == most {
+        if smallest_names.len() == max_names {
             complete = false;
             if smallest_names.peek().is_some_and(|largest| name >= largest) {
                 continue;

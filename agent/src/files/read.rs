@@ -13,7 +13,7 @@ use tokio::{sync::OwnedSemaphorePermit, task::JoinHandle};
 
 use super::{
     entry::FileEntry,
-    error::{FileError, failed},
+    error::{FileError, map_errno},
     path::RelPath,
     root::WorkspaceRoot,
 };
@@ -21,7 +21,7 @@ use super::{
 /// Most bytes of one piece: what a message of the wire carries.
 pub const PIECE_BYTES: usize = 256 * 1024;
 /// Bytes read at a time.
-const BLOCK: usize = 1024 * 1024;
+const BLOCK_BYTES: usize = 1024 * 1024;
 
 /// A file opened for reading a range of it.
 #[derive(Debug)]
@@ -34,20 +34,20 @@ pub struct FileReader {
     pub end: u64,
     path: RelPath,
     file: Arc<OwnedFd>,
-    place: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 }
 
 impl FileReader {
     pub(super) fn open(
         root: &WorkspaceRoot,
         path: RelPath,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) -> Result<Self, FileError> {
-        let (file, stat) = root.file(&path)?;
+        let (file, stat) = root.open_file(&path)?;
         let name = path.split().map(|(_, name)| name.to_owned()).unwrap_or_default();
         let entry = FileEntry::new(&name, &stat, Vec::new());
         let end = entry.size;
-        Ok(Self { entry, start: 0, end, path, file: Arc::new(file), place })
+        Ok(Self { entry, start: 0, end, path, file: Arc::new(file), permit })
     }
 
     /// Narrows it to `length` bytes (all if `None`) from `offset` on.
@@ -63,14 +63,14 @@ impl FileReader {
 
     /// The bytes, in pieces of [`PIECE_BYTES`] at most.
     pub fn pieces(self) -> impl Stream<Item = Result<Bytes, FileError>> + Send + 'static {
-        let pieces = Pieces {
+        let pieces = PieceReader {
             at: self.start,
             end: self.end,
             path: self.path,
             file: self.file,
             ready: Bytes::new(),
             ahead: None,
-            _place: self.place,
+            _permit: self.permit,
         };
         stream::try_unfold(pieces, |mut pieces| async move {
             Ok(pieces.next().await?.map(|piece| (piece, pieces)))
@@ -79,31 +79,31 @@ impl FileReader {
 }
 
 /// A block that is being read.
-struct Block {
+struct ReadAhead {
     at: u64,
     length: u64,
     read: JoinHandle<Result<Bytes, Errno>>,
 }
 
-struct Pieces {
+struct PieceReader {
     /// Where the block that is read next begins.
     at: u64,
     end: u64,
     path: RelPath,
     file: Arc<OwnedFd>,
     ready: Bytes,
-    ahead: Option<Block>,
-    _place: OwnedSemaphorePermit,
+    ahead: Option<ReadAhead>,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl Pieces {
+impl PieceReader {
     async fn next(&mut self) -> Result<Option<Bytes>, FileError> {
         if self.ready.is_empty() {
             let Some(block) = self.ahead.take().or_else(|| self.read_ahead()) else {
                 return Ok(None);
             };
             let read = block.read.await.map_err(|_| FileError::Fault { operation: "reading a file" })?;
-            self.ready = read.map_err(failed("read", &self.path))?;
+            self.ready = read.map_err(map_errno("read", &self.path))?;
             let got = self.ready.len() as u64;
             if got < block.length {
                 return Err(FileError::Shrunk { path: self.path.to_string(), end: block.at + got });
@@ -113,15 +113,15 @@ impl Pieces {
         Ok(Some(self.ready.split_to(min(self.ready.len(), PIECE_BYTES))))
     }
 
-    fn read_ahead(&mut self) -> Option<Block> {
-        let (at, length) = (self.at, min(self.end - self.at, BLOCK as u64));
+    fn read_ahead(&mut self) -> Option<ReadAhead> {
+        let (at, length) = (self.at, min(self.end - self.at, BLOCK_BYTES as u64));
         if length == 0 {
             return None;
         }
         self.at += length;
         let file = self.file.clone();
         let read = tokio::task::spawn_blocking(move || read_block(&file, at, length as usize));
-        Some(Block { at, length, read })
+        Some(ReadAhead { at, length, read })
     }
 }
 

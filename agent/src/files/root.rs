@@ -2,7 +2,7 @@
 //!
 //! Law 10: the kernel confines. Whole paths are opened with openat2(RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS); where the kernel
 //! lacks it (gVisor, some seccomp filters) `walk` opens part by part, never through a link. What changes something gets a
-//! [`Place`]: the descriptor of the folder and one plain name in it, which cannot lead anywhere else whatever is swapped
+//! [`EntryLocation`]: the descriptor of the folder and one plain name in it, which cannot lead anywhere else whatever is swapped
 //! meanwhile.
 //!
 //! Symbolic links are followed as long as they stay inside; absolute links count as leaving, even if they point inside.
@@ -22,10 +22,10 @@ use rustix::{
 };
 
 use super::{
-    error::{FileError, failed},
+    component_walk,
+    error::{FileError, map_errno},
     path::{BadPath, RelPath},
-    temp::Temps,
-    walk,
+    temp::TempFiles,
 };
 
 /// openat2 answers EAGAIN when something was renamed while it looked; how often it is asked again before the path counts as
@@ -55,12 +55,12 @@ pub enum SymlinkMode {
 pub struct WorkspaceRoot {
     dir: OwnedFd,
     resolver: PathResolver,
-    temps: Temps,
+    temp_files: TempFiles,
 }
 
 /// A name in a folder that is held open.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct EntryLocation {
     pub(super) dir: OwnedFd,
     pub(super) name: OsString,
 }
@@ -82,7 +82,7 @@ impl WorkspaceRoot {
     pub fn open_with(path: &Path, resolver: PathResolver) -> std::io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(path, flags, Mode::empty())?;
-        Ok(Self { dir, resolver, temps: Temps::new() })
+        Ok(Self { dir, resolver, temp_files: TempFiles::new() })
     }
 
     /// Brings the file system of the root to disk.
@@ -90,28 +90,28 @@ impl WorkspaceRoot {
         Ok(rustix::fs::syncfs(&self.dir)?)
     }
 
-    pub(crate) fn temps(&self) -> &Temps {
-        &self.temps
+    pub(crate) fn temp_files(&self) -> &TempFiles {
+        &self.temp_files
     }
 
     /// A descriptor for looking only (O_PATH).
-    pub(super) fn look(&self, path: &RelPath, links: SymlinkMode) -> Result<OwnedFd, FileError> {
+    pub(super) fn open_path(&self, path: &RelPath, links: SymlinkMode) -> Result<OwnedFd, FileError> {
         let flags = match links {
             SymlinkMode::Follow => OFlags::PATH,
             SymlinkMode::NoFollow => OFlags::PATH | OFlags::NOFOLLOW,
         };
-        self.resolve(path, flags).map_err(failed("look at", path))
+        self.resolve(path, flags).map_err(map_errno("look at", path))
     }
 
     /// A folder, for reading its entries.
-    pub(crate) fn folder(&self, path: &RelPath) -> Result<OwnedFd, FileError> {
-        self.resolve(path, OFlags::RDONLY | OFlags::DIRECTORY).map_err(failed("open", path))
+    pub(crate) fn open_directory(&self, path: &RelPath) -> Result<OwnedFd, FileError> {
+        self.resolve(path, OFlags::RDONLY | OFlags::DIRECTORY).map_err(map_errno("open", path))
     }
 
     /// A regular file, for reading. Nothing else is ever opened: a pipe would wake its writer, a device might do anything.
-    pub(super) fn file(&self, path: &RelPath) -> Result<(OwnedFd, Stat), FileError> {
+    pub(super) fn open_file(&self, path: &RelPath) -> Result<(OwnedFd, Stat), FileError> {
         let regular = |fd: &OwnedFd| {
-            let stat = fstat(fd).map_err(failed("look at", path))?;
+            let stat = fstat(fd).map_err(map_errno("look at", path))?;
             let problem = match FileType::from_raw_mode(stat.st_mode) {
                 FileType::RegularFile => return Ok(stat),
                 FileType::Directory => "is a folder",
@@ -120,35 +120,37 @@ impl WorkspaceRoot {
             };
             Err(FileError::WrongKind { path: path.to_string(), problem })
         };
-        regular(&self.look(path, SymlinkMode::Follow)?)?;
+        regular(&self.open_path(path, SymlinkMode::Follow)?)?;
         // It may have been swapped meanwhile: O_NONBLOCK, and a second look at what was really opened.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = self.resolve(path, flags).map_err(failed("open", path))?;
+        let file = self.resolve(path, flags).map_err(map_errno("open", path))?;
         let stat = regular(&file)?;
         let plain = fcntl_getfl(&file).and_then(|f| fcntl_setfl(&file, f - OFlags::NONBLOCK));
-        plain.map_err(failed("open", path))?;
+        plain.map_err(map_errno("open", path))?;
         Ok((file, stat))
     }
 
     /// Where the entry itself is, for making, moving and removing it. A link at the last part is not followed.
-    pub(super) fn place(&self, path: &RelPath) -> Result<Place, FileError> {
+    pub(super) fn locate(&self, path: &RelPath) -> Result<EntryLocation, FileError> {
         let (folder, name) = path
             .split()
             .ok_or_else(|| FileError::BadPath { path: path.to_string(), problem: BadPath::Root })?;
-        let dir = self.resolve(&folder, OFlags::PATH | OFlags::DIRECTORY).map_err(failed("open", &folder))?;
-        Ok(Place { dir, name: name.to_owned() })
+        let dir =
+            self.resolve(&folder, OFlags::PATH | OFlags::DIRECTORY).map_err(map_errno("open", &folder))?;
+        Ok(EntryLocation { dir, name: name.to_owned() })
     }
 
     /// Where content written to `path` goes: through a symbolic link to the file it points to, which may be missing.
-    pub(super) fn destination(&self, path: &RelPath) -> Result<Place, FileError> {
-        let place = self.place(path)?;
-        if !place.stat()?.is_some_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Symlink) {
-            return Ok(place);
+    pub(super) fn destination(&self, path: &RelPath) -> Result<EntryLocation, FileError> {
+        let location = self.locate(path)?;
+        if !location.stat()?.is_some_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Symlink) {
+            return Ok(location);
         }
-        let end = walk::to(&self.dir, path, SymlinkMode::Follow).map_err(failed("open", path))?;
+        let end = component_walk::resolve_end(&self.dir, path, SymlinkMode::Follow)
+            .map_err(map_errno("open", path))?;
         match end.name {
-            Some(name) => Ok(Place { dir: end.dir, name }),
-            None => Err(failed("open", path)(Errno::ISDIR)),
+            Some(name) => Ok(EntryLocation { dir: end.dir, name }),
+            None => Err(map_errno("open", path)(Errno::ISDIR)),
         }
     }
 
@@ -156,14 +158,14 @@ impl WorkspaceRoot {
     fn resolve(&self, path: &RelPath, flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::CLOEXEC;
         match self.resolver {
-            PathResolver::Kernel => kernel(&self.dir, path.as_os_str(), flags),
-            PathResolver::Walk => walk::open(&self.dir, path, flags),
+            PathResolver::Kernel => open_beneath(&self.dir, path.as_os_str(), flags),
+            PathResolver::Walk => component_walk::open(&self.dir, path, flags),
         }
     }
 }
 
 /// ELOOP stands for every way in which links on the path forbid it.
-fn kernel(dir: &OwnedFd, path: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
+fn open_beneath(dir: &OwnedFd, path: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
     let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     for _ in 0..TRIES {
         match openat2(dir, path, flags, Mode::empty(), beneath) {
@@ -175,7 +177,7 @@ fn kernel(dir: &OwnedFd, path: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> 
     Err(Errno::LOOP)
 }
 
-impl Place {
+impl EntryLocation {
     /// What is there now, itself; `None` if nothing.
     pub(super) fn stat(&self) -> Result<Option<Stat>, FileError> {
         match statat(&self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -186,7 +188,7 @@ impl Place {
     }
 
     /// Makes the folder's entries durable.
-    pub(super) fn sync_folder(&self) -> Result<(), Errno> {
+    pub(super) fn sync_directory(&self) -> Result<(), Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match openat(self.dir.as_fd(), ".", flags, Mode::empty()) {
             Ok(dir) => rustix::fs::fsync(&dir),
@@ -198,6 +200,6 @@ impl Place {
 
     pub(super) fn failed(&self, operation: &'static str) -> impl Fn(Errno) -> FileError + use<> {
         let name = RelPath::parse(self.name.as_encoded_bytes()).unwrap_or(RelPath::ROOT);
-        move |errno| failed(operation, &name)(errno)
+        move |errno| map_errno(operation, &name)(errno)
     }
 }

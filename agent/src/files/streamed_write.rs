@@ -12,12 +12,12 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     error::FileError,
-    write::{Writer, WrittenFile},
+    write::{FileWriter, WrittenFile},
 };
 use crate::admission::{AdmissionGate, Intent};
 
 /// Bytes gathered while the disk is busy; then the stream waits for it.
-const GATHER: usize = 1024 * 1024;
+const GATHER_BYTES: usize = 1024 * 1024;
 const FAULT: FileError = FileError::Fault { operation: "writing a file" };
 
 /// A file that is being written piece by piece. Dropped, it leaves nothing.
@@ -25,33 +25,33 @@ const FAULT: FileError = FileError::Fault { operation: "writing a file" };
 pub struct StreamedWrite {
     gate: Arc<AdmissionGate>,
     changes: TaskTracker,
-    disk: Disk,
+    writer_state: WriterState,
     gathered: Vec<Bytes>,
     bytes: usize,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
-enum Disk {
-    Idle(Box<Writer>),
-    Busy(JoinHandle<Result<Box<Writer>, FileError>>),
+enum WriterState {
+    Idle(Box<FileWriter>),
+    Busy(JoinHandle<Result<Box<FileWriter>, FileError>>),
     Failed,
 }
 
 impl StreamedWrite {
     pub(super) fn new(
-        writer: Writer,
+        writer: FileWriter,
         gate: Arc<AdmissionGate>,
         changes: TaskTracker,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) -> Self {
         Self {
             gate,
             changes,
-            disk: Disk::Idle(Box::new(writer)),
+            writer_state: WriterState::Idle(Box::new(writer)),
             gathered: Vec::new(),
             bytes: 0,
-            _place: place,
+            _permit: permit,
         }
     }
 
@@ -62,12 +62,14 @@ impl StreamedWrite {
         }
         self.bytes += data.len();
         self.gathered.push(data);
-        if self.bytes < GATHER && matches!(&self.disk, Disk::Busy(job) if !job.is_finished()) {
+        if self.bytes < GATHER_BYTES
+            && matches!(&self.writer_state, WriterState::Busy(job) if !job.is_finished())
+        {
             return Ok(());
         }
         // Somebody still means it: an upload keeps the workspace awake as long as it moves.
         self.gate.admit(Intent::ClientWrite).await?;
-        let writer = self.idle().await?;
+        let writer = self.wait_idle().await?;
         self.write(writer);
         Ok(())
     }
@@ -75,7 +77,7 @@ impl StreamedWrite {
     /// Ends the file; answers when it is on the disk under its name.
     pub async fn finish(mut self) -> Result<WrittenFile, FileError> {
         self.gate.admit(Intent::ClientWrite).await?;
-        let mut writer = self.idle().await?;
+        let mut writer = self.wait_idle().await?;
         let gathered = mem::take(&mut self.gathered);
         let token = self.changes.token();
         let finish = move || {
@@ -86,27 +88,27 @@ impl StreamedWrite {
         spawn_blocking(finish).await.map_err(|_| FAULT)?
     }
 
-    fn write(&mut self, mut writer: Box<Writer>) {
+    fn write(&mut self, mut writer: Box<FileWriter>) {
         self.bytes = 0;
         let gathered = mem::take(&mut self.gathered);
         let token = self.changes.token();
-        self.disk = Disk::Busy(spawn_blocking(move || {
+        self.writer_state = WriterState::Busy(spawn_blocking(move || {
             let _under_way = token;
             gathered.iter().try_for_each(|data| writer.write(data))?;
             Ok(writer)
         }));
     }
 
-    async fn idle(&mut self) -> Result<Box<Writer>, FileError> {
-        if let Disk::Busy(job) = &mut self.disk {
+    async fn wait_idle(&mut self) -> Result<Box<FileWriter>, FileError> {
+        if let WriterState::Busy(job) = &mut self.writer_state {
             // Awaited in place: a caller that goes away here drops the job's handle, and the job drops the writer.
             let done = job.await.map_err(|_| FAULT);
-            self.disk = Disk::Failed;
+            self.writer_state = WriterState::Failed;
             return done?;
         }
-        match mem::replace(&mut self.disk, Disk::Failed) {
-            Disk::Idle(writer) => Ok(writer),
-            Disk::Busy(_) | Disk::Failed => Err(FAULT),
+        match mem::replace(&mut self.writer_state, WriterState::Failed) {
+            WriterState::Idle(writer) => Ok(writer),
+            WriterState::Busy(_) | WriterState::Failed => Err(FAULT),
         }
     }
 }
@@ -114,7 +116,7 @@ impl StreamedWrite {
 impl Drop for StreamedWrite {
     fn drop(&mut self) {
         // Removing a large file takes its time; only where nothing runs any more nobody minds.
-        if let Disk::Idle(writer) = mem::replace(&mut self.disk, Disk::Failed)
+        if let WriterState::Idle(writer) = mem::replace(&mut self.writer_state, WriterState::Failed)
             && let Ok(runtime) = Handle::try_current()
         {
             drop(runtime.spawn_blocking(move || drop(writer)));

@@ -27,41 +27,41 @@ use super::entry::FileEntry;
 const PREFIX: &str = ".podling-";
 const SUFFIX: &str = ".tmp";
 /// From then on a file of another run is nobody's.
-const DEAD_AFTER: Duration = Duration::from_secs(60 * 60);
+const STALE_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// Gives names to temporary files and tells them from others.
 #[derive(Debug)]
-pub(crate) struct Temps {
+pub(crate) struct TempFiles {
     run: u64,
     next: AtomicU64,
 }
 
 /// A temporary file's name; the file goes with it unless it is kept.
 #[derive(Debug)]
-pub(crate) struct Temp {
+pub(crate) struct TempFile {
     dir: OwnedFd,
     name: OsString,
-    kept: bool,
+    persisted: bool,
 }
 
-impl Temps {
+impl TempFiles {
     pub(super) fn new() -> Self {
         Self { run: fastrand::u64(..), next: AtomicU64::new(0) }
     }
 
     /// Makes one in `dir`, readable by nobody else until it is finished.
-    pub(crate) fn create(&self, dir: OwnedFd) -> Result<(Temp, OwnedFd), Errno> {
+    pub(crate) fn create(&self, dir: OwnedFd) -> Result<(TempFile, OwnedFd), Errno> {
         let name = self.name();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(&dir, &name, flags, Mode::RUSR | Mode::WUSR)?;
-        Ok((Temp { dir, name, kept: false }, file))
+        Ok((TempFile { dir, name, persisted: false }, file))
     }
 
     /// Makes a symbolic link in `dir`.
-    pub(crate) fn create_link(&self, dir: OwnedFd, target: &OsStr) -> Result<Temp, Errno> {
+    pub(crate) fn create_link(&self, dir: OwnedFd, target: &OsStr) -> Result<TempFile, Errno> {
         let name = self.name();
         symlinkat(target, &dir, &name)?;
-        Ok(Temp { dir, name, kept: false })
+        Ok(TempFile { dir, name, persisted: false })
     }
 
     fn name(&self) -> OsString {
@@ -70,20 +70,20 @@ impl Temps {
     }
 
     /// Removes `name` if it is what another run left behind.
-    pub(super) fn sweep(&self, dir: BorrowedFd<'_>, name: &OsStr) -> bool {
+    pub(super) fn remove_stale(&self, dir: BorrowedFd<'_>, name: &OsStr) -> bool {
         if run_of(name).is_none_or(|run| run == self.run) {
             return false;
         }
-        let dead = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
+        let stale = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
             let age = SystemTime::now().duration_since(FileEntry::new(name, &stat, Vec::new()).modified);
-            age.is_ok_and(|age| age >= DEAD_AFTER)
+            age.is_ok_and(|age| age >= STALE_AFTER)
         });
-        dead && unlinkat(dir, name, AtFlags::empty()).is_ok()
+        stale && unlinkat(dir, name, AtFlags::empty()).is_ok()
     }
 }
 
 /// Whether a listing leaves it out.
-pub(crate) fn is_temp(name: &OsStr) -> bool {
+pub(crate) fn is_temp_file(name: &OsStr) -> bool {
     run_of(name).is_some()
 }
 
@@ -94,7 +94,7 @@ fn run_of(name: &OsStr) -> Option<u64> {
     (run.len() == 16).then(|| u64::from_str_radix(run, 16).ok())?
 }
 
-impl Temp {
+impl TempFile {
     pub(crate) fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
@@ -116,14 +116,14 @@ impl Temp {
                 renamed => renamed?,
             }
         }
-        self.kept = true;
+        self.persisted = true;
         Ok(())
     }
 }
 
-impl Drop for Temp {
+impl Drop for TempFile {
     fn drop(&mut self) {
-        if !self.kept
+        if !self.persisted
             && let Err(errno) = unlinkat(&self.dir, &self.name, AtFlags::empty())
             && errno != Errno::NOENT
         {
@@ -138,14 +138,14 @@ mod tests {
 
     #[test]
     fn only_our_own_pattern_is_hidden() {
-        assert!(is_temp(OsStr::new(".podling-0123456789abcdef-1f.tmp")));
+        assert!(is_temp_file(OsStr::new(".podling-0123456789abcdef-1f.tmp")));
         for name in [
             ".podling-notes.tmp",
             ".podling-0123456789abcdef.tmp",
             "podling-0123456789abcdef-1.tmp",
             ".podlingrc",
         ] {
-            assert!(!is_temp(OsStr::new(name)), "{name} is the user's");
+            assert!(!is_temp_file(OsStr::new(name)), "{name} is the user's");
         }
     }
 }

@@ -13,7 +13,7 @@ use super::{
     error::FileError,
     path::RelPath,
     root::WorkspaceRoot,
-    write::{WriteOptions, Writer, WrittenFile},
+    write::{FileWriter, WriteOptions, WrittenFile},
 };
 
 /// Uploads at once, finished ones that are remembered included; the next is refused with TOO_MANY_UPLOADS.
@@ -34,28 +34,28 @@ pub struct UploadProgress {
 
 #[derive(Debug)]
 pub(super) struct Uploads {
-    table: Mutex<HashMap<String, Upload>>,
-    lapse: Duration,
+    table: Mutex<HashMap<String, PendingUpload>>,
+    idle_timeout: Duration,
 }
 
 #[derive(Debug)]
-struct Upload {
+struct PendingUpload {
     touched: Instant,
     /// Locked on the blocking pool only, for the time of a chunk.
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<UploadState>>,
 }
 
 #[derive(Debug)]
-enum State {
-    Open(Box<Writer>),
+enum UploadState {
+    Open(Box<FileWriter>),
     /// Remembered, so that a client that missed the answer gets it again.
     Finished(u64, Box<WrittenFile>),
     Failed,
 }
 
 impl Uploads {
-    pub(super) fn new(lapse: Duration) -> Self {
-        Self { table: Mutex::default(), lapse }
+    pub(super) fn new(idle_timeout: Duration) -> Self {
+        Self { table: Mutex::default(), idle_timeout }
     }
 
     /// Makes room for one more, then opens it.
@@ -65,14 +65,14 @@ impl Uploads {
         path: RelPath,
         options: WriteOptions,
     ) -> Result<String, FileError> {
-        self.lapse_now();
-        self.make_room(&mut self.lock())?;
-        let writer = Writer::open(root, path, options)?;
+        self.remove_expired();
+        self.ensure_capacity(&mut self.lock())?;
+        let writer = FileWriter::open(root, path, options)?;
         let id = format!("{:016x}", fastrand::u64(..));
-        let state = Arc::new(Mutex::new(State::Open(Box::new(writer))));
+        let state = Arc::new(Mutex::new(UploadState::Open(Box::new(writer))));
         let mut table = self.lock();
-        self.make_room(&mut table)?;
-        table.insert(id.clone(), Upload { touched: Instant::now(), state });
+        self.ensure_capacity(&mut table)?;
+        table.insert(id.clone(), PendingUpload { touched: Instant::now(), state });
         Ok(id)
     }
 
@@ -87,18 +87,18 @@ impl Uploads {
     ) -> Result<UploadProgress, FileError> {
         let state = {
             let mut table = self.lock();
-            let upload = table.get_mut(&id).filter(|upload| upload.touched.elapsed() < self.lapse);
+            let upload = table.get_mut(&id).filter(|upload| upload.touched.elapsed() < self.idle_timeout);
             let upload = upload.ok_or_else(|| FileError::UploadNotFound { id: id.clone() })?;
             upload.touched = Instant::now();
             upload.state.clone()
         };
         let work = move || {
             let _under_way = token;
-            lock(&state).take(offset, &data, finish)
+            lock(&state).write_chunk(offset, &data, finish)
         };
-        let taken =
+        let outcome =
             spawn_blocking(work).await.map_err(|_| FileError::Fault { operation: "writing a chunk" })?;
-        match taken {
+        match outcome {
             Ok((next, finished)) => Ok(UploadProgress { id, next, finished }),
             Err(error) => {
                 // A hole leaves the upload as it is; after any other failure it cannot go on.
@@ -111,27 +111,29 @@ impl Uploads {
     }
 
     /// Drops what has lapsed; says when to look again.
-    pub(super) fn lapse_now(&self) -> Option<Instant> {
+    pub(super) fn remove_expired(&self) -> Option<Instant> {
         let mut table = self.lock();
-        let lapsed: Vec<_> = table.extract_if(|_, upload| upload.touched.elapsed() >= self.lapse).collect();
-        let next = table.values().map(|upload| upload.touched + self.lapse).min();
+        let expired: Vec<_> =
+            table.extract_if(|_, upload| upload.touched.elapsed() >= self.idle_timeout).collect();
+        let next = table.values().map(|upload| upload.touched + self.idle_timeout).min();
         drop(table);
         // Here temporary files go, outside the lock.
-        drop(lapsed);
+        drop(expired);
         next
     }
 
-    pub(super) fn lapse(&self) -> Duration {
-        self.lapse
+    pub(super) fn idle_timeout(&self) -> Duration {
+        self.idle_timeout
     }
 
     /// Finished ones are forgotten first.
-    fn make_room(&self, table: &mut HashMap<String, Upload>) -> Result<(), FileError> {
+    fn ensure_capacity(&self, table: &mut HashMap<String, PendingUpload>) -> Result<(), FileError> {
         if table.len() < MAX_UPLOADS {
             return Ok(());
         }
-        let finished =
-            |upload: &Upload| matches!(upload.state.try_lock().as_deref(), Ok(State::Finished(..)));
+        let finished = |upload: &PendingUpload| {
+            matches!(upload.state.try_lock().as_deref(), Ok(UploadState::Finished(..)))
+        };
         let oldest =
             table.iter().filter(|(_, upload)| finished(upload)).min_by_key(|(_, upload)| upload.touched);
         let oldest =
@@ -140,13 +142,13 @@ impl Uploads {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Upload>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, PendingUpload>> {
         lock(&self.table)
     }
 }
 
-impl State {
-    fn take(
+impl UploadState {
+    fn write_chunk(
         &mut self,
         offset: u64,
         data: &[u8],

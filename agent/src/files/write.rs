@@ -17,10 +17,10 @@ use rustix::{
 use super::{
     change,
     entry::{FileEntry, timespec},
-    error::{FileError, failed},
+    error::{FileError, map_errno},
     path::RelPath,
-    root::{Place, WorkspaceRoot},
-    temp::Temp,
+    root::{EntryLocation, WorkspaceRoot},
+    temp::TempFile,
 };
 
 /// Of a new file.
@@ -53,17 +53,17 @@ pub struct WrittenFile {
 }
 
 /// A file being written. Dropped, it leaves nothing.
-pub(super) struct Writer {
+pub(super) struct FileWriter {
     path: RelPath,
-    place: Place,
+    location: EntryLocation,
     options: WriteOptions,
-    temp: Temp,
+    temp: TempFile,
     file: OwnedFd,
     digest: Context,
     length: u64,
 }
 
-impl Writer {
+impl FileWriter {
     pub(super) fn open(
         root: &WorkspaceRoot,
         path: RelPath,
@@ -73,14 +73,14 @@ impl Writer {
             change::make_parents(root, &path)?;
         }
         // With create_only a symbolic link counts as something that is there.
-        let place = if options.create_only { root.place(&path)? } else { root.destination(&path)? };
-        replaceable(&path, &options, place.stat()?.as_ref())?;
-        let dir = place
+        let location = if options.create_only { root.locate(&path)? } else { root.destination(&path)? };
+        check_replaceable(&path, &options, location.stat()?.as_ref())?;
+        let dir = location
             .dir
             .try_clone()
-            .map_err(|e| failed("open", &path)(Errno::from_io_error(&e).unwrap_or(Errno::MFILE)))?;
-        let (temp, file) = root.temps().create(dir).map_err(failed("write", &path))?;
-        Ok(Self { path, place, options, temp, file, digest: Context::new(&SHA256), length: 0 })
+            .map_err(|e| map_errno("open", &path)(Errno::from_io_error(&e).unwrap_or(Errno::MFILE)))?;
+        let (temp, file) = root.temp_files().create(dir).map_err(map_errno("write", &path))?;
+        Ok(Self { path, location, options, temp, file, digest: Context::new(&SHA256), length: 0 })
     }
 
     /// How much has been written.
@@ -95,7 +95,7 @@ impl Writer {
             match rustix::io::write(&self.file, data) {
                 Ok(written) => data = &data[written..],
                 Err(Errno::INTR) => {}
-                Err(errno) => return Err(failed("write", &self.path)(errno)),
+                Err(errno) => return Err(map_errno("write", &self.path)(errno)),
             }
         }
         Ok(())
@@ -104,14 +104,16 @@ impl Writer {
     /// Checks, syncs, renames.
     pub(super) fn finish(mut self) -> Result<WrittenFile, FileError> {
         let sha256 = self.check_digest()?;
-        let old = self.place.stat()?;
-        replaceable(&self.path, &self.options, old.as_ref())?;
-        let failed = failed("write", &self.path);
-        self.dress(old.as_ref()).map_err(&failed)?;
+        let old = self.location.stat()?;
+        check_replaceable(&self.path, &self.options, old.as_ref())?;
+        let failed = map_errno("write", &self.path);
+        self.apply_attributes(old.as_ref()).map_err(&failed)?;
         fsync(&self.file).map_err(&failed)?;
-        let entry = FileEntry::new(&self.place.name, &fstat(&self.file).map_err(&failed)?, Vec::new());
-        self.temp.rename(&self.place.dir, &self.place.name, !self.options.create_only).map_err(&failed)?;
-        self.place.sync_folder().map_err(&failed)?;
+        let entry = FileEntry::new(&self.location.name, &fstat(&self.file).map_err(&failed)?, Vec::new());
+        self.temp
+            .rename(&self.location.dir, &self.location.name, !self.options.create_only)
+            .map_err(&failed)?;
+        self.location.sync_directory().map_err(&failed)?;
         Ok(WrittenFile { entry, sha256, created: old.is_none() })
     }
 
@@ -130,7 +132,7 @@ impl Writer {
     }
 
     /// Owner, mode and time.
-    fn dress(&self, old: Option<&Stat>) -> Result<(), Errno> {
+    fn apply_attributes(&self, old: Option<&Stat>) -> Result<(), Errno> {
         if let Some(old) = old {
             let ours = fstat(&self.file)?;
             if (old.st_uid, old.st_gid) != (ours.st_uid, ours.st_gid) {
@@ -151,16 +153,16 @@ impl Writer {
     }
 }
 
-impl std::fmt::Debug for Writer {
+impl std::fmt::Debug for FileWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Writer")
+        f.debug_struct("FileWriter")
             .field("path", &self.path)
             .field("length", &self.length)
             .finish_non_exhaustive()
     }
 }
 
-fn replaceable(path: &RelPath, options: &WriteOptions, old: Option<&Stat>) -> Result<(), FileError> {
+fn check_replaceable(path: &RelPath, options: &WriteOptions, old: Option<&Stat>) -> Result<(), FileError> {
     let Some(old) = old else { return Ok(()) };
     if options.create_only {
         return Err(FileError::Exists { path: path.to_string() });

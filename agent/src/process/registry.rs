@@ -14,7 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     ProcessError, ProcessId, ProcessInfo, ProcessSpec, ProcessWatcher, StdinProgress, run::ALL_OUTPUT_BYTES,
-    table::Table,
+    table::ProcessTable,
 };
 use crate::{
     admission::{AdmissionGate, Attempt, Intent},
@@ -24,22 +24,22 @@ use crate::{
 };
 
 /// Streams of all processes at once; another is refused.
-const STREAMS: usize = 1024;
+const MAX_STREAMS: usize = 1024;
 /// Longest request id, in bytes.
-const REQUEST_ID_BYTES: usize = 64;
+const MAX_REQUEST_ID_BYTES: usize = 64;
 /// What killed processes still get to be reaped, when all are ended.
-const REAP: Duration = Duration::from_secs(1);
+const REAP_GRACE: Duration = Duration::from_secs(1);
 /// How often it is looked whether all have ended.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// All processes. Cheap to clone; all clones are the same.
 #[derive(Debug, Clone)]
 pub struct ProcessRegistry {
-    pub(super) inner: Arc<Inner>,
+    pub(super) inner: Arc<RegistryShared>,
 }
 
 #[derive(Debug)]
-pub(super) struct Inner {
+pub(super) struct RegistryShared {
     pub(super) launcher: Launcher,
     pub(super) children: Children,
     pub(super) gate: Arc<AdmissionGate>,
@@ -48,19 +48,19 @@ pub(super) struct Inner {
     streams: Arc<Semaphore>,
     /// What is left for the outputs that Run keeps.
     pub(super) run_bytes: Arc<Semaphore>,
-    table: Mutex<Table>,
+    table: Mutex<ProcessTable>,
 }
 
 impl ProcessRegistry {
     /// None yet.
     pub fn new(launcher: Launcher, children: Children, gate: Arc<AdmissionGate>) -> Self {
-        let inner = Inner {
+        let inner = RegistryShared {
             launcher,
             children,
             gate,
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
-            streams: Arc::new(Semaphore::new(STREAMS)),
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             run_bytes: Arc::new(Semaphore::new(ALL_OUTPUT_BYTES)),
             table: Mutex::default(),
         };
@@ -73,28 +73,28 @@ impl ProcessRegistry {
     }
 
     fn try_start(&self, start: &ProcessSpec) -> Result<ProcessWatcher, Attempt<ProcessError>> {
-        if start.request_id.len() > REQUEST_ID_BYTES {
+        if start.request_id.len() > MAX_REQUEST_ID_BYTES {
             return Err(
                 ProcessError::BadField { field: "request_id", allowed: "at most 64 characters" }.into()
             );
         }
         let claim = self.claim()?;
-        let place = self.place()?;
+        let permit = self.acquire_permit()?;
         let mut table = self.inner.table();
-        if let Some(process) = table.of_request(&start.request_id) {
-            return Ok(ProcessWatcher::join(process, [0, 0], place)?);
+        if let Some(process) = table.by_request_id(&start.request_id) {
+            return Ok(ProcessWatcher::join(process, [0, 0], permit)?);
         }
-        table.has_room(claim.policy.max_processes)?;
+        table.check_limit(claim.policy.max_processes)?;
         self.inner.gate.try_admit(Intent::ClientStart, 0)?;
-        if table.ending {
+        if table.shutting_down {
             return Err(ProcessError::ShuttingDown.into());
         }
         let (process, task) = self.inner.spawn(start.clone(), &claim)?;
         table.add(process.clone());
         drop(table);
         // Joined before the task runs, so that not even the first byte could be let go.
-        let watcher = ProcessWatcher::join(process.clone(), [0, 0], place);
-        self.inner.mind(process, task);
+        let watcher = ProcessWatcher::join(process.clone(), [0, 0], permit);
+        self.inner.supervise(process, task);
         Ok(watcher?)
     }
 
@@ -104,7 +104,7 @@ impl ProcessRegistry {
         if process.epoch != epoch {
             return Err(ProcessError::StaleEpoch { epoch: process.epoch });
         }
-        ProcessWatcher::join(process, at, self.place()?)
+        ProcessWatcher::join(process, at, self.acquire_permit()?)
     }
 
     /// Feeds stdin; answers when the bytes are in the pipe.
@@ -140,10 +140,10 @@ impl ProcessRegistry {
     pub async fn end_all(&self, grace: Duration) {
         let mut left = {
             let mut table = self.inner.table();
-            table.ending = true;
+            table.shutting_down = true;
             table.all().to_vec()
         };
-        let until = Instant::now() + grace + REAP;
+        let until = Instant::now() + grace + REAP_GRACE;
         for process in &left {
             process.end(grace);
         }
@@ -157,7 +157,7 @@ impl ProcessRegistry {
                 tracing::error!(?left, "some processes did not end");
                 return;
             }
-            sleep(LOOK_EVERY).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -176,19 +176,19 @@ impl ProcessRegistry {
         self.inner.launcher.claims().borrow().clone().ok_or(ProcessError::Spawn(SpawnError::Unclaimed))
     }
 
-    fn place(&self) -> Result<OwnedSemaphorePermit, ProcessError> {
-        let places = self.inner.streams.clone();
-        places.try_acquire_owned().map_err(|_| ProcessError::TooManyStreams { limit: STREAMS })
+    fn acquire_permit(&self) -> Result<OwnedSemaphorePermit, ProcessError> {
+        let permits = self.inner.streams.clone();
+        permits.try_acquire_owned().map_err(|_| ProcessError::TooManyStreams { limit: MAX_STREAMS })
     }
 }
 
-impl Inner {
-    pub(super) fn table(&self) -> MutexGuard<'_, Table> {
+impl RegistryShared {
+    pub(super) fn table(&self) -> MutexGuard<'_, ProcessTable> {
         self.table.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
-impl Drop for Inner {
+impl Drop for RegistryShared {
     fn drop(&mut self) {
         self.cancel.cancel();
     }

@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     Process, ProcessError, ProcessEvent, ProcessExit, ProcessRegistry, ProcessSpec, ProcessWatcher,
-    ending::GRACE,
+    termination::GRACE,
 };
 use crate::spawn::Program;
 
@@ -52,9 +52,9 @@ impl ProcessRegistry {
         if run.stdin.len() > STDIN_BYTES {
             return Err(ProcessError::TooLarge { what: "stdin", limit: STDIN_BYTES });
         }
-        let keep = match run.max_output {
+        let max_output = match run.max_output {
             0 => DEFAULT_OUTPUT_BYTES,
-            keep @ 1..=MAX_OUTPUT_BYTES => keep,
+            max_output @ 1..=MAX_OUTPUT_BYTES => max_output,
             _ => {
                 return Err(ProcessError::BadField { field: "max_output_bytes", allowed: "at most 8388608" });
             }
@@ -66,26 +66,26 @@ impl ProcessRegistry {
             request_id: String::new(),
         };
         let mut watcher = self.start(start).await?;
-        let running = Running { processes: self.clone(), process: watcher.process().clone() };
+        let running = RunGuard { processes: self.clone(), process: watcher.process().clone() };
         let feed = async {
             if !run.stdin.is_empty() {
                 // A command need not read what it is given: how that went is its own business.
                 let _fed = running.process.write(running.process.epoch, 0, run.stdin, true).await;
             }
         };
-        let budget = Budget { all: self.inner.run_bytes.clone(), taken: None };
-        let (outcome, ()) = tokio::join!(gather(&mut watcher, keep, budget), feed);
+        let budget = OutputBudget { all: self.inner.run_bytes.clone(), taken: None };
+        let (outcome, ()) = tokio::join!(gather(&mut watcher, max_output, budget), feed);
         outcome
     }
 }
 
 /// One call's part of what all may keep; given back when it is dropped.
-struct Budget {
+struct OutputBudget {
     all: Arc<Semaphore>,
     taken: Option<OwnedSemaphorePermit>,
 }
 
-impl Budget {
+impl OutputBudget {
     /// `false` if there is not so much left.
     fn take(&mut self, bytes: usize) -> bool {
         let Some(more) =
@@ -103,8 +103,8 @@ impl Budget {
 
 async fn gather(
     watcher: &mut ProcessWatcher,
-    keep: usize,
-    mut budget: Budget,
+    max_output: usize,
+    mut budget: OutputBudget,
 ) -> Result<RunOutcome, ProcessError> {
     let mut outputs = [Vec::new(), Vec::new()];
     // Only the beginning of each is kept, so that what follows a byte that was dropped is dropped too.
@@ -113,7 +113,7 @@ async fn gather(
         match event {
             ProcessEvent::Output { stream, data, .. } => {
                 let (kept, cut) = (&mut outputs[stream as usize], &mut cut[stream as usize]);
-                let room = if *cut { 0 } else { keep - kept.len() };
+                let room = if *cut { 0 } else { max_output - kept.len() };
                 let fits = if budget.take(data.len().min(room)) { data.len().min(room) } else { 0 };
                 kept.extend_from_slice(&data[..fits]);
                 *cut |= fits < data.len();
@@ -130,16 +130,16 @@ async fn gather(
 }
 
 /// Nobody can ask for it again, so it goes with its caller.
-struct Running {
+struct RunGuard {
     processes: ProcessRegistry,
     process: Arc<Process>,
 }
 
-impl Drop for Running {
+impl Drop for RunGuard {
     fn drop(&mut self) {
-        self.process.state().unwanted = true;
-        if self.process.is_over() {
-            self.processes.inner.table().forget(&self.process);
+        self.process.state().remove_when_finished = true;
+        if self.process.is_finished() {
+            self.processes.inner.table().remove(&self.process);
         } else {
             self.process.end(GRACE);
         }

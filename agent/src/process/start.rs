@@ -15,11 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Process, ProcessError, ProcessId,
-    ending::Ending,
-    leftovers::Leftovers,
-    registry::Inner,
-    state::State,
-    task::{Pipes, Task},
+    registry::RegistryShared,
+    retention::RetainedProcess,
+    state::ProcessState,
+    task::{ChildPipes, ProcessTask},
+    termination::Termination,
 };
 use crate::{
     claim::Claim,
@@ -39,19 +39,19 @@ pub struct ProcessSpec {
     pub request_id: String,
 }
 
-impl Inner {
+impl RegistryShared {
     /// Starts it; nothing of it is read before the task runs.
     pub(super) fn spawn(
         &self,
         start: ProcessSpec,
         claim: &Claim,
-    ) -> Result<(Arc<Process>, Task), ProcessError> {
+    ) -> Result<(Arc<Process>, ProcessTask), ProcessError> {
         let mut command = self.launcher.command(&start.program)?;
         command.stdin(if start.stdin { Stdio::piped() } else { Stdio::null() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let program = start.program.argv.first().cloned().unwrap_or_default();
         let mut child = self.children.spawn(&mut command).map_err(|e| spawn_failed(&program, e))?;
-        let pipes = Pipes::of(&mut child).map_err(|e| {
+        let pipes = ChildPipes::of(&mut child).map_err(|e| {
             child.group.signal(Signal::KILL);
             spawn_failed(&program, e)
         })?;
@@ -66,31 +66,31 @@ impl Inner {
             epoch: claim.epoch,
             group: child.group,
             gate: self.gate.clone(),
-            state: Mutex::new(State::new(claim.epoch, claim.policy.ring_bytes, start.stdin)),
-            wake: Notify::new(),
-            moved: Notify::new(),
-            fed: Notify::new(),
-            forgotten: CancellationToken::new(),
+            state: Mutex::new(ProcessState::new(claim.epoch, claim.policy.ring_bytes, start.stdin)),
+            output_ready: Notify::new(),
+            task_wakeup: Notify::new(),
+            stdin_progress: Notify::new(),
+            removed: CancellationToken::new(),
         });
         tracing::info!(process = %process.id, pid = %process.pid, program, "started a process");
-        let task = Task::new(process.clone(), pipes, child.ended);
+        let task = ProcessTask::new(process.clone(), pipes, child.ended);
         Ok((process, task))
     }
 
     /// Minds it from here on, until it is forgotten.
-    pub(super) fn mind(self: &Arc<Self>, process: Arc<Process>, task: Task) {
-        let life = minded(process, task, Arc::downgrade(self));
+    pub(super) fn supervise(self: &Arc<Self>, process: Arc<Process>, task: ProcessTask) {
+        let life = run_to_removal(process, task, Arc::downgrade(self));
         self.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(life));
     }
 }
 
-async fn minded(process: Arc<Process>, task: Task, inner: Weak<Inner>) {
-    let ending = guarded(&process, task).await;
-    Leftovers { process, ending, inner }.mind().await;
+async fn run_to_removal(process: Arc<Process>, task: ProcessTask, inner: Weak<RegistryShared>) {
+    let ending = run_guarded(&process, task).await;
+    RetainedProcess { process, ending, inner }.run().await;
 }
 
 /// A task that panics takes its own process along and nothing else.
-async fn guarded(process: &Process, task: Task) -> Ending {
+async fn run_guarded(process: &Process, task: ProcessTask) -> Termination {
     match AssertUnwindSafe(task.run()).catch_unwind().await {
         Ok(ending) => ending,
         Err(_) => {
@@ -98,11 +98,11 @@ async fn guarded(process: &Process, task: Task) -> Ending {
             process.group.signal(Signal::KILL);
             let mut state = process.state();
             state.fault = true;
-            state.over_at = Some(Instant::now());
+            state.finished_at = Some(Instant::now());
             drop(state);
-            process.wake.notify_waiters();
-            process.fed.notify_waiters();
-            Ending::new(None)
+            process.output_ready.notify_waiters();
+            process.stdin_progress.notify_waiters();
+            Termination::new(None)
         }
     }
 }

@@ -7,73 +7,73 @@ use std::{
 
 use super::{
     OutputStream, ProcessExit,
-    output::{Output, Wanted},
-    stdin::Stdin,
+    output::{OutputLog, RequiredOutput},
+    stdin::StdinQueue,
 };
 use crate::child::ExitStatus;
 
 /// How long a process with a full log is held when nobody watches; then its oldest output goes.
-pub(super) const HELD: Duration = Duration::from_secs(60);
+pub(super) const UNWATCHED_HOLD: Duration = Duration::from_secs(60);
 /// Once the process is to be ended, a watcher that takes nothing for so long is not waited for any more: it gets a gap.
-const STALLED: Duration = Duration::from_millis(250);
+const STALLED_HOLD: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
-pub(super) struct State {
-    pub(super) outputs: [Output; 2],
-    pub(super) stdin: Option<Stdin>,
+pub(super) struct ProcessState {
+    pub(super) outputs: [OutputLog; 2],
+    pub(super) stdin: Option<StdinQueue>,
     /// The leader has ended; its output may go on.
     pub(super) leader: Option<ExitStatus>,
     /// All is over.
     pub(super) exit: Option<ProcessExit>,
     /// When that was, or when it was given up.
-    pub(super) over_at: Option<Instant>,
+    pub(super) finished_at: Option<Instant>,
     /// The task panicked: nothing more will come.
     pub(super) fault: bool,
     /// Somebody wants its end: the grace before KILL.
-    pub(super) end_wanted: Option<Duration>,
+    pub(super) requested_grace: Option<Duration>,
     /// Somebody has wanted it: nobody may hold it up.
     ending: bool,
     /// Nobody can ask for it again: it is forgotten when all is over.
-    pub(super) unwanted: bool,
+    pub(super) remove_when_finished: bool,
     /// What each connected watcher has taken.
     watchers: HashMap<u64, [u64; 2]>,
     next_watcher: u64,
     /// Since when the process is held by nobody who takes anything.
     held_since: Option<Instant>,
     /// That was too long: output goes.
-    letting_go: bool,
+    discarding: bool,
 }
 
-impl State {
+impl ProcessState {
     pub(super) fn new(epoch: u64, ring_bytes: usize, stdin: bool) -> Self {
         Self {
-            outputs: [Output::new(epoch, ring_bytes), Output::new(epoch, ring_bytes)],
-            stdin: stdin.then(Stdin::default),
+            outputs: [OutputLog::new(epoch, ring_bytes), OutputLog::new(epoch, ring_bytes)],
+            stdin: stdin.then(StdinQueue::default),
             leader: None,
             exit: None,
-            over_at: None,
+            finished_at: None,
             fault: false,
-            end_wanted: None,
+            requested_grace: None,
             ending: false,
-            unwanted: false,
+            remove_when_finished: false,
             watchers: HashMap::new(),
             next_watcher: 0,
             held_since: None,
-            letting_go: false,
+            discarding: false,
         }
     }
 
-    pub(super) fn ended(&self) -> bool {
+    pub(super) fn leader_ended(&self) -> bool {
         self.leader.is_some() || self.exit.is_some() || self.fault
     }
 
-    pub(super) fn output(&mut self, stream: OutputStream) -> &mut Output {
+    pub(super) fn output(&mut self, stream: OutputStream) -> &mut OutputLog {
         &mut self.outputs[stream as usize]
     }
 
     /// A watcher that has everything before `taken`.
     pub(super) fn join(&mut self, taken: [u64; 2]) -> u64 {
-        self.letting_go &= self.ending;
+        self.discarding &= self.ending;
         let id = self.next_watcher;
         self.next_watcher += 1;
         self.watchers.insert(id, taken);
@@ -84,7 +84,7 @@ impl State {
         self.watchers.remove(&watcher);
     }
 
-    pub(super) fn took(&mut self, watcher: u64, taken: [u64; 2]) {
+    pub(super) fn record_taken(&mut self, watcher: u64, taken: [u64; 2]) {
         if let Some(before) = self.watchers.get_mut(&watcher) {
             *before = taken;
         }
@@ -100,52 +100,52 @@ impl State {
     }
 
     /// Lets all output go; what came after it is still known.
-    pub(super) fn let_go_of_output(&mut self) {
+    pub(super) fn discard_output(&mut self) {
         for output in &mut self.outputs {
             output.log.clear();
         }
     }
 
     /// How many bytes may be read now.
-    pub(super) fn room(&self, stream: OutputStream) -> usize {
+    pub(super) fn read_capacity(&self, stream: OutputStream) -> usize {
         let slowest = self.watchers.values().map(|taken| taken[stream as usize]).min();
-        let wanted = match slowest {
-            _ if self.letting_go => Wanted::Nothing,
-            Some(taken) => Wanted::From(taken),
-            None => Wanted::Held,
+        let required = match slowest {
+            _ if self.discarding => RequiredOutput::None,
+            Some(taken) => RequiredOutput::From(taken),
+            None => RequiredOutput::All,
         };
-        self.outputs[stream as usize].room(wanted)
+        self.outputs[stream as usize].capacity(required)
     }
 
     /// Whether an output that is not over waits for room.
     pub(super) fn is_held(&self) -> bool {
         [OutputStream::Stdout, OutputStream::Stderr]
             .iter()
-            .any(|stream| !self.outputs[*stream as usize].closed && self.room(*stream) == 0)
+            .any(|stream| !self.outputs[*stream as usize].closed && self.read_capacity(*stream) == 0)
     }
 
     /// Lets output go if nobody came for it in time; otherwise when to ask again.
-    pub(super) fn let_go(&mut self, now: Instant) -> Option<Instant> {
-        let patience = match (self.is_watched(), self.ending) {
+    pub(super) fn check_hold(&mut self, now: Instant) -> Option<Instant> {
+        let limit = match (self.is_watched(), self.ending) {
             (true, false) => None,
-            (true, true) => Some(STALLED),
-            (false, false) => Some(HELD),
+            (true, true) => Some(STALLED_HOLD),
+            (false, false) => Some(UNWATCHED_HOLD),
             (false, true) => Some(Duration::ZERO),
         };
-        let Some(patience) = patience.filter(|_| !self.letting_go && self.is_held()) else {
+        let Some(limit) = limit.filter(|_| !self.discarding && self.is_held()) else {
             self.held_since = None;
             return None;
         };
-        let at = *self.held_since.get_or_insert(now) + patience;
+        let at = *self.held_since.get_or_insert(now) + limit;
         if at > now {
             return Some(at);
         }
-        self.letting_go = true;
+        self.discarding = true;
         None
     }
 
     /// Somebody wants the process's end: whoever stalls is waited for no longer.
-    pub(super) fn end_begins(&mut self) {
+    pub(super) fn begin_ending(&mut self) {
         self.ending = true;
     }
 }
@@ -157,43 +157,47 @@ mod tests {
     #[test]
     fn a_watcher_that_stalls_does_not_hold_up_the_end_and_one_that_reads_loses_nothing() {
         let start = Instant::now();
-        let mut state = State::new(1, 4, false);
+        let mut state = ProcessState::new(1, 4, false);
         let watcher = state.join([0, 0]);
         state.outputs[0].log.push(b"1234");
-        assert_eq!(state.let_go(start), None, "without an end it is waited for");
-        state.end_begins();
-        assert_eq!(state.let_go(start), Some(start + STALLED));
-        state.took(watcher, [4, 0]);
-        assert_eq!(state.let_go(start + STALLED), None);
+        assert_eq!(state.check_hold(start), None, "without an end it is waited for");
+        state.begin_ending();
+        assert_eq!(state.check_hold(start), Some(start + STALLED_HOLD));
+        state.record_taken(watcher, [4, 0]);
+        assert_eq!(state.check_hold(start + STALLED_HOLD), None);
         state.outputs[0].log.push(b"5678");
-        let again = start + STALLED * 2;
-        assert_eq!(state.let_go(again), Some(again + STALLED), "whoever takes has all the time anew");
-        assert_eq!(state.let_go(again + STALLED), None);
-        assert_eq!(state.room(OutputStream::Stdout), 4);
+        let again = start + STALLED_HOLD * 2;
+        assert_eq!(
+            state.check_hold(again),
+            Some(again + STALLED_HOLD),
+            "whoever takes has all the time anew"
+        );
+        assert_eq!(state.check_hold(again + STALLED_HOLD), None);
+        assert_eq!(state.read_capacity(OutputStream::Stdout), 4);
         state.join([4, 0]);
-        assert_eq!(state.room(OutputStream::Stdout), 4, "nobody who comes now stops it again");
+        assert_eq!(state.read_capacity(OutputStream::Stdout), 4, "nobody who comes now stops it again");
     }
 
     #[test]
     fn unwatched_output_is_held_for_a_minute_and_then_goes() {
         let start = Instant::now();
-        let mut state = State::new(1, 4, false);
-        assert_eq!(state.let_go(start), None);
+        let mut state = ProcessState::new(1, 4, false);
+        assert_eq!(state.check_hold(start), None);
         state.outputs[0].log.push(b"1234");
         assert!(state.is_held());
-        let start = start + HELD * 3;
-        assert_eq!(state.let_go(start), Some(start + HELD), "however long it had room before");
-        assert_eq!(state.let_go(start + HELD / 2), Some(start + HELD));
-        assert_eq!(state.let_go(start + HELD), None);
-        assert_eq!(state.room(OutputStream::Stdout), 4);
+        let start = start + UNWATCHED_HOLD * 3;
+        assert_eq!(state.check_hold(start), Some(start + UNWATCHED_HOLD), "however long it had room before");
+        assert_eq!(state.check_hold(start + UNWATCHED_HOLD / 2), Some(start + UNWATCHED_HOLD));
+        assert_eq!(state.check_hold(start + UNWATCHED_HOLD), None);
+        assert_eq!(state.read_capacity(OutputStream::Stdout), 4);
         let watcher = state.join([4, 0]);
-        assert_eq!(state.room(OutputStream::Stdout), 4);
+        assert_eq!(state.read_capacity(OutputStream::Stdout), 4);
         state.outputs[0].log.push(b"5678");
         assert!(state.is_held(), "whoever is connected is waited for");
-        assert_eq!(state.let_go(start + HELD * 9), None);
-        state.took(watcher, [6, 0]);
-        assert_eq!(state.room(OutputStream::Stdout), 2);
+        assert_eq!(state.check_hold(start + UNWATCHED_HOLD * 9), None);
+        state.record_taken(watcher, [6, 0]);
+        assert_eq!(state.read_capacity(OutputStream::Stdout), 2);
         state.leave(watcher);
-        assert_eq!(state.let_go(start + HELD * 9), Some(start + HELD * 10));
+        assert_eq!(state.check_hold(start + UNWATCHED_HOLD * 9), Some(start + UNWATCHED_HOLD * 10));
     }
 }

@@ -21,38 +21,38 @@ pub struct StdinProgress {
 
 /// What became of an offer.
 #[derive(Debug)]
-pub(super) struct Offered {
+pub(super) struct StdinOffer {
     /// There is something new for the pipe.
-    pub(super) took: bool,
+    pub(super) accepted: bool,
     /// The answer, as soon as there is one.
     pub(super) progress: Option<StdinProgress>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Stdin {
+pub(super) struct StdinQueue {
     /// After the last byte in the queue.
-    taken: u64,
+    accepted: u64,
     /// After the last byte in the pipe.
     written: u64,
     queue: VecDeque<Bytes>,
-    end: End,
+    end: StdinEnd,
     closed: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum End {
+enum StdinEnd {
     #[default]
     Open,
     /// Asked for, behind the queue.
-    Wanted,
+    Requested,
     /// The pipe is closed.
-    Done,
+    Closed,
 }
 
-impl Stdin {
+impl StdinQueue {
     /// The offset expected next.
     pub(super) fn next(&self) -> u64 {
-        self.taken
+        self.accepted
     }
 
     /// Takes what is new of `data`; `admit` is asked before.
@@ -62,36 +62,36 @@ impl Stdin {
         data: &Bytes,
         end: bool,
         admit: impl FnOnce() -> Result<(), AdmitError>,
-    ) -> Result<Offered, Attempt<ProcessError>> {
+    ) -> Result<StdinOffer, Attempt<ProcessError>> {
         let goal = offset.saturating_add(data.len() as u64);
-        if offset > self.taken {
-            return Err(ProcessError::Hole { expected: self.taken }.into());
+        if offset > self.accepted {
+            return Err(ProcessError::Hole { expected: self.accepted }.into());
         }
-        if self.closed || (self.end != End::Open && goal > self.taken) {
+        if self.closed || (self.end != StdinEnd::Open && goal > self.accepted) {
             // Behind the end that a client asked for there is nobody either.
             let progress = StdinProgress { next: self.written, closed: true };
-            return Ok(Offered { took: false, progress: Some(progress) });
+            return Ok(StdinOffer { accepted: false, progress: Some(progress) });
         }
-        let ends = end && self.end == End::Open && goal >= self.taken;
-        if goal > self.taken || ends {
-            if self.taken - self.written >= QUEUE_BYTES {
-                return Ok(Offered { took: false, progress: None });
+        let ends = end && self.end == StdinEnd::Open && goal >= self.accepted;
+        if goal > self.accepted || ends {
+            if self.accepted - self.written >= QUEUE_BYTES {
+                return Ok(StdinOffer { accepted: false, progress: None });
             }
             admit()?;
-            let known = usize::try_from(self.taken - offset).unwrap_or(usize::MAX).min(data.len());
+            let known = usize::try_from(self.accepted - offset).unwrap_or(usize::MAX).min(data.len());
             if known < data.len() {
                 self.queue.push_back(data.slice(known..));
-                self.taken = goal;
+                self.accepted = goal;
             }
             if ends {
-                self.end = End::Wanted;
+                self.end = StdinEnd::Requested;
             }
-            return Ok(Offered { took: true, progress: None });
+            return Ok(StdinOffer { accepted: true, progress: None });
         }
-        let ended = !end || goal < self.taken || self.end == End::Done;
+        let ended = !end || goal < self.accepted || self.end == StdinEnd::Closed;
         let done = self.written >= goal && ended;
         let progress = done.then_some(StdinProgress { next: self.written, closed: false });
-        Ok(Offered { took: false, progress })
+        Ok(StdinOffer { accepted: false, progress })
     }
 
     /// What the pipe gets next.
@@ -112,17 +112,17 @@ impl Stdin {
 
     /// Whether the pipe is to be closed now.
     pub(super) fn is_at_end(&self) -> bool {
-        self.queue.is_empty() && self.end == End::Wanted && !self.closed
+        self.queue.is_empty() && self.end == StdinEnd::Requested && !self.closed
     }
 
     /// The pipe was closed because a client asked for it.
     pub(super) fn finish(&mut self) {
-        self.end = End::Done;
+        self.end = StdinEnd::Closed;
     }
 
     /// Nobody reads any more.
     pub(super) fn close(&mut self) {
-        self.closed |= self.end != End::Done;
+        self.closed |= self.end != StdinEnd::Closed;
         self.queue.clear();
     }
 }
@@ -134,15 +134,15 @@ mod tests {
     use super::*;
 
     fn offer(
-        stdin: &mut Stdin,
+        stdin: &mut StdinQueue,
         offset: u64,
         data: &'static [u8],
         end: bool,
-    ) -> Result<Offered, Attempt<ProcessError>> {
+    ) -> Result<StdinOffer, Attempt<ProcessError>> {
         stdin.offer(offset, &Bytes::from_static(data), end, || Ok(()))
     }
 
-    fn drain(stdin: &mut Stdin) -> Vec<u8> {
+    fn drain(stdin: &mut StdinQueue) -> Vec<u8> {
         let mut pipe = Vec::new();
         while let Some(front) = stdin.front() {
             let bytes = front.len().min(3);
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_write_is_answered_when_it_is_in_the_pipe() {
-        let mut stdin = Stdin::default();
+        let mut stdin = StdinQueue::default();
         assert!(offer(&mut stdin, 0, b"hello", false).unwrap().progress.is_none());
         assert!(matches!(
             offer(&mut stdin, 6, b"x", false),
@@ -168,8 +168,8 @@ mod tests {
         assert_eq!(drain(&mut stdin), b"hello");
         let again = offer(&mut stdin, 0, b"hello", false).unwrap();
         assert_eq!(again.progress, Some(StdinProgress { next: 5, closed: false }));
-        assert!(!again.took);
-        assert!(offer(&mut stdin, 3, b"lo!", true).unwrap().took);
+        assert!(!again.accepted);
+        assert!(offer(&mut stdin, 3, b"lo!", true).unwrap().accepted);
         assert_eq!(drain(&mut stdin), b"!");
         assert!(stdin.is_at_end());
         stdin.finish();
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn whoever_waits_for_a_process_that_does_not_read_is_told() {
-        let mut stdin = Stdin::default();
+        let mut stdin = StdinQueue::default();
         assert!(offer(&mut stdin, 0, b"never read", true).unwrap().progress.is_none());
         stdin.wrote(2);
         stdin.close();
@@ -196,7 +196,7 @@ mod tests {
         #[test]
         fn however_often_it_is_sent_it_arrives_once(sends in prop::collection::vec((0usize..40, 0usize..20), 0..60)) {
             let text: Vec<u8> = (0..64).collect();
-            let (mut stdin, mut pipe) = (Stdin::default(), Vec::new());
+            let (mut stdin, mut pipe) = (StdinQueue::default(), Vec::new());
             for (offset, len) in sends {
                 let end = (offset + len).min(text.len());
                 let data = Bytes::copy_from_slice(&text[offset..end]);

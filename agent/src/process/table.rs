@@ -5,26 +5,26 @@ use std::{sync::Arc, time::Instant};
 use super::{Process, ProcessError, ProcessId};
 
 /// Ended processes kept at most; beyond it the one that ended first is forgotten: asked for, it is not found.
-pub(super) const ENDED_KEPT: usize = 128;
+pub(super) const MAX_ENDED: usize = 128;
 /// Output that ended processes hold at most, in bytes, together; beyond it the one that ended first loses all of its own. Its
 /// end is still known, and whoever comes for the output gets a gap.
-pub(super) const ENDED_BYTES: u64 = 32 * 1024 * 1024;
+pub(super) const MAX_ENDED_BYTES: u64 = 32 * 1024 * 1024;
 
 #[derive(Debug, Default)]
-pub(super) struct Table {
+pub(super) struct ProcessTable {
     /// In the order they were started.
     processes: Vec<Arc<Process>>,
     /// Nothing new: the workspace ends.
-    pub(super) ending: bool,
+    pub(super) shutting_down: bool,
 }
 
-impl Table {
+impl ProcessTable {
     pub(super) fn all(&self) -> &[Arc<Process>] {
         &self.processes
     }
 
     pub(super) fn running(&self) -> usize {
-        self.processes.iter().filter(|process| !process.is_over()).count()
+        self.processes.iter().filter(|process| !process.is_finished()).count()
     }
 
     pub(super) fn find(&self, id: &ProcessId) -> Option<Arc<Process>> {
@@ -32,14 +32,14 @@ impl Table {
     }
 
     /// The one that an earlier call with this id has started.
-    pub(super) fn of_request(&self, request_id: &str) -> Option<Arc<Process>> {
+    pub(super) fn by_request_id(&self, request_id: &str) -> Option<Arc<Process>> {
         let same = |process: &&Arc<Process>| !request_id.is_empty() && process.request_id == request_id;
         self.processes.iter().find(same).cloned()
     }
 
     /// Refuses one too many. An ended process that somebody still reads has its place too, for its output is not let go of.
-    pub(super) fn has_room(&self, limit: usize) -> Result<(), ProcessError> {
-        let taken = |process: &&Arc<Process>| !process.is_over() || process.state().is_watched();
+    pub(super) fn check_limit(&self, limit: usize) -> Result<(), ProcessError> {
+        let taken = |process: &&Arc<Process>| !process.is_finished() || process.state().is_watched();
         if self.processes.iter().filter(taken).count() >= limit {
             return Err(ProcessError::TooManyProcesses { limit });
         }
@@ -51,33 +51,33 @@ impl Table {
     }
 
     /// Lets go of ended processes until what is kept is within its bounds. Those that somebody reads are left alone.
-    pub(super) fn settle(&mut self) {
-        let mut kept: Vec<(Instant, Arc<Process>)> =
-            self.processes.iter().filter_map(|p| Some((kept_since(p)?, p.clone()))).collect();
-        kept.sort_by_key(|(ended, _)| *ended);
-        let too_many = kept.len().saturating_sub(ENDED_KEPT);
-        for (_, process) in kept.drain(..too_many) {
-            self.forget(&process);
+    pub(super) fn enforce_bounds(&mut self) {
+        let mut retained: Vec<(Instant, Arc<Process>)> =
+            self.processes.iter().filter_map(|p| Some((retained_since(p)?, p.clone()))).collect();
+        retained.sort_by_key(|(ended, _)| *ended);
+        let too_many = retained.len().saturating_sub(MAX_ENDED);
+        for (_, process) in retained.drain(..too_many) {
+            self.remove(&process);
         }
-        let mut held: u64 = kept.iter().map(|(_, process)| process.state().held_bytes()).sum();
-        for (_, process) in kept {
-            if held <= ENDED_BYTES {
+        let mut held: u64 = retained.iter().map(|(_, process)| process.state().held_bytes()).sum();
+        for (_, process) in retained {
+            if held <= MAX_ENDED_BYTES {
                 break;
             }
             let mut state = process.state();
             held -= state.held_bytes();
-            state.let_go_of_output();
+            state.discard_output();
         }
     }
 
-    pub(super) fn forget(&mut self, process: &Arc<Process>) {
+    pub(super) fn remove(&mut self, process: &Arc<Process>) {
         self.processes.retain(|other| !Arc::ptr_eq(other, process));
-        process.forgotten.cancel();
+        process.removed.cancel();
     }
 }
 
 /// When it ended, if it has and nobody watches it.
-fn kept_since(process: &Process) -> Option<Instant> {
+fn retained_since(process: &Process) -> Option<Instant> {
     let state = process.state();
-    state.over_at.filter(|_| !state.is_watched())
+    state.finished_at.filter(|_| !state.is_watched())
 }

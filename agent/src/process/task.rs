@@ -12,42 +12,42 @@ use tokio::{
     sync::watch,
 };
 
-use super::{OutputStream, Process, ProcessExit, ending::Ending, watcher::until};
+use super::{OutputStream, Process, ProcessExit, termination::Termination, watcher::until};
 use crate::child::{Child, ExitStatus};
 
 /// Read at a time: what a pipe holds.
 const READ_BYTES: usize = 64 * 1024;
 /// Reads in a row before the others get their turn.
-const READS: usize = 16;
+const READS_PER_TURN: usize = 16;
 /// After the leader's end, output that something else holds is over when it was quiet for so long and then gives nothing.
 const QUIET: Duration = Duration::from_millis(250);
 /// What a pipe holds at most, unless root says otherwise. So much is read of each output after the KILL: it may be the command's
 /// own. What comes behind it is of somebody who has left the group, and who might print for ever.
-const LAST_BYTES: usize = 1024 * 1024;
+const FINAL_READ_BYTES: usize = 1024 * 1024;
 
-pub(super) struct Task {
+pub(super) struct ProcessTask {
     process: Arc<Process>,
     leader: watch::Receiver<Option<ExitStatus>>,
     stdin: Option<Sender>,
     stdout: Option<Receiver>,
     stderr: Option<Receiver>,
-    ending: Ending,
+    ending: Termination,
     /// When the outputs count as over although they are held.
     quiet_at: Option<Instant>,
     /// What may still be read of each after the KILL.
-    last_bytes: [usize; 2],
+    final_bytes_left: [usize; 2],
     /// An output was given up although somebody else held it.
     gave_up: bool,
 }
 
 /// A child's pipes, on the reactor.
-pub(super) struct Pipes {
+pub(super) struct ChildPipes {
     stdin: Option<Sender>,
     stdout: Option<Receiver>,
     stderr: Option<Receiver>,
 }
 
-impl Pipes {
+impl ChildPipes {
     pub(super) fn of(child: &mut Child) -> io::Result<Self> {
         Ok(Self {
             stdin: child.stdin.take().map(|pipe| Sender::from_owned_fd(pipe.into())).transpose()?,
@@ -58,85 +58,85 @@ impl Pipes {
 }
 
 /// What a turn of the task was about.
-enum Turn {
+enum TaskWakeup {
     Readable(OutputStream),
     Writable,
-    Moved,
+    Notified,
     LeaderEnded,
     Due,
 }
 
 /// How a pipe is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Look {
+enum ReadMode {
     /// When the reactor says so.
-    AsHeard,
+    WhenReady,
     /// Before it is said to have ended: whatever the reactor says, which has heard nothing while the agent was held up.
-    Last,
+    Final,
 }
 
 /// What is worth waiting for.
-struct Can {
+struct WaitInterest {
     read: [bool; 2],
     write: bool,
     end: bool,
 }
 
-impl Task {
+impl ProcessTask {
     pub(super) fn new(
         process: Arc<Process>,
-        pipes: Pipes,
+        pipes: ChildPipes,
         leader: watch::Receiver<Option<ExitStatus>>,
     ) -> Self {
         let deadline = process.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let Pipes { stdin, stdout, stderr } = pipes;
+        let ChildPipes { stdin, stdout, stderr } = pipes;
         Self {
             process,
             leader,
             stdin,
             stdout,
             stderr,
-            ending: Ending::new(deadline),
+            ending: Termination::new(deadline),
             quiet_at: None,
-            last_bytes: [LAST_BYTES; 2],
+            final_bytes_left: [FINAL_READ_BYTES; 2],
             gave_up: false,
         }
     }
 
     /// Runs until all is over and said. Returns how far the process's end has come: others of its group may live on.
-    pub(super) async fn run(mut self) -> Ending {
+    pub(super) async fn run(mut self) -> Termination {
         loop {
             let now = Instant::now();
-            let let_go_at = self.look(now);
-            if self.is_over(now) {
+            let discard_at = self.apply_requests(now);
+            if self.is_finished(now) {
                 return self.finish();
             }
-            let due = [let_go_at, self.quiet_at, self.ending.next()].into_iter().flatten().min();
-            let can = self.can();
-            let turn = tokio::select! {
-                () = readable(self.stdout.as_ref().filter(|_| can.read[0])) => Turn::Readable(OutputStream::Stdout),
-                () = readable(self.stderr.as_ref().filter(|_| can.read[1])) => Turn::Readable(OutputStream::Stderr),
-                () = writable(self.stdin.as_ref().filter(|_| can.write)) => Turn::Writable,
-                () = self.process.moved.notified() => Turn::Moved,
-                () = end_of(&mut self.leader), if can.end => Turn::LeaderEnded,
-                () = until(due) => Turn::Due,
+            let due = [discard_at, self.quiet_at, self.ending.next_deadline()].into_iter().flatten().min();
+            let interest = self.wait_interest();
+            let wakeup = tokio::select! {
+                () = readable(self.stdout.as_ref().filter(|_| interest.read[0])) => TaskWakeup::Readable(OutputStream::Stdout),
+                () = readable(self.stderr.as_ref().filter(|_| interest.read[1])) => TaskWakeup::Readable(OutputStream::Stderr),
+                () = writable(self.stdin.as_ref().filter(|_| interest.write)) => TaskWakeup::Writable,
+                () = self.process.task_wakeup.notified() => TaskWakeup::Notified,
+                () = leader_end(&mut self.leader), if interest.end => TaskWakeup::LeaderEnded,
+                () = until(due) => TaskWakeup::Due,
             };
-            match turn {
-                Turn::Readable(stream) => self.read(stream, Look::AsHeard),
-                Turn::Writable => self.write(),
-                Turn::LeaderEnded => self.leader_ended(),
-                Turn::Moved | Turn::Due => {}
+            match wakeup {
+                TaskWakeup::Readable(stream) => self.read(stream, ReadMode::WhenReady),
+                TaskWakeup::Writable => self.write(),
+                TaskWakeup::LeaderEnded => self.leader_ended(),
+                TaskWakeup::Notified | TaskWakeup::Due => {}
             }
         }
     }
 
     /// What others left in the state, and what is due; when to look at held output again.
-    fn look(&mut self, now: Instant) -> Option<Instant> {
+    fn apply_requests(&mut self, now: Instant) -> Option<Instant> {
         let mut state = self.process.state();
         let mut signals = Vec::new();
-        if let Some(grace) = state.end_wanted.take() {
-            signals.extend_from_slice(self.ending.want(now, grace));
-            state.end_begins();
+        if let Some(grace) = state.requested_grace.take() {
+            signals.extend_from_slice(self.ending.request(now, grace));
+            state.begin_ending();
         }
         signals.extend_from_slice(self.ending.due(now));
         if let Some(stdin) = &mut state.stdin
@@ -144,9 +144,9 @@ impl Task {
         {
             self.stdin = None;
             stdin.finish();
-            self.process.fed.notify_waiters();
+            self.process.stdin_progress.notify_waiters();
         }
-        let let_go_at = state.let_go(now);
+        let discard_at = state.check_hold(now);
         // Quiet is a pipe that could be read and gives nothing; one that waits for room is not.
         if state.leader.is_some() {
             self.quiet_at = if state.is_held() { None } else { self.quiet_at.or(Some(now + QUIET)) };
@@ -155,20 +155,20 @@ impl Task {
         for signal in signals {
             self.process.group.signal(signal);
         }
-        let_go_at
+        discard_at
     }
 
-    fn can(&self) -> Can {
+    fn wait_interest(&self) -> WaitInterest {
         let state = self.process.state();
-        Can {
-            read: [OutputStream::Stdout, OutputStream::Stderr].map(|stream| state.room(stream) > 0),
+        WaitInterest {
+            read: [OutputStream::Stdout, OutputStream::Stderr].map(|stream| state.read_capacity(stream) > 0),
             write: state.stdin.as_ref().is_some_and(|stdin| stdin.front().is_some()),
             end: state.leader.is_none(),
         }
     }
 
     /// The leader has ended, and nothing more comes or is waited for.
-    fn is_over(&mut self, now: Instant) -> bool {
+    fn is_finished(&mut self, now: Instant) -> bool {
         if self.process.state().leader.is_none() {
             return false;
         }
@@ -185,27 +185,27 @@ impl Task {
         if !is_due(self) {
             return false;
         }
-        self.read(OutputStream::Stdout, Look::Last);
-        self.read(OutputStream::Stderr, Look::Last);
+        self.read(OutputStream::Stdout, ReadMode::Final);
+        self.read(OutputStream::Stderr, ReadMode::Final);
         // What came puts it off; what there was no room for is waited for.
         self.is_closed() || is_due(self) && !self.process.state().is_held()
     }
 
-    fn read(&mut self, stream: OutputStream, look: Look) {
+    fn read(&mut self, stream: OutputStream, mode: ReadMode) {
         let slot = match stream {
             OutputStream::Stdout => &mut self.stdout,
             OutputStream::Stderr => &mut self.stderr,
         };
         let Some(pipe) = slot.as_ref() else { return };
         let mut buffer = vec![0; READ_BYTES];
-        for _ in 0..READS {
-            let room = self.process.state().room(stream).min(READ_BYTES);
+        for _ in 0..READS_PER_TURN {
+            let room = self.process.state().read_capacity(stream).min(READ_BYTES);
             if room == 0 {
                 break;
             }
-            let read = match look {
-                Look::AsHeard => pipe.try_read(&mut buffer[..room]),
-                Look::Last => rustix::io::read(pipe, &mut buffer[..room]).map_err(io::Error::from),
+            let read = match mode {
+                ReadMode::WhenReady => pipe.try_read(&mut buffer[..room]),
+                ReadMode::Final => rustix::io::read(pipe, &mut buffer[..room]).map_err(io::Error::from),
             };
             match read {
                 Ok(0) => {
@@ -214,13 +214,13 @@ impl Task {
                 }
                 Ok(bytes) => {
                     self.process.state().output(stream).log.push(&buffer[..bytes]);
-                    self.process.wake.notify_waiters();
+                    self.process.output_ready.notify_waiters();
                     if !self.ending.killed() {
                         self.quiet_at = self.quiet_at.map(|_| Instant::now() + QUIET);
                         continue;
                     }
                     // Whoever goes on printing after the KILL is not the command that was to be ended.
-                    let left = &mut self.last_bytes[stream as usize];
+                    let left = &mut self.final_bytes_left[stream as usize];
                     *left = left.saturating_sub(bytes);
                     if *left == 0 {
                         self.gave_up = true;
@@ -243,7 +243,7 @@ impl Task {
     }
 
     fn write(&mut self) {
-        for _ in 0..READS {
+        for _ in 0..READS_PER_TURN {
             let Some(data) = self.process.state().stdin.as_ref().and_then(|stdin| stdin.front()) else {
                 break;
             };
@@ -261,7 +261,7 @@ impl Task {
                     self.stdin = None;
                 }
             }
-            self.process.fed.notify_waiters();
+            self.process.stdin_progress.notify_waiters();
         }
     }
 
@@ -272,10 +272,10 @@ impl Task {
             stdin.close();
         }
         self.stdin = None;
-        self.process.fed.notify_waiters();
+        self.process.stdin_progress.notify_waiters();
     }
 
-    fn finish(self) -> Ending {
+    fn finish(self) -> Termination {
         let mut state = self.process.state();
         let how = state.leader.unwrap_or(ExitStatus::Code(255));
         let exit = ProcessExit {
@@ -287,15 +287,15 @@ impl Task {
         };
         tracing::info!(process = %self.process.id, ?how, timed_out = exit.timed_out, "a process has ended");
         state.exit = Some(exit);
-        state.over_at = Some(Instant::now());
+        state.finished_at = Some(Instant::now());
         drop(state);
-        self.process.wake.notify_waiters();
-        self.process.fed.notify_waiters();
+        self.process.output_ready.notify_waiters();
+        self.process.stdin_progress.notify_waiters();
         self.ending
     }
 }
 
-async fn end_of(leader: &mut watch::Receiver<Option<ExitStatus>>) {
+async fn leader_end(leader: &mut watch::Receiver<Option<ExitStatus>>) {
     // An error means that nobody will ever know how it ended; that it did is all the same.
     let _known = leader.wait_for(Option::is_some).await;
 }

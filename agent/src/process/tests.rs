@@ -114,7 +114,7 @@ async fn a_run_whose_caller_has_gone_is_forgotten_with_its_end() {
 #[tokio::test]
 async fn ended_processes_hold_only_so_much_output_and_still_tell_their_end() {
     let world = World::with(AgentPolicy::default());
-    let fits = table::ENDED_BYTES / MIB;
+    let fits = table::MAX_ENDED_BYTES / MIB;
     for n in 0..fits + 4 {
         let program = sh(&format!("head -c {MIB} /dev/zero; exit {n}"));
         exit(world.processes.start(ProcessSpec { program, ..ProcessSpec::default() }).await.unwrap()).await;
@@ -122,8 +122,10 @@ async fn ended_processes_hold_only_so_much_output_and_still_tell_their_end() {
     let held = || -> Vec<u64> {
         world.processes.inner.table().all().iter().map(|process| process.state().held_bytes()).collect()
     };
-    until("the bound is kept without a further start", || held().iter().sum::<u64>() <= table::ENDED_BYTES)
-        .await;
+    until("the bound is kept without a further start", || {
+        held().iter().sum::<u64>() <= table::MAX_ENDED_BYTES
+    })
+    .await;
     let expected: Vec<_> = (0..fits + 4).map(|n| if n < 4 { 0 } else { MIB }).collect();
     assert_eq!(held(), expected, "the one that ended first goes first");
     let first = world.processes.list()[0].clone();
@@ -146,11 +148,11 @@ async fn only_so_many_ended_processes_are_kept_and_those_that_are_read_have_thei
     };
     let read = start("echo unread").unwrap();
     let first = world.only();
-    for _ in 0..table::ENDED_KEPT + 3 {
+    for _ in 0..table::MAX_ENDED + 3 {
         exit(start("exit 0").unwrap()).await;
     }
-    until("no more than the bound", || world.processes.list().len() <= table::ENDED_KEPT + 1).await;
-    assert!(first.strong_count() > 0 && read.process().is_over());
+    until("no more than the bound", || world.processes.list().len() <= table::MAX_ENDED + 1).await;
+    assert!(first.strong_count() > 0 && read.process().is_finished());
     let beside = start("sleep 1000").unwrap();
     let refused = start("exit 0").unwrap_err();
     assert!(matches!(refused, ProcessError::TooManyProcesses { limit: 2 }), "{refused}");

@@ -63,13 +63,13 @@ pub struct ProcessWatcher {
     process: Arc<Process>,
     id: u64,
     at: [u64; 2],
-    turn: OutputStream,
-    phase: Phase,
-    _place: OwnedSemaphorePermit,
+    next_stream: OutputStream,
+    phase: WatcherPhase,
+    _permit: OwnedSemaphorePermit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum WatcherPhase {
     Beginning,
     Reading,
     Over,
@@ -80,7 +80,7 @@ impl ProcessWatcher {
     pub(super) fn join(
         process: Arc<Process>,
         at: [u64; 2],
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) -> Result<Self, ProcessError> {
         let mut state = process.state();
         for (output, (stream, at)) in state.outputs.iter().zip([("stdout", at[0]), ("stderr", at[1])]) {
@@ -91,8 +91,15 @@ impl ProcessWatcher {
         }
         let id = state.join(at);
         drop(state);
-        process.moved.notify_one();
-        Ok(Self { process, id, at, turn: OutputStream::Stdout, phase: Phase::Beginning, _place: place })
+        process.task_wakeup.notify_one();
+        Ok(Self {
+            process,
+            id,
+            at,
+            next_stream: OutputStream::Stdout,
+            phase: WatcherPhase::Beginning,
+            _permit: permit,
+        })
     }
 
     pub(super) fn process(&self) -> &Arc<Process> {
@@ -104,13 +111,13 @@ impl ProcessWatcher {
         let process = self.process.clone();
         let quiet = Instant::now() + KEEPALIVE;
         loop {
-            let wake = process.wake.notified();
+            let wake = process.output_ready.notified();
             tokio::pin!(wake);
             wake.as_mut().enable();
             match self.take()? {
-                Taken::Event(event) => return Ok(Some(event)),
-                Taken::Over => return Ok(None),
-                Taken::Nothing => {}
+                NextEvent::Event(event) => return Ok(Some(event)),
+                NextEvent::Over => return Ok(None),
+                NextEvent::Nothing => {}
             }
             if timeout_at(quiet.into(), wake).await.is_err() {
                 return Ok(Some(ProcessEvent::KeepAlive));
@@ -118,30 +125,30 @@ impl ProcessWatcher {
         }
     }
 
-    fn take(&mut self) -> Result<Taken, ProcessError> {
+    fn take(&mut self) -> Result<NextEvent, ProcessError> {
         match self.phase {
-            Phase::Over => return Ok(Taken::Over),
-            Phase::Beginning => {
-                self.phase = Phase::Reading;
+            WatcherPhase::Over => return Ok(NextEvent::Over),
+            WatcherPhase::Beginning => {
+                self.phase = WatcherPhase::Reading;
                 let stdin = self.process.state().stdin.as_ref().map_or(0, |stdin| stdin.next());
                 let info = self.process.info();
                 let started = ProcessEvent::Started { id: info.id, epoch: info.epoch, pid: info.pid, stdin };
-                return Ok(Taken::Event(started));
+                return Ok(NextEvent::Event(started));
             }
-            Phase::Reading => {}
+            WatcherPhase::Reading => {}
         }
-        for stream in [self.turn, self.turn.other()] {
+        for stream in [self.next_stream, self.next_stream.other()] {
             if let Some(event) = self.read(stream) {
-                self.turn = stream.other();
-                return Ok(Taken::Event(event));
+                self.next_stream = stream.other();
+                return Ok(NextEvent::Event(event));
             }
         }
         let state = self.process.state();
         if let Some(exit) = state.exit.clone() {
-            self.phase = Phase::Over;
-            return Ok(Taken::Event(ProcessEvent::Exit(exit)));
+            self.phase = WatcherPhase::Over;
+            return Ok(NextEvent::Event(ProcessEvent::Exit(exit)));
         }
-        if state.fault { Err(ProcessError::Fault) } else { Ok(Taken::Nothing) }
+        if state.fault { Err(ProcessError::Fault) } else { Ok(NextEvent::Nothing) }
     }
 
     fn read(&mut self, stream: OutputStream) -> Option<ProcessEvent> {
@@ -160,16 +167,16 @@ impl ProcessWatcher {
             }
             LogRead::AtEnd | LogRead::Beyond => return None,
         };
-        state.took(self.id, self.at);
+        state.record_taken(self.id, self.at);
         drop(state);
         if held {
-            self.process.moved.notify_one();
+            self.process.task_wakeup.notify_one();
         }
         Some(event)
     }
 }
 
-enum Taken {
+enum NextEvent {
     Event(ProcessEvent),
     Nothing,
     Over,
@@ -178,7 +185,7 @@ enum Taken {
 impl Drop for ProcessWatcher {
     fn drop(&mut self) {
         self.process.state().leave(self.id);
-        self.process.moved.notify_one();
+        self.process.task_wakeup.notify_one();
     }
 }
 

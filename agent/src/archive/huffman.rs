@@ -3,33 +3,33 @@
 
 /// Bytes and the mark at the end.
 const SYMBOLS: usize = 257;
-const END: usize = 256;
+const END_OF_BLOCK: usize = 256;
 /// The longest code that deflate knows, in bits.
-const LONGEST: u8 = 15;
+const MAX_CODE_BITS: u8 = 15;
 /// How a length of 0 to 15 is written: in so many bits, each.
 const LENGTH_BITS: u32 = 4;
 
 /// How often each byte is there.
 #[derive(Debug, Clone)]
-pub(super) struct Counts([u32; SYMBOLS]);
+pub(super) struct ByteCounts([u32; SYMBOLS]);
 
 /// A code for each symbol: its bits, as they go out, and how many they are.
-struct Codes([(u16, u8); SYMBOLS]);
+struct HuffmanCodes([(u16, u8); SYMBOLS]);
 
 /// Bits on their way.
-struct Bits {
+struct BitWriter {
     out: Vec<u8>,
     held: u64,
     count: u32,
 }
 
-impl Counts {
+impl ByteCounts {
     pub(super) fn of(input: &[u8]) -> Self {
         let mut counts = [0; SYMBOLS];
         for byte in input {
             counts[usize::from(*byte)] += 1;
         }
-        counts[END] = 1;
+        counts[END_OF_BLOCK] = 1;
         Self(counts)
     }
 
@@ -44,15 +44,15 @@ impl Counts {
 
 /// Blocks of a deflate stream that end at a byte.
 pub(super) fn encode(input: &[u8]) -> Vec<u8> {
-    let counts = Counts::of(input);
-    let lengths = lengths(&counts.0);
-    let codes = Codes::of(&lengths);
-    let mut bits = Bits { out: Vec::with_capacity(counts.cost() + 1_024), held: 0, count: 0 };
-    head(&mut bits, &lengths);
+    let counts = ByteCounts::of(input);
+    let lengths = code_lengths(&counts.0);
+    let codes = HuffmanCodes::of(&lengths);
+    let mut bits = BitWriter { out: Vec::with_capacity(counts.cost() + 1_024), held: 0, count: 0 };
+    write_header(&mut bits, &lengths);
     for byte in input {
         bits.code(codes.0[usize::from(*byte)]);
     }
-    bits.code(codes.0[END]);
+    bits.code(codes.0[END_OF_BLOCK]);
     // An empty stored block: it begins at a byte, and so does what comes behind it.
     bits.put(0, 3);
     bits.align();
@@ -62,7 +62,7 @@ pub(super) fn encode(input: &[u8]) -> Vec<u8> {
 
 /// What a block begins with: that it is not the last, and the lengths of its codes. Distances are never used; that two are named is for
 /// readers that want some.
-fn head(bits: &mut Bits, lengths: &[u8; SYMBOLS]) {
+fn write_header(bits: &mut BitWriter, lengths: &[u8; SYMBOLS]) {
     bits.put(0b100, 3);
     let distances = [1, 1];
     bits.put((SYMBOLS - 257) as u64, 5);
@@ -76,12 +76,12 @@ fn head(bits: &mut Bits, lengths: &[u8; SYMBOLS]) {
 }
 
 /// How long each symbol's code is: Huffman's, and if that is too long somewhere, that of more even counts.
-fn lengths(counts: &[u32; SYMBOLS]) -> [u8; SYMBOLS] {
+fn code_lengths(counts: &[u32; SYMBOLS]) -> [u8; SYMBOLS] {
     let mut counts = *counts;
     // A code has at least two symbols.
     counts[0] = counts[0].max(1);
     loop {
-        if let Some(lengths) = huffman(&counts) {
+        if let Some(lengths) = huffman_lengths(&counts) {
             return lengths;
         }
         counts.iter_mut().filter(|n| **n > 0).for_each(|n| *n = *n / 2 + 1);
@@ -89,7 +89,7 @@ fn lengths(counts: &[u32; SYMBOLS]) -> [u8; SYMBOLS] {
 }
 
 /// By the method of two queues. `None`: a code would be too long.
-fn huffman(counts: &[u32; SYMBOLS]) -> Option<[u8; SYMBOLS]> {
+fn huffman_lengths(counts: &[u32; SYMBOLS]) -> Option<[u8; SYMBOLS]> {
     let mut leaves: Vec<(u64, usize)> = counts
         .iter()
         .enumerate()
@@ -120,15 +120,15 @@ fn huffman(counts: &[u32; SYMBOLS]) -> Option<[u8; SYMBOLS]> {
     for ((_, symbol), depth) in leaves.iter().zip(depths) {
         lengths[*symbol] = depth;
     }
-    lengths.iter().all(|length| *length <= LONGEST).then_some(lengths)
+    lengths.iter().all(|length| *length <= MAX_CODE_BITS).then_some(lengths)
 }
 
-impl Codes {
+impl HuffmanCodes {
     /// As RFC 1951 (3.2.2) numbers them.
     fn of(lengths: &[u8; SYMBOLS]) -> Self {
         let mut codes = [(0, 0); SYMBOLS];
         let mut next = 0u16;
-        for length in 1..=LONGEST {
+        for length in 1..=MAX_CODE_BITS {
             next <<= 1;
             for (symbol, _) in lengths.iter().enumerate().filter(|(_, of)| **of == length) {
                 codes[symbol] = (reversed(next, length), length);
@@ -144,7 +144,7 @@ fn reversed(code: u16, length: u8) -> u16 {
     code.reverse_bits() >> (16 - length)
 }
 
-impl Bits {
+impl BitWriter {
     fn code(&mut self, (code, length): (u16, u8)) {
         self.put(u64::from(code), u32::from(length));
     }
@@ -172,11 +172,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::archive::deflate::{LAST, tests::inflate};
+    use crate::archive::deflate::{FINAL_BLOCK, tests::inflate};
 
     fn packed(input: &[u8]) -> Vec<u8> {
         let mut out = encode(input);
-        out.extend(LAST);
+        out.extend(FINAL_BLOCK);
         out
     }
 
@@ -196,10 +196,10 @@ mod tests {
             input.extend(std::iter::repeat_n(byte, now));
             (then, now) = (now, now + then);
         }
-        let counts = Counts::of(&input).0;
-        assert_eq!(huffman(&counts), None, "they are too long at first");
-        let lengths = lengths(&counts);
-        assert!(lengths.iter().all(|length| *length <= LONGEST), "{lengths:?}");
+        let counts = ByteCounts::of(&input).0;
+        assert_eq!(huffman_lengths(&counts), None, "they are too long at first");
+        let lengths = code_lengths(&counts);
+        assert!(lengths.iter().all(|length| *length <= MAX_CODE_BITS), "{lengths:?}");
         assert_eq!(inflate(&packed(&input)), input);
     }
 
@@ -208,7 +208,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(3);
         for length in [100_000, 393_216, 1_000_000] {
             let input: Vec<u8> = (0..length).map(|_| random.u8(..64)).collect();
-            let (out, said) = (packed(&input).len(), Counts::of(&input).cost());
+            let (out, said) = (packed(&input).len(), ByteCounts::of(&input).cost());
             assert!(
                 said.abs_diff(length / 4 * 3) < 50 && out.abs_diff(said) < 200 + length / 200,
                 "{out} {said}"

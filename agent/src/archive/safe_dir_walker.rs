@@ -15,33 +15,33 @@ use rustix::{
 };
 
 /// Of folders the zip does not list.
-const IMPLIED: u32 = 0o755;
+const IMPLIED_MODE: u32 = 0o755;
 
 /// The way that was gone last; the next one is often the same.
 #[derive(Debug)]
-pub(super) struct Way<'a> {
+pub(super) struct SafeDirWalker<'a> {
     base: &'a OwnedFd,
     /// Where `dirs` lead, part by part.
     parts: Vec<Vec<u8>>,
     dirs: Vec<OwnedFd>,
 }
 
-impl<'a> Way<'a> {
+impl<'a> SafeDirWalker<'a> {
     pub(super) fn new(base: &'a OwnedFd) -> Self {
         Self { base, parts: Vec::new(), dirs: Vec::new() }
     }
 
     /// The folder at this path.
-    pub(super) fn to(&mut self, folder: &[u8]) -> Result<&OwnedFd, Errno> {
-        self.go(folder, false)
+    pub(super) fn open(&mut self, folder: &[u8]) -> Result<&OwnedFd, Errno> {
+        self.descend(folder, false)
     }
 
     /// The same; folders that are missing are made.
-    pub(super) fn make(&mut self, folder: &[u8]) -> Result<&OwnedFd, Errno> {
-        self.go(folder, true)
+    pub(super) fn create(&mut self, folder: &[u8]) -> Result<&OwnedFd, Errno> {
+        self.descend(folder, true)
     }
 
-    fn go(&mut self, folder: &[u8], make: bool) -> Result<&OwnedFd, Errno> {
+    fn descend(&mut self, folder: &[u8], create: bool) -> Result<&OwnedFd, Errno> {
         let parts = || folder.split(|b| *b == b'/').filter(|part| !part.is_empty());
         let same = self.parts.iter().zip(parts()).take_while(|(old, new)| old == new).count();
         self.parts.truncate(same);
@@ -49,10 +49,10 @@ impl<'a> Way<'a> {
         for part in parts().skip(same) {
             let dir = self.dirs.last().unwrap_or(self.base);
             let name = OsStr::from_bytes(part);
-            let next = match openat(dir, name, FOLDER, Mode::empty()) {
-                Err(Errno::NOENT) if make => {
-                    mkdirat(dir, name, Mode::from_raw_mode(IMPLIED))?;
-                    openat(dir, name, FOLDER, Mode::empty())?
+            let next = match openat(dir, name, OPEN_DIRECTORY, Mode::empty()) {
+                Err(Errno::NOENT) if create => {
+                    mkdirat(dir, name, Mode::from_raw_mode(IMPLIED_MODE))?;
+                    openat(dir, name, OPEN_DIRECTORY, Mode::empty())?
                 }
                 next => next?,
             };
@@ -64,8 +64,9 @@ impl<'a> Way<'a> {
 }
 
 /// Opens a folder for more than finding others in it.
-pub(super) fn open(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
+pub(super) fn open_directory(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
     openat(dir, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
-const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const OPEN_DIRECTORY: OFlags =
+    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);

@@ -25,69 +25,71 @@ use rustix::{
 
 use super::{
     decode::Decoder,
-    error::{ArchiveError, Stopped},
-    facts::{Facts, Instant},
-    inspect::{Safe, Sum, prove, target},
-    read::Zip,
-    tally::Tally,
-    way::{self, Way},
+    error::{ArchiveError, ArchiveStop},
+    extract_progress::ExtractProgress,
+    inspect::{CheckedEntry, ZipTotals, link_target, verify_content},
+    metadata::{EntryMetadata, UnixTime},
+    read::ZipReader,
+    safe_dir_walker::{self, SafeDirWalker},
 };
-use crate::files::{FileError, FileKind, RelPath, WorkspaceRoot, failed, mkdir};
+use crate::files::{FileError, FileKind, RelPath, WorkspaceRoot, map_errno, mkdir};
 
 /// Threads that write: as many as there are cores, up to this.
 const MAX_WORKERS: usize = 4;
 /// Of what came from a system without permissions.
 const FILE_MODE: u32 = 0o644;
-const FOLDER_MODE: u32 = 0o755;
+const DIRECTORY_MODE: u32 = 0o755;
 /// Of a folder while it is filled.
-const FILLING: u32 = 0o700;
+const FILLING_MODE: u32 = 0o700;
 /// Zeros in a row from which on a hole is left.
-const HOLE: usize = 4_096;
+const MIN_HOLE_BYTES: usize = 4_096;
 
 /// A zip on its way into a folder.
 #[derive(Debug)]
-pub(super) struct Unpacking<'a> {
-    pub(super) zip: &'a Zip,
+pub(super) struct Extraction<'a> {
+    pub(super) zip: &'a ZipReader,
     pub(super) root: &'a WorkspaceRoot,
     /// The folder.
     pub(super) path: &'a RelPath,
     pub(super) replace: bool,
 }
 
-impl Unpacking<'_> {
+impl Extraction<'_> {
     /// Whether there is room, and nothing in the way. Writes nothing.
-    pub(super) fn check(&self, sum: Sum) -> Result<(), ArchiveError> {
-        let base = match self.root.folder(self.path) {
+    pub(super) fn check_destination(&self, sum: ZipTotals) -> Result<(), ArchiveError> {
+        let base = match self.root.open_directory(self.path) {
             Err(FileError::NotFound { .. }) => None,
             found => Some(found?),
         };
         let disk = match &base {
             Some(base) => fstatvfs(base),
-            None => fstatvfs(self.root.folder(&RelPath::ROOT)?),
+            None => fstatvfs(self.root.open_directory(&RelPath::ROOT)?),
         };
-        let disk = disk.map_err(failed("look at the disk of", self.path))?;
+        let disk = disk.map_err(map_errno("look at the disk of", self.path))?;
         if disk.f_bavail.saturating_mul(disk.f_frsize) < sum.bytes {
             let path = format!("{} bytes to be unpacked", sum.bytes);
             return Err(FileError::DiskFull { path, errno: Errno::NOSPC }.into());
         }
         let Some(base) = base else { return Ok(()) };
-        let mut way = Way::new(&base);
-        (0..self.zip.len()).try_for_each(|number| self.fits(&Safe::new(self.zip.record(number)?)?, &mut way))
+        let mut walker = SafeDirWalker::new(&base);
+        (0..self.zip.len()).try_for_each(|number| {
+            self.check_entry(&CheckedEntry::new(self.zip.record(number)?)?, &mut walker)
+        })
     }
 
-    fn fits(&self, safe: &Safe, way: &mut Way<'_>) -> Result<(), ArchiveError> {
-        let (folder, name) = safe.split();
-        let dir = match way.to(folder) {
+    fn check_entry(&self, safe: &CheckedEntry, walker: &mut SafeDirWalker<'_>) -> Result<(), ArchiveError> {
+        let (folder, name) = safe.parent_and_name();
+        let dir = match walker.open(folder) {
             Ok(dir) => dir,
             Err(Errno::NOENT) => return Ok(()),
             Err(errno) => return Err(self.failed(folder, "open")(errno)),
         };
-        let there = match Facts::at(dir, name) {
-            Ok(facts) => facts.kind,
+        let there = match EntryMetadata::at(dir, name) {
+            Ok(metadata) => metadata.kind,
             Err(Errno::NOENT) => return Ok(()),
             Err(errno) => return Err(self.failed(&safe.path, "look at")(errno)),
         };
-        let path = || self.at(&safe.path).to_string();
+        let path = || self.destination(&safe.path).to_string();
         let problem = match (safe.kind, there) {
             (FileKind::Directory, FileKind::Directory) => return Ok(()),
             (_, FileKind::Directory) => "is a folder",
@@ -99,78 +101,83 @@ impl Unpacking<'_> {
     }
 
     /// Decodes everything once, for nothing.
-    pub(super) fn prove(&self, tally: &Tally<'_>) -> Result<(), Stopped> {
-        self.each(Decoder::new, |safe, decoder| {
-            tally.tell()?;
-            Ok(prove(self.zip, safe, decoder)?)
+    pub(super) fn verify(&self, progress: &ExtractProgress<'_>) -> Result<(), ArchiveStop> {
+        self.for_each_entry(Decoder::new, |safe, decoder| {
+            progress.report()?;
+            Ok(verify_content(self.zip, safe, decoder)?)
         })
     }
 
     /// Writes.
-    pub(super) fn write(&self, tally: &Tally<'_>) -> Result<(), Stopped> {
+    pub(super) fn write_tree(&self, progress: &ExtractProgress<'_>) -> Result<(), ArchiveStop> {
         mkdir(self.root, self.path, None, true)?;
-        let base = self.root.folder(self.path)?;
-        let folders = self.folders(&base, tally)?;
-        let start = || (Way::new(&base), Decoder::new());
-        self.each(start, |safe, (way, decoder)| {
+        let base = self.root.open_directory(self.path)?;
+        let folders = self.create_directories(&base, progress)?;
+        let start = || (SafeDirWalker::new(&base), Decoder::new());
+        self.for_each_entry(start, |safe, (walker, decoder)| {
             match safe.kind {
-                FileKind::File => self.file(safe, way, decoder, tally)?,
-                FileKind::Symlink => self.link(safe, way, decoder)?,
+                FileKind::File => self.write_file(safe, walker, decoder, progress)?,
+                FileKind::Symlink => self.write_link(safe, walker, decoder)?,
                 // Made already; others are not in a zip that was looked through.
                 FileKind::Directory | FileKind::Other => return Ok(()),
             }
-            tally.entry()
+            progress.add_entry()
         })?;
-        let mut way = Way::new(&base);
-        folders.into_iter().try_for_each(|number| self.dress(number, &mut way))?;
+        let mut walker = SafeDirWalker::new(&base);
+        folders.into_iter().try_for_each(|number| self.apply_metadata(number, &mut walker))?;
         // One for all of them: what was answered with "done" is on the disk.
-        Ok(syncfs(&base).map_err(failed("sync", self.path))?)
+        Ok(syncfs(&base).map_err(map_errno("sync", self.path))?)
     }
 
     /// Makes all folders; the innermost come back first.
-    fn folders(&self, base: &OwnedFd, tally: &Tally<'_>) -> Result<Vec<usize>, Stopped> {
-        let mut way = Way::new(base);
+    fn create_directories(
+        &self,
+        base: &OwnedFd,
+        progress: &ExtractProgress<'_>,
+    ) -> Result<Vec<usize>, ArchiveStop> {
+        let mut walker = SafeDirWalker::new(base);
         let mut made = Vec::new();
         for number in 0..self.zip.len() {
-            let safe = Safe::new(self.zip.record(number)?)?;
-            let (folder, name) = safe.split();
-            let dir = way.make(folder).map_err(|errno| self.failed(folder, "make")(errno))?;
+            let safe = CheckedEntry::new(self.zip.record(number)?)?;
+            let (folder, name) = safe.parent_and_name();
+            let dir = walker.create(folder).map_err(|errno| self.failed(folder, "make")(errno))?;
             if safe.kind == FileKind::Directory {
-                match mkdirat(dir, name, Mode::from_raw_mode(FILLING)) {
+                match mkdirat(dir, name, Mode::from_raw_mode(FILLING_MODE)) {
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(errno) => return Err(self.failed(&safe.path, "make")(errno).into()),
                 }
                 let depth = safe.path.iter().filter(|b| **b == b'/').count();
                 made.push((depth, number));
-                tally.entry()?;
+                progress.add_entry()?;
             }
         }
         made.sort_unstable_by(|a, b| b.cmp(a));
         Ok(made.into_iter().map(|(_, number)| number).collect())
     }
 
-    fn file(
+    fn write_file(
         &self,
-        safe: &Safe,
-        way: &mut Way<'_>,
+        safe: &CheckedEntry,
+        walker: &mut SafeDirWalker<'_>,
         decoder: &mut Decoder,
-        tally: &Tally<'_>,
-    ) -> Result<(), Stopped> {
-        let (folder, name) = safe.split();
+        progress: &ExtractProgress<'_>,
+    ) -> Result<(), ArchiveStop> {
+        let (folder, name) = safe.parent_and_name();
         let failed = self.failed(&safe.path, "write");
-        let dir = way.to(folder).map_err(&failed)?;
-        let (temp, file) = self.root.temps().create(duplicate(dir).map_err(&failed)?).map_err(&failed)?;
+        let dir = walker.open(folder).map_err(&failed)?;
+        let (temp, file) =
+            self.root.temp_files().create(duplicate(dir).map_err(&failed)?).map_err(&failed)?;
         let file = File::from(file);
         let write = |error: std::io::Error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO));
         let (mut at, mut end, mut stopped) = (0, 0, None);
         let start = self.zip.content(&safe.record)?;
         let decoded = decoder.decode(&self.zip.file, &safe.record, start, |bytes| {
-            if bytes.len() < HOLE || bytes.iter().any(|b| *b != 0) {
+            if bytes.len() < MIN_HOLE_BYTES || bytes.iter().any(|b| *b != 0) {
                 file.write_all_at(bytes, at).map_err(write)?;
                 end = at + bytes.len() as u64;
             }
             at += bytes.len() as u64;
-            tally.bytes(bytes.len()).map_err(|reason| {
+            progress.add_bytes(bytes.len()).map_err(|reason| {
                 stopped = Some(reason);
                 ArchiveError::fault("unpacking")
             })
@@ -189,13 +196,18 @@ impl Unpacking<'_> {
         Ok(temp.rename(dir, name, self.replace).map_err(&failed)?)
     }
 
-    fn link(&self, safe: &Safe, way: &mut Way<'_>, decoder: &mut Decoder) -> Result<(), Stopped> {
-        let (folder, name) = safe.split();
+    fn write_link(
+        &self,
+        safe: &CheckedEntry,
+        walker: &mut SafeDirWalker<'_>,
+        decoder: &mut Decoder,
+    ) -> Result<(), ArchiveStop> {
+        let (folder, name) = safe.parent_and_name();
         let failed = self.failed(&safe.path, "write");
-        let target = target(self.zip, safe, decoder)?;
-        let dir = way.to(folder).map_err(&failed)?;
+        let target = link_target(self.zip, safe, decoder)?;
+        let dir = walker.open(folder).map_err(&failed)?;
         let own = duplicate(dir).map_err(&failed)?;
-        let temp = self.root.temps().create_link(own, OsStr::from_bytes(&target)).map_err(&failed)?;
+        let temp = self.root.temp_files().create_link(own, OsStr::from_bytes(&target)).map_err(&failed)?;
         if let Some(at) = safe.record.modified {
             utimensat(temp.dir(), temp.name(), &times(at), AtFlags::SYMLINK_NOFOLLOW).map_err(&failed)?;
         }
@@ -203,26 +215,27 @@ impl Unpacking<'_> {
     }
 
     /// Permissions and time of a folder that is full.
-    fn dress(&self, number: usize, way: &mut Way<'_>) -> Result<(), ArchiveError> {
-        let safe = Safe::new(self.zip.record(number)?)?;
+    fn apply_metadata(&self, number: usize, walker: &mut SafeDirWalker<'_>) -> Result<(), ArchiveError> {
+        let safe = CheckedEntry::new(self.zip.record(number)?)?;
         let failed = self.failed(&safe.path, "set the permissions of");
-        let (folder, name) = safe.split();
-        let dir = way::open(way.to(folder).map_err(&failed)?, name).map_err(&failed)?;
+        let (folder, name) = safe.parent_and_name();
+        let dir =
+            safe_dir_walker::open_directory(walker.open(folder).map_err(&failed)?, name).map_err(&failed)?;
         if let Some(at) = safe.record.modified {
             futimens(&dir, &times(at)).map_err(&failed)?;
         }
-        fchmod(&dir, Mode::from_raw_mode(safe.mode.unwrap_or(FOLDER_MODE))).map_err(&failed)
+        fchmod(&dir, Mode::from_raw_mode(safe.mode.unwrap_or(DIRECTORY_MODE))).map_err(&failed)
     }
 
     /// Does something for each entry, on several threads, until one fails.
-    fn each<T>(
+    fn for_each_entry<T>(
         &self,
         start: impl Fn() -> T + Sync,
-        work: impl Fn(&Safe, &mut T) -> Result<(), Stopped> + Sync,
-    ) -> Result<(), Stopped> {
+        work: impl Fn(&CheckedEntry, &mut T) -> Result<(), ArchiveStop> + Sync,
+    ) -> Result<(), ArchiveStop> {
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
-        let one = |number: usize, own: &mut T| work(&Safe::new(self.zip.record(number)?)?, own);
+        let one = |number: usize, own: &mut T| work(&CheckedEntry::new(self.zip.record(number)?)?, own);
         let worker = || {
             let mut own = start();
             loop {
@@ -248,14 +261,14 @@ impl Unpacking<'_> {
     }
 
     /// Where an entry goes, for people.
-    fn at(&self, path: &[u8]) -> RelPath {
+    fn destination(&self, path: &[u8]) -> RelPath {
         let whole = self.path.parts().map(OsStrExt::as_bytes).chain([path]).collect::<Vec<_>>().join(&b'/');
         RelPath::parse(&whole).unwrap_or(RelPath::ROOT)
     }
 
     fn failed(&self, path: &[u8], operation: &'static str) -> impl Fn(Errno) -> ArchiveError + use<> {
-        let path = self.at(path);
-        move |errno| failed(operation, &path)(errno).into()
+        let path = self.destination(path);
+        move |errno| map_errno(operation, &path)(errno).into()
     }
 }
 
@@ -263,7 +276,7 @@ fn duplicate(dir: &OwnedFd) -> Result<OwnedFd, Errno> {
     dir.try_clone().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::MFILE))
 }
 
-fn times((seconds, nanos): Instant) -> Timestamps {
+fn times((seconds, nanos): UnixTime) -> Timestamps {
     let last_modification = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
     Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification }
 }

@@ -8,31 +8,31 @@ use std::sync::{
 use ring::digest::{SHA256, digest};
 
 use super::{
-    deflate::{BLOCK, Deflater, Fault},
-    gate::{Ended, Gate},
-    layout::{self, Member},
+    deflate::{BLOCK_BYTES, DeflateFault, Deflater},
+    layout::{self, ZipMember},
     manifest::{ArchivedEntry, SkippedEntry},
-    source::Source,
-    walk::{CHANGED, Found},
+    memory_budget::{Cancelled, MemoryBudget},
+    source::FileSource,
+    walk::{CHANGED, WalkEntry},
 };
 
 /// Something to deflate, and where to answer.
 #[derive(Debug)]
-pub(super) enum Job {
+pub(super) enum CompressJob {
     /// A file of one block at most, not opened yet.
-    Small(Found, SyncSender<Packed>),
+    Small(WalkEntry, SyncSender<Compressed>),
     /// A block of a large one.
-    Block(Vec<u8>, SyncSender<Packed>),
+    Block(Vec<u8>, SyncSender<Compressed>),
 }
 
 /// What became of it.
 #[derive(Debug)]
-pub(super) enum Packed {
+pub(super) enum Compressed {
     Whole {
-        member: Member,
+        member: ZipMember,
         content: Vec<u8>,
         /// Not if it changed.
-        line: Result<ArchivedEntry, SkippedEntry>,
+        entry: Result<ArchivedEntry, SkippedEntry>,
     },
     Skipped(SkippedEntry),
     Block {
@@ -43,67 +43,71 @@ pub(super) enum Packed {
 }
 
 /// Works until there is nothing left to do, ever.
-pub(super) fn work(todo: &Mutex<Receiver<Job>>, gate: &Gate) {
+pub(super) fn run_worker(todo: &Mutex<Receiver<CompressJob>>, budget: &MemoryBudget) {
     let mut deflater = Deflater::new();
     loop {
         let next = todo.lock().unwrap_or_else(|e| e.into_inner()).recv();
         let Ok(job) = next else { return };
         // What is left of an archive that was given up is passed over, lest who hands it out waits for room; an answer that is not
         // given is seen by who waits for it.
-        if gate.check().is_err() {
+        if budget.check_cancelled().is_err() {
             continue;
         }
         let _gone = match job {
-            Job::Small(found, answer) => match small(&found, gate, &mut deflater) {
+            CompressJob::Small(found, answer) => match compress_small(&found, budget, &mut deflater) {
                 Ok(Ok(packed)) => answer.send(packed),
-                Ok(Err(Fault)) | Err(Ended) => continue,
+                Ok(Err(DeflateFault)) | Err(Cancelled) => continue,
             },
-            Job::Block(block, answer) => match deflater.block(&block) {
+            CompressJob::Block(block, answer) => match deflater.compress_block(&block) {
                 Ok(content) => {
                     let mut crc = crc32fast::Hasher::new();
                     crc.update(&block);
-                    answer.send(Packed::Block { content, crc, size: block.len() as u64 })
+                    answer.send(Compressed::Block { content, crc, size: block.len() as u64 })
                 }
-                Err(Fault) => continue,
+                Err(DeflateFault) => continue,
             },
         };
     }
 }
 
-fn small(found: &Found, gate: &Gate, deflater: &mut Deflater) -> Result<Result<Packed, Fault>, Ended> {
-    let skipped = |reason: String| Packed::Skipped(SkippedEntry { path: found.path.clone(), reason });
-    let mut source = match Source::open(found, gate)? {
-        Ok(source) if source.facts.size <= BLOCK as u64 => source,
+fn compress_small(
+    found: &WalkEntry,
+    budget: &MemoryBudget,
+    deflater: &mut Deflater,
+) -> Result<Result<Compressed, DeflateFault>, Cancelled> {
+    let skipped = |reason: String| Compressed::Skipped(SkippedEntry { path: found.path.clone(), reason });
+    let mut source = match FileSource::open(found, budget)? {
+        Ok(source) if source.metadata.size <= BLOCK_BYTES as u64 => source,
         Ok(_) => return Ok(Ok(skipped(CHANGED.to_owned()))),
         Err(reason) => return Ok(Ok(skipped(reason))),
     };
     let mut block = Vec::new();
-    if let Err(reason) = source.read(&mut block, BLOCK) {
+    if let Err(reason) = source.read(&mut block, BLOCK_BYTES) {
         return Ok(Ok(skipped(reason)));
     }
-    let facts = source.facts.clone();
+    let metadata = source.metadata.clone();
     let same = source.finish();
     let mut digested = [0; 32];
     digested.copy_from_slice(digest(&SHA256, &block).as_ref());
     let (crc, size) = (crc32fast::hash(&block), block.len() as u64);
-    let (method, content) = match deflater.whole(&block) {
+    let (method, content) = match deflater.compress_whole(&block) {
         Ok(Some(deflated)) => (layout::DEFLATED, deflated),
         Ok(None) => (layout::STORED, block),
         Err(fault) => return Ok(Err(fault)),
     };
-    let member = Member {
+    let member = ZipMember {
         name: found.path.clone(),
-        mode: layout::IS_FILE | facts.mode,
-        modified: facts.modified,
+        mode: layout::IS_FILE | metadata.mode,
+        modified: metadata.modified,
         method,
         crc,
-        packed: content.len() as u64,
+        compressed_size: content.len() as u64,
         size,
         streamed: false,
     };
-    let line = match same {
-        Ok(()) => Ok(found.line(&facts, Some(digested))),
+    let entry = match same {
+        Ok(()) => Ok(found.entry(&metadata, Some(digested))),
         Err(reason) => Err(SkippedEntry { path: found.path.clone(), reason }),
     };
-    Ok(Ok(Packed::Whole { member, content, line }))
+    Ok(Ok(Compressed::Whole { member, content, entry }))
 }

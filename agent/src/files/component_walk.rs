@@ -17,12 +17,12 @@ use rustix::{
 use super::{path::RelPath, root::SymlinkMode};
 
 /// As the kernel's own limit.
-const MAX_LINKS: usize = 40;
+const MAX_SYMLINKS: usize = 40;
 /// How often the last part may turn into a link between looking and opening before the path counts as swapped.
 const TRIES: usize = 64;
 
 /// Where a path ends: a name in a folder, or (`None`) the folder itself.
-pub(super) struct End {
+pub(super) struct PathEnd {
     pub(super) dir: OwnedFd,
     pub(super) name: Option<OsString>,
 }
@@ -31,7 +31,7 @@ pub(super) struct End {
 pub(super) fn open(root: &OwnedFd, path: &RelPath, flags: OFlags) -> Result<OwnedFd, Errno> {
     let links = if flags.contains(OFlags::NOFOLLOW) { SymlinkMode::NoFollow } else { SymlinkMode::Follow };
     for _ in 0..TRIES {
-        let end = to(root, path, links)?;
+        let end = resolve_end(root, path, links)?;
         let name = end.name.as_deref().unwrap_or(OsStr::new("."));
         let opened = openat(&end.dir, name, flags | OFlags::NOFOLLOW, Mode::empty());
         // Followed to its end, yet a link: it was swapped since.
@@ -52,59 +52,59 @@ pub(super) fn open(root: &OwnedFd, path: &RelPath, flags: OFlags) -> Result<Owne
 }
 
 /// Walks to the last part of `path`, which need not exist.
-pub(super) fn to(root: &OwnedFd, path: &RelPath, links: SymlinkMode) -> Result<End, Errno> {
-    let mut todo: Vec<OsString> = path.parts().rev().map(OsStr::to_owned).collect();
-    let mut done: Vec<OsString> = Vec::new();
-    let mut dir = step(root, OsStr::new("."))?;
+pub(super) fn resolve_end(root: &OwnedFd, path: &RelPath, links: SymlinkMode) -> Result<PathEnd, Errno> {
+    let mut remaining: Vec<OsString> = path.parts().rev().map(OsStr::to_owned).collect();
+    let mut walked: Vec<OsString> = Vec::new();
+    let mut dir = open_component(root, OsStr::new("."))?;
     let mut followed = 0;
-    while let Some(part) = todo.pop() {
+    while let Some(part) = remaining.pop() {
         if part == ".." {
-            done.pop().ok_or(Errno::LOOP)?;
-            dir = again(root, &done)?;
+            walked.pop().ok_or(Errno::LOOP)?;
+            dir = reopen(root, &walked)?;
             continue;
         }
-        let last = todo.is_empty();
+        let last = remaining.is_empty();
         if last && links == SymlinkMode::NoFollow {
-            return Ok(End { dir, name: Some(part) });
+            return Ok(PathEnd { dir, name: Some(part) });
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let next = match openat(&dir, &part, flags, Mode::empty()) {
-            Err(Errno::NOENT) if last => return Ok(End { dir, name: Some(part) }),
+            Err(Errno::NOENT) if last => return Ok(PathEnd { dir, name: Some(part) }),
             opened => opened?,
         };
         match FileType::from_raw_mode(fstat(&next)?.st_mode) {
             FileType::Symlink => {
                 followed += 1;
                 let target = readlinkat(&next, "", Vec::new())?.into_bytes();
-                if followed > MAX_LINKS || target.first() == Some(&b'/') {
+                if followed > MAX_SYMLINKS || target.first() == Some(&b'/') {
                     return Err(Errno::LOOP);
                 }
                 let parts = target.split(|b| *b == b'/').rev();
-                todo.extend(
+                remaining.extend(
                     parts.filter(|p| !matches!(*p, b"" | b".")).map(|p| OsStr::from_bytes(p).to_owned()),
                 );
             }
-            _ if last => return Ok(End { dir, name: Some(part) }),
+            _ if last => return Ok(PathEnd { dir, name: Some(part) }),
             FileType::Directory => {
                 dir = next;
-                done.push(part);
+                walked.push(part);
             }
             _ => return Err(Errno::NOTDIR),
         }
     }
-    Ok(End { dir, name: None })
+    Ok(PathEnd { dir, name: None })
 }
 
 /// The way from the root once more; a part that is no folder now was swapped.
-fn again(root: &OwnedFd, parts: &[OsString]) -> Result<OwnedFd, Errno> {
-    let start = step(root, OsStr::new("."))?;
-    parts.iter().try_fold(start, |dir, part| match step(&dir, part) {
+fn reopen(root: &OwnedFd, parts: &[OsString]) -> Result<OwnedFd, Errno> {
+    let start = open_component(root, OsStr::new("."))?;
+    parts.iter().try_fold(start, |dir, part| match open_component(&dir, part) {
         Err(Errno::NOTDIR) => Err(Errno::LOOP),
-        stepped => stepped,
+        opened => opened,
     })
 }
 
-fn step(dir: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Errno> {
+fn open_component(dir: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(dir, name, flags, Mode::empty())
 }

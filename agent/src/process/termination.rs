@@ -9,7 +9,7 @@ pub(super) const GRACE: Duration = Duration::from_secs(5);
 
 /// Why and how a process ends before its time.
 #[derive(Debug, Default)]
-pub(super) struct Ending {
+pub(super) struct Termination {
     deadline: Option<Instant>,
     kill_at: Option<Instant>,
     killed: bool,
@@ -17,7 +17,7 @@ pub(super) struct Ending {
     pub(super) timed_out: bool,
 }
 
-impl Ending {
+impl Termination {
     pub(super) fn new(deadline: Option<Instant>) -> Self {
         Self { deadline, ..Self::default() }
     }
@@ -37,7 +37,7 @@ impl Ending {
     }
 
     /// Somebody wants its end: killed after `grace`, or earlier if that was settled before.
-    pub(super) fn want(&mut self, now: Instant, grace: Duration) -> &'static [Signal] {
+    pub(super) fn request(&mut self, now: Instant, grace: Duration) -> &'static [Signal] {
         let began = self.began();
         let at = now + grace;
         self.kill_at = Some(self.kill_at.map_or(at, |before| before.min(at)));
@@ -63,7 +63,7 @@ impl Ending {
     }
 
     /// When to ask again.
-    pub(super) fn next(&self) -> Option<Instant> {
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
         let kill = self.kill_at.filter(|_| !self.killed);
         [kill, self.deadline].into_iter().flatten().min()
     }
@@ -76,24 +76,24 @@ mod tests {
     #[test]
     fn term_comes_at_the_timeout_and_kill_after_the_grace() {
         let start = Instant::now();
-        let mut ending = Ending::new(Some(start + Duration::from_secs(60)));
+        let mut ending = Termination::new(Some(start + Duration::from_secs(60)));
         assert!(ending.due(start).is_empty());
-        let timeout = ending.next().unwrap();
+        let timeout = ending.next_deadline().unwrap();
         assert_eq!(ending.due(timeout), [Signal::TERM, Signal::CONT]);
         assert!(ending.timed_out);
-        assert_eq!(ending.next(), Some(timeout + GRACE));
+        assert_eq!(ending.next_deadline(), Some(timeout + GRACE));
         assert_eq!(ending.due(timeout + GRACE), [Signal::KILL]);
-        assert_eq!(ending.next(), None);
+        assert_eq!(ending.next_deadline(), None);
     }
 
     #[test]
     fn a_wanted_end_can_only_be_hurried() {
         let start = Instant::now();
-        let mut ending = Ending::new(None);
-        assert!(!ending.want(start, Duration::from_secs(9)).is_empty());
-        assert!(ending.want(start, Duration::from_secs(2)).is_empty());
-        assert!(ending.want(start, Duration::from_secs(5)).is_empty());
-        assert_eq!(ending.next(), Some(start + Duration::from_secs(2)));
+        let mut ending = Termination::new(None);
+        assert!(!ending.request(start, Duration::from_secs(9)).is_empty());
+        assert!(ending.request(start, Duration::from_secs(2)).is_empty());
+        assert!(ending.request(start, Duration::from_secs(5)).is_empty());
+        assert_eq!(ending.next_deadline(), Some(start + Duration::from_secs(2)));
         assert!(!ending.timed_out);
     }
 }

@@ -10,25 +10,25 @@ use rustix::{
 use crate::files::{FileKind, unix_system_time};
 
 /// Seconds and nanoseconds since 1970.
-pub(super) type Instant = (i64, u32);
+pub(super) type UnixTime = (i64, u32);
 
 /// An entry at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Facts {
+pub(super) struct EntryMetadata {
     pub(super) kind: FileKind,
     /// Permission bits.
     pub(super) mode: u32,
     pub(super) size: u64,
-    pub(super) modified: Instant,
+    pub(super) modified: UnixTime,
     /// When content or attributes changed; nobody can set it.
-    pub(super) changed: Instant,
+    pub(super) changed: UnixTime,
     device: u64,
     inode: u64,
     /// `None` where the kernel does not tell (before 5.8, gVisor).
     mount: Option<u64>,
 }
 
-impl Facts {
+impl EntryMetadata {
     /// Of `name` in `dir`, itself if it is a symbolic link.
     pub(super) fn at(dir: impl AsFd, name: &OsStr) -> Result<Self, Errno> {
         Self::look(dir, name, AtFlags::SYMLINK_NOFOLLOW)

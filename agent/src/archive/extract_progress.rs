@@ -11,57 +11,64 @@ use std::{
 
 use tokio::sync::mpsc::Sender;
 
-use super::{ExtractEvent, error::Stopped, manifest::ArchiveProgress};
+use super::{ExtractEvent, error::ArchiveStop, manifest::ArchiveProgress};
 use crate::admission::Rejection;
 
 /// Between two messages.
-const TELL_EVERY: Duration = Duration::from_millis(250);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Counts.
-pub(super) struct Tally<'a> {
+pub(super) struct ExtractProgress<'a> {
     entries: AtomicU64,
     bytes: AtomicU64,
     total_bytes: u64,
-    told: Mutex<Instant>,
+    last_report: Mutex<Instant>,
     events: &'a Sender<ExtractEvent>,
     /// Asked with every message: somebody still means it.
-    door: &'a (dyn Fn() -> Result<(), Rejection> + Sync),
+    admission: &'a (dyn Fn() -> Result<(), Rejection> + Sync),
 }
 
-impl<'a> Tally<'a> {
+impl<'a> ExtractProgress<'a> {
     pub(super) fn new(
         total_bytes: u64,
         events: &'a Sender<ExtractEvent>,
-        door: &'a (dyn Fn() -> Result<(), Rejection> + Sync),
+        admission: &'a (dyn Fn() -> Result<(), Rejection> + Sync),
     ) -> Self {
-        let told = Mutex::new(Instant::now());
-        Self { entries: AtomicU64::new(0), bytes: AtomicU64::new(0), total_bytes, told, events, door }
+        let last_report = Mutex::new(Instant::now());
+        Self {
+            entries: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            total_bytes,
+            last_report,
+            events,
+            admission,
+        }
     }
 
     /// So much more of its content is written.
-    pub(super) fn bytes(&self, bytes: usize) -> Result<(), Stopped> {
+    pub(super) fn add_bytes(&self, bytes: usize) -> Result<(), ArchiveStop> {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.tell()
+        self.report()
     }
 
     /// An entry is there.
-    pub(super) fn entry(&self) -> Result<(), Stopped> {
+    pub(super) fn add_entry(&self) -> Result<(), ArchiveStop> {
         self.entries.fetch_add(1, Ordering::Relaxed);
-        self.tell()
+        self.report()
     }
 
     /// Tells, if it is time to; fails if it should not go on.
-    pub(super) fn tell(&self) -> Result<(), Stopped> {
+    pub(super) fn report(&self) -> Result<(), ArchiveStop> {
         if self.events.is_closed() {
-            return Err(Stopped::Gone);
+            return Err(ArchiveStop::ReceiverDropped);
         }
         // Whoever holds it tells just now.
-        let Ok(mut told) = self.told.try_lock() else { return Ok(()) };
-        if told.elapsed() < TELL_EVERY {
+        let Ok(mut last_report) = self.last_report.try_lock() else { return Ok(()) };
+        if last_report.elapsed() < PROGRESS_INTERVAL {
             return Ok(());
         }
-        *told = Instant::now();
-        (self.door)()?;
+        *last_report = Instant::now();
+        (self.admission)()?;
         let entries = self.entries.load(Ordering::Relaxed);
         let bytes = self.bytes.load(Ordering::Relaxed);
         let progress = ArchiveProgress { entries, bytes, total_bytes: self.total_bytes };

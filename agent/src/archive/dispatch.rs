@@ -1,0 +1,203 @@
+//! The walk's part in making an archive: gives work to the workers and says in which order the writer takes what comes back.
+
+use std::{
+    os::fd::OwnedFd,
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+};
+
+use ring::digest::{Context, SHA256, digest};
+use rustix::fs::readlinkat;
+
+use super::{
+    compress::{CompressJob, Compressed},
+    deflate::BLOCK_BYTES,
+    ignore::IgnoreRules,
+    layout::{self, ZipMember},
+    manifest::{ArchivedEntry, SkippedEntry},
+    memory_budget::{Cancelled, MemoryBudget},
+    source::FileSource,
+    walk::{TreeWalk, WalkEntry, WalkStep, skip_reason},
+    write::sha256,
+};
+use crate::files::FileKind;
+
+/// The least a small file counts for in memory, in bytes: its name, and what surrounds it.
+const MIN_ENTRY_BYTES: usize = 4_096;
+
+/// What the writer does next.
+#[derive(Debug)]
+pub(super) enum WriteItem {
+    /// A folder, a link, or something that is only named.
+    Entry {
+        member: Option<ZipMember>,
+        content: Vec<u8>,
+        entry: ArchivedEntry,
+    },
+    Skipped(SkippedEntry),
+    Small {
+        result: Receiver<Compressed>,
+        reserved: usize,
+    },
+    /// A large file begins; `size` is what is expected.
+    Begin(ZipMember),
+    Block {
+        result: Receiver<Compressed>,
+        reserved: usize,
+    },
+    /// It ends; not a line if it changed.
+    End(Result<ArchivedEntry, SkippedEntry>),
+    /// There is no more.
+    Finished,
+}
+
+/// Walks and hands on.
+#[derive(Debug)]
+pub(super) struct JobDispatcher<'a> {
+    budget: &'a MemoryBudget,
+    jobs: SyncSender<CompressJob>,
+    order: SyncSender<WriteItem>,
+}
+
+impl<'a> JobDispatcher<'a> {
+    pub(super) fn new(
+        budget: &'a MemoryBudget,
+        jobs: SyncSender<CompressJob>,
+        order: SyncSender<WriteItem>,
+    ) -> Self {
+        Self { budget, jobs, order }
+    }
+
+    /// The whole walk.
+    pub(super) fn walk(self, dir: OwnedFd, rules: IgnoreRules) -> Result<(), Cancelled> {
+        let mut walk = match TreeWalk::new(dir, rules, self.budget) {
+            Ok(walk) => walk,
+            Err(errno) => {
+                self.send(WriteItem::Skipped(SkippedEntry { path: Vec::new(), reason: skip_reason(errno) }))?;
+                return self.send(WriteItem::Finished);
+            }
+        };
+        while let Some(step) = walk.next()? {
+            match step {
+                WalkStep::Skipped(skipped) => self.send(WriteItem::Skipped(skipped))?,
+                WalkStep::Found(found) => self.dispatch(found)?,
+            }
+        }
+        self.send(WriteItem::Finished)
+    }
+
+    fn dispatch(&self, found: WalkEntry) -> Result<(), Cancelled> {
+        match found.metadata.kind {
+            FileKind::File if found.metadata.size <= BLOCK_BYTES as u64 => {
+                let reserved = MIN_ENTRY_BYTES + found.metadata.size as usize;
+                let (answer, result) = sync_channel(1);
+                self.budget.reserve(reserved)?;
+                self.jobs.send(CompressJob::Small(found, answer)).map_err(|_| Cancelled)?;
+                self.send(WriteItem::Small { result, reserved })
+            }
+            FileKind::File => self.large(&found),
+            FileKind::Directory => {
+                let name = [&found.path[..], b"/"].concat();
+                let member = found.member(name, layout::IS_DIRECTORY, &[]);
+                self.send(WriteItem::Entry {
+                    member: Some(member),
+                    content: Vec::new(),
+                    entry: found.entry(&found.metadata, None),
+                })
+            }
+            FileKind::Symlink => {
+                let content = match readlinkat(&found.dir, &found.name, Vec::new()) {
+                    Ok(target) => target.into_bytes(),
+                    Err(errno) => {
+                        return self.send(WriteItem::Skipped(SkippedEntry {
+                            path: found.path,
+                            reason: skip_reason(errno),
+                        }));
+                    }
+                };
+                let member = found.member(found.path.clone(), layout::IS_SYMLINK, &content);
+                let mut hash = [0; 32];
+                hash.copy_from_slice(digest(&SHA256, &content).as_ref());
+                let entry = found.entry(&found.metadata, Some(hash));
+                self.send(WriteItem::Entry { member: Some(member), content, entry })
+            }
+            FileKind::Other => {
+                let entry = found.entry(&found.metadata, None);
+                self.send(WriteItem::Entry { member: None, content: Vec::new(), entry })
+            }
+        }
+    }
+
+    fn large(&self, found: &WalkEntry) -> Result<(), Cancelled> {
+        let skipped = |reason| SkippedEntry { path: found.path.clone(), reason };
+        let mut source = match FileSource::open(found, self.budget)? {
+            Ok(source) => source,
+            Err(reason) => return self.send(WriteItem::Skipped(skipped(reason))),
+        };
+        let metadata = source.metadata.clone();
+        self.send(WriteItem::Begin(ZipMember {
+            name: found.path.clone(),
+            mode: layout::IS_FILE | metadata.mode,
+            modified: metadata.modified,
+            method: layout::DEFLATED,
+            crc: 0,
+            compressed_size: 0,
+            size: metadata.size,
+            streamed: true,
+        }))?;
+        let mut hash = Context::new(&SHA256);
+        let read = loop {
+            self.budget.reserve(BLOCK_BYTES)?;
+            let mut block = Vec::new();
+            if let Err(reason) = source.read(&mut block, BLOCK_BYTES) {
+                break Err(reason);
+            }
+            if block.is_empty() {
+                break source.finish();
+            }
+            hash.update(&block);
+            let (answer, result) = sync_channel(1);
+            self.jobs.send(CompressJob::Block(block, answer)).map_err(|_| Cancelled)?;
+            self.send(WriteItem::Block { result, reserved: BLOCK_BYTES })?;
+        };
+        // What was taken for the block that did not come.
+        self.budget.release(BLOCK_BYTES);
+        self.send(WriteItem::End(read.map(|()| found.entry(&metadata, Some(sha256(hash)))).map_err(skipped)))
+    }
+
+    fn send(&self, item: WriteItem) -> Result<(), Cancelled> {
+        self.order.send(item).map_err(|_| Cancelled)
+    }
+}
+
+impl WalkEntry {
+    /// An entry that is stored as it is.
+    fn member(&self, name: Vec<u8>, kind: u32, content: &[u8]) -> ZipMember {
+        ZipMember {
+            name,
+            mode: kind | self.metadata.mode,
+            modified: self.metadata.modified,
+            method: layout::STORED,
+            crc: crc32fast::hash(content),
+            compressed_size: content.len() as u64,
+            size: content.len() as u64,
+            streamed: false,
+        }
+    }
+
+    /// Its line in the manifest, with what is known of it now.
+    pub(super) fn entry(
+        &self,
+        metadata: &super::metadata::EntryMetadata,
+        sha256: Option<[u8; 32]>,
+    ) -> ArchivedEntry {
+        let size = if metadata.kind == FileKind::File { metadata.size } else { 0 };
+        ArchivedEntry {
+            path: self.path.clone(),
+            kind: metadata.kind,
+            size,
+            mode: metadata.mode,
+            modified: metadata.modified_at(),
+            sha256,
+        }
+    }
+}
