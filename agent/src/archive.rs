@@ -1,8 +1,12 @@
-//! Archives: a folder of the workspace as a standard zip, and back. Knows neither proto nor HTTP.
+//! Archives: packs a workspace directory into a standard zip and extracts one. Knows neither proto
+//! nor HTTP.
 //!
-//! A zip is made by threads of its own beside the runtime's, and handed on piece by piece in bounded memory; who drops the stream ends them.
-//! To be unpacked it is received whole into a file without a name and looked through; only then anything is written. Reading order:
-//! `create`, `walk`, `order`, `work`, `write` for the one way; `read`, `inspect`, `unpack` for the other; `layout` is the format.
+//! Threads of their own, beside the runtime's, create the zip in bounded memory and stream it in
+//! pieces. Dropping the stream stops them. A zip to extract is first received whole into an unnamed
+//! file and inspected; only then is anything written.
+//!
+//! Reading order for creating: `create`, `walk`, `dispatch`, `compress`, `write`. For extracting:
+//! `read`, `inspect`, `extract`. `layout` is the format.
 
 mod compress;
 mod create;
@@ -57,59 +61,60 @@ use crate::{
     files::{FileError, RelPath, WorkspaceRoot},
 };
 
-/// Archives being made or unpacked at once, 50 MiB of memory and a few threads each; the next is refused with TOO_MANY_STREAMS.
+/// Archives created or extracted at once. Each takes 50 MiB of memory and a few threads. The next
+/// request fails with TOO_MANY_STREAMS.
 pub const MAX_ARCHIVES: usize = 2;
-/// Entries of an archive, made or unpacked; one with more is refused. What is held for each of them while a zip is looked through is 64 bytes.
+/// Maximum entries of an archive, created or extracted; a larger one is rejected. Inspecting a zip
+/// holds 64 bytes for each entry.
 pub const MAX_ENTRIES: u64 = 2_000_000;
-/// Messages between the threads and the stream, 256 KiB at most each; then the threads wait.
+/// Messages queued between the threads and the stream, each 256 KiB at most. When the queue is full
+/// the threads wait.
 const EVENT_QUEUE: usize = 8;
 
-/// How an archive is to be made.
 #[derive(Debug, Clone, Default)]
 pub struct CreateOptions {
-    /// Leave nothing out.
+    /// Archives everything; excludes ignore rules.
     pub preservation: bool,
-    /// Lines as in a .gitignore at the folder.
+    /// Patterns in `.gitignore` syntax, relative to the archived directory.
     pub ignore: Vec<Vec<u8>>,
-    /// Also obey ignore files that are found.
+    /// Whether ignore files found in the tree apply too.
     pub ignore_files: bool,
 }
 
-/// How an archive is to be unpacked.
 #[derive(Debug, Clone, Default)]
 pub struct ExtractOptions {
-    /// Replace files that are there.
+    /// Whether existing files are replaced.
     pub replace: bool,
-    /// What the zip must hash to.
+    /// Expected SHA-256 of the whole zip.
     pub sha256: Option<[u8; 32]>,
 }
 
-/// A piece of the answer to unpacking.
+/// A message of the extraction stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExtractEvent {
-    /// Now and then.
+    /// Sent every 250 ms at most.
     Progress(ArchiveProgress),
-    /// The last one.
+    /// Sent once, as the last message.
     Done {
-        /// Of the zip.
+        /// Entries of the zip.
         entries: u64,
-        /// Of content.
+        /// Bytes of uncompressed content.
         bytes: u64,
     },
 }
 
-/// Archives of the workspace.
+/// Creates and extracts archives of the workspace, [`MAX_ARCHIVES`] at once.
 #[derive(Debug, Clone)]
 pub struct Archives {
     root: Arc<WorkspaceRoot>,
     gate: Arc<AdmissionGate>,
-    /// For files without names, outside the user's view.
+    /// Directory for unnamed spool files, outside the user's view.
     scratch: Arc<Path>,
     permits: Arc<Semaphore>,
 }
 
 impl Archives {
-    /// Of what is below `root`; what has to be put by for a while goes to the folder `scratch`.
+    /// Serves the tree below `root`. Spool files go to the directory `scratch`.
     pub fn new(
         root: impl Into<Arc<WorkspaceRoot>>,
         gate: Arc<AdmissionGate>,
@@ -119,7 +124,7 @@ impl Archives {
         Self { root: root.into(), gate, scratch, permits: Arc::new(Semaphore::new(MAX_ARCHIVES)) }
     }
 
-    /// Makes an archive of a folder.
+    /// Starts to archive a directory and returns the stream of its zip and manifest.
     pub async fn create(
         &self,
         path: RelPath,
@@ -136,14 +141,14 @@ impl Archives {
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
         let scratch = self.scratch.clone();
         let work = spawn_blocking(move || {
-            // Given up only when the threads are gone, also if the stream goes first.
+            // Released only when the threads have ended, even if the stream is dropped first.
             let _permit = permit;
             create::create(dir, rules, events, &scratch)
         });
         Ok(event_stream(receiver, work))
     }
 
-    /// Begins to receive a zip that is to be unpacked.
+    /// Starts to receive a zip for extraction into `path`.
     pub async fn receive(
         &self,
         path: RelPath,
@@ -157,12 +162,13 @@ impl Archives {
         Ok(ArchiveReceiver::new(self.clone(), path, options, spool, permit))
     }
 
-    /// The door: who unpacks means it, and goes on meaning it.
+    /// Passes the admission gate: extraction counts as client intent while it lasts.
     async fn admit(&self) -> Result<(), Rejection> {
         self.gate.admit(Intent::Restore).await
     }
 
-    /// The same on a thread that does not wait: who is held has begun already, and is asked again in a moment.
+    /// Checks the admission gate again without waiting. A held extraction continues, because it
+    /// began before the gate closed; the next progress report checks again.
     fn recheck_admission(&self) -> Result<(), Rejection> {
         match self.gate.try_admit(Intent::Restore, 0) {
             Ok(()) | Err(AdmitError::Held(_)) => Ok(()),
@@ -170,7 +176,7 @@ impl Archives {
         }
     }
 
-    /// Unpacks what was received.
+    /// Extracts the received zip into `path`.
     fn extract(
         self,
         path: RelPath,
@@ -192,7 +198,7 @@ impl Archives {
                 Err(ArchiveStop::ReceiverDropped) => return Ok(()),
                 Err(ArchiveStop::Failed(error)) => return Err(error),
             }
-            // Who does not hear it any more does not want to.
+            // The client may have gone; the extraction is complete either way.
             let _gone = events.blocking_send(ExtractEvent::Done { entries: sum.entries, bytes: sum.bytes });
             Ok(())
         });
@@ -205,7 +211,7 @@ impl Archives {
     }
 }
 
-/// What the threads said, then how they ended.
+/// Yields the messages of the threads, then the error they ended with, if any.
 fn event_stream<T: Send + 'static>(
     receiver: Receiver<T>,
     work: JoinHandle<Result<(), ArchiveError>>,

@@ -1,7 +1,8 @@
-//! Files below the workspace root: what clients do with them. Knows neither proto nor HTTP.
+//! Client operations on files below the workspace root. Knows neither proto nor HTTP.
 //!
-//! All work blocks, so it runs on the blocking pool in bounded pieces: a block of 1 MiB, a page of 1,000 entries, 1,000 removals.
-//! A call whose caller goes away stops after the piece at hand; a write leaves nothing behind.
+//! All work blocks. It runs on the blocking pool in bounded pieces: a block of 1 MiB, a page of
+//! 1,000 entries, 1,000 removals. If the caller of an operation goes away, it stops after the
+//! current piece, and a write leaves nothing behind.
 
 mod change;
 mod component_walk;
@@ -47,14 +48,17 @@ pub use self::{
 use self::{list::Listing, remove::Removal, upload::Uploads, write::FileWriter};
 use crate::admission::{AdmissionGate, Intent};
 
-/// Files being read at once, 2 MiB of memory each at most; the next is refused with TOO_MANY_STREAMS.
+/// Files read at once, with 2 MiB of memory each at most. The next request fails with
+/// TOO_MANY_STREAMS.
 pub const MAX_READERS: usize = 128;
-/// Files being written on a stream at once, 2 MiB each at most; the next is refused.
+/// Files written by streams at once, with 2 MiB of memory each at most. The next request fails with
+/// TOO_MANY_STREAMS.
 pub const MAX_WRITERS: usize = 128;
-/// Folders being listed at once, 5 MiB each at most; the next is refused.
+/// Directories listed at once, with 5 MiB of memory each at most. The next request fails with
+/// TOO_MANY_STREAMS.
 pub const MAX_LISTINGS: usize = 64;
 
-/// What clients do with the files of the workspace.
+/// Client operations on the files of the workspace. Clones share one state.
 #[derive(Debug, Clone)]
 pub struct Files {
     shared: Arc<FilesShared>,
@@ -68,17 +72,17 @@ struct FilesShared {
     readers: Arc<Semaphore>,
     writers: Arc<Semaphore>,
     listings: Arc<Semaphore>,
-    /// A token is held by each piece of work that changes something.
+    /// Each piece of work that changes something holds a token.
     changes: TaskTracker,
 }
 
 impl Files {
-    /// Files below `root`. [`Files::lapse_uploads`] must run beside it.
+    /// Serves the files below `root`. [`Files::expire_uploads`] must run beside it.
     pub fn new(root: impl Into<Arc<WorkspaceRoot>>, gate: Arc<AdmissionGate>) -> Self {
         Self::with_upload_idle_timeout(root, gate, UPLOAD_IDLE_TIMEOUT)
     }
 
-    /// With another patience for uploads.
+    /// Like [`Files::new`], with another idle timeout for uploads than [`UPLOAD_IDLE_TIMEOUT`].
     pub fn with_upload_idle_timeout(
         root: impl Into<Arc<WorkspaceRoot>>,
         gate: Arc<AdmissionGate>,
@@ -97,7 +101,8 @@ impl Files {
         }
     }
 
-    /// Removes uploads that nobody continues; run by one owned task.
+    /// Removes uploads that were idle for too long, until `stop` is cancelled. Exactly one task
+    /// runs this.
     pub async fn expire_uploads(&self, stop: CancellationToken) {
         loop {
             let next = self.shared.uploads.remove_expired();
@@ -109,7 +114,7 @@ impl Files {
         }
     }
 
-    /// Looks at an entry.
+    /// Returns the metadata of an entry.
     pub async fn stat(&self, path: RelPath, links: SymlinkMode) -> Result<FileEntry, FileError> {
         self.run_blocking(move |shared| {
             let fd = shared.root.open_path(&path, links)?;
@@ -119,7 +124,7 @@ impl Files {
         .await
     }
 
-    /// The entries of a folder, sorted by name, in pages; an empty folder has none.
+    /// Lists a directory in pages, sorted by name. An empty directory has no page.
     pub async fn list(
         &self,
         path: RelPath,
@@ -134,13 +139,12 @@ impl Files {
         }))
     }
 
-    /// Opens a regular file for reading.
     pub async fn read(&self, path: RelPath) -> Result<FileReader, FileError> {
         let permit = acquire_permit(&self.shared.readers, MAX_READERS)?;
         self.run_blocking(move |shared| FileReader::open(&shared.root, path, permit)).await
     }
 
-    /// Begins to write a file.
+    /// Starts to write a file from a stream.
     pub async fn write(&self, path: RelPath, options: WriteOptions) -> Result<StreamedWrite, FileError> {
         let permit = acquire_permit(&self.shared.writers, MAX_WRITERS)?;
         self.shared.gate.admit(Intent::ClientWrite).await?;
@@ -148,13 +152,13 @@ impl Files {
         Ok(StreamedWrite::new(writer, self.shared.gate.clone(), self.shared.changes.clone(), permit))
     }
 
-    /// Begins an upload in chunks; its id.
+    /// Starts an upload in chunks and returns its id.
     pub async fn begin_upload(&self, path: RelPath, options: WriteOptions) -> Result<String, FileError> {
         self.shared.gate.admit(Intent::ClientWrite).await?;
         self.run_change(move |shared| shared.uploads.begin(&shared.root, path, options)).await
     }
 
-    /// Continues an upload.
+    /// Writes the next chunk of an upload.
     pub async fn chunk(
         &self,
         upload: String,
@@ -167,19 +171,20 @@ impl Files {
         self.shared.uploads.chunk(upload, offset, data, finish, token).await
     }
 
-    /// Makes a folder; with `parents` also those above it, and it may be there already.
+    /// Creates a directory. With `parents` it creates missing ones above it, and an existing
+    /// directory is not an error.
     pub async fn mkdir(&self, path: RelPath, mode: Option<u32>, parents: bool) -> Result<(), FileError> {
         self.shared.gate.admit(Intent::ClientWrite).await?;
         self.run_change(move |shared| change::mkdir(&shared.root, &path, mode, parents)).await
     }
 
-    /// Moves an entry, replacing what is at its new place only if told to.
+    /// Moves an entry. Replaces an existing target only with `replace`.
     pub async fn rename(&self, from: RelPath, to: RelPath, replace: bool) -> Result<(), FileError> {
         self.shared.gate.admit(Intent::ClientWrite).await?;
         self.run_change(move |shared| change::rename(&shared.root, &from, &to, replace)).await
     }
 
-    /// Removes an entry; how many went.
+    /// Removes an entry and returns the number of entries removed.
     pub async fn remove(&self, path: RelPath, recursive: bool) -> Result<u64, FileError> {
         self.shared.gate.admit(Intent::ClientWrite).await?;
         let mut removal =
@@ -194,8 +199,8 @@ impl Files {
         }
     }
 
-    /// Waits for the changes that are under way, which are bounded pieces, and brings everything that anybody has written below the
-    /// root to disk. For when no more are admitted.
+    /// Waits for the changes in progress, which are bounded pieces, then syncs the file system of
+    /// the root. Call this when no more changes are admitted.
     pub async fn drain_and_sync(&self) -> io::Result<()> {
         self.shared.changes.close();
         self.shared.changes.wait().await;
@@ -203,7 +208,8 @@ impl Files {
         spawn_blocking(move || shared.root.sync()).await.map_err(io::Error::other)?
     }
 
-    /// Work that changes something; [`Files::drain_and_sync`] waits for it even if its caller has gone away.
+    /// Runs work that changes something. [`Files::drain_and_sync`] waits for it even if its caller
+    /// is gone.
     async fn run_change<T: Send + 'static>(
         &self,
         work: impl FnOnce(&FilesShared) -> Result<T, FileError> + Send + 'static,

@@ -1,8 +1,9 @@
-//! Processes: commands without a PTY. Knows neither proto nor the files.
+//! Processes: commands without a PTY. Knows neither proto nor files.
 //!
-//! Each process has one task, which alone reads its pipes and decides when it has ended. Watchers read the two byte logs with
-//! positions of their own; while one is connected the pipes wait for it rather than lose a byte. What people do to a process
-//! (write, signal) they leave in its state, and the task acts on it.
+//! Each process has one task, which alone reads its pipes and decides when the process has ended.
+//! Watchers read the two byte logs at positions of their own. While a watcher is connected, the
+//! pipes wait for it rather than lose a byte. Client requests (write, signal, end) are recorded in
+//! the shared state, and the task acts on them.
 
 mod error;
 mod output;
@@ -44,78 +45,73 @@ use crate::{
     child::{ProcessGroup, signals},
 };
 
-/// Names a process within the workspace, for ever.
+/// Identifies a process within the workspace. Never reused.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProcessId(String);
 
-/// Which of a process's outputs.
+/// One of the two outputs of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputStream {
-    /// Standard output.
     Stdout,
-    /// Standard error.
     Stderr,
 }
 
-/// How a process ended.
+/// How and when a process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProcessExit {
-    /// Code or signal.
+    /// Exit code or signal.
     pub status: crate::child::ExitStatus,
-    /// The offset after the last byte of each output.
+    /// Offset after the last byte of stdout and of stderr.
     pub final_offsets: [u64; 2],
-    /// Its `timeout` was over.
+    /// Whether its `timeout` ended it.
     pub timed_out: bool,
-    /// Something it left behind still held its output.
+    /// Whether a process that it left behind still held its output.
     pub held_by_background: bool,
-    /// When it was over.
     pub ended_at: SystemTime,
 }
 
-/// What a client may know of a process.
+/// Description of a process for clients.
 #[derive(Debug, Clone)]
 pub struct ProcessInfo {
-    /// Its name for ever.
     pub id: ProcessId,
-    /// The life of its byte logs.
+    /// Epoch of its byte logs.
     pub epoch: u64,
-    /// Program and arguments; the first 4 KiB of them.
+    /// Program and arguments, truncated to 4 KiB.
     pub argv: Vec<String>,
-    /// As asked for.
+    /// Working directory as requested.
     pub cwd: String,
-    /// After which it is ended.
+    /// Time after its start when it is terminated.
     pub timeout: Option<Duration>,
-    /// As the agent sees it.
+    /// Process id in the agent's PID namespace.
     pub pid: u32,
-    /// When it was started.
     pub started: SystemTime,
-    /// Set when it is over.
+    /// Set once it has ended and its output is complete.
     pub exit: Option<ProcessExit>,
 }
 
-/// One process; its task, its watchers and the registry share it.
+/// State of one process, shared by its task, its watchers and the registry.
 #[derive(Debug)]
 struct Process {
     id: ProcessId,
     request_id: String,
-    /// As much as is shown; what a client put into the environment is not kept.
+    /// Truncated to 4 KiB. The environment is not retained: it may hold secrets.
     argv: Vec<String>,
     cwd: String,
     timeout: Option<Duration>,
     pid: Pid,
     started: SystemTime,
     epoch: u64,
-    /// All that it started and that did not leave it; may live on when it has ended.
+    /// Process group of the command; may outlive the command itself.
     group: ProcessGroup,
     gate: Arc<AdmissionGate>,
     state: Mutex<ProcessState>,
-    /// For watchers: there is output, or an end.
+    /// Wakes watchers: there is output, or the end.
     output_ready: Notify,
-    /// For the task: somebody took output, wrote, or wants an end.
+    /// Wakes the task: a watcher took output, or a client wrote or requested the end.
     task_wakeup: Notify,
-    /// For writers: stdin was taken or closed.
+    /// Wakes writers: stdin was consumed or closed.
     stdin_progress: Notify,
-    /// It is no longer in the table: nobody can ask for it again.
+    /// Cancelled when the process leaves the table; no request can find it from then on.
     removed: CancellationToken,
 }
 
@@ -127,7 +123,7 @@ impl ProcessId {
 }
 
 impl From<String> for ProcessId {
-    /// Any text may be asked for; one that names no process is not found.
+    /// Accepts any text; an unknown id is reported as not found when it is used.
     fn from(id: String) -> Self {
         Self(id)
     }
@@ -153,7 +149,7 @@ impl Process {
         }
     }
 
-    /// Sends a signal to its group, for as long as anybody is in it.
+    /// Signals the process group, as long as it has members.
     fn signal(&self, name: &str) -> Result<(), ProcessError> {
         let signal = signals::by_name(name)
             .ok_or(ProcessError::BadField { field: "signal", allowed: "a signal's name, such as TERM" })?;
@@ -164,7 +160,7 @@ impl Process {
         Err(ProcessError::Ended { exit: exit.map(|exit| exit.status) })
     }
 
-    /// Feeds stdin; answers when the bytes are in the pipe.
+    /// Writes to stdin. Returns when the bytes are in the pipe.
     async fn write(
         &self,
         epoch: u64,
@@ -211,7 +207,7 @@ impl Process {
         Ok(offered.progress)
     }
 
-    /// Asks for its end, and for that of all in its group.
+    /// Requests termination of the whole group: TERM now, KILL after `grace`.
     fn end(&self, grace: Duration) {
         let mut state = self.state();
         let sooner = state.requested_grace.map_or(grace, |before| before.min(grace));
@@ -220,7 +216,7 @@ impl Process {
         self.task_wakeup.notify_one();
     }
 
-    /// It has ended, and nobody is left in its group.
+    /// Whether it has ended and its group is empty.
     fn is_gone(&self) -> bool {
         self.is_finished() && !self.group.has_members()
     }

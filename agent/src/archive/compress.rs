@@ -1,4 +1,5 @@
-//! The workers of an archive: they read small files and deflate them, and deflate the blocks of large ones.
+//! Worker threads of an archive: they read and deflate small files, and deflate the blocks of large
+//! ones.
 
 use std::sync::{
     Mutex,
@@ -16,22 +17,22 @@ use super::{
     walk::{CHANGED, WalkEntry},
 };
 
-/// Something to deflate, and where to answer.
+/// Input to deflate and the channel for its result.
 #[derive(Debug)]
 pub(super) enum CompressJob {
-    /// A file of one block at most, not opened yet.
+    /// A file of one block at most, not yet opened.
     Small(WalkEntry, SyncSender<Compressed>),
-    /// A block of a large one.
+    /// A block of a large file.
     Block(Vec<u8>, SyncSender<Compressed>),
 }
 
-/// What became of it.
+/// Result of a [`CompressJob`].
 #[derive(Debug)]
 pub(super) enum Compressed {
     Whole {
         member: ZipMember,
         content: Vec<u8>,
-        /// Not if it changed.
+        /// An error if the file changed while it was read.
         entry: Result<ArchivedEntry, SkippedEntry>,
     },
     Skipped(SkippedEntry),
@@ -42,14 +43,14 @@ pub(super) enum Compressed {
     },
 }
 
-/// Works until there is nothing left to do, ever.
+/// Runs jobs until the last sender of `todo` is dropped.
 pub(super) fn run_worker(todo: &Mutex<Receiver<CompressJob>>, budget: &MemoryBudget) {
     let mut deflater = Deflater::new();
     loop {
         let next = todo.lock().unwrap_or_else(|e| e.into_inner()).recv();
         let Ok(job) = next else { return };
-        // What is left of an archive that was given up is passed over, lest who hands it out waits for room; an answer that is not
-        // given is seen by who waits for it.
+        // After a cancellation the queue is drained, so that the dispatcher does not block on a
+        // full queue. A job without a result is noticed by the writer, which waits for it.
         if budget.check_cancelled().is_err() {
             continue;
         }

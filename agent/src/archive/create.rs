@@ -1,5 +1,6 @@
-//! Makes an archive. One thread walks and reads large files, some deflate (and read small files), one puts the zip together in the
-//! order of the walk; what is between them is bounded, and when nobody takes the archive any more all of them end.
+//! Creates an archive. One thread walks the tree and reads large files, several threads read small
+//! files and deflate, one assembles the zip in walk order. The queues between them are bounded. All
+//! threads end when the receiver of the archive is dropped.
 //!
 //! ```text
 //!            ┌─ job ─▶ worker ─ result ─┐
@@ -35,16 +36,17 @@ use super::{
 };
 use crate::files::FileKind;
 
-/// Threads that deflate: as many as there are cores, up to this.
+/// Maximum threads that deflate; fewer on a machine with fewer cores.
 const MAX_WORKERS: usize = 4;
-/// Bytes of content between the walk and the writer, as much again when it is deflated; then the walk waits.
+/// Uncompressed bytes between walk and writer, and as many again compressed. Beyond it the walk
+/// waits.
 const IN_FLIGHT_BYTES: usize = 12 * BLOCK_BYTES;
-/// Entries between them; then the walk waits.
+/// Entries between walk and writer. Beyond it the walk waits.
 const QUEUE_ENTRIES: usize = 512;
-/// Between two messages about the progress.
+/// Interval between two progress messages.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Makes an archive of a folder. Blocks until it is taken, given up or failed.
+/// Archives a directory. Blocks until the archive is consumed, cancelled or failed.
 pub(super) fn create(
     dir: OwnedFd,
     rules: IgnoreRules,
@@ -63,12 +65,14 @@ pub(super) fn create(
             let todo = todo.clone();
             scope.spawn(move || run_worker(&todo, budget));
         }
-        // With the last worker the jobs go: who hands them out must not wait for nobody.
+        // The job queue closes with the last worker, so that the dispatcher cannot wait for a
+        // worker that is gone.
         drop(todo);
         let counted = rules.clone();
         scope.spawn(move || sum_sizes(count_dir, counted, budget, total));
         scope.spawn(move || {
-            // What keeps it from going on is seen by the writer: its items end too early, or somebody ended the gate.
+            // The writer sees a failure of this thread: its items end early, or the budget is
+            // cancelled.
             let _ended = JobDispatcher::new(budget, jobs, order).walk(dir, rules);
         });
         let written = write_items(items, budget, total, ZipWriter::new(events, scratch));
@@ -84,7 +88,7 @@ fn workers() -> usize {
     thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_WORKERS))
 }
 
-/// Adds up what there is, for the progress.
+/// Adds up the sizes of all files, as the total of the progress messages.
 fn sum_sizes(dir: OwnedFd, rules: IgnoreRules, budget: &MemoryBudget, total: &AtomicU64) {
     let Ok(mut walk) = TreeWalk::new(dir, rules, budget) else { return };
     let mut bytes = 0;
@@ -101,7 +105,7 @@ fn sum_sizes(dir: OwnedFd, rules: IgnoreRules, budget: &MemoryBudget, total: &At
     total.store(bytes, Ordering::Relaxed);
 }
 
-/// The writer's part.
+/// Runs the writer: takes the items in walk order and assembles the zip.
 fn write_items(
     items: Receiver<WriteItem>,
     budget: &MemoryBudget,
@@ -176,7 +180,7 @@ fn write_items(
     }
 }
 
-/// A thread of ours is gone without a word: it panicked.
+/// A worker or the dispatcher panicked: its channel closed without a result.
 fn fault() -> ArchiveStop {
     ArchiveError::fault("making an archive").into()
 }

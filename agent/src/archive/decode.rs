@@ -1,4 +1,4 @@
-//! Decodes an entry's content: as many bytes as were declared, not one more, and their checksum.
+//! Decodes the content of a zip entry and checks its declared size and checksum.
 
 use std::{fs::File, os::unix::fs::FileExt};
 
@@ -10,10 +10,10 @@ use super::{
     read::CentralRecord,
 };
 
-/// Bytes read and given on at a time.
+/// Bytes read and passed on at once.
 const PIECE_BYTES: usize = 128 * 1024;
 
-/// One thread's decoder.
+/// Decoder with its buffers, owned by one thread.
 #[derive(Debug)]
 pub(super) struct Decoder {
     inflate: Decompress,
@@ -26,7 +26,7 @@ impl Decoder {
         Self { inflate: Decompress::new(false), input: vec![0; PIECE_BYTES], output: vec![0; PIECE_BYTES] }
     }
 
-    /// Gives the content of an entry, which begins at `start`, to `take`.
+    /// Passes the content of an entry, which begins at `start` in the file, to `take`.
     pub(super) fn decode(
         &mut self,
         file: &File,
@@ -99,7 +99,7 @@ impl Decoder {
             have.start += took as usize;
             give(&self.output[..gave as usize])?;
             match status {
-                // What is behind the end of the stream belongs to nobody.
+                // An entry must not hold bytes behind the end of its deflate stream.
                 Status::StreamEnd if have.is_empty() && left == 0 => return Ok(()),
                 Status::StreamEnd => return Err(damaged()),
                 Status::Ok | Status::BufError if took == 0 && gave == 0 => return Err(damaged()),

@@ -1,49 +1,54 @@
-//! Deflating in blocks that stand for themselves, so that several threads can work on one file: each block ends at a byte, and the
-//! stream ends with [`FINAL_BLOCK`]. Repeats are looked for where there are some: to look is what takes the time.
+//! Deflates in independent blocks, so that several threads can work on one file. Each block ends at
+//! a byte boundary, and [`FINAL_BLOCK`] ends the stream.
+//!
+//! Searching for repeats takes most of the time. A block is therefore probed first, and searched
+//! only where repeats occur.
 
 use flate2::{Compress, Compression, FlushCompress, Status};
 
 use super::huffman::{self, ByteCounts};
 
-/// Bytes of a block.
 pub(super) const BLOCK_BYTES: usize = 1024 * 1024;
-/// An empty block that says that it is the last.
+/// An empty deflate block with the final bit set.
 pub(super) const FINAL_BLOCK: [u8; 2] = [3, 0];
 
-/// Bytes looked at to tell whether deflating is worth its while: so many from each of so many places.
+/// Bytes of each of [`SAMPLES`] samples that decide whether deflating pays.
 const SAMPLE_BYTES: usize = 2_048;
 const SAMPLES: usize = 8;
-/// Bits a byte from which on it is not: pictures, films and archives have 7.9 and more, text about 5, programs about 6.
+/// Entropy in bits per byte above which data is stored. Images, video and archives have 7.9 and
+/// more, text about 5, programs about 6.
 const DENSE_BITS: f64 = 7.85;
-/// Bytes of a block in which repeats are looked for first.
+/// Bytes of a block in which repeats are searched first.
 const PROBE_BYTES: usize = 128 * 1024;
-/// Where so few were found, as many more bytes are packed without a look; then comes a probe again.
+/// After a probe without repeats, bytes that are Huffman-coded without a search before the next
+/// probe.
 const UNPROBED_BYTES: usize = 3 * PROBE_BYTES;
-/// What finding repeats has to save of the bytes that are left without, to be worth its time: one part of so many.
+/// A search must save one part in this many, compared with Huffman coding alone, to be worth its
+/// time.
 const MIN_GAIN_DIVISOR: usize = 50;
-/// Too few bytes to tell.
+/// Inputs smaller than this are always deflated: a sample of them tells nothing.
 const MIN_SAMPLED_BYTES: usize = 4_096;
-/// What a stored block holds at most, and what it costs.
+/// Payload limit of a stored deflate block in bytes. [`STORED_OVERHEAD`] is its header.
 const STORED_BYTES: usize = 65_535;
 const STORED_OVERHEAD: usize = 5;
 
-/// One thread's compressor.
+/// Compressor with its buffers, owned by one thread.
 #[derive(Debug)]
 pub(super) struct Deflater {
     compress: Compress,
 }
 
-/// A fault of the compressor; none is known.
+/// The compressor reported an error; no cause is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DeflateFault;
 
 impl Deflater {
-    /// At the level zip has, too.
+    /// Uses level 6, the default of Info-ZIP.
     pub(super) fn new() -> Self {
         Self { compress: Compress::new(Compression::new(6), false) }
     }
 
-    /// A whole stream; `None` if it would be no smaller than what it is made of.
+    /// Compresses `input` into a whole stream. Returns `None` if that is not smaller than `input`.
     pub(super) fn compress_whole(&mut self, input: &[u8]) -> Result<Option<Vec<u8>>, DeflateFault> {
         if is_incompressible(input) {
             return Ok(None);
@@ -52,11 +57,11 @@ impl Deflater {
         let mut out = Vec::with_capacity(input.len());
         let status =
             self.compress.compress_vec(input, &mut out, FlushCompress::Finish).map_err(|_| DeflateFault)?;
-        // Otherwise it did not fit.
+        // Otherwise the output did not fit its buffer.
         Ok((status == Status::StreamEnd && out.len() < input.len()).then_some(out))
     }
 
-    /// A piece of a stream.
+    /// Compresses one block of a stream. The result ends at a byte boundary.
     pub(super) fn compress_block(&mut self, input: &[u8]) -> Result<Vec<u8>, DeflateFault> {
         if is_incompressible(input) {
             return Ok(store(input));
@@ -72,7 +77,7 @@ impl Deflater {
             }
             let without = ByteCounts::of(probe).cost();
             if out.len() - before < without - without / MIN_GAIN_DIVISOR {
-                // It repeats itself: the search goes on where it is.
+                // The data repeats itself: continue with the search.
                 let fits = behind.is_empty() || self.deflate(behind, &mut out)?;
                 return Ok(if fits { out } else { store(input) });
             }
@@ -86,16 +91,17 @@ impl Deflater {
         Ok(out)
     }
 
-    /// More of a stream, up to a byte. `false`: there is too little room for it, which deflate never needs more of than storing does.
+    /// Appends `input` to the stream and flushes to a byte boundary. Returns `false` if `out` is
+    /// too small, which means that storing takes no more bytes.
     fn deflate(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<bool, DeflateFault> {
         let before = self.compress.total_in();
         self.compress.compress_vec(input, out, FlushCompress::Sync).map_err(|_| DeflateFault)?;
-        // A flush is complete when there was room left behind it.
+        // A flush is complete only if it left room in the buffer.
         Ok(self.compress.total_in() - before == input.len() as u64 && out.len() < out.capacity())
     }
 }
 
-/// As it is, in blocks that say so.
+/// Encodes `input` as stored blocks.
 fn store(input: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(input.len() + (input.len() / STORED_BYTES + 1) * STORED_OVERHEAD);
     for piece in input.chunks(STORED_BYTES) {
@@ -108,7 +114,8 @@ fn store(input: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Whether its bytes are spread so evenly that deflating gains nothing: it is compressed or encrypted already.
+/// Whether bytes are spread so evenly that deflating gains nothing: the data is already compressed
+/// or encrypted.
 fn is_incompressible(input: &[u8]) -> bool {
     if input.len() < MIN_SAMPLED_BYTES {
         return false;
@@ -175,7 +182,7 @@ pub(super) mod tests {
         assert!(inflate(&stream) == blocks.concat());
     }
 
-    /// Numbers as floats have them: their first byte is one of a few, the others are anything.
+    /// Bytes of float-like numbers: the high byte has few values, the others are random.
     fn numbers(length: usize) -> Vec<u8> {
         let mut random = fastrand::Rng::with_seed(5);
         (0..length).map(|i| if i % 4 == 3 { 60 + random.u8(..4) } else { random.u8(..) >> (i % 2) }).collect()

@@ -1,4 +1,5 @@
-//! The walk's part in making an archive: gives work to the workers and says in which order the writer takes what comes back.
+//! The walking thread of an archive: gives jobs to the workers and tells the writer in which order
+//! to take their results.
 
 use std::{
     os::fd::OwnedFd,
@@ -21,13 +22,13 @@ use super::{
 };
 use crate::files::FileKind;
 
-/// The least a small file counts for in memory, in bytes: its name, and what surrounds it.
+/// Minimum bytes that a small file reserves in the memory budget: its name and the bookkeeping.
 const MIN_ENTRY_BYTES: usize = 4_096;
 
-/// What the writer does next.
+/// The next step of the writer.
 #[derive(Debug)]
 pub(super) enum WriteItem {
-    /// A folder, a link, or something that is only named.
+    /// A directory or link, or an entry that only the manifest lists (`member` is `None`).
     Entry {
         member: Option<ZipMember>,
         content: Vec<u8>,
@@ -38,19 +39,18 @@ pub(super) enum WriteItem {
         result: Receiver<Compressed>,
         reserved: usize,
     },
-    /// A large file begins; `size` is what is expected.
+    /// A large file begins; `size` is the expected size.
     Begin(ZipMember),
     Block {
         result: Receiver<Compressed>,
         reserved: usize,
     },
-    /// It ends; not a line if it changed.
+    /// A large file ends; an error if it changed while it was read.
     End(Result<ArchivedEntry, SkippedEntry>),
-    /// There is no more.
     Finished,
 }
 
-/// Walks and hands on.
+/// Walks the tree and hands out [`CompressJob`]s.
 #[derive(Debug)]
 pub(super) struct JobDispatcher<'a> {
     budget: &'a MemoryBudget,
@@ -67,7 +67,7 @@ impl<'a> JobDispatcher<'a> {
         Self { budget, jobs, order }
     }
 
-    /// The whole walk.
+    /// Walks the whole tree below `dir`, then sends [`WriteItem::Finished`].
     pub(super) fn walk(self, dir: OwnedFd, rules: IgnoreRules) -> Result<(), Cancelled> {
         let mut walk = match TreeWalk::new(dir, rules, self.budget) {
             Ok(walk) => walk,
@@ -159,7 +159,7 @@ impl<'a> JobDispatcher<'a> {
             self.jobs.send(CompressJob::Block(block, answer)).map_err(|_| Cancelled)?;
             self.send(WriteItem::Block { result, reserved: BLOCK_BYTES })?;
         };
-        // What was taken for the block that did not come.
+        // Reserved for the block that was not read.
         self.budget.release(BLOCK_BYTES);
         self.send(WriteItem::End(read.map(|()| found.entry(&metadata, Some(sha256(hash)))).map_err(skipped)))
     }
@@ -170,7 +170,7 @@ impl<'a> JobDispatcher<'a> {
 }
 
 impl WalkEntry {
-    /// An entry that is stored as it is.
+    /// Builds the zip member of an entry that is stored uncompressed.
     fn member(&self, name: Vec<u8>, kind: u32, content: &[u8]) -> ZipMember {
         ZipMember {
             name,
@@ -184,7 +184,7 @@ impl WalkEntry {
         }
     }
 
-    /// Its line in the manifest, with what is known of it now.
+    /// Builds the manifest entry from `metadata`, which may be newer than that of the walk.
     pub(super) fn entry(
         &self,
         metadata: &super::metadata::EntryMetadata,

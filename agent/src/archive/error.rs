@@ -1,4 +1,4 @@
-//! What can go wrong with an archive. Must not know how a client is told.
+//! Errors of archives. Must not know how they reach a client.
 
 use std::io;
 
@@ -6,32 +6,25 @@ use rustix::io::Errno;
 
 use crate::{admission::Rejection, files::FileError};
 
-/// Why there is no archive, or it was not unpacked.
+/// Why an archive could not be created or extracted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArchiveError {
-    /// As with any other call for files.
+    /// An error that other file operations have too.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The zip must not be unpacked, or is none.
+    /// The file is not a zip, or not one that may be extracted.
     #[error("{}: {cause}; nothing was written", entry_or_zip(.entry))]
     Unsafe {
-        /// Its name; empty: the zip as a whole.
+        /// Name of the entry; empty if the zip as a whole is at fault.
         entry: String,
-        /// What is wrong with it.
+        /// What is wrong with the entry, for people.
         cause: &'static str,
     },
-    /// More entries than an archive may have.
     #[error("it has more than {limit} entries")]
-    TooManyEntries {
-        /// How many there may be.
-        limit: u64,
-    },
-    /// All places for archives are taken.
+    TooManyEntries { limit: u64 },
+    /// [`super::MAX_ARCHIVES`] archives are in progress.
     #[error("{limit} archives are being made or unpacked already")]
-    TooManyArchives {
-        /// How many there are.
-        limit: usize,
-    },
+    TooManyArchives { limit: usize },
 }
 
 fn entry_or_zip(entry: &str) -> &str {
@@ -39,12 +32,10 @@ fn entry_or_zip(entry: &str) -> &str {
 }
 
 impl ArchiveError {
-    /// About one entry.
     pub(super) fn bad_entry(name: &[u8], cause: &'static str) -> Self {
         Self::Unsafe { entry: String::from_utf8_lossy(name).into_owned(), cause }
     }
 
-    /// About the zip as a whole.
     pub(super) fn bad_zip(cause: &'static str) -> Self {
         Self::Unsafe { entry: String::new(), cause }
     }
@@ -60,10 +51,10 @@ impl From<Rejection> for ArchiveError {
     }
 }
 
-/// Why work on an archive stopped.
+/// Why the threads of an archive stopped before its end.
 #[derive(Debug)]
 pub(super) enum ArchiveStop {
-    /// Nobody takes what comes of it any more.
+    /// The client dropped the stream.
     ReceiverDropped,
     Failed(ArchiveError),
 }
@@ -74,7 +65,7 @@ impl<E: Into<ArchiveError>> From<E> for ArchiveStop {
     }
 }
 
-/// Turns an error with the spool into what it means for everybody.
+/// Maps an error of the spool file to the error a client sees.
 pub(super) fn spool_error(error: io::Error) -> ArchiveError {
     let path = "the agent's own folder".to_owned();
     let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);

@@ -1,5 +1,6 @@
-//! Unpacks a zip that was looked through: folders, then files and links, then the folders' permissions and times, so that those nobody may write
-//! to can be filled.
+//! Extracts an inspected zip: directories first, then files and links, then the permissions and
+//! times of the directories. The last step is separate so that directories without write permission
+//! can be filled.
 
 use std::{
     ffi::OsStr,
@@ -34,28 +35,28 @@ use super::{
 };
 use crate::files::{FileError, FileKind, RelPath, WorkspaceRoot, map_errno, mkdir};
 
-/// Threads that write: as many as there are cores, up to this.
+/// Maximum threads that write; fewer on a machine with fewer cores.
 const MAX_WORKERS: usize = 4;
-/// Of what came from a system without permissions.
+/// Mode of files from a system without permission bits.
 const FILE_MODE: u32 = 0o644;
 const DIRECTORY_MODE: u32 = 0o755;
-/// Of a folder while it is filled.
+/// Mode of a directory while it is being filled.
 const FILLING_MODE: u32 = 0o700;
-/// Zeros in a row from which on a hole is left.
+/// Runs of zero bytes at least this long become holes.
 const MIN_HOLE_BYTES: usize = 4_096;
 
-/// A zip on its way into a folder.
+/// Extraction of one zip into a directory.
 #[derive(Debug)]
 pub(super) struct Extraction<'a> {
     pub(super) zip: &'a ZipReader,
     pub(super) root: &'a WorkspaceRoot,
-    /// The folder.
+    /// Destination directory, relative to the root.
     pub(super) path: &'a RelPath,
     pub(super) replace: bool,
 }
 
 impl Extraction<'_> {
-    /// Whether there is room, and nothing in the way. Writes nothing.
+    /// Checks free space and conflicts with existing entries. Writes nothing.
     pub(super) fn check_destination(&self, sum: ZipTotals) -> Result<(), ArchiveError> {
         let base = match self.root.open_directory(self.path) {
             Err(FileError::NotFound { .. }) => None,
@@ -100,7 +101,8 @@ impl Extraction<'_> {
         Err(FileError::WrongKind { path: path(), problem }.into())
     }
 
-    /// Decodes everything once, for nothing.
+    /// Decodes every entry and discards the content, so that damage is found before anything is
+    /// written.
     pub(super) fn verify(&self, progress: &ExtractProgress<'_>) -> Result<(), ArchiveStop> {
         self.for_each_entry(Decoder::new, |safe, decoder| {
             progress.report()?;
@@ -108,7 +110,7 @@ impl Extraction<'_> {
         })
     }
 
-    /// Writes.
+    /// Writes all entries, then syncs the file system.
     pub(super) fn write_tree(&self, progress: &ExtractProgress<'_>) -> Result<(), ArchiveStop> {
         mkdir(self.root, self.path, None, true)?;
         let base = self.root.open_directory(self.path)?;
@@ -118,18 +120,18 @@ impl Extraction<'_> {
             match safe.kind {
                 FileKind::File => self.write_file(safe, walker, decoder, progress)?,
                 FileKind::Symlink => self.write_link(safe, walker, decoder)?,
-                // Made already; others are not in a zip that was looked through.
+                // Directories exist already; an inspected zip has no other kinds.
                 FileKind::Directory | FileKind::Other => return Ok(()),
             }
             progress.add_entry()
         })?;
         let mut walker = SafeDirWalker::new(&base);
         folders.into_iter().try_for_each(|number| self.apply_metadata(number, &mut walker))?;
-        // One for all of them: what was answered with "done" is on the disk.
+        // One sync for all entries: an extraction that reports success is on disk.
         Ok(syncfs(&base).map_err(map_errno("sync", self.path))?)
     }
 
-    /// Makes all folders; the innermost come back first.
+    /// Creates all directories and returns their entry numbers, innermost first.
     fn create_directories(
         &self,
         base: &OwnedFd,
@@ -214,7 +216,7 @@ impl Extraction<'_> {
         Ok(temp.rename(dir, name, self.replace).map_err(&failed)?)
     }
 
-    /// Permissions and time of a folder that is full.
+    /// Sets permissions and time of a directory that has been filled.
     fn apply_metadata(&self, number: usize, walker: &mut SafeDirWalker<'_>) -> Result<(), ArchiveError> {
         let safe = CheckedEntry::new(self.zip.record(number)?)?;
         let failed = self.failed(&safe.path, "set the permissions of");
@@ -227,7 +229,8 @@ impl Extraction<'_> {
         fchmod(&dir, Mode::from_raw_mode(safe.mode.unwrap_or(DIRECTORY_MODE))).map_err(&failed)
     }
 
-    /// Does something for each entry, on several threads, until one fails.
+    /// Runs `work` for each entry on several threads until one fails. `start` makes the state of a
+    /// thread.
     fn for_each_entry<T>(
         &self,
         start: impl Fn() -> T + Sync,
@@ -260,7 +263,7 @@ impl Extraction<'_> {
         failure.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
     }
 
-    /// Where an entry goes, for people.
+    /// Path of an entry relative to the root, for error messages.
     fn destination(&self, path: &[u8]) -> RelPath {
         let whole = self.path.parts().map(OsStrExt::as_bytes).chain([path]).collect::<Vec<_>>().join(&b'/');
         RelPath::parse(&whole).unwrap_or(RelPath::ROOT)

@@ -1,5 +1,5 @@
-//! How far unpacking is: counted by all its threads, told now and then by whichever comes by. It is also where each of them learns that it
-//! should stop.
+//! Progress of an extraction. All threads add to it; whichever thread finds a report due sends it.
+//! It also tells each thread when to stop.
 
 use std::{
     sync::{
@@ -14,17 +14,16 @@ use tokio::sync::mpsc::Sender;
 use super::{ExtractEvent, error::ArchiveStop, manifest::ArchiveProgress};
 use crate::admission::Rejection;
 
-/// Between two messages.
+/// Interval between two progress messages.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Counts.
 pub(super) struct ExtractProgress<'a> {
     entries: AtomicU64,
     bytes: AtomicU64,
     total_bytes: u64,
     last_report: Mutex<Instant>,
     events: &'a Sender<ExtractEvent>,
-    /// Asked with every message: somebody still means it.
+    /// Checked with every report: the admission gate may have rejected the extraction since.
     admission: &'a (dyn Fn() -> Result<(), Rejection> + Sync),
 }
 
@@ -45,24 +44,24 @@ impl<'a> ExtractProgress<'a> {
         }
     }
 
-    /// So much more of its content is written.
+    /// Adds bytes of content that were written.
     pub(super) fn add_bytes(&self, bytes: usize) -> Result<(), ArchiveStop> {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.report()
     }
 
-    /// An entry is there.
+    /// Adds an entry that was written.
     pub(super) fn add_entry(&self) -> Result<(), ArchiveStop> {
         self.entries.fetch_add(1, Ordering::Relaxed);
         self.report()
     }
 
-    /// Tells, if it is time to; fails if it should not go on.
+    /// Sends a progress message if one is due. Returns an error if the extraction must stop.
     pub(super) fn report(&self) -> Result<(), ArchiveStop> {
         if self.events.is_closed() {
             return Err(ArchiveStop::ReceiverDropped);
         }
-        // Whoever holds it tells just now.
+        // Another thread holds the lock and reports right now.
         let Ok(mut last_report) = self.last_report.try_lock() else { return Ok(()) };
         if last_report.elapsed() < PROGRESS_INTERVAL {
             return Ok(());
@@ -72,7 +71,7 @@ impl<'a> ExtractProgress<'a> {
         let entries = self.entries.load(Ordering::Relaxed);
         let bytes = self.bytes.load(Ordering::Relaxed);
         let progress = ArchiveProgress { entries, bytes, total_bytes: self.total_bytes };
-        // A client that reads nothing misses some, and holds nothing up.
+        // A client that reads slowly misses reports instead of blocking the extraction.
         let _full = self.events.try_send(ExtractEvent::Progress(progress));
         Ok(())
     }

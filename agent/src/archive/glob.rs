@@ -1,18 +1,19 @@
-//! One line of a .gitignore: what it means, and whether a path matches. Pure; never more than (pattern × path) steps.
+//! Patterns of `.gitignore` files: parsing and matching. Pure. Matching takes at most (pattern ×
+//! path) steps.
 
-/// A pattern that was read.
+/// One parsed line of an ignore file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct IgnorePattern {
-    /// Began with "!": what matches is wanted after all.
+    /// Began with "!": includes what an earlier pattern excludes.
     pub(super) negated: bool,
-    /// Ended with "/": matches folders only.
+    /// Ended with "/": matches directories only.
     folders: bool,
-    /// Between slashes; `**` stands alone.
+    /// Parts between slashes; `**` is a part of its own.
     parts: Vec<Vec<u8>>,
 }
 
 impl IgnorePattern {
-    /// Reads a line; comments and empty lines are no pattern.
+    /// Parses a line. Returns `None` for comments and empty lines.
     pub(super) fn parse(line: &[u8]) -> Option<Self> {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let line = trim(line);
@@ -33,14 +34,14 @@ impl IgnorePattern {
         Some(Self { negated, folders, parts })
     }
 
-    /// Whether it matches a path relative to the folder the pattern is of.
+    /// Whether the pattern matches `path`, which is relative to the directory of its ignore file.
     pub(super) fn matches(&self, path: &[u8], folder: bool) -> bool {
         if self.folders && !folder {
             return false;
         }
         let path: Vec<&[u8]> = path.split(|b| *b == b'/').collect();
         let parts: Vec<&[u8]> = self.parts.iter().map(Vec::as_slice).collect();
-        // "a/**" is what is in the folder, and not the folder.
+        // "a/**" matches everything below the directory, but not the directory itself.
         let least = usize::from(parts.len() > 1 && parts.last() == Some(&&b"**"[..]));
         if least == 1 {
             let inner = &parts[..parts.len() - 1];
@@ -50,7 +51,7 @@ impl IgnorePattern {
     }
 }
 
-/// Spaces at the end do not count unless they are escaped.
+/// Removes trailing spaces that are not escaped.
 fn trim(mut line: &[u8]) -> &[u8] {
     while let Some(rest) = line.strip_suffix(b" ") {
         let escapes = rest.iter().rev().take_while(|b| **b == b'\\').count();
@@ -62,7 +63,8 @@ fn trim(mut line: &[u8]) -> &[u8] {
     line
 }
 
-/// Matches with wildcards for any number of elements: after a mismatch the last wildcard takes one more, which is enough.
+/// Matches with wildcards that stand for any number of elements. After a mismatch only the last
+/// wildcard has to take one more element, so no full backtracking is needed.
 fn wild<P, T>(pattern: &[P], text: &[T], any: impl Fn(&P) -> bool, one: impl Fn(&P, &T) -> bool) -> bool {
     let (mut p, mut t, mut back) = (0, 0, None);
     while t < text.len() {
@@ -81,7 +83,7 @@ fn wild<P, T>(pattern: &[P], text: &[T], any: impl Fn(&P) -> bool, one: impl Fn(
     pattern[p..].iter().all(any)
 }
 
-/// What stands for one byte of a name, or (`Any`) for any number of them.
+/// Matches one byte of a name or, as `Any`, any number of bytes.
 enum GlobToken<'a> {
     Any,
     One,
@@ -124,13 +126,14 @@ fn tokens(mut pattern: &[u8]) -> Vec<GlobToken<'_>> {
     tokens
 }
 
-/// Behind a "[": the class, and what follows it; `None` if it never closes.
+/// Parses a character class behind its "[". Returns the class and the rest of the pattern, or
+/// `None` without a closing "]".
 fn class(pattern: &[u8]) -> Option<(GlobToken<'_>, &[u8])> {
     let (negated, body) = match pattern {
         [b'!' | b'^', body @ ..] => (true, body),
         body => (false, body),
     };
-    // A "]" that comes first is a member.
+    // A "]" in the first position is a member of the class.
     let end = 1 + body.get(1..)?.iter().position(|b| *b == b']')?;
     Some((GlobToken::Class { negated, members: &body[..end] }, &body[end + 1..]))
 }

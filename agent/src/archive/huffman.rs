@@ -1,22 +1,23 @@
-//! Deflate without looking for repeats: every byte as a code of its own, shorter the more frequent it is. For what hardly repeats itself
-//! (numbers, measurements, weights) it makes nearly as much of it as a search does, in a fraction of the time.
+//! Deflate with Huffman codes only, without a search for repeats. For data that hardly repeats
+//! itself (numbers, measurements, weights) the output is nearly as small as with a search, in a
+//! fraction of the time.
 
-/// Bytes and the mark at the end.
+/// The 256 bytes and the end-of-block mark.
 const SYMBOLS: usize = 257;
 const END_OF_BLOCK: usize = 256;
-/// The longest code that deflate knows, in bits.
+/// Longest code that deflate permits, in bits.
 const MAX_CODE_BITS: u8 = 15;
-/// How a length of 0 to 15 is written: in so many bits, each.
+/// Bits of each code length in the block header.
 const LENGTH_BITS: u32 = 4;
 
-/// How often each byte is there.
+/// Frequency of each symbol.
 #[derive(Debug, Clone)]
 pub(super) struct ByteCounts([u32; SYMBOLS]);
 
-/// A code for each symbol: its bits, as they go out, and how many they are.
+/// Code of each symbol: its bits in output order, and their count.
 struct HuffmanCodes([(u16, u8); SYMBOLS]);
 
-/// Bits on their way.
+/// Packs codes into bytes, lowest bit first.
 struct BitWriter {
     out: Vec<u8>,
     held: u64,
@@ -33,7 +34,8 @@ impl ByteCounts {
         Self(counts)
     }
 
-    /// Bytes that [`encode`] would need, nearly: the entropy of single bytes, but no code is shorter than a bit.
+    /// Estimates the bytes that [`encode`] needs: the entropy of single bytes, with at least one
+    /// bit for each.
     pub(super) fn cost(&self) -> usize {
         let all: f64 = self.0.iter().map(|n| f64::from(*n)).sum();
         let code = |n: f64| (all / n).log2().max(1.0);
@@ -42,7 +44,7 @@ impl ByteCounts {
     }
 }
 
-/// Blocks of a deflate stream that end at a byte.
+/// Encodes `input` as deflate blocks that end at a byte boundary.
 pub(super) fn encode(input: &[u8]) -> Vec<u8> {
     let counts = ByteCounts::of(input);
     let lengths = code_lengths(&counts.0);
@@ -53,21 +55,21 @@ pub(super) fn encode(input: &[u8]) -> Vec<u8> {
         bits.code(codes.0[usize::from(*byte)]);
     }
     bits.code(codes.0[END_OF_BLOCK]);
-    // An empty stored block: it begins at a byte, and so does what comes behind it.
+    // An empty stored block aligns the output to a byte boundary.
     bits.put(0, 3);
     bits.align();
     bits.out.extend_from_slice(&[0, 0, 0xff, 0xff]);
     bits.out
 }
 
-/// What a block begins with: that it is not the last, and the lengths of its codes. Distances are never used; that two are named is for
-/// readers that want some.
+/// Writes the header of a block that is not the last, and its code lengths. Distances are never
+/// used; two are declared because some decoders require them.
 fn write_header(bits: &mut BitWriter, lengths: &[u8; SYMBOLS]) {
     bits.put(0b100, 3);
     let distances = [1, 1];
     bits.put((SYMBOLS - 257) as u64, 5);
     bits.put((distances.len() - 1) as u64, 5);
-    // All nineteen lengths of the code for lengths: those for repeats (they come first) are not used.
+    // All 19 lengths of the code-length code. The three for repeats come first and are unused.
     bits.put(19 - 4, 4);
     (0..19).for_each(|i| bits.put(if i < 3 { 0 } else { u64::from(LENGTH_BITS) }, 3));
     for length in lengths.iter().chain(&distances) {
@@ -75,10 +77,11 @@ fn write_header(bits: &mut BitWriter, lengths: &[u8; SYMBOLS]) {
     }
 }
 
-/// How long each symbol's code is: Huffman's, and if that is too long somewhere, that of more even counts.
+/// Computes the code length of each symbol. If a Huffman code is too long, the counts are evened
+/// out and the computation is repeated.
 fn code_lengths(counts: &[u32; SYMBOLS]) -> [u8; SYMBOLS] {
     let mut counts = *counts;
-    // A code has at least two symbols.
+    // Deflate requires at least two symbols.
     counts[0] = counts[0].max(1);
     loop {
         if let Some(lengths) = huffman_lengths(&counts) {
@@ -88,7 +91,7 @@ fn code_lengths(counts: &[u32; SYMBOLS]) -> [u8; SYMBOLS] {
     }
 }
 
-/// By the method of two queues. `None`: a code would be too long.
+/// Computes Huffman code lengths with the two-queue method. Returns `None` if a code is too long.
 fn huffman_lengths(counts: &[u32; SYMBOLS]) -> Option<[u8; SYMBOLS]> {
     let mut leaves: Vec<(u64, usize)> = counts
         .iter()
@@ -97,7 +100,7 @@ fn huffman_lengths(counts: &[u32; SYMBOLS]) -> Option<[u8; SYMBOLS]> {
         .map(|(symbol, n)| (u64::from(*n), symbol))
         .collect();
     leaves.sort_unstable();
-    // Nodes in the order in which they are made, which is that of their weight: the leaves, then pairs.
+    // Nodes in the order of their creation, which is the order of weight: leaves, then pairs.
     let mut weights: Vec<u64> = leaves.iter().map(|(weight, _)| *weight).collect();
     let mut parents = vec![0; 2 * leaves.len() - 1];
     let (mut leaf, mut pair) = (0, leaves.len());
@@ -124,7 +127,7 @@ fn huffman_lengths(counts: &[u32; SYMBOLS]) -> Option<[u8; SYMBOLS]> {
 }
 
 impl HuffmanCodes {
-    /// As RFC 1951 (3.2.2) numbers them.
+    /// Numbers the codes as RFC 1951, section 3.2.2 defines.
     fn of(lengths: &[u8; SYMBOLS]) -> Self {
         let mut codes = [(0, 0); SYMBOLS];
         let mut next = 0u16;
@@ -139,7 +142,7 @@ impl HuffmanCodes {
     }
 }
 
-/// Codes go out with their first bit first, all else with its last.
+/// Codes go out with the highest bit first, everything else with the lowest bit first.
 fn reversed(code: u16, length: u8) -> u16 {
     code.reverse_bits() >> (16 - length)
 }
@@ -149,7 +152,7 @@ impl BitWriter {
         self.put(u64::from(code), u32::from(length));
     }
 
-    /// At most 16 of them.
+    /// Appends at most 16 bits.
     fn put(&mut self, bits: u64, count: u32) {
         self.held |= bits << self.count;
         self.count += count;
@@ -189,7 +192,7 @@ mod tests {
 
     #[test]
     fn frequencies_that_want_codes_too_long_get_shorter_ones() {
-        // Each as frequent as the two before it: Huffman's worst case.
+        // Fibonacci frequencies, the worst case of Huffman's algorithm.
         let (mut now, mut then) = (1, 1);
         let mut input = Vec::new();
         for byte in 0..24 {

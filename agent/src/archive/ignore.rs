@@ -1,6 +1,8 @@
-//! What an export leaves out: the caller's patterns and, if asked for, those of the ignore files that are found. A pattern of the
-//! caller counts more than one of a file, a deeper file more than a higher one, `.ignore` more than `.gitignore`, a later line more than
-//! an earlier one.
+//! Ignore rules of an export: the caller's patterns and, on request, the ignore files found in the
+//! tree.
+//!
+//! Precedence: a caller's pattern over one of a file, a deeper file over a higher one, `.ignore`
+//! over `.gitignore`, a later line over an earlier one.
 
 use std::{ffi::OsStr, fs::File, os::fd::OwnedFd};
 
@@ -12,34 +14,34 @@ use rustix::{
 use super::{glob::IgnorePattern, metadata::EntryMetadata};
 use crate::files::{FileError, FileKind};
 
-/// Patterns a caller may give; more are refused.
+/// Maximum patterns of a request; more are rejected.
 pub const MAX_PATTERNS: usize = 1_000;
-/// Bytes of one of them.
+/// Maximum bytes of one of these patterns.
 pub const MAX_PATTERN_BYTES: usize = 4_096;
-/// Bytes of an ignore file that are read; a longer one is said to be skipped, and ignores nothing.
+/// Maximum bytes of an ignore file. A longer file is listed as skipped and its rules do not apply.
 const MAX_FILE_BYTES: usize = 256 * 1024;
-/// The later one counts more.
+/// In ascending precedence.
 const IGNORE_FILES: [&str; 2] = [".gitignore", ".ignore"];
 
-/// Patterns in the order in which they count.
+/// All patterns that apply at the current point of the walk.
 #[derive(Debug, Clone, Default)]
 pub(super) struct IgnoreRules {
     caller: Vec<IgnorePattern>,
-    /// Whether ignore files are obeyed.
+    /// Whether ignore files in the tree apply.
     ignore_files: bool,
     directories: Vec<DirectoryPatterns>,
 }
 
-/// The patterns of one folder.
+/// Patterns of the ignore files of one directory.
 #[derive(Debug, Clone)]
 struct DirectoryPatterns {
-    /// Bytes of the folder's path with its slash.
+    /// Length of the directory's path including its trailing slash.
     prefix: usize,
     patterns: Vec<IgnorePattern>,
 }
 
 impl IgnoreRules {
-    /// Refuses patterns beyond the bounds.
+    /// Rejects patterns beyond the limits.
     pub(super) fn new(caller: &[Vec<u8>], ignore_files: bool) -> Result<Self, FileError> {
         if caller.len() > MAX_PATTERNS || caller.iter().any(|pattern| pattern.len() > MAX_PATTERN_BYTES) {
             let allowed = "1,000 patterns of 4,096 bytes at most";
@@ -49,7 +51,8 @@ impl IgnoreRules {
         Ok(Self { caller, ignore_files, directories: Vec::new() })
     }
 
-    /// A folder is entered; the ignore files in it that cannot be read come back.
+    /// Reads the ignore files of a directory that the walk enters. Returns those that could not be
+    /// read, with the reason.
     pub(super) fn enter_directory(&mut self, dir: &OwnedFd, path: &[u8]) -> Vec<(&'static str, String)> {
         let mut patterns = Vec::new();
         let mut unread = Vec::new();
@@ -67,12 +70,12 @@ impl IgnoreRules {
         unread
     }
 
-    /// The folder entered last is left.
+    /// Drops the rules of the directory that was entered last.
     pub(super) fn leave_directory(&mut self) {
         self.directories.pop();
     }
 
-    /// Whether an entry (below the folder at hand) is left out.
+    /// Whether the rules exclude `path`, which is below the current directory.
     pub(super) fn ignores(&self, path: &[u8], folder: bool) -> bool {
         let last = |patterns: &[IgnorePattern], path: &[u8]| {
             patterns.iter().rev().find(|pattern| pattern.matches(path, folder)).map(|p| !p.negated)

@@ -1,9 +1,12 @@
-//! Looks a zip through before anything of it is written. What is refused here: names that are no plain paths below the folder, the same
-//! name twice, entries below a link or a file of the zip, kinds and methods we do not know, content that overlaps, and more of anything
-//! than there may be.
+//! Inspects a zip before anything of it is written. It rejects:
 //!
-//! Where a link points is not looked at: it is data, and the kernel confines whoever opens it later. What is written never goes
-//! through one.
+//! - names that are not plain paths below the destination,
+//! - duplicate names, and entries below a link or a file of the zip,
+//! - unknown kinds and compression methods,
+//! - overlapping content, and anything beyond its limit.
+//!
+//! The target of a link is not checked: it is data, and the kernel confines every later access.
+//! Extraction itself never follows a link.
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
@@ -18,44 +21,45 @@ use super::{
 };
 use crate::files::FileKind;
 
-/// Deflate makes at most 1,032 bytes of one; who declares more lies. Some bytes of slack for what is tiny. As content cannot overlap, all
-/// of it is this many times the zip at most; the other bound is the room on the disk (`unpack`).
+/// Deflate expands one byte to at most 1,032; an entry that declares more is rejected.
+/// [`RATIO_SLACK`] bytes are allowed on top for tiny entries. Content cannot overlap, so all
+/// content is at most this many times the zip. The other limit is the free disk space (`extract`).
 const MAX_RATIO: u64 = 1_032;
 const RATIO_SLACK: u64 = 64;
-/// Bytes of a symbolic link's target, as the kernel has it.
+/// Maximum bytes of a link target, as in the kernel.
 pub(super) const MAX_TARGET: u64 = 4_095;
-/// Bytes of one part of a path.
+/// Maximum bytes of one part of a path.
 const MAX_PART: usize = 255;
-/// Flags that mean encryption: of the content, strongly, of the headers.
+/// Encryption flags: of the content, strong, of the headers.
 const ENCRYPTED: u16 = 1 | 1 << 6 | 1 << 13;
-/// Flags that change nothing about how content is read: deflate's options, a descriptor, UTF-8.
+/// Flags that do not change how content is read: deflate options, descriptor, UTF-8.
 const HARMLESS: u16 = 0b110 | STREAMED | 1 << 11;
-/// Permissions that are unpacked: an archive makes nobody run as somebody else.
+/// Mode bits that are restored. Setuid and setgid are not: an archive must not grant another user's
+/// rights.
 const PERMISSIONS: u32 = 0o1777;
 
-/// What a zip adds up to.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct ZipTotals {
     pub(super) entries: u64,
-    /// Of content.
+    /// Uncompressed bytes of content.
     pub(super) bytes: u64,
 }
 
-/// An entry that may be unpacked.
+/// An entry that passed the checks and may be extracted.
 #[derive(Debug, Clone)]
 pub(super) struct CheckedEntry {
-    /// Relative to the folder; no slash at its end.
+    /// Relative to the destination, without a trailing slash.
     pub(super) path: Vec<u8>,
     pub(super) kind: FileKind,
-    /// Permission bits; `None` where it was made on a system without them.
+    /// Permission bits; `None` for an entry from a system without them.
     pub(super) mode: Option<u32>,
     pub(super) record: CentralRecord,
 }
 
-/// A name by its hash: two million of them fit into 64 MiB.
+/// Truncated SHA-256 of a name. Two million of them fit into 64 MiB.
 type NameHash = [u8; 16];
 
-/// Looks through all but the content.
+/// Inspects everything but the content.
 pub(super) fn inspect(zip: &ZipReader) -> Result<ZipTotals, ArchiveError> {
     let mut sum = ZipTotals::default();
     let mut names: Vec<(NameHash, bool)> = Vec::with_capacity(zip.len());
@@ -74,7 +78,7 @@ pub(super) fn inspect(zip: &ZipReader) -> Result<ZipTotals, ArchiveError> {
     Ok(sum)
 }
 
-/// What one entry holds must not be part of another's: that is how small zips hold endless content.
+/// Rejects entries that share bytes: small zips use them to expand without limit.
 fn check_overlaps(zip: &ZipReader, mut extents: Vec<(u64, u64, usize)>) -> Result<(), ArchiveError> {
     extents.sort_unstable();
     match extents.array_windows().find(|[before, after]| before.1 > after.0) {
@@ -85,7 +89,7 @@ fn check_overlaps(zip: &ZipReader, mut extents: Vec<(u64, u64, usize)>) -> Resul
     }
 }
 
-/// No name twice, as whatever kind; nothing below what is no folder.
+/// Rejects duplicate names of any kind, and entries below one that is not a directory.
 fn check_names(zip: &ZipReader, mut names: Vec<(NameHash, bool)>) -> Result<(), ArchiveError> {
     let in_order: Vec<NameHash> = names.iter().map(|(key, _)| *key).collect();
     names.sort_unstable();
@@ -110,7 +114,7 @@ fn check_names(zip: &ZipReader, mut names: Vec<(NameHash, bool)>) -> Result<(), 
     Ok(())
 }
 
-/// Decodes an entry for nothing: what is wrong with its content is found before anything is written.
+/// Decodes an entry and discards the content, so that damage is found before anything is written.
 pub(super) fn verify_content(
     zip: &ZipReader,
     safe: &CheckedEntry,
@@ -123,7 +127,7 @@ pub(super) fn verify_content(
     decoder.decode(&zip.file, &safe.record, start, |_| Ok(()))
 }
 
-/// Where a symbolic link points.
+/// Reads the target of a symbolic link.
 pub(super) fn link_target(
     zip: &ZipReader,
     safe: &CheckedEntry,
@@ -142,7 +146,7 @@ pub(super) fn link_target(
 }
 
 impl CheckedEntry {
-    /// Checks what can be told from the entry alone.
+    /// Checks everything that the entry alone shows.
     pub(super) fn new(record: CentralRecord) -> Result<Self, ArchiveError> {
         let refuse = |cause| Err(ArchiveError::bad_entry(&record.name, cause));
         let (name, slash) =
@@ -184,7 +188,7 @@ impl CheckedEntry {
         Ok(Self { path: name.to_vec(), kind, mode, record })
     }
 
-    /// The folder it is in, and its name there.
+    /// Splits the path into the parent directory and the name in it.
     pub(super) fn parent_and_name(&self) -> (&[u8], &OsStr) {
         let at = self.path.iter().rposition(|b| *b == b'/');
         let (folder, name) =
@@ -200,7 +204,7 @@ fn name_problem(name: &[u8], system: u8) -> Option<&'static str> {
     if name.contains(&0) {
         return Some("its name holds a NUL byte");
     }
-    // On unix it is a character like any other; elsewhere it is a slash in disguise.
+    // On Unix a backslash is an ordinary character; elsewhere it is a path separator.
     if system != UNIX && name.contains(&b'\\') {
         return Some("its name holds a backslash");
     }

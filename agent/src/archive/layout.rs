@@ -1,7 +1,7 @@
-//! The bytes of a zip: headers as PKWARE's APPNOTE has them, with Info-ZIP's field for times. Pure.
+//! The byte layout of a zip: headers of PKWARE's APPNOTE, and Info-ZIP's field for times. Pure.
 //!
-//! Times finer than a second, or beyond 2038, stand in a field of our own (0x6470: seconds as i64, nanoseconds as u32), which
-//! others pass over.
+//! Times finer than a second, or beyond 2038, go into an extra field of our own (0x6470: seconds as
+//! i64, nanoseconds as u32), which other programs ignore.
 
 use super::metadata::UnixTime;
 
@@ -12,18 +12,18 @@ pub(super) const END64_SIGNATURE: u32 = 0x0606_4b50;
 pub(super) const LOCATOR64_SIGNATURE: u32 = 0x0706_4b50;
 const DESCRIPTOR_SIGNATURE: u32 = 0x0807_4b50;
 
-/// Bytes of the headers, without what varies.
+/// Fixed part of each header, in bytes.
 pub(super) const LOCAL_LEN: usize = 30;
 pub(super) const CENTRAL_LEN: usize = 46;
 pub(super) const END_LEN: usize = 22;
 pub(super) const END64_LEN: usize = 56;
 pub(super) const LOCATOR64_LEN: usize = 20;
 
-/// Says that the value stands in the zip64 field.
+/// Marks a value as stored in the zip64 field.
 pub(super) const ZIP64_MARKER16: u16 = u16::MAX;
 pub(super) const ZIP64_MARKER32: u32 = u32::MAX;
 
-/// Flags: sizes come behind the content, the name is UTF-8.
+/// General purpose flags: sizes follow the content ([`STREAMED`]), name is UTF-8.
 pub(super) const STREAMED: u16 = 1 << 3;
 const UTF8: u16 = 1 << 11;
 
@@ -34,38 +34,39 @@ pub(super) const FIELD_ZIP64: u16 = 0x0001;
 pub(super) const FIELD_TIMES: u16 = 0x5455;
 pub(super) const FIELD_EXACT_TIME: u16 = 0x6470;
 
-/// Kinds, in the upper half of a unix entry's attributes.
+/// File types in the upper half of a Unix entry's attributes.
 pub(super) const IS_FILE: u32 = 0o100_000;
 pub(super) const IS_DIRECTORY: u32 = 0o040_000;
 pub(super) const IS_SYMLINK: u32 = 0o120_000;
 pub(super) const KIND_BITS: u32 = 0o170_000;
 
-/// The system of what is made here: unix.
+/// Host system of the entries that we write.
 pub(super) const UNIX: u8 = 3;
 
-/// From this size on a file whose compressed size is not known yet gets room for 64 bits: deflate adds 5 bytes to 64 KiB at most.
+/// Expected size from which a streamed file gets 64-bit sizes. Deflate adds at most 5 bytes per 64
+/// KiB, so a smaller file stays below 4 GiB.
 const ZIP64_FROM: u64 = 0xF000_0000;
 
-/// An entry as both its headers need it.
+/// An entry with the values that its local and its central header need.
 #[derive(Debug, Clone)]
 pub(super) struct ZipMember {
-    /// With a slash behind a folder's.
+    /// Ends with a slash for a directory.
     pub(super) name: Vec<u8>,
-    /// With its kind.
+    /// File type and permission bits.
     pub(super) mode: u32,
     pub(super) modified: UnixTime,
     pub(super) method: u16,
     pub(super) crc: u32,
-    /// Compressed.
+    /// Bytes as stored in the zip.
     pub(super) compressed_size: u64,
-    /// Not compressed.
+    /// Bytes of uncompressed content.
     pub(super) size: u64,
-    /// Sizes and checksum come behind the content.
+    /// Whether sizes and checksum follow the content.
     pub(super) streamed: bool,
 }
 
 impl ZipMember {
-    /// The header before the content. If it is streamed, `size` is what is expected.
+    /// Encodes the header before the content. For a streamed member `size` is the expected size.
     pub(super) fn local_header(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(LOCAL_LEN + self.name.len() + 40);
         let wide = self.needs_zip64();
@@ -83,7 +84,8 @@ impl ZipMember {
         put32(&mut out, LOCAL_SIGNATURE);
         self.write_common(&mut out, wide);
         put32(&mut out, crc);
-        // Programs that know zip64 but read no further than here expect the mark for sizes that are behind the content, too.
+        // Some programs that know zip64 read only this header. They expect the marker here even if
+        // the sizes follow the content.
         let mark = |plain: u32| if wide { ZIP64_MARKER32 } else { plain };
         put32(&mut out, mark(compressed_size));
         put32(&mut out, mark(size));
@@ -94,7 +96,8 @@ impl ZipMember {
         out
     }
 
-    /// Behind the content of a streamed one. `expected` is the size its header was made with.
+    /// Encodes the data descriptor behind streamed content. `expected` is the size that the local
+    /// header was made with.
     pub(super) fn descriptor(&self, expected: u64) -> Vec<u8> {
         let mut out = Vec::with_capacity(24);
         put32(&mut out, DESCRIPTOR_SIGNATURE);
@@ -109,7 +112,7 @@ impl ZipMember {
         out
     }
 
-    /// The line in the directory at the end.
+    /// Encodes the entry of the central directory.
     pub(super) fn central_header(&self, offset: u64) -> Vec<u8> {
         let mut out = Vec::with_capacity(CENTRAL_LEN + self.name.len() + 64);
         let (mut wide, mut extra) = (Vec::new(), Vec::new());
@@ -153,7 +156,7 @@ impl ZipMember {
         self.size >= ZIP64_FROM || self.compressed_size >= ZIP64_FROM
     }
 
-    /// What both headers have: version needed, flags, method, time.
+    /// Writes the fields that both headers share: version needed, flags, method, time.
     fn write_common(&self, out: &mut Vec<u8>, wide: bool) {
         let ascii = self.name.is_ascii();
         let utf8 = if !ascii && std::str::from_utf8(&self.name).is_ok() { UTF8 } else { 0 };
@@ -165,7 +168,7 @@ impl ZipMember {
         put16(out, date);
     }
 
-    /// Info-ZIP's field: only the time of change.
+    /// Writes Info-ZIP's time field, with the modification time only.
     fn write_times(&self, extra: &mut Vec<u8>) {
         if let Ok(seconds) = i32::try_from(self.modified.0) {
             extra_field(extra, FIELD_TIMES, &[&[1][..], &seconds.to_le_bytes()].concat());
@@ -173,7 +176,7 @@ impl ZipMember {
     }
 }
 
-/// The end of a zip with so many entries, whose directory begins at `start` and ends at `end`.
+/// Encodes the records at the end of a zip, whose directory spans `start..end`.
 pub(super) fn end_records(entries: u64, start: u64, end: u64) -> Vec<u8> {
     let mut out = Vec::new();
     let size = end - start;
@@ -223,13 +226,14 @@ fn put64(out: &mut Vec<u8>, value: u64) {
     out.extend_from_slice(&value.to_le_bytes());
 }
 
-/// Time and date as DOS had them, in UTC (the real zone is nobody's business); what it could not say is 1980 or 2107.
+/// Converts to DOS time and date in UTC; the local time zone is not disclosed. Times before 1980
+/// and after 2107 are clamped.
 fn dos_time(seconds: i64) -> (u16, u16) {
     const FIRST: i64 = 315_532_800;
     const LAST: i64 = 4_354_819_198;
     let seconds = seconds.clamp(FIRST, LAST);
     let (days, of_day) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    // Howard Hinnant's civil_from_days: years that begin in March have their odd day at the end.
+    // Howard Hinnant's civil_from_days: a year begins in March, so the leap day is its last day.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
     let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;

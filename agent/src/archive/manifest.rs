@@ -1,4 +1,4 @@
-//! What is said about an archive while and after it is made.
+//! Messages about an archive while it is created and after.
 
 use std::time::SystemTime;
 
@@ -6,72 +6,68 @@ use bytes::Bytes;
 
 use crate::files::FileKind;
 
-/// One line of the manifest.
+/// An entry of the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArchivedEntry {
-    /// Relative to the folder, as its bytes are on disk.
+    /// Relative to the archived directory, in the raw bytes of the file system.
     pub path: Vec<u8>,
-    /// What it is.
     pub kind: FileKind,
-    /// Of a file, in bytes.
+    /// In bytes; 0 for other kinds than files.
     pub size: u64,
-    /// Permission bits.
     pub mode: u32,
-    /// When its content last changed.
     pub modified: SystemTime,
-    /// Of a file's content, or of where a symbolic link points.
+    /// Of a file's content or a symbolic link's target; `None` for other kinds.
     pub sha256: Option<[u8; 32]>,
 }
 
-/// What could not be had, or changed while it was read.
+/// An entry that could not be read, or that changed while it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SkippedEntry {
-    /// Relative to the folder.
+    /// Relative to the archived directory.
     pub path: Vec<u8>,
-    /// For people.
+    /// English text for people.
     pub reason: String,
 }
 
-/// How far it is.
+/// Progress of creating or extracting an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ArchiveProgress {
-    /// Lines of the manifest, or entries unpacked.
+    /// Manifest entries, or entries extracted.
     pub entries: u64,
-    /// Of content.
+    /// Bytes of uncompressed content.
     pub bytes: u64,
-    /// What there is altogether; 0: not known yet.
+    /// Expected total of `bytes`; 0 while it is not yet known.
     pub total_bytes: u64,
 }
 
-/// An archive that was made.
+/// Summary of a complete archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArchiveSummary {
-    /// Lines of the manifest.
+    /// Entries of the manifest.
     pub entries: u64,
-    /// Content of the files in the manifest.
+    /// Bytes of uncompressed content in the manifest.
     pub bytes: u64,
-    /// Of the zip.
+    /// Size of the zip in bytes.
     pub archive_bytes: u64,
-    /// Of the zip.
     pub archive_sha256: [u8; 32],
-    /// The first [`MAX_SKIPPED`] of them.
+    /// The first [`MAX_SKIPPED`] skipped entries.
     pub skipped: Vec<SkippedEntry>,
-    /// All of them.
+    /// Number of all skipped entries.
     pub skipped_count: u64,
 }
 
-/// Skipped entries that are named; the others are counted only.
+/// Skipped entries that are listed; the others are only counted.
 pub const MAX_SKIPPED: usize = 100;
 
-/// A piece of the answer, in the order of the wire.
+/// A message of the stream of a created archive, in wire order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CreateEvent {
-    /// Of the zip.
+    /// The next bytes of the zip.
     Data(Bytes),
-    /// Behind its bytes.
+    /// Sent after the bytes of the entry.
     Entry(ArchivedEntry),
-    /// Now and then.
+    /// Sent every 250 ms at most.
     Progress(ArchiveProgress),
-    /// The last one.
+    /// Sent once, as the last message.
     Summary(ArchiveSummary),
 }

@@ -1,4 +1,4 @@
-//! How much of an archive may be in memory, and the end that reaches all its threads.
+//! Memory budget of an archive, and the cancellation of its threads.
 
 use std::{
     sync::{Condvar, Mutex, MutexGuard},
@@ -7,15 +7,16 @@ use std::{
 
 use super::metadata;
 
-/// A change within the kernel's tick (10 ms at most) after another leaves the same times behind: what changed more recently than this
-/// is looked at only once the tick is over, so that a later change shows.
+/// Twice the granularity of file timestamps (a kernel tick, 10 ms at most). Two changes within one
+/// tick have the same timestamp. A file that changed more recently is read only after this time, so
+/// that a later change shows in its timestamp.
 const MTIME_GRANULARITY: Duration = Duration::from_millis(20);
 
-/// The archive was given up; everybody stops.
+/// The archive was cancelled; the thread must stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cancelled;
 
-/// Shared by the threads of one archive.
+/// Bytes of content that the threads of one archive may hold together.
 #[derive(Debug)]
 pub(super) struct MemoryBudget {
     state: Mutex<BudgetState>,
@@ -24,18 +25,18 @@ pub(super) struct MemoryBudget {
 
 #[derive(Debug)]
 struct BudgetState {
-    /// Bytes.
+    /// Bytes that can be reserved.
     free: usize,
     cancelled: bool,
 }
 
 impl MemoryBudget {
-    /// Room for so many bytes.
     pub(super) fn new(bytes: usize) -> Self {
         Self { state: Mutex::new(BudgetState { free: bytes, cancelled: false }), changed: Condvar::new() }
     }
 
-    /// Waits for room; who takes more than there ever is waits for the end.
+    /// Waits until `bytes` are free and reserves them. More than the whole budget waits until the
+    /// cancellation.
     pub(super) fn reserve(&self, bytes: usize) -> Result<(), Cancelled> {
         let full = |state: &mut BudgetState| !state.cancelled && state.free < bytes;
         let mut state = self.changed.wait_while(self.lock(), full).unwrap_or_else(|e| e.into_inner());
@@ -46,24 +47,24 @@ impl MemoryBudget {
         Ok(())
     }
 
-    /// Gives room back.
+    /// Releases reserved bytes.
     pub(super) fn release(&self, bytes: usize) {
         self.lock().free += bytes;
         self.changed.notify_all();
     }
 
-    /// Whoever waits or comes is turned away from now on.
+    /// Fails all present and future waits with [`Cancelled`].
     pub(super) fn cancel(&self) {
         self.lock().cancelled = true;
         self.changed.notify_all();
     }
 
-    /// Whether it has ended.
     pub(super) fn check_cancelled(&self) -> Result<(), Cancelled> {
         if self.lock().cancelled { Err(Cancelled) } else { Ok(()) }
     }
 
-    /// Waits until a later change would show in what changed `at` this time; whether that took time.
+    /// Waits until a further change of a file that changed `at` this time would show in its
+    /// timestamp. Returns whether it waited.
     pub(super) fn wait_mtime_granularity(&self, at: metadata::UnixTime) -> Result<bool, Cancelled> {
         let Some(wait) = granularity_left(at, SystemTime::now()) else { return Ok(false) };
         let until = Instant::now() + wait;
@@ -83,7 +84,8 @@ impl MemoryBudget {
     }
 }
 
-/// How long what changed `at` is too fresh to be looked at. What lies ahead (a clock was set back) is not: a change would show.
+/// Time until a further change would show, if that is in the future. A timestamp ahead of `now`
+/// (the clock was set back) needs no wait.
 fn granularity_left(at: metadata::UnixTime, now: SystemTime) -> Option<Duration> {
     let at = UNIX_EPOCH + Duration::new(u64::try_from(at.0).ok()?, at.1);
     MTIME_GRANULARITY.checked_sub(now.duration_since(at).ok()?).filter(|wait| !wait.is_zero())

@@ -1,4 +1,4 @@
-//! What the kernel says of an entry, and whether it is still the same later.
+//! Metadata of a file, to archive it and to detect changes while it is read.
 
 use std::{ffi::OsStr, os::fd::AsFd, time::SystemTime};
 
@@ -12,29 +12,27 @@ use crate::files::{FileKind, unix_system_time};
 /// Seconds and nanoseconds since 1970.
 pub(super) type UnixTime = (i64, u32);
 
-/// An entry at one moment.
+/// Metadata of an entry at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct EntryMetadata {
     pub(super) kind: FileKind,
-    /// Permission bits.
     pub(super) mode: u32,
     pub(super) size: u64,
     pub(super) modified: UnixTime,
-    /// When content or attributes changed; nobody can set it.
+    /// Time of the last change of content or attributes (ctime), which no program can set.
     pub(super) changed: UnixTime,
     device: u64,
     inode: u64,
-    /// `None` where the kernel does not tell (before 5.8, gVisor).
+    /// Mount id; `None` where statx does not report it (before Linux 5.8, gVisor).
     mount: Option<u64>,
 }
 
 impl EntryMetadata {
-    /// Of `name` in `dir`, itself if it is a symbolic link.
+    /// Of `name` in `dir`; of the link itself if it is a symbolic link.
     pub(super) fn at(dir: impl AsFd, name: &OsStr) -> Result<Self, Errno> {
         Self::look(dir, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Of an open descriptor.
     pub(super) fn of(fd: impl AsFd) -> Result<Self, Errno> {
         Self::look(fd, OsStr::new(""), AtFlags::EMPTY_PATH)
     }
@@ -74,16 +72,15 @@ impl EntryMetadata {
         }
     }
 
-    /// Whether an entry of this folder is in another file system, or mounted over it.
+    /// Whether `entry`, which is in this directory, is in another file system or a mount point.
     pub(super) fn mounted(&self, entry: &Self) -> bool {
         match (self.mount, entry.mount) {
             (Some(here), Some(there)) => here != there,
-            // Layered file systems tell several devices for their files; folders have one.
+            // Layered file systems report several devices for files, but one for directories.
             _ => entry.kind == FileKind::Directory && self.device != entry.device,
         }
     }
 
-    /// For the manifest.
     pub(super) fn modified_at(&self) -> SystemTime {
         unix_system_time(self.modified.0, self.modified.1.into())
     }

@@ -1,5 +1,5 @@
-//! Reads a zip that lies on disk whole: its end, its directory, its entries. Trusts nothing; checks only what it needs to read on, the
-//! rest is `inspect`'s.
+//! Reads the structure of a zip on disk: end records, directory, entries. Trusts nothing in it.
+//! Checks only what reading on requires; `inspect` checks the rest.
 
 use std::{
     fs::File,
@@ -18,20 +18,19 @@ use super::{
     metadata::UnixTime,
 };
 
-/// Bytes a comment at the end may have.
+/// Maximum bytes of the comment at the end of a zip.
 const MAX_COMMENT: usize = 65_535;
 
-/// A zip.
 #[derive(Debug)]
 pub(super) struct ZipReader {
     pub(super) file: File,
-    /// Where the directory begins; content lies before it.
+    /// Offset of the central directory; all content lies before it.
     pub(super) directory: u64,
-    /// Where its entries are.
+    /// Offset of each central header.
     index: Vec<u64>,
 }
 
-/// An entry as the directory has it.
+/// An entry as the central directory describes it.
 #[derive(Debug, Clone)]
 pub(super) struct CentralRecord {
     pub(super) name: Vec<u8>,
@@ -40,17 +39,17 @@ pub(super) struct CentralRecord {
     pub(super) crc: u32,
     pub(super) compressed_size: u64,
     pub(super) size: u64,
-    /// Where its header is.
+    /// Offset of the local header.
     pub(super) header: u64,
-    /// The system it was made on.
+    /// Host system that the entry was made on.
     pub(super) system: u8,
-    /// Upper half of the attributes: on unix kind and permissions.
+    /// Upper half of the attributes: file type and permissions on Unix.
     pub(super) mode: u32,
     pub(super) modified: Option<UnixTime>,
 }
 
 impl ZipReader {
-    /// Finds the end and the directory.
+    /// Reads the end records and indexes the central directory.
     pub(super) fn open(file: File) -> Result<Self, ArchiveError> {
         let size = file.metadata().map_err(spool_error)?.len();
         let (end, tail) = find_end(&file, size)?;
@@ -81,12 +80,11 @@ impl ZipReader {
         Ok(Self { file, directory: start, index })
     }
 
-    /// How many entries it has.
     pub(super) fn len(&self) -> usize {
         self.index.len()
     }
 
-    /// One of them.
+    /// Reads entry `number` from the central directory.
     pub(super) fn record(&self, number: usize) -> Result<CentralRecord, ArchiveError> {
         let at = self.index[number];
         let mut head = [0; CENTRAL_LEN];
@@ -111,7 +109,7 @@ impl ZipReader {
         Ok(record)
     }
 
-    /// Where an entry's content begins. Its own header must say what the directory says.
+    /// Returns the offset of an entry's content. The local header must agree with the directory.
     pub(super) fn content(&self, record: &CentralRecord) -> Result<u64, ArchiveError> {
         let wrong =
             || ArchiveError::bad_entry(&record.name, "its header says something else than the directory");
@@ -142,7 +140,7 @@ impl ZipReader {
 }
 
 impl CentralRecord {
-    /// Takes from the extra fields what is longer or finer than the header has room for.
+    /// Applies the extra fields: 64-bit sizes and finer times.
     fn widen(&mut self, mut extra: &[u8]) -> Result<(), ArchiveError> {
         let short = ArchiveError::bad_entry(&self.name, "its extra fields are cut short");
         while let [a, b, c, d, rest @ ..] = extra {
@@ -158,7 +156,7 @@ impl CentralRecord {
                         }
                     }
                 }
-                // Bit 0: a time of change is there.
+                // Bit 0: the field has a modification time.
                 FIELD_TIMES if value.len() >= 5 && value[0] & 1 != 0 && self.modified.is_none() => {
                     self.modified = Some((u32_at(value, 1).cast_signed().into(), 0));
                 }
@@ -172,7 +170,7 @@ impl CentralRecord {
     }
 }
 
-/// The end must be the last thing in the file.
+/// Finds the end record, which must be the last thing in the file.
 fn find_end(file: &File, size: u64) -> Result<(u64, Vec<u8>), ArchiveError> {
     let none = ArchiveError::bad_zip("it has no end: it is no zip, or was cut short");
     let length = size.min((END_LEN + MAX_COMMENT) as u64);
@@ -187,7 +185,7 @@ fn find_end(file: &File, size: u64) -> Result<(u64, Vec<u8>), ArchiveError> {
     Err(none)
 }
 
-/// The end's larger brother, if there is one: right before it.
+/// Reads the zip64 end record, if its locator stands right before the end record.
 fn find_end64(file: &File, end: u64) -> Result<Option<(u64, [u8; END64_LEN])>, ArchiveError> {
     let Some(at) = end.checked_sub(LOCATOR64_LEN as u64) else { return Ok(None) };
     let mut locator = [0; LOCATOR64_LEN];
@@ -205,10 +203,10 @@ fn find_end64(file: &File, end: u64) -> Result<Option<(u64, [u8; END64_LEN])>, A
     if u32_at(&record, 0) != END64_SIGNATURE { Err(wrong) } else { Ok(Some((start, record))) }
 }
 
-/// Where each entry of the directory is.
+/// Returns the offset of each header in the central directory.
 fn index(file: &File, start: u64, length: u64, entries: u64) -> Result<Vec<u64>, ArchiveError> {
     let wrong = || ArchiveError::bad_zip("its directory is damaged");
-    // Said by the zip: the directory must have room for them.
+    // The count is untrusted: the directory must be large enough for it.
     if entries.saturating_mul(CENTRAL_LEN as u64) > length {
         return Err(wrong());
     }
@@ -233,7 +231,7 @@ fn index(file: &File, start: u64, length: u64, entries: u64) -> Result<Vec<u64>,
     if at == end { Ok(index) } else { Err(wrong()) }
 }
 
-/// Behind the end there is nothing: that is the zip's fault.
+/// Fills `bytes` from offset `at`. Reading past the end of the file is the zip's fault.
 fn exact(file: &File, bytes: &mut [u8], at: u64) -> Result<(), ArchiveError> {
     file.read_exact_at(bytes, at).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => ArchiveError::bad_zip("it is cut short"),

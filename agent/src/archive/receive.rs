@@ -1,4 +1,4 @@
-//! Receives a zip into a file without a name: the disk works on one piece while the next arrives.
+//! Receives a zip into an unnamed file. The disk writes one piece while the next one arrives.
 
 use std::{fs::File, io::Write};
 
@@ -17,10 +17,10 @@ use super::{
 };
 use crate::files::{FileError, RelPath};
 
-/// Bytes gathered while the disk is busy; then the stream waits for it.
+/// Bytes gathered while the disk is busy. Beyond it the stream waits.
 const GATHER_BYTES: usize = 1024 * 1024;
 
-/// A zip on its way here. Dropped, it leaves nothing.
+/// Receives the bytes of a zip for extraction. Dropping it deletes what was received.
 #[derive(Debug)]
 pub struct ArchiveReceiver {
     archives: Archives,
@@ -32,7 +32,7 @@ pub struct ArchiveReceiver {
     permit: OwnedSemaphorePermit,
 }
 
-/// The file and what it hashes to so far.
+/// The spool file and the hash of its content so far.
 struct HashedSpool {
     file: File,
     digest: Context,
@@ -56,7 +56,7 @@ impl ArchiveReceiver {
         Self { archives, path, options, spool_state, gathered: Vec::new(), bytes: 0, permit }
     }
 
-    /// Takes the next piece; waits when the disk is behind.
+    /// Takes the next piece. Waits while the disk is behind.
     pub async fn push(&mut self, data: Bytes) -> Result<(), ArchiveError> {
         if data.is_empty() {
             return Ok(());
@@ -72,7 +72,7 @@ impl ArchiveReceiver {
         Ok(())
     }
 
-    /// It is whole: checks and unpacks it.
+    /// Ends the receipt: checks the hash, then extracts the zip.
     pub async fn extract(
         mut self,
     ) -> Result<impl Stream<Item = Result<ExtractEvent, ArchiveError>> + Send + use<>, ArchiveError> {

@@ -1,5 +1,5 @@
-//! The way to a folder below the one that is unpacked into: part by part, never through a link. Links of the workspace stop it as
-//! those of the zip do.
+//! Opens directories below the destination of an extraction, part by part and never through a
+//! symbolic link, whether the link is in the workspace or in the zip.
 
 use std::{
     ffi::OsStr,
@@ -14,14 +14,14 @@ use rustix::{
     io::Errno,
 };
 
-/// Of folders the zip does not list.
+/// Mode of directories that the zip does not list.
 const IMPLIED_MODE: u32 = 0o755;
 
-/// The way that was gone last; the next one is often the same.
+/// Caches the path that was opened last, because the next one is often the same.
 #[derive(Debug)]
 pub(super) struct SafeDirWalker<'a> {
     base: &'a OwnedFd,
-    /// Where `dirs` lead, part by part.
+    /// Parts of the cached path; `dirs` has a descriptor for each.
     parts: Vec<Vec<u8>>,
     dirs: Vec<OwnedFd>,
 }
@@ -31,12 +31,12 @@ impl<'a> SafeDirWalker<'a> {
         Self { base, parts: Vec::new(), dirs: Vec::new() }
     }
 
-    /// The folder at this path.
+    /// Opens the directory `folder`, relative to the base.
     pub(super) fn open(&mut self, folder: &[u8]) -> Result<&OwnedFd, Errno> {
         self.descend(folder, false)
     }
 
-    /// The same; folders that are missing are made.
+    /// Like [`Self::open`], but creates missing directories.
     pub(super) fn create(&mut self, folder: &[u8]) -> Result<&OwnedFd, Errno> {
         self.descend(folder, true)
     }
@@ -63,7 +63,7 @@ impl<'a> SafeDirWalker<'a> {
     }
 }
 
-/// Opens a folder for more than finding others in it.
+/// Opens a directory for reading (without O_PATH).
 pub(super) fn open_directory(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
     openat(dir, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }

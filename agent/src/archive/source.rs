@@ -1,4 +1,4 @@
-//! Reads a file for an archive: its bytes, and whether it was the same file from the first to the last of them.
+//! Reads a file for an archive and detects whether it changed meanwhile.
 
 use std::{fs::File, io::Read};
 
@@ -14,17 +14,17 @@ use super::{
 };
 use crate::files::FileKind;
 
-/// A regular file, open.
+/// A regular file, open for reading.
 #[derive(Debug)]
 pub(super) struct FileSource {
     file: File,
-    /// When it was opened.
+    /// Metadata at the time of opening.
     pub(super) metadata: EntryMetadata,
     left: u64,
 }
 
 impl FileSource {
-    /// Opens it; `Err` says why that is not possible.
+    /// Opens the file. The inner error is the reason for skipping it.
     pub(super) fn open(found: &WalkEntry, budget: &MemoryBudget) -> Result<Result<Self, String>, Cancelled> {
         match Self::try_open(found) {
             Ok(source) if budget.wait_mtime_granularity(source.metadata.changed)? => {
@@ -35,7 +35,7 @@ impl FileSource {
     }
 
     fn try_open(found: &WalkEntry) -> Result<Self, String> {
-        // A pipe that took the file's place meanwhile must not hold us.
+        // A pipe that replaced the file meanwhile must not block us.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = File::from(openat(&found.dir, &found.name, flags, Mode::empty()).map_err(skip_reason)?);
         let metadata = EntryMetadata::of(&file).map_err(skip_reason)?;
@@ -45,7 +45,7 @@ impl FileSource {
         Ok(Self { file, left: metadata.size, metadata })
     }
 
-    /// The next `most` bytes into `block`; fewer at the end.
+    /// Reads the next `most` bytes into `block`, or fewer at the end.
     pub(super) fn read(&mut self, block: &mut Vec<u8>, most: usize) -> Result<(), String> {
         let most = usize::try_from(self.left).map_or(most, |left| left.min(most));
         read_up_to(&self.file, block, most).map_err(skip_reason)?;
@@ -53,7 +53,7 @@ impl FileSource {
         Ok(())
     }
 
-    /// After the last byte: `Err` if it changed.
+    /// Checks after the last byte that the file is unchanged.
     pub(super) fn finish(self) -> Result<(), String> {
         let changed = || Err(CHANGED.to_owned());
         let mut more = Vec::with_capacity(1);
@@ -63,7 +63,7 @@ impl FileSource {
     }
 }
 
-/// Reads up to `most` bytes in all; fewer at the end.
+/// Reads up to `most` bytes in total, or fewer at the end of the file.
 pub(super) fn read_up_to(mut file: &File, block: &mut Vec<u8>, most: usize) -> Result<(), Errno> {
     block.clear();
     block.reserve_exact(most);

@@ -1,4 +1,5 @@
-//! A file without a name, outside the user's view: it goes with its descriptor, whatever happens.
+//! An unnamed temporary file outside the user's view. It disappears with its descriptor, even if
+//! the agent is killed.
 
 use std::{fs::File, io, path::Path};
 
@@ -7,13 +8,13 @@ use rustix::{
     io::Errno,
 };
 
-/// Makes one in `folder`.
+/// Creates the file in `folder`.
 pub(super) fn create(folder: &Path) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;
     match rustix::fs::open(folder, flags | OFlags::TMPFILE, mode) {
         Ok(file) => Ok(file.into()),
-        // The file system cannot make files without names.
+        // The file system does not support O_TMPFILE.
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
             let path = folder.join(format!("spool-{:016x}", fastrand::u64(..)));
             let file = rustix::fs::open(&path, flags | OFlags::CREATE | OFlags::EXCL, mode)?;

@@ -1,5 +1,6 @@
-//! Walks a tree for an archive: by descriptors, never through a symbolic link, never into another file system; names sorted by their
-//! bytes, a folder before what is in it. What cannot be had, and a folder whose entries changed meanwhile, is said.
+//! Walks a tree for an archive by descriptors, never through a symbolic link and never into another
+//! file system. Names are sorted by their bytes, and a directory comes before its content.
+//! Unreadable entries, and directories that changed meanwhile, are reported as skipped.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -24,39 +25,40 @@ use super::{
 };
 use crate::files::{FileKind, is_temp_file, smallest_names};
 
-/// Names held for a folder at a time, 20 bytes each as a rule; a larger folder is read in several passes.
+/// Names held at once for a directory, usually 20 bytes each. A larger directory is read in several
+/// passes.
 const MAX_NAMES: usize = 16_384;
-/// Folders within each other, each of which holds a descriptor; what is deeper is said to be skipped.
+/// Maximum nesting of directories, each of which holds a descriptor. Deeper ones are reported as
+/// skipped.
 pub(super) const MAX_DEPTH: usize = 256;
-/// Bytes of a path: what the kernel takes when it is unpacked. What is longer is said to be skipped.
+/// Maximum bytes of a path, as in the kernel. Longer ones are reported as skipped.
 pub(super) const MAX_PATH: usize = 4_095;
-/// What changed while we looked.
+/// Reason for skipping an entry that changed while it was read.
 pub(super) const CHANGED: &str = "it changed while it was read";
 
-/// An entry, and the folder by which it is reached.
+/// An entry with the directory through which it is opened.
 #[derive(Debug)]
 pub(super) struct WalkEntry {
-    /// Relative to where the walk began.
+    /// Relative to the start of the walk.
     pub(super) path: Vec<u8>,
     pub(super) dir: Arc<OwnedFd>,
     pub(super) name: OsString,
     pub(super) metadata: EntryMetadata,
 }
 
-/// One step of a walk.
 #[derive(Debug)]
 pub(super) enum WalkStep {
     Found(WalkEntry),
     Skipped(SkippedEntry),
 }
 
-/// A walk under way.
+/// A walk in progress, depth first.
 #[derive(Debug)]
 pub(super) struct TreeWalk<'a> {
     levels: Vec<WalkLevel>,
     rules: IgnoreRules,
     budget: &'a MemoryBudget,
-    /// Said before the walk goes on.
+    /// Reported before the walk continues.
     pending: Vec<SkippedEntry>,
 }
 
@@ -71,17 +73,17 @@ struct WalkLevel {
 }
 
 impl<'a> TreeWalk<'a> {
-    /// From a folder on.
+    /// Starts at the directory `dir`.
     pub(super) fn new(dir: OwnedFd, rules: IgnoreRules, budget: &'a MemoryBudget) -> Result<Self, Errno> {
         let mut walk = Self { levels: Vec::new(), rules, budget, pending: Vec::new() };
-        // Who is given up before it began walks nothing.
+        // If the archive is already cancelled, the walk is empty.
         if let Ok(metadata) = walk.stable_metadata(&dir)? {
             walk.push_level(Vec::new(), dir, metadata);
         }
         Ok(walk)
     }
 
-    /// The next step; `None` at the end.
+    /// Returns the next step, or `None` at the end.
     pub(super) fn next(&mut self) -> Result<Option<WalkStep>, Cancelled> {
         loop {
             if let Some(skipped) = self.pending.pop() {
@@ -115,7 +117,7 @@ impl<'a> TreeWalk<'a> {
         if level.metadata.mounted(&metadata) {
             return Err("another file system is mounted there".into());
         }
-        // With the slash behind a folder.
+        // A directory needs room for its trailing slash.
         if path.len() >= MAX_PATH {
             return Err("its path is longer than 4,094 bytes".into());
         }
@@ -139,7 +141,7 @@ impl<'a> TreeWalk<'a> {
         self.levels.push(WalkLevel { path, dir, metadata, names, last: None, complete: false });
     }
 
-    /// Reads on in the folder at hand, or leaves it.
+    /// Reads more names of the current directory, or leaves it.
     fn read_more_or_leave(&mut self) {
         let Some(level) = self.levels.last_mut() else { return };
         let problem = if level.complete {
@@ -164,7 +166,7 @@ impl<'a> TreeWalk<'a> {
         self.rules.leave_directory();
     }
 
-    /// Facts in which any later change shows.
+    /// Metadata in which any later change shows.
     fn stable_metadata(&self, dir: &OwnedFd) -> Result<Result<EntryMetadata, Cancelled>, Errno> {
         let metadata = EntryMetadata::of(dir)?;
         Ok(match self.budget.wait_mtime_granularity(metadata.changed) {
@@ -209,11 +211,11 @@ impl From<&str> for EntryRejection {
     }
 }
 
-/// For people.
+/// Renders an error as a reason for skipping, for people.
 pub(super) fn skip_reason(errno: Errno) -> String {
     match errno {
         Errno::ACCESS | Errno::PERM => "permission denied".to_owned(),
-        // It was listed a moment ago, or was of another kind.
+        // The entry was listed a moment ago, or had another kind.
         Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO => CHANGED.to_owned(),
         errno => errno.to_string(),
     }

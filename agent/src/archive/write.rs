@@ -1,4 +1,5 @@
-//! Puts a zip together, in order: headers, content, and the directory at the end. Hands it on in pieces, with what is said about it.
+//! Assembles a zip in order: headers, content, central directory. Sends it in pieces, each followed
+//! by the manifest entries that it completes.
 
 use std::{
     fs::File,
@@ -18,19 +19,18 @@ use super::{
 };
 use crate::files::PIECE_BYTES;
 
-/// Bytes of the directory held in memory; what is more goes to the spool.
+/// Bytes of the central directory held in memory; the rest goes to a spool file.
 const DIRECTORY_BUFFER_BYTES: usize = 1024 * 1024;
-/// Lines that wait for the bytes before them to be sent.
+/// Maximum manifest entries that wait for the bytes before them.
 const MAX_PENDING_ENTRIES: usize = 1_000;
 
-/// A zip being written.
 pub(super) struct ZipWriter<'a> {
     events: Sender<CreateEvent>,
-    /// For the directory.
+    /// Directory for the spool file of the central directory.
     scratch: &'a Path,
     buffer: Vec<u8>,
     pending: Vec<ArchivedEntry>,
-    /// Bytes handed on or in the buffer.
+    /// Bytes sent or buffered so far.
     offset: u64,
     digest: Context,
     directory: Vec<u8>,
@@ -63,17 +63,17 @@ impl<'a> ZipWriter<'a> {
         }
     }
 
-    /// How far it is.
+    /// Manifest entries so far.
     pub(super) fn entries(&self) -> u64 {
         self.summary.entries
     }
 
-    /// Tells how far it is, out of turn.
+    /// Sends a progress message ahead of the buffered bytes.
     pub(super) fn send_progress(&self, progress: ArchiveProgress) -> Result<(), ArchiveStop> {
         self.send(CreateEvent::Progress(progress))
     }
 
-    /// An entry whose content is at hand.
+    /// Writes a member whose content is at hand.
     pub(super) fn write_member(&mut self, member: &ZipMember, content: &[u8]) -> Result<(), ArchiveStop> {
         let offset = self.offset;
         self.write_bytes(&member.local_header())?;
@@ -81,14 +81,14 @@ impl<'a> ZipWriter<'a> {
         self.add_central_header(member, offset)
     }
 
-    /// The beginning of an entry whose content comes in blocks; where it is.
+    /// Begins a member whose content comes in blocks. Returns its offset.
     pub(super) fn begin_member(&mut self, member: &ZipMember) -> Result<u64, ArchiveStop> {
         let offset = self.offset;
         self.write_bytes(&member.local_header())?;
         Ok(offset)
     }
 
-    /// Some of its content.
+    /// Appends bytes to the zip.
     pub(super) fn write_bytes(&mut self, mut bytes: &[u8]) -> Result<(), ArchiveStop> {
         self.offset += bytes.len() as u64;
         while !bytes.is_empty() {
@@ -102,7 +102,7 @@ impl<'a> ZipWriter<'a> {
         Ok(())
     }
 
-    /// The end of an entry that began at `offset` with the size that was expected.
+    /// Ends the member that began at `offset` with the expected size `expected`.
     pub(super) fn end_member(
         &mut self,
         member: &ZipMember,
@@ -114,7 +114,7 @@ impl<'a> ZipWriter<'a> {
         self.add_central_header(member, offset)
     }
 
-    /// A line of the manifest.
+    /// Adds an entry to the manifest.
     pub(super) fn add_entry(&mut self, entry: ArchivedEntry) -> Result<(), ArchiveStop> {
         self.summary.entries += 1;
         self.summary.bytes += entry.size;
@@ -125,7 +125,7 @@ impl<'a> ZipWriter<'a> {
         self.flush()
     }
 
-    /// An entry that is not in the manifest.
+    /// Counts an entry as skipped.
     pub(super) fn add_skipped(&mut self, skipped: SkippedEntry) {
         self.summary.skipped_count += 1;
         if self.summary.skipped.len() < MAX_SKIPPED {
@@ -133,7 +133,7 @@ impl<'a> ZipWriter<'a> {
         }
     }
 
-    /// The directory and the end.
+    /// Writes the central directory and the end records, then sends the summary.
     pub(super) fn finish(mut self) -> Result<(), ArchiveStop> {
         let start = self.offset;
         if let Some(mut spool) = self.spool.take() {
@@ -174,7 +174,7 @@ impl<'a> ZipWriter<'a> {
         Ok(())
     }
 
-    /// Bytes first, then what is said about them.
+    /// Sends the buffered bytes, then the manifest entries they complete.
     fn flush(&mut self) -> Result<(), ArchiveStop> {
         if !self.buffer.is_empty() {
             let data = Bytes::from(std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE_BYTES)));
@@ -191,7 +191,6 @@ impl<'a> ZipWriter<'a> {
     }
 }
 
-/// A digest's bytes.
 pub(super) fn sha256(digest: Context) -> [u8; 32] {
     let mut bytes = [0; 32];
     bytes.copy_from_slice(digest.finish().as_ref());

@@ -1,4 +1,4 @@
-//! Making folders, and moving. Everything here blocks.
+//! Creates directories and moves entries. Everything here blocks.
 
 use std::{ffi::OsStr, os::fd::OwnedFd};
 
@@ -16,10 +16,10 @@ use super::{
     root::{EntryLocation, SymlinkMode, WorkspaceRoot},
 };
 
-/// Of new folders.
 const DIRECTORY_MODE: u32 = 0o755;
 
-/// Makes a folder; with `parents` also those above it, and it may be there already.
+/// Creates a directory. With `parents` it creates missing ones above it, and an existing directory
+/// is not an error.
 pub(crate) fn mkdir(
     root: &WorkspaceRoot,
     path: &RelPath,
@@ -47,7 +47,7 @@ pub(crate) fn mkdir(
     location.sync_directory().map_err(map_errno("make", path))
 }
 
-/// Makes the folders above `path` that are missing.
+/// Creates the missing directories above `path`.
 pub(super) fn make_parents(root: &WorkspaceRoot, path: &RelPath) -> Result<(), FileError> {
     for folder in path.above() {
         match root.open_path(&folder, SymlinkMode::Follow) {
@@ -58,7 +58,7 @@ pub(super) fn make_parents(root: &WorkspaceRoot, path: &RelPath) -> Result<(), F
         let location = root.locate(&folder)?;
         match mkdirat(&location.dir, &location.name, Mode::from_raw_mode(DIRECTORY_MODE)) {
             Ok(()) => location.sync_directory().map_err(map_errno("make", &folder))?,
-            // Somebody else made it meanwhile.
+            // Another process created it meanwhile.
             Err(Errno::EXIST) => {}
             Err(errno) => return Err(map_errno("make", &folder)(errno)),
         }
@@ -66,7 +66,7 @@ pub(super) fn make_parents(root: &WorkspaceRoot, path: &RelPath) -> Result<(), F
     Ok(())
 }
 
-/// Moves an entry (a symbolic link itself).
+/// Moves an entry; a symbolic link itself, not its target.
 pub(super) fn rename(
     root: &WorkspaceRoot,
     from: &RelPath,
@@ -75,7 +75,7 @@ pub(super) fn rename(
 ) -> Result<(), FileError> {
     let source = root.locate(from)?;
     let target = root.locate(to)?;
-    // Errors of a rename are about its target, except that the source is what may be missing.
+    // Errors of a rename are reported for the target, so a missing source is checked first.
     if source.stat()?.is_none() {
         return Err(FileError::NotFound { path: from.to_string() });
     }
@@ -91,15 +91,15 @@ pub(super) fn rename(
         Errno::INVAL => {
             FileError::WrongKind { path: to.to_string(), problem: "lies inside the folder that is moved" }
         }
-        // What some file systems say for a folder that is not empty.
+        // Some file systems report a non-empty directory this way.
         Errno::EXIST if replace => FileError::NotEmpty { path: to.to_string() },
         errno => map_errno("move to", to)(errno),
     })?;
     target.sync_directory().and_then(|()| source.sync_directory()).map_err(map_errno("move to", to))
 }
 
-/// Moves without replacing where the file system lacks RENAME_NOREPLACE: a link never replaces, and a folder may only replace
-/// the empty one just made.
+/// Moves without replacing where the file system lacks RENAME_NOREPLACE. A hard link never replaces
+/// anything, and a directory may only replace the empty one just created for it.
 fn rename_without_flag(source: &EntryLocation, target: &EntryLocation) -> Result<(), Errno> {
     let folder = source
         .stat()

@@ -1,8 +1,9 @@
-//! Following a path part by part, for kernels without openat2.
+//! Resolves a path component by component, for kernels without openat2.
 //!
-//! Every part is opened with O_NOFOLLOW; a symbolic link is read and its parts are walked in turn, 40 links at most. ".." (only
-//! links can hold it) is never opened: the way from the root is walked again without its last part, so that no folder moved
-//! meanwhile can lead out.
+//! Every component is opened with O_NOFOLLOW. The components of a symbolic link are walked in turn,
+//! with at most 40 links per path. ".." occurs only in links and is never opened. The path is
+//! walked again from the root without its last component instead, so that a directory moved
+//! meanwhile cannot lead outside.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -16,25 +17,26 @@ use rustix::{
 
 use super::{path::RelPath, root::SymlinkMode};
 
-/// As the kernel's own limit.
+/// The kernel's own limit for one path.
 const MAX_SYMLINKS: usize = 40;
-/// How often the last part may turn into a link between looking and opening before the path counts as swapped.
+/// Retries when the last component becomes a link between resolving and opening. Beyond it the path
+/// counts as swapped.
 const TRIES: usize = 64;
 
-/// Where a path ends: a name in a folder, or (`None`) the folder itself.
+/// Where a path ends: a name in a directory, or the directory itself if `name` is `None`.
 pub(super) struct PathEnd {
     pub(super) dir: OwnedFd,
     pub(super) name: Option<OsString>,
 }
 
-/// Opens what `path` leads to. ELOOP stands for every way in which links forbid it.
+/// Opens the entry at `path`. Returns ELOOP whenever a symbolic link forbids that.
 pub(super) fn open(root: &OwnedFd, path: &RelPath, flags: OFlags) -> Result<OwnedFd, Errno> {
     let links = if flags.contains(OFlags::NOFOLLOW) { SymlinkMode::NoFollow } else { SymlinkMode::Follow };
     for _ in 0..TRIES {
         let end = resolve_end(root, path, links)?;
         let name = end.name.as_deref().unwrap_or(OsStr::new("."));
         let opened = openat(&end.dir, name, flags | OFlags::NOFOLLOW, Mode::empty());
-        // Followed to its end, yet a link: it was swapped since.
+        // The path was resolved to its end, but is a link: it was swapped meanwhile.
         let swapped = links == SymlinkMode::Follow
             && match &opened {
                 Ok(fd) => is_link(fstat(fd)?.st_mode),
@@ -51,7 +53,7 @@ pub(super) fn open(root: &OwnedFd, path: &RelPath, flags: OFlags) -> Result<Owne
     Err(Errno::LOOP)
 }
 
-/// Walks to the last part of `path`, which need not exist.
+/// Resolves `path` up to its last component, which need not exist.
 pub(super) fn resolve_end(root: &OwnedFd, path: &RelPath, links: SymlinkMode) -> Result<PathEnd, Errno> {
     let mut remaining: Vec<OsString> = path.parts().rev().map(OsStr::to_owned).collect();
     let mut walked: Vec<OsString> = Vec::new();
@@ -95,7 +97,7 @@ pub(super) fn resolve_end(root: &OwnedFd, path: &RelPath, links: SymlinkMode) ->
     Ok(PathEnd { dir, name: None })
 }
 
-/// The way from the root once more; a part that is no folder now was swapped.
+/// Walks the components again from the root. A component that is no longer a directory was swapped.
 fn reopen(root: &OwnedFd, parts: &[OsString]) -> Result<OwnedFd, Errno> {
     let start = open_component(root, OsStr::new("."))?;
     parts.iter().try_fold(start, |dir, part| match open_component(&dir, part) {

@@ -1,4 +1,4 @@
-//! One entry of a folder, as a client sees it.
+//! File system entries as clients see them.
 
 use std::{
     ffi::OsStr,
@@ -11,35 +11,27 @@ use rustix::{
     io::Errno,
 };
 
-/// What an entry is.
+/// Kind of a file system entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
-    /// A regular file.
     File,
-    /// A folder.
     Directory,
-    /// A symbolic link.
     Symlink,
     /// A socket, a pipe or a device.
     Other,
 }
 
-/// A file, folder, link or something else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileEntry {
-    /// Its last part; empty for the root.
+    /// Last component of the path in raw bytes; empty for the root.
     pub name: Vec<u8>,
-    /// What it is.
     pub kind: FileKind,
     /// In bytes.
     pub size: u64,
-    /// Permission bits.
     pub mode: u32,
-    /// When its content last changed.
     pub modified: SystemTime,
-    /// Of a symbolic link: where it points, as written.
+    /// Target of a symbolic link as written; empty for other kinds.
     pub link_target: Vec<u8>,
-    /// The inode's number.
     pub ino: u64,
 }
 
@@ -61,7 +53,7 @@ impl FileEntry {
         }
     }
 
-    /// Looks at a descriptor, a link's own included.
+    /// Reads the metadata of an open descriptor, which may be a symbolic link.
     pub(super) fn from_fd(name: &OsStr, fd: &OwnedFd) -> Result<Self, Errno> {
         let stat = fstat(fd)?;
         let link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
@@ -76,13 +68,13 @@ fn modified_time(stat: &Stat) -> SystemTime {
 
 pub(crate) fn unix_system_time(seconds: i64, nanos: u64) -> SystemTime {
     let nanos = Duration::from_nanos(nanos);
-    // The earliest second has no opposite, over which the conversion to the wire panics; the next one will do.
+    // Negating i64::MIN would overflow in the conversion to the wire format, so one second is given
+    // up.
     let distance = Duration::from_secs(seconds.max(-i64::MAX).unsigned_abs());
     let whole = if seconds < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
     whole.and_then(|at| at.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
 }
 
-/// As the kernel takes it.
 pub(super) fn timespec(at: SystemTime) -> Timespec {
     match at.duration_since(UNIX_EPOCH) {
         Ok(after) => Timespec {

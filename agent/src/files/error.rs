@@ -1,161 +1,125 @@
-//! What can go wrong with a file. Must not know how a client is told.
+//! Errors of file operations. Must not know how they reach a client.
 
 use rustix::io::Errno;
 
 use super::path::{BadPath, RelPath};
 use crate::admission::Rejection;
 
-/// Why a call did not do what it was asked for. `path` is relative to the root.
+/// Why a file operation failed. Each `path` is relative to the root.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FileError {
-    /// The path cannot be one below the root.
+    /// The path cannot lie below the root.
     #[error("the path {path}: {problem}")]
     BadPath {
-        /// As it was given.
+        /// As the client sent it.
         path: String,
-        /// Why not.
         problem: BadPath,
     },
     /// Another argument is outside its range.
     #[error("{field}: must be {allowed}")]
     BadField {
-        /// Which.
+        /// Name of the field in the proto.
         field: &'static str,
-        /// What it may be.
+        /// The values that it may have.
         allowed: &'static str,
     },
-    /// Nothing is there.
     #[error("{path}: no such file or folder")]
-    NotFound {
-        /// Where.
-        path: String,
-    },
-    /// Something is there already.
+    NotFound { path: String },
     #[error("{path}: exists already")]
-    Exists {
-        /// Where.
-        path: String,
-    },
-    /// What is there is of another kind than the call needs.
+    Exists { path: String },
+    /// The entry has another kind than the operation needs.
     #[error("{path}: {problem}")]
     WrongKind {
-        /// Where.
         path: String,
-        /// What it is, or is not.
+        /// The actual kind, or the required kind that it does not have.
         problem: &'static str,
     },
-    /// A folder still has entries.
+    /// A directory still has entries.
     #[error("{path}: the folder is not empty")]
-    NotEmpty {
-        /// Which.
-        path: String,
-    },
-    /// A symbolic link on the way leaves the workspace, is absolute, runs in a circle or changed under way.
+    NotEmpty { path: String },
+    /// A symbolic link in the path leaves the workspace, is absolute, forms a loop or changed
+    /// meanwhile.
     #[error("{path}: a symbolic link on the way leaves the workspace, or changed meanwhile")]
-    Escapes {
-        /// Which.
-        path: String,
-    },
-    /// The disk or the quota is full. The old content is untouched.
+    Escapes { path: String },
+    /// The disk or a quota is full. The old content is untouched.
     #[error("{path}: the disk is full ({errno})")]
     DiskFull {
-        /// What was being written.
+        /// The file that was being written.
         path: String,
         /// ENOSPC or EDQUOT.
         errno: Errno,
     },
-    /// The agent or the machine has no descriptor left.
+    /// The agent or the machine has no file descriptor left.
     #[error("{path}: too many open files ({errno})")]
     NoDescriptors {
-        /// What was being opened.
+        /// The file that was being opened.
         path: String,
         /// EMFILE or ENFILE.
         errno: Errno,
     },
-    /// A message, or a file for its file system, is too large.
+    /// A message exceeds its limit, or a file exceeds the limit of its file system.
     #[error("{what} is too large")]
     TooLarge {
-        /// What.
         what: String,
-        /// In bytes, if there is a fixed one.
+        /// In bytes, if it is a fixed limit.
         limit: Option<usize>,
     },
-    /// The content differs from what its sender promised; nothing was changed.
+    /// The content differs from the SHA-256 that the client announced. Nothing was changed.
     #[error("{path}: the content's SHA-256 is {got}, not {promised}; nothing was written")]
     DigestMismatch {
-        /// Of the file.
         path: String,
-        /// In hexadecimal.
+        /// In hexadecimal digits.
         promised: String,
-        /// In hexadecimal.
+        /// In hexadecimal digits.
         got: String,
     },
-    /// A range begins behind the end.
+    /// A range begins behind the end of the file.
     #[error("{path}: offset {offset} lies behind its end at {size}")]
-    BadOffset {
-        /// Of the file.
-        path: String,
-        /// Asked for.
-        offset: u64,
-        /// The file's size.
-        size: u64,
-    },
-    /// A file became shorter than it was when the reading began.
+    BadOffset { path: String, offset: u64, size: u64 },
+    /// A file became shorter while it was read.
     #[error("{path}: it became shorter while it was read (it ended at {end})")]
     Shrunk {
-        /// Of the file.
         path: String,
-        /// Where it ended.
+        /// Length of the file now, in bytes.
         end: u64,
     },
-    /// A chunk of an upload does not continue it.
+    /// A chunk leaves a gap behind the bytes received so far.
     #[error("a chunk at {offset} came where {expected} was expected")]
     Hole {
-        /// Of the chunk.
+        /// Offset of the rejected chunk.
         offset: u64,
-        /// Of the next one.
+        /// Offset of the next byte expected.
         expected: u64,
     },
-    /// The upload lapsed or never was.
+    /// The upload expired, failed or never existed.
     #[error("no such upload: it lapsed, failed, or was never begun")]
-    UploadNotFound {
-        /// As asked for.
-        id: String,
-    },
-    /// All places for uploads are taken.
+    UploadNotFound { id: String },
+    /// [`super::MAX_UPLOADS`] uploads are in progress.
     #[error("{limit} uploads are under way already")]
-    TooManyUploads {
-        /// How many there are.
-        limit: usize,
-    },
-    /// All places for streams are taken.
+    TooManyUploads { limit: usize },
+    /// All stream permits of this kind are in use.
     #[error("{limit} such streams are open already")]
-    TooManyStreams {
-        /// How many there are.
-        limit: usize,
-    },
-    /// The workspace takes nothing now.
+    TooManyStreams { limit: usize },
+    /// The admission gate rejected the operation.
     #[error(transparent)]
     Rejected(#[from] Rejection),
-    /// A fault of the agent's own.
+    /// An internal fault of the agent.
     #[error("a fault in the agent while {operation}")]
     Fault {
-        /// What was being done.
+        /// What the agent was doing.
         operation: &'static str,
     },
-    /// The system refused for another reason.
+    /// Any other error of the operating system.
     #[error("{operation} {path}: {errno}")]
     Io {
-        /// What was tried.
+        /// What was attempted.
         operation: &'static str,
-        /// On what.
         path: String,
-        /// Why.
         errno: Errno,
     },
 }
 
-/// Turns an errno of an operation on `path` into what it means for everybody.
+/// Maps an errno of an operation on `path` to the error that clients see.
 pub(crate) fn map_errno<'a>(operation: &'static str, path: &'a RelPath) -> impl Fn(Errno) -> FileError + 'a {
     move |errno| {
         let path = path.to_string();

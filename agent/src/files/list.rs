@@ -1,7 +1,8 @@
-//! Listing a folder: sorted by name, in pages, in bounded memory however many entries there are.
+//! Lists a directory sorted by name, in pages, with bounded memory for any number of entries.
 //!
-//! The kernel gives names unsorted. A pass over the folder keeps the [`NAMES`] smallest names behind the last one that was shown;
-//! so each entry is shown once at most and in order, and one that is there all the time is shown.
+//! The kernel returns names unsorted. Each pass over the directory keeps the [`MAX_NAMES`] smallest
+//! names behind the last one listed. Every entry is therefore listed at most once and in order, and
+//! an entry that exists throughout is always listed.
 
 use std::{
     collections::BinaryHeap,
@@ -26,22 +27,23 @@ use super::{
     temp,
 };
 
-/// Names held at a time: 16,384 × (255 bytes at most, usually 20) is 5 MiB at worst; a larger folder is read in several passes.
+/// Names held at once. With names of 255 bytes at most, usually 20, they take 5 MiB in the worst
+/// case. A larger directory is read in several passes.
 const MAX_NAMES: usize = 16_384;
-/// Entries of a page.
 const PAGE_ENTRIES: usize = 1_000;
-/// Bytes of names and link targets of a page: it must fit a gRPC message (4 MiB) with what surrounds them.
+/// Bytes of names and link targets in a page. A page must fit a gRPC message of 4 MiB with its
+/// other fields.
 const PAGE_BYTES: usize = 1024 * 1024;
 
-/// A folder being listed.
+/// A listing in progress.
 #[derive(Debug)]
 pub(super) struct Listing {
     path: RelPath,
     dir: OwnedFd,
-    /// Sorted names of this pass that have not been shown.
+    /// Sorted names of the current pass that are not yet listed.
     names: vec::IntoIter<OsString>,
     last: Option<OsString>,
-    /// The last pass saw all that was left.
+    /// Whether the last pass saw all remaining names.
     complete: bool,
     max_names: usize,
 }
@@ -56,7 +58,7 @@ impl Listing {
         Ok(Self { path, dir, names: Vec::new().into_iter(), last: None, complete: false, max_names })
     }
 
-    /// The next entries; none at the end.
+    /// Returns the next entries, or none at the end.
     pub(super) fn page(&mut self, root: &WorkspaceRoot) -> Result<Vec<FileEntry>, FileError> {
         let mut page = Vec::new();
         let mut bytes = 0;
@@ -86,7 +88,7 @@ impl Listing {
         let stat = statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let target = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Symlink => match readlinkat(&self.dir, name, Vec::new()) {
-                // Replaced by something else since: the next listing shows it.
+                // Replaced by another kind since the pass; the next listing shows it.
                 Err(Errno::INVAL) => return Err(Errno::NOENT),
                 target => target?.into_bytes(),
             },
@@ -107,7 +109,8 @@ impl Listing {
     }
 }
 
-/// The smallest `most` names behind `last` that are `wanted`, sorted; and whether that is all there are.
+/// Returns the `max_names` smallest names after `last` that pass `filter`, sorted, and whether no
+/// more follow.
 pub(crate) fn smallest_names(
     dir: &OwnedFd,
     last: Option<&OsStr>,

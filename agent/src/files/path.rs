@@ -1,40 +1,37 @@
-//! Paths as clients write them: relative to the workspace root. Parsing refuses what is no such path; it is *not* what confines
-//! one, the kernel does (see `root`).
+//! Paths as clients write them, relative to the workspace root. Parsing rejects malformed paths. It
+//! does not confine them; the kernel does (see `root`).
 
 use std::{ffi::OsStr, fmt, os::unix::ffi::OsStrExt};
 
-/// A path relative to the workspace root, without empty parts, "." and "..". Empty: the root itself.
+/// A path relative to the workspace root, without empty parts, "." and "..". The empty path is the
+/// root.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct RelPath(Vec<u8>);
 
-/// Why something is no path below the root.
+/// Why a path cannot lie below the root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadPath {
-    /// It begins with "/".
     #[error("is absolute; give it relative to the workspace root")]
     Absolute,
-    /// One of its parts is "..".
     #[error("holds \"..\"; give it relative to the workspace root")]
     DotDot,
-    /// It holds a NUL byte.
     #[error("holds a NUL byte")]
     Nul,
-    /// Longer than the kernel takes (4095 bytes, 255 for a part).
+    /// Longer than the kernel permits: 4,095 bytes, 255 for one part.
     #[error("is too long")]
     TooLong,
-    /// The call needs something below the root.
+    /// The operation needs an entry below the root.
     #[error("is the workspace root itself")]
     Root,
 }
 
-/// The kernel's PATH_MAX, less its closing NUL.
+/// The kernel's PATH_MAX without its terminating NUL, in bytes.
 const MAX_BYTES: usize = 4095;
 
 impl RelPath {
-    /// The root itself.
     pub const ROOT: Self = Self(Vec::new());
 
-    /// Reads a path as a client wrote it.
+    /// Parses a path as a client wrote it.
     pub fn parse(path: impl AsRef<[u8]>) -> Result<Self, BadPath> {
         let path = path.as_ref();
         if path.first() == Some(&b'/') {
@@ -62,17 +59,16 @@ impl RelPath {
         Ok(Self(parts))
     }
 
-    /// Whether it is the root itself.
     pub fn is_root(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Its parts, from the root on.
+    /// Iterates over its parts, from the root on.
     pub fn parts(&self) -> impl DoubleEndedIterator<Item = &OsStr> {
         self.0.split(|b| *b == b'/').filter(|part| !part.is_empty()).map(OsStr::from_bytes)
     }
 
-    /// The folder it is in and its name there; `None` for the root.
+    /// Splits the path into the parent directory and the name in it. Returns `None` for the root.
     pub fn split(&self) -> Option<(Self, &OsStr)> {
         if self.is_root() {
             return None;
@@ -82,12 +78,12 @@ impl RelPath {
         Some((Self(folder.to_vec()), OsStr::from_bytes(name)))
     }
 
-    /// Every folder above it, the outermost first, without the root.
+    /// Iterates over the directories above it, outermost first, without the root.
     pub fn above(&self) -> impl Iterator<Item = Self> {
         self.0.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| Self(self.0[..at].to_vec()))
     }
 
-    /// For the kernel: never empty.
+    /// The path for system calls: "." for the root.
     pub(super) fn as_os_str(&self) -> &OsStr {
         if self.is_root() { OsStr::new(".") } else { OsStr::from_bytes(&self.0) }
     }

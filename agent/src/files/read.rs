@@ -1,8 +1,9 @@
-//! Reading a file's bytes.
+//! Reads the content of a file.
 //!
-//! What is sent is fixed when the file is opened: bytes appended later are not sent, and a file that becomes shorter ends the
-//! reading with [`FileError::Shrunk`]. One block is read ahead while the one before is on its way, so that disk and wire work at
-//! the same time; a reader that does not take its bytes holds two blocks and no thread.
+//! The range is fixed when the file is opened: bytes appended later are not sent, and a file that
+//! becomes shorter ends the stream with [`FileError::Shrunk`]. One block is read ahead while the
+//! previous one is sent, so that disk and network work in parallel. A client that does not read
+//! holds two blocks and no thread.
 
 use std::{cmp::min, os::fd::OwnedFd, sync::Arc};
 
@@ -18,19 +19,18 @@ use super::{
     root::WorkspaceRoot,
 };
 
-/// Most bytes of one piece: what a message of the wire carries.
+/// Maximum bytes of one piece, which is one message on the wire.
 pub const PIECE_BYTES: usize = 256 * 1024;
-/// Bytes read at a time.
 const BLOCK_BYTES: usize = 1024 * 1024;
 
-/// A file opened for reading a range of it.
+/// An open file and the range of it that is to be read.
 #[derive(Debug)]
 pub struct FileReader {
-    /// The file as it was when it was opened.
+    /// Metadata at the time of opening.
     pub entry: FileEntry,
-    /// The first byte.
+    /// Offset of the first byte.
     pub start: u64,
-    /// The one behind the last byte.
+    /// Offset behind the last byte.
     pub end: u64,
     path: RelPath,
     file: Arc<OwnedFd>,
@@ -50,7 +50,8 @@ impl FileReader {
         Ok(Self { entry, start: 0, end, path, file: Arc::new(file), permit })
     }
 
-    /// Narrows it to `length` bytes (all if `None`) from `offset` on.
+    /// Narrows the range to `length` bytes from `offset` on, or to all bytes from there if `length`
+    /// is `None`.
     pub fn range(mut self, offset: u64, length: Option<u64>) -> Result<Self, FileError> {
         let size = self.entry.size;
         if offset > size {
@@ -61,7 +62,7 @@ impl FileReader {
         Ok(self)
     }
 
-    /// The bytes, in pieces of [`PIECE_BYTES`] at most.
+    /// Streams the bytes in pieces of [`PIECE_BYTES`] at most.
     pub fn pieces(self) -> impl Stream<Item = Result<Bytes, FileError>> + Send + 'static {
         let pieces = PieceReader {
             at: self.start,
@@ -78,7 +79,7 @@ impl FileReader {
     }
 }
 
-/// A block that is being read.
+/// A block that the blocking pool reads.
 struct ReadAhead {
     at: u64,
     length: u64,
@@ -86,7 +87,7 @@ struct ReadAhead {
 }
 
 struct PieceReader {
-    /// Where the block that is read next begins.
+    /// Offset of the next block to read.
     at: u64,
     end: u64,
     path: RelPath,
@@ -125,7 +126,7 @@ impl PieceReader {
     }
 }
 
-/// As many bytes as there are, `length` at most.
+/// Reads `length` bytes, or fewer at the end of the file.
 fn read_block(file: &OwnedFd, at: u64, length: usize) -> Result<Bytes, Errno> {
     let mut block = Vec::with_capacity(length);
     while block.len() < length {

@@ -1,7 +1,9 @@
-//! Removing, a folder with all that is in it.
+//! Removes an entry, or a directory with everything in it.
 //!
-//! The tree is walked by descriptors and never through a link. Only the folder at hand is open: the way back up is "..", checked
-//! to be the folder it was entered from, so that neither depth nor swapping can lead astray. Everything here blocks, in steps.
+//! The tree is walked by descriptors and never through a link. Only the current directory is open.
+//! The walk goes back up through ".." and checks that this is the directory it came from. Neither
+//! depth nor a swapped directory can therefore lead astray. Everything here blocks, in bounded
+//! steps.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -22,14 +24,15 @@ use super::{
     root::{EntryLocation, WorkspaceRoot},
 };
 
-/// Entries removed before somebody may say that it is no longer wanted.
+/// Entries removed in one step; before the next step the admission gate is checked again.
 const STEP_ENTRIES: u64 = 1_000;
-/// Folders remembered in each open level of the tree; more are found by reading the folder again.
+/// Subdirectories remembered for each level of the tree. More are found by reading the directory
+/// again.
 const DIRECTORIES_PER_LEVEL: usize = 256;
-/// How often a folder that somebody keeps changing is read again.
+/// How often a directory that other processes keep changing is read again.
 const MAX_REREADS: usize = 1_024;
 
-/// A removal under way.
+/// A removal in progress.
 #[derive(Debug)]
 pub(super) struct Removal {
     path: RelPath,
@@ -38,7 +41,7 @@ pub(super) struct Removal {
     tree: Option<RemovalTree>,
 }
 
-/// The folder at hand and those above it, up to the one that is to be removed.
+/// The current directory, and the levels above it up to the one to be removed.
 #[derive(Debug)]
 struct RemovalTree {
     here: OwnedFd,
@@ -54,7 +57,7 @@ struct RemovalLevel {
 }
 
 impl Removal {
-    /// Removes the entry if it can be done at once; otherwise [`Removal::step`] goes on.
+    /// Removes the entry at once if possible; otherwise [`Removal::step`] continues.
     pub(super) fn begin(root: &WorkspaceRoot, path: RelPath, recursive: bool) -> Result<Self, FileError> {
         let location = root.locate(&path)?;
         let failed = map_errno("remove", &path);
@@ -69,7 +72,8 @@ impl Removal {
             removed = 0;
         } else {
             match unlinkat(&location.dir, &location.name, AtFlags::REMOVEDIR) {
-                // What a killed agent left is nothing the client could see.
+                // Temporary files of a killed agent are invisible to the client and must not block
+                // it.
                 Err(Errno::NOTEMPTY | Errno::EXIST) if remove_stale_temp_files(root, &location) => {
                     unlinkat(&location.dir, &location.name, AtFlags::REMOVEDIR)
                 }
@@ -80,7 +84,8 @@ impl Removal {
         Ok(Self { path, location, removed, tree })
     }
 
-    /// Removes some more; `Some` when all is gone: how many entries went.
+    /// Removes up to [`STEP_ENTRIES`] more. Returns the total number of removed entries when all
+    /// are gone.
     pub(super) fn step(&mut self) -> Result<Option<u64>, FileError> {
         let until = self.removed + STEP_ENTRIES;
         while self.removed < until {
@@ -103,7 +108,8 @@ impl Removal {
 }
 
 impl RemovalTree {
-    /// One folder's files, then down or up; `true` when the outermost folder is empty.
+    /// Removes the files of the current directory, or moves one level down or up. Returns `true`
+    /// when the outermost directory is empty.
     fn remove_next(&mut self, removed: &mut u64) -> Result<bool, Errno> {
         let Some(level) = self.levels.last_mut() else { return Ok(true) };
         if let Some(name) = level.directories.pop() {
@@ -112,7 +118,7 @@ impl RemovalTree {
                     self.here = here;
                     self.levels.push(level);
                 }
-                // Gone, or something else by now: the next reading of the folder sees it.
+                // Gone or replaced meanwhile: the next pass over the directory sees it.
                 Err(errno @ (Errno::NOENT | Errno::NOTDIR | Errno::LOOP)) => level.count_retry(errno)?,
                 Err(errno) => return Err(errno),
             }
@@ -129,20 +135,20 @@ impl RemovalTree {
         Ok(false)
     }
 
-    /// Removes the folder at hand, which is empty, and goes back to the one above.
+    /// Removes the current directory, which is empty, and returns to the one above.
     fn leave_directory(&mut self, removed: &mut u64) -> Result<(), Errno> {
         let Some(done) = self.levels.pop() else { return Ok(()) };
         let above = openat(&self.here, "..", OPEN_DIRECTORY, Mode::empty())?;
         let Some(level) = self.levels.last_mut() else { return Ok(()) };
         if file_id(&above)? != level.file_id {
-            // Somebody moved it away meanwhile: this is no longer the tree that was to go.
+            // The directory was moved away meanwhile, so ".." is not part of the tree to remove.
             return Err(Errno::LOOP);
         }
         self.here = above;
         match unlinkat(&self.here, &done.name, AtFlags::REMOVEDIR) {
             Ok(()) => *removed += 1,
             Err(Errno::NOENT) => {}
-            // Filled again, or swapped: the folder is read once more.
+            // Filled again or swapped: read the directory once more.
             Err(errno @ (Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR)) => level.count_retry(errno)?,
             Err(errno) => return Err(errno),
         }
@@ -151,7 +157,7 @@ impl RemovalTree {
 }
 
 impl RemovalLevel {
-    /// Somebody else is at work here: tried again, but not for ever.
+    /// Counts a retry caused by other processes. Fails with `errno` after [`MAX_REREADS`].
     fn count_retry(&mut self, errno: Errno) -> Result<(), Errno> {
         self.rereads += 1;
         if self.rereads > MAX_REREADS { Err(errno) } else { Ok(()) }
@@ -172,7 +178,7 @@ fn file_id(dir: &OwnedFd) -> Result<(u64, u64), Errno> {
     fstat(dir).map(|stat| (stat.st_dev, stat.st_ino))
 }
 
-/// Removes all that is no folder; the first folders come back.
+/// Removes all entries but directories. Returns the first directories found.
 fn remove_files(here: &OwnedFd, removed: &mut u64) -> Result<Vec<OsString>, Errno> {
     let mut directories = Vec::new();
     for entry in Dir::read_from(here)? {
@@ -188,7 +194,7 @@ fn remove_files(here: &OwnedFd, removed: &mut u64) -> Result<Vec<OsString>, Errn
                     continue;
                 }
                 Err(Errno::NOENT) => continue,
-                // A folder after all: the file system tells no kinds, or it was swapped.
+                // A directory after all: the file system does not report kinds, or it was swapped.
                 Err(Errno::ISDIR) => {}
                 Err(errno) => return Err(errno),
             }
@@ -201,7 +207,7 @@ fn remove_files(here: &OwnedFd, removed: &mut u64) -> Result<Vec<OsString>, Errn
     Ok(directories)
 }
 
-/// Removes what a killed agent left in a folder; whether there was anything.
+/// Removes the temporary files of a killed agent from a directory. Returns whether there were any.
 fn remove_stale_temp_files(root: &WorkspaceRoot, location: &EntryLocation) -> bool {
     let Ok((dir, _)) = open_level(location.dir.as_fd(), &location.name) else { return false };
     let Ok(entries) = Dir::read_from(&dir) else { return false };

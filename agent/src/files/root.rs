@@ -1,11 +1,13 @@
-//! The workspace root and the only ways to something below it.
+//! The workspace root and the only ways to the entries below it.
 //!
-//! Law 10: the kernel confines. Whole paths are opened with openat2(RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS); where the kernel
-//! lacks it (gVisor, some seccomp filters) `walk` opens part by part, never through a link. What changes something gets a
-//! [`EntryLocation`]: the descriptor of the folder and one plain name in it, which cannot lead anywhere else whatever is swapped
-//! meanwhile.
+//! The kernel confines paths (law 10). Whole paths are opened with openat2(RESOLVE_BENEATH |
+//! RESOLVE_NO_MAGICLINKS). Where the kernel lacks it (gVisor, some seccomp filters),
+//! `component_walk` opens each component and never goes through a link. Changes use an
+//! [`EntryLocation`]: the descriptor of the directory and a plain name in it, which cannot lead
+//! elsewhere even if anything is swapped meanwhile.
 //!
-//! Symbolic links are followed as long as they stay inside; absolute links count as leaving, even if they point inside.
+//! Symbolic links are followed as long as they stay inside. Absolute links count as leaving, even
+//! if they point inside.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -28,29 +30,29 @@ use super::{
     temp::TempFiles,
 };
 
-/// openat2 answers EAGAIN when something was renamed while it looked; how often it is asked again before the path counts as
-/// swapped.
+/// Retries of openat2, which returns EAGAIN when a rename raced with it. Beyond it the path counts
+/// as swapped.
 const TRIES: usize = 64;
 
-/// Who follows a path.
+/// How paths are resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathResolver {
-    /// openat2.
+    /// With openat2.
     Kernel,
-    /// Part by part with O_NOFOLLOW.
+    /// Component by component with O_NOFOLLOW.
     Walk,
 }
 
-/// Whether the last part of a path is followed if it is a symbolic link.
+/// Whether a symbolic link in the last component is followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SymlinkMode {
-    /// Look at what it points to.
+    /// Resolves to the target of the link.
     Follow,
-    /// Look at the link itself.
+    /// Resolves to the link itself.
     NoFollow,
 }
 
-/// The workspace root.
+/// The workspace root directory. All access below it goes through this type.
 #[derive(Debug)]
 pub struct WorkspaceRoot {
     dir: OwnedFd,
@@ -58,7 +60,7 @@ pub struct WorkspaceRoot {
     temp_files: TempFiles,
 }
 
-/// A name in a folder that is held open.
+/// A name in a directory that is held open.
 #[derive(Debug)]
 pub(super) struct EntryLocation {
     pub(super) dir: OwnedFd,
@@ -66,7 +68,7 @@ pub(super) struct EntryLocation {
 }
 
 impl WorkspaceRoot {
-    /// Opens the root, with the best resolver the kernel has.
+    /// Opens the root with openat2 if the kernel has it, else with the component walk.
     pub fn open(path: &Path) -> std::io::Result<Self> {
         let root = Self::open_with(path, PathResolver::Kernel)?;
         Ok(match root.resolve(&RelPath::ROOT, OFlags::PATH) {
@@ -78,14 +80,14 @@ impl WorkspaceRoot {
         })
     }
 
-    /// Opens the root with a resolver of one's choice.
+    /// Opens the root with the given resolver.
     pub fn open_with(path: &Path, resolver: PathResolver) -> std::io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(path, flags, Mode::empty())?;
         Ok(Self { dir, resolver, temp_files: TempFiles::new() })
     }
 
-    /// Brings the file system of the root to disk.
+    /// Syncs the file system of the root to disk.
     pub(super) fn sync(&self) -> std::io::Result<()> {
         Ok(rustix::fs::syncfs(&self.dir)?)
     }
@@ -94,7 +96,7 @@ impl WorkspaceRoot {
         &self.temp_files
     }
 
-    /// A descriptor for looking only (O_PATH).
+    /// Opens an entry with O_PATH, for its metadata only.
     pub(super) fn open_path(&self, path: &RelPath, links: SymlinkMode) -> Result<OwnedFd, FileError> {
         let flags = match links {
             SymlinkMode::Follow => OFlags::PATH,
@@ -103,12 +105,13 @@ impl WorkspaceRoot {
         self.resolve(path, flags).map_err(map_errno("look at", path))
     }
 
-    /// A folder, for reading its entries.
+    /// Opens a directory for reading its entries.
     pub(crate) fn open_directory(&self, path: &RelPath) -> Result<OwnedFd, FileError> {
         self.resolve(path, OFlags::RDONLY | OFlags::DIRECTORY).map_err(map_errno("open", path))
     }
 
-    /// A regular file, for reading. Nothing else is ever opened: a pipe would wake its writer, a device might do anything.
+    /// Opens a regular file for reading. Other kinds are never opened: a pipe would wake its
+    /// writer, and a device may have side effects.
     pub(super) fn open_file(&self, path: &RelPath) -> Result<(OwnedFd, Stat), FileError> {
         let regular = |fd: &OwnedFd| {
             let stat = fstat(fd).map_err(map_errno("look at", path))?;
@@ -121,7 +124,8 @@ impl WorkspaceRoot {
             Err(FileError::WrongKind { path: path.to_string(), problem })
         };
         regular(&self.open_path(path, SymlinkMode::Follow)?)?;
-        // It may have been swapped meanwhile: O_NONBLOCK, and a second look at what was really opened.
+        // The file may have been swapped meanwhile. O_NONBLOCK avoids blocking on a pipe, and the
+        // opened file is checked once more.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let file = self.resolve(path, flags).map_err(map_errno("open", path))?;
         let stat = regular(&file)?;
@@ -130,7 +134,8 @@ impl WorkspaceRoot {
         Ok((file, stat))
     }
 
-    /// Where the entry itself is, for making, moving and removing it. A link at the last part is not followed.
+    /// Locates an entry for creating, moving or removing it. A link in the last component is not
+    /// followed.
     pub(super) fn locate(&self, path: &RelPath) -> Result<EntryLocation, FileError> {
         let (folder, name) = path
             .split()
@@ -140,7 +145,8 @@ impl WorkspaceRoot {
         Ok(EntryLocation { dir, name: name.to_owned() })
     }
 
-    /// Where content written to `path` goes: through a symbolic link to the file it points to, which may be missing.
+    /// Locates the file that a write to `path` replaces. A symbolic link is followed to its target,
+    /// which may be missing.
     pub(super) fn destination(&self, path: &RelPath) -> Result<EntryLocation, FileError> {
         let location = self.locate(path)?;
         if !location.stat()?.is_some_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Symlink) {
@@ -154,7 +160,7 @@ impl WorkspaceRoot {
         }
     }
 
-    /// The one way below the root.
+    /// Resolves a path below the root. Every access goes through here.
     fn resolve(&self, path: &RelPath, flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::CLOEXEC;
         match self.resolver {
@@ -164,7 +170,7 @@ impl WorkspaceRoot {
     }
 }
 
-/// ELOOP stands for every way in which links on the path forbid it.
+/// Opens `path` with openat2. Returns ELOOP whenever a symbolic link forbids that.
 fn open_beneath(dir: &OwnedFd, path: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
     let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     for _ in 0..TRIES {
@@ -178,7 +184,7 @@ fn open_beneath(dir: &OwnedFd, path: &OsStr, flags: OFlags) -> Result<OwnedFd, E
 }
 
 impl EntryLocation {
-    /// What is there now, itself; `None` if nothing.
+    /// Metadata of the entry itself; `None` if it does not exist.
     pub(super) fn stat(&self) -> Result<Option<Stat>, FileError> {
         match statat(&self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
@@ -187,12 +193,13 @@ impl EntryLocation {
         }
     }
 
-    /// Makes the folder's entries durable.
+    /// Syncs the directory, which makes its entries durable.
     pub(super) fn sync_directory(&self) -> Result<(), Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match openat(self.dir.as_fd(), ".", flags, Mode::empty()) {
             Ok(dir) => rustix::fs::fsync(&dir),
-            // A folder one may write to but not read cannot be opened for this; the rename stands all the same.
+            // A directory with write but no read permission cannot be opened for the sync. The
+            // rename is valid all the same.
             Err(Errno::ACCESS) => Ok(()),
             Err(errno) => Err(errno),
         }

@@ -1,4 +1,4 @@
-//! Feeding a writer from a stream: the disk works on one block while the next arrives.
+//! Writes a file from a stream. The disk writes one block while the next one arrives.
 
 use std::{mem, sync::Arc};
 
@@ -16,11 +16,12 @@ use super::{
 };
 use crate::admission::{AdmissionGate, Intent};
 
-/// Bytes gathered while the disk is busy; then the stream waits for it.
+/// Bytes gathered while the disk is busy. Beyond it the stream waits.
 const GATHER_BYTES: usize = 1024 * 1024;
 const FAULT: FileError = FileError::Fault { operation: "writing a file" };
 
-/// A file that is being written piece by piece. Dropped, it leaves nothing.
+/// A file that is written piece by piece. Dropped before [`Self::finish`], it leaves nothing
+/// behind.
 #[derive(Debug)]
 pub struct StreamedWrite {
     gate: Arc<AdmissionGate>,
@@ -55,7 +56,7 @@ impl StreamedWrite {
         }
     }
 
-    /// Takes the next piece; waits when the disk is behind.
+    /// Takes the next piece. Waits while the disk is behind.
     pub async fn push(&mut self, data: Bytes) -> Result<(), FileError> {
         if data.is_empty() {
             return Ok(());
@@ -67,14 +68,15 @@ impl StreamedWrite {
         {
             return Ok(());
         }
-        // Somebody still means it: an upload keeps the workspace awake as long as it moves.
+        // Each block counts as client intent: an upload keeps the workspace awake as long as it
+        // progresses.
         self.gate.admit(Intent::ClientWrite).await?;
         let writer = self.wait_idle().await?;
         self.write(writer);
         Ok(())
     }
 
-    /// Ends the file; answers when it is on the disk under its name.
+    /// Completes the file. Returns when it is on disk under its final name.
     pub async fn finish(mut self) -> Result<WrittenFile, FileError> {
         self.gate.admit(Intent::ClientWrite).await?;
         let mut writer = self.wait_idle().await?;
@@ -101,7 +103,8 @@ impl StreamedWrite {
 
     async fn wait_idle(&mut self) -> Result<Box<FileWriter>, FileError> {
         if let WriterState::Busy(job) = &mut self.writer_state {
-            // Awaited in place: a caller that goes away here drops the job's handle, and the job drops the writer.
+            // Awaited in place: if the caller goes away here, the job handle is dropped, and the
+            // job drops the writer.
             let done = job.await.map_err(|_| FAULT);
             self.writer_state = WriterState::Failed;
             return done?;
@@ -115,7 +118,8 @@ impl StreamedWrite {
 
 impl Drop for StreamedWrite {
     fn drop(&mut self) {
-        // Removing a large file takes its time; only where nothing runs any more nobody minds.
+        // Deleting a large temporary file takes time, so it moves to the blocking pool. Outside a
+        // runtime it happens in place.
         if let WriterState::Idle(writer) = mem::replace(&mut self.writer_state, WriterState::Failed)
             && let Ok(runtime) = Handle::try_current()
         {

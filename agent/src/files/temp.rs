@@ -1,8 +1,9 @@
-//! Temporary files: `.podling-<run>-<number>.tmp` beside the file they are going to replace.
+//! Temporary files named `.podling-<run>-<number>.tmp`, in the directory of the file they replace.
 //!
-//! One that is dropped unfinished is removed. What a killed agent left behind (another run's, untouched for an hour; an upload
-//! lapses after ten minutes) is removed at its next sight: when its folder is listed, or kept from being removed by it. Listings
-//! never show temporary files.
+//! An unfinished one is removed when it is dropped. A killed agent can leave some behind. A file of
+//! another run that is untouched for an hour is stale (an upload expires after ten minutes). A
+//! stale file is removed when its directory is listed, or when it keeps its directory from being
+//! removed. Listings never show temporary files.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -26,17 +27,17 @@ use super::entry::FileEntry;
 
 const PREFIX: &str = ".podling-";
 const SUFFIX: &str = ".tmp";
-/// From then on a file of another run is nobody's.
+/// Age after which a temporary file of another run is stale.
 const STALE_AFTER: Duration = Duration::from_secs(60 * 60);
 
-/// Gives names to temporary files and tells them from others.
+/// Names temporary files and recognises those of other runs.
 #[derive(Debug)]
 pub(crate) struct TempFiles {
     run: u64,
     next: AtomicU64,
 }
 
-/// A temporary file's name; the file goes with it unless it is kept.
+/// A temporary file or link. It is removed on drop unless it was renamed to its final name.
 #[derive(Debug)]
 pub(crate) struct TempFile {
     dir: OwnedFd,
@@ -49,7 +50,7 @@ impl TempFiles {
         Self { run: fastrand::u64(..), next: AtomicU64::new(0) }
     }
 
-    /// Makes one in `dir`, readable by nobody else until it is finished.
+    /// Creates a file in `dir` that only the agent's user can read until it is finished.
     pub(crate) fn create(&self, dir: OwnedFd) -> Result<(TempFile, OwnedFd), Errno> {
         let name = self.name();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -57,7 +58,7 @@ impl TempFiles {
         Ok((TempFile { dir, name, persisted: false }, file))
     }
 
-    /// Makes a symbolic link in `dir`.
+    /// Creates a symbolic link in `dir`.
     pub(crate) fn create_link(&self, dir: OwnedFd, target: &OsStr) -> Result<TempFile, Errno> {
         let name = self.name();
         symlinkat(target, &dir, &name)?;
@@ -69,7 +70,7 @@ impl TempFiles {
         OsString::from(format!("{PREFIX}{:016x}-{number:x}{SUFFIX}", self.run))
     }
 
-    /// Removes `name` if it is what another run left behind.
+    /// Removes `name` if it is a stale temporary file of another run. Returns whether it did.
     pub(super) fn remove_stale(&self, dir: BorrowedFd<'_>, name: &OsStr) -> bool {
         if run_of(name).is_none_or(|run| run == self.run) {
             return false;
@@ -82,7 +83,7 @@ impl TempFiles {
     }
 }
 
-/// Whether a listing leaves it out.
+/// Whether `name` is a temporary file, which listings do not show.
 pub(crate) fn is_temp_file(name: &OsStr) -> bool {
     run_of(name).is_some()
 }
@@ -103,13 +104,14 @@ impl TempFile {
         &self.name
     }
 
-    /// Gives it its name, and with `replace` the place of what has it.
+    /// Renames it to its final name. With `replace` it replaces an existing entry.
     pub(crate) fn rename(mut self, dir: impl AsFd, name: &OsStr, replace: bool) -> Result<(), Errno> {
         if replace {
             renameat(&self.dir, &self.name, dir, name)?;
         } else {
             match renameat_with(&self.dir, &self.name, dir.as_fd(), name, RenameFlags::NOREPLACE) {
-                // The file system lacks the flag; a link never replaces either, and what is left is removed.
+                // The file system lacks the flag. A hard link never replaces either, and the drop
+                // removes the temporary name.
                 Err(Errno::INVAL | Errno::NOSYS) => {
                     return linkat(&self.dir, &self.name, dir, name, AtFlags::empty());
                 }

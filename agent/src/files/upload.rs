@@ -1,4 +1,5 @@
-//! Uploads in chunks, for clients that cannot stream. A chunk that comes again is acknowledged and dropped, a hole is refused.
+//! Uploads in chunks, for clients that cannot stream. A repeated chunk is acknowledged and dropped;
+//! a chunk that leaves a gap is rejected.
 
 use std::{
     collections::HashMap,
@@ -16,19 +17,19 @@ use super::{
     write::{FileWriter, WriteOptions, WrittenFile},
 };
 
-/// Uploads at once, finished ones that are remembered included; the next is refused with TOO_MANY_UPLOADS.
+/// Uploads at once, including finished ones that are remembered. The next one fails with
+/// TOO_MANY_UPLOADS.
 pub const MAX_UPLOADS: usize = 32;
-/// An upload without a chunk for so long is gone, its temporary file with it.
+/// An upload without a chunk for this long is removed with its temporary file.
 pub const UPLOAD_IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
-/// What a chunk has led to.
+/// State of an upload after a chunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UploadProgress {
-    /// Of the upload.
     pub id: String,
-    /// The offset expected next.
+    /// Offset of the next byte expected.
     pub next: u64,
-    /// Set when the file is done.
+    /// Set once the file is complete.
     pub finished: Option<WrittenFile>,
 }
 
@@ -41,14 +42,14 @@ pub(super) struct Uploads {
 #[derive(Debug)]
 struct PendingUpload {
     touched: Instant,
-    /// Locked on the blocking pool only, for the time of a chunk.
+    /// Locked only on the blocking pool, while a chunk is written.
     state: Arc<Mutex<UploadState>>,
 }
 
 #[derive(Debug)]
 enum UploadState {
     Open(Box<FileWriter>),
-    /// Remembered, so that a client that missed the answer gets it again.
+    /// Length and result, remembered for a client that missed the answer.
     Finished(u64, Box<WrittenFile>),
     Failed,
 }
@@ -58,7 +59,7 @@ impl Uploads {
         Self { table: Mutex::default(), idle_timeout }
     }
 
-    /// Makes room for one more, then opens it.
+    /// Opens a new upload if the limit permits one more, and returns its id.
     pub(super) fn begin(
         &self,
         root: &WorkspaceRoot,
@@ -76,7 +77,7 @@ impl Uploads {
         Ok(id)
     }
 
-    /// Continues `id`.
+    /// Writes a chunk of the upload `id`, and completes the file if `finish` is set.
     pub(super) async fn chunk(
         &self,
         id: String,
@@ -101,7 +102,7 @@ impl Uploads {
         match outcome {
             Ok((next, finished)) => Ok(UploadProgress { id, next, finished }),
             Err(error) => {
-                // A hole leaves the upload as it is; after any other failure it cannot go on.
+                // A gap leaves the upload as it is. After any other failure it cannot continue.
                 if !matches!(error, FileError::Hole { .. }) {
                     self.lock().remove(&id);
                 }
@@ -110,14 +111,14 @@ impl Uploads {
         }
     }
 
-    /// Drops what has lapsed; says when to look again.
+    /// Removes expired uploads. Returns when the next one expires.
     pub(super) fn remove_expired(&self) -> Option<Instant> {
         let mut table = self.lock();
         let expired: Vec<_> =
             table.extract_if(|_, upload| upload.touched.elapsed() >= self.idle_timeout).collect();
         let next = table.values().map(|upload| upload.touched + self.idle_timeout).min();
         drop(table);
-        // Here temporary files go, outside the lock.
+        // Deletes the temporary files, outside the lock.
         drop(expired);
         next
     }
@@ -126,7 +127,7 @@ impl Uploads {
         self.idle_timeout
     }
 
-    /// Finished ones are forgotten first.
+    /// Ensures room for one more upload. Evicts the oldest finished one if the table is full.
     fn ensure_capacity(&self, table: &mut HashMap<String, PendingUpload>) -> Result<(), FileError> {
         if table.len() < MAX_UPLOADS {
             return Ok(());

@@ -1,7 +1,8 @@
-//! Writing a file whole: into a temporary file beside it, hashed on the way, synced, then renamed over the old one.
+//! Writes a file as a whole: into a temporary file beside it, hashed meanwhile, synced, then
+//! renamed over the old file.
 //!
-//! Everything here blocks. The replaced file's mode and, as far as permitted, its owner are kept; its extended attributes and
-//! hard links are not.
+//! Everything here blocks. The mode of the replaced file is preserved, and its owner where
+//! permitted. Its extended attributes and hard links are not.
 
 use std::{os::fd::OwnedFd, time::SystemTime};
 
@@ -23,36 +24,33 @@ use super::{
     temp::TempFile,
 };
 
-/// Of a new file.
 const DEFAULT_MODE: u32 = 0o644;
 
-/// How a file is to be written.
 #[derive(Debug, Clone, Default)]
 pub struct WriteOptions {
-    /// Permission bits; `None`: those of the file that is replaced, else 0644.
+    /// Permission bits; `None` for those of the replaced file, or 0644 for a new one.
     pub mode: Option<u32>,
-    /// What the content must hash to.
+    /// Expected SHA-256 of the content.
     pub sha256: Option<[u8; 32]>,
-    /// Do not replace anything.
+    /// Whether an existing entry is an error.
     pub create_only: bool,
-    /// Make missing folders above it.
+    /// Whether missing parent directories are created.
     pub make_parents: bool,
-    /// Modification time to set; `None`: now.
+    /// Modification time; `None` for now.
     pub modified: Option<SystemTime>,
 }
 
-/// A file that was written.
+/// Result of a completed write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WrittenFile {
-    /// As it is now.
+    /// Metadata of the file after the write.
     pub entry: FileEntry,
-    /// Of its content.
     pub sha256: [u8; 32],
-    /// Whether there was none before.
+    /// Whether the file did not exist before.
     pub created: bool,
 }
 
-/// A file being written. Dropped, it leaves nothing.
+/// A file being written. Dropped before [`Self::finish`], it leaves nothing behind.
 pub(super) struct FileWriter {
     path: RelPath,
     location: EntryLocation,
@@ -72,7 +70,7 @@ impl FileWriter {
         if options.make_parents {
             change::make_parents(root, &path)?;
         }
-        // With create_only a symbolic link counts as something that is there.
+        // With create_only a symbolic link counts as an existing entry.
         let location = if options.create_only { root.locate(&path)? } else { root.destination(&path)? };
         check_replaceable(&path, &options, location.stat()?.as_ref())?;
         let dir = location
@@ -83,7 +81,7 @@ impl FileWriter {
         Ok(Self { path, location, options, temp, file, digest: Context::new(&SHA256), length: 0 })
     }
 
-    /// How much has been written.
+    /// Bytes written so far.
     pub(super) fn length(&self) -> u64 {
         self.length
     }
@@ -101,7 +99,7 @@ impl FileWriter {
         Ok(())
     }
 
-    /// Checks, syncs, renames.
+    /// Checks the hash, applies the attributes, syncs and renames.
     pub(super) fn finish(mut self) -> Result<WrittenFile, FileError> {
         let sha256 = self.check_digest()?;
         let old = self.location.stat()?;
@@ -131,13 +129,14 @@ impl FileWriter {
         }
     }
 
-    /// Owner, mode and time.
+    /// Sets owner, mode and modification time.
     fn apply_attributes(&self, old: Option<&Stat>) -> Result<(), Errno> {
         if let Some(old) = old {
             let ours = fstat(&self.file)?;
             if (old.st_uid, old.st_gid) != (ours.st_uid, ours.st_gid) {
                 let owner = (Uid::from_raw(old.st_uid), Gid::from_raw(old.st_gid));
-                // Only root may give a file away; for everybody else it becomes theirs, as with any editor.
+                // Only root may change the owner. For others the file becomes theirs, as with any
+                // editor.
                 let _kept = fchown(&self.file, Some(owner.0), Some(owner.1));
             }
         }

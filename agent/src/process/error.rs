@@ -1,9 +1,9 @@
-//! What can go wrong with a process, for whoever asked.
+//! Errors of process operations.
 
 use super::ProcessId;
 use crate::{admission::Rejection, child::ExitStatus, spawn::SpawnError};
 
-/// Why a request about a process was not done.
+/// Why a request about a process failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
     /// A field is missing or outside its range.
@@ -11,68 +11,60 @@ pub enum ProcessError {
     BadField {
         /// As in the .proto.
         field: &'static str,
-        /// What is allowed.
         allowed: &'static str,
     },
-    /// There is none with this id.
+    /// No process has this id.
     #[error("there is no process {0}; ended ones are kept for 10 minutes")]
     NotFound(ProcessId),
     /// The program could not be started; nothing runs.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
-    /// A position or input for another life of the log.
+    /// A position or input belongs to an earlier epoch.
     #[error("this was meant for an earlier life of the process; it is now in epoch {epoch}")]
     StaleEpoch {
-        /// The current one.
+        /// The current epoch.
         epoch: u64,
     },
-    /// A position behind the end of a log.
+    /// A position behind the end of a byte log.
     #[error("there is nothing at this position yet; {stream} ends at {next}")]
     BadOffset {
         /// "stdout" or "stderr".
         stream: &'static str,
-        /// Where it ends.
+        /// Offset where the log ends now.
         next: u64,
     },
-    /// Input with a hole before it.
+    /// Input that leaves a gap behind the bytes received so far.
     #[error("input is missing before this; send from offset {expected}")]
     Hole {
-        /// Where to go on.
+        /// Offset of the next byte expected.
         expected: u64,
     },
-    /// It has ended, so it cannot be signalled.
+    /// The process has ended and cannot be signalled.
     #[error("the process has ended")]
     Ended {
-        /// How, if its output is over too.
+        /// How it ended; `None` while its output is not yet complete.
         exit: Option<ExitStatus>,
     },
-    /// All places are taken.
+    /// The claim's process limit is reached.
     #[error("{limit} processes are running already, or have ended and are still being watched")]
-    TooManyProcesses {
-        /// How many there are.
-        limit: usize,
-    },
-    /// All places for watchers are taken.
+    TooManyProcesses { limit: usize },
+    /// All watcher permits are in use.
     #[error("{limit} streams of processes are open already")]
-    TooManyStreams {
-        /// How many there are.
-        limit: usize,
-    },
-    /// A message is too large.
+    TooManyStreams { limit: usize },
+    /// A message field exceeds its limit.
     #[error("{what} is larger than {limit} bytes")]
     TooLarge {
-        /// Which field.
+        /// Name of the field.
         what: &'static str,
-        /// What is allowed.
+        /// In bytes.
         limit: usize,
     },
-    /// The workspace takes nothing now.
+    /// The admission gate rejected the request.
     #[error(transparent)]
     Rejected(#[from] Rejection),
-    /// The workspace ends.
     #[error("the workspace is shutting down")]
     ShuttingDown,
-    /// A fault of the agent's own; the process was killed.
+    /// An internal fault of the agent; the process was killed.
     #[error("a fault in the agent ended the process")]
     Fault,
 }

@@ -1,22 +1,22 @@
-//! One output of a process: its log, and how much more of the pipe may be read. Pure.
+//! One output of a process: its byte log, and how much of the pipe may be read now. Pure.
 
 use crate::byte_log::ByteLog;
 
-/// Who must not lose what.
+/// The output that must not be overwritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RequiredOutput {
-    /// The slowest connected watcher has taken everything before this.
+    /// From this offset on: the slowest connected watcher has everything before it.
     From(u64),
-    /// Nobody watches now, but somebody may come back: all that is held.
+    /// Everything in the log: no watcher is connected, but one may return.
     All,
-    /// Nobody came: the newest bytes replace the oldest.
+    /// Nothing: no watcher returned in time, so new bytes replace the oldest.
     None,
 }
 
 #[derive(Debug)]
 pub(super) struct OutputLog {
     pub(super) log: ByteLog,
-    /// The pipe has ended.
+    /// Whether the pipe has ended.
     pub(super) closed: bool,
 }
 
@@ -25,7 +25,7 @@ impl OutputLog {
         Self { log: ByteLog::new(epoch, max_bytes), closed: false }
     }
 
-    /// How many bytes may come without losing what is wanted.
+    /// Bytes that can be added without overwriting required output.
     pub(super) fn capacity(&self, required: RequiredOutput) -> usize {
         let keep = match required {
             RequiredOutput::From(taken) => taken.max(self.log.oldest()),

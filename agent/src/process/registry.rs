@@ -1,4 +1,5 @@
-//! The registry: all processes of the workspace, within the bounds of the claim's policy, and the owner of their tasks.
+//! The registry of all processes. It enforces the limits of the claim's policy and owns the
+//! processes' tasks.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},
@@ -23,16 +24,16 @@ use crate::{
     spawn::{Launcher, SpawnError},
 };
 
-/// Streams of all processes at once; another is refused.
+/// Watchers of all processes at once. The next one fails with TOO_MANY_STREAMS.
 const MAX_STREAMS: usize = 1024;
-/// Longest request id, in bytes.
+/// Maximum length of a request id in bytes.
 const MAX_REQUEST_ID_BYTES: usize = 64;
-/// What killed processes still get to be reaped, when all are ended.
+/// Time after the KILL in which processes must be reaped when all are ended.
 const REAP_GRACE: Duration = Duration::from_secs(1);
-/// How often it is looked whether all have ended.
+/// Interval at which [`ProcessRegistry::end_all`] checks whether all have ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// All processes. Cheap to clone; all clones are the same.
+/// All processes of the workspace. Clones share one state.
 #[derive(Debug, Clone)]
 pub struct ProcessRegistry {
     pub(super) inner: Arc<RegistryShared>,
@@ -46,13 +47,13 @@ pub(super) struct RegistryShared {
     pub(super) tasks: TaskTracker,
     pub(super) cancel: CancellationToken,
     streams: Arc<Semaphore>,
-    /// What is left for the outputs that Run keeps.
+    /// Remaining bytes of the budget for outputs that [`ProcessRegistry::run`] collects.
     pub(super) run_bytes: Arc<Semaphore>,
     table: Mutex<ProcessTable>,
 }
 
 impl ProcessRegistry {
-    /// None yet.
+    /// Creates an empty registry.
     pub fn new(launcher: Launcher, children: Children, gate: Arc<AdmissionGate>) -> Self {
         let inner = RegistryShared {
             launcher,
@@ -67,7 +68,8 @@ impl ProcessRegistry {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Starts a command and watches it from its first byte; must run within the runtime. Blocks for the time of a fork.
+    /// Starts a command and watches it from its first byte. Needs a tokio runtime. Blocks for the
+    /// time of a fork.
     pub async fn start(&self, start: ProcessSpec) -> Result<ProcessWatcher, ProcessError> {
         Attempt::retry_while_held(|| self.try_start(&start)).await
     }
@@ -92,13 +94,13 @@ impl ProcessRegistry {
         let (process, task) = self.inner.spawn(start.clone(), &claim)?;
         table.add(process.clone());
         drop(table);
-        // Joined before the task runs, so that not even the first byte could be let go.
+        // Joined before the task runs, so that not even the first byte can be discarded.
         let watcher = ProcessWatcher::join(process.clone(), [0, 0], permit);
         self.inner.supervise(process, task);
         Ok(watcher?)
     }
 
-    /// Goes on watching behind `stdout` and `stderr` bytes.
+    /// Watches a process from the offsets `at` of stdout and stderr on.
     pub fn watch(&self, id: &ProcessId, epoch: u64, at: [u64; 2]) -> Result<ProcessWatcher, ProcessError> {
         let process = self.find(id)?;
         if process.epoch != epoch {
@@ -107,7 +109,7 @@ impl ProcessRegistry {
         ProcessWatcher::join(process, at, self.acquire_permit()?)
     }
 
-    /// Feeds stdin; answers when the bytes are in the pipe.
+    /// Writes to stdin. Returns when the bytes are in the pipe.
     pub async fn write(
         &self,
         id: &ProcessId,
@@ -119,24 +121,24 @@ impl ProcessRegistry {
         self.find(id)?.write(epoch, offset, data, end).await
     }
 
-    /// Signals a process's group.
+    /// Sends a signal to the group of a process.
     pub fn signal(&self, id: &ProcessId, signal: &str) -> Result<(), ProcessError> {
         self.find(id)?.signal(signal)
     }
 
-    /// All that are kept, oldest first.
+    /// Lists all processes, including retained ended ones, oldest first.
     pub fn list(&self) -> Vec<ProcessInfo> {
         let processes = self.inner.table().all().to_vec();
         processes.iter().map(|process| process.info()).collect()
     }
 
-    /// Processes that run.
+    /// Number of processes that have not ended.
     pub fn running(&self) -> usize {
         self.inner.table().running()
     }
 
-    /// The end of the workspace: nothing new, and every group is told to end, and killed after `grace`. All have the same
-    /// time, whoever watches them.
+    /// Ends all processes when the workspace stops. Starts fail from now on. Every group gets TERM
+    /// at once and KILL after `grace`; watchers cannot prolong that.
     pub async fn end_all(&self, grace: Duration) {
         let mut left = {
             let mut table = self.inner.table();

@@ -1,5 +1,5 @@
-//! A process that has ended: kept for those who come for its end, and for as long as others live in its group these are ended
-//! with it, if its end was wanted. Must not touch output.
+//! Retains an ended process for clients that still want its result. Terminates the remaining
+//! members of its group if termination was requested. Must not touch output.
 
 use std::{
     sync::{Arc, Weak},
@@ -8,9 +8,10 @@ use std::{
 
 use super::{Process, registry::RegistryShared, termination::Termination, watcher::until};
 
-/// How long an ended process is kept.
+/// How long an ended process is retained.
 const RETENTION: Duration = Duration::from_secs(10 * 60);
-/// How often it is looked whether a group that is being ended is empty: nobody tells.
+/// Interval at which a group under termination is checked for members. Nothing notifies about the
+/// last one.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(super) struct RetainedProcess {
@@ -20,7 +21,8 @@ pub(super) struct RetainedProcess {
 }
 
 impl RetainedProcess {
-    /// Until it is forgotten, by time or for want of room, and nobody is left whose end was wanted.
+    /// Runs until the process is removed (by age or by the table's limits) and a requested
+    /// termination of its group is complete.
     pub(super) async fn run(mut self) {
         let remove_at = Instant::now() + RETENTION;
         if self.process.state().remove_when_finished {
@@ -34,7 +36,7 @@ impl RetainedProcess {
             if forgotten && !ends {
                 return;
             }
-            // Somebody may have left who held its output.
+            // A watcher that held output may have left.
             if let Some(inner) = self.inner.upgrade() {
                 inner.table().enforce_bounds();
             }

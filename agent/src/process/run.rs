@@ -1,4 +1,4 @@
-//! Run: start, feed, wait, and answer with the beginning of the output.
+//! Runs a command to its end: start, write stdin, wait, return the beginning of its output.
 
 use std::sync::Arc;
 
@@ -11,43 +11,43 @@ use super::{
 };
 use crate::spawn::Program;
 
-/// Most bytes of stdin.
+/// Maximum bytes of stdin.
 const STDIN_BYTES: usize = 1024 * 1024;
-/// How much of each output is kept if nobody says otherwise.
+/// Bytes collected of each output unless the caller sets another limit.
 const DEFAULT_OUTPUT_BYTES: usize = 1024 * 1024;
-/// How much may be asked for.
+/// Largest limit that a caller may set, in bytes.
 const MAX_OUTPUT_BYTES: usize = 8 * 1024 * 1024;
 
-/// How much all calls keep together, until they are answered. When it is full what comes further is dropped, and the answers say
-/// that they are truncated.
+/// Bytes that all running calls may collect together. When this is used up, further output is
+/// dropped and the results are marked as truncated.
 pub(super) const ALL_OUTPUT_BYTES: usize = 128 * 1024 * 1024;
 
-/// One command and all it needs.
+/// A command for [`ProcessRegistry::run`].
 #[derive(Debug, Clone, Default)]
 pub struct RunSpec {
-    /// Program, environment and folder.
+    /// Program, environment and working directory.
     pub program: Program,
-    /// After which it is ended.
+    /// Time after its start when the command is terminated.
     pub timeout: Option<std::time::Duration>,
-    /// What it reads; nothing: /dev/null.
+    /// Content of stdin; if empty, stdin is /dev/null.
     pub stdin: Bytes,
-    /// How much of each output is kept; 0: 1 MiB.
+    /// Bytes to collect of each output; 0 stands for 1 MiB.
     pub max_output: usize,
 }
 
-/// What came of it.
+/// Result of a command that ran to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunOutcome {
-    /// The beginning of each output.
+    /// The beginning of stdout and of stderr.
     pub outputs: [Vec<u8>; 2],
-    /// How it ended, and how long the outputs really were.
+    /// How it ended, with the full length of both outputs.
     pub exit: ProcessExit,
-    /// Whether any output was longer than what is kept.
+    /// Whether either output was longer than what was collected.
     pub truncated: bool,
 }
 
 impl ProcessRegistry {
-    /// Runs a command to its end. Dropped before, it ends the command.
+    /// Runs a command to its end. If the future is dropped, the command is terminated.
     pub async fn run(&self, run: RunSpec) -> Result<RunOutcome, ProcessError> {
         if run.stdin.len() > STDIN_BYTES {
             return Err(ProcessError::TooLarge { what: "stdin", limit: STDIN_BYTES });
@@ -69,7 +69,7 @@ impl ProcessRegistry {
         let running = RunGuard { processes: self.clone(), process: watcher.process().clone() };
         let feed = async {
             if !run.stdin.is_empty() {
-                // A command need not read what it is given: how that went is its own business.
+                // A command need not read its stdin, so a failed write is not an error.
                 let _fed = running.process.write(running.process.epoch, 0, run.stdin, true).await;
             }
         };
@@ -79,14 +79,14 @@ impl ProcessRegistry {
     }
 }
 
-/// One call's part of what all may keep; given back when it is dropped.
+/// The part of [`ALL_OUTPUT_BYTES`] that one call uses. Released on drop.
 struct OutputBudget {
     all: Arc<Semaphore>,
     taken: Option<OwnedSemaphorePermit>,
 }
 
 impl OutputBudget {
-    /// `false` if there is not so much left.
+    /// Reserves `bytes`; returns `false` if the budget has less left.
     fn take(&mut self, bytes: usize) -> bool {
         let Some(more) =
             u32::try_from(bytes).ok().and_then(|n| self.all.clone().try_acquire_many_owned(n).ok())
@@ -107,7 +107,7 @@ async fn gather(
     mut budget: OutputBudget,
 ) -> Result<RunOutcome, ProcessError> {
     let mut outputs = [Vec::new(), Vec::new()];
-    // Only the beginning of each is kept, so that what follows a byte that was dropped is dropped too.
+    // Only the beginning is collected: after the first dropped byte all that follows is dropped.
     let mut cut = [false; 2];
     while let Some(event) = watcher.next().await? {
         match event {
@@ -122,14 +122,15 @@ async fn gather(
                 return Ok(RunOutcome { outputs, exit, truncated: cut.contains(&true) });
             }
             ProcessEvent::Started { .. } | ProcessEvent::KeepAlive => {}
-            // A connected watcher is waited for, unless the workspace ends.
+            // The process waits for a connected watcher, so a gap means that the workspace is
+            // stopping.
             ProcessEvent::Gap { .. } => return Err(ProcessError::ShuttingDown),
         }
     }
     Err(ProcessError::Fault)
 }
 
-/// Nobody can ask for it again, so it goes with its caller.
+/// Ends and removes the process of a call on drop, because no client knows its id.
 struct RunGuard {
     processes: ProcessRegistry,
     process: Arc<Process>,

@@ -1,4 +1,4 @@
-//! Starting a command: the child, its pipes, and the task that minds it until it is forgotten.
+//! Starts a command: the child, its pipes, and the task that serves it until it is removed.
 
 use std::{
     os::unix::process::CommandExt,
@@ -26,21 +26,21 @@ use crate::{
     spawn::{Program, spawn_failed, truncate_argv},
 };
 
-/// What to start.
+/// A command for [`super::ProcessRegistry::start`].
 #[derive(Debug, Clone, Default)]
 pub struct ProcessSpec {
-    /// Program, environment and folder.
+    /// Program, environment and working directory.
     pub program: Program,
-    /// After which it is ended.
+    /// Time after its start when it is terminated.
     pub timeout: Option<Duration>,
-    /// Whether it gets a pipe for stdin; otherwise /dev/null.
+    /// Whether stdin is a pipe; otherwise it is /dev/null.
     pub stdin: bool,
-    /// Chosen by the client so that it may ask again; may be empty.
+    /// Chosen by the client to make retries idempotent; may be empty.
     pub request_id: String,
 }
 
 impl RegistryShared {
-    /// Starts it; nothing of it is read before the task runs.
+    /// Spawns the child. Its output is not read before the task runs.
     pub(super) fn spawn(
         &self,
         start: ProcessSpec,
@@ -77,7 +77,7 @@ impl RegistryShared {
         Ok((process, task))
     }
 
-    /// Minds it from here on, until it is forgotten.
+    /// Spawns the task that serves the process until it is removed.
     pub(super) fn supervise(self: &Arc<Self>, process: Arc<Process>, task: ProcessTask) {
         let life = run_to_removal(process, task, Arc::downgrade(self));
         self.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(life));
@@ -89,7 +89,7 @@ async fn run_to_removal(process: Arc<Process>, task: ProcessTask, inner: Weak<Re
     RetainedProcess { process, ending, inner }.run().await;
 }
 
-/// A task that panics takes its own process along and nothing else.
+/// Runs the task. If it panics, only its own process is killed.
 async fn run_guarded(process: &Process, task: ProcessTask) -> Termination {
     match AssertUnwindSafe(task.run()).catch_unwind().await {
         Ok(ending) => ending,

@@ -1,4 +1,4 @@
-//! What task, watchers and writers of a process share, under one short lock.
+//! State that the task, watchers and writers of a process share under one short-held lock.
 
 use std::{
     collections::HashMap,
@@ -12,35 +12,38 @@ use super::{
 };
 use crate::child::ExitStatus;
 
-/// How long a process with a full log is held when nobody watches; then its oldest output goes.
+/// How long a process with a full log waits without a watcher. After that the oldest output is
+/// discarded.
 pub(super) const UNWATCHED_HOLD: Duration = Duration::from_secs(60);
-/// Once the process is to be ended, a watcher that takes nothing for so long is not waited for any more: it gets a gap.
+/// How long a watcher may take nothing once termination was requested. After that the watcher gets
+/// a gap.
 const STALLED_HOLD: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
 pub(super) struct ProcessState {
     pub(super) outputs: [OutputLog; 2],
     pub(super) stdin: Option<StdinQueue>,
-    /// The leader has ended; its output may go on.
+    /// Set when the command itself has ended; its output may continue.
     pub(super) leader: Option<ExitStatus>,
-    /// All is over.
+    /// Set when the command and its output have ended.
     pub(super) exit: Option<ProcessExit>,
-    /// When that was, or when it was given up.
+    /// When `exit` or `fault` was set.
     pub(super) finished_at: Option<Instant>,
-    /// The task panicked: nothing more will come.
+    /// The task panicked, so no more events follow.
     pub(super) fault: bool,
-    /// Somebody wants its end: the grace before KILL.
+    /// Termination was requested with this grace period before KILL.
     pub(super) requested_grace: Option<Duration>,
-    /// Somebody has wanted it: nobody may hold it up.
+    /// Termination was requested at some time; a stalled watcher must not delay it.
     ending: bool,
-    /// Nobody can ask for it again: it is forgotten when all is over.
+    /// Remove the process from the table as soon as it has finished, because no client can ask for
+    /// it.
     pub(super) remove_when_finished: bool,
-    /// What each connected watcher has taken.
+    /// Offsets that each connected watcher has read up to.
     watchers: HashMap<u64, [u64; 2]>,
     next_watcher: u64,
-    /// Since when the process is held by nobody who takes anything.
+    /// Since when the process waits and no watcher takes output.
     held_since: Option<Instant>,
-    /// That was too long: output goes.
+    /// The wait was too long: output is discarded from now on.
     discarding: bool,
 }
 
@@ -71,7 +74,7 @@ impl ProcessState {
         &mut self.outputs[stream as usize]
     }
 
-    /// A watcher that has everything before `taken`.
+    /// Registers a watcher that has read up to `taken`, and returns its id.
     pub(super) fn join(&mut self, taken: [u64; 2]) -> u64 {
         self.discarding &= self.ending;
         let id = self.next_watcher;
@@ -94,19 +97,19 @@ impl ProcessState {
         !self.watchers.is_empty()
     }
 
-    /// Bytes of output that are held.
+    /// Bytes in both logs.
     pub(super) fn held_bytes(&self) -> u64 {
         self.outputs.iter().map(|output| output.log.next() - output.log.oldest()).sum()
     }
 
-    /// Lets all output go; what came after it is still known.
+    /// Discards all output in the logs. Later output is still recorded.
     pub(super) fn discard_output(&mut self) {
         for output in &mut self.outputs {
             output.log.clear();
         }
     }
 
-    /// How many bytes may be read now.
+    /// Bytes of `stream` that may be read from the pipe now.
     pub(super) fn read_capacity(&self, stream: OutputStream) -> usize {
         let slowest = self.watchers.values().map(|taken| taken[stream as usize]).min();
         let required = match slowest {
@@ -117,14 +120,15 @@ impl ProcessState {
         self.outputs[stream as usize].capacity(required)
     }
 
-    /// Whether an output that is not over waits for room.
+    /// Whether an open output waits for room in its log.
     pub(super) fn is_held(&self) -> bool {
         [OutputStream::Stdout, OutputStream::Stderr]
             .iter()
             .any(|stream| !self.outputs[*stream as usize].closed && self.read_capacity(*stream) == 0)
     }
 
-    /// Lets output go if nobody came for it in time; otherwise when to ask again.
+    /// Starts to discard output if the process has waited for too long. Otherwise returns when to
+    /// check again.
     pub(super) fn check_hold(&mut self, now: Instant) -> Option<Instant> {
         let limit = match (self.is_watched(), self.ending) {
             (true, false) => None,
@@ -144,7 +148,7 @@ impl ProcessState {
         None
     }
 
-    /// Somebody wants the process's end: whoever stalls is waited for no longer.
+    /// Records that termination was requested, so that stalled watchers no longer delay the end.
     pub(super) fn begin_ending(&mut self) {
         self.ending = true;
     }

@@ -1,4 +1,4 @@
-//! stdin: what clients wrote, exactly once and in order, on its way into the pipe. Pure.
+//! Queue of stdin: passes client writes to the pipe exactly once and in order. Pure.
 
 use std::collections::VecDeque;
 
@@ -7,32 +7,33 @@ use bytes::{Buf, Bytes};
 use super::ProcessError;
 use crate::admission::{AdmitError, Attempt};
 
-/// While so much waits for a process that does not read, a further write waits too. One message (1 MiB) may go over it.
+/// Queued bytes at which further writes wait for the process to read. One message (1 MiB) may
+/// exceed it.
 const QUEUE_BYTES: u64 = 1024 * 1024;
 
-/// What a write has led to.
+/// Result of a write to stdin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StdinProgress {
-    /// Everything before it is in the pipe.
+    /// Offset up to which all bytes are in the pipe.
     pub next: u64,
-    /// The process has closed its stdin: what comes from `next` on is nobody's.
+    /// Whether the process has closed its stdin; bytes from `next` on are lost.
     pub closed: bool,
 }
 
-/// What became of an offer.
+/// Result of [`StdinQueue::offer`].
 #[derive(Debug)]
 pub(super) struct StdinOffer {
-    /// There is something new for the pipe.
+    /// Whether there is something new for the pipe.
     pub(super) accepted: bool,
-    /// The answer, as soon as there is one.
+    /// The answer to the client; `None` while the write has to wait.
     pub(super) progress: Option<StdinProgress>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct StdinQueue {
-    /// After the last byte in the queue.
+    /// Offset after the last queued byte.
     accepted: u64,
-    /// After the last byte in the pipe.
+    /// Offset after the last byte in the pipe.
     written: u64,
     queue: VecDeque<Bytes>,
     end: StdinEnd,
@@ -43,19 +44,18 @@ pub(super) struct StdinQueue {
 enum StdinEnd {
     #[default]
     Open,
-    /// Asked for, behind the queue.
+    /// Requested by a client, and due once the queue is empty.
     Requested,
-    /// The pipe is closed.
     Closed,
 }
 
 impl StdinQueue {
-    /// The offset expected next.
+    /// Offset of the next byte expected.
     pub(super) fn next(&self) -> u64 {
         self.accepted
     }
 
-    /// Takes what is new of `data`; `admit` is asked before.
+    /// Queues the part of `data` that is new. Calls `admit` before it changes anything.
     pub(super) fn offer(
         &mut self,
         offset: u64,
@@ -68,7 +68,7 @@ impl StdinQueue {
             return Err(ProcessError::Hole { expected: self.accepted }.into());
         }
         if self.closed || (self.end != StdinEnd::Open && goal > self.accepted) {
-            // Behind the end that a client asked for there is nobody either.
+            // A client closed stdin at an earlier offset, so these bytes cannot reach the process.
             let progress = StdinProgress { next: self.written, closed: true };
             return Ok(StdinOffer { accepted: false, progress: Some(progress) });
         }
@@ -94,12 +94,12 @@ impl StdinQueue {
         Ok(StdinOffer { accepted: false, progress })
     }
 
-    /// What the pipe gets next.
+    /// The next bytes for the pipe.
     pub(super) fn front(&self) -> Option<Bytes> {
         self.queue.front().cloned()
     }
 
-    /// So many bytes of it are in the pipe.
+    /// Records that `bytes` more are in the pipe.
     pub(super) fn wrote(&mut self, bytes: usize) {
         self.written += bytes as u64;
         if let Some(front) = self.queue.front_mut() {
@@ -110,17 +110,17 @@ impl StdinQueue {
         }
     }
 
-    /// Whether the pipe is to be closed now.
+    /// Whether the pipe has to be closed now.
     pub(super) fn is_at_end(&self) -> bool {
         self.queue.is_empty() && self.end == StdinEnd::Requested && !self.closed
     }
 
-    /// The pipe was closed because a client asked for it.
+    /// Records that the pipe was closed on a client's request.
     pub(super) fn finish(&mut self) {
         self.end = StdinEnd::Closed;
     }
 
-    /// Nobody reads any more.
+    /// Records that the process no longer reads its stdin.
     pub(super) fn close(&mut self) {
         self.closed |= self.end != StdinEnd::Closed;
         self.queue.clear();
@@ -186,7 +186,7 @@ mod tests {
         stdin.wrote(2);
         stdin.close();
         assert!(!stdin.is_at_end(), "there is nothing left to close");
-        // The leader's end closes it once more.
+        // The end of the process closes it once more.
         stdin.close();
         let told = offer(&mut stdin, 0, b"never read", true).unwrap().progress;
         assert_eq!(told, Some(StdinProgress { next: 2, closed: true }));

@@ -1,20 +1,21 @@
-//! The table of all processes, running ones and ended ones that are kept, and the bounds on both.
+//! Table of all processes, running and retained ended ones, with the limits on both.
 
 use std::{sync::Arc, time::Instant};
 
 use super::{Process, ProcessError, ProcessId};
 
-/// Ended processes kept at most; beyond it the one that ended first is forgotten: asked for, it is not found.
+/// Maximum retained ended processes. Beyond it the one that ended first is removed; later requests
+/// for it report not found.
 pub(super) const MAX_ENDED: usize = 128;
-/// Output that ended processes hold at most, in bytes, together; beyond it the one that ended first loses all of its own. Its
-/// end is still known, and whoever comes for the output gets a gap.
+/// Bytes of output that retained ended processes hold together. Beyond it the one that ended first
+/// loses all its output. Its exit remains known, and a watcher gets a gap.
 pub(super) const MAX_ENDED_BYTES: u64 = 32 * 1024 * 1024;
 
 #[derive(Debug, Default)]
 pub(super) struct ProcessTable {
-    /// In the order they were started.
+    /// In start order.
     processes: Vec<Arc<Process>>,
-    /// Nothing new: the workspace ends.
+    /// The workspace is stopping; no process may be added.
     pub(super) shutting_down: bool,
 }
 
@@ -31,13 +32,14 @@ impl ProcessTable {
         self.processes.iter().find(|process| process.id == *id).cloned()
     }
 
-    /// The one that an earlier call with this id has started.
+    /// Finds the process that an earlier call with this request id started.
     pub(super) fn by_request_id(&self, request_id: &str) -> Option<Arc<Process>> {
         let same = |process: &&Arc<Process>| !request_id.is_empty() && process.request_id == request_id;
         self.processes.iter().find(same).cloned()
     }
 
-    /// Refuses one too many. An ended process that somebody still reads has its place too, for its output is not let go of.
+    /// Fails if `limit` processes are running or watched. A watched process counts after its end
+    /// too, because its output cannot be discarded.
     pub(super) fn check_limit(&self, limit: usize) -> Result<(), ProcessError> {
         let taken = |process: &&Arc<Process>| !process.is_finished() || process.state().is_watched();
         if self.processes.iter().filter(taken).count() >= limit {
@@ -50,7 +52,8 @@ impl ProcessTable {
         self.processes.push(process);
     }
 
-    /// Lets go of ended processes until what is kept is within its bounds. Those that somebody reads are left alone.
+    /// Removes ended processes, and discards their output, until both limits hold. Watched
+    /// processes are left alone.
     pub(super) fn enforce_bounds(&mut self) {
         let mut retained: Vec<(Instant, Arc<Process>)> =
             self.processes.iter().filter_map(|p| Some((retained_since(p)?, p.clone()))).collect();
@@ -76,7 +79,7 @@ impl ProcessTable {
     }
 }
 
-/// When it ended, if it has and nobody watches it.
+/// When the process ended; `None` if it runs or has watchers.
 fn retained_since(process: &Process) -> Option<Instant> {
     let state = process.state();
     state.finished_at.filter(|_| !state.is_watched())

@@ -1,5 +1,5 @@
-//! The task of one process: reads its pipes as far as there is room, feeds its stdin, ends it when that is due, and says when
-//! all is over. Nobody else touches the pipes.
+//! The task of one process. It reads the pipes as far as the logs have room, writes stdin,
+//! terminates the process when that is due, and reports the end. Nothing else touches the pipes.
 
 use std::{
     io,
@@ -15,14 +15,16 @@ use tokio::{
 use super::{OutputStream, Process, ProcessExit, termination::Termination, watcher::until};
 use crate::child::{Child, ExitStatus};
 
-/// Read at a time: what a pipe holds.
+/// Bytes of one read: what a pipe holds by default.
 const READ_BYTES: usize = 64 * 1024;
-/// Reads in a row before the others get their turn.
+/// Reads in a row before other work gets its turn.
 const READS_PER_TURN: usize = 16;
-/// After the leader's end, output that something else holds is over when it was quiet for so long and then gives nothing.
+/// Silence after the end of the command, in which output held by another process must stay empty to
+/// count as ended.
 const QUIET: Duration = Duration::from_millis(250);
-/// What a pipe holds at most, unless root says otherwise. So much is read of each output after the KILL: it may be the command's
-/// own. What comes behind it is of somebody who has left the group, and who might print for ever.
+/// Bytes that an unprivileged pipe can hold at most. After the KILL this much of each output is
+/// still read, because it may come from the command. Further output comes from a process that left
+/// the group and may print for ever.
 const FINAL_READ_BYTES: usize = 1024 * 1024;
 
 pub(super) struct ProcessTask {
@@ -32,15 +34,15 @@ pub(super) struct ProcessTask {
     stdout: Option<Receiver>,
     stderr: Option<Receiver>,
     ending: Termination,
-    /// When the outputs count as over although they are held.
+    /// When outputs count as ended although another process holds them.
     quiet_at: Option<Instant>,
-    /// What may still be read of each after the KILL.
+    /// Bytes of each output that may still be read after the KILL.
     final_bytes_left: [usize; 2],
-    /// An output was given up although somebody else held it.
+    /// An output was closed although another process held it.
     gave_up: bool,
 }
 
-/// A child's pipes, on the reactor.
+/// Pipes of a child, registered with the reactor.
 pub(super) struct ChildPipes {
     stdin: Option<Sender>,
     stdout: Option<Receiver>,
@@ -57,7 +59,7 @@ impl ChildPipes {
     }
 }
 
-/// What a turn of the task was about.
+/// Why the task woke up.
 enum TaskWakeup {
     Readable(OutputStream),
     Writable,
@@ -66,16 +68,16 @@ enum TaskWakeup {
     Due,
 }
 
-/// How a pipe is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ReadMode {
-    /// When the reactor says so.
+    /// When the reactor reports readiness.
     WhenReady,
-    /// Before it is said to have ended: whatever the reactor says, which has heard nothing while the agent was held up.
+    /// Before the output counts as ended, regardless of the reactor: it reports nothing while the
+    /// agent itself is stopped.
     Final,
 }
 
-/// What is worth waiting for.
+/// The events that are worth waiting for.
 struct WaitInterest {
     read: [bool; 2],
     write: bool,
@@ -103,7 +105,8 @@ impl ProcessTask {
         }
     }
 
-    /// Runs until all is over and said. Returns how far the process's end has come: others of its group may live on.
+    /// Runs until the process and its output have ended, and publishes the exit. Returns the state
+    /// of the termination, because members of the group may live on.
     pub(super) async fn run(mut self) -> Termination {
         loop {
             let now = Instant::now();
@@ -130,7 +133,8 @@ impl ProcessTask {
         }
     }
 
-    /// What others left in the state, and what is due; when to look at held output again.
+    /// Acts on requests in the shared state and sends signals that are due. Returns when held
+    /// output has to be checked again.
     fn apply_requests(&mut self, now: Instant) -> Option<Instant> {
         let mut state = self.process.state();
         let mut signals = Vec::new();
@@ -147,7 +151,7 @@ impl ProcessTask {
             self.process.stdin_progress.notify_waiters();
         }
         let discard_at = state.check_hold(now);
-        // Quiet is a pipe that could be read and gives nothing; one that waits for room is not.
+        // Only a pipe that could be read counts as quiet, not one that waits for room in the log.
         if state.leader.is_some() {
             self.quiet_at = if state.is_held() { None } else { self.quiet_at.or(Some(now + QUIET)) };
         }
@@ -167,7 +171,7 @@ impl ProcessTask {
         }
     }
 
-    /// The leader has ended, and nothing more comes or is waited for.
+    /// Whether the command has ended and no more output is expected.
     fn is_finished(&mut self, now: Instant) -> bool {
         if self.process.state().leader.is_none() {
             return false;
@@ -179,7 +183,8 @@ impl ProcessTask {
         self.stdout.is_none() && self.stderr.is_none()
     }
 
-    /// Quiet is what gives nothing when it is read, not what nobody has looked at for a while: the agent may have been held up.
+    /// Whether a final read finds the outputs empty. The deadline alone is not enough, because the
+    /// agent itself may have been stopped.
     fn is_quiet(&mut self, now: Instant) -> bool {
         let is_due = |task: &Self| task.quiet_at.is_some_and(|at| at <= now);
         if !is_due(self) {
@@ -187,7 +192,7 @@ impl ProcessTask {
         }
         self.read(OutputStream::Stdout, ReadMode::Final);
         self.read(OutputStream::Stderr, ReadMode::Final);
-        // What came puts it off; what there was no room for is waited for.
+        // New output moves the deadline; output without room in its log is waited for.
         self.is_closed() || is_due(self) && !self.process.state().is_held()
     }
 
@@ -219,7 +224,8 @@ impl ProcessTask {
                         self.quiet_at = self.quiet_at.map(|_| Instant::now() + QUIET);
                         continue;
                     }
-                    // Whoever goes on printing after the KILL is not the command that was to be ended.
+                    // Output that continues after the KILL does not come from the terminated
+                    // command.
                     let left = &mut self.final_bytes_left[stream as usize];
                     *left = left.saturating_sub(bytes);
                     if *left == 0 {
@@ -256,7 +262,7 @@ impl ProcessTask {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
-                    // The process has closed its end.
+                    // The process has closed its stdin.
                     stdin.close();
                     self.stdin = None;
                 }
@@ -296,13 +302,13 @@ impl ProcessTask {
 }
 
 async fn leader_end(leader: &mut watch::Receiver<Option<ExitStatus>>) {
-    // An error means that nobody will ever know how it ended; that it did is all the same.
+    // An error means that the exit status will never be known; the process has ended all the same.
     let _known = leader.wait_for(Option::is_some).await;
 }
 
 async fn readable(pipe: Option<&Receiver>) {
     match pipe {
-        // An error shows when it is read.
+        // An error shows at the read.
         Some(pipe) => drop(pipe.readable().await),
         None => std::future::pending().await,
     }

@@ -1,19 +1,19 @@
-//! When a process is to be ended, and what it is told then: TERM, and KILL after a grace. Pure.
+//! Decides when a process gets TERM and, after a grace period, KILL. Pure.
 
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-/// Between TERM and KILL.
+/// Default time between TERM and KILL.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
 
-/// Why and how a process ends before its time.
+/// Progress of terminating a process early.
 #[derive(Debug, Default)]
 pub(super) struct Termination {
     deadline: Option<Instant>,
     kill_at: Option<Instant>,
     killed: bool,
-    /// It was its own timeout.
+    /// Whether its own timeout caused the termination.
     pub(super) timed_out: bool,
 }
 
@@ -26,26 +26,27 @@ impl Termination {
         self.kill_at.is_some()
     }
 
-    /// Whether it was told to end and the KILL is still to come.
+    /// Whether termination has begun and KILL is still due.
     pub(super) fn is_under_way(&self) -> bool {
         self.began() && !self.killed
     }
 
-    /// Whether KILL was sent: it cannot be ended any more than that.
+    /// Whether KILL was sent, which is the last resort.
     pub(super) fn killed(&self) -> bool {
         self.killed
     }
 
-    /// Somebody wants its end: killed after `grace`, or earlier if that was settled before.
+    /// Requests termination with KILL after `grace`, unless KILL is due earlier already. Returns
+    /// the signals to send now.
     pub(super) fn request(&mut self, now: Instant, grace: Duration) -> &'static [Signal] {
         let began = self.began();
         let at = now + grace;
         self.kill_at = Some(self.kill_at.map_or(at, |before| before.min(at)));
-        // CONT, because one that is stopped could not hear the others.
+        // CONT, because a stopped process cannot handle the other signals.
         if began { &[] } else { &[Signal::HUP, Signal::TERM, Signal::CONT] }
     }
 
-    /// What is due.
+    /// Returns the signals that are due.
     pub(super) fn due(&mut self, now: Instant) -> &'static [Signal] {
         if self.kill_at.is_some_and(|at| at <= now) && !self.killed {
             self.killed = true;
@@ -62,7 +63,7 @@ impl Termination {
         &[]
     }
 
-    /// When to ask again.
+    /// When [`Self::due`] has to be called again.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let kill = self.kill_at.filter(|_| !self.killed);
         [kill, self.deadline].into_iter().flatten().min()

@@ -1,4 +1,5 @@
-//! What is kept, for how long, and what nobody keeps: stories that look inside.
+//! Retention of processes and output: how much, for how long, and when nothing may remain. These
+//! tests inspect internal state.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +21,7 @@ use crate::{
     spawn::{Launcher, Program},
 };
 
-/// Longer than anything here takes on a busy machine.
+/// Longer than any step takes on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
 const MIB: u64 = 1024 * 1024;
 
@@ -53,7 +54,7 @@ impl World {
         Self { processes, home, _reaper: reaper }
     }
 
-    /// The only process there is.
+    /// The only process in the table.
     fn only(&self) -> Weak<Process> {
         Arc::downgrade(&self.processes.inner.table().all()[0])
     }

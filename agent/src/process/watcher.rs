@@ -1,4 +1,5 @@
-//! A watcher: both outputs of a process from a position on, without a hole that is not named, and its end.
+//! A watcher reads both outputs of a process from a position on, and its end. Missing bytes are
+//! always reported as a gap.
 
 use std::{
     sync::Arc,
@@ -14,50 +15,46 @@ use tokio::{
 use super::{OutputStream, Process, ProcessError, ProcessExit, ProcessId};
 use crate::byte_log::{CHUNK_BYTES, LogRead};
 
-/// After so long without an event a stream says that it lives: proxies cut idle ones at 60 s.
+/// Silence after which a stream sends a keep-alive: proxies close idle streams after 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// What happened.
+/// An event in the stream of a watcher.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProcessEvent {
-    /// The beginning of the stream.
+    /// First event of the stream.
     Started {
-        /// Which process.
         id: ProcessId,
-        /// The life of its byte logs.
+        /// Epoch of the byte logs.
         epoch: u64,
-        /// As the agent sees it.
+        /// Process id in the agent's PID namespace.
         pid: u32,
-        /// The offset of stdin expected next.
+        /// Offset of stdin that is expected next.
         stdin: u64,
     },
-    /// Output.
     Output {
-        /// Which.
         stream: OutputStream,
-        /// The life of the log.
         epoch: u64,
-        /// Of the first byte.
+        /// Offset of the first byte of `data`.
         offset: u64,
         /// At most 64 KiB.
         data: Bytes,
     },
-    /// Bytes that this watcher cannot have any more: `[from, to)`.
+    /// Bytes `from..to` are no longer available to this watcher.
     Gap {
-        /// Of which output.
         stream: OutputStream,
-        /// The first one.
+        /// Offset of the first missing byte.
         from: u64,
-        /// The first one that can be had.
+        /// Offset of the first available byte.
         to: u64,
     },
-    /// After the last byte of both outputs; the last event.
+    /// Last event; follows the last byte of both outputs.
     Exit(ProcessExit),
-    /// Nothing happened for a while.
+    /// Sent after 15 s without another event.
     KeepAlive,
 }
 
-/// Reads a process's outputs. While it lives the process waits for it rather than lose output.
+/// Reads the outputs of a process. A running process waits for a connected watcher rather than lose
+/// output.
 #[derive(Debug)]
 pub struct ProcessWatcher {
     process: Arc<Process>,
@@ -76,7 +73,7 @@ enum WatcherPhase {
 }
 
 impl ProcessWatcher {
-    /// Joins at these positions.
+    /// Joins at the offsets `at` of stdout and stderr.
     pub(super) fn join(
         process: Arc<Process>,
         at: [u64; 2],
@@ -106,7 +103,8 @@ impl ProcessWatcher {
         &self.process
     }
 
-    /// What happens next; `None` behind the exit. Nothing is lost if it is not awaited to its end.
+    /// Returns the next event, or `None` after the exit. Cancel-safe: a dropped call loses no
+    /// event.
     pub async fn next(&mut self) -> Result<Option<ProcessEvent>, ProcessError> {
         let process = self.process.clone();
         let quiet = Instant::now() + KEEPALIVE;
@@ -198,7 +196,7 @@ impl OutputStream {
     }
 }
 
-/// Sleeps until then, or for ever.
+/// Sleeps until `at`, or for ever if it is `None`.
 pub(super) async fn until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at.into()).await,
