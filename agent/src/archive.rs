@@ -131,13 +131,15 @@ impl Archives {
         options: CreateOptions,
     ) -> Result<impl Stream<Item = Result<CreateEvent, ArchiveError>> + Send + use<>, ArchiveError> {
         if options.preservation && (options.ignore_files || !options.ignore.is_empty()) {
-            return Err(FileError::BadField { field: "preservation", allowed: "without ignore rules" }.into());
+            return Err(
+                FileError::BadField { field: "preservation", allowed: "used without ignore rules" }.into()
+            );
         }
         let rules = IgnoreRules::new(&options.ignore, options.ignore_files)?;
         let permit = self.acquire_permit()?;
         let root = self.root.clone();
         let opened = spawn_blocking(move || root.open_directory(&path)).await;
-        let dir = opened.map_err(|_| ArchiveError::fault("opening a folder"))??;
+        let dir = opened.map_err(|_| ArchiveError::fault("opening a directory"))??;
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
         let scratch = self.scratch.clone();
         let work = spawn_blocking(move || {
@@ -158,7 +160,8 @@ impl Archives {
         self.admit().await?;
         let scratch = self.scratch.clone();
         let spool = spawn_blocking(move || spool::create(&scratch)).await;
-        let spool = spool.map_err(|_| ArchiveError::fault("making a spool"))?.map_err(error::spool_error)?;
+        let spool =
+            spool.map_err(|_| ArchiveError::fault("creating a spool file"))?.map_err(error::spool_error)?;
         Ok(ArchiveReceiver::new(self.clone(), path, options, spool, permit))
     }
 

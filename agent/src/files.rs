@@ -119,7 +119,7 @@ impl Files {
         self.run_blocking(move |shared| {
             let fd = shared.root.open_path(&path, links)?;
             let name = path.split().map(|(_, name)| name.to_owned()).unwrap_or_default();
-            FileEntry::from_fd(&name, &fd).map_err(error::map_errno("look at", &path))
+            FileEntry::from_fd(&name, &fd).map_err(error::map_errno("read the metadata of", &path))
         })
         .await
     }
@@ -248,9 +248,9 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_under_way_is_waited_for_though_its_caller_has_gone() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let files = Files::new(WorkspaceRoot::open(dir.path()).expect("a root"), Arc::default());
+    async fn drain_waits_for_change_of_gone_caller() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let files = Files::new(WorkspaceRoot::open(dir.path()).expect("workspace root"), Arc::default());
         let (go, wait) = mpsc::channel::<()>();
         let done = Arc::new(AtomicBool::new(false));
         let change = {
@@ -261,7 +261,7 @@ mod tests {
                 Ok(())
             })
         };
-        assert!(change.now_or_never().is_none(), "under way, and nobody waits for it");
+        assert!(change.now_or_never().is_none(), "the change runs without a caller");
         let mut settled = Box::pin(files.drain_and_sync());
         assert!(settled.as_mut().now_or_never().is_none());
         drop(go);

@@ -152,7 +152,7 @@ impl Process {
     /// Signals the process group, as long as it has members.
     fn signal(&self, name: &str) -> Result<(), ProcessError> {
         let signal = signals::by_name(name)
-            .ok_or(ProcessError::BadField { field: "signal", allowed: "a signal's name, such as TERM" })?;
+            .ok_or(ProcessError::BadField { field: "signal", allowed: "a signal name such as TERM" })?;
         if self.group.signal(signal) {
             return Ok(());
         }
@@ -193,7 +193,7 @@ impl Process {
         let over = state.leader_ended();
         let stdin = state.stdin.as_mut().ok_or(ProcessError::BadField {
             field: "process_id",
-            allowed: "a process that was started with stdin",
+            allowed: "the id of a process started with stdin",
         })?;
         if over {
             stdin.close();
@@ -207,7 +207,7 @@ impl Process {
         Ok(offered.progress)
     }
 
-    /// Requests termination of the whole group: TERM now, KILL after `grace`.
+    /// Requests termination of the whole group: HUP and TERM now, KILL after `grace`.
     fn end(&self, grace: Duration) {
         let mut state = self.state();
         let sooner = state.requested_grace.map_or(grace, |before| before.min(grace));

@@ -1,4 +1,4 @@
-//! Stories of a workspace that becomes a zip, and of zips that become a workspace; among them some that mean no good.
+//! Tests that create archives of a workspace and extract zips into one, including malicious zips.
 
 #[path = "archives/changes.rs"]
 mod changes;
@@ -8,7 +8,7 @@ mod crafted;
 mod hostile;
 #[path = "archives/http.rs"]
 mod http;
-/// The same words as the stories': they end up in the same summary.
+/// Shared with the end-to-end tests, so that skipped tests appear in the same summary.
 #[path = "../../tests/src/left_out.rs"]
 #[allow(unreachable_pub, reason = "there it is a library's")]
 mod left_out;
@@ -41,26 +41,26 @@ use podling_agent::{
     files::{RelPath, WorkspaceRoot},
 };
 
-/// How long anything may take before a story fails.
+/// Time limit of any single step.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A workspace, with something beside it that nobody may reach.
-struct World {
+/// A workspace, with a directory beside it that must stay out of reach.
+struct Fixture {
     dir: tempfile::TempDir,
     archives: Archives,
     gate: Arc<AdmissionGate>,
 }
 
-/// What came of making an archive.
+/// A complete archive with its manifest and summary.
 struct Made {
     zip: Vec<u8>,
     lines: Vec<ArchivedEntry>,
     done: ArchiveSummary,
 }
 
-impl World {
+impl Fixture {
     fn new() -> Self {
-        // In memory where there is such a place: a disk would only slow the stories down.
+        // In memory where possible: a disk would only slow the tests down.
         let place = Path::new("/dev/shm");
         let dir = if place.is_dir() { tempfile::tempdir_in(place) } else { tempfile::tempdir() }.unwrap();
         for folder in ["home", "state", "outside"] {
@@ -80,7 +80,7 @@ impl World {
         self.home().join(OsStr::from_bytes(name.as_ref()))
     }
 
-    /// Puts a file there, past the agent.
+    /// Writes a file directly, without the agent.
     fn put(&self, name: impl AsRef<[u8]>, content: impl AsRef<[u8]>) {
         let path = self.path(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -99,7 +99,7 @@ impl World {
         std::fs::read(self.path(name)).unwrap()
     }
 
-    /// Names in a folder as they really are.
+    /// Names in a directory, read directly.
     fn names(&self, folder: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.path(folder)).unwrap();
         let mut names: Vec<_> =
@@ -133,12 +133,12 @@ impl World {
         let said: Vec<_> = receiving.extract().await?.try_collect().await?;
         match said.last() {
             Some(ExtractEvent::Done { entries, bytes }) => Ok((*entries, *bytes)),
-            other => panic!("the last word was {other:?}"),
+            other => panic!("the last event was {other:?}"),
         }
     }
 }
 
-/// Archives of any folder, for stories about folders nobody can make.
+/// Archives of any directory, for tests with directories that cannot be created.
 fn archives(home: &Path, state: &Path) -> (Archives, Arc<AdmissionGate>) {
     let gate = Arc::new(AdmissionGate::new());
     (Archives::new(WorkspaceRoot::open(home).unwrap(), gate.clone(), state), gate)
@@ -149,7 +149,7 @@ async fn make(archives: &Archives, path: &str, options: CreateOptions) -> Result
     collect(events).await
 }
 
-/// Takes an archive to its end.
+/// Reads an archive to its end.
 async fn collect(
     events: impl futures_util::Stream<Item = Result<CreateEvent, ArchiveError>>,
 ) -> Result<Made, ArchiveError> {
@@ -161,12 +161,12 @@ async fn collect(
             CreateEvent::Entry(line) => lines.push(line),
             CreateEvent::Progress(_) => {}
             CreateEvent::Summary(done) => {
-                assert!(events.next().await.is_none(), "done is the last word");
+                assert!(events.next().await.is_none(), "the summary is the last event");
                 return Ok(Made { zip, lines, done });
             }
         }
     }
-    panic!("it ended without a word");
+    panic!("stream ended without a summary");
 }
 
 impl Made {
@@ -178,7 +178,7 @@ impl Made {
         self.lines.iter().find(|line| line.path == path.as_ref()).expect("a line")
     }
 
-    /// What was skipped, and why.
+    /// Paths and reasons of skipped entries.
     fn skipped(&self) -> Vec<(String, &str)> {
         let skipped = self.done.skipped.iter();
         skipped.map(|s| (String::from_utf8_lossy(&s.path).into_owned(), s.reason.as_str())).collect()
@@ -189,7 +189,6 @@ fn p(path: &str) -> RelPath {
     RelPath::parse(path).unwrap()
 }
 
-/// Bytes nothing can compress.
 fn noise(length: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(length as u64);
     let mut bytes = vec![0; length];

@@ -1,5 +1,5 @@
-//! Stories of people and programs that use a workspace's files, each told over both ways of following paths: the kernel's and our
-//! own walk.
+//! File operations of clients. Most tests run with both path resolvers: openat2 and the component
+//! walk.
 
 #[path = "files/http.rs"]
 mod http;
@@ -20,18 +20,18 @@ use podling_agent::{
     files::{FileEntry, FileError, Files, PathResolver, RelPath, WorkspaceRoot, WriteOptions, WrittenFile},
 };
 
-/// A workspace with something beside it that nobody may reach.
-struct World {
+/// A workspace, with a directory beside it that must stay out of reach.
+struct Fixture {
     dir: tempfile::TempDir,
     files: Files,
 }
 
-impl World {
+impl Fixture {
     fn new(resolver: PathResolver) -> Self {
         Self::within(resolver, tempfile::tempdir().unwrap())
     }
 
-    /// In memory where there is such a place, for stories that a disk would only slow down.
+    /// Uses memory where possible, for tests that a disk would only slow down.
     fn in_memory(resolver: PathResolver) -> Self {
         let place = Path::new("/dev/shm");
         let dir = if place.is_dir() { tempfile::tempdir_in(place) } else { tempfile::tempdir() };
@@ -46,7 +46,7 @@ impl World {
         Self { files: Files::new(root, Arc::new(AdmissionGate::new())), dir }
     }
 
-    /// One of each kind.
+    /// One fixture for each resolver.
     fn both() -> [Self; 2] {
         [Self::new(PathResolver::Kernel), Self::new(PathResolver::Walk)]
     }
@@ -55,7 +55,7 @@ impl World {
         self.dir.path().join("home")
     }
 
-    /// Puts a file there, past the agent.
+    /// Writes a file directly, without the agent.
     fn put(&self, name: &str, content: impl AsRef<[u8]>) {
         let path = self.home().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -92,7 +92,7 @@ impl World {
         feed.finish().await
     }
 
-    /// Names in a folder as they really are.
+    /// Names in a directory, read directly.
     fn names(&self, folder: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.home().join(folder)).unwrap();
         let mut names: Vec<_> =
@@ -101,7 +101,7 @@ impl World {
         names
     }
 
-    /// Waits until a folder holds just these.
+    /// Waits until a directory holds exactly these names.
     async fn settles(&self, folder: &str, names: &[&str]) {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(15);
         while self.names(folder) != names {

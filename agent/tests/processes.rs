@@ -1,4 +1,4 @@
-//! Stories of commands with real programs.
+//! Commands with real programs.
 
 #[path = "processes/broken.rs"]
 mod broken;
@@ -28,19 +28,19 @@ use podling_agent::{
 use podling_proto::token::VerifyingKeys;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
-/// Longer than anything here takes on a busy machine.
+/// Longer than any step takes on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
 const EPOCH: u64 = 7;
 
 /// A workspace in which commands can be started.
-struct World {
+struct Fixture {
     home: tempfile::TempDir,
     processes: ProcessRegistry,
     gate: Arc<AdmissionGate>,
     _reaper: JoinSet<()>,
 }
 
-impl World {
+impl Fixture {
     fn new() -> Self {
         Self::with(AgentPolicy::default())
     }
@@ -70,7 +70,7 @@ impl World {
 
     /// Starts a shell script and watches it.
     fn sh(&self, script: &str) -> ProcessWatcher {
-        self.processes.start(sh(script)).now_or_never().expect("the door is open").unwrap()
+        self.processes.start(sh(script)).now_or_never().expect("admission gate is open").unwrap()
     }
 }
 
@@ -79,7 +79,7 @@ fn sh(script: &str) -> ProcessSpec {
     ProcessSpec { program: Program { argv, ..Program::default() }, ..ProcessSpec::default() }
 }
 
-/// All that a watcher saw, and that it made sense.
+/// Everything that a watcher received.
 #[derive(Debug, Default)]
 struct Seen {
     out: Vec<u8>,
@@ -105,25 +105,25 @@ impl Seen {
 }
 
 async fn next(watcher: &mut ProcessWatcher) -> Option<ProcessEvent> {
-    timeout(SOON, watcher.next()).await.expect("nothing happened").unwrap()
+    timeout(SOON, watcher.next()).await.expect("next event").unwrap()
 }
 
-/// The id of a process just started.
+/// Returns the id of a process just started.
 async fn id(watcher: &mut ProcessWatcher) -> ProcessId {
     match next(watcher).await {
         Some(ProcessEvent::Started { id, epoch: EPOCH, .. }) => id,
-        other => panic!("a stream begins with `started`, not {other:?}"),
+        other => panic!("the first event is Started, not {other:?}"),
     }
 }
 
-/// Watches to the end, from these positions.
+/// Watches to the end from these offsets, and checks that the events are consistent.
 async fn rest(mut watcher: ProcessWatcher, mut at: [u64; 2]) -> Seen {
     let mut seen = Seen::default();
     while let Some(event) = next(&mut watcher).await {
-        assert!(seen.exit.is_none(), "exit comes last, then {event:?}");
+        assert!(seen.exit.is_none(), "event after the exit: {event:?}");
         match event {
             ProcessEvent::Output { stream, epoch, offset, data } => {
-                assert_eq!((epoch, offset), (EPOCH, at[stream as usize]), "positions have no holes");
+                assert_eq!((epoch, offset), (EPOCH, at[stream as usize]), "offsets are contiguous");
                 assert!(!data.is_empty() && data.len() <= 64 * 1024);
                 at[stream as usize] += data.len() as u64;
                 match stream {
@@ -151,7 +151,7 @@ async fn all(watcher: ProcessWatcher) -> Seen {
     rest(watcher, [0, 0]).await
 }
 
-/// Waits on a condition.
+/// Polls until `condition` holds.
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + SOON;
     while !condition() {

@@ -182,5 +182,5 @@ fn write_items(
 
 /// A worker or the dispatcher panicked: its channel closed without a result.
 fn fault() -> ArchiveStop {
-    ArchiveError::fault("making an archive").into()
+    ArchiveError::fault("creating an archive").into()
 }

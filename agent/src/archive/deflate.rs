@@ -158,7 +158,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_compressed_already_is_stored() {
+    fn compressed_data_is_stored() {
         let noise = noise(200_000);
         assert_eq!(Deflater::new().compress_whole(&noise).unwrap(), None);
         let stored = Deflater::new().compress_block(&noise).unwrap();
@@ -167,7 +167,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn blocks_of_all_kinds_make_one_stream() {
+    fn mixed_blocks_form_one_valid_stream() {
         let blocks = [
             vec![0; BLOCK_BYTES],
             noise(BLOCK_BYTES),
@@ -189,7 +189,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_does_not_repeat_itself_is_packed_as_well_without_a_search() {
+    fn non_repeating_data_packs_as_well_without_search() {
         let numbers = numbers(BLOCK_BYTES);
         let mut deflater = Deflater::new();
         let searched = deflater.compress_whole(&numbers).unwrap().unwrap();
@@ -205,13 +205,13 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_hole_takes_no_room() {
+    fn zero_block_compresses_to_almost_nothing() {
         let packed = Deflater::new().compress_block(&[0; BLOCK_BYTES]).unwrap();
         assert!(packed.len() < BLOCK_BYTES / 500, "{}", packed.len());
     }
 
     #[test]
-    fn where_repeats_begin_in_mid_block_they_are_found_again() {
+    fn repeats_starting_mid_block_are_found() {
         let text = "text and more text ".repeat(50_000).into_bytes();
         let block = [numbers(BLOCK_BYTES - text.len().min(BLOCK_BYTES / 2)), text].concat();
         let block = &block[..BLOCK_BYTES];
@@ -224,7 +224,10 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn whatever_goes_in_comes_out(input in prop::collection::vec(any::<u8>(), 0..20_000), repeat in 1usize..4) {
+        fn any_input_survives_round_trip(
+            input in prop::collection::vec(any::<u8>(), 0..20_000),
+            repeat in 1usize..4,
+        ) {
             let input = input.repeat(repeat);
             let mut deflater = Deflater::new();
             if let Some(stream) = deflater.compress_whole(&input).unwrap() {

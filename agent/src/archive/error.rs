@@ -17,13 +17,13 @@ pub enum ArchiveError {
     Unsafe {
         /// Name of the entry; empty if the zip as a whole is at fault.
         entry: String,
-        /// What is wrong with the entry, for people.
+        /// Describes the defect, for people.
         cause: &'static str,
     },
-    #[error("it has more than {limit} entries")]
+    #[error("the archive has more than {limit} entries")]
     TooManyEntries { limit: u64 },
     /// [`super::MAX_ARCHIVES`] archives are in progress.
-    #[error("{limit} archives are being made or unpacked already")]
+    #[error("{limit} archives are already being created or extracted; retry later")]
     TooManyArchives { limit: usize },
 }
 
@@ -67,11 +67,11 @@ impl<E: Into<ArchiveError>> From<E> for ArchiveStop {
 
 /// Maps an error of the spool file to the error a client sees.
 pub(super) fn spool_error(error: io::Error) -> ArchiveError {
-    let path = "the agent's own folder".to_owned();
+    let path = "the agent's own directory".to_owned();
     let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
     ArchiveError::File(match errno {
         Errno::NOSPC | Errno::DQUOT => FileError::DiskFull { path, errno },
         Errno::MFILE | Errno::NFILE => FileError::NoDescriptors { path, errno },
-        errno => FileError::Io { operation: "spooling in", path, errno },
+        errno => FileError::Io { operation: "write to", path, errno },
     })
 }

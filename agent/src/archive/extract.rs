@@ -66,9 +66,9 @@ impl Extraction<'_> {
             Some(base) => fstatvfs(base),
             None => fstatvfs(self.root.open_directory(&RelPath::ROOT)?),
         };
-        let disk = disk.map_err(map_errno("look at the disk of", self.path))?;
+        let disk = disk.map_err(map_errno("read the free space of", self.path))?;
         if disk.f_bavail.saturating_mul(disk.f_frsize) < sum.bytes {
-            let path = format!("{} bytes to be unpacked", sum.bytes);
+            let path = format!("{} bytes to extract", sum.bytes);
             return Err(FileError::DiskFull { path, errno: Errno::NOSPC }.into());
         }
         let Some(base) = base else { return Ok(()) };
@@ -79,22 +79,22 @@ impl Extraction<'_> {
     }
 
     fn check_entry(&self, safe: &CheckedEntry, walker: &mut SafeDirWalker<'_>) -> Result<(), ArchiveError> {
-        let (folder, name) = safe.parent_and_name();
-        let dir = match walker.open(folder) {
+        let (directory, name) = safe.parent_and_name();
+        let dir = match walker.open(directory) {
             Ok(dir) => dir,
             Err(Errno::NOENT) => return Ok(()),
-            Err(errno) => return Err(self.failed(folder, "open")(errno)),
+            Err(errno) => return Err(self.failed(directory, "open")(errno)),
         };
         let there = match EntryMetadata::at(dir, name) {
             Ok(metadata) => metadata.kind,
             Err(Errno::NOENT) => return Ok(()),
-            Err(errno) => return Err(self.failed(&safe.path, "look at")(errno)),
+            Err(errno) => return Err(self.failed(&safe.path, "read the metadata of")(errno)),
         };
         let path = || self.destination(&safe.path).to_string();
         let problem = match (safe.kind, there) {
             (FileKind::Directory, FileKind::Directory) => return Ok(()),
-            (_, FileKind::Directory) => "is a folder",
-            (FileKind::Directory, _) => "is not a folder",
+            (_, FileKind::Directory) => "is a directory",
+            (FileKind::Directory, _) => "is not a directory",
             _ if self.replace => return Ok(()),
             _ => return Err(FileError::Exists { path: path() }.into()),
         };
@@ -114,7 +114,7 @@ impl Extraction<'_> {
     pub(super) fn write_tree(&self, progress: &ExtractProgress<'_>) -> Result<(), ArchiveStop> {
         mkdir(self.root, self.path, None, true)?;
         let base = self.root.open_directory(self.path)?;
-        let folders = self.create_directories(&base, progress)?;
+        let directories = self.create_directories(&base, progress)?;
         let start = || (SafeDirWalker::new(&base), Decoder::new());
         self.for_each_entry(start, |safe, (walker, decoder)| {
             match safe.kind {
@@ -126,7 +126,7 @@ impl Extraction<'_> {
             progress.add_entry()
         })?;
         let mut walker = SafeDirWalker::new(&base);
-        folders.into_iter().try_for_each(|number| self.apply_metadata(number, &mut walker))?;
+        directories.into_iter().try_for_each(|number| self.apply_metadata(number, &mut walker))?;
         // One sync for all entries: an extraction that reports success is on disk.
         Ok(syncfs(&base).map_err(map_errno("sync", self.path))?)
     }
@@ -141,12 +141,12 @@ impl Extraction<'_> {
         let mut made = Vec::new();
         for number in 0..self.zip.len() {
             let safe = CheckedEntry::new(self.zip.record(number)?)?;
-            let (folder, name) = safe.parent_and_name();
-            let dir = walker.create(folder).map_err(|errno| self.failed(folder, "make")(errno))?;
+            let (directory, name) = safe.parent_and_name();
+            let dir = walker.create(directory).map_err(|errno| self.failed(directory, "create")(errno))?;
             if safe.kind == FileKind::Directory {
                 match mkdirat(dir, name, Mode::from_raw_mode(FILLING_MODE)) {
                     Ok(()) | Err(Errno::EXIST) => {}
-                    Err(errno) => return Err(self.failed(&safe.path, "make")(errno).into()),
+                    Err(errno) => return Err(self.failed(&safe.path, "create")(errno).into()),
                 }
                 let depth = safe.path.iter().filter(|b| **b == b'/').count();
                 made.push((depth, number));
@@ -164,9 +164,9 @@ impl Extraction<'_> {
         decoder: &mut Decoder,
         progress: &ExtractProgress<'_>,
     ) -> Result<(), ArchiveStop> {
-        let (folder, name) = safe.parent_and_name();
+        let (directory, name) = safe.parent_and_name();
         let failed = self.failed(&safe.path, "write");
-        let dir = walker.open(folder).map_err(&failed)?;
+        let dir = walker.open(directory).map_err(&failed)?;
         let (temp, file) =
             self.root.temp_files().create(duplicate(dir).map_err(&failed)?).map_err(&failed)?;
         let file = File::from(file);
@@ -181,7 +181,7 @@ impl Extraction<'_> {
             at += bytes.len() as u64;
             progress.add_bytes(bytes.len()).map_err(|reason| {
                 stopped = Some(reason);
-                ArchiveError::fault("unpacking")
+                ArchiveError::fault("extracting")
             })
         });
         if let Some(reason) = stopped {
@@ -204,10 +204,10 @@ impl Extraction<'_> {
         walker: &mut SafeDirWalker<'_>,
         decoder: &mut Decoder,
     ) -> Result<(), ArchiveStop> {
-        let (folder, name) = safe.parent_and_name();
+        let (directory, name) = safe.parent_and_name();
         let failed = self.failed(&safe.path, "write");
         let target = link_target(self.zip, safe, decoder)?;
-        let dir = walker.open(folder).map_err(&failed)?;
+        let dir = walker.open(directory).map_err(&failed)?;
         let own = duplicate(dir).map_err(&failed)?;
         let temp = self.root.temp_files().create_link(own, OsStr::from_bytes(&target)).map_err(&failed)?;
         if let Some(at) = safe.record.modified {
@@ -220,9 +220,9 @@ impl Extraction<'_> {
     fn apply_metadata(&self, number: usize, walker: &mut SafeDirWalker<'_>) -> Result<(), ArchiveError> {
         let safe = CheckedEntry::new(self.zip.record(number)?)?;
         let failed = self.failed(&safe.path, "set the permissions of");
-        let (folder, name) = safe.parent_and_name();
-        let dir =
-            safe_dir_walker::open_directory(walker.open(folder).map_err(&failed)?, name).map_err(&failed)?;
+        let (directory, name) = safe.parent_and_name();
+        let dir = safe_dir_walker::open_directory(walker.open(directory).map_err(&failed)?, name)
+            .map_err(&failed)?;
         if let Some(at) = safe.record.modified {
             futimens(&dir, &times(at)).map_err(&failed)?;
         }

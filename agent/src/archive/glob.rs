@@ -7,7 +7,7 @@ pub(super) struct IgnorePattern {
     /// Began with "!": includes what an earlier pattern excludes.
     pub(super) negated: bool,
     /// Ended with "/": matches directories only.
-    folders: bool,
+    directories_only: bool,
     /// Parts between slashes; `**` is a part of its own.
     parts: Vec<Vec<u8>>,
 }
@@ -21,7 +21,7 @@ impl IgnorePattern {
             return None;
         }
         let (negated, line) = line.strip_prefix(b"!").map_or((false, line), |rest| (true, rest));
-        let (folders, line) = line.strip_suffix(b"/").map_or((false, line), |rest| (true, rest));
+        let (directories_only, line) = line.strip_suffix(b"/").map_or((false, line), |rest| (true, rest));
         let (rooted, line) = line.strip_prefix(b"/").map_or((false, line), |rest| (true, rest));
         if line.is_empty() {
             return None;
@@ -31,12 +31,12 @@ impl IgnorePattern {
         if parts.len() == 1 && !rooted {
             parts.insert(0, b"**".to_vec());
         }
-        Some(Self { negated, folders, parts })
+        Some(Self { negated, directories_only, parts })
     }
 
     /// Whether the pattern matches `path`, which is relative to the directory of its ignore file.
-    pub(super) fn matches(&self, path: &[u8], folder: bool) -> bool {
-        if self.folders && !folder {
+    pub(super) fn matches(&self, path: &[u8], is_directory: bool) -> bool {
+        if self.directories_only && !is_directory {
             return false;
         }
         let path: Vec<&[u8]> = path.split(|b| *b == b'/').collect();
@@ -45,9 +45,10 @@ impl IgnorePattern {
         let least = usize::from(parts.len() > 1 && parts.last() == Some(&&b"**"[..]));
         if least == 1 {
             let inner = &parts[..parts.len() - 1];
-            return (1..path.len()).any(|end| wild(inner, &path[..end], |p| *p == b"**", |p, t| part(p, t)));
+            return (1..path.len())
+                .any(|end| match_wildcards(inner, &path[..end], |p| *p == b"**", |p, t| matches_part(p, t)));
         }
-        wild(&parts, &path, |p| *p == b"**", |p, t| part(p, t))
+        match_wildcards(&parts, &path, |p| *p == b"**", |p, t| matches_part(p, t))
     }
 }
 
@@ -65,7 +66,12 @@ fn trim(mut line: &[u8]) -> &[u8] {
 
 /// Matches with wildcards that stand for any number of elements. After a mismatch only the last
 /// wildcard has to take one more element, so no full backtracking is needed.
-fn wild<P, T>(pattern: &[P], text: &[T], any: impl Fn(&P) -> bool, one: impl Fn(&P, &T) -> bool) -> bool {
+fn match_wildcards<P, T>(
+    pattern: &[P],
+    text: &[T],
+    any: impl Fn(&P) -> bool,
+    one: impl Fn(&P, &T) -> bool,
+) -> bool {
     let (mut p, mut t, mut back) = (0, 0, None);
     while t < text.len() {
         if pattern.get(p).is_some_and(&any) {
@@ -91,7 +97,7 @@ enum GlobToken<'a> {
     Class { negated: bool, members: &'a [u8] },
 }
 
-fn part(pattern: &[u8], name: &[u8]) -> bool {
+fn matches_part(pattern: &[u8], name: &[u8]) -> bool {
     let tokens = tokens(pattern);
     let one = |token: &GlobToken<'_>, byte: &u8| match token {
         GlobToken::Any => false,
@@ -99,7 +105,7 @@ fn part(pattern: &[u8], name: &[u8]) -> bool {
         GlobToken::Byte(expected) => expected == byte,
         GlobToken::Class { negated, members } => in_class(members, *byte) != *negated,
     };
-    wild(&tokens, name, |token| matches!(token, GlobToken::Any), one)
+    match_wildcards(&tokens, name, |token| matches!(token, GlobToken::Any), one)
 }
 
 fn tokens(mut pattern: &[u8]) -> Vec<GlobToken<'_>> {
@@ -160,12 +166,12 @@ mod tests {
     use super::*;
 
     fn matches(pattern: &str, path: &str) -> bool {
-        let (path, folder) = path.strip_suffix('/').map_or((path, false), |path| (path, true));
-        IgnorePattern::parse(pattern.as_bytes()).is_some_and(|p| p.matches(path.as_bytes(), folder))
+        let (path, is_directory) = path.strip_suffix('/').map_or((path, false), |path| (path, true));
+        IgnorePattern::parse(pattern.as_bytes()).is_some_and(|p| p.matches(path.as_bytes(), is_directory))
     }
 
     #[test]
-    fn patterns_mean_what_git_says() {
+    fn patterns_match_as_git_documents() {
         for (pattern, yes, no) in [
             ("*.pyc", &["a.pyc", "x/y/.pyc"][..], &["a.py", "a.pyc.txt"][..]),
             ("build/", &["build/", "x/build/"], &["build", "builds/"]),
@@ -195,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn many_wildcards_cost_no_more_than_their_product() {
+    fn many_wildcards_match_in_bounded_time() {
         let pattern = "*a".repeat(100);
         assert!(!matches(&pattern, &"a".repeat(99)));
         assert!(!matches(&format!("{pattern}b"), &"a".repeat(4_000)));

@@ -184,14 +184,14 @@ mod tests {
     }
 
     #[test]
-    fn one_byte_none_and_the_same_over_and_over() {
+    fn trivial_inputs_survive_round_trip() {
         for input in [&b""[..], b"x", &[0; 100_000], b"abab"] {
             assert_eq!(inflate(&packed(input)), input);
         }
     }
 
     #[test]
-    fn frequencies_that_want_codes_too_long_get_shorter_ones() {
+    fn fibonacci_frequencies_get_limited_code_lengths() {
         // Fibonacci frequencies, the worst case of Huffman's algorithm.
         let (mut now, mut then) = (1, 1);
         let mut input = Vec::new();
@@ -200,14 +200,14 @@ mod tests {
             (then, now) = (now, now + then);
         }
         let counts = ByteCounts::of(&input).0;
-        assert_eq!(huffman_lengths(&counts), None, "they are too long at first");
+        assert_eq!(huffman_lengths(&counts), None, "unlimited codes are too long");
         let lengths = code_lengths(&counts);
         assert!(lengths.iter().all(|length| *length <= MAX_CODE_BITS), "{lengths:?}");
         assert_eq!(inflate(&packed(&input)), input);
     }
 
     #[test]
-    fn it_costs_what_was_said() {
+    fn encoded_size_matches_estimate() {
         let mut random = fastrand::Rng::with_seed(3);
         for length in [100_000, 393_216, 1_000_000] {
             let input: Vec<u8> = (0..length).map(|_| random.u8(..64)).collect();
@@ -221,7 +221,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_goes_in_comes_out(input in prop::collection::vec(any::<u8>(), 0..5_000), below in 1u8..=255) {
+        fn any_input_survives_round_trip(
+            input in prop::collection::vec(any::<u8>(), 0..5_000),
+            below in 1u8..=255,
+        ) {
             let input: Vec<u8> = input.iter().map(|byte| byte % below).collect();
             prop_assert_eq!(inflate(&packed(&input)), input);
         }

@@ -20,7 +20,7 @@ pub const MAX_PATTERNS: usize = 1_000;
 pub const MAX_PATTERN_BYTES: usize = 4_096;
 /// Maximum bytes of an ignore file. A longer file is listed as skipped and its rules do not apply.
 const MAX_FILE_BYTES: usize = 256 * 1024;
-/// In ascending precedence.
+/// The later file has precedence over the earlier one.
 const IGNORE_FILES: [&str; 2] = [".gitignore", ".ignore"];
 
 /// All patterns that apply at the current point of the walk.
@@ -44,7 +44,7 @@ impl IgnoreRules {
     /// Rejects patterns beyond the limits.
     pub(super) fn new(caller: &[Vec<u8>], ignore_files: bool) -> Result<Self, FileError> {
         if caller.len() > MAX_PATTERNS || caller.iter().any(|pattern| pattern.len() > MAX_PATTERN_BYTES) {
-            let allowed = "1,000 patterns of 4,096 bytes at most";
+            let allowed = "at most 1,000 patterns of 4,096 bytes each";
             return Err(FileError::BadField { field: "ignore", allowed });
         }
         let caller = caller.iter().filter_map(|line| IgnorePattern::parse(line)).collect();
@@ -76,9 +76,9 @@ impl IgnoreRules {
     }
 
     /// Whether the rules exclude `path`, which is below the current directory.
-    pub(super) fn ignores(&self, path: &[u8], folder: bool) -> bool {
+    pub(super) fn ignores(&self, path: &[u8], is_directory: bool) -> bool {
         let last = |patterns: &[IgnorePattern], path: &[u8]| {
-            patterns.iter().rev().find(|pattern| pattern.matches(path, folder)).map(|p| !p.negated)
+            patterns.iter().rev().find(|pattern| pattern.matches(path, is_directory)).map(|p| !p.negated)
         };
         let from_files = || {
             self.directories
@@ -101,7 +101,7 @@ fn read_ignore_file(dir: &OwnedFd, name: &str) -> Result<Option<Vec<u8>>, String
     let mut content = Vec::new();
     super::source::read_up_to(&File::from(file), &mut content, MAX_FILE_BYTES + 1).map_err(text)?;
     if content.len() > MAX_FILE_BYTES {
-        return Err("its rules were not obeyed: it is longer than 256 KiB".to_owned());
+        return Err("its rules do not apply: it is longer than 256 KiB".to_owned());
     }
     Ok(Some(content))
 }

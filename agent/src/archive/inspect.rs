@@ -95,14 +95,14 @@ fn check_names(zip: &ZipReader, mut names: Vec<(NameHash, bool)>) -> Result<(), 
     names.sort_unstable();
     if let Some([twice, _]) = names.array_windows().find(|[a, b]| a.0 == b.0) {
         let number = in_order.iter().rposition(|key| *key == twice.0).unwrap_or_default();
-        return Err(ArchiveError::bad_entry(&zip.record(number)?.name, "its name is there twice"));
+        return Err(ArchiveError::bad_entry(&zip.record(number)?.name, "its name occurs twice"));
     }
     drop(in_order);
     for number in 0..zip.len() {
         let safe = CheckedEntry::new(zip.record(number)?)?;
         let above = safe.path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| &safe.path[..at]);
-        for folder in above {
-            let found = names.binary_search_by_key(&name_hash(folder), |(key, _)| *key);
+        for directory in above {
+            let found = names.binary_search_by_key(&name_hash(directory), |(key, _)| *key);
             if found.is_ok_and(|at| !names[at].1) {
                 return Err(ArchiveError::bad_entry(
                     &safe.record.name,
@@ -140,7 +140,10 @@ pub(super) fn link_target(
         Ok(())
     })?;
     if target.is_empty() || target.contains(&0) {
-        return Err(ArchiveError::bad_entry(&safe.record.name, "it is a link to nothing that could be"));
+        return Err(ArchiveError::bad_entry(
+            &safe.record.name,
+            "its link target is empty or holds a NUL byte",
+        ));
     }
     Ok(target)
 }
@@ -158,7 +161,7 @@ impl CheckedEntry {
             return refuse("it is encrypted");
         }
         if !matches!(record.method, STORED | DEFLATED) || record.flags & !(HARMLESS | ENCRYPTED) != 0 {
-            return refuse("it is compressed in a way that is not known here");
+            return refuse("its compression method is not supported");
         }
         let unix = record.system == UNIX && record.mode != 0;
         let kind = match record.mode & KIND_BITS {
@@ -168,7 +171,7 @@ impl CheckedEntry {
             0 | IS_FILE if !slash => FileKind::File,
             IS_DIRECTORY => FileKind::Directory,
             IS_SYMLINK if !slash => FileKind::Symlink,
-            IS_FILE | IS_SYMLINK => return refuse("it is a file or a link with the name of a folder"),
+            IS_FILE | IS_SYMLINK => return refuse("it is a file or a link whose name ends with a slash"),
             _ => return refuse("it is a device, a pipe or a socket"),
         };
         if kind == FileKind::Directory && record.size != 0 {
@@ -191,9 +194,9 @@ impl CheckedEntry {
     /// Splits the path into the parent directory and the name in it.
     pub(super) fn parent_and_name(&self) -> (&[u8], &OsStr) {
         let at = self.path.iter().rposition(|b| *b == b'/');
-        let (folder, name) =
+        let (directory, name) =
             at.map_or((&[][..], &self.path[..]), |at| (&self.path[..at], &self.path[at + 1..]));
-        (folder, OsStr::from_bytes(name))
+        (directory, OsStr::from_bytes(name))
     }
 }
 

@@ -253,7 +253,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dos_times_are_those_of_the_calendar() {
+    fn dos_time_matches_calendar_and_clamps() {
         // 2024-02-29 12:34:56 UTC.
         assert_eq!(dos_time(1_709_210_096), (12 << 11 | 34 << 5 | 28, 44 << 9 | 2 << 5 | 29));
         assert_eq!(dos_time(i64::MIN), (0, 1 << 5 | 1));

@@ -47,7 +47,7 @@ impl MemoryBudget {
         Ok(())
     }
 
-    /// Releases reserved bytes.
+    /// Releases bytes that were reserved.
     pub(super) fn release(&self, bytes: usize) {
         self.lock().free += bytes;
         self.changed.notify_all();
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_has_just_changed_is_too_fresh() {
+    fn only_recent_changes_require_a_wait() {
         let now = UNIX_EPOCH + Duration::new(1_000, 500_000_000);
         assert_eq!(granularity_left((1_000, 495_000_000), now), Some(Duration::from_millis(15)));
         for settled in [(1_000, 480_000_000), (999, 500_000_000), (1_001, 0), (-5, 0)] {
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_reaches_who_waits() {
+    fn cancel_wakes_waiting_reservation() {
         let budget = MemoryBudget::new(10);
         budget.reserve(8).unwrap();
         std::thread::scope(|scope| {
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn room_that_is_given_back_lets_the_next_one_in() {
+    fn released_bytes_admit_next_reservation() {
         let budget = MemoryBudget::new(10);
         budget.reserve(8).unwrap();
         std::thread::scope(|scope| {

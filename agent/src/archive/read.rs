@@ -74,9 +74,9 @@ impl ZipReader {
             return Err(ArchiveError::TooManyEntries { limit: MAX_ENTRIES });
         }
         if start.checked_add(length) != Some(behind) {
-            return Err(ArchiveError::bad_zip("its directory is not where its end says"));
+            return Err(ArchiveError::bad_zip("its directory is not where its end record says"));
         }
-        let index = index(&file, start, length, entries)?;
+        let index = index_directory(&file, start, length, entries)?;
         Ok(Self { file, directory: start, index })
     }
 
@@ -88,10 +88,10 @@ impl ZipReader {
     pub(super) fn record(&self, number: usize) -> Result<CentralRecord, ArchiveError> {
         let at = self.index[number];
         let mut head = [0; CENTRAL_LEN];
-        exact(&self.file, &mut head, at)?;
+        read_exact(&self.file, &mut head, at)?;
         let (name, extra) = (usize::from(u16_at(&head, 28)), usize::from(u16_at(&head, 30)));
         let mut rest = vec![0; name + extra];
-        exact(&self.file, &mut rest, at + CENTRAL_LEN as u64)?;
+        read_exact(&self.file, &mut rest, at + CENTRAL_LEN as u64)?;
         let extra = rest.split_off(name);
         let mut record = CentralRecord {
             name: rest,
@@ -105,26 +105,25 @@ impl ZipReader {
             mode: u32_at(&head, 38) >> 16,
             modified: None,
         };
-        record.widen(&extra)?;
+        record.apply_extra_fields(&extra)?;
         Ok(record)
     }
 
     /// Returns the offset of an entry's content. The local header must agree with the directory.
     pub(super) fn content(&self, record: &CentralRecord) -> Result<u64, ArchiveError> {
-        let wrong =
-            || ArchiveError::bad_entry(&record.name, "its header says something else than the directory");
+        let wrong = || ArchiveError::bad_entry(&record.name, "its header contradicts the directory");
         let mut head = [0; LOCAL_LEN];
         if record.header.checked_add(LOCAL_LEN as u64).is_none_or(|end| end > self.directory) {
             return Err(ArchiveError::bad_entry(&record.name, "it lies outside the zip"));
         }
-        exact(&self.file, &mut head, record.header)?;
+        read_exact(&self.file, &mut head, record.header)?;
         let (name, extra) = (usize::from(u16_at(&head, 26)), usize::from(u16_at(&head, 28)));
         let start = record.header + (LOCAL_LEN + name + extra) as u64;
         if u32_at(&head, 0) != LOCAL_SIGNATURE || name != record.name.len() || start > self.directory {
             return Err(wrong());
         }
         let mut again = vec![0; name];
-        exact(&self.file, &mut again, record.header + LOCAL_LEN as u64)?;
+        read_exact(&self.file, &mut again, record.header + LOCAL_LEN as u64)?;
         let same = again == record.name
             && u16_at(&head, 6) == record.flags
             && u16_at(&head, 8) == record.method
@@ -141,7 +140,7 @@ impl ZipReader {
 
 impl CentralRecord {
     /// Applies the extra fields: 64-bit sizes and finer times.
-    fn widen(&mut self, mut extra: &[u8]) -> Result<(), ArchiveError> {
+    fn apply_extra_fields(&mut self, mut extra: &[u8]) -> Result<(), ArchiveError> {
         let short = ArchiveError::bad_entry(&self.name, "its extra fields are cut short");
         while let [a, b, c, d, rest @ ..] = extra {
             let (id, length) = (u16::from_le_bytes([*a, *b]), usize::from(u16::from_le_bytes([*c, *d])));
@@ -172,10 +171,10 @@ impl CentralRecord {
 
 /// Finds the end record, which must be the last thing in the file.
 fn find_end(file: &File, size: u64) -> Result<(u64, Vec<u8>), ArchiveError> {
-    let none = ArchiveError::bad_zip("it has no end: it is no zip, or was cut short");
+    let none = ArchiveError::bad_zip("it has no end record: it is not a zip, or was cut short");
     let length = size.min((END_LEN + MAX_COMMENT) as u64);
     let mut tail = vec![0; length as usize];
-    exact(file, &mut tail, size - length)?;
+    read_exact(file, &mut tail, size - length)?;
     for at in (0..=tail.len().saturating_sub(END_LEN)).rev() {
         let Some(end) = tail.get(at..at + END_LEN) else { break };
         if u32_at(end, 0) == END_SIGNATURE && at + END_LEN + usize::from(u16_at(end, 20)) == tail.len() {
@@ -189,22 +188,22 @@ fn find_end(file: &File, size: u64) -> Result<(u64, Vec<u8>), ArchiveError> {
 fn find_end64(file: &File, end: u64) -> Result<Option<(u64, [u8; END64_LEN])>, ArchiveError> {
     let Some(at) = end.checked_sub(LOCATOR64_LEN as u64) else { return Ok(None) };
     let mut locator = [0; LOCATOR64_LEN];
-    exact(file, &mut locator, at)?;
+    read_exact(file, &mut locator, at)?;
     if u32_at(&locator, 0) != LOCATOR64_SIGNATURE {
         return Ok(None);
     }
-    let wrong = ArchiveError::bad_zip("its zip64 end is not where its locator says");
+    let wrong = ArchiveError::bad_zip("its zip64 end record is not where its locator says");
     let start = u64_at(&locator, 8);
     if start.checked_add(END64_LEN as u64) != Some(at) {
         return Err(wrong);
     }
     let mut record = [0; END64_LEN];
-    exact(file, &mut record, start)?;
+    read_exact(file, &mut record, start)?;
     if u32_at(&record, 0) != END64_SIGNATURE { Err(wrong) } else { Ok(Some((start, record))) }
 }
 
 /// Returns the offset of each header in the central directory.
-fn index(file: &File, start: u64, length: u64, entries: u64) -> Result<Vec<u64>, ArchiveError> {
+fn index_directory(file: &File, start: u64, length: u64, entries: u64) -> Result<Vec<u64>, ArchiveError> {
     let wrong = || ArchiveError::bad_zip("its directory is damaged");
     // The count is untrusted: the directory must be large enough for it.
     if entries.saturating_mul(CENTRAL_LEN as u64) > length {
@@ -232,7 +231,7 @@ fn index(file: &File, start: u64, length: u64, entries: u64) -> Result<Vec<u64>,
 }
 
 /// Fills `bytes` from offset `at`. Reading past the end of the file is the zip's fault.
-fn exact(file: &File, bytes: &mut [u8], at: u64) -> Result<(), ArchiveError> {
+fn read_exact(file: &File, bytes: &mut [u8], at: u64) -> Result<(), ArchiveError> {
     file.read_exact_at(bytes, at).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => ArchiveError::bad_zip("it is cut short"),
         _ => spool_error(error),

@@ -31,18 +31,18 @@ impl<'a> SafeDirWalker<'a> {
         Self { base, parts: Vec::new(), dirs: Vec::new() }
     }
 
-    /// Opens the directory `folder`, relative to the base.
-    pub(super) fn open(&mut self, folder: &[u8]) -> Result<&OwnedFd, Errno> {
-        self.descend(folder, false)
+    /// Opens the directory at the path `directory`, relative to the base.
+    pub(super) fn open(&mut self, directory: &[u8]) -> Result<&OwnedFd, Errno> {
+        self.descend(directory, false)
     }
 
     /// Like [`Self::open`], but creates missing directories.
-    pub(super) fn create(&mut self, folder: &[u8]) -> Result<&OwnedFd, Errno> {
-        self.descend(folder, true)
+    pub(super) fn create(&mut self, directory: &[u8]) -> Result<&OwnedFd, Errno> {
+        self.descend(directory, true)
     }
 
-    fn descend(&mut self, folder: &[u8], create: bool) -> Result<&OwnedFd, Errno> {
-        let parts = || folder.split(|b| *b == b'/').filter(|part| !part.is_empty());
+    fn descend(&mut self, directory: &[u8], create: bool) -> Result<&OwnedFd, Errno> {
+        let parts = || directory.split(|b| *b == b'/').filter(|part| !part.is_empty());
         let same = self.parts.iter().zip(parts()).take_while(|(old, new)| old == new).count();
         self.parts.truncate(same);
         self.dirs.truncate(same);

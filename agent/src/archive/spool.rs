@@ -8,15 +8,15 @@ use rustix::{
     io::Errno,
 };
 
-/// Creates the file in `folder`.
-pub(super) fn create(folder: &Path) -> io::Result<File> {
+/// Creates the file in `directory`.
+pub(super) fn create(directory: &Path) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;
-    match rustix::fs::open(folder, flags | OFlags::TMPFILE, mode) {
+    match rustix::fs::open(directory, flags | OFlags::TMPFILE, mode) {
         Ok(file) => Ok(file.into()),
         // The file system does not support O_TMPFILE.
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
-            let path = folder.join(format!("spool-{:016x}", fastrand::u64(..)));
+            let path = directory.join(format!("spool-{:016x}", fastrand::u64(..)));
             let file = rustix::fs::open(&path, flags | OFlags::CREATE | OFlags::EXCL, mode)?;
             unlink(&path)?;
             Ok(file.into())

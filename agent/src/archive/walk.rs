@@ -125,7 +125,7 @@ impl<'a> TreeWalk<'a> {
             return Ok(Some(WalkEntry { path, dir, name, metadata }));
         }
         if self.levels.len() >= MAX_DEPTH {
-            return Err("it lies more than 256 folders deep".into());
+            return Err("it lies more than 256 directories deep".into());
         }
         let inner = openat(&dir, &name, OPEN_DIRECTORY, Mode::empty())?;
         let metadata = self.stable_metadata(&inner)??;
@@ -180,11 +180,11 @@ impl<'a> TreeWalk<'a> {
 const OPEN_DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-fn join(folder: &[u8], name: &OsStr) -> Vec<u8> {
-    if folder.is_empty() {
+fn join(directory: &[u8], name: &OsStr) -> Vec<u8> {
+    if directory.is_empty() {
         return name.as_bytes().to_vec();
     }
-    [folder, b"/", name.as_bytes()].concat()
+    [directory, b"/", name.as_bytes()].concat()
 }
 
 /// Why an entry is not walked.

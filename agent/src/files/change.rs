@@ -36,7 +36,7 @@ pub(crate) fn mkdir(
     match mkdirat(&location.dir, &location.name, Mode::from_raw_mode(DIRECTORY_MODE)) {
         Ok(()) => {}
         Err(Errno::EXIST) if parents => return root.open_directory(path).map(drop),
-        Err(errno) => return Err(map_errno("make", path)(errno)),
+        Err(errno) => return Err(map_errno("create", path)(errno)),
     }
     if let Some(mode) = mode {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -44,23 +44,23 @@ pub(crate) fn mkdir(
         made.and_then(|dir| fchmod(dir, Mode::from_raw_mode(mode)))
             .map_err(map_errno("set the mode of", path))?;
     }
-    location.sync_directory().map_err(map_errno("make", path))
+    location.sync_directory().map_err(map_errno("create", path))
 }
 
 /// Creates the missing directories above `path`.
 pub(super) fn make_parents(root: &WorkspaceRoot, path: &RelPath) -> Result<(), FileError> {
-    for folder in path.above() {
-        match root.open_path(&folder, SymlinkMode::Follow) {
+    for directory in path.above() {
+        match root.open_path(&directory, SymlinkMode::Follow) {
             Ok(_) => continue,
             Err(FileError::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }
-        let location = root.locate(&folder)?;
+        let location = root.locate(&directory)?;
         match mkdirat(&location.dir, &location.name, Mode::from_raw_mode(DIRECTORY_MODE)) {
-            Ok(()) => location.sync_directory().map_err(map_errno("make", &folder))?,
+            Ok(()) => location.sync_directory().map_err(map_errno("create", &directory))?,
             // Another process created it meanwhile.
             Err(Errno::EXIST) => {}
-            Err(errno) => return Err(map_errno("make", &folder)(errno)),
+            Err(errno) => return Err(map_errno("create", &directory)(errno)),
         }
     }
     Ok(())
@@ -89,7 +89,7 @@ pub(super) fn rename(
     };
     moved.map_err(|errno| match errno {
         Errno::INVAL => {
-            FileError::WrongKind { path: to.to_string(), problem: "lies inside the folder that is moved" }
+            FileError::WrongKind { path: to.to_string(), problem: "lies inside the directory to be moved" }
         }
         // Some file systems report a non-empty directory this way.
         Errno::EXIST if replace => FileError::NotEmpty { path: to.to_string() },
@@ -101,12 +101,12 @@ pub(super) fn rename(
 /// Moves without replacing where the file system lacks RENAME_NOREPLACE. A hard link never replaces
 /// anything, and a directory may only replace the empty one just created for it.
 fn rename_without_flag(source: &EntryLocation, target: &EntryLocation) -> Result<(), Errno> {
-    let folder = source
+    let is_directory = source
         .stat()
         .ok()
         .flatten()
         .is_some_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory);
-    if !folder {
+    if !is_directory {
         linkat(&source.dir, &source.name, &target.dir, &target.name, AtFlags::empty())?;
         return unlinkat(&source.dir, &source.name, AtFlags::empty());
     }
@@ -117,6 +117,6 @@ fn rename_without_flag(source: &EntryLocation, target: &EntryLocation) -> Result
 
 fn remove_created(dir: &OwnedFd, name: &OsStr) {
     if let Err(errno) = unlinkat(dir, name, AtFlags::REMOVEDIR) {
-        tracing::warn!(%errno, "an empty folder made for a move stays behind");
+        tracing::warn!(%errno, "failed to remove empty directory created for a move");
     }
 }

@@ -26,7 +26,7 @@ pub struct FileEntry {
     /// Last component of the path in raw bytes; empty for the root.
     pub name: Vec<u8>,
     pub kind: FileKind,
-    /// In bytes.
+    /// Size of the content in bytes.
     pub size: u64,
     pub mode: u32,
     pub modified: SystemTime,
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_before_1970_are_kept_too() {
+    fn time_before_1970_converts_to_timespec() {
         let at = UNIX_EPOCH - Duration::from_millis(1_250);
         assert_eq!(timespec(at), Timespec { tv_sec: -2, tv_nsec: 750_000_000 });
         let at = UNIX_EPOCH + Duration::from_millis(1_250);
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_farthest_times_reach_the_wire() {
+    fn extreme_times_convert_to_wire() {
         for seconds in [i64::MIN, i64::MIN + 1, -1, 0, i64::MAX] {
             for nanos in [0, 999_999_999] {
                 let told = prost_types::Timestamp::from(unix_system_time(seconds, nanos));

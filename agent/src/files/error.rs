@@ -9,7 +9,7 @@ use crate::admission::Rejection;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FileError {
     /// The path cannot lie below the root.
-    #[error("the path {path}: {problem}")]
+    #[error("path {path} {problem}")]
     BadPath {
         /// As the client sent it.
         path: String,
@@ -23,9 +23,9 @@ pub enum FileError {
         /// The values that it may have.
         allowed: &'static str,
     },
-    #[error("{path}: no such file or folder")]
+    #[error("{path}: no such file or directory")]
     NotFound { path: String },
-    #[error("{path}: exists already")]
+    #[error("{path}: already exists")]
     Exists { path: String },
     /// The entry has another kind than the operation needs.
     #[error("{path}: {problem}")]
@@ -35,18 +35,18 @@ pub enum FileError {
         problem: &'static str,
     },
     /// A directory still has entries.
-    #[error("{path}: the folder is not empty")]
+    #[error("{path}: the directory is not empty")]
     NotEmpty { path: String },
     /// A symbolic link in the path leaves the workspace, is absolute, forms a loop or changed
     /// meanwhile.
-    #[error("{path}: a symbolic link on the way leaves the workspace, or changed meanwhile")]
+    #[error("{path}: a symbolic link in the path leaves the workspace or changed meanwhile")]
     Escapes { path: String },
     /// The disk or a quota is full. The old content is untouched.
     #[error("{path}: the disk is full ({errno})")]
     DiskFull {
         /// The file that was being written.
         path: String,
-        /// ENOSPC or EDQUOT.
+        /// Either ENOSPC or EDQUOT.
         errno: Errno,
     },
     /// The agent or the machine has no file descriptor left.
@@ -54,7 +54,7 @@ pub enum FileError {
     NoDescriptors {
         /// The file that was being opened.
         path: String,
-        /// EMFILE or ENFILE.
+        /// Either EMFILE or ENFILE.
         errno: Errno,
     },
     /// A message exceeds its limit, or a file exceeds the limit of its file system.
@@ -68,23 +68,23 @@ pub enum FileError {
     #[error("{path}: the content's SHA-256 is {got}, not {promised}; nothing was written")]
     DigestMismatch {
         path: String,
-        /// In hexadecimal digits.
+        /// As 64 hexadecimal digits.
         promised: String,
-        /// In hexadecimal digits.
+        /// As 64 hexadecimal digits.
         got: String,
     },
     /// A range begins behind the end of the file.
-    #[error("{path}: offset {offset} lies behind its end at {size}")]
+    #[error("{path}: offset {offset} lies behind the end of the file at {size}")]
     BadOffset { path: String, offset: u64, size: u64 },
     /// A file became shorter while it was read.
-    #[error("{path}: it became shorter while it was read (it ended at {end})")]
+    #[error("{path}: the file became shorter while it was read (it now ends at {end})")]
     Shrunk {
         path: String,
         /// Length of the file now, in bytes.
         end: u64,
     },
     /// A chunk leaves a gap behind the bytes received so far.
-    #[error("a chunk at {offset} came where {expected} was expected")]
+    #[error("a chunk at offset {offset} leaves a gap; send from offset {expected}")]
     Hole {
         /// Offset of the rejected chunk.
         offset: u64,
@@ -92,31 +92,26 @@ pub enum FileError {
         expected: u64,
     },
     /// The upload expired, failed or never existed.
-    #[error("no such upload: it lapsed, failed, or was never begun")]
+    #[error("no such upload: it expired, failed or never existed; start again")]
     UploadNotFound { id: String },
     /// [`super::MAX_UPLOADS`] uploads are in progress.
-    #[error("{limit} uploads are under way already")]
+    #[error("{limit} uploads are already in progress; finish one or retry later")]
     TooManyUploads { limit: usize },
     /// All stream permits of this kind are in use.
-    #[error("{limit} such streams are open already")]
+    #[error("{limit} such streams are already open; close one or retry later")]
     TooManyStreams { limit: usize },
     /// The admission gate rejected the operation.
     #[error(transparent)]
     Rejected(#[from] Rejection),
     /// An internal fault of the agent.
-    #[error("a fault in the agent while {operation}")]
+    #[error("internal fault of the agent while {operation}")]
     Fault {
         /// What the agent was doing.
         operation: &'static str,
     },
     /// Any other error of the operating system.
-    #[error("{operation} {path}: {errno}")]
-    Io {
-        /// What was attempted.
-        operation: &'static str,
-        path: String,
-        errno: Errno,
-    },
+    #[error("cannot {operation} {path}: {errno}")]
+    Io { operation: &'static str, path: String, errno: Errno },
 }
 
 /// Maps an errno of an operation on `path` to the error that clients see.
@@ -127,8 +122,10 @@ pub(crate) fn map_errno<'a>(operation: &'static str, path: &'a RelPath) -> impl 
             Errno::NOENT => FileError::NotFound { path },
             Errno::EXIST => FileError::Exists { path },
             Errno::NOTEMPTY => FileError::NotEmpty { path },
-            Errno::NOTDIR => FileError::WrongKind { path, problem: "is not a folder, or lies below a file" },
-            Errno::ISDIR => FileError::WrongKind { path, problem: "is a folder" },
+            Errno::NOTDIR => {
+                FileError::WrongKind { path, problem: "is not a directory, or lies below a file" }
+            }
+            Errno::ISDIR => FileError::WrongKind { path, problem: "is a directory" },
             Errno::LOOP => FileError::Escapes { path },
             Errno::NAMETOOLONG => FileError::BadPath { path, problem: BadPath::TooLong },
             Errno::NOSPC | Errno::DQUOT => FileError::DiskFull { path, errno },

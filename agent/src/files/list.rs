@@ -77,7 +77,7 @@ impl Listing {
                 }
                 // Removed since the pass.
                 Err(Errno::NOENT) => {}
-                Err(errno) => return Err(map_errno("look at an entry of", &self.path)(errno)),
+                Err(errno) => return Err(map_errno("read the metadata of an entry of", &self.path)(errno)),
             }
             self.last = Some(name);
         }
@@ -117,7 +117,7 @@ pub(crate) fn smallest_names(
     max_names: usize,
     filter: impl Fn(&OsStr) -> bool,
 ) -> Result<(Vec<OsString>, bool), Errno> {
-    let mut smallest_names: BinaryHeap<OsString> = BinaryHeap::new();
+    let mut smallest: BinaryHeap<OsString> = BinaryHeap::new();
     let mut complete = true;
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
@@ -126,16 +126,16 @@ pub(crate) fn smallest_names(
         if dots || last.is_some_and(|last| name <= last) || !filter(name) {
             continue;
         }
-        if smallest_names.len() == max_names {
+        if smallest.len() == max_names {
             complete = false;
-            if smallest_names.peek().is_some_and(|largest| name >= largest) {
+            if smallest.peek().is_some_and(|largest| name >= largest) {
                 continue;
             }
-            smallest_names.pop();
+            smallest.pop();
         }
-        smallest_names.push(name.to_owned());
+        smallest.push(name.to_owned());
     }
-    Ok((smallest_names.into_sorted_vec(), complete))
+    Ok((smallest.into_sorted_vec(), complete))
 }
 
 #[cfg(test)]
@@ -144,7 +144,7 @@ mod tests {
     use crate::files::root::PathResolver;
 
     #[test]
-    fn many_passes_show_what_one_would() {
+    fn listing_in_many_passes_equals_single_pass() {
         let dir = tempfile::tempdir().unwrap();
         let mut names: Vec<Vec<u8>> =
             (0..2_500).map(|n| format!("{}", n * 7919 % 100_003).into_bytes()).collect();

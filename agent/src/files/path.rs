@@ -74,8 +74,8 @@ impl RelPath {
             return None;
         }
         let at = self.0.iter().rposition(|b| *b == b'/');
-        let (folder, name) = at.map_or((&[][..], &self.0[..]), |at| (&self.0[..at], &self.0[at + 1..]));
-        Some((Self(folder.to_vec()), OsStr::from_bytes(name)))
+        let (directory, name) = at.map_or((&[][..], &self.0[..]), |at| (&self.0[..at], &self.0[at + 1..]));
+        Some((Self(directory.to_vec()), OsStr::from_bytes(name)))
     }
 
     /// Iterates over the directories above it, outermost first, without the root.
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_read_as_a_shell_would_read_it_below_the_root() {
+    fn path_parsing_normalises_and_rejects() {
         let parse = |p: &str| RelPath::parse(p).map(|p| p.to_string());
         assert_eq!(parse("a//b/./c/"), Ok("a/b/c".into()));
         assert_eq!(parse(""), Ok(".".into()));
@@ -122,17 +122,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_read_has_only_plain_parts_and_reads_the_same_again(bytes in prop::collection::vec(prop_oneof![Just(b'/'), Just(b'.'), any::<u8>()], 0..64)) {
+        fn parsed_path_has_plain_parts_and_reparses(
+            bytes in prop::collection::vec(prop_oneof![Just(b'/'), Just(b'.'), any::<u8>()], 0..64),
+        ) {
             if let Ok(path) = RelPath::parse(&bytes) {
                 for part in path.parts() {
                     prop_assert!(!matches!(part.as_bytes(), b"" | b"." | b".."));
                     prop_assert!(!part.as_bytes().iter().any(|b| matches!(b, b'/' | 0)));
                 }
                 prop_assert_eq!(RelPath::parse(path.as_os_str().as_bytes()), Ok(path.clone()));
-                if let Some((folder, name)) = path.split() {
-                    let joined = [folder.as_os_str().as_bytes(), b"/", name.as_bytes()].concat();
+                if let Some((directory, name)) = path.split() {
+                    let joined = [directory.as_os_str().as_bytes(), b"/", name.as_bytes()].concat();
                     prop_assert_eq!(RelPath::parse(joined), Ok(path.clone()));
-                    prop_assert_eq!(path.above().last().unwrap_or(RelPath::ROOT), folder);
+                    prop_assert_eq!(path.above().last().unwrap_or(RelPath::ROOT), directory);
                 }
             }
         }

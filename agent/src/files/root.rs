@@ -37,7 +37,7 @@ const TRIES: usize = 64;
 /// How paths are resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathResolver {
-    /// With openat2.
+    /// One openat2 call for the whole path.
     Kernel,
     /// Component by component with O_NOFOLLOW.
     Walk,
@@ -74,7 +74,7 @@ impl WorkspaceRoot {
         Ok(match root.resolve(&RelPath::ROOT, OFlags::PATH) {
             Ok(_) => root,
             Err(errno) => {
-                tracing::info!(%errno, "no openat2 here: paths are walked part by part");
+                tracing::info!(%errno, "openat2 unavailable, resolving paths component by component");
                 Self { resolver: PathResolver::Walk, ..root }
             }
         })
@@ -102,7 +102,7 @@ impl WorkspaceRoot {
             SymlinkMode::Follow => OFlags::PATH,
             SymlinkMode::NoFollow => OFlags::PATH | OFlags::NOFOLLOW,
         };
-        self.resolve(path, flags).map_err(map_errno("look at", path))
+        self.resolve(path, flags).map_err(map_errno("read the metadata of", path))
     }
 
     /// Opens a directory for reading its entries.
@@ -114,10 +114,10 @@ impl WorkspaceRoot {
     /// writer, and a device may have side effects.
     pub(super) fn open_file(&self, path: &RelPath) -> Result<(OwnedFd, Stat), FileError> {
         let regular = |fd: &OwnedFd| {
-            let stat = fstat(fd).map_err(map_errno("look at", path))?;
+            let stat = fstat(fd).map_err(map_errno("read the metadata of", path))?;
             let problem = match FileType::from_raw_mode(stat.st_mode) {
                 FileType::RegularFile => return Ok(stat),
-                FileType::Directory => "is a folder",
+                FileType::Directory => "is a directory",
                 FileType::Symlink => "is a symbolic link",
                 _ => "is a pipe, a socket or a device",
             };
@@ -137,11 +137,12 @@ impl WorkspaceRoot {
     /// Locates an entry for creating, moving or removing it. A link in the last component is not
     /// followed.
     pub(super) fn locate(&self, path: &RelPath) -> Result<EntryLocation, FileError> {
-        let (folder, name) = path
+        let (directory, name) = path
             .split()
             .ok_or_else(|| FileError::BadPath { path: path.to_string(), problem: BadPath::Root })?;
-        let dir =
-            self.resolve(&folder, OFlags::PATH | OFlags::DIRECTORY).map_err(map_errno("open", &folder))?;
+        let dir = self
+            .resolve(&directory, OFlags::PATH | OFlags::DIRECTORY)
+            .map_err(map_errno("open", &directory))?;
         Ok(EntryLocation { dir, name: name.to_owned() })
     }
 
@@ -189,7 +190,7 @@ impl EntryLocation {
         match statat(&self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(self.failed("look at")(errno)),
+            Err(errno) => Err(self.failed("read the metadata of")(errno)),
         }
     }
 

@@ -129,7 +129,7 @@ impl Drop for TempFile {
             && let Err(errno) = unlinkat(&self.dir, &self.name, AtFlags::empty())
             && errno != Errno::NOENT
         {
-            tracing::warn!(name = ?self.name.as_bytes(), %errno, "a temporary file stays behind");
+            tracing::warn!(name = ?self.name.as_bytes(), %errno, "failed to remove temporary file");
         }
     }
 }
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_our_own_pattern_is_hidden() {
+    fn only_own_temp_names_are_hidden() {
         assert!(is_temp_file(OsStr::new(".podling-0123456789abcdef-1f.tmp")));
         for name in [
             ".podling-notes.tmp",
@@ -147,7 +147,7 @@ mod tests {
             "podling-0123456789abcdef-1.tmp",
             ".podlingrc",
         ] {
-            assert!(!is_temp_file(OsStr::new(name)), "{name} is the user's");
+            assert!(!is_temp_file(OsStr::new(name)), "{name} belongs to the user");
         }
     }
 }

@@ -168,7 +168,7 @@ fn check_replaceable(path: &RelPath, options: &WriteOptions, old: Option<&Stat>)
     }
     let problem = match FileType::from_raw_mode(old.st_mode) {
         FileType::RegularFile | FileType::Symlink => return Ok(()),
-        FileType::Directory => "is a folder",
+        FileType::Directory => "is a directory",
         _ => "is a pipe, a socket or a device",
     };
     Err(FileError::WrongKind { path: path.to_string(), problem })

@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_log_waits_for_the_slowest_watcher_only() {
+    fn full_log_waits_for_slowest_watcher() {
         let mut output = OutputLog::new(1, 10);
         output.log.push(b"0123456789");
         assert_eq!(output.capacity(RequiredOutput::From(0)), 0);
@@ -55,7 +55,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn filling_the_room_never_loses_what_is_wanted(max in 1usize..300, pushes in prop::collection::vec((0usize..400, 0u64..400), 1..30)) {
+        fn filling_capacity_never_loses_required_output(
+            max in 1usize..300,
+            pushes in prop::collection::vec((0usize..400, 0u64..400), 1..30),
+        ) {
             let mut output = OutputLog::new(1, max);
             let mut taken = 0;
             for (offered, read) in pushes {

@@ -36,7 +36,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// All processes of the workspace. Clones share one state.
 #[derive(Debug, Clone)]
 pub struct ProcessRegistry {
-    pub(super) inner: Arc<RegistryShared>,
+    pub(super) shared: Arc<RegistryShared>,
 }
 
 #[derive(Debug)]
@@ -55,7 +55,7 @@ pub(super) struct RegistryShared {
 impl ProcessRegistry {
     /// Creates an empty registry.
     pub fn new(launcher: Launcher, children: Children, gate: Arc<AdmissionGate>) -> Self {
-        let inner = RegistryShared {
+        let shared = RegistryShared {
             launcher,
             children,
             gate,
@@ -65,7 +65,7 @@ impl ProcessRegistry {
             run_bytes: Arc::new(Semaphore::new(ALL_OUTPUT_BYTES)),
             table: Mutex::default(),
         };
-        Self { inner: Arc::new(inner) }
+        Self { shared: Arc::new(shared) }
     }
 
     /// Starts a command and watches it from its first byte. Needs a tokio runtime. Blocks for the
@@ -82,21 +82,21 @@ impl ProcessRegistry {
         }
         let claim = self.claim()?;
         let permit = self.acquire_permit()?;
-        let mut table = self.inner.table();
+        let mut table = self.shared.table();
         if let Some(process) = table.by_request_id(&start.request_id) {
             return Ok(ProcessWatcher::join(process, [0, 0], permit)?);
         }
         table.check_limit(claim.policy.max_processes)?;
-        self.inner.gate.try_admit(Intent::ClientStart, 0)?;
+        self.shared.gate.try_admit(Intent::ClientStart, 0)?;
         if table.shutting_down {
             return Err(ProcessError::ShuttingDown.into());
         }
-        let (process, task) = self.inner.spawn(start.clone(), &claim)?;
+        let (process, task) = self.shared.spawn(start.clone(), &claim)?;
         table.add(process.clone());
         drop(table);
         // Joined before the task runs, so that not even the first byte can be discarded.
         let watcher = ProcessWatcher::join(process.clone(), [0, 0], permit);
-        self.inner.supervise(process, task);
+        self.shared.supervise(process, task);
         Ok(watcher?)
     }
 
@@ -128,20 +128,20 @@ impl ProcessRegistry {
 
     /// Lists all processes, including retained ended ones, oldest first.
     pub fn list(&self) -> Vec<ProcessInfo> {
-        let processes = self.inner.table().all().to_vec();
+        let processes = self.shared.table().all().to_vec();
         processes.iter().map(|process| process.info()).collect()
     }
 
     /// Number of processes that have not ended.
     pub fn running(&self) -> usize {
-        self.inner.table().running()
+        self.shared.table().running()
     }
 
-    /// Ends all processes when the workspace stops. Starts fail from now on. Every group gets TERM
-    /// at once and KILL after `grace`; watchers cannot prolong that.
+    /// Ends all processes when the workspace stops. Starts fail from now on. Every group gets HUP
+    /// and TERM at once and KILL after `grace`; watchers cannot prolong that.
     pub async fn end_all(&self, grace: Duration) {
         let mut left = {
-            let mut table = self.inner.table();
+            let mut table = self.shared.table();
             table.shutting_down = true;
             table.all().to_vec()
         };
@@ -156,7 +156,7 @@ impl ProcessRegistry {
             }
             if Instant::now() >= until {
                 let left: Vec<_> = left.iter().map(|process| process.id.to_string()).collect();
-                tracing::error!(?left, "some processes did not end");
+                tracing::error!(?left, "processes did not end within the grace period");
                 return;
             }
             sleep(POLL_INTERVAL).await;
@@ -164,7 +164,7 @@ impl ProcessRegistry {
     }
 
     fn find(&self, id: &ProcessId) -> Result<Arc<super::Process>, ProcessError> {
-        let found = self.inner.table().find(id);
+        let found = self.shared.table().find(id);
         match found {
             Some(process) => Ok(process),
             None => {
@@ -175,11 +175,11 @@ impl ProcessRegistry {
     }
 
     fn claim(&self) -> Result<Arc<Claim>, ProcessError> {
-        self.inner.launcher.claims().borrow().clone().ok_or(ProcessError::Spawn(SpawnError::Unclaimed))
+        self.shared.launcher.claims().borrow().clone().ok_or(ProcessError::Spawn(SpawnError::Unclaimed))
     }
 
     fn acquire_permit(&self) -> Result<OwnedSemaphorePermit, ProcessError> {
-        let permits = self.inner.streams.clone();
+        let permits = self.shared.streams.clone();
         permits.try_acquire_owned().map_err(|_| ProcessError::TooManyStreams { limit: MAX_STREAMS })
     }
 }

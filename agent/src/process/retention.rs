@@ -16,8 +16,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(super) struct RetainedProcess {
     pub(super) process: Arc<Process>,
-    pub(super) ending: Termination,
-    pub(super) inner: Weak<RegistryShared>,
+    pub(super) termination: Termination,
+    pub(super) shared: Weak<RegistryShared>,
 }
 
 impl RetainedProcess {
@@ -31,14 +31,14 @@ impl RetainedProcess {
         loop {
             let now = Instant::now();
             self.send_signals(now);
-            let ends = self.ending.is_under_way() && self.process.group.has_members();
+            let ends = self.termination.is_under_way() && self.process.group.has_members();
             let forgotten = self.process.removed.is_cancelled();
             if forgotten && !ends {
                 return;
             }
             // A watcher that held output may have left.
-            if let Some(inner) = self.inner.upgrade() {
-                inner.table().enforce_bounds();
+            if let Some(shared) = self.shared.upgrade() {
+                shared.table().enforce_bounds();
             }
             let wake_at = if ends { now + POLL_INTERVAL } else { remove_at };
             tokio::select! {
@@ -54,15 +54,15 @@ impl RetainedProcess {
 
     fn send_signals(&mut self, now: Instant) {
         let grace = self.process.state().requested_grace.take();
-        let requested = grace.map_or(&[][..], |grace| self.ending.request(now, grace));
-        for signal in requested.iter().chain(self.ending.due(now)) {
+        let requested = grace.map_or(&[][..], |grace| self.termination.request(now, grace));
+        for signal in requested.iter().chain(self.termination.due(now)) {
             self.process.group.signal(*signal);
         }
     }
 
     fn remove(&self) {
-        if let Some(inner) = self.inner.upgrade() {
-            inner.table().remove(&self.process);
+        if let Some(shared) = self.shared.upgrade() {
+            shared.table().remove(&self.process);
         }
         self.process.removed.cancel();
     }

@@ -73,7 +73,7 @@ impl ProcessRegistry {
                 let _fed = running.process.write(running.process.epoch, 0, run.stdin, true).await;
             }
         };
-        let budget = OutputBudget { all: self.inner.run_bytes.clone(), taken: None };
+        let budget = OutputBudget { all: self.shared.run_bytes.clone(), taken: None };
         let (outcome, ()) = tokio::join!(gather(&mut watcher, max_output, budget), feed);
         outcome
     }
@@ -140,7 +140,7 @@ impl Drop for RunGuard {
     fn drop(&mut self) {
         self.process.state().remove_when_finished = true;
         if self.process.is_finished() {
-            self.processes.inner.table().remove(&self.process);
+            self.processes.shared.table().remove(&self.process);
         } else {
             self.process.end(GRACE);
         }

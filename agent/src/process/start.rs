@@ -72,7 +72,7 @@ impl RegistryShared {
             stdin_progress: Notify::new(),
             removed: CancellationToken::new(),
         });
-        tracing::info!(process = %process.id, pid = %process.pid, program, "started a process");
+        tracing::info!(process = %process.id, pid = %process.pid, program, "process started");
         let task = ProcessTask::new(process.clone(), pipes, child.ended);
         Ok((process, task))
     }
@@ -84,17 +84,17 @@ impl RegistryShared {
     }
 }
 
-async fn run_to_removal(process: Arc<Process>, task: ProcessTask, inner: Weak<RegistryShared>) {
-    let ending = run_guarded(&process, task).await;
-    RetainedProcess { process, ending, inner }.run().await;
+async fn run_to_removal(process: Arc<Process>, task: ProcessTask, shared: Weak<RegistryShared>) {
+    let termination = run_guarded(&process, task).await;
+    RetainedProcess { process, termination, shared }.run().await;
 }
 
 /// Runs the task. If it panics, only its own process is killed.
 async fn run_guarded(process: &Process, task: ProcessTask) -> Termination {
     match AssertUnwindSafe(task.run()).catch_unwind().await {
-        Ok(ending) => ending,
+        Ok(termination) => termination,
         Err(_) => {
-            tracing::error!(process = %process.id, "the task of a process panicked; the process is killed");
+            tracing::error!(process = %process.id, "process task panicked, killing the process");
             process.group.signal(Signal::KILL);
             let mut state = process.state();
             state.fault = true;

@@ -34,7 +34,7 @@ pub(super) struct ProcessState {
     /// Termination was requested with this grace period before KILL.
     pub(super) requested_grace: Option<Duration>,
     /// Termination was requested at some time; a stalled watcher must not delay it.
-    ending: bool,
+    terminating: bool,
     /// Remove the process from the table as soon as it has finished, because no client can ask for
     /// it.
     pub(super) remove_when_finished: bool,
@@ -57,7 +57,7 @@ impl ProcessState {
             finished_at: None,
             fault: false,
             requested_grace: None,
-            ending: false,
+            terminating: false,
             remove_when_finished: false,
             watchers: HashMap::new(),
             next_watcher: 0,
@@ -76,7 +76,7 @@ impl ProcessState {
 
     /// Registers a watcher that has read up to `taken`, and returns its id.
     pub(super) fn join(&mut self, taken: [u64; 2]) -> u64 {
-        self.discarding &= self.ending;
+        self.discarding &= self.terminating;
         let id = self.next_watcher;
         self.next_watcher += 1;
         self.watchers.insert(id, taken);
@@ -130,7 +130,7 @@ impl ProcessState {
     /// Starts to discard output if the process has waited for too long. Otherwise returns when to
     /// check again.
     pub(super) fn check_hold(&mut self, now: Instant) -> Option<Instant> {
-        let limit = match (self.is_watched(), self.ending) {
+        let limit = match (self.is_watched(), self.terminating) {
             (true, false) => None,
             (true, true) => Some(STALLED_HOLD),
             (false, false) => Some(UNWATCHED_HOLD),
@@ -149,8 +149,8 @@ impl ProcessState {
     }
 
     /// Records that termination was requested, so that stalled watchers no longer delay the end.
-    pub(super) fn begin_ending(&mut self) {
-        self.ending = true;
+    pub(super) fn begin_termination(&mut self) {
+        self.terminating = true;
     }
 }
 
@@ -159,45 +159,53 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_watcher_that_stalls_does_not_hold_up_the_end_and_one_that_reads_loses_nothing() {
+    fn stalled_watcher_does_not_delay_end() {
         let start = Instant::now();
         let mut state = ProcessState::new(1, 4, false);
         let watcher = state.join([0, 0]);
         state.outputs[0].log.push(b"1234");
-        assert_eq!(state.check_hold(start), None, "without an end it is waited for");
-        state.begin_ending();
+        assert_eq!(
+            state.check_hold(start),
+            None,
+            "a stalled watcher is waited for until termination is requested"
+        );
+        state.begin_termination();
         assert_eq!(state.check_hold(start), Some(start + STALLED_HOLD));
         state.record_taken(watcher, [4, 0]);
         assert_eq!(state.check_hold(start + STALLED_HOLD), None);
         state.outputs[0].log.push(b"5678");
         let again = start + STALLED_HOLD * 2;
-        assert_eq!(
-            state.check_hold(again),
-            Some(again + STALLED_HOLD),
-            "whoever takes has all the time anew"
-        );
+        assert_eq!(state.check_hold(again), Some(again + STALLED_HOLD), "progress restarts the time limit");
         assert_eq!(state.check_hold(again + STALLED_HOLD), None);
         assert_eq!(state.read_capacity(OutputStream::Stdout), 4);
         state.join([4, 0]);
-        assert_eq!(state.read_capacity(OutputStream::Stdout), 4, "nobody who comes now stops it again");
+        assert_eq!(
+            state.read_capacity(OutputStream::Stdout),
+            4,
+            "a watcher that joins later does not stop it"
+        );
     }
 
     #[test]
-    fn unwatched_output_is_held_for_a_minute_and_then_goes() {
+    fn unwatched_output_is_discarded_after_a_minute() {
         let start = Instant::now();
         let mut state = ProcessState::new(1, 4, false);
         assert_eq!(state.check_hold(start), None);
         state.outputs[0].log.push(b"1234");
         assert!(state.is_held());
         let start = start + UNWATCHED_HOLD * 3;
-        assert_eq!(state.check_hold(start), Some(start + UNWATCHED_HOLD), "however long it had room before");
+        assert_eq!(
+            state.check_hold(start),
+            Some(start + UNWATCHED_HOLD),
+            "earlier time with room does not count"
+        );
         assert_eq!(state.check_hold(start + UNWATCHED_HOLD / 2), Some(start + UNWATCHED_HOLD));
         assert_eq!(state.check_hold(start + UNWATCHED_HOLD), None);
         assert_eq!(state.read_capacity(OutputStream::Stdout), 4);
         let watcher = state.join([4, 0]);
         assert_eq!(state.read_capacity(OutputStream::Stdout), 4);
         state.outputs[0].log.push(b"5678");
-        assert!(state.is_held(), "whoever is connected is waited for");
+        assert!(state.is_held(), "a connected watcher is waited for");
         assert_eq!(state.check_hold(start + UNWATCHED_HOLD * 9), None);
         state.record_taken(watcher, [6, 0]);
         assert_eq!(state.read_capacity(OutputStream::Stdout), 2);

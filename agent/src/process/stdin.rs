@@ -20,7 +20,7 @@ pub struct StdinProgress {
     pub closed: bool,
 }
 
-/// Result of [`StdinQueue::offer`].
+/// Result of a call of [`StdinQueue::offer`].
 #[derive(Debug)]
 pub(super) struct StdinOffer {
     /// Whether there is something new for the pipe.
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_is_answered_when_it_is_in_the_pipe() {
+    fn write_is_answered_once_in_pipe() {
         let mut stdin = StdinQueue::default();
         assert!(offer(&mut stdin, 0, b"hello", false).unwrap().progress.is_none());
         assert!(matches!(
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_for_a_process_that_does_not_read_is_told() {
+    fn waiting_write_learns_of_closed_stdin() {
         let mut stdin = StdinQueue::default();
         assert!(offer(&mut stdin, 0, b"never read", true).unwrap().progress.is_none());
         stdin.wrote(2);
@@ -194,7 +194,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn however_often_it_is_sent_it_arrives_once(sends in prop::collection::vec((0usize..40, 0usize..20), 0..60)) {
+        fn repeated_input_arrives_once(
+            sends in prop::collection::vec((0usize..40, 0usize..20), 0..60),
+        ) {
             let text: Vec<u8> = (0..64).collect();
             let (mut stdin, mut pipe) = (StdinQueue::default(), Vec::new());
             for (offset, len) in sends {
@@ -202,7 +204,9 @@ mod tests {
                 let data = Bytes::copy_from_slice(&text[offset..end]);
                 match stdin.offer(offset as u64, &data, false, || Ok(())) {
                     Ok(_) => {}
-                    Err(Attempt::Failed(ProcessError::Hole { expected })) => prop_assert!(expected < offset as u64),
+                    Err(Attempt::Failed(ProcessError::Hole { expected })) => {
+                        prop_assert!(expected < offset as u64);
+                    }
                     Err(other) => panic!("{other:?}"),
                 }
                 if len % 3 == 0 {

@@ -13,7 +13,6 @@ pub(super) const MAX_ENDED_BYTES: u64 = 32 * 1024 * 1024;
 
 #[derive(Debug, Default)]
 pub(super) struct ProcessTable {
-    /// In start order.
     processes: Vec<Arc<Process>>,
     /// The workspace is stopping; no process may be added.
     pub(super) shutting_down: bool,

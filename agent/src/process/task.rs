@@ -33,13 +33,13 @@ pub(super) struct ProcessTask {
     stdin: Option<Sender>,
     stdout: Option<Receiver>,
     stderr: Option<Receiver>,
-    ending: Termination,
+    termination: Termination,
     /// When outputs count as ended although another process holds them.
     quiet_at: Option<Instant>,
     /// Bytes of each output that may still be read after the KILL.
     final_bytes_left: [usize; 2],
     /// An output was closed although another process held it.
-    gave_up: bool,
+    output_abandoned: bool,
 }
 
 /// Pipes of a child, registered with the reactor.
@@ -98,10 +98,10 @@ impl ProcessTask {
             stdin,
             stdout,
             stderr,
-            ending: Termination::new(deadline),
+            termination: Termination::new(deadline),
             quiet_at: None,
             final_bytes_left: [FINAL_READ_BYTES; 2],
-            gave_up: false,
+            output_abandoned: false,
         }
     }
 
@@ -114,11 +114,16 @@ impl ProcessTask {
             if self.is_finished(now) {
                 return self.finish();
             }
-            let due = [discard_at, self.quiet_at, self.ending.next_deadline()].into_iter().flatten().min();
+            let due =
+                [discard_at, self.quiet_at, self.termination.next_deadline()].into_iter().flatten().min();
             let interest = self.wait_interest();
             let wakeup = tokio::select! {
-                () = readable(self.stdout.as_ref().filter(|_| interest.read[0])) => TaskWakeup::Readable(OutputStream::Stdout),
-                () = readable(self.stderr.as_ref().filter(|_| interest.read[1])) => TaskWakeup::Readable(OutputStream::Stderr),
+                () = readable(self.stdout.as_ref().filter(|_| interest.read[0])) => {
+                    TaskWakeup::Readable(OutputStream::Stdout)
+                }
+                () = readable(self.stderr.as_ref().filter(|_| interest.read[1])) => {
+                    TaskWakeup::Readable(OutputStream::Stderr)
+                }
                 () = writable(self.stdin.as_ref().filter(|_| interest.write)) => TaskWakeup::Writable,
                 () = self.process.task_wakeup.notified() => TaskWakeup::Notified,
                 () = leader_end(&mut self.leader), if interest.end => TaskWakeup::LeaderEnded,
@@ -139,10 +144,10 @@ impl ProcessTask {
         let mut state = self.process.state();
         let mut signals = Vec::new();
         if let Some(grace) = state.requested_grace.take() {
-            signals.extend_from_slice(self.ending.request(now, grace));
-            state.begin_ending();
+            signals.extend_from_slice(self.termination.request(now, grace));
+            state.begin_termination();
         }
-        signals.extend_from_slice(self.ending.due(now));
+        signals.extend_from_slice(self.termination.due(now));
         if let Some(stdin) = &mut state.stdin
             && stdin.is_at_end()
         {
@@ -220,7 +225,7 @@ impl ProcessTask {
                 Ok(bytes) => {
                     self.process.state().output(stream).log.push(&buffer[..bytes]);
                     self.process.output_ready.notify_waiters();
-                    if !self.ending.killed() {
+                    if !self.termination.killed() {
                         self.quiet_at = self.quiet_at.map(|_| Instant::now() + QUIET);
                         continue;
                     }
@@ -229,7 +234,7 @@ impl ProcessTask {
                     let left = &mut self.final_bytes_left[stream as usize];
                     *left = left.saturating_sub(bytes);
                     if *left == 0 {
-                        self.gave_up = true;
+                        self.output_abandoned = true;
                         *slot = None;
                         break;
                     }
@@ -237,7 +242,7 @@ impl ProcessTask {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    tracing::warn!(process = %self.process.id, %error, "reading a pipe");
+                    tracing::warn!(process = %self.process.id, %error, "failed to read process output");
                     *slot = None;
                     break;
                 }
@@ -287,17 +292,17 @@ impl ProcessTask {
         let exit = ProcessExit {
             status: how,
             final_offsets: [state.outputs[0].log.next(), state.outputs[1].log.next()],
-            timed_out: self.ending.timed_out,
-            held_by_background: !self.is_closed() || self.gave_up,
+            timed_out: self.termination.timed_out,
+            held_by_background: !self.is_closed() || self.output_abandoned,
             ended_at: SystemTime::now(),
         };
-        tracing::info!(process = %self.process.id, ?how, timed_out = exit.timed_out, "a process has ended");
+        tracing::info!(process = %self.process.id, ?how, timed_out = exit.timed_out, "process ended");
         state.exit = Some(exit);
         state.finished_at = Some(Instant::now());
         drop(state);
         self.process.output_ready.notify_waiters();
         self.process.stdin_progress.notify_waiters();
-        self.ending
+        self.termination
     }
 }
 

@@ -75,26 +75,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn term_comes_at_the_timeout_and_kill_after_the_grace() {
+    fn timeout_sends_term_then_kill_after_grace() {
         let start = Instant::now();
-        let mut ending = Termination::new(Some(start + Duration::from_secs(60)));
-        assert!(ending.due(start).is_empty());
-        let timeout = ending.next_deadline().unwrap();
-        assert_eq!(ending.due(timeout), [Signal::TERM, Signal::CONT]);
-        assert!(ending.timed_out);
-        assert_eq!(ending.next_deadline(), Some(timeout + GRACE));
-        assert_eq!(ending.due(timeout + GRACE), [Signal::KILL]);
-        assert_eq!(ending.next_deadline(), None);
+        let mut termination = Termination::new(Some(start + Duration::from_secs(60)));
+        assert!(termination.due(start).is_empty());
+        let timeout = termination.next_deadline().unwrap();
+        assert_eq!(termination.due(timeout), [Signal::TERM, Signal::CONT]);
+        assert!(termination.timed_out);
+        assert_eq!(termination.next_deadline(), Some(timeout + GRACE));
+        assert_eq!(termination.due(timeout + GRACE), [Signal::KILL]);
+        assert_eq!(termination.next_deadline(), None);
     }
 
     #[test]
-    fn a_wanted_end_can_only_be_hurried() {
+    fn repeated_request_only_shortens_grace() {
         let start = Instant::now();
-        let mut ending = Termination::new(None);
-        assert!(!ending.request(start, Duration::from_secs(9)).is_empty());
-        assert!(ending.request(start, Duration::from_secs(2)).is_empty());
-        assert!(ending.request(start, Duration::from_secs(5)).is_empty());
-        assert_eq!(ending.next_deadline(), Some(start + Duration::from_secs(2)));
-        assert!(!ending.timed_out);
+        let mut termination = Termination::new(None);
+        assert!(!termination.request(start, Duration::from_secs(9)).is_empty());
+        assert!(termination.request(start, Duration::from_secs(2)).is_empty());
+        assert!(termination.request(start, Duration::from_secs(5)).is_empty());
+        assert_eq!(termination.next_deadline(), Some(start + Duration::from_secs(2)));
+        assert!(!termination.timed_out);
     }
 }

@@ -25,13 +25,13 @@ use crate::{
 const SOON: Duration = Duration::from_secs(20);
 const MIB: u64 = 1024 * 1024;
 
-struct World {
+struct Fixture {
     processes: ProcessRegistry,
     home: tempfile::TempDir,
     _reaper: JoinSet<()>,
 }
 
-impl World {
+impl Fixture {
     fn with(policy: AgentPolicy) -> Self {
         let home = tempfile::tempdir().unwrap();
         let claim = Claim {
@@ -56,7 +56,7 @@ impl World {
 
     /// The only process in the table.
     fn only(&self) -> Weak<Process> {
-        Arc::downgrade(&self.processes.inner.table().all()[0])
+        Arc::downgrade(&self.processes.shared.table().all()[0])
     }
 }
 
@@ -75,7 +75,7 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 async fn exit(mut watcher: ProcessWatcher) -> super::ProcessExit {
     loop {
-        match timeout(SOON, watcher.next()).await.expect("goes on").unwrap() {
+        match timeout(SOON, watcher.next()).await.expect("next event").unwrap() {
             Some(ProcessEvent::Exit(exit)) => return exit,
             Some(_) => {}
             None => panic!("no exit"),
@@ -84,53 +84,54 @@ async fn exit(mut watcher: ProcessWatcher) -> super::ProcessExit {
 }
 
 #[tokio::test]
-async fn what_run_has_returned_is_kept_by_nobody() {
-    let world = World::with(AgentPolicy::default());
+async fn returned_run_leaves_no_process() {
+    let fixture = Fixture::with(AgentPolicy::default());
     let script = "head -c 100000 /dev/zero; while [ ! -e go ]; do sleep 0.01; done";
-    let mut call = Box::pin(world.processes.run(RunSpec { program: sh(script), ..RunSpec::default() }));
+    let mut call = Box::pin(fixture.processes.run(RunSpec { program: sh(script), ..RunSpec::default() }));
     tokio::select! {
-        _ = &mut call => panic!("it waits"),
-        () = until("it runs", || world.processes.running() == 1) => {}
+        _ = &mut call => panic!("run returned early"),
+        () = until("process is running", || fixture.processes.running() == 1) => {}
     }
-    let process = world.only();
-    std::fs::write(world.home.path().join("go"), "").unwrap();
+    let process = fixture.only();
+    std::fs::write(fixture.home.path().join("go"), "").unwrap();
     assert_eq!(call.await.unwrap().outputs[0].len(), 100_000);
-    until("its task has let go of it", || process.strong_count() == 0).await;
+    until("task has dropped the process", || process.strong_count() == 0).await;
 }
 
 #[tokio::test]
-async fn a_run_whose_caller_has_gone_is_forgotten_with_its_end() {
-    let world = World::with(AgentPolicy::default());
-    let mut call = Box::pin(world.processes.run(RunSpec { program: sh("sleep 1000"), ..RunSpec::default() }));
+async fn run_of_gone_caller_is_removed() {
+    let fixture = Fixture::with(AgentPolicy::default());
+    let mut call =
+        Box::pin(fixture.processes.run(RunSpec { program: sh("sleep 1000"), ..RunSpec::default() }));
     tokio::select! {
-        _ = &mut call => panic!("it sleeps"),
-        () = until("it runs", || world.processes.running() == 1) => {}
+        _ = &mut call => panic!("run returned early"),
+        () = until("process is running", || fixture.processes.running() == 1) => {}
     }
-    let process = world.only();
+    let process = fixture.only();
     drop(call);
-    until("nobody keeps it", || process.strong_count() == 0).await;
-    assert!(world.processes.list().is_empty());
+    until("process is dropped", || process.strong_count() == 0).await;
+    assert!(fixture.processes.list().is_empty());
 }
 
 #[tokio::test]
-async fn ended_processes_hold_only_so_much_output_and_still_tell_their_end() {
-    let world = World::with(AgentPolicy::default());
+async fn ended_output_is_bounded_and_exit_stays_known() {
+    let fixture = Fixture::with(AgentPolicy::default());
     let fits = table::MAX_ENDED_BYTES / MIB;
     for n in 0..fits + 4 {
         let program = sh(&format!("head -c {MIB} /dev/zero; exit {n}"));
-        exit(world.processes.start(ProcessSpec { program, ..ProcessSpec::default() }).await.unwrap()).await;
+        exit(fixture.processes.start(ProcessSpec { program, ..ProcessSpec::default() }).await.unwrap()).await;
     }
     let held = || -> Vec<u64> {
-        world.processes.inner.table().all().iter().map(|process| process.state().held_bytes()).collect()
+        fixture.processes.shared.table().all().iter().map(|process| process.state().held_bytes()).collect()
     };
-    until("the bound is kept without a further start", || {
+    until("output bound holds without another start", || {
         held().iter().sum::<u64>() <= table::MAX_ENDED_BYTES
     })
     .await;
     let expected: Vec<_> = (0..fits + 4).map(|n| if n < 4 { 0 } else { MIB }).collect();
-    assert_eq!(held(), expected, "the one that ended first goes first");
-    let first = world.processes.list()[0].clone();
-    let mut watcher = world.processes.watch(&first.id, first.epoch, [0, 0]).unwrap();
+    assert_eq!(held(), expected, "the process that ended first loses its output first");
+    let first = fixture.processes.list()[0].clone();
+    let mut watcher = fixture.processes.watch(&first.id, first.epoch, [0, 0]).unwrap();
     assert!(matches!(watcher.next().await.unwrap(), Some(ProcessEvent::Started { .. })));
     let gap = watcher.next().await.unwrap();
     assert!(matches!(gap, Some(ProcessEvent::Gap { from: 0, to: MIB, .. })), "{gap:?}");
@@ -138,43 +139,44 @@ async fn ended_processes_hold_only_so_much_output_and_still_tell_their_end() {
 }
 
 #[tokio::test]
-async fn only_so_many_ended_processes_are_kept_and_those_that_are_read_have_their_place() {
-    let world = World::with(AgentPolicy { max_processes: 2, ..AgentPolicy::default() });
+async fn ended_processes_are_bounded_except_watched() {
+    let fixture = Fixture::with(AgentPolicy { max_processes: 2, ..AgentPolicy::default() });
     let start = |script| {
-        world
+        fixture
             .processes
             .start(ProcessSpec { program: sh(script), ..ProcessSpec::default() })
             .now_or_never()
-            .expect("the door is open")
+            .expect("admission gate is open")
     };
     let read = start("echo unread").unwrap();
-    let first = world.only();
+    let first = fixture.only();
     for _ in 0..table::MAX_ENDED + 3 {
         exit(start("exit 0").unwrap()).await;
     }
-    until("no more than the bound", || world.processes.list().len() <= table::MAX_ENDED + 1).await;
+    until("ended processes are within the bound", || fixture.processes.list().len() <= table::MAX_ENDED + 1)
+        .await;
     assert!(first.strong_count() > 0 && read.process().is_finished());
     let beside = start("sleep 1000").unwrap();
     let refused = start("exit 0").unwrap_err();
     assert!(matches!(refused, ProcessError::TooManyProcesses { limit: 2 }), "{refused}");
     assert_eq!(exit(read).await.final_offsets, [7, 0]);
     exit(start("exit 0").unwrap()).await;
-    world.processes.end_all(Duration::ZERO).await;
+    fixture.processes.end_all(Duration::ZERO).await;
     drop(beside);
 }
 
 #[tokio::test]
-async fn what_all_calls_of_run_keep_together_is_bounded_and_said() {
-    let world = World::with(AgentPolicy::default());
-    let bytes = world.processes.inner.run_bytes.clone();
+async fn collected_output_of_all_runs_is_bounded() {
+    let fixture = Fixture::with(AgentPolicy::default());
+    let bytes = fixture.processes.shared.run_bytes.clone();
     let left = bytes.available_permits() as u32;
     let others = bytes.clone().try_acquire_many_owned(left - 1000).unwrap();
     let run =
-        || world.processes.run(RunSpec { program: sh("seq 1 100000; echo x >&2"), ..RunSpec::default() });
+        || fixture.processes.run(RunSpec { program: sh("seq 1 100000; echo x >&2"), ..RunSpec::default() });
     let outcome = run().await.unwrap();
     assert!(outcome.truncated && outcome.outputs[0].len() <= 1000);
-    assert_eq!(outcome.exit.final_offsets, [588_895, 2], "how long it was is known");
+    assert_eq!(outcome.exit.final_offsets, [588_895, 2], "full length is reported");
     drop(others);
     assert!(!run().await.unwrap().truncated);
-    assert_eq!(bytes.available_permits() as u32, left, "all is given back");
+    assert_eq!(bytes.available_permits() as u32, left, "budget is fully released");
 }

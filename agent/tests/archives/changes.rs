@@ -1,4 +1,5 @@
-//! What could not be read whole is said, whatever kept it from that; and an archive that nobody takes ends.
+//! Entries that cannot be read as a whole are reported as skipped, whatever the cause. An archive
+//! whose stream is dropped ends.
 
 use std::{
     fs::{self, File},
@@ -12,45 +13,46 @@ use std::{
 use futures_util::StreamExt;
 use podling_agent::archive::{ArchiveError, CreateEvent, CreateOptions, MAX_ARCHIVES};
 
-use super::{PATIENCE, World, archives, collect, left_out::left_out, make, noise, p, tools};
+use super::{Fixture, PATIENCE, archives, collect, left_out::left_out, make, noise, p, tools};
 
-/// Larger than all that can be on its way: whoever has had the first piece of it knows that it was not read to its end.
+/// Larger than all queues together: after the first piece the file cannot have been read to its
+/// end.
 const LARGE: usize = 40 << 20;
 
-/// A workspace whose first file takes its time, and what happens once the archive has begun.
-async fn meanwhile(prepare: impl FnOnce(&World), change: impl FnOnce(&World)) -> super::Made {
-    let world = World::new();
-    world.put("a large", noise(LARGE));
-    prepare(&world);
-    let events = world.archives.create(p(""), CreateOptions::default()).await.unwrap();
+/// Archives a workspace whose first file is large, and applies `change` once the archive has begun.
+async fn meanwhile(prepare: impl FnOnce(&Fixture), change: impl FnOnce(&Fixture)) -> super::Made {
+    let fixture = Fixture::new();
+    fixture.put("a large", noise(LARGE));
+    prepare(&fixture);
+    let events = fixture.archives.create(p(""), CreateOptions::default()).await.unwrap();
     let mut events = Box::pin(events);
     let first = events.next().await.unwrap().unwrap();
     assert!(matches!(first, CreateEvent::Data(_) | CreateEvent::Progress(_)), "{first:?}");
-    change(&world);
+    change(&fixture);
     collect(futures_util::stream::iter([Ok(first)]).chain(events)).await.unwrap()
 }
 
 #[tokio::test]
-async fn a_file_that_grows_is_said() {
+async fn growing_file_is_skipped() {
     let made = meanwhile(
         |_| {},
-        |world| {
-            File::options().append(true).open(world.path("a large")).unwrap().write_all(b"more").unwrap();
+        |fixture| {
+            File::options().append(true).open(fixture.path("a large")).unwrap().write_all(b"more").unwrap();
         },
     )
     .await;
     assert_eq!(made.skipped(), [("a large".to_owned(), "it changed while it was read")]);
     assert_eq!((made.names(), made.done.entries), (vec![], 0));
-    // The zip is one all the same.
+    // The zip is valid all the same.
     tools::look(&made.zip);
 }
 
 #[tokio::test]
-async fn a_file_that_shrinks_is_said() {
+async fn shrinking_file_is_skipped() {
     let made = meanwhile(
         |_| {},
-        |world| {
-            File::options().write(true).open(world.path("a large")).unwrap().set_len(1 << 20).unwrap();
+        |fixture| {
+            File::options().write(true).open(fixture.path("a large")).unwrap().set_len(1 << 20).unwrap();
         },
     )
     .await;
@@ -59,11 +61,11 @@ async fn a_file_that_shrinks_is_said() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_overwritten_is_said_even_if_its_time_is_set_back() {
+async fn overwritten_file_with_reset_mtime_is_skipped() {
     let made = meanwhile(
         |_| {},
-        |world| {
-            let mut file = File::options().write(true).open(world.path("a large")).unwrap();
+        |fixture| {
+            let mut file = File::options().write(true).open(fixture.path("a large")).unwrap();
             let before = file.metadata().unwrap().modified().unwrap();
             file.write_all(b"other").unwrap();
             file.set_modified(before).unwrap();
@@ -74,13 +76,13 @@ async fn a_file_that_is_overwritten_is_said_even_if_its_time_is_set_back() {
 }
 
 #[tokio::test]
-async fn a_file_that_goes_and_the_folder_it_went_from_are_said() {
-    let prepare = |world: &World| {
-        world.put("stays", "");
-        world.put("z/goes", "");
-        world.put("zz goes", "");
+async fn removed_file_and_its_directory_are_skipped() {
+    let prepare = |fixture: &Fixture| {
+        fixture.put("stays", "");
+        fixture.put("z/goes", "");
+        fixture.put("zz goes", "");
     };
-    let made = meanwhile(prepare, |world| fs::remove_file(world.path("zz goes")).unwrap()).await;
+    let made = meanwhile(prepare, |fixture| fs::remove_file(fixture.path("zz goes")).unwrap()).await;
     assert_eq!(
         made.skipped(),
         [
@@ -92,16 +94,16 @@ async fn a_file_that_goes_and_the_folder_it_went_from_are_said() {
 }
 
 #[tokio::test]
-async fn a_file_that_becomes_a_link_is_not_followed() {
+async fn file_replaced_by_link_is_not_followed() {
     let made = meanwhile(
-        |world| world.put("z", ""),
-        |world| {
-            fs::remove_file(world.path("z")).unwrap();
-            world.link("../outside/secret", "z");
+        |fixture| fixture.put("z", ""),
+        |fixture| {
+            fs::remove_file(fixture.path("z")).unwrap();
+            fixture.link("../outside/secret", "z");
         },
     )
     .await;
-    // Seen as the link it is now, and the folder as changed.
+    // The entry is archived as the link it is now, and the directory counts as changed.
     assert_eq!(made.skipped(), [(String::new(), "its entries changed while it was read")]);
     if let Some(seen) = tools::look(&made.zip) {
         assert_eq!(seen.last().unwrap().mode, 0o120_777);
@@ -109,16 +111,16 @@ async fn a_file_that_becomes_a_link_is_not_followed() {
 }
 
 #[tokio::test]
-async fn a_file_that_comes_is_said_by_its_folder() {
-    let made = meanwhile(|_| {}, |world| world.put("0 new", "")).await;
+async fn new_file_marks_directory_as_changed() {
+    let made = meanwhile(|_| {}, |fixture| fixture.put("0 new", "")).await;
     assert_eq!(made.skipped(), [(String::new(), "its entries changed while it was read")]);
 }
 
 #[test]
-fn of_a_thousand_files_that_change_all_the_time_no_wrong_word_is_said() {
-    let world = World::new();
+fn constantly_changing_files_never_get_wrong_hash() {
+    let fixture = Fixture::new();
     for n in 0..1_000 {
-        world.put(format!("{n}"), "0");
+        fixture.put(format!("{n}"), "0");
     }
     let stop = AtomicBool::new(false);
     let until = Instant::now() + PATIENCE;
@@ -126,17 +128,18 @@ fn of_a_thousand_files_that_change_all_the_time_no_wrong_word_is_said() {
     thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) && Instant::now() < until {
-                world.put(format!("{}", fastrand::usize(..20)), fastrand::u64(..).to_string().repeat(20_000));
+                fixture
+                    .put(format!("{}", fastrand::usize(..20)), fastrand::u64(..).to_string().repeat(20_000));
             }
         });
         let changed = loop {
-            let made = runtime.block_on(world.make(""));
+            let made = runtime.block_on(fixture.make(""));
             if made.done.skipped_count > 0 || Instant::now() > until {
                 break made;
             }
         };
         stop.store(true, Ordering::Relaxed);
-        assert!(changed.done.skipped_count > 0, "none was seen to change in all that time");
+        assert!(changed.done.skipped_count > 0, "no change was seen within the time limit");
         assert_eq!(changed.done.skipped_count + changed.done.entries, 1_000);
         let Some(seen) = tools::look(&changed.zip) else { return };
         for line in &changed.lines {
@@ -147,8 +150,9 @@ fn of_a_thousand_files_that_change_all_the_time_no_wrong_word_is_said() {
 }
 
 #[tokio::test]
-async fn what_may_not_be_read_is_said() {
-    // Even root may only write to some of these; and the others hold more than their size says.
+async fn unreadable_file_is_skipped() {
+    // Some of these files are write-only even for root; others hold more bytes than their size
+    // says.
     let place = Path::new("/proc/sys/vm");
     if File::open(place.join("drop_caches")).is_ok() || !place.join("drop_caches").exists() {
         return left_out("a file that may not be read", "root may read all there is");
@@ -162,7 +166,7 @@ async fn what_may_not_be_read_is_said() {
 }
 
 #[tokio::test]
-async fn other_file_systems_are_not_entered_and_said() {
+async fn mounted_file_system_is_skipped() {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     if !mounts.lines().any(|line| line.split(' ').nth(4) == Some("/dev/pts")) {
         return left_out("an archive beside a mount", "nothing is mounted on /dev/pts");
@@ -177,19 +181,19 @@ async fn other_file_systems_are_not_entered_and_said() {
     let said = ("pts".to_owned(), "another file system is mounted there");
     assert!(made.skipped().contains(&said), "{:?}", made.skipped());
     assert!(!made.names().iter().any(|name| name.starts_with("pts")));
-    assert!(made.names().iter().any(|name| name == "null"), "devices are named");
+    assert!(made.names().iter().any(|name| name == "null"), "devices are listed in the manifest");
 }
 
 #[tokio::test]
-async fn what_is_too_deep_or_too_long_is_said() {
-    let world = World::new();
-    world.folder(&"d/".repeat(300));
-    let made = world.make("").await;
+async fn too_deep_or_too_long_path_is_skipped() {
+    let fixture = Fixture::new();
+    fixture.folder(&"d/".repeat(300));
+    let made = fixture.make("").await;
     let [(path, reason)] = &made.skipped()[..] else { panic!("{:?}", made.skipped()) };
-    assert_eq!((path.len(), *reason), (2 * 256 - 1, "it lies more than 256 folders deep"));
+    assert_eq!((path.len(), *reason), (2 * 256 - 1, "it lies more than 256 directories deep"));
 
-    let world = World::new();
-    let mut dir = File::open(world.home()).unwrap();
+    let fixture = Fixture::new();
+    let mut dir = File::open(fixture.home()).unwrap();
     let name = "n".repeat(250);
     for _ in 0..17 {
         rustix::fs::mkdirat(&dir, &name, rustix::fs::Mode::RWXU).unwrap();
@@ -197,28 +201,28 @@ async fn what_is_too_deep_or_too_long_is_said() {
             .unwrap()
             .into();
     }
-    let made = world.make("").await;
+    let made = fixture.make("").await;
     let [(_, reason)] = &made.skipped()[..] else { panic!("{:?}", made.skipped()) };
     assert_eq!(*reason, "its path is longer than 4,094 bytes");
     assert_eq!(made.done.entries, 16);
 }
 
 #[tokio::test]
-async fn places_are_few_and_come_back_when_nobody_takes_the_archive_any_more() {
-    let world = World::new();
-    world.put("large", noise(LARGE));
+async fn archive_permit_returns_after_stream_is_dropped() {
+    let fixture = Fixture::new();
+    fixture.put("large", noise(LARGE));
     let mut under_way = Vec::new();
     for _ in 0..MAX_ARCHIVES {
-        let mut events = Box::pin(world.archives.create(p(""), CreateOptions::default()).await.unwrap());
+        let mut events = Box::pin(fixture.archives.create(p(""), CreateOptions::default()).await.unwrap());
         events.next().await.unwrap().unwrap();
         under_way.push(events);
     }
-    let refused = world.archives.create(p(""), CreateOptions::default()).await.err();
+    let refused = fixture.archives.create(p(""), CreateOptions::default()).await.err();
     assert_eq!(refused, Some(ArchiveError::TooManyArchives { limit: MAX_ARCHIVES }));
     drop(under_way);
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match make(&world.archives, "", CreateOptions::default()).await {
+        match make(&fixture.archives, "", CreateOptions::default()).await {
             Ok(made) => return assert_eq!(made.done.entries, 1),
             Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
@@ -227,10 +231,10 @@ async fn places_are_few_and_come_back_when_nobody_takes_the_archive_any_more() {
 }
 
 #[tokio::test]
-async fn a_folder_that_is_not_there_is_no_archive() {
-    let world = World::new();
-    world.put("file", "");
+async fn missing_directory_fails_to_archive() {
+    let fixture = Fixture::new();
+    fixture.put("file", "");
     for path in ["gone", "file"] {
-        assert!(make(&world.archives, path, CreateOptions::default()).await.is_err(), "{path}");
+        assert!(make(&fixture.archives, path, CreateOptions::default()).await.is_err(), "{path}");
     }
 }

@@ -1,4 +1,4 @@
-//! Zips made by hand, so that they can be wrong in any one way.
+//! Hand-made zips that can be wrong in exactly one way.
 
 use flate2::{Compression, write::DeflateEncoder};
 use std::io::Write;
@@ -7,21 +7,21 @@ pub(crate) const FILE: u32 = 0o100_644;
 pub(crate) const FOLDER: u32 = 0o040_755;
 pub(crate) const LINK: u32 = 0o120_777;
 
-/// An entry; what is in its fields is written as it is.
+/// An entry whose fields are written unchecked.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) name: Vec<u8>,
-    /// In its own header; usually the same.
+    /// Name in the local header; usually the same.
     pub(crate) local_name: Vec<u8>,
     pub(crate) mode: u32,
-    /// 3 is unix, 0 DOS.
+    /// Host system: 3 is Unix, 0 is DOS.
     pub(crate) system: u8,
     pub(crate) flags: u16,
     pub(crate) method: u16,
     pub(crate) crc: u32,
     pub(crate) size: u32,
     pub(crate) content: Vec<u8>,
-    /// Where the directory says it is; `None`: where it is.
+    /// Offset in the central directory; `None` for the true one.
     pub(crate) offset: Option<u32>,
 }
 
@@ -55,7 +55,7 @@ impl Entry {
     }
 }
 
-/// The zip.
+/// Encodes a zip with these entries.
 pub(crate) fn zip(entries: &[Entry]) -> Vec<u8> {
     let (mut out, mut directory) = (Vec::new(), Vec::new());
     for entry in entries {
@@ -83,7 +83,7 @@ pub(crate) fn zip(entries: &[Entry]) -> Vec<u8> {
     out
 }
 
-/// The end of a zip.
+/// Encodes the end record of a zip.
 pub(crate) fn end(count: u16, length: u32, start: u32) -> Vec<u8> {
     let mut out = 0x0605_4b50u32.to_le_bytes().to_vec();
     out.extend([0, 0, count, count].map(u16::to_le_bytes).concat());

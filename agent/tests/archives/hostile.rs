@@ -1,4 +1,4 @@
-//! Zips that mean no good. Each is refused, says which entry and why, and leaves nothing behind.
+//! Malicious zips. Each is rejected with the entry and the cause, and leaves nothing behind.
 
 use podling_agent::{
     archive::{ArchiveError, MAX_ENTRIES},
@@ -6,7 +6,7 @@ use podling_agent::{
 };
 
 use super::{
-    World,
+    Fixture,
     crafted::{self, Entry, FILE, FOLDER, LINK, zip},
 };
 
@@ -15,24 +15,24 @@ fn file(name: impl AsRef<[u8]>) -> Entry {
 }
 
 async fn refused(zip: &[u8]) -> (String, &'static str) {
-    let world = World::new();
-    let refused = world.unpack(zip, "into").await;
-    assert_eq!(world.names(""), [""; 0], "nothing was written");
-    assert_eq!(std::fs::read_dir(world.dir.path().join("state")).unwrap().count(), 0);
+    let fixture = Fixture::new();
+    let refused = fixture.unpack(zip, "into").await;
+    assert_eq!(fixture.names(""), [""; 0], "nothing was written");
+    assert_eq!(std::fs::read_dir(fixture.dir.path().join("state")).unwrap().count(), 0);
     match refused {
         Err(ArchiveError::Unsafe { entry, cause }) => (entry, cause),
         other => panic!("{other:?}"),
     }
 }
 
-/// A good entry comes first: nothing of it may be written either.
+/// Puts a valid entry first: it must not be written either.
 async fn refuses(entries: &[Entry], name: &str, cause: &'static str) {
     let all = [&[file("good")], entries].concat();
     assert_eq!(refused(&zip(&all)).await, (name.to_owned(), cause), "{entries:?}");
 }
 
 #[tokio::test]
-async fn names_that_lead_elsewhere() {
+async fn names_outside_destination_are_rejected() {
     let parts = "its name has a part \".\" or \"..\"";
     for (name, cause) in [
         ("/etc/passwd", "its name is absolute"),
@@ -57,32 +57,32 @@ async fn names_that_lead_elsewhere() {
 }
 
 #[tokio::test]
-async fn one_name_for_two() {
-    let twice = "its name is there twice";
+async fn duplicate_names_are_rejected() {
+    let twice = "its name occurs twice";
     refuses(&[file("a"), file("b"), file("a")], "a", twice).await;
     refuses(&[file("a"), Entry::new("a/", FOLDER, b"")], "a/", twice).await;
     refuses(&[Entry::new("a", LINK, b"b"), file("a")], "a", twice).await;
 }
 
 #[tokio::test]
-async fn entries_below_what_is_no_folder() {
+async fn entries_below_file_or_link_are_rejected() {
     let below = "it lies below a file or a link of the zip";
     refuses(&[Entry::new("a", LINK, b"../outside"), file("a/secret")], "a/secret", below).await;
-    // In whichever order, and however deep.
+    // In any order and at any depth.
     refuses(&[file("a/b/c/secret"), Entry::new("a/b", LINK, b"/")], "a/b/c/secret", below).await;
     refuses(&[file("a"), file("a/b")], "a/b", below).await;
 }
 
 #[tokio::test]
-async fn kinds_nobody_may_bring() {
+async fn device_and_mismatched_kinds_are_rejected() {
     for mode in [0o020_666, 0o060_666, 0o010_644, 0o140_777] {
         refuses(&[Entry::new("d", mode, b"")], "d", "it is a device, a pipe or a socket").await;
     }
-    let name = "it is a file or a link with the name of a folder";
+    let name = "it is a file or a link whose name ends with a slash";
     refuses(&[Entry::new("d/", FILE, b"")], "d/", name).await;
     refuses(&[Entry::new("d/", LINK, b"x")], "d/", name).await;
     refuses(&[Entry::new("d/", FOLDER, b"content")], "d/", "it is a folder with content").await;
-    let nothing = "it is a link to nothing that could be";
+    let nothing = "its link target is empty or holds a NUL byte";
     refuses(&[Entry::new("l", LINK, b"")], "l", nothing).await;
     refuses(&[Entry::new("l", LINK, b"a\0b")], "l", nothing).await;
     let long = Entry::new("l", LINK, &[b'x'; 4_096]);
@@ -90,11 +90,11 @@ async fn kinds_nobody_may_bring() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read() {
+async fn encrypted_and_unknown_methods_are_rejected() {
     for flag in [1, 1 << 6, 1 << 13] {
         refuses(&[Entry { flags: flag, ..file("e") }], "e", "it is encrypted").await;
     }
-    let unknown = "it is compressed in a way that is not known here";
+    let unknown = "its compression method is not supported";
     for method in [1, 9, 12, 93, 99] {
         refuses(&[Entry { method, ..file("m") }], "m", unknown).await;
     }
@@ -102,16 +102,16 @@ async fn what_cannot_be_read() {
 }
 
 #[tokio::test]
-async fn bombs() {
+async fn zip_bombs_are_rejected() {
     let lies = "it declares more content than it can hold";
     refuses(&[Entry { size: 8, ..file("s") }], "s", lies).await;
     refuses(&[Entry { size: 1 << 30, ..Entry::deflated("d", b"tiny") }], "d", lies).await;
-    // Within what deflate could do, but not what it did.
+    // A possible ratio, but not the actual size.
     refuses(&[Entry { size: 1_000, ..Entry::deflated("d", b"tiny") }], "d", "it holds less than it declares")
         .await;
     let bomb = Entry { size: 1_000, ..Entry::deflated("d", &vec![0; 10 << 20]) };
     refuses(&[bomb], "d", "it holds more than it declares").await;
-    // The same content many times.
+    // The same content used twice.
     let large = Entry::deflated("one", &vec![0; 1 << 20]);
     let first = large.content.len() as u32;
     let at = 30 + 4 + 7;
@@ -119,39 +119,39 @@ async fn bombs() {
     let again =
         Entry { name: b"two".to_vec(), local_name: b"two".to_vec(), size: 0, crc: 0, method: 0, ..again };
     assert!(first > 100);
-    refuses(&[large, again], "two", "its header says something else than the directory").await;
+    refuses(&[large, again], "two", "its header contradicts the directory").await;
 }
 
 #[tokio::test]
-async fn content_that_overlaps() {
-    // The second lies whole in what the first stores, header and all.
+async fn overlapping_content_is_rejected() {
+    // The second entry lies entirely in the stored content of the first, including its header.
     let inner = zip(&[file("in")]);
     let outer = Entry::new("out", FILE, &inner);
     let at = (30 + 4 + 7) + 30 + 3;
     let nested = Entry { offset: Some(at), ..file("in") };
     refuses(&[outer, nested], "in", "it overlaps with another entry").await;
-    // Or is the very same.
+    // Or both are the same bytes.
     let same = Entry { offset: Some(0), ..file("good") };
     assert_eq!(refused(&zip(&[file("good"), same])).await.1, "it overlaps with another entry");
 }
 
 #[tokio::test]
-async fn more_than_the_disk_has_room_for() {
-    let world = World::new();
-    let disk = rustix::fs::statvfs(world.home()).unwrap();
+async fn content_beyond_free_space_is_rejected() {
+    let fixture = Fixture::new();
+    let disk = rustix::fs::statvfs(fixture.home()).unwrap();
     let packed = disk.f_bavail * disk.f_frsize / 1_032 / 100 + 4_096;
     let content = vec![0; packed as usize];
     let size = u32::try_from(packed * 1_032).unwrap_or(u32::MAX - 1);
     let bomb = |n: usize| Entry { method: 8, size, content: content.clone(), ..file(format!("{n}")) };
     let count = (disk.f_bavail * disk.f_frsize / u64::from(size)) as usize + 2;
     let zip = zip(&(0..count).map(bomb).collect::<Vec<_>>());
-    let refused = world.unpack(&zip, "").await;
+    let refused = fixture.unpack(&zip, "").await;
     let Err(ArchiveError::File(FileError::DiskFull { .. })) = refused else { panic!("{refused:?}") };
-    assert_eq!(world.names(""), [""; 0]);
+    assert_eq!(fixture.names(""), [""; 0]);
 }
 
 #[tokio::test]
-async fn content_that_is_not_what_it_says() {
+async fn damaged_content_is_rejected() {
     refuses(&[Entry { crc: 1, ..file("c") }], "c", "its checksum is wrong").await;
     let mut broken = Entry::deflated("d", &super::noise(100_000));
     broken.content[40_000..].fill(0xff);
@@ -167,22 +167,24 @@ async fn content_that_is_not_what_it_says() {
 }
 
 #[tokio::test]
-async fn headers_that_contradict_the_directory() {
-    let other = "its header says something else than the directory";
+async fn contradicting_headers_are_rejected() {
+    let other = "its header contradicts the directory";
     refuses(&[Entry { local_name: b"b".to_vec(), ..file("a") }], "a", other).await;
     refuses(&[Entry { offset: Some(1), ..file("a") }], "a", other).await;
     refuses(&[Entry { offset: Some(u32::MAX - 1), ..file("a") }], "a", "it lies outside the zip").await;
-    // The method in its own header, the fifth field.
+    // The method in the local header, its fifth field.
     let mut bytes = zip(&[file("a")]);
     bytes[8] = 8;
     assert_eq!(refused(&bytes).await, ("a".to_owned(), other));
 }
 
 #[tokio::test]
-async fn what_is_no_zip() {
+async fn malformed_zip_is_rejected() {
     let good = zip(&[file("a"), file("b")]);
-    let (none, moved) =
-        ("it has no end: it is no zip, or was cut short", "its directory is not where its end says");
+    let (none, moved) = (
+        "it has no end record: it is not a zip, or was cut short",
+        "its directory is not where its end record says",
+    );
     for (bytes, cause) in [
         (Vec::new(), none),
         (b"hello".to_vec(), none),
@@ -202,7 +204,7 @@ async fn what_is_no_zip() {
 }
 
 #[tokio::test]
-async fn more_entries_than_there_may_be() {
+async fn too_many_entries_are_rejected() {
     let mut bytes = 0x0606_4b50u32.to_le_bytes().to_vec();
     bytes.extend(44u64.to_le_bytes());
     bytes.extend([45, 3, 45, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -211,6 +213,6 @@ async fn more_entries_than_there_may_be() {
     bytes.extend([0; 12]);
     bytes.extend(1u32.to_le_bytes());
     bytes.extend(crafted::end(u16::MAX, u32::MAX, u32::MAX));
-    let refused = World::new().unpack(&bytes, "").await;
+    let refused = Fixture::new().unpack(&bytes, "").await;
     assert_eq!(refused, Err(ArchiveError::TooManyEntries { limit: MAX_ENTRIES }));
 }

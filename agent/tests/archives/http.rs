@@ -1,4 +1,4 @@
-//! The same for a browser.
+//! Archives over plain HTTP, as browsers download them.
 
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, body::Bytes, client::conn::http1};
@@ -9,13 +9,13 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{World, noise, tools};
+use super::{Fixture, noise, tools};
 
-/// Status and body; the body fails if it breaks off.
-async fn get(world: &World, path: &str) -> (u16, Option<Vec<u8>>) {
+/// Returns status and body; the body is `None` if the transfer was aborted.
+async fn get(fixture: &Fixture, path: &str) -> (u16, Option<Vec<u8>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let router = archive_http::router(world.archives.clone());
+    let router = archive_http::router(fixture.archives.clone());
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
     let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
@@ -28,24 +28,24 @@ async fn get(world: &World, path: &str) -> (u16, Option<Vec<u8>>) {
 }
 
 #[tokio::test]
-async fn a_browser_saves_a_folder() {
-    let world = World::new();
-    world.put("folder/file", noise(3_000_000));
-    let (status, zip) = get(&world, "/archive.zip?path=folder").await;
+async fn browser_downloads_directory_as_zip() {
+    let fixture = Fixture::new();
+    fixture.put("folder/file", noise(3_000_000));
+    let (status, zip) = get(&fixture, "/archive.zip?path=folder").await;
     assert_eq!(status, 200);
-    assert!(zip.unwrap() == world.make("folder").await.zip);
-    assert_eq!(get(&world, "/archive.zip?path=gone").await.0, 404);
-    assert_eq!(get(&world, "/archive.zip?path=../outside").await.0, 400);
+    assert!(zip.unwrap() == fixture.make("folder").await.zip);
+    assert_eq!(get(&fixture, "/archive.zip?path=gone").await.0, 404);
+    assert_eq!(get(&fixture, "/archive.zip?path=../outside").await.0, 400);
 }
 
 #[tokio::test]
-async fn what_is_not_whole_breaks_off() {
-    let world = World::new();
-    world.put("file", "");
-    world.folder(&"d/".repeat(300));
-    assert_eq!(get(&world, "/archive.zip").await, (200, None));
-    // Where it is whole it is a zip.
-    let world = World::new();
-    world.put("file", "");
-    tools::look(&get(&world, "/archive.zip").await.1.unwrap());
+async fn incomplete_archive_aborts_download() {
+    let fixture = Fixture::new();
+    fixture.put("file", "");
+    fixture.folder(&"d/".repeat(300));
+    assert_eq!(get(&fixture, "/archive.zip").await, (200, None));
+    // A complete archive is a valid zip.
+    let fixture = Fixture::new();
+    fixture.put("file", "");
+    tools::look(&get(&fixture, "/archive.zip").await.1.unwrap());
 }

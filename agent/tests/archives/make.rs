@@ -1,4 +1,4 @@
-//! What is in an archive.
+//! Content and manifest of created archives.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
@@ -9,31 +9,31 @@ use podling_agent::{
 use ring::digest::{SHA256, digest};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use super::{World, make, noise, tools};
+use super::{Fixture, make, noise, tools};
 
-fn every_kind() -> World {
-    let world = World::new();
-    world.put("notes.txt", "words ".repeat(10_000));
-    world.put("picture.png", noise(50_000));
-    world.put("big.bin", [vec![7; 3_000_000], noise(2_000_000)].concat());
-    world.put("empty file", "");
-    world.put("häuser/größe ♥", "unicode");
-    world.put(b"caf\xe9/\xff\xfe", "not UTF-8");
-    world.put("locked/inner/file", "in a folder nobody may write to");
-    world.folder("empty/folder");
-    world.link("../outside/secret", "link");
-    world.link("nowhere", "locked/dangling");
-    mknodat(CWD, world.path("pipe"), FileType::Fifo, Mode::RUSR, 0).unwrap();
-    fs::set_permissions(world.path("notes.txt"), fs::Permissions::from_mode(0o751)).unwrap();
-    fs::set_permissions(world.path("locked/inner"), fs::Permissions::from_mode(0o555)).unwrap();
-    fs::set_permissions(world.path("locked"), fs::Permissions::from_mode(0o555)).unwrap();
-    world
+fn every_kind() -> Fixture {
+    let fixture = Fixture::new();
+    fixture.put("notes.txt", "words ".repeat(10_000));
+    fixture.put("picture.png", noise(50_000));
+    fixture.put("big.bin", [vec![7; 3_000_000], noise(2_000_000)].concat());
+    fixture.put("empty file", "");
+    fixture.put("häuser/größe ♥", "unicode");
+    fixture.put(b"caf\xe9/\xff\xfe", "not UTF-8");
+    fixture.put("locked/inner/file", "in a read-only directory");
+    fixture.folder("empty/folder");
+    fixture.link("../outside/secret", "link");
+    fixture.link("nowhere", "locked/dangling");
+    mknodat(CWD, fixture.path("pipe"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+    fs::set_permissions(fixture.path("notes.txt"), fs::Permissions::from_mode(0o751)).unwrap();
+    fs::set_permissions(fixture.path("locked/inner"), fs::Permissions::from_mode(0o555)).unwrap();
+    fs::set_permissions(fixture.path("locked"), fs::Permissions::from_mode(0o555)).unwrap();
+    fixture
 }
 
 #[tokio::test]
-async fn a_tree_of_every_kind_is_a_zip_that_others_read() {
-    let world = every_kind();
-    let made = world.make("").await;
+async fn other_tools_read_archive_of_every_kind() {
+    let fixture = every_kind();
+    let made = fixture.make("").await;
     assert_eq!(made.skipped(), []);
     assert_eq!(made.done.entries as usize, made.lines.len());
     assert_eq!(made.done.archive_bytes as usize, made.zip.len());
@@ -43,7 +43,7 @@ async fn a_tree_of_every_kind_is_a_zip_that_others_read() {
     assert_eq!(made.done.bytes, made.lines.iter().map(|line| line.size).sum::<u64>());
 
     let Some(seen) = tools::look(&made.zip) else { return };
-    // All but the pipe, in the same order, with the same hashes.
+    // All but the pipe, in the same order and with the same hashes.
     let lines: Vec<_> = made.lines.iter().filter(|line| line.kind != FileKind::Other).collect();
     assert_eq!(seen.len(), lines.len());
     for (seen, line) in seen.iter().zip(lines) {
@@ -62,101 +62,100 @@ async fn a_tree_of_every_kind_is_a_zip_that_others_read() {
 }
 
 #[tokio::test]
-async fn the_same_tree_makes_the_same_zip_parents_first() {
-    let world = every_kind();
-    let (first, second) = (world.make("").await, world.make("").await);
+async fn same_tree_gives_same_zip_parents_first() {
+    let fixture = every_kind();
+    let (first, second) = (fixture.make("").await, fixture.make("").await);
     assert!(first.zip == second.zip && first.lines == second.lines);
-    let names = world.make("locked").await.names();
+    let names = fixture.make("locked").await.names();
     assert_eq!(names, ["dangling", "inner", "inner/file"]);
     let names = first.names();
     assert!(names.iter().position(|n| n == "empty") < names.iter().position(|n| n == "empty/folder"));
 }
 
 #[tokio::test]
-async fn our_own_temporary_files_are_not_in_it() {
-    let world = World::new();
-    world.put(".podling-0123456789abcdef-1f.tmp", "half an upload");
-    world.put("file", "");
-    assert_eq!(world.make("").await.names(), ["file"]);
+async fn temporary_files_are_not_archived() {
+    let fixture = Fixture::new();
+    fixture.put(".podling-0123456789abcdef-1f.tmp", "half an upload");
+    fixture.put("file", "");
+    assert_eq!(fixture.make("").await.names(), ["file"]);
 }
 
 #[tokio::test]
-async fn an_export_leaves_out_what_it_is_told_to() {
-    let world = World::new();
+async fn export_applies_ignore_rules() {
+    let fixture = Fixture::new();
     for name in
         ["a.py", "a.pyc", "lib/b.pyc", "lib/keep.pyc", "node_modules/x/y", "lib/secret", "lib/deep/secret"]
     {
-        world.put(name, name);
+        fixture.put(name, name);
     }
-    world.put(".gitignore", "*.pyc\n/node_modules/\n");
-    world.put("lib/.gitignore", "!keep.pyc\nsecret\n");
-    world.put("lib/deep/.ignore", "!secret");
+    fixture.put(".gitignore", "*.pyc\n/node_modules/\n");
+    fixture.put("lib/.gitignore", "!keep.pyc\nsecret\n");
+    fixture.put("lib/deep/.ignore", "!secret");
     let files = CreateOptions { ignore_files: true, ..CreateOptions::default() };
-    let names = world.make_with("", files.clone()).await.names();
+    let names = fixture.make_with("", files.clone()).await.names();
     let kept =
         [".gitignore", "a.py", "lib", "lib/.gitignore", "lib/deep", "lib/deep/.ignore", "lib/deep/secret"];
     assert_eq!(names, [&kept[..], &["lib/keep.pyc"]].concat());
 
     let both = CreateOptions { ignore: vec![b"lib/deep".to_vec(), b"!a.pyc".to_vec()], ..files };
-    let names = world.make_with("", both).await.names();
+    let names = fixture.make_with("", both).await.names();
     assert_eq!(names, [".gitignore", "a.py", "a.pyc", "lib", "lib/.gitignore", "lib/keep.pyc"]);
 
     let patterns = CreateOptions { ignore: vec![b"*e*".to_vec()], ..CreateOptions::default() };
-    assert_eq!(world.make_with("lib", patterns).await.names(), ["b.pyc"], "and what else has no e");
+    assert_eq!(fixture.make_with("lib", patterns).await.names(), ["b.pyc"], "only names without e remain");
 }
 
 #[tokio::test]
-async fn what_stands_for_a_workspace_has_no_ignore_rules() {
-    let world = World::new();
-    world.put(".gitignore", "*");
-    world.put("file", "");
-    assert_eq!(world.make("").await.names(), [".gitignore", "file"]);
+async fn preservation_rejects_ignore_rules() {
+    let fixture = Fixture::new();
+    fixture.put(".gitignore", "*");
+    fixture.put("file", "");
+    assert_eq!(fixture.make("").await.names(), [".gitignore", "file"]);
     for (ignore, ignore_files) in [(vec![b"x".to_vec()], false), (Vec::new(), true)] {
         let options = CreateOptions { preservation: true, ignore, ignore_files };
-        let refused = make(&world.archives, "", options).await.err();
+        let refused = make(&fixture.archives, "", options).await.err();
         let Some(ArchiveError::File(FileError::BadField { field: "preservation", .. })) = refused else {
             panic!("{refused:?}");
         };
     }
     let many = CreateOptions { ignore: vec![Vec::new(); 1_001], ..CreateOptions::default() };
-    let refused = make(&world.archives, "", many).await.err();
+    let refused = make(&fixture.archives, "", many).await.err();
     let Some(ArchiveError::File(FileError::BadField { field: "ignore", .. })) = refused else {
         panic!("{refused:?}");
     };
 }
 
 #[tokio::test]
-async fn more_entries_than_the_old_format_counts_are_no_problem() {
-    let world = World::new();
+async fn zip64_entry_count_survives_round_trip() {
+    let fixture = Fixture::new();
     for n in 0..66_000 {
-        fs::File::create(world.path(format!("{n:05}"))).unwrap();
+        fs::File::create(fixture.path(format!("{n:05}"))).unwrap();
     }
-    let made = world.make("").await;
+    let made = fixture.make("").await;
     assert_eq!((made.done.entries, made.skipped()), (66_000, vec![]));
     if let Some(seen) = tools::look(&made.zip) {
         assert_eq!(seen.len(), 66_000);
     }
-    assert_eq!(world.unpack(&made.zip, "copy").await.unwrap(), (66_000, 0));
-    assert_eq!(world.names("copy").len(), 66_000);
+    assert_eq!(fixture.unpack(&made.zip, "copy").await.unwrap(), (66_000, 0));
+    assert_eq!(fixture.names("copy").len(), 66_000);
 }
 
-/// Takes a minute.
 #[tokio::test]
 #[ignore = "takes a minute; run by hand"]
-async fn five_gigabytes_of_a_sparse_file_come_back() {
+async fn sparse_five_gigabyte_file_survives_round_trip() {
     use std::os::unix::fs::{FileExt, MetadataExt};
     const SIZE: u64 = 5 << 30;
-    let world = World::new();
-    let file = fs::File::create(world.path("sparse")).unwrap();
+    let fixture = Fixture::new();
+    let file = fs::File::create(fixture.path("sparse")).unwrap();
     file.set_len(SIZE).unwrap();
     file.write_all_at(b"the end", SIZE - 7).unwrap();
-    world.put("behind", "it");
-    let made = world.make("").await;
+    fixture.put("behind", "it");
+    let made = fixture.make("").await;
     assert_eq!((made.done.bytes, made.skipped()), (SIZE + 2, vec![]));
     tools::look(&made.zip);
-    world.unpack(&made.zip, "copy").await.unwrap();
-    let copy = fs::metadata(world.path("copy/sparse")).unwrap();
+    fixture.unpack(&made.zip, "copy").await.unwrap();
+    let copy = fs::metadata(fixture.path("copy/sparse")).unwrap();
     assert_eq!(copy.len(), SIZE);
-    assert!(copy.blocks() < 1_000, "it is as sparse as it was");
-    assert_eq!(world.make("copy").await.line("sparse").sha256, made.line("sparse").sha256);
+    assert!(copy.blocks() < 1_000, "the copy is sparse too");
+    assert_eq!(fixture.make("copy").await.line("sparse").sha256, made.line("sparse").sha256);
 }

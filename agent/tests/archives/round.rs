@@ -1,4 +1,4 @@
-//! Whatever tree goes into a zip, the same comes out.
+//! Property test: any tree survives archiving and extraction.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +14,7 @@ use std::{
 use proptest::prelude::*;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 
-use super::World;
+use super::Fixture;
 
 #[derive(Debug, Clone)]
 enum Node {
@@ -23,7 +23,7 @@ enum Node {
     Folder(BTreeMap<Vec<u8>, Node>, u32, SystemTime),
 }
 
-/// Any name: plain, unicode, bytes that are no UTF-8, characters that mean something elsewhere.
+/// Any name: plain, Unicode, bytes that are not UTF-8, characters with a meaning elsewhere.
 fn name() -> impl Strategy<Value = Vec<u8>> {
     let plain = "[a-z]{1,8}".prop_map(String::into_bytes);
     let unicode = "[ä-üα-ω♥ ]{1,4}".prop_map(String::into_bytes);
@@ -32,9 +32,9 @@ fn name() -> impl Strategy<Value = Vec<u8>> {
         .prop_filter("a name", |name| !matches!(&name[..], b"." | b".."))
 }
 
-/// Before 1970, far ahead, and with all their digits.
+/// Times before 1970, far in the future, and with nanoseconds.
 fn time() -> impl Strategy<Value = SystemTime> {
-    // tmpfs and ext4 keep these.
+    // tmpfs and ext4 can store these.
     (-2_000_000_000i64..14_000_000_000, 0..1_000_000_000u32).prop_map(|(seconds, nanos)| {
         let whole = Duration::from_secs(seconds.unsigned_abs());
         let at = if seconds < 0 { UNIX_EPOCH - whole } else { UNIX_EPOCH + whole };
@@ -97,7 +97,7 @@ impl Node {
 /// Path, kind and mode, time, content.
 type Entry = (Vec<u8>, u32, (i64, i64), Vec<u8>);
 
-/// All that a tree is.
+/// Reads all entries of a tree with everything an archive preserves.
 fn picture(root: &Path) -> BTreeSet<Entry> {
     let mut seen = BTreeSet::new();
     let mut todo = vec![root.to_owned()];
@@ -124,16 +124,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_tree_comes_back_as_it_was(entries in prop::collection::btree_map(name(), node(), 0..8)) {
+    fn any_tree_survives_round_trip(entries in prop::collection::btree_map(name(), node(), 0..8)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let world = World::new();
-        Node::Folder(entries, 0o755, UNIX_EPOCH).make(&world.path("tree"));
-        let before = picture(&world.path("tree"));
-        let made = runtime.block_on(world.make("tree"));
+        let fixture = Fixture::new();
+        Node::Folder(entries, 0o755, UNIX_EPOCH).make(&fixture.path("tree"));
+        let before = picture(&fixture.path("tree"));
+        let made = runtime.block_on(fixture.make("tree"));
         prop_assert_eq!(made.skipped(), []);
-        let (entries, bytes) = runtime.block_on(world.unpack(&made.zip, "new/copy")).unwrap();
+        let (entries, bytes) = runtime.block_on(fixture.unpack(&made.zip, "new/copy")).unwrap();
         prop_assert_eq!((entries, bytes <= made.done.bytes + 100_000), (made.done.entries, true));
-        prop_assert!(picture(&world.path("new/copy")) == before);
-        prop_assert_eq!(world.dir.path().join("state").read_dir().unwrap().count(), 0, "nothing is left behind");
+        prop_assert!(picture(&fixture.path("new/copy")) == before);
+        let leftovers = fixture.dir.path().join("state").read_dir().unwrap().count();
+        prop_assert_eq!(leftovers, 0, "spool files remain");
     }
 }

@@ -1,14 +1,14 @@
-//! Programs of others that read and make zips.
+//! Other programs that read and create zips.
 
 use std::{fs, path::Path, process::Command};
 
 use crate::left_out::left_out;
 
-/// An entry as Python sees it.
+/// An entry as Python reads it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) name: Vec<u8>,
-    /// With its kind.
+    /// File type and permission bits.
     pub(crate) mode: u32,
     pub(crate) sha256: String,
 }
@@ -22,7 +22,7 @@ with zipfile.ZipFile(sys.argv[1]) as z:
         print(name.hex(), i.external_attr >> 16, hashlib.sha256(z.read(i)).hexdigest())
 ";
 
-/// What Python and unzip make of a zip; both must find it whole.
+/// Reads a zip with Python and tests it with unzip; both must find it intact.
 pub(crate) fn look(zip: &[u8]) -> Option<Vec<Seen>> {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("it.zip");
@@ -38,7 +38,7 @@ pub(crate) fn look(zip: &[u8]) -> Option<Vec<Seen>> {
     Some(text.lines().map(seen).collect())
 }
 
-/// `unzip -t`, where it is installed.
+/// Runs `unzip -t` where it is installed.
 pub(crate) fn check(file: &Path) {
     let Ok(tested) = Command::new("unzip").arg("-tqq").arg(file).output() else {
         return left_out("a zip as unzip sees it", "unzip is not installed");

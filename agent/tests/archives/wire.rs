@@ -1,4 +1,4 @@
-//! The same over gRPC, with a generated client and a real connection.
+//! Archives over gRPC, with a generated client and a real connection.
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -19,16 +19,16 @@ use tonic::{
 };
 
 use super::{
-    World,
+    Fixture,
     crafted::{Entry, FILE, zip},
     noise,
 };
 
-/// Serves a world's archives until the set is dropped.
-async fn serve(world: &World) -> (ArchivesClient<Channel>, JoinSet<()>) {
+/// Serves the fixture's archives until the set is dropped.
+async fn serve(fixture: &Fixture) -> (ArchivesClient<Channel>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let service = ArchivesServer::new(ArchivesService::new(world.archives.clone()));
+    let service = ArchivesServer::new(ArchivesService::new(fixture.archives.clone()));
     let router = tonic::service::Routes::new(service).into_axum_router();
     let mut server = JoinSet::new();
     server.spawn(async move { axum::serve(listener, router).await.unwrap() });
@@ -57,17 +57,17 @@ async fn extract(
 }
 
 #[tokio::test]
-async fn a_client_takes_an_archive_and_brings_it_back() {
-    let world = World::new();
-    world.put(b"caf\xe9", noise(5_000_000));
-    world.put("folder/inner", "words ".repeat(100));
-    world.link("folder", "link");
-    let (mut client, _server) = serve(&world).await;
+async fn client_creates_and_extracts_archive() {
+    let fixture = Fixture::new();
+    fixture.put(b"caf\xe9", noise(5_000_000));
+    fixture.put("folder/inner", "words ".repeat(100));
+    fixture.link("folder", "link");
+    let (mut client, _server) = serve(&fixture).await;
     let request = CreateArchiveRequest { preservation: true, ..CreateArchiveRequest::default() };
     let mut answers = client.create(request).await.unwrap().into_inner();
     let (mut zip, mut entries, mut done) = (Vec::new(), Vec::new(), None);
     while let Some(answer) = answers.message().await.unwrap() {
-        assert!(done.is_none(), "done is the last word");
+        assert!(done.is_none(), "the summary is the last event");
         match answer.message.unwrap() {
             Made::Data(data) => {
                 assert!(data.len() <= 256 * 1024);
@@ -75,7 +75,10 @@ async fn a_client_takes_an_archive_and_brings_it_back() {
             }
             Made::Entry(entry) => {
                 if entry.kind() == FileKind::File {
-                    assert!(entry.path != b"caf\xe9" || zip.len() > 5_000_000, "its bytes come first");
+                    assert!(
+                        entry.path != b"caf\xe9" || zip.len() > 5_000_000,
+                        "the bytes precede their manifest entry"
+                    );
                 }
                 entries.push(entry);
             }
@@ -99,18 +102,18 @@ async fn a_client_takes_an_archive_and_brings_it_back() {
 
     let open = ExtractOpen { path: text("copy"), replace: false, sha256: done.archive_sha256 };
     let Some(Unpacked::Done(unpacked)) = extract(&mut client, open.clone(), &zip).await.unwrap() else {
-        panic!("no last word");
+        panic!("no final message");
     };
     assert_eq!((unpacked.entries, unpacked.bytes > done.bytes), (4, true));
-    assert_eq!(world.got("copy/folder/inner"), world.got("folder/inner"));
+    assert_eq!(fixture.got("copy/folder/inner"), fixture.got("folder/inner"));
     let again = extract(&mut client, open, &zip).await.unwrap_err();
     assert_eq!(reason(&again), Some(Reason::PathExists), "{again}");
 }
 
 #[tokio::test]
-async fn wrong_calls_say_what_is_wrong() {
-    let world = World::new();
-    let (mut client, _server) = serve(&world).await;
+async fn invalid_calls_return_reasons() {
+    let fixture = Fixture::new();
+    let (mut client, _server) = serve(&fixture).await;
     let request = CreateArchiveRequest { preservation: true, ignore_files: true, ..Default::default() };
     let status = client.create(request).await.unwrap_err();
     assert_eq!(
@@ -142,5 +145,5 @@ async fn wrong_calls_say_what_is_wrong() {
     assert_eq!(detail(&status, "allowed").as_deref(), Some("in the first message only"));
     let large = ExtractArchiveRequest { data: vec![0; (1 << 20) + 1].into(), ..open() };
     assert_eq!(reason(&client.extract(stream::iter([large])).await.unwrap_err()), Some(Reason::TooLarge));
-    assert_eq!(world.names(""), [""; 0]);
+    assert_eq!(fixture.names(""), [""; 0]);
 }

@@ -6,7 +6,7 @@ use http_body_util::BodyExt;
 use podling_agent::api::files_http::router;
 use tower::ServiceExt;
 
-use super::World;
+use super::Fixture;
 
 async fn call(router: &Router, request: http::request::Builder, body: impl Into<Body>) -> Response {
     router.clone().oneshot(request.body(body.into()).unwrap()).await.unwrap()
@@ -21,11 +21,11 @@ fn header_of(response: &Response, name: header::HeaderName) -> &str {
 }
 
 #[tokio::test]
-async fn a_download_can_be_continued() {
-    for world in World::both() {
+async fn download_resumes_with_range() {
+    for fixture in Fixture::both() {
         let content: Vec<u8> = (0..700_000u32).map(|n| (n % 253) as u8).collect();
-        world.put("my data/été.bin", &content);
-        let router = router(world.files.clone());
+        fixture.put("my data/été.bin", &content);
+        let router = router(fixture.files.clone());
         let uri = "/files/my%20data/%C3%A9t%C3%A9.bin";
         let whole = call(&router, Request::get(uri), ()).await;
         assert_eq!(whole.status(), StatusCode::OK);
@@ -55,7 +55,7 @@ async fn a_download_can_be_continued() {
         assert_eq!(beyond.status(), StatusCode::RANGE_NOT_SATISFIABLE);
         assert_eq!(header_of(&beyond, header::CONTENT_RANGE), "bytes */700000");
 
-        world.put("my data/été.bin", "changed");
+        fixture.put("my data/été.bin", "changed");
         let other =
             call(&router, Request::get(uri).header("range", "bytes=1-").header("if-range", &tag), ()).await;
         assert_eq!(other.status(), StatusCode::OK, "a part of another version would make no file");
@@ -64,9 +64,9 @@ async fn a_download_can_be_continued() {
 }
 
 #[tokio::test]
-async fn an_upload_is_checked_and_answers_with_its_digest() {
-    for world in World::both() {
-        let router = router(world.files.clone());
+async fn upload_is_verified_and_returns_digest() {
+    for fixture in Fixture::both() {
+        let router = router(fixture.files.clone());
         // echo -n hello | sha256sum
         let hex = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
         let base64 = "LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=";
@@ -87,17 +87,17 @@ async fn an_upload_is_checked_and_answers_with_its_digest() {
         let only =
             call(&router, Request::put("/files/new/hello.txt").header("if-none-match", "*"), "bye").await;
         assert_eq!(only.status(), StatusCode::CONFLICT);
-        assert_eq!(world.got("new/hello.txt"), b"hello");
-        assert_eq!(world.names("new"), ["hello.txt"]);
+        assert_eq!(fixture.got("new/hello.txt"), b"hello");
+        assert_eq!(fixture.names("new"), ["hello.txt"]);
     }
 }
 
 #[tokio::test]
-async fn errors_are_problem_details_with_the_same_reasons() {
-    for world in World::both() {
-        world.put("folder/file", "");
-        world.link("../outside", "out");
-        let router = router(world.files.clone());
+async fn http_errors_are_problem_details_with_reasons() {
+    for fixture in Fixture::both() {
+        fixture.put("folder/file", "");
+        fixture.link("../outside", "out");
+        let router = router(fixture.files.clone());
         for (uri, status, reason) in [
             ("/files/gone", 404, "PATH_NOT_FOUND"),
             ("/files/folder", 409, "WRONG_FILE_KIND"),

@@ -1,5 +1,5 @@
-//! Somebody swaps a folder for a symbolic link to the outside, as fast as the machine can, while calls of every kind run. Law 10:
-//! nothing outside is ever read or changed.
+//! A thread swaps a directory for a symbolic link to the outside as fast as it can, while calls of
+//! every kind run. Nothing outside may ever be read or changed (law 10).
 
 use std::{
     path::Path,
@@ -9,36 +9,36 @@ use std::{
 use podling_agent::files::{FileError, PathResolver, SymlinkMode, WriteOptions};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::{World, p};
+use super::{Fixture, p};
 
 /// Rounds of ten calls each, for each resolver.
 const ROUNDS: usize = 1_500;
 
 #[test]
-fn the_kernel_keeps_everything_inside() {
+fn openat2_confines_racing_access() {
     nothing_outside_is_touched(PathResolver::Kernel);
 }
 
 #[test]
-fn the_walk_keeps_everything_inside() {
+fn component_walk_confines_racing_access() {
     nothing_outside_is_touched(PathResolver::Walk);
 }
 
 fn nothing_outside_is_touched(resolver: PathResolver) {
     // On a disk every sync would wait for a million renames.
-    let world = World::in_memory(resolver);
-    let outside = world.dir.path().join("outside");
+    let fixture = Fixture::in_memory(resolver);
+    let outside = fixture.dir.path().join("outside");
     for folder in ["sub/deep", "x"] {
         std::fs::create_dir_all(outside.join(folder)).unwrap();
         std::fs::write(outside.join(folder).join("file"), "secret").unwrap();
     }
     std::fs::write(outside.join("file"), "secret").unwrap();
     let before = snapshot(&outside);
-    world.put("a/file", "mine");
-    world.link("../outside", "link");
+    fixture.put("a/file", "mine");
+    fixture.link("../outside", "link");
     let (stop, swaps) = (AtomicBool::new(false), AtomicU64::new(0));
     let mut tally = Tally::default();
-    let home = world.home();
+    let home = fixture.home();
     std::thread::scope(|scope| {
         let swapper = scope.spawn(|| {
             let pairs = [("a", "link"), ("tree/x", "tree/y")];
@@ -55,7 +55,7 @@ fn nothing_outside_is_touched(resolver: PathResolver) {
         let rounds = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             runtime.block_on(async {
                 for round in 0..ROUNDS {
-                    one_round(&world, round, &mut tally).await;
+                    one_round(&fixture, round, &mut tally).await;
                 }
             });
         }));
@@ -63,7 +63,7 @@ fn nothing_outside_is_touched(resolver: PathResolver) {
         swapper.join().unwrap();
         rounds.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
-    assert_eq!(snapshot(&outside), before, "something outside was changed");
+    assert_eq!(snapshot(&outside), before, "an entry outside was changed");
     let swaps = swaps.into_inner();
     println!("{resolver:?}: {} calls, {swaps} swaps, {} refused", tally.done + tally.refused, tally.refused);
     assert!(tally.done > 100 && tally.refused > 100, "the race did not happen: {tally:?}, {swaps} swaps");
@@ -86,7 +86,7 @@ impl Tally {
                 self.refused += 1;
                 None
             }
-            // What else a caller may hear while a path changes under way.
+            // Other valid errors while a path changes.
             Err(
                 FileError::NotFound { .. }
                 | FileError::Exists { .. }
@@ -98,39 +98,39 @@ impl Tally {
     }
 }
 
-async fn one_round(world: &World, round: usize, tally: &mut Tally) {
-    let files = &world.files;
+async fn one_round(fixture: &Fixture, round: usize, tally: &mut Tally) {
+    let files = &fixture.files;
     if let Some(entry) = tally.note(files.stat(p("a/file"), SymlinkMode::Follow).await) {
         assert_eq!(entry.size, 4, "the size of something outside");
     }
-    if let Some(content) = tally.note(world.read("a/file").await) {
+    if let Some(content) = tally.note(fixture.read("a/file").await) {
         assert_eq!(content, b"mine", "content from outside");
     }
-    if let Some(entries) = tally.note(world.list("a").await) {
+    if let Some(entries) = tally.note(fixture.list("a").await) {
         assert!(entries.iter().all(|entry| entry.name != b"secret"), "names from outside");
     }
-    tally.note(world.write("a/file", b"mine", WriteOptions::default()).await);
+    tally.note(fixture.write("a/file", b"mine", WriteOptions::default()).await);
     let deep = WriteOptions { make_parents: true, ..WriteOptions::default() };
-    tally.note(world.write("a/sub/deep/file", b"mine", deep).await);
+    tally.note(fixture.write("a/sub/deep/file", b"mine", deep).await);
     if let Some(id) = tally.note(files.begin_upload(p("a/chunked"), WriteOptions::default()).await) {
         tally.note(files.chunk(id, 0, "mine".into(), true).await);
     }
     tally.note(files.mkdir(p(&format!("a/made-{}", round % 7)), Some(0o700), true).await);
     tally.note(files.rename(p("a/sub"), p("a/x"), true).await);
     tally.note(files.remove(p("a/x"), true).await);
-    // A tree that holds the swapped pair itself goes as a whole.
-    let tree = world.home().join("tree");
+    // A tree that contains the swapped pair is removed as a whole.
+    let tree = fixture.home().join("tree");
     if !tree.exists() {
-        let building = world.home().join("building");
+        let building = fixture.home().join("building");
         std::fs::create_dir_all(building.join("x/deep")).unwrap();
         std::fs::write(building.join("x/deep/file"), "mine").unwrap();
-        std::os::unix::fs::symlink(world.dir.path().join("outside"), building.join("y")).unwrap();
+        std::os::unix::fs::symlink(fixture.dir.path().join("outside"), building.join("y")).unwrap();
         std::fs::rename(building, tree).unwrap();
     }
     tally.note(files.remove(p("tree"), true).await);
 }
 
-/// Every name, kind, mode, size, time and content below a folder.
+/// Every name, kind, mode, size, time and content below a directory.
 fn snapshot(folder: &Path) -> Vec<String> {
     use std::os::unix::fs::MetadataExt;
     let mut seen = Vec::new();

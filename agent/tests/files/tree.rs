@@ -1,4 +1,4 @@
-//! Looking around, reading, moving and removing.
+//! Metadata, listing, reading, moving and removing.
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
@@ -8,33 +8,33 @@ use podling_agent::files::{
 };
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use super::{World, p};
+use super::{Fixture, p};
 
 #[tokio::test]
-async fn a_folder_with_many_entries_comes_sorted_in_pages() {
-    for world in [PathResolver::Kernel, PathResolver::Walk].map(World::in_memory) {
+async fn large_directory_is_listed_sorted_in_pages() {
+    for fixture in [PathResolver::Kernel, PathResolver::Walk].map(Fixture::in_memory) {
         for n in 0..20_001 {
-            world.put(&format!("many/{}", n * 7_919 % 20_011), "");
+            fixture.put(&format!("many/{}", n * 7_919 % 20_011), "");
         }
-        let pages: Vec<_> = world.files.list(p("many")).await.unwrap().try_collect().await.unwrap();
+        let pages: Vec<_> = fixture.files.list(p("many")).await.unwrap().try_collect().await.unwrap();
         assert!(pages.iter().all(|page| page.len() <= 1_000));
         let names: Vec<_> = pages.concat().into_iter().map(|entry| entry.name).collect();
         assert_eq!(names.len(), 20_001);
         assert!(names.is_sorted_by(|a, b| a < b));
-        assert_eq!(world.files.remove(p("many"), true).await.unwrap(), 20_002);
-        assert_eq!(world.names(""), [""; 0]);
+        assert_eq!(fixture.files.remove(p("many"), true).await.unwrap(), 20_002);
+        assert_eq!(fixture.names(""), [""; 0]);
     }
 }
 
 #[tokio::test]
-async fn entries_say_what_they_are_also_with_strange_names() {
-    for world in World::both() {
+async fn entries_report_kind_for_any_name() {
+    for fixture in Fixture::both() {
         let strange = OsStr::from_bytes(b"caf\xe9");
-        std::fs::write(world.home().join(strange), "12345").unwrap();
-        world.put("folder/inner", "");
-        world.link("nowhere at all", "link");
-        mknodat(CWD, world.home().join("pipe"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-        let entries = world.list("").await.unwrap();
+        std::fs::write(fixture.home().join(strange), "12345").unwrap();
+        fixture.put("folder/inner", "");
+        fixture.link("nowhere at all", "link");
+        mknodat(CWD, fixture.home().join("pipe"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let entries = fixture.list("").await.unwrap();
         let shown: Vec<_> =
             entries.iter().map(|e| (e.name.as_slice(), e.kind, e.link_target.as_slice())).collect();
         assert_eq!(
@@ -46,41 +46,45 @@ async fn entries_say_what_they_are_also_with_strange_names() {
                 (b"pipe", FileKind::Other, b""),
             ]
         );
-        let entry = world.files.stat(RelPath::parse(b"caf\xe9").unwrap(), SymlinkMode::Follow).await.unwrap();
+        let entry =
+            fixture.files.stat(RelPath::parse(b"caf\xe9").unwrap(), SymlinkMode::Follow).await.unwrap();
         assert_eq!((entry.size, entry.kind), (5, FileKind::File));
-        assert_eq!(world.files.stat(p("link"), SymlinkMode::NoFollow).await.unwrap().kind, FileKind::Symlink);
-        let dangling = world.files.stat(p("link"), SymlinkMode::Follow).await.unwrap_err();
+        assert_eq!(
+            fixture.files.stat(p("link"), SymlinkMode::NoFollow).await.unwrap().kind,
+            FileKind::Symlink
+        );
+        let dangling = fixture.files.stat(p("link"), SymlinkMode::Follow).await.unwrap_err();
         assert!(matches!(dangling, FileError::NotFound { .. }), "{dangling}");
-        assert_eq!(world.files.stat(p(""), SymlinkMode::NoFollow).await.unwrap().kind, FileKind::Directory);
+        assert_eq!(fixture.files.stat(p(""), SymlinkMode::NoFollow).await.unwrap().kind, FileKind::Directory);
     }
 }
 
 #[tokio::test]
-async fn links_are_followed_as_long_as_they_stay_inside() {
-    for world in World::both() {
-        world.put("data/2026/values", "1 2 3");
-        world.put("code/main", "");
-        world.link("../data/./2026/../2026", "code/latest");
-        world.link("code", "src");
-        world.link("../outside", "out");
-        world.link(world.dir.path().join("home/data"), "absolute");
-        world.link("round", "round");
-        assert_eq!(world.read("src/latest/values").await.unwrap(), b"1 2 3");
-        assert_eq!(world.list("src/latest").await.unwrap().len(), 1);
+async fn links_are_followed_only_inside_root() {
+    for fixture in Fixture::both() {
+        fixture.put("data/2026/values", "1 2 3");
+        fixture.put("code/main", "");
+        fixture.link("../data/./2026/../2026", "code/latest");
+        fixture.link("code", "src");
+        fixture.link("../outside", "out");
+        fixture.link(fixture.dir.path().join("home/data"), "absolute");
+        fixture.link("round", "round");
+        assert_eq!(fixture.read("src/latest/values").await.unwrap(), b"1 2 3");
+        assert_eq!(fixture.list("src/latest").await.unwrap().len(), 1);
         for path in ["out/secret", "out", "absolute/2026/values", "round", "round/trip"] {
-            let refused = world.read(path).await.unwrap_err();
+            let refused = fixture.read(path).await.unwrap_err();
             assert!(matches!(refused, FileError::Escapes { .. }), "{path}: {refused}");
         }
-        let refused = world.files.mkdir(p("out/made"), None, true).await.unwrap_err();
+        let refused = fixture.files.mkdir(p("out/made"), None, true).await.unwrap_err();
         assert!(matches!(refused, FileError::Escapes { .. }), "{refused}");
     }
 }
 
 #[tokio::test]
-async fn any_range_of_a_file_can_be_read() {
-    for world in World::both() {
+async fn any_range_is_readable() {
+    for fixture in Fixture::both() {
         let content: Vec<u8> = (0..3_000_001u32).map(|n| (n % 251) as u8).collect();
-        world.put("big", &content);
+        fixture.put("big", &content);
         for (offset, length) in [
             (0, None),
             (1, Some(1)),
@@ -88,28 +92,28 @@ async fn any_range_of_a_file_can_be_read() {
             (2_999_999, Some(99)),
             (3_000_001, None),
         ] {
-            let reading = world.files.read(p("big")).await.unwrap().range(offset, length).unwrap();
+            let reading = fixture.files.read(p("big")).await.unwrap().range(offset, length).unwrap();
             let pieces: Vec<_> = reading.pieces().try_collect().await.unwrap();
             assert!(pieces.iter().all(|piece| piece.len() <= PIECE_BYTES));
             let end = length.map_or(content.len(), |length| content.len().min((offset + length) as usize));
             assert!(pieces.concat() == content[offset as usize..end], "{offset} {length:?}");
         }
-        let beyond = world.files.read(p("big")).await.unwrap().range(3_000_002, None).unwrap_err();
+        let beyond = fixture.files.read(p("big")).await.unwrap().range(3_000_002, None).unwrap_err();
         assert!(matches!(beyond, FileError::BadOffset { size: 3_000_001, .. }), "{beyond}");
     }
 }
 
 #[tokio::test]
-async fn a_file_that_grows_or_shrinks_while_it_is_read() {
-    for world in World::both() {
-        world.put("log", vec![1; 4 << 20]);
-        let grown = world.files.read(p("log")).await.unwrap();
-        let file = std::fs::File::options().append(true).open(world.home().join("log")).unwrap();
+async fn read_handles_growing_and_shrinking_file() {
+    for fixture in Fixture::both() {
+        fixture.put("log", vec![1; 4 << 20]);
+        let grown = fixture.files.read(p("log")).await.unwrap();
+        let file = std::fs::File::options().append(true).open(fixture.home().join("log")).unwrap();
         std::io::Write::write_all(&mut &file, &[2; 1000]).unwrap();
         let pieces: Vec<_> = grown.pieces().try_collect().await.unwrap();
-        assert!(pieces.concat() == vec![1; 4 << 20], "just what it was when it was opened");
+        assert!(pieces.concat() == vec![1; 4 << 20], "the content at the time of opening");
 
-        let mut shrunk = Box::pin(world.files.read(p("log")).await.unwrap().pieces());
+        let mut shrunk = Box::pin(fixture.files.read(p("log")).await.unwrap().pieces());
         assert_eq!(shrunk.try_next().await.unwrap().unwrap().len(), PIECE_BYTES);
         file.set_len(100).unwrap();
         let error = shrunk.try_for_each(|_| async { Ok(()) }).await.unwrap_err();
@@ -118,71 +122,71 @@ async fn a_file_that_grows_or_shrinks_while_it_is_read() {
 }
 
 #[tokio::test]
-async fn a_pipe_is_never_opened() {
-    for world in World::both() {
-        mknodat(CWD, world.home().join("pipe"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-        let refused = world.files.read(p("pipe")).await.unwrap_err();
+async fn pipe_is_never_opened() {
+    for fixture in Fixture::both() {
+        mknodat(CWD, fixture.home().join("pipe"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let refused = fixture.files.read(p("pipe")).await.unwrap_err();
         assert!(matches!(refused, FileError::WrongKind { .. }), "{refused}");
-        let refused = world.write("pipe", b"x", WriteOptions::default()).await.unwrap_err();
+        let refused = fixture.write("pipe", b"x", WriteOptions::default()).await.unwrap_err();
         assert!(matches!(refused, FileError::WrongKind { .. }), "{refused}");
-        // A writer that waits for a reader still waits: it was never woken by us.
+        // A writer would still wait for a reader, so the agent never opened the pipe.
         let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
-        let writer = rustix::fs::open(world.home().join("pipe"), flags, Mode::empty());
+        let writer = rustix::fs::open(fixture.home().join("pipe"), flags, Mode::empty());
         assert_eq!(writer.unwrap_err(), rustix::io::Errno::NXIO);
-        assert!(matches!(world.files.read(p("")).await, Err(FileError::WrongKind { .. })));
+        assert!(matches!(fixture.files.read(p("")).await, Err(FileError::WrongKind { .. })));
     }
 }
 
 #[tokio::test]
-async fn moving_replaces_only_when_told_to() {
-    for world in World::both() {
-        let rename = |from, to, replace| world.files.rename(p(from), p(to), replace);
-        world.put("a", "a");
-        world.put("b", "b");
-        world.put("full/file", "");
-        world.put("other/file", "");
+async fn rename_replaces_only_on_request() {
+    for fixture in Fixture::both() {
+        let rename = |from, to, replace| fixture.files.rename(p(from), p(to), replace);
+        fixture.put("a", "a");
+        fixture.put("b", "b");
+        fixture.put("full/file", "");
+        fixture.put("other/file", "");
         assert!(matches!(rename("a", "b", false).await, Err(FileError::Exists { .. })));
         rename("a", "b", true).await.unwrap();
-        assert_eq!(world.got("b"), b"a");
+        assert_eq!(fixture.got("b"), b"a");
         assert!(matches!(rename("full", "other", true).await, Err(FileError::NotEmpty { .. })));
         assert!(matches!(rename("full", "full/inside", false).await, Err(FileError::WrongKind { .. })));
         assert!(matches!(rename("gone", "b", true).await, Err(FileError::NotFound { .. })));
         assert!(matches!(rename("", "b", true).await, Err(FileError::BadPath { .. })));
         rename("full", "moved", false).await.unwrap();
-        world.link("b", "link");
+        fixture.link("b", "link");
         rename("link", "moved/link", false).await.unwrap();
-        assert!(world.home().join("moved/link").is_symlink(), "the link itself was moved");
+        assert!(fixture.home().join("moved/link").is_symlink(), "the link itself was moved");
     }
 }
 
 #[tokio::test]
-async fn removing_counts_and_never_follows_links() {
-    for world in World::both() {
+async fn remove_counts_and_never_follows_links() {
+    for fixture in Fixture::both() {
         let deep = "d/".repeat(600);
-        world.put(&format!("tree/{deep}file"), "");
-        world.put("tree/more/file", "");
-        world.link(world.dir.path().join("outside"), "tree/out");
-        assert!(matches!(world.files.remove(p("tree"), false).await, Err(FileError::NotEmpty { .. })));
-        assert_eq!(world.files.remove(p("tree"), true).await.unwrap(), 600 + 1 + 2 + 1 + 1);
-        assert!(world.dir.path().join("outside/secret").exists());
-        assert!(matches!(world.files.remove(p("tree"), true).await, Err(FileError::NotFound { .. })));
-        assert!(matches!(world.files.remove(p("."), true).await, Err(FileError::BadPath { .. })));
-        world.link("../outside", "link");
-        assert_eq!(world.files.remove(p("link"), true).await.unwrap(), 1);
-        assert!(world.dir.path().join("outside/secret").exists());
+        fixture.put(&format!("tree/{deep}file"), "");
+        fixture.put("tree/more/file", "");
+        fixture.link(fixture.dir.path().join("outside"), "tree/out");
+        assert!(matches!(fixture.files.remove(p("tree"), false).await, Err(FileError::NotEmpty { .. })));
+        assert_eq!(fixture.files.remove(p("tree"), true).await.unwrap(), 600 + 1 + 2 + 1 + 1);
+        assert!(fixture.dir.path().join("outside/secret").exists());
+        assert!(matches!(fixture.files.remove(p("tree"), true).await, Err(FileError::NotFound { .. })));
+        assert!(matches!(fixture.files.remove(p("."), true).await, Err(FileError::BadPath { .. })));
+        fixture.link("../outside", "link");
+        assert_eq!(fixture.files.remove(p("link"), true).await.unwrap(), 1);
+        assert!(fixture.dir.path().join("outside/secret").exists());
     }
 }
 
 #[tokio::test]
-async fn folders_are_made_one_by_one_or_with_all_above() {
-    for world in World::both() {
-        let mkdir = |path, mode, parents| world.files.mkdir(p(path), mode, parents);
+async fn mkdir_creates_one_or_all_parents() {
+    for fixture in Fixture::both() {
+        let mkdir = |path, mode, parents| fixture.files.mkdir(p(path), mode, parents);
         assert!(matches!(mkdir("a/b/c", None, false).await, Err(FileError::NotFound { .. })));
         mkdir("a/b/c", Some(0o2770), true).await.unwrap();
         mkdir("a/b/c", None, true).await.unwrap();
-        assert_eq!(world.files.stat(p("a/b/c"), SymlinkMode::NoFollow).await.unwrap().mode, 0o2770);
+        assert_eq!(fixture.files.stat(p("a/b/c"), SymlinkMode::NoFollow).await.unwrap().mode, 0o2770);
         assert!(matches!(mkdir("a/b/c", None, false).await, Err(FileError::Exists { .. })));
-        world.put("file", "");
+        fixture.put("file", "");
         assert!(matches!(mkdir("file", None, true).await, Err(FileError::WrongKind { .. })));
         assert!(matches!(mkdir("file/below", None, true).await, Err(FileError::WrongKind { .. })));
     }

@@ -1,4 +1,4 @@
-//! The same over gRPC, with a generated client and a real connection.
+//! File operations over gRPC, with a generated client and a real connection.
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -14,13 +14,13 @@ use podling_proto::{
 use tokio::{net::TcpListener, task::JoinSet};
 use tonic::transport::{Channel, Endpoint};
 
-use super::World;
+use super::Fixture;
 
-/// Serves a world's files until the set is dropped.
-async fn serve(world: &World) -> (FilesClient<Channel>, JoinSet<()>) {
+/// Serves the fixture's files until the set is dropped.
+async fn serve(fixture: &Fixture) -> (FilesClient<Channel>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let service = FilesServer::new(FilesService::new(world.files.clone()));
+    let service = FilesServer::new(FilesService::new(fixture.files.clone()));
     let router = tonic::service::Routes::new(service).into_axum_router();
     let mut server = JoinSet::new();
     server.spawn(async move { axum::serve(listener, router).await.unwrap() });
@@ -40,9 +40,9 @@ fn open(path: Option<Path>) -> WriteOpen {
 }
 
 #[tokio::test]
-async fn a_client_writes_lists_reads_and_removes() {
-    for world in World::both() {
-        let (mut client, _server) = serve(&world).await;
+async fn client_writes_lists_reads_and_removes() {
+    for fixture in Fixture::both() {
+        let (mut client, _server) = serve(&fixture).await;
         let content: Vec<u8> = (0..5_000_000u32).map(|n| (n % 249) as u8).collect();
         let mut messages = vec![WriteFileRequest { open: Some(open(raw(b"caf\xe9"))), data: Bytes::new() }];
         let data =
@@ -77,9 +77,9 @@ async fn a_client_writes_lists_reads_and_removes() {
 }
 
 #[tokio::test]
-async fn a_browser_uploads_in_chunks() {
-    for world in World::both() {
-        let (mut client, _server) = serve(&world).await;
+async fn browser_uploads_in_chunks() {
+    for fixture in Fixture::both() {
+        let (mut client, _server) = serve(&fixture).await;
         let first = WriteChunkRequest {
             open: Some(open(text("page.html"))),
             data: "<html>".into(),
@@ -100,15 +100,15 @@ async fn a_browser_uploads_in_chunks() {
         );
         let done = client.write_chunk(chunk(6, "</html>", true)).await.unwrap().into_inner();
         assert_eq!((done.next_offset, done.finished.unwrap().entry.unwrap().size), (13, 13));
-        assert_eq!(world.got("page.html"), b"<html></html>");
+        assert_eq!(fixture.got("page.html"), b"<html></html>");
     }
 }
 
 #[tokio::test]
-async fn a_client_that_breaks_off_leaves_no_temporary_file() {
-    for world in World::both() {
-        world.put("big", "old");
-        let (client, _server) = serve(&world).await;
+async fn aborted_call_leaves_no_temporary_file() {
+    for fixture in Fixture::both() {
+        fixture.put("big", "old");
+        let (client, _server) = serve(&fixture).await;
         let (feed, messages) = tokio::sync::mpsc::channel(1);
         let mut calls = JoinSet::new();
         let mut writing = client.clone();
@@ -119,15 +119,15 @@ async fn a_client_that_breaks_off_leaves_no_temporary_file() {
             feed.send(WriteFileRequest { open: None, data: vec![1; 1 << 20].into() }).await.unwrap();
         }
         calls.abort_all();
-        world.settles("", &["big"]).await;
-        assert_eq!(world.got("big"), b"old");
+        fixture.settles("", &["big"]).await;
+        assert_eq!(fixture.got("big"), b"old");
     }
 }
 
 #[tokio::test]
-async fn wrong_calls_say_what_is_wrong() {
-    for world in World::both() {
-        let (mut client, _server) = serve(&world).await;
+async fn invalid_calls_return_reasons() {
+    for fixture in Fixture::both() {
+        let (mut client, _server) = serve(&fixture).await;
         for (path, expected) in [
             (text("/etc/passwd"), Reason::BadPath),
             (text("../outside"), Reason::BadPath),
@@ -150,6 +150,6 @@ async fn wrong_calls_say_what_is_wrong() {
         let large = WriteFileRequest { open: Some(open(text("file"))), data: vec![0; (1 << 20) + 1].into() };
         let status = client.write(stream::iter([large])).await.unwrap_err();
         assert_eq!(reason(&status), Some(Reason::TooLarge));
-        world.settles("", &[]).await;
+        fixture.settles("", &[]).await;
     }
 }

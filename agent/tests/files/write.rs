@@ -1,4 +1,4 @@
-//! Writing: whole or not at all.
+//! Writes are atomic: complete or without effect.
 
 use std::{
     os::unix::fs::{MetadataExt, PermissionsExt},
@@ -13,24 +13,24 @@ use podling_agent::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{World, p};
+use super::{Fixture, p};
 
 fn sha256(content: &[u8]) -> [u8; 32] {
     ring::digest::digest(&ring::digest::SHA256, content).as_ref().try_into().unwrap()
 }
 
 #[tokio::test]
-async fn a_file_is_replaced_whole_and_keeps_its_mode() {
-    for world in World::both() {
-        world.put("run.sh", "old");
-        let path = world.home().join("run.sh");
+async fn replaced_file_keeps_its_mode() {
+    for fixture in Fixture::both() {
+        fixture.put("run.sh", "old");
+        let path = fixture.home().join("run.sh");
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o751)).unwrap();
         let content = vec![7; 5_000_000];
-        let written = world.write("run.sh", &content, WriteOptions::default()).await.unwrap();
+        let written = fixture.write("run.sh", &content, WriteOptions::default()).await.unwrap();
         assert_eq!((written.created, written.entry.mode, written.entry.size), (false, 0o751, 5_000_000));
         assert_eq!(written.sha256, sha256(&content));
-        assert!(world.got("run.sh") == content);
-        assert_eq!(world.names(""), ["run.sh"], "no temporary file stays");
+        assert!(fixture.got("run.sh") == content);
+        assert_eq!(fixture.names(""), ["run.sh"], "no temporary file remains");
 
         let modified = UNIX_EPOCH + Duration::from_millis(1_234_567_891);
         let options = WriteOptions {
@@ -39,89 +39,89 @@ async fn a_file_is_replaced_whole_and_keeps_its_mode() {
             make_parents: true,
             ..Default::default()
         };
-        let written = world.write("new/deep/file", b"", options).await.unwrap();
-        let meta = world.home().join("new/deep/file").metadata().unwrap();
+        let written = fixture.write("new/deep/file", b"", options).await.unwrap();
+        let meta = fixture.home().join("new/deep/file").metadata().unwrap();
         assert!(written.created && meta.mode() & 0o7777 == 0o600 && meta.modified().unwrap() == modified);
     }
 }
 
 #[tokio::test]
-async fn content_that_is_not_what_was_promised_changes_nothing() {
-    for world in World::both() {
-        world.put("notes", "old");
+async fn wrong_digest_changes_nothing() {
+    for fixture in Fixture::both() {
+        fixture.put("notes", "old");
         let options = WriteOptions { sha256: Some(sha256(b"promised")), ..Default::default() };
-        let refused = world.write("notes", b"something else", options.clone()).await.unwrap_err();
+        let refused = fixture.write("notes", b"something else", options.clone()).await.unwrap_err();
         assert!(matches!(refused, FileError::DigestMismatch { .. }), "{refused}");
-        assert_eq!(world.got("notes"), b"old");
-        assert_eq!(world.names(""), ["notes"]);
-        world.write("notes", b"promised", options).await.unwrap();
-        assert_eq!(world.got("notes"), b"promised");
+        assert_eq!(fixture.got("notes"), b"old");
+        assert_eq!(fixture.names(""), ["notes"]);
+        fixture.write("notes", b"promised", options).await.unwrap();
+        assert_eq!(fixture.got("notes"), b"promised");
     }
 }
 
 #[tokio::test]
-async fn create_only_replaces_nothing_even_if_it_comes_up_meanwhile() {
-    for world in World::both() {
+async fn create_only_never_replaces_even_in_a_race() {
+    for fixture in Fixture::both() {
         let only = WriteOptions { create_only: true, ..Default::default() };
-        world.link("nowhere", "dangling");
-        let refused = world.write("dangling", b"new", only.clone()).await.unwrap_err();
+        fixture.link("nowhere", "dangling");
+        let refused = fixture.write("dangling", b"new", only.clone()).await.unwrap_err();
         assert!(matches!(refused, FileError::Exists { .. }), "{refused}");
-        let feed = world.files.write(p("notes"), only).await.unwrap();
-        world.put("notes", "theirs");
+        let feed = fixture.files.write(p("notes"), only).await.unwrap();
+        fixture.put("notes", "theirs");
         assert!(matches!(feed.finish().await, Err(FileError::Exists { .. })));
-        assert_eq!(world.got("notes"), b"theirs");
-        assert_eq!(world.names(""), ["dangling", "notes"]);
+        assert_eq!(fixture.got("notes"), b"theirs");
+        assert_eq!(fixture.names(""), ["dangling", "notes"]);
     }
 }
 
 #[tokio::test]
-async fn what_is_no_file_is_not_replaced() {
-    for world in World::both() {
-        world.put("folder/file", "");
-        let refused = world.write("folder", b"x", WriteOptions::default()).await.unwrap_err();
+async fn write_to_non_file_is_rejected() {
+    for fixture in Fixture::both() {
+        fixture.put("folder/file", "");
+        let refused = fixture.write("folder", b"x", WriteOptions::default()).await.unwrap_err();
         assert!(matches!(refused, FileError::WrongKind { .. }), "{refused}");
-        let refused = world.write("missing/file", b"x", WriteOptions::default()).await.unwrap_err();
+        let refused = fixture.write("missing/file", b"x", WriteOptions::default()).await.unwrap_err();
         assert!(matches!(refused, FileError::NotFound { .. }), "{refused}");
-        let refused = world.write("", b"x", WriteOptions::default()).await.unwrap_err();
+        let refused = fixture.write("", b"x", WriteOptions::default()).await.unwrap_err();
         assert!(matches!(refused, FileError::BadPath { .. }), "{refused}");
     }
 }
 
 #[tokio::test]
-async fn a_link_is_written_through_inside_and_refused_outside() {
-    for world in World::both() {
-        world.put("real/config", "old");
-        world.link("real/config", "config");
-        world.link("../outside/secret", "leak");
-        world.write("config", b"new", WriteOptions::default()).await.unwrap();
-        assert_eq!(world.got("real/config"), b"new");
-        assert!(world.home().join("config").is_symlink());
-        let refused = world.write("leak", b"x", WriteOptions::default()).await.unwrap_err();
+async fn write_follows_link_inside_and_rejects_outside() {
+    for fixture in Fixture::both() {
+        fixture.put("real/config", "old");
+        fixture.link("real/config", "config");
+        fixture.link("../outside/secret", "leak");
+        fixture.write("config", b"new", WriteOptions::default()).await.unwrap();
+        assert_eq!(fixture.got("real/config"), b"new");
+        assert!(fixture.home().join("config").is_symlink());
+        let refused = fixture.write("leak", b"x", WriteOptions::default()).await.unwrap_err();
         assert!(matches!(refused, FileError::Escapes { .. }), "{refused}");
-        assert_eq!(std::fs::read(world.dir.path().join("outside/secret")).unwrap(), b"secret");
+        assert_eq!(std::fs::read(fixture.dir.path().join("outside/secret")).unwrap(), b"secret");
     }
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_in_the_middle_leaves_nothing() {
-    for world in World::both() {
-        world.put("big", "old");
-        let mut feed = world.files.write(p("big"), WriteOptions::default()).await.unwrap();
+async fn dropped_write_leaves_nothing() {
+    for fixture in Fixture::both() {
+        fixture.put("big", "old");
+        let mut feed = fixture.files.write(p("big"), WriteOptions::default()).await.unwrap();
         for _ in 0..8 {
             feed.push(vec![1; 600_000].into()).await.unwrap();
         }
-        assert_eq!(world.names("").len(), 2);
+        assert_eq!(fixture.names("").len(), 2);
         drop(feed);
-        world.settles("", &["big"]).await;
-        assert_eq!(world.got("big"), b"old");
-        assert!(world.list("").await.unwrap().iter().all(|entry| entry.name == b"big"));
+        fixture.settles("", &["big"]).await;
+        assert_eq!(fixture.got("big"), b"old");
+        assert!(fixture.list("").await.unwrap().iter().all(|entry| entry.name == b"big"));
     }
 }
 
 #[tokio::test]
-async fn a_full_disk_is_named_and_the_old_file_stays() {
+async fn full_disk_is_reported_and_old_file_stays() {
     if !rustix::process::geteuid().is_root() {
-        println!("left out: only root can mount the small disk this needs");
+        println!("left out: only root can mount the small disk that this test needs");
         return;
     }
     struct Mounted(std::path::PathBuf);
@@ -130,29 +130,29 @@ async fn a_full_disk_is_named_and_the_old_file_stays() {
             let _done = Command::new("umount").arg("-l").arg(&self.0).status();
         }
     }
-    for world in World::both() {
-        let disk = world.home().join("disk");
+    for fixture in Fixture::both() {
+        let disk = fixture.home().join("disk");
         std::fs::create_dir(&disk).unwrap();
         let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "none"]).arg(&disk).status();
         assert!(mount.unwrap().success());
         let _mounted = Mounted(disk);
-        world.put("disk/notes", "old");
+        fixture.put("disk/notes", "old");
         let refused =
-            world.write("disk/notes", &vec![1; 3_000_000], WriteOptions::default()).await.unwrap_err();
+            fixture.write("disk/notes", &vec![1; 3_000_000], WriteOptions::default()).await.unwrap_err();
         assert!(matches!(refused, FileError::DiskFull { .. }), "{refused}");
-        world.settles("disk", &["notes"]).await;
-        assert_eq!(world.got("disk/notes"), b"old");
-        world.write("disk/notes", b"it goes on", WriteOptions::default()).await.unwrap();
+        fixture.settles("disk", &["notes"]).await;
+        assert_eq!(fixture.got("disk/notes"), b"old");
+        fixture.write("disk/notes", b"it goes on", WriteOptions::default()).await.unwrap();
     }
 }
 
 #[tokio::test]
-async fn an_upload_in_chunks_takes_repeats_and_refuses_holes() {
-    for world in World::both() {
+async fn upload_accepts_repeats_and_rejects_gaps() {
+    for fixture in Fixture::both() {
         let options = WriteOptions { sha256: Some(sha256(b"hello world")), ..Default::default() };
-        let id = world.files.begin_upload(p("greeting"), options).await.unwrap();
+        let id = fixture.files.begin_upload(p("greeting"), options).await.unwrap();
         let chunk =
-            |offset, data: &'static str, finish| world.files.chunk(id.clone(), offset, data.into(), finish);
+            |offset, data: &'static str, finish| fixture.files.chunk(id.clone(), offset, data.into(), finish);
         assert_eq!(chunk(0, "hello", false).await.unwrap().next, 5);
         assert_eq!(chunk(0, "hello", false).await.unwrap().next, 5, "a repeat");
         let hole = chunk(9, "ld", false).await.unwrap_err();
@@ -160,13 +160,13 @@ async fn an_upload_in_chunks_takes_repeats_and_refuses_holes() {
         assert_eq!(chunk(3, "lo wor", false).await.unwrap().next, 9, "known and new bytes in one");
         let done = chunk(9, "ld", true).await.unwrap();
         assert_eq!(done.finished.as_ref().map(|written| written.sha256), Some(sha256(b"hello world")));
-        assert_eq!(chunk(9, "ld", true).await.unwrap(), done, "the answer may have been lost");
-        assert_eq!(world.got("greeting"), b"hello world");
+        assert_eq!(chunk(9, "ld", true).await.unwrap(), done, "the answer is repeated");
+        assert_eq!(fixture.got("greeting"), b"hello world");
     }
 }
 
 #[tokio::test]
-async fn uploads_lapse_and_are_bounded() {
+async fn uploads_expire_and_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let root = WorkspaceRoot::open_with(dir.path(), PathResolver::Kernel).unwrap();
     let files =
@@ -181,7 +181,7 @@ async fn uploads_lapse_and_are_bounded() {
     let empty = async {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(15);
         while std::fs::read_dir(dir.path()).unwrap().next().is_some() {
-            assert!(tokio::time::Instant::now() < deadline, "temporary files stay");
+            assert!(tokio::time::Instant::now() < deadline, "temporary files remain");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         stop.cancel();
@@ -192,26 +192,26 @@ async fn uploads_lapse_and_are_bounded() {
 }
 
 #[tokio::test]
-async fn what_a_killed_agent_left_goes_when_its_folder_is_looked_at() {
-    for world in World::both() {
+async fn stale_temp_file_is_removed_by_listing() {
+    for fixture in Fixture::both() {
         let (dead, fresh) = (".podling-0123456789abcdef-1.tmp", ".podling-0123456789abcdef-2.tmp");
-        world.put(&format!("a/{dead}"), "half");
-        world.put(&format!("a/{fresh}"), "half");
+        fixture.put(&format!("a/{dead}"), "half");
+        fixture.put(&format!("a/{fresh}"), "half");
         let long_ago = SystemTime::now() - Duration::from_secs(2 * 60 * 60);
         std::fs::File::options()
             .write(true)
-            .open(world.home().join("a").join(dead))
+            .open(fixture.home().join("a").join(dead))
             .and_then(|file| file.set_modified(long_ago))
             .unwrap();
-        assert_eq!(world.list("a").await.unwrap(), [], "neither is shown");
-        assert_eq!(world.names("a"), [fresh], "one may still be written to");
-        std::fs::rename(world.home().join("a").join(fresh), world.home().join("a/notes")).unwrap();
-        assert_eq!(world.list("a").await.unwrap().len(), 1);
+        assert_eq!(fixture.list("a").await.unwrap(), [], "temporary files are not listed");
+        assert_eq!(fixture.names("a"), [fresh], "a fresh one may still be in use");
+        std::fs::rename(fixture.home().join("a").join(fresh), fixture.home().join("a/notes")).unwrap();
+        assert_eq!(fixture.list("a").await.unwrap().len(), 1);
     }
 }
 
 #[tokio::test]
-async fn every_change_is_intent_and_no_look_is() {
+async fn only_changes_count_as_intent() {
     let dir = tempfile::tempdir().unwrap();
     let gate = Arc::new(AdmissionGate::new());
     let root = WorkspaceRoot::open(dir.path()).unwrap();

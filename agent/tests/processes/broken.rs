@@ -1,11 +1,11 @@
-//! Ten programs that cannot start, each with its reason, and nothing left running.
+//! Programs that cannot start: each failure has its own reason, and nothing is left running.
 
 use std::{os::unix::fs::PermissionsExt, path::Path};
 
 use podling_agent::{process::ProcessSpec, spawn::Program};
 use podling_proto::error::{Reason, WireError};
 
-use super::{World, all};
+use super::{Fixture, all};
 
 fn script(path: &Path, content: &[u8], mode: u32) {
     std::fs::write(path, content).unwrap();
@@ -13,9 +13,9 @@ fn script(path: &Path, content: &[u8], mode: u32) {
 }
 
 #[tokio::test]
-async fn every_mistake_has_its_name() {
-    let world = World::new();
-    let home = world.home.path();
+async fn failed_start_has_a_specific_reason() {
+    let fixture = Fixture::new();
+    let home = fixture.home.path();
     script(&home.join("plain"), b"echo hi\n", 0o644);
     script(&home.join("bad-interpreter"), b"#!/no/such/shell\n", 0o755);
     script(&home.join("dos"), b"#!/bin/sh\r\necho hi\r\n", 0o755);
@@ -43,7 +43,7 @@ async fn every_mistake_has_its_name() {
         (with("A=B"), Reason::BadField),
     ];
     for (program, expected) in stories {
-        let error = world
+        let error = fixture
             .processes
             .start(ProcessSpec { program: program.clone(), ..ProcessSpec::default() })
             .await
@@ -51,6 +51,6 @@ async fn every_mistake_has_its_name() {
         let wire = WireError::from(error);
         assert_eq!(wire.reason(), expected, "{program:?}: {}", wire.message());
     }
-    assert_eq!(world.processes.list().len(), 0);
-    assert_eq!(all(world.sh("exit 0")).await.code(), Some(0), "and it goes on");
+    assert_eq!(fixture.processes.list().len(), 0);
+    assert_eq!(all(fixture.sh("exit 0")).await.code(), Some(0), "other processes still start");
 }

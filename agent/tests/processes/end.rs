@@ -1,4 +1,4 @@
-//! Ends: codes, signals, timeouts, what is left behind, and the end of all.
+//! How processes end: exit codes, signals, timeouts, background processes, and the end of all.
 
 use std::time::{Duration, Instant};
 
@@ -8,59 +8,60 @@ use podling_agent::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::{SOON, World, all, id, next, sh, until};
+use super::{Fixture, SOON, all, id, next, sh, until};
 
 #[tokio::test]
-async fn codes_and_signals_are_told_apart() {
-    let world = World::new();
+async fn exit_reports_code_or_signal() {
+    let fixture = Fixture::new();
     for code in [0, 1, 127, 255] {
-        assert_eq!(all(world.sh(&format!("exit {code}"))).await.code(), Some(code));
+        assert_eq!(all(fixture.sh(&format!("exit {code}"))).await.code(), Some(code));
     }
     for (name, number) in [("KILL", 9), ("SEGV", 11), ("TERM", 15)] {
-        assert_eq!(all(world.sh(&format!("kill -{name} $$"))).await.signal(), Some(number));
+        assert_eq!(all(fixture.sh(&format!("kill -{name} $$"))).await.signal(), Some(number));
     }
 }
 
 #[tokio::test]
-async fn a_signal_reaches_the_whole_group() {
-    let world = World::new();
-    let mut watcher = world.sh("sleep 100 & echo started; wait; sleep 100");
+async fn signal_reaches_whole_group() {
+    let fixture = Fixture::new();
+    let mut watcher = fixture.sh("sleep 100 & echo started; wait; sleep 100");
     let id = id(&mut watcher).await;
     assert!(matches!(next(&mut watcher).await, Some(ProcessEvent::Output { .. })));
-    let unknown = world.processes.signal(&id, "NOPE").unwrap_err();
+    let unknown = fixture.processes.signal(&id, "NOPE").unwrap_err();
     assert!(matches!(unknown, ProcessError::BadField { field: "signal", .. }), "{unknown}");
-    world.processes.signal(&id, "INT").unwrap();
-    world.processes.signal(&id, "TERM").unwrap();
+    fixture.processes.signal(&id, "INT").unwrap();
+    fixture.processes.signal(&id, "TERM").unwrap();
     let seen = super::rest(watcher, [8, 0]).await;
-    assert!(!seen.exit.as_ref().unwrap().held_by_background, "the sleeping child went as well");
+    assert!(!seen.exit.as_ref().unwrap().held_by_background, "the sleeping child ended as well");
     assert!(seen.signal().is_some());
-    // The child's own child is reaped by somebody else, in their own time.
+    // Another process reaps the grandchild, some time later.
     until("an empty group is refused", || {
-        matches!(world.processes.signal(&id, "TERM"), Err(ProcessError::Ended { .. }))
+        matches!(fixture.processes.signal(&id, "TERM"), Err(ProcessError::Ended { .. }))
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_timeout_ends_what_listens_and_what_does_not() {
-    let world = World::new();
+async fn timeout_ends_cooperative_and_deaf_processes() {
+    let fixture = Fixture::new();
     let timed = |script| ProcessSpec { timeout: Some(Duration::from_millis(300)), ..sh(script) };
-    let polite = all(world.processes.start(timed("echo before; sleep 100")).await.unwrap()).await;
+    let polite = all(fixture.processes.start(timed("echo before; sleep 100")).await.unwrap()).await;
     assert_eq!((polite.out.as_slice(), polite.signal()), (&b"before\n"[..], Some(15)));
     assert!(polite.exit.unwrap().timed_out);
 
     let tidy =
-        all(world.processes.start(timed("trap 'echo bye; exit 5' TERM; sleep 100 & wait")).await.unwrap())
+        all(fixture.processes.start(timed("trap 'echo bye; exit 5' TERM; sleep 100 & wait")).await.unwrap())
             .await;
     assert_eq!((tidy.out.as_slice(), tidy.code()), (&b"bye\n"[..], Some(5)));
 
     let began = Instant::now();
     let deaf =
-        all(world.processes.start(timed("trap '' TERM; while :; do sleep 0.05; done")).await.unwrap()).await;
+        all(fixture.processes.start(timed("trap '' TERM; while :; do sleep 0.05; done")).await.unwrap())
+            .await;
     assert_eq!(deaf.signal(), Some(9));
-    assert!(began.elapsed() >= Duration::from_secs(5), "it had its grace");
+    assert!(began.elapsed() >= Duration::from_secs(5), "KILL came before the grace period ended");
 
-    let in_time = all(world
+    let in_time = all(fixture
         .processes
         .start(ProcessSpec { timeout: Some(Duration::from_secs(100)), ..sh("exit 4") })
         .await
@@ -70,137 +71,137 @@ async fn a_timeout_ends_what_listens_and_what_does_not() {
 }
 
 #[tokio::test]
-async fn something_left_behind_does_not_hide_the_end() {
-    let world = World::new();
-    let seen = all(world.sh("sleep 60 & echo $! > pid; echo bye")).await;
+async fn background_process_does_not_hide_exit() {
+    let fixture = Fixture::new();
+    let seen = all(fixture.sh("sleep 60 & echo $! > pid; echo bye")).await;
     assert_eq!((seen.out.as_slice(), seen.code()), (&b"bye\n"[..], Some(0)));
     assert!(seen.exit.unwrap().held_by_background);
-    let pid = std::fs::read_to_string(world.home.path().join("pid")).unwrap().trim().parse().unwrap();
+    let pid = std::fs::read_to_string(fixture.home.path().join("pid")).unwrap().trim().parse().unwrap();
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it still runs");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("process still runs");
 }
 
 #[tokio::test]
-async fn what_a_background_job_prints_in_time_comes_before_the_end() {
-    let world = World::new();
-    let seen = all(world.sh("(for n in 1 2 3 4 5 6 7 8; do sleep 0.05; echo $n; done) & exit 2")).await;
+async fn prompt_background_output_precedes_exit() {
+    let fixture = Fixture::new();
+    let seen = all(fixture.sh("(for n in 1 2 3 4 5 6 7 8; do sleep 0.05; echo $n; done) & exit 2")).await;
     assert_eq!((seen.out.as_slice(), seen.code()), (&b"1\n2\n3\n4\n5\n6\n7\n8\n"[..], Some(2)));
 }
 
 #[tokio::test]
-async fn a_stream_that_goes_ends_nothing() {
-    let world = World::new();
-    let watcher = world.sh("while [ ! -e go ]; do sleep 0.01; done; echo on > went");
+async fn dropped_stream_does_not_end_process() {
+    let fixture = Fixture::new();
+    let watcher = fixture.sh("while [ ! -e go ]; do sleep 0.01; done; echo on > went");
     drop(watcher);
-    std::fs::write(world.home.path().join("go"), "").unwrap();
-    until("the command went on", || world.home.path().join("went").exists()).await;
-    until("its end is kept", || world.processes.list()[0].exit.is_some()).await;
+    std::fs::write(fixture.home.path().join("go"), "").unwrap();
+    until("command continued", || fixture.home.path().join("went").exists()).await;
+    until("exit is retained", || fixture.processes.list()[0].exit.is_some()).await;
 }
 
 #[tokio::test]
-async fn the_end_of_the_workspace_ends_every_group() {
-    let world = World::new();
+async fn end_all_ends_every_group() {
+    let fixture = Fixture::new();
     let script = "trap '' HUP TERM; echo ready; while :; do sleep 0.05; done";
-    let mut deaf: Vec<_> = (0..3).map(|_| world.sh(script)).collect();
-    deaf.push(world.sh("echo ready; sleep 1000"));
+    let mut deaf: Vec<_> = (0..3).map(|_| fixture.sh(script)).collect();
+    deaf.push(fixture.sh("echo ready; sleep 1000"));
     for watcher in &mut deaf {
         id(watcher).await;
         assert!(matches!(next(watcher).await, Some(ProcessEvent::Output { .. })));
     }
-    world.processes.end_all(Duration::from_millis(300)).await;
-    assert_eq!(world.processes.running(), 0);
+    fixture.processes.end_all(Duration::from_millis(300)).await;
+    assert_eq!(fixture.processes.running(), 0);
     for watcher in deaf {
         assert!(super::rest(watcher, [6, 0]).await.signal().is_some());
     }
-    assert!(matches!(world.processes.start(sh("true")).await.unwrap_err(), ProcessError::ShuttingDown));
+    assert!(matches!(fixture.processes.start(sh("true")).await.unwrap_err(), ProcessError::ShuttingDown));
 }
 
 #[tokio::test]
-async fn there_are_only_so_many_at_once() {
-    let world = World::with(AgentPolicy { max_processes: 2, ..AgentPolicy::default() });
-    let watchers = [world.sh("sleep 100"), world.sh("sleep 100")];
-    let refused = world.processes.start(sh("true")).await.unwrap_err();
+async fn process_limit_is_enforced() {
+    let fixture = Fixture::with(AgentPolicy { max_processes: 2, ..AgentPolicy::default() });
+    let watchers = [fixture.sh("sleep 100"), fixture.sh("sleep 100")];
+    let refused = fixture.processes.start(sh("true")).await.unwrap_err();
     assert!(matches!(refused, ProcessError::TooManyProcesses { limit: 2 }), "{refused}");
     for mut watcher in watchers {
         let id = id(&mut watcher).await;
-        world.processes.signal(&id, "KILL").unwrap();
+        fixture.processes.signal(&id, "KILL").unwrap();
         all(watcher).await;
     }
-    assert_eq!(all(world.sh("exit 6")).await.code(), Some(6));
+    assert_eq!(all(fixture.sh("exit 6")).await.code(), Some(6));
 }
 
-/// A process that the script named in this file of the workspace.
-fn named(world: &World, file: &str) -> Option<String> {
-    let pid = std::fs::read_to_string(world.home.path().join(file)).ok()?;
+/// Reads a process id that the script wrote to this file.
+fn named(fixture: &Fixture, file: &str) -> Option<String> {
+    let pid = std::fs::read_to_string(fixture.home.path().join(file)).ok()?;
     pid.ends_with('\n').then(|| pid.trim().to_owned())
 }
 
-/// Whether it is there and has not ended.
+/// Whether the process exists and has not ended.
 fn runs(pid: &str) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')))
 }
 
 #[tokio::test]
-async fn a_signal_reaches_a_group_whose_leader_has_ended_and_is_refused_when_it_is_empty() {
-    let world = World::new();
-    let mut watcher = world.sh("sleep 1000 & echo $! > pid");
+async fn signal_reaches_group_until_it_is_empty() {
+    let fixture = Fixture::new();
+    let mut watcher = fixture.sh("sleep 1000 & echo $! > pid");
     let id = id(&mut watcher).await;
     assert!(all(watcher).await.exit.unwrap().held_by_background);
-    let sleeper = named(&world, "pid").expect("a pid");
+    let sleeper = named(&fixture, "pid").expect("a pid");
     assert!(runs(&sleeper));
-    world.processes.signal(&id, "TERM").expect("the sleeper is still in the group");
-    until("it has heard it", || !runs(&sleeper)).await;
-    // Somebody else reaps it, in their own time.
+    fixture.processes.signal(&id, "TERM").expect("the sleeper is still in the group");
+    until("sleeper has ended", || !runs(&sleeper)).await;
+    // Another process reaps it, some time later.
     until("an empty group is refused", || {
-        matches!(world.processes.signal(&id, "TERM"), Err(ProcessError::Ended { exit: Some(_) }))
+        matches!(fixture.processes.signal(&id, "TERM"), Err(ProcessError::Ended { exit: Some(_) }))
     })
     .await;
 }
 
 #[tokio::test]
-async fn the_end_reaches_those_whose_leader_has_ended_before() {
-    let world = World::new();
-    all(world.sh("(trap '' HUP TERM; while :; do sleep 0.05; done) & echo $! > pid")).await;
-    let deaf = named(&world, "pid").expect("a pid");
-    assert!(runs(&deaf) && world.processes.running() == 0);
-    world.processes.end_all(Duration::from_millis(200)).await;
-    assert!(!runs(&deaf), "told, and killed after the grace");
+async fn end_all_reaches_group_without_leader() {
+    let fixture = Fixture::new();
+    all(fixture.sh("(trap '' HUP TERM; while :; do sleep 0.05; done) & echo $! > pid")).await;
+    let deaf = named(&fixture, "pid").expect("a pid");
+    assert!(runs(&deaf) && fixture.processes.running() == 0);
+    fixture.processes.end_all(Duration::from_millis(200)).await;
+    assert!(!runs(&deaf), "killed after the grace period");
 }
 
 #[tokio::test]
-async fn a_timeout_ends_also_those_who_outlive_their_leader() {
-    let world = World::new();
+async fn timeout_ends_members_that_outlive_leader() {
+    let fixture = Fixture::new();
     let script = "(trap '' TERM; while :; do sleep 0.05; done) & echo $! > pid; sleep 1000";
     let timed = ProcessSpec { timeout: Some(Duration::from_millis(300)), ..sh(script) };
-    let seen = all(world.processes.start(timed).await.unwrap()).await;
+    let seen = all(fixture.processes.start(timed).await.unwrap()).await;
     let exit = seen.exit.as_ref().unwrap();
     assert!(
         exit.timed_out && exit.held_by_background,
-        "its end is told without waiting for the deaf one: {seen:?}"
+        "exit is reported without waiting for the deaf process: {seen:?}"
     );
-    let deaf = named(&world, "pid").expect("a pid");
-    until("killed after the grace", || !runs(&deaf)).await;
+    let deaf = named(&fixture, "pid").expect("a pid");
+    until("killed after the grace period", || !runs(&deaf)).await;
 }
 
 #[tokio::test]
-async fn watchers_that_never_read_do_not_hold_up_the_end() {
-    let world = World::with(AgentPolicy { ring_bytes: 64 * 1024, ..AgentPolicy::default() });
-    let stalled: Vec<_> = (0..4).map(|_| world.sh("yes")).collect();
+async fn stalled_watchers_do_not_delay_end_all() {
+    let fixture = Fixture::with(AgentPolicy { ring_bytes: 64 * 1024, ..AgentPolicy::default() });
+    let stalled: Vec<_> = (0..4).map(|_| fixture.sh("yes")).collect();
     let mut reading =
-        world.sh("trap '' HUP; trap 'seq 1 200000; exit 7' TERM; echo ready; while :; do sleep 0.01; done");
+        fixture.sh("trap '' HUP; trap 'seq 1 200000; exit 7' TERM; echo ready; while :; do sleep 0.01; done");
     id(&mut reading).await;
     assert!(matches!(next(&mut reading).await, Some(ProcessEvent::Output { .. })));
-    // A grace that is longer than anybody here has patience: what holds the end up fails.
+    // Longer than the test's own limit, so a delayed end fails the test.
     let grace = SOON * 10;
     let (ended, seen) =
-        tokio::join!(timeout(SOON, world.processes.end_all(grace)), super::rest(reading, [6, 0]));
-    ended.expect("ended with the last of the processes, not with the last of the watchers");
-    assert_eq!(world.processes.running(), 0);
+        tokio::join!(timeout(SOON, fixture.processes.end_all(grace)), super::rest(reading, [6, 0]));
+    ended.expect("end_all waits for processes, not for watchers");
+    assert_eq!(fixture.processes.running(), 0);
     assert_eq!(seen.code(), Some(7));
     assert!(
         seen.gaps.is_empty() && seen.out.len() == 1_288_895,
-        "whoever reads loses nothing: {}",
+        "a reading watcher loses nothing: {}",
         seen.out.len()
     );
     for watcher in stalled {
@@ -208,30 +209,31 @@ async fn watchers_that_never_read_do_not_hold_up_the_end() {
     }
 }
 
-/// The runtime is one thread, so that blocking it is to the agent as being stopped.
+/// The runtime has one thread. Blocking it is, for the agent, like being stopped.
 #[tokio::test]
-async fn the_last_bytes_are_read_even_if_the_agent_was_held_up_when_they_came() {
-    let world = World::new();
-    let script = "(while [ ! -e go ]; do sleep 0.01; done; echo last; echo > said; while [ -e said ]; do sleep 0.05; done) & \
+async fn last_bytes_are_read_after_agent_was_stopped() {
+    let fixture = Fixture::new();
+    let script = "(while [ ! -e go ]; do sleep 0.01; done; echo last; echo > said; \
+                  while [ -e said ]; do sleep 0.05; done) & \
                   echo $$ > leader";
-    let path = |name: &str| world.home.path().join(name);
+    let path = |name: &str| fixture.home.path().join(name);
     let (watcher, visitor) = loop {
-        let watcher = world.sh(script);
+        let watcher = fixture.sh(script);
         let visitor = {
-            let listed = world.processes.list().pop().unwrap();
-            world.processes.watch(&listed.id, listed.epoch, [0, 0]).unwrap()
+            let listed = fixture.processes.list().pop().unwrap();
+            fixture.processes.watch(&listed.id, listed.epoch, [0, 0]).unwrap()
         };
-        until("the leader has started", || named(&world, "leader").is_some()).await;
-        let leader = named(&world, "leader").unwrap();
+        until("leader has started", || named(&fixture, "leader").is_some()).await;
+        let leader = named(&fixture, "leader").unwrap();
         until("the leader was reaped", || !std::path::Path::new("/proc").join(&leader).exists()).await;
-        // A turn for the task to learn of it.
+        // Lets the task notice it.
         sleep(Duration::from_millis(2)).await;
-        if world.processes.list().last().unwrap().exit.is_none() {
+        if fixture.processes.list().last().unwrap().exit.is_none() {
             break (watcher, visitor);
         }
-        // The machine was too slow, and the silence is over already: once more.
+        // The machine was too slow and the quiet time is over already: try again.
         std::fs::write(path("go"), "").unwrap();
-        until("it went on", || path("said").exists()).await;
+        until("command continued", || path("said").exists()).await;
         for file in ["go", "said", "leader"] {
             std::fs::remove_file(path(file)).unwrap();
         }
@@ -242,7 +244,7 @@ async fn the_last_bytes_are_read_even_if_the_agent_was_held_up_when_they_came() 
         let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
         rustix::event::poll(&mut [], Some(&pause)).unwrap();
     }
-    // The task's first turn after that is about something else than the pipes.
+    // Wakes the task for a reason other than its pipes.
     drop(visitor);
     let seen = all(watcher).await;
     std::fs::remove_file(path("said")).unwrap();

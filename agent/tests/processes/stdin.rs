@@ -1,4 +1,4 @@
-//! stdin: fed once, in order, and ended.
+//! stdin: delivered once, in order, and closed.
 
 use bytes::Bytes;
 use podling_agent::{
@@ -7,43 +7,43 @@ use podling_agent::{
 };
 use tokio::time::timeout;
 
-use super::{EPOCH, SOON, World, all, id, next, sh};
+use super::{EPOCH, Fixture, SOON, all, id, next, sh};
 
 fn reading(script: &str) -> ProcessSpec {
     ProcessSpec { stdin: true, ..sh(script) }
 }
 
 #[tokio::test]
-async fn what_is_sent_twice_arrives_once() {
-    let world = World::new();
-    let mut watcher = world.processes.start(reading("cat")).await.unwrap();
+async fn repeated_stdin_arrives_once() {
+    let fixture = Fixture::new();
+    let mut watcher = fixture.processes.start(reading("cat")).await.unwrap();
     let id = id(&mut watcher).await;
     let write =
-        |offset, data: &'static str, end| world.processes.write(&id, EPOCH, offset, Bytes::from(data), end);
+        |offset, data: &'static str, end| fixture.processes.write(&id, EPOCH, offset, Bytes::from(data), end);
     assert_eq!(write(0, "hello ", false).await.unwrap(), StdinProgress { next: 6, closed: false });
     assert_eq!(write(0, "hello ", false).await.unwrap().next, 6, "a repeat");
     let hole = write(9, "x", false).await.unwrap_err();
     assert!(matches!(hole, ProcessError::Hole { expected: 6 }), "{hole}");
-    let stale = world.processes.write(&id, EPOCH - 1, 6, Bytes::new(), false).await.unwrap_err();
+    let stale = fixture.processes.write(&id, EPOCH - 1, 6, Bytes::new(), false).await.unwrap_err();
     assert!(matches!(stale, ProcessError::StaleEpoch { .. }), "{stale}");
     assert_eq!(write(3, "lo world", true).await.unwrap().next, 11);
     assert!(!write(3, "lo world", true).await.unwrap().closed, "the end may be sent again too");
     assert_eq!(all(watcher).await.out, b"hello world");
-    assert!(world.gate.last_admitted(Intent::Keystroke).is_some());
+    assert!(fixture.gate.last_admitted(Intent::Keystroke).is_some());
 }
 
 #[tokio::test]
-async fn a_large_input_flows_while_output_is_read() {
-    let world = World::new();
-    let mut watcher = world.processes.start(reading("sha256sum | cut -c1-64; exit 9")).await.unwrap();
+async fn large_stdin_flows_while_output_is_read() {
+    let fixture = Fixture::new();
+    let mut watcher = fixture.processes.start(reading("sha256sum | cut -c1-64; exit 9")).await.unwrap();
     let id = id(&mut watcher).await;
     let content: Vec<u8> = (0..20_000_000u32).map(|n| (n % 241) as u8).collect();
     let feed = async {
         for (n, chunk) in content.chunks(1 << 20).enumerate() {
             let offset = (n << 20) as u64;
-            world.processes.write(&id, EPOCH, offset, chunk.to_vec().into(), false).await.unwrap();
+            fixture.processes.write(&id, EPOCH, offset, chunk.to_vec().into(), false).await.unwrap();
         }
-        world.processes.write(&id, EPOCH, content.len() as u64, Bytes::new(), true).await.unwrap()
+        fixture.processes.write(&id, EPOCH, content.len() as u64, Bytes::new(), true).await.unwrap()
     };
     let (progress, seen) = tokio::join!(feed, all(watcher));
     assert_eq!(progress, StdinProgress { next: 20_000_000, closed: false });
@@ -53,31 +53,31 @@ async fn a_large_input_flows_while_output_is_read() {
 }
 
 #[tokio::test]
-async fn a_process_that_closes_its_stdin_says_so() {
-    let world = World::new();
-    let mut watcher = world.processes.start(reading("exec 0<&-; echo closed; sleep 100")).await.unwrap();
+async fn closed_stdin_is_reported() {
+    let fixture = Fixture::new();
+    let mut watcher = fixture.processes.start(reading("exec 0<&-; echo closed; sleep 100")).await.unwrap();
     let id = id(&mut watcher).await;
     next(&mut watcher).await;
     let large = Bytes::from(vec![0; 300_000]);
-    let wrote = timeout(SOON, world.processes.write(&id, EPOCH, 0, large, false)).await.unwrap().unwrap();
+    let wrote = timeout(SOON, fixture.processes.write(&id, EPOCH, 0, large, false)).await.unwrap().unwrap();
     assert_eq!(wrote, StdinProgress { next: 0, closed: true });
-    world.processes.signal(&id, "KILL").unwrap();
+    fixture.processes.signal(&id, "KILL").unwrap();
 
-    // One that ends while a write waits for it.
-    let mut watcher = world.processes.start(reading("head -c 10 > /dev/null")).await.unwrap();
+    // A process that ends while a write waits for it.
+    let mut watcher = fixture.processes.start(reading("head -c 10 > /dev/null")).await.unwrap();
     let id = super::id(&mut watcher).await;
     let large = Bytes::from(vec![0; 1 << 20]);
-    let wrote = timeout(SOON, world.processes.write(&id, EPOCH, 0, large, false)).await.unwrap().unwrap();
+    let wrote = timeout(SOON, fixture.processes.write(&id, EPOCH, 0, large, false)).await.unwrap().unwrap();
     assert!(wrote.closed && wrote.next < 1 << 20, "{wrote:?}");
 }
 
 #[tokio::test]
-async fn without_stdin_there_is_nothing_to_read_or_write() {
-    let world = World::new();
-    let mut watcher = world.sh("cat; sleep 100");
+async fn process_without_stdin_rejects_writes() {
+    let fixture = Fixture::new();
+    let mut watcher = fixture.sh("cat; sleep 100");
     let id = id(&mut watcher).await;
-    let refused = world.processes.write(&id, EPOCH, 0, "x".into(), false).await.unwrap_err();
+    let refused = fixture.processes.write(&id, EPOCH, 0, "x".into(), false).await.unwrap_err();
     assert!(matches!(refused, ProcessError::BadField { .. }), "{refused}");
-    world.processes.signal(&id, "KILL").unwrap();
+    fixture.processes.signal(&id, "KILL").unwrap();
     assert_eq!(all(watcher).await.signal(), Some(9));
 }

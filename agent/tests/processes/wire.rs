@@ -1,4 +1,4 @@
-//! The same over gRPC, with a generated client and a real connection.
+//! Processes over gRPC, with a generated client and a real connection.
 
 use std::time::Duration;
 
@@ -17,12 +17,12 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{EPOCH, SOON, World, until};
+use super::{EPOCH, Fixture, SOON, until};
 
-async fn serve(world: &World) -> (ProcessesClient<Channel>, JoinSet<()>) {
+async fn serve(fixture: &Fixture) -> (ProcessesClient<Channel>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let service = ProcessesServer::new(ProcessesService::new(world.processes.clone()));
+    let service = ProcessesServer::new(ProcessesService::new(fixture.processes.clone()));
     let router = tonic::service::Routes::new(service).into_axum_router();
     let mut server = JoinSet::new();
     server.spawn(async move { axum::serve(listener, router).await.unwrap() });
@@ -36,13 +36,13 @@ fn sh(script: &str) -> Option<Command> {
 
 async fn next(stream: &mut Streaming<ProcessEvent>) -> Event {
     let message = timeout(SOON, stream.message()).await.unwrap().unwrap();
-    message.and_then(|message| message.event).expect("the stream is over")
+    message.and_then(|message| message.event).expect("stream ended early")
 }
 
 #[tokio::test]
-async fn a_client_starts_feeds_breaks_off_and_comes_back() {
-    let world = World::new();
-    let (mut client, _server) = serve(&world).await;
+async fn client_starts_writes_reconnects_and_resumes() {
+    let fixture = Fixture::new();
+    let (mut client, _server) = serve(&fixture).await;
     let request = StartProcessRequest {
         command: sh("cat; echo err >&2; kill -USR1 $$"),
         stdin: true,
@@ -98,9 +98,9 @@ async fn a_client_starts_feeds_breaks_off_and_comes_back() {
 }
 
 #[tokio::test]
-async fn run_answers_in_one_call_and_a_broken_call_ends_its_command() {
-    let world = World::new();
-    let (mut client, _server) = serve(&world).await;
+async fn run_is_one_call_and_aborting_ends_command() {
+    let fixture = Fixture::new();
+    let (mut client, _server) = serve(&fixture).await;
     let run = |script| RunRequest { command: sh(script), ..Default::default() };
     let answer = client.run(run("echo out; echo err >&2; exit 300")).await.unwrap().into_inner();
     assert_eq!((answer.stdout.as_slice(), answer.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
@@ -108,26 +108,26 @@ async fn run_answers_in_one_call_and_a_broken_call_ends_its_command() {
     let mut calls = JoinSet::new();
     let mut caller = client.clone();
     calls.spawn(async move { caller.run(run("echo $$ > pid; exec sleep 1000")).await });
-    let pid = world.home.path().join("pid");
-    until("it has started", || pid.exists()).await;
+    let pid = fixture.home.path().join("pid");
+    until("command has started", || pid.exists()).await;
     calls.abort_all();
-    until("it has ended", || world.processes.running() == 0).await;
+    until("command has ended", || fixture.processes.running() == 0).await;
 }
 
 #[tokio::test]
-async fn a_deadline_of_the_call_is_none_of_the_process() {
-    let world = World::new();
-    let (mut client, _server) = serve(&world).await;
+async fn call_deadline_does_not_end_process() {
+    let fixture = Fixture::new();
+    let (mut client, _server) = serve(&fixture).await;
     let command = sh("while [ ! -e go ]; do sleep 0.01; done; echo on > went");
     let deadline = Duration::from_millis(200);
     let mut request = tonic::Request::new(StartProcessRequest { command, ..Default::default() });
     request.set_timeout(deadline);
     let mut stream = client.start(request).await.unwrap().into_inner();
     let over = async { while let Ok(Some(_)) = stream.message().await {} };
-    // Whether the server ends it or the client gives up, the stream is over then.
+    // Whether the server or the client ends it, the stream is over then.
     let _over = timeout(deadline, over).await;
     drop(stream);
-    assert_eq!(world.processes.running(), 1);
-    std::fs::write(world.home.path().join("go"), "").unwrap();
-    until("the command went on", || world.home.path().join("went").exists()).await;
+    assert_eq!(fixture.processes.running(), 1);
+    std::fs::write(fixture.home.path().join("go"), "").unwrap();
+    until("command continued", || fixture.home.path().join("went").exists()).await;
 }
