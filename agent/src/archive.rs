@@ -49,7 +49,7 @@ use tokio::{
 pub use self::{
     error::ArchiveError,
     ignore::{MAX_PATTERN_BYTES, MAX_PATTERNS},
-    manifest::{ArchiveProgress, ArchiveSummary, ArchivedEntry, CreateEvent, MAX_SKIPPED, SkippedEntry},
+    manifest::{ArchiveProgress, ArchiveSummary, ArchivedEntry, CreateEvent, MAX_SKIPPED, UnarchivedEntry},
     receive::ArchiveReceiver,
 };
 use self::{
@@ -73,7 +73,7 @@ const EVENT_QUEUE: usize = 8;
 
 #[derive(Debug, Clone, Default)]
 pub struct CreateOptions {
-    /// Archives everything; excludes ignore rules.
+    /// Whether everything is archived. Ignore rules are then an error.
     pub preservation: bool,
     /// Patterns in `.gitignore` syntax, relative to the archived directory.
     pub ignore: Vec<Vec<u8>>,

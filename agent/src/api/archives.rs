@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::files::{bad_field, path, sha256, sized};
 use crate::archive::{
     ArchiveError, ArchiveProgress, ArchiveSummary, ArchivedEntry, Archives, CreateEvent, CreateOptions,
-    ExtractEvent, ExtractOptions, SkippedEntry,
+    ExtractEvent, ExtractOptions, UnarchivedEntry,
 };
 
 #[derive(Debug, Clone)]
@@ -130,8 +130,8 @@ impl From<ArchiveSummary> for wire::ArchiveDone {
     }
 }
 
-impl From<SkippedEntry> for wire::SkippedEntry {
-    fn from(skipped: SkippedEntry) -> Self {
+impl From<UnarchivedEntry> for wire::SkippedEntry {
+    fn from(skipped: UnarchivedEntry) -> Self {
         Self { path: skipped.path, reason: skipped.reason }
     }
 }

@@ -11,7 +11,7 @@ use ring::digest::{SHA256, digest};
 use super::{
     deflate::{BLOCK_BYTES, DeflateFault, Deflater},
     layout::{self, ZipMember},
-    manifest::{ArchivedEntry, SkippedEntry},
+    manifest::{ArchivedEntry, UnarchivedEntry},
     memory_budget::{Cancelled, MemoryBudget},
     source::FileSource,
     walk::{CHANGED, WalkEntry},
@@ -33,9 +33,9 @@ pub(super) enum Compressed {
         member: ZipMember,
         content: Vec<u8>,
         /// An error if the file changed while it was read.
-        entry: Result<ArchivedEntry, SkippedEntry>,
+        entry: Result<ArchivedEntry, UnarchivedEntry>,
     },
-    Skipped(SkippedEntry),
+    Skipped(UnarchivedEntry),
     Block {
         content: Vec<u8>,
         crc: crc32fast::Hasher,
@@ -76,7 +76,7 @@ fn compress_small(
     budget: &MemoryBudget,
     deflater: &mut Deflater,
 ) -> Result<Result<Compressed, DeflateFault>, Cancelled> {
-    let skipped = |reason: String| Compressed::Skipped(SkippedEntry { path: found.path.clone(), reason });
+    let skipped = |reason: String| Compressed::Skipped(UnarchivedEntry { path: found.path.clone(), reason });
     let mut source = match FileSource::open(found, budget)? {
         Ok(source) if source.metadata.size <= BLOCK_BYTES as u64 => source,
         Ok(_) => return Ok(Ok(skipped(CHANGED.to_owned()))),
@@ -108,7 +108,7 @@ fn compress_small(
     };
     let entry = match same {
         Ok(()) => Ok(found.entry(&metadata, Some(digested))),
-        Err(reason) => Err(SkippedEntry { path: found.path.clone(), reason }),
+        Err(reason) => Err(UnarchivedEntry { path: found.path.clone(), reason }),
     };
     Ok(Ok(Compressed::Whole { member, content, entry }))
 }

@@ -14,7 +14,7 @@ use super::{
     deflate::BLOCK_BYTES,
     ignore::IgnoreRules,
     layout::{self, ZipMember},
-    manifest::{ArchivedEntry, SkippedEntry},
+    manifest::{ArchivedEntry, UnarchivedEntry},
     memory_budget::{Cancelled, MemoryBudget},
     source::FileSource,
     walk::{TreeWalk, WalkEntry, WalkStep, skip_reason},
@@ -34,7 +34,7 @@ pub(super) enum WriteItem {
         content: Vec<u8>,
         entry: ArchivedEntry,
     },
-    Skipped(SkippedEntry),
+    Skipped(UnarchivedEntry),
     Small {
         result: Receiver<Compressed>,
         reserved: usize,
@@ -46,7 +46,7 @@ pub(super) enum WriteItem {
         reserved: usize,
     },
     /// A large file ends; an error if it changed while it was read.
-    End(Result<ArchivedEntry, SkippedEntry>),
+    End(Result<ArchivedEntry, UnarchivedEntry>),
     Finished,
 }
 
@@ -72,7 +72,10 @@ impl<'a> JobDispatcher<'a> {
         let mut walk = match TreeWalk::new(dir, rules, self.budget) {
             Ok(walk) => walk,
             Err(errno) => {
-                self.send(WriteItem::Skipped(SkippedEntry { path: Vec::new(), reason: skip_reason(errno) }))?;
+                self.send(WriteItem::Skipped(UnarchivedEntry {
+                    path: Vec::new(),
+                    reason: skip_reason(errno),
+                }))?;
                 return self.send(WriteItem::Finished);
             }
         };
@@ -108,7 +111,7 @@ impl<'a> JobDispatcher<'a> {
                 let content = match readlinkat(&found.dir, &found.name, Vec::new()) {
                     Ok(target) => target.into_bytes(),
                     Err(errno) => {
-                        return self.send(WriteItem::Skipped(SkippedEntry {
+                        return self.send(WriteItem::Skipped(UnarchivedEntry {
                             path: found.path,
                             reason: skip_reason(errno),
                         }));
@@ -128,7 +131,7 @@ impl<'a> JobDispatcher<'a> {
     }
 
     fn large(&self, found: &WalkEntry) -> Result<(), Cancelled> {
-        let skipped = |reason| SkippedEntry { path: found.path.clone(), reason };
+        let skipped = |reason| UnarchivedEntry { path: found.path.clone(), reason };
         let mut source = match FileSource::open(found, self.budget)? {
             Ok(source) => source,
             Err(reason) => return self.send(WriteItem::Skipped(skipped(reason))),

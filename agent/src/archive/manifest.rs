@@ -22,7 +22,7 @@ pub struct ArchivedEntry {
 
 /// An entry that could not be read, or that changed while it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SkippedEntry {
+pub struct UnarchivedEntry {
     /// Relative to the archived directory.
     pub path: Vec<u8>,
     /// English text for people.
@@ -51,7 +51,7 @@ pub struct ArchiveSummary {
     pub archive_bytes: u64,
     pub archive_sha256: [u8; 32],
     /// The first [`MAX_SKIPPED`] skipped entries.
-    pub skipped: Vec<SkippedEntry>,
+    pub skipped: Vec<UnarchivedEntry>,
     /// Number of all skipped entries.
     pub skipped_count: u64,
 }

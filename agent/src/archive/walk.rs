@@ -19,7 +19,7 @@ use rustix::{
 
 use super::{
     ignore::IgnoreRules,
-    manifest::SkippedEntry,
+    manifest::UnarchivedEntry,
     memory_budget::{Cancelled, MemoryBudget},
     metadata::EntryMetadata,
 };
@@ -49,7 +49,7 @@ pub(super) struct WalkEntry {
 #[derive(Debug)]
 pub(super) enum WalkStep {
     Found(WalkEntry),
-    Skipped(SkippedEntry),
+    Skipped(UnarchivedEntry),
 }
 
 /// A walk in progress, depth first.
@@ -59,7 +59,7 @@ pub(super) struct TreeWalk<'a> {
     rules: IgnoreRules,
     budget: &'a MemoryBudget,
     /// Reported before the walk continues.
-    pending: Vec<SkippedEntry>,
+    pending: Vec<UnarchivedEntry>,
 }
 
 #[derive(Debug)]
@@ -101,7 +101,7 @@ impl<'a> TreeWalk<'a> {
                 Ok(None) => {}
                 Err(EntryRejection::Cancelled) => return Err(Cancelled),
                 Err(EntryRejection::Skipped(reason)) => {
-                    return Ok(Some(WalkStep::Skipped(SkippedEntry { path, reason })));
+                    return Ok(Some(WalkStep::Skipped(UnarchivedEntry { path, reason })));
                 }
             }
         }
@@ -135,7 +135,7 @@ impl<'a> TreeWalk<'a> {
 
     fn push_level(&mut self, path: Vec<u8>, dir: OwnedFd, metadata: EntryMetadata) {
         for (name, reason) in self.rules.enter_directory(&dir, &path) {
-            self.pending.push(SkippedEntry { path: join(&path, OsStr::new(name)), reason });
+            self.pending.push(UnarchivedEntry { path: join(&path, OsStr::new(name)), reason });
         }
         let (dir, names) = (Arc::new(dir), Vec::new().into_iter());
         self.levels.push(WalkLevel { path, dir, metadata, names, last: None, complete: false });
@@ -160,7 +160,7 @@ impl<'a> TreeWalk<'a> {
             }
         };
         if let Some(reason) = problem {
-            self.pending.push(SkippedEntry { path: level.path.clone(), reason });
+            self.pending.push(UnarchivedEntry { path: level.path.clone(), reason });
         }
         self.levels.pop();
         self.rules.leave_directory();

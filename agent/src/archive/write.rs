@@ -15,7 +15,7 @@ use super::{
     MAX_ENTRIES, deflate,
     error::{ArchiveError, ArchiveStop, spool_error},
     layout::{self, ZipMember},
-    manifest::{ArchiveProgress, ArchiveSummary, ArchivedEntry, CreateEvent, MAX_SKIPPED, SkippedEntry},
+    manifest::{ArchiveProgress, ArchiveSummary, ArchivedEntry, CreateEvent, MAX_SKIPPED, UnarchivedEntry},
 };
 use crate::files::PIECE_BYTES;
 
@@ -126,7 +126,7 @@ impl<'a> ZipWriter<'a> {
     }
 
     /// Counts an entry as skipped.
-    pub(super) fn add_skipped(&mut self, skipped: SkippedEntry) {
+    pub(super) fn add_skipped(&mut self, skipped: UnarchivedEntry) {
         self.summary.skipped_count += 1;
         if self.summary.skipped.len() < MAX_SKIPPED {
             self.summary.skipped.push(skipped);

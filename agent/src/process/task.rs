@@ -69,7 +69,7 @@ enum TaskWakeup {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum ReadMode {
+enum PipeReadMode {
     /// When the reactor reports readiness.
     WhenReady,
     /// Before the output counts as ended, regardless of the reactor: it reports nothing while the
@@ -130,7 +130,7 @@ impl ProcessTask {
                 () = until(due) => TaskWakeup::Due,
             };
             match wakeup {
-                TaskWakeup::Readable(stream) => self.read(stream, ReadMode::WhenReady),
+                TaskWakeup::Readable(stream) => self.read(stream, PipeReadMode::WhenReady),
                 TaskWakeup::Writable => self.write(),
                 TaskWakeup::LeaderEnded => self.leader_ended(),
                 TaskWakeup::Notified | TaskWakeup::Due => {}
@@ -195,13 +195,13 @@ impl ProcessTask {
         if !is_due(self) {
             return false;
         }
-        self.read(OutputStream::Stdout, ReadMode::Final);
-        self.read(OutputStream::Stderr, ReadMode::Final);
+        self.read(OutputStream::Stdout, PipeReadMode::Final);
+        self.read(OutputStream::Stderr, PipeReadMode::Final);
         // New output moves the deadline; output without room in its log is waited for.
         self.is_closed() || is_due(self) && !self.process.state().is_held()
     }
 
-    fn read(&mut self, stream: OutputStream, mode: ReadMode) {
+    fn read(&mut self, stream: OutputStream, mode: PipeReadMode) {
         let slot = match stream {
             OutputStream::Stdout => &mut self.stdout,
             OutputStream::Stderr => &mut self.stderr,
@@ -214,8 +214,8 @@ impl ProcessTask {
                 break;
             }
             let read = match mode {
-                ReadMode::WhenReady => pipe.try_read(&mut buffer[..room]),
-                ReadMode::Final => rustix::io::read(pipe, &mut buffer[..room]).map_err(io::Error::from),
+                PipeReadMode::WhenReady => pipe.try_read(&mut buffer[..room]),
+                PipeReadMode::Final => rustix::io::read(pipe, &mut buffer[..room]).map_err(io::Error::from),
             };
             match read {
                 Ok(0) => {
