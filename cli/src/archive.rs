@@ -160,8 +160,8 @@ mod tests {
         assert_eq!(
             text.lines().nth(1),
             Some(
-                "demo       workspace-abcdefghijkl-20260102-030405  2h 1m ago  88.00 MiB  14612    in 29d 21h  \
-                 deleted, only copy"
+                "demo       workspace-abcdefghijkl-20260102-030405  2h 1m ago  88.00 MiB  14612    \
+                 in 29d 21h  deleted, only copy"
             )
         );
         assert!(text.lines().next().is_some_and(|head| head.contains("EXPIRES")), "{text}");

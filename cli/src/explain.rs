@@ -16,8 +16,7 @@ use podling_proto::control::v1::{
 use crate::{
     next_transition::{place, since},
     output::{Tone, paint, plain},
-    progress::words,
-    resources,
+    progress, resources,
     view::{connection_word, state, state_tone},
 };
 
@@ -65,7 +64,7 @@ fn headline(workspace: &Workspace, now: SystemTime) -> String {
         text.push_str(&format!(", {place}"));
     }
     if let Some(progress) = &workspace.progress {
-        text.push_str(&format!(" ({})", words(progress)));
+        text.push_str(&format!(" ({})", progress::describe(progress)));
     }
     if !workspace.reason.is_empty() {
         text.push_str(&format!(": {}", plain(&workspace.reason)));

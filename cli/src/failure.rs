@@ -30,7 +30,7 @@ pub const NO_COMMAND: u8 = 127;
 pub const TIMED_OUT: u8 = 124;
 
 /// Text of a transport error whose source has the actual cause.
-const NO_WORDS: &str = "transport error";
+const TRANSPORT_ERROR: &str = "transport error";
 
 /// Appended to `podling --help`.
 pub const EXIT_CODES: &str = "\
@@ -214,9 +214,9 @@ impl CommandFailure {
             other => std::error::Error::source(other),
         };
         while let Some(error) = cause {
-            let words = error.to_string();
-            if !text.contains(&words) && words != NO_WORDS {
-                text = format!("{text}: {words}");
+            let cause_text = error.to_string();
+            if !text.contains(&cause_text) && cause_text != TRANSPORT_ERROR {
+                text = format!("{text}: {cause_text}");
             }
             cause = error.source();
         }
@@ -257,7 +257,8 @@ fn status_advice(status: &Status) -> Option<String> {
         Reason::Busy => "wait until it is idle, or pass --force to end its processes",
         Reason::ArchiveNotFound => "list the archives with: podling archives",
         Reason::NotArchived => {
-            "wake it with: podling wake NAME; or restore into a new workspace: podling restore … --as NEW-NAME"
+            "wake it with: podling wake NAME; \
+             or restore it under another name: podling restore … --as NEW-NAME"
         }
         Reason::Preparing | Reason::Maintenance | Reason::Deleting => {
             "see its progress with: podling explain NAME"

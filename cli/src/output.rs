@@ -21,7 +21,6 @@ const TICK: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
     Good,
-    /// Deserves attention.
     Notice,
     Bad,
     Faint,

@@ -18,11 +18,11 @@ pub struct ProgressView {
 }
 
 /// Returns the stage, entries and bytes as text.
-pub fn words(progress: &Progress) -> String {
+pub fn describe(progress: &Progress) -> String {
     let done = HumanBytes(progress.bytes);
     match progress.total_bytes {
-        0 => format!("{}, {done} so far", doing(progress)),
-        total => format!("{}, {done} of {}", doing(progress), HumanBytes(total)),
+        0 => format!("{}, {done} so far", stage_text(progress)),
+        total => format!("{}, {done} of {}", stage_text(progress), HumanBytes(total)),
     }
 }
 
@@ -38,7 +38,7 @@ pub fn stage(stage: Stage) -> &'static str {
 }
 
 /// Returns the stage and the number of entries as text.
-pub fn doing(progress: &Progress) -> String {
+pub fn stage_text(progress: &Progress) -> String {
     let what = match progress.stage() {
         Stage::Unspecified => "working",
         Stage::Saving => "archiving",
@@ -55,13 +55,13 @@ pub fn doing(progress: &Progress) -> String {
 
 impl From<&Progress> for ProgressView {
     fn from(progress: &Progress) -> Self {
-        let known = |total: u64| Some(total).filter(|total| *total > 0);
+        let if_known = |total: u64| Some(total).filter(|total| *total > 0);
         Self {
             stage: stage(progress.stage()),
             entries: progress.entries,
-            total_entries: known(progress.total_entries),
+            total_entries: if_known(progress.total_entries),
             bytes: progress.bytes,
-            total_bytes: known(progress.total_bytes),
+            total_bytes: if_known(progress.total_bytes),
         }
     }
 }
@@ -73,11 +73,11 @@ mod tests {
     #[test]
     fn progress_omits_unknown_totals() {
         let mut progress = Progress { stage: Stage::Saving.into(), bytes: 2048, ..Progress::default() };
-        assert_eq!(words(&progress), "archiving, 2.00 KiB so far");
+        assert_eq!(describe(&progress), "archiving, 2.00 KiB so far");
         (progress.entries, progress.total_bytes) = (7, 4096);
-        assert_eq!(words(&progress), "archiving, 7 entries, 2.00 KiB of 4.00 KiB");
+        assert_eq!(describe(&progress), "archiving, 7 entries, 2.00 KiB of 4.00 KiB");
         progress.set_stage(Stage::Unpacking);
         progress.total_entries = 9;
-        assert_eq!(words(&progress), "unpacking, 7 of 9 entries, 2.00 KiB of 4.00 KiB");
+        assert_eq!(describe(&progress), "unpacking, 7 of 9 entries, 2.00 KiB of 4.00 KiB");
     }
 }

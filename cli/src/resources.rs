@@ -16,19 +16,19 @@ pub struct ResourcesView {
 
 /// Returns the resources that the workspace has, and those that it waits for.
 pub fn describe(workspace: &Workspace) -> String {
-    let wanted = workspace.resources.unwrap_or_default();
+    let requested = workspace.resources.unwrap_or_default();
     match &workspace.given {
-        None if workspace.state() == State::Queued => format!("waits for {}", words(&wanted)),
-        None => format!("gets {} when it is awake", words(&wanted)),
-        Some(given) if *given == wanted => format!("has {}", words(given)),
+        None if workspace.state() == State::Queued => format!("waits for {}", amount(&requested)),
+        None => format!("gets {} when it is awake", amount(&requested)),
+        Some(given) if *given == requested => format!("has {}", amount(given)),
         Some(given) => {
             let place = place(workspace).map(|place| format!(", {place}")).unwrap_or_default();
-            format!("has {} and waits for {}{place}", words(given), words(&wanted))
+            format!("has {} and waits for {}{place}", amount(given), amount(&requested))
         }
     }
 }
 
-fn words(resources: &Resources) -> String {
+fn amount(resources: &Resources) -> String {
     let cores = resources.cpu_millis as f64 / 1000.0;
     let word = if resources.cpu_millis == 1000 { "core" } else { "cores" };
     format!("{cores} {word} and {}", HumanBytes(resources.memory_bytes))

@@ -4,7 +4,7 @@
 use indicatif::ProgressBar;
 use podling_proto::control::v1::{Workspace, progress::Stage};
 
-use crate::{output, progress::doing, state_waiter::describe};
+use crate::{output, progress::stage_text, state_waiter::describe};
 
 /// Shows the state of a workspace until it is dropped.
 #[derive(Debug)]
@@ -20,8 +20,6 @@ impl WorkspaceSpinner {
         spinner.show(workspace);
         spinner
     }
-
-    /// Updates the display.
     pub fn show(&mut self, workspace: &Workspace) {
         let progress = workspace.progress.as_ref();
         let measured = progress.map(|progress| (progress.stage(), progress.total_bytes > 0));
@@ -36,7 +34,7 @@ impl WorkspaceSpinner {
             Some(progress) => {
                 self.bar.set_length(progress.total_bytes);
                 self.bar.set_position(progress.bytes);
-                self.bar.set_message(format!("{}: {}", workspace.name, doing(progress)));
+                self.bar.set_message(format!("{}: {}", workspace.name, stage_text(progress)));
             }
             None => self.bar.set_message(describe(workspace)),
         }

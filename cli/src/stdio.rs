@@ -49,7 +49,7 @@ impl AsyncStdio {
         // Registering needs a descriptor of its own: two of the three are often the same terminal.
         #[expect(
             deprecated,
-            reason = "its successor is unsafe; an OwnedFd keeps what that asks for: one descriptor, not closed early"
+            reason = "the replacement is unsafe; an OwnedFd meets its requirement: not closed early"
         )]
         let ready = AsyncFd::with_interest(fd.try_clone_to_owned()?, interest);
         match ready {

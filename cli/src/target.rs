@@ -37,7 +37,7 @@ pub struct GlobalOptions {
 /// Address and credentials of a control plane.
 #[derive(Debug, Clone)]
 pub struct ControlPlaneTarget {
-    /// `http://host:port` or `https://host:port`.
+    /// Base URL: `http://host:port` or `https://host:port`.
     pub url: String,
     pub token: String,
     /// Data directory that the address was found in. It is read again for every connection, because

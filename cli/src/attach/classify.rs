@@ -286,7 +286,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn classifier_preserves_every_byte_in_order(input in stdin(), cuts in prop::collection::vec(1_usize..8, 0..40)) {
+        fn classifier_preserves_every_byte_in_order(
+            input in stdin(), cuts in prop::collection::vec(1_usize..8, 0..40)
+        ) {
             let mut classifier = InputClassifier::new(Some(DETACH));
             let mut out = Vec::new();
             let mut rest = input.as_slice();

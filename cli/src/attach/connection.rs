@@ -36,7 +36,7 @@ enum AttachStreamState {
     Open(Box<Streaming<AttachResponse>>, mpsc::Sender<AttachRequest>),
 }
 
-/// What [`TerminalConnection::next`] returns.
+/// Change of a connection, returned by [`TerminalConnection::next`].
 #[derive(Debug)]
 pub enum ConnectionEvent {
     /// The back-off is over. The caller must call [`TerminalConnection::open`].

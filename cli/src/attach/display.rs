@@ -91,10 +91,10 @@ impl ScreenWriter {
     /// Queues output that begins at `offset`. Drops the part that was queued before.
     pub fn output(&mut self, offset: u64, mut data: Bytes) {
         let (epoch, position) = self.position.unwrap_or((0, offset));
-        let known = usize::try_from(position.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
-        data.advance(known);
+        let repeated = usize::try_from(position.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
+        data.advance(repeated);
         if !data.is_empty() {
-            let end = offset + (known + data.len()) as u64;
+            let end = offset + (repeated + data.len()) as u64;
             self.position = Some((epoch, end));
             self.push(data, Some(end));
         }
@@ -168,10 +168,10 @@ impl ScreenWriter {
             if let Some(text) = self.notice.clone() {
                 let cols = size.map_or(DEFAULT_COLS, |size| size.cols);
                 // Longer text would wrap into the next line.
-                let fits: String = text.chars().take(cols.saturating_sub(2) as usize).collect();
-                let width = u32::try_from(fits.chars().count()).unwrap_or(0) + 2;
+                let visible: String = text.chars().take(cols.saturating_sub(2) as usize).collect();
+                let width = u32::try_from(visible.chars().count()).unwrap_or(0) + 2;
                 let column = cols.saturating_sub(width) + 1;
-                paint.push_str(&format!("\x1b7\x1b[1;{column}H\x1b[0;7m {fits} \x1b[0m\x1b8"));
+                paint.push_str(&format!("\x1b7\x1b[1;{column}H\x1b[0;7m {visible} \x1b[0m\x1b8"));
                 self.drawn_notice = Some(DrawnNotice { text, column });
             }
             // A failed write means that the screen is gone.

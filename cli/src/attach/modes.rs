@@ -225,7 +225,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn split_output_gives_the_same_modes(output in prop::collection::vec(any::<u8>(), 0..200), cut in 0_usize..200) {
+        fn split_output_gives_the_same_modes(
+            output in prop::collection::vec(any::<u8>(), 0..200), cut in 0_usize..200
+        ) {
             let cut = cut.min(output.len());
             let (mut whole, mut halves) = (TerminalModes::default(), TerminalModes::default());
             whole.feed(&output);

@@ -42,16 +42,10 @@ pub enum StreamStart {
     /// expects.
     SameEpoch,
     /// The terminal has a new epoch. Input for the earlier one was dropped.
-    NewEpoch {
-        /// Number of bytes.
-        dropped: usize,
-    },
+    NewEpoch { dropped: usize },
     /// The epoch is the same, but the agent no longer knows this client. The queue was dropped,
     /// because sending it could type it twice.
-    Forgotten {
-        /// Number of bytes.
-        dropped: usize,
-    },
+    Forgotten { dropped: usize },
 }
 
 impl InputOutbox {

@@ -54,7 +54,7 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(5);
 const CLIENT_ID_BYTES: usize = 12;
 
 #[derive(Debug)]
-pub enum SessionEnd {
+pub enum AttachEnd {
     /// The program in the terminal has exited.
     Exited(Exit),
     /// The user detached. The program continues.
@@ -90,7 +90,7 @@ pub struct AttachSession {
     /// Whether a stream was ever open. Before, a missing terminal is an error; afterwards, it means
     /// an agent restart.
     has_started: bool,
-    leaving: Option<(SessionEnd, Instant)>,
+    leaving: Option<(AttachEnd, Instant)>,
     key: DetachKey,
     notifications: notifications::NotificationStream,
     /// When the workspace sleeps unless it is used.
@@ -111,9 +111,10 @@ impl AttachSession {
         from_oldest: bool,
         key: DetachKey,
     ) -> Result<Self, CommandFailure> {
-        let own = || CommandFailure::io("cannot use this terminal");
-        let (stdin, stdout) = (AsyncStdio::stdin().map_err(own())?, AsyncStdio::stdout().map_err(own())?);
-        let screen = ScreenWriter::new(stdout, RawMode::enter().map_err(own())?);
+        let terminal_error = || CommandFailure::io("cannot use this terminal");
+        let (stdin, stdout) =
+            (AsyncStdio::stdin().map_err(terminal_error())?, AsyncStdio::stdout().map_err(terminal_error())?);
+        let screen = ScreenWriter::new(stdout, RawMode::enter().map_err(terminal_error())?);
         let workspace_client = client.workspace_client_for(&workspace);
         Ok(Self {
             client,
@@ -143,9 +144,9 @@ impl AttachSession {
     }
 
     /// Runs the session to its end.
-    pub async fn run(mut self, mut signals: TerminationSignals) -> Result<SessionEnd, CommandFailure> {
-        let own = || CommandFailure::io("cannot use this terminal");
-        let mut resized = signal(SignalKind::window_change()).map_err(own())?;
+    pub async fn run(mut self, mut signals: TerminationSignals) -> Result<AttachEnd, CommandFailure> {
+        let terminal_error = || CommandFailure::io("cannot use this terminal");
+        let mut resized = signal(SignalKind::window_change()).map_err(terminal_error())?;
         let mut buffer = vec![0; READ_BYTES];
         loop {
             if let Some(end) = self.take_finished_end() {
@@ -162,9 +163,11 @@ impl AttachSession {
             let room = self.connection.send_permit();
             tokio::select! {
                 biased;
-                name = signals.next() => return Ok(SessionEnd::Signal(name)),
-                written = self.screen.write() => written.map_err(own())?,
-                count = self.stdin.read(&mut buffer), if reads => self.handle_stdin(&buffer[..count.map_err(own())?]),
+                name = signals.next() => return Ok(AttachEnd::Signal(name)),
+                written = self.screen.write() => written.map_err(terminal_error())?,
+                count = self.stdin.read(&mut buffer), if reads => {
+                    self.handle_stdin(&buffer[..count.map_err(terminal_error())?]);
+                }
                 permit = room, if sends => { permit.send(self.next_request()); }
                 event = self.connection.next(), if takes => self.handle_event(event)?,
                 seen = &mut self.lookup => self.finish_lookup(seen)?,
@@ -176,12 +179,12 @@ impl AttachSession {
     }
 
     /// Returns how the session ended, once nothing is left to do.
-    fn take_finished_end(&mut self) -> Option<SessionEnd> {
+    fn take_finished_end(&mut self) -> Option<AttachEnd> {
         let (end, deadline) = self.leaving.as_ref()?;
         let done = match end {
             // All output is shown before the session ends.
-            SessionEnd::Exited(_) => !self.screen.is_behind(),
-            SessionEnd::Detached { .. } | SessionEnd::LeftAsleep | SessionEnd::Signal(_) => {
+            AttachEnd::Exited(_) => !self.screen.is_behind(),
+            AttachEnd::Detached { .. } | AttachEnd::LeftAsleep | AttachEnd::Signal(_) => {
                 self.outbox.is_empty() || *deadline <= Instant::now()
             }
         };
@@ -189,12 +192,12 @@ impl AttachSession {
             return None;
         }
         self.leaving.take().map(|(end, _)| match end {
-            SessionEnd::Detached { .. } => SessionEnd::Detached { unsent: self.outbox.len() },
+            AttachEnd::Detached { .. } => AttachEnd::Detached { unsent: self.outbox.len() },
             end => end,
         })
     }
 
-    fn leave(&mut self, end: SessionEnd) {
+    fn leave(&mut self, end: AttachEnd) {
         self.leaving.get_or_insert((end, Instant::now() + DETACH_TIMEOUT));
     }
 
@@ -203,7 +206,7 @@ impl AttachSession {
     fn handle_stdin(&mut self, data: &[u8]) {
         if data.is_empty() {
             // The local terminal is gone.
-            return self.leave(SessionEnd::Signal("HUP"));
+            return self.leave(AttachEnd::Signal("HUP"));
         }
         for piece in self.classifier.feed(data) {
             self.handle_input(piece);
@@ -221,7 +224,7 @@ impl AttachSession {
                 self.outbox.push(data, InputKind::User, 0);
             }
             (InputClass::Reply, _) => self.outbox.push(data, InputKind::Reply, self.screen.written()),
-            (InputClass::Detach, _) => self.leave(SessionEnd::Detached { unsent: 0 }),
+            (InputClass::Detach, _) => self.leave(AttachEnd::Detached { unsent: 0 }),
         }
     }
 

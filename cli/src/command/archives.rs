@@ -38,9 +38,9 @@ impl ArchivesArgs {
         if context.json() {
             output::json(&backups.iter().map(ArchiveView::from).collect::<Vec<_>>())?;
         } else if backups.is_empty() {
-            let words =
+            let message =
                 "No archives exist. A workspace is archived after a long sleep, and before it is deleted";
-            eprintln!("{words}.");
+            eprintln!("{message}.");
         } else {
             output::print(&archive::table(&backups, SystemTime::now(), self.all_owners))?;
         }

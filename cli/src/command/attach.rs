@@ -18,7 +18,7 @@ use crate::{
     attach::{
         key::{self, DetachKey},
         raw,
-        session::{self, AttachSession, SessionEnd},
+        session::{self, AttachEnd, AttachSession},
     },
     backoff::{is_retryable, retry_call},
     client::{Client, WorkspaceClient},
@@ -69,45 +69,48 @@ pub struct AttachArgs {
 impl AttachArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         if !session::is_terminal() {
-            let words = "standard input is not a terminal; in scripts, use: podling run NAME -- CMD";
-            return Err(CommandFailure::Usage(words.to_owned()));
+            let message = "standard input is not a terminal; in scripts, use: podling run NAME -- CMD";
+            return Err(CommandFailure::Usage(message.to_owned()));
         }
         let signals =
             TerminationSignals::listen().map_err(CommandFailure::io("cannot listen for signals"))?;
         let client = context.client().await?;
         let workspace = client.find(&self.name).await?;
         let (terminal, is_new) = self.terminal(&client, &workspace).await?;
-        let shown = if terminal.name.is_empty() { &terminal.id } else { &terminal.name };
-        let shown = output::plain(shown);
-        eprintln!("attached to {shown} in {}; detach with {}", self.name, self.detach_key);
+        let terminal_label = if terminal.name.is_empty() { &terminal.id } else { &terminal.name };
+        let terminal_label = output::plain(terminal_label);
+        eprintln!("attached to {terminal_label} in {}; detach with {}", self.name, self.detach_key);
         let session = AttachSession::new(client, workspace, terminal.id.clone(), is_new, self.detach_key)?;
         // The session has restored the terminal, but the cursor may be anywhere.
         let end = session.run(signals).await.inspect_err(|_| eprintln!())?;
         Ok(match end {
-            SessionEnd::Exited(exit) => {
-                eprintln!("\r\n{shown} in {} {}", self.name, describe_exit(&exit));
+            AttachEnd::Exited(exit) => {
+                eprintln!("\r\n{terminal_label} in {} {}", self.name, describe_exit(&exit));
                 exit_code(&exit)
             }
-            SessionEnd::Detached { unsent } => {
+            AttachEnd::Detached { unsent } => {
                 if unsent > 0 {
                     eprintln!("\r\nthe connection was broken: the last {unsent} bytes typed may be lost");
                 }
-                let again =
-                    if shown == DEFAULT_TERMINAL { String::new() } else { format!(" {}", terminal.id) };
+                let argument = if terminal_label == DEFAULT_TERMINAL {
+                    String::new()
+                } else {
+                    format!(" {}", terminal.id)
+                };
                 eprintln!(
-                    "\r\ndetached; the terminal keeps running. Attach again with: podling attach {}{again}",
+                    "\r\ndetached; the terminal keeps running. Attach again with: podling attach {}{argument}",
                     self.name
                 );
                 failure::OK
             }
-            SessionEnd::LeftAsleep => {
+            AttachEnd::LeftAsleep => {
                 eprintln!(
                     "\r\ndetached; {} is asleep. Wake it and attach again with: podling attach {0}",
                     self.name
                 );
                 failure::OK
             }
-            SessionEnd::Signal(name) => signal::exit_code(name),
+            AttachEnd::Signal(name) => signal::exit_code(name),
         })
     }
 
@@ -134,8 +137,8 @@ impl AttachArgs {
         match (find_terminal(&terminals, self.terminal.as_deref()), &self.terminal) {
             (Some(terminal), _) => Ok((terminal.clone(), false)),
             (None, None) => Ok((self.create(&workspace_client, DEFAULT_TERMINAL).await?, true)),
-            (None, Some(wanted)) => {
-                Err(CommandFailure::NotFound(missing_terminal_message(&self.name, wanted, &terminals)))
+            (None, Some(selector)) => {
+                Err(CommandFailure::NotFound(missing_terminal_message(&self.name, selector, &terminals)))
             }
         }
     }
@@ -201,25 +204,25 @@ fn is_asleep_refusal(status: &Status) -> bool {
 
 /// Selects a terminal by id, then by name (running ones first, newest first). Without a name,
 /// selects `main`, otherwise the newest running terminal.
-fn find_terminal<'a>(terminals: &'a [Terminal], wanted: Option<&str>) -> Option<&'a Terminal> {
+fn find_terminal<'a>(terminals: &'a [Terminal], selector: Option<&str>) -> Option<&'a Terminal> {
     let running = || terminals.iter().rev().filter(|terminal| terminal.exit.is_none());
-    match wanted {
-        Some(wanted) => terminals
+    match selector {
+        Some(selector) => terminals
             .iter()
-            .find(|terminal| terminal.id == wanted)
-            .or_else(|| running().find(|terminal| terminal.name == wanted))
-            .or_else(|| terminals.iter().rev().find(|terminal| terminal.name == wanted)),
+            .find(|terminal| terminal.id == selector)
+            .or_else(|| running().find(|terminal| terminal.name == selector))
+            .or_else(|| terminals.iter().rev().find(|terminal| terminal.name == selector)),
         None => running().find(|terminal| terminal.name == DEFAULT_TERMINAL).or_else(|| running().next()),
     }
 }
 
-fn missing_terminal_message(workspace: &str, wanted: &str, terminals: &[Terminal]) -> String {
+fn missing_terminal_message(workspace: &str, selector: &str, terminals: &[Terminal]) -> String {
     let names: Vec<_> =
         terminals.iter().filter(|t| t.exit.is_none()).map(|t| output::plain(&t.name)).collect();
     let running = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     format!(
-        "workspace {workspace} has no terminal {wanted:?} (running: {running}); \
-         create it with: podling attach {workspace} {wanted} --new"
+        "workspace {workspace} has no terminal {selector:?} (running: {running}); \
+         create it with: podling attach {workspace} {selector} --new"
     )
 }
 
@@ -258,7 +261,7 @@ mod tests {
             terminal("t3", "build", false),
             terminal("t4", "old", true),
         ];
-        let id = |wanted| find_terminal(&terminals, wanted).map(|t| t.id.as_str());
+        let id = |selector| find_terminal(&terminals, selector).map(|t| t.id.as_str());
         assert_eq!(id(None), Some("t2"), "the one that runs");
         assert_eq!(id(Some("build")), Some("t3"));
         assert_eq!(id(Some("t1")), Some("t1"), "an ended one can be read when it is named");

@@ -5,11 +5,13 @@ use clap_complete::Shell;
 
 use crate::{args::CommandLine, failure::CommandFailure, output};
 
+const EXAMPLE: &str = "\
+Example, for bash:
+  podling completions bash > ~/.local/share/bash-completion/completions/podling";
+
 /// Print a shell completion script
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example, for bash:\n  podling completions bash > ~/.local/share/bash-completion/completions/podling"
-)]
+#[command(after_help = EXAMPLE)]
 pub struct CompletionsArgs {
     /// Shell to complete for
     shell: Shell,

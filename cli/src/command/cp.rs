@@ -104,12 +104,14 @@ impl CpArgs {
                 }
             }
             (CopyEndpoint::Remote { .. }, CopyEndpoint::Remote { .. }) => {
-                let words = "cannot copy between two workspaces; copy to a local path first, and from there to the other workspace";
-                return Err(CommandFailure::Usage(words.to_owned()));
+                let message = "cannot copy between two workspaces; \
+                             copy to a local path first, and from there to the other workspace";
+                return Err(CommandFailure::Usage(message.to_owned()));
             }
             _ => {
-                let words = "cannot copy between two local paths; write one of them as NAME:PATH".to_owned();
-                return Err(CommandFailure::Usage(words));
+                let message =
+                    "cannot copy between two local paths; write one of them as NAME:PATH".to_owned();
+                return Err(CommandFailure::Usage(message));
             }
         };
         report(&summary, context.json() && !to_stdout, to_stdout)?;

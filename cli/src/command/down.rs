@@ -86,8 +86,8 @@ async fn wait_until_stopped(data: &Path) -> Result<(), CommandFailure> {
     let deadline = Instant::now() + STOP_TIMEOUT;
     while target::running(data)?.is_some() {
         if Instant::now() >= deadline {
-            let words = "all workspaces are asleep, but the control plane has not exited; see its output";
-            return Err(CommandFailure::Unavailable(words.to_owned()));
+            let message = "all workspaces are asleep, but the control plane has not exited; see its output";
+            return Err(CommandFailure::Unavailable(message.to_owned()));
         }
         sleep(POLL_INTERVAL).await;
     }

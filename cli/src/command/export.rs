@@ -59,12 +59,12 @@ struct ExportSummary {
     bytes: u64,
     archive_bytes: u64,
     sha256: String,
-    skipped: Vec<SkippedEntry>,
+    skipped: Vec<IncompleteEntry>,
     skipped_count: u64,
 }
 
 #[derive(Debug, Serialize)]
-struct SkippedEntry {
+struct IncompleteEntry {
     path: String,
     why: String,
 }
@@ -97,7 +97,7 @@ impl ExportArgs {
         let mut sink = ZipSink::open(file).await?;
         let mut bar = output::bytes_bar(None);
         let mut digest = Digest::new(&SHA256);
-        let mut done = None;
+        let mut end = None;
         while let Some(answer) = answers.message().await? {
             match answer.message {
                 Some(Message::Data(data)) => {
@@ -105,24 +105,24 @@ impl ExportArgs {
                     sink.write(&data).await?;
                 }
                 Some(Message::Progress(progress)) => update_bar(&mut bar, progress),
-                Some(Message::Done(last)) => done = Some(last),
+                Some(Message::Done(last)) => end = Some(last),
                 // Entries repeat the manifest of the zip.
                 Some(Message::Entry(_)) | None => {}
             }
         }
         bar.finish_and_clear();
-        let done = done.ok_or_else(|| {
+        let end = end.ok_or_else(|| {
             CommandFailure::Other("the zip is incomplete: the stream ended early; try again".to_owned())
         })?;
-        if digest.finish().as_ref() != done.archive_sha256 {
+        if digest.finish().as_ref() != end.archive_sha256 {
             return Err(CommandFailure::Other(
                 "the zip has a wrong checksum; nothing was saved; try again".to_owned(),
             ));
         }
         let (file, to_stdout) = sink.finish().await?;
-        let done = ExportSummary::new(file, done);
-        done.report(context.json(), to_stdout)?;
-        Ok(if done.skipped_count > 0 { failure::ERROR } else { failure::OK })
+        let summary = ExportSummary::new(file, end);
+        summary.report(context.json(), to_stdout)?;
+        Ok(if summary.skipped_count > 0 { failure::ERROR } else { failure::OK })
     }
 }
 
@@ -163,17 +163,17 @@ impl ZipSink {
     /// Completes the file. Returns its name, and whether it is standard output.
     async fn finish(self) -> Result<(String, bool), CommandFailure> {
         let Self::File { mut file, partial_file, path } = self else { return Ok(("-".to_owned(), true)) };
-        let writing = || CommandFailure::io(format!("cannot write {}", path.display()));
-        file.flush().await.map_err(writing())?;
-        file.sync_all().await.map_err(writing())?;
-        fs::rename(partial_file.path(), &path).await.map_err(writing())?;
+        let write_error = || CommandFailure::io(format!("cannot write {}", path.display()));
+        file.flush().await.map_err(write_error())?;
+        file.sync_all().await.map_err(write_error())?;
+        fs::rename(partial_file.path(), &path).await.map_err(write_error())?;
         Ok((path.display().to_string(), false))
     }
 }
 
 impl ExportSummary {
     fn new(file: String, done: ArchiveDone) -> Self {
-        let skipped = done.skipped.into_iter().map(|skipped| SkippedEntry {
+        let skipped = done.skipped.into_iter().map(|skipped| IncompleteEntry {
             path: match output::plain(&String::from_utf8_lossy(&skipped.path)) {
                 path if path.is_empty() => ".".to_owned(),
                 path => path,

@@ -56,7 +56,11 @@ pub struct KeepAwakeArgs {
     /// Name or id of the workspace
     name: String,
     /// Time to keep it awake, for example 30m or 2h; at most 24h
-    #[arg(value_parser = duration::parse, required_unless_present_any = ["command", "release"], conflicts_with_all = ["command", "release"])]
+    #[arg(
+        value_parser = duration::parse,
+        required_unless_present_any = ["command", "release"],
+        conflicts_with_all = ["command", "release"]
+    )]
     duration: Option<Duration>,
     /// Name of the lease; a lease of the same name is replaced [default: manual, or a unique name
     /// with CMD]
@@ -65,7 +69,7 @@ pub struct KeepAwakeArgs {
     /// Reason, shown by `podling explain` [default: CMD, if given]
     #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
-    /// Release the lease
+    /// Release the lease instead of taking it
     #[arg(long, conflicts_with = "command")]
     release: bool,
     /// Local command to run; the workspace stays awake until it exits
@@ -95,8 +99,9 @@ impl KeepAwakeArgs {
         let name = self.lease.unwrap_or_else(|| DEFAULT_LEASE.to_owned());
         let workspace_client = context.client().await?.workspace_client(&self.name).await?;
         let lease_holder = HeldLease { workspace_client, name, reason: self.reason };
-        let wanted = if self.release { Duration::ZERO } else { self.duration.unwrap_or_default() };
-        let lease = lease_holder.extend(wanted).await?;
+        let duration_requested =
+            if self.release { Duration::ZERO } else { self.duration.unwrap_or_default() };
+        let lease = lease_holder.extend(duration_requested).await?;
         let remaining = lease.and_then(|lease| duration::from_wire(lease.remaining)).unwrap_or_default();
         if context.json() {
             let remaining_seconds = remaining.as_secs_f64();
@@ -149,10 +154,10 @@ impl KeepAwakeArgs {
 
 impl HeldLease {
     /// Takes or renews the lease. A duration of zero releases it.
-    async fn extend(&self, wanted: Duration) -> Result<Option<Lease>, CommandFailure> {
+    async fn extend(&self, duration_requested: Duration) -> Result<Option<Lease>, CommandFailure> {
         let request = KeepAwakeRequest {
             name: self.name.clone(),
-            duration: Some(duration::to_wire(wanted)),
+            duration: Some(duration::to_wire(duration_requested)),
             reason: self.reason.clone(),
         };
         let answer = retry_call(|| {
@@ -172,7 +177,9 @@ impl HeldLease {
         loop {
             let pid = child.id();
             tokio::select! {
-                status = child.wait() => return status.map_err(CommandFailure::io("cannot wait for the command")),
+                status = child.wait() => {
+                    return status.map_err(CommandFailure::io("cannot wait for the command"));
+                }
                 name = signals.next() => forward_signal(pid, name),
                 () = &mut renewals => {}
             }

@@ -27,7 +27,7 @@ pub struct PolicyArgs {
 
 #[derive(Debug, Subcommand)]
 enum PolicyCommand {
-    /// Show the policy
+    /// Show the policy of a workspace
     Show {
         /// Name or id of the workspace
         name: String,
@@ -53,8 +53,8 @@ impl PolicyArgs {
         let workspace = match self.action {
             PolicyCommand::Show { name } => context.client().await?.find(&name).await?,
             PolicyCommand::Set { policy, .. } if policy.is_empty() => {
-                let words = "no setting was given; see: podling policy set --help";
-                return Err(CommandFailure::Usage(words.to_owned()));
+                let message = "no setting was given; see: podling policy set --help";
+                return Err(CommandFailure::Usage(message.to_owned()));
             }
             PolicyCommand::Set { name, policy } => set(context, name, policy.to_wire()).await?,
         };

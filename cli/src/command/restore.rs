@@ -97,10 +97,10 @@ impl RestoreArgs {
 
 /// The name is in use again: the workspace can be restored under another name.
 fn name_taken(backup: &str, other: Workspace) -> CommandFailure {
-    let words = format!(
+    let message = format!(
         "cannot restore {backup}: another workspace is named {}; \
          restore it under another name: podling restore {backup} --as NEW-NAME",
         other.name
     );
-    Status::from(WireError::new(Reason::NameTaken, words).with("id", &other.id)).into()
+    Status::from(WireError::new(Reason::NameTaken, message).with("id", &other.id)).into()
 }

@@ -90,10 +90,19 @@ impl RunArgs {
         )
         .map_err(CommandFailure::io("cannot use standard output"))?;
         tokio::select! {
-            code = follower.follow() => code.map(|code| if output_closed.get() { crate::signal::exit_code("PIPE") } else { code }),
+            code = follower.follow() => code.map(|code| match output_closed.get() {
+                true => crate::signal::exit_code("PIPE"),
+                false => code,
+            }),
             code = input::forward_signals(workspace_client.clone(), running.clone(), signals) => Ok(code),
-            code = input::end_on_closed_output(workspace_client.clone(), running.clone(), output_closed.clone()) => Ok(code),
-            refused = input::forward_stdin(workspace_client.clone(), running.clone()), if with_stdin => Err(code(refused)),
+            code = input::end_on_closed_output(
+                workspace_client.clone(),
+                running.clone(),
+                output_closed.clone(),
+            ) => Ok(code),
+            refused = input::forward_stdin(workspace_client.clone(), running.clone()), if with_stdin => {
+                Err(code(refused))
+            }
         }
     }
 }

@@ -91,15 +91,15 @@ fn busy_failure(workspace: &Workspace) -> CommandFailure {
     if holds.len() > NAMED {
         why.push_str(&format!("; and {} more", holds.len() - NAMED));
     }
-    let words = match workspace.connection() {
+    let message = match workspace.connection() {
         AgentConnection::Connected if why.is_empty() => format!("{name} is in use"),
         AgentConnection::Connected => format!("{name} is in use: {why}"),
         AgentConnection::Unknown | AgentConnection::Unspecified => {
             format!("the agent of {name} is unreachable, so {name} may be in use")
         }
     };
-    let words = format!("{words}; to end its processes: podling sleep {name} --force");
-    Status::from(WireError::new(Reason::Busy, words).with("workspaces", name)).into()
+    let message = format!("{message}; to end its processes: podling sleep {name} --force");
+    Status::from(WireError::new(Reason::Busy, message).with("workspaces", name)).into()
 }
 
 #[cfg(test)]
@@ -124,9 +124,9 @@ mod tests {
         let failure = busy_failure(&workspace);
         assert_eq!(failure.exit_code(), crate::failure::REFUSED);
         assert_eq!(failure.reason(), Some(Reason::Busy));
-        let words = failure.describe();
-        assert!(words.contains("in use: make -j8; a lease; top; and 1 more; to end"), "{words}");
-        assert!(words.contains("podling sleep demo --force"), "{words}");
+        let message = failure.describe();
+        assert!(message.contains("in use: make -j8; a lease; top; and 1 more; to end"), "{message}");
+        assert!(message.contains("podling sleep demo --force"), "{message}");
         workspace.set_connection(AgentConnection::Unknown);
         assert!(busy_failure(&workspace).describe().contains("is unreachable"));
     }

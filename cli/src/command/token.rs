@@ -140,13 +140,13 @@ fn render(info: &TokenInfo, now: SystemTime) -> String {
     let expires = match info.expires {
         None => "never".to_owned(),
         Some(at) => {
-            let left = SystemTime::try_from(at).ok().and_then(|at| at.duration_since(now).ok());
-            format!("{at} (in {})", duration::show(left.unwrap_or_default()))
+            let remaining = SystemTime::try_from(at).ok().and_then(|at| at.duration_since(now).ok());
+            format!("{at} (in {})", duration::show(remaining.unwrap_or_default()))
         }
     };
-    let whom = if info.for_agent { "direct calls to the workspace's agent" } else { "the control plane" };
+    let audience = if info.for_agent { "direct calls to the workspace's agent" } else { "the control plane" };
     let rows = [
-        ("for", whom.to_owned()),
+        ("for", audience.to_owned()),
         ("owner", info.owner.clone()),
         ("allows", info.verbs.join(", ")),
         ("workspaces", workspaces),

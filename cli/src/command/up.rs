@@ -71,14 +71,19 @@ impl UpArgs {
         tokio::pin!(running);
         loop {
             tokio::select! {
-                outcome = &mut running => return outcome.map(|()| 0).map_err(|error| CommandFailure::Other(error_chain(&error))),
+                outcome = &mut running => {
+                    return outcome.map(|()| 0).map_err(|error| CommandFailure::Other(error_chain(&error)));
+                }
                 name = signals.next() => {
                     if shutdown.is_cancelled() {
                         print_status("stopped at once; all workspaces keep running");
                         return Ok(signal::exit_code(name));
                     }
                     shutdown.cancel();
-                    print_status("stopping; idle workspaces go to sleep, workspaces in use keep running. Press Ctrl-C again to stop at once");
+                    print_status(
+                        "stopping; idle workspaces go to sleep, workspaces in use keep running. \
+                         Press Ctrl-C again to stop at once",
+                    );
                 }
             }
         }

@@ -37,8 +37,8 @@ pub async fn download(
     bar: &ProgressBar,
 ) -> Result<(), CommandFailure> {
     for folder in &plan.folders {
-        let making = || CommandFailure::io(format!("cannot create the directory {}", folder.display()));
-        fs::create_dir_all(folder).await.map_err(making())?;
+        let create_error = || CommandFailure::io(format!("cannot create the directory {}", folder.display()));
+        fs::create_dir_all(folder).await.map_err(create_error())?;
     }
     let copies =
         stream::iter(plan.files).map(|file| async move { download_file(workspace_client, &file, bar).await });
@@ -70,23 +70,23 @@ async fn download_file(
 ) -> Result<(), CommandFailure> {
     bar.set_message(file.from.show());
     let partial_file = PartialFile::beside(&file.to);
-    let writing = || CommandFailure::io(format!("cannot write {}", file.to.display()));
+    let write_error = || CommandFailure::io(format!("cannot write {}", file.to.display()));
     let options = StdFile::options().write(true).create_new(true).clone();
-    let created = fs::OpenOptions::from(options).open(partial_file.path()).await.map_err(writing())?;
+    let created = fs::OpenOptions::from(options).open(partial_file.path()).await.map_err(write_error())?;
     let mut local = BufWriter::new(created);
     let mut reader = RemoteFileReader::new(workspace_client, &file.from);
     while let Some(data) = reader.next().await? {
-        local.write_all(&data).await.map_err(writing())?;
+        local.write_all(&data).await.map_err(write_error())?;
         bar.inc(data.len() as u64);
     }
-    local.flush().await.map_err(writing())?;
+    local.flush().await.map_err(write_error())?;
     let local = local.into_inner().into_std().await;
     // Drops setuid, setgid and sticky bits.
-    local.set_permissions(Permissions::from_mode(file.mode & 0o777)).map_err(writing())?;
+    local.set_permissions(Permissions::from_mode(file.mode & 0o777)).map_err(write_error())?;
     if let Some(modified) = file.modified {
-        local.set_modified(modified).map_err(writing())?;
+        local.set_modified(modified).map_err(write_error())?;
     }
-    fs::rename(partial_file.path(), &file.to).await.map_err(writing())
+    fs::rename(partial_file.path(), &file.to).await.map_err(write_error())
 }
 
 /// Reads a remote file across broken connections.

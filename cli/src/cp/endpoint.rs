@@ -79,8 +79,6 @@ impl RemotePath {
         }
         Ok(parsed)
     }
-
-    /// Appends a name.
     #[must_use]
     pub fn join(&self, name: &OsStr) -> Self {
         let mut path = self.0.clone();

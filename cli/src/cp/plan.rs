@@ -45,7 +45,6 @@ pub struct CopyFile<F, T> {
 pub enum SymlinkPolicy {
     /// Skips and lists them: their target may be something else on the other side.
     Skip,
-    /// Copies their targets.
     Follow,
 }
 
@@ -73,7 +72,7 @@ pub fn plan_upload(
     let mut plan = CopyPlan::empty();
     let mut queue = VecDeque::from([(from.to_owned(), to, 0)]);
     while let Some((from, to, depth)) = queue.pop_front() {
-        let looking = || CommandFailure::io(format!("cannot read {}", from.display()));
+        let read_error = || CommandFailure::io(format!("cannot read {}", from.display()));
         let follow = depth == 0 || symlinks == SymlinkPolicy::Follow;
         let metadata = if follow { fs::metadata(&from) } else { fs::symlink_metadata(&from) };
         let metadata = match metadata {
@@ -82,14 +81,14 @@ pub fn plan_upload(
                 plan.skipped.push((from.display().to_string(), SKIPPED_LINK));
                 continue;
             }
-            metadata => metadata.map_err(looking())?,
+            metadata => metadata.map_err(read_error())?,
         };
         if let Some(why) = skip_reason(&metadata, depth) {
             plan.skipped.push((from.display().to_string(), why));
         } else if metadata.is_dir() {
             let mut names = Vec::new();
-            for entry in fs::read_dir(&from).map_err(looking())? {
-                names.push(entry.map_err(looking())?.file_name());
+            for entry in fs::read_dir(&from).map_err(read_error())? {
+                names.push(entry.map_err(read_error())?.file_name());
             }
             names.sort();
             queue.extend(names.into_iter().map(|name| (from.join(&name), to.join(&name), depth + 1)));

@@ -25,7 +25,7 @@ use crate::{
 
 /// Bytes of data per message.
 const CHUNK: usize = 256 * 1024;
-/// Messages queued for the connection. When the queue is full, reading waits.
+/// Messages queued for the connection. When the queue is full, read_error waits.
 const QUEUE: usize = 4;
 
 enum UploadError {
@@ -92,11 +92,11 @@ async fn attempt(
         modified: file.modified.map(prost_types::Timestamp::from),
         ..WriteOpen::default()
     };
-    let reading = || CommandFailure::io(format!("cannot read {}", file.from.display()));
-    let mut source = fs::File::open(&file.from).await.map_err(reading()).map_err(UploadError::Local)?;
+    let read_error = || CommandFailure::io(format!("cannot read {}", file.from.display()));
+    let mut source = fs::File::open(&file.from).await.map_err(read_error()).map_err(UploadError::Local)?;
     write(workspace_client, open, async |tx| {
         loop {
-            let chunk = read_chunk(&mut source).await.map_err(reading())?;
+            let chunk = read_chunk(&mut source).await.map_err(read_error())?;
             let count = chunk.len() as u64;
             if count == 0 || tx.send(WriteFileRequest { open: None, data: chunk }).await.is_err() {
                 return Ok(());
@@ -116,15 +116,15 @@ pub async fn upload_stdin(
     to: &RemotePath,
     bar: &ProgressBar,
 ) -> Result<u64, CommandFailure> {
-    let reading = || CommandFailure::io("cannot read standard input");
-    let stdin = AsyncStdio::stdin().map_err(reading())?;
+    let read_error = || CommandFailure::io("cannot read standard input");
+    let stdin = AsyncStdio::stdin().map_err(read_error())?;
     let mut hash = Context::new(&SHA256);
     let mut total = 0;
     let open = WriteOpen { path: Some(to.wire()), ..WriteOpen::default() };
     let written = write(workspace_client, open, async |tx| {
         let mut buffer = vec![0; CHUNK];
         loop {
-            let count = stdin.read(&mut buffer).await.map_err(reading())?;
+            let count = stdin.read(&mut buffer).await.map_err(read_error())?;
             let data = Bytes::copy_from_slice(&buffer[..count]);
             hash.update(&data);
             if count == 0 || tx.send(WriteFileRequest { open: None, data }).await.is_err() {
@@ -141,8 +141,8 @@ pub async fn upload_stdin(
         Err(UploadError::Local(failure)) => return Err(failure),
     };
     if written.sha256 != hash.finish().as_ref() {
-        let words = format!("{} has a wrong checksum after the upload; copy it again", to.show());
-        return Err(CommandFailure::Other(words));
+        let message = format!("{} has a wrong checksum after the upload; copy it again", to.show());
+        return Err(CommandFailure::Other(message));
     }
     Ok(total)
 }
@@ -173,11 +173,11 @@ async fn write(
 }
 
 async fn sha256_of_file(path: &PathBuf) -> Result<Digest, CommandFailure> {
-    let reading = || CommandFailure::io(format!("cannot read {}", path.display()));
-    let mut file = fs::File::open(path).await.map_err(reading())?;
+    let read_error = || CommandFailure::io(format!("cannot read {}", path.display()));
+    let mut file = fs::File::open(path).await.map_err(read_error())?;
     let mut hash = Context::new(&SHA256);
     loop {
-        let chunk = read_chunk(&mut file).await.map_err(reading())?;
+        let chunk = read_chunk(&mut file).await.map_err(read_error())?;
         if chunk.is_empty() {
             return Ok(hash.finish());
         }

@@ -208,10 +208,10 @@ impl CommandFollower {
             Some(Reason::ProgramNotExecutable | Reason::ProgramBadInterpreter) => failure::CANNOT_RUN,
             _ => failure::RUN_FAILED,
         };
-        let gone = matches!(error::reason(&status), Some(Reason::ProcessNotFound | Reason::StaleEpoch));
-        if self.started.borrow().is_some() && gone {
-            let words = "the command was ended by a restart of the workspace's agent";
-            return CommandFailure::Other(words.to_owned()).with_code(code);
+        let is_gone = matches!(error::reason(&status), Some(Reason::ProcessNotFound | Reason::StaleEpoch));
+        if self.started.borrow().is_some() && is_gone {
+            let message = "the command was ended by a restart of the workspace's agent";
+            return CommandFailure::Other(message.to_owned()).with_code(code);
         }
         CommandFailure::from(status).with_code(code)
     }

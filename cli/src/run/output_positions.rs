@@ -39,8 +39,8 @@ impl OutputPositions {
     pub fn take(&mut self, kind: OutputKind, offset: u64, mut data: Bytes) -> NewOutput {
         let position = self.position(kind);
         let missing = offset.saturating_sub(*position);
-        let known = usize::try_from(position.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
-        data.advance(known);
+        let repeated = usize::try_from(position.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
+        data.advance(repeated);
         *position += missing + data.len() as u64;
         NewOutput { missing, data }
     }
@@ -101,7 +101,8 @@ mod tests {
                 let to = (from + carries).min(log.len());
                 let mut offset = from;
                 for data in log[from..to].chunks(piece) {
-                    let output = positions.take(OutputKind::Stdout, offset as u64, Bytes::copy_from_slice(data));
+                    let bytes = Bytes::copy_from_slice(data);
+                    let output = positions.take(OutputKind::Stdout, offset as u64, bytes);
                     prop_assert_eq!(output.missing, 0);
                     passed_on.extend_from_slice(&output.data);
                     offset += data.len();

@@ -61,12 +61,12 @@ impl AttachSession {
         }
         if matches!(self.sleep_overlay, SleepOverlay::Waking(_)) {
             let name = &self.workspace.name;
-            let words = format!("{name} is awake again, but this terminal was not restored");
-            return CommandFailure::NotFound(format!("{words}; open another with: podling attach {name}"));
+            let message = format!("{name} is awake again, but this terminal was not restored");
+            return CommandFailure::NotFound(format!("{message}; open another with: podling attach {name}"));
         }
         CommandFailure::Other(
-            "the workspace's agent was restarted: this terminal and its programs have ended; input typed since \
-             then was dropped"
+            "the workspace's agent was restarted: this terminal and its programs have ended; \
+             input typed since then was dropped"
                 .to_owned(),
         )
     }
@@ -122,8 +122,8 @@ impl AttachSession {
             StreamStart::SameEpoch => {}
             StreamStart::NewEpoch { dropped } => {
                 let typed = if dropped > 0 { "; input typed for the earlier one was dropped" } else { "" };
-                let said = format!("the workspace's agent was restarted; this is a new program{typed}");
-                self.screen.message(&said);
+                let message = format!("the workspace's agent was restarted; this is a new program{typed}");
+                self.screen.message(&message);
             }
             StreamStart::Forgotten { dropped } => self.screen.message(&format!(
                 "the agent no longer knows this client after the long interruption; \

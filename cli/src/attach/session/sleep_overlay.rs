@@ -10,7 +10,7 @@ use podling_proto::{
 };
 use tokio::time::timeout;
 
-use super::{AttachSession, SessionEnd};
+use super::{AttachEnd, AttachSession};
 use crate::{
     attach::{
         classify::{ClassifiedInput, InputClass},
@@ -89,7 +89,7 @@ impl AttachSession {
         };
         match (seen, exit) {
             (Some(Ok(workspace)), _) if sleeps(&workspace) => self.fall_asleep(&workspace),
-            (_, Some(exit)) => self.leave(SessionEnd::Exited(exit)),
+            (_, Some(exit)) => self.leave(AttachEnd::Exited(exit)),
             (Some(Err(failure)), None) => return Err(failure),
             // It is on its way up again, or nobody knows.
             (Some(Ok(_)) | None, None) => self.connection.retry(),
@@ -109,7 +109,7 @@ impl AttachSession {
     /// Takes what was typed at a workspace that sleeps or wakes: nothing of it is meant for the shell that is to come.
     pub(super) fn handle_input_asleep(&mut self, piece: &ClassifiedInput) {
         match (key_action(piece), &mut self.sleep_overlay) {
-            (KeyAction::Leave, _) => self.leave(SessionEnd::LeftAsleep),
+            (KeyAction::Leave, _) => self.leave(AttachEnd::LeftAsleep),
             (KeyAction::Wake, SleepOverlay::Waking(dropped)) => *dropped += piece.1.len(),
             (KeyAction::Wake, SleepOverlay::Asleep) => {
                 self.sleep_overlay = SleepOverlay::Waking(0);
