@@ -87,8 +87,8 @@ pub struct AttachSession {
     acked: u64,
     /// A new size that the agent does not know yet.
     resize: Option<Size>,
-    /// Whether a stream was ever open. Before, a missing terminal is an error; afterwards, it means
-    /// an agent restart.
+    /// Whether a stream was ever open. Before that, a missing terminal is an error; afterwards it
+    /// means an agent restart.
     has_started: bool,
     leaving: Option<(AttachEnd, Instant)>,
     key: DetachKey,

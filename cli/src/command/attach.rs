@@ -98,7 +98,8 @@ impl AttachArgs {
                     format!(" {}", terminal.id)
                 };
                 eprintln!(
-                    "\r\ndetached; the terminal keeps running. Attach again with: podling attach {}{argument}",
+                    "\r\ndetached; the terminal keeps running. \
+                     Attach again with: podling attach {}{argument}",
                     self.name
                 );
                 failure::OK
