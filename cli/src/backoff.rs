@@ -105,8 +105,8 @@ mod tests {
         let starting = WireError::new(Reason::NotAwake, "starting").with("state", "starting");
         for cut in [Status::unknown("h2"), Status::cancelled("h2"), starting.into()] {
             let mut answers = vec![Ok(tonic::Response::new("done")), Err(cut)];
-            let answer = retry_call(|| std::future::ready(answers.pop().expect("an answer"))).await;
-            assert_eq!(answer.expect("the second try"), "done");
+            let answer = retry_call(|| std::future::ready(answers.pop().expect("another answer"))).await;
+            assert_eq!(answer.expect("second attempt"), "done");
         }
         for reason in [Reason::TokenExpired, Reason::WakeTimeout] {
             let mut tries = 0;
@@ -126,9 +126,9 @@ mod tests {
         let down = Status::from(WireError::new(Reason::AgentUnreachable, "down"));
         assert!(is_retryable(&down));
         let internal = Status::from(WireError::new(Reason::Internal, "a fault"));
-        assert!(!is_retryable(&internal), "a fault that has a name will not go away by asking again");
+        assert!(!is_retryable(&internal), "an internal error is permanent");
         let starting = Status::from(WireError::new(Reason::NotAwake, "starting").with("state", "starting"));
-        assert!(is_retryable(&starting), "after its agent was killed it is back soon");
+        assert!(is_retryable(&starting), "a starting agent is available soon");
         let asleep = Status::from(WireError::new(Reason::NotAwake, "asleep").with("state", "asleep"));
         assert!(!is_retryable(&asleep));
         assert!(is_retryable(&Status::unknown("h2 protocol error")));

@@ -157,7 +157,7 @@ mod tests {
         let rows = vec![vec![cell("a"), cell("awake")], vec![cell("längerer"), cell("x")]];
         assert_eq!(table(&["NAME", "STATE"], &rows), "NAME      STATE\na         awake\nlängerer  x\n");
         let empty = vec![vec![cell("a"), cell("")]];
-        assert_eq!(table(&["NAME", ""], &empty), "NAME\na\n", "nothing hangs over");
+        assert_eq!(table(&["NAME", ""], &empty), "NAME\na\n", "no trailing spaces");
     }
 
     #[test]

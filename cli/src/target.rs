@@ -110,19 +110,19 @@ fn root_token(data: &Path) -> Result<String, CommandFailure> {
 mod tests {
     use super::*;
 
-    fn folder(pid: u32) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().expect("a directory");
-        fs::create_dir(folder.path().join("run")).expect("run");
+    fn data_dir(pid: u32) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::create_dir(directory.path().join("run")).expect("run");
         let up = format!(r#"{{"url":"http://127.0.0.1:7411","pid":{pid}}}"#);
-        fs::write(folder.path().join("run/up.json"), up).expect("up.json");
-        fs::write(folder.path().join("root-token"), "secret\n").expect("root-token");
-        folder
+        fs::write(directory.path().join("run/up.json"), up).expect("up.json");
+        fs::write(directory.path().join("root-token"), "secret\n").expect("root-token");
+        directory
     }
 
     #[test]
     fn data_directory_provides_address_and_token() {
-        let folder = folder(std::process::id());
-        let global = GlobalOptions { data: Some(folder.path().into()), ..GlobalOptions::default() };
+        let directory = data_dir(std::process::id());
+        let global = GlobalOptions { data: Some(directory.path().into()), ..GlobalOptions::default() };
         let target = ControlPlaneTarget::find(&global).expect("a target");
         assert_eq!((target.url.as_str(), target.token.as_str()), ("http://127.0.0.1:7411", "secret"));
 
@@ -133,8 +133,8 @@ mod tests {
     #[test]
     fn stale_up_file_is_ignored() {
         // Larger than any process id.
-        let folder = folder(u32::MAX);
-        let global = GlobalOptions { data: Some(folder.path().into()), ..GlobalOptions::default() };
+        let directory = data_dir(u32::MAX);
+        let global = GlobalOptions { data: Some(directory.path().into()), ..GlobalOptions::default() };
         assert!(matches!(
             ControlPlaneTarget::find(&global),
             Err(CommandFailure::NotRunning { default: false, .. })
@@ -143,9 +143,9 @@ mod tests {
 
     #[test]
     fn address_takes_precedence_and_requires_token() {
-        let folder = folder(std::process::id());
+        let directory = data_dir(std::process::id());
         let url = Some("http://far:1/".to_owned());
-        let global = GlobalOptions { data: Some(folder.path().into()), url, ..GlobalOptions::default() };
+        let global = GlobalOptions { data: Some(directory.path().into()), url, ..GlobalOptions::default() };
         assert!(matches!(ControlPlaneTarget::find(&global), Err(CommandFailure::Usage(_))));
         let global = GlobalOptions { token: Some("t".to_owned()), ..global };
         let target = ControlPlaneTarget::find(&global).expect("a target");

@@ -108,7 +108,7 @@ mod tests {
         assert!(matches!(change_of("x", &mut seen, Event::Gone("x".into())), Some(WorkspaceChange::Deleted)));
         assert!(
             matches!(change_of("x", &mut false, synced()), Some(WorkspaceChange::Deleted)),
-            "on the next stream"
+            "deleted between two streams"
         );
     }
 }

@@ -199,7 +199,7 @@ mod tests {
         outbox.acknowledge(7, 2);
         outbox.pause();
         typed(&mut outbox, "gh");
-        assert_eq!(outbox.next_input(), None, "nothing goes out without a link");
+        assert_eq!(outbox.next_input(), None, "nothing is sent while paused");
         assert_eq!(outbox.start_stream(7, 4), StreamStart::SameEpoch);
         let first = outbox.next_input().expect("input");
         assert_eq!((first.offset, first.data), (4, Bytes::from("ef")));
@@ -248,20 +248,20 @@ mod tests {
         outbox.start_stream(1, 0);
         typed(&mut outbox, "make");
         outbox.pause();
-        let anew = 1 << 40;
-        assert_eq!(outbox.start_stream(1, anew), StreamStart::Forgotten { dropped: 4 });
+        let new_offset = 1 << 40;
+        assert_eq!(outbox.start_stream(1, new_offset), StreamStart::Forgotten { dropped: 4 });
         assert_eq!(outbox.next_input(), None);
         typed(&mut outbox, "ls");
         assert_eq!(
             outbox.next_input().map(|input| (input.offset, input.data)),
-            Some((anew, Bytes::from("ls")))
+            Some((new_offset, Bytes::from("ls")))
         );
-        outbox.acknowledge(1, anew + 2);
+        outbox.acknowledge(1, new_offset + 2);
         outbox.pause();
         assert_eq!(
-            outbox.start_stream(1, 2 * anew),
+            outbox.start_stream(1, 2 * new_offset),
             StreamStart::SameEpoch,
-            "nothing was lost, nothing is said"
+            "an empty queue loses nothing"
         );
     }
 

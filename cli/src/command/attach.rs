@@ -263,13 +263,13 @@ mod tests {
             terminal("t4", "old", true),
         ];
         let id = |selector| find_terminal(&terminals, selector).map(|t| t.id.as_str());
-        assert_eq!(id(None), Some("t2"), "the one that runs");
+        assert_eq!(id(None), Some("t2"), "the running terminal");
         assert_eq!(id(Some("build")), Some("t3"));
-        assert_eq!(id(Some("t1")), Some("t1"), "an ended one can be read when it is named");
+        assert_eq!(id(Some("t1")), Some("t1"), "an exited terminal can be selected by id");
         assert_eq!(id(Some("old")), Some("t4"));
         assert_eq!(id(Some("nope")), None);
         assert_eq!(find_terminal(&terminals[2..], None).map(|t| t.id.as_str()), Some("t3"));
-        assert_eq!(find_terminal(&terminals[3..], None), None, "an ended one is no place to work");
+        assert_eq!(find_terminal(&terminals[3..], None), None, "an exited terminal is not a default");
     }
 
     #[test]
@@ -277,10 +277,7 @@ mod tests {
         let of = |reason| Status::from(error::WireError::new(reason, "no"));
         assert!(is_asleep_refusal(&of(Reason::NotAwake)) && is_asleep_refusal(&of(Reason::WorkspaceFailed)));
         for reason in [Reason::Deleting, Reason::AgentUnreachable, Reason::VerbMissing] {
-            assert!(
-                !is_asleep_refusal(&of(reason)),
-                "{reason:?}: it may have terminals, or is none of ours to wake"
-            );
+            assert!(!is_asleep_refusal(&of(reason)), "{reason:?} must not wake the workspace");
         }
     }
 

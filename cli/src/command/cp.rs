@@ -134,8 +134,8 @@ async fn upload_path(
         to
     };
     let mut plan = plan::plan_upload(from, to.clone(), symlinks)?;
-    if is_directory && plan.folders.is_empty() {
-        plan.folders.extend(to.parent());
+    if is_directory && plan.directories.is_empty() {
+        plan.directories.extend(to.parent());
     }
     let summary = CopySummary::of(&plan);
     let bar = output::bytes_bar(Some(plan.bytes()));
@@ -158,8 +158,8 @@ async fn download_path(
         None => to.clone(),
     };
     let mut plan = plan::plan_download(workspace_client, from, target, symlinks).await?;
-    if into && plan.folders.is_empty() {
-        plan.folders.push(to);
+    if into && plan.directories.is_empty() {
+        plan.directories.push(to);
     }
     let summary = CopySummary::of(&plan);
     let bar = output::bytes_bar(Some(plan.bytes()));
@@ -192,7 +192,7 @@ impl CopySummary {
     fn of<F, T>(plan: &plan::CopyPlan<F, T>) -> Self {
         let skipped =
             plan.skipped.iter().map(|(path, why)| SkippedPath { path: path.clone(), why }).collect();
-        Self { files: plan.files.len(), folders: plan.folders.len(), bytes: plan.bytes(), skipped }
+        Self { files: plan.files.len(), folders: plan.directories.len(), bytes: plan.bytes(), skipped }
     }
 }
 

@@ -36,9 +36,10 @@ pub async fn download(
     plan: CopyPlan<RemotePath, PathBuf>,
     bar: &ProgressBar,
 ) -> Result<(), CommandFailure> {
-    for folder in &plan.folders {
-        let create_error = || CommandFailure::io(format!("cannot create the directory {}", folder.display()));
-        fs::create_dir_all(folder).await.map_err(create_error())?;
+    for directory in &plan.directories {
+        let create_error =
+            || CommandFailure::io(format!("cannot create the directory {}", directory.display()));
+        fs::create_dir_all(directory).await.map_err(create_error())?;
     }
     let copies =
         stream::iter(plan.files).map(|file| async move { download_file(workspace_client, &file, bar).await });

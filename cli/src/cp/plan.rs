@@ -23,7 +23,7 @@ const MAX_DEPTH: usize = 128;
 #[derive(Debug)]
 pub struct CopyPlan<F, T> {
     /// Directories to create, parents first.
-    pub folders: Vec<T>,
+    pub directories: Vec<T>,
     pub files: Vec<CopyFile<F, T>>,
     /// Skipped paths, with the reason.
     pub skipped: Vec<(String, &'static str)>,
@@ -54,7 +54,7 @@ const SKIPPED_DEEP: &str = "nested too deeply; a symbolic link may form a cycle"
 
 impl<F, T> CopyPlan<F, T> {
     fn empty() -> Self {
-        Self { folders: Vec::new(), files: Vec::new(), skipped: Vec::new() }
+        Self { directories: Vec::new(), files: Vec::new(), skipped: Vec::new() }
     }
 
     /// Returns the size of all files in bytes.
@@ -92,7 +92,7 @@ pub fn plan_upload(
             }
             names.sort();
             queue.extend(names.into_iter().map(|name| (from.join(&name), to.join(&name), depth + 1)));
-            plan.folders.push(to);
+            plan.directories.push(to);
         } else {
             let (size, mode, modified) = (metadata.len(), metadata.mode(), metadata.modified().ok());
             plan.files.push(CopyFile { from, to, size, mode, modified });
@@ -136,7 +136,7 @@ pub async fn plan_download(
                     let name = safe_name(&entry)?;
                     queue.push_back((from.join(&name), to.join(&name), entry, depth + 1));
                 }
-                plan.folders.push(to);
+                plan.directories.push(to);
             }
             FileKind::File => {
                 let modified = entry.modified.and_then(|at| SystemTime::try_from(at).ok());
@@ -209,28 +209,28 @@ mod tests {
 
     #[test]
     fn directory_plan_skips_symlinks_unless_followed() {
-        let folder = tempfile::tempdir().expect("a directory");
-        fs::create_dir(folder.path().join("sub")).expect("sub");
-        fs::write(folder.path().join("sub/a"), "12345").expect("a");
-        symlink("sub/a", folder.path().join("link")).expect("link");
-        symlink("nowhere", folder.path().join("broken")).expect("broken");
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::create_dir(directory.path().join("sub")).expect("sub");
+        fs::write(directory.path().join("sub/a"), "12345").expect("a");
+        symlink("sub/a", directory.path().join("link")).expect("link");
+        symlink("nowhere", directory.path().join("broken")).expect("broken");
 
-        let plan = plan_upload(folder.path(), root(), SymlinkPolicy::Skip).expect("a plan");
+        let plan = plan_upload(directory.path(), root(), SymlinkPolicy::Skip).expect("a plan");
         let to: Vec<_> = plan.files.iter().map(|file| file.to.show()).collect();
         assert_eq!(to, ["dst/sub/a"]);
-        assert_eq!(plan.folders.iter().map(RemotePath::show).collect::<Vec<_>>(), ["dst", "dst/sub"]);
+        assert_eq!(plan.directories.iter().map(RemotePath::show).collect::<Vec<_>>(), ["dst", "dst/sub"]);
         assert_eq!((plan.bytes(), plan.skipped.len()), (5, 2));
 
-        let plan = plan_upload(folder.path(), root(), SymlinkPolicy::Follow).expect("a plan");
-        assert_eq!((plan.files.len(), plan.skipped.len()), (2, 1), "the broken link is left out");
+        let plan = plan_upload(directory.path(), root(), SymlinkPolicy::Follow).expect("a plan");
+        assert_eq!((plan.files.len(), plan.skipped.len()), (2, 1), "the dangling symlink is skipped");
     }
 
     #[test]
     fn symlink_cycle_ends_the_walk() {
-        let folder = tempfile::tempdir().expect("a directory");
-        symlink(".", folder.path().join("again")).expect("link");
+        let directory = tempfile::tempdir().expect("a directory");
+        symlink(".", directory.path().join("again")).expect("link");
         // Either the kernel's limit or ours ends the walk.
-        let plan = plan_upload(folder.path(), root(), SymlinkPolicy::Follow).expect("a plan");
+        let plan = plan_upload(directory.path(), root(), SymlinkPolicy::Follow).expect("a plan");
         assert!(!plan.skipped.is_empty());
     }
 

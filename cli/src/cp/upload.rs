@@ -41,8 +41,8 @@ pub async fn upload(
     plan: CopyPlan<PathBuf, RemotePath>,
     bar: &ProgressBar,
 ) -> Result<(), CommandFailure> {
-    for folder in &plan.folders {
-        let request = MkdirRequest { path: Some(folder.wire()), mode: 0, parents: true };
+    for directory in &plan.directories {
+        let request = MkdirRequest { path: Some(directory.wire()), mode: 0, parents: true };
         retry_call(|| {
             let (mut files, request) = (workspace_client.files(), request.clone());
             async move { files.mkdir(request).await }

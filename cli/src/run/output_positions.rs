@@ -92,11 +92,11 @@ mod tests {
         fn output_is_written_once_across_disconnects(
             log in prop::collection::vec(any::<u8>(), 0..300),
             // Per connection: bytes repeated, bytes carried, and chunk size.
-            links in prop::collection::vec((0_usize..50, 0_usize..100, 1_usize..40), 0..12)
+            connections in prop::collection::vec((0_usize..50, 0_usize..100, 1_usize..40), 0..12)
         ) {
             let mut positions = OutputPositions::new(1);
             let mut passed_on = Vec::new();
-            for (back, carries, piece) in links.into_iter().chain([(0, log.len(), 7)]) {
+            for (back, carries, piece) in connections.into_iter().chain([(0, log.len(), 7)]) {
                 let from = passed_on.len().saturating_sub(back);
                 let to = (from + carries).min(log.len());
                 let mut offset = from;
