@@ -70,8 +70,8 @@ pub async fn list_for_workspace(
 ) -> Result<Vec<WorkspaceArchive>, CommandFailure> {
     let request = ListWorkspaceArchivesRequest { workspace: workspace.to_owned(), all_owners: false };
     let answer = retry_call(|| {
-        let (mut backups, request) = (client.workspace_archives(), request.clone());
-        async move { backups.list(request).await }
+        let (mut service, request) = (client.workspace_archives(), request.clone());
+        async move { service.list(request).await }
     });
     match answer.await {
         Ok(answer) => Ok(answer.archives),
@@ -81,7 +81,7 @@ pub async fn list_for_workspace(
 }
 
 /// Renders one row per archive. `owners` adds the column OWNER.
-pub fn table(backups: &[WorkspaceArchive], now: SystemTime, owners: bool) -> String {
+pub fn table(archives: &[WorkspaceArchive], now: SystemTime, owners: bool) -> String {
     let mut head = vec!["WORKSPACE", "KEY", "MADE", "SIZE", "ENTRIES", "EXPIRES"];
     if owners {
         head.push("OWNER");
@@ -102,7 +102,7 @@ pub fn table(backups: &[WorkspaceArchive], now: SystemTime, owners: bool) -> Str
         row.push((notes(archive).to_owned(), Some(Tone::Notice)));
         row
     };
-    output::table(&head, &backups.iter().map(row).collect::<Vec<_>>())
+    output::table(&head, &archives.iter().map(row).collect::<Vec<_>>())
 }
 
 fn notes(archive: &WorkspaceArchive) -> &'static str {

@@ -31,18 +31,18 @@ pub struct ArchivesArgs {
 impl ArchivesArgs {
     pub async fn run(self, context: &Context) -> Result<u8, CommandFailure> {
         let client = context.client().await?;
-        let backups = match &self.name {
+        let archives = match &self.name {
             Some(name) => archive::list_for_workspace(&client, name).await?,
             None => all(&client, self.all_owners).await?,
         };
         if context.json() {
-            output::json(&backups.iter().map(ArchiveView::from).collect::<Vec<_>>())?;
-        } else if backups.is_empty() {
+            output::json(&archives.iter().map(ArchiveView::from).collect::<Vec<_>>())?;
+        } else if archives.is_empty() {
             let message =
                 "No archives exist. A workspace is archived after a long sleep, and before it is deleted";
             eprintln!("{message}.");
         } else {
-            output::print(&archive::table(&backups, SystemTime::now(), self.all_owners))?;
+            output::print(&archive::table(&archives, SystemTime::now(), self.all_owners))?;
         }
         Ok(0)
     }
@@ -51,8 +51,8 @@ impl ArchivesArgs {
 async fn all(client: &Client, all_owners: bool) -> Result<Vec<WorkspaceArchive>, CommandFailure> {
     let request = ListWorkspaceArchivesRequest { workspace: String::new(), all_owners };
     let answer = retry_call(|| {
-        let (mut backups, request) = (client.workspace_archives(), request.clone());
-        async move { backups.list(request).await }
+        let (mut service, request) = (client.workspace_archives(), request.clone());
+        async move { service.list(request).await }
     });
     Ok(answer.await?.archives)
 }

@@ -112,12 +112,16 @@ impl ExportArgs {
         }
         bar.finish_and_clear();
         let end = end.ok_or_else(|| {
-            CommandFailure::Other("the zip is incomplete: the stream ended early; try again".to_owned())
+            CommandFailure::Other(format!(
+                "cannot export {}: the stream ended early; try again",
+                self.workspace
+            ))
         })?;
         if digest.finish().as_ref() != end.archive_sha256 {
-            return Err(CommandFailure::Other(
-                "the zip has a wrong checksum; nothing was saved; try again".to_owned(),
-            ));
+            return Err(CommandFailure::Other(format!(
+                "cannot export {}: the zip has a wrong checksum; nothing was saved; try again",
+                self.workspace
+            )));
         }
         let (file, to_stdout) = sink.finish().await?;
         let summary = ExportSummary::new(file, end);

@@ -35,8 +35,8 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub struct RestoreArgs {
     /// Key of an archive, or name or id of a workspace to restore its newest archive
-    #[arg(value_name = "BACKUP|NAME")]
-    backup: String,
+    #[arg(value_name = "ARCHIVE|NAME")]
+    archive: String,
     /// Restore into a new workspace of this name and leave the old one unchanged
     #[arg(long = "as", value_name = "NEW-NAME")]
     name: Option<String>,
@@ -70,15 +70,15 @@ impl RestoreArgs {
 
     async fn request_restore(&self, client: &Client) -> Result<Workspace, CommandFailure> {
         let request = RestoreArchiveRequest {
-            archive: self.backup.clone(),
+            archive: self.archive.clone(),
             name: self.name.clone().unwrap_or_default(),
             request_id: token::random(REQUEST_ID_BYTES),
         };
         let mut tries = 0;
         let answer = retry_call(|| {
             tries += 1;
-            let (mut backups, request) = (client.workspace_archives(), request.clone());
-            async move { backups.restore(request).await }
+            let (mut service, request) = (client.workspace_archives(), request.clone());
+            async move { service.restore(request).await }
         });
         let answer = answer.await;
         match answer {
@@ -87,7 +87,7 @@ impl RestoreArgs {
                 // An earlier attempt succeeded before its connection broke.
                 (Some(Reason::NotArchived), Some(id)) if tries > 1 => client.find(&id).await,
                 (Some(Reason::NameTaken), Some(id)) if self.name.is_none() => {
-                    Err(name_taken(&self.backup, client.find(&id).await?))
+                    Err(name_taken(&self.archive, client.find(&id).await?))
                 }
                 _ => Err(status.into()),
             },
@@ -96,10 +96,10 @@ impl RestoreArgs {
 }
 
 /// The name is in use again: the workspace can be restored under another name.
-fn name_taken(backup: &str, other: Workspace) -> CommandFailure {
+fn name_taken(archive: &str, other: Workspace) -> CommandFailure {
     let message = format!(
-        "cannot restore {backup}: another workspace is named {}; \
-         restore it under another name: podling restore {backup} --as NEW-NAME",
+        "cannot restore {archive}: another workspace is named {}; \
+         restore it under another name: podling restore {archive} --as NEW-NAME",
         other.name
     );
     Status::from(WireError::new(Reason::NameTaken, message).with("id", &other.id)).into()

@@ -57,7 +57,8 @@ struct RemovedView {
     name: String,
     id: String,
     /// Newest archive of the deleted workspace. Null if it has none, or with `--no-wait`.
-    backup: Option<ArchiveView>,
+    #[serde(rename = "backup")]
+    archive: Option<ArchiveView>,
 }
 
 impl RmArgs {
@@ -80,14 +81,15 @@ impl RmArgs {
         }
         let mut removed = Vec::new();
         for workspace in accepted {
-            let Some(gone) = failures.ok_or_collect(self.wait_until_deleted(&client, workspace).await) else {
+            let Some(deleted) = failures.ok_or_collect(self.wait_until_deleted(&client, workspace).await)
+            else {
                 continue;
             };
-            let (Workspace { name, id, .. }, backup) = gone;
+            let (Workspace { name, id, .. }, newest) = deleted;
             if !context.json() {
-                output::line(&self.result_line(&name, backup.as_ref()))?;
+                output::line(&self.result_line(&name, newest.as_ref()))?;
             }
-            removed.push(RemovedView { name, id, backup: backup.as_ref().map(ArchiveView::from) });
+            removed.push(RemovedView { name, id, archive: newest.as_ref().map(ArchiveView::from) });
         }
         if context.json() {
             output::json(&removed)?;
@@ -143,7 +145,7 @@ impl RmArgs {
         }
         let workspace = state_waiter::wait_for(client, workspace, TargetState::Deleted).await?;
         let left = match archive::list_for_workspace(client, &workspace.id).await {
-            Ok(backups) => backups.into_iter().next(),
+            Ok(archives) => archives.into_iter().next(),
             // Neither the workspace nor an archive exists any more.
             Err(failure) if failure.reason() == Some(Reason::WorkspaceNotFound) => None,
             Err(failure) => return Err(failure),
@@ -151,13 +153,13 @@ impl RmArgs {
         Ok((workspace, left))
     }
 
-    fn result_line(&self, name: &str, backup: Option<&WorkspaceArchive>) -> String {
-        match backup {
+    fn result_line(&self, name: &str, archive: Option<&WorkspaceArchive>) -> String {
+        match archive {
             _ if self.no_wait => format!("{name} is being deleted"),
-            Some(backup) => format!(
+            Some(archive) => format!(
                 "{name} was deleted; its archive expires {}. Restore it with: podling restore {}",
-                expires(backup, SystemTime::now()),
-                backup.key
+                expires(archive, SystemTime::now()),
+                archive.key
             ),
             None if self.discard => format!("{name} was deleted"),
             None => format!("{name} was deleted; there was nothing to archive"),
@@ -218,8 +220,8 @@ mod tests {
         assert!(archive_notice(&workspace).ends_with("and retained for 30d"));
 
         let rm = RmArgs { names: Vec::new(), discard: false, yes: false, no_wait: false };
-        let backup = WorkspaceArchive { key: "workspace-x".to_owned(), ..WorkspaceArchive::default() };
-        assert!(rm.result_line("demo", Some(&backup)).ends_with("podling restore workspace-x"));
+        let archive = WorkspaceArchive { key: "workspace-x".to_owned(), ..WorkspaceArchive::default() };
+        assert!(rm.result_line("demo", Some(&archive)).ends_with("podling restore workspace-x"));
         assert!(rm.result_line("demo", None).contains("nothing to archive"));
     }
 }

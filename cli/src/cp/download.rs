@@ -172,7 +172,7 @@ impl<'a> RemoteFileReader<'a> {
 
     fn changed(&self) -> CommandFailure {
         CommandFailure::Other(format!(
-            "{} changed while it was read; nothing was written; try again",
+            "cannot copy {}: it changed while it was read; nothing was written; try again",
             self.path.show()
         ))
     }

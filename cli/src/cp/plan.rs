@@ -189,7 +189,7 @@ fn safe_name(entry: &Entry) -> Result<OsString, CommandFailure> {
         return Ok(name);
     }
     Err(CommandFailure::Other(format!(
-        "the workspace reports a file with the invalid name {name:?}; nothing was copied"
+        "cannot copy {name:?}: the workspace reports it as a file name, but it is a path; nothing was copied"
     )))
 }
 

@@ -25,7 +25,7 @@ use crate::{
 
 /// Bytes of data per message.
 const CHUNK: usize = 256 * 1024;
-/// Messages queued for the connection. When the queue is full, read_error waits.
+/// Messages queued for the connection. When the queue is full, reading waits.
 const QUEUE: usize = 4;
 
 enum UploadError {
@@ -141,7 +141,8 @@ pub async fn upload_stdin(
         Err(UploadError::Local(failure)) => return Err(failure),
     };
     if written.sha256 != hash.finish().as_ref() {
-        let message = format!("{} has a wrong checksum after the upload; copy it again", to.show());
+        let message =
+            format!("cannot copy to {}: it has a wrong checksum after the upload; try again", to.show());
         return Err(CommandFailure::Other(message));
     }
     Ok(total)

@@ -210,7 +210,7 @@ impl CommandFollower {
         };
         let is_gone = matches!(error::reason(&status), Some(Reason::ProcessNotFound | Reason::StaleEpoch));
         if self.started.borrow().is_some() && is_gone {
-            let message = "the command was ended by a restart of the workspace's agent";
+            let message = "the command was ended by a restart of the workspace's agent; run it again";
             return CommandFailure::Other(message.to_owned()).with_code(code);
         }
         CommandFailure::from(status).with_code(code)

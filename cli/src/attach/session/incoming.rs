@@ -66,7 +66,7 @@ impl AttachSession {
         }
         CommandFailure::Other(
             "the workspace's agent was restarted: this terminal and its programs have ended; \
-             input typed since then was dropped"
+             input typed since then was dropped; attach again"
                 .to_owned(),
         )
     }
