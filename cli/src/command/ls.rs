@@ -14,10 +14,10 @@ use crate::{
     view::{WorkspaceView, activity_word, state, state_tone},
 };
 
-/// List the workspaces: how they are, how long they have been idle, and what happens next
+/// List workspaces with their state, idle time and next transition
 #[derive(Debug, Args)]
 pub struct LsArgs {
-    /// Of all owners (needs a token with `admin`).
+    /// List the workspaces of all owners (needs a token with the verb `admin`)
     #[arg(short, long)]
     all_owners: bool,
 }
