@@ -23,7 +23,7 @@ pub(crate) struct StoryArgs {
 
 pub(crate) fn run(args: &StoryArgs) -> Result<bool> {
     let mut gate = Gate::new()?;
-    let mut more: Vec<&str> = args.filter.as_deref().into_iter().collect();
+    let mut more: Vec<&str> = args.filter.as_deref().into_iter().chain([THREADS]).collect();
     more.extend(args.nocapture.then_some("--nocapture"));
     match TestPrograms::build(&mut gate, TestSelection::Stories)? {
         Some(programs) => {
