@@ -1,6 +1,6 @@
 //! The composition root: makes the parts, connects them, runs them, and ends them in order.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, pin::Pin, sync::Arc};
 
 use podling_core::id::WorkspaceId;
 use podling_proto::control::v1::{
@@ -51,11 +51,34 @@ pub struct Ready {
     pub root_token: PathBuf,
 }
 
+/// A running control plane.
+pub type ControlPlaneFuture<'a> = Pin<Box<dyn Future<Output = Result<(), RunError>> + Send + 'a>>;
+
 /// Runs the control plane until `shutdown`, or until it was told to go down. `ready` is called once, when it answers.
-pub async fn run(
+///
+/// The future is boxed so that this crate compiles it once. Otherwise every binary and test that runs a control
+/// plane would compile all of it again.
+pub fn run<'a>(
     config: Config,
     shutdown: CancellationToken,
-    ready: impl FnOnce(Ready),
+    ready: impl FnOnce(Ready) + Send + 'a,
+) -> ControlPlaneFuture<'a> {
+    boxed(config, shutdown, Box::new(ready))
+}
+
+#[inline(never)]
+fn boxed<'a>(
+    config: Config,
+    shutdown: CancellationToken,
+    ready: Box<dyn FnOnce(Ready) + Send + 'a>,
+) -> ControlPlaneFuture<'a> {
+    Box::pin(run_engine(config, shutdown, ready))
+}
+
+async fn run_engine(
+    config: Config,
+    shutdown: CancellationToken,
+    ready: Box<dyn FnOnce(Ready) + Send + '_>,
 ) -> Result<(), RunError> {
     let files = OpenFiles::raise();
     let folder = claim::DataFolder::claim(&config.data)?;
@@ -78,7 +101,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
     config: Config,
     folder: claim::DataFolder,
     shutdown: CancellationToken,
-    ready: impl FnOnce(Ready),
+    ready: Box<dyn FnOnce(Ready) + Send + '_>,
 ) -> Result<(), RunError> {
     let Engine { identity, backend, store, reviewer, templates, public, agents_at, follower, leadership } =
         engine;
