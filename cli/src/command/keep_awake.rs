@@ -62,9 +62,9 @@ pub struct KeepAwakeArgs {
         conflicts_with_all = ["command", "release"]
     )]
     duration: Option<Duration>,
-    /// Name of the lease; a lease of the same name is replaced [default: manual, or a unique name
+    /// Name of the lease; the same name renews it [default: manual, or a unique name
     /// with CMD]
-    #[arg(long, value_name = "LEASE_DURATION")]
+    #[arg(long, value_name = "LEASE")]
     lease: Option<String>,
     /// Reason, shown by `podling explain` [default: CMD, if given]
     #[arg(long, default_value = "", hide_default_value = true)]
