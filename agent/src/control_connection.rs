@@ -25,7 +25,7 @@ use self::{
     session::{ControlSession, SessionEnd},
 };
 use crate::{
-    activity::ActivityMonitor, claim::Claim, config::ControlEndpoint, metrics::Metrics,
+    activity::ActivityMonitor, claim::Claim, config::ControlEndpoint, metrics::AgentMetrics,
     shutdown::ShutdownHandle, sleep::SleepCoordinator,
 };
 
@@ -57,7 +57,7 @@ pub struct ControlConnection {
     pub shutdown: ShutdownHandle,
     /// Cancelled when everything of the workspace has ended, so that the final reports can be sent.
     pub ended: CancellationToken,
-    pub metrics: Metrics,
+    pub metrics: AgentMetrics,
 }
 
 impl ControlConnection {

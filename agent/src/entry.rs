@@ -131,13 +131,13 @@ fn start_log(format: AgentLogFormat) {
 mod tests {
     use super::*;
     use crate::{
-        init::{AgentExitRecord, EXIT_RECORD},
+        init::{EXIT_RECORD, ExitRecord},
         shutdown::ShutdownReason,
     };
 
     fn record(
         life: impl FnOnce() -> Result<ShutdownRequest, Box<dyn std::error::Error>>,
-    ) -> (ExitCode, AgentExitRecord) {
+    ) -> (ExitCode, ExitRecord) {
         let state = tempfile::tempdir().unwrap();
         let code = run_recorded(state.path(), life);
         let record = std::fs::read(state.path().join(EXIT_RECORD)).expect("there is a record");

@@ -26,7 +26,7 @@ pub const EXIT_RECORD: &str = "exit.json";
 
 /// Why the agent ended. The control plane reads it when it finds the agent dead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AgentExitRecord {
+pub struct ExitRecord {
     /// Text for display.
     pub reason: String,
     /// Seconds since the Unix epoch.
@@ -78,6 +78,6 @@ pub async fn handle_termination_signals(shutdown: ShutdownHandle) -> io::Result<
 /// Writes the exit record to the state directory.
 pub fn record_exit(state: &Path, reason: &str, code: u8) -> io::Result<()> {
     let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let record = AgentExitRecord { reason: reason.to_owned(), at, code };
+    let record = ExitRecord { reason: reason.to_owned(), at, code };
     write_whole(&state.join(EXIT_RECORD), &serde_json::to_vec(&record)?)
 }

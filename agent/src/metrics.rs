@@ -1,4 +1,4 @@
-//! Metrics of the agent in the OpenMetrics text format.
+//! AgentMetrics of the agent in the OpenMetrics text format.
 
 use std::sync::{Arc, atomic::AtomicU64};
 
@@ -10,7 +10,7 @@ use prometheus_client::{
 
 /// Counters that change as events happen, and gauges that are set at each scrape.
 #[derive(Debug, Clone)]
-pub struct Metrics(Arc<MetricsInner>);
+pub struct AgentMetrics(Arc<MetricsInner>);
 
 #[derive(Debug)]
 struct MetricsInner {
@@ -21,7 +21,7 @@ struct MetricsInner {
     /// Control connections that broke or could not be established.
     control_connection_failures: Counter,
     connections: Gauge,
-    /// Connections closed because there were too many, or because no token was presented.
+    /// ClientConnections closed because there were too many, or because no token was presented.
     connections_rejected: Counter,
     gauges: Gauges,
 }
@@ -77,7 +77,7 @@ struct TaskLabel {
     task: &'static str,
 }
 
-impl Metrics {
+impl AgentMetrics {
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("podling_agent");
         let restarts = Family::default();
@@ -98,11 +98,11 @@ impl Metrics {
         );
         registry.register(
             "control_connection_failures",
-            "Connections to the control plane that broke or failed",
+            "ClientConnections to the control plane that broke or failed",
             control_connection_failures.clone(),
         );
         registry.register("connections", "Open connections", connections.clone());
-        let help = "Connections closed because there were too many or no token was presented";
+        let help = "ClientConnections closed because there were too many or no token was presented";
         registry.register("connections_rejected", help, connections_rejected.clone());
         registry.register("terminals", "Open terminals", gauges.terminals.clone());
         registry.register("processes", "Processes in the workspace", gauges.processes.clone());
@@ -196,7 +196,7 @@ impl Metrics {
     }
 }
 
-impl Default for Metrics {
+impl Default for AgentMetrics {
     fn default() -> Self {
         Self::new()
     }

@@ -26,12 +26,12 @@ use crate::{
     config::AgentConfig,
     control_connection::{AgentDescription, ControlConnection},
     init::{command::WorkspaceCommand, forward::RunningCommand},
-    metrics::Metrics,
+    metrics::AgentMetrics,
     server::{
         Server,
-        identity::{Identity, IdentityError},
+        identity::{AgentIdentity, AgentIdentityError},
         info::AgentInfo,
-        listener::{ListenError, Listener},
+        listener::{AgentListener, ListenError},
         router::{DescriptorError, RouterParts, router},
     },
     shutdown::{ShutdownHandle, ShutdownReason, ShutdownRequest},
@@ -51,7 +51,7 @@ const CAPABILITIES: &[&str] = &["terminals", "processes", "files", "archives", "
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("cannot create the agent's identity")]
-    Identity(#[from] IdentityError),
+    Identity(#[from] AgentIdentityError),
     #[error("cannot listen")]
     ListenAddress(#[from] ListenError),
     /// The info file cannot be written.
@@ -82,7 +82,7 @@ struct ShutdownStages {
     ending: CancellationToken,
     /// Open streams end with a status.
     streams: CancellationToken,
-    /// Connections accept no more calls.
+    /// ClientConnections accept no more calls.
     drain: CancellationToken,
     /// Everything has ended, and the control connection sends its final reports.
     ended: CancellationToken,
@@ -97,8 +97,8 @@ pub async fn run(
     limits: ChildLimits,
     shutdown: ShutdownHandle,
 ) -> Result<ShutdownRequest, StartError> {
-    let identity = Identity::generate()?;
-    let listener = Listener::bind(&config.listen).await?;
+    let identity = AgentIdentity::generate()?;
+    let listener = AgentListener::bind(&config.listen).await?;
     let description = describe_agent(&identity)?;
 
     let (claims, claimed) = watch::channel(None);
@@ -106,7 +106,7 @@ pub async fn run(
     let workspace =
         WorkspaceRuntime::new(&config.root, &config.state, children, claimed.clone(), config.orphans)
             .map_err(|source| StartError::Root { path: config.root.clone(), source })?;
-    let (metrics, health, stages) = (Metrics::new(), HealthReporter::new(), ShutdownStages::default());
+    let (metrics, health, stages) = (AgentMetrics::new(), HealthReporter::new(), ShutdownStages::default());
     let connection = ControlConnection {
         control: config.control.clone(),
         description: description.clone(),
@@ -170,7 +170,7 @@ fn start(
     connection: ControlConnection,
     config: &AgentConfig,
     stages: &ShutdownStages,
-    metrics: Metrics,
+    metrics: AgentMetrics,
 ) -> TaskSupervisor {
     let mut tasks = TaskSupervisor::new(metrics);
     let children = workspace.children.clone();
@@ -238,7 +238,7 @@ async fn set_health(health: &HealthReporter, services: &[&'static str], status: 
     }
 }
 
-fn describe_agent(identity: &Identity) -> Result<AgentDescription, StartError> {
+fn describe_agent(identity: &AgentIdentity) -> Result<AgentDescription, StartError> {
     Ok(AgentDescription {
         capabilities: CAPABILITIES,
         boot_id: token::random(12),

@@ -16,21 +16,21 @@ use tokio::{task::JoinSet, time::timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use self::{connection::Connections, listener::Listener};
-use crate::metrics::Metrics;
+use self::{connection::ClientConnections, listener::AgentListener};
+use crate::metrics::AgentMetrics;
 
 /// Accepts connections until shutdown, then drains them.
 pub struct Server {
-    listener: Listener,
+    listener: AgentListener,
     tls: TlsAcceptor,
-    connections: Connections,
+    connections: ClientConnections,
     serving: JoinSet<()>,
 }
 
 impl Server {
-    pub fn new(listener: Listener, tls: rustls::ServerConfig, metrics: Metrics) -> Self {
+    pub fn new(listener: AgentListener, tls: rustls::ServerConfig, metrics: AgentMetrics) -> Self {
         let tls = TlsAcceptor::from(Arc::new(tls));
-        Self { listener, tls, connections: Connections::new(metrics), serving: JoinSet::new() }
+        Self { listener, tls, connections: ClientConnections::new(metrics), serving: JoinSet::new() }
     }
 
     /// Address for clients: `unix:PATH` or `IP:PORT`.

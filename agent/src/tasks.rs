@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::metrics::Metrics;
+use crate::metrics::AgentMetrics;
 
 /// Delay before the first restart. It doubles with each restart, up to [`MAX_RESTART_DELAY`].
 const MIN_RESTART_DELAY: Duration = Duration::from_millis(100);
@@ -26,7 +26,7 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 pub struct TaskSupervisor {
     set: JoinSet<()>,
     token: CancellationToken,
-    metrics: Metrics,
+    metrics: AgentMetrics,
 }
 
 /// Runs the background tasks that hyper needs for a connection, until its token is cancelled.
@@ -39,7 +39,7 @@ pub struct ConnectionExecutor {
 // === impl TaskSupervisor ===
 
 impl TaskSupervisor {
-    pub fn new(metrics: Metrics) -> Self {
+    pub fn new(metrics: AgentMetrics) -> Self {
         Self { set: JoinSet::new(), token: CancellationToken::new(), metrics }
     }
 
@@ -132,7 +132,7 @@ mod tests {
 
     #[tokio::test]
     async fn failed_task_is_restarted_and_counted() {
-        let metrics = Metrics::new();
+        let metrics = AgentMetrics::new();
         let mut tasks = TaskSupervisor::new(metrics.clone());
         let (runs, well) = (Arc::new(AtomicU32::new(0)), Arc::new(Notify::new()));
         let (r, w) = (runs.clone(), well.clone());

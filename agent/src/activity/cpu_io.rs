@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::proc::{ProcSnapshot, ProcStat};
+use super::proc::{ProcSnapshot, ProcessStat};
 
 /// Samples retained. At four or more samples per window this reaches far beyond one window. When
 /// full, the oldest is dropped and the average covers a shorter time.
@@ -140,7 +140,7 @@ impl CpuIoSampler {
         };
     }
 
-    fn counters(&self, process: &ProcStat) -> ProcessCounters {
+    fn counters(&self, process: &ProcessStat) -> ProcessCounters {
         let before = self.previous.get(&(process.pid, process.start)).map_or(0, |counters| counters.bytes);
         // A process that changed its user hides its bytes, so the last known value is used.
         let bytes = process.bytes.unwrap_or(before);
@@ -148,7 +148,7 @@ impl CpuIoSampler {
     }
 
     fn busiest(&self, walk: &ProcSnapshot, passed: Duration) -> Option<BusiestProcess> {
-        let used = |p: &ProcStat| {
+        let used = |p: &ProcessStat| {
             let before = self.previous.get(&(p.pid, p.start)).map_or(0, |counters| counters.own_ticks);
             p.own_ticks.saturating_sub(before)
         };
@@ -196,10 +196,10 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
     const AGENT: i32 = 1;
 
-    fn process(pid: i32, parent: i32, own_ticks: u64, reaped_ticks: u64, bytes: u64) -> ProcStat {
+    fn process(pid: i32, parent: i32, own_ticks: u64, reaped_ticks: u64, bytes: u64) -> ProcessStat {
         let name = format!("p{pid}");
         let bytes = Some(bytes);
-        ProcStat {
+        ProcessStat {
             pid,
             start: 1,
             parent,
@@ -212,7 +212,7 @@ mod tests {
         }
     }
 
-    fn walk(processes: Vec<ProcStat>, reaped_ticks: u64) -> ProcSnapshot {
+    fn walk(processes: Vec<ProcessStat>, reaped_ticks: u64) -> ProcSnapshot {
         ProcSnapshot { processes, reaped_ticks, agent: AGENT }
     }
 

@@ -15,7 +15,7 @@ use std::{collections::HashMap, fs, io};
 
 /// Counters of one process from /proc/PID/stat and /proc/PID/io.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProcStat {
+pub struct ProcessStat {
     /// Unique together with `start`; the kernel reuses process ids.
     pub pid: i32,
     /// Start time, in clock ticks since boot.
@@ -39,14 +39,14 @@ pub struct ProcStat {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProcSnapshot {
     /// Descendants of the agent, in no order.
-    pub processes: Vec<ProcStat>,
+    pub processes: Vec<ProcessStat>,
     /// CPU time of the children that the agent has reaped, in clock ticks.
     pub reaped_ticks: u64,
     /// Process id of the agent.
     pub agent: i32,
 }
 
-impl ProcStat {
+impl ProcessStat {
     /// Whether this process still exists. Compares the start time, so a reused process id does not
     /// match.
     pub fn is_alive(&self) -> bool {
@@ -81,8 +81,8 @@ pub fn own_start() -> io::Result<u64> {
     Ok(stat("self")?.start)
 }
 
-fn descendants(of: i32, all: Vec<ProcStat>) -> Vec<ProcStat> {
-    let mut children: HashMap<i32, Vec<ProcStat>> = HashMap::new();
+fn descendants(of: i32, all: Vec<ProcessStat>) -> Vec<ProcessStat> {
+    let mut children: HashMap<i32, Vec<ProcessStat>> = HashMap::new();
     for process in all {
         children.entry(process.parent).or_default().push(process);
     }
@@ -97,21 +97,21 @@ fn descendants(of: i32, all: Vec<ProcStat>) -> Vec<ProcStat> {
     found
 }
 
-fn stat(pid: &str) -> io::Result<ProcStat> {
+fn stat(pid: &str) -> io::Result<ProcessStat> {
     let text = fs::read(format!("/proc/{pid}/stat"))?;
     parse_stat(&String::from_utf8_lossy(&text)).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Parses proc_pid_stat(5). The name is in parentheses and may itself contain parentheses and
 /// spaces.
-fn parse_stat(text: &str) -> Option<ProcStat> {
+fn parse_stat(text: &str) -> Option<ProcessStat> {
     let (pid, rest) = text.split_once(" (")?;
     let (name, rest) = rest.rsplit_once(") ")?;
     // The manual's field 3, the state, is index 0 here.
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
     let number = |field: usize| fields.get(field - 3)?.parse::<i64>().ok();
     let ticks = |field| number(field).map(|n| n.max(0) as u64);
-    Some(ProcStat {
+    Some(ProcessStat {
         pid: pid.parse().ok()?,
         start: ticks(22)?,
         parent: number(4)? as i32,
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn only_descendants_are_found() {
-        let process = |pid, parent| ProcStat {
+        let process = |pid, parent| ProcessStat {
             pid,
             start: 0,
             parent,

@@ -40,7 +40,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Why dialling the control plane failed.
 #[derive(Debug, thiserror::Error)]
-pub enum DialError {
+pub enum ControlDialError {
     /// A CA or credential file cannot be read.
     #[error("cannot read {path}")]
     File {
@@ -75,11 +75,15 @@ pub enum DialError {
 pub type RequestSender = http2::SendRequest<tonic::body::Body>;
 
 /// Connects and verifies the certificate. The connection's background tasks end with `life`.
-pub async fn dial(control: &ControlEndpoint, life: CancellationToken) -> Result<RequestSender, DialError> {
+pub async fn dial(
+    control: &ControlEndpoint,
+    life: CancellationToken,
+) -> Result<RequestSender, ControlDialError> {
     let to = control.address.to_string();
     let tasks = ConnectionExecutor::new(life);
     let tls = TlsConnector::from(Arc::new(client_config(&control.ca)?));
-    let io = timeout(DIAL_TIMEOUT, connect(control, tls)).await.map_err(|_| DialError::Timeout(to))??;
+    let io =
+        timeout(DIAL_TIMEOUT, connect(control, tls)).await.map_err(|_| ControlDialError::Timeout(to))??;
     let (sender, connection) = http2::Builder::new(tasks.clone())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)
@@ -87,7 +91,7 @@ pub async fn dial(control: &ControlEndpoint, life: CancellationToken) -> Result<
         .keep_alive_while_idle(true)
         .handshake(TokioIo::new(io))
         .await
-        .map_err(DialError::Http)?;
+        .map_err(ControlDialError::Http)?;
     tasks.execute(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "connection to the control plane ended");
@@ -97,21 +101,21 @@ pub async fn dial(control: &ControlEndpoint, life: CancellationToken) -> Result<
 }
 
 /// Reads the agent's credential from disk each time, because it may have been renewed.
-pub async fn credential(control: &ControlEndpoint) -> Result<String, DialError> {
+pub async fn credential(control: &ControlEndpoint) -> Result<String, ControlDialError> {
     let path = &control.credential;
     let text = tokio::fs::read_to_string(path)
         .await
-        .map_err(|source| DialError::File { path: path.clone(), source })?;
+        .map_err(|source| ControlDialError::File { path: path.clone(), source })?;
     Ok(text.trim().to_owned())
 }
 
 /// TLS 1.3 and HTTP/2 only, and no CA except the configured one.
-fn client_config(ca: &Path) -> Result<ClientConfig, DialError> {
-    let pem = std::fs::read(ca).map_err(|source| DialError::File { path: ca.to_owned(), source })?;
+fn client_config(ca: &Path) -> Result<ClientConfig, ControlDialError> {
+    let pem = std::fs::read(ca).map_err(|source| ControlDialError::File { path: ca.to_owned(), source })?;
     let mut roots = RootCertStore::empty();
     let certificates = CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok);
     if roots.add_parsable_certificates(certificates).0 == 0 {
-        return Err(DialError::Ca(ca.to_owned()));
+        return Err(ControlDialError::Ca(ca.to_owned()));
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
@@ -126,10 +130,13 @@ fn client_config(ca: &Path) -> Result<ClientConfig, DialError> {
 trait ControlStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> ControlStream for T {}
 
-async fn connect(control: &ControlEndpoint, tls: TlsConnector) -> Result<Box<dyn ControlStream>, DialError> {
+async fn connect(
+    control: &ControlEndpoint,
+    tls: TlsConnector,
+) -> Result<Box<dyn ControlStream>, ControlDialError> {
     let to = control.address.to_string();
-    let failed = |source| DialError::Connect { to: to.clone(), source };
-    let unproven = |source| DialError::Unproven { to: to.clone(), source };
+    let failed = |source| ControlDialError::Connect { to: to.clone(), source };
+    let unproven = |source| ControlDialError::Unproven { to: to.clone(), source };
     let name = ServerName::try_from(SERVER_NAME).expect("a valid DNS name");
     match &control.address {
         ControlAddress::Unix(path) => {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::Status;
 
-use super::{dial::DialError, messages};
+use super::{dial::ControlDialError, messages};
 
 /// Time limit for the control plane's answer to hello.
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -13,7 +13,7 @@ pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DisconnectError {
     #[error("cannot dial the control plane")]
-    Dial(#[from] DialError),
+    Dial(#[from] ControlDialError),
     #[error("the credential contains characters that are invalid in an HTTP header")]
     BadCredential,
     /// The control plane rejected the stream, or the stream broke.

@@ -8,7 +8,7 @@ use std::{
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::time::sleep;
 
-use crate::activity::proc::{ProcSnapshot, ProcStat};
+use crate::activity::proc::{ProcSnapshot, ProcessStat};
 
 /// Interval between checks for remaining processes.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -49,12 +49,12 @@ async fn kill_remaining() -> io::Result<()> {
     }
 }
 
-async fn live_descendants() -> io::Result<Vec<ProcStat>> {
+async fn live_descendants() -> io::Result<Vec<ProcessStat>> {
     let walk = tokio::task::spawn_blocking(ProcSnapshot::take).await.map_err(io::Error::other)??;
     Ok(walk.processes.into_iter().filter(|process| !process.is_zombie).collect())
 }
 
-fn signal_all(processes: &[ProcStat], signal: Signal) {
+fn signal_all(processes: &[ProcessStat], signal: Signal) {
     for process in processes {
         // The descriptor refers to the process forever. Checking the start time after opening it
         // proves that the id was not reused.

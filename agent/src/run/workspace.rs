@@ -22,7 +22,7 @@ use crate::{
     claim::ClaimReceiver,
     files::{Files, WorkspaceRoot},
     init,
-    metrics::{Metrics, MetricsReading},
+    metrics::{AgentMetrics, MetricsReading},
     process::ProcessRegistry,
     shutdown::DEFAULT_GRACE,
     sleep::SleepCoordinator,
@@ -137,7 +137,7 @@ impl WorkspaceRuntime {
     }
 
     /// The text of `/metrics`, with current gauges.
-    pub(super) fn metrics(&self, metrics: &Metrics) -> String {
+    pub(super) fn metrics(&self, metrics: &AgentMetrics) -> String {
         let now = self.activity.snapshot();
         let (task_panics, screen_panics) = self.terminals.panics();
         metrics.set_gauges(MetricsReading {

@@ -27,9 +27,9 @@ use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use super::listener::ClientStream;
-use crate::{metrics::Metrics, tasks::ConnectionExecutor};
+use crate::{metrics::AgentMetrics, tasks::ConnectionExecutor};
 
-/// Connections at once. The next is closed before its handshake.
+/// ClientConnections at once. The next is closed before its handshake.
 const MAX_CONNECTIONS: usize = 512;
 /// Unauthenticated connections at once. One more closes the oldest.
 const MAX_UNAUTHENTICATED: usize = 32;
@@ -57,9 +57,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Limits and counts the open connections.
 #[derive(Debug, Clone)]
-pub struct Connections {
+pub struct ClientConnections {
     open: Arc<Mutex<OpenConnections>>,
-    metrics: Metrics,
+    metrics: AgentMetrics,
 }
 
 #[derive(Debug, Default)]
@@ -75,7 +75,7 @@ pub struct ConnectionAuth(Arc<AtomicBool>);
 /// Permission for one open connection, released when dropped.
 #[derive(Debug)]
 pub struct ConnectionPermit {
-    connections: Connections,
+    connections: ClientConnections,
     auth: ConnectionAuth,
     /// Cancelled when a newer unauthenticated connection takes the slot.
     evicted: CancellationToken,
@@ -93,10 +93,10 @@ impl ConnectionAuth {
     }
 }
 
-// === impl Connections ===
+// === impl ClientConnections ===
 
-impl Connections {
-    pub fn new(metrics: Metrics) -> Self {
+impl ClientConnections {
+    pub fn new(metrics: AgentMetrics) -> Self {
         Self { open: Arc::default(), metrics }
     }
 
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn oldest_unauthenticated_connection_is_closed_first() {
-        let connections = Connections::new(Metrics::new());
+        let connections = ClientConnections::new(AgentMetrics::new());
         let known = connections.try_acquire().expect("room");
         known.auth.mark_authenticated();
         let unauthenticated: Vec<_> =
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn connection_over_limit_is_rejected() {
-        let connections = Connections::new(Metrics::new());
+        let connections = ClientConnections::new(AgentMetrics::new());
         let permits: Vec<_> = (0..MAX_CONNECTIONS)
             .map(|_| {
                 let permit = connections.try_acquire().expect("room");

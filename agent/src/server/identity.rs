@@ -16,7 +16,7 @@ const TICKETS: usize = 0;
 
 /// Why the key or certificate could not be created.
 #[derive(Debug, thiserror::Error)]
-pub enum IdentityError {
+pub enum AgentIdentityError {
     #[error("cannot generate the agent's certificate")]
     Make(#[from] rcgen::Error),
     /// rustls rejected the certificate.
@@ -24,14 +24,14 @@ pub enum IdentityError {
     Use(#[from] rustls::Error),
 }
 
-pub struct Identity {
+pub struct AgentIdentity {
     certificate: CertificateDer<'static>,
     key: PrivatePkcs8KeyDer<'static>,
 }
 
-impl Identity {
+impl AgentIdentity {
     /// Creates a new key and a self-signed certificate.
-    pub fn generate() -> Result<Self, IdentityError> {
+    pub fn generate() -> Result<Self, AgentIdentityError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let certificate = CertificateParams::new(NAMES.map(str::to_owned))?.self_signed(&key)?;
         Ok(Self { certificate: certificate.der().clone(), key: key.serialize_der().into() })
@@ -44,7 +44,7 @@ impl Identity {
     }
 
     /// TLS configuration with this certificate: TLS 1.3 with HTTP/2 or HTTP/1.1.
-    pub fn server_config(&self) -> Result<ServerConfig, IdentityError> {
+    pub fn server_config(&self) -> Result<ServerConfig, AgentIdentityError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let key = PrivateKeyDer::Pkcs8(self.key.clone_key());
         let mut config = ServerConfig::builder_with_provider(provider)
@@ -58,8 +58,8 @@ impl Identity {
     }
 }
 
-impl std::fmt::Debug for Identity {
+impl std::fmt::Debug for AgentIdentity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Identity").field("fingerprint", &self.fingerprint()).finish_non_exhaustive()
+        f.debug_struct("AgentIdentity").field("fingerprint", &self.fingerprint()).finish_non_exhaustive()
     }
 }

@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::config::ListenAddress;
 
-/// Connections that the kernel queues until they are accepted. Beyond it, clients are rejected or
+/// ClientConnections that the kernel queues until they are accepted. Beyond it, clients are rejected or
 /// wait.
 const BACKLOG: i32 = 256;
 /// Delay after a failed accept, such as when descriptors or memory run out.
@@ -34,7 +34,7 @@ pub struct ListenError {
 }
 
 #[derive(Debug)]
-pub enum Listener {
+pub enum AgentListener {
     /// A Unix socket and its path.
     Unix(UnixListener, PathBuf),
     Tcp(TcpListener),
@@ -44,7 +44,7 @@ pub enum Listener {
 pub trait ClientStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> ClientStream for T {}
 
-impl Listener {
+impl AgentListener {
     pub async fn bind(at: &ListenAddress) -> Result<Self, ListenError> {
         match at {
             ListenAddress::Unix(path) => {
@@ -146,13 +146,13 @@ mod tests {
         let deep = dir.path().join("x".repeat(120));
         std::fs::create_dir(&deep).expect("folder");
         let at = ListenAddress::Unix(deep.join("agent.sock"));
-        let first = Listener::bind(&at).await.expect("listens");
+        let first = AgentListener::bind(&at).await.expect("listens");
         let mode = deep.join("agent.sock").metadata().expect("socket").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let error = Listener::bind(&at).await.expect_err("taken");
+        let error = AgentListener::bind(&at).await.expect_err("taken");
         assert_eq!(error.source.kind(), io::ErrorKind::AddrInUse);
         drop(first);
-        Listener::bind(&at).await.expect("the stale socket is replaced");
+        AgentListener::bind(&at).await.expect("the stale socket is replaced");
     }
 
     #[tokio::test]
@@ -160,7 +160,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("agent.sock");
         std::fs::write(&path, "mine").expect("file");
-        Listener::bind(&ListenAddress::Unix(path.clone())).await.expect_err("in the way");
+        AgentListener::bind(&ListenAddress::Unix(path.clone())).await.expect_err("in the way");
         assert_eq!(std::fs::read(&path).expect("still there"), b"mine");
     }
 }

@@ -136,7 +136,7 @@ impl Agent {
         until("the end of the agent", || self.child.try_wait().expect("waits")).await
     }
 
-    pub(crate) fn exit_record(&self) -> podling_agent::init::AgentExitRecord {
+    pub(crate) fn exit_record(&self) -> podling_agent::init::ExitRecord {
         serde_json::from_slice(&std::fs::read(self.path("state/exit.json")).expect("exit.json"))
             .expect("JSON")
     }

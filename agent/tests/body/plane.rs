@@ -10,8 +10,8 @@ use std::{
 use futures_util::Stream;
 use podling_agent::{
     config::ListenAddress,
-    metrics::Metrics,
-    server::{connection::Connections, listener::Listener},
+    metrics::AgentMetrics,
+    server::{connection::ClientConnections, listener::AgentListener},
 };
 use podling_proto::{
     control::v1::{
@@ -91,9 +91,9 @@ impl Plane {
     pub(crate) async fn start_at(at: &ListenAddress, tls: TlsAcceptor) -> (Self, String) {
         let (sender, sessions) = mpsc::channel(8);
         let router = Routes::new(AgentsServer::new(Service(sender))).into_axum_router();
-        let listener = Listener::bind(at).await.expect("listens");
+        let listener = AgentListener::bind(at).await.expect("listens");
         let address = listener.address().expect("address");
-        let connections = Connections::new(Metrics::new());
+        let connections = ClientConnections::new(AgentMetrics::new());
         let mut serving = JoinSet::new();
         serving.spawn(async move {
             let mut open = JoinSet::new();
