@@ -177,9 +177,9 @@ impl AdmissionGate {
             GatePhase::Closed => Ok(()),
             GatePhase::Open => Err(CommitError::NotHolding),
             GatePhase::Holding { force: false, .. } if !state.held.is_empty() => {
-                let wanted = state.held.values().map(|held| held.intent).collect();
+                let intents = state.held.values().map(|held| held.intent).collect();
                 edge |= state.admit_held(now);
-                Err(CommitError::RequestsHeld(wanted))
+                Err(CommitError::RequestsHeld(intents))
             }
             GatePhase::Holding { .. } => {
                 state.phase = GatePhase::Closed;

@@ -52,7 +52,7 @@ pub struct AgentArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum AgentLogFormat {
-    /// Human-readable lines.
+    /// One human-readable line per event.
     Text,
     /// One JSON object per line.
     Json,
@@ -82,7 +82,7 @@ impl AgentArgs {
             }
             _ => error,
         };
-        let folder = |what, flag: &str, path: PathBuf| {
+        let directory = |what, flag: &str, path: PathBuf| {
             let bad =
                 |problem: &str| InvalidValue::new(what, path.display().to_string(), problem, "a directory");
             match path.canonicalize() {
@@ -91,8 +91,8 @@ impl AgentArgs {
                 Err(error) => Err(from(bad(&error.to_string()), flag)),
             }
         };
-        let root = folder("--root", "root", self.root)?;
-        let state = folder("--state", "state", self.state)?;
+        let root = directory("--root", "root", self.root)?;
+        let state = directory("--state", "state", self.state)?;
         if state.starts_with(&root) {
             let problem = format!("lies within the workspace root {}", root.display());
             let bad = InvalidValue::new(
@@ -149,7 +149,7 @@ mod tests {
         let config = read("state").expect("config");
         assert_eq!(config.command, ["code", "-x"]);
         assert!(config.info_file.ends_with("state/agent.json"));
-        let error = read("home/inner").expect_err("refused").to_string();
+        let error = read("home/inner").expect_err("rejected").to_string();
         assert!(error.contains("--state") && error.contains("within the workspace root"), "{error}");
         assert!(read("nowhere").is_err());
     }

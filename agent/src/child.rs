@@ -28,7 +28,7 @@ pub use self::{group::ProcessGroup, limits::ChildLimits};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {
-    /// Exit code.
+    /// The process exited with this code.
     Code(i32),
     /// Number of the signal that killed the process.
     Signal(i32),
@@ -53,7 +53,7 @@ pub struct Child {
 /// Processes that a signal is sent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignalScope {
-    /// The child alone.
+    /// Only the child itself.
     Process,
     /// The process group that the child leads.
     Group,

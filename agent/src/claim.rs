@@ -34,7 +34,7 @@ pub struct AgentPolicy {
     pub work_cap: Duration,
     /// How long presence (a foreground job, an open IDE page) counts after the last intent.
     pub presence_cap: Duration,
-    /// Longest keep-awake lease.
+    /// Longest duration of a keep-awake lease.
     pub lease_cap: Duration,
     /// How long the level stays `active` after an intent.
     pub active_for: Duration,
@@ -50,7 +50,7 @@ pub struct AgentPolicy {
     pub ring_bytes: usize,
     /// Terminals at once, including ended ones that are retained.
     pub max_terminals: usize,
-    /// Processes at once.
+    /// Processes that clients may run at once.
     pub max_processes: usize,
 }
 

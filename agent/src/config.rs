@@ -48,7 +48,6 @@ pub struct ControlEndpoint {
 pub enum ControlAddress {
     /// Path of a Unix socket.
     Unix(PathBuf),
-    /// `https://HOST:PORT`.
     Tcp {
         /// DNS name or IP address.
         host: String,
@@ -162,10 +161,13 @@ mod tests {
             ("https://control:1/x", "no path"),
             ("unix:relative", "absolute"),
         ] {
-            let error = text.parse::<ControlAddress>().expect_err("refused").to_string();
+            let error = text.parse::<ControlAddress>().expect_err("rejected").to_string();
             assert!(error.contains(problem) && error.contains("--control"), "{error}");
             assert!(error.contains(text) && error.contains("https://HOST:PORT"), "{error}");
         }
-        assert!("example.com:80".parse::<ListenAddress>().is_err(), "names are not looked up to listen");
+        assert!(
+            "example.com:80".parse::<ListenAddress>().is_err(),
+            "host names are not resolved for listening"
+        );
     }
 }

@@ -47,8 +47,7 @@ pub struct AgentDescription {
 pub struct ControlConnection {
     pub control: ControlEndpoint,
     pub description: AgentDescription,
-    /// Publishes the claim.
-    pub claims: Arc<watch::Sender<Option<Arc<Claim>>>>,
+    pub claim_sender: Arc<watch::Sender<Option<Arc<Claim>>>>,
     /// Source of the heartbeats.
     pub activity: ActivityMonitor,
     /// Executes the directives to prepare, commit and cancel sleep.

@@ -117,8 +117,8 @@ fn record_end(state: &Path, reason: &str, code: u8) -> ExitCode {
 }
 
 fn start_log(format: AgentLogFormat) {
-    let asked = std::env::var(LOG_FILTER_VARIABLE).ok().and_then(|filter| filter.parse::<Targets>().ok());
-    let filter = asked.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let filter = std::env::var(LOG_FILTER_VARIABLE).ok().and_then(|filter| filter.parse::<Targets>().ok());
+    let filter = filter.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
     let log = fmt::layer().with_writer(io::stderr).with_ansi(false);
     // Keeps a subscriber that is already installed, such as the CLI's.
     let _started = match format {
@@ -166,9 +166,9 @@ mod tests {
 
     #[test]
     fn shutdown_and_failed_start_are_recorded() {
-        let (code, wanted) =
+        let (code, shutdown) =
             record(|| run_to_end(runtime(), async { Ok(ShutdownRequest::new(ShutdownReason::Drained)) }));
-        assert_eq!((code, wanted.code), (ExitCode::SUCCESS, 0));
+        assert_eq!((code, shutdown.code), (ExitCode::SUCCESS, 0));
         let (code, failed) = record(|| Err("cannot listen".into()));
         assert_eq!(code, ExitCode::from(EXIT_FAILURE));
         assert_eq!((failed.reason.as_str(), failed.code), ("cannot listen", EXIT_FAILURE));

@@ -27,7 +27,6 @@ pub const EXIT_RECORD: &str = "exit.json";
 /// Why the agent ended. The control plane reads it when it finds the agent dead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitRecord {
-    /// Text for display.
     pub reason: String,
     /// Seconds since the Unix epoch.
     pub at: u64,
@@ -60,15 +59,15 @@ pub fn become_init() -> ChildLimits {
 pub async fn handle_termination_signals(shutdown: ShutdownHandle) -> io::Result<Infallible> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut asked = false;
+    let mut requested = false;
     loop {
         let name = tokio::select! {
             Some(()) = terminate.recv() => "SIGTERM",
             Some(()) = interrupt.recv() => "SIGINT",
             else => return Err(io::Error::other("the signal streams ended")),
         };
-        tracing::info!(signal = name, repeated = asked, "shutdown requested by signal");
-        if std::mem::replace(&mut asked, true) {
+        tracing::info!(signal = name, repeated = requested, "shutdown requested by signal");
+        if std::mem::replace(&mut requested, true) {
             shutdown.force();
         }
         shutdown.request(ShutdownRequest::new(ShutdownReason::Signal(name)));

@@ -22,28 +22,29 @@ const MODE: u32 = 0o755;
 #[command(name = "podling-agent install", version)]
 struct InstallArgs {
     /// Existing directory to copy the program into
-    folder: PathBuf,
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
 }
 
 /// Runs the subcommand; `words` are the program's name and the directory.
 pub(crate) fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let folder = InstallArgs::parse_from(words).folder;
-    match install(&folder) {
+    let directory = InstallArgs::parse_from(words).directory;
+    match install(&directory) {
         Ok(path) => {
             println!("{}", path.display());
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("podling-agent: cannot copy the agent to {}: {error}", folder.display());
+            eprintln!("podling-agent: cannot copy the agent to {}: {error}", directory.display());
             ExitCode::FAILURE
         }
     }
 }
 
 /// Copies atomically, even over a copy that is running. Repeatable.
-fn install(folder: &Path) -> io::Result<PathBuf> {
-    let path = folder.join(NAME);
-    let part = folder.join(format!(".{NAME}.{}", std::process::id()));
+fn install(directory: &Path) -> io::Result<PathBuf> {
+    let path = directory.join(NAME);
+    let part = directory.join(format!(".{NAME}.{}", std::process::id()));
     let copied = copy(&part).and_then(|()| fs::rename(&part, &path));
     if copied.is_err() {
         // Fails if the file does not exist. It is deleted with the directory in any case.
@@ -67,19 +68,19 @@ mod tests {
 
     #[test]
     fn install_is_atomic_executable_and_repeatable() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         for _ in 0..2 {
-            let path = install(folder.path()).unwrap();
+            let path = install(directory.path()).unwrap();
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
             assert!(fs::read(&path).unwrap() == fs::read("/proc/self/exe").unwrap());
         }
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file is left");
     }
 
     #[test]
     fn install_does_not_create_missing_directory() {
-        let folder = tempfile::tempdir().unwrap();
-        let missing = folder.path().join("missing");
+        let directory = tempfile::tempdir().unwrap();
+        let missing = directory.path().join("missing");
         assert_eq!(install(&missing).unwrap_err().kind(), io::ErrorKind::NotFound);
         assert!(!missing.exists());
     }

@@ -52,8 +52,7 @@ pub struct MetricsReading {
     pub processes: u32,
     /// 0 idle, 1 busy, 2 active.
     pub activity_level: u8,
-    /// In seconds.
-    pub counted_idle: u64,
+    pub counted_idle_seconds: u64,
     /// CPU use over the policy's window; 1.0 is one full core.
     pub cpu_cores: f64,
     /// Sum of the resident memory of all processes.
@@ -176,7 +175,7 @@ impl AgentMetrics {
         gauges.terminals.set(reading.terminals.into());
         gauges.processes.set(reading.processes.into());
         gauges.activity_level.set(reading.activity_level.into());
-        gauges.counted_idle.set(whole(reading.counted_idle));
+        gauges.counted_idle.set(whole(reading.counted_idle_seconds));
         gauges.cpu.set(reading.cpu_cores);
         gauges.memory.set(whole(reading.memory_bytes));
         gauges.terminal_bytes.set(whole(reading.terminal_bytes));

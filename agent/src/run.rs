@@ -110,7 +110,7 @@ pub async fn run(
     let connection = ControlConnection {
         control: config.control.clone(),
         description: description.clone(),
-        claims: Arc::new(claims),
+        claim_sender: Arc::new(claims),
         activity: workspace.activity.clone(),
         sleep: workspace.sleep.clone(),
         shutdown: shutdown.clone(),
@@ -138,7 +138,9 @@ pub async fn run(
 
     let ending = tokio::select! {
         ending = shutdown.requested() => ending,
-        Err(lost) = server.run(router, &stages.drain) => ShutdownRequest::new(ShutdownReason::ListenerLost(lost.to_string())),
+        Err(error) = server.run(router, &stages.drain) => {
+            ShutdownRequest::new(ShutdownReason::ListenerLost(error.to_string()))
+        }
     };
     tracing::info!(reason = %ending.reason, grace = ?ending.grace, "shutting down");
     // Mark the agent not ready first. It has stopped accepting connections with `server.run`.

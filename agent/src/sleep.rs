@@ -38,12 +38,7 @@ pub enum SleepDeclined {
     InUse(ActivityLevel),
     /// The workspace is idle, but has not been for the whole idle timeout.
     #[error("the workspace has been idle for only {counted:?} of its idle timeout of {timeout:?}")]
-    TooSoon {
-        /// Counted idle time.
-        counted: Duration,
-        /// Idle timeout of the policy.
-        timeout: Duration,
-    },
+    TooSoon { counted: Duration, timeout: Duration },
     /// Requests were held at the gate. They have been admitted.
     #[error("requests arrived while the workspace prepared to sleep: {}", describe(.0))]
     RequestsHeld(Vec<Intent>),
@@ -118,7 +113,7 @@ impl SleepCoordinator {
         self.completed.cancel();
     }
 
-    /// Waits for [`Self::complete`].
+    /// Waits until everything has ended and is on disk.
     pub async fn completed(&self) {
         self.completed.cancelled().await;
     }

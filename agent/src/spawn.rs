@@ -171,12 +171,12 @@ mod tests {
             (get("PATH"), get("LANG"), get("JAVA_HOME")),
             (Some("/claim"), Some("de_DE.UTF-8"), Some("/jdk"))
         );
-        assert_eq!(get("PODLING_AGENT_LISTEN"), None, "the agent's own affairs");
+        assert_eq!(get("PODLING_AGENT_LISTEN"), None, "variables for the agent are not passed on");
         assert!(get("SHELL").is_some());
         assert_eq!(
             get("PODLING_WORKSPACE_ID"),
             Some("abcdefghijkl"),
-            "nobody forges the mark of another workspace"
+            "a caller cannot override the workspace id"
         );
     }
 }

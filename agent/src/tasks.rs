@@ -140,8 +140,8 @@ mod tests {
             let (run, well) = (r.fetch_add(1, Ordering::SeqCst), w.clone());
             async move {
                 match run {
-                    0 => panic!("no shell is lost by this"),
-                    1 => Err(io::Error::other("nor by this")),
+                    0 => panic!("first failure"),
+                    1 => Err(io::Error::other("second failure")),
                     _ => {
                         well.notify_one();
                         std::future::pending::<io::Result<()>>().await
@@ -149,9 +149,9 @@ mod tests {
                 }
             }
         });
-        timeout(Duration::from_secs(10), well.notified()).await.expect("runs again");
+        timeout(Duration::from_secs(10), well.notified()).await.expect("the task is restarted");
         assert_eq!(runs.load(Ordering::SeqCst), 3);
         assert!(metrics.encode().contains("task_restarts_total{task=\"fragile\"} 2"), "{}", metrics.encode());
-        timeout(Duration::from_secs(10), tasks.end()).await.expect("ends when told to");
+        timeout(Duration::from_secs(10), tasks.end()).await.expect("ends when cancelled");
     }
 }

@@ -5,7 +5,6 @@ pub mod v1 {
     #![allow(unreachable_pub, clippy::all, missing_docs)]
     tonic::include_proto!("podling.v1");
 }
-/// The agent's protocol.
 pub mod agent {
     /// Version 1 of the agent's protocol.
     pub mod v1 {
@@ -13,7 +12,6 @@ pub mod agent {
         tonic::include_proto!("podling.agent.v1");
     }
 }
-/// The control plane's protocol.
 pub mod control {
     /// Version 1 of the control plane's protocol.
     pub mod v1 {

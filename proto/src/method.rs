@@ -5,7 +5,7 @@ use crate::v1::Verb;
 /// An RPC with its access rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Method {
-    /// Request path: `/podling.agent.v1.Terminals/Create`.
+    /// Request path, such as `/podling.agent.v1.Terminals/Create`.
     pub path: &'static str,
     verb: i32,
     /// Whether a call wakes a sleeping workspace.
@@ -44,7 +44,7 @@ mod tests {
         let write = find("/podling.agent.v1.Terminals/Write").expect("Write");
         assert_eq!((write.verb(), write.wakes), (Verb::Terminal, false), "a keystroke never wakes");
         let watch = find("/podling.agent.v1.Activity/Watch").expect("Watch");
-        assert!(!watch.wakes, "looking at activity never wakes");
+        assert!(!watch.wakes, "watching activity never wakes");
         assert!(find("/podling.agent.v1.Terminals/Nope").is_none());
     }
 

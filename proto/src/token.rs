@@ -40,7 +40,6 @@ pub struct TokenClaims {
     pub iat: u64,
     /// Expiry, in seconds since the Unix epoch.
     pub exp: u64,
-    /// Random, unique id.
     pub jti: String,
     pub verbs: Verbs,
     /// Ids of the only workspaces it is valid for; `None` means all of the owner's.
@@ -237,7 +236,7 @@ mod tests {
         assert_eq!(keys.verify(&token, &Audience::Control, 1500), Err(TokenError::Foreign));
         assert_eq!(keys.verify(&token, &Audience::Agent("abd".into()), 1500), Err(TokenError::Foreign));
         assert_eq!(keys.verify(&token, &ours, 2001), Err(TokenError::Expired { at: 2000 }));
-        assert_eq!(keys.verify(&token, &ours, 10), Err(TokenError::Invalid), "from the future");
+        assert_eq!(keys.verify(&token, &ours, 10), Err(TokenError::Invalid), "issued in the future");
     }
 
     #[test]

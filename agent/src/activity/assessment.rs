@@ -13,7 +13,7 @@ use crate::{admission::Intent, claim::AgentPolicy};
 /// Activity level, ordered from weakest to strongest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ActivityLevel {
-    /// No signal counts.
+    /// No signal counts, so nothing keeps the workspace awake.
     Idle,
     /// Work, presence or a lease counts, but no intent.
     Busy,
@@ -41,7 +41,7 @@ pub struct ObservedSignal {
     pub signal: ActivitySignal,
     /// Text for display: "vim in terminal 'main'".
     pub detail: String,
-    pub seen: Instant,
+    pub last_seen: Instant,
     /// Fixed end of the signal, such as a lease's expiry.
     pub until: Option<Instant>,
 }
@@ -100,16 +100,16 @@ impl ActivityAssessment {
                 now,
             )
         });
-        let observed = signals.observed.iter().map(|seen| {
-            let cap = match seen.signal {
+        let observed = signals.observed.iter().map(|observed| {
+            let cap = match observed.signal {
                 ActivitySignal::Cpu | ActivitySignal::Io => anchor + policy.work_cap,
                 ActivitySignal::ForegroundJob => anchor + policy.presence_cap,
-                ActivitySignal::Lease => seen.until.unwrap_or(now),
+                ActivitySignal::Lease => observed.until.unwrap_or(now),
                 // Intents are not in `observed`. If one were, it would count like an intent.
-                ActivitySignal::Intent(_) => seen.seen + policy.active_for,
+                ActivitySignal::Intent(_) => observed.last_seen + policy.active_for,
             };
-            let until = seen.until.map_or(cap, |until| until.min(cap));
-            evidence(seen.signal, seen.detail.clone(), seen.seen, until, now)
+            let until = observed.until.map_or(cap, |until| until.min(cap));
+            evidence(observed.signal, observed.detail.clone(), observed.last_seen, until, now)
         });
         let mut evidence: Vec<_> = intents.chain(observed).collect();
         evidence.sort_by_key(|e| (e.capped, Reverse(level_of(e.signal)), Reverse(e.holds_for)));
@@ -128,7 +128,7 @@ impl ActivityAssessment {
     /// Whether both assessments look the same to a watcher. Ignores ages.
     pub fn is_equivalent(&self, other: &Self) -> bool {
         let essence =
-            |j: &Self| j.evidence.iter().map(|e| (e.signal, e.detail.clone(), e.capped)).collect::<Vec<_>>();
+            |a: &Self| a.evidence.iter().map(|e| (e.signal, e.detail.clone(), e.capped)).collect::<Vec<_>>();
         self.level == other.level && essence(self) == essence(other)
     }
 }
@@ -174,9 +174,9 @@ mod tests {
     const KINDS: [ActivitySignal; 4] =
         [ActivitySignal::Lease, ActivitySignal::Cpu, ActivitySignal::Io, ActivitySignal::ForegroundJob];
 
-    fn seen(signal: ActivitySignal, at: Instant) -> ObservedSignal {
+    fn observed_signal(signal: ActivitySignal, at: Instant) -> ObservedSignal {
         let until = (signal == ActivitySignal::Lease).then(|| at + HOUR);
-        ObservedSignal { signal, detail: "x".into(), seen: at, until }
+        ObservedSignal { signal, detail: "x".into(), last_seen: at, until }
     }
 
     fn none(claimed: Instant) -> ActivityInputs {
@@ -192,15 +192,18 @@ mod tests {
         assert_eq!(at(59).level, ActivityLevel::Active);
         assert_eq!(at(59).next_change_in(), Some(Duration::from_secs(1)));
         assert_eq!(at(60).level, ActivityLevel::Idle);
-        assert!(at(60).evidence[0].capped, "still shown, no longer counted");
+        assert!(at(60).evidence[0].capped, "still evidence, but no longer counted");
     }
 
     #[test]
     fn foreground_job_counts_1_h_and_cpu_work_12_h() {
         let start = Instant::now();
-        let job =
-            ActivityInputs { observed: vec![seen(ActivitySignal::ForegroundJob, start)], ..none(start) };
-        let cpu = ActivityInputs { observed: vec![seen(ActivitySignal::Cpu, start)], ..none(start) };
+        let job = ActivityInputs {
+            observed: vec![observed_signal(ActivitySignal::ForegroundJob, start)],
+            ..none(start)
+        };
+        let cpu =
+            ActivityInputs { observed: vec![observed_signal(ActivitySignal::Cpu, start)], ..none(start) };
         let at = |s: &ActivityInputs, after| {
             ActivityAssessment::of(s, &AgentPolicy::default(), start + after).level
         };
@@ -214,8 +217,10 @@ mod tests {
     #[test]
     fn keystroke_restarts_caps() {
         let start = Instant::now();
-        let mut signals =
-            ActivityInputs { observed: vec![seen(ActivitySignal::ForegroundJob, start)], ..none(start) };
+        let mut signals = ActivityInputs {
+            observed: vec![observed_signal(ActivitySignal::ForegroundJob, start)],
+            ..none(start)
+        };
         signals.intents.push((Intent::Keystroke, start + 2 * HOUR));
         let later = ActivityAssessment::of(&signals, &AgentPolicy::default(), start + 2 * HOUR + HOUR / 2);
         assert_eq!(later.level, ActivityLevel::Busy);
@@ -225,7 +230,8 @@ mod tests {
     #[test]
     fn lease_is_busy_exactly_until_expiry() {
         let start = Instant::now();
-        let signals = ActivityInputs { observed: vec![seen(ActivitySignal::Lease, start)], ..none(start) };
+        let signals =
+            ActivityInputs { observed: vec![observed_signal(ActivitySignal::Lease, start)], ..none(start) };
         let at = |after| ActivityAssessment::of(&signals, &AgentPolicy::default(), start + after).level;
         assert_eq!(at(HOUR - Duration::from_nanos(1)), ActivityLevel::Busy);
         assert_eq!(at(HOUR), ActivityLevel::Idle);
@@ -245,7 +251,7 @@ mod tests {
                     .into_iter()
                     .map(|(k, s, until)| ObservedSignal {
                         until: (KINDS[k] == ActivitySignal::Lease).then(|| at(until)),
-                        ..seen(KINDS[k], at(s.min(now)))
+                        ..observed_signal(KINDS[k], at(s.min(now)))
                     })
                     .collect(),
             };
@@ -272,27 +278,27 @@ mod tests {
 
         #[test]
         fn first_evidence_decides_level((signals, now) in signals()) {
-            let judged = ActivityAssessment::of(&signals, &AgentPolicy::default(), now);
-            let strongest = judged.evidence.first().filter(|e| !e.capped);
-            prop_assert_eq!(judged.level, strongest.map_or(ActivityLevel::Idle, |e| level_of(e.signal)));
-            prop_assert_eq!(judged.evidence.len(), signals.intents.len() + signals.observed.len());
+            let assessed = ActivityAssessment::of(&signals, &AgentPolicy::default(), now);
+            let strongest = assessed.evidence.first().filter(|e| !e.capped);
+            prop_assert_eq!(assessed.level, strongest.map_or(ActivityLevel::Idle, |e| level_of(e.signal)));
+            prop_assert_eq!(assessed.evidence.len(), signals.intents.len() + signals.observed.len());
         }
 
         #[test]
         fn only_lease_outlives_work_cap((signals, _) in signals()) {
             let policy = AgentPolicy::default();
             let capped = signals.anchor() + policy.work_cap;
-            let judged = ActivityAssessment::of(&signals, &policy, capped);
-            prop_assert!(judged.evidence.iter().all(|e| e.capped || e.signal == ActivitySignal::Lease));
+            let assessed = ActivityAssessment::of(&signals, &policy, capped);
+            prop_assert!(assessed.evidence.iter().all(|e| e.capped || e.signal == ActivitySignal::Lease));
         }
 
         #[test]
         fn level_is_stable_until_next_change((signals, now) in signals()) {
             let policy = AgentPolicy::default();
-            let judged = ActivityAssessment::of(&signals, &policy, now);
-            if let Some(left) = judged.next_change_in() {
+            let assessed = ActivityAssessment::of(&signals, &policy, now);
+            if let Some(left) = assessed.next_change_in() {
                 let before = ActivityAssessment::of(&signals, &policy, now + left - Duration::from_nanos(1));
-                prop_assert!(before.is_equivalent(&judged) || before.level == judged.level);
+                prop_assert!(before.is_equivalent(&assessed) || before.level == assessed.level);
             }
         }
     }

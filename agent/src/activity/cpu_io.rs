@@ -30,7 +30,6 @@ pub struct ProcessUsage {
     pub memory_bytes: u64,
     /// Bytes read and written per second, averaged over the window.
     pub io_bytes_per_second: f64,
-    /// Number of processes.
     pub processes: u32,
     pub busiest: Option<BusiestProcess>,
 }
@@ -234,7 +233,7 @@ mod tests {
         for i in 5..=8 {
             sampler.add(&walk(vec![process(7, AGENT, 6000, 0, 0)], 0), 0, after(start, 15 * i), MINUTE);
         }
-        assert!(sampler.usage().cpu_cores < 0.001, "a minute of rest: {:?}", sampler.usage());
+        assert!(sampler.usage().cpu_cores < 0.001, "usage after a minute of rest: {:?}", sampler.usage());
     }
 
     #[test]
@@ -244,7 +243,7 @@ mod tests {
         sampler.add(&walk(vec![process(7, AGENT, 10, 590, 0)], 0), 0, after(start, 15), MINUTE);
         assert!((sampler.usage().cpu_cores - 0.1).abs() < 0.001, "{:?}", sampler.usage());
         sampler.add(&walk(vec![], 600), 0, after(start, 30), MINUTE);
-        assert!((sampler.usage().cpu_cores - 0.1).abs() < 0.001, "reaped by the agent, counted once");
+        assert!((sampler.usage().cpu_cores - 0.1).abs() < 0.001, "CPU of a reaped child counts once");
     }
 
     #[test]
@@ -278,10 +277,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn constant_counters_are_never_work(ticks in 0u64..1_000_000, bytes in 0u64..u64::MAX / 4, walks in 2u64..20) {
+        fn constant_counters_are_never_work(
+            ticks in 0u64..1_000_000,
+            bytes in 0u64..u64::MAX / 4,
+            walks in 2u64..20,
+        ) {
             let (mut sampler, start) = (CpuIoSampler::new(100, 4096), Instant::now());
             for i in 0..walks {
-                sampler.add(&walk(vec![process(7, AGENT, ticks, 0, bytes)], 0), 0, after(start, 15 * i), MINUTE);
+                let snapshot = walk(vec![process(7, AGENT, ticks, 0, bytes)], 0);
+                sampler.add(&snapshot, 0, after(start, 15 * i), MINUTE);
             }
             prop_assert_eq!(sampler.usage().cpu_cores, 0.0);
             prop_assert_eq!(sampler.usage().io_bytes_per_second, 0.0);

@@ -111,10 +111,10 @@ impl IdleCounter {
                 && heartbeat.idle
                 && before.activity_changes == heartbeat.activity_changes
                 && heartbeat.activity_changes == self.activity_changes;
-            let seen = before.gaps == heartbeat.gaps;
+            let no_gap = before.gaps == heartbeat.gaps;
             let passed = heartbeat.at.monotonic.saturating_sub(before.at.monotonic);
             let with_suspend = heartbeat.at.boottime.saturating_sub(before.at.boottime);
-            if undisturbed && seen && passed <= longest && with_suspend <= passed + SUSPEND_TOLERANCE {
+            if undisturbed && no_gap && passed <= longest && with_suspend <= passed + SUSPEND_TOLERANCE {
                 self.counted += passed;
             }
         }
@@ -152,7 +152,7 @@ mod tests {
         idle_heartbeat(&mut idle, 1, at(100));
         idle.acknowledged(1, LONGEST);
         idle_heartbeat(&mut idle, 2, at(115));
-        assert_eq!(idle.counted(), Duration::ZERO, "not before the acknowledgement");
+        assert_eq!(idle.counted(), Duration::ZERO, "nothing counts before the acknowledgement");
         idle.acknowledged(2, LONGEST);
         assert_eq!(idle.counted(), Duration::from_secs(15));
     }
@@ -188,32 +188,40 @@ mod tests {
             ClockReading { monotonic: Duration::from_secs(15), boottime: Duration::from_secs(15 + 3600) };
         idle_heartbeat(&mut idle, 2, suspended);
         idle.acknowledged(2, LONGEST);
-        assert_eq!(idle.counted(), Duration::ZERO, "suspended");
+        assert_eq!(idle.counted(), Duration::ZERO, "machine suspended");
         let stopped =
             ClockReading { monotonic: Duration::from_secs(615), boottime: Duration::from_secs(615 + 3600) };
         idle_heartbeat(&mut idle, 3, stopped);
         idle.acknowledged(3, LONGEST);
-        assert_eq!(idle.counted(), Duration::ZERO, "stopped for ten minutes");
+        assert_eq!(idle.counted(), Duration::ZERO, "agent stopped for ten minutes");
         idle.disconnected();
         idle_heartbeat(&mut idle, 1, at(630));
         idle.acknowledged(1, LONGEST);
-        assert_eq!(idle.counted(), Duration::ZERO, "another stream");
+        assert_eq!(idle.counted(), Duration::ZERO, "time between two streams");
     }
 
     #[test]
     fn stop_between_two_heartbeats_adds_nothing() {
         let (mut idle, hole) = (IdleCounter::default(), Duration::from_secs(3));
-        let mut beat = |sequence, seen: &[u64], now| {
-            for second in seen {
+        let mut heartbeat = |sequence, marks: &[u64], now| {
+            for second in marks {
                 idle.mark_running(at(*second), hole);
             }
             idle_heartbeat(&mut idle, sequence, at(now));
             idle.acknowledged(sequence, LONGEST);
             idle.counted()
         };
-        beat(1, &[0], 0);
-        assert_eq!(beat(2, &[1, 2, 3, 10, 11, 12, 15], 15), Duration::ZERO, "stopped from 3 to 10");
-        assert_eq!(beat(3, &[18, 21, 24, 27, 30], 30), Duration::from_secs(15), "and on from there");
+        heartbeat(1, &[0], 0);
+        assert_eq!(
+            heartbeat(2, &[1, 2, 3, 10, 11, 12, 15], 15),
+            Duration::ZERO,
+            "agent stopped from 3 to 10"
+        );
+        assert_eq!(
+            heartbeat(3, &[18, 21, 24, 27, 30], 30),
+            Duration::from_secs(15),
+            "counting continues after the stop"
+        );
     }
 
     #[test]
@@ -225,29 +233,29 @@ mod tests {
         for n in 1..=3 {
             idle.acknowledged(n, LONGEST);
         }
-        assert_eq!(idle.counted(), Duration::from_secs(30), "late, but heard");
+        assert_eq!(idle.counted(), Duration::from_secs(30), "late acknowledgements count");
         idle_heartbeat(&mut idle, 4, at(60));
         idle.observe(ActivityLevel::Active, Some(Instant::now()));
         idle.acknowledged(4, LONGEST);
-        assert_eq!(idle.counted(), Duration::ZERO, "used before it was heard");
+        assert_eq!(idle.counted(), Duration::ZERO, "activity before the acknowledgement resets the count");
     }
 
     #[derive(Debug, Clone)]
-    enum Step {
+    enum IdleEvent {
         Wait(u64),
-        Beat,
+        Heartbeat,
         Ack,
-        Stir,
-        Lose,
+        Activity,
+        Disconnect,
     }
 
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
+    fn steps() -> impl Strategy<Value = Vec<IdleEvent>> {
         let step = prop_oneof![
-            3 => (1u64..60).prop_map(Step::Wait),
-            4 => Just(Step::Beat),
-            4 => Just(Step::Ack),
-            1 => Just(Step::Stir),
-            1 => Just(Step::Lose),
+            3 => (1u64..60).prop_map(IdleEvent::Wait),
+            4 => Just(IdleEvent::Heartbeat),
+            4 => Just(IdleEvent::Ack),
+            1 => Just(IdleEvent::Activity),
+            1 => Just(IdleEvent::Disconnect),
         ];
         prop::collection::vec(step, 0..80)
     }
@@ -255,25 +263,26 @@ mod tests {
     proptest! {
         #[test]
         fn count_never_exceeds_time_since_last_activity(steps in steps()) {
-            let (mut idle, mut now, mut stirred, mut sequence, mut acked) = (IdleCounter::default(), 0, 0, 0, 0);
+            let mut idle = IdleCounter::default();
+            let (mut now, mut stirred, mut sequence, mut acked) = (0, 0, 0, 0);
             for step in steps {
                 match step {
-                    Step::Wait(seconds) => now += seconds,
-                    Step::Beat => {
+                    IdleEvent::Wait(seconds) => now += seconds,
+                    IdleEvent::Heartbeat => {
                         sequence += 1;
                         idle_heartbeat(&mut idle, sequence, at(now));
                     }
-                    Step::Ack => {
+                    IdleEvent::Ack => {
                         acked = sequence.min(acked + 1);
                         let before = idle.counted();
                         idle.acknowledged(acked, LONGEST);
                         prop_assert!(idle.counted() <= before + LONGEST);
                     }
-                    Step::Stir => {
+                    IdleEvent::Activity => {
                         stirred = now;
                         idle.observe(ActivityLevel::Busy, None);
                     }
-                    Step::Lose => {
+                    IdleEvent::Disconnect => {
                         idle.disconnected();
                         sequence = 0;
                         acked = 0;

@@ -25,7 +25,7 @@ pub(super) fn of_presence(presence: TerminalPresence, now: Instant) -> impl Iter
     presence.foreground.into_iter().map(move |detail| ObservedSignal {
         signal: ActivitySignal::ForegroundJob,
         detail,
-        seen: now,
+        last_seen: now,
         until: None,
     })
 }
@@ -36,31 +36,38 @@ pub(super) fn of_lease(lease: &KeepAwakeLease) -> ObservedSignal {
     ObservedSignal {
         signal: ActivitySignal::Lease,
         detail: format!("lease '{}'{reason}", lease.name),
-        seen: lease.taken,
-        until: Some(lease.until),
+        last_seen: lease.taken,
+        until: Some(lease.expires_at),
     }
 }
 
 /// Work that reaches the policy's thresholds. It counts for one window after the last sample.
 pub(super) fn of_work(usage: &ProcessUsage, at: Instant, policy: &AgentPolicy) -> Vec<ObservedSignal> {
-    let seen =
-        |signal, detail| ObservedSignal { signal, detail, seen: at, until: Some(at + policy.work_window) };
+    let observed = |signal, detail| ObservedSignal {
+        signal,
+        detail,
+        last_seen: at,
+        until: Some(at + policy.work_window),
+    };
     let mut signals = Vec::new();
     if usage.cpu_cores >= policy.cpu_cores {
-        let who = usage.busiest.as_ref().map_or_else(
+        let subject = usage.busiest.as_ref().map_or_else(
             || "processes use".to_owned(),
             |b| format!("{} (pid {}) and others use", b.name, b.pid),
         );
-        let who = match &usage.busiest {
+        let subject = match &usage.busiest {
             // A process that makes up at least 80 % of the work is named alone.
             Some(b) if b.cores >= usage.cpu_cores * 0.8 => format!("{} (pid {}) uses", b.name, b.pid),
-            _ => who,
+            _ => subject,
         };
-        signals.push(seen(ActivitySignal::Cpu, format!("{who} {:.0} % of a core", usage.cpu_cores * 100.0)));
+        signals.push(observed(
+            ActivitySignal::Cpu,
+            format!("{subject} {:.0} % of a core", usage.cpu_cores * 100.0),
+        ));
     }
     if usage.io_bytes_per_second >= policy.io_bytes_per_second {
         let detail = format!("processes move {:.0} KiB/s", usage.io_bytes_per_second / 1024.0);
-        signals.push(seen(ActivitySignal::Io, detail));
+        signals.push(observed(ActivitySignal::Io, detail));
     }
     signals
 }

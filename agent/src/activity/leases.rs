@@ -42,8 +42,7 @@ pub struct KeepAwakeLease {
     pub reason: String,
     /// Time of creation or last renewal.
     pub taken: Instant,
-    /// Expiry.
-    pub until: Instant,
+    pub expires_at: Instant,
 }
 
 /// All leases by name. Expired ones are removed when the table is next changed.
@@ -75,7 +74,7 @@ impl LeaseTable {
             name: name.to_owned(),
             reason: reason.to_owned(),
             taken: now,
-            until: now + duration,
+            expires_at: now + duration,
         };
         self.0.insert(name.to_owned(), lease.clone());
         Ok(lease)
@@ -90,11 +89,11 @@ impl LeaseTable {
 
     /// Leases that have not expired at `now`, ordered by name.
     pub fn held(&self, now: Instant) -> Vec<KeepAwakeLease> {
-        self.0.values().filter(|lease| lease.until > now).cloned().collect()
+        self.0.values().filter(|lease| lease.expires_at > now).cloned().collect()
     }
 
     fn expire(&mut self, now: Instant) {
-        self.0.retain(|_, lease| lease.until > now);
+        self.0.retain(|_, lease| lease.expires_at > now);
     }
 }
 
@@ -116,7 +115,7 @@ mod tests {
         let (mut leases, now) = (LeaseTable::default(), Instant::now());
         leases.take("backup", "nightly", MINUTE, DAY, now).expect("taken");
         let renewed = leases.take("backup", "nightly", MINUTE, DAY, now + MINUTE / 2).expect("renewed");
-        assert_eq!(renewed.until, now + MINUTE + MINUTE / 2);
+        assert_eq!(renewed.expires_at, now + MINUTE + MINUTE / 2);
         assert_eq!(leases.held(now).len(), 1);
         leases.release("backup", now + MINUTE).expect("released");
         assert!(leases.held(now).is_empty());
@@ -127,19 +126,19 @@ mod tests {
     fn expired_lease_frees_its_slot() {
         let (mut leases, now) = (LeaseTable::default(), Instant::now());
         for i in 0..MAX_LEASES {
-            leases.take(&format!("job {i}"), "", MINUTE, DAY, now).expect("room");
+            leases.take(&format!("job {i}"), "", MINUTE, DAY, now).expect("below the limit");
         }
         assert_eq!(leases.take("one more", "", MINUTE, DAY, now), Err(LeaseError::TooMany));
-        leases.take("job 0", "", 2 * MINUTE, DAY, now).expect("renewing needs no room");
+        leases.take("job 0", "", 2 * MINUTE, DAY, now).expect("renewal at the limit");
         assert_eq!(leases.held(now + MINUTE).len(), 1);
-        leases.take("one more", "", MINUTE, DAY, now + MINUTE).expect("the others are over");
+        leases.take("one more", "", MINUTE, DAY, now + MINUTE).expect("expired leases free their slots");
     }
 
     #[test]
     fn out_of_bounds_lease_is_rejected_with_reason() {
         let (mut leases, now) = (LeaseTable::default(), Instant::now());
         let mut take =
-            |name: &str, reason: &str, d| leases.take(name, reason, d, DAY, now).expect_err("refused");
+            |name: &str, reason: &str, d| leases.take(name, reason, d, DAY, now).expect_err("rejected");
         assert_eq!(take("", "", MINUTE), LeaseError::BadName);
         assert_eq!(take(&"x".repeat(MAX_NAME_CHARS + 1), "", MINUTE), LeaseError::BadName);
         assert_eq!(take("a\nb", "", MINUTE), LeaseError::BadName);

@@ -26,8 +26,9 @@ impl PendingWarning {
     /// warning replaces it. An intent after the warning counts as use even if the level it caused
     /// was never assessed.
     pub fn holds(&mut self, level: ActivityLevel, last_intent: Option<Instant>) -> Option<SleepWarning> {
-        self.0
-            .take_if(|(_, heard)| level != ActivityLevel::Idle || last_intent.is_some_and(|at| at > *heard));
+        self.0.take_if(|(_, received)| {
+            level != ActivityLevel::Idle || last_intent.is_some_and(|at| at > *received)
+        });
         self.0.as_ref().map(|(warning, _)| warning.clone())
     }
 }
@@ -54,9 +55,13 @@ mod tests {
         assert_eq!(
             pending_warning.holds(ActivityLevel::Idle, after),
             None,
-            "used, though nobody saw its level"
+            "an intent discards the warning even if its level was never assessed"
         );
-        assert_eq!(pending_warning.holds(ActivityLevel::Idle, before), None, "for good");
+        assert_eq!(
+            pending_warning.holds(ActivityLevel::Idle, before),
+            None,
+            "a discarded warning does not come back"
+        );
         pending_warning.warn(warning("four"), start);
         assert_eq!(pending_warning.holds(ActivityLevel::Busy, before), None);
     }

@@ -86,7 +86,7 @@ impl<E: From<Rejection>> From<AdmitError> for Attempt<E> {
     fn from(closed: AdmitError) -> Self {
         match closed {
             AdmitError::Held(hold) => Self::Held(hold),
-            AdmitError::Rejected(refused) => Self::Failed(refused.into()),
+            AdmitError::Rejected(rejection) => Self::Failed(rejection.into()),
         }
     }
 }

@@ -25,7 +25,7 @@ pub(super) struct GateState {
     pub(super) last: [Option<Instant>; 3],
     /// By ticket, and so in order of arrival.
     pub(super) held: BTreeMap<u64, HeldIntent>,
-    next_ticket: u64,
+    last_ticket: u64,
     pub(super) held_bytes: usize,
 }
 
@@ -64,10 +64,10 @@ impl GateState {
             return None;
         }
         let (decision, answer) = oneshot::channel();
-        self.next_ticket += 1;
+        self.last_ticket += 1;
         self.held_bytes += bytes;
-        self.held.insert(self.next_ticket, HeldIntent { intent, bytes, decision });
-        Some((self.next_ticket, answer))
+        self.held.insert(self.last_ticket, HeldIntent { intent, bytes, decision });
+        Some((self.last_ticket, answer))
     }
 
     pub(super) fn expire_hold(&mut self, now: Instant) -> bool {

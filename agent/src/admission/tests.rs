@@ -20,14 +20,14 @@ const HOUR: Duration = Duration::from_secs(3600);
 fn held(gate: &Arc<AdmissionGate>, intent: Intent) -> HeldRequest {
     match gate.try_admit(intent, 0) {
         Err(AdmitError::Held(hold)) => hold,
-        other => panic!("not held: {other:?}"),
+        other => panic!("request not held: {other:?}"),
     }
 }
 
-fn refused(gate: &Arc<AdmissionGate>, intent: Intent) -> Rejection {
+fn rejected(gate: &Arc<AdmissionGate>, intent: Intent) -> Rejection {
     match gate.try_admit(intent, 0) {
-        Err(AdmitError::Rejected(refused)) => refused,
-        other => panic!("not refused: {other:?}"),
+        Err(AdmitError::Rejected(rejected)) => rejected,
+        other => panic!("request not rejected: {other:?}"),
     }
 }
 
@@ -38,10 +38,10 @@ async fn request_during_hold_is_admitted_on_resume() {
     assert!(gate.hold(HOUR, false));
     let before = gate.last_admitted(Intent::Keystroke);
     let mut hold = held(&gate, Intent::Keystroke);
-    assert_eq!(gate.last_admitted(Intent::Keystroke), before, "nothing was done");
+    assert_eq!(gate.last_admitted(Intent::Keystroke), before, "a held request is not recorded");
     assert!(gate.resume());
     assert_eq!(hold.decision().await, Ok(()));
-    assert!(gate.last_admitted(Intent::Keystroke) > before, "to pass is to be admitted");
+    assert!(gate.last_admitted(Intent::Keystroke) > before, "an admitted request is recorded");
 }
 
 #[tokio::test]
@@ -49,7 +49,7 @@ async fn hold_expires_by_itself() {
     let gate = Arc::new(AdmissionGate::new());
     assert!(gate.hold(Duration::from_millis(50), false));
     assert_eq!(gate.admit(Intent::ClientWrite).await, Ok(()));
-    assert_eq!(gate.close(), Err(CommitError::NotHolding), "no longer prepared");
+    assert_eq!(gate.close(), Err(CommitError::NotHolding), "the hold has expired");
 }
 
 #[tokio::test]
@@ -64,8 +64,8 @@ async fn held_request_prevents_close_unless_forced() {
     let mut hold = held(&gate, Intent::Lease);
     assert_eq!((gate.close(), gate.close()), (Ok(()), Ok(())));
     assert_eq!(hold.decision().await, Err(Rejection::Preparing));
-    assert_eq!(refused(&gate, Intent::Keystroke), Rejection::Preparing);
-    assert!(!gate.resume() && !gate.hold(HOUR, true), "for good");
+    assert_eq!(rejected(&gate, Intent::Keystroke), Rejection::Preparing);
+    assert!(!gate.resume() && !gate.hold(HOUR, true), "a closed gate stays closed");
 }
 
 #[tokio::test]
@@ -74,15 +74,15 @@ async fn dropped_requests_do_not_count_and_held_ones_are_bounded() {
     gate.hold(HOUR, false);
     drop(held(&gate, Intent::Keystroke));
     let holds: Vec<_> = (0..MAX_HELD_REQUESTS).map(|_| held(&gate, Intent::Keystroke)).collect();
-    assert_eq!(refused(&gate, Intent::Keystroke), Rejection::Preparing);
+    assert_eq!(rejected(&gate, Intent::Keystroke), Rejection::Preparing);
     drop(holds);
     let Err(AdmitError::Held(large)) = gate.try_admit(Intent::Keystroke, MAX_HELD_BYTES) else {
-        panic!("not held")
+        panic!("request not held")
     };
-    assert_eq!(refused(&gate, Intent::Keystroke), Rejection::Preparing, "bytes are bounded too");
+    assert_eq!(rejected(&gate, Intent::Keystroke), Rejection::Preparing, "held bytes are bounded");
     drop(large);
     drop(held(&gate, Intent::Keystroke));
-    assert_eq!(gate.close(), Ok(()), "nobody waits");
+    assert_eq!(gate.close(), Ok(()), "no request is held");
 }
 
 #[test]
@@ -90,38 +90,39 @@ fn maintenance_mode_admits_only_restore() {
     let gate = Arc::new(AdmissionGate::new());
     gate.enter_maintenance();
     for intent in [Intent::Keystroke, Intent::ClientWrite, Intent::ClientStart, Intent::Lease] {
-        assert_eq!(refused(&gate, intent), Rejection::Maintenance);
+        assert_eq!(rejected(&gate, intent), Rejection::Maintenance);
     }
     assert!(gate.try_admit(Intent::Restore, 0).is_ok());
-    assert!(gate.last_admitted(Intent::ClientWrite).is_some(), "a client's write like others");
+    assert!(gate.last_admitted(Intent::ClientWrite).is_some(), "a restore is recorded as a client write");
 }
 
 #[derive(Debug, Clone)]
-enum Step {
-    Ask,
-    Leave(usize),
+enum GateEvent {
+    Request,
+    Drop(usize),
     Poll,
-    Close { force: bool, lapsed: bool },
-    Open,
-    Shut,
+    Hold { force: bool, expired: bool },
+    Resume,
+    Close,
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<GateEvent>> {
     let step = prop_oneof![
-        6 => Just(Step::Ask),
-        1 => (0usize..8).prop_map(Step::Leave),
-        4 => Just(Step::Poll),
-        3 => (any::<bool>(), prop::bool::weighted(0.2)).prop_map(|(force, lapsed)| Step::Close { force, lapsed }),
-        2 => Just(Step::Open),
-        2 => Just(Step::Shut),
+        6 => Just(GateEvent::Request),
+        1 => (0usize..8).prop_map(GateEvent::Drop),
+        4 => Just(GateEvent::Poll),
+        3 => (any::<bool>(), prop::bool::weighted(0.2))
+            .prop_map(|(force, expired)| GateEvent::Hold { force, expired }),
+        2 => Just(GateEvent::Resume),
+        2 => Just(GateEvent::Close),
     ];
     prop::collection::vec(step, 0..60)
 }
 
 /// A caller that performs one operation as soon as the gate admits it.
-struct Actor<'a>(Pin<Box<dyn Future<Output = Result<(), Rejection>> + 'a>>);
+struct PendingOperation<'a>(Pin<Box<dyn Future<Output = Result<(), Rejection>> + 'a>>);
 
-impl Actor<'_> {
+impl PendingOperation<'_> {
     fn poll(&mut self) -> Poll<Result<(), Rejection>> {
         self.0.as_mut().poll(&mut Context::from_waker(Waker::noop()))
     }
@@ -137,65 +138,66 @@ proptest! {
         let runtime = timers();
         let _inside = runtime.enter();
         let gate = Arc::new(AdmissionGate::new());
-        let (acts, shut) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let act = || Attempt::retry_while_held(|| {
+        let (operations, closed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let operation = || Attempt::retry_while_held(|| {
             gate.try_admit(Intent::Keystroke, 1)?;
-            assert!(!shut.load(Ordering::Relaxed), "done behind the commit");
-            acts.fetch_add(1, Ordering::Relaxed);
+            assert!(!closed.load(Ordering::Relaxed), "operation after the gate was closed");
+            operations.fetch_add(1, Ordering::Relaxed);
             Ok(())
         });
-        let (mut actors, mut done, mut left) = (Vec::<Actor<'_>>::new(), 0, 0);
-        let (mut asked, mut denied) = (0, 0);
+        let (mut pending, mut done, mut left) = (Vec::<PendingOperation<'_>>::new(), 0, 0);
+        let (mut requests, mut rejections) = (0, 0);
         // Expected state: while the gate holds or is closed, no operation is performed.
-        let mut closed = false;
+        let mut blocked = false;
         for step in steps {
-            let before = acts.load(Ordering::Relaxed);
+            let before = operations.load(Ordering::Relaxed);
             match step {
-                Step::Ask => {
-                    asked += 1;
-                    let mut actor = Actor(Box::pin(act()));
-                    match actor.poll() {
+                GateEvent::Request => {
+                    requests += 1;
+                    let mut operation = PendingOperation(Box::pin(operation()));
+                    match operation.poll() {
                         Poll::Ready(Ok(())) => done += 1,
-                        Poll::Ready(Err(_)) => denied += 1,
-                        Poll::Pending => actors.push(actor),
+                        Poll::Ready(Err(_)) => rejections += 1,
+                        Poll::Pending => pending.push(operation),
                     }
                 }
-                Step::Leave(index) if index < actors.len() => {
-                    drop(actors.remove(index));
+                GateEvent::Drop(index) if index < pending.len() => {
+                    drop(pending.remove(index));
                     left += 1;
                 }
-                Step::Leave(_) => {}
-                Step::Poll => actors.retain_mut(|actor| match actor.poll() {
+                GateEvent::Drop(_) => {}
+                GateEvent::Poll => pending.retain_mut(|operation| match operation.poll() {
                     Poll::Ready(Ok(())) => { done += 1; false }
-                    Poll::Ready(Err(_)) => { denied += 1; false }
+                    Poll::Ready(Err(_)) => { rejections += 1; false }
                     Poll::Pending => true,
                 }),
-                Step::Close { force, lapsed } => {
-                    let next_ticket = !gate.held_intents().is_empty();
-                    let hold = if lapsed { Duration::ZERO } else { HOUR };
-                    prop_assert_eq!(gate.hold(hold, force), !shut.load(Ordering::Relaxed));
-                    closed = !lapsed || (closed && next_ticket);
+                GateEvent::Hold { force, expired } => {
+                    let had_held = !gate.held_intents().is_empty();
+                    let hold = if expired { Duration::ZERO } else { HOUR };
+                    prop_assert_eq!(gate.hold(hold, force), !closed.load(Ordering::Relaxed));
+                    blocked = !expired || (blocked && had_held);
                 }
-                Step::Open => closed &= !gate.resume(),
-                Step::Shut => match gate.close() {
-                    Ok(()) => { shut.store(true, Ordering::Relaxed); closed = true; }
-                    Err(_) => closed = false,
+                GateEvent::Resume => blocked &= !gate.resume(),
+                GateEvent::Close => match gate.close() {
+                    Ok(()) => { closed.store(true, Ordering::Relaxed); blocked = true; }
+                    Err(_) => blocked = false,
                 },
             }
-            prop_assert!(!closed || acts.load(Ordering::Relaxed) == before, "done behind a closed gate");
+            let performed = operations.load(Ordering::Relaxed) - before;
+            prop_assert!(!blocked || performed == 0, "operation while the gate was holding or closed");
         }
-        if !shut.load(Ordering::Relaxed) {
+        if !closed.load(Ordering::Relaxed) {
             gate.resume();
         }
-        for mut actor in actors {
-            match actor.poll() {
+        for mut operation in pending {
+            match operation.poll() {
                 Poll::Ready(Ok(())) => done += 1,
-                Poll::Ready(Err(_)) => denied += 1,
-                Poll::Pending => prop_assert!(false, "forgotten"),
+                Poll::Ready(Err(_)) => rejections += 1,
+                Poll::Pending => prop_assert!(false, "held request without a decision"),
             }
         }
-        prop_assert_eq!(acts.load(Ordering::Relaxed), done, "each once");
-        prop_assert_eq!(asked, done + denied + left, "none lost");
+        prop_assert_eq!(operations.load(Ordering::Relaxed), done, "each admitted operation ran once");
+        prop_assert_eq!(requests, done + rejections + left, "no request is lost");
     }
 }
 
@@ -222,7 +224,7 @@ fn no_thread_is_admitted_between_hold_and_close() {
             assert!(gate.hold(HOUR, true));
             let seen = gate.last_admitted(Intent::Keystroke);
             thread::yield_now();
-            gate.close().expect("prepared");
+            gate.close().expect("the gate is holding");
             assert_eq!(gate.last_admitted(Intent::Keystroke), seen);
         });
     }

@@ -91,10 +91,10 @@ impl activity_server::Activity for ActivityService {
         let duration = Duration::try_from(duration)
             .map_err(|_| bad_field("duration", "is negative", "1 s to 24 h, 0 to release"))?;
         let lease = if duration.is_zero() {
-            self.activity.release_lease(&name).map_err(refused)?;
+            self.activity.release_lease(&name).map_err(lease_error)?;
             None
         } else {
-            let taken = self.activity.keep_awake(&name, &reason, duration).await.map_err(refused)?;
+            let taken = self.activity.keep_awake(&name, &reason, duration).await.map_err(lease_error)?;
             Some(lease(&taken, taken.taken))
         };
         Ok(Response::new(wire::KeepAwakeResponse { lease }))
@@ -122,7 +122,7 @@ fn bad_field(field: &str, problem: &str, allowed: &str) -> WireError {
         .with("allowed", allowed)
 }
 
-fn refused(error: LeaseError) -> WireError {
+fn lease_error(error: LeaseError) -> WireError {
     let message = error.to_string();
     match error {
         LeaseError::BadName => WireError::new(Reason::BadField, message).with("field", "name"),
@@ -131,7 +131,7 @@ fn refused(error: LeaseError) -> WireError {
             .with("field", "duration")
             .with("allowed", format!("1 s to {} s", longest.as_secs())),
         LeaseError::NotHeld(name) => WireError::new(Reason::LeaseNotFound, message).with("id", name),
-        LeaseError::Rejected(refused) => refused.into(),
+        LeaseError::Rejected(rejection) => rejection.into(),
         LeaseError::TooMany => {
             WireError::new(Reason::TooManyLeases, message).with("limit", MAX_LEASES).with("what", "leases")
         }
@@ -193,7 +193,7 @@ fn lease(lease: &KeepAwakeLease, now: std::time::Instant) -> wire::Lease {
     wire::Lease {
         name: lease.name.clone(),
         reason: lease.reason.clone(),
-        remaining: Some(span(lease.until.saturating_duration_since(now))),
+        remaining: Some(span(lease.expires_at.saturating_duration_since(now))),
     }
 }
 

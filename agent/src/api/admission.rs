@@ -5,11 +5,11 @@ use podling_proto::error::{Reason, WireError};
 use crate::admission::Rejection;
 
 impl From<Rejection> for WireError {
-    fn from(refused: Rejection) -> Self {
-        let reason = match refused {
+    fn from(rejection: Rejection) -> Self {
+        let reason = match rejection {
             Rejection::Preparing => Reason::Preparing,
             Rejection::Maintenance => Reason::Maintenance,
         };
-        Self::new(reason, refused.to_string())
+        Self::new(reason, rejection.to_string())
     }
 }

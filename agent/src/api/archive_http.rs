@@ -22,7 +22,6 @@ use podling_proto::error::WireError;
 use super::{files::parse, problem::problem};
 use crate::archive::{ArchiveError, Archives, CreateEvent, CreateOptions};
 
-/// The route `/archive.zip`.
 pub fn router(archives: Archives) -> Router {
     Router::new().route("/archive.zip", get(download)).with_state(archives)
 }
@@ -32,7 +31,7 @@ async fn download(State(archives): State<Archives>, request: Request) -> Respons
 }
 
 async fn send(archives: Archives, uri: &Uri) -> Result<Response, ArchiveError> {
-    let events = archives.create(parse(&folder(uri))?, CreateOptions::default()).await?;
+    let events = archives.create(parse(&directory(uri))?, CreateOptions::default()).await?;
     let body = events.map_err(io::Error::other).try_filter_map(|event| async { bytes(event) });
     let mut response = Response::new(Body::from_stream(body));
     let headers = response.headers_mut();
@@ -45,7 +44,7 @@ async fn send(archives: Archives, uri: &Uri) -> Result<Response, ArchiveError> {
 }
 
 /// The query's `path` as bytes, because a file name need not be UTF-8.
-fn folder(uri: &Uri) -> Vec<u8> {
+fn directory(uri: &Uri) -> Vec<u8> {
     let pairs = uri.query().unwrap_or_default().split('&');
     let path = pairs.filter_map(|pair| pair.strip_prefix("path=")).next().unwrap_or_default();
     percent_encoding::percent_decode_str(&path.replace('+', " ")).collect()
@@ -73,7 +72,7 @@ mod tests {
             ("/archive.zip?path=a/b", b"a/b"),
             ("/archive.zip?x=y&path=caf%E9+1", b"caf\xe9 1"),
         ] {
-            assert_eq!(folder(&Uri::from_static(uri)), path);
+            assert_eq!(directory(&Uri::from_static(uri)), path);
         }
     }
 }

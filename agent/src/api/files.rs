@@ -283,7 +283,7 @@ impl From<FileError> for WireError {
             FileError::TooManyStreams { limit } => {
                 of(Reason::TooManyStreams).with("what", "file streams").with("limit", limit)
             }
-            FileError::Rejected(refused) => refused.into(),
+            FileError::Rejected(rejection) => rejection.into(),
             FileError::Fault { operation } => of(Reason::Internal).with("operation", operation),
             FileError::Io { operation, path, errno } => of(Reason::Io)
                 .with("operation", operation)

@@ -70,10 +70,10 @@ async fn send(files: Files, request: &Parts) -> Result<Response, FileError> {
     }
     // A range of a different version than the client's other ranges would not form a valid file.
     let same = text(headers, &header::IF_RANGE).is_none_or(|version| version == tag);
-    let asked = text(headers, &header::RANGE)
+    let requested = text(headers, &header::RANGE)
         .filter(|_| same)
         .map_or(RequestedRange::Whole, |range| range::parse(range, size));
-    let reading = match asked {
+    let reading = match requested {
         RequestedRange::Whole => reading,
         RequestedRange::Part { offset, length } => {
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;

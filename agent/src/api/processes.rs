@@ -225,7 +225,7 @@ impl From<ProcessError> for WireError {
             ProcessError::TooLarge { what, limit } => {
                 of(Reason::TooLarge).with("what", what).with("limit", limit)
             }
-            ProcessError::Rejected(refused) => refused.into(),
+            ProcessError::Rejected(rejection) => rejection.into(),
             ProcessError::ShuttingDown => of(Reason::ShuttingDown),
             ProcessError::Fault => of(Reason::Internal).with("operation", "running a process"),
         }

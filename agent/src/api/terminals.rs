@@ -93,17 +93,17 @@ impl terminals_server::Terminals for TerminalsService {
         let attachment = self.terminals.attach(&attach).map_err(status)?;
         // The pump takes requests even while the client reads no responses, so a Ctrl-C gets
         // through a flood of output. Dropping the response stream ends it.
-        let (over, failed) = (CancellationToken::new(), tokio::sync::oneshot::channel());
-        let (tell, told) = failed;
+        let (ended, failure) = (CancellationToken::new(), tokio::sync::oneshot::channel());
+        let (failure_tx, failure_rx) = failure;
         let pump = attach::pump(attachment.writer(), requests);
-        let cancelled = over.clone();
+        let cancelled = ended.clone();
         self.terminals.tasks().spawn(async move {
             if let Some(Err(problem)) = cancelled.run_until_cancelled(pump).await {
                 // The receiver is gone if the response stream ended first.
-                let _ = tell.send(problem);
+                let _ = failure_tx.send(problem);
             }
         });
-        Ok(Response::new(attach::responses(attachment, told, over.drop_guard())))
+        Ok(Response::new(attach::responses(attachment, failure_rx, ended.drop_guard())))
     }
 
     async fn watch(
@@ -157,9 +157,9 @@ impl terminals_server::Terminals for TerminalsService {
         let request = request.into_inner();
         let client = ClientId::new(&request.client_id).map_err(status)?;
         let resize = request.resize.unwrap_or_default();
-        let wanted = size(resize.size)?.ok_or_else(|| bad("resize.size", "must be given"))?;
+        let new_size = size(resize.size)?.ok_or_else(|| bad("resize.size", "must be given"))?;
         let id = TerminalId::new(&request.terminal_id);
-        let (now, owner) = self.terminals.resize(&id, &client, wanted, resize.take).map_err(status)?;
+        let (now, owner) = self.terminals.resize(&id, &client, new_size, resize.take).map_err(status)?;
         Ok(Response::new(pb::ResizeTerminalResponse { size: Some(cells(now)), owner }))
     }
 

@@ -94,16 +94,19 @@ mod tests {
         let first = insert(&mut table);
         assert!(table.is_owned_by(id, first));
         table.reaped(id, ExitStatus::Code(0));
-        assert!(!table.is_owned_by(id, first), "the number names a process, and the leader was reaped");
+        assert!(!table.is_owned_by(id, first), "the id names a process although the leader was reaped");
         let second = insert(&mut table);
-        assert!(table.is_owned_by(id, second) && !table.is_owned_by(id, first), "a child of ours has it now");
+        assert!(
+            table.is_owned_by(id, second) && !table.is_owned_by(id, first),
+            "the id belongs to the second child"
+        );
         table.reaped(id, ExitStatus::Code(0));
         let third = insert(&mut table);
-        assert!(!table.is_owned_by(id, second), "its group was empty when the number was given to the third");
+        assert!(!table.is_owned_by(id, second), "the second group was empty when the id was reused");
         assert!(table.is_owned_by(id, third));
         kill_process(id, Signal::KILL).unwrap();
         holder.wait().unwrap();
         table.reaped(id, ExitStatus::Signal(9));
-        assert!(!table.is_owned_by(id, third) && table.leaderless.is_empty(), "nobody is left in it");
+        assert!(!table.is_owned_by(id, third) && table.leaderless.is_empty(), "the group is empty");
     }
 }

@@ -154,10 +154,10 @@ async fn connect(
 /// Connects through a descriptor of the parent directory, because a socket address holds only 107
 /// bytes and paths may be longer.
 async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let folder = File::open(folder)?;
-    let short = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
+    let directory = File::open(directory)?;
+    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
     UnixStream::connect(short).await
 }

@@ -18,7 +18,7 @@ pub(super) enum DisconnectError {
     BadCredential,
     /// The control plane rejected the stream, or the stream broke.
     #[error("the control plane reported: {} ({:?})", .0.message(), .0.code())]
-    Refused(Status),
+    Rejected(Status),
     #[error("the control plane closed the stream")]
     Closed,
     #[error("the control plane did not answer hello within {HELLO_TIMEOUT:?}")]

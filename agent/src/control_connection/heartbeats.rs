@@ -78,8 +78,8 @@ impl HeartbeatSchedule {
 
     /// Makes the next heartbeat due early if the level differs from the last one sent.
     pub(super) fn activity_changed(&mut self, level: ActivityLevel, now: Instant) {
-        if let (Some((at, told)), Some(due)) = (self.last, self.next)
-            && told != level
+        if let (Some((at, reported)), Some(due)) = (self.last, self.next)
+            && reported != level
         {
             self.next = Some(due.min((at + MIN_CHANGE_INTERVAL).max(now)));
         }
@@ -96,7 +96,7 @@ mod tests {
     fn heartbeats_keep_interval_and_report_level_changes_early() {
         let (mut heartbeats, start) = (HeartbeatSchedule::default(), Instant::now());
         heartbeats.activity_changed(ActivityLevel::Active, start);
-        assert_eq!(heartbeats.next(), None, "nobody has claimed it");
+        assert_eq!(heartbeats.next(), None, "not claimed yet");
         heartbeats.start(start, INTERVAL);
         assert_eq!(heartbeats.next(), Some(start));
         heartbeats.sent(ActivityLevel::Idle, start, INTERVAL, 0.0);
@@ -109,17 +109,17 @@ mod tests {
         assert_eq!(
             heartbeats.next(),
             Some(due),
-            "neither a repeated claim nor what was told already changes the pace"
+            "neither a repeated claim nor an unchanged level changes the schedule"
         );
         heartbeats.activity_changed(ActivityLevel::Active, start + MIN_CHANGE_INTERVAL / 4);
         assert_eq!(heartbeats.next(), Some(start + MIN_CHANGE_INTERVAL));
         heartbeats.activity_changed(ActivityLevel::Busy, start + MIN_CHANGE_INTERVAL * 3);
-        assert_eq!(heartbeats.next(), Some(start + MIN_CHANGE_INTERVAL), "what is due is due");
+        assert_eq!(heartbeats.next(), Some(start + MIN_CHANGE_INTERVAL), "an earlier due time stays");
         heartbeats.start(start, MIN_CHANGE_INTERVAL / 2);
         assert_eq!(
             heartbeats.next(),
             Some(start + MIN_CHANGE_INTERVAL / 2),
-            "another policy asks for a faster pace"
+            "a shorter interval of a new policy applies at once"
         );
     }
 
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(heartbeats.unacknowledged_since(), Some(start));
         assert!(
             !heartbeats.acknowledged(3, at(2)) && !heartbeats.was_acknowledged(),
-            "one that was never sent"
+            "a heartbeat that was never sent"
         );
         assert!(heartbeats.acknowledged(1, at(2)) && heartbeats.was_acknowledged());
         assert_eq!(heartbeats.unacknowledged_since(), Some(at(2)));

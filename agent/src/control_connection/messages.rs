@@ -188,16 +188,16 @@ mod tests {
 
     #[test]
     fn invalid_claim_is_rejected_with_reason() {
-        let refused = |change: fn(&mut wire::Claim)| {
+        let rejected = |change: fn(&mut wire::Claim)| {
             let mut wire = good();
             change(&mut wire);
-            claim(wire).expect_err("refused")
+            claim(wire).expect_err("rejected")
         };
-        assert_eq!(refused(|c| c.id = None), InvalidClaim::NoWorkspace);
-        assert_eq!(refused(|c| c.protocol = 2), InvalidClaim::Protocol(2));
-        assert_eq!(refused(|c| c.token_keys[0].public_key = vec![1]), InvalidClaim::NoKey);
+        assert_eq!(rejected(|c| c.id = None), InvalidClaim::NoWorkspace);
+        assert_eq!(rejected(|c| c.protocol = 2), InvalidClaim::Protocol(2));
+        assert_eq!(rejected(|c| c.token_keys[0].public_key = vec![1]), InvalidClaim::NoKey);
         assert_eq!(
-            refused(|c| drop(c.env.insert("A=B".into(), String::new()))),
+            rejected(|c| drop(c.env.insert("A=B".into(), String::new()))),
             InvalidClaim::Variable("A=B".into())
         );
     }

@@ -73,7 +73,7 @@ impl<'a> ControlSession<'a> {
     pub(super) async fn run(&mut self, life: CancellationToken) -> Result<SessionEnd, DisconnectError> {
         let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES);
         let connect = self.connect(life, messages);
-        let held = self.connection.claims.borrow().clone();
+        let held = self.connection.claim_sender.borrow().clone();
         send(&outbox, messages::hello(&self.connection.description, held.as_deref()))?;
         let inbound = tokio::select! {
             connected = connect => connected?,
@@ -103,7 +103,10 @@ impl<'a> ControlSession<'a> {
             let mut request = Request::new(ReceiverStream::new(messages));
             request.metadata_mut().insert(AUTHORIZATION.as_str(), bearer);
             let answer = timeout(HELLO_TIMEOUT, client.connect(request)).await;
-            Ok(answer.map_err(|_| DisconnectError::NoAnswer)?.map_err(DisconnectError::Refused)?.into_inner())
+            Ok(answer
+                .map_err(|_| DisconnectError::NoAnswer)?
+                .map_err(DisconnectError::Rejected)?
+                .into_inner())
         }
     }
 
@@ -116,18 +119,19 @@ impl<'a> ControlSession<'a> {
         let hello_deadline = Instant::now() + HELLO_TIMEOUT;
         let mut answered = false;
         loop {
-            let acknowledgement_timeout = heartbeats::acknowledgement_timeout(self.interval());
+            let timeout = heartbeats::acknowledgement_timeout(self.interval());
             tokio::select! {
                 received = inbound.message() => {
-                    let received = received.map_err(DisconnectError::Refused)?.ok_or(DisconnectError::Closed)?;
+                    let received = received.map_err(DisconnectError::Rejected)?;
+                    let received = received.ok_or(DisconnectError::Closed)?;
                     answered = true;
                     if let Some(message) = received.message {
                         self.handle_message(message, &outbox)?;
                     }
                 }
                 () = at(self.heartbeats.next()) => self.send_heartbeat(&outbox)?,
-                () = at(self.heartbeats.unacknowledged_since().map(|since| since + acknowledgement_timeout)) => {
-                    return Err(DisconnectError::Silent(acknowledgement_timeout));
+                () = at(self.heartbeats.unacknowledged_since().map(|since| since + timeout)) => {
+                    return Err(DisconnectError::Silent(timeout));
                 }
                 () = at((!answered).then_some(hello_deadline)) => return Err(DisconnectError::NoAnswer),
                 Ok(()) = revisions.changed() => {
@@ -170,7 +174,7 @@ impl<'a> ControlSession<'a> {
     /// Publishes the claim. An agent serves one epoch of one workspace for its whole life; any
     /// other claim shuts it down.
     fn accept_claim(&mut self, mut claim: Claim) {
-        let held = self.connection.claims.borrow().clone();
+        let held = self.connection.claim_sender.borrow().clone();
         if let Some(held) = &held
             && (&held.workspace_id, held.epoch) != (&claim.workspace_id, claim.epoch)
         {
@@ -193,7 +197,7 @@ impl<'a> ControlSession<'a> {
             self.connection.sleep.gate().enter_maintenance();
         }
         let interval = claim.policy.heartbeat_interval;
-        self.connection.claims.send_replace(Some(Arc::new(claim)));
+        self.connection.claim_sender.send_replace(Some(Arc::new(claim)));
         // The claim makes a heartbeat due; a repeated claim keeps the schedule.
         self.heartbeats.start(Instant::now(), interval);
     }
@@ -280,7 +284,7 @@ impl<'a> ControlSession<'a> {
     }
 
     fn interval(&self) -> Duration {
-        let claim = self.connection.claims.borrow();
+        let claim = self.connection.claim_sender.borrow();
         claim.as_ref().map(|claim| claim.policy.heartbeat_interval).unwrap_or_default()
     }
 

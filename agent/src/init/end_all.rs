@@ -17,12 +17,12 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Ends all descendants of this process. A concurrent task must reap its children.
 pub async fn end_all(grace: Duration) -> io::Result<()> {
-    let asked = Instant::now();
+    let started = Instant::now();
     for signal in [Signal::HUP, Signal::TERM, Signal::CONT] {
         signal_all(&live_descendants().await?, signal);
     }
     while !live_descendants().await?.is_empty() {
-        if asked.elapsed() >= grace {
+        if started.elapsed() >= grace {
             return kill_remaining().await;
         }
         sleep(POLL_INTERVAL).await;

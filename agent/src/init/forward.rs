@@ -47,11 +47,11 @@ impl RunningCommand {
 
     /// Forwards signals forever. One owned task runs it.
     pub async fn forward(&self) -> io::Result<Infallible> {
-        let listen = |wanted: Signal| Ok((wanted, signal(SignalKind::from_raw(wanted.as_raw()))?));
-        let mut heard: Vec<(Signal, unix::Signal)> =
+        let listen = |forwarded: Signal| Ok((forwarded, signal(SignalKind::from_raw(forwarded.as_raw()))?));
+        let mut streams: Vec<(Signal, unix::Signal)> =
             FORWARDED_SIGNALS.into_iter().map(listen).collect::<io::Result<_>>()?;
         loop {
-            let signal = next(&mut heard).await;
+            let signal = next(&mut streams).await;
             let passed = self.group().as_ref().is_some_and(|group| group.signal(signal));
             tracing::info!(
                 signal = signals::name(signal.as_raw()),
@@ -72,10 +72,11 @@ impl Drop for RunningCommandGuard {
     }
 }
 
-async fn next(heard: &mut [(Signal, unix::Signal)]) -> Signal {
+async fn next(streams: &mut [(Signal, unix::Signal)]) -> Signal {
     poll_fn(|cx| {
-        let ready =
-            heard.iter_mut().find_map(|(signal, heard)| heard.poll_recv(cx).is_ready().then_some(*signal));
+        let ready = streams
+            .iter_mut()
+            .find_map(|(signal, stream)| stream.poll_recv(cx).is_ready().then_some(*signal));
         ready.map_or(Poll::Pending, Poll::Ready)
     })
     .await

@@ -148,7 +148,7 @@ impl WorkspaceRuntime {
                 ActivityLevel::Busy => 1,
                 ActivityLevel::Active => 2,
             },
-            counted_idle: now.counted_idle.as_secs(),
+            counted_idle_seconds: now.counted_idle.as_secs(),
             cpu_cores: now.usage.cpu_cores,
             memory_bytes: now.usage.memory_bytes,
             terminal_bytes: now.terminal_bytes,

@@ -46,7 +46,7 @@ pub async fn check(State(claims): State<ClaimReceiver>, request: Request, next: 
             }
             next.run(request).await
         }
-        Err(refusal) => respond(request.headers(), refusal),
+        Err(error) => respond(request.headers(), error),
     }
 }
 

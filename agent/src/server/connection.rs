@@ -216,13 +216,13 @@ mod tests {
     #[test]
     fn oldest_unauthenticated_connection_is_closed_first() {
         let connections = ClientConnections::new(AgentMetrics::new());
-        let known = connections.try_acquire().expect("room");
-        known.auth.mark_authenticated();
+        let authenticated = connections.try_acquire().expect("a permit");
+        authenticated.auth.mark_authenticated();
         let unauthenticated: Vec<_> =
-            (0..MAX_UNAUTHENTICATED + 3).map(|_| connections.try_acquire().expect("room")).collect();
+            (0..MAX_UNAUTHENTICATED + 3).map(|_| connections.try_acquire().expect("a permit")).collect();
         let evicted: Vec<_> = unauthenticated.iter().map(|permit| permit.evicted.is_cancelled()).collect();
-        assert_eq!(evicted[..4], [true, true, true, false], "the oldest go first");
-        assert!(!known.evicted.is_cancelled());
+        assert_eq!(evicted[..4], [true, true, true, false], "the oldest are closed first");
+        assert!(!authenticated.evicted.is_cancelled());
         drop(unauthenticated);
         assert_eq!(connections.lock().count, 1);
         assert!(connections.lock().unauthenticated.is_empty());
@@ -233,7 +233,7 @@ mod tests {
         let connections = ClientConnections::new(AgentMetrics::new());
         let permits: Vec<_> = (0..MAX_CONNECTIONS)
             .map(|_| {
-                let permit = connections.try_acquire().expect("room");
+                let permit = connections.try_acquire().expect("a permit");
                 permit.auth.mark_authenticated();
                 permit
             })

@@ -19,15 +19,15 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 pub fn respond(headers: &HeaderMap, error: WireError) -> Response {
-    let asked = content_type(headers);
-    if !asked.starts_with(GRPC) {
+    let content_type = content_type(headers);
+    if !content_type.starts_with(GRPC) {
         return challenge(&error);
     }
     // A trailers-only response: without a message before it, gRPC and gRPC-web allow the status in
     // the headers.
     let mut response = Status::from(error).into_http::<Body>();
-    if asked.starts_with(GRPC_WEB) {
-        let same = HeaderValue::from_str(asked).unwrap_or(HeaderValue::from_static(GRPC_WEB));
+    if content_type.starts_with(GRPC_WEB) {
+        let same = HeaderValue::from_str(content_type).unwrap_or(HeaderValue::from_static(GRPC_WEB));
         response.headers_mut().insert(CONTENT_TYPE, same);
     }
     response

@@ -17,7 +17,7 @@ pub struct AgentInfo {
     pub start_ticks: u64,
     /// Identifies this run of the agent.
     pub boot_id: String,
-    /// `unix:PATH` or `IP:PORT`.
+    /// Listening address, as `unix:PATH` or `IP:PORT`.
     pub address: String,
     /// SHA-256 of the certificate in DER, lower-case hex.
     pub fingerprint: String,

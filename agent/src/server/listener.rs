@@ -105,11 +105,11 @@ fn is_listener_lost(error: &io::Error) -> bool {
 /// Binds a socket that only its owner may connect to. Uses a descriptor of the parent directory,
 /// because a socket address holds only 107 bytes and paths may be longer.
 async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let folder = File::open(folder)?;
-    let short = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
+    let directory = File::open(directory)?;
+    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
     remove_stale(&short).await?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -144,7 +144,7 @@ mod tests {
     async fn long_socket_path_works_and_stale_socket_is_replaced() {
         let dir = tempfile::tempdir().expect("dir");
         let deep = dir.path().join("x".repeat(120));
-        std::fs::create_dir(&deep).expect("folder");
+        std::fs::create_dir(&deep).expect("directory");
         let at = ListenAddress::Unix(deep.join("agent.sock"));
         let first = AgentListener::bind(&at).await.expect("listens");
         let mode = deep.join("agent.sock").metadata().expect("socket").permissions().mode();

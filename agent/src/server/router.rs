@@ -63,7 +63,9 @@ pub fn router(
     let grpc = grpc
         .add_service(health.max_decoding_message_size(MAX_HEALTH_REQUEST_BYTES))
         .add_service(reflection().with_service_name("grpc.reflection.v1.ServerReflection").build_v1()?)
-        .add_service(reflection().with_service_name("grpc.reflection.v1alpha.ServerReflection").build_v1alpha()?)
+        .add_service(
+            reflection().with_service_name("grpc.reflection.v1alpha.ServerReflection").build_v1alpha()?,
+        )
         .into_axum_router()
         .reset_fallback()
         .layer(from_fn_with_state(parts.closing, shutdown_trailers::end_streams))
@@ -93,12 +95,12 @@ async fn text(metrics: String) -> impl IntoResponse {
 
 async fn unknown(request: Request) -> Response {
     let path = request.uri().path();
-    let refusal = WireError::new(
+    let error = WireError::new(
         Reason::UnknownMethod,
         format!("unknown path {path}; use gRPC reflection to list the methods"),
     )
     .with("method", path);
-    error_response::respond(request.headers(), refusal)
+    error_response::respond(request.headers(), error)
 }
 
 /// Rejects calls of a gRPC service in any other protocol, with a message that says which it speaks.
@@ -112,10 +114,10 @@ async fn only_grpc(request: Request, next: Next) -> Response {
             return next.run(request).await;
         }
     }
-    let refusal = WireError::new(Reason::BadField, "this path accepts only gRPC over HTTP/2 and gRPC-web")
+    let error = WireError::new(Reason::BadField, "this path accepts only gRPC over HTTP/2 and gRPC-web")
         .with("field", "content-type")
         .with("allowed", "application/grpc over HTTP/2, application/grpc-web");
-    error_response::respond(request.headers(), refusal)
+    error_response::respond(request.headers(), error)
 }
 
 impl std::fmt::Debug for RouterParts {

@@ -34,7 +34,8 @@ pub(super) fn check(program: &Program) -> Result<(), SpawnError> {
     let (argv, env) = (cost(&mut argv()), cost(&mut env()));
     if argv + env > MAX_PROGRAM_BYTES {
         let problem = format!(
-            "arguments and environment have {} bytes (with {WORD_OVERHEAD_BYTES} more for each word and variable); at most \
+            "arguments and environment have {} bytes (with {WORD_OVERHEAD_BYTES} more for each \
+             word and variable); at most \
              {MAX_PROGRAM_BYTES} can be passed, so put the rest into a file",
             argv + env
         );
@@ -66,7 +67,7 @@ pub fn truncate_argv(argv: &[String]) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn refused(program: &Program) -> Option<(&'static str, String)> {
+    fn rejected(program: &Program) -> Option<(&'static str, String)> {
         match check(program) {
             Err(SpawnError::BadField { field, problem }) => Some((field, problem)),
             Err(error) => panic!("{error}"),
@@ -96,9 +97,9 @@ mod tests {
             (cwd(MAX_CWD_BYTES), cwd(MAX_CWD_BYTES + 1), "cwd", MAX_CWD_BYTES),
         ];
         for (fits, too_long, field, limit) in tables {
-            assert_eq!(refused(&fits), None);
-            let (refused, problem) = refused(&too_long).expect("too long");
-            assert_eq!(refused, field);
+            assert_eq!(rejected(&fits), None);
+            let (rejected, problem) = rejected(&too_long).expect("too long");
+            assert_eq!(rejected, field);
             assert!(problem.contains(&limit.to_string()), "{problem}");
         }
     }

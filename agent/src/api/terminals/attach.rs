@@ -29,8 +29,8 @@ pub(super) async fn pump(
         match request.request {
             Some(AttachCommand::Input(piece)) => typing.input(input(&piece)),
             Some(AttachCommand::Resize(resize)) => {
-                let wanted = size(resize.size)?.ok_or_else(|| bad("resize.size", "must be given"))?;
-                unless_ended(writer.resize(wanted, resize.take))?;
+                let size_request = size(resize.size)?.ok_or_else(|| bad("resize.size", "must be given"))?;
+                unless_ended(writer.resize(size_request, resize.take))?;
             }
             Some(AttachCommand::Ack(offset)) => writer.ack(offset),
             Some(AttachCommand::Signal(signal)) => {
@@ -58,11 +58,11 @@ fn unless_ended(done: Result<(), TerminalError>) -> Result<(), Status> {
 pub(super) fn responses(
     attachment: Attachment,
     failed: tokio::sync::oneshot::Receiver<Status>,
-    over: tokio_util::sync::DropGuard,
+    ended: tokio_util::sync::DropGuard,
 ) -> TerminalStream<pb::AttachResponse> {
-    let first = Some((attachment, Some(failed), over));
+    let first = Some((attachment, Some(failed), ended));
     Box::pin(stream::unfold(first, async |open| {
-        let (mut attachment, mut failed, over) = open?;
+        let (mut attachment, mut failed, ended) = open?;
         let problem = async {
             match &mut failed {
                 // The sender is dropped without an error when the client sends no more requests.
@@ -79,7 +79,7 @@ pub(super) fn responses(
                 let response = attached(event?);
                 // A receiver that has delivered its value must not be polled again.
                 let failed = failed.filter(|failed| !failed.is_terminated());
-                Some((Ok(response), Some((attachment, failed, over))))
+                Some((Ok(response), Some((attachment, failed, ended))))
             }
             problem = problem => Some((Err(problem), None)),
         }

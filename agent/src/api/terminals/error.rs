@@ -44,7 +44,7 @@ impl From<TerminalError> for WireError {
                 .retry_after(INPUT_RETRY),
             TerminalError::ReadOnly => wire(Reason::VerbMissing).with("verb", "terminal"),
             TerminalError::Ended(ended) => wire(Reason::Ended).with("exit", how(ended.status)),
-            TerminalError::Rejected(refused) => (*refused).into(),
+            TerminalError::Rejected(rejection) => (*rejection).into(),
             TerminalError::BadOffset { next } => wire(Reason::BadOffset).with("next", next),
             TerminalError::TooManyTerminals { limit } => {
                 wire(Reason::TooManyTerminals).with("limit", limit).with("what", "terminals")

@@ -89,7 +89,7 @@ async fn native_client_half_closes_and_reads_to_end() {
     tx.send(command_message(AttachCommand::Input(typed(7, 0, b"hello\n")))).await.expect("input");
     // Closes the request direction; responses continue.
     drop(tx);
-    let (mut output, mut refused, mut acked, mut exit) = (Vec::new(), None, 0, None);
+    let (mut output, mut rejected, mut acked, mut exit) = (Vec::new(), None, 0, None);
     while let Some(response) = timeout(DEADLINE, replies.message()).await.expect("in time").expect("no error")
     {
         match response.response.expect("something") {
@@ -100,10 +100,10 @@ async fn native_client_half_closes_and_reads_to_end() {
                 _ => {}
             },
             AttachReply::InputAck(ack) => acked = ack.next_offset,
-            AttachReply::InputRefused(why) => refused = Some((why.reason, why.expected_offset)),
+            AttachReply::InputRefused(why) => rejected = Some((why.reason, why.expected_offset)),
         }
     }
-    assert_eq!(refused, Some(("INPUT_HOLE".to_owned(), 0)));
+    assert_eq!(rejected, Some(("INPUT_HOLE".to_owned(), 0)));
     assert_eq!(acked, 6);
     assert!(String::from_utf8_lossy(&output).ends_with("got hello\r\n"), "{output:?}");
     let exit = exit.expect("the last frame");
@@ -179,31 +179,34 @@ async fn browser_watches_writes_and_resizes() {
 #[tokio::test]
 async fn invalid_requests_fail_with_reason() {
     let mut fixture = fixture(true);
-    let refused = fixture.client.create(create(&["no-such-program"])).await.expect_err("refused");
-    assert_eq!((refused.code(), reason(&refused)), (Code::FailedPrecondition, Some(Reason::ProgramNotFound)));
-    assert_eq!(detail(&refused, "program").as_deref(), Some("no-such-program"));
+    let rejected = fixture.client.create(create(&["no-such-program"])).await.expect_err("rejected");
+    assert_eq!(
+        (rejected.code(), reason(&rejected)),
+        (Code::FailedPrecondition, Some(Reason::ProgramNotFound))
+    );
+    assert_eq!(detail(&rejected, "program").as_deref(), Some("no-such-program"));
     let request =
         pb::CreateTerminalRequest { size: Some(pb::Size { rows: 0, cols: 80 }), ..create(&["cat"]) };
-    let refused = fixture.client.create(request).await.expect_err("refused");
+    let rejected = fixture.client.create(request).await.expect_err("rejected");
     assert_eq!(
-        (reason(&refused), detail(&refused, "field").as_deref()),
+        (reason(&rejected), detail(&rejected, "field").as_deref()),
         (Some(Reason::BadField), Some("size"))
     );
     // An Attach that does not begin with `open`, and one without a client id.
     for first in [command_message(AttachCommand::Ack(1)), open("whatever", "")] {
-        let refused = fixture.client.attach(stream::iter([first])).await.expect_err("refused");
-        assert_eq!(reason(&refused), Some(Reason::BadField), "{refused}");
+        let rejected = fixture.client.attach(stream::iter([first])).await.expect_err("rejected");
+        assert_eq!(reason(&rejected), Some(Reason::BadField), "{rejected}");
     }
     let get = pb::GetTerminalRequest { terminal_id: "nosuchthing1".into() };
-    let refused = fixture.client.get(get).await.expect_err("refused");
-    assert_eq!(reason(&refused), Some(Reason::TerminalNotFound));
+    let rejected = fixture.client.get(get).await.expect_err("rejected");
+    assert_eq!(reason(&rejected), Some(Reason::TerminalNotFound));
 }
 
 #[tokio::test]
 async fn unclaimed_agent_creates_no_terminal() {
     let mut fixture = fixture(false);
-    let refused = fixture.client.create(create(&["cat"])).await.expect_err("unclaimed");
-    assert_eq!(reason(&refused), Some(Reason::Unclaimed));
+    let rejected = fixture.client.create(create(&["cat"])).await.expect_err("unclaimed");
+    assert_eq!(reason(&rejected), Some(Reason::Unclaimed));
 }
 
 #[tokio::test]
@@ -214,15 +217,15 @@ async fn invalid_attach_request_ends_stream_with_reason() {
     let signal = pb::SignalName { signal: "NOSUCH".into(), session: false };
     let requests = [open(&id, "me"), command_message(AttachCommand::Signal(signal))];
     let mut replies = fixture.client.attach(stream::iter(requests)).await.expect("attached").into_inner();
-    let refused = loop {
+    let rejected = loop {
         match timeout(DEADLINE, replies.message()).await.expect("in time") {
             Ok(Some(_)) => {}
             Ok(None) => panic!("ended without a reason"),
-            Err(refused) => break refused,
+            Err(rejected) => break rejected,
         }
     };
     assert_eq!(
-        (reason(&refused), detail(&refused, "field").as_deref()),
+        (reason(&rejected), detail(&rejected, "field").as_deref()),
         (Some(Reason::BadField), Some("signal"))
     );
 }
