@@ -1,4 +1,4 @@
-//! AgentMetrics of the agent in the OpenMetrics text format.
+//! Metrics of the agent in the OpenMetrics text format.
 
 use std::sync::{Arc, atomic::AtomicU64};
 
@@ -21,7 +21,7 @@ struct MetricsInner {
     /// Control connections that broke or could not be established.
     control_connection_failures: Counter,
     connections: Gauge,
-    /// ClientConnections closed because there were too many, or because no token was presented.
+    /// Connections closed because there were too many, or because no token was presented.
     connections_rejected: Counter,
     gauges: Gauges,
 }
@@ -97,11 +97,11 @@ impl AgentMetrics {
         );
         registry.register(
             "control_connection_failures",
-            "ClientConnections to the control plane that broke or failed",
+            "Connections to the control plane that broke or failed",
             control_connection_failures.clone(),
         );
         registry.register("connections", "Open connections", connections.clone());
-        let help = "ClientConnections closed because there were too many or no token was presented";
+        let help = "Connections closed because there were too many or no token was presented";
         registry.register("connections_rejected", help, connections_rejected.clone());
         registry.register("terminals", "Open terminals", gauges.terminals.clone());
         registry.register("processes", "Processes in the workspace", gauges.processes.clone());

@@ -82,7 +82,7 @@ struct ShutdownStages {
     ending: CancellationToken,
     /// Open streams end with a status.
     streams: CancellationToken,
-    /// ClientConnections accept no more calls.
+    /// Connections accept no more calls.
     drain: CancellationToken,
     /// Everything has ended, and the control connection sends its final reports.
     ended: CancellationToken,

@@ -10,8 +10,8 @@ use crate::activity::assessment::ActivityLevel;
 
 /// Intervals without an acknowledgement after which the connection counts as dead.
 const MAX_UNACKNOWLEDGED_INTERVALS: u32 = 3;
-/// Random part of an interval, up and down, so that agents that started together do not send
-/// together.
+/// Fraction by which an interval varies randomly, up or down. Spreads the heartbeats of agents that
+/// started together.
 const JITTER: f64 = 0.1;
 /// Minimum time between two heartbeats that report a changed level.
 const MIN_CHANGE_INTERVAL: Duration = Duration::from_secs(1);
@@ -70,8 +70,7 @@ impl HeartbeatSchedule {
         self.acknowledged
     }
 
-    /// Time of the oldest heartbeat since the last acknowledgement, or of that acknowledgement if
-    /// newer heartbeats are unacknowledged.
+    /// Time since when an acknowledgement is missing. `None` if the newest heartbeat is acknowledged.
     pub(super) fn unacknowledged_since(&self) -> Option<Instant> {
         self.waiting
     }

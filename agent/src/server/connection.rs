@@ -29,7 +29,7 @@ use tower::Service;
 use super::listener::ClientStream;
 use crate::{metrics::AgentMetrics, tasks::ConnectionExecutor};
 
-/// ClientConnections at once. The next is closed before its handshake.
+/// Connections at once. The next is closed before its handshake.
 const MAX_CONNECTIONS: usize = 512;
 /// Unauthenticated connections at once. One more closes the oldest.
 const MAX_UNAUTHENTICATED: usize = 32;

@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::config::ListenAddress;
 
-/// ClientConnections that the kernel queues until they are accepted. Beyond it, clients are rejected or
+/// Connections that the kernel queues until they are accepted. Beyond it, clients are rejected or
 /// wait.
 const BACKLOG: i32 = 256;
 /// Delay after a failed accept, such as when descriptors or memory run out.
