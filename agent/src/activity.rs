@@ -159,7 +159,7 @@ impl ActivityMonitor {
         let presence = (self.0.probe)();
         let leases = lock(&self.0.leases).held(now);
         let sampler = lock(&self.0.sampler);
-        let (usage, measured) = (sampler.usage().clone(), sampler.measured());
+        let (usage, sampled_at) = (sampler.usage().clone(), sampler.sampled_at());
         drop(sampler);
         let intents: Vec<_> = Intent::RECORDED
             .into_iter()
@@ -167,18 +167,18 @@ impl ActivityMonitor {
             .collect();
         let last_intent = intents.iter().map(|(_, at)| *at).max();
         let (terminals, terminal_bytes) = (presence.terminals, presence.terminal_bytes);
-        let mut observed: Vec<_> = leases.iter().map(inputs::of_lease).collect();
-        observed.extend(measured.into_iter().flat_map(|at| inputs::of_work(&usage, at, &policy)));
-        observed.extend(inputs::of_presence(presence, now));
+        let mut observed: Vec<_> = leases.iter().map(inputs::from_lease).collect();
+        observed.extend(sampled_at.into_iter().flat_map(|at| inputs::from_work(&usage, at, &policy)));
+        observed.extend(inputs::from_presence(presence, now));
         let signals = ActivityInputs { claimed: self.cap_anchor(now), intents, observed };
-        let assessment = ActivityAssessment::of(&signals, &policy, now);
+        let assessment = ActivityAssessment::assess(&signals, &policy, now);
         let mut idle = lock(&self.0.idle);
         idle.observe(assessment.level, last_intent);
         ActivitySnapshot {
             counted_idle: idle.counted(),
             idle_timeout: policy.idle_timeout,
             leases,
-            warning: lock(&self.0.pending_warning).holds(assessment.level, last_intent),
+            warning: lock(&self.0.pending_warning).current(assessment.level, last_intent),
             usage,
             terminals,
             terminal_bytes,

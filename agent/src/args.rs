@@ -60,7 +60,7 @@ pub enum AgentLogFormat {
 
 impl AgentArgs {
     /// Parses the command line; the first word is the program's name.
-    pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<(Self, ArgMatches), clap::Error> {
+    pub fn parse_words(words: impl IntoIterator<Item = OsString>) -> Result<(Self, ArgMatches), clap::Error> {
         let matches = Self::command().try_get_matches_from(words)?;
         Ok((Self::from_arg_matches(&matches)?, matches))
     }
@@ -143,7 +143,7 @@ mod tests {
                 "code".into(),
                 "-x".into(),
             ]);
-            let (args, matches) = AgentArgs::read(words).expect("args");
+            let (args, matches) = AgentArgs::parse_words(words).expect("args");
             args.config(&matches)
         };
         let config = read("state").expect("config");

@@ -42,7 +42,7 @@ pub fn program(words: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// Runs the agent with the command line `words`, whose first word is the program's name. Returns
 /// when the agent has ended.
 pub fn main_with(words: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let (args, matches) = match AgentArgs::read(words) {
+    let (args, matches) = match AgentArgs::parse_words(words) {
         Ok(read) => read,
         // This includes --help and --version, which exit with 0.
         Err(error) => error.exit(),
@@ -73,7 +73,7 @@ fn run_recorded(
     // to write.
     let ended = std::panic::catch_unwind(AssertUnwindSafe(life));
     let (reason, code) = match ended {
-        Ok(Ok(ending)) => (ending.reason.to_string(), ending.exit_code()),
+        Ok(Ok(request)) => (request.reason.to_string(), request.exit_code()),
         Ok(Err(error)) => (error_chain(error.as_ref()), EXIT_FAILURE),
         Err(panic) => (format!("panic: {}", panic_message(panic.as_ref())), EXIT_FAILURE),
     };

@@ -136,21 +136,21 @@ pub async fn run(
     write_info(&config, &description, &server)?;
     let tasks = start(&workspace, connection, &config, &stages, metrics);
 
-    let ending = tokio::select! {
-        ending = shutdown.requested() => ending,
+    let request = tokio::select! {
+        request = shutdown.requested() => request,
         Err(error) = server.run(router, &stages.drain) => {
             ShutdownRequest::new(ShutdownReason::ListenerLost(error.to_string()))
         }
     };
-    tracing::info!(reason = %ending.reason, grace = ?ending.grace, "shutting down");
+    tracing::info!(reason = %request.reason, grace = ?request.grace, "shutting down");
     // Mark the agent not ready first. It has stopped accepting connections with `server.run`.
     ready.store(false, Ordering::Relaxed);
     set_health(&health, &health_of, ServingStatus::NotServing).await;
     // End the processes first, so that viewers still receive the exits.
     stages.ending.cancel();
     tokio::select! {
-        () = workspace.end(ending.grace) => {}
-        () = shutdown.forced() => workspace.end(Duration::ZERO).await,
+        () = workspace.end_processes(request.grace) => {}
+        () = shutdown.forced() => workspace.end_processes(Duration::ZERO).await,
     }
     if let Err(error) = workspace.terminals.save().await {
         tracing::error!(%error, "failed to save terminals");
@@ -163,7 +163,7 @@ pub async fn run(
         tracing::debug!("final reports to the control plane timed out");
     }
     tasks.end().await;
-    Ok(ending)
+    Ok(request)
 }
 
 /// Starts the long-lived tasks.

@@ -86,7 +86,7 @@ impl Launcher {
         if program.argv.iter().any(|a| a.contains('\0')) {
             return Err(SpawnError::BadField { field: "argv", problem: "contains a NUL byte".into() });
         }
-        let cwd = self.enterable(&program.cwd)?;
+        let cwd = self.resolve_cwd(&program.cwd)?;
         let path = find(name, &cwd, env.get("PATH").map_or(DEFAULT_PATH, String::as_str))?;
         runnable(name, &path)?;
         let mut command = Command::new(&path);
@@ -129,7 +129,7 @@ impl Launcher {
         Ok(env)
     }
 
-    fn enterable(&self, cwd: &str) -> Result<PathBuf, SpawnError> {
+    fn resolve_cwd(&self, cwd: &str) -> Result<PathBuf, SpawnError> {
         if cwd.contains('\0') {
             return Err(SpawnError::BadField { field: "cwd", problem: "contains a NUL byte".into() });
         }

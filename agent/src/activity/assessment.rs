@@ -89,7 +89,7 @@ impl ActivityInputs {
 // === impl ActivityAssessment ===
 
 impl ActivityAssessment {
-    pub fn of(signals: &ActivityInputs, policy: &AgentPolicy, now: Instant) -> Self {
+    pub fn assess(signals: &ActivityInputs, policy: &AgentPolicy, now: Instant) -> Self {
         let anchor = signals.anchor();
         let intents = signals.intents.iter().map(|(intent, at)| {
             evidence(
@@ -179,16 +179,16 @@ mod tests {
         ObservedSignal { signal, detail: "x".into(), last_seen: at, until }
     }
 
-    fn none(claimed: Instant) -> ActivityInputs {
+    fn no_inputs(claimed: Instant) -> ActivityInputs {
         ActivityInputs { claimed, intents: vec![], observed: vec![] }
     }
 
     #[test]
     fn keystroke_is_active_for_a_minute_then_shown_only() {
         let start = Instant::now();
-        let signals = ActivityInputs { intents: vec![(Intent::Keystroke, start)], ..none(start) };
+        let signals = ActivityInputs { intents: vec![(Intent::Keystroke, start)], ..no_inputs(start) };
         let at =
-            |s| ActivityAssessment::of(&signals, &AgentPolicy::default(), start + Duration::from_secs(s));
+            |s| ActivityAssessment::assess(&signals, &AgentPolicy::default(), start + Duration::from_secs(s));
         assert_eq!(at(59).level, ActivityLevel::Active);
         assert_eq!(at(59).next_change_in(), Some(Duration::from_secs(1)));
         assert_eq!(at(60).level, ActivityLevel::Idle);
@@ -200,12 +200,14 @@ mod tests {
         let start = Instant::now();
         let job = ActivityInputs {
             observed: vec![observed_signal(ActivitySignal::ForegroundJob, start)],
-            ..none(start)
+            ..no_inputs(start)
         };
-        let cpu =
-            ActivityInputs { observed: vec![observed_signal(ActivitySignal::Cpu, start)], ..none(start) };
+        let cpu = ActivityInputs {
+            observed: vec![observed_signal(ActivitySignal::Cpu, start)],
+            ..no_inputs(start)
+        };
         let at = |s: &ActivityInputs, after| {
-            ActivityAssessment::of(s, &AgentPolicy::default(), start + after).level
+            ActivityAssessment::assess(s, &AgentPolicy::default(), start + after).level
         };
         let second = Duration::from_secs(1);
         assert_eq!(at(&job, HOUR - second), ActivityLevel::Busy);
@@ -219,10 +221,11 @@ mod tests {
         let start = Instant::now();
         let mut signals = ActivityInputs {
             observed: vec![observed_signal(ActivitySignal::ForegroundJob, start)],
-            ..none(start)
+            ..no_inputs(start)
         };
         signals.intents.push((Intent::Keystroke, start + 2 * HOUR));
-        let later = ActivityAssessment::of(&signals, &AgentPolicy::default(), start + 2 * HOUR + HOUR / 2);
+        let later =
+            ActivityAssessment::assess(&signals, &AgentPolicy::default(), start + 2 * HOUR + HOUR / 2);
         assert_eq!(later.level, ActivityLevel::Busy);
         assert_eq!(later.evidence[0].holds_for, HOUR / 2);
     }
@@ -230,9 +233,11 @@ mod tests {
     #[test]
     fn lease_is_busy_exactly_until_expiry() {
         let start = Instant::now();
-        let signals =
-            ActivityInputs { observed: vec![observed_signal(ActivitySignal::Lease, start)], ..none(start) };
-        let at = |after| ActivityAssessment::of(&signals, &AgentPolicy::default(), start + after).level;
+        let signals = ActivityInputs {
+            observed: vec![observed_signal(ActivitySignal::Lease, start)],
+            ..no_inputs(start)
+        };
+        let at = |after| ActivityAssessment::assess(&signals, &AgentPolicy::default(), start + after).level;
         assert_eq!(at(HOUR - Duration::from_nanos(1)), ActivityLevel::Busy);
         assert_eq!(at(HOUR), ActivityLevel::Idle);
     }
@@ -263,22 +268,22 @@ mod tests {
         #[test]
         fn removed_signal_never_raises_level((signals, now) in signals()) {
             let policy = AgentPolicy::default();
-            let full = ActivityAssessment::of(&signals, &policy, now).level;
+            let full = ActivityAssessment::assess(&signals, &policy, now).level;
             for i in 0..signals.intents.len() {
                 let mut less = signals.clone();
                 less.intents.remove(i);
-                prop_assert!(ActivityAssessment::of(&less, &policy, now).level <= full);
+                prop_assert!(ActivityAssessment::assess(&less, &policy, now).level <= full);
             }
             for i in 0..signals.observed.len() {
                 let mut less = signals.clone();
                 less.observed.remove(i);
-                prop_assert!(ActivityAssessment::of(&less, &policy, now).level <= full);
+                prop_assert!(ActivityAssessment::assess(&less, &policy, now).level <= full);
             }
         }
 
         #[test]
         fn first_evidence_decides_level((signals, now) in signals()) {
-            let assessed = ActivityAssessment::of(&signals, &AgentPolicy::default(), now);
+            let assessed = ActivityAssessment::assess(&signals, &AgentPolicy::default(), now);
             let strongest = assessed.evidence.first().filter(|e| !e.capped);
             prop_assert_eq!(assessed.level, strongest.map_or(ActivityLevel::Idle, |e| level_of(e.signal)));
             prop_assert_eq!(assessed.evidence.len(), signals.intents.len() + signals.observed.len());
@@ -288,16 +293,16 @@ mod tests {
         fn only_lease_outlives_work_cap((signals, _) in signals()) {
             let policy = AgentPolicy::default();
             let capped = signals.anchor() + policy.work_cap;
-            let assessed = ActivityAssessment::of(&signals, &policy, capped);
+            let assessed = ActivityAssessment::assess(&signals, &policy, capped);
             prop_assert!(assessed.evidence.iter().all(|e| e.capped || e.signal == ActivitySignal::Lease));
         }
 
         #[test]
         fn level_is_stable_until_next_change((signals, now) in signals()) {
             let policy = AgentPolicy::default();
-            let assessed = ActivityAssessment::of(&signals, &policy, now);
+            let assessed = ActivityAssessment::assess(&signals, &policy, now);
             if let Some(left) = assessed.next_change_in() {
-                let before = ActivityAssessment::of(&signals, &policy, now + left - Duration::from_nanos(1));
+                let before = ActivityAssessment::assess(&signals, &policy, now + left - Duration::from_nanos(1));
                 prop_assert!(before.is_equivalent(&assessed) || before.level == assessed.level);
             }
         }

@@ -104,13 +104,13 @@ impl CpuIoSampler {
     }
 
     /// Time of the last sample.
-    pub fn measured(&self) -> Option<Instant> {
+    pub fn sampled_at(&self) -> Option<Instant> {
         self.samples.back().map(|p| p.at)
     }
 
     /// Adds a sample. `terminal_bytes` is the total printed to terminals since the agent started.
     pub fn add(&mut self, walk: &ProcSnapshot, terminal_bytes: u64, at: Instant, window: Duration) {
-        let since = self.measured();
+        let since = self.sampled_at();
         let now: HashMap<_, _> =
             walk.processes.iter().map(|p| ((p.pid, p.start), self.counters(p))).collect();
         let alive = |pid: i32| walk.processes.iter().any(|p| p.pid == pid);

@@ -21,7 +21,10 @@ pub struct TerminalPresence {
 }
 
 /// A foreground command counts for as long as it is observed.
-pub(super) fn of_presence(presence: TerminalPresence, now: Instant) -> impl Iterator<Item = ObservedSignal> {
+pub(super) fn from_presence(
+    presence: TerminalPresence,
+    now: Instant,
+) -> impl Iterator<Item = ObservedSignal> {
     presence.foreground.into_iter().map(move |detail| ObservedSignal {
         signal: ActivitySignal::ForegroundJob,
         detail,
@@ -31,7 +34,7 @@ pub(super) fn of_presence(presence: TerminalPresence, now: Instant) -> impl Iter
 }
 
 /// A lease counts until it expires.
-pub(super) fn of_lease(lease: &KeepAwakeLease) -> ObservedSignal {
+pub(super) fn from_lease(lease: &KeepAwakeLease) -> ObservedSignal {
     let reason = if lease.reason.is_empty() { String::new() } else { format!(": {}", lease.reason) };
     ObservedSignal {
         signal: ActivitySignal::Lease,
@@ -42,7 +45,7 @@ pub(super) fn of_lease(lease: &KeepAwakeLease) -> ObservedSignal {
 }
 
 /// Work that reaches the policy's thresholds. It counts for one window after the last sample.
-pub(super) fn of_work(usage: &ProcessUsage, at: Instant, policy: &AgentPolicy) -> Vec<ObservedSignal> {
+pub(super) fn from_work(usage: &ProcessUsage, at: Instant, policy: &AgentPolicy) -> Vec<ObservedSignal> {
     let observed = |signal, detail| ObservedSignal {
         signal,
         detail,

@@ -25,7 +25,7 @@ impl PendingWarning {
     /// The warning that is still valid. Use of the workspace discards it for good; only a new
     /// warning replaces it. An intent after the warning counts as use even if the level it caused
     /// was never assessed.
-    pub fn holds(&mut self, level: ActivityLevel, last_intent: Option<Instant>) -> Option<SleepWarning> {
+    pub fn current(&mut self, level: ActivityLevel, last_intent: Option<Instant>) -> Option<SleepWarning> {
         self.0.take_if(|(_, received)| {
             level != ActivityLevel::Idle || last_intent.is_some_and(|at| at > *received)
         });
@@ -45,24 +45,24 @@ mod tests {
         let warning = |reason: &str| Some(SleepWarning { at: SystemTime::UNIX_EPOCH, reason: reason.into() });
         let (before, after) =
             (start.checked_sub(Duration::from_secs(60)), Some(start + Duration::from_secs(1)));
-        assert_eq!(pending_warning.holds(ActivityLevel::Idle, before), None);
+        assert_eq!(pending_warning.current(ActivityLevel::Idle, before), None);
         pending_warning.warn(warning("one"), start);
         pending_warning.warn(warning("two"), start);
-        assert_eq!(pending_warning.holds(ActivityLevel::Idle, before), warning("two"));
+        assert_eq!(pending_warning.current(ActivityLevel::Idle, before), warning("two"));
         pending_warning.warn(None, start);
-        assert_eq!(pending_warning.holds(ActivityLevel::Idle, before), None);
+        assert_eq!(pending_warning.current(ActivityLevel::Idle, before), None);
         pending_warning.warn(warning("three"), start);
         assert_eq!(
-            pending_warning.holds(ActivityLevel::Idle, after),
+            pending_warning.current(ActivityLevel::Idle, after),
             None,
             "an intent discards the warning even if its level was never assessed"
         );
         assert_eq!(
-            pending_warning.holds(ActivityLevel::Idle, before),
+            pending_warning.current(ActivityLevel::Idle, before),
             None,
             "a discarded warning does not come back"
         );
         pending_warning.warn(warning("four"), start);
-        assert_eq!(pending_warning.holds(ActivityLevel::Busy, before), None);
+        assert_eq!(pending_warning.current(ActivityLevel::Busy, before), None);
     }
 }

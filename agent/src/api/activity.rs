@@ -63,7 +63,7 @@ impl activity_server::Activity for ActivityService {
         &self,
         _: Request<wire::GetActivityRequest>,
     ) -> Result<Response<wire::GetActivityResponse>, Status> {
-        let activity = Some(state(&self.activity.snapshot()));
+        let activity = Some(activity_state(&self.activity.snapshot()));
         Ok(Response::new(wire::GetActivityResponse { activity }))
     }
 
@@ -112,7 +112,7 @@ async fn next(mut watcher: ActivityWatcher) -> Option<(WatchItem, ActivityWatche
         }
     }
     watcher.revisions.mark_unchanged();
-    let activity = Some(state(&watcher.service.activity.snapshot()));
+    let activity = Some(activity_state(&watcher.service.activity.snapshot()));
     Some((Ok(wire::WatchActivityResponse { activity }), watcher))
 }
 
@@ -139,13 +139,13 @@ fn lease_error(error: LeaseError) -> WireError {
 }
 
 /// Converts a snapshot to its proto message.
-pub fn state(snapshot: &ActivitySnapshot) -> wire::ActivityState {
+pub fn activity_state(snapshot: &ActivitySnapshot) -> wire::ActivityState {
     let usage = &snapshot.usage;
     wire::ActivityState {
         level: level(snapshot.assessment.level).into(),
         evidence: snapshot.assessment.evidence.iter().map(evidence).collect(),
-        counted_idle: Some(span(snapshot.counted_idle)),
-        idle_timeout: Some(span(snapshot.idle_timeout)),
+        counted_idle: Some(to_proto_duration(snapshot.counted_idle)),
+        idle_timeout: Some(to_proto_duration(snapshot.idle_timeout)),
         leases: snapshot.leases.iter().map(|held| lease(held, snapshot.at)).collect(),
         usage: Some(wire::Usage {
             cpu_cores: usage.cpu_cores,
@@ -183,8 +183,8 @@ fn evidence(evidence: &ActivityEvidence) -> wire::Evidence {
     wire::Evidence {
         signal: signal.into(),
         detail: evidence.detail.clone(),
-        age: Some(span(evidence.age)),
-        holds_for: Some(span(evidence.holds_for)),
+        age: Some(to_proto_duration(evidence.age)),
+        holds_for: Some(to_proto_duration(evidence.holds_for)),
         capped: evidence.capped,
     }
 }
@@ -193,11 +193,11 @@ fn lease(lease: &KeepAwakeLease, now: std::time::Instant) -> wire::Lease {
     wire::Lease {
         name: lease.name.clone(),
         reason: lease.reason.clone(),
-        remaining: Some(span(lease.expires_at.saturating_duration_since(now))),
+        remaining: Some(to_proto_duration(lease.expires_at.saturating_duration_since(now))),
     }
 }
 
-fn span(duration: Duration) -> prost_types::Duration {
+fn to_proto_duration(duration: Duration) -> prost_types::Duration {
     // Fails only for durations beyond 292 billion years.
     duration.try_into().unwrap_or_default()
 }

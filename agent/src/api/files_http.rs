@@ -45,22 +45,22 @@ pub fn router(files: Files) -> Router {
 }
 
 async fn download(State(files): State<Files>, request: Request) -> Response {
-    respond(send(files, &request.into_parts().0).await)
+    respond(serve_file(files, &request.into_parts().0).await)
 }
 
 async fn upload(State(files): State<Files>, request: Request) -> Response {
-    respond(take(files, request).await)
+    respond(store_upload(files, request).await)
 }
 
 fn respond(result: Result<Response, FileError>) -> Response {
     result.unwrap_or_else(|error| problem(&WireError::from(error)))
 }
 
-async fn send(files: Files, request: &Parts) -> Result<Response, FileError> {
+async fn serve_file(files: Files, request: &Parts) -> Result<Response, FileError> {
     let reading = files.read(path(request)?).await?;
     let (headers, size) = (&request.headers, reading.entry.size);
     let mut response = Response::new(Body::empty());
-    describe(&reading.entry, response.headers_mut());
+    set_entity_headers(&reading.entry, response.headers_mut());
     let tag = etag(&reading.entry);
     if text(headers, &header::IF_NONE_MATCH)
         .is_some_and(|tags| tags == "*" || tags.split(',').any(|t| t.trim() == tag))
@@ -69,9 +69,9 @@ async fn send(files: Files, request: &Parts) -> Result<Response, FileError> {
         return Ok(response);
     }
     // A range of a different version than the client's other ranges would not form a valid file.
-    let same = text(headers, &header::IF_RANGE).is_none_or(|version| version == tag);
+    let same_version = text(headers, &header::IF_RANGE).is_none_or(|version| version == tag);
     let requested = text(headers, &header::RANGE)
-        .filter(|_| same)
+        .filter(|_| same_version)
         .map_or(RequestedRange::Whole, |range| range::parse(range, size));
     let reading = match requested {
         RequestedRange::Whole => reading,
@@ -96,7 +96,7 @@ async fn send(files: Files, request: &Parts) -> Result<Response, FileError> {
     Ok(response)
 }
 
-async fn take(files: Files, request: Request) -> Result<Response, FileError> {
+async fn store_upload(files: Files, request: Request) -> Result<Response, FileError> {
     let (request, mut body) = request.into_parts();
     let path = path(&request)?;
     let headers = &request.headers;
@@ -138,7 +138,7 @@ fn path(request: &Parts) -> Result<RelPath, FileError> {
     parse(&decoded)
 }
 
-fn describe(entry: &FileEntry, headers: &mut HeaderMap) {
+fn set_entity_headers(entry: &FileEntry, headers: &mut HeaderMap) {
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(header::ETAG, value(etag(entry)));
     if entry.modified.duration_since(UNIX_EPOCH).is_ok_and(|since| since < LAST_HTTP_DATE) {
@@ -235,7 +235,7 @@ mod tests {
                 ino: 1,
             };
             let mut headers = HeaderMap::new();
-            describe(&entry, &mut headers);
+            set_entity_headers(&entry, &mut headers);
             assert_eq!(headers.contains_key(header::LAST_MODIFIED), dated, "{modified:?}");
         }
     }

@@ -65,7 +65,7 @@ pub fn hello(description: &AgentDescription, held: Option<&Claim>) -> wire::Agen
 }
 
 pub fn heartbeat(sequence: u64, snapshot: &ActivitySnapshot) -> wire::AgentMessage {
-    let heartbeat = wire::Heartbeat { sequence, activity: Some(api::activity::state(snapshot)) };
+    let heartbeat = wire::Heartbeat { sequence, activity: Some(api::activity::activity_state(snapshot)) };
     wire::AgentMessage { message: Some(wire::agent_message::Message::Heartbeat(heartbeat)) }
 }
 
@@ -93,7 +93,7 @@ pub fn done(id: u64) -> wire::AgentMessage {
 /// Reports that a directive was declined.
 pub fn declined(id: u64, reason: &str, snapshot: &ActivitySnapshot) -> wire::AgentMessage {
     let declined =
-        wire::Declined { reason: reason.to_owned(), activity: Some(api::activity::state(snapshot)) };
+        wire::Declined { reason: reason.to_owned(), activity: Some(api::activity::activity_state(snapshot)) };
     result(id, wire::directive_result::Result::Declined(declined))
 }
 

@@ -41,7 +41,7 @@ const ORIGIN: &str = "https://podling-control";
 /// How a session ended without an error.
 #[derive(Debug)]
 pub(super) enum SessionEnd {
-    /// The agent is ending.
+    /// The agent is request.
     Finished,
 }
 
@@ -220,10 +220,10 @@ impl<'a> ControlSession<'a> {
         match directive.directive {
             Some(Directive::Drain(drain)) => {
                 let grace = drain.grace.and_then(|grace| Duration::try_from(grace).ok());
-                let mut ending = ShutdownRequest::new(ShutdownReason::Drained);
-                ending.grace = grace.unwrap_or(ending.grace);
+                let mut request = ShutdownRequest::new(ShutdownReason::Drained);
+                request.grace = grace.unwrap_or(request.grace);
                 self.draining.push(id);
-                self.connection.shutdown.request(ending);
+                self.connection.shutdown.request(request);
                 Ok(())
             }
             Some(Directive::Warn(warn)) => {

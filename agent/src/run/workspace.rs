@@ -109,7 +109,7 @@ impl WorkspaceRuntime {
 
     /// Ends all terminals and processes: signals at once, KILL after `grace`. Nothing new starts
     /// from here on.
-    pub(super) async fn end(&self, grace: Duration) {
+    pub(super) async fn end_processes(&self, grace: Duration) {
         let rest = async {
             // Only an init may end every descendant. Any other process may have children outside
             // the workspace.
@@ -129,7 +129,7 @@ impl WorkspaceRuntime {
         self.sleep.committed().await;
         tracing::info!("falling asleep");
         ending.cancel();
-        self.end(DEFAULT_GRACE).await;
+        self.end_processes(DEFAULT_GRACE).await;
         self.terminals.save().await?;
         self.files.drain_and_sync().await?;
         self.sleep.complete();
