@@ -31,7 +31,7 @@ use self::{
     idle::{ClockReading, IdleCounter},
     leases::{KeepAwakeLease, LeaseError, LeaseTable},
     proc::ProcSnapshot,
-    warning::{PendingWarning, SleepWarning},
+    warning::{PendingWarning, SleepNotice},
 };
 pub use self::{inputs::TerminalPresence, snapshot::ActivitySnapshot};
 use crate::{
@@ -219,7 +219,7 @@ impl ActivityMonitor {
     }
 
     /// Sets the control plane's sleep warning; `None` withdraws it.
-    pub fn warn(&self, warning: Option<SleepWarning>) {
+    pub fn warn(&self, warning: Option<SleepNotice>) {
         lock(&self.0.pending_warning).warn(warning, Instant::now());
         self.0.wake.notify_one();
     }

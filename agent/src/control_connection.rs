@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     backoff::ReconnectBackoff,
-    session::{ControlSession, SessionEnd},
+    session::{ControlSession, ControlSessionEnd},
 };
 use crate::{
     activity::ActivityMonitor, claim::Claim, config::ControlEndpoint, metrics::AgentMetrics,
@@ -72,7 +72,7 @@ impl ControlConnection {
             drop(ends_with_us);
             self.activity.disconnected();
             match over {
-                Ok(SessionEnd::Finished) => return Ok(()),
+                Ok(ControlSessionEnd::Finished) => return Ok(()),
                 Err(error) => {
                     self.metrics.control_connection_failed();
                     if session.was_healthy() {

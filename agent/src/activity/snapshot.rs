@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    assessment::ActivityAssessment, cpu_io::ProcessUsage, leases::KeepAwakeLease, warning::SleepWarning,
+    assessment::ActivityAssessment, cpu_io::ProcessUsage, leases::KeepAwakeLease, warning::SleepNotice,
 };
 
 #[derive(Debug, Clone)]
@@ -16,7 +16,7 @@ pub struct ActivitySnapshot {
     /// Leases that had not expired, ordered by name.
     pub leases: Vec<KeepAwakeLease>,
     /// The control plane's pending sleep warning, if any.
-    pub warning: Option<SleepWarning>,
+    pub warning: Option<SleepNotice>,
     pub usage: ProcessUsage,
     /// Number of open terminals.
     pub terminals: u32,

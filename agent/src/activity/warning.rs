@@ -6,7 +6,7 @@ use super::assessment::ActivityLevel;
 
 /// Announces that the workspace will sleep unless it is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SleepWarning {
+pub struct SleepNotice {
     /// Time at which the workspace will fall asleep.
     pub at: SystemTime,
     pub reason: String,
@@ -14,18 +14,18 @@ pub struct SleepWarning {
 
 /// The last warning, until it is withdrawn or the workspace is used.
 #[derive(Debug, Default)]
-pub struct PendingWarning(Option<(SleepWarning, Instant)>);
+pub struct PendingWarning(Option<(SleepNotice, Instant)>);
 
 impl PendingWarning {
     /// Replaces the previous warning; `None` withdraws it.
-    pub fn warn(&mut self, warning: Option<SleepWarning>, now: Instant) {
+    pub fn warn(&mut self, warning: Option<SleepNotice>, now: Instant) {
         self.0 = warning.map(|warning| (warning, now));
     }
 
     /// The warning that is still valid. Use of the workspace discards it for good; only a new
     /// warning replaces it. An intent after the warning counts as use even if the level it caused
     /// was never assessed.
-    pub fn current(&mut self, level: ActivityLevel, last_intent: Option<Instant>) -> Option<SleepWarning> {
+    pub fn current(&mut self, level: ActivityLevel, last_intent: Option<Instant>) -> Option<SleepNotice> {
         self.0.take_if(|(_, received)| {
             level != ActivityLevel::Idle || last_intent.is_some_and(|at| at > *received)
         });
@@ -42,7 +42,7 @@ mod tests {
     #[test]
     fn warning_is_valid_until_replaced_withdrawn_or_used() {
         let (mut pending_warning, start) = (PendingWarning::default(), Instant::now());
-        let warning = |reason: &str| Some(SleepWarning { at: SystemTime::UNIX_EPOCH, reason: reason.into() });
+        let warning = |reason: &str| Some(SleepNotice { at: SystemTime::UNIX_EPOCH, reason: reason.into() });
         let (before, after) =
             (start.checked_sub(Duration::from_secs(60)), Some(start + Duration::from_secs(1)));
         assert_eq!(pending_warning.current(ActivityLevel::Idle, before), None);

@@ -7,7 +7,7 @@ use podling_proto::{control::v1 as wire, token::VerifyingKeys};
 
 use super::AgentDescription;
 use crate::{
-    activity::{ActivitySnapshot, warning::SleepWarning},
+    activity::{ActivitySnapshot, warning::SleepNotice},
     api,
     claim::{AgentPolicy, Claim},
     sleep::SleepUrgency,
@@ -70,9 +70,9 @@ pub fn heartbeat(sequence: u64, snapshot: &ActivitySnapshot) -> wire::AgentMessa
 }
 
 /// Parses a warning. One without a time withdraws the previous one.
-pub fn warning(warn: wire::Warn) -> Option<SleepWarning> {
+pub fn warning(warn: wire::Warn) -> Option<SleepNotice> {
     let at = warn.at.and_then(|at| SystemTime::try_from(at).ok())?;
-    Some(SleepWarning { at, reason: warn.reason.chars().take(MAX_REASON_CHARS).collect() })
+    Some(SleepNotice { at, reason: warn.reason.chars().take(MAX_REASON_CHARS).collect() })
 }
 
 /// Parses a prepare directive into the hold and the urgency. `force` takes precedence over `asked`.

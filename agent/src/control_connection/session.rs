@@ -40,7 +40,7 @@ const ORIGIN: &str = "https://podling-control";
 
 /// How a session ended without an error.
 #[derive(Debug)]
-pub(super) enum SessionEnd {
+pub(super) enum ControlSessionEnd {
     /// The agent is request.
     Finished,
 }
@@ -70,14 +70,17 @@ impl<'a> ControlSession<'a> {
     }
 
     /// Dials, sends hello, and runs until the stream breaks or the agent has ended.
-    pub(super) async fn run(&mut self, life: CancellationToken) -> Result<SessionEnd, DisconnectError> {
+    pub(super) async fn run(
+        &mut self,
+        life: CancellationToken,
+    ) -> Result<ControlSessionEnd, DisconnectError> {
         let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES);
         let connect = self.connect(life, messages);
         let held = self.connection.claim_sender.borrow().clone();
         send(&outbox, messages::hello(&self.connection.description, held.as_deref()))?;
         let inbound = tokio::select! {
             connected = connect => connected?,
-            () = self.connection.ended.cancelled() => return Ok(SessionEnd::Finished),
+            () = self.connection.ended.cancelled() => return Ok(ControlSessionEnd::Finished),
         };
         self.exchange(outbox, inbound).await
     }
@@ -114,7 +117,7 @@ impl<'a> ControlSession<'a> {
         &mut self,
         outbox: mpsc::Sender<AgentMessage>,
         mut inbound: Streaming<wire::ControlMessage>,
-    ) -> Result<SessionEnd, DisconnectError> {
+    ) -> Result<ControlSessionEnd, DisconnectError> {
         let mut revisions = self.connection.activity.subscribe();
         let hello_deadline = Instant::now() + HELLO_TIMEOUT;
         let mut answered = false;
@@ -293,7 +296,7 @@ impl<'a> ControlSession<'a> {
         &mut self,
         outbox: mpsc::Sender<AgentMessage>,
         mut inbound: Streaming<wire::ControlMessage>,
-    ) -> Result<SessionEnd, DisconnectError> {
+    ) -> Result<ControlSessionEnd, DisconnectError> {
         for id in self.draining.drain(..) {
             send(&outbox, messages::done(id))?;
         }
@@ -302,7 +305,7 @@ impl<'a> ControlSession<'a> {
         if timeout(CLOSE_TIMEOUT, drained).await.is_err() {
             tracing::debug!("control plane did not close the stream in time");
         }
-        Ok(SessionEnd::Finished)
+        Ok(ControlSessionEnd::Finished)
     }
 }
 
