@@ -219,10 +219,10 @@ fn event_stream<T: Send + 'static>(
     receiver: Receiver<T>,
     work: JoinHandle<Result<(), ArchiveError>>,
 ) -> impl Stream<Item = Result<T, ArchiveError>> + Send + 'static {
-    let said =
+    let messages =
         stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
-    let ended = stream::once(async move {
+    let failure = stream::once(async move {
         work.await.unwrap_or_else(|_| Err(ArchiveError::fault("working on an archive"))).err()
     });
-    said.map(Ok).chain(ended.filter_map(|failure| async move { failure.map(Err) }))
+    messages.map(Ok).chain(failure.filter_map(|error| async move { error.map(Err) }))
 }

@@ -172,14 +172,14 @@ impl Process {
             return Err(ProcessError::StaleEpoch { epoch: self.epoch });
         }
         loop {
-            let fed = self.stdin_progress.notified();
-            tokio::pin!(fed);
-            fed.as_mut().enable();
+            let progressed = self.stdin_progress.notified();
+            tokio::pin!(progressed);
+            progressed.as_mut().enable();
             if let Some(progress) = Attempt::retry_while_held(|| self.offer_stdin(offset, &data, end)).await?
             {
                 return Ok(progress);
             }
-            fed.await;
+            progressed.await;
         }
     }
 
@@ -210,8 +210,8 @@ impl Process {
     /// Requests termination of the whole group: HUP and TERM now, KILL after `grace`.
     fn end(&self, grace: Duration) {
         let mut state = self.state();
-        let sooner = state.requested_grace.map_or(grace, |before| before.min(grace));
-        state.requested_grace = Some(sooner);
+        let shortest = state.requested_grace.map_or(grace, |before| before.min(grace));
+        state.requested_grace = Some(shortest);
         drop(state);
         self.task_wakeup.notify_one();
     }

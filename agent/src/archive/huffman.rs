@@ -211,10 +211,10 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(3);
         for length in [100_000, 393_216, 1_000_000] {
             let input: Vec<u8> = (0..length).map(|_| random.u8(..64)).collect();
-            let (out, said) = (packed(&input).len(), ByteCounts::of(&input).cost());
+            let (out, estimate) = (packed(&input).len(), ByteCounts::of(&input).cost());
             assert!(
-                said.abs_diff(length / 4 * 3) < 50 && out.abs_diff(said) < 200 + length / 200,
-                "{out} {said}"
+                estimate.abs_diff(length / 4 * 3) < 50 && out.abs_diff(estimate) < 200 + length / 200,
+                "{out} {estimate}"
             );
         }
     }

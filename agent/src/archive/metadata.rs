@@ -38,23 +38,23 @@ impl EntryMetadata {
     }
 
     fn look(dir: impl AsFd, name: &OsStr, flags: AtFlags) -> Result<Self, Errno> {
-        let asked = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
-        let told = match statx(dir.as_fd(), name, flags, asked) {
+        let mask = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+        let stat = match statx(dir.as_fd(), name, flags, mask) {
             Err(Errno::NOSYS | Errno::PERM) => {
                 return statat(dir, name, flags).map(|stat| Self::plain(&stat));
             }
-            told => told?,
+            stat => stat?,
         };
-        let known = told.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+        let has_mount_id = stat.stx_mask & StatxFlags::MNT_ID.bits() != 0;
         Ok(Self {
-            kind: kind(told.stx_mode.into()),
-            mode: u32::from(told.stx_mode) & 0o7777,
-            size: told.stx_size,
-            modified: (told.stx_mtime.tv_sec, told.stx_mtime.tv_nsec),
-            changed: (told.stx_ctime.tv_sec, told.stx_ctime.tv_nsec),
-            device: u64::from(told.stx_dev_major) << 32 | u64::from(told.stx_dev_minor),
-            inode: told.stx_ino,
-            mount: known.then_some(told.stx_mnt_id),
+            kind: kind(stat.stx_mode.into()),
+            mode: u32::from(stat.stx_mode) & 0o7777,
+            size: stat.stx_size,
+            modified: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
+            changed: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
+            device: u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor),
+            inode: stat.stx_ino,
+            mount: has_mount_id.then_some(stat.stx_mnt_id),
         })
     }
 

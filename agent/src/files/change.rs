@@ -49,7 +49,7 @@ pub(crate) fn mkdir(
 
 /// Creates the missing directories above `path`.
 pub(super) fn make_parents(root: &WorkspaceRoot, path: &RelPath) -> Result<(), FileError> {
-    for directory in path.above() {
+    for directory in path.ancestors() {
         match root.open_path(&directory, SymlinkMode::Follow) {
             Ok(_) => continue,
             Err(FileError::NotFound { .. }) => {}

@@ -107,8 +107,8 @@ mod tests {
     fn extreme_times_convert_to_wire() {
         for seconds in [i64::MIN, i64::MIN + 1, -1, 0, i64::MAX] {
             for nanos in [0, 999_999_999] {
-                let told = prost_types::Timestamp::from(unix_system_time(seconds, nanos));
-                assert_eq!(told.seconds, seconds.max(-i64::MAX), "{seconds} s and {nanos} ns");
+                let timestamp = prost_types::Timestamp::from(unix_system_time(seconds, nanos));
+                assert_eq!(timestamp.seconds, seconds.max(-i64::MAX), "{seconds} s and {nanos} ns");
             }
         }
     }

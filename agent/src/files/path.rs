@@ -79,7 +79,7 @@ impl RelPath {
     }
 
     /// Iterates over the directories above it, outermost first, without the root.
-    pub fn above(&self) -> impl Iterator<Item = Self> {
+    pub fn ancestors(&self) -> impl Iterator<Item = Self> {
         self.0.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| Self(self.0[..at].to_vec()))
     }
 
@@ -134,7 +134,7 @@ mod tests {
                 if let Some((directory, name)) = path.split() {
                     let joined = [directory.as_os_str().as_bytes(), b"/", name.as_bytes()].concat();
                     prop_assert_eq!(RelPath::parse(joined), Ok(path.clone()));
-                    prop_assert_eq!(path.above().last().unwrap_or(RelPath::ROOT), directory);
+                    prop_assert_eq!(path.ancestors().last().unwrap_or(RelPath::ROOT), directory);
                 }
             }
         }

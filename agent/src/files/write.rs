@@ -140,8 +140,8 @@ impl FileWriter {
                 let _kept = fchown(&self.file, Some(owner.0), Some(owner.1));
             }
         }
-        let kept = old.map_or(DEFAULT_MODE, |old| old.st_mode & 0o7777);
-        fchmod(&self.file, Mode::from_raw_mode(self.options.mode.unwrap_or(kept)))?;
+        let old_mode = old.map_or(DEFAULT_MODE, |old| old.st_mode & 0o7777);
+        fchmod(&self.file, Mode::from_raw_mode(self.options.mode.unwrap_or(old_mode)))?;
         match self.options.modified {
             Some(at) => {
                 let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };

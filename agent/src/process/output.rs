@@ -27,13 +27,13 @@ impl OutputLog {
 
     /// Bytes that can be added without overwriting required output.
     pub(super) fn capacity(&self, required: RequiredOutput) -> usize {
-        let keep = match required {
+        let start = match required {
             RequiredOutput::From(taken) => taken.max(self.log.oldest()),
             RequiredOutput::All => self.log.oldest(),
             RequiredOutput::None => self.log.next(),
         };
-        let kept = usize::try_from(self.log.next().saturating_sub(keep)).unwrap_or(usize::MAX);
-        self.log.max_bytes().saturating_sub(kept)
+        let required_bytes = usize::try_from(self.log.next().saturating_sub(start)).unwrap_or(usize::MAX);
+        self.log.max_bytes().saturating_sub(required_bytes)
     }
 }
 

@@ -108,18 +108,18 @@ async fn gather(
 ) -> Result<RunOutcome, ProcessError> {
     let mut outputs = [Vec::new(), Vec::new()];
     // Only the beginning is collected: after the first dropped byte all that follows is dropped.
-    let mut cut = [false; 2];
+    let mut truncated = [false; 2];
     while let Some(event) = watcher.next().await? {
         match event {
             ProcessEvent::Output { stream, data, .. } => {
-                let (kept, cut) = (&mut outputs[stream as usize], &mut cut[stream as usize]);
-                let room = if *cut { 0 } else { max_output - kept.len() };
+                let (collected, truncated) = (&mut outputs[stream as usize], &mut truncated[stream as usize]);
+                let room = if *truncated { 0 } else { max_output - collected.len() };
                 let fits = if budget.take(data.len().min(room)) { data.len().min(room) } else { 0 };
-                kept.extend_from_slice(&data[..fits]);
-                *cut |= fits < data.len();
+                collected.extend_from_slice(&data[..fits]);
+                *truncated |= fits < data.len();
             }
             ProcessEvent::Exit(exit) => {
-                return Ok(RunOutcome { outputs, exit, truncated: cut.contains(&true) });
+                return Ok(RunOutcome { outputs, exit, truncated: truncated.contains(&true) });
             }
             ProcessEvent::Started { .. } | ProcessEvent::KeepAlive => {}
             // The process waits for a connected watcher, so a gap means that the workspace is

@@ -188,8 +188,8 @@ mod tests {
         assert!(!stdin.is_at_end(), "there is nothing left to close");
         // The end of the process closes it once more.
         stdin.close();
-        let told = offer(&mut stdin, 0, b"never read", true).unwrap().progress;
-        assert_eq!(told, Some(StdinProgress { next: 2, closed: true }));
+        let progress = offer(&mut stdin, 0, b"never read", true).unwrap().progress;
+        assert_eq!(progress, Some(StdinProgress { next: 2, closed: true }));
     }
 
     proptest! {

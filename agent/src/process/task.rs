@@ -288,15 +288,15 @@ impl ProcessTask {
 
     fn finish(self) -> Termination {
         let mut state = self.process.state();
-        let how = state.leader.unwrap_or(ExitStatus::Code(255));
+        let status = state.leader.unwrap_or(ExitStatus::Code(255));
         let exit = ProcessExit {
-            status: how,
+            status,
             final_offsets: [state.outputs[0].log.next(), state.outputs[1].log.next()],
             timed_out: self.termination.timed_out,
             held_by_background: !self.is_closed() || self.output_abandoned,
             ended_at: SystemTime::now(),
         };
-        tracing::info!(process = %self.process.id, ?how, timed_out = exit.timed_out, "process ended");
+        tracing::info!(process = %self.process.id, ?status, timed_out = exit.timed_out, "process ended");
         state.exit = Some(exit);
         state.finished_at = Some(Instant::now());
         drop(state);
