@@ -13,8 +13,8 @@ use crate::{
     words,
 };
 
-/// Stories that run at once in a quick test, which shares the processors with nothing but lints.
-const QUICK_THREADS: &str = "--test-threads=8";
+/// Stories that run at once in a quick test, beside unit tests and lints but without nodes.
+const QUICK_THREADS: &str = "--test-threads=6";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct TestArgs {
@@ -63,11 +63,11 @@ fn quick() -> Result<bool> {
     words::check(&mut gate)?;
     if let Some(programs) = TestPrograms::build(&mut gate, TestSelection::All)? {
         let stories = [reach.story_filters(), vec![QUICK_THREADS]].concat();
-        let mut here: Vec<_> =
-            programs.unit_tests(|package| reach.has_package(package)).into_iter().collect();
-        here.push(GateStep::tests(STORIES, programs.stories(&stories)?));
+        let stories = GateStep::tests(STORIES, programs.stories(&stories)?);
+        let unit_tests = programs.unit_tests(|package| reach.has_package(package));
         let [lints, _] = check::lints();
-        gate.run_lanes(vec![here, vec![lints.in_background()]])?;
+        let lanes = [unit_tests.into_iter().collect(), vec![stories], vec![lints.in_background()]];
+        gate.run_lanes(lanes.into())?;
     } else {
         gate.not_run(STORIES);
     }
