@@ -28,7 +28,7 @@ const BINARIES: &str = "PODLING_BINARIES";
 /// Selects pods as the stories' workspaces.
 const PODS: (&str, &str) = ("PODLING_STORY_BACKEND", "kubernetes");
 /// Prefix of the stories that run on processes and on pods.
-const ON_BOTH_BACKENDS: &str = "everywhere::";
+const ON_BOTH_BACKENDS: &str = "both_backends::";
 
 const SUITE: [&str; 1] = ["--test-threads=3"];
 /// Faults kill programs of the node, so each runs alone.

@@ -74,25 +74,25 @@ mod tests {
 
     const FAILED: &str = "\
 running 3 tests
-test everywhere::a ... ok
-test everywhere::b ... FAILED
-test everywhere::c ... FAILED
+test both_backends::a ... ok
+test both_backends::b ... FAILED
+test both_backends::c ... FAILED
 
 failures:
 
----- everywhere::b stdout ----
-thread 'everywhere::b' panicked at tests/b.rs:1:1:
+---- both_backends::b stdout ----
+thread 'both_backends::b' panicked at tests/b.rs:1:1:
 left: 1
     indented
 failures:
 
----- everywhere::c stdout ----
-thread 'everywhere::c' panicked
+---- both_backends::c stdout ----
+thread 'both_backends::c' panicked
 
 
 failures:
-    everywhere::b
-    everywhere::c
+    both_backends::b
+    both_backends::c
 
 test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 12.50s
 
@@ -111,7 +111,7 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
     #[test]
     fn failed_tests_of_each_run_are_listed() {
         let both = format!("booting\n{PASSED}\nnoise\n{FAILED}error: it ended with 101\n");
-        let expected = vec![run(&[], "0.01s"), run(&["everywhere::b", "everywhere::c"], "12.50s")];
+        let expected = vec![run(&[], "0.01s"), run(&["both_backends::b", "both_backends::c"], "12.50s")];
         assert_eq!(runs(&both), Some(expected));
         assert_eq!(runs("the node does not boot\n"), Some(Vec::new()));
         let shown = PASSED.replace("ok\n\n", "ok\n\nsuccesses:\n    a\n\n");
@@ -124,16 +124,16 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         assert_eq!(runs(killed), None, "it was killed");
         assert_eq!(runs(&format!("{killed}{PASSED}")), None, "another run began");
         assert_eq!(
-            runs(&FAILED.replace("    everywhere::b\n    everywhere::c\n", "    everywhere::b\n")),
+            runs(&FAILED.replace("    both_backends::b\n    both_backends::c\n", "    both_backends::b\n")),
             None
         );
     }
 
     #[test]
     fn output_of_one_failed_test_is_cut_out() {
-        let output = output_of(FAILED, "everywhere::c").expect("it is there");
-        assert_eq!(output, "---- everywhere::c stdout ----\nthread 'everywhere::c' panicked\n\n");
-        assert!(output_of(FAILED, "everywhere::a").is_none());
-        assert!(output_of(FAILED, "everywhere::b").expect("it is there").contains("left: 1"));
+        let output = output_of(FAILED, "both_backends::c").expect("it is there");
+        assert_eq!(output, "---- both_backends::c stdout ----\nthread 'both_backends::c' panicked\n\n");
+        assert!(output_of(FAILED, "both_backends::a").is_none());
+        assert!(output_of(FAILED, "both_backends::b").expect("it is there").contains("left: 1"));
     }
 }
