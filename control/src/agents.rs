@@ -31,7 +31,7 @@ use crate::{
     backend::{AgentReviewer, ReviewedCredential},
     driver::{ConnectionId, DriverHandle},
     identity,
-    server::Peer,
+    server::ConnectionState,
     snapshot::Fingerprint,
 };
 
@@ -99,7 +99,10 @@ impl<R: AgentReviewer> Agents for AgentsApi<R> {
             reviewer: self.reviewer.clone(),
             connection,
             place,
-            _known: request.extensions().get::<Arc<Peer>>().map(Peer::know),
+            _authenticated: request
+                .extensions()
+                .get::<Arc<ConnectionState>>()
+                .map(ConnectionState::authenticated_guard),
             driver: self.driver.clone(),
             token_keys: self.token_keys.clone(),
             outbox,

@@ -36,7 +36,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::{
     identity::certificate::provider,
-    server::{Tasks, limits},
+    server::{ConnectionTasks, limits},
     snapshot::{AgentAddress, AgentView, Fingerprint},
     unix_socket,
 };
@@ -77,7 +77,7 @@ pub(crate) struct Dialed<B> {
 }
 
 /// A connection to this agent. Takes as long as it takes: whoever asks sets the limit.
-pub(crate) async fn dial<B>(agent: &AgentView, tasks: &Tasks) -> Result<Dialed<B>, DialError>
+pub(crate) async fn dial<B>(agent: &AgentView, tasks: &ConnectionTasks) -> Result<Dialed<B>, DialError>
 where
     B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
 {
@@ -91,7 +91,11 @@ where
     }
 }
 
-async fn secure<I, B>(io: I, fingerprint: Fingerprint, tasks: &Tasks) -> Result<Dialed<B>, DialError>
+async fn secure<I, B>(
+    io: I,
+    fingerprint: Fingerprint,
+    tasks: &ConnectionTasks,
+) -> Result<Dialed<B>, DialError>
 where
     B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,

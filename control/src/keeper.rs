@@ -30,7 +30,7 @@ use crate::{
     identity::Identity,
     lease::Leadership,
     progress::{Progress, Stage, Teller},
-    server::Tasks,
+    server::ConnectionTasks,
     snapshot::AgentView,
 };
 
@@ -71,8 +71,8 @@ pub trait Keeper: fmt::Debug + Send + Sync + 'static {
 pub struct AgentKeeper {
     backups: Backups,
     identity: Arc<Identity>,
-    leadership: Arc<Leadership>,
-    tasks: Tasks,
+    term: Arc<Term>,
+    tasks: ConnectionTasks,
 }
 
 /// An archive that was written and proven.
@@ -106,9 +106,9 @@ type Agent = ArchivesClient<
 >;
 
 impl AgentKeeper {
-    /// Keeps archives in `backups`; agents know the control plane by `identity`. What others may know of is removed only in our `leadership`.
-    pub fn new(backups: Backups, identity: Arc<Identity>, leadership: Arc<Leadership>) -> Self {
-        Self { backups, identity, leadership, tasks: Tasks::default() }
+    /// Keeps archives in `backups`; agents know the control plane by `identity`. What others may know of is removed only in our `term`.
+    pub fn new(backups: Backups, identity: Arc<Identity>, term: Arc<Term>) -> Self {
+        Self { backups, identity, term, tasks: ConnectionTasks::default() }
     }
 
     /// Removes an archive that another control plane may go by, if there is one that decides.

@@ -25,7 +25,7 @@ use crate::{
     keeper::AgentKeeper,
     metrics::Metrics,
     open_files::OpenFiles,
-    server::{AgentsFront, Front, Listener, Stopping, cors},
+    server::{AgentsRouter, PublicRouter, ServerListener, ShutdownSignals, cors},
 };
 
 mod claim;
@@ -113,7 +113,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
     let driven = CancellationToken::new();
     let (driver, handle) = Driver::open(store, backend, keeper, config.quotas, driven.clone()).await?;
 
-    let stopping = Stopping::default();
+    let stopping = ShutdownSignals::default();
     let metrics = Arc::new(Metrics::new(handle.snapshots(), queue(&handle)));
     let (wakes, wished) = mpsc::channel(WAKES);
     let gateway = Arc::new(Gateway::new(
@@ -132,8 +132,14 @@ async fn serve<B: Backend, R: AgentReviewer>(
         .add_service(WorkspacesServer::new(workspaces))
         .add_service(WorkspaceArchivesServer::new(archives));
     let grpc = services::with_description(own, &health)?;
-    let front =
-        Front::new(identity.clone(), gateway.clone(), metrics.clone(), grpc, json, stopping.draining.clone());
+    let front = PublicRouter::new(
+        identity.clone(),
+        gateway.clone(),
+        metrics.clone(),
+        grpc,
+        json,
+        stopping.draining.clone(),
+    );
     let sessions = TaskTracker::new();
     let agents = agents::service(
         handle.clone(),
@@ -143,7 +149,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
         stopping.streams.clone(),
         metrics.beats.clone(),
     );
-    let agents = AgentsFront::new(Routes::new(agents).into_axum_router());
+    let agents = AgentsRouter::new(Routes::new(agents).into_axum_router());
 
     let public = listen(public, &config, &stopping, &metrics).await?;
     let url = public.url().unwrap_or_default();
@@ -227,29 +233,29 @@ fn queue(driver: &DriverHandle) -> impl Fn() -> usize + Send + Sync + 'static {
 async fn listen(
     open: Option<TcpListener>,
     config: &Config,
-    stopping: &Stopping,
+    stopping: &ShutdownSignals,
     metrics: &Metrics,
-) -> Result<Listener, RunError> {
+) -> Result<ServerListener, RunError> {
     let tls = config.tls.as_ref().map(|files| server_config(&files.certificate, &files.key));
     let tls = tls.transpose().map_err(RunError::Tls)?.map(Arc::new);
     let listener = match open {
         Some(listener) => listener,
         None => engine::bind(config.listen).await?,
     };
-    Ok(Listener::public(listener, tls, stopping.clone(), metrics.connections.clone()))
+    Ok(ServerListener::public(listener, tls, stopping.clone(), metrics.connections.clone()))
 }
 
 fn listen_for_agents(
     at: AgentsAt,
     identity: &Identity,
-    stopping: &Stopping,
+    stopping: &ShutdownSignals,
     metrics: &Metrics,
-) -> Result<Listener, RunError> {
+) -> Result<ServerListener, RunError> {
     let (tls, open) = (identity.agents_tls(), metrics.agent_connections.clone());
     match at {
-        AgentsAt::Socket(path) => Listener::unix(&path, tls, stopping.clone(), open)
+        AgentsAt::Socket(path) => ServerListener::unix(&path, tls, stopping.clone(), open)
             .map_err(|source| RunError::ListenAgents { path, source }),
-        AgentsAt::Open(listener) => Ok(Listener::agents(listener, tls, stopping.clone(), open)),
+        AgentsAt::Open(listener) => Ok(ServerListener::agents(listener, tls, stopping.clone(), open)),
     }
 }
 

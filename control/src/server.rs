@@ -3,16 +3,16 @@
 mod auth;
 mod connections;
 mod cors;
-mod form;
-mod front;
 pub(crate) mod limits;
 mod listener;
-mod strangers;
+mod router;
 mod tasks;
+mod unauthenticated;
+mod validate;
 
-pub use connections::Stopping;
+pub use connections::ShutdownSignals;
 pub use cors::cors;
-pub use front::{AgentsFront, Front};
-pub use listener::Listener;
-pub use strangers::{Known, Peer};
-pub use tasks::Tasks;
+pub use listener::ServerListener;
+pub use router::{AgentsRouter, PublicRouter};
+pub use tasks::ConnectionTasks;
+pub use unauthenticated::{AuthenticatedGuard, ConnectionState};

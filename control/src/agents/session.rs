@@ -17,8 +17,8 @@ use tonic::{Status, Streaming};
 use super::{pace::Pace, places::Place, translate};
 use crate::{
     backend::AgentReviewer,
-    driver::{ConnectionId, DriverError, DriverHandle, Heartbeat, ToAgent},
-    server::Known,
+    driver::{Beat, ConnectionId, DriverError, DriverHandle, ToAgent},
+    server::AuthenticatedGuard,
 };
 
 /// An agent says hello at once, or it is none.
@@ -36,7 +36,7 @@ pub(super) struct Session<R> {
     pub(super) connection: ConnectionId,
     pub(super) place: Place,
     /// Its connection is no stranger's as long as the session lasts; `None` where connections are not counted.
-    pub(super) _known: Option<Known>,
+    pub(super) _authenticated: Option<AuthenticatedGuard>,
     pub(super) driver: DriverHandle,
     pub(super) token_keys: Arc<[TokenKey]>,
     pub(super) outbox: mpsc::Sender<Result<ControlMessage, Status>>,

@@ -17,7 +17,7 @@ use tokio::{sync::OnceCell, time::timeout};
 use super::relay::Upload;
 use crate::{
     dial::{DIAL_TIME, DialError, Dialed, dial},
-    server::Tasks,
+    server::ConnectionTasks,
     snapshot::AgentView,
 };
 
@@ -32,7 +32,7 @@ const CLOSE_TIME: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub(super) struct Pool {
     lanes: Mutex<HashMap<WorkspaceId, Arc<Lane>>>,
-    tasks: Tasks,
+    tasks: ConnectionTasks,
 }
 
 /// The connections to one run of one agent.

@@ -40,7 +40,7 @@ pub(super) fn may_call(caller: &Caller, path: &str) -> Result<(), WireError> {
                 .with("allowed", "the id of a workspace"))
         }
         Some(rpc) => caller.may(rpc.verb()),
-        None if path == super::front::METRICS || is_description(path) => caller.may(Verb::Read),
+        None if path == super::router::METRICS || is_description(path) => caller.may(Verb::Read),
         None => caller.may(Verb::Admin),
     }
 }

@@ -16,14 +16,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Service, ServiceExt};
 
 use super::{
-    limits::{self, Bounds, STRANGER_TIME},
-    strangers::Strangers,
-    tasks::Tasks,
+    limits::{self, ConnectionLimits, UNAUTHENTICATED_TIMEOUT},
+    tasks::ConnectionTasks,
+    unauthenticated::UnauthenticatedLimiter,
 };
 
 /// How a server ends, step by step.
 #[derive(Debug, Clone, Default)]
-pub struct Stopping {
+pub struct ShutdownSignals {
     /// No longer ready: nothing new is accepted, connections are told to take no new calls.
     pub draining: CancellationToken,
     /// Streams that go on by themselves end now and say so.
@@ -31,30 +31,30 @@ pub struct Stopping {
 }
 
 /// Short calls under way get this long before streams are told.
-const CALLS_TIME: Duration = Duration::from_millis(300);
+const CALL_GRACE: Duration = Duration::from_millis(300);
 /// Streams get this long to say good-bye before connections are cut.
-const DRAIN_TIME: Duration = Duration::from_secs(5);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// All connections of one listener.
 #[derive(Debug, Clone)]
-pub(super) struct Connections {
+pub(super) struct ServerConnections {
     tasks: TaskTracker,
-    http: Builder<Tasks>,
-    strangers: Strangers,
-    room: Arc<Semaphore>,
-    stopping: Stopping,
+    http: Builder<ConnectionTasks>,
+    unauthenticated: UnauthenticatedLimiter,
+    permits: Arc<Semaphore>,
+    stopping: ShutdownSignals,
     cut: CancellationToken,
     open: Gauge,
 }
 
-impl Connections {
-    pub(super) fn new(bounds: Bounds, stopping: Stopping, open: Gauge) -> Self {
+impl ServerConnections {
+    pub(super) fn new(bounds: ConnectionLimits, stopping: ShutdownSignals, open: Gauge) -> Self {
         let tasks = TaskTracker::new();
         Self {
-            http: limits::http(Tasks(tasks.clone()), bounds),
+            http: limits::http(ConnectionTasks(tasks.clone()), bounds),
             tasks,
-            strangers: Strangers::default(),
-            room: Arc::new(Semaphore::new(bounds.connections())),
+            unauthenticated: UnauthenticatedLimiter::default(),
+            permits: Arc::new(Semaphore::new(bounds.connections())),
             stopping,
             cut: CancellationToken::new(),
             open,
@@ -62,16 +62,16 @@ impl Connections {
     }
 
     /// Waits until there is room for one more.
-    pub(super) async fn room(&self) -> OwnedSemaphorePermit {
-        self.strangers.room().await;
+    pub(super) async fn acquire_permit(&self) -> OwnedSemaphorePermit {
+        self.unauthenticated.wait_for_slot().await;
         // The semaphore is never closed.
-        self.room.clone().acquire_owned().await.expect("the semaphore is open")
+        self.permits.clone().acquire_owned().await.expect("the semaphore is open")
     }
 
     /// Serves one connection once `io` (an accept, a TLS handshake) has made it.
     pub(super) fn serve<I, S>(
         &self,
-        room: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
         io: impl Future<Output = io::Result<I>> + Send + 'static,
         service: S,
     ) where
@@ -85,11 +85,11 @@ impl Connections {
     {
         let this = self.clone();
         self.tasks.spawn(async move {
-            let peer = this.strangers.admit();
+            let peer = this.unauthenticated.admit();
             this.open.inc();
             let close = peer.close().clone();
             let served = async {
-                let deadline = timeout(STRANGER_TIME, io).await;
+                let deadline = timeout(UNAUTHENTICATED_TIMEOUT, io).await;
                 let Ok(Ok(io)) = deadline.inspect_err(|_| tracing::debug!("no TLS handshake in time")) else {
                     return;
                 };
@@ -99,7 +99,7 @@ impl Connections {
                     service.clone().oneshot(request)
                 });
                 let mut connection = pin!(this.http.serve_connection(TokioIo::new(io), service));
-                let mut known_or_late = pin!(sleep_until(Instant::now() + STRANGER_TIME));
+                let mut authentication_check = pin!(sleep_until(Instant::now() + UNAUTHENTICATED_TIMEOUT));
                 let mut draining = false;
                 loop {
                     tokio::select! {
@@ -113,13 +113,13 @@ impl Connections {
                             draining = true;
                             connection.as_mut().graceful_shutdown();
                         }
-                        () = known_or_late.as_mut() => {
+                        () = authentication_check.as_mut() => {
                             // One that is known may become a stranger again: it is looked at as often as a stranger may stay.
-                            let late = peer.stranger_since().unwrap_or_else(Instant::now) + STRANGER_TIME;
+                            let late = peer.unauthenticated_since().unwrap_or_else(Instant::now) + UNAUTHENTICATED_TIMEOUT;
                             if late <= Instant::now() {
                                 return;
                             }
-                            known_or_late.as_mut().reset(late);
+                            authentication_check.as_mut().reset(late);
                         }
                     }
                 }
@@ -130,18 +130,18 @@ impl Connections {
                 () = this.cut.cancelled() => {}
             }
             this.open.dec();
-            drop(room);
+            drop(permit);
         });
     }
 
     /// Waits until all connections have ended, helping along step by step. Call when nothing is accepted any more.
     pub(super) async fn drain(self) {
         self.tasks.close();
-        if timeout(CALLS_TIME, self.tasks.wait()).await.is_ok() {
+        if timeout(CALL_GRACE, self.tasks.wait()).await.is_ok() {
             return;
         }
         self.stopping.streams.cancel();
-        if timeout(DRAIN_TIME, self.tasks.wait()).await.is_err() {
+        if timeout(DRAIN_TIMEOUT, self.tasks.wait()).await.is_err() {
             tracing::warn!(connections = self.tasks.len(), "cut connections that did not end in time");
             self.cut.cancel();
             self.tasks.wait().await;

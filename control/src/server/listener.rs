@@ -21,52 +21,62 @@ use tokio_rustls::TlsAcceptor;
 use tower::Service;
 
 use super::{
-    connections::{Connections, Stopping},
+    connections::{ServerConnections, ShutdownSignals},
     limits::{ACCEPT_PAUSE, AGENTS, PUBLIC},
 };
 use crate::unix_socket;
 
 /// A door that is open.
 #[derive(Debug)]
-pub struct Listener {
-    door: Door,
-    connections: Connections,
-    stopping: Stopping,
+pub struct ServerListener {
+    door: BoundListener,
+    connections: ServerConnections,
+    stopping: ShutdownSignals,
 }
 
-enum Door {
+enum BoundListener {
     Tcp(TcpListener, Option<TlsAcceptor>),
     Unix(UnixListener, TlsAcceptor),
 }
 
-impl Listener {
+impl ServerListener {
     /// The public door; `tls`: none means plain text.
     pub fn public(
         listener: TcpListener,
         tls: Option<Arc<ServerConfig>>,
-        stopping: Stopping,
+        stopping: ShutdownSignals,
         open: Gauge,
     ) -> Self {
-        let door = Door::Tcp(listener, tls.map(TlsAcceptor::from));
-        Self { door, connections: Connections::new(PUBLIC, stopping.clone(), open), stopping }
+        let door = BoundListener::Tcp(listener, tls.map(TlsAcceptor::from));
+        Self { door, connections: ServerConnections::new(PUBLIC, stopping.clone(), open), stopping }
     }
 
     /// The door for agents of other machines.
-    pub fn agents(listener: TcpListener, tls: Arc<ServerConfig>, stopping: Stopping, open: Gauge) -> Self {
-        let door = Door::Tcp(listener, Some(tls.into()));
-        Self { door, connections: Connections::new(AGENTS, stopping.clone(), open), stopping }
+    pub fn agents(
+        listener: TcpListener,
+        tls: Arc<ServerConfig>,
+        stopping: ShutdownSignals,
+        open: Gauge,
+    ) -> Self {
+        let door = BoundListener::Tcp(listener, Some(tls.into()));
+        Self { door, connections: ServerConnections::new(AGENTS, stopping.clone(), open), stopping }
     }
 
     /// The door for agents of this machine.
-    pub fn unix(path: &Path, tls: Arc<ServerConfig>, stopping: Stopping, open: Gauge) -> io::Result<Self> {
-        let door = Door::Unix(unix_socket::bind(path)?, tls.into());
-        Ok(Self { door, connections: Connections::new(AGENTS, stopping.clone(), open), stopping })
+    pub fn unix(
+        path: &Path,
+        tls: Arc<ServerConfig>,
+        stopping: ShutdownSignals,
+        open: Gauge,
+    ) -> io::Result<Self> {
+        let door = BoundListener::Unix(unix_socket::bind(path)?, tls.into());
+        Ok(Self { door, connections: ServerConnections::new(AGENTS, stopping.clone(), open), stopping })
     }
 
     /// Where clients find it; `None` for a unix socket.
     pub fn url(&self) -> Option<String> {
         match &self.door {
-            Door::Tcp(listener, tls) => {
+            BoundListener::Tcp(listener, tls) => {
                 let scheme = if tls.is_some() { "https" } else { "http" };
                 let mut address = listener.local_addr().ok()?;
                 // All addresses of this machine is nothing one can connect to; the loopback is one of them.
@@ -78,7 +88,7 @@ impl Listener {
                 }
                 Some(format!("{scheme}://{address}"))
             }
-            Door::Unix(..) => None,
+            BoundListener::Unix(..) => None,
         }
     }
 
@@ -117,30 +127,30 @@ impl Listener {
             + 'static,
         S::Future: Send,
     {
-        let room = self.connections.room().await;
+        let permit = self.connections.acquire_permit().await;
         match &self.door {
-            Door::Tcp(listener, tls) => {
+            BoundListener::Tcp(listener, tls) => {
                 let (tcp, _) = listener.accept().await?;
                 // Keystrokes are small and must not wait for company. One that has gone already needs nothing.
                 let _gone = tcp.set_nodelay(true);
                 match tls.clone() {
                     Some(tls) => {
-                        self.connections.serve(room, async move { tls.accept(tcp).await }, service.clone());
+                        self.connections.serve(permit, async move { tls.accept(tcp).await }, service.clone());
                     }
-                    None => self.connections.serve(room, async { Ok(tcp) }, service.clone()),
+                    None => self.connections.serve(permit, async { Ok(tcp) }, service.clone()),
                 }
             }
-            Door::Unix(listener, tls) => {
+            BoundListener::Unix(listener, tls) => {
                 let (unix, _) = listener.accept().await?;
                 let tls = tls.clone();
-                self.connections.serve(room, async move { tls.accept(unix).await }, service.clone());
+                self.connections.serve(permit, async move { tls.accept(unix).await }, service.clone());
             }
         }
         Ok(())
     }
 }
 
-impl std::fmt::Debug for Door {
+impl std::fmt::Debug for BoundListener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Tcp(listener, _) => listener.fmt(f),

@@ -1,4 +1,4 @@
-//! Tasks of connections and streams: all belong to one tracker, so that a shutdown can wait for the last of them.
+//! ConnectionTasks of connections and streams: all belong to one tracker, so that a shutdown can wait for the last of them.
 
 use std::future::Future;
 
@@ -7,9 +7,9 @@ use tokio_util::task::TaskTracker;
 
 /// Where hyper starts its tasks.
 #[derive(Debug, Clone, Default)]
-pub struct Tasks(pub TaskTracker);
+pub struct ConnectionTasks(pub TaskTracker);
 
-impl<F> Executor<F> for Tasks
+impl<F> Executor<F> for ConnectionTasks
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,

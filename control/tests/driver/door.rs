@@ -7,7 +7,7 @@ use podling_control::{
     agents,
     driver::MAX_LINKS,
     identity::{Identity, TokenKey},
-    server::{AgentsFront, Listener, Stopping},
+    server::{AgentsRouter, ServerListener, ShutdownSignals},
 };
 use podling_core::{
     id::WorkspaceId,
@@ -52,7 +52,7 @@ struct Door {
     tls: TlsConnector,
     /// Connections that are open.
     open: Gauge,
-    stopping: Stopping,
+    stopping: ShutdownSignals,
     _folder: tempfile::TempDir,
     _serving: JoinSet<()>,
 }
@@ -68,7 +68,7 @@ impl Door {
     fn open(plane: &Plane, backend: &Fake) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let identity = Identity::open(folder.path()).unwrap();
-        let (stopping, open) = (Stopping::default(), Gauge::default());
+        let (stopping, open) = (ShutdownSignals::default(), Gauge::default());
         let keys = [TokenKey { id: "k1".into(), public_key: vec![7; 32] }];
         let service = agents::service(
             plane.handle.clone(),
@@ -78,10 +78,10 @@ impl Door {
             stopping.streams.clone(),
             Counter::default(),
         );
-        let front = AgentsFront::new(Routes::new(service).into_axum_router());
+        let front = AgentsRouter::new(Routes::new(service).into_axum_router());
         let socket = folder.path().join("control.sock");
         let listener =
-            Listener::unix(&socket, identity.agents_tls(), stopping.clone(), open.clone()).unwrap();
+            ServerListener::unix(&socket, identity.agents_tls(), stopping.clone(), open.clone()).unwrap();
         let mut serving = JoinSet::new();
         serving.spawn(listener.serve(front));
         let mut roots = RootCertStore::empty();

@@ -16,7 +16,7 @@ use podling_control::{
     gateway::Gateway,
     identity::{Grant, Identity, root_token_file},
     metrics::Metrics,
-    server::{Front, Listener, Stopping, cors},
+    server::{PublicRouter, ServerListener, ShutdownSignals, cors},
     snapshot::{AgentView, Snapshot, WorkspaceView},
 };
 use podling_core::{
@@ -48,7 +48,7 @@ pub(crate) struct House {
     pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
     pub(crate) wakes: mpsc::Receiver<WorkspaceId>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) stopping: Stopping,
+    pub(crate) stopping: ShutdownSignals,
     pub(crate) address: String,
     pub(crate) serving: JoinHandle<()>,
     data: tempfile::TempDir,
@@ -70,7 +70,7 @@ impl House {
         let (snapshots, follow) = watch::channel(Arc::new(Snapshot::default()));
         let (wake, wakes) = mpsc::channel(16);
         let metrics = Arc::new(Metrics::new(follow.clone(), || 0));
-        let stopping = Stopping::default();
+        let stopping = ShutdownSignals::default();
         let gateway = Arc::new(Gateway::new(
             identity.clone(),
             follow.clone(),
@@ -80,7 +80,7 @@ impl House {
         ));
         let grpc =
             Routes::new(TokensServer::new(TokensApi::new(identity.clone(), follow))).into_axum_router();
-        let front = Front::new(
+        let front = PublicRouter::new(
             identity.clone(),
             gateway,
             metrics.clone(),
@@ -90,7 +90,7 @@ impl House {
         );
         let front = cors(&["https://console.example".to_owned()]).layer(front);
         let door = TcpListener::bind("127.0.0.1:0").await.expect("listen");
-        let listener = Listener::public(door, None, stopping.clone(), metrics.connections.clone());
+        let listener = ServerListener::public(door, None, stopping.clone(), metrics.connections.clone());
         let address = listener.url().expect("url").replace("http://", "");
         let serving = TaskTracker::new().spawn(listener.serve(front));
         let root = identity.caller(Some(&root_token)).expect("root");

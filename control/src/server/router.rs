@@ -19,7 +19,7 @@ use podling_proto::{
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceExt};
 
-use super::{auth, form, strangers::Peer};
+use super::{auth, unauthenticated::ConnectionState, validate};
 use crate::{api::json, gateway::Gateway, identity::Identity, metrics::Metrics, refusal::Protocol};
 
 /// Where the counters are.
@@ -33,10 +33,10 @@ const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 
 /// What answers at the public address.
 #[derive(Debug, Clone)]
-pub struct Front(Arc<Inner>);
+pub struct PublicRouter(Arc<RouterState>);
 
 #[derive(Debug)]
-struct Inner {
+struct RouterState {
     identity: Arc<Identity>,
     gateway: Arc<Gateway>,
     metrics: Arc<Metrics>,
@@ -45,9 +45,9 @@ struct Inner {
     draining: CancellationToken,
 }
 
-type Answer<T> = Pin<Box<dyn Future<Output = Result<T, Infallible>> + Send>>;
+type ResponseFuture<T> = Pin<Box<dyn Future<Output = Result<T, Infallible>> + Send>>;
 
-impl Front {
+impl PublicRouter {
     /// `grpc` are the control plane's own services, `json` the same for plain HTTP; `draining` is when it is no longer ready.
     pub fn new(
         identity: Arc<Identity>,
@@ -61,14 +61,14 @@ impl Front {
         let counted = grpc.layer(map_response_with_state(metrics.clone(), count));
         let grpc = tonic_web::GrpcWebLayer::new().layer(counted.with_state(()));
         let json = json.layer(map_response_with_state(metrics.clone(), count));
-        Self(Arc::new(Inner { identity, gateway, metrics, grpc, json, draining }))
+        Self(Arc::new(RouterState { identity, gateway, metrics, grpc, json, draining }))
     }
 }
 
-impl Service<Request<Incoming>> for Front {
+impl Service<Request<Incoming>> for PublicRouter {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Answer<Self::Response>;
+    type Future = ResponseFuture<Self::Response>;
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
@@ -80,11 +80,11 @@ impl Service<Request<Incoming>> for Front {
     }
 }
 
-impl Inner {
+impl RouterState {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let protocol = Protocol::of(request.headers());
         let (parts, body) = request.into_parts();
-        if let Err(error) = form::check(&parts) {
+        if let Err(error) = validate::check_request(&parts) {
             self.metrics.refused("control", &error);
             return protocol.refuse(error);
         }
@@ -107,8 +107,8 @@ impl Inner {
             Ok(caller) => caller,
             Err(error) => return refused(error),
         };
-        if let Some(peer) = request.extensions().get::<Arc<Peer>>() {
-            peer.introduce();
+        if let Some(peer) = request.extensions().get::<Arc<ConnectionState>>() {
+            peer.mark_authenticated();
         }
         if protocol == Protocol::Grpc && request.version() < Version::HTTP_2 {
             let message = "gRPC needs HTTP/2; over HTTP/1.1 there is gRPC-web (application/grpc-web)";
@@ -122,7 +122,7 @@ impl Inner {
             return self.gateway.forward(&caller, request).await;
         }
         if json {
-            // Which verb it needs depends on the method too: the routes know.
+            // Which verb it needs depends on the method too: the routes authenticated_guard.
             request.extensions_mut().insert(caller);
             let Ok(response) = self.json.clone().oneshot(request).await;
             return response;
@@ -169,19 +169,19 @@ fn text(status: StatusCode, body: String) -> Response<Body> {
 
 /// What answers where agents dial: their one service, which checks their credentials itself and says which connections are known.
 #[derive(Debug, Clone)]
-pub struct AgentsFront(Router);
+pub struct AgentsRouter(Router);
 
-impl AgentsFront {
+impl AgentsRouter {
     /// `grpc` is the service for agents.
     pub fn new(grpc: Router) -> Self {
         Self(grpc.with_state(()))
     }
 }
 
-impl Service<Request<Incoming>> for AgentsFront {
+impl Service<Request<Incoming>> for AgentsRouter {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Answer<Self::Response>;
+    type Future = ResponseFuture<Self::Response>;
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))

@@ -2,7 +2,7 @@
 //!
 //! Where a request ends is no question here: of two lengths hyper takes the chunks and closes the connection behind them.
 //!
-//! Must not know who calls or what is called.
+//! Must not authenticated_guard who calls or what is called.
 
 use http::{HeaderName, Method, header::AUTHORIZATION, request};
 use podling_proto::{
@@ -19,7 +19,7 @@ const ONCE: [HeaderName; 3] =
     [AUTHORIZATION, HeaderName::from_static(metadata::WORKSPACE), HeaderName::from_static(metadata::WAKE)];
 
 /// Refuses a request whose form is not good.
-pub(super) fn check(parts: &request::Parts) -> Result<(), WireError> {
+pub(super) fn check_request(parts: &request::Parts) -> Result<(), WireError> {
     let bad =
         |field: &str, message: String| Err(WireError::new(Reason::BadField, message).with("field", field));
     // HTTP/2 has counted already; HTTP/1 only knows how much it reads at once.
@@ -48,7 +48,7 @@ mod tests {
 
     fn refused(request: Builder) -> Option<String> {
         let parts = request.body(()).unwrap().into_parts().0;
-        check(&parts).err().and_then(|error| error.metadata().get("field").cloned())
+        check_request(&parts).err().and_then(|error| error.metadata().get("field").cloned())
     }
 
     #[test]
