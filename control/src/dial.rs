@@ -42,16 +42,16 @@ use crate::{
 };
 
 /// For the connection, TLS and HTTP/2 to be there, whoever makes it. An agent that is alive needs some milliseconds.
-pub(crate) const DIAL_TIME: Duration = Duration::from_secs(5);
+pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The name in an agent's certificate, and the authority of every request to one.
 pub(crate) const AGENT_NAME: &str = "podling-agent";
 /// Largest frame an agent may send: fewer of them for bulk, and still soon over for whoever waits behind it (64 KiB take
 /// about 60 µs).
-const MAX_FRAME: u32 = 64 * 1024;
+const MAX_FRAME_BYTES: u32 = 64 * 1024;
 
 /// Why an agent cannot be reached.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum DialError {
+pub(crate) enum AgentDialError {
     /// Nobody there, or TLS failed; a false certificate is among the reasons.
     #[error("connecting: {0}")]
     Connect(#[from] io::Error),
@@ -59,7 +59,7 @@ pub(crate) enum DialError {
     #[error("HTTP/2: {0}")]
     Http(#[from] hyper::Error),
     /// It does not answer.
-    #[error("no answer within {} s", DIAL_TIME.as_secs())]
+    #[error("no answer within {} s", DIAL_TIMEOUT.as_secs())]
     Timeout,
     /// TLS cannot be set up on our side.
     #[error("TLS: {0}")]
@@ -70,14 +70,14 @@ pub(crate) enum DialError {
 }
 
 /// An open connection for requests with this body.
-pub(crate) struct Dialed<B> {
+pub(crate) struct AgentChannel<B> {
     pub(crate) sender: SendRequest<B>,
     /// How many streams the agent takes on it, as far as it has said so.
-    pub(crate) most_streams: Arc<AtomicUsize>,
+    pub(crate) max_streams: Arc<AtomicUsize>,
 }
 
 /// A connection to this agent. Takes as long as it takes: whoever asks sets the limit.
-pub(crate) async fn dial<B>(agent: &AgentView, tasks: &ConnectionTasks) -> Result<Dialed<B>, DialError>
+pub(crate) async fn dial<B>(agent: &AgentView, tasks: &ConnectionTasks) -> Result<AgentChannel<B>, AgentDialError>
 where
     B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
 {
@@ -95,7 +95,7 @@ async fn secure<I, B>(
     io: I,
     fingerprint: Fingerprint,
     tasks: &ConnectionTasks,
-) -> Result<Dialed<B>, DialError>
+) -> Result<AgentChannel<B>, AgentDialError>
 where
     B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -106,13 +106,13 @@ where
         .timer(TokioTimer::new())
         .initial_stream_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::CONNECTION_WINDOW)
-        .max_frame_size(MAX_FRAME)
+        .max_frame_size(MAX_FRAME_BYTES)
         .keep_alive_interval(limits::KEEP_ALIVE)
         .keep_alive_timeout(limits::KEEP_ALIVE_TIMEOUT)
         .handshake(TokioIo::new(io))
         .await?;
-    let most_streams = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
-    let said = most_streams.clone();
+    let max_streams = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
+    let said = max_streams.clone();
     tasks.0.spawn(async move {
         // Polled for every request, so the number is as new as the last one.
         let ended = poll_fn(|cx| {
@@ -124,7 +124,7 @@ where
             tracing::debug!(%error, "the connection to an agent ended");
         }
     });
-    Ok(Dialed { sender, most_streams })
+    Ok(AgentChannel { sender, max_streams })
 }
 
 fn client_config(fingerprint: Fingerprint) -> Result<ClientConfig, rustls::Error> {
@@ -132,7 +132,7 @@ fn client_config(fingerprint: Fingerprint) -> Result<ClientConfig, rustls::Error
     let mut config = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Pinned { fingerprint, provider }))
+        .with_custom_certificate_verifier(Arc::new(PinnedCertVerifier { fingerprint, provider }))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     // A resumed session would not show the certificate again.
@@ -142,12 +142,12 @@ fn client_config(fingerprint: Fingerprint) -> Result<ClientConfig, rustls::Error
 
 /// Accepts one certificate: the one that was registered over the agent's own authenticated stream.
 #[derive(Debug)]
-struct Pinned {
+struct PinnedCertVerifier {
     fingerprint: Fingerprint,
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for Pinned {
+impl ServerCertVerifier for PinnedCertVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,

@@ -19,33 +19,33 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     caller::Caller,
-    dial::DialError,
+    dial::AgentDialError,
     identity::Identity,
-    metrics::Metrics,
+    metrics::ControlMetrics,
     refusal::Protocol,
     snapshot::{AgentView, Snapshots},
 };
 
 mod access;
 mod headers;
-mod line;
+mod wake_queue;
 mod pool;
 mod relay;
 mod waiting;
 
-use access::Needs;
-pub(crate) use access::is_description;
-use line::Turn;
-use pool::Pool;
-use relay::{Relay, Upload};
-use waiting::Waiting;
+use access::AccessRequirement;
+pub(crate) use access::is_health_or_reflection;
+use wake_queue::Ticket;
+use pool::AgentPools;
+use relay::{RelayedResponse, RelayedRequest};
+use waiting::AgentWaiter;
 
 /// Forwards to agents.
 pub struct Gateway {
     identity: Arc<Identity>,
-    pool: Pool,
-    waiting: Waiting,
-    metrics: Arc<Metrics>,
+    pool: AgentPools,
+    waiting: AgentWaiter,
+    metrics: Arc<ControlMetrics>,
     /// When streams are to end.
     streams: CancellationToken,
 }
@@ -57,11 +57,11 @@ impl Gateway {
         identity: Arc<Identity>,
         snapshots: Snapshots,
         wakes: mpsc::Sender<WorkspaceId>,
-        metrics: Arc<Metrics>,
+        metrics: Arc<ControlMetrics>,
         streams: CancellationToken,
     ) -> Self {
-        let waiting = Waiting::new(snapshots, wakes, metrics.held.clone());
-        Self { identity, pool: Pool::default(), waiting, metrics, streams }
+        let waiting = AgentWaiter::new(snapshots, wakes, metrics.held.clone());
+        Self { identity, pool: AgentPools::default(), waiting, metrics, streams }
     }
 
     /// Answers a request that names a workspace: with the agent's answer, or with an error in the caller's protocol.
@@ -69,10 +69,10 @@ impl Gateway {
         let protocol = Protocol::of(request.headers());
         let forwarded = tokio::select! {
             forwarded = self.exchange(caller, protocol, request) => forwarded,
-            () = self.streams.cancelled() => Err(going_down()),
+            () = self.streams.cancelled() => Err(shutting_down()),
         };
         forwarded.unwrap_or_else(|error| {
-            self.metrics.refused("gateway", &error);
+            self.metrics.count_error("gateway", &error);
             protocol.refuse(error)
         })
     }
@@ -88,33 +88,33 @@ impl Gateway {
         protocol: Protocol,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, WireError> {
-        let needs = Needs::of(request.method(), request.uri().path(), request.headers());
+        let needs = AccessRequirement::of(request.method(), request.uri().path(), request.headers());
         caller.may(needs.verb)?;
         let id = workspace(request.headers())?;
-        let (agent, turn) = self.waiting.agent(caller, &id, needs.wakes).await?;
+        let (agent, ticket) = self.waiting.agent(caller, &id, needs.wakes).await?;
         let token = self.identity.agent_token(&id, &caller.owner, &Verbs::only([needs.verb]));
         let (mut parts, body) = request.into_parts();
         headers::to_agent(&mut parts, protocol, token);
-        let (upload, answered) = Upload::new(body);
-        let (stream, response) = self.send(&id, &agent, Request::from_parts(parts, upload), turn).await?;
+        let (upload, answered) = RelayedRequest::new(body);
+        let (stream, response) = self.send(&id, &agent, Request::from_parts(parts, upload), ticket).await?;
         let (mut parts, body) = response.into_parts();
         headers::to_caller(&mut parts, protocol);
         let count = self.metrics.exchange("gateway", &parts);
-        let relay = Relay::new(body, protocol, parts.headers.contains_key("grpc-status"), count)
-            .until(&self.streams)
-            .keeping((stream, answered));
+        let relay = RelayedResponse::new(body, protocol, parts.headers.contains_key("grpc-status"), count)
+            .with_shutdown(&self.streams)
+            .with_guards((stream, answered));
         Ok(Response::from_parts(parts, Body::new(relay)))
     }
 
     /// Sends on a connection to the agent; once more on a new one if the first turned out to be closed before it took
-    /// the request. Whose `turn` is next goes on once this one is on its way.
+    /// the request. Whose `ticket` is next goes on once this one is on its way.
     async fn send(
         &self,
         id: &WorkspaceId,
         agent: &Arc<AgentView>,
-        mut request: Request<Upload>,
-        mut turn: Option<Turn>,
-    ) -> Result<(pool::Stream, Response<Incoming>), WireError> {
+        mut request: Request<RelayedRequest>,
+        mut ticket: Option<Ticket>,
+    ) -> Result<(pool::PooledStream, Response<Incoming>), WireError> {
         for _attempt in 0..2 {
             let mut stream = self.pool.stream(id, agent).await.map_err(|error| {
                 tracing::warn!(workspace = %id, %error, "no connection to the agent");
@@ -122,7 +122,7 @@ impl Gateway {
             })?;
             // The connection has it in its queue when this returns; what is awaited is the answer.
             let answer = stream.sender().try_send_request(request);
-            drop(turn.take());
+            drop(ticket.take());
             match answer.await {
                 Ok(response) => return Ok((stream, response)),
                 Err(mut error) => match error.take_message() {
@@ -155,14 +155,14 @@ fn workspace(headers: &HeaderMap) -> Result<WorkspaceId, WireError> {
 }
 
 /// Why a call cannot be forwarded, for its caller.
-fn refused(error: DialError, id: &WorkspaceId) -> WireError {
+fn refused(error: AgentDialError, id: &WorkspaceId) -> WireError {
     match error {
-        DialError::Full(limit) => {
+        AgentDialError::Full(limit) => {
             let message = format!("{limit} calls to this workspace are under way; end some");
             let error = WireError::new(Reason::TooManyStreams, message);
             error.with("limit", limit).with("what", "calls to one workspace")
         }
-        DialError::Connect(_) | DialError::Http(_) | DialError::Timeout | DialError::Tls(_) => {
+        AgentDialError::Connect(_) | AgentDialError::Http(_) | AgentDialError::Timeout | AgentDialError::Tls(_) => {
             unreachable_agent(id)
         }
     }
@@ -174,7 +174,7 @@ fn unreachable_agent(id: &WorkspaceId) -> WireError {
     WireError::new(Reason::AgentUnreachable, message).with("id", id)
 }
 
-fn going_down() -> WireError {
+fn shutting_down() -> WireError {
     WireError::new(
         Reason::ShuttingDown,
         "the control plane is shutting down; the workspace goes on: try again",

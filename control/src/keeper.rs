@@ -26,7 +26,7 @@ use tower::util::BoxCloneSyncService;
 
 use crate::{
     backups::{self, BackupError, Backups, Key, Label, Proof},
-    dial::{AGENT_NAME, DIAL_TIME, DialError, dial},
+    dial::{AGENT_NAME, DIAL_TIMEOUT, AgentDialError, dial},
     identity::Identity,
     lease::Leadership,
     progress::{Progress, Stage, Teller},
@@ -164,7 +164,7 @@ impl AgentKeeper {
 
     async fn reach(&self, agent: &AgentView) -> Result<Agent, KeepError> {
         let dialed =
-            timeout(DIAL_TIME, dial::<Body>(agent, &self.tasks)).await.unwrap_or(Err(DialError::Timeout));
+            timeout(DIAL_TIMEOUT, dial::<Body>(agent, &self.tasks)).await.unwrap_or(Err(AgentDialError::Timeout));
         let dialed = dialed.map_err(|error| KeepError::Unreachable(error.to_string()))?;
         let sender: SendRequest<Body> = dialed.sender;
         let service = tower::service_fn(move |request| {

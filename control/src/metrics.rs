@@ -21,9 +21,9 @@ use tonic::Code;
 use crate::snapshot::{Snapshots, WorkspaceView};
 
 /// Everything that is counted.
-pub struct Metrics {
+pub struct ControlMetrics {
     registry: Registry,
-    requests: Family<Request, Counter>,
+    requests: Family<RequestLabels, Counter>,
     /// Calls that wait for a workspace.
     pub held: Gauge,
     /// Public connections.
@@ -35,7 +35,7 @@ pub struct Metrics {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Request {
+struct RequestLabels {
     /// "gateway" or "control".
     surface: &'static str,
     /// Name of a gRPC code, or an HTTP status.
@@ -44,18 +44,18 @@ struct Request {
 
 /// How one exchange ends; counted once it is known, and if nothing else is said, when the exchange is given up.
 #[derive(Debug)]
-pub struct Outcome {
-    requests: Family<Request, Counter>,
+pub struct ExchangeOutcome {
+    requests: Family<RequestLabels, Counter>,
     surface: &'static str,
     code: Option<String>,
 }
 
-impl Metrics {
-    /// Counters at nought. Workspaces are counted in the snapshots whenever somebody reads; `queue` says how many events wait
+impl ControlMetrics {
+    /// Counters at nought. WorkspaceCollector are counted in the snapshots whenever somebody reads; `queue` says how many events wait
     /// for the driver.
     pub fn new(snapshots: Snapshots, queue: impl Fn() -> usize + Send + Sync + 'static) -> Self {
         let mut registry = Registry::with_prefix("podling");
-        let requests = Family::<Request, Counter>::default();
+        let requests = Family::<RequestLabels, Counter>::default();
         let (held, connections, agent_connections) = (Gauge::default(), Gauge::default(), Gauge::default());
         let beats = Counter::<u64, AtomicU64>::default();
         registry.register(
@@ -67,8 +67,8 @@ impl Metrics {
         registry.register("connections", "Open connections at the public address", connections.clone());
         registry.register("agent_connections", "Open connections of agents", agent_connections.clone());
         registry.register("beats", "Heartbeats that were taken", beats.clone());
-        registry.register_collector(Box::new(Workspaces(snapshots)));
-        registry.register_collector(Box::new(Queue(queue)));
+        registry.register_collector(Box::new(WorkspaceCollector(snapshots)));
+        registry.register_collector(Box::new(DriverQueueCollector(queue)));
         Self { registry, requests, held, connections, agent_connections, beats }
     }
 
@@ -81,44 +81,48 @@ impl Metrics {
     }
 
     /// An error of our own was the answer.
-    pub fn refused(&self, surface: &'static str, error: &WireError) {
+    pub fn count_error(&self, surface: &'static str, error: &WireError) {
         self.count(surface, code_name(error::code(error.reason())));
     }
 
     /// An exchange whose answer began like this.
-    pub fn exchange(&self, surface: &'static str, parts: &response::Parts) -> Outcome {
-        Outcome { requests: self.requests.clone(), surface, code: code_of(parts).or_else(|| plain(parts)) }
+    pub fn exchange(&self, surface: &'static str, parts: &response::Parts) -> ExchangeOutcome {
+        ExchangeOutcome {
+            requests: self.requests.clone(),
+            surface,
+            code: code_of(parts).or_else(|| plain(parts)),
+        }
     }
 
     fn count(&self, surface: &'static str, code: String) {
-        self.requests.get_or_create(&Request { surface, code }).inc();
+        self.requests.get_or_create(&RequestLabels { surface, code }).inc();
     }
 }
 
-impl fmt::Debug for Metrics {
+impl fmt::Debug for ControlMetrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Metrics").finish_non_exhaustive()
+        f.debug_struct("ControlMetrics").finish_non_exhaustive()
     }
 }
 
-// === impl Outcome ===
+// === impl ExchangeOutcome ===
 
-impl Outcome {
+impl ExchangeOutcome {
     /// It ended with these trailers.
-    pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
+    pub(crate) fn set_trailers(&mut self, trailers: &HeaderMap) {
         self.code = grpc_code(trailers).or(self.code.take());
     }
 
     /// It was broken off.
-    pub(crate) fn broken(&mut self, why: &WireError) {
+    pub(crate) fn set_error(&mut self, why: &WireError) {
         self.code = Some(code_name(error::code(why.reason())));
     }
 }
 
-impl Drop for Outcome {
+impl Drop for ExchangeOutcome {
     fn drop(&mut self) {
         let code = self.code.take().unwrap_or_else(|| code_name(Code::Cancelled));
-        self.requests.get_or_create(&Request { surface: self.surface, code }).inc();
+        self.requests.get_or_create(&RequestLabels { surface: self.surface, code }).inc();
     }
 }
 
@@ -144,33 +148,36 @@ fn code_name(code: Code) -> String {
     format!("{code:?}")
 }
 
-/// Workspaces by state and link.
+/// WorkspaceCollector by state and link.
 #[derive(Debug)]
-struct Workspaces(Snapshots);
+struct WorkspaceCollector(Snapshots);
 
-impl Collector for Workspaces {
+impl Collector for WorkspaceCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let snapshot = self.0.borrow().clone();
         let count = |is: &dyn Fn(&WorkspaceView) -> bool| {
             i64::try_from(snapshot.workspaces.values().filter(|w| is(w)).count()).unwrap_or(i64::MAX)
         };
-        let mut states =
-            encoder.encode_descriptor("workspaces", "Workspaces, by state", None, MetricType::Gauge)?;
+        let mut states = encoder.encode_descriptor(
+            "workspaces",
+            "WorkspaceCollector, by state",
+            None,
+            MetricType::Gauge,
+        )?;
         for (state, name) in crate::snapshot::STATES {
             let gauge = ConstGauge::new(count(&|w| w.state == *state));
             gauge.encode(states.encode_family(&[("state", *name)])?)?;
         }
-        let unknown =
-            ConstGauge::new(count(&|w| w.agent.is_some() && w.connection == AgentConnection::Unknown));
-        let help = "Workspaces whose agent is silent";
+        let unknown = ConstGauge::new(count(&|w| w.agent.is_some() && w.link == Link::Unknown));
+        let help = "WorkspaceCollector whose agent is silent";
         unknown.encode(encoder.encode_descriptor("links_unknown", help, None, MetricType::Gauge)?)
     }
 }
 
 /// What waits for the driver.
-struct Queue<F>(F);
+struct DriverQueueCollector<F>(F);
 
-impl<F: Fn() -> usize + Send + Sync + 'static> Collector for Queue<F> {
+impl<F: Fn() -> usize + Send + Sync + 'static> Collector for DriverQueueCollector<F> {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let waiting = ConstGauge::new(i64::try_from((self.0)()).unwrap_or(i64::MAX));
         let help = "Events that wait for the driver";
@@ -178,8 +185,8 @@ impl<F: Fn() -> usize + Send + Sync + 'static> Collector for Queue<F> {
     }
 }
 
-impl<F> fmt::Debug for Queue<F> {
+impl<F> fmt::Debug for DriverQueueCollector<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Queue")
+        f.write_str("DriverQueueCollector")
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     gateway::Gateway,
     identity::{Identity, file, server_config},
     keeper::AgentKeeper,
-    metrics::Metrics,
+    metrics::ControlMetrics,
     open_files::OpenFiles,
     server::{AgentsRouter, PublicRouter, ServerListener, ShutdownSignals, cors},
 };
@@ -114,7 +114,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
     let (driver, handle) = Driver::open(store, backend, keeper, config.quotas, driven.clone()).await?;
 
     let stopping = ShutdownSignals::default();
-    let metrics = Arc::new(Metrics::new(handle.snapshots(), queue(&handle)));
+    let metrics = Arc::new(ControlMetrics::new(handle.snapshots(), queue(&handle)));
     let (wakes, wished) = mpsc::channel(WAKES);
     let gateway = Arc::new(Gateway::new(
         identity.clone(),
@@ -234,7 +234,7 @@ async fn listen(
     open: Option<TcpListener>,
     config: &Config,
     stopping: &ShutdownSignals,
-    metrics: &Metrics,
+    metrics: &ControlMetrics,
 ) -> Result<ServerListener, RunError> {
     let tls = config.tls.as_ref().map(|files| server_config(&files.certificate, &files.key));
     let tls = tls.transpose().map_err(RunError::Tls)?.map(Arc::new);
@@ -249,7 +249,7 @@ fn listen_for_agents(
     at: AgentsAt,
     identity: &Identity,
     stopping: &ShutdownSignals,
-    metrics: &Metrics,
+    metrics: &ControlMetrics,
 ) -> Result<ServerListener, RunError> {
     let (tls, open) = (identity.agents_tls(), metrics.agent_connections.clone());
     match at {

@@ -5,13 +5,13 @@ use podling_proto::{metadata, method, v1::Verb};
 
 /// What a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Needs {
+pub(super) struct AccessRequirement {
     pub(super) verb: Verb,
     /// Whether it may be held until the workspace is awake.
     pub(super) wakes: bool,
 }
 
-impl Needs {
+impl AccessRequirement {
     /// What nobody declared needs `admin`, and never wakes.
     pub(super) fn of(method: &Method, path: &str, headers: &HeaderMap) -> Self {
         let declared = match method::find(path).filter(|m| m.is_agents()) {
@@ -25,7 +25,7 @@ impl Needs {
                 Some((Verb::FilesRead, true))
             }
             // What an agent offers is no secret to whoever may look at the workspace.
-            None if is_description(path) => Some((Verb::Read, false)),
+            None if is_health_or_reflection(path) => Some((Verb::Read, false)),
             None => None,
         };
         let (verb, wakes) = declared.unwrap_or((Verb::Admin, false));
@@ -35,7 +35,7 @@ impl Needs {
 }
 
 /// Health and reflection: services that come with gRPC, not ours.
-pub(crate) fn is_description(path: &str) -> bool {
+pub(crate) fn is_health_or_reflection(path: &str) -> bool {
     ["/grpc.health.v1.Health/", "/grpc.reflection.v1.", "/grpc.reflection.v1alpha."]
         .iter()
         .any(|service| path.starts_with(service))
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     fn needs(method: Method, path: &str) -> (Verb, bool) {
-        let needs = Needs::of(&method, path, &HeaderMap::new());
+        let needs = AccessRequirement::of(&method, path, &HeaderMap::new());
         (needs.verb, needs.wakes)
     }
 
@@ -82,7 +82,7 @@ mod tests {
     fn a_caller_can_forbid_to_wake() {
         let mut headers = HeaderMap::new();
         headers.insert(metadata::WAKE, HeaderValue::from_static("never"));
-        let needs = Needs::of(&Method::POST, "/podling.agent.v1.Terminals/Attach", &headers);
+        let needs = AccessRequirement::of(&Method::POST, "/podling.agent.v1.Terminals/Attach", &headers);
         assert_eq!((needs.verb, needs.wakes), (Verb::Terminal, false));
     }
 }

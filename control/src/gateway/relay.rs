@@ -15,15 +15,15 @@ use podling_proto::error::{Reason, WireError};
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::going_down;
-use crate::{metrics::Outcome, refusal::Protocol};
+use super::shutting_down;
+use crate::{metrics::ExchangeOutcome, refusal::Protocol};
 
 /// Why a body ends before its end.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum BrokenOff {
+pub(super) enum RelayError {
     /// The caller is gone, or has its answer.
     #[error("the caller is gone")]
-    Caller,
+    CallerGone,
     /// The other end broke off.
     #[error(transparent)]
     Http(#[from] hyper::Error),
@@ -37,38 +37,38 @@ pub(super) enum BrokenOff {
 
 /// From the caller to the agent.
 #[derive(Debug)]
-pub(super) struct Upload {
+pub(super) struct RelayedRequest {
     body: Incoming,
     answered: oneshot::Receiver<()>,
 }
 
 /// Kept with the answer: when it is dropped, the upload ends.
 #[derive(Debug)]
-pub(super) struct Answered {
+pub(super) struct RequestGuard {
     _tell: oneshot::Sender<()>,
 }
 
-impl Upload {
-    pub(super) fn new(body: Incoming) -> (Self, Answered) {
+impl RelayedRequest {
+    pub(super) fn new(body: Incoming) -> (Self, RequestGuard) {
         let (tell, answered) = oneshot::channel();
-        (Self { body, answered }, Answered { _tell: tell })
+        (Self { body, answered }, RequestGuard { _tell: tell })
     }
 }
 
-impl Body for Upload {
+impl Body for RelayedRequest {
     type Data = Bytes;
-    type Error = BrokenOff;
+    type Error = RelayError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-            return Poll::Ready(frame.map(|frame| frame.map_err(BrokenOff::from)));
+            return Poll::Ready(frame.map(|frame| frame.map_err(RelayError::from)));
         }
         // Nobody waits for an answer any more: an error resets the stream, so that the agent learns of it at once.
         ready!(Pin::new(&mut self.answered).poll(cx)).ok();
-        Poll::Ready(Some(Err(BrokenOff::Caller)))
+        Poll::Ready(Some(Err(RelayError::CallerGone)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -81,10 +81,10 @@ impl Body for Upload {
 }
 
 /// From the agent to the caller. If the agent breaks off, the caller reads why in its own protocol.
-pub(super) struct Relay {
+pub(super) struct RelayedResponse {
     body: Incoming,
     protocol: Protocol,
-    outcome: Outcome,
+    outcome: ExchangeOutcome,
     /// A gRPC answer is whole once its trailers have come (or came as headers).
     whole: bool,
     ended: bool,
@@ -92,39 +92,39 @@ pub(super) struct Relay {
     _kept: Option<Box<dyn Any + Send + Sync>>,
 }
 
-impl Relay {
+impl RelayedResponse {
     /// `whole`: the headers are all there is to say.
-    pub(super) fn new(body: Incoming, protocol: Protocol, whole: bool, outcome: Outcome) -> Self {
+    pub(super) fn new(body: Incoming, protocol: Protocol, whole: bool, outcome: ExchangeOutcome) -> Self {
         Self { body, protocol, outcome, whole, ended: false, shutdown: None, _kept: None }
     }
 
     /// Ends when this is cancelled.
-    pub(super) fn until(mut self, shutdown: &CancellationToken) -> Self {
+    pub(super) fn with_shutdown(mut self, shutdown: &CancellationToken) -> Self {
         self.shutdown = Some(Box::pin(shutdown.clone().cancelled_owned()));
         self
     }
 
     /// Keeps this as long as the exchange lasts.
-    pub(super) fn keeping(mut self, kept: impl Any + Send + Sync) -> Self {
+    pub(super) fn with_guards(mut self, kept: impl Any + Send + Sync) -> Self {
         self._kept = Some(Box::new(kept));
         self
     }
 
-    fn break_off(&mut self, why: WireError, error: BrokenOff) -> Result<Frame<Bytes>, BrokenOff> {
+    fn break_off(&mut self, why: WireError, error: RelayError) -> Result<Frame<Bytes>, RelayError> {
         self.ended = true;
-        self.outcome.broken(&why);
+        self.outcome.set_error(&why);
         self.protocol.break_off(why).ok_or(error)
     }
 }
 
-impl Body for Relay {
+impl Body for RelayedResponse {
     type Data = Bytes;
-    type Error = BrokenOff;
+    type Error = RelayError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
         if self.ended {
             return Poll::Ready(None);
         }
@@ -132,17 +132,17 @@ impl Body for Relay {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(trailers) = frame.trailers_ref() {
                     self.whole = true;
-                    self.outcome.trailers(trailers);
+                    self.outcome.set_trailers(trailers);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
                 tracing::debug!(%error, "an agent broke off");
-                Poll::Ready(Some(self.break_off(lost(), BrokenOff::Http(error))))
+                Poll::Ready(Some(self.break_off(lost(), RelayError::Http(error))))
             }
             // A reset may look like an end.
             Poll::Ready(None) if self.protocol == Protocol::Grpc && !self.whole => {
-                Poll::Ready(Some(self.break_off(lost(), BrokenOff::Agent)))
+                Poll::Ready(Some(self.break_off(lost(), RelayError::Agent)))
             }
             Poll::Ready(None) => {
                 self.ended = true;
@@ -151,7 +151,7 @@ impl Body for Relay {
             Poll::Pending => {
                 let Some(shutdown) = &mut self.shutdown else { return Poll::Pending };
                 ready!(shutdown.as_mut().poll(cx));
-                Poll::Ready(Some(self.break_off(going_down(), BrokenOff::Shutdown)))
+                Poll::Ready(Some(self.break_off(shutting_down(), RelayError::Shutdown)))
             }
         }
     }

@@ -11,8 +11,8 @@ use tokio::{
 };
 
 use super::{
-    going_down,
-    line::{Lines, Turn},
+    shutting_down,
+    wake_queue::{WakeQueue, Ticket},
     unreachable_agent,
 };
 use crate::{
@@ -22,51 +22,51 @@ use crate::{
 
 /// How long a call is held for a workspace that starts: a cold start with room to spare, and well below the minute after
 /// which proxies give up. Then WAKE_TIMEOUT.
-const HOLD_TIME: Duration = Duration::from_secs(30);
+const HOLD_TIMEOUT: Duration = Duration::from_secs(30);
 /// What a client waits before it asks for a workspace again that is not awake.
-pub(super) const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Who waits for what.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(super) struct AgentWaiter {
     snapshots: Snapshots,
     wakes: mpsc::Sender<WorkspaceId>,
-    lines: Lines,
+    queue: WakeQueue,
 }
 
 /// What is to be done with a call, as things are.
-enum Judgement {
+enum ForwardDecision {
     Forward(Arc<AgentView>),
     Hold,
     Refuse(WireError),
 }
 
-impl Waiting {
+impl AgentWaiter {
     pub(super) fn new(snapshots: Snapshots, wakes: mpsc::Sender<WorkspaceId>, gauge: Gauge) -> Self {
-        Self { snapshots, wakes, lines: Lines::new(gauge) }
+        Self { snapshots, wakes, queue: WakeQueue::new(gauge) }
     }
 
     /// The agent of a workspace the caller may see. If there is none just now, a call that `wakes` waits for it, and is let go on in its
-    /// turn: the one behind it waits until that is dropped.
+    /// ticket: the one behind it waits until that is dropped.
     pub(super) async fn agent(
         &self,
         caller: &Caller,
         id: &WorkspaceId,
         wakes: bool,
-    ) -> Result<(Arc<AgentView>, Option<Turn>), WireError> {
+    ) -> Result<(Arc<AgentView>, Option<Ticket>), WireError> {
         let mut snapshots = self.snapshots.clone();
         let view = find(&mut snapshots, caller, id)?;
-        let now = match judge(&view, wakes) {
+        let now = match decide_forward(&view, wakes) {
             // Nobody overtakes those who are held.
-            Judgement::Forward(agent) if wakes && self.lines.has(id) => Some(agent),
-            Judgement::Forward(agent) => return Ok((agent, None)),
-            Judgement::Refuse(error) if view.state != State::Failed || !wakes => return Err(error),
+            ForwardDecision::Forward(agent) if wakes && self.queue.has_waiting(id) => Some(agent),
+            ForwardDecision::Forward(agent) => return Ok((agent, None)),
+            ForwardDecision::Refuse(error) if view.state != State::Failed || !wakes => return Err(error),
             // A start that failed is tried again for whoever comes; only a failure from here on counts.
-            Judgement::Refuse(_) | Judgement::Hold => None,
+            ForwardDecision::Refuse(_) | ForwardDecision::Hold => None,
         };
-        let is_first = !self.lines.has(id);
-        let mut turn = match (self.lines.join(id), now) {
-            (Ok(turn), _) => turn,
+        let is_first = !self.queue.has_waiting(id);
+        let mut ticket = match (self.queue.enqueue(id), now) {
+            (Ok(ticket), _) => ticket,
             (Err(_), Some(agent)) => return Ok((agent, None)),
             (Err(full), None) => return Err(full),
         };
@@ -76,25 +76,25 @@ impl Waiting {
         }
         // Not its version: that also grows when only the next try is moved, and the failure is still the old one.
         let first = (view.state, view.since);
-        let waited = timeout(HOLD_TIME, async {
+        let waited = timeout(HOLD_TIMEOUT, async {
             loop {
                 let view = find(&mut snapshots, caller, id)?;
-                match judge(&view, true) {
-                    Judgement::Forward(agent) if turn.has_come() => return Ok(agent),
-                    Judgement::Refuse(error) if (view.state, view.since) != first => return Err(error),
-                    Judgement::Forward(_) | Judgement::Refuse(_) | Judgement::Hold => {}
+                match decide_forward(&view, true) {
+                    ForwardDecision::Forward(agent) if ticket.is_first() => return Ok(agent),
+                    ForwardDecision::Refuse(error) if (view.state, view.since) != first => return Err(error),
+                    ForwardDecision::Forward(_) | ForwardDecision::Refuse(_) | ForwardDecision::Hold => {}
                 }
                 tokio::select! {
-                    changed = snapshots.changed() => changed.map_err(|_| going_down())?,
-                    () = turn.moves() => {}
+                    changed = snapshots.changed() => changed.map_err(|_| shutting_down())?,
+                    () = ticket.moved() => {}
                     // A wish may have got lost, or somebody put it to sleep meanwhile: a wish more does no harm.
-                    () = sleep(RETRY) => self.wake(id),
+                    () = sleep(RETRY_INTERVAL) => self.wake(id),
                 }
             }
         });
         match waited.await {
-            Ok(agent) => Ok((agent?, Some(turn))),
-            Err(_) => Err(too_long(find(&mut snapshots, caller, id)?.as_ref())),
+            Ok(agent) => Ok((agent?, Some(ticket))),
+            Err(_) => Err(wake_timeout(find(&mut snapshots, caller, id)?.as_ref())),
         }
     }
 
@@ -113,41 +113,41 @@ fn find(
 }
 
 /// It was held for as long as a call is held: what it would have to wait for.
-fn too_long(view: &WorkspaceView) -> WireError {
+fn wake_timeout(view: &WorkspaceView) -> WireError {
     let why = match view.place {
         Some(place) => format!("it is waiting for room, number {place} in line"),
         None => view.reason.clone(),
     };
-    let message = format!("the workspace was not ready within {} s: {why}; try again", HOLD_TIME.as_secs());
+    let message = format!("the workspace was not ready within {} s: {why}; try again", HOLD_TIMEOUT.as_secs());
     WireError::new(Reason::WakeTimeout, message).with("id", &view.spec.id)
 }
 
-fn judge(view: &WorkspaceView, wakes: bool) -> Judgement {
+fn decide_forward(view: &WorkspaceView, wakes: bool) -> ForwardDecision {
     let not_awake = |words: &str, state: &str| {
         let message = format!("the workspace is {words}, and this call does not wake it");
         let error = WireError::new(Reason::NotAwake, message).with("state", state);
-        Judgement::Refuse(error.with("id", &view.spec.id).retry_after(RETRY))
+        ForwardDecision::Refuse(error.with("id", &view.spec.id).retry_after(RETRY_INTERVAL))
     };
     match view.state {
         // Who comes while it falls asleep is served by it if it is held back in time, else once it is awake again.
-        State::FallingAsleep if wakes => Judgement::Hold,
+        State::FallingAsleep if wakes => ForwardDecision::Hold,
         State::Awake | State::FallingAsleep => match &view.agent {
-            Some(agent) => Judgement::Forward(agent.clone()),
-            None if wakes => Judgement::Hold,
-            None => Judgement::Refuse(unreachable_agent(&view.spec.id)),
+            Some(agent) => ForwardDecision::Forward(agent.clone()),
+            None if wakes => ForwardDecision::Hold,
+            None => ForwardDecision::Refuse(unreachable_agent(&view.spec.id)),
         },
         State::Queued | State::Starting | State::Asleep | State::Archiving | State::Archived if wakes => {
-            Judgement::Hold
+            ForwardDecision::Hold
         }
         State::Queued => not_awake("waiting for room", "queued"),
         State::Starting => not_awake("starting", "starting"),
         State::Asleep => not_awake("asleep", "asleep"),
         State::Archiving => not_awake("being archived", "archiving"),
         State::Archived => not_awake("archived", "archived"),
-        State::Deleting => Judgement::Refuse(
+        State::Deleting => ForwardDecision::Refuse(
             WireError::new(Reason::Deleting, "the workspace is being deleted").with("id", &view.spec.id),
         ),
-        State::Failed => Judgement::Refuse(
+        State::Failed => ForwardDecision::Refuse(
             WireError::new(Reason::WorkspaceFailed, format!("the workspace does not start: {}", view.reason))
                 .with("cause", &view.reason)
                 .with("id", &view.spec.id),

@@ -7,7 +7,7 @@ use podling_proto::{
     v1::Verb,
 };
 
-use crate::{caller::Caller, gateway::is_description, identity::Identity};
+use crate::{caller::Caller, gateway::is_health_or_reflection, identity::Identity};
 
 /// The holder of the token that came with a request.
 pub(super) fn caller(identity: &Identity, headers: &HeaderMap) -> Result<Caller, WireError> {
@@ -40,7 +40,7 @@ pub(super) fn may_call(caller: &Caller, path: &str) -> Result<(), WireError> {
                 .with("allowed", "the id of a workspace"))
         }
         Some(rpc) => caller.may(rpc.verb()),
-        None if path == super::router::METRICS || is_description(path) => caller.may(Verb::Read),
+        None if path == super::router::METRICS || is_health_or_reflection(path) => caller.may(Verb::Read),
         None => caller.may(Verb::Admin),
     }
 }

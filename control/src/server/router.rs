@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceExt};
 
 use super::{auth, unauthenticated::ConnectionState, validate};
-use crate::{api::json, gateway::Gateway, identity::Identity, metrics::Metrics, refusal::Protocol};
+use crate::{api::json, gateway::Gateway, identity::Identity, metrics::ControlMetrics, refusal::Protocol};
 
 /// Where the counters are.
 pub(super) const METRICS: &str = "/metrics";
@@ -39,7 +39,7 @@ pub struct PublicRouter(Arc<RouterState>);
 struct RouterState {
     identity: Arc<Identity>,
     gateway: Arc<Gateway>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ControlMetrics>,
     grpc: tonic_web::GrpcWebService<Router>,
     json: Router,
     draining: CancellationToken,
@@ -52,7 +52,7 @@ impl PublicRouter {
     pub fn new(
         identity: Arc<Identity>,
         gateway: Arc<Gateway>,
-        metrics: Arc<Metrics>,
+        metrics: Arc<ControlMetrics>,
         grpc: Router,
         json: Router,
         draining: CancellationToken,
@@ -85,7 +85,7 @@ impl RouterState {
         let protocol = Protocol::of(request.headers());
         let (parts, body) = request.into_parts();
         if let Err(error) = validate::check_request(&parts) {
-            self.metrics.refused("control", &error);
+            self.metrics.count_error("control", &error);
             return protocol.refuse(error);
         }
         let mut request = Request::from_parts(parts, body);
@@ -100,7 +100,7 @@ impl RouterState {
             _ => {}
         }
         let refused = |error: WireError| {
-            self.metrics.refused("control", &error);
+            self.metrics.count_error("control", &error);
             protocol.refuse(error)
         };
         let caller = match auth::caller(&self.identity, request.headers()) {
@@ -147,12 +147,12 @@ impl RouterState {
     }
 }
 
-async fn count(State(metrics): State<Arc<Metrics>>, response: Response<Body>) -> Response<Body> {
+async fn count(State(metrics): State<Arc<ControlMetrics>>, response: Response<Body>) -> Response<Body> {
     let (parts, body) = response.into_parts();
     let mut outcome = metrics.exchange("control", &parts);
     let body = body.map_frame(move |frame| {
         if let Some(trailers) = frame.trailers_ref() {
-            outcome.trailers(trailers);
+            outcome.set_trailers(trailers);
         }
         frame
     });

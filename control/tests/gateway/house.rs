@@ -15,7 +15,7 @@ use podling_control::{
     caller::Caller,
     gateway::Gateway,
     identity::{Grant, Identity, root_token_file},
-    metrics::Metrics,
+    metrics::ControlMetrics,
     server::{PublicRouter, ServerListener, ShutdownSignals, cors},
     snapshot::{AgentView, Snapshot, WorkspaceView},
 };
@@ -47,7 +47,7 @@ pub(crate) struct House {
     pub(crate) root_token: String,
     pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
     pub(crate) wakes: mpsc::Receiver<WorkspaceId>,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<ControlMetrics>,
     pub(crate) stopping: ShutdownSignals,
     pub(crate) address: String,
     pub(crate) serving: JoinHandle<()>,
@@ -69,7 +69,7 @@ impl House {
             std::fs::read_to_string(root_token_file(data.path())).expect("token").trim().to_owned();
         let (snapshots, follow) = watch::channel(Arc::new(Snapshot::default()));
         let (wake, wakes) = mpsc::channel(16);
-        let metrics = Arc::new(Metrics::new(follow.clone(), || 0));
+        let metrics = Arc::new(ControlMetrics::new(follow.clone(), || 0));
         let stopping = ShutdownSignals::default();
         let gateway = Arc::new(Gateway::new(
             identity.clone(),
