@@ -22,7 +22,7 @@ use crate::{
     dial::AgentDialError,
     identity::Identity,
     metrics::ControlMetrics,
-    refusal::Protocol,
+    error_response::WireProtocol,
     snapshot::{AgentView, Snapshots},
 };
 
@@ -66,14 +66,14 @@ impl Gateway {
 
     /// Answers a request that names a workspace: with the agent's answer, or with an error in the caller's protocol.
     pub async fn forward(&self, caller: &Caller, request: Request<Incoming>) -> Response<Body> {
-        let protocol = Protocol::of(request.headers());
+        let protocol = WireProtocol::of(request.headers());
         let forwarded = tokio::select! {
             forwarded = self.exchange(caller, protocol, request) => forwarded,
             () = self.streams.cancelled() => Err(shutting_down()),
         };
         forwarded.unwrap_or_else(|error| {
             self.metrics.count_error("gateway", &error);
-            protocol.refuse(error)
+            protocol.error_response(error)
         })
     }
 
@@ -85,7 +85,7 @@ impl Gateway {
     async fn exchange(
         &self,
         caller: &Caller,
-        protocol: Protocol,
+        protocol: WireProtocol,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, WireError> {
         let needs = AccessRequirement::of(request.method(), request.uri().path(), request.headers());

@@ -8,7 +8,7 @@ pub mod api;
 pub mod args;
 pub mod backend;
 pub mod backups;
-pub mod caller;
+pub mod principal;
 mod clock;
 pub mod config;
 mod dial;
@@ -24,7 +24,7 @@ pub mod metrics;
 pub mod open_files;
 pub mod progress;
 pub mod quantity;
-pub mod refusal;
+pub mod error_response;
 pub mod run;
 #[cfg(test)]
 mod samples;

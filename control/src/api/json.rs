@@ -22,7 +22,7 @@ mod archives;
 mod document;
 mod operation;
 mod policy;
-mod refusal;
+mod problem_response;
 mod request;
 mod routes;
 mod scalar;

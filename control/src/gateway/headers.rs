@@ -13,7 +13,7 @@ use http::{
 };
 use podling_proto::metadata;
 
-use crate::{dial::AGENT_NAME, refusal::Protocol};
+use crate::{dial::AGENT_NAME, error_response::WireProtocol};
 
 /// Belong to one connection (RFC 9110, 7.6.1).
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -55,10 +55,10 @@ const NOT_FOR_CALLERS: [HeaderName; 9] = [
 ];
 
 /// Makes a caller's request the gateway's request to an agent.
-pub(super) fn to_agent(parts: &mut request::Parts, protocol: Protocol, authorization: HeaderValue) {
+pub(super) fn to_agent(parts: &mut request::Parts, protocol: WireProtocol, authorization: HeaderValue) {
     strip(&mut parts.headers, &NOT_FOR_AGENTS);
     parts.headers.insert(AUTHORIZATION, authorization);
-    if protocol == Protocol::Grpc {
+    if protocol == WireProtocol::Grpc {
         parts.headers.insert(TE, HeaderValue::from_static("trailers"));
     }
     let mut uri = std::mem::take(&mut parts.uri).into_parts();
@@ -71,7 +71,7 @@ pub(super) fn to_agent(parts: &mut request::Parts, protocol: Protocol, authoriza
 }
 
 /// Makes an agent's answer the gateway's.
-pub(super) fn to_caller(parts: &mut response::Parts, protocol: Protocol) {
+pub(super) fn to_caller(parts: &mut response::Parts, protocol: WireProtocol) {
     strip(&mut parts.headers, &NOT_FOR_CALLERS);
     // Which pages may read answers is for the gateway to say.
     let cors: Vec<_> =
@@ -79,7 +79,7 @@ pub(super) fn to_caller(parts: &mut response::Parts, protocol: Protocol) {
     for name in cors {
         parts.headers.remove(name);
     }
-    if protocol == Protocol::Http {
+    if protocol == WireProtocol::Http {
         // A file out of a workspace is never a page of the gateway's.
         parts.headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
         parts.headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -124,13 +124,13 @@ mod tests {
             .header("grpc-timeout", "5S")
             .header("x-my-metadata", "kept");
         let mut parts = request.body(()).expect("request").into_parts().0;
-        to_agent(&mut parts, Protocol::Http, HeaderValue::from_static("Bearer agent"));
+        to_agent(&mut parts, WireProtocol::Http, HeaderValue::from_static("Bearer agent"));
         let mut names: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["authorization", "content-type", "grpc-timeout", "x-my-metadata"]);
         assert_eq!(parts.headers["authorization"], "Bearer agent");
         assert_eq!(parts.uri.to_string(), "https://podling-agent/files/a?x=1");
-        to_agent(&mut parts, Protocol::Grpc, HeaderValue::from_static("Bearer agent"));
+        to_agent(&mut parts, WireProtocol::Grpc, HeaderValue::from_static("Bearer agent"));
         assert_eq!(parts.headers["te"], "trailers");
     }
 
@@ -146,7 +146,7 @@ mod tests {
             .header("content-type", "text/html")
             .header("etag", "1");
         let mut parts = response.body(()).expect("response").into_parts().0;
-        to_caller(&mut parts, Protocol::Http);
+        to_caller(&mut parts, WireProtocol::Http);
         let mut names: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["content-security-policy", "content-type", "etag", "x-content-type-options"]);

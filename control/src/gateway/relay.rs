@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::shutting_down;
-use crate::{metrics::ExchangeOutcome, refusal::Protocol};
+use crate::{metrics::ExchangeOutcome, error_response::WireProtocol};
 
 /// Why a body ends before its end.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +83,7 @@ impl Body for RelayedRequest {
 /// From the agent to the caller. If the agent breaks off, the caller reads why in its own protocol.
 pub(super) struct RelayedResponse {
     body: Incoming,
-    protocol: Protocol,
+    protocol: WireProtocol,
     outcome: ExchangeOutcome,
     /// A gRPC answer is whole once its trailers have come (or came as headers).
     whole: bool,
@@ -94,7 +94,7 @@ pub(super) struct RelayedResponse {
 
 impl RelayedResponse {
     /// `whole`: the headers are all there is to say.
-    pub(super) fn new(body: Incoming, protocol: Protocol, whole: bool, outcome: ExchangeOutcome) -> Self {
+    pub(super) fn new(body: Incoming, protocol: WireProtocol, whole: bool, outcome: ExchangeOutcome) -> Self {
         Self { body, protocol, outcome, whole, ended: false, shutdown: None, _kept: None }
     }
 
@@ -113,7 +113,7 @@ impl RelayedResponse {
     fn break_off(&mut self, why: WireError, error: RelayError) -> Result<Frame<Bytes>, RelayError> {
         self.ended = true;
         self.outcome.set_error(&why);
-        self.protocol.break_off(why).ok_or(error)
+        self.protocol.final_error_frame(why).ok_or(error)
     }
 }
 
@@ -141,7 +141,7 @@ impl Body for RelayedResponse {
                 Poll::Ready(Some(self.break_off(lost(), RelayError::Http(error))))
             }
             // A reset may look like an end.
-            Poll::Ready(None) if self.protocol == Protocol::Grpc && !self.whole => {
+            Poll::Ready(None) if self.protocol == WireProtocol::Grpc && !self.whole => {
                 Poll::Ready(Some(self.break_off(lost(), RelayError::Agent)))
             }
             Poll::Ready(None) => {
@@ -157,12 +157,12 @@ impl Body for RelayedResponse {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended || (self.body.is_end_stream() && (self.whole || self.protocol != Protocol::Grpc))
+        self.ended || (self.body.is_end_stream() && (self.whole || self.protocol != WireProtocol::Grpc))
     }
 
     fn size_hint(&self) -> SizeHint {
         // A gRPC answer may end with trailers of ours where its body ended short.
-        if self.protocol == Protocol::Http { self.body.size_hint() } else { SizeHint::default() }
+        if self.protocol == WireProtocol::Http { self.body.size_hint() } else { SizeHint::default() }
     }
 }
 

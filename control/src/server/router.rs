@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceExt};
 
 use super::{auth, unauthenticated::ConnectionState, validate};
-use crate::{api::json, gateway::Gateway, identity::Identity, metrics::ControlMetrics, refusal::Protocol};
+use crate::{api::json, gateway::Gateway, identity::Identity, metrics::ControlMetrics, error_response::WireProtocol};
 
 /// Where the counters are.
 pub(super) const METRICS: &str = "/metrics";
@@ -82,11 +82,11 @@ impl Service<Request<Incoming>> for PublicRouter {
 
 impl RouterState {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        let protocol = Protocol::of(request.headers());
+        let protocol = WireProtocol::of(request.headers());
         let (parts, body) = request.into_parts();
         if let Err(error) = validate::check_request(&parts) {
             self.metrics.count_error("control", &error);
-            return protocol.refuse(error);
+            return protocol.error_response(error);
         }
         let mut request = Request::from_parts(parts, body);
         let path = request.uri().path();
@@ -101,7 +101,7 @@ impl RouterState {
         }
         let refused = |error: WireError| {
             self.metrics.count_error("control", &error);
-            protocol.refuse(error)
+            protocol.error_response(error)
         };
         let caller = match auth::caller(&self.identity, request.headers()) {
             Ok(caller) => caller,
@@ -110,12 +110,12 @@ impl RouterState {
         if let Some(peer) = request.extensions().get::<Arc<ConnectionState>>() {
             peer.mark_authenticated();
         }
-        if protocol == Protocol::Grpc && request.version() < Version::HTTP_2 {
+        if protocol == WireProtocol::Grpc && request.version() < Version::HTTP_2 {
             let message = "gRPC needs HTTP/2; over HTTP/1.1 there is gRPC-web (application/grpc-web)";
             let error = WireError::new(Reason::BadField, message).with("field", CONTENT_TYPE);
-            return Protocol::Http.refuse(error);
+            return WireProtocol::Http.error_response(error);
         }
-        let json = protocol == Protocol::Http && json::serves(path);
+        let json = protocol == WireProtocol::Http && json::serves(path);
         let ours = json || method::find(path).is_some_and(|rpc| !rpc.is_agents());
         // A client may name its workspace on every call; what is the control plane's own is answered here all the same.
         if request.headers().contains_key(metadata::WORKSPACE) && !ours {
@@ -133,7 +133,7 @@ impl RouterState {
         if path == METRICS {
             return text(StatusCode::OK, self.metrics.text());
         }
-        if protocol == Protocol::Http {
+        if protocol == WireProtocol::Http {
             let error = WireError::new(Reason::UnknownMethod, format!("there is nothing at {path}"));
             return refused(error.with("method", path));
         }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Api,
-    refusal::Refusal,
+    problem_response::ProblemResponse,
     request::{Body, Place, Query},
     scalar::Time,
     workspace::Workspace,
@@ -78,10 +78,10 @@ pub(super) async fn list(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,
     Query(query): Query<ListQuery>,
-) -> Result<Json<List>, Refusal> {
-    let request = ListWorkspaceArchivesRequest { workspace: query.workspace, all_owners: query.all_owners };
-    let answer = api.archives.list(by(caller, request)).await?.into_inner();
-    Ok(Json(List { archives: answer.archives.into_iter().map(Into::into).collect() }))
+) -> Result<Json<List>, ProblemResponse> {
+    let request = ListBackupsRequest { workspace: query.workspace, all_owners: query.all_owners };
+    let answer = api.backups.list(by(caller, request)).await?.into_inner();
+    Ok(Json(List { backups: answer.backups.into_iter().map(Into::into).collect() }))
 }
 
 pub(super) async fn restore(
@@ -89,9 +89,9 @@ pub(super) async fn restore(
     Extension(caller): Extension<Caller>,
     Place(archive): Place,
     Body(body): Body<Restore>,
-) -> Result<(StatusCode, Json<Workspace>), Refusal> {
-    let request = RestoreArchiveRequest { archive, name: body.name, request_id: body.request_id };
-    let answer = api.archives.restore(by(caller, request)).await?.into_inner();
+) -> Result<(StatusCode, Json<Workspace>), ProblemResponse> {
+    let request = RestoreBackupRequest { backup, name: body.name, request_id: body.request_id };
+    let answer = api.backups.restore(by(caller, request)).await?.into_inner();
     Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
 }
 

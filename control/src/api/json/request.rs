@@ -6,7 +6,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use podling_proto::error::{Reason, WireError};
 use serde::de::DeserializeOwned;
 
-use super::refusal::Refusal;
+use super::problem_response::ProblemResponse;
 
 /// Longest body, in bytes. The largest that can be meant is an environment of 16 KiB, of which every byte may be written as six
 /// (`\u001b`); a longer one is refused with 413.
@@ -25,9 +25,9 @@ pub(super) struct Query<T>(pub(super) T);
 pub(super) struct Place(pub(super) String);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
-    type Rejection = Refusal;
+    type Rejection = ProblemResponse;
 
-    async fn from_request(request: Request, _state: &S) -> Result<Self, Refusal> {
+    async fn from_request(request: Request, _state: &S) -> Result<Self, ProblemResponse> {
         let (parts, body) = request.into_parts();
         let collected = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(|error| {
             if error.is::<LengthLimitError>() { too_long() } else { bad("body", "it broke off").into() }
@@ -39,16 +39,16 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         if !is_json(&parts.headers) {
             let message = "the body has to be JSON, and say so: content-type: application/json";
             let error = WireError::new(Reason::BadField, message).with("field", CONTENT_TYPE);
-            return Err(Refusal::said_by(StatusCode::UNSUPPORTED_MEDIA_TYPE, error));
+            return Err(ProblemResponse::with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE, error));
         }
         parse(&bytes).map(Self)
     }
 }
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
-    type Rejection = Refusal;
+    type Rejection = ProblemResponse;
 
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Refusal> {
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ProblemResponse> {
         match axum::extract::Query::try_from_uri(&parts.uri) {
             Ok(axum::extract::Query(query)) => Ok(Self(query)),
             Err(error) => Err(bad("query", &error.body_text()).into()),
@@ -57,9 +57,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Place {
-    type Rejection = Refusal;
+    type Rejection = ProblemResponse;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ProblemResponse> {
         match Path::from_request_parts(parts, state).await {
             Ok(Path(text)) => Ok(Self(text)),
             Err(error) => Err(bad("path", &error.body_text()).into()),
@@ -73,7 +73,7 @@ fn is_json(headers: &HeaderMap) -> bool {
     kind.trim().eq_ignore_ascii_case("application/json")
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ProblemResponse> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         // Where it is no JSON at all, the place says nothing; "." is the whole of it: a field is missing.
@@ -84,11 +84,11 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     Ok(parsed)
 }
 
-fn too_long() -> Refusal {
+fn too_long() -> ProblemResponse {
     let message = format!("the body is longer than {MAX_BODY_BYTES} bytes");
     let error =
         WireError::new(Reason::TooLarge, message).with("limit", MAX_BODY_BYTES).with("what", "the body");
-    Refusal::said_by(StatusCode::PAYLOAD_TOO_LARGE, error)
+    ProblemResponse::with_status(StatusCode::PAYLOAD_TOO_LARGE, error)
 }
 
 fn bad(field: &str, problem: &str) -> WireError {

@@ -20,7 +20,7 @@ use super::{
     Api, DOCUMENT,
     document::Document,
     operation::{On, Operation},
-    refusal::Refusal,
+    problem_response::ProblemResponse,
 };
 use crate::api::caller_in;
 
@@ -64,7 +64,7 @@ impl Routes {
     }
 }
 
-async fn enter(State(entry): State<Entry>, request: Request, next: Next) -> Result<Response, Refusal> {
+async fn enter(State(entry): State<Entry>, request: Request, next: Next) -> Result<Response, ProblemResponse> {
     caller_in(request.extensions())?.may(entry.verb)?;
     if !entry.has_query && request.uri().query().is_some_and(|query| !query.is_empty()) {
         let error = WireError::new(Reason::BadField, "nothing may stand behind the \"?\" here");
@@ -73,14 +73,14 @@ async fn enter(State(entry): State<Entry>, request: Request, next: Next) -> Resu
     Ok(next.run(request).await)
 }
 
-async fn nothing(request: Request) -> Refusal {
+async fn nothing(request: Request) -> ProblemResponse {
     let path = request.uri().path();
     let error = WireError::new(Reason::UnknownMethod, format!("there is nothing at {path}: see {DOCUMENT}"));
-    Refusal::said_by(StatusCode::NOT_FOUND, error.with("method", path))
+    ProblemResponse::with_status(StatusCode::NOT_FOUND, error.with("method", path))
 }
 
-async fn no_such_method(request: Request) -> Refusal {
+async fn no_such_method(request: Request) -> ProblemResponse {
     let asked = format!("{} {}", request.method(), request.uri().path());
     let error = WireError::new(Reason::UnknownMethod, format!("there is no {asked}: see {DOCUMENT}"));
-    Refusal::said_by(StatusCode::METHOD_NOT_ALLOWED, error.with("method", asked))
+    ProblemResponse::with_status(StatusCode::METHOD_NOT_ALLOWED, error.with("method", asked))
 }

@@ -21,7 +21,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tonic::Status;
 
-use super::{Api, refusal::Refusal, request::Query, workspace::Workspace};
+use super::{Api, problem_response::ProblemResponse, request::Query, workspace::Workspace};
 use crate::{api::by, caller::Caller};
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -39,7 +39,7 @@ pub(super) async fn watch(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,
     Query(query): Query<WatchQuery>,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ProblemResponse> {
     let request = WatchWorkspacesRequest { workspace: query.workspace, all_owners: query.all_owners };
     let changes = api.workspaces.watch(by(caller, request)).await?.into_inner();
     Ok(Sse::new(changes.map(|change| Ok(event(change)))))

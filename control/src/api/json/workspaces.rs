@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Api, Nothing,
     policy::Policy,
-    refusal::Refusal,
+    problem_response::ProblemResponse,
     request::{Body, Place, Query},
     scalar::{Time, given, word},
     workspace::Workspace,
@@ -27,7 +27,7 @@ use super::{
 use crate::{api::by, caller::Caller};
 
 /// What a handler answers with.
-type Answer<T> = Result<T, Refusal>;
+type Answer<T> = Result<T, ProblemResponse>;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

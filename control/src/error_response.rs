@@ -16,7 +16,7 @@ const WEB_TRAILERS: u8 = 0x80;
 
 /// What the caller speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
+pub enum WireProtocol {
     /// gRPC over HTTP/2.
     Grpc,
     /// gRPC-web, binary.
@@ -27,7 +27,7 @@ pub enum Protocol {
     Http,
 }
 
-impl Protocol {
+impl WireProtocol {
     /// By the request's content type.
     pub fn of(headers: &HeaderMap) -> Self {
         let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
@@ -52,10 +52,10 @@ impl Protocol {
     }
 
     /// The whole answer to a request that is refused.
-    pub fn refuse(self, error: WireError) -> Response<Body> {
+    pub fn error_response(self, error: WireError) -> Response<Body> {
         if self == Self::Http {
             let status = StatusCode::from_u16(problem::status(&error));
-            return plain_refusal(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &error);
+            return http_error_response(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &error);
         }
         let mut response = Response::new(Body::empty());
         let headers = response.headers_mut();
@@ -67,7 +67,7 @@ impl Protocol {
     }
 
     /// The last frame of an answer that had begun; `None` where only breaking off can say that it is not whole.
-    pub fn break_off(self, error: WireError) -> Option<Frame<Bytes>> {
+    pub fn final_error_frame(self, error: WireError) -> Option<Frame<Bytes>> {
         match self {
             Self::Grpc => Some(Frame::trailers(trailers(error))),
             Self::GrpcWeb => Some(Frame::data(web_trailers(error))),
@@ -78,7 +78,7 @@ impl Protocol {
 }
 
 /// The whole answer to a plain request that is refused, with a status that may say more than the error's own.
-pub(crate) fn plain_refusal(status: StatusCode, error: &WireError) -> Response<Body> {
+pub(crate) fn http_error_response(status: StatusCode, error: &WireError) -> Response<Body> {
     let mut response = Response::new(Body::from(problem::body_as(status.as_u16(), error).to_string()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -125,53 +125,53 @@ mod tests {
 
     use super::*;
 
-    fn refused() -> WireError {
+    fn unreachable_error() -> WireError {
         WireError::new(Reason::AgentUnreachable, "kein Weg über die Brücke").with("id", "x")
     }
 
-    fn protocol(content_type: &'static str) -> Protocol {
-        Protocol::of(&HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(content_type))]))
+    fn protocol(content_type: &'static str) -> WireProtocol {
+        WireProtocol::of(&HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(content_type))]))
     }
 
     #[test]
     fn a_caller_is_answered_in_its_own_protocol() {
-        assert_eq!(protocol("application/grpc"), Protocol::Grpc);
-        assert_eq!(protocol("application/grpc+proto"), Protocol::Grpc);
-        assert_eq!(protocol("application/grpc-web+proto"), Protocol::GrpcWeb);
-        assert_eq!(protocol("application/grpc-web-text"), Protocol::GrpcWebText);
-        assert_eq!(protocol("application/json"), Protocol::Http);
-        assert_eq!(Protocol::of(&HeaderMap::new()), Protocol::Http);
+        assert_eq!(protocol("application/grpc"), WireProtocol::Grpc);
+        assert_eq!(protocol("application/grpc+proto"), WireProtocol::Grpc);
+        assert_eq!(protocol("application/grpc-web+proto"), WireProtocol::GrpcWeb);
+        assert_eq!(protocol("application/grpc-web-text"), WireProtocol::GrpcWebText);
+        assert_eq!(protocol("application/json"), WireProtocol::Http);
+        assert_eq!(WireProtocol::of(&HeaderMap::new()), WireProtocol::Http);
     }
 
     #[test]
     fn a_grpc_client_reads_reason_and_words_from_either_form() {
-        for protocol in [Protocol::Grpc, Protocol::GrpcWeb] {
-            let response = protocol.refuse(refused());
+        for protocol in [WireProtocol::Grpc, WireProtocol::GrpcWeb] {
+            let response = protocol.error_response(unreachable_error());
             assert_eq!(response.status(), 200);
             let status = Status::from_header_map(response.headers()).expect("status");
             assert_eq!(error::reason(&status), Some(Reason::AgentUnreachable));
             assert_eq!(status.message(), "kein Weg über die Brücke");
         }
-        let frame = Protocol::Grpc.break_off(refused()).expect("trailers");
+        let frame = WireProtocol::Grpc.final_error_frame(unreachable_error()).expect("trailers");
         let status = Status::from_header_map(&frame.into_trailers().expect("trailers")).expect("status");
         assert_eq!(error::detail(&status, "id").as_deref(), Some("x"));
     }
 
     #[test]
     fn a_grpc_web_answer_ends_with_a_frame_of_trailers() {
-        let frame = Protocol::GrpcWeb.break_off(refused()).and_then(|f| f.into_data().ok()).expect("data");
+        let frame = WireProtocol::GrpcWeb.final_error_frame(unreachable_error()).and_then(|f| f.into_data().ok()).expect("data");
         assert_eq!(frame[0], 0x80);
         let length = u32::from_be_bytes([frame[1], frame[2], frame[3], frame[4]]) as usize;
         assert_eq!(length, frame.len() - 5);
         let text = String::from_utf8(frame[5..].to_vec()).expect("ascii");
         assert!(text.contains("grpc-status: 14\r\n") && text.ends_with("\r\n"), "{text}");
-        let encoded = Protocol::GrpcWebText.break_off(refused()).and_then(|f| f.into_data().ok());
+        let encoded = WireProtocol::GrpcWebText.final_error_frame(unreachable_error()).and_then(|f| f.into_data().ok());
         assert_eq!(BASE64.decode(encoded.expect("data")).expect("base64"), frame);
     }
 
     #[tokio::test]
     async fn curl_gets_problem_details() {
-        let response = Protocol::Http.refuse(refused());
+        let response = WireProtocol::Http.error_response(unreachable_error());
         assert_eq!(
             (response.status().as_u16(), &response.headers()[RETRY_AFTER]),
             (503, &HeaderValue::from(1))
@@ -180,7 +180,7 @@ mod tests {
         let body = response.into_body().collect().await.expect("body").to_bytes();
         let body: serde_json::Value = serde_json::from_slice(&body).expect("json");
         assert_eq!(body["reason"], "AGENT_UNREACHABLE");
-        let missing = Protocol::Http.refuse(WireError::new(Reason::TokenMissing, "a token is needed"));
+        let missing = WireProtocol::Http.error_response(WireError::new(Reason::TokenMissing, "a token is needed"));
         assert_eq!(missing.headers()[WWW_AUTHENTICATE], "Bearer");
     }
 }
