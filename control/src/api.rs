@@ -4,7 +4,7 @@ use http::Extensions;
 use podling_proto::error::{Reason, WireError};
 use tonic::Request;
 
-use crate::caller::Caller;
+use crate::principal::Principal;
 
 pub mod json;
 pub mod tokens;
@@ -12,20 +12,20 @@ pub mod workspace_archives;
 pub mod workspaces;
 
 /// Who calls. The front has put it there, and lets nothing through without.
-pub(crate) fn caller<T>(request: &Request<T>) -> Result<Caller, WireError> {
+pub(crate) fn caller<T>(request: &Request<T>) -> Result<Principal, WireError> {
     caller_in(request.extensions())
 }
 
 /// The same, of a request in any protocol.
-fn caller_in(extensions: &Extensions) -> Result<Caller, WireError> {
-    extensions.get::<Caller>().cloned().ok_or_else(|| {
+fn caller_in(extensions: &Extensions) -> Result<Principal, WireError> {
+    extensions.get::<Principal>().cloned().ok_or_else(|| {
         WireError::new(Reason::Internal, "a call came in without its caller")
             .with("operation", "authenticate")
     })
 }
 
 /// A call of an RPC on behalf of a caller who came by another protocol.
-fn by<T>(caller: Caller, message: T) -> Request<T> {
+fn by<T>(caller: Principal, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.extensions_mut().insert(caller);
     request

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    caller::Caller,
+    principal::Principal,
     dial::AgentDialError,
     identity::Identity,
     metrics::ControlMetrics,
@@ -65,7 +65,7 @@ impl Gateway {
     }
 
     /// Answers a request that names a workspace: with the agent's answer, or with an error in the caller's protocol.
-    pub async fn forward(&self, caller: &Caller, request: Request<Incoming>) -> Response<Body> {
+    pub async fn forward(&self, caller: &Principal, request: Request<Incoming>) -> Response<Body> {
         let protocol = WireProtocol::of(request.headers());
         let forwarded = tokio::select! {
             forwarded = self.exchange(caller, protocol, request) => forwarded,
@@ -84,7 +84,7 @@ impl Gateway {
 
     async fn exchange(
         &self,
-        caller: &Caller,
+        caller: &Principal,
         protocol: WireProtocol,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, WireError> {

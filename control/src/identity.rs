@@ -1,6 +1,6 @@
 //! Who is who: the root token, tokens for users and for agents, and the certificate that agents check.
 //!
-//! Knows no transport: edges bring a token's text and take a [`Caller`] or an error away.
+//! Knows no transport: edges bring a token's text and take a [`Principal`] or an error away.
 
 use std::{
     collections::BTreeSet,
@@ -19,7 +19,7 @@ use podling_proto::{
     verb::Verbs,
 };
 
-use crate::caller::Caller;
+use crate::principal::Principal;
 
 mod agent;
 pub(crate) mod certificate;
@@ -68,7 +68,7 @@ pub struct Minted {
     /// Its text.
     pub token: String,
     /// As the holder will be seen.
-    pub caller: Caller,
+    pub caller: Principal,
 }
 
 /// The control plane's secrets, all in its data folder.
@@ -97,7 +97,7 @@ impl Identity {
     }
 
     /// Who holds this token (the text behind `Bearer`), if it is good.
-    pub fn caller(&self, token: Option<&str>) -> Result<Caller, WireError> {
+    pub fn caller(&self, token: Option<&str>) -> Result<Principal, WireError> {
         let token = token.filter(|t| !t.is_empty()).ok_or_else(|| {
             WireError::new(
                 Reason::TokenMissing,
@@ -105,7 +105,7 @@ impl Identity {
             )
         })?;
         if self.root.is(token) {
-            return Ok(Caller {
+            return Ok(Principal {
                 owner: self.root_owner.clone(),
                 verbs: Verbs::admin(),
                 workspaces: None,
@@ -117,7 +117,7 @@ impl Identity {
     }
 
     /// Mints a token that allows no more than the caller's own.
-    pub fn mint(&self, caller: &Caller, grant: Grant) -> Result<Minted, WireError> {
+    pub fn mint(&self, caller: &Principal, grant: Grant) -> Result<Minted, WireError> {
         caller.may(Verb::Token)?;
         if let Some((_, name)) = podling_proto::verb::ALL
             .iter()
@@ -145,7 +145,7 @@ impl Identity {
             workspaces: workspaces.as_ref().map(|ids| ids.iter().map(ToString::to_string).collect()),
         };
         let token = self.keys.sign(&claims);
-        Ok(Minted { token, caller: Caller { owner, verbs: grant.verbs, workspaces, expires: Some(exp) } })
+        Ok(Minted { token, caller: Principal { owner, verbs: grant.verbs, workspaces, expires: Some(exp) } })
     }
 
     /// The value of `authorization` for a call at a workspace's agent: good for these verbs there, and nowhere else.
@@ -199,9 +199,9 @@ fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-fn caller_of(claims: TokenClaims) -> Option<Caller> {
+fn caller_of(claims: Claims) -> Option<Principal> {
     let workspaces = claims.workspaces.map(|ids| ids.iter().map(|id| id.parse()).collect());
-    Some(Caller {
+    Some(Principal {
         owner: claims.sub.parse().ok()?,
         verbs: claims.verbs,
         workspaces: workspaces.transpose().ok()?,
@@ -210,7 +210,7 @@ fn caller_of(claims: TokenClaims) -> Option<Caller> {
 }
 
 fn narrowed(
-    caller: &Caller,
+    caller: &Principal,
     wanted: Option<BTreeSet<WorkspaceId>>,
 ) -> Result<Option<BTreeSet<WorkspaceId>>, WireError> {
     match (&caller.workspaces, wanted) {

@@ -13,7 +13,7 @@ use crate::snapshot::{Snapshot, WorkspaceView};
 
 /// The holder of a valid token. In the extensions of every request that got past the authentication layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
+pub struct Principal {
     /// On whose behalf.
     pub owner: Owner,
     /// What the token allows.
@@ -24,7 +24,7 @@ pub struct Caller {
     pub expires: Option<u64>,
 }
 
-impl Caller {
+impl Principal {
     /// Whether the token carries `verb`; the refusal names it.
     pub fn may(&self, verb: Verb) -> Result<(), WireError> {
         if self.verbs.allow(verb) {

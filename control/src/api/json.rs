@@ -55,8 +55,8 @@ pub(super) struct Api {
 #[serde(deny_unknown_fields)]
 struct Nothing {}
 
-/// The routes, over the same services that answer gRPC. Requests carry their `Caller`, whom the front has put there.
-pub fn router(workspaces: WorkspacesApi, archives: WorkspaceArchivesService) -> Router {
+/// The routes, over the same services that answer gRPC. Requests carry their `Principal`, whom the front has put there.
+pub fn router(workspaces: WorkspacesApi, backups: BackupsApi) -> Router {
     let of = |rest: &str| format!("{WORKSPACE}{rest}");
     let workspaces_rpc = |method: &str| format!("{WORKSPACES}/{method}");
     let archives_rpc = |method: &str| format!("{WORKSPACE_ARCHIVES}/{method}");

@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 
 use super::caller;
 use crate::{
-    caller::Caller,
+    principal::Principal,
     identity::{Grant, Identity, MAX_TTL},
     snapshot::Snapshots,
 };
@@ -39,7 +39,7 @@ impl TokensApi {
         Self { identity, snapshots }
     }
 
-    fn grant(&self, caller: &Caller, request: &CreateTokenRequest) -> Result<Grant, WireError> {
+    fn grant(&self, caller: &Principal, request: &CreateTokenRequest) -> Result<Grant, WireError> {
         let verbs =
             Verbs::try_from(request.verbs.clone()).map_err(|unknown| bad("verbs", unknown.to_string()))?;
         if verbs.is_empty() {
@@ -102,7 +102,7 @@ fn bad(field: &str, allowed: impl Into<String>) -> WireError {
         .with("allowed", allowed)
 }
 
-fn info(caller: &Caller, for_agent: bool) -> TokenInfo {
+fn info(caller: &Principal, for_agent: bool) -> TokenInfo {
     TokenInfo {
         owner: caller.owner.to_string(),
         verbs: caller.verbs.names(),

@@ -18,7 +18,7 @@ use super::{
     workspaces::show::{timestamp, workspace},
 };
 use crate::{
-    caller::Caller,
+    principal::Principal,
     driver::{DriverHandle, NewWorkspace},
     snapshot::WorkspaceView,
 };
@@ -38,8 +38,8 @@ impl WorkspaceArchivesService {
         Self { driver }
     }
 
-    /// The workspace that a archive's key, an id or a name stands for, and the archive: named, or its newest.
-    fn find(&self, caller: &Caller, text: &str) -> Result<(Arc<WorkspaceView>, Archive), WireError> {
+    /// The workspace that a backup's key, an id or a name stands for, and the archive: named, or its newest.
+    fn find(&self, caller: &Principal, text: &str) -> Result<(Arc<WorkspaceView>, Archive), WireError> {
         let snapshots = self.driver.snapshots();
         let snapshot = snapshots.borrow();
         let mut seen = snapshot.workspaces.values().filter(|view| caller.sees(view));
@@ -130,7 +130,7 @@ impl WorkspaceArchives for WorkspaceArchivesService {
 
 /// A new workspace as the old one was, that begins with what the archive holds.
 fn fresh(
-    caller: &Caller,
+    caller: &Principal,
     view: &WorkspaceView,
     archive: Archive,
     request: RestoreArchiveRequest,

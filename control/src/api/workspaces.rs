@@ -26,7 +26,7 @@ use tonic::{Request, Response, Status};
 
 use self::{parse::Whose, show::workspace};
 use super::caller;
-use crate::{caller::Caller, driver::DriverHandle, snapshot::WorkspaceView, template::Templates};
+use crate::{principal::Principal, driver::DriverHandle, snapshot::WorkspaceView, template::Templates};
 
 /// Watches at once, over all callers. One more is refused; each costs some 100 bytes per workspace it sees.
 const MAX_WATCHERS: usize = 1000;
@@ -53,7 +53,7 @@ impl WorkspacesApi {
     }
 
     /// By id, or by name among the caller's own; others' are as if they did not exist.
-    fn find(&self, caller: &Caller, text: &str) -> Result<Arc<WorkspaceView>, WireError> {
+    fn find(&self, caller: &Principal, text: &str) -> Result<Arc<WorkspaceView>, WireError> {
         let snapshots = self.driver.snapshots();
         let snapshot = snapshots.borrow();
         caller.find_named(&snapshot, &caller.owner, text).cloned()

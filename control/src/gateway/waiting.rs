@@ -16,7 +16,7 @@ use super::{
     unreachable_agent,
 };
 use crate::{
-    caller::Caller,
+    principal::Principal,
     snapshot::{AgentView, Snapshots, WorkspaceView},
 };
 
@@ -50,7 +50,7 @@ impl AgentWaiter {
     /// ticket: the one behind it waits until that is dropped.
     pub(super) async fn agent(
         &self,
-        caller: &Caller,
+        caller: &Principal,
         id: &WorkspaceId,
         wakes: bool,
     ) -> Result<(Arc<AgentView>, Option<Ticket>), WireError> {
@@ -106,7 +106,7 @@ impl AgentWaiter {
 
 fn find(
     snapshots: &mut Snapshots,
-    caller: &Caller,
+    caller: &Principal,
     id: &WorkspaceId,
 ) -> Result<Arc<WorkspaceView>, WireError> {
     caller.find(&snapshots.borrow_and_update(), id).cloned()

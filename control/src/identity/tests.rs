@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn identity() -> (tempfile::TempDir, Identity, Caller) {
+fn identity() -> (tempfile::TempDir, Identity, Principal) {
     let data = tempfile::tempdir().expect("folder");
     let identity = Identity::open(data.path()).expect("identity");
     let text = std::fs::read_to_string(root_token_file(data.path())).expect("root token");

@@ -7,10 +7,10 @@ use podling_proto::{
     v1::Verb,
 };
 
-use crate::{caller::Caller, gateway::is_health_or_reflection, identity::Identity};
+use crate::{principal::Principal, gateway::is_health_or_reflection, identity::Identity};
 
 /// The holder of the token that came with a request.
-pub(super) fn caller(identity: &Identity, headers: &HeaderMap) -> Result<Caller, WireError> {
+pub(super) fn caller(identity: &Identity, headers: &HeaderMap) -> Result<Principal, WireError> {
     let Some(value) = headers.get(AUTHORIZATION) else { return identity.caller(None) };
     // The scheme's name has no case (RFC 9110).
     let token = value
@@ -28,7 +28,7 @@ pub(super) fn caller(identity: &Identity, headers: &HeaderMap) -> Result<Caller,
 }
 
 /// Whether `caller` may call what the control plane itself offers at `path`.
-pub(super) fn may_call(caller: &Caller, path: &str) -> Result<(), WireError> {
+pub(super) fn may_call(caller: &Principal, path: &str) -> Result<(), WireError> {
     match method::find(path) {
         Some(rpc) if rpc.is_agents() => {
             let message = format!(

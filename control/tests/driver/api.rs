@@ -4,8 +4,8 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, poll};
 use podling_control::{
-    api::{workspace_archives::WorkspaceArchivesService, workspaces::WorkspacesApi},
-    caller::Caller,
+    api::{backups::BackupsApi, workspaces::WorkspacesApi},
+    principal::Principal,
     template::Templates,
 };
 use podling_core::{id::WorkspaceId, quota::Quotas, workspace::State};
@@ -37,8 +37,8 @@ fn api(plane: &Plane) -> WorkspacesApi {
     WorkspacesApi::new(plane.handle.clone(), templates, plane.shutdown.clone())
 }
 
-fn user(owner: &str) -> Caller {
-    Caller {
+fn user(owner: &str) -> Principal {
+    Principal {
         owner: owner.parse().unwrap(),
         verbs: Verbs::only([Verb::Read, Verb::Lifecycle]),
         workspaces: None,
@@ -46,11 +46,11 @@ fn user(owner: &str) -> Caller {
     }
 }
 
-fn admin() -> Caller {
-    Caller { verbs: Verbs::admin(), ..user("boss") }
+fn admin() -> Principal {
+    Principal { verbs: Verbs::admin(), ..user("boss") }
 }
 
-fn by<T>(caller: &Caller, message: T) -> Request<T> {
+fn by<T>(caller: &Principal, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.extensions_mut().insert(caller.clone());
     request
@@ -100,10 +100,10 @@ async fn others_workspaces_are_as_if_they_did_not_exist() {
     assert_eq!(refused(api.list(by(&me, list(true))).await), Reason::VerbMissing);
     assert_eq!(names(api.list(by(&admin(), list(true))).await), ["demo", "theirs"]);
 
-    let narrowed = Caller { workspaces: Some([mine.id.parse().unwrap()].into()), ..me };
+    let narrowed = Principal { workspaces: Some([mine.id.parse().unwrap()].into()), ..me };
     assert!(api.get(by(&narrowed, get("demo"))).await.is_ok());
     assert_eq!(refused(api.create(by(&narrowed, named("more"))).await), Reason::WorkspaceDenied);
-    let elsewhere = Caller { workspaces: Some([WorkspaceId::from_bits(1)].into()), ..narrowed };
+    let elsewhere = Principal { workspaces: Some([WorkspaceId::from_bits(1)].into()), ..narrowed };
     assert_eq!(refused(api.get(by(&elsewhere, get("demo"))).await), Reason::WorkspaceNotFound);
 }
 
@@ -121,7 +121,7 @@ async fn a_narrowed_token_makes_nothing_and_ends_nothing_but_what_it_is_for() {
     let other = CreateWorkspaceRequest { request_id: "r1".into(), ..named("other") };
     made(api.create(by(&me, other)).await);
     made(api.create(by(&user("you"), named("theirs"))).await);
-    let narrowed = Caller { workspaces: Some([mine.parse().unwrap()].into()), ..me };
+    let narrowed = Principal { workspaces: Some([mine.parse().unwrap()].into()), ..me };
     assert_eq!(made(api.create(by(&narrowed, again("mine"))).await), (mine.clone(), false));
     let repeated = CreateWorkspaceRequest { request_id: "r1".into(), ..again("mine") };
     assert_eq!(made(api.create(by(&narrowed, repeated)).await), (mine.clone(), false), "not the other one");
@@ -129,7 +129,7 @@ async fn a_narrowed_token_makes_nothing_and_ends_nothing_but_what_it_is_for() {
     for request in denied {
         assert_eq!(refused(api.create(by(&narrowed, request)).await), Reason::WorkspaceDenied);
     }
-    let boss = Caller { verbs: Verbs::admin(), ..narrowed };
+    let boss = Principal { verbs: Verbs::admin(), ..narrowed };
     for name in ["mine", "theirs"] {
         let request = CreateWorkspaceRequest { owner: "you".into(), ..again(name) };
         assert_eq!(refused(api.create(by(&boss, request)).await), Reason::WorkspaceDenied);

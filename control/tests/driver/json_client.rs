@@ -10,8 +10,8 @@ use futures_util::StreamExt;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use podling_control::{
-    api::{json, workspace_archives::WorkspaceArchivesService, workspaces::WorkspacesApi},
-    caller::Caller,
+    api::{backups::BackupsApi, json, workspaces::WorkspacesApi},
+    principal::Principal,
     template::Templates,
 };
 use podling_proto::{v1::Verb, verb::Verbs};
@@ -25,7 +25,7 @@ use crate::plane::{DEADLINE, Plane};
 #[derive(Clone)]
 pub(crate) struct Client {
     router: Router,
-    pub(crate) caller: Caller,
+    pub(crate) caller: Principal,
 }
 
 /// A whole answer.
@@ -46,7 +46,7 @@ impl Client {
         let workspaces = WorkspacesApi::new(plane.handle.clone(), templates, plane.shutdown.clone());
         let router = json::router(workspaces, WorkspaceArchivesService::new(plane.handle.clone()));
         let verbs = Verbs::only(verbs);
-        let caller = Caller { owner: "me".parse().unwrap(), verbs, workspaces: None, expires: None };
+        let caller = Principal { owner: "me".parse().unwrap(), verbs, workspaces: None, expires: None };
         Self { router, caller }
     }
 
@@ -57,7 +57,7 @@ impl Client {
 
     /// The same client with other verbs.
     pub(crate) fn with(&self, verbs: impl IntoIterator<Item = Verb>) -> Self {
-        Self { caller: Caller { verbs: Verbs::only(verbs), ..self.caller.clone() }, ..self.clone() }
+        Self { caller: Principal { verbs: Verbs::only(verbs), ..self.caller.clone() }, ..self.clone() }
     }
 
     /// Sends JSON, or nothing.

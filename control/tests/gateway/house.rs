@@ -12,7 +12,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use podling_control::{
     api::tokens::TokensApi,
-    caller::Caller,
+    principal::Principal,
     gateway::Gateway,
     identity::{Grant, Identity, root_token_file},
     metrics::ControlMetrics,
@@ -43,7 +43,7 @@ pub(crate) type Body = BoxBody<Bytes, std::io::Error>;
 
 pub(crate) struct House {
     pub(crate) identity: Arc<Identity>,
-    pub(crate) root: Caller,
+    pub(crate) root: Principal,
     pub(crate) root_token: String,
     pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
     pub(crate) wakes: mpsc::Receiver<WorkspaceId>,

@@ -16,7 +16,7 @@ use super::{
     scalar::Time,
     workspace::Workspace,
 };
-use crate::{api::by, caller::Caller};
+use crate::{api::by, principal::Principal};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -76,7 +76,7 @@ pub(super) struct Restore {
 
 pub(super) async fn list(
     State(api): State<Api>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Principal>,
     Query(query): Query<ListQuery>,
 ) -> Result<Json<List>, ProblemResponse> {
     let request = ListBackupsRequest { workspace: query.workspace, all_owners: query.all_owners };
@@ -86,8 +86,8 @@ pub(super) async fn list(
 
 pub(super) async fn restore(
     State(api): State<Api>,
-    Extension(caller): Extension<Caller>,
-    Place(archive): Place,
+    Extension(caller): Extension<Principal>,
+    Place(backup): Place,
     Body(body): Body<Restore>,
 ) -> Result<(StatusCode, Json<Workspace>), ProblemResponse> {
     let request = RestoreBackupRequest { backup, name: body.name, request_id: body.request_id };

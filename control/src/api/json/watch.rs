@@ -22,7 +22,7 @@ use serde_json::json;
 use tonic::Status;
 
 use super::{Api, problem_response::ProblemResponse, request::Query, workspace::Workspace};
-use crate::{api::by, caller::Caller};
+use crate::{api::by, principal::Principal};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -37,7 +37,7 @@ pub(super) struct WatchQuery {
 
 pub(super) async fn watch(
     State(api): State<Api>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Principal>,
     Query(query): Query<WatchQuery>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ProblemResponse> {
     let request = WatchWorkspacesRequest { workspace: query.workspace, all_owners: query.all_owners };

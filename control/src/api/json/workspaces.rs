@@ -24,7 +24,7 @@ use super::{
     scalar::{Time, given, word},
     workspace::Workspace,
 };
-use crate::{api::by, caller::Caller};
+use crate::{api::by, principal::Principal};
 
 /// What a handler answers with.
 type Answer<T> = Result<T, ProblemResponse>;
@@ -123,7 +123,7 @@ struct Decision {
 
 pub(super) async fn list(
     State(api): State<Api>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Principal>,
     Query(query): Query<ListQuery>,
 ) -> Answer<Json<List>> {
     let request = ListWorkspacesRequest { all_owners: query.all_owners };
@@ -133,7 +133,7 @@ pub(super) async fn list(
 
 pub(super) async fn create(
     State(api): State<Api>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Principal>,
     Body(body): Body<Create>,
 ) -> Answer<Response> {
     let request = CreateWorkspaceRequest {
@@ -156,7 +156,7 @@ pub(super) async fn create(
 
 pub(super) async fn get(
     State(api): State<Api>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Principal>,
     Place(workspace): Place,
 ) -> Answer<Json<Workspace>> {
     let answer = api.workspaces.get(by(caller, GetWorkspaceRequest { workspace })).await?.into_inner();
@@ -165,7 +165,7 @@ pub(super) async fn get(
 
 pub(super) async fn delete(
     State(api): State<Api>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Principal>,
     Place(workspace): Place,
     Query(query): Query<DeleteQuery>,
 ) -> Answer<(StatusCode, Json<Workspace>)> {
@@ -176,7 +176,7 @@ pub(super) async fn delete(
 
 pub(super) async fn sleep(
     State(api): State<Api>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Principal>,
     Place(workspace): Place,
     Body(body): Body<Sleep>,
 ) -> Answer<(StatusCode, Json<Workspace>)> {
@@ -187,7 +187,7 @@ pub(super) async fn sleep(
 
 pub(super) async fn wake(
     State(api): State<Api>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Principal>,
     Place(workspace): Place,
     Body(Nothing {}): Body<Nothing>,
 ) -> Answer<(StatusCode, Json<Workspace>)> {
@@ -197,7 +197,7 @@ pub(super) async fn wake(
 
 pub(super) async fn resize(
     State(api): State<Api>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Principal>,
     Place(workspace): Place,
     Body(body): Body<Resize>,
 ) -> Answer<Json<Workspace>> {
@@ -209,7 +209,7 @@ pub(super) async fn resize(
 
 pub(super) async fn set_policy(
     State(api): State<Api>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Principal>,
     Place(workspace): Place,
     Body(policy): Body<Policy>,
 ) -> Answer<Json<Workspace>> {
@@ -220,7 +220,7 @@ pub(super) async fn set_policy(
 
 pub(super) async fn explain(
     State(api): State<Api>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Principal>,
     Place(workspace): Place,
 ) -> Answer<Json<Explanation>> {
     let answer =

@@ -9,7 +9,7 @@ use podling_proto::{
     v1::Verb,
 };
 
-use crate::{caller::Caller, driver::NewWorkspace, snapshot::WorkspaceView, template::Templates};
+use crate::{principal::Principal, driver::NewWorkspace, snapshot::WorkspaceView, template::Templates};
 
 /// Of a request id, in characters.
 const MAX_REQUEST_ID: usize = 64;
@@ -25,13 +25,13 @@ const SPAN: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_s
 /// Whose workspaces somebody asks for.
 #[derive(Debug, Clone)]
 pub(super) struct Whose {
-    caller: Caller,
+    caller: Principal,
     all: bool,
 }
 
 impl Whose {
     /// The caller's own; with `all_owners`, which needs `admin`, everybody's.
-    pub(super) fn parse(caller: Caller, all_owners: bool) -> Result<Self, WireError> {
+    pub(super) fn parse(caller: Principal, all_owners: bool) -> Result<Self, WireError> {
         if all_owners {
             caller.may(Verb::Admin)?;
         }
@@ -39,7 +39,7 @@ impl Whose {
     }
 
     /// All that the caller may see.
-    pub(super) fn visible(caller: Caller) -> Self {
+    pub(super) fn visible(caller: Principal) -> Self {
         Self { caller, all: true }
     }
 
@@ -50,7 +50,7 @@ impl Whose {
 
 /// A new workspace, with its template's values in it.
 pub(super) fn create(
-    caller: &Caller,
+    caller: &Principal,
     request: CreateWorkspaceRequest,
     templates: &Templates,
 ) -> Result<NewWorkspace, WireError> {
@@ -160,8 +160,8 @@ mod tests {
 
     use super::*;
 
-    fn caller(verbs: Verbs) -> Caller {
-        Caller { owner: "me".parse().unwrap(), verbs, workspaces: None, expires: None }
+    fn caller(verbs: Verbs) -> Principal {
+        Principal { owner: "me".parse().unwrap(), verbs, workspaces: None, expires: None }
     }
 
     fn parsed(request: CreateWorkspaceRequest) -> Result<NewWorkspace, WireError> {
