@@ -58,13 +58,13 @@ pub struct AgentsApi<R> {
 pub fn service<R: AgentReviewer>(
     driver: DriverHandle,
     reviewer: R,
-    token_keys: &[identity::TokenKey],
+    token_keys: &[identity::PublicTokenKey],
     sessions: TaskTracker,
     closing: CancellationToken,
     beats: Counter,
 ) -> AgentsServer<AgentsApi<R>> {
     let reviewer = Arc::new(reviewer);
-    let wire = |key: &identity::TokenKey| TokenKey { id: key.id.clone(), public_key: key.public_key.clone() };
+    let wire = |key: &identity::PublicTokenKey| TokenKey { id: key.id.clone(), public_key: key.public_key.clone() };
     let token_keys = token_keys.iter().map(wire).collect();
     let api = AgentsApi {
         driver,

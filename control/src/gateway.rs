@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     principal::Principal,
     dial::AgentDialError,
-    identity::Identity,
+    identity::ControlIdentity,
     metrics::ControlMetrics,
     error_response::WireProtocol,
     snapshot::{AgentView, Snapshots},
@@ -42,7 +42,7 @@ use waiting::AgentWaiter;
 
 /// Forwards to agents.
 pub struct Gateway {
-    identity: Arc<Identity>,
+    identity: Arc<ControlIdentity>,
     pool: AgentPools,
     waiting: AgentWaiter,
     metrics: Arc<ControlMetrics>,
@@ -54,7 +54,7 @@ impl Gateway {
     /// A gateway to the agents that `snapshots` show. Workspaces that somebody waits for are named on `wakes`; when it is
     /// full, somebody else's wish is being granted and the call just waits.
     pub fn new(
-        identity: Arc<Identity>,
+        identity: Arc<ControlIdentity>,
         snapshots: Snapshots,
         wakes: mpsc::Sender<WorkspaceId>,
         metrics: Arc<ControlMetrics>,

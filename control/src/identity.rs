@@ -23,13 +23,13 @@ use crate::principal::Principal;
 
 mod agent;
 pub(crate) mod certificate;
-pub mod file;
+pub mod secret_file;
 mod root;
 mod signing;
 
 pub use certificate::{CertificateError, server_config};
-pub use file::FileError;
-pub use signing::TokenKey;
+pub use secret_file::SecretFileError;
+pub use signing::PublicTokenKey;
 
 /// Longest life of a token.
 pub const MAX_TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -38,10 +38,10 @@ const ROOT_OWNER: &str = "root";
 
 /// Why the identity of the control plane cannot be had.
 #[derive(Debug, thiserror::Error)]
-pub enum IdentityError {
+pub enum ControlIdentityError {
     /// A secret file.
     #[error(transparent)]
-    File(#[from] FileError),
+    File(#[from] SecretFileError),
     /// The certificate for agents.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
@@ -49,7 +49,7 @@ pub enum IdentityError {
 
 /// What a new token shall allow.
 #[derive(Debug, Clone)]
-pub struct Grant {
+pub struct TokenGrant {
     /// Verbs.
     pub verbs: Verbs,
     /// `None`: all the caller's token allows.
@@ -64,7 +64,7 @@ pub struct Grant {
 
 /// A token that was minted, and what it allows.
 #[derive(Debug, Clone)]
-pub struct Minted {
+pub struct MintedToken {
     /// Its text.
     pub token: String,
     /// As the holder will be seen.
@@ -72,39 +72,39 @@ pub struct Minted {
 }
 
 /// The control plane's secrets, all in its data folder.
-pub struct Identity {
+pub struct ControlIdentity {
     root: root::RootToken,
     root_owner: Owner,
-    keys: signing::Keys,
+    keys: signing::SigningKeys,
     certificate: certificate::ControlCertificate,
     agent_tokens: agent::AgentTokens,
 }
 
-impl Identity {
+impl ControlIdentity {
     /// Reads the secrets in `data`, and makes those that are missing.
-    pub fn open(data: &Path) -> Result<Self, IdentityError> {
+    pub fn open(data: &Path) -> Result<Self, ControlIdentityError> {
         let folder = data.join("control");
-        file::make_private_folder(data)?;
-        file::make_private_folder(&folder)?;
+        secret_file::create_private_dir(data)?;
+        secret_file::create_private_dir(&folder)?;
         Ok(Self {
             root: root::RootToken::open(&root_token_file(data))?,
             // A constant that is an owner; the test below holds it.
             root_owner: ROOT_OWNER.parse().expect("ROOT_OWNER is an owner"),
-            keys: signing::Keys::open(&folder.join("token-keys.json"), now())?,
+            keys: signing::SigningKeys::open(&folder.join("token-keys.json"), now())?,
             certificate: certificate::ControlCertificate::open(&folder, SystemTime::now())?,
             agent_tokens: agent::AgentTokens::default(),
         })
     }
 
     /// Who holds this token (the text behind `Bearer`), if it is good.
-    pub fn caller(&self, token: Option<&str>) -> Result<Principal, WireError> {
+    pub fn authenticate(&self, token: Option<&str>) -> Result<Principal, WireError> {
         let token = token.filter(|t| !t.is_empty()).ok_or_else(|| {
             WireError::new(
                 Reason::TokenMissing,
                 "a token is needed: send it as metadata \"authorization: Bearer <token>\"",
             )
         })?;
-        if self.root.is(token) {
+        if self.root.matches(token) {
             return Ok(Principal {
                 owner: self.root_owner.clone(),
                 verbs: Verbs::admin(),
@@ -112,12 +112,12 @@ impl Identity {
                 expires: None,
             });
         }
-        let claims = self.keys.verifying.verify(token, &Audience::Control, now()).map_err(refused)?;
-        caller_of(claims).ok_or_else(|| refused(TokenError::Invalid))
+        let claims = self.keys.verifying.verify(token, &Audience::Control, now()).map_err(rejected_token)?;
+        principal_from_claims(claims).ok_or_else(|| rejected_token(TokenError::Invalid))
     }
 
     /// Mints a token that allows no more than the caller's own.
-    pub fn mint(&self, caller: &Principal, grant: Grant) -> Result<Minted, WireError> {
+    pub fn mint(&self, caller: &Principal, grant: TokenGrant) -> Result<MintedToken, WireError> {
         caller.may(Verb::Token)?;
         if let Some((_, name)) = podling_proto::verb::ALL
             .iter()
@@ -131,7 +131,7 @@ impl Identity {
         if owner != caller.owner {
             caller.may(Verb::Admin)?;
         }
-        let workspaces = narrowed(caller, grant.workspaces)?;
+        let workspaces = narrow_workspaces(caller, grant.workspaces)?;
         let iat = now();
         let wanted = iat.saturating_add(grant.ttl.min(MAX_TTL).as_secs());
         let exp = caller.expires.map_or(wanted, |end| wanted.min(end));
@@ -145,7 +145,7 @@ impl Identity {
             workspaces: workspaces.as_ref().map(|ids| ids.iter().map(ToString::to_string).collect()),
         };
         let token = self.keys.sign(&claims);
-        Ok(Minted { token, caller: Principal { owner, verbs: grant.verbs, workspaces, expires: Some(exp) } })
+        Ok(MintedToken { token, caller: Principal { owner, verbs: grant.verbs, workspaces, expires: Some(exp) } })
     }
 
     /// The value of `authorization` for a call at a workspace's agent: good for these verbs there, and nowhere else.
@@ -169,7 +169,7 @@ impl Identity {
     }
 
     /// The public keys that agents check tokens with: goes into every claim.
-    pub fn token_keys(&self) -> &[TokenKey] {
+    pub fn token_keys(&self) -> &[PublicTokenKey] {
         &self.keys.public
     }
 
@@ -184,9 +184,9 @@ impl Identity {
     }
 }
 
-impl fmt::Debug for Identity {
+impl fmt::Debug for ControlIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity").field("keys", &self.keys.public).finish_non_exhaustive()
+        f.debug_struct("ControlIdentity").field("keys", &self.keys.public).finish_non_exhaustive()
     }
 }
 
@@ -199,7 +199,7 @@ fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-fn caller_of(claims: Claims) -> Option<Principal> {
+fn principal_from_claims(claims: Claims) -> Option<Principal> {
     let workspaces = claims.workspaces.map(|ids| ids.iter().map(|id| id.parse()).collect());
     Some(Principal {
         owner: claims.sub.parse().ok()?,
@@ -209,7 +209,7 @@ fn caller_of(claims: Claims) -> Option<Principal> {
     })
 }
 
-fn narrowed(
+fn narrow_workspaces(
     caller: &Principal,
     wanted: Option<BTreeSet<WorkspaceId>>,
 ) -> Result<Option<BTreeSet<WorkspaceId>>, WireError> {
@@ -226,7 +226,7 @@ fn narrowed(
     }
 }
 
-fn refused(error: TokenError) -> WireError {
+fn rejected_token(error: TokenError) -> WireError {
     match error {
         TokenError::Invalid => WireError::new(
             Reason::TokenInvalid,

@@ -27,8 +27,8 @@ use tower::util::BoxCloneSyncService;
 use crate::{
     backups::{self, BackupError, Backups, Key, Label, Proof},
     dial::{AGENT_NAME, DIAL_TIMEOUT, AgentDialError, dial},
-    identity::Identity,
-    lease::Leadership,
+    identity::ControlIdentity,
+    lease::Term,
     progress::{Progress, Stage, Teller},
     server::ConnectionTasks,
     snapshot::AgentView,
@@ -70,7 +70,7 @@ pub trait Keeper: fmt::Debug + Send + Sync + 'static {
 #[derive(Debug)]
 pub struct AgentKeeper {
     backups: Backups,
-    identity: Arc<Identity>,
+    identity: Arc<ControlIdentity>,
     term: Arc<Term>,
     tasks: ConnectionTasks,
 }
@@ -107,7 +107,7 @@ type Agent = ArchivesClient<
 
 impl AgentKeeper {
     /// Keeps archives in `backups`; agents know the control plane by `identity`. What others may know of is removed only in our `term`.
-    pub fn new(backups: Backups, identity: Arc<Identity>, term: Arc<Term>) -> Self {
+    pub fn new(backups: Backups, identity: Arc<ControlIdentity>, term: Arc<Term>) -> Self {
         Self { backups, identity, term, tasks: ConnectionTasks::default() }
     }
 

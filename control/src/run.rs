@@ -21,7 +21,7 @@ use crate::{
     config::{self, Config},
     driver::{Driver, DriverHandle},
     gateway::Gateway,
-    identity::{Identity, file, server_config},
+    identity::{ControlIdentity, secret_file, server_config},
     keeper::AgentKeeper,
     metrics::ControlMetrics,
     open_files::OpenFiles,
@@ -106,7 +106,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
     let Engine { identity, backend, store, reviewer, templates, public, agents_at, follower, leadership } =
         engine;
     // Opened now, so that a store that cannot be used is said at the start and not when a workspace has to be archived.
-    file::make_private_folder(&config.scratch)?;
+    secret_file::create_private_dir(&config.scratch)?;
     let backups = Backups::open(&config.backups, config.scratch.clone())?;
     let keeper = Arc::new(AgentKeeper::new(backups, identity.clone(), leadership));
     // Set by the driver itself after `down`.
@@ -247,7 +247,7 @@ async fn listen(
 
 fn listen_for_agents(
     at: AgentsAt,
-    identity: &Identity,
+    identity: &ControlIdentity,
     stopping: &ShutdownSignals,
     metrics: &ControlMetrics,
 ) -> Result<ServerListener, RunError> {

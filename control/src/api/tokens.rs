@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 use super::caller;
 use crate::{
     principal::Principal,
-    identity::{Grant, Identity, MAX_TTL},
+    identity::{TokenGrant, ControlIdentity, MAX_TTL},
     snapshot::Snapshots,
 };
 
@@ -29,17 +29,17 @@ const MIN_TTL: Duration = Duration::from_secs(1);
 /// Mints and describes tokens.
 #[derive(Debug, Clone)]
 pub struct TokensApi {
-    identity: Arc<Identity>,
+    identity: Arc<ControlIdentity>,
     snapshots: Snapshots,
 }
 
 impl TokensApi {
     /// Names of workspaces are looked up in `snapshots`.
-    pub fn new(identity: Arc<Identity>, snapshots: Snapshots) -> Self {
+    pub fn new(identity: Arc<ControlIdentity>, snapshots: Snapshots) -> Self {
         Self { identity, snapshots }
     }
 
-    fn grant(&self, caller: &Principal, request: &CreateTokenRequest) -> Result<Grant, WireError> {
+    fn grant(&self, caller: &Principal, request: &CreateTokenRequest) -> Result<TokenGrant, WireError> {
         let verbs =
             Verbs::try_from(request.verbs.clone()).map_err(|unknown| bad("verbs", unknown.to_string()))?;
         if verbs.is_empty() {
@@ -63,7 +63,7 @@ impl TokensApi {
             (true, _) => return Err(bad("workspaces", "a token for an agent names exactly one workspace")),
         };
         let workspaces = (!workspaces.is_empty()).then_some(workspaces);
-        Ok(Grant { verbs, workspaces, owner, ttl: ttl(request)?, agent })
+        Ok(TokenGrant { verbs, workspaces, owner, ttl: ttl(request)?, agent })
     }
 }
 

@@ -20,16 +20,16 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
 };
 
-use super::file::{self, FileError};
+use super::secret_file::{self, SecretFileError};
 
 /// What the certificate is good for; agents check the first.
 const NAMES: [&str; 4] = ["podling-control", "localhost", "127.0.0.1", "::1"];
 /// A year: renewed at any start in its last month.
-const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// How long before its end it is renewed, so that a control plane that runs for weeks is not caught out.
 const RENEW_BEFORE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Twenty years: as long as a data folder may live. Agents trust the key rather than the date.
-const AUTHORITY_LIFE: Duration = Duration::from_secs(20 * 365 * 24 * 60 * 60);
+const AUTHORITY_LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 60 * 60);
 /// Validity begins this much in the past, because clocks differ.
 const CLOCK_SKEW: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -38,7 +38,7 @@ const CLOCK_SKEW: Duration = Duration::from_secs(24 * 60 * 60);
 pub enum CertificateError {
     /// One of its files.
     #[error(transparent)]
-    File(#[from] FileError),
+    File(#[from] SecretFileError),
     /// It could not be made.
     #[error("making the control plane's certificate")]
     Make(#[source] rcgen::Error),
@@ -60,13 +60,13 @@ impl ControlCertificate {
         let ca_file = folder.join("ca.pem");
         let (authority, ca_pem) = authority(folder, &ca_file, now)?;
         let (certificate, key) = (folder.join("tls.pem"), folder.join("tls.key"));
-        if !accepted(&ca_pem, &certificate, &key, now + RENEW_BEFORE) {
+        if !is_accepted(&ca_pem, &certificate, &key, now + RENEW_BEFORE) {
             let pair = KeyPair::generate().map_err(CertificateError::Make)?;
             let issued = certificate_params(now)
                 .and_then(|params| params.signed_by(&pair, &authority))
                 .map_err(CertificateError::Make)?;
-            file::write(&key, pair.serialize_pem().as_bytes())?;
-            file::write(&certificate, issued.pem().as_bytes())?;
+            secret_file::write(&key, pair.serialize_pem().as_bytes())?;
+            secret_file::write(&certificate, issued.pem().as_bytes())?;
         }
         let server = server_config(&certificate, &key).map_err(CertificateError::Use)?;
         Ok(Self { ca_file, server: Arc::new(server) })
@@ -79,24 +79,24 @@ fn authority(
     now: SystemTime,
 ) -> Result<(Issuer<'static, KeyPair>, String), CertificateError> {
     let key_file = folder.join("ca.key");
-    let unusable = || FileError::Unusable { path: key_file.clone(), what: "private key in PEM" };
-    let pair = match file::read(&key_file)? {
+    let unusable = || SecretFileError::Unusable { path: key_file.clone(), what: "private key in PEM" };
+    let pair = match secret_file::read(&key_file)? {
         Some(pem) => {
             let pem = String::from_utf8(pem).map_err(|_| unusable())?;
             KeyPair::from_pem(&pem).map_err(|_| unusable())?
         }
         None => {
             let pair = KeyPair::generate().map_err(CertificateError::Make)?;
-            file::write(&key_file, pair.serialize_pem().as_bytes())?;
+            secret_file::write(&key_file, pair.serialize_pem().as_bytes())?;
             pair
         }
     };
     let params = authority_params(now);
-    let pem = match file::read(ca_file)? {
+    let pem = match secret_file::read(ca_file)? {
         Some(pem) => String::from_utf8_lossy(&pem).into_owned(),
         None => {
             let pem = params.self_signed(&pair).map_err(CertificateError::Make)?.pem();
-            file::write(ca_file, pem.as_bytes())?;
+            secret_file::write(ca_file, pem.as_bytes())?;
             pem
         }
     };
@@ -109,7 +109,7 @@ fn authority_params(now: SystemTime) -> CertificateParams {
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     params.not_before = (now - CLOCK_SKEW).into();
-    params.not_after = (now + AUTHORITY_LIFE).into();
+    params.not_after = (now + AUTHORITY_LIFETIME).into();
     params
 }
 
@@ -119,7 +119,7 @@ fn certificate_params(now: SystemTime) -> Result<CertificateParams, rcgen::Error
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.not_before = (now - CLOCK_SKEW).into();
-    params.not_after = (now + CERTIFICATE_LIFE).into();
+    params.not_after = (now + CERTIFICATE_LIFETIME).into();
     Ok(params)
 }
 
@@ -131,7 +131,7 @@ fn common_name(name: &str) -> DistinguishedName {
 
 /// Whether an agent would accept the certificate at this time: the question itself is asked, so a damaged or foreign file
 /// is found as well as an old one.
-fn accepted(ca_pem: &str, certificate: &Path, key: &Path, at: SystemTime) -> bool {
+fn is_accepted(ca_pem: &str, certificate: &Path, key: &Path, at: SystemTime) -> bool {
     let check = || {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).ok()?).ok()?;
@@ -141,7 +141,7 @@ fn accepted(ca_pem: &str, certificate: &Path, key: &Path, at: SystemTime) -> boo
         let name = ServerName::try_from(NAMES[0]).ok()?;
         let since_1970 = at.duration_since(SystemTime::UNIX_EPOCH).ok()?;
         verifier.verify_server_cert(&leaf, &[], &name, &[], UnixTime::since_unix_epoch(since_1970)).ok()?;
-        file::read(key).ok()??;
+        secret_file::read(key).ok()??;
         server_config(certificate, key).ok()
     };
     check().is_some()

@@ -5,7 +5,7 @@ use std::path::Path;
 use podling_proto::token;
 use ring::digest::{SHA256, digest};
 
-use super::file::{self, FileError};
+use super::secret_file::{self, SecretFileError};
 
 /// Marks the token as one of ours, so that people and secret scanners know what they found.
 const PREFIX: &str = "podling_";
@@ -17,16 +17,16 @@ pub(super) struct RootToken([u8; 32]);
 
 impl RootToken {
     /// Reads the token's file, or makes token and file.
-    pub(super) fn open(path: &Path) -> Result<Self, FileError> {
-        let text = match file::read(path)? {
+    pub(super) fn open(path: &Path) -> Result<Self, SecretFileError> {
+        let text = match secret_file::read(path)? {
             Some(content) => String::from_utf8(content)
                 .ok()
                 .map(|text| text.trim().to_owned())
                 .filter(|text| text.strip_prefix(PREFIX).is_some_and(|rest| rest.len() >= BYTES))
-                .ok_or(FileError::Unusable { path: path.to_owned(), what: "root token" })?,
+                .ok_or(SecretFileError::Unusable { path: path.to_owned(), what: "root token" })?,
             None => {
                 let text = format!("{PREFIX}{}", token::random(BYTES));
-                file::write(path, format!("{text}\n").as_bytes())?;
+                secret_file::write(path, format!("{text}\n").as_bytes())?;
                 text
             }
         };
@@ -34,7 +34,7 @@ impl RootToken {
     }
 
     /// Whether this is it. Takes the same time whatever differs.
-    pub(super) fn is(&self, text: &str) -> bool {
+    pub(super) fn matches(&self, text: &str) -> bool {
         let other = hash(text);
         self.0.iter().zip(other).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
     }

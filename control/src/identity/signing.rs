@@ -6,17 +6,17 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use podling_proto::token::{SigningKey, VerifyingKeys};
 use serde::{Deserialize, Serialize};
 
-use super::file::{self, FileError};
+use super::secret_file::{self, SecretFileError};
 
 /// At a start the newest key is replaced if it is older. Not shorter than the longest life of a token: when a key goes, it
 /// has signed nothing for that long.
-const KEY_LIFE: Duration = super::MAX_TTL;
+const KEY_LIFETIME: Duration = super::MAX_TTL;
 /// Keys that are valid at a time: the one that signs and the one before.
-const KEYS: usize = 2;
+const MAX_KEYS: usize = 2;
 
 /// A public key for the agents' claims.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TokenKey {
+pub struct PublicTokenKey {
     /// Named in tokens.
     pub id: String,
     /// Ed25519, 32 bytes.
@@ -24,35 +24,35 @@ pub struct TokenKey {
 }
 
 /// The keys of this control plane.
-pub(super) struct Keys {
+pub(super) struct SigningKeys {
     current: SigningKey,
-    pub(super) public: Vec<TokenKey>,
+    pub(super) public: Vec<PublicTokenKey>,
     pub(super) verifying: VerifyingKeys,
 }
 
 /// As the file has it, newest first.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct StoredKey {
     /// Seconds since 1970.
     created: u64,
     /// Base64.
     pkcs8: String,
 }
 
-impl Keys {
+impl SigningKeys {
     /// Reads the keys, and makes a new one if the newest is too old at `now` (seconds since 1970).
-    pub(super) fn open(path: &Path, now: u64) -> Result<Self, FileError> {
-        let unusable = || FileError::Unusable { path: path.to_owned(), what: "token keys" };
-        let mut stored: VecDeque<Stored> = match file::read(path)? {
+    pub(super) fn open(path: &Path, now: u64) -> Result<Self, SecretFileError> {
+        let unusable = || SecretFileError::Unusable { path: path.to_owned(), what: "token keys" };
+        let mut stored: VecDeque<StoredKey> = match secret_file::read(path)? {
             Some(json) => serde_json::from_slice(&json).map_err(|_| unusable())?,
             None => VecDeque::new(),
         };
-        if stored.front().is_none_or(|key| now.saturating_sub(key.created) >= KEY_LIFE.as_secs()) {
+        if stored.front().is_none_or(|key| now.saturating_sub(key.created) >= KEY_LIFETIME.as_secs()) {
             let (_, pkcs8) = SigningKey::generate().ok_or_else(unusable)?;
-            stored.push_front(Stored { created: now, pkcs8: BASE64.encode(pkcs8) });
-            stored.truncate(KEYS);
+            stored.push_front(StoredKey { created: now, pkcs8: BASE64.encode(pkcs8) });
+            stored.truncate(MAX_KEYS);
             let json = serde_json::to_vec(&stored).map_err(|_| unusable())?;
-            file::write(path, &json)?;
+            secret_file::write(path, &json)?;
         }
         let mut keys = stored
             .iter()
@@ -61,7 +61,7 @@ impl Keys {
             .ok_or_else(unusable)?;
         let public: Vec<_> = keys
             .iter()
-            .map(|key| TokenKey { id: key.id().to_owned(), public_key: key.public_key().to_vec() })
+            .map(|key| PublicTokenKey { id: key.id().to_owned(), public_key: key.public_key().to_vec() })
             .collect();
         let verifying = VerifyingKeys::new(public.iter().map(|key| (key.id.clone(), key.public_key.clone())));
         Ok(Self { current: keys.pop_front().ok_or_else(unusable)?, public, verifying })
@@ -85,8 +85,8 @@ mod tests {
     fn a_token_outlives_one_change_of_keys_and_not_two() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("token-keys.json");
-        let month = KEY_LIFE.as_secs();
-        let claims = TokenClaims {
+        let month = KEY_LIFETIME.as_secs();
+        let claims = Claims {
             sub: "ada".into(),
             aud: Audience::Control,
             iat: 0,
@@ -95,10 +95,10 @@ mod tests {
             verbs: Verbs::admin(),
             workspaces: None,
         };
-        let token = Keys::open(&path, 0).expect("first").sign(&claims);
+        let token = SigningKeys::open(&path, 0).expect("first").sign(&claims);
         let valid = |now| {
-            let keys = Keys::open(&path, now).expect("keys");
-            assert!(keys.public.len() <= KEYS);
+            let keys = SigningKeys::open(&path, now).expect("keys");
+            assert!(keys.public.len() <= MAX_KEYS);
             keys.verifying.verify(&token, &Audience::Control, now).is_ok()
         };
         assert!(valid(month - 1), "the same key");

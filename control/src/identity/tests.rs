@@ -7,16 +7,16 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn identity() -> (tempfile::TempDir, Identity, Principal) {
+fn identity() -> (tempfile::TempDir, ControlIdentity, Principal) {
     let data = tempfile::tempdir().expect("folder");
-    let identity = Identity::open(data.path()).expect("identity");
+    let identity = ControlIdentity::open(data.path()).expect("identity");
     let text = std::fs::read_to_string(root_token_file(data.path())).expect("root token");
-    let root = identity.caller(Some(text.trim())).expect("root");
+    let root = identity.authenticate(Some(text.trim())).expect("root");
     (data, identity, root)
 }
 
-fn grant(verbs: &str) -> Grant {
-    Grant {
+fn grant(verbs: &str) -> TokenGrant {
+    TokenGrant {
         verbs: verbs.parse().expect("verbs"),
         workspaces: None,
         owner: None,
@@ -41,8 +41,8 @@ fn the_root_token_is_kept_private_and_lasts() {
     }
     let text = std::fs::read_to_string(&path).expect("root token");
     assert!(text.starts_with("podling_"));
-    let again = Identity::open(data.path()).expect("second start");
-    assert!(again.caller(Some(text.trim())).is_ok());
+    let again = ControlIdentity::open(data.path()).expect("second start");
+    assert!(again.authenticate(Some(text.trim())).is_ok());
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn a_root_token_others_could_read_is_refused_with_what_to_do() {
     let (data, _, _) = identity();
     let path = root_token_file(data.path());
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("chmod");
-    let error = Identity::open(data.path()).expect_err("exposed").to_string();
+    let error = ControlIdentity::open(data.path()).expect_err("exposed").to_string();
     assert!(error.contains("mode 644") && error.contains("chmod 600") && error.contains("delete"), "{error}");
 }
 
@@ -62,7 +62,7 @@ fn a_data_folder_of_another_user_is_refused_and_left_as_it_is() {
     let data = tempfile::tempdir().expect("folder");
     std::os::unix::fs::chown(data.path(), Some(4711), None).expect("chown");
     std::fs::set_permissions(data.path(), std::fs::Permissions::from_mode(0o755)).expect("chmod");
-    let error = Identity::open(data.path()).expect_err("another's").to_string();
+    let error = ControlIdentity::open(data.path()).expect_err("another's").to_string();
     assert!(error.contains("user 4711"), "{error}");
     let mode = std::fs::metadata(data.path()).expect("metadata").permissions().mode() & 0o777;
     assert_eq!((mode, std::fs::read_dir(data.path()).expect("folder").count()), (0o755, 0));
@@ -71,7 +71,7 @@ fn a_data_folder_of_another_user_is_refused_and_left_as_it_is() {
 #[test]
 fn missing_wrong_expired_and_foreign_tokens_are_told_apart() {
     let (_data, identity, root) = identity();
-    let reason = |token: Option<&str>| identity.caller(token).expect_err("refused").reason();
+    let reason = |token: Option<&str>| identity.authenticate(token).expect_err("refused").reason();
     assert_eq!(reason(None), Reason::TokenMissing);
     assert_eq!(reason(Some("")), Reason::TokenMissing);
     assert_eq!(reason(Some("podling_nonsense")), Reason::TokenInvalid);
@@ -88,7 +88,7 @@ fn missing_wrong_expired_and_foreign_tokens_are_told_apart() {
         workspaces: None,
     });
     assert_eq!(reason(Some(&expired)), Reason::TokenExpired);
-    let for_agent = Grant { agent: Some(id(7)), ..grant("read") };
+    let for_agent = TokenGrant { agent: Some(id(7)), ..grant("read") };
     let for_agent = identity.mint(&root, for_agent).expect("token").token;
     assert_eq!(reason(Some(&for_agent)), Reason::TokenForeign);
 }
@@ -96,25 +96,25 @@ fn missing_wrong_expired_and_foreign_tokens_are_told_apart() {
 #[test]
 fn a_token_never_allows_more_than_the_one_it_was_made_with() {
     let (_data, identity, root) = identity();
-    let narrow = Grant {
+    let narrow = TokenGrant {
         workspaces: Some([id(1), id(2)].into()),
         owner: Some("ada".parse().expect("owner")),
         ..grant("token,read,files-read")
     };
     let ada = identity.mint(&root, narrow).expect("token");
-    let ada = identity.caller(Some(&ada.token)).expect("valid");
+    let ada = identity.authenticate(Some(&ada.token)).expect("valid");
     assert_eq!(ada.owner.as_str(), "ada");
     let refused = |grant| identity.mint(&ada, grant).expect_err("wider").reason();
     assert_eq!(refused(grant("files-write")), Reason::VerbMissing);
     assert_eq!(refused(grant("admin")), Reason::VerbMissing);
-    assert_eq!(refused(Grant { workspaces: Some([id(3)].into()), ..grant("read") }), Reason::WorkspaceDenied);
-    let as_bob = Grant { owner: Some("bob".parse().expect("owner")), ..grant("read") };
+    assert_eq!(refused(TokenGrant { workspaces: Some([id(3)].into()), ..grant("read") }), Reason::WorkspaceDenied);
+    let as_bob = TokenGrant { owner: Some("bob".parse().expect("owner")), ..grant("read") };
     assert_eq!(refused(as_bob), Reason::VerbMissing);
-    let child = identity.mint(&ada, Grant { ttl: MAX_TTL, ..grant("read") }).expect("token").caller;
+    let child = identity.mint(&ada, TokenGrant { ttl: MAX_TTL, ..grant("read") }).expect("token").caller;
     assert_eq!(child.workspaces, ada.workspaces, "narrowed as its parent");
     assert!(child.expires <= ada.expires, "ends no later than its parent");
     let without_token_verb =
-        identity.caller(Some(&identity.mint(&root, grant("read")).expect("token").token));
+        identity.authenticate(Some(&identity.mint(&root, grant("read")).expect("token").token));
     let error = identity.mint(&without_token_verb.expect("valid"), grant("read")).expect_err("no verb");
     assert_eq!(error.reason(), Reason::VerbMissing);
 }
@@ -130,7 +130,7 @@ fn an_agents_token_is_for_that_agent_and_reused_for_half_its_life() {
     let token = first.to_str().expect("ascii").strip_prefix("Bearer ").expect("bearer");
     let claims = keys.verify(token, &Audience::Agent(id(1).to_string()), now()).expect("valid at the agent");
     assert_eq!((claims.verbs, claims.exp - claims.iat), (verbs, 300));
-    assert_eq!(identity.caller(Some(token)).expect_err("refused").reason(), Reason::TokenForeign);
+    assert_eq!(identity.authenticate(Some(token)).expect_err("refused").reason(), Reason::TokenForeign);
 }
 
 fn any_verbs() -> impl Strategy<Value = Verbs> {
@@ -148,16 +148,16 @@ proptest! {
     ) {
         let (_data, identity, root) = identity();
         let ids = |set: Option<BTreeSet<u64>>| set.map(|s| s.into_iter().map(id).collect::<BTreeSet<_>>());
-        let parent = Grant { verbs: first, workspaces: ids(own), ..grant("read") };
+        let parent = TokenGrant { verbs: first, workspaces: ids(own), ..grant("read") };
         let parent = identity.mint(&root, parent).expect("root may").caller;
-        let child = Grant { verbs: second, workspaces: ids(wanted), ..grant("read") };
-        if let Ok(Minted { caller: child, token }) = identity.mint(&parent, child) {
+        let child = TokenGrant { verbs: second, workspaces: ids(wanted), ..grant("read") };
+        if let Ok(MintedToken { caller: child, token }) = identity.mint(&parent, child) {
             prop_assert!(parent.verbs.include(&child.verbs));
             prop_assert!(child.expires <= parent.expires);
             if let Some(own) = &parent.workspaces {
                 prop_assert!(child.workspaces.as_ref().is_some_and(|ids| ids.is_subset(own)));
             }
-            prop_assert_eq!(identity.caller(Some(&token)).expect("valid"), child, "what it says is what it is");
+            prop_assert_eq!(identity.authenticate(Some(&token)).expect("valid"), child, "what it says is what it is");
         }
     }
 }

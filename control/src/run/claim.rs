@@ -11,7 +11,7 @@ use std::{
 use serde::Serialize;
 
 use super::RunError;
-use crate::identity::file::{self, FileError};
+use crate::identity::secret_file::{self, SecretFileError};
 
 /// What may lie in a data folder before the first start, or from an earlier one.
 const OURS: [&str; 9] = [
@@ -45,12 +45,12 @@ impl DataFolder {
     pub(super) fn claim(data: &Path) -> Result<Self, RunError> {
         let run = data.join("run");
         not_shared(data)?;
-        file::make_private_folder(data)?;
-        file::make_private_folder(&run)?;
+        secret_file::create_private_dir(data)?;
+        secret_file::create_private_dir(&run)?;
         let path = run.join("lock");
         let io = |operation| {
             let path = path.clone();
-            move |source| FileError::Io { operation, path, source }
+            move |source| SecretFileError::Io { operation, path, source }
         };
         let mut lock = OpenOptions::new()
             .read(true)
@@ -77,9 +77,9 @@ impl DataFolder {
     }
 
     /// Tells other commands where to find us.
-    pub(super) fn announce(&self, url: &str) -> Result<(), FileError> {
+    pub(super) fn announce(&self, url: &str) -> Result<(), SecretFileError> {
         let up = serde_json::to_vec(&Up { url, pid: process::id() }).unwrap_or_default();
-        file::write(&self.up, &up)
+        secret_file::write(&self.up, &up)
     }
 
     fn remove(&self) {
@@ -104,7 +104,7 @@ fn not_shared(data: &Path) -> Result<(), RunError> {
     if mode & 0o077 == 0 {
         return Ok(());
     }
-    let reading = |source| FileError::Io { operation: "reading", path: data.to_owned(), source };
+    let reading = |source| SecretFileError::Io { operation: "reading", path: data.to_owned(), source };
     for entry in fs::read_dir(data).map_err(reading)? {
         let name = entry.map_err(reading)?.file_name();
         if !OURS.iter().any(|ours| name == *ours) {

@@ -16,9 +16,9 @@ use crate::{
     },
     config::{Cluster, Config},
     driver::DriverHandle,
-    identity::Identity,
-    kubernetes::objects::PodDefaults,
-    lease::{Leader, Leadership, LeaseCandidate},
+    identity::ControlIdentity,
+    kubernetes::objects::House,
+    lease::{Candidate, Held, Term},
     open_files::OpenFiles,
     snapshot::Snapshots,
     store::{KubernetesStore, RedbStore, Store},
@@ -32,7 +32,7 @@ const CONTROL_CA: &str = "podling-ca";
 
 /// What differs between one machine and a cluster.
 pub(super) struct Engine<B, R> {
-    pub(super) identity: Arc<Identity>,
+    pub(super) identity: Arc<ControlIdentity>,
     pub(super) backend: B,
     pub(super) store: Arc<dyn Store>,
     /// For how long it is for us to decide.
@@ -65,7 +65,7 @@ pub(super) fn local(
     config: &Config,
     files: OpenFiles,
 ) -> Result<Engine<LocalBackend, LocalReviewer>, RunError> {
-    let identity = Arc::new(Identity::open(&config.data)?);
+    let identity = Arc::new(ControlIdentity::open(&config.data)?);
     let templates = Templates::load(&config.templates, &config.default_template)?;
     let backend = LocalBackend::open(LocalConfig {
         data: config.data.clone(),
@@ -124,7 +124,7 @@ async fn deciding(
     (public, agents): (TcpListener, TcpListener),
 ) -> Result<Engine<KubernetesBackend, KubernetesReviewer>, RunError> {
     secrets::share(&client, namespace, &config.data).await?;
-    let identity = Arc::new(Identity::open(&config.data)?);
+    let identity = Arc::new(ControlIdentity::open(&config.data)?);
     secrets::publish_ca(&client, namespace, CONTROL_CA, identity.ca_file()).await?;
     let defaults = PodDefaults {
         agent_image: cluster.agent_image.clone(),

@@ -6,8 +6,8 @@ use crate::{
     backend::BackendError,
     backups::OpenError,
     driver::BackendGone,
-    identity::{FileError, IdentityError},
-    lease::LeadershipLost,
+    identity::{SecretFileError, ControlIdentityError},
+    lease::Lost,
     store::StoreError,
     template::TemplateError,
 };
@@ -41,10 +41,10 @@ pub enum RunError {
     },
     /// A file in the data folder.
     #[error(transparent)]
-    File(#[from] FileError),
+    File(#[from] SecretFileError),
     /// Tokens, keys, certificates.
     #[error(transparent)]
-    Identity(#[from] IdentityError),
+    Identity(#[from] ControlIdentityError),
     /// A template.
     #[error(transparent)]
     Template(#[from] TemplateError),

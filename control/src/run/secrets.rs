@@ -14,7 +14,7 @@ use kube::{
 use serde_json::json;
 
 use super::RunError;
-use crate::identity::{FileError, Identity, file};
+use crate::identity::{SecretFileError, ControlIdentity, secret_file};
 
 /// The Secret.
 const NAME: &str = "podling-control";
@@ -38,7 +38,7 @@ pub(super) async fn share(client: &Client, namespace: &str, data: &Path) -> Resu
     if let Some(found) = secrets.get_opt(NAME).await.map_err(failed)? {
         return write(data, &found);
     }
-    drop(Identity::open(data)?);
+    drop(ControlIdentity::open(data)?);
     let secret = Secret {
         metadata: ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() },
         data: Some(read(data)?),
@@ -62,7 +62,7 @@ pub(super) async fn publish_ca(
 ) -> Result<(), RunError> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let operation = format!("publishing the ConfigMap {name}");
-    let text = fs::read_to_string(ca).map_err(|source| FileError::Io {
+    let text = fs::read_to_string(ca).map_err(|source| SecretFileError::Io {
         operation: "reading",
         path: ca.to_owned(),
         source,
@@ -79,18 +79,18 @@ fn key(name: &str) -> &str {
 
 fn read(data: &Path) -> Result<BTreeMap<String, ByteString>, RunError> {
     let read = |name: &&str| {
-        let content = file::read(&data.join(name)).transpose()?;
+        let content = secret_file::read(&data.join(name)).transpose()?;
         Some(content.map(|content| (key(name).to_owned(), ByteString(content))))
     };
-    Ok(FILES.iter().filter_map(read).collect::<Result<_, FileError>>()?)
+    Ok(FILES.iter().filter_map(read).collect::<Result<_, SecretFileError>>()?)
 }
 
 fn write(data: &Path, secret: &Secret) -> Result<(), RunError> {
-    file::make_private_folder(data)?;
-    file::make_private_folder(&data.join("control"))?;
+    secret_file::create_private_dir(data)?;
+    secret_file::create_private_dir(&data.join("control"))?;
     for name in FILES {
         if let Some(content) = secret.data.as_ref().and_then(|files| files.get(key(name))) {
-            file::write(&data.join(name), &content.0)?;
+            secret_file::write(&data.join(name), &content.0)?;
         }
     }
     Ok(())

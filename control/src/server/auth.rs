@@ -7,11 +7,11 @@ use podling_proto::{
     v1::Verb,
 };
 
-use crate::{principal::Principal, gateway::is_health_or_reflection, identity::Identity};
+use crate::{principal::Principal, gateway::is_health_or_reflection, identity::ControlIdentity};
 
 /// The holder of the token that came with a request.
-pub(super) fn caller(identity: &Identity, headers: &HeaderMap) -> Result<Principal, WireError> {
-    let Some(value) = headers.get(AUTHORIZATION) else { return identity.caller(None) };
+pub(super) fn caller(identity: &ControlIdentity, headers: &HeaderMap) -> Result<Principal, WireError> {
+    let Some(value) = headers.get(AUTHORIZATION) else { return identity.authenticate(None) };
     // The scheme's name has no case (RFC 9110).
     let token = value
         .to_str()
@@ -19,7 +19,7 @@ pub(super) fn caller(identity: &Identity, headers: &HeaderMap) -> Result<Princip
         .and_then(|text| text.split_once(' '))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
     match token {
-        Some((_, token)) => identity.caller(Some(token.trim())),
+        Some((_, token)) => identity.authenticate(Some(token.trim())),
         None => Err(WireError::new(
             Reason::TokenInvalid,
             "authorization holds no token: send \"authorization: Bearer <token>\"",

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceExt};
 
 use super::{auth, unauthenticated::ConnectionState, validate};
-use crate::{api::json, gateway::Gateway, identity::Identity, metrics::ControlMetrics, error_response::WireProtocol};
+use crate::{api::json, gateway::Gateway, identity::ControlIdentity, metrics::ControlMetrics, error_response::WireProtocol};
 
 /// Where the counters are.
 pub(super) const METRICS: &str = "/metrics";
@@ -37,7 +37,7 @@ pub struct PublicRouter(Arc<RouterState>);
 
 #[derive(Debug)]
 struct RouterState {
-    identity: Arc<Identity>,
+    identity: Arc<ControlIdentity>,
     gateway: Arc<Gateway>,
     metrics: Arc<ControlMetrics>,
     grpc: tonic_web::GrpcWebService<Router>,
@@ -50,7 +50,7 @@ type ResponseFuture<T> = Pin<Box<dyn Future<Output = Result<T, Infallible>> + Se
 impl PublicRouter {
     /// `grpc` are the control plane's own services, `json` the same for plain HTTP; `draining` is when it is no longer ready.
     pub fn new(
-        identity: Arc<Identity>,
+        identity: Arc<ControlIdentity>,
         gateway: Arc<Gateway>,
         metrics: Arc<ControlMetrics>,
         grpc: Router,

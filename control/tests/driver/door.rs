@@ -6,7 +6,7 @@ use hyper_util::rt::TokioIo;
 use podling_control::{
     agents,
     driver::MAX_LINKS,
-    identity::{Identity, TokenKey},
+    identity::{ControlIdentity, PublicTokenKey},
     server::{AgentsRouter, ServerListener, ShutdownSignals},
 };
 use podling_core::{
@@ -67,9 +67,9 @@ impl Drop for Door {
 impl Door {
     fn open(plane: &Plane, backend: &Fake) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let identity = Identity::open(folder.path()).unwrap();
+        let identity = ControlIdentity::open(folder.path()).unwrap();
         let (stopping, open) = (ShutdownSignals::default(), Gauge::default());
-        let keys = [TokenKey { id: "k1".into(), public_key: vec![7; 32] }];
+        let keys = [PublicTokenKey { id: "k1".into(), public_key: vec![7; 32] }];
         let service = agents::service(
             plane.handle.clone(),
             backend.clone(),

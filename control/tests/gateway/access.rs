@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podling_control::identity::Grant;
+use podling_control::identity::TokenGrant;
 use podling_core::{id::WorkspaceId, workspace::State};
 use podling_proto::{
     error::{detail, reason},
@@ -116,7 +116,7 @@ async fn a_narrowed_token_learns_nothing_of_what_it_leaves_out() {
     house.set(&demo(), "root", State::Awake, Some(&agent.view));
     let (mine, nowhere) = (WorkspaceId::from_bits(7), WorkspaceId::from_bits(99));
     house.set(&mine, "root", State::Awake, Some(&agent.view));
-    let grant = Grant {
+    let grant = TokenGrant {
         verbs: "admin".parse().expect("verbs"),
         workspaces: Some([mine.clone()].into()),
         owner: None,

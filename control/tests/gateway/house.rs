@@ -14,7 +14,7 @@ use podling_control::{
     api::tokens::TokensApi,
     principal::Principal,
     gateway::Gateway,
-    identity::{Grant, Identity, root_token_file},
+    identity::{TokenGrant, ControlIdentity, root_token_file},
     metrics::ControlMetrics,
     server::{PublicRouter, ServerListener, ShutdownSignals, cors},
     snapshot::{AgentView, Snapshot, WorkspaceView},
@@ -42,7 +42,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(15);
 pub(crate) type Body = BoxBody<Bytes, std::io::Error>;
 
 pub(crate) struct House {
-    pub(crate) identity: Arc<Identity>,
+    pub(crate) identity: Arc<ControlIdentity>,
     pub(crate) root: Principal,
     pub(crate) root_token: String,
     pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
@@ -64,7 +64,7 @@ impl Drop for House {
 impl House {
     pub(crate) async fn open() -> Self {
         let data = tempfile::tempdir().expect("folder");
-        let identity = Arc::new(Identity::open(data.path()).expect("identity"));
+        let identity = Arc::new(ControlIdentity::open(data.path()).expect("identity"));
         let root_token =
             std::fs::read_to_string(root_token_file(data.path())).expect("token").trim().to_owned();
         let (snapshots, follow) = watch::channel(Arc::new(Snapshot::default()));
@@ -93,7 +93,7 @@ impl House {
         let listener = ServerListener::public(door, None, stopping.clone(), metrics.connections.clone());
         let address = listener.url().expect("url").replace("http://", "");
         let serving = TaskTracker::new().spawn(listener.serve(front));
-        let root = identity.caller(Some(&root_token)).expect("root");
+        let root = identity.authenticate(Some(&root_token)).expect("root");
         Self { identity, root, root_token, snapshots, wakes, metrics, stopping, address, serving, data }
     }
 
@@ -117,7 +117,7 @@ impl House {
     }
 
     pub(crate) fn token(&self, verbs: &str, owner: &str) -> String {
-        let grant = Grant {
+        let grant = TokenGrant {
             verbs: verbs.parse().expect("verbs"),
             workspaces: None,
             owner: Some(owner.parse::<Owner>().expect("owner")),

@@ -21,7 +21,7 @@ use podling_control::{
     backend::local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
     backups::Backups,
     driver::{Driver, DriverHandle, NewWorkspace},
-    identity::Identity,
+    identity::ControlIdentity,
     keeper::AgentKeeper,
     lease::Leadership,
     open_files::OpenFiles,
@@ -102,9 +102,9 @@ impl Drop for DataDir {
     }
 }
 
-impl TestControlPlane {
-    pub(crate) async fn start(data: &DataDir, agent_command: Vec<String>) -> Self {
-        let identity = Arc::new(Identity::open(data.path()).unwrap());
+impl Plane {
+    pub(crate) async fn up(data: &Data, agent_command: Vec<String>) -> Self {
+        let identity = Arc::new(ControlIdentity::open(data.path()).unwrap());
         let store = timeout(DEADLINE, async {
             loop {
                 match RedbStore::open(&data.path().join("control/store.redb")) {
@@ -173,12 +173,8 @@ impl TestControlPlane {
     }
 }
 
-/// Accepts agents on the control socket in the data directory.
-fn serve_agents(
-    data: &DataDir,
-    identity: &Identity,
-    handle: DriverHandle,
-) -> impl Future<Output = ()> + use<> {
+/// Where agents dial.
+fn door(data: &Data, identity: &ControlIdentity, handle: DriverHandle) -> impl Future<Output = ()> + use<> {
     let path = control_socket(data.path());
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let _stale = fs::remove_file(&path);

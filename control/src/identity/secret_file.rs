@@ -14,7 +14,7 @@ const MAX_BYTES: u64 = 64 * 1024;
 
 /// Why a secret file cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum FileError {
+pub enum SecretFileError {
     /// Others may read it, or it is somebody else's.
     #[error(
         "{path} could be read by others ({problem}), so it is no secret. If nobody has seen it: chmod 600 {path}; \
@@ -56,20 +56,20 @@ pub enum FileError {
 }
 
 /// Makes a folder that only its owner can enter, with its parents; tightens one that is there, if it is ours.
-pub fn make_private_folder(path: &Path) -> Result<(), FileError> {
-    let io = |operation| move |source| FileError::Io { operation, path: path.to_owned(), source };
+pub fn create_private_dir(path: &Path) -> Result<(), SecretFileError> {
+    let io = |operation| move |source| SecretFileError::Io { operation, path: path.to_owned(), source };
     if let Ok(meta) = fs::metadata(path)
         && meta.uid() != rustix::process::geteuid().as_raw()
     {
-        return Err(FileError::Foreign { path: path.to_owned(), user: meta.uid() });
+        return Err(SecretFileError::Foreign { path: path.to_owned(), user: meta.uid() });
     }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("making the folder"))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(io("making private the folder"))
 }
 
 /// Writes a file whole with mode 0600: a reader, or a crash, sees the old content or the new.
-pub fn write(path: &Path, content: &[u8]) -> Result<(), FileError> {
-    let io = |operation| move |source| FileError::Io { operation, path: path.to_owned(), source };
+pub fn write(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
+    let io = |operation| move |source| SecretFileError::Io { operation, path: path.to_owned(), source };
     let folder = path.parent().unwrap_or(Path::new("."));
     let temporary = folder.join(format!(".{}.tmp", token::random(9)));
     let written = (|| {
@@ -86,15 +86,15 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), FileError> {
 }
 
 /// Reads a secret; `None` if there is none yet.
-pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
-    let io = |source| FileError::Io { operation: "reading", path: path.to_owned(), source };
+pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, SecretFileError> {
+    let io = |source| SecretFileError::Io { operation: "reading", path: path.to_owned(), source };
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(io(e)),
     };
     let meta = file.metadata().map_err(io)?;
-    let exposed = |problem| Err(FileError::Exposed { path: path.to_owned(), problem });
+    let exposed = |problem| Err(SecretFileError::Exposed { path: path.to_owned(), problem });
     if meta.mode() & 0o077 != 0 {
         return exposed(format!("mode {:03o}", meta.mode() & 0o777));
     }
