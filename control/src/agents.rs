@@ -1,10 +1,10 @@
 //! The edge where agents connect: translates their messages into events and the driver's words into messages.
 //!
-//! Which workspace an agent serves follows from its credential alone, and what that proves the backend's reviewer says. All else an
-//! agent says is cut to size here, before anybody sees it.
+//! Which workspace an agent serves follows from its credential alone, and what that proves the backend's reviewer says. LimiterState else an
+//! agent says is truncate_line to size here, before anybody sees it.
 
-mod pace;
-mod places;
+mod token_bucket;
+mod session_limiter;
 mod session;
 mod translate;
 
@@ -26,7 +26,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use self::{places::Places, session::Session};
+use self::{session_limiter::SessionLimiter, session::AgentSession};
 use crate::{
     backend::{AgentReviewer, ReviewedCredential},
     driver::{ConnectionId, DriverHandle},
@@ -38,49 +38,54 @@ use crate::{
 /// Largest message of an agent, in bytes: a beat with all evidence and leases it may bring has some 10 KiB.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// Messages to an agent that wait to be sent. When it is full the agent does not read, and its stream is given up.
-const OUTBOX: usize = 16;
+const OUTBOX_MESSAGES: usize = 16;
 
 /// Serves agents.
 #[derive(Debug)]
-pub struct AgentsApi<R> {
+pub struct AgentsService<R> {
     driver: DriverHandle,
     reviewer: Arc<R>,
     token_keys: Arc<[TokenKey]>,
     connections: AtomicU64,
-    places: Places,
+    limiter: SessionLimiter,
     sessions: TaskTracker,
     closing: CancellationToken,
     beats: Counter,
 }
 
-/// The service. `reviewer` knows the agents; `token_keys` go into every claim; sessions are tracked by `sessions` and end with
-/// `closing`; `beats` counts heartbeats that were taken.
-pub fn service<R: AgentReviewer>(
-    driver: DriverHandle,
-    reviewer: R,
-    token_keys: &[identity::PublicTokenKey],
-    sessions: TaskTracker,
-    closing: CancellationToken,
-    beats: Counter,
-) -> AgentsServer<AgentsApi<R>> {
-    let reviewer = Arc::new(reviewer);
-    let wire = |key: &identity::PublicTokenKey| TokenKey { id: key.id.clone(), public_key: key.public_key.clone() };
-    let token_keys = token_keys.iter().map(wire).collect();
-    let api = AgentsApi {
-        driver,
-        reviewer,
-        token_keys,
-        connections: AtomicU64::new(1),
-        places: Places::default(),
-        sessions,
-        closing,
-        beats,
-    };
-    AgentsServer::new(api).max_decoding_message_size(MAX_MESSAGE_BYTES)
+impl<R: AgentReviewer> AgentsService<R> {
+    /// `reviewer` checks credentials. Every claim carries `token_keys`. `sessions` tracks the tasks of
+    /// sessions, which end with `closing`. `beats` counts acknowledged heartbeats.
+    pub fn new(
+        driver: DriverHandle,
+        reviewer: R,
+        token_keys: &[identity::PublicTokenKey],
+        sessions: TaskTracker,
+        closing: CancellationToken,
+        beats: Counter,
+    ) -> Self {
+        let wire =
+            |key: &identity::PublicTokenKey| TokenKey { id: key.id.clone(), public_key: key.public_key.clone() };
+        Self {
+            driver,
+            reviewer: Arc::new(reviewer),
+            token_keys: token_keys.iter().map(wire).collect(),
+            connections: AtomicU64::new(1),
+            limiter: SessionLimiter::default(),
+            sessions,
+            closing,
+            beats,
+        }
+    }
+
+    /// The gRPC server of this service, which rejects messages over 64 KiB.
+    pub fn into_server(self) -> AgentsServer<Self> {
+        AgentsServer::new(self).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
 }
 
 #[tonic::async_trait]
-impl<R: AgentReviewer> Agents for AgentsApi<R> {
+impl<R: AgentReviewer> Agents for AgentsService<R> {
     type ConnectStream = ReceiverStream<Result<ControlMessage, Status>>;
 
     async fn connect(
@@ -92,13 +97,13 @@ impl<R: AgentReviewer> Agents for AgentsApi<R> {
             return Err(WireError::new(Reason::ShuttingDown, "the control plane is shutting down").into());
         }
         let connection = ConnectionId(self.connections.fetch_add(1, Ordering::Relaxed));
-        let place = self.places.admit(reviewed.workspace.clone(), credential, connection)?;
-        let (outbox, messages) = mpsc::channel(OUTBOX);
-        let session = Session {
+        let permit = self.limiter.admit(reviewed.workspace.clone(), credential, connection)?;
+        let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES);
+        let session = AgentSession {
             workspace: reviewed.workspace,
             reviewer: self.reviewer.clone(),
             connection,
-            place,
+            permit,
             _authenticated: request
                 .extensions()
                 .get::<Arc<ConnectionState>>()
@@ -115,7 +120,7 @@ impl<R: AgentReviewer> Agents for AgentsApi<R> {
     }
 }
 
-impl<R: AgentReviewer> AgentsApi<R> {
+impl<R: AgentReviewer> AgentsService<R> {
     /// Whose agent holds the credential that came with a call, and which credential that is.
     async fn authenticate(
         &self,

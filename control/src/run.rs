@@ -14,8 +14,8 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::Layer;
 
 use crate::{
-    agents,
-    api::{json, tokens::TokensApi, workspace_archives::WorkspaceArchivesService, workspaces::WorkspacesApi},
+    agents::AgentsService,
+    api::{backups::BackupsApi, json, tokens::TokensApi, workspaces::WorkspacesApi},
     backend::{AgentReviewer, Backend},
     backups::Backups,
     config::{self, Config},
@@ -141,7 +141,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
         stopping.draining.clone(),
     );
     let sessions = TaskTracker::new();
-    let agents = agents::service(
+    let agents = AgentsService::new(
         handle.clone(),
         reviewer(handle.snapshots())?,
         identity.token_keys(),
@@ -149,7 +149,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
         stopping.streams.clone(),
         metrics.beats.clone(),
     );
-    let agents = AgentsRouter::new(Routes::new(agents).into_axum_router());
+    let agents = AgentsRouter::new(Routes::new(agents.into_server()).into_axum_router());
 
     let public = listen(public, &config, &stopping, &metrics).await?;
     let url = public.url().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Between the wire and the driver. What an agent says is cut to size: it is as trusted as its user.
+//! Between the wire and the driver. What an agent says is truncate_line to size: it is as trusted as its user.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,9 +6,9 @@ use podling_core::{id::WorkspaceId, observed::Failure, status::Urgency, time::Ti
 use podling_proto::{
     agent::v1::{ActivityState, Usage},
     control::v1::{
-        AgentPolicy, Cancel, Claim, ClaimId, Commit, ControlMessage, Directive, DirectiveResult, Dismiss,
-        Done, Drain, HeartbeatAck, Hello, Prepare, TokenKey, Wait, Warn, control_message::Message,
-        directive::Directive as Step, directive_result,
+        AgentPolicy, BeatAck, Cancel, Claim, ClaimId, Commit, ControlMessage, Directive, DirectiveResult,
+        Dismiss, Done, Drain, Hello, Prepare, TokenKey, Wait, Warn, control_message::Message,
+        directive::Directive as DirectiveBody, directive_result,
     },
     error::{self, Reason, WireError},
 };
@@ -22,27 +22,27 @@ use crate::{
 /// The protocol this control plane speaks.
 const PROTOCOL: u32 = 1;
 /// Characters of a boot id, a version, a capability.
-const MAX_WORD: usize = 64;
+const MAX_WORD_CHARS: usize = 64;
 const MAX_CAPABILITIES: usize = 32;
 /// Pieces of evidence and leases kept of a beat: agents show the strongest first.
 const MAX_EVIDENCE: usize = 32;
 const MAX_LEASES: usize = 64;
 /// Characters of a line for people.
-const MAX_LINE: usize = 200;
+const MAX_TEXT_CHARS: usize = 200;
 
 /// The id of a directive whose answer nobody waits for.
-const NO_ANSWER: u64 = 0;
-/// Between two heartbeats; how long an intent counts as activity by itself; over how long work is measured: as in the design, but
+const NO_REPLY_ID: u64 = 0;
+/// Between two heartbeats; how long an intent counts as activity by itself; end how long work is measured: as in the design, but
 /// shorter where a workspace sleeps soon.
-const LONGEST_BEAT: Duration = Duration::from_secs(15);
-const SHORTEST_BEAT: Duration = Duration::from_millis(500);
-const LONGEST_ACTIVE: Duration = Duration::from_secs(60);
-const LONGEST_WINDOW: Duration = Duration::from_secs(60);
-const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
+const MAX_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
+const MIN_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
+const MAX_ACTIVE_FOR: Duration = Duration::from_secs(60);
+const MAX_WORK_WINDOW: Duration = Duration::from_secs(60);
+const MIN_WORK_WINDOW: Duration = Duration::from_secs(1);
 
 /// What an agent says of its process.
-pub(super) fn process(hello: &Hello) -> ReportedProcess {
-    ReportedProcess { pid: hello.pid, start_ticks: hello.start_ticks }
+pub(super) fn process_account(hello: &Hello) -> ProcessAccount {
+    ProcessAccount { pid: hello.pid, start_ticks: hello.start_ticks }
 }
 
 /// An agent introduces itself. Who it is has been found out.
@@ -61,9 +61,9 @@ pub(super) fn hello(
         return Err(WireError::new(Reason::UnknownMethod, message));
     }
     let word = |what: &str, text: String| {
-        let fits = (1..=MAX_WORD).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic());
+        let fits = (1..=MAX_WORD_CHARS).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic());
         let bad =
-            || WireError::new(Reason::BadField, format!("{what}: 1 to {MAX_WORD} printable characters"));
+            || WireError::new(Reason::BadField, format!("{what}: 1 to {MAX_WORD_CHARS} printable characters"));
         if fits { Ok(text) } else { Err(bad()) }
     };
     let fingerprint = hello
@@ -89,55 +89,55 @@ pub(super) fn activity(mut activity: ActivityState) -> ActivityState {
     activity.evidence.truncate(MAX_EVIDENCE);
     for evidence in &mut activity.evidence {
         evidence.signal = evidence.signal().into();
-        cut(&mut evidence.detail);
+        truncate_line(&mut evidence.detail);
     }
     activity.leases.truncate(MAX_LEASES);
     for lease in &mut activity.leases {
-        cut(&mut lease.name);
-        cut(&mut lease.reason);
+        truncate_line(&mut lease.name);
+        truncate_line(&mut lease.reason);
     }
     if let Some(warning) = &mut activity.sleep_warning {
-        cut(&mut warning.reason);
+        truncate_line(&mut warning.reason);
     }
     if let Some(usage) = &mut activity.usage {
-        tame(usage);
+        sanitize_usage(usage);
     }
     activity
 }
 
 /// What the driver has to say.
-pub(super) fn control(said: ToAgent, token_keys: &[TokenKey]) -> ControlMessage {
+pub(super) fn control_message(said: ToAgent, token_keys: &[TokenKey]) -> ControlMessage {
     message(match said {
         ToAgent::Wait => Message::Wait(Wait {}),
         ToAgent::Claim(content) => Message::Claim(claim(&content, token_keys)),
         ToAgent::Sleep(DirectiveId(id), step) => {
             let step = match step {
-                SleepStep::Prepare(urgency) => Step::Prepare(Prepare {
+                SleepStep::Prepare(urgency) => DirectiveBody::Prepare(Prepare {
                     hold: None,
                     force: urgency == Urgency::Forced,
                     requested: urgency == Urgency::Asked,
                 }),
-                SleepStep::Commit => Step::Commit(Commit {}),
-                SleepStep::Cancel => Step::Cancel(Cancel {}),
+                SleepStep::Commit => DirectiveBody::Commit(Commit {}),
+                SleepStep::Cancel => DirectiveBody::Cancel(Cancel {}),
             };
             Message::Directive(Directive { id, directive: Some(step) })
         }
         ToAgent::Warn(warning) => {
             let (at, reason) = warning.unzip();
             let warn = Warn { at: at.map(timestamp), reason: reason.unwrap_or_default() };
-            Message::Directive(Directive { id: NO_ANSWER, directive: Some(Step::Warn(warn)) })
+            Message::Directive(Directive { id: NO_REPLY_ID, directive: Some(DirectiveBody::Warn(warn)) })
         }
         ToAgent::Drain { grace } => {
             // A few seconds: it fits.
-            let drain = Step::Drain(Drain { grace: prost_types::Duration::try_from(grace).ok() });
-            Message::Directive(Directive { id: NO_ANSWER, directive: Some(drain) })
+            let drain = DirectiveBody::Drain(Drain { grace: prost_types::Duration::try_from(grace).ok() });
+            Message::Directive(Directive { id: NO_REPLY_ID, directive: Some(drain) })
         }
         ToAgent::Dismiss(why) => return dismiss(Reason::Conflict, &why),
     })
 }
 
 /// What came of a directive.
-pub(super) fn answer(
+pub(super) fn directive_answer(
     result: DirectiveResult,
     workspace: WorkspaceId,
     connection: ConnectionId,
@@ -146,7 +146,7 @@ pub(super) fn answer(
     let (result, said) = match result.result? {
         directive_result::Result::Done(Done {}) => (Ok(()), None),
         directive_result::Result::Declined(mut declined) => {
-            cut(&mut declined.reason);
+            truncate_line(&mut declined.reason);
             (Err(Failure::Declined(declined.reason)), declined.activity)
         }
     };
@@ -174,9 +174,9 @@ fn claim(content: &ClaimContent, token_keys: &[TokenKey]) -> Claim {
         idle_timeout: span(idle_timeout),
         work_cap: span(spec.policy.work_cap),
         presence_cap: span(spec.policy.presence_cap),
-        heartbeat_interval: span(quarter.clamp(SHORTEST_BEAT, LONGEST_BEAT)),
-        active_for: span(quarter.min(LONGEST_ACTIVE)),
-        work_window: span(idle_timeout.clamp(SHORTEST_WINDOW, LONGEST_WINDOW)),
+        beat_interval: span(quarter.clamp(MIN_HEARTBEAT_INTERVAL, MAX_HEARTBEAT_INTERVAL)),
+        active_for: span(quarter.min(MAX_ACTIVE_FOR)),
+        work_window: span(idle_timeout.clamp(MIN_WORK_WINDOW, MAX_WORK_WINDOW)),
         ..AgentPolicy::default()
     };
     Claim {
@@ -201,14 +201,14 @@ fn message(message: Message) -> ControlMessage {
     ControlMessage { message: Some(message) }
 }
 
-fn cut(text: &mut String) {
-    if let Some((end, _)) = text.char_indices().nth(MAX_LINE) {
+fn truncate_line(text: &mut String) {
+    if let Some((end, _)) = text.char_indices().nth(MAX_TEXT_CHARS) {
         text.truncate(end);
     }
 }
 
 /// Numbers that are none would spoil every sum they go into.
-fn tame(usage: &mut Usage) {
+fn sanitize_usage(usage: &mut Usage) {
     for number in [&mut usage.cpu_cores, &mut usage.io_bytes_per_second] {
         if !number.is_finite() || *number < 0.0 {
             *number = 0.0;
@@ -273,9 +273,9 @@ mod tests {
         });
         assert_eq!(taken.level(), ActivityLevel::Unspecified);
         assert_eq!((taken.evidence.len(), taken.leases.len()), (MAX_EVIDENCE, MAX_LEASES));
-        assert_eq!(taken.evidence[0].detail.chars().count(), MAX_LINE);
-        assert_eq!(taken.leases[0].name.chars().count(), MAX_LINE);
-        assert_eq!(taken.sleep_warning.unwrap().reason.len(), MAX_LINE);
+        assert_eq!(taken.evidence[0].detail.chars().count(), MAX_TEXT_CHARS);
+        assert_eq!(taken.leases[0].name.chars().count(), MAX_TEXT_CHARS);
+        assert_eq!(taken.sleep_warning.unwrap().reason.len(), MAX_TEXT_CHARS);
         let usage = taken.usage.unwrap();
         assert_eq!((usage.cpu_cores, usage.io_bytes_per_second), (0.0, 0.0));
     }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use podling_control::{
-    agents,
+    agents::AgentsService,
     driver::MAX_LINKS,
     identity::{ControlIdentity, PublicTokenKey},
     server::{AgentsRouter, ServerListener, ShutdownSignals},
@@ -70,7 +70,7 @@ impl Door {
         let identity = ControlIdentity::open(folder.path()).unwrap();
         let (stopping, open) = (ShutdownSignals::default(), Gauge::default());
         let keys = [PublicTokenKey { id: "k1".into(), public_key: vec![7; 32] }];
-        let service = agents::service(
+        let service = AgentsService::new(
             plane.handle.clone(),
             backend.clone(),
             &keys,
@@ -78,7 +78,7 @@ impl Door {
             stopping.streams.clone(),
             Counter::default(),
         );
-        let front = AgentsRouter::new(Routes::new(service).into_axum_router());
+        let front = AgentsRouter::new(Routes::new(service.into_server()).into_axum_router());
         let socket = folder.path().join("control.sock");
         let listener =
             ServerListener::unix(&socket, identity.agents_tls(), stopping.clone(), open.clone()).unwrap();

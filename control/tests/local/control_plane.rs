@@ -17,7 +17,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use podling_control::{
-    agents,
+    agents::AgentsService,
     backend::local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
     backups::Backups,
     driver::{Driver, DriverHandle, NewWorkspace},
@@ -181,7 +181,7 @@ fn door(data: &Data, identity: &ControlIdentity, handle: DriverHandle) -> impl F
     let listener = UnixListener::bind(path).unwrap();
     let acceptor = TlsAcceptor::from(identity.agents_tls());
     let reviewer = LocalReviewer::new(handle.snapshots()).unwrap();
-    let service = agents::service(
+    let service = AgentsService::new(
         handle,
         reviewer,
         identity.token_keys(),
@@ -189,7 +189,7 @@ fn door(data: &Data, identity: &ControlIdentity, handle: DriverHandle) -> impl F
         CancellationToken::new(),
         Counter::default(),
     );
-    let router = Routes::new(service).into_axum_router().with_state(());
+    let router = Routes::new(service.into_server()).into_axum_router().with_state(());
     async move {
         let mut connections = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {

@@ -10,7 +10,7 @@ use podling_core::id::WorkspaceId;
 use podling_proto::error::{Reason, WireError};
 use tokio_util::sync::CancellationToken;
 
-use super::pace::Pace;
+use super::token_bucket::TokenBucket;
 use crate::{
     driver::{ConnectionId, MAX_LINKS},
     snapshot::Fingerprint,
@@ -22,40 +22,40 @@ const BURST: u32 = 16;
 /// After a burst they may begin one more in this time; more are refused. Each costs a task and a turn of the driver.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Credentials of one workspace whose pace is known. A new one is given only with a start, or when a cluster renews it.
-const CREDENTIALS: usize = 4;
+const MAX_CREDENTIALS: usize = 4;
 /// Workspaces with places before it is looked for the first time which need none any more.
-const FEW: usize = 64;
+const MIN_PRUNE_SIZE: usize = 64;
 
 /// The places of all workspaces.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Places(Arc<Mutex<All>>);
+pub(super) struct SessionLimiter(Arc<Mutex<LimiterState>>);
 
 #[derive(Debug, Default)]
-struct All {
-    of: HashMap<WorkspaceId, OfOne>,
+struct LimiterState {
+    of: HashMap<WorkspaceId, WorkspaceSessions>,
     /// Twice as many as were left at the last look: so a look costs each admission next to nothing.
-    look_at: usize,
+    prune_at: usize,
 }
 
 /// The places of one workspace.
 #[derive(Debug, Default)]
-struct OfOne {
+struct WorkspaceSessions {
     /// Oldest first.
-    taken: VecDeque<(ConnectionId, CancellationToken)>,
-    /// How often who holds this credential begins; the newest last.
-    begins: VecDeque<(Fingerprint, Pace)>,
+    sessions: VecDeque<(ConnectionId, CancellationToken)>,
+    /// How often who holds this credential buckets; the newest last.
+    buckets: VecDeque<(Fingerprint, TokenBucket)>,
 }
 
 /// A place that is taken; dropped, it is free.
 #[derive(Debug)]
-pub(super) struct Place {
-    places: Places,
+pub(super) struct SessionPermit {
+    limiter: SessionLimiter,
     workspace: WorkspaceId,
     connection: ConnectionId,
-    lost: CancellationToken,
+    revoked: CancellationToken,
 }
 
-impl Places {
+impl SessionLimiter {
     /// A place for one more session. If all are taken the oldest session loses its own, for the newest is the one that has an agent
     /// behind it: an agent dials again only when it has given up the session before.
     pub(super) fn admit(
@@ -63,63 +63,63 @@ impl Places {
         workspace: WorkspaceId,
         credential: Fingerprint,
         connection: ConnectionId,
-    ) -> Result<Place, WireError> {
+    ) -> Result<SessionPermit, WireError> {
         let mut all = self.lock();
-        if all.of.len() >= all.look_at {
-            all.of.retain(|_, one| !one.taken.is_empty() || !one.is_rested());
-            all.look_at = FEW.max(all.of.len() * 2);
+        if all.of.len() >= all.prune_at {
+            all.of.retain(|_, one| !one.sessions.is_empty() || !one.is_full());
+            all.prune_at = MIN_PRUNE_SIZE.max(all.of.len() * 2);
         }
         let one = all.of.entry(workspace.clone()).or_default();
-        if !one.pace(credential).take() {
+        if !one.bucket(credential).try_take() {
             let message = "this workspace's agents connect too often; wait a little";
             let error = WireError::new(Reason::TooManyStreams, message).retry_after(PAUSE);
             return Err(error.with("limit", BURST).with("what", "sessions begun in a burst"));
         }
-        while one.taken.len() >= MAX_LINKS {
-            if let Some((_, oldest)) = one.taken.pop_front() {
+        while one.sessions.len() >= MAX_LINKS {
+            if let Some((_, oldest)) = one.sessions.pop_front() {
                 oldest.cancel();
             }
         }
-        let lost = CancellationToken::new();
-        one.taken.push_back((connection, lost.clone()));
+        let revoked = CancellationToken::new();
+        one.sessions.push_back((connection, revoked.clone()));
         drop(all);
-        Ok(Place { places: self.clone(), workspace, connection, lost })
+        Ok(SessionPermit { limiter: self.clone(), workspace, connection, revoked })
     }
 
-    fn lock(&self) -> MutexGuard<'_, All> {
+    fn lock(&self) -> MutexGuard<'_, LimiterState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl OfOne {
+impl WorkspaceSessions {
     /// Of who holds this credential.
-    fn pace(&mut self, credential: Fingerprint) -> &mut Pace {
-        let at = self.begins.iter().position(|(of, _)| *of == credential).unwrap_or_else(|| {
-            if self.begins.len() == CREDENTIALS {
-                self.begins.pop_front();
+    fn bucket(&mut self, credential: Fingerprint) -> &mut TokenBucket {
+        let at = self.buckets.iter().position(|(of, _)| *of == credential).unwrap_or_else(|| {
+            if self.buckets.len() == MAX_CREDENTIALS {
+                self.buckets.pop_front();
             }
-            self.begins.push_back((credential, Pace::new(BURST, PAUSE)));
-            self.begins.len() - 1
+            self.buckets.push_back((credential, TokenBucket::new(BURST, PAUSE)));
+            self.buckets.len() - 1
         });
-        &mut self.begins[at].1
+        &mut self.buckets[at].1
     }
 
-    fn is_rested(&mut self) -> bool {
-        self.begins.iter_mut().all(|(_, pace)| pace.is_rested())
+    fn is_full(&mut self) -> bool {
+        self.buckets.iter_mut().all(|(_, pace)| pace.is_full())
     }
 }
 
-impl Place {
+impl SessionPermit {
     /// Cancelled when a newer session has taken it.
-    pub(super) fn lost(&self) -> &CancellationToken {
-        &self.lost
+    pub(super) fn revoked(&self) -> &CancellationToken {
+        &self.revoked
     }
 }
 
-impl Drop for Place {
+impl Drop for SessionPermit {
     fn drop(&mut self) {
-        if let Some(one) = self.places.lock().of.get_mut(&self.workspace) {
-            one.taken.retain(|(connection, _)| *connection != self.connection);
+        if let Some(one) = self.limiter.lock().of.get_mut(&self.workspace) {
+            one.sessions.retain(|(connection, _)| *connection != self.connection);
         }
     }
 }
@@ -136,27 +136,27 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_workspace_that_takes_all_it_can_takes_only_its_own() {
-        let places = Places::default();
+        let places = SessionLimiter::default();
         let other = places.admit(id(2), START, ConnectionId(0)).unwrap();
         let mut mine: Vec<_> =
             (1..=u64::from(BURST)).map(|n| places.admit(id(1), START, ConnectionId(n)).unwrap()).collect();
-        let lost = mine.iter().filter(|place| place.lost().is_cancelled()).count();
+        let lost = mine.iter().filter(|place| place.revoked().is_cancelled()).count();
         assert_eq!(lost, mine.len() - MAX_LINKS, "the oldest make room");
-        assert!(mine.iter().rev().take(MAX_LINKS).all(|place| !place.lost().is_cancelled()));
+        assert!(mine.iter().rev().take(MAX_LINKS).all(|place| !place.revoked().is_cancelled()));
         let refused = places.admit(id(1), START, ConnectionId(99)).unwrap_err();
         assert_eq!((refused.reason(), refused.retry_delay()), (Reason::TooManyStreams, Some(PAUSE)));
-        assert!(!other.lost().is_cancelled());
+        assert!(!other.revoked().is_cancelled());
         places.admit(id(2), START, ConnectionId(100)).unwrap();
 
         mine.drain(..mine.len() - 1);
         tokio::time::advance(PAUSE).await;
         let next = places.admit(id(1), START, ConnectionId(101)).unwrap();
-        assert!(!mine[0].lost().is_cancelled() && !next.lost().is_cancelled(), "places are given back");
+        assert!(!mine[0].revoked().is_cancelled() && !next.revoked().is_cancelled(), "places are given back");
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_is_started_anew_begins_with_a_pace_of_its_own() {
-        let places = Places::default();
+        let places = SessionLimiter::default();
         let start = |n| Fingerprint([n; 32]);
         for n in 0..4 * BURST as u8 {
             places.admit(id(1), start(n), ConnectionId(n.into())).unwrap();
@@ -171,11 +171,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn workspaces_that_are_gone_are_forgotten() {
-        let places = Places::default();
-        for n in 0..10 * FEW as u64 {
+        let places = SessionLimiter::default();
+        for n in 0..10 * MIN_PRUNE_SIZE as u64 {
             places.admit(id(n), START, ConnectionId(n)).unwrap();
             tokio::time::advance(PAUSE).await;
         }
-        assert!(places.lock().of.len() <= 2 * FEW);
+        assert!(places.lock().of.len() <= 2 * MIN_PRUNE_SIZE);
     }
 }
