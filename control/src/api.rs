@@ -13,11 +13,11 @@ pub mod workspaces;
 
 /// Who calls. The front has put it there, and lets nothing through without.
 pub(crate) fn caller<T>(request: &Request<T>) -> Result<Principal, WireError> {
-    caller_in(request.extensions())
+    principal_of(request.extensions())
 }
 
 /// The same, of a request in any protocol.
-fn caller_in(extensions: &Extensions) -> Result<Principal, WireError> {
+fn principal_of(extensions: &Extensions) -> Result<Principal, WireError> {
     extensions.get::<Principal>().cloned().ok_or_else(|| {
         WireError::new(Reason::Internal, "a call came in without its caller")
             .with("operation", "authenticate")
@@ -25,7 +25,7 @@ fn caller_in(extensions: &Extensions) -> Result<Principal, WireError> {
 }
 
 /// A call of an RPC on behalf of a caller who came by another protocol.
-fn by<T>(caller: Principal, message: T) -> Request<T> {
+fn request_as<T>(caller: Principal, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.extensions_mut().insert(caller);
     request

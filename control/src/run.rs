@@ -15,7 +15,7 @@ use tower::Layer;
 
 use crate::{
     agents::AgentsService,
-    api::{backups::BackupsApi, json, tokens::TokensApi, workspaces::WorkspacesApi},
+    api::{backups::WorkspaceArchivesService, json, tokens::TokensService, workspaces::WorkspacesService},
     backend::{AgentReviewer, Backend},
     backups::Backups,
     config::{self, Config},
@@ -124,10 +124,10 @@ async fn serve<B: Backend, R: AgentReviewer>(
         stopping.streams.clone(),
     ));
     let health = HealthReporter::new();
-    let tokens = TokensServer::new(TokensApi::new(identity.clone(), handle.snapshots()));
-    let workspaces = WorkspacesApi::new(handle.clone(), templates, stopping.streams.clone());
-    let archives = WorkspaceArchivesService::new(handle.clone());
-    let json = json::router(workspaces.clone(), archives.clone());
+    let tokens = TokensServer::new(TokensService::new(identity.clone(), handle.snapshots()));
+    let workspaces = WorkspacesService::new(handle.clone(), templates, stopping.streams.clone());
+    let backups = WorkspaceArchivesService::new(handle.clone());
+    let json = json::router(workspaces.clone(), backups.clone());
     let own = Routes::new(tokens)
         .add_service(WorkspacesServer::new(workspaces))
         .add_service(WorkspaceArchivesServer::new(archives));

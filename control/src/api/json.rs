@@ -12,10 +12,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use self::{
-    operation::{On, Operation},
+    operation::{HttpMethod, Operation},
     routes::Routes,
 };
-use super::{workspace_archives::WorkspaceArchivesService, workspaces::WorkspacesApi};
+use super::{backups::WorkspaceArchivesService, workspaces::WorkspacesService};
 
 mod activity;
 mod archives;
@@ -45,32 +45,32 @@ pub(crate) fn serves(path: &str) -> bool {
 
 /// What the handlers ask.
 #[derive(Debug, Clone)]
-pub(super) struct Api {
-    workspaces: WorkspacesApi,
-    archives: WorkspaceArchivesService,
+pub(super) struct JsonServices {
+    workspaces: WorkspacesService,
+    backups: WorkspaceArchivesService,
 }
 
 /// A request that says nothing more.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Nothing {}
+struct EmptyBody {}
 
 /// The routes, over the same services that answer gRPC. Requests carry their `Principal`, whom the front has put there.
-pub fn router(workspaces: WorkspacesApi, backups: BackupsApi) -> Router {
+pub fn router(workspaces: WorkspacesService, backups: WorkspaceArchivesService) -> Router {
     let of = |rest: &str| format!("{WORKSPACE}{rest}");
     let workspaces_rpc = |method: &str| format!("{WORKSPACES}/{method}");
     let archives_rpc = |method: &str| format!("{WORKSPACE_ARCHIVES}/{method}");
 
     Routes::default()
         .add(
-            Operation::new(On::Get, "/v1/workspaces", workspaces_rpc("List"))
+            Operation::new(HttpMethod::Get, "/v1/workspaces", workspaces_rpc("List"))
                 .named("list_workspaces", "Those the token may see, by name")
                 .query::<workspaces::ListQuery>()
                 .answers::<workspaces::List>(200, "The workspaces"),
             workspaces::list,
         )
         .add(
-            Operation::new(On::Post, "/v1/workspaces", workspaces_rpc("Create"))
+            Operation::new(HttpMethod::Post, "/v1/workspaces", workspaces_rpc("Create"))
                 .named(
                     "create_workspace",
                     "Makes a workspace and wants it awake; answers at once, watch tells how it goes",
@@ -81,48 +81,48 @@ pub fn router(workspaces: WorkspacesApi, backups: BackupsApi) -> Router {
             workspaces::create,
         )
         .add(
-            Operation::new(On::Get, WORKSPACE, workspaces_rpc("Get"))
+            Operation::new(HttpMethod::Get, WORKSPACE, workspaces_rpc("Get"))
                 .named("get_workspace", "One workspace")
                 .answers::<workspace::Workspace>(200, "The workspace"),
             workspaces::get,
         )
         .add(
-            Operation::new(On::Delete, WORKSPACE, workspaces_rpc("Delete"))
+            Operation::new(HttpMethod::Delete, WORKSPACE, workspaces_rpc("Delete"))
                 .named("delete_workspace", "Wants it gone; it is archived first, unless `discard` is said")
                 .query::<workspaces::DeleteQuery>()
                 .answers::<workspace::Workspace>(202, "It is on its way"),
             workspaces::delete,
         )
         .add(
-            Operation::new(On::Post, of("/sleep"), workspaces_rpc("Sleep"))
+            Operation::new(HttpMethod::Post, of("/sleep"), workspaces_rpc("Sleep"))
                 .named("sleep_workspace", "Wants it asleep: its processes end, its storage stays")
                 .takes::<workspaces::Sleep>()
                 .answers::<workspace::Workspace>(202, "It is on its way"),
             workspaces::sleep,
         )
         .add(
-            Operation::new(On::Post, of("/wake"), workspaces_rpc("Wake"))
+            Operation::new(HttpMethod::Post, of("/wake"), workspaces_rpc("Wake"))
                 .named("wake_workspace", "Wants it awake; answers at once, watch tells how it goes")
-                .takes::<Nothing>()
+                .takes::<EmptyBody>()
                 .answers::<workspace::Workspace>(202, "It is on its way"),
             workspaces::wake,
         )
         .add(
-            Operation::new(On::Patch, of("/resources"), workspaces_rpc("Resize"))
+            Operation::new(HttpMethod::Patch, of("/resources"), workspaces_rpc("Resize"))
                 .named("resize_workspace", "Gives it another share of its owner's room; more may have to be waited for in line")
                 .takes::<workspaces::Resize>()
                 .answers::<workspace::Workspace>(200, "The workspace, with what it shall have and what it has"),
             workspaces::resize,
         )
         .add(
-            Operation::new(On::Patch, of("/policy"), workspaces_rpc("SetPolicy"))
+            Operation::new(HttpMethod::Patch, of("/policy"), workspaces_rpc("SetPolicy"))
                 .named("set_policy", "Changes its policy where the body says so; its agent is told at once")
-                .takes::<policy::Policy>()
+                .takes::<policy::JsonPolicy>()
                 .answers::<workspace::Workspace>(200, "The workspace with its new policy"),
             workspaces::set_policy,
         )
         .add(
-            Operation::new(On::Get, of("/explanation"), workspaces_rpc("Explain"))
+            Operation::new(HttpMethod::Get, of("/explanation"), workspaces_rpc("Explain"))
                 .named(
                     "explain_workspace",
                     "Why it is what it is, what happens next and when, what would change that, what was decided",
@@ -131,7 +131,7 @@ pub fn router(workspaces: WorkspacesApi, backups: BackupsApi) -> Router {
             workspaces::explain,
         )
         .add(
-            Operation::new(On::Get, "/v1/watch", workspaces_rpc("Watch"))
+            Operation::new(HttpMethod::Get, "/v1/watch", workspaces_rpc("Watch"))
                 .named(
                     "watch_workspaces",
                     "What is there now, then every change: events `workspace`, `gone` ({\"id\"}), `synced` once what was there at \
@@ -143,14 +143,14 @@ pub fn router(workspaces: WorkspacesApi, backups: BackupsApi) -> Router {
             watch::watch,
         )
         .add(
-            Operation::new(On::Get, "/v1/archives", archives_rpc("List"))
-                .named("list_archives", "Archives of what the token may see, newest first, also of deleted workspaces")
-                .query::<archives::ListQuery>()
-                .answers::<archives::List>(200, "The archives"),
-            archives::list,
+            Operation::new(HttpMethod::Get, "/v1/backups", backups_rpc("List"))
+                .named("list_backups", "Backups of what the token may see, newest first, also of deleted workspaces")
+                .query::<backups::ListQuery>()
+                .answers::<backups::List>(200, "The backups"),
+            backups::list,
         )
         .add(
-            Operation::new(On::Post, "/v1/archives/{archive}/restore", archives_rpc("Restore"))
+            Operation::new(HttpMethod::Post, "/v1/backups/{backup}/restore", backups_rpc("Restore"))
                 .named(
                     "restore_archive",
                     "Brings a workspace back: the same one, also if it was deleted, or with `name` a new one",
@@ -159,5 +159,5 @@ pub fn router(workspaces: WorkspacesApi, backups: BackupsApi) -> Router {
                 .answers::<workspace::Workspace>(202, "Follow it until it is awake"),
             archives::restore,
         )
-        .router(Api { workspaces, archives })
+        .router(JsonServices { workspaces, backups })
 }

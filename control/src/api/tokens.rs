@@ -28,12 +28,12 @@ const MIN_TTL: Duration = Duration::from_secs(1);
 
 /// Mints and describes tokens.
 #[derive(Debug, Clone)]
-pub struct TokensApi {
+pub struct TokensService {
     identity: Arc<ControlIdentity>,
     snapshots: Snapshots,
 }
 
-impl TokensApi {
+impl TokensService {
     /// Names of workspaces are looked up in `snapshots`.
     pub fn new(identity: Arc<ControlIdentity>, snapshots: Snapshots) -> Self {
         Self { identity, snapshots }
@@ -68,7 +68,7 @@ impl TokensApi {
 }
 
 #[tonic::async_trait]
-impl Tokens for TokensApi {
+impl Tokens for TokensService {
     async fn create(
         &self,
         request: Request<CreateTokenRequest>,

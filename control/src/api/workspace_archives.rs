@@ -73,7 +73,7 @@ impl WorkspaceArchivesService {
 }
 
 #[tonic::async_trait]
-impl WorkspaceArchives for WorkspaceArchivesService {
+impl Backups for WorkspaceArchivesService {
     async fn list(
         &self,
         request: Request<ListWorkspaceArchivesRequest>,

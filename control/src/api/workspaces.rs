@@ -24,7 +24,7 @@ use tokio::sync::{Semaphore, watch::Receiver};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use self::{parse::Whose, show::workspace};
+use self::{parse::WorkspaceScope, show::workspace};
 use super::caller;
 use crate::{principal::Principal, driver::DriverHandle, snapshot::WorkspaceView, template::Templates};
 
@@ -33,16 +33,16 @@ const MAX_WATCHERS: usize = 1000;
 
 /// Makes, shows and deletes workspaces.
 #[derive(Debug, Clone)]
-pub struct WorkspacesApi {
+pub struct WorkspacesService {
     driver: DriverHandle,
     templates: Receiver<Arc<Templates>>,
     watchers: Arc<Semaphore>,
     closing: CancellationToken,
 }
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-impl WorkspacesApi {
+impl WorkspacesService {
     /// Streams end with `closing`.
     pub fn new(
         driver: DriverHandle,
@@ -61,7 +61,7 @@ impl WorkspacesApi {
 }
 
 #[tonic::async_trait]
-impl Workspaces for WorkspacesApi {
+impl Workspaces for WorkspacesService {
     async fn create(
         &self,
         request: Request<CreateWorkspaceRequest>,
@@ -95,7 +95,7 @@ impl Workspaces for WorkspacesApi {
         &self,
         request: Request<ListWorkspacesRequest>,
     ) -> Result<Response<ListWorkspacesResponse>, Status> {
-        let whose = Whose::parse(caller(&request)?, request.get_ref().all_owners)?;
+        let whose = WorkspaceScope::parse(caller(&request)?, request.get_ref().all_owners)?;
         let snapshot = self.driver.snapshots().borrow().clone();
         let mut seen: Vec<_> = snapshot.workspaces.values().filter(|view| whose.sees(view)).collect();
         seen.sort_by(|a, b| (&a.spec.name, &a.spec.owner).cmp(&(&b.spec.name, &b.spec.owner)));
@@ -103,7 +103,7 @@ impl Workspaces for WorkspacesApi {
         Ok(Response::new(ListWorkspacesResponse { workspaces }))
     }
 
-    type WatchStream = Answers<WatchWorkspacesResponse>;
+    type WatchStream = ResponseStream<WatchWorkspacesResponse>;
 
     async fn watch(
         &self,
@@ -112,16 +112,16 @@ impl Workspaces for WorkspacesApi {
         let caller = caller(&request)?;
         let request = request.into_inner();
         let (only, whose) = match request.workspace.as_str() {
-            "" => (None, Whose::parse(caller, request.all_owners)?),
-            text => (Some(self.find(&caller, text)?.spec.id.clone()), Whose::visible(caller)),
+            "" => (None, WorkspaceScope::parse(caller, request.all_owners)?),
+            text => (Some(self.find(&caller, text)?.spec.id.clone()), WorkspaceScope::visible(caller)),
         };
         let permit = self.watchers.clone().try_acquire_owned().map_err(|_| {
             WireError::new(Reason::TooManyStreams, format!("{MAX_WATCHERS} watches are open already"))
                 .with("limit", MAX_WATCHERS)
                 .with("what", "watches")
         })?;
-        let changes = watch::changes(self.driver.snapshots(), whose, only, self.closing.clone());
-        Ok(Response::new(Box::pin(changes.map(move |change| {
+        let watch_events = watch::watch_events(self.driver.snapshots(), whose, only, self.closing.clone());
+        Ok(Response::new(Box::pin(watch_events.map(move |change| {
             let _held = &permit;
             change
         }))))
@@ -185,7 +185,7 @@ impl Workspaces for WorkspacesApi {
         Ok(Response::new(explain::explain(&view)))
     }
 
-    type DownStream = Answers<DownResponse>;
+    type DownStream = ResponseStream<DownResponse>;
 
     async fn down(&self, request: Request<DownRequest>) -> Result<Response<Self::DownStream>, Status> {
         let caller = caller(&request)?;
@@ -196,6 +196,6 @@ impl Workspaces for WorkspacesApi {
         }
         let snapshots = self.driver.snapshots();
         self.driver.down(request.get_ref().force).await.map_err(WireError::from)?;
-        Ok(Response::new(Box::pin(watch::descent(snapshots))))
+        Ok(Response::new(Box::pin(watch::down_progress(snapshots))))
     }
 }

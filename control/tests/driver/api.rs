@@ -4,7 +4,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, poll};
 use podling_control::{
-    api::{backups::BackupsApi, workspaces::WorkspacesApi},
+    api::{backups::WorkspaceArchivesService, workspaces::WorkspacesService},
     principal::Principal,
     template::Templates,
 };
@@ -32,9 +32,9 @@ use crate::{
     storage::serve,
 };
 
-fn api(plane: &Plane) -> WorkspacesApi {
+fn api(plane: &Plane) -> WorkspacesService {
     let templates = watch::channel(Arc::new(Templates::load(&[], "shell").unwrap())).1;
-    WorkspacesApi::new(plane.handle.clone(), templates, plane.shutdown.clone())
+    WorkspacesService::new(plane.handle.clone(), templates, plane.shutdown.clone())
 }
 
 fn user(owner: &str) -> Principal {

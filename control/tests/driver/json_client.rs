@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use podling_control::{
-    api::{backups::BackupsApi, json, workspaces::WorkspacesApi},
+    api::{backups::WorkspaceArchivesService, json, workspaces::WorkspacesService},
     principal::Principal,
     template::Templates,
 };
@@ -43,7 +43,7 @@ impl Client {
     /// The owner "me", with tokens that allow this.
     pub(crate) fn of(plane: &Plane, verbs: impl IntoIterator<Item = Verb>) -> Self {
         let templates = watch::channel(Arc::new(Templates::load(&[], "shell").unwrap())).1;
-        let workspaces = WorkspacesApi::new(plane.handle.clone(), templates, plane.shutdown.clone());
+        let workspaces = WorkspacesService::new(plane.handle.clone(), templates, plane.shutdown.clone());
         let router = json::router(workspaces, WorkspaceArchivesService::new(plane.handle.clone()));
         let verbs = Verbs::only(verbs);
         let caller = Principal { owner: "me".parse().unwrap(), verbs, workspaces: None, expires: None };

@@ -11,7 +11,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use podling_control::{
-    api::tokens::TokensApi,
+    api::tokens::TokensService,
     principal::Principal,
     gateway::Gateway,
     identity::{TokenGrant, ControlIdentity, root_token_file},
@@ -79,7 +79,7 @@ impl House {
             stopping.streams.clone(),
         ));
         let grpc =
-            Routes::new(TokensServer::new(TokensApi::new(identity.clone(), follow))).into_axum_router();
+            Routes::new(TokensServer::new(TokensService::new(identity.clone(), follow))).into_axum_router();
         let front = PublicRouter::new(
             identity.clone(),
             gateway,

@@ -4,7 +4,7 @@ use podling_proto::agent::v1 as proto;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::scalar::{Seconds, Time, word};
+use super::scalar::{Seconds, Time, enum_label};
 
 /// Whether somebody or something uses the workspace, and how we know.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -74,7 +74,7 @@ struct SleepWarning {
 impl From<proto::ActivityState> for Activity {
     fn from(activity: proto::ActivityState) -> Self {
         Self {
-            level: word(activity.level().as_str_name()),
+            verdict: enum_label(activity.verdict().as_str_name()),
             evidence: activity.evidence.into_iter().map(Into::into).collect(),
             counted_idle: activity.counted_idle.unwrap_or_default().into(),
             idle_timeout: activity.idle_timeout.unwrap_or_default().into(),
@@ -91,7 +91,7 @@ impl From<proto::ActivityState> for Activity {
 impl From<proto::Evidence> for Evidence {
     fn from(evidence: proto::Evidence) -> Self {
         Self {
-            signal: word(evidence.signal().as_str_name()),
+            signal: enum_label(evidence.signal().as_str_name()),
             age: evidence.age.unwrap_or_default().into(),
             holds_for: evidence.holds_for.unwrap_or_default().into(),
             capped: evidence.capped,

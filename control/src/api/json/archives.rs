@@ -10,13 +10,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Api,
+    JsonServices,
     problem_response::ProblemResponse,
-    request::{Body, Place, Query},
+    request::{JsonBody, PathParam, QueryParams},
     scalar::Time,
     workspace::Workspace,
 };
-use crate::{api::by, principal::Principal};
+use crate::{api::request_as, principal::Principal};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -75,23 +75,23 @@ pub(super) struct Restore {
 }
 
 pub(super) async fn list(
-    State(api): State<Api>,
+    State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
-    Query(query): Query<ListQuery>,
+    QueryParams(query): QueryParams<ListQuery>,
 ) -> Result<Json<List>, ProblemResponse> {
     let request = ListBackupsRequest { workspace: query.workspace, all_owners: query.all_owners };
-    let answer = api.backups.list(by(caller, request)).await?.into_inner();
+    let answer = api.backups.list(request_as(caller, request)).await?.into_inner();
     Ok(Json(List { backups: answer.backups.into_iter().map(Into::into).collect() }))
 }
 
 pub(super) async fn restore(
-    State(api): State<Api>,
+    State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
-    Place(backup): Place,
-    Body(body): Body<Restore>,
+    PathParam(backup): PathParam,
+    JsonBody(body): JsonBody<Restore>,
 ) -> Result<(StatusCode, Json<Workspace>), ProblemResponse> {
     let request = RestoreBackupRequest { backup, name: body.name, request_id: body.request_id };
-    let answer = api.backups.restore(by(caller, request)).await?.into_inner();
+    let answer = api.backups.restore(request_as(caller, request)).await?.into_inner();
     Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
 }
 

@@ -34,28 +34,28 @@ struct Problem {
 }
 
 /// What has been described so far.
-pub(super) struct Document {
+pub(super) struct OpenApiDocument {
     schemas: SchemaGenerator,
     paths: Map<String, Value>,
 }
 
-impl Default for Document {
+impl Default for OpenApiDocument {
     fn default() -> Self {
         let settings = SchemaSettings::draft2020_12().with(|settings| {
             settings.definitions_path = "/components/schemas".into();
             settings.meta_schema = None;
         });
-        let schemas = settings.with_transform(never_null as fn(&mut Schema)).into_generator();
+        let schemas = settings.with_transform(disallow_null as fn(&mut Schema)).into_generator();
         Self { schemas, paths: Map::new() }
     }
 }
 
-impl Document {
+impl OpenApiDocument {
     /// Adds an operation.
     pub(super) fn add(&mut self, operation: &Operation) {
         let described = operation.describe(&mut self.schemas);
         let path = self.paths.entry(operation.path.as_ref()).or_insert_with(|| json!({}));
-        path[operation.on.name()] = described;
+        path[operation.method.name()] = described;
     }
 
     /// The whole of it.
@@ -87,15 +87,15 @@ impl Document {
     }
 }
 
-impl fmt::Debug for Document {
+impl fmt::Debug for OpenApiDocument {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Document").field("paths", &self.paths.len()).finish_non_exhaustive()
+        f.debug_struct("OpenApiDocument").field("paths", &self.paths.len()).finish_non_exhaustive()
     }
 }
 
 /// Serde's `None` is left out here, so a schema need not allow null.
-fn never_null(schema: &mut Schema) {
-    transform_subschemas(&mut (never_null as fn(&mut Schema)), schema);
+fn disallow_null(schema: &mut Schema) {
+    transform_subschemas(&mut (disallow_null as fn(&mut Schema)), schema);
     if schema.get("default").is_some_and(Value::is_null) {
         schema.remove("default");
     }

@@ -18,14 +18,14 @@ const PARAMETERS: &[(&str, &str)] = &[
 
 /// What is done at a path.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum On {
+pub(super) enum HttpMethod {
     Get,
     Post,
     Patch,
     Delete,
 }
 
-impl On {
+impl HttpMethod {
     /// As the router knows it.
     pub(super) fn filter(self) -> MethodFilter {
         match self {
@@ -50,7 +50,7 @@ impl On {
 /// A method at a path.
 #[derive(Debug)]
 pub(super) struct Operation {
-    pub(super) on: On,
+    pub(super) method: HttpMethod,
     pub(super) path: Cow<'static, str>,
     /// What the caller's token must carry.
     pub(super) verb: Verb,
@@ -58,11 +58,11 @@ pub(super) struct Operation {
     summary: &'static str,
     query: Option<SchemaOf>,
     body: Option<SchemaOf>,
-    answers: Vec<Answer>,
+    answers: Vec<ResponseDescription>,
 }
 
 #[derive(Debug)]
-struct Answer {
+struct ResponseDescription {
     status: u16,
     words: &'static str,
     content_type: &'static str,
@@ -71,15 +71,15 @@ struct Answer {
 
 impl Operation {
     /// A route that calls `rpc`, and so needs its verb; what nobody declared needs `admin`.
-    pub(super) fn new(on: On, path: impl Into<Cow<'static, str>>, rpc: impl AsRef<str>) -> Self {
+    pub(super) fn new(method: HttpMethod, path: impl Into<Cow<'static, str>>, rpc: impl AsRef<str>) -> Self {
         let verb = method::find(rpc.as_ref()).map_or(Verb::Admin, |rpc| rpc.verb());
-        Self::needing(verb, on, path)
+        Self::needing(verb, method, path)
     }
 
     /// A route that is no RPC's.
-    pub(super) fn needing(verb: Verb, on: On, path: impl Into<Cow<'static, str>>) -> Self {
+    pub(super) fn needing(verb: Verb, method: HttpMethod, path: impl Into<Cow<'static, str>>) -> Self {
         let path = path.into();
-        Self { on, path, verb, id: "", summary: "", query: None, body: None, answers: Vec::new() }
+        Self { method, path, verb, id: "", summary: "", query: None, body: None, answers: Vec::new() }
     }
 
     /// How programs and people call it.
@@ -105,14 +105,14 @@ impl Operation {
     /// A good answer.
     pub(super) fn answers<T: JsonSchema>(mut self, status: u16, words: &'static str) -> Self {
         let schema: SchemaOf = |schemas| schemas.subschema_for::<T>();
-        self.answers.push(Answer { status, words, content_type: "application/json", schema });
+        self.answers.push(ResponseDescription { status, words, content_type: "application/json", schema });
         self
     }
 
     /// A good answer that goes on.
     pub(super) fn streams(mut self, words: &'static str) -> Self {
         let schema: SchemaOf = |schemas| schemas.subschema_for::<String>();
-        self.answers.push(Answer { status: 200, words, content_type: "text/event-stream", schema });
+        self.answers.push(ResponseDescription { status: 200, words, content_type: "text/event-stream", schema });
         self
     }
 

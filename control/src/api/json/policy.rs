@@ -4,44 +4,45 @@ use podling_proto::control::v1 as proto;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::scalar::{Seconds, given};
+use super::scalar::{Seconds, not_null};
 
 /// How long what may last, in seconds, each from 1 s to 365 days (`max_awake` also 0). In a request, what is absent is the template's or stays as it is.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Policy {
+#[schemars(rename = "Policy")]
+pub(super) struct JsonPolicy {
     /// Counted idle time before sleep; default 15 min.
-    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     idle_timeout: Option<Seconds>,
     /// How long `busy` by CPU, bytes or a notebook kernel holds after the last intent; default 12 h.
-    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     work_cap: Option<Seconds>,
     /// How long a foreground job or an open IDE page holds after the last intent; default 1 h.
-    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     presence_cap: Option<Seconds>,
     /// How long before its sleep people are warned, at most half the idle timeout; default 2 min.
-    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     warning: Option<Seconds>,
     /// Longest time awake, used or not; absent in an answer, and 0 in a request: no end.
-    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     max_awake: Option<Seconds>,
     /// Time asleep before the storage is archived and let go; default 24 h.
-    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     archive_after: Option<Seconds>,
     /// How long archives are kept; default 30 days.
-    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     keep_archives: Option<Seconds>,
 }
 
-impl From<Policy> for proto::Policy {
-    fn from(policy: Policy) -> Self {
+impl From<JsonPolicy> for proto::Policy {
+    fn from(policy: JsonPolicy) -> Self {
         Self {
             idle_timeout: policy.idle_timeout.map(Into::into),
             work_cap: policy.work_cap.map(Into::into),
@@ -54,7 +55,7 @@ impl From<Policy> for proto::Policy {
     }
 }
 
-impl From<proto::Policy> for Policy {
+impl From<proto::Policy> for JsonPolicy {
     fn from(policy: proto::Policy) -> Self {
         Self {
             idle_timeout: policy.idle_timeout.map(Into::into),

@@ -17,42 +17,42 @@ use podling_proto::{
 use serde_json::{Map, Value};
 
 use super::{
-    Api, DOCUMENT,
-    document::Document,
-    operation::{On, Operation},
+    JsonServices, DOCUMENT,
+    document::OpenApiDocument,
+    operation::{HttpMethod, Operation},
     problem_response::ProblemResponse,
 };
-use crate::api::caller_in;
+use crate::api::principal_of;
 
 /// What has been added so far.
 #[derive(Default)]
 pub(super) struct Routes {
-    router: Router<Api>,
-    document: Document,
+    router: Router<JsonServices>,
+    document: OpenApiDocument,
 }
 
 /// What a request must show before its handler is asked.
 #[derive(Debug, Clone, Copy)]
-struct Entry {
+struct RouteRequirements {
     verb: Verb,
     has_query: bool,
 }
 
 impl Routes {
     /// Adds a route: `handler` answers what `operation` says.
-    pub(super) fn add<H: Handler<T, Api>, T: 'static>(mut self, operation: Operation, handler: H) -> Self {
+    pub(super) fn add<H: Handler<T, JsonServices>, T: 'static>(mut self, operation: Operation, handler: H) -> Self {
         self.document.add(&operation);
-        let entry = Entry { verb: operation.verb, has_query: operation.has_query() };
+        let required = RouteRequirements { verb: operation.verb, has_query: operation.has_query() };
         let route =
-            on(operation.on.filter(), handler).route_layer(middleware::from_fn_with_state(entry, enter));
+            on(operation.method.filter(), handler).route_layer(middleware::from_fn_with_state(required, check_requirements));
         self.router = self.router.route(&operation.path, route);
         self
     }
 
     /// All routes, the document among them, over `api`.
-    pub(super) fn router(mut self, api: Api) -> Router {
+    pub(super) fn router(mut self, api: JsonServices) -> Router {
         // As with reflection: what there is, is shown to whoever may look.
-        let own = Operation::needing(Verb::Read, On::Get, DOCUMENT)
+        let own = Operation::needing(Verb::Read, HttpMethod::Get, DOCUMENT)
             .named("get_document", "This document")
             .answers::<Map<String, Value>>(200, "OpenAPI 3.1");
         self.document.add(&own);
@@ -60,26 +60,26 @@ impl Routes {
         // It describes itself already.
         let Self { router, .. } =
             self.add(own, || async move { ([(CONTENT_TYPE, "application/json")], text) });
-        router.fallback(nothing).method_not_allowed_fallback(no_such_method).with_state(api)
+        router.fallback(unknown_path).method_not_allowed_fallback(method_not_allowed).with_state(api)
     }
 }
 
-async fn enter(State(entry): State<Entry>, request: Request, next: Next) -> Result<Response, ProblemResponse> {
-    caller_in(request.extensions())?.may(entry.verb)?;
-    if !entry.has_query && request.uri().query().is_some_and(|query| !query.is_empty()) {
+async fn check_requirements(State(required): State<RouteRequirements>, request: Request, next: Next) -> Result<Response, ProblemResponse> {
+    principal_of(request.extensions())?.may(required.verb)?;
+    if !required.has_query && request.uri().query().is_some_and(|query| !query.is_empty()) {
         let error = WireError::new(Reason::BadField, "nothing may stand behind the \"?\" here");
         return Err(error.with("field", "query").into());
     }
     Ok(next.run(request).await)
 }
 
-async fn nothing(request: Request) -> ProblemResponse {
+async fn unknown_path(request: Request) -> ProblemResponse {
     let path = request.uri().path();
     let error = WireError::new(Reason::UnknownMethod, format!("there is nothing at {path}: see {DOCUMENT}"));
     ProblemResponse::with_status(StatusCode::NOT_FOUND, error.with("method", path))
 }
 
-async fn no_such_method(request: Request) -> ProblemResponse {
+async fn method_not_allowed(request: Request) -> ProblemResponse {
     let asked = format!("{} {}", request.method(), request.uri().path());
     let error = WireError::new(Reason::UnknownMethod, format!("there is no {asked}: see {DOCUMENT}"));
     ProblemResponse::with_status(StatusCode::METHOD_NOT_ALLOWED, error.with("method", asked))

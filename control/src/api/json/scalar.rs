@@ -22,14 +22,13 @@ pub(super) struct Seconds(prost_types::Duration);
 const LONG_PREFIXES: [&str; 2] = ["ACTIVITY_LEVEL_", "AGENT_CONNECTION_"];
 
 /// A value of an enumeration as people know it: `STATE_FALLING_ASLEEP` is "falling-asleep".
-pub(super) fn word(name: &str) -> String {
-    let word = LONG_PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix));
-    let word = word.or_else(|| Some(name.split_once('_')?.1)).unwrap_or(name);
+pub(super) fn enum_label(name: &str) -> String {
+    let (_, word) = name.split_once('_').unwrap_or(("", name));
     word.to_ascii_lowercase().replace('_', "-")
 }
 
 /// A field that may be left out, but not be null: what is absent stays as it is, and null would look like taking it away.
-pub(super) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+pub(super) fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
     T::deserialize(from).map(Some)
 }
 
@@ -139,7 +138,7 @@ mod tests {
     #[test]
     fn words_are_those_that_people_know() {
         for (state, name) in crate::snapshot::STATES {
-            assert_eq!(&word(crate::api::workspaces::show::state(*state).as_str_name()), name);
+            assert_eq!(&enum_label(crate::api::workspaces::show::state(*state).as_str_name()), name);
         }
         assert_eq!(word("AGENT_CONNECTION_CONNECTED"), "connected");
         assert_eq!(word("ACTIVITY_LEVEL_IDLE"), "idle");

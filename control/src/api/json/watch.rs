@@ -21,8 +21,8 @@ use serde::Deserialize;
 use serde_json::json;
 use tonic::Status;
 
-use super::{Api, problem_response::ProblemResponse, request::Query, workspace::Workspace};
-use crate::{api::by, principal::Principal};
+use super::{JsonServices, problem_response::ProblemResponse, request::QueryParams, workspace::Workspace};
+use crate::{api::request_as, principal::Principal};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -36,12 +36,12 @@ pub(super) struct WatchQuery {
 }
 
 pub(super) async fn watch(
-    State(api): State<Api>,
+    State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
-    Query(query): Query<WatchQuery>,
+    QueryParams(query): QueryParams<WatchQuery>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ProblemResponse> {
     let request = WatchWorkspacesRequest { workspace: query.workspace, all_owners: query.all_owners };
-    let changes = api.workspaces.watch(by(caller, request)).await?.into_inner();
+    let changes = api.workspaces.watch(request_as(caller, request)).await?.into_inner();
     Ok(Sse::new(changes.map(|change| Ok(event(change)))))
 }
 

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::{
     activity::Activity,
-    policy::Policy,
-    scalar::{Time, word},
+    policy::JsonPolicy,
+    scalar::{Time, enum_label},
 };
 
 /// One user's environment.
@@ -19,7 +19,7 @@ pub(super) struct Workspace {
     name: String,
     owner: String,
     template: String,
-    policy: Policy,
+    policy: JsonPolicy,
     #[schemars(extend("enum" = states()))]
     state: String,
     /// Why it is in this state, for people.
@@ -107,8 +107,8 @@ fn states() -> Vec<&'static str> {
 impl From<proto::Workspace> for Workspace {
     fn from(workspace: proto::Workspace) -> Self {
         Self {
-            state: word(workspace.state().as_str_name()),
-            connection: word(workspace.connection().as_str_name()),
+            state: enum_label(workspace.state().as_str_name()),
+            link: enum_label(workspace.link().as_str_name()),
             id: workspace.id,
             name: workspace.name,
             owner: workspace.owner,
@@ -149,7 +149,7 @@ impl From<proto::Progress> for Progress {
     fn from(progress: proto::Progress) -> Self {
         let known = |total: u64| Some(total).filter(|total| *total > 0);
         Self {
-            stage: word(progress.stage().as_str_name()),
+            stage: enum_label(progress.stage().as_str_name()),
             entries: progress.entries,
             total_entries: known(progress.total_entries),
             bytes: progress.bytes,

@@ -17,14 +17,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Api, Nothing,
-    policy::Policy,
+    JsonServices, EmptyBody,
+    policy::JsonPolicy,
     problem_response::ProblemResponse,
-    request::{Body, Place, Query},
-    scalar::{Time, given, word},
+    request::{JsonBody, PathParam, QueryParams},
+    scalar::{Time, not_null, enum_label},
     workspace::Workspace,
 };
-use crate::{api::by, principal::Principal};
+use crate::{api::request_as, principal::Principal};
 
 /// What a handler answers with.
 type Answer<T> = Result<T, ProblemResponse>;
@@ -54,8 +54,8 @@ pub(super) struct Create {
     /// Default: the control plane's default template.
     #[serde(default)]
     template: String,
-    #[serde(default, deserialize_with = "given")]
-    policy: Option<Policy>,
+    #[serde(default, deserialize_with = "not_null")]
+    policy: Option<JsonPolicy>,
     /// At most 64 characters; a repeat answers with the workspace made by the first call.
     #[serde(default)]
     request_id: String,
@@ -122,19 +122,19 @@ struct Decision {
 }
 
 pub(super) async fn list(
-    State(api): State<Api>,
+    State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
-    Query(query): Query<ListQuery>,
+    QueryParams(query): QueryParams<ListQuery>,
 ) -> Answer<Json<List>> {
     let request = ListWorkspacesRequest { all_owners: query.all_owners };
-    let answer = api.workspaces.list(by(caller, request)).await?.into_inner();
+    let answer = api.workspaces.list(request_as(caller, request)).await?.into_inner();
     Ok(Json(List { workspaces: answer.workspaces.into_iter().map(Into::into).collect() }))
 }
 
 pub(super) async fn create(
-    State(api): State<Api>,
+    State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
-    Body(body): Body<Create>,
+    JsonBody(body): JsonBody<Create>,
 ) -> Answer<Response> {
     let request = CreateWorkspaceRequest {
         name: body.name,
@@ -145,7 +145,7 @@ pub(super) async fn create(
         owner: body.owner,
         env: body.env,
     };
-    let answer = api.workspaces.create(by(caller, request)).await?.into_inner();
+    let answer = api.workspaces.create(request_as(caller, request)).await?.into_inner();
     let workspace = Workspace::from(answer.workspace);
     if !answer.created {
         return Ok(Json(workspace).into_response());
@@ -155,76 +155,76 @@ pub(super) async fn create(
 }
 
 pub(super) async fn get(
-    State(api): State<Api>,
+    State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
-    Place(workspace): Place,
+    PathParam(workspace): PathParam,
 ) -> Answer<Json<Workspace>> {
-    let answer = api.workspaces.get(by(caller, GetWorkspaceRequest { workspace })).await?.into_inner();
+    let answer = api.workspaces.get(request_as(caller, GetWorkspaceRequest { workspace })).await?.into_inner();
     Ok(Json(answer.workspace.into()))
 }
 
 pub(super) async fn delete(
-    State(api): State<Api>,
+    State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
-    Place(workspace): Place,
-    Query(query): Query<DeleteQuery>,
+    PathParam(workspace): PathParam,
+    QueryParams(query): QueryParams<DeleteQuery>,
 ) -> Answer<(StatusCode, Json<Workspace>)> {
     let request = DeleteWorkspaceRequest { workspace, discard: query.discard };
-    let answer = api.workspaces.delete(by(caller, request)).await?.into_inner();
+    let answer = api.workspaces.delete(request_as(caller, request)).await?.into_inner();
     Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
 }
 
 pub(super) async fn sleep(
-    State(api): State<Api>,
+    State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
-    Place(workspace): Place,
-    Body(body): Body<Sleep>,
+    PathParam(workspace): PathParam,
+    JsonBody(body): JsonBody<Sleep>,
 ) -> Answer<(StatusCode, Json<Workspace>)> {
     let request = SleepWorkspaceRequest { workspace, force: body.force };
-    let answer = api.workspaces.sleep(by(caller, request)).await?.into_inner();
+    let answer = api.workspaces.sleep(request_as(caller, request)).await?.into_inner();
     Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
 }
 
 pub(super) async fn wake(
-    State(api): State<Api>,
+    State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
-    Place(workspace): Place,
-    Body(Nothing {}): Body<Nothing>,
+    PathParam(workspace): PathParam,
+    JsonBody(EmptyBody {}): JsonBody<EmptyBody>,
 ) -> Answer<(StatusCode, Json<Workspace>)> {
-    let answer = api.workspaces.wake(by(caller, WakeWorkspaceRequest { workspace })).await?.into_inner();
+    let answer = api.workspaces.wake(request_as(caller, WakeWorkspaceRequest { workspace })).await?.into_inner();
     Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
 }
 
 pub(super) async fn resize(
-    State(api): State<Api>,
+    State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
-    Place(workspace): Place,
-    Body(body): Body<Resize>,
+    PathParam(workspace): PathParam,
+    JsonBody(body): JsonBody<Resize>,
 ) -> Answer<Json<Workspace>> {
     let resources = Resources { cpu_millis: body.cpu_millis, memory_bytes: body.memory_bytes };
     let request = ResizeWorkspaceRequest { workspace, resources: Some(resources) };
-    let answer = api.workspaces.resize(by(caller, request)).await?.into_inner();
+    let answer = api.workspaces.resize(request_as(caller, request)).await?.into_inner();
     Ok(Json(answer.workspace.into()))
 }
 
 pub(super) async fn set_policy(
-    State(api): State<Api>,
+    State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
-    Place(workspace): Place,
-    Body(policy): Body<Policy>,
+    PathParam(workspace): PathParam,
+    JsonBody(policy): JsonBody<JsonPolicy>,
 ) -> Answer<Json<Workspace>> {
     let request = SetPolicyRequest { workspace, policy: Some(policy.into()) };
-    let answer = api.workspaces.set_policy(by(caller, request)).await?.into_inner();
+    let answer = api.workspaces.set_policy(request_as(caller, request)).await?.into_inner();
     Ok(Json(answer.workspace.into()))
 }
 
 pub(super) async fn explain(
-    State(api): State<Api>,
+    State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
-    Place(workspace): Place,
+    PathParam(workspace): PathParam,
 ) -> Answer<Json<Explanation>> {
     let answer =
-        api.workspaces.explain(by(caller, ExplainWorkspaceRequest { workspace })).await?.into_inner();
+        api.workspaces.explain(request_as(caller, ExplainWorkspaceRequest { workspace })).await?.into_inner();
     Ok(Json(Explanation {
         workspace: answer.workspace.into(),
         changes: answer.changes,
@@ -234,7 +234,7 @@ pub(super) async fn explain(
 
 impl From<LogEntry> for Decision {
     fn from(entry: LogEntry) -> Self {
-        let state = word(entry.state().as_str_name());
+        let state = enum_label(entry.state().as_str_name());
         Self { at: entry.at.unwrap_or_default().into(), state, reason: entry.reason }
     }
 }

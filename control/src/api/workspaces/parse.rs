@@ -12,7 +12,7 @@ use podling_proto::{
 use crate::{principal::Principal, driver::NewWorkspace, snapshot::WorkspaceView, template::Templates};
 
 /// Of a request id, in characters.
-const MAX_REQUEST_ID: usize = 64;
+const MAX_REQUEST_ID_CHARS: usize = 64;
 /// Of a workspace's own environment: variables, and bytes of all names and values. It is part of every claim and stored.
 const MAX_VARIABLES: usize = 64;
 const MAX_VARIABLE_BYTES: usize = 16 * 1024;
@@ -20,16 +20,16 @@ const MAX_VARIABLE_BYTES: usize = 16 * 1024;
 const MAX_CPU_MILLIS: u64 = 10_000_000;
 const MAX_MEMORY_BYTES: u64 = 1 << 50;
 /// What a policy's durations may be.
-const SPAN: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 60 * 60);
+const DURATION_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 60 * 60);
 
-/// Whose workspaces somebody asks for.
+/// WorkspaceScope workspaces somebody asks for.
 #[derive(Debug, Clone)]
-pub(super) struct Whose {
+pub(super) struct WorkspaceScope {
     caller: Principal,
     all: bool,
 }
 
-impl Whose {
+impl WorkspaceScope {
     /// The caller's own; with `all_owners`, which needs `admin`, everybody's.
     pub(super) fn parse(caller: Principal, all_owners: bool) -> Result<Self, WireError> {
         if all_owners {
@@ -65,8 +65,8 @@ pub(super) fn create(
         }
     };
     let name = request.name.parse().map_err(|e| bad("name", e))?;
-    if request.request_id.chars().count() > MAX_REQUEST_ID {
-        return Err(bad("request_id", format!("at most {MAX_REQUEST_ID} characters")));
+    if request.request_id.chars().count() > MAX_REQUEST_ID_CHARS {
+        return Err(bad("request_id", format!("at most {MAX_REQUEST_ID_CHARS} characters")));
     }
     let (template, content) = templates.get(&request.template).ok_or_else(|| {
         let known = templates.names().collect::<Vec<_>>().join(", ");
@@ -93,7 +93,7 @@ pub(super) fn create(
 pub(super) fn policy(policy: Policy) -> Result<PolicyOverrides, WireError> {
     let span = |field: &'static str, given: Option<prost_types::Duration>| {
         let Some(given) = given else { return Ok(None) };
-        let span = Duration::try_from(given).ok().filter(|span| SPAN.contains(span));
+        let span = Duration::try_from(given).ok().filter(|span| DURATION_RANGE.contains(span));
         span.map(Some).ok_or_else(|| bad(field, "1 s to 365 days"))
     };
     // Nothing is no span: no end, whatever was set.

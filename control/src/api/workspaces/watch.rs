@@ -1,4 +1,4 @@
-//! Following the snapshots: for each watcher, what has changed since it was last told. Pulled by the watcher, so that a slow one sees
+//! Following the snapshots: for each watcher, what has changed since it was last sent_versions. Pulled by the watcher, so that a slow one sees
 //! the newest only, and costs nobody else anything.
 
 use std::{
@@ -18,45 +18,45 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::{parse::Whose, show::workspace};
+use super::{parse::WorkspaceScope, show::workspace};
 use crate::snapshot::{Snapshot, Snapshots};
 
 /// Proxies cut streams that are silent for a minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-struct Watcher {
+struct WorkspaceWatch {
     snapshots: Snapshots,
-    whose: Whose,
+    whose: WorkspaceScope,
     only: Option<WorkspaceId>,
     closing: CancellationToken,
-    /// Versions it was told.
-    told: BTreeMap<WorkspaceId, u64>,
-    /// Of one snapshot, yet to be told.
+    /// Versions it was sent_versions.
+    sent_versions: BTreeMap<WorkspaceId, u64>,
+    /// Of one snapshot, yet to be sent_versions.
     events: VecDeque<Event>,
     synced: bool,
-    over: bool,
+    ended: bool,
 }
 
 /// What is there now, then every change.
-pub(super) fn changes(
+pub(super) fn watch_events(
     mut snapshots: Snapshots,
-    whose: Whose,
+    whose: WorkspaceScope,
     only: Option<WorkspaceId>,
     closing: CancellationToken,
 ) -> impl Stream<Item = Result<WatchWorkspacesResponse, Status>> {
     snapshots.mark_changed();
-    let (told, events) = (BTreeMap::new(), VecDeque::new());
-    let watcher = Watcher { snapshots, whose, only, closing, told, events, synced: false, over: false };
+    let (sent_versions, events) = (BTreeMap::new(), VecDeque::new());
+    let watcher = WorkspaceWatch { snapshots, whose, only, closing, sent_versions, events, synced: false, ended: false };
     stream::unfold(watcher, |mut watcher| async move {
         let next = watcher.next().await?;
         Some((next, watcher))
     })
 }
 
-impl Watcher {
+impl WorkspaceWatch {
     async fn next(&mut self) -> Option<Result<WatchWorkspacesResponse, Status>> {
         loop {
-            if self.over {
+            if self.ended {
                 return None;
             }
             if let Some(event) = self.events.pop_front() {
@@ -74,7 +74,7 @@ impl Watcher {
                 Some(Err(_)) => self.events.push_back(Event::Keepalive(WatchKeepAlive {})),
                 // The driver has ended, or everything does.
                 Some(Ok(Err(_))) | None => {
-                    self.over = true;
+                    self.ended = true;
                     let error = WireError::new(Reason::ShuttingDown, "the control plane is shutting down");
                     return Some(Err(error.into()));
                 }
@@ -85,16 +85,16 @@ impl Watcher {
     fn compare(&mut self, snapshot: &Snapshot) {
         let wanted = |id: &WorkspaceId| self.only.as_ref().is_none_or(|only| only == id);
         for (id, view) in &snapshot.workspaces {
-            if wanted(id) && self.whose.sees(view) && self.told.get(id) != Some(&view.version) {
-                self.told.insert(id.clone(), view.version);
+            if wanted(id) && self.whose.sees(view) && self.sent_versions.get(id) != Some(&view.version) {
+                self.sent_versions.insert(id.clone(), view.version);
                 self.events.push_back(Event::Workspace(workspace(view)));
             }
         }
         // Also one of which only its archives are left.
         let is_there = |id: &WorkspaceId| snapshot.get(id).is_some_and(|view| self.whose.sees(view));
-        let gone: Vec<_> = self.told.keys().filter(|id| !is_there(id)).cloned().collect();
+        let gone: Vec<_> = self.sent_versions.keys().filter(|id| !is_there(id)).cloned().collect();
         for id in gone {
-            self.told.remove(&id);
+            self.sent_versions.remove(&id);
             self.events.push_back(Event::Gone(id.to_string()));
         }
         if !std::mem::replace(&mut self.synced, true) {
@@ -104,11 +104,11 @@ impl Watcher {
 }
 
 /// How far going down has come, until everything rests.
-pub(super) fn descent(snapshots: Snapshots) -> impl Stream<Item = Result<DownResponse, Status>> {
+pub(super) fn down_progress(snapshots: Snapshots) -> impl Stream<Item = Result<DownResponse, Status>> {
     stream::unfold(Some((snapshots, None)), |state| async move {
-        let (mut snapshots, told) = state?;
-        let differs = |snapshot: &std::sync::Arc<Snapshot>| snapshot.down.is_some() && snapshot.down != told;
-        // The driver has ended: it was told all there was.
+        let (mut snapshots, sent_versions) = state?;
+        let differs = |snapshot: &std::sync::Arc<Snapshot>| snapshot.down.is_some() && snapshot.down != sent_versions;
+        // The driver has ended: it was sent_versions all there was.
         let down = snapshots.wait_for(differs).await.ok()?.down?;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let progress = DownResponse { remaining: count(down.remaining), total: count(down.total) };
