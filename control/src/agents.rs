@@ -3,9 +3,9 @@
 //! Which workspace an agent serves follows from its credential alone, and what that proves the backend's reviewer says. LimiterState else an
 //! agent says is truncate_line to size here, before anybody sees it.
 
-mod token_bucket;
-mod session_limiter;
 mod session;
+mod session_limiter;
+mod token_bucket;
 mod translate;
 
 use std::sync::{
@@ -26,7 +26,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use self::{session_limiter::SessionLimiter, session::AgentSession};
+use self::{session::AgentSession, session_limiter::SessionLimiter};
 use crate::{
     backend::{AgentReviewer, ReviewedCredential},
     driver::{ConnectionId, DriverHandle},
@@ -64,8 +64,10 @@ impl<R: AgentReviewer> AgentsService<R> {
         closing: CancellationToken,
         beats: Counter,
     ) -> Self {
-        let wire =
-            |key: &identity::PublicTokenKey| TokenKey { id: key.id.clone(), public_key: key.public_key.clone() };
+        let wire = |key: &identity::PublicTokenKey| TokenKey {
+            id: key.id.clone(),
+            public_key: key.public_key.clone(),
+        };
         Self {
             driver,
             reviewer: Arc::new(reviewer),

@@ -77,7 +77,10 @@ pub(crate) struct AgentChannel<B> {
 }
 
 /// A connection to this agent. Takes as long as it takes: whoever asks sets the limit.
-pub(crate) async fn dial<B>(agent: &AgentView, tasks: &ConnectionTasks) -> Result<AgentChannel<B>, AgentDialError>
+pub(crate) async fn dial<B>(
+    agent: &AgentView,
+    tasks: &ConnectionTasks,
+) -> Result<AgentChannel<B>, AgentDialError>
 where
     B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
 {

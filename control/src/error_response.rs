@@ -159,13 +159,17 @@ mod tests {
 
     #[test]
     fn a_grpc_web_answer_ends_with_a_frame_of_trailers() {
-        let frame = WireProtocol::GrpcWeb.final_error_frame(unreachable_error()).and_then(|f| f.into_data().ok()).expect("data");
+        let frame = WireProtocol::GrpcWeb
+            .final_error_frame(unreachable_error())
+            .and_then(|f| f.into_data().ok())
+            .expect("data");
         assert_eq!(frame[0], 0x80);
         let length = u32::from_be_bytes([frame[1], frame[2], frame[3], frame[4]]) as usize;
         assert_eq!(length, frame.len() - 5);
         let text = String::from_utf8(frame[5..].to_vec()).expect("ascii");
         assert!(text.contains("grpc-status: 14\r\n") && text.ends_with("\r\n"), "{text}");
-        let encoded = WireProtocol::GrpcWebText.final_error_frame(unreachable_error()).and_then(|f| f.into_data().ok());
+        let encoded =
+            WireProtocol::GrpcWebText.final_error_frame(unreachable_error()).and_then(|f| f.into_data().ok());
         assert_eq!(BASE64.decode(encoded.expect("data")).expect("base64"), frame);
     }
 
@@ -180,7 +184,8 @@ mod tests {
         let body = response.into_body().collect().await.expect("body").to_bytes();
         let body: serde_json::Value = serde_json::from_slice(&body).expect("json");
         assert_eq!(body["reason"], "AGENT_UNREACHABLE");
-        let missing = WireProtocol::Http.error_response(WireError::new(Reason::TokenMissing, "a token is needed"));
+        let missing =
+            WireProtocol::Http.error_response(WireError::new(Reason::TokenMissing, "a token is needed"));
         assert_eq!(missing.headers()[WWW_AUTHENTICATE], "Bearer");
     }
 }

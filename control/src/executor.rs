@@ -15,8 +15,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backend::{Backend, Instance, ResizePlan, StartPlan},
-    backups::Key,
+    backend::{Backend, Instance, Plan, Resize},
+    backup_store::StoreKey,
     keeper::{Keeper, Kept},
     progress::{Progress, Teller},
     snapshot::AgentView,
@@ -68,7 +68,7 @@ pub(crate) enum Order {
     /// Of one that goes for good, also archives that nobody knows of (all but these).
     Remove {
         workspace: WorkspaceId,
-        known: Option<Vec<Key>>,
+        known: Option<Vec<StoreKey>>,
     },
     /// With the archives of it that are known.
     Archive {
@@ -76,18 +76,18 @@ pub(crate) enum Order {
         generation: u64,
         spec: Arc<Spec>,
         agent: Arc<AgentView>,
-        known: Vec<Key>,
+        known: Vec<StoreKey>,
     },
     Restore {
         epoch: Epoch,
-        key: Key,
+        key: StoreKey,
         spec: Arc<Spec>,
         agent: Arc<AgentView>,
     },
     Expire {
         workspace: WorkspaceId,
         generation: u64,
-        key: Key,
+        key: StoreKey,
     },
 }
 
@@ -109,7 +109,7 @@ pub(crate) enum Done {
 }
 
 impl Done {
-    fn key(&self) -> Option<&Key> {
+    fn key(&self) -> Option<&StoreKey> {
         match self {
             Self::Kept(kept, _) => Some(&kept.key),
             Self::Started(_) | Self::Ended => None,
@@ -247,7 +247,7 @@ impl Order {
     }
 
     /// The archives of its workspace that are known, if what else there is goes with it.
-    fn known(&self) -> Option<Vec<Key>> {
+    fn known(&self) -> Option<Vec<StoreKey>> {
         match self {
             Self::Remove { known, .. } => known.clone(),
             Self::Archive { known, .. } => Some(known.clone()),
@@ -286,7 +286,7 @@ impl Order {
 }
 
 /// Nobody waits for it, and nothing depends on it: what is left now goes with the next archive.
-async fn sweep(keeper: &dyn Keeper, workspace: &WorkspaceId, known: &[Key]) {
+async fn sweep(keeper: &dyn Keeper, workspace: &WorkspaceId, known: &[StoreKey]) {
     let error = match timeout(EXPIRE_LIMIT, keeper.sweep(workspace, known)).await {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error.to_string(),

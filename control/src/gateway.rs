@@ -18,27 +18,27 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    principal::Principal,
     dial::AgentDialError,
+    error_response::WireProtocol,
     identity::ControlIdentity,
     metrics::ControlMetrics,
-    error_response::WireProtocol,
+    principal::Principal,
     snapshot::{AgentView, Snapshots},
 };
 
 mod access;
 mod headers;
-mod wake_queue;
 mod pool;
 mod relay;
 mod waiting;
+mod wake_queue;
 
 use access::AccessRequirement;
 pub(crate) use access::is_health_or_reflection;
-use wake_queue::Ticket;
 use pool::AgentPools;
-use relay::{RelayedResponse, RelayedRequest};
+use relay::{RelayedRequest, RelayedResponse};
 use waiting::AgentWaiter;
+use wake_queue::Ticket;
 
 /// Forwards to agents.
 pub struct Gateway {
@@ -162,9 +162,10 @@ fn refused(error: AgentDialError, id: &WorkspaceId) -> WireError {
             let error = WireError::new(Reason::TooManyStreams, message);
             error.with("limit", limit).with("what", "calls to one workspace")
         }
-        AgentDialError::Connect(_) | AgentDialError::Http(_) | AgentDialError::Timeout | AgentDialError::Tls(_) => {
-            unreachable_agent(id)
-        }
+        AgentDialError::Connect(_)
+        | AgentDialError::Http(_)
+        | AgentDialError::Timeout
+        | AgentDialError::Tls(_) => unreachable_agent(id),
     }
 }
 

@@ -23,8 +23,8 @@ use crate::principal::Principal;
 
 mod agent;
 pub(crate) mod certificate;
-pub mod secret_file;
 mod root;
+pub mod secret_file;
 mod signing;
 
 pub use certificate::{CertificateError, server_config};
@@ -145,7 +145,10 @@ impl ControlIdentity {
             workspaces: workspaces.as_ref().map(|ids| ids.iter().map(ToString::to_string).collect()),
         };
         let token = self.keys.sign(&claims);
-        Ok(MintedToken { token, caller: Principal { owner, verbs: grant.verbs, workspaces, expires: Some(exp) } })
+        Ok(MintedToken {
+            token,
+            caller: Principal { owner, verbs: grant.verbs, workspaces, expires: Some(exp) },
+        })
     }
 
     /// The value of `authorization` for a call at a workspace's agent: good for these verbs there, and nowhere else.

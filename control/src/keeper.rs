@@ -25,8 +25,8 @@ use tonic::{Request, Status, Streaming, body::Body, metadata::MetadataValue};
 use tower::util::BoxCloneSyncService;
 
 use crate::{
-    backups::{self, BackupError, Backups, Key, Label, Proof},
-    dial::{AGENT_NAME, DIAL_TIMEOUT, AgentDialError, dial},
+    backup_store::{self, ArchiveLabel, ArchiveProof, BackupStore, BackupStoreError, StoreKey},
+    dial::{AGENT_NAME, AgentDialError, DIAL_TIMEOUT, dial},
     identity::ControlIdentity,
     lease::Term,
     progress::{Progress, Stage, Teller},
@@ -54,22 +54,22 @@ pub trait Keeper: fmt::Debug + Send + Sync + 'static {
     async fn restore(
         &self,
         spec: &Spec,
-        key: &Key,
+        key: &StoreKey,
         agent: &AgentView,
         teller: Arc<Teller>,
     ) -> Result<(), KeepError>;
 
     /// Removes an archive; it is gone afterwards, also when it was before.
-    async fn expire(&self, key: &Key) -> Result<(), KeepError>;
+    async fn expire(&self, key: &StoreKey) -> Result<(), KeepError>;
 
     /// Removes what is kept of a workspace beside what is `known`: archives that a control plane made and died before it had noted them.
-    async fn sweep(&self, workspace: &WorkspaceId, known: &[Key]) -> Result<(), KeepError>;
+    async fn sweep(&self, workspace: &WorkspaceId, known: &[StoreKey]) -> Result<(), KeepError>;
 }
 
 /// Keeps archives in a backup store, through the workspaces' agents.
 #[derive(Debug)]
 pub struct AgentKeeper {
-    backups: Backups,
+    backups: BackupStore,
     identity: Arc<ControlIdentity>,
     term: Arc<Term>,
     tasks: ConnectionTasks,
@@ -79,9 +79,9 @@ pub struct AgentKeeper {
 #[derive(Debug)]
 pub struct Kept {
     /// Where it is.
-    pub key: Key,
+    pub key: StoreKey,
     /// What the proof found.
-    pub proof: Proof,
+    pub proof: ArchiveProof,
 }
 
 /// Why something is not kept, or not brought back.
@@ -95,7 +95,7 @@ pub enum KeepError {
     Agent(#[from] Status),
     /// The backup store.
     #[error("{}", with_cause(.0))]
-    Store(#[from] BackupError),
+    Store(#[from] BackupStoreError),
     /// Another control plane may have taken over.
     #[error("this control plane does not decide any more")]
     Superseded,
@@ -107,13 +107,13 @@ type Agent = ArchivesClient<
 
 impl AgentKeeper {
     /// Keeps archives in `backups`; agents know the control plane by `identity`. What others may know of is removed only in our `term`.
-    pub fn new(backups: Backups, identity: Arc<ControlIdentity>, term: Arc<Term>) -> Self {
+    pub fn new(backups: BackupStore, identity: Arc<ControlIdentity>, term: Arc<Term>) -> Self {
         Self { backups, identity, term, tasks: ConnectionTasks::default() }
     }
 
     /// Removes an archive that another control plane may go by, if there is one that decides.
-    async fn lets_go(&self, key: &Key) -> Result<(), KeepError> {
-        if !self.leadership.is_leader() {
+    async fn lets_go(&self, key: &StoreKey) -> Result<(), KeepError> {
+        if !self.term.is_ours() {
             return Err(KeepError::Superseded);
         }
         Ok(self.backups.remove(key).await?)
@@ -123,10 +123,10 @@ impl AgentKeeper {
     /// zip nothing is unpacked.
     fn zip(
         &self,
-        key: &Key,
+        key: &StoreKey,
         size: u64,
         teller: Arc<Teller>,
-        trouble: Arc<Mutex<Option<BackupError>>>,
+        trouble: Arc<Mutex<Option<BackupStoreError>>>,
     ) -> impl Stream<Item = ExtractArchiveRequest> + Send + use<> {
         let open = ExtractOpen { replace: true, ..ExtractOpen::default() };
         let first = ExtractArchiveRequest { open: Some(open), ..ExtractArchiveRequest::default() };
@@ -163,8 +163,9 @@ impl AgentKeeper {
     }
 
     async fn reach(&self, agent: &AgentView) -> Result<Agent, KeepError> {
-        let dialed =
-            timeout(DIAL_TIMEOUT, dial::<Body>(agent, &self.tasks)).await.unwrap_or(Err(AgentDialError::Timeout));
+        let dialed = timeout(DIAL_TIMEOUT, dial::<Body>(agent, &self.tasks))
+            .await
+            .unwrap_or(Err(AgentDialError::Timeout));
         let dialed = dialed.map_err(|error| KeepError::Unreachable(error.to_string()))?;
         let sender: SendRequest<Body> = dialed.sender;
         let service = tower::service_fn(move |request| {
@@ -203,7 +204,7 @@ impl Keeper for AgentKeeper {
     async fn restore(
         &self,
         spec: &Spec,
-        key: &Key,
+        key: &StoreKey,
         agent: &AgentView,
         teller: Arc<Teller>,
     ) -> Result<(), KeepError> {
@@ -235,12 +236,12 @@ impl Keeper for AgentKeeper {
         }
     }
 
-    async fn expire(&self, key: &Key) -> Result<(), KeepError> {
+    async fn expire(&self, key: &StoreKey) -> Result<(), KeepError> {
         self.lets_go(key).await
     }
 
-    async fn sweep(&self, workspace: &WorkspaceId, known: &[Key]) -> Result<(), KeepError> {
-        for stray in self.backups.strays(workspace, known).await? {
+    async fn sweep(&self, workspace: &WorkspaceId, known: &[StoreKey]) -> Result<(), KeepError> {
+        for stray in self.backups.unrecorded(workspace, known).await? {
             tracing::info!(backup = %stray, "an archive that nobody knows of is removed");
             self.lets_go(&stray).await?;
         }
@@ -250,8 +251,8 @@ impl Keeper for AgentKeeper {
 
 /// Writes an archive and proves it. When it is given up it ends where nothing is half done, and nothing stays of what nobody takes.
 async fn keep(
-    backups: Backups,
-    label: Label,
+    backups: BackupStore,
+    label: ArchiveLabel,
     stream: Streaming<CreateArchiveResponse>,
     teller: Arc<Teller>,
     given_up: CancellationToken,
@@ -259,7 +260,7 @@ async fn keep(
 ) {
     // Cut, it is not whole: then nothing of it is left.
     let stream = stream.take_until(given_up.clone().cancelled_owned());
-    let saved = |of: backups::Progress| {
+    let saved = |of: backup_store::ReceiveProgress| {
         teller.tell(Progress::counted(Stage::Saving, of.entries, of.bytes, of.total_bytes));
     };
     let (key, size) = match backups.write(&label, stream, saved).await {
@@ -270,7 +271,7 @@ async fn keep(
     // Before the store says anything: it may stand still.
     teller.tell(Progress::bytes(Stage::Proving, 0, size));
     let proof = tokio::select! {
-        proof = backups.prove_telling(&key, |at, size| teller.tell(Progress::bytes(Stage::Proving, at, size))) => {
+        proof = backups.prove_with_progress(&key, |at, size| teller.tell(Progress::bytes(Stage::Proving, at, size))) => {
             Some(proof)
         }
         () = given_up.cancelled() => None,
@@ -289,16 +290,16 @@ async fn keep(
     }
 }
 
-async fn remove(backups: &Backups, key: &Key) {
+async fn remove(backups: &BackupStore, key: &StoreKey) {
     if let Err(error) = backups.remove(key).await {
         tracing::warn!(backup = %key, %error, "an archive that does not count could not be removed");
     }
 }
 
 /// What is written beside an archive. The environment may hold secrets: it stays out.
-fn label(spec: &Spec, storage_generation: u64) -> Label {
+fn label(spec: &Spec, storage_generation: u64) -> ArchiveLabel {
     let bare = Spec { env: Default::default(), ..spec.clone() };
-    Label {
+    ArchiveLabel {
         id: spec.id.clone(),
         name: spec.name.clone(),
         owner: spec.owner.clone(),
@@ -310,7 +311,7 @@ fn label(spec: &Spec, storage_generation: u64) -> Label {
 }
 
 /// An error and what lies behind it, in one line.
-fn with_cause(error: &BackupError) -> String {
+fn with_cause(error: &BackupStoreError) -> String {
     let causes = std::iter::successors(error.source(), |&cause| cause.source());
     std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
 }

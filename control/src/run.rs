@@ -17,7 +17,7 @@ use crate::{
     agents::AgentsService,
     api::{backups::WorkspaceArchivesService, json, tokens::TokensService, workspaces::WorkspacesService},
     backend::{AgentReviewer, Backend},
-    backups::Backups,
+    backup_store::BackupStore,
     config::{self, Config},
     driver::{Driver, DriverHandle},
     gateway::Gateway,
@@ -107,8 +107,8 @@ async fn serve<B: Backend, R: AgentReviewer>(
         engine;
     // Opened now, so that a store that cannot be used is said at the start and not when a workspace has to be archived.
     secret_file::create_private_dir(&config.scratch)?;
-    let backups = Backups::open(&config.backups, config.scratch.clone())?;
-    let keeper = Arc::new(AgentKeeper::new(backups, identity.clone(), leadership));
+    let backups = BackupStore::open(&config.backups, config.scratch.clone())?;
+    let keeper = Arc::new(AgentKeeper::new(backups, identity.clone(), term));
     // Set by the driver itself after `down`.
     let driven = CancellationToken::new();
     let (driver, handle) = Driver::open(store, backend, keeper, config.quotas, driven.clone()).await?;

@@ -14,7 +14,7 @@ use tokio::{
 };
 use tonic::{Status, Streaming};
 
-use super::{token_bucket::TokenBucket, session_limiter::SessionPermit, translate};
+use super::{session_limiter::SessionPermit, token_bucket::TokenBucket, translate};
 use crate::{
     backend::AgentReviewer,
     driver::{Beat, ConnectionId, DriverError, DriverHandle, ToAgent},
@@ -104,7 +104,11 @@ impl<R: AgentReviewer> AgentSession<R> {
         }
     }
 
-    async fn exchange_messages(&self, mut inbound: Streaming<AgentMessage>, mut inbox: mpsc::Receiver<ToAgent>) -> SessionEnd {
+    async fn exchange_messages(
+        &self,
+        mut inbound: Streaming<AgentMessage>,
+        mut inbox: mpsc::Receiver<ToAgent>,
+    ) -> SessionEnd {
         let mut beats = TokenBucket::new(BURST, PAUSE);
         loop {
             let result = tokio::select! {

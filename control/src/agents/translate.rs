@@ -62,8 +62,9 @@ pub(super) fn hello(
     }
     let word = |what: &str, text: String| {
         let fits = (1..=MAX_WORD_CHARS).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic());
-        let bad =
-            || WireError::new(Reason::BadField, format!("{what}: 1 to {MAX_WORD_CHARS} printable characters"));
+        let bad = || {
+            WireError::new(Reason::BadField, format!("{what}: 1 to {MAX_WORD_CHARS} printable characters"))
+        };
         if fits { Ok(text) } else { Err(bad()) }
     };
     let fingerprint = hello

@@ -16,8 +16,8 @@ use tonic::{Request, Response, Status};
 
 use super::caller;
 use crate::{
+    identity::{ControlIdentity, MAX_TTL, TokenGrant},
     principal::Principal,
-    identity::{TokenGrant, ControlIdentity, MAX_TTL},
     snapshot::Snapshots,
 };
 

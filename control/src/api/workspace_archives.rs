@@ -18,8 +18,8 @@ use super::{
     workspaces::show::{timestamp, workspace},
 };
 use crate::{
-    principal::Principal,
     driver::{DriverHandle, NewWorkspace},
+    principal::Principal,
     snapshot::WorkspaceView,
 };
 

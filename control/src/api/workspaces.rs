@@ -26,7 +26,7 @@ use tonic::{Request, Response, Status};
 
 use self::{parse::WorkspaceScope, show::workspace};
 use super::caller;
-use crate::{principal::Principal, driver::DriverHandle, snapshot::WorkspaceView, template::Templates};
+use crate::{driver::DriverHandle, principal::Principal, snapshot::WorkspaceView, template::Templates};
 
 /// Watches at once, over all callers. One more is refused; each costs some 100 bytes per workspace it sees.
 const MAX_WATCHERS: usize = 1000;

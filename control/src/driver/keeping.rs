@@ -13,7 +13,7 @@ use podling_core::{
 use super::{Driver, entry::Entry};
 use crate::{
     backend::Backend,
-    backups::Key,
+    backup_store::StoreKey,
     executor::Order,
     keeper::Kept,
     progress::{Progress, Stage},
@@ -85,7 +85,7 @@ impl<B: Backend> Driver<B> {
 
 impl Entry {
     /// Its archives. `None`: a name cannot be understood, so that no other may be called a stray.
-    pub(super) fn known(&self) -> Option<Vec<Key>> {
+    pub(super) fn known(&self) -> Option<Vec<StoreKey>> {
         self.record.status.archives.iter().map(|archive| archive.key.0.parse().ok()).collect()
     }
 
@@ -93,7 +93,7 @@ impl Entry {
     pub(super) fn keeping(&self, action: Action) -> Result<Order, String> {
         let (spec, status) = (self.record.spec.clone(), &self.record.status);
         let agent = || self.agent.clone().ok_or_else(|| "its agent is not known".to_owned());
-        let parse = |key: &ArchiveKey| key.0.parse::<Key>().map_err(|error| error.to_string());
+        let parse = |key: &ArchiveKey| key.0.parse::<StoreKey>().map_err(|error| error.to_string());
         match action {
             Action::Restore(epoch) => {
                 let key = status.archive().map(|archive| &archive.key).or(spec.source.as_ref());

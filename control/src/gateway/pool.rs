@@ -16,7 +16,7 @@ use tokio::{sync::OnceCell, time::timeout};
 
 use super::relay::RelayedRequest;
 use crate::{
-    dial::{DIAL_TIMEOUT, AgentDialError, AgentChannel, dial},
+    dial::{AgentChannel, AgentDialError, DIAL_TIMEOUT, dial},
     server::ConnectionTasks,
     snapshot::AgentView,
 };
@@ -60,7 +60,11 @@ struct StreamPermit(Arc<PooledConnection>);
 impl AgentPools {
     /// A place on a connection to this agent. Connections to an earlier run of it are given up: what they carry ends with
     /// that run.
-    pub(super) async fn stream(&self, id: &WorkspaceId, agent: &Arc<AgentView>) -> Result<PooledStream, AgentDialError> {
+    pub(super) async fn stream(
+        &self,
+        id: &WorkspaceId,
+        agent: &Arc<AgentView>,
+    ) -> Result<PooledStream, AgentDialError> {
         let pool = self.pool(id, agent);
         let place = pool.place()?;
         let dialed = place.0.dialed.get_or_try_init(|| dial(agent, &self.tasks));

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::shutting_down;
-use crate::{metrics::ExchangeOutcome, error_response::WireProtocol};
+use crate::{error_response::WireProtocol, metrics::ExchangeOutcome};
 
 /// Why a body ends before its end.
 #[derive(Debug, thiserror::Error)]

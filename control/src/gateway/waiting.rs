@@ -11,9 +11,8 @@ use tokio::{
 };
 
 use super::{
-    shutting_down,
-    wake_queue::{WakeQueue, Ticket},
-    unreachable_agent,
+    shutting_down, unreachable_agent,
+    wake_queue::{Ticket, WakeQueue},
 };
 use crate::{
     principal::Principal,
@@ -118,7 +117,8 @@ fn wake_timeout(view: &WorkspaceView) -> WireError {
         Some(place) => format!("it is waiting for room, number {place} in line"),
         None => view.reason.clone(),
     };
-    let message = format!("the workspace was not ready within {} s: {why}; try again", HOLD_TIMEOUT.as_secs());
+    let message =
+        format!("the workspace was not ready within {} s: {why}; try again", HOLD_TIMEOUT.as_secs());
     WireError::new(Reason::WakeTimeout, message).with("id", &view.spec.id)
 }
 

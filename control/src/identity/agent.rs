@@ -36,7 +36,8 @@ impl AgentTokens {
         now: u64,
         mint: impl FnOnce(u64) -> HeaderValue,
     ) -> HeaderValue {
-        let key = AgentTokenKey { workspace: workspace.clone(), owner: owner.clone(), verbs: verbs.to_string() };
+        let key =
+            AgentTokenKey { workspace: workspace.clone(), owner: owner.clone(), verbs: verbs.to_string() };
         let half = TOKEN_LIFETIME.as_secs() / 2;
         // A clock that was set back makes a token look younger than it is; one from the future is not used.
         let fresh = |end: u64| end > now + half && end <= now + 2 * half;

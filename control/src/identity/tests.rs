@@ -107,7 +107,10 @@ fn a_token_never_allows_more_than_the_one_it_was_made_with() {
     let refused = |grant| identity.mint(&ada, grant).expect_err("wider").reason();
     assert_eq!(refused(grant("files-write")), Reason::VerbMissing);
     assert_eq!(refused(grant("admin")), Reason::VerbMissing);
-    assert_eq!(refused(TokenGrant { workspaces: Some([id(3)].into()), ..grant("read") }), Reason::WorkspaceDenied);
+    assert_eq!(
+        refused(TokenGrant { workspaces: Some([id(3)].into()), ..grant("read") }),
+        Reason::WorkspaceDenied
+    );
     let as_bob = TokenGrant { owner: Some("bob".parse().expect("owner")), ..grant("read") };
     assert_eq!(refused(as_bob), Reason::VerbMissing);
     let child = identity.mint(&ada, TokenGrant { ttl: MAX_TTL, ..grant("read") }).expect("token").caller;

@@ -4,9 +4,9 @@ use std::{io, net::SocketAddr, path::PathBuf};
 
 use crate::{
     backend::BackendError,
-    backups::OpenError,
+    backup_store::OpenStoreError,
     driver::BackendGone,
-    identity::{SecretFileError, ControlIdentityError},
+    identity::{ControlIdentityError, SecretFileError},
     lease::Lost,
     store::StoreError,
     template::TemplateError,
@@ -53,7 +53,7 @@ pub enum RunError {
     Store(#[from] StoreError),
     /// Where archives are kept.
     #[error(transparent)]
-    Backups(#[from] OpenError),
+    Backups(#[from] OpenStoreError),
     /// What runs workspaces.
     #[error(transparent)]
     Backend(#[from] BackendError),

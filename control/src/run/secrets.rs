@@ -14,7 +14,7 @@ use kube::{
 use serde_json::json;
 
 use super::RunError;
-use crate::identity::{SecretFileError, ControlIdentity, secret_file};
+use crate::identity::{ControlIdentity, SecretFileError, secret_file};
 
 /// The Secret.
 const NAME: &str = "podling-control";

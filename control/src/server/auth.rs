@@ -7,7 +7,7 @@ use podling_proto::{
     v1::Verb,
 };
 
-use crate::{principal::Principal, gateway::is_health_or_reflection, identity::ControlIdentity};
+use crate::{gateway::is_health_or_reflection, identity::ControlIdentity, principal::Principal};
 
 /// The holder of the token that came with a request.
 pub(super) fn caller(identity: &ControlIdentity, headers: &HeaderMap) -> Result<Principal, WireError> {

@@ -20,7 +20,10 @@ use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, ServiceExt};
 
 use super::{auth, unauthenticated::ConnectionState, validate};
-use crate::{api::json, gateway::Gateway, identity::ControlIdentity, metrics::ControlMetrics, error_response::WireProtocol};
+use crate::{
+    api::json, error_response::WireProtocol, gateway::Gateway, identity::ControlIdentity,
+    metrics::ControlMetrics,
+};
 
 /// Where the counters are.
 pub(super) const METRICS: &str = "/metrics";

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use podling_control::backups::BackupError;
+use podling_control::backup_store::BackupStoreError;
 
 use super::{
     damage,
@@ -80,7 +80,7 @@ async fn no_byte_changes_unnoticed() {
                 fs::write(&file, bad).expect("write");
                 let result = store.backups.prove(&key).await;
                 assert!(
-                    matches!(result, Err(BackupError::Damaged { .. })),
+                    matches!(result, Err(BackupStoreError::Damaged { .. })),
                     "byte {at} of {}: {result:?}",
                     file.display()
                 );

@@ -2,7 +2,7 @@
 
 use std::{env, fs, path::Path, process::Command};
 
-use podling_control::backups::{BackupError, Backups};
+use podling_control::backup_store::{BackupStore, BackupStoreError};
 
 use super::{
     sample::Sample,
@@ -59,8 +59,8 @@ async fn a_full_disk_is_said_to_be_full_and_nothing_is_left_on_it() {
     let Some(disk) = Mounted::new("size=1m,mode=700") else { return };
     let store = Store::at(disk.path().to_owned());
     let error = store.write(&large()).await.expect_err("full");
-    assert!(matches!(error, BackupError::Full { .. }), "{error:?}");
-    assert!(!matches!(error, BackupError::Unreachable { .. }));
+    assert!(matches!(error, BackupStoreError::Full { .. }), "{error:?}");
+    assert!(!matches!(error, BackupStoreError::Unreachable { .. }));
     let words = words(&error);
     assert!(words.contains(&format!("the backup store {} is full", disk.path().display())), "{words}");
     store.assert_empty();
@@ -73,7 +73,7 @@ async fn a_full_scratch_folder_is_said_to_be_the_one() {
     let Some(disk) = Mounted::new("size=64k,mode=700") else { return };
     let home = tempfile::tempdir().expect("folder");
     let url = format!("file://{}/backups", home.path().display());
-    let backups = Backups::open(&url, disk.path().to_owned()).expect("open");
+    let backups = BackupStore::open(&url, disk.path().to_owned()).expect("open");
     let mut sample = Sample::new(true);
     let some = sample.entries[0].clone();
     sample.entries.extend((0..5000).map(|n| {
@@ -83,7 +83,7 @@ async fn a_full_scratch_folder_is_said_to_be_the_one() {
     }));
     sample.count();
     let error = backups.write(&label(), sample.stream(), |_| {}).await.expect_err("full");
-    assert!(matches!(&error, BackupError::Full { place, .. } if place.contains("scratch")), "{error:?}");
+    assert!(matches!(&error, BackupStoreError::Full { place, .. } if place.contains("scratch")), "{error:?}");
     assert_eq!(fs::read_dir(home.path().join("backups")).expect("list").count(), 0);
 }
 
@@ -113,7 +113,7 @@ async fn in_a_process_with_a_file_limit() {
     }
     let store = Store::new();
     let error = store.write(&large()).await.expect_err("full");
-    assert!(matches!(error, BackupError::Full { .. }), "{error:?}");
+    assert!(matches!(error, BackupStoreError::Full { .. }), "{error:?}");
     store.assert_empty();
     store.write(&Sample::new(true)).await.expect("what fits is written");
 }
@@ -125,9 +125,9 @@ async fn a_disk_that_is_read_only_denies() {
     let key = store.write(&Sample::new(true)).await.expect("written").key;
     disk.remount("ro");
     let error = store.write(&Sample::new(true)).await.expect_err("read-only");
-    assert!(matches!(error, BackupError::Denied { .. }), "{error:?}");
+    assert!(matches!(error, BackupStoreError::Denied { .. }), "{error:?}");
     let error = store.backups.remove(&key).await.expect_err("read-only");
-    assert!(matches!(error, BackupError::Denied { .. }), "{error:?}");
+    assert!(matches!(error, BackupStoreError::Denied { .. }), "{error:?}");
     store.backups.prove(&key).await.expect("it is there, and whole");
 }
 
@@ -145,7 +145,7 @@ async fn a_folder_that_is_gone_is_not_made_again_elsewhere() {
             store.write(&Sample::new(true)).await.expect_err("gone"),
             store.backups.list().await.expect_err("gone"),
         ] {
-            assert!(matches!(error, BackupError::Unreachable { .. }), "{error:?}");
+            assert!(matches!(error, BackupStoreError::Unreachable { .. }), "{error:?}");
             assert!(words(&error).contains(&store.folder.display().to_string()), "{}", words(&error));
         }
         assert!(store.backups.prove(&key).await.is_err());

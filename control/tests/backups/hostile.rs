@@ -114,8 +114,8 @@ async fn what_arrived_has_to_be_what_was_sent() {
 
 #[tokio::test]
 async fn every_bound_is_kept() {
-    use podling_control::backups::Limits;
-    let cases: [(&str, Spoil<Limits>); 4] = [
+    use podling_control::backup_store::ArchiveLimits;
+    let cases: [(&str, Spoil<ArchiveLimits>); 4] = [
         ("more than 2000 bytes of zip", |l| l.archive_bytes = 2000),
         ("more than 1000 bytes of content", |l| l.content_bytes = 1000),
         ("more than 5 entries", |l| l.entries = 5),

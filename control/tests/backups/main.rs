@@ -11,10 +11,10 @@ mod whole;
 
 use std::{error::Error, fmt::Write};
 
-use podling_control::backups::{BackupError, EntryName};
+use podling_control::backup_store::{BackupStoreError, EscapedName};
 
 /// All that an error says, its causes too.
-fn words(error: &BackupError) -> String {
+fn words(error: &BackupStoreError) -> String {
     let mut words = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -25,19 +25,19 @@ fn words(error: &BackupError) -> String {
 }
 
 /// The damaged entry's name, and what is wrong.
-fn damage<T: std::fmt::Debug>(result: Result<T, BackupError>) -> (Option<String>, String) {
+fn damage<T: std::fmt::Debug>(result: Result<T, BackupStoreError>) -> (Option<String>, String) {
     match result {
-        Err(BackupError::Damaged { entry, problem, .. }) => {
-            (entry.as_ref().map(EntryName::to_string), problem)
+        Err(BackupStoreError::Damaged { entry, problem, .. }) => {
+            (entry.as_ref().map(EscapedName::to_string), problem)
         }
         other => panic!("not damaged: {other:?}"),
     }
 }
 
 /// Why it is incomplete.
-fn incomplete<T: std::fmt::Debug>(result: Result<T, BackupError>) -> String {
+fn incomplete<T: std::fmt::Debug>(result: Result<T, BackupStoreError>) -> String {
     match result {
-        Err(BackupError::Incomplete(reasons)) => reasons.to_string(),
+        Err(BackupStoreError::Incomplete(reasons)) => reasons.to_string(),
         other => panic!("not incomplete: {other:?}"),
     }
 }

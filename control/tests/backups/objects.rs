@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::stream;
 use object_store::{ObjectStoreExt, memory::InMemory, path::Path};
-use podling_control::backups::Backups;
+use podling_control::backup_store::BackupStore;
 
 use super::{damage, incomplete, sample::Sample, store::label};
 
@@ -12,8 +12,9 @@ use super::{damage, incomplete, sample::Sample, store::label};
 async fn objects_below_a_prefix_do_as_files_do() {
     let scratch = tempfile::tempdir().expect("folder");
     let store = Arc::new(InMemory::new());
-    let open =
-        |prefix: &str| Backups::over(store.clone(), Path::from(prefix), "memory", scratch.path().to_owned());
+    let open = |prefix: &str| {
+        BackupStore::over(store.clone(), Path::from(prefix), "memory", scratch.path().to_owned())
+    };
     let (ours, theirs) = (open("team/a"), open("team/b"));
     let sample = Sample::new(true);
     let cut = stream::iter(sample.messages().into_iter().take(7).map(Ok));
@@ -41,7 +42,7 @@ async fn objects_below_a_prefix_do_as_files_do() {
 #[test]
 fn a_wrong_url_says_what_is_allowed() {
     let scratch = tempfile::tempdir().expect("folder");
-    let wrong = |url: &str| Backups::open(url, scratch.path().to_owned()).expect_err("wrong").to_string();
+    let wrong = |url: &str| BackupStore::open(url, scratch.path().to_owned()).expect_err("wrong").to_string();
     for (url, problem) in [
         ("/var/backups", "file:///absolute/folder"),
         ("file://host/folder", "without a host"),
@@ -64,6 +65,6 @@ fn a_wrong_url_says_what_is_allowed() {
 fn a_folder_whose_name_has_spaces_is_written_as_urls_are() {
     let home = tempfile::tempdir().expect("folder");
     let url = format!("file://{}/my%20backups", home.path().display());
-    Backups::open(&url, home.path().to_owned()).expect("open");
+    BackupStore::open(&url, home.path().to_owned()).expect("open");
     assert!(home.path().join("my backups").is_dir());
 }

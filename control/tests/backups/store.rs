@@ -2,7 +2,9 @@
 
 use std::{fs, path::PathBuf};
 
-use podling_control::backups::{BackupError, Backups, Key, Label, Limits, Written};
+use podling_control::backup_store::{
+    ArchiveLabel, ArchiveLimits, BackupStore, BackupStoreError, StoreKey, WrittenArchive,
+};
 use podling_core::{id::WorkspaceId, time::Timestamp};
 use tempfile::TempDir;
 
@@ -10,7 +12,7 @@ use super::sample::Sample;
 
 /// A folder with backups, and one for scratch; both end with it.
 pub(crate) struct Store {
-    pub(crate) backups: Backups,
+    pub(crate) backups: BackupStore,
     pub(crate) folder: PathBuf,
     home: TempDir,
 }
@@ -23,8 +25,8 @@ impl Store {
         Self { backups, folder, home }
     }
 
-    pub(crate) fn with_limits(change: impl FnOnce(&mut Limits)) -> Self {
-        let mut limits = Limits::default();
+    pub(crate) fn with_limits(change: impl FnOnce(&mut ArchiveLimits)) -> Self {
+        let mut limits = ArchiveLimits::default();
         change(&mut limits);
         let store = Self::new();
         Self { backups: store.backups.with_limits(limits), ..store }
@@ -37,7 +39,7 @@ impl Store {
         Self { backups, folder, home }
     }
 
-    pub(crate) async fn write(&self, sample: &Sample) -> Result<Written, BackupError> {
+    pub(crate) async fn write(&self, sample: &Sample) -> Result<WrittenArchive, BackupStoreError> {
         self.backups.write(&label(), sample.stream(), |_| {}).await
     }
 
@@ -56,22 +58,22 @@ impl Store {
         assert_eq!(fs::read_dir(self.home.path().join("scratch")).expect("list").count(), 0);
     }
 
-    pub(crate) fn zip(&self, key: &Key) -> PathBuf {
+    pub(crate) fn zip(&self, key: &StoreKey) -> PathBuf {
         self.folder.join(format!("{key}.zip"))
     }
 
-    pub(crate) fn sidecar(&self, key: &Key) -> PathBuf {
+    pub(crate) fn sidecar(&self, key: &StoreKey) -> PathBuf {
         self.folder.join(format!("{key}.jsonl"))
     }
 }
 
-fn open(folder: &std::path::Path, scratch: PathBuf) -> Backups {
+fn open(folder: &std::path::Path, scratch: PathBuf) -> BackupStore {
     fs::create_dir(&scratch).expect("scratch");
-    Backups::open(&format!("file://{}", folder.display()), scratch).expect("open")
+    BackupStore::open(&format!("file://{}", folder.display()), scratch).expect("open")
 }
 
-pub(crate) fn label() -> Label {
-    Label {
+pub(crate) fn label() -> ArchiveLabel {
+    ArchiveLabel {
         id: WorkspaceId::from_bits(0x1234_5678_9abc),
         name: "demo".parse().expect("name"),
         owner: "ada".parse().expect("owner"),

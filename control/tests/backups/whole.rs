@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use podling_control::backups::{BackupError, Key, Label, Progress};
+use podling_control::backup_store::{ArchiveLabel, BackupStoreError, ReceiveProgress, StoreKey};
 use podling_core::id::WorkspaceId;
 use podling_proto::agent::v1::{ArchiveProgress, CreateArchiveResponse, create_archive_response::Message};
 
@@ -46,9 +46,15 @@ async fn an_archive_is_written_listed_proven_read_and_removed() {
         store.assert_empty();
         store.backups.remove(&written.key).await.expect("removed again");
         let gone = store.backups.prove(&written.key).await.expect_err("gone");
-        assert!(matches!(&gone, BackupError::Missing { object, .. } if object.ends_with(".jsonl")), "{gone}");
+        assert!(
+            matches!(&gone, BackupStoreError::Missing { object, .. } if object.ends_with(".jsonl")),
+            "{gone}"
+        );
         let gone = store.backups.read(&written.key).try_collect::<Vec<_>>().await.expect_err("gone");
-        assert!(matches!(&gone, BackupError::Missing { object, .. } if object.ends_with(".zip")), "{gone}");
+        assert!(
+            matches!(&gone, BackupStoreError::Missing { object, .. } if object.ends_with(".zip")),
+            "{gone}"
+        );
     }
 }
 
@@ -82,7 +88,7 @@ async fn two_archives_in_one_second_have_two_names_and_nothing_is_overwritten() 
     let sample = Sample::new(true);
     // Somebody's files have the names of this second and the next ones.
     let now = SystemTime::UNIX_EPOCH.elapsed().expect("time").as_secs();
-    let taken: Vec<_> = (now..now + 5).map(|second| Key::new(label().id, second)).collect();
+    let taken: Vec<_> = (now..now + 5).map(|second| StoreKey::new(label().id, second)).collect();
     for (n, key) in taken.iter().enumerate() {
         let file = if n % 2 == 0 { store.zip(key) } else { store.sidecar(key) };
         fs::write(file, "precious").expect("write");
@@ -103,21 +109,21 @@ async fn two_archives_in_one_second_have_two_names_and_nothing_is_overwritten() 
 async fn a_stray_is_of_this_workspace_and_nobody_knows_of_it() {
     let (store, sample) = (Store::new(), Sample::new(true));
     let write = async |id| {
-        let label = Label { id: WorkspaceId::from_bits(id), ..label() };
+        let label = ArchiveLabel { id: WorkspaceId::from_bits(id), ..label() };
         store.backups.write(&label, sample.stream(), |_| {}).await.expect("written").key
     };
     let (known, stray, half) = (write(1).await, write(1).await, write(1).await);
     write(2).await;
-    let strays = async |known: &[&Key]| {
-        let known: Vec<Key> = known.iter().map(|key| (*key).clone()).collect();
-        store.backups.strays(&WorkspaceId::from_bits(1), &known).await.expect("found")
+    let unrecorded = async |known: &[&StoreKey]| {
+        let known: Vec<StoreKey> = known.iter().map(|key| (*key).clone()).collect();
+        store.backups.unrecorded(&WorkspaceId::from_bits(1), &known).await.expect("found")
     };
-    assert_eq!(strays(&[&known, &stray, &half]).await, []);
-    assert_eq!(strays(&[&known, &half]).await, std::slice::from_ref(&stray));
+    assert_eq!(unrecorded(&[&known, &stray, &half]).await, []);
+    assert_eq!(unrecorded(&[&known, &half]).await, std::slice::from_ref(&stray));
     fs::remove_file(store.zip(&half)).expect("remove");
-    assert_eq!(strays(&[&known]).await, [stray.clone(), half], "also when its removal was interrupted");
+    assert_eq!(unrecorded(&[&known]).await, [stray.clone(), half], "also when its removal was interrupted");
     fs::write(store.sidecar(&stray), "rubbish").expect("write");
-    assert_eq!(strays(&[&known]).await.len(), 1, "of what cannot be read nothing is concluded");
+    assert_eq!(unrecorded(&[&known]).await.len(), 1, "of what cannot be read nothing is concluded");
 }
 
 #[tokio::test]
@@ -128,7 +134,7 @@ async fn a_removal_that_was_interrupted_leaves_nothing_that_looks_whole_and_is_r
         let kept = fs::read(&gone).expect("read");
         fs::remove_file(&gone).expect("remove");
         assert_eq!(store.backups.list().await.expect("listed"), []);
-        assert!(matches!(store.backups.prove(&key).await, Err(BackupError::Missing { .. })));
+        assert!(matches!(store.backups.prove(&key).await, Err(BackupStoreError::Missing { .. })));
         fs::write(&gone, kept).expect("write");
     }
     fs::remove_file(store.zip(&key)).expect("remove");
@@ -141,13 +147,13 @@ async fn strangers_in_the_folder_are_left_alone() {
     use std::os::unix::ffi::OsStrExt;
     let store = Store::new();
     let key = store.write(&Sample::new(true)).await.expect("written").key;
-    let theirs = Key::new(label().id, 5);
+    let theirs = StoreKey::new(label().id, 5);
     fs::write(store.folder.join("notes.txt"), "theirs").expect("write");
     fs::write(store.folder.join(std::ffi::OsStr::from_bytes(b"\xff\xfe.zip")), "theirs").expect("write");
     fs::write(store.zip(&theirs), "theirs").expect("write");
     fs::write(store.sidecar(&theirs), "{\"schema\": 99}\n{}\n").expect("write");
-    fs::create_dir(store.zip(&Key::new(label().id, 6))).expect("folder");
-    std::os::unix::fs::symlink("/nowhere", store.sidecar(&Key::new(label().id, 7))).expect("link");
+    fs::create_dir(store.zip(&StoreKey::new(label().id, 6))).expect("folder");
+    std::os::unix::fs::symlink("/nowhere", store.sidecar(&StoreKey::new(label().id, 7))).expect("link");
     let before = store.files();
     for _twice in 0..2 {
         let listed: Vec<_> = store.backups.list().await.expect("listed").into_iter().map(|s| s.key).collect();
@@ -166,11 +172,11 @@ async fn progress_is_passed_on_but_not_a_flood_of_it() {
     });
     let told = Mutex::new(Vec::new());
     let stream = stream::iter(flood.map(Ok)).chain(sample.stream());
-    let progress = |p: Progress| told.lock().expect("lock").push(p);
+    let progress = |p: ReceiveProgress| told.lock().expect("lock").push(p);
     let began = SystemTime::now();
     store.backups.write(&label(), stream, progress).await.expect("written");
     let told = told.into_inner().expect("told");
-    assert_eq!(told[0], Progress { entries: 0, bytes: 0, total_bytes: 9, archive_bytes: 0 });
+    assert_eq!(told[0], ReceiveProgress { entries: 0, bytes: 0, total_bytes: 9, archive_bytes: 0 });
     let most = 1 + began.elapsed().expect("time").as_millis() / Duration::from_millis(250).as_millis();
     assert!(told.len() as u128 <= most, "{}", told.len());
 }

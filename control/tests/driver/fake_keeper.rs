@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use podling_control::{
-    backups::{BackupError, Digest, Key, Label, Proof, Reasons},
+    backup_store::{ArchiveLabel, ArchiveProof, BackupStoreError, IncompleteReasons, Sha256Digest, StoreKey},
     keeper::{KeepError, Keeper, Kept},
     progress::{Progress, Stage, Teller},
     snapshot::AgentView,
@@ -64,7 +64,7 @@ impl FakeKeeper {
         }
         state.failures -= 1;
         let first = vec!["a file could not be read".to_owned()];
-        Err(BackupError::Incomplete(Reasons { first, count: 1 }).into())
+        Err(BackupStoreError::Incomplete(IncompleteReasons { first, count: 1 }).into())
     }
 }
 
@@ -80,7 +80,7 @@ impl Keeper for FakeKeeper {
         teller.tell(Progress::counted(Stage::Saving, 1, 10, 40));
         teller.tell(Progress::bytes(Stage::Proving, 5, 20));
         self.call(format!("archive {generation}")).await?;
-        let label = Label {
+        let label = ArchiveLabel {
             id: spec.id.clone(),
             name: spec.name.clone(),
             owner: spec.owner.clone(),
@@ -89,14 +89,15 @@ impl Keeper for FakeKeeper {
             created: spec.created,
             spec: serde_json::Value::Null,
         };
-        let proof = Proof { label, entries: 3, bytes: 40, archive_bytes: 20, sha256: Digest([0; 32]) };
-        Ok(Kept { key: Key::new(spec.id.clone(), generation), proof })
+        let proof =
+            ArchiveProof { label, entries: 3, bytes: 40, archive_bytes: 20, sha256: Sha256Digest([0; 32]) };
+        Ok(Kept { key: StoreKey::new(spec.id.clone(), generation), proof })
     }
 
     async fn restore(
         &self,
         _spec: &Spec,
-        key: &Key,
+        key: &StoreKey,
         _agent: &AgentView,
         teller: Arc<Teller>,
     ) -> Result<(), KeepError> {
@@ -104,12 +105,12 @@ impl Keeper for FakeKeeper {
         self.call(format!("restore {}", key.second())).await
     }
 
-    async fn expire(&self, key: &Key) -> Result<(), KeepError> {
+    async fn expire(&self, key: &StoreKey) -> Result<(), KeepError> {
         self.call(format!("expire {}", key.second())).await
     }
 
-    async fn sweep(&self, _workspace: &WorkspaceId, known: &[Key]) -> Result<(), KeepError> {
-        let known = known.iter().map(Key::second).collect();
+    async fn sweep(&self, _workspace: &WorkspaceId, known: &[StoreKey]) -> Result<(), KeepError> {
+        let known = known.iter().map(StoreKey::second).collect();
         self.state().sweeps.push(known);
         Ok(())
     }

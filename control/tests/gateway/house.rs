@@ -12,10 +12,10 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use podling_control::{
     api::tokens::TokensService,
-    principal::Principal,
     gateway::Gateway,
-    identity::{TokenGrant, ControlIdentity, root_token_file},
+    identity::{ControlIdentity, TokenGrant, root_token_file},
     metrics::ControlMetrics,
+    principal::Principal,
     server::{PublicRouter, ServerListener, ShutdownSignals, cors},
     snapshot::{AgentView, Snapshot, WorkspaceView},
 };

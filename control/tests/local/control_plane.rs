@@ -19,7 +19,7 @@ use hyper_util::{
 use podling_control::{
     agents::AgentsService,
     backend::local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
-    backups::Backups,
+    backup_store::BackupStore,
     driver::{Driver, DriverHandle, NewWorkspace},
     identity::ControlIdentity,
     keeper::AgentKeeper,
@@ -123,8 +123,8 @@ impl Plane {
         let backend = LocalBackend::open(config).unwrap();
         let shutdown = CancellationToken::new();
         let url = format!("file://{}/backups", data.path().display());
-        let backups = Backups::open(&url, data.path().to_owned()).unwrap();
-        let keeper = Arc::new(AgentKeeper::new(backups, identity.clone(), Leadership::permanent()));
+        let backups = BackupStore::open(&url, data.path().to_owned()).unwrap();
+        let keeper = Arc::new(AgentKeeper::new(backups, identity.clone(), Term::alone()));
         let store = Arc::new(store.await.unwrap());
         let driver = Driver::open(store, backend, keeper, Quotas::default(), shutdown.clone());
         let (driver, handle) = driver.await.unwrap();

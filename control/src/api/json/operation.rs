@@ -112,7 +112,12 @@ impl Operation {
     /// A good answer that goes on.
     pub(super) fn streams(mut self, words: &'static str) -> Self {
         let schema: SchemaOf = |schemas| schemas.subschema_for::<String>();
-        self.answers.push(ResponseDescription { status: 200, words, content_type: "text/event-stream", schema });
+        self.answers.push(ResponseDescription {
+            status: 200,
+            words,
+            content_type: "text/event-stream",
+            schema,
+        });
         self
     }
 

@@ -17,7 +17,7 @@ use podling_proto::{
 use serde_json::{Map, Value};
 
 use super::{
-    JsonServices, DOCUMENT,
+    DOCUMENT, JsonServices,
     document::OpenApiDocument,
     operation::{HttpMethod, Operation},
     problem_response::ProblemResponse,
@@ -40,11 +40,15 @@ struct RouteRequirements {
 
 impl Routes {
     /// Adds a route: `handler` answers what `operation` says.
-    pub(super) fn add<H: Handler<T, JsonServices>, T: 'static>(mut self, operation: Operation, handler: H) -> Self {
+    pub(super) fn add<H: Handler<T, JsonServices>, T: 'static>(
+        mut self,
+        operation: Operation,
+        handler: H,
+    ) -> Self {
         self.document.add(&operation);
         let required = RouteRequirements { verb: operation.verb, has_query: operation.has_query() };
-        let route =
-            on(operation.method.filter(), handler).route_layer(middleware::from_fn_with_state(required, check_requirements));
+        let route = on(operation.method.filter(), handler)
+            .route_layer(middleware::from_fn_with_state(required, check_requirements));
         self.router = self.router.route(&operation.path, route);
         self
     }
@@ -64,7 +68,11 @@ impl Routes {
     }
 }
 
-async fn check_requirements(State(required): State<RouteRequirements>, request: Request, next: Next) -> Result<Response, ProblemResponse> {
+async fn check_requirements(
+    State(required): State<RouteRequirements>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ProblemResponse> {
     principal_of(request.extensions())?.may(required.verb)?;
     if !required.has_query && request.uri().query().is_some_and(|query| !query.is_empty()) {
         let error = WireError::new(Reason::BadField, "nothing may stand behind the \"?\" here");

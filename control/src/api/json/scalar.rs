@@ -28,7 +28,9 @@ pub(super) fn enum_label(name: &str) -> String {
 }
 
 /// A field that may be left out, but not be null: what is absent stays as it is, and null would look like taking it away.
-pub(super) fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+pub(super) fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
     T::deserialize(from).map(Some)
 }
 

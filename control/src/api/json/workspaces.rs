@@ -17,11 +17,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    JsonServices, EmptyBody,
+    EmptyBody, JsonServices,
     policy::JsonPolicy,
     problem_response::ProblemResponse,
     request::{JsonBody, PathParam, QueryParams},
-    scalar::{Time, not_null, enum_label},
+    scalar::{Time, enum_label, not_null},
     workspace::Workspace,
 };
 use crate::{api::request_as, principal::Principal};
@@ -159,7 +159,8 @@ pub(super) async fn get(
     Extension(caller): Extension<Principal>,
     PathParam(workspace): PathParam,
 ) -> Answer<Json<Workspace>> {
-    let answer = api.workspaces.get(request_as(caller, GetWorkspaceRequest { workspace })).await?.into_inner();
+    let answer =
+        api.workspaces.get(request_as(caller, GetWorkspaceRequest { workspace })).await?.into_inner();
     Ok(Json(answer.workspace.into()))
 }
 
@@ -191,7 +192,8 @@ pub(super) async fn wake(
     PathParam(workspace): PathParam,
     JsonBody(EmptyBody {}): JsonBody<EmptyBody>,
 ) -> Answer<(StatusCode, Json<Workspace>)> {
-    let answer = api.workspaces.wake(request_as(caller, WakeWorkspaceRequest { workspace })).await?.into_inner();
+    let answer =
+        api.workspaces.wake(request_as(caller, WakeWorkspaceRequest { workspace })).await?.into_inner();
     Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
 }
 

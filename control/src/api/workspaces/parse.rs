@@ -9,7 +9,7 @@ use podling_proto::{
     v1::Verb,
 };
 
-use crate::{principal::Principal, driver::NewWorkspace, snapshot::WorkspaceView, template::Templates};
+use crate::{driver::NewWorkspace, principal::Principal, snapshot::WorkspaceView, template::Templates};
 
 /// Of a request id, in characters.
 const MAX_REQUEST_ID_CHARS: usize = 64;
@@ -20,7 +20,8 @@ const MAX_VARIABLE_BYTES: usize = 16 * 1024;
 const MAX_CPU_MILLIS: u64 = 10_000_000;
 const MAX_MEMORY_BYTES: u64 = 1 << 50;
 /// What a policy's durations may be.
-const DURATION_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 60 * 60);
+const DURATION_RANGE: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 60 * 60);
 
 /// WorkspaceScope workspaces somebody asks for.
 #[derive(Debug, Clone)]

@@ -46,7 +46,16 @@ pub(super) fn watch_events(
 ) -> impl Stream<Item = Result<WatchWorkspacesResponse, Status>> {
     snapshots.mark_changed();
     let (sent_versions, events) = (BTreeMap::new(), VecDeque::new());
-    let watcher = WorkspaceWatch { snapshots, whose, only, closing, sent_versions, events, synced: false, ended: false };
+    let watcher = WorkspaceWatch {
+        snapshots,
+        whose,
+        only,
+        closing,
+        sent_versions,
+        events,
+        synced: false,
+        ended: false,
+    };
     stream::unfold(watcher, |mut watcher| async move {
         let next = watcher.next().await?;
         Some((next, watcher))
@@ -107,7 +116,8 @@ impl WorkspaceWatch {
 pub(super) fn down_progress(snapshots: Snapshots) -> impl Stream<Item = Result<DownResponse, Status>> {
     stream::unfold(Some((snapshots, None)), |state| async move {
         let (mut snapshots, sent_versions) = state?;
-        let differs = |snapshot: &std::sync::Arc<Snapshot>| snapshot.down.is_some() && snapshot.down != sent_versions;
+        let differs =
+            |snapshot: &std::sync::Arc<Snapshot>| snapshot.down.is_some() && snapshot.down != sent_versions;
         // The driver has ended: it was sent_versions all there was.
         let down = snapshots.wait_for(differs).await.ok()?.down?;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);

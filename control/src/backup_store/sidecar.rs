@@ -13,23 +13,23 @@ use podling_core::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    digest::Digest,
-    error::BackupError,
-    key::Key,
-    limits::{HEAD_BYTES, LINE_BYTES},
+    digest::Sha256Digest,
+    error::BackupStoreError,
+    key::StoreKey,
+    limits::{MAX_HEAD_BYTES, MAX_LINE_BYTES},
 };
 
 /// Of the documents written here; another number is not read.
 const SCHEMA: u32 = 1;
 /// Of the first two lines, in bytes.
-pub(super) const FRONT_BYTES: u64 = HEAD_BYTES + LINE_BYTES;
+pub(super) const MAX_HEADER_BYTES: u64 = MAX_HEAD_BYTES + MAX_LINE_BYTES;
 
 /// Of what an archive is, and what it takes to make a workspace of it again.
 ///
 /// It is stored as it is: the caller takes every secret out of `spec` (the environment's above all).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Label {
+pub struct ArchiveLabel {
     /// The workspace.
     pub id: WorkspaceId,
     /// Its name.
@@ -48,15 +48,15 @@ pub struct Label {
 
 /// A backup as its sidecar describes it. Whether the archive is really so is what a proof finds out.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Sidecar {
+pub struct ArchiveSidecar {
     /// Which backup.
-    pub key: Key,
+    pub key: StoreKey,
     /// Of what.
-    pub label: Label,
+    pub label: ArchiveLabel,
     /// Of the zip, in bytes.
     pub archive_bytes: u64,
     /// Of the zip.
-    pub sha256: Digest,
+    pub sha256: Sha256Digest,
     /// Lines of the manifest; sockets, pipes and devices among them are not in the zip.
     pub entries: u64,
     /// Content before compression, in bytes.
@@ -66,59 +66,62 @@ pub struct Sidecar {
 /// What is known of a manifest that has been written somewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Sum {
-    pub(super) sha256: Digest,
+pub(super) struct ManifestDigest {
+    pub(super) sha256: Sha256Digest,
     pub(super) bytes: u64,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Head {
+struct SidecarHead {
     schema: u32,
     backup: String,
     /// When it was begun: seconds since 1970.
     written: u64,
-    label: Label,
+    label: ArchiveLabel,
     archive_bytes: u64,
-    sha256: Digest,
+    sha256: Sha256Digest,
     entries: u64,
     bytes: u64,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Seal {
-    head_sha256: Digest,
-    manifest: Sum,
+struct SidecarSeal {
+    head_sha256: Sha256Digest,
+    manifest: ManifestDigest,
 }
 
 /// The first two lines, read.
 #[derive(Debug)]
-pub(super) struct Front {
-    pub(super) sidecar: Sidecar,
-    pub(super) manifest: Sum,
+pub(super) struct SidecarHeader {
+    pub(super) sidecar: ArchiveSidecar,
+    pub(super) manifest: ManifestDigest,
     /// Where the manifest begins, in bytes.
     pub(super) length: u64,
 }
 
-impl Label {
+impl ArchiveLabel {
     /// Whether it can be stored: said before anything is written.
-    pub(super) fn check(&self) -> Result<(), BackupError> {
+    pub(super) fn check(&self) -> Result<(), BackupStoreError> {
         let problem = match serde_json::to_vec(self) {
-            Ok(json) if json.len() as u64 > HEAD_BYTES - 4096 => {
-                format!("as JSON it has {} bytes, and {} are allowed", json.len(), HEAD_BYTES - 4096)
+            Ok(json) if json.len() as u64 > MAX_HEAD_BYTES - 4096 => {
+                format!("as JSON it has {} bytes, and {} are allowed", json.len(), MAX_HEAD_BYTES - 4096)
             }
             Ok(_) => return Ok(()),
             Err(error) => error.to_string(),
         };
-        Err(BackupError::Label { problem })
+        Err(BackupStoreError::Label { problem })
     }
 }
 
 /// The first two lines.
-pub(super) fn front(sidecar: &Sidecar, manifest: Sum) -> Result<Vec<u8>, BackupError> {
-    let Sidecar { key, label, archive_bytes, sha256, entries, bytes } = sidecar.clone();
-    let head = Head {
+pub(super) fn encode_header(
+    sidecar: &ArchiveSidecar,
+    manifest: ManifestDigest,
+) -> Result<Vec<u8>, BackupStoreError> {
+    let ArchiveSidecar { key, label, archive_bytes, sha256, entries, bytes } = sidecar.clone();
+    let head = SidecarHead {
         schema: SCHEMA,
         backup: key.to_string(),
         written: key.second(),
@@ -128,35 +131,36 @@ pub(super) fn front(sidecar: &Sidecar, manifest: Sum) -> Result<Vec<u8>, BackupE
         entries,
         bytes,
     };
-    let unwritable = |error: serde_json::Error| BackupError::Label { problem: error.to_string() };
+    let unwritable = |error: serde_json::Error| BackupStoreError::Label { problem: error.to_string() };
     let mut lines = serde_json::to_vec(&head).map_err(unwritable)?;
     lines.push(b'\n');
-    let seal = Seal { head_sha256: Digest::of(&lines), manifest };
+    let seal = SidecarSeal { head_sha256: Sha256Digest::of(&lines), manifest };
     lines.extend(serde_json::to_vec(&seal).map_err(unwritable)?);
     lines.push(b'\n');
     Ok(lines)
 }
 
 /// Reads the first two lines of `text`, which may go on; `None` if it has no two lines yet. Fails if they are not as they were written.
-pub(super) fn read_front(key: &Key, text: &[u8]) -> Result<Option<Front>, String> {
+pub(super) fn decode_header(key: &StoreKey, text: &[u8]) -> Result<Option<SidecarHeader>, String> {
     let Some(end) = line(text) else { return Ok(None) };
     let (head, rest) = text.split_at(end);
     let Some(sealed) = line(rest) else { return Ok(None) };
     let seal_line = &rest[..sealed];
-    let seal: Seal = serde_json::from_slice(seal_line).map_err(|_| "its sidecar has no seal".to_owned())?;
+    let seal: SidecarSeal =
+        serde_json::from_slice(seal_line).map_err(|_| "its sidecar has no seal".to_owned())?;
     // The same again, byte by byte: otherwise white space in the seal could change unnoticed.
     let again = serde_json::to_vec(&seal).unwrap_or_default();
-    if seal_line.strip_suffix(b"\n") != Some(&again) || Digest::of(head) != seal.head_sha256 {
+    if seal_line.strip_suffix(b"\n") != Some(&again) || Sha256Digest::of(head) != seal.head_sha256 {
         return Err("its sidecar's head is not as it was written".to_owned());
     }
-    let head: Head = serde_json::from_slice(head)
+    let head: SidecarHead = serde_json::from_slice(head)
         .map_err(|error| format!("its sidecar's head cannot be understood (schema {SCHEMA}): {error}"))?;
     if head.schema != SCHEMA || head.backup != key.to_string() || head.label.id != *key.workspace() {
         return Err(format!("its sidecar is that of {} (schema {})", head.backup, head.schema));
     }
-    let Head { label, archive_bytes, sha256, entries, bytes, .. } = head;
-    let sidecar = Sidecar { key: key.clone(), label, archive_bytes, sha256, entries, bytes };
-    Ok(Some(Front { sidecar, manifest: seal.manifest, length: (end + sealed) as u64 }))
+    let SidecarHead { label, archive_bytes, sha256, entries, bytes, .. } = head;
+    let sidecar = ArchiveSidecar { key: key.clone(), label, archive_bytes, sha256, entries, bytes };
+    Ok(Some(SidecarHeader { sidecar, manifest: seal.manifest, length: (end + sealed) as u64 }))
 }
 
 /// Where the line ends, its line feed included.
@@ -168,9 +172,9 @@ fn line(text: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn sidecar() -> Sidecar {
+    fn sidecar() -> ArchiveSidecar {
         let id = WorkspaceId::from_bits(5);
-        let label = Label {
+        let label = ArchiveLabel {
             id: id.clone(),
             name: "demo".parse().expect("name"),
             owner: "ada".parse().expect("owner"),
@@ -179,16 +183,23 @@ mod tests {
             created: Timestamp(1),
             spec: serde_json::json!({"command": ["bash"]}),
         };
-        let sha256 = Digest::of(b"zip");
-        Sidecar { key: Key::new(id, 1_764_109_666), label, archive_bytes: 3, sha256, entries: 1, bytes: 2 }
+        let sha256 = Sha256Digest::of(b"zip");
+        ArchiveSidecar {
+            key: StoreKey::new(id, 1_764_109_666),
+            label,
+            archive_bytes: 3,
+            sha256,
+            entries: 1,
+            bytes: 2,
+        }
     }
 
     #[test]
     fn no_byte_of_the_first_lines_changes_unnoticed() {
         let sidecar = sidecar();
-        let manifest = Sum { sha256: Digest::of(b"rest"), bytes: 4 };
-        let good = front(&sidecar, manifest).expect("front");
-        let read = read_front(&sidecar.key, &good).expect("read").expect("whole");
+        let manifest = ManifestDigest { sha256: Sha256Digest::of(b"rest"), bytes: 4 };
+        let good = encode_header(&sidecar, manifest).expect("header");
+        let read = decode_header(&sidecar.key, &good).expect("read").expect("whole");
         assert_eq!(
             (read.sidecar, read.manifest, read.length),
             (sidecar.clone(), manifest, good.len() as u64)
@@ -197,21 +208,22 @@ mod tests {
             for bit in 0..8 {
                 let mut bad = good.clone();
                 bad[at] ^= 1 << bit;
-                let same = read_front(&sidecar.key, &bad)
+                let same = decode_header(&sidecar.key, &bad)
                     .ok()
                     .flatten()
                     .is_some_and(|read| read.manifest == manifest);
                 assert!(!same, "bit {bit} of byte {at}");
             }
-            assert!(matches!(read_front(&sidecar.key, &good[..at]), Ok(None)), "cut at {at}");
+            assert!(matches!(decode_header(&sidecar.key, &good[..at]), Ok(None)), "cut at {at}");
         }
     }
 
     #[test]
     fn a_sidecar_under_another_backups_name_is_none() {
         let sidecar = sidecar();
-        let text = front(&sidecar, Sum { sha256: Digest::of(b""), bytes: 0 }).expect("front");
-        let error = read_front(&sidecar.key.next(), &text).expect_err("another's");
+        let text = encode_header(&sidecar, ManifestDigest { sha256: Sha256Digest::of(b""), bytes: 0 })
+            .expect("header");
+        let error = decode_header(&sidecar.key.next(), &text).expect_err("another's");
         assert!(error.contains(&sidecar.key.to_string()), "{error}");
     }
 
@@ -219,7 +231,7 @@ mod tests {
     fn a_label_beyond_the_bound_is_refused() {
         let mut label = sidecar().label;
         assert!(label.check().is_ok());
-        label.spec = serde_json::Value::String("x".repeat(HEAD_BYTES as usize));
-        assert!(matches!(label.check(), Err(BackupError::Label { .. })));
+        label.spec = serde_json::Value::String("x".repeat(MAX_HEAD_BYTES as usize));
+        assert!(matches!(label.check(), Err(BackupStoreError::Label { .. })));
     }
 }

@@ -7,44 +7,44 @@ use object_store::{ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Pa
 use url::Url;
 
 use super::{
-    error::{BackupError, OpenError},
-    folder::{Folder, FolderUpload, StagedFile},
-    limits::LISTED,
-    objects::ObjectUpload,
+    error::{BackupStoreError, OpenStoreError},
+    limits::MAX_LISTED_OBJECTS,
+    local_dir::{LocalDir, LocalFileWriter, StagedFile},
+    multipart::MultipartWriter,
 };
 
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct StorageLocation {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
-    folder: Option<Folder>,
+    folder: Option<LocalDir>,
     /// For people.
     name: String,
 }
 
 /// An object that is being written and does not show yet.
 #[derive(Debug)]
-pub(super) enum Upload {
-    Folder(FolderUpload),
-    Objects(ObjectUpload),
+pub(super) enum ObjectWriter {
+    LocalDir(LocalFileWriter),
+    Multipart(MultipartWriter),
 }
 
 /// An object that is stored whole and does not show yet.
 #[derive(Debug)]
-pub(super) enum Staged {
-    Folder(StagedFile),
-    Objects(ObjectUpload),
+pub(super) enum StagedObject {
+    LocalDir(StagedFile),
+    Multipart(MultipartWriter),
 }
 
-impl Place {
-    pub(super) fn open(text: &str) -> Result<Self, OpenError> {
-        let wrong = |problem: &str| OpenError::Url { url: text.to_owned(), problem: problem.to_owned() };
+impl StorageLocation {
+    pub(super) fn open(text: &str) -> Result<Self, OpenStoreError> {
+        let wrong = |problem: &str| OpenStoreError::Url { url: text.to_owned(), problem: problem.to_owned() };
         let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
         if url.password().is_some() {
             // Not even repeated: it would be in the log.
             let (url, problem) =
                 (format!("{}:…", url.scheme()), "credentials belong into the environment".to_owned());
-            return Err(OpenError::Url { url, problem });
+            return Err(OpenStoreError::Url { url, problem });
         }
         if url.query().is_some() || url.fragment().is_some() {
             return Err(wrong("there is something after \"?\" or \"#\""));
@@ -61,9 +61,9 @@ impl Place {
         }
     }
 
-    fn folder(path: &FilePath) -> Result<Self, OpenError> {
-        let folder = Folder::open(path)?;
-        let store = LocalFileSystem::new_with_prefix(path).map_err(|error| OpenError::Folder {
+    fn folder(path: &FilePath) -> Result<Self, OpenStoreError> {
+        let folder = LocalDir::open(path)?;
+        let store = LocalFileSystem::new_with_prefix(path).map_err(|error| OpenStoreError::Directory {
             path: path.display().to_string(),
             problem: "cannot be used".to_owned(),
             source: Some(std::io::Error::other(error)),
@@ -73,14 +73,14 @@ impl Place {
     }
 
     #[cfg(feature = "cloud")]
-    fn cloud(url: &Url) -> Result<Self, OpenError> {
+    fn cloud(url: &Url) -> Result<Self, OpenStoreError> {
         let (store, prefix) = super::cloud::open(url)?;
         Ok(Self::objects(store, prefix, url.as_str()))
     }
 
     #[cfg(not(feature = "cloud"))]
-    fn cloud(url: &Url) -> Result<Self, OpenError> {
-        Err(OpenError::NotBuilt { url: url.to_string() })
+    fn cloud(url: &Url) -> Result<Self, OpenStoreError> {
+        Err(OpenStoreError::NotBuilt { url: url.to_string() })
     }
 
     /// Any object store.
@@ -94,65 +94,65 @@ impl Place {
     }
 
     /// All names there are; not those below them.
-    pub(super) async fn names(&self) -> Result<HashSet<String>, BackupError> {
+    pub(super) async fn names(&self) -> Result<HashSet<String>, BackupStoreError> {
         let names = match &self.folder {
             Some(folder) => folder.names().await?,
             None => {
                 let prefix = (!self.prefix.is_root()).then_some(&self.prefix);
                 let listed = self.store.list_with_delimiter(prefix).await;
-                let listed = listed.map_err(|e| BackupError::store(&self.name, "listing", "it", e))?;
+                let listed = listed.map_err(|e| BackupStoreError::store(&self.name, "listing", "it", e))?;
                 let name = |object: &object_store::ObjectMeta| object.location.filename().map(str::to_owned);
                 listed.objects.iter().filter_map(name).collect()
             }
         };
-        if names.len() > LISTED {
-            return Err(BackupError::TooMany { place: self.name.clone(), most: LISTED });
+        if names.len() > MAX_LISTED_OBJECTS {
+            return Err(BackupStoreError::TooMany { place: self.name.clone(), most: MAX_LISTED_OBJECTS });
         }
         Ok(names.into_iter().collect())
     }
 
     /// Of an object, in bytes.
-    pub(super) async fn size(&self, object: &str) -> Result<u64, BackupError> {
+    pub(super) async fn size(&self, object: &str) -> Result<u64, BackupStoreError> {
         let meta = self.store.head(&self.path(object)).await;
-        meta.map(|meta| meta.size).map_err(|e| BackupError::store(&self.name, "looking at", object, e))
+        meta.map(|meta| meta.size).map_err(|e| BackupStoreError::store(&self.name, "looking at", object, e))
     }
 
-    pub(super) async fn exists(&self, object: &str) -> Result<bool, BackupError> {
+    pub(super) async fn exists(&self, object: &str) -> Result<bool, BackupStoreError> {
         match self.size(object).await {
             Ok(_) => Ok(true),
-            Err(BackupError::Missing { .. }) => Ok(false),
+            Err(BackupStoreError::Missing { .. }) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
     /// Bytes of an object, as they are stored: never fewer than asked for.
-    pub(super) async fn range(&self, object: &str, range: Range<u64>) -> Result<Bytes, BackupError> {
+    pub(super) async fn range(&self, object: &str, range: Range<u64>) -> Result<Bytes, BackupStoreError> {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        let failed = |e| BackupError::store(&self.name, "reading", object, e);
+        let failed = |e| BackupStoreError::store(&self.name, "reading", object, e);
         let bytes = self.store.get_range(&self.path(object), range.clone()).await.map_err(failed)?;
         if bytes.len() as u64 != range.end - range.start {
             let short = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
-            return Err(BackupError::io(&self.name, &format!("reading {object}"), short));
+            return Err(BackupStoreError::io(&self.name, &format!("reading {object}"), short));
         }
         Ok(bytes)
     }
 
-    pub(super) async fn upload(&self, object: &str) -> Result<Upload, BackupError> {
+    pub(super) async fn upload(&self, object: &str) -> Result<ObjectWriter, BackupStoreError> {
         if let Some(folder) = &self.folder {
-            return Ok(Upload::Folder(folder.upload(object).await?));
+            return Ok(ObjectWriter::LocalDir(folder.upload(object).await?));
         }
         let upload = self.store.put_multipart(&self.path(object)).await;
-        let upload = upload.map_err(|e| BackupError::store(&self.name, "writing", object, e))?;
-        Ok(Upload::Objects(ObjectUpload::new(&self.name, object, upload)))
+        let upload = upload.map_err(|e| BackupStoreError::store(&self.name, "writing", object, e))?;
+        Ok(ObjectWriter::Multipart(MultipartWriter::new(&self.name, object, upload)))
     }
 
     /// It is gone afterwards, also when it was before.
-    pub(super) async fn remove(&self, object: &str) -> Result<(), BackupError> {
+    pub(super) async fn remove(&self, object: &str) -> Result<(), BackupStoreError> {
         match self.store.delete(&self.path(object)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(BackupError::store(&self.name, "removing", object, error)),
+            Err(error) => Err(BackupStoreError::store(&self.name, "removing", object, error)),
         }
     }
 
@@ -161,22 +161,22 @@ impl Place {
     }
 }
 
-// === impl Upload ===
+// === impl ObjectWriter ===
 
-impl Upload {
-    pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), BackupError> {
+impl ObjectWriter {
+    pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), BackupStoreError> {
         match self {
-            Self::Folder(file) => file.write(bytes).await,
-            Self::Objects(upload) => upload.write(bytes).await,
+            Self::LocalDir(file) => file.write(bytes).await,
+            Self::Multipart(upload) => upload.write(bytes).await,
         }
     }
 
     /// Stores what was written so that it survives whatever comes. If it fails, nothing is left.
-    pub(super) async fn stage(self) -> Result<Staged, BackupError> {
+    pub(super) async fn stage(self) -> Result<StagedObject, BackupStoreError> {
         match self {
-            Self::Folder(file) => Ok(Staged::Folder(file.stage().await?)),
-            Self::Objects(mut upload) => match upload.stage().await {
-                Ok(()) => Ok(Staged::Objects(upload)),
+            Self::LocalDir(file) => Ok(StagedObject::LocalDir(file.stage().await?)),
+            Self::Multipart(mut upload) => match upload.stage().await {
+                Ok(()) => Ok(StagedObject::Multipart(upload)),
                 Err(error) => {
                     upload.abort().await;
                     Err(error)
@@ -188,20 +188,20 @@ impl Upload {
     /// Nothing of it stays.
     pub(super) async fn discard(self) {
         match self {
-            Self::Folder(file) => drop(file),
-            Self::Objects(upload) => upload.abort().await,
+            Self::LocalDir(file) => drop(file),
+            Self::Multipart(upload) => upload.abort().await,
         }
     }
 }
 
-// === impl Staged ===
+// === impl StagedObject ===
 
-impl Staged {
+impl StagedObject {
     /// It shows from here on. If it fails, nothing is left.
-    pub(super) async fn publish(self) -> Result<(), BackupError> {
+    pub(super) async fn publish(self) -> Result<(), BackupStoreError> {
         match self {
-            Self::Folder(file) => file.publish().await,
-            Self::Objects(mut upload) => {
+            Self::LocalDir(file) => file.publish().await,
+            Self::Multipart(mut upload) => {
                 let completed = upload.complete().await;
                 if completed.is_err() {
                     upload.abort().await;
@@ -214,8 +214,8 @@ impl Staged {
     /// Nothing of it stays.
     pub(super) async fn discard(self) {
         match self {
-            Self::Folder(file) => drop(file),
-            Self::Objects(upload) => upload.abort().await,
+            Self::LocalDir(file) => drop(file),
+            Self::Multipart(upload) => upload.abort().await,
         }
     }
 }

@@ -5,8 +5,8 @@
 use std::{error::Error, fmt, io};
 
 use super::{
-    key::Key,
-    limits::{REASON_CHARS, REASONS},
+    key::StoreKey,
+    limits::{MAX_REASON_CHARS, MAX_REASONS},
 };
 
 /// What a system below said.
@@ -14,7 +14,7 @@ pub(super) type Cause = Box<dyn Error + Send + Sync>;
 
 /// Why there is no backup store.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+pub enum OpenStoreError {
     /// It is no URL, or none of a kind of store.
     #[error(
         "{url:?} names no backup store: {problem}. It can be file:///absolute/folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
@@ -35,7 +35,7 @@ pub enum OpenError {
     },
     /// The folder cannot be used.
     #[error("the folder of the backup store, {path}, {problem}")]
-    Folder {
+    Directory {
         /// Which.
         path: String,
         /// What is wrong with it, or what was tried.
@@ -55,7 +55,7 @@ pub enum OpenError {
 
 /// Why something about a backup failed.
 #[derive(Debug, thiserror::Error)]
-pub enum BackupError {
+pub enum BackupStoreError {
     /// No room: something has to be freed first.
     #[error("{place} is full ({doing})")]
     Full {
@@ -88,15 +88,15 @@ pub enum BackupError {
     #[error("the backup {key} is damaged: {}{problem}", entry.as_ref().map(|entry| format!("{entry}: ")).unwrap_or_default())]
     Damaged {
         /// Which backup.
-        key: Key,
+        key: StoreKey,
         /// At which entry, if it is one.
-        entry: Option<EntryName>,
+        entry: Option<EscapedName>,
         /// What is wrong, for people.
         problem: String,
     },
     /// What the agent sent is no whole archive; nothing of it is left in the store.
     #[error("the archive is incomplete: {0}")]
-    Incomplete(Reasons),
+    Incomplete(IncompleteReasons),
     /// The label cannot be stored; nothing was written.
     #[error("the label of the backup cannot be stored: {problem}")]
     Label {
@@ -125,21 +125,21 @@ pub enum BackupError {
 
 /// A name in an archive as it can be shown to people: any bytes, control characters escaped, long ones cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EntryName(Vec<u8>);
+pub struct EscapedName(Vec<u8>);
 
 /// Why an archive is incomplete: the first reasons, and how many there are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reasons {
+pub struct IncompleteReasons {
     /// The first ones, for people.
     pub first: Vec<String>,
     /// All of them, also those that are not told.
     pub count: u64,
 }
 
-impl BackupError {
+impl BackupStoreError {
     /// One reason.
     pub(super) fn incomplete(reason: impl fmt::Display) -> Self {
-        let mut reasons = Reasons::default();
+        let mut reasons = IncompleteReasons::default();
         reasons.add(reason);
         Self::Incomplete(reasons)
     }
@@ -147,7 +147,7 @@ impl BackupError {
     /// What a system said while `doing` something at `place`.
     pub(super) fn io(place: &str, doing: &str, source: io::Error) -> Self {
         let kind = source.kind();
-        Self::sorted(place, doing, Some(kind), Box::new(source))
+        Self::from_io_kind(place, doing, Some(kind), Box::new(source))
     }
 
     /// What an object store said while `doing` something with `object`.
@@ -158,10 +158,10 @@ impl BackupError {
             PermissionDenied { .. } | Unauthenticated { .. } => Some(io::ErrorKind::PermissionDenied),
             other => io_kind(other),
         };
-        Self::sorted(place, &format!("{doing} {object}"), kind, Box::new(source))
+        Self::from_io_kind(place, &format!("{doing} {object}"), kind, Box::new(source))
     }
 
-    fn sorted(place: &str, doing: &str, kind: Option<io::ErrorKind>, source: Cause) -> Self {
+    fn from_io_kind(place: &str, doing: &str, kind: Option<io::ErrorKind>, source: Cause) -> Self {
         use io::ErrorKind::{FileTooLarge, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
         let (place, doing) = (place.to_owned(), doing.to_owned());
         match kind {
@@ -184,29 +184,29 @@ fn io_kind(error: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
     None
 }
 
-// === impl EntryName ===
+// === impl EscapedName ===
 
-impl EntryName {
+impl EscapedName {
     pub(super) fn new(bytes: &[u8]) -> Self {
         // Enough for what is shown; a name may have 64 KiB.
-        Self(bytes[..bytes.len().min(4 * REASON_CHARS)].to_vec())
+        Self(bytes[..bytes.len().min(4 * MAX_REASON_CHARS)].to_vec())
     }
 }
 
-impl fmt::Display for EntryName {
+impl fmt::Display for EscapedName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&tame(&String::from_utf8_lossy(&self.0)))
+        f.write_str(&escape(&String::from_utf8_lossy(&self.0)))
     }
 }
 
-// === impl Reasons ===
+// === impl IncompleteReasons ===
 
-impl Reasons {
+impl IncompleteReasons {
     /// One more, which may be an agent's own words.
     pub(super) fn add(&mut self, reason: impl fmt::Display) {
         self.count += 1;
-        if self.first.len() < REASONS {
-            self.first.push(tame(&reason.to_string()));
+        if self.first.len() < MAX_REASONS {
+            self.first.push(escape(&reason.to_string()));
         }
     }
 
@@ -215,7 +215,7 @@ impl Reasons {
     }
 }
 
-impl fmt::Display for Reasons {
+impl fmt::Display for IncompleteReasons {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.first.join("; "))?;
         match self.count.saturating_sub(self.first.len() as u64) {
@@ -226,16 +226,16 @@ impl fmt::Display for Reasons {
 }
 
 /// No control characters (they would command the terminal of whoever reads it), and not for ever.
-fn tame(text: &str) -> String {
-    let tamed = text.chars().take(REASON_CHARS).flat_map(|c| {
+fn escape(text: &str) -> String {
+    let escaped_text = text.chars().take(MAX_REASON_CHARS).flat_map(|c| {
         let escaped = c.is_control().then(|| c.escape_debug());
         escaped.into_iter().flatten().chain((!c.is_control()).then_some(c))
     });
-    let mut tamed: String = tamed.collect();
-    if text.chars().nth(REASON_CHARS).is_some() {
-        tamed.push('…');
+    let mut escaped_text: String = escaped_text.collect();
+    if text.chars().nth(MAX_REASON_CHARS).is_some() {
+        escaped_text.push('…');
     }
-    tamed
+    escaped_text
 }
 
 #[cfg(test)]
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn an_agents_words_are_cut_and_command_no_terminal() {
-        let mut reasons = Reasons::default();
+        let mut reasons = IncompleteReasons::default();
         reasons.add(format!("\u{1b}]0;gotcha\u{7}{}", "x".repeat(1000)));
         (0..100).for_each(|n| reasons.add(n));
         let text = reasons.to_string();
@@ -252,8 +252,8 @@ mod tests {
             !text.contains('\u{1b}') && text.contains("\\u{1b}]0;gotcha") && text.ends_with("; and 81 more"),
             "{text}"
         );
-        assert!(text.chars().count() < REASON_CHARS + 200);
-        assert_eq!(EntryName::new(b"a\nb\xff").to_string(), "a\\nb\u{fffd}");
+        assert!(text.chars().count() < MAX_REASON_CHARS + 200);
+        assert_eq!(EscapedName::new(b"a\nb\xff").to_string(), "a\\nb\u{fffd}");
     }
 
     #[test]
@@ -262,13 +262,13 @@ mod tests {
             store: "x",
             source: Box::new(io::Error::from(kind)),
         };
-        let of = |kind| BackupError::store("the store", "writing", "a.zip", deep(kind));
-        assert!(matches!(of(io::ErrorKind::StorageFull), BackupError::Full { .. }));
-        assert!(matches!(of(io::ErrorKind::QuotaExceeded), BackupError::Full { .. }));
-        assert!(matches!(of(io::ErrorKind::ReadOnlyFilesystem), BackupError::Denied { .. }));
-        assert!(matches!(of(io::ErrorKind::TimedOut), BackupError::Unreachable { .. }));
+        let of = |kind| BackupStoreError::store("the store", "writing", "a.zip", deep(kind));
+        assert!(matches!(of(io::ErrorKind::StorageFull), BackupStoreError::Full { .. }));
+        assert!(matches!(of(io::ErrorKind::QuotaExceeded), BackupStoreError::Full { .. }));
+        assert!(matches!(of(io::ErrorKind::ReadOnlyFilesystem), BackupStoreError::Denied { .. }));
+        assert!(matches!(of(io::ErrorKind::TimedOut), BackupStoreError::Unreachable { .. }));
         let gone = object_store::Error::NotFound { path: String::new(), source: "gone".into() };
-        let error = BackupError::store("the store", "reading", "a.zip", gone);
+        let error = BackupStoreError::store("the store", "reading", "a.zip", gone);
         assert_eq!(error.to_string(), "the store holds no a.zip");
     }
 }

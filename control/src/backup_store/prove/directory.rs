@@ -4,8 +4,8 @@
 
 use std::ops::Range;
 
-use super::reader::Reader;
-use crate::backups::error::BackupError;
+use super::reader::ObjectReader;
+use crate::backup_store::error::BackupStoreError;
 
 const END: u32 = 0x0605_4b50;
 const END_BYTES: u64 = 22;
@@ -20,14 +20,14 @@ pub(super) const TAIL_BYTES: u64 = END_BYTES + LOCATOR_BYTES + END64_BYTES;
 
 /// Where the directory is, and how many entries it says there are.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct End {
+pub(super) struct EndOfDirectory {
     pub(super) directory: Range<u64>,
     pub(super) entries: u64,
 }
 
 /// An entry as the directory has it.
 #[derive(Debug)]
-pub(super) struct Central {
+pub(super) struct CentralHeader {
     pub(super) name: Vec<u8>,
     pub(super) flags: u16,
     pub(super) method: u16,
@@ -45,9 +45,9 @@ pub(super) struct Central {
 }
 
 /// Numbers at fixed places; what is not there is 0.
-pub(super) struct Fields<'a>(pub(super) &'a [u8]);
+pub(super) struct LittleEndianFields<'a>(pub(super) &'a [u8]);
 
-impl Fields<'_> {
+impl LittleEndianFields<'_> {
     pub(super) fn u16(&self, at: usize) -> u16 {
         self.array(at).map_or(0, u16::from_le_bytes)
     }
@@ -65,12 +65,12 @@ impl Fields<'_> {
     }
 }
 
-impl End {
+impl EndOfDirectory {
     /// Reads the `tail` of a zip of `size` bytes: its last [`TAIL_BYTES`], or all of it.
     pub(super) fn read(tail: &[u8], size: u64) -> Option<Self> {
         let begins = size.checked_sub(tail.len() as u64)?;
         let (before, end) = tail.split_at_checked(tail.len().checked_sub(END_BYTES as usize)?)?;
-        let end = Fields(end);
+        let end = LittleEndianFields(end);
         let (disks, here, all) = (end.u32(4), end.u16(8), end.u16(10));
         let (bytes, offset) = (end.u32(12), end.u32(16));
         if end.u32(0) != END || disks != 0 || here != all || end.u16(20) != 0 {
@@ -80,7 +80,7 @@ impl End {
             return Self::at(offset.into(), bytes.into(), all.into(), begins + before.len() as u64);
         }
         let (record, locator) = before.split_at_checked(END64_BYTES as usize)?;
-        let (record, locator) = (Fields(record), Fields(locator));
+        let (record, locator) = (LittleEndianFields(record), LittleEndianFields(locator));
         let located = locator.u32(0) == LOCATOR
             && locator.u32(4) == 0
             && locator.u64(8) == begins
@@ -105,17 +105,19 @@ impl End {
     }
 }
 
-impl Central {
+impl CentralHeader {
     /// The next one; `None` at the end. What is wrong with it, else.
-    pub(super) fn read(reader: &mut Reader) -> Result<Option<Result<Self, &'static str>>, BackupError> {
+    pub(super) fn read(
+        reader: &mut ObjectReader,
+    ) -> Result<Option<Result<Self, &'static str>>, BackupStoreError> {
         if reader.next()?.is_empty() {
             return Ok(None);
         }
         let mut bytes = Vec::with_capacity(HEADER_BYTES);
-        if !reader.take(HEADER_BYTES, &mut bytes)? || Fields(&bytes).u32(0) != HEADER {
+        if !reader.take(HEADER_BYTES, &mut bytes)? || LittleEndianFields(&bytes).u32(0) != HEADER {
             return Ok(Some(Err("the zip's directory has something that is no entry")));
         }
-        let header = Fields(&bytes);
+        let header = LittleEndianFields(&bytes);
         let (name, extra, comment) = (header.u16(28), header.u16(30), header.u16(32));
         let mut rest = Vec::new();
         if !reader.take(usize::from(name) + usize::from(extra), &mut rest)? {
@@ -125,7 +127,7 @@ impl Central {
             return Ok(Some(Err("the zip's directory has an entry with a comment or in another volume")));
         }
         let (name, extra) = rest.split_at(name.into());
-        let mut wide = Wide::of(extra);
+        let mut wide = Zip64Extra::of(extra);
         let size = wide.or(header.u32(24));
         let packed = wide.or(header.u32(20));
         let offset = wide.or(header.u32(42));
@@ -147,14 +149,14 @@ impl Central {
 }
 
 /// The numbers of 64 bits behind a header, in the order in which the header lacks them.
-pub(super) struct Wide<'a>(&'a [u8]);
+pub(super) struct Zip64Extra<'a>(&'a [u8]);
 
-impl<'a> Wide<'a> {
+impl<'a> Zip64Extra<'a> {
     const TAG: u16 = 1;
 
     pub(super) fn of(mut extra: &'a [u8]) -> Self {
         while extra.len() >= 4 {
-            let fields = Fields(extra);
+            let fields = LittleEndianFields(extra);
             let (tag, length) = (fields.u16(0), usize::from(fields.u16(2)));
             let Some(content) = extra.get(4..4 + length) else { break };
             if tag == Self::TAG {
@@ -172,7 +174,7 @@ impl<'a> Wide<'a> {
         }
         let (number, rest) = self.0.split_at_checked(8)?;
         self.0 = rest;
-        Some(Fields(number).u64(0))
+        Some(LittleEndianFields(number).u64(0))
     }
 }
 
@@ -193,8 +195,8 @@ mod tests {
 
     #[test]
     fn the_directory_ends_where_its_end_begins() {
-        let read = |end: &[u8], size| End::read(end, size);
-        assert_eq!(read(&end(2, 50, 100), 172), Some(End { directory: 100..150, entries: 2 }));
+        let read = |end: &[u8], size| EndOfDirectory::read(end, size);
+        assert_eq!(read(&end(2, 50, 100), 172), Some(EndOfDirectory { directory: 100..150, entries: 2 }));
         assert_eq!(read(&end(2, 50, 100), 173), None, "a byte nobody owns");
         assert_eq!(read(&end(2, 50, 100), 171), None);
     }
@@ -214,17 +216,20 @@ mod tests {
         tail.extend(1_u32.to_le_bytes());
         tail.extend(end(u16::MAX, bytes as u32, u32::MAX));
         let size = offset + bytes + TAIL_BYTES;
-        assert_eq!(End::read(&tail, size), Some(End { directory: offset..offset + bytes, entries }));
-        assert_eq!(End::read(&tail, size + 1), None);
+        assert_eq!(
+            EndOfDirectory::read(&tail, size),
+            Some(EndOfDirectory { directory: offset..offset + bytes, entries })
+        );
+        assert_eq!(EndOfDirectory::read(&tail, size + 1), None);
         tail[24] ^= 1;
-        assert_eq!(End::read(&tail, size), None, "two counts of the entries");
+        assert_eq!(EndOfDirectory::read(&tail, size), None, "two counts of the entries");
     }
 
     proptest! {
         #[test]
         fn nothing_makes_it_panic(tail in prop::collection::vec(any::<u8>(), 0..120), size: u64) {
-            let _any = End::read(&tail, size);
-            let mut wide = Wide::of(&tail);
+            let _any = EndOfDirectory::read(&tail, size);
+            let mut wide = Zip64Extra::of(&tail);
             let _any = (wide.or(u32::MAX), wide.or(u32::MAX), wide.or(u32::MAX));
         }
     }

@@ -5,11 +5,11 @@
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 
 use super::{
-    contents::Contents,
-    directory::{Central, Fields, Wide},
-    reader::Reader,
+    contents::ContentSender,
+    directory::{CentralHeader, LittleEndianFields, Zip64Extra},
+    reader::ObjectReader,
 };
-use crate::backups::error::BackupError;
+use crate::backup_store::error::BackupStoreError;
 
 const LOCAL: u32 = 0x0403_4b50;
 const LOCAL_BYTES: usize = 30;
@@ -24,32 +24,32 @@ const STORED: u16 = 0;
 const DEFLATED: u16 = 8;
 
 /// Reads entries, one after the other.
-pub(super) struct Entries {
+pub(super) struct EntryReader {
     inflate: Decompress,
     bytes: Vec<u8>,
 }
 
 /// Why an entry is not read to its end.
-pub(super) enum Stop {
+pub(super) enum EntryError {
     /// It is not as the directory says.
     Damaged(String),
     /// The store failed.
-    Failed(BackupError),
+    Failed(BackupStoreError),
     /// Whoever takes the contents has seen enough.
-    Enough,
+    ReceiverClosed,
 }
 
-impl From<BackupError> for Stop {
-    fn from(error: BackupError) -> Self {
+impl From<BackupStoreError> for EntryError {
+    fn from(error: BackupStoreError) -> Self {
         Self::Failed(error)
     }
 }
 
-fn damaged(problem: &str) -> Stop {
-    Stop::Damaged(problem.to_owned())
+fn damaged(problem: &str) -> EntryError {
+    EntryError::Damaged(problem.to_owned())
 }
 
-impl Entries {
+impl EntryReader {
     pub(super) fn new() -> Self {
         Self { inflate: Decompress::new(false), bytes: Vec::new() }
     }
@@ -57,11 +57,11 @@ impl Entries {
     /// Reads the entry that the directory calls `central` and that ends where the next begins, at `end`.
     pub(super) fn read(
         &mut self,
-        zip: &mut Reader,
-        central: &Central,
+        zip: &mut ObjectReader,
+        central: &CentralHeader,
         end: u64,
-        contents: &mut Contents,
-    ) -> Result<(), Stop> {
+        contents: &mut ContentSender,
+    ) -> Result<(), EntryError> {
         if zip.at() != central.offset {
             return Err(damaged("it does not begin where the entry before it ends"));
         }
@@ -80,7 +80,7 @@ impl Entries {
     }
 
     /// The local header says what the directory says.
-    fn header(&mut self, zip: &mut Reader, central: &Central) -> Result<(), Stop> {
+    fn header(&mut self, zip: &mut ObjectReader, central: &CentralHeader) -> Result<(), EntryError> {
         let odd = central.flags & !(FLAG_DESCRIPTOR | FLAG_UTF8 | FLAGS_EFFORT) != 0;
         let text = std::str::from_utf8(&central.name).is_ok();
         let marked = central.flags & FLAG_UTF8 != 0;
@@ -89,14 +89,14 @@ impl Entries {
         }
         self.bytes.clear();
         let whole = zip.take(LOCAL_BYTES, &mut self.bytes)?;
-        let fields = Fields(&self.bytes);
+        let fields = LittleEndianFields(&self.bytes);
         let (name, extra) = (usize::from(fields.u16(26)), usize::from(fields.u16(28)));
         if !whole || fields.u32(0) != LOCAL || !zip.take(name + extra, &mut self.bytes)? {
             return Err(damaged("there is no entry where it should be"));
         }
-        let header = Fields(&self.bytes);
+        let header = LittleEndianFields(&self.bytes);
         let rest = &self.bytes[LOCAL_BYTES..];
-        let mut wide = Wide::of(&rest[name..]);
+        let mut wide = Zip64Extra::of(&rest[name..]);
         let (size, packed) = (wide.or(header.u32(22)), wide.or(header.u32(18)));
         // With a descriptor behind the data nothing has to be known yet.
         let later = central.flags & FLAG_DESCRIPTOR != 0;
@@ -113,25 +113,25 @@ impl Entries {
 
     fn inflated(
         &mut self,
-        zip: &mut Reader,
-        central: &Central,
-        contents: &mut Contents,
-    ) -> Result<u32, Stop> {
+        zip: &mut ObjectReader,
+        central: &CentralHeader,
+        contents: &mut ContentSender,
+    ) -> Result<u32, EntryError> {
         let mut crc = Crc::new();
         let mut missing = central.packed;
         self.inflate.reset(false);
         loop {
             let next = zip.next()?;
             let input = &next[..next.len().min(usize::try_from(missing).unwrap_or(usize::MAX))];
-            let room = contents.room().ok_or(Stop::Enough)?;
+            let room = contents.room().ok_or(EntryError::ReceiverClosed)?;
             let (taken, begins) = (self.inflate.total_in(), room.len());
             let status = self
                 .inflate
                 .decompress_vec(input, room, FlushDecompress::None)
                 .map_err(|_| damaged("its data cannot be decompressed"))?;
-            let taken = self.inflate.total_in() - taken;
+            let reserved_keys = self.inflate.total_in() - taken;
             crc.update(&room[begins..]);
-            let stuck = taken == 0 && room.len() == begins;
+            let stuck = reserved_keys == 0 && room.len() == begins;
             zip.consume(usize::try_from(taken).unwrap_or_default());
             missing -= taken;
             if self.inflate.total_out() > central.size {
@@ -151,7 +151,12 @@ impl Entries {
     }
 
     /// Behind the data is nothing, or once more what the directory says.
-    fn descriptor(&mut self, zip: &mut Reader, central: &Central, behind: u64) -> Result<(), Stop> {
+    fn descriptor(
+        &mut self,
+        zip: &mut ObjectReader,
+        central: &CentralHeader,
+        behind: u64,
+    ) -> Result<(), EntryError> {
         let expected = if central.flags & FLAG_DESCRIPTOR != 0 { &[12_u64, 16, 20, 24][..] } else { &[0] };
         let (true, Ok(length)) = (expected.contains(&behind), usize::try_from(behind)) else {
             return Err(damaged("there is something behind its data"));
@@ -179,7 +184,11 @@ impl Entries {
     }
 }
 
-fn stored(zip: &mut Reader, central: &Central, contents: &mut Contents) -> Result<u32, Stop> {
+fn stored(
+    zip: &mut ObjectReader,
+    central: &CentralHeader,
+    contents: &mut ContentSender,
+) -> Result<u32, EntryError> {
     if central.packed != central.size {
         return Err(damaged("it is not compressed, but its sizes differ"));
     }
@@ -187,7 +196,7 @@ fn stored(zip: &mut Reader, central: &Central, contents: &mut Contents) -> Resul
     let mut missing = central.packed;
     while missing > 0 {
         let next = zip.next()?;
-        let room = contents.room().ok_or(Stop::Enough)?;
+        let room = contents.room().ok_or(EntryError::ReceiverClosed)?;
         let count = next.len().min(room.capacity() - room.len());
         let count = count.min(usize::try_from(missing).unwrap_or(usize::MAX));
         if count == 0 {

@@ -6,12 +6,12 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use podling_proto::agent::v1::{ArchiveEntry, FileKind};
 use serde::{Deserialize, Serialize};
 
-use super::{digest::Digest, limits::PATH_BYTES};
+use super::{digest::Sha256Digest, limits::MAX_PATH_BYTES};
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Kind {
+pub(super) enum EntryKind {
     File,
     Folder,
     Symlink,
@@ -21,10 +21,10 @@ pub(super) enum Kind {
 
 /// A line of the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct SidecarEntry {
     /// Relative, as its bytes are on disk; a folder's without "/" at the end.
     pub(super) path: Vec<u8>,
-    pub(super) kind: Kind,
+    pub(super) kind: EntryKind,
     /// Of a file, in bytes.
     pub(super) size: u64,
     /// Permission bits.
@@ -32,71 +32,73 @@ pub(super) struct Entry {
     /// Seconds since 1970, and nanoseconds.
     pub(super) modified: (i64, u32),
     /// Of a file's content or a link's target.
-    pub(super) sha256: Option<Digest>,
+    pub(super) sha256: Option<Sha256Digest>,
 }
 
 /// As it is stored: one JSON object a line. A path that is UTF-8 is text, another one the base64 of its bytes.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+struct SidecarLine {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     path: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     path_base64: Option<String>,
-    kind: Kind,
+    kind: EntryKind,
     size: u64,
     mode: u32,
     mtime: (i64, u32),
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    sha256: Option<Digest>,
+    sha256: Option<Sha256Digest>,
 }
 
-impl Entry {
+impl SidecarEntry {
     /// What the agent says, or what is wrong with it.
     pub(super) fn from_wire(wire: ArchiveEntry) -> Result<Self, String> {
         let kind = match wire.kind() {
-            FileKind::File => Kind::File,
-            FileKind::Folder => Kind::Folder,
-            FileKind::Symlink => Kind::Symlink,
-            FileKind::Other => Kind::Other,
+            FileKind::File => EntryKind::File,
+            FileKind::Folder => EntryKind::Folder,
+            FileKind::Symlink => EntryKind::Symlink,
+            FileKind::Other => EntryKind::Other,
             FileKind::Unspecified => return Err("it does not say what it is".to_owned()),
         };
         if wire.path.is_empty() || wire.path.ends_with(b"/") || wire.path.contains(&0) {
             return Err("it has no proper name".to_owned());
         }
-        if wire.path.len() > PATH_BYTES {
-            return Err(format!("its name has more than {PATH_BYTES} bytes"));
+        if wire.path.len() > MAX_PATH_BYTES {
+            return Err(format!("its name has more than {MAX_PATH_BYTES} bytes"));
         }
         if wire.mode > 0o7777 {
             return Err("its mode is none".to_owned());
         }
         let sha256 = match (kind, wire.sha256.as_slice()) {
-            (Kind::Folder | Kind::Other, []) => None,
-            (Kind::File | Kind::Symlink, bytes) => {
-                Some(Digest::try_from(bytes).map_err(|error| error.to_string())?)
+            (EntryKind::Folder | EntryKind::Other, []) => None,
+            (EntryKind::File | EntryKind::Symlink, bytes) => {
+                Some(Sha256Digest::try_from(bytes).map_err(|error| error.to_string())?)
             }
-            (Kind::Folder | Kind::Other, _) => return Err("it has no content, but a digest".to_owned()),
+            (EntryKind::Folder | EntryKind::Other, _) => {
+                return Err("it has no content, but a digest".to_owned());
+            }
         };
         let modified = wire.modified.unwrap_or_default();
         let modified = (modified.seconds, u32::try_from(modified.nanos).unwrap_or_default());
         Ok(Self { path: wire.path, kind, size: wire.size, mode: wire.mode, modified, sha256 })
     }
 
-    /// Written at the end of `to`, with a line feed.
+    /// WrittenArchive at the end of `to`, with a line feed.
     pub(super) fn write(self, to: &mut Vec<u8>) -> serde_json::Result<()> {
         let (path, path_base64) = match String::from_utf8(self.path) {
             Ok(text) => (Some(text), None),
             Err(error) => (None, Some(BASE64_STANDARD.encode(error.as_bytes()))),
         };
         let Self { kind, size, mode, modified: mtime, sha256, .. } = self;
-        serde_json::to_writer(&mut *to, &Line { path, path_base64, kind, size, mode, mtime, sha256 })?;
+        serde_json::to_writer(&mut *to, &SidecarLine { path, path_base64, kind, size, mode, mtime, sha256 })?;
         to.push(b'\n');
         Ok(())
     }
 
     /// Reads a line, with or without its line feed.
     pub(super) fn read(line: &[u8]) -> Option<Self> {
-        let Line { path, path_base64, kind, size, mode, mtime, sha256 } =
+        let SidecarLine { path, path_base64, kind, size, mode, mtime, sha256 } =
             serde_json::from_slice(line).ok()?;
         let path = match (path, path_base64) {
             (Some(text), None) => text.into_bytes(),
@@ -108,14 +110,14 @@ impl Entry {
 
     /// Whether the zip holds it.
     pub(super) fn in_zip(&self) -> bool {
-        self.kind != Kind::Other
+        self.kind != EntryKind::Other
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backups::limits::LINE_BYTES;
+    use crate::backup_store::limits::MAX_LINE_BYTES;
 
     fn wire(path: &[u8]) -> ArchiveEntry {
         ArchiveEntry {
@@ -130,14 +132,14 @@ mod tests {
 
     #[test]
     fn every_name_survives_as_one_line_within_the_bound() {
-        let longest = vec![1; PATH_BYTES];
+        let longest = vec![1; MAX_PATH_BYTES];
         for path in [&b"a/b"[..], b"line\nfeed", "gr\u{fc}n".as_bytes(), b"\xff\xfe", b"\"", &longest] {
-            let entry = Entry::from_wire(wire(path)).expect("entry");
+            let entry = SidecarEntry::from_wire(wire(path)).expect("entry");
             let mut line = Vec::new();
             entry.clone().write(&mut line).expect("line");
             assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
-            assert!((line.len() as u64) <= LINE_BYTES);
-            assert_eq!(Entry::read(&line), Some(entry));
+            assert!((line.len() as u64) <= MAX_LINE_BYTES);
+            assert_eq!(SidecarEntry::read(&line), Some(entry));
         }
     }
 
@@ -147,7 +149,7 @@ mod tests {
             |e| e.path.clear(),
             |e| e.path = b"a/".to_vec(),
             |e| e.path = b"a\0b".to_vec(),
-            |e| e.path = vec![b'a'; PATH_BYTES + 1],
+            |e| e.path = vec![b'a'; MAX_PATH_BYTES + 1],
             |e| e.kind = 0,
             |e| e.kind = 77,
             |e| e.mode = 0o10_0644,
@@ -157,7 +159,7 @@ mod tests {
         for spoil in bad {
             let mut entry = wire(b"a");
             spoil(&mut entry);
-            assert!(Entry::from_wire(entry.clone()).is_err(), "{entry:?}");
+            assert!(SidecarEntry::from_wire(entry.clone()).is_err(), "{entry:?}");
         }
     }
 }

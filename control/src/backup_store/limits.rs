@@ -6,7 +6,7 @@ const GIB: u64 = 1024 * 1024 * 1024;
 
 /// Bounds of one archive, each with a default. What goes beyond makes the archive incomplete, and nothing of it stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct ArchiveLimits {
     /// Of the zip, in bytes: what one archive can take of the store's disk.
     pub archive_bytes: u64,
     /// Of all content together, in bytes: what a proof has to decode, whatever the zip's size.
@@ -19,7 +19,7 @@ pub struct Limits {
     pub silence: Duration,
 }
 
-impl Default for Limits {
+impl Default for ArchiveLimits {
     fn default() -> Self {
         Self {
             archive_bytes: 64 * GIB,
@@ -32,15 +32,15 @@ impl Default for Limits {
 }
 
 /// Of a path in the manifest: what a zip can hold, less the "/" behind a folder's name.
-pub(super) const PATH_BYTES: usize = 65_534;
+pub(super) const MAX_PATH_BYTES: usize = 65_534;
 /// Of a line of the manifest, in bytes: a path of which every byte is escaped (six for one), and the rest. A longer line is damage.
-pub(super) const LINE_BYTES: u64 = 6 * PATH_BYTES as u64 + 512;
+pub(super) const MAX_LINE_BYTES: u64 = 6 * MAX_PATH_BYTES as u64 + 512;
 /// Of a sidecar's head, in bytes: a label with a large specification. A larger label is refused before anything is written.
-pub(super) const HEAD_BYTES: u64 = 256 * 1024;
-/// Reasons why an archive is incomplete that are kept; further ones are counted.
-pub(super) const REASONS: usize = 20;
+pub(super) const MAX_HEAD_BYTES: u64 = 256 * 1024;
+/// IncompleteReasons why an archive is incomplete that are kept; further ones are counted.
+pub(super) const MAX_REASONS: usize = 20;
 /// Characters of a reason or a name that comes from an agent; the rest is cut off.
-pub(super) const REASON_CHARS: usize = 300;
+pub(super) const MAX_REASON_CHARS: usize = 300;
 /// Of what an upload holds back until it is a part, in bytes: clouds take parts of 5 MiB and more, 10,000 of them, so this is also
 /// what lets an archive of the default size through. Another such part may be on its way: the writer's largest memory.
 pub(super) const PART_BYTES: usize = 8 * 1024 * 1024;
@@ -51,8 +51,8 @@ pub(super) const READ_BYTES: u64 = 2 * 1024 * 1024;
 /// Of one ranged read of a central directory or a sidecar, in bytes.
 pub(super) const INDEX_READ_BYTES: u64 = 256 * 1024;
 /// Objects looked at by one listing; beyond it is an error, so that nobody takes a part for the whole.
-pub(super) const LISTED: usize = 200_000;
+pub(super) const MAX_LISTED_OBJECTS: usize = 200_000;
 /// Seconds that are tried when the wanted one is taken; all taken: the write fails and may be tried again.
-pub(super) const SECONDS_TRIED: usize = 60;
-/// Names of strangers' objects remembered so as to speak of each once; further ones are not spoken of.
-pub(super) const STRANGERS: usize = 1000;
+pub(super) const MAX_KEY_ATTEMPTS: usize = 60;
+/// Names of reported_objects' objects remembered so as to speak of each once; further ones are not spoken of.
+pub(super) const MAX_REPORTED_OBJECTS: usize = 1000;

@@ -12,7 +12,7 @@ const LAST_SECOND: u64 = 253_402_300_799;
 
 /// Names one backup. As text it is the object's name without its extension: `workspace-{id}-{YYYYMMDD-HHMMSS}` (UTC).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
+pub struct StoreKey {
     id: WorkspaceId,
     second: u64,
 }
@@ -20,9 +20,9 @@ pub struct Key {
 /// A text is no name of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no name of a backup: workspace-ID-YYYYMMDD-HHMMSS")]
-pub struct BadKey(String);
+pub struct InvalidStoreKey(String);
 
-impl Key {
+impl StoreKey {
     /// The backup of `id` made at `second` (since 1970).
     pub fn new(id: WorkspaceId, second: u64) -> Self {
         Self { id, second: second.min(LAST_SECOND) }
@@ -54,7 +54,7 @@ impl Key {
     }
 }
 
-impl fmt::Display for Key {
+impl fmt::Display for StoreKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (year, month, day) = date(self.second / DAY_SECONDS);
         let rest = self.second % DAY_SECONDS;
@@ -63,22 +63,22 @@ impl fmt::Display for Key {
     }
 }
 
-impl FromStr for Key {
-    type Err = BadKey;
+impl FromStr for StoreKey {
+    type Err = InvalidStoreKey;
 
-    fn from_str(text: &str) -> Result<Self, BadKey> {
+    fn from_str(text: &str) -> Result<Self, InvalidStoreKey> {
         // Only what is written the same way again is a name: so no two texts name one backup.
-        parse(text).filter(|key| key.to_string() == text).ok_or_else(|| BadKey(text.to_owned()))
+        parse(text).filter(|key| key.to_string() == text).ok_or_else(|| InvalidStoreKey(text.to_owned()))
     }
 }
 
-fn parse(text: &str) -> Option<Key> {
+fn parse(text: &str) -> Option<StoreKey> {
     let (id, time) = text.strip_prefix("workspace-")?.split_once('-')?;
     let (day, clock) = time.split_once('-')?;
     let number = |text: &str, from: usize, to: usize| text.get(from..to)?.parse::<u64>().ok();
     let days = days(number(day, 0, 4)?, number(day, 4, 6)?, number(day, 6, 8)?)?;
     let seconds = number(clock, 0, 2)? * 3600 + number(clock, 2, 4)? * 60 + number(clock, 4, 6)?;
-    Some(Key { id: id.parse().ok()?, second: days * DAY_SECONDS + seconds })
+    Some(StoreKey { id: id.parse().ok()?, second: days * DAY_SECONDS + seconds })
 }
 
 /// Year, month and day of a day since 1970: counted in years that begin in March, so that the leap day comes last.
@@ -111,11 +111,11 @@ mod tests {
     #[test]
     fn a_key_is_the_name_of_its_objects() {
         let id = WorkspaceId::from_bits(7);
-        let key = Key::new(id.clone(), 1_764_109_666);
+        let key = StoreKey::new(id.clone(), 1_764_109_666);
         assert_eq!(key.to_string(), format!("workspace-{id}-20251125-222746"));
         assert_eq!(key.zip(), format!("workspace-{id}-20251125-222746.zip"));
         assert_eq!(
-            Key::new(id, 951_782_400).to_string().split_once("-2000").map(|s| s.1),
+            StoreKey::new(id, 951_782_400).to_string().split_once("-2000").map(|s| s.1),
             Some("0229-000000")
         );
     }
@@ -135,24 +135,24 @@ mod tests {
             "20251100-000000",
             "20250025-000000",
         ] {
-            assert!(format!("workspace-{id}-{bad}").parse::<Key>().is_err(), "{bad}");
+            assert!(format!("workspace-{id}-{bad}").parse::<StoreKey>().is_err(), "{bad}");
         }
-        assert!("workspace-short-20251125-000000".parse::<Key>().is_err());
-        assert!("".parse::<Key>().is_err());
+        assert!("workspace-short-20251125-000000".parse::<StoreKey>().is_err());
+        assert!("".parse::<StoreKey>().is_err());
     }
 
     proptest! {
         #[test]
         fn every_second_has_its_key_and_they_sort_as_time_does(bits: u64, second in 0..LAST_SECOND) {
-            let key = Key::new(WorkspaceId::from_bits(bits), second);
+            let key = StoreKey::new(WorkspaceId::from_bits(bits), second);
             prop_assert_eq!(key.to_string().parse(), Ok(key.clone()));
             prop_assert!(key.to_string() < key.next().to_string());
         }
 
         #[test]
         fn no_text_makes_it_panic(text: String, tail in "[0-9-]{0,20}") {
-            let _any = text.parse::<Key>();
-            let _any = format!("workspace-{}-{tail}", WorkspaceId::from_bits(1)).parse::<Key>();
+            let _any = text.parse::<StoreKey>();
+            let _any = format!("workspace-{}-{tail}", WorkspaceId::from_bits(1)).parse::<StoreKey>();
         }
     }
 }

@@ -23,8 +23,8 @@ use tempfile::TempPath;
 use tokio::io::{AsyncWriteExt, BufWriter};
 
 use super::{
-    error::{BackupError, OpenError},
-    limits::{BLOCK_BYTES, LISTED},
+    error::{BackupStoreError, OpenStoreError},
+    limits::{BLOCK_BYTES, MAX_LISTED_OBJECTS},
     spool::blocking,
 };
 
@@ -34,14 +34,14 @@ const PART_SUFFIX: &str = ".part";
 const PART_STALE: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Debug, Clone)]
-pub(super) struct Folder {
+pub(super) struct LocalDir {
     path: PathBuf,
     place: String,
 }
 
 /// A file that is being written, under a name that is nobody's. Dropped, it goes.
 #[derive(Debug)]
-pub(super) struct FolderUpload {
+pub(super) struct LocalFileWriter {
     place: String,
     target: PathBuf,
     temporary: TempPath,
@@ -56,10 +56,10 @@ pub(super) struct StagedFile {
     temporary: TempPath,
 }
 
-impl Folder {
+impl LocalDir {
     /// Makes it (0700) if it is missing and its parent is there.
-    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
-        let fault = |problem: &str, source| OpenError::Folder {
+    pub(super) fn open(path: &Path) -> Result<Self, OpenStoreError> {
+        let fault = |problem: &str, source| OpenStoreError::Directory {
             path: path.display().to_string(),
             problem: problem.to_owned(),
             source,
@@ -94,7 +94,7 @@ impl Folder {
     }
 
     /// What regular files are in it, other than names that are no text.
-    pub(super) async fn names(&self) -> Result<Vec<String>, BackupError> {
+    pub(super) async fn names(&self) -> Result<Vec<String>, BackupStoreError> {
         let path = self.path.clone();
         let names = blocking(move || {
             let mut names = Vec::new();
@@ -105,28 +105,28 @@ impl Folder {
                 {
                     names.push(name);
                 }
-                if names.len() > LISTED {
+                if names.len() > MAX_LISTED_OBJECTS {
                     break;
                 }
             }
             Ok(names)
         });
-        names.await.map_err(|e| BackupError::io(&self.place, "listing it", e))
+        names.await.map_err(|e| BackupStoreError::io(&self.place, "listing it", e))
     }
 
-    pub(super) async fn upload(&self, name: &str) -> Result<FolderUpload, BackupError> {
+    pub(super) async fn upload(&self, name: &str) -> Result<LocalFileWriter, BackupStoreError> {
         let (path, place) = (self.path.clone(), self.place.clone());
         let made = blocking(move || {
             let mut builder = tempfile::Builder::new();
             builder.prefix(PART_PREFIX).suffix(PART_SUFFIX).permissions(Permissions::from_mode(0o600));
             builder.tempfile_in(path)
         });
-        let made = made.await.map_err(|e| BackupError::io(&place, "making a file", e))?;
+        let made = made.await.map_err(|e| BackupStoreError::io(&place, "making a file", e))?;
         let (file, temporary) = made.into_parts();
         let mut file = tokio::fs::File::from_std(file);
         file.set_max_buf_size(BLOCK_BYTES);
         let file = BufWriter::with_capacity(BLOCK_BYTES, file);
-        Ok(FolderUpload { place, target: self.path.join(name), temporary, file })
+        Ok(LocalFileWriter { place, target: self.path.join(name), temporary, file })
     }
 }
 
@@ -147,15 +147,15 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-impl FolderUpload {
-    pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), BackupError> {
-        self.file.write_all(bytes).await.map_err(|e| BackupError::io(&self.place, "writing", e))
+impl LocalFileWriter {
+    pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), BackupStoreError> {
+        self.file.write_all(bytes).await.map_err(|e| BackupStoreError::io(&self.place, "writing", e))
     }
 
     /// Syncs it to the disk. What is read afterwards comes from there: a proof is to see what is stored, not what is still in memory.
-    pub(super) async fn stage(self) -> Result<StagedFile, BackupError> {
+    pub(super) async fn stage(self) -> Result<StagedFile, BackupStoreError> {
         let Self { place, target, temporary, mut file } = self;
-        file.flush().await.map_err(|e| BackupError::io(&place, "writing", e))?;
+        file.flush().await.map_err(|e| BackupStoreError::io(&place, "writing", e))?;
         let file = file.into_inner().into_std().await;
         let synced = blocking(move || {
             file.sync_all()?;
@@ -163,14 +163,14 @@ impl FolderUpload {
             let _not_taken = fadvise(&file, 0, None, Advice::DontNeed);
             Ok(())
         });
-        synced.await.map_err(|e| BackupError::io(&place, "syncing to disk", e))?;
+        synced.await.map_err(|e| BackupStoreError::io(&place, "syncing to disk", e))?;
         Ok(StagedFile { place, target, temporary })
     }
 }
 
 impl StagedFile {
     /// Gives it its name, unless something has it.
-    pub(super) async fn publish(self) -> Result<(), BackupError> {
+    pub(super) async fn publish(self) -> Result<(), BackupStoreError> {
         let Self { place, target, temporary } = self;
         let renamed = blocking(move || {
             temporary.persist_noclobber(&target).map_err(|error| error.error)?;
@@ -182,7 +182,7 @@ impl StagedFile {
             }
             synced
         });
-        renamed.await.map_err(|e| BackupError::io(&place, "naming a file", e))
+        renamed.await.map_err(|e| BackupStoreError::io(&place, "naming a file", e))
     }
 }
 
@@ -194,10 +194,10 @@ mod tests {
     fn it_is_made_private_and_its_parent_must_be_there() {
         let parent = tempfile::tempdir().expect("folder");
         let path = parent.path().join("backups");
-        Folder::open(&path).expect("made");
+        LocalDir::open(&path).expect("made");
         assert_eq!(fs::metadata(&path).expect("metadata").mode() & 0o777, 0o700);
-        Folder::open(&path).expect("there already");
-        let error = Folder::open(&path.join("a/b")).expect_err("no parent").to_string();
+        LocalDir::open(&path).expect("there already");
+        let error = LocalDir::open(&path.join("a/b")).expect_err("no parent").to_string();
         assert!(error.contains("a/b") && error.contains("parent"), "{error}");
     }
 
@@ -205,14 +205,14 @@ mod tests {
     fn one_that_others_write_to_is_refused() {
         let folder = tempfile::tempdir().expect("folder");
         fs::set_permissions(folder.path(), Permissions::from_mode(0o1777)).expect("chmod");
-        let error = Folder::open(folder.path()).expect_err("shared").to_string();
+        let error = LocalDir::open(folder.path()).expect_err("shared").to_string();
         assert!(error.contains("1777") && error.contains("chmod 700"), "{error}");
     }
 
     #[test]
     fn a_file_is_no_folder() {
         let file = tempfile::NamedTempFile::new().expect("file");
-        assert!(Folder::open(file.path()).expect_err("file").to_string().contains("is no folder"));
+        assert!(LocalDir::open(file.path()).expect_err("file").to_string().contains("is no folder"));
     }
 
     #[test]
@@ -226,7 +226,7 @@ mod tests {
         make(".incoming-old.part", 2);
         make(".incoming-new.part", 0);
         make("somebodys.part", 2);
-        Folder::open(folder.path()).expect("open");
+        LocalDir::open(folder.path()).expect("open");
         let left = |name: &str| folder.path().join(name).exists();
         assert!(!left(".incoming-old.part") && left(".incoming-new.part") && left("somebodys.part"));
     }

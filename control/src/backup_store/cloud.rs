@@ -8,14 +8,14 @@ use object_store::{
 };
 use url::Url;
 
-use super::error::OpenError;
+use super::error::OpenStoreError;
 
 /// The bucket, and the prefix in it.
-pub(super) fn open(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path), OpenError> {
+pub(super) fn open(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path), OpenStoreError> {
     // Its HTTP client brings no TLS of its own; if somebody has chosen one before, that is as good.
     let _chosen_before = rustls::crypto::ring::default_provider().install_default();
-    let unusable = |source| OpenError::Cloud { url: url.to_string(), source };
-    let unknown = |problem: String| OpenError::Url { url: url.to_string(), problem };
+    let unusable = |source| OpenStoreError::Cloud { url: url.to_string(), source };
+    let unknown = |problem: String| OpenStoreError::Url { url: url.to_string(), problem };
     let (scheme, prefix) = ObjectStoreScheme::parse(url).map_err(|error| unknown(error.to_string()))?;
     let store: object_store::Result<Arc<dyn ObjectStore>> = match scheme {
         ObjectStoreScheme::AmazonS3 => {

@@ -8,17 +8,17 @@ use serde::{Deserialize, Serialize};
 /// A SHA-256.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Digest(pub [u8; 32]);
+pub struct Sha256Digest(pub [u8; 32]);
 
 /// A text or some bytes are no SHA-256.
 #[derive(Debug, thiserror::Error)]
 #[error("a SHA-256 has 32 bytes, as text 64 of 0-9 and a-f")]
-pub struct NoDigest;
+pub struct InvalidDigest;
 
 /// Becomes a digest.
 pub(super) struct Hasher(Context);
 
-impl Digest {
+impl Sha256Digest {
     pub(super) fn of(bytes: &[u8]) -> Self {
         let mut hasher = Hasher::new();
         hasher.update(bytes);
@@ -26,24 +26,24 @@ impl Digest {
     }
 }
 
-impl TryFrom<&[u8]> for Digest {
-    type Error = NoDigest;
+impl TryFrom<&[u8]> for Sha256Digest {
+    type Error = InvalidDigest;
 
-    fn try_from(bytes: &[u8]) -> Result<Self, NoDigest> {
-        bytes.try_into().map(Self).map_err(|_| NoDigest)
+    fn try_from(bytes: &[u8]) -> Result<Self, InvalidDigest> {
+        bytes.try_into().map(Self).map_err(|_| InvalidDigest)
     }
 }
 
-impl FromStr for Digest {
-    type Err = NoDigest;
+impl FromStr for Sha256Digest {
+    type Err = InvalidDigest;
 
-    fn from_str(text: &str) -> Result<Self, NoDigest> {
+    fn from_str(text: &str) -> Result<Self, InvalidDigest> {
         let digit = |c: u8| match c {
             b'0'..=b'9' => Ok(c - b'0'),
             b'a'..=b'f' => Ok(c - b'a' + 10),
-            _ => Err(NoDigest),
+            _ => Err(InvalidDigest),
         };
-        let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return Err(NoDigest) };
+        let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return Err(InvalidDigest) };
         let bytes: Vec<_> = pairs
             .iter()
             .map(|[high, low]| Ok(digit(*high)? << 4 | digit(*low)?))
@@ -52,27 +52,27 @@ impl FromStr for Digest {
     }
 }
 
-impl TryFrom<String> for Digest {
-    type Error = NoDigest;
+impl TryFrom<String> for Sha256Digest {
+    type Error = InvalidDigest;
 
-    fn try_from(text: String) -> Result<Self, NoDigest> {
+    fn try_from(text: String) -> Result<Self, InvalidDigest> {
         text.parse()
     }
 }
 
-impl From<Digest> for String {
-    fn from(digest: Digest) -> Self {
+impl From<Sha256Digest> for String {
+    fn from(digest: Sha256Digest) -> Self {
         digest.to_string()
     }
 }
 
-impl fmt::Display for Digest {
+impl fmt::Display for Sha256Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
-impl fmt::Debug for Digest {
+impl fmt::Debug for Sha256Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -90,11 +90,11 @@ impl Hasher {
     }
 
     /// The digest of all since it was made, or last finished; begins anew.
-    pub(super) fn finish(&mut self) -> Digest {
+    pub(super) fn finish(&mut self) -> Sha256Digest {
         let context = std::mem::replace(&mut self.0, Context::new(&SHA256));
         let mut bytes = [0; 32];
         bytes.copy_from_slice(context.finish().as_ref());
-        Digest(bytes)
+        Sha256Digest(bytes)
     }
 }
 
@@ -104,12 +104,12 @@ mod tests {
 
     #[test]
     fn it_is_written_in_small_hexadecimal_and_read_back() {
-        let digest = Digest::of(b"abc");
+        let digest = Sha256Digest::of(b"abc");
         let text = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(digest.to_string(), text);
-        assert_eq!(text.parse::<Digest>().expect("digest"), digest);
+        assert_eq!(text.parse::<Sha256Digest>().expect("digest"), digest);
         for bad in ["", &text[1..], &text.to_uppercase(), &text.replace('b', "g")] {
-            assert!(bad.parse::<Digest>().is_err(), "{bad}");
+            assert!(bad.parse::<Sha256Digest>().is_err(), "{bad}");
         }
     }
 }

@@ -2,36 +2,36 @@
 
 use std::sync::mpsc::{Receiver, SyncSender};
 
-use crate::backups::digest::{Digest, Hasher};
+use crate::backup_store::digest::{Hasher, Sha256Digest};
 
 /// Of one block, in bytes: what travels at once.
 const BLOCK_BYTES: usize = 256 * 1024;
 /// Blocks on their way. When they are full, decoding waits for hashing.
-pub(super) const BLOCKS: usize = 4;
+pub(super) const MAX_BLOCKS: usize = 4;
 
-/// Contents, and where in them entries end.
-pub(super) struct Block {
+/// ContentSender, and where in them entries end.
+pub(super) struct ContentBlock {
     bytes: Vec<u8>,
-    ends: Vec<Ends>,
+    ends: Vec<EntryEnd>,
 }
 
-struct Ends {
+struct EntryEnd {
     at: usize,
     path: Vec<u8>,
-    expected: Digest,
+    expected: Sha256Digest,
 }
 
 /// The decoding end.
-pub(super) struct Contents {
-    block: Block,
+pub(super) struct ContentSender {
+    block: ContentBlock,
     /// Of `paths` in the block, so that names bound it as contents do.
     paths: usize,
-    hashing: SyncSender<Block>,
+    hashing: SyncSender<ContentBlock>,
 }
 
-impl Contents {
-    pub(super) fn new(hashing: SyncSender<Block>) -> Self {
-        Self { block: Block::new(), paths: 0, hashing }
+impl ContentSender {
+    pub(super) fn new(hashing: SyncSender<ContentBlock>) -> Self {
+        Self { block: ContentBlock::new(), paths: 0, hashing }
     }
 
     /// Where contents are appended, at least a byte of room in it; `None` when the other end has found a fault.
@@ -43,9 +43,9 @@ impl Contents {
     }
 
     /// What was appended since the last end is the content of `path`, and its digest should be this.
-    pub(super) fn end(&mut self, path: Vec<u8>, expected: Digest) -> Option<()> {
-        self.paths += path.len() + size_of::<Ends>();
-        self.block.ends.push(Ends { at: self.block.bytes.len(), path, expected });
+    pub(super) fn end(&mut self, path: Vec<u8>, expected: Sha256Digest) -> Option<()> {
+        self.paths += path.len() + size_of::<EntryEnd>();
+        self.block.ends.push(EntryEnd { at: self.block.bytes.len(), path, expected });
         if self.paths > BLOCK_BYTES { self.send() } else { Some(()) }
     }
 
@@ -56,22 +56,22 @@ impl Contents {
 
     fn send(&mut self) -> Option<()> {
         self.paths = 0;
-        self.hashing.send(std::mem::replace(&mut self.block, Block::new())).ok()
+        self.hashing.send(std::mem::replace(&mut self.block, ContentBlock::new())).ok()
     }
 }
 
-impl Block {
+impl ContentBlock {
     fn new() -> Self {
         Self { bytes: Vec::with_capacity(BLOCK_BYTES), ends: Vec::new() }
     }
 }
 
 /// The hashing end: the path of the first entry whose content is not what it should be.
-pub(super) fn compare(blocks: &Receiver<Block>) -> Result<(), Vec<u8>> {
+pub(super) fn verify_hashes(blocks: &Receiver<ContentBlock>) -> Result<(), Vec<u8>> {
     let mut hasher = Hasher::new();
     for block in blocks {
         let mut from = 0;
-        for Ends { at, path, expected } in block.ends {
+        for EntryEnd { at, path, expected } in block.ends {
             hasher.update(&block.bytes[from..at]);
             from = at;
             if hasher.finish() != expected {

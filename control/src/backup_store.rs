@@ -23,50 +23,50 @@ use tokio::io::AsyncReadExt;
 mod cloud;
 mod digest;
 mod error;
-mod folder;
 mod key;
 mod limits;
 mod list;
+mod local_dir;
+mod location;
 mod manifest;
-mod objects;
-mod place;
+mod multipart;
 mod prove;
 mod sidecar;
 mod spool;
 mod write;
 
-pub use digest::{Digest, NoDigest};
-pub use error::{BackupError, EntryName, OpenError, Reasons};
-pub use key::{BadKey, Key};
-pub use limits::Limits;
-pub use prove::Proof;
-pub use sidecar::{Label, Sidecar};
+pub use digest::{InvalidDigest, Sha256Digest};
+pub use error::{BackupStoreError, EscapedName, IncompleteReasons, OpenStoreError};
+pub use key::{InvalidStoreKey, StoreKey};
+pub use limits::ArchiveLimits;
+pub use prove::ArchiveProof;
+pub use sidecar::{ArchiveLabel, ArchiveSidecar};
 
-use limits::{BLOCK_BYTES, SECONDS_TRIED};
-use place::{Place, Staged};
-use spool::{Spool, Spooled};
-use write::Received;
+use limits::{BLOCK_BYTES, MAX_KEY_ATTEMPTS};
+use location::{StagedObject, StorageLocation};
+use spool::{ManifestSpool, SpooledManifest};
+use write::ReceivedArchive;
 
 /// The backup store. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Backups {
-    shared: Arc<Shared>,
+pub struct BackupStore {
+    shared: Arc<StoreState>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    place: Place,
+struct StoreState {
+    place: StorageLocation,
     scratch: PathBuf,
-    limits: Limits,
+    limits: ArchiveLimits,
     /// Keys that are being written.
-    taken: Mutex<HashSet<Key>>,
+    reserved_keys: Mutex<HashSet<StoreKey>>,
     /// Objects of others that have been spoken of.
-    strangers: Mutex<HashSet<String>>,
+    reported_objects: Mutex<HashSet<String>>,
 }
 
 /// How far a write is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
+pub struct ReceiveProgress {
     /// Entries that the agent has read.
     pub entries: u64,
     /// Content that the agent has read, in bytes.
@@ -79,9 +79,9 @@ pub struct Progress {
 
 /// What has been written, and waits for its proof.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Written {
+pub struct WrittenArchive {
     /// Which backup it is.
-    pub key: Key,
+    pub key: StoreKey,
     /// Lines of the manifest.
     pub entries: u64,
     /// Of content, in bytes.
@@ -89,27 +89,27 @@ pub struct Written {
     /// Of the zip, in bytes.
     pub archive_bytes: u64,
     /// Of the zip.
-    pub sha256: Digest,
+    pub sha256: Sha256Digest,
 }
 
 /// Nobody else writes this key meanwhile.
 #[derive(Debug)]
-struct Turn {
-    key: Key,
-    shared: Arc<Shared>,
+struct KeyReservation {
+    key: StoreKey,
+    shared: Arc<StoreState>,
 }
 
-impl Drop for Turn {
+impl Drop for KeyReservation {
     fn drop(&mut self) {
-        self.shared.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.shared.reserved_keys.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
     }
 }
 
-impl Backups {
+impl BackupStore {
     /// Opens the store at `url`: `file:///absolute/folder` (made if its parent is there), or with the feature "cloud" `s3://bucket/prefix`,
     /// `gs://…` or `az://…`. Manifests wait in the folder `scratch`, which has to be there.
-    pub fn open(url: &str, scratch: PathBuf) -> Result<Self, OpenError> {
-        Ok(Self::at(Place::open(url)?, scratch))
+    pub fn open(url: &str, scratch: PathBuf) -> Result<Self, OpenStoreError> {
+        Ok(Self::at(StorageLocation::open(url)?, scratch))
     }
 
     /// Below `prefix` in any object store; `name` is for people.
@@ -119,35 +119,43 @@ impl Backups {
         name: &str,
         scratch: PathBuf,
     ) -> Self {
-        Self::at(Place::objects(store, prefix, name), scratch)
+        Self::at(StorageLocation::objects(store, prefix, name), scratch)
     }
 
-    fn at(place: Place, scratch: PathBuf) -> Self {
-        let (taken, strangers) = Default::default();
-        Self { shared: Arc::new(Shared { place, scratch, limits: Limits::default(), taken, strangers }) }
+    fn at(place: StorageLocation, scratch: PathBuf) -> Self {
+        let (reserved_keys, reported_objects) = Default::default();
+        Self {
+            shared: Arc::new(StoreState {
+                place,
+                scratch,
+                limits: ArchiveLimits::default(),
+                reserved_keys,
+                reported_objects,
+            }),
+        }
     }
 
     /// With other bounds.
     #[must_use]
-    pub fn with_limits(self, limits: Limits) -> Self {
+    pub fn with_limits(self, limits: ArchiveLimits) -> Self {
         let (place, scratch) = (self.shared.place.clone(), self.shared.scratch.clone());
-        let (taken, strangers) = Default::default();
-        Self { shared: Arc::new(Shared { place, scratch, limits, taken, strangers }) }
+        let (reserved_keys, reported_objects) = Default::default();
+        Self { shared: Arc::new(StoreState { place, scratch, limits, reserved_keys, reported_objects }) }
     }
 
     /// Writes the archive that an agent streams, under a key that is free. It shows only when it is whole: if the stream is cut, or what
     /// came is not what the agent says, nothing is left. (If this is dropped, a bucket may keep parts that do not show: see `objects`.)
     pub async fn write(
         &self,
-        label: &Label,
+        label: &ArchiveLabel,
         stream: impl Stream<Item = Result<CreateArchiveResponse, tonic::Status>> + Send,
-        progress: impl Fn(Progress) + Send,
-    ) -> Result<Written, BackupError> {
+        progress: impl Fn(ReceiveProgress) + Send,
+    ) -> Result<WrittenArchive, BackupStoreError> {
         label.check()?;
-        let turn = self.turn(&label.id).await?;
+        let reservation = self.reserve_key(&label.id).await?;
         let place = &self.shared.place;
-        let spool = Spool::new(&self.shared.scratch).await?;
-        let mut zip = place.upload(&turn.key.zip()).await?;
+        let spool = ManifestSpool::new(&self.shared.scratch).await?;
+        let mut zip = place.upload(&reservation.key.zip()).await?;
         let received = match write::receive(stream, &mut zip, spool, &self.shared.limits, progress).await {
             Ok(received) => received,
             Err(error) => {
@@ -156,9 +164,9 @@ impl Backups {
             }
         };
         let zip = zip.stage().await?;
-        let Received { spool, entries, bytes, archive_bytes, sha256 } = received;
-        let key = turn.key.clone();
-        let sidecar = Sidecar { key, label: label.clone(), archive_bytes, sha256, entries, bytes };
+        let ReceivedArchive { spool, entries, bytes, archive_bytes, sha256 } = received;
+        let key = reservation.key.clone();
+        let sidecar = ArchiveSidecar { key, label: label.clone(), archive_bytes, sha256, entries, bytes };
         let sidecar = match self.stage(&sidecar, spool).await {
             Ok(staged) => staged,
             Err(error) => {
@@ -172,80 +180,85 @@ impl Backups {
             return Err(error);
         }
         if let Err(error) = zip.publish().await {
-            if let Err(error) = place.remove(&turn.key.sidecar()).await {
-                tracing::warn!(%error, backup = %turn.key, "a sidecar without its archive could not be removed");
+            if let Err(error) = place.remove(&reservation.key.sidecar()).await {
+                tracing::warn!(%error, backup = %reservation.key, "a sidecar without its archive could not be removed");
             }
             return Err(error);
         }
-        Ok(Written { key: turn.key.clone(), entries, bytes, archive_bytes, sha256 })
+        Ok(WrittenArchive { key: reservation.key.clone(), entries, bytes, archive_bytes, sha256 })
     }
 
     /// A key that nobody has: of this second, or of the next that is free.
-    async fn turn(&self, id: &WorkspaceId) -> Result<Turn, BackupError> {
+    async fn reserve_key(&self, id: &WorkspaceId) -> Result<KeyReservation, BackupStoreError> {
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or(Duration::ZERO).as_secs();
-        let mut key = Key::new(id.clone(), now);
-        for _ in 0..SECONDS_TRIED {
-            let free = self.shared.taken.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
+        let mut key = StoreKey::new(id.clone(), now);
+        for _ in 0..MAX_KEY_ATTEMPTS {
+            let free =
+                self.shared.reserved_keys.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
             if free {
-                let turn = Turn { key: key.clone(), shared: self.shared.clone() };
+                let reservation = KeyReservation { key: key.clone(), shared: self.shared.clone() };
                 let place = &self.shared.place;
                 if !place.exists(&key.zip()).await? && !place.exists(&key.sidecar()).await? {
-                    return Ok(turn);
+                    return Ok(reservation);
                 }
             }
             key = key.next();
         }
-        let source = format!("the {SECONDS_TRIED} seconds from now have one already").into();
+        let source = format!("the {MAX_KEY_ATTEMPTS} seconds from now have one already").into();
         let place = self.shared.place.name().to_owned();
-        Err(BackupError::Unreachable { place, doing: format!("naming a backup of {id}"), source })
+        Err(BackupStoreError::Unreachable { place, doing: format!("naming a backup of {id}"), source })
     }
 
     /// Stores the sidecar so that only its name is missing.
-    async fn stage(&self, sidecar: &Sidecar, spool: Spool) -> Result<Staged, BackupError> {
-        let Spooled { mut file, sum, doubled } = spool.finish().await?;
-        if doubled {
-            return Err(BackupError::incomplete("two entries have the same name"));
+    async fn stage(
+        &self,
+        sidecar: &ArchiveSidecar,
+        spool: ManifestSpool,
+    ) -> Result<StagedObject, BackupStoreError> {
+        let SpooledManifest { mut file, sum, has_duplicates } = spool.finish().await?;
+        if has_duplicates {
+            return Err(BackupStoreError::incomplete("two entries have the same name"));
         }
-        let front = sidecar::front(sidecar, sum)?;
+        let header = sidecar::encode_header(sidecar, sum)?;
         let mut upload = self.shared.place.upload(&sidecar.key.sidecar()).await?;
         let mut block = vec![0; BLOCK_BYTES / 4];
-        let mut written = upload.write(&front).await;
+        let mut written = upload.write(&header).await;
         while written.is_ok() {
             match file.read(&mut block).await {
                 Ok(0) => return upload.stage().await,
                 Ok(count) => written = upload.write(&block[..count]).await,
                 Err(error) => {
                     let scratch = format!("the scratch folder {}", self.shared.scratch.display());
-                    written = Err(BackupError::io(&scratch, "reading the manifest back", error));
+                    written = Err(BackupStoreError::io(&scratch, "reading the manifest back", error));
                 }
             }
         }
         upload.discard().await;
-        written.and(Err(BackupError::incomplete("its manifest could not be read back")))
+        written.and(Err(BackupStoreError::incomplete("its manifest could not be read back")))
     }
 
     /// Law 6: reads the stored objects back, decodes every entry of the zip and compares it with the manifest, none missing and none more,
     /// and the digests of both objects.
-    pub async fn prove(&self, written: &Key) -> Result<Proof, BackupError> {
-        self.prove_telling(written, |_, _| {}).await
+    pub async fn prove(&self, written: &StoreKey) -> Result<ArchiveProof, BackupStoreError> {
+        self.prove_with_progress(written, |_, _| {}).await
     }
 
     /// The same, and says how far it is: so many bytes of the zip are read, of so many.
-    pub async fn prove_telling(
+    pub async fn prove_with_progress(
         &self,
-        written: &Key,
+        written: &StoreKey,
         progress: impl Fn(u64, u64) + Send,
-    ) -> Result<Proof, BackupError> {
+    ) -> Result<ArchiveProof, BackupStoreError> {
         prove::prove(&self.shared.place, written, progress).await
     }
 
     /// Of the zip, in bytes.
-    pub async fn size(&self, key: &Key) -> Result<u64, BackupError> {
+    pub async fn size(&self, key: &StoreKey) -> Result<u64, BackupStoreError> {
         self.shared.place.size(&key.zip()).await
     }
 
     /// The zip from its beginning, in blocks of at most 1 MiB.
-    pub fn read(&self, key: &Key) -> impl Stream<Item = Result<Bytes, BackupError>> + Send + use<> {
+    pub fn read(&self, key: &StoreKey) -> impl Stream<Item = Result<Bytes, BackupStoreError>> + Send + use<> {
         let (shared, object) = (self.shared.clone(), key.zip());
         stream::try_unfold((0, None), move |(at, size)| {
             let (shared, object) = (shared.clone(), object.clone());
@@ -263,7 +276,7 @@ impl Backups {
 
     /// Removes a backup; it is gone afterwards, also when it was before. The zip goes first: if this is interrupted, what is left is a
     /// small sidecar that is not listed and cannot be proven, and the same call removes it.
-    pub async fn remove(&self, key: &Key) -> Result<(), BackupError> {
+    pub async fn remove(&self, key: &StoreKey) -> Result<(), BackupStoreError> {
         self.shared.place.remove(&key.zip()).await?;
         self.shared.place.remove(&key.sidecar()).await
     }

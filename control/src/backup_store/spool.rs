@@ -14,15 +14,15 @@ use tokio::{
     task::spawn_blocking,
 };
 
-use super::{digest::Hasher, error::BackupError, sidecar::Sum};
+use super::{digest::Hasher, error::BackupStoreError, sidecar::ManifestDigest};
 
 /// What is gathered before it goes to disk, in bytes, for each of the two files.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Hashes that are compared at a time: 2 MiB of them. A manifest with more names is gone through several times.
-const COMPARED: u64 = 256 * 1024;
+const HASHES_PER_PASS: u64 = 256 * 1024;
 
 /// A manifest that grows.
-pub(super) struct Spool {
+pub(super) struct ManifestSpool {
     place: String,
     lines: BufWriter<tokio::fs::File>,
     names: BufWriter<tokio::fs::File>,
@@ -34,21 +34,21 @@ pub(super) struct Spool {
 }
 
 /// A manifest that is whole.
-pub(super) struct Spooled {
+pub(super) struct SpooledManifest {
     /// At its beginning.
     pub(super) file: tokio::fs::File,
-    pub(super) sum: Sum,
+    pub(super) sum: ManifestDigest,
     /// Two of its names are the same.
-    pub(super) doubled: bool,
+    pub(super) has_duplicates: bool,
 }
 
-impl Spool {
-    pub(super) async fn new(scratch: &Path) -> Result<Self, BackupError> {
+impl ManifestSpool {
+    pub(super) async fn new(scratch: &Path) -> Result<Self, BackupStoreError> {
         let place = format!("the scratch folder {}", scratch.display());
         let folder: PathBuf = scratch.to_owned();
         let files =
             blocking(move || Ok((tempfile::tempfile_in(&folder)?, tempfile::tempfile_in(&folder)?))).await;
-        let (lines, names) = files.map_err(|e| BackupError::io(&place, "making a temporary file", e))?;
+        let (lines, names) = files.map_err(|e| BackupStoreError::io(&place, "making a temporary file", e))?;
         let buffered = |file| BufWriter::with_capacity(BUFFER_BYTES, tokio::fs::File::from_std(file));
         Ok(Self {
             place,
@@ -62,7 +62,7 @@ impl Spool {
     }
 
     /// One more line, of the entry called `name`.
-    pub(super) async fn add(&mut self, name: u64, line: &[u8]) -> Result<(), BackupError> {
+    pub(super) async fn add(&mut self, name: u64, line: &[u8]) -> Result<(), BackupStoreError> {
         self.digest.update(line);
         self.bytes += line.len() as u64;
         self.count += 1;
@@ -83,29 +83,29 @@ impl Spool {
         self.bytes
     }
 
-    pub(super) async fn finish(mut self) -> Result<Spooled, BackupError> {
+    pub(super) async fn finish(mut self) -> Result<SpooledManifest, BackupStoreError> {
         let flushed = match self.lines.flush().await {
             Ok(()) => self.names.flush().await,
             failed => failed,
         };
         flushed.map_err(|e| self.failed(e))?;
         let Self { place, lines, names, mut digest, bytes, count, .. } = self;
-        let failed = |e| BackupError::io(&place, "reading the manifest back", e);
+        let failed = |e| BackupStoreError::io(&place, "reading the manifest back", e);
         let names = names.into_inner().into_std().await;
-        let doubled = blocking(move || doubled(names, count)).await.map_err(failed)?;
+        let has_duplicates = blocking(move || has_duplicates(names, count)).await.map_err(failed)?;
         let mut file = lines.into_inner();
         file.rewind().await.map_err(failed)?;
-        Ok(Spooled { file, sum: Sum { sha256: digest.finish(), bytes }, doubled })
+        Ok(SpooledManifest { file, sum: ManifestDigest { sha256: digest.finish(), bytes }, has_duplicates })
     }
 
-    fn failed(&self, error: io::Error) -> BackupError {
-        BackupError::io(&self.place, "writing the manifest", error)
+    fn failed(&self, error: io::Error) -> BackupStoreError {
+        BackupStoreError::io(&self.place, "writing the manifest", error)
     }
 }
 
 /// Whether two of `count` hashes are the same, in bounded memory: each round looks at those that leave the same rest.
-fn doubled(mut names: File, count: u64) -> io::Result<bool> {
-    let rounds = count / COMPARED + 1;
+fn has_duplicates(mut names: File, count: u64) -> io::Result<bool> {
+    let rounds = count / HASHES_PER_PASS + 1;
     let mut seen = Vec::new();
     for round in 0..rounds {
         seen.clear();
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn two_names_among_many_are_found_in_whichever_round() {
-        let count = 3 * COMPARED + 17;
+        let count = 3 * HASHES_PER_PASS + 17;
         let write = |twice: Option<u64>| {
             let mut bytes: Vec<u8> =
                 (0..count).flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect();
@@ -154,9 +154,9 @@ mod tests {
             file.write_all(&bytes).expect("write");
             file
         };
-        assert!(!doubled(write(None), count).expect("read"));
+        assert!(!has_duplicates(write(None), count).expect("read"));
         for twice in [0, 1, 2, count / 2, count - 2] {
-            assert!(doubled(write(Some(twice)), count).expect("read"), "{twice}");
+            assert!(has_duplicates(write(Some(twice)), count).expect("read"), "{twice}");
         }
     }
 }

@@ -11,31 +11,31 @@ use podling_proto::agent::v1::{
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Progress,
-    digest::{Digest, Hasher},
-    error::{BackupError, EntryName, Reasons},
-    limits::Limits,
-    manifest::Entry,
-    place::Upload,
-    spool::Spool,
+    ReceiveProgress,
+    digest::{Hasher, Sha256Digest},
+    error::{BackupStoreError, EscapedName, IncompleteReasons},
+    limits::ArchiveLimits,
+    location::ObjectWriter,
+    manifest::SidecarEntry,
+    spool::ManifestSpool,
 };
 
 /// Between two calls for progress; more often is not passed on.
-const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What has arrived.
-pub(super) struct Received {
-    pub(super) spool: Spool,
+pub(super) struct ReceivedArchive {
+    pub(super) spool: ManifestSpool,
     pub(super) entries: u64,
     pub(super) bytes: u64,
     pub(super) archive_bytes: u64,
-    pub(super) sha256: Digest,
+    pub(super) sha256: Sha256Digest,
 }
 
 /// What arrives, counted.
-struct Intake<'a> {
-    limits: &'a Limits,
-    spool: Spool,
+struct ArchiveReceiver<'a> {
+    limits: &'a ArchiveLimits,
+    spool: ManifestSpool,
     line: Vec<u8>,
     digest: Hasher,
     entries: u64,
@@ -46,30 +46,33 @@ struct Intake<'a> {
 /// Takes the whole stream: the zip goes to `zip`, the manifest to a spool. Fails unless it is whole.
 pub(super) async fn receive(
     stream: impl Stream<Item = Result<CreateArchiveResponse, tonic::Status>> + Send,
-    zip: &mut Upload,
-    spool: Spool,
-    limits: &Limits,
-    progress: impl Fn(Progress) + Send,
-) -> Result<Received, BackupError> {
+    zip: &mut ObjectWriter,
+    spool: ManifestSpool,
+    limits: &ArchiveLimits,
+    progress: impl Fn(ReceiveProgress) + Send,
+) -> Result<ReceivedArchive, BackupStoreError> {
     let mut stream = std::pin::pin!(stream);
-    let mut intake = Intake::new(limits, spool);
+    let mut intake = ArchiveReceiver::new(limits, spool);
     let mut done = None;
     let mut told: Option<Instant> = None;
     let mut silent_at = Instant::now() + limits.silence;
     loop {
         let next = timeout_at(silent_at, stream.next()).await;
         let next = next.map_err(|_| {
-            BackupError::incomplete(format_args!(
+            BackupStoreError::incomplete(format_args!(
                 "nothing came from the agent for {} s",
                 limits.silence.as_secs()
             ))
         })?;
         let Some(next) = next else { break };
         let message = next.map_err(|status| {
-            BackupError::incomplete(format_args!("the stream from the agent broke: {}", status.message()))
+            BackupStoreError::incomplete(format_args!(
+                "the stream from the agent broke: {}",
+                status.message()
+            ))
         })?;
         if done.is_some() {
-            return Err(BackupError::incomplete("the agent sent something behind the end"));
+            return Err(BackupStoreError::incomplete("the agent sent something behind the end"));
         }
         match message.message {
             Some(Message::Data(data)) => {
@@ -83,10 +86,15 @@ pub(super) async fn receive(
                 silent_at = Instant::now() + limits.silence;
                 intake.entry(entry).await?;
             }
-            Some(Message::Progress(of)) if told.is_none_or(|told| told.elapsed() >= PROGRESS_EVERY) => {
+            Some(Message::Progress(of)) if told.is_none_or(|told| told.elapsed() >= PROGRESS_INTERVAL) => {
                 told = Some(Instant::now());
                 let (entries, bytes, total_bytes) = (of.entries, of.bytes, of.total_bytes);
-                progress(Progress { entries, bytes, total_bytes, archive_bytes: intake.archive_bytes });
+                progress(ReceiveProgress {
+                    entries,
+                    bytes,
+                    total_bytes,
+                    archive_bytes: intake.archive_bytes,
+                });
             }
             Some(Message::Done(said)) => done = Some(said),
             // Too soon after the last, or of a newer agent: what matters is counted by what we know.
@@ -94,27 +102,27 @@ pub(super) async fn receive(
         }
     }
     let done =
-        done.ok_or_else(|| BackupError::incomplete("the stream from the agent ended in the middle"))?;
+        done.ok_or_else(|| BackupStoreError::incomplete("the stream from the agent ended in the middle"))?;
     intake.finish(done)
 }
 
-impl<'a> Intake<'a> {
-    fn new(limits: &'a Limits, spool: Spool) -> Self {
+impl<'a> ArchiveReceiver<'a> {
+    fn new(limits: &'a ArchiveLimits, spool: ManifestSpool) -> Self {
         let digest = Hasher::new();
         Self { limits, spool, line: Vec::new(), digest, entries: 0, bytes: 0, archive_bytes: 0 }
     }
 
-    fn data(&mut self, data: &[u8]) -> Result<(), BackupError> {
+    fn data(&mut self, data: &[u8]) -> Result<(), BackupStoreError> {
         self.archive_bytes += data.len() as u64;
         within(self.archive_bytes, self.limits.archive_bytes, "bytes of zip")?;
         self.digest.update(data);
         Ok(())
     }
 
-    async fn entry(&mut self, wire: ArchiveEntry) -> Result<(), BackupError> {
-        let shown = EntryName::new(&wire.path);
-        let wrong = |problem: String| BackupError::incomplete(format_args!("{shown}: {problem}"));
-        let entry = Entry::from_wire(wire).map_err(wrong)?;
+    async fn entry(&mut self, wire: ArchiveEntry) -> Result<(), BackupStoreError> {
+        let shown = EscapedName::new(&wire.path);
+        let wrong = |problem: String| BackupStoreError::incomplete(format_args!("{shown}: {problem}"));
+        let entry = SidecarEntry::from_wire(wire).map_err(wrong)?;
         self.entries += 1;
         within(self.entries, self.limits.entries, "entries")?;
         // Of whatever kind: some count where a link points, too.
@@ -129,10 +137,10 @@ impl<'a> Intake<'a> {
     }
 
     /// Compares what the agent says it sent with what arrived.
-    fn finish(mut self, done: ArchiveDone) -> Result<Received, BackupError> {
-        let mut reasons = Reasons::default();
+    fn finish(mut self, done: ArchiveDone) -> Result<ReceivedArchive, BackupStoreError> {
+        let mut reasons = IncompleteReasons::default();
         for skipped in &done.skipped {
-            reasons.add(format_args!("{}: {}", EntryName::new(&skipped.path), skipped.reason));
+            reasons.add(format_args!("{}: {}", EscapedName::new(&skipped.path), skipped.reason));
         }
         reasons.count = reasons.count.max(done.skipped_count);
         let counts = [
@@ -148,16 +156,16 @@ impl<'a> Intake<'a> {
             reasons.add("what arrived has another digest than what the agent sent");
         }
         if !reasons.is_empty() {
-            return Err(BackupError::Incomplete(reasons));
+            return Err(BackupStoreError::Incomplete(reasons));
         }
         let Self { spool, entries, bytes, archive_bytes, .. } = self;
-        Ok(Received { spool, entries, bytes, archive_bytes, sha256 })
+        Ok(ReceivedArchive { spool, entries, bytes, archive_bytes, sha256 })
     }
 }
 
-fn within(count: u64, most: u64, what: &str) -> Result<(), BackupError> {
+fn within(count: u64, most: u64, what: &str) -> Result<(), BackupStoreError> {
     if count > most {
-        return Err(BackupError::incomplete(format_args!("it has more than {most} {what}")));
+        return Err(BackupStoreError::incomplete(format_args!("it has more than {most} {what}")));
     }
     Ok(())
 }

@@ -5,33 +5,33 @@
 use tokio::{runtime::Handle, sync::mpsc, task::JoinSet};
 
 use super::{
-    Label,
-    digest::Digest,
-    error::BackupError,
-    key::Key,
+    ArchiveLabel,
+    digest::Sha256Digest,
+    error::BackupStoreError,
+    key::StoreKey,
     limits::{INDEX_READ_BYTES, READ_BYTES},
-    place::Place,
-    sidecar::{FRONT_BYTES, Front, read_front},
+    location::StorageLocation,
+    sidecar::{MAX_HEADER_BYTES, SidecarHeader, decode_header},
 };
 
-mod check;
+mod compare;
 mod contents;
 mod directory;
 mod entry;
 mod reader;
 
-use check::Check;
-use directory::{End, TAIL_BYTES};
-use reader::Reader;
+use compare::ArchiveComparison;
+use directory::{EndOfDirectory, TAIL_BYTES};
+use reader::ObjectReader;
 
 /// Blocks of the zip that are fetched ahead, besides the one being fetched and the one being decoded.
 const BLOCKS_AHEAD: usize = 1;
 
 /// What has been proven.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Proof {
+pub struct ArchiveProof {
     /// Of what: its `storage_generation` says what may go because of this.
-    pub label: Label,
+    pub label: ArchiveLabel,
     /// Lines of the manifest.
     pub entries: u64,
     /// Of content, decoded and compared, in bytes: all sizes in the manifest together.
@@ -39,38 +39,39 @@ pub struct Proof {
     /// Of the zip, in bytes.
     pub archive_bytes: u64,
     /// Of the zip.
-    pub sha256: Digest,
+    pub sha256: Sha256Digest,
 }
 
 /// Reads the backup back and compares; `progress` is called with each block: how many bytes of the zip are read, of how many.
 pub(super) async fn prove(
-    place: &Place,
-    key: &Key,
+    place: &StorageLocation,
+    key: &StoreKey,
     progress: impl Fn(u64, u64) + Send,
-) -> Result<Proof, BackupError> {
-    let damaged = |problem: String| BackupError::Damaged { key: key.clone(), entry: None, problem };
+) -> Result<ArchiveProof, BackupStoreError> {
+    let damaged = |problem: String| BackupStoreError::Damaged { key: key.clone(), entry: None, problem };
     let (zip, sidecar) = (key.zip(), key.sidecar());
-    let front = front(place, key).await?.map_err(damaged)?;
+    let header = read_header(place, key).await?.map_err(damaged)?;
     let (size, all) = (place.size(&zip).await?, place.size(&sidecar).await?);
-    if size != front.sidecar.archive_bytes {
-        return Err(damaged(format!("the zip has {size} bytes instead of {}", front.sidecar.archive_bytes)));
+    if size != header.sidecar.archive_bytes {
+        return Err(damaged(format!("the zip has {size} bytes instead of {}", header.sidecar.archive_bytes)));
     }
-    if all.checked_sub(front.length) != Some(front.manifest.bytes) {
+    if all.checked_sub(header.length) != Some(header.manifest.bytes) {
         return Err(damaged(format!("its sidecar has {all} bytes, which are not as many as were written")));
     }
     let tail = place.range(&zip, size.saturating_sub(TAIL_BYTES)..size).await?;
-    let Some(end) = End::read(&tail, size) else {
+    let Some(end) = EndOfDirectory::read(&tail, size) else {
         return Err(damaged("the zip has no proper end".to_owned()));
     };
-    let ranged =
-        |object: &str, at, end| Reader::ranged(place.clone(), object.to_owned(), Handle::current(), at, end);
+    let ranged = |object: &str, at, end| {
+        ObjectReader::ranged(place.clone(), object.to_owned(), Handle::current(), at, end)
+    };
     let (blocks, fed) = mpsc::channel(BLOCKS_AHEAD);
-    let check = Check {
+    let check = ArchiveComparison {
         key: key.clone(),
-        manifest: ranged(&sidecar, front.length, all),
+        manifest: ranged(&sidecar, header.length, all),
         directory: ranged(&zip, end.directory.start, end.directory.end),
-        zip: Reader::fed(fed),
-        front,
+        zip: ObjectReader::fed(fed),
+        header,
         end,
     };
     // When nobody waits for it any more, no more blocks come, and it ends.
@@ -95,23 +96,26 @@ pub(super) async fn prove(
         Some(Ok(proven)) => proven,
         Some(Err(error)) => {
             let error = std::io::Error::other(error);
-            Err(BackupError::io(place.name(), &format!("reading {key}"), error))
+            Err(BackupStoreError::io(place.name(), &format!("reading {key}"), error))
         }
         None => Err(damaged("nothing was compared".to_owned())),
     }
 }
 
 /// The sidecar's first two lines; or what is wrong with them.
-pub(super) async fn front(place: &Place, key: &Key) -> Result<Result<Front, String>, BackupError> {
+pub(super) async fn read_header(
+    place: &StorageLocation,
+    key: &StoreKey,
+) -> Result<Result<SidecarHeader, String>, BackupStoreError> {
     let object = key.sidecar();
-    let size = place.size(&object).await?.min(FRONT_BYTES);
+    let size = place.size(&object).await?.min(MAX_HEADER_BYTES);
     let mut text = Vec::new();
     loop {
         let at = text.len() as u64;
-        let more = place.range(&object, at..size.min(at + FRONT_READ_BYTES)).await?;
+        let more = place.range(&object, at..size.min(at + HEADER_READ_BYTES)).await?;
         text.extend_from_slice(&more);
-        match read_front(key, &text) {
-            Ok(Some(front)) => return Ok(Ok(front)),
+        match decode_header(key, &text) {
+            Ok(Some(header)) => return Ok(Ok(header)),
             Ok(None) if !more.is_empty() => {}
             Ok(None) => return Ok(Err("its sidecar has no head".to_owned())),
             Err(problem) => return Ok(Err(problem)),
@@ -120,4 +124,4 @@ pub(super) async fn front(place: &Place, key: &Key) -> Result<Result<Front, Stri
 }
 
 /// What a listing reads of a sidecar at a time, in bytes: usually enough.
-const FRONT_READ_BYTES: u64 = INDEX_READ_BYTES / 16;
+const HEADER_READ_BYTES: u64 = INDEX_READ_BYTES / 16;

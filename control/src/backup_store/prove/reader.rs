@@ -1,43 +1,43 @@
-//! Reading a stored object from front to back, in blocks, on a thread of its own. Must not know what it reads.
+//! Reading a stored object from header to back, in blocks, on a thread of its own. Must not know what it reads.
 
 use bytes::Bytes;
 use tokio::{runtime::Handle, sync::mpsc};
 
-use crate::backups::{
-    digest::{Digest, Hasher},
-    error::BackupError,
+use crate::backup_store::{
+    digest::{Hasher, Sha256Digest},
+    error::BackupStoreError,
     limits::INDEX_READ_BYTES,
-    place::Place,
+    location::StorageLocation,
 };
 
 /// A part of an object. Only for threads that may block.
-pub(super) struct Reader {
-    source: Source,
+pub(super) struct ObjectReader {
+    source: BlockSource,
     block: Bytes,
     /// Where the block begins, in bytes.
     at: u64,
     hasher: Hasher,
 }
 
-enum Source {
+enum BlockSource {
     /// Fetched by somebody ahead of us; ends early if they fail.
     Fed(mpsc::Receiver<Bytes>),
     /// Fetched here, as far as `end`.
-    Ranged { place: Place, object: String, handle: Handle, end: u64 },
+    Ranged { place: StorageLocation, object: String, handle: Handle, end: u64 },
 }
 
-impl Reader {
+impl ObjectReader {
     /// Of an object whose blocks, from its beginning on, somebody sends.
     pub(super) fn fed(blocks: mpsc::Receiver<Bytes>) -> Self {
-        Self::new(Source::Fed(blocks), 0)
+        Self::new(BlockSource::Fed(blocks), 0)
     }
 
     /// Of the bytes from `at` to `end`.
-    pub(super) fn ranged(place: Place, object: String, handle: Handle, at: u64, end: u64) -> Self {
-        Self::new(Source::Ranged { place, object, handle, end }, at)
+    pub(super) fn ranged(place: StorageLocation, object: String, handle: Handle, at: u64, end: u64) -> Self {
+        Self::new(BlockSource::Ranged { place, object, handle, end }, at)
     }
 
-    fn new(source: Source, at: u64) -> Self {
+    fn new(source: BlockSource, at: u64) -> Self {
         Self { source, block: Bytes::new(), at, hasher: Hasher::new() }
     }
 
@@ -47,11 +47,11 @@ impl Reader {
     }
 
     /// What is there next: nothing at the end.
-    pub(super) fn next(&mut self) -> Result<&[u8], BackupError> {
+    pub(super) fn next(&mut self) -> Result<&[u8], BackupStoreError> {
         if self.block.is_empty() {
             self.block = match &mut self.source {
-                Source::Fed(blocks) => blocks.blocking_recv().unwrap_or_default(),
-                Source::Ranged { place, object, handle, end } => {
+                BlockSource::Fed(blocks) => blocks.blocking_recv().unwrap_or_default(),
+                BlockSource::Ranged { place, object, handle, end } => {
                     let to = (*end).min(self.at + INDEX_READ_BYTES);
                     handle.block_on(place.range(object, self.at..to))?
                 }
@@ -68,7 +68,7 @@ impl Reader {
     }
 
     /// Appends the next `count` bytes to `to`; false at the end.
-    pub(super) fn take(&mut self, count: usize, to: &mut Vec<u8>) -> Result<bool, BackupError> {
+    pub(super) fn take(&mut self, count: usize, to: &mut Vec<u8>) -> Result<bool, BackupStoreError> {
         let mut missing = count;
         while missing > 0 {
             let next = self.next()?;
@@ -84,7 +84,7 @@ impl Reader {
     }
 
     /// Appends the next line to `to`, its line feed included; false if it ends or has more than `most` bytes before that.
-    pub(super) fn line(&mut self, most: u64, to: &mut Vec<u8>) -> Result<bool, BackupError> {
+    pub(super) fn line(&mut self, most: u64, to: &mut Vec<u8>) -> Result<bool, BackupStoreError> {
         loop {
             let next = self.next()?;
             let end = next.iter().position(|b| *b == b'\n');
@@ -98,7 +98,7 @@ impl Reader {
     }
 
     /// Reads to the end; the digest of all since the beginning, and where the end is.
-    pub(super) fn finish(mut self) -> Result<(Digest, u64), BackupError> {
+    pub(super) fn finish(mut self) -> Result<(Sha256Digest, u64), BackupStoreError> {
         loop {
             let count = self.next()?.len();
             if count == 0 {

@@ -5,26 +5,26 @@ use bytes::BytesMut;
 use object_store::MultipartUpload;
 use tokio::task::JoinSet;
 
-use super::{error::BackupError, limits::PART_BYTES};
+use super::{error::BackupStoreError, limits::PART_BYTES};
 
 /// An object that is being written. It has to be completed or aborted.
 #[derive(Debug)]
-pub(super) struct ObjectUpload {
+pub(super) struct MultipartWriter {
     place: String,
     name: String,
     upload: Box<dyn MultipartUpload>,
     part: BytesMut,
     /// At most one.
-    flying: JoinSet<object_store::Result<()>>,
+    in_flight: JoinSet<object_store::Result<()>>,
 }
 
-impl ObjectUpload {
+impl MultipartWriter {
     pub(super) fn new(place: &str, name: &str, upload: Box<dyn MultipartUpload>) -> Self {
         let (place, name) = (place.to_owned(), name.to_owned());
-        Self { place, name, upload, part: BytesMut::new(), flying: JoinSet::new() }
+        Self { place, name, upload, part: BytesMut::new(), in_flight: JoinSet::new() }
     }
 
-    pub(super) async fn write(&mut self, mut bytes: &[u8]) -> Result<(), BackupError> {
+    pub(super) async fn write(&mut self, mut bytes: &[u8]) -> Result<(), BackupStoreError> {
         while !bytes.is_empty() {
             if self.part.capacity() == 0 {
                 self.part.reserve(PART_BYTES);
@@ -40,41 +40,41 @@ impl ObjectUpload {
     }
 
     /// Waits for the part under way, then sends the next.
-    async fn send(&mut self) -> Result<(), BackupError> {
-        self.landed().await?;
+    async fn send(&mut self) -> Result<(), BackupStoreError> {
+        self.wait_for_part().await?;
         let part = std::mem::take(&mut self.part).freeze();
-        self.flying.spawn(self.upload.put_part(part.into()));
+        self.in_flight.spawn(self.upload.put_part(part.into()));
         Ok(())
     }
 
-    async fn landed(&mut self) -> Result<(), BackupError> {
-        while let Some(part) = self.flying.join_next().await {
+    async fn wait_for_part(&mut self) -> Result<(), BackupStoreError> {
+        while let Some(part) = self.in_flight.join_next().await {
             part.unwrap_or_else(|error| Err(error.into())).map_err(|error| self.failed(error))?;
         }
         Ok(())
     }
 
     /// All parts are there.
-    pub(super) async fn stage(&mut self) -> Result<(), BackupError> {
+    pub(super) async fn stage(&mut self) -> Result<(), BackupStoreError> {
         if !self.part.is_empty() {
             self.send().await?;
         }
-        self.landed().await
+        self.wait_for_part().await
     }
 
     /// The object shows from here on.
-    pub(super) async fn complete(&mut self) -> Result<(), BackupError> {
+    pub(super) async fn complete(&mut self) -> Result<(), BackupStoreError> {
         self.upload.complete().await.map(|_| ()).map_err(|error| self.failed(error))
     }
 
     pub(super) async fn abort(mut self) {
-        self.flying.shutdown().await;
+        self.in_flight.shutdown().await;
         if let Err(error) = self.upload.abort().await {
             tracing::warn!(%error, object = self.name, "an unfinished upload could not be removed");
         }
     }
 
-    fn failed(&self, error: object_store::Error) -> BackupError {
-        BackupError::store(&self.place, "writing", &self.name, error)
+    fn failed(&self, error: object_store::Error) -> BackupStoreError {
+        BackupStoreError::store(&self.place, "writing", &self.name, error)
     }
 }

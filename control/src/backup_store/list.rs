@@ -1,0 +1,85 @@
+//! Which backups there are, among whatever else lies there.
+
+use std::sync::PoisonError;
+
+use futures_util::{StreamExt, stream};
+use podling_core::id::WorkspaceId;
+
+use super::{
+    BackupStore, error::BackupStoreError, key::StoreKey, limits::MAX_REPORTED_OBJECTS,
+    local_dir::PART_PREFIX, prove, sidecar::ArchiveSidecar,
+};
+
+/// Sidecars that a listing reads at a time.
+const CONCURRENT_HEAD_READS: usize = 8;
+
+impl BackupStore {
+    /// All backups, the oldest of each workspace first, as their sidecars' heads have them. What is not ours, or only half there, or cannot
+    /// be understood is left out and spoken of once in the log.
+    pub async fn list(&self) -> Result<Vec<ArchiveSidecar>, BackupStoreError> {
+        let names = self.shared.place.names().await?;
+        let mut keys = Vec::new();
+        for name in &names {
+            let key =
+                name.rsplit_once('.').and_then(|(key, kind)| Some((key.parse::<StoreKey>().ok()?, kind)));
+            match key {
+                Some((key, "jsonl")) if names.contains(&key.zip()) => keys.push(key),
+                Some((key, "zip")) if names.contains(&key.sidecar()) => {}
+                Some((key, _)) if self.is_being_written(&key) => {}
+                _ if name.starts_with(PART_PREFIX) => {}
+                _ => self.warn_unknown_object(name, "it is no backup, or half of one"),
+            }
+        }
+        keys.sort_unstable();
+        let heads = stream::iter(keys)
+            .map(|key| async move { (prove::read_header(&self.shared.place, &key).await, key) });
+        let mut heads = std::pin::pin!(heads.buffered(CONCURRENT_HEAD_READS));
+        let mut sidecars = Vec::new();
+        while let Some((header, key)) = heads.next().await {
+            match header {
+                Ok(Ok(header)) => sidecars.push(header.sidecar),
+                Ok(Err(problem)) => self.warn_unknown_object(&key.sidecar(), &problem),
+                // Removed since the names were read.
+                Err(BackupStoreError::Missing { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sidecars)
+    }
+
+    /// What is kept of this workspace beside what is `known`, oldest first: made by a control plane that died before it had noted it, or
+    /// left by a removal that was interrupted. What cannot be understood is not among it.
+    pub async fn unrecorded(
+        &self,
+        of: &WorkspaceId,
+        known: &[StoreKey],
+    ) -> Result<Vec<StoreKey>, BackupStoreError> {
+        let names = self.shared.place.names().await?;
+        let keys = names.iter().filter_map(|name| name.strip_suffix(".jsonl")?.parse::<StoreKey>().ok());
+        let stray =
+            |key: &StoreKey| key.workspace() == of && !known.contains(key) && !self.is_being_written(key);
+        let mut strays = Vec::new();
+        for key in keys.filter(stray) {
+            match prove::read_header(&self.shared.place, &key).await {
+                Ok(Ok(header)) if header.sidecar.label.id == *of => strays.push(key),
+                Ok(_) | Err(BackupStoreError::Missing { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        strays.sort_unstable();
+        Ok(strays)
+    }
+
+    fn is_being_written(&self, key: &StoreKey) -> bool {
+        self.shared.reserved_keys.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
+    }
+
+    /// Speaks of an object once.
+    fn warn_unknown_object(&self, name: &str, problem: &str) {
+        let mut reported_objects =
+            self.shared.reported_objects.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported_objects.len() < MAX_REPORTED_OBJECTS && reported_objects.insert(name.to_owned()) {
+            tracing::warn!(object = name, problem, "something in the backup store is left alone");
+        }
+    }
+}
