@@ -1,7 +1,9 @@
-//! The edge where agents connect: translates their messages into events and the driver's words into messages.
+//! gRPC service that agents connect to. It translates their messages into driver events, and the
+//! driver's directives into messages.
 //!
-//! Which workspace an agent serves follows from its credential alone, and what that proves the backend's reviewer says. LimiterState else an
-//! agent says is truncate_line to size here, before anybody sees it.
+//! The workspace of an agent follows from its credential alone, as the backend's reviewer confirms
+//! it. Everything else in an agent's message is validated and truncated here, before other code
+//! reads it.
 
 mod session;
 mod session_limiter;
@@ -35,12 +37,12 @@ use crate::{
     snapshot::Fingerprint,
 };
 
-/// Largest message of an agent, in bytes: a beat with all evidence and leases it may bring has some 10 KiB.
+/// In bytes. A heartbeat with the largest allowed evidence and leases takes about 10 KiB.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024;
-/// Messages to an agent that wait to be sent. When it is full the agent does not read, and its stream is given up.
+/// Capacity of the queue of messages to one agent. When it is full, the agent is not reading, and
+/// its session waits until the stream ends.
 const OUTBOX_MESSAGES: usize = 16;
 
-/// Serves agents.
 #[derive(Debug)]
 pub struct AgentsService<R> {
     driver: DriverHandle,
@@ -123,7 +125,8 @@ impl<R: AgentReviewer> Agents for AgentsService<R> {
 }
 
 impl<R: AgentReviewer> AgentsService<R> {
-    /// Whose agent holds the credential that came with a call, and which credential that is.
+    /// Returns the workspace that the request's credential proves, and the credential's
+    /// fingerprint.
     async fn authenticate(
         &self,
         metadata: &MetadataMap,
@@ -131,11 +134,14 @@ impl<R: AgentReviewer> AgentsService<R> {
         let value = metadata.get("authorization").ok_or_else(|| {
             WireError::new(
                 Reason::TokenMissing,
-                "an agent shows its credential as \"authorization: Bearer …\"",
+                "an agent has to send its credential as \"authorization: Bearer …\"",
             )
         })?;
         let refused = || {
-            WireError::new(Reason::TokenInvalid, "this credential belongs to no agent that was started here")
+            WireError::new(
+                Reason::TokenInvalid,
+                "the credential does not belong to an agent that this control plane started",
+            )
         };
         let credential =
             value.to_str().ok().and_then(|text| text.strip_prefix("Bearer ")).ok_or_else(refused)?;

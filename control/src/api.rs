@@ -1,4 +1,4 @@
-//! The control plane's own API: edges that translate, one file for each service.
+//! The control plane's own API: one file for each gRPC service, which only translates.
 
 use http::Extensions;
 use podling_proto::error::{Reason, WireError};
@@ -11,20 +11,21 @@ pub mod tokens;
 pub mod workspace_archives;
 pub mod workspaces;
 
-/// Who calls. The front has put it there, and lets nothing through without.
+/// Returns the authenticated caller of a request. The router adds it to every request that it lets
+/// through.
 pub(crate) fn caller<T>(request: &Request<T>) -> Result<Principal, WireError> {
     principal_of(request.extensions())
 }
 
-/// The same, of a request in any protocol.
+/// Returns the authenticated caller of a request in any protocol.
 fn principal_of(extensions: &Extensions) -> Result<Principal, WireError> {
     extensions.get::<Principal>().cloned().ok_or_else(|| {
-        WireError::new(Reason::Internal, "a call came in without its caller")
+        WireError::new(Reason::Internal, "the request carries no authenticated caller")
             .with("operation", "authenticate")
     })
 }
 
-/// A call of an RPC on behalf of a caller who came by another protocol.
+/// Builds the request of an RPC for a caller that uses another protocol.
 fn request_as<T>(caller: Principal, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.extensions_mut().insert(caller);

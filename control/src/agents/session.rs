@@ -1,4 +1,4 @@
-//! One stream of one agent, from its hello to its end.
+//! One agent's stream, from its hello message to its end.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,13 +21,14 @@ use crate::{
     server::AuthenticatedGuard,
 };
 
-/// An agent says hello at once, or it is none.
+/// Time for the hello message to arrive.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// What the driver has to say and the agent has not been told. When it is full the driver gives the agent up.
+/// Capacity of the queue from the driver. When it is full, the driver drops this connection.
 const INBOX_MESSAGES: usize = 8;
-/// Beats an agent may send in a burst: edges come in bursts.
+/// Messages that an agent may send in a burst: several changes may follow each other at once.
 const BURST: u32 = 16;
-/// After a burst it gets one beat more in this time; it is not read before. Its own pace is one in a second at most.
+/// After a burst, one message is read in this interval. An agent sends at most one heartbeat in a
+/// second by itself.
 const PAUSE: Duration = Duration::from_millis(500);
 
 pub(super) struct AgentSession<R> {
@@ -35,7 +36,8 @@ pub(super) struct AgentSession<R> {
     pub(super) reviewer: Arc<R>,
     pub(super) connection: ConnectionId,
     pub(super) permit: SessionPermit,
-    /// Its connection is no stranger's as long as the session lasts; `None` where connections are not counted.
+    /// Keeps the connection authenticated as long as the session lasts; `None` where connections
+    /// are not limited.
     pub(super) _authenticated: Option<AuthenticatedGuard>,
     pub(super) driver: DriverHandle,
     pub(super) token_keys: Arc<[TokenKey]>,
@@ -43,11 +45,11 @@ pub(super) struct AgentSession<R> {
     pub(super) beats: Counter,
 }
 
-/// Why a session ends before the agent ends it.
+/// Why a session ends before its agent ends it.
 enum SessionEnd {
-    /// The agent or the driver has gone, or will not hear more.
+    /// The agent or the driver has closed its side.
     Closed,
-    /// It is told why.
+    /// The agent receives this error.
     Rejected(WireError),
 }
 
@@ -58,8 +60,8 @@ impl From<DriverError> for SessionEnd {
 }
 
 impl<R: AgentReviewer> AgentSession<R> {
-    /// `proof` is what its credential proved beside the workspace.
-    pub(super) async fn run(self, proof: R::CredentialProof, mut inbound: Streaming<AgentMessage>) {
+    /// Runs the session to its end. `proof` is what the credential proved beyond the workspace.
+    pub(super) async fn run(self, proof: R::Proof, mut inbound: Streaming<AgentMessage>) {
         let whole = async {
             match self.hello(proof, &mut inbound).await {
                 Ok(inbox) => self.exchange_messages(inbound, inbox).await,
@@ -67,14 +69,14 @@ impl<R: AgentReviewer> AgentSession<R> {
             }
         };
         let end = self.permit.revoked().run_until_cancelled(whole).await.unwrap_or_else(|| {
-            let why = "a newer stream of this workspace's agents has taken the place of this one";
-            SessionEnd::Rejected(WireError::new(Reason::Conflict, why))
+            let message = "a newer stream of this workspace's agents has replaced this one";
+            SessionEnd::Rejected(WireError::new(Reason::Conflict, message))
         });
-        // Said also when its hello may not have come so far. The driver may have gone first.
+        // Reported even if the hello did not reach the driver. The driver may have ended already.
         let _gone = self.driver.gone(self.workspace.clone(), self.connection).await;
         if let SessionEnd::Rejected(error) = end {
-            tracing::debug!(workspace = %self.workspace, error = error.message(), "an agent's stream ends");
-            // If it does not read, it is not told.
+            tracing::debug!(workspace = %self.workspace, error = error.message(), "rejected agent stream");
+            // With a full queue the agent does not receive the error.
             let _full = self.outbox.try_send(Err(error.into()));
         }
     }
@@ -84,16 +86,16 @@ impl<R: AgentReviewer> AgentSession<R> {
         proof: R::CredentialProof,
         inbound: &mut Streaming<AgentMessage>,
     ) -> Result<mpsc::Receiver<ToAgent>, SessionEnd> {
-        let refused = |what: &str| SessionEnd::Rejected(WireError::new(Reason::BadField, what));
+        let rejected = |what: &str| SessionEnd::Rejected(WireError::new(Reason::BadField, what));
         let first = timeout(HELLO_TIMEOUT, inbound.message()).await;
         let Ok(Ok(Some(AgentMessage { message: Some(Message::Hello(hello)) }))) = first else {
-            return Err(refused("the first message is hello, and comes at once"));
+            return Err(rejected("the first message has to be hello, within 10 s"));
         };
         let (to_agent, inbox) = mpsc::channel(INBOX_MESSAGES);
         let instance = self.reviewer.instance(proof, translate::process_account(&hello));
         match translate::hello(hello, self.workspace.clone(), instance, self.connection, to_agent) {
             Ok(hello) => {
-                tracing::debug!(workspace = %self.workspace, instance = %hello.instance, "an agent says hello");
+                tracing::debug!(workspace = %self.workspace, instance = %hello.instance, "agent connected");
                 self.driver.hello(hello).await?;
                 Ok(inbox)
             }
@@ -112,11 +114,12 @@ impl<R: AgentReviewer> AgentSession<R> {
         let mut beats = TokenBucket::new(BURST, PAUSE);
         loop {
             let result = tokio::select! {
-                said = inbox.recv() => match said {
+                directive = inbox.recv() => match directive {
                     None => return SessionEnd::Closed,
-                    Some(said) => self.send(translate::control_message(said, &self.token_keys)).await,
+                    Some(directive) => self.send(translate::control_message(directive,  &self.token_keys)).await,
                 },
-                // Both in one future: while the agent is silent, what is said to it must pass.
+                // One future for both: while the agent is silent, the driver's messages must still
+                // pass.
                 message = async { beats.wait_for_token().await; inbound.message().await } => match message {
                     Ok(Some(AgentMessage { message: Some(Message::Beat(beat)) })) => {
                         beats.try_take();
@@ -131,7 +134,7 @@ impl<R: AgentReviewer> AgentSession<R> {
                         Ok(())
                     }
                     Ok(Some(AgentMessage { message: Some(Message::Hello(_)) })) => {
-                        Err(SessionEnd::Rejected(WireError::new(Reason::BadField, "hello is said once")))
+                        Err(SessionEnd::Rejected(WireError::new(Reason::BadField, "hello was sent twice")))
                     }
                     Ok(None) | Err(_) => return SessionEnd::Closed,
                 },
@@ -142,7 +145,7 @@ impl<R: AgentReviewer> AgentSession<R> {
         }
     }
 
-    /// Acknowledged only when the driver has taken it: from then on its idle time counts.
+    /// Acknowledges a heartbeat once the driver has processed it: idle time counts from then on.
     async fn beat(&self, beat: podling_proto::control::v1::Beat) -> Result<(), SessionEnd> {
         let (taken, was_taken) = oneshot::channel();
         let activity = Arc::new(translate::activity(beat.activity.unwrap_or_default()));
@@ -165,7 +168,8 @@ impl<R: AgentReviewer> AgentSession<R> {
     }
 
     async fn send(&self, message: ControlMessage) -> Result<(), SessionEnd> {
-        // Room comes when the agent reads. One that does not is known by its missing beats; the session ends with its stream.
+        // Waits for the agent to read. An agent that does not read is detected by its missing
+        // heartbeats, and the session ends with its stream.
         self.outbox.send(Ok(message)).await.map_err(|_| SessionEnd::Closed)
     }
 }

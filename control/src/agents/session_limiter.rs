@@ -1,4 +1,4 @@
-//! Whose sessions there are. Each workspace has a few places of its own, whatever its agents do, so that none takes another's.
+//! Limits the sessions of each workspace, so that one workspace's agents cannot exhaust another's.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,37 +16,40 @@ use crate::{
     snapshot::Fingerprint,
 };
 
-/// Sessions that an agent may begin in a burst: one on a line that breaks comes back again and again. Each start gives another
-/// credential, so that who sleeps and wakes often is not held up.
+/// Sessions that one credential may open in a burst. An agent on an unreliable network reconnects
+/// often. Every start of an agent uses a new credential, so frequent sleep and wake does not
+/// exhaust the burst.
 const BURST: u32 = 16;
-/// After a burst they may begin one more in this time; more are refused. Each costs a task and a turn of the driver.
+/// After a burst, one more session is admitted in this interval; further ones are rejected. Each
+/// session costs a task and an event of the driver.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Credentials of one workspace whose pace is known. A new one is given only with a start, or when a cluster renews it.
+/// Token buckets kept for one workspace, one for each credential. A new credential appears only
+/// with a start, or when a cluster renews it.
 const MAX_CREDENTIALS: usize = 4;
-/// Workspaces with places before it is looked for the first time which need none any more.
+/// Workspaces tracked before the first prune of idle ones.
 const MIN_PRUNE_SIZE: usize = 64;
 
-/// The places of all workspaces.
+/// Clones share the same state.
 #[derive(Debug, Clone, Default)]
 pub(super) struct SessionLimiter(Arc<Mutex<LimiterState>>);
 
 #[derive(Debug, Default)]
 struct LimiterState {
     of: HashMap<WorkspaceId, WorkspaceSessions>,
-    /// Twice as many as were left at the last look: so a look costs each admission next to nothing.
+    /// Number of workspaces at which idle ones are pruned: twice as many as the last prune kept, so
+    /// that pruning costs each admission next to nothing.
     prune_at: usize,
 }
 
-/// The places of one workspace.
 #[derive(Debug, Default)]
 struct WorkspaceSessions {
-    /// Oldest first.
+    /// Open sessions, oldest first; the token closes the session.
     sessions: VecDeque<(ConnectionId, CancellationToken)>,
-    /// How often who holds this credential buckets; the newest last.
+    /// One token bucket for each credential, newest last.
     buckets: VecDeque<(Fingerprint, TokenBucket)>,
 }
 
-/// A place that is taken; dropped, it is free.
+/// Permission for one session. Released on drop.
 #[derive(Debug)]
 pub(super) struct SessionPermit {
     limiter: SessionLimiter,
@@ -56,8 +59,8 @@ pub(super) struct SessionPermit {
 }
 
 impl SessionLimiter {
-    /// A place for one more session. If all are taken the oldest session loses its own, for the newest is the one that has an agent
-    /// behind it: an agent dials again only when it has given up the session before.
+    /// Admits one more session. At the limit the oldest session is revoked: an agent reconnects
+    /// only after it has given up its earlier session, so the newest has a live agent behind it.
     pub(super) fn admit(
         &self,
         workspace: WorkspaceId,
@@ -71,7 +74,7 @@ impl SessionLimiter {
         }
         let one = all.of.entry(workspace.clone()).or_default();
         if !one.bucket(credential).try_take() {
-            let message = "this workspace's agents connect too often; wait a little";
+            let message = "agents of this workspace connect too often; retry in a second";
             let error = WireError::new(Reason::TooManyStreams, message).retry_after(PAUSE);
             return Err(error.with("limit", BURST).with("what", "sessions begun in a burst"));
         }
@@ -92,7 +95,6 @@ impl SessionLimiter {
 }
 
 impl WorkspaceSessions {
-    /// Of who holds this credential.
     fn bucket(&mut self, credential: Fingerprint) -> &mut TokenBucket {
         let at = self.buckets.iter().position(|(of, _)| *of == credential).unwrap_or_else(|| {
             if self.buckets.len() == MAX_CREDENTIALS {
@@ -105,12 +107,12 @@ impl WorkspaceSessions {
     }
 
     fn is_full(&mut self) -> bool {
-        self.buckets.iter_mut().all(|(_, pace)| pace.is_full())
+        self.buckets.iter_mut().all(|(_, bucket)| bucket.is_full())
     }
 }
 
 impl SessionPermit {
-    /// Cancelled when a newer session has taken it.
+    /// Cancelled when a newer session has replaced this one.
     pub(super) fn revoked(&self) -> &CancellationToken {
         &self.revoked
     }
@@ -135,47 +137,50 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_workspace_that_takes_all_it_can_takes_only_its_own() {
-        let places = SessionLimiter::default();
-        let other = places.admit(id(2), START, ConnectionId(0)).unwrap();
+    async fn session_limit_of_one_workspace_spares_others() {
+        let limiter = SessionLimiter::default();
+        let other = limiter.admit(id(2), START, ConnectionId(0)).unwrap();
         let mut mine: Vec<_> =
-            (1..=u64::from(BURST)).map(|n| places.admit(id(1), START, ConnectionId(n)).unwrap()).collect();
-        let lost = mine.iter().filter(|place| place.revoked().is_cancelled()).count();
-        assert_eq!(lost, mine.len() - MAX_LINKS, "the oldest make room");
-        assert!(mine.iter().rev().take(MAX_LINKS).all(|place| !place.revoked().is_cancelled()));
-        let refused = places.admit(id(1), START, ConnectionId(99)).unwrap_err();
+            (1..=u64::from(BURST)).map(|n| limiter.admit(id(1), START, ConnectionId(n)).unwrap()).collect();
+        let revoked = mine.iter().filter(|permit| permit.revoked().is_cancelled()).count();
+        assert_eq!(revoked, mine.len() - MAX_LINKS, "the oldest sessions are revoked");
+        assert!(mine.iter().rev().take(MAX_LINKS).all(|permit| !permit.revoked().is_cancelled()));
+        let refused = limiter.admit(id(1), START, ConnectionId(99)).unwrap_err();
         assert_eq!((refused.reason(), refused.retry_delay()), (Reason::TooManyStreams, Some(PAUSE)));
         assert!(!other.revoked().is_cancelled());
-        places.admit(id(2), START, ConnectionId(100)).unwrap();
+        limiter.admit(id(2), START, ConnectionId(100)).unwrap();
 
         mine.drain(..mine.len() - 1);
         tokio::time::advance(PAUSE).await;
-        let next = places.admit(id(1), START, ConnectionId(101)).unwrap();
-        assert!(!mine[0].revoked().is_cancelled() && !next.revoked().is_cancelled(), "places are given back");
+        let next = limiter.admit(id(1), START, ConnectionId(101)).unwrap();
+        assert!(
+            !mine[0].revoked().is_cancelled() && !next.revoked().is_cancelled(),
+            "a dropped permit is released"
+        );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_is_started_anew_begins_with_a_pace_of_its_own() {
-        let places = SessionLimiter::default();
+    async fn new_credential_gets_its_own_bucket() {
+        let limiter = SessionLimiter::default();
         let start = |n| Fingerprint([n; 32]);
         for n in 0..4 * BURST as u8 {
-            places.admit(id(1), start(n), ConnectionId(n.into())).unwrap();
+            limiter.admit(id(1), start(n), ConnectionId(n.into())).unwrap();
         }
-        // Two that live at once have two paces, and no more for taking turns.
+        // Two live credentials have two buckets; alternating between them gains nothing.
         for n in 0..2 * BURST as u8 {
-            places.admit(id(2), start(n % 2), ConnectionId(n.into())).unwrap();
+            limiter.admit(id(2), start(n % 2), ConnectionId(n.into())).unwrap();
         }
-        assert!(places.admit(id(2), start(0), ConnectionId(98)).is_err());
-        assert!(places.admit(id(2), start(1), ConnectionId(99)).is_err());
+        assert!(limiter.admit(id(2), start(0), ConnectionId(98)).is_err());
+        assert!(limiter.admit(id(2), start(1), ConnectionId(99)).is_err());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn workspaces_that_are_gone_are_forgotten() {
-        let places = SessionLimiter::default();
+    async fn idle_workspaces_are_pruned() {
+        let limiter = SessionLimiter::default();
         for n in 0..10 * MIN_PRUNE_SIZE as u64 {
-            places.admit(id(n), START, ConnectionId(n)).unwrap();
+            limiter.admit(id(n), START, ConnectionId(n)).unwrap();
             tokio::time::advance(PAUSE).await;
         }
-        assert!(places.lock().of.len() <= 2 * MIN_PRUNE_SIZE);
+        assert!(limiter.lock().of.len() <= 2 * MIN_PRUNE_SIZE);
     }
 }

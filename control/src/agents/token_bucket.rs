@@ -1,10 +1,9 @@
-//! How often something may be done: a burst, then evenly. Must not know what.
+//! A token bucket: a burst, then one token per interval.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-/// Turns that are left, and when the next comes.
 #[derive(Debug)]
 pub(super) struct TokenBucket {
     burst: u32,
@@ -14,19 +13,19 @@ pub(super) struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// `burst` turns at once; each comes back after `every`.
+    /// Holds at most `burst` tokens and gains one after each `every`.
     pub(super) fn new(burst: u32, every: Duration) -> Self {
         Self { burst, every, left: burst, since: Instant::now() }
     }
 
-    /// Waits until there is a turn. Cancel-safe.
+    /// Waits until a token is available, without taking it. Cancel-safe.
     pub(super) async fn wait_for_token(&self) {
         if self.left == 0 {
             sleep_until(self.since + self.every).await;
         }
     }
 
-    /// Takes a turn; `false`: there is none.
+    /// Takes a token; `false` if none is available.
     pub(super) fn try_take(&mut self) -> bool {
         self.refill();
         let taken = self.left > 0;
@@ -34,7 +33,7 @@ impl TokenBucket {
         taken
     }
 
-    /// Whether all turns are there.
+    /// Whether the bucket has all of its burst.
     pub(super) fn is_full(&mut self) -> bool {
         self.refill();
         self.left == self.burst
@@ -55,18 +54,18 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn after_the_burst_each_turn_is_waited_for() {
-        let mut pace = TokenBucket::new(16, Duration::from_millis(500));
+    async fn bucket_after_burst_gains_one_token_per_interval() {
+        let mut bucket = TokenBucket::new(16, Duration::from_millis(500));
         let began = Instant::now();
         for _ in 0..16 + 20 {
-            pace.wait_for_token().await;
-            assert!(pace.try_take());
+            bucket.wait_for_token().await;
+            assert!(bucket.try_take());
         }
-        assert!(!pace.try_take(), "who does not wait gets none");
-        // The clock is the test's own: nothing but the waiting moves it.
+        assert!(!bucket.try_take(), "the bucket is empty without a wait");
+        // Time is paused: only the waits above advance it.
         assert_eq!(began.elapsed(), Duration::from_secs(10));
-        assert!(!pace.is_full());
+        assert!(!bucket.is_full());
         tokio::time::advance(Duration::from_secs(8)).await;
-        assert!(pace.is_full());
+        assert!(bucket.is_full());
     }
 }

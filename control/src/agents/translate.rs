@@ -1,4 +1,5 @@
-//! Between the wire and the driver. What an agent says is truncate_line to size: it is as trusted as its user.
+//! Translates between proto messages and driver types. Everything that an agent sends is truncated
+//! here: an agent is only as trusted as its user.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,33 +20,33 @@ use crate::{
     driver::{AgentHello, Answer, ClaimContent, ConnectionId, DirectiveId, SleepStep, ToAgent},
 };
 
-/// The protocol this control plane speaks.
+/// Version of the agent protocol that this control plane speaks.
 const PROTOCOL: u32 = 1;
-/// Characters of a boot id, a version, a capability.
+/// Longest boot id, version or capability, in characters.
 const MAX_WORD_CHARS: usize = 64;
 const MAX_CAPABILITIES: usize = 32;
-/// Pieces of evidence and leases kept of a beat: agents show the strongest first.
+/// Evidence and leases retained of one heartbeat: agents send the strongest first.
 const MAX_EVIDENCE: usize = 32;
 const MAX_LEASES: usize = 64;
-/// Characters of a line for people.
+/// Longest human-readable text of an agent, in characters; the rest is cut off.
 const MAX_TEXT_CHARS: usize = 200;
 
-/// The id of a directive whose answer nobody waits for.
+/// Id of a directive that is not answered.
 const NO_REPLY_ID: u64 = 0;
-/// Between two heartbeats; how long an intent counts as activity by itself; end how long work is measured: as in the design, but
-/// shorter where a workspace sleeps soon.
+/// Bounds of an agent's policy: time between two heartbeats, time an intent counts as active, and
+/// window over which work is measured. The maxima are the design's; workspaces with a short idle
+/// timeout use less.
 const MAX_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 const MIN_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
 const MAX_ACTIVE_FOR: Duration = Duration::from_secs(60);
 const MAX_WORK_WINDOW: Duration = Duration::from_secs(60);
 const MIN_WORK_WINDOW: Duration = Duration::from_secs(1);
 
-/// What an agent says of its process.
 pub(super) fn process_account(hello: &Hello) -> ProcessAccount {
     ProcessAccount { pid: hello.pid, start_ticks: hello.start_ticks }
 }
 
-/// An agent introduces itself. Who it is has been found out.
+/// Validates a hello message. `workspace` and `instance` come from the agent's credential.
 pub(super) fn hello(
     hello: Hello,
     workspace: WorkspaceId,
@@ -55,7 +56,7 @@ pub(super) fn hello(
 ) -> Result<AgentHello, WireError> {
     if !(hello.protocol_min..=hello.protocol_max).contains(&PROTOCOL) {
         let message = format!(
-            "this control plane speaks protocol {PROTOCOL}, the agent {} to {}",
+            "this control plane speaks protocol {PROTOCOL}, the agent speaks {} to {}",
             hello.protocol_min, hello.protocol_max
         );
         return Err(WireError::new(Reason::UnknownMethod, message));
@@ -84,7 +85,7 @@ pub(super) fn hello(
     })
 }
 
-/// What goes on in a workspace.
+/// Truncates an activity report to its bounds and replaces unknown enum values.
 pub(super) fn activity(mut activity: ActivityState) -> ActivityState {
     activity.level = activity.level().into();
     activity.evidence.truncate(MAX_EVIDENCE);
@@ -106,9 +107,8 @@ pub(super) fn activity(mut activity: ActivityState) -> ActivityState {
     activity
 }
 
-/// What the driver has to say.
-pub(super) fn control_message(said: ToAgent, token_keys: &[TokenKey]) -> ControlMessage {
-    message(match said {
+pub(super) fn control_message(directive: ToAgent, token_keys: &[TokenKey]) -> ControlMessage {
+    message(match directive {
         ToAgent::Wait => Message::Wait(Wait {}),
         ToAgent::Claim(content) => Message::Claim(claim(&content, token_keys)),
         ToAgent::Sleep(DirectiveId(id), step) => {
@@ -129,7 +129,7 @@ pub(super) fn control_message(said: ToAgent, token_keys: &[TokenKey]) -> Control
             Message::Directive(Directive { id: NO_REPLY_ID, directive: Some(DirectiveBody::Warn(warn)) })
         }
         ToAgent::Drain { grace } => {
-            // A few seconds: it fits.
+            // The grace period is a few seconds and always converts.
             let drain = DirectiveBody::Drain(Drain { grace: prost_types::Duration::try_from(grace).ok() });
             Message::Directive(Directive { id: NO_REPLY_ID, directive: Some(drain) })
         }
@@ -137,30 +137,30 @@ pub(super) fn control_message(said: ToAgent, token_keys: &[TokenKey]) -> Control
     })
 }
 
-/// What came of a directive.
+/// `None` for a result that this version does not know.
 pub(super) fn directive_answer(
     result: DirectiveResult,
     workspace: WorkspaceId,
     connection: ConnectionId,
 ) -> Option<Answer> {
     let directive = DirectiveId(result.id);
-    let (result, said) = match result.result? {
+    let (result, report) = match result.result? {
         directive_result::Result::Done(Done {}) => (Ok(()), None),
         directive_result::Result::Declined(mut declined) => {
             truncate_line(&mut declined.reason);
             (Err(Failure::Declined(declined.reason)), declined.activity)
         }
     };
-    let activity = said.map(|said| Arc::new(activity(said)));
+    let activity = report.map(|report| Arc::new(activity(report)));
     Some(Answer { workspace, connection, directive, result, activity })
 }
 
-/// It is not wanted.
+/// Ends the agent's session for `reason`.
 pub(super) fn dismiss(reason: Reason, why: &str) -> ControlMessage {
     message(Message::Dismiss(Dismiss { reason: error::name(reason).into(), message: why.into() }))
 }
 
-/// A beat was taken.
+/// Acknowledges a heartbeat.
 pub(super) fn ack(sequence: u64) -> ControlMessage {
     message(Message::HeartbeatAck(HeartbeatAck { sequence }))
 }
@@ -168,7 +168,7 @@ pub(super) fn ack(sequence: u64) -> ControlMessage {
 fn claim(content: &ClaimContent, token_keys: &[TokenKey]) -> Claim {
     let spec: &Spec = &content.spec;
     let span = |duration| prost_types::Duration::try_from(duration).ok();
-    // What is left out is as the protocol's defaults have it.
+    // Fields that are left out have the protocol's defaults.
     let idle_timeout = spec.policy.idle_timeout;
     let quarter = idle_timeout / 4;
     let policy = AgentPolicy {
@@ -194,7 +194,7 @@ fn claim(content: &ClaimContent, token_keys: &[TokenKey]) -> Claim {
 
 fn timestamp(at: Timestamp) -> prost_types::Timestamp {
     let seconds = i64::try_from(at.0 / 1000).unwrap_or(i64::MAX);
-    // Below 1000 before it is multiplied.
+    // The remainder is below 1000, so the product fits.
     prost_types::Timestamp { seconds, nanos: (at.0 % 1000) as i32 * 1_000_000 }
 }
 
@@ -208,7 +208,7 @@ fn truncate_line(text: &mut String) {
     }
 }
 
-/// Numbers that are none would spoil every sum they go into.
+/// Replaces NaN, infinities and negative numbers by 0: they would spoil every sum.
 fn sanitize_usage(usage: &mut Usage) {
     for number in [&mut usage.cpu_cores, &mut usage.io_bytes_per_second] {
         if !number.is_finite() || *number < 0.0 {
@@ -223,7 +223,7 @@ mod tests {
 
     use super::*;
 
-    fn good() -> Hello {
+    fn valid_hello() -> Hello {
         Hello {
             protocol_min: 1,
             protocol_max: 3,
@@ -237,29 +237,29 @@ mod tests {
         }
     }
 
-    fn said(message: Hello) -> Result<AgentHello, WireError> {
+    fn translated(message: Hello) -> Result<AgentHello, WireError> {
         let instance = InstanceId("one".into());
         hello(message, WorkspaceId::from_bits(1), instance, ConnectionId(1), mpsc::channel(1).0)
     }
 
     #[test]
-    fn a_hello_is_taken_only_when_it_makes_sense() {
-        assert!(said(good()).is_ok());
-        let newer = said(Hello { protocol_min: 2, ..good() }).unwrap_err();
+    fn invalid_hello_is_rejected() {
+        assert!(translated(valid_hello()).is_ok());
+        let newer = translated(Hello { protocol_min: 2, ..valid_hello() }).unwrap_err();
         assert!(newer.message().contains("protocol 1"), "{}", newer.message());
         for bad in [
-            Hello { boot_id: String::new(), ..good() },
-            Hello { boot_id: "x".repeat(65), ..good() },
-            Hello { version: "1\u{1b}[2J".into(), ..good() },
-            Hello { key_fingerprint: "short".into(), ..good() },
-            Hello { protocol_min: 2, protocol_max: 1, ..good() },
+            Hello { boot_id: String::new(), ..valid_hello() },
+            Hello { boot_id: "x".repeat(65), ..valid_hello() },
+            Hello { version: "1\u{1b}[2J".into(), ..valid_hello() },
+            Hello { key_fingerprint: "short".into(), ..valid_hello() },
+            Hello { protocol_min: 2, protocol_max: 1, ..valid_hello() },
         ] {
-            assert!(said(bad.clone()).is_err(), "{bad:?}");
+            assert!(translated(bad.clone()).is_err(), "{bad:?}");
         }
     }
 
     #[test]
-    fn a_beat_is_cut_to_size_whatever_it_brings() {
+    fn oversized_heartbeat_is_truncated() {
         let evidence = Evidence { signal: 999, detail: "ä".repeat(10_000), ..Default::default() };
         let lease = Lease { name: "n".repeat(10_000), ..Default::default() };
         let warning = SleepWarning { at: None, reason: "w".repeat(10_000) };

@@ -1,11 +1,13 @@
-//! The JSON API under `/v1`, for who speaks no gRPC: Workspaces and WorkspaceArchives as plain HTTP.
+//! The JSON API under `/v1`: workspaces and archives over plain HTTP, for clients without gRPC.
 //!
-//! Thin over the gRPC services: a request becomes the message of the RPC that a route calls, and its answer becomes JSON. What an RPC
-//! refuses is refused here in the same words, and needs the same verb. All routes are in this file, and each is added together with its
-//! description, so that the document at `/v1/openapi.json` and the router cannot differ.
+//! A thin layer over the gRPC services. A route turns its request into the message of an RPC, and
+//! the RPC's response into JSON. It rejects with the RPC's own error and needs the RPC's verb. All
+//! routes are in this file. Each is added together with its description, so that the document at
+//! `/v1/openapi.json` always matches the router.
 //!
-//! Decided once: names are the proto's, states and verdicts are the words people know ("falling-asleep"), times are RFC 3339,
-//! durations are seconds as a number, what is not there is absent (never null), and what is not known is refused.
+//! Conventions: names are those of the proto. States and activity levels are lower-case words such
+//! as "falling-asleep". Times are RFC 3339, and durations are numbers of seconds. Absent values are
+//! left out, never null. Unknown fields are rejected.
 
 use axum::Router;
 use schemars::JsonSchema;
@@ -30,32 +32,32 @@ mod watch;
 mod workspace;
 mod workspaces;
 
-/// Where the document is.
+/// Path of the OpenAPI document.
 const DOCUMENT: &str = "/v1/openapi.json";
-/// For a path that holds a workspace.
+/// Prefix of all routes of one workspace.
 const WORKSPACE: &str = "/v1/workspaces/{workspace}";
-/// The services that are called.
+/// Full names of the gRPC services behind the routes.
 const WORKSPACES: &str = "/podling.control.v1.Workspaces";
 const WORKSPACE_ARCHIVES: &str = "/podling.control.v1.WorkspaceArchives";
 
-/// Whether a path is the JSON API's.
+/// Whether `path` belongs to the JSON API.
 pub(crate) fn serves(path: &str) -> bool {
     path == "/v1" || path.starts_with("/v1/")
 }
 
-/// What the handlers ask.
+/// The gRPC services that the handlers call.
 #[derive(Debug, Clone)]
 pub(super) struct JsonServices {
     workspaces: WorkspacesService,
     backups: WorkspaceArchivesService,
 }
 
-/// A request that says nothing more.
+/// The body of a request without parameters.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct EmptyBody {}
 
-/// The routes, over the same services that answer gRPC. Requests carry their `Principal`, whom the front has put there.
+/// Returns the routes. Every request has to carry its `Principal`, which the server's router adds.
 pub fn router(workspaces: WorkspacesService, backups: WorkspaceArchivesService) -> Router {
     let of = |rest: &str| format!("{WORKSPACE}{rest}");
     let workspaces_rpc = |method: &str| format!("{WORKSPACES}/{method}");
@@ -64,7 +66,7 @@ pub fn router(workspaces: WorkspacesService, backups: WorkspaceArchivesService) 
     Routes::default()
         .add(
             Operation::new(HttpMethod::Get, "/v1/workspaces", workspaces_rpc("List"))
-                .named("list_workspaces", "Those the token may see, by name")
+                .named("list_workspaces", "Workspaces that the token may see, by name")
                 .query::<workspaces::ListQuery>()
                 .answers::<workspaces::List>(200, "The workspaces"),
             workspaces::list,
@@ -73,50 +75,53 @@ pub fn router(workspaces: WorkspacesService, backups: WorkspaceArchivesService) 
             Operation::new(HttpMethod::Post, "/v1/workspaces", workspaces_rpc("Create"))
                 .named(
                     "create_workspace",
-                    "Makes a workspace and wants it awake; answers at once, watch tells how it goes",
+                    "Create a workspace and wake it; returns at once, follow it with watch",
                 )
                 .takes::<workspaces::Create>()
-                .answers::<workspace::Workspace>(201, "It was made; Location is its address")
-                .answers::<workspace::Workspace>(200, "`request_id` or `reconnect` found it"),
+                .answers::<workspace::Workspace>(201, "The workspace was created; Location is its address")
+                .answers::<workspace::Workspace>(200, "The workspace that `request_id` or `reconnect` found"),
             workspaces::create,
         )
         .add(
             Operation::new(HttpMethod::Get, WORKSPACE, workspaces_rpc("Get"))
-                .named("get_workspace", "One workspace")
+                .named("get_workspace", "Get one workspace")
                 .answers::<workspace::Workspace>(200, "The workspace"),
             workspaces::get,
         )
         .add(
             Operation::new(HttpMethod::Delete, WORKSPACE, workspaces_rpc("Delete"))
-                .named("delete_workspace", "Wants it gone; it is archived first, unless `discard` is said")
+                .named("delete_workspace", "Delete a workspace; it is archived first unless `discard` is set")
                 .query::<workspaces::DeleteQuery>()
-                .answers::<workspace::Workspace>(202, "It is on its way"),
+                .answers::<workspace::Workspace>(202, "The request was accepted"),
             workspaces::delete,
         )
         .add(
             Operation::new(HttpMethod::Post, of("/sleep"), workspaces_rpc("Sleep"))
-                .named("sleep_workspace", "Wants it asleep: its processes end, its storage stays")
+                .named("sleep_workspace", "Put a workspace to sleep: its processes end, its storage stays")
                 .takes::<workspaces::Sleep>()
-                .answers::<workspace::Workspace>(202, "It is on its way"),
+                .answers::<workspace::Workspace>(202, "The request was accepted"),
             workspaces::sleep,
         )
         .add(
             Operation::new(HttpMethod::Post, of("/wake"), workspaces_rpc("Wake"))
-                .named("wake_workspace", "Wants it awake; answers at once, watch tells how it goes")
+                .named("wake_workspace", "Wake a workspace; returns at once, follow it with watch")
                 .takes::<EmptyBody>()
-                .answers::<workspace::Workspace>(202, "It is on its way"),
+                .answers::<workspace::Workspace>(202, "The request was accepted"),
             workspaces::wake,
         )
         .add(
             Operation::new(HttpMethod::Patch, of("/resources"), workspaces_rpc("Resize"))
-                .named("resize_workspace", "Gives it another share of its owner's room; more may have to be waited for in line")
+                .named("resize_workspace", 
+                    "Change the resources it requests of its owner's quota; an increase may have to wait in \
+                     the admission queue",
+                )
                 .takes::<workspaces::Resize>()
-                .answers::<workspace::Workspace>(200, "The workspace, with what it shall have and what it has"),
+                .answers::<workspace::Workspace>(200, "The workspace, with its requested and its allocated resources"),
             workspaces::resize,
         )
         .add(
             Operation::new(HttpMethod::Patch, of("/policy"), workspaces_rpc("SetPolicy"))
-                .named("set_policy", "Changes its policy where the body says so; its agent is told at once")
+                .named("set_policy", "Change the fields of its policy that the body contains; takes effect at once")
                 .takes::<policy::JsonPolicy>()
                 .answers::<workspace::Workspace>(200, "The workspace with its new policy"),
             workspaces::set_policy,
@@ -125,7 +130,8 @@ pub fn router(workspaces: WorkspacesService, backups: WorkspaceArchivesService) 
             Operation::new(HttpMethod::Get, of("/explanation"), workspaces_rpc("Explain"))
                 .named(
                     "explain_workspace",
-                    "Why it is what it is, what happens next and when, what would change that, what was decided",
+                    "Explain its state: the reason, the next transition and its time, what would change that, and \
+                     recent decisions",
                 )
                 .answers::<workspaces::Explanation>(200, "The explanation"),
             workspaces::explain,
@@ -134,12 +140,12 @@ pub fn router(workspaces: WorkspacesService, backups: WorkspaceArchivesService) 
             Operation::new(HttpMethod::Get, "/v1/watch", workspaces_rpc("Watch"))
                 .named(
                     "watch_workspaces",
-                    "What is there now, then every change: events `workspace`, `gone` ({\"id\"}), `synced` once what was there at \
-                     the beginning has been sent, and `problem` as the last one when the control plane ends the stream. A \
+                    "Stream the workspaces that exist, then every change. Events: `workspace`; `gone` ({\"id\"}); `synced`, \
+                      once the existing workspaces have been sent; `problem`, last, when the control plane ends the stream. A \
                      comment every 15 s keeps a silent stream alive",
                 )
                 .query::<watch::WatchQuery>()
-                .streams("Server-sent events; the data of each is one JSON value"),
+                .streams("Server-sent events, each with one JSON value as its data"),
             watch::watch,
         )
         .add(
@@ -155,9 +161,9 @@ pub fn router(workspaces: WorkspacesService, backups: WorkspaceArchivesService) 
                     "restore_archive",
                     "Brings a workspace back: the same one, also if it was deleted, or with `name` a new one",
                 )
-                .takes::<archives::Restore>()
-                .answers::<workspace::Workspace>(202, "Follow it until it is awake"),
-            archives::restore,
+                .takes::<backups::Restore>()
+                .answers::<workspace::Workspace>(202, "The workspace; follow it until it is awake"),
+            backups::restore,
         )
         .router(JsonServices { workspaces, backups })
 }

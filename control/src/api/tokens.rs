@@ -1,4 +1,4 @@
-//! The Tokens service: translates, and asks the identity.
+//! The Tokens service. It translates requests for [`ControlIdentity`].
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -21,12 +21,10 @@ use crate::{
     snapshot::Snapshots,
 };
 
-/// Life of a token whose request says nothing.
+/// Lifetime of a token whose request sets none.
 const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
-/// Shortest life of a token.
 const MIN_TTL: Duration = Duration::from_secs(1);
 
-/// Mints and describes tokens.
 #[derive(Debug, Clone)]
 pub struct TokensService {
     identity: Arc<ControlIdentity>,
@@ -34,7 +32,7 @@ pub struct TokensService {
 }
 
 impl TokensService {
-    /// Names of workspaces are looked up in `snapshots`.
+    /// Resolves names of workspaces in `snapshots`.
     pub fn new(identity: Arc<ControlIdentity>, snapshots: Snapshots) -> Self {
         Self { identity, snapshots }
     }
@@ -49,12 +47,12 @@ impl TokensService {
             "" => None,
             owner => Some(owner.parse::<Owner>().map_err(|e| bad("owner", e.to_string()))?),
         };
-        let whose = owner.as_ref().unwrap_or(&caller.owner);
+        let scope = owner.as_ref().unwrap_or(&caller.owner);
         let snapshot = self.snapshots.borrow();
         let workspaces = request
             .workspaces
             .iter()
-            .map(|text| Ok(caller.find_named(&snapshot, whose, text)?.spec.id.clone()))
+            .map(|text| Ok(caller.find_named(&snapshot, scope, text)?.spec.id.clone()))
             .collect::<Result<BTreeSet<_>, WireError>>()?;
         drop(snapshot);
         let agent = match (request.for_agent, workspaces.len()) {

@@ -1,4 +1,4 @@
-//! The Workspaces service: translates, asks the driver, and shows what the snapshots say.
+//! The Workspaces service. It translates requests for the driver and renders snapshots.
 
 mod explain;
 mod parse;
@@ -28,10 +28,10 @@ use self::{parse::WorkspaceScope, show::workspace};
 use super::caller;
 use crate::{driver::DriverHandle, principal::Principal, snapshot::WorkspaceView, template::Templates};
 
-/// Watches at once, over all callers. One more is refused; each costs some 100 bytes per workspace it sees.
+/// Concurrent watches of all callers. Further ones are rejected. Each costs about 100 bytes for
+/// each workspace that it sees.
 const MAX_WATCHERS: usize = 1000;
 
-/// Makes, shows and deletes workspaces.
 #[derive(Debug, Clone)]
 pub struct WorkspacesService {
     driver: DriverHandle,
@@ -43,7 +43,7 @@ pub struct WorkspacesService {
 type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl WorkspacesService {
-    /// Streams end with `closing`.
+    /// Streams end when `closing` is cancelled.
     pub fn new(
         driver: DriverHandle,
         templates: Receiver<Arc<Templates>>,
@@ -52,7 +52,8 @@ impl WorkspacesService {
         Self { driver, templates, watchers: Arc::new(Semaphore::new(MAX_WATCHERS)), closing }
     }
 
-    /// By id, or by name among the caller's own; others' are as if they did not exist.
+    /// Finds a workspace by its id, or by its name among the caller's own. Workspaces that the
+    /// caller may not see count as not found.
     fn find(&self, caller: &Principal, text: &str) -> Result<Arc<WorkspaceView>, WireError> {
         let snapshots = self.driver.snapshots();
         let snapshot = snapshots.borrow();
@@ -70,10 +71,11 @@ impl Workspaces for WorkspacesService {
         let templates = self.templates.borrow().clone();
         let new = parse::create(&caller, request.into_inner(), &templates)?;
         let (view, created) = if caller.workspaces.is_some() {
-            // It could not see what it makes. So it never gets as far as making: not even when the one it sees goes meanwhile.
+            // A narrowed token could not see a workspace that it creates. So it never creates one,
+            // even if the workspace that it may see is deleted meanwhile.
             let found = self.driver.snapshots().borrow().by_name(&new.owner, &new.name).cloned();
             let own = found.filter(|view| new.reconnect && caller.sees(view)).ok_or_else(|| {
-                let message = "this token is narrowed to certain workspaces and makes no others";
+                let message = "this token is restricted to certain workspaces and cannot create others";
                 WireError::new(Reason::WorkspaceDenied, message)
             })?;
             (self.driver.wake(own.spec.id.clone()).await.map_err(WireError::from)?, false)
@@ -116,9 +118,12 @@ impl Workspaces for WorkspacesService {
             text => (Some(self.find(&caller, text)?.spec.id.clone()), WorkspaceScope::visible(caller)),
         };
         let permit = self.watchers.clone().try_acquire_owned().map_err(|_| {
-            WireError::new(Reason::TooManyStreams, format!("{MAX_WATCHERS} watches are open already"))
-                .with("limit", MAX_WATCHERS)
-                .with("what", "watches")
+            WireError::new(
+                Reason::TooManyStreams,
+                format!("{MAX_WATCHERS} watches are open; close some and retry"),
+            )
+            .with("limit", MAX_WATCHERS)
+            .with("what", "watches")
         })?;
         let watch_events = watch::watch_events(self.driver.snapshots(), whose, only, self.closing.clone());
         Ok(Response::new(Box::pin(watch_events.map(move |change| {
@@ -191,7 +196,7 @@ impl Workspaces for WorkspacesService {
         let caller = caller(&request)?;
         caller.may(Verb::Admin)?;
         if caller.workspaces.is_some() {
-            let message = "this token is narrowed to certain workspaces, and going down ends them all";
+            let message = "this token is restricted to certain workspaces and cannot stop all of them";
             return Err(WireError::new(Reason::WorkspaceDenied, message).into());
         }
         let snapshots = self.driver.snapshots();

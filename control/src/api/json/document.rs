@@ -1,4 +1,4 @@
-//! The OpenAPI document: what the routes say of themselves, and the schemas they name.
+//! Collects the OpenAPI document from the descriptions of routes and the schemas that they use.
 
 use std::fmt;
 
@@ -10,30 +10,30 @@ use serde_json::{Map, Value, json};
 
 use super::operation::Operation;
 
-/// For who reads the document first.
-const DESCRIPTION: &str = "Workspaces and archives for clients that do not speak gRPC; each route calls one RPC of podling.control.v1, needs \
-the verb that RPC needs, and answers with the same words. Times are RFC 3339, durations are seconds as a number. What is absent is \
-left out, never null. Requests with unknown fields or parameters are refused; answers may grow new fields. Refusals are problem \
-details (RFC 9457); branch on `reason`.";
+/// The document's introduction.
+const DESCRIPTION: &str = "Workspaces and their archives, for clients without gRPC. Each route calls one RPC of podling.control.v1, \
+needs that RPC's verb, and returns its result. Times are RFC 3339, durations are numbers of seconds. Absent \
+values are left out, never null. Requests with unknown fields or parameters are rejected; responses may \
+gain fields. Errors are problem details (RFC 9457): branch on `reason`.";
 
-/// Why a request was refused (RFC 9457).
+/// Why a request was rejected (RFC 9457).
 #[derive(Debug, Serialize, JsonSchema)]
 struct Problem {
-    /// Names the kind of problem, by its reason.
+    /// URI of the kind of problem, derived from `reason`.
     r#type: String,
-    /// The reason in words.
+    /// `reason` in words.
     title: String,
     /// The HTTP status.
     status: u16,
-    /// For people; may change.
+    /// A description for people. Its text may change.
     detail: String,
-    /// A value of podling.v1.Reason without its prefix; clients branch on it.
+    /// A value of podling.v1.Reason without its prefix. Clients branch on it.
     reason: String,
-    /// What podling/v1/errors.proto lists for the reason.
+    /// The metadata that podling/v1/errors.proto lists for this reason.
     metadata: std::collections::BTreeMap<String, String>,
 }
 
-/// What has been described so far.
+/// The operations and schemas that have been described so far.
 pub(super) struct OpenApiDocument {
     schemas: SchemaGenerator,
     paths: Map<String, Value>,
@@ -51,14 +51,13 @@ impl Default for OpenApiDocument {
 }
 
 impl OpenApiDocument {
-    /// Adds an operation.
     pub(super) fn add(&mut self, operation: &Operation) {
         let described = operation.describe(&mut self.schemas);
         let path = self.paths.entry(operation.path.as_ref()).or_insert_with(|| json!({}));
         path[operation.method.name()] = described;
     }
 
-    /// The whole of it.
+    /// Returns the complete document.
     pub(super) fn finish(mut self) -> Value {
         let problem = self.schemas.subschema_for::<Problem>();
         json!({
@@ -70,7 +69,7 @@ impl OpenApiDocument {
                 "schemas": self.schemas.take_definitions(true),
                 "responses": {
                     "Problem": {
-                        "description": "Refused",
+                        "description": "The request was rejected",
                         "content": { podling_proto::problem::CONTENT_TYPE: { "schema": problem } },
                     },
                 },
@@ -78,8 +77,8 @@ impl OpenApiDocument {
                     "token": {
                         "type": "http",
                         "scheme": "bearer",
-                        "description": "The root token, or one that `podling token create` made; the verb it needs is named with each \
-                                        operation",
+                        "description": "The root token, or a token of `podling token create`. Each operation names the verb that it \
+                                         needs",
                     },
                 },
             },
@@ -93,7 +92,7 @@ impl fmt::Debug for OpenApiDocument {
     }
 }
 
-/// Serde's `None` is left out here, so a schema need not allow null.
+/// Removes null from a schema: a `None` is left out of the JSON instead.
 fn disallow_null(schema: &mut Schema) {
     transform_subschemas(&mut (disallow_null as fn(&mut Schema)), schema);
     if schema.get("default").is_some_and(Value::is_null) {

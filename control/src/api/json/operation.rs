@@ -1,4 +1,4 @@
-//! One route as the document describes it. Must not know how it is answered.
+//! The description of one route, for the router and for the OpenAPI document.
 
 use std::borrow::Cow;
 
@@ -7,16 +7,15 @@ use podling_proto::{method, v1::Verb, verb};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-/// Makes a schema, or a reference to it.
+/// Returns a schema, or a reference to it.
 type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 
-/// What the parts of paths stand for.
+/// Path parameters and their descriptions.
 const PARAMETERS: &[(&str, &str)] = &[
-    ("workspace", "Its id, or the name of one of the caller's own"),
-    ("archive", "An archive's key, or the id or name of a workspace: its newest"),
+    ("workspace", "The workspace's id, or its name if the caller owns it"),
+    ("backup", "An archive's key, or the id or name of a workspace for its newest archive"),
 ];
 
-/// What is done at a path.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum HttpMethod {
     Get,
@@ -26,7 +25,6 @@ pub(super) enum HttpMethod {
 }
 
 impl HttpMethod {
-    /// As the router knows it.
     pub(super) fn filter(self) -> MethodFilter {
         match self {
             Self::Get => MethodFilter::GET,
@@ -36,7 +34,7 @@ impl HttpMethod {
         }
     }
 
-    /// As OpenAPI writes it.
+    /// The key of an OpenAPI path item.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Get => "get",
@@ -47,12 +45,11 @@ impl HttpMethod {
     }
 }
 
-/// A method at a path.
 #[derive(Debug)]
 pub(super) struct Operation {
     pub(super) method: HttpMethod,
     pub(super) path: Cow<'static, str>,
-    /// What the caller's token must carry.
+    /// The verb that the caller's token has to carry.
     pub(super) verb: Verb,
     id: &'static str,
     summary: &'static str,
@@ -70,46 +67,46 @@ struct ResponseDescription {
 }
 
 impl Operation {
-    /// A route that calls `rpc`, and so needs its verb; what nobody declared needs `admin`.
+    /// Describes a route that calls `rpc` and needs its verb. An undeclared RPC needs `admin`.
     pub(super) fn new(method: HttpMethod, path: impl Into<Cow<'static, str>>, rpc: impl AsRef<str>) -> Self {
         let verb = method::find(rpc.as_ref()).map_or(Verb::Admin, |rpc| rpc.verb());
         Self::needing(verb, method, path)
     }
 
-    /// A route that is no RPC's.
+    /// Describes a route that does not call an RPC.
     pub(super) fn needing(verb: Verb, method: HttpMethod, path: impl Into<Cow<'static, str>>) -> Self {
         let path = path.into();
         Self { method, path, verb, id: "", summary: "", query: None, body: None, answers: Vec::new() }
     }
 
-    /// How programs and people call it.
+    /// Sets the operation id and the summary.
     pub(super) fn named(self, id: &'static str, summary: &'static str) -> Self {
         Self { id, summary, ..self }
     }
 
-    /// What may stand behind the `?`. Without this, nothing may.
+    /// Sets the type of the query. Without it, a request with a query is rejected.
     pub(super) fn query<T: JsonSchema>(self) -> Self {
         Self { query: Some(T::json_schema), ..self }
     }
 
-    /// Whether anything may stand behind the `?`.
+    /// Whether requests may have a query.
     pub(super) fn has_query(&self) -> bool {
         self.query.is_some()
     }
 
-    /// The body.
+    /// Sets the type of the request's body.
     pub(super) fn takes<T: JsonSchema>(self) -> Self {
         Self { body: Some(|schemas| schemas.subschema_for::<T>()), ..self }
     }
 
-    /// A good answer.
+    /// Adds a successful response with a JSON body.
     pub(super) fn answers<T: JsonSchema>(mut self, status: u16, words: &'static str) -> Self {
         let schema: SchemaOf = |schemas| schemas.subschema_for::<T>();
         self.answers.push(ResponseDescription { status, words, content_type: "application/json", schema });
         self
     }
 
-    /// A good answer that goes on.
+    /// Sets a successful response that is a stream of server-sent events.
     pub(super) fn streams(mut self, words: &'static str) -> Self {
         let schema: SchemaOf = |schemas| schemas.subschema_for::<String>();
         self.answers.push(ResponseDescription {
@@ -121,7 +118,7 @@ impl Operation {
         self
     }
 
-    /// The operation object of the document.
+    /// Returns the operation object of the document.
     pub(super) fn describe(&self, schemas: &mut SchemaGenerator) -> Value {
         let mut parameters: Vec<Value> = PARAMETERS
             .iter()
@@ -157,7 +154,7 @@ fn in_path((name, words): &(&str, &str)) -> Value {
     json!({ "name": name, "in": "path", "required": true, "description": words, "schema": { "type": "string" } })
 }
 
-/// Each field of the query is a parameter, and none is needed.
+/// Each field of the query becomes an optional parameter.
 fn in_query(query: &Schema) -> Vec<Value> {
     let fields = query.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
     let parameter = |(name, mut schema): (String, Value)| {

@@ -1,4 +1,4 @@
-//! A policy, both ways.
+//! A policy as JSON, in requests and in responses.
 
 use podling_proto::control::v1 as proto;
 use schemars::JsonSchema;
@@ -6,36 +6,40 @@ use serde::{Deserialize, Serialize};
 
 use super::scalar::{Seconds, not_null};
 
-/// How long what may last, in seconds, each from 1 s to 365 days (`max_awake` also 0). In a request, what is absent is the template's or stays as it is.
+/// Durations in seconds, each from 1 s to 365 days (`max_awake` also 0). A field that a request
+/// leaves out has the template's value, or keeps its current one.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Policy")]
 pub(super) struct JsonPolicy {
-    /// Counted idle time before sleep; default 15 min.
+    /// Observed idle time before the workspace falls asleep; default 15 min.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     idle_timeout: Option<Seconds>,
-    /// How long `busy` by CPU, bytes or a notebook kernel holds after the last intent; default 12 h.
+    /// How long CPU, I/O or a notebook kernel keep it `busy` after the last intent; default 12 h.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     work_cap: Option<Seconds>,
-    /// How long a foreground job or an open IDE page holds after the last intent; default 1 h.
+    /// How long a foreground job or an open IDE page keep it `busy` after the last intent; default
+    /// 1 h.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     presence_cap: Option<Seconds>,
-    /// How long before its sleep people are warned, at most half the idle timeout; default 2 min.
+    /// How long before it falls asleep its users are warned, at most half the idle timeout; default
+    /// 2 min.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     warning: Option<Seconds>,
-    /// Longest time awake, used or not; absent in an answer, and 0 in a request: no end.
+    /// Longest time awake, even in use. No limit if a response leaves it out, or a request sets it
+    /// to 0.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     max_awake: Option<Seconds>,
-    /// Time asleep before the storage is archived and let go; default 24 h.
+    /// Time asleep before the storage is archived and released; default 24 h.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     archive_after: Option<Seconds>,
-    /// How long archives are kept; default 30 days.
+    /// How long archives are retained; default 30 days.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Seconds")]
     keep_archives: Option<Seconds>,

@@ -1,4 +1,4 @@
-//! A refusal on its way to the caller: problem details. Must not know what is refused.
+//! Errors of handlers, rendered as problem details (RFC 9457).
 
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
@@ -7,16 +7,15 @@ use tonic::Status;
 
 use crate::error_response::{WireProtocol, http_error_response};
 
-/// Why a request is not done.
 #[derive(Debug)]
 pub(super) struct ProblemResponse {
     error: WireError,
-    /// Where HTTP has a word of its own for it.
+    /// Overrides the status that follows from the reason.
     status: Option<StatusCode>,
 }
 
 impl ProblemResponse {
-    /// With a status of HTTP's that says more than the reason's.
+    /// Responds with a status that is more specific than the reason's own.
     pub(super) fn with_status(status: StatusCode, error: WireError) -> Self {
         Self { error, status: Some(status) }
     }
@@ -28,7 +27,6 @@ impl From<WireError> for ProblemResponse {
     }
 }
 
-/// What an RPC refuses.
 impl From<Status> for ProblemResponse {
     fn from(status: Status) -> Self {
         WireError::from(status).into()

@@ -1,4 +1,5 @@
-//! What comes with a request, read strictly: what is not known, twice there or too long is refused, and the refusal says what.
+//! Strict extractors: an unknown, repeated or oversized field is rejected with an error that names
+//! it.
 
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts};
@@ -8,19 +9,19 @@ use serde::de::DeserializeOwned;
 
 use super::problem_response::ProblemResponse;
 
-/// Longest body, in bytes. The largest that can be meant is an environment of 16 KiB, of which every byte may be written as six
-/// (`\u001b`); a longer one is refused with 413.
+/// In bytes. The largest valid body holds an environment of 16 KiB, of which each byte may be
+/// escaped as six (`\u001b`). A longer body is rejected with 413.
 const MAX_BODY_BYTES: usize = 128 * 1024;
 
-/// The body. An empty one is `{}`.
+/// A JSON body. An empty one is read as `{}`.
 #[derive(Debug)]
 pub(super) struct JsonBody<T>(pub(super) T);
 
-/// What stands behind the `?`.
+/// The query string.
 #[derive(Debug)]
 pub(super) struct QueryParams<T>(pub(super) T);
 
-/// The part of the path that a client chose.
+/// The variable part of the path.
 #[derive(Debug)]
 pub(super) struct PathParam(pub(super) String);
 
@@ -30,14 +31,18 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
     async fn from_request(request: Request, _state: &S) -> Result<Self, ProblemResponse> {
         let (parts, body) = request.into_parts();
         let collected = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(|error| {
-            if error.is::<LengthLimitError>() { too_long() } else { bad("body", "it broke off").into() }
+            if error.is::<LengthLimitError>() {
+                too_long()
+            } else {
+                bad("body", "the connection broke before its end").into()
+            }
         })?;
         let bytes = collected.to_bytes();
         if bytes.is_empty() {
             return parse(b"{}").map(Self);
         }
         if !is_json(&parts.headers) {
-            let message = "the body has to be JSON, and say so: content-type: application/json";
+            let message = "the body has to be JSON, with content-type: application/json";
             let error = WireError::new(Reason::BadField, message).with("field", CONTENT_TYPE);
             return Err(ProblemResponse::with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE, error));
         }
@@ -69,14 +74,14 @@ impl<S: Send + Sync> FromRequestParts<S> for PathParam {
 
 fn is_json(headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let kind = content_type.split(';').next().unwrap_or_default();
-    kind.trim().eq_ignore_ascii_case("application/json")
+    let media_type = content_type.split(';').next().unwrap_or_default();
+    media_type.trim().eq_ignore_ascii_case("application/json")
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ProblemResponse> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        // Where it is no JSON at all, the place says nothing; "." is the whole of it: a field is missing.
+        // For a syntax error the path says nothing, and "." is the root: a field is missing.
         let field = Some(error.path().to_string()).filter(|path| error.inner().is_data() && path != ".");
         bad(field.as_deref().unwrap_or("body"), &error.inner().to_string())
     })?;

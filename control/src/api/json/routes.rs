@@ -1,4 +1,4 @@
-//! The router and the document, which grow together.
+//! Builds the router and the OpenAPI document together.
 
 use axum::{
     Router,
@@ -24,14 +24,13 @@ use super::{
 };
 use crate::api::principal_of;
 
-/// What has been added so far.
 #[derive(Default)]
 pub(super) struct Routes {
     router: Router<JsonServices>,
     document: OpenApiDocument,
 }
 
-/// What a request must show before its handler is asked.
+/// What a request has to satisfy before its handler runs.
 #[derive(Debug, Clone, Copy)]
 struct RouteRequirements {
     verb: Verb,
@@ -39,7 +38,7 @@ struct RouteRequirements {
 }
 
 impl Routes {
-    /// Adds a route: `handler` answers what `operation` says.
+    /// Adds a route that `handler` serves as `operation` describes it.
     pub(super) fn add<H: Handler<T, JsonServices>, T: 'static>(
         mut self,
         operation: Operation,
@@ -53,15 +52,15 @@ impl Routes {
         self
     }
 
-    /// All routes, the document among them, over `api`.
+    /// Returns the router of all routes, including the document's own.
     pub(super) fn router(mut self, api: JsonServices) -> Router {
-        // As with reflection: what there is, is shown to whoever may look.
+        // As with reflection, every token with `read` may see the whole document.
         let own = Operation::needing(Verb::Read, HttpMethod::Get, DOCUMENT)
-            .named("get_document", "This document")
+            .named("get_document", "Get this document")
             .answers::<Map<String, Value>>(200, "OpenAPI 3.1");
         self.document.add(&own);
         let text = Bytes::from(std::mem::take(&mut self.document).finish().to_string());
-        // It describes itself already.
+        // The document already describes this route.
         let Self { router, .. } =
             self.add(own, || async move { ([(CONTENT_TYPE, "application/json")], text) });
         router.fallback(unknown_path).method_not_allowed_fallback(method_not_allowed).with_state(api)
@@ -75,7 +74,7 @@ async fn check_requirements(
 ) -> Result<Response, ProblemResponse> {
     principal_of(request.extensions())?.may(required.verb)?;
     if !required.has_query && request.uri().query().is_some_and(|query| !query.is_empty()) {
-        let error = WireError::new(Reason::BadField, "nothing may stand behind the \"?\" here");
+        let error = WireError::new(Reason::BadField, "this operation takes no query parameters");
         return Err(error.with("field", "query").into());
     }
     Ok(next.run(request).await)
@@ -83,12 +82,18 @@ async fn check_requirements(
 
 async fn unknown_path(request: Request) -> ProblemResponse {
     let path = request.uri().path();
-    let error = WireError::new(Reason::UnknownMethod, format!("there is nothing at {path}: see {DOCUMENT}"));
+    let error = WireError::new(
+        Reason::UnknownMethod,
+        format!("nothing is served at {path}; see {DOCUMENT} for all routes"),
+    );
     ProblemResponse::with_status(StatusCode::NOT_FOUND, error.with("method", path))
 }
 
 async fn method_not_allowed(request: Request) -> ProblemResponse {
-    let asked = format!("{} {}", request.method(), request.uri().path());
-    let error = WireError::new(Reason::UnknownMethod, format!("there is no {asked}: see {DOCUMENT}"));
-    ProblemResponse::with_status(StatusCode::METHOD_NOT_ALLOWED, error.with("method", asked))
+    let operation = format!("{} {}", request.method(), request.uri().path());
+    let error = WireError::new(
+        Reason::UnknownMethod,
+        format!("{operation} is not supported; see {DOCUMENT} for all routes"),
+    );
+    ProblemResponse::with_status(StatusCode::METHOD_NOT_ALLOWED, error.with("method", operation))
 }

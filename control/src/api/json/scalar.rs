@@ -1,4 +1,4 @@
-//! Times, durations and words as JSON has them.
+//! Times, durations and enum values in JSON.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -6,28 +6,27 @@ use prost_types::Timestamp;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-/// The first and the last second that RFC 3339 can write: the years 1 and 9999. What an agent says beyond is put there.
+/// The range of RFC 3339 in seconds since 1970: years 1 to 9999. Times of an agent are clamped to
+/// it.
 const SECONDS: (i64, i64) = (-62_135_596_800, 253_402_300_799);
 
-/// A moment, as RFC 3339 writes it.
+/// A time in RFC 3339.
 #[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
 pub(super) struct Time(String);
 
-/// A duration: a number of seconds, whole or not.
+/// A duration as a number of seconds, whole or fractional.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seconds(prost_types::Duration);
 
-/// Prefixes of enum values that consist of more than one word; all others end at the first `_`.
-const LONG_PREFIXES: [&str; 2] = ["ACTIVITY_LEVEL_", "AGENT_CONNECTION_"];
-
-/// A value of an enumeration as people know it: `STATE_FALLING_ASLEEP` is "falling-asleep".
+/// Returns the public name of an enum value: `STATE_FALLING_ASLEEP` becomes "falling-asleep".
 pub(super) fn enum_label(name: &str) -> String {
     let (_, word) = name.split_once('_').unwrap_or(("", name));
     word.to_ascii_lowercase().replace('_', "-")
 }
 
-/// A field that may be left out, but not be null: what is absent stays as it is, and null would look like taking it away.
+/// Deserializes an optional field and rejects null. An absent field stays unchanged, and null would
+/// look like a removal.
 pub(super) fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     from: D,
 ) -> Result<Option<T>, D::Error> {
@@ -56,7 +55,8 @@ impl From<Seconds> for prost_types::Duration {
 
 impl Serialize for Seconds {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        // None of ours is negative; an agent's that is counts as none, and its nanoseconds may be anything.
+        // The control plane sends no negative durations. An agent's negative one counts as 0, and
+        // its nanoseconds may be anything.
         let part = |n: i32| Duration::from_nanos(u64::try_from(n).unwrap_or(0));
         let whole = |n: i64| u64::try_from(n).ok().map(Duration::from_secs);
         let span = whole(self.0.seconds).map(|whole| whole + part(self.0.nanos)).unwrap_or_default();
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_seconds() {
+    fn duration_is_number_of_seconds() {
         assert_eq!(to_string(&span(900, 0)).unwrap(), "900");
         assert_eq!(to_string(&span(1, 500_000_000)).unwrap(), "1.5");
         assert_eq!(to_string(&span(-5, 0)).unwrap(), "0");
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_what_rfc_3339_can_write() {
+    fn time_is_clamped_to_rfc_3339() {
         let time = |seconds, nanos| Time::from(Timestamp { seconds, nanos }).0;
         assert_eq!(time(0, 5_000_000), "1970-01-01T00:00:00.005Z");
         assert_eq!(time(i64::MAX, i32::MAX).get(..20), Some("9999-12-31T23:59:59."));
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_those_that_people_know() {
+    fn enum_label_matches_state_name() {
         for (state, name) in crate::snapshot::STATES {
             assert_eq!(&enum_label(crate::api::workspaces::show::state(*state).as_str_name()), name);
         }

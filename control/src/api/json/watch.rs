@@ -1,4 +1,5 @@
-//! Following workspaces by server-sent events. It is not below `/v1/workspaces`, where it would hide a workspace of that name.
+//! Follows workspaces by server-sent events. The route is not below `/v1/workspaces`, where it
+//! would hide a workspace of that name.
 
 use std::convert::Infallible;
 
@@ -27,10 +28,10 @@ use crate::{api::request_as, principal::Principal};
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WatchQuery {
-    /// Id, or name of one of the caller's own; empty: all the caller may see.
+    /// The workspace's id, or its name if the caller owns it. Empty: all that the caller may see.
     #[serde(default)]
     workspace: String,
-    /// Only with `admin`: of all owners.
+    /// Workspaces of all owners; needs `admin`.
     #[serde(default)]
     all_owners: bool,
 }
@@ -50,10 +51,10 @@ fn event(change: Result<WatchWorkspacesResponse, Status>) -> Event {
         Ok(Some(Change::Workspace(workspace))) => ("workspace", json!(Workspace::from(workspace))),
         Ok(Some(Change::Gone(id))) => ("gone", json!({ "id": id })),
         Ok(Some(Change::Synced(_))) => ("synced", json!({})),
-        // An event of ours always holds a change.
+        // A response of the service always holds an event.
         Ok(Some(Change::Keepalive(_)) | None) => return Event::default().comment("keep-alive"),
         Err(status) => ("problem", problem::body(&WireError::from(status))),
     };
-    // JSON on one line: it holds nothing that ends a line of its own.
+    // The JSON has no line breaks, so it is one data line.
     Event::default().event(name).data(data.to_string())
 }

@@ -1,4 +1,4 @@
-//! From the wire: fallible, and each refusal names its field.
+//! Validates requests. Each error names the field.
 
 use std::{collections::HashMap, ops::RangeInclusive, time::Duration};
 
@@ -11,15 +11,16 @@ use podling_proto::{
 
 use crate::{driver::NewWorkspace, principal::Principal, snapshot::WorkspaceView, template::Templates};
 
-/// Of a request id, in characters.
 const MAX_REQUEST_ID_CHARS: usize = 64;
-/// Of a workspace's own environment: variables, and bytes of all names and values. It is part of every claim and stored.
+/// Bounds of a workspace's own environment: number of variables, and bytes of all names and values
+/// together. The environment is stored and is part of every claim.
 const MAX_VARIABLES: usize = 64;
 const MAX_VARIABLE_BYTES: usize = 16 * 1024;
-/// What one workspace may ask for: more than any machine has, so that sums never overflow.
+/// Largest resources of one workspace. More than any machine has, but small enough that sums never
+/// overflow.
 const MAX_CPU_MILLIS: u64 = 10_000_000;
 const MAX_MEMORY_BYTES: u64 = 1 << 50;
-/// What a policy's durations may be.
+/// Allowed durations in a policy.
 const DURATION_RANGE: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -31,7 +32,8 @@ pub(super) struct WorkspaceScope {
 }
 
 impl WorkspaceScope {
-    /// The caller's own; with `all_owners`, which needs `admin`, everybody's.
+    /// Covers the caller's own workspaces, or with `all_owners`, which needs `admin`, those of all
+    /// owners.
     pub(super) fn parse(caller: Principal, all_owners: bool) -> Result<Self, WireError> {
         if all_owners {
             caller.may(Verb::Admin)?;
@@ -39,7 +41,7 @@ impl WorkspaceScope {
         Ok(Self { caller, all: all_owners })
     }
 
-    /// All that the caller may see.
+    /// Covers all workspaces that the caller may see.
     pub(super) fn visible(caller: Principal) -> Self {
         Self { caller, all: true }
     }
@@ -49,7 +51,7 @@ impl WorkspaceScope {
     }
 }
 
-/// A new workspace, with its template's values in it.
+/// Merges a request with its template.
 pub(super) fn create(
     caller: &Principal,
     request: CreateWorkspaceRequest,
@@ -71,7 +73,7 @@ pub(super) fn create(
     }
     let (template, content) = templates.get(&request.template).ok_or_else(|| {
         let known = templates.names().collect::<Vec<_>>().join(", ");
-        let message = format!("there is no template {:?}; there are {known}", request.template);
+        let message = format!("template {:?} does not exist; the templates are {known}", request.template);
         WireError::new(Reason::TemplateNotFound, message).with("id", &request.template)
     })?;
     let mut env = content.env.clone();
@@ -90,14 +92,14 @@ pub(super) fn create(
     })
 }
 
-/// What a policy says; what it leaves out is as it was.
+/// Fields that the policy leaves out stay unset in the overrides.
 pub(super) fn policy(policy: Policy) -> Result<PolicyOverrides, WireError> {
     let span = |field: &'static str, given: Option<prost_types::Duration>| {
         let Some(given) = given else { return Ok(None) };
         let span = Duration::try_from(given).ok().filter(|span| DURATION_RANGE.contains(span));
         span.map(Some).ok_or_else(|| bad(field, "1 s to 365 days"))
     };
-    // Nothing is no span: no end, whatever was set.
+    // 0 is outside the range of durations; it removes the limit.
     let no_end = policy.max_awake.is_some_and(|given| (given.seconds, given.nanos) == (0, 0));
     let max_awake = match no_end {
         true => Some(None),
@@ -114,17 +116,17 @@ pub(super) fn policy(policy: Policy) -> Result<PolicyOverrides, WireError> {
     })
 }
 
-/// What is 0 stays as it is.
-pub(super) fn resources(now: Resources, wanted: wire::Resources) -> Result<Resources, WireError> {
-    let within = |field: &str, wanted: u64, now: u64, most: u64| match wanted {
-        0 => Ok(now),
-        _ if wanted > most => Err(bad(field, format!("at most {most}"))),
-        _ => Ok(wanted),
+/// Resources that are 0 in the request keep their current value.
+pub(super) fn resources(current: Resources, requested: wire::Resources) -> Result<Resources, WireError> {
+    let within = |field: &str, requested: u64, current: u64, max: u64| match requested {
+        0 => Ok(current),
+        _ if requested > max => Err(bad(field, format!("at most {max}"))),
+        _ => Ok(requested),
     };
-    let (cpu, memory) = (wanted.cpu_millis, wanted.memory_bytes);
+    let (cpu, memory) = (requested.cpu_millis, requested.memory_bytes);
     Ok(Resources {
-        cpu_millis: within("resources.cpu_millis", cpu, now.cpu_millis, MAX_CPU_MILLIS)?,
-        memory_bytes: within("resources.memory_bytes", memory, now.memory_bytes, MAX_MEMORY_BYTES)?,
+        cpu_millis: within("resources.cpu_millis", cpu, current.cpu_millis, MAX_CPU_MILLIS)?,
+        memory_bytes: within("resources.memory_bytes", memory, current.memory_bytes, MAX_MEMORY_BYTES)?,
     })
 }
 
@@ -140,9 +142,9 @@ fn variables(env: HashMap<String, String>) -> Result<HashMap<String, String>, Wi
         name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
     };
     match env.iter().find(bad_one) {
-        // Its name, not its value: that may be a secret.
+        // The error names the variable without its value, which may be a secret.
         Some((name, _)) => {
-            Err(bad("env", format!("{name:?} is no name of a variable, or its value holds a NUL")))
+            Err(bad("env", format!("{name:?} is not a valid variable name, or its value contains a NUL")))
         }
         None => Ok(env),
     }
@@ -170,48 +172,55 @@ mod tests {
         create(&caller(Verbs::only([Verb::Lifecycle])), request, &templates)
     }
 
-    fn good() -> CreateWorkspaceRequest {
+    fn valid_request() -> CreateWorkspaceRequest {
         CreateWorkspaceRequest { name: "demo".into(), ..Default::default() }
     }
 
     #[test]
-    fn a_workspace_gets_its_templates_values_and_its_own() {
+    fn create_merges_template_and_request() {
         let span = prost_types::Duration { seconds: 5, nanos: 0 };
         let request = CreateWorkspaceRequest {
             template: "python".into(),
             policy: Some(Policy { idle_timeout: Some(span), ..Default::default() }),
             env: [("KEY".to_owned(), "value".to_owned())].into(),
-            ..good()
+            ..valid_request()
         };
         let new = parsed(request).unwrap();
         assert_eq!((new.template.as_str(), new.owner.as_str()), ("python", "me"));
         assert_eq!(new.policy.idle_timeout, Duration::from_secs(5));
         assert_eq!(new.policy.presence_cap, Duration::from_secs(60 * 60));
         assert!(new.env.contains_key("PYTHONUNBUFFERED") && new.env["KEY"] == "value");
-        assert_eq!(parsed(good()).unwrap().template, "shell", "the default");
+        assert_eq!(parsed(valid_request()).unwrap().template, "shell", "the default");
     }
 
     #[test]
-    fn each_refusal_names_its_field() {
+    fn invalid_request_error_names_field() {
         let span = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
         let policy = |idle_timeout| Some(Policy { idle_timeout, ..Default::default() });
         for (field, request) in [
-            ("name", CreateWorkspaceRequest { name: "No Name".into(), ..good() }),
-            ("owner", CreateWorkspaceRequest { owner: "a/b".into(), ..good() }),
-            ("request_id", CreateWorkspaceRequest { request_id: "x".repeat(65), ..good() }),
-            ("policy.idle_timeout", CreateWorkspaceRequest { policy: policy(span(0)), ..good() }),
-            ("policy.idle_timeout", CreateWorkspaceRequest { policy: policy(span(-1)), ..good() }),
-            ("policy.idle_timeout", CreateWorkspaceRequest { policy: policy(span(i64::MAX)), ..good() }),
-            ("env", CreateWorkspaceRequest { env: [("A=B".into(), "".into())].into(), ..good() }),
-            ("env", CreateWorkspaceRequest { env: [("A".into(), "x".repeat(20_000))].into(), ..good() }),
+            ("name", CreateWorkspaceRequest { name: "No Name".into(), ..valid_request() }),
+            ("owner", CreateWorkspaceRequest { owner: "a/b".into(), ..valid_request() }),
+            ("request_id", CreateWorkspaceRequest { request_id: "x".repeat(65), ..valid_request() }),
+            ("policy.idle_timeout", CreateWorkspaceRequest { policy: policy(span(0)), ..valid_request() }),
+            ("policy.idle_timeout", CreateWorkspaceRequest { policy: policy(span(-1)), ..valid_request() }),
+            (
+                "policy.idle_timeout",
+                CreateWorkspaceRequest { policy: policy(span(i64::MAX)), ..valid_request() },
+            ),
+            ("env", CreateWorkspaceRequest { env: [("A=B".into(), "".into())].into(), ..valid_request() }),
+            (
+                "env",
+                CreateWorkspaceRequest { env: [("A".into(), "x".repeat(20_000))].into(), ..valid_request() },
+            ),
         ] {
             let error = parsed(request).unwrap_err();
             assert_eq!(error.reason(), Reason::BadField);
             assert!(error.message().starts_with(field), "{}", error.message());
         }
-        let unknown = parsed(CreateWorkspaceRequest { template: "pyton".into(), ..good() }).unwrap_err();
+        let unknown =
+            parsed(CreateWorkspaceRequest { template: "pyton".into(), ..valid_request() }).unwrap_err();
         assert_eq!(unknown.reason(), Reason::TemplateNotFound);
-        let foreign = parsed(CreateWorkspaceRequest { owner: "you".into(), ..good() }).unwrap_err();
-        assert_eq!(foreign.reason(), Reason::VerbMissing, "only an admin acts for others");
+        let foreign = parsed(CreateWorkspaceRequest { owner: "you".into(), ..valid_request() }).unwrap_err();
+        assert_eq!(foreign.reason(), Reason::VerbMissing, "only admin may act for another owner");
     }
 }

@@ -1,5 +1,6 @@
-//! Following the snapshots: for each watcher, what has changed since it was last sent_versions. Pulled by the watcher, so that a slow one sees
-//! the newest only, and costs nobody else anything.
+//! Streams changes of workspaces. Each watcher compares the newest snapshot with the versions it
+//! has sent. The stream is pulled, so that a slow watcher skips intermediate versions and costs the
+//! others nothing.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -21,7 +22,7 @@ use tonic::Status;
 use super::{parse::WorkspaceScope, show::workspace};
 use crate::snapshot::{Snapshot, Snapshots};
 
-/// Proxies cut streams that are silent for a minute.
+/// Proxies close streams that are silent for a minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 struct WorkspaceWatch {
@@ -29,15 +30,15 @@ struct WorkspaceWatch {
     whose: WorkspaceScope,
     only: Option<WorkspaceId>,
     closing: CancellationToken,
-    /// Versions it was sent_versions.
+    /// Versions that the stream has sent.
     sent_versions: BTreeMap<WorkspaceId, u64>,
-    /// Of one snapshot, yet to be sent_versions.
+    /// Events of one snapshot that are still to be sent.
     events: VecDeque<Event>,
     synced: bool,
     ended: bool,
 }
 
-/// What is there now, then every change.
+/// Yields the workspaces that exist, then every change, until `closing`.
 pub(super) fn watch_events(
     mut snapshots: Snapshots,
     whose: WorkspaceScope,
@@ -81,7 +82,7 @@ impl WorkspaceWatch {
                     self.compare(&snapshot);
                 }
                 Some(Err(_)) => self.events.push_back(Event::Keepalive(WatchKeepAlive {})),
-                // The driver has ended, or everything does.
+                // The driver or the control plane is shutting down.
                 Some(Ok(Err(_))) | None => {
                     self.ended = true;
                     let error = WireError::new(Reason::ShuttingDown, "the control plane is shutting down");
@@ -99,7 +100,7 @@ impl WorkspaceWatch {
                 self.events.push_back(Event::Workspace(workspace(view)));
             }
         }
-        // Also one of which only its archives are left.
+        // A workspace with nothing left but archives counts as gone.
         let is_there = |id: &WorkspaceId| snapshot.get(id).is_some_and(|view| self.whose.sees(view));
         let gone: Vec<_> = self.sent_versions.keys().filter(|id| !is_there(id)).cloned().collect();
         for id in gone {
@@ -112,13 +113,13 @@ impl WorkspaceWatch {
     }
 }
 
-/// How far going down has come, until everything rests.
+/// Yields the progress of `down` until no workspace is running.
 pub(super) fn down_progress(snapshots: Snapshots) -> impl Stream<Item = Result<DownResponse, Status>> {
     stream::unfold(Some((snapshots, None)), |state| async move {
         let (mut snapshots, sent_versions) = state?;
         let differs =
             |snapshot: &std::sync::Arc<Snapshot>| snapshot.down.is_some() && snapshot.down != sent_versions;
-        // The driver has ended: it was sent_versions all there was.
+        // The driver has ended after the last progress.
         let down = snapshots.wait_for(differs).await.ok()?.down?;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let progress = DownResponse { remaining: count(down.remaining), total: count(down.total) };
