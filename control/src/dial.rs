@@ -1,6 +1,8 @@
-//! Reaches an agent: TLS 1.3 to the very certificate it registered, and HTTP/2 over it.
+//! Connects to an agent by HTTP/2 over TLS 1.3, pinned to the certificate that the agent
+//! registered.
 //!
-//! Nothing is sent before the certificate was compared: a program that took the agent's place learns nothing.
+//! The certificate is compared before anything is sent, so that a program in the agent's place
+//! learns nothing.
 
 use std::{
     error::Error,
@@ -41,42 +43,40 @@ use crate::{
     unix_socket,
 };
 
-/// For the connection, TLS and HTTP/2 to be there, whoever makes it. An agent that is alive needs some milliseconds.
+/// Time for connecting, TLS and HTTP/2 together; callers enforce it. A healthy agent needs
+/// milliseconds.
 pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
-/// The name in an agent's certificate, and the authority of every request to one.
+/// The name in an agent's certificate, and the authority of every request to an agent.
 pub(crate) const AGENT_NAME: &str = "podling-agent";
-/// Largest frame an agent may send: fewer of them for bulk, and still soon over for whoever waits behind it (64 KiB take
-/// about 60 µs).
+/// Largest frame that an agent may send, in bytes: few frames for bulk data, but short enough that
+/// other streams wait only about 60 µs.
 const MAX_FRAME_BYTES: u32 = 64 * 1024;
 
-/// Why an agent cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AgentDialError {
-    /// Nobody there, or TLS failed; a false certificate is among the reasons.
+    /// Connecting or TLS failed, for example because of an unexpected certificate.
     #[error("connecting: {0}")]
     Connect(#[from] io::Error),
-    /// It does not speak HTTP/2.
     #[error("HTTP/2: {0}")]
     Http(#[from] hyper::Error),
-    /// It does not answer.
-    #[error("no answer within {} s", DIAL_TIMEOUT.as_secs())]
+    #[error("no response within {} s", DIAL_TIMEOUT.as_secs())]
     Timeout,
-    /// TLS cannot be set up on our side.
+    /// The TLS client cannot be configured.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
-    /// All connections it may have are full.
-    #[error("{0} streams to one agent")]
+    /// Every allowed connection has its maximum of streams. Holds their number.
+    #[error("the limit of {0} streams to one agent is reached")]
     Full(usize),
 }
 
-/// An open connection for requests with this body.
+/// An open connection for requests with this body type.
 pub(crate) struct AgentChannel<B> {
     pub(crate) sender: SendRequest<B>,
-    /// How many streams the agent takes on it, as far as it has said so.
+    /// Concurrent streams that the agent allows, as it last announced.
     pub(crate) max_streams: Arc<AtomicUsize>,
 }
 
-/// A connection to this agent. Takes as long as it takes: whoever asks sets the limit.
+/// Connects to the agent. Has no timeout of its own: callers apply [`DIAL_TIMEOUT`].
 pub(crate) async fn dial<B>(
     agent: &AgentView,
     tasks: &ConnectionTasks,
@@ -115,16 +115,16 @@ where
         .handshake(TokioIo::new(io))
         .await?;
     let max_streams = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
-    let said = max_streams.clone();
+    let latest = max_streams.clone();
     tasks.0.spawn(async move {
-        // Polled for every request, so the number is as new as the last one.
+        // Polled for every request, so the number is up to date.
         let ended = poll_fn(|cx| {
             let ended = Pin::new(&mut connection).poll(cx);
-            said.store(connection.current_max_send_streams(), Relaxed);
+            latest.store(connection.current_max_send_streams(), Relaxed);
             ended
         });
         if let Err(error) = ended.await {
-            tracing::debug!(%error, "the connection to an agent ended");
+            tracing::debug!(%error, "connection to agent ended");
         }
     });
     Ok(AgentChannel { sender, max_streams })
@@ -138,12 +138,13 @@ fn client_config(fingerprint: Fingerprint) -> Result<ClientConfig, rustls::Error
         .with_custom_certificate_verifier(Arc::new(PinnedCertVerifier { fingerprint, provider }))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
-    // A resumed session would not show the certificate again.
+    // A resumed session would not send the certificate again.
     config.resumption = Resumption::disabled();
     Ok(config)
 }
 
-/// Accepts one certificate: the one that was registered over the agent's own authenticated stream.
+/// Accepts exactly the certificate with the fingerprint that the agent registered over its
+/// authenticated stream.
 #[derive(Debug)]
 struct PinnedCertVerifier {
     fingerprint: Fingerprint,
@@ -164,7 +165,7 @@ impl ServerCertVerifier for PinnedCertVerifier {
             return Ok(ServerCertVerified::assertion());
         }
         Err(rustls::Error::General(format!(
-            "the certificate {shown} is not {}, which the agent registered",
+            "the certificate's fingerprint is {shown}, but the agent registered {}",
             self.fingerprint
         )))
     }

@@ -1,4 +1,4 @@
-//! Errors of our own in the caller's protocol: gRPC, gRPC-web or plain HTTP. Must not know what is refused, or why.
+//! Renders the control plane's errors in the caller's protocol: gRPC, gRPC-web or plain HTTP.
 
 use axum::body::Body;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
@@ -11,24 +11,21 @@ use http_body::Frame;
 use podling_proto::{error::WireError, problem};
 use tonic::Status;
 
-/// First byte of the frame that carries the trailers in gRPC-web.
+/// First byte of a gRPC-web frame that carries trailers.
 const WEB_TRAILERS: u8 = 0x80;
 
-/// What the caller speaks.
+/// The protocol of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WireProtocol {
-    /// gRPC over HTTP/2.
     Grpc,
-    /// gRPC-web, binary.
     GrpcWeb,
-    /// gRPC-web, all of the body in base64.
+    /// gRPC-web with a base64 body.
     GrpcWebText,
-    /// Anything else.
     Http,
 }
 
 impl WireProtocol {
-    /// By the request's content type.
+    /// Derives the protocol from the request's content type.
     pub fn of(headers: &HeaderMap) -> Self {
         let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         if content_type.starts_with(b"application/grpc-web-text") {
@@ -51,7 +48,7 @@ impl WireProtocol {
         }
     }
 
-    /// The whole answer to a request that is refused.
+    /// Returns a complete error response.
     pub fn error_response(self, error: WireError) -> Response<Body> {
         if self == Self::Http {
             let status = StatusCode::from_u16(problem::status(&error));
@@ -61,12 +58,13 @@ impl WireProtocol {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type()));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        // Both gRPC and gRPC-web let an answer without a message carry its trailers in the headers.
+        // In gRPC and gRPC-web a response without a message may carry its trailers as headers.
         headers.extend(trailers(error));
         response
     }
 
-    /// The last frame of an answer that had begun; `None` where only breaking off can say that it is not whole.
+    /// Returns the last frame of a response that has begun. `None` for plain HTTP, where only an
+    /// aborted body shows that it is incomplete.
     pub fn final_error_frame(self, error: WireError) -> Option<Frame<Bytes>> {
         match self {
             Self::Grpc => Some(Frame::trailers(trailers(error))),
@@ -77,7 +75,8 @@ impl WireProtocol {
     }
 }
 
-/// The whole answer to a plain request that is refused, with a status that may say more than the error's own.
+/// Returns a complete error response for plain HTTP. `status` may be more specific than the error's
+/// own.
 pub(crate) fn http_error_response(status: StatusCode, error: &WireError) -> Response<Body> {
     let mut response = Response::new(Body::from(problem::body_as(status.as_u16(), error).to_string()));
     *response.status_mut() = status;
@@ -95,7 +94,8 @@ pub(crate) fn http_error_response(status: StatusCode, error: &WireError) -> Resp
 
 fn trailers(error: WireError) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    // Fails only for a status that holds metadata of its own, which none of ours does; then the code still arrives.
+    // Fails only for a status with invalid metadata, which ours never have; the code still arrives
+    // then.
     if let Err(status) = Status::from(error).add_header(&mut headers) {
         headers.insert("grpc-status", HeaderValue::from(status.code() as i32));
     }
@@ -112,7 +112,7 @@ fn web_trailers(error: WireError) -> Bytes {
     }
     let mut frame = BytesMut::with_capacity(lines.len() + 5);
     frame.put_u8(WEB_TRAILERS);
-    // Some hundred bytes.
+    // A few hundred bytes, so the length fits.
     frame.put_u32(u32::try_from(lines.len()).unwrap_or(u32::MAX));
     frame.extend_from_slice(&lines);
     frame.freeze()
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_is_answered_in_its_own_protocol() {
+    fn content_type_decides_the_protocol() {
         assert_eq!(protocol("application/grpc"), WireProtocol::Grpc);
         assert_eq!(protocol("application/grpc+proto"), WireProtocol::Grpc);
         assert_eq!(protocol("application/grpc-web+proto"), WireProtocol::GrpcWeb);
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grpc_client_reads_reason_and_words_from_either_form() {
+    fn grpc_client_reads_reason_and_message() {
         for protocol in [WireProtocol::Grpc, WireProtocol::GrpcWeb] {
             let response = protocol.error_response(unreachable_error());
             assert_eq!(response.status(), 200);
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grpc_web_answer_ends_with_a_frame_of_trailers() {
+    fn grpc_web_response_ends_with_trailer_frame() {
         let frame = WireProtocol::GrpcWeb
             .final_error_frame(unreachable_error())
             .and_then(|f| f.into_data().ok())
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn curl_gets_problem_details() {
+    async fn plain_http_client_gets_problem_details() {
         let response = WireProtocol::Http.error_response(unreachable_error());
         assert_eq!(
             (response.status().as_u16(), &response.headers()[RETRY_AFTER]),

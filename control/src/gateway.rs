@@ -1,7 +1,7 @@
-//! The gateway: forwards a whole HTTP exchange to the agent of the workspace it names, as it is.
+//! The gateway forwards an HTTP exchange unchanged to the agent of the workspace that the request
+//! names.
 //!
-//! It knows what a call may do (by its path) and where the agent is, and must not know what any message means: nothing here
-//! decodes a body.
+//! It derives the required verb from the path and finds the agent. It never decodes a body.
 
 use std::{fmt, sync::Arc};
 
@@ -40,19 +40,18 @@ use relay::{RelayedRequest, RelayedResponse};
 use waiting::AgentWaiter;
 use wake_queue::Ticket;
 
-/// Forwards to agents.
 pub struct Gateway {
     identity: Arc<ControlIdentity>,
     pool: AgentPools,
     waiting: AgentWaiter,
     metrics: Arc<ControlMetrics>,
-    /// When streams are to end.
+    /// Cancelled when streams have to end.
     streams: CancellationToken,
 }
 
 impl Gateway {
-    /// A gateway to the agents that `snapshots` show. Workspaces that somebody waits for are named on `wakes`; when it is
-    /// full, somebody else's wish is being granted and the call just waits.
+    /// Forwards to the agents in `snapshots`. Sends ids of workspaces to wake on `wakes`. When that
+    /// queue is full, the call waits and sends its wake request again later.
     pub fn new(
         identity: Arc<ControlIdentity>,
         snapshots: Snapshots,
@@ -64,7 +63,8 @@ impl Gateway {
         Self { identity, pool: AgentPools::default(), waiting, metrics, streams }
     }
 
-    /// Answers a request that names a workspace: with the agent's answer, or with an error in the caller's protocol.
+    /// Responds to a request that names a workspace: with the agent's response, or with an error in
+    /// the caller's protocol.
     pub async fn forward(&self, caller: &Principal, request: Request<Incoming>) -> Response<Body> {
         let protocol = WireProtocol::of(request.headers());
         let forwarded = tokio::select! {
@@ -77,7 +77,7 @@ impl Gateway {
         })
     }
 
-    /// Closes the connections to agents; those that still carry an exchange end with it.
+    /// Closes the connections to agents. Exchanges in progress get two seconds to end.
     pub async fn close(&self) {
         self.pool.close().await;
     }
@@ -106,8 +106,9 @@ impl Gateway {
         Ok(Response::from_parts(parts, Body::new(relay)))
     }
 
-    /// Sends on a connection to the agent; once more on a new one if the first turned out to be closed before it took
-    /// the request. Whose `ticket` is next goes on once this one is on its way.
+    /// Sends the request on a connection to the agent. Retries once on a new connection if the
+    /// first was closed before it took the request. Releases `ticket` once the request is queued,
+    /// so that the next held call proceeds.
     async fn send(
         &self,
         id: &WorkspaceId,
@@ -117,10 +118,11 @@ impl Gateway {
     ) -> Result<(pool::PooledStream, Response<Incoming>), WireError> {
         for _attempt in 0..2 {
             let mut stream = self.pool.stream(id, agent).await.map_err(|error| {
-                tracing::warn!(workspace = %id, %error, "no connection to the agent");
-                refused(error, id)
+                tracing::warn!(workspace = %id, %error, "failed to connect to agent");
+                forward_error(error, id)
             })?;
-            // The connection has it in its queue when this returns; what is awaited is the answer.
+            // The request is in the connection's queue when this returns; only the response is
+            // awaited.
             let answer = stream.sender().try_send_request(request);
             drop(ticket.take());
             match answer.await {
@@ -128,7 +130,7 @@ impl Gateway {
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
                     None => {
-                        tracing::debug!(workspace = %id, error = %error.into_error(), "the agent did not answer");
+                        tracing::debug!(workspace = %id, error = %error.into_error(), "agent did not respond");
                         break;
                     }
                 },
@@ -144,7 +146,8 @@ impl fmt::Debug for Gateway {
     }
 }
 
-/// The workspace a request names: by its id, for names belong to owners and an exchange may be an admin's.
+/// Returns the workspace that the request names by its id. Names belong to owners, and an admin may
+/// call another owner's workspace.
 fn workspace(headers: &HeaderMap) -> Result<WorkspaceId, WireError> {
     let text = headers.get(metadata::WORKSPACE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     text.parse().map_err(|_| {
@@ -154,11 +157,11 @@ fn workspace(headers: &HeaderMap) -> Result<WorkspaceId, WireError> {
     })
 }
 
-/// Why a call cannot be forwarded, for its caller.
-fn refused(error: AgentDialError, id: &WorkspaceId) -> WireError {
+/// Converts an error of dialing an agent into the caller's error.
+fn forward_error(error: AgentDialError, id: &WorkspaceId) -> WireError {
     match error {
         AgentDialError::Full(limit) => {
-            let message = format!("{limit} calls to this workspace are under way; end some");
+            let message = format!("{limit} calls to this workspace are in progress; end some and retry");
             let error = WireError::new(Reason::TooManyStreams, message);
             error.with("limit", limit).with("what", "calls to one workspace")
         }
@@ -169,15 +172,15 @@ fn refused(error: AgentDialError, id: &WorkspaceId) -> WireError {
     }
 }
 
-/// The link to the agent is down.
+/// The connection to the agent failed.
 fn unreachable_agent(id: &WorkspaceId) -> WireError {
-    let message = "the workspace's agent does not answer; what runs in it may well go on: try again";
+    let message = "the workspace's agent does not respond; its processes may still be running; retry";
     WireError::new(Reason::AgentUnreachable, message).with("id", id)
 }
 
 fn shutting_down() -> WireError {
     WireError::new(
         Reason::ShuttingDown,
-        "the control plane is shutting down; the workspace goes on: try again",
+        "the control plane is shutting down; the workspace keeps running; retry",
     )
 }

@@ -1,4 +1,4 @@
-//! What the control plane counts, for Prometheus. Must not know who reads it.
+//! The control plane's Prometheus metrics.
 
 use std::{fmt, sync::atomic::AtomicU64};
 
@@ -20,29 +20,29 @@ use tonic::Code;
 
 use crate::snapshot::{Snapshots, WorkspaceView};
 
-/// Everything that is counted.
 pub struct ControlMetrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
-    /// Calls that wait for a workspace.
+    /// Calls held until their workspace is awake.
     pub held: Gauge,
-    /// Public connections.
+    /// Open connections at the public address.
     pub connections: Gauge,
-    /// Connections of agents.
+    /// Open connections of agents.
     pub agent_connections: Gauge,
-    /// Heartbeats that were taken.
+    /// Heartbeats that the driver has acknowledged.
     pub beats: Counter,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
-    /// "gateway" or "control".
+    /// "gateway" for forwarded requests, "control" for the control plane's own.
     surface: &'static str,
-    /// Name of a gRPC code, or an HTTP status.
+    /// The name of a gRPC code, or an HTTP status.
     code: String,
 }
 
-/// How one exchange ends; counted once it is known, and if nothing else is said, when the exchange is given up.
+/// The result of one exchange, counted when this is dropped. Counts as cancelled unless a result
+/// was set.
 #[derive(Debug)]
 pub struct ExchangeOutcome {
     requests: Family<RequestLabels, Counter>,
@@ -51,28 +51,24 @@ pub struct ExchangeOutcome {
 }
 
 impl ControlMetrics {
-    /// Counters at nought. WorkspaceCollector are counted in the snapshots whenever somebody reads; `queue` says how many events wait
-    /// for the driver.
+    /// Starts all counters at 0. Workspaces are counted in the snapshots at each scrape. `queue`
+    /// returns the number of events that wait for the driver.
     pub fn new(snapshots: Snapshots, queue: impl Fn() -> usize + Send + Sync + 'static) -> Self {
         let mut registry = Registry::with_prefix("podling");
         let requests = Family::<RequestLabels, Counter>::default();
         let (held, connections, agent_connections) = (Gauge::default(), Gauge::default(), Gauge::default());
         let beats = Counter::<u64, AtomicU64>::default();
-        registry.register(
-            "requests",
-            "Requests that were answered, by gRPC code or HTTP status",
-            requests.clone(),
-        );
-        registry.register("held_requests", "Calls that wait for a workspace to be awake", held.clone());
+        registry.register("requests", "Completed requests, by gRPC code or HTTP status", requests.clone());
+        registry.register("held_requests", "Calls held until their workspace is awake", held.clone());
         registry.register("connections", "Open connections at the public address", connections.clone());
         registry.register("agent_connections", "Open connections of agents", agent_connections.clone());
-        registry.register("beats", "Heartbeats that were taken", beats.clone());
+        registry.register("beats", "Acknowledged heartbeats", beats.clone());
         registry.register_collector(Box::new(WorkspaceCollector(snapshots)));
         registry.register_collector(Box::new(DriverQueueCollector(queue)));
         Self { registry, requests, held, connections, agent_connections, beats }
     }
 
-    /// All of it in the text format.
+    /// Renders all metrics in the Prometheus text format.
     pub fn text(&self) -> String {
         let mut out = String::new();
         // Writing to a String does not fail.
@@ -80,12 +76,12 @@ impl ControlMetrics {
         out
     }
 
-    /// An error of our own was the answer.
+    /// Counts a request that the control plane itself rejected.
     pub fn count_error(&self, surface: &'static str, error: &WireError) {
         self.count(surface, code_name(error::code(error.reason())));
     }
 
-    /// An exchange whose answer began like this.
+    /// Starts counting an exchange whose response has these headers.
     pub fn exchange(&self, surface: &'static str, parts: &response::Parts) -> ExchangeOutcome {
         ExchangeOutcome {
             requests: self.requests.clone(),
@@ -108,14 +104,14 @@ impl fmt::Debug for ControlMetrics {
 // === impl ExchangeOutcome ===
 
 impl ExchangeOutcome {
-    /// It ended with these trailers.
+    /// Takes the result from the response's trailers.
     pub(crate) fn set_trailers(&mut self, trailers: &HeaderMap) {
         self.code = grpc_code(trailers).or(self.code.take());
     }
 
-    /// It was broken off.
-    pub(crate) fn set_error(&mut self, why: &WireError) {
-        self.code = Some(code_name(error::code(why.reason())));
+    /// Records that the exchange ended early with `error`.
+    pub(crate) fn set_error(&mut self, error: &WireError) {
+        self.code = Some(code_name(error::code(error.reason())));
     }
 }
 
@@ -126,7 +122,7 @@ impl Drop for ExchangeOutcome {
     }
 }
 
-/// What an answer without gRPC trailers to come says.
+/// Returns the HTTP status of a response that has no gRPC trailers to come.
 fn plain(parts: &response::Parts) -> Option<String> {
     let content_type = parts.headers.get(http::header::CONTENT_TYPE).map_or(&b""[..], |v| v.as_bytes());
     let trailers_come =
@@ -138,7 +134,8 @@ fn code_of(parts: &response::Parts) -> Option<String> {
     grpc_code(&parts.headers)
 }
 
-/// An agent may say anything: only codes that exist become a label.
+/// Parses the status of a response. Only known codes become labels, since an agent may send
+/// anything.
 fn grpc_code(headers: &HeaderMap) -> Option<String> {
     let code = headers.get("grpc-status")?.to_str().ok()?.parse::<i32>().ok()?;
     Some(code_name(Code::from_i32(code)))
@@ -148,7 +145,7 @@ fn code_name(code: Code) -> String {
     format!("{code:?}")
 }
 
-/// WorkspaceCollector by state and link.
+/// Counts workspaces by state, and those with an unknown connection.
 #[derive(Debug)]
 struct WorkspaceCollector(Snapshots);
 
@@ -158,23 +155,20 @@ impl Collector for WorkspaceCollector {
         let count = |is: &dyn Fn(&WorkspaceView) -> bool| {
             i64::try_from(snapshot.workspaces.values().filter(|w| is(w)).count()).unwrap_or(i64::MAX)
         };
-        let mut states = encoder.encode_descriptor(
-            "workspaces",
-            "WorkspaceCollector, by state",
-            None,
-            MetricType::Gauge,
-        )?;
+        let mut states =
+            encoder.encode_descriptor("workspaces", "Workspaces, by state", None, MetricType::Gauge)?;
         for (state, name) in crate::snapshot::STATES {
             let gauge = ConstGauge::new(count(&|w| w.state == *state));
             gauge.encode(states.encode_family(&[("state", *name)])?)?;
         }
-        let unknown = ConstGauge::new(count(&|w| w.agent.is_some() && w.link == Link::Unknown));
-        let help = "WorkspaceCollector whose agent is silent";
+        let unknown =
+            ConstGauge::new(count(&|w| w.agent.is_some() && w.connection == AgentConnection::Unknown));
+        let help = "Workspaces whose connection to the agent is unknown";
         unknown.encode(encoder.encode_descriptor("links_unknown", help, None, MetricType::Gauge)?)
     }
 }
 
-/// What waits for the driver.
+/// Counts events that wait for the driver.
 struct DriverQueueCollector<F>(F);
 
 impl<F: Fn() -> usize + Send + Sync + 'static> Collector for DriverQueueCollector<F> {

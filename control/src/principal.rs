@@ -1,4 +1,4 @@
-//! Who calls, and what they may do. The edges put it together; everybody else only asks it.
+//! The authenticated caller of a request, and what it may do. Only the edges create it.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -11,21 +11,21 @@ use podling_proto::{
 
 use crate::snapshot::{Snapshot, WorkspaceView};
 
-/// The holder of a valid token. In the extensions of every request that got past the authentication layer.
+/// The holder of a valid token. Every authenticated request carries it as an extension.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
-    /// On whose behalf.
+    /// The owner that the token acts for.
     pub owner: Owner,
-    /// What the token allows.
     pub verbs: Verbs,
-    /// The workspaces it is narrowed to; `None`: all of the owner's (with `admin`: all).
+    /// The workspaces that the token is restricted to; `None`: all of the owner's, or with `admin`
+    /// all.
     pub workspaces: Option<BTreeSet<WorkspaceId>>,
-    /// When the token ends, seconds since 1970; `None`: the root token.
+    /// Expiry in seconds since 1970; `None` for the root token.
     pub expires: Option<u64>,
 }
 
 impl Principal {
-    /// Whether the token carries `verb`; the refusal names it.
+    /// Fails with an error that names `verb` unless the token carries it.
     pub fn may(&self, verb: Verb) -> Result<(), WireError> {
         if self.verbs.allow(verb) {
             return Ok(());
@@ -35,34 +35,35 @@ impl Principal {
             .with("verb", name))
     }
 
-    /// Whether the workspace is the caller's to see: others are as if they did not exist.
+    /// Whether the caller may see the workspace. Others count as not found.
     pub fn sees(&self, view: &WorkspaceView) -> bool {
         (self.verbs.allow(Verb::Admin) || self.owner == view.spec.owner)
             && self.workspaces.as_ref().is_none_or(|ids| ids.contains(&view.spec.id))
     }
 
-    /// The workspace with this id. Others' are as if they did not exist; what a narrowed token leaves out is denied whether it
-    /// exists or not.
+    /// Finds a workspace by its id. Other owners' workspaces count as not found. For a restricted
+    /// token all others are denied, whether they exist or not.
     pub fn find<'a>(
         &self,
         snapshot: &'a Snapshot,
         id: &WorkspaceId,
     ) -> Result<&'a Arc<WorkspaceView>, WireError> {
         if self.workspaces.as_ref().is_some_and(|ids| !ids.contains(id)) {
-            let message = format!("this token is narrowed to other workspaces than {id}");
+            let message = format!("this token is restricted to workspaces other than {id}");
             return Err(WireError::new(Reason::WorkspaceDenied, message).with("id", id));
         }
         snapshot.get(id).filter(|view| self.sees(view)).ok_or_else(|| not_found(id.as_str()))
     }
 
-    /// The workspace with this id, or else `owner`'s of this name, as far as the caller may see it.
+    /// Finds a workspace by its id, or by its name among `owner`'s, as far as the caller may see
+    /// it.
     pub fn find_named<'a>(
         &self,
         snapshot: &'a Snapshot,
         owner: &Owner,
         text: &str,
     ) -> Result<&'a Arc<WorkspaceView>, WireError> {
-        // A name may look like an id.
+        // Names come first, because a name may look like an id.
         let by_name = text.parse().ok().and_then(|name| snapshot.by_name(owner, &name));
         match (text.parse(), by_name.filter(|view| self.sees(view))) {
             (_, Some(view)) => Ok(view),
@@ -73,5 +74,5 @@ impl Principal {
 }
 
 fn not_found(text: &str) -> WireError {
-    WireError::new(Reason::WorkspaceNotFound, format!("there is no workspace {text:?}")).with("id", text)
+    WireError::new(Reason::WorkspaceNotFound, format!("workspace {text:?} does not exist")).with("id", text)
 }

@@ -15,7 +15,10 @@ use tower::Layer;
 
 use crate::{
     agents::AgentsService,
-    api::{backups::WorkspaceArchivesService, json, tokens::TokensService, workspaces::WorkspacesService},
+    api::{
+        json, tokens::TokensService, workspace_archives::WorkspaceArchivesService,
+        workspaces::WorkspacesService,
+    },
     backend::{AgentReviewer, Backend},
     backup_store::BackupStore,
     config::{self, Config},
@@ -126,8 +129,8 @@ async fn serve<B: Backend, R: AgentReviewer>(
     let health = HealthReporter::new();
     let tokens = TokensServer::new(TokensService::new(identity.clone(), handle.snapshots()));
     let workspaces = WorkspacesService::new(handle.clone(), templates, stopping.streams.clone());
-    let backups = WorkspaceArchivesService::new(handle.clone());
-    let json = json::router(workspaces.clone(), backups.clone());
+    let archives = WorkspaceArchivesService::new(handle.clone());
+    let json = json::router(workspaces.clone(), archives.clone());
     let own = Routes::new(tokens)
         .add_service(WorkspacesServer::new(workspaces))
         .add_service(WorkspaceArchivesServer::new(archives));

@@ -1,4 +1,5 @@
-//! The server: doors, connections, and the front that knows who calls before anybody else is asked.
+//! The server: listeners, connections, and the routers that authenticate each request before they
+//! pass it on.
 
 mod auth;
 mod connections;

@@ -17,7 +17,7 @@ use tonic::{Status, Streaming};
 use super::{session_limiter::SessionPermit, token_bucket::TokenBucket, translate};
 use crate::{
     backend::AgentReviewer,
-    driver::{Beat, ConnectionId, DriverError, DriverHandle, ToAgent},
+    driver::{ConnectionId, DriverError, DriverHandle, Heartbeat, ToAgent},
     server::AuthenticatedGuard,
 };
 
@@ -121,7 +121,7 @@ impl<R: AgentReviewer> AgentSession<R> {
                 // One future for both: while the agent is silent, the driver's messages must still
                 // pass.
                 message = async { beats.wait_for_token().await; inbound.message().await } => match message {
-                    Ok(Some(AgentMessage { message: Some(Message::Beat(beat)) })) => {
+                    Ok(Some(AgentMessage { message: Some(Message::Heartbeat(beat)) })) => {
                         beats.try_take();
                         self.beat(beat).await
                     }
@@ -146,7 +146,7 @@ impl<R: AgentReviewer> AgentSession<R> {
     }
 
     /// Acknowledges a heartbeat once the driver has processed it: idle time counts from then on.
-    async fn beat(&self, beat: podling_proto::control::v1::Beat) -> Result<(), SessionEnd> {
+    async fn beat(&self, beat: podling_proto::control::v1::Heartbeat) -> Result<(), SessionEnd> {
         let (taken, was_taken) = oneshot::channel();
         let activity = Arc::new(translate::activity(beat.activity.unwrap_or_default()));
         let (workspace, connection) = (self.workspace.clone(), self.connection);

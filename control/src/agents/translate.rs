@@ -7,8 +7,8 @@ use podling_core::{id::WorkspaceId, observed::Failure, status::Urgency, time::Ti
 use podling_proto::{
     agent::v1::{ActivityState, Usage},
     control::v1::{
-        AgentPolicy, BeatAck, Cancel, Claim, ClaimId, Commit, ControlMessage, Directive, DirectiveResult,
-        Dismiss, Done, Drain, Hello, Prepare, TokenKey, Wait, Warn, control_message::Message,
+        AgentPolicy, Cancel, Claim, ClaimId, Commit, ControlMessage, Directive, DirectiveResult, Dismiss,
+        Done, Drain, HeartbeatAck, Hello, Prepare, TokenKey, Wait, Warn, control_message::Message,
         directive::Directive as DirectiveBody, directive_result,
     },
     error::{self, Reason, WireError},
@@ -160,7 +160,6 @@ pub(super) fn dismiss(reason: Reason, why: &str) -> ControlMessage {
     message(Message::Dismiss(Dismiss { reason: error::name(reason).into(), message: why.into() }))
 }
 
-/// Acknowledges a heartbeat.
 pub(super) fn ack(sequence: u64) -> ControlMessage {
     message(Message::HeartbeatAck(HeartbeatAck { sequence }))
 }
@@ -175,7 +174,7 @@ fn claim(content: &ClaimContent, token_keys: &[TokenKey]) -> Claim {
         idle_timeout: span(idle_timeout),
         work_cap: span(spec.policy.work_cap),
         presence_cap: span(spec.policy.presence_cap),
-        beat_interval: span(quarter.clamp(MIN_HEARTBEAT_INTERVAL, MAX_HEARTBEAT_INTERVAL)),
+        heartbeat_interval: span(quarter.clamp(MIN_HEARTBEAT_INTERVAL, MAX_HEARTBEAT_INTERVAL)),
         active_for: span(quarter.min(MAX_ACTIVE_FOR)),
         work_window: span(idle_timeout.clamp(MIN_WORK_WINDOW, MAX_WORK_WINDOW)),
         ..AgentPolicy::default()

@@ -17,7 +17,7 @@ use self::{
     operation::{HttpMethod, Operation},
     routes::Routes,
 };
-use super::{backups::WorkspaceArchivesService, workspaces::WorkspacesService};
+use super::{workspace_archives::WorkspaceArchivesService, workspaces::WorkspacesService};
 
 mod activity;
 mod archives;
@@ -49,7 +49,7 @@ pub(crate) fn serves(path: &str) -> bool {
 #[derive(Debug, Clone)]
 pub(super) struct JsonServices {
     workspaces: WorkspacesService,
-    backups: WorkspaceArchivesService,
+    archives: WorkspaceArchivesService,
 }
 
 /// The body of a request without parameters.
@@ -58,7 +58,7 @@ pub(super) struct JsonServices {
 struct EmptyBody {}
 
 /// Returns the routes. Every request has to carry its `Principal`, which the server's router adds.
-pub fn router(workspaces: WorkspacesService, backups: WorkspaceArchivesService) -> Router {
+pub fn router(workspaces: WorkspacesService, archives: WorkspaceArchivesService) -> Router {
     let of = |rest: &str| format!("{WORKSPACE}{rest}");
     let workspaces_rpc = |method: &str| format!("{WORKSPACES}/{method}");
     let archives_rpc = |method: &str| format!("{WORKSPACE_ARCHIVES}/{method}");
@@ -111,17 +111,24 @@ pub fn router(workspaces: WorkspacesService, backups: WorkspaceArchivesService) 
         )
         .add(
             Operation::new(HttpMethod::Patch, of("/resources"), workspaces_rpc("Resize"))
-                .named("resize_workspace", 
-                    "Change the resources it requests of its owner's quota; an increase may have to wait in \
-                     the admission queue",
+                .named(
+                    "resize_workspace",
+                    "Change the resources it requests of its owner's quota; an increase may have to \
+                     wait in the admission queue",
                 )
                 .takes::<workspaces::Resize>()
-                .answers::<workspace::Workspace>(200, "The workspace, with its requested and its allocated resources"),
+                .answers::<workspace::Workspace>(
+                    200,
+                    "The workspace, with its requested and its allocated resources",
+                ),
             workspaces::resize,
         )
         .add(
             Operation::new(HttpMethod::Patch, of("/policy"), workspaces_rpc("SetPolicy"))
-                .named("set_policy", "Change the fields of its policy that the body contains; takes effect at once")
+                .named(
+                    "set_policy",
+                    "Change the fields of its policy that the body contains; takes effect at once",
+                )
                 .takes::<policy::JsonPolicy>()
                 .answers::<workspace::Workspace>(200, "The workspace with its new policy"),
             workspaces::set_policy,
@@ -130,8 +137,8 @@ pub fn router(workspaces: WorkspacesService, backups: WorkspaceArchivesService) 
             Operation::new(HttpMethod::Get, of("/explanation"), workspaces_rpc("Explain"))
                 .named(
                     "explain_workspace",
-                    "Explain its state: the reason, the next transition and its time, what would change that, and \
-                     recent decisions",
+                    "Explain its state: the reason, the next transition and its time, what would change \
+                     that, and recent decisions",
                 )
                 .answers::<workspaces::Explanation>(200, "The explanation"),
             workspaces::explain,
@@ -140,30 +147,34 @@ pub fn router(workspaces: WorkspacesService, backups: WorkspaceArchivesService) 
             Operation::new(HttpMethod::Get, "/v1/watch", workspaces_rpc("Watch"))
                 .named(
                     "watch_workspaces",
-                    "Stream the workspaces that exist, then every change. Events: `workspace`; `gone` ({\"id\"}); `synced`, \
-                      once the existing workspaces have been sent; `problem`, last, when the control plane ends the stream. A \
-                     comment every 15 s keeps a silent stream alive",
+                    "Stream the workspaces that exist, then every change. Events: `workspace`; `gone` \
+                     ({\"id\"}); `synced`, once the existing workspaces have been sent; `problem`, last, \
+                     when the control plane ends the stream. A comment every 15 s keeps a silent stream \
+                     alive",
                 )
                 .query::<watch::WatchQuery>()
                 .streams("Server-sent events, each with one JSON value as its data"),
             watch::watch,
         )
         .add(
-            Operation::new(HttpMethod::Get, "/v1/backups", backups_rpc("List"))
-                .named("list_backups", "Backups of what the token may see, newest first, also of deleted workspaces")
-                .query::<backups::ListQuery>()
-                .answers::<backups::List>(200, "The backups"),
-            backups::list,
+            Operation::new(HttpMethod::Get, "/v1/archives", archives_rpc("List"))
+                .named(
+                    "list_archives",
+                    "Archives that the token may see, newest first, including those of deleted workspaces",
+                )
+                .query::<archives::ListQuery>()
+                .answers::<archives::List>(200, "The archives"),
+            archives::list,
         )
         .add(
-            Operation::new(HttpMethod::Post, "/v1/backups/{backup}/restore", backups_rpc("Restore"))
+            Operation::new(HttpMethod::Post, "/v1/archives/{archive}/restore", archives_rpc("Restore"))
                 .named(
                     "restore_archive",
-                    "Brings a workspace back: the same one, also if it was deleted, or with `name` a new one",
+                    "Restore a workspace, also if it was deleted; with `name`, restore into a new one",
                 )
-                .takes::<backups::Restore>()
+                .takes::<archives::Restore>()
                 .answers::<workspace::Workspace>(202, "The workspace; follow it until it is awake"),
-            backups::restore,
+            archives::restore,
         )
-        .router(JsonServices { workspaces, backups })
+        .router(JsonServices { workspaces, archives })
 }

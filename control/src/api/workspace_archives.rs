@@ -38,7 +38,7 @@ impl WorkspaceArchivesService {
         Self { driver }
     }
 
-    /// The workspace that a backup's key, an id or a name stands for, and the archive: named, or its newest.
+    /// The workspace that a archive's key, an id or a name stands for, and the archive: named, or its newest.
     fn find(&self, caller: &Principal, text: &str) -> Result<(Arc<WorkspaceView>, Archive), WireError> {
         let snapshots = self.driver.snapshots();
         let snapshot = snapshots.borrow();
@@ -73,7 +73,7 @@ impl WorkspaceArchivesService {
 }
 
 #[tonic::async_trait]
-impl Backups for WorkspaceArchivesService {
+impl WorkspaceArchives for WorkspaceArchivesService {
     async fn list(
         &self,
         request: Request<ListWorkspaceArchivesRequest>,

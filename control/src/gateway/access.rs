@@ -1,18 +1,17 @@
-//! What a request for an agent needs: a verb, and whether it wakes. Read from its path alone.
+//! Derives from a request's path which verb it needs and whether it wakes the workspace.
 
 use http::{HeaderMap, Method};
 use podling_proto::{metadata, method, v1::Verb};
 
-/// What a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct AccessRequirement {
     pub(super) verb: Verb,
-    /// Whether it may be held until the workspace is awake.
+    /// Whether the request is held until the workspace is awake.
     pub(super) wakes: bool,
 }
 
 impl AccessRequirement {
-    /// What nobody declared needs `admin`, and never wakes.
+    /// An undeclared method needs `admin` and never wakes.
     pub(super) fn of(method: &Method, path: &str, headers: &HeaderMap) -> Self {
         let declared = match method::find(path).filter(|m| m.is_agents()) {
             Some(rpc) => Some((rpc.verb(), rpc.wakes)),
@@ -24,7 +23,7 @@ impl AccessRequirement {
             None if path == "/archive.zip" && matches!(*method, Method::GET | Method::HEAD) => {
                 Some((Verb::FilesRead, true))
             }
-            // What an agent offers is no secret to whoever may look at the workspace.
+            // Every caller that may see a workspace may see which services its agent has.
             None if is_health_or_reflection(path) => Some((Verb::Read, false)),
             None => None,
         };
@@ -34,7 +33,7 @@ impl AccessRequirement {
     }
 }
 
-/// Health and reflection: services that come with gRPC, not ours.
+/// Whether `path` belongs to gRPC's health or reflection service.
 pub(crate) fn is_health_or_reflection(path: &str) -> bool {
     ["/grpc.health.v1.Health/", "/grpc.reflection.v1.", "/grpc.reflection.v1alpha."]
         .iter()
@@ -53,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_needs_what_its_path_says() {
+    fn path_decides_verb_and_wake() {
         assert_eq!(needs(Method::POST, "/podling.agent.v1.Terminals/Attach"), (Verb::Terminal, true));
         assert_eq!(needs(Method::POST, "/podling.agent.v1.Terminals/Write"), (Verb::Terminal, false));
         assert_eq!(needs(Method::GET, "/files/a%2Fb"), (Verb::FilesRead, true));
@@ -63,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_declared_needs_admin_and_never_wakes() {
+    fn undeclared_path_needs_admin_and_never_wakes() {
         for (method, path) in [
             (Method::POST, "/podling.agent.v1.Terminals/Create2"),
             (Method::POST, "/podling.agent.v1.Terminals/Cre%61te"),
@@ -79,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_can_forbid_to_wake() {
+    fn wake_header_never_prevents_wake() {
         let mut headers = HeaderMap::new();
         headers.insert(metadata::WAKE, HeaderValue::from_static("never"));
         let needs = AccessRequirement::of(&Method::POST, "/podling.agent.v1.Terminals/Attach", &headers);

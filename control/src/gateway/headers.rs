@@ -1,5 +1,5 @@
-//! What of the headers passes, in either direction: everything but what belongs to one hop, to the control plane, or to the
-//! page's origin.
+//! Filters headers in both directions. Removes those of one hop, those of the control plane, and
+//! those that would affect the page's origin.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Uri, Version,
@@ -15,7 +15,7 @@ use podling_proto::metadata;
 
 use crate::{dial::AGENT_NAME, error_response::WireProtocol};
 
-/// Belong to one connection (RFC 9110, 7.6.1).
+/// Headers of one connection (RFC 9110, 7.6.1).
 const HOP_BY_HOP: [HeaderName; 9] = [
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -27,7 +27,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     UPGRADE,
     CONNECTION,
 ];
-/// A caller's secrets, and what the gateway itself was told.
+/// Secrets of the caller, and headers for the gateway itself.
 const NOT_FOR_AGENTS: [HeaderName; 11] = [
     AUTHORIZATION,
     COOKIE,
@@ -41,7 +41,7 @@ const NOT_FOR_AGENTS: [HeaderName; 11] = [
     HeaderName::from_static(metadata::WORKSPACE),
     HeaderName::from_static(metadata::WAKE),
 ];
-/// Would speak for the gateway's whole address, where other workspaces are reached too.
+/// Headers that would apply to the gateway's whole origin, which serves other workspaces too.
 const NOT_FOR_CALLERS: [HeaderName; 9] = [
     ALT_SVC,
     SET_COOKIE,
@@ -54,7 +54,7 @@ const NOT_FOR_CALLERS: [HeaderName; 9] = [
     HeaderName::from_static("service-worker-allowed"),
 ];
 
-/// Makes a caller's request the gateway's request to an agent.
+/// Turns a caller's request into the gateway's request to an agent.
 pub(super) fn to_agent(parts: &mut request::Parts, protocol: WireProtocol, authorization: HeaderValue) {
     strip(&mut parts.headers, &NOT_FOR_AGENTS);
     parts.headers.insert(AUTHORIZATION, authorization);
@@ -64,23 +64,23 @@ pub(super) fn to_agent(parts: &mut request::Parts, protocol: WireProtocol, autho
     let mut uri = std::mem::take(&mut parts.uri).into_parts();
     uri.scheme = Some(Scheme::HTTPS);
     uri.authority = Some(Authority::from_static(AGENT_NAME));
-    // "*" alone has no place below an authority; everything else was a path already.
+    // "*" is not valid with an authority; everything else is a path already.
     uri.path_and_query = uri.path_and_query.filter(|path| path.as_str().starts_with('/'));
     parts.uri = Uri::from_parts(uri).unwrap_or_default();
     parts.version = Version::HTTP_2;
 }
 
-/// Makes an agent's answer the gateway's.
+/// Turns an agent's response into the gateway's response.
 pub(super) fn to_caller(parts: &mut response::Parts, protocol: WireProtocol) {
     strip(&mut parts.headers, &NOT_FOR_CALLERS);
-    // Which pages may read answers is for the gateway to say.
+    // Only the gateway decides which pages may read responses.
     let cors: Vec<_> =
         parts.headers.keys().filter(|name| name.as_str().starts_with("access-control-")).cloned().collect();
     for name in cors {
         parts.headers.remove(name);
     }
     if protocol == WireProtocol::Http {
-        // A file out of a workspace is never a page of the gateway's.
+        // A workspace's file must never run as a page of the gateway's origin.
         parts.headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
         parts.headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     }
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_sees_the_call_and_none_of_the_callers_secrets() {
+    fn agent_receives_no_secrets_of_the_caller() {
         let request = Request::put("http://podling.example:7411/files/a?x=1")
             .header("authorization", "Bearer user")
             .header("cookie", "session=1")
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_cannot_speak_for_the_gateways_address() {
+    fn agent_cannot_set_headers_of_the_gateways_origin() {
         let response = Response::builder()
             .header("set-cookie", "a=b")
             .header("access-control-allow-origin", "*")

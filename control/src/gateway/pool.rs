@@ -1,4 +1,5 @@
-//! Connections to agents, shared by all calls: one for each agent, and another when that has as many streams as it takes.
+//! Connections to agents, shared by all calls: one for each agent, and further ones when its
+//! streams are used up.
 
 use std::{
     collections::HashMap,
@@ -21,14 +22,15 @@ use crate::{
     snapshot::AgentView,
 };
 
-/// Connections to one agent. When all have as many streams as the agent takes, calls are refused with TOO_MANY_STREAMS.
+/// Maximum connections to one agent. When all are full, calls are rejected with TOO_MANY_STREAMS.
 const MAX_CONNECTIONS: usize = 8;
-/// Streams on a connection of which the agent has not yet said how many it takes: HTTP/2 asks for no fewer.
+/// Concurrent streams assumed until the agent has announced its limit: the least that HTTP/2
+/// recommends.
 const DEFAULT_MAX_STREAMS: usize = 100;
-/// For the last exchanges to end when the pool is closed.
+/// Time for the last exchanges to end when the pools are closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// All connections, by workspace.
+/// The connections to all agents.
 #[derive(Default)]
 pub(super) struct AgentPools {
     pools: Mutex<HashMap<WorkspaceId, Arc<AgentPool>>>,
@@ -41,44 +43,45 @@ struct AgentPool {
     connections: Mutex<Vec<Arc<PooledConnection>>>,
 }
 
-/// One connection: being made, open or closed. Whoever comes first makes it, the others wait for the same.
+/// A connection that is being made, open or closed. The first call dials it; concurrent calls wait
+/// for the same attempt.
 #[derive(Default)]
 struct PooledConnection {
     dialed: OnceCell<AgentChannel<RelayedRequest>>,
     streams: AtomicUsize,
 }
 
-/// A place on a connection, held as long as an exchange lasts.
+/// A stream's slot on a connection, held as long as the exchange lasts.
 pub(super) struct PooledStream {
     sender: SendRequest<RelayedRequest>,
-    _place: StreamPermit,
+    _permit: StreamPermit,
 }
 
-/// A place that is taken; dropped, it is free.
+/// Counts one stream of a connection. Released on drop.
 struct StreamPermit(Arc<PooledConnection>);
 
 impl AgentPools {
-    /// A place on a connection to this agent. Connections to an earlier run of it are given up: what they carry ends with
-    /// that run.
+    /// Reserves a stream on a connection to this agent, dialing if necessary. Drops the connections
+    /// to an earlier run of the agent; their exchanges end with that run.
     pub(super) async fn stream(
         &self,
         id: &WorkspaceId,
         agent: &Arc<AgentView>,
     ) -> Result<PooledStream, AgentDialError> {
         let pool = self.pool(id, agent);
-        let place = pool.place()?;
-        let dialed = place.0.dialed.get_or_try_init(|| dial(agent, &self.tasks));
+        let permit = pool.reserve()?;
+        let dialed = permit.0.dialed.get_or_try_init(|| dial(agent, &self.tasks));
         let dialed = timeout(DIAL_TIMEOUT, dialed).await.unwrap_or(Err(AgentDialError::Timeout));
-        let sender = dialed.inspect_err(|_| pool.forget(&place.0))?.sender.clone();
-        Ok(PooledStream { sender, _place: place })
+        let sender = dialed.inspect_err(|_| pool.forget(&permit.0))?.sender.clone();
+        Ok(PooledStream { sender, _permit: permit })
     }
 
-    /// Gives all connections up and waits for them to end.
+    /// Drops all connections and waits for them to end, at most two seconds.
     pub(super) async fn close(&self) {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.tasks.0.close();
         if timeout(CLOSE_TIMEOUT, self.tasks.0.wait()).await.is_err() {
-            tracing::debug!(tasks = self.tasks.0.len(), "left connections to agents open");
+            tracing::debug!(tasks = self.tasks.0.len(), "connections to agents did not close in time");
         }
     }
 
@@ -87,7 +90,8 @@ impl AgentPools {
         if let Some(pool) = pools.get(id).filter(|pool| pool.serves(agent)) {
             return pool.clone();
         }
-        // A new agent is a good moment to let go of those that have gone: the map is as large as there are agents in use.
+        // Pruned whenever an agent is new, which keeps the map as large as the number of agents in
+        // use.
         pools.retain(|_, pool| pool.is_used());
         let pool = Arc::new(AgentPool { agent: agent.clone(), connections: Mutex::default() });
         pools.insert(id.clone(), pool.clone());
@@ -108,8 +112,8 @@ impl AgentPool {
         self.connections().iter().any(|connection| !connection.is_closed())
     }
 
-    /// A place on the first connection that has one, or on a new one.
-    fn place(&self) -> Result<StreamPermit, AgentDialError> {
+    /// Reserves a stream on the first connection with a free slot, or on a new one.
+    fn reserve(&self) -> Result<StreamPermit, AgentDialError> {
         let mut connections = self.connections();
         connections.retain(|connection| !connection.is_closed());
         if let Some(connection) = connections.iter().find(|connection| connection.has_capacity()) {
@@ -148,7 +152,7 @@ impl PooledConnection {
 // === impl StreamPermit, PooledStream ===
 
 impl StreamPermit {
-    /// Called under the pool's lock, so that no two take the last place.
+    /// Called under the pool's lock, so that two calls cannot take the last slot.
     fn on(connection: &Arc<PooledConnection>) -> Self {
         connection.streams.fetch_add(1, Relaxed);
         Self(connection.clone())

@@ -1,5 +1,5 @@
-//! The two bodies of an exchange on their way through: as they come, with back-pressure and trailers, and with cancellation
-//! carried from either end to the other.
+//! Relays the two bodies of an exchange with back-pressure and trailers. A cancellation at either
+//! end reaches the other.
 
 use std::{
     any::Any,
@@ -18,40 +18,38 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::shutting_down;
 use crate::{error_response::WireProtocol, metrics::ExchangeOutcome};
 
-/// Why a body ends before its end.
+/// Why a body ends early.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RelayError {
-    /// The caller is gone, or has its answer.
-    #[error("the caller is gone")]
+    /// The caller has disconnected, or has its complete response.
+    #[error("the caller disconnected")]
     CallerGone,
-    /// The other end broke off.
     #[error(transparent)]
     Http(#[from] hyper::Error),
-    /// The link to the agent broke.
-    #[error("the agent broke off")]
+    /// The connection to the agent failed.
+    #[error("the agent closed the stream")]
     Agent,
-    /// The gateway goes down.
     #[error("the gateway is shutting down")]
     Shutdown,
 }
 
-/// From the caller to the agent.
+/// The request's body, from the caller to the agent.
 #[derive(Debug)]
 pub(super) struct RelayedRequest {
     body: Incoming,
     answered: oneshot::Receiver<()>,
 }
 
-/// Kept with the answer: when it is dropped, the upload ends.
+/// Held with the response. When it is dropped, the request's body ends.
 #[derive(Debug)]
 pub(super) struct RequestGuard {
-    _tell: oneshot::Sender<()>,
+    _sender: oneshot::Sender<()>,
 }
 
 impl RelayedRequest {
     pub(super) fn new(body: Incoming) -> (Self, RequestGuard) {
         let (tell, answered) = oneshot::channel();
-        (Self { body, answered }, RequestGuard { _tell: tell })
+        (Self { body, answered }, RequestGuard { _sender: tell })
     }
 }
 
@@ -66,7 +64,8 @@ impl Body for RelayedRequest {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             return Poll::Ready(frame.map(|frame| frame.map_err(RelayError::from)));
         }
-        // Nobody waits for an answer any more: an error resets the stream, so that the agent learns of it at once.
+        // The response is no longer awaited. An error resets the stream, so that the agent notices
+        // at once.
         ready!(Pin::new(&mut self.answered).poll(cx)).ok();
         Poll::Ready(Some(Err(RelayError::CallerGone)))
     }
@@ -80,37 +79,44 @@ impl Body for RelayedRequest {
     }
 }
 
-/// From the agent to the caller. If the agent breaks off, the caller reads why in its own protocol.
+/// The response's body, from the agent to the caller. If the agent fails, the caller gets the error
+/// in its own protocol.
 pub(super) struct RelayedResponse {
     body: Incoming,
     protocol: WireProtocol,
     outcome: ExchangeOutcome,
-    /// A gRPC answer is whole once its trailers have come (or came as headers).
-    whole: bool,
+    /// Whether the response is complete: a gRPC response is once its trailers, or headers with a
+    /// status, have arrived.
+    complete: bool,
     ended: bool,
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    _kept: Option<Box<dyn Any + Send + Sync>>,
+    _guards: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl RelayedResponse {
-    /// `whole`: the headers are all there is to say.
-    pub(super) fn new(body: Incoming, protocol: WireProtocol, whole: bool, outcome: ExchangeOutcome) -> Self {
-        Self { body, protocol, outcome, whole, ended: false, shutdown: None, _kept: None }
+    /// `complete`: the headers already hold the gRPC status.
+    pub(super) fn new(
+        body: Incoming,
+        protocol: WireProtocol,
+        complete: bool,
+        outcome: ExchangeOutcome,
+    ) -> Self {
+        Self { body, protocol, outcome, complete, ended: false, shutdown: None, _guards: None }
     }
 
-    /// Ends when this is cancelled.
+    /// Ends the body when `shutdown` is cancelled.
     pub(super) fn with_shutdown(mut self, shutdown: &CancellationToken) -> Self {
         self.shutdown = Some(Box::pin(shutdown.clone().cancelled_owned()));
         self
     }
 
-    /// Keeps this as long as the exchange lasts.
-    pub(super) fn with_guards(mut self, kept: impl Any + Send + Sync) -> Self {
-        self._kept = Some(Box::new(kept));
+    /// Holds `guards` as long as the exchange lasts.
+    pub(super) fn with_guards(mut self, guards: impl Any + Send + Sync) -> Self {
+        self._guards = Some(Box::new(guards));
         self
     }
 
-    fn break_off(&mut self, why: WireError, error: RelayError) -> Result<Frame<Bytes>, RelayError> {
+    fn end_with_error(&mut self, why: WireError, error: RelayError) -> Result<Frame<Bytes>, RelayError> {
         self.ended = true;
         self.outcome.set_error(&why);
         self.protocol.final_error_frame(why).ok_or(error)
@@ -131,18 +137,18 @@ impl Body for RelayedResponse {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(trailers) = frame.trailers_ref() {
-                    self.whole = true;
+                    self.complete = true;
                     self.outcome.set_trailers(trailers);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
-                tracing::debug!(%error, "an agent broke off");
-                Poll::Ready(Some(self.break_off(lost(), RelayError::Http(error))))
+                tracing::debug!(%error, "agent stream failed");
+                Poll::Ready(Some(self.end_with_error(agent_lost(), RelayError::Http(error))))
             }
-            // A reset may look like an end.
-            Poll::Ready(None) if self.protocol == WireProtocol::Grpc && !self.whole => {
-                Poll::Ready(Some(self.break_off(lost(), RelayError::Agent)))
+            // A reset may look like a regular end.
+            Poll::Ready(None) if self.protocol == WireProtocol::Grpc && !self.complete => {
+                Poll::Ready(Some(self.end_with_error(agent_lost(), RelayError::Agent)))
             }
             Poll::Ready(None) => {
                 self.ended = true;
@@ -151,24 +157,24 @@ impl Body for RelayedResponse {
             Poll::Pending => {
                 let Some(shutdown) = &mut self.shutdown else { return Poll::Pending };
                 ready!(shutdown.as_mut().poll(cx));
-                Poll::Ready(Some(self.break_off(shutting_down(), RelayError::Shutdown)))
+                Poll::Ready(Some(self.end_with_error(shutting_down(), RelayError::Shutdown)))
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended || (self.body.is_end_stream() && (self.whole || self.protocol != WireProtocol::Grpc))
+        self.ended || (self.body.is_end_stream() && (self.complete || self.protocol != WireProtocol::Grpc))
     }
 
     fn size_hint(&self) -> SizeHint {
-        // A gRPC answer may end with trailers of ours where its body ended short.
+        // The gateway may append trailers to a gRPC response that ends early.
         if self.protocol == WireProtocol::Http { self.body.size_hint() } else { SizeHint::default() }
     }
 }
 
-fn lost() -> WireError {
+fn agent_lost() -> WireError {
     WireError::new(
         Reason::AgentUnreachable,
-        "the link to the workspace's agent broke; what runs in it may well go on: try again",
+        "the connection to the workspace's agent broke; its processes may still be running; retry",
     )
 }

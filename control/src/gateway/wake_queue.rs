@@ -1,4 +1,4 @@
-//! Calls that are held, each workspace's in the order in which they came. Must not know what they wait for.
+//! Held calls, in a first-in first-out queue for each workspace.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -12,15 +12,16 @@ use tokio::sync::watch;
 
 use super::waiting::RETRY_INTERVAL;
 
-/// Calls held for one workspace: a browser's tabs and some tools. One more is refused with TOO_MANY_WAITING.
+/// Calls held for one workspace: enough for the tabs of a browser and some tools. Further ones are
+/// rejected with TOO_MANY_WAITING.
 pub(super) const MAX_HELD_PER_WORKSPACE: usize = 64;
-/// Calls held in all. One more is refused with TOO_MANY_WAITING.
+/// Calls held in total. Further ones are rejected with TOO_MANY_WAITING.
 const MAX_HELD: usize = 1024;
 
-/// All lines. All clones are the same.
+/// The queues of all workspaces. Clones share them.
 #[derive(Debug, Clone)]
 pub(super) struct WakeQueue {
-    of: Arc<Mutex<HashMap<WorkspaceId, WorkspaceQueue>>>,
+    by_workspace: Arc<Mutex<HashMap<WorkspaceId, WorkspaceQueue>>>,
     gauge: Gauge,
 }
 
@@ -31,7 +32,7 @@ struct WorkspaceQueue {
     moved: watch::Sender<()>,
 }
 
-/// A call's place. Dropped, the ticket of the one behind it has come.
+/// A call's position in its queue. Dropping it lets the next call proceed.
 pub(super) struct Ticket {
     id: WorkspaceId,
     number: u64,
@@ -41,50 +42,50 @@ pub(super) struct Ticket {
 
 impl WakeQueue {
     pub(super) fn new(gauge: Gauge) -> Self {
-        Self { of: Arc::default(), gauge }
+        Self { by_workspace: Arc::default(), gauge }
     }
 
-    /// Whether somebody is held for this workspace.
+    /// Whether any call is held for this workspace.
     pub(super) fn has_waiting(&self, id: &WorkspaceId) -> bool {
         self.all().contains_key(id)
     }
 
-    /// A place behind all others.
+    /// Appends a call to the workspace's queue. Fails at the limits.
     pub(super) fn enqueue(&self, id: &WorkspaceId) -> Result<Ticket, WireError> {
         let mut all = self.all();
-        let mine = all.get(id).map_or(0, |line| line.held.len());
+        let mine = all.get(id).map_or(0, |queue| queue.held.len());
         for (count, limit, what) in [
-            (mine, MAX_HELD_PER_WORKSPACE, "calls waiting for one workspace"),
-            (all.values().map(|line| line.held.len()).sum(), MAX_HELD, "calls waiting for workspaces"),
+            (mine, MAX_HELD_PER_WORKSPACE, "calls held for one workspace"),
+            (all.values().map(|queue| queue.held.len()).sum(), MAX_HELD, "calls held for workspaces"),
         ] {
             if count >= limit {
-                let message = format!("{limit} {what} already; try again");
+                let message = format!("{limit} {what} already; retry later");
                 let error = WireError::new(Reason::TooManyWaiting, message).retry_after(RETRY_INTERVAL);
                 return Err(error.with("limit", limit).with("what", what));
             }
         }
-        let line = all.entry(id.clone()).or_default();
-        let number = line.next;
-        line.next += 1;
-        line.held.insert(number);
+        let queue = all.entry(id.clone()).or_default();
+        let number = queue.next;
+        queue.next += 1;
+        queue.held.insert(number);
         self.gauge.inc();
-        Ok(Ticket { id: id.clone(), number, moved: line.moved.subscribe(), queue: self.clone() })
+        Ok(Ticket { id: id.clone(), number, moved: queue.moved.subscribe(), queue: self.clone() })
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<WorkspaceId, WorkspaceQueue>> {
-        self.of.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_workspace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Ticket {
-    /// Nobody is before it.
+    /// Whether no held call precedes this one.
     pub(super) fn is_first(&self) -> bool {
-        self.queue.all().get(&self.id).is_none_or(|line| line.held.first() == Some(&self.number))
+        self.queue.all().get(&self.id).is_none_or(|queue| queue.held.first() == Some(&self.number))
     }
 
-    /// Somebody before or behind it has gone since this was asked last.
+    /// Waits until a call has left the queue since the last wait. Cancel-safe.
     pub(super) async fn moved(&mut self) {
-        // The line lasts as long as this place in it.
+        // The sender lives in the queue, which this ticket keeps alive.
         let _lasts = self.moved.changed().await;
     }
 }
@@ -93,10 +94,10 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let mut all = self.queue.all();
         self.queue.gauge.dec();
-        let Some(line) = all.get_mut(&self.id) else { return };
-        line.held.remove(&self.number);
-        line.moved.send_replace(());
-        if line.held.is_empty() {
+        let Some(queue) = all.get_mut(&self.id) else { return };
+        queue.held.remove(&self.number);
+        queue.moved.send_replace(());
+        if queue.held.is_empty() {
             all.remove(&self.id);
         }
     }

@@ -1,4 +1,4 @@
-//! Who calls, and whether the method is theirs to call.
+//! Authenticates callers and authorizes them for the control plane's own methods.
 
 use http::{HeaderMap, header::AUTHORIZATION};
 use podling_proto::{
@@ -9,10 +9,10 @@ use podling_proto::{
 
 use crate::{gateway::is_health_or_reflection, identity::ControlIdentity, principal::Principal};
 
-/// The holder of the token that came with a request.
+/// Returns the principal of the request's bearer token.
 pub(super) fn caller(identity: &ControlIdentity, headers: &HeaderMap) -> Result<Principal, WireError> {
     let Some(value) = headers.get(AUTHORIZATION) else { return identity.authenticate(None) };
-    // The scheme's name has no case (RFC 9110).
+    // The name of the scheme is case-insensitive (RFC 9110).
     let token = value
         .to_str()
         .ok()
@@ -22,17 +22,17 @@ pub(super) fn caller(identity: &ControlIdentity, headers: &HeaderMap) -> Result<
         Some((_, token)) => identity.authenticate(Some(token.trim())),
         None => Err(WireError::new(
             Reason::TokenInvalid,
-            "authorization holds no token: send \"authorization: Bearer <token>\"",
+            "the authorization header holds no token; send \"authorization: Bearer <token>\"",
         )),
     }
 }
 
-/// Whether `caller` may call what the control plane itself offers at `path`.
+/// Fails unless `caller` may call what the control plane itself serves at `path`.
 pub(super) fn may_call(caller: &Principal, path: &str) -> Result<(), WireError> {
     match method::find(path) {
         Some(rpc) if rpc.is_agents() => {
             let message = format!(
-                "this is a call for a workspace: name it with metadata \"{}: <id>\"",
+                "this method is served by a workspace; name it with metadata \"{}: <id>\"",
                 metadata::WORKSPACE
             );
             Err(WireError::new(Reason::BadField, message)

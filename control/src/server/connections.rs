@@ -1,4 +1,5 @@
-//! Serves connections, whatever they come in by: bounded, closed in good order, and none forgotten.
+//! Serves the connections of one listener: their number is bounded, and all of them are drained on
+//! shutdown.
 
 use std::{convert::Infallible, future::Future, io, pin::pin, sync::Arc, time::Duration};
 
@@ -21,21 +22,22 @@ use super::{
     unauthenticated::UnauthenticatedLimiter,
 };
 
-/// How a server ends, step by step.
+/// The steps of a server's shutdown.
 #[derive(Debug, Clone, Default)]
 pub struct ShutdownSignals {
-    /// No longer ready: nothing new is accepted, connections are told to take no new calls.
+    /// Cancelled first: the server is not ready, accepts no connections, and asks clients to send
+    /// no new calls.
     pub draining: CancellationToken,
-    /// Streams that go on by themselves end now and say so.
+    /// Cancelled second: open-ended streams end with an error that says so.
     pub streams: CancellationToken,
 }
 
-/// Short calls under way get this long before streams are told.
+/// Time for calls in progress to end before streams are cancelled.
 const CALL_GRACE: Duration = Duration::from_millis(300);
-/// Streams get this long to say good-bye before connections are cut.
+/// Time for streams to end before connections are closed by force.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// All connections of one listener.
+/// All connections of one listener. Clones share them.
 #[derive(Debug, Clone)]
 pub(super) struct ServerConnections {
     tasks: TaskTracker,
@@ -61,14 +63,14 @@ impl ServerConnections {
         }
     }
 
-    /// Waits until there is room for one more.
+    /// Waits until the limits allow another connection.
     pub(super) async fn acquire_permit(&self) -> OwnedSemaphorePermit {
         self.unauthenticated.wait_for_slot().await;
         // The semaphore is never closed.
         self.permits.clone().acquire_owned().await.expect("the semaphore is open")
     }
 
-    /// Serves one connection once `io` (an accept, a TLS handshake) has made it.
+    /// Serves one connection once `io` (an accept, a TLS handshake) has completed.
     pub(super) fn serve<I, S>(
         &self,
         permit: OwnedSemaphorePermit,
@@ -90,7 +92,7 @@ impl ServerConnections {
             let close = peer.close().clone();
             let served = async {
                 let deadline = timeout(UNAUTHENTICATED_TIMEOUT, io).await;
-                let Ok(Ok(io)) = deadline.inspect_err(|_| tracing::debug!("no TLS handshake in time")) else {
+                let Ok(Ok(io)) = deadline.inspect_err(|_| tracing::debug!("TLS handshake timed out")) else {
                     return;
                 };
                 let from = peer.clone();
@@ -105,7 +107,7 @@ impl ServerConnections {
                     tokio::select! {
                         ended = connection.as_mut() => {
                             if let Err(error) = ended {
-                                tracing::debug!(error, "a connection broke");
+                                tracing::debug!(error, "connection failed");
                             }
                             return;
                         }
@@ -114,7 +116,8 @@ impl ServerConnections {
                             connection.as_mut().graceful_shutdown();
                         }
                         () = authentication_check.as_mut() => {
-                            // One that is known may become a stranger again: it is looked at as often as a stranger may stay.
+                            // An authenticated connection may lose that status, so the check
+                            // repeats as often as an unauthenticated one may time out.
                             let late = peer.unauthenticated_since().unwrap_or_else(Instant::now) + UNAUTHENTICATED_TIMEOUT;
                             if late <= Instant::now() {
                                 return;
@@ -134,7 +137,8 @@ impl ServerConnections {
         });
     }
 
-    /// Waits until all connections have ended, helping along step by step. Call when nothing is accepted any more.
+    /// Waits until all connections have ended, and escalates step by step. To be called when the
+    /// listener accepts no more.
     pub(super) async fn drain(self) {
         self.tasks.close();
         if timeout(CALL_GRACE, self.tasks.wait()).await.is_ok() {
@@ -142,7 +146,7 @@ impl ServerConnections {
         }
         self.stopping.streams.cancel();
         if timeout(DRAIN_TIMEOUT, self.tasks.wait()).await.is_err() {
-            tracing::warn!(connections = self.tasks.len(), "cut connections that did not end in time");
+            tracing::warn!(connections = self.tasks.len(), "closed connections that did not drain in time");
             self.cut.cancel();
             self.tasks.wait().await;
         }

@@ -1,4 +1,4 @@
-//! Which web pages may call (CORS): those on the list, with tokens they hold themselves, never with cookies.
+//! CORS: pages of the configured origins may call with tokens that they hold, never with cookies.
 
 use std::time::Duration;
 
@@ -12,12 +12,13 @@ use http::{
 use podling_proto::metadata;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-/// How long a browser need not ask again.
+/// Time for which a browser may cache a preflight response.
 const MAX_AGE: Duration = Duration::from_secs(60 * 60);
 
-/// Answers preflights and marks answers. Preflights carry no token, so this stands before the front.
+/// Answers preflight requests and adds CORS headers. Preflights carry no token, so this layer
+/// stands before authentication.
 pub fn cors(origins: &[String]) -> CorsLayer {
-    // Checked by the configuration: scheme and host are a header value.
+    // The configuration has validated them: an origin is always a valid header value.
     let origins = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
     CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))

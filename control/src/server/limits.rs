@@ -1,4 +1,4 @@
-//! Every bound of a connection, and why it is what it is.
+//! Limits of connections, each with its reason.
 
 use std::time::Duration;
 
@@ -6,57 +6,62 @@ use hyper_util::{rt::TokioTimer, server::conn::auto::Builder};
 
 use super::tasks::ConnectionTasks;
 
-/// What differs from door to door.
+/// Limits that differ between listeners.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ConnectionLimits {
-    /// ServerConnections at once. A new one waits in the kernel's queue until another is closed.
+    /// Maximum number of connections. Further ones wait in the kernel's queue.
     connections: usize,
-    /// ServerConnections take no more than one in so many of the descriptors we may have.
+    /// The connections of this listener use at most one in so many of the process's file
+    /// descriptors.
     descriptor_divisor: usize,
-    /// Streams at once on one connection. Further ones wait at the client.
+    /// Concurrent streams of one connection. Further ones wait at the client.
     streams: u32,
-    /// What one stream may send before we have read it.
+    /// Flow-control window of one stream, in bytes.
     stream_window: u32,
 }
 
-/// Users and their tools: they may use half of the descriptors.
+/// Limits for users and their tools, which may use half of the descriptors.
 pub(super) const PUBLIC: ConnectionLimits =
     ConnectionLimits { connections: 8192, descriptor_divisor: 2, streams: 256, stream_window: STREAM_WINDOW };
-/// Agents: one connection each, with one stream of small messages. There are places for two that live at once for each of as many
-/// workspaces as there may be; the places of one workspace are counted by `agents`. What is left of the descriptors is for
-/// the gateway's own connections to agents and for files.
+/// Limits for agents. Each has one connection with one stream of small messages, and two agents of
+/// a workspace may run at once. The `agents` module limits the sessions of each workspace. The
+/// remaining descriptors serve the gateway's connections to agents, and files.
 pub(super) const AGENTS: ConnectionLimits =
     ConnectionLimits { connections: 20_000, descriptor_divisor: 4, streams: 8, stream_window: 128 * 1024 };
 
-/// How long a connection may last without having shown a good token: TLS handshake and first request fit in easily.
-/// Then it is closed, so that unauthenticated hold nothing for long.
+/// Time for a new connection to authenticate. The TLS handshake and the first request fit easily.
+/// Later the connection is closed, so that unauthenticated clients hold no resources for long.
 pub(super) const UNAUTHENTICATED_TIMEOUT: Duration = Duration::from_secs(10);
-/// ServerConnections that have shown no good token yet. The oldest is closed for a new one: who has a token shows it at once.
+/// Maximum number of unauthenticated connections. The oldest is closed for a new one, because a
+/// client with a token sends it at once.
 pub(super) const MAX_UNAUTHENTICATED: usize = 128;
-/// A stranger that has just come is not closed for another before it has had this long to show a token: a handshake and a request
-/// take some milliseconds, on a machine at its limits a hundred. In the meantime new ones wait in the kernel's queue, so that a crowd
-/// is let in slowly, and nobody is pushed out by the one behind.
+/// Time before an unauthenticated connection may be closed for a newer one. A handshake and a
+/// request take milliseconds, or 100 ms on an overloaded machine. Meanwhile new connections wait in
+/// the kernel's queue. So a flood is admitted slowly and does not displace clients that are about
+/// to authenticate.
 pub(super) const UNAUTHENTICATED_GRACE: Duration = Duration::from_millis(250);
-/// Pause after the system could not give us a connection (no descriptors left), so that we do not spin.
+/// Pause after a failed accept (no descriptors left), to avoid a busy loop.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What one stream may send before we have read it: 1 MiB keeps a fast link busy, and is what a stream can cost.
+/// Default flow-control window of a stream, in bytes. 1 MiB keeps a fast network busy, and is what
+/// one stream can cost.
 pub(crate) const STREAM_WINDOW: u32 = 1024 * 1024;
-/// What all streams of a connection may send together: as much as the protocol allows, so that a stream nobody reads
-/// never takes room from another. Memory is bounded by the streams' own windows.
+/// Flow-control window of a whole connection: the protocol's maximum, so that a stream that is not
+/// read never blocks the others. The streams' own windows bound the memory.
 pub(crate) const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
-/// All headers of a request: the longest token is 8 KiB.
+/// All headers of a request, in bytes: the longest token has 8 KiB.
 pub(super) const MAX_HEADER_BYTES: u32 = 32 * 1024;
-/// Buffer of an HTTP/1 connection: holds the headers, and two frames of bulk on their way out.
+/// Buffer of an HTTP/1 connection, in bytes: holds all headers, or two data frames on their way
+/// out.
 const H1_BUFFER_BYTES: usize = 128 * 1024;
-/// For all headers of an HTTP/1 request to arrive, and for an idle connection to stay.
+/// Time for all headers of an HTTP/1 request to arrive, and for an idle connection to stay open.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// A connection whose other end is silent is asked whether it is there.
+/// Interval of HTTP/2 keep-alive pings on an idle connection.
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(20);
-/// For the answer to that.
+/// Time for the response to a keep-alive ping.
 pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// HTTP/1.1 and HTTP/2 within these bounds; tasks belong to `tasks`.
+/// Returns a server for HTTP/1.1 and HTTP/2 with these limits that spawns on `tasks`.
 pub(super) fn http(tasks: ConnectionTasks, bounds: ConnectionLimits) -> Builder<ConnectionTasks> {
     let mut http = Builder::new(tasks);
     http.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(H1_BUFFER_BYTES);
@@ -72,7 +77,7 @@ pub(super) fn http(tasks: ConnectionTasks, bounds: ConnectionLimits) -> Builder<
 }
 
 impl ConnectionLimits {
-    /// How many connections there may be, as many descriptors as we may have.
+    /// Maximum number of connections, considering the process's descriptor limit.
     pub(super) fn connections(self) -> usize {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let descriptors = limit.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));

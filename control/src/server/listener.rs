@@ -1,4 +1,5 @@
-//! The two doors: the public one (TCP, plain or TLS) and the one agents dial (a unix socket, TLS as everywhere).
+//! Listeners: the public one (TCP, plain or TLS), and the agents' one (TLS over TCP or over a unix
+//! socket).
 
 use std::{
     convert::Infallible,
@@ -26,10 +27,10 @@ use super::{
 };
 use crate::unix_socket;
 
-/// A door that is open.
+/// A bound listener with its connections.
 #[derive(Debug)]
 pub struct ServerListener {
-    door: BoundListener,
+    bound: BoundListener,
     connections: ServerConnections,
     stopping: ShutdownSignals,
 }
@@ -40,46 +41,47 @@ enum BoundListener {
 }
 
 impl ServerListener {
-    /// The public door; `tls`: none means plain text.
+    /// The public listener; plain text if `tls` is `None`.
     pub fn public(
         listener: TcpListener,
         tls: Option<Arc<ServerConfig>>,
         stopping: ShutdownSignals,
         open: Gauge,
     ) -> Self {
-        let door = BoundListener::Tcp(listener, tls.map(TlsAcceptor::from));
-        Self { door, connections: ServerConnections::new(PUBLIC, stopping.clone(), open), stopping }
+        let bound = BoundListener::Tcp(listener, tls.map(TlsAcceptor::from));
+        Self { bound, connections: ServerConnections::new(PUBLIC, stopping.clone(), open), stopping }
     }
 
-    /// The door for agents of other machines.
+    /// The listener for agents on other machines.
     pub fn agents(
         listener: TcpListener,
         tls: Arc<ServerConfig>,
         stopping: ShutdownSignals,
         open: Gauge,
     ) -> Self {
-        let door = BoundListener::Tcp(listener, Some(tls.into()));
-        Self { door, connections: ServerConnections::new(AGENTS, stopping.clone(), open), stopping }
+        let bound = BoundListener::Tcp(listener, Some(tls.into()));
+        Self { bound, connections: ServerConnections::new(AGENTS, stopping.clone(), open), stopping }
     }
 
-    /// The door for agents of this machine.
+    /// The listener for agents on this machine, at the unix socket `path`.
     pub fn unix(
         path: &Path,
         tls: Arc<ServerConfig>,
         stopping: ShutdownSignals,
         open: Gauge,
     ) -> io::Result<Self> {
-        let door = BoundListener::Unix(unix_socket::bind(path)?, tls.into());
-        Ok(Self { door, connections: ServerConnections::new(AGENTS, stopping.clone(), open), stopping })
+        let bound = BoundListener::Unix(unix_socket::bind(path)?, tls.into());
+        Ok(Self { bound, connections: ServerConnections::new(AGENTS, stopping.clone(), open), stopping })
     }
 
-    /// Where clients find it; `None` for a unix socket.
+    /// The URL for clients; `None` for a unix socket.
     pub fn url(&self) -> Option<String> {
-        match &self.door {
+        match &self.bound {
             BoundListener::Tcp(listener, tls) => {
                 let scheme = if tls.is_some() { "https" } else { "http" };
                 let mut address = listener.local_addr().ok()?;
-                // All addresses of this machine is nothing one can connect to; the loopback is one of them.
+                // A client cannot connect to the unspecified address; loopback is one of its
+                // addresses.
                 if address.ip().is_unspecified() {
                     address.set_ip(match address {
                         SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -92,7 +94,7 @@ impl ServerListener {
         }
     }
 
-    /// Accepts and serves until `draining`, then waits for the connections to end.
+    /// Accepts connections until `draining` is cancelled, then waits for them to end.
     pub async fn serve<S>(self, service: S)
     where
         S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>
@@ -107,14 +109,14 @@ impl ServerListener {
                 () = self.stopping.draining.cancelled() => break,
                 accepted = self.accept(&service) => {
                     if let Err(error) = accepted {
-                        tracing::warn!(%error, "a connection could not be accepted");
+                        tracing::warn!(%error, "failed to accept connection");
                         sleep(ACCEPT_PAUSE).await;
                     }
                 }
             }
         }
-        // The door closes before the wait: a client that comes now learns at once.
-        drop(self.door);
+        // Closed before the wait: a new client is rejected at once.
+        drop(self.bound);
         self.connections.drain().await;
     }
 
@@ -128,10 +130,11 @@ impl ServerListener {
         S::Future: Send,
     {
         let permit = self.connections.acquire_permit().await;
-        match &self.door {
+        match &self.bound {
             BoundListener::Tcp(listener, tls) => {
                 let (tcp, _) = listener.accept().await?;
-                // Keystrokes are small and must not wait for company. One that has gone already needs nothing.
+                // Nagle's algorithm would delay keystrokes. An error means that the client has
+                // gone.
                 let _gone = tcp.set_nodelay(true);
                 match tls.clone() {
                     Some(tls) => {

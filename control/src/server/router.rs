@@ -1,4 +1,4 @@
-//! The front: every request comes by here first. Nothing behind it is asked before the caller is known.
+//! Routes every request. It authenticates the caller before any handler runs.
 
 use std::{
     convert::Infallible,
@@ -25,16 +25,15 @@ use crate::{
     metrics::ControlMetrics,
 };
 
-/// Where the counters are.
 pub(super) const METRICS: &str = "/metrics";
-/// Says that the process is alive.
+/// Liveness: always 200 while the process runs.
 const HEALTHZ: &str = "/healthz";
-/// Says that calls are welcome.
+/// Readiness: 503 once the server drains.
 const READYZ: &str = "/readyz";
-/// The one RPC that needs no token: what a load balancer asks.
+/// The only RPC without a token, for load balancers.
 const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 
-/// What answers at the public address.
+/// The router at the public address. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct PublicRouter(Arc<RouterState>);
 
@@ -51,7 +50,8 @@ struct RouterState {
 type ResponseFuture<T> = Pin<Box<dyn Future<Output = Result<T, Infallible>> + Send>>;
 
 impl PublicRouter {
-    /// `grpc` are the control plane's own services, `json` the same for plain HTTP; `draining` is when it is no longer ready.
+    /// `grpc` serves the control plane's own services and `json` the same over plain HTTP.
+    /// `draining` ends readiness.
     pub fn new(
         identity: Arc<ControlIdentity>,
         gateway: Arc<Gateway>,
@@ -60,7 +60,7 @@ impl PublicRouter {
         json: Router,
         draining: CancellationToken,
     ) -> Self {
-        // Counted before gRPC-web hides the trailers in the body.
+        // Counts responses before gRPC-web moves the trailers into the body.
         let counted = grpc.layer(map_response_with_state(metrics.clone(), count));
         let grpc = tonic_web::GrpcWebLayer::new().layer(counted.with_state(()));
         let json = json.layer(map_response_with_state(metrics.clone(), count));
@@ -102,43 +102,44 @@ impl RouterState {
             HEALTH_CHECK => return self.own(request).await,
             _ => {}
         }
-        let refused = |error: WireError| {
+        let rejected = |error: WireError| {
             self.metrics.count_error("control", &error);
             protocol.error_response(error)
         };
         let caller = match auth::caller(&self.identity, request.headers()) {
             Ok(caller) => caller,
-            Err(error) => return refused(error),
+            Err(error) => return rejected(error),
         };
         if let Some(peer) = request.extensions().get::<Arc<ConnectionState>>() {
             peer.mark_authenticated();
         }
         if protocol == WireProtocol::Grpc && request.version() < Version::HTTP_2 {
-            let message = "gRPC needs HTTP/2; over HTTP/1.1 there is gRPC-web (application/grpc-web)";
+            let message = "gRPC needs HTTP/2; use gRPC-web (application/grpc-web) over HTTP/1.1";
             let error = WireError::new(Reason::BadField, message).with("field", CONTENT_TYPE);
             return WireProtocol::Http.error_response(error);
         }
         let json = protocol == WireProtocol::Http && json::serves(path);
         let ours = json || method::find(path).is_some_and(|rpc| !rpc.is_agents());
-        // A client may name its workspace on every call; what is the control plane's own is answered here all the same.
+        // A client may name its workspace on every call. The control plane's own methods are served
+        // here all the same.
         if request.headers().contains_key(metadata::WORKSPACE) && !ours {
             return self.gateway.forward(&caller, request).await;
         }
         if json {
-            // Which verb it needs depends on the method too: the routes authenticated_guard.
+            // The required verb depends on the HTTP method too, so the JSON routes check it.
             request.extensions_mut().insert(caller);
             let Ok(response) = self.json.clone().oneshot(request).await;
             return response;
         }
         if let Err(error) = auth::may_call(&caller, path) {
-            return refused(error);
+            return rejected(error);
         }
         if path == METRICS {
             return text(StatusCode::OK, self.metrics.text());
         }
         if protocol == WireProtocol::Http {
-            let error = WireError::new(Reason::UnknownMethod, format!("there is nothing at {path}"));
-            return refused(error.with("method", path));
+            let error = WireError::new(Reason::UnknownMethod, format!("nothing is served at {path}"));
+            return rejected(error.with("method", path));
         }
         request.extensions_mut().insert(caller);
         self.own(request).await
@@ -170,12 +171,12 @@ fn text(status: StatusCode, body: String) -> Response<Body> {
     response
 }
 
-/// What answers where agents dial: their one service, which checks their credentials itself and says which connections are known.
+/// The router at the agents' address. Its single service checks the agents' credentials itself.
 #[derive(Debug, Clone)]
 pub struct AgentsRouter(Router);
 
 impl AgentsRouter {
-    /// `grpc` is the service for agents.
+    /// `grpc` is the agents' service.
     pub fn new(grpc: Router) -> Self {
         Self(grpc.with_state(()))
     }

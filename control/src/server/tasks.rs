@@ -1,11 +1,12 @@
-//! ConnectionTasks of connections and streams: all belong to one tracker, so that a shutdown can wait for the last of them.
+//! Tasks of connections and streams. One tracker owns all of them, so that a shutdown can wait for
+//! the last.
 
 use std::future::Future;
 
 use hyper::rt::Executor;
 use tokio_util::task::TaskTracker;
 
-/// Where hyper starts its tasks.
+/// The executor that hyper spawns its tasks on.
 #[derive(Debug, Clone, Default)]
 pub struct ConnectionTasks(pub TaskTracker);
 

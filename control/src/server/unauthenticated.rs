@@ -1,4 +1,4 @@
-//! ServerConnections that have shown no good token yet: few, and not for long.
+//! Limits the number of unauthenticated connections and how long each may stay.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::limits::{MAX_UNAUTHENTICATED, UNAUTHENTICATED_GRACE};
 
-/// All unauthenticated, oldest first.
+/// All unauthenticated connections of one listener. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct UnauthenticatedLimiter(Arc<Mutex<UnauthenticatedQueue>>);
 
@@ -29,23 +29,26 @@ struct UnauthenticatedConnection {
     close: CancellationToken,
 }
 
-/// One connection. In the extensions of its requests; gone when the connection is.
+/// Whether a connection is authenticated. Every request carries it as an extension, and it is
+/// dropped with the connection.
 #[derive(Debug)]
 pub struct ConnectionState {
-    /// Among the unauthenticated; a new one each time it becomes one. Changed under their lock, as `reasons` is.
+    /// Key in the limiter's queue. The connection gets a new one each time it becomes
+    /// unauthenticated. Changed under the queue's lock, as `reasons` is.
     number: AtomicU64,
-    /// Why it is known. When there is none it is a stranger.
+    /// Number of authenticated requests and guards. At 0 the connection is unauthenticated.
     reasons: AtomicUsize,
     unauthenticated: UnauthenticatedLimiter,
     close: CancellationToken,
 }
 
-/// A reason why a connection is known; dropped, it is none any more.
+/// Keeps a connection authenticated until it is dropped.
 #[derive(Debug)]
 pub struct AuthenticatedGuard(Arc<ConnectionState>);
 
 impl UnauthenticatedLimiter {
-    /// Waits until there is room for one more, or until the oldest has had its time to show a token: then it may be told to go.
+    /// Waits until another connection may be admitted: the limiter has a free slot, or its oldest
+    /// connection has had its grace period and may be closed.
     pub(super) async fn wait_for_slot(&self) {
         loop {
             let until = {
@@ -62,7 +65,7 @@ impl UnauthenticatedLimiter {
         }
     }
 
-    /// A new one. If there are too many, the oldest is told to go.
+    /// Admits a new connection. At the limit it closes the oldest one.
     pub(super) fn admit(&self) -> Arc<ConnectionState> {
         let close = CancellationToken::new();
         let number = self.lock().add(close.clone());
@@ -94,25 +97,25 @@ impl UnauthenticatedQueue {
 }
 
 impl ConnectionState {
-    /// It has shown a good token: it is no stranger as long as the answer is kept.
+    /// Marks the connection as authenticated as long as the guard lives.
     pub fn authenticated_guard(self: &Arc<Self>) -> AuthenticatedGuard {
         self.mark_authenticated();
         AuthenticatedGuard(self.clone())
     }
 
-    /// It has shown a good token: it may stay as long as it likes.
+    /// Marks the connection as authenticated for the rest of its life.
     pub fn mark_authenticated(&self) {
         let mut unauthenticated = self.unauthenticated.lock();
         self.reasons.fetch_add(1, Relaxed);
         unauthenticated.by_age.remove(&self.number.load(Relaxed));
     }
 
-    /// Since when it is a stranger, if it is.
+    /// When the connection became unauthenticated; `None` if it is authenticated.
     pub(super) fn unauthenticated_since(&self) -> Option<Instant> {
         self.unauthenticated.lock().by_age.get(&self.number.load(Relaxed)).map(|stranger| stranger.since)
     }
 
-    /// Cancelled when it must go.
+    /// Cancelled when the connection has to close.
     pub(super) fn close(&self) -> &CancellationToken {
         &self.close
     }
@@ -139,25 +142,29 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_stranger_makes_room_when_it_has_had_its_time_and_who_has_a_token_stays() {
+    async fn oldest_unauthenticated_connection_is_closed_at_limit() {
         let unauthenticated = UnauthenticatedLimiter::default();
         let known = unauthenticated.admit();
         known.mark_authenticated();
         let crowd: Vec<_> = (0..MAX_UNAUTHENTICATED).map(|_| unauthenticated.admit()).collect();
-        let came = Instant::now();
+        let started = Instant::now();
         unauthenticated.wait_for_slot().await;
-        assert_eq!(came.elapsed(), UNAUTHENTICATED_GRACE, "nobody is sent away who has just come");
+        assert_eq!(
+            started.elapsed(),
+            UNAUTHENTICATED_GRACE,
+            "no connection is closed within its grace period"
+        );
         let next = unauthenticated.admit();
         assert!(crowd[0].close().is_cancelled() && !crowd[1].close().is_cancelled());
         assert!(known.unauthenticated_since().is_none() && next.unauthenticated_since().is_some());
         assert!(!known.close().is_cancelled());
         drop(crowd);
         unauthenticated.wait_for_slot().await;
-        assert_eq!(came.elapsed(), UNAUTHENTICATED_GRACE, "those that left made room");
+        assert_eq!(started.elapsed(), UNAUTHENTICATED_GRACE, "closed connections free their slots");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_is_known_as_long_as_there_is_a_reason() {
+    async fn connection_stays_authenticated_while_guard_lives() {
         let unauthenticated = UnauthenticatedLimiter::default();
         let peer = unauthenticated.admit();
         let (first, second) = (peer.authenticated_guard(), peer.authenticated_guard());
@@ -165,7 +172,7 @@ mod tests {
         assert!(peer.unauthenticated_since().is_none());
         tokio::time::advance(UNAUTHENTICATED_GRACE).await;
         drop(second);
-        assert_eq!(peer.unauthenticated_since(), Some(Instant::now()), "it is one again from now on");
+        assert_eq!(peer.unauthenticated_since(), Some(Instant::now()), "unauthenticated again from now on");
         drop(peer);
         assert!(unauthenticated.lock().by_age.is_empty());
     }

@@ -1,9 +1,7 @@
-//! Whether a request has a form that means one thing only. Whatever could be read in two ways, here and behind us, is refused.
+//! Rejects requests that two programs could interpret differently.
 //!
-//! Where a request ends is no question here: of two lengths hyper takes the chunks and closes the connection behind them.
-//!
-//! Must not authenticated_guard who calls or what is called.
-
+//! The length of a request needs no check here: if it has two, hyper takes the chunked one and
+//! closes the connection afterwards.
 use http::{HeaderName, Method, header::AUTHORIZATION, request};
 use podling_proto::{
     error::{Reason, WireError},
@@ -12,30 +10,30 @@ use podling_proto::{
 
 use super::limits::MAX_HEADER_BYTES;
 
-/// What HTTP/2 counts for a header beside its name and value (RFC 9113, 6.5.2).
+/// Bytes that HTTP/2 counts for each header beyond its name and value (RFC 9113, 6.5.2).
 const HEADER_OVERHEAD: usize = 32;
-/// Said once or not at all: of two, one program may believe the first and the next the last.
+/// Headers that may occur once: of two, one program may use the first and another the last.
 const ONCE: [HeaderName; 3] =
     [AUTHORIZATION, HeaderName::from_static(metadata::WORKSPACE), HeaderName::from_static(metadata::WAKE)];
 
-/// Refuses a request whose form is not good.
+/// Fails for an ambiguous request.
 pub(super) fn check_request(parts: &request::Parts) -> Result<(), WireError> {
     let bad =
         |field: &str, message: String| Err(WireError::new(Reason::BadField, message).with("field", field));
-    // HTTP/2 has counted already; HTTP/1 only knows how much it reads at once.
+    // HTTP/2 has enforced this limit already; HTTP/1 only bounds its buffer.
     let bytes: usize =
         parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER_OVERHEAD).sum();
     if bytes > MAX_HEADER_BYTES as usize {
         return bad(
             "headers",
-            format!("the headers have {bytes} bytes; at most {MAX_HEADER_BYTES} are taken"),
+            format!("the headers have {bytes} bytes; at most {MAX_HEADER_BYTES} are allowed"),
         );
     }
     if let Some(name) = ONCE.iter().find(|name| parts.headers.get_all(*name).iter().nth(1).is_some()) {
-        return bad(name.as_str(), format!("{name} is there more than once"));
+        return bad(name.as_str(), format!("the header {name} occurs more than once"));
     }
     if parts.method == Method::CONNECT {
-        return bad("method", "there are no tunnels here (CONNECT)".to_owned());
+        return bad("method", "the method CONNECT is not supported".to_owned());
     }
     Ok(())
 }
@@ -46,20 +44,23 @@ mod tests {
 
     use super::*;
 
-    fn refused(request: Builder) -> Option<String> {
+    fn rejected_field(request: Builder) -> Option<String> {
         let parts = request.body(()).unwrap().into_parts().0;
         check_request(&parts).err().and_then(|error| error.metadata().get("field").cloned())
     }
 
     #[test]
-    fn what_could_be_read_in_two_ways_is_refused() {
+    fn ambiguous_request_is_rejected() {
         let request =
             || Request::put("/files/a").header("authorization", "Bearer x").header("te", "trailers");
-        assert_eq!(refused(request()), None);
-        assert_eq!(refused(request().header("authorization", "Bearer y")).as_deref(), Some("authorization"));
+        assert_eq!(rejected_field(request()), None);
+        assert_eq!(
+            rejected_field(request().header("authorization", "Bearer y")).as_deref(),
+            Some("authorization")
+        );
         let twice = request().header("podling-workspace", "a").header("podling-workspace", "b");
-        assert_eq!(refused(twice).as_deref(), Some("podling-workspace"));
-        assert_eq!(refused(request().method("CONNECT")).as_deref(), Some("method"));
-        assert_eq!(refused(request().header("x", "y".repeat(32 * 1024))).as_deref(), Some("headers"));
+        assert_eq!(rejected_field(twice).as_deref(), Some("podling-workspace"));
+        assert_eq!(rejected_field(request().method("CONNECT")).as_deref(), Some("method"));
+        assert_eq!(rejected_field(request().header("x", "y".repeat(32 * 1024))).as_deref(), Some("headers"));
     }
 }

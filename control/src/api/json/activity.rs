@@ -74,7 +74,7 @@ struct SleepWarning {
 impl From<proto::ActivityState> for Activity {
     fn from(activity: proto::ActivityState) -> Self {
         Self {
-            verdict: enum_label(activity.verdict().as_str_name()),
+            level: enum_label(activity.level().as_str_name()),
             evidence: activity.evidence.into_iter().map(Into::into).collect(),
             counted_idle: activity.counted_idle.unwrap_or_default().into(),
             idle_timeout: activity.idle_timeout.unwrap_or_default().into(),

@@ -79,19 +79,19 @@ pub(super) async fn list(
     Extension(caller): Extension<Principal>,
     QueryParams(query): QueryParams<ListQuery>,
 ) -> Result<Json<List>, ProblemResponse> {
-    let request = ListBackupsRequest { workspace: query.workspace, all_owners: query.all_owners };
-    let answer = api.backups.list(request_as(caller, request)).await?.into_inner();
-    Ok(Json(List { backups: answer.backups.into_iter().map(Into::into).collect() }))
+    let request = ListWorkspaceArchivesRequest { workspace: query.workspace, all_owners: query.all_owners };
+    let answer = api.archives.list(request_as(caller, request)).await?.into_inner();
+    Ok(Json(List { archives: answer.archives.into_iter().map(Into::into).collect() }))
 }
 
 pub(super) async fn restore(
     State(api): State<JsonServices>,
     Extension(caller): Extension<Principal>,
-    PathParam(backup): PathParam,
+    PathParam(archive): PathParam,
     JsonBody(body): JsonBody<Restore>,
 ) -> Result<(StatusCode, Json<Workspace>), ProblemResponse> {
-    let request = RestoreBackupRequest { backup, name: body.name, request_id: body.request_id };
-    let answer = api.backups.restore(request_as(caller, request)).await?.into_inner();
+    let request = RestoreArchiveRequest { archive, name: body.name, request_id: body.request_id };
+    let answer = api.archives.restore(request_as(caller, request)).await?.into_inner();
     Ok((StatusCode::ACCEPTED, Json(answer.workspace.into())))
 }
 

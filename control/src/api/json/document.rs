@@ -10,20 +10,19 @@ use serde_json::{Map, Value, json};
 
 use super::operation::Operation;
 
-/// The document's introduction.
-const DESCRIPTION: &str = "Workspaces and their archives, for clients without gRPC. Each route calls one RPC of podling.control.v1, \
-needs that RPC's verb, and returns its result. Times are RFC 3339, durations are numbers of seconds. Absent \
-values are left out, never null. Requests with unknown fields or parameters are rejected; responses may \
-gain fields. Errors are problem details (RFC 9457): branch on `reason`.";
+const DESCRIPTION: &str = "Workspaces and their archives, for clients without gRPC. Each route calls \
+    one RPC of podling.control.v1, needs that RPC's verb, and returns its result. Times are RFC 3339, \
+    durations are numbers of seconds. Absent values are left out, never null. Requests with unknown \
+    fields or parameters are rejected; responses may gain fields. Errors are problem details (RFC 9457): \
+    branch on `reason`.";
 
 /// Why a request was rejected (RFC 9457).
 #[derive(Debug, Serialize, JsonSchema)]
 struct Problem {
     /// URI of the kind of problem, derived from `reason`.
     r#type: String,
-    /// `reason` in words.
+    /// A short text for `reason`.
     title: String,
-    /// The HTTP status.
     status: u16,
     /// A description for people. Its text may change.
     detail: String,
@@ -77,8 +76,8 @@ impl OpenApiDocument {
                     "token": {
                         "type": "http",
                         "scheme": "bearer",
-                        "description": "The root token, or a token of `podling token create`. Each operation names the verb that it \
-                                         needs",
+                        "description": "The root token, or a token of `podling token create`. Each \
+                                        operation names the verb that it needs",
                     },
                 },
             },

@@ -13,7 +13,7 @@ type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 /// Path parameters and their descriptions.
 const PARAMETERS: &[(&str, &str)] = &[
     ("workspace", "The workspace's id, or its name if the caller owns it"),
-    ("backup", "An archive's key, or the id or name of a workspace for its newest archive"),
+    ("archive", "An archive's key, or the id or name of a workspace for its newest archive"),
 ];
 
 #[derive(Debug, Clone, Copy)]
@@ -151,7 +151,8 @@ impl Operation {
 }
 
 fn in_path((name, words): &(&str, &str)) -> Value {
-    json!({ "name": name, "in": "path", "required": true, "description": words, "schema": { "type": "string" } })
+    let schema = json!({ "type": "string" });
+    json!({ "name": name, "in": "path", "required": true, "description": words, "schema": schema })
 }
 
 /// Each field of the query becomes an optional parameter.

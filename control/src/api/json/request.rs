@@ -17,7 +17,6 @@ const MAX_BODY_BYTES: usize = 128 * 1024;
 #[derive(Debug)]
 pub(super) struct JsonBody<T>(pub(super) T);
 
-/// The query string.
 #[derive(Debug)]
 pub(super) struct QueryParams<T>(pub(super) T);
 

@@ -108,7 +108,7 @@ impl From<proto::Workspace> for Workspace {
     fn from(workspace: proto::Workspace) -> Self {
         Self {
             state: enum_label(workspace.state().as_str_name()),
-            link: enum_label(workspace.link().as_str_name()),
+            connection: enum_label(workspace.connection().as_str_name()),
             id: workspace.id,
             name: workspace.name,
             owner: workspace.owner,

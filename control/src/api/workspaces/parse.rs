@@ -24,7 +24,7 @@ const MAX_MEMORY_BYTES: u64 = 1 << 50;
 const DURATION_RANGE: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 60 * 60);
 
-/// WorkspaceScope workspaces somebody asks for.
+/// The workspaces that a request covers.
 #[derive(Debug, Clone)]
 pub(super) struct WorkspaceScope {
     caller: Principal,
