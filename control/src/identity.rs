@@ -1,6 +1,8 @@
-//! Who is who: the root token, tokens for users and for agents, and the certificate that agents check.
+//! The control plane's identity: the root token, signing keys for tokens, and the certificate that
+//! agents verify.
 //!
-//! Knows no transport: edges bring a token's text and take a [`Principal`] or an error away.
+//! Independent of the transport. Edges pass the text of a token and get a [`Principal`] or an
+//! error.
 
 use std::{
     collections::BTreeSet,
@@ -31,47 +33,42 @@ pub use certificate::{CertificateError, server_config};
 pub use secret_file::SecretFileError;
 pub use signing::PublicTokenKey;
 
-/// Longest life of a token.
+/// Longest lifetime of a token.
 pub const MAX_TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-/// On whose behalf the root token acts.
+/// The owner that the root token acts for.
 const ROOT_OWNER: &str = "root";
 
-/// Why the identity of the control plane cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlIdentityError {
-    /// A secret file.
     #[error(transparent)]
     File(#[from] SecretFileError),
-    /// The certificate for agents.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
 }
 
-/// What a new token shall allow.
+/// What a new token allows.
 #[derive(Debug, Clone)]
 pub struct TokenGrant {
-    /// Verbs.
     pub verbs: Verbs,
-    /// `None`: all the caller's token allows.
+    /// `None`: all workspaces of the caller's token.
     pub workspaces: Option<BTreeSet<WorkspaceId>>,
-    /// On whose behalf; `None`: the caller's.
+    /// The owner that the token acts for; `None`: the caller's.
     pub owner: Option<Owner>,
-    /// How long. Cut where the caller's own token ends.
+    /// Lifetime, limited by the end of the caller's own token.
     pub ttl: Duration,
-    /// For this workspace's agent, called directly.
+    /// Makes the token valid for direct calls to this workspace's agent only.
     pub agent: Option<WorkspaceId>,
 }
 
-/// A token that was minted, and what it allows.
+/// A new token and what it allows.
 #[derive(Debug, Clone)]
 pub struct MintedToken {
-    /// Its text.
     pub token: String,
-    /// As the holder will be seen.
+    /// The principal that the token authenticates.
     pub caller: Principal,
 }
 
-/// The control plane's secrets, all in its data folder.
+/// The control plane's secrets, which are files in its data directory.
 pub struct ControlIdentity {
     root: root::RootToken,
     root_owner: Owner,
@@ -81,14 +78,14 @@ pub struct ControlIdentity {
 }
 
 impl ControlIdentity {
-    /// Reads the secrets in `data`, and makes those that are missing.
+    /// Reads the secrets in `data` and creates missing ones.
     pub fn open(data: &Path) -> Result<Self, ControlIdentityError> {
         let folder = data.join("control");
         secret_file::create_private_dir(data)?;
         secret_file::create_private_dir(&folder)?;
         Ok(Self {
             root: root::RootToken::open(&root_token_file(data))?,
-            // A constant that is an owner; the test below holds it.
+            // The constant is a valid owner; every test of this module parses it.
             root_owner: ROOT_OWNER.parse().expect("ROOT_OWNER is an owner"),
             keys: signing::SigningKeys::open(&folder.join("token-keys.json"), now())?,
             certificate: certificate::ControlCertificate::open(&folder, SystemTime::now())?,
@@ -96,12 +93,12 @@ impl ControlIdentity {
         })
     }
 
-    /// Who holds this token (the text behind `Bearer`), if it is good.
+    /// Verifies a token, which is the text after `Bearer`, and returns its principal.
     pub fn authenticate(&self, token: Option<&str>) -> Result<Principal, WireError> {
         let token = token.filter(|t| !t.is_empty()).ok_or_else(|| {
             WireError::new(
                 Reason::TokenMissing,
-                "a token is needed: send it as metadata \"authorization: Bearer <token>\"",
+                "a token is required; send it as metadata \"authorization: Bearer <token>\"",
             )
         })?;
         if self.root.matches(token) {
@@ -116,7 +113,7 @@ impl ControlIdentity {
         principal_from_claims(claims).ok_or_else(|| rejected_token(TokenError::Invalid))
     }
 
-    /// Mints a token that allows no more than the caller's own.
+    /// Creates a token. It allows no more than the caller's own.
     pub fn mint(&self, caller: &Principal, grant: TokenGrant) -> Result<MintedToken, WireError> {
         caller.may(Verb::Token)?;
         if let Some((_, name)) = podling_proto::verb::ALL
@@ -124,7 +121,7 @@ impl ControlIdentity {
             .find(|(verb, _)| grant.verbs.include(&Verbs::only([*verb])) && !caller.verbs.allow(*verb))
         {
             let message =
-                format!("a token allows no more than the one it is made with, which lacks {name:?}");
+                format!("a new token cannot allow more than the token that creates it, which lacks {name:?}");
             return Err(WireError::new(Reason::VerbMissing, message).with("verb", name));
         }
         let owner = grant.owner.unwrap_or_else(|| caller.owner.clone());
@@ -151,7 +148,8 @@ impl ControlIdentity {
         })
     }
 
-    /// The value of `authorization` for a call at a workspace's agent: good for these verbs there, and nowhere else.
+    /// Returns the `authorization` header of a call to a workspace's agent. Its token is valid for
+    /// these verbs at this agent only.
     pub fn agent_token(&self, workspace: &WorkspaceId, owner: &Owner, verbs: &Verbs) -> HeaderValue {
         let now = now();
         self.agent_tokens.get(workspace, owner, verbs, now, |exp| {
@@ -164,24 +162,24 @@ impl ControlIdentity {
                 verbs: verbs.clone(),
                 workspaces: Some(vec![workspace.to_string()]),
             });
-            // A signed token is base64 and dots.
+            // A signed token consists of base64 and dots.
             let mut value = HeaderValue::try_from(format!("Bearer {token}")).expect("a token is ASCII");
             value.set_sensitive(true);
             value
         })
     }
 
-    /// The public keys that agents check tokens with: goes into every claim.
+    /// The public keys that agents verify tokens with. Every claim carries them.
     pub fn token_keys(&self) -> &[PublicTokenKey] {
         &self.keys.public
     }
 
-    /// What agents check the control plane's certificate against (PEM).
+    /// The CA certificate (PEM) that agents verify the control plane with.
     pub fn ca_file(&self) -> &Path {
         &self.certificate.ca_file
     }
 
-    /// TLS as agents find it where they dial.
+    /// TLS configuration of the listener for agents.
     pub fn agents_tls(&self) -> Arc<rustls::ServerConfig> {
         self.certificate.server.clone()
     }
@@ -193,7 +191,7 @@ impl fmt::Debug for ControlIdentity {
     }
 }
 
-/// Where the root token is.
+/// The path of the root token's file.
 pub fn root_token_file(data: &Path) -> PathBuf {
     data.join("root-token")
 }
@@ -220,7 +218,7 @@ fn narrow_workspaces(
         (Some(own), Some(wanted)) => match wanted.iter().find(|id| !own.contains(id)) {
             Some(id) => {
                 let message =
-                    format!("the token this is made with is narrowed to other workspaces than {id}");
+                    format!("the token that creates this one is restricted to workspaces other than {id}");
                 Err(WireError::new(Reason::WorkspaceDenied, message).with("id", id))
             }
             None => Ok(Some(wanted)),
@@ -233,16 +231,15 @@ fn rejected_token(error: TokenError) -> WireError {
     match error {
         TokenError::Invalid => WireError::new(
             Reason::TokenInvalid,
-            "the token is not valid here: it was changed, or another control plane made it",
+            "the token is not valid here: it was modified, or another control plane created it",
         ),
         TokenError::Expired { at } => {
             let at = prost_types::Timestamp { seconds: i64::try_from(at).unwrap_or(i64::MAX), nanos: 0 };
-            WireError::new(Reason::TokenExpired, format!("the token has expired at {at}"))
-                .with("expired_at", at)
+            WireError::new(Reason::TokenExpired, format!("the token expired at {at}")).with("expired_at", at)
         }
         TokenError::Foreign => WireError::new(
             Reason::TokenForeign,
-            "the token was made for an agent: it is good there and not at the control plane",
+            "the token was created for an agent and is not valid at the control plane",
         ),
     }
 }

@@ -1,4 +1,5 @@
-//! Tokens that calls carry to an agent: minted for that agent alone, minutes long, and kept until half their life is over.
+//! Tokens for calls to agents. Each is valid for one agent for a few minutes, and cached for half
+//! of its lifetime.
 
 use std::{
     collections::HashMap,
@@ -10,9 +11,11 @@ use http::HeaderValue;
 use podling_core::id::{Owner, WorkspaceId};
 use podling_proto::verb::Verbs;
 
-/// How long a token at an agent lives: long enough for clocks that differ, short enough to be worthless soon.
+/// Lifetime of an agent token: long enough for clocks that differ, short enough to be soon
+/// worthless.
 pub(super) const TOKEN_LIFETIME: Duration = Duration::from_secs(5 * 60);
-/// Tokens kept. When it is full the old ones go, then all: making one costs 30 µs.
+/// Capacity of the cache. When it is full, expired tokens are removed, then all: creating one costs
+/// 30 µs.
 const MAX_CACHED_TOKENS: usize = 4096;
 
 #[derive(PartialEq, Eq, Hash, Clone)]
@@ -22,12 +25,13 @@ struct AgentTokenKey {
     verbs: String,
 }
 
-/// The tokens that were minted lately.
+/// A cache of recent tokens.
 #[derive(Default)]
 pub(super) struct AgentTokens(Mutex<HashMap<AgentTokenKey, (HeaderValue, u64)>>);
 
 impl AgentTokens {
-    /// The token for these, from the cache or from `mint` (which gets the end of its life); `now` in seconds since 1970.
+    /// Returns a cached token, or one from `mint`, which gets the expiry. Times are seconds since
+    /// 1970.
     pub(super) fn get(
         &self,
         workspace: &WorkspaceId,
@@ -39,7 +43,8 @@ impl AgentTokens {
         let key =
             AgentTokenKey { workspace: workspace.clone(), owner: owner.clone(), verbs: verbs.to_string() };
         let half = TOKEN_LIFETIME.as_secs() / 2;
-        // A clock that was set back makes a token look younger than it is; one from the future is not used.
+        // After the clock was set back, a token looks younger than it is. An expiry too far in the
+        // future is not used.
         let fresh = |end: u64| end > now + half && end <= now + 2 * half;
         let mut tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((token, _)) = tokens.get(&key).filter(|(_, end)| fresh(*end)) {

@@ -1,7 +1,7 @@
-//! The control plane's own certificate authority and the certificate it shows to agents.
+//! The control plane's own certificate authority, and the certificate that it presents to agents.
 //!
-//! Agents are started with `ca.pem`, so the authority stays as long as the data folder; the certificate below it is renewed
-//! at a start when it would soon be refused.
+//! Agents are started with `ca.pem`, so the authority stays as long as the data directory. A start
+//! renews the certificate below it when it would soon expire.
 
 use std::{
     path::{Path, PathBuf},
@@ -22,32 +22,30 @@ use rustls::{
 
 use super::secret_file::{self, SecretFileError};
 
-/// What the certificate is good for; agents check the first.
+/// Names in the certificate; agents verify the first.
 const NAMES: [&str; 4] = ["podling-control", "localhost", "127.0.0.1", "::1"];
-/// A year: renewed at any start in its last month.
+/// A year. Any start in its last month renews it.
 const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-/// How long before its end it is renewed, so that a control plane that runs for weeks is not caught out.
+/// Renewal happens this long before the expiry, so that a control plane that runs for weeks does
+/// not outlive its certificate.
 const RENEW_BEFORE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-/// Twenty years: as long as a data folder may live. Agents trust the key rather than the date.
+/// Twenty years, which is longer than a data directory is used. Agents trust the key rather than
+/// the date.
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 60 * 60);
-/// Validity begins this much in the past, because clocks differ.
+/// Validity begins this long in the past, because clocks differ.
 const CLOCK_SKEW: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
-    /// One of its files.
     #[error(transparent)]
     File(#[from] SecretFileError),
-    /// It could not be made.
-    #[error("making the control plane's certificate")]
+    #[error("creating the control plane's certificate")]
     Make(#[source] rcgen::Error),
-    /// It cannot be used.
     #[error("using the control plane's certificate")]
     Use(#[source] rustls::Error),
 }
 
-/// The certificate the control plane shows where agents dial, and what agents check it against.
+/// The certificate for the agents' listener and the authority that agents verify it with.
 #[derive(Debug)]
 pub(super) struct ControlCertificate {
     pub(super) ca_file: PathBuf,
@@ -55,7 +53,8 @@ pub(super) struct ControlCertificate {
 }
 
 impl ControlCertificate {
-    /// Reads authority and certificate from `folder`, and makes what is missing or would be refused soon after `now`.
+    /// Reads both from `folder`. Creates what is missing or what an agent would soon reject, as of
+    /// `now`.
     pub(super) fn open(folder: &Path, now: SystemTime) -> Result<Self, CertificateError> {
         let ca_file = folder.join("ca.pem");
         let (authority, ca_pem) = authority(folder, &ca_file, now)?;
@@ -129,8 +128,8 @@ fn common_name(name: &str) -> DistinguishedName {
     names
 }
 
-/// Whether an agent would accept the certificate at this time: the question itself is asked, so a damaged or foreign file
-/// is found as well as an old one.
+/// Whether an agent would accept the certificate at time `at`. Runs the agent's own verification,
+/// so that damaged and foreign files are detected as well as expired ones.
 fn is_accepted(ca_pem: &str, certificate: &Path, key: &Path, at: SystemTime) -> bool {
     let check = || {
         let mut roots = RootCertStore::empty();
@@ -147,7 +146,7 @@ fn is_accepted(ca_pem: &str, certificate: &Path, key: &Path, at: SystemTime) -> 
     check().is_some()
 }
 
-/// TLS 1.3 with the certificate and key of these two PEM files.
+/// Returns a TLS configuration with the certificate and key of these PEM files.
 pub fn server_config(certificate: &Path, key: &Path) -> Result<ServerConfig, rustls::Error> {
     let broken = |e| rustls::Error::General(format!("{e}"));
     let chain = CertificateDer::pem_file_iter(certificate)
@@ -162,7 +161,7 @@ pub fn server_config(certificate: &Path, key: &Path) -> Result<ServerConfig, rus
     Ok(config)
 }
 
-/// The one cryptography that is built in.
+/// The cryptography provider of all TLS in this program.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
@@ -172,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_certificate_is_kept_until_it_would_soon_be_refused() {
+    fn certificate_is_renewed_before_expiry() {
         let folder = tempfile::tempdir().expect("folder");
         let read = || std::fs::read(folder.path().join("tls.pem")).expect("certificate");
         let now = SystemTime::now();
@@ -183,7 +182,7 @@ mod tests {
         ControlCertificate::open(folder.path(), now + Duration::from_secs(340 * 86400)).expect("renewed");
         assert_ne!(read(), first);
         std::fs::write(folder.path().join("tls.pem"), "rubbish").expect("damage");
-        ControlCertificate::open(folder.path(), now).expect("damaged certificates are replaced");
-        assert_eq!(std::fs::read(folder.path().join("ca.pem")).expect("ca"), ca, "agents keep trusting it");
+        ControlCertificate::open(folder.path(), now).expect("a damaged certificate is replaced");
+        assert_eq!(std::fs::read(folder.path().join("ca.pem")).expect("ca"), ca, "the authority stays");
     }
 }

@@ -1,4 +1,5 @@
-//! The root token: random, opaque, made at the first start. Whoever may read its file may do everything.
+//! The root token: random, opaque, created at the first start. It allows everything, so its file is
+//! readable by its owner only.
 
 use std::path::Path;
 
@@ -7,16 +8,16 @@ use ring::digest::{SHA256, digest};
 
 use super::secret_file::{self, SecretFileError};
 
-/// Marks the token as one of ours, so that people and secret scanners know what they found.
+/// Marks the token as Podling's, for people and for secret scanners.
 const PREFIX: &str = "podling_";
-/// Randomness in it, bytes.
+/// Random bytes in a token.
 const BYTES: usize = 32;
 
-/// What is kept of the root token in memory.
+/// The root token's SHA-256; the token itself is not held in memory.
 pub(super) struct RootToken([u8; 32]);
 
 impl RootToken {
-    /// Reads the token's file, or makes token and file.
+    /// Reads the token's file, or creates it with a new token.
     pub(super) fn open(path: &Path) -> Result<Self, SecretFileError> {
         let text = match secret_file::read(path)? {
             Some(content) => String::from_utf8(content)
@@ -33,7 +34,7 @@ impl RootToken {
         Ok(Self(hash(&text)))
     }
 
-    /// Whether this is it. Takes the same time whatever differs.
+    /// Whether `text` is the root token. Takes constant time.
     pub(super) fn matches(&self, text: &str) -> bool {
         let other = hash(text);
         self.0.iter().zip(other).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0

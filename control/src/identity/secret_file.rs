@@ -1,4 +1,4 @@
-//! Secret files: written whole or not at all, readable by their owner only. Must not know what is in them.
+//! Secret files: written atomically and readable by their owner only.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -9,53 +9,47 @@ use std::{
 
 use podling_proto::token;
 
-/// Largest secret file that is read, in bytes: keys and tokens are far smaller, so a larger one is something else.
+/// Largest secret file that is read, in bytes. Keys and tokens are far smaller, so a larger file is
+/// not one of them.
 const MAX_BYTES: u64 = 64 * 1024;
 
-/// Why a secret file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretFileError {
-    /// Others may read it, or it is somebody else's.
+    /// Others may read it, or another user owns it.
     #[error(
-        "{path} could be read by others ({problem}), so it is no secret. If nobody has seen it: chmod 600 {path}; \
-         else delete it and start again, and a new one is made",
+        "{path} is readable by others ({problem}). If it has not leaked, run `chmod 600 {path}`; \
+         otherwise delete it and start again to create a new one",
         path = path.display()
     )]
     Exposed {
-        /// Which file.
         path: PathBuf,
-        /// Its mode or owner.
+        /// Its mode or owner, as the error shows it.
         problem: String,
     },
-    /// A folder of somebody else's: we would lock its owner out, or be at its owner's mercy.
-    #[error("{path} belongs to user {user}, not to the one who runs this: be that user, or give another folder", path = path.display())]
+    /// The directory belongs to another user: changing its mode would lock that user out, and its
+    /// owner could replace our files.
+    #[error(
+        "{path} belongs to user {user}, but this process runs as another user; run it as that user or choose \
+         another directory",
+        path = path.display()
+    )]
     Foreign {
-        /// Which folder.
         path: PathBuf,
-        /// Whose it is.
+        /// The directory's owner.
         user: u32,
     },
-    /// It is there but holds nothing that can be used.
-    #[error("{path} holds no {what}: restore it, or delete it and start again, and a new one is made", path = path.display())]
-    Unusable {
-        /// Which file.
-        path: PathBuf,
-        /// What it should hold.
-        what: &'static str,
-    },
-    /// The system refused.
+    /// The content is not what it should be.
+    #[error(
+        "{path} does not contain a valid {what}; restore it, or delete it and start again to create a new one",
+        path = path.display()
+    )]
+    Unusable { path: PathBuf, what: &'static str },
     #[error("{operation} {path}", path = path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// With which file or folder.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    Io { operation: &'static str, path: PathBuf, source: io::Error },
 }
 
-/// Makes a folder that only its owner can enter, with its parents; tightens one that is there, if it is ours.
+/// Creates a directory with mode 0700, and its parents. If the directory exists and is ours, only
+/// its mode is set.
 pub fn create_private_dir(path: &Path) -> Result<(), SecretFileError> {
     let io = |operation| move |source| SecretFileError::Io { operation, path: path.to_owned(), source };
     if let Ok(meta) = fs::metadata(path)
@@ -63,11 +57,12 @@ pub fn create_private_dir(path: &Path) -> Result<(), SecretFileError> {
     {
         return Err(SecretFileError::Foreign { path: path.to_owned(), user: meta.uid() });
     }
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("making the folder"))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(io("making private the folder"))
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("creating the directory"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+        .map_err(io("setting the mode of the directory"))
 }
 
-/// Writes a file whole with mode 0600: a reader, or a crash, sees the old content or the new.
+/// Writes a file atomically with mode 0600: readers, and a crash, see the old content or the new.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
     let io = |operation| move |source| SecretFileError::Io { operation, path: path.to_owned(), source };
     let folder = path.parent().unwrap_or(Path::new("."));
@@ -85,7 +80,7 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
     })
 }
 
-/// Reads a secret; `None` if there is none yet.
+/// Reads a secret; `None` if the file does not exist.
 pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, SecretFileError> {
     let io = |source| SecretFileError::Io { operation: "reading", path: path.to_owned(), source };
     let mut file = match File::open(path) {

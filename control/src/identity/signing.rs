@@ -1,4 +1,5 @@
-//! The keys that sign tokens: a new one every month, and the one before it valid as long as its last token may live.
+//! The keys that sign tokens: a new one every month. The previous one stays valid as long as its
+//! last token may live.
 
 use std::{collections::VecDeque, path::Path, time::Duration};
 
@@ -8,39 +9,37 @@ use serde::{Deserialize, Serialize};
 
 use super::secret_file::{self, SecretFileError};
 
-/// At a start the newest key is replaced if it is older. Not shorter than the longest life of a token: when a key goes, it
-/// has signed nothing for that long.
+/// A start replaces the newest key if it is older. At least the longest lifetime of a token, so
+/// that a removed key has signed nothing for that long.
 const KEY_LIFETIME: Duration = super::MAX_TTL;
-/// Keys that are valid at a time: the one that signs and the one before.
+/// Valid keys: the signing key and the previous one.
 const MAX_KEYS: usize = 2;
 
-/// A public key for the agents' claims.
+/// A public key as claims carry it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicTokenKey {
-    /// Named in tokens.
+    /// Tokens name their key by it.
     pub id: String,
-    /// Ed25519, 32 bytes.
+    /// Ed25519, 32 bytes long.
     pub public_key: Vec<u8>,
 }
 
-/// The keys of this control plane.
 pub(super) struct SigningKeys {
     current: SigningKey,
     pub(super) public: Vec<PublicTokenKey>,
     pub(super) verifying: VerifyingKeys,
 }
 
-/// As the file has it, newest first.
+/// One key in the file, which lists the newest first.
 #[derive(Serialize, Deserialize)]
 struct StoredKey {
-    /// Seconds since 1970.
+    /// In seconds since 1970.
     created: u64,
-    /// Base64.
     pkcs8: String,
 }
 
 impl SigningKeys {
-    /// Reads the keys, and makes a new one if the newest is too old at `now` (seconds since 1970).
+    /// Reads the keys. Creates a new one if the newest is too old at `now` (seconds since 1970).
     pub(super) fn open(path: &Path, now: u64) -> Result<Self, SecretFileError> {
         let unusable = || SecretFileError::Unusable { path: path.to_owned(), what: "token keys" };
         let mut stored: VecDeque<StoredKey> = match secret_file::read(path)? {
@@ -82,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_outlives_one_change_of_keys_and_not_two() {
+    fn token_survives_one_key_rotation_but_not_two() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("token-keys.json");
         let month = KEY_LIFETIME.as_secs();

@@ -1,4 +1,5 @@
-//! Stories about tokens: who is let in, who is not and why, and that no token grows.
+//! Tests of tokens: which are accepted, why others are rejected, and that no token can create a
+//! more powerful one.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -30,7 +31,7 @@ fn id(bits: u64) -> WorkspaceId {
 }
 
 #[test]
-fn the_root_token_is_kept_private_and_lasts() {
+fn root_token_is_private_and_survives_restart() {
     let (data, _, root) = identity();
     assert_eq!((root.verbs, root.expires), (Verbs::admin(), None));
     let path = root_token_file(data.path());
@@ -46,7 +47,7 @@ fn the_root_token_is_kept_private_and_lasts() {
 }
 
 #[test]
-fn a_root_token_others_could_read_is_refused_with_what_to_do() {
+fn readable_root_token_is_rejected_with_remedy() {
     let (data, _, _) = identity();
     let path = root_token_file(data.path());
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("chmod");
@@ -55,9 +56,9 @@ fn a_root_token_others_could_read_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn a_data_folder_of_another_user_is_refused_and_left_as_it_is() {
+fn data_dir_of_another_user_is_rejected_unchanged() {
     if !rustix::process::geteuid().is_root() {
-        return eprintln!("not shown: only root can give a folder away");
+        return eprintln!("skipped: only root can change a directory's owner");
     }
     let data = tempfile::tempdir().expect("folder");
     std::os::unix::fs::chown(data.path(), Some(4711), None).expect("chown");
@@ -69,7 +70,7 @@ fn a_data_folder_of_another_user_is_refused_and_left_as_it_is() {
 }
 
 #[test]
-fn missing_wrong_expired_and_foreign_tokens_are_told_apart() {
+fn token_rejection_names_its_cause() {
     let (_data, identity, root) = identity();
     let reason = |token: Option<&str>| identity.authenticate(token).expect_err("refused").reason();
     assert_eq!(reason(None), Reason::TokenMissing);
@@ -94,7 +95,7 @@ fn missing_wrong_expired_and_foreign_tokens_are_told_apart() {
 }
 
 #[test]
-fn a_token_never_allows_more_than_the_one_it_was_made_with() {
+fn child_token_never_exceeds_its_parent() {
     let (_data, identity, root) = identity();
     let narrow = TokenGrant {
         workspaces: Some([id(1), id(2)].into()),
@@ -123,7 +124,7 @@ fn a_token_never_allows_more_than_the_one_it_was_made_with() {
 }
 
 #[test]
-fn an_agents_token_is_for_that_agent_and_reused_for_half_its_life() {
+fn agent_token_is_bound_to_agent_and_cached() {
     let (_data, identity, root) = identity();
     let verbs: Verbs = "terminal".parse().expect("verbs");
     let first = identity.agent_token(&id(1), &root.owner, &verbs);
@@ -144,7 +145,7 @@ fn any_verbs() -> impl Strategy<Value = Verbs> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn narrowing_is_monotonic(
+    fn minting_never_widens_a_token(
         first in any_verbs(), second in any_verbs(),
         own in prop::option::of(prop::collection::btree_set(0u64..4, 1..4)),
         wanted in prop::option::of(prop::collection::btree_set(0u64..4, 1..4)),
@@ -160,7 +161,7 @@ proptest! {
             if let Some(own) = &parent.workspaces {
                 prop_assert!(child.workspaces.as_ref().is_some_and(|ids| ids.is_subset(own)));
             }
-            prop_assert_eq!(identity.authenticate(Some(&token)).expect("valid"), child, "what it says is what it is");
+            prop_assert_eq!(identity.authenticate(Some(&token)).expect("valid"), child, "the token authenticates the principal it was created for");
         }
     }
 }
