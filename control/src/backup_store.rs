@@ -1,9 +1,11 @@
-//! The backup store: where archives of workspaces are written, proven, listed, read and removed.
+//! The backup store: writes, proves, lists, reads and removes archives of workspaces.
 //!
-//! A backup is two objects: a standard zip, and a sidecar that says what it is of and what should be in it. The zip
-//! shows last and goes first, and what is listed has both: half a backup is never taken for one.
+//! An archive is two objects: a standard zip, and a sidecar with its label and manifest. The zip is
+//! published last and removed first, and a listing needs both. So half an archive never counts as
+//! one.
 //!
-//! It knows bytes, keys and manifests. It must not know the driver, links to agents, or why something is archived.
+//! The store handles bytes, keys and manifests. It is independent of the driver, of agents, and of
+//! the reason for an archive.
 
 use std::{
     collections::HashSet,
@@ -47,7 +49,7 @@ use location::{StagedObject, StorageLocation};
 use spool::{ManifestSpool, SpooledManifest};
 use write::ReceivedArchive;
 
-/// The backup store. Cheap to clone.
+/// Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct BackupStore {
     shared: Arc<StoreState>,
@@ -58,41 +60,39 @@ struct StoreState {
     place: StorageLocation,
     scratch: PathBuf,
     limits: ArchiveLimits,
-    /// Keys that are being written.
+    /// Keys of archives that are being written.
     reserved_keys: Mutex<HashSet<StoreKey>>,
-    /// Objects of others that have been spoken of.
+    /// Unknown objects that have been logged.
     reported_objects: Mutex<HashSet<String>>,
 }
 
-/// How far a write is.
+/// Progress of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReceiveProgress {
-    /// Entries that the agent has read.
     pub entries: u64,
     /// Content that the agent has read, in bytes.
     pub bytes: u64,
-    /// Content there was when it began, in bytes; 0: not counted yet.
+    /// All content at the start of the archive, in bytes; 0 until the agent has counted it.
     pub total_bytes: u64,
-    /// Of the zip that has arrived.
+    /// Bytes of the zip that have arrived.
     pub archive_bytes: u64,
 }
 
-/// What has been written, and waits for its proof.
+/// An archive that is stored, but not proven yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WrittenArchive {
-    /// Which backup it is.
     pub key: StoreKey,
-    /// Lines of the manifest.
+    /// Entries in the manifest.
     pub entries: u64,
-    /// Of content, in bytes.
+    /// Size of all content, in bytes.
     pub bytes: u64,
-    /// Of the zip, in bytes.
+    /// Size of the zip, in bytes.
     pub archive_bytes: u64,
-    /// Of the zip.
+    /// Digest of the zip.
     pub sha256: Sha256Digest,
 }
 
-/// Nobody else writes this key meanwhile.
+/// Reserves a key for one writer. Released on drop.
 #[derive(Debug)]
 struct KeyReservation {
     key: StoreKey,
@@ -106,13 +106,14 @@ impl Drop for KeyReservation {
 }
 
 impl BackupStore {
-    /// Opens the store at `url`: `file:///absolute/folder` (made if its parent is there), or with the feature "cloud" `s3://bucket/prefix`,
-    /// `gs://…` or `az://…`. Manifests wait in the folder `scratch`, which has to be there.
+    /// Opens the store at `url`: `file:///absolute/directory` (created if its parent exists), or
+    /// with the feature "cloud" `s3://bucket/prefix`, `gs://…` or `az://…`. Manifests are spooled
+    /// in the directory `scratch`, which has to exist.
     pub fn open(url: &str, scratch: PathBuf) -> Result<Self, OpenStoreError> {
         Ok(Self::at(StorageLocation::open(url)?, scratch))
     }
 
-    /// Below `prefix` in any object store; `name` is for people.
+    /// Uses any object store below `prefix`. Errors call the store `name`.
     pub fn over(
         store: Arc<dyn ObjectStore>,
         prefix: object_store::path::Path,
@@ -135,7 +136,6 @@ impl BackupStore {
         }
     }
 
-    /// With other bounds.
     #[must_use]
     pub fn with_limits(self, limits: ArchiveLimits) -> Self {
         let (place, scratch) = (self.shared.place.clone(), self.shared.scratch.clone());
@@ -143,8 +143,9 @@ impl BackupStore {
         Self { shared: Arc::new(StoreState { place, scratch, limits, reserved_keys, reported_objects }) }
     }
 
-    /// Writes the archive that an agent streams, under a key that is free. It shows only when it is whole: if the stream is cut, or what
-    /// came is not what the agent says, nothing is left. (If this is dropped, a bucket may keep parts that do not show: see `objects`.)
+    /// Writes an archive from an agent's stream under a new key. It becomes visible only when it is
+    /// complete. If the stream breaks, or differs from the agent's final report, nothing remains.
+    /// (If this future is dropped, a bucket may keep invisible parts: see `multipart`.)
     pub async fn write(
         &self,
         label: &ArchiveLabel,
@@ -174,21 +175,21 @@ impl BackupStore {
                 return Err(error);
             }
         };
-        // The zip comes last, so that whatever happens in between leaves no archive that nobody knows of.
+        // The zip is published last, so that no failure leaves a zip without its sidecar.
         if let Err(error) = sidecar.publish().await {
             zip.discard().await;
             return Err(error);
         }
         if let Err(error) = zip.publish().await {
             if let Err(error) = place.remove(&reservation.key.sidecar()).await {
-                tracing::warn!(%error, backup = %reservation.key, "a sidecar without its archive could not be removed");
+                tracing::warn!(%error, backup = %reservation.key, "failed to remove sidecar without archive");
             }
             return Err(error);
         }
         Ok(WrittenArchive { key: reservation.key.clone(), entries, bytes, archive_bytes, sha256 })
     }
 
-    /// A key that nobody has: of this second, or of the next that is free.
+    /// Reserves an unused key: of the current second, or of the next free one.
     async fn reserve_key(&self, id: &WorkspaceId) -> Result<KeyReservation, BackupStoreError> {
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or(Duration::ZERO).as_secs();
         let mut key = StoreKey::new(id.clone(), now);
@@ -204,12 +205,12 @@ impl BackupStore {
             }
             key = key.next();
         }
-        let source = format!("the {MAX_KEY_ATTEMPTS} seconds from now have one already").into();
+        let source = format!("each of the next {MAX_KEY_ATTEMPTS} seconds already has an archive").into();
         let place = self.shared.place.name().to_owned();
-        Err(BackupStoreError::Unreachable { place, doing: format!("naming a backup of {id}"), source })
+        Err(BackupStoreError::Unreachable { place, doing: format!("naming an archive of {id}"), source })
     }
 
-    /// Stores the sidecar so that only its name is missing.
+    /// Stores the sidecar under a temporary name, ready to be published.
     async fn stage(
         &self,
         sidecar: &ArchiveSidecar,
@@ -228,7 +229,7 @@ impl BackupStore {
                 Ok(0) => return upload.stage().await,
                 Ok(count) => written = upload.write(&block[..count]).await,
                 Err(error) => {
-                    let scratch = format!("the scratch folder {}", self.shared.scratch.display());
+                    let scratch = format!("the scratch directory {}", self.shared.scratch.display());
                     written = Err(BackupStoreError::io(&scratch, "reading the manifest back", error));
                 }
             }
@@ -237,13 +238,14 @@ impl BackupStore {
         written.and(Err(BackupStoreError::incomplete("its manifest could not be read back")))
     }
 
-    /// Law 6: reads the stored objects back, decodes every entry of the zip and compares it with the manifest, none missing and none more,
-    /// and the digests of both objects.
+    /// Proves an archive (law 6). Reads both stored objects back, decodes every entry of the zip,
+    /// and compares entries and digests with the manifest, in both directions.
     pub async fn prove(&self, written: &StoreKey) -> Result<ArchiveProof, BackupStoreError> {
         self.prove_with_progress(written, |_, _| {}).await
     }
 
-    /// The same, and says how far it is: so many bytes of the zip are read, of so many.
+    /// Like [`Self::prove`], and calls `progress` with the bytes of the zip that are read and their
+    /// total.
     pub async fn prove_with_progress(
         &self,
         written: &StoreKey,
@@ -252,12 +254,12 @@ impl BackupStore {
         prove::prove(&self.shared.place, written, progress).await
     }
 
-    /// Of the zip, in bytes.
+    /// Size of the zip, in bytes.
     pub async fn size(&self, key: &StoreKey) -> Result<u64, BackupStoreError> {
         self.shared.place.size(&key.zip()).await
     }
 
-    /// The zip from its beginning, in blocks of at most 1 MiB.
+    /// Streams the zip in blocks of at most 1 MiB.
     pub fn read(&self, key: &StoreKey) -> impl Stream<Item = Result<Bytes, BackupStoreError>> + Send + use<> {
         let (shared, object) = (self.shared.clone(), key.zip());
         stream::try_unfold((0, None), move |(at, size)| {
@@ -274,8 +276,9 @@ impl BackupStore {
         })
     }
 
-    /// Removes a backup; it is gone afterwards, also when it was before. The zip goes first: if this is interrupted, what is left is a
-    /// small sidecar that is not listed and cannot be proven, and the same call removes it.
+    /// Removes an archive. Succeeds if it does not exist. The zip is removed first: after an
+    /// interruption only a small sidecar remains, which is neither listed nor provable, and a
+    /// repeated call removes it.
     pub async fn remove(&self, key: &StoreKey) -> Result<(), BackupStoreError> {
         self.shared.place.remove(&key.zip()).await?;
         self.shared.place.remove(&key.sidecar()).await

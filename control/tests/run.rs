@@ -196,7 +196,8 @@ async fn beyond_loopback_it_serves_tls_with_the_certificate_it_is_given() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_store_that_cannot_be_used_is_said_at_the_start() {
     let data = tempfile::tempdir().expect("folder");
-    for (url, problem) in [("ftp://host/x", "kind is not known"), ("file:///nowhere/at/all", "parent")] {
+    for (url, problem) in [("ftp://host/x", "scheme is not supported"), ("file:///nowhere/at/all", "parent")]
+    {
         let config = Config { backups: url.to_owned(), ..config(data.path()) };
         let error = run(config, CancellationToken::new(), |_| panic!("it runs")).await.expect_err("refused");
         assert!(matches!(error, RunError::Backups(_)) && error.to_string().contains(problem), "{error}");

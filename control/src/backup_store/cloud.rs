@@ -1,4 +1,5 @@
-//! Buckets by URL. Credentials come from the environment, as each cloud's own tools have them; never from the URL, which is logged.
+//! Opens buckets by URL. Credentials come from the environment variables that each cloud's own
+//! tools use. They are never part of the URL, which is logged.
 
 use std::sync::Arc;
 
@@ -10,9 +11,10 @@ use url::Url;
 
 use super::error::OpenStoreError;
 
-/// The bucket, and the prefix in it.
+/// Returns the bucket's store and the prefix in it.
 pub(super) fn open(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path), OpenStoreError> {
-    // Its HTTP client brings no TLS of its own; if somebody has chosen one before, that is as good.
+    // The HTTP client needs an installed TLS provider. A provider that is already installed is as
+    // good.
     let _chosen_before = rustls::crypto::ring::default_provider().install_default();
     let unusable = |source| OpenStoreError::Cloud { url: url.to_string(), source };
     let unknown = |problem: String| OpenStoreError::Url { url: url.to_string(), problem };
@@ -28,7 +30,7 @@ pub(super) fn open(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path), OpenStoreE
         ObjectStoreScheme::MicrosoftAzure => {
             MicrosoftAzureBuilder::from_env().with_url(url.as_str()).build().map(|store| Arc::new(store) as _)
         }
-        _ => return Err(unknown("its kind is not known".to_owned())),
+        _ => return Err(unknown("its scheme is not supported".to_owned())),
     };
     Ok((store.map_err(|error| unusable(Box::new(error)))?, prefix))
 }

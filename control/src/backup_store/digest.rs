@@ -1,21 +1,19 @@
-//! SHA-256, as bytes and as the hexadecimal text it is stored as.
+//! SHA-256 digests, in bytes and as hexadecimal text.
 
 use std::{fmt, str::FromStr};
 
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
-/// A SHA-256.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Sha256Digest(pub [u8; 32]);
 
-/// A text or some bytes are no SHA-256.
 #[derive(Debug, thiserror::Error)]
 #[error("a SHA-256 has 32 bytes, as text 64 of 0-9 and a-f")]
 pub struct InvalidDigest;
 
-/// Becomes a digest.
+/// Computes a digest from data in pieces.
 pub(super) struct Hasher(Context);
 
 impl Sha256Digest {
@@ -89,7 +87,7 @@ impl Hasher {
         self.0.update(bytes);
     }
 
-    /// The digest of all since it was made, or last finished; begins anew.
+    /// Returns the digest of everything since the start or the last call, and starts anew.
     pub(super) fn finish(&mut self) -> Sha256Digest {
         let context = std::mem::replace(&mut self.0, Context::new(&SHA256));
         let mut bytes = [0; 32];
@@ -103,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_written_in_small_hexadecimal_and_read_back() {
+    fn digest_round_trips_as_lower_case_hex() {
         let digest = Sha256Digest::of(b"abc");
         let text = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(digest.to_string(), text);

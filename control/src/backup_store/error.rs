@@ -1,6 +1,7 @@
-//! Why a backup could not be made, proven, read or removed: in words for the one who has to do something about it.
+//! Errors of the backup store, in words for the operator.
 //!
-//! What the systems below say is sorted here into kinds: full, denied, missing, or out of reach (which may pass).
+//! Errors of lower layers are sorted into kinds: full, denied, missing, or unreachable, which may
+//! pass.
 
 use std::{error::Error, fmt, io};
 
@@ -9,148 +10,119 @@ use super::{
     limits::{MAX_REASON_CHARS, MAX_REASONS},
 };
 
-/// What a system below said.
+/// An error of a lower layer.
 pub(super) type Cause = Box<dyn Error + Send + Sync>;
 
-/// Why there is no backup store.
+/// Why the backup store cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenStoreError {
-    /// It is no URL, or none of a kind of store.
+    /// The URL is invalid or of an unknown kind.
     #[error(
-        "{url:?} names no backup store: {problem}. It can be file:///absolute/folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
+        "{url:?} is not the URL of a backup store: {problem}. Use file:///absolute/directory, \
+         s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
     )]
-    Url {
-        /// As it was given.
-        url: String,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// This program was built without it.
+    Url { url: String, problem: String },
+    /// The URL needs a feature that this program was built without.
     #[error(
-        "the backup store {url} needs a podling-control that was built with the feature \"cloud\"; this one can use folders: file:///absolute/folder"
+        "the backup store {url} needs a podling-control built with the feature \"cloud\"; this one \
+         supports directories: file:///absolute/directory"
     )]
-    NotBuilt {
-        /// As it was given.
-        url: String,
-    },
-    /// The folder cannot be used.
-    #[error("the folder of the backup store, {path}, {problem}")]
+    NotBuilt { url: String },
+    /// The directory cannot be used.
+    #[error("the directory of the backup store, {path}, {problem}")]
     Directory {
-        /// Which.
         path: String,
-        /// What is wrong with it, or what was tried.
         problem: String,
-        /// What the system said, if it was asked.
+        /// The system's error, if there was one.
         source: Option<io::Error>,
     },
-    /// The client of a cloud does not like what it was given.
-    #[error("the backup store {url} cannot be used as it is configured")]
-    Cloud {
-        /// As it was given.
-        url: String,
-        /// Why.
-        source: Cause,
-    },
+    /// The cloud's client rejects the configuration.
+    #[error("the configuration of the backup store {url} is not valid")]
+    Cloud { url: String, source: Cause },
 }
 
-/// Why something about a backup failed.
+/// Why an operation on an archive failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupStoreError {
-    /// No room: something has to be freed first.
+    /// The store or the scratch directory is full.
     #[error("{place} is full ({doing})")]
     Full {
-        /// The store or the scratch folder.
+        /// The store or the scratch directory, as errors name it.
         place: String,
-        /// What was tried.
+        /// The operation that failed.
         doing: String,
-        /// What the system said.
         source: Cause,
     },
-    /// Somebody has to change permissions or credentials.
-    #[error("{place} does not let us in ({doing})")]
+    /// Permissions or credentials do not suffice.
+    #[error("{place} denies access ({doing})")]
     Denied {
-        /// The store or the scratch folder.
+        /// The store or the scratch directory, as errors name it.
         place: String,
-        /// What was tried.
+        /// The operation that failed.
         doing: String,
-        /// What the system said.
         source: Cause,
     },
-    /// There is no such backup, or half of it.
-    #[error("{place} holds no {object}")]
-    Missing {
-        /// The store.
-        place: String,
-        /// What was looked for.
-        object: String,
-    },
-    /// What is stored is not what was written.
-    #[error("the backup {key} is damaged: {}{problem}", entry.as_ref().map(|entry| format!("{entry}: ")).unwrap_or_default())]
+    /// At least one object of the archive does not exist.
+    #[error("{place} does not contain {object}")]
+    Missing { place: String, object: String },
+    /// The stored objects differ from what was written.
+    #[error(
+        "the archive {key} is damaged: {}{problem}",
+        entry.as_ref().map(|entry| format!("{entry}: ")).unwrap_or_default())]
     Damaged {
-        /// Which backup.
         key: StoreKey,
-        /// At which entry, if it is one.
+        /// The damaged entry, if the damage is in one.
         entry: Option<EscapedName>,
-        /// What is wrong, for people.
+        /// A description for people.
         problem: String,
     },
-    /// What the agent sent is no whole archive; nothing of it is left in the store.
+    /// The agent's stream is not a complete archive. The store keeps nothing of it.
     #[error("the archive is incomplete: {0}")]
     Incomplete(IncompleteReasons),
-    /// The label cannot be stored; nothing was written.
-    #[error("the label of the backup cannot be stored: {problem}")]
-    Label {
-        /// Why not.
-        problem: String,
-    },
-    /// It may work when it is tried again.
-    #[error("{place} cannot be used now ({doing}); this may pass")]
+    /// The label is too large; nothing was written.
+    #[error("the label of the archive cannot be stored: {problem}")]
+    Label { problem: String },
+    /// A retry may succeed.
+    #[error("{place} cannot be reached ({doing}); retry later")]
     Unreachable {
-        /// The store or the scratch folder.
+        /// The store or the scratch directory, as errors name it.
         place: String,
-        /// What was tried.
+        /// The operation that failed.
         doing: String,
-        /// What the system said.
         source: Cause,
     },
-    /// There is more than a listing holds.
-    #[error("{place} holds more than {most} objects: move some elsewhere")]
-    TooMany {
-        /// The store.
-        place: String,
-        /// The bound.
-        most: usize,
-    },
+    /// The store holds more objects than a listing may read.
+    #[error("{place} holds more than {most} objects; move some elsewhere")]
+    TooMany { place: String, most: usize },
 }
 
-/// A name in an archive as it can be shown to people: any bytes, control characters escaped, long ones cut.
+/// A path in an archive, printable: control characters are escaped and long paths are cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EscapedName(Vec<u8>);
 
-/// Why an archive is incomplete: the first reasons, and how many there are.
+/// Why an archive is incomplete: the first reasons and the number of all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IncompleteReasons {
-    /// The first ones, for people.
+    /// The first reasons, printable.
     pub first: Vec<String>,
-    /// All of them, also those that are not told.
+    /// Number of all reasons.
     pub count: u64,
 }
 
 impl BackupStoreError {
-    /// One reason.
     pub(super) fn incomplete(reason: impl fmt::Display) -> Self {
         let mut reasons = IncompleteReasons::default();
         reasons.add(reason);
         Self::Incomplete(reasons)
     }
 
-    /// What a system said while `doing` something at `place`.
+    /// Sorts an I/O error that occurred while `doing` something at `place`.
     pub(super) fn io(place: &str, doing: &str, source: io::Error) -> Self {
         let kind = source.kind();
         Self::from_io_kind(place, doing, Some(kind), Box::new(source))
     }
 
-    /// What an object store said while `doing` something with `object`.
+    /// Sorts an object store's error that occurred while `doing` something with `object`.
     pub(super) fn store(place: &str, doing: &str, object: &str, source: object_store::Error) -> Self {
         use object_store::Error::{NotFound, PermissionDenied, Unauthenticated};
         let kind = match &source {
@@ -172,7 +144,7 @@ impl BackupStoreError {
     }
 }
 
-/// What the system below everything said, if it was asked.
+/// Returns the kind of the I/O error at the root of `error`, if there is one.
 fn io_kind(error: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -188,7 +160,7 @@ fn io_kind(error: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
 
 impl EscapedName {
     pub(super) fn new(bytes: &[u8]) -> Self {
-        // Enough for what is shown; a name may have 64 KiB.
+        // Enough bytes for the printed part; a path may have 64 KiB.
         Self(bytes[..bytes.len().min(4 * MAX_REASON_CHARS)].to_vec())
     }
 }
@@ -202,7 +174,7 @@ impl fmt::Display for EscapedName {
 // === impl IncompleteReasons ===
 
 impl IncompleteReasons {
-    /// One more, which may be an agent's own words.
+    /// Adds a reason, which may be an agent's text.
     pub(super) fn add(&mut self, reason: impl fmt::Display) {
         self.count += 1;
         if self.first.len() < MAX_REASONS {
@@ -225,7 +197,7 @@ impl fmt::Display for IncompleteReasons {
     }
 }
 
-/// No control characters (they would command the terminal of whoever reads it), and not for ever.
+/// Escapes control characters, which could drive the reader's terminal, and cuts long texts.
 fn escape(text: &str) -> String {
     let escaped_text = text.chars().take(MAX_REASON_CHARS).flat_map(|c| {
         let escaped = c.is_control().then(|| c.escape_debug());
@@ -243,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agents_words_are_cut_and_command_no_terminal() {
+    fn agent_text_is_cut_and_escaped() {
         let mut reasons = IncompleteReasons::default();
         reasons.add(format!("\u{1b}]0;gotcha\u{7}{}", "x".repeat(1000)));
         (0..100).for_each(|n| reasons.add(n));
@@ -257,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_system_says_deep_down_decides_the_kind() {
+    fn root_io_error_decides_the_kind() {
         let deep = |kind: io::ErrorKind| object_store::Error::Generic {
             store: "x",
             source: Box::new(io::Error::from(kind)),
@@ -269,6 +241,6 @@ mod tests {
         assert!(matches!(of(io::ErrorKind::TimedOut), BackupStoreError::Unreachable { .. }));
         let gone = object_store::Error::NotFound { path: String::new(), source: "gone".into() };
         let error = BackupStoreError::store("the store", "reading", "a.zip", gone);
-        assert_eq!(error.to_string(), "the store holds no a.zip");
+        assert_eq!(error.to_string(), "the store does not contain a.zip");
     }
 }

@@ -1,54 +1,52 @@
-//! What a backup is called: a workspace and a second, which is also how its objects are named.
+//! The key of an archive: a workspace and a second. The names of its objects derive from it.
 //!
-//! Must not know where they lie.
 
 use std::{fmt, str::FromStr};
 
 use podling_core::id::WorkspaceId;
 
 const DAY_SECONDS: u64 = 24 * 60 * 60;
-/// The last second whose year has four digits; later ones are written as it.
+/// The last second of the year 9999; later ones are clamped to it.
 const LAST_SECOND: u64 = 253_402_300_799;
 
-/// Names one backup. As text it is the object's name without its extension: `workspace-{id}-{YYYYMMDD-HHMMSS}` (UTC).
+/// The key of one archive. Its text is the name of the objects without extension:
+/// `workspace-{id}-{YYYYMMDD-HHMMSS}` (UTC).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StoreKey {
     id: WorkspaceId,
     second: u64,
 }
 
-/// A text is no name of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no name of a backup: workspace-ID-YYYYMMDD-HHMMSS")]
+#[error("{0:?} is not the key of an archive (workspace-ID-YYYYMMDD-HHMMSS)")]
 pub struct InvalidStoreKey(String);
 
 impl StoreKey {
-    /// The backup of `id` made at `second` (since 1970).
+    /// The key of the archive of `id` that began at `second` (since 1970).
     pub fn new(id: WorkspaceId, second: u64) -> Self {
         Self { id, second: second.min(LAST_SECOND) }
     }
 
-    /// Of which workspace.
     pub fn workspace(&self) -> &WorkspaceId {
         &self.id
     }
 
-    /// When it was begun: seconds since 1970.
+    /// When the archive began, in seconds since 1970.
     pub fn second(&self) -> u64 {
         self.second
     }
 
-    /// One second later.
+    /// The key of the next second.
     pub(super) fn next(&self) -> Self {
         Self::new(self.id.clone(), self.second + 1)
     }
 
-    /// The archive's object.
+    /// Name of the zip's object.
     pub(super) fn zip(&self) -> String {
         format!("{self}.zip")
     }
 
-    /// The sidecar's object.
+    /// Name of the sidecar's object.
     pub(super) fn sidecar(&self) -> String {
         format!("{self}.jsonl")
     }
@@ -67,7 +65,7 @@ impl FromStr for StoreKey {
     type Err = InvalidStoreKey;
 
     fn from_str(text: &str) -> Result<Self, InvalidStoreKey> {
-        // Only what is written the same way again is a name: so no two texts name one backup.
+        // Only the canonical form is a key, so that no two texts name one archive.
         parse(text).filter(|key| key.to_string() == text).ok_or_else(|| InvalidStoreKey(text.to_owned()))
     }
 }
@@ -81,7 +79,8 @@ fn parse(text: &str) -> Option<StoreKey> {
     Some(StoreKey { id: id.parse().ok()?, second: days * DAY_SECONDS + seconds })
 }
 
-/// Year, month and day of a day since 1970: counted in years that begin in March, so that the leap day comes last.
+/// Returns year, month and day of a day since 1970. Counts years from March, so that the leap day
+/// comes last.
 fn date(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
     let (era, of_era) = (shifted / 146_097, shifted % 146_097);
@@ -93,7 +92,7 @@ fn date(days: u64) -> (u64, u64, u64) {
     (era * 400 + year + u64::from(month <= 2), month, day)
 }
 
-/// The day since 1970, the other way round; `None` before.
+/// The inverse of `date`; `None` before 1970.
 fn days(year: u64, month: u64, day: u64) -> Option<u64> {
     let year = year.checked_sub(u64::from(month <= 2))?;
     let (era, of_era) = (year / 400, year % 400);
@@ -109,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_the_name_of_its_objects() {
+    fn key_text_names_its_objects() {
         let id = WorkspaceId::from_bits(7);
         let key = StoreKey::new(id.clone(), 1_764_109_666);
         assert_eq!(key.to_string(), format!("workspace-{id}-20251125-222746"));
@@ -121,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_written_so_is_no_key() {
+    fn malformed_key_is_rejected() {
         let id = WorkspaceId::from_bits(7);
         for bad in [
             "20250230-000000",
@@ -143,14 +142,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_second_has_its_key_and_they_sort_as_time_does(bits: u64, second in 0..LAST_SECOND) {
+        fn keys_round_trip_and_sort_by_time(bits: u64, second in 0..LAST_SECOND) {
             let key = StoreKey::new(WorkspaceId::from_bits(bits), second);
             prop_assert_eq!(key.to_string().parse(), Ok(key.clone()));
             prop_assert!(key.to_string() < key.next().to_string());
         }
 
         #[test]
-        fn no_text_makes_it_panic(text: String, tail in "[0-9-]{0,20}") {
+        fn parsing_any_text_does_not_panic(text: String, tail in "[0-9-]{0,20}") {
             let _any = text.parse::<StoreKey>();
             let _any = format!("workspace-{}-{tail}", WorkspaceId::from_bits(1)).parse::<StoreKey>();
         }

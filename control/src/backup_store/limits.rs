@@ -1,21 +1,22 @@
-//! How much one archive may be. An agent is only as trusted as its user: what goes beyond is refused while it arrives.
+//! Limits of archives. An agent is only as trusted as its user, so excess is rejected while it
+//! arrives.
 
 use std::time::Duration;
 
 const GIB: u64 = 1024 * 1024 * 1024;
 
-/// Bounds of one archive, each with a default. What goes beyond makes the archive incomplete, and nothing of it stays.
+/// Limits of one archive. An archive beyond them is incomplete, and nothing of it is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ArchiveLimits {
-    /// Of the zip, in bytes: what one archive can take of the store's disk.
+    /// Size of the zip, in bytes: what one archive may occupy in the store.
     pub archive_bytes: u64,
-    /// Of all content together, in bytes: what a proof has to decode, whatever the zip's size.
+    /// Size of all content, in bytes: what a proof has to decode, whatever the size of the zip.
     pub content_bytes: u64,
-    /// Lines of the manifest.
+    /// Entries in the manifest.
     pub entries: u64,
-    /// Of the manifest as it is stored, in bytes: what it can take of the scratch folder's disk.
+    /// Size of the encoded manifest, in bytes: what it may occupy in the scratch directory.
     pub manifest_bytes: u64,
-    /// Without a byte or an entry from the agent: then it has stalled.
+    /// Time without data or an entry from the agent after which it counts as stalled.
     pub silence: Duration,
 }
 
@@ -31,28 +32,33 @@ impl Default for ArchiveLimits {
     }
 }
 
-/// Of a path in the manifest: what a zip can hold, less the "/" behind a folder's name.
+/// Longest path in the manifest, in bytes: the longest that a zip can hold, less the "/" of a
+/// directory.
 pub(super) const MAX_PATH_BYTES: usize = 65_534;
-/// Of a line of the manifest, in bytes: a path of which every byte is escaped (six for one), and the rest. A longer line is damage.
+/// Longest line of the manifest, in bytes: a path of which each byte is escaped as six, and the
+/// other fields. A longer line is damage.
 pub(super) const MAX_LINE_BYTES: u64 = 6 * MAX_PATH_BYTES as u64 + 512;
-/// Of a sidecar's head, in bytes: a label with a large specification. A larger label is refused before anything is written.
+/// Longest head of a sidecar, in bytes: a label with a large specification. A larger label is
+/// rejected before anything is written.
 pub(super) const MAX_HEAD_BYTES: u64 = 256 * 1024;
-/// IncompleteReasons why an archive is incomplete that are kept; further ones are counted.
+/// Retained reasons why an archive is incomplete; further ones are only counted.
 pub(super) const MAX_REASONS: usize = 20;
-/// Characters of a reason or a name that comes from an agent; the rest is cut off.
+/// Longest reason or name from an agent, in characters; the rest is cut off.
 pub(super) const MAX_REASON_CHARS: usize = 300;
-/// Of what an upload holds back until it is a part, in bytes: clouds take parts of 5 MiB and more, 10,000 of them, so this is also
-/// what lets an archive of the default size through. Another such part may be on its way: the writer's largest memory.
+/// Size of an upload's part, in bytes. Clouds take at most 10,000 parts of at least 5 MiB, so this
+/// size suffices for the largest archive. A second part may be in flight. They are the writer's
+/// largest memory.
 pub(super) const PART_BYTES: usize = 8 * 1024 * 1024;
-/// The same for a folder, which takes any size.
+/// Size of one write to a local directory, in bytes.
 pub(super) const BLOCK_BYTES: usize = 1024 * 1024;
-/// Of one ranged read of an archive, in bytes; a proof holds three of them.
+/// Size of one read of a zip, in bytes; a proof holds three of them.
 pub(super) const READ_BYTES: u64 = 2 * 1024 * 1024;
-/// Of one ranged read of a central directory or a sidecar, in bytes.
+/// Size of one read of a central directory or of a sidecar, in bytes.
 pub(super) const INDEX_READ_BYTES: u64 = 256 * 1024;
-/// Objects looked at by one listing; beyond it is an error, so that nobody takes a part for the whole.
+/// Largest number of objects in one listing. More is an error, so that no partial listing counts as
+/// complete.
 pub(super) const MAX_LISTED_OBJECTS: usize = 200_000;
-/// Seconds that are tried when the wanted one is taken; all taken: the write fails and may be tried again.
+/// Seconds tried for an unused key. If all are used, the write fails and may be retried.
 pub(super) const MAX_KEY_ATTEMPTS: usize = 60;
-/// Names of reported_objects' objects remembered so as to speak of each once; further ones are not spoken of.
+/// Unknown objects remembered, so that each is logged only once; further ones are not logged.
 pub(super) const MAX_REPORTED_OBJECTS: usize = 1000;

@@ -1,4 +1,4 @@
-//! Which backups there are, among whatever else lies there.
+//! Lists archives among other objects in the store.
 
 use std::sync::PoisonError;
 
@@ -10,12 +10,12 @@ use super::{
     local_dir::PART_PREFIX, prove, sidecar::ArchiveSidecar,
 };
 
-/// Sidecars that a listing reads at a time.
+/// Sidecars that a listing reads concurrently.
 const CONCURRENT_HEAD_READS: usize = 8;
 
 impl BackupStore {
-    /// All backups, the oldest of each workspace first, as their sidecars' heads have them. What is not ours, or only half there, or cannot
-    /// be understood is left out and spoken of once in the log.
+    /// Returns all archives as their sidecars describe them, the oldest of each workspace first.
+    /// Unknown, incomplete and unreadable objects are skipped and logged once.
     pub async fn list(&self) -> Result<Vec<ArchiveSidecar>, BackupStoreError> {
         let names = self.shared.place.names().await?;
         let mut keys = Vec::new();
@@ -27,7 +27,7 @@ impl BackupStore {
                 Some((key, "zip")) if names.contains(&key.sidecar()) => {}
                 Some((key, _)) if self.is_being_written(&key) => {}
                 _ if name.starts_with(PART_PREFIX) => {}
-                _ => self.warn_unknown_object(name, "it is no backup, or half of one"),
+                _ => self.warn_unknown_object(name, "it is not an archive, or an incomplete one"),
             }
         }
         keys.sort_unstable();
@@ -39,7 +39,7 @@ impl BackupStore {
             match header {
                 Ok(Ok(header)) => sidecars.push(header.sidecar),
                 Ok(Err(problem)) => self.warn_unknown_object(&key.sidecar(), &problem),
-                // Removed since the names were read.
+                // Removed since the listing.
                 Err(BackupStoreError::Missing { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -47,8 +47,9 @@ impl BackupStore {
         Ok(sidecars)
     }
 
-    /// What is kept of this workspace beside what is `known`, oldest first: made by a control plane that died before it had noted it, or
-    /// left by a removal that was interrupted. What cannot be understood is not among it.
+    /// Returns keys of this workspace's archives that are not in `known`, oldest first. They come
+    /// from a control plane that died before it recorded them, or from an interrupted removal.
+    /// Unreadable ones are skipped.
     pub async fn unrecorded(
         &self,
         of: &WorkspaceId,
@@ -74,12 +75,12 @@ impl BackupStore {
         self.shared.reserved_keys.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
     }
 
-    /// Speaks of an object once.
+    /// Logs an unknown object once.
     fn warn_unknown_object(&self, name: &str, problem: &str) {
         let mut reported_objects =
             self.shared.reported_objects.lock().unwrap_or_else(PoisonError::into_inner);
         if reported_objects.len() < MAX_REPORTED_OBJECTS && reported_objects.insert(name.to_owned()) {
-            tracing::warn!(object = name, problem, "something in the backup store is left alone");
+            tracing::warn!(object = name, problem, "ignoring unknown object in the backup store");
         }
     }
 }

@@ -1,7 +1,9 @@
-//! A folder as the backup store: what is in it is whole, synced to the disk, and readable by its owner only.
+//! A local directory as the backup store. Its files are complete, synced to disk, and readable by
+//! their owner only.
 //!
-//! Reading and removing go through `object_store` like everywhere. Writing does not: its writer for folders would make files that
-//! others may read, make a folder that is missing because its disk is not there, and leave a part behind when the last write fails.
+//! Reads and removals go through `object_store` as for buckets. Writes do not: its writer for
+//! directories creates files that others may read, recreates a directory whose disk is not mounted,
+//! and leaves a partial file behind when the last write fails.
 //!
 //! ```text
 //! <folder>/                                  0700 if made here; refused if others may write to it
@@ -30,7 +32,7 @@ use super::{
 
 pub(super) const PART_PREFIX: &str = ".incoming-";
 const PART_SUFFIX: &str = ".part";
-/// Since its last byte: a part that nobody has written to for so long is what a crash left.
+/// Age of a partial file, since its last write, at which it counts as left by a crash.
 const PART_STALE: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Debug, Clone)]
@@ -39,7 +41,7 @@ pub(super) struct LocalDir {
     place: String,
 }
 
-/// A file that is being written, under a name that is nobody's. Dropped, it goes.
+/// A file that is being written under a temporary name. Removed on drop.
 #[derive(Debug)]
 pub(super) struct LocalFileWriter {
     place: String,
@@ -48,7 +50,7 @@ pub(super) struct LocalFileWriter {
     file: BufWriter<tokio::fs::File>,
 }
 
-/// A file that is on the disk and has to be given its name. Dropped, it goes.
+/// A synced file that awaits its final name. Removed on drop.
 #[derive(Debug)]
 pub(super) struct StagedFile {
     place: String,
@@ -57,7 +59,7 @@ pub(super) struct StagedFile {
 }
 
 impl LocalDir {
-    /// Makes it (0700) if it is missing and its parent is there.
+    /// Opens the directory. Creates it with mode 0700 if it is missing and its parent exists.
     pub(super) fn open(path: &Path) -> Result<Self, OpenStoreError> {
         let fault = |problem: &str, source| OpenStoreError::Directory {
             path: path.display().to_string(),
@@ -69,31 +71,32 @@ impl LocalDir {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(fault(
-                    "has no parent folder: is its disk there? Make the parent, and it is made",
+                    "has no parent directory; mount its disk or create the parent",
                     Some(error),
                 ));
             }
-            Err(error) => return Err(fault("cannot be made", Some(error))),
+            Err(error) => return Err(fault("cannot be created", Some(error))),
         }
-        let meta = fs::metadata(path).map_err(|error| fault("cannot be looked at", Some(error)))?;
+        let meta = fs::metadata(path).map_err(|error| fault("cannot be inspected", Some(error)))?;
         if !meta.is_dir() {
-            return Err(fault("is no folder", None));
+            return Err(fault("is not a directory", None));
         }
         if meta.mode() & 0o022 != 0 {
             let mode = meta.mode() & 0o7777;
             return Err(fault(
                 &format!(
-                    "can be written to by others (mode {mode:o}), who could exchange backups: chmod 700 it"
+                    "is writable by others (mode {mode:o}), so archives could be replaced; run chmod 700 on it"
                 ),
                 None,
             ));
         }
-        // What is there can be listed, then: otherwise it would be said at the first backup only.
+        // Listing it now reports an unreadable directory at the start rather than at the first
+        // archive.
         remove_stale(path).map_err(|error| fault("cannot be read", Some(error)))?;
         Ok(Self { path: path.to_owned(), place: format!("the backup store {}", path.display()) })
     }
 
-    /// What regular files are in it, other than names that are no text.
+    /// Names of the regular files, without those that are not UTF-8.
     pub(super) async fn names(&self) -> Result<Vec<String>, BackupStoreError> {
         let path = self.path.clone();
         let names = blocking(move || {
@@ -121,7 +124,7 @@ impl LocalDir {
             builder.prefix(PART_PREFIX).suffix(PART_SUFFIX).permissions(Permissions::from_mode(0o600));
             builder.tempfile_in(path)
         });
-        let made = made.await.map_err(|e| BackupStoreError::io(&place, "making a file", e))?;
+        let made = made.await.map_err(|e| BackupStoreError::io(&place, "creating a file", e))?;
         let (file, temporary) = made.into_parts();
         let mut file = tokio::fs::File::from_std(file);
         file.set_max_buf_size(BLOCK_BYTES);
@@ -138,9 +141,9 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             name.to_str().is_some_and(|name| name.starts_with(PART_PREFIX) && name.ends_with(PART_SUFFIX));
         let stale = || entry.metadata()?.modified()?.elapsed().map_err(io::Error::other);
         if ours && stale().is_ok_and(|age| age > PART_STALE) {
-            tracing::info!(file = %entry.path().display(), "removing what an interrupted backup left");
+            tracing::info!(file = %entry.path().display(), "removing partial file of an interrupted write");
             if let Err(error) = fs::remove_file(entry.path()) {
-                tracing::warn!(%error, file = %entry.path().display(), "could not be removed");
+                tracing::warn!(%error, file = %entry.path().display(), "failed to remove partial file");
             }
         }
     }
@@ -152,14 +155,15 @@ impl LocalFileWriter {
         self.file.write_all(bytes).await.map_err(|e| BackupStoreError::io(&self.place, "writing", e))
     }
 
-    /// Syncs it to the disk. What is read afterwards comes from there: a proof is to see what is stored, not what is still in memory.
+    /// Syncs the file to disk and drops it from the page cache, so that a proof reads what is
+    /// stored.
     pub(super) async fn stage(self) -> Result<StagedFile, BackupStoreError> {
         let Self { place, target, temporary, mut file } = self;
         file.flush().await.map_err(|e| BackupStoreError::io(&place, "writing", e))?;
         let file = file.into_inner().into_std().await;
         let synced = blocking(move || {
             file.sync_all()?;
-            // Only advice, which some file systems do not take.
+            // Advice only, which some file systems ignore.
             let _not_taken = fadvise(&file, 0, None, Advice::DontNeed);
             Ok(())
         });
@@ -169,7 +173,7 @@ impl LocalFileWriter {
 }
 
 impl StagedFile {
-    /// Gives it its name, unless something has it.
+    /// Renames the file to its final name. Fails if that name exists.
     pub(super) async fn publish(self) -> Result<(), BackupStoreError> {
         let Self { place, target, temporary } = self;
         let renamed = blocking(move || {
@@ -177,7 +181,7 @@ impl StagedFile {
             let synced =
                 File::open(target.parent().unwrap_or(Path::new("/"))).and_then(|folder| folder.sync_all());
             if synced.is_err() {
-                // It may not be there after a power cut, so it must not be taken for stored now.
+                // The file may be lost in a power failure, so it must not count as stored.
                 let _also_failing = fs::remove_file(&target);
             }
             synced
@@ -191,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_made_private_and_its_parent_must_be_there() {
+    fn directory_is_created_private_below_existing_parent() {
         let parent = tempfile::tempdir().expect("folder");
         let path = parent.path().join("backups");
         LocalDir::open(&path).expect("made");
@@ -202,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_others_write_to_is_refused() {
+    fn directory_writable_by_others_is_rejected() {
         let folder = tempfile::tempdir().expect("folder");
         fs::set_permissions(folder.path(), Permissions::from_mode(0o1777)).expect("chmod");
         let error = LocalDir::open(folder.path()).expect_err("shared").to_string();
@@ -210,13 +214,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_no_folder() {
+    fn file_is_rejected_as_directory() {
         let file = tempfile::NamedTempFile::new().expect("file");
-        assert!(LocalDir::open(file.path()).expect_err("file").to_string().contains("is no folder"));
+        assert!(LocalDir::open(file.path()).expect_err("file").to_string().contains("is not a directory"));
     }
 
     #[test]
-    fn what_a_crash_left_goes_and_what_is_being_written_stays() {
+    fn open_removes_only_stale_partial_files() {
         let folder = tempfile::tempdir().expect("folder");
         let make = |name: &str, days: u32| {
             let file = File::create(folder.path().join(name)).expect("file");
@@ -225,9 +229,9 @@ mod tests {
         };
         make(".incoming-old.part", 2);
         make(".incoming-new.part", 0);
-        make("somebodys.part", 2);
+        make("other.part", 2);
         LocalDir::open(folder.path()).expect("open");
         let left = |name: &str| folder.path().join(name).exists();
-        assert!(!left(".incoming-old.part") && left(".incoming-new.part") && left("somebodys.part"));
+        assert!(!left(".incoming-old.part") && left(".incoming-new.part") && left("other.part"));
     }
 }

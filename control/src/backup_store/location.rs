@@ -1,4 +1,5 @@
-//! Where backups lie: objects with names in one folder or below one prefix. Must not know what is in them.
+//! The location of the backup store: named objects in a local directory or below a prefix of a
+//! bucket.
 
 use std::{collections::HashSet, ops::Range, path::Path as FilePath, sync::Arc};
 
@@ -18,18 +19,18 @@ pub(super) struct StorageLocation {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     folder: Option<LocalDir>,
-    /// For people.
+    /// The name of the store in errors.
     name: String,
 }
 
-/// An object that is being written and does not show yet.
+/// An object that is being written and not visible yet.
 #[derive(Debug)]
 pub(super) enum ObjectWriter {
     LocalDir(LocalFileWriter),
     Multipart(MultipartWriter),
 }
 
-/// An object that is stored whole and does not show yet.
+/// An object that is completely stored and not visible yet.
 #[derive(Debug)]
 pub(super) enum StagedObject {
     LocalDir(StagedFile),
@@ -41,23 +42,24 @@ impl StorageLocation {
         let wrong = |problem: &str| OpenStoreError::Url { url: text.to_owned(), problem: problem.to_owned() };
         let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
         if url.password().is_some() {
-            // Not even repeated: it would be in the log.
-            let (url, problem) =
-                (format!("{}:…", url.scheme()), "credentials belong into the environment".to_owned());
+            // The URL is not repeated, because errors are logged.
+            let (url, problem) = (
+                format!("{}:…", url.scheme()),
+                "credentials belong in the environment, not in the URL".to_owned(),
+            );
             return Err(OpenStoreError::Url { url, problem });
         }
         if url.query().is_some() || url.fragment().is_some() {
-            return Err(wrong("there is something after \"?\" or \"#\""));
+            return Err(wrong("it must not contain \"?\" or \"#\""));
         }
         match url.scheme() {
             "file" => {
-                let path = url
-                    .to_file_path()
-                    .map_err(|()| wrong("after file:// comes an absolute path, without a host"))?;
+                let path =
+                    url.to_file_path().map_err(|()| wrong("file:// needs an absolute path and no host"))?;
                 Self::folder(&path)
             }
             "s3" | "gs" | "az" => Self::cloud(&url),
-            _ => Err(wrong("its kind is not known")),
+            _ => Err(wrong("its scheme is not supported")),
         }
     }
 
@@ -83,17 +85,16 @@ impl StorageLocation {
         Err(OpenStoreError::NotBuilt { url: url.to_string() })
     }
 
-    /// Any object store.
     pub(super) fn objects(store: Arc<dyn ObjectStore>, prefix: Path, name: &str) -> Self {
         Self { store, prefix, folder: None, name: format!("the backup store {name}") }
     }
 
-    /// For people.
+    /// The name of the store in errors.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// All names there are; not those below them.
+    /// Names of all objects directly in this location.
     pub(super) async fn names(&self) -> Result<HashSet<String>, BackupStoreError> {
         let names = match &self.folder {
             Some(folder) => folder.names().await?,
@@ -111,10 +112,10 @@ impl StorageLocation {
         Ok(names.into_iter().collect())
     }
 
-    /// Of an object, in bytes.
+    /// Returns the size of an object, in bytes.
     pub(super) async fn size(&self, object: &str) -> Result<u64, BackupStoreError> {
         let meta = self.store.head(&self.path(object)).await;
-        meta.map(|meta| meta.size).map_err(|e| BackupStoreError::store(&self.name, "looking at", object, e))
+        meta.map(|meta| meta.size).map_err(|e| BackupStoreError::store(&self.name, "inspecting", object, e))
     }
 
     pub(super) async fn exists(&self, object: &str) -> Result<bool, BackupStoreError> {
@@ -125,7 +126,7 @@ impl StorageLocation {
         }
     }
 
-    /// Bytes of an object, as they are stored: never fewer than asked for.
+    /// Reads a range of an object. A short read is an error.
     pub(super) async fn range(&self, object: &str, range: Range<u64>) -> Result<Bytes, BackupStoreError> {
         if range.is_empty() {
             return Ok(Bytes::new());
@@ -148,7 +149,7 @@ impl StorageLocation {
         Ok(ObjectWriter::Multipart(MultipartWriter::new(&self.name, object, upload)))
     }
 
-    /// It is gone afterwards, also when it was before.
+    /// Removes an object. Succeeds if it does not exist.
     pub(super) async fn remove(&self, object: &str) -> Result<(), BackupStoreError> {
         match self.store.delete(&self.path(object)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
@@ -171,7 +172,7 @@ impl ObjectWriter {
         }
     }
 
-    /// Stores what was written so that it survives whatever comes. If it fails, nothing is left.
+    /// Makes the object durable. If it fails, nothing remains.
     pub(super) async fn stage(self) -> Result<StagedObject, BackupStoreError> {
         match self {
             Self::LocalDir(file) => Ok(StagedObject::LocalDir(file.stage().await?)),
@@ -185,7 +186,7 @@ impl ObjectWriter {
         }
     }
 
-    /// Nothing of it stays.
+    /// Removes everything that was written.
     pub(super) async fn discard(self) {
         match self {
             Self::LocalDir(file) => drop(file),
@@ -197,7 +198,7 @@ impl ObjectWriter {
 // === impl StagedObject ===
 
 impl StagedObject {
-    /// It shows from here on. If it fails, nothing is left.
+    /// Makes the object visible. If it fails, nothing remains.
     pub(super) async fn publish(self) -> Result<(), BackupStoreError> {
         match self {
             Self::LocalDir(file) => file.publish().await,
@@ -211,7 +212,7 @@ impl StagedObject {
         }
     }
 
-    /// Nothing of it stays.
+    /// Removes everything that was written.
     pub(super) async fn discard(self) {
         match self {
             Self::LocalDir(file) => drop(file),

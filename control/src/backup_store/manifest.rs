@@ -1,6 +1,5 @@
-//! One line of a manifest: what an agent says of an entry, checked, and as it stands in a sidecar.
+//! One entry of a manifest, validated, and its encoding in a sidecar.
 //!
-//! Must not know the zip.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use podling_proto::agent::v1::{ArchiveEntry, FileKind};
@@ -8,34 +7,32 @@ use serde::{Deserialize, Serialize};
 
 use super::{digest::Sha256Digest, limits::MAX_PATH_BYTES};
 
-/// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum EntryKind {
     File,
     Folder,
     Symlink,
-    /// A socket, a pipe or a device: only in the manifest.
+    /// A socket, pipe or device, which the zip does not contain.
     Other,
 }
 
-/// A line of the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SidecarEntry {
-    /// Relative, as its bytes are on disk; a folder's without "/" at the end.
+    /// Relative path in its bytes on disk; without a trailing "/".
     pub(super) path: Vec<u8>,
     pub(super) kind: EntryKind,
-    /// Of a file, in bytes.
+    /// Size of a file, in bytes.
     pub(super) size: u64,
-    /// Permission bits.
     pub(super) mode: u32,
-    /// Seconds since 1970, and nanoseconds.
+    /// In seconds since 1970, and nanoseconds.
     pub(super) modified: (i64, u32),
-    /// Of a file's content or a link's target.
+    /// Digest of a file's content or of a link's target.
     pub(super) sha256: Option<Sha256Digest>,
 }
 
-/// As it is stored: one JSON object a line. A path that is UTF-8 is text, another one the base64 of its bytes.
+/// The stored form: one JSON object per line. A path in UTF-8 is stored as text, any other as
+/// base64.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SidecarLine {
@@ -52,23 +49,23 @@ struct SidecarLine {
 }
 
 impl SidecarEntry {
-    /// What the agent says, or what is wrong with it.
+    /// Validates an entry from an agent; the error says what is wrong.
     pub(super) fn from_wire(wire: ArchiveEntry) -> Result<Self, String> {
         let kind = match wire.kind() {
             FileKind::File => EntryKind::File,
             FileKind::Folder => EntryKind::Folder,
             FileKind::Symlink => EntryKind::Symlink,
             FileKind::Other => EntryKind::Other,
-            FileKind::Unspecified => return Err("it does not say what it is".to_owned()),
+            FileKind::Unspecified => return Err("it has no kind".to_owned()),
         };
         if wire.path.is_empty() || wire.path.ends_with(b"/") || wire.path.contains(&0) {
-            return Err("it has no proper name".to_owned());
+            return Err("its path is not valid".to_owned());
         }
         if wire.path.len() > MAX_PATH_BYTES {
-            return Err(format!("its name has more than {MAX_PATH_BYTES} bytes"));
+            return Err(format!("its path has more than {MAX_PATH_BYTES} bytes"));
         }
         if wire.mode > 0o7777 {
-            return Err("its mode is none".to_owned());
+            return Err("its mode is not valid".to_owned());
         }
         let sha256 = match (kind, wire.sha256.as_slice()) {
             (EntryKind::Folder | EntryKind::Other, []) => None,
@@ -76,7 +73,7 @@ impl SidecarEntry {
                 Some(Sha256Digest::try_from(bytes).map_err(|error| error.to_string())?)
             }
             (EntryKind::Folder | EntryKind::Other, _) => {
-                return Err("it has no content, but a digest".to_owned());
+                return Err("it has a digest, but no content".to_owned());
             }
         };
         let modified = wire.modified.unwrap_or_default();
@@ -84,7 +81,7 @@ impl SidecarEntry {
         Ok(Self { path: wire.path, kind, size: wire.size, mode: wire.mode, modified, sha256 })
     }
 
-    /// WrittenArchive at the end of `to`, with a line feed.
+    /// Appends the entry to `to`, with a line feed.
     pub(super) fn write(self, to: &mut Vec<u8>) -> serde_json::Result<()> {
         let (path, path_base64) = match String::from_utf8(self.path) {
             Ok(text) => (Some(text), None),
@@ -96,7 +93,7 @@ impl SidecarEntry {
         Ok(())
     }
 
-    /// Reads a line, with or without its line feed.
+    /// Parses a line, with or without its line feed.
     pub(super) fn read(line: &[u8]) -> Option<Self> {
         let SidecarLine { path, path_base64, kind, size, mode, mtime, sha256 } =
             serde_json::from_slice(line).ok()?;
@@ -108,7 +105,7 @@ impl SidecarEntry {
         Some(Self { path, kind, size, mode, modified: mtime, sha256 })
     }
 
-    /// Whether the zip holds it.
+    /// Whether the zip contains this entry.
     pub(super) fn in_zip(&self) -> bool {
         self.kind != EntryKind::Other
     }
@@ -131,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_survives_as_one_line_within_the_bound() {
+    fn any_path_round_trips_as_one_bounded_line() {
         let longest = vec![1; MAX_PATH_BYTES];
         for path in [&b"a/b"[..], b"line\nfeed", "gr\u{fc}n".as_bytes(), b"\xff\xfe", b"\"", &longest] {
             let entry = SidecarEntry::from_wire(wire(path)).expect("entry");
@@ -144,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn invalid_entry_is_rejected() {
         let bad: [fn(&mut ArchiveEntry); 9] = [
             |e| e.path.clear(),
             |e| e.path = b"a/".to_vec(),

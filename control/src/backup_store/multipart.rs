@@ -1,5 +1,5 @@
-//! Writing to an object store in parts: what is not completed does not show. (A program that is killed in the middle leaves parts
-//! that cost money and show nowhere: give the bucket a rule that ends unfinished uploads after a day.)
+//! Writes objects in parts, which become visible on completion. A program that is killed leaves
+//! invisible parts that cost money: configure the bucket to abort unfinished uploads after a day.
 
 use bytes::BytesMut;
 use object_store::MultipartUpload;
@@ -14,7 +14,7 @@ pub(super) struct MultipartWriter {
     name: String,
     upload: Box<dyn MultipartUpload>,
     part: BytesMut,
-    /// At most one.
+    /// Uploads of parts, at most one at a time.
     in_flight: JoinSet<object_store::Result<()>>,
 }
 
@@ -39,7 +39,7 @@ impl MultipartWriter {
         Ok(())
     }
 
-    /// Waits for the part under way, then sends the next.
+    /// Waits for the previous part, then starts to send the current one.
     async fn send(&mut self) -> Result<(), BackupStoreError> {
         self.wait_for_part().await?;
         let part = std::mem::take(&mut self.part).freeze();
@@ -54,7 +54,7 @@ impl MultipartWriter {
         Ok(())
     }
 
-    /// All parts are there.
+    /// Sends the last part and waits for all.
     pub(super) async fn stage(&mut self) -> Result<(), BackupStoreError> {
         if !self.part.is_empty() {
             self.send().await?;
@@ -62,7 +62,7 @@ impl MultipartWriter {
         self.wait_for_part().await
     }
 
-    /// The object shows from here on.
+    /// Makes the object visible.
     pub(super) async fn complete(&mut self) -> Result<(), BackupStoreError> {
         self.upload.complete().await.map(|_| ()).map_err(|error| self.failed(error))
     }
@@ -70,7 +70,7 @@ impl MultipartWriter {
     pub(super) async fn abort(mut self) {
         self.in_flight.shutdown().await;
         if let Err(error) = self.upload.abort().await {
-            tracing::warn!(%error, object = self.name, "an unfinished upload could not be removed");
+            tracing::warn!(%error, object = self.name, "failed to abort unfinished upload");
         }
     }
 

@@ -1,6 +1,8 @@
-//! Law 6: an archive is proven by reading back what is stored, decoding every entry, and comparing it with the manifest.
+//! Proves archives (law 6): reads the stored objects back, decodes every entry, and compares it
+//! with the manifest.
 //!
-//! Three threads at most share the work: one fetches, one decodes, one hashes; what lies between them is bounded (about 12 MiB).
+//! At most three threads share the work: one reads, one decodes, one hashes. The queues between
+//! them are bounded to about 12 MiB.
 
 use tokio::{runtime::Handle, sync::mpsc, task::JoinSet};
 
@@ -24,25 +26,27 @@ use compare::ArchiveComparison;
 use directory::{EndOfDirectory, TAIL_BYTES};
 use reader::ObjectReader;
 
-/// Blocks of the zip that are fetched ahead, besides the one being fetched and the one being decoded.
+/// Blocks of the zip that are read ahead, besides the one being read and the one being decoded.
 const BLOCKS_AHEAD: usize = 1;
 
-/// What has been proven.
+/// The result of a successful proof.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ArchiveProof {
-    /// Of what: its `storage_generation` says what may go because of this.
+    /// The archive's label. Its `storage_generation` bounds what may be deleted because of this
+    /// proof.
     pub label: ArchiveLabel,
-    /// Lines of the manifest.
+    /// Entries in the manifest.
     pub entries: u64,
-    /// Of content, decoded and compared, in bytes: all sizes in the manifest together.
+    /// Size of all content that was decoded and compared, in bytes.
     pub bytes: u64,
-    /// Of the zip, in bytes.
+    /// Size of the zip, in bytes.
     pub archive_bytes: u64,
-    /// Of the zip.
+    /// Digest of the zip.
     pub sha256: Sha256Digest,
 }
 
-/// Reads the backup back and compares; `progress` is called with each block: how many bytes of the zip are read, of how many.
+/// Proves the archive. Calls `progress` before each block with the bytes of the zip that are read
+/// and their total.
 pub(super) async fn prove(
     place: &StorageLocation,
     key: &StoreKey,
@@ -56,11 +60,11 @@ pub(super) async fn prove(
         return Err(damaged(format!("the zip has {size} bytes instead of {}", header.sidecar.archive_bytes)));
     }
     if all.checked_sub(header.length) != Some(header.manifest.bytes) {
-        return Err(damaged(format!("its sidecar has {all} bytes, which are not as many as were written")));
+        return Err(damaged(format!("its sidecar has {all} bytes, which is not the size that was written")));
     }
     let tail = place.range(&zip, size.saturating_sub(TAIL_BYTES)..size).await?;
     let Some(end) = EndOfDirectory::read(&tail, size) else {
-        return Err(damaged("the zip has no proper end".to_owned()));
+        return Err(damaged("the end of the zip is not valid".to_owned()));
     };
     let ranged = |object: &str, at, end| {
         ObjectReader::ranged(place.clone(), object.to_owned(), Handle::current(), at, end)
@@ -74,7 +78,7 @@ pub(super) async fn prove(
         header,
         end,
     };
-    // When nobody waits for it any more, no more blocks come, and it ends.
+    // If this future is dropped, no more blocks arrive and the thread ends.
     let mut checking = JoinSet::new();
     checking.spawn_blocking(move || check.run());
     let feed = async move {
@@ -90,7 +94,7 @@ pub(super) async fn prove(
         Ok(())
     };
     let (fed, checked) = tokio::join!(feed, checking.join_next());
-    // If it got too little to read, that is not the backup's fault.
+    // A failed read is not damage to the archive, so it is reported first.
     fed?;
     match checked {
         Some(Ok(proven)) => proven,
@@ -102,7 +106,7 @@ pub(super) async fn prove(
     }
 }
 
-/// The sidecar's first two lines; or what is wrong with them.
+/// Reads the sidecar's first two lines. The inner error says what is wrong with them.
 pub(super) async fn read_header(
     place: &StorageLocation,
     key: &StoreKey,
@@ -123,5 +127,5 @@ pub(super) async fn read_header(
     }
 }
 
-/// What a listing reads of a sidecar at a time, in bytes: usually enough.
+/// Bytes of a sidecar that a listing reads at a time: usually enough.
 const HEADER_READ_BYTES: u64 = INDEX_READ_BYTES / 16;

@@ -1,10 +1,10 @@
-//! The sidecar of an archive: what it is of, what it should be, and the manifest. JSON, one object a line (`.jsonl`):
+//! The sidecar of an archive: label, expected properties and manifest. It is JSON with one object
+//! per line (`.jsonl`):
 //!
 //! 1. the head: schema, label, sizes, counts, the zip's digest; a listing reads no further;
 //! 2. the seal: digests of the head's line and of all that follows, so that no byte of it changes unnoticed;
 //! 3. from here the manifest, one entry a line, in the order of the zip.
 //!
-//! Must not know where it lies.
 
 use podling_core::{
     id::{Name, Owner, WorkspaceId},
@@ -19,51 +19,46 @@ use super::{
     limits::{MAX_HEAD_BYTES, MAX_LINE_BYTES},
 };
 
-/// Of the documents written here; another number is not read.
+/// Schema number of sidecars; others are not read.
 const SCHEMA: u32 = 1;
-/// Of the first two lines, in bytes.
+/// Longest first two lines, in bytes.
 pub(super) const MAX_HEADER_BYTES: u64 = MAX_HEAD_BYTES + MAX_LINE_BYTES;
 
-/// Of what an archive is, and what it takes to make a workspace of it again.
+/// Describes an archived workspace with all that a restore needs.
 ///
-/// It is stored as it is: the caller takes every secret out of `spec` (the environment's above all).
+/// Stored as it is: the caller removes all secrets from `spec`, above all from the environment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ArchiveLabel {
-    /// The workspace.
     pub id: WorkspaceId,
-    /// Its name.
     pub name: Name,
-    /// Whose it is.
     pub owner: Owner,
-    /// The template it was made from.
     pub template: String,
-    /// Of the storage when the archive began: a proof is worth nothing for a later one.
+    /// Generation of the storage when the archive began. A proof says nothing about later ones.
     pub storage_generation: u64,
-    /// When the workspace was made.
+    /// When the workspace was created.
     pub created: Timestamp,
-    /// Its specification without secrets; a restore makes it of this.
+    /// The specification without secrets, for a restore.
     pub spec: serde_json::Value,
 }
 
-/// A backup as its sidecar describes it. Whether the archive is really so is what a proof finds out.
+/// An archive as its sidecar describes it. Only a proof verifies that the zip matches.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ArchiveSidecar {
-    /// Which backup.
     pub key: StoreKey,
-    /// Of what.
     pub label: ArchiveLabel,
-    /// Of the zip, in bytes.
+    /// Size of the zip, in bytes.
     pub archive_bytes: u64,
-    /// Of the zip.
+    /// Digest of the zip.
     pub sha256: Sha256Digest,
-    /// Lines of the manifest; sockets, pipes and devices among them are not in the zip.
+    /// Entries in the manifest, including sockets, pipes and devices, which the zip does not
+    /// contain.
     pub entries: u64,
-    /// Content before compression, in bytes.
+    /// Size of all content before compression, in bytes.
     pub bytes: u64,
 }
 
-/// What is known of a manifest that has been written somewhere.
+/// Digest and size of an encoded manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ManifestDigest {
@@ -76,7 +71,7 @@ pub(super) struct ManifestDigest {
 struct SidecarHead {
     schema: u32,
     backup: String,
-    /// When it was begun: seconds since 1970.
+    /// When the archive began, in seconds since 1970.
     written: u64,
     label: ArchiveLabel,
     archive_bytes: u64,
@@ -92,21 +87,21 @@ struct SidecarSeal {
     manifest: ManifestDigest,
 }
 
-/// The first two lines, read.
+/// The parsed first two lines.
 #[derive(Debug)]
 pub(super) struct SidecarHeader {
     pub(super) sidecar: ArchiveSidecar,
     pub(super) manifest: ManifestDigest,
-    /// Where the manifest begins, in bytes.
+    /// Position of the manifest, in bytes.
     pub(super) length: u64,
 }
 
 impl ArchiveLabel {
-    /// Whether it can be stored: said before anything is written.
+    /// Fails if the label is too large. Called before anything is written.
     pub(super) fn check(&self) -> Result<(), BackupStoreError> {
         let problem = match serde_json::to_vec(self) {
             Ok(json) if json.len() as u64 > MAX_HEAD_BYTES - 4096 => {
-                format!("as JSON it has {} bytes, and {} are allowed", json.len(), MAX_HEAD_BYTES - 4096)
+                format!("as JSON it has {} bytes; at most {} are allowed", json.len(), MAX_HEAD_BYTES - 4096)
             }
             Ok(_) => return Ok(()),
             Err(error) => error.to_string(),
@@ -115,7 +110,7 @@ impl ArchiveLabel {
     }
 }
 
-/// The first two lines.
+/// Encodes the first two lines.
 pub(super) fn encode_header(
     sidecar: &ArchiveSidecar,
     manifest: ManifestDigest,
@@ -140,7 +135,8 @@ pub(super) fn encode_header(
     Ok(lines)
 }
 
-/// Reads the first two lines of `text`, which may go on; `None` if it has no two lines yet. Fails if they are not as they were written.
+/// Parses the first two lines of `text`, which may continue. `None` if `text` does not contain them
+/// completely. Fails if they were modified.
 pub(super) fn decode_header(key: &StoreKey, text: &[u8]) -> Result<Option<SidecarHeader>, String> {
     let Some(end) = line(text) else { return Ok(None) };
     let (head, rest) = text.split_at(end);
@@ -148,22 +144,22 @@ pub(super) fn decode_header(key: &StoreKey, text: &[u8]) -> Result<Option<Sideca
     let seal_line = &rest[..sealed];
     let seal: SidecarSeal =
         serde_json::from_slice(seal_line).map_err(|_| "its sidecar has no seal".to_owned())?;
-    // The same again, byte by byte: otherwise white space in the seal could change unnoticed.
+    // The seal has to be canonical: otherwise its white space could change unnoticed.
     let again = serde_json::to_vec(&seal).unwrap_or_default();
     if seal_line.strip_suffix(b"\n") != Some(&again) || Sha256Digest::of(head) != seal.head_sha256 {
-        return Err("its sidecar's head is not as it was written".to_owned());
+        return Err("its sidecar's head was modified".to_owned());
     }
     let head: SidecarHead = serde_json::from_slice(head)
-        .map_err(|error| format!("its sidecar's head cannot be understood (schema {SCHEMA}): {error}"))?;
+        .map_err(|error| format!("its sidecar's head cannot be parsed (schema {SCHEMA}): {error}"))?;
     if head.schema != SCHEMA || head.backup != key.to_string() || head.label.id != *key.workspace() {
-        return Err(format!("its sidecar is that of {} (schema {})", head.backup, head.schema));
+        return Err(format!("its sidecar belongs to {} (schema {})", head.backup, head.schema));
     }
     let SidecarHead { label, archive_bytes, sha256, entries, bytes, .. } = head;
     let sidecar = ArchiveSidecar { key: key.clone(), label, archive_bytes, sha256, entries, bytes };
     Ok(Some(SidecarHeader { sidecar, manifest: seal.manifest, length: (end + sealed) as u64 }))
 }
 
-/// Where the line ends, its line feed included.
+/// Length of the first line, including its line feed.
 fn line(text: &[u8]) -> Option<usize> {
     text.iter().position(|b| *b == b'\n').map(|at| at + 1)
 }
@@ -195,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn no_byte_of_the_first_lines_changes_unnoticed() {
+    fn modified_header_is_detected() {
         let sidecar = sidecar();
         let manifest = ManifestDigest { sha256: Sha256Digest::of(b"rest"), bytes: 4 };
         let good = encode_header(&sidecar, manifest).expect("header");
@@ -219,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sidecar_under_another_backups_name_is_none() {
+    fn sidecar_of_another_archive_is_rejected() {
         let sidecar = sidecar();
         let text = encode_header(&sidecar, ManifestDigest { sha256: Sha256Digest::of(b""), bytes: 0 })
             .expect("header");
@@ -228,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_beyond_the_bound_is_refused() {
+    fn oversized_label_is_rejected() {
         let mut label = sidecar().label;
         assert!(label.check().is_ok());
         label.spec = serde_json::Value::String("x".repeat(MAX_HEAD_BYTES as usize));

@@ -1,6 +1,7 @@
-//! Where a manifest waits until the head above it is known: files in the scratch folder that have no name, so that they go with us.
+//! Spools a manifest until the head that precedes it is complete, in unnamed files of the scratch
+//! directory, which vanish with the process.
 //!
-//! Must not know entries, only lines and the names' hashes.
+//! The spool handles lines and hashes of paths, not entries.
 
 use std::{
     fs::File,
@@ -16,39 +17,41 @@ use tokio::{
 
 use super::{digest::Hasher, error::BackupStoreError, sidecar::ManifestDigest};
 
-/// What is gathered before it goes to disk, in bytes, for each of the two files.
+/// Write buffer of each of the two files, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// Hashes that are compared at a time: 2 MiB of them. A manifest with more names is gone through several times.
+/// Hashes compared in one pass: 2 MiB of them. A manifest with more paths needs several passes.
 const HASHES_PER_PASS: u64 = 256 * 1024;
 
-/// A manifest that grows.
+/// A manifest that is being written.
 pub(super) struct ManifestSpool {
     place: String,
     lines: BufWriter<tokio::fs::File>,
     names: BufWriter<tokio::fs::File>,
-    /// Keyed anew for each manifest: nobody makes up two names with one hash.
+    /// Keyed at random for each manifest, so that an agent cannot construct two paths with one
+    /// hash.
     hashing: RandomState,
     digest: Hasher,
     bytes: u64,
     count: u64,
 }
 
-/// A manifest that is whole.
+/// A complete manifest.
 pub(super) struct SpooledManifest {
-    /// At its beginning.
+    /// Positioned at its beginning.
     pub(super) file: tokio::fs::File,
     pub(super) sum: ManifestDigest,
-    /// Two of its names are the same.
+    /// Whether two paths are the same.
     pub(super) has_duplicates: bool,
 }
 
 impl ManifestSpool {
     pub(super) async fn new(scratch: &Path) -> Result<Self, BackupStoreError> {
-        let place = format!("the scratch folder {}", scratch.display());
+        let place = format!("the scratch directory {}", scratch.display());
         let folder: PathBuf = scratch.to_owned();
         let files =
             blocking(move || Ok((tempfile::tempfile_in(&folder)?, tempfile::tempfile_in(&folder)?))).await;
-        let (lines, names) = files.map_err(|e| BackupStoreError::io(&place, "making a temporary file", e))?;
+        let (lines, names) =
+            files.map_err(|e| BackupStoreError::io(&place, "creating a temporary file", e))?;
         let buffered = |file| BufWriter::with_capacity(BUFFER_BYTES, tokio::fs::File::from_std(file));
         Ok(Self {
             place,
@@ -61,7 +64,7 @@ impl ManifestSpool {
         })
     }
 
-    /// One more line, of the entry called `name`.
+    /// Appends a line. `name` is the hash of its path.
     pub(super) async fn add(&mut self, name: u64, line: &[u8]) -> Result<(), BackupStoreError> {
         self.digest.update(line);
         self.bytes += line.len() as u64;
@@ -73,12 +76,12 @@ impl ManifestSpool {
         written.map_err(|e| self.failed(e))
     }
 
-    /// A name, as it is compared.
+    /// Returns the hash of a path.
     pub(super) fn name(&self, path: &[u8]) -> u64 {
         self.hashing.hash_one(path)
     }
 
-    /// So far, in bytes.
+    /// Bytes written so far.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -103,7 +106,8 @@ impl ManifestSpool {
     }
 }
 
-/// Whether two of `count` hashes are the same, in bounded memory: each round looks at those that leave the same rest.
+/// Whether two of `count` hashes are equal, in bounded memory. Each pass looks at hashes with the
+/// same remainder.
 fn has_duplicates(mut names: File, count: u64) -> io::Result<bool> {
     let rounds = count / HASHES_PER_PASS + 1;
     let mut seen = Vec::new();
@@ -127,7 +131,7 @@ fn has_duplicates(mut names: File, count: u64) -> io::Result<bool> {
     Ok(false)
 }
 
-/// File work, off the async threads.
+/// Runs blocking file operations off the async threads.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
@@ -141,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_names_among_many_are_found_in_whichever_round() {
+    fn duplicate_hash_is_found_in_any_pass() {
         let count = 3 * HASHES_PER_PASS + 17;
         let write = |twice: Option<u64>| {
             let mut bytes: Vec<u8> =

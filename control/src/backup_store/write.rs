@@ -1,6 +1,6 @@
-//! Writing an archive that arrives from an agent: while it arrives nothing of it shows, and what is not whole never does.
+//! Receives an archive from an agent's stream. Nothing is visible while it arrives, and an
+//! incomplete archive never becomes visible.
 //!
-//! Must not know where it lies, nor who sends it.
 
 use std::time::Duration;
 
@@ -20,10 +20,10 @@ use super::{
     spool::ManifestSpool,
 };
 
-/// Between two calls for progress; more often is not passed on.
+/// Shortest time between two progress reports; more frequent ones are dropped.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What has arrived.
+/// A completely received archive.
 pub(super) struct ReceivedArchive {
     pub(super) spool: ManifestSpool,
     pub(super) entries: u64,
@@ -32,7 +32,7 @@ pub(super) struct ReceivedArchive {
     pub(super) sha256: Sha256Digest,
 }
 
-/// What arrives, counted.
+/// Counts and validates the messages of a stream.
 struct ArchiveReceiver<'a> {
     limits: &'a ArchiveLimits,
     spool: ManifestSpool,
@@ -43,7 +43,8 @@ struct ArchiveReceiver<'a> {
     archive_bytes: u64,
 }
 
-/// Takes the whole stream: the zip goes to `zip`, the manifest to a spool. Fails unless it is whole.
+/// Receives the whole stream, the zip into `zip` and the manifest into a spool. Fails unless it is
+/// complete.
 pub(super) async fn receive(
     stream: impl Stream<Item = Result<CreateArchiveResponse, tonic::Status>> + Send,
     zip: &mut ObjectWriter,
@@ -54,13 +55,13 @@ pub(super) async fn receive(
     let mut stream = std::pin::pin!(stream);
     let mut intake = ArchiveReceiver::new(limits, spool);
     let mut done = None;
-    let mut told: Option<Instant> = None;
+    let mut reported_at: Option<Instant> = None;
     let mut silent_at = Instant::now() + limits.silence;
     loop {
         let next = timeout_at(silent_at, stream.next()).await;
         let next = next.map_err(|_| {
             BackupStoreError::incomplete(format_args!(
-                "nothing came from the agent for {} s",
+                "the agent sent nothing for {} s",
                 limits.silence.as_secs()
             ))
         })?;
@@ -72,7 +73,7 @@ pub(super) async fn receive(
             ))
         })?;
         if done.is_some() {
-            return Err(BackupStoreError::incomplete("the agent sent something behind the end"));
+            return Err(BackupStoreError::incomplete("the agent sent a message after the end"));
         }
         match message.message {
             Some(Message::Data(data)) => {
@@ -86,8 +87,10 @@ pub(super) async fn receive(
                 silent_at = Instant::now() + limits.silence;
                 intake.entry(entry).await?;
             }
-            Some(Message::Progress(of)) if told.is_none_or(|told| told.elapsed() >= PROGRESS_INTERVAL) => {
-                told = Some(Instant::now());
+            Some(Message::Progress(of))
+                if reported_at.is_none_or(|reported_at| reported_at.elapsed() >= PROGRESS_INTERVAL) =>
+            {
+                reported_at = Some(Instant::now());
                 let (entries, bytes, total_bytes) = (of.entries, of.bytes, of.total_bytes);
                 progress(ReceiveProgress {
                     entries,
@@ -97,12 +100,12 @@ pub(super) async fn receive(
                 });
             }
             Some(Message::Done(said)) => done = Some(said),
-            // Too soon after the last, or of a newer agent: what matters is counted by what we know.
+            // A progress report soon after another, or a message of a newer agent. Completeness is
+            // judged by the known messages.
             Some(Message::Progress(_)) | None => {}
         }
     }
-    let done =
-        done.ok_or_else(|| BackupStoreError::incomplete("the stream from the agent ended in the middle"))?;
+    let done = done.ok_or_else(|| BackupStoreError::incomplete("the stream from the agent ended early"))?;
     intake.finish(done)
 }
 
@@ -114,7 +117,7 @@ impl<'a> ArchiveReceiver<'a> {
 
     fn data(&mut self, data: &[u8]) -> Result<(), BackupStoreError> {
         self.archive_bytes += data.len() as u64;
-        within(self.archive_bytes, self.limits.archive_bytes, "bytes of zip")?;
+        check_limit(self.archive_bytes, self.limits.archive_bytes, "bytes of zip")?;
         self.digest.update(data);
         Ok(())
     }
@@ -124,19 +127,19 @@ impl<'a> ArchiveReceiver<'a> {
         let wrong = |problem: String| BackupStoreError::incomplete(format_args!("{shown}: {problem}"));
         let entry = SidecarEntry::from_wire(wire).map_err(wrong)?;
         self.entries += 1;
-        within(self.entries, self.limits.entries, "entries")?;
-        // Of whatever kind: some count where a link points, too.
+        check_limit(self.entries, self.limits.entries, "entries")?;
+        // All kinds count: an agent may count the target of a link too.
         self.bytes = self.bytes.saturating_add(entry.size);
-        within(self.bytes, self.limits.content_bytes, "bytes of content")?;
+        check_limit(self.bytes, self.limits.content_bytes, "bytes of content")?;
         let name = self.spool.name(&entry.path);
         self.line.clear();
         entry.write(&mut self.line).map_err(|error| wrong(error.to_string()))?;
         let manifest = self.spool.bytes() + self.line.len() as u64;
-        within(manifest, self.limits.manifest_bytes, "bytes of manifest")?;
+        check_limit(manifest, self.limits.manifest_bytes, "bytes of manifest")?;
         self.spool.add(name, &self.line).await
     }
 
-    /// Compares what the agent says it sent with what arrived.
+    /// Compares the agent's final report with what arrived.
     fn finish(mut self, done: ArchiveDone) -> Result<ReceivedArchive, BackupStoreError> {
         let mut reasons = IncompleteReasons::default();
         for skipped in &done.skipped {
@@ -153,7 +156,7 @@ impl<'a> ArchiveReceiver<'a> {
         }
         let sha256 = self.digest.finish();
         if done.archive_sha256 != sha256.0 {
-            reasons.add("what arrived has another digest than what the agent sent");
+            reasons.add("the digest of what arrived differs from the agent's");
         }
         if !reasons.is_empty() {
             return Err(BackupStoreError::Incomplete(reasons));
@@ -163,7 +166,7 @@ impl<'a> ArchiveReceiver<'a> {
     }
 }
 
-fn within(count: u64, most: u64, what: &str) -> Result<(), BackupStoreError> {
+fn check_limit(count: u64, most: u64, what: &str) -> Result<(), BackupStoreError> {
     if count > most {
         return Err(BackupStoreError::incomplete(format_args!("it has more than {most} {what}")));
     }

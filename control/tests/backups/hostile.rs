@@ -29,7 +29,7 @@ async fn a_stream_cut_anywhere_leaves_nothing() {
     for length in [0, 1, messages.len() / 2, messages.len() - 1] {
         let cut = stream::iter(messages[..length].iter().cloned().map(Ok));
         let words = incomplete(store.backups.write(&label(), cut, |_| {}).await);
-        assert!(words.contains("ended in the middle"), "{words}");
+        assert!(words.contains("ended early"), "{words}");
         store.assert_empty();
         let broken =
             messages[..length].iter().cloned().map(Ok).chain([Err(Status::unavailable("it was killed"))]);
@@ -93,7 +93,7 @@ async fn what_arrived_has_to_be_what_was_sent() {
             s.entries.push(s.entries[1].clone());
             s.count();
         }),
-        ("proper name", |s| s.entry(b"link").path.clear()),
+        ("path is not valid", |s| s.entry(b"link").path.clear()),
     ];
     for (problem, spoil) in cases {
         let store = Store::new();
@@ -108,7 +108,7 @@ async fn what_arrived_has_to_be_what_was_sent() {
     messages.push(message(Message::Data(b"more"[..].into())));
     let words =
         incomplete(store.backups.write(&label(), stream::iter(messages.into_iter().map(Ok)), |_| {}).await);
-    assert!(words.contains("behind the end"), "{words}");
+    assert!(words.contains("after the end"), "{words}");
     store.assert_empty();
 }
 
@@ -145,7 +145,7 @@ async fn an_agent_that_sends_nothing_is_not_waited_for() {
         Some((Ok(progress()), ()))
     });
     let words = incomplete(store.backups.write(&label(), busy, |_| {}).await);
-    assert!(words.contains("nothing came"), "{words}");
+    assert!(words.contains("sent nothing"), "{words}");
     store.assert_empty();
 }
 
@@ -159,7 +159,7 @@ async fn a_zip_that_readers_could_see_differently_is_damaged() {
             let at = find(zip, b"notes.txt")[0];
             zip[at] = b'N';
         }),
-        ("its checksum is not", true, |zip| {
+        ("its checksum does not", true, |zip| {
             let at = find(zip, CENTRAL)[2];
             zip[at + 16] ^= 1;
         }),
@@ -169,7 +169,7 @@ async fn a_zip_that_readers_could_see_differently_is_damaged() {
                 zip[at + magic.1] |= 1;
             }
         }),
-        ("a way we do not know", false, |zip| {
+        ("method is not supported", false, |zip| {
             for magic in [(LOCAL, 8), (CENTRAL, 10)] {
                 let at = find(zip, magic.0)[2];
                 zip[at + magic.1] = 12;
@@ -179,14 +179,14 @@ async fn a_zip_that_readers_could_see_differently_is_damaged() {
             let at = find(zip, CENTRAL)[0];
             zip[at + 42] += 1;
         }),
-        ("no proper end", false, |zip| zip.extend(b"trailer")),
-        ("no proper end", false, |zip| zip.splice(0..0, *b"#!/bin/sh\n").for_each(drop)),
-        ("counts them wrongly", false, |zip| {
+        ("end of the zip is not valid", false, |zip| zip.extend(b"trailer")),
+        ("end of the zip is not valid", false, |zip| zip.splice(0..0, *b"#!/bin/sh\n").for_each(drop)),
+        ("its count is wrong", false, |zip| {
             let end = zip.len() - 22;
             zip[end + 8] += 1;
             zip[end + 10] += 1;
         }),
-        ("something behind its data", false, |zip| insert_gap(zip)),
+        ("unexpected bytes follow its data", false, |zip| insert_gap(zip)),
         ("what follows its data", true, |zip| {
             let at = find(zip, b"PK\x07\x08")[1];
             zip[at + 4] ^= 1;
@@ -228,5 +228,8 @@ async fn an_entry_that_is_larger_than_it_says_is_not_decoded_to_its_end() {
     sample.count();
     let key = store.write(&sample).await.expect("written").key;
     let (entry, problem) = damage(store.backups.prove(&key).await);
-    assert!(entry.as_deref() == Some("src/main.py") && problem.contains("larger than it says"), "{problem}");
+    assert!(
+        entry.as_deref() == Some("src/main.py") && problem.contains("larger than its header says"),
+        "{problem}"
+    );
 }

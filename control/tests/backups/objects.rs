@@ -44,12 +44,12 @@ fn a_wrong_url_says_what_is_allowed() {
     let scratch = tempfile::tempdir().expect("folder");
     let wrong = |url: &str| BackupStore::open(url, scratch.path().to_owned()).expect_err("wrong").to_string();
     for (url, problem) in [
-        ("/var/backups", "file:///absolute/folder"),
-        ("file://host/folder", "without a host"),
-        ("ftp://host/folder", "kind is not known"),
-        ("s3://bucket?region=x", "after \"?\""),
+        ("/var/backups", "file:///absolute/directory"),
+        ("file://host/folder", "no host"),
+        ("ftp://host/folder", "scheme is not supported"),
+        ("s3://bucket?region=x", "must not contain \"?\""),
         ("s3://key:secret@bucket/", "environment"),
-        ("", "names no backup store"),
+        ("", "is not the URL of a backup store"),
     ] {
         let words = wrong(url);
         assert!(words.contains(problem), "{url}: {words}");

@@ -209,7 +209,7 @@ async fn a_store_that_cannot_be_written_to_costs_nothing_but_time() {
     fs::write(podling.home_of(&ada).join("data"), "mine").expect("a file");
     disk.read_only(true);
     sleep(&podling, &ada).await;
-    is_kept(&podling, &ada, 3, "does not let us in").await;
+    is_kept(&podling, &ada, 3, "denies access").await;
 
     disk.read_only(false);
     is_archived(&podling, &ada, disk.at()).await;

@@ -1,15 +1,15 @@
-//! Decoded contents on their way to the thread that hashes them. Small files travel together.
+//! Passes decoded contents to the thread that hashes them. Small files share a block.
 
 use std::sync::mpsc::{Receiver, SyncSender};
 
 use crate::backup_store::digest::{Hasher, Sha256Digest};
 
-/// Of one block, in bytes: what travels at once.
+/// Size of one block, in bytes.
 const BLOCK_BYTES: usize = 256 * 1024;
-/// Blocks on their way. When they are full, decoding waits for hashing.
+/// Queued blocks. When the queue is full, decoding waits for hashing.
 pub(super) const MAX_BLOCKS: usize = 4;
 
-/// ContentSender, and where in them entries end.
+/// Contents of entries, and where each entry ends.
 pub(super) struct ContentBlock {
     bytes: Vec<u8>,
     ends: Vec<EntryEnd>,
@@ -21,10 +21,10 @@ struct EntryEnd {
     expected: Sha256Digest,
 }
 
-/// The decoding end.
+/// The decoder's end of the queue.
 pub(super) struct ContentSender {
     block: ContentBlock,
-    /// Of `paths` in the block, so that names bound it as contents do.
+    /// Bytes of `ends` in the block, so that they bound it like contents do.
     paths: usize,
     hashing: SyncSender<ContentBlock>,
 }
@@ -34,24 +34,26 @@ impl ContentSender {
         Self { block: ContentBlock::new(), paths: 0, hashing }
     }
 
-    /// Where contents are appended, at least a byte of room in it; `None` when the other end has found a fault.
-    pub(super) fn room(&mut self) -> Option<&mut Vec<u8>> {
+    /// Returns the buffer to append contents to, with room for at least one byte. `None` if the
+    /// hashing thread has found a mismatch.
+    pub(super) fn buffer(&mut self) -> Option<&mut Vec<u8>> {
         if self.block.bytes.len() == self.block.bytes.capacity() || self.paths > BLOCK_BYTES {
             self.send()?;
         }
         Some(&mut self.block.bytes)
     }
 
-    /// What was appended since the last end is the content of `path`, and its digest should be this.
+    /// Ends an entry: what was appended since the last end is the content of `path` and should have
+    /// the digest `expected`.
     pub(super) fn end(&mut self, path: Vec<u8>, expected: Sha256Digest) -> Option<()> {
         self.paths += path.len() + size_of::<EntryEnd>();
         self.block.ends.push(EntryEnd { at: self.block.bytes.len(), path, expected });
         if self.paths > BLOCK_BYTES { self.send() } else { Some(()) }
     }
 
-    /// There is no more.
+    /// Sends the last block.
     pub(super) fn finish(mut self) {
-        let _nobody_left = self.send();
+        let _receiver_gone = self.send();
     }
 
     fn send(&mut self) -> Option<()> {
@@ -66,7 +68,7 @@ impl ContentBlock {
     }
 }
 
-/// The hashing end: the path of the first entry whose content is not what it should be.
+/// Hashes blocks to their end. The error is the path of the first entry with a wrong digest.
 pub(super) fn verify_hashes(blocks: &Receiver<ContentBlock>) -> Result<(), Vec<u8>> {
     let mut hasher = Hasher::new();
     for block in blocks {

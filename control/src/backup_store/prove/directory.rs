@@ -1,6 +1,7 @@
-//! The end of a zip: its central directory, read in order and in bounded memory. Must not know entries' data.
+//! Parses the central directory of a zip, in order and in bounded memory.
 //!
-//! Nothing is accepted that readers could see differently: no comment, no second volume, no byte between the directory and its end.
+//! Rejects everything that other readers could interpret differently: comments, further volumes,
+//! and bytes between the directory and its end record.
 
 use std::ops::Range;
 
@@ -15,36 +16,36 @@ const END64: u32 = 0x0606_4b50;
 const END64_BYTES: u64 = 56;
 const HEADER: u32 = 0x0201_4b50;
 const HEADER_BYTES: usize = 46;
-/// How much of the end has to be looked at, in bytes.
+/// Bytes at the end of a zip that hold all end records.
 pub(super) const TAIL_BYTES: u64 = END_BYTES + LOCATOR_BYTES + END64_BYTES;
 
-/// Where the directory is, and how many entries it says there are.
+/// The position of the directory and the number of its entries.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct EndOfDirectory {
     pub(super) directory: Range<u64>,
     pub(super) entries: u64,
 }
 
-/// An entry as the directory has it.
+/// An entry's header in the directory.
 #[derive(Debug)]
 pub(super) struct CentralHeader {
     pub(super) name: Vec<u8>,
     pub(super) flags: u16,
     pub(super) method: u16,
-    /// Time and date as DOS has them.
+    /// Time and date in DOS format.
     pub(super) time: u32,
     pub(super) crc: u32,
-    /// Of its data in the zip, in bytes.
+    /// Size of the compressed data, in bytes.
     pub(super) packed: u64,
-    /// Of its content, in bytes.
+    /// Size of the content, in bytes.
     pub(super) size: u64,
-    /// Where its local header is.
+    /// Position of the local header.
     pub(super) offset: u64,
-    /// Type and permissions as unix has them.
+    /// Unix file type and permissions.
     pub(super) mode: u32,
 }
 
-/// Numbers at fixed places; what is not there is 0.
+/// Little-endian numbers at fixed offsets; 0 beyond the end.
 pub(super) struct LittleEndianFields<'a>(pub(super) &'a [u8]);
 
 impl LittleEndianFields<'_> {
@@ -66,7 +67,8 @@ impl LittleEndianFields<'_> {
 }
 
 impl EndOfDirectory {
-    /// Reads the `tail` of a zip of `size` bytes: its last [`TAIL_BYTES`], or all of it.
+    /// Parses the `tail` of a zip of `size` bytes: its last [`TAIL_BYTES`], or all of it. `None` if
+    /// it is not valid.
     pub(super) fn read(tail: &[u8], size: u64) -> Option<Self> {
         let begins = size.checked_sub(tail.len() as u64)?;
         let (before, end) = tail.split_at_checked(tail.len().checked_sub(END_BYTES as usize)?)?;
@@ -106,7 +108,7 @@ impl EndOfDirectory {
 }
 
 impl CentralHeader {
-    /// The next one; `None` at the end. What is wrong with it, else.
+    /// Reads the next header; `None` at the end. The inner error says what is wrong with it.
     pub(super) fn read(
         reader: &mut ObjectReader,
     ) -> Result<Option<Result<Self, &'static str>>, BackupStoreError> {
@@ -115,7 +117,7 @@ impl CentralHeader {
         }
         let mut bytes = Vec::with_capacity(HEADER_BYTES);
         if !reader.take(HEADER_BYTES, &mut bytes)? || LittleEndianFields(&bytes).u32(0) != HEADER {
-            return Ok(Some(Err("the zip's directory has something that is no entry")));
+            return Ok(Some(Err("the zip's directory has an invalid entry")));
         }
         let header = LittleEndianFields(&bytes);
         let (name, extra, comment) = (header.u16(28), header.u16(30), header.u16(32));
@@ -148,7 +150,7 @@ impl CentralHeader {
     }
 }
 
-/// The numbers of 64 bits behind a header, in the order in which the header lacks them.
+/// The 64-bit values of an extra field, in the order in which the header omits them.
 pub(super) struct Zip64Extra<'a>(&'a [u8]);
 
 impl<'a> Zip64Extra<'a> {
@@ -167,7 +169,7 @@ impl<'a> Zip64Extra<'a> {
         Self(&[])
     }
 
-    /// The number, which is here if the header says so.
+    /// Returns the value: `short`, or the next one of the field if `short` is the marker.
     pub(super) fn or(&mut self, short: u32) -> Option<u64> {
         if short != u32::MAX {
             return Some(short.into());
@@ -194,15 +196,15 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_ends_where_its_end_begins() {
+    fn directory_must_end_at_its_end_record() {
         let read = |end: &[u8], size| EndOfDirectory::read(end, size);
         assert_eq!(read(&end(2, 50, 100), 172), Some(EndOfDirectory { directory: 100..150, entries: 2 }));
-        assert_eq!(read(&end(2, 50, 100), 173), None, "a byte nobody owns");
+        assert_eq!(read(&end(2, 50, 100), 173), None, "a byte that belongs to no record");
         assert_eq!(read(&end(2, 50, 100), 171), None);
     }
 
     #[test]
-    fn large_numbers_stand_before_it() {
+    fn zip64_end_record_is_read() {
         let (entries, bytes, offset) = (70_000_u64, 5_000_000_u64, 6_000_000_000_u64);
         let mut tail = END64.to_le_bytes().to_vec();
         tail.extend(44_u64.to_le_bytes());
@@ -227,7 +229,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_makes_it_panic(tail in prop::collection::vec(any::<u8>(), 0..120), size: u64) {
+        fn parsing_any_bytes_does_not_panic(tail in prop::collection::vec(any::<u8>(), 0..120), size: u64) {
             let _any = EndOfDirectory::read(&tail, size);
             let mut wide = Zip64Extra::of(&tail);
             let _any = (wide.or(u32::MAX), wide.or(u32::MAX), wide.or(u32::MAX));

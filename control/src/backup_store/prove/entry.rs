@@ -1,6 +1,6 @@
-//! One entry of a zip: whether its local header, its data and what follows agree with the directory, and what its data decode to.
+//! Reads one entry of a zip. Checks its local header, data and descriptor against the directory,
+//! and decodes the data.
 //!
-//! Must not know the manifest.
 
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 
@@ -14,28 +14,27 @@ use crate::backup_store::error::BackupStoreError;
 const LOCAL: u32 = 0x0403_4b50;
 const LOCAL_BYTES: usize = 30;
 const DESCRIPTOR: u32 = 0x0807_4b50;
-/// Sizes and checksum stand behind the data.
+/// Sizes and checksum follow the data.
 const FLAG_DESCRIPTOR: u16 = 1 << 3;
-/// The name is UTF-8.
+/// The name is encoded in UTF-8.
 const FLAG_UTF8: u16 = 1 << 11;
-/// How hard was compressed: of no consequence.
+/// Compression effort, which has no effect on decoding.
 const FLAGS_EFFORT: u16 = 0b110;
 const STORED: u16 = 0;
 const DEFLATED: u16 = 8;
 
-/// Reads entries, one after the other.
+/// Reads entries in order and reuses its buffers.
 pub(super) struct EntryReader {
     inflate: Decompress,
     bytes: Vec<u8>,
 }
 
-/// Why an entry is not read to its end.
+/// Why reading an entry failed.
 pub(super) enum EntryError {
-    /// It is not as the directory says.
+    /// The entry contradicts the directory.
     Damaged(String),
-    /// The store failed.
     Failed(BackupStoreError),
-    /// Whoever takes the contents has seen enough.
+    /// The receiver of contents has found a mismatch.
     ReceiverClosed,
 }
 
@@ -54,7 +53,7 @@ impl EntryReader {
         Self { inflate: Decompress::new(false), bytes: Vec::new() }
     }
 
-    /// Reads the entry that the directory calls `central` and that ends where the next begins, at `end`.
+    /// Reads the entry with the header `central`, which ends at `end`, where the next one begins.
     pub(super) fn read(
         &mut self,
         zip: &mut ObjectReader,
@@ -71,34 +70,34 @@ impl EntryReader {
         let crc = match central.method {
             STORED => stored(zip, central, contents)?,
             DEFLATED => self.inflated(zip, central, contents)?,
-            _ => return Err(damaged("it is compressed in a way we do not know")),
+            _ => return Err(damaged("its compression method is not supported")),
         };
         if crc != central.crc {
-            return Err(damaged("its checksum is not that of its content"));
+            return Err(damaged("its checksum does not match its content"));
         }
         self.descriptor(zip, central, behind)
     }
 
-    /// The local header says what the directory says.
+    /// Checks the local header against the directory.
     fn header(&mut self, zip: &mut ObjectReader, central: &CentralHeader) -> Result<(), EntryError> {
         let odd = central.flags & !(FLAG_DESCRIPTOR | FLAG_UTF8 | FLAGS_EFFORT) != 0;
         let text = std::str::from_utf8(&central.name).is_ok();
         let marked = central.flags & FLAG_UTF8 != 0;
         if odd || (marked && !text) || (!marked && text && !central.name.is_ascii()) {
-            return Err(damaged("its flags are not what they should be"));
+            return Err(damaged("its flags are not valid"));
         }
         self.bytes.clear();
         let whole = zip.take(LOCAL_BYTES, &mut self.bytes)?;
         let fields = LittleEndianFields(&self.bytes);
         let (name, extra) = (usize::from(fields.u16(26)), usize::from(fields.u16(28)));
         if !whole || fields.u32(0) != LOCAL || !zip.take(name + extra, &mut self.bytes)? {
-            return Err(damaged("there is no entry where it should be"));
+            return Err(damaged("its local header is missing"));
         }
         let header = LittleEndianFields(&self.bytes);
         let rest = &self.bytes[LOCAL_BYTES..];
         let mut wide = Zip64Extra::of(&rest[name..]);
         let (size, packed) = (wide.or(header.u32(22)), wide.or(header.u32(18)));
-        // With a descriptor behind the data nothing has to be known yet.
+        // With a descriptor after the data, the header may omit sizes and checksum.
         let later = central.flags & FLAG_DESCRIPTOR != 0;
         let same = |here: u64, there: u64| here == there || (later && here == 0);
         let agrees = header.u16(6) == central.flags
@@ -123,34 +122,34 @@ impl EntryReader {
         loop {
             let next = zip.next()?;
             let input = &next[..next.len().min(usize::try_from(missing).unwrap_or(usize::MAX))];
-            let room = contents.room().ok_or(EntryError::ReceiverClosed)?;
-            let (taken, begins) = (self.inflate.total_in(), room.len());
+            let buffer = contents.buffer().ok_or(EntryError::ReceiverClosed)?;
+            let (taken, begins) = (self.inflate.total_in(), buffer.len());
             let status = self
                 .inflate
-                .decompress_vec(input, room, FlushDecompress::None)
+                .decompress_vec(input, buffer, FlushDecompress::None)
                 .map_err(|_| damaged("its data cannot be decompressed"))?;
             let reserved_keys = self.inflate.total_in() - taken;
-            crc.update(&room[begins..]);
-            let stuck = reserved_keys == 0 && room.len() == begins;
+            crc.update(&buffer[begins..]);
+            let stuck = reserved_keys == 0 && buffer.len() == begins;
             zip.consume(usize::try_from(taken).unwrap_or_default());
             missing -= taken;
             if self.inflate.total_out() > central.size {
-                return Err(damaged("it is larger than it says"));
+                return Err(damaged("it is larger than its header says"));
             }
             if matches!(status, Status::StreamEnd) {
                 break;
             }
             if stuck {
-                return Err(damaged("its data end in the middle"));
+                return Err(damaged("its data are incomplete"));
             }
         }
         if missing != 0 || self.inflate.total_out() != central.size {
-            return Err(damaged("it is not as large as it says"));
+            return Err(damaged("it is smaller than its header says"));
         }
         Ok(crc.sum())
     }
 
-    /// Behind the data is nothing, or once more what the directory says.
+    /// Checks that nothing follows the data, or a descriptor that agrees with the directory.
     fn descriptor(
         &mut self,
         zip: &mut ObjectReader,
@@ -159,11 +158,11 @@ impl EntryReader {
     ) -> Result<(), EntryError> {
         let expected = if central.flags & FLAG_DESCRIPTOR != 0 { &[12_u64, 16, 20, 24][..] } else { &[0] };
         let (true, Ok(length)) = (expected.contains(&behind), usize::try_from(behind)) else {
-            return Err(damaged("there is something behind its data"));
+            return Err(damaged("unexpected bytes follow its data"));
         };
         self.bytes.clear();
         if !zip.take(length, &mut self.bytes)? {
-            return Err(damaged("the zip ends behind its data"));
+            return Err(damaged("the zip ends after its data"));
         }
         let wide = length >= 20;
         let mut said = Vec::with_capacity(length);
@@ -196,14 +195,14 @@ fn stored(
     let mut missing = central.packed;
     while missing > 0 {
         let next = zip.next()?;
-        let room = contents.room().ok_or(EntryError::ReceiverClosed)?;
-        let count = next.len().min(room.capacity() - room.len());
+        let buffer = contents.buffer().ok_or(EntryError::ReceiverClosed)?;
+        let count = next.len().min(buffer.capacity() - buffer.len());
         let count = count.min(usize::try_from(missing).unwrap_or(usize::MAX));
         if count == 0 {
-            return Err(damaged("its data end in the middle"));
+            return Err(damaged("its data are incomplete"));
         }
         crc.update(&next[..count]);
-        room.extend_from_slice(&next[..count]);
+        buffer.extend_from_slice(&next[..count]);
         zip.consume(count);
         missing -= count as u64;
     }

@@ -1,4 +1,4 @@
-//! Reading a stored object from header to back, in blocks, on a thread of its own. Must not know what it reads.
+//! Reads and hashes a stored object sequentially, in blocks, on a blocking thread.
 
 use bytes::Bytes;
 use tokio::{runtime::Handle, sync::mpsc};
@@ -10,29 +10,29 @@ use crate::backup_store::{
     location::StorageLocation,
 };
 
-/// A part of an object. Only for threads that may block.
+/// A range of an object. Only for threads that may block.
 pub(super) struct ObjectReader {
     source: BlockSource,
     block: Bytes,
-    /// Where the block begins, in bytes.
+    /// Position of the block in the object, in bytes.
     at: u64,
     hasher: Hasher,
 }
 
 enum BlockSource {
-    /// Fetched by somebody ahead of us; ends early if they fail.
+    /// Another task reads ahead; ends early if that fails.
     Fed(mpsc::Receiver<Bytes>),
-    /// Fetched here, as far as `end`.
+    /// Read on demand, up to `end`.
     Ranged { place: StorageLocation, object: String, handle: Handle, end: u64 },
 }
 
 impl ObjectReader {
-    /// Of an object whose blocks, from its beginning on, somebody sends.
+    /// Reads an object from its beginning, from blocks that another task sends.
     pub(super) fn fed(blocks: mpsc::Receiver<Bytes>) -> Self {
         Self::new(BlockSource::Fed(blocks), 0)
     }
 
-    /// Of the bytes from `at` to `end`.
+    /// Reads the bytes from `at` to `end`.
     pub(super) fn ranged(place: StorageLocation, object: String, handle: Handle, at: u64, end: u64) -> Self {
         Self::new(BlockSource::Ranged { place, object, handle, end }, at)
     }
@@ -41,12 +41,12 @@ impl ObjectReader {
         Self { source, block: Bytes::new(), at, hasher: Hasher::new() }
     }
 
-    /// Where the next byte is.
+    /// Position of the next byte.
     pub(super) fn at(&self) -> u64 {
         self.at
     }
 
-    /// What is there next: nothing at the end.
+    /// Returns the next bytes; empty at the end.
     pub(super) fn next(&mut self) -> Result<&[u8], BackupStoreError> {
         if self.block.is_empty() {
             self.block = match &mut self.source {
@@ -61,13 +61,13 @@ impl ObjectReader {
         Ok(&self.block)
     }
 
-    /// So many of them have been dealt with.
+    /// Advances by `count` bytes of the current block.
     pub(super) fn consume(&mut self, count: usize) {
         let _dealt_with = self.block.split_to(count);
         self.at += count as u64;
     }
 
-    /// Appends the next `count` bytes to `to`; false at the end.
+    /// Appends the next `count` bytes to `to`; `false` if fewer remain.
     pub(super) fn take(&mut self, count: usize, to: &mut Vec<u8>) -> Result<bool, BackupStoreError> {
         let mut missing = count;
         while missing > 0 {
@@ -83,7 +83,8 @@ impl ObjectReader {
         Ok(true)
     }
 
-    /// Appends the next line to `to`, its line feed included; false if it ends or has more than `most` bytes before that.
+    /// Appends the next line with its line feed to `to`; `false` if it has no line feed or more
+    /// than `most` bytes.
     pub(super) fn line(&mut self, most: u64, to: &mut Vec<u8>) -> Result<bool, BackupStoreError> {
         loop {
             let next = self.next()?;
@@ -97,7 +98,8 @@ impl ObjectReader {
         }
     }
 
-    /// Reads to the end; the digest of all since the beginning, and where the end is.
+    /// Reads to the end. Returns the digest of everything since the start, and the position of the
+    /// end.
     pub(super) fn finish(mut self) -> Result<(Sha256Digest, u64), BackupStoreError> {
         loop {
             let count = self.next()?.len();
