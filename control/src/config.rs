@@ -1,4 +1,5 @@
-//! The configuration: flags before environment before file, made into one validated value. Tests build it directly.
+//! The configuration. Flags take precedence over the environment, and the environment over the
+//! file; the result is one validated value.
 
 use std::{
     fmt, fs, io,
@@ -16,172 +17,137 @@ mod values;
 
 use sources::Sources;
 
-/// The agent of this version.
+/// The agent's image of this version.
 const AGENT_IMAGE: &str = concat!("podling/agent:", env!("CARGO_PKG_VERSION"));
 
-/// Everything the control plane is told at its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// The data folder.
+    /// The data directory.
     pub data: PathBuf,
-    /// What runs workspaces.
     pub engine: Engine,
-    /// The public address; port 0 takes a free one.
+    /// The public address; port 0 selects a free port.
     pub listen: SocketAddr,
-    /// Certificate and key of the public address; `None`: plain text.
+    /// Certificate and key of the public address; `None` for plain text.
     pub tls: Option<TlsFiles>,
     /// Origins of web pages that may call (CORS).
     pub cors_origins: Vec<String>,
-    /// How logs are written.
     pub log_format: LogFormat,
-    /// Folders with templates; the later wins.
+    /// Directories with templates. Later ones override earlier ones.
     pub templates: Vec<PathBuf>,
-    /// Template of a workspace that names none.
+    /// The template of workspaces that name none.
     pub default_template: String,
     /// URL of the backup store.
     pub backups: String,
-    /// Where manifests of archives wait while they arrive.
+    /// The scratch directory for manifests of archives that arrive.
     pub scratch: PathBuf,
-    /// Program and first arguments that start an agent.
+    /// The program that starts an agent, and its first arguments.
     pub agent_command: Vec<String>,
-    /// How many workspaces may be awake at once.
+    /// Limits of awake workspaces, for each owner and in total.
     pub quotas: Quotas,
-    /// When it is told to stop, what is idle is put to sleep first.
+    /// Whether a shutdown first puts idle workspaces to sleep.
     pub leaves_idle_asleep: bool,
 }
 
-/// What runs workspaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Engine {
-    /// Processes of this machine.
+    /// Workspaces are processes of this machine.
     Local,
-    /// Pods.
     Kubernetes(Cluster),
 }
 
-/// Where in a cluster.
+/// Settings of the Kubernetes backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cluster {
-    /// The namespace of the workspaces; `None`: the one this runs in.
+    /// The namespace of the workspaces; `None`: the control plane's own.
     pub namespace: Option<String>,
-    /// The address for agents.
+    /// The address of the agents' listener.
     pub agents_listen: SocketAddr,
-    /// Where they find it.
+    /// The URL at which agents reach it.
     pub agents_url: String,
     /// The address at which other replicas reach this one.
     pub advertise: Option<IpAddr>,
-    /// The agent's image.
     pub agent_image: String,
     /// The service account of the workspaces' pods.
     pub workspace_account: String,
 }
 
-/// PEM files.
+/// Paths of PEM files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The chain, leaf first.
+    /// The certificate chain, leaf first.
     pub certificate: PathBuf,
-    /// The private key.
     pub key: PathBuf,
 }
 
-/// How logs are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
-    /// For people.
     #[default]
     Text,
-    /// One object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Where a value came from.
+/// The origin of a value, for error messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// A flag.
     Flag(String),
-    /// An environment variable.
     Environment(String),
-    /// A key in a file.
+    /// A file and a key in it.
     File(PathBuf, String),
-    /// Nobody said anything.
     Default,
 }
 
-/// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A value is not allowed.
-    #[error("{value:?}, from {origin}, is not allowed: {allowed}")]
-    Value {
-        /// The value as it was given.
-        value: String,
-        /// Where it came from.
-        origin: Source,
-        /// What is allowed.
-        allowed: String,
-    },
-    /// The file has a key that does not exist.
-    #[error("{file}: there is no key {key:?}; the keys are {keys}", file = file.display())]
+    #[error("{value:?}, from {origin}, is not valid; allowed is {allowed}")]
+    Value { value: String, origin: Source, allowed: String },
+    #[error("{file}: unknown key {key:?}; the keys are {keys}", file = file.display())]
     UnknownKey {
-        /// Which file.
         file: PathBuf,
-        /// The key.
         key: String,
-        /// Those there are.
+        /// The valid keys.
         keys: String,
     },
-    /// The file is no TOML.
+    /// The file is not valid TOML.
     #[error("{file}: {problem}", file = file.display())]
     Syntax {
-        /// Which file.
         file: PathBuf,
-        /// Where and what.
+        /// Position and description of the error.
         problem: String,
     },
-    /// The file cannot be read.
     #[error("reading the configuration file {file}", file = file.display())]
-    Read {
-        /// Which file.
-        file: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Everybody on the way could read along.
+    Read { file: PathBuf, source: io::Error },
+    /// The traffic could be read in transit.
     #[error(
-        "{listen}, from {origin}, is reachable from other machines, and there is no certificate: give --tls-cert and \
-         --tls-key, listen on 127.0.0.1, or say --allow-plaintext if something in front adds TLS"
+        "{listen}, from {origin}, is reachable from other machines without TLS: give --tls-cert and \
+         --tls-key, listen on 127.0.0.1, or give --allow-plaintext if a proxy adds TLS"
     )]
-    Plaintext {
-        /// The address.
-        listen: SocketAddr,
-        /// Where it came from.
-        origin: Source,
-    },
+    Plaintext { listen: SocketAddr, origin: Source },
 }
 
-/// What differs between the programs the control plane is part of.
+/// Defaults that differ between `podling-control` and `podling up`.
 #[derive(Debug, Clone)]
 pub struct Defaults {
-    /// How an agent is started unless somebody says otherwise.
+    /// The command that starts an agent.
     pub agent_command: Vec<String>,
-    /// Whether what is idle is put to sleep when it is told to stop: for a control plane of one person, who goes home. One that is
-    /// replaced by its next version leaves them as they are.
+    /// Whether a shutdown first puts idle workspaces to sleep. `podling up` does, because its user
+    /// leaves. A `podling-control` that is replaced by its next version does not.
     pub leaves_idle_asleep: bool,
 }
 
 impl Config {
-    /// Makes the configuration of flags, environment (`env` looks a variable up) and file. `data` is what `--data` said.
+    /// Merges flags, environment (`env` looks a variable up) and file. `data` is the value of
+    /// `--data`.
     pub fn load(
         data: Option<&Path>,
         args: &ControlArgs,
         env: &dyn Fn(&str) -> Option<String>,
         defaults: Defaults,
     ) -> Result<Self, ConfigError> {
-        // An empty variable is one that nobody has set, as in a shell script.
+        // As in a shell script, an empty variable counts as unset.
         let env = &|name: &str| env(name).filter(|text| !text.is_empty());
         let mut sources = Sources::new(args, env);
-        // The data folder comes first, for the file may be in it; so the file cannot say where it is.
+        // The data directory comes first, because the file may be in it. So the file cannot set it.
         let data = data_folder(data, env)?;
         let named = args.config.clone().or_else(|| env("PODLING_CONFIG").map(PathBuf::from));
         if let Some(text) = read(named.as_deref(), &data.join("config.toml"))? {
@@ -241,13 +207,14 @@ impl Config {
         Ok(config)
     }
 
-    /// Where running commands find this control plane: `<data>/run`.
+    /// The directory `<data>/run`, where other commands find this control plane.
     pub fn run_folder(&self) -> PathBuf {
         self.data.join("run")
     }
 }
 
-/// The data folder: what `--data` said, else PODLING_DATA, else the place for it in the user's home.
+/// Returns the data directory: the value of `--data`, of PODLING_DATA, or the default in the user's
+/// home.
 pub fn data_folder(
     flag: Option<&Path>,
     env: &dyn Fn(&str) -> Option<String>,
@@ -271,11 +238,12 @@ fn default_data(env: &dyn Fn(&str) -> Option<String>) -> Result<PathBuf, ConfigE
         .ok_or_else(|| ConfigError::Value {
             value: String::new(),
             origin: Source::Environment("HOME".into()),
-            allowed: "without a home there is no default data folder; give --data DIR".into(),
+            allowed: "a home directory, which the default data directory is in; give --data DIR instead"
+                .into(),
         })
 }
 
-/// A file that was named must be there; the one in the data folder may be.
+/// A named file has to exist; the default file may be missing.
 fn read(named: Option<&Path>, usual: &Path) -> Result<Option<(PathBuf, String)>, ConfigError> {
     let file = named.unwrap_or(usual);
     match fs::read_to_string(file) {
@@ -300,7 +268,7 @@ fn tls(
     }
 }
 
-/// The URL of an absolute folder.
+/// Returns the URL of an absolute directory.
 fn folder_url(folder: &Path) -> String {
     Url::from_file_path(folder).map(String::from).unwrap_or_default()
 }

@@ -1,7 +1,8 @@
-//! The control plane: schedules workspaces, listens to their agents, and is the one address for browsers, CLI and services.
+//! The control plane: schedules workspaces, monitors their agents, and is the single address for
+//! browsers, CLI and services.
 //!
-//! The modules in suggested reading order. `run` is the composition root; `api`, `agents` and `gateway` are the edges; the
-//! driver is the only writer.
+//! `run` is the composition root. `api`, `agents` and `gateway` are the edges. `driver` is the only
+//! writer of workspace status.
 
 pub mod agents;
 pub mod api;

@@ -1,4 +1,4 @@
-//! How the control plane writes its log.
+//! Sets up logging.
 
 use std::io::IsTerminal;
 
@@ -6,17 +6,18 @@ use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
 use crate::config::LogFormat;
 
-/// What is logged, in the words of tracing's filters ("debug", "podling_control::gateway=debug").
+/// The variable with the log filter, in the syntax of tracing ("debug",
+/// "podling_control::gateway=debug").
 const FILTER_VARIABLE: &str = "PODLING_LOG";
 
-/// Writes to stderr from here on. To be called once, by the program; without it nothing is written.
+/// Starts logging to stderr. To be called once by the program; without it nothing is logged.
 pub fn init(format: LogFormat) {
     let filter = EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let colours = std::io::stderr().is_terminal() && !no_color;
     let lines = fmt::layer().with_ansi(colours).with_writer(std::io::stderr);
     let registry = tracing_subscriber::registry().with(filter);
-    // Fails only if somebody has set up a log already: then that one stands.
+    // Fails only if a subscriber is set already, which then stays.
     let _first = match format {
         LogFormat::Text => registry.with(lines).try_init(),
         LogFormat::Json => registry.with(lines.json()).try_init(),

@@ -1,4 +1,4 @@
-//! `podling-control`: the control plane as a program of its own.
+//! The program `podling-control`: the control plane.
 
 use std::{env, path::PathBuf, process::ExitCode};
 
@@ -13,11 +13,12 @@ use podling_control::{
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Podling's control plane: schedules workspaces, listens to their agents, and is the gateway to them
+/// Run Podling's control plane, which schedules workspaces, monitors their agents, and is the
+/// gateway to them
 #[derive(Debug, Parser)]
 #[command(name = "podling-control", version)]
 struct Cli {
-    /// Where everything is kept [env: PODLING_DATA] [default: ~/.local/share/podling]
+    /// Data directory [env: PODLING_DATA] [default: ~/.local/share/podling]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     #[command(flatten)]
@@ -56,12 +57,12 @@ fn start(cli: &Cli) -> anyhow::Result<()> {
             }
         }
     });
-    // All that must be finished is; what still blocks (a look through /proc) is nothing to wait for.
+    // All required work is done; threads that still block (a scan of /proc) are abandoned.
     runtime.shutdown_background();
     ended
 }
 
-/// The agent's program that was installed with this one, else the one in PATH.
+/// Returns the agent's program beside this one, else the one in PATH.
 fn agent_beside_us() -> String {
     let beside = env::current_exe().ok().map(|us| us.with_file_name("podling-agent"));
     beside

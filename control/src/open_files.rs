@@ -1,42 +1,43 @@
-//! How many files and sockets we may have open: as many as the system allows, and our children as many as before.
+//! The process's limit of open files: raised to the maximum for this process, and restored for its
+//! children.
 //!
-//! The soft limit is a courtesy to programs that use select(2), which breaks beyond 1024 descriptors. We do not, so we raise ours; what
-//! we start may.
+//! The soft limit protects programs that use select(2), which fails beyond 1024 descriptors. This
+//! program does not use it; its children may.
 
 use std::process::Child;
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 
-/// The limit that was there before it was raised.
+/// The limit before it was raised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenFiles(Rlimit);
 
 impl OpenFiles {
-    /// As it is now.
+    /// The current limit.
     pub fn limit() -> Self {
         Self(getrlimit(Resource::Nofile))
     }
 
-    /// With another soft limit.
     #[cfg(test)]
     pub(crate) fn with_soft(self, soft: u64) -> Self {
         Self(Rlimit { current: Some(soft), ..self.0 })
     }
 
-    /// Raises the soft limit to the hard one. Returns what it was.
+    /// Raises the soft limit to the hard one. Returns the limit before.
     pub(crate) fn raise() -> Self {
         let before = getrlimit(Resource::Nofile);
         if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: before.maximum, ..before }) {
-            tracing::warn!(%error, "the number of open files stays limited to {:?}", before.current);
+            tracing::warn!(%error, "failed to raise the limit of open files above {:?}", before.current);
         }
         Self(before)
     }
 
-    /// Gives a child that was just started the limit that was there before. Between fork and exec it could only be done unsafely; that
-    /// the child may have looked already is the price.
-    pub(crate) fn give_back(&self, child: &Child) {
+    /// Restores the earlier limit for a child that has just started. Setting it between fork and
+    /// exec would need unsafe code. The price is that the child may already have read the raised
+    /// limit.
+    pub(crate) fn restore_for(&self, child: &Child) {
         if let Err(error) = prlimit(Some(Pid::from_child(child)), Resource::Nofile, self.0) {
-            tracing::debug!(%error, pid = child.id(), "a child keeps our limit of open files");
+            tracing::debug!(%error, pid = child.id(), "failed to restore the child's limit of open files");
         }
     }
 }

@@ -1,13 +1,13 @@
-//! Quantities as people write them: cores, bytes and times, as Kubernetes does.
+//! Parses quantities in the notation of Kubernetes: cores, bytes and durations.
 
 use std::time::Duration;
 
-/// What [`cores()`] reads.
+/// The notation that [`cores()`] accepts.
 pub const CORES: &str = "cores (\"2\") or thousandths of one (\"500m\")";
-/// What [`bytes()`] reads.
+/// The notation that [`bytes()`] accepts.
 pub const BYTES: &str = "bytes with a unit, such as \"512MiB\" or \"2GiB\"";
 
-/// Thousandths of a core.
+/// Parses a number of cores into thousandths of a core.
 pub fn cores(text: &str) -> Option<u64> {
     let millis = match text.strip_suffix('m') {
         Some(millis) => millis.parse().ok(),
@@ -16,7 +16,7 @@ pub fn cores(text: &str) -> Option<u64> {
     millis.filter(|millis| *millis > 0)
 }
 
-/// Bytes.
+/// Parses a size into bytes.
 pub fn bytes(text: &str) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let unit: u64 = match &text[digits..] {
@@ -30,7 +30,7 @@ pub fn bytes(text: &str) -> Option<u64> {
     text[..digits].parse::<u64>().ok()?.checked_mul(unit).filter(|bytes| *bytes > 0)
 }
 
-/// A time such as "90s", "15m", "1h30m" or "7d".
+/// Parses a duration such as "90s", "15m", "1h30m" or "7d".
 pub fn duration(text: &str) -> Option<Duration> {
     let mut total = Duration::ZERO;
     let mut rest = text;
@@ -50,7 +50,8 @@ pub fn duration(text: &str) -> Option<Duration> {
     (!text.is_empty()).then_some(total)
 }
 
-/// A time as [`duration()`] reads it and Kubernetes' rules do: hours, minutes and seconds. Less than a second is left out.
+/// Formats a duration in hours, minutes and seconds, as [`duration()`] and Kubernetes read it.
+/// Fractions of a second are dropped.
 pub fn duration_words(time: Duration) -> String {
     let seconds = time.as_secs();
     let parts = [(seconds / 3600, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantities_are_read_as_they_are_written() {
+    fn quantities_parse_and_reject_bad_units() {
         assert_eq!(
             (cores("2"), cores("500m"), cores("0"), cores("1.5"), cores("")),
             (Some(2000), Some(500), None, None, None)
@@ -77,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_written_as_they_are_read() {
+    fn durations_round_trip() {
         for (seconds, words) in
             [(90, "1m30s"), (3600, "1h"), (129_600, "36h"), (0, "0s"), (86_461, "24h1m1s")]
         {

@@ -1,4 +1,5 @@
-//! The composition root: makes the parts, connects them, runs them, and ends them in order.
+//! The composition root: creates the components, connects them, runs them, and shuts them down in
+//! order.
 
 use std::{path::PathBuf, pin::Pin, sync::Arc};
 
@@ -42,25 +43,27 @@ mod standby;
 use engine::{AgentsAt, Engine};
 pub use error::RunError;
 
-/// Wishes to wake that wait for the driver: as many as there are calls that wait. When it is full a call wishes again in a moment.
+/// Capacity of the queue of wake requests for the driver: as many as there may be held calls. When
+/// it is full, a call repeats its request a second later.
 const WAKES: usize = 1024;
 
-/// Said when everything answers.
+/// Passed to the caller of [`run`] once every listener is ready.
 #[derive(Debug, Clone)]
 pub struct Ready {
-    /// Where clients find it.
+    /// The public URL.
     pub url: String,
-    /// Where the root token is.
+    /// Path of the root token's file.
     pub root_token: PathBuf,
 }
 
 /// A running control plane.
 pub type ControlPlaneFuture<'a> = Pin<Box<dyn Future<Output = Result<(), RunError>> + Send + 'a>>;
 
-/// Runs the control plane until `shutdown`, or until it was told to go down. `ready` is called once, when it answers.
+/// Runs the control plane until `shutdown` is cancelled, or until a `down` request has completed.
+/// Calls `ready` once, when every listener is ready.
 ///
-/// The future is boxed so that this crate compiles it once. Otherwise every binary and test that runs a control
-/// plane would compile all of it again.
+/// The future is boxed so that this crate compiles it once. Otherwise every binary and test that
+/// runs a control plane would compile all of it again.
 pub fn run<'a>(
     config: Config,
     shutdown: CancellationToken,
@@ -89,7 +92,7 @@ async fn run_engine(
         config::Engine::Local => serve(engine::local(&config, files)?, config, folder, shutdown, ready).await,
         config::Engine::Kubernetes(cluster) => {
             let ours = shutdown.clone().run_until_cancelled_owned(engine::kubernetes(&config, &cluster));
-            // Told to stop while another decided.
+            // Shut down while another replica is the leader.
             let Some(engine) = ours.await else { return Ok(()) };
             let (engine, held) = engine?;
             let done = serve(engine, config, folder, shutdown, ready).await;
@@ -106,13 +109,12 @@ async fn serve<B: Backend, R: AgentReviewer>(
     shutdown: CancellationToken,
     ready: Box<dyn FnOnce(Ready) + Send + '_>,
 ) -> Result<(), RunError> {
-    let Engine { identity, backend, store, reviewer, templates, public, agents_at, follower, leadership } =
-        engine;
-    // Opened now, so that a store that cannot be used is said at the start and not when a workspace has to be archived.
+    let Engine { identity, backend, store, reviewer, templates, public, agents_at, follower, term } = engine;
+    // Opened now, so that an unusable store fails the start rather than the first archive.
     secret_file::create_private_dir(&config.scratch)?;
     let backups = BackupStore::open(&config.backups, config.scratch.clone())?;
     let keeper = Arc::new(AgentKeeper::new(backups, identity.clone(), term));
-    // Set by the driver itself after `down`.
+    // The driver cancels it after `down`.
     let driven = CancellationToken::new();
     let (driver, handle) = Driver::open(store, backend, keeper, config.quotas, driven.clone()).await?;
 
@@ -186,28 +188,28 @@ async fn serve<B: Backend, R: AgentReviewer>(
         ended = doors.join_next() => ended,
     };
 
-    // While agents are still heard, and who is attached is still told.
+    // Done while agents are connected and attached clients can be notified.
     if let (Some(driver), true) = (leaving, shutdown.is_cancelled()) {
         leave::leave(&driver).await;
     }
 
-    // Not ready → accept nothing → tell streams → drain → force: the listeners go through it, each for its connections.
-    // The driver goes last, so that calls under way are answered.
+    // Order: not ready, accept no connections, cancel streams, drain, force. Each listener does
+    // this for its connections. The driver stops last, so that calls in progress complete.
     health.set_service_status("", ServingStatus::NotServing).await;
     stopping.draining.cancel();
     tracing::info!("shutting down");
     let doors = finish(doors).await;
-    // Their streams are closed, so they have ended or are about to.
+    // Their streams are closed, so the tasks have ended or are about to.
     sessions.close();
     sessions.wait().await;
-    tracing::debug!("all connections are closed");
+    tracing::debug!("connections closed");
     gateway.close().await;
     drop(gateway);
-    // It may have ended by itself because everything is down; that is no failure.
+    // After `down` the driver ends by itself, which is not a failure.
     let asked = driven.is_cancelled() || shutdown.is_cancelled();
     driven.cancel();
     let parts = finish(parts).await;
-    tracing::debug!("all parts have ended");
+    tracing::debug!("components stopped");
     parts.and(doors)?;
     match early {
         Some(ended) if !asked => Err(RunError::Ended(flatten(ended)?)),
@@ -215,10 +217,10 @@ async fn serve<B: Backend, R: AgentReviewer>(
     }
 }
 
-/// What runs as long as the control plane; each says which it was when it ends.
+/// Tasks that run as long as the control plane. Each returns its name when it ends.
 type Parts = JoinSet<Result<&'static str, RunError>>;
 
-/// Waits for all; the first failure counts.
+/// Waits for all tasks and returns the first failure.
 async fn finish(mut parts: Parts) -> Result<(), RunError> {
     let mut failed = Ok(());
     while let Some(ended) = parts.join_next().await {
@@ -227,7 +229,7 @@ async fn finish(mut parts: Parts) -> Result<(), RunError> {
     failed
 }
 
-/// How many events wait for the driver.
+/// Returns a function that counts the events that wait for the driver.
 fn queue(driver: &DriverHandle) -> impl Fn() -> usize + Send + Sync + 'static {
     let driver = driver.clone();
     move || driver.waiting()
@@ -262,11 +264,11 @@ fn listen_for_agents(
     }
 }
 
-/// Passes on to the driver for which workspaces calls wait.
+/// Forwards wake requests of held calls to the driver.
 async fn wake(driver: DriverHandle, mut wished: mpsc::Receiver<WorkspaceId>) -> &'static str {
     while let Some(id) = wished.recv().await {
         if let Err(error) = driver.wake(id.clone()).await {
-            tracing::debug!(workspace = %id, %error, "not woken");
+            tracing::debug!(workspace = %id, %error, "failed to wake workspace");
         }
     }
     "the waker"
@@ -276,7 +278,7 @@ fn flatten(
     ended: Result<Result<&'static str, RunError>, tokio::task::JoinError>,
 ) -> Result<&'static str, RunError> {
     ended.unwrap_or_else(|error| {
-        tracing::error!(%error, "a part of the control plane panicked");
-        Err(RunError::Ended("a part that panicked"))
+        tracing::error!(%error, "control plane task panicked");
+        Err(RunError::Ended("a task that panicked"))
     })
 }

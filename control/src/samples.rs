@@ -1,4 +1,4 @@
-//! What tests of this crate begin with.
+//! Sample values for tests of this crate.
 
 use podling_core::{
     id::WorkspaceId,
@@ -7,7 +7,7 @@ use podling_core::{
     workspace::{Resources, Spec, Wanted},
 };
 
-/// A workspace that somebody wants.
+/// A specification with the desired state awake.
 pub(crate) fn spec(bits: u64, name: &str) -> Spec {
     Spec {
         id: WorkspaceId::from_bits(bits),

@@ -1,6 +1,5 @@
-//! Templates: what a new workspace is made of. Two are built in, others come as TOML files.
+//! Templates of workspaces. Two are built in; others are TOML files or Kubernetes resources.
 //!
-//! Must not know who asks for one, or how its command is run.
 
 use std::{
     collections::BTreeMap,
@@ -17,60 +16,50 @@ mod parse;
 
 pub use follower::TemplateFollower;
 
-/// What a new workspace is made of.
+/// Settings of a new workspace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
-    /// For people, one line.
+    /// One line for people.
     pub description: String,
-    /// The workspace's own command (an IDE); empty: none.
+    /// The workspace's own command, such as an IDE; empty for none.
     pub command: Vec<String>,
     /// The environment of its terminals and processes.
     pub env: BTreeMap<String, String>,
-    /// How long what may last.
+    /// Timeouts and lifetimes of its workspaces.
     pub policy: Policy,
-    /// What a workspace takes of its owner's share while it is awake.
+    /// The resources that a workspace requests of its owner's quota while it is awake.
     pub resources: Resources,
 }
 
-/// All templates, by name.
 #[derive(Debug, Clone)]
 pub struct Templates {
     by_name: BTreeMap<String, Arc<Template>>,
     default: String,
 }
 
-/// Why the templates cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
-    /// A file says something that is not allowed.
+    /// A file has an invalid value.
     #[error("template {file}: {problem}", file = file.display())]
     Bad {
-        /// Which file.
         file: PathBuf,
-        /// Which key, and what is allowed.
+        /// The key and what it allows.
         problem: String,
     },
-    /// A file or folder cannot be read.
     #[error("reading templates from {path}", path = path.display())]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The default is none of them.
-    #[error("the default template {name:?} does not exist; there are {known}")]
+    Read { path: PathBuf, source: io::Error },
+    /// The default template does not exist.
+    #[error("the default template {name:?} does not exist; the templates are {known}")]
     NoDefault {
-        /// As asked for.
         name: String,
-        /// The names there are.
+        /// The existing names.
         known: String,
     },
 }
 
 impl Templates {
-    /// Those built in, then those in the TOML files of each folder: the later replaces an earlier of the same name. A folder
-    /// that is not there holds none.
+    /// Loads the built-in templates, then the TOML files of each directory. A later template
+    /// replaces an earlier one of the same name. A missing directory holds none.
     pub fn load(folders: &[PathBuf], default: &str) -> Result<Self, TemplateError> {
         let mut by_name = built_in::all();
         for folder in folders {
@@ -86,24 +75,23 @@ impl Templates {
         Ok(Self { by_name, default: default.to_owned() })
     }
 
-    /// These.
     pub fn new(by_name: BTreeMap<String, Arc<Template>>, default: &str) -> Self {
         Self { by_name, default: default.to_owned() }
     }
 
-    /// The template of this name; the empty name is the default. With the name it really has.
+    /// Returns the template with its name; the empty name stands for the default.
     pub fn get(&self, name: &str) -> Option<(&str, &Arc<Template>)> {
         let name = if name.is_empty() { &self.default } else { name };
         self.by_name.get_key_value(name).map(|(name, template)| (name.as_str(), template))
     }
 
-    /// The names there are, sorted.
+    /// Names of all templates, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.by_name.keys().map(String::as_str)
     }
 }
 
-/// Sorted, so that two starts see the same.
+/// Sorted, so that the order is the same at each start.
 fn toml_files(folder: &Path) -> Result<Vec<PathBuf>, TemplateError> {
     let read = |source| TemplateError::Read { path: folder.to_owned(), source };
     let entries = match fs::read_dir(folder) {
@@ -125,7 +113,7 @@ fn toml_files(folder: &Path) -> Result<Vec<PathBuf>, TemplateError> {
 fn load_file(file: &Path) -> Result<(String, Template), TemplateError> {
     let bad = |problem| TemplateError::Bad { file: file.to_owned(), problem };
     let name = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
-    // The file's name is the template's, and a template's name is made like a workspace's.
+    // The file's name is the template's, with the rules of a workspace's name.
     if name.parse::<podling_core::id::Name>().is_err() {
         return Err(bad(
             "its file name is the template's name: 1 to 63 of a-z, 0-9 and \"-\", beginning with a letter"
@@ -142,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_adds_a_template_and_may_replace_one_that_is_built_in() {
+    fn file_adds_or_replaces_template() {
         let folder = tempfile::tempdir().expect("folder");
         fs::write(folder.path().join("ide.toml"), "command = [\"code-server\"]\n").expect("write");
         fs::write(folder.path().join("shell.toml"), "description = \"ours\"\n").expect("write");
@@ -154,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_is_named_with_its_key() {
+    fn invalid_file_error_names_file_and_key() {
         let folder = tempfile::tempdir().expect("folder");
         let file = folder.path().join("ide.toml");
         fs::write(&file, "[policy]\nidle_timeout = \"soon\"\n").expect("write");
@@ -163,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_default_is_answered_with_those_there_are() {
+    fn unknown_default_error_lists_templates() {
         let error = Templates::load(&[], "pyton").expect_err("unknown").to_string();
         assert!(error.contains("pyton") && error.contains("python, shell"), "{error}");
     }

@@ -1,4 +1,5 @@
-//! Unix sockets whose path may be longer than `sun_path` holds (107 bytes): reached through their folder's descriptor.
+//! Unix sockets with paths longer than `sun_path` (107 bytes), reached through their directory's
+//! descriptor.
 
 use std::{
     io,
@@ -12,7 +13,8 @@ use std::{
 use rustix::fs::{Mode, OFlags};
 use tokio::net::{UnixListener, UnixStream};
 
-/// Listens at `path`, for this user only. Replaces a socket that is there: the caller knows that nobody listens at it.
+/// Listens at `path` with mode 0600. Replaces an existing socket: the caller ensures that it is not
+/// in use.
 pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     let (_folder, short) = short(path)?;
     match std::fs::remove_file(&short) {
@@ -25,13 +27,12 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     UnixListener::from_std(listener)
 }
 
-/// Connects to the socket at `path`.
 pub(crate) async fn connect(path: &Path) -> io::Result<UnixStream> {
     let (_folder, short) = short(path)?;
     UnixStream::connect(short).await
 }
 
-/// The same file by a short path, good as long as the descriptor is open.
+/// Returns a short path to the same file, valid while the descriptor is open.
 fn short(path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the path of a socket"));
@@ -48,7 +49,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_socket_below_a_very_long_path_is_reached() {
+    async fn socket_below_long_path_is_reachable() {
         let folder = tempfile::tempdir().expect("folder");
         let deep = folder.path().join("x".repeat(120)).join("y".repeat(120));
         std::fs::create_dir_all(&deep).expect("folders");
@@ -57,6 +58,6 @@ mod tests {
         let (client, server) = tokio::join!(connect(&path), listener.accept());
         assert!(client.is_ok() && server.is_ok());
         assert_eq!(path.metadata().expect("metadata").permissions().mode() & 0o777, 0o600);
-        assert!(bind(&path).is_ok(), "one left behind by a crash is replaced");
+        assert!(bind(&path).is_ok(), "a socket left by a crash is replaced");
     }
 }

@@ -1,4 +1,4 @@
-//! Where values come from, in order: flag, environment, file. Must not know what they mean.
+//! Looks values up in flags, environment and file, in this order, without interpreting them.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,8 @@ use toml::{Table, Value as Toml};
 use super::{ConfigError, Source};
 use crate::args::ControlArgs;
 
-/// Keys of the file; the environment variable of each is `PODLING_` and the key in capitals, the flag has "-" for "_".
+/// Keys of the file. The environment variable of a key is `PODLING_` and the key in capitals; the
+/// flag has "-" for "_".
 const KEYS: [&str; 24] = [
     "listen",
     "tls_cert",
@@ -35,14 +36,14 @@ const KEYS: [&str; 24] = [
     "workspace_account",
 ];
 
-/// One value with its origin.
+/// A value with its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Value {
     pub(super) text: String,
     pub(super) source: Source,
 }
 
-/// Several values with their origin.
+/// Values with their origins.
 #[derive(Debug, Default)]
 pub(super) struct List(Vec<Value>);
 
@@ -57,7 +58,7 @@ impl<'a> Sources<'a> {
         Self { args, env, file: None }
     }
 
-    /// Adds the file, whose keys must all exist and hold texts, lists of texts, or yes and no.
+    /// Adds the file. Its keys must be known and hold strings, lists of strings, or booleans.
     pub(super) fn file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
         let syntax = |problem| ConfigError::Syntax { file: path.to_owned(), problem };
         let table: Table =
@@ -73,14 +74,17 @@ impl<'a> Sources<'a> {
                 _ => false,
             };
             if !fits {
-                return Err(syntax(format!("{key} is {}: write it in quotation marks", value.type_str())));
+                return Err(syntax(format!(
+                    "{key} is of type {}; write it in quotation marks",
+                    value.type_str()
+                )));
             }
         }
         self.file = Some((path.to_owned(), table));
         Ok(())
     }
 
-    /// The value that counts, as one text.
+    /// Returns the value with the highest precedence.
     pub(super) fn text(&self, key: &str) -> Option<Value> {
         self.flag_or_variable(key).or_else(|| {
             let (file, table) = self.file.as_ref()?;
@@ -92,7 +96,8 @@ impl<'a> Sources<'a> {
         })
     }
 
-    /// The values that count: a list in the file, else a text with separators.
+    /// Returns the values with the highest precedence: a list in the file, or a text split at
+    /// `separator`.
     pub(super) fn list(&self, key: &str, separator: char) -> List {
         let file = self.file.as_ref().and_then(|(file, table)| Some((file, table.get(key)?)));
         if let (None, Some((file, Toml::Array(values)))) = (self.flag_or_variable(key), file) {
@@ -151,17 +156,17 @@ impl<'a> Sources<'a> {
 // === impl Value ===
 
 impl Value {
-    /// A value nobody gave.
+    /// A default value.
     pub(super) fn default(text: &str) -> Self {
         Self { text: text.to_owned(), source: Source::Default }
     }
 
-    /// Read by `parse`, which says on failure what is allowed.
+    /// Parses the value. On failure `parse` returns what is allowed.
     pub(super) fn parse<T>(&self, parse: fn(&str) -> Result<T, String>) -> Result<T, ConfigError> {
         parse(&self.text).map_err(|allowed| self.refuse(&allowed))
     }
 
-    /// It is not allowed.
+    /// Returns the error for this value.
     pub(super) fn refuse(&self, allowed: &str) -> ConfigError {
         ConfigError::Value {
             value: self.text.clone(),

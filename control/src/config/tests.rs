@@ -1,4 +1,4 @@
-//! Stories about configuration: who wins, and what somebody reads who mistyped.
+//! Tests of precedence, defaults and error messages.
 
 use super::*;
 
@@ -18,8 +18,8 @@ fn load(
 }
 
 #[test]
-fn a_newcomer_needs_to_say_nothing() {
-    let config = load(None, &ControlArgs::default(), &[("HOME", "/home/ada")]).expect("config");
+fn config_defaults_need_no_settings() {
+    let config = load(None, &Args::default(), &[("HOME", "/home/ada")]).expect("config");
     assert_eq!(config.data, Path::new("/home/ada/.local/share/podling"));
     assert_eq!(config.listen.to_string(), "127.0.0.1:7411");
     assert_eq!((config.tls, config.log_format), (None, LogFormat::Text));
@@ -30,12 +30,12 @@ fn a_newcomer_needs_to_say_nothing() {
         .expect("config");
     assert_eq!(config.data, Path::new("/data/podling"));
     let empty = [("HOME", "/home/ada"), ("PODLING_DATA", ""), ("PODLING_CONFIG", ""), ("PODLING_LISTEN", "")];
-    let config = load(None, &ControlArgs::default(), &empty).expect("config");
-    assert_eq!(config.data, Path::new("/home/ada/.local/share/podling"), "an empty variable says nothing");
+    let config = load(None, &Args::default(), &empty).expect("config");
+    assert_eq!(config.data, Path::new("/home/ada/.local/share/podling"), "an empty variable counts as unset");
 }
 
 #[test]
-fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+fn flag_overrides_environment_overrides_file() {
     let folder = tempfile::tempdir().expect("folder");
     let text = "listen = \"127.0.0.1:1\"\nlog_format = \"json\"\nagent_command = [\"my agent\", \"-v\"]\n\
                 cors_origins = [\"https://a.example\"]\n";
@@ -60,7 +60,7 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
 }
 
 #[test]
-fn a_wrong_value_says_which_whence_and_what_is_allowed() {
+fn invalid_value_error_names_origin_and_allowed() {
     let folder = tempfile::tempdir().expect("folder");
     let file = folder.path().join("config.toml");
     let wrong = |text: &str, env: &[(&str, &str)], words: &[&str]| {
@@ -95,7 +95,7 @@ fn a_wrong_value_says_which_whence_and_what_is_allowed() {
 }
 
 #[test]
-fn beyond_loopback_it_takes_a_certificate_or_the_flag() {
+fn public_address_needs_tls_or_flag() {
     let folder = tempfile::tempdir().expect("folder");
     let open = |listen: &str, allow_plaintext| {
         load(

@@ -1,4 +1,4 @@
-//! What each kind of value may be. On failure each says what is allowed.
+//! Parsers of values. On failure each returns a description of what is allowed.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -8,30 +8,31 @@ use std::{
 use super::LogFormat;
 use crate::quantity;
 
-/// A host and a port.
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     let allowed = "an address with a port, such as 127.0.0.1:7411, [::1]:0 or localhost:7411";
     let local = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
     local.as_deref().unwrap_or(text).parse().map_err(|_| allowed.to_owned())
 }
 
-/// A folder, which may not exist yet. Made absolute, for children have other working folders.
+/// A directory, which may not exist yet. Made absolute, because child processes have other working
+/// directories.
 pub(super) fn folder(text: &str) -> Result<PathBuf, String> {
     let path = path::absolute(text).unwrap_or_default();
-    if text.is_empty() || path.is_file() { Err("a folder".to_owned()) } else { Ok(path) }
+    if text.is_empty() || path.is_file() { Err("a directory".to_owned()) } else { Ok(path) }
 }
 
-/// A file that is there.
+/// An existing file.
 pub(super) fn file(text: &str) -> Result<PathBuf, String> {
     let path = path::absolute(text).unwrap_or_default();
-    if path.is_file() { Ok(path) } else { Err("a file that is there".to_owned()) }
+    if path.is_file() { Ok(path) } else { Err("an existing file".to_owned()) }
 }
 
-/// The origin of a web page, as a browser writes it.
+/// The origin of a web page, as a browser sends it.
 pub(super) fn origin(text: &str) -> Result<String, String> {
     let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     let fits = host.is_some_and(|host| {
-        // Browsers write it in small letters and without the usual port; whatever else is there would never match.
+        // Browsers send it in lower case and without the default port. Any other form would never
+        // match.
         let usual = if text.starts_with("https:") { ":443" } else { ":80" };
         let odd = host.contains(['@', '*'])
             || host.chars().any(|c| c.is_ascii_uppercase())
@@ -46,7 +47,7 @@ pub(super) fn origin(text: &str) -> Result<String, String> {
     }
 }
 
-/// Whether pods run workspaces.
+/// Whether the backend is Kubernetes.
 pub(super) fn is_kubernetes(text: &str) -> Result<bool, String> {
     match text {
         "local" => Ok(false),
@@ -55,12 +56,11 @@ pub(super) fn is_kubernetes(text: &str) -> Result<bool, String> {
     }
 }
 
-/// The address of a machine or a pod.
 pub(super) fn ip(text: &str) -> Result<IpAddr, String> {
     text.parse().map_err(|_| "an IP address, such as 10.244.0.7".to_owned())
 }
 
-/// The name of something in Kubernetes.
+/// The name of a Kubernetes object (RFC 1123 label).
 pub(super) fn label(text: &str) -> Result<String, String> {
     let fits = (1..=63).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -69,7 +69,7 @@ pub(super) fn label(text: &str) -> Result<String, String> {
     if fits { Ok(text.to_owned()) } else { Err("1 to 63 of a-z, 0-9 and \"-\"".to_owned()) }
 }
 
-/// Where agents dial.
+/// The URL that agents connect to.
 pub(super) fn agents_url(text: &str) -> Result<String, String> {
     let host = text.strip_prefix("https://").filter(|host| host.parse::<http::uri::Authority>().is_ok());
     match host {
@@ -86,7 +86,6 @@ pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
     }
 }
 
-/// A number of workspaces.
 pub(super) fn count(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| "a number of workspaces, such as \"3\"".to_owned())
 }

@@ -1,4 +1,5 @@
-//! The data folder belongs to one running control plane at a time, and says which.
+//! Locks the data directory for one running control plane at a time, and publishes its address
+//! there.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -13,7 +14,7 @@ use serde::Serialize;
 use super::RunError;
 use crate::identity::secret_file::{self, SecretFileError};
 
-/// What may lie in a data folder before the first start, or from an earlier one.
+/// Entries of a data directory before the first start, or from an earlier one.
 const OURS: [&str; 9] = [
     "config.toml",
     "templates",
@@ -26,14 +27,14 @@ const OURS: [&str; 9] = [
     "lost+found",
 ];
 
-/// Held as long as the control plane runs; the kernel gives it up with the process, however that ends.
+/// Held as long as the control plane runs. The kernel releases the lock when the process ends.
 #[derive(Debug)]
 pub(super) struct DataFolder {
     _lock: File,
     up: PathBuf,
 }
 
-/// What other commands read in `run/up.json`.
+/// The content of `run/up.json`, which other commands read.
 #[derive(Serialize)]
 struct Up<'a> {
     url: &'a str,
@@ -41,7 +42,7 @@ struct Up<'a> {
 }
 
 impl DataFolder {
-    /// Makes the folder ours, or says whose it is.
+    /// Locks the directory. Fails with the process that holds the lock.
     pub(super) fn claim(data: &Path) -> Result<Self, RunError> {
         let run = data.join("run");
         not_shared(data)?;
@@ -71,12 +72,12 @@ impl DataFolder {
         }
         lock.set_len(0).and_then(|()| write!(lock, "{}", process::id())).map_err(io("writing"))?;
         let this = Self { _lock: lock, up: run.join("up.json") };
-        // Of one that was killed.
+        // Left by a control plane that was killed.
         this.remove();
         Ok(this)
     }
 
-    /// Tells other commands where to find us.
+    /// Publishes the control plane's URL for other commands.
     pub(super) fn announce(&self, url: &str) -> Result<(), SecretFileError> {
         let up = serde_json::to_vec(&Up { url, pid: process::id() }).unwrap_or_default();
         secret_file::write(&self.up, &up)
@@ -86,7 +87,7 @@ impl DataFolder {
         if let Err(error) = fs::remove_file(&self.up)
             && error.kind() != std::io::ErrorKind::NotFound
         {
-            tracing::warn!(%error, path = %self.up.display(), "could not be removed");
+            tracing::warn!(%error, path = %self.up.display(), "failed to remove run file");
         }
     }
 }
@@ -97,7 +98,8 @@ impl Drop for DataFolder {
     }
 }
 
-/// Refuses a folder that others use: making it private would take it from them (`--data /tmp`).
+/// Rejects a directory that others use, such as `--data /tmp`: making it private would lock them
+/// out.
 fn not_shared(data: &Path) -> Result<(), RunError> {
     let Ok(meta) = fs::metadata(data) else { return Ok(()) };
     let mode = meta.mode() & 0o7777;
@@ -122,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_that_others_use_is_not_taken_from_them() {
+    fn shared_directory_is_rejected_unchanged() {
         let data = tempfile::tempdir().expect("folder");
         let mode = |bits| fs::set_permissions(data.path(), fs::Permissions::from_mode(bits)).expect("chmod");
         let bits = || fs::metadata(data.path()).expect("metadata").mode() & 0o7777;
@@ -130,15 +132,15 @@ mod tests {
         fs::write(data.path().join("theirs"), "").expect("write");
         let error = DataFolder::claim(data.path()).expect_err("shared").to_string();
         assert!(["1777", "theirs", "--data", "chmod 700"].iter().all(|word| error.contains(word)), "{error}");
-        assert_eq!(bits(), 0o1777, "it is as it was");
+        assert_eq!(bits(), 0o1777, "the mode is unchanged");
         fs::remove_file(data.path().join("theirs")).expect("remove");
         fs::write(data.path().join("config.toml"), "").expect("write");
-        assert!(DataFolder::claim(data.path()).is_ok(), "what somebody prepared for us is ours");
+        assert!(DataFolder::claim(data.path()).is_ok(), "a prepared configuration is accepted");
         assert_eq!(bits(), 0o700);
     }
 
     #[test]
-    fn a_data_folder_in_use_says_by_whom() {
+    fn locked_data_dir_error_names_process() {
         let data = tempfile::tempdir().expect("folder");
         let held = DataFolder::claim(data.path()).expect("ours");
         held.announce("http://127.0.0.1:1").expect("announce");
@@ -147,7 +149,7 @@ mod tests {
         let error = DataFolder::claim(data.path()).expect_err("in use").to_string();
         assert!(error.contains(&process::id().to_string()) && error.contains("podling down"), "{error}");
         drop(held);
-        assert!(!data.path().join("run/up.json").exists(), "it says so when it ends");
+        assert!(!data.path().join("run/up.json").exists(), "the run file is removed at the end");
         assert!(DataFolder::claim(data.path()).is_ok());
     }
 }

@@ -1,4 +1,5 @@
-//! What runs workspaces and keeps their records: processes and a file on one machine, pods and resources in a cluster.
+//! Creates the platform of the control plane: processes and a database file on one machine, or pods
+//! and resources in a cluster.
 
 use std::{future::pending, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -7,7 +8,7 @@ use kube::Client;
 use podling_proto::token;
 use tokio::{net::TcpListener, sync::watch};
 
-use super::{RunError, secrets, standby::pass_on};
+use super::{RunError, secrets, standby::forward_to_leader};
 use crate::{
     backend::{
         BackendError,
@@ -25,42 +26,41 @@ use crate::{
     template::{TemplateFollower, Templates},
 };
 
-/// Of what one run of a control plane is called.
+/// Random bytes of the identity that this process has in leader election.
 const IDENTITY_BYTES: usize = 12;
-/// The ConfigMap with what agents check the control plane's certificate against.
+/// The ConfigMap with the CA certificate that agents verify the control plane with.
 const CONTROL_CA: &str = "podling-ca";
 
-/// What differs between one machine and a cluster.
+/// The components that differ between one machine and a cluster.
 pub(super) struct Engine<B, R> {
     pub(super) identity: Arc<ControlIdentity>,
     pub(super) backend: B,
     pub(super) store: Arc<dyn Store>,
-    /// For how long it is for us to decide.
-    pub(super) leadership: Arc<Leadership>,
+    /// The leadership of this replica.
+    pub(super) term: Arc<Term>,
     pub(super) reviewer: Box<dyn FnOnce(Snapshots) -> Result<R, BackendError> + Send>,
     pub(super) templates: watch::Receiver<Arc<Templates>>,
-    /// The public door, if it is open already.
+    /// The public listener, if it is bound already.
     pub(super) public: Option<TcpListener>,
     pub(super) agents_at: AgentsAt,
-    /// Follows what others change, as long as the control plane runs.
+    /// Follows external changes as long as the control plane runs.
     pub(super) follower: Option<Follower>,
 }
 
 pub(super) type Follower =
     Box<dyn FnOnce(DriverHandle) -> BoxFuture<'static, Result<&'static str, RunError>> + Send>;
 
-/// Where agents dial.
+/// The address that agents connect to.
 pub(super) enum AgentsAt {
     Socket(PathBuf),
     Open(TcpListener),
 }
 
-/// Opens a door.
 pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, RunError> {
     TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })
 }
 
-/// Processes of this machine.
+/// Creates the platform for processes of this machine.
 pub(super) fn local(
     config: &Config,
     files: OpenFiles,
@@ -79,7 +79,7 @@ pub(super) fn local(
         store: Arc::new(RedbStore::open(&config.data.join("control").join("store.redb"))?),
         leadership: Leadership::permanent(),
         reviewer: Box::new(LocalReviewer::new),
-        // They stay as they are.
+        // Local templates do not change while the control plane runs.
         templates: watch::channel(Arc::new(templates)).1,
         public: None,
         agents_at: AgentsAt::Socket(control_socket(&config.data)),
@@ -87,13 +87,16 @@ pub(super) fn local(
     })
 }
 
-/// Pods, once it is for us to decide about them. Until then whoever comes is passed on to the one that does.
+/// Creates the platform for pods once this replica is the leader. Until then it forwards
+/// connections to the leader.
 pub(super) async fn kubernetes(
     config: &Config,
     cluster: &Cluster,
-) -> Result<(Engine<KubernetesBackend, KubernetesReviewer>, Arc<Leader>), RunError> {
-    let failed =
-        |source| RunError::Cluster { operation: "finding the cluster".into(), source: Box::new(source) };
+) -> Result<(Engine<KubernetesBackend, KubernetesReviewer>, Arc<Held>), RunError> {
+    let failed = |source| RunError::Cluster {
+        operation: "connecting to the cluster".into(),
+        source: Box::new(source),
+    };
     let client = Client::try_default().await.map_err(failed)?;
     let namespace = cluster.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
     let (public, agents) = (bind(config.listen).await?, bind(cluster.agents_listen).await?);
@@ -105,7 +108,7 @@ pub(super) async fn kubernetes(
         tokio::select! {
             leader = candidate.acquire() => Arc::new(leader),
             never = async {
-                tokio::join!(pass_on(&public, holder), pass_on(&agents, for_agents));
+                tokio::join!(forward_to_leader(&public, holder), forward_to_leader(&agents, for_agents));
                 pending().await
             } => never,
         }
@@ -114,7 +117,7 @@ pub(super) async fn kubernetes(
     Ok((engine, leader))
 }
 
-/// The same, now that it is for us.
+/// Creates the platform for pods as the leader.
 async fn deciding(
     config: &Config,
     cluster: &Cluster,
@@ -154,10 +157,10 @@ async fn deciding(
         follower: Some(Box::new(move |driver| {
             Box::pin(async move {
                 tokio::select! {
-                    // The driver has gone, which is said by itself.
-                    _ = watched.watch_resources(&driver) => Ok("the watch over workspaces"),
-                    () = shown.show(driver.snapshots()) => Ok("what resources show"),
-                    () = eviction_guard.run(driver.snapshots()) => Ok("what autoscalers are told"),
+                    // The driver has ended, which is reported separately.
+                    _ = followed.follow(&driver) => Ok("the watch over workspaces"),
+                    () = shown.show(driver.snapshots()) => Ok("the status display of resources"),
+                    () = shield.run(driver.snapshots()) => Ok("the eviction guard"),
                     () = follower.run() => Ok("the watch over templates"),
                     lost = renewing.renew_until_lost() => Err(lost.into()),
                 }

@@ -1,4 +1,4 @@
-//! Why the control plane does not run, for whoever started it.
+//! Errors that prevent the control plane from running.
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
@@ -12,91 +12,63 @@ use crate::{
     template::TemplateError,
 };
 
-/// Why the control plane does not run, or does not run any more.
+/// Why the control plane does not start, or has stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// Another one has the data folder.
+    /// Another control plane uses the data directory.
     #[error(
-        "the data folder {data} is in use by another control plane (process {pid}): use that one, stop it with \
-         `podling down --data {data}`, or give this one another folder with --data", data = data.display()
+        "the data directory {data} is in use by another control plane (process {pid}): use that one, stop it with \
+         `podling down --data {data}`, or choose another directory with --data", data = data.display()
     )]
     InUse {
-        /// The folder.
         data: PathBuf,
-        /// The other's process.
+        /// The process of the other control plane.
         pid: String,
     },
-    /// Others use the data folder for something else.
+    /// Other users can access the data directory, and it holds foreign files.
     #[error(
-        "the data folder {data} is open to others (mode {mode:o}) and holds what is not Podling's ({holds}): give it a folder of \
-         its own with --data, or `chmod 700` this one if nobody else uses it", data = data.display()
+        "the data directory {data} is accessible to others (mode {mode:o}) and contains {holds}, which is not \
+         Podling's: choose another directory with --data, or run `chmod 700` on it if only you use it", data = data.display()
     )]
     Shared {
-        /// The folder.
         data: PathBuf,
-        /// Its mode.
         mode: u32,
-        /// Something in it.
+        /// An unexpected entry.
         holds: String,
     },
-    /// A file in the data folder.
     #[error(transparent)]
     File(#[from] SecretFileError),
-    /// Tokens, keys, certificates.
     #[error(transparent)]
     Identity(#[from] ControlIdentityError),
-    /// A template.
     #[error(transparent)]
     Template(#[from] TemplateError),
-    /// What is stored.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Where archives are kept.
     #[error(transparent)]
     Backups(#[from] OpenStoreError),
-    /// What runs workspaces.
     #[error(transparent)]
     Backend(#[from] BackendError),
-    /// Another control plane decides by now.
+    /// Another replica has become the leader.
     #[error(transparent)]
-    LeadershipLost(#[from] LeadershipLost),
-    /// The cluster.
+    Lost(#[from] Lost),
+    /// A request to the cluster failed.
     #[error("{operation}")]
     Cluster {
-        /// What was tried.
         operation: String,
-        /// Why not.
         #[source]
         source: Box<kube::Error>,
     },
-    /// The certificate for the public address.
-    #[error("the certificate given with --tls-cert and --tls-key cannot be used")]
+    #[error("the certificate of --tls-cert and --tls-key is not valid")]
     Tls(#[source] rustls::Error),
-    /// The public address.
-    #[error(
-        "listening on {address}; is another program there? Choose another address with --listen, port 0 for a free one"
-    )]
-    Listen {
-        /// Which.
-        address: SocketAddr,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Where agents dial.
+    #[error("listening on {address}; choose another address with --listen, or port 0 for a free port")]
+    Listen { address: SocketAddr, source: io::Error },
     #[error("listening for agents at {path}", path = path.display())]
-    ListenAgents {
-        /// The socket.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The description of the services.
+    ListenAgents { path: PathBuf, source: io::Error },
     #[error("describing the services")]
     Reflection(#[source] tonic_reflection::server::Error),
-    /// The driver ended.
     #[error("the driver ended")]
     Driver(#[from] BackendGone),
-    /// A part that runs as long as the control plane ended by itself.
-    #[error("{0} ended by itself; start the control plane again: the workspaces go on meanwhile")]
+    /// A task that runs as long as the control plane has ended.
+    #[error("{0} ended unexpectedly; restart the control plane (workspaces keep running meanwhile)")]
     Ended(&'static str),
 }

@@ -1,4 +1,4 @@
-//! The first thing when the control plane is told to stop: what is idle falls asleep, while agents are still heard.
+//! The first step of a shutdown: puts idle workspaces to sleep while agents are still connected.
 
 use std::time::Duration;
 
@@ -6,17 +6,18 @@ use tokio::time::timeout;
 
 use crate::driver::DriverHandle;
 
-/// For what is idle to fall asleep when the control plane is told to stop; what takes longer runs on and is adopted.
+/// Time for idle workspaces to fall asleep. Those that take longer keep running, and the next start
+/// adopts them.
 const LEAVE_TIME: Duration = Duration::from_secs(10);
 
-/// Puts to sleep what is idle, as far as time allows.
+/// Puts idle workspaces to sleep, as far as the time allows.
 pub(super) async fn leave(driver: &DriverHandle) {
     match timeout(LEAVE_TIME, driver.leave()).await {
         Ok(Ok(())) => {}
-        // It has ended meanwhile: everything is down.
-        Ok(Err(error)) => tracing::debug!(%error, "nothing is put to sleep"),
+        // The driver has ended meanwhile: all workspaces are down.
+        Ok(Err(error)) => tracing::debug!(%error, "driver ended before idle workspaces were put to sleep"),
         Err(_) => tracing::warn!(
-            "not all that is idle sleeps after {LEAVE_TIME:?}; it runs on, and the next start adopts it"
+            "some idle workspaces did not fall asleep within {LEAVE_TIME:?}; the next start adopts them"
         ),
     }
 }

@@ -1,5 +1,5 @@
-//! What all replicas of the control plane have in common and nobody else may know: it lies in a Secret, and is made by whoever comes first. And
-//! what everybody may know of it.
+//! Shares secrets between the replicas of the control plane in a Secret, which the first replica
+//! creates. Publishes the CA certificate in a ConfigMap.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -16,9 +16,9 @@ use serde_json::json;
 use super::RunError;
 use crate::identity::{ControlIdentity, SecretFileError, secret_file};
 
-/// The Secret.
+/// Name of the Secret.
 const NAME: &str = "podling-control";
-/// What of the data folder is shared; the key of each is its name.
+/// Shared files of the data directory. The Secret's keys are their file names.
 const FILES: [&str; 6] = [
     "root-token",
     "control/token-keys.json",
@@ -28,7 +28,8 @@ const FILES: [&str; 6] = [
     "control/tls.key",
 ];
 
-/// Brings the secrets into the data folder: those there are, or new ones, which are there for all from then on.
+/// Writes the shared secrets into the data directory. If the Secret does not exist, it is created
+/// from new ones.
 pub(super) async fn share(client: &Client, namespace: &str, data: &Path) -> Result<(), RunError> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let failed = |source| RunError::Cluster {
@@ -45,7 +46,7 @@ pub(super) async fn share(client: &Client, namespace: &str, data: &Path) -> Resu
         ..Secret::default()
     };
     match secrets.create(&PostParams::default(), &secret).await {
-        // Somebody was faster: theirs count.
+        // Another replica has created it first; its secrets count.
         Err(Error::Api(status)) if status.code == 409 => {
             write(data, &secrets.get(NAME).await.map_err(failed)?)
         }
@@ -53,7 +54,7 @@ pub(super) async fn share(client: &Client, namespace: &str, data: &Path) -> Resu
     }
 }
 
-/// Tells agents what to check the control plane's certificate against.
+/// Publishes the CA certificate that agents verify the control plane with.
 pub(super) async fn publish_ca(
     client: &Client,
     namespace: &str,
@@ -72,7 +73,7 @@ pub(super) async fn publish_ca(
     done.map(drop).map_err(|source| RunError::Cluster { operation, source: Box::new(source) })
 }
 
-/// How the Secret calls a file.
+/// The Secret's key of a file.
 fn key(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }

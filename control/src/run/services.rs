@@ -8,11 +8,11 @@ use tonic_reflection::server::Builder as Reflection;
 
 use super::RunError;
 
-/// Largest question about health, in bytes. It is answered before anybody has shown a token, so a stranger must not make us hold
-/// more for it than a service's name takes; a longer one is refused.
+/// Largest health request, in bytes. Health needs no token, so an unauthenticated client must not
+/// make the server buffer more than the name of a service. A longer request is rejected.
 const MAX_HEALTH_BYTES: usize = 1024;
 
-/// Adds health and reflection to the control plane's own services.
+/// Adds health and reflection to the control plane's services.
 pub(super) fn with_description(own: Routes, health: &HealthReporter) -> Result<Router, RunError> {
     let health = tonic_health::pb::health_server::HealthServer::new(
         tonic_health::server::HealthService::from_health_reporter(health.clone()),
@@ -26,7 +26,7 @@ pub(super) fn with_description(own: Routes, health: &HealthReporter) -> Result<R
     Ok(own
         .add_service(health)
         .add_service(description().build_v1().map_err(RunError::Reflection)?)
-        // Older clients, grpcurl among them, ask for this one first.
+        // Older clients, such as grpcurl, try this version first.
         .add_service(description().build_v1alpha().map_err(RunError::Reflection)?)
         .into_axum_router())
 }

@@ -1,5 +1,5 @@
-//! A control plane that stands by: whoever comes to it is passed on to the one that decides, byte by byte, so that callers and agents need
-//! not know which one that is.
+//! A standby replica forwards connections to the leader byte by byte, so that callers and agents
+//! need not know which replica leads.
 
 use std::{io, time::Duration};
 
@@ -11,46 +11,48 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// Connections that are passed on at once, of each door; more wait to be accepted.
-const MOST: usize = 4096;
-/// For the one that decides to take a connection.
-const CONNECTS_WITHIN: Duration = Duration::from_secs(3);
-/// Pause after a connection could not be accepted (no descriptors left).
+/// Concurrently forwarded connections of one listener; further ones wait to be accepted.
+const MAX_FORWARDED: usize = 4096;
+/// Time for the leader to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pause after a failed accept (no descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Passes on whoever comes to this door, as long as somebody is known who decides. Does not end.
-pub(super) async fn pass_on(door: &TcpListener, mut holder: watch::Receiver<Option<String>>) {
-    let port = door.local_addr().map_or(0, |address| address.port());
-    let mut passing = JoinSet::new();
+/// Forwards the listener's connections while a leader is known. Returns only if the sender of
+/// `holder` is dropped.
+pub(super) async fn forward_to_leader(listener: &TcpListener, mut holder: watch::Receiver<Option<String>>) {
+    let port = listener.local_addr().map_or(0, |address| address.port());
+    let mut forwarded = JoinSet::new();
     loop {
-        // Who comes while nobody decides waits at the door: it may be we who open it.
+        // Without a leader, connections wait in the kernel's queue: this replica may become the
+        // leader.
         let Ok(address) = holder.wait_for(Option::is_some).await.map(|holder| holder.clone()) else { return };
         tokio::select! {
-            accepted = door.accept(), if passing.len() < MOST => match accepted {
+            accepted = listener.accept(), if forwarded.len() < MAX_FORWARDED => match accepted {
                 Ok((from, _)) => {
-                    passing.spawn(pass(from, format!("{}:{port}", address.unwrap_or_default())));
+                    forwarded.spawn(forward(from, format!("{}:{port}", address.unwrap_or_default())));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    tracing::warn!(%error, "failed to accept connection");
                     sleep(ACCEPT_PAUSE).await;
                 }
             },
-            Some(_) = passing.join_next() => {}
+            Some(_) = forwarded.join_next() => {}
             _ = holder.changed() => {}
         }
     }
 }
 
-async fn pass(mut from: TcpStream, to: String) {
-    let passed = async {
-        let connected = timeout(CONNECTS_WITHIN, TcpStream::connect(&to)).await;
+async fn forward(mut from: TcpStream, to: String) {
+    let copied = async {
+        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(&to)).await;
         let mut to = connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        // Keystrokes are small and must not wait for company.
+        // Nagle's algorithm would delay keystrokes.
         from.set_nodelay(true)?;
         to.set_nodelay(true)?;
         copy_bidirectional(&mut from, &mut to).await
     };
-    if let Err(error) = passed.await {
-        tracing::debug!(%error, to, "a connection that was passed on ended");
+    if let Err(error) = copied.await {
+        tracing::debug!(%error, to, "forwarded connection failed");
     }
 }

@@ -6,7 +6,7 @@ use podling_core::{policy::Policy, workspace::Resources};
 
 use super::Template;
 
-/// `shell` and `python`.
+/// The templates `shell` and `python`.
 pub(super) fn all() -> BTreeMap<String, Arc<Template>> {
     let template = |description: &str, env: &[(&str, String)]| {
         Arc::new(Template {
@@ -17,10 +17,10 @@ pub(super) fn all() -> BTreeMap<String, Arc<Template>> {
             resources: Resources::default(),
         })
     };
-    // A terminal without a command of its own opens $SHELL: here that is the interpreter itself. Where there is none, the
-    // workspace is still good for everything else, so the terminal is then an ordinary shell.
+    // A terminal without a command opens $SHELL, which is the interpreter here. Where Python is
+    // missing, the workspace is still useful, so the terminal opens the ordinary shell.
     let interpreter = python().map(|path| ("SHELL", path.display().to_string()));
-    // Output of a script that runs without a terminal is seen when it is printed, not when its buffer is full.
+    // Without a terminal, Python would buffer the output of scripts.
     let unbuffered = ("PYTHONUNBUFFERED", "1".to_owned());
     let python_env: Vec<_> = interpreter.into_iter().chain([unbuffered]).collect();
     BTreeMap::from([

@@ -1,4 +1,4 @@
-//! The templates there are, as their resources say now.
+//! Follows the `WorkspaceTemplate` resources of a namespace.
 
 use std::{collections::BTreeMap, pin::pin, sync::Arc};
 
@@ -18,10 +18,9 @@ use tokio::sync::watch;
 use super::{Template, Templates};
 use crate::kubernetes::{WorkspaceTemplate, WorkspaceTemplateSpec, requested_resources};
 
-/// Follows the templates of one namespace.
 #[derive(Debug)]
 pub struct TemplateFollower {
-    // One that an older kind let in does not hide the others.
+    // A resource that an older CRD admitted may be invalid; it does not hide the others.
     resources: Api<DeserializeGuard<WorkspaceTemplate>>,
     default: String,
     known: BTreeMap<String, Arc<Template>>,
@@ -29,7 +28,7 @@ pub struct TemplateFollower {
 }
 
 impl TemplateFollower {
-    /// Of this namespace, with those that there are now: who comes first is not told that there are none.
+    /// Lists the namespace's templates once, so that the first requests find them.
     pub async fn open(
         client: &Client,
         namespace: &str,
@@ -43,7 +42,7 @@ impl TemplateFollower {
         Ok((Self { resources, default: default.to_owned(), known, templates }, receiver))
     }
 
-    /// Does not end.
+    /// Follows changes; never returns.
     pub async fn run(self) {
         let mut known = self.known;
         let mut listed = BTreeMap::new();
@@ -65,7 +64,7 @@ impl TemplateFollower {
                     known.remove(&resource.name_any());
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the templates cannot be watched; those known still count")
+                    tracing::warn!(%error, "failed to watch templates; using the last known ones")
                 }
             }
             self.templates.send_replace(Arc::new(Templates::new(known.clone(), &self.default)));
@@ -73,13 +72,13 @@ impl TemplateFollower {
     }
 }
 
-/// `None` if it cannot be understood: then what it said before counts on.
+/// `None` if it is invalid: then its previous content stays in effect.
 fn template(resource: DeserializeGuard<WorkspaceTemplate>) -> Option<Arc<Template>> {
     match resource.0 {
         Ok(resource) => Some(Arc::new(of(&resource.spec))),
         Err(invalid) => {
             let name = invalid.metadata.name.unwrap_or_default();
-            tracing::error!(name, problem = invalid.error, "a template cannot be read");
+            tracing::error!(name, problem = invalid.error, "ignoring invalid template");
             None
         }
     }
@@ -89,7 +88,7 @@ fn of(spec: &WorkspaceTemplateSpec) -> Template {
     let valued = spec.environment.iter().filter_map(|v| Some((v.name.clone(), v.value.clone()?)));
     Template {
         description: spec.description.clone(),
-        // A pod is started with its template's, as that is then.
+        // The pod's command comes from the template when the pod is created.
         command: Vec::new(),
         env: valued.collect(),
         policy: Policy::default().with(&spec.policy.overrides()),

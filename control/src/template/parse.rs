@@ -1,4 +1,4 @@
-//! A template's TOML text: which keys there are and what they may hold.
+//! Parses the TOML text of a template.
 
 use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
@@ -11,17 +11,14 @@ use toml::{Table, Value};
 use super::Template;
 use crate::quantity::{self, duration};
 
-/// Keys of a template.
 const KEYS: [&str; 5] = ["description", "command", "env", "policy", "resources"];
-/// Keys of its `[policy]`.
 const POLICY_KEYS: [&str; 7] =
     ["idle_timeout", "work_cap", "presence_cap", "warning", "max_awake", "archive_after", "keep_archives"];
-/// Keys of its `[resources]`.
 const RESOURCE_KEYS: [&str; 2] = ["cpu", "memory"];
-/// What a time in a policy may be: one second to a year.
+/// Allowed durations in a policy: one second to a year.
 const TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 60 * 60);
 
-/// Reads a template, or says which key is wrong and what it may be.
+/// Parses a template; the error names the key and what it allows.
 pub(super) fn template(text: &str) -> Result<Template, String> {
     let table: Table = text.parse().map_err(|e: toml::de::Error| e.to_string().trim_end().to_owned())?;
     known(&table, "", &KEYS)?;
@@ -36,34 +33,38 @@ pub(super) fn template(text: &str) -> Result<Template, String> {
 
 fn known(table: &Table, prefix: &str, keys: &[&str]) -> Result<(), String> {
     match table.keys().find(|key| !keys.contains(&key.as_str())) {
-        Some(key) => Err(format!("there is no key {prefix}{key}; the keys are {}", keys.join(", "))),
+        Some(key) => Err(format!("unknown key {prefix}{key}; the keys are {}", keys.join(", "))),
         None => Ok(()),
     }
 }
 
 fn string(key: &str, value: &Value) -> Result<String, String> {
-    let text = value.as_str().ok_or_else(|| format!("{key} is {}, but must be a text", value.type_str()))?;
+    let text = value
+        .as_str()
+        .ok_or_else(|| format!("{key} is of type {}, but must be a string", value.type_str()))?;
     if text.contains('\0') {
-        return Err(format!("{key} holds a NUL"));
+        return Err(format!("{key} contains a NUL"));
     }
     Ok(text.to_owned())
 }
 
 fn command(value: &Value) -> Result<Vec<String>, String> {
-    let wrong = "command must be a list of texts: program and arguments";
+    let wrong = "command must be a list of strings: program and arguments";
     let words = value.as_array().ok_or(wrong)?;
     let words = words.iter().map(|word| string("command", word)).collect::<Result<Vec<_>, _>>()?;
     if words.first().is_some_and(String::is_empty) {
-        return Err("command names no program: its first text is empty".to_owned());
+        return Err("command names no program: its first string is empty".to_owned());
     }
     Ok(words)
 }
 
 fn env(value: &Value) -> Result<BTreeMap<String, String>, String> {
-    let table = value.as_table().ok_or("env must be a table of texts")?;
+    let table = value.as_table().ok_or("env must be a table of strings")?;
     let entry = |(key, value): (&String, &Value)| {
         if key.is_empty() || key.contains(['=', '\0']) {
-            return Err(format!("env.{key:?} is no name of a variable: not empty, without \"=\""));
+            return Err(format!(
+                "env.{key:?} is not a valid variable name: it must not be empty or contain \"=\""
+            ));
         }
         Ok((key.clone(), string(&format!("env.{key}"), value)?))
     };
@@ -77,7 +78,10 @@ fn policy(value: &Value) -> Result<Policy, String> {
         let Some(value) = table.get(key) else { return Ok(None) };
         let time = value.as_str().and_then(duration).filter(|time| TIMES.contains(time));
         time.map(Some).ok_or_else(|| {
-            format!("policy.{key} is {value}, but must be a time from \"1s\" to \"365d\", such as \"15m\" or \"1h30m\"")
+            format!(
+                "policy.{key} is {value}, but must be a duration from \"1s\" to \"365d\", such as \"15m\" or \
+                 \"1h30m\""
+            )
         })
     };
     Ok(Policy::default().with(&PolicyOverrides {
@@ -111,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_template_says_what_its_text_says() {
+    fn template_text_is_parsed() {
         let text = "description = \"VS Code\"\ncommand = [\"code-server\", \"--auth=none\"]\n\
                     [env]\nEDITOR = \"vi\"\n[policy]\nidle_timeout = \"1h30m\"\n";
         let template = template(text).expect("template");
@@ -125,13 +129,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_allowed_is_named_with_what_is() {
+    fn invalid_template_error_names_key_and_allowed() {
         for (text, words) in [
             ("comand = []", &["comand", "description, command, env, policy, resources"][..]),
             ("command = \"vi\"", &["command", "list"]),
             ("command = [\"\"]", &["command", "no program"]),
-            ("[env]\nA = 1", &["env.A", "integer", "text"]),
-            ("[env]\n\"A=B\" = \"x\"", &["A=B", "without"]),
+            ("[env]\nA = 1", &["env.A", "integer", "string"]),
+            ("[env]\n\"A=B\" = \"x\"", &["A=B", "contain"]),
             ("[policy]\nidle_timeout = \"0s\"", &["policy.idle_timeout", "0s", "1s"]),
             ("[policy]\nidle = \"1s\"", &["policy.idle", "idle_timeout"]),
             ("[policy]\nwork_cap = 5", &["policy.work_cap", "5", "365d"]),
@@ -144,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_counts_with_units() {
+    fn durations_are_counts_with_units() {
         assert_eq!(duration("90s"), Some(Duration::from_secs(90)));
         assert_eq!(duration("1d2h"), Some(Duration::from_secs(93_600)));
         for bad in ["", "5", "s", "1x", "-1s", "1.5h", "99999999999999999999s", "ß"] {

@@ -4,7 +4,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, poll};
 use podling_control::{
-    api::{backups::WorkspaceArchivesService, workspaces::WorkspacesService},
+    api::{workspace_archives::WorkspaceArchivesService, workspaces::WorkspacesService},
     principal::Principal,
     template::Templates,
 };

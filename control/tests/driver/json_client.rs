@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use podling_control::{
-    api::{backups::WorkspaceArchivesService, json, workspaces::WorkspacesService},
+    api::{json, workspace_archives::WorkspaceArchivesService, workspaces::WorkspacesService},
     principal::Principal,
     template::Templates,
 };
