@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// names, or in the configuration file as the flag's name with "_" for "-". The data directory is
 /// not among them: every program has its own flag for it.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct Args {
+pub struct ControlArgs {
     /// Configuration file [env: PODLING_CONFIG] [default: config.toml in the data directory, if it
     /// exists]
     #[arg(long, value_name = "FILE")]

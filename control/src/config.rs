@@ -15,16 +15,16 @@ use crate::args::ControlArgs;
 mod sources;
 mod values;
 
-use sources::Sources;
+use sources::ConfigSources;
 
 /// The agent's image of this version.
 const AGENT_IMAGE: &str = concat!("podling/agent:", env!("CARGO_PKG_VERSION"));
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Config {
+pub struct ControlConfig {
     /// The data directory.
     pub data: PathBuf,
-    pub engine: Engine,
+    pub backend: BackendKind,
     /// The public address; port 0 selects a free port.
     pub listen: SocketAddr,
     /// Certificate and key of the public address; `None` for plain text.
@@ -45,19 +45,19 @@ pub struct Config {
     /// Limits of awake workspaces, for each owner and in total.
     pub quotas: Quotas,
     /// Whether a shutdown first puts idle workspaces to sleep.
-    pub leaves_idle_asleep: bool,
+    pub sleep_idle_on_shutdown: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Engine {
+pub enum BackendKind {
     /// Workspaces are processes of this machine.
     Local,
-    Kubernetes(Cluster),
+    Kubernetes(KubernetesConfig),
 }
 
 /// Settings of the Kubernetes backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cluster {
+pub struct KubernetesConfig {
     /// The namespace of the workspaces; `None`: the control plane's own.
     pub namespace: Option<String>,
     /// The address of the agents' listener.
@@ -89,7 +89,7 @@ pub enum LogFormat {
 
 /// The origin of a value, for error messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum ValueSource {
     Flag(String),
     Environment(String),
     /// A file and a key in it.
@@ -100,7 +100,7 @@ pub enum Source {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("{value:?}, from {origin}, is not valid; allowed is {allowed}")]
-    Value { value: String, origin: Source, allowed: String },
+    Value { value: String, origin: ValueSource, allowed: String },
     #[error("{file}: unknown key {key:?}; the keys are {keys}", file = file.display())]
     UnknownKey {
         file: PathBuf,
@@ -122,31 +122,31 @@ pub enum ConfigError {
         "{listen}, from {origin}, is reachable from other machines without TLS: give --tls-cert and \
          --tls-key, listen on 127.0.0.1, or give --allow-plaintext if a proxy adds TLS"
     )]
-    Plaintext { listen: SocketAddr, origin: Source },
+    Plaintext { listen: SocketAddr, origin: ValueSource },
 }
 
 /// Defaults that differ between `podling-control` and `podling up`.
 #[derive(Debug, Clone)]
-pub struct Defaults {
+pub struct ProgramDefaults {
     /// The command that starts an agent.
     pub agent_command: Vec<String>,
     /// Whether a shutdown first puts idle workspaces to sleep. `podling up` does, because its user
     /// leaves. A `podling-control` that is replaced by its next version does not.
-    pub leaves_idle_asleep: bool,
+    pub sleep_idle_on_shutdown: bool,
 }
 
-impl Config {
+impl ControlConfig {
     /// Merges flags, environment (`env` looks a variable up) and file. `data` is the value of
     /// `--data`.
     pub fn load(
         data: Option<&Path>,
         args: &ControlArgs,
         env: &dyn Fn(&str) -> Option<String>,
-        defaults: Defaults,
+        defaults: ProgramDefaults,
     ) -> Result<Self, ConfigError> {
         // As in a shell script, an empty variable counts as unset.
         let env = &|name: &str| env(name).filter(|text| !text.is_empty());
-        let mut sources = Sources::new(args, env);
+        let mut sources = ConfigSources::new(args, env);
         // The data directory comes first, because the file may be in it. So the file cannot set it.
         let data = data_folder(data, env)?;
         let named = args.config.clone().or_else(|| env("PODLING_CONFIG").map(PathBuf::from));
@@ -156,7 +156,7 @@ impl Config {
         let text = |key: &str| sources.text(key);
         let quota = |whose: &str| {
             let bound = |what, parse| {
-                text(&format!("{whose}_{what}")).map(|v: sources::Value| v.parse(parse)).transpose()
+                text(&format!("{whose}_{what}")).map(|v: sources::ConfigValue| v.parse(parse)).transpose()
             };
             Ok::<_, ConfigError>(Quota {
                 awake: bound("awake", values::count)?,
@@ -164,10 +164,11 @@ impl Config {
                 memory_bytes: bound("memory", values::bytes)?,
             })
         };
-        let usual = |key: &str, usual: &str| text(key).unwrap_or_else(|| sources::Value::default(usual));
-        let engine = match usual("backend", "local").parse(values::is_kubernetes)? {
-            false => Engine::Local,
-            true => Engine::Kubernetes(Cluster {
+        let usual =
+            |key: &str, usual: &str| text(key).unwrap_or_else(|| sources::ConfigValue::default(usual));
+        let backend = match usual("backend", "local").parse(values::is_kubernetes)? {
+            false => BackendKind::Local,
+            true => BackendKind::Kubernetes(KubernetesConfig {
                 namespace: text("namespace").map(|v| v.parse(values::label)).transpose()?,
                 agents_listen: usual("agents_listen", "0.0.0.0:7412").parse(values::address)?,
                 agents_url: usual("agents_url", "https://podling-agents:7412").parse(values::agents_url)?,
@@ -176,9 +177,9 @@ impl Config {
                 workspace_account: usual("workspace_account", "podling-workspace").parse(values::label)?,
             }),
         };
-        let listen = text("listen").unwrap_or_else(|| sources::Value::default("127.0.0.1:7411"));
+        let listen = text("listen").unwrap_or_else(|| sources::ConfigValue::default("127.0.0.1:7411"));
         let config = Self {
-            engine,
+            backend,
             listen: listen.parse(values::address)?,
             tls: tls(text("tls_cert"), text("tls_key"))?,
             cors_origins: sources.list("cors_origins", ',').parse_each(values::origin)?,
@@ -196,7 +197,7 @@ impl Config {
             agent_command: Some(sources.list("agent_command", ' ').texts())
                 .filter(|words| !words.is_empty())
                 .unwrap_or(defaults.agent_command),
-            leaves_idle_asleep: defaults.leaves_idle_asleep,
+            sleep_idle_on_shutdown: defaults.sleep_idle_on_shutdown,
             quotas: Quotas { owner: quota("quota")?, total: quota("capacity")? },
             data,
         };
@@ -219,13 +220,13 @@ pub fn data_folder(
     flag: Option<&Path>,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<PathBuf, ConfigError> {
-    let flag = flag.map(|path| (path.display().to_string(), Source::Flag("--data".into())));
+    let flag = flag.map(|path| (path.display().to_string(), ValueSource::Flag("--data".into())));
     let variable = || {
         let text = env("PODLING_DATA").filter(|text| !text.is_empty())?;
-        Some((text, Source::Environment("PODLING_DATA".into())))
+        Some((text, ValueSource::Environment("PODLING_DATA".into())))
     };
     match flag.or_else(variable) {
-        Some((text, source)) => sources::Value { text, source }.parse(values::folder),
+        Some((text, source)) => sources::ConfigValue { text, source }.parse(values::folder),
         None => default_data(env),
     }
 }
@@ -237,7 +238,7 @@ fn default_data(env: &dyn Fn(&str) -> Option<String>) -> Result<PathBuf, ConfigE
         .map(|folder| folder.join("podling"))
         .ok_or_else(|| ConfigError::Value {
             value: String::new(),
-            origin: Source::Environment("HOME".into()),
+            origin: ValueSource::Environment("HOME".into()),
             allowed: "a home directory, which the default data directory is in; give --data DIR instead"
                 .into(),
         })
@@ -254,8 +255,8 @@ fn read(named: Option<&Path>, usual: &Path) -> Result<Option<(PathBuf, String)>,
 }
 
 fn tls(
-    certificate: Option<sources::Value>,
-    key: Option<sources::Value>,
+    certificate: Option<sources::ConfigValue>,
+    key: Option<sources::ConfigValue>,
 ) -> Result<Option<TlsFiles>, ConfigError> {
     match (certificate, key) {
         (None, None) => Ok(None),
@@ -277,7 +278,7 @@ fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for ValueSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flag(flag) => write!(f, "the flag {flag}"),

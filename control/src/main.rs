@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Parser;
 use podling_control::{
     args::ControlArgs,
-    config::{Config, Defaults},
+    config::{ControlConfig, ProgramDefaults},
     log,
     run::run,
 };
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 /// gateway to them
 #[derive(Debug, Parser)]
 #[command(name = "podling-control", version)]
-struct Cli {
+struct ControlCli {
     /// Data directory [env: PODLING_DATA] [default: ~/.local/share/podling]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -26,7 +26,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    match start(&Cli::parse()) {
+    match start(&ControlCli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("podling-control: {error:#}");
@@ -35,10 +35,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(cli: &Cli) -> anyhow::Result<()> {
-    let defaults = Defaults { agent_command: vec![agent_beside_us()], leaves_idle_asleep: false };
+fn start(cli: &ControlCli) -> anyhow::Result<()> {
+    let defaults = ProgramDefaults { agent_command: vec![agent_beside_us()], sleep_idle_on_shutdown: false };
     let env = |name: &str| env::var(name).ok();
-    let config = Config::load(cli.data.as_deref(), &cli.args, &env, defaults)?;
+    let config = ControlConfig::load(cli.data.as_deref(), &cli.args, &env, defaults)?;
     log::init(config.log_format);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;

@@ -22,7 +22,7 @@ use crate::{
     },
     backend::{AgentReviewer, Backend},
     backup_store::BackupStore,
-    config::{self, Config},
+    config::{self, ControlConfig},
     driver::{Driver, DriverHandle},
     gateway::Gateway,
     identity::{ControlIdentity, secret_file, server_config},
@@ -32,16 +32,16 @@ use crate::{
     server::{AgentsRouter, PublicRouter, ServerListener, ShutdownSignals, cors},
 };
 
-mod claim;
-mod engine;
+mod data_dir;
 mod error;
-mod leave;
+mod platform;
 mod secrets;
 mod services;
+mod sleep_idle;
 mod standby;
 
-use engine::{AgentsAt, Engine};
-pub use error::RunError;
+pub use error::ControlPlaneError;
+use platform::{AgentEndpoint, Platform};
 
 /// Capacity of the queue of wake requests for the driver: as many as there may be held calls. When
 /// it is full, a call repeats its request a second later.
@@ -49,7 +49,7 @@ const WAKES: usize = 1024;
 
 /// Passed to the caller of [`run`] once every listener is ready.
 #[derive(Debug, Clone)]
-pub struct Ready {
+pub struct ServingInfo {
     /// The public URL.
     pub url: String,
     /// Path of the root token's file.
@@ -57,7 +57,8 @@ pub struct Ready {
 }
 
 /// A running control plane.
-pub type ControlPlaneFuture<'a> = Pin<Box<dyn Future<Output = Result<(), RunError>> + Send + 'a>>;
+pub type ControlPlaneFuture<'a> =
+    Pin<Box<dyn Future<Output = Result<(), ControlPlaneError>> + Send + 'a>>;
 
 /// Runs the control plane until `shutdown` is cancelled, or until a `down` request has completed.
 /// Calls `ready` once, when every listener is ready.
@@ -65,37 +66,40 @@ pub type ControlPlaneFuture<'a> = Pin<Box<dyn Future<Output = Result<(), RunErro
 /// The future is boxed so that this crate compiles it once. Otherwise every binary and test that
 /// runs a control plane would compile all of it again.
 pub fn run<'a>(
-    config: Config,
+    config: ControlConfig,
     shutdown: CancellationToken,
-    ready: impl FnOnce(Ready) + Send + 'a,
+    ready: impl FnOnce(ServingInfo) + Send + 'a,
 ) -> ControlPlaneFuture<'a> {
     boxed(config, shutdown, Box::new(ready))
 }
 
 #[inline(never)]
 fn boxed<'a>(
-    config: Config,
+    config: ControlConfig,
     shutdown: CancellationToken,
-    ready: Box<dyn FnOnce(Ready) + Send + 'a>,
+    ready: Box<dyn FnOnce(ServingInfo) + Send + 'a>,
 ) -> ControlPlaneFuture<'a> {
-    Box::pin(run_engine(config, shutdown, ready))
+    Box::pin(run_platform(config, shutdown, ready))
 }
 
-async fn run_engine(
-    config: Config,
+async fn run_platform(
+    config: ControlConfig,
     shutdown: CancellationToken,
-    ready: Box<dyn FnOnce(Ready) + Send + '_>,
-) -> Result<(), RunError> {
+    ready: Box<dyn FnOnce(ServingInfo) + Send + '_>,
+) -> Result<(), ControlPlaneError> {
     let files = OpenFiles::raise();
-    let folder = claim::DataFolder::claim(&config.data)?;
-    match config.engine.clone() {
-        config::Engine::Local => serve(engine::local(&config, files)?, config, folder, shutdown, ready).await,
-        config::Engine::Kubernetes(cluster) => {
-            let ours = shutdown.clone().run_until_cancelled_owned(engine::kubernetes(&config, &cluster));
+    let folder = data_dir::DataDirLock::claim(&config.data)?;
+    match config.backend.clone() {
+        config::BackendKind::Local => {
+            serve(platform::local(&config, files)?, config, folder, shutdown, ready).await
+        }
+        config::BackendKind::Kubernetes(kubernetes) => {
+            let starting =
+                shutdown.clone().run_until_cancelled_owned(platform::kubernetes(&config, &kubernetes));
             // Shut down while another replica is the leader.
-            let Some(engine) = ours.await else { return Ok(()) };
-            let (engine, held) = engine?;
-            let done = serve(engine, config, folder, shutdown, ready).await;
+            let Some(platform) = starting.await else { return Ok(()) };
+            let (platform, held) = platform?;
+            let done = serve(platform, config, folder, shutdown, ready).await;
             held.release().await;
             done
         }
@@ -103,47 +107,49 @@ async fn run_engine(
 }
 
 async fn serve<B: Backend, R: AgentReviewer>(
-    engine: Engine<B, R>,
-    config: Config,
-    folder: claim::DataFolder,
+    platform: Platform<B, R>,
+    config: ControlConfig,
+    folder: data_dir::DataDirLock,
     shutdown: CancellationToken,
-    ready: Box<dyn FnOnce(Ready) + Send + '_>,
-) -> Result<(), RunError> {
-    let Engine { identity, backend, store, reviewer, templates, public, agents_at, follower, term } = engine;
+    ready: Box<dyn FnOnce(ServingInfo) + Send + '_>,
+) -> Result<(), ControlPlaneError> {
+    let Platform { identity, backend, store, reviewer, templates, public, agent_endpoint, follower, term } =
+        platform;
     // Opened now, so that an unusable store fails the start rather than the first archive.
     secret_file::create_private_dir(&config.scratch)?;
     let backups = BackupStore::open(&config.backups, config.scratch.clone())?;
     let keeper = Arc::new(AgentKeeper::new(backups, identity.clone(), term));
     // The driver cancels it after `down`.
-    let driven = CancellationToken::new();
-    let (driver, handle) = Driver::open(store, backend, keeper, config.quotas, driven.clone()).await?;
+    let driver_stopping = CancellationToken::new();
+    let (driver, handle) =
+        Driver::open(store, backend, keeper, config.quotas, driver_stopping.clone()).await?;
 
-    let stopping = ShutdownSignals::default();
+    let shutdown_signals = ShutdownSignals::default();
     let metrics = Arc::new(ControlMetrics::new(handle.snapshots(), queue(&handle)));
-    let (wakes, wished) = mpsc::channel(WAKES);
+    let (wakes, wake_requests) = mpsc::channel(WAKES);
     let gateway = Arc::new(Gateway::new(
         identity.clone(),
         handle.snapshots(),
         wakes,
         metrics.clone(),
-        stopping.streams.clone(),
+        shutdown_signals.streams.clone(),
     ));
     let health = HealthReporter::new();
     let tokens = TokensServer::new(TokensService::new(identity.clone(), handle.snapshots()));
-    let workspaces = WorkspacesService::new(handle.clone(), templates, stopping.streams.clone());
+    let workspaces = WorkspacesService::new(handle.clone(), templates, shutdown_signals.streams.clone());
     let archives = WorkspaceArchivesService::new(handle.clone());
     let json = json::router(workspaces.clone(), archives.clone());
     let own = Routes::new(tokens)
         .add_service(WorkspacesServer::new(workspaces))
         .add_service(WorkspaceArchivesServer::new(archives));
     let grpc = services::with_description(own, &health)?;
-    let front = PublicRouter::new(
+    let router = PublicRouter::new(
         identity.clone(),
         gateway.clone(),
         metrics.clone(),
         grpc,
         json,
-        stopping.draining.clone(),
+        shutdown_signals.draining.clone(),
     );
     let sessions = TaskTracker::new();
     let agents = AgentsService::new(
@@ -151,54 +157,54 @@ async fn serve<B: Backend, R: AgentReviewer>(
         reviewer(handle.snapshots())?,
         identity.token_keys(),
         sessions.clone(),
-        stopping.streams.clone(),
+        shutdown_signals.streams.clone(),
         metrics.beats.clone(),
     );
     let agents = AgentsRouter::new(Routes::new(agents.into_server()).into_axum_router());
 
-    let public = listen(public, &config, &stopping, &metrics).await?;
+    let public = listen(public, &config, &shutdown_signals, &metrics).await?;
     let url = public.url().unwrap_or_default();
-    let internal = listen_for_agents(agents_at, &identity, &stopping, &metrics)?;
+    let internal = listen_for_agents(agent_endpoint, &identity, &shutdown_signals, &metrics)?;
 
-    let mut parts = Parts::new();
-    let leaving = config.leaves_idle_asleep.then(|| handle.clone());
+    let mut parts = ComponentTasks::new();
+    let sleeping_driver = config.sleep_idle_on_shutdown.then(|| handle.clone());
     parts.spawn(async move { Ok(driver.run().await.map(|()| "the driver")?) });
     if let Some(follower) = follower {
-        let following = driven.clone().run_until_cancelled_owned(follower(handle.clone()));
+        let following = driver_stopping.clone().run_until_cancelled_owned(follower(handle.clone()));
         parts.spawn(async move { following.await.unwrap_or(Ok("the watch over the cluster")) });
     }
-    parts.spawn(async move { Ok(wake(handle, wished).await) });
-    let mut doors = Parts::new();
-    let front = cors(&config.cors_origins).layer(front);
-    doors.spawn(async move {
-        public.serve(front).await;
+    parts.spawn(async move { Ok(forward_wake_requests(handle, wake_requests).await) });
+    let mut listeners = ComponentTasks::new();
+    let router = cors(&config.cors_origins).layer(router);
+    listeners.spawn(async move {
+        public.serve(router).await;
         Ok("the public listener")
     });
-    doors.spawn(async move {
+    listeners.spawn(async move {
         internal.serve(agents).await;
         Ok("the listener for agents")
     });
 
     folder.announce(&url)?;
-    ready(Ready { url, root_token: crate::identity::root_token_file(&config.data) });
+    ready(ServingInfo { url, root_token: crate::identity::root_token_file(&config.data) });
     let early = tokio::select! {
         () = shutdown.cancelled() => None,
-        () = driven.cancelled() => None,
+        () = driver_stopping.cancelled() => None,
         ended = parts.join_next() => ended,
-        ended = doors.join_next() => ended,
+        ended = listeners.join_next() => ended,
     };
 
     // Done while agents are connected and attached clients can be notified.
-    if let (Some(driver), true) = (leaving, shutdown.is_cancelled()) {
-        leave::leave(&driver).await;
+    if let (Some(driver), true) = (sleeping_driver, shutdown.is_cancelled()) {
+        sleep_idle::sleep_idle(&driver).await;
     }
 
     // Order: not ready, accept no connections, cancel streams, drain, force. Each listener does
     // this for its connections. The driver stops last, so that calls in progress complete.
     health.set_service_status("", ServingStatus::NotServing).await;
-    stopping.draining.cancel();
+    shutdown_signals.draining.cancel();
     tracing::info!("shutting down");
-    let doors = finish(doors).await;
+    let listeners = finish(listeners).await;
     // Their streams are closed, so the tasks have ended or are about to.
     sessions.close();
     sessions.wait().await;
@@ -206,22 +212,22 @@ async fn serve<B: Backend, R: AgentReviewer>(
     gateway.close().await;
     drop(gateway);
     // After `down` the driver ends by itself, which is not a failure.
-    let asked = driven.is_cancelled() || shutdown.is_cancelled();
-    driven.cancel();
+    let expected = driver_stopping.is_cancelled() || shutdown.is_cancelled();
+    driver_stopping.cancel();
     let parts = finish(parts).await;
     tracing::debug!("components stopped");
-    parts.and(doors)?;
+    parts.and(listeners)?;
     match early {
-        Some(ended) if !asked => Err(RunError::Ended(flatten(ended)?)),
+        Some(ended) if !expected => Err(ControlPlaneError::Ended(flatten(ended)?)),
         _ => Ok(()),
     }
 }
 
 /// Tasks that run as long as the control plane. Each returns its name when it ends.
-type Parts = JoinSet<Result<&'static str, RunError>>;
+type ComponentTasks = JoinSet<Result<&'static str, ControlPlaneError>>;
 
 /// Waits for all tasks and returns the first failure.
-async fn finish(mut parts: Parts) -> Result<(), RunError> {
+async fn finish(mut parts: ComponentTasks) -> Result<(), ControlPlaneError> {
     let mut failed = Ok(());
     while let Some(ended) = parts.join_next().await {
         failed = failed.and(flatten(ended).map(|_| ()));
@@ -237,36 +243,41 @@ fn queue(driver: &DriverHandle) -> impl Fn() -> usize + Send + Sync + 'static {
 
 async fn listen(
     open: Option<TcpListener>,
-    config: &Config,
-    stopping: &ShutdownSignals,
+    config: &ControlConfig,
+    shutdown_signals: &ShutdownSignals,
     metrics: &ControlMetrics,
-) -> Result<ServerListener, RunError> {
+) -> Result<ServerListener, ControlPlaneError> {
     let tls = config.tls.as_ref().map(|files| server_config(&files.certificate, &files.key));
-    let tls = tls.transpose().map_err(RunError::Tls)?.map(Arc::new);
+    let tls = tls.transpose().map_err(ControlPlaneError::Tls)?.map(Arc::new);
     let listener = match open {
         Some(listener) => listener,
-        None => engine::bind(config.listen).await?,
+        None => platform::bind(config.listen).await?,
     };
-    Ok(ServerListener::public(listener, tls, stopping.clone(), metrics.connections.clone()))
+    Ok(ServerListener::public(listener, tls, shutdown_signals.clone(), metrics.connections.clone()))
 }
 
 fn listen_for_agents(
-    at: AgentsAt,
+    at: AgentEndpoint,
     identity: &ControlIdentity,
-    stopping: &ShutdownSignals,
+    shutdown_signals: &ShutdownSignals,
     metrics: &ControlMetrics,
-) -> Result<ServerListener, RunError> {
+) -> Result<ServerListener, ControlPlaneError> {
     let (tls, open) = (identity.agents_tls(), metrics.agent_connections.clone());
     match at {
-        AgentsAt::Socket(path) => ServerListener::unix(&path, tls, stopping.clone(), open)
-            .map_err(|source| RunError::ListenAgents { path, source }),
-        AgentsAt::Open(listener) => Ok(ServerListener::agents(listener, tls, stopping.clone(), open)),
+        AgentEndpoint::Socket(path) => ServerListener::unix(&path, tls, shutdown_signals.clone(), open)
+            .map_err(|source| ControlPlaneError::ListenAgents { path, source }),
+        AgentEndpoint::Tcp(listener) => {
+            Ok(ServerListener::agents(listener, tls, shutdown_signals.clone(), open))
+        }
     }
 }
 
 /// Forwards wake requests of held calls to the driver.
-async fn wake(driver: DriverHandle, mut wished: mpsc::Receiver<WorkspaceId>) -> &'static str {
-    while let Some(id) = wished.recv().await {
+async fn forward_wake_requests(
+    driver: DriverHandle,
+    mut wake_requests: mpsc::Receiver<WorkspaceId>,
+) -> &'static str {
+    while let Some(id) = wake_requests.recv().await {
         if let Err(error) = driver.wake(id.clone()).await {
             tracing::debug!(workspace = %id, %error, "failed to wake workspace");
         }
@@ -275,10 +286,10 @@ async fn wake(driver: DriverHandle, mut wished: mpsc::Receiver<WorkspaceId>) -> 
 }
 
 fn flatten(
-    ended: Result<Result<&'static str, RunError>, tokio::task::JoinError>,
-) -> Result<&'static str, RunError> {
+    ended: Result<Result<&'static str, ControlPlaneError>, tokio::task::JoinError>,
+) -> Result<&'static str, ControlPlaneError> {
     ended.unwrap_or_else(|error| {
         tracing::error!(%error, "control plane task panicked");
-        Err(RunError::Ended("a task that panicked"))
+        Err(ControlPlaneError::Ended("a task that panicked"))
     })
 }

@@ -4,8 +4,8 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 use podling_control::{
     args::ControlArgs,
-    config::{Config, Defaults, Engine, LogFormat},
-    run::{Ready, RunError, run},
+    config::{BackendKind, ControlConfig, LogFormat, ProgramDefaults},
+    run::{ControlPlaneError, ServingInfo, run},
 };
 use podling_proto::control::v1::{DescribeTokenRequest, tokens_client::TokensClient};
 use tokio::{
@@ -21,10 +21,10 @@ use tonic::{Request, metadata::MetadataValue, transport::Channel};
 /// How long a story waits for anything.
 const DEADLINE: Duration = Duration::from_secs(15);
 
-fn config(data: &Path) -> Config {
-    Config {
+fn config(data: &Path) -> ControlConfig {
+    ControlConfig {
         scratch: data.join("scratch"),
-        engine: Engine::Local,
+        backend: BackendKind::Local,
         data: data.to_owned(),
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         tls: None,
@@ -33,13 +33,15 @@ fn config(data: &Path) -> Config {
         templates: Vec::new(),
         default_template: "shell".to_owned(),
         backups: format!("file://{}", data.join("backups").display()),
-        leaves_idle_asleep: true,
+        sleep_idle_on_shutdown: true,
         quotas: Default::default(),
         agent_command: vec!["/bin/false".to_owned()],
     }
 }
 
-async fn start(config: Config) -> (Ready, CancellationToken, JoinHandle<Result<(), RunError>>) {
+async fn start(
+    config: ControlConfig,
+) -> (ServingInfo, CancellationToken, JoinHandle<Result<(), ControlPlaneError>>) {
     let shutdown = CancellationToken::new();
     let (tell, ready) = oneshot::channel();
     let ended = TaskTracker::new().spawn(run(config, shutdown.clone(), |ready| drop(tell.send(ready))));
@@ -47,7 +49,7 @@ async fn start(config: Config) -> (Ready, CancellationToken, JoinHandle<Result<(
     (ready, shutdown, ended)
 }
 
-async fn end(shutdown: CancellationToken, ended: JoinHandle<Result<(), RunError>>) {
+async fn end(shutdown: CancellationToken, ended: JoinHandle<Result<(), ControlPlaneError>>) {
     shutdown.cancel();
     timeout(DEADLINE, ended).await.expect("in time").expect("no panic").expect("a clean end");
 }
@@ -147,7 +149,7 @@ async fn an_address_that_is_taken_is_named() {
     let data = tempfile::tempdir().expect("folder");
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let listen = taken.local_addr().expect("address");
-    let config = Config { listen, ..config(data.path()) };
+    let config = ControlConfig { listen, ..config(data.path()) };
     let refused = run(config, CancellationToken::new(), |_| {}).await.expect_err("taken");
     assert!(refused.to_string().contains(&listen.to_string()), "{refused}");
     assert!(!data.path().join("run/up.json").exists());
@@ -170,8 +172,9 @@ async fn beyond_loopback_it_serves_tls_with_the_certificate_it_is_given() {
         ..ControlArgs::default()
     };
     let folder = data.path().join("data");
-    let defaults = Defaults { agent_command: vec!["/bin/false".to_owned()], leaves_idle_asleep: true };
-    let config = Config::load(Some(&folder), &args, &|_| None, defaults).expect("config");
+    let defaults =
+        ProgramDefaults { agent_command: vec!["/bin/false".to_owned()], sleep_idle_on_shutdown: true };
+    let config = ControlConfig::load(Some(&folder), &args, &|_| None, defaults).expect("config");
     let (ready, shutdown, ended) = start(config).await;
     assert!(ready.url.starts_with("https://127.0.0.1:"), "{}", ready.url);
     let mut roots = rustls::RootCertStore::empty();
@@ -198,8 +201,11 @@ async fn a_backup_store_that_cannot_be_used_is_said_at_the_start() {
     let data = tempfile::tempdir().expect("folder");
     for (url, problem) in [("ftp://host/x", "scheme is not supported"), ("file:///nowhere/at/all", "parent")]
     {
-        let config = Config { backups: url.to_owned(), ..config(data.path()) };
+        let config = ControlConfig { backups: url.to_owned(), ..config(data.path()) };
         let error = run(config, CancellationToken::new(), |_| panic!("it runs")).await.expect_err("refused");
-        assert!(matches!(error, RunError::Backups(_)) && error.to_string().contains(problem), "{error}");
+        assert!(
+            matches!(error, ControlPlaneError::Backups(_)) && error.to_string().contains(problem),
+            "{error}"
+        );
     }
 }

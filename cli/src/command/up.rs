@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 use podling_control::{
     args,
-    config::{Config, Defaults},
+    config::{ControlConfig, ProgramDefaults},
     log,
     run::run,
 };
@@ -89,16 +89,15 @@ impl UpArgs {
         }
     }
 
-    fn config(&self, context: &Context) -> Result<Config, CommandFailure> {
-        let program =
-            std::env::current_exe().map_err(CommandFailure::io("cannot find the path of this program"))?;
+    fn config(&self, context: &Context) -> Result<ControlConfig, Failure> {
+        let program = std::env::current_exe().map_err(Failure::io("cannot find this program's own file"))?;
         let agent_command = vec![program.to_string_lossy().into_owned(), "agent".to_owned()];
         let env = |name: &str| std::env::var(name).ok();
-        Config::load(
+        ControlConfig::load(
             context.global.data.as_deref(),
             &self.control,
             &env,
-            Defaults { agent_command, leaves_idle_asleep: true },
+            ProgramDefaults { agent_command, sleep_idle_on_shutdown: true },
         )
         .map_err(|error| CommandFailure::Usage(error_chain(&error)))
     }

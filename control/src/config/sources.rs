@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value as Toml};
 
-use super::{ConfigError, Source};
+use super::{ConfigError, ValueSource};
 use crate::args::ControlArgs;
 
 /// Keys of the file. The environment variable of a key is `PODLING_` and the key in capitals; the
@@ -38,22 +38,22 @@ const KEYS: [&str; 24] = [
 
 /// A value with its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Value {
+pub(super) struct ConfigValue {
     pub(super) text: String,
-    pub(super) source: Source,
+    pub(super) source: ValueSource,
 }
 
 /// Values with their origins.
 #[derive(Debug, Default)]
-pub(super) struct List(Vec<Value>);
+pub(super) struct ConfigValues(Vec<ConfigValue>);
 
-pub(super) struct Sources<'a> {
+pub(super) struct ConfigSources<'a> {
     args: &'a ControlArgs,
     env: &'a dyn Fn(&str) -> Option<String>,
     file: Option<(PathBuf, Table)>,
 }
 
-impl<'a> Sources<'a> {
+impl<'a> ConfigSources<'a> {
     pub(super) fn new(args: &'a ControlArgs, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
         Self { args, env, file: None }
     }
@@ -85,39 +85,42 @@ impl<'a> Sources<'a> {
     }
 
     /// Returns the value with the highest precedence.
-    pub(super) fn text(&self, key: &str) -> Option<Value> {
+    pub(super) fn text(&self, key: &str) -> Option<ConfigValue> {
         self.flag_or_variable(key).or_else(|| {
             let (file, table) = self.file.as_ref()?;
             let text = match table.get(key)? {
                 Toml::String(text) => text.clone(),
                 other => other.to_string(),
             };
-            Some(Value { text, source: Source::File(file.clone(), key.to_owned()) })
+            Some(ConfigValue { text, source: ValueSource::File(file.clone(), key.to_owned()) })
         })
     }
 
     /// Returns the values with the highest precedence: a list in the file, or a text split at
     /// `separator`.
-    pub(super) fn list(&self, key: &str, separator: char) -> List {
+    pub(super) fn list(&self, key: &str, separator: char) -> ConfigValues {
         let file = self.file.as_ref().and_then(|(file, table)| Some((file, table.get(key)?)));
         if let (None, Some((file, Toml::Array(values)))) = (self.flag_or_variable(key), file) {
-            let source = Source::File(file.clone(), key.to_owned());
-            let value = |v: &Toml| Some(Value { text: v.as_str()?.to_owned(), source: source.clone() });
-            return List(values.iter().filter_map(value).collect());
+            let source = ValueSource::File(file.clone(), key.to_owned());
+            let value = |v: &Toml| Some(ConfigValue { text: v.as_str()?.to_owned(), source: source.clone() });
+            return ConfigValues(values.iter().filter_map(value).collect());
         }
-        let Some(Value { text, source }) = self.text(key) else { return List::default() };
+        let Some(ConfigValue { text, source }) = self.text(key) else { return ConfigValues::default() };
         let words = text.split(separator).map(str::trim).filter(|word| !word.is_empty());
-        List(words.map(|word| Value { text: word.to_owned(), source: source.clone() }).collect())
+        ConfigValues(
+            words.map(|word| ConfigValue { text: word.to_owned(), source: source.clone() }).collect(),
+        )
     }
 
-    fn flag_or_variable(&self, key: &str) -> Option<Value> {
-        let flag = self
-            .flag(key)
-            .map(|text| Value { text, source: Source::Flag(format!("--{}", key.replace('_', "-"))) });
+    fn flag_or_variable(&self, key: &str) -> Option<ConfigValue> {
+        let flag = self.flag(key).map(|text| ConfigValue {
+            text,
+            source: ValueSource::Flag(format!("--{}", key.replace('_', "-"))),
+        });
         flag.or_else(|| {
             let variable = format!("PODLING_{}", key.to_ascii_uppercase());
             let text = (self.env)(&variable)?;
-            Some(Value { text, source: Source::Environment(variable) })
+            Some(ConfigValue { text, source: ValueSource::Environment(variable) })
         })
     }
 
@@ -153,12 +156,12 @@ impl<'a> Sources<'a> {
     }
 }
 
-// === impl Value ===
+// === impl ConfigValue ===
 
-impl Value {
+impl ConfigValue {
     /// A default value.
     pub(super) fn default(text: &str) -> Self {
-        Self { text: text.to_owned(), source: Source::Default }
+        Self { text: text.to_owned(), source: ValueSource::Default }
     }
 
     /// Parses the value. On failure `parse` returns what is allowed.
@@ -176,9 +179,9 @@ impl Value {
     }
 }
 
-// === impl List ===
+// === impl ConfigValues ===
 
-impl List {
+impl ConfigValues {
     pub(super) fn parse_each<T>(&self, parse: fn(&str) -> Result<T, String>) -> Result<Vec<T>, ConfigError> {
         self.0.iter().map(|value| value.parse(parse)).collect()
     }

@@ -6,20 +6,20 @@ fn load(
     data: impl Into<Option<PathBuf>>,
     args: &ControlArgs,
     env: &[(&str, &str)],
-) -> Result<Config, ConfigError> {
+) -> Result<ControlConfig, ConfigError> {
     let env: Vec<_> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let env = move |name: &str| env.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone());
-    Config::load(
+    ControlConfig::load(
         data.into().as_deref(),
         args,
         &env,
-        Defaults { agent_command: vec!["podling-agent".into()], leaves_idle_asleep: false },
+        ProgramDefaults { agent_command: vec!["podling-agent".into()], sleep_idle_on_shutdown: false },
     )
 }
 
 #[test]
 fn config_defaults_need_no_settings() {
-    let config = load(None, &Args::default(), &[("HOME", "/home/ada")]).expect("config");
+    let config = load(None, &ControlArgs::default(), &[("HOME", "/home/ada")]).expect("config");
     assert_eq!(config.data, Path::new("/home/ada/.local/share/podling"));
     assert_eq!(config.listen.to_string(), "127.0.0.1:7411");
     assert_eq!((config.tls, config.log_format), (None, LogFormat::Text));
@@ -30,7 +30,7 @@ fn config_defaults_need_no_settings() {
         .expect("config");
     assert_eq!(config.data, Path::new("/data/podling"));
     let empty = [("HOME", "/home/ada"), ("PODLING_DATA", ""), ("PODLING_CONFIG", ""), ("PODLING_LISTEN", "")];
-    let config = load(None, &Args::default(), &empty).expect("config");
+    let config = load(None, &ControlArgs::default(), &empty).expect("config");
     assert_eq!(config.data, Path::new("/home/ada/.local/share/podling"), "an empty variable counts as unset");
 }
 

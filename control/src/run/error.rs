@@ -14,7 +14,7 @@ use crate::{
 
 /// Why the control plane does not start, or has stopped.
 #[derive(Debug, thiserror::Error)]
-pub enum RunError {
+pub enum ControlPlaneError {
     /// Another control plane uses the data directory.
     #[error(
         "the data directory {data} is in use by another control plane (process {pid}): use that one, stop it with \

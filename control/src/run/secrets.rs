@@ -13,7 +13,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::RunError;
+use super::ControlPlaneError;
 use crate::identity::{ControlIdentity, SecretFileError, secret_file};
 
 /// Name of the Secret.
@@ -30,9 +30,9 @@ const FILES: [&str; 6] = [
 
 /// Writes the shared secrets into the data directory. If the Secret does not exist, it is created
 /// from new ones.
-pub(super) async fn share(client: &Client, namespace: &str, data: &Path) -> Result<(), RunError> {
+pub(super) async fn sync(client: &Client, namespace: &str, data: &Path) -> Result<(), ControlPlaneError> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let failed = |source| RunError::Cluster {
+    let failed = |source| ControlPlaneError::Cluster {
         operation: format!("sharing the secret {NAME}"),
         source: Box::new(source),
     };
@@ -60,7 +60,7 @@ pub(super) async fn publish_ca(
     namespace: &str,
     name: &str,
     ca: &Path,
-) -> Result<(), RunError> {
+) -> Result<(), ControlPlaneError> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let operation = format!("publishing the ConfigMap {name}");
     let text = fs::read_to_string(ca).map_err(|source| SecretFileError::Io {
@@ -70,7 +70,7 @@ pub(super) async fn publish_ca(
     })?;
     let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"ca.pem": text}});
     let done = maps.patch(name, &PatchParams::apply("podling").force(), &Patch::Apply(map)).await;
-    done.map(drop).map_err(|source| RunError::Cluster { operation, source: Box::new(source) })
+    done.map(drop).map_err(|source| ControlPlaneError::Cluster { operation, source: Box::new(source) })
 }
 
 /// The Secret's key of a file.
@@ -78,7 +78,7 @@ fn key(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }
 
-fn read(data: &Path) -> Result<BTreeMap<String, ByteString>, RunError> {
+fn read(data: &Path) -> Result<BTreeMap<String, ByteString>, ControlPlaneError> {
     let read = |name: &&str| {
         let content = secret_file::read(&data.join(name)).transpose()?;
         Some(content.map(|content| (key(name).to_owned(), ByteString(content))))
@@ -86,7 +86,7 @@ fn read(data: &Path) -> Result<BTreeMap<String, ByteString>, RunError> {
     Ok(FILES.iter().filter_map(read).collect::<Result<_, SecretFileError>>()?)
 }
 
-fn write(data: &Path, secret: &Secret) -> Result<(), RunError> {
+fn write(data: &Path, secret: &Secret) -> Result<(), ControlPlaneError> {
     secret_file::create_private_dir(data)?;
     secret_file::create_private_dir(&data.join("control"))?;
     for name in FILES {

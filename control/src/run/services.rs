@@ -6,14 +6,14 @@ use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 use tonic_reflection::server::Builder as Reflection;
 
-use super::RunError;
+use super::ControlPlaneError;
 
 /// Largest health request, in bytes. Health needs no token, so an unauthenticated client must not
 /// make the server buffer more than the name of a service. A longer request is rejected.
 const MAX_HEALTH_BYTES: usize = 1024;
 
 /// Adds health and reflection to the control plane's services.
-pub(super) fn with_description(own: Routes, health: &HealthReporter) -> Result<Router, RunError> {
+pub(super) fn with_description(own: Routes, health: &HealthReporter) -> Result<Router, ControlPlaneError> {
     let health = tonic_health::pb::health_server::HealthServer::new(
         tonic_health::server::HealthService::from_health_reporter(health.clone()),
     )
@@ -25,8 +25,8 @@ pub(super) fn with_description(own: Routes, health: &HealthReporter) -> Result<R
     };
     Ok(own
         .add_service(health)
-        .add_service(description().build_v1().map_err(RunError::Reflection)?)
+        .add_service(description().build_v1().map_err(ControlPlaneError::Reflection)?)
         // Older clients, such as grpcurl, try this version first.
-        .add_service(description().build_v1alpha().map_err(RunError::Reflection)?)
+        .add_service(description().build_v1alpha().map_err(ControlPlaneError::Reflection)?)
         .into_axum_router())
 }

@@ -8,14 +8,14 @@ use kube::Client;
 use podling_proto::token;
 use tokio::{net::TcpListener, sync::watch};
 
-use super::{RunError, secrets, standby::forward_to_leader};
+use super::{ControlPlaneError, secrets, standby::forward_to_leader};
 use crate::{
     backend::{
         BackendError,
         kubernetes::{KubernetesBackend, KubernetesReviewer},
         local::{LocalBackend, LocalConfig, LocalReviewer, control_socket},
     },
-    config::{Cluster, Config},
+    config::{ControlConfig, KubernetesConfig},
     driver::DriverHandle,
     identity::ControlIdentity,
     kubernetes::objects::House,
@@ -32,7 +32,7 @@ const IDENTITY_BYTES: usize = 12;
 const CONTROL_CA: &str = "podling-ca";
 
 /// The components that differ between one machine and a cluster.
-pub(super) struct Engine<B, R> {
+pub(super) struct Platform<B, R> {
     pub(super) identity: Arc<ControlIdentity>,
     pub(super) backend: B,
     pub(super) store: Arc<dyn Store>,
@@ -42,29 +42,29 @@ pub(super) struct Engine<B, R> {
     pub(super) templates: watch::Receiver<Arc<Templates>>,
     /// The public listener, if it is bound already.
     pub(super) public: Option<TcpListener>,
-    pub(super) agents_at: AgentsAt,
+    pub(super) agent_endpoint: AgentEndpoint,
     /// Follows external changes as long as the control plane runs.
-    pub(super) follower: Option<Follower>,
+    pub(super) follower: Option<ClusterFollower>,
 }
 
-pub(super) type Follower =
-    Box<dyn FnOnce(DriverHandle) -> BoxFuture<'static, Result<&'static str, RunError>> + Send>;
+pub(super) type ClusterFollower =
+    Box<dyn FnOnce(DriverHandle) -> BoxFuture<'static, Result<&'static str, ControlPlaneError>> + Send>;
 
 /// The address that agents connect to.
-pub(super) enum AgentsAt {
+pub(super) enum AgentEndpoint {
     Socket(PathBuf),
-    Open(TcpListener),
+    Tcp(TcpListener),
 }
 
-pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, RunError> {
-    TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })
+pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, ControlPlaneError> {
+    TcpListener::bind(address).await.map_err(|source| ControlPlaneError::Listen { address, source })
 }
 
 /// Creates the platform for processes of this machine.
 pub(super) fn local(
-    config: &Config,
+    config: &ControlConfig,
     files: OpenFiles,
-) -> Result<Engine<LocalBackend, LocalReviewer>, RunError> {
+) -> Result<Platform<LocalBackend, LocalReviewer>, ControlPlaneError> {
     let identity = Arc::new(ControlIdentity::open(&config.data)?);
     let templates = Templates::load(&config.templates, &config.default_template)?;
     let backend = LocalBackend::open(LocalConfig {
@@ -73,7 +73,7 @@ pub(super) fn local(
         control_ca: identity.ca_file().to_owned(),
         agent_files: files,
     })?;
-    Ok(Engine {
+    Ok(Platform {
         identity,
         backend,
         store: Arc::new(RedbStore::open(&config.data.join("control").join("store.redb"))?),
@@ -82,7 +82,7 @@ pub(super) fn local(
         // Local templates do not change while the control plane runs.
         templates: watch::channel(Arc::new(templates)).1,
         public: None,
-        agents_at: AgentsAt::Socket(control_socket(&config.data)),
+        agent_endpoint: AgentEndpoint::Socket(control_socket(&config.data)),
         follower: None,
     })
 }
@@ -90,21 +90,20 @@ pub(super) fn local(
 /// Creates the platform for pods once this replica is the leader. Until then it forwards
 /// connections to the leader.
 pub(super) async fn kubernetes(
-    config: &Config,
-    cluster: &Cluster,
-) -> Result<(Engine<KubernetesBackend, KubernetesReviewer>, Arc<Held>), RunError> {
-    let failed = |source| RunError::Cluster {
+    config: &ControlConfig,
+    kubernetes: &KubernetesConfig,
+) -> Result<(Platform<KubernetesBackend, KubernetesReviewer>, Arc<Held>), ControlPlaneError> {
+    let failed = |source| ControlPlaneError::Cluster {
         operation: "connecting to the cluster".into(),
         source: Box::new(source),
     };
     let client = Client::try_default().await.map_err(failed)?;
-    let namespace = cluster.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
-    let (public, agents) = (bind(config.listen).await?, bind(cluster.agents_listen).await?);
-    let leader = {
-        let address = cluster.advertise.map(|address| address.to_string());
-        let candidate =
-            LeaseCandidate::new(client.clone(), &namespace, token::random(IDENTITY_BYTES), address);
-        let (holder, for_agents) = (candidate.holder_address(), candidate.holder_address());
+    let namespace = kubernetes.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
+    let (public, agents) = (bind(config.listen).await?, bind(kubernetes.agents_listen).await?);
+    let held = {
+        let address = kubernetes.advertise.map(|address| address.to_string());
+        let candidate = Candidate::new(client.clone(), &namespace, token::random(IDENTITY_BYTES), address);
+        let (holder, for_agents) = (candidate.holder(), candidate.holder());
         tokio::select! {
             leader = candidate.acquire() => Arc::new(leader),
             never = async {
@@ -113,39 +112,39 @@ pub(super) async fn kubernetes(
             } => never,
         }
     };
-    let engine = deciding(config, cluster, client, &namespace, &leader, (public, agents)).await?;
-    Ok((engine, leader))
+    let platform = as_leader(config, kubernetes, client, &namespace, &held, (public, agents)).await?;
+    Ok((platform, held))
 }
 
 /// Creates the platform for pods as the leader.
-async fn deciding(
-    config: &Config,
-    cluster: &Cluster,
+async fn as_leader(
+    config: &ControlConfig,
+    kubernetes: &KubernetesConfig,
     client: Client,
     namespace: &str,
     leader: &Arc<Leader>,
     (public, agents): (TcpListener, TcpListener),
-) -> Result<Engine<KubernetesBackend, KubernetesReviewer>, RunError> {
-    secrets::share(&client, namespace, &config.data).await?;
+) -> Result<Platform<KubernetesBackend, KubernetesReviewer>, ControlPlaneError> {
+    secrets::sync(&client, namespace, &config.data).await?;
     let identity = Arc::new(ControlIdentity::open(&config.data)?);
     secrets::publish_ca(&client, namespace, CONTROL_CA, identity.ca_file()).await?;
-    let defaults = PodDefaults {
-        agent_image: cluster.agent_image.clone(),
-        control: cluster.agents_url.clone(),
+    let house = House {
+        agent_image: kubernetes.agent_image.clone(),
+        control: kubernetes.agents_url.clone(),
         control_ca: CONTROL_CA.to_owned(),
-        service_account: cluster.workspace_account.clone(),
+        service_account: kubernetes.workspace_account.clone(),
     };
     let store = Arc::new(KubernetesStore::new(client.clone(), namespace, leader.leadership()));
     let opened = TemplateFollower::open(&client, namespace, &config.default_template).await;
-    let (follower, templates) = opened.map_err(|source| RunError::Cluster {
+    let (follower, templates) = opened.map_err(|source| ControlPlaneError::Cluster {
         operation: "reading the templates".into(),
         source: Box::new(source),
     })?;
-    let reviewer = KubernetesReviewer::new(client.clone(), namespace, &cluster.workspace_account);
-    let backend = KubernetesBackend::new(client, namespace, defaults, leader.leadership());
-    let eviction_guard = backend.eviction_guard();
-    let (watched, shown, renewing) = (store.clone(), store.clone(), leader.clone());
-    Ok(Engine {
+    let reviewer = KubernetesReviewer::new(client.clone(), namespace, &kubernetes.workspace_account);
+    let backend = KubernetesBackend::new(client, namespace, house, held.term());
+    let shield = backend.shield();
+    let (followed, shown, keeping) = (store.clone(), store.clone(), held.clone());
+    Ok(Platform {
         identity,
         backend,
         store,
@@ -153,7 +152,7 @@ async fn deciding(
         reviewer: Box::new(|_| Ok(reviewer)),
         templates,
         public: Some(public),
-        agents_at: AgentsAt::Open(agents),
+        agent_endpoint: AgentEndpoint::Tcp(agents),
         follower: Some(Box::new(move |driver| {
             Box::pin(async move {
                 tokio::select! {

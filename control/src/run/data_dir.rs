@@ -11,11 +11,11 @@ use std::{
 
 use serde::Serialize;
 
-use super::RunError;
+use super::ControlPlaneError;
 use crate::identity::secret_file::{self, SecretFileError};
 
 /// Entries of a data directory before the first start, or from an earlier one.
-const OURS: [&str; 9] = [
+const KNOWN_ENTRIES: [&str; 9] = [
     "config.toml",
     "templates",
     "control",
@@ -29,23 +29,23 @@ const OURS: [&str; 9] = [
 
 /// Held as long as the control plane runs. The kernel releases the lock when the process ends.
 #[derive(Debug)]
-pub(super) struct DataFolder {
+pub(super) struct DataDirLock {
     _lock: File,
     up: PathBuf,
 }
 
 /// The content of `run/up.json`, which other commands read.
 #[derive(Serialize)]
-struct Up<'a> {
+struct RunFile<'a> {
     url: &'a str,
     pid: u32,
 }
 
-impl DataFolder {
+impl DataDirLock {
     /// Locks the directory. Fails with the process that holds the lock.
-    pub(super) fn claim(data: &Path) -> Result<Self, RunError> {
+    pub(super) fn claim(data: &Path) -> Result<Self, ControlPlaneError> {
         let run = data.join("run");
-        not_shared(data)?;
+        check_not_shared(data)?;
         secret_file::create_private_dir(data)?;
         secret_file::create_private_dir(&run)?;
         let path = run.join("lock");
@@ -66,7 +66,7 @@ impl DataFolder {
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
                 let _unreadable = lock.read_to_string(&mut pid);
-                return Err(RunError::InUse { data: data.to_owned(), pid: pid.trim().to_owned() });
+                return Err(ControlPlaneError::InUse { data: data.to_owned(), pid: pid.trim().to_owned() });
             }
             Err(TryLockError::Error(source)) => return Err(io("locking")(source).into()),
         }
@@ -79,7 +79,7 @@ impl DataFolder {
 
     /// Publishes the control plane's URL for other commands.
     pub(super) fn announce(&self, url: &str) -> Result<(), SecretFileError> {
-        let up = serde_json::to_vec(&Up { url, pid: process::id() }).unwrap_or_default();
+        let up = serde_json::to_vec(&RunFile { url, pid: process::id() }).unwrap_or_default();
         secret_file::write(&self.up, &up)
     }
 
@@ -92,7 +92,7 @@ impl DataFolder {
     }
 }
 
-impl Drop for DataFolder {
+impl Drop for DataDirLock {
     fn drop(&mut self) {
         self.remove();
     }
@@ -100,7 +100,7 @@ impl Drop for DataFolder {
 
 /// Rejects a directory that others use, such as `--data /tmp`: making it private would lock them
 /// out.
-fn not_shared(data: &Path) -> Result<(), RunError> {
+fn check_not_shared(data: &Path) -> Result<(), ControlPlaneError> {
     let Ok(meta) = fs::metadata(data) else { return Ok(()) };
     let mode = meta.mode() & 0o7777;
     if mode & 0o077 == 0 {
@@ -109,9 +109,9 @@ fn not_shared(data: &Path) -> Result<(), RunError> {
     let reading = |source| SecretFileError::Io { operation: "reading", path: data.to_owned(), source };
     for entry in fs::read_dir(data).map_err(reading)? {
         let name = entry.map_err(reading)?.file_name();
-        if !OURS.iter().any(|ours| name == *ours) {
+        if !KNOWN_ENTRIES.iter().any(|known| name == *known) {
             let holds = name.to_string_lossy().into_owned();
-            return Err(RunError::Shared { data: data.to_owned(), mode, holds });
+            return Err(ControlPlaneError::Shared { data: data.to_owned(), mode, holds });
         }
     }
     Ok(())
@@ -130,26 +130,26 @@ mod tests {
         let bits = || fs::metadata(data.path()).expect("metadata").mode() & 0o7777;
         mode(0o1777);
         fs::write(data.path().join("theirs"), "").expect("write");
-        let error = DataFolder::claim(data.path()).expect_err("shared").to_string();
+        let error = DataDirLock::claim(data.path()).expect_err("shared").to_string();
         assert!(["1777", "theirs", "--data", "chmod 700"].iter().all(|word| error.contains(word)), "{error}");
         assert_eq!(bits(), 0o1777, "the mode is unchanged");
         fs::remove_file(data.path().join("theirs")).expect("remove");
         fs::write(data.path().join("config.toml"), "").expect("write");
-        assert!(DataFolder::claim(data.path()).is_ok(), "a prepared configuration is accepted");
+        assert!(DataDirLock::claim(data.path()).is_ok(), "a prepared configuration is accepted");
         assert_eq!(bits(), 0o700);
     }
 
     #[test]
     fn locked_data_dir_error_names_process() {
         let data = tempfile::tempdir().expect("folder");
-        let held = DataFolder::claim(data.path()).expect("ours");
+        let held = DataDirLock::claim(data.path()).expect("known");
         held.announce("http://127.0.0.1:1").expect("announce");
         let up = fs::read_to_string(data.path().join("run/up.json")).expect("up.json");
         assert_eq!(up, format!(r#"{{"url":"http://127.0.0.1:1","pid":{}}}"#, process::id()));
-        let error = DataFolder::claim(data.path()).expect_err("in use").to_string();
+        let error = DataDirLock::claim(data.path()).expect_err("in use").to_string();
         assert!(error.contains(&process::id().to_string()) && error.contains("podling down"), "{error}");
         drop(held);
         assert!(!data.path().join("run/up.json").exists(), "the run file is removed at the end");
-        assert!(DataFolder::claim(data.path()).is_ok());
+        assert!(DataDirLock::claim(data.path()).is_ok());
     }
 }

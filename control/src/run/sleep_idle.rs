@@ -8,16 +8,16 @@ use crate::driver::DriverHandle;
 
 /// Time for idle workspaces to fall asleep. Those that take longer keep running, and the next start
 /// adopts them.
-const LEAVE_TIME: Duration = Duration::from_secs(10);
+const SLEEP_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Puts idle workspaces to sleep, as far as the time allows.
-pub(super) async fn leave(driver: &DriverHandle) {
-    match timeout(LEAVE_TIME, driver.leave()).await {
+pub(super) async fn sleep_idle(driver: &DriverHandle) {
+    match timeout(SLEEP_IDLE_TIMEOUT, driver.leave()).await {
         Ok(Ok(())) => {}
         // The driver has ended meanwhile: all workspaces are down.
         Ok(Err(error)) => tracing::debug!(%error, "driver ended before idle workspaces were put to sleep"),
         Err(_) => tracing::warn!(
-            "some idle workspaces did not fall asleep within {LEAVE_TIME:?}; the next start adopts them"
+            "some idle workspaces did not fall asleep within {SLEEP_IDLE_TIMEOUT:?}; the next start adopts them"
         ),
     }
 }
