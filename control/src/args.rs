@@ -1,68 +1,67 @@
-//! The command line of the control plane. All values are text here; [`crate::config`] validates
+//! Command-line flags of the control plane. All values are text here; [`crate::config`] validates
 //! them.
 
 use std::path::PathBuf;
 
-/// Flags of the control plane. Each can also be given as the environment variable that its help
-/// names, or in the configuration file as the flag's name with "_" for "-". The data directory is
-/// not among them: every program has its own flag for it.
+/// Flags of the control plane. Each flag has an environment variable, named in its help, and a key
+/// in the configuration file: its name with "_" for "-". The data directory is not among them,
+/// because every program has its own flag for it.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct ControlArgs {
-    /// Configuration file [env: PODLING_CONFIG] [default: config.toml in the data directory, if it
-    /// exists]
+    /// Read settings from this TOML file [env: PODLING_CONFIG] [default: config.toml in the data
+    /// directory, if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Address to listen on; port 0 selects a free port [env: PODLING_LISTEN] [default:
+    /// Listen on this address; port 0 selects a free port [env: PODLING_LISTEN] [default:
     /// 127.0.0.1:7411]
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<String>,
-    /// Backend that runs workspaces: "local" (processes of this machine) or "kubernetes" (pods)
-    /// [env: PODLING_BACKEND] [default: local]
+    /// Run workspaces as "local" processes of this machine or as "kubernetes" pods [env:
+    /// PODLING_BACKEND] [default: local]
     #[arg(long, value_name = "BACKEND")]
     pub backend: Option<String>,
-    /// Kubernetes: namespace of the workspaces [env: PODLING_NAMESPACE] [default: the control
-    /// plane's own namespace]
-    #[arg(long, value_name = "NAME")]
+    /// Namespace of the workspaces [env: PODLING_NAMESPACE] [default: the namespace of this pod]
+    #[arg(long, value_name = "NAME", help_heading = "Kubernetes options")]
     pub namespace: Option<String>,
     /// Listen for agents on this address [env: PODLING_AGENTS_LISTEN] [default: 0.0.0.0:7412]
     #[arg(long, value_name = "HOST:PORT", help_heading = "Kubernetes options")]
     pub agents_listen: Option<String>,
-    /// Kubernetes: URL at which agents reach that address [env: PODLING_AGENTS_URL] [default:
+    /// URL at which agents reach that address [env: PODLING_AGENTS_URL] [default:
     /// `https://podling-agents:7412`]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", help_heading = "Kubernetes options")]
     pub agents_url: Option<String>,
-    /// Kubernetes: IP address at which other replicas reach this one; without it they do not
-    /// forward connections to it [env: PODLING_ADVERTISE]
-    #[arg(long, value_name = "ADDRESS")]
+    /// Address at which other replicas reach this one and forward requests to it; a standby replica
+    /// without it forwards nothing [env: PODLING_ADVERTISE]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Kubernetes options")]
     pub advertise: Option<String>,
-    /// Kubernetes: image of the agent, for workspace images that have none [env:
-    /// PODLING_AGENT_IMAGE] [default: podling/agent of this version]
-    #[arg(long, value_name = "IMAGE")]
+    /// Image of the agent, for workspace images without one [env: PODLING_AGENT_IMAGE] [default:
+    /// podling/agent of this version]
+    #[arg(long, value_name = "IMAGE", help_heading = "Kubernetes options")]
     pub agent_image: Option<String>,
-    /// Kubernetes: service account of the workspaces' pods, which needs no rights [env:
-    /// PODLING_WORKSPACE_ACCOUNT] [default: podling-workspace]
-    #[arg(long, value_name = "NAME")]
+    /// Service account of workspace pods; it needs no permissions [env: PODLING_WORKSPACE_ACCOUNT]
+    /// [default: podling-workspace]
+    #[arg(long, value_name = "NAME", help_heading = "Kubernetes options")]
     pub workspace_account: Option<String>,
-    /// TLS certificate chain, PEM [env: PODLING_TLS_CERT]
-    #[arg(long, value_name = "FILE")]
+    /// Serve TLS with this certificate chain (PEM) [env: PODLING_TLS_CERT]
+    #[arg(long, value_name = "FILE", help_heading = "TLS and web options")]
     pub tls_cert: Option<String>,
     /// Private key of the certificate (PEM) [env: PODLING_TLS_KEY]
     #[arg(long, value_name = "FILE", help_heading = "TLS and web options")]
     pub tls_key: Option<String>,
     /// Listen beyond loopback without TLS. Anyone on the network path can then read and use every
-    /// token, keystroke and file; only for use behind a proxy that adds TLS [env:
+    /// token, keystroke and file; only safe behind a proxy that adds TLS [env:
     /// PODLING_ALLOW_PLAINTEXT=true]
-    #[arg(long)]
+    #[arg(long, help_heading = "TLS and web options")]
     pub allow_plaintext: bool,
-    /// Origins of web pages that may call (CORS), separated by commas, such as
+    /// Allow calls from web pages of these origins, separated by commas, for example
     /// `https://console.example.org` [env: PODLING_CORS_ORIGINS]
-    #[arg(long, value_name = "ORIGINS")]
+    #[arg(long, value_name = "ORIGINS", help_heading = "TLS and web options")]
     pub cors_origins: Option<String>,
-    /// Log format: "text" or "json" [env: PODLING_LOG_FORMAT] [default: text]
+    /// Write logs as "text" or "json" [env: PODLING_LOG_FORMAT] [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
-    /// Directory with more templates, NAME.toml each, besides templates/ in the data directory
-    /// [env: PODLING_TEMPLATES]
+    /// Load additional templates (NAME.toml) from this directory, besides templates/ in the data
+    /// directory [env: PODLING_TEMPLATES]
     #[arg(long, value_name = "DIR")]
     pub templates: Option<String>,
     /// Template of workspaces that name none [env: PODLING_DEFAULT_TEMPLATE] [default: shell]
@@ -73,34 +72,36 @@ pub struct ControlArgs {
     /// PODLING_BACKUPS] [default: backups/ in the data directory]
     #[arg(long, value_name = "URL")]
     pub backups: Option<String>,
-    /// Directory for manifests of archives while they arrive, up to 2 GiB each [env:
-    /// PODLING_SCRATCH] [default: scratch/ in the data directory]
+    /// Directory for temporary lists of archive entries, up to 2 GiB each [env: PODLING_SCRATCH]
+    /// [default: scratch/ in the data directory]
     #[arg(long, value_name = "DIR")]
     pub scratch: Option<String>,
-    /// Command that starts an agent, words separated by spaces [env: PODLING_AGENT_COMMAND]
+    /// Start agents with this command, words separated by spaces [env: PODLING_AGENT_COMMAND]
     /// [default: podling-agent beside this program]
     #[arg(long, value_name = "COMMAND")]
     pub agent_command: Option<String>,
-    /// Workspaces of one owner that may be awake at the same time; further ones are queued [env:
+    /// Limit the awake workspaces of one owner; further ones wait in the admission queue [env:
     /// PODLING_QUOTA_AWAKE] [default: no limit]
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", help_heading = "Quota options")]
     pub quota_awake: Option<String>,
-    /// CPU of one owner's awake workspaces together, such as 4 or 500m [env: PODLING_QUOTA_CPU]
-    /// [default: no limit]
-    #[arg(long, value_name = "CORES")]
+    /// Limit the CPU of all awake workspaces of one owner, in cores, for example 4 or 500m [env:
+    /// PODLING_QUOTA_CPU] [default: no limit]
+    #[arg(long, value_name = "CORES", help_heading = "Quota options")]
     pub quota_cpu: Option<String>,
-    /// Memory of one owner's awake workspaces together, such as 8GiB [env: PODLING_QUOTA_MEMORY]
-    /// [default: no limit]
-    #[arg(long, value_name = "BYTES")]
+    /// Limit the memory of all awake workspaces of one owner, for example 8GiB [env:
+    /// PODLING_QUOTA_MEMORY] [default: no limit]
+    #[arg(long, value_name = "BYTES", help_heading = "Quota options")]
     pub quota_memory: Option<String>,
-    /// Workspaces of all owners that may be awake at the same time [env: PODLING_CAPACITY_AWAKE]
-    /// [default: no limit]
-    #[arg(long, value_name = "COUNT")]
+    /// Limit the awake workspaces of all owners together [env: PODLING_CAPACITY_AWAKE] [default: no
+    /// limit]
+    #[arg(long, value_name = "COUNT", help_heading = "Quota options")]
     pub capacity_awake: Option<String>,
-    /// CPU of all awake workspaces together [env: PODLING_CAPACITY_CPU] [default: no limit]
-    #[arg(long, value_name = "CORES")]
+    /// Limit the CPU of all awake workspaces together, in cores, for example 16 or 500m [env:
+    /// PODLING_CAPACITY_CPU] [default: no limit]
+    #[arg(long, value_name = "CORES", help_heading = "Quota options")]
     pub capacity_cpu: Option<String>,
-    /// Memory of all awake workspaces together [env: PODLING_CAPACITY_MEMORY] [default: no limit]
-    #[arg(long, value_name = "BYTES")]
+    /// Limit the memory of all awake workspaces together, for example 64GiB [env:
+    /// PODLING_CAPACITY_MEMORY] [default: no limit]
+    #[arg(long, value_name = "BYTES", help_heading = "Quota options")]
     pub capacity_memory: Option<String>,
 }

@@ -1,5 +1,5 @@
-//! Reads the wall clock, which only dates what is stored and shown. Durations that decisions depend
-//! on are counted by the driver's ticks.
+//! The only place that reads the wall clock for decisions and display. Whatever must not depend on
+//! it is counted in driver ticks.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backend::{Backend, Instance, Plan, Resize},
+    backend::{Backend, Instance, ResizePlan, StartPlan},
     backup_store::StoreKey,
     keeper::{Keeper, Kept},
     progress::{Progress, Teller},

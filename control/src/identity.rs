@@ -200,7 +200,7 @@ fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-fn principal_from_claims(claims: Claims) -> Option<Principal> {
+fn principal_from_claims(claims: TokenClaims) -> Option<Principal> {
     let workspaces = claims.workspaces.map(|ids| ids.iter().map(|id| id.parse()).collect());
     Some(Principal {
         owner: claims.sub.parse().ok()?,

@@ -28,7 +28,7 @@ use crate::{
     backup_store::{self, ArchiveLabel, ArchiveProof, BackupStore, BackupStoreError, StoreKey},
     dial::{AGENT_NAME, AgentDialError, DIAL_TIMEOUT, dial},
     identity::ControlIdentity,
-    lease::Term,
+    lease::Leadership,
     progress::{Progress, Stage, Teller},
     server::ConnectionTasks,
     snapshot::AgentView,
@@ -71,7 +71,7 @@ pub trait Keeper: fmt::Debug + Send + Sync + 'static {
 pub struct AgentKeeper {
     backups: BackupStore,
     identity: Arc<ControlIdentity>,
-    term: Arc<Term>,
+    leadership: Arc<Leadership>,
     tasks: ConnectionTasks,
 }
 
@@ -106,14 +106,14 @@ type Agent = ArchivesClient<
 >;
 
 impl AgentKeeper {
-    /// Keeps archives in `backups`; agents know the control plane by `identity`. What others may know of is removed only in our `term`.
-    pub fn new(backups: BackupStore, identity: Arc<ControlIdentity>, term: Arc<Term>) -> Self {
-        Self { backups, identity, term, tasks: ConnectionTasks::default() }
+    /// Keeps archives in `backups`; agents know the control plane by `identity`. What others may know of is removed only in our `leadership`.
+    pub fn new(backups: BackupStore, identity: Arc<ControlIdentity>, leadership: Arc<Leadership>) -> Self {
+        Self { backups, identity, leadership, tasks: ConnectionTasks::default() }
     }
 
     /// Removes an archive that another control plane may go by, if there is one that decides.
     async fn lets_go(&self, key: &StoreKey) -> Result<(), KeepError> {
-        if !self.term.is_ours() {
+        if !self.leadership.is_leader() {
             return Err(KeepError::Superseded);
         }
         Ok(self.backups.remove(key).await?)

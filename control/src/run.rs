@@ -98,9 +98,9 @@ async fn run_platform(
                 shutdown.clone().run_until_cancelled_owned(platform::kubernetes(&config, &kubernetes));
             // Shut down while another replica is the leader.
             let Some(platform) = starting.await else { return Ok(()) };
-            let (platform, held) = platform?;
+            let (platform, leader) = platform?;
             let done = serve(platform, config, folder, shutdown, ready).await;
-            held.release().await;
+            leader.release().await;
             done
         }
     }
@@ -113,12 +113,21 @@ async fn serve<B: Backend, R: AgentReviewer>(
     shutdown: CancellationToken,
     ready: Box<dyn FnOnce(ServingInfo) + Send + '_>,
 ) -> Result<(), ControlPlaneError> {
-    let Platform { identity, backend, store, reviewer, templates, public, agent_endpoint, follower, term } =
-        platform;
+    let Platform {
+        identity,
+        backend,
+        store,
+        reviewer,
+        templates,
+        public,
+        agent_endpoint,
+        follower,
+        leadership,
+    } = platform;
     // Opened now, so that an unusable store fails the start rather than the first archive.
     secret_file::create_private_dir(&config.scratch)?;
     let backups = BackupStore::open(&config.backups, config.scratch.clone())?;
-    let keeper = Arc::new(AgentKeeper::new(backups, identity.clone(), term));
+    let keeper = Arc::new(AgentKeeper::new(backups, identity.clone(), leadership));
     // The driver cancels it after `down`.
     let driver_stopping = CancellationToken::new();
     let (driver, handle) =

@@ -89,8 +89,9 @@ impl UpArgs {
         }
     }
 
-    fn config(&self, context: &Context) -> Result<ControlConfig, Failure> {
-        let program = std::env::current_exe().map_err(Failure::io("cannot find this program's own file"))?;
+    fn config(&self, context: &Context) -> Result<ControlConfig, CommandFailure> {
+        let program =
+            std::env::current_exe().map_err(CommandFailure::io("cannot find the path of this program"))?;
         let agent_command = vec![program.to_string_lossy().into_owned(), "agent".to_owned()];
         let env = |name: &str| std::env::var(name).ok();
         ControlConfig::load(

@@ -42,8 +42,8 @@ const MAX_ACTIVE_FOR: Duration = Duration::from_secs(60);
 const MAX_WORK_WINDOW: Duration = Duration::from_secs(60);
 const MIN_WORK_WINDOW: Duration = Duration::from_secs(1);
 
-pub(super) fn process_account(hello: &Hello) -> ProcessAccount {
-    ProcessAccount { pid: hello.pid, start_ticks: hello.start_ticks }
+pub(super) fn process_account(hello: &Hello) -> ReportedProcess {
+    ReportedProcess { pid: hello.pid, start_ticks: hello.start_ticks }
 }
 
 /// Validates a hello message. `workspace` and `instance` come from the agent's credential.

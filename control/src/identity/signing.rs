@@ -85,7 +85,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("token-keys.json");
         let month = KEY_LIFETIME.as_secs();
-        let claims = Claims {
+        let claims = TokenClaims {
             sub: "ada".into(),
             aud: Audience::Control,
             iat: 0,

@@ -7,7 +7,7 @@ use crate::{
     backup_store::OpenStoreError,
     driver::BackendGone,
     identity::{ControlIdentityError, SecretFileError},
-    lease::Lost,
+    lease::LeadershipLost,
     store::StoreError,
     template::TemplateError,
 };
@@ -50,7 +50,7 @@ pub enum ControlPlaneError {
     Backend(#[from] BackendError),
     /// Another replica has become the leader.
     #[error(transparent)]
-    Lost(#[from] Lost),
+    LeadershipLost(#[from] LeadershipLost),
     /// A request to the cluster failed.
     #[error("{operation}")]
     Cluster {

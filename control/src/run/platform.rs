@@ -18,8 +18,8 @@ use crate::{
     config::{ControlConfig, KubernetesConfig},
     driver::DriverHandle,
     identity::ControlIdentity,
-    kubernetes::objects::House,
-    lease::{Candidate, Held, Term},
+    kubernetes::objects::PodDefaults,
+    lease::{Leader, Leadership, LeaseCandidate},
     open_files::OpenFiles,
     snapshot::Snapshots,
     store::{KubernetesStore, RedbStore, Store},
@@ -37,7 +37,7 @@ pub(super) struct Platform<B, R> {
     pub(super) backend: B,
     pub(super) store: Arc<dyn Store>,
     /// The leadership of this replica.
-    pub(super) term: Arc<Term>,
+    pub(super) leadership: Arc<Leadership>,
     pub(super) reviewer: Box<dyn FnOnce(Snapshots) -> Result<R, BackendError> + Send>,
     pub(super) templates: watch::Receiver<Arc<Templates>>,
     /// The public listener, if it is bound already.
@@ -92,7 +92,7 @@ pub(super) fn local(
 pub(super) async fn kubernetes(
     config: &ControlConfig,
     kubernetes: &KubernetesConfig,
-) -> Result<(Platform<KubernetesBackend, KubernetesReviewer>, Arc<Held>), ControlPlaneError> {
+) -> Result<(Platform<KubernetesBackend, KubernetesReviewer>, Arc<Leader>), ControlPlaneError> {
     let failed = |source| ControlPlaneError::Cluster {
         operation: "connecting to the cluster".into(),
         source: Box::new(source),
@@ -100,10 +100,11 @@ pub(super) async fn kubernetes(
     let client = Client::try_default().await.map_err(failed)?;
     let namespace = kubernetes.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
     let (public, agents) = (bind(config.listen).await?, bind(kubernetes.agents_listen).await?);
-    let held = {
+    let leader = {
         let address = kubernetes.advertise.map(|address| address.to_string());
-        let candidate = Candidate::new(client.clone(), &namespace, token::random(IDENTITY_BYTES), address);
-        let (holder, for_agents) = (candidate.holder(), candidate.holder());
+        let candidate =
+            LeaseCandidate::new(client.clone(), &namespace, token::random(IDENTITY_BYTES), address);
+        let (holder, for_agents) = (candidate.holder_address(), candidate.holder_address());
         tokio::select! {
             leader = candidate.acquire() => Arc::new(leader),
             never = async {
@@ -112,8 +113,8 @@ pub(super) async fn kubernetes(
             } => never,
         }
     };
-    let platform = as_leader(config, kubernetes, client, &namespace, &held, (public, agents)).await?;
-    Ok((platform, held))
+    let platform = as_leader(config, kubernetes, client, &namespace, &leader, (public, agents)).await?;
+    Ok((platform, leader))
 }
 
 /// Creates the platform for pods as the leader.
@@ -128,7 +129,7 @@ async fn as_leader(
     secrets::sync(&client, namespace, &config.data).await?;
     let identity = Arc::new(ControlIdentity::open(&config.data)?);
     secrets::publish_ca(&client, namespace, CONTROL_CA, identity.ca_file()).await?;
-    let house = House {
+    let defaults = PodDefaults {
         agent_image: kubernetes.agent_image.clone(),
         control: kubernetes.agents_url.clone(),
         control_ca: CONTROL_CA.to_owned(),
@@ -141,9 +142,9 @@ async fn as_leader(
         source: Box::new(source),
     })?;
     let reviewer = KubernetesReviewer::new(client.clone(), namespace, &kubernetes.workspace_account);
-    let backend = KubernetesBackend::new(client, namespace, house, held.term());
-    let shield = backend.shield();
-    let (followed, shown, keeping) = (store.clone(), store.clone(), held.clone());
+    let backend = KubernetesBackend::new(client, namespace, defaults, leader.leadership());
+    let eviction_guard = backend.eviction_guard();
+    let (watched, shown, renewing) = (store.clone(), store.clone(), leader.clone());
     Ok(Platform {
         identity,
         backend,
@@ -157,9 +158,9 @@ async fn as_leader(
             Box::pin(async move {
                 tokio::select! {
                     // The driver has ended, which is reported separately.
-                    _ = followed.follow(&driver) => Ok("the watch over workspaces"),
+                    _ = watched.watch_resources(&driver) => Ok("the watch over workspaces"),
                     () = shown.show(driver.snapshots()) => Ok("the status display of resources"),
-                    () = shield.run(driver.snapshots()) => Ok("the eviction guard"),
+                    () = eviction_guard.run(driver.snapshots()) => Ok("the eviction guard"),
                     () = follower.run() => Ok("the watch over templates"),
                     lost = renewing.renew_until_lost() => Err(lost.into()),
                 }

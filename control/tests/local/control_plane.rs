@@ -102,8 +102,8 @@ impl Drop for DataDir {
     }
 }
 
-impl Plane {
-    pub(crate) async fn up(data: &Data, agent_command: Vec<String>) -> Self {
+impl TestControlPlane {
+    pub(crate) async fn start(data: &DataDir, agent_command: Vec<String>) -> Self {
         let identity = Arc::new(ControlIdentity::open(data.path()).unwrap());
         let store = timeout(DEADLINE, async {
             loop {
@@ -124,7 +124,7 @@ impl Plane {
         let shutdown = CancellationToken::new();
         let url = format!("file://{}/backups", data.path().display());
         let backups = BackupStore::open(&url, data.path().to_owned()).unwrap();
-        let keeper = Arc::new(AgentKeeper::new(backups, identity.clone(), Term::alone()));
+        let keeper = Arc::new(AgentKeeper::new(backups, identity.clone(), Leadership::permanent()));
         let store = Arc::new(store.await.unwrap());
         let driver = Driver::open(store, backend, keeper, Quotas::default(), shutdown.clone());
         let (driver, handle) = driver.await.unwrap();
@@ -173,8 +173,12 @@ impl Plane {
     }
 }
 
-/// Where agents dial.
-fn door(data: &Data, identity: &ControlIdentity, handle: DriverHandle) -> impl Future<Output = ()> + use<> {
+/// Accepts agents on the control socket in the data directory.
+fn serve_agents(
+    data: &DataDir,
+    identity: &ControlIdentity,
+    handle: DriverHandle,
+) -> impl Future<Output = ()> + use<> {
     let path = control_socket(data.path());
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let _stale = fs::remove_file(&path);

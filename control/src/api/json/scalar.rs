@@ -19,9 +19,13 @@ pub(super) struct Time(String);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seconds(prost_types::Duration);
 
+/// Prefixes of enum values that consist of more than one word; all others end at the first `_`.
+const LONG_PREFIXES: [&str; 2] = ["ACTIVITY_LEVEL_", "AGENT_CONNECTION_"];
+
 /// Returns the public name of an enum value: `STATE_FALLING_ASLEEP` becomes "falling-asleep".
 pub(super) fn enum_label(name: &str) -> String {
-    let (_, word) = name.split_once('_').unwrap_or(("", name));
+    let word = LONG_PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix));
+    let word = word.or_else(|| Some(name.split_once('_')?.1)).unwrap_or(name);
     word.to_ascii_lowercase().replace('_', "-")
 }
 
@@ -142,7 +146,7 @@ mod tests {
         for (state, name) in crate::snapshot::STATES {
             assert_eq!(&enum_label(crate::api::workspaces::show::state(*state).as_str_name()), name);
         }
-        assert_eq!(word("AGENT_CONNECTION_CONNECTED"), "connected");
-        assert_eq!(word("ACTIVITY_LEVEL_IDLE"), "idle");
+        assert_eq!(enum_label("AGENT_CONNECTION_CONNECTED"), "connected");
+        assert_eq!(enum_label("ACTIVITY_LEVEL_IDLE"), "idle");
     }
 }

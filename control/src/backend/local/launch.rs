@@ -96,7 +96,7 @@ pub(super) fn ensure(
         .stderr(log);
     let child = command.spawn().map_err(|source| LaunchError::Spawn { program: program.clone(), source })?;
     config.agent_files.restore_for(&child);
-    let child = Unwatched(Some(child));
+    let child = KillOnDrop(Some(child));
     let pid = child.pid();
     let start_ticks = ProcStat::read(pid).map_err(|_| LaunchError::EndedAtOnce)?.start_ticks;
     let record = AgentRecord { epoch: plan.epoch, pid, start_ticks, machine_boot: host.boot_id.clone() };

@@ -52,14 +52,19 @@ impl PreservedSpec {
 }
 
 impl KubernetesStore {
-    /// What there was of a workspace that is made anew: of itself, if it had been deleted, or of the one whose archive it begins with.
-    pub(super) async fn former(&self, record: &Record, written: &Written) -> Result<Former, Error> {
+    /// The fields for a resource that is created again: its own if it was archived, or those of the
+    /// workspace source_id archive it starts from.
+    pub(super) async fn preserved_spec(
+        &self,
+        record: &WorkspaceRecord,
+        written: &LastWrite,
+    ) -> Result<PreservedSpec, Error> {
         let source =
             || record.spec.source.as_ref()?.0.parse().ok().map(|key: StoreKey| key.workspace().clone());
-        let whose = if written.archived { Some(record.spec.id.clone()) } else { source() };
-        let Some(whose) = whose else { return Ok(Former::default()) };
-        if let Some(there) = self.known_home(&whose).and_then(|home| home.latest()) {
-            return Ok(Former::of(&there.spec));
+        let source_id = if written.archived { Some(record.spec.id.clone()) } else { source() };
+        let Some(source_id) = source_id else { return Ok(PreservedSpec::default()) };
+        if let Some(there) = self.known_cache(&source_id).and_then(|cache| cache.latest()) {
+            return Ok(PreservedSpec::of(&there.spec));
         }
         let archive = self.archives.get_opt(source_id.as_str()).await?;
         Ok(archive.map(|archive| PreservedSpec::of_archive(archive.spec)).unwrap_or_default())
