@@ -49,7 +49,7 @@ use location::{StagedObject, StorageLocation};
 use spool::{ManifestSpool, SpooledManifest};
 use write::ReceivedArchive;
 
-/// Cheap to clone.
+/// The backup store. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct BackupStore {
     shared: Arc<StoreState>,

@@ -22,7 +22,6 @@ const AGENT_IMAGE: &str = concat!("podling/agent:", env!("CARGO_PKG_VERSION"));
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControlConfig {
-    /// The data directory.
     pub data: PathBuf,
     pub backend: BackendKind,
     /// The public address; port 0 selects a free port.
@@ -102,12 +101,7 @@ pub enum ConfigError {
     #[error("{value:?}, from {origin}, is not valid; allowed is {allowed}")]
     Value { value: String, origin: ValueSource, allowed: String },
     #[error("{file}: unknown key {key:?}; the keys are {keys}", file = file.display())]
-    UnknownKey {
-        file: PathBuf,
-        key: String,
-        /// The valid keys.
-        keys: String,
-    },
+    UnknownKey { file: PathBuf, key: String, keys: String },
     /// The file is not valid TOML.
     #[error("{file}: {problem}", file = file.display())]
     Syntax {

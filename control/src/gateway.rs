@@ -130,7 +130,8 @@ impl Gateway {
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
                     None => {
-                        tracing::debug!(workspace = %id, error = %error.into_error(), "agent did not respond");
+                        let error = error.into_error();
+                        tracing::debug!(workspace = %id, %error, "agent did not respond");
                         break;
                     }
                 },

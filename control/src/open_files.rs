@@ -13,7 +13,6 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 pub struct OpenFiles(Rlimit);
 
 impl OpenFiles {
-    /// The current limit.
     pub fn limit() -> Self {
         Self(getrlimit(Resource::Nofile))
     }

@@ -50,7 +50,6 @@ const WAKES: usize = 1024;
 /// Passed to the caller of [`run`] once every listener is ready.
 #[derive(Debug, Clone)]
 pub struct ServingInfo {
-    /// The public URL.
     pub url: String,
     /// Path of the root token's file.
     pub root_token: PathBuf,

@@ -50,11 +50,7 @@ pub enum TemplateError {
     Read { path: PathBuf, source: io::Error },
     /// The default template does not exist.
     #[error("the default template {name:?} does not exist; the templates are {known}")]
-    NoDefault {
-        name: String,
-        /// The existing names.
-        known: String,
-    },
+    NoDefault { name: String, known: String },
 }
 
 impl Templates {

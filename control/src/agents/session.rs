@@ -46,14 +46,14 @@ pub(super) struct AgentSession<R> {
 }
 
 /// Why a session ends before its agent ends it.
-enum SessionEnd {
+enum AgentSessionEnd {
     /// The agent or the driver has closed its side.
     Closed,
     /// The agent receives this error.
     Rejected(WireError),
 }
 
-impl From<DriverError> for SessionEnd {
+impl From<DriverError> for AgentSessionEnd {
     fn from(error: DriverError) -> Self {
         Self::Rejected(error.into())
     }
@@ -70,11 +70,11 @@ impl<R: AgentReviewer> AgentSession<R> {
         };
         let end = self.permit.revoked().run_until_cancelled(whole).await.unwrap_or_else(|| {
             let message = "a newer stream of this workspace's agents has replaced this one";
-            SessionEnd::Rejected(WireError::new(Reason::Conflict, message))
+            AgentSessionEnd::Rejected(WireError::new(Reason::Conflict, message))
         });
         // Reported even if the hello did not reach the driver. The driver may have ended already.
         let _gone = self.driver.gone(self.workspace.clone(), self.connection).await;
-        if let SessionEnd::Rejected(error) = end {
+        if let AgentSessionEnd::Rejected(error) = end {
             tracing::debug!(workspace = %self.workspace, error = error.message(), "rejected agent stream");
             // With a full queue the agent does not receive the error.
             let _full = self.outbox.try_send(Err(error.into()));
@@ -85,8 +85,8 @@ impl<R: AgentReviewer> AgentSession<R> {
         &self,
         proof: R::CredentialProof,
         inbound: &mut Streaming<AgentMessage>,
-    ) -> Result<mpsc::Receiver<ToAgent>, SessionEnd> {
-        let rejected = |what: &str| SessionEnd::Rejected(WireError::new(Reason::BadField, what));
+    ) -> Result<mpsc::Receiver<ToAgent>, AgentSessionEnd> {
+        let rejected = |what: &str| AgentSessionEnd::Rejected(WireError::new(Reason::BadField, what));
         let first = timeout(HELLO_TIMEOUT, inbound.message()).await;
         let Ok(Ok(Some(AgentMessage { message: Some(Message::Hello(hello)) }))) = first else {
             return Err(rejected("the first message has to be hello, within 10 s"));
@@ -101,7 +101,7 @@ impl<R: AgentReviewer> AgentSession<R> {
             }
             Err(error) => {
                 self.send(translate::dismiss(error.reason(), error.message())).await?;
-                Err(SessionEnd::Closed)
+                Err(AgentSessionEnd::Closed)
             }
         }
     }
@@ -110,13 +110,15 @@ impl<R: AgentReviewer> AgentSession<R> {
         &self,
         mut inbound: Streaming<AgentMessage>,
         mut inbox: mpsc::Receiver<ToAgent>,
-    ) -> SessionEnd {
+    ) -> AgentSessionEnd {
         let mut beats = TokenBucket::new(BURST, PAUSE);
         loop {
             let result = tokio::select! {
                 directive = inbox.recv() => match directive {
-                    None => return SessionEnd::Closed,
-                    Some(directive) => self.send(translate::control_message(directive,  &self.token_keys)).await,
+                    None => return AgentSessionEnd::Closed,
+                    Some(directive) => {
+                        self.send(translate::control_message(directive, &self.token_keys)).await
+                    }
                 },
                 // One future for both: while the agent is silent, the driver's messages must still
                 // pass.
@@ -134,9 +136,9 @@ impl<R: AgentReviewer> AgentSession<R> {
                         Ok(())
                     }
                     Ok(Some(AgentMessage { message: Some(Message::Hello(_)) })) => {
-                        Err(SessionEnd::Rejected(WireError::new(Reason::BadField, "hello was sent twice")))
+                        Err(AgentSessionEnd::Rejected(WireError::new(Reason::BadField, "hello was sent twice")))
                     }
-                    Ok(None) | Err(_) => return SessionEnd::Closed,
+                    Ok(None) | Err(_) => return AgentSessionEnd::Closed,
                 },
             };
             if let Err(end) = result {
@@ -146,7 +148,7 @@ impl<R: AgentReviewer> AgentSession<R> {
     }
 
     /// Acknowledges a heartbeat once the driver has processed it: idle time counts from then on.
-    async fn beat(&self, beat: podling_proto::control::v1::Heartbeat) -> Result<(), SessionEnd> {
+    async fn beat(&self, beat: podling_proto::control::v1::Heartbeat) -> Result<(), AgentSessionEnd> {
         let (taken, was_taken) = oneshot::channel();
         let activity = Arc::new(translate::activity(beat.activity.unwrap_or_default()));
         let (workspace, connection) = (self.workspace.clone(), self.connection);
@@ -160,16 +162,16 @@ impl<R: AgentReviewer> AgentSession<R> {
         }
     }
 
-    async fn directive_result(&self, result: DirectiveResult) -> Result<(), SessionEnd> {
+    async fn directive_result(&self, result: DirectiveResult) -> Result<(), AgentSessionEnd> {
         match translate::directive_answer(result, self.workspace.clone(), self.connection) {
             Some(answer) => Ok(self.driver.answered(answer).await?),
             None => Ok(()),
         }
     }
 
-    async fn send(&self, message: ControlMessage) -> Result<(), SessionEnd> {
+    async fn send(&self, message: ControlMessage) -> Result<(), AgentSessionEnd> {
         // Waits for the agent to read. An agent that does not read is detected by its missing
         // heartbeats, and the session ends with its stream.
-        self.outbox.send(Ok(message)).await.map_err(|_| SessionEnd::Closed)
+        self.outbox.send(Ok(message)).await.map_err(|_| AgentSessionEnd::Closed)
     }
 }

@@ -6,10 +6,10 @@
 //! and leaves a partial file behind when the last write fails.
 //!
 //! ```text
-//! <folder>/                                  0700 if made here; refused if others may write to it
+//! <directory>/                               0700 if created here; rejected if writable by others
 //!   workspace-ID-YYYYMMDD-HHMMSS.zip         0600
 //!   workspace-ID-YYYYMMDD-HHMMSS.jsonl       0600
-//!   .incoming-….part                         while it is written; what a crash left is removed a day later
+//!   .incoming-….part                         while written; left by a crash, removed a day later
 //! ```
 
 use std::{
@@ -85,7 +85,7 @@ impl LocalDir {
             let mode = meta.mode() & 0o7777;
             return Err(fault(
                 &format!(
-                    "is writable by others (mode {mode:o}), so archives could be replaced; run chmod 700 on it"
+                    "is writable by others (mode {mode:o}), so archives can be replaced; run chmod 700 on it"
                 ),
                 None,
             ));

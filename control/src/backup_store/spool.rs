@@ -35,7 +35,6 @@ pub(super) struct ManifestSpool {
     count: u64,
 }
 
-/// A complete manifest.
 pub(super) struct SpooledManifest {
     /// Positioned at its beginning.
     pub(super) file: tokio::fs::File,

@@ -33,7 +33,7 @@ pub(super) struct ReceivedArchive {
 }
 
 /// Counts and validates the messages of a stream.
-struct ArchiveReceiver<'a> {
+struct IncomingArchive<'a> {
     limits: &'a ArchiveLimits,
     spool: ManifestSpool,
     line: Vec<u8>,
@@ -53,7 +53,7 @@ pub(super) async fn receive(
     progress: impl Fn(ReceiveProgress) + Send,
 ) -> Result<ReceivedArchive, BackupStoreError> {
     let mut stream = std::pin::pin!(stream);
-    let mut intake = ArchiveReceiver::new(limits, spool);
+    let mut intake = IncomingArchive::new(limits, spool);
     let mut done = None;
     let mut reported_at: Option<Instant> = None;
     let mut silent_at = Instant::now() + limits.silence;
@@ -109,7 +109,7 @@ pub(super) async fn receive(
     intake.finish(done)
 }
 
-impl<'a> ArchiveReceiver<'a> {
+impl<'a> IncomingArchive<'a> {
     fn new(limits: &'a ArchiveLimits, spool: ManifestSpool) -> Self {
         let digest = Hasher::new();
         Self { limits, spool, line: Vec::new(), digest, entries: 0, bytes: 0, archive_bytes: 0 }

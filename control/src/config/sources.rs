@@ -159,7 +159,6 @@ impl<'a> ConfigSources<'a> {
 // === impl ConfigValue ===
 
 impl ConfigValue {
-    /// A default value.
     pub(super) fn default(text: &str) -> Self {
         Self { text: text.to_owned(), source: ValueSource::Default }
     }

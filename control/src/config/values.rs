@@ -21,7 +21,6 @@ pub(super) fn folder(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() || path.is_file() { Err("a directory".to_owned()) } else { Ok(path) }
 }
 
-/// An existing file.
 pub(super) fn file(text: &str) -> Result<PathBuf, String> {
     let path = path::absolute(text).unwrap_or_default();
     if path.is_file() { Ok(path) } else { Err("an existing file".to_owned()) }
@@ -42,8 +41,9 @@ pub(super) fn origin(text: &str) -> Result<String, String> {
     if fits {
         Ok(text.to_owned())
     } else {
-        Err("scheme and host as a browser writes them, in small letters, without a path or the usual port, such as \
-             https://console.example.org".to_owned())
+        Err("scheme and host as a browser sends them, in lower case, without a path or the default port, \
+             such as https://console.example.org"
+            .to_owned())
     }
 }
 

@@ -18,7 +18,7 @@ pub enum SecretFileError {
     /// Others may read it, or another user owns it.
     #[error(
         "{path} is readable by others ({problem}). If it has not leaked, run `chmod 600 {path}`; \
-         otherwise delete it and start again to create a new one",
+         otherwise delete it and restart to create a new one",
         path = path.display()
     )]
     Exposed {
@@ -33,14 +33,10 @@ pub enum SecretFileError {
          another directory",
         path = path.display()
     )]
-    Foreign {
-        path: PathBuf,
-        /// The directory's owner.
-        user: u32,
-    },
+    Foreign { path: PathBuf, user: u32 },
     /// The content is not what it should be.
     #[error(
-        "{path} does not contain a valid {what}; restore it, or delete it and start again to create a new one",
+        "{path} does not contain a valid {what}; restore it, or delete it and restart to create a new one",
         path = path.display()
     )]
     Unusable { path: PathBuf, what: &'static str },

@@ -161,7 +161,8 @@ proptest! {
             if let Some(own) = &parent.workspaces {
                 prop_assert!(child.workspaces.as_ref().is_some_and(|ids| ids.is_subset(own)));
             }
-            prop_assert_eq!(identity.authenticate(Some(&token)).expect("valid"), child, "the token authenticates the principal it was created for");
+            let holder = identity.authenticate(Some(&token)).expect("valid");
+            prop_assert_eq!(holder, child, "the token authenticates its own principal");
         }
     }
 }

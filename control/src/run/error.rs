@@ -17,8 +17,9 @@ use crate::{
 pub enum ControlPlaneError {
     /// Another control plane uses the data directory.
     #[error(
-        "the data directory {data} is in use by another control plane (process {pid}): use that one, stop it with \
-         `podling down --data {data}`, or choose another directory with --data", data = data.display()
+        "the data directory {data} is in use by another control plane (process {pid}): use that one, stop \
+         it with `podling down --data {data}`, or choose another directory with --data",
+        data = data.display()
     )]
     InUse {
         data: PathBuf,
@@ -27,15 +28,11 @@ pub enum ControlPlaneError {
     },
     /// Other users can access the data directory, and it holds foreign files.
     #[error(
-        "the data directory {data} is accessible to others (mode {mode:o}) and contains {holds}, which is not \
-         Podling's: choose another directory with --data, or run `chmod 700` on it if only you use it", data = data.display()
+        "the data directory {data} is accessible to others (mode {mode:o}) and contains {holds}, which is \
+         not Podling's: choose another directory with --data, or run `chmod 700` on it if only you use it",
+        data = data.display()
     )]
-    Shared {
-        data: PathBuf,
-        mode: u32,
-        /// An unexpected entry.
-        holds: String,
-    },
+    Shared { data: PathBuf, mode: u32, holds: String },
     #[error(transparent)]
     File(#[from] SecretFileError),
     #[error(transparent)]

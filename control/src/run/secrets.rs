@@ -68,7 +68,8 @@ pub(super) async fn publish_ca(
         path: ca.to_owned(),
         source,
     })?;
-    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"ca.pem": text}});
+    let (metadata, data) = (json!({"name": name}), json!({"ca.pem": text}));
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data});
     let done = maps.patch(name, &PatchParams::apply("podling").force(), &Patch::Apply(map)).await;
     done.map(drop).map_err(|source| ControlPlaneError::Cluster { operation, source: Box::new(source) })
 }

@@ -17,7 +17,7 @@ pub(super) async fn sleep_idle(driver: &DriverHandle) {
         // The driver has ended meanwhile: all workspaces are down.
         Ok(Err(error)) => tracing::debug!(%error, "driver ended before idle workspaces were put to sleep"),
         Err(_) => tracing::warn!(
-            "some idle workspaces did not fall asleep within {SLEEP_IDLE_TIMEOUT:?}; the next start adopts them"
+            "idle workspaces did not fall asleep in {SLEEP_IDLE_TIMEOUT:?}; the next start adopts them"
         ),
     }
 }

@@ -118,7 +118,8 @@ impl ServerConnections {
                         () = authentication_check.as_mut() => {
                             // An authenticated connection may lose that status, so the check
                             // repeats as often as an unauthenticated one may time out.
-                            let late = peer.unauthenticated_since().unwrap_or_else(Instant::now) + UNAUTHENTICATED_TIMEOUT;
+                            let since = peer.unauthenticated_since().unwrap_or_else(Instant::now);
+                            let late = since + UNAUTHENTICATED_TIMEOUT;
                             if late <= Instant::now() {
                                 return;
                             }
