@@ -52,19 +52,19 @@ pub struct AgentsService<R> {
     limiter: SessionLimiter,
     sessions: TaskTracker,
     closing: CancellationToken,
-    beats: Counter,
+    heartbeats: Counter,
 }
 
 impl<R: AgentReviewer> AgentsService<R> {
     /// `reviewer` checks credentials. Every claim carries `token_keys`. `sessions` tracks the tasks of
-    /// sessions, which end with `closing`. `beats` counts acknowledged heartbeats.
+    /// sessions, which end with `closing`. `heartbeats` counts acknowledged heartbeats.
     pub fn new(
         driver: DriverHandle,
         reviewer: R,
         token_keys: &[identity::PublicTokenKey],
         sessions: TaskTracker,
         closing: CancellationToken,
-        beats: Counter,
+        heartbeats: Counter,
     ) -> Self {
         let wire = |key: &identity::PublicTokenKey| TokenKey {
             id: key.id.clone(),
@@ -78,7 +78,7 @@ impl<R: AgentReviewer> AgentsService<R> {
             limiter: SessionLimiter::default(),
             sessions,
             closing,
-            beats,
+            heartbeats,
         }
     }
 
@@ -115,7 +115,7 @@ impl<R: AgentReviewer> Agents for AgentsService<R> {
             driver: self.driver.clone(),
             token_keys: self.token_keys.clone(),
             outbox,
-            beats: self.beats.clone(),
+            heartbeats: self.heartbeats.clone(),
         };
         let inbound = request.into_inner();
         self.sessions
@@ -137,16 +137,21 @@ impl<R: AgentReviewer> AgentsService<R> {
                 "an agent has to send its credential as \"authorization: Bearer …\"",
             )
         })?;
-        let refused = || {
+        let invalid_credential = || {
             WireError::new(
                 Reason::TokenInvalid,
                 "the credential does not belong to an agent that this control plane started",
             )
         };
-        let credential =
-            value.to_str().ok().and_then(|text| text.strip_prefix("Bearer ")).ok_or_else(refused)?;
+        let credential = value
+            .to_str()
+            .ok()
+            .and_then(|text| text.strip_prefix("Bearer "))
+            .ok_or_else(invalid_credential)?;
         match self.reviewer.review(credential).await {
-            Ok(reviewed) => Ok((reviewed.ok_or_else(refused)?, Fingerprint::of(credential.as_bytes()))),
+            Ok(reviewed) => {
+                Ok((reviewed.ok_or_else(invalid_credential)?, Fingerprint::of(credential.as_bytes())))
+            }
             Err(error) => Err(WireError::new(Reason::Internal, error.to_string())),
         }
     }

@@ -57,7 +57,7 @@ pub struct BackupStore {
 
 #[derive(Debug)]
 struct StoreState {
-    place: StorageLocation,
+    location: StorageLocation,
     scratch: PathBuf,
     limits: ArchiveLimits,
     /// Keys of archives that are being written.
@@ -123,11 +123,11 @@ impl BackupStore {
         Self::at(StorageLocation::objects(store, prefix, name), scratch)
     }
 
-    fn at(place: StorageLocation, scratch: PathBuf) -> Self {
+    fn at(location: StorageLocation, scratch: PathBuf) -> Self {
         let (reserved_keys, reported_objects) = Default::default();
         Self {
             shared: Arc::new(StoreState {
-                place,
+                location,
                 scratch,
                 limits: ArchiveLimits::default(),
                 reserved_keys,
@@ -138,9 +138,9 @@ impl BackupStore {
 
     #[must_use]
     pub fn with_limits(self, limits: ArchiveLimits) -> Self {
-        let (place, scratch) = (self.shared.place.clone(), self.shared.scratch.clone());
+        let (location, scratch) = (self.shared.location.clone(), self.shared.scratch.clone());
         let (reserved_keys, reported_objects) = Default::default();
-        Self { shared: Arc::new(StoreState { place, scratch, limits, reserved_keys, reported_objects }) }
+        Self { shared: Arc::new(StoreState { location, scratch, limits, reserved_keys, reported_objects }) }
     }
 
     /// Writes an archive from an agent's stream under a new key. It becomes visible only when it is
@@ -154,9 +154,9 @@ impl BackupStore {
     ) -> Result<WrittenArchive, BackupStoreError> {
         label.check()?;
         let reservation = self.reserve_key(&label.id).await?;
-        let place = &self.shared.place;
+        let location = &self.shared.location;
         let spool = ManifestSpool::new(&self.shared.scratch).await?;
-        let mut zip = place.upload(&reservation.key.zip()).await?;
+        let mut zip = location.upload(&reservation.key.zip()).await?;
         let received = match write::receive(stream, &mut zip, spool, &self.shared.limits, progress).await {
             Ok(received) => received,
             Err(error) => {
@@ -181,7 +181,7 @@ impl BackupStore {
             return Err(error);
         }
         if let Err(error) = zip.publish().await {
-            if let Err(error) = place.remove(&reservation.key.sidecar()).await {
+            if let Err(error) = location.remove(&reservation.key.sidecar()).await {
                 tracing::warn!(%error, backup = %reservation.key, "failed to remove sidecar without archive");
             }
             return Err(error);
@@ -198,16 +198,20 @@ impl BackupStore {
                 self.shared.reserved_keys.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
             if free {
                 let reservation = KeyReservation { key: key.clone(), shared: self.shared.clone() };
-                let place = &self.shared.place;
-                if !place.exists(&key.zip()).await? && !place.exists(&key.sidecar()).await? {
+                let location = &self.shared.location;
+                if !location.exists(&key.zip()).await? && !location.exists(&key.sidecar()).await? {
                     return Ok(reservation);
                 }
             }
             key = key.next();
         }
         let source = format!("each of the next {MAX_KEY_ATTEMPTS} seconds already has an archive").into();
-        let place = self.shared.place.name().to_owned();
-        Err(BackupStoreError::Unreachable { place, doing: format!("naming an archive of {id}"), source })
+        let location = self.shared.location.name().to_owned();
+        Err(BackupStoreError::Unreachable {
+            location,
+            operation: format!("naming an archive of {id}"),
+            source,
+        })
     }
 
     /// Stores the sidecar under a temporary name, ready to be published.
@@ -221,7 +225,7 @@ impl BackupStore {
             return Err(BackupStoreError::incomplete("two entries have the same name"));
         }
         let header = sidecar::encode_header(sidecar, sum)?;
-        let mut upload = self.shared.place.upload(&sidecar.key.sidecar()).await?;
+        let mut upload = self.shared.location.upload(&sidecar.key.sidecar()).await?;
         let mut block = vec![0; BLOCK_BYTES / 4];
         let mut written = upload.write(&header).await;
         while written.is_ok() {
@@ -251,12 +255,12 @@ impl BackupStore {
         written: &StoreKey,
         progress: impl Fn(u64, u64) + Send,
     ) -> Result<ArchiveProof, BackupStoreError> {
-        prove::prove(&self.shared.place, written, progress).await
+        prove::prove(&self.shared.location, written, progress).await
     }
 
     /// Size of the zip, in bytes.
     pub async fn size(&self, key: &StoreKey) -> Result<u64, BackupStoreError> {
-        self.shared.place.size(&key.zip()).await
+        self.shared.location.size(&key.zip()).await
     }
 
     /// Streams the zip in blocks of at most 1 MiB.
@@ -267,9 +271,9 @@ impl BackupStore {
             async move {
                 let size = match size {
                     Some(size) => size,
-                    None => shared.place.size(&object).await?,
+                    None => shared.location.size(&object).await?,
                 };
-                let block = shared.place.range(&object, at..size.min(at + BLOCK_BYTES as u64)).await?;
+                let block = shared.location.range(&object, at..size.min(at + BLOCK_BYTES as u64)).await?;
                 let next = at + block.len() as u64;
                 Ok((!block.is_empty()).then_some((block, (next, Some(size)))))
             }
@@ -280,7 +284,7 @@ impl BackupStore {
     /// interruption only a small sidecar remains, which is neither listed nor provable, and a
     /// repeated call removes it.
     pub async fn remove(&self, key: &StoreKey) -> Result<(), BackupStoreError> {
-        self.shared.place.remove(&key.zip()).await?;
-        self.shared.place.remove(&key.sidecar()).await
+        self.shared.location.remove(&key.zip()).await?;
+        self.shared.location.remove(&key.sidecar()).await
     }
 }

@@ -130,8 +130,8 @@ impl ControlIdentity {
         }
         let workspaces = narrow_workspaces(caller, grant.workspaces)?;
         let iat = now();
-        let wanted = iat.saturating_add(grant.ttl.min(MAX_TTL).as_secs());
-        let exp = caller.expires.map_or(wanted, |end| wanted.min(end));
+        let requested = iat.saturating_add(grant.ttl.min(MAX_TTL).as_secs());
+        let exp = caller.expires.map_or(requested, |end| requested.min(end));
         let claims = TokenClaims {
             sub: owner.to_string(),
             aud: grant.agent.map_or(Audience::Control, |id| Audience::Agent(id.to_string())),
@@ -212,18 +212,18 @@ fn principal_from_claims(claims: TokenClaims) -> Option<Principal> {
 
 fn narrow_workspaces(
     caller: &Principal,
-    wanted: Option<BTreeSet<WorkspaceId>>,
+    requested: Option<BTreeSet<WorkspaceId>>,
 ) -> Result<Option<BTreeSet<WorkspaceId>>, WireError> {
-    match (&caller.workspaces, wanted) {
-        (Some(own), Some(wanted)) => match wanted.iter().find(|id| !own.contains(id)) {
+    match (&caller.workspaces, requested) {
+        (Some(own), Some(requested)) => match requested.iter().find(|id| !own.contains(id)) {
             Some(id) => {
                 let message =
                     format!("the token that creates this one is restricted to workspaces other than {id}");
                 Err(WireError::new(Reason::WorkspaceDenied, message).with("id", id))
             }
-            None => Ok(Some(wanted)),
+            None => Ok(Some(requested)),
         },
-        (own, wanted) => Ok(wanted.or_else(|| own.clone())),
+        (own, requested) => Ok(requested.or_else(|| own.clone())),
     }
 }
 

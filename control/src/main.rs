@@ -46,14 +46,14 @@ fn start(cli: &ControlCli) -> anyhow::Result<()> {
         let shutdown = CancellationToken::new();
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let asked = shutdown.clone();
+        let shutdown_requested = shutdown.clone();
         let running = run(config, shutdown, |ready| println!("podling-control listens at {}", ready.url));
         tokio::pin!(running);
         loop {
             tokio::select! {
                 ended = &mut running => return Ok(ended?),
-                _ = interrupt.recv() => asked.cancel(),
-                _ = terminate.recv() => asked.cancel(),
+                _ = interrupt.recv() => shutdown_requested.cancel(),
+                _ = terminate.recv() => shutdown_requested.cancel(),
             }
         }
     });

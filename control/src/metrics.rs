@@ -30,7 +30,7 @@ pub struct ControlMetrics {
     /// Open connections of agents.
     pub agent_connections: Gauge,
     /// Heartbeats that the driver has acknowledged.
-    pub beats: Counter,
+    pub heartbeats: Counter,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -57,15 +57,15 @@ impl ControlMetrics {
         let mut registry = Registry::with_prefix("podling");
         let requests = Family::<RequestLabels, Counter>::default();
         let (held, connections, agent_connections) = (Gauge::default(), Gauge::default(), Gauge::default());
-        let beats = Counter::<u64, AtomicU64>::default();
+        let heartbeats = Counter::<u64, AtomicU64>::default();
         registry.register("requests", "Completed requests, by gRPC code or HTTP status", requests.clone());
         registry.register("held_requests", "Calls held until their workspace is awake", held.clone());
         registry.register("connections", "Open connections at the public address", connections.clone());
         registry.register("agent_connections", "Open connections of agents", agent_connections.clone());
-        registry.register("beats", "Acknowledged heartbeats", beats.clone());
+        registry.register("beats", "Acknowledged heartbeats", heartbeats.clone());
         registry.register_collector(Box::new(WorkspaceCollector(snapshots)));
         registry.register_collector(Box::new(DriverQueueCollector(queue)));
-        Self { registry, requests, held, connections, agent_connections, beats }
+        Self { registry, requests, held, connections, agent_connections, heartbeats }
     }
 
     /// Renders all metrics in the Prometheus text format.

@@ -166,7 +166,7 @@ async fn serve<B: Backend, R: AgentReviewer>(
         identity.token_keys(),
         sessions.clone(),
         shutdown_signals.streams.clone(),
-        metrics.beats.clone(),
+        metrics.heartbeats.clone(),
     );
     let agents = AgentsRouter::new(Routes::new(agents.into_server()).into_axum_router());
 

@@ -42,7 +42,7 @@ pub(super) struct AgentSession<R> {
     pub(super) driver: DriverHandle,
     pub(super) token_keys: Arc<[TokenKey]>,
     pub(super) outbox: mpsc::Sender<Result<ControlMessage, Status>>,
-    pub(super) beats: Counter,
+    pub(super) heartbeats: Counter,
 }
 
 /// Why a session ends before its agent ends it.
@@ -111,7 +111,7 @@ impl<R: AgentReviewer> AgentSession<R> {
         mut inbound: Streaming<AgentMessage>,
         mut inbox: mpsc::Receiver<ToAgent>,
     ) -> AgentSessionEnd {
-        let mut beats = TokenBucket::new(BURST, PAUSE);
+        let mut heartbeats = TokenBucket::new(BURST, PAUSE);
         loop {
             let result = tokio::select! {
                 directive = inbox.recv() => match directive {
@@ -122,21 +122,22 @@ impl<R: AgentReviewer> AgentSession<R> {
                 },
                 // One future for both: while the agent is silent, the driver's messages must still
                 // pass.
-                message = async { beats.wait_for_token().await; inbound.message().await } => match message {
+                message = async { heartbeats.wait_for_token().await; inbound.message().await } => match message {
                     Ok(Some(AgentMessage { message: Some(Message::Heartbeat(beat)) })) => {
-                        beats.try_take();
+                        heartbeats.try_take();
                         self.beat(beat).await
                     }
                     Ok(Some(AgentMessage { message: Some(Message::DirectiveResult(result)) })) => {
-                        beats.try_take();
+                        heartbeats.try_take();
                         self.directive_result(result).await
                     }
                     Ok(Some(AgentMessage { message: None })) => {
-                        beats.try_take();
+                        heartbeats.try_take();
                         Ok(())
                     }
                     Ok(Some(AgentMessage { message: Some(Message::Hello(_)) })) => {
-                        Err(AgentSessionEnd::Rejected(WireError::new(Reason::BadField, "hello was sent twice")))
+                        let error = WireError::new(Reason::BadField, "hello was sent twice");
+                        Err(AgentSessionEnd::Rejected(error))
                     }
                     Ok(None) | Err(_) => return AgentSessionEnd::Closed,
                 },
@@ -155,7 +156,7 @@ impl<R: AgentReviewer> AgentSession<R> {
         self.driver.beat(Heartbeat { workspace, connection, activity, taken }).await?;
         match was_taken.await {
             Ok(()) => {
-                self.beats.inc();
+                self.heartbeats.inc();
                 self.send(translate::ack(beat.sequence)).await
             }
             Err(_) => Ok(()),

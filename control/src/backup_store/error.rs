@@ -45,26 +45,26 @@ pub enum OpenStoreError {
 #[derive(Debug, thiserror::Error)]
 pub enum BackupStoreError {
     /// The store or the scratch directory is full.
-    #[error("{place} is full ({doing})")]
+    #[error("{location} is full ({operation})")]
     Full {
         /// The store or the scratch directory, as errors name it.
-        place: String,
+        location: String,
         /// The operation that failed.
-        doing: String,
+        operation: String,
         source: Cause,
     },
     /// Permissions or credentials do not suffice.
-    #[error("{place} denies access ({doing})")]
+    #[error("{location} denies access ({operation})")]
     Denied {
         /// The store or the scratch directory, as errors name it.
-        place: String,
+        location: String,
         /// The operation that failed.
-        doing: String,
+        operation: String,
         source: Cause,
     },
     /// At least one object of the archive does not exist.
-    #[error("{place} does not contain {object}")]
-    Missing { place: String, object: String },
+    #[error("{location} does not contain {object}")]
+    Missing { location: String, object: String },
     /// The stored objects differ from what was written.
     #[error(
         "the archive {key} is damaged: {}{problem}",
@@ -83,17 +83,17 @@ pub enum BackupStoreError {
     #[error("the label of the archive cannot be stored: {problem}")]
     Label { problem: String },
     /// A retry may succeed.
-    #[error("{place} cannot be reached ({doing}); retry later")]
+    #[error("{location} cannot be reached ({operation}); retry later")]
     Unreachable {
         /// The store or the scratch directory, as errors name it.
-        place: String,
+        location: String,
         /// The operation that failed.
-        doing: String,
+        operation: String,
         source: Cause,
     },
     /// The store holds more objects than a listing may read.
-    #[error("{place} holds more than {most} objects; move some elsewhere")]
-    TooMany { place: String, most: usize },
+    #[error("{location} holds more than {most} objects; move some elsewhere")]
+    TooMany { location: String, most: usize },
 }
 
 /// A path in an archive, printable: control characters are escaped and long paths are cut.
@@ -116,30 +116,32 @@ impl BackupStoreError {
         Self::Incomplete(reasons)
     }
 
-    /// Sorts an I/O error that occurred while `doing` something at `place`.
-    pub(super) fn io(place: &str, doing: &str, source: io::Error) -> Self {
+    /// Sorts an I/O error of `operation` at `location`.
+    pub(super) fn io(location: &str, operation: &str, source: io::Error) -> Self {
         let kind = source.kind();
-        Self::from_io_kind(place, doing, Some(kind), Box::new(source))
+        Self::from_io_kind(location, operation, Some(kind), Box::new(source))
     }
 
-    /// Sorts an object store's error that occurred while `doing` something with `object`.
-    pub(super) fn store(place: &str, doing: &str, object: &str, source: object_store::Error) -> Self {
+    /// Sorts an object store's error of `operation` on `object`.
+    pub(super) fn store(location: &str, operation: &str, object: &str, source: object_store::Error) -> Self {
         use object_store::Error::{NotFound, PermissionDenied, Unauthenticated};
         let kind = match &source {
-            NotFound { .. } => return Self::Missing { place: place.to_owned(), object: object.to_owned() },
+            NotFound { .. } => {
+                return Self::Missing { location: location.to_owned(), object: object.to_owned() };
+            }
             PermissionDenied { .. } | Unauthenticated { .. } => Some(io::ErrorKind::PermissionDenied),
             other => io_kind(other),
         };
-        Self::from_io_kind(place, &format!("{doing} {object}"), kind, Box::new(source))
+        Self::from_io_kind(location, &format!("{operation} {object}"), kind, Box::new(source))
     }
 
-    fn from_io_kind(place: &str, doing: &str, kind: Option<io::ErrorKind>, source: Cause) -> Self {
+    fn from_io_kind(location: &str, operation: &str, kind: Option<io::ErrorKind>, source: Cause) -> Self {
         use io::ErrorKind::{FileTooLarge, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-        let (place, doing) = (place.to_owned(), doing.to_owned());
+        let (location, operation) = (location.to_owned(), operation.to_owned());
         match kind {
-            Some(StorageFull | QuotaExceeded | FileTooLarge) => Self::Full { place, doing, source },
-            Some(PermissionDenied | ReadOnlyFilesystem) => Self::Denied { place, doing, source },
-            _ => Self::Unreachable { place, doing, source },
+            Some(StorageFull | QuotaExceeded | FileTooLarge) => Self::Full { location, operation, source },
+            Some(PermissionDenied | ReadOnlyFilesystem) => Self::Denied { location, operation, source },
+            _ => Self::Unreachable { location, operation, source },
         }
     }
 }

@@ -17,7 +17,7 @@ impl BackupStore {
     /// Returns all archives as their sidecars describe them, the oldest of each workspace first.
     /// Unknown, incomplete and unreadable objects are skipped and logged once.
     pub async fn list(&self) -> Result<Vec<ArchiveSidecar>, BackupStoreError> {
-        let names = self.shared.place.names().await?;
+        let names = self.shared.location.names().await?;
         let mut keys = Vec::new();
         for name in &names {
             let key =
@@ -32,7 +32,7 @@ impl BackupStore {
         }
         keys.sort_unstable();
         let heads = stream::iter(keys)
-            .map(|key| async move { (prove::read_header(&self.shared.place, &key).await, key) });
+            .map(|key| async move { (prove::read_header(&self.shared.location, &key).await, key) });
         let mut heads = std::pin::pin!(heads.buffered(CONCURRENT_HEAD_READS));
         let mut sidecars = Vec::new();
         while let Some((header, key)) = heads.next().await {
@@ -55,13 +55,13 @@ impl BackupStore {
         of: &WorkspaceId,
         known: &[StoreKey],
     ) -> Result<Vec<StoreKey>, BackupStoreError> {
-        let names = self.shared.place.names().await?;
+        let names = self.shared.location.names().await?;
         let keys = names.iter().filter_map(|name| name.strip_suffix(".jsonl")?.parse::<StoreKey>().ok());
         let stray =
             |key: &StoreKey| key.workspace() == of && !known.contains(key) && !self.is_being_written(key);
         let mut strays = Vec::new();
         for key in keys.filter(stray) {
-            match prove::read_header(&self.shared.place, &key).await {
+            match prove::read_header(&self.shared.location, &key).await {
                 Ok(Ok(header)) if header.sidecar.label.id == *of => strays.push(key),
                 Ok(_) | Err(BackupStoreError::Missing { .. }) => {}
                 Err(error) => return Err(error),

@@ -38,13 +38,13 @@ const PART_STALE: Duration = Duration::from_secs(24 * 60 * 60);
 #[derive(Debug, Clone)]
 pub(super) struct LocalDir {
     path: PathBuf,
-    place: String,
+    location: String,
 }
 
 /// A file that is being written under a temporary name. Removed on drop.
 #[derive(Debug)]
 pub(super) struct LocalFileWriter {
-    place: String,
+    location: String,
     target: PathBuf,
     temporary: TempPath,
     file: BufWriter<tokio::fs::File>,
@@ -53,7 +53,7 @@ pub(super) struct LocalFileWriter {
 /// A synced file that awaits its final name. Removed on drop.
 #[derive(Debug)]
 pub(super) struct StagedFile {
-    place: String,
+    location: String,
     target: PathBuf,
     temporary: TempPath,
 }
@@ -93,7 +93,7 @@ impl LocalDir {
         // Listing it now reports an unreadable directory at the start rather than at the first
         // archive.
         remove_stale(path).map_err(|error| fault("cannot be read", Some(error)))?;
-        Ok(Self { path: path.to_owned(), place: format!("the backup store {}", path.display()) })
+        Ok(Self { path: path.to_owned(), location: format!("the backup store {}", path.display()) })
     }
 
     /// Names of the regular files, without those that are not UTF-8.
@@ -114,22 +114,22 @@ impl LocalDir {
             }
             Ok(names)
         });
-        names.await.map_err(|e| BackupStoreError::io(&self.place, "listing it", e))
+        names.await.map_err(|e| BackupStoreError::io(&self.location, "listing it", e))
     }
 
     pub(super) async fn upload(&self, name: &str) -> Result<LocalFileWriter, BackupStoreError> {
-        let (path, place) = (self.path.clone(), self.place.clone());
+        let (path, location) = (self.path.clone(), self.location.clone());
         let made = blocking(move || {
             let mut builder = tempfile::Builder::new();
             builder.prefix(PART_PREFIX).suffix(PART_SUFFIX).permissions(Permissions::from_mode(0o600));
             builder.tempfile_in(path)
         });
-        let made = made.await.map_err(|e| BackupStoreError::io(&place, "creating a file", e))?;
+        let made = made.await.map_err(|e| BackupStoreError::io(&location, "creating a file", e))?;
         let (file, temporary) = made.into_parts();
         let mut file = tokio::fs::File::from_std(file);
         file.set_max_buf_size(BLOCK_BYTES);
         let file = BufWriter::with_capacity(BLOCK_BYTES, file);
-        Ok(LocalFileWriter { place, target: self.path.join(name), temporary, file })
+        Ok(LocalFileWriter { location, target: self.path.join(name), temporary, file })
     }
 }
 
@@ -152,14 +152,14 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 
 impl LocalFileWriter {
     pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), BackupStoreError> {
-        self.file.write_all(bytes).await.map_err(|e| BackupStoreError::io(&self.place, "writing", e))
+        self.file.write_all(bytes).await.map_err(|e| BackupStoreError::io(&self.location, "writing", e))
     }
 
     /// Syncs the file to disk and drops it from the page cache, so that a proof reads what is
     /// stored.
     pub(super) async fn stage(self) -> Result<StagedFile, BackupStoreError> {
-        let Self { place, target, temporary, mut file } = self;
-        file.flush().await.map_err(|e| BackupStoreError::io(&place, "writing", e))?;
+        let Self { location, target, temporary, mut file } = self;
+        file.flush().await.map_err(|e| BackupStoreError::io(&location, "writing", e))?;
         let file = file.into_inner().into_std().await;
         let synced = blocking(move || {
             file.sync_all()?;
@@ -167,15 +167,15 @@ impl LocalFileWriter {
             let _not_taken = fadvise(&file, 0, None, Advice::DontNeed);
             Ok(())
         });
-        synced.await.map_err(|e| BackupStoreError::io(&place, "syncing to disk", e))?;
-        Ok(StagedFile { place, target, temporary })
+        synced.await.map_err(|e| BackupStoreError::io(&location, "syncing to disk", e))?;
+        Ok(StagedFile { location, target, temporary })
     }
 }
 
 impl StagedFile {
     /// Renames the file to its final name. Fails if that name exists.
     pub(super) async fn publish(self) -> Result<(), BackupStoreError> {
-        let Self { place, target, temporary } = self;
+        let Self { location, target, temporary } = self;
         let renamed = blocking(move || {
             temporary.persist_noclobber(&target).map_err(|error| error.error)?;
             let synced =
@@ -186,7 +186,7 @@ impl StagedFile {
             }
             synced
         });
-        renamed.await.map_err(|e| BackupStoreError::io(&place, "naming a file", e))
+        renamed.await.map_err(|e| BackupStoreError::io(&location, "naming a file", e))
     }
 }
 

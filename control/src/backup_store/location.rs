@@ -107,7 +107,7 @@ impl StorageLocation {
             }
         };
         if names.len() > MAX_LISTED_OBJECTS {
-            return Err(BackupStoreError::TooMany { place: self.name.clone(), most: MAX_LISTED_OBJECTS });
+            return Err(BackupStoreError::TooMany { location: self.name.clone(), most: MAX_LISTED_OBJECTS });
         }
         Ok(names.into_iter().collect())
     }

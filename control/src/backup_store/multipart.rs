@@ -10,7 +10,7 @@ use super::{error::BackupStoreError, limits::PART_BYTES};
 /// An object that is being written. It has to be completed or aborted.
 #[derive(Debug)]
 pub(super) struct MultipartWriter {
-    place: String,
+    location: String,
     name: String,
     upload: Box<dyn MultipartUpload>,
     part: BytesMut,
@@ -19,9 +19,9 @@ pub(super) struct MultipartWriter {
 }
 
 impl MultipartWriter {
-    pub(super) fn new(place: &str, name: &str, upload: Box<dyn MultipartUpload>) -> Self {
-        let (place, name) = (place.to_owned(), name.to_owned());
-        Self { place, name, upload, part: BytesMut::new(), in_flight: JoinSet::new() }
+    pub(super) fn new(location: &str, name: &str, upload: Box<dyn MultipartUpload>) -> Self {
+        let (location, name) = (location.to_owned(), name.to_owned());
+        Self { location, name, upload, part: BytesMut::new(), in_flight: JoinSet::new() }
     }
 
     pub(super) async fn write(&mut self, mut bytes: &[u8]) -> Result<(), BackupStoreError> {
@@ -75,6 +75,6 @@ impl MultipartWriter {
     }
 
     fn failed(&self, error: object_store::Error) -> BackupStoreError {
-        BackupStoreError::store(&self.place, "writing", &self.name, error)
+        BackupStoreError::store(&self.location, "writing", &self.name, error)
     }
 }

@@ -48,26 +48,26 @@ pub struct ArchiveProof {
 /// Proves the archive. Calls `progress` before each block with the bytes of the zip that are read
 /// and their total.
 pub(super) async fn prove(
-    place: &StorageLocation,
+    location: &StorageLocation,
     key: &StoreKey,
     progress: impl Fn(u64, u64) + Send,
 ) -> Result<ArchiveProof, BackupStoreError> {
     let damaged = |problem: String| BackupStoreError::Damaged { key: key.clone(), entry: None, problem };
     let (zip, sidecar) = (key.zip(), key.sidecar());
-    let header = read_header(place, key).await?.map_err(damaged)?;
-    let (size, all) = (place.size(&zip).await?, place.size(&sidecar).await?);
+    let header = read_header(location, key).await?.map_err(damaged)?;
+    let (size, all) = (location.size(&zip).await?, location.size(&sidecar).await?);
     if size != header.sidecar.archive_bytes {
         return Err(damaged(format!("the zip has {size} bytes instead of {}", header.sidecar.archive_bytes)));
     }
     if all.checked_sub(header.length) != Some(header.manifest.bytes) {
         return Err(damaged(format!("its sidecar has {all} bytes, which is not the size that was written")));
     }
-    let tail = place.range(&zip, size.saturating_sub(TAIL_BYTES)..size).await?;
+    let tail = location.range(&zip, size.saturating_sub(TAIL_BYTES)..size).await?;
     let Some(end) = EndOfDirectory::read(&tail, size) else {
         return Err(damaged("the end of the zip is not valid".to_owned()));
     };
     let ranged = |object: &str, at, end| {
-        ObjectReader::ranged(place.clone(), object.to_owned(), Handle::current(), at, end)
+        ObjectReader::ranged(location.clone(), object.to_owned(), Handle::current(), at, end)
     };
     let (blocks, fed) = mpsc::channel(BLOCKS_AHEAD);
     let check = ArchiveComparison {
@@ -85,7 +85,7 @@ pub(super) async fn prove(
         let mut at = 0;
         while at < size {
             progress(at, size);
-            let block = place.range(&zip, at..size.min(at + READ_BYTES)).await?;
+            let block = location.range(&zip, at..size.min(at + READ_BYTES)).await?;
             at += block.len() as u64;
             if blocks.send(block).await.is_err() {
                 break;
@@ -100,7 +100,7 @@ pub(super) async fn prove(
         Some(Ok(proven)) => proven,
         Some(Err(error)) => {
             let error = std::io::Error::other(error);
-            Err(BackupStoreError::io(place.name(), &format!("reading {key}"), error))
+            Err(BackupStoreError::io(location.name(), &format!("reading {key}"), error))
         }
         None => Err(damaged("nothing was compared".to_owned())),
     }
@@ -108,15 +108,15 @@ pub(super) async fn prove(
 
 /// Reads the sidecar's first two lines. The inner error says what is wrong with them.
 pub(super) async fn read_header(
-    place: &StorageLocation,
+    location: &StorageLocation,
     key: &StoreKey,
 ) -> Result<Result<SidecarHeader, String>, BackupStoreError> {
     let object = key.sidecar();
-    let size = place.size(&object).await?.min(MAX_HEADER_BYTES);
+    let size = location.size(&object).await?.min(MAX_HEADER_BYTES);
     let mut text = Vec::new();
     loop {
         let at = text.len() as u64;
-        let more = place.range(&object, at..size.min(at + HEADER_READ_BYTES)).await?;
+        let more = location.range(&object, at..size.min(at + HEADER_READ_BYTES)).await?;
         text.extend_from_slice(&more);
         match decode_header(key, &text) {
             Ok(Some(header)) => return Ok(Ok(header)),

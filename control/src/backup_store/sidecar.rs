@@ -2,9 +2,8 @@
 //! per line (`.jsonl`):
 //!
 //! 1. the head: schema, label, sizes, counts, the zip's digest; a listing reads no further;
-//! 2. the seal: digests of the head's line and of all that follows, so that no byte of it changes unnoticed;
-//! 3. from here the manifest, one entry a line, in the order of the zip.
-//!
+//! 2. the seal: digests of the head's line and of everything after the seal, which reveal any change;
+//! 3. the manifest, one entry per line, in the order of the zip.
 
 use podling_core::{
     id::{Name, Owner, WorkspaceId},

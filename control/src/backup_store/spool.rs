@@ -24,7 +24,7 @@ const HASHES_PER_PASS: u64 = 256 * 1024;
 
 /// A manifest that is being written.
 pub(super) struct ManifestSpool {
-    place: String,
+    location: String,
     lines: BufWriter<tokio::fs::File>,
     names: BufWriter<tokio::fs::File>,
     /// Keyed at random for each manifest, so that an agent cannot construct two paths with one
@@ -45,15 +45,15 @@ pub(super) struct SpooledManifest {
 
 impl ManifestSpool {
     pub(super) async fn new(scratch: &Path) -> Result<Self, BackupStoreError> {
-        let place = format!("the scratch directory {}", scratch.display());
+        let location = format!("the scratch directory {}", scratch.display());
         let folder: PathBuf = scratch.to_owned();
         let files =
             blocking(move || Ok((tempfile::tempfile_in(&folder)?, tempfile::tempfile_in(&folder)?))).await;
         let (lines, names) =
-            files.map_err(|e| BackupStoreError::io(&place, "creating a temporary file", e))?;
+            files.map_err(|e| BackupStoreError::io(&location, "creating a temporary file", e))?;
         let buffered = |file| BufWriter::with_capacity(BUFFER_BYTES, tokio::fs::File::from_std(file));
         Ok(Self {
-            place,
+            location,
             lines: buffered(lines),
             names: buffered(names),
             hashing: RandomState::new(),
@@ -91,8 +91,8 @@ impl ManifestSpool {
             failed => failed,
         };
         flushed.map_err(|e| self.failed(e))?;
-        let Self { place, lines, names, mut digest, bytes, count, .. } = self;
-        let failed = |e| BackupStoreError::io(&place, "reading the manifest back", e);
+        let Self { location, lines, names, mut digest, bytes, count, .. } = self;
+        let failed = |e| BackupStoreError::io(&location, "reading the manifest back", e);
         let names = names.into_inner().into_std().await;
         let has_duplicates = blocking(move || has_duplicates(names, count)).await.map_err(failed)?;
         let mut file = lines.into_inner();
@@ -101,7 +101,7 @@ impl ManifestSpool {
     }
 
     fn failed(&self, error: io::Error) -> BackupStoreError {
-        BackupStoreError::io(&self.place, "writing the manifest", error)
+        BackupStoreError::io(&self.location, "writing the manifest", error)
     }
 }
 

@@ -148,13 +148,13 @@ proptest! {
     fn minting_never_widens_a_token(
         first in any_verbs(), second in any_verbs(),
         own in prop::option::of(prop::collection::btree_set(0u64..4, 1..4)),
-        wanted in prop::option::of(prop::collection::btree_set(0u64..4, 1..4)),
+        requested in prop::option::of(prop::collection::btree_set(0u64..4, 1..4)),
     ) {
         let (_data, identity, root) = identity();
         let ids = |set: Option<BTreeSet<u64>>| set.map(|s| s.into_iter().map(id).collect::<BTreeSet<_>>());
         let parent = TokenGrant { verbs: first, workspaces: ids(own), ..grant("read") };
         let parent = identity.mint(&root, parent).expect("root may").caller;
-        let child = TokenGrant { verbs: second, workspaces: ids(wanted), ..grant("read") };
+        let child = TokenGrant { verbs: second, workspaces: ids(requested), ..grant("read") };
         if let Ok(MintedToken { caller: child, token }) = identity.mint(&parent, child) {
             prop_assert!(parent.verbs.include(&child.verbs));
             prop_assert!(child.expires <= parent.expires);

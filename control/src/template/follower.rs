@@ -75,7 +75,7 @@ impl TemplateFollower {
 /// `None` if it is invalid: then its previous content stays in effect.
 fn template(resource: DeserializeGuard<WorkspaceTemplate>) -> Option<Arc<Template>> {
     match resource.0 {
-        Ok(resource) => Some(Arc::new(of(&resource.spec))),
+        Ok(resource) => Some(Arc::new(from_spec(&resource.spec))),
         Err(invalid) => {
             let name = invalid.metadata.name.unwrap_or_default();
             tracing::error!(name, problem = invalid.error, "ignoring invalid template");
@@ -84,7 +84,7 @@ fn template(resource: DeserializeGuard<WorkspaceTemplate>) -> Option<Arc<Templat
     }
 }
 
-fn of(spec: &WorkspaceTemplateSpec) -> Template {
+fn from_spec(spec: &WorkspaceTemplateSpec) -> Template {
     let valued = spec.environment.iter().filter_map(|v| Some((v.name.clone(), v.value.clone()?)));
     Template {
         description: spec.description.clone(),

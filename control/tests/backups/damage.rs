@@ -114,10 +114,10 @@ async fn a_zip_that_is_not_what_its_manifest_says_is_damaged_at_that_entry() {
         ("link", "its content is not what was archived", |s| s.entry(b"link").sha256 = sha256(b"elsewhere")),
         ("notes.txt", "18 bytes of it instead of 19", |s| s.entry(b"notes.txt").size += 1),
         ("notes.txt", "mode 100640 instead of 100600", |s| s.entry(b"notes.txt").mode = 0o600),
-        ("others.txt", "the zip has notes.txt in its place", |s| {
+        ("others.txt", "the zip has notes.txt instead", |s| {
             s.entry(b"notes.txt").path = b"others.txt".to_vec()
         }),
-        ("src/main.py", "the zip has notes.txt in its place", |s| {
+        ("src/main.py", "the zip has notes.txt instead", |s| {
             s.entries.retain(|e| e.path != b"notes.txt")
         }),
         ("dangling", "it is in the zip, but not in the manifest", |s| drop(s.entries.pop())),

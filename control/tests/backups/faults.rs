@@ -83,7 +83,10 @@ async fn a_full_scratch_folder_is_said_to_be_the_one() {
     }));
     sample.count();
     let error = backups.write(&label(), sample.stream(), |_| {}).await.expect_err("full");
-    assert!(matches!(&error, BackupStoreError::Full { place, .. } if place.contains("scratch")), "{error:?}");
+    assert!(
+        matches!(&error, BackupStoreError::Full { location, .. } if location.contains("scratch")),
+        "{error:?}"
+    );
     assert_eq!(fs::read_dir(home.path().join("backups")).expect("list").count(), 0);
 }
 

@@ -93,9 +93,9 @@ impl WorkspaceWatch {
     }
 
     fn compare(&mut self, snapshot: &Snapshot) {
-        let wanted = |id: &WorkspaceId| self.only.as_ref().is_none_or(|only| only == id);
+        let is_watched = |id: &WorkspaceId| self.only.as_ref().is_none_or(|only| only == id);
         for (id, view) in &snapshot.workspaces {
-            if wanted(id) && self.whose.sees(view) && self.sent_versions.get(id) != Some(&view.version) {
+            if is_watched(id) && self.whose.sees(view) && self.sent_versions.get(id) != Some(&view.version) {
                 self.sent_versions.insert(id.clone(), view.version);
                 self.events.push_back(Event::Workspace(workspace(view)));
             }

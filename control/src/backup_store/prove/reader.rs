@@ -23,7 +23,7 @@ enum BlockSource {
     /// Another task reads ahead; ends early if that fails.
     Fed(mpsc::Receiver<Bytes>),
     /// Read on demand, up to `end`.
-    Ranged { place: StorageLocation, object: String, handle: Handle, end: u64 },
+    Ranged { location: StorageLocation, object: String, handle: Handle, end: u64 },
 }
 
 impl ObjectReader {
@@ -33,8 +33,14 @@ impl ObjectReader {
     }
 
     /// Reads the bytes from `at` to `end`.
-    pub(super) fn ranged(place: StorageLocation, object: String, handle: Handle, at: u64, end: u64) -> Self {
-        Self::new(BlockSource::Ranged { place, object, handle, end }, at)
+    pub(super) fn ranged(
+        location: StorageLocation,
+        object: String,
+        handle: Handle,
+        at: u64,
+        end: u64,
+    ) -> Self {
+        Self::new(BlockSource::Ranged { location, object, handle, end }, at)
     }
 
     fn new(source: BlockSource, at: u64) -> Self {
@@ -51,9 +57,9 @@ impl ObjectReader {
         if self.block.is_empty() {
             self.block = match &mut self.source {
                 BlockSource::Fed(blocks) => blocks.blocking_recv().unwrap_or_default(),
-                BlockSource::Ranged { place, object, handle, end } => {
+                BlockSource::Ranged { location, object, handle, end } => {
                     let to = (*end).min(self.at + INDEX_READ_BYTES);
-                    handle.block_on(place.range(object, self.at..to))?
+                    handle.block_on(location.range(object, self.at..to))?
                 }
             };
             self.hasher.update(&self.block);
