@@ -56,8 +56,7 @@ pub struct ServingInfo {
 }
 
 /// A running control plane.
-pub type ControlPlaneFuture<'a> =
-    Pin<Box<dyn Future<Output = Result<(), ControlPlaneError>> + Send + 'a>>;
+pub type ControlPlaneFuture<'a> = Pin<Box<dyn Future<Output = Result<(), ControlPlaneError>> + Send + 'a>>;
 
 /// Runs the control plane until `shutdown` is cancelled, or until a `down` request has completed.
 /// Calls `ready` once, when every listener is ready.

@@ -117,9 +117,7 @@ async fn a_zip_that_is_not_what_its_manifest_says_is_damaged_at_that_entry() {
         ("others.txt", "the zip has notes.txt instead", |s| {
             s.entry(b"notes.txt").path = b"others.txt".to_vec()
         }),
-        ("src/main.py", "the zip has notes.txt instead", |s| {
-            s.entries.retain(|e| e.path != b"notes.txt")
-        }),
+        ("src/main.py", "the zip has notes.txt instead", |s| s.entries.retain(|e| e.path != b"notes.txt")),
         ("dangling", "it is in the zip, but not in the manifest", |s| drop(s.entries.pop())),
         ("zzz", "it is in the manifest, but not in the zip", |s| {
             let more = s.entries[0].clone();
