@@ -61,7 +61,7 @@ impl From<DriverError> for AgentSessionEnd {
 
 impl<R: AgentReviewer> AgentSession<R> {
     /// Runs the session to its end. `proof` is what the credential proved beyond the workspace.
-    pub(super) async fn run(self, proof: R::Proof, mut inbound: Streaming<AgentMessage>) {
+    pub(super) async fn run(self, proof: R::CredentialProof, mut inbound: Streaming<AgentMessage>) {
         let whole = async {
             match self.hello(proof, &mut inbound).await {
                 Ok(inbox) => self.exchange_messages(inbound, inbox).await,

@@ -128,9 +128,9 @@ impl EntryReader {
                 .inflate
                 .decompress_vec(input, buffer, FlushDecompress::None)
                 .map_err(|_| damaged("its data cannot be decompressed"))?;
-            let reserved_keys = self.inflate.total_in() - taken;
+            let taken = self.inflate.total_in() - taken;
             crc.update(&buffer[begins..]);
-            let stuck = reserved_keys == 0 && buffer.len() == begins;
+            let stuck = taken == 0 && buffer.len() == begins;
             zip.consume(usize::try_from(taken).unwrap_or_default());
             missing -= taken;
             if self.inflate.total_out() > central.size {
