@@ -46,8 +46,10 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub struct CpArgs {
     /// Source: NAME:PATH, a local path, or "-" for standard input
+    #[arg(value_name = "SRC")]
     from: OsString,
     /// Destination: NAME:PATH, a local path, or "-" for standard output
+    #[arg(value_name = "DST")]
     to: OsString,
     /// Copy the targets of symbolic links inside directories
     #[arg(short = 'L', long)]
