@@ -62,7 +62,7 @@ impl ControlMetrics {
         registry.register("held_requests", "Calls held until their workspace is awake", held.clone());
         registry.register("connections", "Open connections at the public address", connections.clone());
         registry.register("agent_connections", "Open connections of agents", agent_connections.clone());
-        registry.register("beats", "Acknowledged heartbeats", heartbeats.clone());
+        registry.register("heartbeats", "Acknowledged heartbeats", heartbeats.clone());
         registry.register_collector(Box::new(WorkspaceCollector(snapshots)));
         registry.register_collector(Box::new(DriverQueueCollector(queue)));
         Self { registry, requests, held, connections, agent_connections, heartbeats }
@@ -164,7 +164,12 @@ impl Collector for WorkspaceCollector {
         let unknown =
             ConstGauge::new(count(&|w| w.agent.is_some() && w.connection == AgentConnection::Unknown));
         let help = "Workspaces whose connection to the agent is unknown";
-        unknown.encode(encoder.encode_descriptor("links_unknown", help, None, MetricType::Gauge)?)
+        unknown.encode(encoder.encode_descriptor(
+            "agent_connections_unknown",
+            help,
+            None,
+            MetricType::Gauge,
+        )?)
     }
 }
 

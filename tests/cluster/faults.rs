@@ -92,7 +92,7 @@ async fn works_on(deployed: &Deployed, name: &str, pod: &str) {
 
 async fn beats(deployed: &Deployed) -> usize {
     let metrics = deployed.metrics().await;
-    let beats = metrics.lines().find_map(|line| line.strip_prefix("podling_beats_total "));
+    let beats = metrics.lines().find_map(|line| line.strip_prefix("podling_heartbeats_total "));
     beats.map_or(0, |beats| beats.trim().parse::<f64>().unwrap() as usize)
 }
 

@@ -193,7 +193,7 @@ async fn nothing_is_written_while_nothing_changes() {
     let (mut since, mut writes) = (fs::metadata(&log).unwrap().len() as usize, 0);
     let heard = async || {
         let metrics = deployed.metrics().await;
-        let beats = metrics.lines().find_map(|line| line.strip_prefix("podling_beats_total "));
+        let beats = metrics.lines().find_map(|line| line.strip_prefix("podling_heartbeats_total "));
         beats.map(|beats| beats.trim().parse::<f64>().unwrap() as usize)
     };
     let mut from = heard().await.expect("beats are counted");
