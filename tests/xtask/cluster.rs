@@ -37,7 +37,7 @@ const FAULTS: [&str; 2] = ["--ignored", "--test-threads=1"];
 const STORIES: [&str; 1] = ["--test-threads=5"];
 
 /// Name of the step that is reported if no node can run.
-const EVERYTHING: &str = "everything that needs a cluster";
+pub(crate) const EVERYTHING: &str = "everything that needs a cluster";
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum ClusterCommand {
@@ -67,6 +67,16 @@ pub(crate) enum ClusterCommand {
     Bench,
 }
 
+/// The steps for everything that needs a cluster.
+#[derive(Debug, Default)]
+pub(crate) struct ClusterPlan {
+    /// Builds binaries, node programs and images, one after the other. This happens outside of the
+    /// sandbox, which has no network.
+    pub(crate) preparation: Vec<GateStep>,
+    /// One step for each node. They need all of the preparation.
+    pub(crate) tests: Vec<GateStep>,
+}
+
 /// The tests that share one node.
 #[derive(Debug, Clone, Copy)]
 enum NodeTests {
@@ -87,8 +97,11 @@ pub(crate) fn run(command: &ClusterCommand) -> Result<bool> {
     };
     let mut gate = Gate::new()?;
     let programs = TestPrograms::build(&mut gate, TestSelection::Cluster)?;
-    if let Some(step) = prepare(&mut gate, programs.as_ref(), &[tests], filter.as_deref())?.pop() {
-        gate.run(step)?;
+    let plan = plan_tests(&mut gate, programs.as_ref(), &[tests], filter.as_deref())?;
+    for step in plan.preparation.into_iter().chain(plan.tests) {
+        if !gate.run(step)? {
+            break;
+        }
     }
     gate.finish()
 }
@@ -122,48 +135,45 @@ fn in_sandbox(command: &[&str], envs: &[(&str, &str)]) -> Result<bool> {
     Ok(sandbox.status().context("the sandbox")?.success())
 }
 
-/// Returns the gate's steps that need a node, one for each node.
-pub(crate) fn steps(gate: &mut Gate, programs: Option<&TestPrograms>) -> Result<Vec<GateStep>> {
-    prepare(gate, programs, &[NodeTests::SuiteAndFaults, NodeTests::StoriesOnPods], None)
+/// Plans the gate's tests that need a node.
+pub(crate) fn plan(gate: &mut Gate, programs: Option<&TestPrograms>) -> Result<ClusterPlan> {
+    plan_tests(gate, programs, &[NodeTests::SuiteAndFaults, NodeTests::StoriesOnPods], None)
 }
 
-/// Builds binaries, node programs and images. This happens outside of the sandbox, which has no
-/// network. Returns the steps that can run on this machine.
-fn prepare(
+fn plan_tests(
     gate: &mut Gate,
     programs: Option<&TestPrograms>,
     wanted: &[NodeTests],
     filter: Option<&str>,
-) -> Result<Vec<GateStep>> {
+) -> Result<ClusterPlan> {
     let is_given = env::var_os("KUBECONFIG").is_some();
     if !is_given && let Some(missing) = missing_requirement() {
         gate.skip(EVERYTHING, &missing)?;
-        return Ok(Vec::new());
+        return Ok(ClusterPlan::default());
     }
     let Some(programs) = programs else {
         gate.not_run(EVERYTHING);
-        return Ok(Vec::new());
+        return Ok(ClusterPlan::default());
     };
-    if is_given {
-        if !matches!(wanted, [NodeTests::Suite]) {
-            gate.skip("stories on pods and faults", "they need a node of their own")?;
-        }
-        let has_suite = |tests: &NodeTests| matches!(tests, NodeTests::Suite | NodeTests::SuiteAndFaults);
-        let mut suite = SUITE.to_vec();
-        suite.extend(filter);
-        let suite = GateStep::tests(NodeTests::Suite.name(), programs.cluster(&suite)?);
-        return Ok(if wanted.iter().any(has_suite) { vec![suite] } else { Vec::new() });
+    if !is_given {
+        let script = |name, path| GateStep::script(name, &script(path));
+        let preparation = vec![
+            static_binaries(),
+            script("programs of a Kubernetes node", "programs/build"),
+            script("an S3 server", "programs/buckets"),
+            script("images", "images/build"),
+        ];
+        let tests = wanted.iter().map(|tests| tests.step(programs, filter)).collect::<Result<_>>()?;
+        return Ok(ClusterPlan { preparation, tests });
     }
-    let script = |name, path| GateStep::script(name, &script(path));
-    let is_ready = gate.run(static_binaries())?
-        && gate.run(script("programs of a Kubernetes node", "programs/build"))?
-        && gate.run(script("an S3 server", "programs/buckets"))?
-        && gate.run(script("images", "images/build"))?;
-    if !is_ready {
-        gate.not_run(EVERYTHING);
-        return Ok(Vec::new());
+    if !matches!(wanted, [NodeTests::Suite]) {
+        gate.skip("stories on pods and faults", "they need a node of their own")?;
     }
-    wanted.iter().map(|tests| tests.step(programs, filter)).collect()
+    let has_suite = |tests: &NodeTests| matches!(tests, NodeTests::Suite | NodeTests::SuiteAndFaults);
+    let suite: Vec<&str> = SUITE.into_iter().chain(filter).collect();
+    let suite = GateStep::tests(NodeTests::Suite.name(), programs.cluster(&suite)?);
+    let tests = if wanted.iter().any(has_suite) { vec![suite] } else { Vec::new() };
+    Ok(ClusterPlan { preparation: Vec::new(), tests })
 }
 
 impl NodeTests {

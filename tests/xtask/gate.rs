@@ -69,8 +69,8 @@ impl Gate {
         Ok(self.add(report).then_some(output))
     }
 
-    /// Runs the lanes, and returns when all of them have ended.
-    pub(crate) fn run_lanes(&mut self, lanes: Lanes) -> Result<()> {
+    /// Runs the lanes until all of them have ended. Returns of each lane whether all its steps passed.
+    pub(crate) fn run_lanes(&mut self, lanes: Lanes) -> Result<Vec<bool>> {
         let noting = |lane: Vec<GateStep>| lane.into_iter().map(|step| self.noting_what_is_skipped(step));
         let lanes: Lanes = lanes.into_iter().map(|lane| noting(lane).collect()).collect();
         let reports: Vec<Result<Vec<StepReport>>> = thread::scope(|scope| {
@@ -78,12 +78,12 @@ impl Gate {
             let running: Vec<_> = lanes.into_iter().map(|lane| scope.spawn(move || run(lane))).collect();
             running.into_iter().map(|lane| lane.join().expect("a lane does not panic")).collect()
         });
+        let mut passed = Vec::new();
         for lane in reports {
-            for report in lane? {
-                self.add(report);
-            }
+            let outcomes: Vec<bool> = lane?.into_iter().map(|report| self.add(report)).collect();
+            passed.push(!outcomes.contains(&false));
         }
-        Ok(())
+        Ok(passed)
     }
 
     /// Records a step that xtask ran itself.

@@ -3,7 +3,8 @@
 use anyhow::Result;
 
 use crate::{
-    check, cluster,
+    check,
+    cluster::{self, ClusterPlan},
     dependency_cache::DependencyCache,
     gate::{Gate, GateStep, Lanes},
     reach::Reach,
@@ -28,9 +29,9 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     if args.quick { quick() } else { full() }
 }
 
-/// Compiles first, which needs both processors. Then lanes that mostly wait run beside each other:
-/// two nodes, and the unit tests and stories of this machine. Lints, docs and the simulation use
-/// the processor time that those leave.
+/// Compiles first, which needs both processors. Then unit tests, which mostly wait, run beside the
+/// builds for nodes; at last two nodes run beside the stories of this machine. Lints, docs and the
+/// simulation use the processor time that those leave.
 fn full() -> Result<bool> {
     let mut gate = Gate::new()?;
     let cache = DependencyCache::open()?;
@@ -38,18 +39,24 @@ fn full() -> Result<bool> {
     gate.run(check::format())?;
     words::check(&mut gate)?;
     let programs = TestPrograms::build(&mut gate, TestSelection::All)?;
-    let mut lanes: Lanes =
-        cluster::steps(&mut gate, programs.as_ref())?.into_iter().map(|step| vec![step]).collect();
-    let mut here = Vec::new();
+    let ClusterPlan { preparation, tests } = cluster::plan(&mut gate, programs.as_ref())?;
+    let mut stories = Vec::new();
+    let mut unit_tests = Vec::new();
     if let Some(programs) = &programs {
-        here.extend(programs.unit_tests(|_| true));
-        here.push(GateStep::tests(STORIES, programs.stories(&[stories::THREADS])?));
+        unit_tests.extend(programs.unit_tests(|_| true));
+        stories.push(GateStep::tests(STORIES, programs.stories(&[stories::THREADS])?));
     } else {
         ["unit and property tests", STORIES].iter().for_each(|name| gate.not_run(name));
     }
-    lanes.push(here);
+    let preparation = preparation.into_iter().map(GateStep::in_background).collect();
+    let passed = gate.run_lanes(vec![unit_tests, preparation])?;
+
     let lints = check::lints().into_iter().chain([check::docs(), simulate::step(), doc_examples()]);
-    lanes.push(lints.map(GateStep::in_background).collect());
+    let mut lanes: Lanes = vec![stories, lints.map(GateStep::in_background).collect()];
+    match passed[..] {
+        [_, true] => lanes.extend(tests.into_iter().map(|step| vec![step])),
+        _ => gate.not_run(cluster::EVERYTHING),
+    }
     gate.run_lanes(lanes)?;
     cache.iter().filter(|_| gate.has_built()).for_each(DependencyCache::save);
     gate.finish()
