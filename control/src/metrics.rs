@@ -86,7 +86,7 @@ impl ControlMetrics {
         ExchangeOutcome {
             requests: self.requests.clone(),
             surface,
-            code: code_of(parts).or_else(|| plain(parts)),
+            code: code_of(parts).or_else(|| http_status_code(parts)),
         }
     }
 
@@ -123,7 +123,7 @@ impl Drop for ExchangeOutcome {
 }
 
 /// Returns the HTTP status of a response that has no gRPC trailers to come.
-fn plain(parts: &response::Parts) -> Option<String> {
+fn http_status_code(parts: &response::Parts) -> Option<String> {
     let content_type = parts.headers.get(http::header::CONTENT_TYPE).map_or(&b""[..], |v| v.as_bytes());
     let trailers_come =
         content_type.starts_with(b"application/grpc") && !content_type.starts_with(b"application/grpc-web");

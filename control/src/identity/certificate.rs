@@ -53,8 +53,8 @@ pub(super) struct ControlCertificate {
 }
 
 impl ControlCertificate {
-    /// Reads both from the directory. Creates what is missing or what an agent would soon reject,
-    /// as of `now`.
+    /// Reads the authority and the certificate from `folder`. Creates what is missing or what an
+    /// agent would soon reject, as of `now`.
     pub(super) fn open(folder: &Path, now: SystemTime) -> Result<Self, CertificateError> {
         let ca_file = folder.join("ca.pem");
         let (authority, ca_pem) = authority(folder, &ca_file, now)?;

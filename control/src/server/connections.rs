@@ -70,7 +70,7 @@ impl ServerConnections {
         self.permits.clone().acquire_owned().await.expect("the semaphore is open")
     }
 
-    /// Serves one connection once `io` (an accept, a TLS handshake) has completed.
+    /// Serves one connection once the future `io` (an accept, a TLS handshake) has produced it.
     pub(super) fn serve<I, S>(
         &self,
         permit: OwnedSemaphorePermit,
