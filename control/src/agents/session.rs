@@ -111,7 +111,7 @@ impl<R: AgentReviewer> AgentSession<R> {
         mut inbound: Streaming<AgentMessage>,
         mut inbox: mpsc::Receiver<ToAgent>,
     ) -> AgentSessionEnd {
-        let mut heartbeats = TokenBucket::new(BURST, PAUSE);
+        let mut bucket = TokenBucket::new(BURST, PAUSE);
         loop {
             let result = tokio::select! {
                 directive = inbox.recv() => match directive {
@@ -122,17 +122,17 @@ impl<R: AgentReviewer> AgentSession<R> {
                 },
                 // One future for both: while the agent is silent, the driver's messages must still
                 // pass.
-                message = async { heartbeats.wait_for_token().await; inbound.message().await } => match message {
+                message = async { bucket.wait_for_token().await; inbound.message().await } => match message {
                     Ok(Some(AgentMessage { message: Some(Message::Heartbeat(beat)) })) => {
-                        heartbeats.try_take();
+                        bucket.try_take();
                         self.beat(beat).await
                     }
                     Ok(Some(AgentMessage { message: Some(Message::DirectiveResult(result)) })) => {
-                        heartbeats.try_take();
+                        bucket.try_take();
                         self.directive_result(result).await
                     }
                     Ok(Some(AgentMessage { message: None })) => {
-                        heartbeats.try_take();
+                        bucket.try_take();
                         Ok(())
                     }
                     Ok(Some(AgentMessage { message: Some(Message::Hello(_)) })) => {
