@@ -1,4 +1,4 @@
-//! The definitions that are deployed are made of the types that are served.
+//! `deploy/crds` holds the definitions that the control plane's types generate.
 
 use std::{fs, path::Path};
 
@@ -7,19 +7,19 @@ fn is_json(entry: &std::io::Result<fs::DirEntry>) -> bool {
 }
 
 #[test]
-fn what_is_deployed_is_what_the_types_say() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
+fn deployed_crds_match_the_types() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
     let definitions = podling_control::kubernetes::definitions().unwrap();
     assert_eq!(
-        fs::read_dir(&folder).unwrap().filter(is_json).count(),
+        fs::read_dir(&directory).unwrap().filter(is_json).count(),
         definitions.len(),
-        "a file more or less"
+        "the number of files in deploy/crds differs from that of the definitions"
     );
     for (name, text) in definitions {
-        let deployed = fs::read_to_string(folder.join(name)).unwrap();
+        let deployed = fs::read_to_string(directory.join(name)).unwrap();
         assert!(
             deployed == text,
-            "{name} is not what the types say: cargo run -p podling-control --example crds"
+            "{name} differs from the types; run: cargo run -p podling-control --example crds"
         );
     }
 }

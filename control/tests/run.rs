@@ -1,4 +1,4 @@
-//! The whole control plane, started and ended as `podling up` does it.
+//! The whole control plane, started and shut down as by `podling up`.
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, metadata::MetadataValue, transport::Channel};
 
-/// How long a story waits for anything.
+/// Upper bound of each wait.
 const DEADLINE: Duration = Duration::from_secs(15);
 
 fn config(data: &Path) -> ControlConfig {
@@ -43,39 +43,39 @@ async fn start(
     config: ControlConfig,
 ) -> (ServingInfo, CancellationToken, JoinHandle<Result<(), ControlPlaneError>>) {
     let shutdown = CancellationToken::new();
-    let (tell, ready) = oneshot::channel();
-    let ended = TaskTracker::new().spawn(run(config, shutdown.clone(), |ready| drop(tell.send(ready))));
+    let (notify, ready) = oneshot::channel();
+    let ended = TaskTracker::new().spawn(run(config, shutdown.clone(), |ready| drop(notify.send(ready))));
     let ready = timeout(DEADLINE, ready).await.expect("in time").expect("ready");
     (ready, shutdown, ended)
 }
 
 async fn end(shutdown: CancellationToken, ended: JoinHandle<Result<(), ControlPlaneError>>) {
     shutdown.cancel();
-    timeout(DEADLINE, ended).await.expect("in time").expect("no panic").expect("a clean end");
+    timeout(DEADLINE, ended).await.expect("in time").expect("no panic").expect("a clean shutdown");
 }
 
 async fn get(address: &str, path: &str) -> String {
-    ask(address, &format!("GET {path} HTTP/1.1\r\n")).await
+    send(address, &format!("GET {path} HTTP/1.1\r\n")).await
 }
 
-/// Sends a request line and headers.
-async fn ask(address: &str, head: &str) -> String {
+/// Sends `head` (a request line and headers, each with CRLF) and returns the whole response.
+async fn send(address: &str, head: &str) -> String {
     let mut tcp = TcpStream::connect(address).await.expect("connect");
     let request = format!("{head}host: x\r\nconnection: close\r\n\r\n");
     tcp.write_all(request.as_bytes()).await.expect("write");
-    let mut answer = String::new();
-    timeout(DEADLINE, tcp.read_to_string(&mut answer)).await.expect("in time").expect("read");
-    answer
+    let mut response = String::new();
+    timeout(DEADLINE, tcp.read_to_string(&mut response)).await.expect("in time").expect("read");
+    response
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_starts_answers_and_ends_and_can_be_started_again() {
-    // As long as a path may be: nothing depends on what a socket's address holds.
-    let data = tempfile::tempdir().expect("folder");
+async fn control_plane_starts_serves_shuts_down_and_restarts() {
+    // Longer than the path in a socket's address may be.
+    let data = tempfile::tempdir().expect("directory");
     let data = data.path().join("x".repeat(150));
-    let few = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let few = rustix::process::Rlimit { current: Some(512), ..few };
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, few).expect("a lower limit");
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let limit = rustix::process::Rlimit { current: Some(512), ..limit };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).expect("a lower limit");
     for _ in 0..2 {
         let (ready, shutdown, ended) = start(config(&data)).await;
         let address = ready.url.strip_prefix("http://").expect("plain");
@@ -87,7 +87,7 @@ async fn it_starts_answers_and_ends_and_can_be_started_again() {
         );
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
         let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-        assert_eq!(files.current, files.maximum, "it takes as many connections as the system allows");
+        assert_eq!(files.current, files.maximum, "the soft limit of open files is raised to the hard limit");
         assert!(get(address, "/metrics").await.starts_with("HTTP/1.1 401"));
         let token = std::fs::read_to_string(&ready.root_token).expect("root token");
         let bearer: MetadataValue<_> = format!("Bearer {}", token.trim()).parse().expect("ascii");
@@ -100,13 +100,13 @@ async fn it_starts_answers_and_ends_and_can_be_started_again() {
         assert_eq!(info.expect("info").verbs, ["admin"]);
         end(shutdown, ended).await;
         assert!(!data.join("run/up.json").exists());
-        assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+        assert!(TcpStream::connect(address).await.is_err(), "the address still accepts connections");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_json_api_is_behind_the_same_door_and_counted() {
-    let data = tempfile::tempdir().expect("folder");
+async fn json_api_needs_a_token_and_counts_requests() {
+    let data = tempfile::tempdir().expect("directory");
     let (ready, shutdown, ended) = start(config(data.path())).await;
     let address = ready.url.strip_prefix("http://").expect("plain");
     let token = std::fs::read_to_string(&ready.root_token).expect("root token");
@@ -115,40 +115,40 @@ async fn the_json_api_is_behind_the_same_door_and_counted() {
         let refused = get(address, path).await;
         assert!(refused.starts_with("HTTP/1.1 401") && refused.contains("TOKEN_MISSING"), "{refused}");
     }
-    let list = ask(address, &format!("GET /v1/workspaces HTTP/1.1\r\n{token}")).await;
+    let list = send(address, &format!("GET /v1/workspaces HTTP/1.1\r\n{token}")).await;
     assert!(list.starts_with("HTTP/1.1 200") && list.contains("{\"workspaces\":[]}"), "{list}");
-    // A client may name its workspace on every call: this one is answered here all the same.
+    // The control plane answers its own methods also if the request names a workspace.
     let named = format!("GET /v1/archives HTTP/1.1\r\npodling-workspace: aaaaaaaaaaaa\r\n{token}");
-    let named = ask(address, &named).await;
+    let named = send(address, &named).await;
     assert!(named.starts_with("HTTP/1.1 200") && named.contains("{\"backups\":[]}"), "{named}");
-    let missing = ask(address, &format!("GET /v1/nothing HTTP/1.1\r\n{token}")).await;
+    let missing = send(address, &format!("GET /v1/nothing HTTP/1.1\r\n{token}")).await;
     assert!(missing.starts_with("HTTP/1.1 404") && missing.contains("problem+json"), "{missing}");
-    let metrics = ask(address, &format!("GET /metrics HTTP/1.1\r\n{token}")).await;
-    for counted in ["code=\"200\"} 2", "code=\"404\"} 1", "code=\"Unauthenticated\"} 3"] {
-        let counted = format!("podling_requests_total{{surface=\"control\",{counted}");
-        assert!(metrics.contains(&counted), "no {counted} in {metrics}");
+    let metrics = send(address, &format!("GET /metrics HTTP/1.1\r\n{token}")).await;
+    for series in ["code=\"200\"} 2", "code=\"404\"} 1", "code=\"Unauthenticated\"} 3"] {
+        let series = format!("podling_requests_total{{surface=\"control\",{series}");
+        assert!(metrics.contains(&series), "no {series} in {metrics}");
     }
     end(shutdown, ended).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_data_folder_serves_one_control_plane_at_a_time() {
-    let data = tempfile::tempdir().expect("folder");
+async fn data_directory_is_locked_by_one_control_plane() {
+    let data = tempfile::tempdir().expect("directory");
     let (_, shutdown, ended) = start(config(data.path())).await;
     let refused = run(config(data.path()), CancellationToken::new(), |_| {}).await.expect_err("in use");
     assert!(
         refused.to_string().contains("in use") && refused.to_string().contains("podling down"),
         "{refused}"
     );
-    assert!(data.path().join("run/up.json").exists(), "the first one is not disturbed");
+    assert!(data.path().join("run/up.json").exists(), "the first control plane serves on");
     end(shutdown, ended).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_that_is_taken_is_named() {
-    let data = tempfile::tempdir().expect("folder");
-    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let listen = taken.local_addr().expect("address");
+async fn address_in_use_is_named_in_the_error() {
+    let data = tempfile::tempdir().expect("directory");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let listen = listener.local_addr().expect("address");
     let config = ControlConfig { listen, ..config(data.path()) };
     let refused = run(config, CancellationToken::new(), |_| {}).await.expect_err("taken");
     assert!(refused.to_string().contains(&listen.to_string()), "{refused}");
@@ -156,8 +156,8 @@ async fn an_address_that_is_taken_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn beyond_loopback_it_serves_tls_with_the_certificate_it_is_given() {
-    let data = tempfile::tempdir().expect("folder");
+async fn public_address_serves_tls_with_the_given_certificate() {
+    let data = tempfile::tempdir().expect("directory");
     let key = rcgen::KeyPair::generate().expect("key");
     let certificate = rcgen::CertificateParams::new(vec!["podling.example".to_owned()])
         .and_then(|params| params.self_signed(&key))
@@ -171,10 +171,10 @@ async fn beyond_loopback_it_serves_tls_with_the_certificate_it_is_given() {
         tls_key: Some(key_file.display().to_string()),
         ..ControlArgs::default()
     };
-    let folder = data.path().join("data");
+    let directory = data.path().join("data");
     let defaults =
         ProgramDefaults { agent_command: vec!["/bin/false".to_owned()], sleep_idle_on_shutdown: true };
-    let config = ControlConfig::load(Some(&folder), &args, &|_| None, defaults).expect("config");
+    let config = ControlConfig::load(Some(&directory), &args, &|_| None, defaults).expect("config");
     let (ready, shutdown, ended) = start(config).await;
     assert!(ready.url.starts_with("https://127.0.0.1:"), "{}", ready.url);
     let mut roots = rustls::RootCertStore::empty();
@@ -190,19 +190,21 @@ async fn beyond_loopback_it_serves_tls_with_the_certificate_it_is_given() {
     let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(tls));
     let mut io = connector.connect(name, tcp).await.expect("TLS");
     io.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.expect("write");
-    let mut answer = String::new();
-    timeout(DEADLINE, io.read_to_string(&mut answer)).await.expect("in time").expect("read");
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let mut response = String::new();
+    timeout(DEADLINE, io.read_to_string(&mut response)).await.expect("in time").expect("read");
+    assert!(response.starts_with("HTTP/1.1 200"), "{response}");
     end(shutdown, ended).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_store_that_cannot_be_used_is_said_at_the_start() {
-    let data = tempfile::tempdir().expect("folder");
+async fn unusable_backup_store_fails_the_start() {
+    let data = tempfile::tempdir().expect("directory");
     for (url, problem) in [("ftp://host/x", "scheme is not supported"), ("file:///nowhere/at/all", "parent")]
     {
         let config = ControlConfig { backups: url.to_owned(), ..config(data.path()) };
-        let error = run(config, CancellationToken::new(), |_| panic!("it runs")).await.expect_err("refused");
+        let error = run(config, CancellationToken::new(), |_| panic!("the control plane started"))
+            .await
+            .expect_err("refused");
         assert!(
             matches!(error, ControlPlaneError::Backups(_)) && error.to_string().contains(problem),
             "{error}"

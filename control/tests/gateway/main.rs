@@ -1,17 +1,18 @@
-//! Stories about the gateway and its front: who may call what, and that an exchange passes as it is.
+//! Tests of the gateway and of the public router: authorisation, and exchanges that are forwarded
+//! unchanged.
 
 mod access;
-mod agent;
 mod exchange;
+mod fake_agent;
+mod harness;
 mod hostile;
-mod house;
 mod protocols;
 mod shutdown;
 mod waking;
 
 use podling_core::id::WorkspaceId;
 
-/// The workspace of the stories.
+/// The workspace that the tests call.
 fn demo() -> WorkspaceId {
     WorkspaceId::from_bits(0x1234_5678_9abc)
 }

@@ -1,4 +1,4 @@
-//! Every caller is answered in its own protocol: gRPC, gRPC-web, plain HTTP, and a browser that asks first.
+//! Responses in the client's protocol: gRPC, gRPC-web and plain HTTP. Also CORS.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use http::{Request, header::ORIGIN};
@@ -9,28 +9,28 @@ use prost::Message;
 use tonic::Status;
 
 use crate::{
-    agent::FakeAgent,
     demo,
-    house::{House, full, within},
+    fake_agent::FakeAgent,
+    harness::{GatewayHarness, full_body, within},
 };
 
 #[tokio::test]
-async fn a_browser_watches_over_http_1_and_grpc_web() {
-    let house = House::open().await;
+async fn grpc_web_streams_over_http_1() {
+    let harness = GatewayHarness::start().await;
     let agent = FakeAgent::start("one", 200).await;
-    house.set(&demo(), "ada", State::Awake, Some(&agent.view));
+    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
     for (content_type, text) in [("application/grpc-web+proto", false), ("application/grpc-web-text", true)] {
         let body = if text { BASE64.encode([0; 5]).into_bytes() } else { vec![0; 5] };
         let request = Request::post("/podling.agent.v1.Activity/Watch")
-            .header("host", &house.address)
+            .header("host", &harness.address)
             .header("content-type", content_type)
             .header("accept", content_type)
             .header("x-grpc-web", "1")
-            .header("authorization", format!("Bearer {}", house.root_token))
+            .header("authorization", format!("Bearer {}", harness.root_token))
             .header("podling-workspace", demo().as_str())
-            .body(full(&body))
+            .body(full_body(&body))
             .expect("request");
-        let response = within(house.h1().await.send_request(request)).await.expect("response");
+        let response = within(harness.h1().await.send_request(request)).await.expect("response");
         assert_eq!(response.status(), 200);
         let body = within(response.into_body().collect()).await.expect("body").to_bytes();
         let frames = if text { decode_text(&body) } else { body.to_vec() };
@@ -38,23 +38,23 @@ async fn a_browser_watches_over_http_1_and_grpc_web() {
         assert_eq!(messages.len(), 2);
         let message = WatchActivityResponse::decode(messages[0].as_slice()).expect("message");
         assert_eq!(message.activity.expect("activity").level, 2);
-        assert!(trailers.expect("trailers").contains("grpc-status:0"), "as tonic-web writes them");
+        assert!(trailers.expect("trailers").contains("grpc-status:0"), "trailers as tonic-web writes them");
     }
 }
 
 #[tokio::test]
-async fn a_stream_in_grpc_web_that_breaks_ends_with_a_status() {
-    let house = House::open().await;
+async fn broken_grpc_web_stream_ends_with_a_status() {
+    let harness = GatewayHarness::start().await;
     let agent = FakeAgent::start("one", 200).await;
-    house.set(&demo(), "ada", State::Awake, Some(&agent.view));
+    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
     let request = Request::post("/podling.agent.v1.Processes/Watch")
-        .header("host", &house.address)
+        .header("host", &harness.address)
         .header("content-type", "application/grpc-web")
-        .header("authorization", format!("Bearer {}", house.root_token))
+        .header("authorization", format!("Bearer {}", harness.root_token))
         .header("podling-workspace", demo().as_str())
-        .body(full(&[0; 5]))
+        .body(full_body(&[0; 5]))
         .expect("request");
-    let mut response = within(house.h1().await.send_request(request)).await.expect("response");
+    let mut response = within(harness.h1().await.send_request(request)).await.expect("response");
     let first = within(response.frame()).await.expect("frame").expect("no error").into_data().expect("data");
     drop(agent);
     let rest = within(response.into_body().collect()).await.expect("body").to_bytes();
@@ -64,24 +64,24 @@ async fn a_stream_in_grpc_web_that_breaks_ends_with_a_status() {
 }
 
 #[tokio::test]
-async fn the_same_refusal_in_three_protocols() {
-    let house = House::open().await;
+async fn refusal_is_the_same_in_three_protocols() {
+    let harness = GatewayHarness::start().await;
     for workspace in [true, false] {
         for content_type in ["application/grpc", "application/grpc-web+proto", "application/json"] {
             let mut request =
-                Request::post(format!("http://{}/podling.agent.v1.Terminals/List", house.address))
+                Request::post(format!("http://{}/podling.agent.v1.Terminals/List", harness.address))
                     .header("content-type", content_type);
             if workspace {
                 request = request.header("podling-workspace", demo().as_str());
             }
-            let request = request.body(full(&[0; 5])).expect("request");
-            let response = within(house.h2().await.send_request(request)).await.expect("response");
+            let request = request.body(full_body(&[0; 5])).expect("request");
+            let response = within(harness.h2().await.send_request(request)).await.expect("response");
             if content_type.contains("grpc") {
                 assert_eq!(response.status(), 200);
                 let status = Status::from_header_map(response.headers()).expect("status");
                 assert_eq!(reason(&status), Some(Reason::TokenMissing));
-                let answered = response.headers()["content-type"].to_str().expect("ascii");
-                assert_eq!(answered.contains("web"), content_type.contains("web"));
+                let response_type = response.headers()["content-type"].to_str().expect("ascii");
+                assert_eq!(response_type.contains("web"), content_type.contains("web"));
             } else {
                 assert_eq!(response.status(), 401);
                 assert_eq!(response.headers()["content-type"], "application/problem+json");
@@ -94,22 +94,22 @@ async fn the_same_refusal_in_three_protocols() {
 }
 
 #[tokio::test]
-async fn files_come_and_go_over_plain_http() {
-    let house = House::open().await;
+async fn files_are_read_and_written_over_plain_http() {
+    let harness = GatewayHarness::start().await;
     let agent = FakeAgent::start("one", 200).await;
-    house.set(&demo(), "ada", State::Awake, Some(&agent.view));
+    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
     let request = |method: &str, path: &str, verbs: &str, body: &[u8]| {
         Request::builder()
             .method(method)
             .uri(path)
-            .header("host", &house.address)
+            .header("host", &harness.address)
             .header("cookie", "secret=1")
-            .header("authorization", format!("bearer {}", house.token(verbs, "ada")))
+            .header("authorization", format!("bearer {}", harness.token(verbs, "ada")))
             .header("podling-workspace", demo().as_str())
-            .body(full(body))
+            .body(full_body(body))
             .expect("request")
     };
-    let got = house
+    let got = harness
         .h1()
         .await
         .send_request(request("GET", "/files/a/5000000", "files-read", b""))
@@ -124,29 +124,31 @@ async fn files_come_and_go_over_plain_http() {
     assert_eq!((body.len(), body.iter().all(|b| *b == 5)), (5_000_000, true));
     assert!(agent.requests().iter().all(|r| !r.headers.contains_key("cookie")));
     let put = request("PUT", "/files/b", "files-write", &vec![1; 3_000_000]);
-    let put = within(house.h1().await.send_request(put)).await.expect("put");
+    let put = within(harness.h1().await.send_request(put)).await.expect("put");
     let body = within(put.into_body().collect()).await.expect("body").to_bytes();
     assert_eq!(body, "3000000");
-    let refused = within(house.h1().await.send_request(request("PUT", "/files/b", "files-read", b"x"))).await;
-    let refused = refused.expect("answer");
+    let refused =
+        within(harness.h1().await.send_request(request("PUT", "/files/b", "files-read", b"x"))).await;
+    let refused = refused.expect("response");
     assert_eq!(refused.status(), 403);
     assert_eq!(refused.headers()["content-type"], "application/problem+json");
 }
 
 #[tokio::test]
-async fn a_page_may_call_if_it_is_on_the_list() {
-    let house = House::open().await;
+async fn cors_allows_only_listed_origins() {
+    let harness = GatewayHarness::start().await;
     let preflight = |origin: &str| {
         Request::options("/podling.agent.v1.Terminals/Watch")
-            .header("host", &house.address)
+            .header("host", &harness.address)
             .header(ORIGIN, origin)
             .header("access-control-request-method", "POST")
             .header("access-control-request-headers", "authorization,podling-workspace,x-grpc-web")
-            .body(full(b""))
+            .body(full_body(b""))
             .expect("request")
     };
-    let allowed =
-        within(house.h1().await.send_request(preflight("https://console.example"))).await.expect("answer");
+    let allowed = within(harness.h1().await.send_request(preflight("https://console.example")))
+        .await
+        .expect("response");
     assert_eq!(allowed.status(), 200);
     assert_eq!(allowed.headers()["access-control-allow-origin"], "https://console.example");
     let headers = allowed.headers()["access-control-allow-headers"].to_str().expect("ascii");
@@ -155,17 +157,17 @@ async fn a_page_may_call_if_it_is_on_the_list() {
     assert!(["GET", "POST", "PUT", "PATCH", "DELETE"].iter().all(|m| methods.contains(m)), "{methods}");
     assert!(!allowed.headers().contains_key("access-control-allow-credentials"), "never with cookies");
     let other =
-        within(house.h1().await.send_request(preflight("https://evil.example"))).await.expect("answer");
+        within(harness.h1().await.send_request(preflight("https://evil.example"))).await.expect("response");
     assert!(!other.headers().contains_key("access-control-allow-origin"));
-    // The answer itself, here a refusal, says what the page may read of it.
+    // The response, here a refusal, lists the headers that the page may read.
     let call = Request::post("/podling.agent.v1.Terminals/Watch")
-        .header("host", &house.address)
+        .header("host", &harness.address)
         .header(ORIGIN, "https://console.example")
         .header("content-type", "application/grpc-web+proto")
-        .body(full(&[0; 5]))
+        .body(full_body(&[0; 5]))
         .expect("request");
-    let answer = within(house.h1().await.send_request(call)).await.expect("answer");
-    let exposed = answer.headers()["access-control-expose-headers"].to_str().expect("ascii");
+    let response = within(harness.h1().await.send_request(call)).await.expect("response");
+    let exposed = response.headers()["access-control-expose-headers"].to_str().expect("ascii");
     for header in ["grpc-status", "grpc-message", "grpc-status-details-bin"] {
         assert!(exposed.contains(header), "{exposed}");
     }
@@ -173,28 +175,29 @@ async fn a_page_may_call_if_it_is_on_the_list() {
 
 #[tokio::test]
 async fn health_and_readiness_need_no_token_and_metrics_do() {
-    let house = House::open().await;
+    let harness = GatewayHarness::start().await;
     let get = |path: &str, token: Option<&str>| {
-        let mut request = Request::get(path).header("host", &house.address);
+        let mut request = Request::get(path).header("host", &harness.address);
         if let Some(token) = token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
-        request.body(full(b"")).expect("request")
+        request.body(full_body(b"")).expect("request")
     };
     for path in ["/healthz", "/readyz"] {
-        let answer = within(house.h1().await.send_request(get(path, None))).await.expect("answer");
-        assert_eq!(answer.status(), 200, "{path}");
+        let response = within(harness.h1().await.send_request(get(path, None))).await.expect("response");
+        assert_eq!(response.status(), 200, "{path}");
     }
-    let refused = within(house.h1().await.send_request(get("/metrics", None))).await.expect("answer");
+    let refused = within(harness.h1().await.send_request(get("/metrics", None))).await.expect("response");
     assert_eq!(refused.status(), 401);
-    house.set(&demo(), "ada", State::Awake, None);
-    let read = house.token("read", "ada");
-    let answer = within(house.h1().await.send_request(get("/metrics", Some(&read)))).await.expect("answer");
-    let body = within(answer.into_body().collect()).await.expect("body").to_bytes();
+    harness.set_workspace(&demo(), "ada", State::Awake, None);
+    let read = harness.token("read", "ada");
+    let response =
+        within(harness.h1().await.send_request(get("/metrics", Some(&read)))).await.expect("response");
+    let body = within(response.into_body().collect()).await.expect("body").to_bytes();
     let text = String::from_utf8(body.to_vec()).expect("text");
     assert!(text.contains("podling_workspaces{state=\"awake\"} 1"), "{text}");
     assert!(text.contains("code=\"Unauthenticated\"} 1"), "{text}");
-    house.stopping.draining.cancel();
+    harness.stopping.draining.cancel();
 }
 
 /// Messages and trailers of a gRPC-web body.

@@ -1,4 +1,4 @@
-//! Calls that wait for a workspace, and calls that never do.
+//! Requests that wake a workspace and are held, and requests that are rejected at once.
 
 use std::sync::Arc;
 
@@ -12,58 +12,58 @@ use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
 use crate::{
-    agent::FakeAgent,
     demo,
-    house::{House, full, status, within},
+    fake_agent::FakeAgent,
+    harness::{GatewayHarness, full_body, status, within},
 };
 
-/// Wakes.
+/// A method that wakes the workspace.
 const CREATE: &str = "/podling.agent.v1.Terminals/Create";
-/// Does not.
+/// A method that does not wake the workspace.
 const WRITE: &str = "/podling.agent.v1.Terminals/Write";
 
 #[tokio::test]
-async fn a_call_that_wakes_is_held_until_the_workspace_is_awake() {
-    let mut house = House::open().await;
-    house.set(&demo(), "ada", State::Starting, None);
+async fn waking_call_is_held_until_the_workspace_is_awake() {
+    let mut harness = GatewayHarness::start().await;
+    harness.set_workspace(&demo(), "ada", State::Starting, None);
     let mut calls = JoinSet::new();
     for _ in 0..5 {
-        let request = house.grpc(CREATE, Some(&house.root_token), Some(&demo()), full(&[0; 5]));
-        let mut h2 = house.h2().await;
+        let request = harness.grpc(CREATE, Some(&harness.root_token), Some(&demo()), full_body(&[0; 5]));
+        let mut h2 = harness.h2().await;
         calls.spawn(async move { status(h2.send_request(request).await.expect("response")).await });
     }
-    assert_eq!(within(house.wakes.recv()).await, Some(demo()));
+    assert_eq!(within(harness.wakes.recv()).await, Some(demo()));
     let agent = FakeAgent::start("one", 200).await;
-    house.set(&demo(), "ada", State::Starting, Some(&agent.view));
-    assert!(agent.requests().is_empty(), "it is not claimed yet");
-    house.set(&demo(), "ada", State::Awake, Some(&agent.view));
+    harness.set_workspace(&demo(), "ada", State::Starting, Some(&agent.view));
+    assert!(agent.requests().is_empty(), "a request was forwarded to an unclaimed agent");
+    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
     while let Some(status) = within(calls.join_next()).await {
         assert_eq!(status.expect("task").code(), Code::Ok);
     }
-    assert!(house.wakes.try_recv().is_err(), "one waker for all");
-    assert!(house.metrics.text().contains("podling_held_requests 0"));
+    assert!(harness.wakes.try_recv().is_err(), "more than one wake request for five calls");
+    assert!(harness.metrics.text().contains("podling_held_requests 0"));
 }
 
 #[tokio::test]
-async fn held_calls_go_on_in_the_order_in_which_they_came() {
-    let house = House::open().await;
-    house.set(&demo(), "ada", State::Asleep, None);
+async fn held_calls_are_forwarded_in_order_of_arrival() {
+    let harness = GatewayHarness::start().await;
+    harness.set_workspace(&demo(), "ada", State::Asleep, None);
     let mut calls = JoinSet::new();
     for number in 0_u16..40 {
-        let mut request = house.grpc(CREATE, Some(&house.root_token), Some(&demo()), full(&[0; 5]));
+        let mut request = harness.grpc(CREATE, Some(&harness.root_token), Some(&demo()), full_body(&[0; 5]));
         request.headers_mut().insert("x-number", number.into());
-        let mut h2 = house.h2().await;
+        let mut h2 = harness.h2().await;
         calls.spawn(async move { status(h2.send_request(request).await.expect("response")).await });
         let held = format!("podling_held_requests {}", number + 1);
         within(async {
-            while !house.metrics.text().contains(&held) {
+            while !harness.metrics.text().contains(&held) {
                 tokio::task::yield_now().await;
             }
         })
         .await;
     }
     let agent = FakeAgent::start("one", 200).await;
-    house.set(&demo(), "ada", State::Awake, Some(&agent.view));
+    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
     while let Some(status) = within(calls.join_next()).await {
         assert_eq!(status.expect("task").code(), Code::Ok);
     }
@@ -76,8 +76,8 @@ async fn held_calls_go_on_in_the_order_in_which_they_came() {
 }
 
 #[tokio::test]
-async fn a_call_that_does_not_wake_is_answered_at_once() {
-    let mut house = House::open().await;
+async fn call_that_does_not_wake_is_rejected_at_once() {
+    let mut harness = GatewayHarness::start().await;
     for (state, expected) in [
         (State::Starting, Reason::NotAwake),
         (State::Asleep, Reason::NotAwake),
@@ -86,89 +86,97 @@ async fn a_call_that_does_not_wake_is_answered_at_once() {
         (State::Deleting, Reason::Deleting),
         (State::Failed, Reason::WorkspaceFailed),
     ] {
-        house.set(&demo(), "ada", state, None);
-        let refused = house.call(WRITE, Some(&house.root_token), Some(&demo())).await;
+        harness.set_workspace(&demo(), "ada", state, None);
+        let refused = harness.call(WRITE, Some(&harness.root_token), Some(&demo())).await;
         assert_eq!(reason(&refused), Some(expected), "{state:?}");
     }
-    house.set(&demo(), "ada", State::Starting, None);
-    let mut request = house.grpc(CREATE, Some(&house.root_token), Some(&demo()), full(&[0; 5]));
+    harness.set_workspace(&demo(), "ada", State::Starting, None);
+    let mut request = harness.grpc(CREATE, Some(&harness.root_token), Some(&demo()), full_body(&[0; 5]));
     request.headers_mut().insert("podling-wake", "never".parse().expect("value"));
-    let never = status(within(house.h2().await.send_request(request)).await.expect("response")).await;
+    let never = status(within(harness.h2().await.send_request(request)).await.expect("response")).await;
     assert_eq!(
         (reason(&never), detail(&never, "state").as_deref()),
         (Some(Reason::NotAwake), Some("starting"))
     );
-    assert!(house.wakes.try_recv().is_err(), "nobody was woken");
+    assert!(harness.wakes.try_recv().is_err(), "a wake was requested");
 }
 
 #[tokio::test]
-async fn a_held_call_learns_that_its_workspace_will_not_come() {
-    let mut house = House::open().await;
+async fn held_call_fails_with_its_workspace() {
+    let mut harness = GatewayHarness::start().await;
     for (state, expected) in
         [(Some(State::Failed), Reason::WorkspaceFailed), (None, Reason::WorkspaceNotFound)]
     {
-        house.set(&demo(), "ada", State::Starting, None);
-        let request = house.grpc(CREATE, Some(&house.root_token), Some(&demo()), full(&[0; 5]));
-        let mut h2 = house.h2().await;
+        harness.set_workspace(&demo(), "ada", State::Starting, None);
+        let request = harness.grpc(CREATE, Some(&harness.root_token), Some(&demo()), full_body(&[0; 5]));
+        let mut h2 = harness.h2().await;
         let mut calls = JoinSet::new();
         calls.spawn(async move { status(h2.send_request(request).await.expect("response")).await });
-        assert_eq!(within(house.wakes.recv()).await, Some(demo()));
+        assert_eq!(within(harness.wakes.recv()).await, Some(demo()));
         match state {
-            Some(state) => house.set(&demo(), "ada", state, None),
-            None => drop(house.snapshots.send_replace(Arc::new(Snapshot::default()))),
+            Some(state) => harness.set_workspace(&demo(), "ada", state, None),
+            None => drop(harness.snapshots.send_replace(Arc::new(Snapshot::default()))),
         }
-        let answer = within(calls.join_next()).await.expect("call").expect("task");
-        assert_eq!(reason(&answer), Some(expected));
+        let response = within(calls.join_next()).await.expect("call").expect("task");
+        assert_eq!(reason(&response), Some(expected));
     }
 }
 
 #[tokio::test]
-async fn a_start_that_failed_is_tried_again_for_whoever_comes() {
-    let mut house = House::open().await;
-    house.set(&demo(), "ada", State::Failed, None);
-    let request = house.grpc(CREATE, Some(&house.root_token), Some(&demo()), full(&[0; 5]));
-    let mut h2 = house.h2().await;
+async fn call_to_a_failed_workspace_retries_the_start() {
+    let mut harness = GatewayHarness::start().await;
+    harness.set_workspace(&demo(), "ada", State::Failed, None);
+    let request = harness.grpc(CREATE, Some(&harness.root_token), Some(&demo()), full_body(&[0; 5]));
+    let mut h2 = harness.h2().await;
     let mut calls = JoinSet::new();
     calls.spawn(async move { status(h2.send_request(request).await.expect("response")).await });
-    assert_eq!(within(house.wakes.recv()).await, Some(demo()));
-    // The next try is moved, nothing else: that is no second failure.
-    house.set(&demo(), "ada", State::Failed, None);
+    assert_eq!(within(harness.wakes.recv()).await, Some(demo()));
+    // Only the time of the next retry changes, so this is not a second failure.
+    harness.set_workspace(&demo(), "ada", State::Failed, None);
     let early = tokio::time::timeout(std::time::Duration::from_millis(300), calls.join_next()).await;
-    assert!(early.is_err(), "it was answered with the failure of the start before: {early:?}");
+    assert!(early.is_err(), "the call was rejected because of the previous start: {early:?}");
     let agent = FakeAgent::start("one", 200).await;
-    house.set(&demo(), "ada", State::Starting, None);
-    house.set(&demo(), "ada", State::Awake, Some(&agent.view));
+    harness.set_workspace(&demo(), "ada", State::Starting, None);
+    harness.set_workspace(&demo(), "ada", State::Awake, Some(&agent.view));
     assert_eq!(within(calls.join_next()).await.expect("call").expect("task").code(), Code::Ok);
 }
 
 #[tokio::test]
-async fn too_many_held_calls_are_refused_and_those_given_up_make_room() {
-    let house = House::open().await;
-    house.set(&demo(), "ada", State::Starting, None);
-    let mut h2 = house.h2().await;
+async fn held_calls_are_limited_and_cancelled_ones_make_room() {
+    let harness = GatewayHarness::start().await;
+    harness.set_workspace(&demo(), "ada", State::Starting, None);
+    let mut h2 = harness.h2().await;
     let held: Vec<_> = (0..64)
-        .map(|_| h2.send_request(house.grpc(CREATE, Some(&house.root_token), Some(&demo()), full(&[0; 5]))))
+        .map(|_| {
+            h2.send_request(harness.grpc(
+                CREATE,
+                Some(&harness.root_token),
+                Some(&demo()),
+                full_body(&[0; 5]),
+            ))
+        })
         .collect();
     let mut pending = Box::pin(futures_util::future::join_all(held));
-    let full_house = async {
-        // Each is refused as soon as the 64 are there; until then it would be held itself, so it is given up and tried again.
+    let first_rejection = async {
+        // A call is rejected once 64 are held. Before that it is held itself, so it is cancelled and
+        // repeated.
         loop {
             let id = demo();
-            let call = house.call(CREATE, Some(&house.root_token), Some(&id));
+            let call = harness.call(CREATE, Some(&harness.root_token), Some(&id));
             if let Ok(status) = tokio::time::timeout(std::time::Duration::from_millis(300), call).await {
                 return status;
             }
         }
     };
     let refused: Status = tokio::select! {
-        status = within(full_house) => status,
+        status = within(first_rejection) => status,
         _ = &mut pending => panic!("a held call was answered"),
     };
     assert_eq!((refused.code(), reason(&refused)), (Code::ResourceExhausted, Some(Reason::TooManyWaiting)));
     assert_eq!(detail(&refused, "limit").as_deref(), Some("64"));
     drop(pending);
     within(async {
-        while !house.metrics.text().contains("podling_held_requests 0") {
+        while !harness.metrics.text().contains("podling_held_requests 0") {
             tokio::task::yield_now().await;
         }
     })
@@ -176,12 +184,12 @@ async fn too_many_held_calls_are_refused_and_those_given_up_make_room() {
 }
 
 #[tokio::test]
-async fn a_name_is_no_id() {
-    let house = House::open().await;
-    house.set(&demo(), "ada", State::Starting, None);
-    let mut request = house.grpc(WRITE, Some(&house.root_token), None, full(&[0; 5]));
+async fn workspace_name_is_not_accepted_as_id() {
+    let harness = GatewayHarness::start().await;
+    harness.set_workspace(&demo(), "ada", State::Starting, None);
+    let mut request = harness.grpc(WRITE, Some(&harness.root_token), None, full_body(&[0; 5]));
     request.headers_mut().insert("podling-workspace", "demo".parse().expect("value"));
-    let response = within(house.h2().await.send_request(request)).await.expect("response");
+    let response = within(harness.h2().await.send_request(request)).await.expect("response");
     let refused = Status::from_header_map(response.headers()).expect("status");
     assert_eq!(reason(&refused), Some(Reason::WorkspaceNotFound));
     assert!(refused.message().contains("takes a workspace's id"), "{refused}");

@@ -1,4 +1,4 @@
-//! What a backup is for: it is there, it is proven, it is read back, it goes.
+//! The life of an archive: it is written, listed, proven, read and removed.
 
 use std::{
     fs,
@@ -13,15 +13,15 @@ use podling_core::id::WorkspaceId;
 use podling_proto::agent::v1::{ArchiveProgress, CreateArchiveResponse, create_archive_response::Message};
 
 use super::{
-    sample::{RAW, Sample, sha256},
-    store::{Store, label},
+    sample::{RAW, SampleArchive, sha256},
+    store::{TestBackupStore, label},
 };
 
 #[tokio::test]
-async fn an_archive_is_written_listed_proven_read_and_removed() {
+async fn archive_is_written_listed_proven_read_and_removed() {
     for streamed in [false, true] {
-        let store = Store::new();
-        let sample = Sample::new(streamed);
+        let store = TestBackupStore::new();
+        let sample = SampleArchive::new(streamed);
         let written = store.write(&sample).await.expect("written");
         assert_eq!(written.sha256.0, sha256(&sample.zip)[..]);
         for file in [store.zip(&written.key), store.sidecar(&written.key)] {
@@ -59,9 +59,9 @@ async fn an_archive_is_written_listed_proven_read_and_removed() {
 }
 
 #[tokio::test]
-async fn the_sidecar_is_json_by_the_line_with_every_name() {
-    let store = Store::new();
-    let key = store.write(&Sample::new(true)).await.expect("written").key;
+async fn sidecar_has_one_json_line_for_each_entry() {
+    let store = TestBackupStore::new();
+    let key = store.write(&SampleArchive::new(true)).await.expect("written").key;
     let text = fs::read_to_string(store.sidecar(&key)).expect("sidecar");
     let lines: Vec<serde_json::Value> =
         text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
@@ -75,18 +75,18 @@ async fn the_sidecar_is_json_by_the_line_with_every_name() {
 }
 
 #[tokio::test]
-async fn an_empty_workspace_has_a_backup_too() {
-    let store = Store::new();
+async fn empty_workspace_has_an_archive() {
+    let store = TestBackupStore::new();
     let zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new())).finish().expect("zip").into_inner();
-    let key = store.write(&Sample::of(zip, Vec::new())).await.expect("written").key;
+    let key = store.write(&SampleArchive::of(zip, Vec::new())).await.expect("written").key;
     assert_eq!(store.backups.prove(&key).await.expect("proven").entries, 0);
 }
 
 #[tokio::test]
-async fn two_archives_in_one_second_have_two_names_and_nothing_is_overwritten() {
-    let store = Store::new();
-    let sample = Sample::new(true);
-    // Somebody's files have the names of this second and the next ones.
+async fn archives_of_one_second_never_overwrite_files() {
+    let store = TestBackupStore::new();
+    let sample = SampleArchive::new(true);
+    // Other files have the names of this second and of the next four.
     let now = SystemTime::UNIX_EPOCH.elapsed().expect("time").as_secs();
     let taken: Vec<_> = (now..now + 5).map(|second| StoreKey::new(label().id, second)).collect();
     for (n, key) in taken.iter().enumerate() {
@@ -106,36 +106,40 @@ async fn two_archives_in_one_second_have_two_names_and_nothing_is_overwritten() 
 }
 
 #[tokio::test]
-async fn a_stray_is_of_this_workspace_and_nobody_knows_of_it() {
-    let (store, sample) = (Store::new(), Sample::new(true));
+async fn unrecorded_archives_are_those_missing_in_the_record() {
+    let (store, sample) = (TestBackupStore::new(), SampleArchive::new(true));
     let write = async |id| {
         let label = ArchiveLabel { id: WorkspaceId::from_bits(id), ..label() };
         store.backups.write(&label, sample.stream(), |_| {}).await.expect("written").key
     };
-    let (known, stray, half) = (write(1).await, write(1).await, write(1).await);
+    let (known, unrecorded_key, half_removed) = (write(1).await, write(1).await, write(1).await);
     write(2).await;
     let unrecorded = async |known: &[&StoreKey]| {
         let known: Vec<StoreKey> = known.iter().map(|key| (*key).clone()).collect();
         store.backups.unrecorded(&WorkspaceId::from_bits(1), &known).await.expect("found")
     };
-    assert_eq!(unrecorded(&[&known, &stray, &half]).await, []);
-    assert_eq!(unrecorded(&[&known, &half]).await, std::slice::from_ref(&stray));
-    fs::remove_file(store.zip(&half)).expect("remove");
-    assert_eq!(unrecorded(&[&known]).await, [stray.clone(), half], "also when its removal was interrupted");
-    fs::write(store.sidecar(&stray), "rubbish").expect("write");
-    assert_eq!(unrecorded(&[&known]).await.len(), 1, "of what cannot be read nothing is concluded");
+    assert_eq!(unrecorded(&[&known, &unrecorded_key, &half_removed]).await, []);
+    assert_eq!(unrecorded(&[&known, &half_removed]).await, std::slice::from_ref(&unrecorded_key));
+    fs::remove_file(store.zip(&half_removed)).expect("remove");
+    assert_eq!(
+        unrecorded(&[&known]).await,
+        [unrecorded_key.clone(), half_removed],
+        "an interrupted removal is reported too"
+    );
+    fs::write(store.sidecar(&unrecorded_key), "rubbish").expect("write");
+    assert_eq!(unrecorded(&[&known]).await.len(), 1, "an archive with an unreadable sidecar is not reported");
 }
 
 #[tokio::test]
-async fn a_removal_that_was_interrupted_leaves_nothing_that_looks_whole_and_is_repeated() {
-    let store = Store::new();
-    let key = store.write(&Sample::new(true)).await.expect("written").key;
+async fn interrupted_removal_leaves_no_valid_archive() {
+    let store = TestBackupStore::new();
+    let key = store.write(&SampleArchive::new(true)).await.expect("written").key;
     for gone in [store.zip(&key), store.sidecar(&key)] {
-        let kept = fs::read(&gone).expect("read");
+        let content = fs::read(&gone).expect("read");
         fs::remove_file(&gone).expect("remove");
         assert_eq!(store.backups.list().await.expect("listed"), []);
         assert!(matches!(store.backups.prove(&key).await, Err(BackupStoreError::Missing { .. })));
-        fs::write(&gone, kept).expect("write");
+        fs::write(&gone, content).expect("write");
     }
     fs::remove_file(store.zip(&key)).expect("remove");
     store.backups.remove(&key).await.expect("removed");
@@ -143,16 +147,16 @@ async fn a_removal_that_was_interrupted_leaves_nothing_that_looks_whole_and_is_r
 }
 
 #[tokio::test]
-async fn strangers_in_the_folder_are_left_alone() {
+async fn foreign_files_in_the_store_are_left_alone() {
     use std::os::unix::ffi::OsStrExt;
-    let store = Store::new();
-    let key = store.write(&Sample::new(true)).await.expect("written").key;
+    let store = TestBackupStore::new();
+    let key = store.write(&SampleArchive::new(true)).await.expect("written").key;
     let theirs = StoreKey::new(label().id, 5);
-    fs::write(store.folder.join("notes.txt"), "theirs").expect("write");
-    fs::write(store.folder.join(std::ffi::OsStr::from_bytes(b"\xff\xfe.zip")), "theirs").expect("write");
+    fs::write(store.directory.join("notes.txt"), "theirs").expect("write");
+    fs::write(store.directory.join(std::ffi::OsStr::from_bytes(b"\xff\xfe.zip")), "theirs").expect("write");
     fs::write(store.zip(&theirs), "theirs").expect("write");
     fs::write(store.sidecar(&theirs), "{\"schema\": 99}\n{}\n").expect("write");
-    fs::create_dir(store.zip(&StoreKey::new(label().id, 6))).expect("folder");
+    fs::create_dir(store.zip(&StoreKey::new(label().id, 6))).expect("directory");
     std::os::unix::fs::symlink("/nowhere", store.sidecar(&StoreKey::new(label().id, 7))).expect("link");
     let before = store.files();
     for _twice in 0..2 {
@@ -163,20 +167,20 @@ async fn strangers_in_the_folder_are_left_alone() {
 }
 
 #[tokio::test]
-async fn progress_is_passed_on_but_not_a_flood_of_it() {
-    let store = Store::new();
-    let sample = Sample::new(true);
+async fn progress_is_reported_at_a_bounded_rate() {
+    let store = TestBackupStore::new();
+    let sample = SampleArchive::new(true);
     let flood = (0..10_000).map(|n| {
         let progress = ArchiveProgress { entries: n, bytes: 2 * n, total_bytes: 9 };
         CreateArchiveResponse { message: Some(Message::Progress(progress)) }
     });
-    let told = Mutex::new(Vec::new());
+    let reports = Mutex::new(Vec::new());
     let stream = stream::iter(flood.map(Ok)).chain(sample.stream());
-    let progress = |p: ReceiveProgress| told.lock().expect("lock").push(p);
+    let progress = |p: ReceiveProgress| reports.lock().expect("lock").push(p);
     let began = SystemTime::now();
     store.backups.write(&label(), stream, progress).await.expect("written");
-    let told = told.into_inner().expect("told");
-    assert_eq!(told[0], ReceiveProgress { entries: 0, bytes: 0, total_bytes: 9, archive_bytes: 0 });
+    let reports = reports.into_inner().expect("reports");
+    assert_eq!(reports[0], ReceiveProgress { entries: 0, bytes: 0, total_bytes: 9, archive_bytes: 0 });
     let most = 1 + began.elapsed().expect("time").as_millis() / Duration::from_millis(250).as_millis();
-    assert!(told.len() as u128 <= most, "{}", told.len());
+    assert!(reports.len() as u128 <= most, "{}", reports.len());
 }

@@ -10,59 +10,61 @@ use podling_proto::agent::v1::{
 use ring::digest::{Context, SHA256};
 use tonic::Status;
 
-use super::store::{Store, label};
+use super::store::{TestBackupStore, label};
 
-/// Set in the child whose memory is looked at.
+/// Environment variable that is set in the child process whose memory is measured.
 const MEASURED: &str = "PODLING_TEST_MEMORY";
 const MIB: u64 = 1024 * 1024;
-/// Of the file in the archive; a multiple of the data in a message.
+/// Size of the file in the archive. A multiple of [`MESSAGE_BYTES`].
 const FILE_BYTES: u64 = 96 * MIB;
 const MESSAGE_BYTES: usize = 256 * 1024;
-/// Sockets in the manifest: 100 bytes each, and not in the zip.
+/// Number of sockets in the manifest, at about 100 bytes each. They are not in the zip.
 const SOCKETS: u64 = 60_000;
-/// What writing and proving may add to what the process has. They promise 16 MiB; allocator and runtime have their share.
+/// Upper bound of the memory that writing and proving add to the process. They are designed for
+/// 16 MiB; the rest is for allocator and runtime.
 const ALLOWED_KIB: u64 = 24 * 1024;
 
 #[test]
-fn memory_is_bounded_whatever_the_size() {
+fn memory_is_bounded_for_large_archives() {
     let run = Command::new(env::current_exe().expect("this program"))
-        .args(["--exact", "large::in_a_process_of_its_own", "--ignored", "--nocapture"])
+        .args(["--exact", "large::memory_in_a_process_of_its_own", "--ignored", "--nocapture"])
         .env(MEASURED, "1")
         .output()
         .expect("run");
-    let said = String::from_utf8_lossy(&run.stdout);
+    let stdout = String::from_utf8_lossy(&run.stdout);
     assert!(
-        run.status.success() && said.contains("1 passed"),
-        "{said}{}",
+        run.status.success() && stdout.contains("1 passed"),
+        "{stdout}{}",
         String::from_utf8_lossy(&run.stderr)
     );
 }
 
 #[tokio::test]
-#[ignore = "run by memory_is_bounded_whatever_the_size"]
-async fn in_a_process_of_its_own() {
+#[ignore = "run by memory_is_bounded_for_large_archives"]
+async fn memory_in_a_process_of_its_own() {
     if env::var_os(MEASURED).is_none() {
         return;
     }
-    let store = Store::new();
+    let store = TestBackupStore::new();
     let before = kib("VmRSS:");
-    let written = store.backups.write(&label(), enormous(), |_| {}).await.expect("written");
+    let written = store.backups.write(&label(), large_archive(), |_| {}).await.expect("written");
     assert_eq!(written.entries, SOCKETS + 1);
-    let while_writing = kib("VmHWM:");
+    let writing = kib("VmHWM:");
     assert_eq!(store.backups.prove(&written.key).await.expect("proven").bytes, FILE_BYTES);
     let proving = kib("VmHWM:");
-    println!("KiB before {before}, writing {while_writing}, proving {proving}");
-    assert!(proving - before < ALLOWED_KIB, "before {before}, writing {while_writing}, proving {proving}");
+    println!("KiB before {before}, writing {writing}, proving {proving}");
+    assert!(proving - before < ALLOWED_KIB, "before {before}, writing {writing}, proving {proving}");
 }
 
+/// A field of `/proc/self/status` in KiB.
 fn kib(key: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("status");
     let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("line");
     line.trim().trim_end_matches(" kB").parse().expect("number")
 }
 
-/// A file of zeros, stored, and very many sockets; made as it is read.
-fn enormous() -> impl Stream<Item = Result<CreateArchiveResponse, Status>> + Send {
+/// An archive of one uncompressed file of zeros and of [`SOCKETS`], generated while it is read.
+fn large_archive() -> impl Stream<Item = Result<CreateArchiveResponse, Status>> + Send {
     let zeros = || (0..FILE_BYTES / MESSAGE_BYTES as u64).map(|_| vec![0_u8; MESSAGE_BYTES]);
     let (mut crc, mut content) = (Crc::new(), Context::new(&SHA256));
     for block in zeros() {

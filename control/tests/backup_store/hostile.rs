@@ -1,4 +1,4 @@
-//! An agent that is not what it should be: what it sends is bounded, and what is not whole leaves nothing behind.
+//! Hostile and failing agents: what they send is bounded, and an incomplete archive leaves no object.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,58 +10,58 @@ use tokio::sync::Notify;
 use tonic::Status;
 
 use super::{
-    damage, incomplete,
-    sample::{Sample, find, replace},
-    store::{Store, label},
+    expect_damage, expect_incomplete,
+    sample::{SampleArchive, find, replace},
+    store::{TestBackupStore, label},
 };
 
-/// Makes something what it should not be.
-type Spoil<T> = fn(&mut T);
+/// Makes a valid value invalid.
+type Corruption<T> = fn(&mut T);
 
 fn message(message: Message) -> CreateArchiveResponse {
     CreateArchiveResponse { message: Some(message) }
 }
 
 #[tokio::test]
-async fn a_stream_cut_anywhere_leaves_nothing() {
-    let store = Store::new();
-    let messages = Sample::new(true).messages();
+async fn truncated_stream_leaves_no_object() {
+    let store = TestBackupStore::new();
+    let messages = SampleArchive::new(true).messages();
     for length in [0, 1, messages.len() / 2, messages.len() - 1] {
         let cut = stream::iter(messages[..length].iter().cloned().map(Ok));
-        let words = incomplete(store.backups.write(&label(), cut, |_| {}).await);
-        assert!(words.contains("ended early"), "{words}");
+        let message = expect_incomplete(store.backups.write(&label(), cut, |_| {}).await);
+        assert!(message.contains("ended early"), "{message}");
         store.assert_empty();
         let broken =
             messages[..length].iter().cloned().map(Ok).chain([Err(Status::unavailable("it was killed"))]);
-        let words = incomplete(store.backups.write(&label(), stream::iter(broken), |_| {}).await);
-        assert!(words.contains("it was killed"), "{words}");
+        let message = expect_incomplete(store.backups.write(&label(), stream::iter(broken), |_| {}).await);
+        assert!(message.contains("it was killed"), "{message}");
         store.assert_empty();
     }
     assert_eq!(store.backups.list().await.expect("listed"), []);
 }
 
 #[tokio::test]
-async fn a_write_that_nobody_waits_for_any_more_leaves_nothing() {
-    let store = Store::new();
+async fn cancelled_write_leaves_no_object() {
+    let store = TestBackupStore::new();
     let arrived = Arc::new(Notify::new());
-    let tell = arrived.clone();
-    let half: Vec<_> = Sample::new(true).messages().into_iter().take(5).map(Ok).collect();
-    let never = stream::iter(half).chain(stream::once(async move {
-        tell.notify_one();
+    let notifier = arrived.clone();
+    let half: Vec<_> = SampleArchive::new(true).messages().into_iter().take(5).map(Ok).collect();
+    let endless = stream::iter(half).chain(stream::once(async move {
+        notifier.notify_one();
         std::future::pending().await
     }));
     let label = label();
     tokio::select! {
-        done = store.backups.write(&label, never, |_| {}) => panic!("{done:?}"),
+        done = store.backups.write(&label, endless, |_| {}) => panic!("{done:?}"),
         () = arrived.notified() => {}
     }
     store.assert_empty();
 }
 
 #[tokio::test]
-async fn what_was_skipped_makes_it_incomplete_with_its_reasons() {
-    let store = Store::new();
-    let mut sample = Sample::new(true);
+async fn skipped_entries_make_an_archive_incomplete_with_reasons() {
+    let store = TestBackupStore::new();
+    let mut sample = SampleArchive::new(true);
     sample.done.skipped_count = 250;
     sample.done.skipped = (0..100)
         .map(|n| SkippedEntry {
@@ -69,21 +69,21 @@ async fn what_was_skipped_makes_it_incomplete_with_its_reasons() {
             reason: "permission denied".into(),
         })
         .collect();
-    let words = incomplete(store.write(&sample).await);
+    let message = expect_incomplete(store.write(&sample).await);
     assert!(
-        words.contains("secret-0\\u{1b}[31m: permission denied") && words.contains("and 230 more"),
-        "{words}"
+        message.contains("secret-0\\u{1b}[31m: permission denied") && message.contains("and 230 more"),
+        "{message}"
     );
     store.assert_empty();
     sample.done.skipped.clear();
     sample.done.skipped_count = 1;
-    assert!(incomplete(store.write(&sample).await).contains("1 more"));
+    assert!(expect_incomplete(store.write(&sample).await).contains("1 more"));
     store.assert_empty();
 }
 
 #[tokio::test]
-async fn what_arrived_has_to_be_what_was_sent() {
-    let cases: [(&str, Spoil<Sample>); 7] = [
+async fn received_archive_must_match_the_agents_summary() {
+    let cases: [(&str, Corruption<SampleArchive>); 7] = [
         ("entries", |s| s.done.entries += 1),
         ("bytes of content", |s| s.done.bytes -= 1),
         ("bytes of zip", |s| s.done.archive_bytes += 1),
@@ -95,66 +95,67 @@ async fn what_arrived_has_to_be_what_was_sent() {
         }),
         ("path is not valid", |s| s.entry(b"link").path.clear()),
     ];
-    for (problem, spoil) in cases {
-        let store = Store::new();
-        let mut sample = Sample::new(true);
-        spoil(&mut sample);
-        let words = incomplete(store.write(&sample).await);
-        assert!(words.contains(problem), "{problem}: {words}");
+    for (problem, corrupt) in cases {
+        let store = TestBackupStore::new();
+        let mut sample = SampleArchive::new(true);
+        corrupt(&mut sample);
+        let message = expect_incomplete(store.write(&sample).await);
+        assert!(message.contains(problem), "{problem}: {message}");
         store.assert_empty();
     }
-    let store = Store::new();
-    let mut messages = Sample::new(true).messages();
+    let store = TestBackupStore::new();
+    let mut messages = SampleArchive::new(true).messages();
     messages.push(message(Message::Data(b"more"[..].into())));
-    let words =
-        incomplete(store.backups.write(&label(), stream::iter(messages.into_iter().map(Ok)), |_| {}).await);
-    assert!(words.contains("after the end"), "{words}");
+    let message = expect_incomplete(
+        store.backups.write(&label(), stream::iter(messages.into_iter().map(Ok)), |_| {}).await,
+    );
+    assert!(message.contains("after the end"), "{message}");
     store.assert_empty();
 }
 
 #[tokio::test]
-async fn every_bound_is_kept() {
+async fn archive_beyond_any_limit_is_incomplete() {
     use podling_control::backup_store::ArchiveLimits;
-    let cases: [(&str, Spoil<ArchiveLimits>); 4] = [
+    let cases: [(&str, Corruption<ArchiveLimits>); 4] = [
         ("more than 2000 bytes of zip", |l| l.archive_bytes = 2000),
         ("more than 1000 bytes of content", |l| l.content_bytes = 1000),
         ("more than 5 entries", |l| l.entries = 5),
         ("more than 700 bytes of manifest", |l| l.manifest_bytes = 700),
     ];
     for (problem, limit) in cases {
-        let store = Store::with_limits(limit);
-        let words = incomplete(store.write(&Sample::new(true)).await);
-        assert!(words.contains(problem), "{words}");
+        let store = TestBackupStore::with_limits(limit);
+        let message = expect_incomplete(store.write(&SampleArchive::new(true)).await);
+        assert!(message.contains(problem), "{message}");
         store.assert_empty();
     }
-    let store = Store::new();
-    let mut sample = Sample::new(true);
+    let store = TestBackupStore::new();
+    let mut sample = SampleArchive::new(true);
     sample.entry(b"notes.txt").size = u64::MAX;
     sample.done.bytes = u64::MAX;
-    assert!(incomplete(store.write(&sample).await).contains("bytes of content"));
+    assert!(expect_incomplete(store.write(&sample).await).contains("bytes of content"));
     store.assert_empty();
 }
 
-/// However busily it says that it is at work.
+/// Progress messages do not count as data.
 #[tokio::test]
-async fn an_agent_that_sends_nothing_is_not_waited_for() {
-    let store = Store::with_limits(|limits| limits.silence = Duration::from_millis(300));
+async fn agent_that_sends_only_progress_times_out() {
+    let store = TestBackupStore::with_limits(|limits| limits.silence = Duration::from_millis(300));
     let progress = || message(Message::Progress(ArchiveProgress::default()));
     let busy = stream::unfold((), |()| async move {
         tokio::time::sleep(Duration::from_millis(20)).await;
         Some((Ok(progress()), ()))
     });
-    let words = incomplete(store.backups.write(&label(), busy, |_| {}).await);
-    assert!(words.contains("sent nothing"), "{words}");
+    let message = expect_incomplete(store.backups.write(&label(), busy, |_| {}).await);
+    assert!(message.contains("sent nothing"), "{message}");
     store.assert_empty();
 }
 
-/// The digest is the agent's own, so only what the zip is made of can tell.
+/// The digest is the agent's own, so only the structure of the zip shows the ambiguity.
 #[tokio::test]
-async fn a_zip_that_readers_could_see_differently_is_damaged() {
+async fn ambiguous_zip_is_damaged() {
     const CENTRAL: &[u8] = b"PK\x01\x02";
     const LOCAL: &[u8] = b"PK\x03\x04";
-    let cases: [(&str, bool, Spoil<Vec<u8>>); 10] = [
+    let cases: [(&str, bool, Corruption<Vec<u8>>); 10] = [
         ("its header is not what", false, |zip| {
             let at = find(zip, b"notes.txt")[0];
             zip[at] = b'N';
@@ -192,42 +193,42 @@ async fn a_zip_that_readers_could_see_differently_is_damaged() {
             zip[at + 4] ^= 1;
         }),
     ];
-    for (problem, streamed, spoil) in cases {
-        let store = Store::new();
-        let mut sample = Sample::new(streamed);
-        spoil(&mut sample.zip);
+    for (problem, streamed, corrupt) in cases {
+        let store = TestBackupStore::new();
+        let mut sample = SampleArchive::new(streamed);
+        corrupt(&mut sample.zip);
         sample.count();
         let key = store.write(&sample).await.expect("written").key;
-        let (entry, said) = damage(store.backups.prove(&key).await);
-        assert!(said.contains(problem), "{problem}: {entry:?} {said}");
+        let (entry, found) = expect_damage(store.backups.prove(&key).await);
+        assert!(found.contains(problem), "{problem}: {entry:?} {found}");
     }
 }
 
-/// Bytes in front of the second entry that belong to none, all offsets put right.
+/// Inserts bytes that belong to no entry before the second entry, and corrects all offsets.
 fn insert_gap(zip: &mut Vec<u8>) {
     const GAP: usize = 7;
     let second = find(zip, b"PK\x03\x04")[1];
     zip.splice(second..second, [0; GAP]).for_each(drop);
     let end = zip.len() - 22;
-    let places = find(zip, b"PK\x01\x02").into_iter().skip(1).map(|at| at + 42).chain([end + 16]);
-    for at in places.collect::<Vec<_>>() {
+    let offsets = find(zip, b"PK\x01\x02").into_iter().skip(1).map(|at| at + 42).chain([end + 16]);
+    for at in offsets.collect::<Vec<_>>() {
         let offset = u32::from_le_bytes(zip[at..at + 4].try_into().expect("four"));
         zip[at..at + 4].copy_from_slice(&(offset + GAP as u32).to_le_bytes());
     }
 }
 
-/// A small archive of something enormous: decoding stops where the entry should have ended.
+/// A decompression bomb: decoding stops at the size that the header states.
 #[tokio::test]
-async fn an_entry_that_is_larger_than_it_says_is_not_decoded_to_its_end() {
-    let store = Store::new();
-    let mut sample = Sample::new(false);
+async fn entry_larger_than_its_header_says_is_not_decoded_to_its_end() {
+    let store = TestBackupStore::new();
+    let mut sample = SampleArchive::new(false);
     // "src/main.py" has 7,500 bytes; both directories say 100.
-    let (size, lie) = (7500_u32.to_le_bytes(), 100_u32.to_le_bytes());
-    replace(&mut sample.zip, &size, &lie);
+    let (size, false_size) = (7500_u32.to_le_bytes(), 100_u32.to_le_bytes());
+    replace(&mut sample.zip, &size, &false_size);
     sample.entry(b"src/main.py").size = 100;
     sample.count();
     let key = store.write(&sample).await.expect("written").key;
-    let (entry, problem) = damage(store.backups.prove(&key).await);
+    let (entry, problem) = expect_damage(store.backups.prove(&key).await);
     assert!(
         entry.as_deref() == Some("src/main.py") && problem.contains("larger than its header says"),
         "{problem}"

@@ -1,5 +1,5 @@
-//! Stands for an agent: a real HTTP/2 server over TLS with a certificate of its own, that does what each story needs and
-//! remembers what it saw.
+//! A fake agent: a real HTTP/2 server over TLS with its own certificate. It records requests and
+//! answers each path as the tests need it.
 
 use std::sync::{
     Arc, Mutex,
@@ -31,21 +31,21 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 use tower::{Layer, ServiceExt};
 
-/// What the agent saw.
+/// What the fake agent has observed.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub(crate) struct AgentObservations {
     pub(crate) requests: Mutex<Vec<Parts>>,
     pub(crate) connections: AtomicUsize,
-    /// Exchanges under way.
-    pub(crate) open: watch::Sender<usize>,
-    /// Bytes of a flood that were asked for.
+    /// Number of exchanges in progress.
+    pub(crate) open_exchanges: watch::Sender<usize>,
+    /// Bytes that the transport has taken from the endless response.
     pub(crate) flooded: AtomicUsize,
 }
 
-/// Dropped, it dies: its connections break.
+/// Dropping it breaks all its connections, as the death of an agent does.
 pub(crate) struct FakeAgent {
     pub(crate) view: AgentView,
-    pub(crate) seen: Arc<Seen>,
+    pub(crate) observed: Arc<AgentObservations>,
     stop: CancellationToken,
 }
 
@@ -82,16 +82,16 @@ impl FakeAgent {
             instance: InstanceId(boot_id.to_owned()),
             image: None,
         };
-        let seen = Arc::new(Seen::default());
+        let observed = Arc::new(AgentObservations::default());
         let stop = CancellationToken::new();
-        let serving = serve(listener, Arc::new(tls), router(seen.clone()), seen.clone(), max_streams);
+        let serving = serve(listener, Arc::new(tls), router(observed.clone()), observed.clone(), max_streams);
         let stopped = stop.clone();
         TaskTracker::new().spawn(async move { stopped.run_until_cancelled(serving).await });
-        Self { view, seen, stop }
+        Self { view, observed, stop }
     }
 
     pub(crate) fn requests(&self) -> Vec<Parts> {
-        self.seen.requests.lock().expect("lock").clone()
+        self.observed.requests.lock().expect("lock").clone()
     }
 }
 
@@ -99,17 +99,17 @@ async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     router: Router,
-    seen: Arc<Seen>,
+    observed: Arc<AgentObservations>,
     max_streams: u32,
 ) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let (tcp, _) = listener.accept().await.expect("accept");
         tcp.set_nodelay(true).expect("nodelay");
-        seen.connections.fetch_add(1, SeqCst);
+        observed.connections.fetch_add(1, SeqCst);
         let (tls, router) = (TlsAcceptor::from(tls.clone()), router.clone());
         connections.spawn(async move {
-            // A gateway that finds a false certificate goes away here.
+            // The gateway ends the handshake if the certificate is not the pinned one.
             let Ok(io) = tls.accept(tcp).await else { return };
             let service = service_fn(move |request: Request<hyper::body::Incoming>| {
                 router.clone().oneshot(request.map(Body::new))
@@ -122,38 +122,41 @@ async fn serve(
     }
 }
 
-fn router(seen: Arc<Seen>) -> Router {
-    let activity = tonic_web::GrpcWebLayer::new().layer(ActivityServer::new(Typed));
+fn router(observed: Arc<AgentObservations>) -> Router {
+    let activity = tonic_web::GrpcWebLayer::new().layer(ActivityServer::new(FakeActivityService));
     Router::new()
         .route("/podling.agent.v1.Terminals/Attach", any(echo))
         .route("/podling.agent.v1.Terminals/Watch", any(flood))
-        .route("/podling.agent.v1.Processes/Watch", any(half))
+        .route("/podling.agent.v1.Processes/Watch", any(stall))
         .route("/files/{*path}", any(file))
         .route_service("/podling.agent.v1.Activity/Watch", activity)
         .fallback(any(empty))
-        .layer(axum::middleware::map_request_with_state(seen.clone(), remember))
-        .with_state(seen)
+        .layer(axum::middleware::map_request_with_state(observed.clone(), record_request))
+        .with_state(observed)
 }
 
-async fn remember(State(seen): State<Arc<Seen>>, request: Request<Body>) -> Request<Body> {
+async fn record_request(
+    State(observed): State<Arc<AgentObservations>>,
+    request: Request<Body>,
+) -> Request<Body> {
     let (parts, body) = request.into_parts();
-    seen.requests.lock().expect("lock").push(parts.clone());
+    observed.requests.lock().expect("lock").push(parts.clone());
     Request::from_parts(parts, body)
 }
 
-/// Counts itself among the exchanges under way until it is dropped.
-struct Open(Arc<Seen>);
+/// Counts as an exchange in progress until it is dropped.
+struct OpenExchange(Arc<AgentObservations>);
 
-impl Open {
-    fn new(seen: &Arc<Seen>) -> Self {
-        seen.open.send_modify(|n| *n += 1);
-        Self(seen.clone())
+impl OpenExchange {
+    fn new(observed: &Arc<AgentObservations>) -> Self {
+        observed.open_exchanges.send_modify(|n| *n += 1);
+        Self(observed.clone())
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenExchange {
     fn drop(&mut self) {
-        self.0.open.send_modify(|n| *n -= 1);
+        self.0.open_exchanges.send_modify(|n| *n -= 1);
     }
 }
 
@@ -172,9 +175,9 @@ fn trailers() -> Frame<Bytes> {
     )]))
 }
 
-/// Sends back what comes, as it comes, then trailers.
-async fn echo(State(seen): State<Arc<Seen>>, request: Request<Body>) -> Response {
-    let open = Open::new(&seen);
+/// Returns each frame of the request as it arrives, then trailers.
+async fn echo(State(observed): State<Arc<AgentObservations>>, request: Request<Body>) -> Response {
+    let open = OpenExchange::new(&observed);
     let frames = BodyStream::new(request.into_body()).map(move |frame| {
         let _open = &open;
         frame
@@ -182,18 +185,18 @@ async fn echo(State(seen): State<Arc<Seen>>, request: Request<Body>) -> Response
     grpc(frames.chain(stream::iter([Ok(trailers())])))
 }
 
-/// Never ends.
-async fn flood(State(seen): State<Arc<Seen>>) -> Response {
-    let open = Open::new(&seen);
+/// Streams data without an end.
+async fn flood(State(observed): State<Arc<AgentObservations>>) -> Response {
+    let open = OpenExchange::new(&observed);
     grpc(stream::repeat_with(move || {
         open.0.flooded.fetch_add(16 * 1024, SeqCst);
         Ok(Frame::data(Bytes::from_static(&[7; 16 * 1024])))
     }))
 }
 
-/// One message, then silence.
-async fn half(State(seen): State<Arc<Seen>>) -> Response {
-    let open = Open::new(&seen);
+/// Sends one message and then neither data nor an end.
+async fn stall(State(observed): State<Arc<AgentObservations>>) -> Response {
+    let open = OpenExchange::new(&observed);
     let first = stream::iter([Ok(Frame::data(Bytes::from_static(b"\0\0\0\0\x01x")))]);
     grpc(first.chain(stream::pending().map(move |frame: Result<Frame<Bytes>, axum::Error>| {
         let _open = &open;
@@ -201,7 +204,7 @@ async fn half(State(seen): State<Arc<Seen>>) -> Response {
     })))
 }
 
-/// What was put, or a file of the size that the path names.
+/// Returns a file of the size in the path, or else the length of the request's body.
 async fn file(request: Request<Body>) -> Response {
     let size = request.uri().path().rsplit('/').next().and_then(|n| n.parse().ok());
     let content = request.into_body().collect().await.expect("body").to_bytes();
@@ -212,24 +215,24 @@ async fn file(request: Request<Body>) -> Response {
     Response::builder().header("set-cookie", "a=b").header("etag", "\"1\"").body(body).expect("response")
 }
 
-/// Any other call succeeds with an empty message.
+/// Answers all other methods with an empty message.
 async fn empty(request: Request<Body>) -> Response {
     request.into_body().collect().await.expect("body");
     grpc(stream::iter([Ok(Frame::data(Bytes::from_static(&[0; 5]))), Ok(trailers())]))
 }
 
-/// Real tonic behind real tonic-web, as in the agent.
-struct Typed;
+/// A tonic service behind tonic-web, as in the agent.
+struct FakeActivityService;
 
 #[tonic::async_trait]
-impl Activity for Typed {
+impl Activity for FakeActivityService {
     type WatchStream = stream::BoxStream<'static, Result<WatchActivityResponse, Status>>;
 
     async fn get(
         &self,
         _request: tonic::Request<GetActivityRequest>,
     ) -> Result<tonic::Response<GetActivityResponse>, Status> {
-        Err(Status::unimplemented("not in this story"))
+        Err(Status::unimplemented("not used by these tests"))
     }
 
     async fn watch(
@@ -245,6 +248,6 @@ impl Activity for Typed {
         &self,
         _request: tonic::Request<KeepAwakeRequest>,
     ) -> Result<tonic::Response<KeepAwakeResponse>, Status> {
-        Err(Status::unimplemented("not in this story"))
+        Err(Status::unimplemented("not used by these tests"))
     }
 }

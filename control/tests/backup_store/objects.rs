@@ -1,4 +1,4 @@
-//! The same on objects instead of files, as clouds have them; and what somebody reads who mistyped the URL.
+//! The backup store on an object store, and errors for invalid URLs.
 
 use std::sync::Arc;
 
@@ -6,19 +6,19 @@ use futures_util::stream;
 use object_store::{ObjectStoreExt, memory::InMemory, path::Path};
 use podling_control::backup_store::BackupStore;
 
-use super::{damage, incomplete, sample::Sample, store::label};
+use super::{expect_damage, expect_incomplete, sample::SampleArchive, store::label};
 
 #[tokio::test]
-async fn objects_below_a_prefix_do_as_files_do() {
-    let scratch = tempfile::tempdir().expect("folder");
+async fn object_store_with_a_prefix_works_like_a_directory() {
+    let scratch = tempfile::tempdir().expect("directory");
     let store = Arc::new(InMemory::new());
     let open = |prefix: &str| {
         BackupStore::over(store.clone(), Path::from(prefix), "memory", scratch.path().to_owned())
     };
     let (ours, theirs) = (open("team/a"), open("team/b"));
-    let sample = Sample::new(true);
+    let sample = SampleArchive::new(true);
     let cut = stream::iter(sample.messages().into_iter().take(7).map(Ok));
-    incomplete(ours.write(&label(), cut, |_| {}).await);
+    expect_incomplete(ours.write(&label(), cut, |_| {}).await);
     assert_eq!(ours.list().await.expect("listed"), []);
 
     let key = ours.write(&label(), sample.stream(), |_| {}).await.expect("written").key;
@@ -33,15 +33,15 @@ async fn objects_below_a_prefix_do_as_files_do() {
     let mut bad = good.to_vec();
     bad[good.len() / 2] ^= 4;
     store.put(&object, bad.into()).await.expect("put");
-    damage(ours.prove(&key).await);
+    expect_damage(ours.prove(&key).await);
     ours.remove(&key).await.expect("removed");
     ours.remove(&key).await.expect("removed again");
     assert!(store.head(&object).await.is_err());
 }
 
 #[test]
-fn a_wrong_url_says_what_is_allowed() {
-    let scratch = tempfile::tempdir().expect("folder");
+fn invalid_url_error_says_what_is_allowed() {
+    let scratch = tempfile::tempdir().expect("directory");
     let wrong = |url: &str| BackupStore::open(url, scratch.path().to_owned()).expect_err("wrong").to_string();
     for (url, problem) in [
         ("/var/backups", "file:///absolute/directory"),
@@ -51,10 +51,10 @@ fn a_wrong_url_says_what_is_allowed() {
         ("s3://key:secret@bucket/", "environment"),
         ("", "is not the URL of a backup store"),
     ] {
-        let words = wrong(url);
-        assert!(words.contains(problem), "{url}: {words}");
+        let message = wrong(url);
+        assert!(message.contains(problem), "{url}: {message}");
     }
-    assert!(!wrong("s3://key:secret@bucket/").contains("secret"), "it would be in the log");
+    assert!(!wrong("s3://key:secret@bucket/").contains("secret"), "the error must not reveal the secret");
     #[cfg(not(feature = "cloud"))]
     assert!(wrong("s3://bucket/prefix").contains("built with the feature \"cloud\""));
     let missing = format!("file://{}/a/b", scratch.path().display());
@@ -62,8 +62,8 @@ fn a_wrong_url_says_what_is_allowed() {
 }
 
 #[test]
-fn a_folder_whose_name_has_spaces_is_written_as_urls_are() {
-    let home = tempfile::tempdir().expect("folder");
+fn directory_url_is_percent_decoded() {
+    let home = tempfile::tempdir().expect("directory");
     let url = format!("file://{}/my%20backups", home.path().display());
     BackupStore::open(&url, home.path().to_owned()).expect("open");
     assert!(home.path().join("my backups").is_dir());

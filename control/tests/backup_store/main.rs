@@ -1,31 +1,31 @@
-//! Stories about the backup store: what is written is proven, and what is not as it was written is found.
+//! Tests of the backup store: archives are written and proven, and each later change of one is found.
 
 mod damage;
 mod faults;
 mod hostile;
 mod large;
 mod objects;
+mod round_trip;
 mod sample;
 mod store;
-mod whole;
 
 use std::{error::Error, fmt::Write};
 
 use podling_control::backup_store::{BackupStoreError, EscapedName};
 
-/// All that an error says, its causes too.
-fn words(error: &BackupStoreError) -> String {
-    let mut words = error.to_string();
+/// The error's message and those of its causes.
+fn error_chain(error: &BackupStoreError) -> String {
+    let mut chain = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let _infallible = write!(words, ": {error}");
+        let _infallible = write!(chain, ": {error}");
         cause = error.source();
     }
-    words
+    chain
 }
 
-/// The damaged entry's name, and what is wrong.
-fn damage<T: std::fmt::Debug>(result: Result<T, BackupStoreError>) -> (Option<String>, String) {
+/// Name of the damaged entry, and the problem. Panics unless the result is damage.
+fn expect_damage<T: std::fmt::Debug>(result: Result<T, BackupStoreError>) -> (Option<String>, String) {
     match result {
         Err(BackupStoreError::Damaged { entry, problem, .. }) => {
             (entry.as_ref().map(EscapedName::to_string), problem)
@@ -34,8 +34,8 @@ fn damage<T: std::fmt::Debug>(result: Result<T, BackupStoreError>) -> (Option<St
     }
 }
 
-/// Why it is incomplete.
-fn incomplete<T: std::fmt::Debug>(result: Result<T, BackupStoreError>) -> String {
+/// Reasons why the archive is incomplete. Panics unless it is.
+fn expect_incomplete<T: std::fmt::Debug>(result: Result<T, BackupStoreError>) -> String {
     match result {
         Err(BackupStoreError::Incomplete(reasons)) => reasons.to_string(),
         other => panic!("not incomplete: {other:?}"),

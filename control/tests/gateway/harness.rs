@@ -1,4 +1,4 @@
-//! A control plane's front with everything real but the driver: the story itself says what workspaces there are.
+//! The control plane's public server without a driver: the test itself publishes the snapshots.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
@@ -36,12 +36,13 @@ use tokio_util::task::TaskTracker;
 use tonic::{Status, service::Routes};
 use tower::Layer;
 
-/// How long a story waits for anything.
+/// Upper bound of each wait.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(15);
 
 pub(crate) type Body = BoxBody<Bytes, std::io::Error>;
 
-pub(crate) struct House {
+/// The server, with an admin's token and the channels that a driver would serve.
+pub(crate) struct GatewayHarness {
     pub(crate) identity: Arc<ControlIdentity>,
     pub(crate) root: Principal,
     pub(crate) root_token: String,
@@ -54,33 +55,33 @@ pub(crate) struct House {
     data: tempfile::TempDir,
 }
 
-impl Drop for House {
+impl Drop for GatewayHarness {
     fn drop(&mut self) {
         self.stopping.draining.cancel();
         self.stopping.streams.cancel();
     }
 }
 
-impl House {
-    pub(crate) async fn open() -> Self {
-        let data = tempfile::tempdir().expect("folder");
+impl GatewayHarness {
+    pub(crate) async fn start() -> Self {
+        let data = tempfile::tempdir().expect("directory");
         let identity = Arc::new(ControlIdentity::open(data.path()).expect("identity"));
         let root_token =
             std::fs::read_to_string(root_token_file(data.path())).expect("token").trim().to_owned();
-        let (snapshots, follow) = watch::channel(Arc::new(Snapshot::default()));
+        let (snapshots, snapshot_receiver) = watch::channel(Arc::new(Snapshot::default()));
         let (wake, wakes) = mpsc::channel(16);
-        let metrics = Arc::new(ControlMetrics::new(follow.clone(), || 0));
+        let metrics = Arc::new(ControlMetrics::new(snapshot_receiver.clone(), || 0));
         let stopping = ShutdownSignals::default();
         let gateway = Arc::new(Gateway::new(
             identity.clone(),
-            follow.clone(),
+            snapshot_receiver.clone(),
             wake,
             metrics.clone(),
             stopping.streams.clone(),
         ));
-        let grpc =
-            Routes::new(TokensServer::new(TokensService::new(identity.clone(), follow))).into_axum_router();
-        let front = PublicRouter::new(
+        let grpc = Routes::new(TokensServer::new(TokensService::new(identity.clone(), snapshot_receiver)))
+            .into_axum_router();
+        let router = PublicRouter::new(
             identity.clone(),
             gateway,
             metrics.clone(),
@@ -88,11 +89,12 @@ impl House {
             axum::Router::new(),
             stopping.draining.clone(),
         );
-        let front = cors(&["https://console.example".to_owned()]).layer(front);
-        let door = TcpListener::bind("127.0.0.1:0").await.expect("listen");
-        let listener = ServerListener::public(door, None, stopping.clone(), metrics.connections.clone());
+        let router = cors(&["https://console.example".to_owned()]).layer(router);
+        let tcp_listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+        let listener =
+            ServerListener::public(tcp_listener, None, stopping.clone(), metrics.connections.clone());
         let address = listener.url().expect("url").replace("http://", "");
-        let serving = TaskTracker::new().spawn(listener.serve(front));
+        let serving = TaskTracker::new().spawn(listener.serve(router));
         let root = identity.authenticate(Some(&root_token)).expect("root");
         Self { identity, root, root_token, snapshots, wakes, metrics, stopping, address, serving, data }
     }
@@ -101,8 +103,14 @@ impl House {
         self.data.path()
     }
 
-    /// Says what a workspace is now.
-    pub(crate) fn set(&self, id: &WorkspaceId, owner: &str, state: State, agent: Option<&AgentView>) {
+    /// Publishes a snapshot with the workspace in this state.
+    pub(crate) fn set_workspace(
+        &self,
+        id: &WorkspaceId,
+        owner: &str,
+        state: State,
+        agent: Option<&AgentView>,
+    ) {
         self.snapshots.send_modify(|snapshot| {
             let mut workspaces = snapshot.workspaces.clone();
             let version = workspaces.get(id).map_or(1, |view| view.version + 1);
@@ -143,14 +151,14 @@ impl House {
         sender
     }
 
-    /// One gRPC call with an empty message: its status, wherever it came.
+    /// Calls a gRPC method with an empty message and returns its status.
     pub(crate) async fn call(
         &self,
         path: &str,
         token: Option<&str>,
         workspace: Option<&WorkspaceId>,
     ) -> Status {
-        let request = self.grpc(path, token, workspace, full(&[0; 5]));
+        let request = self.grpc(path, token, workspace, full_body(&[0; 5]));
         let response = within(self.h2().await.send_request(request)).await.expect("response");
         status(response).await
     }
@@ -175,7 +183,7 @@ impl House {
     }
 }
 
-/// The gRPC status of an answer, from its headers or its trailers.
+/// The gRPC status of a response, from its headers or its trailers.
 pub(crate) async fn status(response: Response<Incoming>) -> Status {
     if let Some(status) = Status::from_header_map(response.headers()) {
         return status;
@@ -184,19 +192,19 @@ pub(crate) async fn status(response: Response<Incoming>) -> Status {
     collected.trailers().and_then(Status::from_header_map).expect("grpc-status")
 }
 
-pub(crate) fn full(bytes: &[u8]) -> Body {
+pub(crate) fn full_body(bytes: &[u8]) -> Body {
     Full::new(Bytes::copy_from_slice(bytes)).map_err(|never| match never {}).boxed()
 }
 
-/// A body that the story feeds.
-pub(crate) fn fed() -> (mpsc::Sender<Bytes>, Body) {
+/// A streamed body and the sender of its frames.
+pub(crate) fn streamed_body() -> (mpsc::Sender<Bytes>, Body) {
     use futures_util::StreamExt;
     let (tx, rx) = mpsc::channel(16);
     let frames = tokio_stream::wrappers::ReceiverStream::new(rx).map(|data| Ok(http_body::Frame::data(data)));
     (tx, BodyExt::boxed(http_body_util::StreamBody::new(frames)))
 }
 
-/// No story waits for ever.
+/// Waits for a future. Panics after [`DEADLINE`].
 pub(crate) async fn within<T>(what: impl Future<Output = T>) -> T {
     timeout(DEADLINE, what).await.expect("in time")
 }

@@ -1,4 +1,4 @@
-//! Archives as an agent would stream them, made by another zip writer than any of ours.
+//! Archives as an agent streams them, made by a zip writer that is not Podling's.
 
 use std::io::{Cursor, Write};
 
@@ -10,53 +10,53 @@ use ring::digest::{SHA256, digest};
 use tonic::Status;
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
-/// Where a name of the sample is replaced by bytes that are no UTF-8: as long as [`RAW`].
+/// Name in the sample that [`RAW`] replaces, because the zip writer takes UTF-8 only. As long as `RAW`.
 const PLACEHOLDER: &[u8] = b"@@raw-name@@";
 pub(crate) const RAW: &[u8] = b"raw-\xff\xfe-\xc3\x28-\x80n";
 
-/// A zip, and what an agent says of it.
+/// A zip with the manifest and the summary that an agent sends with it.
 #[derive(Clone)]
-pub(crate) struct Sample {
+pub(crate) struct SampleArchive {
     pub(crate) zip: Vec<u8>,
     pub(crate) entries: Vec<ArchiveEntry>,
     pub(crate) done: ArchiveDone,
 }
 
-impl Sample {
-    /// Of everything there can be in a workspace. `streamed`: sizes stand behind the data.
+impl SampleArchive {
+    /// An archive with each kind of entry. If `streamed`, sizes follow the data (data descriptors).
     pub(crate) fn new(streamed: bool) -> Self {
         let files: [(&str, Vec<u8>); 6] = [
             ("empty", Vec::new()),
             ("notes.txt", b"remember the milk\n".to_vec()),
             ("src/main.py", "print('hello')\n".repeat(500).into_bytes()),
             ("src/grün.txt", "ä".repeat(300).into_bytes()),
-            ("@@raw-name@@", b"whatever it is called".to_vec()),
+            ("@@raw-name@@", b"a file without a UTF-8 name".to_vec()),
             (
                 "src/random.bin",
                 (0..3000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect(),
             ),
         ];
-        let plan = |zip: &mut dyn Build| {
-            zip.folder("src");
+        let add_entries = |zip: &mut dyn ArchiveBuilder| {
+            zip.directory("src");
             for (n, (name, content)) in files.iter().enumerate() {
                 zip.file(name, content, n % 2 == 0);
             }
-            zip.folder("src/nothing here");
+            zip.directory("src/empty directory");
             zip.link("link", "src/main.py");
             zip.link("dangling", "../../etc/passwd");
         };
         let mut zip = if streamed {
             let mut writer = ZipWriter::new_stream(Vec::new());
-            plan(&mut writer);
+            add_entries(&mut writer);
             writer.finish().expect("zip").into_inner()
         } else {
             let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
-            plan(&mut writer);
+            add_entries(&mut writer);
             writer.finish().expect("zip").into_inner()
         };
         replace(&mut zip, PLACEHOLDER, RAW);
-        let mut manifest = Manifest::default();
-        plan(&mut manifest);
+        let mut manifest = SampleManifest::default();
+        add_entries(&mut manifest);
         let socket = ArchiveEntry {
             path: b"src/socket".to_vec(),
             kind: FileKind::Other.into(),
@@ -71,14 +71,14 @@ impl Sample {
         Self::of(zip, manifest.0)
     }
 
-    /// With all counts and digests as they should be.
+    /// A sample with correct counts and digests.
     pub(crate) fn of(zip: Vec<u8>, entries: Vec<ArchiveEntry>) -> Self {
         let mut sample = Self { zip, entries, done: ArchiveDone::default() };
         sample.count();
         sample
     }
 
-    /// Makes counts and digests fit again what is there.
+    /// Recomputes counts and digests.
     pub(crate) fn count(&mut self) {
         self.done = ArchiveDone {
             entries: self.entries.len() as u64,
@@ -93,7 +93,6 @@ impl Sample {
         self.entries.iter_mut().find(|entry| entry.path == path).expect("entry")
     }
 
-    /// All messages.
     pub(crate) fn messages(&self) -> Vec<CreateArchiveResponse> {
         let data = self.zip.chunks(1000).map(|chunk| Message::Data(chunk.to_vec().into()));
         let entries = self.entries.iter().cloned().map(Message::Entry);
@@ -106,16 +105,16 @@ impl Sample {
     }
 }
 
-/// Somebody who is told what is in the workspace.
-trait Build {
-    fn folder(&mut self, name: &str);
+/// Receives the entries of the sample: the zip, and the manifest.
+trait ArchiveBuilder {
+    fn directory(&mut self, name: &str);
     fn file(&mut self, name: &str, content: &[u8], deflate: bool);
     fn link(&mut self, name: &str, target: &str);
 }
 
-impl<W: Write + std::io::Seek> Build for ZipWriter<W> {
-    fn folder(&mut self, name: &str) {
-        self.add_directory(name, SimpleFileOptions::default().unix_permissions(0o755)).expect("folder");
+impl<W: Write + std::io::Seek> ArchiveBuilder for ZipWriter<W> {
+    fn directory(&mut self, name: &str) {
+        self.add_directory(name, SimpleFileOptions::default().unix_permissions(0o755)).expect("directory");
     }
 
     fn file(&mut self, name: &str, content: &[u8], deflate: bool) {
@@ -131,10 +130,10 @@ impl<W: Write + std::io::Seek> Build for ZipWriter<W> {
 }
 
 #[derive(Default)]
-struct Manifest(Vec<ArchiveEntry>);
+struct SampleManifest(Vec<ArchiveEntry>);
 
-impl Build for Manifest {
-    fn folder(&mut self, name: &str) {
+impl ArchiveBuilder for SampleManifest {
+    fn directory(&mut self, name: &str) {
         self.0.push(ArchiveEntry { mode: 0o755, ..entry(name.as_bytes(), FileKind::Folder) });
     }
 
@@ -165,16 +164,16 @@ pub(crate) fn sha256(bytes: &[u8]) -> Vec<u8> {
     digest(&SHA256, bytes).as_ref().to_vec()
 }
 
-/// Every occurrence, by something of the same length.
+/// Replaces every occurrence of `what` with `by`, which has the same length.
 pub(crate) fn replace(bytes: &mut [u8], what: &[u8], by: &[u8]) {
-    let places = find(bytes, what);
-    assert!(!places.is_empty() && what.len() == by.len());
-    for at in places {
+    let offsets = find(bytes, what);
+    assert!(!offsets.is_empty() && what.len() == by.len());
+    for at in offsets {
         bytes[at..at + by.len()].copy_from_slice(by);
     }
 }
 
-/// Where it occurs.
+/// Offsets of all occurrences of `what`.
 pub(crate) fn find(bytes: &[u8], what: &[u8]) -> Vec<usize> {
     (0..bytes.len()).filter(|at| bytes[*at..].starts_with(what)).collect()
 }

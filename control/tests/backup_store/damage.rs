@@ -1,19 +1,19 @@
-//! What happens to a backup that is stored: every byte of it matters, and what is wrong is named.
+//! Damage of stored archives: a change of any byte is found, and the error names the entry.
 
 use std::{fs, path::Path};
 
 use podling_control::backup_store::BackupStoreError;
 
 use super::{
-    damage,
-    sample::{RAW, Sample, find, sha256},
-    store::Store,
+    expect_damage,
+    sample::{RAW, SampleArchive, find, sha256},
+    store::TestBackupStore,
 };
 
-/// Makes an archive something else than it says.
-type Spoil = fn(&mut Sample);
+/// Makes an archive differ from its manifest.
+type Corruption = fn(&mut SampleArchive);
 
-/// Changes a stored file.
+/// Changes the content of a file in place.
 fn change(file: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = fs::read(file).expect("read");
     change(&mut bytes);
@@ -21,55 +21,55 @@ fn change(file: &Path, change: impl FnOnce(&mut Vec<u8>)) {
 }
 
 #[tokio::test]
-async fn a_flipped_bit_in_a_files_data_names_the_file() {
-    let store = Store::new();
-    let key = store.write(&Sample::new(false)).await.expect("written").key;
+async fn flipped_bit_in_content_names_the_file() {
+    let store = TestBackupStore::new();
+    let key = store.write(&SampleArchive::new(false)).await.expect("written").key;
     change(&store.zip(&key), |zip| {
         let at = find(zip, b"remember the milk")[0];
         zip[at + 3] ^= 1;
     });
-    let (entry, problem) = damage(store.backups.prove(&key).await);
+    let (entry, problem) = expect_damage(store.backups.prove(&key).await);
     assert_eq!(entry.as_deref(), Some("notes.txt"), "{problem}");
-    let words = store.backups.prove(&key).await.expect_err("damaged").to_string();
-    assert!(words.contains(&key.to_string()) && words.contains("damaged: notes.txt"), "{words}");
+    let message = store.backups.prove(&key).await.expect_err("damaged").to_string();
+    assert!(message.contains(&key.to_string()) && message.contains("damaged: notes.txt"), "{message}");
 }
 
 #[tokio::test]
-async fn a_flipped_bit_in_a_name_names_it() {
-    let store = Store::new();
-    let key = store.write(&Sample::new(false)).await.expect("written").key;
+async fn changed_name_in_the_zip_directory_names_the_entry() {
+    let store = TestBackupStore::new();
+    let key = store.write(&SampleArchive::new(false)).await.expect("written").key;
     change(&store.zip(&key), |zip| {
         let at = *find(zip, b"notes.txt").last().expect("in the directory");
         zip[at] = b'N';
     });
-    let (entry, problem) = damage(store.backups.prove(&key).await);
+    let (entry, problem) = expect_damage(store.backups.prove(&key).await);
     assert!(entry.as_deref() == Some("notes.txt") && problem.contains("Notes.txt"), "{problem}");
 }
 
 #[tokio::test]
-async fn a_cut_or_longer_object_is_damaged() {
-    let store = Store::new();
-    let key = store.write(&Sample::new(true)).await.expect("written").key;
+async fn truncated_or_extended_object_is_damaged() {
+    let store = TestBackupStore::new();
+    let key = store.write(&SampleArchive::new(true)).await.expect("written").key;
     for file in [store.zip(&key), store.sidecar(&key)] {
         let good = fs::read(&file).expect("read");
         for length in [0, 1, 50, good.len() / 2, good.len() - 1] {
             fs::write(&file, &good[..length]).expect("write");
-            damage(store.backups.prove(&key).await);
+            expect_damage(store.backups.prove(&key).await);
         }
         change(&file, |bytes| bytes.clone_from(&[&good[..], b"\n"].concat()));
-        damage(store.backups.prove(&key).await);
+        expect_damage(store.backups.prove(&key).await);
         fs::write(&file, good).expect("write");
     }
-    store.backups.prove(&key).await.expect("as it was");
+    store.backups.prove(&key).await.expect("restored content");
 }
 
-/// Not at random: all of them.
+/// Changes each byte of a small archive and of its sidecar in turn.
 #[tokio::test]
-async fn no_byte_changes_unnoticed() {
+async fn change_of_any_byte_is_found() {
     for streamed in [false, true] {
-        let store = Store::new();
-        let mut sample = Sample::new(streamed);
-        // Small, so that every byte has its turn.
+        let store = TestBackupStore::new();
+        let mut sample = SampleArchive::new(streamed);
+        // Small, because each byte costs one proof.
         shrink(&mut sample);
         let key = store.write(&sample).await.expect("written").key;
         for file in [store.zip(&key), store.sidecar(&key)] {
@@ -87,12 +87,12 @@ async fn no_byte_changes_unnoticed() {
             }
             fs::write(&file, good).expect("write");
         }
-        store.backups.prove(&key).await.expect("as it was");
+        store.backups.prove(&key).await.expect("restored content");
     }
 }
 
-/// Ends the sample behind its first entries, by another archive of them.
-fn shrink(sample: &mut Sample) {
+/// Replaces the sample's zip with one of its first entries only.
+fn shrink(sample: &mut SampleArchive) {
     use std::io::{Cursor, Write};
     let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
     let options = zip::write::SimpleFileOptions::default().unix_permissions(0o640);
@@ -104,10 +104,11 @@ fn shrink(sample: &mut Sample) {
     sample.count();
 }
 
-/// The digest of the whole is right in all of these: only decoding and comparing every entry finds them.
+/// The digest of the whole zip is correct in all cases. Only decoding and comparing each entry finds
+/// the difference.
 #[tokio::test]
-async fn a_zip_that_is_not_what_its_manifest_says_is_damaged_at_that_entry() {
-    let cases: [(&str, &str, Spoil); 9] = [
+async fn difference_from_the_manifest_names_the_entry() {
+    let cases: [(&str, &str, Corruption); 9] = [
         ("src/main.py", "its content is not what was archived", |s| {
             s.entry(b"src/main.py").sha256 = sha256(b"else")
         }),
@@ -126,38 +127,38 @@ async fn a_zip_that_is_not_what_its_manifest_says_is_damaged_at_that_entry() {
         }),
         ("link", "mode 120777 instead of 100777", |s| s.entry(b"link").kind = 1),
     ];
-    for (name, problem, spoil) in cases {
-        let store = Store::new();
-        let mut sample = Sample::new(true);
-        spoil(&mut sample);
+    for (name, problem, corrupt) in cases {
+        let store = TestBackupStore::new();
+        let mut sample = SampleArchive::new(true);
+        corrupt(&mut sample);
         sample.count();
         let key = store.write(&sample).await.expect("written").key;
-        let (entry, said) = damage(store.backups.prove(&key).await);
+        let (entry, found) = expect_damage(store.backups.prove(&key).await);
         assert!(
-            entry.as_deref() == Some(name) && said.contains(problem),
-            "{name} {problem}: {entry:?} {said}"
+            entry.as_deref() == Some(name) && found.contains(problem),
+            "{name} {problem}: {entry:?} {found}"
         );
     }
 }
 
 #[tokio::test]
-async fn a_name_that_is_no_text_is_compared_by_its_bytes() {
-    let store = Store::new();
-    let mut sample = Sample::new(true);
+async fn name_that_is_not_utf8_is_compared_by_bytes() {
+    let store = TestBackupStore::new();
+    let mut sample = SampleArchive::new(true);
     let mut other = RAW.to_vec();
     other[4] = 0xfd;
     sample.entry(RAW).path = other;
     let key = store.write(&sample).await.expect("written").key;
-    let (entry, _) = damage(store.backups.prove(&key).await);
+    let (entry, _) = expect_damage(store.backups.prove(&key).await);
     assert!(entry.is_some_and(|entry| entry.starts_with("raw-\u{fffd}")));
 }
 
 #[tokio::test]
-async fn the_sidecar_of_another_backup_proves_nothing() {
-    let store = Store::new();
-    let one = store.write(&Sample::new(true)).await.expect("written").key;
-    let two = store.write(&Sample::new(true)).await.expect("written").key;
+async fn sidecar_of_another_archive_is_rejected() {
+    let store = TestBackupStore::new();
+    let one = store.write(&SampleArchive::new(true)).await.expect("written").key;
+    let two = store.write(&SampleArchive::new(true)).await.expect("written").key;
     fs::copy(store.sidecar(&one), store.sidecar(&two)).expect("copy");
-    let (_, problem) = damage(store.backups.prove(&two).await);
+    let (_, problem) = expect_damage(store.backups.prove(&two).await);
     assert!(problem.contains(&one.to_string()), "{problem}");
 }

@@ -1,4 +1,4 @@
-//! A backup store of one's own.
+//! A backup store in a temporary directory.
 
 use std::{fs, path::PathBuf};
 
@@ -8,21 +8,21 @@ use podling_control::backup_store::{
 use podling_core::{id::WorkspaceId, time::Timestamp};
 use tempfile::TempDir;
 
-use super::sample::Sample;
+use super::sample::SampleArchive;
 
-/// A folder with backups, and one for scratch; both end with it.
-pub(crate) struct Store {
+/// A backup store and its scratch directory. Both are removed on drop.
+pub(crate) struct TestBackupStore {
     pub(crate) backups: BackupStore,
-    pub(crate) folder: PathBuf,
+    pub(crate) directory: PathBuf,
     home: TempDir,
 }
 
-impl Store {
+impl TestBackupStore {
     pub(crate) fn new() -> Self {
-        let home = tempfile::tempdir().expect("folder");
-        let folder = home.path().join("backups");
-        let backups = open(&folder, home.path().join("scratch"));
-        Self { backups, folder, home }
+        let home = tempfile::tempdir().expect("directory");
+        let directory = home.path().join("backups");
+        let backups = open(&directory, home.path().join("scratch"));
+        Self { backups, directory, home }
     }
 
     pub(crate) fn with_limits(change: impl FnOnce(&mut ArchiveLimits)) -> Self {
@@ -32,44 +32,44 @@ impl Store {
         Self { backups: store.backups.with_limits(limits), ..store }
     }
 
-    /// One with the scratch folder here, and the backups elsewhere.
-    pub(crate) fn at(folder: PathBuf) -> Self {
-        let home = tempfile::tempdir().expect("folder");
-        let backups = open(&folder, home.path().join("scratch"));
-        Self { backups, folder, home }
+    /// A store in an existing directory, with a temporary scratch directory.
+    pub(crate) fn at(directory: PathBuf) -> Self {
+        let home = tempfile::tempdir().expect("directory");
+        let backups = open(&directory, home.path().join("scratch"));
+        Self { backups, directory, home }
     }
 
-    pub(crate) async fn write(&self, sample: &Sample) -> Result<WrittenArchive, BackupStoreError> {
+    pub(crate) async fn write(&self, sample: &SampleArchive) -> Result<WrittenArchive, BackupStoreError> {
         self.backups.write(&label(), sample.stream(), |_| {}).await
     }
 
-    /// What is in the folder.
+    /// Sorted names of the files in the store.
     pub(crate) fn files(&self) -> Vec<String> {
-        let entries = fs::read_dir(&self.folder).expect("list");
+        let entries = fs::read_dir(&self.directory).expect("list");
         let mut names: Vec<_> =
             entries.map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         names
     }
 
-    /// Nothing is left, neither of backups nor of manifests.
+    /// Asserts that neither the store nor the scratch directory has a file.
     pub(crate) fn assert_empty(&self) {
         assert_eq!(self.files(), [""; 0]);
         assert_eq!(fs::read_dir(self.home.path().join("scratch")).expect("list").count(), 0);
     }
 
     pub(crate) fn zip(&self, key: &StoreKey) -> PathBuf {
-        self.folder.join(format!("{key}.zip"))
+        self.directory.join(format!("{key}.zip"))
     }
 
     pub(crate) fn sidecar(&self, key: &StoreKey) -> PathBuf {
-        self.folder.join(format!("{key}.jsonl"))
+        self.directory.join(format!("{key}.jsonl"))
     }
 }
 
-fn open(folder: &std::path::Path, scratch: PathBuf) -> BackupStore {
+fn open(directory: &std::path::Path, scratch: PathBuf) -> BackupStore {
     fs::create_dir(&scratch).expect("scratch");
-    BackupStore::open(&format!("file://{}", folder.display()), scratch).expect("open")
+    BackupStore::open(&format!("file://{}", directory.display()), scratch).expect("open")
 }
 
 pub(crate) fn label() -> ArchiveLabel {
