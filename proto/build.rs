@@ -13,6 +13,7 @@ const FILES: &[&str] = &[
     "podling/agent/v1/activity.proto",
     "podling/agent/v1/archives.proto",
     "podling/control/v1/workspaces.proto",
+    "podling/control/v1/reasons.proto",
     "podling/control/v1/workspace_archives.proto",
     "podling/control/v1/tokens.proto",
     "podling/control/v1/agents.proto",

@@ -1,7 +1,7 @@
-//! A workspace explained to a person: how it is, what is known of its use, what happens next, and what was decided. Pure.
+//! Renders the explanation of a workspace: its state, its activity, what happens next, and the last decisions. Pure.
 //!
-//! [`activity`] says whether it counts as in use and how we know, [`outlook`] what comes and what would change it, [`timeline`]
-//! what was.
+//! [`activity`] renders the activity with its evidence, [`outlook`] what happens next and what a user can do, [`timeline`] the
+//! last decisions.
 
 pub mod activity;
 pub mod outlook;
@@ -9,29 +9,30 @@ pub mod timeline;
 
 use std::time::SystemTime;
 
-use podling_proto::control::v1::{
-    AgentConnection, ExplainWorkspaceResponse, State, Workspace, WorkspaceArchive,
+use podling_proto::{
+    control::v1::{AgentConnection, ExplainWorkspaceResponse, State, Workspace, WorkspaceArchive},
+    text,
 };
 
 use crate::{
-    next_transition::{place, since},
+    next_transition::{queue_position, since},
     output::{Tone, paint, plain},
     progress, resources,
-    view::{connection_word, state, state_tone},
+    view::{state, state_tone},
 };
 
-/// All that is known of it.
+/// Everything that an explanation is rendered from.
 #[derive(Debug)]
 pub struct ExplainData {
-    /// What the control plane says.
+    /// The control plane's answer.
     pub answer: ExplainWorkspaceResponse,
-    /// Its archives, newest first.
-    pub backups: Vec<WorkspaceArchive>,
-    /// Its activity is from its agent, just now, rather than from its last heartbeat.
+    /// Archives of the workspace, newest first.
+    pub archives: Vec<WorkspaceArchive>,
+    /// Whether the activity is the agent's own answer, and not from its last heartbeat.
     pub fresh: bool,
 }
 
-/// The whole explanation.
+/// Renders the whole explanation.
 pub fn render(known: &ExplainData, now: SystemTime) -> String {
     let none = Workspace::default();
     let workspace = known.answer.workspace.as_ref().unwrap_or(&none);
@@ -39,15 +40,15 @@ pub fn render(known: &ExplainData, now: SystemTime) -> String {
     if let Some(activity) = &workspace.activity {
         text.push_str(&activity::render(activity, known.fresh, now));
     } else if workspace.state() == State::Awake {
-        text.push_str("Nothing is known of its activity.\n");
+        text.push_str("No activity has been reported yet.\n");
     }
-    text.push_str(&outlook::render(workspace, &known.answer.changes, now));
-    text.push_str(&outlook::storage(workspace, &known.backups, now));
+    text.push_str(&outlook::render(workspace, known.answer.remedies(), now));
+    text.push_str(&outlook::storage(workspace, &known.archives, now));
     text.push_str(&timeline::render(&known.answer.log, now));
     text
 }
 
-/// A state's word in its colour.
+/// The text in the colour of a state.
 fn coloured(of: State, text: &str) -> String {
     state_tone(of).map_or_else(|| text.to_owned(), |tone| paint(text, tone).into_owned())
 }
@@ -57,171 +58,332 @@ fn headline(workspace: &Workspace, now: SystemTime) -> String {
     let word = coloured(workspace.state(), state(workspace.state()));
     let since = since(workspace.since, now);
     let mut text = match workspace.deleted {
-        true => format!("{name} ({}) was deleted; its archive is left, since {since}", workspace.id),
-        false => format!("{name} ({}) is {word} since {since}", workspace.id),
+        true => format!("{name} ({}) was deleted {since} ago", workspace.id),
+        false => format!("{name} ({}) has been {word} for {since}", workspace.id),
     };
-    if let Some(place) = place(workspace).filter(|_| workspace.state() == State::Queued) {
-        text.push_str(&format!(", {place}"));
+    if let Some(position) = queue_position(workspace).filter(|_| workspace.state() == State::Queued) {
+        text.push_str(&format!(", {position}"));
     }
     if let Some(progress) = &workspace.progress {
         text.push_str(&format!(" ({})", progress::describe(progress)));
     }
-    if !workspace.reason.is_empty() {
-        text.push_str(&format!(": {}", plain(&workspace.reason)));
+    if let Some(reason) = &workspace.reason {
+        text.push_str(&format!(": {}", plain(&text::state_reason(reason))));
     }
     text.push('\n');
-    if workspace.given.is_some() && workspace.given != workspace.resources {
+    if workspace.allocated.is_some() && workspace.allocated != workspace.requested {
         text.push_str(&format!("It {}.\n", resources::describe(workspace)));
     }
     if workspace.connection() != AgentConnection::Connected && workspace.state() == State::Awake {
-        text.push_str(&format!(
-            "The link to its agent is {}: nothing is known and nothing is concluded; its idle time stands still.\n",
-            connection_word(workspace.connection())
-        ));
+        text.push_str(
+            "Its agent is not connected, so its present activity is unknown. It stays awake, and no idle time counts.\n",
+        );
     }
     match workspace.restarts {
         0 => {}
-        1 => text.push_str("Its agent was started again once since it was healthy.\n"),
-        n => text.push_str(&format!("Its agent was started again {n} times since it was healthy.\n")),
+        1 => text.push_str("Its agent has been restarted once since the workspace was last healthy.\n"),
+        n => text.push_str(&format!(
+            "Its agent has been restarted {n} times since the workspace was last healthy.\n"
+        )),
     }
     text
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{fs, path::Path, time::Duration};
 
     use podling_proto::{
-        agent::v1::{ActivityLevel, ActivityState, SleepWarning},
-        control::v1::{LogEntry, Policy},
+        agent::v1::{ActivityLevel, ActivityState, Evidence, Lease, Signal, SleepCause, SleepWarning, Usage},
+        control::v1::{
+            DeclineReason, LogEntry, NextStep, Operation, Remedy, Resources, StateReason, StateReasonCode,
+            next_step::Step,
+        },
     };
 
     use super::*;
     use crate::duration::to_wire;
 
+    /// The time at which everything is explained.
+    const NOW: u64 = 1_000_000;
+
     fn time(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    fn workspace(state: State) -> Workspace {
+    fn span(seconds: u64) -> Option<prost_types::Duration> {
+        Some(to_wire(Duration::from_secs(seconds)))
+    }
+
+    fn because(code: StateReasonCode) -> StateReason {
+        StateReason { code: code.into(), ..StateReason::default() }
+    }
+
+    fn detailed(code: StateReasonCode, detail: &str) -> StateReason {
+        StateReason { detail: detail.into(), ..because(code) }
+    }
+
+    fn workspace(state: State, awake_for: u64, reason: StateReason) -> Workspace {
         Workspace {
-            name: "demo".to_owned(),
-            id: "abcdefghijkl".to_owned(),
+            name: "demo".into(),
+            id: "abcdefghijkl".into(),
             state: state.into(),
             connection: AgentConnection::Connected.into(),
-            since: Some(time(1_000).into()),
+            since: Some(time(NOW - awake_for).into()),
+            reason: Some(reason),
             ..Workspace::default()
         }
     }
 
-    fn explained(workspace: Workspace, changes: &[&str], backups: Vec<WorkspaceArchive>) -> String {
-        let entry = |seconds, state: State, reason: &str| LogEntry {
-            at: Some(time(seconds).into()),
-            state: state.into(),
-            reason: reason.to_owned(),
+    fn awake(activity: ActivityState) -> Workspace {
+        let usage = Usage {
+            cpu_cores: 0.31,
+            memory_bytes: 210 << 20,
+            processes: 4,
+            terminals: 2,
+            ..Usage::default()
         };
-        let answer = ExplainWorkspaceResponse {
-            workspace: Some(workspace),
-            changes: changes.iter().map(|&text| text.to_owned()).collect(),
-            log: vec![
-                entry(400, State::Queued, "it has just been made"),
-                entry(1_000, State::Awake, "its agent said hello"),
-            ],
+        let activity = ActivityState {
+            idle_timeout: span(900),
+            at: Some(time(NOW).into()),
+            usage: Some(usage),
+            ..activity
         };
-        render(&ExplainData { answer, backups, fresh: true }, time(1_120))
+        Workspace {
+            activity: Some(activity),
+            ..workspace(State::Awake, 7_320, because(StateReasonCode::AgentConnected))
+        }
+    }
+
+    fn evidence(signal: Signal, detail: &str, age: u64, holds_for: u64) -> Evidence {
+        let detail = detail.to_owned();
+        Evidence { signal: signal.into(), detail, age: span(age), holds_for: span(holds_for), capped: false }
+    }
+
+    fn next(step: Step, after: u64) -> Option<NextStep> {
+        Some(NextStep { step: step.into(), at: Some(time(NOW + after).into()), ..NextStep::default() })
+    }
+
+    fn entry(ago: u64, state: State, reason: StateReason) -> LogEntry {
+        LogEntry { at: Some(time(NOW - ago).into()), state: state.into(), reason: Some(reason) }
+    }
+
+    fn explain(workspace: Workspace, remedies: &[Remedy], log: Vec<LogEntry>) -> ExplainData {
+        let remedies = remedies.iter().map(|&remedy| remedy.into()).collect();
+        let answer = ExplainWorkspaceResponse { workspace: Some(workspace), remedies, log };
+        ExplainData { answer, archives: Vec::new(), fresh: true }
+    }
+
+    fn started(ago: u64) -> Vec<LogEntry> {
+        vec![
+            entry(ago + 2, State::Queued, because(StateReasonCode::Created)),
+            entry(ago + 1, State::Starting, because(StateReasonCode::AgentStarting)),
+            entry(ago, State::Awake, because(StateReasonCode::AgentConnected)),
+        ]
+    }
+
+    fn archive() -> WorkspaceArchive {
+        WorkspaceArchive {
+            key: "workspace-abcdefghijkl-20260102-030405".into(),
+            created: Some(time(NOW - 60).into()),
+            expires: Some(time(NOW + 2_592_000).into()),
+            archive_bytes: 2 << 20,
+            entries: 12,
+            only_copy: true,
+            ..WorkspaceArchive::default()
+        }
+    }
+
+    const IN_USE: [Remedy; 3] = [Remedy::Use, Remedy::KeepAwake, Remedy::Sleep];
+
+    /// Compares with tests/golden/explain/NAME.txt. PODLING_UPDATE_GOLDEN=1 rewrites the file instead.
+    fn golden(name: &str, known: &ExplainData) {
+        let text = render(known, time(NOW));
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/explain/{name}.txt"));
+        if std::env::var_os("PODLING_UPDATE_GOLDEN").is_some() {
+            fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
+            fs::write(&path, &text).expect("written");
+        }
+        let expected = fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(text, expected, "{} differs; run again with PODLING_UPDATE_GOLDEN=1", path.display());
     }
 
     #[test]
-    fn an_idle_one_is_explained_from_its_headline_to_its_log() {
+    fn active_workspace_is_explained() {
+        let activity = ActivityState {
+            level: ActivityLevel::Active.into(),
+            evidence: vec![
+                evidence(Signal::Keystroke, "a user types in terminal 'main'", 3, 57),
+                evidence(Signal::ForegroundJob, "vim in terminal 'main'", 0, 3_597),
+            ],
+            ..ActivityState::default()
+        };
+        golden("active", &explain(awake(activity), &IN_USE, started(7_320)));
+    }
+
+    #[test]
+    fn busy_workspace_is_explained() {
+        let capped = Evidence {
+            capped: true,
+            ..evidence(Signal::ForegroundJob, "less in terminal 'notes'", 4_000, 0)
+        };
+        let lease = Lease { name: "backup".into(), reason: "nightly".into(), remaining: span(1_800) };
+        let activity = ActivityState {
+            level: ActivityLevel::Busy.into(),
+            evidence: vec![
+                evidence(Signal::Cpu, "python3 (pid 4711) uses 97 % of a core", 2, 40_000),
+                evidence(Signal::Lease, "lease 'backup': nightly", 0, 1_800),
+                capped,
+            ],
+            leases: vec![lease],
+            ..ActivityState::default()
+        };
+        golden("busy", &explain(awake(activity), &IN_USE, started(7_320)));
+    }
+
+    #[test]
+    fn idle_workspace_with_a_warning_is_explained() {
+        let warning = SleepWarning { at: Some(time(NOW + 60).into()), cause: SleepCause::Idle.into() };
         let activity = ActivityState {
             level: ActivityLevel::Idle.into(),
-            counted_idle: Some(to_wire(Duration::from_secs(840))),
-            idle_timeout: Some(to_wire(Duration::from_secs(900))),
-            at: Some(time(1_120).into()),
-            sleep_warning: Some(SleepWarning {
-                at: Some(time(1_180).into()),
-                reason: "it falls asleep unless it is used".to_owned(),
-            }),
+            counted_idle: span(840),
+            sleep_warning: Some(warning),
+            ..ActivityState::default()
+        };
+        let next = Some(NextStep { sleep_cause: SleepCause::Idle.into(), ..next(Step::Sleep, 60).unwrap() });
+        let workspace = Workspace { next, ..awake(activity) };
+        golden("idle-warned", &explain(workspace, &IN_USE, started(7_320)));
+    }
+
+    #[test]
+    fn asleep_workspace_is_explained() {
+        let asleep = Workspace {
+            next: next(Step::Archive, 82_800),
+            ..workspace(State::Asleep, 3_600, because(StateReasonCode::Idle))
+        };
+        let mut log = started(90_000);
+        log.push(entry(3_602, State::FallingAsleep, because(StateReasonCode::Idle)));
+        log.push(entry(3_600, State::Asleep, because(StateReasonCode::Idle)));
+        golden("asleep", &explain(asleep, &[Remedy::Wake], log));
+    }
+
+    #[test]
+    fn archived_workspace_is_explained() {
+        let key = archive().key;
+        let left = StateReason { archive: key.clone(), ..because(StateReasonCode::OnlyArchiveLeft) };
+        let archived = Workspace {
+            next: next(Step::ExpireArchive, 2_592_000),
+            ..workspace(State::Archived, 60, left.clone())
+        };
+        let log = vec![
+            entry(86_460, State::Asleep, because(StateReasonCode::Idle)),
+            entry(64, State::Archiving, because(StateReasonCode::ArchiveDue)),
+            entry(61, State::Archiving, because(StateReasonCode::ReleasingStorage)),
+            entry(60, State::Archived, left),
+        ];
+        let known = explain(archived, &[Remedy::WakeRestores], log);
+        golden("archived", &ExplainData { archives: vec![archive()], ..known });
+    }
+
+    #[test]
+    fn workspace_queued_by_quota_is_explained() {
+        let queued = Workspace {
+            queue_position: 2,
+            requested: Some(Resources { cpu_millis: 2000, memory_bytes: 4 << 30 }),
+            ..workspace(State::Queued, 45, because(StateReasonCode::WakeRequested))
+        };
+        let log = vec![
+            entry(9_000, State::Asleep, because(StateReasonCode::Idle)),
+            entry(45, State::Queued, because(StateReasonCode::WakeRequested)),
+        ];
+        golden("queued", &explain(queued, &[Remedy::FreeQuota], log));
+    }
+
+    #[test]
+    fn workspace_that_fails_to_start_is_explained() {
+        let failed = detailed(
+            StateReasonCode::AgentStartFailed,
+            "the image registry.example/ide:9 cannot be pulled: it does not exist",
+        );
+        let workspace = Workspace {
+            restarts: 5,
+            next: next(Step::RestartAgent, 30),
+            connection: AgentConnection::Unknown.into(),
+            ..workspace(State::Failed, 12, failed.clone())
+        };
+        let restarting = StateReason {
+            failures: 4,
+            cause: Some(Box::new(failed.clone())),
+            ..because(StateReasonCode::AgentRestarting)
+        };
+        let log = vec![
+            entry(60, State::Queued, because(StateReasonCode::Created)),
+            entry(20, State::Starting, restarting),
+            entry(12, State::Failed, failed),
+        ];
+        golden("failing", &explain(workspace, &[Remedy::WakeRetries], log));
+    }
+
+    #[test]
+    fn workspace_with_a_silent_agent_is_explained() {
+        let activity = ActivityState {
+            level: ActivityLevel::Idle.into(),
+            counted_idle: span(120),
+            idle_timeout: span(900),
+            at: Some(time(NOW - 75).into()),
+            ..ActivityState::default()
+        };
+        let silent = Workspace {
+            activity: Some(activity),
+            connection: AgentConnection::Unknown.into(),
+            next: next(Step::RestartSilentAgent, 540),
+            ..workspace(State::Awake, 7_320, because(StateReasonCode::AgentConnected))
+        };
+        golden("agent-silent", &ExplainData { fresh: false, ..explain(silent, &IN_USE, started(7_320)) });
+    }
+
+    #[test]
+    fn declined_sleep_is_explained() {
+        let declined = StateReason {
+            decline: DeclineReason::RequestHeld.into(),
+            ..detailed(
+                StateReasonCode::SleepDeclined,
+                "requests arrived while the workspace prepared to sleep: a user types",
+            )
+        };
+        let activity = ActivityState {
+            level: ActivityLevel::Active.into(),
+            evidence: vec![evidence(Signal::Keystroke, "a user types in terminal 'main'", 1, 59)],
             ..ActivityState::default()
         };
         let workspace = Workspace {
-            activity: Some(activity),
-            reason: "its agent said hello".to_owned(),
-            next_transition: Some(time(1_180).into()),
-            next_transition_reason: "it falls asleep unless it is used".to_owned(),
-            ..workspace(State::Awake)
+            reason: Some(declined.clone()),
+            since: Some(time(NOW - 1).into()),
+            ..awake(activity)
         };
-        let text = explained(workspace, &["a keep-awake lease keeps it awake"], Vec::new());
-        assert_eq!(
-            text,
-            "demo (abcdefghijkl) is awake since 2m: its agent said hello\n\
-             \n\
-             It counts as idle: nobody types and nothing runs.\n\
-             14m of idle time count so far; it sleeps after 15m of it.\n\
-             People in it were warned: it sleeps in 1m unless it is used.\n\
-             \n\
-             Next\n\
-             \x20 in 1m  it falls asleep unless it is used\n\
-             What would change it\n\
-             \x20 a keep-awake lease keeps it awake\n\
-             \n\
-             Lately\n\
-             \x20 12m ago  queued  it has just been made\n\
-             \x20  2m ago  awake   its agent said hello\n"
-        );
+        let mut log = started(7_320);
+        log.push(entry(2, State::FallingAsleep, because(StateReasonCode::Idle)));
+        log.push(entry(1, State::Awake, declined));
+        golden("sleep-declined", &explain(workspace, &IN_USE, log));
     }
 
     #[test]
-    fn one_that_sleeps_tells_of_its_storage_and_its_archive() {
-        let policy =
-            Policy { archive_after: Some(to_wire(Duration::from_secs(86_400))), ..Policy::default() };
-        let asleep = Workspace {
-            reason: "it is not used".to_owned(),
-            policy: Some(policy),
-            next_transition: Some(time(1_120 + 86_280).into()),
-            next_transition_reason: "its storage is archived and let go".to_owned(),
-            ..workspace(State::Asleep)
-        };
-        let text = explained(asleep, &["Wake wakes it"], Vec::new());
-        for words in [
-            "is asleep since 2m: it is not used",
-            "in 23h 58m  its storage is archived and let go",
-            "  Wake wakes it",
-            "Its files are in its storage; there is no archive of them.",
-        ] {
-            assert!(text.contains(words), "{words:?} is missing in:\n{text}");
-        }
-        assert!(!text.contains("activity") && !text.contains("idle time"), "nothing runs:\n{text}");
+    fn deleted_workspace_is_explained() {
+        let left = StateReason { archive: archive().key, ..because(StateReasonCode::OnlyArchiveLeft) };
+        let deleted = Workspace { deleted: true, ..workspace(State::Archived, 60, left) };
+        let archives = vec![WorkspaceArchive { deleted: true, ..archive() }];
+        golden("deleted", &ExplainData { archives, ..explain(deleted, &[Remedy::Restore], Vec::new()) });
     }
 
     #[test]
-    fn one_that_was_deleted_tells_what_is_left_and_the_way_back() {
-        let backup = WorkspaceArchive {
-            key: "workspace-abcdefghijkl-20260102-030405".to_owned(),
-            created: Some(time(1_060).into()),
-            expires: Some(time(1_120 + 2_592_000).into()),
-            archive_bytes: 2 * 1024 * 1024,
-            entries: 12,
-            only_copy: true,
-            deleted: true,
-            ..WorkspaceArchive::default()
+    fn retried_action_is_named() {
+        let failed = StateReason {
+            operation: Operation::RemoveStorage.into(),
+            ..detailed(StateReasonCode::ActionFailed, "device or resource busy")
         };
-        let deleted = Workspace { deleted: true, ..workspace(State::Archived) };
-        let text = explained(deleted, &["restoring its backup brings it back"], vec![backup]);
-        for words in [
-            "demo (abcdefghijkl) was deleted; its archive is left",
-            "Its files are in its archive only:",
-            "workspace-abcdefghijkl-20260102-030405  1m ago  2.00 MiB  12 entries  goes in 30d",
-            "podling restore workspace-abcdefghijkl-20260102-030405",
-        ] {
-            assert!(text.contains(words), "{words:?} is missing in:\n{text}");
-        }
-    }
-
-    #[test]
-    fn nothing_is_concluded_from_silence() {
-        let silent = Workspace { connection: AgentConnection::Unknown.into(), ..workspace(State::Awake) };
-        let text = explained(silent, &[], Vec::new());
-        assert!(text.contains("nothing is concluded") && !text.contains("idle:"), "{text}");
+        let retry =
+            NextStep { operation: Operation::RemoveStorage.into(), ..next(Step::RetryAction, 8).unwrap() };
+        let deleting = Workspace { next: Some(retry), ..workspace(State::Deleting, 30, failed) };
+        golden("deletion-failing", &explain(deleting, &[], Vec::new()));
     }
 }

@@ -1,37 +1,22 @@
-//! What happens to a workspace next by itself, and when, in few words. Pure.
+//! What happens to a workspace next by itself, and when. Pure.
 
 use std::time::{Duration, SystemTime};
 
 use podling_proto::{
     agent::v1::ActivityLevel,
-    control::v1::{AgentConnection, State, Workspace},
+    control::v1::{AgentConnection, State, Workspace, next_step::Step},
 };
 use prost_types::Timestamp;
 
 use crate::duration::{from_wire, show};
 
-/// The control plane's words for what comes, and ours where there is little room. Of words that are not here only the time is told.
-const SHORT: &[(&str, &str)] = &[
-    ("it falls asleep unless it is used", "sleeps"),
-    ("it has been awake for as long as it may", "sleeps"),
-    ("it is warned of its sleep", "is warned"),
-    ("its storage is archived and let go", "archived"),
-    ("its oldest archive is removed", "archive ends"),
-    ("it is restored from its archive", "restored"),
-    ("its agent is started again", "tried again"),
-    ("what went wrong is tried again", "tried again"),
-    ("a silent agent is started anew", "restarted"),
-    ("an agent that does not say hello is given up", "given up"),
-    ("it counts as healthy", "is healthy"),
-];
-
-/// How long until then; none left when it has passed.
+/// Returns the time until `at`; zero once it has passed.
 pub fn left(at: Option<Timestamp>, now: SystemTime) -> Option<Duration> {
     let at = SystemTime::try_from(at?).ok()?;
     Some(at.duration_since(now).unwrap_or_default())
 }
 
-/// How long ago it was.
+/// Renders the time since `at`, or "-".
 pub fn since(at: Option<Timestamp>, now: SystemTime) -> String {
     let elapsed = at.and_then(|at| SystemTime::try_from(at).ok()).map(|at| now.duration_since(at));
     match elapsed {
@@ -40,8 +25,8 @@ pub fn since(at: Option<Timestamp>, now: SystemTime) -> String {
     }
 }
 
-/// When it falls asleep if nobody uses it: as people were warned, else by its last heartbeat. Nothing while it is used or nobody
-/// hears it.
+/// Returns the time until an idle workspace falls asleep: as its users were warned, else from its last heartbeat. `None` while
+/// the workspace is in use or its agent is not connected.
 pub fn sleeps_in(workspace: &Workspace, now: SystemTime) -> Option<Duration> {
     let activity = workspace.activity.as_ref().filter(|_| workspace.state() == State::Awake)?;
     if workspace.connection() != AgentConnection::Connected {
@@ -59,7 +44,7 @@ pub fn sleeps_in(workspace: &Workspace, now: SystemTime) -> Option<Duration> {
     Some(missing.saturating_sub(since))
 }
 
-/// Idle time that counts; nothing while it is used or nobody hears it.
+/// Returns the idle time that counts. `None` while the workspace is in use or its agent is not connected.
 pub fn idle(workspace: &Workspace) -> Option<Duration> {
     let activity = workspace.activity.as_ref().filter(|_| workspace.state() == State::Awake)?;
     let is_idle =
@@ -67,28 +52,24 @@ pub fn idle(workspace: &Workspace) -> Option<Duration> {
     from_wire(activity.counted_idle.filter(|_| is_idle))
 }
 
-/// Its place in the line of those who wait for room.
-pub fn place(workspace: &Workspace) -> Option<String> {
-    let place = workspace.queue_position;
-    let ending = match (place % 10, place % 100) {
+/// Renders the position in the admission queue: "2nd in the admission queue". `None` if the workspace is not queued.
+pub fn queue_position(workspace: &Workspace) -> Option<String> {
+    let position = workspace.queue_position;
+    let ending = match (position % 10, position % 100) {
         (1, n) if n != 11 => "st",
         (2, n) if n != 12 => "nd",
         (3, n) if n != 13 => "rd",
         _ => "th",
     };
-    (place > 0).then(|| format!("{place}{ending} in line"))
+    (position > 0).then(|| format!("{position}{ending} in the admission queue"))
 }
 
-/// For a column.
+/// Renders the next step in a few words, for a column: "sleeps in 14m".
 pub fn short(workspace: &Workspace, now: SystemTime) -> Option<String> {
-    if let Some(place) = place(workspace).filter(|_| workspace.state() == State::Queued) {
-        return Some(place);
+    if workspace.state() == State::Queued && workspace.queue_position > 0 {
+        return Some(format!("position {}", workspace.queue_position));
     }
-    let reason = workspace.next_transition_reason.as_str();
-    let next = left(workspace.next_transition, now).map(|left| {
-        let known = SHORT.iter().find(|(words, _)| *words == reason);
-        (known.map_or("", |(_, short)| short), left)
-    });
+    let next = workspace.next.as_ref().and_then(|next| Some((column(next.step()), left(next.at, now)?)));
     let (what, left) = sleeps_in(workspace, now).map(|left| ("sleeps", left)).or(next)?;
     Some(match brief(left) {
         None => format!("{what} now").trim_start().to_owned(),
@@ -96,7 +77,23 @@ pub fn short(workspace: &Workspace, now: SystemTime) -> Option<String> {
     })
 }
 
-/// A duration as short as it can be said: from a minute on to the nearest minute. None: less than a second.
+fn column(step: Step) -> &'static str {
+    match step {
+        // A later version's.
+        Step::Unspecified => "",
+        Step::RestartAgent | Step::RetryAction => "retries",
+        Step::GiveUpStart => "gives up",
+        Step::ResetFailures => "healthy",
+        Step::RestartSilentAgent => "restarts",
+        Step::WarnOfSleep => "warns",
+        Step::Sleep => "sleeps",
+        Step::Archive => "archives",
+        Step::Restore => "restores",
+        Step::ExpireArchive => "archive expires",
+    }
+}
+
+/// Renders a duration briefly: from a minute on, to the nearest minute. `None`: less than a second.
 pub fn brief(left: Duration) -> Option<String> {
     match left.as_secs() {
         0 => None,
@@ -107,7 +104,10 @@ pub fn brief(left: Duration) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use podling_proto::agent::v1::{ActivityState, SleepWarning};
+    use podling_proto::{
+        agent::v1::{ActivityState, SleepWarning},
+        control::v1::NextStep,
+    };
 
     use super::*;
     use crate::duration::to_wire;
@@ -133,47 +133,51 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_one_sleeps_when_its_idle_time_is_over() {
+    fn idle_workspace_sleeps_once_its_idle_time_is_over() {
         let mut workspace = idle_workspace();
         assert_eq!(short(&workspace, time(1_010)).as_deref(), Some("sleeps in 14m"));
         assert_eq!(idle(&workspace), Some(Duration::from_secs(60)));
-        let warning = SleepWarning { at: Some(time(1_100).into()), reason: String::new() };
+        let warning = SleepWarning { at: Some(time(1_100).into()), cause: 0 };
         workspace.activity.as_mut().expect("activity").sleep_warning = Some(warning);
-        assert_eq!(short(&workspace, time(1_010)).as_deref(), Some("sleeps in 2m"), "as was said");
+        assert_eq!(short(&workspace, time(1_010)).as_deref(), Some("sleeps in 2m"), "as the warning says");
         workspace.set_connection(AgentConnection::Unknown);
-        assert_eq!((short(&workspace, time(1_010)), idle(&workspace)), (None, None), "nobody knows");
+        assert_eq!((short(&workspace, time(1_010)), idle(&workspace)), (None, None), "nothing is known");
     }
 
     #[test]
-    fn one_in_use_has_no_end() {
+    fn workspace_in_use_has_no_next_step() {
         let mut workspace = idle_workspace();
         workspace.activity.as_mut().expect("activity").level = ActivityLevel::Busy.into();
         assert_eq!((short(&workspace, time(1_010)), idle(&workspace)), (None, None));
     }
 
     #[test]
-    fn the_control_planes_next_step_is_told_in_few_words() {
-        let next = |state: State, reason: &str, seconds| {
+    fn column_shows_the_next_step_in_few_words() {
+        let next = |state: State, step: Step, seconds| {
             let workspace = Workspace {
                 state: state.into(),
-                next_transition: Some(time(seconds).into()),
-                next_transition_reason: reason.to_owned(),
+                next: Some(NextStep {
+                    step: step.into(),
+                    at: Some(time(seconds).into()),
+                    ..NextStep::default()
+                }),
                 ..Workspace::default()
             };
             short(&workspace, time(0)).expect("a next step")
         };
-        assert_eq!(next(State::Asleep, "its storage is archived and let go", 82_920), "archived in 23h 2m");
-        assert_eq!(next(State::Failed, "its agent is started again", 0), "tried again now");
-        assert_eq!(next(State::Asleep, "words of a later version", 80), "in 1m");
+        assert_eq!(next(State::Asleep, Step::Archive, 82_920), "archives in 23h 2m");
+        assert_eq!(next(State::Failed, Step::RestartAgent, 0), "retries now");
+        assert_eq!(next(State::Asleep, Step::Unspecified, 80), "in 1m", "a step of a later version");
     }
 
     #[test]
-    fn a_place_in_line_is_said_as_people_say_it() {
-        let place = |queue_position| place(&Workspace { queue_position, ..Workspace::default() });
-        let said: Vec<_> = [0, 1, 2, 3, 4, 11, 12, 21, 112].into_iter().map(place).collect();
-        let said: Vec<_> = said.iter().map(|place| place.as_deref().unwrap_or("-")).collect();
-        let line = |text: &str| format!("{text} in line");
+    fn queue_position_is_an_ordinal() {
+        let position =
+            |position| queue_position(&Workspace { queue_position: position, ..Workspace::default() });
+        let said: Vec<_> = [0, 1, 2, 3, 4, 11, 12, 21, 112].into_iter().map(position).collect();
+        let said: Vec<_> = said.iter().map(|text| text.as_deref().unwrap_or("-")).collect();
+        let queue = |text: &str| format!("{text} in the admission queue");
         assert_eq!(said[0], "-");
-        assert_eq!(said[1..], ["1st", "2nd", "3rd", "4th", "11th", "12th", "21st", "112th"].map(line));
+        assert_eq!(said[1..], ["1st", "2nd", "3rd", "4th", "11th", "12th", "21st", "112th"].map(queue));
     }
 }

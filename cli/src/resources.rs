@@ -4,7 +4,7 @@ use indicatif::HumanBytes;
 use podling_proto::control::v1::{Resources, State, Workspace};
 use serde::Serialize;
 
-use crate::next_transition::place;
+use crate::next_transition::queue_position;
 
 /// JSON form of CPU and memory.
 #[derive(Debug, Serialize)]
@@ -16,14 +16,15 @@ pub struct ResourcesView {
 
 /// Returns the resources that the workspace has, and those that it waits for.
 pub fn describe(workspace: &Workspace) -> String {
-    let requested = workspace.resources.unwrap_or_default();
-    match &workspace.given {
+    let requested = workspace.requested.unwrap_or_default();
+    match &workspace.allocated {
         None if workspace.state() == State::Queued => format!("waits for {}", amount(&requested)),
         None => format!("gets {} when it is awake", amount(&requested)),
-        Some(given) if *given == requested => format!("has {}", amount(given)),
-        Some(given) => {
-            let place = place(workspace).map(|place| format!(", {place}")).unwrap_or_default();
-            format!("has {} and waits for {}{place}", amount(given), amount(&requested))
+        Some(allocated) if *allocated == requested => format!("has {}", amount(allocated)),
+        Some(allocated) => {
+            let position =
+                queue_position(workspace).map(|position| format!(", {position}")).unwrap_or_default();
+            format!("has {} and waits for {}{position}", amount(allocated), amount(&requested))
         }
     }
 }
@@ -46,15 +47,15 @@ mod tests {
 
     #[test]
     fn description_shows_allocated_and_requested_resources() {
-        let share = |cpu_millis| Some(Resources { cpu_millis, memory_bytes: 1 << 30 });
-        let mut workspace = Workspace { resources: share(1500), ..Workspace::default() };
+        let resources = |cpu_millis| Some(Resources { cpu_millis, memory_bytes: 1 << 30 });
+        let mut workspace = Workspace { requested: resources(1500), ..Workspace::default() };
         assert_eq!(describe(&workspace), "gets 1.5 cores and 1.00 GiB when it is awake");
-        workspace.given = share(1500);
+        workspace.allocated = resources(1500);
         assert_eq!(describe(&workspace), "has 1.5 cores and 1.00 GiB");
-        (workspace.given, workspace.queue_position) = (share(1000), 2);
+        (workspace.allocated, workspace.queue_position) = (resources(1000), 2);
         assert_eq!(
             describe(&workspace),
-            "has 1 core and 1.00 GiB and waits for 1.5 cores and 1.00 GiB, 2nd in line"
+            "has 1 core and 1.00 GiB and waits for 1.5 cores and 1.00 GiB, 2nd in the admission queue"
         );
     }
 }

@@ -1,62 +1,62 @@
-//! Following a workspace until it is where it is to get: awake, asleep or gone; saying meanwhile what it is doing.
+//! Waits until a workspace is awake, asleep or deleted, and shows its progress meanwhile.
 //!
 //! [`TargetState`] and [`StateWaiter`] are pure; [`wait_for`] feeds them.
 
 use std::time::SystemTime;
 
-use podling_proto::control::v1::{State, Workspace};
+use podling_proto::{
+    control::v1::{State, Workspace},
+    text,
+};
 use prost_types::Timestamp;
 
 use crate::{
     client::Client,
     failure::CommandFailure,
-    next_transition::{self, place},
+    next_transition::{self, queue_position},
     output::plain,
     spinner::WorkspaceSpinner,
     view::state,
     workspace_watcher::{WorkspaceChange, WorkspaceWatcher},
 };
 
-/// Where a workspace is to get.
+/// The state that a command waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TargetState {
-    /// Serving.
     Awake,
-    /// Without processes.
     Asleep,
-    /// Deleted.
     Deleted,
 }
 
-/// What is known of a journey under way.
+/// Judges each state on the way to the target. Pure.
 #[derive(Debug)]
 pub struct StateWaiter {
     target: TargetState,
-    /// Of a failure that is older than the journey, and does not end it: it is tried again for whoever comes.
+    /// Time of a failure that is older than the wait. It does not end the wait, because the request retries the start.
     failed_before: Option<Timestamp>,
-    /// It has been on its way up (or down), so that being down (or up) means that somebody turned it round.
+    /// Whether the workspace was seen in transition. From then on, the opposite state means that another request reversed it.
     in_transition: bool,
     archiving: bool,
 }
 
-/// What a state means for the journey.
+/// What a state means for the wait.
 #[derive(Debug, PartialEq, Eq)]
 pub enum WaitProgress {
-    /// It goes on.
+    /// The wait continues.
     Pending,
-    /// It goes on, but something is worth telling.
+    /// The wait continues after a failure, which is shown.
     Retrying(String),
-    /// It is there.
+    /// The target is reached.
     Reached,
-    /// It will not get there.
+    /// The target will not be reached, for this reason.
     Unreachable(String),
 }
 
 impl StateWaiter {
-    /// A journey that begins like this.
+    /// Starts waiting with the workspace as of now.
     pub fn new(target: TargetState, start: &Workspace) -> Self {
         let failed_before = start.since.filter(|_| start.state() == State::Failed);
-        // The answer it begins with may be the last that shows it on its way.
+        // This may be the last response that shows the workspace in transition.
         let in_transition = match target {
             TargetState::Awake => matches!(start.state(), State::Queued | State::Starting),
             TargetState::Asleep => start.state() == State::FallingAsleep,
@@ -65,7 +65,7 @@ impl StateWaiter {
         Self { target, failed_before, in_transition, archiving: false }
     }
 
-    /// Takes how it is now.
+    /// Judges the present state.
     pub fn observe(&mut self, workspace: &Workspace, now: SystemTime) -> WaitProgress {
         match self.target {
             _ if workspace.deleted && self.target != TargetState::Deleted => {
@@ -78,7 +78,7 @@ impl StateWaiter {
     }
 
     fn observe_waking(&mut self, workspace: &Workspace) -> WaitProgress {
-        let why = plain(&workspace.reason);
+        let why = reason(workspace);
         match workspace.state() {
             State::Awake => return WaitProgress::Reached,
             State::Failed if workspace.since != self.failed_before || self.failed_before.is_none() => {
@@ -88,7 +88,7 @@ impl StateWaiter {
             State::Asleep if self.in_transition => {
                 return WaitProgress::Unreachable(format!("was put to sleep meanwhile: {why}"));
             }
-            // It was being restored: that is tried again.
+            // A failed restore is retried.
             State::Archived if self.in_transition => return WaitProgress::Retrying(why),
             State::Queued | State::Starting => self.in_transition = true,
             _ => {}
@@ -102,7 +102,7 @@ impl StateWaiter {
             State::Deleting => return WaitProgress::Unreachable("is being deleted".to_owned()),
             State::FallingAsleep => self.in_transition = true,
             State::Awake | State::Queued | State::Starting if self.in_transition => {
-                let why = plain(&workspace.reason);
+                let why = reason(workspace);
                 return WaitProgress::Unreachable(format!("did not fall asleep: {why}"));
             }
             _ => {}
@@ -114,12 +114,12 @@ impl StateWaiter {
         match workspace.state() {
             _ if workspace.deleted => return WaitProgress::Reached,
             State::Archiving => self.archiving = true,
-            // It sleeps only for as long as its archive has to wait.
+            // Asleep before deletion: the archive waits for its next attempt.
             State::Asleep => {
-                let wait =
-                    next_transition::left(workspace.next_transition, now).filter(|left| !left.is_zero());
+                let wait = next_transition::left(workspace.next.as_ref().and_then(|next| next.at), now)
+                    .filter(|left| !left.is_zero());
                 if self.archiving || wait.is_some() {
-                    return WaitProgress::Retrying(plain(&workspace.reason));
+                    return WaitProgress::Retrying(reason(workspace));
                 }
             }
             _ => {}
@@ -128,7 +128,7 @@ impl StateWaiter {
     }
 }
 
-/// Waits until it is there; answers with the workspace as it is then, or was last.
+/// Waits for the target and returns the last state of the workspace.
 pub async fn wait_for(
     client: &Client,
     workspace: Workspace,
@@ -153,10 +153,8 @@ pub async fn wait_for(
                 return Err(CommandFailure::Other(format!("{} {why}", last.name)));
             }
             WaitProgress::Retrying(why) if why != told => {
-                let line = format!(
-                    "{}: {why}; it is tried again. Ctrl-C ends the waiting here, not the trying",
-                    last.name
-                );
+                let line =
+                    format!("{}: {why}; retrying. Ctrl-C stops waiting, the retries continue", last.name);
                 spinner.say(&line);
                 told = why;
             }
@@ -166,30 +164,37 @@ pub async fn wait_for(
     }
 }
 
-/// What it is doing, in a line.
+/// Renders the present state in one line.
 pub fn describe(workspace: &Workspace) -> String {
     let mut line = format!("{} is {}", workspace.name, state(workspace.state()));
-    if let Some(place) = place(workspace) {
-        line.push_str(&format!(", {place}"));
+    if let Some(position) = queue_position(workspace) {
+        line.push_str(&format!(", {position}"));
     }
-    if !workspace.reason.is_empty() {
-        line.push_str(&format!(": {}", plain(&workspace.reason)));
+    if workspace.reason.is_some() {
+        line.push_str(&format!(": {}", reason(workspace)));
     }
     line
+}
+
+fn reason(workspace: &Workspace) -> String {
+    workspace.reason.as_ref().map(|reason| plain(&text::state_reason(reason))).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
+    use podling_proto::control::v1::{NextStep, StateReason, StateReasonCode};
+
     use super::*;
 
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
-    fn at(state: State, reason: &str) -> Workspace {
+    fn at(state: State, detail: &str) -> Workspace {
         let since = Some(Timestamp { seconds: 100, nanos: 0 });
-        let (name, reason) = ("demo".to_owned(), reason.to_owned());
-        Workspace { state: state.into(), name, reason, since, ..Workspace::default() }
+        let code = StateReasonCode::Unspecified.into();
+        let reason = Some(StateReason { code, detail: detail.to_owned(), ..StateReason::default() });
+        Workspace { state: state.into(), name: "demo".to_owned(), reason, since, ..Workspace::default() }
     }
 
     fn last_progress(target: TargetState, states: &[(State, &str)]) -> WaitProgress {
@@ -199,11 +204,11 @@ mod tests {
     }
 
     #[test]
-    fn it_arrives_over_every_state_on_the_way() {
+    fn target_is_reached_through_every_state_on_the_way() {
         use State::{Archived, Archiving, Asleep, Awake, FallingAsleep, Queued, Starting};
         for states in [
             [Asleep, Queued, Starting, Awake],
-            // Asked while it fell asleep; only its archive was left.
+            // A request while it fell asleep; a restore from the archive.
             [FallingAsleep, Asleep, Queued, Awake],
             [Archived, Starting, Queued, Awake],
         ] {
@@ -223,31 +228,33 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_turned_round_is_not_waited_for() {
+    fn wait_ends_when_another_request_reverses_the_transition() {
         let woken = last_progress(
             TargetState::Asleep,
-            &[(State::FallingAsleep, ""), (State::Awake, "somebody came before it slept")],
+            &[(State::FallingAsleep, ""), (State::Awake, "a request arrived before it had fallen asleep")],
         );
         assert_eq!(
             woken,
-            WaitProgress::Unreachable("did not fall asleep: somebody came before it slept".to_owned())
+            WaitProgress::Unreachable(
+                "did not fall asleep: a request arrived before it had fallen asleep".to_owned()
+            )
         );
-        // Before the first look, too.
+        // Also before the first observed state.
         let mut waiter = StateWaiter::new(TargetState::Asleep, &at(State::FallingAsleep, ""));
         let declined = waiter.observe(&at(State::Awake, "it is in use"), NOW);
         assert_eq!(declined, WaitProgress::Unreachable("did not fall asleep: it is in use".to_owned()));
         let slept = last_progress(
             TargetState::Awake,
-            &[(State::Starting, ""), (State::Asleep, "somebody puts it to sleep")],
+            &[(State::Starting, ""), (State::Asleep, "a request put it to sleep")],
         );
-        assert!(matches!(slept, WaitProgress::Unreachable(why) if why.contains("somebody puts it to sleep")));
+        assert!(matches!(slept, WaitProgress::Unreachable(why) if why.contains("a request put it to sleep")));
     }
 
     #[test]
-    fn a_failure_counts_only_from_here_on() {
+    fn failure_before_the_wait_does_not_end_it() {
         let old = at(State::Failed, "no such program");
         let mut waiter = StateWaiter::new(TargetState::Awake, &old);
-        assert_eq!(waiter.observe(&old, NOW), WaitProgress::Pending, "it is tried again for whoever comes");
+        assert_eq!(waiter.observe(&old, NOW), WaitProgress::Pending, "the request retries the start");
         let new = Workspace { since: Some(Timestamp { seconds: 200, nanos: 0 }), ..old };
         assert!(
             matches!(waiter.observe(&new, NOW), WaitProgress::Unreachable(why) if why.contains("no such program"))
@@ -255,21 +262,22 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_that_fails_is_told_and_waited_for() {
+    fn failed_archive_is_shown_and_waited_for() {
         let why = "it could not be archived, and its storage is kept: the store is full";
         let told = last_progress(TargetState::Deleted, &[(State::Archiving, ""), (State::Asleep, why)]);
         assert_eq!(told, WaitProgress::Retrying(why.to_owned()));
-        // It failed before: the next try is later.
+        // After an earlier failure, the next attempt is due later.
         let mut waits = at(State::Asleep, why);
         let mut waiter = StateWaiter::new(TargetState::Deleted, &waits);
         assert_eq!(waiter.observe(&waits, NOW), WaitProgress::Pending, "it is about to be archived");
-        waits.next_transition = Some((NOW + Duration::from_secs(5)).into());
+        waits.next =
+            Some(NextStep { at: Some((NOW + Duration::from_secs(5)).into()), ..NextStep::default() });
         assert_eq!(waiter.observe(&waits, NOW), WaitProgress::Retrying(why.to_owned()));
     }
 
     #[test]
-    fn one_that_waits_says_its_place() {
-        let queued = Workspace { queue_position: 2, ..at(State::Queued, "there is no room") };
-        assert_eq!(describe(&queued), "demo is queued, 2nd in line: there is no room");
+    fn queued_workspace_shows_its_position() {
+        let queued = Workspace { queue_position: 2, ..at(State::Queued, "a request woke it") };
+        assert_eq!(describe(&queued), "demo is queued, 2nd in the admission queue: a request woke it");
     }
 }

@@ -1,61 +1,57 @@
-//! Workspaces and activity as people and scripts see them: words for enums, JSON documents. Total and pure.
+//! Workspaces and activity as JSON documents, and the words of their enums. Total and pure.
 
 use podling_proto::{
     agent::v1::{ActivityLevel, ActivityState, Evidence, Signal},
-    control::v1::{AgentConnection, AgentInfo, State, Workspace},
+    control::v1::{AgentConnection, AgentInfo, NextStep, State, StateReason, WaitReason, Workspace},
+    text,
 };
 use serde::Serialize;
 
 use crate::{duration, output::Tone, policy::PolicyView, progress::ProgressView, resources::ResourcesView};
 
-/// A workspace, for scripts.
+/// JSON form of a workspace.
 #[derive(Debug, Serialize)]
 pub struct WorkspaceView {
-    /// Its name.
     pub name: String,
-    /// Its id.
     pub id: String,
     /// `queued`, `starting`, `awake`, …
     pub state: &'static str,
-    /// `active`, `busy`, `idle`; null while nothing is known.
+    /// `active`, `busy` or `idle`; null if unknown.
     pub activity: Option<&'static str>,
-    /// Why it is in this state.
+    /// Why the workspace is in its state, as a code: `agent-connected`, `idle`, …
     pub reason: String,
-    /// Since when.
+    /// The reason in English, with its details.
+    pub message: String,
+    /// When the workspace entered its state.
     pub since: Option<String>,
     /// `connected` or `unknown`.
     pub connection: &'static str,
-    /// What it was made from.
     pub template: String,
-    /// Whose it is.
     pub owner: String,
-    /// When it was made.
     pub created: Option<String>,
     /// Idle time that counts.
     pub counted_idle_seconds: Option<f64>,
-    /// Idle time before sleep.
+    /// Idle time after which the workspace falls asleep.
     pub idle_timeout_seconds: Option<f64>,
-    /// When the control plane looks again.
-    pub next_transition: Option<String>,
-    /// Why then.
-    pub next_transition_reason: Option<String>,
-    /// Starts since it was last healthy.
+    /// What happens next if nothing else does.
+    pub next: Option<NextStepView>,
+    /// What the start or the resize under way waits for, as a code.
+    pub waiting: Option<String>,
+    /// Restarts of the agent since the workspace was last healthy.
     pub restarts: u32,
-    /// Its place in the line of those who wait for room, 1 is next; null: it waits for none.
+    /// Position in the admission queue, 1 is next; null if not queued.
     pub queue_position: Option<u32>,
-    /// What it shall have of its owner's share while it is awake.
-    pub resources: Option<ResourcesView>,
-    /// What it has of it just now; null while it has none.
-    pub given: Option<ResourcesView>,
-    /// When it sleeps unless it is used, if people were warned of that.
+    /// Resources that the workspace takes from its owner's quota while it is awake.
+    pub requested: Option<ResourcesView>,
+    /// Resources that are reserved in the quota now.
+    pub allocated: Option<ResourcesView>,
+    /// When the workspace falls asleep unless it is used, if its users were warned of that.
     pub sleeps_at: Option<String>,
-    /// It was deleted, and only its archives are left.
+    /// The workspace was deleted and only its archives are left.
     pub deleted: bool,
-    /// While it is archived or restored: how far that is.
+    /// Progress of archiving or restoring.
     pub progress: Option<ProgressView>,
-    /// How long it may do what.
     pub policy: Option<PolicyView>,
-    /// The agent that serves it.
     pub agent: Option<AgentView>,
 }
 
@@ -74,30 +70,36 @@ pub struct AgentView {
     pub address: String,
 }
 
-/// Activity, for scripts.
+/// JSON form of the next step.
+#[derive(Debug, Serialize)]
+pub struct NextStepView {
+    /// `sleep`, `archive`, `restart-agent`, …
+    pub step: String,
+    pub at: Option<String>,
+    /// The step in English.
+    pub message: String,
+}
+
+/// JSON form of the activity.
 #[derive(Debug, Serialize)]
 pub struct ActivityView {
     /// `active`, `busy` or `idle`.
     pub level: &'static str,
-    /// The strongest first.
+    /// Strongest first.
     pub evidence: Vec<EvidenceView>,
     /// Idle time that counts.
     pub counted_idle_seconds: f64,
-    /// Idle time before sleep.
+    /// Idle time after which the workspace falls asleep.
     pub idle_timeout_seconds: f64,
-    /// Promises that it stays awake.
     pub leases: Vec<LeaseView>,
     /// Cores used over the last minute.
     pub cpu_cores: f64,
-    /// Memory used.
     pub memory_bytes: u64,
-    /// Processes.
     pub processes: u32,
-    /// Terminals.
     pub terminals: u32,
-    /// People were told that it sleeps.
+    /// Set while users are warned that the workspace falls asleep.
     pub sleep_warning: Option<SleepWarningView>,
-    /// When this was so.
+    /// Time of the report.
     pub at: Option<String>,
 }
 
@@ -106,8 +108,8 @@ pub struct ActivityView {
 pub struct SleepWarningView {
     /// When it sleeps unless it is used.
     pub at: Option<String>,
-    /// Why.
-    pub reason: String,
+    /// `idle`, `max-awake` or `requested`.
+    pub cause: String,
 }
 
 /// One reason, for scripts.
@@ -128,7 +130,6 @@ pub struct EvidenceView {
 /// A lease, for scripts.
 #[derive(Debug, Serialize)]
 pub struct LeaseView {
-    /// Its name.
     pub name: String,
     /// What for.
     pub reason: String,
@@ -205,6 +206,25 @@ pub fn seconds(duration: Option<prost_types::Duration>) -> Option<f64> {
     duration::from_wire(duration).map(|d| d.as_secs_f64())
 }
 
+/// Returns the code of a reason: `agent-connected`.
+pub fn reason_word(reason: &StateReason) -> String {
+    text::word(reason.code().as_str_name(), "STATE_REASON_CODE_")
+}
+
+fn wait_word(wait: WaitReason) -> String {
+    text::word(wait.as_str_name(), "WAIT_REASON_")
+}
+
+impl From<&NextStep> for NextStepView {
+    fn from(next: &NextStep) -> Self {
+        Self {
+            step: text::word(next.step().as_str_name(), "STEP_"),
+            at: next.at.as_ref().map(ToString::to_string),
+            message: text::next_step(next),
+        }
+    }
+}
+
 impl From<&Workspace> for WorkspaceView {
     fn from(workspace: &Workspace) -> Self {
         let activity = workspace.activity.as_ref();
@@ -214,9 +234,10 @@ impl From<&Workspace> for WorkspaceView {
             name: workspace.name.clone(),
             id: workspace.id.clone(),
             state: state(workspace.state()),
-            // What was heard before the link went says nothing about now.
+            // The last report of an agent that is no longer connected says nothing about now.
             activity: activity.filter(|_| is_connected).and_then(|activity| activity_word(activity.level())),
-            reason: workspace.reason.clone(),
+            reason: workspace.reason.as_ref().map(reason_word).unwrap_or_default(),
+            message: workspace.reason.as_ref().map(text::state_reason).unwrap_or_default(),
             since: time(&workspace.since),
             connection: connection_word(workspace.connection()),
             template: workspace.template.clone(),
@@ -224,12 +245,12 @@ impl From<&Workspace> for WorkspaceView {
             created: time(&workspace.created),
             counted_idle_seconds: activity.and_then(|activity| seconds(activity.counted_idle)),
             idle_timeout_seconds: workspace.policy.and_then(|policy| seconds(policy.idle_timeout)),
-            next_transition: time(&workspace.next_transition),
-            next_transition_reason: Some(workspace.next_transition_reason.clone()).filter(|r| !r.is_empty()),
+            next: workspace.next.as_ref().map(NextStepView::from),
+            waiting: workspace.waiting.as_ref().map(|waiting| wait_word(waiting.wait())),
             restarts: workspace.restarts,
-            queue_position: Some(workspace.queue_position).filter(|place| *place > 0),
-            resources: workspace.resources.as_ref().map(ResourcesView::from),
-            given: workspace.given.as_ref().map(ResourcesView::from),
+            queue_position: Some(workspace.queue_position).filter(|position| *position > 0),
+            requested: workspace.requested.as_ref().map(ResourcesView::from),
+            allocated: workspace.allocated.as_ref().map(ResourcesView::from),
             sleeps_at: activity
                 .filter(|_| is_connected)
                 .and_then(|activity| time(&activity.sleep_warning.as_ref()?.at)),
@@ -273,7 +294,7 @@ impl From<&ActivityState> for ActivityView {
             terminals: usage.terminals,
             sleep_warning: activity.sleep_warning.as_ref().map(|warning| SleepWarningView {
                 at: warning.at.as_ref().map(ToString::to_string),
-                reason: warning.reason.clone(),
+                cause: text::word(warning.cause().as_str_name(), "SLEEP_CAUSE_"),
             }),
             at: activity.at.as_ref().map(ToString::to_string),
         }

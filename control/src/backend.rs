@@ -11,7 +11,7 @@ use std::{collections::BTreeSet, fmt, future::Future, sync::Arc};
 use futures_util::Stream;
 use podling_core::{
     id::WorkspaceId,
-    status::Waits,
+    reason::Wait,
     workspace::{Epoch, Resources, Spec},
 };
 use tokio_util::sync::CancellationToken;
@@ -108,7 +108,7 @@ pub enum Observation {
         /// Which start.
         epoch: Epoch,
         /// For what.
-        waits: Option<Waits>,
+        waits: Option<Wait>,
     },
 }
 

@@ -30,7 +30,7 @@ pub use self::{
     status::{LastArchive, NextTransition, WorkspaceStatus},
     storage::{AccessMode, StorageSpec},
     template::{WorkspaceTemplate, WorkspaceTemplateSpec},
-    workspace::{WantedState, Workspace, WorkspaceSpec},
+    workspace::{DesiredResourceState, Workspace, WorkspaceSpec},
 };
 
 /// API group of all resources.

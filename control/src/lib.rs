@@ -26,6 +26,7 @@ pub mod open_files;
 pub mod principal;
 pub mod progress;
 pub mod quantity;
+mod reasons;
 pub mod run;
 #[cfg(test)]
 mod samples;

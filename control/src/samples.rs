@@ -4,7 +4,7 @@ use podling_core::{
     id::WorkspaceId,
     policy::Policy,
     time::Timestamp,
-    workspace::{Resources, Spec, Wanted},
+    workspace::{DesiredState, Resources, Spec},
 };
 
 /// A specification with the desired state awake.
@@ -18,8 +18,8 @@ pub(crate) fn spec(bits: u64, name: &str) -> Spec {
         env: [("KEY".to_owned(), "value".to_owned())].into(),
         policy: Policy::default(),
         resources: Resources::default(),
-        wanted: Wanted::Awake,
-        asked: 1,
+        desired_state: DesiredState::Awake,
+        request_seq: 1,
         source: None,
         created: Timestamp(1),
         request_id: "r".into(),

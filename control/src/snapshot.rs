@@ -1,4 +1,4 @@
-//! What everybody but the driver sees: an immutable picture of all workspaces, replaced whole on each change.
+//! The snapshot: an immutable view of all workspaces. The driver replaces it on each change; everything else reads it.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -12,6 +12,7 @@ use std::{
 use podling_core::{
     archive::Archive,
     id::{Name, Owner, WorkspaceId},
+    reason::{NextStep, StateReason, Wait},
     time::Timestamp,
     workspace::{AgentConnection, Resources, Spec, State},
 };
@@ -21,10 +22,10 @@ use tokio::sync::watch;
 
 use crate::{backend::InstanceId, progress::Progress, store::LogEntry};
 
-/// How to follow the picture. Subscribe before the first read.
+/// Follows the snapshot. Subscribe before the first read.
 pub type Snapshots = watch::Receiver<Arc<Snapshot>>;
 
-/// The states with their words, in the order of a workspace's life.
+/// Each state with its word, in the order of a workspace's life.
 pub const STATES: &[(State, &str)] = &[
     (State::Queued, "queued"),
     (State::Starting, "starting"),
@@ -40,112 +41,105 @@ pub const STATES: &[(State, &str)] = &[
 /// All workspaces at one moment.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    /// Grows with every picture.
+    /// Grows with every snapshot.
     pub generation: u64,
-    /// By id.
     pub workspaces: BTreeMap<WorkspaceId, Arc<WorkspaceView>>,
-    /// How long control planes have watched, over all their lives.
-    pub witnessed: Duration,
-    /// The control plane is going down: how far it has come.
+    /// Time that control planes have been running, over all their lives.
+    pub observed_time: Duration,
+    /// Progress of the shutdown, if the control plane is shutting down.
     pub down: Option<Down>,
 }
 
-/// How many workspaces have yet to come to rest.
+/// Progress of a shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Down {
-    /// Those whose processes have not all ended.
+    /// Workspaces with running processes.
     pub remaining: usize,
-    /// All.
     pub total: usize,
 }
 
-/// One workspace at one moment.
+/// A workspace as of one snapshot.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WorkspaceView {
-    /// What is wanted.
     pub spec: Arc<Spec>,
-    /// The state word.
     pub state: State,
-    /// Why, for people.
-    pub reason: String,
-    /// Since when it is in this state.
+    pub reason: StateReason,
+    /// When the workspace entered its phase.
     pub since: Timestamp,
-    /// Whether heartbeats arrive.
     pub connection: AgentConnection,
-    /// Of the last heartbeat.
+    /// From the last heartbeat.
     pub activity: Option<Arc<ActivityState>>,
-    /// The agent that serves it: there while it is awake, and while it starts once it has said hello.
+    /// The connected agent: present while awake, and while starting once the agent has said hello.
     pub agent: Option<Arc<AgentView>>,
-    /// When the driver looks again, and why, if it waits for something.
-    pub next: Option<(Timestamp, String)>,
-    /// Starts since it was last healthy.
+    /// What happens next if nothing else does, and when.
+    pub next: Option<(Timestamp, NextStep)>,
+    /// Failures since the workspace was last healthy.
     pub restarts: u32,
-    /// What it has of its owner's share; what it wants is in `spec`.
-    pub given: Option<Resources>,
-    /// What its agent has of that, where the backend knows.
-    pub allotted: Option<Resources>,
-    /// Its place in the line of those who wait for room, or for more than they have: 1 is next.
-    pub place: Option<usize>,
-    /// How far its archiving, or its way back from the archive, is.
+    /// Resources reserved in the quota. The requested ones are in `spec`.
+    pub allocated: Option<Resources>,
+    /// Resources that the agent has, where the backend knows.
+    pub actual: Option<Resources>,
+    /// What the start or the resize under way waits for.
+    pub waits: Option<Wait>,
+    /// Position in the admission queue; 1 is next.
+    pub queue_position: Option<usize>,
+    /// Progress of archiving or restoring.
     pub progress: Option<Progress>,
-    /// Its archives, oldest first.
+    /// Oldest first.
     pub archives: Vec<Archive>,
-    /// What was decided of it lately, oldest first.
+    /// The last decisions, oldest first.
     pub log: Arc<VecDeque<LogEntry>>,
-    /// SHA-256 of the secret its agent proves itself with.
+    /// SHA-256 of the credential of its agent.
     pub credential: Option<Fingerprint>,
     /// Grows with every change of this workspace.
     pub version: u64,
 }
 
-/// An agent as the gateway needs it.
+/// The agent of a workspace, as the gateway needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentView {
-    /// One run of it.
+    /// Identifies one run of the agent.
     pub boot_id: String,
-    /// The epoch of its byte logs.
+    /// Epoch of its byte logs.
     pub epoch: u64,
-    /// Its version.
     pub version: String,
-    /// What it can do.
     pub capabilities: Vec<String>,
-    /// Where it listens.
     pub address: AgentAddress,
-    /// The certificate it must show.
+    /// Fingerprint of the certificate that it must present.
     pub fingerprint: Fingerprint,
-    /// Which of all agents that ever were it is.
     pub instance: InstanceId,
-    /// The image it runs from, by its digest, where it has one.
+    /// Digest of the image that it runs from, where the backend has images.
     pub image: Option<String>,
 }
 
-/// Where an agent listens. Always TLS.
+/// Address of an agent. The connection always uses TLS.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AgentAddress {
-    /// A unix socket (the path may be longer than `sun_path` holds: connect through the folder's descriptor).
+    /// A unix socket. The path may be longer than `sun_path` allows: connect through a descriptor of its directory.
     Unix(PathBuf),
     /// Host and port.
     Tcp(String),
 }
 
-/// SHA-256 of a certificate in DER.
+/// SHA-256 of a certificate in DER form.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Fingerprint(pub [u8; 32]);
 
-/// Not 64 hexadecimal digits.
+/// The text is not 64 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a fingerprint is 64 hexadecimal digits")]
 pub struct BadFingerprint;
 
 impl Snapshot {
-    /// The workspace with this id.
+    /// Returns the workspace with this id.
     pub fn get(&self, id: &WorkspaceId) -> Option<&Arc<WorkspaceView>> {
         self.workspaces.get(id)
     }
 
-    /// The owner's workspace of this name. One that is being deleted still holds its name, until only its archives are left.
+    /// Returns the owner's workspace of this name. A workspace that is being deleted holds its name until only its archives
+    /// are left.
     pub fn by_name(&self, owner: &Owner, name: &Name) -> Option<&Arc<WorkspaceView>> {
         let mut named = self.workspaces.values().filter(|w| w.spec.owner == *owner && w.spec.name == *name);
         named.find(|workspace| !workspace.is_gone())
@@ -153,14 +147,14 @@ impl Snapshot {
 }
 
 impl WorkspaceView {
-    /// It was deleted, and only its archives are left.
+    /// Whether the workspace was deleted and only its archives are left.
     pub fn is_gone(&self) -> bool {
-        self.spec.wanted.is_gone() && self.state == State::Archived
+        self.spec.desired_state.is_gone() && self.state == State::Archived
     }
 }
 
 impl AgentView {
-    /// Whether it said that it can do this.
+    /// Whether the agent announced this capability.
     pub fn can(&self, capability: &str) -> bool {
         self.capabilities.iter().any(|known| known == capability)
     }
@@ -169,7 +163,7 @@ impl AgentView {
 // === impl Fingerprint ===
 
 impl Fingerprint {
-    /// Of this certificate (DER).
+    /// Computes the fingerprint of a certificate in DER form.
     pub fn of(certificate: &[u8]) -> Self {
         let mut bytes = [0; 32];
         bytes.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, certificate).as_ref());

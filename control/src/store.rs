@@ -18,6 +18,7 @@ use std::{
 
 use podling_core::{
     id::WorkspaceId,
+    reason::StateReason,
     status::{Phase, Status},
     time::Timestamp,
     workspace::{Epoch, Spec, State},
@@ -42,7 +43,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 pub type CommitResult = (StoreChange, Result<(), Arc<StoreError>>);
 
 /// The shape of [`WorkspaceRecord`]. A record of a later one is left alone.
-pub const RECORD_SCHEMA: u32 = 1;
+pub const RECORD_SCHEMA: u32 = 2;
 
 /// One workspace as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,8 +72,7 @@ pub struct LogEntry {
     pub at: Timestamp,
     /// What the workspace was from then on.
     pub state: State,
-    /// Why, for people.
-    pub reason: String,
+    pub reason: StateReason,
 }
 
 /// SHA-256 of an agent's secret; the secret itself is only in its file.
@@ -109,7 +109,7 @@ impl StoreChange {
 impl WorkspaceRecord {
     /// It was deleted, and is only kept for its archives.
     pub fn is_gone(&self) -> bool {
-        self.spec.wanted.is_gone() && self.status.phase == Phase::Archived && !self.status.storage
+        self.spec.desired_state.is_gone() && self.status.phase == Phase::Archived && !self.status.storage
     }
 }
 

@@ -22,6 +22,7 @@ pub mod control {
 pub mod error;
 pub mod method;
 pub mod problem;
+pub mod text;
 pub mod token;
 pub mod verb;
 

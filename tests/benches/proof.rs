@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use podling_proto::control::v1::State;
+use podling_proto::control::v1::{LogEntry, State, StateReasonCode};
 use podling_tests::{Podling, wait_for};
 use rustix::fs::sync;
 
@@ -21,8 +21,6 @@ use crate::{
 };
 
 const ROUNDS: usize = 3;
-/// How the decision begins that follows the proof.
-const PROVEN: &str = "its archive is proven";
 
 pub(crate) async fn run(podling: &Podling, tree: &Path, report: &mut Report) -> Result<()> {
     let (mut archives, mut proofs) = (Samples::new(), Samples::new());
@@ -36,6 +34,11 @@ pub(crate) async fn run(podling: &Podling, tree: &Path, report: &mut Report) -> 
     Ok(())
 }
 
+fn is_proven(entry: &LogEntry) -> bool {
+    let code = entry.reason.as_ref().map(|reason| reason.code());
+    matches!(code, Some(StateReasonCode::Archived | StateReasonCode::ReleasingStorage))
+}
+
 /// How long it took to archive it, and to prove that.
 async fn archived(podling: &Podling, tree: &Path, name: &str) -> Result<(Duration, Duration)> {
     let workspace = podling.create(name, &["--archive-after", "1s"]).await;
@@ -45,7 +48,7 @@ async fn archived(podling: &Podling, tree: &Path, name: &str) -> Result<(Duratio
     podling.cli().run(&["sleep", name, "--force"]).await.ok();
     podling.becomes(&workspace, State::Archived).await;
     let log = podling.decided(&workspace).await;
-    let proven = log.iter().find(|entry| entry.reason.starts_with(PROVEN)).context("no proof is told")?;
+    let proven = log.iter().find(|entry| is_proven(entry)).context("no proof is told")?;
     let proven = SystemTime::try_from(proven.at.context("a decision without a time")?)?;
     let of_it = |stored: &String| stored.contains(&workspace.id) && stored.ends_with(".zip");
     let zip = podling.stored().into_iter().find(of_it).context("nothing is stored")?;

@@ -24,9 +24,9 @@ use podling_control::{
 use podling_core::{
     id::WorkspaceId,
     policy::Policy,
-    status::Waits,
+    reason::{Wait, WaitReason},
     time::Timestamp,
-    workspace::{Resources, Spec, Wanted},
+    workspace::{DesiredState, Resources, Spec},
 };
 use podling_tests::{
     cluster::{Namespace, define, image},
@@ -89,7 +89,7 @@ impl Ground {
         timeout(DEADLINE, seen).await.unwrap_or_else(|_| panic!("{what} is never observed"))
     }
 
-    async fn sees_waiting(&mut self) -> Waits {
+    async fn sees_waiting(&mut self) -> Wait {
         self.sees("waiting", |seen| match seen {
             Observation::Waits { waits, .. } => waits,
             _ => None,
@@ -147,8 +147,8 @@ fn plan(template: &str) -> StartPlan {
         env: Default::default(),
         policy: Policy::default(),
         resources,
-        wanted: Wanted::Awake,
-        asked: 1,
+        desired_state: DesiredState::Awake,
+        request_seq: 1,
         source: None,
         created: Timestamp(0),
         request_id: String::new(),
@@ -248,8 +248,8 @@ async fn what_a_start_waits_for_is_said_and_it_waits_only_as_long_as_it_is_wante
     let mut starting = JoinSet::new();
     starting.spawn(async move { backend.ensure(plan).await });
     let waits = ground.sees_waiting().await;
-    assert!(!waits.for_room && waits.why.starts_with("no machine has room for it: "), "{waits:?}");
-    assert!(waits.why.contains("Insufficient cpu"), "{waits:?}");
+    assert_eq!(waits.reason, WaitReason::Unschedulable);
+    assert!(waits.detail.contains("Insufficient cpu"), "{waits:?}");
     large.cancellation.cancel();
     let refused = timeout(DEADLINE, starting.join_all()).await.expect("it gives up").remove(0).unwrap_err();
     assert!(refused.to_string().contains("the operation was cancelled"), "{refused}");
@@ -266,7 +266,8 @@ async fn a_quota_of_the_namespace_is_queued_for() {
     let mut starting = JoinSet::new();
     starting.spawn(async move { backend.ensure(asked).await });
     let waits = ground.sees_waiting().await;
-    assert!(waits.for_room && waits.why.contains("team, requested: pods=1, used: pods=0"), "{waits:?}");
+    assert_eq!(waits.reason, WaitReason::QuotaExceeded);
+    assert!(waits.detail.contains("team, requested: pods=1, used: pods=0"), "{waits:?}");
     let more = r#"{"spec": {"hard": {"pods": "1"}}}"#;
     ground.space.kubectl(&["patch", "quota", "team", "--patch", more]).good();
     timeout(DEADLINE, starting.join_all()).await.expect("there is room").remove(0).unwrap();

@@ -165,7 +165,7 @@ async fn archives_go_into_a_bucket_and_what_is_deleted_while_it_is_away_waits_or
     for name in names {
         let workspace = format!("ws/{name}");
         wait_for("it says that its data is kept", async || {
-            space.field(&workspace, ".status.reason").contains("its storage is kept").then_some(())
+            (space.field(&workspace, ".status.reason") == "ArchiveFailed").then_some(())
         })
         .await;
         let said = space.field(&workspace, ".status.conditions[?(@.type=='ArchiveProven')].message");

@@ -159,14 +159,14 @@ async fn a_node_that_is_silent_keeps_its_pods_and_nothing_else_writes_to_their_v
     let kubelet = Program::named("kubelet");
     kubelet.kill().await;
     // Nobody is there who would end its pod.
-    edit(deployed, "dennis", r#"{"wanted": "Asleep"}"#);
+    edit(deployed, "dennis", r#"{"desiredState": "Asleep"}"#);
     wait_long(PATIENCE, "it says what it waits for", async || {
-        let reason = space.field("ws/dennis", ".status.reason");
-        reason.contains("the node node0 does not answer, and may still run the pod").then_some(())
+        let message = space.field("ws/dennis", ".status.message");
+        message.contains("the node node0 does not answer, and may still run the pod").then_some(())
     })
     .await;
     // Also where somebody wants it back.
-    edit(deployed, "dennis", r#"{"wanted": "Awake"}"#);
+    edit(deployed, "dennis", r#"{"desiredState": "Awake"}"#);
     wait_for("that is seen", async || {
         let [seen, written] = [".status.observedGeneration", ".metadata.generation"];
         (space.field("ws/dennis", seen) == space.field("ws/dennis", written)).then_some(())
@@ -197,7 +197,7 @@ async fn a_drained_node_gives_its_workspaces_back_with_their_files() {
         .kubectl(&["drain", "node0", of_workspaces, "--force", "--delete-emptydir-data", "--timeout=120s"])
         .good();
     wait_for("it says what it waits for", async || {
-        space.field("ws/margaret", ".status.reason").contains("no machine has room for it").then_some(())
+        (space.field("ws/margaret", ".status.reason") == "Unschedulable").then_some(())
     })
     .await;
     space.kubectl(&["uncordon", "node0"]).good();
@@ -241,7 +241,7 @@ async fn a_quota_that_others_use_up_is_a_queue_and_no_error() {
     quota(&hard);
     podling(deployed, &["create", "radia", "--no-wait"]).await;
     is(deployed, "radia", "queued").await;
-    assert!(space.field("ws/radia", ".status.reason").contains("quota"), "it says why");
+    assert_eq!(space.field("ws/radia", ".status.reason"), "QuotaExceeded");
     quota(r#"{"spec": {"hard": {"pods": "200"}}}"#);
     is(deployed, "radia", "awake").await;
     podling(deployed, &["rm", "--discard", "radia"]).await;
@@ -267,7 +267,7 @@ async fn one_that_was_edited_into_nonsense_hides_nobody_and_is_served_again_when
     };
     // As an older kind, which knew fewer rules, would have let it in.
     replace(r#"{"type": "object", "x-kubernetes-preserve-unknown-fields": true}"#);
-    edited(r#"{"spec": {"wanted": ["nonsense"], "policy": 7}}"#).await;
+    edited(r#"{"spec": {"desiredState": ["nonsense"], "policy": 7}}"#).await;
 
     // Nobody else notices, nor does a control plane that starts.
     podling(deployed, &["sleep", "--force", "ole"]).await;
@@ -280,7 +280,7 @@ async fn one_that_was_edited_into_nonsense_hides_nobody_and_is_served_again_when
     let refused = deployed.cli().run(&["create", "niklaus"]).await;
     assert!(refused.err().contains("there is a workspace niklaus in this namespace already"), "{refused:?}");
 
-    edited(r#"{"spec": {"wanted": "Awake", "policy": null}}"#).await;
+    edited(r#"{"spec": {"desiredState": "Awake", "policy": null}}"#).await;
     replace(&rules);
     works_on(deployed, "niklaus", &pod).await;
     podling(deployed, &["rm", "--discard", "niklaus"]).await;

@@ -73,12 +73,12 @@ async fn a_leader_that_is_killed_while_it_does_something_is_replaced_and_nothing
     assert_eq!(one.len(), 1, "it was not started twice: {one:#?}");
     podling(deployed, &["run", &id, "--", "sh", "-c", "echo here >file"]).await;
 
-    edit(deployed, "barbara", r#"{"wanted": "Asleep"}"#);
+    edit(deployed, "barbara", r#"{"desiredState": "Asleep"}"#);
     killed_after(deployed, "barbara", "awake").await;
     is(deployed, "barbara", "asleep").await;
     assert!(of(deployed, "pods", &id).is_empty());
 
-    edit(deployed, "barbara", r#"{"wanted": "Awake"}"#);
+    edit(deployed, "barbara", r#"{"desiredState": "Awake"}"#);
     killed_after(deployed, "barbara", "asleep").await;
     is(deployed, "barbara", "awake").await;
     deployed.is_up();
@@ -121,7 +121,7 @@ async fn a_manifest_that_somebody_copied_takes_nothing_from_whom_it_was_copied()
     copy["metadata"] = serde_json::json!({"name": "admiral", "finalizers": metadata["finalizers"]});
     space.apply(&copy.to_string()).good();
     wait_for("it says why it is not served", async || {
-        space.field("ws/admiral", ".status.reason").contains("belongs to the workspace grace").then_some(())
+        space.field("ws/admiral", ".status.message").contains("belongs to the workspace grace").then_some(())
     })
     .await;
     // Neither those that were there see it as hers, nor whoever comes next.
@@ -138,7 +138,7 @@ async fn a_manifest_that_somebody_copied_takes_nothing_from_whom_it_was_copied()
     copy["metadata"]["name"] = "grace".into();
     space.apply(&copy.to_string()).good();
     wait_for("it says how it comes back", async || {
-        space.field("ws/grace", ".status.reason").contains("with the archive as spec.source").then_some(())
+        space.field("ws/grace", ".status.message").contains("with the archive as spec.source").then_some(())
     })
     .await;
     space.kubectl(&["delete", "ws", "grace"]).good();
@@ -218,9 +218,9 @@ async fn a_leader_that_stood_still_and_comes_back_changes_nothing_any_more() {
     let process = process_of(&old);
     kill_process(process, Signal::STOP).unwrap();
     another_leads(deployed, &old).await;
-    edit(deployed, "donald", r#"{"wanted": "Asleep"}"#);
+    edit(deployed, "donald", r#"{"desiredState": "Asleep"}"#);
     is(deployed, "donald", "asleep").await;
-    edit(deployed, "donald", r#"{"wanted": "Awake"}"#);
+    edit(deployed, "donald", r#"{"desiredState": "Awake"}"#);
     is(deployed, "donald", "awake").await;
     // (What is seen of it beside its record the new leader goes on showing.)
     let (pod, record) =

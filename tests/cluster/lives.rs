@@ -70,13 +70,13 @@ async fn a_workspace_lives_in_pods_sleeps_without_one_and_comes_back_from_its_ar
     podling(deployed, &["sleep", "--force", "ada"]).await;
     assert!(of(deployed, "pods", &id).is_empty(), "asleep it has no pod");
     assert_eq!(
-        deployed.space().field("ws/ada", ".spec.wanted"),
+        deployed.space().field("ws/ada", ".spec.desired_state"),
         "Asleep",
         "or an edit to Awake would be none"
     );
     assert_eq!(podling(deployed, &["run", "ada", "--", "cat", "file"]).await.out(), "kept\n");
     assert_ne!(uid(&of(deployed, "pods", &id)), first);
-    assert_eq!(deployed.space().field("ws/ada", ".spec.wanted"), "Awake");
+    assert_eq!(deployed.space().field("ws/ada", ".spec.desired_state"), "Awake");
 
     podling(deployed, &["rm", "ada"]).await;
     wait_for("only its archive is left", async || of(deployed, "pvc", &id).is_empty().then_some(())).await;
@@ -127,10 +127,10 @@ async fn kubectl_alone_makes_a_workspace_puts_it_to_sleep_wakes_it_and_lets_it_g
     let explained = podling(deployed, &["explain", &id]).await.out();
     assert!(explained.contains("2h"), "{explained}");
 
-    edit(deployed, "grace", r#"{"wanted": "Asleep", "resources": {"cpu": "200m", "memory": "192Mi"}}"#);
+    edit(deployed, "grace", r#"{"desiredState": "Asleep", "resources": {"cpu": "200m", "memory": "192Mi"}}"#);
     is(deployed, "grace", "asleep").await;
     assert!(of(deployed, "pods", &id).is_empty());
-    edit(deployed, "grace", r#"{"wanted": "Awake"}"#);
+    edit(deployed, "grace", r#"{"desiredState": "Awake"}"#);
     is(deployed, "grace", "awake").await;
     let pods = of(deployed, "pods", &id);
     assert_eq!(pods[0]["spec"]["containers"][0]["resources"]["limits"]["cpu"], "200m");

@@ -42,18 +42,21 @@ async fn what_a_node_cannot_give_is_said_and_the_workspace_goes_on_with_what_it_
     let node: Value =
         serde_json::from_str(&space.kubectl(&["get", "nodes", "--output", "json"]).good()).unwrap();
     let cores: u64 = node["items"][0]["status"]["capacity"]["cpu"].as_str().unwrap().parse().unwrap();
-    let says = async |cpu: String, words: &'static str| {
+    let says = async |cpu: String, reason: &'static str, words: &'static str| {
         edit(
             deployed,
             "dennis",
             &format!("{{\"resources\": {{\"cpu\": \"{cpu}\", \"memory\": \"128Mi\"}}}}"),
         );
-        wait_for(words, async || space.field("ws/dennis", ".status.reason").contains(words).then_some(()))
-            .await;
+        wait_for(reason, async || {
+            let shown = [".status.reason", ".status.message"].map(|field| space.field("ws/dennis", field));
+            (shown[0] == reason && shown[1].contains(words)).then_some(())
+        })
+        .await;
     };
     // All that the node has is taken in part by others.
-    says(cores.to_string(), "its node has no room for what it is to have").await;
-    says((cores * 4).to_string(), "its node can never give it that").await;
+    says(cores.to_string(), "ResizeDeferred", "waiting for free resources on its node").await;
+    says((cores * 4).to_string(), "ActionFailed", "its node can never provide that").await;
     let condition = ".status.conditions[?(@.type=='Resized')]";
     wait_for("it is said to tools as well", async || {
         let resized: Value = serde_json::from_str(&space.field("ws/dennis", condition)).ok()?;
@@ -61,7 +64,7 @@ async fn what_a_node_cannot_give_is_said_and_the_workspace_goes_on_with_what_it_
     })
     .await;
     assert_eq!(podling(deployed, &["run", "dennis", "--", "echo", "here"]).await.out(), "here\n");
-    says("100m".into(), "its agent serves it").await;
+    says("100m".into(), "AgentConnected", "the agent is connected").await;
     assert_eq!(of(deployed, "pods", &id).len(), 1);
     podling(deployed, &["rm", "--discard", "dennis"]).await;
 }

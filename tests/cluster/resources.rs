@@ -18,16 +18,16 @@ fn workspace(name: &str, spec: &str) -> String {
 fn a_workspace_takes_two_lines_and_shows_its_story() {
     let space = space();
     space.apply(&workspace("demo", "owner: ada\ntemplate: python")).good();
-    assert_eq!(space.field("ws/demo", ".spec.wanted"), "Awake");
+    assert_eq!(space.field("ws/demo", ".spec.desired_state"), "Awake");
     let table = space.kubectl(&["get", "ws"]).good();
     let head: Vec<_> = table.lines().next().unwrap().split_whitespace().collect();
     assert_eq!(head, ["NAME", "STATE", "OWNER", "TEMPLATE", "ACTIVITY", "IDLE", "NEXT", "AGE"]);
     assert!(table.contains("ada") && table.contains("python"), "{table}");
     space
-        .kubectl(&["patch", "ws/demo", "--type=merge", "--patch", r#"{"spec": {"wanted": "Asleep"}}"#])
+        .kubectl(&["patch", "ws/demo", "--type=merge", "--patch", r#"{"spec": {"desiredState": "Asleep"}}"#])
         .good();
     let explained =
-        kubectl(&["explain", "workspace.spec.wanted", "--api-version=podling.dev/v1alpha1"]).good();
+        kubectl(&["explain", "workspace.spec.desired_state", "--api-version=podling.dev/v1alpha1"]).good();
     assert!(explained.contains("sleeps by its policy"), "{explained}");
 }
 
@@ -67,7 +67,7 @@ fn nonsense_is_refused_in_words() {
         ("template: python", "spec.owner: Required value"),
         ("owner: a b\ntemplate: python", "spec.owner"),
         ("owner: ada\ntemplate: Python", "spec.template"),
-        ("owner: ada\ntemplate: python\nwanted: Sleeping", "supported values: \"Awake\", \"Asleep\""),
+        ("owner: ada\ntemplate: python\ndesiredState: Sleeping", "supported values: \"Awake\", \"Asleep\""),
         (
             "owner: ada\ntemplate: python\nresources: {memory: 1Mi}",
             "the agent and a shell need at least 64Mi",
@@ -85,7 +85,7 @@ fn nonsense_is_refused_in_words() {
         ),
         (
             "owner: ada\ntemplate: python\nports: [{name: a, port: 80}, {name: b, port: 80}]",
-            "no two names for one port",
+            "a port has only one name",
         ),
         (
             "owner: ada\ntemplate: python\nports: [{name: a, port: 80}, {name: a, port: 81}]",
@@ -115,7 +115,7 @@ fn what_never_changes_does_not() {
         ("python", "vscode", "the template of a workspace never changes"),
         ("10Gi", "9Gi", "a volume cannot shrink"),
         ("{size: 10Gi}", "{size: 10Gi, className: fast}", "the storage class of a volume cannot change"),
-        ("\nstorage: {size: 10Gi}", "", "storage that was asked for stays"),
+        ("\nstorage: {size: 10Gi}", "", "storage cannot be removed"),
     ] {
         let refused = space.apply(&workspace("demo", &spec.replace(from, to))).bad();
         assert!(refused.contains(told), "{refused}");

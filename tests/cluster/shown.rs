@@ -58,7 +58,7 @@ async fn kubectl_shows_how_a_workspace_is_used_and_tells_what_became_of_it() {
         assert_eq!(condition(&shown, kind), "True", "{kind}");
     }
     let line = deployed.space().kubectl(&["get", "ws", "mary"]).good();
-    assert!(line.contains("idle") && line.contains("it is warned of its sleep"), "{line}");
+    assert!(line.contains("idle") && line.contains("WarnOfSleep"), "{line}");
 
     podling(deployed, &["sleep", "--force", "mary"]).await;
     let asleep = wait_for("it shows that nothing serves it", async || {
@@ -184,7 +184,7 @@ async fn nothing_is_written_while_nothing_changes() {
         comes_to(deployed, name, "awake");
         // Half of them sleep.
         if n % 2 == 1 {
-            edit(deployed, name, r#"{"wanted": "Asleep"}"#);
+            edit(deployed, name, r#"{"desiredState": "Asleep"}"#);
             comes_to(deployed, name, "asleep");
         }
         ids.insert(name.clone(), id_of(deployed, name));

@@ -63,7 +63,7 @@ impl Podling {
         while let Ok(told) = timeout_at(until, watch.message()).await {
             let told = told.expect("the watch goes on").expect("the watch goes on");
             if let Some(Event::Workspace(now)) = told.event {
-                assert_eq!(now.state(), State::Awake, "{}: {}", workspace.name, now.reason);
+                assert_eq!(now.state(), State::Awake, "{}: {:?}", workspace.name, now.reason);
             }
         }
     }

@@ -9,7 +9,20 @@ use super::assessment::ActivityLevel;
 pub struct SleepNotice {
     /// Time at which the workspace will fall asleep.
     pub at: SystemTime,
-    pub reason: String,
+    pub cause: SleepCause,
+}
+
+/// What puts the workspace to sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SleepCause {
+    /// A later control plane gave a cause that this agent does not know.
+    Unspecified,
+    /// The idle timeout passes without use.
+    Idle,
+    /// The longest time awake that the policy allows is over.
+    MaxAwake,
+    /// A request.
+    Requested,
 }
 
 /// The last warning, until it is withdrawn or the workspace is used.
@@ -42,16 +55,16 @@ mod tests {
     #[test]
     fn warning_is_valid_until_replaced_withdrawn_or_used() {
         let (mut pending_warning, start) = (PendingWarning::default(), Instant::now());
-        let warning = |reason: &str| Some(SleepNotice { at: SystemTime::UNIX_EPOCH, reason: reason.into() });
+        let warning = |cause| Some(SleepNotice { at: SystemTime::UNIX_EPOCH, cause });
         let (before, after) =
             (start.checked_sub(Duration::from_secs(60)), Some(start + Duration::from_secs(1)));
         assert_eq!(pending_warning.current(ActivityLevel::Idle, before), None);
-        pending_warning.warn(warning("one"), start);
-        pending_warning.warn(warning("two"), start);
-        assert_eq!(pending_warning.current(ActivityLevel::Idle, before), warning("two"));
+        pending_warning.warn(warning(SleepCause::MaxAwake), start);
+        pending_warning.warn(warning(SleepCause::Idle), start);
+        assert_eq!(pending_warning.current(ActivityLevel::Idle, before), warning(SleepCause::Idle));
         pending_warning.warn(None, start);
         assert_eq!(pending_warning.current(ActivityLevel::Idle, before), None);
-        pending_warning.warn(warning("three"), start);
+        pending_warning.warn(warning(SleepCause::Requested), start);
         assert_eq!(
             pending_warning.current(ActivityLevel::Idle, after),
             None,
@@ -62,7 +75,7 @@ mod tests {
             None,
             "a discarded warning does not come back"
         );
-        pending_warning.warn(warning("four"), start);
+        pending_warning.warn(warning(SleepCause::Requested), start);
         assert_eq!(pending_warning.current(ActivityLevel::Busy, before), None);
     }
 }

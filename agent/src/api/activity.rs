@@ -23,6 +23,7 @@ use crate::{
         ActivityMonitor, ActivityRevision, ActivitySnapshot,
         assessment::{ActivityEvidence, ActivityLevel, ActivitySignal},
         leases::{KeepAwakeLease, LeaseError, MAX_LEASES},
+        warning::SleepCause,
     },
     admission::Intent,
 };
@@ -157,8 +158,17 @@ pub fn activity_state(snapshot: &ActivitySnapshot) -> wire::ActivityState {
         at: Some(SystemTime::now().into()),
         sleep_warning: snapshot.warning.as_ref().map(|warning| wire::SleepWarning {
             at: Some(warning.at.into()),
-            reason: warning.reason.clone(),
+            cause: sleep_cause(warning.cause).into(),
         }),
+    }
+}
+
+fn sleep_cause(cause: SleepCause) -> wire::SleepCause {
+    match cause {
+        SleepCause::Unspecified => wire::SleepCause::Unspecified,
+        SleepCause::Idle => wire::SleepCause::Idle,
+        SleepCause::MaxAwake => wire::SleepCause::MaxAwake,
+        SleepCause::Requested => wire::SleepCause::Requested,
     }
 }
 

@@ -3,14 +3,17 @@
 
 use std::time::{Duration, SystemTime};
 
-use podling_proto::{control::v1 as wire, token::VerifyingKeys};
+use podling_proto::{agent::v1 as agent_wire, control::v1 as wire, token::VerifyingKeys};
 
 use super::AgentDescription;
 use crate::{
-    activity::{ActivitySnapshot, warning::SleepNotice},
+    activity::{
+        ActivitySnapshot,
+        warning::{SleepCause, SleepNotice},
+    },
     api,
     claim::{AgentPolicy, Claim},
-    sleep::SleepUrgency,
+    sleep::{SleepDeclined, SleepUrgency},
 };
 
 /// Protocol version of this agent.
@@ -27,8 +30,6 @@ const WORK_WINDOW: (Duration, Duration) = (Duration::from_millis(200), Duration:
 const MAX_LEASE: Duration = Duration::from_secs(24 * 3600);
 /// Bounds of the output retained per terminal, in bytes.
 const RING_BYTES: (u64, u64) = (64 * 1024, 64 * 1024 * 1024);
-/// Longest reason of a warning; longer ones are cut. Clients show it on one line.
-const MAX_REASON_CHARS: usize = 200;
 /// Upper bound of the policy's limits for terminals and processes.
 const MAX_TERMINALS_OR_PROCESSES: u32 = 4096;
 
@@ -72,10 +73,16 @@ pub fn heartbeat(sequence: u64, snapshot: &ActivitySnapshot) -> wire::AgentMessa
 /// Parses a warning. One without a time withdraws the previous one.
 pub fn warning(warn: wire::Warn) -> Option<SleepNotice> {
     let at = warn.at.and_then(|at| SystemTime::try_from(at).ok())?;
-    Some(SleepNotice { at, reason: warn.reason.chars().take(MAX_REASON_CHARS).collect() })
+    let cause = match warn.cause() {
+        agent_wire::SleepCause::Unspecified => SleepCause::Unspecified,
+        agent_wire::SleepCause::Idle => SleepCause::Idle,
+        agent_wire::SleepCause::MaxAwake => SleepCause::MaxAwake,
+        agent_wire::SleepCause::Requested => SleepCause::Requested,
+    };
+    Some(SleepNotice { at, cause })
 }
 
-/// Parses a prepare directive into the hold and the urgency. `force` takes precedence over `asked`.
+/// Parses a prepare directive into the hold and the urgency. `force` takes precedence over `requested`.
 pub fn prepare(prepare: &wire::Prepare) -> (Option<Duration>, SleepUrgency) {
     let urgency = match (prepare.force, prepare.requested) {
         (true, _) => SleepUrgency::Forced,
@@ -91,10 +98,26 @@ pub fn done(id: u64) -> wire::AgentMessage {
 }
 
 /// Reports that a directive was declined.
-pub fn declined(id: u64, reason: &str, snapshot: &ActivitySnapshot) -> wire::AgentMessage {
-    let declined =
-        wire::Declined { reason: reason.to_owned(), activity: Some(api::activity::activity_state(snapshot)) };
+pub fn declined(
+    id: u64,
+    reason: wire::DeclineReason,
+    detail: String,
+    snapshot: &ActivitySnapshot,
+) -> wire::AgentMessage {
+    let activity = Some(api::activity::activity_state(snapshot));
+    let declined = wire::Declined { detail, activity, reason: reason.into() };
     result(id, wire::directive_result::Result::Declined(declined))
+}
+
+/// Why a sleep directive was declined, as the wire has it.
+pub fn decline_reason(declined: &SleepDeclined) -> wire::DeclineReason {
+    match declined {
+        SleepDeclined::InUse(_) => wire::DeclineReason::InUse,
+        SleepDeclined::TooSoon { .. } => wire::DeclineReason::IdleTooShort,
+        SleepDeclined::RequestsHeld(_) => wire::DeclineReason::RequestHeld,
+        SleepDeclined::NotPrepared => wire::DeclineReason::NotPrepared,
+        SleepDeclined::Asleep => wire::DeclineReason::AlreadyCommitted,
+    }
 }
 
 fn result(id: u64, result: wire::directive_result::Result) -> wire::AgentMessage {

@@ -247,8 +247,10 @@ impl<'a> ControlSession<'a> {
                 self.answer(id, self.connection.sleep.cancel(), outbox)
             }
             None => {
-                let reason = "this agent does not know the directive";
-                send(outbox, messages::declined(id, reason, &self.connection.activity.snapshot()))
+                let detail = "this agent does not know the directive".to_owned();
+                let (reason, snapshot) =
+                    (wire::DeclineReason::Unspecified, self.connection.activity.snapshot());
+                send(outbox, messages::declined(id, reason, detail, &snapshot))
             }
         }
     }
@@ -271,7 +273,9 @@ impl<'a> ControlSession<'a> {
         let answer = match done {
             Ok(()) => messages::done(id),
             Err(declined) => {
-                messages::declined(id, &declined.to_string(), &self.connection.activity.snapshot())
+                let (reason, snapshot) =
+                    (messages::decline_reason(&declined), self.connection.activity.snapshot());
+                messages::declined(id, reason, declined.to_string(), &snapshot)
             }
         };
         send(outbox, answer)

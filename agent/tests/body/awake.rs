@@ -101,11 +101,11 @@ async fn a_warning_is_shown_to_whoever_watches_until_the_workspace_is_used() {
     };
     assert_eq!(shown(false).await.level(), ActivityLevel::Idle);
     let at = Some(prost_types::Timestamp::from(SystemTime::now() + Duration::from_secs(60)));
-    let reason = "idle for 14 minutes".to_owned();
-    session.direct(3, Directive::Warn(wire::Warn { at, reason: reason.clone() })).await;
+    let cause = agent_wire::SleepCause::Idle.into();
+    session.direct(3, Directive::Warn(wire::Warn { at, cause })).await;
     assert_eq!(session.result(3).await, wire::directive_result::Result::Done(wire::Done {}));
     let warning = shown(true).await.sleep_warning;
-    assert_eq!(warning, Some(agent_wire::SleepWarning { at, reason }));
+    assert_eq!(warning, Some(agent_wire::SleepWarning { at, cause }));
     start_something(&agent, &key).await;
     shown(false).await;
 }

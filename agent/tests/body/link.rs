@@ -161,7 +161,7 @@ async fn what_this_agent_does_not_know_is_declined_with_its_activity() {
     let wire::directive_result::Result::Declined(declined) = session.result(7).await else {
         panic!("not declined");
     };
-    assert!(declined.reason.contains("does not know") && declined.activity.is_some());
+    assert!(declined.detail.contains("does not know") && declined.activity.is_some());
     session.direct(8, Directive::Warn(wire::Warn::default())).await;
     assert_eq!(session.result(8).await, wire::directive_result::Result::Done(wire::Done {}));
 }

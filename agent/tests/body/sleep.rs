@@ -41,13 +41,13 @@ async fn prepare_is_declined_with_evidence_while_the_workspace_is_used_or_not_id
     .await;
     assert!(bed.session.hello.capabilities.iter().any(|capability| capability == "sleep"));
     let said = declined(bed.prepare(false, None).await);
-    assert!(said.reason.contains("600s") && said.activity.is_some(), "{said:?}");
+    assert!(said.reason() == wire::DeclineReason::IdleTooShort && said.activity.is_some(), "{said:?}");
     bed.keep_awake(60).await.expect("a lease");
     let said = declined(bed.prepare(false, None).await);
-    assert!(said.reason.contains("busy"), "{said:?}");
+    assert!(said.reason() == wire::DeclineReason::InUse, "{said:?}");
     assert_eq!(said.activity.expect("activity").leases.len(), 1);
-    assert!(declined(bed.prepare_asked().await).reason.contains("busy"));
-    assert!(declined(bed.commit().await).reason.contains("not prepared"));
+    assert!(declined(bed.prepare_asked().await).reason() == wire::DeclineReason::InUse);
+    assert!(declined(bed.commit().await).reason() == wire::DeclineReason::NotPrepared);
     assert_eq!(bed.prepare(true, None).await, DONE, "somebody insists");
     assert_eq!(bed.cancel().await, DONE);
 }
@@ -104,12 +104,15 @@ async fn a_keystroke_that_comes_between_waits_stops_the_sleep_and_is_typed() {
     line.type_in("two\n").await;
     bed.held(2).await;
     let said = declined(bed.commit().await);
-    assert!(said.reason.contains("a user types"), "{said:?}");
+    assert!(said.reason() == wire::DeclineReason::RequestHeld, "{said:?}");
     bed.session
         .beating(line.until("both lines", |line| line.acked == 8 && line.text().matches("two").count() == 2))
         .await;
     assert!(line.refused.is_empty() && line.text().contains("one"), "{}", line.text());
-    assert!(declined(bed.prepare(false, None).await).reason.contains("active"), "it counts as use");
+    assert!(
+        declined(bed.prepare(false, None).await).reason() == wire::DeclineReason::InUse,
+        "it counts as use"
+    );
 }
 
 #[tokio::test]
@@ -157,8 +160,8 @@ async fn a_lease_taken_between_stops_the_sleep_as_a_keystroke_does() {
         declined(bed.commit().await)
     });
     lease.expect("taken");
-    assert!(said.reason.contains("lease"), "{said:?}");
-    assert!(declined(bed.prepare(false, None).await).reason.contains("busy"));
+    assert!(said.reason() == wire::DeclineReason::RequestHeld, "{said:?}");
+    assert!(declined(bed.prepare(false, None).await).reason() == wire::DeclineReason::InUse);
 }
 
 #[tokio::test]
@@ -183,7 +186,7 @@ async fn commit_ends_the_programs_refuses_who_waits_and_the_agent_goes_on_servin
 
     assert_eq!(bed.commit().await, DONE, "a repeat");
     assert_eq!(bed.prepare(false, None).await, DONE, "who forgot it may go on with commit");
-    assert!(declined(bed.cancel().await).reason.contains("already asleep"));
+    assert!(declined(bed.cancel().await).reason() == wire::DeclineReason::AlreadyCommitted);
     let refused = bed.create(&["cat"]).await.expect_err("too late");
     assert_eq!((refused.code(), error::reason(&refused)), (Code::Unavailable, Some(Reason::Preparing)));
     assert_eq!(bed.list().await.len(), 1, "reads are served");

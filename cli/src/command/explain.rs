@@ -6,6 +6,7 @@ use clap::Args;
 use podling_proto::{
     agent::v1::{ActivityState, GetActivityRequest},
     control::v1::{ExplainWorkspaceRequest, ExplainWorkspaceResponse, State, Workspace},
+    text,
 };
 use serde::Serialize;
 use tokio::time::timeout;
@@ -41,9 +42,9 @@ struct ExplanationView {
     /// True if the activity is the agent's own answer, false if it is from its last heartbeat.
     fresh: bool,
     activity: Option<ActivityView>,
-    /// What would change the next transition.
-    changes: Vec<String>,
-    backups: Vec<ArchiveView>,
+    /// What a user can do to change the next step, as codes: `use`, `keep-awake`, `wake`, …
+    remedies: Vec<String>,
+    archives: Vec<ArchiveView>,
     /// Latest decisions, oldest first.
     log: Vec<LogEntryView>,
 }
@@ -77,8 +78,8 @@ impl ExplainArgs {
             answer => answer?,
         };
         let id = answer.workspace.as_ref().map_or(self.name.as_str(), |workspace| workspace.id.as_str());
-        let backups = archive::list_for_workspace(client, id).await?;
-        Ok(ExplainData { answer, backups, fresh: false })
+        let archives = archive::list_for_workspace(client, id).await?;
+        Ok(ExplainData { answer, archives, fresh: false })
     }
 }
 
@@ -94,8 +95,12 @@ impl ExplanationView {
             workspace: view,
             fresh: known.fresh,
             activity,
-            changes: known.answer.changes.clone(),
-            backups: known.backups.iter().map(ArchiveView::from).collect(),
+            remedies: known
+                .answer
+                .remedies()
+                .map(|remedy| text::word(remedy.as_str_name(), "REMEDY_"))
+                .collect(),
+            archives: known.archives.iter().map(ArchiveView::from).collect(),
             log: known.answer.log.iter().map(LogEntryView::from).collect(),
         }
     }

@@ -3,7 +3,10 @@
 use std::time::SystemTime;
 
 use clap::Args;
-use podling_proto::control::v1::{AgentConnection, ListWorkspacesRequest, State, Workspace};
+use podling_proto::{
+    control::v1::{AgentConnection, ListWorkspacesRequest, State, Workspace},
+    text,
+};
 
 use crate::{
     backoff::retry_call,
@@ -52,7 +55,7 @@ fn render(workspaces: &[Workspace], now: SystemTime, owners: bool) -> String {
     let none = || "-".to_owned();
     let row = |w: &Workspace| {
         let activity = w.activity.as_ref();
-        // What was heard before the link went says nothing about now.
+        // The last report of an agent that is no longer connected says nothing about now.
         let known = activity
             .filter(|_| w.connection() == AgentConnection::Connected)
             .and_then(|a| activity_word(a.level()));
@@ -70,18 +73,18 @@ fn render(workspaces: &[Workspace], now: SystemTime, owners: bool) -> String {
         if owners {
             row.push((w.owner.clone(), None));
         }
-        row.push((output::plain(problem(w)), Some(Tone::Bad)));
+        row.push((output::plain(&problem(w)), Some(Tone::Bad)));
         row
     };
     output::table(&head, &workspaces.iter().map(row).collect::<Vec<_>>())
 }
 
-/// What is worth more than a line's width: why it does not work. The rest is for `podling explain`.
-fn problem(workspace: &Workspace) -> &str {
+/// The reason of a workspace that does not work. Other reasons are left to `podling explain`.
+fn problem(workspace: &Workspace) -> String {
     match workspace.state() {
-        State::Failed => &workspace.reason,
-        State::Awake if workspace.connection() != AgentConnection::Connected => "its agent is silent",
-        _ => "",
+        State::Failed => workspace.reason.as_ref().map(text::state_reason).unwrap_or_default(),
+        State::Awake if workspace.connection() != AgentConnection::Connected => "agent not connected".into(),
+        _ => String::new(),
     }
 }
 
@@ -89,12 +92,15 @@ fn problem(workspace: &Workspace) -> &str {
 mod tests {
     use std::time::Duration;
 
-    use podling_proto::agent::v1::{ActivityLevel, ActivityState};
+    use podling_proto::{
+        agent::v1::{ActivityLevel, ActivityState},
+        control::v1::{NextStep, next_step::Step},
+    };
 
     use super::*;
 
     #[test]
-    fn a_row_says_what_is_known_and_no_more() {
+    fn row_shows_only_what_is_known() {
         let wire = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
         let idle = ActivityState {
             level: ActivityLevel::Idle.into(),
@@ -122,30 +128,33 @@ mod tests {
         );
         workspace.set_connection(AgentConnection::Unknown);
         let text = render(&[workspace], now, false);
-        assert!(!text.contains("idle") && text.contains("its agent is silent"), "a silent agent is not idle");
+        assert!(!text.contains("idle") && text.contains("agent not connected"), "a silent agent is not idle");
     }
 
     #[test]
-    fn a_full_list_fits_into_a_usual_window() {
-        let next = |state: State, reason: &str, seconds| Workspace {
+    fn full_list_fits_into_100_columns() {
+        let next = |state: State, step: Step, seconds| Workspace {
             name: "analysis".to_owned(),
             id: "abcdefghijkl".to_owned(),
             template: "python".to_owned(),
             state: state.into(),
             since: Some(prost_types::Timestamp { seconds: 0, nanos: 0 }),
-            next_transition: Some(prost_types::Timestamp { seconds, nanos: 0 }),
-            next_transition_reason: reason.to_owned(),
+            next: Some(NextStep {
+                step: step.into(),
+                at: Some(prost_types::Timestamp { seconds, nanos: 0 }),
+                ..NextStep::default()
+            }),
             ..Workspace::default()
         };
         let workspaces = [
-            next(State::FallingAsleep, "", 0),
-            next(State::Asleep, "its storage is archived and let go", 3_600 + 82_800 + 120),
-            next(State::Archived, "its oldest archive is removed", 30 * 86_400),
-            Workspace { queue_position: 2, ..next(State::Queued, "", 0) },
+            next(State::FallingAsleep, Step::Unspecified, 0),
+            next(State::Asleep, Step::Archive, 3_600 + 82_800 + 120),
+            next(State::Archived, Step::ExpireArchive, 30 * 86_400),
+            Workspace { queue_position: 2, ..next(State::Queued, Step::Unspecified, 0) },
         ];
         let text = render(&workspaces, SystemTime::UNIX_EPOCH + Duration::from_secs(3_600), false);
         assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
-        for words in ["archived in 23h 2m", "archive ends in 29d 23h", "2nd in line"] {
+        for words in ["archives in 23h 2m", "archive expires in 29d 23h", "position 2"] {
             assert!(text.contains(words), "{words} is missing in:\n{text}");
         }
     }

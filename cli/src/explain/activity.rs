@@ -1,8 +1,8 @@
-//! Whether a workspace counts as in use, and how we know.
+//! The activity of a workspace, with its evidence.
 
 use std::time::{Duration, SystemTime};
 
-use podling_proto::agent::v1::{ActivityLevel, ActivityState, Evidence, Lease, SleepWarning};
+use podling_proto::agent::v1::{ActivityLevel, ActivityState, Evidence, Lease, SleepCause, SleepWarning};
 
 use crate::{
     duration::{self, from_wire, show},
@@ -11,23 +11,23 @@ use crate::{
     view::activity_word,
 };
 
-/// Whether it counts as in use, and how we know.
+/// Renders the activity and its evidence.
 pub fn render(activity: &ActivityState, fresh: bool, now: SystemTime) -> String {
     let (word, tone) = match activity_word(activity.level()) {
         Some(word @ "idle") => (word, Tone::Faint),
         Some(word) => (word, Tone::Good),
         None => ("unknown", Tone::Notice),
     };
-    let mut text = format!("\nIt counts as {}", paint(word, tone));
+    let mut text = format!("\nActivity: {}", paint(word, tone));
     if !fresh {
-        text.push_str(&format!(" (by its heartbeat {} ago)", since(activity.at, now)));
+        text.push_str(&format!(" (from the heartbeat {} ago)", since(activity.at, now)));
     }
     let rows: Vec<_> = activity.evidence.iter().map(row).collect();
     if rows.is_empty() {
-        text.push_str(": nobody types and nothing runs.\n");
+        text.push_str(". No input arrives and no program works.\n");
     } else {
-        text.push_str(", because:\n\n");
-        for line in table(&["WHAT", "SEEN", "HOLDS FOR"], &rows).lines() {
+        text.push_str(", because of:\n\n");
+        for line in table(&["SIGNAL", "LAST SEEN", "COUNTS FOR"], &rows).lines() {
             text.push_str(&format!("  {line}\n"));
         }
         text.push('\n');
@@ -39,7 +39,7 @@ pub fn render(activity: &ActivityState, fresh: bool, now: SystemTime) -> String 
     activity.leases.iter().for_each(|lease| text.push_str(&render_lease(lease)));
     if let Some(usage) = activity.usage {
         text.push_str(&format!(
-            "It uses {:.2} cores and {} of memory, with {} and {}.\n",
+            "It uses {:.2} cores and {} of memory, in {} and {}.\n",
             usage.cpu_cores,
             indicatif::HumanBytes(usage.memory_bytes),
             counted(usage.processes, "process", "processes"),
@@ -53,8 +53,8 @@ fn row(evidence: &Evidence) -> Vec<(String, Option<Tone>)> {
     let seen = from_wire(evidence.age).unwrap_or_default();
     let seen = if seen < Duration::from_secs(1) { "now".to_owned() } else { format!("{} ago", show(seen)) };
     let holds = match from_wire(evidence.holds_for).unwrap_or_default() {
-        _ if evidence.capped => "no longer counts: its cap is over".to_owned(),
-        Duration::ZERO => "as long as it is there".to_owned(),
+        _ if evidence.capped => "no longer counts: its cap is reached".to_owned(),
+        Duration::ZERO => "while it is present".to_owned(),
         left => show(left),
     };
     let tone = evidence.capped.then_some(Tone::Faint);
@@ -66,10 +66,10 @@ fn render_idle(activity: &ActivityState) -> String {
     let wanted = from_wire(activity.idle_timeout).unwrap_or_default();
     match activity.level() {
         ActivityLevel::Idle => {
-            format!("{} of idle time count so far; it sleeps after {} of it.\n", show(counted), show(wanted))
+            format!("Idle time so far: {}. It falls asleep after {}.\n", show(counted), show(wanted))
         }
         _ => format!(
-            "Idle time begins to count when none of this holds; it sleeps after {} of it.\n",
+            "Idle time counts once none of these signals is left. It falls asleep after {} of idle time.\n",
             show(wanted)
         ),
     }
@@ -78,13 +78,18 @@ fn render_idle(activity: &ActivityState) -> String {
 fn render_lease(lease: &Lease) -> String {
     let left = duration::show(from_wire(lease.remaining).unwrap_or_default());
     let why = if lease.reason.is_empty() { String::new() } else { format!(" ({})", plain(&lease.reason)) };
-    format!("It is kept awake by {:?}{why} for another {left}.\n", plain(&lease.name))
+    format!("The keep-awake lease {:?}{why} holds for another {left}.\n", plain(&lease.name))
 }
 
 fn render_warning(warning: &SleepWarning, now: SystemTime) -> String {
+    let what = match warning.cause() {
+        SleepCause::Unspecified | SleepCause::Idle => "falls asleep unless it is used,",
+        SleepCause::MaxAwake => "falls asleep at its longest time awake,",
+        SleepCause::Requested => "falls asleep as requested,",
+    };
     let left = left(warning.at, now).unwrap_or_default();
     let when = brief(left).map_or_else(|| "now".to_owned(), |left| format!("in {left}"));
-    let line = format!("People in it were warned: it sleeps {when} unless it is used.");
+    let line = format!("Its users have been warned: it {what} {when}.");
     format!("{}\n", paint(&line, Tone::Notice))
 }
 
@@ -99,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_reads_why_it_is_busy_and_what_no_longer_counts() {
+    fn busy_shows_its_evidence_and_what_no_longer_counts() {
         let evidence = |signal: Signal, detail: &str, capped| Evidence {
             signal: signal.into(),
             detail: detail.to_owned(),
@@ -119,20 +124,20 @@ mod tests {
         };
         let text = render(&activity, true, SystemTime::now());
         for words in [
-            "counts as busy",
+            "Activity: busy",
             "97 % of a core",
             "3s ago",
             "1h",
-            "its cap is over",
+            "its cap is reached",
             "after 15m",
-            "kept awake by \"backup\" for another 1m",
+            "The keep-awake lease \"backup\" holds for another 1m",
         ] {
             assert!(text.contains(words), "{words:?} is missing in:\n{text}");
         }
     }
 
     #[test]
-    fn an_old_heartbeat_is_called_one() {
+    fn activity_of_an_old_heartbeat_says_so() {
         let at = Some(SystemTime::UNIX_EPOCH.into());
         let idle = ActivityState {
             level: ActivityLevel::Idle.into(),
@@ -141,7 +146,7 @@ mod tests {
             ..Default::default()
         };
         let text = render(&idle, false, SystemTime::UNIX_EPOCH + Duration::from_secs(12));
-        assert!(text.contains("idle (by its heartbeat 12s ago): nobody types"), "{text}");
-        assert!(text.contains("1m of idle time count so far"), "{text}");
+        assert!(text.contains("idle (from the heartbeat 12s ago). No input arrives"), "{text}");
+        assert!(text.contains("Idle time so far: 1m."), "{text}");
     }
 }

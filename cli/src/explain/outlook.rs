@@ -1,22 +1,24 @@
-//! What happens next, when, and what would change it; and where the files are meanwhile.
+//! Renders what happens next, what a user can do about it, and where the files are.
 
 use std::time::SystemTime;
 
-use podling_proto::control::v1::{State, Workspace, WorkspaceArchive};
+use podling_proto::{
+    agent::v1::SleepCause,
+    control::v1::{Remedy, State, Workspace, WorkspaceArchive, next_step::Step},
+    text,
+};
 
 use crate::{
     archive,
     next_transition::{brief, left, sleeps_in},
-    output::{Tone, paint, plain},
+    output::{Tone, paint},
 };
 
-/// Archives that are named; of older ones only the number.
-const NAMED: usize = 3;
-/// What the control plane calls the sleep that people are about to be warned of.
-const SLEEPS: &str = "it falls asleep unless it is used";
+/// Archives that are listed. Older ones are only counted.
+const MAX_LISTED: usize = 3;
 
-/// What comes by itself, and what would change it.
-pub fn render(workspace: &Workspace, changes: &[String], now: SystemTime) -> String {
+/// Renders the next steps and the remedies.
+pub fn render(workspace: &Workspace, remedies: impl Iterator<Item = Remedy>, now: SystemTime) -> String {
     let mut text = String::new();
     let next = next(workspace, now);
     if !next.is_empty() {
@@ -26,53 +28,57 @@ pub fn render(workspace: &Workspace, changes: &[String], now: SystemTime) -> Str
             text.push_str(&format!("  {when:width$}  {what}\n"));
         }
     }
-    if !changes.is_empty() {
-        let head = if text.is_empty() { "\nWhat would change it" } else { "What would change it" };
-        text.push_str(&format!("{}\n", paint(head, Tone::Strong)));
-        changes.iter().for_each(|change| text.push_str(&format!("  {}\n", plain(change))));
+    let remedies: Vec<_> = remedies.map(text::remedy).collect();
+    if !remedies.is_empty() {
+        let break_before = if text.is_empty() { "\n" } else { "" };
+        text.push_str(&format!("{break_before}{}\n", paint("What you can do", Tone::Strong)));
+        remedies.iter().for_each(|remedy| text.push_str(&format!("  {remedy}\n")));
     }
     text
 }
 
 fn next(workspace: &Workspace, now: SystemTime) -> Vec<(String, String)> {
     let when = |left| brief(left).map_or_else(|| "now".to_owned(), |left| format!("in {left}"));
-    let mut next = Vec::new();
-    if let Some(left) = left(workspace.next_transition, now) {
-        next.push((when(left), plain(&workspace.next_transition_reason)));
+    let mut steps = Vec::new();
+    let next = workspace.next.as_ref();
+    if let Some((next, left)) = next.and_then(|next| Some((next, left(next.at, now)?))) {
+        steps.push((when(left), text::next_step(next)));
     }
-    // Before its warning is due, that is what comes next.
-    let told = workspace.next_transition_reason == SLEEPS;
-    if let Some(left) = sleeps_in(workspace, now).filter(|_| !told) {
-        next.push((when(left), SLEEPS.to_owned()));
+    // The control plane names the warning as the next step until it is due. The sleep itself comes after it.
+    let names_sleep = next.is_some_and(|next| next.step() == Step::Sleep);
+    if let Some(left) = sleeps_in(workspace, now).filter(|_| !names_sleep) {
+        steps.push((when(left), text::sleep(SleepCause::Idle).to_owned()));
     }
-    next
+    steps
 }
 
-/// Where its files are.
-pub fn storage(workspace: &Workspace, backups: &[WorkspaceArchive], now: SystemTime) -> String {
+/// Renders where the files are: in the storage, in archives, or both.
+pub fn storage(workspace: &Workspace, archives: &[WorkspaceArchive], now: SystemTime) -> String {
     let only_archive = workspace.state() == State::Archived;
-    let mut text = match (only_archive, backups.is_empty()) {
-        (true, false) => "\nIts files are in its archive only:\n".to_owned(),
-        (true, true) => "\nIts files are gone, and there is no archive of them.\n".to_owned(),
-        (false, false) => "\nIts files are in its storage, and as they were once in archives:\n".to_owned(),
+    let mut text = match (only_archive, archives.is_empty()) {
+        (true, false) => "\nIts files are only in its archives:\n".to_owned(),
+        (true, true) => "\nIts files are gone, and no archive is left.\n".to_owned(),
+        (false, false) => {
+            "\nIts files are in its storage. Earlier versions are in its archives:\n".to_owned()
+        }
         (false, true) if workspace.state() == State::Awake => return String::new(),
-        (false, true) => "\nIts files are in its storage; there is no archive of them.\n".to_owned(),
+        (false, true) => "\nIts files are in its storage. It has no archive.\n".to_owned(),
     };
-    for backup in backups.iter().take(NAMED) {
+    for archive in archives.iter().take(MAX_LISTED) {
         text.push_str(&format!(
-            "  {}  {}  {}  {} entries  goes {}\n",
-            backup.key,
-            archive::age(backup, now),
-            archive::size(backup),
-            backup.entries,
-            archive::expires(backup, now)
+            "  {}  {}  {}  {} entries  expires {}\n",
+            archive.key,
+            archive::age(archive, now),
+            archive::size(archive),
+            archive.entries,
+            archive::expires(archive, now)
         ));
     }
-    if backups.len() > NAMED {
-        let more = backups.len() - NAMED;
+    if archives.len() > MAX_LISTED {
+        let more = archives.len() - MAX_LISTED;
         text.push_str(&format!("  and {more} older: podling archives {}\n", workspace.id));
     }
-    if let Some(newest) = backups.first().filter(|_| workspace.deleted) {
+    if let Some(newest) = archives.first().filter(|_| workspace.deleted) {
         text.push_str(&format!("Bring it back with: podling restore {}\n", newest.key));
     }
     text

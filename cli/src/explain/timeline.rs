@@ -1,26 +1,27 @@
-//! What was decided lately, as a person likes to read it: how long ago, what it was from then on, why.
+//! Renders the last decisions: when, the state from then on, and the reason.
 
 use std::time::SystemTime;
 
-use podling_proto::control::v1::LogEntry;
+use podling_proto::{control::v1::LogEntry, text};
 use serde::Serialize;
 
 use super::coloured;
 use crate::{
     next_transition::{brief, since},
     output::{Tone, paint, plain},
-    view::state,
+    view::{reason_word, state},
 };
 
-/// A decision, for scripts.
+/// JSON form of a decision.
 #[derive(Debug, Serialize)]
 pub struct LogEntryView {
-    /// When.
     pub at: Option<String>,
-    /// What it was from then on.
+    /// The state from then on.
     pub state: &'static str,
-    /// Why.
+    /// Code of the reason: `agent-connected`, `idle`, …
     pub reason: String,
+    /// The reason in English, with its details.
+    pub message: String,
 }
 
 impl From<&LogEntry> for LogEntryView {
@@ -28,12 +29,13 @@ impl From<&LogEntry> for LogEntryView {
         Self {
             at: entry.at.as_ref().map(ToString::to_string),
             state: state(entry.state()),
-            reason: entry.reason.clone(),
+            reason: entry.reason.as_ref().map(reason_word).unwrap_or_default(),
+            message: entry.reason.as_ref().map(text::state_reason).unwrap_or_default(),
         }
     }
 }
 
-/// The decisions, the latest last.
+/// Renders the decisions, oldest first.
 pub fn render(log: &[LogEntry], now: SystemTime) -> String {
     if log.is_empty() {
         return String::new();
@@ -41,14 +43,17 @@ pub fn render(log: &[LogEntry], now: SystemTime) -> String {
     let ages: Vec<_> = log.iter().map(|entry| age(entry, now)).collect();
     let age_width = ages.iter().map(String::len).max().unwrap_or(0);
     let word_width = log.iter().map(|entry| state(entry.state()).len()).max().unwrap_or(0);
-    let mut text = format!("\n{}\n", paint("Lately", Tone::Strong));
+    let mut text = format!("\n{}\n", paint("Latest decisions", Tone::Strong));
     let mut before = None;
     for (entry, age) in log.iter().zip(ages) {
-        // A state that goes on is not repeated: what changed is the reason.
+        // A state is not repeated where only the reason changed.
         let word = if before == Some(entry.state) { "" } else { state(entry.state()) };
         let word = coloured(entry.state(), &format!("{word:word_width$}"));
         let age = paint(&format!("{age:>age_width$}"), Tone::Faint).into_owned();
-        text.push_str(&format!("  {age}  {word}  {}\n", plain(&entry.reason)));
+        text.push_str(&format!(
+            "  {age}  {word}  {}\n",
+            plain(&entry.reason.as_ref().map(text::state_reason).unwrap_or_default())
+        ));
         before = Some(entry.state);
     }
     text
@@ -66,16 +71,20 @@ fn age(entry: &LogEntry, now: SystemTime) -> String {
 mod tests {
     use std::time::Duration;
 
-    use podling_proto::control::v1::State;
+    use podling_proto::control::v1::{State, StateReason, StateReasonCode};
 
     use super::*;
 
     #[test]
-    fn a_state_that_goes_on_is_not_repeated() {
+    fn unchanged_state_is_not_repeated() {
         let entry = |seconds, state: State, reason: &str| LogEntry {
             at: Some((SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).into()),
             state: state.into(),
-            reason: reason.to_owned(),
+            reason: Some(StateReason {
+                code: StateReasonCode::Unspecified.into(),
+                detail: reason.to_owned(),
+                ..StateReason::default()
+            }),
         };
         let log = [
             entry(0, State::Asleep, "it is not used"),
@@ -86,7 +95,7 @@ mod tests {
         let text = render(&log, SystemTime::UNIX_EPOCH + Duration::from_secs(90_060));
         assert_eq!(
             text,
-            "\nLately\n\
+            "\nLatest decisions\n\
              \x20 1d 1h ago  asleep     it is not used\n\
              \x20    1m ago  archiving  it has slept for long\n\
              \x20   30s ago  asleep     it could not be archived\u{fffd}[2J: no room\n\

@@ -1,4 +1,4 @@
-//! Archives of a workspace's storage, as the machine knows them: each was proven when it was made (law 6).
+//! Archives of a workspace's storage. Each was proven when it was made (law 6).
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::time::Timestamp;
 
-/// Names an archive in the backup store.
+/// Name of an archive in the backup store: `workspace-{id}-{YYYYMMDD-HHMMSS}`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ArchiveKey(pub String);
@@ -14,19 +14,18 @@ pub struct ArchiveKey(pub String);
 /// A proven archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Archive {
-    /// Where it is.
     pub key: ArchiveKey,
-    /// The storage generation it holds: the storage may go only while it has no other. One archive is made of each generation,
-    /// so this names it within its workspace.
+    /// Storage generation that the archive holds. The storage may be removed only while it has the same one. Each generation
+    /// has at most one archive, so this identifies the archive within its workspace.
     pub generation: u64,
-    /// When it was made, for people.
+    /// Wall-clock time of the archive; only displayed.
     pub at: Timestamp,
-    /// What had been witnessed then: its retention counts from there.
-    pub witnessed: Duration,
-    /// Files, folders and links in it.
+    /// Observed time of the archive. Retention counts from here.
+    pub observed_time: Duration,
+    /// Number of files, directories and links.
     pub entries: u64,
-    /// Bytes of the files in it.
+    /// Size of the files in bytes, before compression.
     pub bytes: u64,
-    /// Bytes it takes in the store.
+    /// Size of the zip in bytes.
     pub archive_bytes: u64,
 }

@@ -1,179 +1,170 @@
-//! The state machine of a workspace: what it is, what has to be done, and when to look again.
+//! The state machine of a workspace: its status, the action that is due, and when to look again.
 //!
 //! ```text
-//!   made ──▶ Queued ── admit ──▶ Pending ── start ──▶ Starting ── hello ──▶ Awake ⟲ healthy, resized
+//! created ──▶ Queued ── admit ──▶ Pending ── start ──▶ Starting ── hello ──▶ Awake ⟲ healthy, resized
 //!              ▲  ▲                │ ▲                  │ │                  │ │ ▲
 //!              │  │                │ ├── start_failed ──┘ │                  │ │ │
 //!              │  │                │ └── died, silent ────┼──────────────────┤ │ │
-//!              │  │                ▼                      ▼                  │ │ reprieve, declined
+//!              │  │                ▼                      ▼                  │ │ cancel_sleep, declined
 //!              │  │             FallingAsleep ◀──────── end_now ─────────────┘ ▼ │
 //!              │  │              │      ▲ ◀─────────── end_now ────────── Preparing
-//!              │  │         rest │      │                                      │ prepared
+//!              │  │      stopped │      │                                      │ prepared
 //!              │  │              ▼      └── ready, end_now ── Committing ◀─────┘
-//!              │  └─── wake ── Asleep ◀─ kept, put_off ─┐
-//!              │                │  └─ archive_due ──▶ Opening(Archive) ── opened ──▶ Working(Archive)
-//!           restored            │ let_go
+//!              │  └─── wake ── Asleep ◀─ archived, retry_later ──────────────────────┐
+//!              │                │  └─ archive_due ──▶ Maintenance(Archive, Starting) ── opened ──▶ (…, Running)
+//!           restored            │ release_storage
 //!              │                ▼
-//!              │             Archived ◀─ put_off ───────┐
-//!              │                │  └─ restore ──────▶ Opening(Restore) ── opened ──▶ Working(Restore)
-//!              └────────────────┼──────────────────────────────────────────────────────────┘
+//!              │             Archived ◀─ retry_later ────────────────────────────────┐
+//!              │                │  └─ restore ──────▶ Maintenance(Restore, Starting) ── opened ──▶ (…, Running)
+//!              └────────────────┼─────────────────────────────────────────────────────────────────────┘
 //!                               │ nothing_left
 //!   any ───── discard ─────▶ Deleting: Stop, Remove, Expire each archive, Forget
 //! ```
 //!
-//! Who is `Queued` for the first time joins the line (`lined_up`); `resized` also stays in Pending and Starting. `worn_out` leads from Awake and Preparing to FallingAsleep, in place of
-//! `died` and `silent`, when its agent was started again before and nobody has used it since. `wake` also leads from Opening(Archive)
-//! and Working(Archive) to Queued: who comes back does not wait for an archive.
+//! Not drawn: `enqueue` gives a new `Queued` workspace its position in the admission queue. `resized` also applies in
+//! Pending and Starting. `stop_restarting` leads from Awake and Preparing to FallingAsleep, in place of `died` and `silent`,
+//! when the agent was restarted before and the workspace was not used in between. `wake` also leads from
+//! Maintenance(Archive) to Queued, so that a request never waits for an archive.
 //!
-//! Level-triggered: arrows are followed until none applies, then the order that the phase asks for is given, again and again, until
-//! it is observed to be done. An order is therefore no event; the driver keeps at most one per workspace in flight and gives none
-//! before the status that stands behind it is durable. Nothing is ordered while nobody knows what runs.
+//! The machine is level-triggered. Transitions are followed until none applies. Then the phase asks for an action, again and
+//! again, until the action is observed to be done. The driver keeps at most one action per workspace in flight, and orders
+//! none before the status that asks for it is durable. No action is ordered while it is unknown which processes run.
 //!
-//! Storage goes in two places only: in `Archived`, which is entered when an archive of its present generation is proven (or when
-//! what is in it was only being restored from one), and in `Deleting`, which needs somebody's `discard` or that nothing is left.
+//! Storage is removed in two phases only. `Archived` is entered with a proven archive of the present storage generation, or
+//! after an unfinished restore. `Deleting` is entered on an explicit discard, or when nothing is left.
 
-mod arrow;
+mod action;
+mod backoff;
 mod next;
-mod order;
-mod pause;
+mod transition;
 
 use std::time::Duration;
 
 use crate::{
     mutant,
-    observed::{Observed, Trouble},
-    status::{Phase, Status, Urgency, Waits},
+    observed::{ActionFailure, Observed},
+    reason::{NextStep, Operation, SleepCause, StateReason, Wait, WaitReason},
+    status::{Phase, Status, Urgency},
     time::Timestamp,
     workspace::{Epoch, Resources, Spec},
 };
 
-/// Pause after the first failure; doubled with each further one.
+/// Pause after the first failure. Each further failure doubles it.
 pub const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// Longest pause: a workspace that cannot start costs its machine a start every five minutes.
+/// Longest pause. A workspace that cannot start costs one start every five minutes.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
-/// An agent that lives but has not said hello for so long is given up. Ready agents need milliseconds; a pod's first pull of its
-/// image is over before its agent lives.
+/// Time that a running agent has to say hello. Agents need milliseconds, and the pull of an image does not count.
 pub const HELLO_LIMIT: Duration = Duration::from_secs(60);
-/// An agent that was heard of once and then falls silent is started anew: killing the link is no way to stay awake (law 4).
+/// Silence after which an agent that was connected before is restarted. Cutting the connection must not keep a workspace
+/// awake (law 4).
 pub const SILENCE_LIMIT: Duration = Duration::from_secs(10 * 60);
-/// Awake and connected for so long, earlier failures are forgotten.
+/// Time awake and connected after which earlier failures are forgotten.
 pub const HEALTHY_AFTER: Duration = Duration::from_secs(120);
-/// Commits whose outcome nobody learned. Then the workspace's processes are ended without its agent's help.
+/// Commits with an unknown outcome after which the processes are ended without the agent's help.
 pub const COMMIT_TRIES: u32 = 3;
-/// Archives kept of one workspace; with one more the oldest goes early.
+/// Archives retained per workspace. One more expires the oldest early.
 pub const MAX_ARCHIVES: usize = 100;
 
-/// Why one is awake that is well.
-const SERVED: &str = "its agent serves it";
-
-/// Arrows that one decision follows at most; the longest way in the drawing has nine. One that would go on is a mistake of ours: it is
-/// cut off here, so that one workspace never holds up all others, and tests fail.
-const MOST_ARROWS: usize = 16;
+/// Transitions that one decision follows at most; the longest path in the drawing has nine. A decision that reaches this has
+/// found a cycle, which is a bug: it stops there, so that one workspace never blocks the others, and tests fail.
+const MAX_TRANSITIONS: usize = 16;
 
 /// A side effect, as data. Each is idempotent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Start the agent of this epoch.
     Start(Epoch),
-    /// Ask the agent whether the workspace may sleep; if so it lets nothing new begin.
-    Prepare {
-        /// Whose agent.
-        epoch: Epoch,
-        /// Why, and with that what speaks against it.
-        urgency: Urgency,
-    },
-    /// The agent ends everything and saves it.
+    /// Ask the agent to prepare for sleep: it declines, or holds new requests from then on.
+    Prepare { epoch: Epoch, urgency: Urgency },
+    /// Let the agent end its programs and save.
     Commit(Epoch),
-    /// The agent goes on as if it had not been asked.
+    /// Let the agent of a cancelled sleep go on.
     Cancel(Epoch),
-    /// Give a running agent what it was given of its owner's share, no more and no less, and end nothing for it.
-    Resize {
-        /// Which.
-        epoch: Epoch,
-        /// What it shall have.
-        resources: Resources,
-    },
-    /// End every process of the workspace; done when it is confirmed that none is left.
+    /// Set the resources of a running agent to what is allocated, without ending anything.
+    Resize { epoch: Epoch, resources: Resources },
+    /// End every process of the workspace. Done when it is confirmed that none is left.
     Stop,
-    /// Read the storage into the backup store, by this agent, and prove it.
+    /// Read the storage into the backup store through this agent, and prove the archive.
     Archive(Epoch),
-    /// Fill the storage from its archive, by this agent.
+    /// Fill the storage from its archive through this agent.
     Restore(Epoch),
     /// Remove the storage.
     Remove,
-    /// Remove the archive of this generation.
+    /// Remove the archive of this storage generation.
     Expire(u64),
-    /// Remove the record; its id stays taken.
+    /// Remove the record. Its id stays reserved.
     Forget,
 }
 
-/// What follows from what is wanted, known and seen.
+/// The result of [`decide`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
-    /// The new status.
     pub status: Status,
-    /// What has to be done now: one thing at a time.
+    /// The one action that is due now.
     pub action: Option<Action>,
-    /// When to look again if nothing happens before, and why.
-    pub next: Option<(Timestamp, &'static str)>,
-    /// People in the workspace are to be told that it sleeps at this time, and why.
-    pub warning: Option<(Timestamp, &'static str)>,
+    /// When to decide again if nothing happens before, and which step is due then.
+    pub next: Option<(Timestamp, NextStep)>,
+    /// When the workspace falls asleep, if its users are to be warned now.
+    pub warning: Option<(Timestamp, SleepCause)>,
 }
 
-/// Decides. Pure: the same arguments give the same decision, and a decision's own status decides the same again.
+/// Decides what follows from the spec, the status and the observations. Pure, and idempotent on its own status.
 pub fn decide(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Decision {
     let mut status = status.clone();
-    // Ends: no arrow leads back under the same observation. Back to Starting needs a higher epoch than the one that ended, and
-    // every failure is followed by a pause or by processes that must end first.
+    // This ends: no transition leads back under the same observations. Starting again needs a higher epoch than the one that
+    // ended, and every failure is followed by a pause or by processes that have to end first.
     for followed in 0.. {
-        let Some(next) = arrow::follow(spec, &status, observed, now) else { break };
-        debug_assert!(followed < MOST_ARROWS, "{status:?} leads round in circles under {observed:?}");
-        if followed >= MOST_ARROWS {
+        let Some(next) = transition::follow(spec, &status, observed, now) else { break };
+        debug_assert!(followed < MAX_TRANSITIONS, "{status:?} cycles under {observed:?}");
+        if followed >= MAX_TRANSITIONS {
             break;
         }
         mutant::took(&status, &next);
         status = next;
     }
-    let order = order::of(spec, &status, observed);
-    status = held_up(status, observed, order);
-    let blocked = order.and_then(|action| pause::of(action, observed, now));
-    if let (Some(_), Some(trouble)) = (blocked, &observed.trouble) {
-        status.reason = order::trouble(trouble);
+    let due = action::of(spec, &status, observed);
+    status = with_wait(status, observed, due);
+    let retried = due.and_then(|action| Some((backoff::of(action, observed, now)?, action)));
+    if let (Some(_), Some(last)) = (retried, &observed.last_failure) {
+        status.reason = last.failure.as_reason(last.action);
     }
-    let again = blocked.map(|at| (at, "what went wrong is tried again"));
-    let next = again.into_iter().chain(next::of(spec, &status, observed, now)).min();
+    let retry = retried.map(|(at, action)| (at, NextStep::RetryAction(action.into())));
+    let next = retry.into_iter().chain(next::of(spec, &status, observed, now)).min();
     let warning = next::warning(spec, &status, observed, now);
-    Decision { action: if blocked.is_some() { None } else { order }, status, next, warning }
+    Decision { action: due.filter(|_| retried.is_none()), status, next, warning }
 }
 
-/// What a start or a resize waits for is its reason as long as it does; and what goes wrong with one that is awake and serves all the same.
-fn held_up(status: Status, observed: &Observed, order: Option<Action>) -> Status {
+/// Sets the reason to what a start or a resize waits for, or to the failure that an awake workspace lives with.
+fn with_wait(status: Status, observed: &Observed, due: Option<Action>) -> Status {
     let usual = match status.phase {
-        Phase::Starting | Phase::Opening(_) => "its agent is being started",
-        Phase::Awake => SERVED,
+        Phase::Starting => StateReason::AgentStarting,
+        Phase::Maintenance { stage: crate::status::MaintenanceStage::Starting, .. } => {
+            StateReason::AgentStarting
+        }
+        Phase::Awake => StateReason::AgentConnected,
         _ => return status,
     };
-    let stands = |trouble: &&Trouble| status.phase == Phase::Awake && Some(trouble.action) == order;
-    let trouble = observed.trouble.as_ref().filter(stands);
-    let waits = observed
-        .waits
-        .clone()
-        .or_else(|| trouble.map(|trouble| Waits { why: order::trouble(trouble), for_room: false }));
+    let concerns = |last: &&ActionFailure| status.phase == Phase::Awake && Some(last.action) == due;
+    let failure = observed.last_failure.as_ref().filter(concerns).map(|last| Wait {
+        reason: WaitReason::ActionFailed(Operation::from(last.action)),
+        detail: last.failure.detail().to_owned(),
+    });
+    let waits = observed.waits.clone().or(failure);
     if waits == status.waits {
         return status;
     }
-    let reason = waits.as_ref().map_or(usual, |waits| &waits.why).to_owned();
+    let reason = waits.as_ref().map_or(usual, Wait::as_reason);
     Status { reason, waits, ..status }
 }
 
-/// Somebody waits: the pause of a failed workspace is cut short, though not below the first pause, so that asking in a loop is no
-/// way to keep the machine busy.
-pub fn hurry(status: &Status, now: Timestamp) -> Status {
+/// Shortens the pause of a failed workspace because a request waits for it. It never falls below [`FIRST_PAUSE`], so that
+/// repeated requests cannot keep the machine busy.
+pub fn shorten_backoff(status: &Status, now: Timestamp) -> Status {
     let mut status = status.clone();
     let soonest = status.since.plus(FIRST_PAUSE).max(now);
     if let Phase::Pending { not_before } = &mut status.phase {
         *not_before = soonest.min(*not_before);
     }
-    status.upkeep.not_before = soonest.min(status.upkeep.not_before);
+    status.maintenance_retry.not_before = soonest.min(status.maintenance_retry.not_before);
     status
 }

@@ -10,6 +10,7 @@ pub mod mutant;
 pub mod observed;
 pub mod policy;
 pub mod quota;
+pub mod reason;
 pub mod status;
 pub mod time;
 pub mod workspace;

@@ -1,53 +1,53 @@
-//! Switches that break one law each, and the arrows that were taken: what the simulation needs to prove that it would notice.
+//! Switches that each break one law, and the transitions that were taken. With them the simulation proves that it notices.
 //!
-//! Without the feature `mutants` nothing of it is compiled in: `is` is a constant `false` and `took` nothing at all.
+//! Without the feature `mutants`, `is` is a constant `false` and `took` does nothing.
 
-/// A mistake that could be made here. Each is named for what it does wrong.
+/// A mistake that the state machine could make, named for what it does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(
     not(feature = "mutants"),
     allow(dead_code, reason = "each is looked for in one place, and chosen by tests")
 )]
 pub enum Mutant {
-    /// Storage goes without an archive.
+    /// Storage is removed without an archive.
     RemovesWithoutArchive,
-    /// A start does not change the storage's generation.
+    /// A start keeps the storage generation.
     KeepsGeneration,
-    /// Any archive counts as one of what the storage holds.
+    /// Any archive counts as an archive of what the storage holds.
     TrustsOldArchive,
-    /// Who was asked to shut its door counts as having done it.
-    IgnoresDoor,
-    /// What an agent declines happens all the same.
+    /// An agent that was asked to prepare counts as prepared.
+    IgnoresPrepare,
+    /// A declined action is carried out all the same.
     IgnoresRefusal,
-    /// Processes are ended before their agent has saved everything.
+    /// Processes are ended before the agent has saved.
     EndsBeforeReady,
-    /// Who is not known to be used counts as not used.
+    /// Unknown activity counts as idle.
     SleepsOnUnknown,
-    /// The wall clock says how long somebody slept.
+    /// The wall clock measures how long a workspace slept.
     TrustsWallClock,
-    /// Sleep that somebody asks for has one phase.
+    /// A requested sleep takes one phase instead of two.
     SleepsInOnePhase,
-    /// The record goes before the storage.
+    /// The record is removed before the storage.
     ForgetsFirst,
-    /// There is always room.
-    GivesRoomToAll,
-    /// Who is awake already is given more at once.
+    /// The quota admits every workspace.
+    AdmitsAll,
+    /// A resize of an awake workspace is allocated without quota.
     GrowsAtOnce,
-    /// What a running one was given it never gets.
+    /// Allocated resources never reach the running agent.
     NeverResizes,
-    /// Who came last is next.
+    /// The last workspace in the admission queue is admitted first.
     ServesLastFirst,
-    /// The newest archive goes when the oldest is too old.
+    /// The newest archive is removed when the oldest expires.
     ExpiresNewest,
-    /// A wish to wake that comes while it falls asleep is lost.
+    /// A request to wake that arrives while the workspace falls asleep is lost.
     LosesWake,
-    /// A new agent is started beside an old one.
+    /// A new agent is started beside an old one that runs.
     StartsBeside,
-    /// A start after a failed one has the same epoch.
+    /// A start after a failed start reuses the epoch.
     ReusesEpoch,
-    /// A restore counts as done when it begins.
+    /// A restore counts as done once it begins.
     RestoresInNoTime,
-    /// An agent that cannot be heard is ended at once.
+    /// An agent that sends no heartbeat is ended at once.
     EndsUnheard,
 }
 
@@ -59,21 +59,24 @@ mod chosen {
     use std::cell::{Cell, RefCell};
 
     use super::Mutant;
-    use crate::status::{Phase, Status};
+    use crate::{
+        reason::StateReason,
+        status::{Phase, Status},
+    };
 
-    /// All of them.
+    /// Every mutant, for tests that try each.
     pub const ALL: [Mutant; 20] = [
         Mutant::RemovesWithoutArchive,
         Mutant::KeepsGeneration,
         Mutant::TrustsOldArchive,
-        Mutant::IgnoresDoor,
+        Mutant::IgnoresPrepare,
         Mutant::IgnoresRefusal,
         Mutant::EndsBeforeReady,
         Mutant::SleepsOnUnknown,
         Mutant::TrustsWallClock,
         Mutant::SleepsInOnePhase,
         Mutant::ForgetsFirst,
-        Mutant::GivesRoomToAll,
+        Mutant::AdmitsAll,
         Mutant::GrowsAtOnce,
         Mutant::NeverResizes,
         Mutant::ServesLastFirst,
@@ -85,31 +88,29 @@ mod chosen {
         Mutant::EndsUnheard,
     ];
 
-    /// An arrow that a decision followed.
+    /// A transition that a decision followed.
     #[derive(Debug, Clone)]
-    pub struct Taken {
-        /// Where it began.
+    pub struct FollowedTransition {
         pub from: Phase,
-        /// Where it led.
         pub to: Phase,
-        /// The reason at its end.
-        pub reason: String,
-        /// It was about room, and nothing else.
+        /// The reason after the transition.
+        pub reason: StateReason,
+        /// Only the quota reservation changed.
         pub resized: bool,
     }
 
     thread_local! {
         static CHOSEN: Cell<Option<Mutant>> = const { Cell::new(None) };
-        static TAKEN: RefCell<Vec<Taken>> = const { RefCell::new(Vec::new()) };
+        static TAKEN: RefCell<Vec<FollowedTransition>> = const { RefCell::new(Vec::new()) };
     }
 
-    /// From now on this thread decides as this mutant does; `None`: as it should.
+    /// Makes decisions of this thread follow the mutant; `None` restores the correct behaviour.
     pub fn choose(mutant: Option<Mutant>) {
         CHOSEN.set(mutant);
     }
 
-    /// The arrows that this thread's decisions followed since they were asked for last.
-    pub fn taken() -> Vec<Taken> {
+    /// Returns the transitions of this thread's decisions since the last call.
+    pub fn taken() -> Vec<FollowedTransition> {
         TAKEN.take()
     }
 
@@ -118,8 +119,9 @@ mod chosen {
     }
 
     pub(crate) fn took(from: &Status, to: &Status) {
-        let resized = from.phase == to.phase && (from.given, from.queued) != (to.given, to.queued);
-        let taken = Taken { from: from.phase, to: to.phase, reason: to.reason.clone(), resized };
+        let resized =
+            from.phase == to.phase && (from.allocated, from.queued_at) != (to.allocated, to.queued_at);
+        let taken = FollowedTransition { from: from.phase, to: to.phase, reason: to.reason.clone(), resized };
         TAKEN.with_borrow_mut(|all| all.push(taken));
     }
 }

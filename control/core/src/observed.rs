@@ -1,4 +1,4 @@
-//! Observed: what the driver knows of the world at this moment. Never stored: after a restart it is observed anew.
+//! What the driver observes of a workspace's surroundings. Never stored: a restarted driver observes anew.
 
 mod fold;
 
@@ -7,156 +7,161 @@ use std::{collections::BTreeSet, time::Duration};
 use crate::{
     archive::Archive,
     decide::Action,
-    status::Waits,
+    reason::{DeclineReason, Operation, SleepRequest, StateReason, Wait},
     time::Timestamp,
     workspace::{Epoch, Resources},
 };
 
-/// What is known of one workspace's outside world.
+/// Observations of one workspace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// What runs.
     pub processes: Processes,
-    /// What the start or the resize under way waits for, as the backend sees it.
-    pub waits: Option<Waits>,
-    /// What an agent has, as the backend sees it.
-    pub allotted: Option<(Epoch, Resources)>,
-    /// The last agent that ended, or never came to life.
-    pub ended: Option<Ended>,
-    /// The agent that is claimed and whose heartbeats arrive.
+    /// What the start or resize under way waits for, as the backend reports it.
+    pub waits: Option<Wait>,
+    /// Resources that the agent of an epoch has, as the backend reports them.
+    pub actual: Option<(Epoch, Resources)>,
+    /// The last agent that ended or failed to start.
+    pub ended: Option<AgentEnd>,
+    /// Epoch of the agent that is claimed and sends heartbeats.
     pub connected: Option<Epoch>,
-    /// How long the living agent of the present epoch has not been heard of, as far as the driver witnessed it: while the driver
-    /// or the machine slept nothing is added.
+    /// Time without a heartbeat from the running agent of the current epoch, counted in driver ticks. A driver or a
+    /// machine that sleeps adds nothing.
     pub silence: Duration,
-    /// Whether it is used, as the connected agent said last.
+    /// What the connected agent last reported.
     pub used: Used,
-    /// The agent that has told of use last.
+    /// Epoch of the agent that last reported use.
     pub used_by: Option<Epoch>,
-    /// Why it shall sleep now, unless it is used. Said once: whoever uses it afterwards keeps it awake as ever.
-    pub asked: Option<&'static str>,
-    /// Whether its agent lets new things begin.
-    pub door: Door,
-    /// The agent that has ended and saved everything.
+    /// A pending request to sleep unless in use. It is cleared once it was acted on, or when the workspace is used.
+    pub sleep_request: Option<SleepRequest>,
+    pub prepare_state: PrepareState,
+    /// Epoch of the agent that has ended its programs and saved.
     pub ready: Option<Epoch>,
     /// The archive that was proven last.
     pub archived: Option<Box<Archive>>,
-    /// The agent that has filled the storage from an archive.
+    /// Epoch of the agent that has filled the storage from an archive.
     pub restored: Option<Epoch>,
-    /// Archives (by generation) that are confirmed gone.
+    /// Generations whose archives are confirmed to be removed.
     pub expired: BTreeSet<u64>,
-    /// The last order went wrong (a start that did is `ended`).
-    pub trouble: Option<Trouble>,
-    /// The storage is confirmed gone.
+    /// The last failed action. (A failed start is `ended` instead.)
+    pub last_failure: Option<ActionFailure>,
+    /// Whether the storage is confirmed to be removed.
     pub removed: bool,
-    /// Whether there is room for it to be awake, or for what it wants beyond what it was given.
-    pub room: bool,
-    /// As many workspaces are being archived as may be: it waits.
-    pub crowded: bool,
-    /// The control plane is going down: nothing shall run.
-    pub standby: bool,
-    /// Time that control planes have watched, over all their lives: it grows by ticks alone, so that no clock that is set, and no
-    /// night in which nothing watched, makes anything old.
-    pub witnessed: Duration,
+    /// Whether the quota admits the workspace, or the resize that it waits for.
+    pub admitted: bool,
+    /// Whether every slot for archiving is taken.
+    pub archive_slots_full: bool,
+    /// Whether the control plane is shutting down, so that nothing may run.
+    pub shutting_down: bool,
+    /// Time that control planes have been running, over all their lives. Only ticks add to it, so neither a changed clock
+    /// nor a night without power makes anything old.
+    pub observed_time: Duration,
 }
 
-/// Whether a workspace is used.
+/// Whether a workspace is in use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Used {
-    /// Nobody has said.
+    /// No agent has reported it.
     #[default]
     Unknown,
-    /// It is.
     Yes,
-    /// It is not, and so much idle time has been witnessed.
+    /// Not in use, with the idle time that counts.
     No(Duration),
 }
 
-/// The door of the agent of the present epoch: shut while it is prepared to sleep.
+/// Whether the agent of the current epoch is prepared to sleep. A prepared agent holds new requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Door {
-    /// As far as anybody knows. Whatever was forgotten, the agent opens it by itself when its time is over.
+pub enum PrepareState {
+    /// As far as is known. A hold that was forgotten ends by itself at the agent.
     #[default]
-    Open,
-    /// It was asked to shut it, or to open it, and has not answered.
-    Unsure(Epoch),
-    /// It said so.
-    Shut(Epoch),
+    NotPrepared,
+    /// Prepare or cancel was sent, and the agent has not answered.
+    Unconfirmed(Epoch),
+    /// The agent confirmed prepare.
+    Prepared(Epoch),
 }
 
-/// The processes of a workspace. Two agents may live at once: a machine may be lost and come back.
+/// The processes of a workspace. Two agents may run at once, where a node was lost and came back.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Processes {
-    /// The backend has not said yet.
+    /// The backend has not reported yet.
     #[default]
     Unseen,
-    /// Confirmed: none is left.
+    /// Confirmed: no process is left.
     None,
-    /// Agents of these epochs live. Empty: no agent, but what one left behind may run, or one is being started.
+    /// Agents of these epochs run. Empty: no agent, but leftovers may run, or an agent is being started.
     Some(BTreeSet<Epoch>),
 }
 
-/// An agent's end.
+/// The end of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ended {
-    /// Which start made it.
+pub struct AgentEnd {
     pub epoch: Epoch,
-    /// For people: "killed by SIGKILL", "no such program".
-    pub how: String,
+    /// Free text: "killed by SIGKILL", "no such program".
+    pub detail: String,
 }
 
-/// An order that failed and still stands.
+/// An action that failed and is still to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trouble {
-    /// Which.
+pub struct ActionFailure {
     pub action: Action,
-    /// How often in a row.
+    /// Failures in a row.
     pub failures: u32,
-    /// The last time.
+    /// When it last failed.
     pub at: Timestamp,
-    /// How.
     pub failure: Failure,
 }
 
-/// How an action came back without success. For people in either case.
+/// How an action came back without success.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// The agent declined: it has not happened.
-    Declined(String),
-    /// Nobody knows how far it came.
+    /// The agent declined, and nothing has happened.
+    Declined { reason: DeclineReason, detail: String },
+    /// The action may have happened in part.
     Failed(String),
 }
 
-/// What an action achieved.
+/// The result of a successful action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Achieved {
-    /// What it says.
     Done,
     /// An archive was written and proven.
     Archived(Box<Archive>),
 }
 
 impl Processes {
-    /// Whether this agent lives.
+    /// Whether the agent of this epoch runs.
     pub fn lives(&self, epoch: Epoch) -> bool {
         matches!(self, Self::Some(agents) if agents.contains(&epoch))
     }
 }
 
-impl Door {
-    /// Whose door is, or may be, shut.
-    pub fn may_be_shut(self) -> Option<Epoch> {
+impl PrepareState {
+    /// Epoch of the agent that is, or may be, prepared.
+    pub fn may_be_prepared(self) -> Option<Epoch> {
         match self {
-            Self::Open => None,
-            Self::Unsure(epoch) | Self::Shut(epoch) => Some(epoch),
+            Self::NotPrepared => None,
+            Self::Unconfirmed(epoch) | Self::Prepared(epoch) => Some(epoch),
         }
     }
 }
 
 impl Failure {
-    /// Its words.
-    pub fn words(&self) -> &str {
+    /// The free text of the failure.
+    pub fn detail(&self) -> &str {
         match self {
-            Self::Declined(words) | Self::Failed(words) => words,
+            Self::Declined { detail, .. } | Self::Failed(detail) => detail,
+        }
+    }
+
+    /// This failure of `action` as the reason of a state.
+    pub fn as_reason(&self, action: Action) -> StateReason {
+        match self {
+            Self::Declined { reason, detail } => {
+                StateReason::SleepDeclined { reason: *reason, detail: detail.clone() }
+            }
+            Self::Failed(detail) => {
+                StateReason::ActionFailed { operation: Operation::from(action), detail: detail.clone() }
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Policy: how long what may last. A template has one; a workspace may override parts of it.
+//! Policy: the time limits of a workspace. A template has a policy; a workspace may override parts of it.
 
 use std::time::Duration;
 
@@ -10,23 +10,23 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 macro_rules! policy {
     ($($(#[doc = $doc:literal])* $field:ident = $default:expr;)*) => {
-        /// The whole policy of a workspace.
+        /// The effective policy of a workspace.
         #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(default)]
         pub struct Policy {
             $($(#[doc = $doc])* pub $field: Duration,)*
-            /// Longest time awake, used or not; `None`: no end.
+            /// Longest time awake, in use or not. `None`: unlimited.
             pub max_awake: Option<Duration>,
         }
 
-        /// What a workspace sets itself.
+        /// Values that a workspace sets itself.
         #[derive(Debug, Clone, Default, PartialEq, Eq)]
         pub struct PolicyOverrides {
             $(
                 #[doc = concat!("See [`Policy::", stringify!($field), "`].")]
                 pub $field: Option<Duration>,
             )*
-            /// See [`Policy::max_awake`]; `Some(None)`: no end, whatever was set.
+            /// See [`Policy::max_awake`]. `Some(None)` removes a limit.
             pub max_awake: Option<Option<Duration>>,
         }
 
@@ -37,7 +37,7 @@ macro_rules! policy {
         }
 
         impl Policy {
-            /// This policy with a workspace's own values in it.
+            /// Returns this policy with a workspace's own values applied.
             #[must_use]
             pub fn with(&self, own: &PolicyOverrides) -> Self {
                 Self {
@@ -50,22 +50,22 @@ macro_rules! policy {
 }
 
 policy! {
-    /// Counted idle time before sleep.
+    /// Idle time that counts before the workspace falls asleep.
     idle_timeout = 15 * MINUTE;
-    /// How long before that people are warned; at most half the idle timeout.
+    /// How long before that users are warned; at most half the idle timeout.
     warning = 2 * MINUTE;
-    /// How long work holds after the last intent.
+    /// How long work (CPU, IO, a busy kernel) counts after the last intent.
     work_cap = 12 * HOUR;
-    /// How long presence holds after the last intent.
+    /// How long presence (a foreground job, an open page) counts after the last intent.
     presence_cap = HOUR;
-    /// Time asleep before the storage is archived and let go.
+    /// Time asleep before the storage is archived and removed.
     archive_after = DAY;
-    /// How long archives are kept.
+    /// How long archives are retained.
     keep_archives = 30 * DAY;
 }
 
 impl Policy {
-    /// How long before its sleep people are warned.
+    /// How long before sleep users are warned, within its bound.
     pub fn warned_before(&self) -> Duration {
         self.warning.min(self.idle_timeout / 2)
     }

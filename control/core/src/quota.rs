@@ -1,7 +1,7 @@
-//! Room: how many workspaces may be awake at once, for one owner and altogether, and who is next when one goes to sleep.
+//! Quotas: how many workspaces may be awake at once, per owner and in total, and the admission queue for those that wait.
 //!
-//! First come, first served. Who waits only because its owner's share is used up keeps that owner's others waiting, and nobody else's;
-//! who waits for room of the whole keeps all waiting: else small workspaces would overtake a large one for ever.
+//! First come, first served. A workspace that waits for its owner's quota blocks later workspaces of that owner only. A
+//! workspace that waits for the total blocks all later ones; otherwise small workspaces would overtake a large one for ever.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,57 +17,58 @@ use crate::{
     workspace::{Resources, Spec},
 };
 
-/// A bound; what is `None` is not bounded.
+/// Upper bounds. `None` is unbounded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Quota {
-    /// Workspaces awake at once.
+    /// Number of workspaces that are awake at once.
     pub awake: Option<u64>,
-    /// Thousandths of a core, together.
+    /// Sum of CPU, in thousandths of a core.
     pub cpu_millis: Option<u64>,
-    /// Bytes of memory, together.
+    /// Sum of memory, in bytes.
     pub memory_bytes: Option<u64>,
 }
 
-/// The quotas of one control plane.
+/// The quotas that one control plane enforces.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Quotas {
-    /// Of each owner.
+    /// For each owner.
     pub owner: Quota,
-    /// Of all together.
+    /// For all workspaces together.
     pub total: Quota,
 }
 
-/// Somebody who has room or waits for it.
+/// A workspace that holds quota, or waits for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Claimant<'a> {
-    /// Which workspace.
+pub struct QuotaRequest<'a> {
     pub id: &'a WorkspaceId,
-    /// Whose.
     pub owner: &'a Owner,
-    /// What it has.
+    /// Resources that it holds.
     pub has: Option<Resources>,
-    /// What it waits for, in place of that, and since when ([`Status::queued`]), as witnessed: a clock that is set back lets nobody
-    /// overtake.
+    /// Resources that it waits for instead, and since when ([`Status::queued_at`]). Observed time orders the queue, so a
+    /// clock that is set back changes no position.
     pub waits: Option<(Duration, Resources)>,
 }
 
-impl<'a> Claimant<'a> {
-    /// As its record has it. What was decided may be taken back to what is `durable`; `ends` says that it is being deleted, and
-    /// something of it still runs. `None`: it neither has room nor wants any.
+impl<'a> QuotaRequest<'a> {
+    /// The quota request of a workspace. Its status may still be rolled back to the `durable` one, so the larger of both counts.
+    /// `ends` tells that it is being deleted and some of its processes still run. `None`: it neither holds nor wants quota.
     pub fn of(spec: &'a Spec, status: &Status, durable: Option<&Status>, ends: bool) -> Option<Self> {
-        let given =
-            |status: &Status| status.phase.takes_room().then(|| status.given.unwrap_or(spec.resources));
-        let decided = given(status).or_else(|| ends.then(|| status.given.unwrap_or(spec.resources)));
-        let has = match (decided, durable.and_then(given)) {
+        let allocated =
+            |status: &Status| status.phase.holds_quota().then(|| status.allocated.unwrap_or(spec.resources));
+        let decided = allocated(status).or_else(|| ends.then(|| status.allocated.unwrap_or(spec.resources)));
+        let has = match (decided, durable.and_then(allocated)) {
             (Some(one), Some(other)) => Some(one.most(other)),
             (one, other) => one.or(other),
         };
         let waits = match status.phase {
-            // Who has not joined the line yet comes last.
-            Phase::Queued if has.is_none() => Some(status.queued.unwrap_or(Duration::MAX)),
-            phase if phase.takes_room() && status.given.is_some_and(|given| given != spec.resources) => {
-                status.queued
+            // A workspace that has not joined the queue yet comes last.
+            Phase::Queued if has.is_none() => Some(status.queued_at.unwrap_or(Duration::MAX)),
+            phase
+                if phase.holds_quota()
+                    && status.allocated.is_some_and(|allocated| allocated != spec.resources) =>
+            {
+                status.queued_at
             }
             _ => None,
         };
@@ -76,66 +77,69 @@ impl<'a> Claimant<'a> {
     }
 }
 
-/// Who waits, and where in the line: 1 is next. Whoever is not in it has room, or may have it.
-pub type Line = BTreeMap<WorkspaceId, usize>;
+/// Position of each waiting workspace; 1 is next. A workspace that is not in it is admitted.
+pub type AdmissionQueue = BTreeMap<WorkspaceId, usize>;
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Taken {
+struct QuotaUsage {
     awake: u64,
     cpu_millis: u64,
     memory_bytes: u64,
 }
 
-/// The line as it stands. Those who wait and are not in the line fit, all together.
-pub fn line<'a>(claimants: impl IntoIterator<Item = Claimant<'a>>, quotas: &Quotas) -> Line {
-    let mut total = Taken::default();
-    let mut owners: BTreeMap<&Owner, Taken> = BTreeMap::new();
+/// Computes the admission queue. All waiting workspaces that it leaves out fit at the same time.
+pub fn admission_queue<'a>(
+    requests: impl IntoIterator<Item = QuotaRequest<'a>>,
+    quotas: &Quotas,
+) -> AdmissionQueue {
+    let mut total = QuotaUsage::default();
+    let mut owners: BTreeMap<&Owner, QuotaUsage> = BTreeMap::new();
     let mut waiting = Vec::new();
-    for claimant in claimants {
-        if let Some(has) = claimant.has {
+    for request in requests {
+        if let Some(has) = request.has {
             total.add(has);
-            owners.entry(claimant.owner).or_default().add(has);
+            owners.entry(request.owner).or_default().add(has);
         }
-        if let Some((since, resources)) = claimant.waits {
-            waiting.push((since, resources, claimant));
+        if let Some((since, resources)) = request.waits {
+            waiting.push((since, resources, request));
         }
     }
-    waiting.sort_by_key(|(since, _, claimant)| (*since, claimant.id));
+    waiting.sort_by_key(|(since, _, request)| (*since, request.id));
     if mutant::is(Mutant::ServesLastFirst) {
         waiting.reverse();
     }
-    let mut line = Line::new();
-    let mut whole_is_full = false;
-    let mut full_shares = BTreeSet::new();
-    for (_, resources, claimant) in waiting {
-        let own = owners.entry(claimant.owner).or_default();
-        let (own_rest, rest) = (own.without(claimant.has), total.without(claimant.has));
-        // One that never fits (the quota was made smaller) keeps nobody waiting.
+    let mut queue = AdmissionQueue::new();
+    let mut total_is_full = false;
+    let mut full_owners = BTreeSet::new();
+    for (_, resources, request) in waiting {
+        let own = owners.entry(request.owner).or_default();
+        let (own_without, total_without) = (own.without(request.has), total.without(request.has));
+        // A request that can never fit, because the quota was lowered, blocks no other.
         let never_fits = !quotas.total.allows(resources) || !quotas.owner.allows(resources);
-        if !never_fits && !own_rest.fits(resources, &quotas.owner) {
-            full_shares.insert(claimant.owner);
+        if !never_fits && !own_without.fits(resources, &quotas.owner) {
+            full_owners.insert(request.owner);
         }
-        let share_is_full = full_shares.contains(claimant.owner);
-        whole_is_full |= !share_is_full && !never_fits && !rest.fits(resources, &quotas.total);
-        if share_is_full || never_fits || whole_is_full {
-            line.insert(claimant.id.clone(), line.len() + 1);
+        let owner_is_full = full_owners.contains(request.owner);
+        total_is_full |= !owner_is_full && !never_fits && !total_without.fits(resources, &quotas.total);
+        if owner_is_full || never_fits || total_is_full {
+            queue.insert(request.id.clone(), queue.len() + 1);
         } else {
-            (*own, total) = (own_rest, rest);
+            (*own, total) = (own_without, total_without);
             own.add(resources);
             total.add(resources);
         }
     }
-    line
+    queue
 }
 
 impl Quota {
-    /// Whether it could ever have room for this.
+    /// Whether `resources` fit while nothing else holds quota.
     pub fn allows(&self, resources: Resources) -> bool {
-        Taken::default().fits(resources, self)
+        QuotaUsage::default().fits(resources, self)
     }
 }
 
-impl Taken {
+impl QuotaUsage {
     fn add(&mut self, resources: Resources) {
         self.awake += 1;
         self.cpu_millis = self.cpu_millis.saturating_add(resources.cpu_millis);
@@ -153,8 +157,8 @@ impl Taken {
 
     fn fits(mut self, resources: Resources, quota: &Quota) -> bool {
         self.add(resources);
-        let within = |taken: u64, most: Option<u64>| most.is_none_or(|most| taken <= most);
-        let within = |taken, most| within(taken, most) || mutant::is(Mutant::GivesRoomToAll);
+        let within = |used: u64, most: Option<u64>| most.is_none_or(|most| used <= most);
+        let within = |used, most| within(used, most) || mutant::is(Mutant::AdmitsAll);
         within(self.awake, quota.awake)
             && within(self.cpu_millis, quota.cpu_millis)
             && within(self.memory_bytes, quota.memory_bytes)

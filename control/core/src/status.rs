@@ -1,4 +1,4 @@
-//! Status: what is durably known of how far a workspace has come. Changed by `decide` alone, kept by the driver alone.
+//! The status of a workspace: what is durably known of its progress. `decide` computes it; the driver alone stores it.
 
 use std::time::Duration;
 
@@ -7,141 +7,139 @@ use serde::{Deserialize, Serialize};
 use crate::{
     archive::Archive,
     mutant::{self, Mutant},
+    reason::{StateReason, Wait},
     time::Timestamp,
     workspace::{Epoch, Resources, State},
 };
 
-/// Failures in a row from which on a workspace is called failed. It is still tried, slowly and when somebody asks.
+/// Failures in a row after which a workspace counts as failed. It is still retried, at long intervals and on request.
 pub const FAILED_AFTER: u32 = 5;
 
-/// How far a workspace has come.
+/// The durable status of a workspace.
+///
+/// Durations here are readings of observed time ([`crate::observed::Observed::observed_time`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// Where it is in the drawing of `decide`.
+    /// Position in the state machine drawn in `decide`.
     pub phase: Phase,
-    /// Why, for people.
-    pub reason: String,
-    /// Since when it is in this phase.
+    pub reason: StateReason,
+    /// When the phase was entered.
     pub since: Timestamp,
-    /// What had been witnessed ([`crate::observed::Observed::witnessed`]) when it woke last.
+    /// Observed time when the workspace last woke.
     #[serde(default)]
-    pub woken: Duration,
-    /// What had been witnessed when somebody came for it last.
+    pub woke_at: Duration,
+    /// Observed time of the last request that kept or made it awake.
     #[serde(default)]
-    pub called: Duration,
-    /// What had been witnessed when it fell asleep last.
+    pub requested_at: Duration,
+    /// Observed time when the workspace last fell asleep.
     #[serde(default)]
-    pub rested: Duration,
-    /// What had been witnessed when it joined the line for room: its place there. `None`: it does not wait for any.
+    pub slept_at: Duration,
+    /// Observed time when the workspace joined the admission queue, which orders it there. `None`: not queued.
     #[serde(default)]
-    pub queued: Option<Duration>,
-    /// What it was given of its owner's share, from the moment there is room until it rests. (Older records do not say it.)
+    pub queued_at: Option<Duration>,
+    /// Quota reserved for the workspace, from admission until its processes have ended.
     #[serde(default)]
-    pub given: Option<Resources>,
-    /// Of the last start that was ordered; 0: none yet.
+    pub allocated: Option<Resources>,
+    /// Epoch of the last start that was ordered; 0 before the first.
     pub epoch: Epoch,
-    /// How many agents have had write access to its storage: an archive is proven for one value of it.
+    /// Number of agents that have had write access to the storage. An archive is proven for one value.
     pub storage_generation: u64,
-    /// There may be storage.
+    /// Whether storage may exist.
     #[serde(default = "yes")]
     pub storage: bool,
-    /// Starts that failed and agents that died in a row, since it was last healthy for a while.
+    /// Failed starts and lost agents in a row since the workspace was last healthy.
     pub failures: u32,
-    /// The request for sleep or waking ([`crate::workspace::Spec::asked`]) that it has answered.
+    /// The last [`crate::workspace::Spec::request_seq`] that was acted on.
     #[serde(default)]
-    pub answered: u64,
-    /// Archives that are kept, oldest first.
+    pub observed_request: u64,
+    /// Retained archives, oldest first.
     #[serde(default)]
     pub archives: Vec<Archive>,
-    /// How its archiving, or its way back from the archive, fares.
     #[serde(default)]
-    pub upkeep: Upkeep,
-    /// What the start or the resize that was ordered waits for.
+    pub maintenance_retry: MaintenanceRetry,
+    /// What the ordered start or resize waits for.
     #[serde(default)]
-    pub waits: Option<Waits>,
+    pub waits: Option<Wait>,
 }
 
-/// What a start or a resize waits for: it goes on by itself when that comes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Waits {
-    /// For people: "no machine has room for it: …".
-    pub why: String,
-    /// For room that others have taken.
-    pub for_room: bool,
-}
-
-/// Tries at archiving or restoring that failed in a row.
+/// Failed attempts in a row to archive or to restore.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Upkeep {
-    /// How many.
+pub struct MaintenanceRetry {
     pub failures: u32,
-    /// The end of the pause after the last.
+    /// The next attempt starts no earlier than this.
     pub not_before: Timestamp,
 }
 
-/// Where a workspace is in the drawing of `decide`.
+/// Position of a workspace in the state machine drawn in `decide`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// It shall start, and waits for room.
+    /// Waits in the admission queue.
     Queued,
-    /// There is room for it. It shall start once nothing of an earlier agent runs, and not before this time.
+    /// Admitted. Starts once no earlier agent runs and the pause after a failure is over.
     Pending {
-        /// The end of the pause after a failure.
+        /// End of that pause.
         not_before: Timestamp,
     },
-    /// An agent has been ordered and has not said hello.
+    /// An agent was ordered and has not said hello.
     Starting,
-    /// Its agent said hello.
+    /// The agent has said hello.
     Awake,
-    /// Its agent is asked whether it may sleep, and lets nothing new begin.
+    /// The agent was asked whether it may sleep, and holds new requests.
     Preparing {
-        /// Why it is to sleep, and with that what speaks against it.
         urgency: Urgency,
-        /// Refusals before, so that a new one is known from an old one.
+        /// Refusals so far, so that a new refusal can be told from an old one.
         declined: u32,
     },
-    /// Its agent ends and saves everything. There is no way back.
+    /// The agent ends its programs and saves. This cannot be undone.
     Committing,
-    /// Its processes are being ended; its storage stays.
+    /// The processes are being ended; the storage stays.
     FallingAsleep,
-    /// It has no processes.
+    /// No process runs.
     Asleep,
-    /// An agent that only sees to its storage has been ordered and has not said hello.
-    Opening(Task),
-    /// That agent does it.
-    Working(Task),
-    /// Its storage goes, then only its archive is left.
+    /// An agent in maintenance mode sees to the storage.
+    Maintenance { task: MaintenanceTask, stage: MaintenanceStage },
+    /// The storage is removed first; then only the archive is left.
     Archived,
-    /// Its processes end, then its storage and its archives go, then its record.
+    /// Processes, storage, archives and the record are removed, in this order.
     Deleting,
 }
 
-/// Why a workspace is to sleep, and with that for which reasons its agent may decline.
+/// How strongly a workspace is to sleep, which decides what its agent may object to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Urgency {
-    /// It was idle for its whole timeout: declined when it is used, or was idle for less than that.
+    /// The idle timeout passed: the agent declines when in use, or idle for less than that.
     Idle,
-    /// Somebody asks for it: declined when it is used.
-    Asked,
-    /// Somebody insists, or it has been awake for as long as it may: never declined.
+    /// A request: the agent declines when in use.
+    Requested,
+    /// A forced request, or the longest time awake is over: the agent never declines.
     Forced,
 }
 
-/// What is done to the storage of a workspace that has no processes.
+/// Work on the storage of a workspace that has no processes of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Task {
-    /// It is read into an archive, and that is proven.
+pub enum MaintenanceTask {
+    /// Read the storage into an archive and prove it.
     Archive,
-    /// It is filled from an archive.
+    /// Fill the storage from an archive.
     Restore,
 }
 
+/// Progress of a [`MaintenanceTask`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MaintenanceStage {
+    /// The agent was ordered and has not said hello.
+    Starting,
+    /// The agent works on the task.
+    Running,
+}
+
 impl Phase {
-    /// Whether it takes its share of what there is room for.
-    pub fn takes_room(self) -> bool {
+    /// Whether a workspace in this phase holds quota.
+    pub fn holds_quota(self) -> bool {
         match self {
             Self::Pending { .. }
             | Self::Starting
@@ -150,41 +148,41 @@ impl Phase {
             | Self::Committing
             | Self::FallingAsleep => true,
             Self::Queued | Self::Asleep | Self::Archived | Self::Deleting => false,
-            // They are none of their owner's doing, and are bounded by themselves.
-            Self::Opening(_) | Self::Working(_) => false,
+            // Maintenance is not the owner's doing, and has a bound of its own.
+            Self::Maintenance { .. } => false,
         }
     }
 }
 
 impl Status {
-    /// Of a workspace that has just been made.
+    /// The status of a workspace that was just created.
     pub fn new(now: Timestamp) -> Self {
         Self {
             phase: Phase::Queued,
-            reason: "it has just been made".into(),
+            reason: StateReason::Created,
             since: now,
-            woken: Duration::ZERO,
-            called: Duration::ZERO,
-            rested: Duration::ZERO,
-            queued: None,
-            given: None,
+            woke_at: Duration::ZERO,
+            requested_at: Duration::ZERO,
+            slept_at: Duration::ZERO,
+            queued_at: None,
+            allocated: None,
             epoch: 0,
             storage_generation: 0,
             storage: false,
             failures: 0,
-            answered: 0,
+            observed_request: 0,
             archives: Vec::new(),
-            upkeep: Upkeep::default(),
+            maintenance_retry: MaintenanceRetry::default(),
             waits: None,
         }
     }
 
-    /// Of one that has just been made and begins with what an archive holds.
+    /// The status of a workspace that was just created from an archive.
     pub fn from_archive(now: Timestamp) -> Self {
         Self { phase: Phase::Archived, ..Self::new(now) }
     }
 
-    /// The archive that holds what the storage holds now.
+    /// The archive of what the storage holds now, if there is one.
     pub fn archive(&self) -> Option<&Archive> {
         let trusted = |archive: &&Archive| {
             archive.generation == self.storage_generation || mutant::is(Mutant::TrustsOldArchive)
@@ -192,18 +190,18 @@ impl Status {
         self.archives.iter().rev().find(trusted)
     }
 
-    /// The state word.
+    /// The public state.
     pub fn state(&self) -> State {
         match self.phase {
             Phase::Queued => State::Queued,
             Phase::Pending { .. } if self.failures >= FAILED_AFTER => State::Failed,
-            Phase::Starting if self.waits.as_ref().is_some_and(|waits| waits.for_room) => State::Queued,
+            Phase::Starting if self.waits.as_ref().is_some_and(Wait::is_for_quota) => State::Queued,
             Phase::Pending { .. } | Phase::Starting => State::Starting,
-            Phase::Opening(Task::Restore) | Phase::Working(Task::Restore) => State::Starting,
+            Phase::Maintenance { task: MaintenanceTask::Restore, .. } => State::Starting,
             Phase::Awake => State::Awake,
             Phase::Preparing { .. } | Phase::Committing | Phase::FallingAsleep => State::FallingAsleep,
             Phase::Asleep => State::Asleep,
-            Phase::Opening(Task::Archive) | Phase::Working(Task::Archive) => State::Archiving,
+            Phase::Maintenance { task: MaintenanceTask::Archive, .. } => State::Archiving,
             Phase::Archived if self.storage => State::Archiving,
             Phase::Archived => State::Archived,
             Phase::Deleting => State::Deleting,

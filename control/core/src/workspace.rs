@@ -1,4 +1,4 @@
-//! A workspace: what is wanted of it (spec) and what is known of it (status).
+//! The spec of a workspace: its identity, its desired state and its policy.
 
 use std::collections::BTreeMap;
 
@@ -11,59 +11,59 @@ use crate::{
     time::Timestamp,
 };
 
-/// One life of a workspace's byte logs: grows with every start of an agent; 0 is before the first.
+/// One life of a workspace's byte logs. Each start of an agent takes the next one; 0 is before the first.
 pub type Epoch = u64;
 
-/// The states of the design, alike in API and CLI.
+/// The public state of a workspace, with the same words in API, CRD and CLI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// Waits for room.
+    /// Waits in the admission queue, or for quota of the cluster.
     Queued,
-    /// An agent is being started, or has not yet said hello.
+    /// An agent is being started and has not said hello.
     Starting,
-    /// Its agent serves it.
+    /// The agent serves the workspace.
     Awake,
-    /// Between prepare and the end of its processes.
+    /// Between prepare and the end of the last process.
     FallingAsleep,
-    /// No processes; storage kept.
+    /// No process runs; the storage stays.
     Asleep,
-    /// Its storage is being read into an archive.
+    /// The storage is being archived, or removed after that.
     Archiving,
-    /// Only its archive is left.
+    /// Only archives are left.
     Archived,
-    /// Its processes, then its storage go.
+    /// Processes, storage and archives are being removed.
     Deleting,
-    /// It cannot go on by itself; the reason says why.
+    /// Starting failed repeatedly. It is still retried, at long intervals.
     Failed,
 }
 
-/// Whether the agent's heartbeats arrive: apart from the state.
+/// Whether heartbeats of the agent arrive. Independent of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AgentConnection {
-    /// They do.
+    /// Heartbeats arrive.
     Connected,
-    /// They do not: nothing is known, and nothing is concluded.
+    /// No heartbeat arrives. Nothing is concluded from that.
     #[default]
     Unknown,
 }
 
-/// What somebody wants a workspace to be.
+/// The state that a user or the policy asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Wanted {
-    /// Running while it is in use; policy lets it sleep.
+pub enum DesiredState {
+    /// Running while in use; the policy puts it to sleep.
     Awake,
-    /// Without processes.
+    /// No process runs.
     Asleep,
-    /// Gone, but for its archive.
+    /// Removed, except for an archive that is made first.
     Deleted,
-    /// Gone with all that it held: somebody said `discard`.
+    /// Removed with its files and archives, by an explicit discard.
     Discarded,
 }
 
-/// What a workspace takes of its owner's share while it is awake.
+/// CPU and memory that a workspace takes from its owner's quota while it is awake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Resources {
     /// Thousandths of a core.
@@ -72,55 +72,53 @@ pub struct Resources {
     pub memory_bytes: u64,
 }
 
-/// What is wanted. Changed by the API only, through the driver.
+/// The desired configuration of a workspace. Changed by requests only, through the driver.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
-    /// Never used again.
+    /// Never reused.
     pub id: WorkspaceId,
-    /// Unique for the owner.
+    /// Unique per owner.
     pub name: Name,
-    /// Immutable.
+    /// Never changes.
     pub owner: Owner,
-    /// The template's name when it was made.
+    /// Name of the template when the workspace was created.
     pub template: String,
-    /// Its command (an IDE) as the template had it; empty: none.
+    /// The command (an IDE) that the template had then. Empty: none.
     pub command: Vec<String>,
-    /// The template's environment with the workspace's own in it.
+    /// The template's environment, overridden by the workspace's own.
     pub env: BTreeMap<String, String>,
-    /// The template's policy with the workspace's own values in it.
+    /// The template's policy, overridden by the workspace's own values.
     pub policy: Policy,
-    /// What it shall have of its owner's share while it is awake; what it has is [`crate::status::Status::given`].
+    /// Requested resources while awake. What is reserved is [`crate::status::Status::allocated`].
     #[serde(default)]
     pub resources: Resources,
-    /// What it shall be.
-    pub wanted: Wanted,
-    /// How often somebody asked for it to wake or to sleep. One that fell asleep wakes only for a request that it has not answered
-    /// yet ([`crate::status::Status::answered`]).
+    pub desired_state: DesiredState,
+    /// Number of requests to wake or to sleep so far. A workspace that fell asleep wakes only for a request later than
+    /// [`crate::status::Status::observed_request`].
     #[serde(default)]
-    pub asked: u64,
-    /// It begins with what this archive holds.
+    pub request_seq: u64,
+    /// Archive whose files the workspace starts with.
     #[serde(default)]
     pub source: Option<ArchiveKey>,
-    /// When it was made.
     pub created: Timestamp,
-    /// The client's request id, so that a repeat finds it.
+    /// Request id of the create call, so that a repeated call finds the workspace.
     pub request_id: String,
 }
 
-impl Wanted {
-    /// Whether its record is only kept for what is left of it.
+impl DesiredState {
+    /// Whether the workspace is to be removed.
     pub fn is_gone(self) -> bool {
         matches!(self, Self::Deleted | Self::Discarded)
     }
 }
 
 impl Resources {
-    /// Whether there is nothing of which this is more.
+    /// Whether this asks for no more than `other` of each resource.
     pub fn fits_in(self, other: Self) -> bool {
         self.cpu_millis <= other.cpu_millis && self.memory_bytes <= other.memory_bytes
     }
 
-    /// The larger of both, of each kind.
+    /// The larger value of each resource.
     #[must_use]
     pub fn most(self, other: Self) -> Self {
         Self {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use podling_core::{
     id::{Owner, WorkspaceId},
-    quota::{Claimant, Quota, Quotas, line},
+    quota::{Quota, QuotaRequest, Quotas, admission_queue},
     workspace::Resources,
 };
 use proptest::prelude::*;
@@ -28,10 +28,10 @@ fn one(n: u64, owner: &str, cpu_millis: u64, waits: Option<u64>) -> One {
     }
 }
 
-fn claimant(one: &One) -> Claimant<'_> {
+fn claimant(one: &One) -> QuotaRequest<'_> {
     let has = one.has.or(one.waits.is_none().then_some(one.resources));
     let waits = one.waits.map(|since| (since, one.resources));
-    Claimant { id: &one.id, owner: &one.owner, has, waits }
+    QuotaRequest { id: &one.id, owner: &one.owner, has, waits }
 }
 
 fn cpu(owner: Option<u64>, total: Option<u64>) -> Quotas {
@@ -41,7 +41,7 @@ fn cpu(owner: Option<u64>, total: Option<u64>) -> Quotas {
 
 /// Who waits, in order.
 fn waiting(all: &[One], quotas: &Quotas) -> Vec<u64> {
-    let line = line(all.iter().map(claimant), quotas);
+    let line = admission_queue(all.iter().map(claimant), quotas);
     let places: BTreeMap<usize, u64> = line.iter().map(|(id, place)| (*place, id.bits())).collect();
     assert_eq!(places.keys().copied().collect::<Vec<_>>(), (1..=line.len()).collect::<Vec<_>>());
     places.into_values().collect()

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use crate::{
     backend::{InstanceId, ReportedProcess},
     driver::{AgentHello, Answer, ClaimContent, ConnectionId, DirectiveId, SleepStep, ToAgent},
+    reasons,
 };
 
 /// Version of the agent protocol that this control plane speaks.
@@ -99,7 +100,7 @@ pub(super) fn activity(mut activity: ActivityState) -> ActivityState {
         truncate_line(&mut lease.reason);
     }
     if let Some(warning) = &mut activity.sleep_warning {
-        truncate_line(&mut warning.reason);
+        warning.cause = warning.cause().into();
     }
     if let Some(usage) = &mut activity.usage {
         sanitize_usage(usage);
@@ -116,7 +117,7 @@ pub(super) fn control_message(directive: ToAgent, token_keys: &[TokenKey]) -> Co
                 SleepStep::Prepare(urgency) => DirectiveBody::Prepare(Prepare {
                     hold: None,
                     force: urgency == Urgency::Forced,
-                    requested: urgency == Urgency::Asked,
+                    requested: urgency == Urgency::Requested,
                 }),
                 SleepStep::Commit => DirectiveBody::Commit(Commit {}),
                 SleepStep::Cancel => DirectiveBody::Cancel(Cancel {}),
@@ -124,8 +125,11 @@ pub(super) fn control_message(directive: ToAgent, token_keys: &[TokenKey]) -> Co
             Message::Directive(Directive { id, directive: Some(step) })
         }
         ToAgent::Warn(warning) => {
-            let (at, reason) = warning.unzip();
-            let warn = Warn { at: at.map(timestamp), reason: reason.unwrap_or_default() };
+            let (at, cause) = warning.unzip();
+            let warn = Warn {
+                at: at.map(timestamp),
+                cause: cause.map_or(0, |cause| reasons::sleep_cause(cause).into()),
+            };
             Message::Directive(Directive { id: NO_REPLY_ID, directive: Some(DirectiveBody::Warn(warn)) })
         }
         ToAgent::Drain { grace } => {
@@ -147,8 +151,9 @@ pub(super) fn directive_answer(
     let (result, report) = match result.result? {
         directive_result::Result::Done(Done {}) => (Ok(()), None),
         directive_result::Result::Declined(mut declined) => {
-            truncate_line(&mut declined.reason);
-            (Err(Failure::Declined(declined.reason)), declined.activity)
+            truncate_line(&mut declined.detail);
+            let reason = reasons::declined(declined.reason());
+            (Err(Failure::Declined { reason, detail: declined.detail }), declined.activity)
         }
     };
     let activity = report.map(|report| Arc::new(activity(report)));
@@ -218,7 +223,7 @@ fn sanitize_usage(usage: &mut Usage) {
 
 #[cfg(test)]
 mod tests {
-    use podling_proto::agent::v1::{ActivityLevel, Evidence, Lease, SleepWarning};
+    use podling_proto::agent::v1::{ActivityLevel, Evidence, Lease, SleepCause, SleepWarning};
 
     use super::*;
 
@@ -261,7 +266,7 @@ mod tests {
     fn oversized_heartbeat_is_truncated() {
         let evidence = Evidence { signal: 999, detail: "ä".repeat(10_000), ..Default::default() };
         let lease = Lease { name: "n".repeat(10_000), ..Default::default() };
-        let warning = SleepWarning { at: None, reason: "w".repeat(10_000) };
+        let warning = SleepWarning { at: None, cause: 999 };
         let usage = Usage { cpu_cores: f64::NAN, io_bytes_per_second: -1.0, ..Default::default() };
         let taken = activity(ActivityState {
             level: 77,
@@ -275,7 +280,7 @@ mod tests {
         assert_eq!((taken.evidence.len(), taken.leases.len()), (MAX_EVIDENCE, MAX_LEASES));
         assert_eq!(taken.evidence[0].detail.chars().count(), MAX_TEXT_CHARS);
         assert_eq!(taken.leases[0].name.chars().count(), MAX_TEXT_CHARS);
-        assert_eq!(taken.sleep_warning.unwrap().reason.len(), MAX_TEXT_CHARS);
+        assert_eq!(taken.sleep_warning.unwrap().cause(), SleepCause::Unspecified);
         let usage = taken.usage.unwrap();
         assert_eq!((usage.cpu_cores, usage.io_bytes_per_second), (0.0, 0.0));
     }

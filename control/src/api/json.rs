@@ -25,6 +25,7 @@ mod document;
 mod operation;
 mod policy;
 mod problem_response;
+mod reason;
 mod request;
 mod routes;
 mod scalar;

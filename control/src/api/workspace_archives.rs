@@ -98,7 +98,7 @@ impl WorkspaceArchives for WorkspaceArchivesService {
         let of = |view: &Arc<WorkspaceView>| {
             view.archives
                 .iter()
-                .map(|archive| (archive.at, workspace_archive(view, archive, snapshot.witnessed)))
+                .map(|archive| (archive.at, workspace_archive(view, archive, snapshot.observed_time)))
                 .collect::<Vec<_>>()
         };
         let mut archives: Vec<_> = snapshot.workspaces.values().filter(shown).flat_map(of).collect();
@@ -165,7 +165,7 @@ fn workspace_archive(
     archive: &Archive,
     witnessed: std::time::Duration,
 ) -> WorkspaceArchive {
-    let kept = witnessed.saturating_sub(archive.witnessed);
+    let kept = witnessed.saturating_sub(archive.observed_time);
     let left = view.spec.policy.keep_archives.saturating_sub(kept);
     let newest = view.archives.last().is_some_and(|last| last.generation == archive.generation);
     WorkspaceArchive {

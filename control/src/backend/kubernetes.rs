@@ -8,6 +8,7 @@
 
 mod cluster;
 mod eviction_guard;
+mod pod_status;
 mod pods;
 mod resize;
 mod retry;
@@ -15,7 +16,6 @@ mod reviewer;
 mod start;
 mod stop;
 mod storage;
-mod words;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use podling_core::{
     decide::{Action, Decision},
     id::WorkspaceId,
-    observed::{Achieved, Ended, Failure, Processes},
-    status::{Phase, Status},
+    observed::{Achieved, AgentEnd, Failure, Processes},
+    status::{MaintenanceStage, Phase, Status},
     time::Timestamp,
     workspace::Resources,
 };
@@ -23,6 +23,7 @@ use crate::{
     backend::{Backend, Observation, ResizePlan, StartPlan},
     clock,
     executor::{Done, Order, Outcome},
+    reasons,
     snapshot::Fingerprint,
     store::{CredentialDigest, LOG_ENTRIES, LogEntry, StoreChange, WorkspaceRecord},
 };
@@ -51,9 +52,9 @@ impl<B: Backend> Driver<B> {
         let now = clock::now();
         let before = entry.record.status.phase;
         let share_before = share(&entry.record);
-        entry.observed.witnessed = witnessed;
+        entry.observed.observed_time = witnessed;
         // Who leaves begins no more archives, for they would not be done.
-        entry.observed.crowded = self.archiving >= MAX_ARCHIVING || self.leaving;
+        entry.observed.archive_slots_full = self.archiving >= MAX_ARCHIVING || self.leaving;
         let (action, next, warning) = loop {
             let Decision { status, action, next, warning } = entry.decide(now);
             entry.take(status, now);
@@ -123,7 +124,7 @@ impl<B: Backend> Driver<B> {
             Action::Start(epoch) => match entry.secret.take() {
                 Some((of, secret)) if of == epoch => {
                     let (spec, status) = (entry.record.spec.clone(), &entry.record.status);
-                    let resources = status.given.unwrap_or(spec.resources);
+                    let resources = status.allocated.unwrap_or(spec.resources);
                     let cancellation = CancellationToken::new();
                     Order::Start(StartPlan {
                         workspace: id.clone(),
@@ -137,8 +138,10 @@ impl<B: Backend> Driver<B> {
                 // Decided by a control plane that died before it gave the order: its secret died with it. As for every start
                 // whose outcome is not known, the epoch is used up.
                 _ => {
-                    entry.observed.ended =
-                        Some(Ended { epoch, how: "the control plane ended before it was started".into() });
+                    entry.observed.ended = Some(AgentEnd {
+                        epoch,
+                        detail: "the control plane ended before the start was ordered".into(),
+                    });
                     return self.advance(id);
                 }
             },
@@ -163,7 +166,7 @@ impl<B: Backend> Driver<B> {
                 Order::Remove { workspace: id.clone(), known: entry.known().filter(|_| goes) }
             }
             Action::Expire(_) if is_source => {
-                let why = Failure::Failed("another workspace is being restored from it".into());
+                let why = Failure::Failed("another workspace is being restored from this archive".into());
                 return self.with_entry(id, |entry| entry.observed.done(action, Err(why), now));
             }
             Action::Archive(_) | Action::Restore(_) | Action::Expire(_) => match entry.keeping(action) {
@@ -200,7 +203,7 @@ impl<B: Backend> Driver<B> {
         entry.in_flight = None;
         entry.progress = None;
         if let Err(error) = &outcome.result {
-            tracing::warn!(workspace = %outcome.workspace, action = ?outcome.action, error, "an action failed");
+            tracing::warn!(workspace = %outcome.workspace, action = ?outcome.action, error, "action failed");
         }
         let now = clock::now();
         let result = match &outcome.result {
@@ -226,7 +229,7 @@ impl<B: Backend> Driver<B> {
                 for instance in &running {
                     if !self.entries.contains_key(&instance.workspace) {
                         // Ending it could be a loss, leaving it costs little.
-                        tracing::warn!(workspace = %instance.workspace, "an agent lives that no stored workspace has");
+                        tracing::warn!(workspace = %instance.workspace, "running agent belongs to no known workspace; leaving it alone");
                         self.unclaimed.push(instance.clone());
                     }
                 }
@@ -239,7 +242,7 @@ impl<B: Backend> Driver<B> {
                 self.advance_all();
             }
             Observation::Ended { instance, how } => {
-                tracing::info!(workspace = %instance.workspace, epoch = instance.epoch, how, "an agent ended");
+                tracing::info!(workspace = %instance.workspace, epoch = instance.epoch, how, "agent ended");
                 self.unclaimed.retain(|other| other.id != instance.id);
                 self.with_entry(&instance.workspace.clone(), |entry| entry.instance_ended(&instance, how));
             }
@@ -281,7 +284,7 @@ impl<B: Backend> Driver<B> {
     pub(super) fn finish_if_down(&mut self) {
         if self.standby && self.writer.is_idle() && self.entries.values().all(Entry::rests) {
             self.publish();
-            tracing::info!("all workspaces' processes have ended");
+            tracing::info!("all workspaces are asleep");
             self.shutdown.cancel();
         }
     }
@@ -295,13 +298,16 @@ impl Entry {
         }
         if status.phase != self.record.status.phase || status.reason != self.record.status.reason {
             tracing::info!(
-                workspace = %self.record.spec.id, state = ?status.state(), epoch = status.epoch, reason = status.reason, "is now"
+                workspace = %self.record.spec.id, state = ?status.state(), epoch = status.epoch, reason = %reasons::camel_case(&status.reason),
+                detail = %reasons::message(&status.reason), "workspace changed state"
             );
         }
         let mut record = WorkspaceRecord { status, ..WorkspaceRecord::clone(&self.record) };
         note(&mut record, now);
-        if matches!(record.status.phase, Phase::Starting | Phase::Opening(_))
-            && record.status.epoch != self.record.status.epoch
+        if matches!(
+            record.status.phase,
+            Phase::Starting | Phase::Maintenance { stage: MaintenanceStage::Starting, .. }
+        ) && record.status.epoch != self.record.status.epoch
         {
             let (epoch, secret) = (record.status.epoch, token::random(SECRET_BYTES));
             record.credential = Some(CredentialDigest { epoch, digest: Fingerprint::of(secret.as_bytes()) });
@@ -313,7 +319,7 @@ impl Entry {
 
 /// What the line for room looks at.
 fn share(record: &WorkspaceRecord) -> (Option<Resources>, Option<Duration>) {
-    (record.status.given, record.status.queued)
+    (record.status.allocated, record.status.queued_at)
 }
 
 /// Writes into the log what is new in the record.

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use podling_core::{
     id::WorkspaceId,
     observed::{Observed, Processes},
-    workspace::{Spec, Wanted},
+    workspace::{DesiredState, Spec},
 };
 
 use super::{Driver, Edit, MAX_WORKSPACES, entry::Entry};
@@ -59,7 +59,7 @@ impl<B: Backend> Driver<B> {
         };
         if spec.resources != before.resources {
             // There was room for something else.
-            entry.observed.room = false;
+            entry.observed.admitted = false;
             self.line_changed = true;
         }
         let generation = edit.generation.max(entry.record.generation);
@@ -68,14 +68,14 @@ impl<B: Backend> Driver<B> {
             generation,
             ..WorkspaceRecord::clone(&entry.record)
         });
-        let wanted = entry.record.spec.wanted;
+        let wanted = entry.record.spec.desired_state;
         match (edit.deleted, edit.awake) {
-            (Some(true), _) if wanted != Wanted::Discarded => entry.want(Wanted::Discarded),
-            (Some(false), _) if !wanted.is_gone() => entry.want(Wanted::Deleted),
+            (Some(true), _) if wanted != DesiredState::Discarded => entry.want(DesiredState::Discarded),
+            (Some(false), _) if !wanted.is_gone() => entry.want(DesiredState::Deleted),
             (Some(_), _) => {}
             (None, _) if wanted.is_gone() => {}
             (None, Some(true)) => self.call(id),
-            (None, Some(false)) if wanted != Wanted::Asleep => entry.want(Wanted::Asleep),
+            (None, Some(false)) if wanted != DesiredState::Asleep => entry.want(DesiredState::Asleep),
             (None, Some(false) | None) => {}
         }
     }

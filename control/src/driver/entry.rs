@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use podling_core::{
     decide::{Action, Decision, decide},
-    observed::{Ended, Observed, Processes},
-    status::Phase,
+    observed::{AgentEnd, Observed, Processes},
+    reason::NextStep,
+    status::{MaintenanceStage, Phase},
     time::Timestamp,
     workspace::{AgentConnection, Epoch, Spec},
 };
@@ -56,7 +57,7 @@ pub(super) struct Entry {
     /// Of its last heartbeat.
     pub(super) activity: Option<Arc<ActivityState>>,
     /// When to look again, for people.
-    pub(super) next: Option<(Timestamp, &'static str)>,
+    pub(super) next: Option<(Timestamp, NextStep)>,
     /// When to look again, by the clock that nobody sets.
     pub(super) wakes: Option<Instant>,
     /// Who is told once the record is durable.
@@ -127,8 +128,7 @@ impl Entry {
             | Phase::Awake
             | Phase::Preparing { .. }
             | Phase::Committing
-            | Phase::Opening(_)
-            | Phase::Working(_) => true,
+            | Phase::Maintenance { .. } => true,
             Phase::Queued
             | Phase::Pending { .. }
             | Phase::FallingAsleep
@@ -140,7 +140,7 @@ impl Entry {
 
     /// Whether the agent is only to see to the storage.
     pub(super) fn wants_maintenance(&self) -> bool {
-        matches!(self.record.status.phase, Phase::Opening(_) | Phase::Working(_))
+        matches!(self.record.status.phase, Phase::Maintenance { .. })
     }
 
     /// The living agent of the present epoch.
@@ -163,10 +163,10 @@ impl Entry {
     /// An agent lives.
     pub(super) fn instance_lives(&mut self, instance: Instance) {
         // It may have ended before its start was reported.
-        let ended = |ended: &Ended| ended.epoch == instance.epoch;
+        let ended = |ended: &AgentEnd| ended.epoch == instance.epoch;
         let known = self.instances.iter().any(|known| known.id == instance.id);
         if !self.observed.ended.as_ref().is_some_and(ended) && !known {
-            self.observed.allotted = instance.resources.map(|has| (instance.epoch, has));
+            self.observed.actual = instance.resources.map(|has| (instance.epoch, has));
             self.instances.push(instance);
         }
     }
@@ -218,12 +218,15 @@ impl Entry {
             connection: if connected { AgentConnection::Connected } else { AgentConnection::Unknown },
             activity: self.activity.clone(),
             agent: self.agent.clone(),
-            next: self.next.map(|(at, why)| (at, why.to_owned())),
+            next: self.next,
             restarts: record.status.failures,
-            given: record.status.given.filter(|_| record.status.phase.takes_room()),
-            allotted: self.observed.allotted.filter(|(of, _)| *of == self.epoch()).map(|(_, has)| has),
-            place: self.place,
-            progress: self.progress.filter(|_| matches!(record.status.phase, Phase::Working(_))),
+            allocated: record.status.allocated.filter(|_| record.status.phase.holds_quota()),
+            actual: self.observed.actual.filter(|(of, _)| *of == self.epoch()).map(|(_, has)| has),
+            waits: record.status.waits.clone(),
+            queue_position: self.place,
+            progress: self.progress.filter(|_| {
+                matches!(record.status.phase, Phase::Maintenance { stage: MaintenanceStage::Running, .. })
+            }),
             archives: record.status.archives.clone(),
             log: record.log.clone(),
             credential: record.credential.map(|credential| credential.digest),

@@ -8,6 +8,7 @@ use podling_core::{
     id::{Name, Owner, WorkspaceId},
     observed::Failure,
     policy::{Policy, PolicyOverrides},
+    reason::SleepCause,
     status::Urgency,
     time::Timestamp,
     workspace::{Epoch, Resources, Spec},
@@ -140,7 +141,7 @@ pub enum ToAgent {
     /// A step to sleep; it answers ([`Answer`]).
     Sleep(DirectiveId, SleepStep),
     /// Tell people that the workspace sleeps at this time; `None`: that it does not after all.
-    Warn(Option<(Timestamp, String)>),
+    Warn(Option<(Timestamp, SleepCause)>),
     /// End everything in good order.
     Drain {
         /// Time for it.

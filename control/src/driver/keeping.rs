@@ -6,7 +6,7 @@ use podling_core::{
     archive::{Archive, ArchiveKey},
     decide::Action,
     id::WorkspaceId,
-    status::{Phase, Task},
+    status::{MaintenanceTask, Phase},
     time::Timestamp,
 };
 
@@ -24,7 +24,7 @@ pub(super) const MAX_ARCHIVING: usize = 4;
 
 /// Whether it has, or is about to have, an agent that archives it.
 pub(super) fn is_archiving(phase: Phase) -> bool {
-    matches!(phase, Phase::Opening(Task::Archive) | Phase::Working(Task::Archive))
+    matches!(phase, Phase::Maintenance { task: MaintenanceTask::Archive, .. })
 }
 
 /// An archive as the machine knows it.
@@ -33,7 +33,7 @@ pub(super) fn archive(kept: &Kept, generation: u64, at: Timestamp, witnessed: Du
         key: ArchiveKey(kept.key.to_string()),
         generation,
         at,
-        witnessed,
+        observed_time: witnessed,
         entries: kept.proof.entries,
         bytes: kept.proof.bytes,
         archive_bytes: kept.proof.archive_bytes,
@@ -47,7 +47,9 @@ impl<B: Backend> Driver<B> {
         let archive = archives.and_then(|all| all.iter().find(|archive| archive.generation == generation));
         let needs = |entry: &Entry, key: &ArchiveKey| {
             let (spec, status) = (&entry.record.spec, &entry.record.status);
-            spec.source.as_ref() == Some(key) && status.storage_generation == 0 && !spec.wanted.is_gone()
+            spec.source.as_ref() == Some(key)
+                && status.storage_generation == 0
+                && !spec.desired_state.is_gone()
         };
         archive.is_some_and(|archive| self.entries.values().any(|entry| needs(entry, &archive.key)))
     }

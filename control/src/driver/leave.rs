@@ -2,7 +2,7 @@
 //!
 //! Unlike going down it ends nothing that anybody uses: an agent that declines is left alone and adopted by the next control plane.
 
-use podling_core::{decide::Action, observed::Used, status::Phase};
+use podling_core::{decide::Action, observed::Used, reason::SleepRequest, status::Phase};
 
 use super::{Driver, entry::Entry, event::Reply};
 use crate::backend::Backend;
@@ -15,7 +15,7 @@ impl<B: Backend> Driver<B> {
         self.left = Some(reply);
         for entry in self.entries.values_mut() {
             let idle = matches!(entry.observed.used, Used::No(_));
-            entry.observed.asked = idle.then_some("it is not used, and the control plane stops");
+            entry.observed.sleep_request = idle.then_some(SleepRequest::Shutdown);
         }
         self.advance_all();
     }
@@ -25,7 +25,7 @@ impl<B: Backend> Driver<B> {
         let Some(reply) = &self.left else { return };
         if reply.is_closed() || !self.entries.values().any(Entry::is_going_to_sleep) {
             // What could not be asked runs on: its agent may not be heard for much longer.
-            self.entries.values_mut().for_each(|entry| entry.observed.asked = None);
+            self.entries.values_mut().for_each(|entry| entry.observed.sleep_request = None);
             if let Some(reply) = self.left.take() {
                 // Who has stopped waiting needs no answer.
                 drop(reply.send(Ok(())));

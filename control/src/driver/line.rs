@@ -1,6 +1,6 @@
 //! Who has room to be awake, and who waits for it.
 
-use podling_core::{id::WorkspaceId, observed::Processes, quota, quota::Claimant, status::Phase};
+use podling_core::{id::WorkspaceId, observed::Processes, quota, quota::QuotaRequest, status::Phase};
 
 use super::{Driver, entry::Entry};
 use crate::backend::Backend;
@@ -10,16 +10,17 @@ impl<B: Backend> Driver<B> {
     pub(super) fn let_in(&mut self) {
         // Room that is given back when the control plane leaves is for who comes to the next one.
         while !self.leaving && std::mem::take(&mut self.line_changed) {
-            let line = quota::line(self.entries.values().filter_map(Entry::claimant), &self.quotas);
+            let line =
+                quota::admission_queue(self.entries.values().filter_map(Entry::claimant), &self.quotas);
             let moved: Vec<WorkspaceId> = self
                 .entries
                 .iter_mut()
                 .filter_map(|(id, entry)| {
                     let place = line.get(id).copied();
                     let waits = entry.claimant().is_some_and(|claimant| claimant.waits.is_some());
-                    let news = entry.place != place || (waits && place.is_none() != entry.observed.room);
+                    let news = entry.place != place || (waits && place.is_none() != entry.observed.admitted);
                     entry.place = place;
-                    entry.observed.room = waits && place.is_none();
+                    entry.observed.admitted = waits && place.is_none();
                     news.then(|| id.clone())
                 })
                 .collect();
@@ -32,9 +33,9 @@ impl<B: Backend> Driver<B> {
 
 impl Entry {
     /// As the line sees it; `None`: it neither has room nor wants it.
-    fn claimant(&self) -> Option<Claimant<'_>> {
+    fn claimant(&self) -> Option<QuotaRequest<'_>> {
         let (spec, status) = (&self.record.spec, &self.record.status);
         let ends = status.phase == Phase::Deleting && self.observed.processes != Processes::None;
-        Claimant::of(spec, status, self.durable.as_ref().map(|durable| &durable.status), ends)
+        QuotaRequest::of(spec, status, self.durable.as_ref().map(|durable| &durable.status), ends)
     }
 }

@@ -50,7 +50,7 @@ impl Entry {
         let Some(link) = link.filter(|link| link.state == LinkState::Claimed) else { return };
         link.quiet = Duration::ZERO;
         if self.agent.as_ref().is_some_and(|agent| agent.epoch == epoch) {
-            self.observed.heard(epoch);
+            self.observed.heartbeat(epoch);
         }
         self.take_activity(beat.activity);
         // The stream may have ended meanwhile; then nobody needs the acknowledgement.
@@ -59,7 +59,7 @@ impl Entry {
 
     /// What the agent says of the workspace's use.
     pub(super) fn take_activity(&mut self, activity: Arc<ActivityState>) {
-        self.observed.use_told(match activity.level() {
+        self.observed.use_reported(match activity.level() {
             ActivityLevel::Active | ActivityLevel::Busy => Used::Yes,
             ActivityLevel::Idle => {
                 let counted = activity.counted_idle.and_then(|counted| Duration::try_from(counted).ok());
@@ -82,9 +82,9 @@ impl Entry {
     }
 
     /// The agent is not heard any more: nor will the answer be that it owes.
-    fn link_lost(&mut self) {
-        self.observed.link_lost();
-        self.step_ends(Err(Failure::Failed("the link to its agent was lost".into())));
+    fn disconnected(&mut self) {
+        self.observed.disconnected();
+        self.step_ends(Err(Failure::Failed("the connection to the agent was lost".into())));
         self.warned = None;
     }
 
@@ -92,7 +92,7 @@ impl Entry {
     pub(super) fn gone(&mut self, connection: ConnectionId) {
         let Some(at) = self.links.iter().position(|link| link.hello.connection == connection) else { return };
         if self.links.remove(at).state == LinkState::Claimed {
-            self.link_lost();
+            self.disconnected();
         }
     }
 
@@ -126,7 +126,7 @@ impl Entry {
             self.links.drain(..self.links.len() - 1);
             if self.claimed().is_none() {
                 // What the one before was asked it will not answer.
-                self.link_lost();
+                self.disconnected();
             }
         }
         let Some(link) = self.links.last_mut().filter(|link| link.state != LinkState::Claimed) else {
@@ -166,7 +166,7 @@ impl Entry {
             lost |= link.quiet >= LINK_LOST_AFTER;
         }
         if lost && was.is_some() {
-            self.link_lost();
+            self.disconnected();
         }
         let step_over = self.step_waits(gap);
         let epoch = self.epoch();

@@ -92,7 +92,7 @@ impl<B: Backend> Driver<B> {
         let snapshot = Snapshot {
             generation: self.publisher.generation,
             workspaces: views.collect(),
-            witnessed: self.witnessed,
+            observed_time: self.witnessed,
             down: self.standby.then_some(Down { remaining, total }),
         };
         self.publisher.snapshots.send_replace(Arc::new(snapshot));

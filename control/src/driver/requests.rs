@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use podling_core::{
-    decide::hurry,
+    decide::shorten_backoff,
     id::WorkspaceId,
     observed::Observed,
     policy::PolicyOverrides,
+    reason::SleepRequest,
     status::{Phase, Status},
-    workspace::{Resources, Spec, Wanted},
+    workspace::{DesiredState, Resources, Spec},
 };
 use podling_proto::agent::v1::ActivityLevel;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -51,10 +52,12 @@ impl<B: Backend> Driver<B> {
         let holds_it = |entry: &&Entry| entry.record.spec.name == new.name && !entry.record.is_gone();
         if let Some(entry) = mine().find(holds_it) {
             let id = entry.record.spec.id.clone();
-            return match (entry.record.spec.wanted, new.reconnect) {
-                (Wanted::Deleted | Wanted::Discarded, _) => Err(DriverError::Deleting(id)),
-                (Wanted::Awake | Wanted::Asleep, false) => Err(DriverError::NameTaken { name: new.name, id }),
-                (Wanted::Awake | Wanted::Asleep, true) => {
+            return match (entry.record.spec.desired_state, new.reconnect) {
+                (DesiredState::Deleted | DesiredState::Discarded, _) => Err(DriverError::Deleting(id)),
+                (DesiredState::Awake | DesiredState::Asleep, false) => {
+                    Err(DriverError::NameTaken { name: new.name, id })
+                }
+                (DesiredState::Awake | DesiredState::Asleep, true) => {
                     self.call(&id);
                     Ok((id, false))
                 }
@@ -83,8 +86,8 @@ impl<B: Backend> Driver<B> {
             env: new.env,
             policy: new.policy,
             resources: new.resources,
-            wanted: Wanted::Awake,
-            asked: 1,
+            desired_state: DesiredState::Awake,
+            request_seq: 1,
             source: new.source,
             created: now,
             request_id: new.request_id,
@@ -102,8 +105,10 @@ impl<B: Backend> Driver<B> {
         let Some(entry) = self.entries.get_mut(id) else {
             return drop(reply.send(Err(DriverError::NoWorkspace(id.clone()))));
         };
-        let wanted = if discard { Wanted::Discarded } else { Wanted::Deleted };
-        if entry.record.spec.wanted != wanted && entry.record.spec.wanted != Wanted::Discarded {
+        let wanted = if discard { DesiredState::Discarded } else { DesiredState::Deleted };
+        if entry.record.spec.desired_state != wanted
+            && entry.record.spec.desired_state != DesiredState::Discarded
+        {
             tracing::info!(workspace = %id, discard, "is to be deleted");
             entry.want(wanted);
         }
@@ -135,14 +140,14 @@ impl<B: Backend> Driver<B> {
             return drop(reply.send(Err(refused)));
         }
         if let Some(entry) = self.entries.get_mut(id) {
-            if entry.record.spec.wanted != Wanted::Asleep {
-                tracing::info!(workspace = %id, force, "is to sleep");
+            if entry.record.spec.desired_state != DesiredState::Asleep {
+                tracing::info!(workspace = %id, force, "sleep requested");
                 match entry.record.status.phase {
                     // What it is used for by now only its agent knows.
                     Phase::Awake | Phase::Preparing { .. } if !force => {
-                        entry.observed.asked = Some("somebody puts it to sleep")
+                        entry.observed.sleep_request = Some(SleepRequest::User)
                     }
-                    _ => entry.want(Wanted::Asleep),
+                    _ => entry.want(DesiredState::Asleep),
                 }
             }
             entry.waiting.push(Waiting::View(reply));
@@ -170,7 +175,9 @@ impl<B: Backend> Driver<B> {
         };
         let refused = if self.standby || self.leaving {
             Some(DriverError::ShuttingDown)
-        } else if spec.wanted == Wanted::Discarded || (spec.wanted == Wanted::Deleted && !record.is_gone()) {
+        } else if spec.desired_state == DesiredState::Discarded
+            || (spec.desired_state == DesiredState::Deleted && !record.is_gone())
+        {
             Some(DriverError::Deleting(id.clone()))
         } else if record.status.phase != Phase::Archived {
             Some(DriverError::NotArchived(id.clone()))
@@ -185,7 +192,7 @@ impl<B: Backend> Driver<B> {
         }
         if let Some(entry) = self.entries.get_mut(id) {
             tracing::info!(workspace = %id, "is to be restored");
-            entry.want(Wanted::Awake);
+            entry.want(DesiredState::Awake);
             entry.waiting.push(Waiting::View(reply));
         }
         self.advance(id);
@@ -231,7 +238,7 @@ impl<B: Backend> Driver<B> {
                 tracing::info!(workspace = %id, ?resources, "is to have another share");
                 entry.respec(Spec { resources, ..Spec::clone(&entry.record.spec) });
                 // There was room for something else.
-                entry.observed.room = false;
+                entry.observed.admitted = false;
                 self.line_changed = true;
             }
             entry.waiting.push(Waiting::View(reply));
@@ -249,7 +256,7 @@ impl<B: Backend> Driver<B> {
         if self.standby || self.leaving {
             return Err(DriverError::ShuttingDown);
         }
-        if entry.record.spec.wanted.is_gone() || entry.record.status.phase == Phase::Deleting {
+        if entry.record.spec.desired_state.is_gone() || entry.record.status.phase == Phase::Deleting {
             return Err(DriverError::Deleting(id.clone()));
         }
         Ok(entry)
@@ -267,7 +274,7 @@ impl<B: Backend> Driver<B> {
         self.standby = true;
         for id in self.entries.keys().cloned().collect::<Vec<_>>() {
             if let Some(entry) = self.entries.get_mut(&id) {
-                entry.observed.standby = true;
+                entry.observed.shutting_down = true;
             }
             self.advance(&id);
         }
@@ -278,13 +285,15 @@ impl<B: Backend> Driver<B> {
     /// Somebody waits for it.
     pub(super) fn call(&mut self, id: &WorkspaceId) {
         let Some(entry) = self.entries.get_mut(id) else { return };
-        entry.observed.asked = None;
+        entry.observed.sleep_request = None;
         let record = &entry.record;
-        let answered = record.spec.asked <= record.status.answered;
-        if record.spec.wanted == Wanted::Asleep || (answered && rests_or_will(record.status.phase)) {
-            entry.want(Wanted::Awake);
+        let answered = record.spec.request_seq <= record.status.observed_request;
+        if record.spec.desired_state == DesiredState::Asleep
+            || (answered && rests_or_will(record.status.phase))
+        {
+            entry.want(DesiredState::Awake);
         }
-        let status = hurry(&entry.record.status, clock::now());
+        let status = shorten_backoff(&entry.record.status, clock::now());
         if status != entry.record.status {
             entry.record = Arc::new(WorkspaceRecord { status, ..WorkspaceRecord::clone(&entry.record) });
         }
@@ -311,17 +320,16 @@ fn rests_or_will(phase: Phase) -> bool {
         | Phase::Committing
         | Phase::FallingAsleep
         | Phase::Asleep
-        | Phase::Opening(_)
-        | Phase::Working(_)
+        | Phase::Maintenance { .. }
         | Phase::Archived => true,
     }
 }
 
 impl Entry {
     /// Somebody wants it so: a new request.
-    pub(super) fn want(&mut self, wanted: Wanted) {
+    pub(super) fn want(&mut self, desired_state: DesiredState) {
         let spec = Spec::clone(&self.record.spec);
-        self.respec(Spec { wanted, asked: spec.asked + 1, ..spec });
+        self.respec(Spec { desired_state, request_seq: spec.request_seq + 1, ..spec });
     }
 
     fn respec(&mut self, spec: Spec) {
@@ -338,6 +346,6 @@ fn in_use(entry: &Entry) -> bool {
         ActivityLevel::Idle | ActivityLevel::Unspecified => false,
     });
     entry.record.status.phase == Phase::Awake
-        && entry.record.spec.wanted == Wanted::Awake
+        && entry.record.spec.desired_state == DesiredState::Awake
         && (unknown || used)
 }

@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use podling_core::{
     decide::Action,
     observed::{Achieved, Failure},
+    reason::{DeclineReason, SleepCause},
     time::Timestamp,
 };
 
@@ -48,10 +49,10 @@ impl Entry {
         self.observed.ordered(action);
         self.asked = Some(Asked { directive, action, waited: Duration::ZERO });
         if !self.agent.as_ref().is_some_and(|agent| agent.can("sleep")) {
-            let why = "its agent cannot fall asleep in two phases (it lacks the capability \"sleep\")";
-            self.step_ends(Err(Failure::Declined(why.into())));
+            let detail = "the agent lacks the capability \"sleep\"".into();
+            self.step_ends(Err(Failure::Declined { reason: DeclineReason::Unspecified, detail }));
         } else if !self.say(ToAgent::Sleep(directive, step)) {
-            self.step_ends(Err(Failure::Failed("its agent is not heard".into())));
+            self.step_ends(Err(Failure::Failed("the agent is not connected".into())));
         }
     }
 
@@ -74,7 +75,7 @@ impl Entry {
         super::mortal::may_die(asked.action, "after");
         self.in_flight = None;
         if let Err(failure) = &result {
-            tracing::info!(workspace = %self.record.spec.id, action = ?asked.action, ?failure, "a step to sleep failed");
+            tracing::info!(workspace = %self.record.spec.id, action = ?asked.action, ?failure, "sleep step failed");
         }
         self.observed.done(asked.action, result.map(|()| Achieved::Done), clock::now());
     }
@@ -96,20 +97,20 @@ impl Entry {
         };
         let over = asked.waited >= limit;
         if over {
-            self.step_ends(Err(Failure::Failed(format!("its agent did not answer within {limit:?}"))));
+            self.step_ends(Err(Failure::Failed(format!("the agent did not answer within {limit:?}"))));
         }
         over
     }
 
     /// Tells people when their workspace sleeps, if they have not been told so.
-    pub(super) fn warn(&mut self, warning: Option<(Timestamp, &'static str)>) {
+    pub(super) fn warn(&mut self, warning: Option<(Timestamp, SleepCause)>) {
         let moved = |told: Timestamp, at: Timestamp| told.since(at).max(at.since(told)) > WARNING_SLACK;
         let news = match (self.warned, warning) {
             (None, None) => false,
             (Some(told), Some((at, _))) => moved(told, at),
             (None, Some(_)) | (Some(_), None) => true,
         };
-        if news && self.say(ToAgent::Warn(warning.map(|(at, why)| (at, why.to_owned())))) {
+        if news && self.say(ToAgent::Warn(warning)) {
             self.warned = warning.map(|(at, _)| at);
         }
     }

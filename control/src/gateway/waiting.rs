@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     principal::Principal,
+    reasons,
     snapshot::{AgentView, Snapshots, WorkspaceView},
 };
 
@@ -113,9 +114,9 @@ fn find(
 
 /// It was held for as long as a call is held: what it would have to wait for.
 fn wake_timeout(view: &WorkspaceView) -> WireError {
-    let why = match view.place {
-        Some(place) => format!("it is waiting for room, number {place} in line"),
-        None => view.reason.clone(),
+    let why = match view.queue_position {
+        Some(position) => format!("it waits for quota at position {position} of the admission queue"),
+        None => reasons::message(&view.reason),
     };
     let message =
         format!("the workspace was not ready within {} s: {why}; try again", HOLD_TIMEOUT.as_secs());
@@ -139,7 +140,7 @@ fn decide_forward(view: &WorkspaceView, wakes: bool) -> ForwardDecision {
         State::Queued | State::Starting | State::Asleep | State::Archiving | State::Archived if wakes => {
             ForwardDecision::Hold
         }
-        State::Queued => not_awake("waiting for room", "queued"),
+        State::Queued => not_awake("waiting for quota", "queued"),
         State::Starting => not_awake("starting", "starting"),
         State::Asleep => not_awake("asleep", "asleep"),
         State::Archiving => not_awake("being archived", "archiving"),
@@ -147,10 +148,11 @@ fn decide_forward(view: &WorkspaceView, wakes: bool) -> ForwardDecision {
         State::Deleting => ForwardDecision::Refuse(
             WireError::new(Reason::Deleting, "the workspace is being deleted").with("id", &view.spec.id),
         ),
-        State::Failed => ForwardDecision::Refuse(
-            WireError::new(Reason::WorkspaceFailed, format!("the workspace does not start: {}", view.reason))
-                .with("cause", &view.reason)
-                .with("id", &view.spec.id),
-        ),
+        State::Failed => {
+            let cause = reasons::message(&view.reason);
+            let error =
+                WireError::new(Reason::WorkspaceFailed, format!("the workspace does not start: {cause}"));
+            ForwardDecision::Refuse(error.with("cause", cause).with("id", &view.spec.id))
+        }
     }
 }

@@ -8,11 +8,11 @@ use podling_core::{
     id::{BadName, WorkspaceId},
     policy::Policy,
     time::Timestamp,
-    workspace::{Resources, Spec, Wanted},
+    workspace::{DesiredState, Resources, Spec},
 };
 use ring::digest::{SHA256, digest};
 
-use super::{ResourcesSpec, Variable, WantedState, Workspace, WorkspaceTemplateSpec};
+use super::{DesiredResourceState, ResourcesSpec, Variable, Workspace, WorkspaceTemplateSpec};
 use crate::quantity::{bytes, cores};
 
 /// Maximum length of a workspace's name, in characters.
@@ -21,7 +21,7 @@ const MAX_NAME: usize = 63;
 /// The values of a workspace that users may change at any time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredSpec {
-    pub wanted: WantedState,
+    pub desired_state: DesiredResourceState,
     /// CPU and memory while awake.
     pub resources: Resources,
     pub policy: Policy,
@@ -40,7 +40,7 @@ impl DesiredSpec {
         let variables = of_template.filter(|variable| !is_own(variable)).chain(&spec.environment);
         let valued = |variable: &Variable| Some((variable.name.clone(), variable.value.clone()?));
         Self {
-            wanted: spec.wanted,
+            desired_state: spec.desired_state,
             resources: requested_resources(
                 spec.resources.as_ref().or(template.map(|template| &template.resources)),
             ),
@@ -82,7 +82,7 @@ fn own_name<'a>(resource_name: &'a str, id: &str) -> &'a str {
 pub fn resolve(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -> Result<Spec, BadName> {
     let desired_spec = DesiredSpec::of(resource, template);
     let created = resource.creation_timestamp().map_or(0, |time| time.0.as_millisecond());
-    let is_awake = desired_spec.wanted == WantedState::Awake;
+    let is_awake = desired_spec.desired_state == DesiredResourceState::Awake;
     let (id, resource_name) = (id_of(resource)?, resource.name_any());
     Ok(Spec {
         name: own_name(&resource_name, id.as_str()).parse()?,
@@ -94,8 +94,8 @@ pub fn resolve(resource: &Workspace, template: Option<&WorkspaceTemplateSpec>) -
         env: desired_spec.env,
         policy: desired_spec.policy,
         resources: desired_spec.resources,
-        wanted: if is_awake { Wanted::Awake } else { Wanted::Asleep },
-        asked: u64::from(is_awake),
+        desired_state: if is_awake { DesiredState::Awake } else { DesiredState::Asleep },
+        request_seq: u64::from(is_awake),
         source: resource.spec.source.clone().map(ArchiveKey),
         created: Timestamp(created.try_into().unwrap_or_default()),
         request_id: String::new(),
@@ -153,8 +153,8 @@ mod tests {
         assert_eq!(spec.env["LANG"], "C");
         assert!(!spec.env.contains_key("TOKEN"), "values of secrets are not read");
         assert_eq!(
-            (spec.command.as_slice(), spec.wanted, spec.asked),
-            (&[][..], Wanted::Awake, 1),
+            (spec.command.as_slice(), spec.desired_state, spec.request_seq),
+            (&[][..], DesiredState::Awake, 1),
             "the pod gets the command from the template"
         );
         assert_eq!(spec.created, Timestamp(1_795_737_600_000));

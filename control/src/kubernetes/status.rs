@@ -1,10 +1,10 @@
-//! What is known of a workspace. Written by the control plane alone, and only when something changes.
+//! Status of the resource `Workspace`. Only the control plane writes it, and only when something changes.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-/// What is known.
+/// Observed state of a workspace.
 #[derive(KubeSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkspaceStatus {
@@ -12,87 +12,95 @@ pub struct WorkspaceStatus {
     #[schemars(length(max = 32))]
     #[serde(default)]
     pub state: String,
-    /// Why, for people.
-    #[schemars(length(max = 4096))]
+    /// Why the workspace is in its state, as a CamelCase code.
+    #[schemars(length(max = 64))]
     #[serde(default)]
     pub reason: String,
-    /// Since when.
+    /// The reason in English, with its details.
+    #[schemars(length(max = 4096))]
+    #[serde(default)]
+    pub message: String,
+    /// When the workspace entered its state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
-    /// The generation of the spec that this follows from.
+    /// Generation of the spec that this status follows from.
     #[serde(default)]
     pub observed_generation: i64,
-    /// Ready, AgentConnected, StorageReady, ArchiveProven and Resized.
+    /// Conditions of types Ready, AgentConnected, StorageReady, ArchiveProven and Resized.
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[serde(default)]
     pub conditions: Vec<Condition>,
-    /// What its agent said last: active, busy or idle.
+    /// Activity from the last heartbeat: active, busy or idle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub activity: Option<String>,
-    /// Since when it is idle.
+    /// Start of the idle time that counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_since: Option<Time>,
     /// What happens next if nothing else does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<NextTransition>,
-    /// The pod that serves it.
+    /// Uid of the pod that serves the workspace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub pod_uid: Option<String>,
-    /// Which run of the agent.
+    /// Identifies one run of the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub boot_id: Option<String>,
-    /// SHA-256 of the agent's certificate.
+    /// SHA-256 of the agent's certificate (DER), lower-case hex.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub key_fingerprint: Option<String>,
-    /// Grows with every start of an agent that may write the storage: an archive is proven for one of them.
+    /// Number of agents that have had write access to the storage. An archive is proven for one value.
     #[serde(default)]
     pub storage_generation: i64,
-    /// The volume's claim.
+    /// Name of the PersistentVolumeClaim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub claim_name: Option<String>,
-    /// The image that ran, by its digest.
+    /// Digest of the image that ran last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub image_digest: Option<String>,
-    /// Its newest archive.
+    /// The newest archive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_archive: Option<LastArchive>,
-    /// What the control plane knows it by, for itself alone: written and read as a whole.
+    /// The control plane's own record. Opaque, and not a stable interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "anything")]
     pub record: Option<serde_json::Value>,
 }
 
-/// An object of which the API server need know nothing.
+/// An object whose fields the API server does not validate.
 pub(super) fn anything(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
 }
 
-/// What happens next.
+/// What happens next if nothing else does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct NextTransition {
-    /// For people: "sleeps", "is archived".
+    /// The step, as a CamelCase code: Sleep, Archive, RestartAgent, …
+    #[schemars(length(max = 64))]
+    pub step: String,
+    /// The step in English.
     #[schemars(length(max = 200))]
-    pub what: String,
-    /// When.
+    #[serde(default)]
+    pub message: String,
+    /// When the step is due.
     pub at: Time,
 }
 
-/// An archive that was proven.
+/// A proven archive.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LastArchive {
-    /// Its name in the backup store.
+    /// Name in the backup store.
     #[schemars(length(max = 200))]
     pub name: String,
-    /// Which storage generation it holds.
+    /// Storage generation that the archive holds.
     pub storage_generation: i64,
-    /// When it was proven.
+    /// When the archive was proven.
     pub at: Time,
 }

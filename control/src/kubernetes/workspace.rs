@@ -1,11 +1,11 @@
-//! The resource `Workspace`: what a person wants.
+//! The resource `Workspace`.
 
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable, WorkspaceStatus};
 
-/// One user's environment: it outlives its pods, sleeps when it is not used, and is archived before its storage goes.
+/// The environment of one user. It outlives its pods, sleeps while idle, and is archived before its storage is removed.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "podling.dev",
@@ -16,80 +16,80 @@ use super::{PolicySpec, Port, ResourcesSpec, StorageSpec, Variable, WorkspaceSta
     category = "podling",
     status = "WorkspaceStatus",
     derive = "PartialEq",
-    doc = "One user's environment: it outlives its pods, sleeps when it is not used, and is archived before its storage goes.",
+    doc = "The environment of one user. It outlives its pods, sleeps while idle, and is archived before its storage is removed.",
     printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
     printcolumn(name = "Owner", type_ = "string", json_path = ".spec.owner"),
     printcolumn(name = "Template", type_ = "string", json_path = ".spec.template"),
     printcolumn(name = "Activity", type_ = "string", json_path = ".status.activity"),
     printcolumn(name = "Idle", type_ = "date", json_path = ".status.idleSince"),
-    printcolumn(name = "Next", type_ = "string", json_path = ".status.next.what"),
+    printcolumn(name = "Next", type_ = "string", json_path = ".status.next.step"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.reason", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
-        .message("a workspace's name is 1 to 63 of a-z, 0-9 and '-', beginning with a letter and not ending with '-'")
+        .message("a workspace's name is 1 to 63 of a-z, 0-9 and '-', starting with a letter and not ending with '-'")
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("has(self.storage) == has(oldSelf.storage) || !has(oldSelf.storage)")
-        .message("storage that was asked for stays; delete the workspace to let it go")
+        .message("storage cannot be removed from a workspace; delete the workspace instead")
 )]
 #[x_kube(
     validation = Rule::new("has(self.id) == has(oldSelf.id) && has(self.source) == has(oldSelf.source)")
-        .message("what a workspace is and what it began with never changes")
+        .message("the id and the source of a workspace never change")
 )]
 pub struct WorkspaceSpec {
-    /// How Podling calls it, for ever; leave it out, and it follows from the resource's uid. Never changes.
+    /// Id of the workspace. If absent, it is derived from the uid of the resource. Never changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 12), regex(pattern = "^[a-z2-7]{12}$"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("the id of a workspace never changes"))]
     pub id: Option<String>,
-    /// The archive whose files it begins with, by its name in the backup store. Never changes.
+    /// Name of the archive in the backup store whose files the workspace starts with. Never changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 200))]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("what a workspace began with never changes"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the source of a workspace never changes"))]
     pub source: Option<String>,
-    /// Whose it is. Never changes.
+    /// Owner of the workspace. Never changes.
     #[schemars(length(min = 1, max = 100), regex(pattern = "^[-a-zA-Z0-9_.@]+$"))]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("the owner of a workspace never changes; make another and restore into it"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the owner of a workspace never changes; create another workspace and restore into it"))]
     pub owner: String,
-    /// What it is made of: the name of a WorkspaceTemplate in the same namespace. Never changes.
+    /// Name of a WorkspaceTemplate in the same namespace. Never changes.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("the template of a workspace never changes; make another and restore into it"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the template of a workspace never changes; create another workspace and restore into it"))]
     pub template: String,
-    /// What it shall be. An awake one sleeps by its policy when it is not used, and this is set to Asleep then; leave it out of what a
-    /// repository applies, or it is woken each time.
+    /// Desired state. The controller sets it to Asleep when the workspace goes idle. Leave it out of GitOps manifests: every
+    /// sync would wake the workspace.
     #[serde(default)]
-    pub wanted: WantedState,
-    /// What it shall have while it is awake; absent: what its template says. May change while it runs.
+    pub desired_state: DesiredResourceState,
+    /// Resources while awake. If absent, the template decides. May change while the workspace runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourcesSpec>,
-    /// Its volume; absent: what its template says.
+    /// Volume of the workspace. If absent, the template decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<StorageSpec>,
-    /// What differs from its template's policy.
+    /// Overrides of the template's policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicySpec>,
-    /// Ports of it that users reach by name.
+    /// Ports that users reach by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(
         merge_strategy = ListMerge::Map(vec!["name".into()]),
-        validation = Rule::new("self.all(a, self.exists_one(b, b.port == a.port))").message("no two names for one port")
+        validation = Rule::new("self.all(a, self.exists_one(b, b.port == a.port))").message("a port has only one name")
     )]
     pub ports: Vec<Port>,
-    /// Environment of its terminals and processes, beside its template's.
+    /// Environment of terminals and processes, in addition to the template's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub environment: Vec<Variable>,
 }
 
-/// What a workspace shall be.
+/// Desired state of a workspace.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-pub enum WantedState {
-    /// Running while it is in use.
+pub enum DesiredResourceState {
+    /// Running while in use; the policy puts it to sleep.
     #[default]
     Awake,
-    /// Without a pod; its storage is kept.
+    /// No pod runs; the storage stays.
     Asleep,
 }

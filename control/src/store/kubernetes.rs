@@ -5,14 +5,14 @@
 //! plane fails, and an edit by a user is read before anything is decided on top of it. The user's
 //! `spec` is changed only where the record has a new value, and unchanged values are not written.
 
+mod display_status;
 mod duplicates;
+mod events;
 mod preserved_spec;
 mod resource;
 mod resource_cache;
-mod seen;
 mod show;
 mod status;
-mod tell;
 mod watch;
 mod write;
 

@@ -14,7 +14,7 @@ use podling_control::{
     },
     snapshot::AgentAddress,
 };
-use podling_core::{id::WorkspaceId, status::Waits};
+use podling_core::{id::WorkspaceId, reason::Wait};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
@@ -71,7 +71,7 @@ impl Fake {
     }
 
     /// Tells that a start waits, or does not wait any more.
-    pub(crate) fn tell_waits(&self, workspace: &WorkspaceId, epoch: u64, waits: Option<Waits>) {
+    pub(crate) fn tell_waits(&self, workspace: &WorkspaceId, epoch: u64, waits: Option<Wait>) {
         let waits = Observation::Waits { workspace: workspace.clone(), epoch, waits };
         self.state().observers.retain(|observer| observer.send(waits.clone()).is_ok());
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use podling_control::driver::{DriverError, SleepStep};
+use podling_core::reason::DeclineReason;
 use podling_core::{
     observed::Failure,
     quota::{Quota, Quotas},
@@ -18,7 +19,7 @@ use crate::{
     plane::{DEADLINE, Plane, asked, runs},
 };
 
-const IF_IDLE: SleepStep = SleepStep::Prepare(Urgency::Asked);
+const IF_IDLE: SleepStep = SleepStep::Prepare(Urgency::Requested);
 
 #[tokio::test]
 async fn what_is_idle_falls_asleep_and_stays_so_until_somebody_comes() {
@@ -68,7 +69,14 @@ async fn what_is_used_or_not_heard_of_or_declines_runs_on() {
     let declines = async {
         let (directive, step) = asked(&mut agent).await;
         assert_eq!(step, IF_IDLE);
-        plane.answer(&id, 1, directive, Err(Failure::Declined("somebody types".into()))).await;
+        plane
+            .answer(
+                &id,
+                1,
+                directive,
+                Err(Failure::Declined { reason: DeclineReason::InUse, detail: String::new() }),
+            )
+            .await;
     };
     tokio::join!(leave(), declines);
     assert_eq!(plane.handle.snapshots().borrow().get(&id).unwrap().state, State::Awake);

@@ -6,6 +6,7 @@ use podling_control::{
     driver::{DriverError, MAX_WORKSPACES_PER_OWNER, NewWorkspace, ToAgent},
     snapshot::Fingerprint,
 };
+use podling_core::reason::{Operation, StateReason};
 use podling_core::workspace::{AgentConnection, State};
 use podling_proto::agent::v1::ActivityLevel;
 use tokio::time::timeout;
@@ -74,7 +75,7 @@ async fn an_agent_that_is_killed_is_replaced_after_everything_of_it_has_ended() 
     runs(&backend, &id, 2).await;
     let _agent = plane.serve(&id, 2, 2).await;
     let view = plane.wait(&id, |view| view.state == State::Awake).await;
-    assert_eq!((view.agent.as_ref().unwrap().epoch, view.restarts), (2, 1), "{}", view.reason);
+    assert_eq!((view.agent.as_ref().unwrap().epoch, view.restarts), (2, 1), "{:?}", view.reason);
     assert_eq!(backend.state().calls, ["start 1", "stop", "start 2"]);
 }
 
@@ -85,16 +86,21 @@ async fn starts_that_fail_are_tried_again_until_it_is_called_failed_and_somebody
     backend.state().fail_starts = true;
     let id = plane.create("demo").await.spec.id.clone();
     let view = plane.wait(&id, |view| view.restarts == 1 && view.next.is_some()).await;
-    assert!(view.reason.contains("no such program"), "{}", view.reason);
+    let no_program = StateReason::AgentStartFailed { detail: "no such program".into() };
+    assert_eq!(view.reason, no_program);
     for failures in 2..=5 {
         plane.handle.wake(id.clone()).await.unwrap();
         plane.wait(&id, |view| view.restarts >= failures).await;
     }
     let view = plane.wait(&id, |view| view.state == State::Failed).await;
-    assert!(view.reason.contains("no such program"), "{}", view.reason);
+    assert_eq!(view.reason, no_program);
     backend.state().fail_starts = false;
     plane.handle.wake(id.clone()).await.unwrap();
-    plane.wait(&id, |view| view.state == State::Starting && view.reason.contains("started again")).await;
+    plane
+        .wait(&id, |view| {
+            view.state == State::Starting && matches!(view.reason, StateReason::AgentRestarting { .. })
+        })
+        .await;
 }
 
 #[tokio::test]
@@ -138,7 +144,7 @@ async fn a_control_plane_that_is_killed_while_it_starts_an_agent_uses_the_epoch_
     backend.hold(true);
     let plane = Plane::up(folder.path(), &backend).await;
     let id = plane.create("demo").await.spec.id.clone();
-    plane.wait(&id, |view| view.reason.contains("being started")).await;
+    plane.wait(&id, |view| view.reason == StateReason::AgentStarting).await;
     drop(plane);
     backend.hold(false);
     let plane = Plane::up(folder.path(), &backend).await;
@@ -178,7 +184,11 @@ async fn processes_that_cannot_be_ended_keep_the_storage() {
     let (id, _agent) = plane.awake("demo").await;
     backend.state().fail_stops = true;
     plane.handle.delete(id.clone(), true).await.unwrap();
-    let view = plane.wait(&id, |view| view.reason.contains("it does not die")).await;
+    let view = plane
+        .wait(&id, |view| {
+            matches!(view.reason, StateReason::ActionFailed { operation: Operation::StopProcesses, .. })
+        })
+        .await;
     assert_eq!(view.state, State::Deleting);
     assert!(view.next.is_some(), "it is tried again");
     backend.state().fail_stops = false;

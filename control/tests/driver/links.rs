@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use podling_control::driver::ConnectionId;
+use podling_core::reason::NextStep;
 use podling_core::workspace::{AgentConnection, State};
 use podling_proto::agent::v1::ActivityLevel;
 use tokio::time::Instant;
@@ -72,8 +73,8 @@ async fn an_agent_that_falls_silent_is_unknown_and_after_ten_minutes_started_ane
         .clone();
     assert!((50..60).contains(&began.elapsed().as_secs()), "three beats and a half: {:?}", began.elapsed());
     assert_eq!(unknown.get(&id).unwrap().state, State::Awake, "never idle, never asleep");
-    let (_, why) = unknown.get(&id).unwrap().next.clone().unwrap();
-    assert!(why.contains("silent"), "{why}");
+    let (_, next) = unknown.get(&id).unwrap().next.unwrap();
+    assert_eq!(next, NextStep::RestartSilentAgent);
     snapshots.wait_for(|s| s.get(&id).unwrap().restarts == 1).await.unwrap();
     assert!((650..670).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
     runs(&backend, &id, 2).await;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use podling_control::driver::{DriverError, NewWorkspace, SleepStep, ToAgent};
+use podling_core::reason::{DeclineReason, NextStep, SleepCause, StateReason};
 use podling_core::{
     id::WorkspaceId,
     observed::Failure,
@@ -50,6 +51,10 @@ async fn short(plane: &Plane) -> (WorkspaceId, mpsc::Receiver<ToAgent>) {
     (id, agent)
 }
 
+fn declined(reason: DeclineReason) -> Failure {
+    Failure::Declined { reason, detail: String::new() }
+}
+
 #[tokio::test]
 async fn one_that_is_not_used_is_warned_falls_asleep_in_two_phases_and_wakes_for_whoever_comes() {
     let (folder, backend) = (tempfile::tempdir().unwrap(), Fake::default());
@@ -61,7 +66,7 @@ async fn one_that_is_not_used_is_warned_falls_asleep_in_two_phases_and_wakes_for
     assert_eq!(backend.state().calls, ["start 1"], "nothing ends before the agent is ready");
     plane.answer(&id, 1, directive, Ok(())).await;
     let asleep = plane.wait(&id, |view| view.state == State::Asleep).await;
-    assert_eq!(asleep.reason, "it is not used");
+    assert_eq!(asleep.reason, StateReason::Idle);
 
     let policy = PolicyOverrides { idle_timeout: Some(DEADLINE), ..Default::default() };
     plane.handle.set_policy(id.clone(), policy).await.unwrap();
@@ -86,11 +91,12 @@ async fn a_keystroke_in_between_keeps_it_awake() {
     idle(&plane, &id, &mut agent).await;
     let (directive, step) = asked(&mut agent).await;
     assert_eq!(step, SleepStep::Commit);
-    let declined = Failure::Declined("a keystroke waits".into());
+    let detail = "a keystroke waits".to_owned();
+    let declined = Failure::Declined { reason: DeclineReason::RequestHeld, detail: detail.clone() };
     assert!(plane.beat(&id, 1, ActivityLevel::Active).await);
     plane.answer(&id, 1, directive, Err(declined)).await;
     let awake = plane.wait(&id, |view| view.state == State::Awake).await;
-    assert_eq!(awake.reason, "a keystroke waits");
+    assert_eq!(awake.reason, StateReason::SleepDeclined { reason: DeclineReason::RequestHeld, detail });
     assert_eq!(backend.state().calls, ["start 1"]);
 }
 
@@ -127,7 +133,7 @@ async fn nobody_sleeps_for_a_link_that_is_lost() {
     let (directive, step) = asked(&mut agent).await;
     assert_eq!(step, SleepStep::Commit);
     assert_eq!(backend.state().calls, ["start 1"], "its agent was not ended unasked");
-    plane.answer(&id, 2, directive, Err(Failure::Declined("it is not prepared".into()))).await;
+    plane.answer(&id, 2, directive, Err(declined(DeclineReason::NotPrepared))).await;
     plane.wait(&id, |view| view.state == State::Awake).await;
 }
 
@@ -143,7 +149,7 @@ async fn a_used_workspace_sleeps_only_when_it_is_forced_to() {
     drop(plane);
     let plane = Plane::up(folder.path(), &backend).await;
     let asleep = plane.wait(&id, |view| view.state == State::Asleep).await;
-    assert_eq!(asleep.reason, "somebody puts it to sleep", "also after a crash");
+    assert_eq!(asleep.reason, StateReason::SleepRequested, "also after a crash");
     assert_eq!(backend.state().calls.iter().filter(|call| call.starts_with("start")).count(), 1);
 }
 
@@ -155,11 +161,12 @@ async fn a_workspace_that_is_used_since_it_was_last_heard_is_not_put_to_sleep() 
     assert!(plane.beat(&id, 1, ActivityLevel::Idle).await);
     plane.handle.sleep(id.clone(), false).await.expect("nobody knows of any use");
     let (directive, step) = asked(&mut agent).await;
-    assert_eq!(step, SleepStep::Prepare(Urgency::Asked), "its agent has the last word");
-    plane.answer(&id, 1, directive, Err(Failure::Declined("the workspace is active".into()))).await;
+    assert_eq!(step, SleepStep::Prepare(Urgency::Requested), "its agent has the last word");
+    plane.answer(&id, 1, directive, Err(declined(DeclineReason::InUse))).await;
     let stays = plane.wait(&id, |view| view.state == State::Awake).await;
-    assert_eq!(stays.reason, "the workspace is active");
-    let asked_again = stays.next.as_ref().is_some_and(|next| next.1.contains("put to sleep"));
+    let detail = String::new();
+    assert_eq!(stays.reason, StateReason::SleepDeclined { reason: DeclineReason::InUse, detail });
+    let asked_again = stays.next.is_some_and(|(_, step)| step == NextStep::Sleep(SleepCause::Requested));
     assert!(!asked_again, "it was asked for once: who uses it now keeps it awake as ever");
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use podling_control::driver::{DriverError, NewWorkspace, ToAgent};
+use podling_core::reason::{Operation, StateReason};
 use podling_core::{
     id::WorkspaceId,
     policy::{Policy, PolicyOverrides},
@@ -64,8 +65,12 @@ async fn what_cannot_be_archived_is_kept_and_tried_again() {
     plane.put_to_sleep(&id, &mut agent).await;
     plane.handle.delete(id.clone(), false).await.unwrap();
     let _maintenance = serve(&plane, &backend, &id, 2).await;
-    let kept = plane.wait(&id, |view| view.reason.contains("a file could not be read")).await;
-    assert!(kept.reason.contains("its storage is kept"), "{}", kept.reason);
+    let kept = plane.wait(&id, |view| matches!(view.reason, StateReason::ArchiveFailed { .. })).await;
+    let StateReason::ArchiveFailed { cause } = &kept.reason else { unreachable!() };
+    assert!(
+        matches!(&**cause, StateReason::ActionFailed { detail, .. } if detail.contains("a file could not be read")),
+        "{cause:?}"
+    );
     assert!(!backend.state().calls.contains(&"remove".to_owned()));
     let _maintenance = serve(&plane, &backend, &id, 3).await;
     let gone = plane.wait(&id, |view| view.is_gone()).await;
@@ -184,7 +189,11 @@ async fn an_archive_that_another_workspace_is_being_made_of_stays_until_that_is_
     let source = Some(gone.archives[0].key.clone());
     let fresh = plane.handle.create(NewWorkspace { source, ..new("fresh") }).await.unwrap().0.spec.id.clone();
     discard_with_archives(&plane, &old).await;
-    plane.wait(&old, |view| view.reason.contains("another workspace is being restored from it")).await;
+    plane
+        .wait(&old, |view| {
+            matches!(view.reason, StateReason::ActionFailed { operation: Operation::ExpireArchive, .. })
+        })
+        .await;
     assert!(!keeper.state().calls.contains(&"expire 1".to_owned()), "{:?}", keeper.state().calls);
 
     let _maintenance = serve(&plane, &backend, &fresh, 1).await;

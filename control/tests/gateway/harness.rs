@@ -19,11 +19,12 @@ use podling_control::{
     server::{PublicRouter, ServerListener, ShutdownSignals, cors},
     snapshot::{AgentView, Snapshot, WorkspaceView},
 };
+use podling_core::reason::StateReason;
 use podling_core::{
     id::{Owner, WorkspaceId},
     policy::Policy,
     time::Timestamp,
-    workspace::{AgentConnection, Resources, Spec, State, Wanted},
+    workspace::{AgentConnection, DesiredState, Resources, Spec, State},
 };
 use podling_proto::control::v1::tokens_server::TokensServer;
 use tokio::{
@@ -118,7 +119,7 @@ impl GatewayHarness {
             *snapshot = Arc::new(Snapshot {
                 generation: snapshot.generation + 1,
                 workspaces,
-                witnessed: Duration::ZERO,
+                observed_time: Duration::ZERO,
                 down: None,
             });
         });
@@ -226,23 +227,24 @@ fn view(
             env: BTreeMap::new(),
             policy: Policy::default(),
             resources: Resources::default(),
-            wanted: Wanted::Awake,
-            asked: 1,
+            desired_state: DesiredState::Awake,
+            request_seq: 1,
             source: None,
             created: Timestamp(0),
             request_id: String::new(),
         }),
         state,
-        reason: "as the story says".to_owned(),
+        reason: StateReason::Created,
         since: Timestamp(0),
         connection: if agent.is_some() { AgentConnection::Connected } else { AgentConnection::Unknown },
         activity: None,
         agent: agent.cloned().map(Arc::new),
         next: None,
         restarts: 0,
-        given: None,
-        allotted: None,
-        place: None,
+        allocated: None,
+        actual: None,
+        waits: None,
+        queue_position: None,
         progress: None,
         archives: Vec::new(),
         log: Arc::default(),

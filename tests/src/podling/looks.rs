@@ -26,7 +26,7 @@ impl Podling {
     pub async fn awake(&self, workspace: &Workspace) -> WireWorkspace {
         wait_for(&format!("{} is awake", workspace.name), async || {
             let now = self.get(workspace).await;
-            assert_ne!(now.state(), State::Failed, "{}: {}\n{}", workspace.name, now.reason, self.log());
+            assert_ne!(now.state(), State::Failed, "{}: {:?}\n{}", workspace.name, now.reason, self.log());
             (now.state() == State::Awake && now.connection() == AgentConnection::Connected).then_some(now)
         })
         .await

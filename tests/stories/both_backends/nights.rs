@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use podling_proto::{
     agent::v1::{
         AttachOpen, AttachRequest, CreateTerminalRequest, GetActivityRequest, GetTerminalRequest, Input,
-        ListTerminalsRequest, StatRequest, WatchActivityRequest, WriteTerminalRequest,
+        ListTerminalsRequest, SleepCause, StatRequest, WatchActivityRequest, WriteTerminalRequest,
         attach_request::Request as Ask,
     },
     control::v1::{Policy, State},
@@ -60,7 +60,7 @@ async fn unused_it_is_warned_sleeps_and_comes_back_as_it_was() {
         }
     };
     let warning = within("the warning", warning).await;
-    assert!(warning.at.is_some() && !warning.reason.is_empty(), "{warning:?}");
+    assert!(warning.at.is_some() && warning.cause() == SleepCause::Idle, "{warning:?}");
     window.shows("press any key to keep it awake").await;
     podling.becomes(&ada, State::Asleep).await;
     window.shows("Press a key to wake it").await;

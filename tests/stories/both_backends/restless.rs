@@ -23,7 +23,7 @@ async fn killing_the_agent_over_and_over_keeps_nobody_awake() {
         (now.state() == State::Asleep).then_some(now)
     })
     .await;
-    eprintln!("asleep after {kills} kills: {}", asleep.reason);
+    eprintln!("asleep after {kills} kills: {:?}", asleep.reason);
     assert!(kills >= 2, "one that ends once is started again");
     assert_eq!(podling.agents(), []);
 
@@ -48,7 +48,7 @@ async fn who_uses_it_has_it_back_however_often_its_agent_ends() {
         podling.kill_agent(&ada);
         wait_for("another agent serves it", async || {
             let now = podling.get(&ada).await;
-            assert_ne!(now.state(), State::Asleep, "round {round}: {}", now.reason);
+            assert_ne!(now.state(), State::Asleep, "round {round}: {:?}", now.reason);
             let agent = now.agent.clone()?;
             (now.state() == State::Awake
                 && now.connection() == AgentConnection::Connected

@@ -29,7 +29,7 @@ async fn waits(podling: &Podling, name: &str, flags: &[&str], place: u32) -> Wor
 }
 
 async fn stands_at(podling: &Podling, workspace: &Workspace, place: u32) {
-    wait_for(&format!("{} is number {place} in line", workspace.name), async || {
+    wait_for(&format!("{} is at position {place} of the admission queue", workspace.name), async || {
         let now = podling.get(workspace).await;
         (now.state() == State::Queued && now.queue_position == place).then_some(())
     })
@@ -51,15 +51,15 @@ async fn each_owner_has_a_share_and_the_first_in_line_gets_what_is_freed() {
     let bobs = podling.create("one", &["--owner", "bob"]).await;
     waits(&podling, "two", &["--owner", "bob"], 3).await;
     let listed = cli.run(&["ls"]).await.ok().out();
-    for (name, place) in [("two", "1st in line"), ("three", "2nd in line")] {
+    for (name, place) in [("two", "position 1"), ("three", "position 2")] {
         let line = listed.lines().find(|line| line.starts_with(name)).expect("it is listed");
         assert!(line.contains("queued") && line.contains(place), "{listed}");
     }
-    assert!(cli.run(&["explain", "two"]).await.ok().out().contains("1st in line"));
+    assert!(cli.run(&["explain", "two"]).await.ok().out().contains("1st in the admission queue"));
 
     // Somebody sits in front of the last of the line, and waits.
     let mut window = Window::open(&cli.command(&["attach", "three"]));
-    window.shows("in line").await;
+    window.shows("in the admission queue").await;
     sleep(&podling, &one).await;
     podling.awake(&two).await;
     stands_at(&podling, &three, 1).await;
@@ -95,7 +95,7 @@ async fn a_call_waits_in_line_too_and_not_for_ever() {
     assert!(first.is_ok(), "{first:?}");
     let refused = second.expect_err("two has the only place");
     assert_eq!(reason(&refused), Reason::WakeTimeout);
-    assert!(refused.message().contains("waiting for room, number 1 in line"), "{refused:?}");
+    assert!(refused.message().contains("at position 1 of the admission queue"), "{refused:?}");
     assert_eq!(podling.get(&three).await.queue_position, 1, "it keeps its place");
 }
 
@@ -135,14 +135,17 @@ async fn who_asks_for_more_waits_for_it_and_loses_nothing_meanwhile() {
     assert!(never.err().contains("more CPU or memory than the quota allows"), "{}", never.err());
     let said = cli.run(&["resize", "one", "--cpu", "300m"]).await.ok().out();
     assert!(said.contains("one has 0.2 cores") && said.contains("waits for 0.3 cores"), "{said}");
-    wait_for("it stands in line", async || (podling.get(&one).await.queue_position == 1).then_some(())).await;
+    wait_for("it is queued", async || (podling.get(&one).await.queue_position == 1).then_some(())).await;
     let explained = cli.run(&["explain", "one"]).await.ok().out();
-    assert!(explained.contains("is awake") && explained.contains("1st in line"), "{explained}");
+    assert!(
+        explained.contains("has been awake") && explained.contains("1st in the admission queue"),
+        "{explained}"
+    );
 
     sleep(&podling, &two).await;
     wait_for("it has more", async || {
         let now = podling.get(&one).await;
-        (now.given == now.resources && now.given?.cpu_millis == 300).then_some(())
+        (now.allocated == now.requested && now.allocated?.cpu_millis == 300).then_some(())
     })
     .await;
     podling.client().of(&one.id).sh("touch ~/over").await;

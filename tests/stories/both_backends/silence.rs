@@ -79,7 +79,7 @@ async fn nobody_sleeps_while_agent_and_control_plane_are_parted() {
     podling.stays_awake(&ada, STILL).await;
     wait_for("it is known that nothing is known", async || {
         let now = podling.get(&ada).await;
-        assert_eq!(now.state(), State::Awake, "{}", now.reason);
+        assert_eq!(now.state(), State::Awake, "{:?}", now.reason);
         (now.connection() == AgentConnection::Unknown).then_some(())
     })
     .await;

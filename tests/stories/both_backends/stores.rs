@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use podling_proto::control::v1::{LogEntry, State};
+use podling_proto::control::v1::{LogEntry, State, StateReasonCode};
 use podling_tests::{
     Podling, SmallDisk, Workspace, disk::obeying_permissions, left_out, podling::Options, podling::names,
     tree::tree, wait_for, zips,
@@ -21,8 +21,6 @@ use podling_tests::{
 
 /// Asleep for a second, it is archived.
 const SOON: [&str; 2] = ["--archive-after", "1s"];
-/// What the machine says when it could not be done.
-const KEPT: &str = "it could not be archived, and its storage is kept: ";
 /// Between two looks of a saboteur.
 const A_MOMENT: Duration = Duration::from_millis(1);
 
@@ -59,10 +57,18 @@ async fn up_with_store(store: &Path) -> Podling {
     Podling::up_with(Options { args, ..Options::default() }).await
 }
 
-/// Those decisions that say that it was not archived.
+fn code(entry: &LogEntry) -> Option<StateReasonCode> {
+    entry.reason.as_ref().map(|reason| reason.code())
+}
+
+fn reason_text(entry: &LogEntry) -> String {
+    entry.reason.as_ref().map(podling_proto::text::state_reason).unwrap_or_default()
+}
+
+/// The decisions after which archiving had failed.
 async fn failures(podling: &Podling, workspace: &Workspace) -> Vec<LogEntry> {
     let log = podling.decided(workspace).await;
-    log.into_iter().filter(|entry| entry.reason.starts_with(KEPT)).collect()
+    log.into_iter().filter(|entry| code(entry) == Some(StateReasonCode::ArchiveFailed)).collect()
 }
 
 /// Waits until it was tried so often in vain; the pauses grow, the storage is untouched, and `explain` says why.
@@ -75,7 +81,8 @@ async fn is_kept(podling: &Podling, workspace: &Workspace, tries: usize, why: &s
     })
     .await;
     for entry in &failures {
-        assert!(entry.reason.contains(why), "{why:?} is not in {:?}", entry.reason);
+        let text = reason_text(entry);
+        assert!(text.contains(why), "{why:?} is not in {text:?}");
     }
     let at = |entry: &LogEntry| std::time::SystemTime::try_from(entry.at.expect("a time")).expect("a time");
     for (number, two) in failures.windows(2).enumerate() {
@@ -83,7 +90,10 @@ async fn is_kept(podling: &Podling, workspace: &Workspace, tries: usize, why: &s
         assert!(pause >= Duration::from_secs(1 << number), "pause {number} was {pause:?}");
     }
     let explained = podling.cli().run(&["explain", &workspace.name]).await.ok().out();
-    assert!(explained.contains("its storage is kept") && explained.contains(why), "{explained}");
+    assert!(
+        explained.contains("archiving failed and the storage stays") && explained.contains(why),
+        "{explained}"
+    );
     let listed = podling.cli().run(&["archives", &workspace.name, "--json"]).await.ok().json();
     assert_eq!(listed, serde_json::json!([]), "nothing that is not proven is called a backup");
     let after: Vec<_> = tree(&home).into_keys().collect();
@@ -170,12 +180,15 @@ async fn what_cannot_be_read_is_named_and_kept() {
 async fn is_kept_beside(podling: &Podling, workspace: &Workspace, why: &str) {
     wait_for("three tries were in vain", async || {
         let failures = failures(podling, workspace).await;
-        assert!(failures.iter().all(|entry| entry.reason.contains(why)), "{failures:?}");
+        assert!(failures.iter().all(|entry| reason_text(entry).contains(why)), "{failures:?}");
         (failures.len() >= 3).then_some(())
     })
     .await;
     let explained = podling.cli().run(&["explain", &workspace.name]).await.ok().out();
-    assert!(explained.contains("its storage is kept") && explained.contains(why), "{explained}");
+    assert!(
+        explained.contains("archiving failed and the storage stays") && explained.contains(why),
+        "{explained}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

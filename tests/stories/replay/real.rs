@@ -13,7 +13,7 @@ use podling_proto::{
     control::v1::{
         AgentConnection, CreateWorkspaceRequest, DeleteWorkspaceRequest, GetWorkspaceRequest,
         ListWorkspaceArchivesRequest, Policy, RestoreArchiveRequest, SetPolicyRequest, State,
-        Workspace as WireWorkspace,
+        StateReasonCode, Workspace as WireWorkspace,
     },
     error::Reason,
 };
@@ -29,8 +29,6 @@ use tonic::Status;
 
 /// Longer than any replay.
 const LONG: Duration = Duration::from_secs(3600);
-/// Beginnings of what the machine says when the backup store was away.
-const FAILED: [&str; 2] = ["it could not be archived", "it could not be restored"];
 
 pub(super) struct Real {
     podling: Podling,
@@ -161,11 +159,11 @@ impl Real {
         let workspace = self.of(name);
         wait_for("it fails", async || {
             let log = self.podling.decided(workspace).await;
-            let failed = |reason: &str| FAILED.iter().any(|words| reason.starts_with(words));
-            // The latest that was about its storage: an earlier failure was followed by a success.
-            let last =
-                log.iter().rev().find(|e| failed(&e.reason) || e.reason.starts_with("it is archived as"));
-            last.is_some_and(|entry| failed(&entry.reason)).then_some(())
+            use StateReasonCode::{ArchiveFailed, Archived, RestoreFailed};
+            let codes = log.iter().rev().filter_map(|entry| Some(entry.reason.as_ref()?.code()));
+            // The latest about the storage: an earlier failure was followed by a success.
+            let last = codes.filter(|code| matches!(code, ArchiveFailed | RestoreFailed | Archived)).next();
+            matches!(last, Some(ArchiveFailed | RestoreFailed)).then_some(())
         })
         .await;
     }

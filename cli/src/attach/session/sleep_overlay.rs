@@ -172,19 +172,23 @@ fn asleep_message(workspace: &Workspace, dropped: usize, key: &DetachKey) -> Str
         Some(_) => format!("{key} or Ctrl-C"),
         None => "Ctrl-C".to_owned(),
     };
-    let why = match plain(&workspace.reason) {
-        why if why.is_empty() => String::new(),
-        why => format!(": {why}"),
-    };
+    let why = workspace
+        .reason
+        .as_ref()
+        .map(|reason| format!(": {}", plain(&podling_proto::text::state_reason(reason))));
+    let why = why.unwrap_or_default();
     format!("{} {what}{why}.{typed} Press a key to wake it, {leave} to leave", workspace.name)
 }
 
 #[cfg(test)]
 mod tests {
+    use podling_proto::control::v1::{StateReason, StateReasonCode};
+
     use super::*;
 
     fn at(state: State) -> Workspace {
-        let (name, reason) = ("demo".to_owned(), "it is not used".to_owned());
+        let reason = Some(StateReason { code: StateReasonCode::Idle.into(), ..StateReason::default() });
+        let name = "demo".to_owned();
         Workspace { name, reason, state: state.into(), ..Workspace::default() }
     }
 
@@ -193,12 +197,12 @@ mod tests {
         let key: DetachKey = "ctrl-]".parse().expect("a key");
         assert_eq!(
             asleep_message(&at(State::Asleep), 0, &key),
-            "demo fell asleep: it is not used. Press a key to wake it, Ctrl-] or Ctrl-C to leave"
+            "demo fell asleep: idle for its whole timeout. Press a key to wake it, Ctrl-] or Ctrl-C to leave"
         );
         let said = asleep_message(&at(State::FallingAsleep), 12, &DetachKey(None));
         assert_eq!(
             said,
-            "demo falls asleep: it is not used. The last 12 bytes typed were not taken and go nowhere. Press a key \
+            "demo falls asleep: idle for its whole timeout. The last 12 bytes typed were not taken and go nowhere. Press a key \
              to wake it, Ctrl-C to leave"
         );
     }

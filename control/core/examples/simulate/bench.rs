@@ -12,7 +12,7 @@ use podling_core::{
     policy::Policy,
     status::{Phase, Status},
     time::Timestamp,
-    workspace::{Spec, Wanted},
+    workspace::{DesiredState, Spec},
 };
 
 /// What one control plane may have.
@@ -51,8 +51,8 @@ fn one(n: u64) -> (Spec, Status, Observed) {
         env: [("LANG".into(), "C.UTF-8".into())].into(),
         policy: Policy::default(),
         resources: Default::default(),
-        wanted: Wanted::Awake,
-        asked: 1,
+        desired_state: DesiredState::Awake,
+        request_seq: 1,
         source: None,
         created: NOW,
         request_id: format!("request-{n}"),
@@ -60,13 +60,19 @@ fn one(n: u64) -> (Spec, Status, Observed) {
     let phase = [Phase::Awake, Phase::Asleep, Phase::Awake, Phase::Queued, Phase::Awake, Phase::Archived]
         [n as usize % 6];
     let awake = phase == Phase::Awake;
-    let status =
-        Status { phase, epoch: 3, storage_generation: 3, storage: true, answered: 1, ..Status::new(NOW) };
+    let status = Status {
+        phase,
+        epoch: 3,
+        storage_generation: 3,
+        storage: true,
+        observed_request: 1,
+        ..Status::new(NOW)
+    };
     let observed = Observed {
         processes: if awake { Processes::Some([3].into()) } else { Processes::None },
         connected: awake.then_some(3),
         used: Used::No(Duration::from_secs(n % 800)),
-        witnessed: Duration::from_secs(80_000),
+        observed_time: Duration::from_secs(80_000),
         ..Observed::default()
     };
     (spec, status, observed)

@@ -2,113 +2,131 @@
 
 use std::time::Duration;
 
-use super::{Action, HEALTHY_AFTER, HELLO_LIMIT, SILENCE_LIMIT, order, pause};
+use super::{HEALTHY_AFTER, HELLO_LIMIT, SILENCE_LIMIT, action, backoff};
 use crate::{
+    decide::Action,
     observed::{Observed, Processes, Used},
-    status::{Phase, Status},
+    reason::{NextStep, SleepCause},
+    status::{MaintenanceStage, Phase, Status},
     time::Timestamp,
-    workspace::{Spec, Wanted},
+    workspace::{DesiredState, Spec},
 };
 
-type Next = (Timestamp, &'static str);
+type Next = (Timestamp, NextStep);
 
-/// When to look again if nothing happens before, and why.
+/// When to decide again if nothing happens before, and which step is due then.
 pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
     let by_itself =
         of_phase(spec, status, observed, now).into_iter().chain(expiry(spec, status, observed, now));
     by_itself.filter(|next| is_to_come(next, now)).min()
 }
 
-/// What is due and not done waits for something else, which is told when it happens: looking again and again does not hasten it.
+/// A step that is due and not done waits for an event. Deciding again sooner would not hasten it.
 fn is_to_come(next: &Next, now: Timestamp) -> bool {
     next.0 > now
 }
 
 fn of_phase(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
     let connected = observed.connected == Some(status.epoch);
-    let silent = |limit: Duration, why| {
+    let silent = |limit: Duration, step| {
         (!connected && observed.processes.lives(status.epoch))
-            .then(|| (now.plus(limit.saturating_sub(observed.silence)), why))
+            .then(|| (now.plus(limit.saturating_sub(observed.silence)), step))
     };
     match status.phase {
         Phase::Pending { not_before } if observed.processes == Processes::None => {
-            Some((not_before, "its agent is started again"))
+            Some((not_before, NextStep::RestartAgent))
         }
-        Phase::Starting | Phase::Opening(_) => {
-            silent(HELLO_LIMIT, "an agent that does not say hello is given up")
+        Phase::Starting | Phase::Maintenance { stage: MaintenanceStage::Starting, .. } => {
+            silent(HELLO_LIMIT, NextStep::GiveUpStart)
         }
         Phase::Awake if connected => {
             let sleeps = sleeps(spec, status, observed, now);
-            let well = (status.failures > 0 && observed.used_by == Some(status.epoch))
-                .then(|| (status.since.plus(HEALTHY_AFTER), "it counts as healthy"));
-            let warned =
-                |(at, _): Next| (before(at, spec.policy.warned_before()), "it is warned of its sleep");
+            let healthy = (status.failures > 0 && observed.used_by == Some(status.epoch))
+                .then(|| (status.since.plus(HEALTHY_AFTER), NextStep::ResetFailures));
+            let warned = |(at, _)| (before(at, spec.policy.warned_before()), NextStep::WarnOfSleep);
             let warned = sleeps.into_iter().flatten().min().map(warned);
-            let all = sleeps.into_iter().chain([well, warned]);
+            let sleeps = sleeps.map(|sleep| sleep.map(|(at, cause)| (at, NextStep::Sleep(cause))));
+            let all = sleeps.into_iter().chain([healthy, warned]);
             all.flatten().filter(|next| is_to_come(next, now)).min()
         }
-        Phase::Awake | Phase::Committing => silent(SILENCE_LIMIT, "a silent agent is started anew"),
+        Phase::Awake | Phase::Committing => silent(SILENCE_LIMIT, NextStep::RestartSilentAgent),
         Phase::Asleep => {
-            let kept = status.storage && spec.wanted != Wanted::Deleted;
-            let slept = observed.witnessed.saturating_sub(status.rested);
-            let due =
-                now.plus(if kept { spec.policy.archive_after.saturating_sub(slept) } else { Duration::ZERO });
-            status.storage.then(|| (due.max(retry(status, now)), "its storage is archived and let go"))
+            let stays = status.storage && spec.desired_state != DesiredState::Deleted;
+            let asleep = observed.observed_time.saturating_sub(status.slept_at);
+            let due = now.plus(if stays {
+                spec.policy.archive_after.saturating_sub(asleep)
+            } else {
+                Duration::ZERO
+            });
+            status.storage.then(|| (due.max(retry(status, now)), NextStep::Archive))
         }
-        Phase::Archived => pause::waits(status.upkeep.not_before, now)
-            .then_some((status.upkeep.not_before, "it is restored from its archive")),
+        Phase::Archived => backoff::is_pending(status.maintenance_retry.not_before, now)
+            .then_some((status.maintenance_retry.not_before, NextStep::Restore)),
         Phase::Queued
         | Phase::Pending { .. }
         | Phase::Preparing { .. }
         | Phase::FallingAsleep
-        | Phase::Working(_)
+        | Phase::Maintenance { stage: MaintenanceStage::Running, .. }
         | Phase::Deleting => None,
     }
 }
 
-/// The end of the pause after a failed try at its storage.
+/// The end of the pause after failed maintenance.
 fn retry(status: &Status, now: Timestamp) -> Timestamp {
-    if pause::waits(status.upkeep.not_before, now) { status.upkeep.not_before } else { now }
+    let until = status.maintenance_retry.not_before;
+    if backoff::is_pending(until, now) { until } else { now }
 }
 
-/// What may put an awake workspace to sleep if nothing happens, and when.
-fn sleeps(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> [Option<Next>; 3] {
-    let asked_again = sleeping_pause(observed, now).unwrap_or(now);
-    let unused = match observed.used {
+/// When each cause puts an awake workspace to sleep if nothing else happens.
+fn sleeps(
+    spec: &Spec,
+    status: &Status,
+    observed: &Observed,
+    now: Timestamp,
+) -> [Option<(Timestamp, SleepCause)>; 3] {
+    let soonest = declined_until(observed, now).unwrap_or(now);
+    let idle = match observed.used {
         Used::No(counted) => {
-            let here = observed.witnessed.saturating_sub(status.called);
-            let left = spec.policy.idle_timeout.saturating_sub(counted.min(here));
-            Some((now.plus(left).max(asked_again), "it falls asleep unless it is used"))
+            let since_request = observed.observed_time.saturating_sub(status.requested_at);
+            let left = spec.policy.idle_timeout.saturating_sub(counted.min(since_request));
+            Some((now.plus(left).max(soonest), SleepCause::Idle))
         }
         Used::Yes | Used::Unknown => None,
     };
-    let longest = spec.policy.max_awake.map(|longest| {
-        let left = longest.saturating_sub(observed.witnessed.saturating_sub(status.woken));
-        (now.plus(left).max(asked_again), "it has been awake for as long as it may")
+    let max_awake = spec.policy.max_awake.map(|longest| {
+        let left = longest.saturating_sub(observed.observed_time.saturating_sub(status.woke_at));
+        (now.plus(left).max(soonest), SleepCause::MaxAwake)
     });
-    let unwanted = (spec.wanted != Wanted::Awake || observed.asked.is_some() && observed.used != Used::Yes)
-        .then_some((asked_again, "it is put to sleep"));
-    [unused, longest, unwanted]
+    let is_requested = spec.desired_state != DesiredState::Awake
+        || observed.sleep_request.is_some() && observed.used != Used::Yes;
+    [idle, max_awake, is_requested.then_some((soonest, SleepCause::Requested))]
 }
 
-/// Until when an agent that has just declined to sleep is left alone.
-fn sleeping_pause(observed: &Observed, now: Timestamp) -> Option<Timestamp> {
-    let action = observed.trouble.as_ref()?.action;
-    matches!(action, Action::Prepare { .. } | Action::Commit(_)).then(|| pause::of(action, observed, now))?
+/// Until when an agent that has just declined to sleep is not asked again.
+fn declined_until(observed: &Observed, now: Timestamp) -> Option<Timestamp> {
+    let action = observed.last_failure.as_ref()?.action;
+    matches!(action, Action::Prepare { .. } | Action::Commit(_))
+        .then(|| backoff::of(action, observed, now))?
 }
 
-/// What people in the workspace are to be told.
-pub(super) fn warning(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
+/// When the workspace falls asleep, if its users are to be warned now.
+pub(super) fn warning(
+    spec: &Spec,
+    status: &Status,
+    observed: &Observed,
+    now: Timestamp,
+) -> Option<(Timestamp, SleepCause)> {
     let connected = observed.connected == Some(status.epoch);
     let sleep = sleeps(spec, status, observed, now).into_iter().flatten().min();
-    let (at, why) = sleep.filter(|_| status.phase == Phase::Awake && connected)?;
-    (at.since(now) <= spec.policy.warned_before()).then_some((at, why))
+    let (at, cause) = sleep.filter(|_| status.phase == Phase::Awake && connected)?;
+    (at.since(now) <= spec.policy.warned_before()).then_some((at, cause))
 }
 
-/// When the oldest archive's time is over.
+/// When the retention of the oldest archive is over.
 fn expiry(spec: &Spec, status: &Status, observed: &Observed, now: Timestamp) -> Option<Next> {
-    let left = spec.policy.keep_archives.saturating_sub(order::age(order::oldest(status)?, observed));
-    Some((now.plus(left), "its oldest archive is removed"))
+    let age = action::age(action::oldest(status)?, observed);
+    let left = spec.policy.keep_archives.saturating_sub(age);
+    Some((now.plus(left), NextStep::ExpireArchive))
 }
 
 fn before(at: Timestamp, by: Duration) -> Timestamp {

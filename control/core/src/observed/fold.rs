@@ -1,18 +1,19 @@
-//! How what happens changes what is known.
+//! Folds events into observations.
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{Achieved, Door, Ended, Failure, Observed, Processes, Trouble, Used};
+use super::{Achieved, ActionFailure, AgentEnd, Failure, Observed, PrepareState, Processes, Used};
 use crate::{decide::Action, time::Timestamp, workspace::Epoch};
 
 impl Observed {
-    /// Of a workspace that has just been made: nothing can run under an id that was never used.
+    /// Observations of a workspace that was just created: nothing can run under an id that was never used.
     pub fn of_new() -> Self {
         Self { processes: Processes::None, ..Self::default() }
     }
 
-    /// The backend has said for the first time which agents live. One that was ordered (`epoch`) and is not among them has ended,
-    /// or its start was never carried out: either way its epoch is used up. One whose end was told does not live, whatever the list says.
+    /// Takes the backend's first list of running agents. If the agent that was ordered (`epoch`) is missing, it has ended or
+    /// was never started: either way its epoch is used up. An agent whose end was reported does not run, whatever the list
+    /// says.
     pub fn listed(&mut self, mut living: BTreeSet<Epoch>, epoch: Epoch) {
         if self.processes != Processes::Unseen {
             return;
@@ -22,26 +23,27 @@ impl Observed {
         }
         let known = self.ended.as_ref().is_some_and(|ended| ended.epoch == epoch);
         if !living.contains(&epoch) && !known {
-            self.ended = Some(Ended { epoch, how: "it was gone when the control plane came up".into() });
+            self.ended =
+                Some(AgentEnd { epoch, detail: "it was gone when the control plane started".into() });
         }
         self.processes = Processes::Some(living);
     }
 
-    /// An action is given away: from here on it may have happened.
+    /// An action was ordered: from here on it may have happened.
     pub fn ordered(&mut self, action: Action) {
         match action {
             Action::Start(_) => {
                 self.processes = Processes::Some(BTreeSet::new());
                 self.silence = Duration::ZERO;
                 self.waits = None;
-                // Whatever was there, there will be storage.
+                // From here on there is storage again.
                 self.removed = false;
             }
             Action::Prepare { epoch, .. } => {
-                self.door = Door::Unsure(epoch);
-                self.asked = None;
+                self.prepare_state = PrepareState::Unconfirmed(epoch);
+                self.sleep_request = None;
             }
-            Action::Cancel(epoch) => self.door = Door::Unsure(epoch),
+            Action::Cancel(epoch) => self.prepare_state = PrepareState::Unconfirmed(epoch),
             Action::Resize { .. } => self.waits = None,
             Action::Commit(_)
             | Action::Archive(_)
@@ -53,7 +55,7 @@ impl Observed {
         }
     }
 
-    /// An action came back.
+    /// An action came back with its result.
     pub fn done(&mut self, action: Action, result: Result<Achieved, Failure>, now: Timestamp) {
         if let Action::Start(_) | Action::Resize { .. } = action {
             self.waits = None;
@@ -66,23 +68,23 @@ impl Observed {
 
     fn achieved(&mut self, action: Action, achieved: Achieved) {
         if !matches!(action, Action::Start(_)) {
-            self.trouble = None;
+            self.last_failure = None;
         }
         match action {
             Action::Start(epoch) => {
-                // It may have ended before its start was reported.
+                // The end may be reported before the start.
                 let ended = self.ended.as_ref().is_some_and(|ended| ended.epoch == epoch);
                 if let (Processes::Some(agents), false) = (&mut self.processes, ended) {
                     agents.insert(epoch);
                 }
             }
-            Action::Prepare { epoch, .. } => self.door = Door::Shut(epoch),
+            Action::Prepare { epoch, .. } => self.prepare_state = PrepareState::Prepared(epoch),
             Action::Commit(epoch) => self.ready = Some(epoch),
-            Action::Cancel(_) => self.door = Door::Open,
-            Action::Resize { epoch, resources } => self.allotted = Some((epoch, resources)),
+            Action::Cancel(_) => self.prepare_state = PrepareState::NotPrepared,
+            Action::Resize { epoch, resources } => self.actual = Some((epoch, resources)),
             Action::Archive(_) => {
                 if let Achieved::Archived(archive) = achieved {
-                    // Whatever was removed before, this one is there.
+                    // A generation that was removed before exists again.
                     self.expired.remove(&archive.generation);
                     self.archived = Some(archive);
                 }
@@ -102,51 +104,55 @@ impl Observed {
 
     fn failed(&mut self, action: Action, failure: Failure, now: Timestamp) {
         if let Action::Resize { .. } = action {
-            // It may have happened.
-            self.allotted = None;
+            // The resize may have happened in part.
+            self.actual = None;
         }
         if let Action::Start(epoch) = action {
-            self.ended = Some(Ended { epoch, how: failure.words().to_owned() });
+            self.ended = Some(AgentEnd { epoch, detail: failure.detail().to_owned() });
             return;
         }
-        // One that declines is as it was.
-        if let (Action::Prepare { .. } | Action::Commit(_) | Action::Cancel(_), Failure::Declined(_)) =
+        // An agent that declines is not prepared.
+        if let (Action::Prepare { .. } | Action::Commit(_) | Action::Cancel(_), Failure::Declined { .. }) =
             (action, &failure)
         {
-            self.door = Door::Open;
+            self.prepare_state = PrepareState::NotPrepared;
         }
-        let before = self.trouble.take().filter(|t| t.action == action).map_or(0, |t| t.failures);
-        self.trouble = Some(Trouble { action, failures: before.saturating_add(1), at: now, failure });
+        let before =
+            self.last_failure.take().filter(|last| last.action == action).map_or(0, |last| last.failures);
+        self.last_failure =
+            Some(ActionFailure { action, failures: before.saturating_add(1), at: now, failure });
     }
 
-    /// The agent of this epoch is heard of: it is claimed, or its heartbeat came.
-    pub fn heard(&mut self, epoch: Epoch) {
+    /// The agent of this epoch was claimed, or sent a heartbeat.
+    pub fn heartbeat(&mut self, epoch: Epoch) {
         self.connected = Some(epoch);
         self.silence = Duration::ZERO;
     }
 
-    /// The agent is not heard of any more: what it said last is not known any more (law 4).
-    pub fn link_lost(&mut self) {
+    /// The connection to the agent is lost, so what it last reported is no longer known (law 4).
+    pub fn disconnected(&mut self) {
         self.connected = None;
-        self.asked = None;
+        self.sleep_request = None;
         self.used = Used::Unknown;
     }
 
-    /// The connected agent has said whether the workspace is used.
-    pub fn use_told(&mut self, used: Used) {
+    /// The connected agent reported whether the workspace is in use.
+    pub fn use_reported(&mut self, used: Used) {
         self.used = used;
         if used == Used::Yes {
             self.used_by = self.connected;
-            self.asked = None;
+            self.sleep_request = None;
         }
-        // It has declined for a use that now shows; when that is over it may be asked again.
-        if used == Used::Yes && matches!(self.trouble, Some(Trouble { action: Action::Prepare { .. }, .. })) {
-            self.trouble = None;
+        // The agent declined for a use that it now reports. Once that use is over, it may be asked again.
+        if used == Used::Yes
+            && matches!(self.last_failure, Some(ActionFailure { action: Action::Prepare { .. }, .. }))
+        {
+            self.last_failure = None;
         }
     }
 
-    /// An agent has ended.
-    pub fn agent_ended(&mut self, epoch: Epoch, how: String) {
+    /// The agent of this epoch ended.
+    pub fn agent_ended(&mut self, epoch: Epoch, detail: String) {
         if let Processes::Some(agents) = &mut self.processes {
             agents.remove(&epoch);
         }
@@ -154,12 +160,12 @@ impl Observed {
             self.agent_gone();
         }
         if self.ended.as_ref().is_none_or(|ended| ended.epoch < epoch) {
-            self.ended = Some(Ended { epoch, how });
+            self.ended = Some(AgentEnd { epoch, detail });
         }
     }
 
     fn agent_gone(&mut self) {
-        self.link_lost();
-        self.door = Door::Open;
+        self.disconnected();
+        self.prepare_state = PrepareState::NotPrepared;
     }
 }

@@ -167,7 +167,7 @@ impl Agent {
         }
         let declines = match urgency {
             Urgency::Idle => self.is_used(now) || self.idle < self.idle_timeout,
-            Urgency::Asked => self.is_used(now),
+            Urgency::Requested => self.is_used(now),
             Urgency::Forced => false,
         };
         if declines {

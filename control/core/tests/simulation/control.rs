@@ -9,8 +9,8 @@ use std::{
 use podling_core::{
     decide::Action,
     observed::{Achieved, Failure, Observed, Processes},
-    quota::{self, Claimant, Quotas},
-    status::{Phase, Status},
+    quota::{self, QuotaRequest, Quotas},
+    status::{MaintenanceStage, Phase, Status},
     workspace::{Epoch, Resources, Spec},
 };
 
@@ -26,7 +26,7 @@ pub(crate) struct Record {
 pub(crate) struct Store {
     pub(crate) records: BTreeMap<usize, Rc<Record>>,
     /// Written with every batch, so that no stored status is younger than it.
-    pub(crate) witnessed: Duration,
+    pub(crate) observed_time: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -40,8 +40,8 @@ pub(crate) struct Control {
     pub(crate) entries: BTreeMap<usize, Entry>,
     pub(crate) queue: BTreeMap<usize, Change>,
     pub(crate) writing: Option<BTreeMap<usize, Change>>,
-    pub(crate) witnessed: Duration,
-    pub(crate) standby: bool,
+    pub(crate) observed_time: Duration,
+    pub(crate) shutting_down: bool,
     /// Not running until then (SIGSTOP).
     pub(crate) stopped: u64,
     pub(crate) orders: u64,
@@ -51,7 +51,7 @@ pub(crate) struct Control {
 pub(crate) struct Entry {
     pub(crate) record: Rc<Record>,
     pub(crate) durable: Option<Rc<Record>>,
-    pub(crate) queued: Option<Rc<Record>>,
+    pub(crate) queued_at: Option<Rc<Record>>,
     pub(crate) observed: Observed,
     pub(crate) flight: Option<Flight>,
     /// Of the start that is about to be ordered.
@@ -97,7 +97,7 @@ impl Entry {
         Self {
             durable: durable.then(|| record.clone()),
             record,
-            queued: None,
+            queued_at: None,
             observed,
             flight: None,
             secret: None,
@@ -135,8 +135,8 @@ impl Entry {
                 | Phase::Awake
                 | Phase::Preparing { .. }
                 | Phase::Committing
-                | Phase::Opening(_)
-                | Phase::Working(_)
+                | Phase::Maintenance { task: _, stage: MaintenanceStage::Starting }
+                | Phase::Maintenance { task: _, stage: MaintenanceStage::Running }
         )
     }
 
@@ -145,7 +145,7 @@ impl Entry {
     }
 
     pub(crate) fn link_lost(&mut self) {
-        self.observed.link_lost();
+        self.observed.disconnected();
         self.claimed = None;
         self.told = None;
     }
@@ -155,10 +155,10 @@ impl Entry {
         self.record = Rc::new(Record { spec, status: self.record.status.clone() });
     }
 
-    fn claimant(&self) -> Option<Claimant<'_>> {
+    fn claimant(&self) -> Option<QuotaRequest<'_>> {
         let Record { spec, status } = &*self.record;
         let ends = self.phase() == Phase::Deleting && self.observed.processes != Processes::None;
-        Claimant::of(spec, status, self.durable.as_ref().map(|durable| &durable.status), ends)
+        QuotaRequest::of(spec, status, self.durable.as_ref().map(|durable| &durable.status), ends)
     }
 
     /// It stands in the line, and would take what it waits for.
@@ -175,7 +175,7 @@ impl Entry {
 }
 
 impl Control {
-    fn claimants(&self) -> impl Iterator<Item = Claimant<'_>> {
+    fn claimants(&self) -> impl Iterator<Item = QuotaRequest<'_>> {
         self.entries.values().filter_map(Entry::claimant)
     }
 
@@ -184,7 +184,7 @@ impl Control {
         if !self.entries.values().any(Entry::waits) {
             return BTreeSet::new();
         }
-        let line = quota::line(self.claimants(), quotas);
+        let line = quota::admission_queue(self.claimants(), quotas);
         let waits = |entry: &Entry| entry.waits() && !line.contains_key(&entry.record.spec.id);
         self.entries.iter().filter(|(_, entry)| waits(entry)).map(|(w, _)| *w).collect()
     }
@@ -192,7 +192,7 @@ impl Control {
     /// Its place in the line.
     pub(crate) fn place(&self, w: usize, quotas: &Quotas) -> Option<usize> {
         let id = &self.entries.get(&w)?.record.spec.id;
-        quota::line(self.claimants(), quotas).get(id).copied()
+        quota::admission_queue(self.claimants(), quotas).get(id).copied()
     }
 
     pub(crate) fn holders(&self) -> impl Iterator<Item = &Entry> {

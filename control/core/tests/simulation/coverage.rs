@@ -1,11 +1,12 @@
-//! What a run has covered: crash points × actions × states, and the arrows of the drawing.
+//! What a run has covered: crash points × actions × states, and the transitions of the drawing.
 
 use std::{collections::BTreeMap, fmt};
 
 use podling_core::{
     decide::Action,
-    mutant::Taken,
-    status::{Phase, Urgency},
+    mutant::FollowedTransition,
+    reason::StateReason,
+    status::{MaintenanceStage, Phase, Urgency},
 };
 
 /// Every action there is.
@@ -13,8 +14,8 @@ const ACTIONS: [&str; 11] = [
     "Start", "Prepare", "Commit", "Cancel", "Resize", "Stop", "Archive", "Restore", "Remove", "Expire",
     "Forget",
 ];
-/// Every arrow of the drawing in `decide.rs`.
-const ARROWS: [&str; 39] = [
+/// Every transition of the drawing in `decide.rs`.
+const TRANSITIONS: [&str; 39] = [
     "admit",
     "start",
     "start_failed",
@@ -23,37 +24,37 @@ const ARROWS: [&str; 39] = [
     "silent",
     "healthy",
     "resized",
-    "worn_out",
-    "lined_up",
+    "stop_restarting",
+    "enqueue",
     "end_now: Queued",
     "end_now: Pending",
     "end_now: Starting",
     "end_now: Awake",
     "end_now: Preparing",
     "fall_asleep: idle",
-    "fall_asleep: asked",
+    "fall_asleep: requested",
     "fall_asleep: forced",
-    "reprieve",
+    "cancel_sleep",
     "prepared",
     "ready",
     "give_up",
     "declined",
-    "rest",
+    "stopped",
     "wake: Asleep",
-    "wake: Opening",
-    "wake: Working",
-    "let_go",
+    "wake: Maintenance(Starting)",
+    "wake: Maintenance(Running)",
+    "release_storage",
     "archive_due",
     "opened: Archive",
     "opened: Restore",
-    "kept",
-    "put_off: Archive",
-    "put_off: Restore",
+    "archived",
+    "retry_later: Archive",
+    "retry_later: Restore",
     "restore",
     "restored",
     "nothing_left",
     "discard",
-    "noted",
+    "sync_archives",
 ];
 
 #[derive(Debug, Default, Clone)]
@@ -69,7 +70,7 @@ struct Point {
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Coverage {
     points: BTreeMap<(&'static str, &'static str), Point>,
-    arrows: BTreeMap<&'static str, u64>,
+    transitions: BTreeMap<&'static str, u64>,
 }
 
 impl Coverage {
@@ -86,8 +87,8 @@ impl Coverage {
         self.at(action, phase).died[usize::from(happened) + usize::from(told)] += 1;
     }
 
-    pub(crate) fn arrow(&mut self, taken: &Taken) {
-        *self.arrows.entry(arrow(taken)).or_default() += 1;
+    pub(crate) fn transition(&mut self, followed: &FollowedTransition) {
+        *self.transitions.entry(transition(followed)).or_default() += 1;
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
@@ -100,17 +101,17 @@ impl Coverage {
                 *sum += n;
             }
         }
-        for (arrow, n) in &other.arrows {
-            *self.arrows.entry(arrow).or_default() += n;
+        for (transition, n) in &other.transitions {
+            *self.transitions.entry(transition).or_default() += n;
         }
     }
 
-    /// Whether this arrow was taken.
-    pub(crate) fn took(&self, arrow: &str) -> bool {
-        self.arrows.contains_key(arrow)
+    /// Whether this transition was taken.
+    pub(crate) fn took(&self, transition: &str) -> bool {
+        self.transitions.contains_key(transition)
     }
 
-    /// What was never seen: actions, deaths around an action, arrows.
+    /// What was never seen: actions, deaths around an action, transitions.
     pub(crate) fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
         for action in ACTIONS {
@@ -129,8 +130,8 @@ impl Coverage {
                 }
             }
         }
-        let never = ARROWS.iter().filter(|arrow| !self.arrows.contains_key(**arrow));
-        missing.extend(never.map(|arrow| format!("arrow {arrow} was never taken")));
+        let never = TRANSITIONS.iter().filter(|transition| !self.transitions.contains_key(**transition));
+        missing.extend(never.map(|transition| format!("transition {transition} was never taken")));
         missing
     }
 
@@ -143,18 +144,19 @@ impl fmt::Display for Coverage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<9} {:<17} {:>9} {:>9} {:>8}   died before  after  unsaved",
+            "{:<9} {:<30} {:>9} {:>9} {:>8}   died before  after  unsaved",
             "action", "in state", "ordered", "done", "failed"
         )?;
         for ((action, state), point) in &self.points {
             let Point { ordered, done, failed, died: [before, after, unsaved] } = point;
             writeln!(
                 f,
-                "{action:<9} {state:<17} {ordered:>9} {done:>9} {failed:>8}   {before:>11} {after:>6} {unsaved:>8}"
+                "{action:<9} {state:<30} {ordered:>9} {done:>9} {failed:>8}   {before:>11} {after:>6} {unsaved:>8}"
             )?;
         }
-        let arrows: Vec<String> = self.arrows.iter().map(|(arrow, n)| format!("{arrow} {n}")).collect();
-        write!(f, "arrows: {}", arrows.join(", "))
+        let transitions: Vec<String> =
+            self.transitions.iter().map(|(transition, n)| format!("{transition} {n}")).collect();
+        write!(f, "transitions: {}", transitions.join(", "))
     }
 }
 
@@ -175,7 +177,7 @@ pub(crate) fn name(action: Action) -> &'static str {
 }
 
 fn state(phase: Phase) -> &'static str {
-    use podling_core::status::Task::{Archive, Restore};
+    use podling_core::status::MaintenanceTask::{Archive, Restore};
     match phase {
         Phase::Queued => "Queued",
         Phase::Pending { .. } => "Pending",
@@ -185,59 +187,79 @@ fn state(phase: Phase) -> &'static str {
         Phase::Committing => "Committing",
         Phase::FallingAsleep => "FallingAsleep",
         Phase::Asleep => "Asleep",
-        Phase::Opening(Archive) => "Opening(Archive)",
-        Phase::Opening(Restore) => "Opening(Restore)",
-        Phase::Working(Archive) => "Working(Archive)",
-        Phase::Working(Restore) => "Working(Restore)",
+        Phase::Maintenance { task: Archive, stage: MaintenanceStage::Starting } => {
+            "Maintenance(Archive, Starting)"
+        }
+        Phase::Maintenance { task: Restore, stage: MaintenanceStage::Starting } => {
+            "Maintenance(Restore, Starting)"
+        }
+        Phase::Maintenance { task: Archive, stage: MaintenanceStage::Running } => {
+            "Maintenance(Archive, Running)"
+        }
+        Phase::Maintenance { task: Restore, stage: MaintenanceStage::Running } => {
+            "Maintenance(Restore, Running)"
+        }
         Phase::Archived => "Archived",
         Phase::Deleting => "Deleting",
     }
 }
 
-/// Its name in the drawing: what it joins says so, and where two join the same, the reason does.
-fn arrow(taken: &Taken) -> &'static str {
-    use podling_core::status::Task::{Archive, Restore};
-    let because = |words: &str| taken.reason.contains(words);
-    match (taken.from, taken.to) {
-        (Phase::Queued, Phase::Queued) => "lined_up",
-        _ if taken.resized => "resized",
-        (Phase::Awake, Phase::Awake) => "healthy",
-        (Phase::Archived, Phase::Deleting) if because("nothing of it is left") => "nothing_left",
-        (from, to) if from == to => "noted",
-        (_, Phase::Deleting) => "discard",
-        (Phase::Queued, Phase::Pending { .. }) => "admit",
-        (Phase::Pending { .. }, Phase::Starting) => "start",
-        (Phase::Starting, Phase::Pending { .. }) => "start_failed",
-        (Phase::Starting, Phase::Awake) => "hello",
-        (Phase::Awake, Phase::Pending { .. }) if because("silent") => "silent",
-        (_, Phase::Pending { .. }) => "died",
-        (_, Phase::FallingAsleep) if because("nobody has used it") => "worn_out",
-        (Phase::Queued, _) => "end_now: Queued",
-        (Phase::Pending { .. }, _) => "end_now: Pending",
-        (Phase::Starting, _) => "end_now: Starting",
-        (Phase::Awake, Phase::FallingAsleep) => "end_now: Awake",
-        (Phase::Preparing { .. }, Phase::FallingAsleep) => "end_now: Preparing",
-        (Phase::Awake, Phase::Preparing { urgency: Urgency::Forced, .. }) => "fall_asleep: forced",
-        (Phase::Awake, Phase::Preparing { urgency: Urgency::Asked, .. }) => "fall_asleep: asked",
-        (Phase::Awake, _) => "fall_asleep: idle",
-        (Phase::Preparing { .. }, Phase::Awake) => "reprieve",
-        (Phase::Preparing { .. }, _) => "prepared",
-        (Phase::Committing, Phase::Awake) => "declined",
-        (Phase::Committing, _) if because("its agent") => "give_up",
-        (Phase::Committing, _) => "ready",
-        (Phase::FallingAsleep, _) => "rest",
-        (Phase::Asleep, Phase::Queued) => "wake: Asleep",
-        (Phase::Asleep, Phase::Archived) => "let_go",
-        (Phase::Asleep, _) => "archive_due",
-        (Phase::Opening(_), Phase::Queued) => "wake: Opening",
-        (Phase::Opening(Archive), Phase::Working(_)) => "opened: Archive",
-        (Phase::Opening(Restore), Phase::Working(_)) => "opened: Restore",
-        (Phase::Working(Archive), Phase::Queued) => "wake: Working",
-        (Phase::Working(Archive), _) if because("archived as") => "kept",
-        (Phase::Opening(Archive) | Phase::Working(Archive), _) => "put_off: Archive",
-        (Phase::Working(Restore), Phase::Queued) => "restored",
-        (Phase::Opening(Restore) | Phase::Working(Restore), _) => "put_off: Restore",
-        (Phase::Archived, _) => "restore",
-        (Phase::Deleting, _) => "out of Deleting, which has no way out",
+/// Name of a transition as in the drawing. Where two lead to the same phase, the reason tells them apart.
+fn transition(followed: &FollowedTransition) -> &'static str {
+    use podling_core::status::MaintenanceTask::{Archive, Restore};
+    let running = MaintenanceStage::Running;
+    match (followed.from, followed.to, &followed.reason) {
+        (Phase::Queued, Phase::Queued, _) => "enqueue",
+        _ if followed.resized => "resized",
+        (Phase::Awake, Phase::Awake, _) => "healthy",
+        (Phase::Archived, Phase::Deleting, StateReason::ArchivesExpired) => "nothing_left",
+        (from, to, _) if from == to => "sync_archives",
+        (_, Phase::Deleting, _) => "discard",
+        (Phase::Queued, Phase::Pending { .. }, _) => "admit",
+        (Phase::Pending { .. }, Phase::Starting, _) => "start",
+        (Phase::Starting, Phase::Pending { .. }, _) => "start_failed",
+        (Phase::Starting, Phase::Awake, _) => "hello",
+        (Phase::Awake, Phase::Pending { .. }, StateReason::AgentSilent { .. }) => "silent",
+        (_, Phase::Pending { .. }, _) => "died",
+        (_, Phase::FallingAsleep, StateReason::AgentLostUnused { .. }) => "stop_restarting",
+        (Phase::Queued, ..) => "end_now: Queued",
+        (Phase::Pending { .. }, ..) => "end_now: Pending",
+        (Phase::Starting, ..) => "end_now: Starting",
+        (Phase::Awake, Phase::FallingAsleep, _) => "end_now: Awake",
+        (Phase::Preparing { .. }, Phase::FallingAsleep, _) => "end_now: Preparing",
+        (Phase::Awake, Phase::Preparing { urgency: Urgency::Forced, .. }, _) => "fall_asleep: forced",
+        (Phase::Awake, Phase::Preparing { urgency: Urgency::Requested, .. }, _) => "fall_asleep: requested",
+        (Phase::Awake, ..) => "fall_asleep: idle",
+        (Phase::Preparing { .. }, Phase::Awake, _) => "cancel_sleep",
+        (Phase::Preparing { .. }, ..) => "prepared",
+        (Phase::Committing, Phase::Awake, _) => "declined",
+        (
+            Phase::Committing,
+            _,
+            StateReason::AgentEndedFallingAsleep
+            | StateReason::AgentSilentFallingAsleep
+            | StateReason::AgentNotStopping,
+        ) => "give_up",
+        (Phase::Committing, ..) => "ready",
+        (Phase::FallingAsleep, ..) => "stopped",
+        (Phase::Asleep, Phase::Queued, _) => "wake: Asleep",
+        (Phase::Asleep, Phase::Archived, _) => "release_storage",
+        (Phase::Asleep, ..) => "archive_due",
+        (Phase::Maintenance { task: Archive, stage }, Phase::Queued, _) if stage == running => {
+            "wake: Maintenance(Running)"
+        }
+        (Phase::Maintenance { task: Archive, .. }, Phase::Queued, _) => "wake: Maintenance(Starting)",
+        (Phase::Maintenance { task: Archive, .. }, Phase::Maintenance { .. }, _) => "opened: Archive",
+        (Phase::Maintenance { task: Restore, .. }, Phase::Maintenance { .. }, _) => "opened: Restore",
+        (Phase::Maintenance { task: Archive, stage }, _, StateReason::Archived { .. })
+            if stage == running =>
+        {
+            "archived"
+        }
+        (Phase::Maintenance { task: Archive, .. }, ..) => "retry_later: Archive",
+        (Phase::Maintenance { task: Restore, stage }, Phase::Queued, _) if stage == running => "restored",
+        (Phase::Maintenance { task: Restore, .. }, ..) => "retry_later: Restore",
+        (Phase::Archived, ..) => "restore",
+        (Phase::Deleting, ..) => "a transition out of Deleting, which must not exist",
     }
 }

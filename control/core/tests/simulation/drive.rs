@@ -5,7 +5,7 @@ use std::{rc::Rc, time::Duration};
 use podling_core::{
     decide::{Action, decide},
     mutant,
-    observed::{Ended, Failure, Processes},
+    observed::{AgentEnd, Failure, Processes},
     status::Phase,
 };
 
@@ -27,11 +27,11 @@ impl World {
         let decision = loop {
             let Some(control) = self.control.as_mut() else { return };
             let room = control.admitted(&quotas).contains(&w);
-            let (standby, witnessed) = (control.standby, control.witnessed);
+            let (standby, witnessed) = (control.shutting_down, control.observed_time);
             let Some(entry) = control.entries.get_mut(&w) else { return };
-            entry.observed.room = room;
-            entry.observed.standby = standby;
-            entry.observed.witnessed = witnessed;
+            entry.observed.admitted = room;
+            entry.observed.shutting_down = standby;
+            entry.observed.observed_time = witnessed;
             mutant::taken();
             let decision = decide(&entry.record.spec, &entry.record.status, &entry.observed, now);
             let arrows = mutant::taken();
@@ -76,9 +76,9 @@ impl World {
             if let (None, Some(action)) = (&entry.flight, decision.action) {
                 self.order(w, action);
             }
-        } else if !entry.queued.as_ref().is_some_and(|queued| Rc::ptr_eq(queued, &entry.record)) {
+        } else if !entry.queued_at.as_ref().is_some_and(|queued| Rc::ptr_eq(queued, &entry.record)) {
             let record = entry.record.clone();
-            entry.queued = Some(record.clone());
+            entry.queued_at = Some(record.clone());
             if let Some(control) = &mut self.control {
                 control.queue.insert(w, Change::Put(record));
             }
@@ -90,7 +90,8 @@ impl World {
         let quotas = self.quotas;
         loop {
             let Some(control) = self.acting() else { return };
-            let next = control.admitted(&quotas).into_iter().find(|w| !control.standby || *w == usize::MAX);
+            let next =
+                control.admitted(&quotas).into_iter().find(|w| !control.shutting_down || *w == usize::MAX);
             let Some(w) = next else { return };
             self.advance(w);
             let stays = |world: &Self| {
@@ -98,7 +99,7 @@ impl World {
                     .control
                     .as_ref()
                     .and_then(|c| c.entries.get(&w))
-                    .is_some_and(|e| e.record.status.queued.is_some())
+                    .is_some_and(|e| e.record.status.queued_at.is_some())
             };
             if stays(self) || self.broken.is_some() {
                 return;
@@ -120,7 +121,7 @@ impl World {
             && entry.secret.take() != Some(epoch)
         {
             // Decided by a control plane that died: its secret died with it, and the epoch is used up.
-            entry.observed.ended = Some(Ended { epoch, how: "its secret is lost".into() });
+            entry.observed.ended = Some(AgentEnd { epoch, detail: "its secret is lost".into() });
             return self.advance(w);
         }
         let generation = entry.record.status.storage_generation;
@@ -144,7 +145,7 @@ impl World {
             });
             if let Some(link) = link {
                 link.down.push_back(down);
-                if self.rng.per_mille(self.trouble) {
+                if self.rng.per_mille(self.fault_rate) {
                     link.down.push_back(down);
                 }
             }
@@ -195,7 +196,9 @@ impl World {
             (Action::Prepare { epoch, .. }, Ok(_)) => entry.prepared = Some(epoch),
             (Action::Prepare { .. }, Err(_)) => (entry.prepared, entry.refused) = (None, true),
             (Action::Commit(_), Err(Failure::Failed(_))) => entry.commits_failed += 1,
-            (Action::Commit(_), Err(Failure::Declined(_))) | (Action::Cancel(_), _) => entry.prepared = None,
+            (Action::Commit(_), Err(Failure::Declined { .. })) | (Action::Cancel(_), _) => {
+                entry.prepared = None
+            }
             _ => {}
         }
         entry.observed.done(action, result, now);
@@ -214,7 +217,7 @@ impl World {
         const LINK_LOST_AFTER: Duration = Duration::from_secs(53);
         let clock = self.clock;
         let Some(control) = self.acting() else { return };
-        control.witnessed += gap;
+        control.observed_time += gap;
         let mut due = Vec::new();
         for (w, entry) in &mut control.entries {
             let was = entry.observed.connected;
@@ -222,7 +225,7 @@ impl World {
                 entry.quiet += gap;
                 if entry.quiet >= LINK_LOST_AFTER {
                     // The stream stays claimed: with its next beat the agent is heard again.
-                    entry.observed.link_lost();
+                    entry.observed.disconnected();
                     entry.told = None;
                 }
             }

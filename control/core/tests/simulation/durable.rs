@@ -63,13 +63,13 @@ impl World {
         }
         self.law_of_shares();
         if let Some(control) = &self.control {
-            self.store.witnessed = self.store.witnessed.max(control.witnessed);
+            self.store.observed_time = self.store.observed_time.max(control.observed_time);
         }
     }
 
     fn written(&mut self, w: usize, change: Change) {
         let Some(control) = &mut self.control else { return };
-        let standby = control.standby;
+        let standby = control.shutting_down;
         match change {
             Change::Put(record) => {
                 let Some(entry) = control.entries.get_mut(&w) else { return };
@@ -81,7 +81,7 @@ impl World {
                         && entry.phase() != podling_core::status::Phase::Awake
                         && let Some(real) = self.real.get_mut(&w)
                     {
-                        real.ghost.called = true;
+                        real.ghost.requested_at = true;
                     }
                 }
                 self.advance(w);
@@ -101,7 +101,7 @@ impl World {
         match change {
             Change::Put(_) => {
                 entry.asked = false;
-                entry.queued = None;
+                entry.queued_at = None;
                 match entry.durable.clone() {
                     Some(durable) => {
                         entry.record = durable;
@@ -194,7 +194,8 @@ impl World {
             entry
         };
         let entries = self.store.records.iter().map(|(w, record)| (*w, entry(record))).collect();
-        self.control = Some(Control { entries, witnessed: self.store.witnessed, ..Control::default() });
+        self.control =
+            Some(Control { entries, observed_time: self.store.observed_time, ..Control::default() });
         self.note(|| "a control plane starts".into());
         for w in self.living() {
             self.advance(w);

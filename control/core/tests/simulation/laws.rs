@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, time::Duration};
 use podling_core::{
     decide::{COMMIT_TRIES, SILENCE_LIMIT},
     id::WorkspaceId,
-    mutant::Taken,
+    mutant::FollowedTransition,
     observed::Processes,
     quota::Quota,
-    status::{Phase, Status, Task, Urgency},
-    workspace::{Resources, Spec, Wanted},
+    status::{MaintenanceStage, MaintenanceTask, Phase, Status, Urgency},
+    workspace::{DesiredState, Resources, Spec},
 };
 
 use super::{
@@ -23,10 +23,10 @@ const MUCH_LATER: Duration = Duration::from_secs(60);
 
 impl World {
     /// What holds of every arrow.
-    pub(crate) fn arrows(&mut self, w: usize, before: &Record, arrows: &[Taken]) {
+    pub(crate) fn arrows(&mut self, w: usize, before: &Record, arrows: &[FollowedTransition]) {
         for taken in arrows {
-            self.coverage.arrow(taken);
-            self.note(|| format!("w{w} {:?} -> {:?}: {:.70}", taken.from, taken.to, taken.reason));
+            self.coverage.transition(taken);
+            self.note(|| format!("w{w} {:?} -> {:?}: {:?}", taken.from, taken.to, taken.reason));
             let (watched, clock_ok) = (self.watched, self.broken.is_none());
             let Some(entry) = self.control.as_ref().and_then(|control| control.entries.get(&w)) else {
                 return;
@@ -39,42 +39,45 @@ impl World {
             let epoch = before.status.epoch;
             let connected = observed.connected == Some(epoch);
             let unheard = watched.saturating_sub(entry.heard) >= SILENCE_LIMIT;
-            let wanted = spec.wanted == Wanted::Awake;
+            let wanted = spec.desired_state == DesiredState::Awake;
             let agent = real.agents.get(&epoch);
             let gone = observed.processes != Processes::Unseen && !observed.processes.lives(epoch);
             let unused = entry.used_by != Some(epoch);
-            let awake = watched.saturating_sub(real.ghost.woken);
+            let awake = watched.saturating_sub(real.ghost.woke_at);
             let overdue = spec.policy.max_awake.is_some_and(|longest| awake >= longest);
-            let worn_out = (gone || (!connected && unheard)) && before.status.failures > 0 && unused;
+            let stop_restarting = (gone || (!connected && unheard)) && before.status.failures > 0 && unused;
             let holds = match (taken.from, taken.to) {
                 (from, to) if from == to => true,
-                (Phase::Awake | Phase::Preparing { .. }, Phase::FallingAsleep) if worn_out => true,
+                (Phase::Awake | Phase::Preparing { .. }, Phase::FallingAsleep) if stop_restarting => true,
                 (Phase::Committing, Phase::FallingAsleep) => {
                     agent.is_none_or(|agent| agent.committed && agent.unsaved == 0)
-                        || (!connected && (unheard || observed.standby))
+                        || (!connected && (unheard || observed.shutting_down))
                         || entry.commits_failed >= COMMIT_TRIES
                         // It declined, and use is no reason.
                         || !wanted
                         || overdue
                 }
                 (Phase::Preparing { urgency, .. }, Phase::FallingAsleep) => {
-                    observed.standby
+                    observed.shutting_down
                         || (!connected && !wanted)
                         || (urgency == Urgency::Forced && entry.refused)
                 }
-                (Phase::Awake, Phase::FallingAsleep) => observed.standby || (!connected && !wanted),
-                (_, Phase::FallingAsleep) => observed.standby || !wanted,
+                (Phase::Awake, Phase::FallingAsleep) => observed.shutting_down || (!connected && !wanted),
+                (_, Phase::FallingAsleep) => observed.shutting_down || !wanted,
                 (_, Phase::Preparing { urgency: Urgency::Idle, .. }) => {
                     entry.told.is_some_and(|idle| idle >= spec.policy.idle_timeout)
                 }
-                (_, Phase::Preparing { urgency: Urgency::Asked, .. }) => real.ghost.put_away,
+                (_, Phase::Preparing { urgency: Urgency::Requested, .. }) => real.ghost.put_away,
                 (_, Phase::Preparing { urgency: Urgency::Forced, .. }) => !wanted || overdue,
                 (_, Phase::Committing) => entry.prepared == Some(epoch),
                 (Phase::Awake, Phase::Pending { .. }) => unheard || !observed.processes.lives(epoch),
-                (Phase::Asleep, Phase::Opening(Task::Archive)) => {
-                    let rested = real.ghost.rests.get(&before.status.rested).copied();
+                (
+                    Phase::Asleep,
+                    Phase::Maintenance { task: MaintenanceTask::Archive, stage: MaintenanceStage::Starting },
+                ) => {
+                    let rested = real.ghost.rests.get(&before.status.slept_at).copied();
                     let slept = watched.saturating_sub(rested.unwrap_or_default());
-                    spec.wanted == Wanted::Deleted || slept >= spec.policy.archive_after
+                    spec.desired_state == DesiredState::Deleted || slept >= spec.policy.archive_after
                 }
                 (_, Phase::Deleting) => {
                     let left = !before.status.archives.is_empty() || real.storage != Storage::None;
@@ -83,19 +86,19 @@ impl World {
                 _ => true,
             };
             match (taken.from, taken.to) {
-                (Phase::Starting, Phase::Awake) => real.ghost.woken = watched,
+                (Phase::Starting, Phase::Awake) => real.ghost.woke_at = watched,
                 (Phase::FallingAsleep, Phase::Asleep) => {
-                    real.ghost.rests.entry(entry.record.status.rested).or_insert(watched);
+                    real.ghost.rests.entry(entry.record.status.slept_at).or_insert(watched);
                 }
                 (_, Phase::Queued) => {
-                    if let Some(queued) = entry.record.status.queued {
+                    if let Some(queued) = entry.record.status.queued_at {
                         real.ghost.joins.entry(queued).or_insert(watched);
                     }
                 }
                 _ => {}
             }
             self.law(holds, || {
-                format!("w{w} must not go from {:?} to {:?}: {}", taken.from, taken.to, taken.reason)
+                format!("w{w} must not go from {:?} to {:?}: {:?}", taken.from, taken.to, taken.reason)
             });
             if taken.from == Phase::Queued && matches!(taken.to, Phase::Pending { .. }) {
                 self.law_of_the_line(w, before);
@@ -105,7 +108,7 @@ impl World {
         if entry.is_some_and(|entry| entry.phase() == Phase::Awake)
             && let Some(real) = self.real.get_mut(&w)
         {
-            real.ghost.called = false;
+            real.ghost.requested_at = false;
         }
     }
 
@@ -113,7 +116,8 @@ impl World {
     fn law_of_the_line(&mut self, w: usize, before: &Record) {
         let Some(control) = &self.control else { return };
         let me = WorkspaceId::from_bits(w as u64);
-        let joined = |w: &usize, status: &Status| self.real.get(w)?.ghost.joins.get(&status.queued?).copied();
+        let joined =
+            |w: &usize, status: &Status| self.real.get(w)?.ghost.joins.get(&status.queued_at?).copied();
         // Or it joins in this moment.
         let mine = joined(&w, &before.status).unwrap_or(self.watched);
         let earlier: Vec<_> = control
@@ -144,7 +148,8 @@ impl World {
             let Record { spec, status } = &*entry.record;
             let was = entry.durable.as_ref().map(|record| record.status.phase);
             let (owner, cpu) = (&spec.owner, spec.resources.cpu_millis);
-            let (phase, joined, has) = (status.phase, status.queued, entry.has().map(|has| has.cpu_millis));
+            let (phase, joined, has) =
+                (status.phase, status.queued_at, entry.has().map(|has| has.cpu_millis));
             format!("w{w} of {owner}, cpu {cpu}, has {has:?}: {phase:?} was {was:?}, joined {joined:?}")
         });
         let who = who.collect::<Vec<_>>().join("\n");
@@ -154,7 +159,7 @@ impl World {
         });
     }
 
-    pub(crate) fn law_of_start(&mut self, w: usize, epoch: u64, task: Option<Task>) {
+    pub(crate) fn law_of_start(&mut self, w: usize, epoch: u64, task: Option<MaintenanceTask>) {
         let Some(record) = self.store.records.get(&w).cloned() else { return };
         let Some(real) = self.real.get(&w) else { return };
         let runs = real.runs();
@@ -167,7 +172,7 @@ impl World {
         };
         self.law(!runs, || format!("w{w} agent {epoch} is started while something runs"));
         self.law(fresh, || format!("w{w} agent {epoch}: an epoch is used again"));
-        self.law(task == Some(Task::Restore) || whole, || {
+        self.law(task == Some(MaintenanceTask::Restore) || whole, || {
             format!("w{w} is started on {storage:?}, which is not {latest}")
         });
         if task.is_none() {
@@ -180,7 +185,7 @@ impl World {
         let mut all: Vec<(&str, Resources)> = Vec::new();
         for (other, real) in &self.real {
             if let Some(record) = self.store.records.get(other).filter(|_| *other == w || real.serves()) {
-                let given = record.status.given.unwrap_or(record.spec.resources);
+                let given = record.status.allocated.unwrap_or(record.spec.resources);
                 all.push((record.spec.owner.as_str(), given));
             }
         }
@@ -198,8 +203,8 @@ impl World {
     /// Nor is more promised: what is durable never adds up to more than there is.
     pub(crate) fn law_of_shares(&mut self) {
         let mut owners: BTreeMap<&str, Vec<Resources>> = BTreeMap::new();
-        for record in self.store.records.values().filter(|record| record.status.phase.takes_room()) {
-            owners.entry(record.spec.owner.as_str()).or_default().extend(record.status.given);
+        for record in self.store.records.values().filter(|record| record.status.phase.holds_quota()) {
+            owners.entry(record.spec.owner.as_str()).or_default().extend(record.status.allocated);
         }
         let fits = owners.values().all(|all| within(all, &self.quotas.owner))
             && within(&owners.values().flatten().copied().collect::<Vec<_>>(), &self.quotas.total);
@@ -209,8 +214,11 @@ impl World {
 
     pub(crate) fn law_of_removal(&mut self, w: usize) {
         let Some(real) = self.real.get(&w) else { return };
-        let discarded =
-            self.store.records.get(&w).is_some_and(|record| record.spec.wanted == Wanted::Discarded);
+        let discarded = self
+            .store
+            .records
+            .get(&w)
+            .is_some_and(|record| record.spec.desired_state == DesiredState::Discarded);
         let safe = match real.storage {
             Storage::Whole(content) => {
                 real.only_restored || real.objects.values().any(|kept| *kept == content)
@@ -228,7 +236,7 @@ impl World {
         let Some(record) = self.store.records.get(&w) else { return };
         let age = real.ghost.made.get(&generation).map(|made| self.watched.saturating_sub(*made));
         let old = age.is_none_or(|age| age >= record.spec.policy.keep_archives);
-        let discarded = record.spec.wanted == Wanted::Discarded;
+        let discarded = record.spec.desired_state == DesiredState::Discarded;
         self.law(old || discarded, || format!("w{w}: archive {generation} goes after {age:?}"));
     }
 

@@ -84,8 +84,8 @@ impl World {
                 if used == Used::Yes {
                     entry.used_by = Some(epoch);
                 }
-                entry.observed.heard(epoch);
-                entry.observed.use_told(used);
+                entry.observed.heartbeat(epoch);
+                entry.observed.use_reported(used);
                 if let Some(link) = self.agent(w, epoch).and_then(|agent| agent.link.as_mut()) {
                     link.down.push_back(Down::Ack { sequence });
                 }
@@ -94,7 +94,10 @@ impl World {
                 if let Some(flight) =
                     entry.flight.as_mut().filter(|flight| flight.number == order && flight.result.is_none())
                 {
-                    let declined = |why: &str| Failure::Declined(why.to_owned());
+                    let declined = |why: &str| Failure::Declined {
+                        reason: podling_core::reason::DeclineReason::InUse,
+                        detail: why.to_owned(),
+                    };
                     flight.result = Some(result.map(|()| Achieved::Done).map_err(declined));
                 }
                 return;

@@ -4,12 +4,12 @@ use std::{rc::Rc, time::Duration};
 
 use podling_core::{
     archive::ArchiveKey,
-    decide::{Action, hurry},
+    decide::{Action, shorten_backoff},
     id::WorkspaceId,
     observed::{Observed, Used},
     policy::Policy,
-    status::{Phase, Status},
-    workspace::{Resources, Spec, Wanted},
+    status::{MaintenanceStage, Phase, Status},
+    workspace::{DesiredState, Resources, Spec},
 };
 
 use super::{
@@ -29,7 +29,7 @@ impl World {
     /// Somebody asks for something.
     pub(crate) fn request(&mut self) {
         let all = self.living();
-        if self.acting().is_none_or(|control| control.standby) {
+        if self.acting().is_none_or(|control| control.shutting_down) {
             return;
         }
         if all.len() < MOST && (all.is_empty() || self.rng.per_mille(250)) {
@@ -47,39 +47,39 @@ impl World {
         let mut spec = entry.record.spec.clone();
         let (mut called, mut uncalled) = (false, false);
         match which {
-            0..55 if !spec.wanted.is_gone() || which < 4 => {
-                if spec.wanted == Wanted::Discarded || phase == Phase::Deleting {
+            0..55 if !spec.desired_state.is_gone() || which < 4 => {
+                if spec.desired_state == DesiredState::Discarded || phase == Phase::Deleting {
                     return;
                 }
-                spec.wanted = Wanted::Awake;
-                spec.asked += 1;
+                spec.desired_state = DesiredState::Awake;
+                spec.request_seq += 1;
                 called = true;
-                entry.observed.asked = None;
-                let status = hurry(&entry.record.status, now);
+                entry.observed.sleep_request = None;
+                let status = shorten_backoff(&entry.record.status, now);
                 entry.record = Rc::new(Record { spec: entry.record.spec.clone(), status });
             }
             // Unless it is used: its agent has the last word.
             55..65 if matches!(phase, Phase::Awake | Phase::Preparing { .. }) => {
-                if spec.wanted != Wanted::Awake || entry.observed.used == Used::Yes {
+                if spec.desired_state != DesiredState::Awake || entry.observed.used == Used::Yes {
                     return;
                 }
-                entry.observed.asked = Some("somebody puts it to sleep");
+                entry.observed.sleep_request = Some(podling_core::reason::SleepRequest::User);
                 if let Some(real) = self.real.get_mut(&w) {
                     real.ghost.put_away = true;
                 }
                 return self.advance(w);
             }
-            55..75 if !spec.wanted.is_gone() => {
-                spec.wanted = Wanted::Asleep;
-                spec.asked += 1;
+            55..75 if !spec.desired_state.is_gone() => {
+                spec.desired_state = DesiredState::Asleep;
+                spec.request_seq += 1;
                 uncalled = true;
             }
-            75..85 if spec.wanted != Wanted::Discarded => {
-                spec.wanted = Wanted::Deleted;
+            75..85 if spec.desired_state != DesiredState::Discarded => {
+                spec.desired_state = DesiredState::Deleted;
                 uncalled = true;
             }
             85..89 => {
-                spec.wanted = Wanted::Discarded;
+                spec.desired_state = DesiredState::Discarded;
                 uncalled = true;
             }
             89..94 if phase != Phase::Deleting => {
@@ -100,10 +100,10 @@ impl World {
         if uncalled {
             entry.asked = false;
         }
-        let wanted = entry.record.spec.wanted;
+        let wanted = entry.record.spec.desired_state;
         if let Some(real) = self.real.get_mut(&w) {
-            real.ghost.called &= !uncalled;
-            real.ghost.discarded |= wanted == Wanted::Discarded;
+            real.ghost.requested_at &= !uncalled;
+            real.ghost.discarded |= wanted == DesiredState::Discarded;
             real.present |= called;
         }
         if repolicied {
@@ -117,7 +117,12 @@ impl World {
     fn somewhere(&mut self, all: &[usize]) -> Option<usize> {
         let under_way = |entry: &Entry| {
             matches!(entry.phase(), Phase::Preparing { .. } | Phase::Committing | Phase::FallingAsleep)
-                || matches!(entry.phase(), Phase::Opening(_) | Phase::Working(_) | Phase::Deleting)
+                || matches!(
+                    entry.phase(),
+                    Phase::Maintenance { task: _, stage: MaintenanceStage::Starting }
+                        | Phase::Maintenance { task: _, stage: MaintenanceStage::Running }
+                        | Phase::Deleting
+                )
         };
         let control = self.control.as_ref().filter(|_| self.rng.per_mille(600));
         let racing: Vec<usize> = control
@@ -167,8 +172,8 @@ impl World {
             env: Default::default(),
             policy,
             resources,
-            wanted: Wanted::Awake,
-            asked: u64::from(source.is_some()),
+            desired_state: DesiredState::Awake,
+            request_seq: u64::from(source.is_some()),
             source,
             created: now,
             request_id: String::new(),

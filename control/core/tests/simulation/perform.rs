@@ -4,7 +4,8 @@ use podling_core::{
     archive::{Archive, ArchiveKey},
     decide::Action,
     observed::{Achieved, Failure},
-    status::{Phase, Status, Task, Waits},
+    reason::{Wait, WaitReason},
+    status::{MaintenanceStage, MaintenanceTask, Phase, Status},
     workspace::{Epoch, Resources},
 };
 
@@ -21,9 +22,9 @@ fn failed(why: &str) -> Outcome {
 }
 
 /// What an agent is started for in this phase, beside serving its user.
-fn task(phase: Phase) -> Option<Task> {
+fn task(phase: Phase) -> Option<MaintenanceTask> {
     match phase {
-        Phase::Opening(task) => Some(task),
+        Phase::Maintenance { task, stage: MaintenanceStage::Starting } => Some(task),
         _ => None,
     }
 }
@@ -37,8 +38,10 @@ impl World {
             matches!(flight.action, Action::Start(_) | Action::Resize { .. }) && flight.result.is_none()
         };
         if let Some(entry) = entry.filter(|entry| entry.flight.as_ref().is_some_and(is_start)) {
-            entry.observed.waits =
-                waits.then(|| Waits { why: "no machine has room for it".into(), for_room });
+            entry.observed.waits = waits.then(|| {
+                let reason = if for_room { WaitReason::QuotaExceeded } else { WaitReason::Unschedulable };
+                Wait { reason, detail: "0/1 nodes are available".into() }
+            });
             self.advance(w);
         }
     }
@@ -88,7 +91,7 @@ impl World {
         }
     }
 
-    fn start(&mut self, w: usize, epoch: Epoch, task: Option<Task>) -> Outcome {
+    fn start(&mut self, w: usize, epoch: Epoch, task: Option<MaintenanceTask>) -> Outcome {
         self.law_of_start(w, epoch, task);
         let maintenance = task.is_some();
         let (clock, fails, half) = (self.clock, self.fails(), self.rng.per_mille(500));
@@ -99,7 +102,7 @@ impl World {
         }
         real.only_restored &= maintenance;
         // An empty one is made where there is none.
-        if real.storage == Storage::None && task != Some(Task::Restore) {
+        if real.storage == Storage::None && task != Some(MaintenanceTask::Restore) {
             self.contents += 1;
             real.storage = Storage::Whole(self.contents);
             real.latest = self.contents;
@@ -147,7 +150,7 @@ impl World {
         let (at, watched) = (self.now(), self.watched);
         let writes = self.real.get(&w).is_some_and(Real::serves);
         self.law(!writes, || format!("w{w} is archived while something writes to its storage"));
-        let witnessed = self.control.as_ref().map(|control| control.witnessed).unwrap_or_default();
+        let witnessed = self.control.as_ref().map(|control| control.observed_time).unwrap_or_default();
         let Some(real) = self.real.get_mut(&w) else { return failed("no such workspace") };
         let Storage::Whole(content) = real.storage else { return failed("its storage is not whole") };
         if fails || !works {
@@ -156,7 +159,8 @@ impl World {
         real.objects.insert(generation, content);
         real.ghost.made.insert(generation, watched);
         let key = ArchiveKey(format!("{w}/{generation}"));
-        let archive = Archive { key, generation, at, witnessed, entries: 1, bytes: 1, archive_bytes: 1 };
+        let archive =
+            Archive { key, generation, at, observed_time: witnessed, entries: 1, bytes: 1, archive_bytes: 1 };
         Ok(Achieved::Archived(Box::new(archive)))
     }
 

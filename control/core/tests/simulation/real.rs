@@ -44,13 +44,13 @@ pub(crate) struct Real {
 #[derive(Debug, Default)]
 pub(crate) struct Ghost {
     /// Somebody asked for it, was told yes, and it has not been awake since.
-    pub(crate) called: bool,
+    pub(crate) requested_at: bool,
     pub(crate) discarded: bool,
     /// Somebody asked for its sleep, unless it is used, and that has not been tried yet.
     pub(crate) put_away: bool,
     /// What was watched when it fell asleep, by what its status says of that time.
     pub(crate) rests: BTreeMap<Duration, Duration>,
-    pub(crate) woken: Duration,
+    pub(crate) woke_at: Duration,
     /// And when it joined the line, by what its status says of that.
     pub(crate) joins: BTreeMap<Duration, Duration>,
     /// When each archive was made.

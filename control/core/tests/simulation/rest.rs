@@ -1,9 +1,9 @@
 //! Points of rest: nothing is due and nothing is under way. And what is there then, in words that a replay can check from outside.
 
 use podling_core::{
-    observed::{Door, Processes},
-    status::Phase,
-    workspace::{State, Wanted},
+    observed::{PrepareState, Processes},
+    status::{MaintenanceStage, Phase},
+    workspace::{DesiredState, State},
 };
 
 use super::{
@@ -23,7 +23,7 @@ impl World {
         let admitted = control.admitted(&self.quotas);
         let rests = |(w, entry): (&usize, &Entry)| {
             let Some(real) = self.real.get(w) else { return false };
-            let failed = self.store_away && entry.record.status.upkeep.failures > 0;
+            let failed = self.store_away && entry.record.status.maintenance_retry.failures > 0;
             entry.is_settled()
                 && entry.flight.is_none()
                 && real.ends.is_empty()
@@ -63,7 +63,7 @@ impl Recording {
         let stored: Vec<String> = real.objects.keys().map(u64::to_string).collect();
         let stored = if stored.is_empty() { "none".into() } else { stored.join(",") };
         words.push(format!("archives={} stored={stored}", status.archives.len()));
-        if entry.record.spec.wanted.is_gone() {
+        if entry.record.spec.desired_state.is_gone() {
             words.push("deleted".into());
         }
         words.join(" ")
@@ -72,30 +72,30 @@ impl Recording {
 
 fn phase_rests(entry: &Entry, real: &Real) -> bool {
     let (spec, status) = (&entry.record.spec, &entry.record.status);
-    let called = spec.wanted == Wanted::Awake && spec.asked > status.answered;
+    let called = spec.desired_state == DesiredState::Awake && spec.request_seq > status.observed_request;
     let old = spec.policy.keep_archives < LONG && !status.archives.is_empty();
     !old && match status.phase {
         Phase::Awake => {
             let agent = real.agents.get(&status.epoch);
             entry.is_connected()
                 && agent.is_some_and(|agent| agent.serves() && !agent.committed && agent.shut.is_none())
-                && entry.observed.door == Door::Open
-                && spec.wanted == Wanted::Awake
+                && entry.observed.prepare_state == PrepareState::NotPrepared
+                && spec.desired_state == DesiredState::Awake
                 && spec.policy.idle_timeout >= LONG
         }
         Phase::Asleep => {
-            let due = spec.policy.archive_after < LONG || spec.wanted == Wanted::Deleted;
-            !called && !(due && (status.storage || spec.wanted == Wanted::Deleted))
+            let due = spec.policy.archive_after < LONG || spec.desired_state == DesiredState::Deleted;
+            !called && !(due && (status.storage || spec.desired_state == DesiredState::Deleted))
         }
         Phase::Archived => !called && !status.storage && !status.archives.is_empty(),
-        Phase::Queued => spec.wanted == Wanted::Awake,
+        Phase::Queued => spec.desired_state == DesiredState::Awake,
         Phase::Pending { .. }
         | Phase::Starting
         | Phase::Preparing { .. }
         | Phase::Committing
         | Phase::FallingAsleep
-        | Phase::Opening(_)
-        | Phase::Working(_)
+        | Phase::Maintenance { task: _, stage: MaintenanceStage::Starting }
+        | Phase::Maintenance { task: _, stage: MaintenanceStage::Running }
         | Phase::Deleting => false,
     }
 }

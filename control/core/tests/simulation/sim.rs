@@ -60,7 +60,7 @@ pub(crate) fn run(
     let mut world = world::World::new(seed);
     let mut episode = seed;
     while world.steps < steps && world.broken.is_none() {
-        world.trouble = TROUBLE[(episode % TROUBLE.len() as u64) as usize];
+        world.fault_rate = TROUBLE[(episode % TROUBLE.len() as u64) as usize];
         let until = (world.steps + EPISODE).min(steps);
         while world.steps < until && world.broken.is_none() {
             world.step();

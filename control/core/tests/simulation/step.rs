@@ -7,9 +7,9 @@ use std::{
 
 use podling_core::{
     observed::Processes,
-    quota::line,
-    status::{Phase, Task},
-    workspace::Wanted,
+    quota::admission_queue,
+    status::{MaintenanceStage, MaintenanceTask, Phase},
+    workspace::DesiredState,
 };
 
 use super::{control::Entry, real::Agent, world::World};
@@ -167,11 +167,11 @@ impl World {
 
     fn stand_by(&mut self, all: &[usize]) {
         let Some(control) = self.acting() else { return };
-        control.standby = true;
+        control.shutting_down = true;
         self.note(|| "the control plane goes down".into());
         for w in all {
             if let Some(real) = self.real.get_mut(w) {
-                real.ghost.called = false;
+                real.ghost.requested_at = false;
             }
             self.advance(*w);
         }
@@ -179,9 +179,9 @@ impl World {
 
     /// No more faults, and nobody asks for anything: everything arrives within a bound.
     pub(crate) fn settle(&mut self) {
-        self.trouble = 0;
+        self.fault_rate = 0;
         let clock = self.clock;
-        if self.control.as_ref().is_some_and(|control| control.standby) {
+        if self.control.as_ref().is_some_and(|control| control.shutting_down) {
             self.kill_control();
         }
         self.start_control();
@@ -216,7 +216,7 @@ impl World {
     /// Who is awake has what it was given, soon. `short`: since how many rounds it has not.
     fn law_of_allotment(&mut self, short: &mut BTreeMap<usize, u32>) {
         let Some(control) = &self.control else { return };
-        let waits = |entry: &Entry| entry.flight.is_none() && entry.observed.trouble.is_none();
+        let waits = |entry: &Entry| entry.flight.is_none() && entry.observed.last_failure.is_none();
         let lacks = |(w, entry): (&usize, &Entry)| (waits(entry) && self.lacks(*w, entry)).then_some(*w);
         let lacking: BTreeSet<usize> = control.entries.iter().filter_map(lacks).collect();
         short.retain(|w, _| lacking.contains(w));
@@ -230,7 +230,7 @@ impl World {
 
     fn lacks(&self, w: usize, entry: &Entry) -> bool {
         let agent = self.real.get(&w).and_then(|real| real.agents.get(&entry.epoch()));
-        let given = entry.record.status.given.filter(|_| entry.phase() == Phase::Awake);
+        let given = entry.record.status.allocated.filter(|_| entry.phase() == Phase::Awake);
         let has = |agent: &Agent| given.is_none() || agent.has == given;
         entry.is_connected() && agent.is_some_and(|agent| !has(agent))
     }
@@ -274,30 +274,30 @@ impl World {
         control.entries.iter().find_map(|(w, entry)| {
             let (phase, spec) = (entry.phase(), &entry.record.spec);
             let real = self.real.get(w)?;
-            let rests = matches!(phase, Phase::Asleep | Phase::Opening(Task::Archive) | Phase::Working(Task::Archive))
+            let rests = matches!(phase, Phase::Asleep | Phase::Maintenance { task: MaintenanceTask::Archive, stage: MaintenanceStage::Starting } | Phase::Maintenance { task: MaintenanceTask::Archive, stage: MaintenanceStage::Running })
                 || phase == Phase::Archived;
             let source = entry.record.status.archive().map(|archive| &archive.key).or(spec.source.as_ref());
             let hopeless = source.is_some_and(|key| self.object(key).is_none())
-                && matches!(phase, Phase::Archived | Phase::Opening(_) | Phase::Working(_));
+                && matches!(phase, Phase::Archived | Phase::Maintenance { task: _, stage: MaintenanceStage::Starting } | Phase::Maintenance { task: _, stage: MaintenanceStage::Running });
             let serves = || real.agents.get(&entry.epoch()).is_some_and(|agent| agent.serves() && !agent.committed);
-            let alone = line([], &self.quotas).is_empty() && self.quotas.owner.allows(spec.resources);
-            let there = match spec.wanted {
-                Wanted::Discarded => false,
+            let alone = admission_queue([], &self.quotas).is_empty() && self.quotas.owner.allows(spec.resources);
+            let there = match spec.desired_state {
+                DesiredState::Discarded => false,
                 _ if phase == Phase::Deleting => false,
-                Wanted::Deleted => phase == Phase::Archived && !entry.record.status.storage,
-                Wanted::Asleep => rests,
-                Wanted::Awake if hopeless || !alone => true,
-                Wanted::Awake if real.ghost.called => false,
-                Wanted::Awake => rests || (phase == Phase::Awake && serves()),
+                DesiredState::Deleted => phase == Phase::Archived && !entry.record.status.storage,
+                DesiredState::Asleep => rests,
+                DesiredState::Awake if hopeless || !alone => true,
+                DesiredState::Awake if real.ghost.requested_at => false,
+                DesiredState::Awake => rests || (phase == Phase::Awake && serves()),
             };
             let knows = entry.observed.processes != Processes::Unseen && entry.is_settled();
             let there = there && !self.lacks(*w, entry);
             (!there || !knows).then(|| {
-                let (called, record) = (real.ghost.called, &entry.record);
+                let (called, record) = (real.ghost.requested_at, &entry.record);
                 let all: Vec<_> = control.entries.iter().map(|(w, entry)| (w, entry.phase(), entry.is_connected())).collect();
                 format!(
                     "w{w} is {phase:?}, wanted {:?}, called {called}, next {:?}, in flight {:?}\n{all:?}\n{:#?}\n{:?}\n{:?}",
-                    spec.wanted, entry.wakes, entry.flight, record.status, entry.observed, real
+                    spec.desired_state, entry.wakes, entry.flight, record.status, entry.observed, real
                 )
             })
         })

@@ -1,10 +1,10 @@
 //! One turn of a trace: somebody asks for something, something is killed, or time is over.
 
 use podling_core::{
-    decide::hurry,
+    decide::shorten_backoff,
     policy::Policy,
     status::Phase,
-    workspace::{Resources, Wanted},
+    workspace::{DesiredState, Resources},
 };
 
 use super::{control::Record, real::Storage, record::Recording};
@@ -96,11 +96,11 @@ impl Recording {
         match turn {
             Turn::Create => self.create(),
             Turn::Write(w) => self.write(w),
-            Turn::Sleep(w) => self.asks(w, "sleep", Wanted::Asleep),
-            Turn::Wake(w) => self.asks(w, "wake", Wanted::Awake),
-            Turn::Restore(w) => self.asks(w, "restore", Wanted::Awake),
-            Turn::Delete(w) => self.asks(w, "delete", Wanted::Deleted),
-            Turn::Discard(w) => self.asks(w, "discard", Wanted::Discarded),
+            Turn::Sleep(w) => self.asks(w, "sleep", DesiredState::Asleep),
+            Turn::Wake(w) => self.asks(w, "wake", DesiredState::Awake),
+            Turn::Restore(w) => self.asks(w, "restore", DesiredState::Awake),
+            Turn::Delete(w) => self.asks(w, "delete", DesiredState::Deleted),
+            Turn::Discard(w) => self.asks(w, "discard", DesiredState::Discarded),
             Turn::Idle(w) => return self.comes_due(w, "idle-timeout", actions),
             Turn::Archive(w) => return self.comes_due(w, "archive-after", actions),
             Turn::Expire(w) => return self.comes_due(w, "keep-archives", actions),
@@ -123,7 +123,7 @@ impl Recording {
     pub(crate) fn finale(&mut self) {
         for w in self.world.living() {
             if self.phase(w) == Some(Phase::Awake) {
-                self.asks(w, "sleep", Wanted::Asleep);
+                self.asks(w, "sleep", DesiredState::Asleep);
                 self.rests(&[]);
             }
             if self.phase(w) == Some(Phase::Asleep) && self.has_storage(w) {
@@ -148,9 +148,10 @@ impl Recording {
     }
 
     /// How many are not deleted, of one owner or of all.
-    fn kept(&self, owner: Option<&str>) -> usize {
+    fn retained(&self, owner: Option<&str>) -> usize {
         let counts = |record: &Record| {
-            !record.spec.wanted.is_gone() && owner.is_none_or(|owner| record.spec.owner.as_str() == owner)
+            !record.spec.desired_state.is_gone()
+                && owner.is_none_or(|owner| record.spec.owner.as_str() == owner)
         };
         let all = self.world.living();
         all.into_iter().filter(|w| self.record(*w).is_some_and(counts)).count()
@@ -163,7 +164,7 @@ impl Recording {
     /// One of all that could happen now.
     fn choose(&mut self) -> Option<Turn> {
         let all = self.world.living();
-        let kept = self.kept(None);
+        let kept = self.retained(None);
         let mut may = vec![Turn::KillControl];
         let mut add = |turn, weight: usize| may.extend(std::iter::repeat_n(turn, weight));
         if kept < MOST {
@@ -196,8 +197,8 @@ impl Recording {
                     add(Turn::Discard(w), 1);
                 }
                 Phase::Asleep => add(Turn::Wake(w), 2),
-                Phase::Archived if spec.wanted.is_gone() => {
-                    if kept < MOST && self.kept(Some(spec.owner.as_str())) < MOST_OF_ONE {
+                Phase::Archived if spec.desired_state.is_gone() => {
+                    if kept < MOST && self.retained(Some(spec.owner.as_str())) < MOST_OF_ONE {
                         add(Turn::Restore(w), 4);
                     }
                     add(Turn::Discard(w), 1);
@@ -229,7 +230,7 @@ impl Recording {
     }
 
     fn create(&mut self) {
-        let owners = ["ann", "bob"].map(|owner| (self.kept(Some(owner)) < MOST_OF_ONE).then_some(owner));
+        let owners = ["ann", "bob"].map(|owner| (self.retained(Some(owner)) < MOST_OF_ONE).then_some(owner));
         let owners: Vec<_> = owners.into_iter().flatten().collect();
         let Some(owner) = self.dice.pick(&owners) else { return };
         let resources = Resources { cpu_millis: 1, memory_bytes: 1 };
@@ -252,17 +253,17 @@ impl Recording {
         self.happens(format!("write w{w} {file}"));
     }
 
-    fn asks(&mut self, w: usize, verb: &str, wanted: Wanted) {
+    fn asks(&mut self, w: usize, verb: &str, wanted: DesiredState) {
         let now = self.world.now();
         let Some(entry) = self.world.control.as_mut().and_then(|control| control.entries.get_mut(&w)) else {
             return;
         };
         let mut spec = entry.record.spec.clone();
-        spec.wanted = wanted;
-        spec.asked += 1;
-        let called = wanted == Wanted::Awake;
+        spec.desired_state = wanted;
+        spec.request_seq += 1;
+        let called = wanted == DesiredState::Awake;
         if called {
-            let status = hurry(&entry.record.status, now);
+            let status = shorten_backoff(&entry.record.status, now);
             entry.record = std::rc::Rc::new(Record { spec: entry.record.spec.clone(), status });
         }
         self.happens(format!("{verb} w{w}"));
@@ -284,7 +285,7 @@ impl Recording {
         let asleep = self.phase(w) == Some(Phase::Asleep);
         match asleep {
             true => self.policy(w, "archive-after", true),
-            false => self.asks(w, "wake", Wanted::Awake),
+            false => self.asks(w, "wake", DesiredState::Awake),
         }
         self.settles(&[]);
         self.happens(format!("fails w{w}"));

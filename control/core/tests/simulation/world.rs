@@ -41,7 +41,7 @@ pub(crate) struct World {
     pub(crate) contents: u64,
     pub(crate) connections: u64,
     /// Of a thousand things that may go wrong, so many do.
-    pub(crate) trouble: u64,
+    pub(crate) fault_rate: u64,
     /// Where the control plane dies next, when it comes there.
     pub(crate) dies_at: Option<Death>,
     /// Nobody reaches the backup store.
@@ -69,7 +69,7 @@ impl World {
             made: 0,
             contents: 0,
             connections: 0,
-            trouble: 0,
+            fault_rate: 0,
             dies_at: None,
             store_away: false,
             coverage: Coverage::default(),
@@ -103,8 +103,8 @@ impl World {
 
     /// Something that may go wrong does.
     pub(crate) fn fails(&mut self) -> bool {
-        let trouble = self.trouble;
-        self.rng.per_mille(trouble)
+        let rate = self.fault_rate;
+        self.rng.per_mille(rate)
     }
 
     pub(crate) fn living(&self) -> Vec<usize> {

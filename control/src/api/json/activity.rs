@@ -68,7 +68,8 @@ struct SleepWarning {
     /// When the workspace will sleep unless it is used; may have passed already.
     #[serde(skip_serializing_if = "Option::is_none")]
     at: Option<Time>,
-    reason: String,
+    #[schemars(extend("enum" = ["idle", "max-awake", "requested", "unspecified"]))]
+    cause: String,
 }
 
 impl From<proto::ActivityState> for Activity {
@@ -81,9 +82,10 @@ impl From<proto::ActivityState> for Activity {
             leases: activity.leases.into_iter().map(Into::into).collect(),
             usage: activity.usage.map(Into::into),
             at: activity.at.map(Into::into),
-            sleep_warning: activity
-                .sleep_warning
-                .map(|warning| SleepWarning { at: warning.at.map(Into::into), reason: warning.reason }),
+            sleep_warning: activity.sleep_warning.map(|warning| SleepWarning {
+                cause: enum_label(warning.cause().as_str_name()),
+                at: warning.at.map(Into::into),
+            }),
         }
     }
 }

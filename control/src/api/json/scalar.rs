@@ -20,7 +20,14 @@ pub(super) struct Time(String);
 pub(super) struct Seconds(prost_types::Duration);
 
 /// Prefixes of enum values that consist of more than one word; all others end at the first `_`.
-const LONG_PREFIXES: [&str; 2] = ["ACTIVITY_LEVEL_", "AGENT_CONNECTION_"];
+const LONG_PREFIXES: [&str; 6] = [
+    "ACTIVITY_LEVEL_",
+    "AGENT_CONNECTION_",
+    "STATE_REASON_CODE_",
+    "WAIT_REASON_",
+    "DECLINE_REASON_",
+    "SLEEP_CAUSE_",
+];
 
 /// Returns the public name of an enum value: `STATE_FALLING_ASLEEP` becomes "falling-asleep".
 pub(super) fn enum_label(name: &str) -> String {

@@ -1,4 +1,4 @@
-//! A workspace as JSON shows it.
+//! A workspace in JSON.
 
 use podling_proto::control::v1 as proto;
 use schemars::JsonSchema;
@@ -7,13 +7,14 @@ use serde::Serialize;
 use super::{
     activity::Activity,
     policy::JsonPolicy,
+    reason::{NextStep, StateReason},
     scalar::{Time, enum_label},
 };
 
 /// One user's environment.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Workspace {
-    /// Twelve characters of lower-case base32; never used again.
+    /// Twelve characters of lower-case base32; never reused.
     pub(super) id: String,
     /// Unique per owner.
     name: String,
@@ -22,62 +23,62 @@ pub(super) struct Workspace {
     policy: JsonPolicy,
     #[schemars(extend("enum" = states()))]
     state: String,
-    /// Why it is in this state, for people.
-    reason: String,
+    reason: StateReason,
     since: Time,
     created: Time,
-    /// Whether the agent's heartbeats arrive; if not, nothing is known and nothing is concluded.
+    /// Whether heartbeats of the agent arrive. If not, nothing is concluded from that.
     #[schemars(extend("enum" = ["connected", "unknown", "unspecified"]))]
     connection: String,
-    /// Of the last heartbeat.
+    /// From the last heartbeat.
     #[serde(skip_serializing_if = "Option::is_none")]
     activity: Option<Activity>,
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<Agent>,
-    /// When the control plane will look again by itself, if ever.
+    /// What happens next if nothing else does.
     #[serde(skip_serializing_if = "Option::is_none")]
-    next_transition: Option<Time>,
+    next: Option<NextStep>,
+    /// What the start or the resize under way waits for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    next_transition_reason: Option<String>,
+    waiting: Option<StateReason>,
     /// Grows with every change.
     version: u64,
-    /// How often its agent had to be started again since it was last healthy.
+    /// Restarts of the agent since the workspace was last healthy.
     restarts: u32,
-    /// While it is queued, or awake and waits for more than it has: its place in the line, 1 is next.
+    /// Position in the admission queue; 1 is next.
     #[serde(skip_serializing_if = "Option::is_none")]
     queue_position: Option<u32>,
-    /// What it shall have of its owner's share while it is awake.
-    resources: Resources,
-    /// What it has of it just now.
+    /// Resources that the workspace takes from its owner's quota while it is awake.
+    requested: Resources,
+    /// Resources that are reserved in the quota now.
     #[serde(skip_serializing_if = "Option::is_none")]
-    given: Option<Resources>,
-    /// It was deleted, and only its backups are left.
+    allocated: Option<Resources>,
+    /// The workspace was deleted and only its archives are left.
     deleted: bool,
-    /// While it is archived or restored: how far that is.
+    /// Progress of archiving or restoring.
     #[serde(skip_serializing_if = "Option::is_none")]
     progress: Option<Progress>,
 }
 
-/// How far something is.
+/// Progress of archiving or restoring.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Progress {
-    /// "saving": its files go into the archive; "proving": the archive is read back and compared; "fetching": the archive goes to its
-    /// agent; "unpacking": its files come out of it.
+    /// "saving": files are read into the archive; "proving": the archive is read back and compared; "fetching": the archive is
+    /// sent to the agent; "unpacking": files are written from it.
     #[schemars(extend("enum" = ["saving", "proving", "fetching", "unpacking", "unspecified"]))]
     stage: String,
-    /// Saving and unpacking: files, folders and links.
+    /// Files, directories and links, while saving or unpacking.
     entries: u64,
-    /// Absent: not known.
+    /// Absent: unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     total_entries: Option<u64>,
-    /// Saving and unpacking: of content; else of the archive.
+    /// Bytes of content while saving or unpacking, else of the zip.
     bytes: u64,
-    /// Absent: not known.
+    /// Absent: unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     total_bytes: Option<u64>,
 }
 
-/// A share of its owner's room.
+/// CPU and memory.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Resources {
     /// Thousandths of a core.
@@ -85,21 +86,21 @@ struct Resources {
     memory_bytes: u64,
 }
 
-/// One run of its agent.
+/// One run of the agent.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Agent {
     boot_id: String,
-    /// The epoch of that run's byte logs.
+    /// Epoch of the byte logs of that run.
     epoch: u64,
     version: String,
-    /// SHA-256 of its certificate (DER), lower-case hex.
+    /// SHA-256 of the certificate (DER), lower-case hex.
     key_fingerprint: String,
     capabilities: Vec<String>,
     /// "unix:/…" or "https://host:port".
     address: String,
 }
 
-/// The words for states, in their order.
+/// The words of all states, in the order of a workspace's life.
 fn states() -> Vec<&'static str> {
     crate::snapshot::STATES.iter().map(|(_, name)| *name).collect()
 }
@@ -114,18 +115,18 @@ impl From<proto::Workspace> for Workspace {
             owner: workspace.owner,
             template: workspace.template,
             policy: workspace.policy.unwrap_or_default().into(),
-            reason: workspace.reason,
+            reason: workspace.reason.unwrap_or_default().into(),
             since: workspace.since.unwrap_or_default().into(),
             created: workspace.created.unwrap_or_default().into(),
             activity: workspace.activity.map(Into::into),
             agent: workspace.agent.map(Into::into),
-            next_transition: workspace.next_transition.map(Into::into),
-            next_transition_reason: Some(workspace.next_transition_reason).filter(|text| !text.is_empty()),
+            next: workspace.next.map(Into::into),
+            waiting: workspace.waiting.map(Into::into),
             version: workspace.version,
             restarts: workspace.restarts,
             queue_position: Some(workspace.queue_position).filter(|place| *place > 0),
-            resources: workspace.resources.unwrap_or_default().into(),
-            given: workspace.given.map(Into::into),
+            requested: workspace.requested.unwrap_or_default().into(),
+            allocated: workspace.allocated.map(Into::into),
             deleted: workspace.deleted,
             progress: workspace.progress.map(Into::into),
         }
@@ -133,7 +134,7 @@ impl From<proto::Workspace> for Workspace {
 }
 
 impl From<Option<proto::Workspace>> for Workspace {
-    /// The services' answers always hold one.
+    /// Responses of the services always contain a workspace.
     fn from(workspace: Option<proto::Workspace>) -> Self {
         workspace.unwrap_or_default().into()
     }

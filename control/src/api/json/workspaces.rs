@@ -20,6 +20,7 @@ use super::{
     EmptyBody, JsonServices,
     policy::JsonPolicy,
     problem_response::ProblemResponse,
+    reason::{Remedy, StateReason},
     request::{JsonBody, PathParam, QueryParams},
     scalar::{Time, enum_label, not_null},
     workspace::Workspace,
@@ -102,13 +103,13 @@ pub(super) struct Resize {
     memory_bytes: u64,
 }
 
-/// Why a workspace is what it is.
+/// The state of a workspace, its reason, and what would change it.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Explanation {
     workspace: Workspace,
-    /// What would change what happens next, for people.
-    changes: Vec<String>,
-    /// What was decided lately, oldest first.
+    /// What a user can do to change what happens next.
+    remedies: Vec<Remedy>,
+    /// The last decisions, oldest first.
     log: Vec<Decision>,
 }
 
@@ -116,9 +117,9 @@ pub(super) struct Explanation {
 #[derive(Debug, Serialize, JsonSchema)]
 struct Decision {
     at: Time,
-    /// What the workspace was from then on.
+    /// The state from then on.
     state: String,
-    reason: String,
+    reason: StateReason,
 }
 
 pub(super) async fn list(
@@ -227,9 +228,10 @@ pub(super) async fn explain(
 ) -> Answer<Json<Explanation>> {
     let answer =
         api.workspaces.explain(request_as(caller, ExplainWorkspaceRequest { workspace })).await?.into_inner();
+    let remedies = answer.remedies().map(Remedy::from).collect();
     Ok(Json(Explanation {
         workspace: answer.workspace.into(),
-        changes: answer.changes,
+        remedies,
         log: answer.log.into_iter().map(Into::into).collect(),
     }))
 }
@@ -237,6 +239,10 @@ pub(super) async fn explain(
 impl From<LogEntry> for Decision {
     fn from(entry: LogEntry) -> Self {
         let state = enum_label(entry.state().as_str_name());
-        Self { at: entry.at.unwrap_or_default().into(), state, reason: entry.reason }
+        Self {
+            at: entry.at.unwrap_or_default().into(),
+            state,
+            reason: entry.reason.unwrap_or_default().into(),
+        }
     }
 }

@@ -1,20 +1,19 @@
-//! To the wire: total.
+//! Workspaces as the wire has them. Total.
 
 use std::time::Duration;
 
-use podling_core::{policy, time, workspace};
+use podling_core::{policy, workspace};
 use podling_proto::control::v1::{
     AgentConnection, AgentInfo, Policy, Progress, Resources, State, Workspace, progress::Stage,
 };
-use prost_types::Timestamp;
 
+pub(in crate::api) use crate::reasons::timestamp;
 use crate::{
-    progress,
+    progress, reasons,
     snapshot::{AgentAddress, AgentView, WorkspaceView},
 };
 
 pub(in crate::api) fn workspace(view: &WorkspaceView) -> Workspace {
-    let (next_transition, next_transition_reason) = view.next.clone().unzip();
     Workspace {
         id: view.spec.id.to_string(),
         name: view.spec.name.to_string(),
@@ -22,19 +21,19 @@ pub(in crate::api) fn workspace(view: &WorkspaceView) -> Workspace {
         template: view.spec.template.clone(),
         policy: Some(policy(&view.spec.policy)),
         state: state(view.state).into(),
-        reason: view.reason.clone(),
+        reason: Some(reasons::state_reason(&view.reason)),
         since: Some(timestamp(view.since)),
         created: Some(timestamp(view.spec.created)),
         connection: agent_connection(view.connection).into(),
         activity: view.activity.as_deref().cloned(),
         agent: view.agent.as_deref().map(agent),
-        next_transition: next_transition.map(timestamp),
-        next_transition_reason: next_transition_reason.unwrap_or_default(),
+        next: view.next.map(|(at, step)| reasons::next_step(at, step)),
         version: view.version,
         restarts: view.restarts,
-        queue_position: view.place.map_or(0, |place| u32::try_from(place).unwrap_or(u32::MAX)),
-        resources: Some(resources(view.spec.resources)),
-        given: view.given.map(resources),
+        queue_position: view.queue_position.map_or(0, |place| u32::try_from(place).unwrap_or(u32::MAX)),
+        requested: Some(resources(view.spec.resources)),
+        allocated: view.allocated.map(resources),
+        waiting: view.waits.as_ref().map(reasons::waiting),
         deleted: view.is_gone(),
         progress: view.progress.map(progress),
     }
@@ -110,10 +109,4 @@ fn policy(policy: &policy::Policy) -> Policy {
 fn span(duration: Duration) -> Option<prost_types::Duration> {
     // At most a year: it fits.
     prost_types::Duration::try_from(duration).ok()
-}
-
-pub(in crate::api) fn timestamp(at: time::Timestamp) -> Timestamp {
-    let seconds = i64::try_from(at.0 / 1000).unwrap_or(i64::MAX);
-    // Below 1000 before it is multiplied.
-    Timestamp { seconds, nanos: (at.0 % 1000) as i32 * 1_000_000 }
 }

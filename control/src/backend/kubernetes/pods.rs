@@ -9,11 +9,11 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod, ResourceRequirements};
 use kube::{ResourceExt, runtime::watcher::Event};
 use podling_core::{
     id::WorkspaceId,
-    status::Waits,
+    reason::Wait,
     workspace::{Epoch, Resources},
 };
 
-use super::words;
+use super::pod_status;
 use crate::{
     backend::{Instance, InstanceId, Observation},
     kubernetes::objects::{AGENT_PORT, CONTAINER, EPOCH_ANNOTATION, WORKSPACE_LABEL},
@@ -36,7 +36,7 @@ struct TrackedPod {
     instance: Instance,
     running: bool,
     ended: bool,
-    waits: Option<Waits>,
+    waits: Option<Wait>,
 }
 
 impl PodTracker {
@@ -73,12 +73,12 @@ impl PodTracker {
         });
         known.instance = instance;
         known.running = is_running(pod);
-        if let Some(how) = words::ended(pod) {
+        if let Some(how) = pod_status::ended(pod) {
             let end = known.exit(how);
             known.ended = true;
             return end.into_iter().collect();
         }
-        let waits = if known.running { None } else { words::waits(pod) };
+        let waits = if known.running { None } else { pod_status::waits(pod) };
         if waits == known.waits {
             return Vec::new();
         }
@@ -202,7 +202,9 @@ mod tests {
                 format!("running: {}", ids.join(" "))
             }
             Observation::Ended { instance, how } => format!("{} ended: {how}", instance.id),
-            Observation::Waits { epoch, waits: Some(waits), .. } => format!("{epoch} waits: {}", waits.why),
+            Observation::Waits { epoch, waits: Some(waits), .. } => {
+                format!("{epoch} waits: {}", waits.detail)
+            }
             Observation::Waits { epoch, waits: None, .. } => format!("{epoch} stopped waiting"),
         };
         observations.iter().map(words).collect()

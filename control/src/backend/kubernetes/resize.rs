@@ -15,9 +15,8 @@ use tokio::sync::mpsc;
 
 use super::{
     cluster::ClusterClient,
-    pods,
+    pod_status, pods,
     retry::{WaitReporter, is_code, unless_cancelled},
-    words,
 };
 use crate::{
     backend::{BackendError, Observation, ResizePlan},
@@ -87,7 +86,7 @@ impl ClusterClient {
                     continue;
                 }
             };
-            let now = now.filter(|now| words::ended(now).is_none());
+            let now = now.filter(|now| pod_status::ended(now).is_none());
             let now = now.ok_or_else(|| BackendError::new(operation, "its pod does not exist any more"))?;
             if pods::requested_resources(&now) != Some(wanted) {
                 return Err(BackendError::new(
@@ -95,15 +94,15 @@ impl ClusterClient {
                     "another client has changed its resources in the meantime",
                 ));
             }
-            if let Some(never) = words::never_resized(&now) {
+            if let Some(never) = pod_status::never_resized(&now) {
                 return Err(BackendError::new(operation, never));
             }
-            let wait_reason = words::resize_waits(&now);
+            let wait_reason = pod_status::resize_waits(&now);
             match wait_reason {
                 None if pods::actual_resources(&now) == Some(wanted) => return Ok(()),
-                Some(why) if last_report.as_ref() != Some(&why) => {
-                    reporter.report(why.clone(), true).await;
-                    last_report = Some(why);
+                Some(wait) if last_report.as_ref() != Some(&wait) => {
+                    reporter.report(wait.reason, wait.detail.clone()).await;
+                    last_report = Some(wait);
                 }
                 _ => {}
             }

@@ -3,7 +3,11 @@
 use std::{future::Future, time::Duration};
 
 use kube::Error;
-use podling_core::{id::WorkspaceId, status::Waits, workspace::Epoch};
+use podling_core::{
+    id::WorkspaceId,
+    reason::{Wait, WaitReason},
+    workspace::Epoch,
+};
 use tokio::{sync::mpsc, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -48,9 +52,9 @@ pub(super) struct WaitReporter<'a> {
 }
 
 impl WaitReporter<'_> {
-    pub(super) async fn report(&self, why: String, for_room: bool) {
+    pub(super) async fn report(&self, reason: WaitReason, detail: String) {
         let (workspace, epoch) = (self.workspace.clone(), self.epoch);
-        let waits = Some(Waits { why, for_room });
+        let waits = Some(Wait { reason, detail });
         // Without a driver there is no reader.
         let _gone = self.to.send(Observation::Waits { workspace, epoch, waits }).await;
     }
@@ -72,11 +76,9 @@ pub(super) async fn retry_transient<T, F: Future<Output = Result<T, Error>>>(
                 Err(error) => error,
             };
             if let Some(why) = quota_exceeded(&error) {
-                reporter.report(why, true).await;
+                reporter.report(WaitReason::QuotaExceeded, why).await;
             } else if is_transient(&error) {
-                reporter
-                    .report(format!("the API server has not accepted it yet: {}", error_text(&error)), false)
-                    .await;
+                reporter.report(WaitReason::ApiServerUnavailable, error_text(&error)).await;
             } else {
                 return Err(backend_error(operation, &error));
             }
@@ -162,8 +164,10 @@ mod tests {
             told.push(waits);
         }
         assert_eq!(told.len(), 4);
-        assert!(told[0].for_room && told[0].why.contains("team, requested: pods=1"), "{told:?}");
-        assert!(!told[3].for_room && told[3].why.contains("leader changed"), "{told:?}");
+        assert_eq!(told[0].reason, WaitReason::QuotaExceeded);
+        assert!(told[0].detail.contains("team, requested: pods=1"), "{told:?}");
+        assert_eq!(told[3].reason, WaitReason::ApiServerUnavailable);
+        assert!(told[3].detail.contains("leader changed"), "{told:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,9 +13,9 @@ use tokio::sync::mpsc;
 
 use super::{
     cluster::ClusterClient,
+    pod_status,
     pods::{instance, is_running},
     retry::{WaitReporter, is_code, unless_cancelled},
-    words,
 };
 use crate::{
     backend::{BackendError, Instance, Observation, StartPlan},
@@ -118,7 +118,7 @@ impl ClusterClient {
                 }
             };
             let pod = pod.ok_or_else(|| BackendError::new(operation, "its pod was deleted"))?;
-            if let Some(how) = words::ended(&pod).or_else(|| words::hopeless(&pod)) {
+            if let Some(how) = pod_status::ended(&pod).or_else(|| pod_status::hopeless(&pod)) {
                 return Err(BackendError::new(operation, how));
             }
             if pod.metadata.deletion_timestamp.is_some() {

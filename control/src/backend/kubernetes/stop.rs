@@ -16,9 +16,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     cluster::{ClusterClient, delete_by_uid, workspace_selector},
+    pod_status,
     pods::epoch,
     retry::{backend_error, is_code, is_transient},
-    words,
 };
 use crate::backend::BackendError;
 
@@ -91,7 +91,7 @@ impl ClusterClient {
             return last_error.unwrap_or_else(|| format!("the pod {} is not deleted", pod.name_any()));
         };
         match self.nodes.get_opt(&node).await {
-            Ok(Some(seen)) if !words::is_ready(&seen) => format!(
+            Ok(Some(seen)) if !pod_status::is_ready(&seen) => format!(
                 "the node {node} does not answer and may still run the pod {}; waiting until the node \
                  is back, is removed from the cluster, or is tainted \
                  \"node.kubernetes.io/out-of-service\"",

@@ -57,7 +57,7 @@ fn constant_time_eq(a: Fingerprint, b: Fingerprint) -> bool {
 mod tests {
     use std::sync::Arc;
 
-    use podling_core::{status::Status, time::Timestamp, workspace::AgentConnection};
+    use podling_core::{reason::StateReason, status::Status, time::Timestamp, workspace::AgentConnection};
     use tokio::sync::watch;
 
     use super::*;
@@ -70,16 +70,17 @@ mod tests {
         WorkspaceView {
             spec: Arc::new(spec(bits, "demo")),
             state: Status::new(Timestamp(0)).state(),
-            reason: String::new(),
+            reason: StateReason::Created,
             since: Timestamp(0),
             connection: AgentConnection::Unknown,
             activity: None,
             agent: None,
             next: None,
             restarts: 0,
-            given: None,
-            allotted: None,
-            place: None,
+            allocated: None,
+            actual: None,
+            waits: None,
+            queue_position: None,
             progress: None,
             archives: Vec::new(),
             log: Arc::default(),
@@ -97,7 +98,7 @@ mod tests {
         let (_driver, snapshots) = watch::channel(Arc::new(Snapshot {
             generation: 1,
             workspaces,
-            witnessed: Default::default(),
+            observed_time: Default::default(),
             down: None,
         }));
         let reviewer = LocalReviewer::new(snapshots).unwrap();

@@ -64,7 +64,8 @@ impl KubernetesStore {
         }
         let status = WorkspaceStatus {
             state: word(State::Failed).to_owned(),
-            reason: why.to_owned(),
+            reason: "Duplicate".to_owned(),
+            message: why.to_owned(),
             observed_generation: copy.metadata.generation.unwrap_or_default(),
             ..WorkspaceStatus::default()
         };

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::resource_cache::desired_spec;
 use crate::{
     kubernetes::{
-        DesiredSpec, PolicySpec, ResourcesSpec, Variable, WantedState, Workspace, WorkspaceSpec,
+        DesiredResourceState, DesiredSpec, PolicySpec, ResourcesSpec, Variable, Workspace, WorkspaceSpec,
         objects::ARCHIVE_FIRST,
     },
     store::WorkspaceRecord,
@@ -27,7 +27,7 @@ pub(super) fn of(record: &WorkspaceRecord) -> Workspace {
             source: spec.source.as_ref().map(|source| source.0.clone()),
             owner: spec.owner.to_string(),
             template: spec.template.clone(),
-            wanted: desired_spec(record).wanted,
+            desired_state: desired_spec(record).desired_state,
             resources: Some(ResourcesSpec::of(spec.resources)),
             storage: None,
             policy: Some(PolicySpec::of(&spec.policy)),
@@ -47,19 +47,19 @@ pub(super) fn spec_changes(
     before: Option<&DesiredSpec>,
     observed: Option<&DesiredSpec>,
 ) -> Option<Value> {
-    let (now, has) = (desired_spec(record), latest.spec.wanted);
+    let (now, has) = (desired_spec(record), latest.spec.desired_state);
     let mut spec = serde_json::Map::new();
     let changed =
         |differs: fn(&DesiredSpec, &DesiredSpec) -> bool| before.is_none_or(|before| differs(before, &now));
     let is_new = |differs: fn(&DesiredSpec, &DesiredSpec) -> bool| {
         before.is_some() && changed(differs) && observed.is_none_or(|observed| differs(observed, &now))
     };
-    if now.wanted != has && changed(|a, b| a.wanted != b.wanted) {
-        let word = match now.wanted {
-            WantedState::Awake => "Awake",
-            WantedState::Asleep => "Asleep",
+    if now.desired_state != has && changed(|a, b| a.desired_state != b.desired_state) {
+        let word = match now.desired_state {
+            DesiredResourceState::Awake => "Awake",
+            DesiredResourceState::Asleep => "Asleep",
         };
-        spec.insert("wanted".into(), word.into());
+        spec.insert("desiredState".into(), word.into());
     }
     if is_new(|a, b| a.resources != b.resources) {
         spec.insert("resources".into(), json!(ResourcesSpec::of(now.resources)));

@@ -10,7 +10,7 @@ use std::{
 use kube::ResourceExt;
 use podling_core::{
     status::{Phase, Status},
-    workspace::{Spec, Wanted},
+    workspace::{DesiredState, Spec},
 };
 use serde_json::Value;
 use tokio::{
@@ -18,9 +18,9 @@ use tokio::{
     time::timeout,
 };
 
-use super::seen::Seen;
+use super::display_status::DisplayStatus;
 use crate::{
-    kubernetes::{DesiredSpec, WantedState, Workspace, WorkspaceStatus},
+    kubernetes::{DesiredResourceState, DesiredSpec, Workspace, WorkspaceStatus},
     store::WorkspaceRecord,
 };
 
@@ -35,7 +35,7 @@ pub(super) struct ResourceCache {
     /// Locked during each write.
     pub(super) written: Mutex<LastWrite>,
     /// State that is displayed in the status but not part of the record.
-    seen: StdMutex<Seen>,
+    seen: StdMutex<DisplayStatus>,
     /// Uids of the resources that this store has released, until the watch reports their deletion.
     /// Other events of these resources are ignored.
     released: StdMutex<BTreeSet<String>>,
@@ -97,14 +97,14 @@ impl ResourceCache {
 
     /// Stores the displayed state and returns it. Times that have hardly moved keep their old
     /// value.
-    pub(super) fn update_display(&self, now: Seen) -> Seen {
+    pub(super) fn update_display(&self, now: DisplayStatus) -> DisplayStatus {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         *seen = now.steady(&seen);
         seen.clone()
     }
 
     /// The state to display in the next status.
-    pub(super) fn display(&self) -> Seen {
+    pub(super) fn display(&self) -> DisplayStatus {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -208,8 +208,8 @@ impl LastWrite {
         reported.generation = self.generation;
         // Other fields may hold an edit that the record does not follow yet.
         let is_edited = |field| changed.get(field).is_some();
-        if is_edited("wanted") {
-            reported.desired_spec.wanted = now.spec.wanted;
+        if is_edited("desiredState") {
+            reported.desired_spec.desired_state = now.spec.desired_state;
         }
         if is_edited("resources") {
             reported.desired_spec.resources = record.spec.resources;
@@ -229,7 +229,7 @@ fn version(resource: &Workspace) -> u64 {
 pub(super) fn desired_spec(record: &WorkspaceRecord) -> DesiredSpec {
     let spec = &record.spec;
     DesiredSpec {
-        wanted: wanted(spec, &record.status),
+        desired_state: desired_state(spec, &record.status),
         resources: spec.resources,
         policy: spec.policy.clone(),
         env: spec.env.clone(),
@@ -238,19 +238,17 @@ pub(super) fn desired_spec(record: &WorkspaceRecord) -> DesiredSpec {
 
 /// A workspace that fell asleep is desired asleep from then on, so that a user who wants it awake
 /// makes a new edit.
-fn wanted(spec: &Spec, status: &Status) -> WantedState {
-    let called = spec.asked > status.answered;
+fn desired_state(spec: &Spec, status: &Status) -> DesiredResourceState {
+    let called = spec.request_seq > status.observed_request;
     let rests = match status.phase {
-        Phase::FallingAsleep | Phase::Asleep | Phase::Opening(_) | Phase::Working(_) | Phase::Archived => {
-            true
-        }
+        Phase::FallingAsleep | Phase::Asleep | Phase::Maintenance { .. } | Phase::Archived => true,
         Phase::Queued | Phase::Pending { .. } | Phase::Starting | Phase::Awake => false,
         Phase::Preparing { .. } | Phase::Committing => false,
         Phase::Deleting => true,
     };
-    match spec.wanted {
-        Wanted::Awake if called || !rests => WantedState::Awake,
-        _ => WantedState::Asleep,
+    match spec.desired_state {
+        DesiredState::Awake if called || !rests => DesiredResourceState::Awake,
+        _ => DesiredResourceState::Asleep,
     }
 }
 

@@ -6,7 +6,9 @@ use futures_util::{StreamExt, stream};
 use podling_core::{id::WorkspaceId, workspace::State};
 use tokio::time::{Instant, sleep};
 
-use super::{KubernetesStore, MAX_CONCURRENT_WRITES, resource_cache::ResourceCache, seen::Seen};
+use super::{
+    KubernetesStore, MAX_CONCURRENT_WRITES, display_status::DisplayStatus, resource_cache::ResourceCache,
+};
 use crate::{
     clock,
     snapshot::{Snapshots, WorkspaceView},
@@ -46,7 +48,7 @@ impl KubernetesStore {
             }
             let showing = stream::iter(due).map(|(view, cache, unreported)| async move {
                 let done = async {
-                    self.tell(&cache, &unreported).await?;
+                    self.record_events(&cache, &unreported).await?;
                     self.show_one(&view, &cache).await
                 };
                 match done.await {
@@ -71,7 +73,7 @@ impl KubernetesStore {
         if written.status_modified_externally(&latest) {
             tracing::warn!(workspace = %view.spec.id, "somebody has changed its status; it is written anew");
         }
-        let (now, seen) = (clock::now(), cache.update_display(Seen::of(view, clock::now())));
+        let (now, seen) = (clock::now(), cache.update_display(DisplayStatus::of(view, clock::now())));
         // One that has no status yet gets it with its record.
         let Some(mut status) = written.status().cloned() else { return Ok(()) };
         seen.show(&mut status, now);

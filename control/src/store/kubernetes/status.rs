@@ -1,4 +1,4 @@
-//! A record as people and their tools read it in a resource's status.
+//! The part of a resource's status that follows from the record.
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -12,23 +12,28 @@ use crate::{
         LastArchive, Workspace, WorkspaceStatus,
         objects::{DISCARD, claim_name},
     },
+    reasons,
     snapshot::STATES,
     store::WorkspaceRecord,
 };
 
-/// The status that a resource with this record has, which follows from this edit of it.
+/// Maximum length of the status message, in characters; the CRD allows 4096.
+const MAX_MESSAGE: usize = 4096;
+
+/// The status of a resource with this record, for this generation of its spec.
 pub(super) fn of(record: &WorkspaceRecord, resource: &Workspace, generation: i64) -> WorkspaceStatus {
     let (status, before) = (&record.status, resource.status.as_ref());
     let state = status.state();
     let word = word(state);
     let is_awake = state == State::Awake;
     let proven = status.archive().is_some();
+    let state_reason = camel_case(word);
     let facts = [
-        ("Ready", is_awake, word),
-        ("StorageReady", status.storage, if status.storage { "Kept" } else { "None" }),
-        ("ArchiveProven", proven, if proven { "Proven" } else { "NotYet" }),
+        ("Ready", is_awake, state_reason.as_str()),
+        ("StorageReady", status.storage, if status.storage { "StorageExists" } else { "NoStorage" }),
+        ("ArchiveProven", proven, if proven { "Proven" } else { "NotArchived" }),
     ];
-    // Whoever deletes it may have to wait for its archive, and may not want to.
+    // A user who deletes the workspace may not want to wait for the archive.
     let waits = resource.metadata.deletion_timestamp.is_some() && status.storage && !proven;
     let conditions = facts.into_iter().map(|(what, holds, why)| {
         let old =
@@ -36,14 +41,16 @@ pub(super) fn of(record: &WorkspaceRecord, resource: &Workspace, generation: i64
         let mut condition = condition(what, holds, why, status.since, generation, old);
         if what == "ArchiveProven" && waits {
             condition.message = format!(
-                "it goes when its data is archived; annotated with {DISCARD}=true it goes with its data"
+                "deletion waits until the data is archived; annotate the workspace with {DISCARD}=true to delete it \
+                 with its data"
             );
         }
         condition
     });
     WorkspaceStatus {
         state: word.to_owned(),
-        reason: status.reason.clone(),
+        reason: reasons::camel_case(&status.reason),
+        message: reasons::message(&status.reason).chars().take(MAX_MESSAGE).collect(),
         since: time(status.since),
         observed_generation: generation,
         conditions: conditions.collect(),
@@ -61,12 +68,12 @@ pub(super) fn of(record: &WorkspaceRecord, resource: &Workspace, generation: i64
     }
 }
 
-/// As people know it.
+/// The word of a state.
 pub(super) fn word(state: State) -> &'static str {
     STATES.iter().find(|(known, _)| *known == state).map_or("", |(_, word)| word)
 }
 
-/// It says since when it is so.
+/// Builds a condition. Its transition time stays while its status does.
 pub(super) fn condition(
     what: &str,
     holds: bool,
@@ -80,7 +87,7 @@ pub(super) fn condition(
     Condition {
         type_: what.to_owned(),
         status: status.to_owned(),
-        reason: capitalised(why),
+        reason: why.to_owned(),
         message: String::new(),
         observed_generation: Some(generation),
         last_transition_time: same
@@ -90,8 +97,8 @@ pub(super) fn condition(
     }
 }
 
-/// As reasons are written: "falling-asleep" is "FallingAsleep".
-pub(super) fn capitalised(words: &str) -> String {
+/// The CamelCase form of a state's word: "falling-asleep" is "FallingAsleep".
+pub(super) fn camel_case(words: &str) -> String {
     let word = |word: &str| {
         let mut letters = word.chars();
         letters.next().map(|first| first.to_uppercase().chain(letters).collect::<String>())
@@ -99,7 +106,7 @@ pub(super) fn capitalised(words: &str) -> String {
     words.split('-').filter_map(word).collect()
 }
 
-/// In whole seconds, as Kubernetes keeps times: one that it cuts would differ from ours for ever.
+/// The time in whole seconds, as Kubernetes stores it. A finer time would differ from the stored one for ever.
 pub(super) fn time(at: Timestamp) -> Option<Time> {
     let seconds = i64::try_from(at.0 / 1000).ok()?;
     jiff::Timestamp::from_second(seconds).ok().map(Time)

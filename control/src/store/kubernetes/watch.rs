@@ -22,7 +22,7 @@ use super::{
 use crate::{
     driver::{DriverError, DriverHandle, Edit},
     kubernetes::{
-        DesiredSpec, WantedState, Workspace, WorkspaceTemplate, WorkspaceTemplateSpec, id_of,
+        DesiredResourceState, DesiredSpec, Workspace, WorkspaceTemplate, WorkspaceTemplateSpec, id_of,
         objects::DISCARD,
     },
 };
@@ -197,7 +197,8 @@ impl ReportedSpec {
         let (a, b) = (&self.desired_spec, &now.desired_spec);
         let edit = Edit {
             generation: now.generation,
-            awake: (a.wanted != b.wanted).then_some(b.wanted == WantedState::Awake),
+            awake: (a.desired_state != b.desired_state)
+                .then_some(b.desired_state == DesiredResourceState::Awake),
             resources: (a.resources != b.resources).then_some(b.resources),
             policy: (a.policy != b.policy).then(|| b.policy.clone()),
             env: (a.env != b.env).then(|| b.env.clone()),

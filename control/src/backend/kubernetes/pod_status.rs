@@ -1,7 +1,7 @@
 //! What a pod's status means, for people.
 
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Node, Pod, PodStatus};
-use podling_core::status::Waits;
+use podling_core::reason::{Wait, WaitReason};
 
 /// Characters kept of what a cluster or a program says.
 const LONGEST: usize = 400;
@@ -92,47 +92,42 @@ pub(super) fn hopeless(pod: &Pod) -> Option<String> {
     })
 }
 
-/// What it waits for before it runs; `None`: nothing that takes long.
-pub(super) fn waits(pod: &Pod) -> Option<Waits> {
+/// What the pod waits for before it runs. `None`: nothing that takes long.
+pub(super) fn waits(pod: &Pod) -> Option<Wait> {
     let status = pod.status.as_ref()?;
     let scheduled = condition(status, "PodScheduled", "False");
-    let why = match scheduled {
-        Some((Some("Unschedulable"), message)) => format!("no machine has room for it: {}", short(message)),
-        Some((Some("SchedulingGated"), _)) => "something holds its pod back from being scheduled".to_owned(),
+    let (reason, detail) = match scheduled {
+        Some((Some("Unschedulable"), message)) => (WaitReason::Unschedulable, short(message)),
+        Some((Some("SchedulingGated"), _)) => (WaitReason::SchedulingGated, String::new()),
         _ => waiting(pod).find_map(|(container, reason, message)| match reason {
             "ErrImagePull" => {
-                Some(format!("the image {} cannot be pulled: {}", container.image, pull_error(message)))
+                Some((WaitReason::ImagePull, format!("{}: {}", container.image, pull_error(message))))
             }
             _ => None,
         })?,
     };
-    Some(Waits { why, for_room: false })
+    Some(Wait { reason, detail })
 }
 
 /// Why its node will never give it what it is to have; `None`: it may.
 pub(super) fn never_resized(pod: &Pod) -> Option<String> {
     match resizing(pod, "PodResizePending")? {
         (Some("Infeasible"), message) => Some(format!(
-            "its node can never give it that ({}); asleep and awake again, it may have it elsewhere",
+            "its node can never provide that ({}); asleep and awake again, it may run on another node",
             short(message)
         )),
         _ => None,
     }
 }
 
-/// What it waits for before it has what it is to have.
-pub(super) fn resize_waits(pod: &Pod) -> Option<String> {
+/// What a resize waits for. `None`: nothing that the node reports.
+pub(super) fn resize_waits(pod: &Pod) -> Option<Wait> {
     if let Some((_, message)) = resizing(pod, "PodResizePending") {
-        let elsewhere = "asleep and awake again, it may have it elsewhere at once";
-        return Some(format!(
-            "its node has no room for what it is to have ({}); {elsewhere}",
-            short(message)
-        ));
+        return Some(Wait { reason: WaitReason::ResizeDeferred, detail: short(message) });
     }
-    // What the kernel refuses, such as less memory than is in use, the node tries again.
+    // The node retries what the kernel refuses, such as less memory than is in use.
     let (reason, message) = resizing(pod, "PodResizeInProgress")?;
-    (reason == Some("Error"))
-        .then(|| format!("its node cannot give it what it is to have yet: {}", short(message)))
+    (reason == Some("Error")).then(|| Wait { reason: WaitReason::ResizeRetried, detail: short(message) })
 }
 
 /// What its node says of a resize, if that is the last one.
@@ -253,8 +248,9 @@ mod tests {
         };
         let first = waits_for("ErrImagePull");
         assert_eq!(hopeless(&first), None);
+        let detail = "registry.example.org/ide:9: it does not exist".into();
+        assert_eq!(waits(&first).unwrap(), Wait { reason: WaitReason::ImagePull, detail });
         let words = "the image registry.example.org/ide:9 cannot be pulled: it does not exist";
-        assert_eq!(waits(&first).unwrap(), Waits { why: words.into(), for_room: false });
         assert_eq!(hopeless(&waits_for("ImagePullBackOff")).unwrap(), words);
         assert_eq!(waits(&waits_for("ContainerCreating")), None);
     }

@@ -6,11 +6,12 @@ use podling_core::{
     archive::{Archive, ArchiveKey},
     decide::{Action, decide},
     id::WorkspaceId,
-    observed::{Door, Ended, Failure, Observed, Processes, Trouble, Used},
+    observed::{ActionFailure, AgentEnd, Failure, Observed, PrepareState, Processes, Used},
     policy::Policy,
-    status::{Phase, Status, Task, Urgency},
+    reason::DeclineReason,
+    status::{MaintenanceStage, MaintenanceTask, Phase, Status, Urgency},
     time::Timestamp,
-    workspace::{Resources, Spec, Wanted},
+    workspace::{DesiredState, Resources, Spec},
 };
 
 pub(crate) const NOW: Timestamp = Timestamp(1_000_000_000);
@@ -21,7 +22,7 @@ pub(crate) const WITNESSED: Duration = Duration::from_secs(100 * 24 * 60 * 60);
 /// Of `Policy::default()`.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
-pub(crate) fn spec(wanted: Wanted) -> Spec {
+pub(crate) fn spec(desired_state: DesiredState) -> Spec {
     Spec {
         id: WorkspaceId::from_bits(7),
         name: "demo".parse().expect("a name"),
@@ -31,8 +32,8 @@ pub(crate) fn spec(wanted: Wanted) -> Spec {
         env: Default::default(),
         policy: Policy::default(),
         resources: Default::default(),
-        wanted,
-        asked: 1,
+        desired_state,
+        request_seq: 1,
         source: None,
         created: NOW,
         request_id: String::new(),
@@ -40,8 +41,8 @@ pub(crate) fn spec(wanted: Wanted) -> Spec {
 }
 
 /// Somebody has asked for it once more.
-pub(crate) fn called(wanted: Wanted) -> Spec {
-    Spec { asked: 2, ..spec(wanted) }
+pub(crate) fn called(desired_state: DesiredState) -> Spec {
+    Spec { request_seq: 2, ..spec(desired_state) }
 }
 
 /// Of a workspace whose third agent is (or was) the present one, which wrote to its storage, and which has answered what was asked.
@@ -52,10 +53,10 @@ pub(crate) fn status(phase: Phase) -> Status {
         epoch: 3,
         storage_generation: 3,
         storage: true,
-        answered: 1,
-        woken: long_ago,
-        called: long_ago,
-        rested: WITNESSED - HOUR,
+        observed_request: 1,
+        woke_at: long_ago,
+        requested_at: long_ago,
+        slept_at: WITNESSED - HOUR,
         ..Status::new(NOW)
     }
 }
@@ -65,7 +66,7 @@ pub(crate) fn archive(generation: u64, age: Duration) -> Archive {
         key: ArchiveKey(format!("archive-{generation}")),
         generation,
         at: NOW,
-        witnessed: WITNESSED - age,
+        observed_time: WITNESSED - age,
         entries: 1,
         bytes: 1,
         archive_bytes: 1,
@@ -82,22 +83,27 @@ pub(crate) fn pending(after: Duration) -> Phase {
 }
 
 pub(crate) const IDLY: Phase = Phase::Preparing { urgency: Urgency::Idle, declined: 0 };
-pub(crate) const ASKED: Phase = Phase::Preparing { urgency: Urgency::Asked, declined: 0 };
+pub(crate) const ASKED: Phase = Phase::Preparing { urgency: Urgency::Requested, declined: 0 };
 pub(crate) const BY_FORCE: Phase = Phase::Preparing { urgency: Urgency::Forced, declined: 0 };
-pub(crate) const ARCHIVING: Phase = Phase::Working(Task::Archive);
-pub(crate) const RESTORING: Phase = Phase::Working(Task::Restore);
+/// An agent in maintenance mode that is to archive has not said hello.
+pub(crate) const OPENING: Phase =
+    Phase::Maintenance { task: MaintenanceTask::Archive, stage: MaintenanceStage::Starting };
+pub(crate) const ARCHIVING: Phase =
+    Phase::Maintenance { task: MaintenanceTask::Archive, stage: MaintenanceStage::Running };
+pub(crate) const RESTORING: Phase =
+    Phase::Maintenance { task: MaintenanceTask::Restore, stage: MaintenanceStage::Running };
 
 pub(crate) fn agents(epochs: &[u64]) -> Processes {
     Processes::Some(epochs.iter().copied().collect::<BTreeSet<_>>())
 }
 
 pub(crate) fn seen(processes: Processes) -> Observed {
-    let allotted = Some((3, Resources::default()));
-    Observed { processes, allotted, witnessed: WITNESSED, ..Observed::default() }
+    let actual = Some((3, Resources::default()));
+    Observed { processes, actual, observed_time: WITNESSED, ..Observed::default() }
 }
 
 pub(crate) fn ended(observed: Observed, epoch: u64) -> Observed {
-    Observed { ended: Some(Ended { epoch, how: "killed by SIGKILL".into() }), ..observed }
+    Observed { ended: Some(AgentEnd { epoch, detail: "killed by SIGKILL".into() }), ..observed }
 }
 
 pub(crate) fn connected(observed: Observed) -> Observed {
@@ -118,8 +124,8 @@ pub(crate) fn used(observed: Observed) -> Observed {
     Observed { used_by: Some(3), ..observed }
 }
 
-pub(crate) fn door(observed: Observed, door: Door) -> Observed {
-    Observed { door, ..observed }
+pub(crate) fn door(observed: Observed, prepare_state: PrepareState) -> Observed {
+    Observed { prepare_state, ..observed }
 }
 
 pub(crate) fn silent(observed: Observed, silence: Duration) -> Observed {
@@ -127,11 +133,11 @@ pub(crate) fn silent(observed: Observed, silence: Duration) -> Observed {
 }
 
 pub(crate) fn standby(observed: Observed) -> Observed {
-    Observed { standby: true, ..observed }
+    Observed { shutting_down: true, ..observed }
 }
 
 pub(crate) fn room(observed: Observed) -> Observed {
-    Observed { room: true, ..observed }
+    Observed { admitted: true, ..observed }
 }
 
 pub(crate) fn failed(observed: Observed, action: Action, failures: u32) -> Observed {
@@ -139,11 +145,16 @@ pub(crate) fn failed(observed: Observed, action: Action, failures: u32) -> Obser
 }
 
 pub(crate) fn declined(observed: Observed, action: Action, failures: u32) -> Observed {
-    trouble(observed, action, failures, Failure::Declined("somebody types".into()))
+    trouble(
+        observed,
+        action,
+        failures,
+        Failure::Declined { reason: DeclineReason::InUse, detail: "somebody types".into() },
+    )
 }
 
 fn trouble(observed: Observed, action: Action, failures: u32, failure: Failure) -> Observed {
-    Observed { trouble: Some(Trouble { action, failures, at: NOW, failure }), ..observed }
+    Observed { last_failure: Some(ActionFailure { action, failures, at: NOW, failure }), ..observed }
 }
 
 pub(crate) fn prepare(urgency: Urgency) -> Action {
@@ -159,9 +170,9 @@ pub(crate) fn follows(spec: &Spec, status: &Status, observed: &Observed) -> Outc
 }
 
 #[track_caller]
-pub(crate) fn table(wanted: Wanted, rows: &[(&str, Phase, Observed, Outcome)]) {
+pub(crate) fn table(desired_state: DesiredState, rows: &[(&str, Phase, Observed, Outcome)]) {
     for (what, phase, observed, expected) in rows {
-        assert_eq!(follows(&spec(wanted), &status(*phase), observed), *expected, "{what}");
+        assert_eq!(follows(&spec(desired_state), &status(*phase), observed), *expected, "{what}");
     }
 }
 

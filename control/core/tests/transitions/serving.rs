@@ -5,9 +5,10 @@ use std::time::Duration;
 use podling_core::{
     decide::{Action, FIRST_PAUSE, HEALTHY_AFTER, SILENCE_LIMIT, decide},
     observed::{Observed, Processes},
-    status::{Phase, Status, Waits},
+    reason::{Operation, StateReason, Wait, WaitReason},
+    status::{Phase, Status},
     time::Timestamp,
-    workspace::{Resources, Spec, Wanted},
+    workspace::{DesiredState, Resources, Spec},
 };
 
 use crate::given::*;
@@ -16,7 +17,7 @@ use crate::given::*;
 fn died() {
     let at_once = pending(Duration::ZERO);
     table(
-        Wanted::Awake,
+        DesiredState::Awake,
         &[
             ("killed", Phase::Awake, ended(seen(agents(&[])), 3), (at_once, 3, Some(Action::Stop))),
             ("gone, nobody saw how", Phase::Awake, seen(agents(&[])), (at_once, 3, Some(Action::Stop))),
@@ -38,7 +39,7 @@ fn silence() {
     let stop = (at_once, 3, Some(Action::Stop));
     let awake = (Phase::Awake, 3, None);
     table(
-        Wanted::Awake,
+        DesiredState::Awake,
         &[
             ("ten minutes", Phase::Awake, silent(seen(agents(&[3])), SILENCE_LIMIT), stop),
             ("a second less", Phase::Awake, silent(seen(agents(&[3])), SILENCE_LIMIT - SECOND), awake),
@@ -54,14 +55,14 @@ fn silence() {
 }
 
 #[test]
-fn worn_out() {
+fn stop_restarting() {
     let (stop, at_once) = (Some(Action::Stop), pending(Duration::ZERO));
     let asleep_soon = (Phase::FallingAsleep, 3, stop);
     let times = |failures, phase| Status { failures, ..status(phase) };
     let dead = ended(seen(agents(&[])), 3);
     let mute = silent(seen(agents(&[3])), SILENCE_LIMIT);
     let by_another = Observed { used_by: Some(2), ..dead.clone() };
-    let wanted = || spec(Wanted::Awake);
+    let wanted = || spec(DesiredState::Awake);
     cases(&[
         ("the first time", wanted(), times(0, Phase::Awake), dead.clone(), (at_once, 3, stop)),
         ("again, and not used", wanted(), times(1, Phase::Awake), dead.clone(), asleep_soon),
@@ -71,8 +72,8 @@ fn worn_out() {
         ("used", wanted(), times(1, Phase::Awake), used(dead.clone()), (pending(FIRST_PAUSE), 3, stop)),
     ]);
     // It sleeps on: what was asked for was had. Who asks from then on wakes it.
-    let worn = decide(&called(Wanted::Awake), &times(1, Phase::Awake), &dead, NOW).status;
-    let rests = decide(&called(Wanted::Awake), &worn, &seen(Processes::None), NOW).status;
+    let worn = decide(&called(DesiredState::Awake), &times(1, Phase::Awake), &dead, NOW).status;
+    let rests = decide(&called(DesiredState::Awake), &worn, &seen(Processes::None), NOW).status;
     assert_eq!((rests.phase, rests.failures), (Phase::Asleep, 0));
 }
 
@@ -84,14 +85,15 @@ fn healthy() {
         ..status(Phase::Awake)
     };
     let failures = |status: &Status, observed: &Observed| {
-        decide(&spec(Wanted::Awake), status, observed, NOW).status.failures
+        decide(&spec(DesiredState::Awake), status, observed, NOW).status.failures
     };
     let well = used(served());
     assert_eq!(failures(&shaky(HEALTHY_AFTER), &well), 0);
     assert_eq!(failures(&shaky(HEALTHY_AFTER - SECOND), &well), 4, "not yet");
     assert_eq!(failures(&shaky(HEALTHY_AFTER), &served()), 4, "nobody uses it");
     assert_eq!(failures(&shaky(HEALTHY_AFTER), &seen(agents(&[3]))), 4, "nobody hears it");
-    let again = decide(&spec(Wanted::Awake), &shaky(SECOND), &used(ended(seen(agents(&[])), 3)), NOW).status;
+    let again =
+        decide(&spec(DesiredState::Awake), &shaky(SECOND), &used(ended(seen(agents(&[])), 3)), NOW).status;
     assert_eq!(
         again.phase,
         pending(FIRST_PAUSE * 8),
@@ -102,14 +104,14 @@ fn healthy() {
 #[test]
 fn resized() {
     let cpu = |cpu_millis| Resources { cpu_millis, memory_bytes: 1 };
-    let given = |phase, has, queued| Status { given: Some(cpu(has)), queued, ..status(phase) };
+    let given = |phase, has, queued_at| Status { allocated: Some(cpu(has)), queued_at, ..status(phase) };
     let since = Some(WITNESSED - SECOND);
-    let after = |wants, status: Status, room| {
-        let spec = Spec { resources: cpu(wants), ..spec(Wanted::Awake) };
-        let observed = Observed { room, ..served() };
+    let after = |wants, status: Status, admitted| {
+        let spec = Spec { resources: cpu(wants), ..spec(DesiredState::Awake) };
+        let observed = Observed { admitted, ..served() };
         let decided = decide(&spec, &status, &observed, NOW).status;
         assert_eq!(decided.phase, status.phase, "it goes on");
-        (decided.given.expect("it has room").cpu_millis, decided.queued)
+        (decided.allocated.expect("it has room").cpu_millis, decided.queued_at)
     };
     for phase in [Phase::Awake, Phase::Pending { not_before: NOW.plus(SECOND) }] {
         assert_eq!(after(2, given(phase, 2, None), false), (2, None), "as it was");
@@ -124,25 +126,25 @@ fn resized() {
         assert_eq!(after(2, given(phase, 2, since), false), (2, None), "it does not want more after all");
         assert_eq!(after(1, given(phase, 2, since), false), (1, None), "it wants less");
     }
-    let older = Status { given: None, ..status(Phase::Awake) };
+    let older = Status { allocated: None, ..status(Phase::Awake) };
     assert_eq!(after(2, older, false), (2, None), "a record from before has what it wants");
     // Two kinds at once are given at once, or not at all.
-    let spec = Spec { resources: Resources { cpu_millis: 1, memory_bytes: 9 }, ..spec(Wanted::Awake) };
+    let spec = Spec { resources: Resources { cpu_millis: 1, memory_bytes: 9 }, ..spec(DesiredState::Awake) };
     let both = decide(&spec, &given(Phase::Awake, 2, None), &served(), NOW).status;
-    assert_eq!((both.given, both.queued), (Some(cpu(2)), Some(WITNESSED)));
+    assert_eq!((both.allocated, both.queued_at), (Some(cpu(2)), Some(WITNESSED)));
     // Who rests has nothing.
     let rested = decide(&spec, &given(Phase::FallingAsleep, 2, since), &seen(Processes::None), NOW).status;
-    assert_eq!((rested.phase, rested.given, rested.queued), (Phase::Asleep, None, None));
+    assert_eq!((rested.phase, rested.allocated, rested.queued_at), (Phase::Asleep, None, None));
 }
 
 #[test]
 fn what_runs_is_given_what_it_was_given_of_its_share() {
     let (small, large) = (Resources::default(), Resources { cpu_millis: 2000, memory_bytes: 2 << 30 });
     let resize = |resources| Some(Action::Resize { epoch: 3, resources });
-    let has = |epoch, resources| Observed { allotted: Some((epoch, resources)), ..served() };
-    let wants = |resources| Spec { resources, ..spec(Wanted::Awake) };
-    let awake = |given| Status { given: Some(given), ..status(Phase::Awake) };
-    let unknown = Observed { allotted: None, ..served() };
+    let has = |epoch, resources| Observed { actual: Some((epoch, resources)), ..served() };
+    let wants = |resources| Spec { resources, ..spec(DesiredState::Awake) };
+    let awake = |given| Status { allocated: Some(given), ..status(Phase::Awake) };
+    let unknown = Observed { actual: None, ..served() };
     let stays = |action| (Phase::Awake, 3, action);
     let not_now = failed(has(3, small), Action::Resize { epoch: 3, resources: large }, 1);
     cases(&[
@@ -158,7 +160,7 @@ fn what_runs_is_given_what_it_was_given_of_its_share() {
             "nobody knows what runs",
             wants(large),
             awake(large),
-            Observed { allotted: None, ..connected(seen(Processes::Unseen)) },
+            Observed { actual: None, ..connected(seen(Processes::Unseen)) },
             stays(None),
         ),
     ]);
@@ -166,15 +168,18 @@ fn what_runs_is_given_what_it_was_given_of_its_share() {
 
 #[test]
 fn what_a_resize_waits_for_is_why_as_long_as_it_does() {
-    let waits = Waits { why: "its node has no room for what it is to have".into(), for_room: true };
+    let waits = Wait { reason: WaitReason::QuotaExceeded, detail: "the namespace is full".into() };
     let waiting = Observed { waits: Some(waits.clone()), ..served() };
-    let (spec, given) = (spec(Wanted::Awake), Some(Resources::default()));
-    let held = decide(&spec, &Status { given, ..status(Phase::Awake) }, &waiting, NOW).status;
-    assert_eq!((&held.reason, held.phase), (&waits.why, Phase::Awake));
+    let (spec, allocated) = (spec(DesiredState::Awake), Some(Resources::default()));
+    let held = decide(&spec, &Status { allocated, ..status(Phase::Awake) }, &waiting, NOW).status;
+    assert_eq!((held.reason.clone(), held.phase), (StateReason::Waiting(waits), Phase::Awake));
     let resize = Action::Resize { epoch: 3, resources: Resources::default() };
-    let never = failed(Observed { allotted: None, ..served() }, resize, 1);
+    let never = failed(Observed { actual: None, ..served() }, resize, 1);
     let failed = decide(&spec, &held, &never, NOW).status;
-    assert_eq!(failed.reason, "it cannot be given what it is to have: it went wrong");
+    assert_eq!(
+        failed.reason,
+        StateReason::ActionFailed { operation: Operation::Resize, detail: "it went wrong".into() }
+    );
     let done = decide(&spec, &failed, &served(), NOW).status;
-    assert_eq!((done.reason.as_str(), done.waits), ("its agent serves it", None));
+    assert_eq!((done.reason, done.waits), (StateReason::AgentConnected, None));
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use podling_core::{
     decide::{Action, decide},
-    observed::{Door, Ended, Failure, Observed, Processes, Trouble, Used},
-    status::{Phase, Status, Task, Upkeep, Urgency, Waits},
+    observed::{ActionFailure, AgentEnd, Failure, Observed, PrepareState, Processes, Used},
+    reason::{DeclineReason, SleepRequest, Wait, WaitReason},
+    status::{MaintenanceRetry, MaintenanceStage, MaintenanceTask, Phase, Status, Urgency},
     time::Timestamp,
-    workspace::{Resources, Spec, Wanted},
+    workspace::{DesiredState, Resources, Spec},
 };
 use proptest::prelude::*;
 
@@ -29,19 +30,19 @@ fn any_phase() -> impl Strategy<Value = Phase> {
         Just(Phase::Committing),
         Just(Phase::FallingAsleep),
         Just(Phase::Asleep),
-        any_task().prop_map(Phase::Opening),
-        any_task().prop_map(Phase::Working),
+        any_task().prop_map(|task| Phase::Maintenance { task, stage: MaintenanceStage::Starting }),
+        any_task().prop_map(|task| Phase::Maintenance { task, stage: MaintenanceStage::Running }),
         Just(Phase::Archived),
         Just(Phase::Deleting),
     ]
 }
 
-fn any_task() -> impl Strategy<Value = Task> {
-    prop_oneof![Just(Task::Archive), Just(Task::Restore)]
+fn any_task() -> impl Strategy<Value = MaintenanceTask> {
+    prop_oneof![Just(MaintenanceTask::Archive), Just(MaintenanceTask::Restore)]
 }
 
 fn any_urgency() -> impl Strategy<Value = Urgency> {
-    prop_oneof![Just(Urgency::Idle), Just(Urgency::Asked), Just(Urgency::Forced)]
+    prop_oneof![Just(Urgency::Idle), Just(Urgency::Requested), Just(Urgency::Forced)]
 }
 
 fn any_action() -> impl Strategy<Value = Action> {
@@ -60,19 +61,24 @@ fn any_action() -> impl Strategy<Value = Action> {
     })
 }
 
-fn any_trouble() -> impl Strategy<Value = Trouble> {
+fn any_failure() -> impl Strategy<Value = ActionFailure> {
     (any_action(), 0_u32..9, 0_u64..1000, any::<bool>()).prop_map(|(action, failures, ago, declines)| {
-        Trouble {
+        ActionFailure {
             action,
             failures,
             at: Timestamp(NOW.0 - ago * 1000),
-            failure: if declines { Failure::Declined("no".into()) } else { Failure::Failed("no".into()) },
+            failure: if declines {
+                Failure::Declined { reason: DeclineReason::InUse, detail: "no".into() }
+            } else {
+                Failure::Failed("no".into())
+            },
         }
     })
 }
 
-fn waits(for_room: bool) -> Waits {
-    Waits { why: "no machine has room for it".into(), for_room }
+fn waits(for_room: bool) -> Wait {
+    let reason = if for_room { WaitReason::QuotaExceeded } else { WaitReason::Unschedulable };
+    Wait { reason, detail: "0/1 nodes are available".into() }
 }
 
 /// Up to some days before or after what was witnessed.
@@ -89,16 +95,19 @@ fn any_status() -> impl Strategy<Value = Status> {
     let archives = prop::collection::btree_set(0_u64..5, 0..3);
     (any_phase(), times, counts, archives).prop_map(|(phase, times, counts, archives)| Status {
         since: Timestamp(NOW.0 - times.3 * 1000),
-        woken: times.0,
-        called: times.1,
-        rested: times.2,
+        woke_at: times.0,
+        requested_at: times.1,
+        slept_at: times.2,
         failures: counts.0,
-        answered: counts.1,
+        observed_request: counts.1,
         storage: counts.2,
         storage_generation: counts.3,
-        given: (counts.1 > 0).then(Resources::default),
+        allocated: (counts.1 > 0).then(Resources::default),
         waits: (counts.5 > 200).then(|| waits(counts.2)),
-        upkeep: Upkeep { failures: counts.4, not_before: NOW.plus(Duration::from_secs(counts.5)) },
+        maintenance_retry: MaintenanceRetry {
+            failures: counts.4,
+            not_before: NOW.plus(Duration::from_secs(counts.5)),
+        },
         ..archived(status(phase), &archives.into_iter().collect::<Vec<_>>())
     })
 }
@@ -114,46 +123,49 @@ fn any_observed() -> impl Strategy<Value = Observed> {
         Just(Used::Yes),
         (0_u64..2000).prop_map(|s| Used::No(Duration::from_secs(s))),
     ];
-    let door =
-        prop_oneof![Just(Door::Open), any_epoch().prop_map(Door::Unsure), any_epoch().prop_map(Door::Shut),];
+    let door = prop_oneof![
+        Just(PrepareState::NotPrepared),
+        any_epoch().prop_map(PrepareState::Unconfirmed),
+        any_epoch().prop_map(PrepareState::Prepared),
+    ];
     let epoch = || prop::option::of(any_epoch());
     let facts = (epoch(), epoch(), epoch(), epoch(), epoch(), epoch());
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let expired = prop::collection::btree_set(0_u64..5, 0..3);
-    let trouble = prop::option::of(any_trouble());
-    (processes, used, door, facts, flags, expired, trouble, 0_u64..1000).prop_map(
-        |(processes, used, door, facts, flags, expired, trouble, silence)| Observed {
+    let failure = prop::option::of(any_failure());
+    (processes, used, door, facts, flags, expired, failure, 0_u64..1000).prop_map(
+        |(processes, used, door, facts, flags, expired, failure, silence)| Observed {
             processes,
-            ended: facts.0.map(|epoch| Ended { epoch, how: "so".into() }),
+            ended: facts.0.map(|epoch| AgentEnd { epoch, detail: "so".into() }),
             connected: facts.1,
             silence: Duration::from_secs(silence),
             used,
             used_by: facts.5,
-            door,
+            prepare_state: door,
             ready: facts.2,
             archived: facts.4.map(|generation| Box::new(archive(generation, SECOND))),
             restored: facts.3,
             expired,
-            trouble,
+            last_failure: failure,
             removed: flags.0,
-            asked: flags.4.then_some("somebody asks"),
-            room: flags.1,
-            standby: flags.2,
-            crowded: flags.3,
-            witnessed: WITNESSED,
+            sleep_request: flags.4.then_some(SleepRequest::User),
+            admitted: flags.1,
+            shutting_down: flags.2,
+            archive_slots_full: flags.3,
+            observed_time: WITNESSED,
             waits: (silence > 500).then(|| waits(flags.0)),
-            allotted: (silence > 300).then(|| (3, Resources::default())),
+            actual: (silence > 300).then(|| (3, Resources::default())),
         },
     )
 }
 
 fn any_spec() -> impl Strategy<Value = Spec> {
     let wanted = prop_oneof![
-        4 => Just(Wanted::Awake), 1 => Just(Wanted::Asleep), 1 => Just(Wanted::Deleted), 1 => Just(Wanted::Discarded)
+        4 => Just(DesiredState::Awake), 1 => Just(DesiredState::Asleep), 1 => Just(DesiredState::Deleted), 1 => Just(DesiredState::Discarded)
     ];
     (wanted, 0_u64..3, any::<bool>(), prop::option::of(0_u64..3000), 0_u64..1000).prop_map(
-        |(wanted, asked, source, max_awake, idle_timeout)| {
-            let mut spec = Spec { asked, ..spec(wanted) };
+        |(desired_state, request_seq, source, max_awake, idle_timeout)| {
+            let mut spec = Spec { request_seq, ..spec(desired_state) };
             spec.source = source.then(|| podling_core::archive::ArchiveKey("another's".into()));
             spec.policy.max_awake = max_awake.map(|minutes| Duration::from_secs(minutes * 60));
             spec.policy.idle_timeout = Duration::from_secs(idle_timeout);
@@ -177,7 +189,7 @@ proptest! {
             prop_assert!(epoch >= status.epoch, "epochs grow");
         }
         if once.status.phase == Phase::Archived && status.phase != Phase::Archived && once.status.storage {
-            let restores = matches!(status.phase, Phase::Opening(Task::Restore) | Phase::Working(Task::Restore));
+            let restores = matches!(status.phase, Phase::Maintenance { task: MaintenanceTask::Restore, stage: MaintenanceStage::Starting } | Phase::Maintenance { task: MaintenanceTask::Restore, stage: MaintenanceStage::Running });
             prop_assert!(restores || once.status.archive().is_some(), "storage goes with a proven archive only");
         }
     }
@@ -189,12 +201,12 @@ proptest! {
     ) {
         let first = decide(&spec, &status, &observed, NOW);
         if let Some((at, why)) = first.next {
-            prop_assert!(at > NOW, "it would look again and again, for {}", why);
+            prop_assert!(at > NOW, "it would look again and again, for {:?}", why);
         }
         let until = first.next.map_or(40 * 24 * HOUR, |(at, _)| at.since(NOW).saturating_sub(Duration::from_millis(1)));
         let later = Duration::from_millis((until.as_millis() as f64 * part) as u64);
         let mut then = observed.clone();
-        then.witnessed += later;
+        then.observed_time += later;
         if then.connected != Some(first.status.epoch) && then.processes.lives(first.status.epoch) {
             then.silence += later;
         }

@@ -1,4 +1,4 @@
-//! Events: what became of a workspace and why, beside its resource.
+//! Events: the transitions of a workspace, with their reasons.
 
 use std::time::Duration;
 
@@ -13,27 +13,32 @@ use podling_core::{time::Timestamp, workspace::State};
 use super::{
     KubernetesStore,
     resource_cache::ResourceCache,
-    status::{capitalised, word},
+    status::{camel_case, word},
     write::is_code,
 };
-use crate::{clock, kubernetes::Workspace, store::LogEntry};
+use crate::{clock, kubernetes::Workspace, reasons, store::LogEntry};
 
-/// What is older is not told any more: API servers keep Events for an hour, unless they are told otherwise.
-const TOLD_FOR: Duration = Duration::from_secs(3600);
-/// Characters of what is said, as the API server takes it (its limit is 1024 bytes).
-const LONGEST: usize = 256;
-/// By whom.
+/// Age beyond which an entry gets no Event. API servers retain Events for an hour by default.
+const EVENT_MAX_AGE: Duration = Duration::from_secs(3600);
+/// Maximum length of a note, in characters. The API server accepts 1024 bytes.
+const MAX_NOTE: usize = 256;
+/// The reporting controller of our Events.
 const CONTROLLER: &str = "podling.dev/control";
 
 impl KubernetesStore {
-    /// Tells of each entry. One that was told before, by us or by a control plane before us, is there already by its name.
-    pub(super) async fn tell(&self, cache: &ResourceCache, entries: &[LogEntry]) -> Result<(), Error> {
+    /// Creates an Event for each entry. The name follows from the entry, so an Event that another control plane created is
+    /// not created again.
+    pub(super) async fn record_events(
+        &self,
+        cache: &ResourceCache,
+        entries: &[LogEntry],
+    ) -> Result<(), Error> {
         let Some(workspace) = cache.latest() else { return Ok(()) };
         let now = clock::now();
-        for entry in entries.iter().filter(|entry| now.since(entry.at) < TOLD_FOR) {
+        for entry in entries.iter().filter(|entry| now.since(entry.at) < EVENT_MAX_AGE) {
             let event = self.event(&workspace, entry);
             match self.events.create(&PostParams::default(), &event).await {
-                // A namespace that is going takes nothing new, and nobody looks there any more.
+                // A namespace that is being deleted accepts no new objects, and needs no Events.
                 Err(error) if !is_code(&error, 409) && !is_code(&error, 403) => return Err(error),
                 _ => {}
             }
@@ -47,8 +52,8 @@ impl KubernetesStore {
         let mut event = Event {
             action: Some("Transition".to_owned()),
             event_time: micro(entry.at),
-            note: Some(entry.reason.chars().take(LONGEST).collect()),
-            reason: Some(capitalised(word)),
+            note: Some(reasons::message(&entry.reason).chars().take(MAX_NOTE).collect()),
+            reason: Some(camel_case(word)),
             regarding: Some(regarding),
             reporting_controller: Some(CONTROLLER.to_owned()),
             reporting_instance: Some(CONTROLLER.to_owned()),

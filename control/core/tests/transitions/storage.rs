@@ -6,19 +6,22 @@ use podling_core::{
     archive::ArchiveKey,
     decide::{Action, HELLO_LIMIT, decide},
     observed::{Observed, Processes},
-    status::{Phase, Status, Task, Upkeep},
-    workspace::{Spec, Wanted},
+    reason::{Operation, StateReason},
+    status::{MaintenanceRetry, MaintenanceStage, MaintenanceTask, Phase, Status},
+    workspace::{DesiredState, Spec},
 };
 
 use crate::given::*;
 
-const TO_ARCHIVE: Phase = Phase::Opening(Task::Archive);
-const TO_RESTORE: Phase = Phase::Opening(Task::Restore);
+const TO_ARCHIVE: Phase =
+    Phase::Maintenance { task: MaintenanceTask::Archive, stage: MaintenanceStage::Starting };
+const TO_RESTORE: Phase =
+    Phase::Maintenance { task: MaintenanceTask::Restore, stage: MaintenanceStage::Starting };
 const STOP: Option<Action> = Some(Action::Stop);
 
 /// Rested so long ago.
 fn slept(since: Duration) -> Status {
-    Status { rested: WITNESSED - since, ..status(Phase::Asleep) }
+    Status { slept_at: WITNESSED - since, ..status(Phase::Asleep) }
 }
 
 /// Only its archive is left.
@@ -35,36 +38,42 @@ fn archive_due() {
     let none = || seen(Processes::None);
     let asleep = (Phase::Asleep, 3, None);
     let opens = (TO_ARCHIVE, 4, Some(Action::Start(4)));
-    let paused = Upkeep { failures: 1, not_before: NOW.plus(SECOND) };
+    let paused = MaintenanceRetry { failures: 1, not_before: NOW.plus(SECOND) };
     cases(&[
-        ("for a day", spec(Wanted::Awake), slept(24 * HOUR), none(), opens),
-        ("a second less", spec(Wanted::Awake), slept(24 * HOUR - SECOND), none(), asleep),
-        ("deleted", spec(Wanted::Deleted), slept(SECOND), none(), opens),
-        ("nobody knows what runs", spec(Wanted::Awake), slept(24 * HOUR), seen(Processes::Unseen), asleep),
+        ("for a day", spec(DesiredState::Awake), slept(24 * HOUR), none(), opens),
+        ("a second less", spec(DesiredState::Awake), slept(24 * HOUR - SECOND), none(), asleep),
+        ("deleted", spec(DesiredState::Deleted), slept(SECOND), none(), opens),
+        (
+            "nobody knows what runs",
+            spec(DesiredState::Awake),
+            slept(24 * HOUR),
+            seen(Processes::Unseen),
+            asleep,
+        ),
         (
             "something runs",
-            spec(Wanted::Awake),
+            spec(DesiredState::Awake),
             slept(24 * HOUR),
             seen(agents(&[])),
             (Phase::Asleep, 3, STOP),
         ),
-        ("going down", spec(Wanted::Awake), slept(24 * HOUR), standby(none()), asleep),
+        ("going down", spec(DesiredState::Awake), slept(24 * HOUR), standby(none()), asleep),
         (
             "enough are being archived",
-            spec(Wanted::Awake),
+            spec(DesiredState::Awake),
             slept(24 * HOUR),
-            Observed { crowded: true, ..none() },
+            Observed { archive_slots_full: true, ..none() },
             asleep,
         ),
         (
             "it has just failed",
-            spec(Wanted::Awake),
-            Status { upkeep: paused, ..slept(24 * HOUR) },
+            spec(DesiredState::Awake),
+            Status { maintenance_retry: paused, ..slept(24 * HOUR) },
             none(),
             asleep,
         ),
     ]);
-    let opened = decide(&spec(Wanted::Awake), &slept(24 * HOUR), &none(), NOW).status;
+    let opened = decide(&spec(DesiredState::Awake), &slept(24 * HOUR), &none(), NOW).status;
     assert_eq!(opened.storage_generation, 3, "who only reads changes nothing");
 }
 
@@ -72,7 +81,7 @@ fn archive_due() {
 fn opened() {
     let failed_start = ended(seen(agents(&[])), 3);
     table(
-        Wanted::Awake,
+        DesiredState::Awake,
         &[
             ("it said hello", TO_ARCHIVE, served(), (ARCHIVING, 3, Some(Action::Archive(3)))),
             ("it has not", TO_ARCHIVE, seen(agents(&[3])), (TO_ARCHIVE, 3, None)),
@@ -89,10 +98,10 @@ fn opened() {
 }
 
 #[test]
-fn kept_and_let_go() {
+fn archived_and_let_go() {
     let none = || seen(Processes::None);
     table(
-        Wanted::Awake,
+        DesiredState::Awake,
         &[
             ("proven", ARCHIVING, with_archive(served(), 3), (Phase::Archived, 3, STOP)),
             (
@@ -111,15 +120,15 @@ fn kept_and_let_go() {
             ("going down", Phase::Asleep, standby(with_archive(none(), 3)), (Phase::Asleep, 3, None)),
         ],
     );
-    let woken = follows(&called(Wanted::Awake), &archived(status(Phase::Asleep), &[3]), &none());
+    let woken = follows(&called(DesiredState::Awake), &archived(status(Phase::Asleep), &[3]), &none());
     assert_eq!(woken, (Phase::Queued, 3, None), "who is asked for needs no archive");
 }
 
 #[test]
-fn put_off() {
+fn retry_later() {
     let failing = |action| failed(served(), action, 1);
     table(
-        Wanted::Awake,
+        DesiredState::Awake,
         &[
             ("archiving fails", ARCHIVING, failing(Action::Archive(3)), (Phase::Asleep, 3, STOP)),
             ("restoring fails", RESTORING, failing(Action::Restore(3)), (Phase::Archived, 3, STOP)),
@@ -134,15 +143,28 @@ fn put_off() {
             ("nobody knows what runs", ARCHIVING, seen(Processes::Unseen), (ARCHIVING, 3, None)),
         ],
     );
-    let unwanted = follows(&spec(Wanted::Asleep), &status(RESTORING), &served());
+    let unwanted = follows(&spec(DesiredState::Asleep), &status(RESTORING), &served());
     assert_eq!(unwanted, (Phase::Archived, 3, STOP));
-    let put_off = decide(&spec(Wanted::Awake), &slept_and(ARCHIVING), &failing(Action::Archive(3)), NOW);
-    assert_eq!(put_off.status.upkeep, Upkeep { failures: 4, not_before: NOW.plus(8 * SECOND) });
-    assert!(put_off.status.storage && put_off.status.reason.contains("it went wrong"), "{put_off:?}");
+    let retry_later =
+        decide(&spec(DesiredState::Awake), &slept_and(ARCHIVING), &failing(Action::Archive(3)), NOW);
+    assert_eq!(
+        retry_later.status.maintenance_retry,
+        MaintenanceRetry { failures: 4, not_before: NOW.plus(8 * SECOND) }
+    );
+    let cause =
+        Box::new(StateReason::ActionFailed { operation: Operation::Archive, detail: "it went wrong".into() });
+    assert_eq!(
+        (retry_later.status.storage, &retry_later.status.reason),
+        (true, &StateReason::ArchiveFailed { cause })
+    );
 }
 
 fn slept_and(phase: Phase) -> Status {
-    Status { phase, upkeep: Upkeep { failures: 3, ..Upkeep::default() }, ..slept(24 * HOUR) }
+    Status {
+        phase,
+        maintenance_retry: MaintenanceRetry { failures: 3, ..MaintenanceRetry::default() },
+        ..slept(24 * HOUR)
+    }
 }
 
 #[test]
@@ -154,34 +176,41 @@ fn storage_goes_and_its_archive_stays() {
     cases(&[
         (
             "what archived it ends first",
-            spec(Wanted::Awake),
+            spec(DesiredState::Awake),
             there(),
             seen(agents(&[3])),
             (Phase::Archived, 3, STOP),
         ),
-        ("then it goes", spec(Wanted::Awake), there(), none(), (Phase::Archived, 3, Some(Action::Remove))),
-        ("gone", spec(Wanted::Awake), there(), gone(), away),
+        (
+            "then it goes",
+            spec(DesiredState::Awake),
+            there(),
+            none(),
+            (Phase::Archived, 3, Some(Action::Remove)),
+        ),
+        ("gone", spec(DesiredState::Awake), there(), gone(), away),
         (
             "half gone, and asked for: there is no way back",
-            called(Wanted::Awake),
+            called(DesiredState::Awake),
             there(),
             none(),
             (Phase::Archived, 3, Some(Action::Remove)),
         ),
     ]);
-    let status = decide(&spec(Wanted::Awake), &there(), &gone(), NOW).status;
-    assert!(!status.storage && status.reason.contains("archive-3"), "{status:?}");
+    let status = decide(&spec(DesiredState::Awake), &there(), &gone(), NOW).status;
+    let archive = ArchiveKey("archive-3".into());
+    assert_eq!((status.storage, &status.reason), (false, &StateReason::OnlyArchiveLeft { archive }));
 }
 
 #[test]
 fn restore() {
     let none = || seen(Processes::None);
     let opens = (TO_RESTORE, 4, Some(Action::Start(4)));
-    let fresh: Spec = Spec { source: Some(ArchiveKey("another's".into())), ..spec(Wanted::Awake) };
-    let paused = Upkeep { failures: 1, not_before: NOW.plus(SECOND) };
+    let fresh: Spec = Spec { source: Some(ArchiveKey("another's".into())), ..spec(DesiredState::Awake) };
+    let paused = MaintenanceRetry { failures: 1, not_before: NOW.plus(SECOND) };
     cases(&[
-        ("asked for", called(Wanted::Awake), put_away(), none(), opens),
-        ("not asked for", spec(Wanted::Awake), put_away(), none(), (Phase::Archived, 3, None)),
+        ("asked for", called(DesiredState::Awake), put_away(), none(), opens),
+        ("not asked for", spec(DesiredState::Awake), put_away(), none(), (Phase::Archived, 3, None)),
         (
             "made from an archive",
             fresh,
@@ -191,25 +220,28 @@ fn restore() {
         ),
         (
             "it has just failed",
-            called(Wanted::Awake),
-            Status { upkeep: paused, ..put_away() },
+            called(DesiredState::Awake),
+            Status { maintenance_retry: paused, ..put_away() },
             none(),
             (Phase::Archived, 3, None),
         ),
-        ("going down", called(Wanted::Awake), put_away(), standby(none()), (Phase::Archived, 3, None)),
+        ("going down", called(DesiredState::Awake), put_away(), standby(none()), (Phase::Archived, 3, None)),
     ]);
-    let opened = decide(&called(Wanted::Awake), &put_away(), &none(), NOW).status;
+    let opened = decide(&called(DesiredState::Awake), &put_away(), &none(), NOW).status;
     assert!(opened.storage, "half a workspace may be there from now on");
 }
 
 #[test]
 fn restored() {
     let observed = Observed { restored: Some(3), ..served() };
-    assert_eq!(follows(&called(Wanted::Awake), &status(RESTORING), &observed), (Phase::Queued, 3, STOP));
-    let filled = decide(&called(Wanted::Awake), &status(RESTORING), &observed, NOW).status;
-    assert_eq!((filled.storage_generation, filled.answered), (4, 2), "who filled it wrote to it");
+    assert_eq!(
+        follows(&called(DesiredState::Awake), &status(RESTORING), &observed),
+        (Phase::Queued, 3, STOP)
+    );
+    let filled = decide(&called(DesiredState::Awake), &status(RESTORING), &observed, NOW).status;
+    assert_eq!((filled.storage_generation, filled.observed_request), (4, 2), "who filled it wrote to it");
     let another = Observed { restored: Some(2), ..served() };
-    assert_eq!(follows(&called(Wanted::Awake), &status(RESTORING), &another).0, RESTORING);
+    assert_eq!(follows(&called(DesiredState::Awake), &status(RESTORING), &another).0, RESTORING);
 }
 
 #[test]
@@ -222,49 +254,55 @@ fn archives_expire_oldest_first_and_then_the_record_goes() {
     };
     let away = || put_away();
     cases(&[
-        ("not yet", spec(Wanted::Awake), with(&[(3, 29)], away()), none(), (Phase::Archived, 3, None)),
+        ("not yet", spec(DesiredState::Awake), with(&[(3, 29)], away()), none(), (Phase::Archived, 3, None)),
         (
             "over",
-            spec(Wanted::Awake),
+            spec(DesiredState::Awake),
             with(&[(3, 30)], away()),
             none(),
             (Phase::Archived, 3, Some(Action::Expire(3))),
         ),
         (
             "the oldest",
-            spec(Wanted::Awake),
+            spec(DesiredState::Awake),
             with(&[(1, 31), (3, 1)], away()),
             none(),
             (Phase::Archived, 3, Some(Action::Expire(1))),
         ),
         (
             "while awake",
-            spec(Wanted::Awake),
+            spec(DesiredState::Awake),
             with(&[(1, 31)], status(Phase::Awake)),
             served(),
             (Phase::Awake, 3, Some(Action::Expire(1))),
         ),
         (
             "what the storage holds is kept beside it",
-            spec(Wanted::Awake),
+            spec(DesiredState::Awake),
             with(&[(3, 31)], status(Phase::Queued)),
             none(),
             (Phase::Queued, 3, None),
         ),
         (
             "nothing is left",
-            spec(Wanted::Awake),
+            spec(DesiredState::Awake),
             with(&[(3, 31)], away()),
             Observed { expired: [3].into(), ..none() },
             (Phase::Deleting, 3, Some(Action::Remove)),
         ),
     ]);
-    let waits =
-        Status { upkeep: Upkeep { failures: 1, not_before: NOW.plus(SECOND) }, ..with(&[(3, 31)], away()) };
-    let kept = follows(&called(Wanted::Awake), &waits, &none());
+    let waits = Status {
+        maintenance_retry: MaintenanceRetry { failures: 1, not_before: NOW.plus(SECOND) },
+        ..with(&[(3, 31)], away())
+    };
+    let kept = follows(&called(DesiredState::Awake), &waits, &none());
     assert_eq!(kept, (Phase::Archived, 3, None), "somebody waits to be given it back");
     let a_year = NOW.plus(days(365));
-    assert_eq!(decide(&spec(Wanted::Awake), &with(&[(3, 1)], away()), &none(), a_year).action, None);
+    assert_eq!(decide(&spec(DesiredState::Awake), &with(&[(3, 1)], away()), &none(), a_year).action, None);
     let many = archived(status(Phase::Awake), &(1..=101).collect::<Vec<_>>());
-    assert_eq!(follows(&spec(Wanted::Awake), &many, &served()).2, Some(Action::Expire(1)), "one too many");
+    assert_eq!(
+        follows(&spec(DesiredState::Awake), &many, &served()).2,
+        Some(Action::Expire(1)),
+        "one too many"
+    );
 }

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use podling_core::{
     decide::{Action, decide},
-    observed::{Failure, Observed, Processes, Trouble},
+    observed::{ActionFailure, Failure, Observed, Processes},
+    reason::{Operation, StateReason},
     status::{Phase, Status, Urgency},
     time::Timestamp,
-    workspace::Wanted,
+    workspace::DesiredState,
 };
 
 use crate::given::*;
@@ -17,7 +18,7 @@ fn standby_puts_all_to_rest() {
     let stop = (Phase::FallingAsleep, 3, Some(Action::Stop));
     let later = pending(SECOND);
     table(
-        Wanted::Awake,
+        DesiredState::Awake,
         &[
             ("awake", Phase::Awake, standby(served()), stop),
             ("starting", Phase::Starting, standby(seen(agents(&[]))), stop),
@@ -42,7 +43,8 @@ fn standby_puts_all_to_rest() {
             ("restoring", RESTORING, standby(served()), (Phase::Archived, 3, Some(Action::Stop))),
         ],
     );
-    let asked = follows(&called(Wanted::Awake), &status(Phase::Asleep), &standby(seen(Processes::None)));
+    let asked =
+        follows(&called(DesiredState::Awake), &status(Phase::Asleep), &standby(seen(Processes::None)));
     assert_eq!(asked, (Phase::Asleep, 3, None), "nothing wakes while the control plane goes down");
 }
 
@@ -51,7 +53,7 @@ fn discard_leads_from_everywhere_to_the_end_of_all() {
     let deleting = |action| (Phase::Deleting, 3, Some(action));
     let removed = |observed| Observed { removed: true, ..observed };
     table(
-        Wanted::Discarded,
+        DesiredState::Discarded,
         &[
             ("awake", Phase::Awake, served(), deleting(Action::Stop)),
             ("starting", Phase::Starting, seen(agents(&[])), deleting(Action::Stop)),
@@ -68,13 +70,13 @@ fn discard_leads_from_everywhere_to_the_end_of_all() {
     let gone = removed(seen(Processes::None));
     let status = archived(status(Phase::Deleting), &[2, 3]);
     assert_eq!(
-        follows(&spec(Wanted::Discarded), &status, &gone),
+        follows(&spec(DesiredState::Discarded), &status, &gone),
         deleting(Action::Expire(2)),
         "oldest first"
     );
     let gone = Observed { expired: [2, 3].into(), ..gone };
     assert_eq!(
-        follows(&spec(Wanted::Discarded), &status, &gone),
+        follows(&spec(DesiredState::Discarded), &status, &gone),
         deleting(Action::Forget),
         "the record last"
     );
@@ -83,7 +85,7 @@ fn discard_leads_from_everywhere_to_the_end_of_all() {
 #[test]
 fn delete_archives_first() {
     table(
-        Wanted::Deleted,
+        DesiredState::Deleted,
         &[
             ("awake", Phase::Awake, served(), (BY_FORCE, 3, Some(prepare(Urgency::Forced)))),
             (
@@ -92,21 +94,16 @@ fn delete_archives_first() {
                 seen(agents(&[3])),
                 (Phase::FallingAsleep, 3, Some(Action::Stop)),
             ),
-            (
-                "waiting for room",
-                Phase::Queued,
-                seen(Processes::None),
-                (Phase::Opening(podling_core::status::Task::Archive), 4, Some(Action::Start(4))),
-            ),
+            ("waiting for room", Phase::Queued, seen(Processes::None), (OPENING, 4, Some(Action::Start(4)))),
         ],
     );
     let never_started = Status { storage: false, ..status(Phase::Queued) };
     let none = seen(Processes::None);
-    let end = follows(&spec(Wanted::Deleted), &never_started, &none);
+    let end = follows(&spec(DesiredState::Deleted), &never_started, &none);
     assert_eq!(end, (Phase::Deleting, 3, Some(Action::Remove)), "there is nothing to archive");
     let kept = archived(Status { storage: false, ..status(Phase::Archived) }, &[3]);
     assert_eq!(
-        follows(&spec(Wanted::Deleted), &kept, &none),
+        follows(&spec(DesiredState::Deleted), &kept, &none),
         (Phase::Archived, 3, None),
         "its archive stays"
     );
@@ -114,19 +111,23 @@ fn delete_archives_first() {
 
 #[test]
 fn an_order_that_fails_is_given_again_after_a_pause_and_says_why() {
-    let trouble = |seconds: u64| Trouble {
+    let failure = |seconds: u64| ActionFailure {
         action: Action::Stop,
         failures: 2,
         at: Timestamp(NOW.0 - seconds * 1000),
         failure: Failure::Failed("it does not die".into()),
     };
-    let observed = |seconds| Observed { trouble: Some(trouble(seconds)), ..seen(agents(&[])) };
-    let waiting = decide(&spec(Wanted::Discarded), &status(Phase::Deleting), &observed(1), NOW);
+    let observed = |seconds| Observed { last_failure: Some(failure(seconds)), ..seen(agents(&[])) };
+    let waiting = decide(&spec(DesiredState::Discarded), &status(Phase::Deleting), &observed(1), NOW);
     assert_eq!((waiting.action, waiting.next.map(|(at, _)| at)), (None, Some(NOW.plus(SECOND))));
-    assert!(waiting.status.reason.contains("it does not die"), "{}", waiting.status.reason);
-    let again = decide(&spec(Wanted::Discarded), &status(Phase::Deleting), &observed(2), NOW);
+    assert_eq!(
+        waiting.status.reason,
+        StateReason::ActionFailed { operation: Operation::StopProcesses, detail: "it does not die".into() }
+    );
+    let again = decide(&spec(DesiredState::Discarded), &status(Phase::Deleting), &observed(2), NOW);
     assert_eq!(again.action, Some(Action::Stop));
-    let long = Observed { trouble: Some(Trouble { failures: 60, ..trouble(0) }), ..seen(agents(&[])) };
-    let next = decide(&spec(Wanted::Discarded), &status(Phase::Deleting), &long, NOW).next;
+    let long =
+        Observed { last_failure: Some(ActionFailure { failures: 60, ..failure(0) }), ..seen(agents(&[])) };
+    let next = decide(&spec(DesiredState::Discarded), &status(Phase::Deleting), &long, NOW).next;
     assert_eq!(next.map(|(at, _)| at.since(NOW)), Some(Duration::from_secs(300)), "at most five minutes");
 }

@@ -2,7 +2,7 @@
 
 use podling_core::{
     decide::Action,
-    observed::{Achieved, Ended, Observed, Processes, Used},
+    observed::{Achieved, AgentEnd, Observed, Processes, Used},
 };
 
 use crate::given::{NOW, SECOND, agents, archive, served};
@@ -13,7 +13,7 @@ fn an_agent_whose_end_is_told_before_the_list_that_names_it_does_not_live() {
     observed.agent_ended(3, "killed by SIGKILL".into());
     observed.listed([2, 3].into(), 3);
     assert_eq!(observed.processes, agents(&[2]));
-    assert_eq!(observed.ended, Some(Ended { epoch: 3, how: "killed by SIGKILL".into() }));
+    assert_eq!(observed.ended, Some(AgentEnd { epoch: 3, detail: "killed by SIGKILL".into() }));
     let mut other_way_round = Observed::default();
     other_way_round.listed([2, 3].into(), 3);
     other_way_round.agent_ended(3, "killed by SIGKILL".into());
@@ -30,10 +30,10 @@ fn what_is_known_already_no_list_changes() {
 #[test]
 fn who_told_of_use_is_known_when_it_is_gone() {
     let mut observed = served();
-    observed.use_told(Used::No(SECOND));
+    observed.use_reported(Used::No(SECOND));
     assert_eq!(observed.used_by, None);
-    observed.use_told(Used::Yes);
-    observed.use_told(Used::No(SECOND));
+    observed.use_reported(Used::Yes);
+    observed.use_reported(Used::No(SECOND));
     observed.agent_ended(3, "killed by SIGKILL".into());
     assert_eq!((observed.used, observed.used_by), (Used::Unknown, Some(3)));
 }

@@ -1,51 +1,56 @@
-//! What is seen of a workspace beside its record, as its resource shows it.
+//! The part of a resource's status that follows from observations. It is displayed, and never read back.
 
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use podling_core::{
+    reason::NextStep,
     time::Timestamp,
     workspace::{AgentConnection, State},
 };
-use podling_proto::agent::v1::{ActivityLevel, ActivityState};
+use podling_proto::{
+    agent::v1::{ActivityLevel, ActivityState},
+    text,
+};
 
 use super::status::{condition, time};
 use crate::{
     kubernetes::{NextTransition, WorkspaceStatus},
+    reasons,
     snapshot::WorkspaceView,
 };
 
-/// How much a time may move before it counts as another: a heartbeat says what was counted up to the one before it, 15 s ago or less.
+/// Difference below which a displayed time stays. A heartbeat reports idle time up to the one before it, at most 15 s ago.
 const SLACK: Duration = Duration::from_secs(20);
 
-/// What is seen. None of it is a base for decisions, nor is it read again.
+/// Observations to display. No decision depends on them.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Seen {
+pub(super) struct DisplayStatus {
     connected: bool,
     resized: Resized,
     level: Option<&'static str>,
     idle_since: Option<Timestamp>,
-    next: Option<(Timestamp, String)>,
+    next: Option<(Timestamp, NextStep)>,
     pod_uid: Option<String>,
     boot_id: Option<String>,
     key_fingerprint: Option<String>,
     image: Option<String>,
 }
 
-/// Whether it has what it is to have.
+/// Whether the agent has the requested resources.
 #[derive(Debug, Clone, Default, PartialEq)]
 enum Resized {
-    /// As it will with its next start, if it has none now.
+    /// The actual resources are the requested ones, or will be with the next start.
     #[default]
-    AsWanted,
-    /// Its owner's share is used up.
-    WaitsForRoom,
-    /// It has another; why it has not changed yet.
-    Waits(String),
+    AsRequested,
+    /// The owner's quota has no room for the requested resources.
+    QuotaExceeded,
+    /// The agent has other resources: the reason as a code, and in English.
+    Pending { reason: String, message: String },
 }
 
-impl Seen {
-    /// Of this picture, taken now.
+impl DisplayStatus {
+    /// Extracts what is displayed from a view.
     pub(super) fn of(view: &WorkspaceView, now: Timestamp) -> Self {
         let agent = view.agent.as_deref();
         let activity = view.activity.as_deref().filter(|_| view.state == State::Awake);
@@ -61,7 +66,7 @@ impl Seen {
             resized: Resized::of(view),
             level,
             idle_since: idle.and_then(|activity| idle_since(activity, now)),
-            next: view.next.clone(),
+            next: view.next,
             pod_uid: agent.map(|agent| agent.instance.to_string()),
             boot_id: agent.map(|agent| agent.boot_id.clone()),
             key_fingerprint: agent.map(|agent| agent.fingerprint.to_string()),
@@ -69,37 +74,39 @@ impl Seen {
         }
     }
 
-    /// The same, with the times that were shown before where they have hardly moved.
+    /// Returns this status with the times displayed before, where they have hardly moved.
     #[must_use]
     pub(super) fn steady(mut self, before: &Self) -> Self {
         if let (Some(now), Some(shown)) = (&mut self.idle_since, before.idle_since) {
             *now = steady(*now, shown);
         }
-        if let (Some((now, what)), Some((shown, shown_what))) = (&mut self.next, &before.next)
-            && what == shown_what
+        if let (Some((now, step)), Some((shown, shown_step))) = (&mut self.next, &before.next)
+            && step == shown_step
         {
             *now = steady(*now, *shown);
         }
         self
     }
 
-    /// Shows it, and what follows from it, in a status that follows from this generation.
+    /// Writes the observations into `status`.
     pub(super) fn show(&self, status: &mut WorkspaceStatus, now: Timestamp) {
         status.activity = self.level.map(str::to_owned);
         status.idle_since = self.idle_since.and_then(time);
-        status.next = self.next.as_ref().and_then(|(at, what)| next(*at, what));
+        status.next = self.next.as_ref().and_then(|(at, step)| next(*at, *step));
         status.pod_uid.clone_from(&self.pod_uid);
         status.boot_id.clone_from(&self.boot_id);
         status.key_fingerprint.clone_from(&self.key_fingerprint);
-        // What ran last stays.
+        // The digest of the last image stays while nothing runs.
         status.image_digest = self.image.clone().or(status.image_digest.take());
-        let connected = if self.connected { "connected" } else { "unknown" };
+        let connected = if self.connected { "Connected" } else { "Unknown" };
         let (resized, said) = match &self.resized {
-            Resized::AsWanted => ("as-wanted", ""),
-            Resized::WaitsForRoom => ("waits-for-room", "its owner's share has no room for it"),
-            Resized::Waits(why) => ("waits", why.as_str()),
+            Resized::AsRequested => ("AsRequested", ""),
+            Resized::QuotaExceeded => {
+                ("QuotaExceeded", "the owner's quota does not allow the requested resources")
+            }
+            Resized::Pending { reason, message } => (reason.as_str(), message.as_str()),
         };
-        let is_resized = self.resized == Resized::AsWanted;
+        let is_resized = self.resized == Resized::AsRequested;
         let facts =
             [("AgentConnected", self.connected, connected, ""), ("Resized", is_resized, resized, said)];
         for (kind, holds, why, said) in facts {
@@ -115,19 +122,25 @@ impl Seen {
 
 impl Resized {
     fn of(view: &WorkspaceView) -> Self {
-        let wanted = Some(view.spec.resources);
+        let requested = Some(view.spec.resources);
         match view.state {
-            State::Awake if view.given != wanted => Self::WaitsForRoom,
-            State::Awake if view.allotted != wanted => Self::Waits(view.reason.clone()),
-            _ => Self::AsWanted,
+            State::Awake if view.allocated != requested => Self::QuotaExceeded,
+            State::Awake if view.actual != requested => match &view.waits {
+                Some(wait) => {
+                    let reason = wait.as_reason();
+                    Self::Pending { reason: reasons::camel_case(&reason), message: reasons::message(&reason) }
+                }
+                None => Self::Pending { reason: "InProgress".into(), message: String::new() },
+            },
+            _ => Self::AsRequested,
         }
     }
 }
 
-/// As its last heartbeat says, which may be a while ago: else what is shown would move with the moment of looking.
+/// Start of the idle time, computed from the time of the last heartbeat, so that it does not depend on when it is read.
 fn idle_since(activity: &ActivityState, now: Timestamp) -> Option<Timestamp> {
     let counted = Duration::try_from(activity.counted_idle?).ok()?;
-    // Its clock may go wrong.
+    // The clock of an agent may be wrong.
     let beat = activity.at.as_ref().and_then(millis).filter(|at| *at <= now).unwrap_or(now);
     Some(before(beat, counted))
 }
@@ -145,31 +158,35 @@ fn before(now: Timestamp, by: Duration) -> Timestamp {
     Timestamp(now.0.saturating_sub(u64::try_from(by.as_millis()).unwrap_or(u64::MAX)))
 }
 
-fn next(at: Timestamp, what: &str) -> Option<NextTransition> {
-    let at: Option<Time> = time(at);
-    Some(NextTransition { what: what.to_owned(), at: at? })
+fn next(at: Timestamp, step: NextStep) -> Option<NextTransition> {
+    let message = text::next_step(&reasons::next_step(at, step));
+    let due: Option<Time> = time(at);
+    Some(NextTransition { step: reasons::camel_case_step(step), message, at: due? })
 }
 
 #[cfg(test)]
 mod tests {
+    use podling_core::reason::SleepCause;
+
     use super::*;
 
     #[test]
-    fn a_time_that_hardly_moves_is_shown_as_before() {
-        let idle = |seconds: u64, next: u64| Seen {
+    fn displayed_time_ignores_small_changes() {
+        let idle = |seconds: u64, next: u64| DisplayStatus {
             idle_since: Some(Timestamp(seconds * 1000)),
-            next: Some((Timestamp(next * 1000), "it falls asleep".into())),
-            ..Seen::default()
+            next: Some((Timestamp(next * 1000), NextStep::Sleep(SleepCause::Idle))),
+            ..DisplayStatus::default()
         };
         let shown = idle(1000, 2000);
         assert_eq!(idle(1019, 1985).steady(&shown), shown);
         assert_eq!(idle(1021, 2000).steady(&shown), idle(1021, 2000), "it was used meanwhile");
-        let other = Seen { next: Some((Timestamp(2_000_001), "it is warned".into())), ..shown.clone() };
+        let other =
+            DisplayStatus { next: Some((Timestamp(2_000_001), NextStep::WarnOfSleep)), ..shown.clone() };
         assert_eq!(other.clone().steady(&shown), other);
     }
 
     #[test]
-    fn idle_time_is_told_from_the_heartbeat_whenever_it_is_looked_at() {
+    fn idle_since_depends_on_the_heartbeat_alone() {
         let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
         let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 500_000_000 });
         let beat = ActivityState { counted_idle: seconds(60), at: at(1000), ..Default::default() };
@@ -180,21 +197,21 @@ mod tests {
         assert_eq!(
             idle_since(&ahead, Timestamp(1_000_000)),
             Some(Timestamp(940_000)),
-            "nobody is idle since then"
+            "a heartbeat from the future counts as now"
         );
     }
 
     #[test]
-    fn what_ran_last_is_still_shown_when_nothing_runs() {
-        let awake = Seen {
+    fn image_of_the_last_run_stays_displayed() {
+        let awake = DisplayStatus {
             connected: true,
             image: Some("localhost/python@sha256:1".into()),
             boot_id: Some("one".into()),
-            ..Seen::default()
+            ..DisplayStatus::default()
         };
         let mut status = WorkspaceStatus::default();
         awake.show(&mut status, Timestamp(5_000));
-        Seen::default().show(&mut status, Timestamp(9_000));
+        DisplayStatus::default().show(&mut status, Timestamp(9_000));
         assert_eq!(status.image_digest.as_deref(), Some("localhost/python@sha256:1"));
         assert_eq!(status.boot_id, None);
         let [connected, _resized] = &status.conditions[..] else { panic!("{:?}", status.conditions) };

@@ -1,0 +1,87 @@
+//! The action that a phase asks for.
+
+use super::{Action, MAX_ARCHIVES};
+use crate::{
+    archive::Archive,
+    mutant::{self, Mutant},
+    observed::{Observed, Processes},
+    status::{MaintenanceStage, MaintenanceTask, Phase, Status},
+    workspace::{DesiredState, Spec},
+};
+
+/// The action that is due, if any.
+pub(super) fn of(spec: &Spec, status: &Status, observed: &Observed) -> Option<Action> {
+    let epoch = status.epoch;
+    let connected = observed.connected == Some(epoch);
+    match (status.phase, &observed.processes) {
+        (_, Processes::Unseen) => None,
+        (Phase::Awake, _) if connected && observed.prepare_state.may_be_prepared() == Some(epoch) => {
+            Some(Action::Cancel(epoch))
+        }
+        (Phase::Awake, _) => expire(spec, status, observed).or_else(|| resize(status, observed)),
+        (Phase::Preparing { urgency, .. }, _) if connected => Some(Action::Prepare { epoch, urgency }),
+        (Phase::Committing, _) if connected => Some(Action::Commit(epoch)),
+        (Phase::Maintenance { task, stage: MaintenanceStage::Running }, _) if connected => Some(match task {
+            MaintenanceTask::Archive => Action::Archive(epoch),
+            MaintenanceTask::Restore => Action::Restore(epoch),
+        }),
+        (
+            Phase::Preparing { .. }
+            | Phase::Committing
+            | Phase::Maintenance { stage: MaintenanceStage::Running, .. },
+            _,
+        ) => None,
+        (Phase::Starting | Phase::Maintenance { .. }, Processes::None) => Some(Action::Start(epoch)),
+        (Phase::Starting, Processes::Some(agents))
+            if mutant::is(Mutant::StartsBeside) && !agents.contains(&epoch) =>
+        {
+            Some(Action::Start(epoch))
+        }
+        (Phase::Starting | Phase::Maintenance { .. }, Processes::Some(_)) => None,
+        (_, Processes::Some(_)) => Some(Action::Stop),
+        (Phase::Deleting, Processes::None) if !observed.removed && !mutant::is(Mutant::ForgetsFirst) => {
+            Some(Action::Remove)
+        }
+        (Phase::Deleting, Processes::None) => {
+            Some(status.archives.first().map_or(Action::Forget, |oldest| Action::Expire(oldest.generation)))
+        }
+        (Phase::Archived, Processes::None) if status.storage => Some(Action::Remove),
+        (
+            Phase::Queued | Phase::Pending { .. } | Phase::FallingAsleep | Phase::Asleep | Phase::Archived,
+            Processes::None,
+        ) => expire(spec, status, observed),
+    }
+}
+
+/// Due when the allocated resources differ from the actual ones, as far as those are known.
+fn resize(status: &Status, observed: &Observed) -> Option<Action> {
+    let (epoch, resources) = (status.epoch, status.allocated?);
+    let is_actual = observed.actual == Some((epoch, resources)) || mutant::is(Mutant::NeverResizes);
+    (!is_actual && observed.processes.lives(epoch)).then_some(Action::Resize { epoch, resources })
+}
+
+/// Due when the retention of the oldest archive is over. Only observed time counts.
+fn expire(spec: &Spec, status: &Status, observed: &Observed) -> Option<Action> {
+    // A request waits for the workspace, which is restored from the archive.
+    let is_requested =
+        spec.desired_state == DesiredState::Awake && spec.request_seq > status.observed_request;
+    if status.phase == Phase::Archived && is_requested {
+        return None;
+    }
+    let oldest = oldest(status)?;
+    let over = age(oldest, observed) >= spec.policy.keep_archives || status.archives.len() > MAX_ARCHIVES;
+    let expires = if mutant::is(Mutant::ExpiresNewest) { status.archives.last()? } else { oldest };
+    over.then_some(Action::Expire(expires.generation))
+}
+
+/// The archive that expires first. The archive of what the storage holds now is exempt, because the storage may be about to
+/// be removed for its sake.
+pub(super) fn oldest(status: &Status) -> Option<&Archive> {
+    let needed = |archive: &&Archive| status.storage && archive.generation == status.storage_generation;
+    status.archives.first().filter(|archive| !needed(archive))
+}
+
+/// The age of an archive in observed time.
+pub(super) fn age(archive: &Archive, observed: &Observed) -> std::time::Duration {
+    observed.observed_time.saturating_sub(archive.observed_time)
+}

@@ -1,0 +1,157 @@
+//! Transitions from the request to be awake to being awake.
+
+use std::collections::BTreeSet;
+
+use super::Input;
+use crate::{
+    decide::{HEALTHY_AFTER, HELLO_LIMIT, SILENCE_LIMIT, backoff},
+    mutant::{self, Mutant},
+    observed::Processes,
+    reason::StateReason,
+    status::{Phase, Status},
+    time::Timestamp,
+    workspace::DesiredState,
+};
+
+/// The workspace is no longer to be awake, or the control plane is shutting down.
+pub(super) fn end_now(input: Input<'_>) -> Option<Status> {
+    let reason = match input.spec.desired_state {
+        _ if input.observed.shutting_down => StateReason::ShuttingDown,
+        DesiredState::Asleep => StateReason::SleepRequested,
+        DesiredState::Deleted => StateReason::DeleteRequested,
+        DesiredState::Awake | DesiredState::Discarded => return None,
+    };
+    let mut next = input.to(Phase::FallingAsleep, reason);
+    next.observed_request = input.spec.request_seq;
+    Some(next)
+}
+
+/// A new workspace joins the admission queue.
+pub(super) fn enqueue(input: Input<'_>) -> Option<Status> {
+    let joined = Some(input.observed.observed_time);
+    input.status.queued_at.is_none().then(|| Status { queued_at: joined, ..input.status.clone() })
+}
+
+/// The quota admits the workspace.
+pub(super) fn admit(input: Input<'_>) -> Option<Status> {
+    input.observed.admitted.then(|| Status {
+        allocated: Some(input.spec.resources),
+        queued_at: None,
+        ..input.on_to(Phase::Pending { not_before: input.now })
+    })
+}
+
+/// The requested resources differ from the allocated ones. A decrease is allocated at once. An increase waits in the
+/// admission queue, and the workspace keeps what it has meanwhile.
+pub(super) fn resized(input: Input<'_>) -> Option<Status> {
+    let requested = input.spec.resources;
+    let unchanged = input.status.allocated == Some(requested);
+    let admitted = input.observed.admitted || mutant::is(Mutant::GrowsAtOnce);
+    let is_allocated =
+        input.status.allocated.is_none_or(|allocated| admitted || requested.fits_in(allocated));
+    let status = input.status.clone();
+    match (unchanged, input.status.queued_at) {
+        (true, None) => None,
+        (true, Some(_)) => Some(Status { queued_at: None, ..status }),
+        (false, _) if is_allocated => Some(Status { allocated: Some(requested), queued_at: None, ..status }),
+        (false, None) => Some(Status { queued_at: Some(input.observed.observed_time), ..status }),
+        (false, Some(_)) => None,
+    }
+}
+
+/// No earlier agent runs, and the pause after a failure is over.
+pub(super) fn start(input: Input<'_>, not_before: Timestamp) -> Option<Status> {
+    let something_runs = match input.observed.processes {
+        Processes::None => false,
+        Processes::Some(_) => !mutant::is(Mutant::StartsBeside),
+        Processes::Unseen => true,
+    };
+    if something_runs || backoff::is_pending(not_before, input.now) {
+        return None;
+    }
+    let reason = match input.status.failures {
+        0 => StateReason::AgentStarting,
+        failures => StateReason::AgentRestarting { failures, cause: input.status.reason.as_cause() },
+    };
+    let mut next = input.to(Phase::Starting, reason);
+    if !(mutant::is(Mutant::ReusesEpoch) && next.failures > 0) {
+        next.epoch += 1;
+    }
+    if !mutant::is(Mutant::KeepsGeneration) {
+        next.storage_generation += 1;
+    }
+    next.storage = true;
+    Some(next)
+}
+
+/// The agent ended or never ran, is not alone, or does not say hello.
+pub(super) fn start_failed(input: Input<'_>) -> Option<Status> {
+    let reason = start_failure(input)?;
+    Some(input.fail(reason, input.status.failures.saturating_add(1)))
+}
+
+/// Why the agent that was ordered will not serve.
+pub(super) fn start_failure(input: Input<'_>) -> Option<StateReason> {
+    let (status, observed) = (input.status, input.observed);
+    let alone = BTreeSet::from([status.epoch]);
+    match (&observed.ended, &observed.processes) {
+        (Some(ended), _) if ended.epoch == status.epoch => {
+            Some(StateReason::AgentStartFailed { detail: ended.detail.clone() })
+        }
+        (_, Processes::Some(agents)) if !agents.is_subset(&alone) && !mutant::is(Mutant::StartsBeside) => {
+            Some(StateReason::EarlierAgentFound)
+        }
+        _ if input.lives() && observed.silence >= HELLO_LIMIT => {
+            Some(StateReason::AgentHelloTimeout { limit_seconds: HELLO_LIMIT.as_secs() })
+        }
+        _ => None,
+    }
+}
+
+/// The agent that was ordered has said hello.
+pub(super) fn hello(input: Input<'_>) -> Option<Status> {
+    (input.connected() && input.lives()).then(|| {
+        let mut next = input.to(Phase::Awake, StateReason::AgentConnected);
+        next.woke_at = input.observed.observed_time;
+        next.requested_at = input.observed.observed_time;
+        next
+    })
+}
+
+/// The agent no longer runs. The first restart follows at once.
+pub(super) fn died(input: Input<'_>) -> Option<Status> {
+    if input.observed.processes == Processes::Unseen || input.lives() {
+        return None;
+    }
+    let ended = input.observed.ended.as_ref().filter(|ended| ended.epoch == input.status.epoch);
+    let detail = ended.map(|ended| ended.detail.clone());
+    Some(input.fail(StateReason::AgentEnded { detail }, input.status.failures))
+}
+
+/// The agent runs, but sent no heartbeat for too long.
+pub(super) fn silent(input: Input<'_>) -> Option<Status> {
+    let unheard = input.lives() && !input.connected();
+    let silent = input.observed.silence >= SILENCE_LIMIT || mutant::is(Mutant::EndsUnheard);
+    (unheard && silent).then(|| {
+        let reason = StateReason::AgentSilent { limit_seconds: SILENCE_LIMIT.as_secs() };
+        input.fail(reason, input.status.failures)
+    })
+}
+
+/// The agent is lost again, and the workspace was not used since it was restarted. Each new agent counts idle time from zero,
+/// so restarting once more would let repeated kills keep a workspace awake for ever (law 4). No process is left that sleep
+/// could end.
+pub(super) fn stop_restarting(input: Input<'_>) -> Option<Status> {
+    let lost = died(input).or_else(|| silent(input))?;
+    (input.status.failures > 0 && !input.was_used()).then(|| {
+        let reason = StateReason::AgentLostUnused { cause: lost.reason.as_cause() };
+        Status { observed_request: input.spec.request_seq, ..input.to(Phase::FallingAsleep, reason) }
+    })
+}
+
+/// The workspace was healthy for a while and in use, so earlier failures are forgotten.
+pub(super) fn healthy(input: Input<'_>) -> Option<Status> {
+    let for_a_while = input.now.since(input.status.since) >= HEALTHY_AFTER;
+    let healthy = input.connected() && input.was_used() && for_a_while && input.status.failures > 0;
+    healthy.then(|| Status { failures: 0, ..input.status.clone() })
+}

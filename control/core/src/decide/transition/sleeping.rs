@@ -1,0 +1,182 @@
+//! Transitions to sleep, in two phases, and back.
+
+use super::{Input, serving};
+use crate::{
+    decide::{Action, COMMIT_TRIES, SILENCE_LIMIT, backoff},
+    mutant::{self, Mutant},
+    observed::{ActionFailure, Failure, PrepareState, Processes, Used},
+    reason::StateReason,
+    status::{Phase, Status, Urgency},
+    workspace::DesiredState,
+};
+
+/// The workspace is to end, and its agent cannot be asked first: it is not connected, or the control plane is shutting down
+/// and has no time for two phases. (An agent that is ended this way still saves what it has.)
+pub(super) fn end_now(input: Input<'_>) -> Option<Status> {
+    let one_phase = input.observed.shutting_down || mutant::is(Mutant::SleepsInOnePhase);
+    if one_phase || (!input.connected() && input.observed.processes != Processes::Unseen) {
+        return serving::end_now(input);
+    }
+    None
+}
+
+/// The workspace was idle for its whole timeout, reached its longest time awake, or was asked to sleep.
+pub(super) fn fall_asleep(input: Input<'_>) -> Option<Status> {
+    if !input.connected() {
+        return None;
+    }
+    let policy = &input.spec.policy;
+    let observed_since = |then| input.observed.observed_time.saturating_sub(then);
+    // A client that has just arrived has had no time to do anything. An agent that is still being told to go on is not asked.
+    let is_open = input.observed.prepare_state == PrepareState::NotPrepared;
+    let may_be_asked = observed_since(input.status.requested_at) >= policy.idle_timeout && is_open;
+    let request = input.observed.sleep_request.filter(|_| is_open);
+    let (urgency, reason) = match (input.spec.desired_state, input.observed.used, request) {
+        (DesiredState::Asleep, ..) => (Urgency::Forced, StateReason::SleepRequested),
+        (DesiredState::Deleted, ..) => (Urgency::Forced, StateReason::DeleteRequested),
+        _ if is_overdue(input) => (Urgency::Forced, StateReason::MaxAwakeReached),
+        // The agent itself knows best whether the workspace is in use.
+        (_, Used::No(_) | Used::Unknown, Some(request)) => (Urgency::Requested, request.into()),
+        (_, Used::No(counted), None) if counted >= policy.idle_timeout && may_be_asked => {
+            (Urgency::Idle, StateReason::Idle)
+        }
+        (_, Used::Unknown, None) if may_be_asked && mutant::is(Mutant::SleepsOnUnknown) => {
+            (Urgency::Idle, StateReason::ActivityUnknown)
+        }
+        _ => return None,
+    };
+    if is_paused(input, urgency) {
+        return None;
+    }
+    let mut next = input.to(Phase::Preparing { urgency, declined: refusals(input, urgency) }, reason);
+    next.observed_request = input.spec.request_seq;
+    Some(next)
+}
+
+/// Whether the workspace has been awake for as long as its policy allows.
+fn is_overdue(input: Input<'_>) -> bool {
+    let awake = input.observed.observed_time.saturating_sub(input.status.woke_at);
+    input.spec.policy.max_awake.is_some_and(|longest| awake >= longest)
+}
+
+/// How often in a row prepare failed or was declined.
+fn refusals(input: Input<'_>, urgency: Urgency) -> u32 {
+    prepare_failure(input, urgency).map_or(0, |last| last.failures)
+}
+
+fn prepare_failure(input: Input<'_>, urgency: Urgency) -> Option<&ActionFailure> {
+    let action = Action::Prepare { epoch: input.status.epoch, urgency };
+    input.observed.last_failure.as_ref().filter(|last| last.action == action)
+}
+
+fn is_paused(input: Input<'_>, urgency: Urgency) -> bool {
+    let last = prepare_failure(input, urgency).or_else(|| commit_failure(input));
+    last.is_some_and(|last| backoff::of(last.action, input.observed, input.now).is_some())
+}
+
+/// The workspace is used, a request arrives, or the agent is not connected: the workspace stays awake. Where use does not
+/// count, what the agent cannot do in two phases is done in one.
+pub(super) fn cancel_sleep(input: Input<'_>, urgency: Urgency, declined: u32) -> Option<Status> {
+    // Where the workspace would be put to sleep again at once, the request waits until it has slept.
+    if input.is_requested() && !is_overdue(input) {
+        let mut next = input.to(Phase::Awake, StateReason::RequestedDuringSleep);
+        next.requested_at = input.observed.observed_time;
+        next.observed_request = input.spec.request_seq;
+        return Some(next);
+    }
+    let refused = prepare_failure(input, urgency).filter(|last| last.failures != declined);
+    match (refused, urgency) {
+        (Some(_), Urgency::Forced) => serving::end_now(input)
+            .or_else(|| Some(input.to(Phase::FallingAsleep, StateReason::MaxAwakeReached))),
+        (Some(last), Urgency::Idle | Urgency::Requested) => {
+            Some(input.to(Phase::Awake, last.failure.as_reason(last.action)))
+        }
+        _ if !input.connected() && input.observed.processes != Processes::Unseen => {
+            Some(input.to(Phase::Awake, StateReason::ActivityUnknown))
+        }
+        _ if urgency != Urgency::Forced && input.observed.used == Used::Yes => {
+            Some(input.to(Phase::Awake, StateReason::UsedAgain))
+        }
+        _ => None,
+    }
+}
+
+/// The agent holds new requests.
+pub(super) fn prepared(input: Input<'_>) -> Option<Status> {
+    let prepared = input.observed.prepare_state == PrepareState::Prepared(input.status.epoch);
+    (prepared || mutant::is(Mutant::IgnoresPrepare)).then(|| input.on_to(Phase::Committing))
+}
+
+/// Every program has ended, and everything is saved.
+pub(super) fn ready(input: Input<'_>) -> Option<Status> {
+    let ready = input.observed.ready == Some(input.status.epoch) || mutant::is(Mutant::EndsBeforeReady);
+    ready.then(|| input.on_to(Phase::FallingAsleep))
+}
+
+/// The commit cannot be undone, and the agent does not finish it by itself.
+pub(super) fn give_up(input: Input<'_>) -> Option<Status> {
+    let reason = if input.observed.processes == Processes::Unseen {
+        return None;
+    } else if !input.lives() {
+        StateReason::AgentEndedFallingAsleep
+    } else if !input.connected() && (input.observed.silence >= SILENCE_LIMIT || input.observed.shutting_down)
+    {
+        StateReason::AgentSilentFallingAsleep
+    } else if commit_failure(input)
+        .is_some_and(|last| last.failures >= COMMIT_TRIES && matches!(last.failure, Failure::Failed(_)))
+    {
+        StateReason::AgentNotStopping
+    } else {
+        return None;
+    };
+    Some(input.to(Phase::FallingAsleep, reason))
+}
+
+/// The agent declined the commit, because a request arrived in between: it goes on. (Prepared again since then, it has not
+/// declined.)
+pub(super) fn declined(input: Input<'_>) -> Option<Status> {
+    if input.observed.prepare_state == PrepareState::Prepared(input.status.epoch) {
+        return None;
+    }
+    let last = commit_failure(input)?;
+    match &last.failure {
+        Failure::Declined { .. } if mutant::is(Mutant::IgnoresRefusal) => {
+            Some(input.to(Phase::FallingAsleep, last.failure.as_reason(last.action)))
+        }
+        // Where use does not count, an agent that declines even so is not asked again and again: it is ended.
+        Failure::Declined { .. } if input.spec.desired_state != DesiredState::Awake || is_overdue(input) => {
+            Some(input.on_to(Phase::FallingAsleep))
+        }
+        Failure::Declined { .. } => Some(input.to(Phase::Awake, last.failure.as_reason(last.action))),
+        Failure::Failed(_) => None,
+    }
+}
+
+fn commit_failure(input: Input<'_>) -> Option<&ActionFailure> {
+    input.observed.last_failure.as_ref().filter(|last| last.action == Action::Commit(input.status.epoch))
+}
+
+/// No process is left.
+pub(super) fn stopped(input: Input<'_>) -> Option<Status> {
+    (input.observed.processes == Processes::None).then(|| {
+        let mut next = input.on_to(Phase::Asleep);
+        next.slept_at = input.observed.observed_time;
+        (next.allocated, next.queued_at) = (None, None);
+        next.failures = 0;
+        if mutant::is(Mutant::LosesWake) {
+            next.observed_request = input.spec.request_seq;
+        }
+        next
+    })
+}
+
+/// A request asks for the workspace. Its position in the admission queue counts from this request.
+pub(super) fn wake(input: Input<'_>) -> Option<Status> {
+    input.is_requested().then(|| {
+        let mut next = input.to(Phase::Queued, StateReason::WakeRequested);
+        next.queued_at = Some(input.observed.observed_time);
+        next.observed_request = input.spec.request_seq;
+        next.maintenance_retry = Default::default();
+        next
+    })
+}

@@ -1,0 +1,167 @@
+//! Transitions of the storage of a sleeping workspace: archived, proven, removed, and filled again.
+
+use super::{Input, serving};
+use crate::{
+    decide::{Action, backoff},
+    mutant::{self, Mutant},
+    observed::Processes,
+    reason::StateReason,
+    status::{MaintenanceRetry, MaintenanceStage, MaintenanceTask, Phase, Status},
+    workspace::DesiredState,
+};
+
+/// Records what holds in every phase: an archive was proven or removed, or the storage was removed.
+pub(super) fn sync_archives(input: Input<'_>) -> Option<Status> {
+    let (status, observed) = (input.status, input.observed);
+    if let Some(archive) = &observed.archived
+        && !observed.expired.contains(&archive.generation)
+        && status.archives.iter().all(|known| known.generation != archive.generation)
+    {
+        let mut next = status.clone();
+        next.archives.push((**archive).clone());
+        return Some(next);
+    }
+    if status.archives.iter().any(|archive| observed.expired.contains(&archive.generation)) {
+        let mut next = status.clone();
+        next.archives.retain(|archive| !observed.expired.contains(&archive.generation));
+        return Some(next);
+    }
+    let removed = observed.removed && status.storage && status.phase == Phase::Archived;
+    removed.then(|| {
+        let archive = status.archive().map(|archive| archive.key.clone());
+        let reason =
+            archive.map_or_else(|| status.reason.clone(), |archive| StateReason::OnlyArchiveLeft { archive });
+        Status { storage: false, since: input.now, reason, ..status.clone() }
+    })
+}
+
+/// A proven archive holds what the storage holds, so the storage may go. A workspace that is deleted and never had storage
+/// takes this way too.
+pub(super) fn release_storage(input: Input<'_>) -> Option<Status> {
+    if input.observed.shutting_down {
+        return None;
+    }
+    let archived = input.status.archive().is_some() || mutant::is(Mutant::RemovesWithoutArchive);
+    match (input.status.storage, archived) {
+        (true, true) => Some(input.to(Phase::Archived, StateReason::ReleasingStorage)),
+        (false, _) if input.spec.desired_state == DesiredState::Deleted => {
+            Some(input.to(Phase::Archived, StateReason::DeleteRequested))
+        }
+        _ => None,
+    }
+}
+
+/// The workspace has slept long enough, or is being deleted.
+pub(super) fn archive_due(input: Input<'_>) -> Option<Status> {
+    let slept = input.observed.observed_time.saturating_sub(input.status.slept_at);
+    let slept = match mutant::is(Mutant::TrustsWallClock) {
+        true => input.now.since(input.status.since),
+        false => slept,
+    };
+    let deleted = input.spec.desired_state == DesiredState::Deleted;
+    let due = slept >= input.spec.policy.archive_after || deleted;
+    (due && input.status.storage && !input.observed.archive_slots_full && may_open(input)).then(|| {
+        let reason = if deleted { StateReason::ArchiveBeforeDelete } else { StateReason::ArchiveDue };
+        opening(input, MaintenanceTask::Archive, reason)
+    })
+}
+
+/// A request asks for a workspace of which only the archive is left.
+pub(super) fn restore(input: Input<'_>) -> Option<Status> {
+    let source = input.status.archive().map(|archive| &archive.key).or(input.spec.source.as_ref())?;
+    (input.is_requested() && !input.status.storage && may_open(input)).then(|| {
+        let reason = StateReason::Restoring { archive: source.clone() };
+        let mut next = opening(input, MaintenanceTask::Restore, reason);
+        // Part of the workspace may exist from here on. The archive stays untouched.
+        next.storage = true;
+        next
+    })
+}
+
+fn may_open(input: Input<'_>) -> bool {
+    !input.observed.shutting_down
+        && input.observed.processes == Processes::None
+        && !backoff::is_pending(input.status.maintenance_retry.not_before, input.now)
+}
+
+/// The agent writes nothing in the user's name, so the storage generation stays.
+fn opening(input: Input<'_>, task: MaintenanceTask, reason: StateReason) -> Status {
+    let mut next = input.to(Phase::Maintenance { task, stage: MaintenanceStage::Starting }, reason);
+    next.epoch += 1;
+    next
+}
+
+/// The agent in maintenance mode has said hello.
+pub(super) fn opened(input: Input<'_>, task: MaintenanceTask) -> Option<Status> {
+    (input.connected() && input.lives())
+        .then(|| input.on_to(Phase::Maintenance { task, stage: MaintenanceStage::Running }))
+}
+
+/// The archive is proven.
+pub(super) fn archived(input: Input<'_>) -> Option<Status> {
+    let archive = input.status.archive()?.key.clone();
+    let mut next = input.to(Phase::Asleep, StateReason::Archived { archive });
+    next.maintenance_retry = MaintenanceRetry::default();
+    Some(next)
+}
+
+/// The storage holds what the archive holds.
+pub(super) fn restored(input: Input<'_>) -> Option<Status> {
+    let done = input.observed.restored == Some(input.status.epoch) || mutant::is(Mutant::RestoresInNoTime);
+    done.then(|| {
+        let mut next = input.to(Phase::Queued, StateReason::Restored);
+        next.queued_at = Some(input.observed.observed_time);
+        next.storage_generation += 1;
+        next.observed_request = input.spec.request_seq;
+        next.maintenance_retry = MaintenanceRetry::default();
+        next
+    })
+}
+
+/// Maintenance failed or is no longer wanted. The storage stays as it is until the next attempt; half restored, it is
+/// removed.
+pub(super) fn retry_later(input: Input<'_>, task: MaintenanceTask) -> Option<Status> {
+    let back = match task {
+        MaintenanceTask::Archive => Phase::Asleep,
+        MaintenanceTask::Restore => Phase::Archived,
+    };
+    if input.observed.shutting_down {
+        return Some(input.to(back, StateReason::ShuttingDown));
+    }
+    if task == MaintenanceTask::Restore && input.spec.desired_state != DesiredState::Awake {
+        return Some(input.to(back, StateReason::RestoreCancelled));
+    }
+    let cause = failure(input, task)?.as_cause();
+    let reason = match task {
+        MaintenanceTask::Archive => StateReason::ArchiveFailed { cause },
+        MaintenanceTask::Restore => StateReason::RestoreFailed { cause },
+    };
+    let mut next = input.to(back, reason);
+    next.maintenance_retry.failures = next.maintenance_retry.failures.saturating_add(1);
+    next.maintenance_retry.not_before = input.now.plus(backoff::after(next.maintenance_retry.failures));
+    Some(next)
+}
+
+fn failure(input: Input<'_>, task: MaintenanceTask) -> Option<StateReason> {
+    let running = matches!(input.status.phase, Phase::Maintenance { stage: MaintenanceStage::Running, .. });
+    let action = match task {
+        MaintenanceTask::Archive => Action::Archive(input.status.epoch),
+        MaintenanceTask::Restore => Action::Restore(input.status.epoch),
+    };
+    let failed = input.observed.last_failure.as_ref().filter(|last| last.action == action);
+    match failed {
+        Some(last) => Some(last.failure.as_reason(action)),
+        None if running && (input.lives() && input.connected()) => None,
+        None if running && input.observed.processes == Processes::Unseen => None,
+        None if running => Some(StateReason::MaintenanceAgentLost),
+        None => serving::start_failure(input),
+    }
+}
+
+/// Neither storage nor archives are left, nor an archive to begin with.
+pub(super) fn nothing_left(input: Input<'_>) -> Option<Status> {
+    let fresh = input.spec.source.is_some() && input.status.storage_generation == 0;
+    let wanted = fresh && !input.spec.desired_state.is_gone();
+    (!input.status.storage && input.status.archives.is_empty() && !wanted)
+        .then(|| input.to(Phase::Deleting, StateReason::ArchivesExpired))
+}

@@ -1,0 +1,278 @@
+//! Reasons as data: why a workspace is in its state, what happens next, and what it waits for.
+//!
+//! Every value here is machine-readable. English is rendered at the edges, and no program compares it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{archive::ArchiveKey, decide::Action};
+
+/// Why a workspace is in its state.
+///
+/// `detail` is free text from an agent, a backend or the operating system. It is shown, never interpreted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StateReason {
+    /// A record of an earlier version holds only this text.
+    Unspecified { detail: String },
+
+    /// The workspace was created and has never run.
+    Created,
+    /// A request asked the workspace to wake.
+    WakeRequested,
+
+    /// The first agent since the workspace was last healthy is starting.
+    AgentStarting,
+    /// An agent is starting after `failures` failures in a row; `cause` is the last one.
+    AgentRestarting { failures: u32, cause: Box<StateReason> },
+    /// The start or the resize that was ordered cannot proceed yet.
+    Waiting(Wait),
+    /// The agent is connected and serves the workspace.
+    AgentConnected,
+    /// An action failed and is retried after a pause.
+    ActionFailed { operation: Operation, detail: String },
+
+    /// The agent that was started never connected.
+    AgentStartFailed { detail: String },
+    /// An agent of an earlier epoch was found running.
+    EarlierAgentFound,
+    /// The agent that was started did not say hello within the limit.
+    AgentHelloTimeout { limit_seconds: u64 },
+    /// The agent ended. `detail` is absent where its end was not observed.
+    AgentEnded { detail: Option<String> },
+    /// No heartbeat arrived for the limit.
+    AgentSilent { limit_seconds: u64 },
+    /// The agent was lost again, and its restarted predecessor was never used: restarting stops.
+    AgentLostUnused { cause: Box<StateReason> },
+
+    /// The workspace was idle for its whole timeout.
+    Idle,
+    /// The workspace was idle when the control plane stopped.
+    IdleAtShutdown,
+    /// The workspace reached its longest time awake.
+    MaxAwakeReached,
+    /// A request asked the workspace to sleep.
+    SleepRequested,
+    /// The control plane is shutting down.
+    ShuttingDown,
+    /// A request asked to delete the workspace.
+    DeleteRequested,
+    /// A request asked to delete the workspace with its files and archives.
+    DiscardRequested,
+
+    /// A request arrived before the workspace had fallen asleep.
+    RequestedDuringSleep,
+    /// The agent declined to sleep.
+    SleepDeclined { reason: DeclineReason, detail: String },
+    /// The agent is not connected, so the workspace's activity is unknown.
+    ActivityUnknown,
+    /// The workspace was used again before it fell asleep.
+    UsedAgain,
+    /// The agent ended while the workspace fell asleep.
+    AgentEndedFallingAsleep,
+    /// The agent stopped sending heartbeats while the workspace fell asleep.
+    AgentSilentFallingAsleep,
+    /// The agent did not stop by itself, so its processes are ended.
+    AgentNotStopping,
+
+    /// The workspace has been asleep for the policy's `archive_after`.
+    ArchiveDue,
+    /// The workspace is archived because it is being deleted.
+    ArchiveBeforeDelete,
+    /// The archive was proven; the storage is still there.
+    Archived { archive: ArchiveKey },
+    /// The archive is proven and the storage is being removed.
+    ReleasingStorage,
+    /// The storage is gone; this archive is all that is left.
+    OnlyArchiveLeft { archive: ArchiveKey },
+    /// Archiving failed; the storage stays.
+    ArchiveFailed { cause: Box<StateReason> },
+    /// The storage is being filled from this archive.
+    Restoring { archive: ArchiveKey },
+    /// The storage was filled from an archive.
+    Restored,
+    /// Restoring failed; the archive stays.
+    RestoreFailed { cause: Box<StateReason> },
+    /// The workspace is no longer wanted awake, so its restore stopped.
+    RestoreCancelled,
+    /// The agent in maintenance mode was lost.
+    MaintenanceAgentLost,
+    /// The last archive expired, and no storage is left.
+    ArchivesExpired,
+}
+
+/// The action that a failure concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Operation {
+    StartAgent,
+    PrepareSleep,
+    CommitSleep,
+    CancelSleep,
+    Resize,
+    StopProcesses,
+    Archive,
+    Restore,
+    RemoveStorage,
+    ExpireArchive,
+    RemoveRecord,
+}
+
+/// What a start or a resize waits for. It proceeds by itself once that arrives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wait {
+    pub reason: WaitReason,
+    /// Free text from the backend; may be empty.
+    pub detail: String,
+}
+
+/// Why a start or a resize cannot proceed yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WaitReason {
+    /// A record of an earlier version does not say.
+    Unspecified,
+    /// A quota of the cluster's namespace is used up.
+    QuotaExceeded,
+    /// No node has the free resources that the pod requests.
+    Unschedulable,
+    /// A scheduling gate holds the pod back.
+    SchedulingGated,
+    /// The image could not be pulled and is tried again.
+    ImagePull,
+    /// The node has no free resources for the resize.
+    ResizeDeferred,
+    /// The node could not apply the resize and tries again.
+    ResizeRetried,
+    /// The API server does not answer.
+    ApiServerUnavailable,
+    /// Processes of an earlier start have to end first.
+    EarlierPodEnding,
+    /// The volume is not ready.
+    VolumePending,
+    /// The action itself failed and is retried; the workspace serves meanwhile.
+    ActionFailed(Operation),
+}
+
+/// Why an agent declined to prepare for sleep, or to commit it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeclineReason {
+    /// The agent gave no reason that this version knows.
+    Unspecified,
+    /// The workspace is active or busy.
+    InUse,
+    /// The workspace has not been idle for its whole timeout.
+    IdleTooShort,
+    /// A request is held at the admission gate.
+    RequestHeld,
+    /// The agent is not prepared, or its hold expired.
+    NotPrepared,
+    /// The agent has committed already.
+    AlreadyCommitted,
+}
+
+/// What happens next if nothing else does.
+///
+/// The order breaks ties between steps that are due at the same millisecond.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NextStep {
+    /// An agent that stayed silent is restarted.
+    RestartSilentAgent,
+    /// The start of an agent that has not said hello is given up.
+    GiveUpStart,
+    /// Earlier failures are forgotten, because the workspace has been healthy for a while.
+    ResetFailures,
+    /// The workspace falls asleep.
+    Sleep(SleepCause),
+    /// The workspace is restored from its archive.
+    Restore,
+    /// Users of the workspace are warned that it falls asleep.
+    WarnOfSleep,
+    /// The agent is started again.
+    RestartAgent,
+    /// The oldest archive is removed.
+    ExpireArchive,
+    /// The storage is archived and then removed.
+    Archive,
+    /// The action that failed is retried.
+    RetryAction(Operation),
+}
+
+/// What puts an awake workspace to sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SleepCause {
+    /// The idle timeout passes without use.
+    Idle,
+    /// The longest time awake is over.
+    MaxAwake,
+    /// A request.
+    Requested,
+}
+
+/// A request that an awake workspace sleeps unless it is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SleepRequest {
+    /// A user asked for it.
+    User,
+    /// The control plane is stopping and the workspace was idle.
+    Shutdown,
+}
+
+impl StateReason {
+    /// This reason as the cause of another. Its own cause is dropped, so that nesting is bounded.
+    #[must_use]
+    pub fn as_cause(&self) -> Box<Self> {
+        match self {
+            Self::AgentRestarting { cause, .. }
+            | Self::AgentLostUnused { cause }
+            | Self::ArchiveFailed { cause }
+            | Self::RestoreFailed { cause } => cause.clone(),
+            other => Box::new(other.clone()),
+        }
+    }
+}
+
+impl Wait {
+    /// Whether quota that other workspaces hold is what is missing.
+    pub fn is_for_quota(&self) -> bool {
+        self.reason == WaitReason::QuotaExceeded
+    }
+
+    /// This wait as the reason of a state.
+    pub fn as_reason(&self) -> StateReason {
+        match self.reason {
+            WaitReason::ActionFailed(operation) => {
+                StateReason::ActionFailed { operation, detail: self.detail.clone() }
+            }
+            _ => StateReason::Waiting(self.clone()),
+        }
+    }
+}
+
+impl From<SleepRequest> for StateReason {
+    fn from(request: SleepRequest) -> Self {
+        match request {
+            SleepRequest::User => Self::SleepRequested,
+            SleepRequest::Shutdown => Self::IdleAtShutdown,
+        }
+    }
+}
+
+impl From<Action> for Operation {
+    fn from(action: Action) -> Self {
+        match action {
+            Action::Start(_) => Self::StartAgent,
+            Action::Prepare { .. } => Self::PrepareSleep,
+            Action::Commit(_) => Self::CommitSleep,
+            Action::Cancel(_) => Self::CancelSleep,
+            Action::Resize { .. } => Self::Resize,
+            Action::Stop => Self::StopProcesses,
+            Action::Archive(_) => Self::Archive,
+            Action::Restore(_) => Self::Restore,
+            Action::Remove => Self::RemoveStorage,
+            Action::Expire(_) => Self::ExpireArchive,
+            Action::Forget => Self::RemoveRecord,
+        }
+    }
+}

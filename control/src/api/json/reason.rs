@@ -1,0 +1,108 @@
+//! Reasons and next steps in JSON: the code as a word, its fields, and the English text.
+
+use podling_proto::{control::v1 as proto, text};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::scalar::{Time, enum_label};
+
+/// Why a workspace is in its state. Branch on `code`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct StateReason {
+    /// "agent-connected", "idle", … as in podling/control/v1/reasons.proto.
+    code: String,
+    /// The reason in English. May change between versions.
+    message: String,
+    /// Free text from the agent, the backend or the operating system.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    detail: String,
+    /// Key of the archive concerned.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    archive: String,
+    /// Failures in a row.
+    #[serde(skip_serializing_if = "is_zero")]
+    failures: u32,
+    /// What a start or a resize waits for: "quota-exceeded", "unschedulable", …
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wait: Option<String>,
+    /// Why the agent declined to sleep: "in-use", …
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decline: Option<String>,
+    /// The action that failed: "start-agent", …
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operation: Option<String>,
+    /// Code of the underlying failure. Its text is part of `message`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<String>,
+}
+
+/// What happens next if nothing else does. Branch on `step`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct NextStep {
+    /// "sleep", "archive", "restart-agent", …
+    step: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    at: Option<Time>,
+    /// The step in English. May change between versions.
+    message: String,
+    /// For "sleep": "idle", "max-awake" or "requested".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sleep_cause: Option<String>,
+    /// For "retry-action": the action that failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operation: Option<String>,
+}
+
+/// What a user can do to change what happens next.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Remedy {
+    /// "use", "keep-awake", "wake", …
+    remedy: String,
+    /// The remedy in English. May change between versions.
+    message: String,
+}
+
+impl From<proto::StateReason> for StateReason {
+    fn from(reason: proto::StateReason) -> Self {
+        let is_waiting = reason.code() == proto::StateReasonCode::Waiting;
+        let is_declined = reason.code() == proto::StateReasonCode::SleepDeclined;
+        Self {
+            code: enum_label(reason.code().as_str_name()),
+            message: text::state_reason(&reason),
+            wait: is_waiting.then(|| enum_label(reason.wait().as_str_name())),
+            decline: is_declined.then(|| enum_label(reason.decline().as_str_name())),
+            operation: operation(reason.operation()),
+            cause: reason.cause.as_ref().map(|cause| enum_label(cause.code().as_str_name())),
+            detail: reason.detail,
+            archive: reason.archive,
+            failures: reason.failures,
+        }
+    }
+}
+
+impl From<proto::NextStep> for NextStep {
+    fn from(next: proto::NextStep) -> Self {
+        let sleeps = next.step() == proto::next_step::Step::Sleep;
+        Self {
+            step: enum_label(next.step().as_str_name()),
+            at: next.at.map(Into::into),
+            message: text::next_step(&next),
+            sleep_cause: sleeps.then(|| enum_label(next.sleep_cause().as_str_name())),
+            operation: operation(next.operation()),
+        }
+    }
+}
+
+impl From<proto::Remedy> for Remedy {
+    fn from(remedy: proto::Remedy) -> Self {
+        Self { remedy: enum_label(remedy.as_str_name()), message: text::remedy(remedy).to_owned() }
+    }
+}
+
+fn operation(operation: proto::Operation) -> Option<String> {
+    (operation != proto::Operation::Unspecified).then(|| enum_label(operation.as_str_name()))
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
