@@ -1,8 +1,8 @@
 //! What users of Podling live through, with the real binaries.
 
 mod both_backends;
-mod evenings;
-mod false_control;
+mod control_plane_authentication;
+mod day_in_life;
 mod first_run;
 mod full_disk;
 mod replay;

@@ -115,7 +115,7 @@ fn git(args: &[&str]) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Returns the prefix of the stories in a file: `both_backends::nights::` for `both_backends/nights.rs`.
+/// Returns the prefix of the stories in a file: `both_backends::sleep_and_wake::` for `both_backends/sleep_and_wake.rs`.
 /// Returns `None` for files that are not a module.
 fn module(story: &Path) -> Option<String> {
     let path = story.with_extension("");
@@ -206,8 +206,8 @@ mod tests {
 
     #[test]
     fn story_reaches_its_module() {
-        let one = reach(&["tests/stories/both_backends/nights.rs", "tests/stories/first_run.rs"]);
-        assert_eq!(one.story_filters(), ["both_backends::nights::", "first_run::", ALWAYS]);
+        let one = reach(&["tests/stories/both_backends/sleep_and_wake.rs", "tests/stories/first_run.rs"]);
+        assert_eq!(one.story_filters(), ["both_backends::sleep_and_wake::", "first_run::", ALWAYS]);
         assert!(reach(&["tests/stories/main.rs"]).story_filters().is_empty());
         assert!(reach(&["tests/stories/traces/177"]).story_filters().is_empty());
         assert!(reach(&["tests/src/wait.rs"]).story_filters().is_empty());
