@@ -8,14 +8,14 @@ mod crafted;
 mod hostile;
 #[path = "archives/http.rs"]
 mod http;
-/// Shared with the end-to-end tests, so that skipped tests appear in the same summary.
-#[path = "../../tests/src/left_out.rs"]
-#[allow(unreachable_pub, reason = "there it is a library's")]
-mod left_out;
 #[path = "archives/make.rs"]
 mod make;
 #[path = "archives/round.rs"]
 mod round;
+/// Shared with the end-to-end tests, so that skipped tests appear in the same summary.
+#[path = "../../tests/src/skipped.rs"]
+#[allow(unreachable_pub, reason = "there it is a library's")]
+mod skipped;
 #[path = "archives/tools.rs"]
 mod tools;
 #[path = "archives/unpack.rs"]

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use podling_proto::agent::v1::{CreateArchiveRequest, create_archive_response::Message};
-use podling_tests::{Client, Podling, Workspace, work};
+use podling_tests::{Client, Podling, Workspace, client_helpers};
 use rustix::fs::{statvfs, sync};
 
 use crate::{
@@ -40,7 +40,7 @@ struct Compared {
 /// A tree of many small files.
 pub(crate) async fn tree(podling: &Podling, tree: &Path, report: &mut Report) -> Result<()> {
     let workspace = podling.workspace("archive").await;
-    packages::copy(tree, &podling.home_of(&workspace).join("it"))?;
+    packages::copy(tree, &podling.home_dir(&workspace).join("it"))?;
     let of = compare(podling, &workspace, ROUNDS).await?;
     of.rows("archive of site-packages, through the agent, TLS", report);
     Ok(())
@@ -58,7 +58,7 @@ pub(crate) async fn large(podling: &Podling, report: &mut Report) -> Result<()> 
         return Ok(());
     }
     let workspace = podling.workspace("large").await;
-    let folder = podling.home_of(&workspace).join("it");
+    let folder = podling.home_dir(&workspace).join("it");
     fs::create_dir(&folder)?;
     fill(&folder.join("disk.img"))?;
     let of = compare(podling, &workspace, 1).await?;
@@ -68,10 +68,10 @@ pub(crate) async fn large(podling: &Podling, report: &mut Report) -> Result<()> 
 
 /// Both in turn. Nothing is removed before the end, because some file systems go on with that for long.
 async fn compare(podling: &Podling, workspace: &Workspace, rounds: usize) -> Result<Compared> {
-    let home = podling.home_of(workspace);
+    let home = podling.home_dir(workspace);
     let agent = inside(podling, workspace).await?;
     let pid = podling.agent_pid(workspace);
-    let folder = tempfile::tempdir_in(podling.folder())?;
+    let folder = tempfile::tempdir_in(podling.dir())?;
     let mut of = Compared::default();
     for round in 0..rounds {
         let (ours, theirs) =
@@ -106,8 +106,11 @@ pub(crate) async fn inside(podling: &Podling, workspace: &Workspace) -> Result<C
 pub(crate) async fn create(agent: &Client, to: &Path) -> Result<f64> {
     let begun = Instant::now();
     let mut file = File::create(to)?;
-    let request =
-        CreateArchiveRequest { path: Some(work::path("it")), preservation: true, ..Default::default() };
+    let request = CreateArchiveRequest {
+        path: Some(client_helpers::path("it")),
+        preservation: true,
+        ..Default::default()
+    };
     let mut stream = agent.archives().create(request).await?.into_inner();
     let mut done = None;
     while let Some(message) = stream.message().await? {

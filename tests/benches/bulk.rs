@@ -15,7 +15,7 @@ const ROUNDS: usize = 7;
 const MEGABYTES: usize = 500;
 
 pub(crate) async fn run(podling: &Podling, workspace: &Workspace, report: &mut Report) -> Result<()> {
-    let file = podling.home_of(workspace).join("bulk.bin");
+    let file = podling.home_dir(workspace).join("bulk.bin");
     let mut out = fs::File::create(&file)?;
     let megabyte: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(1_000_000).collect();
     (0..MEGABYTES).try_for_each(|_| out.write_all(&megabyte))?;

@@ -25,7 +25,7 @@ struct Expected {
 }
 
 pub(crate) async fn run(podling: &Podling, workspace: &Workspace, report: &mut Report) -> Result<()> {
-    let file = podling.home_of(workspace).join("big.txt");
+    let file = podling.home_dir(workspace).join("big.txt");
     let expected = write_file(&file)?;
     let token = crate::agent_token(podling, workspace).await?;
     let client = podling.direct(workspace).await.token(&token);

@@ -25,7 +25,7 @@ use std::{env, path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use podling_proto::control::v1::CreateTokenRequest;
-use podling_tests::{Options, Podling, Workspace};
+use podling_tests::{Podling, PodlingOptions, Workspace};
 use report::Report;
 
 /// Set by xtask: where the static agent is, and the page to write.
@@ -51,7 +51,7 @@ async fn main() -> Result<()> {
     report.fact(ssh::Sshd::version()?);
     let args =
         agent.iter().flat_map(|path| ["--agent-command".to_owned(), path.display().to_string()]).collect();
-    let podling = Podling::up_with(Options { args, ..Options::default() }).await;
+    let podling = Podling::up_with(PodlingOptions { args, ..PodlingOptions::default() }).await;
     groups::run(&podling, only.as_deref(), agent.as_deref(), &mut report).await?;
     page.filter(|_| only.is_none()).map_or(Ok(()), |page| report.write(&page, "measured"))
 }

@@ -16,10 +16,10 @@ use podling_proto::control::v1::{
 };
 use podling_tests::{
     Client,
+    client_helpers::script,
     cluster::{MEMORY_LIMIT, Namespace, image, import, kubectl},
     deployed::Deployed,
     wait_for,
-    work::script,
 };
 use serde_json::json;
 

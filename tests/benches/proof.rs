@@ -42,11 +42,11 @@ fn is_proven(entry: &LogEntry) -> bool {
 /// How long it took to archive it, and to prove that.
 async fn archived(podling: &Podling, tree: &Path, name: &str) -> Result<(Duration, Duration)> {
     let workspace = podling.create(name, &["--archive-after", "1s"]).await;
-    let home = podling.home_of(&workspace);
+    let home = podling.home_dir(&workspace);
     packages::copy(tree, &home.join("it"))?;
     sync();
     podling.cli().run(&["sleep", name, "--force"]).await.ok();
-    podling.becomes(&workspace, State::Archived).await;
+    podling.wait_for_state(&workspace, State::Archived).await;
     let log = podling.decided(&workspace).await;
     let proven = log.iter().find(|entry| is_proven(entry)).context("no proof is told")?;
     let proven = SystemTime::try_from(proven.at.context("a decision without a time")?)?;

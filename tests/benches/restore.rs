@@ -5,7 +5,7 @@ use std::{fs::File, io::Read, path::Path, process::Command, time::Instant};
 use anyhow::{Context, Result, ensure};
 use futures_util::stream;
 use podling_proto::agent::v1::{ExtractArchiveRequest, ExtractOpen, extract_archive_response::Message};
-use podling_tests::{Client, Podling, work};
+use podling_tests::{Client, Podling, client_helpers};
 use rustix::fs::{sync, syncfs};
 
 use crate::{
@@ -20,9 +20,9 @@ const PIECE: usize = 256 * 1024;
 
 pub(crate) async fn run(podling: &Podling, tree: &Path, report: &mut Report) -> Result<()> {
     let workspace = podling.workspace("restore").await;
-    packages::copy(tree, &podling.home_of(&workspace).join("it"))?;
+    packages::copy(tree, &podling.home_dir(&workspace).join("it"))?;
     let agent = archive::inside(podling, &workspace).await?;
-    let folder = tempfile::tempdir_in(podling.folder())?;
+    let folder = tempfile::tempdir_in(podling.dir())?;
     let zip = folder.path().join("it.zip");
     archive::create(&agent, &zip).await?;
     let (mut ours, mut unzip, mut synced) = (Samples::new(), Samples::new(), Samples::new());
@@ -48,7 +48,7 @@ pub(crate) async fn run(podling: &Podling, tree: &Path, report: &mut Report) -> 
 async fn extract(agent: &Client, zip: &Path, to: &str) -> Result<f64> {
     let begun = Instant::now();
     let mut file = File::open(zip)?;
-    let open = ExtractOpen { path: Some(work::path(to)), ..Default::default() };
+    let open = ExtractOpen { path: Some(client_helpers::path(to)), ..Default::default() };
     let first = ExtractArchiveRequest { open: Some(open), ..Default::default() };
     // What cannot be read ends the stream, and then the agent says that the zip is cut short.
     let rest = std::iter::from_fn(move || {

@@ -39,5 +39,5 @@ pub(crate) async fn run(podling: &Podling, report: &mut Report) -> Result<()> {
 
 async fn asleep(podling: &Podling, workspace: &Workspace) {
     podling.cli().run(&["sleep", &workspace.name, "--force"]).await.ok();
-    podling.becomes(workspace, State::Asleep).await;
+    podling.wait_for_state(workspace, State::Asleep).await;
 }

@@ -8,11 +8,11 @@ use std::{
 };
 
 use podling_tests::{
-    cluster::{Namespace, free_on_node},
+    cluster::{Namespace, free_node_address},
     deployed::Deployed,
-    left_out,
     podling::names,
-    tls::{Authority, Front, Time},
+    report_skipped,
+    tls::{CertificateAuthority, TlsTerminator, Validity},
     wait_for,
 };
 use tempfile::TempDir;
@@ -30,19 +30,19 @@ const TRUSTED: &str = "/trusted";
 struct Server {
     folder: TempDir,
     address: SocketAddr,
-    front: Front,
-    authority: Authority,
+    front: TlsTerminator,
+    authority: CertificateAuthority,
     process: Option<Child>,
 }
 
 impl Server {
     /// `None` where the cluster's node is not this machine.
     async fn new() -> Option<Self> {
-        let (folder, address) = (tempfile::tempdir().expect("a folder"), free_on_node()?);
+        let (folder, address) = (tempfile::tempdir().expect("a folder"), free_node_address()?);
         fs::create_dir(folder.path().join(BUCKET)).expect("a bucket");
-        let authority = Authority::new("the bucket's authority");
-        let server = authority.server(&address.ip().to_string(), Time::Now);
-        let front = Front::before(address, &server).await;
+        let authority = CertificateAuthority::new("the bucket's authority");
+        let server = authority.server(&address.ip().to_string(), Validity::Current);
+        let front = TlsTerminator::start(address, &server).await;
         Some(Self { folder, address, front, authority, process: None })
     }
 
@@ -137,7 +137,7 @@ fn mount(space: &Namespace, volume: &str, mount: &str) {
 async fn archives_go_into_a_bucket_and_what_is_deleted_while_it_is_away_waits_or_is_given_up() {
     let (_control, deployed) = alone().await;
     let Some(mut server) = Server::new().await else {
-        return left_out("archives in a bucket", "the cluster's node is not this machine");
+        return report_skipped("archives in a bucket", "the cluster's node is not this machine");
     };
     server.start().await;
     let _in_bucket = InBucket::of(deployed, &server);

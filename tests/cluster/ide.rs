@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podling_tests::{cluster::import, deployed::Deployed, left_out, wait_for, wait_long};
+use podling_tests::{cluster::import_ide_image, deployed::Deployed, report_skipped, wait_for, wait_long};
 
 use crate::lives::{id_of, is, of, podling, shared, uid};
 
@@ -11,9 +11,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Whether the cluster has the image.
 fn is_there(name: &str) -> bool {
-    let imported = import(name);
+    let imported = import_ide_image(name);
     if let Err(why) = &imported {
-        left_out(&format!("workspaces of the image {name}"), &why.to_string());
+        report_skipped(&format!("workspaces of the image {name}"), &why.to_string());
     }
     imported.is_ok()
 }

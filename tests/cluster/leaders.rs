@@ -3,8 +3,8 @@
 use std::fs;
 
 use podling_tests::{
-    cluster::free_on_node, deployed::Deployed, left_out, typist::Typist, wait::wait_blocking_closely,
-    wait_for,
+    cluster::free_node_address, deployed::Deployed, interactive_client::InteractiveClient, report_skipped,
+    wait::wait_blocking_every_ms, wait_for,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -48,7 +48,7 @@ async fn killed_after(deployed: &Deployed, name: &str, state: &str) {
     // (Nothing, where it is gone already.)
     let shown = format!("ws/{name}");
     let now = || deployed.space().kubectl(&["get", &shown, "--output", "jsonpath={.status.state}"]).out;
-    assert!(wait_blocking_closely(|| now() != state), "{name} is {state:?} and stays it");
+    assert!(wait_blocking_every_ms(|| now() != state), "{name} is {state:?} and stays it");
     deployed.space().kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force"]).good();
     another_leads(deployed, &old).await;
 }
@@ -169,8 +169,8 @@ async fn a_rolling_update_costs_a_terminal_no_more_than_a_reconnect() {
     let pod = uid(&of(deployed, "pods", &id));
     let inside = deployed.client().of(&id);
     let terminal = inside.open(vec![]).await;
-    let mut typist = Typist::new(inside.clone(), "frances", &terminal.id);
-    typist.types("set -u; n=0\r").await;
+    let mut writer = InteractiveClient::new(inside.clone(), "frances", &terminal.id);
+    writer.type_text("set -u; n=0\r").await;
 
     let space = deployed.space();
     let old: Vec<_> = controls(deployed).iter().map(|pod| pod["metadata"]["uid"].clone()).collect();
@@ -178,7 +178,7 @@ async fn a_rolling_update_costs_a_terminal_no_more_than_a_reconnect() {
     let mut lines = 0;
     wait_for("all replicas are others", async || {
         // The same shell all the while: it counts what is typed.
-        typist.types("n=$((n+1)); echo $n >>log\r").await;
+        writer.type_text("n=$((n+1)); echo $n >>log\r").await;
         lines += 1;
         let now = controls(deployed);
         let is_new = |pod: &Value| !old.contains(&pod["metadata"]["uid"]) && is_ready(pod);
@@ -186,14 +186,14 @@ async fn a_rolling_update_costs_a_terminal_no_more_than_a_reconnect() {
     })
     .await;
     deployed.is_up();
-    typist.types("n=$((n+1)); echo $n >>log\r").await;
+    writer.type_text("n=$((n+1)); echo $n >>log\r").await;
     let expected: String = (1..=lines + 1).map(|line| format!("{line}\n")).collect();
     let inside = deployed.client().of(&id);
     wait_for("all that was typed was executed", async || {
         (inside.sh("cat log").await == expected).then_some(())
     })
     .await;
-    assert_eq!(typist.fates.woken, 0, "its terminal began anew: {:?}", typist.fates);
+    assert_eq!(writer.counts.epoch_changes, 0, "its terminal began anew: {:?}", writer.counts);
     assert_eq!(uid(&of(deployed, "pods", &id)), pod);
     podling(deployed, &["rm", "--discard", "frances"]).await;
 }
@@ -208,8 +208,8 @@ fn is_ready(pod: &Value) -> bool {
 
 #[tokio::test]
 async fn a_leader_that_stood_still_and_comes_back_changes_nothing_any_more() {
-    if free_on_node().is_none() {
-        return left_out("a leader that stands still", "the cluster's node is not this machine");
+    if free_node_address().is_none() {
+        return report_skipped("a leader that stands still", "the cluster's node is not this machine");
     }
     let (_control, deployed) = alone().await;
     podling(deployed, &["create", "donald"]).await;

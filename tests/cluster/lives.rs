@@ -1,6 +1,6 @@
 //! Workspaces as pods, under the control plane as it is deployed: by the command line, by kubectl alone, and when pods are taken away.
 
-use podling_tests::{Done, deployed::Deployed, wait_for};
+use podling_tests::{CommandOutput, deployed::Deployed, wait_for};
 use serde_json::Value;
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -17,7 +17,7 @@ pub(crate) async fn alone() -> (RwLockWriteGuard<'static, ()>, &'static Deployed
     (CONTROL.write().await, Deployed::get())
 }
 
-pub(crate) async fn podling(deployed: &Deployed, args: &[&str]) -> Done {
+pub(crate) async fn podling(deployed: &Deployed, args: &[&str]) -> CommandOutput {
     deployed.cli().run(args).await.ok()
 }
 

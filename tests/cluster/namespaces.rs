@@ -4,9 +4,9 @@
 use std::{fs, time::Duration};
 
 use podling_tests::{
-    Options, Podling,
-    cluster::{free_on_node, kubectl},
-    left_out, wait_long,
+    Podling, PodlingOptions,
+    cluster::{free_node_address, kubectl},
+    report_skipped, wait_long,
 };
 
 /// For attempts to archive, each of which has its own.
@@ -14,16 +14,16 @@ const PATIENCE: Duration = Duration::from_secs(240);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_namespace_that_is_deleted_takes_nothing_that_is_in_no_archive() {
-    if free_on_node().is_none() {
-        return left_out("a namespace that is deleted", "the cluster's node is not this machine");
+    if free_node_address().is_none() {
+        return report_skipped("a namespace that is deleted", "the cluster's node is not this machine");
     }
-    let podling = Podling::up_with(Options { pods: true, ..Default::default() }).await;
+    let podling = Podling::up_with(PodlingOptions { force_pods: true, ..Default::default() }).await;
     let names = ["awake", "asleep"];
     let mut homes = Vec::new();
     for name in names {
         let workspace = podling.workspace(name).await;
         podling.client().of(&workspace.id).sh("echo kept >file").await;
-        homes.push(podling.home_of(&workspace));
+        homes.push(podling.home_dir(&workspace));
     }
     podling.cli().run(&["sleep", "--force", "asleep"]).await.ok();
     let space = podling.namespace();

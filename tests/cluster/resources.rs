@@ -1,10 +1,10 @@
 //! Podling's resources as people write them: what they may leave out, and what they are told when it is nonsense.
 
-use podling_tests::cluster::{Namespace, define, kubectl};
+use podling_tests::cluster::{Namespace, install_crds, kubectl};
 
 /// A namespace in a cluster that knows them.
 fn space() -> Namespace {
-    define();
+    install_crds();
     Namespace::new()
 }
 

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, env, fs, time::Duration};
 
-use podling_tests::{deployed::Deployed, left_out, wait_for, wait_long};
+use podling_tests::{deployed::Deployed, report_skipped, wait_for, wait_long};
 use serde_json::Value;
 
 use crate::lives::{edit, id_of, of, podling, shared, uid};
@@ -144,7 +144,7 @@ fn written(log: &str, since: usize, ids: &BTreeMap<String, String>) -> Vec<Strin
 fn audit_log(what: &str) -> Option<String> {
     let log = env::var(AUDIT_LOG).ok();
     if log.is_none() {
-        left_out(what, &format!("{AUDIT_LOG} does not say where the API server's audit log is"));
+        report_skipped(what, &format!("{AUDIT_LOG} does not say where the API server's audit log is"));
     }
     log
 }

@@ -19,7 +19,7 @@ pub struct Cli {
 
 /// How a command ended.
 #[derive(Debug)]
-pub struct Done {
+pub struct CommandOutput {
     /// Its exit code; `None`: a signal ended it.
     pub code: Option<i32>,
     /// What it wrote.
@@ -63,12 +63,12 @@ impl Cli {
     }
 
     /// Runs `podling ARGS…` without input.
-    pub async fn run(&self, args: &[&str]) -> Done {
-        self.feed(args, b"").await
+    pub async fn run(&self, args: &[&str]) -> CommandOutput {
+        self.run_with_input(args, b"").await
     }
 
     /// Runs `podling ARGS…` with `input` on stdin.
-    pub async fn feed(&self, args: &[&str], input: &[u8]) -> Done {
+    pub async fn run_with_input(&self, args: &[&str], input: &[u8]) -> CommandOutput {
         let mut command = self.command(args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("podling starts");
@@ -80,11 +80,11 @@ impl Cli {
         };
         let text = format!("podling {}", args.join(" "));
         let (output, ()) = within(&text, async { tokio::join!(child.wait_with_output(), feed) }).await;
-        Done::new(text.clone(), output.expect("the output can be read"))
+        CommandOutput::new(text.clone(), output.expect("the output can be read"))
     }
 }
 
-impl Done {
+impl CommandOutput {
     fn new(command: String, output: Output) -> Self {
         Self { code: output.status.code(), stdout: output.stdout, stderr: output.stderr, command }
     }

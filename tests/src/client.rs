@@ -19,7 +19,7 @@ use tonic::{
 };
 
 /// A channel whose calls carry a token and say which workspace they are for.
-pub type Link = InterceptedService<Channel, Badge>;
+pub type AuthenticatedChannel = InterceptedService<Channel, CallMetadata>;
 
 /// Largest answer that is read: Run's output may be 8 MiB on each stream.
 const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
@@ -28,12 +28,12 @@ const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub struct Client {
     channel: Channel,
-    badge: Badge,
+    call_metadata: CallMetadata,
 }
 
 /// What goes along with every call.
 #[derive(Debug, Clone, Default)]
-pub struct Badge {
+pub struct CallMetadata {
     token: Option<MetadataValue<Ascii>>,
     workspace: Option<MetadataValue<Ascii>>,
     wakes_never: bool,
@@ -45,89 +45,89 @@ impl Client {
     /// A caller at `url` without a token. Connects with the first call.
     pub fn new(url: &str) -> Self {
         let endpoint = Endpoint::from_shared(url.to_owned()).expect("a URL");
-        Self::over(endpoint.connect_lazy())
+        Self::from_channel(endpoint.connect_lazy())
     }
 
     /// A caller on a channel that is there already.
-    pub fn over(channel: Channel) -> Self {
-        Self { channel, badge: Badge::default() }
+    pub fn from_channel(channel: Channel) -> Self {
+        Self { channel, call_metadata: CallMetadata::default() }
     }
 
     /// The same with this token.
     #[must_use]
     pub fn token(mut self, token: &str) -> Self {
-        self.badge.token = Some(format!("Bearer {token}").parse().expect("a token is ASCII"));
+        self.call_metadata.token = Some(format!("Bearer {token}").parse().expect("a token is ASCII"));
         self
     }
 
     /// The same for the inside of this workspace.
     #[must_use]
-    pub fn of(mut self, workspace_id: &str) -> Self {
-        self.badge.workspace = Some(workspace_id.parse().expect("an id is ASCII"));
+    pub fn for_workspace(mut self, workspace_id: &str) -> Self {
+        self.call_metadata.workspace = Some(workspace_id.parse().expect("an id is ASCII"));
         self
     }
 
     /// The same, but it wakes nobody.
     #[must_use]
-    pub fn quiet(mut self) -> Self {
-        self.badge.wakes_never = true;
+    pub fn without_waking(mut self) -> Self {
+        self.call_metadata.wakes_never = true;
         self
     }
 
     /// The channel, for calls that no generated client makes.
-    pub fn link(&self) -> Link {
-        InterceptedService::new(self.channel.clone(), self.badge.clone())
+    pub fn channel(&self) -> AuthenticatedChannel {
+        InterceptedService::new(self.channel.clone(), self.call_metadata.clone())
     }
 
     /// Workspaces.
-    pub fn workspaces(&self) -> WorkspacesClient<Link> {
-        WorkspacesClient::new(self.link())
+    pub fn workspaces(&self) -> WorkspacesClient<AuthenticatedChannel> {
+        WorkspacesClient::new(rself.channel())
     }
 
     /// Backups.
-    pub fn workspace_archives(&self) -> WorkspaceArchivesClient<Link> {
-        WorkspaceArchivesClient::new(self.link())
+    pub fn workspace_archives(&self) -> WorkspaceArchivesClient<AuthenticatedChannel> {
+        WorkspaceArchivesClient::new(rself.channel())
     }
 
     /// Tokens.
-    pub fn tokens(&self) -> TokensClient<Link> {
-        TokensClient::new(self.link())
+    pub fn tokens(&self) -> TokensClient<AuthenticatedChannel> {
+        TokensClient::new(rself.channel())
     }
 
     /// The service for agents, which no user may call.
-    pub fn agents(&self) -> AgentsClient<Link> {
-        AgentsClient::new(self.link())
+    pub fn agents(&self) -> AgentsClient<AuthenticatedChannel> {
+        AgentsClient::new(rself.channel())
     }
 
     /// Terminals of the workspace.
-    pub fn terminals(&self) -> TerminalsClient<Link> {
-        TerminalsClient::new(self.link())
+    pub fn terminals(&self) -> TerminalsClient<AuthenticatedChannel> {
+        TerminalsClient::new(rself.channel())
     }
 
     /// Processes of the workspace.
-    pub fn processes(&self) -> ProcessesClient<Link> {
-        ProcessesClient::new(self.link()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    pub fn processes(&self) -> ProcessesClient<AuthenticatedChannel> {
+        ProcessesClient::new(rself.channel()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Files of the workspace.
-    pub fn files(&self) -> FilesClient<Link> {
-        FilesClient::new(self.link())
+    pub fn files(&self) -> FilesClient<AuthenticatedChannel> {
+        FilesClient::new(rself.channel())
     }
 
     /// Archives of the workspace.
-    pub fn archives(&self) -> ArchivesClient<Link> {
-        ArchivesClient::new(self.link())
+    pub fn archives(&self) -> ArchivesClient<AuthenticatedChannel> {
+        ArchivesClient::new(rself.channel())
     }
 
     /// Activity of the workspace.
-    pub fn activity(&self) -> ActivityClient<Link> {
-        ActivityClient::new(self.link())
+    pub fn activity(&self) -> ActivityClient<AuthenticatedChannel> {
+        ActivityClient::new(rself.channel())
     }
 }
 
-// === impl Badge ===
+// === impl CallMetadata ===
 
-impl Interceptor for Badge {
+impl Interceptor for CallMetadata {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some(token) = &self.token {
             request.metadata_mut().insert("authorization", token.clone());

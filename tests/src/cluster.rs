@@ -34,7 +34,7 @@ pub struct Namespace {
 
 /// How a command ended.
 #[derive(Debug)]
-pub struct Said {
+pub struct KubectlOutput {
     /// Whether it succeeded.
     pub ok: bool,
     /// What it printed, without blanks around it.
@@ -44,12 +44,12 @@ pub struct Said {
 }
 
 /// Runs kubectl.
-pub fn kubectl(args: &[&str]) -> Said {
+pub fn kubectl(args: &[&str]) -> KubectlOutput {
     with_input(args, "")
 }
 
 /// Tells the cluster of the resources.
-pub fn define() {
+pub fn install_crds() {
     let folder = repository().join("deploy/crds");
     let folder = folder.to_str().expect("a path");
     // (By the server, so that several may tell it at once.)
@@ -61,7 +61,7 @@ pub fn define() {
 }
 
 /// An address of the node where nothing listens yet, and which pods reach; `None` where the cluster's node is not this machine.
-pub fn free_on_node() -> Option<SocketAddr> {
+pub fn free_node_address() -> Option<SocketAddr> {
     let node = env::var(NODE).ok()?;
     let free = TcpListener::bind(format!("{node}:0")).and_then(|door| door.local_addr());
     Some(free.expect("an address of the node"))
@@ -78,7 +78,7 @@ pub fn image_prefix() -> String {
 }
 
 /// Puts the image of an IDE where the cluster has it: onto the node of a sandbox. Another cluster has it if it is to have it.
-pub fn import(name: &str) -> Result<()> {
+pub fn import_ide_image(name: &str) -> Result<()> {
     let Some(images) = env::var_os(IDES).map(PathBuf::from) else {
         ensure!(env::var_os(PREFIX).is_some(), "{PREFIX} does not say where images are");
         return Ok(());
@@ -103,7 +103,7 @@ impl Namespace {
     }
 
     /// One that is there, and stays.
-    pub fn of(name: &str) -> Self {
+    pub fn existing(name: &str) -> Self {
         Self { name: name.to_owned(), made: false }
     }
 
@@ -113,27 +113,27 @@ impl Namespace {
     }
 
     /// Runs kubectl in it.
-    pub fn kubectl(&self, args: &[&str]) -> Said {
+    pub fn kubectl(&self, args: &[&str]) -> KubectlOutput {
         kubectl(&[&["--namespace", &self.name], args].concat())
     }
 
     /// Applies these objects.
-    pub fn apply(&self, yaml: &str) -> Said {
+    pub fn apply(&self, yaml: &str) -> KubectlOutput {
         with_input(&["--namespace", &self.name, "apply", "--filename", "-"], yaml)
     }
 
     /// Creates what is not kept but answered, and prints the answer as JSON.
-    pub fn create(&self, json: &str) -> Said {
+    pub fn create(&self, json: &str) -> KubectlOutput {
         with_input(&["--namespace", &self.name, "create", "--output", "json", "--filename", "-"], json)
     }
 
     /// Posts something to a path of the API.
-    pub fn post(&self, path: &str, json: &str) -> Said {
+    pub fn post(&self, path: &str, json: &str) -> KubectlOutput {
         with_input(&["create", "--raw", path, "--filename", "-"], json)
     }
 
     /// Waits for a condition, as kubectl writes it: `condition=Ready pod/it`.
-    pub fn wait(&self, condition: &str, what: &str) -> Said {
+    pub fn wait(&self, condition: &str, what: &str) -> KubectlOutput {
         self.kubectl(&["wait", &format!("--for={condition}"), DEADLINE, what])
     }
 
@@ -157,7 +157,7 @@ impl Drop for Namespace {
     }
 }
 
-impl Said {
+impl KubectlOutput {
     /// What it printed. Panics if it failed.
     pub fn good(self) -> String {
         assert!(self.ok, "{self:#?}");
@@ -171,7 +171,7 @@ impl Said {
     }
 }
 
-fn with_input(args: &[&str], input: &str) -> Said {
+fn with_input(args: &[&str], input: &str) -> KubectlOutput {
     assert!(
         env::var_os("KUBECONFIG").is_some(),
         "KUBECONFIG names no cluster; `cargo xtask cluster test` makes one"
@@ -186,5 +186,5 @@ fn with_input(args: &[&str], input: &str) -> Said {
     child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("kubectl reads");
     let output = child.wait_with_output().expect("kubectl ends");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    Said { ok: output.status.success(), out: text(&output.stdout), err: text(&output.stderr) }
+    KubectlOutput { ok: output.status.success(), out: text(&output.stdout), err: text(&output.stderr) }
 }

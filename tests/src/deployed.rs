@@ -15,10 +15,10 @@ use tempfile::TempDir;
 use crate::{
     cli::Cli,
     client::Client,
-    cluster::{Namespace, define, image, image_prefix, kubectl},
+    cluster::{Namespace, image, image_prefix, install_crds, kubectl},
     http::send,
     tools::repository,
-    wait::{PATIENCE, wait_blocking},
+    wait::{WAIT_TIMEOUT, wait_blocking},
 };
 
 /// Connections that must all be answered before the way is taken for open.
@@ -40,7 +40,7 @@ impl Deployed {
     pub fn get() -> &'static Self {
         DEPLOYED.get_or_init(|| {
             // The kinds first: until the cluster knows them it takes nothing of them.
-            define();
+            install_crds();
             let home = tempfile::tempdir().expect("a folder");
             let shipped = repository().join("deploy/overlays/local").canonicalize().expect("it is there");
             let overlay = match image_prefix().as_str() {
@@ -48,7 +48,7 @@ impl Deployed {
                 _ => with_images_elsewhere(&shipped, home.path()),
             };
             kubectl(&["apply", "--kustomize", overlay.to_str().expect("a path")]).good();
-            let space = Namespace::of("podling");
+            let space = Namespace::existing("podling");
             rolled_out(&space);
             let address = format!("{}:7411", space.field("service/podling", ".spec.clusterIP"));
             // As somebody who may read the Secret is told to.
@@ -72,7 +72,7 @@ impl Deployed {
         // The way may still lead to one that is gone, now and then: each connection may be sent to another.
         let connects = || TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok();
         let is_open = || (0..IN_A_ROW).all(|_| connects());
-        assert!(wait_blocking(PATIENCE, is_open), "nobody listens at {}", self.address);
+        assert!(wait_blocking(WAIT_TIMEOUT, is_open), "nobody listens at {}", self.address);
     }
 
     /// Where it is.

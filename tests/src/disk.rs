@@ -53,7 +53,7 @@ fn mount(args: &[&str], at: &Path) -> Result<(), String> {
 
 /// What a program is started through so that permissions mean something to it, also where the tests run as root; else why there is
 /// no such way.
-pub fn obeying_permissions() -> Result<Vec<String>, String> {
+pub fn launcher_without_dac_override() -> Result<Vec<String>, String> {
     if !rustix::process::geteuid().is_root() {
         return Ok(Vec::new());
     }

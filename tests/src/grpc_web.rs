@@ -19,16 +19,16 @@ const PREFIX_BYTES: usize = 5;
 
 /// A caller.
 #[derive(Debug, Clone)]
-pub struct GrpcWeb {
+pub struct GrpcWebClient {
     address: SocketAddr,
     headers: Vec<(String, String)>,
 }
 
 /// What a call answers, message by message.
 #[derive(Debug)]
-pub struct Answers<T> {
+pub struct ResponseStream<T> {
     body: Incoming,
-    parser: Parser,
+    parser: FrameParser,
     status: Option<Status>,
     _connection: JoinSet<()>,
     kind: PhantomData<T>,
@@ -36,23 +36,23 @@ pub struct Answers<T> {
 
 /// Cuts a body into frames, however it arrives.
 #[derive(Debug, Default)]
-pub struct Parser {
+pub struct FrameParser {
     buffer: BytesMut,
-    frames: VecDeque<Frame>,
+    frames: VecDeque<GrpcWebFrame>,
 }
 
 /// One frame of a gRPC-web body.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Frame {
+pub enum GrpcWebFrame {
     /// A message.
     Message(Bytes),
     /// The trailers, which end the body.
     Trailers(Vec<(String, String)>),
 }
 
-// === impl GrpcWeb ===
+// === impl GrpcWebClient ===
 
-impl GrpcWeb {
+impl GrpcWebClient {
     /// A caller at this address.
     pub fn new(address: SocketAddr, token: &str, workspace: &str) -> Self {
         let headers =
@@ -75,14 +75,14 @@ impl GrpcWeb {
     }
 
     /// Calls a method that answers with a stream.
-    pub async fn stream<Q: Message, A>(&self, path: &str, question: &Q) -> Result<Answers<A>, Status> {
+    pub async fn stream<Q: Message, A>(&self, path: &str, question: &Q) -> Result<ResponseStream<A>, Status> {
         self.send(path, question).await.map_err(|e| match e.downcast::<Status>() {
             Ok(status) => status,
             Err(error) => Status::unknown(format!("{error:#}")),
         })
     }
 
-    async fn send<Q: Message, A>(&self, path: &str, question: &Q) -> Result<Answers<A>> {
+    async fn send<Q: Message, A>(&self, path: &str, question: &Q) -> Result<ResponseStream<A>> {
         let stream = TcpStream::connect(self.address).await.context("connecting")?;
         stream.set_nodelay(true)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.context("HTTP/1.1")?;
@@ -99,25 +99,25 @@ impl GrpcWeb {
         }
         let request = request.body(Full::new(frame(question)))?;
         let response = sender.send_request(request).await.context("asking")?;
-        Answers::new(response, tasks)
+        ResponseStream::new(response, tasks)
     }
 }
 
-// === impl Answers ===
+// === impl ResponseStream ===
 
-impl<T> Answers<T> {
+impl<T> ResponseStream<T> {
     fn new(response: Response<Incoming>, connection: JoinSet<()>) -> Result<Self> {
         ensure!(response.status() == 200, "HTTP status {}", response.status());
         let kind = response.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default();
         ensure!(kind.starts_with("application/grpc-web"), "content-type {kind:?}");
         // An error without any message may come as headers alone.
         let status = Status::from_header_map(response.headers());
-        let (parser, kind) = (Parser::default(), PhantomData);
+        let (parser, kind) = (FrameParser::default(), PhantomData);
         Ok(Self { body: response.into_body(), parser, status, _connection: connection, kind })
     }
 }
 
-impl<T: Message + Default> Answers<T> {
+impl<T: Message + Default> ResponseStream<T> {
     /// The next message; `None` after the last.
     pub async fn next(&mut self) -> Result<Option<T>, Status> {
         self.read().await.map_err(|e| match e.downcast::<Status>() {
@@ -129,8 +129,8 @@ impl<T: Message + Default> Answers<T> {
     async fn read(&mut self) -> Result<Option<T>> {
         loop {
             match self.parser.next() {
-                Some(Frame::Message(bytes)) => return Ok(Some(T::decode(bytes)?)),
-                Some(Frame::Trailers(lines)) => self.status = Some(status(&lines)?),
+                Some(GrpcWebFrame::Message(bytes)) => return Ok(Some(T::decode(bytes)?)),
+                Some(GrpcWebFrame::Trailers(lines)) => self.status = Some(status(&lines)?),
                 None => match self.body.frame().await.transpose().context("reading")? {
                     Some(frame) => {
                         self.parser.push(&frame.into_data().map_err(|_| anyhow!("HTTP trailers"))?)?
@@ -146,9 +146,9 @@ impl<T: Message + Default> Answers<T> {
     }
 }
 
-// === impl Parser ===
+// === impl FrameParser ===
 
-impl Parser {
+impl FrameParser {
     /// Takes the next bytes of the body.
     pub fn push(&mut self, bytes: &[u8]) -> Result<()> {
         self.buffer.extend_from_slice(bytes);
@@ -159,10 +159,13 @@ impl Parser {
             }
             self.buffer.advance(PREFIX_BYTES);
             let content = self.buffer.split_to(length).freeze();
-            ensure!(!matches!(self.frames.back(), Some(Frame::Trailers(_))), "a frame after the trailers");
+            ensure!(
+                !matches!(self.frames.back(), Some(GrpcWebFrame::Trailers(_))),
+                "a frame after the trailers"
+            );
             self.frames.push_back(match flag {
-                0 => Frame::Message(content),
-                TRAILERS => Frame::Trailers(trailers(&content)?),
+                0 => GrpcWebFrame::Message(content),
+                TRAILERS => GrpcWebFrame::Trailers(trailers(&content)?),
                 other => bail!("a frame with flag {other:#x}"),
             });
         }
@@ -171,7 +174,7 @@ impl Parser {
 
     /// The next whole frame.
     #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> Option<Frame> {
+    pub fn next(&mut self) -> Option<GrpcWebFrame> {
         self.frames.pop_front()
     }
 
@@ -219,13 +222,13 @@ mod tests {
     #[test]
     fn frames_are_found_however_the_body_is_cut() {
         for size in 1..=BODY.len() {
-            let mut parser = Parser::default();
+            let mut parser = FrameParser::default();
             for piece in BODY.chunks(size) {
                 parser.push(piece).expect("a good body");
             }
-            assert_eq!(parser.next(), Some(Frame::Message("hi".into())));
-            assert_eq!(parser.next(), Some(Frame::Message("".into())));
-            let Some(Frame::Trailers(lines)) = parser.next() else { panic!("no trailers") };
+            assert_eq!(parser.next(), Some(GrpcWebFrame::Message("hi".into())));
+            assert_eq!(parser.next(), Some(GrpcWebFrame::Message("".into())));
+            let Some(GrpcWebFrame::Trailers(lines)) = parser.next() else { panic!("no trailers") };
             let status = status(&lines).expect("a status");
             assert_eq!((status.code(), status.message()), (tonic::Code::NotFound, "not here"));
             assert!(parser.is_empty() && parser.next().is_none());
@@ -234,9 +237,9 @@ mod tests {
 
     #[test]
     fn what_the_protocol_forbids_is_an_error() {
-        assert!(Parser::default().push(b"\x03\0\0\0\0").is_err(), "an unknown flag");
+        assert!(FrameParser::default().push(b"\x03\0\0\0\0").is_err(), "an unknown flag");
         let again = [BODY, BODY].concat();
-        assert!(Parser::default().push(&again).is_err(), "a frame after the trailers");
-        assert!(Parser::default().push(b"\x80\0\0\0\x01x").is_err(), "a trailer without a colon");
+        assert!(FrameParser::default().push(&again).is_err(), "a frame after the trailers");
+        assert!(FrameParser::default().push(b"\x80\0\0\0\x01x").is_err(), "a trailer without a colon");
     }
 }

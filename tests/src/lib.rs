@@ -4,38 +4,38 @@
 //! Stories say what a user does ([`Podling`], [`Client`], [`Cli`]); where workspaces run is known to `podling` alone, so that
 //! the same stories can meet another backend.
 
-pub mod agent;
+pub mod agent_client;
 pub mod cli;
 pub mod client;
+pub mod client_helpers;
 pub mod cluster;
-pub mod control;
 pub mod deployed;
-pub mod direct;
 pub mod disk;
+pub mod fake_control_plane;
 pub mod grpc_web;
 pub mod http;
-pub mod left_out;
-pub mod left_running;
-pub mod nights;
-pub mod parted;
-pub mod person;
+pub mod interactive_client;
+pub mod partition;
 pub mod podling;
 pub mod program;
 pub mod proxy;
 pub mod pty;
-pub mod suspended;
+pub mod resuming_client;
+pub mod running_processes;
+pub mod skipped;
+pub mod sleep_helpers;
+pub mod standalone_agent;
+pub mod suspended_process;
 pub mod tls;
 pub mod tools;
 pub mod trace;
 pub mod tree;
-pub mod typist;
 pub mod wait;
-pub mod work;
 pub mod zips;
 
-pub use cli::{Cli, Done};
-pub use client::{Client, Link};
+pub use cli::{Cli, CommandOutput};
+pub use client::{AuthenticatedChannel, Client};
 pub use disk::SmallDisk;
-pub use left_out::left_out;
-pub use podling::{Options, Podling, Workspace};
+pub use podling::{Podling, PodlingOptions, Workspace};
+pub use skipped::report_skipped;
 pub use wait::{wait_for, wait_long, within};

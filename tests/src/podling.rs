@@ -17,20 +17,20 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 
 use crate::{
+    agent_client::DialAddress,
     cli::Cli,
     client::Client,
     cluster::Namespace,
-    direct::Door,
-    left_running,
     program::program,
+    running_processes,
     wait::{wait_blocking, wait_for, within},
 };
 
 mod agents;
-mod looks;
+mod observe;
 mod pods;
 
-pub use looks::names;
+pub use observe::names;
 use pods::Pods;
 pub use pods::are_wanted as on_pods;
 
@@ -39,16 +39,16 @@ const END: Duration = Duration::from_secs(60);
 
 /// How a story wants its Podling.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub struct PodlingOptions {
     /// The data folder; absent: one in the story's own folder. Given when it must lie on a file system of its own. (Volumes of pods
     /// lie in it, too.)
     pub data: Option<PathBuf>,
     /// Behind a path longer than the 108 bytes that the address of a unix socket can hold.
-    pub deep: bool,
+    pub long_data_path: bool,
     /// A program and arguments to start `podling` with (`prlimit`, `unshare`); it must end in exec.
-    pub through: Vec<String>,
+    pub launcher: Vec<String>,
     /// As pods, whatever the other stories are told of.
-    pub pods: bool,
+    pub force_pods: bool,
     /// More arguments for `podling up`.
     pub args: Vec<String>,
     /// Templates of the story's own: name and TOML.
@@ -60,7 +60,7 @@ pub struct Options {
 /// A running Podling.
 #[derive(Debug)]
 pub struct Podling {
-    options: Options,
+    options: PodlingOptions,
     folder: PathBuf,
     data: PathBuf,
     home: PathBuf,
@@ -86,24 +86,24 @@ pub struct Workspace {
 impl Podling {
     /// `podling up` on a fresh machine.
     pub async fn up() -> Self {
-        Self::up_with(Options::default()).await
+        Self::up_with(PodlingOptions::default()).await
     }
 
     /// The same with options.
-    pub async fn up_with(options: Options) -> Self {
+    pub async fn up_with(options: PodlingOptions) -> Self {
         let mut podling = Self::prepare(options);
         podling.start("127.0.0.1:0").await;
         podling
     }
 
     /// A machine on which nothing runs yet.
-    pub fn prepare(options: Options) -> Self {
+    pub fn prepare(options: PodlingOptions) -> Self {
         let temp = tempfile::Builder::new().prefix("podling-story-").tempdir().expect("a folder");
         let folder = temp.path().to_owned();
         let home = folder.join("person");
         let data = match &options.data {
             Some(data) => data.clone(),
-            None if options.deep => folder.join("deep".repeat(30)).join("data"),
+            None if options.long_data_path => folder.join("deep".repeat(30)).join("data"),
             None => folder.join("data"),
         };
         for needed in [home.as_path(), data.parent().expect("the data folder has a parent")] {
@@ -115,21 +115,21 @@ impl Podling {
             fs::write(templates.join(format!("{name}.toml")), text).expect("a template");
         }
         let (url, token) = (String::new(), String::new());
-        let pods = (options.pods || on_pods())
+        let pods = (options.force_pods || on_pods())
             .then(|| Pods::new(options.data.as_ref().unwrap_or(&folder), &options));
         Self { options, folder, data, home, url, token, up: None, starts: 0, pods, _folder: temp }
     }
 
     /// Starts `podling up` again, at the same address, so that clients find it where it was.
-    pub async fn up_again(&mut self) {
+    pub async fn restart(&mut self) {
         let address = self.address().to_string();
         self.start(&address).await;
     }
 
-    /// The same, but it dies at this moment (see [`Options::die_at`]): perhaps before it says that it is up.
-    pub async fn up_again_to_die_at(&mut self, at: &str) {
+    /// The same, but it dies at this moment (see [`PodlingOptions::die_at`]): perhaps before it says that it is up.
+    pub async fn restart_dying_at(&mut self, at: &str) {
         self.options.die_at = Some(at.to_owned());
-        self.up_again().await;
+        self.restart().await;
     }
 
     async fn start(&mut self, listen: &str) {
@@ -169,7 +169,7 @@ impl Podling {
     /// What is started: `podling up`, or the control plane of a cluster.
     fn command(&self, listen: &str) -> Command {
         let name = if self.pods.is_some() { "podling-control" } else { "podling" };
-        let mut command = match self.options.through.split_first() {
+        let mut command = match self.options.launcher.split_first() {
             Some((first, rest)) => {
                 let mut command = Command::new(first);
                 command.args(rest).arg(program(name));
@@ -219,7 +219,7 @@ impl Podling {
     }
 
     /// A folder for the story's own files.
-    pub fn folder(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         &self.folder
     }
 
@@ -258,7 +258,7 @@ impl Podling {
         let made = within("Workspaces.Create", self.client().workspaces().create(request)).await;
         let id = made.expect("the workspace is made").into_inner().workspace.expect("it is described").id;
         let workspace = Workspace { id, name: name.to_owned() };
-        self.awake(&workspace).await;
+        self.wait_until_awake(&workspace).await;
         workspace
     }
 
@@ -269,18 +269,18 @@ impl Podling {
     }
 
     /// The folder the workspace's user sees as home.
-    pub fn home_of(&self, workspace: &Workspace) -> PathBuf {
+    pub fn home_dir(&self, workspace: &Workspace) -> PathBuf {
         match &self.pods {
-            Some(pods) => pods.home_of(&workspace.id),
+            Some(pods) => pods.home_dir(&workspace.id),
             None => self.data.join("workspaces").join(&workspace.id).join("home"),
         }
     }
 
     /// Where agents dial the control plane.
-    pub fn agents_door(&self) -> Door {
+    pub fn agents_listen_address(&self) -> DialAddress {
         match &self.pods {
-            Some(pods) => Door::Address(pods.agents_door()),
-            None => Door::Socket(self.data.join("run/control.sock")),
+            Some(pods) => DialAddress::Tcp(pods.agents_listen_address()),
+            None => DialAddress::Unix(self.data.join("run/control.sock")),
         }
     }
 
@@ -299,21 +299,24 @@ impl Podling {
     /// The same; waits for its end.
     pub async fn ctrl_c(&mut self) -> ExitStatus {
         self.interrupt();
-        self.ended().await
+        self.wait_exit().await
     }
 
     /// Waits until `podling up` has ended by itself, as `podling down` makes it.
-    pub async fn ended(&mut self) -> ExitStatus {
+    pub async fn wait_exit(&mut self) -> ExitStatus {
         let mut up = self.up.take().expect("it is up");
-        ended(&mut up).await
+        wait_exit(&mut up).await
     }
 
     /// Everything of this story that runs.
-    pub fn running(&self) -> Vec<left_running::Left> {
-        let mut left = left_running::of(&self.folder);
+    pub fn running_processes(&self) -> Vec<running_processes::RunningProcess> {
+        let mut left = running_processes::in_dir(&self.folder);
         if !self.data.starts_with(&self.folder) {
             left.extend(
-                left_running::of(&self.data).into_iter().filter(|l| !left.contains(l)).collect::<Vec<_>>(),
+                running_processes::in_dir(&self.data)
+                    .into_iter()
+                    .filter(|l| !left.contains(l))
+                    .collect::<Vec<_>>(),
             );
         }
         left
@@ -353,10 +356,10 @@ impl Drop for Podling {
         }
         let status = self.down();
         // A story may leave the control plane dead on purpose; then the workspaces are ours to end.
-        let gone = was_up && wait_blocking(END, || self.running().is_empty());
-        let left = self.running();
-        left_running::kill(&left);
-        wait_blocking(END, || self.running().is_empty());
+        let gone = was_up && wait_blocking(END, || self.running_processes().is_empty());
+        let left = self.running_processes();
+        running_processes::kill_all(&left);
+        wait_blocking(END, || self.running_processes().is_empty());
         if was_up && !thread::panicking() {
             assert!(gone, "left running after `podling down --force`: {left:#?}\n{}", self.log());
             let status = status.expect("`podling up` ends after `podling down --force`");
@@ -365,7 +368,7 @@ impl Drop for Podling {
     }
 }
 
-async fn ended(up: &mut Child) -> ExitStatus {
+async fn wait_exit(up: &mut Child) -> ExitStatus {
     wait_for("`podling up` ends", async || up.try_wait().ok().flatten()).await
 }
 

@@ -28,7 +28,7 @@ const PIECE_BYTES: usize = 16 * 1024;
 
 /// What the network does to a connection.
 #[derive(Debug, Clone)]
-pub struct Weather {
+pub struct NetworkFaults {
     /// Each direction is good for this many bytes, then the connection is cut without a word.
     pub cut_after: Range<u64>,
     /// A piece is held back up to this long.
@@ -39,16 +39,16 @@ pub struct Weather {
 
 /// A running proxy; dropping it cuts everything.
 #[derive(Debug)]
-pub struct Proxy {
+pub struct FaultyProxy {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
     _tasks: JoinSet<()>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ProxyState {
     to: SocketAddr,
-    weather: Weather,
+    weather: NetworkFaults,
     seed: u64,
     calm: AtomicBool,
     connections: AtomicU64,
@@ -63,23 +63,23 @@ pub fn seed() -> u64 {
     seed
 }
 
-// === impl Weather ===
+// === impl NetworkFaults ===
 
-impl Weather {
+impl NetworkFaults {
     /// A storm that lets `cut_after` bytes through before each cut.
-    pub fn storm(cut_after: Range<u64>) -> Self {
+    pub fn cutting_after(cut_after: Range<u64>) -> Self {
         Self { cut_after, delay: Duration::from_millis(3), crumb: 200 }
     }
 }
 
-// === impl Proxy ===
+// === impl FaultyProxy ===
 
-impl Proxy {
+impl FaultyProxy {
     /// A proxy to this address, on a port of its own.
-    pub async fn start(to: SocketAddr, weather: Weather, seed: u64) -> Self {
+    pub async fn start(to: SocketAddr, weather: NetworkFaults, seed: u64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ProxyState {
             to,
             weather,
             seed,
@@ -103,12 +103,12 @@ impl Proxy {
     }
 
     /// From now on it does nothing but forward.
-    pub fn calm(&self) {
+    pub fn stop_faults(&self) {
         self.shared.calm.store(true, Ordering::Relaxed);
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, shared: Arc<ProxyState>) {
     let mut connections = JoinSet::new();
     while let Ok((near, _)) = listener.accept().await {
         while connections.try_join_next().is_some() {}
@@ -117,7 +117,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn carry(near: TcpStream, number: u64, shared: Arc<Shared>) {
+async fn carry(near: TcpStream, number: u64, shared: Arc<ProxyState>) {
     let Ok(far) = TcpStream::connect(shared.to).await else { return };
     let _ = (near.set_nodelay(true), far.set_nodelay(true));
     let (near_read, near_write) = near.into_split();
@@ -131,7 +131,7 @@ async fn carry(near: TcpStream, number: u64, shared: Arc<Shared>) {
     }
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut dice: Rng, shared: &Shared) {
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut dice: Rng, shared: &ProxyState) {
     let weather = &shared.weather;
     let mut left = dice.u64(weather.cut_after.clone());
     let mut buffer = vec![0; PIECE_BYTES];
@@ -174,7 +174,7 @@ mod tests {
         (address, tasks)
     }
 
-    async fn hear(proxy: &Proxy) -> usize {
+    async fn hear(proxy: &FaultyProxy) -> usize {
         let mut stream = TcpStream::connect(proxy.address()).await.expect("the proxy listens");
         let mut heard = Vec::new();
         let _ = within("the end", stream.read_to_end(&mut heard)).await;
@@ -186,7 +186,7 @@ mod tests {
         let (address, _tasks) = talker().await;
         let mut heard = Vec::new();
         for _ in 0..2 {
-            let proxy = Proxy::start(address, Weather::storm(1000..50_000), 42).await;
+            let proxy = FaultyProxy::start(address, NetworkFaults::cutting_after(1000..50_000), 42).await;
             heard.push(hear(&proxy).await);
             assert_eq!(proxy.cuts(), 1);
         }
@@ -197,8 +197,8 @@ mod tests {
     #[tokio::test]
     async fn a_calm_network_carries_everything() {
         let (address, _tasks) = talker().await;
-        let proxy = Proxy::start(address, Weather::storm(1..2), 42).await;
-        proxy.calm();
+        let proxy = FaultyProxy::start(address, NetworkFaults::cutting_after(1..2), 42).await;
+        proxy.stop_faults();
         assert_eq!((hear(&proxy).await, proxy.cuts()), (100_000, 0));
     }
 }

@@ -20,7 +20,7 @@ use crate::wait::wait_for;
 
 /// A window with a program in it.
 #[derive(Debug)]
-pub struct Window {
+pub struct TerminalWindow {
     ours: File,
     theirs: OwnedFd,
     seen: Arc<Mutex<Vec<u8>>>,
@@ -30,7 +30,7 @@ pub struct Window {
 /// Written into a window when its program has ended, and taken away again.
 const ENDED: &str = "[the program has ended]";
 
-impl Window {
+impl TerminalWindow {
     /// Opens a window of 24 × 80 with this command in it.
     pub fn open(command: &Command) -> Self {
         let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a PTY");
@@ -67,7 +67,7 @@ impl Window {
     }
 
     /// Types.
-    pub fn types(&mut self, text: &str) {
+    pub fn type_text(&mut self, text: &str) {
         self.ours.write_all(text.as_bytes()).expect("the window takes keystrokes");
     }
 
@@ -83,40 +83,40 @@ impl Window {
     }
 
     /// Everything that was shown so far.
-    pub fn shown(&self) -> String {
+    pub fn output(&self) -> String {
         String::from_utf8_lossy(&self.seen.lock().expect("no reader panics")).into_owned()
     }
 
     /// Waits until this was shown.
-    pub async fn shows(&self, text: &str) {
-        self.shows_one_of(&[text]).await;
+    pub async fn wait_for_text(&self, text: &str) {
+        self.wait_for_any_text(&[text]).await;
     }
 
     /// Waits until a shell asks for a command, a user's or root's.
-    pub async fn shows_prompt(&self) {
-        self.shows_one_of(&["$ ", "# "]).await;
+    pub async fn wait_for_prompt(&self) {
+        self.wait_for_any_text(&["$ ", "# "]).await;
     }
 
-    async fn shows_one_of(&self, texts: &[&str]) {
+    async fn wait_for_any_text(&self, texts: &[&str]) {
         let mut looks = 0_u32;
         wait_for(&format!("the window shows {texts:?}"), async || {
             looks += 1;
             if looks.is_multiple_of(500) {
-                eprintln!("still waiting for {texts:?}; the window shows {:?}", self.shown());
+                eprintln!("still waiting for {texts:?}; the window shows {:?}", self.output());
             }
-            let shown = self.shown();
+            let shown = self.output();
             texts.iter().any(|text| shown.contains(text)).then_some(())
         })
         .await;
     }
 
     /// Waits for the program's end, and until all that it wrote is shown; its exit code.
-    pub async fn ends(&mut self) -> Option<i32> {
+    pub async fn wait_exit(&mut self) -> Option<i32> {
         let status =
             wait_for("the program in the window ends", async || self.child.try_wait().ok().flatten()).await;
         // Written behind its last words: what is shown before this is all there will be.
         rustix::io::write(&self.theirs, ENDED.as_bytes()).expect("the window takes output");
-        self.shows(ENDED).await;
+        self.wait_for_text(ENDED).await;
         let mut seen = self.seen.lock().expect("no reader panics");
         let kept = seen.len().saturating_sub(ENDED.len());
         seen.truncate(kept);

@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 
 /// A certificate authority.
 #[derive(Debug)]
-pub struct Authority {
+pub struct CertificateAuthority {
     issuer: Issuer<'static, KeyPair>,
     /// Its certificate, as a program is given it.
     pub pem: String,
@@ -27,7 +27,7 @@ pub struct Authority {
 
 /// Who stands before a server that knows no TLS, and speaks it.
 #[derive(Debug)]
-pub struct Front {
+pub struct TlsTerminator {
     /// Where, on the same host.
     pub address: SocketAddr,
     _tasks: JoinSet<()>,
@@ -35,14 +35,14 @@ pub struct Front {
 
 /// Whether a certificate is in its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Time {
+pub enum Validity {
     /// Valid now.
-    Now,
+    Current,
     /// Over since 2001.
-    Over,
+    Expired,
 }
 
-impl Authority {
+impl CertificateAuthority {
     /// A new one.
     pub fn new(name: &str) -> Self {
         let key = KeyPair::generate().expect("a key");
@@ -54,10 +54,10 @@ impl Authority {
     }
 
     /// A server that this authority calls `name`, speaking HTTP/2.
-    pub fn server(&self, name: &str, time: Time) -> Arc<ServerConfig> {
+    pub fn server(&self, name: &str, time: Validity) -> Arc<ServerConfig> {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
-        if time == Time::Over {
+        if time == Validity::Expired {
             params.not_before = rcgen::date_time_ymd(2000, 1, 1);
             params.not_after = rcgen::date_time_ymd(2001, 1, 1);
         }
@@ -73,9 +73,9 @@ impl Authority {
     }
 }
 
-impl Front {
+impl TlsTerminator {
     /// Before the server at this address; which protocol is spoken there it leaves to both sides.
-    pub async fn before(behind: SocketAddr, config: &ServerConfig) -> Self {
+    pub async fn start(behind: SocketAddr, config: &ServerConfig) -> Self {
         let mut config = config.clone();
         config.alpn_protocols.clear();
         let acceptor = TlsAcceptor::from(Arc::new(config));
@@ -106,7 +106,7 @@ pub fn pinned(fingerprint: Option<&str>) -> ClientConfig {
         .with_safe_default_protocol_versions()
         .expect("versions")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Pin {
+        .with_custom_certificate_verifier(Arc::new(PinnedCertificate {
             fingerprint: fingerprint.map(str::to_owned),
             provider: provider(),
         }))
@@ -125,12 +125,12 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 #[derive(Debug)]
-struct Pin {
+struct PinnedCertificate {
     fingerprint: Option<String>,
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for Pin {
+impl ServerCertVerifier for PinnedCertificate {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,

@@ -34,7 +34,7 @@ pub fn node_modules() -> Option<PathBuf> {
 }
 
 /// What to say when one is missing.
-pub const HOW: &str = "not installed: run tests/clients/install";
+pub const INSTALL_HINT: &str = "not installed: run tests/clients/install";
 
 /// Where it is kept.
 pub fn cache() -> Option<PathBuf> {

@@ -10,16 +10,16 @@ use std::collections::BTreeMap;
 
 /// One step of a trace.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
+pub enum TraceStep {
     /// Something happens.
-    Happens(Event),
-    /// Everything rests: what each workspace has come to, in the words that [`Seen`] has for it.
-    Rest(BTreeMap<String, Seen>),
+    Happens(TraceEvent),
+    /// Everything rests: what each workspace has come to, in the words that [`ObservedWorkspace`] has for it.
+    Rest(BTreeMap<String, ObservedWorkspace>),
 }
 
 /// What happens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum TraceEvent {
     /// `podling up`, with these arguments.
     Up(Vec<String>),
     /// A workspace is made for an owner.
@@ -56,28 +56,28 @@ pub enum Event {
 
 /// What can be seen of a workspace from outside. The default: nothing, it is gone.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Seen(pub Vec<String>);
+pub struct ObservedWorkspace(pub Vec<String>);
 
 /// Reads a trace; a line that nobody understands is named.
-pub fn parse(text: &str) -> Result<Vec<Step>, String> {
+pub fn parse(text: &str) -> Result<Vec<TraceStep>, String> {
     let mut steps = Vec::new();
-    let mut now: BTreeMap<String, Seen> = BTreeMap::new();
+    let mut now: BTreeMap<String, ObservedWorkspace> = BTreeMap::new();
     for (number, line) in text.lines().enumerate() {
         let wrong = || format!("line {}: {line}", number + 1);
         let words: Vec<&str> = line.split_whitespace().collect();
         match words.split_first() {
             None => {}
             Some((&"#", _)) => {}
-            Some((&">", words)) => steps.push(Step::Happens(event(words).ok_or_else(wrong)?)),
+            Some((&">", words)) => steps.push(TraceStep::Happens(event(words).ok_or_else(wrong)?)),
             Some((&"=", words)) => {
                 if let Some((name, words)) = words.split_first() {
-                    now.insert((*name).to_owned(), Seen::of(words));
+                    now.insert((*name).to_owned(), ObservedWorkspace::of(words));
                 }
                 // All that follow one another are one rest.
-                if let Some(Step::Rest(rest)) = steps.last_mut() {
+                if let Some(TraceStep::Rest(rest)) = steps.last_mut() {
                     rest.clone_from(&now);
                 } else {
-                    steps.push(Step::Rest(now.clone()));
+                    steps.push(TraceStep::Rest(now.clone()));
                 }
             }
             Some(_) => return Err(wrong()),
@@ -86,31 +86,31 @@ pub fn parse(text: &str) -> Result<Vec<Step>, String> {
     Ok(steps)
 }
 
-fn event(words: &[&str]) -> Option<Event> {
+fn event(words: &[&str]) -> Option<TraceEvent> {
     let own = |word: &str| word.to_owned();
     Some(match *words {
-        ["up", ref args @ ..] => Event::Up(args.iter().map(|arg| own(arg)).collect()),
-        ["create", name, owner] => Event::Create(own(name), own(owner)),
-        ["write", name, file] => Event::Write(own(name), own(file)),
-        ["sleep", name] => Event::Sleep(own(name)),
-        ["wake", name] => Event::Wake(own(name)),
-        ["restore", name] => Event::Restore(own(name)),
-        ["delete", name] => Event::Delete(own(name)),
-        ["discard", name] => Event::Discard(own(name)),
-        ["policy", name, which, time] => Event::Policy(own(name), own(which), own(time)),
-        ["kill-agent", name] => Event::KillAgent(own(name)),
-        ["kill-control"] => Event::KillControl,
-        ["up-again"] => Event::UpAgain(None),
-        ["up-again", death] => Event::UpAgain(Some(own(death))),
-        ["dies", death] => Event::Dies(own(death)),
-        ["store-away"] => Event::StoreAway,
-        ["store-back"] => Event::StoreBack,
-        ["fails", name] => Event::Fails(own(name)),
+        ["up", ref args @ ..] => TraceEvent::Up(args.iter().map(|arg| own(arg)).collect()),
+        ["create", name, owner] => TraceEvent::Create(own(name), own(owner)),
+        ["write", name, file] => TraceEvent::Write(own(name), own(file)),
+        ["sleep", name] => TraceEvent::Sleep(own(name)),
+        ["wake", name] => TraceEvent::Wake(own(name)),
+        ["restore", name] => TraceEvent::Restore(own(name)),
+        ["delete", name] => TraceEvent::Delete(own(name)),
+        ["discard", name] => TraceEvent::Discard(own(name)),
+        ["policy", name, which, time] => TraceEvent::Policy(own(name), own(which), own(time)),
+        ["kill-agent", name] => TraceEvent::KillAgent(own(name)),
+        ["kill-control"] => TraceEvent::KillControl,
+        ["up-again"] => TraceEvent::UpAgain(None),
+        ["up-again", death] => TraceEvent::UpAgain(Some(own(death))),
+        ["dies", death] => TraceEvent::Dies(own(death)),
+        ["store-away"] => TraceEvent::StoreAway,
+        ["store-back"] => TraceEvent::StoreBack,
+        ["fails", name] => TraceEvent::Fails(own(name)),
         _ => return None,
     })
 }
 
-impl Seen {
+impl ObservedWorkspace {
     /// Of the words of a trace. The generation of the storage shows where it is archived only (`stored`).
     fn of(words: &[&str]) -> Self {
         let shows = |word: &&&str| !word.starts_with("generation=") && **word != "gone";

@@ -14,11 +14,11 @@ use std::{
 use ring::digest::{Context, SHA256};
 
 /// All below a folder by its path, as bytes.
-pub type Tree = BTreeMap<Vec<u8>, Entry>;
+pub type Tree = BTreeMap<Vec<u8>, TreeEntry>;
 
 /// A file, folder or symbolic link.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct TreeEntry {
     /// With its kind.
     pub mode: u32,
     /// Seconds and nanoseconds since 1970.
@@ -51,7 +51,7 @@ fn add(tree: &mut Tree, root: &Path, folder: &Path) {
         };
         let modified = (meta.mtime(), meta.mtime_nsec());
         let below = path.strip_prefix(root).expect("it is below").as_os_str().as_bytes().to_vec();
-        tree.insert(below, Entry { mode: meta.mode(), modified, sha256 });
+        tree.insert(below, TreeEntry { mode: meta.mode(), modified, sha256 });
     }
 }
 
@@ -69,7 +69,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Asserts that two trees are the same; says what differs.
 #[track_caller]
-pub fn same(what: &str, seen: &Tree, expected: &Tree) {
+pub fn assert_same_tree(what: &str, seen: &Tree, expected: &Tree) {
     let paths: std::collections::BTreeSet<_> = seen.keys().chain(expected.keys()).collect();
     let differing: Vec<_> = paths
         .into_iter()
@@ -83,7 +83,7 @@ pub fn same(what: &str, seen: &Tree, expected: &Tree) {
 }
 
 /// Gives all there is in a folder to whom the folder belongs, as if its owner had made it: in a pod that is not us.
-pub fn give_to_its_owner(folder: &Path) {
+pub fn chown_to_dir_owner(folder: &Path) {
     let owner = fs::metadata(folder).expect("the folder");
     let mut folders = vec![folder.to_owned()];
     while let Some(next) = folders.pop() {

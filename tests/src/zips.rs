@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, process::Command};
 
-use crate::{left_out, tree::Tree};
+use crate::{report_skipped, tree::Tree};
 
 /// Names, modes (with the kind) and SHA-256 of what is in it; Python compares every checksum on the way.
 const LIST: &str = "
@@ -18,16 +18,16 @@ with zipfile.ZipFile(sys.argv[1]) as z:
 ";
 
 /// Mode and SHA-256 of each entry by its name, a folder's without its slash.
-pub type Listed = BTreeMap<Vec<u8>, (u32, String)>;
+pub type ZipListing = BTreeMap<Vec<u8>, (u32, String)>;
 
 /// What Python finds in a zip, which `unzip -t` has found whole; `None`: there is no Python here.
-pub fn listed(zip: &Path) -> Option<Listed> {
+pub fn listed(zip: &Path) -> Option<ZipListing> {
     match Command::new("unzip").arg("-tqq").arg(zip).output() {
         Ok(tested) => assert!(tested.status.success(), "{}", String::from_utf8_lossy(&tested.stdout)),
-        Err(_) => left_out("a zip as unzip sees it", "unzip is not installed"),
+        Err(_) => report_skipped("a zip as unzip sees it", "unzip is not installed"),
     }
     let Ok(listed) = Command::new("python3").args(["-c", LIST]).arg(zip).output() else {
-        left_out("a zip as Python sees it", "python3 is not installed");
+        report_skipped("a zip as Python sees it", "python3 is not installed");
         return None;
     };
     assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
@@ -45,6 +45,6 @@ fn line(line: &str) -> (Vec<u8>, (u32, String)) {
 }
 
 /// The same of a folder, to be compared.
-pub fn of(tree: &Tree) -> Listed {
+pub fn of(tree: &Tree) -> ZipListing {
     tree.iter().map(|(path, entry)| (path.clone(), (entry.mode, entry.sha256.clone()))).collect()
 }

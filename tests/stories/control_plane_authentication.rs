@@ -7,10 +7,10 @@ use podling_proto::{
     verb::Verbs,
 };
 use podling_tests::{
-    agent::Agent,
-    control::{Control, Listener},
-    direct,
-    tls::{Authority, Time},
+    agent_client,
+    fake_control_plane::{FakeControlPlane, RecordingListener},
+    standalone_agent::StandaloneAgent,
+    tls::{CertificateAuthority, Validity},
     wait_for, within,
 };
 
@@ -24,13 +24,15 @@ fn holds_secret(bytes: &[u8]) -> bool {
     bytes.windows(secret.len()).any(|window| window == secret)
 }
 
-async fn tells_nothing(what: &str, listener: Listener, ca_pem: &str) {
+async fn tells_nothing(what: &str, listener: RecordingListener, ca_pem: &str) {
     let agent = Agent::start(listener.address, ca_pem, CREDENTIAL);
     // It keeps trying, for the right one may come back at this address.
-    wait_for(&format!("{what}: the agent tries twice"), async || (listener.heard().len() >= 2).then_some(()))
-        .await;
+    wait_for(&format!("{what}: the agent tries twice"), async || {
+        (listener.connections().len() >= 2).then_some(())
+    })
+    .await;
     drop(agent);
-    for call in listener.heard() {
+    for call in listener.connections() {
         assert!(!call.trusted, "{what}: the agent took it for its control plane");
         assert!(!holds_secret(&call.bytes), "{what}: the credential was sent");
     }
@@ -38,27 +40,29 @@ async fn tells_nothing(what: &str, listener: Listener, ca_pem: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_false_control_plane_learns_nothing() {
-    let (ours, theirs) = (Authority::new("Podling"), Authority::new("Podling"));
-    let (pem, server) = (&ours.pem, Listener::behind);
-    tells_nothing("another authority", server(theirs.server(CONTROL, Time::Now)).await, pem).await;
-    tells_nothing("another name", server(ours.server("podling-agent", Time::Now)).await, pem).await;
-    tells_nothing("a certificate that is over", server(ours.server(CONTROL, Time::Over)).await, pem).await;
-    tells_nothing("no certificate at all", Listener::in_the_clear().await, pem).await;
+    let (ours, theirs) = (CertificateAuthority::new("Podling"), CertificateAuthority::new("Podling"));
+    let (pem, server) = (&ours.pem, RecordingListener::with_tls);
+    tells_nothing("another authority", server(theirs.server(CONTROL, Validity::Current)).await, pem).await;
+    tells_nothing("another name", server(ours.server("podling-agent", Validity::Current)).await, pem).await;
+    tells_nothing("a certificate that is over", server(ours.server(CONTROL, Validity::Expired)).await, pem)
+        .await;
+    tells_nothing("no certificate at all", RecordingListener::plaintext().await, pem).await;
 
     // To the right one it says it at once: the listener would have heard it.
-    let right = server(ours.server(CONTROL, Time::Now)).await;
+    let right = server(ours.server(CONTROL, Validity::Current)).await;
     let _agent = Agent::start(right.address, pem, CREDENTIAL);
     wait_for("the agent trusts its control plane", async || {
-        right.heard().iter().any(|c| c.trusted).then_some(())
+        right.connections().iter().any(|c| c.trusted).then_some(())
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_right_one_may_be_slow() {
-    let authority = Authority::new("Podling");
+    let authority = CertificateAuthority::new("Podling");
     // The first connection is taken and never answered.
-    let control = Control::start(authority.server(CONTROL, Time::Now), "abcdefghijkl", 1).await;
+    let control =
+        FakeControlPlane::start(authority.server(CONTROL, Validity::Current), "abcdefghijkl", 1).await;
     let agent = Agent::start(control.address, &authority.pem, CREDENTIAL);
     let credentials =
         wait_for("the agent gives up on the silent connection and says hello on another", async || {
@@ -77,7 +81,8 @@ async fn the_right_one_may_be_slow() {
         verbs: Verbs::admin(),
         workspaces: None,
     };
-    let client = direct::trusting(direct::Door::Socket(agent.socket())).token(&control.key.sign(&claims));
+    let client = agent_client::unpinned_client(agent_client::DialAddress::Unix(agent.socket()))
+        .token(&control.key.sign(&claims));
     wait_for("the agent is claimed", async || {
         match within("Activity.Get", client.activity().get(GetActivityRequest {})).await {
             Ok(_) => Some(()),

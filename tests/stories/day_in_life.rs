@@ -13,11 +13,11 @@ use podling_proto::{
 };
 use podling_tests::{
     Podling,
-    person::Person,
+    client_helpers::{refused, script},
     program::program,
-    suspended::Suspended,
+    resuming_client::ResumingClient,
+    suspended_process::SuspendedProcess,
     wait_for,
-    work::{refused, script},
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
@@ -26,37 +26,37 @@ use tokio::process::Command;
 async fn ctrl_c_puts_to_sleep_what_is_idle_and_leaves_the_rest_to_the_next_up() {
     let mut podling = Podling::up().await;
     let (ada, bob) = (podling.workspace("ada").await, podling.workspace("bob").await);
-    let inside = podling.client().of(&ada.id);
+    let inside = podling.client().for_workspace(&ada.id);
     let job = "echo begun; while sleep 0.1; do echo tick >> ticks; done & cat; kill $!; echo ended";
     let terminal = inside.open(script(job)).await;
-    let mut person = Person::new("ada", &terminal.id);
-    person.work("it has begun", || inside.clone(), |p| p.text().contains("begun")).await;
-    let before =
-        [podling.awake(&ada).await, podling.awake(&bob).await].map(|now| now.agent.expect("an agent"));
+    let mut viewer = ResumingClient::new("ada", &terminal.id);
+    viewer.run_until("it has begun", || inside.clone(), |p| p.text().contains("begun")).await;
+    let before = [podling.wait_until_awake(&ada).await, podling.wait_until_awake(&bob).await]
+        .map(|now| now.agent.expect("an agent"));
     let agent = podling.agent_pid(&ada);
 
     let status = podling.ctrl_c().await;
     assert!(status.success(), "{status}: {}", podling.log());
-    let left: Vec<_> = podling.agents().iter().map(|left| left.pid).collect();
+    let left: Vec<_> = podling.running_agents().iter().map(|left| left.pid).collect();
     assert_eq!(left, [agent], "the idle one sleeps, the other's agent runs on");
-    let ticks = || fs::read(podling.home_of(&ada).join("ticks")).map_or(0, |ticks| ticks.len());
+    let ticks = || fs::read(podling.home_dir(&ada).join("ticks")).map_or(0, |ticks| ticks.len());
     let so_far = ticks();
     wait_for("the job goes on though nobody is there", async || (ticks() > so_far).then_some(())).await;
 
-    podling.up_again().await;
-    let after = podling.awake(&ada).await.agent.expect("an agent");
+    podling.restart().await;
+    let after = podling.wait_until_awake(&ada).await.agent.expect("an agent");
     assert_eq!((&after.boot_id, after.epoch), (&before[0].boot_id, before[0].epoch), "it is adopted");
-    let inside = podling.client().of(&ada.id);
-    person.typed = b"good morning\r\x04".to_vec();
-    person.work("the terminal goes on", || inside.clone(), |p| p.exit.is_some()).await;
-    assert!(person.text().contains("good morning") && person.text().contains("ended"), "{:?}", person.text());
+    let inside = podling.client().for_workspace(&ada.id);
+    viewer.typed = b"good morning\r\x04".to_vec();
+    viewer.run_until("the terminal goes on", || inside.clone(), |p| p.exit.is_some()).await;
+    assert!(viewer.text().contains("good morning") && viewer.text().contains("ended"), "{:?}", viewer.text());
 
     let asleep = podling.get(&bob).await;
     assert_eq!(asleep.state(), State::Asleep, "it sleeps until somebody comes");
     let code = asleep.reason.as_ref().map(|reason| reason.code());
     assert!(matches!(code, Some(StateReasonCode::Idle | StateReasonCode::IdleAtShutdown)), "{code:?}");
-    assert_eq!(podling.client().of(&bob.id).sh("echo here").await, "here\n");
-    assert_eq!(podling.awake(&bob).await.agent.expect("an agent").epoch, before[1].epoch + 1);
+    assert_eq!(podling.client().for_workspace(&bob.id).sh("echo here").await, "here\n");
+    assert_eq!(podling.wait_until_awake(&bob).await.agent.expect("an agent").epoch, before[1].epoch + 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,16 +85,16 @@ async fn who_closes_the_terminal_under_it_has_told_it_to_stop() {
 async fn a_second_ctrl_c_leaves_at_once() {
     let mut podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    let before = podling.awake(&ada).await.agent.expect("an agent");
+    let before = podling.wait_until_awake(&ada).await.agent.expect("an agent");
     // It is idle, and cannot say whether it may sleep.
-    let still = Suspended::new(podling.agent_pid(&ada));
+    let still = SuspendedProcess::new(podling.agent_pid(&ada));
     podling.interrupt();
-    podling.becomes(&ada, State::FallingAsleep).await;
+    podling.wait_for_state(&ada, State::FallingAsleep).await;
     let status = podling.ctrl_c().await;
     assert_eq!(status.code(), Some(130), "{status}: {}", podling.log());
     drop(still);
-    podling.up_again().await;
-    let after = podling.awake(&ada).await.agent.expect("an agent");
+    podling.restart().await;
+    let after = podling.wait_until_awake(&ada).await.agent.expect("an agent");
     assert_eq!((after.boot_id, after.epoch), (before.boot_id, before.epoch), "it is adopted");
 }
 
@@ -103,10 +103,10 @@ async fn down_ends_everything_and_after_the_next_up_it_sleeps_until_somebody_com
     let mut podling = Podling::up().await;
     let cli = podling.cli();
     let ada = podling.workspace("ada").await;
-    let inside = podling.client().of(&ada.id);
+    let inside = podling.client().for_workspace(&ada.id);
     inside.sh("echo kept > file").await;
     inside.open(script("setsid nohup sleep 5001 >/dev/null 2>&1 & sleep 5002")).await;
-    let epoch = podling.awake(&ada).await.agent.expect("an agent").epoch;
+    let epoch = podling.wait_until_awake(&ada).await.agent.expect("an agent").epoch;
     cli.run(&["create", "gone"]).await.ok();
     cli.run(&["rm", "gone"]).await.ok();
     wait_for("ada's work is noticed", async || {
@@ -123,16 +123,19 @@ async fn down_ends_everything_and_after_the_next_up_it_sleeps_until_somebody_com
         down.contains("stopped the control plane and 1 workspace;"),
         "of one that was deleted only its archive is kept: {down}"
     );
-    assert!(podling.ended().await.success());
-    assert_eq!(podling.running(), [], "down ends everything");
+    assert!(podling.wait_exit().await.success());
+    assert_eq!(podling.running_processes(), [], "down ends everything");
 
-    podling.up_again().await;
-    let sleeps = podling.becomes(&ada, State::Asleep).await;
-    assert!(sleeps.agent.is_none() && podling.agents().is_empty(), "nothing runs for who has not come");
-    let looks = podling.client().of(&ada.id).activity().get(GetActivityRequest {}).await;
+    podling.restart().await;
+    let sleeps = podling.wait_for_state(&ada, State::Asleep).await;
+    assert!(
+        sleeps.agent.is_none() && podling.running_agents().is_empty(),
+        "nothing runs for who has not come"
+    );
+    let looks = podling.client().for_workspace(&ada.id).activity().get(GetActivityRequest {}).await;
     assert_eq!(refused(looks), Reason::NotAwake);
-    assert_eq!(podling.client().of(&ada.id).sh("cat file").await, "kept\n", "who comes finds it");
-    let again = podling.awake(&ada).await;
+    assert_eq!(podling.client().for_workspace(&ada.id).sh("cat file").await, "kept\n", "who comes finds it");
+    let again = podling.wait_until_awake(&ada).await;
     assert!(again.agent.expect("an agent").epoch > epoch);
 }
 
@@ -151,14 +154,14 @@ async fn a_promise_keeps_a_workspace_awake_and_explain_says_so() {
     cli.run(&["keep-awake", "ada", "--lease", "backup", "--release"]).await.ok();
 
     // As long as a command takes: the lease is there while it runs and gone when it has ended.
-    let watch = format!("until [ -e {}/seen ]; do sleep 0.05; done; exit 6", podling.folder().display());
+    let watch = format!("until [ -e {}/seen ]; do sleep 0.05; done; exit 6", podling.dir().display());
     let child = cli.command(&["keep-awake", "ada", "--", "sh", "-c", &watch]).spawn().expect("it starts");
     let count = async || {
         let explained = cli.run(&["explain", "ada", "--json"]).await.ok().json();
         explained["activity"]["leases"].as_array().map_or(0, Vec::len)
     };
     wait_for("the lease is there", async || (count().await == 1).then_some(())).await;
-    std::fs::write(podling.folder().join("seen"), "").expect("a file");
+    std::fs::write(podling.dir().join("seen"), "").expect("a file");
     let output = podling_tests::within("it ends", child.wait_with_output()).await.expect("output");
     assert_eq!(output.status.code(), Some(6));
     assert_eq!(count().await, 0);

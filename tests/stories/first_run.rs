@@ -1,7 +1,7 @@
 //! The README's first commands on a fresh machine, and what a newcomer does next.
 
 use podling_proto::agent::v1::ListTerminalsRequest;
-use podling_tests::{Podling, podling::Options, pty::Window, wait_for};
+use podling_tests::{Podling, podling::PodlingOptions, pty::TerminalWindow, wait_for};
 use rustix::termios::LocalModes;
 use serde_json::Value;
 
@@ -38,8 +38,8 @@ async fn a_newcomer_types_two_commands_and_works() {
     assert!(find(&cli.run(&["ls", "--json"]).await.ok().json(), "ada").is_none());
 
     cli.run(&["down", "--force"]).await.ok();
-    assert!(podling.ended().await.success());
-    assert_eq!(podling.running(), [], "nothing is left running");
+    assert!(podling.wait_exit().await.success());
+    assert_eq!(podling.running_processes(), [], "nothing is left running");
     cli.run(&["ls"]).await.exits(5);
 }
 
@@ -47,21 +47,21 @@ async fn a_newcomer_types_two_commands_and_works() {
 async fn a_terminal_from_ones_own_window() {
     let podling = Podling::up().await;
     let cli = podling.cli();
-    let inside = podling.client().of(&podling.workspace("ada").await.id);
-    let mut window = Window::open(&cli.command(&["attach", "ada"]));
+    let inside = podling.client().for_workspace(&podling.workspace("ada").await.id);
+    let mut window = TerminalWindow::open(&cli.command(&["attach", "ada"]));
     let before = window.modes();
-    window.shows_prompt().await;
+    window.wait_for_prompt().await;
     assert!(
         !window.modes().local_modes.contains(LocalModes::ICANON),
         "every key goes to the workspace at once"
     );
-    window.types("echo $((6*7))-is-it\r");
-    window.shows("42-is-it").await;
+    window.type_text("echo $((6*7))-is-it\r");
+    window.wait_for_text("42-is-it").await;
 
     window.resize(33, 101);
     wait_for("the terminal has the window's size", async || {
-        window.types("stty size\r");
-        window.shown().contains("33 101").then_some(())
+        window.type_text("stty size\r");
+        window.output().contains("33 101").then_some(())
     })
     .await;
 
@@ -70,15 +70,15 @@ async fn a_terminal_from_ones_own_window() {
         let list = inside.terminals().list(ListTerminalsRequest {}).await.expect("a list").into_inner();
         list.terminals[0].foreground.clone()
     };
-    window.types("sleep 1000\r");
+    window.type_text("sleep 1000\r");
     wait_for("sleep is in the foreground", async || foreground().await.contains("sleep").then_some(())).await;
-    window.types("\x03");
+    window.type_text("\x03");
     wait_for("the shell is back", async || foreground().await.is_empty().then_some(())).await;
-    window.types("echo after-$?\r");
-    window.shows("after-130").await;
+    window.type_text("echo after-$?\r");
+    window.wait_for_text("after-130").await;
 
-    window.types("exit 5\r");
-    assert_eq!(window.ends().await, Some(5));
+    window.type_text("exit 5\r");
+    assert_eq!(window.wait_exit().await, Some(5));
     assert_eq!(before.local_modes, window.modes().local_modes, "the window is as it was");
 }
 
@@ -87,28 +87,28 @@ async fn whoever_detaches_finds_everything_as_it_was() {
     let podling = Podling::up().await;
     let cli = podling.cli();
     cli.run(&["create", "ada"]).await.ok();
-    let mut window = Window::open(&cli.command(&["attach", "ada"]));
-    window.shows_prompt().await;
-    window.types("secret=wombat\r");
-    window.types("echo set-$secret\r");
-    window.shows("set-wombat").await;
+    let mut window = TerminalWindow::open(&cli.command(&["attach", "ada"]));
+    window.wait_for_prompt().await;
+    window.type_text("secret=wombat\r");
+    window.type_text("echo set-$secret\r");
+    window.wait_for_text("set-wombat").await;
     let before = window.modes();
-    window.types(DETACH);
-    assert_eq!(window.ends().await, Some(0));
+    window.type_text(DETACH);
+    assert_eq!(window.wait_exit().await, Some(0));
     assert!(
         window.modes().local_modes.contains(LocalModes::ICANON | LocalModes::ECHO),
         "the window is as it was"
     );
     assert!(!before.local_modes.contains(LocalModes::ICANON));
 
-    let mut again = Window::open(&cli.command(&["attach", "ada"]));
+    let mut again = TerminalWindow::open(&cli.command(&["attach", "ada"]));
     // The screen is painted as it was left …
-    again.shows("set-wombat").await;
+    again.wait_for_text("set-wombat").await;
     // … and the shell is the same.
-    again.types("echo still-$secret\r");
-    again.shows("still-wombat").await;
-    again.types("exit\r");
-    assert_eq!(again.ends().await, Some(0));
+    again.type_text("echo still-$secret\r");
+    again.wait_for_text("still-wombat").await;
+    again.type_text("exit\r");
+    assert_eq!(again.wait_exit().await, Some(0));
 }
 
 /// Ctrl-], as `attach` says when it begins.
@@ -116,7 +116,7 @@ const DETACH: &str = "\x1d";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_data_folder_deeper_than_a_socket_address() {
-    let podling = Podling::up_with(Options { deep: true, ..Default::default() }).await;
+    let podling = Podling::up_with(PodlingOptions { long_data_path: true, ..Default::default() }).await;
     assert!(podling.data().as_os_str().len() > 108);
     let cli = podling.cli();
     cli.run(&["create", "ada"]).await.ok();

@@ -7,19 +7,19 @@ mod real;
 
 use std::{fs, path::Path};
 
-use podling_tests::trace::{Step, parse};
-use real::Real;
+use podling_tests::trace::{TraceStep, parse};
+use real::ReplayTarget;
 
 async fn replay(seed: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("stories/traces/{seed}.trace"));
     let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let steps = parse(&text).unwrap_or_else(|problem| panic!("{}: {problem}", path.display()));
-    let Some((Step::Happens(first), steps)) = steps.split_first() else { panic!("it is empty") };
-    let mut real = Real::up(first).await;
+    let Some((TraceStep::Happens(first), steps)) = steps.split_first() else { panic!("it is empty") };
+    let mut real = ReplayTarget::up(first).await;
     for (number, step) in steps.iter().enumerate() {
         match step {
-            Step::Happens(event) => real.happens(event, steps.get(number + 1)).await,
-            Step::Rest(expected) => real.comes_to(expected).await,
+            TraceStep::Happens(event) => real.happens(event, steps.get(number + 1)).await,
+            TraceStep::Rest(expected) => real.comes_to(expected).await,
         }
     }
 }

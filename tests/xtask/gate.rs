@@ -24,7 +24,7 @@ pub(crate) use self::{
 };
 use crate::program;
 
-/// The file into which stories write what they skip (`podling_tests::left_out`).
+/// The file into which stories write what they skip (`podling_tests::report_skipped`).
 const SKIPPED_LIST: &str = "PODLING_LEFT_OUT";
 
 /// Lanes run beside each other; the steps of a lane run one after the other.

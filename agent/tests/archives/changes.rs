@@ -13,7 +13,7 @@ use std::{
 use futures_util::StreamExt;
 use podling_agent::archive::{ArchiveError, CreateEvent, CreateOptions, MAX_ARCHIVES};
 
-use super::{Fixture, PATIENCE, archives, collect, left_out::left_out, make, noise, p, tools};
+use super::{Fixture, PATIENCE, archives, collect, make, noise, p, skipped::report_skipped, tools};
 
 /// Larger than all queues together: after the first piece the file cannot have been read to its
 /// end.
@@ -155,7 +155,7 @@ async fn unreadable_file_is_skipped() {
     // says.
     let place = Path::new("/proc/sys/vm");
     if File::open(place.join("drop_caches")).is_ok() || !place.join("drop_caches").exists() {
-        return left_out("a file that may not be read", "root may read all there is");
+        return report_skipped("a file that may not be read", "root may read all there is");
     }
     let state = tempfile::tempdir().unwrap();
     let (archives, _) = archives(place, state.path());
@@ -169,7 +169,7 @@ async fn unreadable_file_is_skipped() {
 async fn mounted_file_system_is_skipped() {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     if !mounts.lines().any(|line| line.split(' ').nth(4) == Some("/dev/pts")) {
-        return left_out("an archive beside a mount", "nothing is mounted on /dev/pts");
+        return report_skipped("an archive beside a mount", "nothing is mounted on /dev/pts");
     }
     let state = tempfile::tempdir().unwrap();
     let (archives, _) = archives(Path::new("/dev"), state.path());

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use crate::left_out::left_out;
+use crate::skipped::report_skipped;
 
 /// An entry as Python reads it.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(crate) fn look(zip: &[u8]) -> Option<Vec<Seen>> {
     check(&file);
     let listed = Command::new("python3").args(["-c", LIST]).arg(&file).output();
     let Ok(listed) = listed else {
-        left_out("a zip as Python sees it", "python3 is not installed");
+        report_skipped("a zip as Python sees it", "python3 is not installed");
         return None;
     };
     assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
@@ -41,7 +41,7 @@ pub(crate) fn look(zip: &[u8]) -> Option<Vec<Seen>> {
 /// Runs `unzip -t` where it is installed.
 pub(crate) fn check(file: &Path) {
     let Ok(tested) = Command::new("unzip").arg("-tqq").arg(file).output() else {
-        return left_out("a zip as unzip sees it", "unzip is not installed");
+        return report_skipped("a zip as unzip sees it", "unzip is not installed");
     };
     assert!(tested.status.success(), "{}", String::from_utf8_lossy(&tested.stdout));
 }

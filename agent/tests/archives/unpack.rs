@@ -17,8 +17,8 @@ use ring::digest::{SHA256, digest};
 use super::{
     Fixture,
     crafted::{Entry, FILE, FOLDER, LINK, zip},
-    left_out::left_out,
     p,
+    skipped::report_skipped,
 };
 
 fn three() -> Vec<u8> {
@@ -181,7 +181,7 @@ async fn zips_of_other_tools_are_extracted() {
     ];
     for (n, (what, script)) in ways.into_iter().enumerate() {
         let Some(zip) = shell(script) else {
-            left_out(what, "not installed");
+            report_skipped(what, "not installed");
             continue;
         };
         let copy = format!("copy{n}");

@@ -12,8 +12,8 @@ use rustix::process::Signal;
 use crate::{
     agent::{Agent, UNSHARE, until},
     client::{Client, token, with_token},
-    left_out::left_out,
     plane::{Authority, Plane, Session, claim, key, words},
+    skipped::report_skipped,
 };
 
 /// An agent that is PID 1 and runs this script; `None` where that is not allowed.
@@ -32,7 +32,7 @@ impl Container {
             .output()
             .is_ok_and(|tried| tried.status.success())
         {
-            left_out("the agent as PID 1", "unshare may make no PID namespace here");
+            report_skipped("the agent as PID 1", "unshare may make no PID namespace here");
             return None;
         }
         let authority = Authority::new();

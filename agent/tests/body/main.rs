@@ -7,9 +7,9 @@ mod client;
 mod plane;
 
 /// The same words as the stories': they end up in the same summary.
-#[path = "../../../tests/src/left_out.rs"]
+#[path = "../../../tests/src/skipped.rs"]
 #[allow(unreachable_pub, reason = "there it is a library's")]
-mod left_out;
+mod skipped;
 
 mod awake;
 mod commands;

@@ -8,25 +8,27 @@ use serde_json::Value;
 
 use super::{Podling, Workspace, pods::Pods, signal};
 use crate::{
+    agent_client::{self, DialAddress},
     client::Client,
-    direct::{self, Door},
-    left_running::Left,
+    running_processes::RunningProcess,
     wait::within,
 };
 
 impl Podling {
     /// Where the agent listens.
-    pub fn agent_door(&self, workspace: &Workspace) -> Door {
+    pub fn agent_address(&self, workspace: &Workspace) -> DialAddress {
         match &self.pods {
-            Some(pods) => Door::Address(pods.address(&workspace.id)),
-            None => Door::Socket(self.data.join("workspaces").join(&workspace.id).join("run/agent.sock")),
+            Some(pods) => DialAddress::Tcp(pods.address(&workspace.id)),
+            None => {
+                DialAddress::Unix(self.data.join("workspaces").join(&workspace.id).join("run/agent.sock"))
+            }
         }
     }
 
     /// A client at the agent itself, past the gateway, pinned to the certificate the control plane knows.
-    pub async fn direct(&self, workspace: &Workspace) -> Client {
+    pub async fn agent_client(&self, workspace: &Workspace) -> Client {
         let agent = self.get(workspace).await.agent.expect("an agent serves it");
-        direct::client(self.agent_door(workspace), &agent.key_fingerprint)
+        agent_client::pinned_client(self.agent_address(workspace), &agent.key_fingerprint)
     }
 
     /// The agent's process.
@@ -41,9 +43,9 @@ impl Podling {
     }
 
     /// What its agent shows the control plane.
-    pub async fn credential_of(&self, workspace: &Workspace) -> String {
+    pub async fn agent_credential(&self, workspace: &Workspace) -> String {
         match &self.pods {
-            Some(_) => self.client().of(&workspace.id).sh("cat /run/podling/token/token").await,
+            Some(_) => self.client().for_workspace(&workspace.id).sh("cat /run/podling/token/token").await,
             None => {
                 let path = self.data.join("workspaces").join(&workspace.id).join("run/credential");
                 fs::read_to_string(path).expect("a local agent's credential")
@@ -63,7 +65,7 @@ impl Podling {
     }
 
     /// A client at the agent itself that may do everything there, also while there is no control plane.
-    pub async fn direct_with_token(&self, workspace: &Workspace) -> Client {
+    pub async fn admin_agent_client(&self, workspace: &Workspace) -> Client {
         let request = CreateTokenRequest {
             verbs: vec!["admin".into()],
             workspaces: vec![workspace.id.clone()],
@@ -71,20 +73,20 @@ impl Podling {
             ..Default::default()
         };
         let made = within("Tokens.Create", self.client().tokens().create(request)).await;
-        self.direct(workspace).await.token(&made.expect("a token").into_inner().token)
+        self.agent_client(workspace).await.token(&made.expect("a token").into_inner().token)
     }
 
     /// The agents that live, of whatever workspace.
-    pub fn agents(&self) -> Vec<Left> {
+    pub fn running_agents(&self) -> Vec<RunningProcess> {
         if let Some(pods) = &self.pods {
             return pods.listed();
         }
-        let all = self.running();
+        let all = self.running_processes();
         all.into_iter().filter(|process| process.command.contains("--credential-file")).collect()
     }
 
     /// Everything that runs in its workspaces. (Where they are processes, it is among them.)
-    pub fn at_work(&self) -> Vec<Left> {
-        self.pods.as_ref().map_or_else(|| self.running(), Pods::at_work)
+    pub fn workspace_processes(&self) -> Vec<RunningProcess> {
+        self.pods.as_ref().map_or_else(|| self.running_processes(), Pods::workspace_processes)
     }
 }

@@ -10,10 +10,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::Options;
+use super::PodlingOptions;
 use crate::{
-    cluster::{Namespace, define, free_on_node, image, kubectl},
-    left_running::{Left, command},
+    cluster::{Namespace, free_node_address, image, install_crds, kubectl},
+    running_processes::{RunningProcess, command},
 };
 
 /// Which backend stories run on: `kubernetes`, or else processes.
@@ -42,14 +42,14 @@ pub fn are_wanted() -> bool {
 
 impl Pods {
     /// With volumes in this folder.
-    pub(super) fn new(folder: &Path, options: &Options) -> Self {
+    pub(super) fn new(folder: &Path, options: &PodlingOptions) -> Self {
         static DEFINED: Once = Once::new();
-        DEFINED.call_once(define);
+        DEFINED.call_once(install_crds);
         let (space, volumes) = (Namespace::new(), folder.join("volumes"));
         space.kubectl(&["create", "serviceaccount", "podling-workspace"]).good();
-        let agents = free_on_node().expect("the sandbox says where its node is");
+        let agents = free_node_address().expect("the sandbox says where its node is");
         let this = Self { space, volumes, agents };
-        // The scheduler itself gives a claim its volume: where that is done beside it, it may miss that it was, and not look at the pod again.
+        // The scheduler itself gives a claim its volume: where that is done beside it, it may miss that it was, and not poll at the pod again.
         let class = json!({
             "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": this.everywhere(this.space.name()),
             "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer",
@@ -127,12 +127,12 @@ impl Pods {
     }
 
     /// Where agents dial the control plane.
-    pub(super) fn agents_door(&self) -> SocketAddr {
+    pub(super) fn agents_listen_address(&self) -> SocketAddr {
         self.agents
     }
 
     /// The folder that a workspace's user sees as home.
-    pub(super) fn home_of(&self, id: &str) -> PathBuf {
+    pub(super) fn home_dir(&self, id: &str) -> PathBuf {
         let volume = ["get", "pvc", "--output", "jsonpath={.spec.volumeName}", &format!("workspace-{id}")];
         let volume = self.space.kubectl(&volume).out;
         // One that has none has no home either.
@@ -140,10 +140,12 @@ impl Pods {
     }
 
     /// The agents that there are: each is the first process of its pod. (The id is 0 where none runs any more.)
-    pub(crate) fn listed(&self) -> Vec<Left> {
+    pub(crate) fn listed(&self) -> Vec<RunningProcess> {
         let pods = self.pods("podling.dev/workspace");
-        let agent =
-            |pod: &Value| Left { pid: first_process(uid(pod)).unwrap_or(0), command: uid(pod).into() };
+        let agent = |pod: &Value| RunningProcess {
+            pid: first_process(uid(pod)).unwrap_or(0),
+            command: uid(pod).into(),
+        };
         pods.iter().map(agent).collect()
     }
 
@@ -161,10 +163,10 @@ impl Pods {
     }
 
     /// All that runs in its pods, as the node sees it.
-    pub(super) fn at_work(&self) -> Vec<Left> {
+    pub(super) fn workspace_processes(&self) -> Vec<RunningProcess> {
         let of = |pod: &Value| {
             let processes = processes(uid(pod));
-            processes.map(|pid| Left { pid, command: command(pid) }).collect::<Vec<_>>()
+            processes.map(|pid| RunningProcess { pid, command: command(pid) }).collect::<Vec<_>>()
         };
         self.pods("podling.dev/workspace").iter().flat_map(of).collect()
     }

@@ -4,39 +4,39 @@ use podling_proto::{
     agent::v1::GetActivityRequest,
     control::v1::{AgentConnection, State},
 };
-use podling_tests::{Podling, left_running, wait_for, work::script};
+use podling_tests::{Podling, client_helpers::script, running_processes, wait_for};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killing_the_agent_over_and_over_keeps_nobody_awake() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    let inside = podling.client().of(&ada.id);
+    let inside = podling.client().for_workspace(&ada.id);
     let mut kills = 0;
     let asleep = wait_for("it sleeps in the end", async || {
         let now = podling.get(&ada).await;
         if now.state() == State::Awake && now.connection() == AgentConnection::Connected {
-            let mut agents = podling.agents();
-            agents.retain(|agent| left_running::alive(agent.pid));
+            let mut agents = podling.running_agents();
+            agents.retain(|agent| running_processes::is_alive(agent.pid));
             kills += agents.len();
-            left_running::kill(&agents);
+            running_processes::kill_all(&agents);
         }
         (now.state() == State::Asleep).then_some(now)
     })
     .await;
     eprintln!("asleep after {kills} kills: {:?}", asleep.reason);
     assert!(kills >= 2, "one that ends once is started again");
-    assert_eq!(podling.agents(), []);
+    assert_eq!(podling.running_agents(), []);
 
     // Who comes wakes it, and it is well as long as nobody kills it.
     assert_eq!(inside.sh("echo back").await, "back\n");
-    inside.quiet().activity().get(GetActivityRequest {}).await.expect("it is awake");
+    inside.without_waking().activity().get(GetActivityRequest {}).await.expect("it is awake");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_uses_it_has_it_back_however_often_its_agent_ends() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    let inside = podling.client().of(&ada.id);
+    let inside = podling.client().for_workspace(&ada.id);
     for round in 0..3 {
         inside.open(script("exec sleep 600")).await;
         wait_for("the control plane knows that it is used", async || {
@@ -44,7 +44,7 @@ async fn who_uses_it_has_it_back_however_often_its_agent_ends() {
             (!activity.evidence.is_empty()).then_some(())
         })
         .await;
-        let before = podling.awake(&ada).await.agent.expect("an agent").epoch;
+        let before = podling.wait_until_awake(&ada).await.agent.expect("an agent").epoch;
         podling.kill_agent(&ada);
         wait_for("another agent serves it", async || {
             let now = podling.get(&ada).await;

@@ -17,15 +17,15 @@ use http::Request;
 use podling_proto::control::v1::State;
 use podling_tests::{
     Podling, Workspace,
-    disk::obeying_permissions,
+    disk::launcher_without_dac_override,
     http::send,
-    left_out,
-    podling::Options,
-    tree::{give_to_its_owner, same, tree},
+    podling::PodlingOptions,
+    report_skipped,
+    tree::{assert_same_tree, chown_to_dir_owner, tree},
     wait_for, wait_long, zips,
 };
 
-/// How long a gigabyte may take from the disk into its archive, through the proof, and back: a debug build on two busy cores.
+/// How long a gigabyte may take from the disk into its archive, launcher the proof, and back: a debug build on two busy cores.
 const GIGABYTE: Duration = Duration::from_secs(300);
 
 /// What is hard to keep.
@@ -57,21 +57,21 @@ fn every_kind(home: &Path) {
     for name in ["locked/inner", "locked"] {
         fs::set_permissions(home.join(name), Permissions::from_mode(0o555)).expect("its mode");
     }
-    give_to_its_owner(home);
+    chown_to_dir_owner(home);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_workspace_that_was_deleted_comes_back_as_it_was() {
     // As an ordinary user has it: a folder nobody may write to is a hindrance, when it is removed and when it is filled again.
-    let through = obeying_permissions().unwrap_or_else(|why| {
-        left_out("deleting and restoring with an ordinary user's rights", &why);
+    let launcher = launcher_without_dac_override().unwrap_or_else(|why| {
+        report_skipped("deleting and restoring with an ordinary user's rights", &why);
         Vec::new()
     });
-    let podling = Podling::up_with(Options { through, ..Options::default() }).await;
+    let podling = Podling::up_with(PodlingOptions { launcher, ..PodlingOptions::default() }).await;
     let cli = podling.cli();
     let ada = podling.create("ada", &[]).await;
-    every_kind(&podling.home_of(&ada));
-    let before = tree(&podling.home_of(&ada));
+    every_kind(&podling.home_dir(&ada));
+    let before = tree(&podling.home_dir(&ada));
 
     let said = cli.run(&["rm", "ada"]).await.ok().out();
     let backups = cli.run(&["archives", "--json"]).await.ok().json();
@@ -85,30 +85,30 @@ async fn a_workspace_that_was_deleted_comes_back_as_it_was() {
     );
     assert!(cli.run(&["archives"]).await.ok().out().contains("deleted, only copy"));
     assert_eq!(cli.run(&["ls", "--json"]).await.ok().json(), serde_json::json!([]));
-    assert!(!podling.home_of(&ada).exists(), "its storage is gone");
+    assert!(!podling.home_dir(&ada).exists(), "its storage is gone");
     let zip = format!("{key}.zip");
-    assert_eq!(podling.stored(), [format!("{key}.jsonl"), zip.clone()]);
-    if let Some(listed) = zips::listed(&podling.data().join("backups").join(&zip)) {
-        assert_eq!(listed, zips::of(&before));
+    assert_eq!(podling.stored_names(), [format!("{key}.jsonl"), zip.clone()]);
+    if let Some(listed) = zips::list_zip(&podling.data().join("backups").join(&zip)) {
+        assert_eq!(listed, zips::expected_listing(&before));
     }
 
     // By its name, as itself; then once more beside itself.
     cli.run(&["restore", "ada"]).await.ok();
-    assert_eq!(podling.awake(&ada).await.id, ada.id);
-    same("restored", &tree(&podling.home_of(&ada)), &before);
+    assert_eq!(podling.wait_until_awake(&ada).await.id, ada.id);
+    assert_same_tree("restored", &tree(&podling.home_dir(&ada)), &before);
     let other = cli.run(&["restore", &key, "--as", "other", "--json"]).await.ok().json();
     let other = Workspace { id: other["id"].as_str().expect("an id").to_owned(), name: "other".to_owned() };
     assert_ne!(other.id, ada.id);
-    same("restored as another", &tree(&podling.home_of(&other)), &before);
-    same("and the first is as it was", &tree(&podling.home_of(&ada)), &before);
-    export(&podling, &ada, &zips::of(&before)).await;
+    assert_same_tree("restored as another", &tree(&podling.home_dir(&other)), &before);
+    assert_same_tree("and the first is as it was", &tree(&podling.home_dir(&ada)), &before);
+    export(&podling, &ada, &zips::expected_listing(&before)).await;
 }
 
 /// The same by way of the gateway, while it is awake.
-async fn export(podling: &Podling, workspace: &Workspace, expected: &zips::Listed) {
-    let file = podling.folder().join("export.zip");
+async fn export(podling: &Podling, workspace: &Workspace, expected: &zips::ZipListing) {
+    let file = podling.dir().join("export.zip");
     podling.cli().run(&["export", &workspace.name, &file.display().to_string()]).await.ok();
-    let listed = zips::listed(&file);
+    let listed = zips::list_zip(&file);
     assert!(listed.is_none_or(|listed| listed == *expected), "what podling export saves");
 
     let request = Request::get("/archive.zip")
@@ -119,20 +119,20 @@ async fn export(podling: &Podling, workspace: &Workspace, expected: &zips::Liste
     let answer = send(podling.address(), request).await;
     assert!(answer.status().is_success(), "{:?}", answer.status());
     fs::write(&file, answer.body()).expect("a file");
-    let listed = zips::listed(&file);
+    let listed = zips::list_zip(&file);
     assert!(listed.is_none_or(|listed| listed == *expected), "what a browser saves");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_nobody_uses_ends_in_its_archive_by_itself_and_the_next_command_brings_it_back() {
     let templates = vec![("fleeting", "[policy]\nidle_timeout = \"2s\"\narchive_after = \"1s\"\n")];
-    let podling = Podling::up_with(Options { templates, ..Options::default() }).await;
+    let podling = Podling::up_with(PodlingOptions { templates, ..PodlingOptions::default() }).await;
     let cli = podling.cli();
     let ada = podling.create("ada", &["--template", "fleeting"]).await;
-    fs::write(podling.home_of(&ada).join("file"), "kept").expect("a file");
-    let archived = podling.becomes(&ada, State::Archived).await;
+    fs::write(podling.home_dir(&ada).join("file"), "kept").expect("a file");
+    let archived = podling.wait_for_state(&ada, State::Archived).await;
     assert!(!archived.deleted, "it is still somebody's");
-    wait_for("its storage is gone", async || (!podling.home_of(&ada).exists()).then_some(())).await;
+    wait_for("its storage is gone", async || (!podling.home_dir(&ada).exists()).then_some(())).await;
     let listed = cli.run(&["ls", "--json"]).await.ok().json();
     assert_eq!((&listed[0]["name"], &listed[0]["state"]), (&"ada".into(), &"archived".into()));
     let backups = cli.run(&["archives", "ada"]).await.ok().out();
@@ -155,7 +155,7 @@ async fn sparse(size: u64, patience: Duration) {
     let podling = Podling::up().await;
     let cli = podling.cli();
     let ada = podling.create("ada", &[]).await;
-    let file = podling.home_of(&ada).join("disk.img");
+    let file = podling.home_dir(&ada).join("disk.img");
     let mut image = File::create(&file).expect("a file");
     image.set_len(size).expect("a hole");
     for at in [0, size / 2, size - 4] {
@@ -163,7 +163,7 @@ async fn sparse(size: u64, patience: Duration) {
         image.write_all(b"data").expect("it is written");
     }
     drop(image);
-    let before = tree(&podling.home_of(&ada));
+    let before = tree(&podling.home_dir(&ada));
 
     let begun = std::time::Instant::now();
     cli.run(&["rm", "ada", "--no-wait"]).await.ok();
@@ -173,8 +173,8 @@ async fn sparse(size: u64, patience: Duration) {
     })
     .await;
     eprintln!("archived after {:?}", begun.elapsed());
-    if let Some(listed) = zips::listed(&podling.data().join("backups").join(zip)) {
-        assert_eq!(listed, zips::of(&before));
+    if let Some(listed) = zips::list_zip(&podling.data().join("backups").join(zip)) {
+        assert_eq!(listed, zips::expected_listing(&before));
     }
     let begun = std::time::Instant::now();
     cli.run(&["restore", "ada", "--no-wait"]).await.ok();
@@ -184,7 +184,7 @@ async fn sparse(size: u64, patience: Duration) {
     })
     .await;
     eprintln!("restored after {:?}", begun.elapsed());
-    same("restored", &tree(&podling.home_of(&ada)), &before);
+    assert_same_tree("restored", &tree(&podling.home_dir(&ada)), &before);
     let taken = fs::metadata(&file).expect("it is there").blocks() * 512;
     assert!(taken < 16 << 20, "the hole is one again: {taken} bytes");
 }

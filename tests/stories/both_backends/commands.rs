@@ -22,7 +22,7 @@ async fn a_command_behaves_as_if_it_ran_here() {
 
     let split = cli.run(&sh("echo out; echo err >&2")).await.ok();
     assert_eq!((split.out().as_str(), split.err().as_str()), ("out\n", "err\n"));
-    let fed = cli.feed(&["run", "ada", "--", "tr", "a-z", "A-Z"], b"quietly\n").await.ok();
+    let fed = cli.run_with_input(&["run", "ada", "--", "tr", "a-z", "A-Z"], b"quietly\n").await.ok();
     assert_eq!(fed.out(), "QUIETLY\n");
     let set = cli
         .run(&["run", "-e", "WHO=ada lovelace", "ada", "--", "sh", "-c", "echo $WHO in $(basename $PWD)"])
@@ -39,7 +39,7 @@ async fn twenty_megabytes_go_through_both_ways() {
     cli.run(&["create", "ada"]).await.ok();
     let mut dice = fastrand::Rng::with_seed(20);
     let data: Vec<u8> = (0..20_000_000).map(|_| dice.u8(..)).collect();
-    let back = cli.feed(&["run", "ada", "--", "cat"], &data).await.ok();
+    let back = cli.run_with_input(&["run", "ada", "--", "cat"], &data).await.ok();
     assert_eq!(back.stdout.len(), data.len());
     assert!(back.stdout == data, "what came back differs");
 }
@@ -53,7 +53,7 @@ async fn an_interrupt_reaches_the_command() {
     let mut command = cli.command(&["run", "ada", "--", "sh", "-c", script]);
     command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
     let child = command.spawn().expect("podling run starts");
-    let ready = podling.home_of(&ada).join("ready");
+    let ready = podling.home_dir(&ada).join("ready");
     wait_for("the command runs", async || ready.exists().then_some(())).await;
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw).expect("a pid");
     kill_process(pid, Signal::INT).expect("it can be interrupted");
@@ -69,11 +69,11 @@ async fn files_go_up_and_come_back_as_they_were() {
     let ada = podling.workspace("ada").await;
     let mut dice = fastrand::Rng::with_seed(7);
     let data: Vec<u8> = (0..5_000_000).map(|_| dice.u8(..)).collect();
-    let here = |name: &str| podling.folder().join(name).display().to_string();
+    let here = |name: &str| podling.dir().join(name).display().to_string();
     fs::write(here("sent"), &data).expect("a file");
 
     cli.run(&["cp", &here("sent"), "ada:received"]).await.ok();
-    assert!(fs::read(podling.home_of(&ada).join("received")).expect("it arrived") == data);
+    assert!(fs::read(podling.home_dir(&ada).join("received")).expect("it arrived") == data);
     cli.run(&["cp", "ada:received", &here("back")]).await.ok();
     assert!(fs::read(here("back")).expect("it came back") == data);
 
@@ -81,11 +81,11 @@ async fn files_go_up_and_come_back_as_they_were() {
     fs::create_dir_all(here("tree/inner")).expect("a folder");
     fs::write(here("tree/inner/leaf"), "leaf").expect("a file");
     cli.run(&["cp", &here("tree"), "ada:tree"]).await.ok();
-    assert_eq!(fs::read(podling.home_of(&ada).join("tree/inner/leaf")).expect("it arrived"), b"leaf");
+    assert_eq!(fs::read(podling.home_dir(&ada).join("tree/inner/leaf")).expect("it arrived"), b"leaf");
 
     cli.run(&["cp", "ada:nowhere", &here("x")]).await.exits(3);
     // What leads out of the workspace stays closed.
-    std::os::unix::fs::symlink("/etc/passwd", podling.home_of(&ada).join("escape")).expect("a link");
+    std::os::unix::fs::symlink("/etc/passwd", podling.home_dir(&ada).join("escape")).expect("a link");
     cli.run(&["cp", "ada:escape", &here("x")]).await.exits(4);
-    assert!(!podling.folder().join("x").exists(), "nothing is left of what failed");
+    assert!(!podling.dir().join("x").exists(), "nothing is left of what failed");
 }

@@ -9,11 +9,11 @@ use podling_proto::{
     error::Reason,
 };
 use podling_tests::{
-    Options, Podling, Workspace,
-    nights::span,
-    suspended::Suspended,
+    Podling, PodlingOptions, Workspace,
+    client_helpers::{reason, script},
+    sleep_helpers::wire_duration,
+    suspended_process::SuspendedProcess,
     wait_for, within,
-    work::{reason, script},
 };
 use rustix::process::Signal;
 
@@ -24,29 +24,33 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 async fn up_to_die_at(action: &str, moment: &str) -> Podling {
     let at = format!("{action}:{moment}");
     eprintln!("--- dies at {at}");
-    Podling::up_with(Options { die_at: Some(at), ..Options::default() }).await
+    Podling::up_with(PodlingOptions { die_at: Some(at), ..PodlingOptions::default() }).await
 }
 
 /// A workspace with a file in it.
 async fn with_file(podling: &Podling, policy: Policy) -> Workspace {
-    let ada = podling.workspace_with("ada", policy).await;
-    podling.client().of(&ada.id).sh("mkdir deep; echo kept > deep/file; ln -s deep/file link").await;
+    let ada = podling.workspace_with_policy("ada", policy).await;
+    podling
+        .client()
+        .for_workspace(&ada.id)
+        .sh("mkdir deep; echo kept > deep/file; ln -s deep/file link")
+        .await;
     ada
 }
 
 /// It has died where it was told to; another one comes.
 async fn dies_and_comes_back(podling: &mut Podling) {
-    let status = podling.ended().await;
+    let status = podling.wait_exit().await;
     assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "{}", podling.log());
-    podling.up_again().await;
+    podling.restart().await;
 }
 
 /// Its files are there, and exactly one agent serves it.
 async fn is_whole(podling: &Podling, ada: &Workspace) {
-    let inside = podling.client().of(&ada.id);
+    let inside = podling.client().for_workspace(&ada.id);
     assert_eq!(inside.sh("cat link").await, "kept\n");
-    podling.awake(ada).await;
-    let agents = podling.agents();
+    podling.wait_until_awake(ada).await;
+    let agents = podling.running_agents();
     assert_eq!(agents.len(), 1, "{agents:?}");
     assert_eq!(agents[0].pid, podling.agent_pid(ada));
 }
@@ -58,10 +62,10 @@ async fn on_its_way_to_sleep() {
             let mut podling = up_to_die_at(action, moment).await;
             let ada = with_file(&podling, Policy::default()).await;
             // The answer may be lost with it.
-            let _ = podling.put_to_sleep(&ada).await;
+            let _ = podling.force_sleep(&ada).await;
             dies_and_comes_back(&mut podling).await;
-            podling.becomes(&ada, State::Asleep).await;
-            assert_eq!(podling.agents(), []);
+            podling.wait_for_state(&ada, State::Asleep).await;
+            assert_eq!(podling.running_agents(), []);
             podling.wake(&ada).await.expect("it may be woken");
             is_whole(&podling, &ada).await;
         }
@@ -73,13 +77,13 @@ async fn when_it_is_held_back_from_sleep() {
     for moment in MOMENTS {
         let mut podling = up_to_die_at("cancel", moment).await;
         let ada = with_file(&podling, Policy::default()).await;
-        let inside = podling.client().of(&ada.id);
+        let inside = podling.client().for_workspace(&ada.id);
         let terminal = inside.open(script("echo begun; exec sleep 600")).await;
         let agent = podling.agent_pid(&ada);
         // It cannot answer whether it may sleep, and somebody comes.
-        let still = Suspended::new(agent);
-        podling.put_to_sleep(&ada).await.expect("it is put to sleep");
-        podling.becomes(&ada, State::FallingAsleep).await;
+        let still = SuspendedProcess::new(agent);
+        podling.force_sleep(&ada).await.expect("it is put to sleep");
+        podling.wait_for_state(&ada, State::FallingAsleep).await;
         let _ = podling.wake(&ada).await;
         if moment == "after" {
             drop(still);
@@ -101,13 +105,13 @@ async fn on_its_way_back() {
     for moment in MOMENTS {
         let mut podling = Podling::up().await;
         let ada = with_file(&podling, Policy::default()).await;
-        podling.asleep(&ada).await;
+        podling.sleep_and_wait(&ada).await;
         podling.kill_control();
-        podling.up_again_to_die_at(&format!("start:{moment}")).await;
-        podling.becomes(&ada, State::Asleep).await;
+        podling.restart_dying_at(&format!("start:{moment}")).await;
+        podling.wait_for_state(&ada, State::Asleep).await;
         let _ = podling.wake(&ada).await;
         dies_and_comes_back(&mut podling).await;
-        podling.awake(&ada).await;
+        podling.wait_until_awake(&ada).await;
         is_whole(&podling, &ada).await;
     }
 }
@@ -117,12 +121,12 @@ async fn while_it_is_archived() {
     for action in ["archive", "remove"] {
         for moment in MOMENTS {
             let mut podling = up_to_die_at(action, moment).await;
-            let policy = Policy { archive_after: span(AT_ONCE), ..Policy::default() };
+            let policy = Policy { archive_after: wire_duration(AT_ONCE), ..Policy::default() };
             let ada = with_file(&podling, policy).await;
-            let _ = podling.put_to_sleep(&ada).await;
+            let _ = podling.force_sleep(&ada).await;
             dies_and_comes_back(&mut podling).await;
-            podling.becomes(&ada, State::Archived).await;
-            assert!(!podling.home_of(&ada).exists() && podling.agents().is_empty());
+            podling.wait_for_state(&ada, State::Archived).await;
+            assert!(!podling.home_dir(&ada).exists() && podling.running_agents().is_empty());
             podling.wake(&ada).await.expect("it may be woken");
             is_whole(&podling, &ada).await;
         }
@@ -133,13 +137,13 @@ async fn while_it_is_archived() {
 async fn while_it_is_restored() {
     for moment in MOMENTS {
         let mut podling = up_to_die_at("restore", moment).await;
-        let policy = Policy { archive_after: span(AT_ONCE), ..Policy::default() };
+        let policy = Policy { archive_after: wire_duration(AT_ONCE), ..Policy::default() };
         let ada = with_file(&podling, policy).await;
-        podling.put_to_sleep(&ada).await.expect("it is put to sleep");
-        podling.becomes(&ada, State::Archived).await;
+        podling.force_sleep(&ada).await.expect("it is put to sleep");
+        podling.wait_for_state(&ada, State::Archived).await;
         let _ = podling.wake(&ada).await;
         dies_and_comes_back(&mut podling).await;
-        podling.awake(&ada).await;
+        podling.wait_until_awake(&ada).await;
         is_whole(&podling, &ada).await;
     }
 }
@@ -150,7 +154,7 @@ async fn while_it_goes_when_its_archives_are_too_old() {
     for action in ["archive", "remove", "expire", "forget"] {
         for moment in MOMENTS {
             let mut podling = up_to_die_at(action, moment).await;
-            let policy = Policy { keep_archives: span(AT_ONCE), ..Policy::default() };
+            let policy = Policy { keep_archives: wire_duration(AT_ONCE), ..Policy::default() };
             let ada = with_file(&podling, policy).await;
             delete(&podling, &ada, false).await;
             dies_and_comes_back(&mut podling).await;
@@ -162,13 +166,13 @@ async fn while_it_goes_when_its_archives_are_too_old() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_archive_that_nobody_noted_does_not_outlive_its_workspace() {
     let mut podling = up_to_die_at("archive", "after").await;
-    let policy = Policy { archive_after: span(AT_ONCE), ..Policy::default() };
+    let policy = Policy { archive_after: wire_duration(AT_ONCE), ..Policy::default() };
     let ada = with_file(&podling, policy).await;
-    let _ = podling.put_to_sleep(&ada).await;
-    podling.ended().await;
+    let _ = podling.force_sleep(&ada).await;
+    podling.wait_exit().await;
     assert!(!podling_tests::podling::names(&podling.data().join("backups")).is_empty(), "it was archived");
     // Somebody comes before it is archived again, and wants it gone.
-    podling.up_again().await;
+    podling.restart().await;
     podling.wake(&ada).await.expect("it may be woken");
     delete(&podling, &ada, true).await;
     is_gone(&podling, &ada).await;
@@ -215,5 +219,5 @@ async fn is_gone(podling: &Podling, ada: &Workspace) {
         .await
         .expect("a list");
     assert_eq!(listed.into_inner().archives, []);
-    assert_eq!(podling.agents(), []);
+    assert_eq!(podling.running_agents(), []);
 }

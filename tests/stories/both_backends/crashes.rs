@@ -8,18 +8,18 @@ use podling_proto::{
     error::Reason,
 };
 use podling_tests::{
-    Podling, left_running,
-    person::Person,
-    wait_for, within,
-    work::{code, refused, script},
+    Podling,
+    client_helpers::{refused, script, terminal_exit_code},
+    resuming_client::ResumingClient,
+    running_processes, wait_for, within,
 };
 
 /// Counts until the file `finish` is there.
 const COUNT: &str =
     "stty -opost; n=0; until [ -e finish ]; do echo $n; n=$((n+1)); sleep 0.01; done; echo end; exit 7";
 
-fn last_number(person: &Person) -> i64 {
-    let text = person.text();
+fn last_number(viewer: &ResumingClient) -> i64 {
+    let text = viewer.text();
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     whole.lines().last().and_then(|line| line.parse().ok()).unwrap_or(-1)
 }
@@ -28,16 +28,16 @@ fn last_number(person: &Person) -> i64 {
 async fn the_control_plane_dies_and_the_job_goes_on() {
     let mut podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    let before = podling.awake(&ada).await.agent.expect("an agent");
-    let inside = podling.client().of(&ada.id);
+    let before = podling.wait_until_awake(&ada).await.agent.expect("an agent");
+    let inside = podling.client().for_workspace(&ada.id);
     let terminal = inside.open(script(COUNT)).await;
-    let mut person = Person::new("ada", &terminal.id);
-    person.work("it counts", || inside.clone(), |p| last_number(p) >= 10).await;
+    let mut viewer = ResumingClient::new("ada", &terminal.id);
+    viewer.run_until("it counts", || inside.clone(), |p| last_number(p) >= 10).await;
 
-    let (agent, direct) = (podling.agent_pid(&ada), podling.direct(&ada).await);
+    let (agent, direct) = (podling.agent_pid(&ada), podling.agent_client(&ada).await);
     let token = agent_token(&podling, &ada.id).await;
     podling.kill_control();
-    let seen = person.log().next;
+    let seen = viewer.log().next;
     let direct = direct.token(&token);
     wait_for("it counts on without a control plane", async || {
         let request = GetTerminalRequest { terminal_id: terminal.id.clone() };
@@ -47,23 +47,23 @@ async fn the_control_plane_dies_and_the_job_goes_on() {
     .await;
 
     let begun = Instant::now();
-    podling.up_again().await;
-    let after = podling.awake(&ada).await.agent.expect("an agent");
+    podling.restart().await;
+    let after = podling.wait_until_awake(&ada).await.agent.expect("an agent");
     eprintln!("adopted after {:?}", begun.elapsed());
     assert_eq!(podling.agent_pid(&ada), agent, "the agent was adopted, not replaced");
     assert_eq!((&after.boot_id, after.epoch), (&before.boot_id, before.epoch));
     assert_eq!(podling.get(&ada).await.restarts, 0);
 
-    let inside = podling.client().of(&ada.id);
+    let inside = podling.client().for_workspace(&ada.id);
     inside.sh("touch finish").await;
-    person.work("it ends", || inside.clone(), |p| p.exit.is_some()).await;
-    let log = person.text();
+    viewer.run_until("it ends", || inside.clone(), |p| p.exit.is_some()).await;
+    let log = viewer.text();
     let mut lines: Vec<_> = log.lines().collect();
     assert_eq!(lines.pop(), Some("end"));
     let expected: Vec<String> = (0..lines.len()).map(|n| n.to_string()).collect();
     assert!(lines == expected, "the log has every number once: {} lines", lines.len());
-    assert_eq!(code(person.exit.as_ref().expect("an exit")), Some(7));
-    assert!(person.log().gaps.is_empty());
+    assert_eq!(terminal_exit_code(viewer.exit.as_ref().expect("an exit")), Some(7));
+    assert!(viewer.log().gaps.is_empty());
 }
 
 async fn agent_token(podling: &Podling, workspace: &str) -> String {
@@ -81,8 +81,8 @@ async fn agent_token(podling: &Podling, workspace: &str) -> String {
 async fn the_agent_dies_and_nothing_of_it_stays() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    let before = podling.awake(&ada).await.agent.expect("an agent");
-    let inside = podling.client().of(&ada.id);
+    let before = podling.wait_until_awake(&ada).await.agent.expect("an agent");
+    let inside = podling.client().for_workspace(&ada.id);
     inside.sh("echo kept > file").await;
     // One that stays, one that ignores the hang-up, one in a session of its own, one without an environment.
     let terminal = inside
@@ -90,10 +90,10 @@ async fn the_agent_dies_and_nothing_of_it_stays() {
             "sleep 4001 & nohup sleep 4002 >/dev/null 2>&1 & setsid sleep 4003 & env -i sleep 4004 & echo started; wait",
         ))
         .await;
-    let mut person = Person::new("ada", &terminal.id);
-    person.work("they are started", || inside.clone(), |p| p.text().contains("started")).await;
+    let mut viewer = ResumingClient::new("ada", &terminal.id);
+    viewer.run_until("they are started", || inside.clone(), |p| p.text().contains("started")).await;
     let sleepers = |what: &str| {
-        let all = podling.at_work();
+        let all = podling.workspace_processes();
         all.into_iter()
             .filter(|p| p.command.starts_with("sleep 400"))
             .inspect(|p| eprintln!("{what}: {p:?}"))
@@ -110,7 +110,7 @@ async fn the_agent_dies_and_nothing_of_it_stays() {
         (back && agent.boot_id != before.boot_id).then_some(agent)
     })
     .await;
-    assert!(!left_running::alive(old_agent));
+    assert!(!running_processes::is_alive(old_agent));
     assert_eq!(sleepers("after"), 0, "the dead agent's processes are ended before a new one starts");
     assert!(after.epoch > before.epoch, "the new epoch {} is said", after.epoch);
     assert_eq!(inside.sh("cat file").await, "kept\n", "files stay");
@@ -145,11 +145,11 @@ fn typed(terminal: &str, epoch: u64) -> WriteTerminalRequest {
 async fn both_die_at_once() {
     let mut podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    let before = podling.awake(&ada).await.agent.expect("an agent");
-    podling.client().of(&ada.id).open(script("setsid sleep 4005 & wait")).await;
+    let before = podling.wait_until_awake(&ada).await.agent.expect("an agent");
+    podling.client().for_workspace(&ada.id).open(script("setsid sleep 4005 & wait")).await;
     podling.kill_agent(&ada);
     podling.kill_control();
-    podling.up_again().await;
+    podling.restart().await;
     let after = wait_for("a new agent serves the workspace", async || {
         let now = podling.get(&ada).await;
         let agent = now.agent.clone()?;
@@ -161,8 +161,8 @@ async fn both_die_at_once() {
     .await;
     assert!(after.epoch > before.epoch);
     assert!(
-        podling.at_work().iter().all(|p| !p.command.starts_with("sleep 4005")),
+        podling.workspace_processes().iter().all(|p| !p.command.starts_with("sleep 4005")),
         "nothing of the old one runs"
     );
-    assert_eq!(podling.client().of(&ada.id).sh("echo here").await, "here\n");
+    assert_eq!(podling.client().for_workspace(&ada.id).sh("echo here").await, "here\n");
 }

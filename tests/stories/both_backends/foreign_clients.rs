@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use podling_proto::control::v1::CreateTokenRequest;
-use podling_tests::{Podling, Workspace, direct::Door, left_out, tools, within};
+use podling_tests::{Podling, Workspace, agent_client::DialAddress, report_skipped, tools, within};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -31,7 +31,9 @@ async fn agent_token(podling: &Podling, workspace: &Workspace) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn grpcurl_lists_and_calls_both_daemons() {
-    let Some(grpcurl) = tools::grpcurl() else { return left_out("grpcurl at both daemons", tools::HOW) };
+    let Some(grpcurl) = tools::grpcurl() else {
+        return report_skipped("grpcurl at both daemons", tools::INSTALL_HINT);
+    };
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let address = podling.address().to_string();
@@ -58,9 +60,9 @@ async fn grpcurl_lists_and_calls_both_daemons() {
     assert_eq!(ran["stdout"], "aGVsbG8K");
 
     let token = agent_token(&podling, &ada).await;
-    let (kind, address) = match podling.agent_door(&ada) {
-        Door::Socket(path) => (Some("-unix"), path.display().to_string()),
-        Door::Address(address) => (None, address.to_string()),
+    let (kind, address) = match podling.agent_address(&ada) {
+        DialAddress::Unix(path) => (Some("-unix"), path.display().to_string()),
+        DialAddress::Tcp(address) => (None, address.to_string()),
     };
     let at_agent = async |more: &[&str], what: &[&str]| {
         let mut command = Command::new(&grpcurl);
@@ -95,10 +97,12 @@ fn protos() -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn python_works_at_the_agent_and_through_the_gateway() {
-    let Some(packages) = tools::python_packages() else { return left_out("Python's grpcio", tools::HOW) };
+    let Some(packages) = tools::python_packages() else {
+        return report_skipped("Python's grpcio", tools::INSTALL_HINT);
+    };
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    let generated = podling.folder().join("generated");
+    let generated = podling.dir().join("generated");
     fs::create_dir(&generated).expect("a folder");
     let out = |kind: &str| format!("--{kind}={}", generated.display());
     let mut protoc = python(&packages);
@@ -110,9 +114,9 @@ async fn python_works_at_the_agent_and_through_the_gateway() {
     client.arg(tools::clients().join("python/podling_client.py")).arg(&generated);
     client.args([&podling.address().to_string(), podling.token(), &ada.id]);
     // As gRPC writes an address.
-    client.arg(match podling.agent_door(&ada) {
-        Door::Socket(path) => format!("unix:{}", path.display()),
-        Door::Address(address) => format!("ipv4:{address}"),
+    client.arg(match podling.agent_address(&ada) {
+        DialAddress::Unix(path) => format!("unix:{}", path.display()),
+        DialAddress::Tcp(address) => format!("ipv4:{address}"),
     });
     client.args([&agent_token(&podling, &ada).await, &agent.key_fingerprint]);
     let said = runs("the Python client", &mut client).await;
@@ -128,12 +132,12 @@ fn python(packages: &Path) -> Command {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_official_web_client_works_through_the_gateway() {
     let Some(modules) = tools::node_modules() else {
-        return left_out("@connectrpc/connect-web in Node", tools::HOW);
+        return report_skipped("@connectrpc/connect-web in Node", tools::INSTALL_HINT);
     };
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     // Node looks for packages beside the program that asks, so both lie in one folder.
-    let folder = podling.folder().join("node");
+    let folder = podling.dir().join("node");
     fs::create_dir(&folder).expect("a folder");
     for name in ["package.json", "buf.gen.yaml", "web.mjs"] {
         fs::copy(tools::clients().join("node").join(name), folder.join(name)).expect("a file");

@@ -14,9 +14,9 @@ use podling_proto::{
 };
 use podling_tests::{
     Podling,
-    grpc_web::GrpcWeb,
+    client_helpers::{reason, script, terminal_exit_code},
+    grpc_web::GrpcWebClient,
     within,
-    work::{code, reason, script},
 };
 use tonic::Code;
 
@@ -31,7 +31,7 @@ const READY: &str = "ready";
 async fn many_terminals_on_one_watch() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    let web = GrpcWeb::new(podling.address(), podling.token(), &ada.id);
+    let web = GrpcWebClient::new(podling.address(), podling.token(), &ada.id);
     let mut terminals = BTreeMap::new();
     for number in 1..=TERMINALS {
         let program = format!(
@@ -112,13 +112,13 @@ async fn many_terminals_on_one_watch() {
             assert!(expected.as_bytes().starts_with(log));
         } else {
             assert!(log == expected.as_bytes(), "terminal {number} shows something else");
-            assert_eq!(code(&exits[id]), Some(i32::try_from(*number).expect("small")));
+            assert_eq!(terminal_exit_code(&exits[id]), Some(i32::try_from(*number).expect("small")));
         }
     }
 }
 
 /// Lets the program of a terminal begin.
-async fn go(web: &GrpcWeb, terminal: &str, epoch: u64) {
+async fn go(web: &GrpcWebClient, terminal: &str, epoch: u64) {
     let typed = Input { epoch, offset: 0, data: "went\n".into(), kind: InputKind::User.into(), reply_at: 0 };
     let write = WriteTerminalRequest {
         terminal_id: terminal.to_owned(),
@@ -134,7 +134,7 @@ async fn go(web: &GrpcWeb, terminal: &str, epoch: u64) {
 async fn errors_come_in_the_callers_protocol() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    let web = GrpcWeb::new(podling.address(), podling.token(), &ada.id);
+    let web = GrpcWebClient::new(podling.address(), podling.token(), &ada.id);
     // The control plane's own service, the agent's through the gateway, and the gateway's own refusals.
     let list: ListWorkspacesResponse = web
         .unary("/podling.control.v1.Workspaces/List", &ListWorkspacesRequest::default())
@@ -145,10 +145,10 @@ async fn errors_come_in_the_callers_protocol() {
     let path = "/podling.agent.v1.Terminals/Get";
     let status = web.unary::<_, GetTerminalResponse>(path, &get).await.expect_err("there is none");
     assert_eq!((status.code(), reason(&status)), (Code::NotFound, Reason::TerminalNotFound));
-    let stranger = GrpcWeb::new(podling.address(), "wrong", &ada.id);
+    let stranger = GrpcWebClient::new(podling.address(), "wrong", &ada.id);
     let status = stranger.unary::<_, GetTerminalResponse>(path, &get).await.expect_err("no token");
     assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, Reason::TokenInvalid));
-    let nowhere = GrpcWeb::new(podling.address(), podling.token(), "zzzzzzzzzzzz");
+    let nowhere = GrpcWebClient::new(podling.address(), podling.token(), "zzzzzzzzzzzz");
     let status = nowhere.unary::<_, GetTerminalResponse>(path, &get).await.expect_err("no workspace");
     assert_eq!((status.code(), reason(&status)), (Code::NotFound, Reason::WorkspaceNotFound));
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, request::Builder};
-use podling_tests::{Podling, http::send, podling::Options, wait::wait_for};
+use podling_tests::{Podling, http::send, podling::PodlingOptions, wait::wait_for};
 use serde_json::{Value, json};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -36,7 +36,7 @@ async fn a_load_balancer_and_curl() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_may_call_only_if_it_is_on_the_list() {
     let args = ["--cors-origins".to_owned(), "https://console.example.org".to_owned()];
-    let podling = Podling::up_with(Options { args: args.into(), ..Default::default() }).await;
+    let podling = Podling::up_with(PodlingOptions { args: args.into(), ..Default::default() }).await;
     let ask = async |origin: &str| {
         let request = Request::options("/podling.agent.v1.Terminals/Write")
             .header("origin", origin)

@@ -12,10 +12,10 @@ use podling_proto::{
 };
 use podling_tests::{
     Client, Podling, Workspace,
-    nights::{counted, sleeps_after, span},
-    person::Person,
+    client_helpers::{argv, script},
+    resuming_client::ResumingClient,
+    sleep_helpers::{counted_idle, idle_timeout_policy, wire_duration},
     wait_for, within,
-    work::{argv, script},
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
@@ -28,7 +28,7 @@ const NO_PRESENCE: Duration = Duration::from_secs(1);
 const ANSWERS_AFTER: Duration = Duration::from_millis(200);
 
 fn without_presence() -> Policy {
-    Policy { presence_cap: span(NO_PRESENCE), ..sleeps_after(IDLE_TIMEOUT) }
+    Policy { presence_cap: wire_duration(NO_PRESENCE), ..idle_timeout_policy(IDLE_TIMEOUT) }
 }
 
 /// Waits until its last heartbeat has told of this signal, counting or not.
@@ -43,68 +43,71 @@ async fn told_of(podling: &Podling, workspace: &Workspace, signal: Signal, cappe
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_computes_holds_as_long_as_it_runs() {
     let podling = Podling::up().await;
-    let ada = podling.workspace_with("ada", without_presence()).await;
-    podling.client().of(&ada.id).open(script("while [ ! -e finish ]; do :; done")).await;
+    let ada = podling.workspace_with_policy("ada", without_presence()).await;
+    podling.client().for_workspace(&ada.id).open(script("while [ ! -e finish ]; do :; done")).await;
     told_of(&podling, &ada, Signal::Cpu, false).await;
     podling.stays_awake(&ada, IDLE_TIMEOUT * 5).await;
     told_of(&podling, &ada, Signal::Cpu, false).await;
-    std::fs::write(podling.home_of(&ada).join("finish"), "").expect("a file");
-    podling.becomes(&ada, State::Asleep).await;
+    std::fs::write(podling.home_dir(&ada).join("finish"), "").expect("a file");
+    podling.wait_for_state(&ada, State::Asleep).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_only_prints_holds_as_long_as_presence_may() {
     let cap = IDLE_TIMEOUT * 3;
     let podling = Podling::up().await;
-    let policy = Policy { presence_cap: span(cap), ..sleeps_after(IDLE_TIMEOUT) };
-    let ada = podling.workspace_with("ada", policy).await;
-    let inside = podling.client().of(&ada.id);
+    let policy = Policy { presence_cap: wire_duration(cap), ..idle_timeout_policy(IDLE_TIMEOUT) };
+    let ada = podling.workspace_with_policy("ada", policy).await;
+    let inside = podling.client().for_workspace(&ada.id);
     let shell = inside.open(argv(&[])).await;
-    let mut person = Person::new("ada", &shell.id);
-    person.typed = b"(while :; do echo tick; sleep 0.5; done)\r".to_vec();
-    person.work("it prints", || inside.clone(), |p| p.text().contains("tick\r\ntick")).await;
+    let mut viewer = ResumingClient::new("ada", &shell.id);
+    viewer.typed = b"(while :; do echo tick; sleep 0.5; done)\r".to_vec();
+    viewer.run_until("it prints", || inside.clone(), |p| p.text().contains("tick\r\ntick")).await;
     told_of(&podling, &ada, Signal::ForegroundJob, false).await;
     // From here on it is counted idle for the whole timeout only when the cap is over.
     podling.stays_awake(&ada, cap).await;
     told_of(&podling, &ada, Signal::ForegroundJob, true).await;
-    podling.becomes(&ada, State::Asleep).await;
+    podling.wait_for_state(&ada, State::Asleep).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_was_opened_as_a_terminal_is_present_like_one_that_was_typed() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    podling.client().of(&ada.id).open(argv(&["cat"])).await;
+    podling.client().for_workspace(&ada.id).open(argv(&["cat"])).await;
     told_of(&podling, &ada, Signal::ForegroundJob, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_holds_until_it_expires_or_is_released() {
     let podling = Podling::up().await;
-    let ada = podling.workspace_with("ada", without_presence()).await;
-    let inside = podling.client().of(&ada.id);
+    let ada = podling.workspace_with_policy("ada", without_presence()).await;
+    let inside = podling.client().for_workspace(&ada.id);
     keep_awake(&inside, IDLE_TIMEOUT * 3).await;
     podling.stays_awake(&ada, IDLE_TIMEOUT * 3).await;
-    podling.becomes(&ada, State::Asleep).await;
+    podling.wait_for_state(&ada, State::Asleep).await;
 
     // Taking one wakes. One that is given back holds nothing any more, however long it would have been.
     keep_awake(&inside, Duration::from_secs(3600)).await;
     told_of(&podling, &ada, Signal::Lease, false).await;
     keep_awake(&inside, Duration::ZERO).await;
-    podling.becomes(&ada, State::Asleep).await;
+    podling.wait_for_state(&ada, State::Asleep).await;
 }
 
 async fn keep_awake(inside: &Client, duration: Duration) {
-    let request =
-        KeepAwakeRequest { name: "backup".into(), duration: span(duration), reason: "nightly".into() };
+    let request = KeepAwakeRequest {
+        name: "backup".into(),
+        duration: wire_duration(duration),
+        reason: "nightly".into(),
+    };
     within("Activity.KeepAwake", inside.activity().keep_awake(request)).await.expect("it is taken");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_emulators_answers_hold_nothing() {
     let podling = Podling::up().await;
-    let ada = podling.workspace_with("ada", without_presence()).await;
-    let inside = podling.client().of(&ada.id);
+    let ada = podling.workspace_with_policy("ada", without_presence()).await;
+    let inside = podling.client().for_workspace(&ada.id);
     // A program that asks where the cursor is, over and over (also when nobody was there yet to answer), and notes each answer. It starts
     // nothing, so that it is no work.
     let program =
@@ -143,11 +146,15 @@ async fn an_emulators_answers_hold_nothing() {
         }
     });
     let begun = Instant::now();
-    podling.becomes(&ada, State::Asleep).await;
-    let taken = std::fs::read_to_string(podling.home_of(&ada).join("answers")).unwrap_or_default();
+    podling.wait_for_state(&ada, State::Asleep).await;
+    let taken = std::fs::read_to_string(podling.home_dir(&ada).join("answers")).unwrap_or_default();
     let taken = taken.lines().count();
     eprintln!("asleep after {:?} and {taken} answers", begun.elapsed());
     assert!(taken > 5, "the program has its answers all the while: {taken}");
     while tasks.join_next().await.is_some() {}
-    assert_eq!(counted(podling.get(&ada).await.activity.as_ref()), Duration::ZERO, "no agent, no activity");
+    assert_eq!(
+        counted_idle(podling.get(&ada).await.activity.as_ref()),
+        Duration::ZERO,
+        "no agent, no activity"
+    );
 }

@@ -6,12 +6,12 @@ use futures_util::future::join_all;
 use podling_proto::control::v1::Policy;
 use podling_tests::{
     Podling,
-    nights::{sleeps_after, span},
+    client_helpers::argv,
+    interactive_client::{InteractiveClient, LineCounts},
     podling::on_pods,
     proxy::seed,
-    typist::{Fates, Typist},
+    sleep_helpers::{idle_timeout_policy, wire_duration},
     wait_for,
-    work::argv,
 };
 
 /// The shortest idle timeout there is.
@@ -30,37 +30,37 @@ async fn a_keystroke_that_races_the_sleep_is_executed_once_or_refused() {
     let (workspaces, rounds) = if on_pods() { PODS } else { PROCESSES };
     let mut dice = fastrand::Rng::with_seed(seed());
     let races = (0..workspaces).map(|n| race(&podling, format!("racer-{n}"), rounds, dice.fork()));
-    let mut all = Fates::default();
-    for fates in join_all(races).await {
-        all.taken += fates.taken;
-        all.refused += fates.refused;
-        all.cut += fates.cut;
-        all.woken += fates.woken;
+    let mut all = LineCounts::default();
+    for counts in join_all(races).await {
+        all.acknowledged += counts.acknowledged;
+        all.rejected += counts.rejected;
+        all.interrupted += counts.interrupted;
+        all.epoch_changes += counts.epoch_changes;
     }
     eprintln!("{} keystrokes in {workspaces} workspaces: {all:?}", workspaces * rounds);
-    assert_eq!(all.taken as usize, workspaces * rounds);
+    assert_eq!(all.acknowledged as usize, workspaces * rounds);
     // Else the keystrokes did not meet the sleep at all.
-    assert!(all.woken > 0, "{all:?}");
-    assert!(on_pods() || all.refused + all.cut > 0, "{all:?}");
+    assert!(all.epoch_changes > 0, "{all:?}");
+    assert!(on_pods() || all.rejected + all.interrupted > 0, "{all:?}");
 }
 
-async fn race(podling: &Podling, name: String, rounds: usize, mut dice: fastrand::Rng) -> Fates {
-    let policy = Policy { presence_cap: span(IDLE_TIMEOUT), ..sleeps_after(IDLE_TIMEOUT) };
-    let workspace = podling.workspace_with(&name, policy).await;
-    let inside = podling.client().of(&workspace.id);
+async fn race(podling: &Podling, name: String, rounds: usize, mut dice: fastrand::Rng) -> LineCounts {
+    let policy = Policy { presence_cap: wire_duration(IDLE_TIMEOUT), ..idle_timeout_policy(IDLE_TIMEOUT) };
+    let workspace = podling.workspace_with_policy(&name, policy).await;
+    let inside = podling.client().for_workspace(&workspace.id);
     let terminal = inside.open(argv(&[])).await;
-    let mut typist = Typist::new(inside.clone(), &name, &terminal.id);
-    let log = podling.home_of(&workspace).join("log");
+    let mut writer = InteractiveClient::new(inside.clone(), &name, &terminal.id);
+    let log = podling.home_dir(&workspace).join("log");
     let read = || fs::read_to_string(&log).unwrap_or_default();
     let mut expected = String::new();
     for n in 0..rounds {
-        typist.attach().await;
+        writer.attach().await;
         // Not a wait for anything: the moment of a keystroke is what this is about.
         tokio::time::sleep(Duration::from_millis(dice.u64(PHASES))).await;
         let line = format!("echo {n} >> $HOME/log\r");
         // By a call that wakes nothing, or on a stream that is there: what is refused is typed again.
-        if dice.bool() || !typist.writes(&line).await {
-            typist.types(&line).await;
+        if dice.bool() || !writer.write_once(&line).await {
+            writer.type_text(&line).await;
         }
         expected += &format!("{n}\n");
         wait_for(&format!("{name} executes line {n}"), async || {
@@ -71,5 +71,5 @@ async fn race(podling: &Podling, name: String, rounds: usize, mut dice: fastrand
         .await;
     }
     assert_eq!(read(), expected);
-    typist.fates
+    writer.counts
 }

@@ -7,11 +7,11 @@ use podling_proto::agent::v1::{
 };
 use podling_tests::{
     Podling,
-    grpc_web::GrpcWeb,
-    person::Person,
-    proxy::{Proxy, Weather, seed},
+    client_helpers::{assert_same_bytes, script},
+    grpc_web::GrpcWebClient,
+    proxy::{FaultyProxy, NetworkFaults, seed},
+    resuming_client::ResumingClient,
     wait_for, within,
-    work::{same, script},
 };
 use ring::digest::{SHA256, digest};
 use tokio::sync::Notify;
@@ -39,24 +39,25 @@ async fn nothing_printed_is_lost_and_nothing_typed_is_doubled() {
     let seed = seed();
     let mut dice = fastrand::Rng::with_seed(seed);
     for round in 0..3 {
-        let proxy = Proxy::start(podling.address(), Weather::storm(CUTS), dice.u64(..)).await;
-        let calm = podling.client().of(&ada.id);
-        let client = || podling.client_at(proxy.address()).of(&ada.id);
+        let proxy =
+            FaultyProxy::start(podling.address(), NetworkFaults::cutting_after(CUTS), dice.u64(..)).await;
+        let calm = podling.client().for_workspace(&ada.id);
+        let client = || podling.client_at(proxy.address()).for_workspace(&ada.id);
         let program = format!(
             "stty raw -echo; echo ready; seq 1 {LINES} & head -c {TYPED_BYTES} > typed-{round}; wait; echo done"
         );
         let terminal = calm.open(script(&program)).await;
-        let mut person = Person::new("ada-at-home", &terminal.id);
-        person.work("the program is ready", client, |p| p.text().contains("ready\n")).await;
-        person.typed = typing(&mut dice, TYPED_BYTES);
-        person.work("the program ends", client, |p| p.exit.is_some()).await;
+        let mut viewer = ResumingClient::new("ada-at-home", &terminal.id);
+        viewer.run_until("the program is ready", client, |p| p.text().contains("ready\n")).await;
+        viewer.typed = typing(&mut dice, TYPED_BYTES);
+        viewer.run_until("the program ends", client, |p| p.exit.is_some()).await;
 
         let reference = format!("ready\n{}done\n", numbers(LINES));
-        assert!(person.log().gaps.is_empty(), "gaps: {:?}", person.log().gaps);
-        same("what was printed", &person.log().bytes, reference.as_bytes());
-        assert_eq!(person.log().next, reference.len() as u64);
+        assert!(viewer.log().gaps.is_empty(), "gaps: {:?}", viewer.log().gaps);
+        assert_same_bytes("what was printed", &viewer.log().bytes, reference.as_bytes());
+        assert_eq!(viewer.log().next, reference.len() as u64);
         let request = ReadFileRequest {
-            path: Some(podling_tests::work::path(&format!("typed-{round}"))),
+            path: Some(podling_tests::client_helpers::path(&format!("typed-{round}"))),
             ..Default::default()
         };
         let mut stream = calm.files().read(request).await.expect("the file is there").into_inner();
@@ -64,8 +65,8 @@ async fn nothing_printed_is_lost_and_nothing_typed_is_doubled() {
         while let Some(part) = within("Files.Read", stream.message()).await.expect("the file is read") {
             arrived.extend_from_slice(&part.data);
         }
-        same("what was typed", &arrived, &person.typed);
-        eprintln!("round {round}: {} cuts, attached {} times", proxy.cuts(), person.attached);
+        assert_same_bytes("what was typed", &arrived, &viewer.typed);
+        eprintln!("round {round}: {} cuts, attached {} times", proxy.cuts(), viewer.attached);
         assert!(proxy.cuts() >= 5, "the line was not bad enough: {} cuts", proxy.cuts());
     }
 }
@@ -75,16 +76,16 @@ async fn the_command_line_rides_out_the_storm() {
     let podling = Podling::up().await;
     podling.workspace("ada").await;
     let mut dice = fastrand::Rng::with_seed(seed());
-    let proxy = Proxy::start(podling.address(), Weather::storm(CUTS), dice.u64(..)).await;
+    let proxy = FaultyProxy::start(podling.address(), NetworkFaults::cutting_after(CUTS), dice.u64(..)).await;
     let far = podling.cli().env("PODLING_URL", format!("http://{}", proxy.address()));
     let far = far.env("PODLING_TOKEN", podling.token());
 
     let said = far.run(&["run", "ada", "--", "seq", "1", "150000"]).await.ok();
-    same("stdout", &said.stdout, numbers(LINES).as_bytes());
+    assert_same_bytes("stdout", &said.stdout, numbers(LINES).as_bytes());
 
     let input = typing(&mut dice, 700_000);
     let sum = hex(digest(&SHA256, &input).as_ref());
-    let said = far.feed(&["run", "-i", "ada", "--", "sha256sum"], &input).await.ok();
+    let said = far.run_with_input(&["run", "-i", "ada", "--", "sha256sum"], &input).await.ok();
     assert_eq!(said.out().split_whitespace().next(), Some(sum.as_str()), "stdin differs");
     assert!(proxy.cuts() >= 5, "the line was not bad enough: {} cuts", proxy.cuts());
 }
@@ -93,29 +94,33 @@ async fn the_command_line_rides_out_the_storm() {
 async fn an_attached_window_comes_back_where_it_was() {
     let podling = Podling::up().await;
     podling.workspace("ada").await;
-    let proxy = Proxy::start(podling.address(), Weather::storm(CUTS), seed()).await;
+    let proxy = FaultyProxy::start(podling.address(), NetworkFaults::cutting_after(CUTS), seed()).await;
     let far = podling.cli().env("PODLING_URL", format!("http://{}", proxy.address()));
     let far = far.env("PODLING_TOKEN", podling.token());
-    let mut window = podling_tests::pty::Window::open(&far.command(&["attach", "ada"]));
-    window.shows_prompt().await;
-    window.types("echo be''gin; seq 1 100000; echo e''nd\r");
-    window.shows("end\r\n").await;
-    let shown = window.shown();
+    let mut window = podling_tests::pty::TerminalWindow::open(&far.command(&["attach", "ada"]));
+    window.wait_for_prompt().await;
+    window.type_text("echo be''gin; seq 1 100000; echo e''nd\r");
+    window.wait_for_text("end\r\n").await;
+    let shown = window.output();
     let from = shown.find("begin\r\n").expect("the beginning is shown");
     // What the CLI says of the line it paints into a corner, between saving and restoring the cursor.
     let plain: String =
         shown[from..].split("\x1b7").map(|part| part.split_once("\x1b8").map_or(part, |p| p.1)).collect();
     let expected = format!("begin\r\n{}end\r\n", numbers(100_000).replace('\n', "\r\n"));
-    same("the window", &plain.as_bytes()[..expected.len().min(plain.len())], expected.as_bytes());
-    proxy.calm();
-    window.types("exit 3\r");
-    let code = window.ends().await;
+    assert_same_bytes(
+        "the window",
+        &plain.as_bytes()[..expected.len().min(plain.len())],
+        expected.as_bytes(),
+    );
+    proxy.stop_faults();
+    window.type_text("exit 3\r");
+    let code = window.wait_exit().await;
     assert_eq!(code, Some(3), "attach passes the shell's code on");
     wait_for("the line was cut", async || (proxy.cuts() >= 3).then_some(())).await;
 }
 
 /// Types all of it with unary calls, each sent again until it is answered.
-async fn type_by_calls(web: &GrpcWeb, terminal: &Terminal, typed: &[u8]) {
+async fn type_by_calls(web: &GrpcWebClient, terminal: &Terminal, typed: &[u8]) {
     let mut offset = 0;
     while offset < typed.len() {
         let to = typed.len().min(offset + 700);
@@ -144,9 +149,9 @@ async fn a_browser_tab_watches_and_types_over_it() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
     let mut dice = fastrand::Rng::with_seed(seed());
-    let proxy = Proxy::start(podling.address(), Weather::storm(CUTS), dice.u64(..)).await;
-    let calm = podling.client().of(&ada.id);
-    let web = GrpcWeb::new(proxy.address(), podling.token(), &ada.id);
+    let proxy = FaultyProxy::start(podling.address(), NetworkFaults::cutting_after(CUTS), dice.u64(..)).await;
+    let calm = podling.client().for_workspace(&ada.id);
+    let web = GrpcWebClient::new(proxy.address(), podling.token(), &ada.id);
     let program = format!(
         "stty raw -echo; echo ready; seq 1 {LINES} & head -c {TYPED_BYTES} | sha256sum; wait; echo done"
     );
@@ -197,7 +202,11 @@ async fn a_browser_tab_watches_and_types_over_it() {
     let digest = hex(digest(&SHA256, &typed).as_ref());
     assert!(shown.contains(&format!("{digest}  -\n")), "what arrived differs from what was typed");
     let rest = shown.replacen(&format!("{digest}  -\n"), "", 1);
-    same("what the tab shows", rest.as_bytes(), format!("ready\n{}done\n", numbers(LINES)).as_bytes());
+    assert_same_bytes(
+        "what the tab shows",
+        rest.as_bytes(),
+        format!("ready\n{}done\n", numbers(LINES)).as_bytes(),
+    );
     assert!(proxy.cuts() >= 5, "the line was not bad enough: {} cuts", proxy.cuts());
 }
 

@@ -3,10 +3,10 @@
 use podling_proto::{agent::v1::CreateTerminalRequest, control::v1::State, error::Reason};
 use podling_tests::{
     Podling, Workspace,
-    podling::Options,
-    pty::Window,
+    client_helpers::{argv, reason},
+    podling::PodlingOptions,
+    pty::TerminalWindow,
     wait_for,
-    work::{argv, reason},
 };
 
 const LARGE: &str = "[resources]\ncpu = \"800m\"\nmemory = \"256MiB\"\n";
@@ -18,7 +18,7 @@ const HUNGRY: &str = "[resources]\ncpu = \"100m\"\nmemory = \"3GiB\"\n";
 async fn up(args: &[&str]) -> Podling {
     let templates =
         vec![("large", LARGE), ("most", MOST), ("half", HALF), ("small", SMALL), ("hungry", HUNGRY)];
-    Podling::up_with(Options { args: argv(args), templates, ..Options::default() }).await
+    Podling::up_with(PodlingOptions { args: argv(args), templates, ..PodlingOptions::default() }).await
 }
 
 /// Made, and waiting in line at this place.
@@ -58,16 +58,16 @@ async fn each_owner_has_a_share_and_the_first_in_line_gets_what_is_freed() {
     assert!(cli.run(&["explain", "two"]).await.ok().out().contains("1st in the admission queue"));
 
     // Somebody sits in front of the last of the line, and waits.
-    let mut window = Window::open(&cli.command(&["attach", "three"]));
-    window.shows("in the admission queue").await;
+    let mut window = TerminalWindow::open(&cli.command(&["attach", "three"]));
+    window.wait_for_text("in the admission queue").await;
     sleep(&podling, &one).await;
-    podling.awake(&two).await;
+    podling.wait_until_awake(&two).await;
     stands_at(&podling, &three, 1).await;
     assert_eq!(podling.get(&bobs).await.state(), State::Awake);
     sleep(&podling, &two).await;
-    window.shows_prompt().await;
-    window.types("echo he''re\r");
-    window.shows("here").await;
+    window.wait_for_prompt().await;
+    window.type_text("echo he''re\r");
+    window.wait_for_text("here").await;
     // Who wants back waits like everybody.
     cli.run(&["wake", "one", "--no-wait"]).await.ok();
     wait_for("one waits again", async || (podling.get(&one).await.queue_position > 0).then_some(())).await;
@@ -82,7 +82,7 @@ async fn a_call_waits_in_line_too_and_not_for_ever() {
     let three = waits(&podling, "three", &["--owner", "carol"], 2).await;
     let open = async |workspace: &Workspace| {
         let request = CreateTerminalRequest { argv: argv(&["cat"]), ..Default::default() };
-        podling.client().of(&workspace.id).terminals().create(request).await
+        podling.client().for_workspace(&workspace.id).terminals().create(request).await
     };
     let freed = async {
         wait_for("both calls are held", async || {
@@ -114,12 +114,12 @@ async fn cores_and_memory_are_shared_and_what_never_fits_is_refused() {
     // It would fit beside the first, but the second was there before it.
     let third = waits(&podling, "third", &["--template", "small"], 2).await;
     sleep(&podling, &first).await;
-    podling.awake(&second).await;
-    podling.awake(&third).await;
+    podling.wait_until_awake(&second).await;
+    podling.wait_until_awake(&third).await;
     cli.run(&["wake", "first", "--no-wait"]).await.ok();
     stands_at(&podling, &first, 1).await;
     cli.run(&["rm", "second"]).await.ok();
-    podling.awake(&first).await;
+    podling.wait_until_awake(&first).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,9 +128,9 @@ async fn who_asks_for_more_waits_for_it_and_loses_nothing_meanwhile() {
     let cli = podling.cli();
     let one = podling.create("one", &["--template", "half"]).await;
     let two = podling.create("two", &["--template", "half"]).await;
-    let mut window = Window::open(&cli.command(&["attach", "one"]));
-    window.shows_prompt().await;
-    window.types("job() { until test -e over; do sleep 0.1; done; echo all do''ne; }; job\r");
+    let mut window = TerminalWindow::open(&cli.command(&["attach", "one"]));
+    window.wait_for_prompt().await;
+    window.type_text("job() { until test -e over; do sleep 0.1; done; echo all do''ne; }; job\r");
     let never = cli.run(&["resize", "one", "--cpu", "500m"]).await;
     assert!(never.err().contains("more CPU or memory than the quota allows"), "{}", never.err());
     let said = cli.run(&["resize", "one", "--cpu", "300m"]).await.ok().out();
@@ -148,11 +148,11 @@ async fn who_asks_for_more_waits_for_it_and_loses_nothing_meanwhile() {
         (now.allocated == now.requested && now.allocated?.cpu_millis == 300).then_some(())
     })
     .await;
-    podling.client().of(&one.id).sh("touch ~/over").await;
-    window.shows("all done").await;
+    podling.client().for_workspace(&one.id).sh("touch ~/over").await;
+    window.wait_for_text("all done").await;
     // There is a tenth of a core left, which is not enough for the other as it is, but for half of it.
     cli.run(&["wake", "two", "--no-wait"]).await.ok();
     stands_at(&podling, &two, 1).await;
     cli.run(&["resize", "two", "--cpu", "100m"]).await.ok();
-    podling.awake(&two).await;
+    podling.wait_until_awake(&two).await;
 }

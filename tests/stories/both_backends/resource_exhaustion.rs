@@ -12,10 +12,10 @@ use podling_proto::{
     error::Reason,
 };
 use podling_tests::{
-    Client, Options, Podling, SmallDisk, left_out,
+    Client, Podling, PodlingOptions, SmallDisk,
+    client_helpers::{argv, reason, refused},
     podling::on_pods,
-    wait_for, within,
-    work::{argv, reason, refused},
+    report_skipped, wait_for, within,
 };
 
 /// Until nothing is left.
@@ -25,11 +25,12 @@ const FILL: &str = "dd if=/dev/zero of=filler bs=64k 2>/dev/null; echo filled >&
 async fn a_full_disk_is_said_and_survived() {
     let disk = match SmallDisk::new("24m") {
         Ok(disk) => disk,
-        Err(why) => return left_out("a full disk", &why),
+        Err(why) => return report_skipped("a full disk", &why),
     };
-    let podling = Podling::up_with(Options { data: Some(disk.at().to_owned()), ..Default::default() }).await;
+    let podling =
+        Podling::up_with(PodlingOptions { data: Some(disk.path().to_owned()), ..Default::default() }).await;
     let ada = podling.workspace("ada").await;
-    let inside = podling.client().of(&ada.id);
+    let inside = podling.client().for_workspace(&ada.id);
     assert_eq!(inside.upload("small", 1).await, Ok(()));
     assert_eq!(inside.upload("big", 40).await, Err(Reason::DiskFull));
     let names = inside.sh("ls -A").await;
@@ -54,16 +55,16 @@ async fn no_pty_is_left() {
     let sandbox = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"];
     let sandbox = if on_pods() { &[][..] } else { &sandbox };
     if let Err(why) = can_run(&[sandbox, &["true"]].concat()) {
-        return left_out("no PTY left", &why);
+        return report_skipped("no PTY left", &why);
     }
-    let podling = Podling::up_with(Options { through: argv(sandbox), ..Default::default() }).await;
+    let podling = Podling::up_with(PodlingOptions { launcher: argv(sandbox), ..Default::default() }).await;
     let ada = podling.workspace("ada").await;
     if on_pods() {
         let pid = podling.agent_pid(&ada).to_string();
         let bound = ["mount", "-o", "remount,max=3,ptmxmode=0666,mode=0620,gid=5", "/dev/pts"];
         can_run(&[&["nsenter", "--mount", "--target", &pid][..], &bound].concat()).expect("a bound is set");
     }
-    let inside = podling.client().of(&ada.id);
+    let inside = podling.client().for_workspace(&ada.id);
     let open = async || {
         inside.terminals().create(CreateTerminalRequest { argv: argv(&["cat"]), ..Default::default() }).await
     };
@@ -109,7 +110,7 @@ fn descriptors(pid: u32) -> usize {
 async fn the_agent_runs_out_of_descriptors() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    let inside = podling.client().of(&ada.id);
+    let inside = podling.client().for_workspace(&ada.id);
     inside.sh("true").await;
     let pid = podling.agent_pid(&ada);
     limit(pid, descriptors(pid) + 12);
@@ -136,7 +137,7 @@ async fn the_agent_runs_out_of_descriptors() {
 async fn the_control_plane_runs_out_of_descriptors() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    let inside = podling.client().of(&ada.id);
+    let inside = podling.client().for_workspace(&ada.id);
     inside.sh("true").await;
     let pid = podling.control_pid();
     limit(pid, descriptors(pid) + 20);
@@ -146,6 +147,6 @@ async fn the_control_plane_runs_out_of_descriptors() {
     }
     assert_eq!(inside.sh("echo alive").await, "alive\n", "who is connected works on");
     drop(crowd);
-    let fresh = podling.client().of(&ada.id);
+    let fresh = podling.client().for_workspace(&ada.id);
     assert_eq!(fresh.sh("echo again").await, "again\n", "and the door opens again");
 }

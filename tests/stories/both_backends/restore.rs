@@ -29,17 +29,17 @@ async fn nothing_else_is_stored(podling: &Podling) {
     let mut expected: Vec<_> =
         listed.iter().flat_map(|b| ["jsonl", "zip"].map(|kind| format!("{}.{kind}", key(b)))).collect();
     expected.sort();
-    assert_eq!(podling.stored(), expected);
+    assert_eq!(podling.stored_names(), expected);
 }
 
 fn names_in(podling: &Podling, backup: &Value) -> Option<Vec<String>> {
     let zip = podling.data().join("backups").join(format!("{}.zip", key(backup)));
     let name = |name: Vec<u8>| String::from_utf8(name).expect("ours are UTF-8");
-    Some(zips::listed(&zip)?.into_keys().map(name).collect())
+    Some(zips::list_zip(&zip)?.into_keys().map(name).collect())
 }
 
 fn put(podling: &Podling, workspace: &Workspace, name: &str, content: &str) {
-    fs::write(podling.home_of(workspace).join(name), content).expect("a file");
+    fs::write(podling.home_dir(workspace).join(name), content).expect("a file");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,19 +49,19 @@ async fn an_old_archive_lets_nothing_newer_go() {
     let ada = podling.create("ada", &SOON).await;
     put(&podling, &ada, "first", "1");
     cli.run(&["sleep", "ada", "--force"]).await.ok();
-    podling.becomes(&ada, State::Archived).await;
+    podling.wait_for_state(&ada, State::Archived).await;
     cli.run(&["wake", "ada"]).await.ok();
     put(&podling, &ada, "second", "2");
     cli.run(&["sleep", "ada", "--force"]).await.ok();
     // Its storage is there until the second archive is.
     wait_for("it is archived again", async || {
         let count = backups(&podling).await.len();
-        let there = podling.home_of(&ada).join("second").exists();
+        let there = podling.home_dir(&ada).join("second").exists();
         assert!(there || backups(&podling).await.len() == 2, "the first archive does not have it");
         (count == 2).then_some(())
     })
     .await;
-    podling.becomes(&ada, State::Archived).await;
+    podling.wait_for_state(&ada, State::Archived).await;
     let listed = backups(&podling).await;
     let [new, old] = &listed[..] else { panic!("{listed:?}") };
     assert_eq!((&new["only_copy"], &old["only_copy"]), (&true.into(), &false.into()));
@@ -74,7 +74,7 @@ async fn an_old_archive_lets_nothing_newer_go() {
     let text = cli.run(&["run", "then", "--", "ls"]).await.ok().out();
     assert_eq!(text, "first\n");
     cli.run(&["wake", "ada"]).await.ok();
-    assert_eq!(tree(&podling.home_of(&ada)).len(), 2);
+    assert_eq!(tree(&podling.home_dir(&ada)).len(), 2);
     nothing_else_is_stored(&podling).await;
 }
 
@@ -83,7 +83,7 @@ async fn who_comes_back_at_any_moment_of_the_archiving_finds_all() {
     let podling = Podling::up().await;
     let cli = podling.cli();
     let ada = podling.create("ada", &SOON).await;
-    let inside = podling.client().of(&ada.id);
+    let inside = podling.client().for_workspace(&ada.id);
     inside.sh("head -c 24M /dev/urandom > noise").await;
     let mut kept = 0;
     for round in 0..ROUNDS {
@@ -115,24 +115,24 @@ async fn who_comes_back_at_any_moment_of_the_archiving_finds_all() {
     assert!(in_it.is_none_or(|names| names.len() == ROUNDS + 1), "the newest has all that was written");
     nothing_else_is_stored(&podling).await;
     cli.run(&["rm", &ada.id, "--discard"]).await.ok();
-    assert_eq!(podling.stored(), Vec::<String>::new());
+    assert_eq!(podling.stored_names(), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_killed_control_plane_left_in_the_store_goes_when_all_is_discarded() {
     let mut podling = Podling::up().await;
     let ada = podling.create("ada", &SOON).await;
-    podling.client().of(&ada.id).sh("head -c 64M /dev/urandom > noise").await;
+    podling.client().for_workspace(&ada.id).sh("head -c 64M /dev/urandom > noise").await;
     podling.cli().run(&["sleep", "ada", "--force"]).await.ok();
     wait_for("its archive is being proven", async || {
-        podling.stored().iter().any(|name| name.ends_with(".zip")).then_some(())
+        podling.stored_names().iter().any(|name| name.ends_with(".zip")).then_some(())
     })
     .await;
     podling.kill_control();
-    podling.up_again().await;
-    podling.becomes(&ada, State::Archived).await;
+    podling.restart().await;
+    podling.wait_for_state(&ada, State::Archived).await;
     podling.cli().run(&["rm", "ada", "--discard"]).await.ok();
-    assert_eq!(podling.stored(), Vec::<String>::new());
+    assert_eq!(podling.stored_names(), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -145,20 +145,20 @@ async fn what_is_discarded_is_gone_with_its_archives() {
         put(&podling, workspace, "file", "mine");
     }
     cli.run(&["sleep", "asleep", "archived", "--force"]).await.ok();
-    podling.becomes(&archived, State::Archived).await;
+    podling.wait_for_state(&archived, State::Archived).await;
     // One that has both: it was archived, and is awake again.
     let both = podling.create("both", &SOON).await;
     cli.run(&["sleep", "both", "--force"]).await.ok();
-    podling.becomes(&both, State::Archived).await;
+    podling.wait_for_state(&both, State::Archived).await;
     cli.run(&["wake", "both"]).await.ok();
     assert_eq!(backups(&podling).await.len(), 2);
 
     cli.run(&["rm", "awake", "asleep", "archived", "both", "--discard"]).await.ok();
     assert_eq!(cli.run(&["ls", "--json"]).await.ok().json(), serde_json::json!([]));
     assert_eq!(backups(&podling).await, Vec::<Value>::new());
-    assert_eq!(podling.stored(), Vec::<String>::new());
+    assert_eq!(podling.stored_names(), Vec::<String>::new());
     for workspace in [&awake, &asleep, &archived, &both] {
-        assert!(!podling.home_of(workspace).exists());
+        assert!(!podling.home_dir(workspace).exists());
     }
     for name in ["awake", "asleep", "archived", "both"] {
         cli.run(&["restore", name]).await.exits(3);
@@ -192,7 +192,7 @@ async fn one_that_sleeps_is_deleted_without_being_woken_and_comes_back_by_its_na
     cli.run(&["restore", "ada"]).await.ok();
     assert_eq!(cli.run(&["run", "ada", "--", "cat", "file"]).await.ok().out(), "mine");
     assert_ne!(new.id, ada.id);
-    assert_eq!(podling.awake(&ada).await.name, "ada");
+    assert_eq!(podling.wait_until_awake(&ada).await.name, "ada");
 }
 
 #[tokio::test(flavor = "multi_thread")]

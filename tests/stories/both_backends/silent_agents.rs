@@ -8,9 +8,9 @@ use podling_proto::{
 };
 use podling_tests::{
     Client, Podling, Workspace,
-    nights::{counted, sleeps_after},
-    parted::Line,
-    suspended::Suspended,
+    partition::NetworkPartition,
+    sleep_helpers::{counted_idle, idle_timeout_policy},
+    suspended_process::SuspendedProcess,
     wait_for, within,
 };
 
@@ -24,7 +24,7 @@ const BEATS: Duration = Duration::from_millis(1500);
 async fn has_begun_to_idle(podling: &Podling, ada: &Workspace) -> Duration {
     wait_for("idle time counts", async || {
         let activity = podling.get(ada).await.activity?;
-        let counted = counted(Some(&activity));
+        let counted = counted_idle(Some(&activity));
         (activity.level() == ActivityLevel::Idle && counted > Duration::ZERO).then_some(counted)
     })
     .await
@@ -32,7 +32,7 @@ async fn has_begun_to_idle(podling: &Podling, ada: &Workspace) -> Duration {
 
 async fn idle_time(inside: &Client) -> Duration {
     let got = within("Activity.Get", inside.activity().get(GetActivityRequest {})).await;
-    counted(got.expect("an activity").into_inner().activity.as_ref())
+    counted_idle(got.expect("an activity").into_inner().activity.as_ref())
 }
 
 /// Not a wait for anything: it is the silence itself.
@@ -42,7 +42,7 @@ async fn silence() {
 
 /// From `whole` on it counts on from what was counted before: not sooner than that allows, and sleeps in the end.
 async fn counts_on(podling: &Podling, ada: &Workspace, before: Duration, whole: Instant) {
-    podling.becomes(ada, State::Asleep).await;
+    podling.wait_for_state(ada, State::Asleep).await;
     let took = whole.elapsed();
     eprintln!("{before:?} were counted; asleep {took:?} after the silence");
     let least = IDLE_TIMEOUT.saturating_sub(before);
@@ -52,17 +52,17 @@ async fn counts_on(podling: &Podling, ada: &Workspace, before: Duration, whole: 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_sleeps_while_the_control_plane_stands_still() {
     let podling = Podling::up().await;
-    let ada = podling.workspace_with("ada", sleeps_after(IDLE_TIMEOUT)).await;
-    let direct = podling.direct_with_token(&ada).await;
+    let ada = podling.workspace_with_policy("ada", idle_timeout_policy(IDLE_TIMEOUT)).await;
+    let direct = podling.admin_agent_client(&ada).await;
     let before = has_begun_to_idle(&podling, &ada).await;
     let agent = podling.agent_pid(&ada);
-    let still = Suspended::new(podling.control_pid());
+    let still = SuspendedProcess::new(podling.control_pid());
     silence().await;
     let after = idle_time(&direct).await;
     assert!(after <= before + BEATS * 2, "{before:?} were counted before, {after:?} in the silence");
     let whole = Instant::now();
     drop(still);
-    assert_eq!(podling.awake(&ada).await.state(), State::Awake);
+    assert_eq!(podling.wait_until_awake(&ada).await.state(), State::Awake);
     assert_eq!(podling.agent_pid(&ada), agent);
     counts_on(&podling, &ada, after, whole).await;
 }
@@ -70,9 +70,9 @@ async fn nobody_sleeps_while_the_control_plane_stands_still() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_sleeps_while_agent_and_control_plane_are_parted() {
     let podling = Podling::up().await;
-    let line = Line::of(&podling);
-    let ada = podling.workspace_with("ada", sleeps_after(IDLE_TIMEOUT)).await;
-    let inside = podling.client().of(&ada.id);
+    let line = NetworkPartition::of(&podling);
+    let ada = podling.workspace_with_policy("ada", idle_timeout_policy(IDLE_TIMEOUT)).await;
+    let inside = podling.client().for_workspace(&ada.id);
     let before = has_begun_to_idle(&podling, &ada).await;
     line.part();
     // Before long nobody knows of it any more. That is no sign of idleness, and it is reached all the same.
@@ -87,17 +87,17 @@ async fn nobody_sleeps_while_agent_and_control_plane_are_parted() {
     assert!(after <= before + BEATS * 2, "{before:?} were counted before, {after:?} in the silence");
     let whole = Instant::now();
     line.heal();
-    podling.awake(&ada).await;
+    podling.wait_until_awake(&ada).await;
     counts_on(&podling, &ada, after, whole).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_sleeps_while_its_agent_stands_still() {
     let podling = Podling::up().await;
-    let ada = podling.workspace_with("ada", sleeps_after(IDLE_TIMEOUT)).await;
-    let inside = podling.client().of(&ada.id);
+    let ada = podling.workspace_with_policy("ada", idle_timeout_policy(IDLE_TIMEOUT)).await;
+    let inside = podling.client().for_workspace(&ada.id);
     let before = has_begun_to_idle(&podling, &ada).await;
-    let still = Suspended::new(podling.agent_pid(&ada));
+    let still = SuspendedProcess::new(podling.agent_pid(&ada));
     podling.stays_awake(&ada, STILL).await;
     let whole = Instant::now();
     drop(still);

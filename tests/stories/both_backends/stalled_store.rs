@@ -51,11 +51,11 @@ async fn nobody_waits_for_an_archive_but_its_own_workspace() {
     let cli = podling.cli();
     let store = podling.data().join("backups");
     let (ada, bob) = (podling.create("ada", &SOON).await, podling.create("bob", &[]).await);
-    podling.client().of(&ada.id).sh("head -c 64M /dev/urandom > noise").await;
-    let stall = Stall::new(podling.folder());
+    podling.client().for_workspace(&ada.id).sh("head -c 64M /dev/urandom > noise").await;
+    let stall = Stall::new(podling.dir());
     cli.run(&["sleep", "ada", "--force"]).await.ok();
     let place = tokio::task::spawn_blocking(move || {
-        let placed = podling_tests::wait::wait_blocking_closely(|| stall.placed(&store));
+        let placed = podling_tests::wait::wait_blocking_every_ms(|| stall.placed(&store));
         assert!(placed, "no archive shows");
         stall
     });
@@ -71,22 +71,25 @@ async fn nobody_waits_for_an_archive_but_its_own_workspace() {
     assert!(cli.run(&["ls"]).await.ok().out().contains("archiving"));
     cli.run(&["explain", "ada"]).await.ok();
     assert_eq!(cli.run(&["archives", "--json"]).await.ok().json(), serde_json::json!([]));
-    assert_eq!(podling.client().of(&bob.id).sh("echo here").await, "here\n");
+    assert_eq!(podling.client().for_workspace(&bob.id).sh("echo here").await, "here\n");
     // Another one is made, sleeps, and is archived meanwhile.
     let carol = podling.create("carol", &SOON).await;
     cli.run(&["sleep", "carol", "--force"]).await.ok();
-    podling.becomes(&carol, State::Archived).await;
+    podling.wait_for_state(&carol, State::Archived).await;
     assert_eq!(podling.get(&ada).await.state(), State::Archiving, "it still stands still");
 
     // Nor does who comes back to it wait.
     cli.run(&["wake", "ada"]).await.ok();
-    assert_eq!(podling.client().of(&ada.id).sh("stat -c %s noise").await, format!("{}\n", 64 << 20));
+    assert_eq!(
+        podling.client().for_workspace(&ada.id).sh("stat -c %s noise").await,
+        format!("{}\n", 64 << 20)
+    );
     drop(stall);
     let kept = cli.run(&["archives", "--json"]).await.ok().json();
     let key = kept[0]["key"].as_str().expect("carol's").to_owned();
     wait_for("what was given up leaves nothing", async || {
         let carols = [format!("{key}.jsonl"), format!("{key}.zip")];
-        (podling.stored() == carols).then_some(())
+        (podling.stored_names() == carols).then_some(())
     })
     .await;
 }

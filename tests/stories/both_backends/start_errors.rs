@@ -11,7 +11,7 @@ use podling_proto::{
 };
 use podling_tests::{
     Podling,
-    work::{argv, command, refused},
+    client_helpers::{argv, command, refused},
 };
 
 /// What is wrong, the command, and the reasons that say so.
@@ -43,7 +43,7 @@ fn broken() -> Vec<(&'static str, Command, &'static [Reason])> {
 async fn ten_broken_programs_give_their_reasons() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    let home = podling.home_of(&ada);
+    let home = podling.home_dir(&ada);
     fs::create_dir(home.join("folder")).expect("a folder");
     for (name, content, mode) in [
         ("bad-interpreter", "#!/no/such/interpreter\n", 0o755),
@@ -54,7 +54,7 @@ async fn ten_broken_programs_give_their_reasons() {
         fs::set_permissions(home.join(name), fs::Permissions::from_mode(mode)).expect("a mode");
     }
 
-    let inside = podling.client().of(&ada.id);
+    let inside = podling.client().for_workspace(&ada.id);
     for (what, command, reasons) in broken() {
         let Command { argv, env, cwd, .. } = command.clone();
         let create = CreateTerminalRequest { argv, env, cwd, ..Default::default() };

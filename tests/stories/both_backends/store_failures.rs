@@ -15,8 +15,8 @@ use std::{
 
 use podling_proto::control::v1::{LogEntry, State, StateReasonCode};
 use podling_tests::{
-    Podling, SmallDisk, Workspace, disk::obeying_permissions, left_out, podling::Options, podling::names,
-    tree::tree, wait_for, zips,
+    Podling, SmallDisk, Workspace, disk::launcher_without_dac_override, podling::PodlingOptions,
+    podling::names, report_skipped, tree::tree, wait_for, zips,
 };
 
 /// Asleep for a second, it is archived.
@@ -54,7 +54,7 @@ impl Drop for Saboteur {
 
 async fn up_with_store(store: &Path) -> Podling {
     let args = vec!["--backups".to_owned(), format!("file://{}", store.display())];
-    Podling::up_with(Options { args, ..Options::default() }).await
+    Podling::up_with(PodlingOptions { args, ..PodlingOptions::default() }).await
 }
 
 fn code(entry: &LogEntry) -> Option<StateReasonCode> {
@@ -73,7 +73,7 @@ async fn failures(podling: &Podling, workspace: &Workspace) -> Vec<LogEntry> {
 
 /// Waits until it was tried so often in vain; the pauses grow, the storage is untouched, and `explain` says why.
 async fn is_kept(podling: &Podling, workspace: &Workspace, tries: usize, why: &str) {
-    let home = podling.home_of(workspace);
+    let home = podling.home_dir(workspace);
     let before: Vec<_> = tree(&home).into_keys().collect();
     let failures = wait_for(&format!("{tries} tries were in vain"), async || {
         let failures = failures(podling, workspace).await;
@@ -101,16 +101,16 @@ async fn is_kept(podling: &Podling, workspace: &Workspace, tries: usize, why: &s
 }
 
 /// Waits until only its archive is left, which others read.
-async fn is_archived(podling: &Podling, workspace: &Workspace, store: &Path) -> Option<zips::Listed> {
+async fn is_archived(podling: &Podling, workspace: &Workspace, store: &Path) -> Option<zips::ZipListing> {
     wait_for("only its archive is left", async || {
         let now = podling.get(workspace).await;
-        (now.state() == State::Archived && !podling.home_of(workspace).exists()).then_some(())
+        (now.state() == State::Archived && !podling.home_dir(workspace).exists()).then_some(())
     })
     .await;
     let listed = podling.cli().run(&["archives", &workspace.name, "--json"]).await.ok().json();
     let key = listed[0]["key"].as_str().expect("a backup").to_owned();
     assert_eq!(names(store), [format!("{key}.jsonl"), format!("{key}.zip")], "and nothing else lies there");
-    zips::listed(&store.join(format!("{key}.zip")))
+    zips::list_zip(&store.join(format!("{key}.zip")))
 }
 
 async fn sleep(podling: &Podling, workspace: &Workspace) {
@@ -128,7 +128,7 @@ fn noise(path: &Path, megabytes: u64) {
 async fn files_that_do_not_hold_still_are_not_taken_for_archived() {
     let podling = Podling::up().await;
     let ada = podling.create("ada", &SOON).await;
-    let home = podling.home_of(&ada);
+    let home = podling.home_dir(&ada);
     for number in 0..1000 {
         fs::write(home.join(format!("{number}")), "0").expect("a file");
     }
@@ -143,25 +143,25 @@ async fn files_that_do_not_hold_still_are_not_taken_for_archived() {
     });
     sleep(&podling, &ada).await;
     is_kept(&podling, &ada, 3, "it changed while it was read").await;
-    assert_eq!(podling.stored(), Vec::<String>::new(), "nothing of it stays in the store");
+    assert_eq!(podling.stored_names(), Vec::<String>::new(), "nothing of it stays in the store");
 
     drop(writer);
     let last = tree(&home);
     if let Some(listed) = is_archived(&podling, &ada, &podling.data().join("backups")).await {
-        assert_eq!(listed, zips::of(&last));
+        assert_eq!(listed, zips::expected_listing(&last));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_read_is_named_and_kept() {
-    let through = match obeying_permissions() {
-        Ok(through) => through,
-        Err(why) => return left_out("a file that may not be read", &why),
+    let launcher = match launcher_without_dac_override() {
+        Ok(launcher) => launcher,
+        Err(why) => return report_skipped("a file that may not be read", &why),
     };
-    let podling = Podling::up_with(Options { through, ..Options::default() }).await;
+    let podling = Podling::up_with(PodlingOptions { launcher, ..PodlingOptions::default() }).await;
     let ada = podling.create("ada", &SOON).await;
-    let file = podling.home_of(&ada).join("locked.db");
-    podling.client().of(&ada.id).sh("printf precious > locked.db && chmod 000 locked.db").await;
+    let file = podling.home_dir(&ada).join("locked.db");
+    podling.client().for_workspace(&ada.id).sh("printf precious > locked.db && chmod 000 locked.db").await;
     sleep(&podling, &ada).await;
     is_kept_beside(&podling, &ada, "locked.db: permission denied").await;
     // Somebody who deletes it does not get rid of it either, and is told.
@@ -195,19 +195,19 @@ async fn is_kept_beside(podling: &Podling, workspace: &Workspace, why: &str) {
 async fn a_store_that_is_full_costs_nothing_but_time() {
     let disk = match SmallDisk::new("24m") {
         Ok(disk) => disk,
-        Err(why) => return left_out("a full backup store", &why),
+        Err(why) => return report_skipped("a full backup store", &why),
     };
-    let filler = disk.at().join("filler");
+    let filler = disk.path().join("filler");
     noise(&filler, 20);
-    let podling = up_with_store(disk.at()).await;
+    let podling = up_with_store(disk.path()).await;
     let ada = podling.create("ada", &SOON).await;
-    noise(&podling.home_of(&ada).join("data"), 8);
+    noise(&podling.home_dir(&ada).join("data"), 8);
     sleep(&podling, &ada).await;
     is_kept(&podling, &ada, 3, "is full").await;
-    assert_eq!(names(disk.at()), ["filler"], "nothing half is left to keep it full");
+    assert_eq!(names(disk.path()), ["filler"], "nothing half is left to keep it full");
 
     fs::remove_file(&filler).expect("room is made");
-    is_archived(&podling, &ada, disk.at()).await;
+    is_archived(&podling, &ada, disk.path()).await;
     drop(podling);
 }
 
@@ -215,17 +215,17 @@ async fn a_store_that_is_full_costs_nothing_but_time() {
 async fn a_store_that_cannot_be_written_to_costs_nothing_but_time() {
     let disk = match SmallDisk::new("24m") {
         Ok(disk) => disk,
-        Err(why) => return left_out("a backup store that is read-only", &why),
+        Err(why) => return report_skipped("a backup store that is read-only", &why),
     };
-    let podling = up_with_store(disk.at()).await;
+    let podling = up_with_store(disk.path()).await;
     let ada = podling.create("ada", &SOON).await;
-    fs::write(podling.home_of(&ada).join("data"), "mine").expect("a file");
+    fs::write(podling.home_dir(&ada).join("data"), "mine").expect("a file");
     disk.read_only(true);
     sleep(&podling, &ada).await;
     is_kept(&podling, &ada, 3, "denies access").await;
 
     disk.read_only(false);
-    is_archived(&podling, &ada, disk.at()).await;
+    is_archived(&podling, &ada, disk.path()).await;
     drop(podling);
 }
 
@@ -235,7 +235,7 @@ async fn a_store_that_is_not_there_is_not_made_anew() {
     let store = podling.data().join("backups");
     let away = podling.data().join("elsewhere");
     let ada = podling.create("ada", &SOON).await;
-    fs::write(podling.home_of(&ada).join("data"), "mine").expect("a file");
+    fs::write(podling.home_dir(&ada).join("data"), "mine").expect("a file");
     // As a disk that is not mounted leaves it.
     fs::rename(&store, &away).expect("it goes");
     sleep(&podling, &ada).await;
@@ -251,7 +251,7 @@ async fn a_byte_that_changes_in_the_store_is_found_before_anything_is_deleted() 
     let podling = Podling::up().await;
     let store = podling.data().join("backups");
     let ada = podling.create("ada", &SOON).await;
-    noise(&podling.home_of(&ada).join("data"), 32);
+    noise(&podling.home_dir(&ada).join("data"), 32);
     let flipped = Arc::new(AtomicUsize::new(0));
     let (place, count) = (store.clone(), flipped.clone());
     let mut last = PathBuf::new();

@@ -11,7 +11,7 @@ use podling_proto::{
     v1::Verb,
     verb,
 };
-use podling_tests::{Client, Podling, Workspace, wait_for, within, work::refused};
+use podling_tests::{Client, Podling, Workspace, client_helpers::refused, wait_for, within};
 use tonic::{Code, Request, Status, client::Grpc};
 use tonic_prost::ProstCodec;
 
@@ -41,7 +41,7 @@ async fn terminals(client: &Client) -> Result<tonic::Response<ListTerminalsRespo
 async fn nothing_answers_without_a_good_token() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    let nobody = Client::new(podling.url()).of(&ada.id);
+    let nobody = Client::new(podling.url()).for_workspace(&ada.id);
     assert_eq!(refused(terminals(&nobody).await), Reason::TokenMissing);
     assert_eq!(
         refused(nobody.workspaces().list(ListWorkspacesRequest::default()).await),
@@ -50,7 +50,7 @@ async fn nothing_answers_without_a_good_token() {
     let root = podling.token();
     let changed = format!("{}{}", &root[..root.len() - 1], if root.ends_with('A') { "B" } else { "A" });
     for wrong in ["x", "a.b.c", &changed] {
-        let wrong = Client::new(podling.url()).token(wrong).of(&ada.id);
+        let wrong = Client::new(podling.url()).token(wrong).for_workspace(&ada.id);
         assert_eq!(refused(terminals(&wrong).await), Reason::TokenInvalid);
         assert_eq!(
             refused(wrong.workspaces().list(ListWorkspacesRequest::default()).await),
@@ -58,7 +58,7 @@ async fn nothing_answers_without_a_good_token() {
         );
     }
     // The agent itself asks for one, too.
-    let direct = podling.direct(&ada).await;
+    let direct = podling.agent_client(&ada).await;
     assert_eq!(refused(terminals(&direct).await), Reason::TokenMissing);
     assert_eq!(refused(terminals(&direct.token(root)).await), Reason::TokenInvalid);
 }
@@ -71,7 +71,7 @@ async fn a_token_ends() {
     let client = Client::new(podling.url()).token(&token);
     let reason = wait_for("the token is over", async || {
         let answer = client.workspaces().list(ListWorkspacesRequest::default()).await;
-        answer.err().map(|status| podling_tests::work::reason(&status))
+        answer.err().map(|status| podling_tests::client_helpers::reason(&status))
     })
     .await;
     assert_eq!(reason, Reason::TokenExpired);
@@ -83,11 +83,11 @@ async fn a_token_is_good_only_where_it_was_made_for() {
     let (ada, bob) = (podling.workspace("ada").await, podling.workspace("bob").await);
     let token = for_agent(&podling, &ada, &["admin"]).await;
     let (at_ada, at_bob) =
-        (podling.direct(&ada).await.token(&token), podling.direct(&bob).await.token(&token));
+        (podling.agent_client(&ada).await.token(&token), podling.agent_client(&bob).await.token(&token));
     assert!(terminals(&at_ada).await.is_ok());
     assert_eq!(refused(terminals(&at_bob).await), Reason::TokenForeign);
     let gateway = Client::new(podling.url()).token(&token);
-    assert_eq!(refused(terminals(&gateway.clone().of(&ada.id)).await), Reason::TokenForeign);
+    assert_eq!(refused(terminals(&gateway.clone().for_workspace(&ada.id)).await), Reason::TokenForeign);
     assert_eq!(
         refused(gateway.workspaces().list(ListWorkspacesRequest::default()).await),
         Reason::TokenForeign
@@ -95,9 +95,12 @@ async fn a_token_is_good_only_where_it_was_made_for() {
     assert_eq!(refused(gateway.tokens().describe(DescribeTokenRequest {}).await), Reason::TokenForeign);
     // And a user's token is nothing to an agent.
     let user = mint(&podling, verbs(&["read"])).await;
-    assert_eq!(refused(terminals(&podling.direct(&ada).await.token(&user)).await), Reason::TokenForeign);
+    assert_eq!(
+        refused(terminals(&podling.agent_client(&ada).await.token(&user)).await),
+        Reason::TokenForeign
+    );
     // What the agent itself holds opens nothing either.
-    let credential = Client::new(podling.url()).token(podling.credential_of(&ada).await.trim());
+    let credential = Client::new(podling.url()).token(podling.agent_credential(&ada).await.trim());
     assert_eq!(
         refused(credential.workspaces().list(ListWorkspacesRequest::default()).await),
         Reason::TokenInvalid
@@ -111,8 +114,8 @@ async fn a_token_narrowed_to_one_workspace_sees_no_other() {
     let narrow =
         CreateTokenRequest { workspaces: vec!["ada".into()], ..verbs(&["read", "terminal", "token"]) };
     let client = Client::new(podling.url()).token(&mint(&podling, narrow).await);
-    assert!(terminals(&client.clone().of(&ada.id)).await.is_ok());
-    assert_eq!(refused(terminals(&client.clone().of(&bob.id)).await), Reason::WorkspaceDenied);
+    assert!(terminals(&client.clone().for_workspace(&ada.id)).await.is_ok());
+    assert_eq!(refused(terminals(&client.clone().for_workspace(&bob.id)).await), Reason::WorkspaceDenied);
     let get = GetWorkspaceRequest { workspace: bob.id.clone() };
     assert_eq!(refused(client.workspaces().get(get).await), Reason::WorkspaceDenied);
     let list = client.workspaces().list(ListWorkspacesRequest::default()).await.expect("a list").into_inner();
@@ -135,7 +138,7 @@ async fn a_token_narrowed_to_one_workspace_sees_no_other() {
 
 /// Calls a method with an empty request; an error if one comes before the first answer.
 async fn call(client: &Client, path: &'static str) -> Result<(), Status> {
-    let mut grpc = Grpc::new(client.link());
+    let mut grpc = Grpc::new(rclient.channel());
     within("the channel", grpc.ready()).await.map_err(|e| Status::unknown(format!("{e:?}")))?;
     let path = PathAndQuery::from_static(path);
     // One empty message and then nothing: as every kind of method may be called.
@@ -159,8 +162,8 @@ async fn every_method_asks_for_its_verb() {
     let mut tried = 0;
     for (held, name) in verb::ALL {
         let user = mint(&podling, verbs(&[name])).await;
-        let gateway = Client::new(podling.url()).token(&user).of(&ada.id);
-        let agent = podling.direct(&ada).await.token(&for_agent(&podling, &ada, &[name]).await);
+        let gateway = Client::new(podling.url()).token(&user).for_workspace(&ada.id);
+        let agent = podling.agent_client(&ada).await.token(&for_agent(&podling, &ada, &[name]).await);
         for method in METHODS {
             let allowed = method.verb() == *held || (*held == Verb::Admin && method.verb() != Verb::Agent);
             if allowed && method.path == DOWN {
@@ -193,9 +196,10 @@ async fn every_method_asks_for_its_verb() {
 
     // What no table names needs `admin`, and then is unknown.
     let path = "/podling.agent.v1.Terminals/Imaginary";
-    let reader = Client::new(podling.url()).token(&mint(&podling, verbs(&["read"])).await).of(&ada.id);
+    let reader =
+        Client::new(podling.url()).token(&mint(&podling, verbs(&["read"])).await).for_workspace(&ada.id);
     assert_eq!(call(&reader, path).await.err().as_ref().and_then(error::reason), Some(Reason::VerbMissing));
-    let admin = podling.client().of(&ada.id);
+    let admin = podling.client().for_workspace(&ada.id);
     assert_eq!(call(&admin, path).await.expect_err("unknown").code(), Code::Unimplemented);
     // All of that has harmed nothing.
     assert_eq!(admin.sh("echo fine").await, "fine\n");

@@ -45,7 +45,7 @@ async fn crowd(address: SocketAddr) -> JoinSet<TcpStream> {
 async fn a_thousand_strangers_leave_memory_flat() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    let inside = podling.client().of(&ada.id);
+    let inside = podling.client().for_workspace(&ada.id);
     let before = memory(podling.control_pid());
     let mut sizes = Vec::new();
     for _ in 0..4 {
@@ -56,7 +56,7 @@ async fn a_thousand_strangers_leave_memory_flat() {
         }
         // Who has a token works on, on a new connection too.
         assert_eq!(inside.sh("echo here").await, "here\n");
-        assert_eq!(podling.client().of(&ada.id).sh("echo new").await, "new\n");
+        assert_eq!(podling.client().for_workspace(&ada.id).sh("echo new").await, "new\n");
         sizes.push(memory(podling.control_pid()));
         drop(strangers);
         wait_for("the crowd has left", async || (sockets(podling.control_pid()) < 50).then_some(())).await;

@@ -8,7 +8,7 @@ use podling_proto::agent::v1::{
     attach_request::Request as Ask, attach_response::Response as Answer, frame::Frame as What,
     from::From as Begin,
 };
-use podling_tests::{Client, Podling, person::Person, within, work::script};
+use podling_tests::{Client, Podling, client_helpers::script, resuming_client::ResumingClient, within};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -40,26 +40,26 @@ async fn attach(
 async fn a_viewer_that_stops_reading_harms_nobody() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    let inside = podling.client().of(&ada.id);
+    let inside = podling.client().for_workspace(&ada.id);
     let program = "stty raw -echo; echo ready; head -c 1 >/dev/null; seq 1 1000000; echo fin; cat";
     let terminal = inside.open(script(program)).await;
     // It reads its first frame, and then nothing more.
-    let stalled = podling.client().of(&ada.id);
+    let stalled = podling.client().for_workspace(&ada.id);
     let (_ask, mut answers) = attach(&stalled, &terminal.id, "stalled", Begin::Oldest(FromOldest {})).await;
     within("the first frame", answers.message()).await.expect("a frame");
 
     // Beside it somebody works: 6.9 MB are printed, far more than the log or any window holds.
-    let mut person = Person::new("worker", &terminal.id);
-    person.lossless = true;
-    person.work("it is ready", || inside.clone(), |p| p.text().contains("ready")).await;
-    person.typed = b"x".to_vec();
-    person.work("all is printed", || inside.clone(), |p| p.log().bytes.ends_with(b"fin\n")).await;
-    person.typed.extend_from_slice(b"still here");
-    person.work("keys echo", || inside.clone(), |p| p.log().bytes.ends_with(b"still here")).await;
-    assert!(person.log().gaps.is_empty(), "whoever reads misses nothing");
+    let mut viewer = ResumingClient::new("worker", &terminal.id);
+    viewer.lossless = true;
+    viewer.run_until("it is ready", || inside.clone(), |p| p.text().contains("ready")).await;
+    viewer.typed = b"x".to_vec();
+    viewer.run_until("all is printed", || inside.clone(), |p| p.log().bytes.ends_with(b"fin\n")).await;
+    viewer.typed.extend_from_slice(b"still here");
+    viewer.run_until("keys echo", || inside.clone(), |p| p.log().bytes.ends_with(b"still here")).await;
+    assert!(viewer.log().gaps.is_empty(), "whoever reads misses nothing");
 
     // When it reads again, it is told what it missed, is shown the screen as it is, and goes on from there.
-    let (all, mut next, mut missed, mut screens) = (person.log().next, None, 0, 0);
+    let (all, mut next, mut missed, mut screens) = (viewer.log().next, None, 0, 0);
     let catching_up = async {
         while next != Some(all) {
             let answer = answers.message().await.expect("a frame").expect("more");
@@ -80,8 +80,8 @@ async fn a_viewer_that_stops_reading_harms_nobody() {
         }
     };
     within("the stalled viewer catches up", catching_up).await;
-    person.typed.extend_from_slice(b"and again");
-    person.work("keys echo", || inside.clone(), |p| p.log().bytes.ends_with(b"and again")).await;
+    viewer.typed.extend_from_slice(b"and again");
+    viewer.run_until("keys echo", || inside.clone(), |p| p.log().bytes.ends_with(b"and again")).await;
     let mut tail = Vec::new();
     let going_on = async {
         while tail != b"and again" {
@@ -104,15 +104,15 @@ async fn a_viewer_that_stops_reading_harms_nobody() {
 async fn a_terminal_that_floods_leaves_room_for_one_that_echoes() {
     let podling = Podling::up().await;
     let ada = podling.workspace("ada").await;
-    let inside = podling.client().of(&ada.id);
+    let inside = podling.client().for_workspace(&ada.id);
     let flood = inside.open(script("exec yes")).await;
     let (_ask, mut flooded) = attach(&inside, &flood.id, "flood", Begin::Now(FromNow {})).await;
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { while let Ok(Some(_)) = flooded.message().await {} });
 
     let echo = inside.open(script("stty raw -echo; echo ready; exec cat")).await;
-    let mut person = Person::new("typist", &echo.id);
-    person.work("it is ready", || inside.clone(), |p| p.text().contains("ready")).await;
+    let mut viewer = ResumingClient::new("typist", &echo.id);
+    viewer.run_until("it is ready", || inside.clone(), |p| p.text().contains("ready")).await;
     let (ask, mut answers) = attach(&inside, &echo.id, "typist", Begin::Now(FromNow {})).await;
     let mut times = Vec::new();
     for offset in 0..KEYS {

@@ -18,11 +18,11 @@ use podling_proto::{
     error::Reason,
 };
 use podling_tests::{
-    Options, Podling, Workspace,
-    nights::{sleeps_after, span},
-    trace::{Event, Seen, Step},
+    Podling, PodlingOptions, Workspace,
+    client_helpers::reason,
+    sleep_helpers::{idle_timeout_policy, wire_duration},
+    trace::{ObservedWorkspace, TraceEvent, TraceStep},
     wait_for, within,
-    work::reason,
 };
 use rustix::process::Signal;
 use tonic::Status;
@@ -30,24 +30,25 @@ use tonic::Status;
 /// Longer than any replay.
 const LONG: Duration = Duration::from_secs(3600);
 
-pub(super) struct Real {
+pub(super) struct ReplayTarget {
     podling: Podling,
     workspaces: BTreeMap<String, Workspace>,
     begun: Instant,
 }
 
-impl Real {
-    pub(super) async fn up(first: &Event) -> Self {
-        let Event::Up(args) = first else { panic!("a trace begins with `up`: {first:?}") };
-        let podling = Podling::up_with(Options { args: args.clone(), ..Options::default() }).await;
+impl ReplayTarget {
+    pub(super) async fn up(first: &TraceEvent) -> Self {
+        let TraceEvent::Up(args) = first else { panic!("a trace begins with `up`: {first:?}") };
+        let podling =
+            Podling::up_with(PodlingOptions { args: args.clone(), ..PodlingOptions::default() }).await;
         Self { podling, workspaces: BTreeMap::new(), begun: Instant::now() }
     }
 
     /// Something happens. An answer may be lost only with the control plane that dies of it (`next`).
-    pub(super) async fn happens(&mut self, event: &Event, next: Option<&Step>) {
+    pub(super) async fn happens(&mut self, event: &TraceEvent, next: Option<&TraceStep>) {
         eprintln!("{:>6.1?} > {event:?}", self.begun.elapsed());
         let answer = self.asks(event).await;
-        let dies = matches!(next, Some(Step::Happens(Event::Dies(_))));
+        let dies = matches!(next, Some(TraceStep::Happens(TraceEvent::Dies(_))));
         if let Err(status) = answer
             && !dies
         {
@@ -55,47 +56,47 @@ impl Real {
         }
     }
 
-    async fn asks(&mut self, event: &Event) -> Result<(), Status> {
+    async fn asks(&mut self, event: &TraceEvent) -> Result<(), Status> {
         let client = self.podling.client();
         let (mut workspaces, mut backups) = (client.workspaces(), client.workspace_archives());
         match event {
-            Event::Create(name, owner) => self.create(name, owner).await?,
-            Event::Write(name, file) => self.write(name, file).await,
-            Event::Sleep(name) => self.podling.put_to_sleep(self.of(name)).await?,
-            Event::Wake(name) => self.podling.wake(self.of(name)).await?,
-            Event::Restore(name) => {
+            TraceEvent::Create(name, owner) => self.create(name, owner).await?,
+            TraceEvent::Write(name, file) => self.write(name, file).await,
+            TraceEvent::Sleep(name) => self.podling.force_sleep(self.workspace(name)).await?,
+            TraceEvent::Wake(name) => self.podling.wake(self.workspace(name)).await?,
+            TraceEvent::Restore(name) => {
                 let request = RestoreArchiveRequest { archive: self.id(name), ..Default::default() };
                 within("WorkspaceArchives.Restore", backups.restore(request)).await?;
             }
-            Event::Delete(name) | Event::Discard(name) => {
-                let discard = matches!(event, Event::Discard(_));
+            TraceEvent::Delete(name) | TraceEvent::Discard(name) => {
+                let discard = matches!(event, TraceEvent::Discard(_));
                 let request = DeleteWorkspaceRequest { workspace: self.id(name), discard };
                 within("Workspaces.Delete", workspaces.delete(request)).await?;
             }
-            Event::Policy(name, which, time) => {
+            TraceEvent::Policy(name, which, time) => {
                 let request =
                     SetPolicyRequest { workspace: self.id(name), policy: Some(policy(which, time)) };
                 within("Workspaces.SetPolicy", workspaces.set_policy(request)).await?;
             }
-            Event::KillAgent(name) => self.podling.kill_agent(self.of(name)),
-            Event::KillControl => self.podling.kill_control(),
-            Event::UpAgain(None) => self.podling.up_again().await,
-            Event::UpAgain(Some(at)) => self.podling.up_again_to_die_at(at).await,
-            Event::Dies(at) => {
-                let status = self.podling.ended().await;
+            TraceEvent::KillAgent(name) => self.podling.kill_agent(self.workspace(name)),
+            TraceEvent::KillControl => self.podling.kill_control(),
+            TraceEvent::UpAgain(None) => self.podling.restart().await,
+            TraceEvent::UpAgain(Some(at)) => self.podling.restart_dying_at(at).await,
+            TraceEvent::Dies(at) => {
+                let status = self.podling.wait_exit().await;
                 let killed = status.signal() == Some(Signal::KILL.as_raw());
                 assert!(killed, "it should have died at {at}: {status}\n{}", self.podling.log());
             }
-            Event::StoreAway => fs::rename(self.store(), self.elsewhere()).expect("it goes away"),
-            Event::StoreBack => fs::rename(self.elsewhere(), self.store()).expect("it comes back"),
-            Event::Fails(name) => self.fails(name).await,
-            Event::Up(_) => panic!("a trace begins once"),
+            TraceEvent::StoreAway => fs::rename(self.store(), self.elsewhere()).expect("it goes away"),
+            TraceEvent::StoreBack => fs::rename(self.elsewhere(), self.store()).expect("it comes back"),
+            TraceEvent::Fails(name) => self.fails(name).await,
+            TraceEvent::Up(_) => panic!("a trace begins once"),
         }
         Ok(())
     }
 
     /// Waits until each workspace has come to this, and says how it comes.
-    pub(super) async fn comes_to(&self, expected: &BTreeMap<String, Seen>) {
+    pub(super) async fn comes_to(&self, expected: &BTreeMap<String, ObservedWorkspace>) {
         let mut last = BTreeMap::new();
         let begun = self.begun;
         wait_for(&format!("all have come to {expected:#?}\nof {:#?}", self.workspaces), async || {
@@ -119,7 +120,7 @@ impl Real {
     }
 
     fn id(&self, name: &str) -> String {
-        self.of(name).id.clone()
+        self.workspace(name).id.clone()
     }
 
     fn store(&self) -> PathBuf {
@@ -134,7 +135,7 @@ impl Real {
         let request = CreateWorkspaceRequest {
             name: name.to_owned(),
             owner: owner.to_owned(),
-            policy: Some(sleeps_after(LONG)),
+            policy: Some(idle_timeout_policy(LONG)),
             env: [("SHELL".to_owned(), "/bin/sh".to_owned())].into(),
             ..Default::default()
         };
@@ -146,8 +147,8 @@ impl Real {
 
     /// Somebody writes, and the control plane has heard of that use.
     async fn write(&self, name: &str, file: &str) {
-        let workspace = self.of(name);
-        self.podling.client().of(&workspace.id).sh(&format!("echo {file} > file")).await;
+        let workspace = self.workspace(name);
+        self.podling.client().for_workspace(&workspace.id).sh(&format!("echo {file} > file")).await;
         wait_for("the control plane knows that it is used", async || {
             let activity = self.podling.get(workspace).await.activity?;
             (activity.level() != ActivityLevel::Idle).then_some(())
@@ -156,7 +157,7 @@ impl Real {
     }
 
     async fn fails(&self, name: &str) {
-        let workspace = self.of(name);
+        let workspace = self.workspace(name);
         wait_for("it fails", async || {
             let log = self.podling.decided(workspace).await;
             use StateReasonCode::{ArchiveFailed, Archived, RestoreFailed};
@@ -169,20 +170,25 @@ impl Real {
     }
 
     /// What can be seen of it, in the words of a trace.
-    async fn see(&self, name: &str) -> Seen {
-        let workspace = self.of(name);
+    async fn see(&self, name: &str) -> ObservedWorkspace {
+        let workspace = self.workspace(name);
         let folder = self.podling.data().join("workspaces").join(&workspace.id);
         let stored = self.stored(&workspace.id);
         let Some(now) = self.get(workspace).await else {
             // Gone means that nothing of it is left.
             let left = folder.exists() || !stored.is_empty();
-            return if left { Seen(vec!["forgotten".into()]) } else { Seen::default() };
+            return if left {
+                ObservedWorkspace(vec!["forgotten".into()])
+            } else {
+                ObservedWorkspace::default()
+            };
         };
         let mut words = vec![self.state(&now)];
         if now.queue_position > 0 {
             words.push(format!("place={}", now.queue_position));
         }
-        let agents = self.podling.agents().into_iter().filter(|agent| agent.command.contains(&workspace.id));
+        let agents =
+            self.podling.running_agents().into_iter().filter(|agent| agent.command.contains(&workspace.id));
         words.push(format!("agents={}", agents.count()));
         if let (State::Awake, Some(agent)) = (now.state(), &now.agent) {
             words.push(format!("epoch={}", agent.epoch));
@@ -203,7 +209,7 @@ impl Real {
         if now.deleted {
             words.push("deleted".into());
         }
-        Seen(words)
+        ObservedWorkspace(words)
     }
 
     async fn get(&self, workspace: &Workspace) -> Option<WireWorkspace> {
@@ -247,7 +253,7 @@ fn policy(which: &str, time: &str) -> Policy {
         "d" => 24 * 3600,
         _ => panic!("no time: {time}"),
     };
-    let time = span(Duration::from_secs(number * seconds));
+    let time = wire_duration(Duration::from_secs(number * seconds));
     match which {
         "idle-timeout" => Policy { idle_timeout: time, ..Policy::default() },
         "archive-after" => Policy { archive_after: time, ..Policy::default() },

@@ -56,7 +56,7 @@ impl Client {
         let ran = self.run(script(text)).await;
         let exit = ran.exit.expect("an exit");
         let errors = String::from_utf8_lossy(&ran.stderr).into_owned();
-        assert_eq!(process_code(&exit), Some(0), "{text}: {exit:?} {errors}");
+        assert_eq!(process_exit_code(&exit), Some(0), "{text}: {exit:?} {errors}");
         String::from_utf8_lossy(&ran.stdout).into_owned()
     }
 
@@ -72,7 +72,7 @@ impl Client {
 }
 
 /// The exit code of a terminal's program; `None` when a signal ended it.
-pub fn code(exit: &Exit) -> Option<i32> {
+pub fn terminal_exit_code(exit: &Exit) -> Option<i32> {
     match exit.how.as_ref().expect("an exit says how") {
         How::Code(code) => Some(*code),
         How::Signal(_) => None,
@@ -80,7 +80,7 @@ pub fn code(exit: &Exit) -> Option<i32> {
 }
 
 /// The exit code of a process; `None` when a signal ended it.
-pub fn process_code(exit: &ProcessExit) -> Option<i32> {
+pub fn process_exit_code(exit: &ProcessExit) -> Option<i32> {
     match exit.how.as_ref().expect("an exit says how") {
         ProcessHow::Code(code) => Some(*code),
         ProcessHow::Signal(_) => None,
@@ -113,7 +113,7 @@ pub fn path(text: &str) -> podling_proto::agent::v1::Path {
 
 /// Asserts that two long logs are the same; says where they part.
 #[track_caller]
-pub fn same(what: &str, seen: &[u8], expected: &[u8]) {
+pub fn assert_same_bytes(what: &str, seen: &[u8], expected: &[u8]) {
     if seen == expected {
         return;
     }

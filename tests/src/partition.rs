@@ -19,14 +19,14 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{direct::Door, podling::Podling};
+use crate::{agent_client::DialAddress, podling::Podling};
 
 /// Bytes taken from one side at a time.
 const PIECE_BYTES: usize = 16 * 1024;
 
 /// The line. (A filter that a story leaves goes with the node.)
 #[derive(Debug)]
-pub enum Line {
+pub enum NetworkPartition {
     /// Who stands between agents and the socket they dial.
     Between {
         /// Whether nothing passes.
@@ -38,12 +38,12 @@ pub enum Line {
     Port(u16),
 }
 
-impl Line {
+impl NetworkPartition {
     /// Between the control plane and the agents that dial it from now on.
     pub fn of(podling: &Podling) -> Self {
-        let socket = match podling.agents_door() {
-            Door::Socket(socket) => socket,
-            Door::Address(address) => return Self::Port(address.port()),
+        let socket = match podling.agents_listen_address() {
+            DialAddress::Unix(socket) => socket,
+            DialAddress::Tcp(address) => return Self::Port(address.port()),
         };
         let behind = socket.with_extension("behind");
         fs::rename(&socket, &behind).expect("the socket can be moved");

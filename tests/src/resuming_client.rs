@@ -19,7 +19,7 @@ use tonic::{Code, Status};
 
 use crate::{
     client::Client,
-    wait::{LOOK_AGAIN, PATIENCE},
+    wait::{MIN_POLL_PAUSE, WAIT_TIMEOUT},
 };
 
 /// Requests under way to the transport.
@@ -29,13 +29,13 @@ const PIECE_BYTES: usize = 500;
 
 /// One person at one terminal.
 #[derive(Debug)]
-pub struct Person {
+pub struct ResumingClient {
     /// Names their stream of input.
     pub name: String,
     /// The terminal.
     pub terminal: String,
     /// What they have seen, by epoch.
-    pub logs: BTreeMap<u64, Log>,
+    pub logs: BTreeMap<u64, EpochLog>,
     /// The epoch of the stream they follow.
     pub epoch: Option<u64>,
     /// How the terminal ended, once they know.
@@ -52,7 +52,7 @@ pub struct Person {
 
 /// One epoch of a terminal, as seen.
 #[derive(Debug, Default)]
-pub struct Log {
+pub struct EpochLog {
     /// The bytes, one after the other; what a gap swallowed is not among them.
     pub bytes: Vec<u8>,
     /// The position behind the last of them.
@@ -61,7 +61,7 @@ pub struct Log {
     pub gaps: Vec<Gap>,
 }
 
-impl Person {
+impl ResumingClient {
     /// Somebody who has not attached yet.
     pub fn new(name: &str, terminal: &str) -> Self {
         Self {
@@ -78,8 +78,8 @@ impl Person {
     }
 
     /// What they have seen of the present epoch.
-    pub fn log(&self) -> &Log {
-        static NOTHING: Log = Log { bytes: Vec::new(), next: 0, gaps: Vec::new() };
+    pub fn log(&self) -> &EpochLog {
+        static NOTHING: EpochLog = EpochLog { bytes: Vec::new(), next: 0, gaps: Vec::new() };
         self.epoch.and_then(|epoch| self.logs.get(&epoch)).unwrap_or(&NOTHING)
     }
 
@@ -89,7 +89,7 @@ impl Person {
     }
 
     /// Works until `done`, attaching again whenever the line breaks.
-    pub async fn work(
+    pub async fn run_until(
         &mut self,
         what: &str,
         client: impl Fn() -> Client,
@@ -102,12 +102,12 @@ impl Person {
                     let definite = error::reason(&status).is_some() && status.code() != Code::Unavailable;
                     assert!(!definite, "{what}: the terminal was refused: {status:?}");
                     // A client that hammered would only slow down what it waits for.
-                    tokio::time::sleep(LOOK_AGAIN).await;
+                    tokio::time::sleep(MIN_POLL_PAUSE).await;
                 }
             }
         };
-        let in_time = tokio::time::timeout(PATIENCE, working).await.is_ok();
-        assert!(in_time, "waited {PATIENCE:?} in vain: {what}; {}", self.state());
+        let in_time = tokio::time::timeout(WAIT_TIMEOUT, working).await.is_ok();
+        assert!(in_time, "waited {WAIT_TIMEOUT:?} in vain: {what}; {}", self.state());
     }
 
     /// Where they are, for messages.

@@ -23,7 +23,7 @@ const AGENT: &str = "podling-agent";
 
 /// Where an agent listens.
 #[derive(Debug, Clone)]
-pub enum Door {
+pub enum DialAddress {
     /// A process's.
     Socket(PathBuf),
     /// A pod's.
@@ -31,20 +31,20 @@ pub enum Door {
 }
 
 /// A caller without a token at this agent, whose certificate has this fingerprint.
-pub fn client(door: Door, fingerprint: &str) -> Client {
+pub fn pinned_client(door: DialAddress, fingerprint: &str) -> Client {
     over(door, tls::pinned(Some(fingerprint)))
 }
 
 /// The same where nobody has said which certificate is the right one.
-pub fn trusting(door: Door) -> Client {
+pub fn unpinned_client(door: DialAddress) -> Client {
     over(door, tls::pinned(None))
 }
 
-fn over(door: Door, tls: ClientConfig) -> Client {
+fn over(door: DialAddress, tls: ClientConfig) -> Client {
     let tls = TlsConnector::from(Arc::new(tls));
     // The scheme is http because TLS is the connector's own affair.
     let endpoint = Endpoint::from_static("http://podling-agent");
-    Client::over(endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+    Client::from_channel(endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
         let (door, tls) = (door.clone(), tls.clone());
         async move {
             let name = ServerName::try_from(AGENT).map_err(io::Error::other)?;
@@ -54,12 +54,12 @@ fn over(door: Door, tls: ClientConfig) -> Client {
 }
 
 /// What bytes pass through.
-trait Pipe: AsyncRead + AsyncWrite + Send + Unpin {}
+trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Pipe for T {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
-impl Door {
-    async fn connect(&self) -> io::Result<Box<dyn Pipe>> {
+impl DialAddress {
+    async fn connect(&self) -> io::Result<Box<dyn ByteStream>> {
         Ok(match self {
             Self::Socket(path) => Box::new(connect(path).await?),
             Self::Address(address) => Box::new(TcpStream::connect(address).await?),

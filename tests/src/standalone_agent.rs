@@ -11,7 +11,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{left_running, program::program, wait::wait_blocking};
+use crate::{program::program, running_processes, wait::wait_blocking};
 
 /// How long it may take to end.
 const END: Duration = Duration::from_secs(60);
@@ -60,7 +60,7 @@ impl Agent {
     }
 
     /// Its folder.
-    pub fn folder(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         &self.folder
     }
 
@@ -79,8 +79,8 @@ impl Drop for Agent {
             let _ = kill_process(pid, Signal::TERM);
         }
         let gone = wait_blocking(END, || self.child.try_wait().ok().flatten().is_some());
-        let left = left_running::of(&self.folder);
-        left_running::kill(&left);
+        let left = running_processes::in_dir(&self.folder);
+        running_processes::kill_all(&left);
         let _ = (self.child.kill(), self.child.wait());
         if !thread::panicking() {
             assert!(

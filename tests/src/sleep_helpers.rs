@@ -18,33 +18,33 @@ use crate::{
 
 /// A span of time as the wire has it.
 #[must_use]
-pub fn span(span: Duration) -> Option<prost_types::Duration> {
+pub fn wire_duration(span: Duration) -> Option<prost_types::Duration> {
     Some(span.try_into().expect("a span fits"))
 }
 
 /// A policy with this idle timeout and a warning as early as may be.
 #[must_use]
-pub fn sleeps_after(idle_timeout: Duration) -> Policy {
-    Policy { idle_timeout: span(idle_timeout), ..Policy::default() }
+pub fn idle_timeout_policy(idle_timeout: Duration) -> Policy {
+    Policy { idle_timeout: wire_duration(idle_timeout), ..Policy::default() }
 }
 
 /// Idle time that counts.
 #[must_use]
-pub fn counted(activity: Option<&ActivityState>) -> Duration {
+pub fn counted_idle(activity: Option<&ActivityState>) -> Duration {
     let counted = activity.and_then(|activity| activity.counted_idle);
     counted.map_or(Duration::ZERO, |counted| counted.try_into().expect("it is not negative"))
 }
 
 impl Podling {
     /// Makes a workspace with a policy of its own and waits until one can work in it.
-    pub async fn workspace_with(&self, name: &str, policy: Policy) -> Workspace {
-        let workspace = self.make(name, policy).await;
-        self.awake(&workspace).await;
+    pub async fn workspace_with_policy(&self, name: &str, policy: Policy) -> Workspace {
+        let workspace = self.create_without_waiting(name, policy).await;
+        self.wait_until_awake(&workspace).await;
         workspace
     }
 
     /// Makes a workspace and does not wait for it.
-    pub async fn make(&self, name: &str, policy: Policy) -> Workspace {
+    pub async fn create_without_waiting(&self, name: &str, policy: Policy) -> Workspace {
         // The smallest shell there is, so that a hundred workspaces fit onto a small machine.
         let env = [("SHELL".to_owned(), "/bin/sh".to_owned())].into();
         let request =
@@ -69,7 +69,7 @@ impl Podling {
     }
 
     /// Puts it to sleep though it be in use. It need not be asleep when this returns; the answer may be lost with the control plane.
-    pub async fn put_to_sleep(&self, workspace: &Workspace) -> Result<(), tonic::Status> {
+    pub async fn force_sleep(&self, workspace: &Workspace) -> Result<(), tonic::Status> {
         let request = SleepWorkspaceRequest { workspace: workspace.id.clone(), force: true };
         within("Workspaces.Sleep", self.client().workspaces().sleep(request)).await.map(drop)
     }
@@ -81,8 +81,8 @@ impl Podling {
     }
 
     /// Puts it to sleep and waits until it sleeps.
-    pub async fn asleep(&self, workspace: &Workspace) -> WireWorkspace {
-        self.put_to_sleep(workspace).await.expect("it may be put to sleep");
-        self.becomes(workspace, State::Asleep).await
+    pub async fn sleep_and_wait(&self, workspace: &Workspace) -> WireWorkspace {
+        self.force_sleep(workspace).await.expect("it may be put to sleep");
+        self.wait_for_state(workspace, State::Asleep).await
     }
 }

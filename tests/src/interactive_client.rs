@@ -17,49 +17,49 @@ use tonic::{Code, Status, Streaming};
 
 use crate::{
     client::Client,
-    wait::{LOOK_AGAIN, PATIENCE},
+    wait::{MIN_POLL_PAUSE, WAIT_TIMEOUT},
 };
 
 /// Requests under way to the transport.
 const ASKED: usize = 4;
 
-/// One typist at one terminal.
+/// One writer at one terminal.
 #[derive(Debug)]
-pub struct Typist {
+pub struct InteractiveClient {
     client: Client,
     name: String,
     terminal: String,
-    link: Option<Attached>,
+    link: Option<AttachedStream>,
     /// What became of the lines.
-    pub fates: Fates,
+    pub counts: LineCounts,
 }
 
 /// How often what happened.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Fates {
+pub struct LineCounts {
     /// A line was acknowledged.
-    pub taken: u32,
+    pub acknowledged: u32,
     /// It was refused, and typed again.
-    pub refused: u32,
+    pub rejected: u32,
     /// The stream ended before either was said, and the line was typed again.
-    pub cut: u32,
+    pub interrupted: u32,
     /// The terminal had begun another epoch since the line before.
-    pub woken: u32,
+    pub epoch_changes: u32,
 }
 
 #[derive(Debug)]
-struct Attached {
+struct AttachedStream {
     ask: mpsc::Sender<AttachRequest>,
     answers: Streaming<AttachResponse>,
     epoch: u64,
     next: u64,
 }
 
-impl Typist {
+impl InteractiveClient {
     /// Somebody who has not attached yet.
     pub fn new(client: Client, name: &str, terminal: &str) -> Self {
         let (name, terminal) = (name.to_owned(), terminal.to_owned());
-        Self { client, name, terminal, link: None, fates: Fates::default() }
+        Self { client, name, terminal, link: None, counts: LineCounts::default() }
     }
 
     /// Attaches if that is not so; wakes the workspace if need be.
@@ -68,7 +68,7 @@ impl Typist {
     }
 
     /// Types this line on the attached stream until it has arrived.
-    pub async fn types(&mut self, line: &str) {
+    pub async fn type_text(&mut self, line: &str) {
         let typing = async {
             // Where the line stands in the stream of this epoch, once it was sent.
             let mut sent: Option<(u64, u64)> = None;
@@ -84,39 +84,41 @@ impl Typist {
                 sent = Some((epoch, next));
                 match self.send(line, epoch, next).await {
                     Some(true) => break,
-                    Some(false) => self.fates.refused += 1,
+                    Some(false) => self.counts.rejected += 1,
                     None => {
-                        self.fates.cut += 1;
+                        self.counts.interrupted += 1;
                         self.link = None;
                     }
                 }
             }
-            self.fates.taken += 1;
+            self.counts.acknowledged += 1;
         };
-        tokio::time::timeout(PATIENCE, typing).await.unwrap_or_else(|_| panic!("{line:?} is never taken"));
+        tokio::time::timeout(WAIT_TIMEOUT, typing)
+            .await
+            .unwrap_or_else(|_| panic!("{line:?} is never taken"));
     }
 
     /// Types this line by a call of its own, which wakes nothing: whether it was taken, or else clearly refused.
-    pub async fn writes(&mut self, line: &str) -> bool {
+    pub async fn write_once(&mut self, line: &str) -> bool {
         let (epoch, next) = self.attached(None).await;
         let request = WriteTerminalRequest {
             terminal_id: self.terminal.clone(),
             client_id: self.name.clone(),
             input: Some(input(line, epoch, next)),
         };
-        let answer = tokio::time::timeout(PATIENCE, self.client.terminals().write(request)).await;
+        let answer = tokio::time::timeout(WAIT_TIMEOUT, self.client.terminals().write(request)).await;
         match answer.expect("Write is answered") {
             Ok(_) => {
                 if let Some(link) = &mut self.link {
                     link.next += line.len() as u64;
                 }
-                self.fates.taken += 1;
+                self.counts.acknowledged += 1;
                 true
             }
             Err(status) => {
                 assert!(error::reason(&status).is_some(), "refused without a reason: {status:?}");
                 self.link = None;
-                self.fates.refused += 1;
+                self.counts.rejected += 1;
                 false
             }
         }
@@ -130,20 +132,21 @@ impl Typist {
             }
             match self.open().await {
                 Ok(link) => {
-                    self.fates.woken += u32::from(before.is_some_and(|(epoch, _)| epoch != link.epoch));
+                    self.counts.epoch_changes +=
+                        u32::from(before.is_some_and(|(epoch, _)| epoch != link.epoch));
                     self.link = Some(link);
                 }
                 Err(status) => {
                     let definite = error::reason(&status).is_some() && status.code() != Code::Unavailable;
                     assert!(!definite, "the terminal was refused: {status:?}");
                     // A client that hammered would only slow down what it waits for.
-                    tokio::time::sleep(LOOK_AGAIN).await;
+                    tokio::time::sleep(MIN_POLL_PAUSE).await;
                 }
             }
         }
     }
 
-    async fn open(&self) -> Result<Attached, Status> {
+    async fn open(&self) -> Result<AttachedStream, Status> {
         let (ask, asked) = mpsc::channel(ASKED);
         let open = AttachOpen {
             terminal_id: self.terminal.clone(),
@@ -157,7 +160,7 @@ impl Typist {
             if let Some(Answer::Frame(frame)) = answer.response
                 && let Some(What::Started(started)) = frame.frame
             {
-                return Ok(Attached { ask, answers, epoch: frame.epoch, next: started.input_offset });
+                return Ok(AttachedStream { ask, answers, epoch: frame.epoch, next: started.input_offset });
             }
         }
         Err(Status::unavailable("the stream ended before it began"))

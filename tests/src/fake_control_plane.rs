@@ -1,4 +1,4 @@
-//! Control planes that are not Podling's own: one that does what the protocol asks, to which stories attach a lone agent, and
+//! FakeControlPlane planes that are not Podling's own: one that does what the protocol asks, to which stories attach a lone agent, and
 //! false ones that only listen.
 
 use std::{
@@ -15,9 +15,9 @@ use hyper_util::{
 use podling_proto::{
     control::v1::{
         AgentMessage, Claim, ClaimId, ControlMessage, HeartbeatAck, TokenKey,
-        agent_message::Message as Said,
+        agent_message::Message as FromAgent,
         agents_server::{Agents, AgentsServer},
-        control_message::Message as Say,
+        control_message::Message as ToAgent,
     },
     token::SigningKey,
 };
@@ -37,27 +37,27 @@ const SAID: usize = 8;
 
 /// A control plane that claims whoever comes.
 #[derive(Debug)]
-pub struct Control {
+pub struct FakeControlPlane {
     /// Where it listens.
     pub address: SocketAddr,
     /// Signs tokens that the claimed agent accepts.
     pub key: Arc<SigningKey>,
-    shared: Shared,
+    shared: FakeControlState,
     _tasks: JoinSet<()>,
 }
 
 /// Somebody who accepts connections and writes down all that is said, but never answers.
 #[derive(Debug)]
-pub struct Listener {
+pub struct RecordingListener {
     /// Where it listens.
     pub address: SocketAddr,
-    heard: Arc<Mutex<Vec<Call>>>,
+    recorded: Arc<Mutex<Vec<RecordedConnection>>>,
     _tasks: JoinSet<()>,
 }
 
-/// One connection that came to a [`Listener`].
+/// One connection that came to a [`RecordingListener`].
 #[derive(Debug, Clone, Default)]
-pub struct Call {
+pub struct RecordedConnection {
     /// What came in the clear, or through TLS when the handshake succeeded.
     pub bytes: Vec<u8>,
     /// Whether the caller accepted our certificate.
@@ -68,17 +68,17 @@ type Credentials = Arc<Mutex<Vec<String>>>;
 type Messages = ReceiverStream<Result<ControlMessage, Status>>;
 
 #[derive(Debug, Clone)]
-struct Shared {
+struct FakeControlState {
     claim: Claim,
     credentials: Credentials,
 }
 
-// === impl Control ===
+// === impl FakeControlPlane ===
 
-impl Control {
-    /// Serves with this certificate and claims every agent for this workspace. The first `deaf` connections are accepted and
+impl FakeControlPlane {
+    /// Serves with this certificate and claims every agent for this workspace. The first `ignored_connections` connections are accepted and
     /// then never answered.
-    pub async fn start(tls: Arc<ServerConfig>, workspace: &str, deaf: usize) -> Self {
+    pub async fn start(tls: Arc<ServerConfig>, workspace: &str, ignored_connections: usize) -> Self {
         let (listener, address) = bind().await;
         let (key, _) = SigningKey::generate().expect("a key");
         let token_key = TokenKey { id: key.id().to_owned(), public_key: key.public_key().to_vec() };
@@ -89,9 +89,9 @@ impl Control {
             workspace_name: "lone".into(),
             ..Default::default()
         };
-        let shared = Shared { claim, credentials: Arc::default() };
+        let shared = FakeControlState { claim, credentials: Arc::default() };
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve(listener, TlsAcceptor::from(tls), shared.clone(), deaf));
+        tasks.spawn(serve(listener, TlsAcceptor::from(tls), shared.clone(), ignored_connections));
         Self { address, key: Arc::new(key), shared, _tasks: tasks }
     }
 
@@ -101,12 +101,17 @@ impl Control {
     }
 }
 
-async fn serve(listener: TcpListener, tls: TlsAcceptor, shared: Shared, deaf: usize) {
+async fn serve(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    shared: FakeControlState,
+    ignored_connections: usize,
+) {
     let routes = Routes::new(AgentsServer::new(shared));
     let mut connections = JoinSet::new();
     let mut ignored = Vec::new();
     while let Ok((stream, _)) = listener.accept().await {
-        if ignored.len() < deaf {
+        if ignored.len() < ignored_connections {
             ignored.push(stream);
             continue;
         }
@@ -120,7 +125,7 @@ async fn serve(listener: TcpListener, tls: TlsAcceptor, shared: Shared, deaf: us
 }
 
 #[tonic::async_trait]
-impl Agents for Shared {
+impl Agents for FakeControlState {
     type ConnectStream = Messages;
 
     async fn connect(&self, request: Request<Streaming<AgentMessage>>) -> Result<Response<Messages>, Status> {
@@ -133,9 +138,11 @@ impl Agents for Shared {
         let talk = async move {
             while let Ok(Some(AgentMessage { message: Some(message) })) = said.message().await {
                 let answer = match message {
-                    Said::Hello(_) => Say::Claim(claim.clone()),
-                    Said::Heartbeat(beat) => Say::HeartbeatAck(HeartbeatAck { sequence: beat.sequence }),
-                    Said::DirectiveResult(_) => continue,
+                    FromAgent::Hello(_) => ToAgent::Claim(claim.clone()),
+                    FromAgent::Heartbeat(beat) => {
+                        ToAgent::HeartbeatAck(HeartbeatAck { sequence: beat.sequence })
+                    }
+                    FromAgent::DirectiveResult(_) => continue,
                 };
                 if say.send(Ok(ControlMessage { message: Some(answer) })).await.is_err() {
                     return;
@@ -149,48 +156,52 @@ impl Agents for Shared {
     }
 }
 
-// === impl Listener ===
+// === impl RecordingListener ===
 
-impl Listener {
+impl RecordingListener {
     /// Listens in the clear.
-    pub async fn in_the_clear() -> Self {
+    pub async fn plaintext() -> Self {
         Self::start(None).await
     }
 
     /// Listens behind TLS with this certificate.
-    pub async fn behind(tls: Arc<ServerConfig>) -> Self {
+    pub async fn with_tls(tls: Arc<ServerConfig>) -> Self {
         Self::start(Some(TlsAcceptor::from(tls))).await
     }
 
     async fn start(tls: Option<TlsAcceptor>) -> Self {
         let (listener, address) = bind().await;
-        let heard = Arc::<Mutex<Vec<Call>>>::default();
+        let recorded = Arc::<Mutex<Vec<RecordedConnection>>>::default();
         let mut tasks = JoinSet::new();
-        tasks.spawn(listen(listener, tls, heard.clone()));
-        Self { address, heard, _tasks: tasks }
+        tasks.spawn(listen(listener, tls, recorded.clone()));
+        Self { address, recorded, _tasks: tasks }
     }
 
     /// All that was said so far, by connection.
-    pub fn heard(&self) -> Vec<Call> {
-        self.heard.lock().expect("nobody panics").clone()
+    pub fn recorded(&self) -> Vec<RecordedConnection> {
+        self.recorded.lock().expect("nobody panics").clone()
     }
 }
 
-async fn listen(listener: TcpListener, tls: Option<TlsAcceptor>, heard: Arc<Mutex<Vec<Call>>>) {
+async fn listen(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    recorded: Arc<Mutex<Vec<RecordedConnection>>>,
+) {
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
-        let (tls, heard) = (tls.clone(), heard.clone());
+        let (tls, recorded) = (tls.clone(), recorded.clone());
         connections.spawn(async move {
             let number = {
-                let mut heard = heard.lock().expect("nobody panics");
-                heard.push(Call::default());
-                heard.len() - 1
+                let mut recorded = recorded.lock().expect("nobody panics");
+                recorded.push(RecordedConnection::default());
+                recorded.len() - 1
             };
             let _ = write_down(stream, tls, |bytes| {
-                let mut heard = heard.lock().expect("nobody panics");
+                let mut recorded = recorded.lock().expect("nobody panics");
                 match bytes {
-                    Some(bytes) => heard[number].bytes.extend_from_slice(bytes),
-                    None => heard[number].trusted = true,
+                    Some(bytes) => recorded[number].bytes.extend_from_slice(bytes),
+                    None => recorded[number].trusted = true,
                 }
             })
             .await;

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// One process that should be gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Left {
+pub struct RunningProcess {
     /// Its id.
     pub pid: u32,
     /// Its command line, for the message.
@@ -19,7 +19,7 @@ pub struct Left {
 }
 
 /// All that belong to `folder`.
-pub fn of(folder: &Path) -> Vec<Left> {
+pub fn in_dir(folder: &Path) -> Vec<RunningProcess> {
     let needle = folder.as_os_str().as_bytes();
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries
@@ -27,12 +27,12 @@ pub fn of(folder: &Path) -> Vec<Left> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|pid| *pid != std::process::id())
         .filter(|pid| names(*pid, needle))
-        .map(|pid| Left { pid, command: command(pid) })
+        .map(|pid| RunningProcess { pid, command: command(pid) })
         .collect()
 }
 
 /// Ends them without asking.
-pub fn kill(left: &[Left]) {
+pub fn kill_all(left: &[RunningProcess]) {
     for process in left {
         if let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) {
             let _ = kill_process(pid, Signal::KILL);
@@ -41,7 +41,7 @@ pub fn kill(left: &[Left]) {
 }
 
 /// Whether a process is there and not merely waiting to be reaped.
-pub fn alive(pid: u32) -> bool {
+pub fn is_alive(pid: u32) -> bool {
     // The state is the first field behind the command's closing parenthesis.
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .ok()
@@ -75,12 +75,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let mut child = Command::new("sleep").arg("600").current_dir(dir.path()).spawn().expect("sleep");
         // Between fork and exec it is seen without a command line, or with ours.
-        let is_sleep = || of(dir.path()).iter().any(|left| left.command == "sleep 600");
-        assert!(wait_blocking(crate::wait::PATIENCE, is_sleep), "{:?}", of(dir.path()));
-        let left = of(dir.path());
-        kill(&left);
+        let is_sleep = || in_dir(dir.path()).iter().any(|left| left.command == "sleep 600");
+        assert!(wait_blocking(crate::wait::WAIT_TIMEOUT, is_sleep), "{:?}", in_dir(dir.path()));
+        let left = in_dir(dir.path());
+        kill_all(&left);
         let _ = child.wait();
-        assert_eq!(of(dir.path()), []);
-        assert!(!alive(left[0].pid));
+        assert_eq!(in_dir(dir.path()), []);
+        assert!(!is_alive(left[0].pid));
     }
 }

@@ -4,9 +4,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// A process that stands still; dropped, it goes on.
 #[derive(Debug)]
-pub struct Suspended(Pid);
+pub struct SuspendedProcess(Pid);
 
-impl Suspended {
+impl SuspendedProcess {
     /// Stops it.
     pub fn new(pid: u32) -> Self {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
@@ -15,7 +15,7 @@ impl Suspended {
     }
 }
 
-impl Drop for Suspended {
+impl Drop for SuspendedProcess {
     fn drop(&mut self) {
         // It may have been killed meanwhile.
         let _ = kill_process(self.0, Signal::CONT);

@@ -23,7 +23,7 @@ impl Podling {
     }
 
     /// Waits until it is awake and its agent connected.
-    pub async fn awake(&self, workspace: &Workspace) -> WireWorkspace {
+    pub async fn wait_until_awake(&self, workspace: &Workspace) -> WireWorkspace {
         wait_for(&format!("{} is awake", workspace.name), async || {
             let now = self.get(workspace).await;
             assert_ne!(now.state(), State::Failed, "{}: {:?}\n{}", workspace.name, now.reason, self.log());
@@ -33,7 +33,7 @@ impl Podling {
     }
 
     /// Waits until it is in this state.
-    pub async fn becomes(&self, workspace: &Workspace, state: State) -> WireWorkspace {
+    pub async fn wait_for_state(&self, workspace: &Workspace, state: State) -> WireWorkspace {
         wait_for(&format!("{} is {state:?}", workspace.name), async || {
             let now = self.get(workspace).await;
             (now.state() == state).then_some(now)
@@ -58,7 +58,7 @@ impl Podling {
     }
 
     /// Names of what lies in the backup store, sorted: the folder that is used unless an argument says otherwise.
-    pub fn stored(&self) -> Vec<String> {
+    pub fn stored_names(&self) -> Vec<String> {
         names(&self.data.join("backups"))
     }
 }
